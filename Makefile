@@ -1,0 +1,43 @@
+# Each target does its set-up too. `make demo` and `make test` are all that a newcomer needs.
+.PHONY: setup kernel agent images test-images demo test test-all lint bench clean
+
+setup:
+	@scripts/setup
+
+kernel: setup
+	@kernel/build
+
+agent: setup
+	@agent/build.sh
+
+images: setup agent
+	@scripts/build-image rust
+
+# What system tests boot besides: Debian's own kernel, and a Rust image laid out as Docker's is.
+test-images: setup agent
+	@scripts/debian-kernel >/dev/null
+	@scripts/build-image rust --layout docker --output build/rust-docker
+
+demo: setup kernel agent images
+	@scripts/with-kvm scripts/demo
+
+# The reduced counts; test-all has the whole ones and writes its report.
+test: setup kernel agent images
+	@scripts/test
+
+test-all: setup kernel agent images test-images
+	@MAYFLY_FULL=1 scripts/test --report docs/test-report.md
+
+lint: setup
+	@scripts/lint
+
+bench: setup kernel agent images
+	@mkdir -p build
+	@scripts/with-kvm scripts/bench measure build/bench.json
+	@.venv/bin/python scripts/bench plot build/bench.json build/bench.png
+	@echo "build/bench.json build/bench.png"
+
+# What was built in this folder. Kernels, images and the emulated host's disk are in $$XDG_CACHE_HOME/mayfly and $$XDG_DATA_HOME/mayfly.
+clean:
+	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .bench *.egg-info agent/target
+	rm -f vmm/kvm/_kvm*.so vmm/kvm/_kvm.c vmm/kvm/_kvm.o imagegen/agents/mayfly-agent.*

@@ -1,0 +1,127 @@
+"""Write vectors.json and vectors.txt: frames of every type and damaged ones, in hex, for the tests of both sides.
+
+Run from the top folder: `python -m agent.make_vectors`. A test holds that the files are what this script writes.
+"""
+
+import json
+import zlib
+from pathlib import Path
+
+import sliplib  # type: ignore[import-untyped]
+
+from mayfly import protocol as p
+
+FOLDER = Path(__file__).parent
+MARKER = "0123456789abcdef" * 4
+
+STEP = p.Step(
+    name="build",
+    argv=("rustc", "-o", "main", "main.rs"),
+    env=(("LANG", "C"),),
+    wall_ms=60_000,
+    cpu_ms=50_000,
+    memory=512 << 20,
+    processes=128,
+    output=1 << 20,
+    file_size=64 << 20,
+    stdin=True,
+)
+GOOD: dict[str, tuple[p.Message, int]] = {
+    "start": (
+        p.Start((("PATH", "/usr/bin"), ("RAW", "\udcff")), (STEP, p.Step("run", ("./main",))), (p.FileEntry("main.rs", 0o644, 12),)),
+        7,
+    ),
+    "start-empty": (p.Start((), (), ()), 1),
+    "file": (p.File(0, 0, b"fn main() {}"), 7),
+    "begin": (p.Begin(), 7),
+    "stdin": (p.Stdin(b"\xc0\xdb\xdc\xdd end and escape"), 7),
+    "stdin-eof": (p.StdinEof(), 7),
+    "signal": (p.Signal(15), 7),
+    "collect": (p.Collect(("/work/out", "/root/.cache/go-build")), 7),
+    "resumed": (p.Resumed(1_700_000_000_000_000_000, bytes(range(16)), "mayfly", bytes(range(32))), 0),
+    "shutdown": (p.Shutdown(), 0),
+    "hello": (p.Hello(p.PROTOCOL_VERSION, "0.1.0", "x86_64", 812_345, MARKER), 0),
+    "stage": (p.Stage(0, "build"), 7),
+    "stdout": (p.Stdout(b"hello\n"), 7),
+    "stdout-any-bytes": (p.Stdout(bytes(range(256))), 0xFFFFFFFF),
+    "stderr": (p.Stderr("größe\n".encode()), 7),
+    "exit": (p.Exit(1, p.ExitHow.EXITED, 101, p.Limit.NONE, 1_234_567, 1_000_000, 4 << 20, (False, True)), 7),
+    "exit-limit": (p.Exit(1, p.ExitHow.SIGNALED, 9, p.Limit.WALL, 10_000_000, 9_900_000, 4 << 20, (True, False)), 7),
+    "exit-not-started": (p.Exit(0, p.ExitHow.NOT_STARTED, 2, p.Limit.NONE, 100, 0, 0, (False, False)), 7),
+    "done": (p.Done(), 7),
+    "credit": (p.Credit(65536), 7),
+    "collected-file": (p.Collected(0, p.FileEntry("/work/out", 0o100644, 3), True, False, b"abc"), 7),
+    "collected-piece": (p.Collected(1, None, False, False, b"abc"), 7),
+    "collected-last": (p.Collected(1, None, False, True, b""), 7),
+    "error": (p.Error(p.ErrorCode.START_REFUSED, "file 0: the path leaves /work"), 7),
+}
+
+
+def packet(kind: int, run: int, payload: bytes) -> bytes:
+    """A packet with a right CRC, whatever is in it."""
+    body = bytes([kind]) + run.to_bytes(4, "little") + payload
+    return body + zlib.crc32(body).to_bytes(4, "little")
+
+
+def damaged() -> dict[str, tuple[bytes, p.Drop]]:
+    """Packets that a receiver drops (none that is too long: it would fill the file). Their SLIP escaping is right."""
+    stdout = p.pack(p.Stdout(b"hello\n"), 7)
+    exit_payload = p.Exit(1, p.ExitHow.EXITED, 0, p.Limit.NONE, 1, 1, 1, (False, False)).encode()
+    signal = p.Signal(15).encode()
+    return {
+        "short": (stdout[:8], p.Drop.SHORT),
+        "one-byte": (b"\x01", p.Drop.SHORT),
+        "crc-of-other-data": (stdout[:5] + b"jello\n" + stdout[-4:], p.Drop.CRC),
+        "crc-bit": (stdout[:-1] + bytes([stdout[-1] ^ 1]), p.Drop.CRC),
+        "crc-run": (b"\x83\x08" + stdout[2:], p.Drop.CRC),
+        "cut": (stdout[:-1], p.Drop.CRC),
+        "type-0": (packet(0, 7, b""), p.Drop.TYPE),
+        "type-0x0a": (packet(0x0A, 7, b""), p.Drop.TYPE),
+        "type-0xff": (packet(0xFF, 7, b""), p.Drop.TYPE),
+        "begin-with-a-payload": (packet(p.FrameType.BEGIN, 7, b"\0"), p.Drop.PAYLOAD),
+        "signal-without-number": (packet(p.FrameType.SIGNAL, 7, b""), p.Drop.PAYLOAD),
+        "signal-with-a-byte-more": (packet(p.FrameType.SIGNAL, 7, signal + b"\0"), p.Drop.PAYLOAD),
+        "collect-cut": (packet(p.FrameType.COLLECT, 7, b"\2\0\2\0/a\2\0/"), p.Drop.PAYLOAD),
+        "collect-nul": (packet(p.FrameType.COLLECT, 7, b"\1\0\2\0/\0"), p.Drop.PAYLOAD),
+        "start-of-65535-steps": (packet(p.FrameType.START, 7, b"\0\0\xff\xff"), p.Drop.PAYLOAD),
+        "resumed-little-entropy": (packet(p.FrameType.RESUMED, 0, bytes(8 + 16 + 2 + 15)), p.Drop.PAYLOAD),
+        "resumed-host-name-not-utf8": (packet(p.FrameType.RESUMED, 0, bytes(24) + b"\1\0\xff" + bytes(16)), p.Drop.PAYLOAD),
+        "exit-unknown-limit": (packet(p.FrameType.EXIT, 7, exit_payload[:6] + b"\x06" + exit_payload[7:]), p.Drop.PAYLOAD),
+        "exit-unknown-flag": (packet(p.FrameType.EXIT, 7, exit_payload[:-1] + b"\x04"), p.Drop.PAYLOAD),
+        "error-unknown-code": (packet(p.FrameType.ERROR, 7, b"\x08\0\0\0"), p.Drop.PAYLOAD),
+    }
+
+
+ESCAPES = {"escape-of-nothing": b"abc\xdbdefghij", "escape-at-the-end": b"abcdefghij\xdb", "escape-twice": b"abcdefgh\xdb\xdb\xdd"}
+
+
+def vectors() -> list[dict[str, str | int]]:
+    """All vectors: `packed` is empty where the escaping itself is wrong; `verdict` is `ok` or why a receiver drops it."""
+    rows: list[dict[str, str | int]] = []
+    for name, (message, run) in GOOD.items():
+        packed = p.pack(message, run)
+        rows.append({"name": name, "meaning": repr(message), "run": run, **_hex(packed), "verdict": "ok"})
+    for name, (packed, verdict) in damaged().items():
+        rows.append({"name": name, "meaning": "", "run": 0, **_hex(packed), "verdict": verdict.value})
+    for name, escaped in ESCAPES.items():
+        rows.append({"name": name, "meaning": "", "run": 0, "packed": "", "escaped": escaped.hex(), "verdict": p.Drop.ESCAPE.value})
+    return rows
+
+
+def _hex(packed: bytes) -> dict[str, str]:
+    return {"packed": packed.hex(), "escaped": sliplib.encode(packed).hex()}
+
+
+def as_json() -> str:
+    """The text of vectors.json."""
+    return json.dumps(vectors(), indent=1, ensure_ascii=True) + "\n"
+
+
+def as_text() -> str:
+    """The text of vectors.txt, for a reader without a JSON parser: name, packed, escaped, verdict, separated by tabs."""
+    return "".join(f"{row['name']}\t{row['packed']}\t{row['escaped']}\t{row['verdict']}\n" for row in vectors())
+
+
+if __name__ == "__main__":
+    (FOLDER / "vectors.json").write_text(as_json())
+    (FOLDER / "vectors.txt").write_text(as_text())

@@ -1,0 +1,444 @@
+//! The agent's state machine: what each frame of the host means now, and one loop that waits for everything at once.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crate::cgroup::Cgroups;
+use crate::channel::Channel;
+use crate::collect::Collection;
+use crate::frame::{Ended, ErrorCode, Exit, Frame, FromHost, Limit, Resumed, Start, StepSpec, ToHost};
+use crate::step::{self, NotStarted, Slots, Step};
+use crate::sys::{self, PollSet, Wait};
+use crate::workspace::Workspace;
+
+/// Bytes of standard input that may be under way or wait here.
+const STDIN_WINDOW: usize = 64 << 10;
+/// CREDIT is given in pieces of at least this size.
+const CREDIT_PIECE: usize = 16 << 10;
+const MAX_STEPS: usize = 255;
+const HIGHEST_SIGNAL: u8 = 64;
+
+/// What is under way.
+enum State {
+    Idle,
+    /// START was taken, files are coming.
+    Receiving(Start),
+    /// The steps are run; the number is that of the present one.
+    Running(Start, usize, Box<Step>),
+    Collecting(Collection),
+}
+
+/// The run's standard input, on its way to the step that takes it.
+#[derive(Default)]
+struct Input {
+    waiting: VecDeque<u8>,
+    /// What the host may still send.
+    granted: usize,
+    /// Taken by the program and not yet granted anew.
+    taken: usize,
+    eof: bool,
+    /// The step that takes it is over, or has closed it: whatever comes is dropped.
+    gone: bool,
+}
+
+pub struct Agent {
+    began: Duration,
+    channel: Channel,
+    children: File,
+    workspace: Workspace,
+    cgroups: Option<Cgroups>,
+    end_marker: String,
+    resume: Option<fn(&Resumed) -> io::Result<()>>,
+    state: State,
+    /// The run under way or the one that has ended last; 0 before the first.
+    run: u32,
+    input: Input,
+    shutdown: bool,
+}
+
+impl Agent {
+    /// `began` is the time from the kernel's start to ours. `children` tells of children that ended. `resume` puts a new identity in force; None where there is no machine to do so for.
+    pub fn new(
+        began: Duration,
+        channel: Channel,
+        children: File,
+        workspace: Workspace,
+        cgroups: Option<Cgroups>,
+        end_marker: String,
+        resume: Option<fn(&Resumed) -> io::Result<()>>,
+    ) -> Agent {
+        let (state, input) = (State::Idle, Input::default());
+        Agent { began, channel, children, workspace, cgroups, end_marker, resume, state, run: 0, input, shutdown: false }
+    }
+
+    /// Say HELLO and serve the host until SHUTDOWN or the end of the channel; then nothing of any run is alive.
+    pub fn serve(&mut self) -> io::Result<()> {
+        self.hello();
+        let served = self.serve_until_closed();
+        self.kill_everything();
+        if self.channel.dropped > 0 {
+            crate::complain(&format!("{} packets were dropped", self.channel.dropped));
+        }
+        served
+    }
+
+    fn serve_until_closed(&mut self) -> io::Result<()> {
+        while !self.shutdown {
+            let mut set = PollSet::default();
+            let blocked = self.channel.is_full();
+            let out = if self.channel.has_output() { sys::POLLOUT } else { 0 };
+            let input = if self.channel.takes_input() { sys::POLLIN } else { 0 };
+            let channel = Some(set.add(&self.channel, out | input));
+            let children = Some(set.add(&self.children, sys::POLLIN));
+            let slots = self.watch_step(&mut set, blocked);
+            set.wait(self.patience(blocked))?;
+            if set.ready(children) {
+                self.reap();
+            }
+            self.work_on_step(&slots, &set);
+            if set.readable(channel) {
+                if input == 0 {
+                    // Nothing was asked for but room to write, so this is the channel's end.
+                    return Ok(());
+                }
+                match self.channel.receive() {
+                    Some(frames) => frames.into_iter().for_each(|frame| self.handle(frame)),
+                    None => return Ok(()),
+                }
+            }
+            self.work_on_collection();
+            if self.channel.flush().is_err() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn hello(&mut self) {
+        let boot_us = self.began.as_micros() as u64;
+        let (version, arch, end_marker) = (crate::VERSION, std::env::consts::ARCH, self.end_marker.as_str());
+        self.channel.send(0, &ToHost::Hello { version, arch, boot_us, end_marker });
+    }
+
+    fn watch_step(&mut self, set: &mut PollSet, blocked: bool) -> Slots {
+        let waiting = !self.input.waiting.is_empty();
+        match &mut self.state {
+            State::Running(_, _, step) => {
+                step.pause_clock(blocked, Instant::now());
+                step.watch(set, waiting, blocked)
+            }
+            _ => Slots::default(),
+        }
+    }
+
+    /// How long to wait for events at most.
+    fn patience(&self, blocked: bool) -> Option<Duration> {
+        let now = Instant::now();
+        match &self.state {
+            State::Running(_, _, step) if step.has_leftovers() && !blocked => Some(Duration::ZERO),
+            State::Running(_, _, step) if step.stdin.is_some() && self.input.is_over() => Some(Duration::ZERO),
+            State::Running(_, _, step) => step.deadline(now).map(|deadline| deadline.saturating_duration_since(now)),
+            State::Collecting(_) if !blocked => Some(Duration::ZERO),
+            _ => None,
+        }
+    }
+
+    fn reap(&mut self) {
+        // Only says that there is something; several ends may come as one.
+        let _ = self.children.read(&mut [0; 512]);
+        let now = Instant::now();
+        loop {
+            match (sys::wait_any(), &mut self.state) {
+                (Wait::StillRunning, _) => return,
+                (Wait::NoChildren, State::Running(_, _, step)) => return step.all_reaped(),
+                (Wait::NoChildren, _) => return,
+                (Wait::Reaped(child), State::Running(_, _, step)) => step.reaped(&child, now),
+                (Wait::Reaped(_), _) => {}
+            }
+        }
+    }
+
+    fn work_on_step(&mut self, slots: &Slots, set: &PollSet) {
+        let now = Instant::now();
+        let (step, channel, run) = match &mut self.state {
+            State::Running(_, _, step) => (step, &mut self.channel, self.run),
+            _ => return,
+        };
+        step.enforce(now);
+        for (kind, data) in step.output(slots, set) {
+            channel.send(run, &ToHost::Output(kind, &data));
+        }
+        self.input.pass_on(step, slots, set);
+        self.input.grant(channel, run);
+        if let Some(exit) = step.exit(now) {
+            self.end_step(exit);
+        }
+    }
+
+    fn work_on_collection(&mut self) {
+        let collection = match &mut self.state {
+            State::Collecting(collection) if !self.channel.is_full() => collection,
+            _ => return,
+        };
+        match collection.step(&mut self.channel) {
+            Ok(false) => {}
+            Ok(true) => self.state = State::Idle,
+            Err(text) => {
+                self.state = State::Idle;
+                self.error(self.run, ErrorCode::CollectFailed, &text);
+            }
+        }
+    }
+
+    fn error(&mut self, run: u32, code: ErrorCode, text: &str) {
+        self.channel.send(run, &ToHost::Error(code, text));
+    }
+
+    fn handle(&mut self, frame: Frame) {
+        match frame.message {
+            FromHost::Shutdown => self.shutdown = true,
+            FromHost::Resumed(resumed) => self.resumed(&resumed),
+            FromHost::Start(start) => self.start(frame.run, start),
+            _ if frame.run != self.run || frame.run == 0 => self.channel.dropped += 1,
+            FromHost::File { index, offset, data } => self.file(index, offset, &data),
+            FromHost::Begin => self.begin(),
+            FromHost::Stdin(data) => self.stdin(&data),
+            FromHost::StdinEof => self.input.eof = true,
+            FromHost::Signal(number) => self.signal(number),
+            FromHost::Collect(paths) => self.collect(paths.into_iter().map(PathBuf::from).collect()),
+        }
+    }
+
+    fn wrong_state(&mut self, run: u32, what: &str) {
+        self.error(run, ErrorCode::WrongState, what);
+    }
+
+    fn resumed(&mut self, resumed: &Resumed) {
+        if !matches!(self.state, State::Idle) {
+            return self.wrong_state(0, "RESUMED during a run");
+        }
+        match self.resume.map(|resume| resume(resumed)) {
+            Some(Ok(())) => self.hello(),
+            Some(Err(error)) => self.error(0, ErrorCode::ResumedFailed, &error.to_string()),
+            None => self.error(0, ErrorCode::ResumedFailed, "the agent is not the init of a machine"),
+        }
+    }
+
+    fn start(&mut self, run: u32, start: Start) {
+        if !matches!(self.state, State::Idle) {
+            return self.wrong_state(run, "START during a run");
+        }
+        if let Err(text) = check_start(run, &start) {
+            return self.error(run, ErrorCode::StartRefused, &text);
+        }
+        self.run = run;
+        self.input = Input::default();
+        if let Err(text) = self.workspace.begin(&start.files) {
+            self.error(run, ErrorCode::FileNotWritten, &text);
+            return self.done();
+        }
+        if start.steps.iter().any(|step| step.stdin) {
+            self.input.taken = STDIN_WINDOW;
+        } else {
+            self.input.gone = true;
+        }
+        self.input.grant(&mut self.channel, run);
+        self.state = State::Receiving(start);
+    }
+
+    fn file(&mut self, index: u16, offset: u64, data: &[u8]) {
+        let written = match &self.state {
+            State::Receiving(start) => self.workspace.write(&start.files, index, offset, data),
+            // The host may not have seen yet that an error ended the run.
+            State::Idle => return,
+            _ => return self.wrong_state(self.run, "FILE after BEGIN"),
+        };
+        if let Err(text) = written {
+            self.error(self.run, ErrorCode::FileNotWritten, &text);
+            self.done();
+        }
+    }
+
+    fn begin(&mut self) {
+        match std::mem::replace(&mut self.state, State::Idle) {
+            State::Receiving(start) => match self.workspace.complete(&start.files) {
+                Ok(()) => self.run_step(start, 0),
+                Err(text) => {
+                    self.error(self.run, ErrorCode::FileNotWritten, &text);
+                    self.done();
+                }
+            },
+            State::Idle => {}
+            other => {
+                self.state = other;
+                self.wrong_state(self.run, "a second BEGIN");
+            }
+        }
+    }
+
+    fn run_step(&mut self, start: Start, index: usize) {
+        let number = index as u8;
+        self.channel.send(self.run, &ToHost::Stage { step: number, name: &start.steps[index].name });
+        match Step::start(number, &start.steps[index], &start.env, &mut self.cgroups, &self.workspace) {
+            Ok(step) => self.state = State::Running(start, index, Box::new(step)),
+            Err(NotStarted(errno)) => {
+                let ended = Ended::NotStarted(errno);
+                let exit = Exit { step: number, ended, limit: Limit::None, wall_us: 0, cpu_us: 0, peak_memory: 0, cut: [false; 2] };
+                self.channel.send(self.run, &ToHost::Exit(exit));
+                self.done();
+            }
+        }
+    }
+
+    fn end_step(&mut self, exit: Exit) {
+        self.channel.send(self.run, &ToHost::Exit(exit));
+        let (start, index) = match std::mem::replace(&mut self.state, State::Idle) {
+            // The step's cgroup goes here, before the next one's is made.
+            State::Running(start, index, _) => (start, index),
+            _ => return,
+        };
+        self.input.gone |= start.steps[index].stdin;
+        let good = exit.ended == Ended::Exited(0) && exit.limit == Limit::None;
+        if good && index + 1 < start.steps.len() {
+            self.run_step(start, index + 1);
+        } else {
+            self.done();
+        }
+    }
+
+    fn done(&mut self) {
+        self.state = State::Idle;
+        self.input = Input { gone: true, ..Input::default() };
+        self.channel.send(self.run, &ToHost::Done);
+    }
+
+    fn stdin(&mut self, data: &[u8]) {
+        if self.input.gone {
+            return;
+        }
+        if data.len() > self.input.granted || self.input.eof {
+            return self.wrong_state(self.run, "STDIN beyond what CREDIT allows, or after STDIN_EOF");
+        }
+        self.input.granted -= data.len();
+        self.input.waiting.extend(data);
+    }
+
+    fn signal(&mut self, number: u8) {
+        match &self.state {
+            State::Running(_, _, step) if (1..=HIGHEST_SIGNAL).contains(&number) => step.signal(number.into()),
+            _ => {}
+        }
+    }
+
+    fn collect(&mut self, paths: Vec<PathBuf>) {
+        if !matches!(self.state, State::Idle) {
+            return self.wrong_state(self.run, "COLLECT before DONE");
+        }
+        match Collection::new(self.run, paths, &self.workspace) {
+            Ok(collection) => self.state = State::Collecting(collection),
+            Err(text) => self.error(self.run, ErrorCode::CollectFailed, &text),
+        }
+    }
+
+    /// Kill what runs and wait for the end of all of it.
+    fn kill_everything(&mut self) {
+        loop {
+            match &self.state {
+                State::Running(_, _, step) => step.kill(),
+                _ => step::kill_descendants(),
+            }
+            match sys::wait_any() {
+                Wait::NoChildren => break,
+                Wait::Reaped(_) => {}
+                Wait::StillRunning => {
+                    let mut set = PollSet::default();
+                    set.add(&self.children, sys::POLLIN);
+                    if set.wait(None).is_err() {
+                        break;
+                    }
+                    let _ = self.children.read(&mut [0; 512]);
+                }
+            }
+        }
+        self.state = State::Idle;
+    }
+
+    pub fn channel(&mut self) -> &mut Channel {
+        &mut self.channel
+    }
+}
+
+impl Input {
+    /// Whether the program has got all that it will ever get.
+    fn is_over(&self) -> bool {
+        self.eof && self.waiting.is_empty()
+    }
+
+    /// Give the step what waits for it, and close its standard input at the end.
+    fn pass_on(&mut self, step: &mut Step, slots: &Slots, set: &PollSet) {
+        if step.stdin.is_none() {
+            return;
+        }
+        match step.feed(self.waiting.as_slices().0, slots, set) {
+            Some(count) => {
+                self.waiting.drain(..count);
+                self.taken += count;
+            }
+            None => {
+                self.gone = true;
+                self.waiting.clear();
+            }
+        }
+        if self.is_over() {
+            step.stdin = None;
+            self.gone = true;
+        }
+    }
+
+    /// Let the host send as much as has been taken, in pieces worth a frame.
+    fn grant(&mut self, channel: &mut Channel, run: u32) {
+        if self.taken >= CREDIT_PIECE && !self.gone {
+            channel.send(run, &ToHost::Credit(self.taken as u32));
+            self.granted += self.taken;
+            self.taken = 0;
+        }
+    }
+}
+
+fn check_start(run: u32, start: &Start) -> Result<(), String> {
+    if run == 0 {
+        return Err("a run's id is never 0".into());
+    }
+    if start.steps.is_empty() || start.steps.len() > MAX_STEPS {
+        return Err(format!("{} steps, 1 to {MAX_STEPS} are allowed", start.steps.len()));
+    }
+    for (index, step) in start.steps.iter().enumerate() {
+        check_step(step).map_err(|text| format!("step {index}: {text}"))?;
+    }
+    if start.steps.iter().filter(|step| step.stdin).count() > 1 {
+        return Err("more than one step takes standard input".into());
+    }
+    check_env(start.env.iter())?;
+    Workspace::check(&start.files)
+}
+
+fn check_step(step: &StepSpec) -> Result<(), String> {
+    if step.argv.first().map_or(true, |program| program.is_empty()) {
+        return Err("there is no program".into());
+    }
+    if !PathBuf::from(&step.cwd).is_absolute() {
+        return Err(format!("the working directory {:?} is not absolute", step.cwd));
+    }
+    check_env(step.env.iter())
+}
+
+fn check_env<'a>(mut env: impl Iterator<Item = &'a (std::ffi::OsString, std::ffi::OsString)>) -> Result<(), String> {
+    use std::os::unix::ffi::OsStrExt;
+    match env.find(|(name, _)| name.is_empty() || name.as_bytes().contains(&b'=')) {
+        Some((name, _)) => Err(format!("{name:?} is no name of an environment variable")),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,361 @@
+//! One step: its program started as an unprivileged user, its pipes, its limits, and its end.
+//!
+//! A step goes through: program running -> program ended, what it left being killed -> all reaped -> pipes read to their end.
+
+use std::env;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::cgroup::{Cgroup, Cgroups, Door};
+use crate::frame::{Ended, Env, Exit, Limit, StepSpec, StreamKind};
+use crate::procfs;
+use crate::sys::{self, PollSet, Reaped, Slot};
+use crate::workspace::{User, Workspace};
+
+const PIECE: usize = 32 << 10;
+const OPEN_FILES: u64 = 1024;
+const SOFT_STACK: u64 = 64 << 20;
+/// Between two looks at the CPU time that a step has used, at least.
+const CPU_CHECK: Duration = Duration::from_millis(20);
+
+/// Counts time only while it runs.
+struct Stopwatch {
+    counted: Duration,
+    since: Option<Instant>,
+}
+
+impl Stopwatch {
+    fn set_running(&mut self, running: bool, now: Instant) {
+        match (running, self.since) {
+            (true, None) => self.since = Some(now),
+            (false, Some(since)) => {
+                self.counted += now - since;
+                self.since = None;
+            }
+            _ => {}
+        }
+    }
+
+    fn elapsed(&self, now: Instant) -> Duration {
+        self.counted + self.since.map_or(Duration::ZERO, |since| now - since)
+    }
+}
+
+/// Our end of a program's stdout or stderr.
+struct Stream {
+    pipe: Option<File>,
+    kind: StreamKind,
+    /// Bytes that may still be passed on.
+    left: u64,
+    cut: bool,
+}
+
+impl Stream {
+    /// Read once; gives what is to be passed on. `empty_is_end`: nobody can write any more, so an empty pipe is at its end.
+    fn pump(&mut self, empty_is_end: bool) -> Vec<u8> {
+        let mut data = vec![0; PIECE];
+        let read = self.pipe.as_mut().map(|pipe| pipe.read(&mut data));
+        let count = match read {
+            Some(Ok(count)) if count > 0 => count,
+            Some(Err(error)) if error.kind() == io::ErrorKind::Interrupted => return Vec::new(),
+            Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock && !empty_is_end => return Vec::new(),
+            _ => {
+                self.pipe = None;
+                return Vec::new();
+            }
+        };
+        let kept = self.left.min(count as u64) as usize;
+        self.left -= kept as u64;
+        self.cut |= kept < count;
+        data.truncate(kept);
+        data
+    }
+}
+
+/// Where a running step's descriptors are in a `PollSet`.
+#[derive(Default)]
+pub struct Slots {
+    stdin: Option<Slot>,
+    streams: [Option<Slot>; 2],
+}
+
+pub struct Step {
+    number: u8,
+    pid: i32,
+    spec: Limits,
+    cgroup: Option<Cgroup>,
+    pub stdin: Option<File>,
+    streams: [Stream; 2],
+    clock: Stopwatch,
+    next_cpu_check: Option<Instant>,
+    ended: Option<Ended>,
+    tripped: Limit,
+    all_reaped: bool,
+    reaped_cpu: Duration,
+    largest_rss: u64,
+}
+
+struct Limits {
+    wall: Option<Duration>,
+    cpu: Option<Duration>,
+}
+
+/// A step's program that could not be started, with the errno.
+pub struct NotStarted(pub u32);
+
+impl Step {
+    /// Start the program of step `number`.
+    pub fn start(number: u8, spec: &StepSpec, env: &Env, cgroups: &mut Option<Cgroups>, workspace: &Workspace) -> Result<Step, NotStarted> {
+        Step::spawn(number, spec, env, cgroups, workspace).map_err(|error| NotStarted(error.raw_os_error().unwrap_or(0) as u32))
+    }
+
+    fn spawn(number: u8, spec: &StepSpec, env: &Env, cgroups: &mut Option<Cgroups>, workspace: &Workspace) -> io::Result<Step> {
+        let cgroup = cgroups.as_mut().map(|cgroups| cgroups.make(spec)).transpose()?;
+        let (stdout, stdout_of_child) = sys::pipe()?;
+        let (stderr, stderr_of_child) = sys::pipe()?;
+        let (stdin, stdin_of_child) = match spec.stdin {
+            true => sys::pipe().map(|(child, ours)| (Some(ours), Stdio::from(child)))?,
+            false => (None, Stdio::null()),
+        };
+        let mut command = Command::new(&spec.argv[0]);
+        command.args(&spec.argv[1..]).env_clear().envs(env.iter().cloned()).envs(spec.env.iter().cloned());
+        command.stdin(stdin_of_child).stdout(stdout_of_child).stderr(stderr_of_child);
+        let mut preparation = Preparation::new(spec, cgroup.as_ref(), workspace)?;
+        let child = sys::spawn(&mut command, move || preparation.apply())?;
+        let now = Instant::now();
+        for fd in [Some(&stdout), Some(&stderr), stdin.as_ref()].into_iter().flatten() {
+            sys::set_nonblocking(fd)?;
+        }
+        let limit = |ms: u32| (ms > 0).then(|| Duration::from_millis(ms.into()));
+        let left = if spec.output > 0 { spec.output } else { u64::MAX };
+        let stream = |pipe, kind| Stream { pipe: Some(File::from(pipe)), kind, left, cut: false };
+        Ok(Step {
+            number,
+            pid: child.id() as i32,
+            spec: Limits { wall: limit(spec.wall_ms), cpu: limit(spec.cpu_ms) },
+            cgroup,
+            stdin: stdin.map(File::from),
+            streams: [stream(stdout, StreamKind::Stdout), stream(stderr, StreamKind::Stderr)],
+            clock: Stopwatch { counted: Duration::ZERO, since: Some(now) },
+            next_cpu_check: (spec.cpu_ms > 0).then_some(now),
+            ended: None,
+            tripped: Limit::None,
+            all_reaped: false,
+            reaped_cpu: Duration::ZERO,
+            largest_rss: 0,
+        })
+    }
+
+    /// Add what the step waits for. `stdin_waits`: there are bytes for its standard input; `blocked`: the channel takes no output now.
+    pub fn watch(&self, set: &mut PollSet, stdin_waits: bool, blocked: bool) -> Slots {
+        let stdin = self.stdin.as_ref().map(|pipe| set.add(pipe, if stdin_waits { sys::POLLOUT } else { 0 }));
+        let mut watch = |stream: &Stream| match &stream.pipe {
+            Some(pipe) if !blocked => Some(set.add(pipe, sys::POLLIN)),
+            _ => None,
+        };
+        Slots { stdin, streams: [watch(&self.streams[0]), watch(&self.streams[1])] }
+    }
+
+    /// When to look at the limits again at the latest.
+    pub fn deadline(&self, now: Instant) -> Option<Instant> {
+        if self.ended.is_some() || self.tripped != Limit::None {
+            return None;
+        }
+        let wall = self.spec.wall.filter(|_| self.clock.since.is_some()).map(|wall| now + wall.saturating_sub(self.clock.elapsed(now)));
+        [wall, self.next_cpu_check].into_iter().flatten().min()
+    }
+
+    /// Stop the wall clock while the host is what the program waits for.
+    pub fn pause_clock(&mut self, paused: bool, now: Instant) {
+        self.clock.set_running(!paused && self.ended.is_none(), now);
+    }
+
+    /// Kill the step if it has used up its wall clock or CPU time.
+    pub fn enforce(&mut self, now: Instant) {
+        if self.ended.is_some() || self.tripped != Limit::None {
+            return;
+        }
+        if self.spec.wall.map_or(false, |wall| self.clock.elapsed(now) >= wall) {
+            self.trip(Limit::Wall);
+            return;
+        }
+        if self.next_cpu_check.map_or(true, |check| now < check) {
+            return;
+        }
+        let left = self.spec.cpu.unwrap_or(Duration::MAX).saturating_sub(self.cpu());
+        if left.is_zero() {
+            self.trip(Limit::Cpu);
+            return;
+        }
+        // All processors together cannot use up what is left before this.
+        let processors = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
+        self.next_cpu_check = Some(now + (left / processors).max(CPU_CHECK));
+    }
+
+    fn trip(&mut self, limit: Limit) {
+        self.tripped = limit;
+        self.kill();
+    }
+
+    /// Send a signal to every process of the step.
+    pub fn signal(&self, signal: i32) {
+        let pids = match &self.cgroup {
+            Some(cgroup) => cgroup.processes(),
+            None => procfs::descendants().into_iter().map(|process| process.pid).collect(),
+        };
+        pids.into_iter().for_each(|pid| sys::kill(pid, signal));
+    }
+
+    /// Kill every process of the step.
+    pub fn kill(&self) {
+        if self.cgroup.as_ref().map_or(true, |cgroup| cgroup.kill().is_err()) {
+            kill_descendants();
+        }
+    }
+
+    /// Take note of a child that has ended, the program or an orphan that came to us.
+    pub fn reaped(&mut self, child: &Reaped, now: Instant) {
+        self.reaped_cpu += child.cpu;
+        self.largest_rss = self.largest_rss.max(child.max_rss);
+        if child.pid == self.pid {
+            self.clock.set_running(false, now);
+            self.ended = Some(if child.signal == 0 { Ended::Exited(child.exit_code as u32) } else { Ended::Signaled(child.signal as u32) });
+        }
+        // Also for later ones: where there is no cgroup to kill as a whole, each may have left children to us.
+        if self.ended.is_some() || self.tripped != Limit::None {
+            self.kill();
+        }
+    }
+
+    /// No process of the step is left.
+    pub fn all_reaped(&mut self) {
+        self.all_reaped = true;
+    }
+
+    /// Pass on standard input from the front of `input` as far as the program takes it; gives the count, None when it takes no more ever.
+    pub fn feed(&mut self, input: &[u8], slots: &Slots, set: &PollSet) -> Option<usize> {
+        if !set.ready(slots.stdin) {
+            return Some(0);
+        }
+        match self.stdin.as_mut()?.write(input) {
+            Ok(0) if input.is_empty() => self.stdin_is_gone(),
+            Ok(count) => Some(count),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Some(0),
+            Err(_) => self.stdin_is_gone(),
+        }
+    }
+
+    fn stdin_is_gone(&mut self) -> Option<usize> {
+        self.stdin = None;
+        None
+    }
+
+    /// Read once from each stream that is ready, and give what is to be passed on, in that order.
+    pub fn output(&mut self, slots: &Slots, set: &PollSet) -> Vec<(StreamKind, Vec<u8>)> {
+        let mut output = Vec::new();
+        for (stream, slot) in self.streams.iter_mut().zip(slots.streams) {
+            if set.ready(slot) || (self.all_reaped && slot.is_some()) {
+                output.push((stream.kind, stream.pump(self.all_reaped)));
+            }
+        }
+        output.retain(|(_, data)| !data.is_empty());
+        output
+    }
+
+    /// Whether a pipe may still hold output though no process is left: then there is nothing to wait for.
+    pub fn has_leftovers(&self) -> bool {
+        self.all_reaped && self.streams.iter().any(|stream| stream.pipe.is_some())
+    }
+
+    /// How the step ended, once it is over altogether.
+    pub fn exit(&self, now: Instant) -> Option<Exit> {
+        let ended = self.ended.filter(|_| self.all_reaped && self.streams.iter().all(|stream| stream.pipe.is_none()))?;
+        Some(Exit {
+            step: self.number,
+            ended,
+            limit: self.limit(ended),
+            wall_us: self.clock.elapsed(now).as_micros() as u64,
+            cpu_us: self.cpu().as_micros() as u64,
+            peak_memory: self.cgroup.as_ref().and_then(Cgroup::peak_memory).unwrap_or(self.largest_rss),
+            cut: [self.streams[0].cut, self.streams[1].cut],
+        })
+    }
+
+    fn limit(&self, ended: Ended) -> Limit {
+        if self.tripped != Limit::None || ended == Ended::Exited(0) {
+            return self.tripped;
+        }
+        let used_up = self.spec.cpu.map_or(false, |cpu| self.cpu() >= cpu);
+        match (&self.cgroup, ended) {
+            (Some(cgroup), _) if cgroup.ran_out_of_memory() => Limit::Memory,
+            (_, Ended::Signaled(signal)) if signal == sys::SIGXFSZ as u32 => Limit::FileSize,
+            (_, Ended::Signaled(signal)) if used_up && (signal == sys::SIGXCPU as u32 || signal == sys::SIGKILL as u32) => Limit::Cpu,
+            (Some(cgroup), _) if cgroup.refused_a_fork() => Limit::Processes,
+            _ => Limit::None,
+        }
+    }
+
+    fn cpu(&self) -> Duration {
+        let living = || procfs::descendants().into_iter().map(|process| process.cpu).sum::<Duration>();
+        self.cgroup.as_ref().and_then(Cgroup::cpu).unwrap_or_else(|| self.reaped_cpu + living())
+    }
+}
+
+/// Kill all that descends from us. What is forked meanwhile comes to us when its parent dies, and is killed then.
+pub fn kill_descendants() {
+    procfs::descendants().iter().for_each(|process| sys::kill(process.pid, sys::SIGKILL));
+}
+
+/// What the child does to itself between fork and exec, from root to the unprivileged user.
+struct Preparation {
+    door: Option<Door>,
+    user: Option<User>,
+    cwd: PathBuf,
+    rlimits: Vec<(i32, u64, u64)>,
+}
+
+impl Preparation {
+    fn new(spec: &StepSpec, cgroup: Option<&Cgroup>, workspace: &Workspace) -> io::Result<Preparation> {
+        let mut rlimits =
+            vec![(sys::RLIMIT_CORE, 0, 0), (sys::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES), (sys::RLIMIT_STACK, SOFT_STACK, u64::MAX)];
+        if spec.file_size > 0 {
+            rlimits.push((sys::RLIMIT_FSIZE, spec.file_size, spec.file_size));
+        }
+        if spec.cpu_ms > 0 {
+            // A backstop per process; the sum over all of them is what `enforce` looks at.
+            let seconds = u64::from(spec.cpu_ms / 1000) + 2;
+            rlimits.push((sys::RLIMIT_CPU, seconds, seconds + 1));
+        }
+        if spec.processes > 0 && !cgroup.map_or(false, Cgroup::limits_processes) {
+            rlimits.push((sys::RLIMIT_NPROC, spec.processes.into(), spec.processes.into()));
+        }
+        if spec.memory > 0 && !cgroup.map_or(false, Cgroup::limits_memory) {
+            rlimits.push((sys::RLIMIT_DATA, spec.memory, spec.memory));
+        }
+        let door = cgroup.map(Cgroup::door).transpose()?;
+        Ok(Preparation { door, user: workspace.user(), cwd: workspace.real(spec.cwd.as_ref()), rlimits })
+    }
+
+    fn apply(&mut self) -> io::Result<()> {
+        sys::new_session()?;
+        if let Some(door) = &mut self.door {
+            door.enter()?;
+        }
+        // The kernel takes a step's process first when memory runs out. Refused only where we are no root.
+        let _ = fs::write("/proc/self/oom_score_adj", "1000");
+        for &(resource, soft, hard) in &self.rlimits {
+            // An ordinary process may be unable to raise what it was given.
+            sys::limit(resource, soft, hard).or_else(|error| if sys::is_root() { Err(error) } else { Ok(()) })?;
+        }
+        sys::umask(0o022);
+        if let Some(user) = self.user {
+            sys::become_user(user.uid, user.gid)?;
+        }
+        sys::no_new_privileges()?;
+        sys::die_with_parent()?;
+        env::set_current_dir(&self.cwd)
+    }
+}

@@ -1,0 +1,349 @@
+//! The system calls that std does not offer. All unsafe code of the agent is here; every function is safe to call with any values.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::raw::{c_int, c_short, c_uint, c_ulong};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::io::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+mod abi;
+use abi::*;
+pub use abi::{
+    MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, O_NOCTTY, O_NOFOLLOW, O_NONBLOCK, POLLIN, POLLOUT, RLIMIT_CORE, RLIMIT_CPU, RLIMIT_DATA,
+    RLIMIT_FSIZE, RLIMIT_NOFILE, RLIMIT_NPROC, RLIMIT_STACK, SIGKILL, SIGXCPU, SIGXFSZ,
+};
+
+/// glibc calls this. std's own start is left out because it opens /dev/null for missing standard descriptors and aborts
+/// when there is none, and a machine's init begins with no descriptors and an empty /dev.
+#[cfg(not(test))]
+#[no_mangle]
+extern "C" fn main(_argc: c_int, _argv: *const *const std::os::raw::c_char) -> c_int {
+    crate::run()
+}
+
+fn check(result: c_int) -> io::Result<c_int> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+fn owned(result: c_int) -> io::Result<OwnedFd> {
+    let fd = check(result)?;
+    // SAFETY: the kernel has just made this descriptor for us, so nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+}
+
+/// What to wait for, and afterwards what came. Errors and hang-ups count as ready: the read or write that follows tells.
+#[derive(Default)]
+pub struct PollSet(Vec<PollFd>);
+
+/// The place of a descriptor in a `PollSet`.
+#[derive(Clone, Copy)]
+pub struct Slot(usize);
+
+impl PollSet {
+    /// With no events, only errors and hang-ups are waited for.
+    pub fn add(&mut self, fd: &impl AsRawFd, events: c_short) -> Slot {
+        self.0.push(PollFd { fd: fd.as_raw_fd(), events, revents: 0 });
+        Slot(self.0.len() - 1)
+    }
+
+    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        // Rounded up, so that a deadline has passed when the wait is over.
+        let timeout_ms = timeout.map_or(-1, |time| c_int::try_from(time.as_micros() / 1000 + 1).unwrap_or(c_int::MAX));
+        // SAFETY: the pointer and the count are those of a vector of pollfd that lives through the call.
+        match check(unsafe { poll(self.0.as_mut_ptr(), self.0.len() as c_ulong, timeout_ms) }) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    pub fn ready(&self, slot: Option<Slot>) -> bool {
+        slot.map_or(false, |slot| self.0[slot.0].revents != 0)
+    }
+
+    /// Whether there is something to read, or the other end is gone.
+    pub fn readable(&self, slot: Option<Slot>) -> bool {
+        slot.map_or(false, |slot| self.0[slot.0].revents & !POLLOUT != 0)
+    }
+}
+
+/// Block SIGCHLD, ignore SIGPIPE, and give a non-blocking descriptor that is readable when a child has ended.
+pub fn watch_children() -> io::Result<File> {
+    let mut set = SigSet([0; 16]);
+    // SAFETY: the set is a whole sigset_t of glibc (1024 bits) on our stack; a handler of SIG_IGN runs no code.
+    let fd = unsafe {
+        sigemptyset(&mut set);
+        sigaddset(&mut set, SIGCHLD);
+        check(sigprocmask(SIG_SETMASK, &set, std::ptr::null_mut()))?;
+        set_handler(SIGPIPE, SIG_IGN);
+        signalfd(-1, &set, O_CLOEXEC | O_NONBLOCK)
+    };
+    owned(fd).map(File::from)
+}
+
+/// A child that has ended.
+pub struct Reaped {
+    pub pid: i32,
+    pub exit_code: i32,
+    /// 0 if it was none.
+    pub signal: i32,
+    pub cpu: Duration,
+    pub max_rss: u64,
+}
+
+pub enum Wait {
+    Reaped(Reaped),
+    StillRunning,
+    NoChildren,
+}
+
+/// Reap one child that has ended, if any.
+pub fn wait_any() -> Wait {
+    let mut status = 0;
+    let mut usage = RUsage::default();
+    // SAFETY: both pointers are to whole objects on our stack.
+    let pid = unsafe { wait4(-1, &mut status, WNOHANG, &mut usage) };
+    match pid {
+        0 => Wait::StillRunning,
+        pid if pid < 0 => Wait::NoChildren,
+        pid => Wait::Reaped(Reaped {
+            pid,
+            exit_code: status >> 8 & 0xff,
+            signal: status & 0x7f,
+            cpu: duration(usage.user, 1000) + duration(usage.system, 1000),
+            max_rss: usage.max_rss_kib as u64 * 1024,
+        }),
+    }
+}
+
+fn duration(time: TimePair, nanos_in_fraction: i64) -> Duration {
+    Duration::new(time.seconds as u64, (time.fraction * nanos_in_fraction) as u32)
+}
+
+/// A pipe: (read end, write end), both closed on exec; `nonblocking` is for our end only.
+pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut fds = [-1; 2];
+    // SAFETY: there is room for the two descriptors that the kernel writes.
+    check(unsafe { pipe2(fds.as_mut_ptr(), O_CLOEXEC) })?;
+    Ok((owned(fds[0])?, owned(fds[1])?))
+}
+
+pub fn set_nonblocking(fd: &impl AsRawFd) -> io::Result<()> {
+    // SAFETY: these commands take an integer and touch no memory.
+    unsafe {
+        let flags = check(fcntl(fd.as_raw_fd(), F_GETFL))?;
+        check(fcntl(fd.as_raw_fd(), F_SETFL, flags | O_NONBLOCK)).map(drop)
+    }
+}
+
+/// Take over a descriptor that this process inherited.
+pub fn inherit(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the command takes an integer and touches no memory; it fails if there is no such descriptor.
+    check(unsafe { fcntl(fd, F_SETFD, FD_CLOEXEC) })?;
+    owned(fd)
+}
+
+/// Start a program; `prepare` runs in the child just before the exec. Fails with the errno of what failed there, or of the exec.
+pub fn spawn(command: &mut Command, mut prepare: impl FnMut() -> io::Result<()> + Send + Sync + 'static) -> io::Result<Child> {
+    let in_child = move || {
+        reset_signals()?;
+        prepare()
+    };
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed in a process of several threads. The agent has one
+    // thread, so no lock is held by another, and the closure may allocate and open files.
+    unsafe { command.pre_exec(in_child) }.spawn()
+}
+
+fn reset_signals() -> io::Result<()> {
+    let mut set = SigSet([0; 16]);
+    // SAFETY: as in `watch_children`; SIG_DFL runs no code of ours. Signals that cannot be set are refused, which is fine.
+    unsafe {
+        for signal in 1..=64 {
+            set_handler(signal, SIG_DFL);
+        }
+        sigemptyset(&mut set);
+        check(sigprocmask(SIG_SETMASK, &set, std::ptr::null_mut())).map(drop)
+    }
+}
+
+pub fn new_session() -> io::Result<()> {
+    // SAFETY: no arguments.
+    check(unsafe { setsid() }).map(drop)
+}
+
+pub fn umask(mask: u32) {
+    // SAFETY: an integer; cannot fail.
+    unsafe { c_umask(mask) };
+}
+
+pub fn is_root() -> bool {
+    // SAFETY: no arguments; cannot fail.
+    unsafe { geteuid() == 0 }
+}
+
+/// Become an unprivileged user for good: no groups, and with the user ids all capabilities are gone.
+pub fn become_user(uid: u32, gid: u32) -> io::Result<()> {
+    // SAFETY: a count of 0 makes the kernel look at no list.
+    unsafe {
+        check(setgroups(0, std::ptr::null()))?;
+        check(setresgid(gid, gid, gid))?;
+        check(setresuid(uid, uid, uid)).map(drop)
+    }
+}
+
+/// Nothing that is executed from now on can gain privileges.
+pub fn no_new_privileges() -> io::Result<()> {
+    prctl_flag(PR_SET_NO_NEW_PRIVS, 1)
+}
+
+/// Die with the parent.
+pub fn die_with_parent() -> io::Result<()> {
+    prctl_flag(PR_SET_PDEATHSIG, SIGKILL as c_ulong)
+}
+
+/// Other processes of the same user may neither trace us nor read our memory.
+pub fn forbid_tracing() -> io::Result<()> {
+    prctl_flag(PR_SET_DUMPABLE, 0)
+}
+
+/// Orphans among our descendants become our children, as they do for a PID 1.
+pub fn adopt_orphans() -> io::Result<()> {
+    prctl_flag(PR_SET_CHILD_SUBREAPER, 1)
+}
+
+fn prctl_flag(option: c_int, value: c_ulong) -> io::Result<()> {
+    // SAFETY: the options used here take integers.
+    check(unsafe { prctl(option, value, 0 as c_ulong, 0 as c_ulong, 0 as c_ulong) }).map(drop)
+}
+
+/// Set a resource limit, hard and soft.
+pub fn limit(resource: c_int, soft: u64, hard: u64) -> io::Result<()> {
+    // SAFETY: the pointer is to a whole rlimit on our stack.
+    check(unsafe { setrlimit(resource, &RLimit { soft, hard }) }).map(drop)
+}
+
+/// Send a signal to a process, to a process group (-pid); one that is gone is no error.
+pub fn kill(pid: i32, signal: i32) {
+    // SAFETY: two integers.
+    unsafe { c_kill(pid, signal) };
+}
+
+pub fn chown(path: &Path, uid: u32, gid: u32) -> io::Result<()> {
+    let path = c_path(path)?;
+    // SAFETY: a C string that lives through the call.
+    check(unsafe { c_chown(path.as_ptr(), uid, gid) }).map(drop)
+}
+
+pub fn mount(source: &Path, target: &Path, kind: &str, flags: c_ulong, options: &str) -> io::Result<()> {
+    let (source, target) = (c_path(source)?, c_path(target)?);
+    let (kind, options) = (c_path(Path::new(kind))?, c_path(Path::new(options))?);
+    // SAFETY: four C strings that live through the call.
+    check(unsafe { c_mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, options.as_ptr().cast()) }).map(drop)
+}
+
+/// Take a mount away at once, whoever still uses it.
+pub fn unmount(target: &Path) -> io::Result<()> {
+    let target = c_path(target)?;
+    // SAFETY: a C string that lives through the call.
+    check(unsafe { umount2(target.as_ptr(), MNT_DETACH) }).map(drop)
+}
+
+/// Restart the machine. Comes back only if that is refused.
+pub fn reboot() -> io::Error {
+    // SAFETY: an integer.
+    unsafe { c_reboot(RB_AUTOBOOT) };
+    io::Error::last_os_error()
+}
+
+pub fn set_hostname(name: &str) -> io::Result<()> {
+    // SAFETY: pointer and length are the string's.
+    check(unsafe { c_sethostname(name.as_ptr().cast(), name.len()) }).map(drop)
+}
+
+/// Time since the kernel started, sleep included.
+pub fn boot_time() -> Duration {
+    let mut time = TimePair::default();
+    // SAFETY: the pointer is to a whole timespec on our stack; the clock exists since Linux 2.6.39.
+    unsafe { clock_gettime(CLOCK_BOOTTIME, &mut time) };
+    duration(time, 1)
+}
+
+pub fn set_wall_clock(since_1970: Duration) -> io::Result<()> {
+    let time = TimePair { seconds: since_1970.as_secs() as i64, fraction: since_1970.subsec_nanos().into() };
+    // SAFETY: the pointer is to a whole timespec on our stack.
+    check(unsafe { clock_settime(CLOCK_REALTIME, &time) }).map(drop)
+}
+
+/// Mix entropy into the kernel's pool, credit it, and have the random generator take it up at once. `random` is /dev/urandom.
+pub fn add_entropy(random: &File, entropy: &[u8]) -> io::Result<()> {
+    let mut pool = RandPoolInfo { entropy_bits: 0, size: 0, bytes: [0; 512] };
+    let count = entropy.len().min(pool.bytes.len());
+    pool.bytes[..count].copy_from_slice(&entropy[..count]);
+    pool.size = count as c_int;
+    pool.entropy_bits = pool.size * 8;
+    // SAFETY: a rand_pool_info whose size field counts bytes that are there; the second request takes no argument.
+    unsafe {
+        check(ioctl(random.as_raw_fd(), RNDADDENTROPY, &pool as *const RandPoolInfo))?;
+        check(ioctl(random.as_raw_fd(), RNDRESEEDCRNG)).map(drop)
+    }
+}
+
+/// Bring the loopback interface up.
+pub fn raise_loopback() -> io::Result<()> {
+    let mut request = IfReq { name: [0; 16], flags: 0, unused: [0; 22] };
+    request.name[..2].copy_from_slice(b"lo");
+    // SAFETY: integers, and then a whole ifreq on our stack.
+    unsafe {
+        let fd = owned(socket(AF_INET, SOCK_DGRAM | O_CLOEXEC, 0))?;
+        check(ioctl(fd.as_raw_fd(), SIOCGIFFLAGS, &mut request as *mut IfReq))?;
+        request.flags |= IFF_UP;
+        check(ioctl(fd.as_raw_fd(), SIOCSIFFLAGS, &mut request as *mut IfReq)).map(drop)
+    }
+}
+
+/// A descriptor on which the kernel tells of every device that comes or changes.
+pub fn watch_devices() -> io::Result<File> {
+    let address = NetlinkAddress { family: AF_NETLINK as u16, padding: 0, port: 0, groups: 1 };
+    // SAFETY: integers, and a whole sockaddr_nl on our stack with its size.
+    unsafe {
+        let fd = owned(socket(AF_NETLINK, SOCK_RAW | O_CLOEXEC | O_NONBLOCK, NETLINK_KOBJECT_UEVENT))?;
+        check(bind(fd.as_raw_fd(), &address, std::mem::size_of::<NetlinkAddress>() as c_uint))?;
+        Ok(File::from(fd))
+    }
+}
+
+/// Make a serial port carry bytes as they are, with RTS/CTS, so that none is lost when a side is slow.
+pub fn make_raw(tty: &File) -> io::Result<()> {
+    let mut termios = Termios { control: 0o60 | CREAD | CLOCAL | CRTSCTS | B115200, ..Termios::default() };
+    (termios.input_speed, termios.output_speed) = (B115200, B115200);
+    termios.characters[6] = 1; // VMIN: a read gives what is there
+                               // SAFETY: a whole termios of glibc on our stack. What came before is thrown away.
+    unsafe {
+        check(tcsetattr(tty.as_raw_fd(), TCSANOW, &termios))?;
+        check(tcflush(tty.as_raw_fd(), TCIOFLUSH)).map(drop)
+    }
+}
+
+/// Wait until a serial port has sent what was written; nothing on anything else.
+pub fn drain(fd: &impl AsRawFd) {
+    // SAFETY: an integer; on what is no terminal it fails with ENOTTY.
+    unsafe { tcdrain(fd.as_raw_fd()) };
+}
+
+/// Make `to` (one of the standard descriptors) the same as `from`.
+pub fn duplicate_onto(from: &File, to: RawFd) -> io::Result<()> {
+    // SAFETY: two integers. The standard descriptors are owned by nobody in this program.
+    check(unsafe { dup2(from.as_raw_fd(), to) }).map(drop)
+}

@@ -1,0 +1,206 @@
+"""The command line: `mayfly serve | run | boot | doctor | completion`. What a command needs is imported in it: each starts quickly."""
+
+import dataclasses
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from api.config import FIELDS, Config
+from mayfly import __version__
+from mayfly.errors import MayflyError
+from vmm.config import Channel
+
+OUR_STATUS = 125
+"""Exit status of `mayfly run` when Mayfly, not the program, failed."""
+SIZE_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+OF_SERVER = ("socket", "languages", "queue", "keep_s", "keep_bytes", "keep_runs")
+SHORT = {"languages": "--language", "run_wall_s": "--wall", "build_wall_s": "--build-wall", "run_output": "--output-limit"}
+"""Flags that have a second, shorter name (or, for a list, one in the singular)."""
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes: 1000000, 512M, 2G."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number of bytes."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d{1,15})([KMG]?)(?:i?B)?", str(value).strip(), re.IGNORECASE)
+        if match is None:
+            self.fail(f"{value!r} is not a size; write it as 536870912, 512M or 2G", param, ctx)
+        return int(match[1]) * SIZE_FACTORS[match[2].upper()]
+
+
+def _flag(field: "dataclasses.Field[Any]") -> Callable[[Any], Any]:
+    names = [f"--{field.name.replace('_', '-')}"]
+    if field.name in SHORT:
+        names = [SHORT[field.name]] if field.name == "languages" else [SHORT[field.name], *names]
+    kinds: dict[Any, Any] = {
+        float: float,
+        str: str,
+        Path: click.Path(path_type=Path),
+        Channel: click.Choice([str(Channel.SERIAL), str(Channel.VIRTIO)]),
+    }
+    if field.type == tuple[str, ...]:
+        return click.option(*names, field.name, multiple=True, help=field.metadata["meaning"])
+    is_size = field.type is int and (field.metadata["high"] or 0) >= 1 << 20
+    kind = Size() if is_size else kinds.get(field.type, int)
+    return click.option(*names, field.name, type=kind, help=field.metadata["meaning"])
+
+
+def config_flags(*without: str) -> Callable[[Any], Any]:
+    """A flag for every key of the configuration but those in `without`; they arrive as keyword arguments, None if not given."""
+
+    def decorate(function: Any) -> Any:
+        for field in reversed(list(FIELDS.values())):
+            if field.name not in without:
+                function = _flag(field)(function)
+        return function
+
+    return decorate
+
+
+def load_config(flags: dict[str, Any]) -> Config:
+    """The configuration with the given flags laid over it."""
+    given = {name: value for name, value in flags.items() if value is not None and value != ()}
+    if "channel" in given:
+        given["channel"] = Channel(given["channel"])
+    return Config.load(given)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="mayfly")
+def cli() -> None:
+    """Run untrusted code snippets, each in a virtual machine of its own."""
+
+
+@cli.command()
+@config_flags()
+def serve(**flags: Any) -> None:
+    """Serve the API on a Unix socket until SIGTERM or SIGINT."""
+    config = load_config(flags)
+    from api.server import main as serve_main
+
+    serve_main(config)
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@click.option("--language", "-l", default="", help="language, or language@version; by default the one with the file's extension")
+@click.option("--json", "as_json", is_flag=True, help="print the result as JSON instead of passing the output through")
+@click.option("--verbose", "-v", is_flag=True, help="say on standard error how long each phase took")
+@config_flags(*OF_SERVER)
+def run(file: Path, args: tuple[str, ...], language: str, as_json: bool, verbose: bool, **flags: Any) -> int:
+    """Run the snippet in FILE, with ARGS (after `--`), in a machine of its own.
+
+    Standard input and output pass through. Exit status: the program's; 128 + n for signal n; 124 if a limit ended it; 1 if it could not be
+    built; 125 if Mayfly itself failed.
+    """
+    config = load_config(flags)
+    import asyncio
+
+    from api.host import time_factor
+    from api.run_command import run_file
+    from vmm.zygote import Zygote
+
+    return asyncio.run(
+        run_file(
+            file,
+            args,
+            language=language,
+            config=config,
+            factor=time_factor(config),
+            zygote=Zygote.start,
+            as_json=as_json,
+            verbose=verbose,
+        )
+    )
+
+
+@cli.command()
+@click.option("--kernel", required=True, type=click.Path(exists=True, dir_okay=False), help="vmlinux or bzImage")
+@click.option("--initrd", type=click.Path(exists=True, dir_okay=False), help="initramfs")
+@click.option("--cmdline", default="", help="kernel parameters, behind those for the devices")
+@click.option("--memory", type=Size(), default="512M", show_default=True, help="guest memory")
+@click.option("--cpus", type=int, default=1, show_default=True, help="virtual CPUs")
+@click.option("--user", default="nobody", show_default=True, help="user to become when started by root; empty: stay root")
+def boot(kernel: str, initrd: str | None, cmdline: str, memory: int, cpus: int, user: str) -> int:
+    """Boot any kernel and show its console."""
+    from vmm.boot import boot_console
+    from vmm.config import MachineConfig
+
+    config = MachineConfig(kernel=kernel, initrd=initrd, cmdline=cmdline, memory=memory, cpus=cpus, user=user or None, interactive=True)
+    return boot_console(config)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="print the findings as JSON")
+@config_flags()
+def doctor(as_json: bool, **flags: Any) -> int:
+    """Look at what runs need on this host; say how to mend what is missing. Exit status 1 if something is."""
+    config = load_config(flags)
+    from api.host import examine
+
+    checks = []
+    for check in examine(config):
+        checks.append(check)
+        if not as_json:
+            click.echo(f"{'ok     ' if check.ok else 'problem'}  {check.name:<7} {check.finding}")
+            if not check.ok and check.mend:
+                click.echo(f"         {'':<7} -> {check.mend}")
+    if as_json:
+        click.echo(json.dumps({"ok": all(check.ok for check in checks), "checks": [dataclasses.asdict(check) for check in checks]}))
+    return 0 if all(check.ok for check in checks) else 1
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script for SHELL; for bash: `eval "$(mayfly completion bash)"`."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise click.UsageError(f"no completion for {shell}")
+    click.echo(kind(cli, {}, "mayfly", "_MAYFLY_COMPLETE").source())
+
+
+def _open_standard_descriptors() -> None:
+    """See that 0, 1 and 2 are open: what is opened later must not be taken for standard input or output (`mayfly run x.rs >&-`)."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def main() -> None:
+    """Run the command line; errors end as a message, what to do about it, and an exit status."""
+    _open_standard_descriptors()
+    ours = OUR_STATUS if sys.argv[1:2] == ["run"] else 1
+    try:
+        status = cli.main(prog_name="mayfly", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        status = OUR_STATUS if ours == OUR_STATUS else error.exit_code
+    except MayflyError as error:
+        from api.run_command import report
+
+        report(error)
+        status = ours
+    except (click.Abort, KeyboardInterrupt):
+        status = 130
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

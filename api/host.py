@@ -1,0 +1,83 @@
+"""What this host can do: the factor for time limits, and the checks of `mayfly doctor`."""
+
+import dataclasses
+import os
+import pwd
+from collections.abc import Callable, Iterator
+
+from api.admission import DEFAULT_SHARE, available_memory
+from api.config import DEFAULT_EMULATED_FACTOR, Config
+from api.images import Images
+from mayfly import paths
+from mayfly.errors import HostError, MayflyError
+from vmm.config import MIB
+from vmm.probe import KvmProbe, probe
+
+
+def time_factor(config: Config, probing: Callable[[], KvmProbe] = probe) -> float:
+    """The factor for all times on this host: the configured one, else 1, else more where KVM itself is emulated.
+
+    Raises:
+        HostError: Linux guests do not run on this host.
+    """
+    if config.time_factor:
+        return config.time_factor
+    found = probing()
+    if not found.usable:
+        raise HostError(f"no machine can run here: {found.reason}", hint=found.hint)
+    return DEFAULT_EMULATED_FACTOR if found.emulated else 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Check:
+    """One line of the doctor: what was looked at, how it is, and if it is not well, what mends it."""
+
+    name: str
+    ok: bool
+    finding: str
+    mend: str = ""
+
+
+def examine(config: Config, probing: Callable[[], KvmProbe] = probe) -> Iterator[Check]:
+    """Look at everything that a run needs."""
+    yield _kvm(config, probing)
+    yield _kernel(config)
+    images = Images(config.languages).installed()
+    found = ", ".join(f"{image.manifest.language} {image.manifest.version}" for image in images)
+    yield Check(name="images", ok=bool(images), finding=found or f"none beneath {paths.data_dir() / 'images'}", mend="imagegen build rust")
+    yield _memory(config, max((image.manifest.memory for image in images), default=0))
+    yield _user(config)
+
+
+def _kvm(config: Config, probing: Callable[[], KvmProbe]) -> Check:
+    try:
+        found = probing()
+    except (MayflyError, OSError) as error:
+        return Check(name="kvm", ok=False, finding=str(error), mend=getattr(error, "hint", ""))
+    factor = config.time_factor or (DEFAULT_EMULATED_FACTOR if found.emulated else 1.0)
+    limits = f"; time limits are multiplied by {factor:g}" if factor != 1 else ""
+    return Check(name="kvm", ok=found.usable, finding=found.reason + (limits if found.usable else ""), mend=found.hint)
+
+
+def _kernel(config: Config) -> Check:
+    readable = os.access(config.kernel, os.R_OK)
+    return Check(name="kernel", ok=readable, finding=f"{config.kernel}{'' if readable else ' is not there'}", mend="make kernel")
+
+
+def _memory(config: Config, largest: int) -> Check:
+    available = available_memory()
+    budget = config.memory_budget or int(available * DEFAULT_SHARE)
+    finding = f"{available // MIB} MiB available, {budget // MIB} MiB of it for machines; the largest image needs {largest // MIB} MiB"
+    return Check(name="memory", ok=largest <= budget, finding=finding, mend="free memory, or set memory_budget")
+
+
+def _user(config: Config) -> Check:
+    if os.geteuid() != 0 or not config.user:
+        return Check(name="user", ok=True, finding="machines run as the user who starts Mayfly")
+    try:
+        pwd.getpwnam(config.user)
+    except KeyError:
+        return Check(
+            name="user", ok=False, finding=f"the service user {config.user!r} does not exist", mend=f"adduser --system {config.user}"
+        )
+    return Check(name="user", ok=True, finding=f"machines run as {config.user!r}")

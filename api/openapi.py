@@ -1,0 +1,157 @@
+"""openapi.json, made from the table of routes (OpenAPI 3.1)."""
+
+import http
+import re
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from api.record import Mode
+from api.runs import RunState, Status
+from api.snippet import SIZES, TIMES
+
+_TEXT: dict[str, Any] = {"type": "string"}
+_WHOLE: dict[str, Any] = {"type": "integer"}
+_NUMBER: dict[str, Any] = {"type": "number"}
+_FLAG: dict[str, Any] = {"type": "boolean"}
+_CONTENT = {"oneOf": [_TEXT, {"type": "object", "required": ["base64"], "properties": {"base64": _TEXT}}]}
+
+
+class Route(Protocol):
+    """What is read of a route (api/routes.py)."""
+
+    @property
+    def method(self) -> str: ...  # noqa: D102
+    @property
+    def path(self) -> str: ...  # noqa: D102
+    @property
+    def handler(self) -> Any: ...  # noqa: D102
+    @property
+    def answer(self) -> str: ...  # noqa: D102
+    @property
+    def statuses(self) -> tuple[int, ...]: ...  # noqa: D102
+    @property
+    def snippet(self) -> bool: ...  # noqa: D102
+
+
+def _object(required: Iterable[str] = (), /, **properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, **({"required": list(required)} if required else {})}
+
+
+def _list(item: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": item}
+
+
+def _map(item: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": item}
+
+
+def _or_null(kind: dict[str, Any]) -> dict[str, Any]:
+    return {"oneOf": [kind, {"type": "null"}]}
+
+
+def _ref(name: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+_MODE = {"type": "string", "enum": list(Mode)}
+SCHEMAS: dict[str, Any] = {
+    "Snippet": _object(
+        language=_TEXT,
+        source=_CONTENT,
+        files=_map(_CONTENT),
+        stdin=_CONTENT,
+        args=_list(_TEXT),
+        env=_map(_TEXT),
+        limits=_map(_object(**dict.fromkeys(TIMES, _NUMBER), **dict.fromkeys(SIZES, _WHOLE))),
+        output=_MODE,
+    ),
+    "Started": _object(
+        ("id", "output_socket"),
+        id=_TEXT,
+        language=_TEXT,
+        version=_TEXT,
+        output=_MODE,
+        output_socket=_TEXT,
+    ),
+    "Run": _object(
+        ("id", "state", "status", "exit_status", "steps", "error"),
+        id=_TEXT,
+        language=_TEXT,
+        version=_TEXT,
+        state={"type": "string", "enum": list(RunState)},
+        status=_or_null({"type": "string", "enum": list(Status)}),
+        exit_status=_or_null(_WHOLE),
+        steps=_list(_ref("Step")),
+        error=_or_null(_ref("Problem")),
+        phases=_map(_NUMBER),
+        exits=_map(_WHOLE),
+    ),
+    "Step": _object(
+        ("step", "code", "signal", "limit"),
+        step=_TEXT,
+        code=_or_null(_WHOLE),
+        signal=_or_null(_WHOLE),
+        errno=_or_null(_WHOLE),
+        limit=_or_null(_TEXT),
+        wall_ms=_NUMBER,
+        cpu_ms=_NUMBER,
+        peak_memory=_WHOLE,
+        stdout=_TEXT,
+        stdout_base64=_TEXT,
+        stderr=_TEXT,
+        stderr_base64=_TEXT,
+        stdout_truncated=_FLAG,
+        stderr_truncated=_FLAG,
+    ),
+    "Languages": _object(
+        ("languages",),
+        languages=_list(
+            _object(
+                language=_TEXT,
+                version=_TEXT,
+                architecture=_TEXT,
+                extensions=_list(_TEXT),
+                source_file=_TEXT,
+                steps=_list(_TEXT),
+                memory=_WHOLE,
+                image=_TEXT,
+            )
+        ),
+    ),
+    "Health": _object(status=_TEXT, waiting=_WHOLE, memory_used=_WHOLE, memory_budget=_WHOLE),
+    "Version": _object(version=_TEXT, protocol=_WHOLE, architecture=_TEXT, time_factor=_NUMBER),
+    "Problem": _object(("code", "message", "hint"), code=_TEXT, message=_TEXT, hint=_TEXT, console=_TEXT),
+    "Error": _object(("error",), error=_ref("Problem")),
+}
+
+
+def describe(routes: Iterable[Route], version: str) -> dict[str, Any]:
+    """The whole description."""
+    found: dict[str, Any] = {}
+    for route in routes:
+        found.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+    info = {"title": "Mayfly", "version": version, "description": "Runs code snippets, each in a virtual machine of its own."}
+    return {"openapi": "3.1.0", "info": info, "paths": found, "components": {"schemas": SCHEMAS}}
+
+
+def _operation(route: Route) -> dict[str, Any]:
+    parameters: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": _TEXT} for name in re.findall(r"{(\w+)}", route.path)
+    ]
+    operation: dict[str, Any] = {"operationId": route.handler.__name__, "summary": route.handler.__doc__.splitlines()[0]}
+    if route.snippet:
+        parameters += [{"name": "language", "in": "query", "schema": _TEXT}, {"name": "output", "in": "query", "schema": _MODE}]
+        content = {"text/plain": {"schema": _TEXT}, "application/json": {"schema": _ref("Snippet")}}
+        operation["requestBody"] = {"required": True, "content": content}
+    if parameters:
+        operation["parameters"] = parameters
+    operation["responses"] = {str(status): _response(route, status) for status in route.statuses}
+    return operation
+
+
+def _response(route: Route, status: int) -> dict[str, Any]:
+    response: dict[str, Any] = {"description": http.HTTPStatus(status).phrase}
+    name = route.answer if status < 400 else "Error"
+    if name:
+        response["content"] = {"application/json": {"schema": _ref(name)}}
+    return response

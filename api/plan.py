@@ -1,0 +1,123 @@
+"""From a snippet, an image and the configuration to what is to be done: the machine, the START with its files, the time for it all."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from api.config import Config
+from api.images import Image
+from api.problems import UnprocessableError
+from api.snippet import Snippet
+from mayfly import manifest
+from mayfly.protocol import FileEntry, Start, Step, check_start
+from mayfly.protocol import pack as check_fits
+from vmm.config import MIB, Channel, MachineConfig
+
+SLACK_S = 10.0
+"""On top of all limits: writing files, starting programs, killing them."""
+KERNEL_RESERVE = 48 * MIB
+"""Memory that the guest's kernel and agent use themselves."""
+MIN_STEP_MEMORY = 64 * MIB
+RATES: Mapping[Channel, float] = {Channel.SERIAL: 2048.0, Channel.VIRTIO: 256 * 1024.0}
+"""Bytes a second that each channel surely reaches, even on an emulated host: so much time is allowed for what goes over it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One run to be executed. `deadline_s` is the time from HELLO to DONE; each byte on the channel extends it by 1/`rate` seconds."""
+
+    machine: MachineConfig
+    arch: str
+    end_marker: str
+    start: Start
+    files: tuple[bytes, ...]
+    boot_timeout_s: float
+    deadline_s: float
+    rate: float
+
+
+def make_plan(snippet: Snippet, image: Image, config: Config, factor: float) -> Plan:
+    """Put a plan together; times are multiplied by `factor`.
+
+    Raises:
+        RequestError: the snippet does not fit the language, the limits or the protocol. Nothing has been done by then.
+    """
+    content = image.manifest
+    files = _files(snippet, content)
+    memory = max(config.memory, content.memory)
+    memory += -memory % MIB
+    unknown = set(snippet.limits) - {step.name for step in content.steps}
+    if unknown:
+        names = ", ".join(step.name for step in content.steps)
+        raise UnprocessableError(
+            f"limits for the step {min(unknown)[:80]!r}, which {content.language} does not have", hint=f"its steps are {names}"
+        )
+    steps = tuple(_step(step, snippet, config, factor, memory - content.unpacked_size) for step in content.steps)
+    start = Start(
+        env=tuple({**content.env, **snippet.env}.items()),
+        steps=steps,
+        files=tuple(FileEntry(path, 0o644, len(data)) for path, data in files.items()),
+    )
+    check_start(start)
+    check_fits(start, 1)
+    return Plan(
+        machine=MachineConfig(
+            kernel=str(config.kernel),
+            initrd=str(image.initramfs),
+            memory=memory,
+            cpus=config.cpus,
+            channel=config.channel,
+            user=config.user or None,
+        ),
+        arch=content.arch,
+        end_marker=content.end_marker,
+        start=start,
+        files=tuple(files.values()),
+        boot_timeout_s=config.boot_timeout_s * factor,
+        deadline_s=sum(step.wall_ms for step in steps) / 1000 + SLACK_S * factor,
+        rate=RATES[config.channel],
+    )
+
+
+def _files(snippet: Snippet, content: manifest.Manifest) -> dict[str, bytes]:
+    files = dict(snippet.files)
+    if snippet.source is not None:
+        if content.source_file in files:
+            raise UnprocessableError(f'"source" and "files" both hold {content.source_file!r}', hint="give it once")
+        files = {content.source_file: snippet.source, **files}
+    return files
+
+
+def _step(step: manifest.Step, snippet: Snippet, config: Config, factor: float, free: int) -> Step:
+    """The step with its limits: the server's, or its manifest's, or the snippet's if that asks for less."""
+    kind = "build" if step.name == "build" else "run"
+    asked = snippet.limits.get(step.name, {})
+
+    def limit(name: str, fixed: float | None) -> float:
+        most = fixed if fixed is not None else getattr(config, f"{kind}_{name}")
+        if name in asked and most and asked[name] > most:
+            raise UnprocessableError(
+                f"limits.{step.name}.{name} is {asked[name]:g}; this server allows at most {most:g}",
+                hint=f"ask for less, or raise {kind}_{name} in the server's configuration",
+            )
+        return float(asked.get(name, most))
+
+    argv = [part for piece in step.argv for part in (snippet.args if piece == "{args}" else (piece,))]
+    memory = limit("memory", step.memory) or max(MIN_STEP_MEMORY, free - KERNEL_RESERVE)
+    return Step(
+        name=step.name,
+        argv=tuple(argv),
+        cwd=step.cwd,
+        env=tuple(step.env.items()),
+        wall_ms=max(1, _ms(limit("wall_s", step.wall_s) * factor)),
+        cpu_ms=_ms(limit("cpu_s", step.cpu_s) * factor),
+        memory=int(memory),
+        processes=int(limit("processes", step.processes)),
+        output=int(limit("output", step.output)),
+        file_size=config.file_size,
+        stdin=step.stdin,
+    )
+
+
+def _ms(seconds: float) -> int:
+    """Milliseconds, as far as the protocol's u32 goes (49 days)."""
+    return min(round(seconds * 1000), 0xFFFF_FFFF)

@@ -1,0 +1,165 @@
+"""The routes: one table of what the server answers, from which both the application and openapi.json are made."""
+
+import asyncio
+import dataclasses
+import platform
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from api import openapi
+from api.problems import MediaTypeError, StoppingError, UnprocessableError
+from api.runs import Run
+from api.service import Service
+from api.snippet import Snippet, parse_json, parse_mode
+from mayfly import __version__
+from mayfly.errors import RequestError
+from mayfly.protocol import PROTOCOL_VERSION
+
+SERVICE: web.AppKey[Service] = web.AppKey("service", Service)
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+PLAIN_TYPES = ("application/octet-stream", "application/x-www-form-urlencoded")
+"""Besides text/*, what is taken as the snippet itself; the second is what `curl --data-binary` says by default."""
+
+
+async def start(request: web.Request) -> web.Response:
+    """Accept a snippet and say where its output can be read."""
+    service = request.app[SERVICE]
+    run = service.start(await read_snippet(request))
+    return web.json_response(
+        {
+            "id": run.id,
+            "language": run.language,
+            "version": run.version,
+            "output": run.mode,
+            "output_socket": str(service.output_socket(run)),
+        },
+        status=201,
+        headers={"Location": f"/runs/{run.id}"},
+    )
+
+
+async def run(request: web.Request) -> web.Response:
+    """Run a snippet and answer when it is over. If the client goes away, the run is ended."""
+    service = request.app[SERVICE]
+    found = service.start(await read_snippet(request), publish=False)
+    try:
+        await found.done.wait()
+    except asyncio.CancelledError:
+        await service.end(found, "the client went away")
+        raise
+    return web.json_response(found.to_json())
+
+
+async def get_run(request: web.Request) -> web.Response:
+    """Say how far a run is, and what it has put out."""
+    return web.json_response(_run(request).to_json())
+
+
+async def delete_run(request: web.Request) -> web.Response:
+    """End a run if it is under way, and keep nothing of it."""
+    await request.app[SERVICE].forget(request.match_info["id"])
+    return web.Response(status=204)
+
+
+async def languages(request: web.Request) -> web.Response:
+    """List the languages that can be run."""
+    images = request.app[SERVICE].images.installed()
+    return web.json_response(
+        {
+            "languages": [
+                {
+                    "language": image.manifest.language,
+                    "version": image.manifest.version,
+                    "architecture": image.manifest.arch,
+                    "extensions": image.manifest.extensions,
+                    "source_file": image.manifest.source_file,
+                    "steps": [step.name for step in image.manifest.steps],
+                    "memory": image.manifest.memory,
+                    "image": image.manifest.source.reference,
+                }
+                for image in images
+            ]
+        }
+    )
+
+
+async def healthz(request: web.Request) -> web.Response:
+    """Say whether runs are taken."""
+    service = request.app[SERVICE]
+    if service.stopping:
+        raise StoppingError("the server is stopping", hint="try again when it is back")
+    admission = service.admission
+    return web.json_response(
+        {"status": "ok", "waiting": admission.waiting, "memory_used": admission.used, "memory_budget": admission.budget}
+    )
+
+
+async def version(request: web.Request) -> web.Response:
+    """Say what is running here."""
+    factor = request.app[SERVICE].factor
+    return web.json_response(
+        {"version": __version__, "protocol": PROTOCOL_VERSION, "architecture": platform.machine(), "time_factor": factor}
+    )
+
+
+async def describe(request: web.Request) -> web.Response:
+    """Give this description of the API."""
+    return web.json_response(openapi.describe(ROUTES, __version__))
+
+
+@dataclasses.dataclass(frozen=True)
+class Route:
+    """One route: what openapi.json says of it is the handler's first line, the schemas' names and the statuses."""
+
+    method: str
+    path: str
+    handler: Handler
+    answer: str
+    statuses: tuple[int, ...]
+    snippet: bool = False
+
+
+_START = (201, 400, 404, 413, 415, 422, 429, 503)
+ROUTES: tuple[Route, ...] = (
+    Route("POST", "/start", start, "Started", _START, snippet=True),
+    Route("POST", "/run", run, "Run", (200, *_START[1:]), snippet=True),
+    Route("GET", "/runs/{id}", get_run, "Run", (200, 404)),
+    Route("DELETE", "/runs/{id}", delete_run, "", (204,)),
+    Route("GET", "/languages", languages, "Languages", (200,)),
+    Route("GET", "/healthz", healthz, "Health", (200, 503)),
+    Route("GET", "/version", version, "Version", (200,)),
+    Route("GET", "/openapi.json", describe, "", (200,)),
+)
+
+
+def _run(request: web.Request) -> Run:
+    return request.app[SERVICE].get(request.match_info["id"])
+
+
+async def read_snippet(request: web.Request) -> Snippet:
+    """The snippet in a request: a JSON object, or anything that is not JSON as the source itself.
+
+    Raises:
+        RequestError: as the table in api/problems.py has it.
+    """
+    query: dict[str, Any] = dict(request.query)
+    if unknown := set(query) - {"language", "output"}:
+        raise UnprocessableError(f"unknown parameter {min(unknown)[:80]!r}", hint="the parameters are language and output")
+    if "output" in query:
+        query["output"] = parse_mode(query["output"])
+    kind = request.content_type
+    if kind != "application/json" and not kind.startswith("text/") and kind not in PLAIN_TYPES:
+        raise MediaTypeError(f"a body of the type {kind[:80]!r} is not taken", hint="send the snippet as text/plain, or application/json")
+    try:
+        body = await request.read()
+    except (aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError, web.RequestPayloadError) as error:
+        raise RequestError(f"the body could not be read: {type(error).__name__}") from error
+    if kind != "application/json":
+        return Snippet(source=body, **query)
+    snippet = parse_json(body)
+    if snippet.language and query.get("language", snippet.language) != snippet.language:
+        raise UnprocessableError("the language in the address is not the one in the body", hint="give it once")
+    return dataclasses.replace(snippet, **query)

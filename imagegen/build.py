@@ -1,0 +1,244 @@
+"""Build an image: resolve, pull, merge, prune, add what is ours, write. This file is the story; the chapters are beside it."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import stat
+from pathlib import Path
+
+import mayfly
+from imagegen.compress import compressor
+from imagegen.cpio import Summary, write_cpio
+from imagegen.languages import Language, find_version
+from imagegen.layers import Layer, Limits, Spools, merge
+from imagegen.layout import LayoutSource
+from imagegen.oci import LAYER_TYPES, MACHINE_TO_GOARCH, ResolvedImage, Source, resolve
+from imagegen.progress import Progress
+from imagegen.prune import prune
+from imagegen.reference import LayoutReference, Reference
+from imagegen.registry import RegistrySource
+from imagegen.store import locked, replacing
+from imagegen.tree import Inode, Tree
+from mayfly.errors import ConfigError, ImageError
+from mayfly.files import atomic_write
+from mayfly.manifest import COMPRESSIONS, Manifest, Step, load
+from mayfly.manifest import Source as Origin
+from mayfly.paths import cache_dir, image_dir
+
+MIB = 1 << 20
+AGENTS = Path(__file__).parent / "agents"
+RUNNER = 1000
+"""User and group id of who runs snippets in the guest."""
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_MOUNT_POINTS = ((b"proc", 0o555), (b"sys", 0o555), (b"dev", 0o755), (b"run", 0o755), (b"mayfly", 0o755), (b"tmp", 0o1777))
+_MAX_TEXT = 4 * MIB
+"""passwd, group and a package database are read whole."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to build, and how."""
+
+    language: Language
+    reference: Reference
+    arch: str = "x86_64"
+    compression: str = "zstd"
+    insecure: bool = False
+    force: bool = False
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.arch not in MACHINE_TO_GOARCH:
+            raise ConfigError(f"architecture {self.arch!r} is none of {', '.join(MACHINE_TO_GOARCH)}")
+        if self.compression not in COMPRESSIONS:
+            raise ConfigError(f"compression {self.compression!r} is none of {', '.join(COMPRESSIONS)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Built:
+    """The outcome: the image's manifest and folder, and whether it was there already."""
+
+    manifest: Manifest
+    folder: Path
+    fresh: bool
+
+
+def build(options: Options, progress: Progress) -> Built:
+    """Build the image of a language, or find that it is there already, made of the same things.
+
+    Raises:
+        MayflyError: whatever stands in the way; the image that was there before is untouched.
+    """
+    progress.say(f"{options.language.name} for {options.arch} from {options.reference}")
+    source = open_source(options, progress)
+    agent = read_agent(options.arch)
+    image = resolve(source, options.arch)
+    recipe = recipe_digest(options, image, agent)
+    folder = options.folder or image_dir(options.language.name, options.arch)
+    with locked(folder):
+        if not options.force and (known := _same(folder, recipe)) is not None:
+            return Built(manifest=known, folder=folder, fresh=False)
+        layers = [
+            Layer(path=source.blob(found), compression=LAYER_TYPES[found.media_type], digest=found.digest, diff_id=diff_id)
+            for found, diff_id in zip(image.layers, image.config.diff_ids, strict=True)
+        ]
+        spool_folder = cache_dir() / "spool"
+        spool_folder.mkdir(parents=True, exist_ok=True)
+        with Spools(spool_folder) as spools:
+            with progress.task("merging layers", sum(layer.path.stat().st_size for layer in layers)) as advance:
+                tree = merge(layers, spools, options.limits, lambda index: advance(layers[index].path.stat().st_size))
+            version = version_of(options.language, tree, spools)
+            removed = prune(tree, options.language.prune)
+            progress.say(f"{options.language.name} {version}; pruned {removed // MIB} MiB")
+            furnish(tree, spools, agent)
+            with replacing(folder) as part:
+                summary, size, digest = _write(tree, spools, part / "initramfs", options.compression, progress)
+                manifest = _manifest(options, image, version, summary, agent, recipe, size, digest)
+                with atomic_write(part / "manifest.json") as file:
+                    file.write(manifest.to_json().encode())
+    return Built(manifest=manifest, folder=folder, fresh=True)
+
+
+def open_source(options: Options, progress: Progress) -> Source:
+    """The registry or layout that the reference names; nothing is asked of it yet."""
+    if isinstance(options.reference, LayoutReference):
+        return LayoutSource(options.reference)
+    return RegistrySource(options.reference, cache_dir() / "blobs", insecure=options.insecure, progress=progress)
+
+
+def read_agent(arch: str) -> bytes:
+    """The agent's executable. Raises ImageError if it was never built."""
+    path = AGENTS / f"mayfly-agent.{arch}"
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise ImageError(f"{path} is missing", hint="build it: make agent") from error
+
+
+@functools.cache
+def _generator_digest() -> str:
+    """A digest over this package's own files: another generator may write another image of the same things."""
+    hasher = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        hasher.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return hasher.hexdigest()
+
+
+def recipe_digest(options: Options, image: ResolvedImage, agent: bytes) -> str:
+    """A digest over all that decides on the bytes of an image. Where they came from does not: the manifest's digest says what they are."""
+    recipe = {
+        "agent": hashlib.sha256(agent).hexdigest(),
+        "arch": options.arch,
+        "compression": options.compression,
+        "generator": _generator_digest(),
+        "language": options.language.digest,
+        "manifest": image.manifest_digest,
+    }
+    return f"sha256:{hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()}"
+
+
+def _same(folder: Path, recipe: str) -> Manifest | None:
+    try:
+        known = load(folder)
+    except ImageError:
+        return None
+    return known if known.recipe_digest == recipe else None
+
+
+def version_of(language: Language, tree: Tree, spools: Spools) -> str:
+    """The language's version as the image's files show it. Raises ImageError if they show none: it is another image then."""
+
+    def read(path: str) -> bytes | None:
+        node = tree.find(path.encode())
+        if node is None or not stat.S_ISREG(node.inode.mode) or node.inode.size > _MAX_TEXT:
+            return None
+        return spools.read(node.inode.content)
+
+    version = find_version(language.version, (path for path, _ in tree.walk()), read)
+    if version is None:
+        raise ImageError(f"the image shows no version of {language.name}", hint="is it an image of that language? give another --image")
+    return version
+
+
+def furnish(tree: Tree, spools: Spools, agent: bytes) -> None:
+    """Add what the guest needs beside the toolchain: the agent, mount points, the user that snippets run as, /etc/hosts."""
+    for path, mode in _MOUNT_POINTS:
+        if path != b"tmp":
+            tree.root.children.pop(path, None)
+        tree.put(path, Inode(mode=stat.S_IFDIR | mode))
+    tree.put(b"work", Inode(mode=stat.S_IFDIR | 0o755, uid=RUNNER, gid=RUNNER))
+    tree.put(b"init", Inode(mode=stat.S_IFREG | 0o755, content=agent))
+    _add_line(tree, spools, b"etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n", b"runner:x:%d:%d::/work:/bin/sh\n" % (RUNNER, RUNNER))
+    _add_line(tree, spools, b"etc/group", b"root:x:0:\n", b"runner:x:%d:\n" % RUNNER)
+    hosts = b"127.0.0.1 localhost\n::1 localhost\n"
+    tree.put(b"etc/hosts", Inode(mode=stat.S_IFREG | 0o644, content=hosts))
+
+
+def _add_line(tree: Tree, spools: Spools, path: bytes, initial: bytes, line: bytes) -> None:
+    """Add a line to a database of users unless it has an entry of that id."""
+    node = tree.find(path)
+    text = initial
+    if node is not None and stat.S_ISREG(node.inode.mode) and node.inode.size <= _MAX_TEXT:
+        text = spools.read(node.inode.content)
+    if any(known.split(b":")[2:3] == [b"%d" % RUNNER] for known in text.splitlines()):
+        return
+    if text and not text.endswith(b"\n"):
+        text += b"\n"
+    tree.put(path, Inode(mode=stat.S_IFREG | 0o644, content=text + line))
+
+
+def _write(tree: Tree, spools: Spools, path: Path, compression: str, progress: Progress) -> tuple[Summary, int, str]:
+    total = sum(node.inode.size for _, node in tree.walk())
+    title = f"writing ({compression})"
+    with atomic_write(path) as file, progress.task(title, total) as advance, compressor(compression, file) as write:
+
+        def put(data: bytes) -> None:
+            write(data)
+            advance(len(data))
+
+        summary = write_cpio(tree, spools.chunks, put)
+    with path.open("rb") as written:
+        digest = hashlib.file_digest(written, "sha256").hexdigest()
+    return summary, path.stat().st_size, f"sha256:{digest}"
+
+
+def _manifest(
+    options: Options, image: ResolvedImage, version: str, summary: Summary, agent: bytes, recipe: str, size: int, digest: str
+) -> Manifest:
+    language = options.language
+    needed = size + summary.rounded_size + language.working_memory
+    return Manifest(
+        language=language.name,
+        version=version,
+        arch=options.arch,
+        extensions=language.extensions,
+        source_file=language.source_file,
+        steps=_steps(language, image.config.working_dir),
+        env={"PATH": DEFAULT_PATH, **image.config.env, **language.env},
+        source=Origin(
+            reference=str(options.reference),
+            manifest_digest=image.manifest_digest,
+            config_digest=image.config_digest,
+            layers=tuple(layer.digest for layer in image.layers),
+        ),
+        compression=options.compression,
+        initramfs_size=size,
+        initramfs_digest=digest,
+        end_marker=summary.end_marker,
+        unpacked_size=summary.unpacked_size,
+        entries=summary.entries,
+        memory=-(-needed // MIB) * MIB,
+        agent_digest=f"sha256:{hashlib.sha256(agent).hexdigest()}",
+        generator=f"imagegen {mayfly.__version__}",
+        recipe_digest=recipe,
+    )
+
+
+def _steps(language: Language, working_dir: str) -> tuple[Step, ...]:
+    """The language's steps; those that state no directory of their own run in the image's WorkingDir."""
+    usual = working_dir if working_dir.startswith("/") else "/work"
+    return tuple(
+        step if stated else dataclasses.replace(step, cwd=usual) for step, stated in zip(language.steps, language.stated_cwd, strict=True)
+    )

@@ -1,0 +1,143 @@
+"""Languages, each the whole of it in one YAML file beside this one: where its image comes from, what stays of it, how a snippet is run."""
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from imagegen.prune import Pruner
+from mayfly.errors import ConfigError, UnknownLanguageError
+from mayfly.manifest import Step
+
+FOLDER = Path(__file__).parent
+MIB = 1 << 20
+_NAME = re.compile(r"[a-z][a-z0-9+-]{0,31}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VersionRule:
+    """Where an image shows the language's version: group 1 of `pattern`, in a path's name (`file` is None) or in the text of `file`."""
+
+    pattern: str
+    file: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Language:
+    """What a language's file says. `digest` is of the file's bytes; `working_memory` is in bytes.
+
+    `stated_cwd` tells for each step whether the file gives its directory; the others run in the image's WorkingDir.
+    """
+
+    name: str
+    image: str
+    extensions: tuple[str, ...]
+    source_file: str
+    version: tuple[VersionRule, ...]
+    working_memory: int
+    steps: tuple[Step, ...]
+    stated_cwd: tuple[bool, ...]
+    prune: tuple[str, ...]
+    env: Mapping[str, str]
+    digest: str
+
+
+def known_languages() -> list[str]:
+    """The names of all languages, sorted."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load_language(name: str, folder: Path = FOLDER) -> Language:
+    """Read a language's file.
+
+    Raises:
+        UnknownLanguageError: there is none of that name.
+        ConfigError: it says something that makes no sense.
+    """
+    path = folder / f"{name}.yaml"
+    if not _NAME.fullmatch(name) or not path.is_file():
+        raise UnknownLanguageError(f"language {name!r} is not known", hint=f"known: {', '.join(known_languages())}")
+    return parse_language(path.read_bytes(), str(path))
+
+
+def parse_language(data: bytes, origin: str) -> Language:
+    """Parse and check a language's YAML. Raises ConfigError, which names `origin` and the field."""
+    try:
+        raw = yaml.safe_load(data)
+        language = Language(
+            name=_text(raw, "name"),
+            image=_text(raw, "image"),
+            extensions=_texts(raw, "extensions"),
+            source_file=_text(raw, "source_file"),
+            version=tuple(_version_rule(rule) for rule in raw["version"]),
+            working_memory=_number(raw, "working_memory_mib") * MIB,
+            steps=tuple(_step(step) for step in raw["steps"]),
+            stated_cwd=tuple("cwd" in step for step in raw["steps"]),
+            prune=_texts(raw, "prune"),
+            env={str(key): str(value) for key, value in (raw.get("env") or {}).items()},
+            digest=f"sha256:{hashlib.sha256(data).hexdigest()}",
+        )
+        Pruner(language.prune)
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, re.error) as error:
+        raise ConfigError(f"{origin}: {type(error).__name__}: {error}", hint="compare it with languages/rust.yaml") from error
+    if not _NAME.fullmatch(language.name) or "/" in language.source_file or not language.steps:
+        raise ConfigError(f"{origin}: name, source_file or steps are not usable")
+    return language
+
+
+def _text(raw: Mapping[str, Any], key: str) -> str:
+    value = raw[key]
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{key} is {value!r}, not a text")
+    return value
+
+
+def _texts(raw: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    value = raw[key]
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"{key} is {value!r}, not a list of texts")
+    return tuple(value)
+
+
+def _number(raw: Mapping[str, Any], key: str) -> int:
+    value = raw[key]
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        raise ValueError(f"{key} is {value!r}, not a number above 0")
+    return value
+
+
+def _version_rule(raw: Mapping[str, Any]) -> VersionRule:
+    file = raw.get("file")
+    rule = VersionRule(pattern=_text(raw, "pattern" if file else "path"), file=file)
+    if re.compile(rule.pattern).groups != 1:
+        raise ValueError(f"version pattern {rule.pattern!r} has not exactly one group")
+    return rule
+
+
+def _step(raw: Mapping[str, Any]) -> Step:
+    known = {field.name for field in dataclasses.fields(Step)}
+    if unknown := set(raw) - known:
+        raise ValueError(f"step has the unknown field {sorted(unknown)[0]!r}")
+    return Step(**{**raw, "argv": _texts(raw, "argv")})
+
+
+def find_version(rules: Iterable[VersionRule], paths: Iterable[bytes], read: Callable[[str], bytes | None]) -> str | None:
+    """The version that an image's files show, without running any of them: the first rule that finds something counts.
+
+    `paths` are all names of the image, sorted; `read` gives a file's contents, or None where there is no such file.
+    """
+    names = [path.decode("utf-8", "replace") for path in paths]
+    for rule in rules:
+        pattern = re.compile(rule.pattern)
+        if rule.file is None:
+            found = next((match for name in names if (match := pattern.fullmatch(name))), None)
+        else:
+            text = read(rule.file)
+            found = pattern.search(text.decode("utf-8", "replace")) if text is not None else None
+        if found:
+            return found[1]
+    return None

@@ -1,0 +1,76 @@
+"""Remove what a language does not need, by globs.
+
+A glob is matched against whole paths below the root: `*` and `?` stop at a slash, `**` does not, `{a,b}` is either. A match takes what is
+beneath it along. A glob after `!` takes paths back in; the last glob that matches decides.
+"""
+
+import re
+from collections.abc import Sequence
+
+from imagegen.tree import Node, Tree
+
+
+def translate(glob: str) -> str:
+    """The regular expression of a glob, for a match of a path or of one of its parents."""
+    parts = []
+    depth = 0
+    for token in re.findall(r"\*\*/|\*\*|\*|\?|\{|\}|,|[^*?{},]+", glob):
+        match token:
+            case "**/":
+                parts.append("(?:.*/)?")
+            case "**":
+                parts.append(".*")
+            case "*":
+                parts.append("[^/]*")
+            case "?":
+                parts.append("[^/]")
+            case "{":
+                depth += 1
+                parts.append("(?:")
+            case "}" if depth:
+                depth -= 1
+                parts.append(")")
+            case "," if depth:
+                parts.append("|")
+            case _:
+                parts.append(re.escape(token))
+    if depth:
+        raise ValueError(f"glob {glob!r} has an unclosed brace")
+    return f"{''.join(parts)}(?:/.*)?"
+
+
+class Pruner:
+    """Decides for a path whether the globs take it out."""
+
+    def __init__(self, globs: Sequence[str]) -> None:
+        self._rules = [
+            (not glob.startswith("!"), re.compile(translate(glob.removeprefix("!").strip("/")).encode(), re.DOTALL)) for glob in globs
+        ]
+
+    def __call__(self, path: bytes) -> bool:
+        """Whether `path` goes."""
+        for removes, pattern in reversed(self._rules):
+            if pattern.fullmatch(path):
+                return removes
+        return False
+
+
+def prune(tree: Tree, globs: Sequence[str]) -> int:
+    """Remove from `tree` what the globs match; directories that a glob matched go once they are empty. Returns the bytes removed.
+
+    A file with several names counts once for each that goes.
+    """
+    pruner = Pruner(globs)
+
+    def visit(node: Node, prefix: bytes) -> int:
+        removed = 0
+        for name, child in list(node.children.items()):
+            path = prefix + name
+            if child.is_dir:
+                removed += visit(child, path + b"/")
+            if not child.children and pruner(path):
+                removed += child.inode.size
+                del node.children[name]
+        return removed
+
+    return visit(tree.root, b"")

@@ -1,0 +1,38 @@
+"""Where Mayfly keeps things: the XDG folders, looked up at each call so that a changed environment counts."""
+
+import os
+from pathlib import Path
+
+
+def _xdg(variable: str, default: str) -> Path:
+    value = os.environ.get(variable, "")
+    base = Path(value) if value.startswith("/") else Path.home() / default
+    return base / "mayfly"
+
+
+def config_file() -> Path:
+    """`$XDG_CONFIG_HOME/mayfly/config.yaml`; it need not exist."""
+    return _xdg("XDG_CONFIG_HOME", ".config") / "config.yaml"
+
+
+def data_dir() -> Path:
+    """State worth keeping: images."""
+    return _xdg("XDG_DATA_HOME", ".local/share")
+
+
+def cache_dir() -> Path:
+    """What can be made or fetched again: blobs, kernels."""
+    return _xdg("XDG_CACHE_HOME", ".cache")
+
+
+def runtime_dir() -> Path:
+    """Sockets. `$XDG_RUNTIME_DIR/mayfly`, or `/run/mayfly` for root and `/tmp/mayfly-UID` for others where it is unset."""
+    value = os.environ.get("XDG_RUNTIME_DIR", "")
+    if value.startswith("/"):
+        return Path(value) / "mayfly"
+    return Path("/run/mayfly") if os.geteuid() == 0 else Path(f"/tmp/mayfly-{os.geteuid()}")  # noqa: S108 (made 0700, its owner checked)
+
+
+def image_dir(language: str, arch: str) -> Path:
+    """The folder of one built image: `initramfs` and `manifest.json`. `language` may carry a version (`rust@1.85`)."""
+    return data_dir() / "images" / language / arch

@@ -1,0 +1,177 @@
+"""One run of a command in the emulated KVM host: QEMU's processor emulation has hardware virtualisation, this machine's KVM may not.
+
+The host's root file system is this machine's, over 9p. The command's streams go over virtio ports; /init (guest-init.sh) counts what
+was written to them, so that this side knows when it has everything.
+"""
+
+import contextlib
+import os
+import select
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import hostfiles
+
+# ERMS: an emulated `rep movsb` moves byte by byte; without the bit Linux copies and clears memory by words, ten times as fast.
+CPU = "max,erms=off,fsrm=off,la57=off,vgif=off"
+# No randomised addresses, neither the kernel's nor programs': emulation translates code again for each address that it is seen at.
+CMDLINE = "console=ttyS0 quiet loglevel=1 panic=-1 mitigations=off nokaslr norandmaps audit=0 random.trust_cpu=on cgroup_no_v1=all"
+# This machine's files change under the guest only where somebody edits them; what it writes itself is flushed at the end.
+CACHE_9P = "loose"
+PORTS = ("stdin", "stdout", "stderr", "status")
+HERE = Path(__file__).resolve().parent
+
+
+def command_script(command: Sequence[str], environment: Mapping[str, str], folder: str) -> bytes:
+    """The shell script that runs `command` in `folder` with this environment and no other."""
+    variables = [f"{name}={value}" for name, value in environment.items()]
+    line = shlex.join(["exec", "/usr/bin/env", "-i", *variables, *command])
+    return os.fsencode(f"cd {shlex.quote(folder)} || exit 125\n{line}\n")
+
+
+def settings(tools: Sequence[Path], data: Path) -> bytes:
+    """The variables that /init reads."""
+    values = {"CACHE": CACHE_9P, "TOOLS": " ".join(map(str, tools)), "OUTER_DATA": str(data)}
+    return os.fsencode("".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items()))
+
+
+class Emulator:
+    """QEMU with one command in it. Made by `start`; `wait` relays the streams and gives the command's exit status."""
+
+    def __init__(self, process: subprocess.Popen[bytes], sockets: Mapping[str, socket.socket], console: Path) -> None:
+        self._process = process
+        self._sockets = sockets
+        self._console = console
+
+    @classmethod
+    def start(cls, *, kernel: Path, initrd: Path, disks: Sequence[Path], memory: int, cpus: int, console: Path) -> "Emulator":
+        """Start QEMU. It is killed when this process ends, however that happens."""
+        pairs = {name: socket.socketpair() for name in PORTS}
+        command = ["setpriv", "--pdeathsig", "KILL", "--", "qemu-system-x86_64"]
+        command += ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-machine", "q35,accel=tcg", "-cpu", CPU]
+        command += ["-smp", str(cpus), "-m", f"{memory >> 20}", "-kernel", str(kernel), "-initrd", str(initrd), "-append", CMDLINE]
+        command += ["-chardev", f"file,id=console,path={_option(console)}", "-serial", "chardev:console"]
+        command += ["-fsdev", "local,id=root,path=/,security_model=none,multidevs=remap"]
+        command += ["-device", "virtio-9p-pci,fsdev=root,mount_tag=root"]
+        command += ["-device", "virtio-rng-pci", "-device", "virtio-serial-pci,max_ports=8"]
+        for number, name in enumerate(PORTS, 1):
+            command += ["-chardev", f"socket,id={name},fd={pairs[name][1].fileno()}"]
+            command += ["-device", f"virtserialport,chardev={name},name={name},nr={number}"]
+        for number, disk in enumerate(disks):
+            # `unsafe`: what the guest has written is in this machine's page cache, and only this machine's crash could lose it.
+            drive = f"if=none,id=disk{number},format=raw,cache=unsafe,readonly={'on' if number else 'off'},file={_option(disk)}"
+            command += ["-drive", drive]
+            command += ["-device", f"virtio-blk-pci,drive=disk{number}"]
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=2, pass_fds=[pair[1].fileno() for pair in pairs.values()], start_new_session=True
+        )
+        for _, theirs in pairs.values():
+            theirs.close()
+        return cls(process, {name: ours for name, (ours, _) in pairs.items()}, console)
+
+    def kill(self) -> None:
+        """End QEMU, and wait until it is gone."""
+        self._process.kill()
+        self._process.wait()
+
+    def wait(self) -> int:
+        """Relay until the command is over and all it wrote has arrived; its exit status, or 125 when the emulated host failed."""
+        threading.Thread(target=self._feed, daemon=True).start()
+        counts = {"stdout": 0, "stderr": 0}
+        targets = {"stdout": 1, "stderr": 2}
+        report = b""
+        reading = {self._sockets[name]: name for name in ("stdout", "stderr", "status")}
+        while reading:
+            for ready in select.select(list(reading), [], [])[0]:
+                name = reading[ready]
+                data = ready.recv(1 << 16)
+                if not data:
+                    del reading[ready]
+                elif name == "status":
+                    report += data
+                else:
+                    _write(targets[name], data)
+                    counts[name] += len(data)
+            if report.endswith(b"\n"):
+                status, written_out, written_err = map(int, report.split())
+                if counts == {"stdout": written_out, "stderr": written_err}:
+                    self.kill()
+                    return status
+        self.kill()
+        tail = self._console.read_text(errors="replace")[-4000:].strip() if self._console.exists() else ""
+        print(f"with-kvm: the emulated host ended before the command did; the end of its console:\n{tail}", file=sys.stderr)
+        return 125
+
+    def _feed(self) -> None:
+        """Send standard input, in a thread as only such a one may block on a file or a terminal. Its end is sent too."""
+        port = self._sockets["stdin"]
+        with contextlib.suppress(OSError):  # no standard input, a terminal that is not ours, or the emulated host is gone
+            while data := os.read(0, 1 << 16):
+                port.sendall(data)
+        with contextlib.suppress(OSError):
+            port.shutdown(socket.SHUT_WR)
+
+
+def _option(path: Path) -> str:
+    """A file name inside one of QEMU's option lists, where a comma is doubled."""
+    return str(path).replace(",", ",,")
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def run(
+    command: Sequence[str], *, cache: Path, data: Path, tools: Sequence[Path], environment: Mapping[str, str], memory: int, cpus: int
+) -> int:
+    """Run `command` in the emulated host and give its exit status. `environment` is the whole of the command's."""
+    cache.mkdir(parents=True, exist_ok=True)
+    held = hostfiles.lock(cache)
+    try:
+        kernel, modules = hostfiles.kernel(cache)
+        disks = [hostfiles.state_disk(cache)]
+        if tools:
+            disks.append(hostfiles.tool_disk(cache, tools))
+        own = hostfiles.cpio(
+            [
+                ("init", 0o100755, (HERE / "guest-init.sh").read_bytes()),
+                ("settings", 0o100644, settings(tools, data)),
+                ("command", 0o100600, command_script(command, environment, str(Path.cwd()))),
+            ]
+        )
+        with tempfile.NamedTemporaryFile(dir=cache, prefix="initrd-") as initrd:
+            initrd.write(modules.read_bytes() + own)
+            initrd.flush()
+            (cache / "console.log").unlink(missing_ok=True)
+            emulator = Emulator.start(
+                kernel=kernel, initrd=Path(initrd.name), disks=disks, memory=memory, cpus=cpus, console=cache / "console.log"
+            )
+
+            ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+            def stop(number: int, _frame: object) -> NoReturn:
+                for another in ends:  # a second one would find Popen's lock held, for ever
+                    signal.signal(another, signal.SIG_IGN)
+                emulator.kill()
+                sys.exit(128 + number)
+
+            for number in ends:
+                signal.signal(number, stop)
+            signal.signal(signal.SIGTTIN, signal.SIG_IGN)
+            try:
+                return emulator.wait()
+            except BrokenPipeError:
+                emulator.kill()  # nobody reads the output any more
+                return 128 + signal.SIGPIPE
+    finally:
+        os.close(held)

@@ -1,0 +1,231 @@
+"""What the emulated KVM host boots from, made on first use and kept in $XDG_CACHE_HOME/mayfly/kvm-host.
+
+KERNEL-VERSION/vmlinuz    of Debian's package, unpacked, never installed
+KERNEL-VERSION/modules    cpio: /init's tools and the few modules it loads, in order
+tools-HASH.ext4           the Python libraries in use, read-only: over 9p, imports take seconds
+state.ext4                the disk for images, snapshots and caches; it stays
+"""
+
+import fcntl
+import gzip
+import hashlib
+import lzma
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+STATE_SIZE = "24G"
+TOOL_DISKS = 3  # kept: several checkouts, each with an environment of its own, may take turns
+MODULES = (
+    # module, options; in an order that meets needs which no module declares (ext4's checksums)
+    ("virtio_pci", ""),
+    ("virtio_console", ""),
+    ("virtio_blk", ""),
+    ("virtio_rng", ""),
+    ("9pnet_virtio", ""),
+    ("9p", ""),
+    ("crc32c_generic", ""),
+    ("ext4", ""),
+    ("tun", ""),
+    ("kvm-amd", "nested=0"),
+)
+
+RECIPE = hashlib.sha256(repr(MODULES).encode()).hexdigest()[:8]
+SIGNED = b"~Module signature appended~\n"
+LEFT_OUT = {"site-packages", "dist-packages", "test", "idlelib", "ensurepip"}
+
+
+class HostFilesError(Exception):
+    """Something that the emulated host needs cannot be had; the message says what to do."""
+
+
+def cpio(entries: Iterable[tuple[str, int, bytes]]) -> bytes:
+    """A newc archive, without its end, of (path, mode with file type, content); the kernel takes several, one behind the other."""
+    archive = bytearray()
+    for number, (path, mode, content) in enumerate([*entries, ("TRAILER!!!", 0, b"")], 1):
+        name = path.encode() + b"\0"
+        fields = (number, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name), 0)
+        for part in (b"070701" + b"".join(b"%08x" % field for field in fields) + name, content):
+            archive += part + bytes(-len(part) % 4)
+    return bytes(archive)
+
+
+def _run(*command: str | Path, cwd: Path | None = None) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise HostFilesError(f"{' '.join(map(str, command))}: {(done.stderr or done.stdout).strip()}")
+    return done.stdout
+
+
+def kernel(cache: Path) -> tuple[Path, Path]:
+    """Kernel and modules archive, from the newest folder that the cache has, else from Debian's repository."""
+    kept = sorted(cache.glob(f"*.{RECIPE}/modules"), key=lambda path: path.stat().st_mtime)
+    if not kept:
+        kept = [_fetch_kernel(cache)]
+    return kept[-1].with_name("vmlinux"), kept[-1]
+
+
+def _fetch_kernel(cache: Path) -> Path:
+    package = _run("apt-cache", "show", "--no-all-versions", "linux-image-amd64")
+    depends = re.search(r"^Depends: (linux-image-[^ ,]+)", package, re.MULTILINE)
+    if not depends:
+        raise HostFilesError("Debian's linux-image-amd64 cannot be found; run 'apt-get update'")
+    print(f"with-kvm: fetching {depends[1]} for the emulated host (once)", file=sys.stderr)
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        work = Path(folder)
+        _run("apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", depends[1], cwd=work)
+        _run("dpkg-deb", "-x", next(work.glob("*.deb")), work / "root")
+        version = depends[1].removeprefix("linux-image-")
+        result = work / "result"
+        result.mkdir()
+        (result / "vmlinux").write_bytes(unpacked_kernel((work / f"root/boot/vmlinuz-{version}").read_bytes()))
+        tree = next(work.glob(f"root/**/lib/modules/{version}"))
+        (result / "modules").write_bytes(_modules_archive(tree))
+        result.rename(cache / f"{version}.{RECIPE}")
+    return cache / f"{version}.{RECIPE}/modules"
+
+
+def unpacked_kernel(image: bytes) -> bytes:
+    """The ELF file inside a bzImage (Linux Documentation/arch/x86/boot.rst); the image itself where its compression is an unusual one."""
+    sectors = image[0x1F1] or 4
+    offset, length = struct.unpack_from("<II", image, 0x248)
+    start = (sectors + 1) * 512 + offset
+    payload = image[start : start + length - 4]  # behind it is its unpacked size
+    if payload.startswith(b"\xfd7zXZ"):
+        return lzma.decompress(payload)
+    if payload.startswith(b"\x1f\x8b"):
+        return gzip.decompress(payload)
+    if payload.startswith(b"\x28\xb5\x2f\xfd") and shutil.which("zstd"):
+        return subprocess.run(["zstd", "-dc"], input=payload, capture_output=True, check=True).stdout
+    return image
+
+
+def unsigned(module: bytes) -> bytes:
+    """A kernel module without the signature at its end: checking it takes longer than the loading."""
+    body = module.removesuffix(SIGNED)
+    return module if body is module else body[: -12 - int.from_bytes(body[-4:], "big")]
+
+
+def _modules_archive(tree: Path) -> bytes:
+    """A cpio with busybox and MODULES, each behind those that it depends on, and /modules/order for /init to follow."""
+    files = {re.sub(r"\.ko(\.xz)?$", "", path.name).replace("-", "_"): path for path in tree.rglob("*.ko*")}
+    builtin = {Path(line).stem.replace("-", "_") for line in (tree / "modules.builtin").read_text().split()}
+    options = {name.replace("-", "_"): words for name, words in MODULES}
+    loaded: dict[str, bytes] = {}
+
+    def load(name: str) -> None:
+        if name in loaded or name in builtin:
+            return
+        if name not in files:
+            raise HostFilesError(f"{tree.name} has no module {name}")
+        data = files[name].read_bytes()
+        data = lzma.decompress(data) if files[name].suffix == ".xz" else data
+        depends = re.search(rb"\0depends=([^\0]*)\0", data)
+        for other in depends[1].decode().split(",") if depends else ():
+            if other:
+                load(other.replace("-", "_"))
+        loaded[name] = unsigned(data)
+
+    for name in options:
+        load(name)
+    busybox = shutil.which("busybox")
+    if not busybox:
+        raise HostFilesError("busybox is missing")
+    order = "".join(f"{name} {options.get(name, '')}\n" for name in loaded)
+    folders = [(name, 0o040755, b"") for name in ("bin", "modules", "dev")]
+    files_in = [("bin/busybox", 0o100755, Path(busybox).read_bytes()), ("modules/order", 0o100644, order.encode())]
+    return cpio([*folders, *files_in, *((f"modules/{name}", 0o100644, data) for name, data in loaded.items())])
+
+
+def state_disk(cache: Path) -> Path:
+    """The state disk, made on first use and checked on each. The caller holds its lock."""
+    disk = cache / "state.ext4"
+    if not disk.exists():
+        new = disk.with_suffix(".new")
+        new.unlink(missing_ok=True)
+        _run("mke2fs", "-q", "-t", "ext4", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0", new, STATE_SIZE)
+        new.rename(disk)
+    check = subprocess.run(["e2fsck", "-p", disk], capture_output=True, text=True, check=False)
+    if check.returncode >= 4:
+        raise HostFilesError(f"{disk} is damaged; what it holds can be made again, so remove it ({check.stdout.strip()})")
+    return disk
+
+
+def lock(cache: Path) -> int:
+    """Wait until no other emulated host uses the state disk. Held as long as the descriptor is open."""
+    descriptor = os.open(cache / "state.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"with-kvm: another emulated host uses {cache}/state.ext4; waiting until it ends", file=sys.stderr)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
+
+
+def tool_disk(cache: Path, folders: Sequence[Path]) -> Path:
+    """A disk with copies of `folders`, as /0, /1, …; made again when a file in them has changed."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path, size, time in _files(folder):
+            digest.update(f"{path}\0{size}\0{time}\n".encode("utf-8", "surrogateescape"))
+    disk = cache / f"tools-{digest.hexdigest()[:16]}.ext4"
+    if disk.exists():
+        return disk
+    print("with-kvm: putting the Python libraries on a disk for the emulated host (when they changed)", file=sys.stderr)
+    with tempfile.TemporaryDirectory(dir=cache) as work:
+        tree, new = Path(work) / "tree", Path(work) / "disk"
+        tree.mkdir()
+        for number, folder in enumerate(folders):
+            shutil.copytree(folder, tree / str(number), symlinks=True, ignore=_left_out, copy_function=_link_or_copy)
+        entries = sum(len(names) + len(files) for _, names, files in os.walk(tree))
+        size = sum(path.lstat().st_blocks * 512 for path in tree.rglob("*"))
+        _run(
+            "mke2fs",
+            "-q",
+            "-t",
+            "ext4",
+            "-O",
+            "^has_journal",
+            "-m",
+            "0",
+            "-N",
+            str(entries + 100),
+            "-d",
+            tree,
+            new,
+            f"{size * 115 // 100 // 1024 + 8192}k",
+        )
+        disks = sorted(cache.glob("tools-*.ext4"), key=lambda path: path.stat().st_mtime)
+        for old in disks[: -(TOOL_DISKS - 1)]:
+            old.unlink()
+        new.rename(disk)
+    return disk
+
+
+def _left_out(folder: str, names: list[str]) -> set[str]:
+    """Of Python's own library: its tests, and packages that do not belong to the environment."""
+    return LEFT_OUT.intersection(names) if "os.py" in names else set()
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _files(folder: Path) -> Iterator[tuple[str, int, int]]:
+    """Path, size and time of each file in `folder`, sorted. Compiled Python is left out: it follows from the rest."""
+    for top, names, files in os.walk(folder):
+        names[:] = sorted(set(names) - _left_out(top, names + files))
+        for name in sorted(files):
+            if not name.endswith(".pyc"):
+                path = os.path.join(top, name)  # noqa: PTH118 (thousands of them: Path is five times slower)
+                status = os.lstat(path)
+                yield path, status.st_size, status.st_mtime_ns

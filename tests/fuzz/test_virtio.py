@@ -1,0 +1,43 @@
+"""Invariant: whatever a guest writes, no exception, no access outside its RAM, no kick over 100 ms of CPU, no growth over 1 MiB."""
+
+import tracemalloc
+
+import pytest
+
+from tests.fuzz.virtio_fuzzer import FUZZERS, KICK_LIMIT_S
+from tests.scale import scaled
+
+CHAINS = 200_000
+SEEDS = 8
+GROWTH_CHAINS = 2_000
+GROWTH_LIMIT = 1 << 20
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+@pytest.mark.parametrize("device", sorted(FUZZERS))
+def test_no_exception_and_no_slow_kick(device: str, seed: int) -> None:
+    fuzzer = FUZZERS[device](seed)
+    while fuzzer.chains < scaled(CHAINS) // SEEDS:
+        fuzzer.step()
+    assert fuzzer.slowest < KICK_LIMIT_S
+    assert fuzzer.driver.interrupts
+    assert len(fuzzer.driver.transport.misuse) >= 10  # it got to many of the things that a guest can do wrong
+
+
+@pytest.mark.parametrize("device", sorted(FUZZERS))
+def test_no_growth(device: str) -> None:
+    fuzzer = FUZZERS[device](1)
+    while fuzzer.chains < GROWTH_CHAINS // 4:
+        fuzzer.step()
+    fuzzer.take_back()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        while fuzzer.chains < GROWTH_CHAINS:
+            fuzzer.step()
+        fuzzer.take_back()
+        after, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < GROWTH_LIMIT
+    assert peak - before < GROWTH_LIMIT

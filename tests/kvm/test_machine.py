@@ -1,0 +1,240 @@
+"""Machines with tiny guests on the real /dev/kvm: console, channel, reset, crashes, stopping."""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mayfly.errors import BootError, ConfigError, GuestError
+from tests.kvm import tiny
+from vmm.channel import SerialChannel
+from vmm.config import MIB, Channel, MachineConfig
+from vmm.eventloop import EventLoop
+from vmm.machine import End, Machine, build_machine
+
+pytestmark = pytest.mark.kvm
+
+RESET = "mov al, 0xfe\nout 0x64, al\n1: jmp 1b\n"
+OUT2_RTS = "mov dx, 0x2fc\nmov al, 0x0a\nout dx, al\n"
+ECHO = (
+    OUT2_RTS
+    + """
+again:  mov dx, 0x2fd
+        in al, dx
+        test al, 1
+        jz again
+        mov dx, 0x2f8
+        in al, dx
+        mov bl, al
+wait:   mov dx, 0x2fd
+        in al, dx
+        test al, 0x20
+        jz wait
+        mov dx, 0x2f8
+        mov al, bl
+        out dx, al
+        jmp again
+"""
+)
+
+
+class Running:
+    """A machine that runs in a thread of the test's."""
+
+    def __init__(self, kernel: Path, *, channel: socket.socket | None = None, cpus: int = 1) -> None:
+        self.console = bytearray()
+        config = MachineConfig(
+            kernel=str(kernel), memory=16 * MIB, cpus=cpus, channel=Channel.NONE if channel is None else Channel.SERIAL, user=None
+        )
+        self.loop = EventLoop()
+        self.machine: Machine = build_machine(config, loop=self.loop, channel=channel, console=self.console.extend)
+
+    def run(self) -> End:
+        return self.machine.run()
+
+    def close(self) -> None:
+        self.machine.close()
+        self.loop.__exit__(None, None, None)
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[list[Running]]:
+    running: list[Running] = []
+    yield running
+    for one in running:
+        one.close()
+
+
+def start(started: list[Running], tmp_path: Path, source: str, channel: socket.socket | None = None, cpus: int = 1) -> Running:
+    running = Running(tiny.build(tmp_path, source), channel=channel, cpus=cpus)
+    started.append(running)
+    return running
+
+
+def test_prints_on_the_boot_console_and_resets(started: list[Running], tmp_path: Path) -> None:
+    running = start(started, tmp_path, "mov dx, 0x3f8\nmov al, 'H'\nout dx, al\nmov al, 'i'\nout dx, al\n" + RESET)
+    assert running.run() is End.RESET
+    assert running.console == b"Hi"
+    assert running.machine.exits() == {"io 0x3f8": 2, "io 0x60": 1, "total": 3, "channel-data": 0}
+
+
+def test_rsi_points_at_boot_params_with_the_boot_flag(started: list[Running], tmp_path: Path) -> None:
+    running = start(started, tmp_path, "mov al, [rsi + 0x1fe]\nmov dx, 0x3f8\nout dx, al\nmov al, [rsi + 0x1ff]\nout dx, al\n" + RESET)
+    assert running.run() is End.RESET
+    assert running.console == b"\x55\xaa"
+
+
+def test_a_crash_is_an_error_with_registers(started: list[Running], tmp_path: Path) -> None:
+    running = start(started, tmp_path, "lidt [zero]\nud2\nzero: .quad 0, 0\n")
+    assert running.run() is End.ERROR
+    assert isinstance(running.machine.error, GuestError)
+    assert "rip=0x" in running.machine.error.message
+
+
+SPIN, HALT, PRINT, TOUCH = "1: jmp 1b\n", "1: hlt\njmp 1b\n", "mov dx, 0x3f8\n1: out dx, al\njmp 1b\n", "1: mov eax, [0x20000000]\njmp 1b\n"
+
+
+@pytest.mark.parametrize("body", [SPIN, HALT, PRINT, TOUCH])
+def test_stops_within_a_second_whatever_the_guest_does(started: list[Running], tmp_path: Path, body: str) -> None:
+    running = start(started, tmp_path, body, cpus=2)
+    timer = threading.Timer(0.2, running.machine.finish, [End.STOPPED])
+    timer.start()
+    assert running.run() is End.STOPPED
+    timer.join()
+    began = time.monotonic()
+    for vcpu in running.machine.vcpus:
+        vcpu.join(1.0)
+        assert not vcpu.is_alive()
+    assert time.monotonic() - began < 1.0
+
+
+def test_every_byte_comes_back_through_the_serial_channel(started: list[Running], tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    data = os.urandom(20_000)
+    echoed = bytearray()
+
+    def talk() -> None:
+        writer = threading.Thread(target=ours.sendall, args=[data])
+        writer.start()
+        while len(echoed) < len(data):
+            echoed.extend(ours.recv(4096))
+        writer.join()
+        ours.close()
+
+    with theirs:
+        running = start(started, tmp_path, ECHO, channel=theirs)
+        talker = threading.Thread(target=talk)
+        talker.start()
+        assert running.run() is End.CHANNEL_CLOSED
+        talker.join()
+    assert echoed == data
+    assert running.machine.exits()["channel-data"] == 2 * len(data)
+
+
+def test_a_reader_that_waits_loses_nothing(started: list[Running], tmp_path: Path) -> None:
+    """The guest heeds CTS; the socket's other end reads only after the guest has seen CTS go down."""
+    count = 80_000
+    source = f"""
+        mov dx, 0x2fc
+        mov al, 0x0b
+        out dx, al
+        mov ecx, {count}
+        xor ebx, ebx
+next:   mov dx, 0x2fe
+        in al, dx
+        test al, 0x10
+        jnz send
+        mov dx, 0x3f8
+        mov al, 'C'
+        out dx, al
+hold:   mov dx, 0x2fe
+        in al, dx
+        test al, 0x10
+        jz hold
+send:   mov dx, 0x2f8
+        mov al, bl
+        out dx, al
+        inc ebx
+        dec ecx
+        jnz next
+    """
+    ours, theirs = socket.socketpair()
+    for end in (ours, theirs):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+    held = threading.Event()
+    got = bytearray()
+
+    def read() -> None:
+        held.wait(60)
+        while len(got) < count:
+            got.extend(ours.recv(65536))
+        ours.close()
+
+    with theirs:
+        running = start(started, tmp_path, source + "1: jmp 1b\n", channel=theirs)
+        original = running.machine.boot_console._on_output
+
+        def console() -> None:
+            original()
+            held.set()
+
+        running.machine.boot_console._on_output = console
+        reader = threading.Thread(target=read)
+        reader.start()
+        running.run()
+        reader.join()
+    assert bytes(got) == bytes(index & 0xFF for index in range(count))
+    assert b"C" in running.console
+
+
+def test_a_guest_that_ignores_cts_is_bounded(started: list[Running], tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+    with ours, theirs:
+        running = start(started, tmp_path, "mov dx, 0x2f8\nmov ecx, 150000\n1: out dx, al\ndec ecx\njnz 1b\n" + RESET, channel=theirs)
+        assert running.run() is End.RESET
+        assert isinstance(running.machine.channel, SerialChannel)
+        assert running.machine.channel.serial.overruns > 0
+
+
+def test_a_second_processor_starts(started: list[Running], tmp_path: Path) -> None:
+    # x2APIC on, INIT and start-up IPI to APIC 1; its real-mode code at 0x8000 writes to the console, then this one resets.
+    source = f"""
+        mov edi, 0x8000
+        lea rsi, [trampoline]
+        mov ecx, 16
+        rep movsb
+        mov ecx, 0x1b
+        rdmsr
+        or eax, 0xc00
+        wrmsr
+        mov ecx, 0x830
+        mov edx, 1
+        mov eax, 0x4500
+        wrmsr
+        mov eax, 0x4608
+        wrmsr
+wait:   cmp byte ptr [0x8800], 0x42
+        jne wait
+        {RESET}
+trampoline: .byte 0xba, 0xf8, 0x03, 0xb0, 'A', 0xee, 0xb0, 0x42, 0xa2, 0x00, 0x88, 0xf4, 0xeb, 0xfd, 0, 0
+    """
+    running = start(started, tmp_path, source, cpus=2)
+    assert running.run() is End.RESET
+    assert running.console == b"A"
+
+
+def test_a_file_that_is_no_kernel_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "kernel"
+    path.write_bytes(b"#!/bin/sh\n" * 100)
+    with pytest.raises(BootError, match="not an ELF file"):
+        Running(path)
+
+
+def test_a_kernel_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Running(tmp_path / "none")

@@ -1,0 +1,70 @@
+"""What a test must not leave behind: open descriptors, child processes, listening Unix sockets."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+GRACE_S = 5.0
+"""A process that has been told to end may take this long."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Holdings:
+    """What this process holds: descriptors with what they are open on, children with their command lines, sockets with their paths."""
+
+    descriptors: frozenset[tuple[str, str]]
+    children: frozenset[tuple[str, str]]
+    sockets: frozenset[str]
+
+    @classmethod
+    def now(cls) -> Self:
+        """Look."""
+        return cls(frozenset(_descriptors()), frozenset(_children()), frozenset(_sockets()))
+
+    def beyond(self, before: "Holdings") -> list[str]:
+        """In words, what is here that was not there `before`."""
+        words = [f"descriptor {number} on {target}" for number, target in sorted(self.descriptors - before.descriptors)]
+        words += [f"child process {pid}: {command}" for pid, command in sorted(self.children - before.children)]
+        return words + [f"Unix socket {path}" for path in sorted(self.sockets - before.sockets)]
+
+
+@contextmanager
+def none_left() -> Iterator[None]:
+    """Raise AssertionError if, five seconds after the block, more is held than before it."""
+    before = Holdings.now()
+    yield
+    until = time.monotonic() + GRACE_S
+    while left := Holdings.now().beyond(before):
+        assert time.monotonic() < until, "left behind: " + "; ".join(left)
+        time.sleep(0.02)  # between two looks at what has no event to wait for
+
+
+def _descriptors() -> Iterator[tuple[str, str]]:
+    for link in list(Path("/proc/self/fd").iterdir()):
+        try:
+            yield link.name, str(link.readlink())
+        except FileNotFoundError:
+            continue  # the descriptor of the listing itself
+
+
+def _children() -> Iterator[tuple[str, str]]:
+    """Children of any thread, zombies too."""
+    for thread in Path("/proc/self/task").iterdir():
+        for pid in (thread / "children").read_text().split():
+            try:
+                yield pid, Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+            except OSError:
+                continue
+
+
+def _sockets() -> Iterator[str]:
+    """Paths below the temporary and run-time folders that a Unix socket is bound to."""
+    roots = tuple(folder for folder in (os.environ.get("TMPDIR", "/tmp"), os.environ.get("XDG_RUNTIME_DIR", "")) if folder)
+    for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+        words = line.split(maxsplit=7)
+        if len(words) == 8 and words[7].startswith(roots):
+            yield words[7]

@@ -1,0 +1,142 @@
+"""Images as a guest's kernel unpacks them: each compression, entry by entry, and Rust as Docker's images lay it out."""
+
+import hashlib
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from imagegen.build import Options, build
+from imagegen.languages import parse_language
+from imagegen.progress import Silent
+from imagegen.reference import LayoutReference
+from mayfly import paths
+from mayfly.manifest import COMPRESSIONS
+from tests.scale import FULL
+from tests.unit.imagegen_kit import LayoutMaker, directory, hard_link, member, symlink, tar
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[2]
+DEADLINE_S = 500
+DOCKER_IMAGE = ROOT / "build" / "rust-docker"
+"""Made by `scripts/build-image rust --layout docker --output build/rust-docker`, outside of the emulated host."""
+LANGUAGE = b"""
+name: probe
+image: docker.io/library/probe
+extensions: [.probe]
+source_file: main.probe
+version: [{path: 'tree/version-([0-9]+)'}]
+working_memory_mib: 96
+steps:
+  - {name: build, argv: [sh, -n, main.probe], cwd: /work}
+  - {name: run, argv: [sh, main.probe], cwd: /work}
+prune: []
+"""
+NOISE = hashlib.shake_256(b"noise").digest(9 << 20)
+"""More than one of lz4's blocks of 8 MiB, and nothing that compresses."""
+LOOK = """
+find /tree -exec stat -c '%n|%f|%u|%g|%s|%i' {} +
+readlink /tree/link
+sha256sum /tree/noise /tree/zeros /tree/deep/other
+"""
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A data folder with this host's kernels and no images; it is emptied at once, as it may be in memory."""
+    folder = tmp_path / "data"
+    (folder / "mayfly").mkdir(parents=True)
+    (folder / "mayfly" / "kernel").symlink_to((paths.data_dir() / "kernel").resolve())
+    monkeypatch.setenv("XDG_DATA_HOME", str(folder))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    yield folder
+    shutil.rmtree(tmp_path)
+
+
+def _layout(folder: Path) -> Path:
+    applets = [symlink(b"bin/%s" % name, b"busybox") for name in (b"sh", b"find", b"stat", b"readlink", b"sha256sum")]
+    base = tar(
+        member(b"bin/busybox", Path("/bin/busybox").read_bytes(), mode=0o755),
+        *applets,
+        directory(b"tree"),
+        member(b"tree/version-1"),
+        member(b"tree/gone", b"to be whited out"),
+        member(b"tree/zeros", bytes(20_000_001)),
+        directory(b"tree/deep", mode=0o755, uid=7, gid=1000),
+    )
+    top = tar(
+        member(b"tree/.wh.gone"),
+        member(b"tree/noise", NOISE, mode=0o604, uid=70_000),
+        hard_link(b"tree/deep/other", b"tree/noise"),
+        symlink(b"tree/link", b"deep/../noise"),
+        member(b"tree/odd \xff name", b"12345", mode=0o4755),
+        member(b"tree/empty"),
+        member(b"tree/pipe", kind=b"6", mode=0o600),
+        directory(b"tree/" + b"/".join([b"d" * 14] * 6)),
+    )
+    maker = LayoutMaker(folder)
+    return maker.finish(maker.image([maker.layer(base), maker.layer(top, "zstd")]))
+
+
+def _expected() -> list[bytes]:
+    """What stat says in the guest of each name below /tree: mode in hex, owner, group, size of what has one."""
+    deep = {b"/".join([b"", b"tree", *[b"d" * 14] * count]): (stat.S_IFDIR | 0o755, 0, 0, 0) for count in range(1, 7)}
+    entries = {
+        b"/tree": (stat.S_IFDIR | 0o755, 0, 0, 0),
+        b"/tree/version-1": (stat.S_IFREG | 0o644, 0, 0, 0),
+        b"/tree/zeros": (stat.S_IFREG | 0o644, 0, 0, 20_000_001),
+        b"/tree/deep": (stat.S_IFDIR | 0o755, 7, 1000, 0),
+        b"/tree/noise": (stat.S_IFREG | 0o604, 70_000, 0, len(NOISE)),
+        b"/tree/deep/other": (stat.S_IFREG | 0o604, 70_000, 0, len(NOISE)),
+        b"/tree/link": (stat.S_IFLNK | 0o777, 0, 0, 13),
+        b"/tree/odd \xff name": (stat.S_IFREG | 0o4755, 0, 0, 5),
+        b"/tree/empty": (stat.S_IFREG | 0o644, 0, 0, 0),
+        b"/tree/pipe": (stat.S_IFIFO | 0o600, 0, 0, 0),
+        **deep,
+    }
+    return sorted(b"%s|%x|%d|%d|%d" % (name, *fields) for name, fields in entries.items())
+
+
+def _mayfly_run(source: Path) -> "subprocess.CompletedProcess[bytes]":
+    command = [sys.executable, "-m", "api.cli", "run", str(source)]
+    return subprocess.run(command, capture_output=True, timeout=DEADLINE_S, check=False, cwd=ROOT)
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_the_kernel_sees_what_was_merged(compression: str, data: Path, tmp_path: Path) -> None:
+    layout = _layout(tmp_path / "layout")
+    language = parse_language(LANGUAGE, "probe")
+    build(Options(language=language, reference=LayoutReference(path=layout), compression=compression), Silent())
+    source = tmp_path / "look.probe"
+    source.write_text(LOOK)
+    done = _mayfly_run(source)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")[-3000:]
+    *listing, target, noise, zeros, other = done.stdout.rstrip(b"\n").split(b"\n")
+    seen, inodes = [], {}
+    for line in listing:
+        name, mode, uid, gid, size, inode = line.split(b"|")
+        if stat.S_ISDIR(int(mode, 16)):
+            size = b"0"
+        seen.append(b"|".join((name, mode, uid, gid, size)))
+        inodes[name] = inode
+    assert sorted(seen) == _expected()
+    assert target == b"deep/../noise"
+    assert noise.split()[0].decode() == other.split()[0].decode() == hashlib.sha256(NOISE).hexdigest()
+    assert zeros.split()[0].decode() == hashlib.sha256(bytes(20_000_001)).hexdigest()
+    assert inodes[b"/tree/noise"] == inodes[b"/tree/deep/other"]
+
+
+@pytest.mark.skipif(not FULL, reason="only in the whole counts (make test-all)")
+@pytest.mark.slow
+def test_rust_as_docker_lays_it_out_runs(data: Path, tmp_path: Path) -> None:
+    assert DOCKER_IMAGE.is_dir(), "make it first: scripts/build-image rust --layout docker --output build/rust-docker"
+    shutil.copytree(DOCKER_IMAGE, paths.image_dir("rust", "x86_64"))
+    source = tmp_path / "hello.rs"
+    source.write_text('fn main() { println!("from {}", std::env::var("CARGO_HOME").unwrap()); }')
+    done = _mayfly_run(source)
+    assert (done.returncode, done.stdout) == (0, b"from /usr/local/cargo\n"), done.stderr.decode(errors="replace")[-3000:]

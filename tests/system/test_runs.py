@@ -1,0 +1,178 @@
+"""`mayfly run` with real machines and real rustc: what each kind of program comes to, and that nothing is left of any."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+from tests.scale import FULL
+
+pytestmark = [pytest.mark.system, pytest.mark.slow]
+
+Results: TypeAlias = "dict[str, Future[subprocess.CompletedProcess[bytes]]]"
+
+DEADLINE_S = 600
+AT_ONCE = 1
+"""Two machines at a time have brought the emulated host's kernel down (QEMU 7.2)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """A program, how it is run, and what must come of it; the `quick` ones are not for the whole counts only."""
+
+    name: str
+    source: str
+    options: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    stdin: bytes = b""
+    status: int = 0
+    quick: bool = False
+    stdout: bytes | None = b""
+    stderr: str = ""
+
+
+def printing(text: str) -> str:
+    return f'fn main() {{ print!("{text}"); }}'
+
+
+CASES = [
+    Case(name="prints", quick=True, source=printing("hello"), stdout=b"hello"),
+    Case(name="over the serial port", quick=True, source=printing("by wire"), options=("--channel", "serial"), stdout=b"by wire"),
+    Case(name="exits with 7", quick=True, source="fn main() { std::process::exit(7) }", status=7),
+    Case(name="does not compile", quick=True, source='fn main() { let x: i32 = "text"; }', status=1, stderr="mismatched types"),
+    Case(name="panics", quick=True, source='fn main() { panic!("no way on") }', status=101, stderr="no way on"),
+    Case(name="aborts", quick=True, source="fn main() { std::process::abort() }", status=134),
+    Case(
+        name="reads standard input and arguments",
+        quick=True,
+        source="""
+            use std::io::Read;
+            fn main() {
+                let mut text = String::new();
+                std::io::stdin().read_to_string(&mut text).unwrap();
+                println!("{} {:?}", text.to_uppercase(), std::env::args().skip(1).collect::<Vec<_>>());
+            }
+        """,
+        stdin=b"some words",
+        args=("a", "b c"),
+        stdout=b'SOME WORDS ["a", "b c"]\n',
+    ),
+    Case(
+        name="prints over its limit on a serial port",
+        quick=True,
+        source='fn main() { for _ in 0..2000 { println!("{}", "x".repeat(63)) } }',
+        options=("--channel", "serial", "--output-limit", "16K"),
+        stdout=(b"x" * 63 + b"\n") * 256,
+        stderr="stdout was cut",
+    ),
+    Case(name="loops", quick=True, source="fn main() { loop {} }", options=("--wall", "1"), status=124, stderr="wall"),
+    Case(
+        name="forks without end",
+        quick=True,
+        source="""
+            extern "C" { fn fork() -> i32; }
+            fn main() { loop { unsafe { fork(); } } }
+        """,
+        options=("--wall", "2"),
+        status=124,
+    ),
+    Case(
+        name="takes all memory",
+        source="fn main() { let mut all = Vec::new(); loop { all.push(vec![1u8; 1 << 20]); } }",
+        options=("--run-memory", "64M"),
+        status=124,
+        stderr="memory",
+    ),
+    Case(
+        name="kills its process group",
+        source="""
+            extern "C" { fn kill(pid: i32, signal: i32) -> i32; }
+            fn main() { unsafe { kill(0, 9); } loop {} }
+        """,
+        status=137,
+    ),
+    Case(
+        name="kills everything that it may",
+        source="""
+            extern "C" { fn kill(pid: i32, signal: i32) -> i32; }
+            fn main() { unsafe { kill(-1, 9); } println!("alone"); }
+        """,
+        stdout=b"alone\n",
+    ),
+    Case(
+        name="prints what is not UTF-8",
+        source=r'use std::io::Write; fn main() { std::io::stdout().write_all(b"\xff\xfe\x00\n").unwrap(); }',
+        stdout=b"\xff\xfe\x00\n",
+    ),
+    Case(name="is empty", source="", status=1, stderr="main"),
+    Case(name="has 64 KiB", source=(printing("long") + "\n// ").ljust(65536, "y"), stdout=b"long"),
+    Case(name="ends while its input comes", source=printing("enough"), stdin=b"line\n" * 400_000, stdout=b"enough"),
+]
+
+
+def mayfly(*arguments: str | Path, stdin: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
+    """Run the real command."""
+    command = [sys.executable, "-m", "api.cli", *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, timeout=DEADLINE_S, check=False)
+
+
+@pytest.fixture(scope="module")
+def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Results]:
+    """All selected cases, some of them at once: most of their time a guest compiles."""
+    calls = [getattr(item, "callspec", None) for item in request.session.items]
+    selected: list[Case] = [call.params["case"] for call in calls if call and "case" in call.params]
+    folder = tmp_path_factory.mktemp("snippets")
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        futures = {}
+        for number, case in enumerate(selected):
+            source = folder / f"{number}.rs"
+            source.write_text(case.source)
+            futures[case.name] = pool.submit(mayfly, "run", *case.options, source, "--", *case.args, stdin=case.stdin)
+        yield futures
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.quick or FULL], ids=lambda case: case.name)
+@pytest.mark.timeout(DEADLINE_S)
+def test_a_program_comes_to_its_end(case: Case, results: Results) -> None:
+    done = results[case.name].result()
+    message = f"status {done.returncode}, stdout {done.stdout[:200]!r}, stderr {done.stderr.decode(errors='replace')[-3000:]}"
+    assert done.returncode == case.status, message
+    assert case.stdout is None or done.stdout == case.stdout, message
+    assert case.stderr in done.stderr.decode(), message
+
+
+def test_nothing_is_left(results: Results) -> None:
+    for future in results.values():
+        future.result()
+    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.parent.name != str(os.getpid())]
+    assert not [command for command in commands if b"vmm.zygote" in command]
+
+
+@pytest.mark.timeout(DEADLINE_S)
+def test_output_arrives_while_the_program_runs(tmp_path: Path) -> None:
+    """The program waits for input after its first line, which is sent only when that line has come; both streams keep their order."""
+    source = tmp_path / "talk.rs"
+    source.write_text("""
+        use std::io::Write;
+        fn main() {
+            println!("first");
+            let mut line = String::new();
+            std::io::stdin().read_line(&mut line).unwrap();
+            eprintln!("second");
+            std::io::stdout().write_all(line.as_bytes()).unwrap();
+        }
+    """)
+    command = [sys.executable, "-m", "api.cli", "run", str(source)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"first\n"
+        assert process.poll() is None
+        stdout, stderr = process.communicate(b"third\n", timeout=DEADLINE_S)
+    assert (stdout, stderr, process.returncode) == (b"third\n", b"second\n", 0)

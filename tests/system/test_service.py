@@ -1,0 +1,321 @@
+"""The server with real machines of the toy language: curl and socat as a user would, kill -9 of each process, boots that fail."""
+
+import contextlib
+import http.client
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mayfly import paths
+from tests.system import toy
+from vmm.config import MIB
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
+
+DEADLINE_S = 300.0
+GONE_S = 5.0
+ENDLESS = "echo started; while :; do :; done"
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "api.cli", *map(str, arguments)]
+
+
+def direct_children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def children(pid: int) -> list[int]:
+    """All descendants of a process."""
+    return [descendant for child in direct_children(pid) for descendant in (child, *children(child))]
+
+
+def wait_gone(pids: list[int]) -> bool:
+    """Whether all of these processes, none of them our children, end within GONE_S each."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            fd = os.pidfd_open(pid)
+            try:
+                if not select.select([fd], [], [], GONE_S)[0]:
+                    return False
+            finally:
+                os.close(fd)
+    return True
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=DEADLINE_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(DEADLINE_S)
+        self.sock.connect(str(self._path))
+
+
+class Server:
+    """A `mayfly serve`."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.socket = folder / "api.sock"
+        self.process = subprocess.Popen(command("serve", "--socket", self.socket, *options), stderr=subprocess.PIPE, cwd=folder)
+        assert self.process.stderr is not None
+        while b"listening" not in (line := self.process.stderr.readline()):
+            assert line, "the server did not come up"
+
+    def request(self, method: str, address: str, body: bytes = b"") -> tuple[int, Any]:
+        connection = UnixConnection(self.socket)
+        try:
+            connection.request(method, address, body, {"Content-Type": "text/plain"})
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read() or b"null")
+        finally:
+            connection.close()
+
+    def start(self, source: str, output: str = "raw") -> tuple[str, Path]:
+        status, answer = self.request("POST", f"/start?language=toy&output={output}", source.encode())
+        assert status == 201, answer
+        return answer["id"], Path(answer["output_socket"])
+
+    def started(self) -> socket.socket:
+        """A run that has printed and goes on for ever: its output socket."""
+        _, output = self.start(ENDLESS)
+        reader = connect(output)
+        assert reader.recv(8, socket.MSG_WAITALL) == b"started\n"
+        return reader
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        self.process.wait(30)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+
+def connect(path: Path) -> socket.socket:
+    reader = socket.socket(socket.AF_UNIX)
+    reader.settimeout(DEADLINE_S)
+    reader.connect(str(path))
+    return reader
+
+
+def read_all(reader: socket.socket) -> bytes:
+    return b"".join(iter(lambda: reader.recv(65536), b""))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A data folder with the kernel, and no images but those that tests make."""
+    kernel = paths.data_dir() / "kernel"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        paths.data_dir().mkdir()
+        (paths.data_dir() / "kernel").symlink_to(kernel)
+        toy.build()
+        yield
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder for sockets, whose path is short enough for one."""
+    with tempfile.TemporaryDirectory(prefix="mayfly-") as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """One server for all tests that do not harm it: starting one takes longer than a run."""
+    with tempfile.TemporaryDirectory(prefix="mayfly-") as name:
+        server = Server(Path(name))
+        yield server
+        server.close()
+
+
+def fail(server: Server, language: str) -> str:
+    """Run something in a language whose image is broken; the error's text, hint and console."""
+    status, result = server.request("POST", f"/run?language={language}", b"true")
+    assert (status, result["status"], result["exit_status"]) == (200, "error", 125), result
+    return " ".join(str(value) for value in result["error"].values())
+
+
+@pytest.mark.parametrize("channel", ["serial", "virtio"])
+def test_curl_posts_and_socat_reads(folder: Path, channel: str) -> None:
+    server = Server(folder, "--channel", channel)
+    snippet = folder / "snippet.toy"
+    snippet.write_text("echo one; echo two >&2; echo three")
+    curl = ["curl", "-sS", "--unix-socket", str(server.socket), "--data-binary", f"@{snippet}", "http://localhost/start?language=toy"]
+    answer = json.loads(subprocess.run(curl, capture_output=True, check=True).stdout)
+    # As on a terminal: when its standard input ends, socat waits for half a second only.
+    with subprocess.Popen(
+        ["socat", "-", f"UNIX-CONNECT:{answer['output_socket']}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as socat:
+        assert socat.stdout is not None
+        output = socat.stdout.read()
+    assert sorted(output.split()) == [b"one", b"three", b"two"]
+    assert output.index(b"one") < output.index(b"three")
+    assert (server.socket.stat().st_mode & 0o777, Path(answer["output_socket"]).stat().st_mode & 0o777) == (0o600, 0o600)
+    server.close()
+    assert not [path for path in folder.rglob("*") if path.is_socket()]
+
+
+def test_run_answers_with_the_result(server: Server) -> None:
+    status, result = server.request("POST", "/run?language=toy", b"echo out; echo err >&2; exit 3")
+    assert (status, result["status"], result["exit_status"]) == (200, "failed", 3)
+    assert [step["step"] for step in result["steps"]] == ["build", "run"]
+    assert (result["steps"][1]["stdout"], result["steps"][1]["stderr"]) == ("out\n", "err\n")
+
+
+def test_deleting_a_run_ends_its_machine(server: Server) -> None:
+    identifier, output = server.start(ENDLESS)
+    reader = connect(output)
+    assert reader.recv(8, socket.MSG_WAITALL) == b"started\n"
+    (zygote,) = direct_children(server.process.pid)
+    machines = children(zygote)
+    assert len(machines) == 1
+    assert server.request("DELETE", f"/runs/{identifier}")[0] == 204
+    assert wait_gone(machines)
+    read_all(reader)
+    reader.close()
+
+
+def test_killing_the_server_leaves_no_process_and_the_next_one_works(folder: Path) -> None:
+    server = Server(folder)
+    reader = server.started()
+    family = children(server.process.pid)
+    assert len(family) == 2
+    server.process.kill()
+    server.process.wait()
+    assert wait_gone(family)
+    read_all(reader)
+    reader.close()
+    server.close()
+    after = Server(folder)
+    assert after.request("POST", "/run?language=toy", b"echo again")[1]["steps"][1]["stdout"] == "again\n"
+    after.close()
+
+
+def test_killing_the_zygote_ends_the_run_and_the_next_one_works(server: Server) -> None:
+    reader = server.started()
+    family = children(server.process.pid)
+    os.kill(direct_children(server.process.pid)[0], signal.SIGKILL)
+    read_all(reader)
+    reader.close()
+    assert wait_gone(family)
+    assert server.request("POST", "/run?language=toy", b"echo again")[1]["steps"][1]["stdout"] == "again\n"
+
+
+def test_killing_a_vmm_process_ends_its_run_only(server: Server) -> None:
+    first, second = server.started(), server.started()
+    (zygote,) = direct_children(server.process.pid)
+    machines = sorted(children(zygote))
+    assert len(machines) == 2
+    os.kill(machines[0], signal.SIGKILL)
+    assert wait_gone(machines[:1])
+    ready = select.select([first, second], [], [], DEADLINE_S)[0]
+    assert len(ready) == 1
+    read_all(ready[0])
+    os.kill(machines[1], 0)  # still there
+    first.close()
+    second.close()
+
+
+def test_a_kernel_that_cannot_boot_shows_its_console(server: Server) -> None:
+    toy.build("noinit", agent=b"#!/bin/nothing\n")
+    assert "Kernel panic" in fail(server, "noinit")
+
+
+def test_a_file_that_is_no_kernel_is_named(folder: Path) -> None:
+    kernel, snippet = folder / "kernel", folder / "snippet.toy"
+    kernel.write_text("no kernel")
+    snippet.write_text("true")
+    done = subprocess.run(command("run", "--kernel", kernel, snippet), capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    assert (done.returncode, "not an ELF file" in done.stderr) == (125, True), done.stderr
+
+
+def test_an_archive_larger_than_the_memory_is_named(server: Server) -> None:
+    toy.build("toolarge", memory=64 * MIB, ballast=80 * MIB)
+    error = fail(server, "toolarge")
+    assert "does not fit" in error
+    assert "more memory" in error
+
+
+def test_a_root_that_does_not_fit_is_noticed(server: Server) -> None:
+    toy.build("truncated", memory=160 * MIB, ballast=90 * MIB)
+    error = fail(server, "truncated")
+    assert "more memory" in error or "Kernel panic" in error
+
+
+def test_an_image_without_its_end_is_noticed(server: Server) -> None:
+    toy.build("endless", end_marker=False)
+    assert "the root is incomplete" in fail(server, "endless")
+
+
+def test_an_image_that_was_cut_short_is_refused(server: Server) -> None:
+    archive = toy.build("short") / "initramfs"
+    os.truncate(archive, archive.stat().st_size - 4096)
+    status, answer = server.request("POST", "/run?language=short", b"true")
+    assert "imagegen build" in json.dumps(answer), (status, answer)
+
+
+def test_without_permission_for_kvm_the_error_says_what_to_do(folder: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can become a user without permission")
+    device = Path("/dev/kvm")
+    mode = device.stat().st_mode & 0o777
+    snippet = folder / "snippet.toy"
+    snippet.write_text("true")
+    # A copy that `nobody` may read, as the folders above are the test's own.
+    shared = Path("/run/mayfly-test-nobody")
+    shutil.copytree(paths.data_dir() / "images", shared / "mayfly/images")
+    shutil.copy(snippet, shared)
+    (shared / "mayfly/kernel").symlink_to((paths.data_dir() / "kernel").resolve())
+    device.chmod(0o600)
+    try:
+        environment = {**os.environ, "XDG_DATA_HOME": str(shared), "XDG_RUNTIME_DIR": "/tmp", "HOME": "/nonexistent"}
+        become = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        done = subprocess.run(
+            [*become, *command("run", shared / "snippet.toy")], capture_output=True, text=True, env=environment, check=False
+        )
+    finally:
+        device.chmod(mode)
+        shutil.rmtree(shared)
+    assert (done.returncode, "usermod -aG kvm" in done.stderr) == (125, True), done.stderr
+
+
+def test_a_body_over_the_limit_and_an_unknown_language_are_refused(server: Server) -> None:
+    assert server.request("POST", "/run?language=toy", b"#" * (33 << 20))[0] == 413
+    status, answer = server.request("POST", "/run?language=cobol", b"x")
+    assert (status, answer["error"]["code"]) == (404, "unknown_language")
+
+
+def test_the_example_backend_streams_a_run(server: Server) -> None:
+    script = Path(__file__).resolve().parents[2] / "examples/polycode-backend/backend.py"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    start = [sys.executable, "-u", str(script), "--socket", str(server.socket), "--port", str(port)]
+    with subprocess.Popen(start, stdout=subprocess.PIPE) as backend:
+        assert backend.stdout is not None
+        backend.stdout.readline()
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)
+        body = json.dumps({"language": "toy", "source": "echo hello; exit 4"})
+        connection.request("POST", "/run", body, {"Content-Type": "application/json"})
+        lines = [json.loads(line) for line in connection.getresponse().read().splitlines()]
+        connection.close()
+        backend.terminate()
+    assert "hello\n" in [line.get("data") for line in lines]
+    assert lines[-1]["exit_code"] == 4

@@ -1,0 +1,111 @@
+"""scripts/with-kvm: the command's streams, arguments, folder and exit status are its own, and nothing outlives it.
+
+Outside an emulated host these tests start one, several seconds each; inside, they see the direct way.
+"""
+
+import hashlib
+import os
+import pty
+import random
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+WITH_KVM = [sys.executable, str(ROOT / "scripts/with-kvm")]
+DEADLINE_S = 240
+BLOB = random.Random(6).randbytes(1 << 20)  # any bytes, the same each time
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+EVERYTHING = """
+import hashlib, os, sys
+data = sys.stdin.buffer.read()
+print(hashlib.sha256(data).hexdigest(), os.getcwd(), sys.argv[1:], os.environ["SPECIAL"], file=sys.stderr)
+sys.stdout.buffer.write(data[::-1])
+sys.stdout.flush()
+open("/dev/stdout", "wb").write(b"reopened")
+open("/dev/kvm", "r+b").close()
+sys.exit(7)
+"""
+
+
+def test_streams_arguments_and_exit_status_are_the_commands_own(tmp_path: Path) -> None:
+    arguments = ["two words", "it's", 'a "quote"', "", "$HOME `id` \\", "new\nline", "ü"]
+    done = subprocess.run(
+        [*WITH_KVM, sys.executable, "-c", EVERYTHING, *arguments],
+        input=BLOB,
+        capture_output=True,
+        cwd=ROOT / "tests",
+        env={**os.environ, "SPECIAL": "a 'b'\n\"c\""},
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    lines = done.stderr.decode()
+    assert done.returncode == 7, lines
+    assert lines.startswith("with-kvm: ")
+    assert f"{hashlib.sha256(BLOB).hexdigest()} {ROOT / 'tests'} {arguments} a 'b'\n\"c\"\n" in lines
+    assert done.stdout == BLOB[::-1] + b"reopened"
+
+
+def test_on_a_terminal_and_with_a_child_left_behind() -> None:
+    """Standard streams that are a terminal carry the same bytes; a process that the command leaves behind delays nothing."""
+    ours, theirs = pty.openpty()
+    started = subprocess.Popen([*WITH_KVM, "sh", "-c", "sleep 1000 & echo done; kill -9 $$"], stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    text = b""
+    until = time.monotonic() + DEADLINE_S
+    while b"done\r\n" not in text:
+        assert select.select([ours], [], [], until - time.monotonic())[0], text
+        text += os.read(ours, 4096)
+    status = started.wait(DEADLINE_S)
+    os.close(ours)
+    assert status in (137, -9), text  # a shell's way to say that signal 9 ended the command, or the command itself
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_signal_ends_it_and_all_that_it_started(number: signal.Signals) -> None:
+    started = subprocess.Popen([*WITH_KVM, "sleep", "1000"], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert started.stderr
+    line = started.stderr.readline()
+    children: list[int] = []
+    if b"emulated" in line and b"running here" not in line:
+        until = time.monotonic() + DEADLINE_S
+        while not children and time.monotonic() < until:
+            children = [pid for pid in _children(started.pid) if b"qemu-system" in _cmdline(pid)]
+        assert children
+    started.send_signal(number)
+    assert started.wait(20) in (-number, 128 + number)
+    started.stderr.close()
+    until = time.monotonic() + 5
+    while any(_cmdline(pid) for pid in children):
+        assert time.monotonic() < until, f"{children} still run"
+
+
+def test_a_command_that_is_not_there() -> None:
+    done = subprocess.run([*WITH_KVM, "no-such-command"], stdin=subprocess.DEVNULL, capture_output=True, timeout=DEADLINE_S, check=False)
+    assert done.returncode == 127
+    assert b"no-such-command" in done.stderr
+
+
+def test_wrong_use_is_told_apart() -> None:
+    assert subprocess.run(WITH_KVM, capture_output=True, check=False).returncode == 2
+    arm = subprocess.run([*WITH_KVM, "--arch", "aarch64", "true"], capture_output=True, check=False)
+    assert arm.returncode == 125
+    assert b"aarch64 is not built yet" in arm.stderr
+
+
+def _children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _cmdline(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

@@ -1,0 +1,19 @@
+"""The `mayfly` command with machines that are ordinary processes; the first argument is the agents' fault, or `-`."""
+
+import sys
+
+import vmm.zygote
+from api import cli
+from tests.unit.api_fakes import FakeZygote
+
+fault = sys.argv.pop(1).removeprefix("-")
+
+
+class Zygote(FakeZygote):
+    @classmethod
+    def start(cls) -> "Zygote":
+        return cls(fault)
+
+
+vmm.zygote.Zygote = Zygote  # type: ignore[assignment,misc]
+cli.main()

@@ -1,0 +1,134 @@
+"""A registry in this process that serves an OCI layout and misbehaves as told."""
+
+import dataclasses
+import http.server
+import json
+import re
+import threading
+from pathlib import Path
+from typing import Any, Self
+
+
+@dataclasses.dataclass
+class Faults:
+    """What goes wrong. Counts are used up, one at a request."""
+
+    status: list[int] = dataclasses.field(default_factory=list)
+    """Answer the next requests so."""
+    cut_blobs_at: list[int] = dataclasses.field(default_factory=list)
+    """Break the next blobs' answers off after so many bytes of the body."""
+    no_range: bool = False
+    """Take no notice of Range."""
+    garble: bool = False
+    """Change a byte of every blob."""
+    longer: bool = False
+    """Send more than was asked for."""
+    token: str | None = None
+    """Ask for this bearer token, which anyone gets."""
+
+
+class FakeRegistry:
+    """Serves `layout` as repository `test`. A context manager; `requests` has what was asked, with its Range."""
+
+    def __init__(self, layout: Path, faults: Faults | None = None) -> None:
+        self.layout = layout
+        self.faults = faults or Faults()
+        self.requests: list[tuple[str, str]] = []
+        registry = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                registry.answer(self)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = False
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+
+    @property
+    def address(self) -> str:
+        """host:port"""
+        return f"127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def answer(self, request: http.server.BaseHTTPRequestHandler) -> None:
+        """One request."""
+        self.requests.append((request.path, request.headers.get("Range", "")))
+        if request.path.startswith("/token"):
+            self._send(request, 200, b'{"token": "%s"}' % str(self.faults.token).encode(), "application/json")
+            return
+        if self.faults.token is not None and request.headers.get("Authorization") != f"Bearer {self.faults.token}":
+            challenge = f'Bearer realm="http://{self.address}/token",service="test",scope="repository:test:pull"'
+            self._send(request, 401, b"{}", "application/json", {"WWW-Authenticate": challenge})
+            return
+        if self.faults.status:
+            self._send(request, self.faults.status.pop(0), b"{}", "application/json")
+            return
+        match = re.fullmatch(r"/v2/test/(manifests|blobs)/(.+)", request.path)
+        if match is None:
+            self._send(request, 404, b"{}", "application/json")
+        elif match[1] == "manifests":
+            self._manifest(request, match[2])
+        else:
+            self._blob(request, match[2])
+
+    def _manifest(self, request: http.server.BaseHTTPRequestHandler, target: str) -> None:
+        if target.startswith("sha256:"):
+            path = self._path(target)
+        else:
+            entries = json.loads((self.layout / "index.json").read_bytes())["manifests"]
+            tags = {entry["annotations"]["org.opencontainers.image.ref.name"]: entry for entry in entries}
+            path = self._path(tags[target]["digest"]) if target in tags else self.layout / "none"
+        if not path.exists():
+            self._send(request, 404, b"{}", "application/json")
+            return
+        data = path.read_bytes()
+        self._send(request, 200, data, json.loads(data)["mediaType"])
+
+    def _blob(self, request: http.server.BaseHTTPRequestHandler, digest: str) -> None:
+        path = self._path(digest)
+        if not path.exists():
+            self._send(request, 404, b"{}", "application/json")
+            return
+        data = path.read_bytes()
+        if self.faults.garble:
+            data = data[:-1] + bytes([data[-1] ^ 1])
+        if self.faults.longer:
+            data += b"more"
+        status, headers = 200, {}
+        match = re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range", ""))
+        if match and not self.faults.no_range:
+            start = int(match[1])
+            status, headers = 206, {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
+            data = data[start:]
+        cut = self.faults.cut_blobs_at.pop(0) if self.faults.cut_blobs_at else None
+        self._send(request, status, data, "application/octet-stream", headers, cut)
+
+    def _path(self, digest: str) -> Path:
+        return self.layout / "blobs" / digest.replace(":", "/")
+
+    def _send(
+        self,
+        request: Any,
+        status: int,
+        data: bytes,
+        media_type: str,
+        headers: dict[str, str] | None = None,
+        cut: int | None = None,
+    ) -> None:
+        request.send_response(status)
+        for key, value in {"Content-Type": media_type, "Content-Length": str(len(data)), **(headers or {})}.items():
+            request.send_header(key, value)
+        request.end_headers()
+        request.wfile.write(data if cut is None else data[:cut])
+        request.close_connection = True

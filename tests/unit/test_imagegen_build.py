@@ -1,0 +1,290 @@
+"""The whole story on small images: layout in, initramfs and manifest out; and what stands in its way."""
+
+import hashlib
+import json
+import os
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import imagegen.build
+from imagegen import store
+from imagegen.build import Built, Options, build
+from imagegen.cli import cli
+from imagegen.languages import parse_language
+from imagegen.layers import Limits
+from imagegen.progress import Silent
+from imagegen.reference import LayoutReference
+from mayfly.errors import ConfigError, ImageError, ImageNotFoundError, LayerError, MayflyError
+from mayfly.manifest import load
+from mayfly.paths import image_dir
+from tests.unit.imagegen_kit import CpioEntry, LayoutMaker, directory, member, read_cpio, symlink, tar
+
+ROOT = Path(__file__).parents[2]
+AGENT = b"\x7fELF agent"
+LANGUAGE = b"""
+name: toy
+image: docker.io/library/toy:1
+extensions: [.toy]
+source_file: main.toy
+version: [{file: etc/toy-version, pattern: '([0-9.]+)'}]
+working_memory_mib: 7
+env: {TOY: '1'}
+steps:
+  - {name: build, argv: [toyc, main.toy], cwd: /work, wall_s: 60}
+  - {name: run, argv: [./main, '{args}'], stdin: true}
+prune: [usr/share, '!usr/share/keep']
+"""
+BASE = tar(
+    directory(b"etc"),
+    member(b"etc/toy-version", b"toy 3.14\n"),
+    member(b"etc/passwd", b"root:x:0:0::/:/bin/sh"),
+    member(b"usr/share/doc", b"d" * 5000),
+    member(b"usr/share/keep", b"k" * 5000),
+    member(b"proc/left", b"over"),
+    member(b"mayfly/end/x", b"in the marker's way"),
+    symlink(b"tmp", b"usr"),
+    member(b"dev/null", kind=b"3"),
+)
+TOP = tar(member(b"usr/bin/toyc", b"\0" * 9000, mode=0o755), member(b"etc/.wh.gone"))
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    agents = tmp_path / "agents"
+    agents.mkdir()
+    (agents / "mayfly-agent.x86_64").write_bytes(AGENT)
+    monkeypatch.setattr(imagegen.build, "AGENTS", agents)
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Path:
+    return _layout(tmp_path / "layout")
+
+
+def _layout(folder: Path, *layers: bytes) -> Path:
+    maker = LayoutMaker(folder)
+    packed = [maker.layer(data, "zstd" if number % 2 else "gzip") for number, data in enumerate(layers or (BASE, TOP))]
+    return maker.finish(maker.image(packed, env=["PATH=/toy/bin", "A=b"], working_dir="/srv"))
+
+
+def _options(layout: Path, **changes: object) -> Options:
+    reference = LayoutReference(path=layout)
+    return Options(**{"language": parse_language(LANGUAGE, "toy.yaml"), "reference": reference, "compression": "none", **changes})  # type: ignore[arg-type]
+
+
+def _entries(built: Built) -> dict[bytes, CpioEntry]:
+    return {entry.name: entry for entry in read_cpio((built.folder / "initramfs").read_bytes())}
+
+
+def test_the_image_has_what_the_guest_needs(layout: Path) -> None:
+    built = build(_options(layout), Silent())
+    entries = _entries(built)
+    assert entries[b"init"].data == AGENT
+    assert entries[b"init"].mode == stat.S_IFREG | 0o755
+    for name in (b"proc", b"sys", b"dev", b"run", b"mayfly", b"work", b"tmp"):
+        assert stat.S_ISDIR(entries[name].mode), name
+    assert entries[b"tmp"].mode == stat.S_IFDIR | 0o1777
+    assert entries[b"work"].uid == 1000
+    assert entries[b"etc/passwd"].data == b"root:x:0:0::/:/bin/sh\nrunner:x:1000:1000::/work:/bin/sh\n"
+    assert b"runner:x:1000:" in entries[b"etc/group"].data
+    assert b"localhost" in entries[b"etc/hosts"].data
+    assert entries[b"usr/bin/toyc"].data == bytes(9000)
+    assert entries[b"usr/share/keep"].data == b"k" * 5000
+    assert b"usr/share/doc" not in entries
+    assert b"proc/left" not in entries
+    assert b"mayfly/end/x" not in entries
+    assert b"dev/null" not in entries
+    assert list(entries)[-2:] == [b"mayfly/end", b"TRAILER!!!"]
+
+
+def test_the_manifest_says_what_the_image_is(layout: Path) -> None:
+    built = build(_options(layout), Silent())
+    manifest = load(image_dir("toy", "x86_64"))
+    assert manifest == built.manifest
+    assert built.fresh
+    archive = (built.folder / "initramfs").read_bytes()
+    assert manifest.version == "3.14"
+    assert manifest.initramfs_digest == f"sha256:{hashlib.sha256(archive).hexdigest()}"
+    assert manifest.initramfs_size == len(archive)
+    assert manifest.agent_digest == f"sha256:{hashlib.sha256(AGENT).hexdigest()}"
+    assert manifest.end_marker == _entries(built)[b"mayfly/end"].data.decode()
+    assert manifest.env == {"PATH": "/toy/bin", "A": "b", "TOY": "1"}
+    assert [(step.name, step.cwd) for step in manifest.steps] == [("build", "/work"), ("run", "/srv")]
+    assert len(manifest.source.layers) == 2
+    pages = sum(-(-len(entry.data) // 4096) * 4096 for entry in _entries(built).values() if stat.S_ISREG(entry.mode))
+    assert manifest.memory == -(-(len(archive) + pages + (7 << 20)) // (1 << 20)) * (1 << 20)
+
+
+def test_the_same_again_is_not_built_again(layout: Path) -> None:
+    first = build(_options(layout), Silent())
+    before = (first.folder / "initramfs").stat().st_ino
+    again = build(_options(layout), Silent())
+    assert not again.fresh
+    assert again.manifest == first.manifest
+    assert (first.folder / "initramfs").stat().st_ino == before
+    assert build(_options(layout, force=True), Silent()).fresh
+
+
+def test_whatever_goes_in_counts(layout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(_options(layout), Silent())
+    assert build(_options(layout, compression="gzip"), Silent()).fresh
+    assert build(_options(layout, compression="gzip", language=parse_language(LANGUAGE + b"# x", "toy")), Silent()).fresh
+    assert build(_options(_layout(tmp_path / "other", BASE)), Silent()).fresh
+    (tmp_path / "agents" / "mayfly-agent.x86_64").write_bytes(b"new")
+    assert build(_options(tmp_path / "other"), Silent()).fresh
+    assert not build(_options(tmp_path / "other"), Silent()).fresh
+    (image_dir("toy", "x86_64") / "initramfs").write_bytes(b"damaged")
+    assert build(_options(tmp_path / "other"), Silent()).fresh
+
+
+SCRIPT = """
+import os, sys
+from pathlib import Path
+os.umask(int(sys.argv[3], 8))
+import imagegen.build
+from imagegen.progress import Silent
+from tests.unit.test_imagegen_build import _options
+imagegen.build.AGENTS = Path(sys.argv[2])
+imagegen.build.build(_options(Path(sys.argv[1]), compression="zstd"), Silent())
+"""
+
+
+def test_the_same_bytes_whatever_the_surroundings(layout: Path, tmp_path: Path) -> None:
+    seen = set()
+    for number, (umask, zone, locale, seed) in enumerate([("077", "Pacific/Auckland", "C", "1"), ("000", "UTC", "de_DE.UTF-8", "2")]):
+        environment = {
+            **os.environ,
+            "XDG_DATA_HOME": str(tmp_path / f"data{number}"),
+            "XDG_CACHE_HOME": str(tmp_path / f"cache{number}"),
+            "TZ": zone,
+            "LC_ALL": locale,
+            "PYTHONHASHSEED": seed,
+        }
+        command = [sys.executable, "-c", SCRIPT, str(layout), str(tmp_path / "agents"), umask]
+        subprocess.run(command, env=environment, cwd=ROOT, check=True)
+        folder = tmp_path / f"data{number}" / "mayfly" / "images" / "toy" / "x86_64"
+        seen.add(((folder / "initramfs").read_bytes(), (folder / "manifest.json").read_bytes()))
+    assert len(seen) == 1
+
+
+def test_a_failed_build_leaves_the_old_image_and_nothing_else(layout: Path, tmp_path: Path) -> None:
+    good = build(_options(layout), Silent())
+    bad = _layout(tmp_path / "bad", BASE, tar(member(b"../../etc/passwd", b"x")))
+    with pytest.raises(LayerError, match=r"'\.\.'"):
+        build(_options(bad), Silent())
+    assert load(good.folder) == good.manifest
+    assert sorted(path.name for path in good.folder.parent.iterdir()) == [".x86_64.lock", "x86_64"]
+    assert list((tmp_path / "cache" / "mayfly" / "spool").iterdir()) == []
+    assert not (tmp_path / "etc").exists()
+
+
+def test_left_overs_of_a_killed_build_go(layout: Path) -> None:
+    folder = image_dir("toy", "x86_64")
+    left = folder.parent / ".x86_64.abc.part"
+    left.mkdir(parents=True)
+    (left / "initramfs").write_bytes(b"half")
+    build(_options(layout), Silent())
+    assert not left.exists()
+
+
+def test_the_image_is_exchanged_in_one_step(layout: Path, tmp_path: Path) -> None:
+    """A reader that looks all the time finds an image at each look, whole."""
+    build(_options(layout), Silent())
+    folder = image_dir("toy", "x86_64")
+    stop = threading.Event()
+    looks: list[str] = []
+    errors: list[Exception] = []
+
+    def look() -> None:
+        while not stop.is_set():
+            try:
+                looks.append(load(folder).compression)
+            except MayflyError as error:
+                # Between reading the manifest and the archive's size the image may change; that there is none never happens.
+                if isinstance(error, ImageNotFoundError):
+                    errors.append(error)
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    try:
+        for number in range(10):
+            build(_options(layout, compression=("gzip", "none")[number % 2]), Silent())
+    finally:
+        stop.set()
+        reader.join()
+    assert errors == []
+    assert set(looks) == {"gzip", "none"}
+
+
+def test_two_builds_at_once_do_the_work_once(layout: Path) -> None:
+    results: list[Built] = []
+    threads = [threading.Thread(target=lambda: results.append(build(_options(layout), Silent()))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(result.fresh for result in results) == [False, False, True]
+
+
+def test_a_missing_agent_says_how_to_make_it(layout: Path, tmp_path: Path) -> None:
+    (tmp_path / "agents" / "mayfly-agent.x86_64").unlink()
+    with pytest.raises(ImageError) as caught:
+        build(_options(layout), Silent())
+    assert "make agent" in caught.value.hint
+
+
+def test_an_image_without_the_language_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="no version of toy"):
+        build(_options(_layout(tmp_path / "other", tar(member(b"a")))), Silent())
+
+
+def test_limits_reach_the_layers(layout: Path) -> None:
+    with pytest.raises(LayerError, match="more than 3 members"):
+        build(_options(layout, limits=Limits(entries=3)), Silent())
+
+
+@pytest.mark.parametrize("changes", [{"arch": "vax"}, {"compression": "xz"}])
+def test_options_check_themselves(layout: Path, changes: dict[str, str]) -> None:
+    with pytest.raises(ConfigError):
+        _options(layout, **changes)
+
+
+# --- the command ---
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "imagegen.cli", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_errors_are_two_lines_and_status_1(tmp_path: Path) -> None:
+    for arguments in (["build", "cobol"], ["build", "rust", "--image", f"oci:{tmp_path}/none"], ["inspect", "rust"], ["rm", "../x"]):
+        result = _run(*arguments)
+        assert result.returncode == 1
+        assert result.stdout == ""
+        lines = result.stderr.splitlines()
+        assert lines[-2].startswith("imagegen: ")
+        assert lines[-1].startswith("  hint: ")
+
+
+def test_list_inspect_and_rm(layout: Path) -> None:
+    run = CliRunner().invoke
+    assert run(cli, ["list", "--json"]).stdout == "[]\n"
+    built = build(_options(layout), Silent())
+    assert "toy" in run(cli, ["list"]).stdout
+    assert json.loads(run(cli, ["list", "--json"]).stdout)[0]["version"] == "3.14"
+    shown = run(cli, ["inspect", "toy"]).stdout
+    assert built.manifest.end_marker in shown
+    assert "PATH=/toy/bin" in shown
+    assert run(cli, ["inspect", "toy", "--json"]).stdout == built.manifest.to_json()
+    assert store.image_folders() == [built.folder]
+    assert run(cli, ["rm", "toy"]).exit_code == 0
+    assert not built.folder.parent.exists()
+    assert isinstance(run(cli, ["rm", "toy"]).exception, ImageNotFoundError)

@@ -1,0 +1,41 @@
+"""The watch for leaks sees each kind of them, and nothing where there is none."""
+
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests import leaks
+
+
+def test_nothing_left(no_leaks: None) -> None:
+    with socket.socket(socket.AF_UNIX), subprocess.Popen(["true"]) as done:
+        done.wait()
+
+
+def test_each_kind_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    before = leaks.Holdings.now()
+    reader, writer = os.pipe()
+    with socket.socket(socket.AF_UNIX) as bound, subprocess.Popen(["cat"], stdin=reader) as child:
+        bound.bind(str(tmp_path / "s"))
+        words = "; ".join(leaks.Holdings.now().beyond(before))
+        assert f"descriptor {reader} on pipe" in words
+        assert f"child process {child.pid}: " in words
+        assert f"Unix socket {tmp_path}/s" in words
+        os.close(reader)
+        os.close(writer)
+    (tmp_path / "s").unlink()
+    assert leaks.Holdings.now().beyond(before) == []
+
+
+def test_a_leak_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaks, "GRACE_S", 0.0)
+    reader, writer = os.pipe()
+    os.close(writer)
+    with pytest.raises(AssertionError, match="left behind: descriptor"), leaks.none_left():
+        writer = os.open("/dev/null", os.O_RDONLY)
+    os.close(reader)
+    os.close(writer)

@@ -1,0 +1,1 @@
+"""One folder per architecture, with the same file names in each."""

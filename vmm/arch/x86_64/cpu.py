@@ -1,0 +1,137 @@
+"""vCPU state at the kernel's entry: CPUID, 64-bit mode, GDT, page tables (Linux Documentation/arch/x86/boot.rst, "64-bit Boot")."""
+
+import struct
+from enum import IntFlag
+
+from vmm.arch.x86_64 import layout
+from vmm.kvm._kvm import ffi
+from vmm.kvm.kvm import Kvm, Vcpu
+from vmm.memory import GuestMemory
+
+MAX_CPUID_ENTRIES = 256
+CPUID_INDEX_SIGNIFICANT = 1
+
+
+class Leaf1Ecx(IntFlag):
+    """CPUID leaf 1, ECX (Intel SDM volume 2A, CPUID)."""
+
+    MONITOR = 1 << 3
+    TSC_DEADLINE = 1 << 24
+    HYPERVISOR = 1 << 31
+
+
+class Cr0(IntFlag):
+    """CR0 (Intel SDM volume 3A, 2.5)."""
+
+    PE = 1 << 0
+    ET = 1 << 4
+    PG = 1 << 31
+
+
+class Page(IntFlag):
+    """Page table entry bits (Intel SDM volume 3A, 4.5)."""
+
+    PRESENT = 1 << 0
+    WRITABLE = 1 << 1
+    LARGE = 1 << 7
+
+
+CR4_PAE = 1 << 5
+EFER_LME, EFER_LMA = 1 << 8, 1 << 10
+RFLAGS_RESERVED = 1 << 1
+LARGE_PAGE = 2 << 20
+
+MSR_MTRR_DEFAULT = 0x2FF
+MTRR_ENABLED_WRITE_BACK = 1 << 11 | 6
+
+BOOT_CS, BOOT_DS = 0x10, 0x18
+BOOT_GDT = (0, 0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF)
+"""Null, null, 64-bit code, data: flat, present, ring 0 (Intel SDM volume 3A, 3.4.5)."""
+
+
+def write_boot_tables(memory: GuestMemory) -> None:
+    """Write the GDT, and page tables that map the first GiB onto itself."""
+    memory.write(layout.GDT, struct.pack(f"<{len(BOOT_GDT)}Q", *BOOT_GDT))
+    memory.write_int(layout.PML4, 8, layout.PDPT | Page.PRESENT | Page.WRITABLE)
+    memory.write_int(layout.PDPT, 8, layout.PD | Page.PRESENT | Page.WRITABLE)
+    flags = Page.PRESENT | Page.WRITABLE | Page.LARGE
+    memory.write(layout.PD, struct.pack("<512Q", *(index * LARGE_PAGE | flags for index in range(512))))
+
+
+def set_up_vcpu(kvm: Kvm, vcpu: Vcpu, *, cpus: int, entry: int) -> None:
+    """Give `vcpu` its CPUID and MTRRs; the first one (vCPU 0) also the state in which the kernel is entered at `entry`.
+
+    The others wait for the kernel's start-up IPI, as KVM makes them.
+    """
+    _set_cpuid(kvm, vcpu, cpus)
+    msrs = ffi.new("struct kvm_msrs *", {"nmsrs": 1, "entries": [{"index": MSR_MTRR_DEFAULT, "data": MTRR_ENABLED_WRITE_BACK}]})
+    vcpu.ioctl_struct("KVM_SET_MSRS", msrs)
+    if vcpu.index == 0:
+        _enter_at(vcpu, entry)
+
+
+def _set_cpuid(kvm: Kvm, vcpu: Vcpu, cpus: int) -> None:
+    cpuid = ffi.new("struct kvm_cpuid2 *", {"nent": MAX_CPUID_ENTRIES, "entries": MAX_CPUID_ENTRIES})
+    kvm.ioctl_struct("KVM_GET_SUPPORTED_CPUID", cpuid)
+    deadline = kvm.check_extension("KVM_CAP_TSC_DEADLINE_TIMER") > 0
+    topology = [_topology_leaf(0xB, subleaf, vcpu.index, cpus) for subleaf in range(2)]
+    count = 0
+    for index in range(cpuid.nent):
+        entry = cpuid.entries[index]
+        if entry.function in (0xB, 0x1F):
+            continue
+        if entry.function == 1:
+            # Without the hypervisor bit the guest sees no KVM and no kvm-clock; KVM leaves the deadline bit to us.
+            entry.ecx = entry.ecx & ~Leaf1Ecx.MONITOR | Leaf1Ecx.HYPERVISOR | (Leaf1Ecx.TSC_DEADLINE if deadline else 0)
+            entry.ebx = entry.ebx & 0xFFFF | cpus << 16 | vcpu.index << 24
+        elif entry.function == 0xA:
+            entry.eax = entry.ebx = entry.ecx = entry.edx = 0  # no performance counters
+        cpuid.entries[count] = entry
+        count += 1
+    for leaf in topology:
+        cpuid.entries[count] = leaf
+        count += 1
+    cpuid.nent = count
+    vcpu.ioctl_struct("KVM_SET_CPUID2", cpuid)
+
+
+def _topology_leaf(leaf: int, subleaf: int, apic_id: int, cpus: int) -> dict[str, int]:
+    """CPUID leaf 0xB (Intel SDM volume 2A): one thread per core, all cores in one package."""
+    shift, threads, level = ((0, 1, 1), ((cpus - 1).bit_length(), cpus, 2))[subleaf]
+    return {
+        "function": leaf,
+        "index": subleaf,
+        "flags": CPUID_INDEX_SIGNIFICANT,
+        "eax": shift,
+        "ebx": threads,
+        "ecx": level << 8 | subleaf,
+        "edx": apic_id,
+    }
+
+
+def _enter_at(vcpu: Vcpu, entry: int) -> None:
+    sregs = ffi.new("struct kvm_sregs *")
+    vcpu.ioctl_struct("KVM_GET_SREGS", sregs)
+    sregs.gdt.base, sregs.gdt.limit = layout.GDT, len(BOOT_GDT) * 8 - 1
+    sregs.idt.base, sregs.idt.limit = 0, 0
+    flat = {"base": 0, "limit": 0xFFFF_FFFF, "present": 1, "dpl": 0, "s": 1, "g": 1}
+    sregs.cs = {**flat, "selector": BOOT_CS, "type": 0xB, "l": 1, "db": 0}
+    for name in ("ds", "es", "fs", "gs", "ss"):
+        setattr(sregs, name, {**flat, "selector": BOOT_DS, "type": 3, "db": 1})
+    sregs.cr0 = Cr0.PE | Cr0.ET | Cr0.PG
+    sregs.cr3 = layout.PML4
+    sregs.cr4 = CR4_PAE
+    sregs.efer = EFER_LME | EFER_LMA
+    vcpu.ioctl_struct("KVM_SET_SREGS", sregs)
+    regs = ffi.new("struct kvm_regs *", {"rip": entry, "rsi": layout.BOOT_PARAMS, "rflags": RFLAGS_RESERVED})
+    vcpu.ioctl_struct("KVM_SET_REGS", regs)
+
+
+def describe_registers(vcpu: Vcpu) -> str:
+    """The registers that matter, for the error of a guest that crashed."""
+    regs, sregs = ffi.new("struct kvm_regs *"), ffi.new("struct kvm_sregs *")
+    vcpu.ioctl_struct("KVM_GET_REGS", regs)
+    vcpu.ioctl_struct("KVM_GET_SREGS", sregs)
+    general = ("rip", "rsp", "rflags", "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp")
+    control = ("cr0", "cr2", "cr3", "cr4", "efer")
+    return " ".join([f"{name}={getattr(regs, name):#x}" for name in general] + [f"{name}={getattr(sregs, name):#x}" for name in control])

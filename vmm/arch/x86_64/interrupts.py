@@ -1,0 +1,18 @@
+"""Interrupt controllers of an x86-64 machine: KVM's own PICs, I/O APIC and local APICs."""
+
+from vmm.arch.x86_64 import layout
+from vmm.kvm._kvm import ffi
+from vmm.kvm.kvm import Vm
+
+
+def create_irqchip(vm: Vm, *, pit: bool) -> None:
+    """Make the controllers, before the first vCPU and after the memory slots (which is 17 times faster than the other way round).
+
+    `pit`: also a PIT, which takes some milliseconds. Our kernels need none, as they have the TSC deadline timer; but one that reads no
+    MP table (Debian's) does not use its local APIC's timer.
+    """
+    vm.ioctl("KVM_SET_TSS_ADDR", layout.TSS)
+    vm.ioctl_struct("KVM_SET_IDENTITY_MAP_ADDR", ffi.new("uint64_t *", layout.IDENTITY_MAP))
+    vm.ioctl("KVM_CREATE_IRQCHIP")
+    if pit:
+        vm.ioctl_struct("KVM_CREATE_PIT2", ffi.new("struct kvm_pit_config *"))

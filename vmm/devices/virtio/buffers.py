@@ -1,0 +1,36 @@
+"""Bytes to and from lists of guest buffers. No loop over bytes."""
+
+from collections.abc import Iterable
+
+
+def gather(views: Iterable[memoryview], limit: int) -> bytes:
+    """A copy of the first bytes of `views`, at most `limit` of them."""
+    parts: list[bytes] = []
+    for view in views:
+        if limit <= 0:
+            break
+        part = bytes(view[:limit])
+        parts.append(part)
+        limit -= len(part)
+    return b"".join(parts)
+
+
+def scatter(data: bytes | bytearray | memoryview, views: Iterable[memoryview]) -> int:
+    """Copy `data` into `views`, one after another; how many bytes found room."""
+    source, done = memoryview(data), 0
+    for view in views:
+        part = source[done : done + len(view)]
+        view[: len(part)] = part
+        done += len(part)
+        if done == len(source):
+            break
+    return done
+
+
+def advance(views: list[memoryview], count: int) -> list[memoryview]:
+    """What is left of `views` behind their first `count` bytes."""
+    for index, view in enumerate(views):
+        if count < len(view):
+            return [view[count:], *views[index + 1 :]]
+        count -= len(view)
+    return []

@@ -1,0 +1,92 @@
+"""What a virtio device is to its transport: a type, features, queues, a configuration space, and what to do at a kick."""
+
+import abc
+import threading
+from enum import IntEnum, IntFlag
+from typing import ClassVar, Protocol
+
+from vmm.devices.virtio.misuse import Misuse
+from vmm.devices.virtio.queue import Queue
+
+
+class DeviceType(IntEnum):
+    """virtio 1.2, 5."""
+
+    NETWORK = 1
+    CONSOLE = 3
+    ENTROPY = 4
+
+
+class Feature(IntFlag):
+    """Features of queues and transport (virtio 1.2, 6)."""
+
+    RING_INDIRECT_DESC = 1 << 28
+    RING_EVENT_IDX = 1 << 29
+    VERSION_1 = 1 << 32
+
+
+OFFERED = Feature.RING_INDIRECT_DESC | Feature.RING_EVENT_IDX | Feature.VERSION_1
+"""What every device offers on top of its own features."""
+
+
+def features_acceptable(offered: int, wanted: int) -> bool:
+    """Whether a driver may go on with `wanted`: nothing that was not offered, and no legacy driver (virtio 1.2, 2.2 and 6.1)."""
+    return not wanted & ~offered and bool(wanted & Feature.VERSION_1)
+
+
+class Host(Protocol):
+    """What the transport does for its device."""
+
+    def interrupt_used(self) -> None:
+        """Tell the driver of used buffers: after `Queue.publish` said so."""
+        ...
+
+    def kick(self, index: int) -> None:
+        """Have `notify(index)` called again soon, from the event loop. It returns at once."""
+        ...
+
+    def report(self, misuse: Misuse) -> None:
+        """Count what the driver did wrong."""
+        ...
+
+
+class VirtioDevice(abc.ABC):
+    """A device. The transport holds `lock` around each of its calls; what the event loop calls directly takes it itself.
+
+    Attributes:
+        device_type: what the driver binds to.
+        features: its own feature bits (those of queues and transport are the transport's).
+        queue_sizes: the greatest size of each queue; their number is the number of queues.
+        config: the configuration space; what is behind its end reads as 0. Writes are ignored.
+        queues: the live queues by index, from DRIVER_OK to the reset. One that the driver did not set up is missing.
+        negotiated: the features in force.
+    """
+
+    device_type: ClassVar[DeviceType]
+    features: ClassVar[int] = 0
+    queue_sizes: ClassVar[tuple[int, ...]]
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.config = b""
+        self.queues: dict[int, Queue] = {}
+        self.negotiated = 0
+        self.host: Host
+
+    def attach(self, host: Host) -> None:
+        """Meet the transport; once, before anything else."""
+        self.host = host
+
+    def activate(self, queues: dict[int, Queue], negotiated: int) -> None:
+        """The driver is ready (DRIVER_OK)."""
+        self.queues = queues
+        self.negotiated = negotiated
+
+    def reset(self) -> None:
+        """Forget the driver and all that was under way with it (virtio 1.2, 2.4)."""
+        self.queues = {}
+        self.negotiated = 0
+
+    @abc.abstractmethod
+    def notify(self, index: int) -> None:
+        """The driver kicked queue `index`, which is live. At most one queue's size of chains is worked on; `Host.kick` asks for more."""

@@ -1,0 +1,80 @@
+"""An entropy device (virtio 1.2, 5.4): random bytes for the guest, at a limited rate."""
+
+from collections.abc import Callable
+from enum import IntEnum
+
+from vmm.devices.virtio.buffers import scatter
+from vmm.devices.virtio.device import DeviceType, VirtioDevice
+from vmm.devices.virtio.misuse import Misuse
+
+RATE = 16 << 10
+"""Bytes a second. Linux asks for 64 at a time and rests for a minute once it is seeded (drivers/char/hw_random/core.c)."""
+BURST = 16 << 10
+"""Bytes at once, also the most for one request: a longer buffer comes back partly filled, which 5.4.6.1 allows."""
+
+
+class EntropyQueue(IntEnum):
+    """virtio 1.2, 5.4.2."""
+
+    REQUESTS = 0
+
+
+class Entropy(VirtioDevice):
+    """The device. The shell gives it a source, a clock and a timer.
+
+    Args:
+        source: so many random bytes from the host (`os.urandom`, which is getrandom).
+        clock: monotonic seconds.
+        later: has `resume` called from the event loop after so many seconds. One such call is under way at most.
+    """
+
+    device_type = DeviceType.ENTROPY
+    queue_sizes = (8,)
+
+    def __init__(self, source: Callable[[int], bytes], clock: Callable[[], float], later: Callable[[float], None]) -> None:
+        super().__init__()
+        self._source = source
+        self._clock = clock
+        self._later = later
+        self._budget = float(BURST)
+        self._counted_at = clock()
+        self._waiting = False
+
+    def resume(self) -> None:
+        """The time asked for has passed."""
+        with self.lock:
+            self._waiting = False
+            self._serve()
+
+    def notify(self, index: int) -> None:
+        """The driver wants random bytes."""
+        if not self._waiting:
+            self._serve()
+
+    def _serve(self) -> None:
+        """Fill requests while there is a budget. It is not cut up: a request waits until the budget is at its full again."""
+        queue = self.queues.get(EntropyQueue.REQUESTS)
+        if queue is None:
+            return
+        self._refill()
+        for _ in range(queue.size):
+            if self._budget < 1 or (chain := queue.pop()) is None:
+                break
+            if not chain.writable:
+                self.host.report(Misuse.DIRECTION)
+            wanted = min(sum(map(len, chain.writable)), int(self._budget))
+            self._budget -= scatter(self._source(wanted), chain.writable)
+            queue.push(chain.head, wanted)
+        if queue.publish():
+            self.host.interrupt_used()
+        if self._budget < 1:
+            queue.suppress_notify()
+            self._waiting = True
+            self._later((BURST - self._budget) / RATE)
+        elif queue.enable_notify():
+            self.host.kick(EntropyQueue.REQUESTS)
+
+    def _refill(self) -> None:
+        now = self._clock()
+        self._budget = min(BURST, self._budget + (now - self._counted_at) * RATE)
+        self._counted_at = now

@@ -1,0 +1,363 @@
+"""The modern virtio-mmio transport: registers, status, interrupts (virtio 1.2, 4.2; version 2 only)."""
+
+from collections import Counter
+from collections.abc import Callable
+from enum import IntEnum, IntFlag
+
+from vmm.devices.virtio.device import OFFERED, Feature, VirtioDevice, features_acceptable
+from vmm.devices.virtio.misuse import FATAL, Misuse
+from vmm.devices.virtio.queue import Queue, QueueLayout
+from vmm.memory import GuestAddressError, GuestMemory
+
+MAGIC = 0x7472_6976
+"""`virt`."""
+VERSION = 2
+VENDOR = 0x594C_464D
+"""`MFLY`; drivers do not look at it."""
+REGION_BYTES = 0x1000
+
+
+class Register(IntEnum):
+    """Offsets (virtio 1.2, 4.2.2). All but the configuration space take aligned accesses of 4 bytes only."""
+
+    MAGIC_VALUE = 0x000
+    VERSION = 0x004
+    DEVICE_ID = 0x008
+    VENDOR_ID = 0x00C
+    DEVICE_FEATURES = 0x010
+    DEVICE_FEATURES_SEL = 0x014
+    DRIVER_FEATURES = 0x020
+    DRIVER_FEATURES_SEL = 0x024
+    QUEUE_SEL = 0x030
+    QUEUE_NUM_MAX = 0x034
+    QUEUE_NUM = 0x038
+    QUEUE_READY = 0x044
+    QUEUE_NOTIFY = 0x050
+    INTERRUPT_STATUS = 0x060
+    INTERRUPT_ACK = 0x064
+    STATUS = 0x070
+    QUEUE_DESC_LOW = 0x080
+    QUEUE_DESC_HIGH = 0x084
+    QUEUE_DRIVER_LOW = 0x090
+    QUEUE_DRIVER_HIGH = 0x094
+    QUEUE_DEVICE_LOW = 0x0A0
+    QUEUE_DEVICE_HIGH = 0x0A4
+    SHM_SEL = 0x0AC
+    SHM_LEN_LOW = 0x0B0
+    SHM_LEN_HIGH = 0x0B4
+    SHM_BASE_LOW = 0x0B8
+    SHM_BASE_HIGH = 0x0BC
+    CONFIG_GENERATION = 0x0FC
+    CONFIG = 0x100
+
+
+class Status(IntFlag):
+    """The device status field (virtio 1.2, 2.1)."""
+
+    ACKNOWLEDGE = 1
+    DRIVER = 2
+    DRIVER_OK = 4
+    FEATURES_OK = 8
+    DEVICE_NEEDS_RESET = 64
+    FAILED = 128
+
+
+class Interrupt(IntFlag):
+    """InterruptStatus (virtio 1.2, 4.2.2)."""
+
+    USED_BUFFER = 1
+    CONFIG_CHANGE = 2
+
+
+RESET = Status(0)
+ACKNOWLEDGED = Status.ACKNOWLEDGE
+DRIVER = ACKNOWLEDGED | Status.DRIVER
+NEGOTIATED = DRIVER | Status.FEATURES_OK
+LIVE = NEGOTIATED | Status.DRIVER_OK
+
+STEPS: dict[Status, Status] = {RESET: ACKNOWLEDGED, ACKNOWLEDGED: DRIVER, DRIVER: NEGOTIATED, NEGOTIATED: LIVE}
+"""The one way up (virtio 1.2, 3.1.1). From anywhere else only 0, the reset, or FAILED on top."""
+
+WRITABLE_IN: dict[int, Status] = {
+    Register.DRIVER_FEATURES: DRIVER,
+    Register.QUEUE_NUM: NEGOTIATED,
+    Register.QUEUE_READY: NEGOTIATED,
+    Register.QUEUE_DESC_LOW: NEGOTIATED,
+    Register.QUEUE_DESC_HIGH: NEGOTIATED,
+    Register.QUEUE_DRIVER_LOW: NEGOTIATED,
+    Register.QUEUE_DRIVER_HIGH: NEGOTIATED,
+    Register.QUEUE_DEVICE_LOW: NEGOTIATED,
+    Register.QUEUE_DEVICE_HIGH: NEGOTIATED,
+}
+"""The one status in which a register may be written; the rest always may. So features are fixed before queues, queues before data."""
+
+_LOW, _HIGH = 0xFFFF_FFFF, 0xFFFF_FFFF << 32
+_NO_SHARED_MEMORY = 0xFFFF_FFFF
+"""Length and base of a region that does not exist read as all ones (virtio 1.2, 4.2.2)."""
+
+
+class _QueueSetup:
+    """What the driver has written about one queue so far."""
+
+    def __init__(self, max_size: int) -> None:
+        self.max_size = max_size
+        self.size = max_size
+        self.addresses = {Register.QUEUE_DESC_LOW: 0, Register.QUEUE_DRIVER_LOW: 0, Register.QUEUE_DEVICE_LOW: 0}
+        self.queue: Queue | None = None
+
+
+class MmioTransport:
+    """One device on the bus: 4 KiB of registers, an interrupt line and kicks.
+
+    `read` and `write` come from vCPU threads, `notify` and the device's own methods from the event loop; a lock keeps them apart. A queue
+    is worked on in the event loop only: a kick that arrives as a register write is handed to `kick`.
+
+    Args:
+        device: what is behind the registers.
+        memory: guest RAM. Live queues keep views of it until the reset (`close` drops them).
+        interrupt: raises the line (an edge). Called from any thread, with the lock held; must not block.
+        kick: has `notify(index)` called soon from the event loop (a write to the queue's eventfd). Called from any thread, with
+            the lock held; must not block, nor call `notify` itself.
+
+    Attributes:
+        misuse: how often the driver did what.
+    """
+
+    def __init__(self, device: VirtioDevice, memory: GuestMemory, interrupt: Callable[[], None], kick: Callable[[int], None]) -> None:
+        self.device = device
+        self.misuse: Counter[Misuse] = Counter()
+        self._memory = memory
+        self._interrupt = interrupt
+        self._kick = kick
+        self._offered = int(OFFERED) | device.features
+        self._generation = 0
+        self._forget()
+        self._readers: dict[int, Callable[[], int]] = {
+            Register.MAGIC_VALUE: lambda: MAGIC,
+            Register.VERSION: lambda: VERSION,
+            Register.DEVICE_ID: lambda: int(device.device_type),
+            Register.VENDOR_ID: lambda: VENDOR,
+            Register.DEVICE_FEATURES: self._read_features,
+            Register.QUEUE_NUM_MAX: lambda: setup.max_size if (setup := self._selected()) else 0,
+            Register.QUEUE_READY: lambda: int(bool((setup := self._selected()) and setup.queue)),
+            Register.INTERRUPT_STATUS: lambda: self._interrupt_status,
+            Register.STATUS: lambda: int(self._status),
+            Register.SHM_LEN_LOW: lambda: _NO_SHARED_MEMORY,
+            Register.SHM_LEN_HIGH: lambda: _NO_SHARED_MEMORY,
+            Register.SHM_BASE_LOW: lambda: _NO_SHARED_MEMORY,
+            Register.SHM_BASE_HIGH: lambda: _NO_SHARED_MEMORY,
+            Register.CONFIG_GENERATION: lambda: self._generation,
+        }
+        self._writers: dict[int, Callable[[int], None]] = {
+            Register.DEVICE_FEATURES_SEL: self._select_device_features,
+            Register.DRIVER_FEATURES: self._write_features,
+            Register.DRIVER_FEATURES_SEL: self._select_driver_features,
+            Register.QUEUE_SEL: self._select_queue,
+            Register.QUEUE_NUM: self._write_queue_size,
+            Register.QUEUE_READY: self._write_queue_ready,
+            Register.QUEUE_NOTIFY: self._write_notify,
+            Register.INTERRUPT_ACK: self._acknowledge,
+            Register.STATUS: self._write_status,
+            Register.QUEUE_DESC_LOW: lambda value: self._write_address(Register.QUEUE_DESC_LOW, value, _HIGH),
+            Register.QUEUE_DESC_HIGH: lambda value: self._write_address(Register.QUEUE_DESC_LOW, value << 32, _LOW),
+            Register.QUEUE_DRIVER_LOW: lambda value: self._write_address(Register.QUEUE_DRIVER_LOW, value, _HIGH),
+            Register.QUEUE_DRIVER_HIGH: lambda value: self._write_address(Register.QUEUE_DRIVER_LOW, value << 32, _LOW),
+            Register.QUEUE_DEVICE_LOW: lambda value: self._write_address(Register.QUEUE_DEVICE_LOW, value, _HIGH),
+            Register.QUEUE_DEVICE_HIGH: lambda value: self._write_address(Register.QUEUE_DEVICE_LOW, value << 32, _LOW),
+            Register.SHM_SEL: lambda value: None,
+        }
+        device.attach(self)
+
+    @property
+    def queue_count(self) -> int:
+        """How many queues there are to be kicked: 0 to this, less one."""
+        return len(self.device.queue_sizes)
+
+    @property
+    def status(self) -> Status:
+        """The device status, as the driver sees it."""
+        return self._status
+
+    def read(self, offset: int, size: int) -> int:
+        """The guest reads a register or its device's configuration."""
+        with self.device.lock:
+            if offset >= Register.CONFIG:
+                at = offset - Register.CONFIG
+                return int.from_bytes(self.device.config[at : at + size], "little")
+            reader = self._readers.get(offset) if size == 4 else None
+            if reader is None:
+                self.report(Misuse.REGISTER)
+                return 0
+            return reader()
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """The guest writes a register. Our devices have nothing to write in their configuration."""
+        with self.device.lock:
+            writer = self._writers.get(offset) if size == 4 else None
+            needed = WRITABLE_IN.get(offset)
+            if writer is None or (needed is not None and needed != self._status):
+                self.report(Misuse.REGISTER)
+                return
+            writer(value)
+
+    def notify(self, index: int) -> None:
+        """Work on queue `index`: its eventfd has fired. From the event loop only."""
+        with self.device.lock:
+            if index not in self.device.queues or self._status != LIVE:
+                self.report(Misuse.NOTIFY)
+                return
+            self.device.notify(index)
+
+    def config_changed(self) -> None:
+        """The device has changed its `config`: a new generation, and an interrupt if there is a driver (virtio 1.2, 2.5 and 4.2.2)."""
+        with self.device.lock:
+            self._generation = (self._generation + 1) & 0xFFFF_FFFF
+            if self._status & Status.DRIVER_OK:
+                self._raise(Interrupt.CONFIG_CHANGE)
+
+    def close(self) -> None:
+        """Drop the views of guest memory, so that its mapping can go."""
+        with self.device.lock:
+            self._reset()
+
+    def interrupt_used(self) -> None:
+        """Tell the driver of used buffers (`Host`)."""
+        self._raise(Interrupt.USED_BUFFER)
+
+    def kick(self, index: int) -> None:
+        """Have `notify(index)` called from the event loop (`Host`)."""
+        self._kick(index)
+
+    def report(self, misuse: Misuse) -> None:
+        """Count what the driver did wrong. If its ring makes no sense any more, the device needs a reset (virtio 1.2, 2.1.2)."""
+        self.misuse[misuse] += 1
+        if misuse not in FATAL or self._status & Status.DEVICE_NEEDS_RESET:
+            return
+        self._stop_queues()
+        self._status |= Status.DEVICE_NEEDS_RESET
+        self._raise(Interrupt.CONFIG_CHANGE)
+
+    def _stop_queues(self) -> None:
+        for queue in self.device.queues.values():
+            queue.stop()
+
+    def _raise(self, cause: Interrupt) -> None:
+        self._interrupt_status |= int(cause)
+        self._interrupt()
+
+    def _acknowledge(self, value: int) -> None:
+        self._interrupt_status &= ~value
+
+    def _forget(self) -> None:
+        """All registers as after power-on. What was counted, and the configuration's generation, stay."""
+        self._status = RESET
+        self._interrupt_status = 0
+        self._device_features_sel = 0
+        self._driver_features_sel = 0
+        self._driver_features = 0
+        self._queue_sel = 0
+        self._setups = [_QueueSetup(size) for size in self.device.queue_sizes]
+
+    def _reset(self) -> None:
+        self.device.reset()
+        self._forget()
+
+    def _read_features(self) -> int:
+        return self._offered >> 32 * self._device_features_sel & 0xFFFF_FFFF if self._device_features_sel < 2 else 0
+
+    def _select_device_features(self, value: int) -> None:
+        self._device_features_sel = value
+
+    def _select_driver_features(self, value: int) -> None:
+        self._driver_features_sel = value
+
+    def _write_features(self, value: int) -> None:
+        if self._driver_features_sel < 2:
+            shift = 32 * self._driver_features_sel
+            self._driver_features = self._driver_features & ~(_LOW << shift) | value << shift
+        elif value:  # a feature of a number beyond 63: we offer none
+            self.report(Misuse.FEATURES)
+
+    def _select_queue(self, value: int) -> None:
+        self._queue_sel = value
+
+    def _selected(self) -> _QueueSetup | None:
+        return self._setups[self._queue_sel] if self._queue_sel < len(self._setups) else None
+
+    def _unready(self) -> _QueueSetup | None:
+        """The selected queue if its registers may still be changed."""
+        setup = self._selected()
+        if setup is None or setup.queue:
+            self.report(Misuse.REGISTER)
+            return None
+        return setup
+
+    def _write_queue_size(self, value: int) -> None:
+        setup = self._unready()
+        if setup is None:
+            return
+        if not 0 < value <= setup.max_size or value & value - 1:
+            self.report(Misuse.QUEUE_SIZE)
+            return
+        setup.size = value
+
+    def _write_address(self, part: Register, bits: int, keep: int) -> None:
+        setup = self._unready()
+        if setup is not None:
+            setup.addresses[part] = setup.addresses[part] & keep | bits
+
+    def _write_queue_ready(self, value: int) -> None:
+        """Make the queue, or unmake it. One with impossible addresses stays not ready, which the driver can read back."""
+        setup = self._selected()
+        if setup is None or value > 1:
+            self.report(Misuse.REGISTER)
+            return
+        setup.queue = None
+        if not value:
+            return
+        layout = QueueLayout(
+            size=setup.size,
+            descriptors=setup.addresses[Register.QUEUE_DESC_LOW],
+            available=setup.addresses[Register.QUEUE_DRIVER_LOW],
+            used=setup.addresses[Register.QUEUE_DEVICE_LOW],
+        )
+        event_idx = bool(self._driver_features & Feature.RING_EVENT_IDX)
+        indirect = bool(self._driver_features & Feature.RING_INDIRECT_DESC)
+        try:
+            setup.queue = Queue(self._memory, layout, event_idx=event_idx, indirect=indirect, report=self.report)
+        except GuestAddressError:
+            self.report(Misuse.QUEUE_ADDRESS)
+
+    def _write_notify(self, value: int) -> None:
+        if self._status == LIVE and value in self.device.queues:
+            self._kick(value)
+        else:
+            self.report(Misuse.NOTIFY)
+
+    def _write_status(self, value: int) -> None:
+        if value == RESET:
+            self._reset()
+            return
+        current = self._status
+        if value == current:
+            return
+        if value == current | Status.FAILED:
+            self._status = current | Status.FAILED
+            self._stop_queues()
+            return
+        if STEPS.get(current) != value:
+            self.report(Misuse.STATUS)
+            return
+        if value == NEGOTIATED and not features_acceptable(self._offered, self._driver_features):
+            self.report(Misuse.FEATURES)  # FEATURES_OK stays clear, which the driver reads back (virtio 1.2, 2.2.2)
+            return
+        self._status = STEPS[current]
+        if value == LIVE:
+            self._activate()
+
+    def _activate(self) -> None:
+        queues = {index: setup.queue for index, setup in enumerate(self._setups) if setup.queue}
+        self.device.activate(queues, self._driver_features)
+        for index, queue in queues.items():
+            if queue.has_chains():  # made available before DRIVER_OK, when a kick would have been lost
+                self._kick(index)

@@ -1,0 +1,165 @@
+"""The data path of one console port: between the driver's buffers and whatever the event loop has, a socket mostly.
+
+Nothing is buffered here: bytes move straight between the two, and stay where they are while the other side has no room.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+
+from vmm.devices.virtio.buffers import advance, scatter
+from vmm.devices.virtio.device import VirtioDevice
+from vmm.devices.virtio.misuse import Misuse
+from vmm.devices.virtio.queue import Chain, Queue
+
+Sink = Callable[[list[memoryview]], int]
+"""Takes bytes of the guest's and says how many: fewer than there are (0 too) means that it is full, until `Port.resume`. The views are
+good during the call only, and their content is the guest's to change. As `socket.sendmsg`."""
+
+Fill = Callable[[list[memoryview]], int]
+"""Puts bytes into the guest's buffers, from the first on, and says how many. As `socket.recvmsg_into`."""
+
+WINDOW = 16
+"""Receive buffers offered to a `Fill` at once. Linux's have 4 KiB each (drivers/char/virtio_console.c), so that is 64 KiB; and 16 chains
+of 64 descriptors at most are within the 1,024 that a vectored system call takes."""
+
+
+class Port:
+    """One port. `receive`, `to_guest` and `resume` are for the event loop, the rest of its methods for the console device.
+
+    Args:
+        device: whose queues, lock and host it uses.
+        receive_index: the queue of buffers for the guest to read from.
+        transmit_index: the queue of what the guest writes.
+        sink: where the guest's bytes go.
+        on_room: called, from the event loop, when `receive` answered None and may be tried again.
+    """
+
+    def __init__(self, device: VirtioDevice, receive_index: int, transmit_index: int, sink: Sink, on_room: Callable[[], None]) -> None:
+        self.guest_open = False
+        self._device = device
+        self._receive_index = receive_index
+        self._transmit_index = transmit_index
+        self._sink = sink
+        self._on_room = on_room
+        self._ready: deque[Chain] = deque()
+        self._starved = False
+        self._head: int | None = None
+        self._views: list[memoryview] = []
+
+    def receive(self, fill: Fill) -> int | None:
+        """Offer the guest's buffers to `fill` and hand over what it put there; its answer.
+
+        None if there is no room: the guest has no buffer ready, or has not opened the port. `on_room` follows. If `fill` raises,
+        nothing has happened.
+        """
+        with self._device.lock:
+            queue = self._device.queues.get(self._receive_index)
+            if queue is None or not self.guest_open or not self._gather(queue):
+                self._starved = True
+                return None
+            count = fill([view for chain in self._ready for view in chain.writable])
+            self._hand_over(queue, count)
+            return count
+
+    def to_guest(self, data: bytes | bytearray | memoryview) -> int:
+        """Copy `data` to the guest; how many bytes of it found room. If not all, `on_room` follows."""
+        source, done = memoryview(data), 0
+        while done < len(source):
+            count = self.receive(partial(scatter, source[done:]))
+            if count is None:
+                break
+            done += count
+        return done
+
+    def resume(self) -> None:
+        """The sink has room again."""
+        with self._device.lock:
+            self.kicked_transmit()
+
+    def kicked_transmit(self) -> None:
+        """Give the sink what the guest wrote. A chain goes back when all of it was taken; one interrupt for all of them."""
+        queue = self._device.queues.get(self._transmit_index)
+        if queue is None:
+            return
+        for _ in range(queue.size):
+            if self._head is None and not self._next(queue):
+                break
+            if not self._drain():
+                break
+            self._return(queue)
+        if queue.publish():
+            self._device.host.interrupt_used()
+        if self._head is not None:
+            queue.suppress_notify()
+        elif queue.enable_notify():
+            self._device.host.kick(self._transmit_index)
+
+    def kicked_receive(self) -> None:
+        """The guest has made buffers ready."""
+        if self._starved and self.guest_open:
+            self._starved = False
+            self._on_room()
+        elif not self._starved and (queue := self._device.queues.get(self._receive_index)):
+            queue.suppress_notify()
+
+    def set_guest_open(self, is_open: bool) -> None:
+        """The guest has opened or closed the port."""
+        self.guest_open = is_open
+        self.kicked_receive()
+
+    def reset(self) -> None:
+        """Drop the chains under way. A reader that was told None still waits for `on_room`."""
+        self.guest_open = False
+        self._ready.clear()
+        self._head = None
+        self._views = []
+
+    def _gather(self, queue: Queue) -> bool:
+        """Have chains ready, up to the window's size; whether there is one. If not, the guest is asked for a kick."""
+        for _ in range(queue.size):
+            if len(self._ready) >= WINDOW or (chain := queue.pop()) is None:
+                break
+            if chain.writable:
+                self._ready.append(chain)
+                continue
+            self._device.host.report(Misuse.DIRECTION)
+            queue.push(chain.head, 0)
+        if queue.publish():
+            self._device.host.interrupt_used()
+        if self._ready:
+            queue.suppress_notify()
+        elif queue.enable_notify():
+            self._device.host.kick(self._receive_index)
+        return bool(self._ready)
+
+    def _hand_over(self, queue: Queue, count: int) -> None:
+        """Give back the ready chains that hold the first `count` bytes."""
+        while count > 0:
+            chain = self._ready.popleft()
+            used = min(count, sum(map(len, chain.writable)))
+            queue.push(chain.head, used)
+            count -= used
+        if queue.publish():
+            self._device.host.interrupt_used()
+
+    def _next(self, queue: Queue) -> bool:
+        """Take the next chain of the guest's output."""
+        chain = queue.pop()
+        if chain is None:
+            return False
+        if not chain.readable:
+            self._device.host.report(Misuse.DIRECTION)
+        self._head, self._views = chain.head, chain.readable
+        return True
+
+    def _drain(self) -> bool:
+        """Offer what is left of the present chain to the sink; whether it took all."""
+        if self._views:
+            self._views = advance(self._views, self._sink(self._views))
+        return not self._views
+
+    def _return(self, queue: Queue) -> None:
+        if self._head is not None:
+            queue.push(self._head, 0)
+        self._head = None

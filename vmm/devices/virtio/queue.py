@@ -1,0 +1,238 @@
+"""A split virtqueue, the device's side (virtio 1.2, 2.7). It opens nothing; guest memory is handed in.
+
+    descriptor table   {address u64, length u32, flags u16, next u16} * size            written by the driver, 16-aligned
+    available ring     flags u16, idx u16, head u16 * size, used_event u16              written by the driver, 2-aligned
+    used ring          flags u16, idx u16, {id u32, length u32} * size, avail_event u16 written by the device, 4-aligned
+
+The driver is hostile and may rewrite all of it at any moment: each field is read once, indices have mirrors here, and a chain never has
+more descriptors than the queue. A chain that breaks a rule comes out of `pop` without buffers, so that the device gives it back with
+a used length of 0. A ring whose index or head makes no sense stops the queue: the transport then sets DEVICE_NEEDS_RESET.
+
+Memory order. A number that the driver may be looking at is stored through a memoryview cast to its type, which is one store of that
+size; `struct.pack_into` would not do, as it clears the bytes first. x86 keeps stores in order, and loads in order; only a load may overtake
+an earlier store, and `_fence` stands where that would lose a notification. Python itself reorders nothing.
+"""
+
+import struct
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntFlag
+
+from vmm.devices.virtio.misuse import Misuse
+from vmm.memory import GuestAddressError, GuestMemory
+
+MAX_SIZE = 32768
+"""virtio 1.2, 2.7."""
+MAX_CHAIN_BYTES = 1 << 32
+"""virtio 1.2, 2.7.5: no chain is longer than that in total."""
+
+_DESCRIPTOR = struct.Struct("<QIHH")
+"""address, length, flags, next (virtio 1.2, 2.7.5)."""
+_DESCRIPTOR_BYTES = _DESCRIPTOR.size
+
+
+class DescriptorFlag(IntFlag):
+    """virtio 1.2, 2.7.5."""
+
+    NEXT = 1
+    WRITE = 2
+    INDIRECT = 4
+
+
+class RingFlag(IntFlag):
+    """The flags word of a ring, of use only without EVENT_IDX (virtio 1.2, 2.7.6 and 2.7.8)."""
+
+    NO_INTERRUPT = 1
+    NO_NOTIFY = 1
+
+
+# An operation on an IntFlag costs a microsecond, on an int a fiftieth of it; these are used once or more a descriptor.
+_NEXT = int(DescriptorFlag.NEXT)
+_WRITE = int(DescriptorFlag.WRITE)
+_INDIRECT = int(DescriptorFlag.INDIRECT)
+_NO_INTERRUPT = int(RingFlag.NO_INTERRUPT)
+_NO_NOTIFY = int(RingFlag.NO_NOTIFY)
+
+_fence_lock = threading.Lock()
+
+
+def _fence() -> None:
+    """Let no later load overtake an earlier store: taking a lock is an atomic read-modify-write, on x86 a full barrier."""
+    with _fence_lock:
+        pass
+
+
+class _BadChainError(Exception):
+    """A chain breaks a rule; never leaves this module."""
+
+    def __init__(self, misuse: Misuse) -> None:
+        self.misuse = misuse
+
+
+@dataclass(slots=True)
+class Chain:
+    """One chain that the driver made available: its buffers, as views of guest memory which the guest may change at any time.
+
+    `head` goes back to `Queue.push`. A chain that broke a rule (already counted) has no buffers.
+    """
+
+    head: int
+    readable: list[memoryview]
+    writable: list[memoryview]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueLayout:
+    """Where the driver put the three parts of a queue, and how many entries they have (a power of 2)."""
+
+    size: int
+    descriptors: int
+    available: int
+    used: int
+
+
+class Queue:
+    """One live split virtqueue.
+
+    Args:
+        memory: guest RAM.
+        layout: as the driver wrote it to the registers.
+        event_idx: VIRTIO_F_EVENT_IDX was negotiated.
+        indirect: VIRTIO_F_INDIRECT_DESC was negotiated.
+        report: told of each thing that the driver does wrong.
+
+    Raises:
+        GuestAddressError: a part is not aligned, or not inside RAM.
+    """
+
+    def __init__(
+        self, memory: GuestMemory, layout: QueueLayout, *, event_idx: bool, indirect: bool, report: Callable[[Misuse], None]
+    ) -> None:
+        for address, alignment in ((layout.descriptors, 16), (layout.available, 2), (layout.used, 4)):
+            if address % alignment:
+                raise GuestAddressError(f"{address:#x} is not a multiple of {alignment}")
+        size = layout.size
+        self.size = size
+        self.stopped = False
+        self._memory = memory
+        self._event_idx = event_idx
+        self._indirect = indirect
+        self._report = report
+        self._descriptors = memory.slice(layout.descriptors, _DESCRIPTOR_BYTES * size)
+        self._available = memory.slice(layout.available, 6 + 2 * size).cast("H")
+        used = memory.slice(layout.used, 6 + 8 * size)
+        self._used_header = used[:4].cast("H")
+        self._used_ring = used[4:-2].cast("I")
+        self._avail_event = used[-2:].cast("H")
+        # Free-running 16-bit counts, as the rings' own: chains taken, chains the driver is known to have made available, chains given
+        # back, and how many of those the driver has been shown.
+        self._taken = 0
+        self._offered = 0
+        self._returned = 0
+        self._published = 0
+
+    def pop(self) -> Chain | None:
+        """Take the next chain, or None when the driver has made none available (or the queue has stopped)."""
+        if self._taken == self._offered and not self._look():
+            return None
+        head = self._available[2 + self._taken % self.size]
+        if head >= self.size:
+            self._stop(Misuse.HEAD)
+            return None
+        self._taken = (self._taken + 1) & 0xFFFF
+        try:
+            return self._walk(head)
+        except _BadChainError as error:
+            self._report(error.misuse)
+        except GuestAddressError:
+            self._report(Misuse.OUTSIDE_RAM)
+        return Chain(head, [], [])
+
+    def push(self, head: int, length: int) -> None:
+        """Give a chain back, `length` bytes of its writable buffers filled. The driver sees it at the next `publish`."""
+        slot = 2 * (self._returned % self.size)
+        self._used_ring[slot] = head
+        self._used_ring[slot + 1] = length
+        self._returned = (self._returned + 1) & 0xFFFF
+
+    def publish(self) -> bool:
+        """Show the driver all that was pushed since the last time; true if it asks for an interrupt (virtio 1.2, 2.7.7)."""
+        old, new = self._published, self._returned
+        if old == new:
+            return False
+        self._used_header[1] = new
+        self._published = new
+        _fence()
+        if not self._event_idx:
+            return not self._available[0] & _NO_INTERRUPT
+        event = self._available[2 + self.size]
+        return (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF
+
+    def enable_notify(self) -> bool:
+        """Ask the driver for a kick at its next chain. True if one is there already, for which no kick may come."""
+        if self._event_idx:
+            self._avail_event[0] = self._taken
+        else:
+            self._used_header[0] = 0
+        _fence()
+        return not self.stopped and self.has_chains()
+
+    def suppress_notify(self) -> None:
+        """Ask for no kicks. With EVENT_IDX an event index that stays behind does that by itself (virtio 1.2, 2.7.10)."""
+        if not self._event_idx:
+            self._used_header[0] = _NO_NOTIFY
+
+    def has_chains(self) -> bool:
+        """Whether the driver has made a chain available that was not taken."""
+        return self._available[1] != self._taken
+
+    def stop(self) -> None:
+        """Take no more chains, whatever the driver does; those already taken may still be given back."""
+        self.stopped = True
+        self._offered = self._taken
+
+    def _stop(self, misuse: Misuse) -> None:
+        self.stop()
+        self._report(misuse)
+
+    def _look(self) -> bool:
+        """Read the driver's index. Chains that are out with the device count against the queue's size too."""
+        if self.stopped:
+            return False
+        offered = self._available[1]
+        if (offered - self._returned) & 0xFFFF > self.size:
+            self._stop(Misuse.AVAILABLE_INDEX)
+            return False
+        self._offered = offered
+        return offered != self._taken
+
+    def _walk(self, head: int) -> Chain:
+        """Follow a chain, each descriptor read once. The room of one queue's size ends a loop (virtio 1.2, 2.7.5.3)."""
+        readable: list[memoryview] = []
+        writable: list[memoryview] = []
+        table, entries, index, inside_indirect = self._descriptors, self.size, head, False
+        room, total = self.size, 0
+        while room:
+            if index >= entries:
+                raise _BadChainError(Misuse.NEXT_INDEX)
+            address, length, flags, following = _DESCRIPTOR.unpack_from(table, index * _DESCRIPTOR_BYTES)
+            if flags & _INDIRECT:
+                if inside_indirect or not self._indirect or flags & _NEXT or not length or length % _DESCRIPTOR_BYTES:
+                    raise _BadChainError(Misuse.INDIRECT)
+                table, entries, index, inside_indirect = self._memory.slice(address, length), length // _DESCRIPTOR_BYTES, 0, True
+                continue
+            room -= 1
+            total += length
+            if not length or total > MAX_CHAIN_BYTES:
+                raise _BadChainError(Misuse.BUFFER_LENGTH)
+            if flags & _WRITE:
+                writable.append(self._memory.slice(address, length))
+            elif writable:
+                raise _BadChainError(Misuse.BUFFER_ORDER)
+            else:
+                readable.append(self._memory.slice(address, length))
+            if not flags & _NEXT:
+                return Chain(head, readable, writable)
+            index = following
+        raise _BadChainError(Misuse.CHAIN_LENGTH)

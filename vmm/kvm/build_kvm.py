@@ -1,0 +1,42 @@
+"""Build `vmm.kvm._kvm`, the compiled half of the bindings. Run by setup.py; by hand: python vmm/kvm/build_kvm.py."""
+
+import platform
+from pathlib import Path
+
+from cffi import FFI
+
+HERE = Path(__file__).resolve().parent
+ARCH = {"x86_64": "x86_64", "amd64": "x86_64"}.get(platform.machine().lower(), platform.machine())
+
+SOURCE = """
+#include <stdint.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <linux/kvm.h>
+
+static int sys_ioctl(int fd, unsigned long request, uintptr_t argument) { return ioctl(fd, request, argument); }
+static int sys_ioctl_pointer(int fd, unsigned long request, void *argument) { return ioctl(fd, request, argument); }
+static void *sys_mmap(void *address, size_t length, int protection, int flags, int fd, int64_t offset)
+{
+    return mmap(address, length, protection, flags, fd, offset);
+}
+static int sys_munmap(void *address, size_t length) { return munmap(address, length); }
+static int sys_madvise(void *address, size_t length, int advice) { return madvise(address, length, advice); }
+static int sys_prctl(int option, unsigned long argument) { return prctl(option, argument, 0, 0, 0); }
+"""
+
+SOURCE_X86_64 = """
+#include <cpuid.h>
+static void host_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t registers[4])
+{
+    __cpuid_count(leaf, subleaf, registers[0], registers[1], registers[2], registers[3]);
+}
+"""
+
+ffi = FFI()
+ffi.cdef((HERE / "cdef" / "common.h").read_text() + (HERE / "cdef" / f"{ARCH}.h").read_text())
+ffi.set_source("vmm.kvm._kvm", SOURCE + (SOURCE_X86_64 if ARCH == "x86_64" else ""))
+
+if __name__ == "__main__":
+    ffi.compile(tmpdir=str(HERE.parents[1]), verbose=False)

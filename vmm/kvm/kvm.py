@@ -1,0 +1,179 @@
+"""The three kinds of KVM descriptor (Linux Documentation/virt/kvm/api.rst), each owned by one object."""
+
+import errno
+import os
+from enum import IntEnum
+from types import TracebackType
+from typing import Any, Self
+
+from mayfly.errors import KvmError, KvmUnavailableError
+from vmm.kvm._kvm import ffi, lib
+
+DEVICE = "/dev/kvm"
+
+
+class ExitReason(IntEnum):
+    """Why KVM_RUN came back (KVM_EXIT_* in <linux/kvm.h>)."""
+
+    UNKNOWN = 0
+    EXCEPTION = 1
+    IO = 2
+    HYPERCALL = 3
+    DEBUG = 4
+    HLT = 5
+    MMIO = 6
+    IRQ_WINDOW_OPEN = 7
+    SHUTDOWN = 8
+    FAIL_ENTRY = 9
+    INTR = 10
+    INTERNAL_ERROR = 17
+    SYSTEM_EVENT = 24
+    X86_RDMSR = 29
+    X86_WRMSR = 30
+    MEMORY_FAULT = 39
+
+
+class _Descriptor:
+    """Owns one file descriptor, closed once."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        """The descriptor; -1 once closed."""
+        return self._fd
+
+    def close(self) -> None:
+        """Close the descriptor; harmless the second time."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def ioctl(self, name: str, argument: int = 0) -> int:
+        """Call the ioctl `name` ("KVM_CREATE_VM") with a number; its result.
+
+        Raises:
+            KvmError: it failed.
+        """
+        return _checked(name, lib.sys_ioctl(self._fd, getattr(lib, name), argument))
+
+    def ioctl_struct(self, name: str, argument: Any) -> int:
+        """Call the ioctl `name` with a pointer to a structure of cffi's; its result.
+
+        Raises:
+            KvmError: it failed.
+        """
+        return _checked(name, lib.sys_ioctl_pointer(self._fd, getattr(lib, name), argument))
+
+
+def _checked(name: str, result: int) -> int:
+    if result < 0:
+        raise KvmError(name, ffi.errno)
+    return result
+
+
+class Kvm(_Descriptor):
+    """/dev/kvm itself.
+
+    Raises:
+        KvmUnavailableError: it is missing, may not be opened, or speaks another API version.
+    """
+
+    def __init__(self) -> None:
+        try:
+            super().__init__(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
+        except OSError as error:
+            hint = {
+                errno.ENOENT: "load the module (modprobe kvm_intel or kvm_amd) and switch virtualisation on in the firmware",
+                errno.EACCES: 'join the kvm group (sudo usermod -aG kvm "$USER"), then log in again',
+                errno.EPERM: "the container or sandbox forbids /dev/kvm: pass the device into it",
+            }.get(error.errno or 0, "run `mayfly doctor`")
+            raise KvmUnavailableError(f"opening {DEVICE}", error.errno or 0, hint=hint) from error
+        version = self.ioctl("KVM_GET_API_VERSION")
+        if version != lib.KVM_API_VERSION:
+            self.close()
+            raise KvmUnavailableError(f"KVM_GET_API_VERSION (it says {version})", errno.ENOTSUP, hint="use a Linux kernel of this century")
+
+    def check_extension(self, name: str) -> int:
+        """What KVM_CHECK_EXTENSION says of the capability `name` ("KVM_CAP_IRQFD"); 0 where it is missing."""
+        return self.ioctl("KVM_CHECK_EXTENSION", getattr(lib, name))
+
+    def create_vm(self) -> "Vm":
+        """Make an empty virtual machine, bound to this process's address space (api.rst 4.2)."""
+        return Vm(self.ioctl("KVM_CREATE_VM"), run_size=self.ioctl("KVM_GET_VCPU_MMAP_SIZE"))
+
+
+class Vm(_Descriptor):
+    """One virtual machine."""
+
+    def __init__(self, fd: int, *, run_size: int) -> None:
+        super().__init__(fd)
+        self._run_size = run_size
+
+    def set_memory(self, slot: int, guest_address: int, host_address: int, size: int) -> None:
+        """Let the guest see `size` bytes of this process at `guest_address` (api.rst 4.35)."""
+        region = ffi.new("struct kvm_userspace_memory_region *")
+        region.slot, region.guest_phys_addr, region.memory_size, region.userspace_addr = slot, guest_address, size, host_address
+        self.ioctl_struct("KVM_SET_USER_MEMORY_REGION", region)
+
+    def create_vcpu(self, index: int) -> "Vcpu":
+        """Make vCPU `index`, which is also its APIC id (api.rst 4.7)."""
+        return Vcpu(self.ioctl("KVM_CREATE_VCPU", index), index=index, run_size=self._run_size)
+
+    def irqfd(self, eventfd: int, gsi: int) -> None:
+        """Let a write to `eventfd` raise `gsi` as an edge (api.rst 4.75)."""
+        self.ioctl_struct("KVM_IRQFD", ffi.new("struct kvm_irqfd *", {"fd": eventfd, "gsi": gsi}))
+
+    def ioeventfd(self, eventfd: int, address: int, size: int, match: int) -> None:
+        """Let the guest's write of `match` (`size` bytes) to the MMIO `address` signal `eventfd` instead of an exit (api.rst 4.59)."""
+        fields = {"fd": eventfd, "addr": address, "len": size, "datamatch": match, "flags": lib.KVM_IOEVENTFD_FLAG_DATAMATCH}
+        self.ioctl_struct("KVM_IOEVENTFD", ffi.new("struct kvm_ioeventfd *", fields))
+
+
+class Vcpu(_Descriptor):
+    """One vCPU and its shared kvm_run page. Used by its own thread, but for `request_exit`."""
+
+    def __init__(self, fd: int, *, index: int, run_size: int) -> None:
+        super().__init__(fd)
+        self.index = index
+        self._run_size = run_size
+        pointer = lib.sys_mmap(ffi.NULL, run_size, lib.PROT_READ | lib.PROT_WRITE, lib.MAP_SHARED, fd, 0)
+        if pointer == lib.MAP_FAILED:
+            error = KvmError("mmap of kvm_run", ffi.errno)
+            self.close()
+            raise error
+        self.page = ffi.cast("struct kvm_run *", pointer)
+        self.bytes = memoryview(ffi.buffer(pointer, run_size))
+
+    def run(self) -> int:
+        """KVM_RUN: let the guest run until something needs us; the exit's reason.
+
+        A signal, or `request_exit`, gives ExitReason.INTR.
+
+        Raises:
+            KvmError: KVM refuses to run this vCPU.
+        """
+        if lib.sys_ioctl(self._fd, lib.KVM_RUN, 0) < 0:
+            if ffi.errno in (errno.EINTR, errno.EAGAIN):
+                return ExitReason.INTR
+            raise KvmError("KVM_RUN", ffi.errno)
+        return int(self.page.exit_reason)
+
+    def request_exit(self) -> None:
+        """Make the next KVM_RUN come back at once (api.rst 5, immediate_exit). A signal must follow for one that is under way."""
+        if self._fd >= 0:
+            self.page.immediate_exit = 1
+
+    def close(self) -> None:
+        """Unmap kvm_run and close. The vCPU's thread must have ended."""
+        mapped = self._fd >= 0 and hasattr(self, "bytes")
+        super().close()
+        if mapped:
+            self.bytes.release()
+            lib.sys_munmap(self.page, self._run_size)

@@ -1,0 +1,1 @@
+"""Kernel file formats and boot data, as pure functions of bytes."""

@@ -1,0 +1,69 @@
+"""Read the program headers of an ELF vmlinux (System V ABI, "Object Files" and "Program Loading")."""
+
+import dataclasses
+import struct
+from enum import IntEnum
+
+from mayfly.errors import BootError
+
+HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
+# e_ident, e_type, e_machine, e_version, e_entry, e_phoff, e_shoff, e_flags,
+# e_ehsize, e_phentsize, e_phnum, e_shentsize, e_shnum, e_shstrndx
+PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")  # p_type, p_flags, p_offset, p_vaddr, p_paddr, p_filesz, p_memsz, p_align
+MAGIC = b"\x7fELF"
+CLASS_64, LITTLE_ENDIAN = 2, 1
+PT_LOAD = 1
+MAX_PROGRAM_HEADERS = 64
+
+
+class Machine(IntEnum):
+    """e_machine."""
+
+    X86_64 = 62
+    AARCH64 = 183
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Segment:
+    """`file_size` bytes at `offset` of the file belong at `address` of the guest, followed by zeros up to `memory_size`."""
+
+    offset: int
+    address: int
+    file_size: int
+    memory_size: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Elf:
+    """What loading needs: physical entry point and segments."""
+
+    entry: int
+    segments: tuple[Segment, ...]
+
+
+def parse(head: bytes, file_size: int, machine: Machine) -> Elf:
+    """Parse the beginning of a vmlinux; `head` must reach behind the program headers (a page does, for Linux).
+
+    Raises:
+        BootError: not a 64-bit little-endian ELF for `machine`, or its segments are not inside the file.
+    """
+    if len(head) < HEADER.size or not head.startswith(MAGIC):
+        raise BootError("the kernel is not an ELF file")
+    ident, _, machine_code, _, entry, table, _, _, _, entry_size, count, *_ = HEADER.unpack_from(head)
+    if ident[4] != CLASS_64 or ident[5] != LITTLE_ENDIAN:
+        raise BootError("the kernel is not a 64-bit little-endian ELF file")
+    if machine_code != machine:
+        raise BootError(f"the kernel is for ELF machine {machine_code}, this host needs {machine} ({machine.name.lower()})")
+    if entry_size != PROGRAM_HEADER.size or not 0 < count <= MAX_PROGRAM_HEADERS or table + count * entry_size > len(head):
+        raise BootError("the kernel's ELF program headers are damaged")
+    segments = []
+    for index in range(count):
+        p_type, _, offset, _, address, size, memory, _ = PROGRAM_HEADER.unpack_from(head, table + index * entry_size)
+        if p_type != PT_LOAD:
+            continue
+        if offset + size > file_size or size > memory:
+            raise BootError(f"the kernel file is cut short: a segment ends at byte {offset + size} of {file_size}")
+        segments.append(Segment(offset=offset, address=address, file_size=size, memory_size=memory))
+    if not any(segment.address <= entry < segment.address + segment.memory_size for segment in segments):
+        raise BootError(f"the kernel's entry point {entry:#x} is in none of its segments")
+    return Elf(entry=entry, segments=tuple(segments))

@@ -1,0 +1,213 @@
+"""One virtual machine: what it is wired from, how it runs, how it ends."""
+
+import contextlib
+import functools
+import io
+import os
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from enum import StrEnum
+
+from mayfly.errors import ConfigError, MayflyError
+from vmm.arch.x86_64 import boot, cpu, interrupts, layout
+from vmm.bus import Bus
+from vmm.channel import PORT_NAME, SerialChannel, VirtioChannel
+from vmm.config import Channel, MachineConfig
+from vmm.devices.reset import ResetPort
+from vmm.devices.serial import Serial
+from vmm.devices.virtio.device import VirtioDevice
+from vmm.devices.virtio.mmio import MmioTransport, Register
+from vmm.eventloop import EventLoop
+from vmm.kvm.kvm import Kvm, Vm
+from vmm.kvm.mapping import Mapping
+from vmm.memory import GuestMemory
+from vmm.vcpu import KICK, VcpuThread
+
+STOP_DEADLINE_S = 1.0
+
+
+class End(StrEnum):
+    """Why a machine ended."""
+
+    RESET = "reset"
+    CHANNEL_CLOSED = "channel-closed"
+    STOPPED = "stopped"
+    ERROR = "error"
+
+
+class Machine:
+    """A machine that is ready to run: `run` in the thread that made it, `stop` from anywhere, then `close`.
+
+    Attributes:
+        phases: seconds that each part of the making took.
+        boot_console: UART0; use it under `lock`.
+        on_console_room: called, in a vCPU's thread, when UART0 takes input again.
+        error: what ended it, if `End.ERROR`.
+    """
+
+    def __init__(self, loop: EventLoop) -> None:
+        self.phases: dict[str, float] = {}
+        self.error: MayflyError | None = None
+        self.end: End | None = None
+        self.ports, self.mmio = Bus(), Bus()
+        self.lock = threading.Lock()
+        self.channel: SerialChannel | VirtioChannel | None = None
+        self.boot_console: Serial
+        self.on_console_room: Callable[[], None] = lambda: None
+        self.vcpus: list[VcpuThread] = []
+        self.resources = contextlib.ExitStack()
+        self._loop = loop
+        self._end_lock = threading.Lock()
+
+    def finish(self, end: End, error: MayflyError | None = None) -> None:
+        """End the machine for this reason; the first one counts. Any thread."""
+        with self._end_lock:
+            if self.end is None:
+                self.end, self.error = end, error
+        for vcpu in self.vcpus:
+            vcpu.stop()
+        self._loop.stop()
+
+    def run(self) -> End:
+        """Start the vCPUs and serve the machine until it ends."""
+        signal.signal(KICK, lambda *_: None)
+        for vcpu in self.vcpus:
+            vcpu.start()
+        self._loop.run()
+        for vcpu in self.vcpus:
+            vcpu.stop()
+            vcpu.join(STOP_DEADLINE_S)
+        return self.end or End.STOPPED
+
+    def exits(self) -> dict[str, int]:
+        """Returns of KVM_RUN by cause, `total`, and `channel-data`, those of the total that carried the channel's own bytes."""
+        causes: Counter[str] = Counter()
+        for vcpu in self.vcpus:
+            causes.update(vcpu.exits)
+        return {**causes, "total": causes.total(), "channel-data": self.channel.data_accesses if self.channel else 0}
+
+    def close(self) -> None:
+        """Give everything back, in reverse order of creation."""
+        self.resources.close()
+
+
+def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.socket | None, console: Callable[[bytes], None]) -> Machine:
+    """Make the machine that `config` describes, up to the kernel's first instruction.
+
+    `console` is called with what the guest prints on UART0, from a vCPU's thread.
+
+    Raises:
+        KvmUnavailableError, KvmError: no KVM, or it refused.
+        BootError: the kernel or the initramfs cannot be loaded.
+        ConfigError: files are missing, or the command line is too long.
+    """
+    machine = Machine(loop)
+    with contextlib.ExitStack() as failed:
+        failed.callback(machine.close)
+        began = time.monotonic()
+        kvm = machine.resources.enter_context(Kvm())
+        mapping = machine.resources.enter_context(Mapping(config.memory))
+        vm = machine.resources.enter_context(kvm.create_vm())
+        memory = _add_memory(vm, mapping)
+        machine.resources.callback(memory.release)
+        interrupts.create_irqchip(vm, pit=config.interactive)
+        vcpus = [machine.resources.enter_context(vm.create_vcpu(index)) for index in range(config.cpus)]
+        machine.phases["objects"] = time.monotonic() - began
+
+        began = time.monotonic()
+        _add_boot_console(machine, vm, console)
+        machine.ports.attach(layout.Port.RESET, 1, ResetPort(lambda: machine.finish(End.RESET)))
+        if channel is not None and config.channel is Channel.SERIAL:
+            _add_serial_channel(machine, vm, loop, channel)
+        elif channel is not None and config.channel is Channel.VIRTIO:
+            machine.channel = VirtioChannel(channel, loop, closed=lambda: machine.finish(End.CHANNEL_CLOSED))
+            _add_virtio(machine, vm, memory, loop, 0, machine.channel.console)
+        entry = _load(config, memory, mapping)
+        for vcpu in vcpus:
+            cpu.set_up_vcpu(kvm, vcpu, cpus=config.cpus, entry=entry)
+            machine.vcpus.append(
+                VcpuThread(vcpu, machine.ports, machine.mmio, machine.lock, lambda error: machine.finish(End.ERROR, error))
+            )
+        machine.phases["load"] = time.monotonic() - began
+        failed.pop_all()
+    return machine
+
+
+def _add_memory(vm: Vm, mapping: Mapping) -> GuestMemory:
+    regions, offset = [], 0
+    for slot, (address, size) in enumerate(layout.ram_regions(mapping.size)):
+        vm.set_memory(slot, address, mapping.address + offset, size)
+        regions.append((address, mapping.view[offset : offset + size]))
+        offset += size
+    return GuestMemory(regions)
+
+
+def _interrupt(machine: Machine, vm: Vm, gsi: int) -> Callable[[], None]:
+    fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    machine.resources.callback(os.close, fd)
+    vm.irqfd(fd, gsi)
+    return lambda: os.eventfd_write(fd, 1)
+
+
+def _add_boot_console(machine: Machine, vm: Vm, console: Callable[[bytes], None]) -> None:
+    uart = Serial(
+        _interrupt(machine, vm, layout.UART0_GSI), on_output=lambda: console(uart.take()), on_room=lambda: machine.on_console_room()
+    )
+    machine.ports.attach(layout.Port.UART0, layout.UART_PORTS, uart)
+    machine.boot_console = uart
+
+
+def _add_serial_channel(machine: Machine, vm: Vm, loop: EventLoop, channel: socket.socket) -> None:
+    interrupt = _interrupt(machine, vm, layout.UART1_GSI)
+    machine.channel = SerialChannel(channel, loop, machine.lock, interrupt=interrupt, closed=lambda: machine.finish(End.CHANNEL_CLOSED))
+    machine.ports.attach(layout.Port.UART1, layout.UART_PORTS, machine.channel.serial)
+
+
+def _add_virtio(machine: Machine, vm: Vm, memory: GuestMemory, loop: EventLoop, slot: int, device: VirtioDevice) -> None:
+    """Put `device` into virtio-mmio slot `slot`: registers on the bus, each queue's notifications on an eventfd, interrupts on an irqfd."""
+    base = layout.VIRTIO_MMIO + slot * layout.VIRTIO_MMIO_SIZE
+    kicks = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in device.queue_sizes]
+    interrupt = _interrupt(machine, vm, layout.VIRTIO_GSI + slot)
+    transport = MmioTransport(device, memory, interrupt, kick=lambda queue: os.eventfd_write(kicks[queue], 1))
+    machine.resources.callback(transport.close)
+    for queue, fd in enumerate(kicks):
+        loop.add_eventfd(fd, functools.partial(transport.notify, queue))
+        vm.ioeventfd(fd, base + Register.QUEUE_NOTIFY, 4, queue)
+    machine.mmio.attach(base, layout.VIRTIO_MMIO_SIZE, transport)
+
+
+def _load(config: MachineConfig, memory: GuestMemory, mapping: Mapping) -> int:
+    with contextlib.ExitStack() as files:
+        kernel_fd = files.enter_context(_open(config.kernel, "kernel")).fileno()
+        initrd_fd = files.enter_context(_open(config.initrd, "initramfs")).fileno() if config.initrd else None
+        return boot.load(memory, mapping, kernel_fd=kernel_fd, initrd_fd=initrd_fd, cmdline=command_line(config), cpus=config.cpus)
+
+
+def _open(path: str, what: str) -> io.FileIO:
+    try:
+        return io.FileIO(path)
+    except OSError as error:
+        raise ConfigError(f"the {what} {path} cannot be read: {error.strerror}", hint="make kernel" if what == "kernel" else "") from error
+
+
+def command_line(config: MachineConfig) -> str:
+    """The kernel's parameters: the machine's own, then the configuration's, which win."""
+    uarts = 2 if config.channel is Channel.SERIAL else int(config.interactive)
+    parameters = [layout.kernel_parameters(uarts=uarts, virtio_devices=int(config.channel is Channel.VIRTIO)), "panic=-1"]
+    if config.interactive:
+        parameters.append("console=ttyS0")
+    else:
+        # The root is a tmpfs of half the memory by default, and one that is full cuts files short in silence. Giving the archive's
+        # memory back would write to each of its pages, which are shared with the file and would have to be copied for it.
+        parameters += ["quiet", "console=ttynull", layout.EARLY_CONSOLE, "initramfs_options=size=90%", "retain_initrd"]
+        # Else the kernel starts a shell in the place of an init that does not start.
+        parameters.append("init=/init")
+    if config.channel is Channel.SERIAL:
+        parameters.append("mayfly.channel=serial:/dev/ttyS1")
+    elif config.channel is Channel.VIRTIO:
+        parameters.append(f"mayfly.channel=virtio:{PORT_NAME}")
+    return " ".join([*parameters, config.cmdline]).strip()

@@ -1,0 +1,54 @@
+"""Guest physical memory as checked slices. Opens nothing: the bytes behind it are handed in (a mapping of KVM's, or a test's bytearray)."""
+
+from collections.abc import Sequence
+from typing import NewType
+
+GuestAddress = NewType("GuestAddress", int)
+"""A guest physical address."""
+
+
+class GuestAddressError(Exception):
+    """A range is not wholly inside one region of guest RAM. The guest's doing, so a device catches and counts it."""
+
+
+class GuestMemory:
+    """Guest RAM: regions of guest physical addresses, each with its bytes.
+
+    A range that crosses from one region to another is refused, as nothing lies between them.
+    """
+
+    def __init__(self, regions: Sequence[tuple[int, memoryview]]) -> None:
+        self._regions = tuple((base, base + len(view), view) for base, view in regions)
+
+    def slice(self, address: int, length: int) -> memoryview:
+        """The writable bytes of [address, address + length). No copy: the guest may change them at any time.
+
+        Raises:
+            GuestAddressError: the range is not inside RAM, or `length` is negative.
+        """
+        for start, end, view in self._regions:
+            if start <= address and 0 <= length <= end - address:
+                return view[address - start : address - start + length]
+        raise GuestAddressError(f"[{address:#x}, +{length:#x}) is not guest RAM")
+
+    def release(self) -> None:
+        """Let go of the regions' bytes, so that what lies behind them can be unmapped. No slice may be in use."""
+        for _, _, view in self._regions:
+            view.release()
+        self._regions = ()
+
+    def read(self, address: int, length: int) -> bytes:
+        """A copy of the range; what the guest does afterwards does not change it."""
+        return bytes(self.slice(address, length))
+
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        """Copy `data` to `address`."""
+        self.slice(address, len(data))[:] = data
+
+    def read_int(self, address: int, size: int) -> int:
+        """The little-endian number of `size` bytes at `address`."""
+        return int.from_bytes(self.slice(address, size), "little")
+
+    def write_int(self, address: int, size: int, value: int) -> None:
+        """Store `value` little-endian in `size` bytes."""
+        self.slice(address, size)[:] = value.to_bytes(size, "little")

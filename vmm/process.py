@@ -1,0 +1,91 @@
+"""The life of one vmm process, from the zygote's fork to its exit."""
+
+import json
+import os
+import pwd
+import resource
+import signal
+import socket
+import time
+import traceback
+from typing import Any
+
+from mayfly.errors import ConfigError, ConsoleTailError, MayflyError
+from vmm.config import MachineConfig
+from vmm.console import Console
+from vmm.eventloop import EventLoop
+from vmm.kvm import process
+from vmm.machine import End, build_machine
+
+
+class Report:
+    """The pipe on which a vmm process says what it does: a JSON object a line. A reader that has gone is no error."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def say(self, event: str, **fields: Any) -> None:
+        """Write one line."""
+        line = json.dumps({"event": event, **fields}).encode() + b"\n"
+        try:
+            while line:
+                line = line[os.write(self._fd, line) :]
+        except BrokenPipeError:
+            pass
+
+
+def run_process(config: MachineConfig, channel: socket.socket, report_fd: int, forked_at: float) -> None:
+    """Run the machine to its end and report it; the whole of a vmm process after the fork.
+
+    Descriptors: takes both over. `forked_at` is time.monotonic() at the fork.
+    """
+    report = Report(report_fd)
+    console = Console()
+    phases = {"process": time.monotonic() - forked_at}
+    exits: dict[str, int] = {}
+    end, error = End.ERROR, None
+    try:
+        with EventLoop() as loop:
+            machine = build_machine(config, loop=loop, channel=channel, console=console.write)
+            signal.signal(signal.SIGTERM, lambda *_: machine.finish(End.STOPPED))
+            drop_privileges(config.user)
+            phases |= machine.phases
+            report.say("running", phases=phases)
+            began = time.monotonic()
+            end = machine.run()
+            phases["running"] = time.monotonic() - began
+            exits, error = machine.exits(), machine.error
+    except MayflyError as caught:
+        error = caught
+    except Exception as caught:
+        error = MayflyError(f"a fault of the monitor: {caught!r}", hint="report it, with this text:\n" + traceback.format_exc())
+    # The process ends without unmapping anything: the kernel does that faster, and out of the reply's way.
+    report.say("ended", reason=end, error=_describe(error), console=console.tail(), exits=exits, phases=phases)
+
+
+def drop_privileges(user: str | None) -> None:
+    """Become `user` if this is root, and never gain privileges again; no core dump may hold a guest's memory.
+
+    Raises:
+        ConfigError: there is no such user.
+    """
+    if user is not None and os.geteuid() == 0:
+        try:
+            entry = pwd.getpwnam(user)
+        except KeyError as error:
+            raise ConfigError(
+                f"the service user {user!r} does not exist", hint="name another with `user:` in config.yaml, or add it"
+            ) from error
+        os.setgroups([])
+        os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
+        os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
+        process.end_with_parent(signal.SIGKILL)
+    process.no_new_privileges()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _describe(error: MayflyError | None) -> dict[str, str] | None:
+    if error is None:
+        return None
+    described = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
+    return described | {"console": error.console} if isinstance(error, ConsoleTailError) and error.console else described

@@ -1,0 +1,98 @@
+"""A vCPU's thread: run the guest, carry out what it exits for, end in a defined way."""
+
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable
+
+from mayfly.errors import GuestError, MayflyError
+from vmm.arch.x86_64.cpu import describe_registers
+from vmm.bus import Bus
+from vmm.kvm.kvm import ExitReason, Vcpu
+
+KICK = signal.SIGRTMIN
+"""Interrupts a KVM_RUN that is under way; its handler does nothing."""
+PIO_OUT = 1
+
+
+class VcpuThread(threading.Thread):
+    """Runs one vCPU until `stop` or until the guest ends.
+
+    Args:
+        lock: held while a device handles an access.
+        end: called once, from this thread, with the reason why this vCPU cannot go on.
+    """
+
+    def __init__(self, vcpu: Vcpu, ports: Bus, mmio: Bus, lock: threading.Lock, end: Callable[[MayflyError], None]) -> None:
+        super().__init__(name=f"vcpu{vcpu.index}", daemon=True)
+        self._vcpu, self._ports, self._mmio, self._lock, self._end = vcpu, ports, mmio, lock, end
+        self._stopping = False
+        self.exits: Counter[str] = Counter()
+        """Returns of KVM_RUN by reason and address ("io 0x3f8", "mmio 0xd0000000", "interrupted")."""
+
+    def stop(self) -> None:
+        """Make the thread end soon, whatever the guest does. Any thread may call it; join afterwards."""
+        self._stopping = True
+        self._vcpu.request_exit()
+        if self.is_alive() and self.ident is not None:
+            signal.pthread_kill(self.ident, KICK)
+
+    def run(self) -> None:
+        """Thread body."""
+        try:
+            while not self._stopping:
+                self._handle(self._vcpu.run())
+        except MayflyError as error:
+            self._end(error)
+        except Exception as error:
+            self._end(GuestError(f"vCPU {self._vcpu.index} stopped by a fault of the monitor: {error!r}"))
+            raise
+
+    def _handle(self, reason: int) -> None:
+        if reason == ExitReason.IO:
+            self._port_access()
+        elif reason == ExitReason.MMIO:
+            self._mmio_access()
+        elif reason == ExitReason.INTR:
+            self.exits["interrupted"] += 1
+        else:
+            self.exits["last"] += 1
+            raise self._fatal(reason)
+
+    def _port_access(self) -> None:
+        access = self._vcpu.page.io
+        port, size, count = access.port, access.size, access.count
+        data = self._vcpu.bytes[access.data_offset : access.data_offset + size * count]
+        self.exits[f"io {port & ~7:#x}"] += 1
+        with self._lock:
+            for index in range(0, size * count, size):
+                if access.direction == PIO_OUT:
+                    self._ports.write(port, size, int.from_bytes(data[index : index + size], "little"))
+                else:
+                    data[index : index + size] = self._ports.read(port, size).to_bytes(size, "little")
+
+    def _mmio_access(self) -> None:
+        access = self._vcpu.page.mmio
+        address, size = access.phys_addr, access.len
+        self.exits[f"mmio {address & ~0xFFF:#x}"] += 1
+        with self._lock:
+            if access.is_write:
+                self._mmio.write(address, size, int.from_bytes(bytes(access.data[0:size]), "little"))
+            else:
+                access.data[0:size] = self._mmio.read(address, size).to_bytes(size, "little")
+
+    def _fatal(self, reason: int) -> GuestError:
+        """The error for an exit after which this guest cannot go on."""
+        page = self._vcpu.page
+        known = reason in ExitReason.__members__.values()
+        what = {
+            ExitReason.SHUTDOWN: "it crashed beyond recovery (triple fault)",
+            ExitReason.FAIL_ENTRY: f"the processor refused its state ({page.fail_entry.hardware_entry_failure_reason:#x})",
+            ExitReason.INTERNAL_ERROR: f"KVM could not emulate it (suberror {page.internal.suberror})",
+            ExitReason.SYSTEM_EVENT: f"it asked for system event {page.system_event.type}",
+            ExitReason.HLT: "it halted with no way to wake up",
+        }.get(
+            ExitReason(reason) if known else ExitReason.UNKNOWN,
+            f"an exit for {ExitReason(reason).name if known else reason}, which nothing here causes",
+        )
+        return GuestError(f"the guest stopped: {what}; vCPU {self._vcpu.index}: {describe_registers(self._vcpu)}")
