@@ -168,10 +168,12 @@ pub fn spawn(command: &mut Command, mut prepare: impl FnMut() -> io::Result<()> 
 
 fn reset_signals() -> io::Result<()> {
     let mut set = SigSet([0; 16]);
-    // SAFETY: as in `watch_children`; SIG_DFL runs no code of ours. Signals that cannot be set are refused, which is fine.
+    let default = KernelSigAction([SIG_DFL as u64; 4]);
+    // SAFETY: as in `watch_children`. The action is at least as large as the kernel's, and SIG_DFL runs no code of ours. This goes
+    // around glibc, which refuses the two signals that it keeps for its threads; SIGKILL and SIGSTOP are refused, which is fine.
     unsafe {
         for signal in 1..=64 {
-            set_handler(signal, SIG_DFL);
+            syscall(SYS_RT_SIGACTION, signal, &default, std::ptr::null_mut::<KernelSigAction>(), std::mem::size_of::<u64>());
         }
         sigemptyset(&mut set);
         check(sigprocmask(SIG_SETMASK, &set, std::ptr::null_mut())).map(drop)

@@ -5,6 +5,7 @@ was written to them, so that this side knows when it has everything.
 """
 
 import contextlib
+import ctypes
 import os
 import select
 import shlex
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,6 +27,7 @@ CPU = "max,erms=off,fsrm=off,la57=off,vgif=off"
 CMDLINE = "console=ttyS0 quiet loglevel=1 panic=-1 mitigations=off nokaslr norandmaps audit=0 random.trust_cpu=on cgroup_no_v1=all"
 # This machine's files change under the guest only where somebody edits them; what it writes itself is flushed at the end.
 CACHE_9P = "loose"
+PR_SET_PDEATHSIG = 1
 PORTS = ("stdin", "stdout", "stderr", "status")
 HERE = Path(__file__).resolve().parent
 
@@ -52,11 +54,12 @@ class Emulator:
         self._console = console
 
     @classmethod
-    def start(cls, *, kernel: Path, initrd: Path, disks: Sequence[Path], memory: int, cpus: int, console: Path) -> "Emulator":
+    def start(
+        cls, *, qemu: Sequence[str], kernel: Path, initrd: Path, disks: Sequence[Path], memory: int, cpus: int, console: Path
+    ) -> "Emulator":
         """Start QEMU. It is killed when this process ends, however that happens."""
         pairs = {name: socket.socketpair() for name in PORTS}
-        command = ["setpriv", "--pdeathsig", "KILL", "--", "qemu-system-x86_64"]
-        command += ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-machine", "q35,accel=tcg", "-cpu", CPU]
+        command = [*qemu, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-machine", "q35,accel=tcg", "-cpu", CPU]
         command += ["-smp", str(cpus), "-m", f"{memory >> 20}", "-kernel", str(kernel), "-initrd", str(initrd), "-append", CMDLINE]
         command += ["-chardev", f"file,id=console,path={_option(console)}", "-serial", "chardev:console"]
         command += ["-fsdev", "local,id=root,path=/,security_model=none,multidevs=remap"]
@@ -71,7 +74,12 @@ class Emulator:
             command += ["-drive", drive]
             command += ["-device", f"virtio-blk-pci,drive=disk{number}"]
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=2, pass_fds=[pair[1].fileno() for pair in pairs.values()], start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=2,
+            pass_fds=[pair[1].fileno() for pair in pairs.values()],
+            start_new_session=True,
+            preexec_fn=_dies_with(os.getpid()),
         )
         for _, theirs in pairs.values():
             theirs.close()
@@ -120,6 +128,18 @@ class Emulator:
             port.shutdown(socket.SHUT_WR)
 
 
+def _dies_with(parent: int) -> Callable[[], None]:
+    """For a new child: it is killed when `parent` ends, even if that has happened by now (prctl(2), PR_SET_PDEATHSIG)."""
+    libc = ctypes.CDLL(None)
+
+    def prepare() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return prepare
+
+
 def _option(path: Path) -> str:
     """A file name inside one of QEMU's option lists, where a comma is doubled."""
     return str(path).replace(",", ",,")
@@ -138,6 +158,7 @@ def run(
     cache.mkdir(parents=True, exist_ok=True)
     held = hostfiles.lock(cache)
     try:
+        qemu = hostfiles.qemu(cache)
         kernel, modules = hostfiles.kernel(cache)
         disks = [hostfiles.state_disk(cache)]
         if tools:
@@ -154,7 +175,13 @@ def run(
             initrd.flush()
             (cache / "console.log").unlink(missing_ok=True)
             emulator = Emulator.start(
-                kernel=kernel, initrd=Path(initrd.name), disks=disks, memory=memory, cpus=cpus, console=cache / "console.log"
+                qemu=qemu,
+                kernel=kernel,
+                initrd=Path(initrd.name),
+                disks=disks,
+                memory=memory,
+                cpus=cpus,
+                console=cache / "console.log",
             )
 
             ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -1,6 +1,7 @@
 """What the emulated KVM host boots from, made on first use and kept in $XDG_CACHE_HOME/mayfly/kvm-host.
 
-KERNEL-VERSION/vmlinuz    of Debian's package, unpacked, never installed
+qemu-SUITE/               QEMU of a newer Debian than this machine's, with the libraries that it needs
+KERNEL-VERSION/vmlinux    of Debian's package, unpacked, never installed
 KERNEL-VERSION/modules    cpio: /init's tools and the few modules it loads, in order
 tools-HASH.ext4           the Python libraries in use, read-only: over 9p, imports take seconds
 state.ext4                the disk for images, snapshots and caches; it stays
@@ -20,6 +21,12 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from debianmirror import KEYRING, SUITE, MirrorError, mirror
+
+QEMU = "qemu-system-x86_64"
+QEMU_SINCE = 10
+"""QEMU 7.2, of Debian 12, runs machines in its emulated KVM, but a host with two of them at once dies now and then."""
+QEMU_PARTS = ("./usr/bin/qemu-system-x86_64", "./usr/lib/x86_64-linux-gnu", "./usr/share/qemu", "./usr/share/seabios")
 STATE_SIZE = "24G"
 TOOL_DISKS = 3  # kept: several checkouts, each with an environment of its own, may take turns
 MODULES = (
@@ -61,6 +68,35 @@ def _run(*command: str | Path, cwd: Path | None = None) -> str:
     if done.returncode:
         raise HostFilesError(f"{' '.join(map(str, command))}: {(done.stderr or done.stdout).strip()}")
     return done.stdout
+
+
+def qemu(cache: Path) -> list[str]:
+    """The emulator's command: this machine's own where it is new enough, else a newer Debian's, run with its own libraries."""
+    if shutil.which(QEMU):
+        version = re.search(r"version (\d+)", _run(QEMU, "--version"))
+        if version and int(version[1]) >= QEMU_SINCE:
+            return [QEMU]
+    root = cache / f"qemu-{SUITE}"
+    if not root.exists():
+        _fetch_qemu(root)
+    libraries = root / "usr/lib/x86_64-linux-gnu"
+    loader = [str(libraries / "ld-linux-x86-64.so.2"), "--library-path", str(libraries), str(root / f"usr/bin/{QEMU}")]
+    return [*loader, "-L", str(root / "usr/share/qemu"), "-L", str(root / "usr/share/seabios")]
+
+
+def _fetch_qemu(target: Path) -> None:
+    try:
+        source = mirror()
+    except MirrorError as error:
+        raise HostFilesError(str(error)) from error
+    print(f"with-kvm: fetching QEMU of Debian {SUITE} for the emulated host (once)", file=sys.stderr)
+    with tempfile.TemporaryDirectory(dir=target.parent) as work:
+        archive, root = Path(work) / "root.tar", Path(work) / "root"
+        what = ("--quiet", "--variant=extract", "--include=qemu-system-x86", '--aptopt=APT::Install-Recommends "false"')
+        _run("mmdebstrap", *what, f"--keyring={KEYRING}", SUITE, archive, source)
+        root.mkdir()
+        _run("tar", "-xf", archive, "-C", root, "--no-same-owner", *QEMU_PARTS)
+        root.rename(target)
 
 
 def kernel(cache: Path) -> tuple[Path, Path]:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -313,12 +314,16 @@ def test_a_pull_that_is_killed_goes_on_in_the_next(real_registry: str, tmp_path:
     try:
         first = subprocess.Popen([sys.executable, "-c", PULL, throttle.address, str(cache)], cwd=ROOT, stdout=subprocess.PIPE)
         assert throttle.stalled.wait(60)
+        parts: list[Path] = []
+        until = time.monotonic() + 60
+        while not (parts and parts[0].stat().st_size):  # what was sent may not have been written yet
+            assert time.monotonic() < until
+            parts = list((cache / "sha256").glob(".*.part"))
         first.send_signal(signal.SIGKILL)
         out, _ = first.communicate()
         assert out == b""
     finally:
         throttle.close()
-    parts = list((cache / "sha256").glob(".*.part"))
     assert len(parts) == 1
     had = parts[0].stat().st_size
     assert 0 < had < len(CONTENTS)

@@ -27,6 +27,10 @@ pub const O_NOFOLLOW: c_int = 0o400_000;
 #[cfg(target_arch = "aarch64")]
 pub const O_NOFOLLOW: c_int = 0o100_000;
 pub const O_CLOEXEC: c_int = 0o2_000_000;
+#[cfg(target_arch = "x86_64")]
+pub const SYS_RT_SIGACTION: c_long = 13;
+#[cfg(target_arch = "aarch64")]
+pub const SYS_RT_SIGACTION: c_long = 134;
 pub const SIGPIPE: c_int = 13;
 pub const SIGCHLD: c_int = 17;
 pub const SIG_SETMASK: c_int = 2;
@@ -73,6 +77,10 @@ pub struct PollFd {
 
 #[repr(C)]
 pub struct SigSet(pub [c_ulong; 16]);
+
+/// The kernel's `struct sigaction`: handler, flags, restorer, mask.
+#[repr(C)]
+pub struct KernelSigAction(pub [u64; 4]);
 
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
@@ -142,6 +150,7 @@ extern "C" {
     pub fn sigprocmask(how: c_int, set: *const SigSet, old: *mut SigSet) -> c_int;
     #[link_name = "signal"]
     pub fn set_handler(signal: c_int, handler: usize) -> usize;
+    pub fn syscall(number: c_long, ...) -> c_long;
     pub fn wait4(pid: c_int, status: *mut c_int, options: c_int, usage: *mut RUsage) -> c_int;
     pub fn pipe2(fds: *mut c_int, flags: c_int) -> c_int;
     #[link_name = "kill"]
