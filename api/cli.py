@@ -106,11 +106,13 @@ def run(file: Path, args: tuple[str, ...], language: str, as_json: bool, verbose
     built; 125 if Mayfly itself failed.
     """
     config = load_config(flags)
+    from vmm.zygote import Zygote
+
+    zygote = Zygote.start()  # it imports what it needs while this process does
     import asyncio
 
     from api.host import time_factor
     from api.run_command import run_file
-    from vmm.zygote import Zygote
 
     return asyncio.run(
         run_file(
@@ -119,7 +121,7 @@ def run(file: Path, args: tuple[str, ...], language: str, as_json: bool, verbose
             language=language,
             config=config,
             factor=time_factor(config),
-            zygote=Zygote.start,
+            zygote=lambda: zygote,
             as_json=as_json,
             verbose=verbose,
         )

@@ -20,13 +20,13 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
 from mayfly.errors import HostError
 from vmm.config import MachineConfig
 from vmm.kvm import process
-from vmm.process import run_process
 
 MESSAGE_LIMIT = 64 * 1024
 START = "import sys; from vmm.zygote import main; main(int(sys.argv[1]), int(sys.argv[2]))"
@@ -126,17 +126,20 @@ class Zygote:
 
 def main(control_fd: int, client: int) -> None:
     """The zygote process: fork, reap, report, until the client is gone."""
+    from vmm.process import run_process  # with all that a machine needs, for this process only
+
     process.end_with_parent(signal.SIGKILL)
     if os.getppid() != client:
         return
     with socket.socket(fileno=control_fd) as control:
-        _Server(control).serve()
+        _Server(control, run_process).serve()
     signal.set_wakeup_fd(-1)
 
 
 class _Server:
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, run_process: Callable[[MachineConfig, socket.socket, int, float], None]) -> None:
         self._control = control
+        self._run_process = run_process
         self._machines: dict[int, int] = {}
         self._wakeup, wakeup = socket.socketpair()
         for end in (self._wakeup, wakeup):
@@ -189,7 +192,7 @@ class _Server:
             for end in (self._control, self._wakeup, self._wakeup_writer):
                 end.close()
             channel, report = fds
-            run_process(MachineConfig.from_json(config), socket.socket(fileno=channel), report, began)
+            self._run_process(MachineConfig.from_json(config), socket.socket(fileno=channel), report, began)
             status = 0
         finally:
             os._exit(status)

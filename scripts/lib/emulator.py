@@ -156,13 +156,12 @@ def run(
 ) -> int:
     """Run `command` in the emulated host and give its exit status. `environment` is the whole of the command's."""
     cache.mkdir(parents=True, exist_ok=True)
-    held = hostfiles.lock(cache)
-    try:
+    with hostfiles.preparing(cache):
         qemu = hostfiles.qemu(cache)
         kernel, modules = hostfiles.kernel(cache)
-        disks = [hostfiles.state_disk(cache)]
-        if tools:
-            disks.append(hostfiles.tool_disk(cache, tools))
+        tool_disks = [hostfiles.tool_disk(cache, tools)] if tools else []
+    disk, held = hostfiles.take_state_disk(cache)
+    try:
         own = hostfiles.cpio(
             [
                 ("init", 0o100755, (HERE / "guest-init.sh").read_bytes()),
@@ -173,15 +172,16 @@ def run(
         with tempfile.NamedTemporaryFile(dir=cache, prefix="initrd-") as initrd:
             initrd.write(modules.read_bytes() + own)
             initrd.flush()
-            (cache / "console.log").unlink(missing_ok=True)
+            console = disk.with_suffix(".console")
+            console.unlink(missing_ok=True)
             emulator = Emulator.start(
                 qemu=qemu,
                 kernel=kernel,
                 initrd=Path(initrd.name),
-                disks=disks,
+                disks=[disk, *tool_disks],
                 memory=memory,
                 cpus=cpus,
-                console=cache / "console.log",
+                console=console,
             )
 
             ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

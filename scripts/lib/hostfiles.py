@@ -4,9 +4,10 @@ qemu-SUITE/               QEMU of a newer Debian than this machine's, with the l
 KERNEL-VERSION/vmlinux    of Debian's package, unpacked, never installed
 KERNEL-VERSION/modules    cpio: /init's tools and the few modules it loads, in order
 tools-HASH.ext4           the Python libraries in use, read-only: over 9p, imports take seconds
-state.ext4                the disk for images, snapshots and caches; it stays
+state-NUMBER.ext4         a disk for images, snapshots and caches; it stays. One for each emulated host that may run at a time
 """
 
+import contextlib
 import fcntl
 import gzip
 import hashlib
@@ -28,6 +29,7 @@ QEMU_SINCE = 10
 """QEMU 7.2, of Debian 12, runs machines in its emulated KVM, but a host with two of them at once dies now and then."""
 QEMU_PARTS = ("./usr/bin/qemu-system-x86_64", "./usr/lib/x86_64-linux-gnu", "./usr/share/qemu", "./usr/share/seabios")
 STATE_SIZE = "24G"
+STATE_DISKS = 2
 TOOL_DISKS = 3  # kept: several checkouts, each with an environment of its own, may take turns
 MODULES = (
     # module, options; in an order that meets needs which no module declares (ext4's checksums)
@@ -179,9 +181,39 @@ def _modules_archive(tree: Path) -> bytes:
     return cpio([*folders, *files_in, *((f"modules/{name}", 0o100644, data) for name, data in loaded.items())])
 
 
-def state_disk(cache: Path) -> Path:
-    """The state disk, made on first use and checked on each. The caller holds its lock."""
-    disk = cache / "state.ext4"
+@contextlib.contextmanager
+def preparing(cache: Path) -> Iterator[None]:
+    """Only one process at a time makes what is kept here."""
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def take_state_disk(cache: Path) -> tuple[Path, int]:
+    """A state disk that no other emulated host uses, made on first use and checked on each; held as long as the descriptor is open."""
+    disks = [cache / f"state-{number}.ext4" for number in range(1, STATE_DISKS + 1)]
+    locks = [os.open(disk.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) for disk in disks]
+    held = next((number for number, lock in enumerate(locks) if _flock(lock, fcntl.LOCK_NB)), -1)
+    if held < 0:
+        print(f"with-kvm: {STATE_DISKS} emulated hosts run already; waiting until one ends", file=sys.stderr)
+        held = os.getpid() % STATE_DISKS
+        _flock(locks[held])
+    for number, lock in enumerate(locks):
+        if number != held:
+            os.close(lock)
+    _make_state_disk(disks[held])
+    return disks[held], locks[held]
+
+
+def _flock(descriptor: int, flags: int = 0) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _make_state_disk(disk: Path) -> None:
     if not disk.exists():
         new = disk.with_suffix(".new")
         new.unlink(missing_ok=True)
@@ -190,18 +222,6 @@ def state_disk(cache: Path) -> Path:
     check = subprocess.run(["e2fsck", "-p", disk], capture_output=True, text=True, check=False)
     if check.returncode >= 4:
         raise HostFilesError(f"{disk} is damaged; what it holds can be made again, so remove it ({check.stdout.strip()})")
-    return disk
-
-
-def lock(cache: Path) -> int:
-    """Wait until no other emulated host uses the state disk. Held as long as the descriptor is open."""
-    descriptor = os.open(cache / "state.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        print(f"with-kvm: another emulated host uses {cache}/state.ext4; waiting until it ends", file=sys.stderr)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    return descriptor
 
 
 def tool_disk(cache: Path, folders: Sequence[Path]) -> Path:

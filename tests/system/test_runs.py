@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.system, pytest.mark.slow]
 Results: TypeAlias = "dict[str, Future[subprocess.CompletedProcess[bytes]]]"
 
 DEADLINE_S = 600
-AT_ONCE = 2
+AT_ONCE = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
