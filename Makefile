@@ -11,7 +11,7 @@ agent: setup
 	@agent/build.sh
 
 images: setup agent
-	@scripts/build-image rust
+	@scripts/build-image rust --compress lz4
 
 # What system tests boot besides: Debian's own kernel, and a Rust image laid out as Docker's is.
 test-images: setup agent

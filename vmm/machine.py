@@ -23,7 +23,7 @@ from vmm.devices.virtio.device import VirtioDevice
 from vmm.devices.virtio.mmio import MmioTransport, Register
 from vmm.eventloop import EventLoop
 from vmm.kvm.kvm import Kvm, Vm
-from vmm.kvm.mapping import Mapping
+from vmm.kvm.mapping import PAGE, Mapping
 from vmm.memory import GuestMemory
 from vmm.vcpu import KICK, VcpuThread
 
@@ -132,6 +132,9 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
             machine.vcpus.append(
                 VcpuThread(vcpu, machine.ports, machine.mmio, machine.lock, lambda error: machine.finish(End.ERROR, error))
             )
+        if kvm.check_extension("KVM_CAP_PRE_FAULT_MEMORY"):
+            for address, size in mapping.files:
+                vcpus[0].pre_fault(address, -(-size // PAGE) * PAGE)
         machine.phases["load"] = time.monotonic() - began
         failed.pop_all()
     return machine

@@ -28,6 +28,8 @@ QEMU = "qemu-system-x86_64"
 QEMU_SINCE = 10
 """QEMU 7.2, of Debian 12, runs machines in its emulated KVM, but a host with two of them at once dies now and then."""
 QEMU_PARTS = ("./usr/bin/qemu-system-x86_64", "./usr/lib/x86_64-linux-gnu", "./usr/share/qemu", "./usr/share/seabios")
+KERNELS = ("linux-image-6.12-amd64", "linux-image-amd64")
+"""The first that Debian has: 12 has the newer one as a security update, 13 by the usual name."""
 STATE_SIZE = "24G"
 STATE_DISKS = 2
 TOOL_DISKS = 3  # kept: several checkouts, each with an environment of its own, may take turns
@@ -45,7 +47,7 @@ MODULES = (
     ("kvm-amd", "nested=0"),
 )
 
-RECIPE = hashlib.sha256(repr(MODULES).encode()).hexdigest()[:8]
+RECIPE = hashlib.sha256(repr((KERNELS, MODULES)).encode()).hexdigest()[:8]
 SIGNED = b"~Module signature appended~\n"
 LEFT_OUT = {"site-packages", "dist-packages", "test", "idlelib", "ensurepip"}
 
@@ -110,10 +112,13 @@ def kernel(cache: Path) -> tuple[Path, Path]:
 
 
 def _fetch_kernel(cache: Path) -> Path:
-    package = _run("apt-cache", "show", "--no-all-versions", "linux-image-amd64")
-    depends = re.search(r"^Depends: (linux-image-[^ ,]+)", package, re.MULTILINE)
+    packages = [
+        subprocess.run(["apt-cache", "show", "--no-all-versions", name], capture_output=True, text=True, check=False).stdout
+        for name in KERNELS
+    ]
+    depends = re.search(r"^Depends: (linux-image-[^ ,]+)", "".join(packages), re.MULTILINE)
     if not depends:
-        raise HostFilesError("Debian's linux-image-amd64 cannot be found; run 'apt-get update'")
+        raise HostFilesError(f"Debian's {' and '.join(KERNELS)} cannot be found; run 'apt-get update'")
     print(f"with-kvm: fetching {depends[1]} for the emulated host (once)", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         work = Path(folder)

@@ -83,6 +83,7 @@ CASES = [
     ),
     Case(
         name="takes all memory",
+        quick=True,
         source="fn main() { let mut all = Vec::new(); loop { all.push(vec![1u8; 1 << 20]); } }",
         options=("--run-memory", "64M"),
         status=124,

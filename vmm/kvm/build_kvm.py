@@ -15,6 +15,12 @@ SOURCE = """
 #include <sys/prctl.h>
 #include <linux/kvm.h>
 
+#ifndef KVM_PRE_FAULT_MEMORY /* of Linux 6.11; this machine's headers may be older than its kernel */
+struct kvm_pre_fault_memory { uint64_t gpa; uint64_t size; uint64_t flags; uint64_t padding[5]; };
+#define KVM_PRE_FAULT_MEMORY _IOWR(KVMIO, 0xd5, struct kvm_pre_fault_memory)
+#define KVM_CAP_PRE_FAULT_MEMORY 236
+#endif
+
 static int sys_ioctl(int fd, unsigned long request, uintptr_t argument) { return ioctl(fd, request, argument); }
 static int sys_ioctl_pointer(int fd, unsigned long request, void *argument) { return ioctl(fd, request, argument); }
 static void *sys_mmap(void *address, size_t length, int protection, int flags, int fd, int64_t offset)

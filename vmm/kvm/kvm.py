@@ -165,6 +165,15 @@ class Vcpu(_Descriptor):
             raise KvmError("KVM_RUN", ffi.errno)
         return int(self.page.exit_reason)
 
+    def pre_fault(self, address: int, size: int) -> None:
+        """Map [address, address + size) for the guest before it asks page by page (api.rst 4.143). For speed only: where KVM cannot, the
+        guest's own accesses do it.
+        """
+        range_ = ffi.new("struct kvm_pre_fault_memory *", {"gpa": address, "size": size})
+        while range_.size and lib.sys_ioctl_pointer(self._fd, lib.KVM_PRE_FAULT_MEMORY, range_) < 0:
+            if ffi.errno not in (errno.EINTR, errno.EAGAIN):
+                return
+
     def request_exit(self) -> None:
         """Make the next KVM_RUN come back at once (api.rst 5, immediate_exit). A signal must follow for one that is under way."""
         if self._fd >= 0:

@@ -16,10 +16,14 @@ class Mapping:
 
     It lies on a huge page's boundary and asks for huge pages: a guest that unpacks its root touches most of its memory, which
     costs a fault for every 2 MiB instead of every 4 KiB.
+
+    Attributes:
+        files: offset and size of each file laid over it, in bytes.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self.files: list[tuple[int, int]] = []
         self._whole = _mmap(ffi.NULL, size + HUGE_PAGE, lib.MAP_PRIVATE | lib.MAP_ANONYMOUS | lib.MAP_NORESERVE, -1)
         self._pointer = self._whole + -int(ffi.cast("uintptr_t", self._whole)) % HUGE_PAGE
         lib.sys_madvise(self._pointer, size, lib.MADV_HUGEPAGE)  # a kernel without them just goes on with small ones
@@ -39,6 +43,7 @@ class Mapping:
         if offset % PAGE or offset + size > self.size:
             raise ValueError(f"[{offset:#x}, +{size:#x}) is not whole pages inside {self.size:#x} bytes")
         _mmap(self._pointer + offset, size, lib.MAP_PRIVATE | lib.MAP_FIXED | lib.MAP_NORESERVE, fd)
+        self.files.append((offset, size))
 
     def close(self) -> None:
         """Unmap. The view must not be in use any more."""

@@ -33,6 +33,9 @@ static void *const MAP_FAILED;
 #define KVM_GET_REGS ...
 #define KVM_SET_REGS ...
 
+#define KVM_PRE_FAULT_MEMORY ...
+
+#define KVM_CAP_PRE_FAULT_MEMORY ...
 #define KVM_IOEVENTFD_FLAG_DATAMATCH ...
 
 struct kvm_userspace_memory_region {
@@ -40,6 +43,8 @@ struct kvm_userspace_memory_region {
 };
 struct kvm_irqfd { uint32_t fd; uint32_t gsi; uint32_t flags; ...; };
 struct kvm_ioeventfd { uint64_t datamatch; uint64_t addr; uint32_t len; int32_t fd; uint32_t flags; ...; };
+
+struct kvm_pre_fault_memory { uint64_t gpa; uint64_t size; uint64_t flags; ...; };
 
 struct kvm_run {
     uint8_t immediate_exit;
