@@ -1,5 +1,5 @@
 # Each target does its set-up too. `make demo` and `make test` are all that a newcomer needs.
-.PHONY: setup kernel agent images test-images demo test test-all lint bench clean
+.PHONY: setup kernel agent images debian-kernel test-images demo test test-all lint bench clean
 
 setup:
 	@scripts/setup
@@ -13,19 +13,21 @@ agent: setup
 images: setup agent
 	@scripts/build-image rust --compress lz4
 
-# What system tests boot besides: Debian's own kernel, and a Rust image laid out as Docker's is.
-test-images: setup agent
+# What system tests boot besides: Debian's own kernel, and for the whole counts a Rust image laid out as Docker's is.
+debian-kernel: setup
 	@scripts/debian-kernel >/dev/null
+
+test-images: setup agent
 	@scripts/build-image rust --layout docker --output build/rust-docker
 
 demo: setup kernel agent images
 	@scripts/with-kvm scripts/demo
 
 # The reduced counts; test-all has the whole ones and writes its report.
-test: setup kernel agent images
+test: setup kernel agent images debian-kernel
 	@scripts/test
 
-test-all: setup kernel agent images test-images
+test-all: setup kernel agent images debian-kernel test-images
 	@MAYFLY_FULL=1 scripts/test --report docs/test-report.md
 
 lint: setup

@@ -9,7 +9,6 @@ import pytest
 
 from imagegen.cpio import header
 from mayfly import paths
-from tests.scale import FULL
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 
@@ -51,7 +50,6 @@ def test_our_kernel_boots(tmp_path: Path, kernel: str, cpus: int) -> None:
     assert (done.returncode, f"READY with {cpus}" in done.stdout) == (0, True), done.stdout[-2000:] + done.stderr
 
 
-@pytest.mark.skipif(not FULL, reason="only in the whole counts (make test-all)")
 def test_debians_kernel_boots(tmp_path: Path) -> None:
     done = boot(tmp_path, "debian-cloud/vmlinuz", "--memory", "256M")
     assert (done.returncode, "READY with 1" in done.stdout) == (0, True), done.stdout[-2000:] + done.stderr

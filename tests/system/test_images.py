@@ -131,12 +131,13 @@ def test_the_kernel_sees_what_was_merged(compression: str, data: Path, tmp_path:
     assert inodes[b"/tree/noise"] == inodes[b"/tree/deep/other"]
 
 
-@pytest.mark.skipif(not FULL, reason="only in the whole counts (make test-all)")
-@pytest.mark.slow
-def test_rust_as_docker_lays_it_out_runs(data: Path, tmp_path: Path) -> None:
-    assert DOCKER_IMAGE.is_dir(), "make it first: scripts/build-image rust --layout docker --output build/rust-docker"
-    shutil.copytree(DOCKER_IMAGE, paths.image_dir("rust", "x86_64"))
-    source = tmp_path / "hello.rs"
-    source.write_text('fn main() { println!("from {}", std::env::var("CARGO_HOME").unwrap()); }')
-    done = _mayfly_run(source)
-    assert (done.returncode, done.stdout) == (0, b"from /usr/local/cargo\n"), done.stderr.decode(errors="replace")[-3000:]
+if FULL:  # a machine, and a minute, for one more image
+
+    @pytest.mark.slow
+    def test_rust_as_docker_lays_it_out_runs(data: Path, tmp_path: Path) -> None:
+        assert DOCKER_IMAGE.is_dir(), "make it first: scripts/build-image rust --layout docker --output build/rust-docker"
+        shutil.copytree(DOCKER_IMAGE, paths.image_dir("rust", "x86_64"))
+        source = tmp_path / "hello.rs"
+        source.write_text('fn main() { println!("from {}", std::env::var("CARGO_HOME").unwrap()); }')
+        done = _mayfly_run(source)
+        assert (done.returncode, done.stdout) == (0, b"from /usr/local/cargo\n"), done.stderr.decode(errors="replace")[-3000:]
