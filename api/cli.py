@@ -106,12 +106,13 @@ def run(file: Path, args: tuple[str, ...], language: str, as_json: bool, verbose
     built; 125 if Mayfly itself failed.
     """
     config = load_config(flags)
+    from api.host import time_factor
     from vmm.zygote import Zygote
 
+    factor = time_factor(config)
     zygote = Zygote.start()  # it imports what it needs while this process does
     import asyncio
 
-    from api.host import time_factor
     from api.run_command import run_file
 
     return asyncio.run(
@@ -120,7 +121,7 @@ def run(file: Path, args: tuple[str, ...], language: str, as_json: bool, verbose
             args,
             language=language,
             config=config,
-            factor=time_factor(config),
+            factor=factor,
             zygote=lambda: zygote,
             as_json=as_json,
             verbose=verbose,

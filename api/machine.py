@@ -80,10 +80,7 @@ class Spawner:
             HostError: it cannot be started.
         """
         if self._zygote is None:
-            try:
-                self._zygote = self._start()
-            except OSError as error:
-                raise HostError(f"the zygote cannot be started: {error}", hint="see `mayfly doctor`") from error
+            self._zygote = self._start()
             asyncio.get_running_loop().add_reader(self._zygote.fileno(), self._receive)
 
     async def spawn(self, config: MachineConfig) -> "Machine":

@@ -56,19 +56,27 @@ class Zygote:
 
     @classmethod
     def start(cls) -> Self:
-        """Start a zygote. It is ready when the first `Forked` arrives; requests may be sent before."""
+        """Start a zygote. It is ready when the first `Forked` arrives; requests may be sent before.
+
+        Raises:
+            HostError: it cannot be started.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             # -P: a folder named like one of our packages in the working directory must not be imported.
             command = [sys.executable, "-P", "-c", START, str(theirs.fileno()), str(os.getpid())]
             path = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]))
-            child = subprocess.Popen(
-                command,
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, "PYTHONPATH": path},
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            try:
+                child = subprocess.Popen(
+                    command,
+                    pass_fds=[theirs.fileno()],
+                    env={**os.environ, "PYTHONPATH": path},
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                ours.close()
+                raise HostError(f"the zygote cannot be started: {error}", hint="see `mayfly doctor`") from error
         return cls(child, ours)
 
     @property
