@@ -1,44 +1,29 @@
 """`mayfly boot` with Linux kernels: ours in both formats, on one and two vCPUs, and Debian's own of the cloud flavour."""
 
-import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from imagegen.cpio import header
 from mayfly import paths
+from tests.system import toy
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 
 DEADLINE_S = 300
-INIT = """#!/bin/busybox sh
-/bin/busybox mkdir -p /proc
-/bin/busybox mount -t proc proc /proc
+INIT = """
 echo "READY with $(/bin/busybox nproc)"
-/bin/busybox grep -c IO-APIC /proc/interrupts
 /bin/busybox reboot -f
 """
-
-
-def initramfs(folder: Path) -> Path:
-    """A root of busybox and an init which says READY and resets the machine."""
-    archive = bytearray()
-    entries = [("bin", stat.S_IFDIR | 0o755, b""), ("bin/busybox", stat.S_IFREG | 0o755, Path("/bin/busybox").read_bytes())]
-    entries += [("init", stat.S_IFREG | 0o755, INIT.encode()), ("TRAILER!!!", 0, b"")]
-    for number, (name, mode, data) in enumerate(entries, 1):
-        archive += header(ino=number, mode=mode, uid=0, gid=0, nlink=1, size=len(data), name=name.encode()) + data
-        archive += bytes(-len(archive) % 4)
-    path = folder / "initramfs"
-    path.write_bytes(archive)
-    return path
 
 
 def boot(folder: Path, kernel: str, *options: str) -> "subprocess.CompletedProcess[str]":
     path = paths.data_dir() / "kernel" / kernel
     assert path.exists(), f"{path} is missing: make kernel; scripts/debian-kernel"
-    command = [sys.executable, "-m", "api.cli", "boot", "--kernel", str(path), "--initrd", str(initramfs(folder)), "--cmdline", "quiet"]
+    initramfs = folder / "initramfs"
+    initramfs.write_bytes(toy.shell_root(INIT))
+    command = [sys.executable, "-m", "api.cli", "boot", "--kernel", str(path), "--initrd", str(initramfs), "--cmdline", "quiet"]
     return subprocess.run(
         [*command, *options], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=DEADLINE_S, check=False, errors="replace"
     )

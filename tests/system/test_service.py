@@ -21,7 +21,7 @@ from mayfly import paths
 from tests.system import toy
 from vmm.config import MIB
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600), pytest.mark.usefixtures("toy_language")]
 
 DEADLINE_S = 300.0
 GONE_S = 5.0
@@ -115,18 +115,6 @@ def connect(path: Path) -> socket.socket:
 
 def read_all(reader: socket.socket) -> bytes:
     return b"".join(iter(lambda: reader.recv(65536), b""))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A data folder with the kernel, and no images but those that tests make."""
-    kernel = paths.data_dir() / "kernel"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
-        paths.data_dir().mkdir()
-        (paths.data_dir() / "kernel").symlink_to(kernel)
-        toy.build()
-        yield
 
 
 @pytest.fixture

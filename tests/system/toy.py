@@ -1,7 +1,8 @@
-"""A language whose compiler is a shell: an image of busybox and the agent, small enough to boot in no time."""
+"""Small archives for the guest's kernel, and a language whose compiler is a shell: busybox and the agent, which boot in no time."""
 
 import hashlib
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from imagegen.cpio import header
@@ -10,7 +11,36 @@ from vmm.config import MIB
 
 AGENT = Path(__file__).resolve().parents[2] / "imagegen/agents/mayfly-agent.x86_64"
 BUSYBOX = Path("/bin/busybox")
-APPLETS = ("sh", "cat", "echo", "sleep", "seq", "head", "yes", "kill", "true", "false", "dd", "reboot")
+MOUNTS = {"devtmpfs": "dev", "proc": "proc", "sysfs": "sys"}
+APPLETS = ("sh", "cat", "echo", "sleep", "seq", "head", "yes", "kill", "true", "false", "dd", "reboot", "sha256sum")
+
+
+def archive(entries: Iterable[tuple[str, int, bytes]]) -> bytes:
+    """A newc archive, without its end, of (name, mode with file type, content)."""
+    packed = bytearray()
+    for number, (name, mode, data) in enumerate(entries, 1):
+        packed += header(ino=number, mode=mode, uid=0, gid=0, nlink=1, size=len(data), name=name.encode()) + data
+        packed += bytes(-len(packed) % 4)
+    return bytes(packed)
+
+
+END = archive([("TRAILER!!!", 0, b"")])
+
+
+def shell_root(init: str) -> bytes:
+    """An initramfs of busybox and a script that is its init, with /dev, /proc and /sys mounted."""
+    mounts = "".join(f"/bin/busybox mount -t {kind} {kind} /{folder}\n" for kind, folder in MOUNTS.items())
+    script = f"#!/bin/busybox sh\n{mounts}{init}\n"
+    return (
+        archive(
+            [
+                *((folder, stat.S_IFDIR | 0o755, b"") for folder in ("bin", *MOUNTS.values())),
+                ("bin/busybox", stat.S_IFREG | 0o755, BUSYBOX.read_bytes()),
+                ("init", stat.S_IFREG | 0o755, script.encode()),
+            ]
+        )
+        + END
+    )
 
 
 def build(language: str = "toy", *, memory: int = 96 * MIB, ballast: int = 0, end_marker: bool = True, agent: bytes | None = None) -> Path:
@@ -22,31 +52,22 @@ def build(language: str = "toy", *, memory: int = 96 * MIB, ballast: int = 0, en
         end_marker: whether the archive has one.
         agent: another init.
     """
-    archive, inode = bytearray(), 0
-
-    def put(name: str, mode: int, data: bytes = b"") -> None:
-        nonlocal inode
-        inode += 1
-        archive.extend(header(ino=inode, mode=mode, uid=0, gid=0, nlink=1, size=len(data), name=name.encode()))
-        archive.extend(data)
-        archive.extend(bytes(-len(archive) % 4))
-
-    for name in ("bin", "dev", "proc", "sys", "tmp", "mayfly", "etc", "work", "run"):
-        put(name, stat.S_IFDIR | 0o755)
-    put("init", stat.S_IFREG | 0o755, AGENT.read_bytes() if agent is None else agent)
-    put("bin/busybox", stat.S_IFREG | 0o755, BUSYBOX.read_bytes())
-    for applet in APPLETS:
-        put(f"bin/{applet}", stat.S_IFLNK | 0o777, b"busybox")
+    folders = ("bin", "dev", "proc", "sys", "tmp", "mayfly", "etc", "work", "run")
+    entries = [(name, stat.S_IFDIR | 0o755, b"") for name in folders]
+    entries.append(("init", stat.S_IFREG | 0o755, AGENT.read_bytes() if agent is None else agent))
+    entries.append(("bin/busybox", stat.S_IFREG | 0o755, BUSYBOX.read_bytes()))
+    entries += [(f"bin/{applet}", stat.S_IFLNK | 0o777, b"busybox") for applet in APPLETS]
     if ballast:
-        put("ballast", stat.S_IFREG | 0o644, bytes(ballast))
-    marker = hashlib.sha256(archive).hexdigest()
+        entries.append(("ballast", stat.S_IFREG | 0o644, bytes(ballast)))
+    packed = archive(entries)
+    marker = hashlib.sha256(packed).hexdigest()
     if end_marker:
-        put("mayfly/end", stat.S_IFREG | 0o444, marker.encode())
-    put("TRAILER!!!", 0)
+        packed += archive([("mayfly/end", stat.S_IFREG | 0o444, marker.encode())])
+    packed += END
 
     folder = paths.image_dir(language, "x86_64")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "initramfs").write_bytes(archive)
+    (folder / "initramfs").write_bytes(packed)
     described = manifest.Manifest(
         language=language,
         version="1.0",
@@ -60,11 +81,11 @@ def build(language: str = "toy", *, memory: int = 96 * MIB, ballast: int = 0, en
         env={"PATH": "/bin"},
         source=manifest.Source(reference="made by a test", manifest_digest="", config_digest="", layers=()),
         compression="none",
-        initramfs_size=len(archive),
+        initramfs_size=len(packed),
         initramfs_digest="",
         end_marker=marker,
         unpacked_size=ballast + 4 * MIB,
-        entries=inode,
+        entries=len(entries) + 1,
         memory=memory,
         agent_digest="",
         recipe_digest="",

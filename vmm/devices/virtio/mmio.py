@@ -121,11 +121,13 @@ class MmioTransport:
 
     Attributes:
         misuse: how often the driver did what.
+        kicks: how often the event loop was woken to work on a queue.
     """
 
     def __init__(self, device: VirtioDevice, memory: GuestMemory, interrupt: Callable[[], None], kick: Callable[[int], None]) -> None:
         self.device = device
         self.misuse: Counter[Misuse] = Counter()
+        self.kicks = 0
         self._memory = memory
         self._interrupt = interrupt
         self._kick = kick
@@ -203,6 +205,7 @@ class MmioTransport:
     def notify(self, index: int) -> None:
         """Work on queue `index`: its eventfd has fired. From the event loop only."""
         with self.device.lock:
+            self.kicks += 1
             if index not in self.device.queues or self._status != LIVE:
                 self.report(Misuse.NOTIFY)
                 return
