@@ -13,9 +13,11 @@ agent: setup
 images: setup agent
 	@scripts/build-image rust
 
-# What system tests boot besides: Debian's own kernel, and a Rust image laid out as Docker's is.
-test-images: setup agent
+# What system tests boot besides: Debian's own kernel, Go (prepared in a machine: on an emulated host this takes long, once), and a
+# Rust image laid out as Docker's is.
+test-images: setup agent kernel
 	@scripts/debian-kernel >/dev/null
+	@scripts/build-image go
 	@scripts/build-image rust --layout docker --output build/rust-docker
 
 demo: setup kernel agent images

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,14 +15,16 @@ import mayfly
 from imagegen.build import Built, Options, build
 from imagegen.languages import known_languages, load_language
 from imagegen.layers import Limits
+from imagegen.prepare import prepare
 from imagegen.progress import Advance, Progress
 from imagegen.reference import parse_reference
 from imagegen.store import image_folders, remove
-from mayfly.errors import ImageNotFoundError, MayflyError
+from mayfly.errors import ConsoleTailError, ImageNotFoundError, MayflyError
 from mayfly.manifest import COMPRESSIONS, load
 from mayfly.paths import image_dir
 
 MIB = 1 << 20
+CONSOLE_SHOWN = 4096
 
 
 class PlainProgress:
@@ -69,7 +72,7 @@ def cli() -> None:
 
 
 @cli.command("build")
-@click.argument("language", shell_complete=lambda *_: known_languages())
+@click.argument("language", metavar="LANGUAGE[@VERSION]", shell_complete=lambda *_: known_languages())
 @click.option("--image", "reference", metavar="REF", help="registry/repository:tag, or oci:FOLDER[:tag]. Default: the language's own.")
 @click.option("--arch", default="x86_64", show_default=True, help="The machine type of the guests.")
 @click.option("--compress", "compression", type=click.Choice(COMPRESSIONS), default="zstd", show_default=True)
@@ -78,6 +81,12 @@ def cli() -> None:
 )
 @click.option("--insecure", is_flag=True, help="Plain http to a registry that is not on this host.")
 @click.option("--force", is_flag=True, help="Build even if the image is there, made of the same things.")
+@click.option(
+    "--prepare-with",
+    default="",
+    metavar="COMMAND",
+    help="Put before the command that runs prepare steps, as scripts/with-kvm where no machine runs.",
+)
 @click.option("--max-entries", default=Limits.entries, show_default=True, help="Names that the image may have.")
 @click.option("--max-unpacked", default=Limits.unpacked, show_default=True, help="Bytes that its layers may unpack to.")
 @click.option("--max-ratio", default=Limits.ratio, show_default=True, help="How many times its size a layer may unpack to.")
@@ -90,26 +99,45 @@ def build_command(
     output: Path | None,
     insecure: bool,
     force: bool,
+    prepare_with: str,
     max_entries: int,
     max_unpacked: int,
     max_ratio: int,
     as_json: bool,
 ) -> None:
-    """Build the image of LANGUAGE."""
-    described = load_language(language)
+    """Build the image of LANGUAGE: its default, or one of a VERSION beside it."""
+    name, _, version = language.partition("@")
+    described = load_language(name)
     options = Options(
         language=described,
-        reference=parse_reference(reference or described.image),
+        version=version,
+        reference=parse_reference(reference or described.reference(version)),
         arch=arch,
         compression=compression,
         insecure=insecure,
         force=force,
+        prepare_with=tuple(shlex.split(prepare_with)),
         limits=Limits(entries=max_entries, unpacked=max_unpacked, ratio=max_ratio),
         folder=output.absolute() if output else None,
     )
-    progress: Progress = BarProgress() if sys.stderr.isatty() else PlainProgress()
-    built = build(options, progress)
+    built = build(options, _progress())
     click.echo(built.manifest.to_json() if as_json else _outcome(built), nl=not as_json)
+
+
+def _progress() -> Progress:
+    return BarProgress() if sys.stderr.isatty() else PlainProgress()
+
+
+@cli.command("prepare")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("paths", nargs=-1, required=True)
+def prepare_command(folder: Path, out: Path, paths: tuple[str, ...]) -> None:
+    """Run the steps of the image in FOLDER in a machine, and write what is then in PATHS of its root to the tar OUT.
+
+    `build` does this by itself for languages with prepare steps; as a command of its own it is for --prepare-with.
+    """
+    prepare(folder, paths, out, Limits(), _progress())
 
 
 def _outcome(built: Built) -> str:
@@ -128,15 +156,15 @@ def _outcome(built: Built) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array of manifests.")
 def list_command(as_json: bool) -> None:
     """List the images on this host."""
-    manifests = [load(folder) for folder in image_folders()]
+    images = [(folder.parent.name, load(folder)) for folder in image_folders()]
     if as_json:
-        click.echo(json.dumps([json.loads(manifest.to_json()) for manifest in manifests], indent=2))
+        click.echo(json.dumps([json.loads(manifest.to_json()) for _, manifest in images], indent=2))
         return
-    if not manifests:
+    if not images:
         click.echo("no images yet; build one: imagegen build rust", err=True)
-    for manifest in manifests:
+    for name, manifest in images:
         size = f"{manifest.initramfs_size / MIB:.0f} MiB {manifest.compression}"
-        click.echo(f"{manifest.language:12} {manifest.version:10} {manifest.arch:8} {size:14} {manifest.source.reference}")
+        click.echo(f"{name:12} {manifest.version:10} {manifest.arch:8} {size:14} {manifest.source.reference}")
 
 
 def _folder(language: str, arch: str) -> Path:
@@ -190,6 +218,8 @@ def main() -> None:
         click.echo(f"imagegen: {error.message}", err=True)
         if error.hint:
             click.echo(f"  hint: {error.hint}", err=True)
+        if isinstance(error, ConsoleTailError) and error.console:
+            click.echo(f"  the machine's console ends with:\n{error.console[-CONSOLE_SHOWN:]}", err=True)
         sys.exit(1)
 
 

@@ -1,4 +1,4 @@
-"""`mayfly run` with real machines and real rustc: what each kind of program comes to, and that nothing is left of any."""
+"""`mayfly run` with real machines and compilers: what each kind of program comes to, and that nothing is left of any."""
 
 import dataclasses
 import os
@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import pytest
 
+from mayfly import paths
 from tests.scale import FULL
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
@@ -27,6 +28,7 @@ class Case:
 
     name: str
     source: str
+    extension: str = ".rs"
     options: tuple[str, ...] = ()
     args: tuple[str, ...] = ()
     stdin: bytes = b""
@@ -39,6 +41,11 @@ class Case:
 def printing(text: str) -> str:
     return f'fn main() {{ print!("{text}"); }}'
 
+
+GO = 'package main\n\nimport "fmt"\n\nfunc main() { fmt.Println("hello") }\n'
+needs_go = pytest.mark.skipif(
+    not paths.image_dir("go", "x86_64").exists(), reason="there is no Go image here; it takes long to prepare: scripts/build-image go"
+)
 
 CASES = [
     Case(name="prints", quick=True, source=printing("hello"), stdout=b"hello"),
@@ -111,6 +118,7 @@ CASES = [
     ),
     Case(name="is empty", source="", status=1, stderr="main"),
     Case(name="has 64 KiB", source=(printing("long") + "\n// ").ljust(65536, "y"), stdout=b"long"),
+    Case(name="is written in Go", extension=".go", source=GO, stdout=b"hello\n", quick=True),
     Case(name="ends while its input comes", source=printing("enough"), stdin=b"line\n" * 400_000, stdout=b"enough"),
 ]
 
@@ -130,13 +138,16 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     with ThreadPoolExecutor(AT_ONCE) as pool:
         futures = {}
         for number, case in enumerate(selected):
-            source = folder / f"{number}.rs"
+            source = folder / f"{number}{case.extension}"
             source.write_text(case.source)
             futures[case.name] = pool.submit(mayfly, "run", *case.options, source, "--", *case.args, stdin=case.stdin)
         yield futures
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.quick or FULL], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=case.name, marks=[needs_go] if case.extension == ".go" else []) for case in CASES if case.quick or FULL],
+)
 @pytest.mark.timeout(DEADLINE_S)
 def test_a_program_comes_to_its_end(case: Case, results: Results) -> None:
     done = results[case.name].result()

@@ -234,6 +234,21 @@ def test_two_builds_at_once_do_the_work_once(layout: Path) -> None:
     assert sorted(result.fresh for result in results) == [False, False, True]
 
 
+def test_versions_lie_side_by_side(layout: Path, tmp_path: Path) -> None:
+    build(_options(layout), Silent())
+    older = _layout(tmp_path / "older", tar(member(b"etc/toy-version", b"2.7.1")))
+    built = build(_options(older, version="2.7"), Silent())
+    assert built.folder == image_dir("toy@2.7", "x86_64")
+    assert [load(folder).version for folder in store.image_folders()] == ["3.14", "2.7.1"]
+    for other in ("2", "2.7.1"):
+        assert build(_options(older, version=other), Silent()).fresh
+    with pytest.raises(ImageError, match=r"has toy 3\.14, not 3\.1$"):
+        build(_options(layout, version="3.1"), Silent())
+    for bad in ("../x", "1/2", "latest", ".5"):
+        with pytest.raises(ConfigError, match="no version"):
+            _options(layout, version=bad)
+
+
 def test_a_missing_agent_says_how_to_make_it(layout: Path, tmp_path: Path) -> None:
     (tmp_path / "agents" / "mayfly-agent.x86_64").unlink()
     with pytest.raises(ImageError) as caught:
