@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -75,6 +76,51 @@ def test_an_anonymous_token(layout: Path, tmp_path: Path) -> None:
     with FakeRegistry(layout, Faults(token="secret")) as registry:
         _check(*_pull(_source(registry.address, tmp_path / "cache")))
         assert any(path.startswith("/token") for path, _ in registry.requests)
+
+
+def _log_in(folder: Path, monkeypatch: pytest.MonkeyPatch, address: str, account: str) -> None:
+    (folder / "config.json").write_text(json.dumps({"auths": {address: {"auth": account}}}))
+    monkeypatch.setenv("DOCKER_CONFIG", str(folder))
+
+
+def test_a_token_for_an_account(layout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeRegistry(layout, Faults(token="secret", account="bWU6cGFzcw==")) as registry:
+        monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+        with pytest.raises(RegistryError, match="refuses"):
+            _pull(_source(registry.address, tmp_path / "cache"))
+        _log_in(tmp_path, monkeypatch, registry.address, "bWU6cGFzcw==")
+        _check(*_pull(_source(registry.address, tmp_path / "cache")))
+
+
+def test_a_token_that_expires_is_renewed(layout: Path, tmp_path: Path) -> None:
+    with FakeRegistry(layout, Faults(token="secret", expires_after=2)) as registry:
+        _check(*_pull(_source(registry.address, tmp_path / "cache")))
+        assert len([path for path, _ in registry.requests if path.startswith("/token")]) == 2
+
+
+def test_a_redirect_is_followed_without_the_token(layout: Path, tmp_path: Path) -> None:
+    with FakeRegistry(layout) as store, FakeRegistry(layout, Faults(token="secret", redirect=store.address)) as registry:
+        _check(*_pull(_source(registry.address, tmp_path / "cache")))
+        assert {path.split("/")[3] for path, _ in store.requests} == {"blobs"}
+        assert set(store.authorizations) == {""}
+
+
+def test_offline_all_comes_from_the_cache(layout: Path, tmp_path: Path) -> None:
+    with FakeRegistry(layout) as registry:
+        reference = parse_reference(f"{registry.address}/test:latest")
+        assert isinstance(reference, RegistryReference)
+        offline = RegistrySource(reference, tmp_path / "cache", offline=True, progress=Silent())
+        with pytest.raises(RegistryError, match="not all in the cache") as caught:
+            resolve(offline, "x86_64")
+        assert "--offline" in caught.value.hint
+        assert registry.requests == []
+        pulled = _pull(_source(registry.address, tmp_path / "cache"))
+        registry.requests.clear()
+        assert _pull(offline) == pulled
+        pulled[1][0].unlink()
+        with pytest.raises(RegistryError, match="not all in the cache"):
+            _pull(offline)
+        assert registry.requests == []
 
 
 def test_a_broken_download_goes_on_where_it_ended(layout: Path, tmp_path: Path) -> None:
