@@ -9,6 +9,8 @@ import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mayfly
@@ -20,10 +22,10 @@ from imagegen.layout import LayoutSource
 from imagegen.oci import LAYER_TYPES, MACHINE_TO_GOARCH, ResolvedImage, Source, resolve
 from imagegen.prepare import prepare
 from imagegen.progress import Progress
-from imagegen.prune import prune
+from imagegen.prune import prune, sizes
 from imagegen.reference import LayoutReference, Reference
 from imagegen.registry import RegistrySource
-from imagegen.store import locked, replacing
+from imagegen.store import locked, replacing, using_cache
 from imagegen.tree import Inode, Tree
 from mayfly.errors import ConfigError, ImageError
 from mayfly.files import atomic_write
@@ -35,6 +37,9 @@ MIB = 1 << 20
 AGENTS = Path(__file__).parent / "agents"
 RUNNER = 1000
 """User and group id of who runs snippets in the guest."""
+LAYERS_AT_ONCE = 4
+SHOWN = 1 * MIB
+"""Bytes of a directory that is worth a line."""
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MOUNT_POINTS = ((b"proc", 0o555), (b"sys", 0o555), (b"dev", 0o755), (b"run", 0o755), (b"mayfly", 0o755), (b"tmp", 0o1777))
 _VERSION = re.compile(r"[0-9][A-Za-z0-9.+_-]{0,31}")
@@ -56,6 +61,7 @@ class Options:
     arch: str = "x86_64"
     compression: str = "zstd"
     insecure: bool = False
+    offline: bool = False
     force: bool = False
     prepare_with: tuple[str, ...] = ()
     limits: Limits = dataclasses.field(default_factory=Limits)
@@ -91,17 +97,17 @@ def build(options: Options, progress: Progress) -> Built:
         MayflyError: whatever stands in the way; the image that was there before is untouched.
     """
     progress.say(f"{options.name} for {options.arch} from {options.reference}")
-    source = open_source(options, progress)
+    source = source_of(options.reference, progress, insecure=options.insecure, offline=options.offline)
     agent = read_agent(options.arch)
     image = resolve(source, options.arch)
     recipe = recipe_digest(options, image, agent)
     folder = options.folder or image_dir(options.name, options.arch)
-    with locked(folder):
+    with locked(folder), using_cache():
         if not options.force and (known := _same(folder, recipe)) is not None:
             return Built(manifest=known, folder=folder, fresh=False)
         layers = [
-            Layer(path=source.blob(found), compression=LAYER_TYPES[found.media_type], digest=found.digest, diff_id=diff_id)
-            for found, diff_id in zip(image.layers, image.config.diff_ids, strict=True)
+            Layer(path=path, compression=LAYER_TYPES[found.media_type], digest=found.digest, diff_id=diff_id)
+            for path, found, diff_id in zip(fetch_layers(source, image), image.layers, image.config.diff_ids, strict=True)
         ]
         spool_folder = cache_dir() / "spool"
         spool_folder.mkdir(parents=True, exist_ok=True)
@@ -112,23 +118,33 @@ def build(options: Options, progress: Progress) -> Built:
             if options.version and not f"{version}.".startswith(f"{options.version}."):
                 raise ImageError(f"the image has {options.language.name} {version}, not {options.version}", hint="give another --image")
             removed = prune(tree, options.language.prune)
-            progress.say(f"{options.language.name} {version}; pruned {removed // MIB} MiB")
+            progress.say(f"{options.language.name} {version}; pruned {removed.total() // MIB} MiB")
             furnish(tree, spools, agent)
             if options.language.prepare is not None:
                 add_prepared(options, options.language.prepare, image, version, tree, spools, progress)
             with replacing(folder) as part:
                 summary, size, digest = _write(tree, spools, part / "initramfs", options.compression, progress)
                 manifest = _manifest(options, image, version, summary, agent, recipe, size, digest)
+                manifest = dataclasses.replace(manifest, sizes=_large(sizes(tree)), pruned=_large(removed))
                 with atomic_write(part / "manifest.json") as file:
                     file.write(manifest.to_json().encode())
     return Built(manifest=manifest, folder=folder, fresh=True)
 
 
-def open_source(options: Options, progress: Progress) -> Source:
+def source_of(reference: Reference, progress: Progress, *, insecure: bool, offline: bool) -> Source:
     """The registry or layout that the reference names; nothing is asked of it yet."""
-    if isinstance(options.reference, LayoutReference):
-        return LayoutSource(options.reference)
-    return RegistrySource(options.reference, cache_dir() / "blobs", insecure=options.insecure, progress=progress)
+    if isinstance(reference, LayoutReference):
+        return LayoutSource(reference)
+    return RegistrySource(reference, cache_dir() / "blobs", insecure=insecure, offline=offline, progress=progress)
+
+
+def fetch_layers(source: Source, image: ResolvedImage) -> list[Path]:
+    """The blobs of all layers, some at a time. A failure, or Ctrl-C, does not wait for those that are under way."""
+    pool = ThreadPoolExecutor(LAYERS_AT_ONCE)
+    try:
+        return [future.result() for future in [pool.submit(source.blob, layer) for layer in image.layers]]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def read_agent(arch: str) -> bytes:
@@ -309,6 +325,12 @@ def _manifest(
         generator=f"imagegen {mayfly.__version__}",
         recipe_digest=recipe,
     )
+
+
+def _large(found: Mapping[str, int]) -> dict[str, int]:
+    """The directories with at least SHOWN bytes, the rest as one."""
+    large = {name: size for name, size in sorted(found.items()) if size >= SHOWN}
+    return {**large, "others": sum(found.values()) - sum(large.values())}
 
 
 def _env(language: Language, image: ResolvedImage) -> dict[str, str]:

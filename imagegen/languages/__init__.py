@@ -15,7 +15,7 @@ from mayfly.manifest import Step
 
 FOLDER = Path(__file__).parent
 MIB = 1 << 20
-_NAME = re.compile(r"[a-z][a-z0-9+-]{0,31}")
+NAME = re.compile(r"[a-z][a-z0-9+-]{0,31}")
 _COLLECTED = re.compile(r"(?:/(?!\.\.?(?:/|$))[^/\0]+)+")
 
 
@@ -76,7 +76,7 @@ def load_language(name: str, folder: Path = FOLDER) -> Language:
         ConfigError: it says something that makes no sense.
     """
     path = folder / f"{name}.yaml"
-    if not _NAME.fullmatch(name) or not path.is_file():
+    if not NAME.fullmatch(name) or not path.is_file():
         raise UnknownLanguageError(f"language {name!r} is not known", hint=f"known: {', '.join(known_languages())}")
     return parse_language(path.read_bytes(), str(path))
 
@@ -103,7 +103,7 @@ def parse_language(data: bytes, origin: str) -> Language:
         Pruner(language.prune)
     except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, re.error) as error:
         raise ConfigError(f"{origin}: {type(error).__name__}: {error}", hint="compare it with languages/rust.yaml") from error
-    if not _NAME.fullmatch(language.name) or "/" in language.source_file or not language.steps:
+    if not NAME.fullmatch(language.name) or "/" in language.source_file or not language.steps:
         raise ConfigError(f"{origin}: name, source_file or steps are not usable")
     return language
 
