@@ -20,6 +20,7 @@ from imagegen.progress import Silent
 from imagegen.reference import RegistryReference, parse_reference
 from imagegen.registry import ATTEMPTS, CHUNK, RegistrySource
 from mayfly.errors import RegistryError
+from tests.unit.agent_process import build_agent
 from tests.unit.imagegen_kit import LayoutMaker, member, tar
 from tests.unit.registry_kit import FakeRegistry, Faults
 
@@ -381,3 +382,21 @@ def test_a_pull_that_is_killed_goes_on_in_the_next(real_registry: str, tmp_path:
         second.close()
     assert taken < 2 * len(CONTENTS) - had + 20_000  # the blobs' bytes that were there were not fetched again
     assert _left(cache) == []
+
+
+def test_ctrl_c_ends_a_build_at_once_and_the_next_goes_on(real_registry: str, tmp_path: Path) -> None:
+    build_agent()
+    throttle = _Throttle(real_registry, 1_200_000)
+    environment = {**os.environ, "XDG_DATA_HOME": str(tmp_path / "data"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "imagegen.cli", "build", "rust", "--image", f"{throttle.address}/test:latest"]
+    try:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        assert throttle.stalled.wait(60)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        throttle.close()
+    assert (process.returncode, said.splitlines()[-1]) == (130, "imagegen: interrupted; nothing is half-made")
+    left = [path for path in (*(tmp_path / "data").rglob("*"), *(tmp_path / "cache").rglob("*")) if path.is_file()]
+    assert [path for path in left if path.name not in (".lock", ".x86_64.lock") and path.parents[1].name != "blobs"] == []
+    _check(*_pull(_source(real_registry, tmp_path / "cache" / "mayfly" / "blobs")))
