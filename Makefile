@@ -13,11 +13,13 @@ agent: setup
 images: setup agent
 	@scripts/build-image rust --compress lz4
 
-# What system tests boot besides: Debian's own kernel, and for the whole counts a Rust image laid out as Docker's is.
+# What system tests boot besides: Debian's own kernel, and for the whole counts Go (prepared in a machine: on an emulated host this takes
+# long, once) and a Rust image laid out as Docker's is.
 debian-kernel: setup
 	@scripts/debian-kernel >/dev/null
 
-test-images: setup agent
+test-images: setup agent kernel
+	@scripts/build-image go
 	@scripts/build-image rust --layout docker --output build/rust-docker
 
 demo: setup kernel agent images

@@ -33,7 +33,7 @@ class Config:
 
     socket: Path = key(lambda: paths.runtime_dir() / "api.sock", "path of the API's socket")
     languages: tuple[str, ...] = key((), "languages to serve (name or name@version); none given: every installed one")
-    kernel: Path = key(lambda: paths.data_dir() / "kernel" / platform.machine() / "vmlinux", "the guests' kernel")
+    kernel: Path = key(lambda: paths.kernel_path(platform.machine()), "the guests' kernel")
     user: str = key("nobody", "user that machines run as when Mayfly was started by root; empty: stay root")
     channel: Channel = key(Channel.VIRTIO, "device that carries the channel: serial or virtio")
     cpus: int = key(1, "virtual CPUs of a machine", 1, 64)

@@ -27,6 +27,11 @@ class Image:
         """The guest's root."""
         return self.folder / "initramfs"
 
+    @property
+    def is_default(self) -> bool:
+        """Whether it was built for the language as such (`rust`), not for a version of it (`rust@1.63`)."""
+        return "@" not in self.folder.parent.name
+
     def answers(self, name: str) -> bool:
         """Whether it is meant by `rust`, or by `rust@1.85` when its version is 1.85 or 1.85.1."""
         language, _, version = name.partition("@")
@@ -41,7 +46,7 @@ class Images:
         self._languages = languages
 
     def installed(self) -> list[Image]:
-        """All that are whole, by language, the highest version of each first; a broken one is logged and left out."""
+        """All that are whole, by language, of each the default first, then the highest version; a broken one is logged and left out."""
         found = []
         base = paths.data_dir() / "images"
         for folder in sorted(base.glob(f"*/{self.arch}")):
@@ -55,7 +60,7 @@ class Images:
             if not self._languages or any(image.answers(name) for name in self._languages):
                 found.append(image)
         found.sort(key=lambda image: _sortable(image.manifest.version), reverse=True)
-        found.sort(key=lambda image: image.manifest.language)
+        found.sort(key=lambda image: (image.manifest.language, not image.is_default))
         return found
 
     def default(self) -> str:
@@ -69,7 +74,7 @@ class Images:
         return self._languages[0]
 
     def find(self, name: str) -> Image:
-        """The image of a language, or of the highest fitting version of it (`rust@1.85`).
+        """The default image of a language, or its highest version if it has none; with a version (`rust@1.85`) one that fits it.
 
         Raises:
             UnknownLanguageError: there is none, or it is not served here.

@@ -109,6 +109,7 @@ SCHEMAS: dict[str, Any] = {
             _object(
                 language=_TEXT,
                 version=_TEXT,
+                default=_FLAG,
                 architecture=_TEXT,
                 extensions=_list(_TEXT),
                 source_file=_TEXT,

@@ -4,21 +4,28 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mayfly
 from imagegen.compress import compressor
 from imagegen.cpio import Summary, write_cpio
-from imagegen.languages import Language, find_version
-from imagegen.layers import Layer, Limits, Spools, merge
+from imagegen.languages import Language, Prepare, find_version
+from imagegen.layers import Layer, Limits, Spools, add_layer, merge
 from imagegen.layout import LayoutSource
 from imagegen.oci import LAYER_TYPES, MACHINE_TO_GOARCH, ResolvedImage, Source, resolve
+from imagegen.prepare import prepare
 from imagegen.progress import Progress
-from imagegen.prune import prune
+from imagegen.prune import prune, sizes
 from imagegen.reference import LayoutReference, Reference
 from imagegen.registry import RegistrySource
-from imagegen.store import locked, replacing
+from imagegen.store import locked, replacing, using_cache
 from imagegen.tree import Inode, Tree
 from mayfly.errors import ConfigError, ImageError
 from mayfly.files import atomic_write
@@ -30,22 +37,33 @@ MIB = 1 << 20
 AGENTS = Path(__file__).parent / "agents"
 RUNNER = 1000
 """User and group id of who runs snippets in the guest."""
+LAYERS_AT_ONCE = 4
+SHOWN = 1 * MIB
+"""Bytes of a directory that is worth a line."""
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MOUNT_POINTS = ((b"proc", 0o555), (b"sys", 0o555), (b"dev", 0o755), (b"run", 0o755), (b"mayfly", 0o755), (b"tmp", 0o1777))
+_VERSION = re.compile(r"[0-9][A-Za-z0-9.+_-]{0,31}")
 _MAX_TEXT = 4 * MIB
 """passwd, group and a package database are read whole."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to build, and how."""
+    """What to build, and how.
+
+    With a `version` (`1.63`) the image must have that one, and lies beside the one without, which is the language's default.
+    `prepare_with` is put before the command that runs prepare steps, for hosts where no machine runs.
+    """
 
     language: Language
+    version: str = ""
     reference: Reference
     arch: str = "x86_64"
     compression: str = "zstd"
     insecure: bool = False
+    offline: bool = False
     force: bool = False
+    prepare_with: tuple[str, ...] = ()
     limits: Limits = dataclasses.field(default_factory=Limits)
     folder: Path | None = None
 
@@ -54,6 +72,13 @@ class Options:
             raise ConfigError(f"architecture {self.arch!r} is none of {', '.join(MACHINE_TO_GOARCH)}")
         if self.compression not in COMPRESSIONS:
             raise ConfigError(f"compression {self.compression!r} is none of {', '.join(COMPRESSIONS)}")
+        if self.version and not _VERSION.fullmatch(self.version):
+            raise ConfigError(f"{self.version!r} is no version", hint="write it as rust@1.63")
+
+    @property
+    def name(self) -> str:
+        """The language, and the version if one is asked for: `rust`, `rust@1.63`."""
+        return f"{self.language.name}@{self.version}" if self.version else self.language.name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,18 +96,18 @@ def build(options: Options, progress: Progress) -> Built:
     Raises:
         MayflyError: whatever stands in the way; the image that was there before is untouched.
     """
-    progress.say(f"{options.language.name} for {options.arch} from {options.reference}")
-    source = open_source(options, progress)
+    progress.say(f"{options.name} for {options.arch} from {options.reference}")
+    source = source_of(options.reference, progress, insecure=options.insecure, offline=options.offline)
     agent = read_agent(options.arch)
     image = resolve(source, options.arch)
     recipe = recipe_digest(options, image, agent)
-    folder = options.folder or image_dir(options.language.name, options.arch)
-    with locked(folder):
+    folder = options.folder or image_dir(options.name, options.arch)
+    with locked(folder), using_cache():
         if not options.force and (known := _same(folder, recipe)) is not None:
             return Built(manifest=known, folder=folder, fresh=False)
         layers = [
-            Layer(path=source.blob(found), compression=LAYER_TYPES[found.media_type], digest=found.digest, diff_id=diff_id)
-            for found, diff_id in zip(image.layers, image.config.diff_ids, strict=True)
+            Layer(path=path, compression=LAYER_TYPES[found.media_type], digest=found.digest, diff_id=diff_id)
+            for path, found, diff_id in zip(fetch_layers(source, image), image.layers, image.config.diff_ids, strict=True)
         ]
         spool_folder = cache_dir() / "spool"
         spool_folder.mkdir(parents=True, exist_ok=True)
@@ -90,22 +115,36 @@ def build(options: Options, progress: Progress) -> Built:
             with progress.task("merging layers", sum(layer.path.stat().st_size for layer in layers)) as advance:
                 tree = merge(layers, spools, options.limits, lambda index: advance(layers[index].path.stat().st_size))
             version = version_of(options.language, tree, spools)
+            if options.version and not f"{version}.".startswith(f"{options.version}."):
+                raise ImageError(f"the image has {options.language.name} {version}, not {options.version}", hint="give another --image")
             removed = prune(tree, options.language.prune)
-            progress.say(f"{options.language.name} {version}; pruned {removed // MIB} MiB")
+            progress.say(f"{options.language.name} {version}; pruned {removed.total() // MIB} MiB")
             furnish(tree, spools, agent)
+            if options.language.prepare is not None:
+                add_prepared(options, options.language.prepare, image, version, tree, spools, progress)
             with replacing(folder) as part:
                 summary, size, digest = _write(tree, spools, part / "initramfs", options.compression, progress)
                 manifest = _manifest(options, image, version, summary, agent, recipe, size, digest)
+                manifest = dataclasses.replace(manifest, sizes=_large(sizes(tree)), pruned=_large(removed))
                 with atomic_write(part / "manifest.json") as file:
                     file.write(manifest.to_json().encode())
     return Built(manifest=manifest, folder=folder, fresh=True)
 
 
-def open_source(options: Options, progress: Progress) -> Source:
+def source_of(reference: Reference, progress: Progress, *, insecure: bool, offline: bool) -> Source:
     """The registry or layout that the reference names; nothing is asked of it yet."""
-    if isinstance(options.reference, LayoutReference):
-        return LayoutSource(options.reference)
-    return RegistrySource(options.reference, cache_dir() / "blobs", insecure=options.insecure, progress=progress)
+    if isinstance(reference, LayoutReference):
+        return LayoutSource(reference)
+    return RegistrySource(reference, cache_dir() / "blobs", insecure=insecure, offline=offline, progress=progress)
+
+
+def fetch_layers(source: Source, image: ResolvedImage) -> list[Path]:
+    """The blobs of all layers, some at a time. A failure, or Ctrl-C, does not wait for those that are under way."""
+    pool = ThreadPoolExecutor(LAYERS_AT_ONCE)
+    try:
+        return [future.result() for future in [pool.submit(source.blob, layer) for layer in image.layers]]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def read_agent(arch: str) -> bytes:
@@ -145,6 +184,58 @@ def _same(folder: Path, recipe: str) -> Manifest | None:
     except ImageError:
         return None
     return known if known.recipe_digest == recipe else None
+
+
+def add_prepared(
+    options: Options, wanted: Prepare, image: ResolvedImage, version: str, tree: Tree, spools: Spools, progress: Progress
+) -> None:
+    """Merge what the language's prepare steps make into `tree`. They are run only if they never were for this image."""
+    language = options.language
+    made_of = {
+        "manifest": image.manifest_digest,
+        "prune": language.prune,
+        "env": _env(language, image),
+        "prepare": dataclasses.asdict(wanted),
+    }
+    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+    path = cache_dir() / "prepared" / f"{digest}.tar"
+    if options.force or not path.exists():
+        progress.say(f"preparing {language.name} {version} in a machine; this is done once")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="prepare.", dir=cache_dir()) as folder:
+            _write_unprepared(options, wanted, image, version, tree, spools, Path(folder), progress)
+            if options.prepare_with:
+                command = [*options.prepare_with, sys.executable, "-m", "imagegen.cli", "prepare", folder, str(path), *wanted.collect]
+                if subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode != 0:
+                    raise ImageError(f"the image could not be prepared by {' '.join(options.prepare_with)}", hint="see above")
+            else:
+                prepare(Path(folder), wanted.collect, path, options.limits, progress)
+    with path.open("rb") as file:
+        digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    layer = Layer(path=path, compression="none", digest=digest, diff_id=digest)
+    add_layer(tree, len(image.layers) + 1, layer, spools, options.limits)
+
+
+def _write_unprepared(
+    options: Options,
+    wanted: Prepare,
+    image: ResolvedImage,
+    version: str,
+    tree: Tree,
+    spools: Spools,
+    folder: Path,
+    progress: Progress,
+) -> None:
+    """Write the image as it is before the prepare steps, which are the steps of its manifest; they may write where it is collected."""
+    for path in wanted.collect:
+        tree.put(path.encode(), Inode(mode=stat.S_IFDIR | 0o755, uid=RUNNER, gid=RUNNER))
+    language = dataclasses.replace(
+        options.language, steps=wanted.steps, stated_cwd=(True,) * len(wanted.steps), working_memory=wanted.working_memory
+    )
+    summary, size, digest = _write(tree, spools, folder / "initramfs", "zstd", progress)
+    unprepared = dataclasses.replace(options, language=language, compression="zstd")
+    manifest = _manifest(unprepared, image, version, summary, read_agent(options.arch), "", size, digest)
+    (folder / "manifest.json").write_text(manifest.to_json())
 
 
 def version_of(language: Language, tree: Tree, spools: Spools) -> str:
@@ -216,7 +307,7 @@ def _manifest(
         extensions=language.extensions,
         source_file=language.source_file,
         steps=_steps(language, image.config.working_dir),
-        env={"PATH": DEFAULT_PATH, **image.config.env, **language.env},
+        env=_env(language, image),
         source=Origin(
             reference=str(options.reference),
             manifest_digest=image.manifest_digest,
@@ -234,6 +325,16 @@ def _manifest(
         generator=f"imagegen {mayfly.__version__}",
         recipe_digest=recipe,
     )
+
+
+def _large(found: Mapping[str, int]) -> dict[str, int]:
+    """The directories with at least SHOWN bytes, the rest as one."""
+    large = {name: size for name, size in sorted(found.items()) if size >= SHOWN}
+    return {**large, "others": sum(found.values()) - sum(large.values())}
+
+
+def _env(language: Language, image: ResolvedImage) -> dict[str, str]:
+    return {"PATH": DEFAULT_PATH, **image.config.env, **language.env}
 
 
 def _steps(language: Language, working_dir: str) -> tuple[Step, ...]:

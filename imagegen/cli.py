@@ -2,26 +2,36 @@
 
 import contextlib
 import json
+import os
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import click
 import rich.console
 import rich.progress
+from click.shell_completion import get_completion_class
 
 import mayfly
-from imagegen.build import Built, Options, build
+from imagegen.artifact import export, pull, push
+from imagegen.build import Built, Options, build, source_of
 from imagegen.languages import known_languages, load_language
 from imagegen.layers import Limits
+from imagegen.prepare import prepare
 from imagegen.progress import Advance, Progress
-from imagegen.reference import parse_reference
-from imagegen.store import image_folders, remove
-from mayfly.errors import ImageNotFoundError, MayflyError
+from imagegen.reference import RegistryReference, parse_reference
+from imagegen.registry import RegistrySource
+from imagegen.store import image_folders, prune_cache, remove
+from imagegen.unpack import unpack
+from mayfly.errors import ConfigError, ConsoleTailError, ImageNotFoundError, MayflyError
 from mayfly.manifest import COMPRESSIONS, load
-from mayfly.paths import image_dir
+from mayfly.paths import cache_dir, image_dir
 
 MIB = 1 << 20
+CONSOLE_SHOWN = 4096
+INTERRUPTED = 130
 
 
 class PlainProgress:
@@ -39,27 +49,49 @@ class PlainProgress:
 
 
 class BarProgress:
-    """Bars on a terminal's standard error."""
+    """Bars on a terminal's standard error, several at once."""
 
-    def __init__(self) -> None:
-        self._console = rich.console.Console(stderr=True)
+    def __init__(self, bars: rich.progress.Progress) -> None:
+        self._bars = bars
 
     def say(self, message: str) -> None:
-        """Print the line."""
-        self._console.print(message, markup=False, highlight=False)
+        """Print the line above the bars."""
+        self._bars.console.print(message, markup=False, highlight=False)
 
     @contextlib.contextmanager
     def task(self, title: str, total: int | None) -> Iterator[Advance]:
-        """Show a bar until the work is done."""
-        columns = (
-            rich.progress.TextColumn("{task.description}"),
-            rich.progress.BarColumn(),
-            rich.progress.DownloadColumn(binary_units=True),
-            rich.progress.TransferSpeedColumn(),
-        )
-        with rich.progress.Progress(*columns, console=self._console) as bars:
-            bar = bars.add_task(title, total=total)
-            yield lambda done: bars.advance(bar, done)
+        """Show a bar, which stays when the work is done."""
+        bar = self._bars.add_task(title, total=total)
+        yield lambda done: self._bars.advance(bar, done)
+
+
+@contextlib.contextmanager
+def showing_progress() -> Iterator[Progress]:
+    """Bars if standard error is a terminal, else lines."""
+    if not sys.stderr.isatty():
+        yield PlainProgress()
+        return
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.DownloadColumn(binary_units=True),
+        rich.progress.TransferSpeedColumn(),
+    )
+    with rich.progress.Progress(*columns, console=rich.console.Console(stderr=True)) as bars:
+        yield BarProgress(bars)
+
+
+insecure_option = click.option("--insecure", is_flag=True, help="Plain http to a registry that is not on this host.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+arch_option = click.option("--arch", default="x86_64", show_default=True, help="The machine type of the guests.")
+
+
+def installed_names(*_: object) -> list[str]:
+    """What may stand for an image on this host: `rust`, `rust@1.63`."""
+    return sorted({folder.parent.name for folder in image_folders()})
+
+
+image_argument = click.argument("image", metavar="LANGUAGE[@VERSION]", shell_complete=installed_names)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -69,19 +101,26 @@ def cli() -> None:
 
 
 @cli.command("build")
-@click.argument("language", shell_complete=lambda *_: known_languages())
+@click.argument("language", metavar="LANGUAGE[@VERSION]", shell_complete=lambda *_: known_languages())
 @click.option("--image", "reference", metavar="REF", help="registry/repository:tag, or oci:FOLDER[:tag]. Default: the language's own.")
-@click.option("--arch", default="x86_64", show_default=True, help="The machine type of the guests.")
+@arch_option
 @click.option("--compress", "compression", type=click.Choice(COMPRESSIONS), default="zstd", show_default=True)
 @click.option(
     "--output", type=click.Path(path_type=Path, file_okay=False), help="The folder of the image. Default: where mayfly looks for it."
 )
-@click.option("--insecure", is_flag=True, help="Plain http to a registry that is not on this host.")
+@insecure_option
+@click.option("--offline", is_flag=True, help="Ask no registry: all of it is in the cache from an earlier build.")
 @click.option("--force", is_flag=True, help="Build even if the image is there, made of the same things.")
+@click.option(
+    "--prepare-with",
+    default="",
+    metavar="COMMAND",
+    help="Put before the command that runs prepare steps, as scripts/with-kvm where no machine runs.",
+)
 @click.option("--max-entries", default=Limits.entries, show_default=True, help="Names that the image may have.")
 @click.option("--max-unpacked", default=Limits.unpacked, show_default=True, help="Bytes that its layers may unpack to.")
 @click.option("--max-ratio", default=Limits.ratio, show_default=True, help="How many times its size a layer may unpack to.")
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+@json_option
 def build_command(
     language: str,
     reference: str | None,
@@ -89,27 +128,46 @@ def build_command(
     compression: str,
     output: Path | None,
     insecure: bool,
+    offline: bool,
     force: bool,
+    prepare_with: str,
     max_entries: int,
     max_unpacked: int,
     max_ratio: int,
     as_json: bool,
 ) -> None:
-    """Build the image of LANGUAGE."""
-    described = load_language(language)
+    """Build the image of LANGUAGE: its default, or one of a VERSION beside it."""
+    name, _, version = language.partition("@")
+    described = load_language(name)
     options = Options(
         language=described,
-        reference=parse_reference(reference or described.image),
+        version=version,
+        reference=parse_reference(reference or described.reference(version)),
         arch=arch,
         compression=compression,
         insecure=insecure,
+        offline=offline,
         force=force,
+        prepare_with=tuple(shlex.split(prepare_with)),
         limits=Limits(entries=max_entries, unpacked=max_unpacked, ratio=max_ratio),
         folder=output.absolute() if output else None,
     )
-    progress: Progress = BarProgress() if sys.stderr.isatty() else PlainProgress()
-    built = build(options, progress)
+    with showing_progress() as progress:
+        built = build(options, progress)
     click.echo(built.manifest.to_json() if as_json else _outcome(built), nl=not as_json)
+
+
+@cli.command("prepare")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("paths", nargs=-1, required=True)
+def prepare_command(folder: Path, out: Path, paths: tuple[str, ...]) -> None:
+    """Run the steps of the image in FOLDER in a machine, and write what is then in PATHS of its root to the tar OUT.
+
+    `build` does this by itself for languages with prepare steps; as a command of its own it is for --prepare-with.
+    """
+    with showing_progress() as progress:
+        prepare(folder, paths, out, Limits(), progress)
 
 
 def _outcome(built: Built) -> str:
@@ -125,39 +183,35 @@ def _outcome(built: Built) -> str:
 
 
 @cli.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON array of manifests.")
+@json_option
 def list_command(as_json: bool) -> None:
     """List the images on this host."""
-    manifests = [load(folder) for folder in image_folders()]
+    images = [(folder.parent.name, load(folder)) for folder in image_folders()]
     if as_json:
-        click.echo(json.dumps([json.loads(manifest.to_json()) for manifest in manifests], indent=2))
+        click.echo(json.dumps([json.loads(manifest.to_json()) for _, manifest in images], indent=2))
         return
-    if not manifests:
+    if not images:
         click.echo("no images yet; build one: imagegen build rust", err=True)
-    for manifest in manifests:
+    for name, manifest in images:
         size = f"{manifest.initramfs_size / MIB:.0f} MiB {manifest.compression}"
-        click.echo(f"{manifest.language:12} {manifest.version:10} {manifest.arch:8} {size:14} {manifest.source.reference}")
+        click.echo(f"{name:12} {manifest.version:10} {manifest.arch:8} {size:14} {manifest.source.reference}")
 
 
-def _folder(language: str, arch: str) -> Path:
+def _folder(image: str, arch: str) -> Path:
     """The image's folder. The names come from the user and become part of a path, so they must be plain."""
-    for name in (language, arch):
+    for name in (image, arch):
         if "/" in name or name.startswith("."):
             raise ImageNotFoundError(f"there is no image {name!r}", hint="see what there is: imagegen list")
-    return image_dir(language, arch)
-
-
-def _installed(*_: object) -> list[str]:
-    return sorted({folder.parent.name for folder in image_folders()})
+    return image_dir(image, arch)
 
 
 @cli.command("inspect")
-@click.argument("language", shell_complete=_installed)
-@click.option("--arch", default="x86_64", show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
-def inspect_command(language: str, arch: str, as_json: bool) -> None:
-    """Show what the image of LANGUAGE is, was made of, and needs."""
-    folder = _folder(language, arch)
+@image_argument
+@arch_option
+@json_option
+def inspect_command(image: str, arch: str, as_json: bool) -> None:
+    """Show what an image is, was made of, and needs, and where its bytes are."""
+    folder = _folder(image, arch)
     manifest = load(folder)
     if as_json:
         click.echo(manifest.to_json(), nl=False)
@@ -168,29 +222,132 @@ def inspect_command(language: str, arch: str, as_json: bool) -> None:
         click.echo(f"  {step.name:8} {' '.join(step.argv)}")
     for key, value in sorted(manifest.env.items()):
         click.echo(f"  env      {key}={value}")
+    names = {*manifest.sizes, *manifest.pruned}
+    rows = sorted(((manifest.sizes.get(name, 0), manifest.pruned.get(name, 0), name) for name in names), reverse=True)
+    click.echo("       MiB    pruned  directory")
+    for kept, pruned, name in [*rows, (sum(manifest.sizes.values()), sum(manifest.pruned.values()), "in all")]:
+        click.echo(f"  {kept / MIB:8.1f}  {pruned / MIB:8.1f}  {name}")
+
+
+@cli.command("unpack")
+@image_argument
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@arch_option
+def unpack_command(image: str, folder: Path, arch: str) -> None:
+    """Write an image's tree into FOLDER, which is empty or not there, for a look inside."""
+    count = unpack(_folder(image, arch), folder)
+    click.echo(f"{folder}: {count} entries")
 
 
 @cli.command("rm")
-@click.argument("language", shell_complete=_installed)
-@click.option("--arch", default="x86_64", show_default=True)
-def rm_command(language: str, arch: str) -> None:
-    """Remove the image of LANGUAGE. Machines that run from it are not disturbed."""
-    folder = _folder(language, arch)
+@image_argument
+@arch_option
+@json_option
+def rm_command(image: str, arch: str, as_json: bool) -> None:
+    """Remove an image. Machines that run from it are not disturbed."""
+    folder = _folder(image, arch)
     if not folder.is_dir():
         raise ImageNotFoundError(f"{folder}: no image there", hint="see what there is: imagegen list")
     remove(folder)
-    click.echo(f"removed {folder}")
+    click.echo(json.dumps({"removed": str(folder)}) if as_json else f"removed {folder}")
+
+
+@cli.command("prune")
+@json_option
+def prune_command(as_json: bool) -> None:
+    """Remove from the cache what no image on this host was made of."""
+    removed = prune_cache()
+    size = sum(size for _, size in removed)
+    text = f"removed {len(removed)} files of {size / MIB:.1f} MiB from the cache"
+    click.echo(json.dumps({"removed": [str(path) for path, _ in removed], "bytes": size}) if as_json else text)
+
+
+@cli.command("push")
+@image_argument
+@click.argument("reference")
+@arch_option
+@insecure_option
+@json_option
+def push_command(image: str, reference: str, arch: str, insecure: bool, as_json: bool) -> None:
+    """Store an image in a registry under REFERENCE, for hosts that `pull` it."""
+    target = parse_reference(reference)
+    if not isinstance(target, RegistryReference):
+        raise ConfigError(f"{reference} is no registry's", hint="to write a folder: imagegen export")
+    with showing_progress() as progress:
+        digest = push(_folder(image, arch), RegistrySource(target, cache_dir() / "blobs", insecure=insecure, progress=progress))
+    stored = f"{target.registry}/{target.repository}@{digest}"
+    click.echo(json.dumps({"reference": stored, "digest": digest}) if as_json else f"pushed {stored}")
+
+
+@cli.command("pull")
+@click.argument("reference")
+@click.option("--as", "name", default="", metavar="LANGUAGE@VERSION", help="Install it as this, not as its language's default.")
+@insecure_option
+@json_option
+def pull_command(reference: str, name: str, insecure: bool, as_json: bool) -> None:
+    """Install an image that was pushed to a registry under REFERENCE (a tag, or @sha256:…)."""
+    _install(reference, name, insecure, as_json)
+
+
+@cli.command("export")
+@image_argument
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@arch_option
+def export_command(image: str, folder: Path, arch: str) -> None:
+    """Write an image into FOLDER, to be carried to a host without network and imported there."""
+    click.echo(f"{folder}: {export(_folder(image, arch), folder)}")
+
+
+@cli.command("import")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--as", "name", default="", metavar="LANGUAGE@VERSION", help="Install it as this, not as its language's default.")
+@json_option
+def import_command(folder: Path, name: str, as_json: bool) -> None:
+    """Install an image from the FOLDER that `export` wrote."""
+    _install(f"oci:{folder}", name, False, as_json)
+
+
+def _install(reference: str, name: str, insecure: bool, as_json: bool) -> None:
+    with showing_progress() as progress:
+        source = source_of(parse_reference(reference), progress, insecure=insecure, offline=False)
+        manifest, folder = pull(source, name, progress)
+    click.echo(manifest.to_json() if as_json else f"{folder}: {manifest.language} {manifest.version}", nl=not as_json)
+
+
+@cli.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion_command(shell: str) -> None:
+    """Print the completion script for SHELL; for bash: `eval "$(imagegen completion bash)"`."""
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise click.UsageError(f"no completion for {shell}")
+    click.echo(kind(cli, {}, "imagegen", "_IMAGEGEN_COMPLETE").source())
+
+
+def _end(status: int) -> NoReturn:
+    """End now: downloads that are under way in other threads are not waited for, as the next build goes on with them."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def main() -> None:
-    """Run the command; an error of ours is two lines on standard error and status 1."""
+    """Run the command; an error of ours is two lines on standard error and status 1, Ctrl-C is status 130."""
     try:
-        cli()
+        sys.exit(cli.main(prog_name="imagegen", standalone_mode=False))
+    except click.Abort:
+        click.echo("imagegen: interrupted; nothing is half-made", err=True)
+        _end(INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
     except MayflyError as error:
         click.echo(f"imagegen: {error.message}", err=True)
         if error.hint:
             click.echo(f"  hint: {error.hint}", err=True)
-        sys.exit(1)
+        if isinstance(error, ConsoleTailError) and error.console:
+            click.echo(f"  the machine's console ends with:\n{error.console[-CONSOLE_SHOWN:]}", err=True)
+        _end(1)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write a tree as a newc cpio archive: the same bytes for the same tree, with an end marker that shows the guest that all of it arrived.
+"""Write a tree as a newc cpio archive, the same bytes for the same tree, its end marked so that a guest sees it is whole; and read one.
 
 Format: Linux Documentation/driver-api/early-userspace/buffer-format.rst.
 """
@@ -17,6 +17,9 @@ MAX_PATH = 4095
 """Linux skips entries with longer names or link targets without a word (init/initramfs.c)."""
 MAX_FILE = 0xFFFF_FFFF
 PAGE = 4096
+MAGIC = b"070701"
+HEADER_SIZE = 110
+CHUNK = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,7 @@ class Summary:
 def header(*, ino: int, mode: int, uid: int, gid: int, nlink: int, size: int, name: bytes) -> bytes:
     """An entry's header with its name, padded to four bytes. Times and device numbers are always 0."""
     fields = (ino, mode, uid, gid, nlink, 0, size, 0, 0, 0, 0, len(name) + 1, 0)
-    raw = b"070701" + b"".join(b"%08X" % field for field in fields) + name + b"\0"
+    raw = MAGIC + b"".join(b"%08X" % field for field in fields) + name + b"\0"
     return raw + b"\0" * (-len(raw) % 4)
 
 
@@ -97,3 +100,50 @@ def _check(path: bytes, inode: Inode) -> None:
         raise ImageError(f"{show(path)} or its link target is longer than the {MAX_PATH} bytes that Linux takes")
     if inode.size > MAX_FILE:
         raise ImageError(f"{show(path)} has {inode.size} bytes; the newc format takes {MAX_FILE}", hint="prune it")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """An entry of an archive that is read. Hard links share `ino`, one has the contents. `chunks` lasts until the next entry."""
+
+    path: bytes
+    mode: int
+    ino: int
+    links: int
+    size: int
+    chunks: Iterator[bytes]
+
+
+def read_cpio(read: Callable[[int], bytes]) -> Iterator[Entry]:
+    """The entries of the archive that `read` (at most so many bytes, fewer only at the end) gives.
+
+    Raises:
+        ImageError: it is no newc archive, or is cut short.
+    """
+
+    def exactly(size: int) -> bytes:
+        data = read(size)
+        if len(data) != size:
+            raise ImageError("the archive ends in the middle of an entry", hint="build the image again")
+        return data
+
+    def contents(size: int) -> Iterator[bytes]:
+        for at in range(0, size, CHUNK):
+            yield exactly(min(CHUNK, size - at))
+        exactly(-size % 4)
+
+    while True:
+        head = exactly(HEADER_SIZE)
+        try:
+            ino, mode, _, _, links, _, size, _, _, _, _, name_size, _ = (int(head[at : at + 8], 16) for at in range(6, HEADER_SIZE, 8))
+        except ValueError as error:
+            raise ImageError("the archive has a header that is none", hint="build the image again") from error
+        if head[:6] != MAGIC or not 1 <= name_size <= MAX_PATH + 1:
+            raise ImageError("the archive has a header that is none", hint="build the image again")
+        path = exactly(name_size + -(HEADER_SIZE + name_size) % 4)[: name_size - 1]
+        if path == TRAILER:
+            return
+        chunks = contents(size)
+        yield Entry(path=path, mode=mode, ino=ino, links=links, size=size, chunks=chunks)
+        for _ in chunks:
+            pass

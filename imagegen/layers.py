@@ -3,7 +3,6 @@
 OCI image-spec, layer.md: whiteouts (`.wh.NAME`), opaque whiteouts (`.wh..wh..opq`), hard links within the merged tree.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -152,17 +151,20 @@ def merge(layers: list[Layer], spools: Spools, limits: Limits, progress: Callabl
     """
     tree = Tree(limits.entries)
     for number, layer in enumerate(layers, start=1):
-        spool = spools.add(layer, limits)
-        with _naming(layer):
-            apply_layer(tree, number, functools.partial(spools.read_at, spool), spools.size(spool), spool, limits.entries)
+        add_layer(tree, number, layer, spools, limits)
         progress(number - 1)
     return tree
 
 
-@contextlib.contextmanager
-def _naming(layer: Layer) -> Iterator[None]:
+def add_layer(tree: Tree, number: int, layer: Layer, spools: Spools, limits: Limits) -> None:
+    """Unpack one layer and merge it into `tree` as number `number` (1, 2, …).
+
+    Raises:
+        LayerError: it is damaged, unsafe or over a limit.
+    """
+    spool = spools.add(layer, limits)
     try:
-        yield
+        apply_layer(tree, number, functools.partial(spools.read_at, spool), spools.size(spool), spool, limits.entries)
     except LayerError as error:
         raise LayerError(f"layer {layer.digest}: {error.message}", hint=error.hint) from error
 

@@ -95,7 +95,7 @@ def resolve(source: Source, arch: str) -> ResolvedImage:
     media_type, data = source.root()
     wanted = f"linux/{MACHINE_TO_GOARCH.get(arch, arch)}"
     for _ in range(MAX_INDEX_DEPTH):
-        document = _object(data, "manifest")
+        document = read_object(data, "manifest")
         if not _is_index(media_type, document):
             return _resolve_manifest(source, data, document, wanted)
         chosen = _choose(parse_descriptors(document.get("manifests"), "index"), wanted)
@@ -200,7 +200,7 @@ def parse_config(data: bytes) -> ImageConfig:
     Raises:
         RegistryError: a field that we need is missing or of the wrong type.
     """
-    raw = _object(data, "configuration")
+    raw = read_object(data, "configuration")
     match raw:
         case {"os": str(system), "architecture": str(arch), "rootfs": {"diff_ids": list(diff_ids)}}:
             pass
@@ -219,7 +219,8 @@ def parse_config(data: bytes) -> ImageConfig:
     return ImageConfig(platform=f"{system}/{arch}", env=env, working_dir=working_dir, user=user, diff_ids=tuple(diff_ids))
 
 
-def _object(data: bytes, what: str) -> dict[str, Any]:
+def read_object(data: bytes, what: str) -> dict[str, Any]:
+    """A JSON object. Raises RegistryError, which names `what` it was to be."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -5,9 +5,13 @@ beneath it along. A glob after `!` takes paths back in; the last glob that match
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 from imagegen.tree import Node, Tree
+
+DEPTH = 3
+"""usr/lib/rustlib, usr/share/go-1.24: deep enough to tell where the bytes are."""
 
 
 def translate(glob: str) -> str:
@@ -55,22 +59,38 @@ class Pruner:
         return False
 
 
-def prune(tree: Tree, globs: Sequence[str]) -> int:
-    """Remove from `tree` what the globs match; directories that a glob matched go once they are empty. Returns the bytes removed.
+def prune(tree: Tree, globs: Sequence[str]) -> Counter[str]:
+    """Remove from `tree` what the globs match; directories that a glob matched go once they are empty.
 
-    A file with several names counts once for each that goes.
+    Returns the bytes removed, by directory. A file with several names counts once for each that goes.
     """
     pruner = Pruner(globs)
+    removed: Counter[str] = Counter()
 
-    def visit(node: Node, prefix: bytes) -> int:
-        removed = 0
+    def visit(node: Node, prefix: bytes) -> None:
         for name, child in list(node.children.items()):
             path = prefix + name
             if child.is_dir:
-                removed += visit(child, path + b"/")
+                visit(child, path + b"/")
             if not child.children and pruner(path):
-                removed += child.inode.size
+                removed[directory_of(path)] += child.inode.size
                 del node.children[name]
-        return removed
 
-    return visit(tree.root, b"")
+    visit(tree.root, b"")
+    return removed
+
+
+def sizes(tree: Tree) -> Counter[str]:
+    """The bytes of all files, by directory; hard links count once."""
+    found: Counter[str] = Counter()
+    seen = set()
+    for path, node in tree.walk():
+        if id(node.inode) not in seen:
+            seen.add(id(node.inode))
+            found[directory_of(path)] += node.inode.size
+    return found
+
+
+def directory_of(path: bytes) -> str:
+    """The directory that a file is counted for: the one it is in, but at most DEPTH deep."""
+    return "/" + b"/".join(path.split(b"/")[:-1][:DEPTH]).decode("utf-8", "replace")

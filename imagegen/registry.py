@@ -1,24 +1,29 @@
-"""Pull from a registry (OCI distribution-spec 1.1): documents and blobs, each checked against its digest and kept by it.
+"""Pull from a registry, and push to it (OCI distribution-spec 1.1): documents and blobs, each checked against its digest and kept by it.
 
-oras does the talking (addresses, tokens). What it leaves to its caller is here: digests, sizes, resuming, time limits, and retries that do
+oras does the talking (tokens, sessions). What it leaves to its caller is here: digests, sizes, resuming, time limits, and retries that do
 not sleep for minutes (its own decorator would; `__wrapped__` is the request without it).
 """
 
+import contextlib
 import fcntl
+import functools
 import hashlib
 import os
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
 
+import oras.auth  # type: ignore[import-untyped]
 import oras.provider  # type: ignore[import-untyped]
 import requests
 import requests.adapters
 
+from imagegen.accounts import find_account
 from imagegen.oci import INDEX_TYPES, MANIFEST_TYPES, MAX_DOCUMENT, Descriptor, digest_of
 from imagegen.progress import Advance, Progress
-from imagegen.reference import RegistryReference
+from imagegen.reference import RegistryReference, is_digest
 from mayfly.errors import RegistryError
 from mayfly.files import atomic_write, sync_dir
 
@@ -49,8 +54,40 @@ class _Adapter(requests.adapters.HTTPAdapter):
         return super().send(request, *args, **kwargs)  # type: ignore[arg-type]
 
 
+class _Auth(oras.auth.TokenAuth):  # type: ignore[misc]  # oras has no types
+    """Answers either challenge (RFC 7235): Basic with the account, Bearer with a token got by it, or with one that anyone gets."""
+
+    def __init__(self, account: Callable[[], str | None]) -> None:
+        super().__init__()
+        self._account = account
+        self._answer: dict[str, str] = {}
+
+    def get_auth_header(self) -> dict[str, str]:
+        """What the last challenge was answered with."""
+        return self._answer
+
+    def authenticate_request(
+        self, original: requests.Response, headers: dict[str, str], refresh: bool = False
+    ) -> tuple[dict[str, str], bool]:
+        """The headers to try again with, and whether there is any point in it."""
+        self.token = None  # the one that was sent is refused: it has expired, or is for less than this
+        account = self._account()
+        if account is not None:
+            self._basic_auth = account
+        if original.headers.get("WWW-Authenticate", "").lower().startswith("basic"):
+            self.token = account
+            self._answer = {"Authorization": f"Basic {account}"}
+        else:
+            super().authenticate_request(original, headers)
+            self._answer = {"Authorization": f"Bearer {self.token}"}
+        return {**headers, **self._answer}, self.token is not None
+
+
 class RegistrySource:
-    """An image in a registry. Blobs are kept in `cache`/sha256/HEX, whole and checked; `pause` waits between two tries."""
+    """An image in a registry. Blobs are kept in `cache`/sha256/HEX, whole and checked; `pause` waits between two tries.
+
+    `offline` asks the registry nothing: what a tag stood for when it was last asked is kept in `cache`/tags.
+    """
 
     def __init__(
         self,
@@ -58,16 +95,22 @@ class RegistrySource:
         cache: Path,
         *,
         insecure: bool = False,
+        offline: bool = False,
         progress: Progress,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         plain = insecure or reference.is_loopback
         self._reference = reference
         self._cache = cache / "sha256"
+        self._tag = cache / "tags" / hashlib.sha256(str(reference).encode()).hexdigest()
+        self._offline = offline
         self._progress = progress
         self._pause = pause
         self._base = f"{'http' if plain else 'https'}://{reference.endpoint}/v2/{reference.repository}"
         self._client = oras.provider.Registry(hostname=reference.endpoint, insecure=plain)
+        auth = _Auth(functools.cache(lambda: find_account(reference.registry)))
+        auth.session, auth.prefix, auth._tls_verify = self._client.session, self._client.prefix, True
+        self._client.auth = auth
         for prefix in ("http://", "https://"):
             self._client.session.mount(prefix, _Adapter())
 
@@ -77,7 +120,7 @@ class RegistrySource:
         Raises:
             RegistryError: no registry, no such image, or not what the digest says.
         """
-        wanted = self._reference.digest
+        wanted = self._reference.digest or (self._remembered() if self._offline else None)
         if wanted is not None and (known := self._cached(wanted)) is not None:
             return "", known
         media_type, data = self._retry(lambda: self._manifest(self._reference.target))
@@ -86,7 +129,16 @@ class RegistrySource:
                 f"{self._reference} answers with {digest_of(data)}", hint="the registry is damaged or lies; do not use the image"
             )
         self._keep(data)
+        with atomic_write(self._tag) as file:
+            file.write(digest_of(data).encode())
         return media_type, data
+
+    def _remembered(self) -> str | None:
+        """The digest that the reference's tag stood for when the registry was last asked."""
+        with contextlib.suppress(FileNotFoundError, UnicodeDecodeError):
+            if is_digest(digest := self._tag.read_text()):
+                return digest
+        return None
 
     def document(self, descriptor: Descriptor) -> bytes:
         """A manifest or configuration, from the cache or the registry."""
@@ -167,11 +219,46 @@ class RegistrySource:
         with self._get(f"blobs/{digest}", {"Accept-Encoding": "identity"}) as response:
             return b"".join(_body(response, MAX_DOCUMENT))
 
+    def push(self, path: Path, digest: str) -> None:
+        """Put the file `path`, a blob of this digest, into the repository, unless it is there already.
+
+        Raises:
+            RegistryError: the registry does not take it.
+        """
+        if self._retry(lambda: self._has(digest)):
+            return
+        with self._progress.task(f"pushing {digest[7:19]}", path.stat().st_size) as advance:
+            self._retry(lambda: self._upload(path, digest))
+            advance(path.stat().st_size)
+
+    def push_manifest(self, data: bytes, media_type: str) -> None:
+        """Put a manifest into the repository under the reference's tag (or digest). All blobs that it names must be there."""
+        headers = {"Content-Type": media_type}
+        self._retry(lambda: self._request("PUT", f"{self._base}/manifests/{self._reference.target}", headers, data).close())
+
+    def _has(self, digest: str) -> bool:
+        with self._request("HEAD", f"{self._base}/blobs/{digest}", {}) as response:
+            return response.status_code == 200
+
+    def _upload(self, path: Path, digest: str) -> None:
+        """Upload in one go (distribution-spec, Pushing a blob monolithically): the first request also sees to the token."""
+        with self._request("POST", f"{self._base}/blobs/uploads/", {"Content-Length": "0"}) as response:
+            location = urllib.parse.urljoin(f"{self._base}/blobs/uploads/", response.headers.get("Location", ""))
+        separator = "&" if "?" in location else "?"
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(path.stat().st_size)}
+        with path.open("rb") as body:
+            self._request("PUT", f"{location}{separator}digest={digest}", headers, body).close()
+
     def _get(self, path: str, headers: dict[str, str]) -> requests.Response:
         """One GET without retries; an answer of 200, 206 or 416."""
-        url = f"{self._base}/{path}"
+        return self._request("GET", f"{self._base}/{path}", headers)
+
+    def _request(self, method: str, url: str, headers: dict[str, str], data: bytes | BinaryIO | None = None) -> requests.Response:
+        """One request without retries; an answer that is good, or 416, or 404 to HEAD."""
+        if self._offline:
+            raise RegistryError(f"{self._reference} is not all in the cache", hint="build or pull it once without --offline")
         try:
-            response = oras.provider.Registry.do_request.__wrapped__(self._client, url, "GET", headers=headers, stream=True)
+            response = oras.provider.Registry.do_request.__wrapped__(self._client, url, method, data=data, headers=headers, stream=True)
         except requests.exceptions.SSLError as error:
             raise RegistryError(f"{self._reference.endpoint}: {error}", hint="plain http needs --insecure") from error
         except requests.RequestException as error:
@@ -179,7 +266,7 @@ class RegistrySource:
         except ValueError as error:  # how oras says that it has no answer to a 401
             raise self._refusal(401) from error
         answer = cast("requests.Response", response)
-        if answer.status_code in (200, 206, 416):
+        if answer.status_code in (200, 201, 202, 206, 416) or (method == "HEAD" and answer.status_code == 404):
             return answer
         answer.close()
         if answer.status_code in _TRANSIENT:
@@ -191,7 +278,10 @@ class RegistrySource:
         if status == 404:
             return RegistryError(f"{self._reference}: the registry has no such image", hint="check the name and the tag")
         if status in (401, 403):
-            return RegistryError(f"{self._reference}: the registry lets nobody read it without an account, or has no such image")
+            return RegistryError(
+                f"{self._reference}: the registry refuses: no account, a wrong one, one that may not, or there is no such image",
+                hint=f"log in as docker does, so that ~/.docker/config.json knows an account for {self._reference.registry}",
+            )
         return RegistryError(f"{self._reference}: the registry answers {status}")
 
     def _retry(self, work: Callable[[], _T]) -> _T:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from mayfly.errors import ImageError
 from mayfly.files import sync_dir
-from mayfly.paths import data_dir
+from mayfly.manifest import load
+from mayfly.paths import cache_dir, data_dir
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -50,6 +51,21 @@ def replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def making(folder: Path) -> Iterator[Path]:
+    """As `replacing`, for a folder of the user's, which is empty or not there.
+
+    Raises:
+        ImageError: it holds something.
+    """
+    target = folder.absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ImageError(f"{folder} is not an empty folder", hint="give another one")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as part:
+        yield part
+
+
 def _swap(new: Path, old: Path) -> None:
     """Put `new` where `old` is, and the other way round, in one step where the file system can (renameat2(2), RENAME_EXCHANGE)."""
     if not old.exists():
@@ -71,6 +87,47 @@ def image_folders() -> list[Path]:
     """The folders of all images, sorted by language and architecture."""
     root = data_dir() / "images"
     return sorted(path.parent for path in root.glob("*/[!.]*/manifest.json"))
+
+
+@contextlib.contextmanager
+def using_cache(*, alone: bool = False) -> Iterator[None]:
+    """Say that the cache is in use: by a build, or `alone` by what removes from it.
+
+    Raises:
+        ImageError: something else uses it now, and it was to be alone.
+    """
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    fd = os.open(cache_dir() / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+        yield
+    except BlockingIOError as error:
+        raise ImageError("a build is using the cache", hint="try again when it is over") from error
+    finally:
+        os.close(fd)
+
+
+def prune_cache() -> list[tuple[Path, int]]:
+    """Remove what no installed image was made of, and what killed builds left: paths and sizes in bytes. What was prepared is kept.
+
+    Raises:
+        ImageError: a build is using the cache.
+    """
+    used = set()
+    for folder in image_folders():
+        with contextlib.suppress(ImageError):  # a broken image needs nothing
+            source = load(folder).source
+            used |= {digest.removeprefix("sha256:") for digest in (source.manifest_digest, source.config_digest, *source.layers)}
+    removed = []
+    with using_cache(alone=True):
+        left = [*cache_dir().glob("blobs/sha256/*"), *cache_dir().glob("blobs/tags/*"), *cache_dir().glob("prepare.*/*")]
+        for path in sorted(left):
+            if path.name not in used:
+                removed.append((path, path.stat().st_size))
+                path.unlink()
+        for folder in cache_dir().glob("prepare.*"):
+            shutil.rmtree(folder)
+    return removed
 
 
 def remove(folder: Path) -> None:

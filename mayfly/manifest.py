@@ -52,7 +52,8 @@ class Source:
 class Manifest:
     """An image. `memory` is what a machine of it needs: archive + every file rounded up to 4 KiB + working memory.
 
-    `recipe_digest` is over everything that went into it; an image of the same recipe need not be built again.
+    `sizes` and `pruned` are bytes by directory: in the image, and taken out of it. `recipe_digest` is over everything that went into it; an
+    image of the same recipe need not be built again.
     """
 
     language: str
@@ -73,6 +74,8 @@ class Manifest:
     agent_digest: str
     generator: str
     recipe_digest: str = ""
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    pruned: Mapping[str, int] = dataclasses.field(default_factory=dict)
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -117,7 +120,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is tuple:
         return isinstance(value, tuple) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
     if origin is Mapping:
-        return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, str) for k, v in value.items())
+        return isinstance(value, dict) and all(isinstance(k, str) and _fits(v, typing.get_args(hint)[1]) for k, v in value.items())
     if origin is types.UnionType:
         return any(_fits(value, option) for option in typing.get_args(hint))
     if hint in (int, float) and isinstance(value, bool):

@@ -36,3 +36,8 @@ def runtime_dir() -> Path:
 def image_dir(language: str, arch: str) -> Path:
     """The folder of one built image: `initramfs` and `manifest.json`. `language` may carry a version (`rust@1.85`)."""
     return data_dir() / "images" / language / arch
+
+
+def kernel_path(arch: str) -> Path:
+    """The guests' kernel, as `kernel/build` installs it."""
+    return data_dir() / "kernel" / arch / "vmlinux"

@@ -15,7 +15,8 @@ from mayfly.manifest import Step
 
 FOLDER = Path(__file__).parent
 MIB = 1 << 20
-_NAME = re.compile(r"[a-z][a-z0-9+-]{0,31}")
+NAME = re.compile(r"[a-z][a-z0-9+-]{0,31}")
+_COLLECTED = re.compile(r"(?:/(?!\.\.?(?:/|$))[^/\0]+)+")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,14 +28,25 @@ class VersionRule:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """Steps to run once in a machine of the whole image, and the folders of which all files then belong to the image."""
+
+    steps: tuple[Step, ...]
+    collect: tuple[str, ...]
+    working_memory: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Language:
     """What a language's file says. `digest` is of the file's bytes; `working_memory` is in bytes.
 
+    In `image` `{version}` stands for a version, or for `default_version` where none is asked for.
     `stated_cwd` tells for each step whether the file gives its directory; the others run in the image's WorkingDir.
     """
 
     name: str
     image: str
+    default_version: str
     extensions: tuple[str, ...]
     source_file: str
     version: tuple[VersionRule, ...]
@@ -43,7 +55,12 @@ class Language:
     stated_cwd: tuple[bool, ...]
     prune: tuple[str, ...]
     env: Mapping[str, str]
+    prepare: Prepare | None
     digest: str
+
+    def reference(self, version: str = "") -> str:
+        """The image on the language's own registry, of its newest version or of the one given."""
+        return self.image.replace("{version}", version or self.default_version)
 
 
 def known_languages() -> list[str]:
@@ -59,7 +76,7 @@ def load_language(name: str, folder: Path = FOLDER) -> Language:
         ConfigError: it says something that makes no sense.
     """
     path = folder / f"{name}.yaml"
-    if not _NAME.fullmatch(name) or not path.is_file():
+    if not NAME.fullmatch(name) or not path.is_file():
         raise UnknownLanguageError(f"language {name!r} is not known", hint=f"known: {', '.join(known_languages())}")
     return parse_language(path.read_bytes(), str(path))
 
@@ -71,6 +88,7 @@ def parse_language(data: bytes, origin: str) -> Language:
         language = Language(
             name=_text(raw, "name"),
             image=_text(raw, "image"),
+            default_version=_text(raw, "default_version") if "{version}" in _text(raw, "image") else "",
             extensions=_texts(raw, "extensions"),
             source_file=_text(raw, "source_file"),
             version=tuple(_version_rule(rule) for rule in raw["version"]),
@@ -79,12 +97,13 @@ def parse_language(data: bytes, origin: str) -> Language:
             stated_cwd=tuple("cwd" in step for step in raw["steps"]),
             prune=_texts(raw, "prune"),
             env={str(key): str(value) for key, value in (raw.get("env") or {}).items()},
+            prepare=_prepare(raw["prepare"]) if raw.get("prepare") else None,
             digest=f"sha256:{hashlib.sha256(data).hexdigest()}",
         )
         Pruner(language.prune)
     except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, re.error) as error:
         raise ConfigError(f"{origin}: {type(error).__name__}: {error}", hint="compare it with languages/rust.yaml") from error
-    if not _NAME.fullmatch(language.name) or "/" in language.source_file or not language.steps:
+    if not NAME.fullmatch(language.name) or "/" in language.source_file or not language.steps:
         raise ConfigError(f"{origin}: name, source_file or steps are not usable")
     return language
 
@@ -123,6 +142,17 @@ def _step(raw: Mapping[str, Any]) -> Step:
     if unknown := set(raw) - known:
         raise ValueError(f"step has the unknown field {sorted(unknown)[0]!r}")
     return Step(**{**raw, "argv": _texts(raw, "argv")})
+
+
+def _prepare(raw: Mapping[str, Any]) -> Prepare:
+    prepare = Prepare(
+        steps=tuple(_step(step) for step in raw["steps"]),
+        collect=_texts(raw, "collect"),
+        working_memory=_number(raw, "working_memory_mib") * MIB,
+    )
+    if not prepare.steps or not prepare.collect or not all(_COLLECTED.fullmatch(path) for path in prepare.collect):
+        raise ValueError("prepare has no steps, or collects what is no absolute path of plain names")
+    return prepare
 
 
 def find_version(rules: Iterable[VersionRule], paths: Iterable[bytes], read: Callable[[str], bytes | None]) -> str | None:

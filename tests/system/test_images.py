@@ -58,8 +58,8 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.rmtree(tmp_path)
 
 
-def _layout(folder: Path) -> Path:
-    applets = [symlink(b"bin/%s" % name, b"busybox") for name in (b"sh", b"find", b"stat", b"readlink", b"sha256sum")]
+def _layout(folder: Path, *more: bytes) -> Path:
+    applets = [symlink(b"bin/%s" % name, b"busybox") for name in (b"sh", b"find", b"stat", b"readlink", b"sha256sum", *more)]
     base = tar(
         member(b"bin/busybox", Path("/bin/busybox").read_bytes(), mode=0o755),
         *applets,
@@ -129,6 +129,26 @@ def test_the_kernel_sees_what_was_merged(compression: str, data: Path, tmp_path:
     assert noise.split()[0].decode() == other.split()[0].decode() == hashlib.sha256(NOISE).hexdigest()
     assert zeros.split()[0].decode() == hashlib.sha256(bytes(20_000_001)).hexdigest()
     assert inodes[b"/tree/noise"] == inodes[b"/tree/deep/other"]
+
+
+def test_prepare_steps_run_in_a_machine(data: Path, tmp_path: Path) -> None:
+    """What they make is in the image, and nothing of it is the snippet's to change; 20 MB come over the channel."""
+    prepare = b"""
+prepare:
+  working_memory_mib: 128
+  steps:
+    - {name: copy, argv: [sh, -ec, 'mkdir /kept/deep; cp /tree/zeros /kept/deep/; cp /tree/noise /kept/deep/; id -u >/kept/who']}
+  collect: [/kept]
+"""
+    language = parse_language(LANGUAGE + prepare, "probe")
+    reference = LayoutReference(path=_layout(tmp_path / "layout", b"id", b"mkdir", b"cp", b"cat", b"touch"))
+    build(Options(language=language, reference=reference, compression="none"), Silent())
+    source = tmp_path / "look.probe"
+    source.write_text("cat /kept/who; cd /kept/deep; sha256sum noise zeros; touch /kept/new || echo refused")
+    done = _mayfly_run(source)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")[-3000:]
+    contents = [f"{hashlib.sha256(data).hexdigest()}  {name}" for data, name in ((NOISE, "noise"), (bytes(20_000_001), "zeros"))]
+    assert done.stdout.decode().splitlines() == ["1000", *contents, "refused"]
 
 
 if FULL:  # a machine, and a minute, for one more image

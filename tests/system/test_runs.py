@@ -1,4 +1,4 @@
-"""`mayfly run` with real machines and real rustc: what each kind of program comes to, and that nothing is left of any."""
+"""`mayfly run` with real machines and compilers: what each kind of program comes to, and that nothing is left of any."""
 
 import dataclasses
 import os
@@ -27,6 +27,7 @@ class Case:
 
     name: str
     source: str
+    extension: str = ".rs"
     options: tuple[str, ...] = ()
     args: tuple[str, ...] = ()
     stdin: bytes = b""
@@ -40,6 +41,7 @@ def printing(text: str) -> str:
     return f'fn main() {{ print!("{text}"); }}'
 
 
+GO = 'package main\n\nimport "fmt"\n\nfunc main() { fmt.Println("hello") }\n'
 CASES = [
     Case(name="prints", quick=True, source=printing("hello"), stdout=b"hello"),
     Case(name="over the serial port", quick=True, source=printing("by wire"), options=("--channel", "serial"), stdout=b"by wire"),
@@ -112,6 +114,7 @@ CASES = [
     ),
     Case(name="is empty", source="", status=1, stderr="main"),
     Case(name="has 64 KiB", source=(printing("long") + "\n// ").ljust(65536, "y"), stdout=b"long"),
+    Case(name="is written in Go", extension=".go", source=GO, stdout=b"hello\n"),
     Case(name="ends while its input comes", source=printing("enough"), stdin=b"line\n" * 400_000, stdout=b"enough"),
 ]
 
@@ -131,7 +134,7 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     with ThreadPoolExecutor(AT_ONCE) as pool:
         futures = {}
         for number, case in enumerate(selected):
-            source = folder / f"{number}.rs"
+            source = folder / f"{number}{case.extension}"
             source.write_text(case.source)
             futures[case.name] = pool.submit(mayfly, "run", *case.options, source, "--", *case.args, stdin=case.stdin)
         yield futures

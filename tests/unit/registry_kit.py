@@ -25,6 +25,12 @@ class Faults:
     """Send more than was asked for."""
     token: str | None = None
     """Ask for this bearer token, which anyone gets."""
+    account: str | None = None
+    """Give the token to this account only (`user:password` in base64)."""
+    expires_after: int | None = None
+    """Take the token so many times; then there is a new one."""
+    redirect: str | None = None
+    """Send whoever wants a blob to the registry at this address."""
 
 
 class FakeRegistry:
@@ -34,6 +40,7 @@ class FakeRegistry:
         self.layout = layout
         self.faults = faults or Faults()
         self.requests: list[tuple[str, str]] = []
+        self.authorizations: list[str] = []
         registry = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -64,13 +71,21 @@ class FakeRegistry:
     def answer(self, request: http.server.BaseHTTPRequestHandler) -> None:
         """One request."""
         self.requests.append((request.path, request.headers.get("Range", "")))
+        self.authorizations.append(request.headers.get("Authorization", ""))
         if request.path.startswith("/token"):
+            if self.faults.account is not None and request.headers.get("Authorization") != f"Basic {self.faults.account}":
+                self._send(request, 401, b"{}", "application/json")
+                return
             self._send(request, 200, b'{"token": "%s"}' % str(self.faults.token).encode(), "application/json")
             return
         if self.faults.token is not None and request.headers.get("Authorization") != f"Bearer {self.faults.token}":
             challenge = f'Bearer realm="http://{self.address}/token",service="test",scope="repository:test:pull"'
             self._send(request, 401, b"{}", "application/json", {"WWW-Authenticate": challenge})
             return
+        if self.faults.expires_after is not None:
+            self.faults.expires_after -= 1
+            if self.faults.expires_after == 0:
+                self.faults.token = f"{self.faults.token}-renewed"
         if self.faults.status:
             self._send(request, self.faults.status.pop(0), b"{}", "application/json")
             return
@@ -96,6 +111,9 @@ class FakeRegistry:
         self._send(request, 200, data, json.loads(data)["mediaType"])
 
     def _blob(self, request: http.server.BaseHTTPRequestHandler, digest: str) -> None:
+        if self.faults.redirect is not None:
+            self._send(request, 307, b"", "text/plain", {"Location": f"http://{self.faults.redirect}/v2/test/blobs/{digest}"})
+            return
         path = self._path(digest)
         if not path.exists():
             self._send(request, 404, b"{}", "application/json")

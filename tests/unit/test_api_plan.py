@@ -28,7 +28,7 @@ def toy() -> Image:
     return Images().find("toy")
 
 
-def test_the_highest_fitting_version_is_found() -> None:
+def test_the_default_goes_before_the_highest_fitting_version() -> None:
     steps = (Step(name="run", argv=("x",)),)
     for version in ("1.9", "1.85.1", "1.85.0", "2.0"):
         install("rust", ".rs", steps, version, f"rust@{version}")
@@ -40,6 +40,10 @@ def test_the_highest_fitting_version_is_found() -> None:
         "1.9",
     ]
     assert Images(("rust@1.9",)).find("rust").manifest.version == "1.9"
+    install("rust", ".rs", steps, "1.63.0", "rust")
+    found = [(image.manifest.version, image.is_default) for image in Images().installed() if image.manifest.language == "rust"]
+    assert found == [("1.63.0", True), ("2.0", False), ("1.85.1", False), ("1.85.0", False), ("1.9", False)]
+    assert [Images().find(name).manifest.version for name in ("rust", "rust@1", "rust@1.85")] == ["1.63.0", "1.63.0", "1.85.1"]
     with pytest.raises(UnknownLanguageError):
         Images().find("rust@1.8")
 

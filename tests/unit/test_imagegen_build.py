@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -157,9 +158,13 @@ imagegen.build.build(_options(Path(sys.argv[1]), compression="zstd"), Silent())
 """
 
 
-def test_the_same_bytes_whatever_the_surroundings(layout: Path, tmp_path: Path) -> None:
+def test_the_same_bytes_from_two_clones_whatever_the_surroundings(layout: Path, tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    for package in ("imagegen", "mayfly", "vmm", "tests"):
+        shutil.copytree(ROOT / package, clone / package, ignore=shutil.ignore_patterns("__pycache__"))
+    surroundings = [("077", "Pacific/Auckland", "C", "1", ROOT), ("000", "UTC", "de_DE.UTF-8", "2", clone)]
     seen = set()
-    for number, (umask, zone, locale, seed) in enumerate([("077", "Pacific/Auckland", "C", "1"), ("000", "UTC", "de_DE.UTF-8", "2")]):
+    for number, (umask, zone, locale, seed, tree) in enumerate(surroundings):
         environment = {
             **os.environ,
             "XDG_DATA_HOME": str(tmp_path / f"data{number}"),
@@ -167,9 +172,10 @@ def test_the_same_bytes_whatever_the_surroundings(layout: Path, tmp_path: Path) 
             "TZ": zone,
             "LC_ALL": locale,
             "PYTHONHASHSEED": seed,
+            "HOME": str(tmp_path / f"home{number}"),
         }
         command = [sys.executable, "-c", SCRIPT, str(layout), str(tmp_path / "agents"), umask]
-        subprocess.run(command, env=environment, cwd=ROOT, check=True)
+        subprocess.run(command, env=environment, cwd=tree, check=True)
         folder = tmp_path / f"data{number}" / "mayfly" / "images" / "toy" / "x86_64"
         seen.add(((folder / "initramfs").read_bytes(), (folder / "manifest.json").read_bytes()))
     assert len(seen) == 1
@@ -232,6 +238,21 @@ def test_two_builds_at_once_do_the_work_once(layout: Path) -> None:
     for thread in threads:
         thread.join()
     assert sorted(result.fresh for result in results) == [False, False, True]
+
+
+def test_versions_lie_side_by_side(layout: Path, tmp_path: Path) -> None:
+    build(_options(layout), Silent())
+    older = _layout(tmp_path / "older", tar(member(b"etc/toy-version", b"2.7.1")))
+    built = build(_options(older, version="2.7"), Silent())
+    assert built.folder == image_dir("toy@2.7", "x86_64")
+    assert [load(folder).version for folder in store.image_folders()] == ["3.14", "2.7.1"]
+    for other in ("2", "2.7.1"):
+        assert build(_options(older, version=other), Silent()).fresh
+    with pytest.raises(ImageError, match=r"has toy 3\.14, not 3\.1$"):
+        build(_options(layout, version="3.1"), Silent())
+    for bad in ("../x", "1/2", "latest", ".5"):
+        with pytest.raises(ConfigError, match="no version"):
+            _options(layout, version=bad)
 
 
 def test_a_missing_agent_says_how_to_make_it(layout: Path, tmp_path: Path) -> None:

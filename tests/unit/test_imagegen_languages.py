@@ -53,7 +53,7 @@ def test_pruning_keeps_the_way_to_what_stays() -> None:
     tree = Tree()
     for path in (b"usr/bin/keep", b"usr/bin/go", b"usr/share/x/y", b"usr/lib/empty/z", b"var/lib/q"):
         tree.put(path, Inode(mode=stat.S_IFREG | 0o644, content=b"12345"))
-    removed = prune(tree, ["usr/**", "!usr/bin/keep", "var/lib/*"])
+    removed = prune(tree, ["usr/**", "!usr/bin/keep", "var/lib/*"]).total()
     assert [path for path, _ in tree.walk()] == [b"usr", b"usr/bin", b"usr/bin/keep", b"var", b"var/lib"]
     assert removed == 20
 
@@ -61,12 +61,27 @@ def test_pruning_keeps_the_way_to_what_stays() -> None:
 def test_rust_is_there() -> None:
     rust = load_language("rust")
     assert "rust" in known_languages()
-    assert rust.image == "docker.io/library/rust:1-slim"
+    assert rust.reference() == "docker.io/library/rust:1-slim"
+    assert rust.reference("1.63") == "docker.io/library/rust:1.63-slim"
     assert [step.name for step in rust.steps] == ["build", "run"]
     assert rust.steps[0].wall_s == 60
     assert rust.steps[1].stdin
     assert {step.cwd for step in rust.steps} == {"/work"}
     assert rust.extensions == (".rs",)
+
+
+def test_each_language_is_a_file_that_can_be_read() -> None:
+    for name in known_languages():
+        language = load_language(name)
+        assert language.name == name
+        assert [step.stdin for step in language.steps] == [False, True]
+
+
+def test_the_version_of_go_in_either_layout() -> None:
+    rules = load_language("go").version
+    debian = b"Package: golang-1.24-go\nStatus: x\nVersion: 1.24.4-1\n\nPackage: golang-go\nVersion: 2:1.24~2\n"
+    assert find_version(rules, [], lambda path: b"go1.24.4\ntime x\n" if path == "usr/local/go/VERSION" else None) == "1.24.4"
+    assert find_version(rules, [], lambda path: debian if path == "var/lib/dpkg/status" else None) == "1.24.4"
 
 
 @pytest.mark.parametrize("name", ["cobol", "../rust", "", "rust.yaml", "Rust", "/etc/passwd"])
@@ -124,6 +139,7 @@ def test_a_small_language() -> None:
         {"name": "[]"},
         {"name": "../x"},
         {"image": "''"},
+        {"image": "'y:{version}'"},
         {"extensions": "x"},
         {"source_file": "a/b"},
         {"version": "[{path: '1'}]"},
@@ -136,6 +152,11 @@ def test_a_small_language() -> None:
         {"prune": "['a{b']"},
         {"prune": "[3]"},
         {"prune": "{"},
+        {"prepare": "{steps: [], collect: [/a], working_memory_mib: 1}"},
+        {"prepare": "{steps: [{name: x, argv: [a]}], collect: [], working_memory_mib: 1}"},
+        {"prepare": "{steps: [{name: x, argv: [a]}], collect: [a/b], working_memory_mib: 1}"},
+        {"prepare": "{steps: [{name: x, argv: [a]}], collect: [/a/../b], working_memory_mib: 1}"},
+        {"prepare": "{steps: [{name: x, argv: [a]}], collect: [/a]}"},
     ],
 )
 def test_a_broken_language_is_named(changes: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from imagegen.progress import Silent
 from imagegen.reference import RegistryReference, parse_reference
 from imagegen.registry import ATTEMPTS, CHUNK, RegistrySource
 from mayfly.errors import RegistryError
+from tests.unit.agent_process import build_agent
 from tests.unit.imagegen_kit import LayoutMaker, member, tar
 from tests.unit.registry_kit import FakeRegistry, Faults
 
@@ -75,6 +77,51 @@ def test_an_anonymous_token(layout: Path, tmp_path: Path) -> None:
     with FakeRegistry(layout, Faults(token="secret")) as registry:
         _check(*_pull(_source(registry.address, tmp_path / "cache")))
         assert any(path.startswith("/token") for path, _ in registry.requests)
+
+
+def _log_in(folder: Path, monkeypatch: pytest.MonkeyPatch, address: str, account: str) -> None:
+    (folder / "config.json").write_text(json.dumps({"auths": {address: {"auth": account}}}))
+    monkeypatch.setenv("DOCKER_CONFIG", str(folder))
+
+
+def test_a_token_for_an_account(layout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeRegistry(layout, Faults(token="secret", account="bWU6cGFzcw==")) as registry:
+        monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+        with pytest.raises(RegistryError, match="refuses"):
+            _pull(_source(registry.address, tmp_path / "cache"))
+        _log_in(tmp_path, monkeypatch, registry.address, "bWU6cGFzcw==")
+        _check(*_pull(_source(registry.address, tmp_path / "cache")))
+
+
+def test_a_token_that_expires_is_renewed(layout: Path, tmp_path: Path) -> None:
+    with FakeRegistry(layout, Faults(token="secret", expires_after=2)) as registry:
+        _check(*_pull(_source(registry.address, tmp_path / "cache")))
+        assert len([path for path, _ in registry.requests if path.startswith("/token")]) == 2
+
+
+def test_a_redirect_is_followed_without_the_token(layout: Path, tmp_path: Path) -> None:
+    with FakeRegistry(layout) as store, FakeRegistry(layout, Faults(token="secret", redirect=store.address)) as registry:
+        _check(*_pull(_source(registry.address, tmp_path / "cache")))
+        assert {path.split("/")[3] for path, _ in store.requests} == {"blobs"}
+        assert set(store.authorizations) == {""}
+
+
+def test_offline_all_comes_from_the_cache(layout: Path, tmp_path: Path) -> None:
+    with FakeRegistry(layout) as registry:
+        reference = parse_reference(f"{registry.address}/test:latest")
+        assert isinstance(reference, RegistryReference)
+        offline = RegistrySource(reference, tmp_path / "cache", offline=True, progress=Silent())
+        with pytest.raises(RegistryError, match="not all in the cache") as caught:
+            resolve(offline, "x86_64")
+        assert "--offline" in caught.value.hint
+        assert registry.requests == []
+        pulled = _pull(_source(registry.address, tmp_path / "cache"))
+        registry.requests.clear()
+        assert _pull(offline) == pulled
+        pulled[1][0].unlink()
+        with pytest.raises(RegistryError, match="not all in the cache"):
+            _pull(offline)
+        assert registry.requests == []
 
 
 def test_a_broken_download_goes_on_where_it_ended(layout: Path, tmp_path: Path) -> None:
@@ -335,3 +382,21 @@ def test_a_pull_that_is_killed_goes_on_in_the_next(real_registry: str, tmp_path:
         second.close()
     assert taken < 2 * len(CONTENTS) - had + 20_000  # the blobs' bytes that were there were not fetched again
     assert _left(cache) == []
+
+
+def test_ctrl_c_ends_a_build_at_once_and_the_next_goes_on(real_registry: str, tmp_path: Path) -> None:
+    build_agent()
+    throttle = _Throttle(real_registry, 1_200_000)
+    environment = {**os.environ, "XDG_DATA_HOME": str(tmp_path / "data"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "imagegen.cli", "build", "rust", "--image", f"{throttle.address}/test:latest"]
+    try:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        assert throttle.stalled.wait(60)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        throttle.close()
+    assert (process.returncode, said.splitlines()[-1]) == (130, "imagegen: interrupted; nothing is half-made")
+    left = [path for path in (*(tmp_path / "data").rglob("*"), *(tmp_path / "cache").rglob("*")) if path.is_file()]
+    assert [path for path in left if path.name not in (".lock", ".x86_64.lock") and path.parents[1].name != "blobs"] == []
+    _check(*_pull(_source(real_registry, tmp_path / "cache" / "mayfly" / "blobs")))
