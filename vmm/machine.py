@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 
 from mayfly.errors import ConfigError, MayflyError
@@ -20,6 +20,7 @@ from vmm.config import Channel, MachineConfig
 from vmm.devices.reset import ResetPort
 from vmm.devices.serial import Serial
 from vmm.devices.virtio.device import VirtioDevice
+from vmm.devices.virtio.entropy import Entropy
 from vmm.devices.virtio.mmio import MmioTransport, Register
 from vmm.eventloop import EventLoop
 from vmm.kvm.kvm import Kvm, Vm
@@ -123,9 +124,8 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
         machine.ports.attach(layout.Port.RESET, 1, ResetPort(lambda: machine.finish(End.RESET)))
         if channel is not None and config.channel is Channel.SERIAL:
             _add_serial_channel(machine, vm, loop, channel)
-        elif channel is not None and config.channel is Channel.VIRTIO:
-            machine.channel = VirtioChannel(channel, loop, closed=lambda: machine.finish(End.CHANNEL_CLOSED))
-            _add_virtio(machine, vm, memory, loop, 0, machine.channel.console)
+        for slot, device in enumerate(_virtio_devices(config, machine, loop, channel)):
+            _add_virtio(machine, vm, memory, loop, slot, device)
         entry = _load(config, memory, mapping)
         for vcpu in vcpus:
             cpu.set_up_vcpu(kvm, vcpu, cpus=config.cpus, entry=entry)
@@ -170,6 +170,17 @@ def _add_serial_channel(machine: Machine, vm: Vm, loop: EventLoop, channel: sock
     machine.ports.attach(layout.Port.UART1, layout.UART_PORTS, machine.channel.serial)
 
 
+def _virtio_devices(config: MachineConfig, machine: Machine, loop: EventLoop, channel: socket.socket | None) -> Iterator[VirtioDevice]:
+    """The devices in the order of their slots; `command_line` announces as many."""
+    if config.channel is Channel.VIRTIO:
+        if channel is None:
+            raise ConfigError("a machine with a virtio channel needs the channel's socket")
+        machine.channel = VirtioChannel(channel, loop, closed=lambda: machine.finish(End.CHANNEL_CLOSED))
+        yield machine.channel.console
+    entropy = Entropy(os.urandom, time.monotonic, later=lambda delay_s: loop.call_later(delay_s, entropy.resume))
+    yield entropy
+
+
 def _add_virtio(machine: Machine, vm: Vm, memory: GuestMemory, loop: EventLoop, slot: int, device: VirtioDevice) -> None:
     """Put `device` into virtio-mmio slot `slot`: registers on the bus, each queue's notifications on an eventfd, interrupts on an irqfd."""
     base = layout.VIRTIO_MMIO + slot * layout.VIRTIO_MMIO_SIZE
@@ -200,7 +211,8 @@ def _open(path: str, what: str) -> io.FileIO:
 def command_line(config: MachineConfig) -> str:
     """The kernel's parameters: the machine's own, then the configuration's, which win."""
     uarts = 2 if config.channel is Channel.SERIAL else int(config.interactive)
-    parameters = [layout.kernel_parameters(uarts=uarts, virtio_devices=int(config.channel is Channel.VIRTIO)), "panic=-1"]
+    virtio_devices = int(config.channel is Channel.VIRTIO) + 1  # and the entropy device
+    parameters = [layout.kernel_parameters(uarts=uarts, virtio_devices=virtio_devices), "panic=-1"]
     if config.interactive:
         parameters.append("console=ttyS0")
     else:
