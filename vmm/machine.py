@@ -26,6 +26,7 @@ from vmm.eventloop import EventLoop
 from vmm.kvm.kvm import Kvm, Vm
 from vmm.kvm.mapping import PAGE, Mapping
 from vmm.memory import GuestMemory
+from vmm.network.link import Link, open_backend
 from vmm.vcpu import KICK, VcpuThread
 
 STOP_DEADLINE_S = 1.0
@@ -105,6 +106,7 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
         KvmUnavailableError, KvmError: no KVM, or it refused.
         BootError: the kernel or the initramfs cannot be loaded.
         ConfigError: files are missing, or the command line is too long.
+        HostError: the back end of the network cannot be had.
     """
     machine = Machine(loop)
     with contextlib.ExitStack() as failed:
@@ -179,6 +181,9 @@ def _virtio_devices(config: MachineConfig, machine: Machine, loop: EventLoop, ch
         yield machine.channel.console
     entropy = Entropy(os.urandom, time.monotonic, later=lambda delay_s: loop.call_later(delay_s, entropy.resume))
     yield entropy
+    if config.network is not None:
+        backend = machine.resources.enter_context(contextlib.closing(open_backend(config.network, loop)))
+        yield Link(config.network, backend, loop).net
 
 
 def _add_virtio(machine: Machine, vm: Vm, memory: GuestMemory, loop: EventLoop, slot: int, device: VirtioDevice) -> None:
@@ -211,7 +216,7 @@ def _open(path: str, what: str) -> io.FileIO:
 def command_line(config: MachineConfig) -> str:
     """The kernel's parameters: the machine's own, then the configuration's, which win."""
     uarts = 2 if config.channel is Channel.SERIAL else int(config.interactive)
-    virtio_devices = int(config.channel is Channel.VIRTIO) + 1  # and the entropy device
+    virtio_devices = int(config.channel is Channel.VIRTIO) + 1 + int(config.network is not None)  # in the midst the entropy device
     parameters = [layout.kernel_parameters(uarts=uarts, virtio_devices=virtio_devices), "panic=-1"]
     if config.interactive:
         parameters.append("console=ttyS0")
@@ -225,4 +230,8 @@ def command_line(config: MachineConfig) -> str:
         parameters.append("mayfly.channel=serial:/dev/ttyS1")
     elif config.channel is Channel.VIRTIO:
         parameters.append(f"mayfly.channel=virtio:{PORT_NAME}")
+    if config.network is not None:
+        parameters += [f"mayfly.address={address}" for address in config.network.addresses]
+        parameters += [f"mayfly.gateway={gateway}" for gateway in config.network.gateways]
+        parameters += [f"mayfly.nameserver={nameserver}" for nameserver in config.network.nameservers]
     return " ".join([*parameters, config.cmdline]).strip()

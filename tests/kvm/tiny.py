@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vmm.arch.x86_64 import layout
-from vmm.config import MIB, Channel, MachineConfig
+from vmm.config import MIB, Channel, MachineConfig, NetworkConfig
 from vmm.devices.virtio.device import OFFERED
 from vmm.devices.virtio.mmio import LIVE, STEPS, Register, Status
 from vmm.eventloop import EventLoop
@@ -58,11 +58,10 @@ def build(folder: Path, source: str) -> Path:
 class Running:
     """A machine that runs in a thread of the test's."""
 
-    def __init__(self, kernel: Path, *, channel: socket.socket | None = None, cpus: int = 1) -> None:
+    def __init__(self, kernel: Path, *, channel: socket.socket | None = None, cpus: int = 1, network: NetworkConfig | None = None) -> None:
         self.console = bytearray()
-        config = MachineConfig(
-            kernel=str(kernel), memory=16 * MIB, cpus=cpus, channel=Channel.NONE if channel is None else Channel.SERIAL, user=None
-        )
+        carrier = Channel.NONE if channel is None else Channel.SERIAL
+        config = MachineConfig(kernel=str(kernel), memory=16 * MIB, cpus=cpus, channel=carrier, user=None, network=network)
         self.loop = EventLoop()
         self.machine: Machine = build_machine(config, loop=self.loop, channel=channel, console=self.console.extend)
 
@@ -74,7 +73,14 @@ class Running:
         self.loop.__exit__(None, None, None)
 
 
-def start(started: list[Running], tmp_path: Path, source: str, channel: socket.socket | None = None, cpus: int = 1) -> Running:
-    running = Running(build(tmp_path, source), channel=channel, cpus=cpus)
+def start(
+    started: list[Running],
+    tmp_path: Path,
+    source: str,
+    channel: socket.socket | None = None,
+    cpus: int = 1,
+    network: NetworkConfig | None = None,
+) -> Running:
+    running = Running(build(tmp_path, source), channel=channel, cpus=cpus, network=network)
     started.append(running)
     return running
