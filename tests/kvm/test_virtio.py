@@ -1,15 +1,20 @@
 """Virtio devices that a tiny guest drives through their real registers, ioeventfds and irqfds."""
 
+import contextlib
 import os
+import socket
+import threading
 from pathlib import Path
 
 import pytest
 
 from tests.kvm import tiny
 from tests.kvm.tiny import RESET, Running, start
+from tests.scale import scaled
 from tests.unit.net_kit import GATEWAY, GUEST, GUEST_MAC, PLAIN_HEADER, SIBLING, arp, make_tap, namespace, packet_socket
-from vmm.config import NetworkBackend, NetworkConfig
-from vmm.devices.virtio.mmio import Register
+from vmm.arch.x86_64 import layout
+from vmm.config import Channel, NetworkBackend, NetworkConfig
+from vmm.devices.virtio.mmio import MmioTransport, Register
 from vmm.machine import End
 
 pytestmark = pytest.mark.kvm
@@ -52,6 +57,10 @@ def test_a_guest_gets_random_bytes(started: list[Running], tmp_path: Path) -> No
     assert len(outputs) == 2
 
 
+def tap_network() -> NetworkConfig:
+    return NetworkConfig(backend=NetworkBackend.TAP, tap="mayfly0", mac=GUEST_MAC.hex(":"), addresses=(f"{GUEST}/16",), gateways=(GATEWAY,))
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes network namespaces with interfaces")
 def test_a_guests_frame_comes_out_of_its_tap(started: list[Running], tmp_path: Path) -> None:
     """Two frames: one that asks for the gateway, one that the filter drops. Then the guest waits for both chains to come back."""
@@ -71,8 +80,86 @@ def test_a_guests_frame_comes_out_of_its_tap(started: list[Running], tmp_path: P
     with namespace():
         make_tap("mayfly0", f"{GATEWAY}/16")
         with packet_socket("mayfly0") as sniffer:
-            network = NetworkConfig(
-                backend=NetworkBackend.TAP, tap="mayfly0", mac=GUEST_MAC.hex(":"), addresses=(f"{GUEST}/16",), gateways=(GATEWAY,)
-            )
-            assert start(started, tmp_path, source, network=network).run() is End.RESET
+            assert start(started, tmp_path, source, network=tap_network()).run() is End.RESET
             assert sniffer.recv(2000) == arp(GATEWAY)
+
+
+RINGS = 0x30_0000
+HOSTILE = f"""
+        mov esp, 0x400000
+        {tiny.MAP_MMIO}
+        mov ebx, {{seed}}
+again:  mov edi, {RINGS}
+        mov ecx, 0x2000
+        xor eax, eax
+        rep stosq
+        {{starts}}
+        mov ebp, 300
+step:   call random
+        test eax, 0xff0000
+        jnz garble
+        mov edi, eax
+        and edi, 0x31fc
+        add edi, {layout.VIRTIO_MMIO:#x}
+        call number
+        mov dword ptr [rdi], eax
+        jmp kick
+garble: and eax, 0xf43e
+        lea edi, [eax + {RINGS}]
+        call number
+        mov word ptr [rdi], ax
+kick:   call random
+        mov edi, eax
+        and edi, 0x3000
+        add edi, {layout.VIRTIO_MMIO + Register.QUEUE_NOTIFY:#x}
+        and eax, 3
+        mov dword ptr [rdi], eax
+        dec ebp
+        jnz step
+        jmp again
+number: call random
+        test eax, 0x780000
+        jz random
+        and eax, 0x0f
+        ret
+random: imul ebx, ebx, 1664525
+        add ebx, 1013904223
+        mov eax, ebx
+        shr eax, 8
+        ret
+"""
+"""Starts the devices as a driver does, then for ever writes to descriptors and available rings, now and then to registers, and kicks."""
+
+
+@pytest.mark.parametrize("seed", range(1, scaled(30) + 1))
+def test_a_hostile_guest_is_stopped_within_a_second(started: list[Running], tmp_path: Path, seed: int) -> None:
+    """The monitor has no fault of its own by then. The guest may have crashed before, when a device wrote where it told it to."""
+    ours, theirs = socket.socketpair()
+    network = None
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(ours)
+        stack.enter_context(theirs)
+        if os.geteuid() == 0:
+            stack.enter_context(namespace())
+            make_tap("mayfly0", f"{GATEWAY}/16")
+            network = tap_network()
+        queues = [4, 1, 2] if network else [4, 1]
+        starts = ""
+        for slot, count in enumerate(queues):
+            rings = [RINGS + slot * 0x4000 + index * 0x1000 for index in range(count)]
+            starts += tiny.start_virtio(slot, [(16, ring, ring + 0x400, ring + 0x600) for ring in rings])
+        source = HOSTILE.format(seed=seed, starts=starts)
+        running = start(started, tmp_path, source, channel=theirs, carrier=Channel.VIRTIO, network=network)
+        timer = threading.Timer(1.0, running.machine.finish, [End.STOPPED])
+        timer.start()
+        end = running.run()
+        timer.join()
+        for vcpu in running.machine.vcpus:
+            vcpu.join(1.0)
+            assert not vcpu.is_alive()
+    assert end is End.STOPPED or "triple fault" in str(running.machine.error)
+    for slot in range(len(queues)):
+        found = running.machine.mmio.find(layout.VIRTIO_MMIO + slot * layout.VIRTIO_MMIO_SIZE, 4)
+        assert found is not None
+        assert isinstance(found[0], MmioTransport)
+        assert len(found[0].misuse) >= 3, "it has not come far"

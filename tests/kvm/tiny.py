@@ -4,6 +4,7 @@ import socket
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from vmm.arch.x86_64 import layout
 from vmm.config import MIB, Channel, MachineConfig, NetworkConfig
@@ -28,9 +29,9 @@ def write(register: int, value: int, slot: int = 0) -> str:
 
 
 def start_virtio(slot: int, queues: Iterable[tuple[int, int, int, int]], features: int = int(OFFERED)) -> str:
-    """Bring the device in `slot` up to DRIVER_OK with `queues`: size and the addresses of descriptors, available and used ring."""
-    writes: list[tuple[int, int]] = []
+    """Reset the device in `slot`, then up to DRIVER_OK with `queues`: size, addresses of descriptors, available and used ring."""
     status = Status(0)
+    writes: list[tuple[int, int]] = [(Register.STATUS, status)]
     while status != LIVE:
         if STEPS[status] & Status.FEATURES_OK and not status & Status.FEATURES_OK:
             for half in (0, 1):
@@ -58,9 +59,17 @@ def build(folder: Path, source: str) -> Path:
 class Running:
     """A machine that runs in a thread of the test's."""
 
-    def __init__(self, kernel: Path, *, channel: socket.socket | None = None, cpus: int = 1, network: NetworkConfig | None = None) -> None:
+    def __init__(
+        self,
+        kernel: Path,
+        *,
+        channel: socket.socket | None = None,
+        carrier: Channel = Channel.SERIAL,
+        cpus: int = 1,
+        network: NetworkConfig | None = None,
+    ) -> None:
         self.console = bytearray()
-        carrier = Channel.NONE if channel is None else Channel.SERIAL
+        carrier = Channel.NONE if channel is None else carrier
         config = MachineConfig(kernel=str(kernel), memory=16 * MIB, cpus=cpus, channel=carrier, user=None, network=network)
         self.loop = EventLoop()
         self.machine: Machine = build_machine(config, loop=self.loop, channel=channel, console=self.console.extend)
@@ -73,14 +82,7 @@ class Running:
         self.loop.__exit__(None, None, None)
 
 
-def start(
-    started: list[Running],
-    tmp_path: Path,
-    source: str,
-    channel: socket.socket | None = None,
-    cpus: int = 1,
-    network: NetworkConfig | None = None,
-) -> Running:
-    running = Running(build(tmp_path, source), channel=channel, cpus=cpus, network=network)
+def start(started: list[Running], tmp_path: Path, source: str, channel: socket.socket | None = None, **options: Any) -> Running:
+    running = Running(build(tmp_path, source), channel=channel, **options)
     started.append(running)
     return running
