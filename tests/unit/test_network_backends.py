@@ -27,6 +27,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root makes netwo
 TAP = "mayfly0"
 UPLINK, UPLINK_ADDRESS = "uplink", "198.51.100.1"
 DEADLINE_S = 20.0
+BUFFERS = 32
 
 
 def tap_network(**values: Any) -> NetworkConfig:
@@ -60,13 +61,16 @@ class Guest(Driver):
         self.link = Link(network, self.backend, self.loop)
         super().__init__(self.link.net)
         self.start()
-        for _ in range(32):
-            self.queues[NetQueue.RECEIVE].offer([Buffer(room=2000)])
-        self.kick(NetQueue.RECEIVE)
+        self.post(BUFFERS)
         self.loop.call_later(DEADLINE_S, self._too_late)
 
     def _too_late(self) -> None:
         raise AssertionError("what the test waits for did not come")
+
+    def post(self, count: int) -> None:
+        for _ in range(count):
+            self.queues[NetQueue.RECEIVE].offer([Buffer(room=2000)])
+        self.kick(NetQueue.RECEIVE)
 
     def give(self, frame: bytes) -> None:
         self.queues[NetQueue.TRANSMIT].offer([Buffer(PLAIN_HEADER + frame)])
@@ -125,6 +129,24 @@ def test_tap_carries_frames_both_ways(guests: list[Guest]) -> None:
     make_tap(TAP, f"{GATEWAY}/16")
     guests.append(Guest(tap_network()))
     exchange(guests[0], GATEWAY)
+
+
+@pytest.mark.usefixtures("namespace")
+def test_a_frame_that_waited_for_a_buffer_comes_without_another_behind_it(guests: list[Guest]) -> None:
+    make_tap(TAP, f"{GATEWAY}/16")
+    ip("neighbour", "add", GUEST, "lladdr", GUEST_MAC.hex(":"), "dev", TAP)
+    guests.append(Guest(tap_network()))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for number in range(BUFFERS + 1):
+            sender.sendto(bytes([number]), (GUEST, 7))
+    received: list[bytes] = []
+    while len(received) < BUFFERS:
+        guests[0].turn()
+        received += [data for _, _, data in guests[0].queues[NetQueue.RECEIVE].used()]
+    guests[0].loop.call_later(0.0, lambda: guests[0].post(1))
+    guests[0].turn()
+    received += [data for _, _, data in guests[0].queues[NetQueue.RECEIVE].used()]
+    assert [data[-1] for data in received] == list(range(BUFFERS + 1))
 
 
 @pytest.mark.usefixtures("uplink")

@@ -55,7 +55,8 @@ class Link:
         self._loop.watch(self._backend, (READ if self._reading else 0) | (WRITE if self._full else 0), self._pump)
 
     def _resume(self) -> None:
-        self._reading = True
+        # At once: the packet that waited for buffers may be the last for a long time.
+        self._reading = self.net.receive()
         self._watch()
 
     def _wait(self) -> None:
