@@ -32,6 +32,7 @@ class Channel(StrEnum):
 class NetworkBackend(StrEnum):
     """What carries the frames of a machine's network."""
 
+    NONE = "none"
     TAP = "tap"
     PASST = "passt"
 
@@ -61,6 +62,8 @@ class NetworkConfig:
     mtu: int = 1500
 
     def __post_init__(self) -> None:
+        if self.backend is NetworkBackend.NONE:
+            raise ConfigError("network: the back end is none; a machine without a network has no such configuration")
         if (self.backend is NetworkBackend.TAP) != bool(re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", self.tap)):
             raise ConfigError(f"tap is {self.tap!r}; it must be an interface's name with the back end tap, else empty")
         if not re.fullmatch(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}", self.mac):

@@ -109,6 +109,12 @@ def test_errors_of_ours_are_125_with_a_hint(run: Run, args: list[str], words: by
     assert words in err
 
 
+def test_a_network_is_given_only_where_there_is_a_back_end(run: Run) -> None:
+    status, _, stderr = run("echo no", "x.toy", "--network")
+    assert (status, b"network_backend" in stderr) == (125, True)
+    assert run("echo yes", "x.toy", "--network", "--network-backend", "passt", "--network-nameservers", "9.9.9.9")[:2] == (0, b"yes\n")
+
+
 def test_a_boot_that_fails_shows_the_console(run: Run) -> None:
     status, _, err = run("true", fault="still-born")
     assert status == 125
