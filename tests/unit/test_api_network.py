@@ -35,6 +35,7 @@ def test_each_machine_has_addresses_of_its_own() -> None:
     assert first.gateways == second.gateways == ("10.9.0.1", "fd09::1")
     assert first.nameservers == ("9.9.9.9",)
     assert first.mac != second.mac
+    assert first.mtu == 65520
     networks.give_back(first)
     again = networks.lease()
     assert again.addresses == first.addresses
@@ -45,6 +46,7 @@ def test_there_are_as_many_as_taps() -> None:
     networks = make(network_backend=TAP, network_taps=("mayfly0", "mayfly1"))
     first, second = networks.lease(), networks.lease()
     assert {first.tap, second.tap} == {"mayfly0", "mayfly1"}
+    assert first.mtu == 1500
     with pytest.raises(BusyError, match="all 2 networks"):
         networks.lease()
     networks.give_back(first)
