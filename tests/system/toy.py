@@ -2,6 +2,7 @@
 
 import hashlib
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 from imagegen.cpio import header
@@ -11,9 +12,18 @@ from vmm.config import MIB
 AGENT = Path(__file__).resolve().parents[2] / "imagegen/agents/mayfly-agent.x86_64"
 BUSYBOX = Path("/bin/busybox")
 APPLETS = ("sh", "cat", "echo", "sleep", "seq", "head", "yes", "kill", "true", "false", "dd", "reboot")
+NETWORK_APPLETS = ("nc", "nslookup", "sha256sum", "ls", "grep", "mkfifo")
 
 
-def build(language: str = "toy", *, memory: int = 96 * MIB, ballast: int = 0, end_marker: bool = True, agent: bytes | None = None) -> Path:
+def build(
+    language: str = "toy",
+    *,
+    memory: int = 96 * MIB,
+    ballast: int = 0,
+    end_marker: bool = True,
+    agent: bytes | None = None,
+    programs: Mapping[str, bytes] | None = None,
+) -> Path:
     """Write the image of a toy language (extension .toy) to where mayfly looks for it; its folder.
 
     Args:
@@ -21,6 +31,7 @@ def build(language: str = "toy", *, memory: int = 96 * MIB, ballast: int = 0, en
         ballast: bytes of a file that only takes room.
         end_marker: whether the archive has one.
         agent: another init.
+        programs: executables for /bin.
     """
     archive, inode = bytearray(), 0
 
@@ -35,8 +46,10 @@ def build(language: str = "toy", *, memory: int = 96 * MIB, ballast: int = 0, en
         put(name, stat.S_IFDIR | 0o755)
     put("init", stat.S_IFREG | 0o755, AGENT.read_bytes() if agent is None else agent)
     put("bin/busybox", stat.S_IFREG | 0o755, BUSYBOX.read_bytes())
-    for applet in APPLETS:
+    for applet in APPLETS + NETWORK_APPLETS:
         put(f"bin/{applet}", stat.S_IFLNK | 0o777, b"busybox")
+    for name, content in (programs or {}).items():
+        put(f"bin/{name}", stat.S_IFREG | 0o755, content)
     if ballast:
         put("ballast", stat.S_IFREG | 0o644, bytes(ballast))
     marker = hashlib.sha256(archive).hexdigest()
