@@ -38,8 +38,9 @@ lint: setup
 bench: setup kernel agent images
 	@mkdir -p build
 	@scripts/with-kvm scripts/bench measure build/bench.json
+	@scripts/with-kvm scripts/bench-network build/bench-network.json
 	@.venv/bin/python scripts/bench plot build/bench.json build/bench.png
-	@echo "build/bench.json build/bench.png"
+	@echo "build/bench.json build/bench.png build/bench-network.json"
 
 # What was built in this folder. Kernels, images and the emulated host's disk are in $$XDG_CACHE_HOME/mayfly and $$XDG_DATA_HOME/mayfly.
 clean:

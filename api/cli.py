@@ -11,10 +11,9 @@ from typing import Any
 
 import click
 
-from api.config import FIELDS, Config
+from api.config import CHOICES, FIELDS, Config, convert
 from mayfly import __version__
 from mayfly.errors import MayflyError
-from vmm.config import Channel
 
 OUR_STATUS = 125
 """Exit status of `mayfly run` when Mayfly, not the program, failed."""
@@ -47,7 +46,7 @@ def _flag(field: "dataclasses.Field[Any]") -> Callable[[Any], Any]:
         float: float,
         str: str,
         Path: click.Path(path_type=Path),
-        Channel: click.Choice([str(Channel.SERIAL), str(Channel.VIRTIO)]),
+        **{choice: click.Choice(names) for choice, names in CHOICES.items()},
     }
     if field.type == tuple[str, ...]:
         return click.option(*names, field.name, multiple=True, help=field.metadata["meaning"])
@@ -71,8 +70,9 @@ def config_flags(*without: str) -> Callable[[Any], Any]:
 def load_config(flags: dict[str, Any]) -> Config:
     """The configuration with the given flags laid over it."""
     given = {name: value for name, value in flags.items() if value is not None and value != ()}
-    if "channel" in given:
-        given["channel"] = Channel(given["channel"])
+    for name in given:
+        if FIELDS[name].type in CHOICES:
+            given[name] = convert(FIELDS[name], given[name], "the command line")
     return Config.load(given)
 
 
@@ -98,8 +98,9 @@ def serve(**flags: Any) -> None:
 @click.option("--language", "-l", default="", help="language, or language@version; by default the one with the file's extension")
 @click.option("--json", "as_json", is_flag=True, help="print the result as JSON instead of passing the output through")
 @click.option("--verbose", "-v", is_flag=True, help="say on standard error how long each phase took")
+@click.option("--network", is_flag=True, help="give the snippet a network; what it is made of, --network-backend says")
 @config_flags(*OF_SERVER)
-def run(file: Path, args: tuple[str, ...], language: str, as_json: bool, verbose: bool, **flags: Any) -> int:
+def run(file: Path, args: tuple[str, ...], language: str, as_json: bool, verbose: bool, network: bool, **flags: Any) -> int:
     """Run the snippet in FILE, with ARGS (after `--`), in a machine of its own.
 
     Standard input and output pass through. Exit status: the program's; 128 + n for signal n; 124 if a limit ended it; 1 if it could not be
@@ -120,6 +121,7 @@ def run(file: Path, args: tuple[str, ...], language: str, as_json: bool, verbose
             file,
             args,
             language=language,
+            network=network,
             config=config,
             factor=factor,
             zygote=lambda: zygote,

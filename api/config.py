@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from mayfly import paths
 from mayfly.errors import ConfigError
-from vmm.config import MIB, Channel
+from vmm.config import MIB, Channel, NetworkBackend
 
 DEFAULT_EMULATED_FACTOR = 5.0
 """How much longer everything may take on a host whose KVM is emulated, unless `time_factor` says otherwise."""
@@ -38,6 +38,11 @@ class Config:
     channel: Channel = key(Channel.VIRTIO, "device that carries the channel: serial or virtio")
     cpus: int = key(1, "virtual CPUs of a machine", 1, 64)
     memory: int = key(0, "memory of a machine, if more than its image asks for; 0: as the image asks", 0, 1 << 39)
+    network_backend: NetworkBackend = key(NetworkBackend.NONE, "what connects runs that ask for a network: none, tap or passt")
+    network_taps: tuple[str, ...] = key((), "tap interfaces, one for each machine with a network at a time")
+    network_subnets: tuple[str, ...] = key(("10.87.0.0/16",), "subnets of machines with a network, at most one of IPv4 and of IPv6")
+    network_nameservers: tuple[str, ...] = key((), "name servers of machines with a network")
+    network_allow: tuple[str, ...] = key((), "networks that machines may reach besides the public Internet")
     boot_timeout_s: float = key(30.0, "time for a machine to come up", 0.1, 3600)
     time_factor: float = key(0.0, "factor for all times on this host; 0: chosen by probing KVM", 0, 1000)
 
@@ -61,7 +66,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.channel is Channel.NONE:
-            raise ConfigError("channel is 'none'; it must be one of serial, virtio")
+            raise ConfigError("channel is 'none'; it must be serial or virtio")
         for field in FIELDS.values():
             check_range(field, getattr(self, field.name))
 
@@ -80,6 +85,8 @@ class Config:
             raise ConfigError(error.message, hint=error.hint or f"correct {path} or the flag; docs/api.md lists every key") from error
 
 
+CHOICES: Mapping[Any, tuple[str, ...]] = {Channel: ("serial", "virtio"), NetworkBackend: tuple(map(str, NetworkBackend))}
+"""What may be said for a key of such a type."""
 FIELDS: Mapping[str, "dataclasses.Field[Any]"] = {field.name: field for field in dataclasses.fields(Config)}
 
 
@@ -117,8 +124,9 @@ def convert(field: "dataclasses.Field[Any]", value: Any, origin: str) -> Any:
         return value
     if field.type is Path and isinstance(value, str) and value:
         return Path(value).expanduser()
-    if field.type is Channel and isinstance(value, str) and value in set(Channel):
-        return Channel(value)
+    if value in CHOICES.get(field.type, ()):
+        choice: Any = field.type
+        return choice(value)
     if field.type == tuple[str, ...] and isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(value)
     raise ConfigError(f"{origin}: {field.name} is {value!r}; it must be {allowed(field)}")
@@ -127,7 +135,8 @@ def convert(field: "dataclasses.Field[Any]", value: Any, origin: str) -> Any:
 def allowed(field: "dataclasses.Field[Any]") -> str:
     """What may stand in `field`, in words."""
     low, high = field.metadata["low"], field.metadata["high"]
-    words = {int: "a whole number", float: "a number", str: "text", Path: "a path", Channel: "serial or virtio"}
+    words = {int: "a whole number", float: "a number", str: "text", Path: "a path"}
+    words |= {choice: " or ".join(names) for choice, names in CHOICES.items()}
     kind = words.get(field.type, "a list of names")  # type: ignore[arg-type]  # a type here, as annotations are evaluated in this module
     return kind if low is None else f"{kind} from {low} to {high}"
 

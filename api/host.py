@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import pwd
+import shutil
+import socket
 from collections.abc import Callable, Iterator
 
 from api.admission import DEFAULT_SHARE, available_memory
@@ -10,7 +12,8 @@ from api.config import DEFAULT_EMULATED_FACTOR, Config
 from api.images import Images
 from mayfly import paths
 from mayfly.errors import HostError, MayflyError
-from vmm.config import MIB
+from vmm.config import MIB, NetworkBackend
+from vmm.network.passt import PROGRAM
 from vmm.probe import KvmProbe, probe
 
 
@@ -47,6 +50,8 @@ def examine(config: Config, probing: Callable[[], KvmProbe] = probe) -> Iterator
     yield Check(name="images", ok=bool(images), finding=found or f"none beneath {paths.data_dir() / 'images'}", mend="imagegen build rust")
     yield _memory(config, max((image.manifest.memory for image in images), default=0))
     yield _user(config)
+    if config.network_backend is not NetworkBackend.NONE:
+        yield _network(config)
 
 
 def _kvm(config: Config, probing: Callable[[], KvmProbe]) -> Check:
@@ -81,3 +86,18 @@ def _user(config: Config) -> Check:
             name="user", ok=False, finding=f"the service user {config.user!r} does not exist", mend=f"adduser --system {config.user}"
         )
     return Check(name="user", ok=True, finding=f"machines run as {config.user!r}")
+
+
+def _network(config: Config) -> Check:
+    """What the back end for networks needs; whether it works shows when a machine opens it."""
+    if config.network_backend is NetworkBackend.PASST:
+        program = shutil.which(PROGRAM)
+        return Check(name="network", ok=program is not None, finding=program or "passt is not installed", mend="apt-get install passt")
+    there = {name for _, name in socket.if_nameindex()}
+    missing = [tap for tap in config.network_taps if tap not in there]
+    return Check(
+        name="network",
+        ok=bool(config.network_taps) and not missing,
+        finding=f"no interface {', '.join(missing)}" if missing else f"{len(config.network_taps)} tap interfaces",
+        mend="sudo scripts/tap-setup N, and name them in network_taps",
+    )

@@ -64,6 +64,7 @@ SCHEMAS: dict[str, Any] = {
         env=_map(_TEXT),
         limits=_map(_object(**dict.fromkeys(TIMES, _NUMBER), **dict.fromkeys(SIZES, _WHOLE))),
         output=_MODE,
+        network=_FLAG,
     ),
     "Started": _object(
         ("id", "output_socket"),
@@ -141,7 +142,8 @@ def _operation(route: Route) -> dict[str, Any]:
     ]
     operation: dict[str, Any] = {"operationId": route.handler.__name__, "summary": route.handler.__doc__.splitlines()[0]}
     if route.snippet:
-        parameters += [{"name": "language", "in": "query", "schema": _TEXT}, {"name": "output", "in": "query", "schema": _MODE}]
+        query = {"language": _TEXT, "output": _MODE, "network": _FLAG}
+        parameters += [{"name": name, "in": "query", "schema": schema} for name, schema in query.items()]
         content = {"text/plain": {"schema": _TEXT}, "application/json": {"schema": _ref("Snippet")}}
         operation["requestBody"] = {"required": True, "content": content}
     if parameters:

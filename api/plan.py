@@ -10,7 +10,7 @@ from api.snippet import Snippet
 from mayfly import manifest
 from mayfly.protocol import FileEntry, Start, Step, check_start
 from mayfly.protocol import pack as check_fits
-from vmm.config import MIB, Channel, MachineConfig
+from vmm.config import MIB, Channel, MachineConfig, NetworkConfig
 
 SLACK_S = 10.0
 """On top of all limits: writing files, starting programs, killing them."""
@@ -35,8 +35,8 @@ class Plan:
     rate: float
 
 
-def make_plan(snippet: Snippet, image: Image, config: Config, factor: float) -> Plan:
-    """Put a plan together; times are multiplied by `factor`.
+def make_plan(snippet: Snippet, image: Image, config: Config, factor: float, network: NetworkConfig | None = None) -> Plan:
+    """Put a plan together; times are multiplied by `factor`, and the machine gets `network`.
 
     Raises:
         RequestError: the snippet does not fit the language, the limits or the protocol. Nothing has been done by then.
@@ -67,6 +67,7 @@ def make_plan(snippet: Snippet, image: Image, config: Config, factor: float) -> 
             cpus=config.cpus,
             channel=config.channel,
             user=config.user or None,
+            network=network,
         ),
         arch=content.arch,
         end_marker=content.end_marker,

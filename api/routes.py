@@ -13,7 +13,7 @@ from api import openapi
 from api.problems import MediaTypeError, StoppingError, UnprocessableError
 from api.runs import Run
 from api.service import Service
-from api.snippet import Snippet, parse_json, parse_mode
+from api.snippet import Snippet, parse_flag, parse_json, parse_mode
 from mayfly import __version__
 from mayfly.errors import RequestError
 from mayfly.protocol import PROTOCOL_VERSION
@@ -147,10 +147,12 @@ async def read_snippet(request: web.Request) -> Snippet:
         RequestError: as the table in api/problems.py has it.
     """
     query: dict[str, Any] = dict(request.query)
-    if unknown := set(query) - {"language", "output"}:
-        raise UnprocessableError(f"unknown parameter {min(unknown)[:80]!r}", hint="the parameters are language and output")
+    if unknown := set(query) - {"language", "output", "network"}:
+        raise UnprocessableError(f"unknown parameter {min(unknown)[:80]!r}", hint="the parameters are language, output and network")
     if "output" in query:
         query["output"] = parse_mode(query["output"])
+    if "network" in query:
+        query["network"] = parse_flag("network", query["network"])
     kind = request.content_type
     if kind != "application/json" and not kind.startswith("text/") and kind not in PLAIN_TYPES:
         raise MediaTypeError(f"a body of the type {kind[:80]!r} is not taken", hint="send the snippet as text/plain, or application/json")

@@ -39,6 +39,7 @@ async def run_file(
     args: tuple[str, ...],
     *,
     language: str,
+    network: bool,
     config: Config,
     factor: float,
     zygote: Callable[[], Zygote],
@@ -54,7 +55,7 @@ async def run_file(
     async with Service(config, zygote, factor=factor, grace_s=grace_s) as service:
         image = service.images.find(language) if language else service.images.for_file(path)
         source = read_source(path)
-        run = service.start(Snippet(source=source, args=args), image, FdStdin(0))
+        run = service.start(Snippet(source=source, args=args, network=network), image, FdStdin(0))
         showing = asyncio.create_task(_nothing(run) if as_json else _show(run))
         waiting: set[asyncio.Future[Any]] = {showing, stopped}
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)

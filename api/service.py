@@ -11,6 +11,7 @@ from api.config import Config
 from api.execute import BytesStdin, Stdin, execute
 from api.images import Image, Images
 from api.machine import GRACE_S, Spawner, Zygote
+from api.network import Networks
 from api.output import OutputSocket
 from api.plan import Plan, make_plan
 from api.problems import RunEndedError, StoppingError
@@ -42,6 +43,7 @@ class Service:
         self.images = Images(config.languages)
         self.spawner = Spawner(zygote)
         self.admission = Admission(config.memory_budget or int(available_memory() * DEFAULT_SHARE), config.queue)
+        self.networks = Networks(config)
         self.stopping = False
         self._sockets = sockets
         self._grace_s = grace_s
@@ -68,24 +70,27 @@ class Service:
         if self.stopping:
             raise StoppingError("the server is stopping", hint="try again when it is back")
         image = image or self.images.find(snippet.language or self.images.default())
-        plan = make_plan(snippet, image, self.config, self.factor)
-        run = Run(
-            language=image.manifest.language,
-            version=image.manifest.version,
-            mode=snippet.output,
-            step_names=tuple(step.name for step in plan.start.steps),
-        )
-        ticket = self.admission.enter(plan.machine.memory)
-        try:
+        with contextlib.ExitStack() as taken:
+            network = None
+            if snippet.network:
+                network = self.networks.lease()
+                taken.callback(self.networks.give_back, network)
+            plan = make_plan(snippet, image, self.config, self.factor, network)
+            run = Run(
+                language=image.manifest.language,
+                version=image.manifest.version,
+                mode=snippet.output,
+                step_names=tuple(step.name for step in plan.start.steps),
+            )
+            ticket = self.admission.enter(plan.machine.memory)
+            taken.callback(self.admission.leave, ticket)
             if publish and self._sockets is not None:
                 self._outputs[run.id] = OutputSocket(self._sockets / f"{run.id}.sock", run.record, run.mode)
-        except BaseException:
-            self.admission.leave(ticket)
-            raise
+            held = taken.pop_all()
         self._runs[run.id] = run
         task = asyncio.create_task(self._carry_out(ticket, plan, run, stdin or BytesStdin(snippet.stdin)), name=f"run {run.id}")
         self._tasks[run.id] = task
-        task.add_done_callback(lambda _: self._over(run, ticket))
+        task.add_done_callback(lambda _: self._over(run, held))
         return run
 
     def get(self, run_id: str) -> Run:
@@ -142,9 +147,9 @@ class Service:
         run.booting()
         await execute(self.spawner, plan, run, stdin, self._grace_s)
 
-    def _over(self, run: Run, ticket: Ticket) -> None:
-        """The run's task has ended and its machine is gone: from here on it is only kept."""
-        self.admission.leave(ticket)
+    def _over(self, run: Run, held: contextlib.ExitStack) -> None:
+        """The run's task has ended and its machine is gone: what it held is free, and from here on it is only kept."""
+        held.close()
         task = self._tasks.pop(run.id)
         if not task.cancelled() and task.exception() is not None:
             log.error("run %s", run.id, exc_info=task.exception())

@@ -35,6 +35,7 @@ class Snippet:
     env: Mapping[str, str] = dataclasses.field(default_factory=dict)
     limits: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     output: Mode = Mode.RAW
+    network: bool = False
 
     def __post_init__(self) -> None:
         if self.source is None and not self.files:
@@ -48,6 +49,15 @@ def parse_mode(text: str) -> Mode:
     if text not in set(Mode):
         raise UnprocessableError(f"output is {text[:80]!r}; it must be one of {', '.join(Mode)}")
     return Mode(text)
+
+
+def parse_flag(name: str, value: Any) -> bool:
+    """True or false, in JSON or as a word."""
+    if value in ("true", "false"):
+        return bool(value == "true")
+    if not isinstance(value, bool):
+        raise _wrong(name, value, "true or false")
+    return value
 
 
 def parse_json(body: bytes) -> Snippet:
@@ -161,4 +171,5 @@ _PARSERS: Mapping[str, Callable[[str, Any], Any]] = {
     "env": _env,
     "limits": _limits,
     "output": lambda name, value: parse_mode(_text(name, value)),
+    "network": parse_flag,
 }

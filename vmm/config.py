@@ -1,7 +1,9 @@
 """The configuration of one machine: checked when it is made, frozen, and the same as JSON for the zygote."""
 
 import dataclasses
+import ipaddress
 import json
+import re
 from enum import StrEnum
 from typing import Any, Self
 
@@ -14,6 +16,10 @@ MAX_CPUS = 64
 MAX_CMDLINE = 2047
 """x86's COMMAND_LINE_SIZE is 2048 with the NUL (Linux arch/x86/include/asm/setup.h)."""
 
+MIN_MTU = 1280
+"""The least that IPv6 takes (RFC 8200, 5)."""
+MAX_MTU = 65520
+
 
 class Channel(StrEnum):
     """What carries the bytes between the VMM's channel descriptor and the guest."""
@@ -21,6 +27,62 @@ class Channel(StrEnum):
     NONE = "none"
     SERIAL = "serial"
     VIRTIO = "virtio"
+
+
+class NetworkBackend(StrEnum):
+    """What carries the frames of a machine's network."""
+
+    NONE = "none"
+    TAP = "tap"
+    PASST = "passt"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """The network of one machine.
+
+    Attributes:
+        backend: tap, an interface that was made before; passt, a process of its own that needs no privileges.
+        tap: the interface's name, for the back end tap.
+        mac: the guest's, as 02:00:00:00:00:01.
+        addresses: the guest's, with their networks (10.87.0.2/16): at most one of IPv4 and one of IPv6.
+        gateways: its routers, at most one of each.
+        nameservers: what its programs ask for names.
+        allow: networks that it may reach besides the Internet.
+        mtu: bytes of the largest IP packet.
+    """
+
+    backend: NetworkBackend
+    tap: str = ""
+    mac: str
+    addresses: tuple[str, ...]
+    gateways: tuple[str, ...]
+    nameservers: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+    mtu: int = 1500
+
+    def __post_init__(self) -> None:
+        if self.backend is NetworkBackend.NONE:
+            raise ConfigError("network: the back end is none; a machine without a network has no such configuration")
+        if (self.backend is NetworkBackend.TAP) != bool(re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", self.tap)):
+            raise ConfigError(f"tap is {self.tap!r}; it must be an interface's name with the back end tap, else empty")
+        if not re.fullmatch(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}", self.mac):
+            raise ConfigError(f"mac is {self.mac!r}; it must be a unicast address such as 02:00:00:00:00:01")
+        if not MIN_MTU <= self.mtu <= MAX_MTU:
+            raise ConfigError(f"mtu is {self.mtu}; it must be from {MIN_MTU} to {MAX_MTU}")
+        try:
+            versions = [ipaddress.ip_interface(text).version for text in self.addresses]
+            routed = [ipaddress.ip_address(text).version for text in self.gateways]
+            for text in self.nameservers:
+                ipaddress.ip_address(text)
+            for text in self.allow:
+                ipaddress.ip_network(text)
+        except ValueError as error:
+            raise ConfigError(f"network: {error}") from error
+        if not versions or len(set(versions)) < len(versions) or len(set(routed)) < len(routed) or not set(routed) <= set(versions):
+            raise ConfigError("network: one address of IPv4, one of IPv6, or both, are needed, and at most one gateway for each")
+        if self.backend is NetworkBackend.PASST and (versions[0], routed[:1]) != (4, [4]):
+            raise ConfigError("network: passt needs an IPv4 address and gateway, before those of IPv6 if there are any")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +99,7 @@ class MachineConfig:
         user: user name that the vmm process drops to when it was started by root; None stays.
         interactive: UART0 is the guest's console, in both directions (`mayfly boot`), instead of the silent boot console,
             and there is a PIT for kernels that know no other timer.
+        network: what its net device is connected to; None: there is no such device.
     """
 
     kernel: str
@@ -47,6 +110,7 @@ class MachineConfig:
     channel: Channel = Channel.NONE
     user: str | None = "nobody"
     interactive: bool = False
+    network: NetworkConfig | None = None
 
     def __post_init__(self) -> None:
         if not MIN_MEMORY <= self.memory <= MAX_MEMORY or self.memory % MIB:
@@ -68,4 +132,7 @@ class MachineConfig:
         """The configuration that `to_json` wrote; checked again."""
         raw: dict[str, Any] = json.loads(text)
         raw["channel"] = Channel(raw["channel"])
+        if network := raw["network"]:
+            lists = {name: tuple(value) for name, value in network.items() if isinstance(value, list)}
+            raw["network"] = NetworkConfig(**{**network, **lists, "backend": NetworkBackend(network["backend"])})
         return cls(**raw)

@@ -1,8 +1,11 @@
-"""The one event loop of a vmm process: descriptors, and events that vCPU threads trigger."""
+"""The one event loop of a vmm process: descriptors, events that vCPU threads trigger, and timers."""
 
 import contextlib
+import heapq
+import itertools
 import os
 import selectors
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
@@ -26,6 +29,8 @@ class EventLoop:
         self._stack = contextlib.ExitStack()
         self._stack.callback(self._selector.close)
         self._running = True
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timer_numbers = itertools.count()
         self.stop = self.add_event(self._leave)
         """Make `run` return, from any thread."""
 
@@ -57,11 +62,18 @@ class EventLoop:
         self.add_eventfd(fd, callback)
         return lambda: os.eventfd_write(fd, 1)
 
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
+        """Call `callback` once, when `delay_s` seconds have passed."""
+        heapq.heappush(self._timers, (time.monotonic() + delay_s, next(self._timer_numbers), callback))
+
     def run(self) -> None:
         """Wait and call back until `stop`."""
         while self._running:
-            for key, _ in self._selector.select():
+            timeout = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+            for key, _ in self._selector.select(timeout):
                 key.data()
+            while self._timers and self._timers[0][0] <= time.monotonic():
+                heapq.heappop(self._timers)[2]()
 
     def _leave(self) -> None:
         self._running = False

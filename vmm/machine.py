@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 
 from mayfly.errors import ConfigError, MayflyError
@@ -20,11 +20,13 @@ from vmm.config import Channel, MachineConfig
 from vmm.devices.reset import ResetPort
 from vmm.devices.serial import Serial
 from vmm.devices.virtio.device import VirtioDevice
+from vmm.devices.virtio.entropy import Entropy
 from vmm.devices.virtio.mmio import MmioTransport, Register
 from vmm.eventloop import EventLoop
 from vmm.kvm.kvm import Kvm, Vm
 from vmm.kvm.mapping import PAGE, Mapping
 from vmm.memory import GuestMemory
+from vmm.network.link import Link, open_backend
 from vmm.vcpu import KICK, VcpuThread
 
 STOP_DEADLINE_S = 1.0
@@ -108,6 +110,7 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
         KvmUnavailableError, KvmError: no KVM, or it refused.
         BootError: the kernel or the initramfs cannot be loaded.
         ConfigError: files are missing, or the command line is too long.
+        HostError: the back end of the network cannot be had.
     """
     machine = Machine(loop)
     with contextlib.ExitStack() as failed:
@@ -127,9 +130,8 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
         machine.ports.attach(layout.Port.RESET, 1, ResetPort(lambda: machine.finish(End.RESET)))
         if channel is not None and config.channel is Channel.SERIAL:
             _add_serial_channel(machine, vm, loop, channel)
-        elif channel is not None and config.channel is Channel.VIRTIO:
-            machine.channel = VirtioChannel(channel, loop, closed=lambda: machine.finish(End.CHANNEL_CLOSED))
-            _add_virtio(machine, vm, memory, loop, 0, machine.channel.console)
+        for slot, device in enumerate(_virtio_devices(config, machine, loop, channel)):
+            _add_virtio(machine, vm, memory, loop, slot, device)
         entry = _load(config, memory, mapping)
         for vcpu in vcpus:
             cpu.set_up_vcpu(kvm, vcpu, cpus=config.cpus, entry=entry)
@@ -174,6 +176,20 @@ def _add_serial_channel(machine: Machine, vm: Vm, loop: EventLoop, channel: sock
     machine.ports.attach(layout.Port.UART1, layout.UART_PORTS, machine.channel.serial)
 
 
+def _virtio_devices(config: MachineConfig, machine: Machine, loop: EventLoop, channel: socket.socket | None) -> Iterator[VirtioDevice]:
+    """The devices in the order of their slots; `command_line` announces as many."""
+    if config.channel is Channel.VIRTIO:
+        if channel is None:
+            raise ConfigError("a machine with a virtio channel needs the channel's socket")
+        machine.channel = VirtioChannel(channel, loop, closed=lambda: machine.finish(End.CHANNEL_CLOSED))
+        yield machine.channel.console
+    entropy = Entropy(os.urandom, time.monotonic, later=lambda delay_s: loop.call_later(delay_s, entropy.resume))
+    yield entropy
+    if config.network is not None:
+        backend = machine.resources.enter_context(contextlib.closing(open_backend(config.network, loop)))
+        yield Link(config.network, backend, loop).net
+
+
 def _add_virtio(machine: Machine, vm: Vm, memory: GuestMemory, loop: EventLoop, slot: int, device: VirtioDevice) -> None:
     """Put `device` into virtio-mmio slot `slot`: registers on the bus, each queue's notifications on an eventfd, interrupts on an irqfd."""
     base = layout.VIRTIO_MMIO + slot * layout.VIRTIO_MMIO_SIZE
@@ -205,7 +221,8 @@ def _open(path: str, what: str) -> io.FileIO:
 def command_line(config: MachineConfig) -> str:
     """The kernel's parameters: the machine's own, then the configuration's, which win."""
     uarts = 2 if config.channel is Channel.SERIAL else int(config.interactive)
-    parameters = [layout.kernel_parameters(uarts=uarts, virtio_devices=int(config.channel is Channel.VIRTIO)), "panic=-1"]
+    virtio_devices = int(config.channel is Channel.VIRTIO) + 1 + int(config.network is not None)  # in the midst the entropy device
+    parameters = [layout.kernel_parameters(uarts=uarts, virtio_devices=virtio_devices), "panic=-1"]
     if config.interactive:
         parameters.append("console=ttyS0")
     else:
@@ -218,4 +235,8 @@ def command_line(config: MachineConfig) -> str:
         parameters.append("mayfly.channel=serial:/dev/ttyS1")
     elif config.channel is Channel.VIRTIO:
         parameters.append(f"mayfly.channel=virtio:{PORT_NAME}")
+    if config.network is not None:
+        parameters += [f"mayfly.address={address}" for address in config.network.addresses]
+        parameters += [f"mayfly.gateway={gateway}" for gateway in config.network.gateways]
+        parameters += [f"mayfly.nameserver={nameserver}" for nameserver in config.network.nameservers]
     return " ".join([*parameters, config.cmdline]).strip()

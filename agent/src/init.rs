@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::frame::Resumed;
+use crate::network;
 use crate::sys::{self, PollSet, MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID};
 use crate::workspace::{User, WORK};
 
@@ -49,6 +50,7 @@ pub fn set_up(user: User) -> io::Result<()> {
     fs::write("/proc/self/oom_score_adj", "-1000").map_err(within("oom_score_adj"))?;
     sys::forbid_tracing()?;
     sys::raise_loopback().map_err(within("lo"))?;
+    network::set_up().map_err(within("network"))?;
     sys::set_hostname("mayfly")
 }
 

@@ -18,6 +18,7 @@ mod channel;
 mod collect;
 mod frame;
 mod init;
+mod network;
 mod procfs;
 mod run;
 mod slip;

@@ -317,10 +317,19 @@ pub fn raise_loopback() -> io::Result<()> {
 
 /// A descriptor on which the kernel tells of every device that comes or changes.
 pub fn watch_devices() -> io::Result<File> {
-    let address = NetlinkAddress { family: AF_NETLINK as u16, padding: 0, port: 0, groups: 1 };
+    netlink(NETLINK_KOBJECT_UEVENT, O_NONBLOCK, 1)
+}
+
+/// A descriptor for requests about interfaces, addresses and routes.
+pub fn route_netlink() -> io::Result<File> {
+    netlink(NETLINK_ROUTE, 0, 0)
+}
+
+fn netlink(protocol: c_int, flags: c_int, groups: u32) -> io::Result<File> {
+    let address = NetlinkAddress { family: AF_NETLINK as u16, padding: 0, port: 0, groups };
     // SAFETY: integers, and a whole sockaddr_nl on our stack with its size.
     unsafe {
-        let fd = owned(socket(AF_NETLINK, SOCK_RAW | O_CLOEXEC | O_NONBLOCK, NETLINK_KOBJECT_UEVENT))?;
+        let fd = owned(socket(AF_NETLINK, SOCK_RAW | O_CLOEXEC | flags, protocol))?;
         check(bind(fd.as_raw_fd(), &address, std::mem::size_of::<NetlinkAddress>() as c_uint))?;
         Ok(File::from(fd))
     }

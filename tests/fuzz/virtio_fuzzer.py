@@ -11,13 +11,35 @@ import random
 import struct
 import time
 from collections.abc import Callable
+from ipaddress import ip_interface
 
+from tests.unit.net_kit import (
+    BROADCAST,
+    GATEWAY,
+    GATEWAY6,
+    GUEST,
+    GUEST6,
+    GUEST_MAC,
+    HOST_MAC,
+    PLAIN_HEADER,
+    PUBLIC,
+    PUBLIC6,
+    MemoryBackend,
+    arp,
+    discovery,
+    ethernet,
+    ipv4,
+    ipv6,
+    udp,
+)
 from tests.unit.virtio_driver import ALL, PLAIN, Buffer, Driver, Ram
 from vmm.devices.virtio.console import Console, Control
 from vmm.devices.virtio.device import VirtioDevice
 from vmm.devices.virtio.entropy import Entropy
 from vmm.devices.virtio.mmio import LIVE, REGION_BYTES, Register
+from vmm.devices.virtio.net import HEADER, Net
 from vmm.memory import GuestMemory
+from vmm.network.filter import PacketFilter
 
 RAM_BYTES = 1 << 18
 KICK_LIMIT_S = 0.1
@@ -269,7 +291,55 @@ class EntropyFuzzer(Fuzzer):
         return [Buffer(b"read me"), *rooms] if self.rng.random() < 0.2 else rooms
 
 
-FUZZERS: dict[str, type[Fuzzer]] = {"console": ConsoleFuzzer, "entropy": EntropyFuzzer}
+class NetFuzzer(Fuzzer):
+    """The guest sends what it may and what it may not, the host has packets of any size, and room or not: what leaves is the guest's."""
+
+    def make_device(self) -> VirtioDevice:
+        self.backend = MemoryBackend()
+        addresses = [ip_interface(f"{GUEST}/16"), ip_interface(f"{GUEST6}/64")]
+        self.filter = PacketFilter(GUEST_MAC, addresses, [GATEWAY, GATEWAY6], [], [])
+        self.net = Net(GUEST_MAC, 1500, self.backend, self.filter, on_room=lambda: None, on_full=lambda: None)
+        return self.net
+
+    def act_as_host(self) -> None:
+        for packet in self.backend.sent:
+            assert packet[HEADER.size + 6 : HEADER.size + 12] == GUEST_MAC
+            assert self.filter.may_leave(packet[HEADER.size :])
+        self.backend.sent.clear()
+        self.backend.room = self.rng.choice((0, 1, 100, 1000))
+        for _ in range(self.rng.choice((0, 1, 5))):
+            size = self.rng.choice((0, 1, 60, 1500, 65000))
+            destination = self.rng.choice((GUEST_MAC, BROADCAST, HOST_MAC))
+            self.backend.waiting.append(PLAIN_HEADER + ethernet(0x800, bytes(size), source=HOST_MAC, destination=destination))
+        while len(self.backend.waiting) > 8:
+            self.backend.waiting.popleft()
+        self.timed(self.rng.choice((self.net.resume, self.net.receive)))
+
+    def payload(self, index: int) -> list[Buffer]:
+        rng = self.rng
+        if index == 0:
+            return [Buffer(room=rng.choice((1, 12, 100, 1526, 1526, 4096))) for _ in range(rng.randint(1, 3))]
+        header = bytearray(PLAIN_HEADER)
+        header[0], header[1] = rng.choice((0, 0, 1, 0xFF)), rng.choice((0, 0, 0, 1, 3, 4, 0x81))
+        frame = bytearray(rng.choice(FRAMES))
+        for _ in range(rng.choice((0, 0, 1, 3))):
+            frame[rng.randrange(len(frame))] = rng.randrange(256)
+        packet = bytes(header) + bytes(frame) + bytes(rng.choice((0, 0, 100, 3000)))
+        cut = rng.choice((len(packet), len(packet), 12, rng.randint(1, len(packet))))
+        return [Buffer(part) for part in (packet[:cut], packet[cut:]) if part]
+
+
+FRAMES = (
+    ethernet(0x800, ipv4(PUBLIC, udp(b"x"))),
+    ethernet(0x800, ipv4(PUBLIC, bytes(20), protocol=6)),
+    ethernet(0x800, ipv4(GATEWAY, udp(b"x"))),
+    ethernet(0x86DD, ipv6(PUBLIC6, udp(b"x"))),
+    ethernet(0x86DD, ipv6(PUBLIC6, bytes(16), following=44)),
+    arp(GATEWAY),
+    discovery(135, GATEWAY6, option=b"\x01\x01" + GUEST_MAC),
+)
+
+FUZZERS: dict[str, type[Fuzzer]] = {"console": ConsoleFuzzer, "entropy": EntropyFuzzer, "net": NetFuzzer}
 
 
 def main() -> None:

@@ -4,21 +4,17 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mayfly.errors import BootError, ConfigError, GuestError
-from tests.kvm import tiny
+from tests.kvm.tiny import RESET, Running, start
 from vmm.channel import SerialChannel
-from vmm.config import MIB, Channel, MachineConfig
-from vmm.eventloop import EventLoop
-from vmm.machine import End, Machine, build_machine
+from vmm.machine import End
 
 pytestmark = pytest.mark.kvm
 
-RESET = "mov al, 0xfe\nout 0x64, al\n1: jmp 1b\n"
 OUT2_RTS = "mov dx, 0x2fc\nmov al, 0x0a\nout dx, al\n"
 ECHO = (
     OUT2_RTS
@@ -40,39 +36,6 @@ wait:   mov dx, 0x2fd
         jmp again
 """
 )
-
-
-class Running:
-    """A machine that runs in a thread of the test's."""
-
-    def __init__(self, kernel: Path, *, channel: socket.socket | None = None, cpus: int = 1) -> None:
-        self.console = bytearray()
-        config = MachineConfig(
-            kernel=str(kernel), memory=16 * MIB, cpus=cpus, channel=Channel.NONE if channel is None else Channel.SERIAL, user=None
-        )
-        self.loop = EventLoop()
-        self.machine: Machine = build_machine(config, loop=self.loop, channel=channel, console=self.console.extend)
-
-    def run(self) -> End:
-        return self.machine.run()
-
-    def close(self) -> None:
-        self.machine.close()
-        self.loop.__exit__(None, None, None)
-
-
-@pytest.fixture
-def started(tmp_path: Path) -> Iterator[list[Running]]:
-    running: list[Running] = []
-    yield running
-    for one in running:
-        one.close()
-
-
-def start(started: list[Running], tmp_path: Path, source: str, channel: socket.socket | None = None, cpus: int = 1) -> Running:
-    running = Running(tiny.build(tmp_path, source), channel=channel, cpus=cpus)
-    started.append(running)
-    return running
 
 
 def test_prints_on_the_boot_console_and_resets(started: list[Running], tmp_path: Path) -> None:

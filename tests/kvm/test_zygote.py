@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.kvm import tiny
-from tests.kvm.test_machine import ECHO, OUT2_RTS, RESET
+from tests.kvm.test_machine import ECHO, OUT2_RTS
+from tests.kvm.tiny import RESET
 from vmm.config import MIB, Channel, MachineConfig
 from vmm.zygote import Forked, Reaped, Zygote
 

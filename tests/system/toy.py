@@ -2,7 +2,7 @@
 
 import hashlib
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from imagegen.cpio import header
@@ -13,6 +13,7 @@ AGENT = Path(__file__).resolve().parents[2] / "imagegen/agents/mayfly-agent.x86_
 BUSYBOX = Path("/bin/busybox")
 MOUNTS = {"devtmpfs": "dev", "proc": "proc", "sysfs": "sys"}
 APPLETS = ("sh", "cat", "echo", "sleep", "seq", "head", "yes", "kill", "true", "false", "dd", "reboot", "sha256sum")
+NETWORK_APPLETS = ("nc", "nslookup", "ls", "grep", "mkfifo")
 
 
 def archive(entries: Iterable[tuple[str, int, bytes]]) -> bytes:
@@ -43,7 +44,15 @@ def shell_root(init: str) -> bytes:
     )
 
 
-def build(language: str = "toy", *, memory: int = 96 * MIB, ballast: int = 0, end_marker: bool = True, agent: bytes | None = None) -> Path:
+def build(
+    language: str = "toy",
+    *,
+    memory: int = 96 * MIB,
+    ballast: int = 0,
+    end_marker: bool = True,
+    agent: bytes | None = None,
+    programs: Mapping[str, bytes] | None = None,
+) -> Path:
     """Write the image of a toy language (extension .toy) to where mayfly looks for it; its folder.
 
     Args:
@@ -51,12 +60,14 @@ def build(language: str = "toy", *, memory: int = 96 * MIB, ballast: int = 0, en
         ballast: bytes of a file that only takes room.
         end_marker: whether the archive has one.
         agent: another init.
+        programs: executables for /bin.
     """
     folders = ("bin", "dev", "proc", "sys", "tmp", "mayfly", "etc", "work", "run")
     entries = [(name, stat.S_IFDIR | 0o755, b"") for name in folders]
     entries.append(("init", stat.S_IFREG | 0o755, AGENT.read_bytes() if agent is None else agent))
     entries.append(("bin/busybox", stat.S_IFREG | 0o755, BUSYBOX.read_bytes()))
-    entries += [(f"bin/{applet}", stat.S_IFLNK | 0o777, b"busybox") for applet in APPLETS]
+    entries += [(f"bin/{applet}", stat.S_IFLNK | 0o777, b"busybox") for applet in APPLETS + NETWORK_APPLETS]
+    entries += [(f"bin/{name}", stat.S_IFREG | 0o755, content) for name, content in (programs or {}).items()]
     if ballast:
         entries.append(("ballast", stat.S_IFREG | 0o644, bytes(ballast)))
     packed = archive(entries)

@@ -15,6 +15,7 @@ from api import host
 from api.config import Config
 from mayfly.errors import HostError
 from tests.unit.api_fakes import ROOT, gone, install_toys
+from vmm.config import NetworkBackend
 from vmm.probe import KvmProbe
 
 Mayfly = Callable[..., "subprocess.Popen[bytes]"]
@@ -109,6 +110,12 @@ def test_errors_of_ours_are_125_with_a_hint(run: Run, args: list[str], words: by
     assert words in err
 
 
+def test_a_network_is_given_only_where_there_is_a_back_end(run: Run) -> None:
+    status, _, stderr = run("echo no", "x.toy", "--network")
+    assert (status, b"network_backend" in stderr) == (125, True)
+    assert run("echo yes", "x.toy", "--network", "--network-backend", "passt", "--network-nameservers", "9.9.9.9")[:2] == (0, b"yes\n")
+
+
 def test_a_boot_that_fails_shows_the_console(run: Run) -> None:
     status, _, err = run("true", fault="still-born")
     assert status == 125
@@ -182,6 +189,18 @@ def test_doctor(mayfly: Mayfly, tmp_path: Path) -> None:
     assert checks["images"]["finding"] == "py 1.0, real 1.0, toy 1.0"
     out, _ = mayfly("doctor", "--kernel", str(tmp_path / "absent")).communicate(timeout=60)
     assert b"-> make kernel" in out
+
+
+def test_doctor_looks_for_what_the_network_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(**values: Any) -> list[tuple[bool, str]]:
+        probing = lambda: KvmProbe(usable=True, reason="", hint="", emulated=False)  # noqa: E731
+        return [(found.ok, found.finding) for found in host.examine(Config(**values), probing) if found.name == "network"]
+
+    assert check() == []
+    assert check(network_backend=NetworkBackend.TAP, network_taps=("lo", "nope0")) == [(False, "no interface nope0")]
+    assert check(network_backend=NetworkBackend.TAP, network_taps=("lo",)) == [(True, "1 tap interfaces")]
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert check(network_backend=NetworkBackend.PASST) == [(False, "passt is not installed")]
 
 
 def test_help_imports_little() -> None:

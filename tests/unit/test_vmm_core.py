@@ -4,7 +4,7 @@ import pytest
 
 from mayfly.errors import ConfigError
 from vmm.bus import Bus
-from vmm.config import MIB, Channel, MachineConfig
+from vmm.config import MIB, Channel, MachineConfig, NetworkBackend, NetworkConfig
 from vmm.console import LIMIT, Console
 from vmm.machine import command_line
 from vmm.memory import GuestAddressError, GuestMemory
@@ -21,6 +21,17 @@ def memory() -> GuestMemory:
 def test_a_range_outside_ram_is_refused(memory: GuestMemory, address: int, length: int) -> None:
     with pytest.raises(GuestAddressError):
         memory.slice(address, length)
+
+
+NETWORK = NetworkConfig(
+    backend=NetworkBackend.TAP,
+    tap="mayfly0",
+    mac="02:00:00:00:00:05",
+    addresses=("10.87.0.2/16", "fd00::2/64"),
+    gateways=("10.87.0.1",),
+    nameservers=("9.9.9.9",),
+    allow=("192.168.7.0/24",),
+)
 
 
 def test_both_regions_hold_what_is_written(memory: GuestMemory) -> None:
@@ -88,6 +99,8 @@ def test_a_value_out_of_range_is_named(values: dict[str, int], message: str) -> 
 def test_a_configuration_survives_json() -> None:
     config = MachineConfig(kernel="/k", initrd="/i", cmdline="a b", memory=64 * MIB, cpus=3, channel=Channel.VIRTIO, user=None)
     assert MachineConfig.from_json(config.to_json()) == config
+    config = MachineConfig(kernel="/k", network=NETWORK)
+    assert MachineConfig.from_json(config.to_json()) == config
 
 
 def test_the_command_line_announces_what_there_is() -> None:
@@ -96,7 +109,15 @@ def test_the_command_line_announces_what_there_is() -> None:
     assert "8250.nr_uarts=2 " in serial
     assert serial.endswith(" last")
     assert "8250.nr_uarts=0 " in virtio
-    assert "virtio_mmio.device=4K@0xd0000000:5" in virtio
+    assert serial.count("virtio_mmio.device=") == 1  # entropy
+    assert "virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6 " in virtio
+
+
+def test_the_command_line_has_the_network() -> None:
+    line = command_line(MachineConfig(kernel="k", channel=Channel.VIRTIO, network=NETWORK))
+    assert line.count("virtio_mmio.device=") == 3
+    assert "mayfly.address=10.87.0.2/16 mayfly.address=fd00::2/64 mayfly.gateway=10.87.0.1 mayfly.nameserver=9.9.9.9" in line
+    assert "mayfly.address" not in command_line(MachineConfig(kernel="k", channel=Channel.VIRTIO))
 
 
 def test_the_console_keeps_the_end_and_nothing_unprintable() -> None:

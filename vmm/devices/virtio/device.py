@@ -49,6 +49,10 @@ class Host(Protocol):
         """Count what the driver did wrong."""
         ...
 
+    def config_changed(self) -> None:
+        """Tell the driver that `VirtioDevice.config` has changed."""
+        ...
+
 
 class VirtioDevice(abc.ABC):
     """A device. The transport holds `lock` around each of its calls; what the event loop calls directly takes it itself.
@@ -63,7 +67,7 @@ class VirtioDevice(abc.ABC):
     """
 
     device_type: ClassVar[DeviceType]
-    features: ClassVar[int] = 0
+    features: int = 0
     queue_sizes: ClassVar[tuple[int, ...]]
 
     def __init__(self) -> None:

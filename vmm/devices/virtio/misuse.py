@@ -37,6 +37,8 @@ class Misuse(StrEnum):
     """A chain without a buffer of the kind that the queue is for, or too small."""
     CONTROL = "control"
     """A control message that is cut short, unknown, or for no port."""
+    PACKET = "packet"
+    """A packet that is too short or too long, or that uses an offload which was not negotiated."""
 
 
 FATAL = frozenset({Misuse.AVAILABLE_INDEX, Misuse.HEAD})

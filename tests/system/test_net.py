@@ -1,0 +1,254 @@
+"""Machines with a network: a shell in the guest and servers on the host exchange what both of them can check, over tap and over passt."""
+
+import contextlib
+import hashlib
+import itertools
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+from tests.scale import FULL
+from tests.system import toy
+from tests.unit import net_kit
+from tests.unit.net_kit import ip, make_tap
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
+
+SIZE, PASST_SIZE = (1 << 30, 16 << 20) if FULL else (8 << 20, 1 << 20)
+"""Bytes in each direction. passt 2023 waits for two seconds whenever a slow guest's window has been full, so it gets fewer."""
+DEADLINE_S = 800
+TAP, GATEWAY, GUEST, GATEWAY6, GUEST6 = "mayfly0", "10.87.0.1", "10.87.0.2", "fd6d:6179:666c:79::1", "fd6d:6179:666c:79::2"
+INTERNAL = "10.99.0.1"
+"""Another address of the host's, which nothing allows."""
+NAMED = "192.0.2.77"
+"""What every name means."""
+UPLINK_ADDRESS = "198.51.100.1"
+LINE = "the quick brown fox jumps over the lazy dog"
+CHUNK = f"{LINE}\n".encode() * 1000
+TAP_OPTIONS = (
+    *("--network-backend", "tap", "--network-taps", TAP, "--network-allow", GATEWAY, "--network-allow", GATEWAY6),
+    *("--network-subnets", "10.87.0.0/16", "--network-subnets", "fd6d:6179:666c:79::/64"),
+)
+PASST_OPTIONS = ("--network-backend", "passt", "--network-allow", UPLINK_ADDRESS, "--network-nameservers", "9.9.9.9")
+Start: TypeAlias = "Callable[..., subprocess.Popen[str]]"
+
+
+def text(size: int) -> Iterator[bytes]:
+    """The first `size` bytes of CHUNK over and over."""
+    for offset in itertools.count(0, len(CHUNK)):
+        if offset >= size:
+            return
+        yield CHUNK[: size - offset]
+
+
+def digest(pieces: Iterator[bytes]) -> str:
+    state = hashlib.sha256()
+    for piece in pieces:
+        state.update(piece)
+    return state.hexdigest()
+
+
+class Server:
+    """Sockets on one address of the host's: one takes bytes and keeps their digest, one sends, one is a name server."""
+
+    def __init__(self, address: str, size: int) -> None:
+        self._size = size
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self.uploaded = ""
+        self.takes = socket.create_server((address, 0), family=family)
+        self.gives = socket.create_server((address, 0), family=family)
+        self.names = socket.socket(family, socket.SOCK_DGRAM)
+        self.names.bind((address, 53))
+        self._threads = [threading.Thread(target=target, daemon=True) for target in (self._take, self._give, self._answer)]
+        for thread in self._threads:
+            thread.start()
+
+    def _take(self) -> None:
+        with self.takes.accept()[0] as connection:
+            self.uploaded = digest(iter(lambda: connection.recv(1 << 16), b""))
+
+    def _give(self) -> None:
+        with self.gives.accept()[0] as connection:
+            for piece in text(self._size):
+                connection.sendall(piece)
+
+    def _answer(self) -> None:
+        """One address for each question after an IPv4 address, none for others (RFC 1035, 4.1)."""
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                query, sender = self.names.recvfrom(2000)
+                wanted = query.endswith(b"\0\0\1\0\1")
+                answer = b"\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4" + net_kit.packed(NAMED) if wanted else b""
+                self.names.sendto(query[:2] + b"\x81\x80\0\1" + bytes((0, wanted)) + bytes(4) + query[12:] + answer, sender)
+
+    def close(self) -> None:
+        for thread in self._threads[:2]:
+            thread.join(30)
+        for one in (self.takes, self.gives, self.names):
+            one.close()
+
+
+PING = r"""
+#include <netinet/in.h>
+#include <arpa/inet.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/time.h>
+
+/* A ping by a socket that any user may have; busybox's wants root. */
+int main(int argc, char **argv) {
+    struct sockaddr_in6 to6 = {.sin6_family = AF_INET6};
+    struct sockaddr_in to = {.sin_family = AF_INET};
+    struct timeval patience = {.tv_sec = argc > 2 ? 2 : 20};
+    char answer[64], request[16] = {8};
+    int is6 = inet_pton(AF_INET6, argv[1], &to6.sin6_addr), fd;
+    inet_pton(AF_INET, argv[1], &to.sin_addr);
+    if (is6) request[0] = (char)128;
+    fd = socket(is6 ? AF_INET6 : AF_INET, SOCK_DGRAM, is6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP);
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    if (sendto(fd, request, sizeof request, 0, is6 ? (void *)&to6 : (void *)&to, is6 ? sizeof to6 : sizeof to) < 0) perror("sendto");
+    puts(recv(fd, answer, sizeof answer, 0) == sizeof request ? "pong" : "silence");
+    return 0;
+}
+"""
+"""echo-request ADDRESS [impatiently]"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def image(toy_language: None, tmp_path_factory: pytest.TempPathFactory) -> None:
+    program = tmp_path_factory.mktemp("ping") / "echo-request"
+    subprocess.run(["gcc", "-static", "-O1", "-o", program, "-xc", "-"], input=PING, text=True, check=True)
+    toy.build(programs={"echo-request": program.read_bytes()})
+
+
+@pytest.fixture
+def namespace() -> Iterator[None]:
+    with net_kit.namespace():
+        ip("address", "add", f"{INTERNAL}/32", "dev", "lo")
+        Path("/proc/sys/net/ipv4/ping_group_range").write_text("0 2147483647")
+        yield
+
+
+@pytest.fixture
+def tap(namespace: None) -> None:
+    make_tap(TAP, f"{GATEWAY}/16")
+    ip("address", "add", f"{GATEWAY6}/64", "dev", TAP, "nodad")
+
+
+@pytest.fixture
+def uplink(namespace: None) -> None:
+    make_tap("uplink", f"{UPLINK_ADDRESS}/24")
+    ip("route", "add", "default", "via", "198.51.100.2", "dev", "uplink")
+
+
+@pytest.fixture
+def mayfly(tmp_path: Path) -> Start:
+    """Start a snippet with a network."""
+
+    def start(source: str, *options: str) -> "subprocess.Popen[str]":
+        path = tmp_path / "snippet.toy"
+        path.write_text(source)
+        command = [sys.executable, "-m", "api.cli", "run", "--network", "--wall", "300", *options, str(path)]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return start
+
+
+def exchange(mayfly: Start, address: str, size: int, *options: str, also: str) -> list[str]:
+    """Ping, UDP and TCP both ways with servers at `address`; the lines that the commands `also` print behind that.
+
+    The program that receives has an input without end: passt 2023 forgets a connection of which one direction is closed.
+    """
+    server = Server(address, size)
+    source = f"""
+        echo-request {address}
+        nslookup question.test {address} | grep -c 'Address.*{NAMED}'
+        yes '{LINE}' | head -c {size} | nc {address} {server.takes.getsockname()[1]} && echo uploaded
+        mkfifo open
+        nc {address} {server.gives.getsockname()[1]} <>open | sha256sum
+        {also}
+    """
+    stdout, stderr = mayfly(source, *options).communicate("", DEADLINE_S)
+    server.close()
+    lines = stdout.splitlines()
+    assert lines[:4] == ["pong", "1", "uploaded", f"{digest(text(size))}  -"], stdout[-2000:] + stderr[-2000:]
+    assert server.uploaded == digest(text(size))
+    return lines[4:]
+
+
+@pytest.mark.usefixtures("tap")
+@pytest.mark.parametrize("cpus", ["1", "2"] if FULL else ["2"])
+def test_everything_goes_over_tap_both_ways(mayfly: Start, cpus: str) -> None:
+    also = f"""
+        cat /sys/class/net/eth0/operstate
+        echo-request {GATEWAY6}
+        echo-request {INTERNAL} impatiently
+        nc -w 2 {INTERNAL} 80 || echo no way
+    """
+    lines = exchange(mayfly, GATEWAY, SIZE, *TAP_OPTIONS, "--cpus", cpus, also=also)
+    assert lines == ["up", "pong", "silence", "no way"]
+
+
+@pytest.mark.usefixtures("tap")
+def test_the_host_reaches_a_guest_that_listens(mayfly: Start) -> None:
+    """The snippet says that it is ready, then takes one connection; it is pinged meanwhile."""
+    process = mayfly("echo ready; nc -l -p 7000 | sha256sum", *TAP_OPTIONS)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    pings = subprocess.run(["busybox", "ping", "-c", "3", "-W", "20", GUEST], capture_output=True, text=True, check=False)
+    assert pings.stdout.count("bytes from") == 3
+    with connect(GUEST, 7000) as connection:
+        for piece in text(SIZE):
+            connection.sendall(piece)
+    stdout, stderr = process.communicate("", DEADLINE_S)
+    assert stdout == f"{digest(text(SIZE))}  -\n", stderr
+
+
+def connect(address: str, port: int) -> socket.socket:
+    """To a program that says that it is there a moment before it listens."""
+    while True:
+        with contextlib.suppress(ConnectionRefusedError):
+            return socket.create_connection((address, port), timeout=DEADLINE_S)
+
+
+@pytest.mark.usefixtures("uplink")
+def test_everything_goes_over_passt_both_ways(mayfly: Start) -> None:
+    also = f"cat /etc/resolv.conf\necho-request {INTERNAL} impatiently"
+    assert exchange(mayfly, UPLINK_ADDRESS, PASST_SIZE, *PASST_OPTIONS, also=also) == ["nameserver 9.9.9.9", "silence"]
+    assert not [path for path in Path("/proc").glob("[0-9]*/comm") if path.read_text().startswith("passt")]
+
+
+@pytest.mark.usefixtures("tap")
+def test_a_tap_that_goes_away_leaves_the_machine_alive(mayfly: Start) -> None:
+    process = mayfly("echo ready; read line; sleep 1; cat /sys/class/net/eth0/operstate; echo alive", *TAP_OPTIONS)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    ip("link", "delete", TAP)
+    stdout, stderr = process.communicate("go\n", DEADLINE_S)
+    assert (stdout, process.returncode) == ("down\nalive\n", 0), stderr
+
+
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize(
+    ("options", "message"), [(TAP_OPTIONS, "there is no tap interface 'mayfly0'"), (PASST_OPTIONS, "passt did not come up")]
+)
+def test_a_back_end_that_is_not_there_is_named(mayfly: Start, options: tuple[str, ...], message: str) -> None:
+    process = mayfly("echo never", *options)
+    stdout, stderr = process.communicate("", DEADLINE_S)
+    assert (process.returncode, stdout) == (125, "")
+    assert message in stderr
+
+
+def test_a_machine_that_did_not_ask_has_no_network(tmp_path: Path) -> None:
+    path = tmp_path / "snippet.toy"
+    path.write_text("ls /sys/class/net")
+    done = subprocess.run([sys.executable, "-m", "api.cli", "run", str(path)], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    assert done.stdout == b"lo\n", done.stderr

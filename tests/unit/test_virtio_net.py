@@ -1,0 +1,299 @@
+"""The net device with a network in memory, driven as Linux's virtio_net does it."""
+
+import struct
+
+import pytest
+
+from tests.unit.net_kit import GUEST_MAC, HOST_MAC, PLAIN_HEADER, PUBLIC, MemoryBackend, ethernet, ipv4, udp
+from tests.unit.virtio_driver import ALL, PLAIN, Buffer, Driver
+from vmm.devices.virtio.misuse import Misuse
+from vmm.devices.virtio.mmio import Interrupt, Register, Status
+from vmm.devices.virtio.net import ETHERNET_BYTES, HEADER, MAX_PACKET, NEEDED, Drop, Net, NetFeature, NetQueue, Segmentation
+
+FRAME = ethernet(0x800, ipv4(PUBLIC, udp(b"to whom it may concern")))
+INBOUND = ethernet(0x800, ipv4("10.87.0.5", udp(b"hello guest"), source=PUBLIC), source=HOST_MAC, destination=GUEST_MAC)
+MTU = 1400
+
+
+class Open:
+    """A filter that lets all through but one frame."""
+
+    refused = b"refused-frame!"
+
+    def may_leave(self, frame: bytes | memoryview) -> bool:
+        return frame != self.refused
+
+    def may_enter(self, frame: bytes | memoryview) -> bool:
+        return frame != self.refused
+
+
+class Guest(Driver):
+    """A driver for the net device, with `take` and `give` in place of Linux's network stack."""
+
+    def __init__(self, features: int = ALL) -> None:
+        self.backend = MemoryBackend()
+        self.rooms = 0
+        self.fulls = 0
+        self.net = Net(GUEST_MAC, MTU, self.backend, Open(), on_room=self.on_room, on_full=self.on_full)
+        super().__init__(self.net)
+        self.start(features)
+
+    def on_room(self) -> None:
+        self.rooms += 1
+
+    def on_full(self) -> None:
+        self.fulls += 1
+
+    def give(self, *packets: bytes) -> None:
+        """Send packets, with one kick for all."""
+        for packet in packets:
+            self.queues[NetQueue.TRANSMIT].offer([Buffer(packet)])
+        self.kick(NetQueue.TRANSMIT)
+
+    def post(self, *rooms: int) -> None:
+        for room in rooms:
+            self.queues[NetQueue.RECEIVE].offer([Buffer(room=room)])
+        self.kick(NetQueue.RECEIVE)
+
+    def take(self) -> list[bytes]:
+        """The packets that came, put together where they took several buffers."""
+        used = [data for _, _, data in self.queues[NetQueue.RECEIVE].used()]
+        packets = []
+        while used:
+            count = HEADER.unpack_from(used[0])[-1]
+            packets.append(b"".join(used[:count]))
+            del used[:count]
+        return packets
+
+    def header(self, kind: int = 0, flags: int = 0) -> bytes:
+        return HEADER.pack(flags, kind, 54, 1400, 34, 16, 77)
+
+
+@pytest.fixture(params=[ALL, PLAIN], ids=["event-idx", "plain"])
+def guest(request: pytest.FixtureRequest) -> Guest:
+    return Guest(request.param)
+
+
+def test_says_who_it_is(guest: Guest) -> None:
+    assert guest.read(Register.DEVICE_ID) == 1
+    config = bytes(guest.transport.read(Register.CONFIG + at, 1) for at in range(12))
+    assert config == GUEST_MAC + struct.pack("<HHH", 1, 1, MTU)
+    own = NetFeature.MAC | NetFeature.MTU | NetFeature.STATUS | NetFeature.MRG_RXBUF
+    assert guest.net.features == own | MemoryBackend.offloads
+    assert guest.backend.negotiated & guest.net.features == guest.net.features
+
+
+def test_frames_leave_in_order_for_one_interrupt(guest: Guest) -> None:
+    packets = [PLAIN_HEADER + FRAME + bytes([number]) for number in range(20)]
+    guest.give(*packets)
+    assert guest.backend.sent == packets
+    assert guest.interrupts == 1
+    assert [length for _, length, _ in guest.queues[NetQueue.TRANSMIT].used()] == [0] * 20
+
+
+def test_a_packet_may_lie_in_many_buffers(guest: Guest) -> None:
+    packet = PLAIN_HEADER + FRAME
+    guest.queues[NetQueue.TRANSMIT].offer([Buffer(packet[at : at + 9]) for at in range(0, len(packet), 9)])
+    guest.kick(NetQueue.TRANSMIT)
+    assert guest.backend.sent == [packet]
+
+
+def test_the_header_is_passed_on_as_far_as_it_means_something(guest: Guest) -> None:
+    guest.give(guest.header(Segmentation.TCPV4, flags=0xFF) + FRAME)
+    assert guest.backend.sent == [HEADER.pack(1, Segmentation.TCPV4, 54, 1400, 34, 16, 0) + FRAME]
+
+
+@pytest.mark.parametrize(("kind", "needed"), sorted(NEEDED.items()))
+def test_an_offload_needs_its_feature(kind: int, needed: int) -> None:
+    guest = Guest()
+    guest.net.negotiated = needed
+    guest.give(guest.header(kind) + FRAME)
+    assert len(guest.backend.sent) == 1
+    if needed:
+        guest.net.negotiated = 0xFFFF_FFFF & ~needed
+        guest.give(guest.header(kind) + FRAME)
+        assert len(guest.backend.sent) == 1
+        assert guest.transport.misuse == {Misuse.PACKET: 1}
+
+
+@pytest.mark.parametrize("kind", [Segmentation.UDP, Segmentation.UDP_L4, 2, 0x80 | Segmentation.TCPV4, 0xFF])
+def test_an_offload_that_is_not_offered_is_misuse(kind: int) -> None:
+    guest = Guest()
+    guest.give(guest.header(kind) + FRAME)
+    assert not guest.backend.sent
+    assert guest.transport.misuse == {Misuse.PACKET: 1}
+
+
+def test_a_checksum_is_left_out_only_where_that_was_negotiated() -> None:
+    guest = Guest()
+    guest.net.negotiated &= ~NetFeature.CSUM
+    guest.give(guest.header(flags=1) + FRAME)
+    assert not guest.backend.sent
+    assert guest.transport.misuse == {Misuse.PACKET: 1}
+
+
+@pytest.mark.parametrize("size", [0, 1, HEADER.size, HEADER.size + ETHERNET_BYTES - 1, MAX_PACKET + 1, 200_000])
+def test_a_packet_of_an_impossible_size_is_misuse(size: int) -> None:
+    guest = Guest()
+    guest.queues[NetQueue.TRANSMIT].offer([Buffer(bytes(size)) if size else Buffer(room=8)])
+    guest.kick(NetQueue.TRANSMIT)
+    assert not guest.backend.sent
+    assert guest.transport.misuse == {Misuse.PACKET: 1}
+    assert len(guest.queues[NetQueue.TRANSMIT].used()) == 1
+
+
+def test_the_largest_packet_leaves(guest: Guest) -> None:
+    guest.give(bytes(MAX_PACKET))
+    assert guest.backend.sent == [bytes(MAX_PACKET)]
+
+
+def test_what_the_filter_refuses_goes_nowhere_in_either_direction(guest: Guest) -> None:
+    guest.give(PLAIN_HEADER + Open.refused, PLAIN_HEADER + FRAME)
+    assert guest.backend.sent == [PLAIN_HEADER + FRAME]
+    guest.post(2000)
+    guest.backend.waiting += [PLAIN_HEADER + Open.refused, PLAIN_HEADER + INBOUND]
+    assert guest.net.receive()
+    assert [packet[HEADER.size :] for packet in guest.take()] == [INBOUND]
+    assert guest.net.dropped == {Drop.FILTERED: 2}
+
+
+def test_what_was_filtered_is_what_is_sent() -> None:
+    """A guest that rewrites its buffer behind the filter's back changes nothing."""
+    guest = Guest()
+    places: list[int] = []
+
+    class Rewriting(Open):
+        def may_leave(self, frame: bytes | memoryview) -> bool:
+            guest.ram.put(places[0], b"\xee" * 40)
+            return True
+
+    guest.net._filter = Rewriting()
+    head = guest.queues[NetQueue.TRANSMIT].offer([Buffer(PLAIN_HEADER + FRAME)])
+    places.append(guest.queues[NetQueue.TRANSMIT].chains[head][1][0][0])
+    guest.kick(NetQueue.TRANSMIT)
+    assert guest.backend.sent == [PLAIN_HEADER + FRAME]
+
+
+def test_frames_arrive_in_order_for_one_interrupt(guest: Guest) -> None:
+    guest.post(*[2000] * 10)
+    assert guest.rooms == 1
+    guest.backend.waiting += [PLAIN_HEADER + INBOUND + bytes([number]) for number in range(10)]
+    assert guest.net.receive()
+    assert guest.take() == [HEADER.pack(0, 0, 0, 0, 0, 0, 1) + INBOUND + bytes([number]) for number in range(10)]
+    assert guest.interrupts == 1
+    assert guest.acknowledge() == Interrupt.USED_BUFFER
+
+
+@pytest.mark.parametrize("rooms", [[40000, 40000], [1000] * 66, [12, 9, 70000]])
+def test_a_large_packet_takes_as_many_buffers_as_it_needs(guest: Guest, rooms: list[int]) -> None:
+    guest.post(*rooms)
+    packet = PLAIN_HEADER + INBOUND + bytes(65000)
+    guest.backend.waiting.append(packet)
+    assert guest.net.receive()
+    [got] = guest.take()
+    assert got[HEADER.size :] == packet[HEADER.size :]
+
+
+def test_without_mergeable_buffers_a_packet_takes_one_and_one_that_is_too_small_is_given_back(guest: Guest) -> None:
+    guest.net.negotiated &= ~NetFeature.MRG_RXBUF
+    guest.post(20, 20, 2000)
+    guest.backend.waiting += [PLAIN_HEADER + INBOUND] * 3
+    guest.net.receive()
+    lengths = [length for _, length, _ in guest.queues[NetQueue.RECEIVE].used()]
+    assert lengths == [0, 0, HEADER.size + len(INBOUND)]
+    assert guest.net.dropped == {Drop.NO_BUFFERS: 2}
+    assert guest.transport.misuse == {Misuse.DIRECTION: 2}
+
+
+def test_a_packet_waits_for_buffers_and_is_not_lost(guest: Guest) -> None:
+    packet = PLAIN_HEADER + INBOUND + bytes(3000)
+    guest.backend.waiting += [packet, packet]
+    assert not guest.net.receive()
+    guest.post(1000, 1000)
+    assert guest.rooms == 1
+    assert not guest.net.receive()
+    guest.post(2000)
+    assert guest.rooms == 2
+    assert not guest.net.receive()
+    guest.post(4000)
+    assert guest.net.receive()
+    assert [got[HEADER.size :] for got in guest.take()] == [packet[HEADER.size :]] * 2
+
+
+def test_a_ring_that_can_never_hold_a_packet_is_given_back() -> None:
+    guest = Guest()
+    guest.start(ALL, [4, 4])
+    guest.post(10, 10, 10, 10)
+    guest.backend.waiting += [PLAIN_HEADER + INBOUND, PLAIN_HEADER + INBOUND]
+    assert not guest.net.receive()
+    assert [length for _, length, _ in guest.queues[NetQueue.RECEIVE].used()] == [0] * 4
+    assert guest.net.dropped == {Drop.NO_BUFFERS: 1}
+    guest.post(2000)
+    assert guest.net.receive()
+    assert len(guest.take()) == 1
+
+
+def test_a_buffer_to_read_from_comes_back_empty(guest: Guest) -> None:
+    guest.queues[NetQueue.RECEIVE].offer([Buffer(b"not for writing")])
+    guest.post(2000)
+    guest.backend.waiting.append(PLAIN_HEADER + INBOUND)
+    assert guest.net.receive()
+    assert [length for _, length, _ in guest.queues[NetQueue.RECEIVE].used()] == [0, HEADER.size + len(INBOUND)]
+    assert guest.transport.misuse == {Misuse.DIRECTION: 1}
+
+
+def test_a_full_back_end_leaves_chains_with_the_guest_until_resume(guest: Guest) -> None:
+    guest.backend.room = 2
+    guest.give(*[PLAIN_HEADER + FRAME] * 5)
+    assert len(guest.backend.sent) == 2
+    assert guest.fulls == 1
+    assert len(guest.queues[NetQueue.TRANSMIT].used()) == 2
+    guest.backend.room = 100
+    guest.net.resume()
+    assert len(guest.backend.sent) == 5
+    assert len(guest.queues[NetQueue.TRANSMIT].used()) == 3
+
+
+def test_a_back_end_that_is_gone_takes_the_link_down_and_nothing_else(guest: Guest) -> None:
+    guest.post(2000, 2000)
+    guest.backend.waiting.append(PLAIN_HEADER + INBOUND)
+    guest.backend.gone = True
+    guest.acknowledge()
+    assert not guest.net.receive()
+    assert len(guest.take()) == 1
+    assert not guest.net.link_up
+    assert guest.transport.read(Register.CONFIG + 6, 2) == 0
+    assert guest.read(Register.CONFIG_GENERATION) == 1
+    assert guest.acknowledge() & Interrupt.CONFIG_CHANGE
+    guest.give(PLAIN_HEADER + FRAME)
+    assert not guest.backend.sent
+    assert guest.net.dropped == {Drop.LINK_DOWN: 1}
+    assert guest.transport.status & Status.DRIVER_OK
+    assert len(guest.queues[NetQueue.TRANSMIT].used()) == 1
+
+
+def test_a_flood_is_worked_on_in_pieces(guest: Guest) -> None:
+    guest.post(*[2000] * 256)
+    guest.backend.waiting += [PLAIN_HEADER + Open.refused] * 1000
+    assert guest.net.receive()
+    assert len(guest.backend.waiting) == 1000 - 256
+
+
+def test_reset_with_work_in_flight_forgets_it_and_starts_afresh(guest: Guest) -> None:
+    guest.backend.room = 0
+    guest.give(PLAIN_HEADER + FRAME)
+    guest.post(10)
+    guest.backend.waiting.append(PLAIN_HEADER + INBOUND)
+    assert not guest.net.receive()
+    guest.write(Register.STATUS, 0)
+    guest.backend.room = 10
+    guest.net.resume()
+    assert not guest.net.receive()
+    assert not guest.backend.sent
+    guest.start()
+    guest.post(2000)
+    guest.backend.waiting.append(PLAIN_HEADER + INBOUND)
+    assert guest.net.receive()
+    assert len(guest.take()) == 1
+    guest.give(PLAIN_HEADER + FRAME)
+    assert len(guest.backend.sent) == 1

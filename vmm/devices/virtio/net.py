@@ -1,0 +1,318 @@
+"""A network device (virtio 1.2, 5.1): one pair of queues between the guest and a back end that moves frames, a packet filter in between.
+
+    0  receive: empty buffers of the guest's, which frames for it are written to     1  transmit: frames of the guest's
+
+A packet is a header (5.1.6) and an Ethernet frame. Nothing is queued here but one packet that waits for buffers: while the guest has none,
+the back end is not read; while the back end has no room, the guest's chains stay in its ring.
+"""
+
+import struct
+from collections import Counter, deque
+from collections.abc import Callable
+from enum import IntEnum, IntFlag
+from typing import Protocol
+
+from vmm.devices.virtio.buffers import gather, scatter
+from vmm.devices.virtio.device import DeviceType, VirtioDevice
+from vmm.devices.virtio.misuse import Misuse
+from vmm.devices.virtio.queue import Chain, Queue
+
+HEADER = struct.Struct("<BBHHHHH")
+"""flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers (virtio 1.2, 5.1.6; with VERSION_1 always all of it)."""
+_BUFFERS = struct.Struct("<H")
+_BUFFERS_AT = HEADER.size - _BUFFERS.size
+_CONFIG = struct.Struct("<6sHHH")
+"""mac, status, max_virtqueue_pairs, mtu (virtio 1.2, 5.1.4)."""
+_LINK_UP = 1
+"""In the configuration's status (virtio 1.2, 5.1.4)."""
+
+ETHERNET_BYTES = 14
+MAX_PACKET = HEADER.size + ETHERNET_BYTES + 0xFFFF
+"""With segmentation offload a frame holds a whole IP packet of 64 KiB."""
+
+
+class NetFeature(IntFlag):
+    """virtio 1.2, 5.1.3."""
+
+    CSUM = 1 << 0
+    GUEST_CSUM = 1 << 1
+    MTU = 1 << 3
+    MAC = 1 << 5
+    GUEST_TSO4 = 1 << 7
+    GUEST_TSO6 = 1 << 8
+    HOST_TSO4 = 1 << 11
+    HOST_TSO6 = 1 << 12
+    MRG_RXBUF = 1 << 15
+    STATUS = 1 << 16
+
+
+class HeaderFlag(IntFlag):
+    """virtio 1.2, 5.1.6."""
+
+    NEEDS_CSUM = 1
+    DATA_VALID = 2
+    RSC_INFO = 4
+
+
+class Segmentation(IntEnum):
+    """Kinds of segmentation offload, `gso_type` of a header (virtio 1.2, 5.1.6)."""
+
+    NONE = 0
+    TCPV4 = 1
+    UDP = 3
+    TCPV6 = 4
+    UDP_L4 = 5
+
+
+NEEDED: dict[int, int] = {
+    Segmentation.NONE: 0,
+    Segmentation.TCPV4: int(NetFeature.HOST_TSO4),
+    Segmentation.TCPV6: int(NetFeature.HOST_TSO6),
+}
+"""The features that a driver must have negotiated to send packets of that kind (virtio 1.2, 5.1.6.2.1). It sends no others."""
+_NEEDS_CSUM = int(HeaderFlag.NEEDS_CSUM)
+_CSUM = int(NetFeature.CSUM)
+
+
+class NetQueue(IntEnum):
+    """virtio 1.2, 5.1.2."""
+
+    RECEIVE = 0
+    TRANSMIT = 1
+
+
+class Drop(IntEnum):
+    """Why packets were dropped."""
+
+    FILTERED = 0
+    """The guest sent what it may not, or a frame came that is not for it."""
+    LINK_DOWN = 1
+    NO_BUFFERS = 2
+    """All the buffers of the guest's ring together could not hold the packet."""
+
+
+class Backend(Protocol):
+    """What moves frames between this device and a network. Packets begin with a header, as the guest's do."""
+
+    offloads: int
+    """The features among checksum and segmentation offload that it can carry."""
+
+    def make_room(self) -> bool:
+        """Whether `send` may be called: what is left of an earlier packet has gone."""
+        ...
+
+    def set_offloads(self, negotiated: int) -> None:
+        """What `receive` may give from now on. Any thread; must take any combination of `offloads`."""
+        ...
+
+    def send(self, packet: bytes) -> None:
+        """Send a packet on, or lose it."""
+        ...
+
+    def receive(self) -> bytes | None:
+        """The next packet; None if there is none now.
+
+        Raises:
+            EOFError: there will never be one again: the back end is gone.
+        """
+        ...
+
+
+class Filter(Protocol):
+    """Decides by frames alone; see vmm.network.filter."""
+
+    def may_leave(self, frame: bytes | memoryview) -> bool:
+        """Whether the guest may send it."""
+        ...
+
+    def may_enter(self, frame: bytes | memoryview) -> bool:
+        """Whether it is for the guest."""
+        ...
+
+
+class Net(VirtioDevice):
+    """The device. `receive` and `resume` are for the event loop.
+
+    Args:
+        mac: the guest's address, 6 bytes.
+        mtu: largest IP packet without segmentation offload.
+        on_room: called, from the event loop, when `receive` answered False and may be tried again.
+        on_full: called when the back end has no room: `resume` is to be called when it may have.
+
+    Attributes:
+        dropped: packets that went nowhere.
+    """
+
+    device_type = DeviceType.NETWORK
+    queue_sizes = (256, 256)
+
+    def __init__(
+        self,
+        mac: bytes,
+        mtu: int,
+        backend: Backend,
+        packet_filter: Filter,
+        *,
+        on_room: Callable[[], None],
+        on_full: Callable[[], None],
+    ) -> None:
+        super().__init__()
+        self.features = int(NetFeature.MAC | NetFeature.MTU | NetFeature.STATUS | NetFeature.MRG_RXBUF) | backend.offloads
+        self.dropped: Counter[Drop] = Counter()
+        self._mac, self._mtu = mac, mtu
+        self._backend, self._filter, self._on_room, self._on_full = backend, packet_filter, on_room, on_full
+        self._starved = True
+        self._held = b""  # a packet that waits for buffers
+        self._ready: deque[Chain] = deque()
+        self._room = 0  # bytes in _ready
+        self._configure(link_up=True)
+
+    @property
+    def link_up(self) -> bool:
+        """Whether the back end is there."""
+        return self._link_up
+
+    def _configure(self, *, link_up: bool) -> None:
+        self._link_up = link_up
+        self.config = _CONFIG.pack(self._mac, _LINK_UP if link_up else 0, 1, self._mtu)
+
+    def activate(self, queues: dict[int, Queue], negotiated: int) -> None:
+        """The driver is ready: the back end learns what it may send."""
+        super().activate(queues, negotiated)
+        self._backend.set_offloads(negotiated)
+
+    def reset(self) -> None:
+        """Forget the driver."""
+        super().reset()
+        self._starved = True
+        self._held = b""
+        self._ready.clear()
+        self._room = 0
+
+    def notify(self, index: int) -> None:
+        """The driver kicked a queue."""
+        if index == NetQueue.TRANSMIT:
+            self._transmit()
+        elif self._starved:
+            self._starved = False
+            self._on_room()
+
+    def resume(self) -> None:
+        """The back end has room again."""
+        with self.lock:
+            self._transmit()
+
+    def receive(self) -> bool:
+        """Move packets from the back end to the guest, one queue's size of them at most.
+
+        False if that has stopped: the guest has no buffers (`on_room` follows), or the link is down for good.
+        """
+        with self.lock:
+            queue = self.queues.get(NetQueue.RECEIVE)
+            if queue is None:
+                self._starved = True
+                return False
+            for _ in range(queue.size):
+                if not self._held:
+                    try:
+                        packet = self._backend.receive()
+                    except EOFError:
+                        self._lose_link()
+                        break
+                    if packet is None:
+                        break
+                    if not self._filter.may_enter(memoryview(packet)[HEADER.size :]):
+                        self.dropped[Drop.FILTERED] += 1
+                        continue
+                    self._held = packet
+                if not self._deliver(queue):
+                    self._starved = True
+                    break
+            if queue.publish():
+                self.host.interrupt_used()
+            if not self._starved:
+                queue.suppress_notify()
+            elif queue.enable_notify():
+                self.host.kick(NetQueue.RECEIVE)
+            return self._link_up and not self._starved
+
+    def _deliver(self, queue: Queue) -> bool:
+        """Write the packet that is held into the guest's buffers; whether there were enough.
+
+        With MRG_RXBUF it may take several chains, and the header says how many (virtio 1.2, 5.1.6.4). Without, exactly one.
+        """
+        packet, mergeable = self._held, bool(self.negotiated & NetFeature.MRG_RXBUF)
+        while not self._ready or (mergeable and self._room < len(packet) and len(self._ready) < queue.size):
+            chain = queue.pop()
+            if chain is None:
+                return False
+            if not chain.writable:
+                self.host.report(Misuse.DIRECTION)
+                queue.push(chain.head, 0)
+                continue
+            self._ready.append(chain)
+            self._room += sum(map(len, chain.writable))
+        self._held = b""
+        if self._room < len(packet):
+            self.host.report(Misuse.DIRECTION)
+            self.dropped[Drop.NO_BUFFERS] += 1
+            while self._ready:
+                queue.push(self._take().head, 0)
+            return True
+        used, rest = [], len(packet)
+        while rest > 0:
+            chain = self._take()
+            size = min(rest, sum(map(len, chain.writable)))
+            used.append((chain, size))
+            rest -= size
+        source = memoryview(packet[:_BUFFERS_AT] + _BUFFERS.pack(len(used)) + packet[HEADER.size :])
+        for chain, size in used:
+            scatter(source[:size], chain.writable)
+            queue.push(chain.head, size)
+            source = source[size:]
+        return True
+
+    def _take(self) -> Chain:
+        chain = self._ready.popleft()
+        self._room -= sum(map(len, chain.writable))
+        return chain
+
+    def _transmit(self) -> None:
+        """Send what the guest made available; one interrupt for all of it."""
+        queue = self.queues.get(NetQueue.TRANSMIT)
+        if queue is None:
+            return
+        for _ in range(queue.size):
+            if not self._backend.make_room() or (chain := queue.pop()) is None:
+                break
+            # A copy, all of it: what the filter has seen is what is sent, whatever the guest does to its memory meanwhile.
+            self._send(gather(chain.readable, MAX_PACKET + 1))
+            queue.push(chain.head, 0)
+        if queue.publish():
+            self.host.interrupt_used()
+        if not self._backend.make_room():
+            queue.suppress_notify()
+            self._on_full()
+        elif queue.enable_notify():
+            self.host.kick(NetQueue.TRANSMIT)
+
+    def _send(self, packet: bytes) -> None:
+        if not HEADER.size + ETHERNET_BYTES <= len(packet) <= MAX_PACKET:
+            self.host.report(Misuse.PACKET)
+            return
+        flags, kind = packet[0], packet[1]
+        needed = NEEDED.get(kind)
+        if needed is None or needed & ~self.negotiated or (flags & _NEEDS_CSUM and not self.negotiated & _CSUM):
+            self.host.report(Misuse.PACKET)
+        elif not self._link_up:
+            self.dropped[Drop.LINK_DOWN] += 1
+        elif not self._filter.may_leave(memoryview(packet)[HEADER.size :]):
+            self.dropped[Drop.FILTERED] += 1
+        else:
+            # The one flag that means something in this direction, and no count of buffers (virtio 1.2, 5.1.6.2).
+            self._backend.send(bytes((flags & _NEEDS_CSUM, kind)) + packet[2:_BUFFERS_AT] + bytes(_BUFFERS.size) + packet[HEADER.size :])
+
+    def _lose_link(self) -> None:
+        """The back end is gone: the guest is told, and lives on without a network."""
+        self._configure(link_up=False)
+        self.host.config_changed()

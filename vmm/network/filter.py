@@ -1,0 +1,181 @@
+"""The packet filter of a machine's network: what its guest may send, and what is for it. Pure: bytes in, a verdict out, no state.
+
+A guest may send, each with its own MAC and IP address as the source and nothing else:
+- ARP, and of IPv6's neighbour discovery solicitations and advertisements, so that it and its gateway find each other;
+- TCP, UDP, ICMP to the addresses that the rules allow: by default the public Internet, and no host of an internal network.
+All else is dropped: other protocols, broadcasts and multicasts (so DHCP too: addresses are assigned from outside), and what would carry a
+packet to where the rules do not look, such as tunnels and source routes.
+"""
+
+import struct
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_network
+from typing import TypeAlias
+
+IpNetwork: TypeAlias = IPv4Network | IPv6Network
+Interface: TypeAlias = IPv4Interface | IPv6Interface
+
+INTERNET = tuple(ip_network(text) for text in ("0.0.0.0/0", "2000::/3"))
+"""Allowed, as far as nothing below is denied."""
+INTERNAL = tuple(
+    ip_network(text)
+    for text in (
+        "0.0.0.0/8",  # this host (RFC 1122)
+        "10.0.0.0/8",  # private (RFC 1918)
+        "100.64.0.0/10",  # carriers' own (RFC 6598)
+        "127.0.0.0/8",  # loopback
+        "169.254.0.0/16",  # link-local (RFC 3927); cloud providers' metadata
+        "172.16.0.0/12",  # private
+        "192.0.0.0/24",  # protocol assignments (RFC 6890)
+        "192.0.2.0/24",  # documentation (RFC 5737), as are the two below
+        "192.88.99.0/24",  # 6to4 relays (RFC 7526)
+        "192.168.0.0/16",  # private
+        "198.18.0.0/15",  # benchmarks (RFC 2544)
+        "198.51.100.0/24",
+        "203.0.113.0/24",
+        "224.0.0.0/4",  # multicast
+        "240.0.0.0/4",  # reserved, and the broadcast address
+        # Of IPv6 only 2000::/3 is allowed to begin with: no loopback, mapped IPv4, NAT64, unique local, link-local, multicast.
+        "2001::/23",  # protocol assignments, Teredo (RFC 2928, RFC 4380)
+        "2001:db8::/32",  # documentation (RFC 3849)
+        "2002::/16",  # 6to4, which holds IPv4 addresses of any kind (RFC 3056)
+        "3fff::/20",  # documentation (RFC 9637)
+    )
+)
+"""Denied unless something more special is allowed."""
+
+ETHERNET = struct.Struct("!6s6sH")
+"""destination, source, type."""
+ARP_TYPE, IPV4_TYPE, IPV6_TYPE = 0x0806, 0x0800, 0x86DD
+ARP = struct.Struct("!HHBBH6s4s6s4s")
+"""hardware, protocol, their lengths, operation, sender's MAC and IP, target's MAC and IP (RFC 826)."""
+ARP_ETHERNET_IPV4 = (1, IPV4_TYPE, 6, 4)
+ARP_REQUEST, ARP_REPLY = 1, 2
+_IPV4 = struct.Struct("!B8xB2x4s4s")
+"""version and header length, protocol, source, destination (RFC 791)."""
+_IPV4_WITHOUT_OPTIONS = 0x45
+_IPV6 = struct.Struct("!B5xBx16s16s")
+"""version and part of the traffic class, next header, source, destination (RFC 8200)."""
+_TCP, _UDP, _ICMP, _ICMPV6, _FRAGMENT = 6, 17, 1, 58, 44
+_IPV4_PROTOCOLS = (_TCP, _UDP, _ICMP)
+_IPV6_PROTOCOLS = (_TCP, _UDP, _ICMPV6)
+_SOLICITATION, _ADVERTISEMENT = 135, 136
+_DISCOVERY = range(133, 138)
+"""Neighbour discovery, redirects among it (RFC 4861, 4)."""
+_NEIGHBOUR = struct.Struct("!B7x16s")
+"""type, target; options follow (RFC 4861, 4.3 and 4.4)."""
+_OWN_LINK_LAYER = {_SOLICITATION: 1, _ADVERTISEMENT: 2}
+"""The option that such a message may have: its sender's MAC (RFC 4861, 4.6.1)."""
+_OPTION_UNIT = 8
+
+_IPV6_ANY_MULTICAST = b"\x33\x33"
+BROADCAST = b"\xff" * 6
+_VERDICTS = 1024
+"""Addresses whose verdict is remembered; a guest that goes through more of them only makes us compute again."""
+
+
+class PacketFilter:
+    """The filter of one machine.
+
+    Args:
+        mac: the guest's, 6 bytes.
+        addresses: the guest's own, each with its network, whose hosts (its siblings) are denied.
+        gateways: its routers: addresses that it may ask the MAC of.
+        allowed: networks allowed besides the Internet.
+        denied: addresses denied besides the internal ones: the host's own.
+
+    Of all networks that hold an address the most special one decides, and an allowed one before a denied one.
+    """
+
+    def __init__(
+        self, mac: bytes, addresses: Sequence[Interface], gateways: Iterable[str], allowed: Iterable[str], denied: Iterable[str]
+    ) -> None:
+        self._mac = mac
+        self._own = frozenset(address.ip.packed for address in addresses)
+        self._discoverable = self._own | {_link_local(mac)}
+        self._neighbours = frozenset(ip_network(text).network_address.packed for text in gateways)
+        open_networks = [*INTERNET, *map(ip_network, allowed)]
+        closed_networks = [*INTERNAL, *(address.network for address in addresses), *map(ip_network, denied)]
+        rules: list[tuple[IpNetwork, bool]] = [(network, True) for network in open_networks]
+        rules += [(network, False) for network in closed_networks]
+        rules.sort(key=lambda rule: (rule[0].prefixlen, rule[1]), reverse=True)
+        self._rules = [(len(n.network_address.packed), int(n.network_address), int(n.netmask), verdict) for n, verdict in rules]
+        self._verdicts: dict[bytes, bool] = {}
+
+    def may_leave(self, frame: bytes | memoryview) -> bool:
+        """Whether the guest may send it."""
+        if len(frame) < ETHERNET.size:
+            return False
+        destination, source, kind = ETHERNET.unpack_from(frame)
+        if source != self._mac:
+            return False
+        if kind == IPV4_TYPE:
+            return not destination[0] & 1 and self._ipv4(frame[ETHERNET.size :])
+        if kind == IPV6_TYPE:
+            return self._ipv6(frame[ETHERNET.size :], to_group=bool(destination[0] & 1))
+        return kind == ARP_TYPE and self._arp(frame[ETHERNET.size :])
+
+    def may_enter(self, frame: bytes | memoryview) -> bool:
+        """Whether it is for the guest: a bridge shows every port what it does not know the place of."""
+        destination = bytes(frame[:6])
+        return destination == self._mac or destination == BROADCAST or destination.startswith(_IPV6_ANY_MULTICAST)
+
+    def allows(self, address: bytes) -> bool:
+        """Whether the guest may send to this IP address, of 4 or 16 bytes."""
+        verdict = self._verdicts.get(address)
+        if verdict is None:
+            size, number = len(address), int.from_bytes(address, "big")
+            verdict = next((v for length, network, mask, v in self._rules if length == size and number & mask == network), False)
+            if len(self._verdicts) >= _VERDICTS:
+                self._verdicts.clear()
+            self._verdicts[address] = verdict
+        return verdict
+
+    def _arp(self, packet: bytes | memoryview) -> bool:
+        if len(packet) < ARP.size:
+            return False
+        hardware, protocol, hardware_size, protocol_size, operation, mac, sender, _, target = ARP.unpack_from(packet)
+        if (hardware, protocol, hardware_size, protocol_size) != ARP_ETHERNET_IPV4 or operation not in (ARP_REQUEST, ARP_REPLY):
+            return False
+        return mac == self._mac and sender in self._own and (operation == ARP_REPLY or target in self._neighbours or self.allows(target))
+
+    def _ipv4(self, packet: bytes | memoryview) -> bool:
+        if len(packet) < 20:
+            return False
+        version, protocol, source, destination = _IPV4.unpack_from(packet)
+        if version != _IPV4_WITHOUT_OPTIONS or protocol not in _IPV4_PROTOCOLS or source not in self._own:
+            return False
+        return self.allows(destination)
+
+    def _ipv6(self, packet: bytes | memoryview, *, to_group: bool) -> bool:
+        if len(packet) < _IPV6.size:
+            return False
+        version, following, source, destination = _IPV6.unpack_from(packet)
+        body = packet[_IPV6.size :]
+        if version >> 4 != 6 or not body:
+            return False
+        if following == _ICMPV6 and body[0] in _DISCOVERY:
+            return source in self._discoverable and self._discovery(body)
+        if following == _FRAGMENT:
+            following = body[0]
+            # In pieces discovery would be put together behind our back; its messages are never that long (RFC 6980).
+            if following == _ICMPV6:
+                return False
+        return source in self._own and following in _IPV6_PROTOCOLS and not to_group and self.allows(destination)
+
+    def _discovery(self, message: bytes | memoryview) -> bool:
+        """A question for a gateway's MAC, or the answer to one for the guest's."""
+        if len(message) < _NEIGHBOUR.size:
+            return False
+        kind, target = _NEIGHBOUR.unpack_from(message)
+        if kind not in _OWN_LINK_LAYER:
+            return False
+        option = bytes(message[_NEIGHBOUR.size :])
+        if option and option != bytes((_OWN_LINK_LAYER[kind], 1)) + self._mac:
+            return False
+        return target in self._discoverable if kind == _ADVERTISEMENT else target in self._neighbours or self.allows(target)
+
+
+def _link_local(mac: bytes) -> bytes:
+    """The link-local address that Linux makes of it (RFC 4291, appendix A); neighbours are asked from there now and then."""
+    return b"\xfe\x80" + bytes(6) + bytes((mac[0] ^ 2,)) + mac[1:3] + b"\xff\xfe" + mac[3:]

@@ -1,0 +1,72 @@
+"""Join a net device and its back end, in the event loop."""
+
+from ipaddress import ip_interface
+
+from mayfly.errors import HostError
+from vmm.config import NetworkBackend, NetworkConfig
+from vmm.devices.virtio.net import Net
+from vmm.eventloop import READ, WRITE, EventLoop
+from vmm.network import host
+from vmm.network.filter import PacketFilter
+from vmm.network.passt import Passt
+from vmm.network.tap import Tap
+
+
+def open_backend(network: NetworkConfig, loop: EventLoop) -> Tap | Passt:
+    """Open what `network` names, while this process has its privileges. The caller closes it.
+
+    Raises:
+        HostError: it cannot be had; the hint says what to do.
+    """
+    return Tap(network.tap) if network.backend is NetworkBackend.TAP else Passt(network, loop)
+
+
+def packet_filter(network: NetworkConfig) -> PacketFilter:
+    """The filter for a guest of this host, whose own addresses are denied.
+
+    Raises:
+        HostError: they cannot be found out.
+    """
+    try:
+        denied = host.addresses()
+    except OSError as error:
+        raise HostError(f"this host's addresses cannot be listed: {error}", hint="the packet filter needs them") from error
+    addresses = [ip_interface(text) for text in network.addresses]
+    return PacketFilter(_mac(network), addresses, network.gateways, network.allow, denied)
+
+
+def _mac(network: NetworkConfig) -> bytes:
+    return bytes.fromhex(network.mac.replace(":", ""))
+
+
+class Link:
+    """Reads the back end only while the guest has buffers, and has the device send on when there is room again.
+
+    Attributes:
+        net: the device.
+    """
+
+    def __init__(self, network: NetworkConfig, backend: Tap | Passt, loop: EventLoop) -> None:
+        self._backend, self._loop = backend, loop
+        self._reading = self._full = False
+        self.net = Net(_mac(network), network.mtu, backend, packet_filter(network), on_room=self._resume, on_full=self._wait)
+
+    def _watch(self) -> None:
+        self._loop.watch(self._backend, (READ if self._reading else 0) | (WRITE if self._full else 0), self._pump)
+
+    def _resume(self) -> None:
+        # At once: the packet that waited for buffers may be the last for a long time.
+        self._reading = self.net.receive()
+        self._watch()
+
+    def _wait(self) -> None:
+        self._full = True
+        self._watch()
+
+    def _pump(self) -> None:
+        if self._full and self._backend.make_room():
+            self._full = False
+            self.net.resume()
+        if self._reading:
+            self._reading = self.net.receive()
+        self._watch()

@@ -1,0 +1,182 @@
+"""passt as the back end of a net device: a process that turns a guest's frames into sockets of the user who runs it (passt(1)).
+
+Frames go over a stream socket, each behind its length (4 bytes, big endian). passt holds the other end of our socket pair, and ends
+when ours is closed, however this process ends.
+"""
+
+import contextlib
+import os
+import socket
+import struct
+import subprocess
+from ipaddress import ip_interface
+
+from mayfly.errors import HostError
+from vmm.config import NetworkConfig
+from vmm.devices.virtio.net import ETHERNET_BYTES, HEADER
+from vmm.eventloop import READ, EventLoop
+from vmm.network.filter import ARP, ARP_ETHERNET_IPV4, ARP_REQUEST, ARP_TYPE, BROADCAST, ETHERNET
+
+PROGRAM = "passt"
+START_S = 10.0
+"""It takes some 30 ms; much longer where processors are emulated."""
+BUFFER = 4 << 20
+"""Bytes under way to the guest. What finds no room passt drops, and sends again much later; with the usual 208 KiB some 3 MB/s are left."""
+_SO_SNDBUFFORCE = 32
+_LENGTH = struct.Struct("!I")
+_MAX_FRAME = ETHERNET_BYTES + 0xFFFF
+_NO_HEADER = bytes(HEADER.size)
+
+
+def command(network: NetworkConfig, fd: int) -> list[str]:
+    """The command line of a passt for this guest: its addresses, nothing of DHCP, no way to the host's loopback, no way in."""
+    addresses = [ip_interface(text) for text in network.addresses]
+    words = [PROGRAM, "--foreground", "--quiet", "--fd", str(fd), "--mtu", str(network.mtu), "--no-map-gw"]
+    words += ["--no-dhcp", "--no-dhcpv6", "--no-ra", "--tcp-ports", "none", "--udp-ports", "none"]
+    for address in addresses:
+        words += ["--address", str(address.ip)]
+        if address.version == 4:
+            words += ["--netmask", str(address.network.prefixlen)]
+    for gateway in network.gateways:
+        words += ["--gateway", gateway]
+    if len({address.version for address in addresses}) == 1:
+        words.append(f"--ipv{addresses[0].version}-only")
+    return words
+
+
+def _enlarge(end: socket.socket) -> None:
+    """Root may have any size, others up to net.core.wmem_max."""
+    try:
+        end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, BUFFER)
+    except PermissionError:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+
+
+def question(network: NetworkConfig) -> bytes:
+    """An ARP request of the guest's for its gateway's MAC."""
+    mac = bytes.fromhex(network.mac.replace(":", ""))
+    guest, gateway = (ip_interface(text).ip.packed for text in (network.addresses[0], network.gateways[0]))
+    return ETHERNET.pack(BROADCAST, mac, ARP_TYPE) + ARP.pack(*ARP_ETHERNET_IPV4, ARP_REQUEST, mac, guest, bytes(6), gateway)
+
+
+class Passt:
+    """A passt process of this machine's own.
+
+    Raises:
+        HostError: it is not installed, or does not come up; the message has its reason.
+    """
+
+    offloads = 0
+
+    def __init__(self, network: NetworkConfig, loop: EventLoop) -> None:
+        self._socket, theirs = socket.socketpair()
+        _enlarge(theirs)
+        with theirs:
+            try:
+                self._process = subprocess.Popen(
+                    command(network, theirs.fileno()),
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                self._socket.close()
+                raise HostError(f"{PROGRAM} cannot be started: {error.strerror}", hint="apt-get install passt") from error
+        self._unsent = b""
+        self._part = bytearray()
+        self._loop = loop
+        try:
+            self._greet(network)
+        except BaseException:
+            self.close()
+            raise
+        self._socket.setblocking(False)
+        self._watch_log()
+
+    def _greet(self, network: NetworkConfig) -> None:
+        """Wait until it answers, which shows that it has come up."""
+        self._socket.settimeout(START_S)
+        self.send(_NO_HEADER + question(network))
+        try:
+            self.receive()
+        except TimeoutError as error:
+            raise HostError(f"{PROGRAM} does not answer within {START_S:g} s") from error
+        except EOFError as error:
+            self._process.wait()
+            raise HostError(f"{PROGRAM} did not come up: {self._last_words()}", hint="it needs a default route on this host") from error
+
+    def _last_words(self) -> str:
+        """The last line of what an ended process wrote."""
+        assert self._process.stderr is not None  # noqa: S101 (it was started with a pipe)
+        lines = self._process.stderr.read().decode(errors="replace").split("\n")
+        said = [line for line in lines if line.strip() and "syslog" not in line]
+        return said[-1] if said else f"status {self._process.returncode}"
+
+    def _watch_log(self) -> None:
+        """Read and forget what it says, so that it never waits for a reader."""
+        log = self._process.stderr
+        assert log is not None  # noqa: S101 (as above)
+
+        def discard() -> None:
+            if not os.read(log.fileno(), 1 << 16):
+                self._loop.watch(log, 0, discard)
+
+        self._loop.watch(log, READ, discard)
+
+    def fileno(self) -> int:
+        """Readable when there are packets for the guest, writable when there is room."""
+        return self._socket.fileno()
+
+    def set_offloads(self, negotiated: int) -> None:
+        """There are none."""
+
+    def make_room(self) -> bool:
+        """See `Backend.make_room`."""
+        if self._unsent:
+            with contextlib.suppress(BlockingIOError):
+                try:
+                    self._unsent = self._unsent[self._socket.send(self._unsent) :]
+                except ConnectionError:
+                    self._unsent = b""  # it has ended, which `receive` finds out
+        return not self._unsent
+
+    def send(self, packet: bytes) -> None:
+        """Send a frame; what does not fit into the socket waits for `make_room`."""
+        frame = packet[HEADER.size :]
+        self._unsent = _LENGTH.pack(len(frame)) + frame
+        self.make_room()
+
+    def receive(self) -> bytes | None:
+        """See `Backend.receive`."""
+        try:
+            while missing := self._missing():
+                data = self._socket.recv(missing)
+                if not data:
+                    raise EOFError(f"{PROGRAM} has ended")
+                self._part += data
+        except BlockingIOError:
+            return None
+        except ConnectionError as error:
+            raise EOFError(f"{PROGRAM} has ended") from error
+        packet = _NO_HEADER + bytes(self._part[_LENGTH.size :])
+        self._part.clear()
+        return packet
+
+    def _missing(self) -> int:
+        """Bytes that the present frame, or its length, still lacks."""
+        if len(self._part) < _LENGTH.size:
+            return _LENGTH.size - len(self._part)
+        (length,) = _LENGTH.unpack_from(self._part)
+        if not ETHERNET_BYTES <= length <= _MAX_FRAME:
+            raise EOFError(f"{PROGRAM} sent a frame of {length} bytes")
+        return int(_LENGTH.size + length - len(self._part))
+
+    def close(self) -> None:
+        """End the process."""
+        self._socket.close()
+        self._process.kill()
+        self._process.wait()
+        if self._process.stderr is not None:
+            self._process.stderr.close()

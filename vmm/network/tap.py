@@ -1,0 +1,102 @@
+"""A tap interface as the back end of a net device (Linux Documentation/networking/tuntap.rst, include/uapi/linux/if_tun.h)."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import struct
+
+from mayfly.errors import HostError
+from vmm.devices.virtio.net import HEADER, MAX_PACKET, NetFeature
+
+DEVICE = "/dev/net/tun"
+_TUNSETIFF = 0x4004_54CA
+_TUNSETOFFLOAD = 0x4004_54D0
+_TUNSETVNETHDRSZ = 0x4004_54D8
+_IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+_IFREQ = struct.Struct("16sH22x")
+_INT = struct.Struct("i")
+
+OFFLOADS: dict[int, int] = {
+    int(NetFeature.GUEST_CSUM): 0x01,  # TUN_F_CSUM
+    int(NetFeature.GUEST_TSO4): 0x02,  # TUN_F_TSO4
+    int(NetFeature.GUEST_TSO6): 0x04,  # TUN_F_TSO6
+}
+"""What a driver has to be able to take, and the flag that has the interface give it. The kernel takes segments only with checksums."""
+_ANY = int(NetFeature.GUEST_CSUM)
+_TAKES = NetFeature.CSUM | NetFeature.HOST_TSO4 | NetFeature.HOST_TSO6
+"""In the other direction the interface takes whatever a packet's header says."""
+
+_HINTS = {
+    errno.EPERM: "make it for the user who runs Mayfly: scripts/tap-setup",
+    errno.EACCES: "make it for the user who runs Mayfly: scripts/tap-setup",
+    errno.EBUSY: "another machine uses it; each needs one of its own",
+    errno.EINVAL: "it is no plain tap interface; make one with scripts/tap-setup",
+}
+
+
+def offload_flags(negotiated: int) -> int:
+    """The TUN_F_* flags for a driver's features."""
+    return sum(flag for feature, flag in OFFLOADS.items() if negotiated & feature) if negotiated & _ANY else 0
+
+
+class Tap:
+    """A tap interface that was made before. Packets go in and out as they are, header included.
+
+    Raises:
+        HostError: there is none of this name, or it may not be used.
+    """
+
+    offloads = int(_TAKES) | sum(OFFLOADS)
+
+    def __init__(self, name: str) -> None:
+        try:
+            socket.if_nametoindex(name)  # the kernel would make an interface that is not there, if this is root
+        except OSError as error:
+            raise HostError(f"there is no tap interface {name!r}", hint="scripts/tap-setup makes them") from error
+        try:
+            self._fd = os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise HostError(f"{DEVICE} cannot be opened: {error.strerror}", hint="modprobe tun; it wants mode 0666") from error
+        try:
+            fcntl.ioctl(self._fd, _TUNSETIFF, _IFREQ.pack(name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR))
+            fcntl.ioctl(self._fd, _TUNSETVNETHDRSZ, _INT.pack(HEADER.size))
+            fcntl.ioctl(self._fd, _TUNSETOFFLOAD, 0)
+        except OSError as error:
+            self.close()
+            raise HostError(
+                f"the tap interface {name!r} cannot be used: {error.strerror}", hint=_HINTS.get(error.errno or 0, "")
+            ) from error
+
+    def fileno(self) -> int:
+        """Readable when there are packets for the guest."""
+        return self._fd
+
+    def set_offloads(self, negotiated: int) -> None:
+        """Have the interface give what the driver takes. One that is gone is noticed elsewhere."""
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(self._fd, _TUNSETOFFLOAD, offload_flags(negotiated))
+
+    def make_room(self) -> bool:
+        """There is always room: what the host's network does not take it drops."""
+        return True
+
+    def send(self, packet: bytes) -> None:
+        """To the host's network. A packet that it refuses (a header that contradicts itself, an interface that is down) is lost."""
+        with contextlib.suppress(OSError):
+            os.write(self._fd, packet)
+
+    def receive(self) -> bytes | None:
+        """See `Backend.receive`."""
+        try:
+            return os.read(self._fd, MAX_PACKET)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise EOFError(f"the tap interface is gone: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Give the interface back."""
+        os.close(self._fd)
+        self._fd = -1
