@@ -8,8 +8,8 @@ from api.problems import UnprocessableError
 from mayfly.errors import BusyError, ConfigError
 from vmm.config import MAX_MTU, NetworkBackend, NetworkConfig
 
-ETHERNET_MTU = 1500
-"""passt has no segmentation offload, but no wire either: its frames may be as large as they like."""
+MTU = {NetworkBackend.TAP: 1500, NetworkBackend.PASST: MAX_MTU}
+"""passt has no segmentation offload, but no wire either, so its packets may be large."""
 LOCAL_UNICAST_MAC = 0x02
 """First byte of an address that nobody assigned (IEEE 802, 8.4)."""
 
@@ -71,5 +71,5 @@ class Networks:
             gateways=tuple(str(subnet[1]) for subnet in self._subnets),
             nameservers=config.network_nameservers,
             allow=config.network_allow,
-            mtu=MAX_MTU if config.network_backend is NetworkBackend.PASST else ETHERNET_MTU,
+            mtu=MTU[config.network_backend],
         )
