@@ -324,6 +324,11 @@ def completion_command(shell: str) -> None:
     click.echo(kind(cli, {}, "imagegen", "_IMAGEGEN_COMPLETE").source())
 
 
+def _plain(text: str) -> str:
+    """The text without what a terminal would obey: names, output and consoles are the image's."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)
+
+
 def _end(status: int) -> NoReturn:
     """End now: downloads that are under way in other threads are not waited for, as the next build goes on with them."""
     sys.stdout.flush()
@@ -342,11 +347,11 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except MayflyError as error:
-        click.echo(f"imagegen: {error.message}", err=True)
+        click.echo(f"imagegen: {_plain(error.message)}", err=True)
         if error.hint:
             click.echo(f"  hint: {error.hint}", err=True)
         if isinstance(error, ConsoleTailError) and error.console:
-            click.echo(f"  the machine's console ends with:\n{error.console[-CONSOLE_SHOWN:]}", err=True)
+            click.echo(f"  the machine's console ends with:\n{_plain(error.console[-CONSOLE_SHOWN:])}", err=True)
         _end(1)
 
 

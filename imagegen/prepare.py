@@ -92,15 +92,17 @@ def _machine(config: MachineConfig) -> Iterator[socket.socket]:
     """A machine's channel. An error that is raised with it gets the machine's own account of its end."""
     ours, theirs = socket.socketpair()
     report, report_end = os.pipe()
-    with ours, os.fdopen(report, "rb") as lines:
+    with ours, theirs, os.fdopen(report, "rb") as lines, os.fdopen(report_end, "wb") as line_end:
         zygote = Zygote.start()
         try:
-            with theirs, os.fdopen(report_end, "wb"):
-                zygote.spawn(_RUN, config, theirs.fileno(), report_end)
-                zygote.receive()  # forked: it has its own copies of both
+            zygote.spawn(_RUN, config, theirs.fileno(), report_end)
+            zygote.receive()  # forked: it has its own copies of both
+            theirs.close()
+            line_end.close()
             yield ours
         except (MayflyError, EOFError) as error:
-            ours.close()  # at which the vmm process ends, and says how
+            for end in (theirs, line_end, ours):  # at the end of its channel the vmm process ends too, and says how
+                end.close()
             raise _explained(error, lines) from error
         finally:
             zygote.close()

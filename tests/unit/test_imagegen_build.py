@@ -9,16 +9,18 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
 import imagegen.build
 from imagegen import store
-from imagegen.build import Built, Options, build
+from imagegen.build import Built, Options, build, fetch_layers
 from imagegen.cli import cli
 from imagegen.languages import parse_language
 from imagegen.layers import Limits
+from imagegen.oci import Descriptor
 from imagegen.progress import Silent
 from imagegen.reference import LayoutReference
 from mayfly.errors import ConfigError, ImageError, ImageNotFoundError, LayerError, MayflyError
@@ -255,6 +257,19 @@ def test_versions_lie_side_by_side(layout: Path, tmp_path: Path) -> None:
             _options(layout, version=bad)
 
 
+def test_layers_are_fetched_side_by_side() -> None:
+    """Each waits until the other is under way too; they come back in the image's order."""
+    both = threading.Barrier(2, timeout=30)
+
+    def blob(layer: Descriptor) -> Path:
+        both.wait()
+        return Path(layer.digest)
+
+    layers = tuple(Descriptor(media_type="", digest=name, size=1) for name in ("first", "second"))
+    image = SimpleNamespace(layers=layers)
+    assert fetch_layers(SimpleNamespace(blob=blob), image) == [Path("first"), Path("second")]  # type: ignore[arg-type]
+
+
 def test_a_missing_agent_says_how_to_make_it(layout: Path, tmp_path: Path) -> None:
     (tmp_path / "agents" / "mayfly-agent.x86_64").unlink()
     with pytest.raises(ImageError) as caught:
@@ -293,6 +308,15 @@ def test_errors_are_two_lines_and_status_1(tmp_path: Path) -> None:
         lines = result.stderr.splitlines()
         assert lines[-2].startswith("imagegen: ")
         assert lines[-1].startswith("  hint: ")
+
+
+def test_what_an_image_says_does_not_reach_the_terminal_as_it_is(tmp_path: Path) -> None:
+    layout = LayoutMaker(tmp_path / "layout")
+    layout.finish({**layout.blob(b"{}", "x"), "platform": {"os": "\x1b[2Jplan9", "architecture": "x"}})
+    result = _run("build", "rust", "--image", f"oci:{tmp_path}/layout")
+    assert result.returncode == 1
+    assert "plan9" in result.stderr
+    assert "\x1b" not in result.stderr
 
 
 def test_list_inspect_and_rm(layout: Path) -> None:
