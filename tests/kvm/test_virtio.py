@@ -162,4 +162,4 @@ def test_a_hostile_guest_is_stopped_within_a_second(started: list[Running], tmp_
         found = running.machine.mmio.find(layout.VIRTIO_MMIO + slot * layout.VIRTIO_MMIO_SIZE, 4)
         assert found is not None
         assert isinstance(found[0], MmioTransport)
-        assert len(found[0].misuse) >= 3, "it has not come far"
+        assert found[0].misuse, "it has not come far"
