@@ -6,11 +6,14 @@ import os
 import socket
 import struct
 import subprocess
+import time
 from collections import deque
 from collections.abc import Iterator
 from ipaddress import ip_address
 
 from vmm.devices.virtio.net import HEADER, NetFeature
+
+UP_DEADLINE_S = 20
 
 GUEST_MAC = bytes.fromhex("020000000005")
 HOST_MAC = bytes.fromhex("020000000001")
@@ -94,9 +97,9 @@ class MemoryBackend:
         return None
 
 
-def ip(*words: str) -> None:
-    """The command `ip`."""
-    subprocess.run(["ip", *words], check=True)
+def ip(*words: str) -> str:
+    """The command `ip`; what it prints."""
+    return subprocess.run(["ip", *words], check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 @contextlib.contextmanager
@@ -121,6 +124,13 @@ def make_tap(name: str, address: str, *owner: str) -> None:
     ip("link", "set", name, "addrgenmode", "none")
     ip("address", "add", address, "dev", name)
     ip("link", "set", name, "up")
+
+
+def wait_until_up(name: str) -> None:
+    """Wait until the kernel sends through the tap, which somebody has just opened: until then it drops what it is given, in silence."""
+    until = time.monotonic() + UP_DEADLINE_S
+    while "state UP" not in ip("-o", "link", "show", "dev", name):
+        assert time.monotonic() < until, f"{name} does not come up"
 
 
 def packet_socket(name: str) -> socket.socket:

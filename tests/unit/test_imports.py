@@ -44,6 +44,8 @@ def test_a_package_imports_only_what_it_may(package: str) -> None:
 
 
 def test_the_zygote_stays_small() -> None:
-    code = "import sys, vmm.zygote, vmm.process; print(sorted({'aiohttp', 'asyncio', 'click', 'yaml', 'api', 'imagegen'} & set(sys.modules)))"
+    code = (
+        "import sys, vmm.zygote, vmm.process; print(sorted({'aiohttp', 'asyncio', 'click', 'yaml', 'api', 'imagegen'} & set(sys.modules)))"
+    )
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"

@@ -11,7 +11,7 @@ import pytest
 
 from mayfly.errors import ConfigError, HostError
 from tests.unit import net_kit
-from tests.unit.net_kit import GATEWAY, GUEST, GUEST_MAC, PLAIN_HEADER, arp, ethernet, ip, ipv4, make_tap, udp
+from tests.unit.net_kit import GATEWAY, GUEST, GUEST_MAC, PLAIN_HEADER, arp, ethernet, ip, ipv4, make_tap, udp, wait_until_up
 from tests.unit.virtio_driver import Buffer, Driver
 from vmm.config import NetworkBackend, NetworkConfig
 from vmm.devices.virtio.mmio import Interrupt
@@ -58,6 +58,8 @@ class Guest(Driver):
     def __init__(self, network: NetworkConfig) -> None:
         self.loop = EventLoop()
         self.backend = open_backend(network, self.loop)
+        if network.tap:
+            wait_until_up(network.tap)
         self.link = Link(network, self.backend, self.loop)
         super().__init__(self.link.net)
         self.start()
@@ -136,9 +138,6 @@ def test_a_frame_that_waited_for_a_buffer_comes_without_another_behind_it(guests
     make_tap(TAP, f"{GATEWAY}/16")
     ip("neighbour", "add", GUEST, "lladdr", GUEST_MAC.hex(":"), "dev", TAP)
     guests.append(Guest(tap_network()))
-    guests[0].give(arp(GATEWAY))
-    guests[0].wait_for(0x806)  # the kernel sends through the tap from now on; what it was given earlier it may have dropped
-    guests[0].post(1)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         for number in range(BUFFERS + 1):
             sender.sendto(bytes([number]), (GUEST, 7))
