@@ -117,14 +117,14 @@ def run(folder: Path, source: str, *options: str, stdin: bytes = b"") -> dict[st
 
 @pytest.mark.usefixtures("toy_language")
 def test_a_long_output_is_cut_and_costs_little(tmp_path: Path) -> None:
-    """A MiB of output costs at most 600 exits and wake-ups; of 50 MB one MiB is kept, and that it was cut is said."""
+    """A MiB of output costs at most 600 exits and wake-ups; of 50 MB one MiB is kept, and it is said that it was cut."""
     quiet = run(tmp_path, "true")
     loud = run(tmp_path, f"yes 0123456 | head -c {MIB}")
     assert loud["steps"][1]["stdout"] == "0123456\n" * (MIB // 8)
     assert not loud["steps"][1]["stdout_truncated"]
     cost = sum(loud["exits"][name] - quiet["exits"][name] for name in ("total", "kicks"))
     assert cost <= 600, (quiet["exits"], loud["exits"])
-    flood = run(tmp_path, "yes 0123456 | head -c 50000000")
+    flood = run(tmp_path, f"yes 0123456 | head -c {scaled(50_000_000)}")
     assert flood["steps"][1]["stdout"] == "0123456\n" * (MIB // 8)
     assert flood["steps"][1]["stdout_truncated"]
 
