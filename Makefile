@@ -1,5 +1,5 @@
 # Each target does its set-up too. `make demo` and `make test` are all that a newcomer needs.
-.PHONY: setup kernel agent images debian-kernel test-images demo test test-all lint bench clean
+.PHONY: setup kernel agent images test-images demo test test-all lint bench clean
 
 setup:
 	@scripts/setup
@@ -13,12 +13,10 @@ agent: setup
 images: setup agent
 	@scripts/build-image rust --compress lz4
 
-# What system tests boot besides: Debian's own kernel, and for the whole counts Go (prepared in a machine: on an emulated host this takes
-# long, once) and a Rust image laid out as Docker's is.
-debian-kernel: setup
-	@scripts/debian-kernel >/dev/null
-
+# What the whole counts boot besides: Debian's own kernel, Go (prepared in a machine: on an emulated host this takes long, once) and a
+# Rust image laid out as Docker's is.
 test-images: setup agent kernel
+	@scripts/debian-kernel >/dev/null
 	@scripts/build-image go
 	@scripts/build-image rust --layout docker --output build/rust-docker
 
@@ -26,10 +24,10 @@ demo: setup kernel agent images
 	@scripts/with-kvm scripts/demo
 
 # The reduced counts; test-all has the whole ones and writes its report.
-test: setup kernel agent images debian-kernel
+test: setup kernel agent images
 	@scripts/test
 
-test-all: setup kernel agent images debian-kernel test-images
+test-all: setup kernel agent images test-images
 	@MAYFLY_FULL=1 scripts/test --report docs/test-report.md
 
 lint: setup
