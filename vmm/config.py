@@ -84,6 +84,11 @@ class NetworkConfig:
         if self.backend is NetworkBackend.PASST and (versions[0], routed[:1]) != (4, [4]):
             raise ConfigError("network: passt needs an IPv4 address and gateway, before those of IPv6 if there are any")
 
+    @property
+    def mac_bytes(self) -> bytes:
+        """`mac` as on the wire, 6 bytes."""
+        return bytes.fromhex(self.mac.replace(":", ""))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MachineConfig:

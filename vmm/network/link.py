@@ -32,11 +32,7 @@ def packet_filter(network: NetworkConfig) -> PacketFilter:
     except OSError as error:
         raise HostError(f"this host's addresses cannot be listed: {error}", hint="the packet filter needs them") from error
     addresses = [ip_interface(text) for text in network.addresses]
-    return PacketFilter(_mac(network), addresses, network.gateways, network.allow, denied)
-
-
-def _mac(network: NetworkConfig) -> bytes:
-    return bytes.fromhex(network.mac.replace(":", ""))
+    return PacketFilter(network.mac_bytes, addresses, network.gateways, network.allow, denied)
 
 
 class Link:
@@ -49,7 +45,7 @@ class Link:
     def __init__(self, network: NetworkConfig, backend: Tap | Passt, loop: EventLoop) -> None:
         self._backend, self._loop = backend, loop
         self._reading = self._full = False
-        self.net = Net(_mac(network), network.mtu, backend, packet_filter(network), on_room=self._resume, on_full=self._wait)
+        self.net = Net(network.mac_bytes, network.mtu, backend, packet_filter(network), on_room=self._resume, on_full=self._wait)
 
     def _watch(self) -> None:
         self._loop.watch(self._backend, (READ if self._reading else 0) | (WRITE if self._full else 0), self._pump)

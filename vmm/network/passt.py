@@ -54,7 +54,7 @@ def _enlarge(end: socket.socket) -> None:
 
 def question(network: NetworkConfig) -> bytes:
     """An ARP request of the guest's for its gateway's MAC."""
-    mac = bytes.fromhex(network.mac.replace(":", ""))
+    mac = network.mac_bytes
     guest, gateway = (ip_interface(text).ip.packed for text in (network.addresses[0], network.gateways[0]))
     return ETHERNET.pack(BROADCAST, mac, ARP_TYPE) + ARP.pack(*ARP_ETHERNET_IPV4, ARP_REQUEST, mac, guest, bytes(6), gateway)
 
