@@ -128,6 +128,11 @@ class MachineConfig:
         if len(self.cmdline.encode()) > MAX_CMDLINE or not self.cmdline.isprintable():
             raise ConfigError(f"cmdline has {len(self.cmdline.encode())} bytes; at most {MAX_CMDLINE} printable ones are allowed")
 
+    @property
+    def virtio_devices(self) -> int:
+        """How many virtio devices the machine has: the channel's, an entropy device, the network's."""
+        return int(self.channel is Channel.VIRTIO) + 1 + int(self.network is not None)
+
     def to_json(self) -> str:
         """As JSON text, for `from_json` in another process."""
         return json.dumps(dataclasses.asdict(self))

@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterator
 from enum import StrEnum
 
 from mayfly.errors import ConfigError, MayflyError
-from vmm.arch.x86_64 import boot, cpu, interrupts, layout
+from vmm.arch import boot, cpu, hardware, interrupts, layout
 from vmm.bus import Bus
 from vmm.channel import PORT_NAME, SerialChannel, VirtioChannel
 from vmm.config import Channel, MachineConfig
-from vmm.devices.reset import ResetPort
 from vmm.devices.serial import Serial
 from vmm.devices.virtio.device import VirtioDevice
 from vmm.devices.virtio.entropy import Entropy
@@ -75,6 +74,10 @@ class Machine:
             vcpu.stop()
         self._loop.stop()
 
+    def vcpu_ended(self, error: MayflyError | None) -> None:
+        """A vCPU cannot go on: because of `error`, or because the guest has reset its machine or switched it off. Any thread."""
+        self.finish(End.RESET if error is None else End.ERROR, error)
+
     def run(self) -> End:
         """Start the vCPUs and serve the machine until it ends."""
         signal.signal(KICK, lambda *_: None)
@@ -121,26 +124,24 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
         vm = machine.resources.enter_context(kvm.create_vm())
         memory = _add_memory(vm, mapping)
         machine.resources.callback(memory.release)
-        interrupts.create_irqchip(vm, pit=config.interactive)
+        controller = machine.resources.enter_context(contextlib.closing(interrupts.create(vm, pit=config.interactive)))
         vcpus = [machine.resources.enter_context(vm.create_vcpu(index)) for index in range(config.cpus)]
+        controller.start()
         machine.phases["objects"] = time.monotonic() - began
 
         began = time.monotonic()
         _add_boot_console(machine, vm, console)
-        machine.ports.attach(layout.Port.RESET, 1, ResetPort(lambda: machine.finish(End.RESET)))
+        hardware.attach_reset(machine.ports, lambda: machine.finish(End.RESET))
         if channel is not None and config.channel is Channel.SERIAL:
             _add_serial_channel(machine, vm, loop, channel)
         for slot, device in enumerate(_virtio_devices(config, machine, loop, channel)):
             _add_virtio(machine, vm, memory, loop, slot, device)
-        entry = _load(config, memory, mapping)
+        cpu.set_up(vm, vcpus, entry=_load(config, vm, memory, mapping))
         for vcpu in vcpus:
-            cpu.set_up_vcpu(kvm, vcpu, cpus=config.cpus, entry=entry)
-            machine.vcpus.append(
-                VcpuThread(vcpu, machine.ports, machine.mmio, machine.lock, lambda error: machine.finish(End.ERROR, error))
-            )
+            machine.vcpus.append(VcpuThread(vcpu, machine.ports, machine.mmio, machine.lock, machine.vcpu_ended))
         if kvm.check_extension("KVM_CAP_PRE_FAULT_MEMORY"):
-            for address, size in mapping.files:
-                vcpus[0].pre_fault(address, -(-size // PAGE) * PAGE)
+            for offset, size in mapping.files:
+                vcpus[0].pre_fault(layout.RAM + offset, -(-size // PAGE) * PAGE)
         machine.phases["load"] = time.monotonic() - began
         failed.pop_all()
     return machine
@@ -166,18 +167,18 @@ def _add_boot_console(machine: Machine, vm: Vm, console: Callable[[bytes], None]
     uart = Serial(
         _interrupt(machine, vm, layout.UART0_GSI), on_output=lambda: console(uart.take()), on_room=lambda: machine.on_console_room()
     )
-    machine.ports.attach(layout.Port.UART0, layout.UART_PORTS, uart)
+    hardware.uart_bus(machine.ports, machine.mmio).attach(layout.UART0, layout.UART_SIZE, uart)
     machine.boot_console = uart
 
 
 def _add_serial_channel(machine: Machine, vm: Vm, loop: EventLoop, channel: socket.socket) -> None:
     interrupt = _interrupt(machine, vm, layout.UART1_GSI)
     machine.channel = SerialChannel(channel, loop, machine.lock, interrupt=interrupt, closed=lambda: machine.finish(End.CHANNEL_CLOSED))
-    machine.ports.attach(layout.Port.UART1, layout.UART_PORTS, machine.channel.serial)
+    hardware.uart_bus(machine.ports, machine.mmio).attach(layout.UART1, layout.UART_SIZE, machine.channel.serial)
 
 
 def _virtio_devices(config: MachineConfig, machine: Machine, loop: EventLoop, channel: socket.socket | None) -> Iterator[VirtioDevice]:
-    """The devices in the order of their slots; `command_line` announces as many."""
+    """The devices in the order of their slots; `MachineConfig.virtio_devices` is how many."""
     if config.channel is Channel.VIRTIO:
         if channel is None:
             raise ConfigError("a machine with a virtio channel needs the channel's socket")
@@ -204,11 +205,11 @@ def _add_virtio(machine: Machine, vm: Vm, memory: GuestMemory, loop: EventLoop, 
     machine.mmio.attach(base, layout.VIRTIO_MMIO_SIZE, transport)
 
 
-def _load(config: MachineConfig, memory: GuestMemory, mapping: Mapping) -> int:
+def _load(config: MachineConfig, vm: Vm, memory: GuestMemory, mapping: Mapping) -> int:
     with contextlib.ExitStack() as files:
         kernel_fd = files.enter_context(_open(config.kernel, "kernel")).fileno()
         initrd_fd = files.enter_context(_open(config.initrd, "initramfs")).fileno() if config.initrd else None
-        return boot.load(memory, mapping, kernel_fd=kernel_fd, initrd_fd=initrd_fd, cmdline=command_line(config), cpus=config.cpus)
+        return boot.load(config, vm, memory, mapping, kernel_fd=kernel_fd, initrd_fd=initrd_fd, cmdline=command_line(config))
 
 
 def _open(path: str, what: str) -> io.FileIO:
@@ -220,9 +221,7 @@ def _open(path: str, what: str) -> io.FileIO:
 
 def command_line(config: MachineConfig) -> str:
     """The kernel's parameters: the machine's own, then the configuration's, which win."""
-    uarts = 2 if config.channel is Channel.SERIAL else int(config.interactive)
-    virtio_devices = int(config.channel is Channel.VIRTIO) + 1 + int(config.network is not None)  # in the midst the entropy device
-    parameters = [layout.kernel_parameters(uarts=uarts, virtio_devices=virtio_devices), "panic=-1"]
+    parameters = [layout.kernel_parameters(config), "panic=-1"]
     if config.interactive:
         parameters.append("console=ttyS0")
     else:

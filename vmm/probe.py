@@ -3,14 +3,13 @@
 `python -m vmm.probe` prints the answer in a line; its exit status is 0 for yes.
 """
 
+import contextlib
 import dataclasses
-import struct
 import sys
 import time
 
 from mayfly.errors import MayflyError
-from vmm.arch.x86_64 import cpu, layout
-from vmm.kvm._kvm import ffi, lib
+from vmm import arch
 from vmm.kvm.kvm import ExitReason, Kvm, Vcpu
 from vmm.kvm.mapping import Mapping
 from vmm.memory import GuestMemory
@@ -19,9 +18,7 @@ LOOPS = 100_000
 TRIES = 3
 LIMIT_S = 0.08
 """200,000 supervisor instructions take about a millisecond on hardware, 10 in an emulated host, and over 100 where KVM emulates each."""
-CODE = 0x10_0000
-MEMORY = 2 << 20
-TCG = b"TCGTCGTCGTCG"
+MEMORY = 4 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +40,7 @@ class KvmProbe:
 
 def probe() -> KvmProbe:
     """Run 200,000 supervisor instructions in a tiny guest and look at the clock."""
-    emulated = _hypervisor() == TCG
+    emulated = arch.probe.host_is_emulated()
     try:
         seconds = min(_time_supervisor_code() for _ in range(TRIES))
     except MayflyError as error:
@@ -61,38 +58,28 @@ def probe() -> KvmProbe:
     )
 
 
-def _hypervisor() -> bytes:
-    """The vendor in CPUID leaf 0x4000_0000; zeros on bare metal."""
-    registers = ffi.new("uint32_t[4]")
-    lib.host_cpuid(1, 0, registers)
-    if not registers[2] & cpu.Leaf1Ecx.HYPERVISOR:
-        return bytes(12)
-    lib.host_cpuid(0x4000_0000, 0, registers)
-    return struct.pack("<3I", *registers[1:4])
-
-
 def _time_supervisor_code() -> float:
-    # mov ecx, LOOPS; again: dec ecx; jnz again; out 0x10, al
-    code = b"\xb9" + struct.pack("<I", LOOPS) + b"\xff\xc9" + b"\x75\xfc" + b"\xe6\x10"
-    with Kvm() as kvm, Mapping(MEMORY) as mapping, kvm.create_vm() as vm:
-        vm.set_memory(0, 0, mapping.address, MEMORY)
-        vm.ioctl("KVM_SET_TSS_ADDR", layout.TSS)
-        memory = GuestMemory([(0, mapping.view[:])])
-        memory.write(CODE, code)
-        cpu.write_boot_tables(memory)
+    with contextlib.ExitStack() as stack:
+        kvm, mapping = stack.enter_context(Kvm()), stack.enter_context(Mapping(MEMORY))
+        vm = stack.enter_context(kvm.create_vm())
+        vm.set_memory(0, arch.layout.RAM, mapping.address, MEMORY)
+        controller = stack.enter_context(contextlib.closing(arch.interrupts.create(vm, pit=False)))
+        vcpu = stack.enter_context(vm.create_vcpu(0))
+        controller.start()
+        memory = GuestMemory([(arch.layout.RAM, mapping.view[:])])
+        entry = arch.probe.write_loop(memory, LOOPS)
         memory.release()
-        with vm.create_vcpu(0) as vcpu:
-            cpu.set_up_vcpu(kvm, vcpu, cpus=1, entry=CODE)
-            return _run_to_port(vcpu)
+        arch.cpu.set_up(vm, [vcpu], entry=entry)
+        return _run_to_access(vcpu)
 
 
-def _run_to_port(vcpu: Vcpu) -> float:
+def _run_to_access(vcpu: Vcpu) -> float:
     began = time.monotonic()
     reason = vcpu.run()
     while reason == ExitReason.INTR:
         reason = vcpu.run()
-    if reason != ExitReason.IO:
-        raise MayflyError(f"the test guest ended with exit {reason} instead of a port access", hint="look at `dmesg` for messages of kvm")
+    if reason not in (ExitReason.IO, ExitReason.MMIO):
+        raise MayflyError(f"the test guest ended with exit {reason} instead of an access", hint="look at `dmesg` for messages of kvm")
     return time.monotonic() - began
 
 

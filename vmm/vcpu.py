@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable
 
 from mayfly.errors import GuestError, MayflyError
-from vmm.arch.x86_64.cpu import describe_registers
+from vmm.arch import cpu
 from vmm.bus import Bus
-from vmm.kvm.kvm import ExitReason, Vcpu
+from vmm.kvm.kvm import ExitReason, SystemEvent, Vcpu
 
 KICK = signal.SIGRTMIN
 """Interrupts a KVM_RUN that is under way; its handler does nothing."""
@@ -20,10 +20,10 @@ class VcpuThread(threading.Thread):
 
     Args:
         lock: held while a device handles an access.
-        end: called once, from this thread, with the reason why this vCPU cannot go on.
+        end: called once, from this thread, when this vCPU cannot go on: with the error, or None when the guest asked for a reset.
     """
 
-    def __init__(self, vcpu: Vcpu, ports: Bus, mmio: Bus, lock: threading.Lock, end: Callable[[MayflyError], None]) -> None:
+    def __init__(self, vcpu: Vcpu, ports: Bus, mmio: Bus, lock: threading.Lock, end: Callable[[MayflyError | None], None]) -> None:
         super().__init__(name=f"vcpu{vcpu.index}", daemon=True)
         self._vcpu, self._ports, self._mmio, self._lock, self._end = vcpu, ports, mmio, lock, end
         self._stopping = False
@@ -55,6 +55,10 @@ class VcpuThread(threading.Thread):
             self._mmio_access()
         elif reason == ExitReason.INTR:
             self.exits["interrupted"] += 1
+        elif reason == ExitReason.SYSTEM_EVENT and self._vcpu.page.system_event.type in SystemEvent.__members__.values():
+            self.exits["last"] += 1
+            self._stopping = True
+            self._end(None)
         else:
             self.exits["last"] += 1
             raise self._fatal(reason)
@@ -95,4 +99,4 @@ class VcpuThread(threading.Thread):
             ExitReason(reason) if known else ExitReason.UNKNOWN,
             f"an exit for {ExitReason(reason).name if known else reason}, which nothing here causes",
         )
-        return GuestError(f"the guest stopped: {what}; vCPU {self._vcpu.index}: {describe_registers(self._vcpu)}")
+        return GuestError(f"the guest stopped: {what}; vCPU {self._vcpu.index}: {cpu.describe_registers(self._vcpu)}")

@@ -1,1 +1,144 @@
-"""One folder per architecture, with the same file names in each."""
+"""One folder per architecture, with the same file names in each. Common code takes this machine's parts from here and sees no others.
+
+The Protocols below are the whole of what common code knows of an architecture.
+"""
+
+import platform
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from mayfly.errors import HostError
+from vmm.bus import Bus
+from vmm.config import MachineConfig
+from vmm.kvm.kvm import Vcpu, Vm
+from vmm.kvm.mapping import Mapping
+from vmm.memory import GuestMemory
+
+
+class Layout(Protocol):
+    """Guest physical addresses and interrupts (GSIs) of what every machine has."""
+
+    RAM: int
+    """Where guest RAM begins: what is at offset n of its mapping, as far as the first region goes, is at RAM + n."""
+    VIRTIO_MMIO: int
+    VIRTIO_MMIO_SIZE: int
+    VIRTIO_GSI: int
+    """The first virtio-mmio device's; the next ones follow."""
+    UART0: int
+    UART0_GSI: int
+    UART1: int
+    UART1_GSI: int
+    UART_SIZE: int
+    EARLY_CONSOLE: str
+    """The kernel's parameters for UART0 as a boot console."""
+
+    def ram_regions(self, size: int) -> list[tuple[int, int]]:
+        """(guest physical address, bytes) of each region of RAM for `size` bytes of it."""
+        ...
+
+    def kernel_parameters(self, config: MachineConfig) -> str:
+        """What the command line must say for the kernel to find the devices, and for it to look for no others."""
+        ...
+
+
+class InterruptController(Protocol):
+    """KVM's own interrupt controllers."""
+
+    def start(self) -> None:
+        """Make them ready, once every vCPU exists."""
+        ...
+
+    def close(self) -> None:
+        """Give back what they hold besides the machine."""
+        ...
+
+
+class Interrupts(Protocol):
+    """How the interrupt controllers are made."""
+
+    def create(self, vm: Vm, *, pit: bool) -> InterruptController:
+        """Make the controllers: after the memory slots, before the first vCPU. `pit`: also the timer that old x86 kernels need.
+
+        Raises:
+            KvmError: KVM has none.
+        """
+        ...
+
+
+class Hardware(Protocol):
+    """What a machine has besides."""
+
+    def uart_bus(self, ports: Bus, mmio: Bus) -> Bus:
+        """The bus on which UARTs answer."""
+        ...
+
+    def attach_reset(self, ports: Bus, on_reset: Callable[[], None]) -> None:
+        """Add the device by which a guest resets its machine, where KVM itself does not say that it does."""
+        ...
+
+
+class Boot(Protocol):
+    """The kernel's boot protocol."""
+
+    def load(
+        self, config: MachineConfig, vm: Vm, memory: GuestMemory, mapping: Mapping, *, kernel_fd: int, initrd_fd: int | None, cmdline: str
+    ) -> int:
+        """Put everything into guest RAM that the kernel wants to find there; its entry point (guest physical address).
+
+        The initramfs is mapped from its file, not copied. The caller keeps the descriptors, which are no longer needed afterwards.
+
+        Raises:
+            BootError: the kernel file is not one for this architecture, or something does not fit into RAM.
+            ConfigError: the command line is too long for this kernel.
+        """
+        ...
+
+
+class Cpu(Protocol):
+    """State of the processors."""
+
+    def set_up(self, vm: Vm, vcpus: Sequence[Vcpu], *, entry: int) -> None:
+        """Give all vCPUs the state in which the kernel wants to find them; the first one enters it at `entry`, the others wait."""
+        ...
+
+    def describe_registers(self, vcpu: Vcpu) -> str:
+        """The registers that matter, for the error of a guest that crashed."""
+        ...
+
+
+class Probe(Protocol):
+    """What it takes to see whether this host's KVM is a real one."""
+
+    def host_is_emulated(self) -> bool:
+        """Whether this host is itself a guest of QEMU's TCG."""
+        ...
+
+    def write_loop(self, memory: GuestMemory, loops: int) -> int:
+        """Write code of 2 * `loops` supervisor instructions and an access that exits; its address."""
+        ...
+
+
+class Architecture(Protocol):
+    """The files of one folder."""
+
+    @property
+    def boot(self) -> Boot: ...  # noqa: D102 (the file of that name)
+    @property
+    def cpu(self) -> Cpu: ...  # noqa: D102
+    @property
+    def hardware(self) -> Hardware: ...  # noqa: D102
+    @property
+    def interrupts(self) -> Interrupts: ...  # noqa: D102
+    @property
+    def layout(self) -> Layout: ...  # noqa: D102
+    @property
+    def probe(self) -> Probe: ...  # noqa: D102
+
+
+this: Architecture
+if platform.machine() == "x86_64":
+    from vmm.arch import x86_64 as this
+else:
+    raise HostError(f"Mayfly has no machines for {platform.machine()}", hint="x86_64 it has")
+
+boot, cpu, hardware, interrupts, layout, probe = this.boot, this.cpu, this.hardware, this.interrupts, this.layout, this.probe

@@ -33,6 +33,13 @@ class ExitReason(IntEnum):
     MEMORY_FAULT = 39
 
 
+class SystemEvent(IntEnum):
+    """What a guest asks of the whole machine with ExitReason.SYSTEM_EVENT (KVM_SYSTEM_EVENT_* in <linux/kvm.h>)."""
+
+    SHUTDOWN = 1
+    RESET = 2
+
+
 class _Descriptor:
     """Owns one file descriptor, closed once."""
 
@@ -106,14 +113,19 @@ class Kvm(_Descriptor):
 
     def create_vm(self) -> "Vm":
         """Make an empty virtual machine, bound to this process's address space (api.rst 4.2)."""
-        return Vm(self.ioctl("KVM_CREATE_VM"), run_size=self.ioctl("KVM_GET_VCPU_MMAP_SIZE"))
+        return Vm(self, self.ioctl("KVM_CREATE_VM"), run_size=self.ioctl("KVM_GET_VCPU_MMAP_SIZE"))
 
 
 class Vm(_Descriptor):
-    """One virtual machine."""
+    """One virtual machine.
 
-    def __init__(self, fd: int, *, run_size: int) -> None:
+    Attributes:
+        kvm: what it was made with, for as long as that is open.
+    """
+
+    def __init__(self, kvm: Kvm, fd: int, *, run_size: int) -> None:
         super().__init__(fd)
+        self.kvm = kvm
         self._run_size = run_size
 
     def set_memory(self, slot: int, guest_address: int, host_address: int, size: int) -> None:
@@ -123,7 +135,7 @@ class Vm(_Descriptor):
         self.ioctl_struct("KVM_SET_USER_MEMORY_REGION", region)
 
     def create_vcpu(self, index: int) -> "Vcpu":
-        """Make vCPU `index`, which is also its APIC id (api.rst 4.7)."""
+        """Make vCPU `index`, which is also its APIC id, or says its MPIDR (api.rst 4.7)."""
         return Vcpu(self.ioctl("KVM_CREATE_VCPU", index), index=index, run_size=self._run_size)
 
     def irqfd(self, eventfd: int, gsi: int) -> None:

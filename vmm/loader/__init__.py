@@ -1,1 +1,1 @@
-"""Kernel file formats and boot data, as pure functions of bytes."""
+"""Kernel file formats and boot data, as pure functions of bytes; `placing` alone reads files."""

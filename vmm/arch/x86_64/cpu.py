@@ -1,11 +1,12 @@
 """vCPU state at the kernel's entry: CPUID, 64-bit mode, GDT, page tables (Linux Documentation/arch/x86/boot.rst, "64-bit Boot")."""
 
 import struct
+from collections.abc import Sequence
 from enum import IntFlag
 
 from vmm.arch.x86_64 import layout
 from vmm.kvm._kvm import ffi
-from vmm.kvm.kvm import Kvm, Vcpu
+from vmm.kvm.kvm import Kvm, Vcpu, Vm
 from vmm.memory import GuestMemory
 
 MAX_CPUID_ENTRIES = 256
@@ -58,16 +59,16 @@ def write_boot_tables(memory: GuestMemory) -> None:
     memory.write(layout.PD, struct.pack("<512Q", *(index * LARGE_PAGE | flags for index in range(512))))
 
 
-def set_up_vcpu(kvm: Kvm, vcpu: Vcpu, *, cpus: int, entry: int) -> None:
-    """Give `vcpu` its CPUID and MTRRs; the first one (vCPU 0) also the state in which the kernel is entered at `entry`.
+def set_up(vm: Vm, vcpus: Sequence[Vcpu], *, entry: int) -> None:
+    """Give all vCPUs their CPUID and MTRRs; the first one also the state in which the kernel is entered at `entry`.
 
     The others wait for the kernel's start-up IPI, as KVM makes them.
     """
-    _set_cpuid(kvm, vcpu, cpus)
-    msrs = ffi.new("struct kvm_msrs *", {"nmsrs": 1, "entries": [{"index": MSR_MTRR_DEFAULT, "data": MTRR_ENABLED_WRITE_BACK}]})
-    vcpu.ioctl_struct("KVM_SET_MSRS", msrs)
-    if vcpu.index == 0:
-        _enter_at(vcpu, entry)
+    for vcpu in vcpus:
+        _set_cpuid(vm.kvm, vcpu, len(vcpus))
+        msrs = ffi.new("struct kvm_msrs *", {"nmsrs": 1, "entries": [{"index": MSR_MTRR_DEFAULT, "data": MTRR_ENABLED_WRITE_BACK}]})
+        vcpu.ioctl_struct("KVM_SET_MSRS", msrs)
+    _enter_at(vcpus[0], entry)
 
 
 def _set_cpuid(kvm: Kvm, vcpu: Vcpu, cpus: int) -> None:

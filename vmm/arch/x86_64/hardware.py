@@ -1,8 +1,11 @@
-"""Describe the hardware to the kernel: the MP configuration table (Intel MultiProcessor Specification 1.4, chapter 4)."""
+"""A PC's own devices, and the table that describes its processors (Intel MultiProcessor Specification 1.4, chapter 4)."""
 
 import struct
+from collections.abc import Callable
 
 from vmm.arch.x86_64 import layout
+from vmm.bus import Bus
+from vmm.devices.reset import ResetPort
 
 FLOATING_POINTER = struct.Struct("<4sIBBBBBBBB")  # 4.1: signature, table, length/16, revision, checksum, features 1 to 5
 HEADER = struct.Struct(
@@ -19,6 +22,16 @@ INT, NMI, EXT_INT = 0, 1, 3
 ISA_BUS = 0
 ALL_APICS = 0xFF
 SPEC_1_4 = 4
+
+
+def uart_bus(ports: Bus, mmio: Bus) -> Bus:
+    """UARTs are COM1 and COM2, on I/O ports."""
+    return ports
+
+
+def attach_reset(ports: Bus, on_reset: Callable[[], None]) -> None:
+    """Add the keyboard controller's port by which Linux resets a PC."""
+    ports.attach(layout.Port.RESET, 1, ResetPort(on_reset))
 
 
 def mp_table(cpus: int) -> bytes:

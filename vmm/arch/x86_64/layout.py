@@ -19,8 +19,11 @@
 
 from enum import IntEnum
 
+from vmm.config import Channel, MachineConfig
+
 GIB = 1 << 30
 
+RAM = 0
 GDT = 0x500
 BOOT_PARAMS = 0x7000
 SETUP_DATA = 0x8000
@@ -52,7 +55,9 @@ class Port(IntEnum):
     UART0 = 0x3F8
 
 
-UART_PORTS = 8
+UART0 = Port.UART0
+UART1 = Port.UART1
+UART_SIZE = 8
 
 UART1_GSI = 3
 """COM2's line on every PC, which Linux expects there."""
@@ -70,13 +75,11 @@ def ram_regions(size: int) -> list[tuple[int, int]]:
     return [(0, HOLE_START), (HOLE_END, size - HOLE_START)]
 
 
-def kernel_parameters(*, uarts: int, virtio_devices: int) -> str:
-    """What the command line must say for the kernel to find the devices, and for it to look for no others.
-
-    `uarts` counts from COM1, so a channel on COM2 needs both to be probed.
-    """
+def kernel_parameters(config: MachineConfig) -> str:
+    """What the command line must say for the kernel to find the devices, and for it to look for no others."""
+    uarts = 2 if config.channel is Channel.SERIAL else int(config.interactive)  # counted from COM1, so COM2 needs both to be probed
     parameters = [f"8250.nr_uarts={uarts}", "reboot=k", "no_timer_check", "tsc=reliable"]
-    for index in range(virtio_devices):
+    for index in range(config.virtio_devices):
         address = VIRTIO_MMIO + index * VIRTIO_MMIO_SIZE
         parameters.append(f"virtio_mmio.device={VIRTIO_MMIO_SIZE // 1024}K@{address:#x}:{VIRTIO_GSI + index}")
     return " ".join(parameters)

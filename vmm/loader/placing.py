@@ -1,0 +1,43 @@
+"""Put the files of a boot into guest RAM."""
+
+import os
+
+from mayfly.errors import BootError
+from vmm.kvm.mapping import PAGE, Mapping
+from vmm.memory import GuestAddressError, GuestMemory
+
+
+def read_into(memory: GuestMemory, fd: int, offset: int, address: int, size: int) -> None:
+    """Read `size` bytes at `offset` of a kernel's file to the guest physical `address`.
+
+    Raises:
+        BootError: there is no RAM, or the file is shorter.
+    """
+    try:
+        target = memory.slice(address, size)
+    except GuestAddressError as error:
+        raise BootError(
+            f"the kernel does not fit: {size} bytes at {address:#x} are not RAM", hint="give the machine more memory"
+        ) from error
+    while target:
+        count = os.preadv(fd, [target], offset)
+        if count == 0:
+            raise BootError(f"the kernel file ends {len(target)} bytes too early")
+        target, offset = target[count:], offset + count
+
+
+def map_initrd(mapping: Mapping, fd: int, *, ram: int, kernel_end: int, limit: int) -> tuple[int, int]:
+    """Map the initramfs as high below `limit` as it goes, in the RAM that begins at `ram`; its guest physical address and size.
+
+    Raises:
+        BootError: it does not fit between the kernel and `limit`.
+    """
+    size = os.fstat(fd).st_size
+    address = (limit - size) // PAGE * PAGE
+    if size == 0 or address < kernel_end:
+        raise BootError(
+            f"the initramfs of {size} bytes does not fit behind the kernel, which ends at {kernel_end:#x}, and below {limit:#x}",
+            hint="give the machine more memory" if size else "build the image again: it is empty",
+        )
+    mapping.overlay_file(address - ram, fd, size)
+    return address, size
