@@ -12,6 +12,8 @@ MayflyError
 │   ├── ImageNotFoundError   no image of that language or version
 │   ├── RegistryError        a registry refused, failed or lied
 │   └── LayerError           a layer is hostile, broken or over a limit
+├── SnapshotError            a snapshot cannot be made, or not be restored here
+│   └── SnapshotNotFoundError
 └── RequestError             a client's request cannot be served as it stands
     ├── UnknownLanguageError
     ├── UnknownRunError
@@ -86,6 +88,14 @@ class RegistryError(ImageError):
 
 class LayerError(ImageError):
     """A layer is broken, hostile or over a limit."""
+
+
+class SnapshotError(MayflyError):
+    """A snapshot could not be made, is damaged, or belongs to another host, kernel, image or version."""
+
+
+class SnapshotNotFoundError(SnapshotError):
+    """There is no snapshot of that name."""
 
 
 class RequestError(MayflyError):

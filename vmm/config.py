@@ -105,6 +105,8 @@ class MachineConfig:
         interactive: UART0 is the guest's console, in both directions (`mayfly boot`), instead of the silent boot console,
             and there is a PIT for kernels that know no other timer.
         network: what its net device is connected to; None: there is no such device.
+        restore: folders of snapshots, a base and then its diffs: the machine goes on from there instead of booting.
+        save_to: an empty folder that the machine can be saved to.
     """
 
     kernel: str
@@ -116,6 +118,8 @@ class MachineConfig:
     user: str | None = "nobody"
     interactive: bool = False
     network: NetworkConfig | None = None
+    restore: tuple[str, ...] = ()
+    save_to: str | None = None
 
     def __post_init__(self) -> None:
         if not MIN_MEMORY <= self.memory <= MAX_MEMORY or self.memory % MIB:
@@ -125,6 +129,8 @@ class MachineConfig:
             )
         if not 1 <= self.cpus <= MAX_CPUS:
             raise ConfigError(f"cpus is {self.cpus}; it must be from 1 to {MAX_CPUS}")
+        if self.interactive and (self.restore or self.save_to):
+            raise ConfigError("an interactive machine has no snapshots")
         if len(self.cmdline.encode()) > MAX_CMDLINE or not self.cmdline.isprintable():
             raise ConfigError(f"cmdline has {len(self.cmdline.encode())} bytes; at most {MAX_CMDLINE} printable ones are allowed")
 
@@ -145,4 +151,4 @@ class MachineConfig:
         if network := raw["network"]:
             lists = {name: tuple(value) for name, value in network.items() if isinstance(value, list)}
             raw["network"] = NetworkConfig(**{**network, **lists, "backend": NetworkBackend(network["backend"])})
-        return cls(**raw)
+        return cls(**{**raw, "restore": tuple(raw["restore"])})

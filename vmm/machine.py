@@ -10,10 +10,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from collections.abc import Mapping as MappingOf
 from enum import StrEnum
+from typing import Any, Protocol
 
-from mayfly.errors import ConfigError, MayflyError
-from vmm.arch import boot, cpu, hardware, interrupts, layout
+from mayfly.errors import ConfigError, MayflyError, SnapshotError
+from vmm.arch import InterruptController, boot, cpu, hardware, interrupts, layout, state
 from vmm.bus import Bus
 from vmm.channel import PORT_NAME, SerialChannel, VirtioChannel
 from vmm.config import Channel, MachineConfig
@@ -22,10 +24,11 @@ from vmm.devices.virtio.device import VirtioDevice
 from vmm.devices.virtio.entropy import Entropy
 from vmm.devices.virtio.mmio import MmioTransport, Register
 from vmm.eventloop import EventLoop
-from vmm.kvm.kvm import Kvm, Vm
+from vmm.kvm.kvm import Kvm, Vcpu, Vm
 from vmm.kvm.mapping import PAGE, Mapping
-from vmm.memory import GuestMemory
+from vmm.memory import GuestAddressError, GuestMemory
 from vmm.network.link import Link, open_backend
+from vmm.snapshot.folder import AGAIN, Chain, Target, shape
 from vmm.vcpu import KICK, VcpuThread
 
 STOP_DEADLINE_S = 1.0
@@ -37,7 +40,20 @@ class End(StrEnum):
     RESET = "reset"
     CHANNEL_CLOSED = "channel-closed"
     STOPPED = "stopped"
+    SAVED = "saved"
     ERROR = "error"
+
+
+class Part(Protocol):
+    """A part of a machine that a snapshot holds."""
+
+    def save(self) -> MappingOf[str, Any]:
+        """Its state as JSON; called when nothing uses it any more."""
+        ...
+
+    def restore(self, state: MappingOf[str, Any]) -> None:
+        """Go on where `save` was called; called before anything uses it."""
+        ...
 
 
 class Machine:
@@ -48,6 +64,9 @@ class Machine:
         boot_console: UART0; use it under `lock`.
         on_console_room: called, in a vCPU's thread, when UART0 takes input again.
         error: what ended it, if `End.ERROR`.
+        memory: guest RAM.
+        parts: its devices, by names that are the same in each machine of this configuration.
+        save: write the machine, which has ended as `End.SAVED`, to the folder of its configuration; the bytes of memory written.
     """
 
     def __init__(self, loop: EventLoop) -> None:
@@ -58,9 +77,12 @@ class Machine:
         self.lock = threading.Lock()
         self.channel: SerialChannel | VirtioChannel | None = None
         self.boot_console: Serial
+        self.memory: GuestMemory
         self.on_console_room: Callable[[], None] = lambda: None
         self.vcpus: list[VcpuThread] = []
         self.transports: list[MmioTransport] = []
+        self.parts: dict[str, Part] = {}
+        self.save: Callable[[], int]
         self.resources = contextlib.ExitStack()
         self._loop = loop
         self._end_lock = threading.Lock()
@@ -86,7 +108,7 @@ class Machine:
         self._loop.run()
         for vcpu in self.vcpus:
             vcpu.stop()
-            vcpu.join(STOP_DEADLINE_S)
+            vcpu.join(None if self.end is End.SAVED else STOP_DEADLINE_S)
         return self.end or End.STOPPED
 
     def exits(self) -> dict[str, int]:
@@ -105,7 +127,7 @@ class Machine:
 
 
 def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.socket | None, console: Callable[[bytes], None]) -> Machine:
-    """Make the machine that `config` describes, up to the kernel's first instruction.
+    """Make the machine that `config` describes, up to the kernel's first instruction, or to the next one after its snapshot.
 
     `console` is called with what the guest prints on UART0, from a vCPU's thread.
 
@@ -114,15 +136,20 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
         BootError: the kernel or the initramfs cannot be loaded.
         ConfigError: files are missing, or the command line is too long.
         HostError: the back end of the network cannot be had.
+        SnapshotError: the snapshot is damaged, or not for this machine or host.
     """
     machine = Machine(loop)
     with contextlib.ExitStack() as failed:
         failed.callback(machine.close)
         began = time.monotonic()
         kvm = machine.resources.enter_context(Kvm())
-        mapping = machine.resources.enter_context(Mapping(config.memory))
+        chain = machine.resources.enter_context(contextlib.closing(Chain(config.restore, config.initrd)))
+        if config.restore:
+            chain.check(config, state.identity(kvm))
+        mapping = machine.resources.enter_context(Mapping(config.memory, huge=not config.restore))
+        chain.lay_over(mapping)
         vm = machine.resources.enter_context(kvm.create_vm())
-        memory = _add_memory(vm, mapping)
+        memory = machine.memory = _add_memory(vm, mapping)
         machine.resources.callback(memory.release)
         controller = machine.resources.enter_context(contextlib.closing(interrupts.create(vm, pit=config.interactive)))
         vcpus = [machine.resources.enter_context(vm.create_vcpu(index)) for index in range(config.cpus)]
@@ -136,15 +163,47 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
             _add_serial_channel(machine, vm, loop, channel)
         for slot, device in enumerate(_virtio_devices(config, machine, loop, channel)):
             _add_virtio(machine, vm, memory, loop, slot, device)
-        cpu.set_up(vm, vcpus, entry=_load(config, vm, memory, mapping))
+        if config.restore:
+            _restore(machine, vm, controller, vcpus, chain.state)
+        else:
+            cpu.set_up(vm, vcpus, entry=_load(config, vm, memory, mapping))
+            _pre_fault(kvm, vcpus[0], mapping)
+            chain.initrd_offset = mapping.files[0][0] if config.initrd else None
         for vcpu in vcpus:
             machine.vcpus.append(VcpuThread(vcpu, machine.ports, machine.mmio, machine.lock, machine.vcpu_ended))
-        if kvm.check_extension("KVM_CAP_PRE_FAULT_MEMORY"):
-            for offset, size in mapping.files:
-                vcpus[0].pre_fault(layout.RAM + offset, -(-size // PAGE) * PAGE)
+        if config.save_to:
+            target = machine.resources.enter_context(contextlib.closing(Target(config.save_to, chain)))
+            machine.save = lambda: target.write(_saved(machine, config, vm, controller, vcpus, chain), mapping)
         machine.phases["load"] = time.monotonic() - began
         failed.pop_all()
     return machine
+
+
+def _saved(
+    machine: Machine, config: MachineConfig, vm: Vm, controller: InterruptController, vcpus: list[Vcpu], chain: Chain
+) -> dict[str, Any]:
+    return {
+        "identity": state.identity(vm.kvm),
+        "machine": shape(config),
+        "initrd_offset": chain.initrd_offset,
+        "kvm": state.save(vm, controller, vcpus),
+        "parts": {name: part.save() for name, part in machine.parts.items()},
+    }
+
+
+def _restore(machine: Machine, vm: Vm, controller: InterruptController, vcpus: list[Vcpu], saved: MappingOf[str, Any]) -> None:
+    try:
+        state.restore(vm, controller, vcpus, saved["kvm"])
+        for name, part in machine.parts.items():
+            part.restore(saved["parts"][name])
+    except (KeyError, ValueError, TypeError, GuestAddressError) as error:
+        raise SnapshotError(f"the snapshot's state is damaged: {error!r}", hint=AGAIN) from error
+
+
+def _pre_fault(kvm: Kvm, vcpu: Vcpu, mapping: Mapping) -> None:
+    if kvm.check_extension("KVM_CAP_PRE_FAULT_MEMORY"):
+        for offset, size in mapping.files:
+            vcpu.pre_fault(layout.RAM + offset, -(-size // PAGE) * PAGE)
 
 
 def _add_memory(vm: Vm, mapping: Mapping) -> GuestMemory:
@@ -168,13 +227,14 @@ def _add_boot_console(machine: Machine, vm: Vm, console: Callable[[bytes], None]
         _interrupt(machine, vm, layout.UART0_GSI), on_output=lambda: console(uart.take()), on_room=lambda: machine.on_console_room()
     )
     hardware.uart_bus(machine.ports, machine.mmio).attach(layout.UART0, layout.UART_SIZE, uart)
-    machine.boot_console = uart
+    machine.boot_console = machine.parts["uart0"] = uart
 
 
 def _add_serial_channel(machine: Machine, vm: Vm, loop: EventLoop, channel: socket.socket) -> None:
     interrupt = _interrupt(machine, vm, layout.UART1_GSI)
     machine.channel = SerialChannel(channel, loop, machine.lock, interrupt=interrupt, closed=lambda: machine.finish(End.CHANNEL_CLOSED))
     hardware.uart_bus(machine.ports, machine.mmio).attach(layout.UART1, layout.UART_SIZE, machine.channel.serial)
+    machine.parts["uart1"] = machine.channel.serial
 
 
 def _virtio_devices(config: MachineConfig, machine: Machine, loop: EventLoop, channel: socket.socket | None) -> Iterator[VirtioDevice]:
@@ -199,6 +259,7 @@ def _add_virtio(machine: Machine, vm: Vm, memory: GuestMemory, loop: EventLoop, 
     transport = MmioTransport(device, memory, interrupt, kick=lambda queue: os.eventfd_write(kicks[queue], 1))
     machine.resources.callback(transport.close)
     machine.transports.append(transport)
+    machine.parts[f"virtio{slot}"] = transport
     for queue, fd in enumerate(kicks):
         loop.add_eventfd(fd, functools.partial(transport.notify, queue))
         vm.ioeventfd(fd, base + Register.QUEUE_NOTIFY, 4, queue)

@@ -17,6 +17,9 @@ from vmm.eventloop import EventLoop
 from vmm.kvm import process
 from vmm.machine import End, build_machine
 
+SAVE = signal.SIGUSR1
+"""Makes a machine that has a folder for it stop, write its snapshot and end."""
+
 
 class Report:
     """The pipe on which a vmm process says what it does: a JSON object a line. A reader that has gone is no error."""
@@ -48,12 +51,18 @@ def run_process(config: MachineConfig, channel: socket.socket, report_fd: int, f
         with EventLoop() as loop:
             machine = build_machine(config, loop=loop, channel=channel, console=console.write)
             signal.signal(signal.SIGTERM, lambda *_: machine.finish(End.STOPPED))
+            if config.save_to:
+                signal.signal(SAVE, lambda *_: machine.finish(End.SAVED))
             drop_privileges(config.user)
             phases |= machine.phases
             report.say("running", phases=phases)
             began = time.monotonic()
             end = machine.run()
             phases["running"] = time.monotonic() - began
+            if end is End.SAVED:
+                began = time.monotonic()
+                report.say("saved", memory=machine.save())
+                phases["save"] = time.monotonic() - began
             exits, error = machine.exits(), machine.error
     except MayflyError as caught:
         error = caught

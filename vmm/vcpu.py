@@ -40,8 +40,11 @@ class VcpuThread(threading.Thread):
     def run(self) -> None:
         """Thread body."""
         try:
-            while not self._stopping:
-                self._handle(self._vcpu.run())
+            # Until KVM_RUN is interrupted, as KVM completes an access only when it is called again (api.rst 5, KVM_EXIT_IO).
+            reason: int | None = None
+            while not (self._stopping and reason == ExitReason.INTR):
+                reason = self._vcpu.run()
+                self._handle(reason)
         except MayflyError as error:
             self._end(error)
         except Exception as error:
@@ -54,7 +57,8 @@ class VcpuThread(threading.Thread):
         elif reason == ExitReason.MMIO:
             self._mmio_access()
         elif reason == ExitReason.INTR:
-            self.exits["interrupted"] += 1
+            if not self._stopping:
+                self.exits["interrupted"] += 1
         elif reason == ExitReason.SYSTEM_EVENT and self._vcpu.page.system_event.type in SystemEvent.__members__.values():
             self.exits["last"] += 1
             self._stopping = True

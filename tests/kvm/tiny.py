@@ -2,7 +2,7 @@
 
 import socket
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +67,15 @@ class Running:
         carrier: Channel = Channel.SERIAL,
         cpus: int = 1,
         network: NetworkConfig | None = None,
+        **options: Any,
     ) -> None:
         self.console = bytearray()
+        self.say: Callable[[bytes], None] = self.console.extend
         carrier = Channel.NONE if channel is None else carrier
-        config = MachineConfig(kernel=str(kernel), memory=16 * MIB, cpus=cpus, channel=carrier, user=None, network=network)
+        options = {"memory": 16 * MIB, **options}
+        config = MachineConfig(kernel=str(kernel), cpus=cpus, channel=carrier, user=None, network=network, **options)
         self.loop = EventLoop()
-        self.machine: Machine = build_machine(config, loop=self.loop, channel=channel, console=self.console.extend)
+        self.machine: Machine = build_machine(config, loop=self.loop, channel=channel, console=lambda data: self.say(data))
 
     def run(self) -> End:
         return self.machine.run()

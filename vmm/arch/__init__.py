@@ -5,12 +5,13 @@ The Protocols below are the whole of what common code knows of an architecture.
 
 import platform
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Mapping as MappingOf
+from typing import Any, Protocol
 
 from mayfly.errors import HostError
 from vmm.bus import Bus
 from vmm.config import MachineConfig
-from vmm.kvm.kvm import Vcpu, Vm
+from vmm.kvm.kvm import Kvm, Vcpu, Vm
 from vmm.kvm.mapping import Mapping
 from vmm.memory import GuestMemory
 
@@ -118,6 +119,26 @@ class Probe(Protocol):
         ...
 
 
+class State(Protocol):
+    """What KVM keeps of a machine besides its memory, as JSON, for snapshots."""
+
+    def identity(self, kvm: Kvm) -> str:
+        """A digest of what processor and KVM offer to guests here: a guest goes on only where it is the same."""
+        ...
+
+    def save(self, vm: Vm, controller: Any, vcpus: Sequence[Vcpu]) -> MappingOf[str, Any]:
+        """All of it. The vCPUs stand still, with no access of theirs half done. `controller` is what `Interrupts.create` made."""
+        ...
+
+    def restore(self, vm: Vm, controller: Any, vcpus: Sequence[Vcpu], state: MappingOf[str, Any]) -> None:
+        """Put it back into new vCPUs and new interrupt controllers, which have not run.
+
+        Raises:
+            SnapshotError: the state is of another shape, or this KVM does not take it.
+        """
+        ...
+
+
 class Architecture(Protocol):
     """The files of one folder."""
 
@@ -133,6 +154,8 @@ class Architecture(Protocol):
     def layout(self) -> Layout: ...  # noqa: D102
     @property
     def probe(self) -> Probe: ...  # noqa: D102
+    @property
+    def state(self) -> State: ...  # noqa: D102
 
 
 this: Architecture
@@ -141,4 +164,5 @@ if platform.machine() == "x86_64":
 else:
     raise HostError(f"Mayfly has no machines for {platform.machine()}", hint="x86_64 it has")
 
-boot, cpu, hardware, interrupts, layout, probe = this.boot, this.cpu, this.hardware, this.interrupts, this.layout, this.probe
+boot, cpu, hardware, interrupts, layout = this.boot, this.cpu, this.hardware, this.interrupts, this.layout
+probe, state = this.probe, this.state

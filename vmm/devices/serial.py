@@ -5,8 +5,9 @@ No byte is lost in either direction: towards the guest nothing is sent while it 
 from the guest, CTS goes down while its bytes are not being taken, and at the hard bound the transmitter is simply not empty.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import IntEnum, IntFlag
+from typing import Any
 
 RECEIVE_LIMIT = 4096
 """Bytes that may wait for the guest."""
@@ -178,6 +179,22 @@ class Serial:
         elif register is Register.SCR:
             self._scr = value
         self._update()
+
+    def save(self) -> dict[str, Any]:
+        """What a snapshot needs: registers, and the bytes that wait on either side."""
+        return {
+            "registers": [int(self._ier), int(self._fifo), self._lcr, int(self._mcr), self._scr, *self._divisor],
+            "lines": [self._cts, self._delta_cts, self._empty_pending, self._line],
+            "waiting": [self._input.hex(), self._output.hex()],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where `save` was called. An interrupt that was raised then is in the interrupt controller's own state."""
+        ier, fifo, self._lcr, mcr, self._scr, *self._divisor = state["registers"]
+        self._ier, self._fifo, self._mcr = Ier(ier), bool(fifo), Mcr(mcr)
+        self._cts, self._delta_cts, self._empty_pending, self._line = state["lines"]
+        self._input, self._output = map(bytearray.fromhex, state["waiting"])
+        self._announce()
 
     def _readable(self) -> bool:
         return bool(self._input) and bool(self._mcr & (Mcr.RTS | Mcr.LOOP))

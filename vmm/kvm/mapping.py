@@ -14,19 +14,20 @@ HUGE_PAGE = 2 << 20
 class Mapping:
     """`size` bytes of anonymous, private, writable memory that is not reserved ahead. Owns the mapping; unmapped at close.
 
-    It lies on a huge page's boundary and asks for huge pages: a guest that unpacks its root touches most of its memory, which
-    costs a fault for every 2 MiB instead of every 4 KiB.
+    It lies on a huge page's boundary, and with `huge` asks for huge pages: a guest that unpacks its root touches most of its memory, which
+    costs a fault for every 2 MiB instead of every 4 KiB. Without, it takes none: a restored guest touches a page here and there.
 
     Attributes:
         files: offset and size of each file laid over it, in bytes.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, huge: bool = True) -> None:
         self.size = size
         self.files: list[tuple[int, int]] = []
         self._whole = _mmap(ffi.NULL, size + HUGE_PAGE, lib.MAP_PRIVATE | lib.MAP_ANONYMOUS | lib.MAP_NORESERVE, -1)
         self._pointer = self._whole + -int(ffi.cast("uintptr_t", self._whole)) % HUGE_PAGE
-        lib.sys_madvise(self._pointer, size, lib.MADV_HUGEPAGE)  # a kernel without them just goes on with small ones
+        advice = lib.MADV_HUGEPAGE if huge else lib.MADV_NOHUGEPAGE
+        lib.sys_madvise(self._pointer, size, advice)  # a kernel without huge pages just goes on with small ones
         self.view = memoryview(ffi.buffer(self._pointer, size))
 
     @property
@@ -34,16 +35,25 @@ class Mapping:
         """Where it lies in this process, for KVM."""
         return int(ffi.cast("uintptr_t", self._pointer))
 
-    def overlay_file(self, offset: int, fd: int, size: int) -> None:
-        """Map the first `size` bytes of the file `fd` at `offset` (a multiple of the page size) without copying them.
+    def overlay_file(self, offset: int, fd: int, size: int, file_offset: int = 0) -> None:
+        """Map `size` bytes of the file `fd` from `file_offset` on at `offset` (both multiples of the page size) without copying them.
 
         Pages are shared with every other mapping of the file until somebody writes one. The rest of the last page reads as zeros.
         The caller keeps `fd`.
         """
-        if offset % PAGE or offset + size > self.size:
+        if offset % PAGE or file_offset % PAGE or offset + size > self.size:
             raise ValueError(f"[{offset:#x}, +{size:#x}) is not whole pages inside {self.size:#x} bytes")
-        _mmap(self._pointer + offset, size, lib.MAP_PRIVATE | lib.MAP_FIXED | lib.MAP_NORESERVE, fd)
+        _mmap(self._pointer + offset, size, lib.MAP_PRIVATE | lib.MAP_FIXED | lib.MAP_NORESERVE, fd, file_offset)
         self.files.append((offset, size))
+
+    def differing_pages(self, before: "Mapping", pagemap: bytes, first: int, count: int) -> bytes:
+        """One byte for each page of [first, first + count): 1 if it is the process's own by its entry in `pagemap` (8 bytes each), and
+        its content is another than in `before`.
+        """
+        differs = ffi.new("uint8_t[]", count)
+        offset = first * PAGE
+        lib.differing_pages(ffi.from_buffer("uint64_t[]", pagemap), self._pointer + offset, before._pointer + offset, count, differs)
+        return bytes(ffi.buffer(differs))
 
     def close(self) -> None:
         """Unmap. The view must not be in use any more."""
@@ -59,8 +69,8 @@ class Mapping:
         self.close()
 
 
-def _mmap(address: Any, size: int, flags: int, fd: int) -> Any:
-    pointer = lib.sys_mmap(address, size, lib.PROT_READ | lib.PROT_WRITE, flags, fd, 0)
+def _mmap(address: Any, size: int, flags: int, fd: int, file_offset: int = 0) -> Any:
+    pointer = lib.sys_mmap(address, size, lib.PROT_READ | lib.PROT_WRITE, flags, fd, file_offset)
     if pointer == lib.MAP_FAILED:
         raise HostError(
             f"mapping {size} bytes failed: {os.strerror(ffi.errno)}", hint="ask for less guest memory, or free some on this host"

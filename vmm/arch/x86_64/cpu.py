@@ -39,6 +39,8 @@ class Page(IntFlag):
 
 CR4_PAE = 1 << 5
 EFER_LME, EFER_LMA = 1 << 8, 1 << 10
+INVARIANT_TSC = 1 << 8
+"""CPUID leaf 0x8000_0007, EDX."""
 RFLAGS_RESERVED = 1 << 1
 LARGE_PAGE = 2 << 20
 
@@ -87,6 +89,8 @@ def _set_cpuid(kvm: Kvm, vcpu: Vcpu, cpus: int) -> None:
             entry.ebx = entry.ebx & 0xFFFF | cpus << 16 | vcpu.index << 24
         elif entry.function == 0xA:
             entry.eax = entry.ebx = entry.ecx = entry.edx = 0  # no performance counters
+        elif entry.function == 0x8000_0007:
+            entry.edx &= ~INVARIANT_TSC  # else the guest may prefer the TSC to kvm-clock, which KVM carries over a snapshot
         cpuid.entries[count] = entry
         count += 1
     for leaf in topology:

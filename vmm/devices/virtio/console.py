@@ -14,8 +14,9 @@ the host's side is closed.
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import IntEnum, IntFlag
+from typing import Any
 
 from vmm.devices.virtio.buffers import gather, scatter
 from vmm.devices.virtio.device import DeviceType, VirtioDevice
@@ -113,6 +114,16 @@ class Console(VirtioDevice):
         self.port.reset()
         self._port_ready = False
         self._owed.clear()
+
+    def save(self) -> dict[str, Any]:
+        """The port's state, and the messages that the driver has not got yet."""
+        return {"port_ready": self._port_ready, "owed": [int(event) for event in self._owed], "port": self.port.save()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where `save` was called."""
+        self._port_ready = bool(state["port_ready"])
+        self._owed = [Control(event) for event in state["owed"]]
+        self.port.restore(state["port"])
 
     def _listen(self, queue: Queue) -> None:
         """Take the driver's control messages, then answer them; one interrupt for both."""

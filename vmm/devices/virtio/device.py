@@ -2,8 +2,9 @@
 
 import abc
 import threading
+from collections.abc import Mapping
 from enum import IntEnum, IntFlag
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from vmm.devices.virtio.misuse import Misuse
 from vmm.devices.virtio.queue import Queue
@@ -90,6 +91,13 @@ class VirtioDevice(abc.ABC):
         """Forget the driver and all that was under way with it (virtio 1.2, 2.4)."""
         self.queues = {}
         self.negotiated = 0
+
+    def save(self) -> dict[str, Any]:
+        """What a snapshot needs besides queues and features. The event loop has ended."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:  # noqa: B027 (most devices have nothing of their own)
+        """Go on where `save` was called; after `activate`, if there is a driver."""
 
     @abc.abstractmethod
     def notify(self, index: int) -> None:

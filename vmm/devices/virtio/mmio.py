@@ -1,8 +1,9 @@
 """The modern virtio-mmio transport: registers, status, interrupts (virtio 1.2, 4.2; version 2 only)."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import IntEnum, IntFlag
+from typing import Any
 
 from vmm.devices.virtio.device import OFFERED, Feature, VirtioDevice, features_acceptable
 from vmm.devices.virtio.misuse import FATAL, Misuse
@@ -96,13 +97,16 @@ _NO_SHARED_MEMORY = 0xFFFF_FFFF
 """Length and base of a region that does not exist read as all ones (virtio 1.2, 4.2.2)."""
 
 
+_ADDRESSES = (Register.QUEUE_DESC_LOW, Register.QUEUE_DRIVER_LOW, Register.QUEUE_DEVICE_LOW)
+
+
 class _QueueSetup:
     """What the driver has written about one queue so far."""
 
     def __init__(self, max_size: int) -> None:
         self.max_size = max_size
         self.size = max_size
-        self.addresses = {Register.QUEUE_DESC_LOW: 0, Register.QUEUE_DRIVER_LOW: 0, Register.QUEUE_DEVICE_LOW: 0}
+        self.addresses = dict.fromkeys(_ADDRESSES, 0)
         self.queue: Queue | None = None
 
 
@@ -218,6 +222,50 @@ class MmioTransport:
             if self._status & Status.DRIVER_OK:
                 self._raise(Interrupt.CONFIG_CHANGE)
 
+    def save(self) -> dict[str, Any]:
+        """Registers, queues and the device, for a snapshot. Nothing else uses the device any more."""
+        return {
+            "status": int(self._status),
+            "interrupt_status": self._interrupt_status,
+            "selected": [self._device_features_sel, self._driver_features_sel, self._queue_sel],
+            "driver_features": self._driver_features,
+            "generation": self._generation,
+            "queues": [
+                {
+                    "size": setup.size,
+                    "addresses": [setup.addresses[register] for register in _ADDRESSES],
+                    "ring": setup.queue.save() if setup.queue else None,
+                }
+                for setup in self._setups
+            ],
+            "device": self.device.save(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where `save` was called, with the guest's memory as it was then. What may have been under way is begun anew: each queue
+        with chains in it is kicked, and an interrupt that was not acknowledged is raised again.
+
+        Raises:
+            GuestAddressError: a queue is not inside RAM.
+        """
+        with self.device.lock:
+            self._status = Status(state["status"])
+            self._interrupt_status = state["interrupt_status"]
+            self._device_features_sel, self._driver_features_sel, self._queue_sel = state["selected"]
+            self._driver_features = state["driver_features"]
+            self._generation = state["generation"]
+            for setup, saved in zip(self._setups, state["queues"], strict=True):
+                setup.size = saved["size"]
+                setup.addresses = dict(zip(_ADDRESSES, saved["addresses"], strict=True))
+                if saved["ring"] is not None:
+                    setup.queue = self._make_queue(setup)
+                    setup.queue.restore(saved["ring"])
+            if self._status & Status.DRIVER_OK:
+                self._activate()
+            self.device.restore(state["device"])
+            if self._interrupt_status:
+                self._interrupt()
+
     def close(self) -> None:
         """Drop the views of guest memory, so that its mapping can go."""
         with self.device.lock:
@@ -318,6 +366,12 @@ class MmioTransport:
         setup.queue = None
         if not value:
             return
+        try:
+            setup.queue = self._make_queue(setup)
+        except GuestAddressError:
+            self.report(Misuse.QUEUE_ADDRESS)
+
+    def _make_queue(self, setup: _QueueSetup) -> Queue:
         layout = QueueLayout(
             size=setup.size,
             descriptors=setup.addresses[Register.QUEUE_DESC_LOW],
@@ -326,10 +380,7 @@ class MmioTransport:
         )
         event_idx = bool(self._driver_features & Feature.RING_EVENT_IDX)
         indirect = bool(self._driver_features & Feature.RING_INDIRECT_DESC)
-        try:
-            setup.queue = Queue(self._memory, layout, event_idx=event_idx, indirect=indirect, report=self.report)
-        except GuestAddressError:
-            self.report(Misuse.QUEUE_ADDRESS)
+        return Queue(self._memory, layout, event_idx=event_idx, indirect=indirect, report=self.report)
 
     def _write_notify(self, value: int) -> None:
         if self._status == LIVE and value in self.device.queues:

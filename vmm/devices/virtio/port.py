@@ -4,8 +4,9 @@ Nothing is buffered here: bytes move straight between the two, and stay where th
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from vmm.devices.virtio.buffers import advance, scatter
 from vmm.devices.virtio.device import VirtioDevice
@@ -46,6 +47,7 @@ class Port:
         self._starved = False
         self._head: int | None = None
         self._views: list[memoryview] = []
+        self._taken = 0  # bytes of the present chain of output that the sink has taken
 
     def receive(self, fill: Fill) -> int | None:
         """Offer the guest's buffers to `fill` and hand over what it put there; its answer.
@@ -114,6 +116,15 @@ class Port:
         self._ready.clear()
         self._head = None
         self._views = []
+        self._taken = 0
+
+    def save(self) -> dict[str, Any]:
+        """What a snapshot needs: the chains under way are taken anew, so how much of the first one has gone must be known."""
+        return {"guest_open": self.guest_open, "taken": self._taken}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where `save` was called."""
+        self.guest_open, self._taken = bool(state["guest_open"]), int(state["taken"])
 
     def _gather(self, queue: Queue) -> bool:
         """Have chains ready, up to the window's size; whether there is one. If not, the guest is asked for a kick."""
@@ -150,16 +161,19 @@ class Port:
             return False
         if not chain.readable:
             self._device.host.report(Misuse.DIRECTION)
-        self._head, self._views = chain.head, chain.readable
+        self._head, self._views = chain.head, advance(chain.readable, self._taken) if self._taken else chain.readable
         return True
 
     def _drain(self) -> bool:
         """Offer what is left of the present chain to the sink; whether it took all."""
         if self._views:
-            self._views = advance(self._views, self._sink(self._views))
+            count = self._sink(self._views)
+            self._taken += count
+            self._views = advance(self._views, count)
         return not self._views
 
     def _return(self, queue: Queue) -> None:
         if self._head is not None:
             queue.push(self._head, 0)
         self._head = None
+        self._taken = 0

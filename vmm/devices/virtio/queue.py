@@ -15,9 +15,10 @@ an earlier store, and `_fence` stands where that would lose a notification. Pyth
 
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntFlag
+from typing import Any
 
 from vmm.devices.virtio.misuse import Misuse
 from vmm.memory import GuestAddressError, GuestMemory
@@ -182,6 +183,15 @@ class Queue:
         """Ask for no kicks. With EVENT_IDX an event index that stays behind does that by itself (virtio 1.2, 2.7.10)."""
         if not self._event_idx:
             self._used_header[0] = _NO_NOTIFY
+
+    def save(self) -> dict[str, Any]:
+        """What a snapshot needs. Chains that the device has taken and not given back are as if it had not taken them."""
+        return {"returned": self._returned, "stopped": self.stopped}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where `save` was called. The driver has been shown all that was given back by then."""
+        self._taken = self._offered = self._returned = self._published = int(state["returned"]) & 0xFFFF
+        self.stopped = bool(state["stopped"])
 
     def has_chains(self) -> bool:
         """Whether the driver has made a chain available that was not taken."""

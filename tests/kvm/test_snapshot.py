@@ -1,0 +1,345 @@
+"""Snapshots of tiny guests on the real /dev/kvm: bases, diffs and chains of them; what goes on is what was stopped, to the byte."""
+
+import random
+import shutil
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mayfly.errors import SnapshotError
+from tests.kvm.test_machine import ECHO
+from tests.kvm.tiny import RESET, Running, build, start
+from tests.scale import scaled
+from vmm.kvm.mapping import Mapping
+from vmm.machine import End
+from vmm.snapshot.folder import MEMORY, PAGES, STATE, Chain
+
+pytestmark = pytest.mark.kvm
+
+MEMORY_SIZE = 16 << 20
+WRITES_BASE, WRITES_MASK = 0x40_0000, 0x7F_FFF8
+BURST = 64
+SPIN = "1: jmp 1b\n"
+
+
+def workload(seed: int, bursts: int) -> str:
+    """Writes numbers of a xorshift generator to places that they name, every eighth time zero; says 'x' after every burst, then resets."""
+    return f"""
+        mov rbx, {seed}
+        mov rcx, {bursts * BURST}
+next:   mov rax, rbx
+        shl rax, 13
+        xor rbx, rax
+        mov rax, rbx
+        shr rax, 7
+        xor rbx, rax
+        mov rax, rbx
+        shl rax, 17
+        xor rbx, rax
+        mov rdi, rbx
+        and rdi, {WRITES_MASK}
+        mov rax, rbx
+        test rbx, 0x70000000
+        jnz store
+        xor rax, rax
+store:  mov [rdi + {WRITES_BASE}], rax
+        dec rcx
+        test rcx, {BURST - 1}
+        jnz next
+        mov dx, 0x3f8
+        mov al, 'x'
+        out dx, al
+        test rcx, rcx
+        jnz next
+        {RESET}
+    """
+
+
+def expected(seed: int, bursts: int) -> bytes:
+    """What the workload leaves in the memory that it writes to."""
+    memory = bytearray(WRITES_MASK + 8)
+    mask = (1 << 64) - 1
+    number = seed
+    for _ in range(bursts * BURST):
+        number ^= number << 13 & mask
+        number ^= number >> 7
+        number ^= number << 17 & mask
+        struct.pack_into("<Q", memory, number & WRITES_MASK, number if number & 0x7000_0000 else 0)
+    return bytes(memory)
+
+
+def run_until(running: Running, said: int, end: End) -> End:
+    """Run; after `said` bytes on the console end it so."""
+    count = 0
+
+    def console(data: bytes) -> None:
+        nonlocal count
+        count += len(data)
+        running.console += data
+        if count == said:
+            running.machine.finish(end)
+
+    running.say = console
+    return running.machine.run()
+
+
+def content(running: Running) -> bytes:
+    return running.machine.memory.read(0, MEMORY_SIZE)
+
+
+def laid(chain: tuple[str, ...]) -> bytes:
+    """The memory that a chain of snapshots stands for."""
+    opened = Chain(chain, None)
+    with Mapping(MEMORY_SIZE) as mapping:
+        opened.lay_over(mapping)
+        opened.close()
+        return bytes(mapping.view)
+
+
+@pytest.mark.parametrize("seed", range(scaled(200)))
+def test_base_and_diffs_are_the_machine_that_was_stopped(started: list[Running], tmp_path: Path, seed: int) -> None:
+    """A random workload, stopped at random points: each chain has the machine's memory of that moment to the byte, and in the end memory
+    and console are those of a workload that was never stopped.
+    """
+    chance = random.Random(seed)
+    bursts = chance.randint(4, 30)
+    stops = sorted(chance.sample(range(1, bursts), chance.randint(1, 3)))
+    kernel = build(tmp_path, workload(seed + 1, bursts))
+    chain: tuple[str, ...] = ()
+    console = b""
+    for stop in stops:
+        folder = tmp_path / f"at-{stop}"
+        folder.mkdir()
+        running = Running(kernel, restore=chain, save_to=str(folder))
+        assert run_until(running, stop - len(console), End.SAVED) is End.SAVED
+        written = running.machine.save()
+        chain = (*chain, str(folder))
+        assert laid(chain) == content(running)
+        assert written < 9 << 20
+        console += running.console
+        running.close()
+    last = Running(kernel, restore=chain)
+    started.append(last)
+    assert last.run() is End.RESET
+    assert last.machine.memory.read(WRITES_BASE, WRITES_MASK + 8) == expected(seed + 1, bursts)
+    assert console + last.console == b"x" * bursts
+
+
+def saved(started: list[Running], tmp_path: Path, source: str, said: int, **options: Any) -> str:
+    """The folder of a snapshot of this guest, taken when it has said so many bytes on its console."""
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    running = start(started, tmp_path, source, save_to=str(folder), **options)
+    assert run_until(running, said, End.SAVED) is End.SAVED
+    running.machine.save()
+    return str(folder)
+
+
+def test_a_diff_holds_what_has_changed_and_no_more(started: list[Running], tmp_path: Path) -> None:
+    touch = "mov byte ptr [0x500000], 0\nmov byte ptr [0x600000], 0\n"  # the page tables' own bits are set by that
+    touch += "mov dx, 0x3f8\nout dx, al\nmov byte ptr [0x500123], 7\nmov byte ptr [0x600000], 0\nout dx, al\n" + SPIN
+    base = saved(started, tmp_path, touch, 1)
+    folder = tmp_path / "diff"
+    folder.mkdir()
+    running = Running(tmp_path / "tiny.elf", restore=(base,), save_to=str(folder))
+    started.append(running)
+    assert run_until(running, 1, End.SAVED) is End.SAVED
+    assert running.machine.save() == 4096
+    assert (folder / PAGES).read_bytes() == struct.pack("<QQ", 0x500, 1)
+    assert (folder / MEMORY).stat().st_size == MEMORY_SIZE
+    assert (folder / MEMORY).stat().st_blocks * 512 <= 16384
+
+
+def test_what_the_host_writes_belongs_to_a_snapshot(started: list[Running], tmp_path: Path) -> None:
+    """Devices write to guest memory too, which KVM's own log of dirty pages does not show."""
+    base = saved(started, tmp_path, "mov dx, 0x3f8\nout dx, al\nout dx, al\n" + SPIN, 1)
+    folder = tmp_path / "diff"
+    folder.mkdir()
+    running = Running(tmp_path / "tiny.elf", restore=(base,), save_to=str(folder))
+    started.append(running)
+    running.machine.memory.write(0x70_0000, b"from a device")
+    assert run_until(running, 1, End.SAVED) is End.SAVED
+    running.machine.save()
+    assert laid((base, str(folder)))[0x70_0000:][:13] == b"from a device"
+
+
+STRING = (
+    """
+        lea rsi, [text]
+        mov ecx, 9
+        mov dx, 0x3f8
+        cld
+        rep outsb
+        mov al, '!'
+        out dx, al
+        """
+    + RESET
+    + """
+text:   .ascii "123456789"
+"""
+)
+
+
+@pytest.mark.parametrize("said", range(1, 11))
+def test_an_access_under_way_is_neither_lost_nor_repeated(started: list[Running], tmp_path: Path, said: int) -> None:
+    """`rep outsb` may be one exit or nine; either way each byte is said once, on this side of the snapshot or the other."""
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    running = start(started, tmp_path, STRING, save_to=str(folder))
+    end = run_until(running, said, End.SAVED)
+    console = bytes(running.console)
+    if end is End.SAVED:
+        running.machine.save()
+        again = Running(tmp_path / "tiny.elf", restore=(str(folder),))
+        started.append(again)
+        assert again.run() is End.RESET
+        console += again.console
+    assert console == b"123456789!"
+
+
+def test_registers_and_vector_registers_go_along(started: list[Running], tmp_path: Path) -> None:
+    source = f"""
+        mov rax, cr4
+        or rax, 0x600
+        mov cr4, rax
+        movdqu xmm7, [number]
+        mov r15, 0x99
+        mov dx, 0x3f8
+        out dx, al
+        movdqu [0x500000], xmm7
+        add [0x500000], r15
+        {RESET}
+number: .quad 0x1122334455667788, 0
+    """
+    folder = saved(started, tmp_path, source, 1)
+    again = Running(tmp_path / "tiny.elf", restore=(folder,))
+    started.append(again)
+    assert again.run() is End.RESET
+    assert again.machine.memory.read_int(0x50_0000, 8) == 0x1122334455667788 + 0x99
+
+
+def test_the_clock_goes_on_where_it_stopped(started: list[Running], tmp_path: Path) -> None:
+    """The time-stamp counter never goes back, and does not count the time in between."""
+    source = f"""
+        rdtsc
+        mov [0x500000], eax
+        mov [0x500004], edx
+        mov dx, 0x3f8
+        out dx, al
+        rdtsc
+        mov [0x500008], eax
+        mov [0x50000c], edx
+        {RESET}
+    """
+    folder = saved(started, tmp_path, source, 1)
+    again = Running(tmp_path / "tiny.elf", restore=(folder,))
+    started.append(again)
+    assert again.run() is End.RESET
+    before, after = again.machine.memory.read_int(0x50_0000, 8), again.machine.memory.read_int(0x50_0008, 8)
+    assert before < after
+
+
+def test_the_serial_channel_goes_on(started: list[Running], tmp_path: Path) -> None:
+    def talk(sends: bytes, running: Running, end: Callable[[Running], None]) -> bytes:
+        echoed = b""
+
+        def exchange() -> None:
+            nonlocal echoed
+            ours.sendall(sends)
+            while len(echoed) < len(sends):
+                echoed += ours.recv(4096)
+            end(running)
+
+        talker = threading.Thread(target=exchange)
+        talker.start()
+        running.machine.run()
+        talker.join()
+        return echoed
+
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        running = start(started, tmp_path, ECHO, channel=theirs, save_to=str(folder))
+        assert talk(b"before", running, lambda it: it.machine.finish(End.SAVED)) == b"before"
+        running.machine.save()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        again = Running(tmp_path / "tiny.elf", channel=theirs, restore=(str(folder),))
+        started.append(again)
+        assert talk(b"and after", again, lambda it: it.machine.finish(End.STOPPED)) == b"and after"
+
+
+@pytest.mark.parametrize("processors", [1, 2])
+def test_all_processors_go_on(started: list[Running], tmp_path: Path, processors: int) -> None:
+    folder = saved(started, tmp_path, "mov dx, 0x3f8\nout dx, al\nout dx, al\n" + RESET, 1, cpus=processors)
+    again = Running(tmp_path / "tiny.elf", restore=(folder,), cpus=processors)
+    started.append(again)
+    assert again.run() is End.RESET
+    assert len(again.console) == 1
+
+
+def damage_list(folder: Path) -> None:
+    (folder / PAGES).write_bytes((folder / PAGES).read_bytes()[:-3])
+
+
+def damage_order(folder: Path) -> None:
+    (folder / PAGES).write_bytes(struct.pack("<QQQQ", 8, 1, 4, 1))
+
+
+def damage_range(folder: Path) -> None:
+    (folder / PAGES).write_bytes(struct.pack("<QQ", MEMORY_SIZE // 4096, 1))
+
+
+def damage_memory(folder: Path) -> None:
+    with (folder / MEMORY).open("r+b") as file:
+        file.truncate(MEMORY_SIZE - 4096)
+
+
+def damage_state(folder: Path) -> None:
+    (folder / STATE).write_text((folder / STATE).read_text()[:-20])
+
+
+def damage_parts(folder: Path) -> None:
+    (folder / STATE).write_text((folder / STATE).read_text().replace('"uart0"', '"uart7"'))
+
+
+def damage_identity(folder: Path) -> None:
+    (folder / STATE).write_text((folder / STATE).read_text().replace('"identity": "', '"identity": "0'))
+
+
+def remove_memory(folder: Path) -> None:
+    (folder / MEMORY).unlink()
+
+
+DAMAGES = (
+    (damage_list, "list of pages"),
+    (damage_order, "not in order"),
+    (damage_range, "pages"),
+    (damage_memory, "memory has"),
+    (damage_state, "cannot be read"),
+    (damage_parts, "damaged"),
+    (damage_identity, "another processor"),
+    (remove_memory, "cannot be read"),
+)
+
+
+def test_what_is_not_whole_or_not_for_this_machine_is_refused(started: list[Running], tmp_path: Path) -> None:
+    folder = Path(saved(started, tmp_path, "mov dx, 0x3f8\nout dx, al\n" + SPIN, 1))
+    kernel = tmp_path / "tiny.elf"
+    for damage, says in DAMAGES:
+        copy = tmp_path / damage.__name__
+        shutil.copytree(folder, copy)
+        damage(copy)
+        with pytest.raises(SnapshotError, match=says):
+            Running(kernel, restore=(str(copy),))
+    others: tuple[dict[str, Any], ...] = ({"memory": 32 << 20}, {"cpus": 2})
+    for other in others:
+        with pytest.raises(SnapshotError, match="machine with"):
+            Running(kernel, restore=(str(folder),), **other)
+    started.append(Running(kernel, restore=(str(folder),)))  # the one that was not damaged

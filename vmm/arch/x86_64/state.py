@@ -1,0 +1,188 @@
+"""What KVM keeps of an x86-64 machine besides its memory: taken out for a snapshot, put back before the guest goes on.
+
+The order of restoring matters (Linux Documentation/virt/kvm/api.rst, and what KVM's code does beyond it):
+
+    CPUID            decides which of the others are taken at all
+    SREGS            has the local APIC's base and mode, by which LAPIC is read
+    LAPIC            before the MSRs: the TSC deadline's needs a timer in that mode
+    MSRs             the TSC first, its deadline last, as that arms the timer
+    events, MP state after the registers that they belong to
+    PICs, I/O APIC   behind the local APICs, which they deliver to
+    clock            kvm-clock goes on where it stopped; then each vCPU learns that it was away, so that no watchdog barks
+"""
+
+import base64
+import errno
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mayfly.errors import KvmError, SnapshotError
+from vmm.arch.x86_64.cpu import MAX_CPUID_ENTRIES
+from vmm.arch.x86_64.interrupts import InterruptController
+from vmm.kvm._kvm import ffi, lib
+from vmm.kvm.kvm import Kvm, Vcpu, Vm
+
+State = Mapping[str, Any]
+"""JSON: names, numbers, and KVM's structures in base64."""
+
+_BEFORE_MSRS = (
+    ("sregs", "SREGS", "struct kvm_sregs *"),
+    ("xcrs", "XCRS", "struct kvm_xcrs *"),
+    ("regs", "REGS", "struct kvm_regs *"),
+    ("debugregs", "DEBUGREGS", "struct kvm_debugregs *"),
+    ("lapic", "LAPIC", "struct kvm_lapic_state *"),
+)
+_AFTER_MSRS = (
+    ("events", "VCPU_EVENTS", "struct kvm_vcpu_events *"),
+    ("mp_state", "MP_STATE", "struct kvm_mp_state *"),
+)
+_CHIPS = {"pic_master": lib.KVM_IRQCHIP_PIC_MASTER, "pic_slave": lib.KVM_IRQCHIP_PIC_SLAVE, "ioapic": lib.KVM_IRQCHIP_IOAPIC}
+
+MAX_MSRS = 1024
+MSR_TSC = 0x10
+MSR_TSC_DEADLINE = 0x6E0
+"""Intel SDM volume 4, table 2-2."""
+
+_PER_CPU_LEAVES = (0xB, 0x1F, 0x8000_001E)
+"""CPUID leaves that say on which processor they were asked (Intel SDM volume 2A, AMD APM volume 3, E.4)."""
+
+
+def identity(kvm: Kvm) -> str:
+    """A digest of what processor and KVM offer to guests here: a guest goes on only where it is the same."""
+    cpuid = ffi.new("struct kvm_cpuid2 *", {"nent": MAX_CPUID_ENTRIES, "entries": MAX_CPUID_ENTRIES})
+    kvm.ioctl_struct("KVM_GET_SUPPORTED_CPUID", cpuid)
+    digest = hashlib.sha256()
+    for index in range(cpuid.nent):
+        entry = cpuid.entries[index]
+        if entry.function in _PER_CPU_LEAVES:
+            continue
+        ebx = entry.ebx & 0xFFFF if entry.function == 1 else 0 if entry.function == 0xD else entry.ebx  # APIC id; size of what is on now
+        digest.update(repr((entry.function, entry.index, entry.eax, ebx, entry.ecx, entry.edx)).encode())
+    return digest.hexdigest()
+
+
+def save(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu]) -> State:
+    """All of it. The vCPUs stand still, with no access of theirs half done."""
+    state: dict[str, Any] = {"vcpus": [_save_vcpu(vm.kvm, vcpu) for vcpu in vcpus]}
+    for name, chip in _CHIPS.items():
+        irqchip = ffi.new("struct kvm_irqchip *", {"chip_id": chip})
+        vm.ioctl_struct("KVM_GET_IRQCHIP", irqchip)
+        state[name] = _text(irqchip)
+    clock = ffi.new("struct kvm_clock_data *")
+    vm.ioctl_struct("KVM_GET_CLOCK", clock)
+    state["clock_ns"] = clock.clock
+    return state
+
+
+def restore(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu], state: State) -> None:
+    """Put it back into new vCPUs and new interrupt controllers, which have not run.
+
+    Raises:
+        SnapshotError: the state is of another shape, or this KVM does not take it.
+    """
+    if len(state["vcpus"]) != len(vcpus):
+        raise SnapshotError(f"the snapshot has {len(state['vcpus'])} vCPUs, the machine {len(vcpus)}")
+    try:
+        for vcpu, saved in zip(vcpus, state["vcpus"], strict=True):
+            _restore_vcpu(vm.kvm, vcpu, saved)
+        for name in _CHIPS:
+            vm.ioctl_struct("KVM_SET_IRQCHIP", _struct("struct kvm_irqchip *", state[name]))
+        vm.ioctl_struct("KVM_SET_CLOCK", ffi.new("struct kvm_clock_data *", {"clock": state["clock_ns"]}))
+    except KvmError as error:
+        raise SnapshotError(f"this KVM does not take the snapshot's state: {error}", hint="make the snapshot again on this host") from error
+    for vcpu in vcpus:
+        _tell_of_pause(vcpu)
+
+
+def _save_vcpu(kvm: Kvm, vcpu: Vcpu) -> dict[str, Any]:
+    # MP state first: asking for it lets KVM take in INIT and start-up IPIs that wait.
+    state = {name: _get(vcpu, ioctl, kind) for name, ioctl, kind in (*reversed(_AFTER_MSRS), *_BEFORE_MSRS)}
+    cpuid = ffi.new("struct kvm_cpuid2 *", {"nent": MAX_CPUID_ENTRIES, "entries": MAX_CPUID_ENTRIES})
+    vcpu.ioctl_struct("KVM_GET_CPUID2", cpuid)
+    fields = ("function", "index", "flags", "eax", "ebx", "ecx", "edx")
+    xsave = _xsave_buffer(kvm)
+    vcpu.ioctl_struct("KVM_GET_XSAVE2" if len(xsave) > _XSAVE_BYTES else "KVM_GET_XSAVE", xsave)
+    return {
+        **state,
+        "cpuid": [[getattr(cpuid.entries[index], field) for field in fields] for index in range(cpuid.nent)],
+        "xsave": base64.b64encode(bytes(ffi.buffer(xsave))).decode(),
+        "msrs": _save_msrs(kvm, vcpu),
+    }
+
+
+def _restore_vcpu(kvm: Kvm, vcpu: Vcpu, state: State) -> None:
+    fields = ("function", "index", "flags", "eax", "ebx", "ecx", "edx")
+    entries = [dict(zip(fields, entry, strict=True)) for entry in state["cpuid"]]
+    vcpu.ioctl_struct("KVM_SET_CPUID2", ffi.new("struct kvm_cpuid2 *", {"nent": len(entries), "entries": entries}))
+    for name, ioctl, kind in _BEFORE_MSRS:
+        vcpu.ioctl_struct(f"KVM_SET_{ioctl}", _struct(kind, state[name]))
+    xsave = _xsave_buffer(kvm)
+    ffi.memmove(xsave, base64.b64decode(state["xsave"]), len(xsave))
+    vcpu.ioctl_struct("KVM_SET_XSAVE", xsave)
+    msrs = [(index, value) for index, value in state["msrs"]]
+    if _set_msrs(vcpu, msrs) != len(msrs):
+        raise SnapshotError("this KVM refuses one of the snapshot's MSRs", hint="make the snapshot again on this host")
+    for name, ioctl, kind in _AFTER_MSRS:
+        vcpu.ioctl_struct(f"KVM_SET_{ioctl}", _struct(kind, state[name]))
+
+
+def _save_msrs(kvm: Kvm, vcpu: Vcpu) -> list[tuple[int, int]]:
+    """(index, value) of every MSR that can be read and written back, in the order of restoring."""
+    known = ffi.new("struct kvm_msr_list *", {"nmsrs": MAX_MSRS, "indices": MAX_MSRS})
+    kvm.ioctl_struct("KVM_GET_MSR_INDEX_LIST", known)
+    indices = sorted(set(known.indices[0 : known.nmsrs]), key=lambda index: (index == MSR_TSC_DEADLINE, index != MSR_TSC, index))
+    saved: list[tuple[int, int]] = []
+    while indices:
+        msrs = ffi.new("struct kvm_msrs *", {"nmsrs": len(indices), "entries": [{"index": index} for index in indices]})
+        count = vcpu.ioctl_struct("KVM_GET_MSRS", msrs)
+        saved += [(msrs.entries[at].index, msrs.entries[at].data) for at in range(count)]
+        indices = indices[count + 1 :]  # what stopped it cannot be read here
+    # Some of what KVM lists can be read only: what it refuses now it would refuse then.
+    written, rest = saved[:1], saved[1:]
+    while rest:
+        count = _set_msrs(vcpu, rest)
+        written += rest[:count]
+        rest = rest[count + 1 :]
+    return written
+
+
+def _set_msrs(vcpu: Vcpu, values: Sequence[tuple[int, int]]) -> int:
+    """How many of them KVM has taken, from the first on."""
+    entries = [{"index": index, "data": value} for index, value in values]
+    return vcpu.ioctl_struct("KVM_SET_MSRS", ffi.new("struct kvm_msrs *", {"nmsrs": len(entries), "entries": entries}))
+
+
+_XSAVE_BYTES = 4096
+"""struct kvm_xsave; where guests may have more state, KVM_CAP_XSAVE2 says how much (api.rst 4.42 and 4.134)."""
+
+
+def _xsave_buffer(kvm: Kvm) -> Any:
+    return ffi.new("char[]", max(_XSAVE_BYTES, kvm.check_extension("KVM_CAP_XSAVE2")))
+
+
+def _get(vcpu: Vcpu, ioctl: str, kind: str) -> str:
+    struct = ffi.new(kind)
+    vcpu.ioctl_struct(f"KVM_GET_{ioctl}", struct)
+    return _text(struct)
+
+
+def _text(struct: Any) -> str:
+    return base64.b64encode(bytes(ffi.buffer(struct))).decode()
+
+
+def _struct(kind: str, text: str) -> Any:
+    struct, data = ffi.new(kind), base64.b64decode(text)
+    if len(data) != ffi.sizeof(struct[0]):
+        raise SnapshotError(f"the snapshot's {kind} has {len(data)} bytes, this KVM's {ffi.sizeof(struct[0])}")
+    ffi.memmove(struct, data, len(data))
+    return struct
+
+
+def _tell_of_pause(vcpu: Vcpu) -> None:
+    """Set the guest's flag that it was stopped (api.rst 4.78); a guest without kvm-clock has none."""
+    try:
+        vcpu.ioctl("KVM_KVMCLOCK_CTRL")
+    except KvmError as error:
+        if error.errno != errno.EINVAL:
+            raise

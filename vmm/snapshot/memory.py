@@ -1,0 +1,123 @@
+"""Guest memory as pages in files: which of them a machine has changed, how they are written, and how they are laid over new memory.
+
+A page that was written since a file was laid under it is one of the process's own ("anonymous"), which /proc/self/pagemap tells (Linux
+Documentation/admin-guide/mm/pagemap.rst). That holds for the guest's writes as for the devices', which KVM's dirty log does not see, and
+costs the guest nothing while it runs.
+"""
+
+import os
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+
+from mayfly.errors import SnapshotError
+from vmm.kvm.mapping import PAGE, Mapping
+
+Runs = Sequence[tuple[int, int]]
+"""(first page, pages), ascending, apart from each other."""
+
+_RUN = struct.Struct("<QQ")
+_PAGEMAP_ENTRY = 8
+BATCH = 1 << 14
+"""Pages compared at a time (64 MiB)."""
+GAP = 256
+"""Pages of zeros between two runs of a base that are mapped with them: a mapping costs more than they do."""
+SHORT = 4
+"""Runs of a diff with fewer pages are copied: a mapping of their own would cost more."""
+MAX_MAPPINGS = 16 * 1024
+"""A quarter of what a process may have by default (vm.max_map_count)."""
+
+
+def open_pagemap() -> int:
+    """A descriptor for `changed_pages`. Opened before the process gives up its privileges, as it may not be later."""
+    return os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def changed_pages(pagemap_fd: int, mapping: Mapping, before: Mapping) -> list[tuple[int, int]]:
+    """The runs of pages in which `mapping` differs from `before`, which is what it was when nothing had run in it yet."""
+    differs = bytearray(mapping.size // PAGE)
+    for first in range(0, len(differs), BATCH):
+        count = min(BATCH, len(differs) - first)
+        entries = os.pread(pagemap_fd, count * _PAGEMAP_ENTRY, (mapping.address // PAGE + first) * _PAGEMAP_ENTRY)
+        if len(entries) != count * _PAGEMAP_ENTRY:
+            raise SnapshotError("/proc/self/pagemap cannot be read", hint="mount /proc without restrictions")
+        differs[first : first + count] = mapping.differing_pages(before, entries, first, count)
+    return list(_runs(differs))
+
+
+def _runs(flags: bytearray) -> Iterator[tuple[int, int]]:
+    first = flags.find(1)
+    while first >= 0:
+        end = flags.find(0, first)
+        end = len(flags) if end < 0 else end
+        yield first, end - first
+        first = flags.find(1, end)
+
+
+def write_pages(fd: int, mapping: Mapping, runs: Runs) -> None:
+    """Write the pages of `runs` to the empty file `fd`, at their own offsets; the rest of it stays holes."""
+    os.ftruncate(fd, mapping.size)
+    for first, count in runs:
+        offset, end = first * PAGE, (first + count) * PAGE
+        while offset < end:
+            offset += os.pwrite(fd, mapping.view[offset:end], offset)
+
+
+def pack_runs(runs: Runs) -> bytes:
+    """The content of the file `pages`."""
+    return b"".join(_RUN.pack(*run) for run in runs)
+
+
+def unpack_runs(data: bytes, size: int) -> list[tuple[int, int]]:
+    """The runs in the file `pages`, for a memory of `size` bytes.
+
+    Raises:
+        SnapshotError: it is damaged.
+    """
+    if len(data) % _RUN.size:
+        raise SnapshotError(f"a snapshot's list of pages has {len(data)} bytes, not whole entries")
+    runs = list(_RUN.iter_unpack(data))
+    end = 0
+    for first, count in runs:
+        if first < end or not count:
+            raise SnapshotError("a snapshot's list of pages is not in order")
+        end = first + count
+    if end > size // PAGE:
+        raise SnapshotError(f"a snapshot has page {end - 1}, its machine {size // PAGE} pages")
+    return runs
+
+
+def lay_base(mapping: Mapping, fd: int, runs: Runs) -> None:
+    """Map a base's pages over `mapping`, which has at most the initramfs in it. Zeros between near runs are mapped along."""
+    for first, count in _joined(runs, [(offset // PAGE, -(-size // PAGE)) for offset, size in mapping.files]):
+        mapping.overlay_file(first * PAGE, fd, count * PAGE, first * PAGE)
+
+
+def _joined(runs: Runs, apart: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """`runs` with small gaps closed, but for those that touch a run of `apart`."""
+    fixed = list(apart)
+    joined: list[tuple[int, int]] = []
+    for first, count in runs:
+        if joined:
+            begin, length = joined[-1]
+            gap = first - (begin + length)
+            if gap <= GAP and not any(at < first and begin + length < at + size for at, size in fixed):
+                joined[-1] = (begin, first + count - begin)
+                continue
+        joined.append((first, count))
+    return joined
+
+
+def lay_diff(mapping: Mapping, fd: int, runs: Runs) -> None:
+    """Lay a diff's pages over `mapping`: long runs as mappings, short ones as copies."""
+    mappings = 0
+    for first, count in runs:
+        if count >= SHORT and mappings < MAX_MAPPINGS:
+            mapping.overlay_file(first * PAGE, fd, count * PAGE, first * PAGE)
+            mappings += 1
+            continue
+        view, offset = mapping.view[first * PAGE : (first + count) * PAGE], first * PAGE
+        while view:
+            read = os.preadv(fd, [view], offset)
+            if not read:
+                raise SnapshotError("a snapshot's memory ends too early")
+            view, offset = view[read:], offset + read
