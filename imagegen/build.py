@@ -29,7 +29,7 @@ from imagegen.store import locked, replacing, using_cache
 from imagegen.tree import Inode, Tree
 from mayfly.errors import ConfigError, ImageError
 from mayfly.files import atomic_write
-from mayfly.manifest import COMPRESSIONS, Manifest, Step, load
+from mayfly.manifest import COMPRESSIONS, Manifest, Step, Warmup, load
 from mayfly.manifest import Source as Origin
 from mayfly.paths import cache_dir, image_dir
 
@@ -229,9 +229,7 @@ def _write_unprepared(
     """Write the image as it is before the prepare steps, which are the steps of its manifest; they may write where it is collected."""
     for path in wanted.collect:
         tree.put(path.encode(), Inode(mode=stat.S_IFDIR | 0o755, uid=RUNNER, gid=RUNNER))
-    language = dataclasses.replace(
-        options.language, steps=wanted.steps, stated_cwd=(True,) * len(wanted.steps), working_memory=wanted.working_memory
-    )
+    language = dataclasses.replace(options.language, steps=wanted.steps, warmup=Warmup(), working_memory=wanted.working_memory)
     summary, size, digest = _write(tree, spools, folder / "initramfs", "zstd", progress)
     unprepared = dataclasses.replace(options, language=language, compression="zstd")
     manifest = _manifest(unprepared, image, version, summary, read_agent(options.arch), "", size, digest)
@@ -306,7 +304,8 @@ def _manifest(
         arch=options.arch,
         extensions=language.extensions,
         source_file=language.source_file,
-        steps=_steps(language, image.config.working_dir),
+        steps=_steps(language.steps, image.config.working_dir),
+        warmup=dataclasses.replace(language.warmup, steps=_steps(language.warmup.steps, image.config.working_dir)),
         env=_env(language, image),
         source=Origin(
             reference=str(options.reference),
@@ -337,9 +336,7 @@ def _env(language: Language, image: ResolvedImage) -> dict[str, str]:
     return {"PATH": DEFAULT_PATH, **image.config.env, **language.env}
 
 
-def _steps(language: Language, working_dir: str) -> tuple[Step, ...]:
-    """The language's steps; those that state no directory of their own run in the image's WorkingDir."""
+def _steps(steps: tuple[Step, ...], working_dir: str) -> tuple[Step, ...]:
+    """The steps; those that state no directory of their own run in the image's WorkingDir."""
     usual = working_dir if working_dir.startswith("/") else "/work"
-    return tuple(
-        step if stated else dataclasses.replace(step, cwd=usual) for step, stated in zip(language.steps, language.stated_cwd, strict=True)
-    )
+    return tuple(dataclasses.replace(step, cwd=step.cwd or usual) for step in steps)

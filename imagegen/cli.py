@@ -220,6 +220,8 @@ def inspect_command(image: str, arch: str, as_json: bool) -> None:
     click.echo(f"  end      {manifest.end_marker}")
     for step in manifest.steps:
         click.echo(f"  {step.name:8} {' '.join(step.argv)}")
+    for step in manifest.warmup.steps:
+        click.echo(f"  warm-up  {' '.join(step.argv)}")
     for key, value in sorted(manifest.env.items()):
         click.echo(f"  env      {key}={value}")
     names = {*manifest.sizes, *manifest.pruned}
