@@ -63,6 +63,7 @@ class Source:
 class Manifest:
     """An image. `memory` is what a machine of it needs: archive + every file rounded up to 4 KiB + working memory.
 
+    `version` is what the image's files show, `compiler` what the compiler said of itself in a machine; empty where none could be asked.
     `sizes` and `pruned` are bytes by directory: in the image, and taken out of it. `recipe_digest` is over everything that went into it; an
     image of the same recipe need not be built again.
     """
@@ -85,6 +86,7 @@ class Manifest:
     agent_digest: str
     generator: str
     recipe_digest: str = ""
+    compiler: str = ""
     warmup: Warmup = Warmup()
     sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     pruned: Mapping[str, int] = dataclasses.field(default_factory=dict)

@@ -29,10 +29,10 @@ class VersionRule:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepare:
-    """Steps to run once in a machine of the whole image, and the folders of which all files then belong to the image."""
+    """Steps to run once in a machine of the whole image, and the folders of which all files then belong to the image. There may be none."""
 
-    steps: tuple[Step, ...]
-    collect: tuple[str, ...]
+    steps: tuple[Step, ...] = ()
+    collect: tuple[str, ...] = ()
     working_memory: int
 
 
@@ -40,6 +40,7 @@ class Prepare:
 class Language:
     """What a language's file says. `digest` is of the file's bytes; `working_memory` is in bytes.
 
+    `version_command` makes the compiler say which one it is.
     In `image` `{version}` stands for a version, or for `default_version` where none is asked for.
     A step whose directory the file does not give has an empty one, and runs in the image's WorkingDir.
     """
@@ -50,11 +51,12 @@ class Language:
     extensions: tuple[str, ...]
     source_file: str
     version: tuple[VersionRule, ...]
+    version_command: tuple[str, ...]
     working_memory: int
     steps: tuple[Step, ...]
     prune: tuple[str, ...]
     env: Mapping[str, str]
-    prepare: Prepare | None
+    prepare: Prepare
     warmup: Warmup
     digest: str
 
@@ -92,11 +94,12 @@ def parse_language(data: bytes, origin: str) -> Language:
             extensions=_texts(raw, "extensions"),
             source_file=_text(raw, "source_file"),
             version=tuple(_version_rule(rule) for rule in raw["version"]),
+            version_command=_texts(raw, "version_command") if "version_command" in raw else (),
             working_memory=_number(raw, "working_memory_mib") * MIB,
             steps=tuple(_step(step) for step in raw["steps"]),
             prune=_texts(raw, "prune"),
             env={str(key): str(value) for key, value in (raw.get("env") or {}).items()},
-            prepare=_prepare(raw["prepare"]) if raw.get("prepare") else None,
+            prepare=_prepare(raw["prepare"]) if raw.get("prepare") else Prepare(working_memory=_number(raw, "working_memory_mib") * MIB),
             warmup=_warmup(raw["warmup"]) if raw.get("warmup") else Warmup(),
             digest=f"sha256:{hashlib.sha256(data).hexdigest()}",
         )
