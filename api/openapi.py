@@ -110,6 +110,7 @@ SCHEMAS: dict[str, Any] = {
             _object(
                 language=_TEXT,
                 version=_TEXT,
+                compiler=_TEXT,
                 default=_FLAG,
                 architecture=_TEXT,
                 extensions=_list(_TEXT),

@@ -73,6 +73,7 @@ async def languages(request: web.Request) -> web.Response:
                 {
                     "language": image.manifest.language,
                     "version": image.manifest.version,
+                    "compiler": image.manifest.compiler,
                     "default": image.is_default,
                     "architecture": image.manifest.arch,
                     "extensions": image.manifest.extensions,

@@ -16,11 +16,11 @@ from pathlib import Path
 import mayfly
 from imagegen.compress import compressor
 from imagegen.cpio import Summary, write_cpio
-from imagegen.languages import Language, Prepare, find_version
+from imagegen.languages import Language, find_version
 from imagegen.layers import Layer, Limits, Spools, add_layer, merge
 from imagegen.layout import LayoutSource
 from imagegen.oci import LAYER_TYPES, MACHINE_TO_GOARCH, ResolvedImage, Source, resolve
-from imagegen.prepare import prepare
+from imagegen.prepare import VERSION_FILE, VERSION_STEP, prepare, why_not
 from imagegen.progress import Progress
 from imagegen.prune import prune, sizes
 from imagegen.reference import LayoutReference, Reference
@@ -29,7 +29,7 @@ from imagegen.store import locked, replacing, using_cache
 from imagegen.tree import Inode, Tree
 from mayfly.errors import ConfigError, ImageError
 from mayfly.files import atomic_write
-from mayfly.manifest import COMPRESSIONS, Manifest, Step, load
+from mayfly.manifest import COMPRESSIONS, Manifest, Step, Warmup, load
 from mayfly.manifest import Source as Origin
 from mayfly.paths import cache_dir, image_dir
 
@@ -38,6 +38,10 @@ AGENTS = Path(__file__).parent / "agents"
 RUNNER = 1000
 """User and group id of who runs snippets in the guest."""
 LAYERS_AT_ONCE = 4
+VERSION_S = 120.0
+"""For the compiler to say its version, on an emulated host too."""
+MAX_COMPILER = 200
+"""Letters of what it says."""
 SHOWN = 1 * MIB
 """Bytes of a directory that is worth a line."""
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -103,7 +107,7 @@ def build(options: Options, progress: Progress) -> Built:
     recipe = recipe_digest(options, image, agent)
     folder = options.folder or image_dir(options.name, options.arch)
     with locked(folder), using_cache():
-        if not options.force and (known := _same(folder, recipe)) is not None:
+        if not options.force and (known := _same(folder, recipe)) is not None and (known.compiler or not can_ask(options, image)):
             return Built(manifest=known, folder=folder, fresh=False)
         layers = [
             Layer(path=path, compression=LAYER_TYPES[found.media_type], digest=found.digest, diff_id=diff_id)
@@ -120,12 +124,11 @@ def build(options: Options, progress: Progress) -> Built:
             removed = prune(tree, options.language.prune)
             progress.say(f"{options.language.name} {version}; pruned {removed.total() // MIB} MiB")
             furnish(tree, spools, agent)
-            if options.language.prepare is not None:
-                add_prepared(options, options.language.prepare, image, version, tree, spools, progress)
+            compiler = add_prepared(options, image, version, tree, spools, progress)
             with replacing(folder) as part:
                 summary, size, digest = _write(tree, spools, part / "initramfs", options.compression, progress)
                 manifest = _manifest(options, image, version, summary, agent, recipe, size, digest)
-                manifest = dataclasses.replace(manifest, sizes=_large(sizes(tree)), pruned=_large(removed))
+                manifest = dataclasses.replace(manifest, compiler=compiler, sizes=_large(sizes(tree)), pruned=_large(removed))
                 with atomic_write(part / "manifest.json") as file:
                     file.write(manifest.to_json().encode())
     return Built(manifest=manifest, folder=folder, fresh=True)
@@ -186,24 +189,46 @@ def _same(folder: Path, recipe: str) -> Manifest | None:
     return known if known.recipe_digest == recipe else None
 
 
-def add_prepared(
-    options: Options, wanted: Prepare, image: ResolvedImage, version: str, tree: Tree, spools: Spools, progress: Progress
-) -> None:
-    """Merge what the language's prepare steps make into `tree`. They are run only if they never were for this image."""
+def can_ask(options: Options, image: ResolvedImage) -> bool:
+    """Whether the compiler can say its version here: it did before, or there is a machine to run it in."""
+    if not options.language.version_command:
+        return False
+    return bool(options.prepare_with) or _prepared_path(options, image).exists() or not why_not(options.arch)
+
+
+def _prepared_path(options: Options, image: ResolvedImage) -> Path:
+    """Where the layer is kept that a machine made of this image, by the hash of all that decides on it."""
     language = options.language
     made_of = {
         "manifest": image.manifest_digest,
         "prune": language.prune,
         "env": _env(language, image),
-        "prepare": dataclasses.asdict(wanted),
+        "prepare": dataclasses.asdict(language.prepare),
+        "version": language.version_command,
     }
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
-    path = cache_dir() / "prepared" / f"{digest}.tar"
+    return cache_dir() / "prepared" / f"{digest}.tar"
+
+
+def add_prepared(options: Options, image: ResolvedImage, version: str, tree: Tree, spools: Spools, progress: Progress) -> str:
+    """Merge into `tree` what the language's prepare steps make in a machine, which runs once for an image.
+
+    Gives what the compiler said of itself there. Where there are no steps, and no machine to ask it in, that is nothing.
+
+    Raises:
+        HostError: there are steps, and no machine.
+        ImageError: a step failed, or the compiler is of another version than the image's files show.
+    """
+    language = options.language
+    wanted = language.prepare
+    if not wanted.steps and not can_ask(options, image):
+        return ""
+    path = _prepared_path(options, image)
     if options.force or not path.exists():
-        progress.say(f"preparing {language.name} {version} in a machine; this is done once")
+        progress.say(f"{'preparing' if wanted.steps else 'asking'} {language.name} {version} in a machine; this is done once")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="prepare.", dir=cache_dir()) as folder:
-            _write_unprepared(options, wanted, image, version, tree, spools, Path(folder), progress)
+            _write_unprepared(options, image, version, tree, spools, Path(folder), progress)
             if options.prepare_with:
                 command = [*options.prepare_with, sys.executable, "-m", "imagegen.cli", "prepare", folder, str(path), *wanted.collect]
                 if subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode != 0:
@@ -214,26 +239,30 @@ def add_prepared(
         digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
     layer = Layer(path=path, compression="none", digest=digest, diff_id=digest)
     add_layer(tree, len(image.layers) + 1, layer, spools, options.limits)
+    if not language.version_command:
+        return ""
+    said = tree.remove(VERSION_FILE.encode())  # it is for the manifest: the archive is the same where no machine could be asked
+    text = spools.read(said.inode.content).decode(errors="replace") if said is not None else ""
+    compiler = "".join(letter for letter in text.strip() if letter.isprintable())[:MAX_COMPILER]
+    if version not in compiler:
+        raise ImageError(f"the image's files show {language.name} {version}, the compiler says {compiler!r}", hint="give another --image")
+    return compiler
 
 
 def _write_unprepared(
-    options: Options,
-    wanted: Prepare,
-    image: ResolvedImage,
-    version: str,
-    tree: Tree,
-    spools: Spools,
-    folder: Path,
-    progress: Progress,
+    options: Options, image: ResolvedImage, version: str, tree: Tree, spools: Spools, folder: Path, progress: Progress
 ) -> None:
     """Write the image as it is before the prepare steps, which are the steps of its manifest; they may write where it is collected."""
+    wanted = options.language.prepare
     for path in wanted.collect:
         tree.put(path.encode(), Inode(mode=stat.S_IFDIR | 0o755, uid=RUNNER, gid=RUNNER))
-    language = dataclasses.replace(
-        options.language, steps=wanted.steps, stated_cwd=(True,) * len(wanted.steps), working_memory=wanted.working_memory
-    )
-    summary, size, digest = _write(tree, spools, folder / "initramfs", "zstd", progress)
-    unprepared = dataclasses.replace(options, language=language, compression="zstd")
+    steps = wanted.steps
+    if options.language.version_command:
+        steps = (Step(name=VERSION_STEP, argv=options.language.version_command, wall_s=VERSION_S), *steps)
+    language = dataclasses.replace(options.language, steps=steps, warmup=Warmup(), working_memory=wanted.working_memory)
+    # Nothing is faster to write, and to unpack where machines are emulated.
+    summary, size, digest = _write(tree, spools, folder / "initramfs", "none", progress)
+    unprepared = dataclasses.replace(options, language=language, compression="none")
     manifest = _manifest(unprepared, image, version, summary, read_agent(options.arch), "", size, digest)
     (folder / "manifest.json").write_text(manifest.to_json())
 
@@ -306,7 +335,8 @@ def _manifest(
         arch=options.arch,
         extensions=language.extensions,
         source_file=language.source_file,
-        steps=_steps(language, image.config.working_dir),
+        steps=_steps(language.steps, image.config.working_dir),
+        warmup=dataclasses.replace(language.warmup, steps=_steps(language.warmup.steps, image.config.working_dir)),
         env=_env(language, image),
         source=Origin(
             reference=str(options.reference),
@@ -337,9 +367,7 @@ def _env(language: Language, image: ResolvedImage) -> dict[str, str]:
     return {"PATH": DEFAULT_PATH, **image.config.env, **language.env}
 
 
-def _steps(language: Language, working_dir: str) -> tuple[Step, ...]:
-    """The language's steps; those that state no directory of their own run in the image's WorkingDir."""
+def _steps(steps: tuple[Step, ...], working_dir: str) -> tuple[Step, ...]:
+    """The steps; those that state no directory of their own run in the image's WorkingDir."""
     usual = working_dir if working_dir.startswith("/") else "/work"
-    return tuple(
-        step if stated else dataclasses.replace(step, cwd=usual) for step, stated in zip(language.steps, language.stated_cwd, strict=True)
-    )
+    return tuple(dataclasses.replace(step, cwd=step.cwd or usual) for step in steps)

@@ -160,11 +160,11 @@ def build_command(
 @cli.command("prepare")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
-@click.argument("paths", nargs=-1, required=True)
+@click.argument("paths", nargs=-1)
 def prepare_command(folder: Path, out: Path, paths: tuple[str, ...]) -> None:
     """Run the steps of the image in FOLDER in a machine, and write what is then in PATHS of its root to the tar OUT.
 
-    `build` does this by itself for languages with prepare steps; as a command of its own it is for --prepare-with.
+    `build` does this by itself; as a command of its own it is for --prepare-with.
     """
     with showing_progress() as progress:
         prepare(folder, paths, out, Limits(), progress)
@@ -176,6 +176,7 @@ def _outcome(built: Built) -> str:
         f"{built.folder}: {manifest.language} {manifest.version}, {'built' if built.fresh else 'up to date'}\n"
         f"  from     {manifest.source.reference}\n"
         f"           {manifest.source.manifest_digest}\n"
+        f"  compiler {manifest.compiler or 'not asked: its version is what the image shows'}\n"
         f"  archive  {manifest.initramfs_size / MIB:.1f} MiB ({manifest.compression}), "
         f"unpacked {manifest.unpacked_size / MIB:.1f} MiB in {manifest.entries} entries\n"
         f"  memory   {manifest.memory // MIB} MiB for a machine"
@@ -220,6 +221,8 @@ def inspect_command(image: str, arch: str, as_json: bool) -> None:
     click.echo(f"  end      {manifest.end_marker}")
     for step in manifest.steps:
         click.echo(f"  {step.name:8} {' '.join(step.argv)}")
+    for step in manifest.warmup.steps:
+        click.echo(f"  warm-up  {' '.join(step.argv)}")
     for key, value in sorted(manifest.env.items()):
         click.echo(f"  env      {key}={value}")
     names = {*manifest.sizes, *manifest.pruned}

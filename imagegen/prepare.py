@@ -1,11 +1,14 @@
 """Run an image's prepare steps in a machine, once, and bring home what they made, as a tar: one more layer of the image.
 
+A step named VERSION_STEP is the compiler's: what it says becomes the file VERSION_FILE of the layer.
+
 The machine is a guest like any other: what it sends is bounded, and becomes a layer, which is read like one from a registry.
 """
 
 import contextlib
 import json
 import os
+import platform
 import socket
 import stat
 import tarfile
@@ -56,9 +59,20 @@ MAX_CPUS = 8
 OUTPUT_KEPT = 8 << 10
 """Bytes of the steps' output for the message if one fails."""
 PERMISSIONS = 0o777
+VERSION_STEP = "version"
+VERSION_FILE = "mayfly/version"
+VERSION_KEPT = 4 << 10
 BLOCK = 512
 _RUN = 1
 _REPORT = 1 << 20
+
+
+def why_not(arch: str) -> str:
+    """Why no machine of this architecture can run here; empty if one can."""
+    if arch != platform.machine():
+        return f"this host's processor is of another architecture than {arch}"
+    found = probe()
+    return "" if found.usable else found.reason
 
 
 def prepare(folder: Path, collect: Sequence[str], out: Path, limits: Limits, progress: Progress) -> None:
@@ -69,13 +83,12 @@ def prepare(folder: Path, collect: Sequence[str], out: Path, limits: Limits, pro
         ImageError: a step failed, or what it made passes a limit.
         BootError, GuestError: the machine came to a bad end.
     """
-    found = probe()
-    if not found.usable:
+    manifest = load(folder)
+    if reason := why_not(manifest.arch):
         raise HostError(
-            f"{folder}: the image is to be prepared in a machine, and none can run here: {found.reason}",
+            f"{folder}: the image is to be prepared in a machine, and none can run here: {reason}",
             hint="on a host without KVM give --prepare-with scripts/with-kvm, which takes its time in an emulated one",
         )
-    manifest = load(folder)
     config = MachineConfig(
         kernel=str(kernel_path(manifest.arch)),
         initrd=str(folder / "initramfs"),
@@ -170,11 +183,21 @@ def converse(agent: Conversation, manifest: Manifest, collect: Sequence[str], ou
     agent.allow(BOOT_S + sum(step.wall_ms for step in steps) / 1000)
     agent.send(Start(env=tuple(manifest.env.items()), steps=steps, files=()))
     agent.send(Begin())
-    _watch(agent, steps, progress)
-    with progress.task("collecting what was prepared", None) as advance:
-        for data in _collected(agent, collect, limits):
-            out.write(data)
-            advance(len(data))
+    version = _watch(agent, steps, progress)
+    if version:
+        _put_file(out, VERSION_FILE, version)
+    if collect:
+        with progress.task("collecting what was prepared", None) as advance:
+            for data in _collected(agent, collect, limits):
+                out.write(data)
+                advance(len(data))
+    out.write(bytes(2 * BLOCK))
+
+
+def _put_file(out: BinaryIO, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    out.write(member.tobuf(tarfile.PAX_FORMAT) + data + bytes(-len(data) % BLOCK))
 
 
 def _check_hello(message: Message, manifest: Manifest) -> None:
@@ -188,16 +211,19 @@ def _check_hello(message: Message, manifest: Manifest) -> None:
             raise BootError(f"the agent began with {message.type.name}")
 
 
-def _watch(agent: Conversation, steps: Sequence[Step], progress: Progress) -> None:
-    """Follow the steps to DONE. Raises ImageError with the end of its output when one fails."""
-    output = b""
+def _watch(agent: Conversation, steps: Sequence[Step], progress: Progress) -> bytes:
+    """Follow the steps to DONE; what the version step said. Raises ImageError with the end of its output when one fails."""
+    output = version = b""
+    current = ""
     failed = ""
     while True:
         match agent.receive():
-            case Stage(step=index, name=name):
-                progress.say(f"prepare: {name}, step {index + 1} of {len(steps)}")
-            case Stdout(data=data) | Stderr(data=data):
+            case Stage(step=index, name=current):
+                progress.say(f"prepare: {current}, step {index + 1} of {len(steps)}")
+            case Stdout(data=data) | Stderr(data=data) as message:
                 output = (output + data)[-OUTPUT_KEPT:]
+                if isinstance(message, Stdout) and current == VERSION_STEP:
+                    version = (version + data)[:VERSION_KEPT]
             case Exit() as ended:
                 if (ended.how, ended.code, ended.limit) != (ExitHow.EXITED, 0, Limit.NONE):
                     failed = f"{ended.how.name.lower().replace('_', ' ')} {ended.code}, limit {ended.limit.name.lower()}"
@@ -210,6 +236,7 @@ def _watch(agent: Conversation, steps: Sequence[Step], progress: Progress) -> No
     if failed:
         text = output.decode(errors="replace").rstrip()
         raise ImageError(f"a prepare step failed ({failed}); it said:\n{text}", hint="see `prepare` in the language's file")
+    return version
 
 
 def _collected(agent: Conversation, collect: Sequence[str], limits: Limits) -> Iterator[bytes]:
@@ -237,7 +264,6 @@ def _collected(agent: Conversation, collect: Sequence[str], limits: Limits) -> I
         yield piece.data
         if piece.ends:
             yield bytes(padding)
-    yield bytes(2 * BLOCK)
 
 
 def _piece(agent: Conversation) -> Collected:

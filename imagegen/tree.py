@@ -143,6 +143,12 @@ class Tree:
         parent = self.directory(parts[:-1])
         return None if parent is None else parent.children.get(parts[-1])
 
+    def remove(self, path: bytes) -> Node | None:
+        """Take away what is at `path`, found as by `find`, and give it."""
+        parts = split(path)
+        parent = self.directory(parts[:-1])
+        return None if parent is None else parent.children.pop(parts[-1], None)
+
     def put(self, path: bytes, inode: Inode, *, layer: int = 0) -> Node:
         """Write `inode` at `path`. A directory over a directory keeps what is in it; everything else replaces what was there.
 

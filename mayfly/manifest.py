@@ -39,6 +39,17 @@ class Step:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Warmup:
+    """A snippet whose steps a machine runs once before a snapshot of it is taken, so that what compiler and linker read is in memory.
+
+    `files` are by name, to be written as a run's are; there may be neither files nor steps.
+    """
+
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    steps: tuple[Step, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
     """Where an image came from: the reference as given, and the digests that it resolved to."""
 
@@ -52,6 +63,7 @@ class Source:
 class Manifest:
     """An image. `memory` is what a machine of it needs: archive + every file rounded up to 4 KiB + working memory.
 
+    `version` is what the image's files show, `compiler` what the compiler said of itself in a machine; empty where none could be asked.
     `sizes` and `pruned` are bytes by directory: in the image, and taken out of it. `recipe_digest` is over everything that went into it; an
     image of the same recipe need not be built again.
     """
@@ -74,6 +86,8 @@ class Manifest:
     agent_digest: str
     generator: str
     recipe_digest: str = ""
+    compiler: str = ""
+    warmup: Warmup = Warmup()
     sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     pruned: Mapping[str, int] = dataclasses.field(default_factory=dict)
     format: int = FORMAT
@@ -93,7 +107,9 @@ class Manifest:
             raw = json.loads(text)
             if not isinstance(raw, dict) or raw.get("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
-            raw["steps"] = tuple(_build(Step, {**step, "argv": tuple(step["argv"])}) for step in raw["steps"])
+            raw["steps"] = _steps(raw["steps"])
+            if "warmup" in raw:
+                raw["warmup"] = _build(Warmup, {**raw["warmup"], "steps": _steps(raw["warmup"]["steps"])})
             raw["source"] = _build(Source, {**raw["source"], "layers": tuple(raw["source"]["layers"])})
             raw["extensions"] = tuple(raw["extensions"])
             manifest = _build(cls, raw)
@@ -102,6 +118,10 @@ class Manifest:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ImageError(f"{origin}: not a valid image manifest: {error}", hint="build the image again: imagegen build LANG") from error
         return manifest
+
+
+def _steps(raw: list[dict[str, Any]]) -> tuple[Step, ...]:
+    return tuple(_build(Step, {**step, "argv": tuple(step["argv"])}) for step in raw)
 
 
 def _build(cls: type[_T], raw: Mapping[str, Any]) -> _T:

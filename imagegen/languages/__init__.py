@@ -11,7 +11,7 @@ import yaml
 
 from imagegen.prune import Pruner
 from mayfly.errors import ConfigError, UnknownLanguageError
-from mayfly.manifest import Step
+from mayfly.manifest import Step, Warmup
 
 FOLDER = Path(__file__).parent
 MIB = 1 << 20
@@ -29,10 +29,10 @@ class VersionRule:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepare:
-    """Steps to run once in a machine of the whole image, and the folders of which all files then belong to the image."""
+    """Steps to run once in a machine of the whole image, and the folders of which all files then belong to the image. There may be none."""
 
-    steps: tuple[Step, ...]
-    collect: tuple[str, ...]
+    steps: tuple[Step, ...] = ()
+    collect: tuple[str, ...] = ()
     working_memory: int
 
 
@@ -40,8 +40,9 @@ class Prepare:
 class Language:
     """What a language's file says. `digest` is of the file's bytes; `working_memory` is in bytes.
 
+    `version_command` makes the compiler say which one it is.
     In `image` `{version}` stands for a version, or for `default_version` where none is asked for.
-    `stated_cwd` tells for each step whether the file gives its directory; the others run in the image's WorkingDir.
+    A step whose directory the file does not give has an empty one, and runs in the image's WorkingDir.
     """
 
     name: str
@@ -50,12 +51,13 @@ class Language:
     extensions: tuple[str, ...]
     source_file: str
     version: tuple[VersionRule, ...]
+    version_command: tuple[str, ...]
     working_memory: int
     steps: tuple[Step, ...]
-    stated_cwd: tuple[bool, ...]
     prune: tuple[str, ...]
     env: Mapping[str, str]
-    prepare: Prepare | None
+    prepare: Prepare
+    warmup: Warmup
     digest: str
 
     def reference(self, version: str = "") -> str:
@@ -92,12 +94,13 @@ def parse_language(data: bytes, origin: str) -> Language:
             extensions=_texts(raw, "extensions"),
             source_file=_text(raw, "source_file"),
             version=tuple(_version_rule(rule) for rule in raw["version"]),
+            version_command=_texts(raw, "version_command") if "version_command" in raw else (),
             working_memory=_number(raw, "working_memory_mib") * MIB,
             steps=tuple(_step(step) for step in raw["steps"]),
-            stated_cwd=tuple("cwd" in step for step in raw["steps"]),
             prune=_texts(raw, "prune"),
             env={str(key): str(value) for key, value in (raw.get("env") or {}).items()},
-            prepare=_prepare(raw["prepare"]) if raw.get("prepare") else None,
+            prepare=_prepare(raw["prepare"]) if raw.get("prepare") else Prepare(working_memory=_number(raw, "working_memory_mib") * MIB),
+            warmup=_warmup(raw["warmup"]) if raw.get("warmup") else Warmup(),
             digest=f"sha256:{hashlib.sha256(data).hexdigest()}",
         )
         Pruner(language.prune)
@@ -141,7 +144,7 @@ def _step(raw: Mapping[str, Any]) -> Step:
     known = {field.name for field in dataclasses.fields(Step)}
     if unknown := set(raw) - known:
         raise ValueError(f"step has the unknown field {sorted(unknown)[0]!r}")
-    return Step(**{**raw, "argv": _texts(raw, "argv")})
+    return Step(**{"cwd": "", **raw, "argv": _texts(raw, "argv")})
 
 
 def _prepare(raw: Mapping[str, Any]) -> Prepare:
@@ -153,6 +156,13 @@ def _prepare(raw: Mapping[str, Any]) -> Prepare:
     if not prepare.steps or not prepare.collect or not all(_COLLECTED.fullmatch(path) for path in prepare.collect):
         raise ValueError("prepare has no steps, or collects what is no absolute path of plain names")
     return prepare
+
+
+def _warmup(raw: Mapping[str, Any]) -> Warmup:
+    warmup = Warmup(files=dict(raw["files"]), steps=tuple(_step(step) for step in raw["steps"]))
+    if not warmup.steps or not all(isinstance(item, str) for pair in warmup.files.items() for item in pair):
+        raise ValueError("warmup has no steps, or files that are no text")
+    return warmup
 
 
 def find_version(rules: Iterable[VersionRule], paths: Iterable[bytes], read: Callable[[str], bytes | None]) -> str | None:

@@ -132,7 +132,7 @@ def test_the_kernel_sees_what_was_merged(compression: str, data: Path, tmp_path:
 
 
 def test_prepare_steps_run_in_a_machine(data: Path, tmp_path: Path) -> None:
-    """What they make is in the image, and nothing of it is the snippet's to change; 20 MB come over the channel."""
+    """What they make is in the image, none of it the snippet's to change. 20 MB come over the channel; the compiler is asked too."""
     prepare = b"""
 prepare:
   working_memory_mib: 128
@@ -140,9 +140,10 @@ prepare:
     - {name: copy, argv: [sh, -ec, 'mkdir /kept/deep; cp /tree/zeros /kept/deep/; cp /tree/noise /kept/deep/; id -u >/kept/who']}
   collect: [/kept]
 """
-    language = parse_language(LANGUAGE + prepare, "probe")
+    language = parse_language(LANGUAGE + prepare + b"version_command: [sh, -c, 'echo probe 1 at; pwd; id -u >&2']", "probe")
     reference = LayoutReference(path=_layout(tmp_path / "layout", b"id", b"mkdir", b"cp", b"cat", b"touch"))
-    build(Options(language=language, reference=reference, compression="none"), Silent())
+    built = build(Options(language=language, reference=reference, compression="none"), Silent())
+    assert built.manifest.compiler == "probe 1 at/work"
     source = tmp_path / "look.probe"
     source.write_text("cat /kept/who; cd /kept/deep; sha256sum noise zeros; touch /kept/new || echo refused")
     done = _mayfly_run(source)

@@ -41,6 +41,9 @@ env: {TOY: '1'}
 steps:
   - {name: build, argv: [toyc, main.toy], cwd: /work, wall_s: 60}
   - {name: run, argv: [./main, '{args}'], stdin: true}
+warmup:
+  files: {main.toy: hello}
+  steps: [{name: warm, argv: [toyc, main.toy]}]
 prune: [usr/share, '!usr/share/keep']
 """
 BASE = tar(
@@ -121,6 +124,8 @@ def test_the_manifest_says_what_the_image_is(layout: Path) -> None:
     assert manifest.end_marker == _entries(built)[b"mayfly/end"].data.decode()
     assert manifest.env == {"PATH": "/toy/bin", "A": "b", "TOY": "1"}
     assert [(step.name, step.cwd) for step in manifest.steps] == [("build", "/work"), ("run", "/srv")]
+    assert manifest.warmup.files == {"main.toy": "hello"}
+    assert [(step.argv, step.cwd) for step in manifest.warmup.steps] == [(("toyc", "main.toy"), "/srv")]
     assert len(manifest.source.layers) == 2
     pages = sum(-(-len(entry.data) // 4096) * 4096 for entry in _entries(built).values() if stat.S_ISREG(entry.mode))
     assert manifest.memory == -(-(len(archive) + pages + (7 << 20)) // (1 << 20)) * (1 << 20)
@@ -328,6 +333,7 @@ def test_list_inspect_and_rm(layout: Path) -> None:
     shown = run(cli, ["inspect", "toy"]).stdout
     assert built.manifest.end_marker in shown
     assert "PATH=/toy/bin" in shown
+    assert "warm-up  toyc main.toy" in shown
     assert run(cli, ["inspect", "toy", "--json"]).stdout == built.manifest.to_json()
     assert store.image_folders() == [built.folder]
     assert run(cli, ["rm", "toy"]).exit_code == 0

@@ -9,6 +9,7 @@ from imagegen.languages import find_version, known_languages, load_language, par
 from imagegen.prune import Pruner, prune, translate
 from imagegen.tree import Inode, Tree
 from mayfly.errors import ConfigError, UnknownLanguageError
+from mayfly.manifest import Warmup
 
 
 @pytest.mark.parametrize(
@@ -75,6 +76,8 @@ def test_each_language_is_a_file_that_can_be_read() -> None:
         language = load_language(name)
         assert language.name == name
         assert [step.stdin for step in language.steps] == [False, True]
+        assert language.warmup.steps == language.steps
+        assert list(language.warmup.files) == [language.source_file]
 
 
 def test_the_version_of_go_in_either_layout() -> None:
@@ -130,7 +133,8 @@ def _yaml(**changes: str) -> bytes:
 def test_a_small_language() -> None:
     language = parse_language(_yaml(), "x.yaml")
     assert language.working_memory == 1 << 20
-    assert language.stated_cwd == (False,)
+    assert language.steps[0].cwd == ""
+    assert language.warmup == Warmup()
 
 
 @pytest.mark.parametrize(
@@ -157,6 +161,9 @@ def test_a_small_language() -> None:
         {"prepare": "{steps: [{name: x, argv: [a]}], collect: [a/b], working_memory_mib: 1}"},
         {"prepare": "{steps: [{name: x, argv: [a]}], collect: [/a/../b], working_memory_mib: 1}"},
         {"prepare": "{steps: [{name: x, argv: [a]}], collect: [/a]}"},
+        {"warmup": "{files: {main.x: a}, steps: []}"},
+        {"warmup": "{files: {main.x: 1}, steps: [{name: x, argv: [a]}]}"},
+        {"warmup": "{steps: [{name: x, argv: [a]}]}"},
     ],
 )
 def test_a_broken_language_is_named(changes: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import platform
 import socket
 import stat
 import sys
@@ -116,6 +117,50 @@ def test_a_step_that_fails_is_told_with_its_output(machines: list[FakeZygote], t
     assert [path.name for path in (tmp_path / "cache/mayfly").iterdir() if path.name.startswith("prepare.")] == []
     assert list((tmp_path / "cache/mayfly/prepared").iterdir()) == []
     assert not list((tmp_path / "data").rglob("manifest.json"))
+
+
+ASKING = b"""
+name: toy
+image: docker.io/library/toy:1
+extensions: [.toy]
+source_file: main.toy
+version: [{file: etc/toy-version, pattern: '([0-9.]+)'}]
+version_command: [sh, -c, 'echo noise >&2; printf "toyc %s \\033[1m(of today)\\n" VERSION']
+working_memory_mib: 20
+steps: [{name: run, argv: [toy]}]
+prune: []
+"""
+
+
+def test_the_compiler_says_its_version_where_a_machine_can_ask_it(
+    machines: list[FakeZygote], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The archive is the same either way, and what was asked once is known."""
+    language = parse_language(ASKING.replace(b"VERSION", b"3"), "toy.yaml")
+    monkeypatch.setattr(imagegen.prepare, "probe", lambda: SimpleNamespace(usable=False, reason="there is no KVM"))
+    shown = build(_options(tmp_path, language=language), Silent())
+    assert (shown.manifest.version, shown.manifest.compiler) == ("3", "")
+    assert not build(_options(tmp_path, language=language), Silent()).fresh
+    monkeypatch.setattr(imagegen.prepare, "probe", lambda: SimpleNamespace(usable=True))
+    asked = build(_options(tmp_path, language=language), Silent())
+    assert (asked.fresh, asked.manifest.version, asked.manifest.compiler) == (True, "3", "toyc 3 [1m(of today)")
+    assert asked.manifest == dataclasses.replace(shown.manifest, compiler=asked.manifest.compiler)
+    assert not build(_options(tmp_path, language=language), Silent()).fresh
+    monkeypatch.setattr(imagegen.prepare, "probe", lambda: SimpleNamespace(usable=False, reason="there is no KVM"))
+    again = build(_options(tmp_path, language=language, folder=tmp_path / "other"), Silent())
+    assert again.manifest == asked.manifest
+    assert len(machines) == 1
+
+
+def test_a_compiler_of_another_version_is_refused(machines: list[FakeZygote], tmp_path: Path) -> None:
+    language = parse_language(ASKING.replace(b"VERSION", b"4"), "toy.yaml")
+    with pytest.raises(ImageError, match=r"files show toy 3, the compiler says 'toyc 4"):
+        build(_options(tmp_path, language=language), Silent())
+
+
+def test_a_machine_of_another_architecture_cannot_be_had(machines: list[FakeZygote]) -> None:
+    assert imagegen.prepare.why_not(platform.machine()) == ""
+    assert "another architecture than vax" in imagegen.prepare.why_not("vax")
 
 
 def test_a_limit_holds_for_what_was_prepared(machines: list[FakeZygote], tmp_path: Path) -> None:
