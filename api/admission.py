@@ -1,9 +1,10 @@
-"""Admission: the machines that run at one time fit into a memory budget; a bounded number of runs waits, in order of arrival."""
+"""Admission: the machines that exist at one time fit into a memory budget; a bounded number of runs waits, in order of arrival."""
 
 import asyncio
 import collections
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from mayfly.errors import BusyError, HostError
@@ -33,11 +34,17 @@ class Ticket:
 
 
 class Admission:
-    """A budget of `budget` bytes, and room for `queue` runs that wait for their share of it."""
+    """A budget of `budget` bytes, and room for `queue` runs that wait for their share of it.
+
+    Attributes:
+        reclaim: called with the bytes that are lacking: begins to end machines that nobody uses, and says how many bytes such machines
+            are about to give back.
+    """
 
     def __init__(self, budget: int, queue: int) -> None:
         self.budget = budget
         self.used = 0
+        self.reclaim: Callable[[int], int] = lambda missing: 0
         self._queue = queue
         self._waiting: collections.deque[Ticket] = collections.deque()
         self._typical_s = 1.0
@@ -59,7 +66,8 @@ class Admission:
                 f"a machine of {memory // MIB} MiB does not fit into the budget of {self.budget // MIB} MiB for all machines",
                 hint="raise memory_budget (--memory-budget), or serve from a host with more memory",
             )
-        if (self._waiting or self.used + memory > self.budget) and len(self._waiting) >= self._queue:
+        missing = sum(ticket.memory for ticket in self._waiting) + self.used + memory - self.budget
+        if missing > 0 and self.reclaim(missing) < missing and len(self._waiting) >= self._queue:
             rounds = (len(self._waiting) + 1) * memory / self.budget
             wait = min(MAX_RETRY_S, max(1, math.ceil(self._typical_s * rounds)))
             raise BusyError(f"{len(self._waiting)} runs are waiting already", hint=f"try again in {wait} s", retry_after_s=wait)
@@ -67,6 +75,12 @@ class Admission:
         self._waiting.append(ticket)
         self._grant()
         return ticket
+
+    def enter_idle(self, memory: int) -> Ticket | None:
+        """A ticket for a machine that nobody waits for, if there is room beside all who do."""
+        if self._waiting or self.used + memory > self.budget:
+            return None
+        return self.enter(memory)
 
     def leave(self, ticket: Ticket) -> None:
         """Give a ticket back, whether it was granted or still waits."""

@@ -1,4 +1,4 @@
-"""The command line: `mayfly serve | run | boot | doctor | completion`. What a command needs is imported in it: each starts quickly."""
+"""The command line: `mayfly serve | run | snapshot | boot | doctor | completion`. A command imports what it needs: each starts quickly."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from mayfly.errors import MayflyError
 OUR_STATUS = 125
 """Exit status of `mayfly run` when Mayfly, not the program, failed."""
 SIZE_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-OF_SERVER = ("socket", "languages", "queue", "keep_s", "keep_bytes", "keep_runs")
+OF_SERVER = ("socket", "languages", "warm", "queue", "keep_s", "keep_bytes", "keep_runs")
 SHORT = {"languages": "--language", "run_wall_s": "--wall", "build_wall_s": "--build-wall", "run_output": "--output-limit"}
 """Flags that have a second, shorter name (or, for a list, one in the singular)."""
 
@@ -50,6 +50,8 @@ def _flag(field: "dataclasses.Field[Any]") -> Callable[[Any], Any]:
     }
     if field.type == tuple[str, ...]:
         return click.option(*names, field.name, multiple=True, help=field.metadata["meaning"])
+    if field.type is bool:
+        return click.option(*names, field.name, is_flag=True, default=None, help=field.metadata["meaning"])
     is_size = field.type is int and (field.metadata["high"] or 0) >= 1 << 20
     kind = Size() if is_size else kinds.get(field.type, int)
     return click.option(*names, field.name, type=kind, help=field.metadata["meaning"])
@@ -99,8 +101,9 @@ def serve(**flags: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="print the result as JSON instead of passing the output through")
 @click.option("--verbose", "-v", is_flag=True, help="say on standard error how long each phase took")
 @click.option("--network", is_flag=True, help="give the snippet a network; what it is made of, --network-backend says")
+@click.option("--snapshot", default="", help="run it in a machine restored from this snapshot instead of its language's own")
 @config_flags(*OF_SERVER)
-def run(file: Path, args: tuple[str, ...], language: str, as_json: bool, verbose: bool, network: bool, **flags: Any) -> int:
+def run(file: Path, args: tuple[str, ...], language: str, as_json: bool, verbose: bool, network: bool, snapshot: str, **flags: Any) -> int:
     """Run the snippet in FILE, with ARGS (after `--`), in a machine of its own.
 
     Standard input and output pass through. Exit status: the program's; 128 + n for signal n; 124 if a limit ended it; 1 if it could not be
@@ -122,6 +125,7 @@ def run(file: Path, args: tuple[str, ...], language: str, as_json: bool, verbose
             args,
             language=language,
             network=network,
+            snapshot=snapshot,
             config=config,
             factor=factor,
             zygote=lambda: zygote,
@@ -165,6 +169,58 @@ def doctor(as_json: bool, **flags: Any) -> int:
     if as_json:
         click.echo(json.dumps({"ok": all(check.ok for check in checks), "checks": [dataclasses.asdict(check) for check in checks]}))
     return 0 if all(check.ok for check in checks) else 1
+
+
+@cli.group()
+def snapshot() -> None:
+    """Make, list, look at and remove snapshots of machines."""
+
+
+@snapshot.command()
+@click.argument("language")
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option("--name", default="", help="the snapshot's name; needed with FILE or --parent")
+@click.option("--parent", default="", help="save what differs from this snapshot (default with FILE: the language's own)")
+@config_flags(*OF_SERVER, "cold")
+def create(language: str, file: Path | None, name: str, parent: str, **flags: Any) -> None:
+    """Make a snapshot of a machine of LANGUAGE.
+
+    Without FILE it is the language's own, from which its runs start: a machine boots, runs the language's warm-up, and is saved. With FILE
+    a machine goes on from --parent, runs this snippet, and what has changed is saved as --name.
+    """
+    config = load_config(flags)
+    from api.snapshot_command import create as create_snapshot
+
+    create_snapshot(language, file, name=name, parent=parent, config=config)
+
+
+@snapshot.command("list")
+@click.option("--json", "as_json", is_flag=True, help="print them as JSON")
+def list_snapshots(as_json: bool) -> None:
+    """List the snapshots."""
+    from api.snapshot_command import show_all
+
+    show_all(as_json=as_json)
+
+
+@snapshot.command()
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="print it as JSON")
+def inspect(name: str, as_json: bool) -> None:
+    """Show what the snapshot NAME is."""
+    from api.snapshot_command import show
+
+    show(name, as_json=as_json)
+
+
+@snapshot.command()
+@click.argument("names", nargs=-1, required=True)
+def rm(names: tuple[str, ...]) -> None:
+    """Remove the snapshots NAMES."""
+    from api.snapshots import remove
+
+    for name in names:
+        remove(name)
 
 
 @cli.command()

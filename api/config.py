@@ -59,6 +59,8 @@ class Config:
     file_size: int = key(256 * MIB, "largest file that a step may write", 1 * MIB, 1 << 39)
 
     memory_budget: int = key(0, "memory for all machines together; 0: 60 % of what is available at the start", 0, 1 << 45)
+    cold: bool = key(False, "boot a machine for each run instead of restoring it from a snapshot")
+    warm: int = key(0, "restored machines kept ready for each language that was asked for", 0, 10_000)
     queue: int = key(32, "runs that may wait for room", 0, 10_000)
     keep_s: float = key(60.0, "how long a run's output is kept after its end", 0, 86400)
     keep_bytes: int = key(64 * MIB, "output kept of all ended runs together", 0, 1 << 40)
@@ -120,7 +122,7 @@ def convert(field: "dataclasses.Field[Any]", value: Any, origin: str) -> Any:
         return float(value)
     if field.type is int and isinstance(value, int) and number:
         return value
-    if field.type is str and isinstance(value, str):
+    if field.type in (str, bool) and type(value) is field.type:
         return value
     if field.type is Path and isinstance(value, str) and value:
         return Path(value).expanduser()
@@ -135,7 +137,7 @@ def convert(field: "dataclasses.Field[Any]", value: Any, origin: str) -> Any:
 def allowed(field: "dataclasses.Field[Any]") -> str:
     """What may stand in `field`, in words."""
     low, high = field.metadata["low"], field.metadata["high"]
-    words = {int: "a whole number", float: "a number", str: "text", Path: "a path"}
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path"}
     words |= {choice: " or ".join(names) for choice, names in CHOICES.items()}
     kind = words.get(field.type, "a list of names")  # type: ignore[arg-type]  # a type here, as annotations are evaluated in this module
     return kind if low is None else f"{kind} from {low} to {high}"

@@ -1,4 +1,4 @@
-"""Carry one plan out: boot a machine, hold the conversation, and clean up, whatever happens.
+"""Carry one plan out in a machine: hold the conversation, and clean up, whatever happens.
 
 Reading and sending go on side by side: one task reads the channel, feeds the session and tells the run; the other sends the files and then
 standard input as the guest grants credit. Back-pressure is the sockets' own: at most a frame waits here in either direction.
@@ -6,15 +6,16 @@ standard input as the guest grants credit. Back-pressure is the sockets' own: at
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from api.machine import GRACE_S, Ended, Machine, Spawner
+from api.machine import GRACE_S, Machine
 from api.plan import Plan
 from api.runs import Run
 from api.session import Failed, Session
-from mayfly.errors import BootError, ConsoleTailError, GuestError, HostError, MayflyError
-from mayfly.protocol import Done, Hello
+from api.start import Ready, explain
+from mayfly.errors import GuestError, HostError, MayflyError
+from mayfly.protocol import Done
 
 log = logging.getLogger(__name__)
 RUN_NUMBER = 1
@@ -43,21 +44,21 @@ class BytesStdin:
         return piece
 
 
-async def execute(spawner: Spawner, plan: Plan, run: Run, stdin: Stdin, grace_s: float = GRACE_S) -> None:
-    """Carry the plan out and tell `run` what happens. The machine is gone when this returns or is cancelled.
+async def execute(starting: Awaitable[Ready], plan: Plan, run: Run, stdin: Stdin, grace_s: float = GRACE_S) -> None:
+    """Carry the plan out in the machine that `starting` gives, and tell `run` what happens. The machine is gone when this returns or is
+    cancelled.
 
     After a good end its process has `grace_s` to end by itself and report its exits. What goes wrong, with the guest or with this host,
     ends the run with an error; only a cancellation is raised.
     """
     machine: Machine | None = None
     try:
-        machine = await spawner.spawn(plan.machine)
-        session = Session(arch=plan.arch, end_marker=plan.end_marker)
-        await _boot(machine, session, plan, run)
-        await _converse(machine, session, plan, run, stdin)
+        ready = await starting
+        machine = ready.machine
+        run.started(ready.kind, ready.hello)
+        await converse(machine, ready.session, plan, run, stdin)
     except MayflyError as error:
-        ended = await machine.stop() if machine else Ended()
-        run.fail(_explain(error, ended))
+        run.fail(explain(error, await machine.stop()) if machine else error)
     except Exception as error:
         log.exception("run %s", run.id)
         run.fail(HostError(f"a fault of ours: {type(error).__name__}", hint="see the server's log, and report it"))
@@ -68,18 +69,12 @@ async def execute(spawner: Spawner, plan: Plan, run: Run, stdin: Stdin, grace_s:
             run.phases.update({f"vmm_{name}": seconds for name, seconds in (ended.phases or machine.phases).items()})
 
 
-async def _boot(machine: Machine, session: Session, plan: Plan, run: Run) -> None:
-    try:
-        async with asyncio.timeout(plan.boot_timeout_s):
-            await _listen(machine, session, run, Hello)
-    except TimeoutError as error:
-        hint = "the console's tail says how far it came; raise boot_timeout_s if this host is slow"
-        raise BootError(f"no HELLO from the agent within {plan.boot_timeout_s:g} s", hint=hint) from error
-    except GuestError as error:
-        raise BootError("the machine ended before its agent said HELLO", hint="the console's tail says how far it came") from error
+async def converse(machine: Machine, session: Session, plan: Plan, run: Run, stdin: Stdin) -> None:
+    """Send the plan to a machine that has said HELLO, and tell `run` all that comes back, to its end.
 
-
-async def _converse(machine: Machine, session: Session, plan: Plan, run: Run, stdin: Stdin) -> None:
+    Raises:
+        GuestError: the machine ended, or did not finish in time; `run` has not ended then.
+    """
     progress = asyncio.Event()
     try:
         async with asyncio.timeout(plan.deadline_s) as deadline:
@@ -142,11 +137,3 @@ async def _send(
         if not await machine.write(session.stdin(data)):
             return
         moved(len(data))
-
-
-def _explain(error: MayflyError, ended: Ended) -> MayflyError:
-    """The error to report: the vmm process's own if it had one, else `error` with the console's tail."""
-    error = ended.error or error
-    if isinstance(error, ConsoleTailError) and not error.console:
-        error.console = ended.console
-    return error

@@ -27,6 +27,8 @@ REPORT_LINE = 1 << 20
 """Longest line of a report: the console's 64 KiB, escaped, and some more."""
 GRACE_S = 1.5
 """A vmm process ends by itself within a second of its channel's end; then it is killed."""
+SAVED = "saved"
+"""The reason of a machine's end, when it was saved (vmm.machine.End)."""
 REAP_S = 10.0
 """A killed process that is not reaped after this long is given up (it hangs in the kernel)."""
 
@@ -39,6 +41,9 @@ class Zygote(Protocol):
 
     def kill(self, machine: int) -> None:
         """Kill the process of a machine; one that is gone already is fine."""
+
+    def save(self, machine: int) -> None:
+        """Have a machine write its snapshot and end."""
 
     def fileno(self) -> int:
         """Readable when `receive` has something."""
@@ -121,6 +126,15 @@ class Spawner:
             except (OSError, HostError) as error:
                 self._lost(error)
 
+    def save(self, number: int) -> None:
+        """Have a machine, which must have a folder for it, write its snapshot and end.
+
+        Raises:
+            HostError: the zygote died.
+        """
+        if self._zygote is not None:
+            self._zygote.save(number)
+
     def stop(self, machine: "Machine", grace_s: float) -> "asyncio.Task[Ended]":
         """Begin to end a machine, once; the task goes on even if whoever awaits it is cancelled."""
         if machine.stopping is None:
@@ -178,6 +192,7 @@ class Machine:
         self.orphaned = False
         self.stopping: asyncio.Task[Ended] | None = None
         self.phases: Mapping[str, float] = {}
+        self.saved_bytes: int | None = None
         self._spawner = spawner
         self._ended = Ended()
         self._reader: asyncio.StreamReader
@@ -192,6 +207,11 @@ class Machine:
         lines = asyncio.StreamReader(limit=REPORT_LINE)
         pipe, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), os.fdopen(report, "rb", buffering=0))
         self._report = asyncio.create_task(self._follow(lines, pipe), name=f"report of machine {self.number}")
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process has not reported its end."""
+        return not self._report.done() and not self._ended.reason
 
     async def read(self) -> bytes:
         """The next bytes of the channel, empty at its end. Nothing is read ahead beyond 128 KiB."""
@@ -208,6 +228,19 @@ class Machine:
         except ConnectionError:
             return False
         return True
+
+    async def save(self, timeout_s: float) -> int:
+        """Write the machine's snapshot, which ends it; the bytes of memory written.
+
+        Raises:
+            MayflyError: it failed.
+        """
+        self._spawner.save(self.number)
+        await asyncio.wait([self._report], timeout=timeout_s)
+        ended = await self.stop()
+        if ended.reason != SAVED or self.saved_bytes is None:
+            raise ended.error or HostError(f"the machine was not saved within {timeout_s:g} s, or ended before")
+        return self.saved_bytes
 
     async def stop(self, grace_s: float = GRACE_S) -> Ended:
         """End the machine: its channel is closed, then its process killed after `grace_s`. It is gone when this returns, and when
@@ -249,6 +282,8 @@ class Machine:
         phases = {str(name): float(seconds) for name, seconds in report.get("phases", {}).items()}
         if report["event"] == "running":
             self.phases = phases
+        elif report["event"] == "saved":
+            self.saved_bytes = int(report["memory"])
         elif report["event"] == "ended":
             self._ended = Ended(
                 reason=str(report.get("reason", "")),

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from api.record import Mode
 from api.runs import RunState, Status
 from api.snippet import SIZES, TIMES
+from api.start import StartKind
 
 _TEXT: dict[str, Any] = {"type": "string"}
 _WHOLE: dict[str, Any] = {"type": "integer"}
@@ -80,6 +81,7 @@ SCHEMAS: dict[str, Any] = {
         language=_TEXT,
         version=_TEXT,
         state={"type": "string", "enum": list(RunState)},
+        start=_or_null({"type": "string", "enum": list(StartKind)}),
         status=_or_null({"type": "string", "enum": list(Status)}),
         exit_status=_or_null(_WHOLE),
         steps=_list(_ref("Step")),

@@ -1,7 +1,8 @@
 """From a snippet, an image and the configuration to what is to be done: the machine, the START with its files, the time for it all."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from api.config import Config
 from api.images import Image
@@ -22,59 +23,94 @@ RATES: Mapping[Channel, float] = {Channel.SERIAL: 2048.0, Channel.VIRTIO: 256 * 
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """A machine of `image` that is to come up within `timeout_s`."""
+
+    image: Image
+    machine: MachineConfig
+    timeout_s: float
+
+    def restored_from(self, chain: Sequence[Path]) -> "Wanted":
+        """The same machine, but going on from the snapshots in these folders."""
+        return dataclasses.replace(self, machine=dataclasses.replace(self.machine, restore=tuple(map(str, chain))))
+
+    def saved_to(self, folder: Path) -> "Wanted":
+        """The same machine, which can be saved to `folder`."""
+        return dataclasses.replace(self, machine=dataclasses.replace(self.machine, save_to=str(folder)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
     """One run to be executed. `deadline_s` is the time from HELLO to DONE; each byte on the channel extends it by 1/`rate` seconds."""
 
-    machine: MachineConfig
-    arch: str
-    end_marker: str
+    wanted: Wanted
     start: Start
     files: tuple[bytes, ...]
-    boot_timeout_s: float
     deadline_s: float
     rate: float
 
 
-def make_plan(snippet: Snippet, image: Image, config: Config, factor: float, network: NetworkConfig | None = None) -> Plan:
-    """Put a plan together; times are multiplied by `factor`, and the machine gets `network`.
+def want_machine(image: Image, config: Config, factor: float, network: NetworkConfig | None = None) -> Wanted:
+    """The machine in which snippets of `image` run; its time is multiplied by `factor`."""
+    memory = max(config.memory, image.manifest.memory)
+    machine = MachineConfig(
+        kernel=str(config.kernel),
+        initrd=str(image.initramfs),
+        memory=memory + -memory % MIB,
+        cpus=config.cpus,
+        channel=config.channel,
+        user=config.user or None,
+        network=network,
+    )
+    return Wanted(image=image, machine=machine, timeout_s=config.boot_timeout_s * factor)
+
+
+def make_warmup(image: Image, config: Config, factor: float) -> Plan | None:
+    """The image's warm-up as a run of its own, if it has one. Its steps may take what a build may."""
+    warmup = image.manifest.warmup
+    if not warmup.steps:
+        return None
+    files = {path: text.encode() for path, text in warmup.files.items()}
+    slow = dataclasses.replace(config, run_wall_s=config.build_wall_s)
+    return make_plan(Snippet(files=files), image, slow, factor, steps=warmup.steps)
+
+
+def make_plan(
+    snippet: Snippet,
+    image: Image,
+    config: Config,
+    factor: float,
+    network: NetworkConfig | None = None,
+    steps: Sequence[manifest.Step] = (),
+) -> Plan:
+    """Put a plan together; times are multiplied by `factor`, and the machine gets `network`. Without `steps` it has its language's.
 
     Raises:
         RequestError: the snippet does not fit the language, the limits or the protocol. Nothing has been done by then.
     """
     content = image.manifest
     files = _files(snippet, content)
-    memory = max(config.memory, content.memory)
-    memory += -memory % MIB
-    unknown = set(snippet.limits) - {step.name for step in content.steps}
+    wanted = want_machine(image, config, factor, network)
+    asked_for = steps or content.steps
+    unknown = set(snippet.limits) - {step.name for step in asked_for}
     if unknown:
-        names = ", ".join(step.name for step in content.steps)
+        names = ", ".join(step.name for step in asked_for)
         raise UnprocessableError(
             f"limits for the step {min(unknown)[:80]!r}, which {content.language} does not have", hint=f"its steps are {names}"
         )
-    steps = tuple(_step(step, snippet, config, factor, memory - content.unpacked_size) for step in content.steps)
+    limited = tuple(_step(step, snippet, config, factor, wanted.machine.memory - content.unpacked_size) for step in asked_for)
     start = Start(
         env=tuple({**content.env, **snippet.env}.items()),
-        steps=steps,
+        steps=limited,
         files=tuple(FileEntry(path, 0o644, len(data)) for path, data in files.items()),
     )
     check_start(start)
     check_fits(start, 1)
     return Plan(
-        machine=MachineConfig(
-            kernel=str(config.kernel),
-            initrd=str(image.initramfs),
-            memory=memory,
-            cpus=config.cpus,
-            channel=config.channel,
-            user=config.user or None,
-            network=network,
-        ),
-        arch=content.arch,
-        end_marker=content.end_marker,
+        wanted=wanted,
         start=start,
         files=tuple(files.values()),
-        boot_timeout_s=config.boot_timeout_s * factor,
-        deadline_s=sum(step.wall_ms for step in steps) / 1000 + SLACK_S * factor,
+        deadline_s=sum(step.wall_ms for step in limited) / 1000 + SLACK_S * factor,
         rate=RATES[config.channel],
     )
 

@@ -10,6 +10,7 @@ import aiohttp
 from aiohttp import web
 
 from api import openapi
+from api.metrics import Metrics
 from api.problems import MediaTypeError, StoppingError, UnprocessableError
 from api.runs import Run
 from api.service import Service
@@ -107,6 +108,13 @@ async def version(request: web.Request) -> web.Response:
     )
 
 
+async def metrics(request: web.Request) -> web.Response:
+    """Give counters and times in Prometheus's text format."""
+    observer = request.app[SERVICE].observer
+    text = observer.text() if isinstance(observer, Metrics) else b""
+    return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+
 async def describe(request: web.Request) -> web.Response:
     """Give this description of the API."""
     return web.json_response(openapi.describe(ROUTES, __version__))
@@ -133,6 +141,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/languages", languages, "Languages", (200,)),
     Route("GET", "/healthz", healthz, "Health", (200, 503)),
     Route("GET", "/version", version, "Version", (200,)),
+    Route("GET", "/metrics", metrics, "", (200,)),
     Route("GET", "/openapi.json", describe, "", (200,)),
 )
 

@@ -8,14 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from api.bases import find_base
 from api.config import Config
 from api.descriptors import FdStdin, FdWriter, settle
+from api.images import Image
 from api.machine import GRACE_S, Zygote
+from api.plan import want_machine
 from api.record import Kind, Reader
 from api.runs import LIMIT_STATUS, Run
 from api.service import Service
+from api.snapshots import Snapshot, find
 from api.snippet import Snippet
-from mayfly.errors import HostError
+from mayfly.errors import HostError, MayflyError
 from mayfly.protocol import Limit
 
 CONSOLE_LINES = 30
@@ -40,6 +44,7 @@ async def run_file(
     *,
     language: str,
     network: bool,
+    snapshot: str,
     config: Config,
     factor: float,
     zygote: Callable[[], Zygote],
@@ -55,7 +60,8 @@ async def run_file(
     async with Service(config, zygote, factor=factor, grace_s=grace_s) as service:
         image = service.images.find(language) if language else service.images.for_file(path)
         source = read_source(path)
-        run = service.start(Snippet(source=source, args=args, network=network), image, FdStdin(0))
+        chosen = await _snapshot(service, image, snapshot, network=network)
+        run = service.start(Snippet(source=source, args=args, network=network), image, FdStdin(0), snapshot=chosen)
         showing = asyncio.create_task(_nothing(run) if as_json else _show(run))
         waiting: set[asyncio.Future[Any]] = {showing, stopped}
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -77,6 +83,22 @@ async def run_file(
         for name, count in run.exits.items():
             print(f"mayfly: exits {name:<10} {count:10}", file=sys.stderr)
     return run.verdict()[1]
+
+
+async def _snapshot(service: Service, image: Image, name: str, *, network: bool) -> Snapshot | None:
+    """What the run starts from: the snapshot of that name, else the language's own, which is made on first use."""
+    if name:
+        return find(name)
+    wanted = want_machine(image, service.config, service.factor)
+    if service.config.cold or network or find_base(wanted):
+        return None  # the service finds it
+    print(f"mayfly: making a snapshot of {image.manifest.language} {image.manifest.version} (once)", file=sys.stderr)
+    try:
+        return await service.starter.ensure_base(wanted)
+    except MayflyError as error:
+        report(error)
+        print("mayfly: booting a machine instead", file=sys.stderr)
+        return None
 
 
 async def _nothing(run: Run) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from api import problems
 from api.record import Kind, Mode, Reader, Record
 from api.session import Event, Failed
+from api.start import StartKind
 from mayfly.errors import GuestError, MayflyError
 from mayfly.protocol import Done, Exit, ExitHow, Hello, Limit, Stage, Stderr, Stdout
 
@@ -73,6 +74,7 @@ class Run:
         self.version = version
         self.mode = mode
         self.state = RunState.QUEUED
+        self.start: StartKind | None = None
         self.record = Record()
         self.steps: list[StepResult] = []
         self.error: MayflyError | None = None
@@ -94,13 +96,17 @@ class Run:
         self.lap("queue")
         self.state = RunState.BOOTING
 
+    def started(self, kind: StartKind, hello: Hello) -> None:
+        """It has its machine."""
+        self.lap("start")
+        self.start = kind
+        if kind is StartKind.COLD:
+            self.phases["guest_boot"] = hello.boot_us / 1e6
+        self.state = RunState.RUNNING
+
     def note(self, event: Event) -> None:
         """Take what the session reports."""
         match event:
-            case Hello():
-                self.lap("boot")
-                self.phases["guest_boot"] = event.boot_us / 1e6
-                self.state = RunState.RUNNING
             case Stage():
                 self.record.event("stage", step=event.name)
             case Stdout():
@@ -158,6 +164,7 @@ class Run:
             "language": self.language,
             "version": self.version,
             "state": self.state,
+            "start": self.start,
             "status": None,
             "exit_status": None,
             "steps": [],

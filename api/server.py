@@ -10,10 +10,12 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from api import problems
+from api import problems, snapshots
 from api.config import Config
 from api.host import time_factor
 from api.machine import Zygote
+from api.metrics import Metrics
+from api.plan import want_machine
 from api.routes import ROUTES, SERVICE, Handler
 from api.service import Service
 from api.sockets import claim
@@ -92,10 +94,11 @@ async def serve(config: Config, zygote: Callable[[], Zygote], factor: float) -> 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     with claim(config.socket) as (listener, folder):
-        async with Service(config, zygote, factor=factor, sockets=folder) as service:
+        async with Service(config, zygote, factor=factor, sockets=folder, observer=Metrics()) as service:
             service.spawner.warm_up()
+            snapshots.sweep()
             for name in config.languages:
-                service.images.find(name)
+                service.starter.expect(want_machine(service.images.find(name), config, factor))
             names = ", ".join(f"{image.manifest.language}@{image.manifest.version}" for image in service.images.installed())
             budget = service.admission.budget >> 20
             log.info("listening at %s; languages: %s; %d MiB for machines; time factor %g", config.socket, names or "none", budget, factor)

@@ -11,13 +11,18 @@ from api.config import Config
 from api.execute import BytesStdin, Stdin, execute
 from api.images import Image, Images
 from api.machine import GRACE_S, Spawner, Zygote
+from api.metrics import Observer
 from api.network import Networks
 from api.output import OutputSocket
 from api.plan import Plan, make_plan
+from api.pool import Idle
 from api.problems import RunEndedError, StoppingError
 from api.runs import Run
+from api.snapshots import Snapshot
 from api.snippet import Snippet
-from mayfly.errors import UnknownRunError
+from api.start import Ready
+from api.starter import Starter
+from mayfly.errors import BusyError, UnknownRunError
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +42,7 @@ class Service:
         factor: float = 1.0,
         sockets: Path | None = None,
         grace_s: float = GRACE_S,
+        observer: Observer | None = None,
     ) -> None:
         self.config = config
         self.factor = factor
@@ -44,6 +50,8 @@ class Service:
         self.spawner = Spawner(zygote)
         self.admission = Admission(config.memory_budget or int(available_memory() * DEFAULT_SHARE), config.queue)
         self.networks = Networks(config)
+        self.observer = observer or Observer()
+        self.starter = Starter(self.spawner, config, factor, self.admission, self.observer, lasting=sockets is not None)
         self.stopping = False
         self._sockets = sockets
         self._grace_s = grace_s
@@ -59,9 +67,16 @@ class Service:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    def start(self, snippet: Snippet, image: Image | None = None, stdin: Stdin | None = None, publish: bool = True) -> Run:
+    def start(
+        self,
+        snippet: Snippet,
+        image: Image | None = None,
+        stdin: Stdin | None = None,
+        publish: bool = True,
+        snapshot: Snapshot | None = None,
+    ) -> Run:
         """Accept a snippet, or refuse it at once; what happens to it later is in the run. Its output socket (if `publish`) listens when
-        this returns.
+        this returns. It runs in a machine restored from `snapshot`, if one is given.
 
         Raises:
             RequestError: the snippet cannot be run as it stands, or there is no room.
@@ -82,13 +97,17 @@ class Service:
                 mode=snippet.output,
                 step_names=tuple(step.name for step in plan.start.steps),
             )
-            ticket = self.admission.enter(plan.machine.memory)
+            idle = self.starter.idle(plan.wanted) if snapshot is None else None
+            ticket = idle.ticket if idle else self._enter(plan.wanted.machine.memory)
             taken.callback(self.admission.leave, ticket)
+            if idle:
+                taken.callback(self.spawner.stop, idle.ready.machine, 0)  # if the run never came to it
             if publish and self._sockets is not None:
                 self._outputs[run.id] = OutputSocket(self._sockets / f"{run.id}.sock", run.record, run.mode)
             held = taken.pop_all()
         self._runs[run.id] = run
-        task = asyncio.create_task(self._carry_out(ticket, plan, run, stdin or BytesStdin(snippet.stdin)), name=f"run {run.id}")
+        work = self._carry_out(ticket, plan, run, stdin or BytesStdin(snippet.stdin), idle, snapshot)
+        task = asyncio.create_task(work, name=f"run {run.id}")
         self._tasks[run.id] = task
         task.add_done_callback(lambda _: self._over(run, held))
         return run
@@ -138,14 +157,27 @@ class Service:
             self._drop(run)
         if self._expiry is not None:
             self._expiry.cancel()
+        await self.starter.close()
         await self.spawner.close()
         if self._closing:
             await asyncio.wait(self._closing)
 
-    async def _carry_out(self, ticket: Ticket, plan: Plan, run: Run, stdin: Stdin) -> None:
+    def _enter(self, memory: int) -> Ticket:
+        try:
+            return self.admission.enter(memory)
+        except BusyError:
+            self.observer.refused()
+            raise
+
+    async def _carry_out(self, ticket: Ticket, plan: Plan, run: Run, stdin: Stdin, idle: Idle | None, snapshot: Snapshot | None) -> None:
         await ticket.turn
         run.booting()
-        await execute(self.spawner, plan, run, stdin, self._grace_s)
+        await execute(self._machine(plan, run, idle, snapshot), plan, run, stdin, self._grace_s)
+
+    async def _machine(self, plan: Plan, run: Run, idle: Idle | None, snapshot: Snapshot | None) -> Ready:
+        ready = idle.ready if idle else await self.starter.get(plan.wanted, snapshot)
+        self.observer.started(ready.kind, run.language)
+        return ready
 
     def _over(self, run: Run, held: contextlib.ExitStack) -> None:
         """The run's task has ended and its machine is gone: what it held is free, and from here on it is only kept."""
@@ -155,6 +187,8 @@ class Service:
             log.error("run %s", run.id, exc_info=task.exception())
         run.fail(RunEndedError("the run was ended"))
         log.info("run %s: %s %s %s", run.id, run.language, *run.verdict())
+        self.observer.ended(run.verdict()[0], run.phases)
+        self.starter.pool.fill()
         self._expire()
 
     def _expire(self) -> None:

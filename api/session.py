@@ -27,6 +27,7 @@ from mayfly.protocol import (
     Hello,
     Limit,
     Message,
+    Resumed,
     Signal,
     Stage,
     Start,
@@ -214,6 +215,10 @@ class Session:
     def _fail(self, text: str) -> Failed:
         self.state = State.ENDED
         return Failed(GuestError(text, hint="the snippet may have tampered with its machine; nothing else is affected"))
+
+    def resumed(self, identity: Resumed) -> bytes:
+        """The frame that gives a restored machine an identity of its own; HELLO follows."""
+        return encode_frame(identity, 0)
 
     def begin(self, run: int, start: Start, files: Sequence[bytes]) -> Iterator[bytes]:
         """The frames that begin a run, made one at a time as they are asked for: START, the files' pieces, BEGIN.

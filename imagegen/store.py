@@ -17,16 +17,20 @@ from mayfly.paths import cache_dir, data_dir
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-_PART = ".part"
+PART = ".part"
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the image folder's lock, so that two builds of one image go one after the other. The lock's file stays."""
+def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the folder's lock, so that two who make the same go one after the other. The lock's file stays.
+
+    Raises:
+        BlockingIOError: somebody holds it, and this one is not to wait.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(folder.parent / f".{folder.name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(fd)
@@ -38,9 +42,9 @@ def replacing(folder: Path) -> Iterator[Path]:
 
     Call it with the lock held: left-overs of killed builds are removed first.
     """
-    for old in folder.parent.glob(f".{folder.name}.*{_PART}"):
+    for old in folder.parent.glob(f".{folder.name}.*{PART}"):
         shutil.rmtree(old)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=_PART, dir=folder.parent))
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=PART, dir=folder.parent))
     try:
         yield part
         part.chmod(0o755)
@@ -77,7 +81,7 @@ def _swap(new: Path, old: Path) -> None:
     number = ctypes.get_errno()
     if number not in (errno.EINVAL, errno.ENOSYS):  # 9p and the like cannot: two steps, with a moment between them
         raise ImageError(f"cannot put {new} in the place of {old}: {os.strerror(number)}")
-    aside = new.with_name(f"{new.name.removesuffix(_PART)}.old{_PART}")
+    aside = new.with_name(f"{new.name.removesuffix(PART)}.old{PART}")
     old.rename(aside)
     new.rename(old)
     shutil.rmtree(aside)
@@ -133,7 +137,7 @@ def prune_cache() -> list[tuple[Path, int]]:
 def remove(folder: Path) -> None:
     """Remove an image, in one step for those who look for it."""
     with locked(folder):
-        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=_PART, dir=folder.parent))
+        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=PART, dir=folder.parent))
         folder.rename(part / "image")
         shutil.rmtree(part)
     with contextlib.suppress(OSError):

@@ -16,7 +16,7 @@ def config_file() -> Path:
 
 
 def data_dir() -> Path:
-    """State worth keeping: images."""
+    """State worth keeping: images, kernels, snapshots."""
     return _xdg("XDG_DATA_HOME", ".local/share")
 
 
@@ -36,6 +36,11 @@ def runtime_dir() -> Path:
 def image_dir(language: str, arch: str) -> Path:
     """The folder of one built image: `initramfs` and `manifest.json`. `language` may carry a version (`rust@1.85`)."""
     return data_dir() / "images" / language / arch
+
+
+def snapshots_dir() -> Path:
+    """The folder of snapshots, one folder each."""
+    return data_dir() / "snapshots"
 
 
 def kernel_path(arch: str) -> Path:

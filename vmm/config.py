@@ -4,6 +4,7 @@ import dataclasses
 import ipaddress
 import json
 import re
+import signal
 from enum import StrEnum
 from typing import Any, Self
 
@@ -19,6 +20,9 @@ MAX_CMDLINE = 2047
 MIN_MTU = 1280
 """The least that IPv6 takes (RFC 8200, 5)."""
 MAX_MTU = 65520
+
+SAVE = signal.SIGUSR1
+"""Makes a vmm process whose machine has a folder for it stop the machine, write its snapshot and end."""
 
 
 class Channel(StrEnum):

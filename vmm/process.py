@@ -11,14 +11,11 @@ import traceback
 from typing import Any
 
 from mayfly.errors import ConfigError, ConsoleTailError, MayflyError
-from vmm.config import MachineConfig
+from vmm.config import SAVE, MachineConfig
 from vmm.console import Console
 from vmm.eventloop import EventLoop
 from vmm.kvm import process
 from vmm.machine import End, build_machine
-
-SAVE = signal.SIGUSR1
-"""Makes a machine that has a folder for it stop, write its snapshot and end."""
 
 
 class Report:

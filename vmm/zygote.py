@@ -3,7 +3,8 @@
 It holds no KVM descriptor (KVM binds a VM to the address space that made it) and imports neither asyncio nor aiohttp. The two sides
 talk over a SOCK_SEQPACKET pair, one JSON object a message:
 
-    client -> zygote   {"spawn": machine, "config": JSON text} with two descriptors (channel, report); {"kill": machine}
+    client -> zygote   {"spawn": machine, "config": JSON text} with two descriptors (channel, report); {"kill": machine};
+                       {"save": machine}
     zygote -> client   {"forked": machine, "pid": n}; {"reaped": machine, "status": n}
 
 When either end of the pair is closed, or the client dies, the zygote ends; when the zygote ends, so do its machines.
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from mayfly.errors import HostError
-from vmm.config import MachineConfig
+from vmm.config import SAVE, MachineConfig
 from vmm.kvm import process
 
 MESSAGE_LIMIT = 64 * 1024
@@ -103,6 +104,10 @@ class Zygote:
         with contextlib.suppress(HostError):
             self._send({"kill": machine}, [])
 
+    def save(self, machine: int) -> None:
+        """Have `machine`, whose configuration has a folder for it, write its snapshot and end."""
+        self._send({"save": machine}, [])
+
     def _send(self, message: dict[str, Any], fds: list[int]) -> None:
         try:
             socket.send_fds(self._control, [json.dumps(message).encode()], fds)
@@ -175,11 +180,12 @@ class _Server:
         if not data:
             return False
         message = json.loads(data)
-        if "kill" in message:
-            for pid, machine in self._machines.items():
-                if machine == message["kill"]:
-                    os.kill(pid, signal.SIGKILL)
-            return True
+        for request, number in (("kill", signal.SIGKILL), ("save", SAVE)):
+            if request in message:
+                for pid, machine in self._machines.items():
+                    if machine == message[request]:
+                        os.kill(pid, number)
+                return True
         began = time.monotonic()
         pid = os.fork()
         if pid == 0:

@@ -20,7 +20,7 @@ import pytest
 from api.config import Config
 from api.machine import Zygote
 from mayfly import manifest
-from vmm.config import MIB, MachineConfig
+from vmm.config import MIB, SAVE, MachineConfig
 from vmm.zygote import Forked, Reaped
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +36,7 @@ class FakeZygote:
         self.executable = executable
         self.fault = fault
         self.children: dict[int, subprocess.Popen[bytes]] = {}
+        self.configs: list[MachineConfig] = []
         self.waiters: list[threading.Thread] = []
         self._client, self._server = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
@@ -48,7 +49,9 @@ class FakeZygote:
         else:
             script = [str(ROOT / "tests/unit/fake_agent.py"), *fds, MARKER, self.fault]
         command = [sys.executable, *script]
-        child = subprocess.Popen(command, pass_fds=[channel, report], env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True)
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "FAKE_SAVE_TO": config.save_to or "", "FAKE_RESTORE": " ".join(config.restore)}
+        child = subprocess.Popen(command, pass_fds=[channel, report], env=env, start_new_session=True)
+        self.configs.append(config)
         self.children[machine] = child
         self._say({"forked": machine, "pid": child.pid})
         waiter = threading.Thread(target=self._wait, args=(machine, child))
@@ -61,6 +64,10 @@ class FakeZygote:
     def _say(self, message: dict[str, int]) -> None:
         with contextlib.suppress(OSError):  # closed
             self._server.send(json.dumps(message).encode())
+
+    def save(self, machine: int) -> None:
+        """Have the agent's process write its snapshot."""
+        self.children[machine].send_signal(SAVE)
 
     def kill(self, machine: int) -> None:
         """Kill the agent and, as the end of a real machine does, everything in it: all of its session."""
@@ -158,7 +165,13 @@ def install_toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def small_config(tmp_path: Path, **changes: Any) -> Config:
     """A configuration for the tests: short limits, a budget of four toy machines."""
-    values = {"socket": tmp_path / "mayfly" / "api.sock", "kernel": tmp_path / "vmlinux", "memory_budget": 512 * MIB, "time_factor": 1.0}
+    values = {
+        "socket": tmp_path / "mayfly" / "api.sock",
+        "kernel": tmp_path / "vmlinux",
+        "memory_budget": 512 * MIB,
+        "time_factor": 1.0,
+        "cold": True,
+    }
     return Config(**{**values, **changes})
 
 

@@ -11,14 +11,17 @@ import platform
 import queue
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import TextIO
 
 from mayfly import protocol as p
+from vmm.config import SAVE
 
 CREDIT = 32 * 1024
 
@@ -45,9 +48,12 @@ class FakeAgent:
             return
         if self.fault == "incomplete":
             self.send(p.Error(p.ErrorCode.INCOMPLETE_ROOT, "no end marker"), run=0)
+        frames = p.FrameReader(p.FROM_HOST)
+        if os.environ.get("FAKE_RESTORE"):
+            while not any(isinstance(frame.message, p.Resumed) for frame in frames.feed(self.channel.recv(65536))):
+                pass
         self.channel.sendall(b"console noise\xc0\xc0garbage\xc0")
         self.send(p.Hello(99 if self.fault == "version" else p.PROTOCOL_VERSION, "fake", arch, 1234, marker), run=0)
-        frames = p.FrameReader(p.FROM_HOST)
         while data := self.channel.recv(65536):
             for frame in frames.feed(data):
                 self.take(frame)
@@ -146,6 +152,19 @@ class FakeAgent:
             child.stdin.close()
 
 
+def save(folder: Path, report: TextIO, fault: str) -> None:
+    """Write what stands for a snapshot (nobody restores it but another fake) and end, as a vmm process does."""
+    if fault != "disk-full":
+        (folder / "memory").write_bytes(bytes(8192))
+        (folder / "pages").write_bytes(struct.pack("<QQ", 1, 1))
+        (folder / "state.json").write_text("{}")
+        report.write(json.dumps({"event": "saved", "memory": 4096}) + "\n")
+    error = {"type": "SnapshotError", "message": "No space left on device", "hint": ""} if fault == "disk-full" else None
+    report.write(json.dumps({"event": "ended", "reason": "error" if error else "saved", "error": error, "console": ""}) + "\n")
+    report.flush()
+    os._exit(0)
+
+
 def main(channel_fd: int, report_fd: int, fault: str) -> None:
     with (
         os.fdopen(report_fd, "w") as report,
@@ -154,6 +173,8 @@ def main(channel_fd: int, report_fd: int, fault: str) -> None:
     ):
         report.write(json.dumps({"event": "running", "phases": {"process": 0.001, "kvm": 0.002}}) + "\n")
         report.flush()
+        if folder := os.environ.get("FAKE_SAVE_TO"):
+            signal.signal(SAVE, lambda *_: save(Path(folder), report, fault))
         with contextlib.suppress(ConnectionError):
             FakeAgent(channel, fault, Path(work)).serve()
         if fault == "bad-report":

@@ -26,7 +26,7 @@ def mayfly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Mayfly:
     """Start the command in a folder of its own; `config.yaml` there says that no KVM is to be probed."""
     install_toys(monkeypatch, tmp_path)
     (tmp_path / "config" / "mayfly").mkdir(parents=True)
-    (tmp_path / "config" / "mayfly" / "config.yaml").write_text("time_factor: 1\nmemory_budget: 536870912\n")
+    (tmp_path / "config" / "mayfly" / "config.yaml").write_text("time_factor: 1\nmemory_budget: 536870912\ncold: true\n")
 
     def start(*args: str, fault: str = "-", **options: Any) -> "subprocess.Popen[bytes]":
         env = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -84,13 +84,13 @@ def test_a_manifests_limit_goes_before_the_servers() -> None:
 
 def test_memory_is_what_the_image_needs_or_more_and_steps_get_what_is_free() -> None:
     plan = make_plan(Snippet(source=b""), toy(), Config(memory=200 * MIB + 1), 1.0)
-    assert plan.machine.memory == 201 * MIB
+    assert plan.wanted.machine.memory == 201 * MIB
     assert plan.start.steps[0].memory == 201 * MIB - 32 * MIB - KERNEL_RESERVE
-    assert make_plan(Snippet(source=b""), toy(), Config(memory=MIB), 1.0).machine.memory == 128 * MIB
+    assert make_plan(Snippet(source=b""), toy(), Config(memory=MIB), 1.0).wanted.machine.memory == 128 * MIB
 
 
 def test_the_machine_is_as_configured() -> None:
-    machine = make_plan(Snippet(source=b""), toy(), Config(channel=Channel.VIRTIO, cpus=2, user="", kernel=Path("/k")), 1.0).machine
+    machine = make_plan(Snippet(source=b""), toy(), Config(channel=Channel.VIRTIO, cpus=2, user="", kernel=Path("/k")), 1.0).wanted.machine
     assert (machine.channel, machine.cpus, machine.user, machine.kernel) == (Channel.VIRTIO, 2, None, "/k")
     assert machine.initrd == str(toy().initramfs)
 

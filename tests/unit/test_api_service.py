@@ -57,7 +57,7 @@ def test_a_snippet_is_built_and_run(serve: Callable[..., Any]) -> None:
     assert (result["state"], result["status"], result["exit_status"], result["error"]) == ("done", "failed", 7, None)
     assert (build["step"], build["code"], build["stdout"]) == ("build", 0, "")
     assert (run["code"], run["signal"], run["limit"], run["stdout"], run["stderr"]) == (7, None, None, "out\n", "err\n")
-    assert {"queue", "boot", "guest_boot", "build", "run", "steps"} <= set(result["phases"])
+    assert {"queue", "start", "guest_boot", "build", "run", "steps"} <= set(result["phases"])
 
 
 def test_a_failed_build_ends_the_run(serve: Callable[..., Any]) -> None:

@@ -88,23 +88,23 @@ def unpack_runs(data: bytes, size: int) -> list[tuple[int, int]]:
 
 def lay_base(mapping: Mapping, fd: int, runs: Runs) -> None:
     """Map a base's pages over `mapping`, which has at most the initramfs in it. Zeros between near runs are mapped along."""
-    for first, count in _joined(runs, [(offset // PAGE, -(-size // PAGE)) for offset, size in mapping.files]):
+    for first, count in joined(runs, [(offset // PAGE, -(-size // PAGE)) for offset, size in mapping.files]):
         mapping.overlay_file(first * PAGE, fd, count * PAGE, first * PAGE)
 
 
-def _joined(runs: Runs, apart: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """`runs` with small gaps closed, but for those that touch a run of `apart`."""
+def joined(runs: Runs, apart: Iterable[tuple[int, int]] = ()) -> list[tuple[int, int]]:
+    """`runs` with small gaps closed, but for those that touch a run of `apart`: what is mapped of a base."""
     fixed = list(apart)
-    joined: list[tuple[int, int]] = []
+    whole: list[tuple[int, int]] = []
     for first, count in runs:
-        if joined:
-            begin, length = joined[-1]
+        if whole:
+            begin, length = whole[-1]
             gap = first - (begin + length)
             if gap <= GAP and not any(at < first and begin + length < at + size for at, size in fixed):
-                joined[-1] = (begin, first + count - begin)
+                whole[-1] = (begin, first + count - begin)
                 continue
-        joined.append((first, count))
-    return joined
+        whole.append((first, count))
+    return whole
 
 
 def lay_diff(mapping: Mapping, fd: int, runs: Runs) -> None:

@@ -1,0 +1,88 @@
+"""Making snapshots: boot a machine (or restore its parent's), let it run a snippet, stop it, keep it."""
+
+import asyncio
+import contextlib
+import logging
+
+from api import snapshots
+from api.execute import BytesStdin, converse
+from api.machine import Spawner
+from api.plan import Plan, Wanted
+from api.record import Mode
+from api.runs import Run, Status
+from api.snapshots import Snapshot
+from api.start import start
+from mayfly.errors import SnapshotError, SnapshotNotFoundError
+from vmm.config import Channel
+
+log = logging.getLogger(__name__)
+OUTPUT_SHOWN = 2000
+
+
+def base_name(wanted: Wanted) -> str:
+    """The name of the base for this machine: the image's own, and what is unusual about the machine."""
+    machine, memory = wanted.machine, wanted.image.manifest.memory
+    unusual = [f"{machine.cpus}cpus"] if machine.cpus != 1 else []
+    unusual += [f"{machine.memory >> 20}mib"] if machine.memory - memory >= 1 << 20 else []
+    unusual += [machine.channel] if machine.channel is not Channel.VIRTIO else []
+    return ".".join([wanted.image.folder.parent.name, *unusual])
+
+
+def find_base(wanted: Wanted) -> Snapshot | None:
+    """The base for this machine, if there is one that can be used; why another one cannot is logged."""
+    try:
+        snapshot = snapshots.find(base_name(wanted))
+        snapshots.check(snapshot, wanted.image, wanted.machine)
+        return snapshot
+    except SnapshotNotFoundError:
+        return None
+    except SnapshotError as error:
+        log.warning("a snapshot is not used: %s", error)
+        return None
+
+
+async def make(
+    spawner: Spawner, wanted: Wanted, plan: Plan | None, *, name: str, parent: Snapshot | None = None, again: bool = False
+) -> Snapshot:
+    """Make the snapshot `name` of the machine `wanted` after it has run `plan`, if there is one; without a parent it boots for that.
+
+    Two who make the same do the work once: unless `again`, one that fits is kept. At an error nothing is left.
+
+    Raises:
+        SnapshotError: the snippet failed, or the snapshot could not be written.
+        MayflyError: the machine came to a bad end.
+    """
+    with contextlib.ExitStack() as held:
+        await asyncio.to_thread(held.enter_context, snapshots.claimed(name))
+        if not again and (found := await asyncio.to_thread(_fitting, name, wanted, parent)):
+            return found
+        part = held.enter_context(snapshots.replacing(name))
+        written = await _run_and_save(spawner, wanted.restored_from(parent.chain if parent else ()).saved_to(part), plan)
+        await asyncio.to_thread(
+            snapshots.complete, part, name=name, image=wanted.image, machine=wanted.machine, parent=parent, memory_bytes=written
+        )
+    return snapshots.find(name)
+
+
+def _fitting(name: str, wanted: Wanted, parent: Snapshot | None) -> Snapshot | None:
+    try:
+        found = snapshots.find(name)
+        snapshots.check(found, wanted.image, wanted.machine)
+    except SnapshotError:
+        return None
+    return found if found.manifest.parent == (parent.manifest.name if parent else "") else None
+
+
+async def _run_and_save(spawner: Spawner, wanted: Wanted, plan: Plan | None) -> int:
+    ready = await start(spawner, wanted)
+    try:
+        if plan:
+            names = tuple(step.name for step in plan.start.steps)
+            run = Run(language=wanted.image.manifest.language, version=wanted.image.manifest.version, mode=Mode.RAW, step_names=names)
+            await converse(ready.machine, ready.session, plan, run, BytesStdin(b""))
+            if run.verdict()[0] is not Status.OK:
+                said = b"".join(part for streams in run.outputs().values() for part in streams)[-OUTPUT_SHOWN:].decode(errors="replace")
+                raise SnapshotError(f"the program for the snapshot failed ({run.verdict()[0]}):\n{said}", hint="mend it, or the image")
+        return await ready.machine.save(wanted.timeout_s)
+    finally:
+        await ready.machine.stop(0)

@@ -1,0 +1,59 @@
+"""What `GET /metrics` shows, in Prometheus's text format."""
+
+from collections.abc import Mapping
+
+
+class Observer:
+    """Is told what happens; this one forgets it."""
+
+    def started(self, kind: str, language: str) -> None:
+        """A run got its machine: cold, restored or warm."""
+
+    def ended(self, status: str, phases: Mapping[str, float]) -> None:
+        """A run is over; `phases` in seconds."""
+
+    def refused(self) -> None:
+        """A run was refused, as there was no room."""
+
+    def evicted(self) -> None:
+        """An idle machine was ended to make room."""
+
+
+class Metrics(Observer):
+    """Counts it."""
+
+    def __init__(self) -> None:
+        from prometheus_client import CollectorRegistry, Counter, Histogram  # a server's only
+
+        self.registry = CollectorRegistry()
+        self._starts = Counter("mayfly_starts", "Machines that runs got", ["kind", "language"], registry=self.registry)
+        self._runs = Counter("mayfly_runs", "Runs that are over", ["status"], registry=self.registry)
+        self._refusals = Counter("mayfly_refusals", "Runs that were refused for lack of room", registry=self.registry)
+        self._evictions = Counter("mayfly_evictions", "Idle machines that were ended to make room", registry=self.registry)
+        buckets = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+        self._phases = Histogram("mayfly_phase_seconds", "Time of a run's phases", ["phase"], registry=self.registry, buckets=buckets)
+
+    def started(self, kind: str, language: str) -> None:
+        """Count a start."""
+        self._starts.labels(kind, language).inc()
+
+    def ended(self, status: str, phases: Mapping[str, float]) -> None:
+        """Count a run and its phases."""
+        self._runs.labels(status).inc()
+        for name, seconds in phases.items():
+            self._phases.labels(name).observe(seconds)
+
+    def refused(self) -> None:
+        """Count a refusal."""
+        self._refusals.inc()
+
+    def evicted(self) -> None:
+        """Count an eviction."""
+        self._evictions.inc()
+
+    def text(self) -> bytes:
+        """All of it."""
+        from prometheus_client import generate_latest
+
+        text: bytes = generate_latest(self.registry)
+        return text

@@ -1,0 +1,87 @@
+"""Machines that are ready for a run: booted, or restored from a snapshot and given an identity of their own."""
+
+import asyncio
+import dataclasses
+import enum
+import os
+import time
+
+from api.machine import Ended, Machine, Spawner
+from api.plan import Wanted
+from api.session import Failed, Session
+from mayfly.errors import BootError, ConsoleTailError, GuestError, MayflyError
+from mayfly.protocol import Hello, Resumed
+
+ENTROPY_BYTES = 64
+
+
+class StartKind(enum.StrEnum):
+    """How a run got its machine."""
+
+    COLD = "cold"
+    RESTORED = "restored"
+    WARM = "warm"
+
+
+@dataclasses.dataclass
+class Ready:
+    """A machine whose agent has said HELLO, and the conversation with it. `taken_s`: how long its start took."""
+
+    machine: Machine
+    session: Session
+    hello: Hello
+    kind: StartKind
+    taken_s: float
+
+
+async def start(spawner: Spawner, wanted: Wanted) -> Ready:
+    """Boot the machine, or restore it if its configuration says from where.
+
+    Raises:
+        MayflyError: it did not come up; it is gone by then, and a console's tail is with the error.
+    """
+    began = time.monotonic()
+    machine = await spawner.spawn(wanted.machine)
+    try:
+        session = Session(arch=wanted.image.manifest.arch, end_marker=wanted.image.manifest.end_marker)
+        async with asyncio.timeout(wanted.timeout_s):
+            if wanted.machine.restore:
+                await machine.write(session.resumed(identity()))
+            hello = await _greeting(machine, session)
+    except BaseException as caught:
+        ended = await machine.stop(0 if isinstance(caught, asyncio.CancelledError) else 1)
+        if isinstance(caught, TimeoutError):
+            hint = "the console's tail says how far it came; raise boot_timeout_s if this host is slow"
+            raise explain(BootError(f"no HELLO from the agent within {wanted.timeout_s:g} s", hint=hint), ended) from caught
+        if isinstance(caught, GuestError):
+            hint = "the console's tail says how far it came"
+            raise explain(BootError("the machine ended before its agent said HELLO", hint=hint), ended) from caught
+        if isinstance(caught, MayflyError):
+            raise explain(caught, ended) from caught
+        raise
+    kind = StartKind.RESTORED if wanted.machine.restore else StartKind.COLD
+    return Ready(machine, session, hello, kind, time.monotonic() - began)
+
+
+def identity() -> Resumed:
+    """What makes a restored machine another than its siblings: now."""
+    name = f"mayfly-{os.urandom(4).hex()}"
+    return Resumed(time_ns=time.time_ns(), boot_id=os.urandom(16), hostname=name, entropy=os.urandom(ENTROPY_BYTES))
+
+
+async def _greeting(machine: Machine, session: Session) -> Hello:
+    while data := await machine.read():
+        for event in session.feed(data):
+            if isinstance(event, Hello):
+                return event
+            if isinstance(event, Failed):
+                raise event.error
+    raise GuestError("the machine ended")
+
+
+def explain(error: MayflyError, ended: Ended) -> MayflyError:
+    """The error to report: the vmm process's own if it had one, else `error` with the console's tail."""
+    error = ended.error or error
+    if isinstance(error, ConsoleTailError) and not error.console:
+        error.console = ended.console
+    return error

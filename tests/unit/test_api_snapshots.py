@@ -1,0 +1,322 @@
+"""Snapshots as the service uses them: made, found, refused; the pool within its budget. Machines are ordinary processes."""
+
+import asyncio
+import json
+import os
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api import snapshots
+from api.bases import base_name, find_base, make
+from api.metrics import Metrics
+from api.plan import Wanted, want_machine
+from api.service import Service
+from api.snapshots import MANIFEST, Snapshot
+from api.snippet import Snippet
+from mayfly import paths
+from mayfly.errors import BusyError, ConfigError, SnapshotError, SnapshotNotFoundError
+from tests.unit.api_fakes import FakeZygote, factory, install_toys, open_descriptors, small_config
+from vmm.config import MIB
+from vmm.snapshot.folder import MEMORY, PAGES, STATE
+
+Scenario = Callable[[Service], Awaitable[Any]]
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+    """Run a scenario with a service that uses snapshots; nothing may be left of it."""
+    install_toys(monkeypatch, tmp_path)
+    (tmp_path / "vmlinux").write_bytes(b"kernel")
+    sockets = tmp_path / "runs"
+    sockets.mkdir()
+
+    def call(scenario: Scenario, fault: str = "", made: list[FakeZygote] | None = None, lasting: bool = True, **config: Any) -> Any:
+        async def whole() -> Any:
+            values = small_config(tmp_path, **{"cold": False, **config})
+            folder = sockets if lasting else None
+            async with Service(values, factory(fault, made), sockets=folder, observer=Metrics()) as service:
+                return await asyncio.wait_for(scenario(service), 60)
+
+        before = open_descriptors()
+        result = asyncio.run(whole())
+        assert open_descriptors() == before
+        assert not list(paths.snapshots_dir().glob(".*.part"))
+        return result
+
+    return call
+
+
+def toy(service: Service, language: str = "toy") -> Wanted:
+    return want_machine(service.images.find(language), service.config, 1.0)
+
+
+async def run(service: Service, language: str = "toy", source: bytes = b"echo hi") -> dict[str, Any]:
+    found = service.start(Snippet(language=language, source=source))
+    await service.settled(found)
+    return found.to_json()
+
+
+async def made(service: Service, language: str = "toy") -> Snapshot:
+    return await service.starter.ensure_base(toy(service, language))
+
+
+def test_a_run_boots_while_its_base_is_made_and_the_next_one_is_restored(serve: Callable[..., Any]) -> None:
+    async def scenario(service: Service) -> tuple[str, str]:
+        first = await run(service)
+        while find_base(toy(service)) is None:
+            await asyncio.sleep(0.01)
+        return first["start"], (await run(service))["start"]
+
+    zygotes: list[FakeZygote] = []
+    assert serve(scenario, made=zygotes) == ("cold", "restored")
+    folder = str(paths.snapshots_dir() / "toy")
+    assert [config.restore for config in zygotes[0].configs] == [(), (), (folder,)]
+
+
+def test_without_a_server_no_base_is_made_behind_a_run(serve: Callable[..., Any]) -> None:
+    assert serve(run, lasting=False)["start"] == "cold"
+    assert not (paths.snapshots_dir() / "toy").exists()
+
+
+def test_cold_runs_and_runs_with_an_unusual_machine(serve: Callable[..., Any]) -> None:
+    async def scenario(service: Service) -> str:
+        await made(service)
+        return str((await run(service))["start"])
+
+    assert serve(scenario, cold=True) == "cold"
+    assert serve(scenario, cpus=2, memory=200 * MIB) == "restored"
+    assert sorted(path.name for path in paths.snapshots_dir().glob("[!.]*")) == ["toy", "toy.2cpus.200mib"]
+
+
+def test_two_creators_do_the_work_once(serve: Callable[..., Any]) -> None:
+    async def scenario(service: Service) -> set[str]:
+        found = await asyncio.gather(made(service), made(service), made(service))
+        return {snapshot.manifest.created for snapshot in found}
+
+    zygotes: list[FakeZygote] = []
+    assert len(serve(scenario, made=zygotes)) == 1
+    assert len(zygotes[0].configs) == 1
+
+
+def test_a_full_disk_leaves_nothing_and_the_run_goes_on_without(serve: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(service: Service) -> str:
+        with pytest.raises(SnapshotError, match="No space"):
+            await made(service)
+        return str((await run(service))["status"])
+
+    assert serve(scenario, fault="disk-full") == "ok"
+    assert not list(snapshots.installed())
+
+
+@pytest.mark.parametrize("nowhere", ["/sys/kernel", "file"])
+def test_a_state_folder_that_cannot_be_written_is_a_typed_error(serve: Callable[..., Any], tmp_path: Path, nowhere: str) -> None:
+    """In /sys not even root makes a file."""
+    (tmp_path / "file").write_text("not a folder")
+    paths.snapshots_dir().symlink_to(tmp_path / nowhere)
+
+    async def scenario(service: Service) -> str:
+        with pytest.raises(SnapshotError) as caught:
+            await made(service)
+        assert "permissions" in caught.value.hint
+        return str((await run(service))["status"])
+
+    assert serve(scenario) == "ok"
+
+
+def change_manifest(**fields: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / MANIFEST
+        path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+    return change
+
+
+def alter(name: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        data = bytearray((folder / name).read_bytes())
+        data[-1] ^= 1
+        (folder / name).write_bytes(data)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (change_manifest(mayfly="0.0.0"), "made by Mayfly"),
+        (change_manifest(initramfs_digest="sha256:00"), "another image"),
+        (change_manifest(kernel_digest="sha256:00"), "another kernel"),
+        (change_manifest(machine={}), "another machine"),
+        (lambda folder: (folder / MANIFEST).write_text("{"), "make the snapshot again"),
+        (alter(MEMORY), "altered"),
+        (alter(STATE), "altered"),
+        (alter(PAGES), ""),
+        (lambda folder: (folder / PAGES).unlink(), "cannot be read"),
+        (lambda folder: os.truncate(folder / MEMORY, 4096), ""),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_made_again(
+    serve: Callable[..., Any], caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None], says: str
+) -> None:
+    async def scenario(service: Service) -> tuple[str, str]:
+        before = await made(service)
+        damage(before.folder)
+        assert find_base(toy(service)) is None
+        await made(service)
+        return before.manifest.mayfly, str((await run(service))["start"])
+
+    assert serve(scenario)[1] == "restored"
+    assert "a snapshot is not used" in caplog.text
+    assert says in caplog.text or says == "make the snapshot again"
+
+
+def test_a_new_kernel_is_noticed(serve: Callable[..., Any], tmp_path: Path) -> None:
+    async def scenario(service: Service) -> None:
+        await made(service)
+        assert find_base(toy(service)) is not None
+        (tmp_path / "vmlinux").write_bytes(b"a newer kernel")
+        assert find_base(toy(service)) is None
+
+    serve(scenario)
+
+
+def test_a_chain_is_listed_followed_and_kept_together(serve: Callable[..., Any]) -> None:
+    async def scenario(service: Service) -> None:
+        base = await made(service)
+        wanted = toy(service)
+        one = await make(service.spawner, wanted, None, name="one", parent=base)
+        two = await make(service.spawner, wanted, None, name="two", parent=one)
+        assert [folder.name for folder in two.chain] == ["toy", "one", "two"]
+        found = service.start(Snippet(language="toy", source=b"true"), snapshot=two)
+        await service.settled(found)
+        assert found.to_json()["start"] == "restored"
+        with pytest.raises(SnapshotError, match="parent of one"):
+            snapshots.remove("toy")
+        await service.starter.ensure_base(wanted, again=True)
+        with pytest.raises(SnapshotError, match="made anew"):
+            snapshots.find("two")
+        assert sum(isinstance(item, SnapshotError) for item in snapshots.installed()) == 2
+
+    serve(scenario)
+    for name in ("two", "one", "toy"):
+        snapshots.remove(name)
+    with pytest.raises(SnapshotNotFoundError):
+        snapshots.remove("toy")
+    assert not [path for path in paths.snapshots_dir().iterdir() if not path.name.endswith(".lock")]
+
+
+@pytest.mark.parametrize("name", ["", "../x", ".hidden", "a/b", "x" * 65, "é"])
+def test_a_name_is_no_path(serve: Callable[..., Any], name: str) -> None:
+    with pytest.raises(ConfigError):
+        snapshots.find(name)
+
+
+def test_what_a_killed_creator_left_is_swept_but_not_what_a_live_one_needs(serve: Callable[..., Any]) -> None:
+    paths.snapshots_dir().mkdir(parents=True)
+    (paths.snapshots_dir() / ".toy.abc123.part").mkdir()
+    (paths.snapshots_dir() / ".toy.abc123.part" / MEMORY).write_bytes(b"half")
+    with snapshots.claimed("toy"):
+        snapshots.sweep()
+        assert (paths.snapshots_dir() / ".toy.abc123.part").exists()
+    snapshots.sweep()
+    assert not (paths.snapshots_dir() / ".toy.abc123.part").exists()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+def test_the_pool_gives_warm_machines_and_is_filled_again(serve: Callable[..., Any]) -> None:
+    async def scenario(service: Service) -> list[str]:
+        await made(service)
+        service.starter.expect(toy(service))
+        kinds = []
+        for _ in range(3):
+            await until(lambda: len(service.starter.pool) == 2)
+            kinds.append(str((await run(service))["start"]))
+        return kinds
+
+    assert serve(scenario, warm=2) == ["warm", "warm", "warm"]
+
+
+def test_a_machine_that_died_in_the_pool_is_not_given_out(serve: Callable[..., Any]) -> None:
+    async def scenario(service: Service) -> str:
+        await made(service)
+        service.starter.expect(toy(service))
+        await until(lambda: len(service.starter.pool) == 1)
+        (kind,) = service.starter.pool._kinds.values()
+        service.spawner.kill(kind.idle[0].ready.machine.number)
+        await kind.idle[0].ready.machine.reaped.wait()
+        await until(lambda: not kind.idle[0].ready.machine.alive)
+        return str((await run(service))["status"])
+
+    assert serve(scenario, warm=1) == "ok"
+
+
+def test_idle_machines_make_room_for_another_language(serve: Callable[..., Any]) -> None:
+    """Of four places three are taken by idle machines; two runs of another language get theirs, a fifth machine is refused."""
+
+    async def scenario(service: Service) -> None:
+        await made(service, "toy")
+        await made(service, "py")
+        service.starter.expect(toy(service))
+        await until(lambda: len(service.starter.pool) == 3)
+        source = b"import time; time.sleep(60)"
+        runs = [service.start(Snippet(language="py", source=source)) for _ in range(4)]
+        with pytest.raises(BusyError) as refused:
+            service.start(Snippet(language="py", source=source))
+        assert refused.value.retry_after_s >= 1
+        await until(lambda: all(run.start for run in runs))
+        assert len(service.starter.pool) == 0
+        metrics = service.observer
+        assert isinstance(metrics, Metrics)
+        text = metrics.text().decode()
+        assert "mayfly_evictions_total 3.0" in text
+        assert "mayfly_refusals_total 1.0" in text
+        assert 'mayfly_starts_total{kind="restored",language="py"} 4.0' in text
+        for run in runs:
+            await service.forget(run.id)
+        await service.starter.close()
+        assert service.admission.used == 0
+
+    serve(scenario, warm=3, queue=0)
+
+
+def test_a_run_that_is_cancelled_at_once_leaves_no_idle_machine(serve: Callable[..., Any]) -> None:
+    async def scenario(service: Service) -> None:
+        await made(service)
+        service.starter.expect(toy(service))
+        await until(lambda: len(service.starter.pool) == 1)
+        found = service.start(Snippet(language="toy", source=b"sleep 60"))
+        await service.forget(found.id)
+        await until(lambda: service.admission.used == 128 * MIB)  # the pool is filled again
+
+    serve(scenario, warm=1)
+
+
+def test_names_of_bases_tell_machines_apart(serve: Callable[..., Any]) -> None:
+    async def scenario(service: Service) -> str:
+        return base_name(toy(service))
+
+    assert serve(scenario) == "toy"
+    assert serve(scenario, cpus=3) == "toy.3cpus"
+
+
+def test_claims_are_held_against_other_processes(serve: Callable[..., Any]) -> None:
+    order = []
+
+    def claim() -> None:
+        with snapshots.claimed("toy"):
+            order.append("other")
+
+    with snapshots.claimed("toy"):
+        other = threading.Thread(target=claim)
+        other.start()
+        order.append("first")
+    other.join()
+    assert order == ["first", "other"]
