@@ -84,7 +84,7 @@ class MemoryBackend:
     def set_offloads(self, negotiated: int) -> None:
         self.negotiated = negotiated
 
-    def send(self, parts: Sequence[bytes | memoryview]) -> None:
+    def send(self, parts: Sequence[bytearray | memoryview]) -> None:
         assert self.room
         self.room -= 1
         self.sent.append(b"".join(parts))

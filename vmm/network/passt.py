@@ -99,7 +99,7 @@ class Passt:
     def _greet(self, network: NetworkConfig) -> None:
         """Wait until it answers, which shows that it has come up."""
         self._socket.settimeout(START_S)
-        self.send([_NO_HEADER, question(network)])
+        self.send([bytearray(_NO_HEADER + question(network))])
         try:
             self.receive(bytearray(MAX_PACKET))
         except TimeoutError as error:
@@ -143,7 +143,7 @@ class Passt:
                     self._unsent = b""  # it has ended, which `receive` finds out
         return not self._unsent
 
-    def send(self, parts: Sequence[bytes | memoryview]) -> None:
+    def send(self, parts: Sequence[bytearray | memoryview]) -> None:
         """Send a frame; what does not fit into the socket waits for `make_room`."""
         frame = b"".join(parts)[HEADER.size :]
         self._unsent = _LENGTH.pack(len(frame)) + frame

@@ -83,7 +83,7 @@ class Tap:
         """There is always room: what the host's network does not take it drops."""
         return True
 
-    def send(self, parts: Sequence[bytes | memoryview]) -> None:
+    def send(self, parts: Sequence[bytearray | memoryview]) -> None:
         """To the host's network. A packet that it refuses (a header that contradicts itself, an interface that is down) is lost."""
         with contextlib.suppress(OSError):
             os.writev(self._fd, parts)

@@ -34,6 +34,8 @@ MAX_PACKET = HEADER.size + ETHERNET_BYTES + 0xFFFF
 """With segmentation offload a frame holds a whole IP packet of 64 KiB."""
 FILTERED_BYTES = 128
 """So much of a frame at least is shown to the filter, in one piece: more than all the headers that it looks at."""
+DROPS = 256
+"""Packets that are not for the guest are dropped in one go up to this number."""
 
 
 class NetFeature(IntFlag):
@@ -79,8 +81,7 @@ NEEDED: dict[int, int] = {
 _NEEDS_CSUM = int(HeaderFlag.NEEDS_CSUM)
 _CSUM = int(NetFeature.CSUM)
 _MRG_RXBUF = int(NetFeature.MRG_RXBUF)
-_OFFLOADS_AT, _OFFLOADS_END = 1, _BUFFERS_AT
-"""Of a header, what a driver says about a packet beside its flags."""
+_NO_BUFFERS = bytes(_BUFFERS.size)
 
 
 class NetQueue(IntEnum):
@@ -114,7 +115,7 @@ class Backend(Protocol):
         """What `receive` may give from now on. Any thread; must take any combination of `offloads`."""
         ...
 
-    def send(self, parts: Sequence[bytes | memoryview]) -> None:
+    def send(self, parts: Sequence[bytearray | memoryview]) -> None:
         """Send a packet on, or lose it. The parts are good during the call only."""
         ...
 
@@ -233,12 +234,12 @@ class Net(VirtioDevice):
         if queue is None:
             self._starved = True
             return False
-        for _ in range(queue.size):
-            if not self._held and not self._take_packet():
-                break
-            if self._held and not self._deliver(queue):
+        chains = 0
+        while chains < queue.size and (self._held or self._take_packet()):
+            if not self._collect(queue):
                 self._starved = True
                 break
+            chains += self._deliver(queue)
         interrupt = queue.publish()
         if not self._starved:
             queue.suppress_notify()
@@ -247,53 +248,58 @@ class Net(VirtioDevice):
         return interrupt
 
     def _take_packet(self) -> bool:
-        """Have the back end's next packet wait for buffers, if it is for the guest; False if there is none."""
-        try:
-            size = self._backend.receive(self._packet) if self._link_up else 0
-        except EOFError:
-            self._lose_link()
-            return False
-        if not size:
-            return False
-        if self._filter.may_enter(memoryview(self._packet)[HEADER.size : size]):
-            self._held = size
-        else:
+        """Have the back end's next packet for the guest wait for buffers; False if there is none. What is not for it is dropped."""
+        for _ in range(DROPS):
+            try:
+                size = self._backend.receive(self._packet) if self._link_up else 0
+            except EOFError:
+                self._lose_link()
+                return False
+            if not size:
+                return False
+            if self._filter.may_enter(memoryview(self._packet)[HEADER.size : size]):
+                self._held = size
+                return True
             self.dropped[Drop.FILTERED] += 1
-        return True
+        return False
 
-    def _deliver(self, queue: Queue) -> bool:
-        """Write the packet that is held into the guest's buffers; whether there were enough.
-
-        With MRG_RXBUF it may take several chains, and the header says how many (virtio 1.2, 5.1.6.4). Without, exactly one.
-        """
-        size, ready, most = self._held, self._ready, queue.size if self.negotiated & _MRG_RXBUF else 1
-        while not ready or (self._room < size and len(ready) < most):
+    def _collect(self, queue: Queue) -> bool:
+        """Have chains ready for the packet that is held: as many as it needs, or as there can be. False if the guest has no more."""
+        most = queue.size if self.negotiated & _MRG_RXBUF else 1
+        for _ in range(queue.size + 1):
+            if self._ready and (self._room >= self._held or len(self._ready) >= most):
+                return True
             chain = queue.pop()
             if chain is None:
-                return False
+                break
             if not chain.writable:
                 self.host.report(Misuse.DIRECTION)
                 queue.push(chain.head, 0)
                 continue
             room = sum(map(len, chain.writable))
-            ready.append((chain, room))
+            self._ready.append((chain, room))
             self._room += room
-        self._held = 0
+        return False
+
+    def _deliver(self, queue: Queue) -> int:
+        """Write the packet that is held into the chains that are ready; how many it took.
+
+        With MRG_RXBUF it may take several, and the header says how many (virtio 1.2, 5.1.6.4). Without, exactly one.
+        """
+        size, self._held = self._held, 0
         if self._room < size:
             self.host.report(Misuse.DIRECTION)
             self.dropped[Drop.NO_BUFFERS] += 1
-            self._room = 0
-            while ready:
-                queue.push(ready.popleft()[0].head, 0)
-            return True
-        used, room = 0, 0
-        while room < size:
-            room += ready[used][1]
-            used += 1
-        _BUFFERS.pack_into(self._packet, _BUFFERS_AT, used)
+            size, used = 0, len(self._ready)
+        else:
+            used, room = 0, 0
+            while room < size:
+                room += self._ready[used][1]
+                used += 1
+            _BUFFERS.pack_into(self._packet, _BUFFERS_AT, used)
         source, done = memoryview(self._packet)[:size], 0
         for _ in range(used):
-            chain, room = ready.popleft()
+            chain, room = self._ready.popleft()
             self._room -= room
             began = done
             for view in chain.writable:
@@ -301,7 +307,7 @@ class Net(VirtioDevice):
                 view[: len(part)] = part
                 done += len(part)
             queue.push(chain.head, done - began)
-        return True
+        return used
 
     def _transmit(self) -> bool:
         """Send what the guest made available; whether the driver asks for an interrupt."""
@@ -327,19 +333,20 @@ class Net(VirtioDevice):
             return
         # A copy: what the checks and the filter have seen is what is sent, whatever the guest does to its memory meanwhile. What lies
         # behind it nobody looks at.
-        start = gather(packet, HEADER.size + FILTERED_BYTES)
-        flags, kind = start[0], start[1]
-        needed = NEEDED.get(kind)
-        if needed is None or needed & ~self.negotiated or (flags & _NEEDS_CSUM and not self.negotiated & _CSUM):
+        start = bytearray(gather(packet, HEADER.size + FILTERED_BYTES))
+        rest = advance(packet, len(start))
+        # The one flag that means something in this direction, and no count of buffers (virtio 1.2, 5.1.6.2).
+        start[0] &= _NEEDS_CSUM
+        start[_BUFFERS_AT : HEADER.size] = _NO_BUFFERS
+        needed = NEEDED.get(start[1])
+        if needed is None or needed & ~self.negotiated or (start[0] and not self.negotiated & _CSUM):
             self.host.report(Misuse.PACKET)
         elif not self._link_up:
             self.dropped[Drop.LINK_DOWN] += 1
         elif not self._filter.may_leave(memoryview(start)[HEADER.size :]):
             self.dropped[Drop.FILTERED] += 1
         else:
-            # The one flag that means something in this direction, and no count of buffers (virtio 1.2, 5.1.6.2).
-            header = bytes((flags & _NEEDS_CSUM,)) + start[_OFFLOADS_AT:_OFFLOADS_END] + bytes(_BUFFERS.size)
-            self._backend.send([header, start[HEADER.size :], *advance(packet, len(start))])
+            self._backend.send([start, *rest])
 
     def _lose_link(self) -> None:
         """The back end is gone: the guest is told, and lives on without a network."""
