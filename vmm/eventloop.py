@@ -4,13 +4,13 @@ import contextlib
 import heapq
 import itertools
 import os
-import selectors
+import select
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
-READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 
 
 class HasFileno(Protocol):
@@ -25,9 +25,10 @@ class EventLoop:
     """Calls back when a descriptor is ready. All methods belong to the loop's thread, but for `stop` and the triggers."""
 
     def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
+        self._epoll = select.epoll()
         self._stack = contextlib.ExitStack()
-        self._stack.callback(self._selector.close)
+        self._stack.callback(self._epoll.close)
+        self._watched: dict[int, tuple[int, Callable[[], None]]] = {}
         self._running = True
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_numbers = itertools.count()
@@ -36,25 +37,27 @@ class EventLoop:
 
     def watch(self, file: HasFileno, events: int, callback: Callable[[], None]) -> None:
         """Call `callback` whenever `file` is ready for `events` (READ, WRITE or both); 0 stops watching it."""
-        known = file.fileno() in self._selector.get_map()
+        fd = file.fileno()
+        before, _ = self._watched.get(fd, (0, callback))
         if not events:
-            if known:
-                self._selector.unregister(file.fileno())
-        elif known:
-            self._selector.modify(file.fileno(), events, callback)
+            self._watched.pop(fd, None)
         else:
-            self._selector.register(file.fileno(), events, callback)
+            self._watched[fd] = events, callback
+        if events == before:
+            return
+        if not events:
+            self._epoll.unregister(fd)
+        elif before:
+            self._epoll.modify(fd, events)
+        else:
+            self._epoll.register(fd, events)
 
     def add_eventfd(self, fd: int, callback: Callable[[], None]) -> None:
         """Call `callback` after writes to the eventfd, once for many. The loop owns the descriptor from now on."""
-
-        def ready() -> None:
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(fd)
-            callback()
-
         self._stack.callback(os.close, fd)
-        self._selector.register(fd, READ, ready)
+        # Edge-triggered, so that nobody has to read it: each write is an edge.
+        self._watched[fd] = READ | select.EPOLLET, callback
+        self._epoll.register(fd, READ | select.EPOLLET)
 
     def add_event(self, callback: Callable[[], None]) -> Callable[[], None]:
         """A trigger that any thread may call to have `callback` called in the loop, once for many triggers."""
@@ -70,8 +73,9 @@ class EventLoop:
         """Wait and call back until `stop`."""
         while self._running:
             timeout = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
-            for key, _ in self._selector.select(timeout):
-                key.data()
+            for fd, _ in self._epoll.poll(timeout):
+                if fd in self._watched:  # unless a callback of this round has stopped that
+                    self._watched[fd][1]()
             while self._timers and self._timers[0][0] <= time.monotonic():
                 heapq.heappop(self._timers)[2]()
 

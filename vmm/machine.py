@@ -22,7 +22,7 @@ from vmm.config import Channel, MachineConfig
 from vmm.devices.serial import Serial
 from vmm.devices.virtio.device import VirtioDevice
 from vmm.devices.virtio.entropy import Entropy
-from vmm.devices.virtio.mmio import MmioTransport, Register
+from vmm.devices.virtio.mmio import Interrupt, MmioTransport, Register
 from vmm.eventloop import EventLoop
 from vmm.kvm.kvm import Kvm, Vcpu, Vm
 from vmm.kvm.mapping import PAGE, Mapping
@@ -151,6 +151,7 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
         vm = machine.resources.enter_context(kvm.create_vm())
         memory = machine.memory = _add_memory(vm, mapping)
         machine.resources.callback(memory.release)
+        registers = _add_registers(machine, vm, config)
         controller = machine.resources.enter_context(contextlib.closing(interrupts.create(vm, pit=config.interactive)))
         vcpus = [machine.resources.enter_context(vm.create_vcpu(index)) for index in range(config.cpus)]
         controller.start()
@@ -162,7 +163,7 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
         if channel is not None and config.channel is Channel.SERIAL:
             _add_serial_channel(machine, vm, loop, channel)
         for slot, device in enumerate(_virtio_devices(config, machine, loop, channel)):
-            _add_virtio(machine, vm, memory, loop, slot, device)
+            _add_virtio(machine, vm, loop, slot, device, registers)
         if config.restore:
             _restore(machine, vm, controller, vcpus, chain.state)
         else:
@@ -215,6 +216,15 @@ def _add_memory(vm: Vm, mapping: Mapping) -> GuestMemory:
     return GuestMemory(regions)
 
 
+def _add_registers(machine: Machine, vm: Vm, config: MachineConfig) -> memoryview:
+    """Memory for what the guest reads in virtio devices' registers. Where it is shown to the guest itself, no such read is an exit."""
+    size = config.virtio_devices * layout.VIRTIO_MMIO_SIZE
+    registers = machine.resources.enter_context(Mapping(size, huge=False))
+    if layout.VIRTIO_READABLE_AS_MEMORY:
+        vm.set_memory(len(layout.ram_regions(config.memory)), layout.VIRTIO_MMIO, registers.address, size, read_only=True)
+    return registers.view
+
+
 def _interrupt(machine: Machine, vm: Vm, gsi: int) -> Callable[[], None]:
     fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
     machine.resources.callback(os.close, fd)
@@ -251,18 +261,29 @@ def _virtio_devices(config: MachineConfig, machine: Machine, loop: EventLoop, ch
         yield Link(config.network, backend, loop).net
 
 
-def _add_virtio(machine: Machine, vm: Vm, memory: GuestMemory, loop: EventLoop, slot: int, device: VirtioDevice) -> None:
+def _add_virtio(machine: Machine, vm: Vm, loop: EventLoop, slot: int, device: VirtioDevice, registers: memoryview) -> None:
     """Put `device` into virtio-mmio slot `slot`: registers on the bus, each queue's notifications on an eventfd, interrupts on an irqfd."""
-    base = layout.VIRTIO_MMIO + slot * layout.VIRTIO_MMIO_SIZE
+    offset = slot * layout.VIRTIO_MMIO_SIZE
+    base = layout.VIRTIO_MMIO + offset
     kicks = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in device.queue_sizes]
-    interrupt = _interrupt(machine, vm, layout.VIRTIO_GSI + slot)
-    transport = MmioTransport(device, memory, interrupt, kick=lambda queue: os.eventfd_write(kicks[queue], 1))
+    transport = MmioTransport(
+        device,
+        machine.memory,
+        interrupt=_interrupt(machine, vm, layout.VIRTIO_GSI + slot),
+        kick=lambda queue: os.eventfd_write(kicks[queue], 1),
+        registers=registers[offset : offset + layout.VIRTIO_MMIO_SIZE],
+    )
     machine.resources.callback(transport.close)
     machine.transports.append(transport)
     machine.parts[f"virtio{slot}"] = transport
     for queue, fd in enumerate(kicks):
         loop.add_eventfd(fd, functools.partial(transport.notify, queue))
         vm.ioeventfd(fd, base + Register.QUEUE_NOTIFY, 4, queue)
+    # What a driver acknowledges with each interrupt goes to an eventfd that nobody reads: it would be an exit else, and that the bit
+    # stays set means no more to a driver than that it should look at its queues.
+    acknowledged = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    machine.resources.callback(os.close, acknowledged)
+    vm.ioeventfd(acknowledged, base + Register.INTERRUPT_ACK, 4, Interrupt.USED_BUFFER)
     machine.mmio.attach(base, layout.VIRTIO_MMIO_SIZE, transport)
 
 

@@ -14,7 +14,8 @@ from tests.scale import scaled
 from tests.unit.net_kit import GATEWAY, GUEST, GUEST_MAC, PLAIN_HEADER, SIBLING, arp, make_tap, namespace, packet_socket
 from vmm.arch.x86_64 import layout
 from vmm.config import Channel, NetworkBackend, NetworkConfig
-from vmm.devices.virtio.mmio import MmioTransport, Register
+from vmm.devices.virtio.device import DeviceType
+from vmm.devices.virtio.mmio import MAGIC, Interrupt, MmioTransport, Register
 from vmm.machine import End
 
 pytestmark = pytest.mark.kvm
@@ -55,6 +56,38 @@ def test_a_guest_gets_random_bytes(started: list[Running], tmp_path: Path) -> No
         registers = tiny.start_virtio(ENTROPY, RING).count("dword ptr")
         assert running.machine.exits()["mmio 0xd0000000"] == registers
     assert len(outputs) == 2
+
+
+def test_what_a_guest_reads_of_registers_is_no_exit(started: list[Running], tmp_path: Path) -> None:
+    """Nor is what acknowledges an interrupt. What it reads follows what it writes."""
+    registers = [Register.MAGIC_VALUE, Register.DEVICE_ID, Register.STATUS, Register.QUEUE_NUM_MAX, Register.INTERRUPT_STATUS]
+    reads = "".join(f"mov eax, [{layout.VIRTIO_MMIO + register:#x}]\nout dx, eax\n" for register in registers)
+    source = (
+        f"{tiny.MAP_MMIO}mov dx, 0x60\n{reads}"
+        + tiny.write(Register.STATUS, 1)
+        + tiny.write(Register.QUEUE_SEL, 1)
+        + tiny.write(Register.INTERRUPT_ACK, Interrupt.USED_BUFFER)
+        + f"mov dx, 0x60\n{reads}{RESET}"
+    )
+    running = start(started, tmp_path, source)
+    written = Written()
+    running.machine.ports.attach(0x60, 4, written)
+    assert running.run() is End.RESET
+    assert written.values == [MAGIC, DeviceType.ENTROPY, 0, 8, 0, MAGIC, DeviceType.ENTROPY, 1, 0, 0]
+    assert running.machine.exits()["mmio 0xd0000000"] == 2
+
+
+class Written:
+    """A port's device that keeps what was written."""
+
+    def __init__(self) -> None:
+        self.values: list[int] = []
+
+    def read(self, offset: int, size: int) -> int:
+        return 0
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self.values.append(value)
 
 
 def tap_network() -> NetworkConfig:

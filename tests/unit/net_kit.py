@@ -8,7 +8,7 @@ import struct
 import subprocess
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 
 from vmm.devices.virtio.net import HEADER, NetFeature
@@ -84,17 +84,19 @@ class MemoryBackend:
     def set_offloads(self, negotiated: int) -> None:
         self.negotiated = negotiated
 
-    def send(self, packet: bytes) -> None:
+    def send(self, parts: Sequence[bytearray | memoryview]) -> None:
         assert self.room
         self.room -= 1
-        self.sent.append(packet)
+        self.sent.append(b"".join(parts))
 
-    def receive(self) -> bytes | None:
+    def receive(self, packet: bytearray) -> int:
         if self.waiting:
-            return self.waiting.popleft()
+            next_one = self.waiting.popleft()
+            packet[: len(next_one)] = next_one
+            return len(next_one)
         if self.gone:
             raise EOFError
-        return None
+        return 0
 
 
 def ip(*words: str) -> str:

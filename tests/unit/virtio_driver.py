@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vmm.devices.virtio.device import Feature, VirtioDevice
-from vmm.devices.virtio.mmio import MmioTransport, Register, Status
+from vmm.devices.virtio.mmio import REGION_BYTES, MmioTransport, Register, Status
 from vmm.devices.virtio.queue import DescriptorFlag
 from vmm.memory import GuestMemory
 
@@ -151,7 +151,8 @@ class Driver:
         self.kicks = 0
         self.pending: list[int] = []
         self.queues: list[DriverQueue] = []
-        self.transport = MmioTransport(device, self.ram.memory, self._interrupted, self.pending.append)
+        self.registers = bytearray(REGION_BYTES)
+        self.transport = MmioTransport(device, self.ram.memory, self._interrupted, self.pending.append, memoryview(self.registers))
 
     def _interrupted(self) -> None:
         self.interrupts += 1

@@ -23,6 +23,8 @@ class Layout(Protocol):
     """Where guest RAM begins: what is at offset n of its mapping, as far as the first region goes, is at RAM + n."""
     VIRTIO_MMIO: int
     VIRTIO_MMIO_SIZE: int
+    VIRTIO_READABLE_AS_MEMORY: bool
+    """Whether the guest's reads of a device's registers see what this process writes to memory shown there: its mapping is uncached."""
     VIRTIO_GSI: int
     """The first virtio-mmio device's; the next ones follow."""
     UART0: int

@@ -128,10 +128,11 @@ class Vm(_Descriptor):
         self.kvm = kvm
         self._run_size = run_size
 
-    def set_memory(self, slot: int, guest_address: int, host_address: int, size: int) -> None:
-        """Let the guest see `size` bytes of this process at `guest_address` (api.rst 4.35)."""
+    def set_memory(self, slot: int, guest_address: int, host_address: int, size: int, *, read_only: bool = False) -> None:
+        """Let the guest see `size` bytes of this process at `guest_address` (api.rst 4.35). If `read_only`, its writes are MMIO exits."""
         region = ffi.new("struct kvm_userspace_memory_region *")
         region.slot, region.guest_phys_addr, region.memory_size, region.userspace_addr = slot, guest_address, size, host_address
+        region.flags = lib.KVM_MEM_READONLY if read_only else 0
         self.ioctl_struct("KVM_SET_USER_MEMORY_REGION", region)
 
     def create_vcpu(self, index: int) -> "Vcpu":

@@ -9,11 +9,12 @@ import os
 import socket
 import struct
 import subprocess
+from collections.abc import Sequence
 from ipaddress import ip_interface
 
 from mayfly.errors import HostError
 from vmm.config import NetworkConfig
-from vmm.devices.virtio.net import ETHERNET_BYTES, HEADER
+from vmm.devices.virtio.net import ETHERNET_BYTES, HEADER, MAX_PACKET
 from vmm.eventloop import READ, EventLoop
 from vmm.network.filter import ARP, ARP_ETHERNET_IPV4, ARP_REQUEST, ARP_TYPE, BROADCAST, ETHERNET
 
@@ -98,9 +99,9 @@ class Passt:
     def _greet(self, network: NetworkConfig) -> None:
         """Wait until it answers, which shows that it has come up."""
         self._socket.settimeout(START_S)
-        self.send(_NO_HEADER + question(network))
+        self.send([bytearray(_NO_HEADER + question(network))])
         try:
-            self.receive()
+            self.receive(bytearray(MAX_PACKET))
         except TimeoutError as error:
             raise HostError(f"{PROGRAM} does not answer within {START_S:g} s") from error
         except EOFError as error:
@@ -142,13 +143,13 @@ class Passt:
                     self._unsent = b""  # it has ended, which `receive` finds out
         return not self._unsent
 
-    def send(self, packet: bytes) -> None:
+    def send(self, parts: Sequence[bytearray | memoryview]) -> None:
         """Send a frame; what does not fit into the socket waits for `make_room`."""
-        frame = packet[HEADER.size :]
+        frame = b"".join(parts)[HEADER.size :]
         self._unsent = _LENGTH.pack(len(frame)) + frame
         self.make_room()
 
-    def receive(self) -> bytes | None:
+    def receive(self, packet: bytearray) -> int:
         """See `Backend.receive`."""
         try:
             while missing := self._missing():
@@ -157,12 +158,13 @@ class Passt:
                     raise EOFError(f"{PROGRAM} has ended")
                 self._part += data
         except BlockingIOError:
-            return None
+            return 0
         except ConnectionError as error:
             raise EOFError(f"{PROGRAM} has ended") from error
-        packet = _NO_HEADER + bytes(self._part[_LENGTH.size :])
+        whole = _NO_HEADER + self._part[_LENGTH.size :]
+        packet[: len(whole)] = whole
         self._part.clear()
-        return packet
+        return len(whole)
 
     def _missing(self) -> int:
         """Bytes that the present frame, or its length, still lacks."""

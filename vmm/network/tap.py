@@ -6,9 +6,10 @@ import fcntl
 import os
 import socket
 import struct
+from collections.abc import Sequence
 
 from mayfly.errors import HostError
-from vmm.devices.virtio.net import HEADER, MAX_PACKET, NetFeature
+from vmm.devices.virtio.net import HEADER, NetFeature
 
 DEVICE = "/dev/net/tun"
 _TUNSETIFF = 0x4004_54CA
@@ -82,17 +83,17 @@ class Tap:
         """There is always room: what the host's network does not take it drops."""
         return True
 
-    def send(self, packet: bytes) -> None:
+    def send(self, parts: Sequence[bytearray | memoryview]) -> None:
         """To the host's network. A packet that it refuses (a header that contradicts itself, an interface that is down) is lost."""
         with contextlib.suppress(OSError):
-            os.write(self._fd, packet)
+            os.writev(self._fd, parts)
 
-    def receive(self) -> bytes | None:
+    def receive(self, packet: bytearray) -> int:
         """See `Backend.receive`."""
         try:
-            return os.read(self._fd, MAX_PACKET)
+            return os.readv(self._fd, [packet])
         except BlockingIOError:
-            return None
+            return 0
         except OSError as error:
             raise EOFError(f"the tap interface is gone: {error.strerror}") from error
 

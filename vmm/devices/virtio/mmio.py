@@ -93,6 +93,8 @@ WRITABLE_IN: dict[int, Status] = {
 """The one status in which a register may be written; the rest always may. So features are fixed before queues, queues before data."""
 
 _LOW, _HIGH = 0xFFFF_FFFF, 0xFFFF_FFFF << 32
+_WORD = 4
+"""Bytes of a register."""
 _NO_SHARED_MEMORY = 0xFFFF_FFFF
 """Length and base of a region that does not exist read as all ones (virtio 1.2, 4.2.2)."""
 
@@ -113,8 +115,9 @@ class _QueueSetup:
 class MmioTransport:
     """One device on the bus: 4 KiB of registers, an interrupt line and kicks.
 
-    `read` and `write` come from vCPU threads, `notify` and the device's own methods from the event loop; a lock keeps them apart. A queue
-    is worked on in the event loop only: a kick that arrives as a register write is handed to `kick`.
+    What the guest reads is kept up to date in `registers`, so that the shell may show it to the guest as memory, which is read without an
+    exit. `read` and `write` come from vCPU threads, `notify` and the device's own methods from the event loop; a lock keeps them apart. A
+    queue is worked on in the event loop only: a kick that arrives as a register write is handed to `kick`.
 
     Args:
         device: what is behind the registers.
@@ -122,19 +125,28 @@ class MmioTransport:
         interrupt: raises the line (an edge). Called from any thread, with the lock held; must not block.
         kick: has `notify(index)` called soon from the event loop (a write to the queue's eventfd). Called from any thread, with
             the lock held; must not block, nor call `notify` itself.
+        registers: REGION_BYTES for what the guest reads.
 
     Attributes:
         misuse: how often the driver did what.
         kicks: how often the event loop was woken to work on a queue.
     """
 
-    def __init__(self, device: VirtioDevice, memory: GuestMemory, interrupt: Callable[[], None], kick: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        device: VirtioDevice,
+        memory: GuestMemory,
+        interrupt: Callable[[], None],
+        kick: Callable[[int], None],
+        registers: memoryview,
+    ) -> None:
         self.device = device
         self.misuse: Counter[Misuse] = Counter()
         self.kicks = 0
         self._memory = memory
         self._interrupt = interrupt
         self._kick = kick
+        self._bytes, self._words = registers, registers.cast("I")
         self._offered = int(OFFERED) | device.features
         self._generation = 0
         self._forget()
@@ -173,6 +185,7 @@ class MmioTransport:
             Register.SHM_SEL: lambda value: None,
         }
         device.attach(self)
+        self._show()
 
     @property
     def queue_count(self) -> int:
@@ -187,14 +200,10 @@ class MmioTransport:
     def read(self, offset: int, size: int) -> int:
         """The guest reads a register or its device's configuration."""
         with self.device.lock:
-            if offset >= Register.CONFIG:
-                at = offset - Register.CONFIG
-                return int.from_bytes(self.device.config[at : at + size], "little")
-            reader = self._readers.get(offset) if size == 4 else None
-            if reader is None:
+            if offset < Register.CONFIG and (size != 4 or offset not in self._readers):
                 self.report(Misuse.REGISTER)
                 return 0
-            return reader()
+            return int.from_bytes(self._bytes[offset : offset + size], "little")
 
     def write(self, offset: int, size: int, value: int) -> None:
         """The guest writes a register. Our devices have nothing to write in their configuration."""
@@ -205,6 +214,7 @@ class MmioTransport:
                 self.report(Misuse.REGISTER)
                 return
             writer(value)
+            self._show()
 
     def notify(self, index: int) -> None:
         """Work on queue `index`: its eventfd has fired. From the event loop only."""
@@ -219,6 +229,7 @@ class MmioTransport:
         """The device has changed its `config`: a new generation, and an interrupt if there is a driver (virtio 1.2, 2.5 and 4.2.2)."""
         with self.device.lock:
             self._generation = (self._generation + 1) & 0xFFFF_FFFF
+            self._show()
             if self._status & Status.DRIVER_OK:
                 self._raise(Interrupt.CONFIG_CHANGE)
 
@@ -263,13 +274,16 @@ class MmioTransport:
             if self._status & Status.DRIVER_OK:
                 self._activate()
             self.device.restore(state["device"])
+            self._show()
             if self._interrupt_status:
                 self._interrupt()
 
     def close(self) -> None:
-        """Drop the views of guest memory, so that its mapping can go."""
+        """Drop the views of guest memory and of the registers, so that their mappings can go."""
         with self.device.lock:
             self._reset()
+            self._words.release()
+            self._bytes.release()
 
     def interrupt_used(self) -> None:
         """Tell the driver of used buffers (`Host`)."""
@@ -286,14 +300,23 @@ class MmioTransport:
             return
         self._stop_queues()
         self._status |= Status.DEVICE_NEEDS_RESET
+        self._show()
         self._raise(Interrupt.CONFIG_CHANGE)
 
     def _stop_queues(self) -> None:
         for queue in self.device.queues.values():
             queue.stop()
 
+    def _show(self) -> None:
+        """Bring what the guest reads up to date."""
+        for register, reader in self._readers.items():
+            self._words[register // _WORD] = reader()
+        config = self.device.config[: REGION_BYTES - Register.CONFIG]
+        self._bytes[Register.CONFIG : Register.CONFIG + len(config)] = config
+
     def _raise(self, cause: Interrupt) -> None:
         self._interrupt_status |= int(cause)
+        self._words[Register.INTERRUPT_STATUS // _WORD] = self._interrupt_status
         self._interrupt()
 
     def _acknowledge(self, value: int) -> None:

@@ -4,15 +4,18 @@
 
 A packet is a header (5.1.6) and an Ethernet frame. Nothing is queued here but one packet that waits for buffers: while the guest has none,
 the back end is not read; while the back end has no room, the guest's chains stay in its ring.
+
+Each packet costs Python's time, so a packet's bytes are touched by as few statements as can be, and one interrupt stands for all that a
+kick has led to.
 """
 
 import struct
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum, IntFlag
 from typing import Protocol
 
-from vmm.devices.virtio.buffers import gather, scatter
+from vmm.devices.virtio.buffers import advance, gather
 from vmm.devices.virtio.device import DeviceType, VirtioDevice
 from vmm.devices.virtio.misuse import Misuse
 from vmm.devices.virtio.queue import Chain, Queue
@@ -29,6 +32,10 @@ _LINK_UP = 1
 ETHERNET_BYTES = 14
 MAX_PACKET = HEADER.size + ETHERNET_BYTES + 0xFFFF
 """With segmentation offload a frame holds a whole IP packet of 64 KiB."""
+FILTERED_BYTES = 128
+"""So much of a frame at least is shown to the filter, in one piece: more than all the headers that it looks at."""
+DROPS = 256
+"""Packets that are not for the guest are dropped in one go up to this number."""
 
 
 class NetFeature(IntFlag):
@@ -70,8 +77,11 @@ NEEDED: dict[int, int] = {
     Segmentation.TCPV6: int(NetFeature.HOST_TSO6),
 }
 """The features that a driver must have negotiated to send packets of that kind (virtio 1.2, 5.1.6.2.1). It sends no others."""
+# An operation on an IntFlag costs a microsecond, on an int a fiftieth of it; these are used once or more a packet.
 _NEEDS_CSUM = int(HeaderFlag.NEEDS_CSUM)
 _CSUM = int(NetFeature.CSUM)
+_MRG_RXBUF = int(NetFeature.MRG_RXBUF)
+_NO_BUFFERS = bytes(_BUFFERS.size)
 
 
 class NetQueue(IntEnum):
@@ -105,12 +115,12 @@ class Backend(Protocol):
         """What `receive` may give from now on. Any thread; must take any combination of `offloads`."""
         ...
 
-    def send(self, packet: bytes) -> None:
-        """Send a packet on, or lose it."""
+    def send(self, parts: Sequence[bytearray | memoryview]) -> None:
+        """Send a packet on, or lose it. The parts are good during the call only."""
         ...
 
-    def receive(self) -> bytes | None:
-        """The next packet; None if there is none now.
+    def receive(self, packet: bytearray) -> int:
+        """Write the next packet to the beginning of `packet`, which has room for MAX_PACKET bytes; its size, or 0 if there is none now.
 
         Raises:
             EOFError: there will never be one again: the back end is gone.
@@ -162,8 +172,9 @@ class Net(VirtioDevice):
         self._mac, self._mtu = mac, mtu
         self._backend, self._filter, self._on_room, self._on_full = backend, packet_filter, on_room, on_full
         self._starved = True
-        self._held = b""  # a packet that waits for buffers
-        self._ready: deque[Chain] = deque()
+        self._packet = bytearray(MAX_PACKET)
+        self._held = 0  # bytes of a packet that waits for buffers
+        self._ready: deque[tuple[Chain, int]] = deque()  # each with its room in bytes
         self._room = 0  # bytes in _ready
         self._configure(link_up=True)
 
@@ -185,14 +196,16 @@ class Net(VirtioDevice):
         """Forget the driver."""
         super().reset()
         self._starved = True
-        self._held = b""
+        self._held = 0
         self._ready.clear()
         self._room = 0
 
     def notify(self, index: int) -> None:
         """The driver kicked a queue."""
         if index == NetQueue.TRANSMIT:
-            self._transmit()
+            interrupt = self._transmit()
+            # The host's own network has often answered by then.
+            self._interrupt(interrupt, not self._starved and self._receive())
         elif self._starved:
             self._starved = False
             self._on_room()
@@ -200,7 +213,7 @@ class Net(VirtioDevice):
     def resume(self) -> None:
         """The back end has room again."""
         with self.lock:
-            self._transmit()
+            self._interrupt(self._transmit())
 
     def receive(self) -> bool:
         """Move packets from the back end to the guest, one queue's size of them at most.
@@ -208,109 +221,132 @@ class Net(VirtioDevice):
         False if that has stopped: the guest has no buffers (`on_room` follows), or the link is down for good.
         """
         with self.lock:
-            queue = self.queues.get(NetQueue.RECEIVE)
-            if queue is None:
-                self._starved = True
-                return False
-            for _ in range(queue.size):
-                if not self._held:
-                    try:
-                        packet = self._backend.receive()
-                    except EOFError:
-                        self._lose_link()
-                        break
-                    if packet is None:
-                        break
-                    if not self._filter.may_enter(memoryview(packet)[HEADER.size :]):
-                        self.dropped[Drop.FILTERED] += 1
-                        continue
-                    self._held = packet
-                if not self._deliver(queue):
-                    self._starved = True
-                    break
-            if queue.publish():
-                self.host.interrupt_used()
-            if not self._starved:
-                queue.suppress_notify()
-            elif queue.enable_notify():
-                self.host.kick(NetQueue.RECEIVE)
+            self._interrupt(self._receive())
             return self._link_up and not self._starved
 
-    def _deliver(self, queue: Queue) -> bool:
-        """Write the packet that is held into the guest's buffers; whether there were enough.
+    def _interrupt(self, *asked: bool) -> None:
+        if any(asked):
+            self.host.interrupt_used()
 
-        With MRG_RXBUF it may take several chains, and the header says how many (virtio 1.2, 5.1.6.4). Without, exactly one.
-        """
-        packet, mergeable = self._held, bool(self.negotiated & NetFeature.MRG_RXBUF)
-        while not self._ready or (mergeable and self._room < len(packet) and len(self._ready) < queue.size):
+    def _receive(self) -> bool:
+        """What `receive` says; whether the driver asks for an interrupt."""
+        queue = self.queues.get(NetQueue.RECEIVE)
+        if queue is None:
+            self._starved = True
+            return False
+        chains = 0
+        while chains < queue.size and (self._held or self._take_packet()):
+            if not self._collect(queue):
+                self._starved = True
+                break
+            chains += self._deliver(queue)
+        interrupt = queue.publish()
+        if not self._starved:
+            queue.suppress_notify()
+        elif queue.enable_notify():
+            self.host.kick(NetQueue.RECEIVE)
+        return interrupt
+
+    def _take_packet(self) -> bool:
+        """Have the back end's next packet for the guest wait for buffers; False if there is none. What is not for it is dropped."""
+        for _ in range(DROPS):
+            try:
+                size = self._backend.receive(self._packet) if self._link_up else 0
+            except EOFError:
+                self._lose_link()
+                return False
+            if not size:
+                return False
+            if self._filter.may_enter(memoryview(self._packet)[HEADER.size : size]):
+                self._held = size
+                return True
+            self.dropped[Drop.FILTERED] += 1
+        return False
+
+    def _collect(self, queue: Queue) -> bool:
+        """Have chains ready for the packet that is held: as many as it needs, or as there can be. False if the guest has no more."""
+        most = queue.size if self.negotiated & _MRG_RXBUF else 1
+        for _ in range(queue.size + 1):
+            if self._ready and (self._room >= self._held or len(self._ready) >= most):
+                return True
             chain = queue.pop()
             if chain is None:
-                return False
+                break
             if not chain.writable:
                 self.host.report(Misuse.DIRECTION)
                 queue.push(chain.head, 0)
                 continue
-            self._ready.append(chain)
-            self._room += sum(map(len, chain.writable))
-        self._held = b""
-        if self._room < len(packet):
+            room = sum(map(len, chain.writable))
+            self._ready.append((chain, room))
+            self._room += room
+        return False
+
+    def _deliver(self, queue: Queue) -> int:
+        """Write the packet that is held into the chains that are ready; how many it took.
+
+        With MRG_RXBUF it may take several, and the header says how many (virtio 1.2, 5.1.6.4). Without, exactly one.
+        """
+        size, self._held = self._held, 0
+        if self._room < size:
             self.host.report(Misuse.DIRECTION)
             self.dropped[Drop.NO_BUFFERS] += 1
-            while self._ready:
-                queue.push(self._take().head, 0)
-            return True
-        used, rest = [], len(packet)
-        while rest > 0:
-            chain = self._take()
-            size = min(rest, sum(map(len, chain.writable)))
-            used.append((chain, size))
-            rest -= size
-        source = memoryview(packet[:_BUFFERS_AT] + _BUFFERS.pack(len(used)) + packet[HEADER.size :])
-        for chain, size in used:
-            scatter(source[:size], chain.writable)
-            queue.push(chain.head, size)
-            source = source[size:]
-        return True
+            size, used = 0, len(self._ready)
+        else:
+            used, room = 0, 0
+            while room < size:
+                room += self._ready[used][1]
+                used += 1
+            _BUFFERS.pack_into(self._packet, _BUFFERS_AT, used)
+        source, done = memoryview(self._packet)[:size], 0
+        for _ in range(used):
+            chain, room = self._ready.popleft()
+            self._room -= room
+            began = done
+            for view in chain.writable:
+                part = source[done : done + len(view)]
+                view[: len(part)] = part
+                done += len(part)
+            queue.push(chain.head, done - began)
+        return used
 
-    def _take(self) -> Chain:
-        chain = self._ready.popleft()
-        self._room -= sum(map(len, chain.writable))
-        return chain
-
-    def _transmit(self) -> None:
-        """Send what the guest made available; one interrupt for all of it."""
+    def _transmit(self) -> bool:
+        """Send what the guest made available; whether the driver asks for an interrupt."""
         queue = self.queues.get(NetQueue.TRANSMIT)
         if queue is None:
-            return
+            return False
         for _ in range(queue.size):
             if not self._backend.make_room() or (chain := queue.pop()) is None:
                 break
-            # A copy, all of it: what the filter has seen is what is sent, whatever the guest does to its memory meanwhile.
-            self._send(gather(chain.readable, MAX_PACKET + 1))
+            self._send(chain.readable)
             queue.push(chain.head, 0)
-        if queue.publish():
-            self.host.interrupt_used()
+        interrupt = queue.publish()
         if not self._backend.make_room():
             queue.suppress_notify()
             self._on_full()
         elif queue.enable_notify():
             self.host.kick(NetQueue.TRANSMIT)
+        return interrupt
 
-    def _send(self, packet: bytes) -> None:
-        if not HEADER.size + ETHERNET_BYTES <= len(packet) <= MAX_PACKET:
+    def _send(self, packet: list[memoryview]) -> None:
+        if not HEADER.size + ETHERNET_BYTES <= sum(map(len, packet)) <= MAX_PACKET:
             self.host.report(Misuse.PACKET)
             return
-        flags, kind = packet[0], packet[1]
-        needed = NEEDED.get(kind)
-        if needed is None or needed & ~self.negotiated or (flags & _NEEDS_CSUM and not self.negotiated & _CSUM):
+        # A copy: what the checks and the filter have seen is what is sent, whatever the guest does to its memory meanwhile. What lies
+        # behind it nobody looks at.
+        start = bytearray(gather(packet, HEADER.size + FILTERED_BYTES))
+        rest = advance(packet, len(start))
+        # The one flag that means something in this direction, and no count of buffers (virtio 1.2, 5.1.6.2).
+        start[0] &= _NEEDS_CSUM
+        start[_BUFFERS_AT : HEADER.size] = _NO_BUFFERS
+        needed = NEEDED.get(start[1])
+        if needed is None or needed & ~self.negotiated or (start[0] and not self.negotiated & _CSUM):
             self.host.report(Misuse.PACKET)
         elif not self._link_up:
             self.dropped[Drop.LINK_DOWN] += 1
-        elif not self._filter.may_leave(memoryview(packet)[HEADER.size :]):
+        elif not self._filter.may_leave(memoryview(start)[HEADER.size :]):
             self.dropped[Drop.FILTERED] += 1
         else:
-            # The one flag that means something in this direction, and no count of buffers (virtio 1.2, 5.1.6.2).
-            self._backend.send(bytes((flags & _NEEDS_CSUM, kind)) + packet[2:_BUFFERS_AT] + bytes(_BUFFERS.size) + packet[HEADER.size :])
+            self._backend.send([start, *rest])
 
     def _lose_link(self) -> None:
         """The back end is gone: the guest is told, and lives on without a network."""

@@ -207,11 +207,12 @@ class Queue:
         self._report(misuse)
 
     def _look(self) -> bool:
-        """Read the driver's index. Chains that are out with the device count against the queue's size too."""
+        """Read the driver's index. It may not go back behind chains already taken; those still out count against the queue's size too."""
         if self.stopped:
             return False
         offered = self._available[1]
-        if (offered - self._returned) & 0xFFFF > self.size:
+        out = (self._taken - self._returned) & 0xFFFF
+        if (offered - self._taken) & 0xFFFF > self.size - out:
             self._stop(Misuse.AVAILABLE_INDEX)
             return False
         self._offered = offered
