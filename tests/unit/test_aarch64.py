@@ -82,6 +82,7 @@ def nodes(parsed: Any, path: str = "/") -> list[str]:
 
 def test_the_tree_names_memory_initramfs_command_line_and_seed() -> None:
     parsed = tree(memory=5 << 30, initrd=(0x1_2345_6000, 0x789))
+    assert parsed.get_property("device_type", "/memory@40000000").value == "memory"
     assert words(parsed, "/memory@40000000", "reg") == [0, 0x4000_0000, 1, 0x4000_0000]
     assert words(parsed, "/chosen", "linux,initrd-start") == [1, 0x2345_6000]
     assert words(parsed, "/chosen", "linux,initrd-end") == [1, 0x2345_6789]
@@ -96,6 +97,7 @@ def test_every_processor_is_started_by_psci_under_its_own_affinity() -> None:
     found = [words(parsed, f"/cpus/{name}", "reg")[0] for name in nodes(parsed, "/cpus")]
     assert found == [*range(16), *range(0x100, 0x110), 0x200]
     assert {parsed.get_property("enable-method", f"/cpus/{name}").value for name in nodes(parsed, "/cpus")} == {"psci"}
+    assert {parsed.get_property("device_type", f"/cpus/{name}").value for name in nodes(parsed, "/cpus")} == {"cpu"}
     assert parsed.get_property("method", "/psci").value == "hvc"
 
 

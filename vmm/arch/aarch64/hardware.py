@@ -1,6 +1,6 @@
 """The device tree that describes a machine to the kernel (Devicetree Specification 0.4; Linux Documentation/devicetree/bindings)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -71,58 +71,60 @@ def device_tree(
     """
     tree = fdt.FDT()
 
-    def node(path: str, **properties: Any) -> None:
+    def node(path: str, properties: Mapping[str, Any]) -> None:
         for name, value in properties.items():
-            tree.set_property(name.replace("_", "-"), value, path)
+            tree.set_property(name, value, path)
 
-    cells: dict[str, Any] = {"#address-cells": 2, "#size-cells": 2, "interrupt-parent": GIC_PHANDLE}
-    node("/", compatible="linux,dummy-virt", **cells)
-    node("/chosen", bootargs=cmdline, rng_seed=seed)
+    node("/", {"compatible": "linux,dummy-virt", "#address-cells": 2, "#size-cells": 2, "interrupt-parent": GIC_PHANDLE})
+    node("/chosen", {"bootargs": cmdline, "rng-seed": seed})
     if initrd is not None:
         address, size = initrd
-        node("/chosen", **{"linux,initrd-start": _cells(address), "linux,initrd-end": _cells(address + size)})
+        node("/chosen", {"linux,initrd-start": _cells(address), "linux,initrd-end": _cells(address + size)})
     for address, size in memory:
-        node(f"/memory@{address:x}", device_type="memory", reg=_cells(address, size))
-    node("/psci", compatible=["arm,psci-1.0", "arm,psci-0.2"], method="hvc")
-    node("/cpus", **{"#address-cells": 1, "#size-cells": 0})
+        node(f"/memory@{address:x}", {"device_type": "memory", "reg": _cells(address, size)})
+    node("/psci", {"compatible": ["arm,psci-1.0", "arm,psci-0.2"], "method": "hvc"})
+    node("/cpus", {"#address-cells": 1, "#size-cells": 0})
     for cpu in range(config.cpus):
-        node(f"/cpus/cpu@{mpidr(cpu):x}", device_type="cpu", compatible="arm,armv8", enable_method="psci", reg=mpidr(cpu))
+        properties = {"device_type": "cpu", "compatible": "arm,armv8", "enable-method": "psci", "reg": mpidr(cpu)}
+        node(f"/cpus/cpu@{mpidr(cpu):x}", properties)
     timers = [cell for ppi in TIMER_PPIS for cell in (Interrupt.PPI, ppi, Trigger.LEVEL_HIGH)]
-    node("/timer", compatible="arm,armv8-timer", interrupts=timers, always_on=None)
-    _add_gic(node, gic, config.cpus)
-
-    def device(name: str, address: int, size: int, gsi: int, **properties: Any) -> None:
+    node("/timer", {"compatible": "arm,armv8-timer", "interrupts": timers, "always-on": None})
+    node(f"/interrupt-controller@{layout.GIC_DISTRIBUTOR:x}", _gic(gic, config.cpus))
+    for name, address, size, gsi, properties in _devices(config):
         # Edges, as an irqfd gives.
-        node(f"/{name}@{address:x}", reg=_cells(address, size), interrupts=[Interrupt.SPI, gsi, Trigger.EDGE_RISING], **properties)
-
-    device("rtc", layout.CLOCK, layout.CLOCK_SIZE, layout.CLOCK_GSI, compatible="google,goldfish-rtc")
-    for present, number, address, gsi in (
-        (config.interactive, 0, layout.UART0, layout.UART0_GSI),
-        (config.channel is Channel.SERIAL, 1, layout.UART1, layout.UART1_GSI),
-    ):
-        if present:  # the boot console of others is an early one only, of which the kernel's parameters speak
-            device("serial", address, layout.UART_SIZE, gsi, compatible="ns16550a", clock_frequency=UART_CLOCK_HZ)
-            node("/aliases", **{f"serial{number}": f"/serial@{address:x}"})
-    for slot in range(config.virtio_devices):
-        address = layout.VIRTIO_MMIO + slot * layout.VIRTIO_MMIO_SIZE
-        device("virtio", address, layout.VIRTIO_MMIO_SIZE, layout.VIRTIO_GSI + slot, compatible="virtio,mmio", dma_coherent=None)
+        interrupts = [Interrupt.SPI, gsi, Trigger.EDGE_RISING]
+        node(f"/{name}@{address:x}", {"reg": _cells(address, size), "interrupts": interrupts, **properties})
+    if config.channel is Channel.SERIAL:
+        node("/aliases", {"serial1": f"/serial@{layout.UART1:x}"})
     return bytes(tree.to_dtb(DTB_VERSION, DTB_COMPATIBLE, 0))
 
 
-def _add_gic(node: Callable[..., None], version: GicVersion, cpus: int) -> None:
-    distributor = layout.GIC_DISTRIBUTOR, layout.GIC_DISTRIBUTOR_SIZE
+def _gic(version: GicVersion, cpus: int) -> dict[str, Any]:
     if version is GicVersion.V3:
         compatible, second = "arm,gic-v3", (layout.GIC_REDISTRIBUTORS, cpus * layout.GIC_REDISTRIBUTOR_SIZE)
     else:
         compatible, second = "arm,cortex-a15-gic", (layout.GIC_CPU_INTERFACE, layout.GIC_CPU_INTERFACE_SIZE)
-    node(
-        f"/interrupt-controller@{layout.GIC_DISTRIBUTOR:x}",
-        compatible=compatible,
-        reg=_cells(*distributor, *second),
-        interrupt_controller=None,
-        phandle=GIC_PHANDLE,
-        **{"#interrupt-cells": 3, "#address-cells": 0},
-    )
+    return {
+        "compatible": compatible,
+        "reg": _cells(layout.GIC_DISTRIBUTOR, layout.GIC_DISTRIBUTOR_SIZE, *second),
+        "interrupt-controller": None,
+        "phandle": GIC_PHANDLE,
+        "#interrupt-cells": 3,
+        "#address-cells": 0,
+    }
+
+
+def _devices(config: MachineConfig) -> Iterator[tuple[str, int, int, int, dict[str, Any]]]:
+    """Name, address, size, GSI and further properties of each device. UART0 only where it is more than the early console."""
+    yield "rtc", layout.CLOCK, layout.CLOCK_SIZE, layout.CLOCK_GSI, {"compatible": "google,goldfish-rtc"}
+    uart = {"compatible": "ns16550a", "clock-frequency": UART_CLOCK_HZ}
+    if config.interactive:
+        yield "serial", layout.UART0, layout.UART_SIZE, layout.UART0_GSI, uart
+    if config.channel is Channel.SERIAL:
+        yield "serial", layout.UART1, layout.UART_SIZE, layout.UART1_GSI, uart
+    for slot in range(config.virtio_devices):
+        address = layout.VIRTIO_MMIO + slot * layout.VIRTIO_MMIO_SIZE
+        yield "virtio", address, layout.VIRTIO_MMIO_SIZE, layout.VIRTIO_GSI + slot, {"compatible": "virtio,mmio", "dma-coherent": None}
 
 
 def _cells(*values: int) -> list[int]:
