@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+KERNELS = {"x86_64": "vmlinux", "aarch64": "Image"}
+"""The file that a machine of each architecture boots first."""
+
 
 def _xdg(variable: str, default: str) -> Path:
     value = os.environ.get(variable, "")
@@ -45,4 +48,4 @@ def snapshots_dir() -> Path:
 
 def kernel_path(arch: str) -> Path:
     """The guests' kernel, as `kernel/build` installs it."""
-    return data_dir() / "kernel" / arch / "vmlinux"
+    return data_dir() / "kernel" / arch / KERNELS.get(arch, "vmlinux")

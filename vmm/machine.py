@@ -159,7 +159,7 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
 
         began = time.monotonic()
         _add_boot_console(machine, vm, console)
-        hardware.attach_reset(machine.ports, lambda: machine.finish(End.RESET))
+        hardware.attach(machine.ports, machine.mmio, lambda: machine.finish(End.RESET))
         if channel is not None and config.channel is Channel.SERIAL:
             _add_serial_channel(machine, vm, loop, channel)
         for slot, device in enumerate(_virtio_devices(config, machine, loop, channel)):

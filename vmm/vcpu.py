@@ -44,14 +44,14 @@ class VcpuThread(threading.Thread):
             reason: int | None = None
             while not (self._stopping and reason == ExitReason.INTR):
                 reason = self._vcpu.run()
-                self._handle(reason)
+                self._carry_out(reason)
         except MayflyError as error:
             self._end(error)
         except Exception as error:
             self._end(GuestError(f"vCPU {self._vcpu.index} stopped by a fault of the monitor: {error!r}"))
             raise
 
-    def _handle(self, reason: int) -> None:
+    def _carry_out(self, reason: int) -> None:
         if reason == ExitReason.IO:
             self._port_access()
         elif reason == ExitReason.MMIO:

@@ -1,12 +1,14 @@
 """One run of a command in the emulated KVM host: QEMU's processor emulation has hardware virtualisation, this machine's KVM may not.
 
-The host's root file system is this machine's, over 9p. The command's streams go over virtio ports; /init (guest-init.sh) counts what
+The host's root file system is this machine's, over 9p; that of a host of another architecture is a Debian of its own, with this machine's
+home and other folders in their places. The command's streams go over virtio ports; /init (guest-init.sh) counts what
 was written to them, so that this side knows when it has everything.
 """
 
 import contextlib
 import ctypes
 import os
+import platform
 import select
 import shlex
 import signal
@@ -19,16 +21,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import foreign
 import hostfiles
 
-# ERMS: an emulated `rep movsb` moves byte by byte; without the bit Linux copies and clears memory by words, ten times as fast.
-CPU = "max,erms=off,fsrm=off,la57=off,vgif=off"
 # No randomised addresses, neither the kernel's nor programs': emulation translates code again for each address that it is seen at.
-CMDLINE = "console=ttyS0 quiet loglevel=1 panic=-1 mitigations=off nokaslr norandmaps audit=0 random.trust_cpu=on cgroup_no_v1=all"
+CMDLINE = "quiet loglevel=1 panic=-1 mitigations=off nokaslr norandmaps audit=0 random.trust_cpu=on cgroup_no_v1=all"
 # This machine's files change under the guest only where somebody edits them; what it writes itself is flushed at the end.
 CACHE_9P = "loose"
 PR_SET_PDEATHSIG = 1
 PORTS = ("stdin", "stdout", "stderr", "status")
+DEBIANS_OWN = {"bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "lost+found", "proc", "run", "sbin", "sys", "usr", "var"}
 HERE = Path(__file__).resolve().parent
 
 
@@ -39,9 +41,9 @@ def command_script(command: Sequence[str], environment: Mapping[str, str], folde
     return os.fsencode(f"cd {shlex.quote(folder)} || exit 125\n{line}\n")
 
 
-def settings(tools: Sequence[Path], data: Path) -> bytes:
-    """The variables that /init reads."""
-    values = {"CACHE": CACHE_9P, "TOOLS": " ".join(map(str, tools)), "OUTER_DATA": str(data)}
+def settings(tools: Sequence[Path], data: Path, folders: Sequence[str]) -> bytes:
+    """The variables that /init reads. `folders`: of this machine's root, those that a host with a root of its own takes over."""
+    values = {"CACHE": CACHE_9P, "TOOLS": " ".join(map(str, tools)), "OUTER_DATA": str(data), "FOLDERS": " ".join(folders)}
     return os.fsencode("".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items()))
 
 
@@ -55,12 +57,22 @@ class Emulator:
 
     @classmethod
     def start(
-        cls, *, qemu: Sequence[str], kernel: Path, initrd: Path, disks: Sequence[Path], memory: int, cpus: int, console: Path
+        cls,
+        *,
+        qemu: Sequence[str],
+        host: hostfiles.Host,
+        kernel: Path,
+        initrd: Path,
+        disks: Sequence[Path],
+        memory: int,
+        cpus: int,
+        console: Path,
     ) -> "Emulator":
         """Start QEMU. It is killed when this process ends, however that happens."""
         pairs = {name: socket.socketpair() for name in PORTS}
-        command = [*qemu, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-machine", "q35,accel=tcg", "-cpu", CPU]
-        command += ["-smp", str(cpus), "-m", f"{memory >> 20}", "-kernel", str(kernel), "-initrd", str(initrd), "-append", CMDLINE]
+        command = [*qemu, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", *host.machine]
+        command += ["-smp", str(cpus), "-m", f"{memory >> 20}", "-kernel", str(kernel), "-initrd", str(initrd)]
+        command += ["-append", f"console={host.console} {CMDLINE}"]
         command += ["-chardev", f"file,id=console,path={_option(console)}", "-serial", "chardev:console"]
         command += ["-fsdev", "local,id=root,path=/,security_model=none,multidevs=remap"]
         command += ["-device", "virtio-9p-pci,fsdev=root,mount_tag=root"]
@@ -152,20 +164,51 @@ def _write(descriptor: int, data: bytes) -> None:
 
 
 def run(
-    command: Sequence[str], *, cache: Path, data: Path, tools: Sequence[Path], environment: Mapping[str, str], memory: int, cpus: int
+    command: Sequence[str],
+    *,
+    arch: str,
+    project: Path,
+    python: Path,
+    cache: Path,
+    data: Path,
+    environment: Mapping[str, str],
+    memory: int,
+    cpus: int,
 ) -> int:
-    """Run `command` in the emulated host and give its exit status. `environment` is the whole of the command's."""
+    """Run `command` in the emulated host and give its exit status.
+
+    Args:
+        command: program and arguments.
+        arch: the host's architecture.
+        project: the checkout.
+        python: this machine's, with the project's libraries.
+        cache: where the host's files are kept.
+        data: mayfly's data folder here, from which newer kernels and images are copied.
+        environment: the whole of the command's.
+        memory: bytes of the host.
+        cpus: processors of the host.
+    """
     cache.mkdir(parents=True, exist_ok=True)
+    host = hostfiles.HOSTS[arch]
+    tools: list[Path] = []
+    folders: list[str] = []
     with hostfiles.preparing(cache):
-        qemu = hostfiles.qemu(cache)
-        kernel, modules = hostfiles.kernel(cache)
-        tool_disks = [hostfiles.tool_disk(cache, tools)] if tools else []
-    disk, held = hostfiles.take_state_disk(cache)
+        qemu = hostfiles.qemu(cache, host)
+        if arch == platform.machine():
+            kernel, modules = hostfiles.kernel(cache, host)
+            tools = hostfiles.python_folders(python)
+            disks = [hostfiles.tool_disk(cache, tools)]
+        else:
+            root = foreign.root(cache, arch, host, project, python)
+            foreign.compile_bindings(root, arch, project, python)
+            kernel, modules, disks = root / "vmlinux", root / "modules", [root / "root.ext4"]
+            folders = [path.name for path in Path("/").iterdir() if path.is_dir() and path.name not in DEBIANS_OWN]
+    disk, held = hostfiles.take_state_disk(cache, arch)
     try:
         own = hostfiles.cpio(
             [
                 ("init", 0o100755, (HERE / "guest-init.sh").read_bytes()),
-                ("settings", 0o100644, settings(tools, data)),
+                ("settings", 0o100644, settings(tools, data, folders)),
                 ("command", 0o100600, command_script(command, environment, str(Path.cwd()))),
             ]
         )
@@ -176,9 +219,10 @@ def run(
             console.unlink(missing_ok=True)
             emulator = Emulator.start(
                 qemu=qemu,
+                host=host,
                 kernel=kernel,
                 initrd=Path(initrd.name),
-                disks=[disk, *tool_disks],
+                disks=[disk, *disks],
                 memory=memory,
                 cpus=cpus,
                 console=console,

@@ -3,7 +3,8 @@
 # PID 1 of the emulated host that scripts/with-kvm starts: mounts this machine's files, makes /dev/kvm, runs /command, says its
 # exit status, powers off. Runs twice: as /init of the initramfs, then (argument `stage2`) on the real root.
 #
-# Settings, from emulator.py: CACHE (of 9p), TOOLS (the folders that the tool disk's copies hide), OUTER_DATA (mayfly's outside).
+# Settings, from emulator.py: CACHE (of 9p), TOOLS (the folders that the tool disk's copies hide), OUTER_DATA (mayfly's outside),
+# FOLDERS (of this machine; then the root is the second disk's, with these folders in it, and what is written beside them is not kept).
 export PATH=/run/with-kvm:/usr/sbin:/usr/bin:/sbin:/bin
 
 fail() {
@@ -21,7 +22,7 @@ port() { # the device of the virtio port named $1
 bring_data() {
     [ -d "$OUTER_DATA" ] || return 0
     cd "$OUTER_DATA" || return 0
-    for file in kernel/*/* images/*/*/*; do
+    for file in kernel/"$(uname -m)"/* kernel/debian-*/* images/*/"$(uname -m)"/*; do
         inner=/run/state/data/mayfly/$file
         [ -f "$file" ] || continue
         [ -f "$inner" ] && [ ! "$file" -nt "$inner" ] && continue
@@ -33,7 +34,7 @@ bring_data() {
 
 stage1() {
     /bin/busybox --install -s /bin
-    mkdir -p /proc /sys /dev /root9p /run
+    mkdir -p /proc /sys /dev /root /run
     mount -t proc proc /proc
     mount -t sysfs sys /sys
     mount -t devtmpfs dev /dev
@@ -41,17 +42,31 @@ stage1() {
         # shellcheck disable=SC2086 # options are words
         insmod "/modules/$module" $options || fail "cannot load $module"
     done </modules/order
-    mount -t 9p -o "trans=virtio,version=9p2000.L,access=any,msize=512000,cache=$CACHE" root /root9p || fail "cannot mount this machine's files"
-    mount -t tmpfs -o mode=0755 run /root9p/run
-    mkdir -p /root9p/run/with-kvm /root9p/run/state /root9p/run/tools
-    cp /bin/busybox /init /settings /command /root9p/run/with-kvm/
-    for applet in cat chmod cp env grep hostname ip ln mkdir mkfifo mount mv pidof readlink poweroff sed setsid sh sleep sync tee umount wc; do
-        ln -s busybox "/root9p/run/with-kvm/$applet"
+    outer=/root
+    if [ "$FOLDERS" ]; then
+        mkdir -p /disk /changes /outer
+        outer=/outer
+        mount -t tmpfs changes /changes
+        mkdir /changes/upper /changes/work
+        mount -t ext4 -o ro,noatime /dev/vdb /disk || fail "cannot mount the root disk"
+        mount -t overlay -o lowerdir=/disk,upperdir=/changes/upper,workdir=/changes/work root /root || fail "cannot make the root"
+    fi
+    mount -t 9p -o "trans=virtio,version=9p2000.L,access=any,msize=512000,cache=$CACHE" root $outer || fail "cannot mount this machine's files"
+    for folder in $FOLDERS; do
+        mkdir -p "/root/$folder"
+        mount -o bind "$outer/$folder" "/root/$folder"
+    done
+    mount -t tmpfs -o mode=0755 run /root/run
+    mkdir -p /root/run/with-kvm /root/run/state /root/run/tools
+    cp /bin/busybox /init /settings /command /root/run/with-kvm/
+    for applet in cat chmod cp env grep hostname ip ln mkdir mkfifo mount mv pidof readlink poweroff sed setsid sh sleep sync tee umount uname wc; do
+        ln -s busybox "/root/run/with-kvm/$applet"
     done
     for folder in proc sys dev; do
-        mount -o move /$folder /root9p/$folder
+        mkdir -p /root/$folder
+        mount -o move /$folder /root/$folder
     done
-    exec switch_root /root9p /run/with-kvm/sh /run/with-kvm/init stage2
+    exec switch_root /root /run/with-kvm/sh /run/with-kvm/init stage2
 }
 
 stage2() {
@@ -70,10 +85,10 @@ stage2() {
     chmod 1777 /run/tmp
     ip link set lo up
     hostname with-kvm
-    chmod 666 /dev/kvm || fail "no /dev/kvm; $(grep -c svm /proc/cpuinfo) processors have SVM"
+    chmod 666 /dev/kvm || fail "no /dev/kvm"
 
     mount -t ext4 -o noatime /dev/vda /run/state || fail "cannot mount the state disk"
-    if [ -b /dev/vdb ]; then
+    if [ "$TOOLS" ]; then
         mount -t ext4 -o ro,noatime /dev/vdb /run/tools || fail "cannot mount the tool disk"
         number=0
         for folder in $TOOLS; do

@@ -1,18 +1,21 @@
 """What the emulated KVM host boots from, made on first use and kept in $XDG_CACHE_HOME/mayfly/kvm-host.
 
-qemu-SUITE/               QEMU of a newer Debian than this machine's, with the libraries that it needs
+qemu-system-*-SUITE/      QEMU of a newer Debian than this machine's, with the libraries that it needs
 KERNEL-VERSION/vmlinux    of Debian's package, unpacked, never installed
 KERNEL-VERSION/modules    cpio: /init's tools and the few modules it loads, in order
 tools-HASH.ext4           the Python libraries in use, read-only: over 9p, imports take seconds
 state-NUMBER.ext4         a disk for images, snapshots and caches; it stays. One for each emulated host that may run at a time
+ARCH-*                    what a host of another architecture than this machine's has in their place; see foreign.py
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import gzip
 import hashlib
 import lzma
 import os
+import platform
 import re
 import shutil
 import struct
@@ -24,10 +27,9 @@ from pathlib import Path
 
 from debianmirror import KEYRING, SUITE, MirrorError, mirror
 
-QEMU = "qemu-system-x86_64"
 QEMU_SINCE = 10
 """QEMU 7.2, of Debian 12, runs machines in its emulated KVM, but a host with two of them at once dies now and then."""
-QEMU_PARTS = ("./usr/bin/qemu-system-x86_64", "./usr/lib/x86_64-linux-gnu", "./usr/share/qemu", "./usr/share/seabios")
+LIBRARIES = f"usr/lib/{platform.machine()}-linux-gnu"
 KERNELS = ("linux-image-6.12-amd64", "linux-image-amd64")
 """The first that Debian has: 12 has the newer one as a security update, 13 by the usual name."""
 STATE_SIZE = "24G"
@@ -44,10 +46,54 @@ MODULES = (
     ("crc32c_generic", ""),
     ("ext4", ""),
     ("tun", ""),
-    ("kvm-amd", "nested=0"),
 )
 
-RECIPE = hashlib.sha256(repr((KERNELS, MODULES)).encode()).hexdigest()[:8]
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Host:
+    """How hosts of the architectures differ.
+
+    Attributes:
+        qemu: the emulator's program.
+        package: Debian's, which has it.
+        machine: the emulator's options for a machine whose processor has hardware virtualisation.
+        console: the kernel's name for its serial port.
+        modules: as MODULES.
+    """
+
+    qemu: str
+    package: str
+    machine: tuple[str, ...]
+    console: str
+    modules: tuple[tuple[str, str], ...]
+
+    @property
+    def recipe(self) -> str:
+        """Names what the kernel's folder is made of."""
+        return hashlib.sha256(repr((KERNELS, self.modules)).encode()).hexdigest()[:8]
+
+
+HOSTS = {
+    "x86_64": Host(
+        qemu="qemu-system-x86_64",
+        package="qemu-system-x86",
+        # ERMS: an emulated `rep movsb` moves byte by byte; without the bit Linux copies and clears memory by words, ten times as fast.
+        machine=("-machine", "q35,accel=tcg", "-cpu", "max,erms=off,fsrm=off,la57=off,vgif=off"),
+        console="ttyS0",
+        modules=(*MODULES, ("kvm-amd", "nested=0")),
+    ),
+    "aarch64": Host(
+        qemu="qemu-system-aarch64",
+        package="qemu-system-arm",
+        # Signing pointers as the architecture describes it takes most of an emulator's time; what else is off costs time too.
+        machine=(
+            *("-machine", "virt,accel=tcg,virtualization=on,gic-version=3"),
+            *("-cpu", "max,pauth-impdef=on,sve=off,sme=off,lpa2=off"),
+        ),
+        console="ttyAMA0",
+        modules=(*MODULES, ("overlay", "")),
+    ),
+}
 SIGNED = b"~Module signature appended~\n"
 LEFT_OUT = {"site-packages", "dist-packages", "test", "idlelib", "ensurepip"}
 
@@ -67,51 +113,56 @@ def cpio(entries: Iterable[tuple[str, int, bytes]]) -> bytes:
     return bytes(archive)
 
 
-def _run(*command: str | Path, cwd: Path | None = None) -> str:
+def run(*command: str | Path, cwd: Path | None = None) -> str:
+    """Run a command to its end; what it printed."""
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     if done.returncode:
         raise HostFilesError(f"{' '.join(map(str, command))}: {(done.stderr or done.stdout).strip()}")
     return done.stdout
 
 
-def qemu(cache: Path) -> list[str]:
+def qemu(cache: Path, host: Host) -> list[str]:
     """The emulator's command: this machine's own where it is new enough, else a newer Debian's, run with its own libraries."""
-    if shutil.which(QEMU):
-        version = re.search(r"version (\d+)", _run(QEMU, "--version"))
+    if shutil.which(host.qemu):
+        version = re.search(r"version (\d+)", run(host.qemu, "--version"))
         if version and int(version[1]) >= QEMU_SINCE:
-            return [QEMU]
-    root = cache / f"qemu-{SUITE}"
+            return [host.qemu]
+    root = cache / f"{host.package}-{SUITE}"
     if not root.exists():
-        _fetch_qemu(root)
-    libraries = root / "usr/lib/x86_64-linux-gnu"
-    loader = [str(libraries / "ld-linux-x86-64.so.2"), "--library-path", str(libraries), str(root / f"usr/bin/{QEMU}")]
+        print(f"with-kvm: fetching QEMU of Debian {SUITE} for the emulated host (once)", file=sys.stderr)
+        with tempfile.TemporaryDirectory(dir=cache) as work:
+            unpack_debian(Path(work) / "root", [host.package])
+            (Path(work) / "root").rename(root)
+    libraries = root / LIBRARIES
+    loader = [str(next(libraries.glob("ld-linux-*"))), "--library-path", str(libraries), str(root / f"usr/bin/{host.qemu}")]
     return [*loader, "-L", str(root / "usr/share/qemu"), "-L", str(root / "usr/share/seabios")]
 
 
-def _fetch_qemu(target: Path) -> None:
+def unpack_debian(target: Path, packages: Sequence[str], architecture: str = "") -> None:
+    """Unpack packages of Debian SUITE, and all that they depend on, into the new folder `target`; none of their scripts is run."""
     try:
         source = mirror()
     except MirrorError as error:
         raise HostFilesError(str(error)) from error
-    print(f"with-kvm: fetching QEMU of Debian {SUITE} for the emulated host (once)", file=sys.stderr)
-    with tempfile.TemporaryDirectory(dir=target.parent) as work:
-        archive, root = Path(work) / "root.tar", Path(work) / "root"
-        what = ("--quiet", "--variant=extract", "--include=qemu-system-x86", '--aptopt=APT::Install-Recommends "false"')
-        _run("mmdebstrap", *what, f"--keyring={KEYRING}", SUITE, archive, source)
-        root.mkdir()
-        _run("tar", "-xf", archive, "-C", root, "--no-same-owner", *QEMU_PARTS)
-        root.rename(target)
+    archive = target.with_suffix(".tar")
+    what = ["--quiet", "--variant=extract", f"--include={','.join(packages)}", '--aptopt=APT::Install-Recommends "false"']
+    if architecture:
+        what.append(f"--architectures={architecture}")
+    run("mmdebstrap", *what, f"--keyring={KEYRING}", SUITE, archive, source)
+    target.mkdir()
+    run("tar", "-xf", archive, "-C", target, "--no-same-owner", "--exclude=./dev/*")
+    archive.unlink()
 
 
-def kernel(cache: Path) -> tuple[Path, Path]:
+def kernel(cache: Path, host: Host) -> tuple[Path, Path]:
     """Kernel and modules archive, from the newest folder that the cache has, else from Debian's repository."""
-    kept = sorted(cache.glob(f"*.{RECIPE}/modules"), key=lambda path: path.stat().st_mtime)
+    kept = sorted(cache.glob(f"*.{host.recipe}/modules"), key=lambda path: path.stat().st_mtime)
     if not kept:
-        kept = [_fetch_kernel(cache)]
+        kept = [_fetch_kernel(cache, host)]
     return kept[-1].with_name("vmlinux"), kept[-1]
 
 
-def _fetch_kernel(cache: Path) -> Path:
+def _fetch_kernel(cache: Path, host: Host) -> Path:
     packages = [
         subprocess.run(["apt-cache", "show", "--no-all-versions", name], capture_output=True, text=True, check=False).stdout
         for name in KERNELS
@@ -122,16 +173,19 @@ def _fetch_kernel(cache: Path) -> Path:
     print(f"with-kvm: fetching {depends[1]} for the emulated host (once)", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         work = Path(folder)
-        _run("apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", depends[1], cwd=work)
-        _run("dpkg-deb", "-x", next(work.glob("*.deb")), work / "root")
+        run("apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", depends[1], cwd=work)
+        run("dpkg-deb", "-x", next(work.glob("*.deb")), work / "root")
         version = depends[1].removeprefix("linux-image-")
         result = work / "result"
         result.mkdir()
         (result / "vmlinux").write_bytes(unpacked_kernel((work / f"root/boot/vmlinuz-{version}").read_bytes()))
         tree = next(work.glob(f"root/**/lib/modules/{version}"))
-        (result / "modules").write_bytes(_modules_archive(tree))
-        result.rename(cache / f"{version}.{RECIPE}")
-    return cache / f"{version}.{RECIPE}/modules"
+        busybox = shutil.which("busybox")
+        if not busybox:
+            raise HostFilesError("busybox is missing")
+        (result / "modules").write_bytes(modules_archive(tree, host.modules, Path(busybox)))
+        result.rename(cache / f"{version}.{host.recipe}")
+    return cache / f"{version}.{host.recipe}/modules"
 
 
 def unpacked_kernel(image: bytes) -> bytes:
@@ -155,11 +209,11 @@ def unsigned(module: bytes) -> bytes:
     return module if body is module else body[: -12 - int.from_bytes(body[-4:], "big")]
 
 
-def _modules_archive(tree: Path) -> bytes:
-    """A cpio with busybox and MODULES, each behind those that it depends on, and /modules/order for /init to follow."""
+def modules_archive(tree: Path, modules: Sequence[tuple[str, str]], busybox: Path) -> bytes:
+    """A cpio with busybox and `modules`, each behind those that it depends on, and /modules/order for /init to follow."""
     files = {re.sub(r"\.ko(\.xz)?$", "", path.name).replace("-", "_"): path for path in tree.rglob("*.ko*")}
     builtin = {Path(line).stem.replace("-", "_") for line in (tree / "modules.builtin").read_text().split()}
-    options = {name.replace("-", "_"): words for name, words in MODULES}
+    options = {name.replace("-", "_"): words for name, words in modules}
     loaded: dict[str, bytes] = {}
 
     def load(name: str) -> None:
@@ -177,12 +231,9 @@ def _modules_archive(tree: Path) -> bytes:
 
     for name in options:
         load(name)
-    busybox = shutil.which("busybox")
-    if not busybox:
-        raise HostFilesError("busybox is missing")
     order = "".join(f"{name} {options.get(name, '')}\n" for name in loaded)
     folders = [(name, 0o040755, b"") for name in ("bin", "modules", "dev")]
-    files_in = [("bin/busybox", 0o100755, Path(busybox).read_bytes()), ("modules/order", 0o100644, order.encode())]
+    files_in = [("bin/busybox", 0o100755, busybox.read_bytes()), ("modules/order", 0o100644, order.encode())]
     return cpio([*folders, *files_in, *((f"modules/{name}", 0o100644, data) for name, data in loaded.items())])
 
 
@@ -194,9 +245,10 @@ def preparing(cache: Path) -> Iterator[None]:
         yield
 
 
-def take_state_disk(cache: Path) -> tuple[Path, int]:
+def take_state_disk(cache: Path, arch: str) -> tuple[Path, int]:
     """A state disk that no other emulated host uses, made on first use and checked on each; held as long as the descriptor is open."""
-    disks = [cache / f"state-{number}.ext4" for number in range(1, STATE_DISKS + 1)]
+    kind = "" if arch == platform.machine() else f"{arch}-"
+    disks = [cache / f"{kind}state-{number}.ext4" for number in range(1, STATE_DISKS + 1)]
     locks = [os.open(disk.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) for disk in disks]
     held = next((number for number, lock in enumerate(locks) if _flock(lock, fcntl.LOCK_NB)), -1)
     if held < 0:
@@ -222,11 +274,17 @@ def _make_state_disk(disk: Path) -> None:
     if not disk.exists():
         new = disk.with_suffix(".new")
         new.unlink(missing_ok=True)
-        _run("mke2fs", "-q", "-t", "ext4", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0", new, STATE_SIZE)
+        run("mke2fs", "-q", "-t", "ext4", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0", new, STATE_SIZE)
         new.rename(disk)
     check = subprocess.run(["e2fsck", "-p", disk], capture_output=True, text=True, check=False)
     if check.returncode >= 4:
         raise HostFilesError(f"{disk} is damaged; what it holds can be made again, so remove it ({check.stdout.strip()})")
+
+
+def python_folders(python: Path) -> list[Path]:
+    """The folders from which this Python imports: its own library and the environment's packages."""
+    query = "import sysconfig; p = sysconfig.get_paths(); print(p['stdlib']); print(p['purelib'])"
+    return [Path(line) for line in run(python, "-c", query).split("\n") if line]
 
 
 def tool_disk(cache: Path, folders: Sequence[Path]) -> Path:
@@ -246,7 +304,7 @@ def tool_disk(cache: Path, folders: Sequence[Path]) -> Path:
             shutil.copytree(folder, tree / str(number), symlinks=True, ignore=_left_out, copy_function=_link_or_copy)
         entries = sum(len(names) + len(files) for _, names, files in os.walk(tree))
         size = sum(path.lstat().st_blocks * 512 for path in tree.rglob("*"))
-        _run(
+        run(
             "mke2fs",
             "-q",
             "-t",

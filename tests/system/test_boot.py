@@ -30,9 +30,12 @@ def boot(folder: Path, kernel: str, *options: str) -> "subprocess.CompletedProce
     )
 
 
-@pytest.mark.parametrize(("kernel", "cpus"), [("x86_64/vmlinux", 1), ("x86_64/vmlinux", 2), ("x86_64/bzImage", 1)])
+KERNELS = {"x86_64": [("vmlinux", 1), ("vmlinux", 2), ("bzImage", 1)], "aarch64": [("Image", 1), ("Image", 2)]}
+
+
+@pytest.mark.parametrize(("kernel", "cpus"), KERNELS[toy.MACHINE])
 def test_our_kernel_boots(tmp_path: Path, kernel: str, cpus: int) -> None:
-    done = boot(tmp_path, kernel, "--cpus", str(cpus), "--memory", "128M")
+    done = boot(tmp_path, f"{toy.MACHINE}/{kernel}", "--cpus", str(cpus), "--memory", "128M")
     assert (done.returncode, f"READY with {cpus}" in done.stdout) == (0, True), done.stdout[-2000:] + done.stderr
 
 

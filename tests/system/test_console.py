@@ -81,7 +81,7 @@ def test_two_machines_send_back_what_they_get(tmp_path: Path) -> None:
     """One has one vCPU, the other two."""
     initrd = tmp_path / "initramfs"
     initrd.write_bytes(toy.shell_root(ECHO))
-    kernel = paths.kernel_path("x86_64")
+    kernel = paths.kernel_path(toy.MACHINE)
     zygote = Zygote.start()
     report, report_end = os.pipe()
     echoes = []

@@ -95,9 +95,7 @@ def test_a_command_that_is_not_there() -> None:
 
 def test_wrong_use_is_told_apart() -> None:
     assert subprocess.run(WITH_KVM, capture_output=True, check=False).returncode == 2
-    arm = subprocess.run([*WITH_KVM, "--arch", "aarch64", "true"], capture_output=True, check=False)
-    assert arm.returncode == 125
-    assert b"aarch64 is not built yet" in arm.stderr
+    assert subprocess.run([*WITH_KVM, "--arch", "vax", "true"], capture_output=True, check=False).returncode == 2
 
 
 def _children(pid: int) -> list[int]:

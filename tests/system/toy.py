@@ -1,6 +1,7 @@
 """Small archives for the guest's kernel, and a language whose compiler is a shell: busybox and the agent, which boot in no time."""
 
 import hashlib
+import platform
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,7 +10,8 @@ from imagegen.cpio import header
 from mayfly import manifest, paths
 from vmm.config import MIB
 
-AGENT = Path(__file__).resolve().parents[2] / "imagegen/agents/mayfly-agent.x86_64"
+MACHINE = platform.machine()
+AGENT = Path(__file__).resolve().parents[2] / f"imagegen/agents/mayfly-agent.{MACHINE}"
 BUSYBOX = Path("/bin/busybox")
 MOUNTS = {"devtmpfs": "dev", "proc": "proc", "sysfs": "sys"}
 APPLETS = ("sh", "cat", "echo", "sleep", "seq", "head", "yes", "kill", "true", "false", "dd", "reboot", "sha256sum")
@@ -76,13 +78,13 @@ def build(
         packed += archive([("mayfly/end", stat.S_IFREG | 0o444, marker.encode())])
     packed += END
 
-    folder = paths.image_dir(language, "x86_64")
+    folder = paths.image_dir(language, MACHINE)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "initramfs").write_bytes(packed)
     described = manifest.Manifest(
         language=language,
         version="1.0",
-        arch="x86_64",
+        arch=MACHINE,
         extensions=(".toy",),
         source_file="main.toy",
         steps=(

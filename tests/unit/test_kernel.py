@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from mayfly import paths
+
 KERNEL = Path(__file__).resolve().parents[2] / "kernel"
 FRAGMENTS = ("common.config", "x86_64.config")
+ARCHES = ("x86_64", "aarch64")
 
 
 def check(config: Path, arch: str = "x86_64") -> subprocess.CompletedProcess[str]:
@@ -48,9 +51,11 @@ def test_wrong_use_of_the_check(config: Path) -> None:
     assert check(config.with_name("missing")).returncode == 2
 
 
-def test_no_option_stands_twice() -> None:
+@pytest.mark.parametrize("arch", ARCHES)
+def test_no_option_stands_twice(arch: str) -> None:
     """Not in one fragment with two values, and not in the architecture's with what the common one already says."""
-    names = [line.split("=")[0] for name in FRAGMENTS for line in (KERNEL / name).read_text().splitlines() if line.startswith("CONFIG_")]
+    fragments = ("common.config", f"{arch}.config")
+    names = [line.split("=")[0] for name in fragments for line in (KERNEL / name).read_text().splitlines() if line.startswith("CONFIG_")]
     assert sorted(names) == sorted(set(names))
 
 
@@ -70,22 +75,26 @@ def test_the_build_refuses(arguments: list[str], message: str, tmp_path: Path) -
     assert message in done.stderr
 
 
-def test_a_kernel_that_is_there_is_not_built_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("arch", "files"), [("x86_64", ("vmlinux", "bzImage")), ("aarch64", ("Image",))])
+def test_a_kernel_that_is_there_is_not_built_again(
+    arch: str, files: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With a kernel in the cache the build only copies; with the copy in place it writes nothing."""
     source = tmp_path / "source.tar.xz"
     source.write_bytes(b"any")
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "XDG_DATA_HOME": str(tmp_path / "data")}
-    command = [str(KERNEL / "build"), "--tarball", str(source)]
+    command = [str(KERNEL / "build"), "--arch", arch, "--tarball", str(source)]
     version = subprocess.run(["sha256sum"], input=b"any", capture_output=True, check=True).stdout
-    recipe = b"".join((KERNEL / name).read_bytes() for name in (*FRAGMENTS, "build"))
+    recipe = b"".join((KERNEL / name).read_bytes() for name in ("common.config", f"{arch}.config", "build"))
     hashed = subprocess.run(["sha256sum"], input=version + recipe, capture_output=True, check=True).stdout.split()[0].decode()
     kernel = tmp_path / "cache/mayfly/kernels" / hashed
     kernel.mkdir(parents=True)
-    for name in ("vmlinux", "bzImage", "config"):
+    for name in (*files, "config"):
         (kernel / name).write_text(name)
-    installed = tmp_path / "data/mayfly/kernel/x86_64/vmlinux"
+    monkeypatch.setenv("XDG_DATA_HOME", environment["XDG_DATA_HOME"])
+    installed = paths.kernel_path(arch)
     subprocess.run(command, env=environment, check=True, capture_output=True)
-    assert installed.read_text() == "vmlinux"
+    assert installed.read_text() == files[0]
     before = installed.stat()
     subprocess.run(command, env=environment, check=True, capture_output=True)
     assert installed.stat() == before

@@ -75,8 +75,8 @@ class Hardware(Protocol):
         """The bus on which UARTs answer."""
         ...
 
-    def attach_reset(self, ports: Bus, on_reset: Callable[[], None]) -> None:
-        """Add the device by which a guest resets its machine, where KVM itself does not say that it does."""
+    def attach(self, ports: Bus, mmio: Bus, on_reset: Callable[[], None]) -> None:
+        """Add the devices that only this architecture needs. `on_reset`: for one by which a guest resets its machine."""
         ...
 
 
@@ -163,8 +163,10 @@ class Architecture(Protocol):
 this: Architecture
 if platform.machine() == "x86_64":
     from vmm.arch import x86_64 as this
+elif platform.machine() == "aarch64":
+    from vmm.arch import aarch64 as this
 else:
-    raise HostError(f"Mayfly has no machines for {platform.machine()}", hint="x86_64 it has")
+    raise HostError(f"Mayfly does not run on {platform.machine()}", hint="use a host with x86_64 or aarch64 processors")
 
 boot, cpu, hardware, interrupts, layout = this.boot, this.cpu, this.hardware, this.interrupts, this.layout
 probe, state = this.probe, this.state

@@ -1,12 +1,15 @@
-"""Build `vmm.kvm._kvm`, the compiled half of the bindings. Run by setup.py; by hand: python vmm/kvm/build_kvm.py."""
+"""Build `vmm.kvm._kvm`, the compiled half of the bindings. Run by setup.py; by hand: python vmm/kvm/build_kvm.py.
+
+With --c ARCH FILE only the C source for that architecture is written, for a cross-compiler.
+"""
 
 import platform
+import sys
 from pathlib import Path
 
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-ARCH = {"x86_64": "x86_64", "amd64": "x86_64"}.get(platform.machine().lower(), platform.machine())
 
 SOURCE = """
 #include <stdint.h>
@@ -40,17 +43,46 @@ static void differing_pages(const uint64_t *pagemap, const char *now, const char
 static int sys_prctl(int option, unsigned long argument) { return prctl(option, argument, 0, 0, 0); }
 """
 
-SOURCE_X86_64 = """
+SOURCES = {
+    "x86_64": """
 #include <cpuid.h>
 static void host_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t registers[4])
 {
     __cpuid_count(leaf, subleaf, registers[0], registers[1], registers[2], registers[3]);
 }
-"""
+""",
+    "aarch64": """
+#include <stddef.h>
+#define CORE(field) (KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE | KVM_REG_ARM_CORE_REG(field))
+#define REG_PC CORE(regs.pc)
+#define REG_SP CORE(regs.sp)
+#define REG_PSTATE CORE(regs.pstate)
+#define REG_X0 CORE(regs.regs[0])
+#define REG_X1 CORE(regs.regs[1])
+#define REG_X2 CORE(regs.regs[2])
+#define REG_X3 CORE(regs.regs[3])
+#define REG_X29 CORE(regs.regs[29])
+#define REG_X30 CORE(regs.regs[30])
+#define REG_ELR_EL1 CORE(elr_el1)
+#define REG_ESR_EL1 ARM64_SYS_REG(3, 0, 5, 2, 0)
+#define REG_FAR_EL1 ARM64_SYS_REG(3, 0, 6, 0, 0)
+#define REG_VBAR_EL1 ARM64_SYS_REG(3, 0, 12, 0, 0)
+""",
+}
 
-ffi = FFI()
-ffi.cdef((HERE / "cdef" / "common.h").read_text() + (HERE / "cdef" / f"{ARCH}.h").read_text())
-ffi.set_source("vmm.kvm._kvm", SOURCE + (SOURCE_X86_64 if ARCH == "x86_64" else ""))
+
+def make(arch: str) -> FFI:
+    """The declarations and the C source for `arch`."""
+    made = FFI()
+    made.cdef((HERE / "cdef" / "common.h").read_text() + (HERE / "cdef" / f"{arch}.h").read_text())
+    made.set_source("vmm.kvm._kvm", SOURCE + SOURCES[arch])
+    return made
+
+
+ffi = make(platform.machine())
 
 if __name__ == "__main__":
-    ffi.compile(tmpdir=str(HERE.parents[1]), verbose=False)
+    if sys.argv[1:2] == ["--c"]:
+        make(sys.argv[2]).emit_c_code(sys.argv[3])
+    else:
+        ffi.compile(tmpdir=str(HERE.parents[1]), verbose=False)

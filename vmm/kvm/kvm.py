@@ -148,6 +148,31 @@ class Vm(_Descriptor):
         fields = {"fd": eventfd, "addr": address, "len": size, "datamatch": match, "flags": lib.KVM_IOEVENTFD_FLAG_DATAMATCH}
         self.ioctl_struct("KVM_IOEVENTFD", ffi.new("struct kvm_ioeventfd *", fields))
 
+    def has_device(self, kind: int) -> bool:
+        """Whether `create_device` can make one (api.rst 4.79, KVM_CREATE_DEVICE_TEST)."""
+        request = ffi.new("struct kvm_create_device *", {"type": kind, "flags": lib.KVM_CREATE_DEVICE_TEST})
+        return bool(lib.sys_ioctl_pointer(self._fd, lib.KVM_CREATE_DEVICE, request) == 0)
+
+    def create_device(self, kind: int) -> "Device":
+        """Make a device that KVM itself emulates, of the type `kind` (api.rst 4.79)."""
+        request = ffi.new("struct kvm_create_device *", {"type": kind})
+        self.ioctl_struct("KVM_CREATE_DEVICE", request)
+        return Device(int(request.fd))
+
+
+class Device(_Descriptor):
+    """A device that KVM itself emulates."""
+
+    def set(self, group: int, attribute: int) -> None:
+        """Set an attribute that has no value (api.rst 4.80)."""
+        self.ioctl_struct("KVM_SET_DEVICE_ATTR", ffi.new("struct kvm_device_attr *", {"group": group, "attr": attribute}))
+
+    def set_int(self, group: int, attribute: int, size: int, value: int) -> None:
+        """Set an attribute whose value has `size` bytes."""
+        cell = ffi.new("uint8_t[]", value.to_bytes(size, "little"))
+        address = int(ffi.cast("uintptr_t", cell))
+        self.ioctl_struct("KVM_SET_DEVICE_ATTR", ffi.new("struct kvm_device_attr *", {"group": group, "attr": attribute, "addr": address}))
+
 
 class Vcpu(_Descriptor):
     """One vCPU and its shared kvm_run page. Used by its own thread, but for `request_exit`."""

@@ -29,7 +29,7 @@ def uart_bus(ports: Bus, mmio: Bus) -> Bus:
     return ports
 
 
-def attach_reset(ports: Bus, on_reset: Callable[[], None]) -> None:
+def attach(ports: Bus, mmio: Bus, on_reset: Callable[[], None]) -> None:
     """Add the keyboard controller's port by which Linux resets a PC."""
     ports.attach(layout.Port.RESET, 1, ResetPort(on_reset))
 

@@ -1,0 +1,38 @@
+"""Load a kernel and its initramfs by Linux's boot protocol for arm64 (Documentation/arch/arm64/booting.rst)."""
+
+import os
+
+from mayfly.errors import ConfigError
+from vmm.arch.aarch64 import hardware, layout
+from vmm.arch.aarch64.interrupts import gic_version
+from vmm.config import MachineConfig
+from vmm.kvm.kvm import Vm
+from vmm.kvm.mapping import Mapping
+from vmm.loader import image
+from vmm.loader.placing import map_initrd, read_into
+from vmm.memory import GuestMemory
+
+SEED = 64
+CMDLINE_SIZE = 2047
+"""COMMAND_LINE_SIZE without the NUL (Linux arch/arm64/include/uapi/asm/setup.h)."""
+
+
+def load(
+    config: MachineConfig, vm: Vm, memory: GuestMemory, mapping: Mapping, *, kernel_fd: int, initrd_fd: int | None, cmdline: str
+) -> int:
+    """Put kernel, initramfs and device tree into guest RAM; see `vmm.arch.Boot`."""
+    if len(cmdline) > CMDLINE_SIZE:
+        raise ConfigError(f"the kernel command line has {len(cmdline)} bytes, the kernel takes {CMDLINE_SIZE}")
+    size = os.fstat(kernel_fd).st_size
+    kernel = image.parse(os.pread(kernel_fd, image.HEADER.size, 0), size)
+    entry = layout.KERNEL + kernel.text_offset
+    read_into(memory, kernel_fd, 0, entry, size)
+    initrd = None
+    if initrd_fd is not None:
+        limit = min(layout.RAM + mapping.size, layout.INITRD_END)
+        initrd = map_initrd(mapping, initrd_fd, ram=layout.RAM, kernel_end=entry + kernel.memory_size, limit=limit)
+    tree = hardware.device_tree(
+        config, gic=gic_version(vm), cmdline=cmdline, memory=layout.ram_regions(mapping.size), initrd=initrd, seed=os.urandom(SEED)
+    )
+    memory.write(layout.DEVICE_TREE, tree)
+    return entry

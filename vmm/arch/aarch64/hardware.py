@@ -1,0 +1,132 @@
+"""The device tree that describes a machine to the kernel (Devicetree Specification 0.4; Linux Documentation/devicetree/bindings)."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from enum import IntEnum
+from typing import Any
+
+import fdt  # type: ignore[import-untyped]
+
+from vmm.arch.aarch64 import layout
+from vmm.arch.aarch64.interrupts import GicVersion
+from vmm.bus import Bus
+from vmm.config import Channel, MachineConfig
+from vmm.devices.clock import Clock
+
+DTB_VERSION, DTB_COMPATIBLE = 17, 16
+GIC_PHANDLE = 1
+UART_CLOCK_HZ = 1_843_200
+
+
+class Interrupt(IntEnum):
+    """The first cell of an interrupt (bindings/interrupt-controller/arm,gic-v3.yaml)."""
+
+    SPI = 0
+    PPI = 1
+
+
+class Trigger(IntEnum):
+    """The third cell of an interrupt."""
+
+    EDGE_RISING = 1
+    LEVEL_HIGH = 4
+
+
+TIMER_PPIS = (13, 14, 11, 10)
+"""Secure, non-secure, virtual and hypervisor timer; a guest uses the virtual one (bindings/timer/arm,arch_timer.yaml)."""
+
+
+def uart_bus(ports: Bus, mmio: Bus) -> Bus:
+    """There are no I/O ports: UARTs are in memory."""
+    return mmio
+
+
+def attach(ports: Bus, mmio: Bus, on_reset: Callable[[], None]) -> None:
+    """Add the clock. A guest resets its machine by PSCI, which KVM reports by itself."""
+    mmio.attach(layout.CLOCK, layout.CLOCK_SIZE, Clock())
+
+
+def mpidr(cpu: int) -> int:
+    """The affinity fields that KVM gives vCPU number `cpu`: 16 to a cluster (Linux arch/arm64/kvm/sys_regs.c, reset_mpidr)."""
+    return cpu & 0xF | (cpu >> 4 & 0xFF) << 8
+
+
+def device_tree(
+    config: MachineConfig,
+    *,
+    gic: GicVersion,
+    cmdline: str,
+    memory: Sequence[tuple[int, int]],
+    initrd: tuple[int, int] | None,
+    seed: bytes,
+) -> bytes:
+    """The flattened tree.
+
+    Args:
+        config: the machine.
+        gic: version of the interrupt controller.
+        cmdline: the kernel's parameters.
+        memory: (guest physical address, bytes) of each region of RAM.
+        initrd: (guest physical address, bytes), if there is one.
+        seed: for the kernel's entropy pool, which credits it.
+    """
+    tree = fdt.FDT()
+
+    def node(path: str, properties: Mapping[str, Any]) -> None:
+        for name, value in properties.items():
+            tree.set_property(name, value, path)
+
+    node("/", {"compatible": "linux,dummy-virt", "#address-cells": 2, "#size-cells": 2, "interrupt-parent": GIC_PHANDLE})
+    node("/chosen", {"bootargs": cmdline, "rng-seed": seed})
+    if initrd is not None:
+        address, size = initrd
+        node("/chosen", {"linux,initrd-start": _cells(address), "linux,initrd-end": _cells(address + size)})
+    for address, size in memory:
+        node(f"/memory@{address:x}", {"device_type": "memory", "reg": _cells(address, size)})
+    node("/psci", {"compatible": ["arm,psci-1.0", "arm,psci-0.2"], "method": "hvc"})
+    node("/cpus", {"#address-cells": 1, "#size-cells": 0})
+    for cpu in range(config.cpus):
+        properties = {"device_type": "cpu", "compatible": "arm,armv8", "enable-method": "psci", "reg": mpidr(cpu)}
+        node(f"/cpus/cpu@{mpidr(cpu):x}", properties)
+    timers = [cell for ppi in TIMER_PPIS for cell in (Interrupt.PPI, ppi, Trigger.LEVEL_HIGH)]
+    node("/timer", {"compatible": "arm,armv8-timer", "interrupts": timers, "always-on": None})
+    node(f"/interrupt-controller@{layout.GIC_DISTRIBUTOR:x}", _gic(gic, config.cpus))
+    for name, address, size, gsi, properties in _devices(config):
+        # Edges, as an irqfd gives.
+        interrupts = [Interrupt.SPI, gsi, Trigger.EDGE_RISING]
+        node(f"/{name}@{address:x}", {"reg": _cells(address, size), "interrupts": interrupts, **properties})
+    if config.channel is Channel.SERIAL:
+        node("/aliases", {"serial1": f"/serial@{layout.UART1:x}"})
+    return bytes(tree.to_dtb(DTB_VERSION, DTB_COMPATIBLE, 0))
+
+
+def _gic(version: GicVersion, cpus: int) -> dict[str, Any]:
+    if version is GicVersion.V3:
+        compatible, second = "arm,gic-v3", (layout.GIC_REDISTRIBUTORS, cpus * layout.GIC_REDISTRIBUTOR_SIZE)
+    else:
+        compatible, second = "arm,cortex-a15-gic", (layout.GIC_CPU_INTERFACE, layout.GIC_CPU_INTERFACE_SIZE)
+    return {
+        "compatible": compatible,
+        "reg": _cells(layout.GIC_DISTRIBUTOR, layout.GIC_DISTRIBUTOR_SIZE, *second),
+        "interrupt-controller": None,
+        "phandle": GIC_PHANDLE,
+        "#interrupt-cells": 3,
+        "#address-cells": 0,
+    }
+
+
+def _devices(config: MachineConfig) -> Iterator[tuple[str, int, int, int, dict[str, Any]]]:
+    """Name, address, size, GSI and further properties of each device. UART0 only where it is more than the early console."""
+    yield "rtc", layout.CLOCK, layout.CLOCK_SIZE, layout.CLOCK_GSI, {"compatible": "google,goldfish-rtc"}
+    uart = {"compatible": "ns16550a", "clock-frequency": UART_CLOCK_HZ}
+    if config.interactive:
+        yield "serial", layout.UART0, layout.UART_SIZE, layout.UART0_GSI, uart
+    if config.channel is Channel.SERIAL:
+        yield "serial", layout.UART1, layout.UART_SIZE, layout.UART1_GSI, uart
+    for slot in range(config.virtio_devices):
+        address = layout.VIRTIO_MMIO + slot * layout.VIRTIO_MMIO_SIZE
+        yield "virtio", address, layout.VIRTIO_MMIO_SIZE, layout.VIRTIO_GSI + slot, {"compatible": "virtio,mmio", "dma-coherent": None}
+
+
+def _cells(*values: int) -> list[int]:
+    """Each value in two cells, high and low."""
+    return [half for value in values for half in (value >> 32, value & 0xFFFF_FFFF)]

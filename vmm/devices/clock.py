@@ -1,0 +1,35 @@
+"""A clock that tells the time: the reading half of the goldfish RTC (Linux drivers/rtc/rtc-goldfish.c). It has no alarm."""
+
+import time
+from collections.abc import Callable
+from enum import IntEnum
+
+
+class Register(IntEnum):
+    """Offsets; each takes an access of 4 bytes."""
+
+    TIME_LOW = 0x00
+    TIME_HIGH = 0x04
+
+
+class Clock:
+    """Nanoseconds since 1970. Reading the low half keeps the high half that belongs to it.
+
+    Args:
+        now: the time in nanoseconds.
+    """
+
+    def __init__(self, now: Callable[[], int] = time.time_ns) -> None:
+        self._now = now
+        self._high = 0
+
+    def read(self, offset: int, size: int) -> int:
+        """The guest reads a register; all but the time are 0."""
+        if offset == Register.TIME_LOW:
+            now = self._now()
+            self._high = now >> 32
+            return now & 0xFFFF_FFFF
+        return self._high if offset == Register.TIME_HIGH else 0
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """The guest can neither set the clock nor its alarm."""
