@@ -17,7 +17,7 @@ import mayfly
 from imagegen.compress import compressor
 from imagegen.cpio import Summary, write_cpio
 from imagegen.languages import Language, find_version
-from imagegen.layers import Layer, Limits, Spools, add_layer, merge
+from imagegen.layers import LAYERS_AT_ONCE, Layer, Limits, Spools, add_layer, merge
 from imagegen.layout import LayoutSource
 from imagegen.oci import LAYER_TYPES, MACHINE_TO_GOARCH, ResolvedImage, Source, resolve
 from imagegen.prepare import VERSION_FILE, VERSION_STEP, prepare, why_not
@@ -37,7 +37,6 @@ MIB = 1 << 20
 AGENTS = Path(__file__).parent / "agents"
 RUNNER = 1000
 """User and group id of who runs snippets in the guest."""
-LAYERS_AT_ONCE = 4
 VERSION_S = 120.0
 """For the compiler to say its version, on an emulated host too."""
 MAX_COMPILER = 200

@@ -17,8 +17,10 @@ from mayfly.errors import HostError, ImageError
 
 Write = Callable[[bytes], object]
 ZSTD_LEVEL = 9
-ZSTD_WINDOW_LOG = 25
-"""32 MiB: the guest's kernel allocates the window while it unpacks. 27 is the most that Linux takes."""
+ZSTD_WINDOW_LOG = 23
+"""8 MiB: the guest's kernel allocates the window while it unpacks. 27 is the most that Linux takes."""
+ZSTD_JOB = 16 << 20
+"""Bytes that one thread compresses: small enough that none is idle at the beginning or the end."""
 GZIP_LEVEL = 6
 LZ4_LEVEL = 9
 
@@ -51,7 +53,7 @@ def _zstd(file: BinaryIO) -> Iterator[Write]:
     # Worker threads cut the input at fixed places, so their number does not show in the output; none at all would.
     threads = max(1, len(os.sched_getaffinity(0)))
     parameters = zstandard.ZstdCompressionParameters.from_level(
-        ZSTD_LEVEL, window_log=ZSTD_WINDOW_LOG, threads=threads, write_checksum=True, write_content_size=False
+        ZSTD_LEVEL, window_log=ZSTD_WINDOW_LOG, threads=threads, job_size=ZSTD_JOB, write_checksum=True, write_content_size=False
     )
     # One compressobj from first byte to last makes exactly one frame; Linux reads no further than that.
     stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj()

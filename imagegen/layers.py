@@ -9,8 +9,10 @@ import hashlib
 import os
 import stat
 import tempfile
+import threading
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, BinaryIO, Self, cast
 
@@ -23,6 +25,7 @@ from mayfly.errors import LayerError
 CHUNK = 1 << 20
 PACKED_CHUNK = 64 << 10
 MIB = 1 << 20
+LAYERS_AT_ONCE = 4
 MAX_GZIP_MEMBERS = 250_000
 """Stargz layers have one for each file. Each costs a copy of what is left of its PACKED_CHUNK."""
 GZIP_WINDOW = 31
@@ -63,12 +66,17 @@ class Layer:
 
 
 class Spools:
-    """The unpacked tars, in unnamed files in `folder`. Gives the bytes of an Extent. A context manager that owns the files."""
+    """The unpacked tars, in unnamed files in `folder`. Gives the bytes of an Extent. A context manager that owns the files.
+
+    `add` may run in several threads at once; `stop` makes them end soon.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._files: list[BinaryIO] = []
-        self.unpacked = 0
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._unpacked = 0
 
     def __enter__(self) -> Self:
         return self
@@ -84,11 +92,14 @@ class Spools:
             LayerError: a digest is wrong, the stream is damaged, or a limit is passed.
         """
         file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 (owned by this object, closed in __exit__)
-        self._files.append(file)
+        with self._lock:
+            self._files.append(file)
+            spool = len(self._files) - 1
         packed, unpacked = hashlib.sha256(), hashlib.sha256()
         packed_size = unpacked_size = 0
         try:
-            with layer.path.open("rb") as blob:
+            with layer.path.open("rb") as blob, ThreadPoolExecutor(1) as hashing:
+                hashed: Future[None] | None = None
 
                 def source() -> Iterator[bytes]:
                     nonlocal packed_size
@@ -99,8 +110,10 @@ class Spools:
 
                 for chunk in _decompress(source(), layer.compression):
                     unpacked_size += len(chunk)
-                    _check_size(layer, limits, packed_size, unpacked_size, self.unpacked + unpacked_size)
-                    unpacked.update(chunk)
+                    _check_size(layer, limits, packed_size, unpacked_size, self._count(len(chunk)))
+                    if hashed is not None:
+                        hashed.result()
+                    hashed = hashing.submit(unpacked.update, chunk)  # while it is written, and the next one is unpacked
                     file.write(chunk)
             file.flush()
         except OSError as error:
@@ -114,8 +127,19 @@ class Spools:
                     f"layer {layer.digest}: its {what} hashes to sha256:{hasher.hexdigest()}, not to {wanted}",
                     hint=f"if {layer.path} is a cached blob, remove it and build again; else do not use the image",
                 )
-        self.unpacked += unpacked_size
-        return len(self._files) - 1
+        return spool
+
+    def _count(self, size: int) -> int:
+        """Count bytes that were unpacked; all so far."""
+        with self._lock:
+            if self._stopped:
+                raise LayerError("unpacking was stopped")
+            self._unpacked += size
+            return self._unpacked
+
+    def stop(self) -> None:
+        """Let every `add` that is under way end with an error."""
+        self._stopped = True
 
     def size(self, spool: int) -> int:
         """Bytes in a spool."""
@@ -144,15 +168,23 @@ class Spools:
 
 
 def merge(layers: list[Layer], spools: Spools, limits: Limits, progress: Callable[[int], None] = lambda _: None) -> Tree:
-    """Unpack the layers, lowest first, and merge them. `progress` is called with the index of each layer when it is done.
+    """Unpack the layers, some at a time, and merge them, lowest first. `progress` is called with the index of each layer when it is done.
 
     Raises:
         LayerError: a layer is damaged, unsafe or over a limit.
     """
     tree = Tree(limits.entries)
-    for number, layer in enumerate(layers, start=1):
-        add_layer(tree, number, layer, spools, limits)
-        progress(number - 1)
+    pool = ThreadPoolExecutor(LAYERS_AT_ONCE)
+    try:
+        unpacked = [pool.submit(spools.add, layer, limits) for layer in layers]
+        for number, (layer, spool) in enumerate(zip(layers, unpacked, strict=True), start=1):
+            _add(tree, number, layer, spools, spool.result(), limits)
+            progress(number - 1)
+    except BaseException:
+        spools.stop()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
     return tree
 
 
@@ -162,7 +194,10 @@ def add_layer(tree: Tree, number: int, layer: Layer, spools: Spools, limits: Lim
     Raises:
         LayerError: it is damaged, unsafe or over a limit.
     """
-    spool = spools.add(layer, limits)
+    _add(tree, number, layer, spools, spools.add(layer, limits), limits)
+
+
+def _add(tree: Tree, number: int, layer: Layer, spools: Spools, spool: int, limits: Limits) -> None:
     try:
         apply_layer(tree, number, functools.partial(spools.read_at, spool), spools.size(spool), spool, limits.entries)
     except LayerError as error:

@@ -8,10 +8,12 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import json
 import os
+import re
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
 
@@ -20,7 +22,7 @@ import oras.provider  # type: ignore[import-untyped]
 import requests
 import requests.adapters
 
-from imagegen.accounts import find_account
+from imagegen.accounts import Account, find_account
 from imagegen.oci import INDEX_TYPES, MANIFEST_TYPES, MAX_DOCUMENT, Descriptor, digest_of
 from imagegen.progress import Advance, Progress
 from imagegen.reference import RegistryReference, is_digest
@@ -34,6 +36,9 @@ MAX_PAUSE_S = 8.0
 TIMEOUT_S = (10.0, 60.0)
 """To connect, and between two pieces of an answer."""
 CHUNK = 64 << 10
+MAX_TOKEN = 1 << 20
+CLIENT_ID = "imagegen"
+_CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 _NO_REGISTRY = "is it up, and is the network? Without one: scripts/reference-image LANG DIR, then --image oci:DIR"
 
@@ -57,7 +62,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
 class _Auth(oras.auth.TokenAuth):  # type: ignore[misc]  # oras has no types
     """Answers either challenge (RFC 7235): Basic with the account, Bearer with a token got by it, or with one that anyone gets."""
 
-    def __init__(self, account: Callable[[], str | None]) -> None:
+    def __init__(self, account: Callable[[], Account | None]) -> None:
         super().__init__()
         self._account = account
         self._answer: dict[str, str] = {}
@@ -70,17 +75,46 @@ class _Auth(oras.auth.TokenAuth):  # type: ignore[misc]  # oras has no types
         self, original: requests.Response, headers: dict[str, str], refresh: bool = False
     ) -> tuple[dict[str, str], bool]:
         """The headers to try again with, and whether there is any point in it."""
-        self.token = None  # the one that was sent is refused: it has expired, or is for less than this
+        challenge = original.headers.get("WWW-Authenticate", "")
         account = self._account()
-        if account is not None:
-            self._basic_auth = account
-        if original.headers.get("WWW-Authenticate", "").lower().startswith("basic"):
-            self.token = account
-            self._answer = {"Authorization": f"Basic {account}"}
+        if challenge.lower().startswith("basic"):
+            answer = f"Basic {account.basic}" if account and account.basic else ""
         else:
-            super().authenticate_request(original, headers)
-            self._answer = {"Authorization": f"Bearer {self.token}"}
-        return {**headers, **self._answer}, self.token is not None
+            token = self._token(dict(_CHALLENGE.findall(challenge)), account)
+            answer = f"Bearer {token}" if token else ""
+        self._answer = {"Authorization": answer} if answer else {}
+        self.token = answer or None  # as long as there is one, oras sends get_auth_header() with every request
+        return {**headers, **self._answer}, bool(answer)
+
+    def _token(self, challenge: Mapping[str, str], account: Account | None) -> str | None:
+        """A token of the realm in the challenge (distribution: Token Authentication, and OAuth2 Token Authentication), or None."""
+        realm = challenge.get("realm", "")
+        if not realm.startswith(("http://", "https://")):
+            return None
+        wanted = {key: challenge[key] for key in ("service", "scope") if key in challenge}
+        if account and account.identity_token:
+            form = {**wanted, "grant_type": "refresh_token", "client_id": CLIENT_ID, "refresh_token": account.identity_token}
+            response = self.session.post(realm, data=form, stream=True, allow_redirects=False)  # a redirect would take the form elsewhere
+        else:
+            by_account = {"Authorization": f"Basic {account.basic}"} if account else {}
+            response = self.session.get(realm, params=wanted, headers=by_account, stream=True)
+        with response:
+            if response.status_code in _TRANSIENT:
+                raise _TransientError(f"{realm} answers {response.status_code}")
+            if response.status_code != 200:
+                return None
+            match _parsed(b"".join(_body(response, MAX_TOKEN))):
+                case {"token": str(token)} | {"access_token": str(token)}:
+                    return token
+                case _:
+                    return None
+
+
+def _parsed(data: bytes) -> object:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
 
 
 class RegistrySource:

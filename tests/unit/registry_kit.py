@@ -5,6 +5,7 @@ import http.server
 import json
 import re
 import threading
+import urllib.parse
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,6 +28,12 @@ class Faults:
     """Ask for this bearer token, which anyone gets."""
     account: str | None = None
     """Give the token to this account only (`user:password` in base64)."""
+    identity_token: str | None = None
+    """Give the token to whoever shows this one (OAuth2, grant type refresh_token)."""
+    token_answer: bytes | None = None
+    """What the one who asks for a token is sent instead."""
+    token_status: list[int] = dataclasses.field(default_factory=list)
+    """Answer the next requests for a token so."""
     expires_after: int | None = None
     """Take the token so many times; then there is a new one."""
     redirect: str | None = None
@@ -46,6 +53,8 @@ class FakeRegistry:
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 registry.answer(self)
+
+            do_POST = do_GET  # noqa: N815 (http.server's name)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -73,10 +82,7 @@ class FakeRegistry:
         self.requests.append((request.path, request.headers.get("Range", "")))
         self.authorizations.append(request.headers.get("Authorization", ""))
         if request.path.startswith("/token"):
-            if self.faults.account is not None and request.headers.get("Authorization") != f"Basic {self.faults.account}":
-                self._send(request, 401, b"{}", "application/json")
-                return
-            self._send(request, 200, b'{"token": "%s"}' % str(self.faults.token).encode(), "application/json")
+            self._token(request)
             return
         if self.faults.token is not None and request.headers.get("Authorization") != f"Bearer {self.faults.token}":
             challenge = f'Bearer realm="http://{self.address}/token",service="test",scope="repository:test:pull"'
@@ -96,6 +102,17 @@ class FakeRegistry:
             self._manifest(request, match[2])
         else:
             self._blob(request, match[2])
+
+    def _token(self, request: http.server.BaseHTTPRequestHandler) -> None:
+        form = dict(urllib.parse.parse_qsl(request.rfile.read(int(request.headers.get("Content-Length", 0))).decode()))
+        refused = self.faults.account is not None and request.headers.get("Authorization") != f"Basic {self.faults.account}"
+        if self.faults.identity_token is not None:
+            shown = {"grant_type": "refresh_token", "service": "test", "scope": "repository:test:pull", "client_id": "imagegen"}
+            refused = form != {**shown, "refresh_token": self.faults.identity_token}
+        name = "token" if self.faults.identity_token is None else "access_token"
+        status = 401 if refused else self.faults.token_status.pop(0) if self.faults.token_status else 200
+        answer = b'{"%s": "%s"}' % (name.encode(), str(self.faults.token).encode())
+        self._send(request, status, self.faults.token_answer or answer if status == 200 else b"{}", "application/json")
 
     def _manifest(self, request: http.server.BaseHTTPRequestHandler, target: str) -> None:
         if target.startswith("sha256:"):

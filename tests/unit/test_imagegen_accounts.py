@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from imagegen.accounts import find_account
+from imagegen.accounts import Account, find_account
 from mayfly.errors import ConfigError, HostError
 
-ACCOUNT = base64.b64encode(b"me:pass:word").decode()
+AUTH = base64.b64encode(b"me:pass:word").decode()
+ACCOUNT = Account(basic=AUTH)
+TOKEN = Account(identity_token="of-mine")
 
 
 @pytest.fixture(autouse=True)
@@ -33,15 +35,15 @@ def test_no_file_no_account() -> None:
     assert find_account("registry.example") is None
 
 
-@pytest.mark.parametrize("name", ["registry.example:5000", "https://registry.example:5000", "http://registry.example:5000"])
+@pytest.mark.parametrize("name", ["registry.example:5000", "https://registry.example:5000", "http://registry.example:5000/v2/"])
 def test_an_account_in_the_file(tmp_path: Path, name: str) -> None:
-    _config(tmp_path, auths={name: {"auth": ACCOUNT}, "other": {"auth": "x"}})
+    _config(tmp_path, auths={name: {"auth": AUTH}, "other": {"auth": "x"}})
     assert find_account("registry.example:5000") == ACCOUNT
     assert find_account("registry.example") is None
 
 
 def test_docker_hub_has_a_name_of_its_own(tmp_path: Path) -> None:
-    _config(tmp_path, auths={"https://index.docker.io/v1/": {"auth": ACCOUNT}})
+    _config(tmp_path, auths={"https://index.docker.io/v1/": {"auth": AUTH}})
     assert find_account("docker.io") == ACCOUNT
 
 
@@ -50,7 +52,7 @@ def test_helpers_are_asked(tmp_path: Path) -> None:
     _helper(tmp_path, 'echo "{\\"Username\\": \\"$1\\", \\"Secret\\": \\"$server\\"}"', "all")
     _helper(tmp_path, 'echo "{\\"Username\\": \\"me\\", \\"Secret\\": \\"pass:word\\"}"', "one")
     assert find_account("one.example") == ACCOUNT
-    assert base64.b64decode(find_account("two.example") or "") == b"get:two.example"
+    assert find_account("two.example") == Account(basic=base64.b64encode(b"get:two.example").decode())
 
 
 def test_a_helper_may_know_nothing(tmp_path: Path) -> None:
@@ -87,9 +89,7 @@ def test_a_file_that_makes_no_sense_is_named(tmp_path: Path, text: str) -> None:
         find_account("registry.example")
 
 
-def test_an_identity_token_is_no_account(tmp_path: Path) -> None:
-    _config(tmp_path, credsStore="test")
-    _helper(tmp_path, 'echo "{\\"Username\\": \\"<token>\\", \\"Secret\\": \\"x\\"}"')
-    with pytest.raises(ConfigError) as caught:
-        find_account("registry.example")
-    assert "access token" in caught.value.hint
+def test_identity_tokens_in_the_file_and_of_a_helper(tmp_path: Path) -> None:
+    _config(tmp_path, credsStore="test", auths={"one.example": {"auth": base64.b64encode(b"me:").decode(), "identitytoken": "of-mine"}})
+    _helper(tmp_path, 'echo "{\\"Username\\": \\"<token>\\", \\"Secret\\": \\"of-mine\\"}"')
+    assert find_account("one.example") == find_account("two.example") == TOKEN

@@ -79,8 +79,8 @@ def test_an_anonymous_token(layout: Path, tmp_path: Path) -> None:
         assert any(path.startswith("/token") for path, _ in registry.requests)
 
 
-def _log_in(folder: Path, monkeypatch: pytest.MonkeyPatch, address: str, account: str) -> None:
-    (folder / "config.json").write_text(json.dumps({"auths": {address: {"auth": account}}}))
+def _log_in(folder: Path, monkeypatch: pytest.MonkeyPatch, address: str, account: str, key: str = "auth") -> None:
+    (folder / "config.json").write_text(json.dumps({"auths": {address: {key: account}}}))
     monkeypatch.setenv("DOCKER_CONFIG", str(folder))
 
 
@@ -91,6 +91,31 @@ def test_a_token_for_an_account(layout: Path, tmp_path: Path, monkeypatch: pytes
             _pull(_source(registry.address, tmp_path / "cache"))
         _log_in(tmp_path, monkeypatch, registry.address, "bWU6cGFzcw==")
         _check(*_pull(_source(registry.address, tmp_path / "cache")))
+
+
+def test_an_identity_token_is_exchanged(layout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeRegistry(layout, Faults(token="secret", identity_token="of-mine")) as registry:
+        _log_in(tmp_path, monkeypatch, registry.address, "of-mine", "identitytoken")
+        _check(*_pull(_source(registry.address, tmp_path / "cache")))
+        _log_in(tmp_path, monkeypatch, registry.address, "of-another", "identitytoken")
+        with pytest.raises(RegistryError, match="refuses"):
+            _pull(_source(registry.address, tmp_path / "other"))
+
+
+@pytest.mark.parametrize("answer", [b"{}", b"[]", b"no json", b'{"token": 3}', b"[" * 100_000])
+def test_a_token_that_is_none_is_a_refusal(layout: Path, tmp_path: Path, answer: bytes) -> None:
+    with (
+        FakeRegistry(layout, Faults(token="secret", token_answer=answer)) as registry,
+        pytest.raises(RegistryError, match="refuses"),
+    ):
+        _pull(_source(registry.address, tmp_path / "cache"))
+
+
+def test_the_token_is_asked_for_again_when_that_fails_for_a_while(layout: Path, tmp_path: Path) -> None:
+    pauses: list[float] = []
+    with FakeRegistry(layout, Faults(token="secret", token_status=[503, 429])) as registry:
+        _check(*_pull(_source(registry.address, tmp_path / "cache", pauses)))
+    assert pauses == [0.25, 0.5]
 
 
 def test_a_token_that_expires_is_renewed(layout: Path, tmp_path: Path) -> None:
