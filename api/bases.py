@@ -28,6 +28,11 @@ def base_name(wanted: Wanted) -> str:
     return ".".join([wanted.image.folder.parent.name, *unusual])
 
 
+def is_usual(wanted: Wanted) -> bool:
+    """Whether this is the machine that the image asks for, so that the base will serve many runs."""
+    return base_name(wanted) == wanted.image.folder.parent.name
+
+
 def find_base(wanted: Wanted) -> Snapshot | None:
     """The base for this machine, if there is one that can be used; why another one cannot is logged."""
     try:

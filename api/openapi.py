@@ -123,7 +123,7 @@ SCHEMAS: dict[str, Any] = {
             )
         ),
     ),
-    "Health": _object(status=_TEXT, waiting=_WHOLE, memory_used=_WHOLE, memory_budget=_WHOLE),
+    "Health": _object(status=_TEXT, waiting=_WHOLE, idle=_WHOLE, memory_used=_WHOLE, memory_budget=_WHOLE),
     "Version": _object(version=_TEXT, protocol=_WHOLE, architecture=_TEXT, time_factor=_NUMBER),
     "Problem": _object(("code", "message", "hint"), code=_TEXT, message=_TEXT, hint=_TEXT, console=_TEXT),
     "Error": _object(("error",), error=_ref("Problem")),

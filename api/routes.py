@@ -94,9 +94,9 @@ async def healthz(request: web.Request) -> web.Response:
     service = request.app[SERVICE]
     if service.stopping:
         raise StoppingError("the server is stopping", hint="try again when it is back")
-    admission = service.admission
+    admission, idle = service.admission, len(service.starter.pool)
     return web.json_response(
-        {"status": "ok", "waiting": admission.waiting, "memory_used": admission.used, "memory_budget": admission.budget}
+        {"status": "ok", "waiting": admission.waiting, "idle": idle, "memory_used": admission.used, "memory_budget": admission.budget}
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from api.bases import find_base
+from api.bases import find_base, is_usual
 from api.config import Config
 from api.descriptors import FdStdin, FdWriter, settle
 from api.images import Image
@@ -19,7 +19,7 @@ from api.runs import LIMIT_STATUS, Run
 from api.service import Service
 from api.snapshots import Snapshot, find
 from api.snippet import Snippet
-from mayfly.errors import HostError, MayflyError
+from mayfly.errors import HostError, MayflyError, SnapshotError
 from mayfly.protocol import Limit
 
 CONSOLE_LINES = 30
@@ -90,15 +90,17 @@ async def _snapshot(service: Service, image: Image, name: str, *, network: bool)
     if name:
         return find(name)
     wanted = want_machine(image, service.config, service.factor)
-    if service.config.cold or network or find_base(wanted):
-        return None  # the service finds it
+    if service.config.cold or network or not is_usual(wanted) or find_base(wanted):
+        return None  # the service finds it, or boots
     print(f"mayfly: making a snapshot of {image.manifest.language} {image.manifest.version} (once)", file=sys.stderr)
     try:
         return await service.starter.ensure_base(wanted)
-    except MayflyError as error:
+    except SnapshotError as error:
         report(error)
         print("mayfly: booting a machine instead", file=sys.stderr)
-        return None
+    except MayflyError:
+        pass  # the run will meet it too, and tell it
+    return None
 
 
 async def _nothing(run: Run) -> None:

@@ -69,11 +69,12 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 class Server:
-    """A `mayfly serve`."""
+    """A `mayfly serve`; `cold`, so that it has no machine but those of its runs."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, cold: bool = True) -> None:
         self.socket = folder / "api.sock"
-        self.process = subprocess.Popen(command("serve", "--socket", self.socket, *options), stderr=subprocess.PIPE, cwd=folder)
+        flags = [*options, "--cold"] if cold else options
+        self.process = subprocess.Popen(command("serve", "--socket", self.socket, *flags), stderr=subprocess.PIPE, cwd=folder)
         assert self.process.stderr is not None
         while b"listening" not in (line := self.process.stderr.readline()):
             assert line, "the server did not come up"

@@ -14,7 +14,7 @@ MACHINE = platform.machine()
 AGENT = Path(__file__).resolve().parents[2] / f"imagegen/agents/mayfly-agent.{MACHINE}"
 BUSYBOX = Path("/bin/busybox")
 MOUNTS = {"devtmpfs": "dev", "proc": "proc", "sysfs": "sys"}
-APPLETS = ("sh", "cat", "echo", "sleep", "seq", "head", "yes", "kill", "true", "false", "dd", "reboot", "sha256sum")
+APPLETS = ("sh", "cat", "echo", "sleep", "seq", "head", "yes", "kill", "true", "false", "dd", "reboot", "sha256sum", "date", "touch")
 NETWORK_APPLETS = ("nc", "nslookup", "ls", "grep", "mkfifo")
 
 
@@ -95,7 +95,7 @@ def build(
         source=manifest.Source(reference="made by a test", manifest_digest="", config_digest="", layers=()),
         compression="none",
         initramfs_size=len(packed),
-        initramfs_digest="",
+        initramfs_digest=f"sha256:{hashlib.sha256(packed).hexdigest()}",
         end_marker=marker,
         unpacked_size=ballast + 4 * MIB,
         entries=len(entries) + 1,

@@ -1,9 +1,14 @@
 """Snapshots as the service uses them: made, found, refused; the pool within its budget. Machines are ordinary processes."""
 
 import asyncio
+import contextlib
 import json
 import os
+import random
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +24,8 @@ from api.snapshots import MANIFEST, Snapshot
 from api.snippet import Snippet
 from mayfly import paths
 from mayfly.errors import BusyError, ConfigError, SnapshotError, SnapshotNotFoundError
-from tests.unit.api_fakes import FakeZygote, factory, install_toys, open_descriptors, small_config
+from tests.scale import scaled
+from tests.unit.api_fakes import ROOT, FakeZygote, factory, install_toys, open_descriptors, small_config
 from vmm.config import MIB
 from vmm.snapshot.folder import MEMORY, PAGES, STATE
 
@@ -320,3 +326,30 @@ def test_claims_are_held_against_other_processes(serve: Callable[..., Any]) -> N
         order.append("first")
     other.join()
     assert order == ["first", "other"]
+
+
+def test_kill_9_of_a_creator_leaves_nothing_that_is_listed(serve: Callable[..., Any], tmp_path: Path) -> None:
+    """At random moments of its life; afterwards what is there is whole, and the next creation works."""
+    (tmp_path / "config" / "mayfly").mkdir(parents=True)
+    (tmp_path / "config" / "mayfly" / "config.yaml").write_text(f"time_factor: 1\nmemory_budget: 536870912\nkernel: {tmp_path}/vmlinux\n")
+    command = [sys.executable, "-m", "tests.unit.fake_mayfly", "-", "snapshot", "create", "toy"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def create() -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    began = time.monotonic()
+    assert create().wait() == 0
+    whole = time.monotonic() - began
+    chance = random.Random(1)
+    for _ in range(scaled(200)):
+        creator = create()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            creator.wait(chance.uniform(whole / 2, whole))
+        creator.kill()
+        creator.wait()
+        for found in snapshots.installed():
+            assert isinstance(found, Snapshot)
+            assert snapshots._digests(found.folder) == dict(found.manifest.files)
+    assert create().wait() == 0
+    assert [path.name for path in paths.snapshots_dir().iterdir() if path.name != ".toy.lock"] == ["toy"]

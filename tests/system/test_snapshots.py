@@ -1,0 +1,230 @@
+"""Snapshots of Linux guests: restored from, different from each other, right about time, warm in the pool, and safe against kill -9."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api import snapshots
+from mayfly import paths
+from tests.scale import FULL, scaled
+from tests.system import toy
+from tests.system.test_service import DEADLINE_S, Server, children, command, wait_gone
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900), pytest.mark.usefixtures("toy_language")]
+
+IDENTITY = """
+head -c 16 /dev/urandom | sha256sum
+cat /proc/sys/kernel/random/boot_id /proc/sys/kernel/random/uuid /proc/sys/kernel/hostname
+"""
+
+
+def mayfly(*arguments: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=DEADLINE_S, stdin=subprocess.DEVNULL, check=False)
+    assert done.returncode == status, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def base() -> str:
+    """The toy language's base."""
+    mayfly("snapshot", "create", "toy")
+    return "toy"
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder for sockets, whose path is short enough for one."""
+    with tempfile.TemporaryDirectory(prefix="mayfly-") as name:
+        yield Path(name)
+
+
+def ran(server: Server, source: str, start: str = "restored") -> str:
+    status, result = server.request("POST", "/run?language=toy", source.encode())
+    assert (status, result["status"], result["start"]) == (200, "ok", start), result
+    return str(result["steps"][-1]["stdout"])
+
+
+def test_run_makes_the_base_once_and_starts_from_it(tmp_path: Path) -> None:
+    snippet = tmp_path / "hello.toy"
+    snippet.write_text("echo hello; cat")
+    first, second = (mayfly("run", snippet) for _ in range(2))
+    assert (first.stdout, second.stdout) == ("hello\n", "hello\n")
+    assert "making a snapshot" in first.stderr
+    assert second.stderr == ""
+    kinds = {option: json.loads(mayfly("run", "--json", *option, snippet).stdout) for option in ((), ("--cold",))}
+    assert {option: result["start"] for option, result in kinds.items()} == {(): "restored", ("--cold",): "cold"}
+    restored, cold = (result["exits"]["total"] for result in kinds.values())
+    assert restored < cold
+
+
+def test_every_clone_is_another_machine(base: str, folder: Path) -> None:
+    """What programs draw and see is different in each of many clones of one snapshot."""
+    server = Server(folder, cold=False)
+    clones = [ran(server, IDENTITY).split() for _ in range(scaled(300))]
+    server.close()
+    for values in zip(*clones, strict=True):
+        assert len(set(values)) == (1 if set(values) == {"-"} else len(clones)), values
+
+
+RUST_IDENTITY = """
+use std::hash::{BuildHasher, Hasher};
+use std::io::Read;
+fn main() {
+    let hash = std::collections::hash_map::RandomState::new().build_hasher().finish();
+    let mut bytes = [0u8; 16];
+    std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut bytes).unwrap();
+    println!("{hash:x} {bytes:x?} {:p}", &bytes);
+}
+"""
+
+
+@pytest.mark.skipif(not FULL, reason="compiles a program in the emulated host; the whole counts do")
+def test_a_rust_program_draws_other_numbers_in_each_clone(tmp_path: Path, folder: Path) -> None:
+    source, program = tmp_path / "identity.rs", tmp_path / "identity"
+    source.write_text(RUST_IDENTITY)
+    subprocess.run(["rustc", "-C", "target-feature=+crt-static", "-o", program, source], check=True)
+    toy.build("drawing", programs={"identity": program.read_bytes()})
+    mayfly("snapshot", "create", "drawing")
+    server = Server(folder, cold=False)
+    drawn = []
+    for _ in range(scaled(300)):
+        status, result = server.request("POST", "/run?language=drawing", b"identity")
+        assert (status, result["start"]) == (200, "restored")
+        drawn.append(result["steps"][-1]["stdout"].split()[0])
+    server.close()
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_clocks_are_right_and_never_go_back(base: str, folder: Path) -> None:
+    """The time of day is the host's (the median of several, each asked alone); the time since the boot goes on from the snapshot's."""
+    server = Server(folder, cold=False)
+    at_base = float(ran(server, "cat /proc/uptime").split()[0])
+    errors = []
+    for _ in range(9):
+        uptime, _, seconds = ran(server, "cat /proc/uptime; date +%s.%N").split()
+        errors.append(time.time() - float(seconds))
+        assert 0 < float(uptime) < at_base + 60
+    server.close()
+    print(f"guest clocks behind the host's at the answer: {sorted(errors)}")
+    assert sorted(errors)[0] > -0.05
+    assert sorted(errors)[len(errors) // 2] < 60
+
+
+def test_a_diff_keeps_what_ran_before_it(base: str, tmp_path: Path) -> None:
+    """A diff of a diff of the base holds little, and each run from it starts with what both left behind."""
+    steps = (("one", base, "echo 1 >/dev/shm/one || echo 1 >/tmp/one"), ("two", "one", "echo 2 >/dev/shm/two || echo 2 >/tmp/two"))
+    for name, parent, source in steps:
+        snippet = tmp_path / f"{name}.toy"
+        snippet.write_text(source)
+        mayfly("snapshot", "create", "toy", snippet, "--name", name, "--parent", parent)
+    listed = {item["name"]: item for item in json.loads(mayfly("snapshot", "list", "--json").stdout)}
+    assert listed["two"]["chain"] == [base, "one", "two"]
+    assert 0 < listed["two"]["memory_bytes"] < listed[base]["memory_bytes"] / 2
+    snippet = tmp_path / "main.toy"
+    snippet.write_text("echo through the chain")
+    done = json.loads(mayfly("run", "--snapshot", "two", "--json", snippet).stdout)
+    assert (done["start"], done["steps"][-1]["stdout"]) == ("restored", "through the chain\n")
+    for name in ("two", "one"):
+        mayfly("snapshot", "rm", name)
+    assert "no snapshot" in mayfly("run", "--snapshot", "two", snippet, status=125).stderr
+
+
+def test_two_processors_go_on(tmp_path: Path) -> None:
+    snippet = tmp_path / "main.toy"
+    snippet.write_text("(i=0; while [ $i -lt 2000 ]; do i=$((i+1)); done; echo a) & (echo b); wait; cat /proc/cpuinfo | head -c 0; echo $$")
+    mayfly("snapshot", "create", "toy", "--cpus", "2")
+    done = json.loads(mayfly("run", "--cpus", "2", "--json", snippet).stdout)
+    assert (done["start"], done["status"]) == ("restored", "ok")
+    mayfly("snapshot", "rm", "toy.2cpus")
+
+
+def test_the_serial_channel_goes_on(tmp_path: Path) -> None:
+    snippet = tmp_path / "main.toy"
+    snippet.write_text("echo by wire")
+    mayfly("snapshot", "create", "toy", "--channel", "serial")
+    done = json.loads(mayfly("run", "--channel", "serial", "--json", snippet).stdout)
+    assert (done["start"], done["steps"][-1]["stdout"]) == ("restored", "by wire\n")
+    mayfly("snapshot", "rm", "toy.serial")
+
+
+def test_warm_machines_wait_for_runs(base: str, folder: Path) -> None:
+    server = Server(folder, "--warm", "2", "--language", "toy", cold=False)
+    until(lambda: len(children(server.process.pid)) == 3)  # the zygote and two machines
+    until(lambda: server.request("GET", "/healthz")[1]["idle"] == 2)
+    assert ran(server, "echo warm", "warm") == "warm\n"
+    text = metrics(server)
+    assert 'mayfly_starts_total{kind="warm",language="toy"} 1.0' in text
+    assert 'mayfly_phase_seconds_count{phase="start"} 1.0' in text
+    family = children(server.process.pid)
+    server.close()
+    assert wait_gone(family)
+
+
+def metrics(server: Server) -> str:
+    command = ["curl", "-sS", "--unix-socket", str(server.socket), "http://localhost/metrics"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def until(condition: Any) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_idle_clones_share_the_base(base: str, folder: Path) -> None:
+    """Many idle clones at once, none of them failing, and what each has of its own: guest pages that it changed and its vmm process."""
+    count = scaled(100)
+    server = Server(folder, "--warm", str(count), "--language", "toy", "--memory-budget", "1000G", cold=False)
+    until(lambda: server.request("GET", "/healthz")[1]["idle"] == count)
+    sizes = []
+    for pid in children(server.process.pid):
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        sizes.append(int(next(line.split()[1] for line in rollup.splitlines() if line.startswith("Private_Dirty"))))
+    server.close()
+    print(f"Private_Dirty of {len(sizes)} processes: median {sorted(sizes)[len(sizes) // 2]} KiB, most {max(sizes)} KiB")
+    assert sorted(sizes)[len(sizes) // 2] < 24 * 1024
+
+
+def test_kill_9_while_a_snapshot_is_made_leaves_none(base: str, folder: Path) -> None:
+    """Of the creator or of its vmm process, at random moments: what is listed is whole, nothing is left, and the next creation works."""
+    chance = random.Random(os.getpid())
+    for _ in range(scaled(30)):
+        creator = subprocess.Popen(command("snapshot", "create", "toy"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(chance.uniform(0.5, 6.0))
+        family = children(creator.pid)
+        victim = chance.choice([creator.pid, *family])
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
+        creator.wait(DEADLINE_S)
+        assert wait_gone(family)
+        for found in snapshots.installed():
+            assert isinstance(found, snapshots.Snapshot), found
+            assert snapshots._digests(found.folder) == dict(found.manifest.files)
+    mayfly("snapshot", "create", "toy")
+    assert not list(paths.snapshots_dir().glob(".*.part"))
+    server = Server(folder, cold=False)
+    assert ran(server, "echo fine") == "fine\n"
+    server.close()
+
+
+def test_an_altered_snapshot_is_refused_and_made_again(base: str, tmp_path: Path) -> None:
+    snippet = tmp_path / "main.toy"
+    snippet.write_text("echo fine")
+    memory = paths.snapshots_dir() / base / "memory"
+    with memory.open("r+b") as file:
+        file.seek(int.from_bytes((paths.snapshots_dir() / base / "pages").read_bytes()[:8], "little") * 4096)
+        file.write(b"altered")
+    done = mayfly("run", snippet)
+    assert (done.stdout, "altered" in done.stderr, "making a snapshot" in done.stderr) == ("fine\n", True, True)
+    assert json.loads(mayfly("run", "--json", snippet).stdout)["start"] == "restored"
