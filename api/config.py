@@ -67,8 +67,8 @@ class Config:
     keep_runs: int = key(256, "ended runs kept", 0, 100_000)
 
     def __post_init__(self) -> None:
-        if self.channel is Channel.NONE:
-            raise ConfigError("channel is 'none'; it must be serial or virtio")
+        if self.channel not in (Channel.SERIAL, Channel.VIRTIO):
+            raise ConfigError(f"channel is '{self.channel}'; it must be serial or virtio")
         for field in FIELDS.values():
             check_range(field, getattr(self, field.name))
 

@@ -25,12 +25,17 @@ SAVE = signal.SIGUSR1
 """Makes a vmm process whose machine has a folder for it stop the machine, write its snapshot and end."""
 
 
+CHANNEL_PORT = 1023
+"""Where the guest's agent listens, if the channel goes over TCP: unprivileged programs cannot."""
+
+
 class Channel(StrEnum):
     """What carries the bytes between the VMM's channel descriptor and the guest."""
 
     NONE = "none"
     SERIAL = "serial"
     VIRTIO = "virtio"
+    TCP = "tcp"
 
 
 class NetworkBackend(StrEnum):
@@ -104,7 +109,7 @@ class MachineConfig:
         cmdline: kernel parameters added behind the machine's own.
         memory: guest RAM in bytes, whole MiB.
         cpus: vCPUs.
-        channel: the device that carries the channel.
+        channel: the device that carries the channel; tcp, the network's, needs one with an IPv4 address.
         user: user name that the vmm process drops to when it was started by root; None stays.
         interactive: UART0 is the guest's console, in both directions (`mayfly boot`), instead of the silent boot console,
             and there is a PIT for kernels that know no other timer.
@@ -135,6 +140,12 @@ class MachineConfig:
             raise ConfigError(f"cpus is {self.cpus}; it must be from 1 to {MAX_CPUS}")
         if self.interactive and (self.restore or self.save_to):
             raise ConfigError("an interactive machine has no snapshots")
+        if self.channel is Channel.TCP:
+            first = [*self.network.addresses[:1], *self.network.gateways[:1]] if self.network else []
+            if [ipaddress.ip_interface(text).version for text in first] != [4, 4]:
+                raise ConfigError("channel is tcp; the machine needs a network whose first address and gateway are of IPv4")
+            if self.restore or self.save_to:
+                raise ConfigError("channel is tcp, which a snapshot cannot hold", hint="use the channel virtio")
         if len(self.cmdline.encode()) > MAX_CMDLINE or not self.cmdline.isprintable():
             raise ConfigError(f"cmdline has {len(self.cmdline.encode())} bytes; at most {MAX_CMDLINE} printable ones are allowed")
 

@@ -14,11 +14,11 @@ from collections.abc import Mapping as MappingOf
 from enum import StrEnum
 from typing import Any, Protocol
 
-from mayfly.errors import ConfigError, MayflyError, SnapshotError
+from mayfly.errors import ConfigError, GuestError, MayflyError, SnapshotError
 from vmm.arch import InterruptController, boot, cpu, hardware, interrupts, layout, state
 from vmm.bus import Bus
-from vmm.channel import PORT_NAME, SerialChannel, VirtioChannel
-from vmm.config import Channel, MachineConfig
+from vmm.channel import PORT_NAME, SerialChannel, TcpChannel, VirtioChannel
+from vmm.config import CHANNEL_PORT, Channel, MachineConfig
 from vmm.devices.serial import Serial
 from vmm.devices.virtio.device import VirtioDevice
 from vmm.devices.virtio.entropy import Entropy
@@ -75,7 +75,7 @@ class Machine:
         self.end: End | None = None
         self.ports, self.mmio = Bus(), Bus()
         self.lock = threading.Lock()
-        self.channel: SerialChannel | VirtioChannel | None = None
+        self.channel: SerialChannel | VirtioChannel | TcpChannel | None = None
         self.boot_console: Serial
         self.memory: GuestMemory
         self.on_console_room: Callable[[], None] = lambda: None
@@ -167,7 +167,8 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
         if config.restore:
             _restore(machine, vm, controller, vcpus, chain.state)
         else:
-            cpu.set_up(vm, vcpus, entry=_load(config, vm, memory, mapping))
+            token = machine.channel.token if isinstance(machine.channel, TcpChannel) else ""
+            cpu.set_up(vm, vcpus, entry=_load(config, vm, memory, mapping, command_line(config, token)))
             _pre_fault(kvm, vcpus[0], mapping)
             chain.initrd_offset = mapping.files[0][0] if config.initrd else None
         for vcpu in vcpus:
@@ -257,8 +258,24 @@ def _virtio_devices(config: MachineConfig, machine: Machine, loop: EventLoop, ch
     entropy = Entropy(os.urandom, time.monotonic, later=lambda delay_s: loop.call_later(delay_s, entropy.resume))
     yield entropy
     if config.network is not None:
-        backend = machine.resources.enter_context(contextlib.closing(open_backend(config.network, loop)))
-        yield Link(config.network, backend, loop).net
+        over_tcp = config.channel is Channel.TCP
+        backend = machine.resources.enter_context(contextlib.closing(open_backend(config.network, loop, channel=over_tcp)))
+        link = Link(config.network, backend, loop)
+        if over_tcp and channel is not None:
+            _add_tcp_channel(machine, loop, channel, link)
+        yield link.net
+
+
+def _add_tcp_channel(machine: Machine, loop: EventLoop, channel: socket.socket, link: Link) -> None:
+    """The agent listens before it brings the network up, and then asks for its gateway: the guest's first packet says that it is there."""
+
+    def failed(error: OSError) -> None:
+        machine.finish(End.ERROR, GuestError(f"the agent takes no connection for its channel: {error.strerror}"))
+
+    closed = functools.partial(machine.finish, End.CHANNEL_CLOSED)
+    machine.channel = TcpChannel(channel, loop, connect=link.connect, closed=closed, failed=failed)
+    machine.resources.callback(machine.channel.close)
+    link.net.on_first_packet = machine.channel.open
 
 
 def _add_virtio(machine: Machine, vm: Vm, loop: EventLoop, slot: int, device: VirtioDevice, registers: memoryview) -> None:
@@ -287,11 +304,11 @@ def _add_virtio(machine: Machine, vm: Vm, loop: EventLoop, slot: int, device: Vi
     machine.mmio.attach(base, layout.VIRTIO_MMIO_SIZE, transport)
 
 
-def _load(config: MachineConfig, vm: Vm, memory: GuestMemory, mapping: Mapping) -> int:
+def _load(config: MachineConfig, vm: Vm, memory: GuestMemory, mapping: Mapping, cmdline: str) -> int:
     with contextlib.ExitStack() as files:
         kernel_fd = files.enter_context(_open(config.kernel, "kernel")).fileno()
         initrd_fd = files.enter_context(_open(config.initrd, "initramfs")).fileno() if config.initrd else None
-        return boot.load(config, vm, memory, mapping, kernel_fd=kernel_fd, initrd_fd=initrd_fd, cmdline=command_line(config))
+        return boot.load(config, vm, memory, mapping, kernel_fd=kernel_fd, initrd_fd=initrd_fd, cmdline=cmdline)
 
 
 def _open(path: str, what: str) -> io.FileIO:
@@ -301,8 +318,8 @@ def _open(path: str, what: str) -> io.FileIO:
         raise ConfigError(f"the {what} {path} cannot be read: {error.strerror}", hint="make kernel" if what == "kernel" else "") from error
 
 
-def command_line(config: MachineConfig) -> str:
-    """The kernel's parameters: the machine's own, then the configuration's, which win."""
+def command_line(config: MachineConfig, token: str = "") -> str:
+    """The kernel's parameters: the machine's own, then the configuration's, which win. `token`: what a channel over TCP begins with."""
     parameters = [layout.kernel_parameters(config), "panic=-1"]
     if config.interactive:
         parameters.append("console=ttyS0")
@@ -316,6 +333,8 @@ def command_line(config: MachineConfig) -> str:
         parameters.append("mayfly.channel=serial:/dev/ttyS1")
     elif config.channel is Channel.VIRTIO:
         parameters.append(f"mayfly.channel=virtio:{PORT_NAME}")
+    elif config.channel is Channel.TCP:
+        parameters += [f"mayfly.channel=tcp:{CHANNEL_PORT}", f"mayfly.token={token}"]
     if config.network is not None:
         parameters += [f"mayfly.address={address}" for address in config.network.addresses]
         parameters += [f"mayfly.gateway={gateway}" for gateway in config.network.gateways]

@@ -7,6 +7,7 @@ use std::os::unix::io::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::door::Door;
 use crate::frame::Resumed;
 use crate::network;
 use crate::sys::{self, PollSet, MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID};
@@ -14,6 +15,8 @@ use crate::workspace::{User, WORK};
 
 const END_MARKER: &str = "/mayfly/end";
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+const COMMAND_LINE: &str = "/proc/cmdline";
+const LOG_FOR_ROOT_ONLY: &str = "/proc/sys/kernel/dmesg_restrict";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// A device that the kernel finds at all is there long before.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(20);
@@ -50,7 +53,6 @@ pub fn set_up(user: User) -> io::Result<()> {
     fs::write("/proc/self/oom_score_adj", "-1000").map_err(within("oom_score_adj"))?;
     sys::forbid_tracing()?;
     sys::raise_loopback().map_err(within("lo"))?;
-    network::set_up().map_err(within("network"))?;
     sys::set_hostname("mayfly")
 }
 
@@ -98,16 +100,34 @@ pub fn end_marker() -> io::Result<String> {
     Ok(text.trim_end().to_string())
 }
 
-/// Open the channel that the kernel's command line names: `mayfly.channel=serial:DEVICE` or `mayfly.channel=virtio:PORT NAME`.
+/// Bring the network up if there is one, and open the channel, as the kernel's command line says: `mayfly.channel=serial:DEVICE`,
+/// `mayfly.channel=virtio:PORT NAME`, or `mayfly.channel=tcp:PORT` with `mayfly.token=TEXT`.
 pub fn open_channel() -> io::Result<OwnedFd> {
-    let cmdline = fs::read_to_string("/proc/cmdline")?;
-    let value = cmdline.split_whitespace().find_map(|word| word.strip_prefix("mayfly.channel="));
-    let value = value.ok_or_else(|| failure("the kernel's command line has no mayfly.channel=".into()))?;
-    match value.split_once(':') {
-        Some(("serial", device)) => open_serial(Path::new(device)).map_err(within(device)),
-        Some(("virtio", name)) => open_port(name).map_err(within(name)),
-        _ => Err(failure(format!("mayfly.channel={value} is neither serial:DEVICE nor virtio:NAME"))),
+    let cmdline = fs::read_to_string(COMMAND_LINE)?;
+    let word = |name: &str| cmdline.split_whitespace().find_map(|word| word.strip_prefix(name));
+    let value = word("mayfly.channel=").ok_or_else(|| failure("the kernel's command line has no mayfly.channel=".into()))?;
+    let carrier = value.split_once(':');
+    // Open before the machine has an address, so that whoever comes to that is never refused.
+    let door = match carrier {
+        Some(("tcp", port)) => Some(open_door(port, word("mayfly.token=")).map_err(within(value))?),
+        _ => None,
+    };
+    network::set_up(&cmdline).map_err(within("network"))?;
+    match (carrier, door) {
+        (Some(("serial", device)), _) => open_serial(Path::new(device)).map_err(within(device)),
+        (Some(("virtio", name)), _) => open_port(name).map_err(within(name)),
+        (_, Some(door)) => network::announce(&cmdline).and_then(|()| door.wait()).map_err(within(value)),
+        _ => Err(failure(format!("mayfly.channel={value} is none of serial:DEVICE, virtio:NAME and tcp:PORT"))),
     }
+}
+
+fn open_door(port: &str, token: Option<&str>) -> io::Result<Door> {
+    let port = port.parse().map_err(|_| failure("this is no port".into()))?;
+    let token = token.ok_or_else(|| failure("the kernel's command line has no mayfly.token=".into()))?;
+    // Where the token is to be read: in the command line, and in the kernel's log, which begins with it.
+    cover(Path::new(COMMAND_LINE), "", 0o400)?;
+    fs::write(LOG_FOR_ROOT_ONLY, "1")?;
+    Door::open(port, token)
 }
 
 fn open_serial(device: &Path) -> io::Result<OwnedFd> {
@@ -170,12 +190,17 @@ pub fn resume(resumed: &Resumed) -> io::Result<()> {
 fn set_boot_id(id: [u8; 16]) -> io::Result<()> {
     let hex: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
     let text = format!("{}-{}-{}-{}-{}\n", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
-    let file = Path::new("/dev/.boot_id");
-    fs::write(file, text)?;
-    fs::set_permissions(file, Permissions::from_mode(0o444))?;
     // Fails if there is none from an earlier restore.
     let _ = sys::unmount(Path::new(BOOT_ID));
-    sys::mount(file, Path::new(BOOT_ID), "", MS_BIND, "")?;
+    cover(Path::new(BOOT_ID), &text, 0o444)
+}
+
+/// Mount a file with this text over another.
+fn cover(place: &Path, text: &str, mode: u32) -> io::Result<()> {
+    let file = Path::new("/dev/.cover");
+    fs::write(file, text)?;
+    fs::set_permissions(file, Permissions::from_mode(mode))?;
+    sys::mount(file, place, "", MS_BIND, "")?;
     fs::remove_file(file)
 }
 

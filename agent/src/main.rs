@@ -16,6 +16,7 @@ use std::time::Duration;
 mod cgroup;
 mod channel;
 mod collect;
+mod door;
 mod frame;
 mod init;
 mod network;

@@ -4,10 +4,12 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 
 use crate::sys;
 
+/// Where nobody answers (RFC 863).
+const DISCARD: u16 = 9;
 const INTERFACE: &str = "eth0";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Addresses come from the host only, so the kernel asks no router for one; and any user may ping.
@@ -33,9 +35,8 @@ const AF_INET6: u8 = 10;
 const HEADER_SIZE: usize = 16;
 
 /// Bring the network up if the command line names an address; a machine without one has no network device.
-pub fn set_up() -> io::Result<()> {
-    let cmdline = fs::read_to_string("/proc/cmdline")?;
-    let plan = Plan::parse(&cmdline)?;
+pub fn set_up(cmdline: &str) -> io::Result<()> {
+    let plan = Plan::parse(cmdline)?;
     if plan.addresses.is_empty() {
         return Ok(());
     }
@@ -54,6 +55,13 @@ pub fn set_up() -> io::Result<()> {
     let lines: Vec<String> = plan.nameservers.iter().map(|address| format!("nameserver {address}\n")).collect();
     fs::create_dir_all("/etc")?;
     fs::write(RESOLV_CONF, lines.concat())
+}
+
+/// Show the host that the machine has come to its network: an empty datagram to the gateway, before which the kernel asks for its MAC.
+pub fn announce(cmdline: &str) -> io::Result<()> {
+    let plan = Plan::parse(cmdline)?;
+    let gateway = plan.gateways.first().ok_or_else(|| invalid("a channel over TCP without a gateway"))?;
+    UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?.send_to(&[], (*gateway, DISCARD)).map(drop)
 }
 
 /// What the command line says.

@@ -1,4 +1,4 @@
-"""The agent as an ordinary process on a socket pair, for tests: frames in, frames out, with a deadline on every wait."""
+"""The agent behind a channel, for tests: frames in, frames out, with a deadline on every wait; and as an ordinary process."""
 
 import os
 import socket
@@ -32,30 +32,15 @@ def shell(script: str, name: str = "run", **limits: object) -> p.Step:
     return p.Step(name, ("sh", "-c", script), **{"wall_ms": 20_000, **limits})  # type: ignore[arg-type]
 
 
-class AgentProcess:
-    """A running agent and our end of its channel."""
+class AgentChannel:
+    """The host's end of an agent's channel."""
 
-    def __init__(self, executable: Path, work: Path, prefix: Sequence[str] = ()) -> None:
-        work.mkdir(parents=True, exist_ok=True)
-        work.chmod(0o755)
-        self.work = work
-        self.socket, theirs = socket.socketpair()
-        with theirs:
-            command = [*prefix, str(executable), "--fd", str(theirs.fileno()), "--work", str(work), "--uid", str(UID)]
-            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+    patience_s = PATIENCE_S
+
+    def __init__(self, channel: socket.socket) -> None:
+        self.socket = channel
         self.reader = p.FrameReader(p.FROM_AGENT)
         self.waiting: list[p.Frame] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
-        try:
-            assert self.process.wait(PATIENCE_S) == 0
-        finally:
-            self.process.kill()
-            self.process.wait()
 
     def send(self, *messages: p.Message, run: int = 1) -> None:
         """Send messages of one run."""
@@ -63,12 +48,12 @@ class AgentProcess:
 
     def send_bytes(self, data: bytes) -> None:
         """Send bytes as they are."""
-        self.socket.settimeout(PATIENCE_S)
+        self.socket.settimeout(self.patience_s)
         self.socket.sendall(data)
 
     def receive(self) -> p.Frame:
-        """The next frame; EOFError when the agent has closed its end, TimeoutError after half a minute."""
-        end = time.monotonic() + PATIENCE_S
+        """The next frame; EOFError when the agent has closed its end, TimeoutError when it is not patient any more."""
+        end = time.monotonic() + self.patience_s
         while not self.waiting:
             self.socket.settimeout(max(0.001, end - time.monotonic()))
             data = self.socket.recv(65536)
@@ -104,6 +89,31 @@ class AgentProcess:
     def result(self) -> "Result":
         """What the run does up to its DONE."""
         return Result(list(self.until(p.Done)))
+
+
+class AgentProcess(AgentChannel):
+    """A running agent and our end of its channel."""
+
+    def __init__(self, executable: Path, work: Path, prefix: Sequence[str] = ()) -> None:
+        work.mkdir(parents=True, exist_ok=True)
+        work.chmod(0o755)
+        self.work = work
+        ours, theirs = socket.socketpair()
+        super().__init__(ours)
+        with theirs:
+            command = [*prefix, str(executable), "--fd", str(theirs.fileno()), "--work", str(work), "--uid", str(UID)]
+            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+        try:
+            assert self.process.wait(PATIENCE_S) == 0
+        finally:
+            self.process.kill()
+            self.process.wait()
 
 
 class Result:

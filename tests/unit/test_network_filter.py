@@ -1,5 +1,6 @@
 """The packet filter: what a guest may send, rule by rule, and what it may not, attack by attack."""
 
+import struct
 from ipaddress import ip_interface
 
 import pytest
@@ -219,6 +220,35 @@ def test_the_most_special_network_decides() -> None:
     assert named.may_leave(v4("10.1.2.3"))
     assert named.may_leave(v4(SIBLING))
     assert named.may_leave(arp(SIBLING))
+
+
+def test_the_hosts_own_connection_and_nothing_beside_it() -> None:
+    packet_filter = make_filter()
+
+    def tcp(port: int, host: str, host_port: int, fragment: int = 0, protocol: int = 6) -> bytes:
+        segment = struct.pack("!HH", port, host_port) + bytes(16)
+        packet = bytearray(ipv4(host, segment, protocol=protocol))
+        packet[6:8] = struct.pack("!H", fragment)
+        return ethernet(0x800, bytes(packet))
+
+    ours = tcp(1023, GATEWAY, 40_000)
+    assert not packet_filter.may_leave(ours)
+    assert not packet_filter.may_leave(arp("10.87.3.3"))
+    packet_filter.open_connection(1023, "10.87.3.3", 40_000)
+    assert packet_filter.may_leave(arp("10.87.3.3"))
+    packet_filter.open_connection(1023, GATEWAY, 40_000)
+    assert packet_filter.may_leave(ours)
+    assert packet_filter.may_leave(tcp(1023, GATEWAY, 40_000, fragment=0x4000))  # "do not fragment"
+    for other in (
+        tcp(1022, GATEWAY, 40_000),
+        tcp(1023, GATEWAY, 22),
+        tcp(1023, SIBLING, 40_000),
+        tcp(1023, GATEWAY, 40_000, protocol=17),
+        tcp(1023, GATEWAY, 40_000, fragment=0x2000),
+        tcp(1023, GATEWAY, 40_000, fragment=1),
+        ours[:37],
+    ):
+        assert not packet_filter.may_leave(other)
 
 
 def test_only_frames_for_the_guest_enter() -> None:

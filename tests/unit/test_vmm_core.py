@@ -1,5 +1,7 @@
 """Guest memory, the bus, the configuration, the console's record."""
 
+import dataclasses
+
 import pytest
 
 from mayfly.errors import ConfigError
@@ -118,6 +120,17 @@ def test_the_command_line_has_the_network() -> None:
     assert line.count("virtio_mmio.device=") == 3
     assert "mayfly.address=10.87.0.2/16 mayfly.address=fd00::2/64 mayfly.gateway=10.87.0.1 mayfly.nameserver=9.9.9.9" in line
     assert "mayfly.address" not in command_line(MachineConfig(kernel="k", channel=Channel.VIRTIO))
+
+
+def test_a_channel_over_tcp_needs_a_network_and_has_no_snapshots() -> None:
+    config = MachineConfig(kernel="k", channel=Channel.TCP, network=NETWORK)
+    assert "mayfly.channel=tcp:1023 mayfly.token=secret" in command_line(config, "secret")
+    with pytest.raises(ConfigError, match="needs a network"):
+        MachineConfig(kernel="k", channel=Channel.TCP)
+    with pytest.raises(ConfigError, match="needs a network"):
+        MachineConfig(kernel="k", channel=Channel.TCP, network=dataclasses.replace(NETWORK, addresses=("fd00::2/64",), gateways=()))
+    with pytest.raises(ConfigError, match="snapshot"):
+        dataclasses.replace(config, save_to="/s")
 
 
 def test_the_console_keeps_the_end_and_nothing_unprintable() -> None:

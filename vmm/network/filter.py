@@ -2,14 +2,15 @@
 
 A guest may send, each with its own MAC and IP address as the source and nothing else:
 - ARP, and of IPv6's neighbour discovery solicitations and advertisements, so that it and its gateway find each other;
-- TCP, UDP, ICMP to the addresses that the rules allow: by default the public Internet, and no host of an internal network.
+- TCP, UDP, ICMP to the addresses that the rules allow: by default the public Internet, and no host of an internal network;
+- the one TCP connection that the host has opened for its channel, if that goes over the network.
 All else is dropped: other protocols, broadcasts and multicasts (so DHCP too: addresses are assigned from outside), and what would carry a
 packet to where the rules do not look, such as tunnels and source routes.
 """
 
 import struct
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_network
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address, ip_network
 from typing import TypeAlias
 
 IpNetwork: TypeAlias = IPv4Network | IPv6Network
@@ -51,8 +52,12 @@ ARP = struct.Struct("!HHBBH6s4s6s4s")
 """hardware, protocol, their lengths, operation, sender's MAC and IP, target's MAC and IP (RFC 826)."""
 ARP_ETHERNET_IPV4 = (1, IPV4_TYPE, 6, 4)
 ARP_REQUEST, ARP_REPLY = 1, 2
-_IPV4 = struct.Struct("!B8xB2x4s4s")
-"""version and header length, protocol, source, destination (RFC 791)."""
+_IPV4 = struct.Struct("!B5xHxB2x4s4s")
+"""version and header length, fragment, protocol, source, destination (RFC 791)."""
+_FRAGMENTED = 0x3FFF
+"""More fragments follow, or this is not the first one."""
+_PORTS = struct.Struct("!HH")
+"""source, destination (RFC 9293, 3.1)."""
 _IPV4_WITHOUT_OPTIONS = 0x45
 _IPV6 = struct.Struct("!B5xBx16s16s")
 """version and part of the traffic class, next header, source, destination (RFC 8200)."""
@@ -101,6 +106,12 @@ class PacketFilter:
         rules.sort(key=lambda rule: (rule[0].prefixlen, rule[1]), reverse=True)
         self._rules = [(len(n.network_address.packed), int(n.network_address), int(n.netmask), verdict) for n, verdict in rules]
         self._verdicts: dict[bytes, bool] = {}
+        self._connection: tuple[bytes, int, int] | None = None
+
+    def open_connection(self, port: int, host: str, host_port: int) -> None:
+        """Let through what belongs to a TCP connection between the guest's `port` and `host_port` of the IPv4 address `host`."""
+        self._connection = ip_address(host).packed, port, host_port
+        self._neighbours |= {ip_address(host).packed}
 
     def may_leave(self, frame: bytes | memoryview) -> bool:
         """Whether the guest may send it."""
@@ -142,10 +153,14 @@ class PacketFilter:
     def _ipv4(self, packet: bytes | memoryview) -> bool:
         if len(packet) < 20:
             return False
-        version, protocol, source, destination = _IPV4.unpack_from(packet)
+        version, fragment, protocol, source, destination = _IPV4.unpack_from(packet)
         if version != _IPV4_WITHOUT_OPTIONS or protocol not in _IPV4_PROTOCOLS or source not in self._own:
             return False
-        return self.allows(destination)
+        if self.allows(destination):
+            return True
+        if self._connection is None or protocol != _TCP or fragment & _FRAGMENTED or len(packet) < _IPV4.size + _PORTS.size:
+            return False
+        return self._connection == (destination, *_PORTS.unpack_from(packet, _IPV4.size))
 
     def _ipv6(self, packet: bytes | memoryview, *, to_group: bool) -> bool:
         if len(packet) < _IPV6.size:

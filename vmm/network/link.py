@@ -1,24 +1,26 @@
 """Join a net device and its back end, in the event loop."""
 
+import contextlib
+import socket
 from ipaddress import ip_interface
 
 from mayfly.errors import HostError
-from vmm.config import NetworkBackend, NetworkConfig
+from vmm.config import CHANNEL_PORT, NetworkBackend, NetworkConfig
 from vmm.devices.virtio.net import Net
 from vmm.eventloop import READ, WRITE, EventLoop
 from vmm.network import host
 from vmm.network.filter import PacketFilter
-from vmm.network.passt import Passt
+from vmm.network.passt import LOOPBACK, Passt
 from vmm.network.tap import Tap
 
 
-def open_backend(network: NetworkConfig, loop: EventLoop) -> Tap | Passt:
-    """Open what `network` names, while this process has its privileges. The caller closes it.
+def open_backend(network: NetworkConfig, loop: EventLoop, *, channel: bool = False) -> Tap | Passt:
+    """Open what `network` names, while this process has its privileges. The caller closes it. `channel`: the channel goes over it.
 
     Raises:
         HostError: it cannot be had; the hint says what to do.
     """
-    return Tap(network.tap) if network.backend is NetworkBackend.TAP else Passt(network, loop)
+    return Tap(network.tap) if network.backend is NetworkBackend.TAP else Passt(network, loop, channel=channel)
 
 
 def packet_filter(network: NetworkConfig) -> PacketFilter:
@@ -43,9 +45,24 @@ class Link:
     """
 
     def __init__(self, network: NetworkConfig, backend: Tap | Passt, loop: EventLoop) -> None:
-        self._backend, self._loop = backend, loop
+        self._network, self._backend, self._loop = network, backend, loop
         self._reading = self._full = False
-        self.net = Net(network.mac_bytes, network.mtu, backend, packet_filter(network), on_room=self._resume, on_full=self._wait)
+        self._filter = packet_filter(network)
+        self.net = Net(network.mac_bytes, network.mtu, backend, self._filter, on_room=self._resume, on_full=self._wait)
+
+    def connect(self, connection: socket.socket) -> None:
+        """Begin to connect a non-blocking socket to the guest's CHANNEL_PORT; the filter lets this connection through.
+
+        Raises:
+            OSError: this host does not even try.
+        """
+        network, passt = self._network, self._backend if isinstance(self._backend, Passt) else None
+        guest = str(ip_interface(network.addresses[0]).ip), CHANNEL_PORT
+        with contextlib.suppress(BlockingIOError):
+            connection.connect((LOOPBACK, passt.channel_port) if passt else guest)
+        # To its guest passt shows the host as the gateway.
+        host, port = connection.getsockname()
+        self._filter.open_connection(CHANNEL_PORT, network.gateways[0] if passt else host, port)
 
     def _watch(self) -> None:
         self._loop.watch(self._backend, (READ if self._reading else 0) | (WRITE if self._full else 0), self._pump)

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from ipaddress import ip_interface
 
 from mayfly.errors import HostError
-from vmm.config import NetworkConfig
+from vmm.config import CHANNEL_PORT, NetworkConfig
 from vmm.devices.virtio.net import ETHERNET_BYTES, HEADER, MAX_PACKET
 from vmm.eventloop import READ, EventLoop
 from vmm.network.filter import ARP, ARP_ETHERNET_IPV4, ARP_REQUEST, ARP_TYPE, BROADCAST, ETHERNET
 
 PROGRAM = "passt"
+LOOPBACK = "127.0.0.1"
 START_S = 10.0
 """It takes some 30 ms; much longer where processors are emulated."""
 BUFFER = 4 << 20
@@ -29,11 +30,14 @@ _MAX_FRAME = ETHERNET_BYTES + 0xFFFF
 _NO_HEADER = bytes(HEADER.size)
 
 
-def command(network: NetworkConfig, fd: int) -> list[str]:
-    """The command line of a passt for this guest: its addresses, nothing of DHCP, no way to the host's loopback, no way in."""
+def command(network: NetworkConfig, fd: int, way_in: str = "none") -> list[str]:
+    """The command line of a passt for this guest: its addresses, nothing of DHCP, no way to the host's loopback.
+
+    `way_in`: the ports at which connections to the guest are taken, in passt's words.
+    """
     addresses = [ip_interface(text) for text in network.addresses]
     words = [PROGRAM, "--foreground", "--quiet", "--fd", str(fd), "--mtu", str(network.mtu), "--no-map-gw"]
-    words += ["--no-dhcp", "--no-dhcpv6", "--no-ra", "--tcp-ports", "none", "--udp-ports", "none"]
+    words += ["--no-dhcp", "--no-dhcpv6", "--no-ra", "--tcp-ports", way_in, "--udp-ports", "none"]
     for address in addresses:
         words += ["--address", str(address.ip)]
         if address.version == 4:
@@ -53,6 +57,13 @@ def _enlarge(end: socket.socket) -> None:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
 
 
+def _free_port() -> int:
+    """A port that nobody has now. If somebody takes it before passt does, passt does not come up."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
 def question(network: NetworkConfig) -> bytes:
     """An ARP request of the guest's for its gateway's MAC."""
     mac = network.mac_bytes
@@ -63,19 +74,27 @@ def question(network: NetworkConfig) -> bytes:
 class Passt:
     """A passt process of this machine's own.
 
+    Args:
+        channel: take connections to the guest's CHANNEL_PORT.
+
+    Attributes:
+        channel_port: where on this host's loopback, if so.
+
     Raises:
         HostError: it is not installed, or does not come up; the message has its reason.
     """
 
     offloads = 0
 
-    def __init__(self, network: NetworkConfig, loop: EventLoop) -> None:
+    def __init__(self, network: NetworkConfig, loop: EventLoop, *, channel: bool = False) -> None:
+        self.channel_port = _free_port() if channel else 0
+        way_in = f"{LOOPBACK}/{self.channel_port}:{CHANNEL_PORT}" if channel else "none"
         self._socket, theirs = socket.socketpair()
         _enlarge(theirs)
         with theirs:
             try:
                 self._process = subprocess.Popen(
-                    command(network, theirs.fileno()),
+                    command(network, theirs.fileno(), way_in),
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,

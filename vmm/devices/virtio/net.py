@@ -151,6 +151,7 @@ class Net(VirtioDevice):
 
     Attributes:
         dropped: packets that went nowhere.
+        on_first_packet: called once, from the event loop, before the first packet of the guest's leaves.
     """
 
     device_type = DeviceType.NETWORK
@@ -171,6 +172,7 @@ class Net(VirtioDevice):
         self.dropped: Counter[Drop] = Counter()
         self._mac, self._mtu = mac, mtu
         self._backend, self._filter, self._on_room, self._on_full = backend, packet_filter, on_room, on_full
+        self.on_first_packet: Callable[[], None] | None = None
         self._starved = True
         self._packet = bytearray(MAX_PACKET)
         self._held = 0  # bytes of a packet that waits for buffers
@@ -346,6 +348,9 @@ class Net(VirtioDevice):
         elif not self._filter.may_leave(memoryview(start)[HEADER.size :]):
             self.dropped[Drop.FILTERED] += 1
         else:
+            if self.on_first_packet is not None:
+                tell, self.on_first_packet = self.on_first_packet, None
+                tell()
             self._backend.send([start, *rest])
 
     def _lose_link(self) -> None:

@@ -1,0 +1,245 @@
+"""The protocol's conformance, in a real guest, over all that carries it: the same tests over serial, virtio and TCP (tap and passt)."""
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from mayfly import paths
+from mayfly import protocol as p
+from tests.unit import net_kit
+from tests.unit.agent_process import AgentChannel, shell
+from tests.unit.net_kit import ip, make_tap
+from vmm.config import CHANNEL_PORT, MIB, Channel, MachineConfig, NetworkBackend, NetworkConfig
+from vmm.zygote import Reaped, Zygote
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900), pytest.mark.usefixtures("toy_language")]
+
+TAP, GATEWAY, GUEST = "mayfly0", "10.87.0.1", "10.87.0.2"
+NETWORK = NetworkConfig(
+    backend=NetworkBackend.TAP, tap=TAP, mac="02:00:00:00:00:02", addresses=(f"{GUEST}/16",), gateways=(GATEWAY,), nameservers=("9.9.9.9",)
+)
+CARRIERS: dict[str, tuple[Channel, NetworkConfig | None]] = {
+    "serial": (Channel.SERIAL, None),
+    "virtio": (Channel.VIRTIO, None),
+    "tcp-tap": (Channel.TCP, NETWORK),
+    "tcp-passt": (Channel.TCP, dataclasses.replace(NETWORK, backend=NetworkBackend.PASST, tap="")),
+}
+GARBAGE = (b"\xc0no frame\xc0", b"\xc0\x01\xdb\x00\xc0", p.encode_frame(p.StdinEof(), 9)[:-3] + b"\xc0", p.encode_frame(p.StdinEof(), 999))
+"""Packets to be dropped and counted: nonsense, a bad escape, one that is cut short, a frame of another run."""
+SIGUSR1 = 10
+
+
+class Machine(AgentChannel):
+    """A guest whose agent has said HELLO. The tests share it, as runs do: each is a run of its own."""
+
+    patience_s = 120.0
+
+    def __init__(self, channel: socket.socket, report: int) -> None:
+        super().__init__(channel)
+        self._report = report
+        self._runs = itertools.count(1)
+        self.run_id = 0
+        self.dropped = 0
+
+    def run(self, *steps: p.Step, **fields: Any) -> int:
+        """Begin a run; its id."""
+        self.run_id = next(self._runs)
+        self.start(*steps, run=self.run_id, **fields)
+        return self.run_id
+
+    def tell(self, *messages: p.Message) -> None:
+        """Send messages of the present run."""
+        self.send(*messages, run=self.run_id)
+
+    def output(self, script: str, **limits: Any) -> str:
+        """What a script prints on both streams."""
+        self.run(shell(script, **limits))
+        result = self.result()
+        return (result.stdout + result.stderr).decode()
+
+    def ended(self) -> dict[str, Any]:
+        """What the vmm process says at its end."""
+        with os.fdopen(self._report, "rb") as lines:
+            ended: dict[str, Any] = json.loads(lines.read().splitlines()[-1])
+        return ended
+
+
+@pytest.fixture(scope="module", params=CARRIERS)
+def carrier(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def machine(carrier: str, toy_language: None) -> Iterator[Machine]:
+    channel, network = CARRIERS[carrier]
+    initrd = paths.image_dir("toy", "x86_64") / "initramfs"
+    config = MachineConfig(
+        kernel=str(paths.kernel_path("x86_64")), initrd=str(initrd), memory=96 * MIB, channel=channel, network=network, user="nobody"
+    )
+    initrd.parents[4].chmod(0o755)
+    with contextlib.ExitStack() as stack:
+        if network:
+            stack.enter_context(net_kit.namespace())
+            make_tap(TAP, f"{GATEWAY}/16")
+            ip("route", "add", "default", "via", "10.87.0.99", "dev", TAP)
+        zygote = Zygote.start()
+        stack.callback(zygote.close)
+        ours, theirs = socket.socketpair()
+        report, report_end = os.pipe()
+        zygote.spawn(1, config, theirs.fileno(), report_end)
+        theirs.close()
+        os.close(report_end)
+        machine = Machine(stack.enter_context(ours), report)
+        hello = machine.expect(p.Hello, run=0)
+        assert (hello.version, hello.arch) == (p.PROTOCOL_VERSION, "x86_64")
+        assert len(hello.end_marker) == 64
+        yield machine
+        # SHUTDOWN ends the machine, and what was dropped was counted.
+        machine.send(p.Shutdown(), run=0)
+        with contextlib.suppress(ConnectionError):
+            assert ours.recv(1) == b""
+        while not isinstance(zygote.receive(), Reaped):
+            pass
+        ended = machine.ended()
+        assert ended["error"] is None
+        assert f"{machine.dropped} packets were dropped" in ended["console"]
+
+
+def size_for(carrier: str, most: int) -> int:
+    """Bytes to move: the serial port carries a few thousand a second in an emulated host."""
+    return 4000 if carrier == "serial" else most
+
+
+def test_steps_with_files_and_both_streams(machine: Machine) -> None:
+    machine.run(
+        shell("cat a/b; echo problem >&2", "first"), shell("exit 3", "second"), shell("echo never", "third"), files=[("a/b", b"content\n")]
+    )
+    result = machine.result()
+    assert (result.stdout, result.stderr, result.stages) == (b"content\n", b"problem\n", ["first", "second"])
+    assert [(exit.how, exit.code, exit.limit) for exit in result.exits] == [(p.ExitHow.EXITED, 0, 0), (p.ExitHow.EXITED, 3, 0)]
+
+
+def test_runs_follow_one_another(machine: Machine) -> None:
+    for number in range(3):
+        assert machine.output(f"ls; echo {number} >left; echo {number}") == f"{number}\n"
+
+
+def test_stdin_goes_against_credit(machine: Machine, carrier: str) -> None:
+    data = hashlib.shake_256(b"stdin").digest(size_for(carrier, 600_000))
+    run = machine.run(shell("sha256sum", stdin=True))
+    sent, granted, output = 0, 0, b""
+    while True:
+        frame = machine.receive()
+        assert frame.run == run
+        if isinstance(frame.message, p.Credit):
+            granted += frame.message.count
+            while sent < min(granted, len(data)):
+                piece = data[sent : min(granted, sent + 16_384)]
+                machine.tell(p.Stdin(piece))
+                sent += len(piece)
+            if sent == len(data):
+                machine.tell(p.StdinEof())
+                granted = 0
+        elif isinstance(frame.message, p.Stdout):
+            output += frame.message.data
+        elif isinstance(frame.message, p.Done):
+            break
+    assert output.split()[0].decode() == hashlib.sha256(data).hexdigest()
+
+
+def test_stdin_that_was_not_granted_is_refused(machine: Machine) -> None:
+    machine.run(shell("cat", stdin=True))
+    machine.tell(p.StdinEof(), p.Stdin(b"too late"))
+    result = machine.result()
+    assert [error.code for error in result.errors] in ([], [p.ErrorCode.WRONG_STATE])  # dropped in silence once the step has gone
+    assert result.stdout == b""
+
+
+def test_a_signal_reaches_the_step(machine: Machine) -> None:
+    machine.run(shell("trap 'echo caught; exit 5' USR1; echo ready; sleep 100 & wait"))
+    for message in machine.until(p.Stdout):
+        assert not isinstance(message, p.Exit)
+    machine.tell(p.Signal(SIGUSR1))
+    result = machine.result()
+    assert (result.stdout, result.exit.code) == (b"caught\n", 5)
+
+
+def test_limits(machine: Machine) -> None:
+    machine.run(shell("echo before; sleep 100", wall_ms=500))
+    result = machine.result()
+    assert (result.stdout, result.exit.limit) == (b"before\n", p.Limit.WALL)
+    machine.run(shell("yes | head -c 5000", output=1000))
+    result = machine.result()
+    assert (len(result.stdout), result.exit.cut) == (1000, (True, False))
+
+
+def test_collect(machine: Machine) -> None:
+    machine.run(shell("mkdir out; echo one >out/1; echo two >out/2"))
+    machine.result()
+    machine.tell(p.Collect(("/work/out",)))
+    content: dict[str, bytes] = {}
+    path = ""
+    while True:
+        message = machine.receive().message
+        assert isinstance(message, p.Collected)
+        if message.head:
+            path = message.head.path
+        content[path] = content.get(path, b"") + message.data
+        if message.last:
+            break
+    assert {path: data for path, data in content.items() if data} == {"/work/out/1": b"one\n", "/work/out/2": b"two\n"}
+
+
+def test_what_is_no_frame_is_dropped_and_the_next_one_is_found(machine: Machine) -> None:
+    for garbage in GARBAGE:
+        machine.send_bytes(garbage)
+        machine.dropped += 1
+        assert machine.output("echo whole") == "whole\n"
+
+
+def test_a_frame_in_the_wrong_state_changes_nothing(machine: Machine) -> None:
+    machine.run(shell("read line; echo $line", stdin=True))
+    machine.tell(p.Begin(), p.Collect(("/work",)))
+    for _ in range(2):
+        assert p.ErrorCode.WRONG_STATE in [m.code for m in machine.until(p.Error) if isinstance(m, p.Error)]
+    machine.tell(p.Stdin(b"still here\n"), p.StdinEof())
+    assert machine.result().stdout == b"still here\n"
+
+
+def test_much_output_arrives_whole(machine: Machine, carrier: str) -> None:
+    size = size_for(carrier, 8 * MIB)
+    machine.run(shell(f"yes 0123456 | head -c {size}", wall_ms=300_000))
+    result = machine.result()
+    assert result.exit.cut == (False, False)
+    assert hashlib.sha256(result.stdout).digest() == hashlib.sha256(b"0123456\n" * (size // 8)).digest()
+
+
+def test_a_program_learns_and_disturbs_nothing(machine: Machine, carrier: str) -> None:
+    """Over TCP: no program reads the token, listens where the agent did, or reaches it."""
+    if not carrier.startswith("tcp"):
+        pytest.skip("this carrier has no token")
+    said = machine.output(
+        f"""
+        cat /proc/cmdline
+        grep -c token /dev/kmsg
+        /bin/busybox dmesg
+        for address in {GUEST} 127.0.0.1; do nc $address {CHANNEL_PORT} </dev/null && echo reached; done
+        nc -l -p {CHANNEL_PORT} </dev/null && echo listened
+        cat /proc/1/environ /proc/1/cmdline | grep token
+        unshare -Urpf --mount-proc cat /proc/cmdline
+        """
+    )
+    assert "mayfly" not in said.replace("mayfly-agent", "")
+    assert "token=" not in said
+    assert not {"reached", "listened"} & set(said.split("\n"))
+    assert said.count("Connection refused") == 2
+    assert said.count("Permission denied") + said.count("Operation not permitted") >= 3
+    assert machine.output("echo untouched") == "untouched\n"
