@@ -355,6 +355,14 @@ def test_errors_are_two_lines_and_status_1(tmp_path: Path) -> None:
         assert lines[-1].startswith("  hint: ")
 
 
+@pytest.mark.parametrize("flag", ["--max-entries=3", "--max-unpacked=1000000", "--max-ratio=200"])
+def test_limits_have_flags(tmp_path: Path, flag: str) -> None:
+    layout = _layout(tmp_path / "bomb", tar(*(member(name, bytes(24 << 20)) for name in (b"a", b"b", b"c", b"d"))))
+    error = CliRunner().invoke(cli, ["build", "rust", "--image", f"oci:{layout}", "--max-ratio=9999", flag]).exception
+    assert isinstance(error, LayerError)
+    assert flag.partition("=")[0] in error.hint
+
+
 def test_progress_is_bars_on_a_terminal_and_lines_elsewhere(tmp_path: Path) -> None:
     status = b"Package: rustc\nVersion: 1.85.0\n"
     layout = _layout(tmp_path / "layout", tar(member(b"var/lib/dpkg/status", status)), tar(member(b"bin/rustc", bytes(100_000))))
