@@ -28,14 +28,8 @@ INSTALLED_NAME = re.compile(rf"{NAME.pattern}(@[0-9][A-Za-z0-9.+_-]*)?")
 CHUNK = 1 << 20
 
 
-def describe(folder: Path) -> bytes:
-    """The artifact's manifest for the image in `folder`.
-
-    Raises:
-        ImageError: there is no image, or it is broken.
-    """
-    manifest = load(folder)
-    config = (folder / "manifest.json").read_bytes()
+def describe(manifest: Manifest, config: bytes) -> bytes:
+    """The artifact's manifest for the image of `manifest`, which is what `config` says."""
     document = {
         "schemaVersion": 2,
         "mediaType": MANIFEST_TYPE,
@@ -47,25 +41,34 @@ def describe(folder: Path) -> bytes:
 
 
 def push(folder: Path, target: RegistrySource) -> str:
-    """Put the image in `folder` into a registry; the artifact's digest."""
-    document = describe(folder)
-    target.push(folder / "initramfs", load(folder).initramfs_digest)
-    config = folder / "manifest.json"
+    """Put the image in `folder` into a registry; the artifact's digest.
+
+    Raises:
+        ImageError: there is no image, or it is broken.
+        RegistryError: the registry does not take it.
+    """
+    manifest, config = load(folder), folder / "manifest.json"
+    document = describe(manifest, config.read_bytes())
+    target.push(folder / "initramfs", manifest.initramfs_digest)
     target.push(config, digest_of(config.read_bytes()))
     target.push_manifest(document, MANIFEST_TYPE)
     return digest_of(document)
 
 
 def export(folder: Path, layout: Path) -> str:
-    """Write the image in `folder` as an OCI layout, into a folder that is empty or not there; the artifact's digest."""
-    document = describe(folder)
-    config = (folder / "manifest.json").read_bytes()
+    """Write the image in `folder` as an OCI layout, into a folder that is empty or not there; the artifact's digest.
+
+    Raises:
+        ImageError: there is no image, or it is broken, or the folder holds something.
+    """
+    manifest, config = load(folder), (folder / "manifest.json").read_bytes()
+    document = describe(manifest, config)
     entry = {"mediaType": MANIFEST_TYPE, "artifactType": ARTIFACT_TYPE, "digest": digest_of(document), "size": len(document)}
     index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [entry]}
     with making(layout) as part:
         blobs = part / "blobs" / "sha256"
         blobs.mkdir(parents=True)
-        shutil.copyfile(folder / "initramfs", blobs / load(folder).initramfs_digest.removeprefix("sha256:"))
+        shutil.copyfile(folder / "initramfs", blobs / manifest.initramfs_digest.removeprefix("sha256:"))
         for data in (config, document):
             (blobs / digest_of(data).removeprefix("sha256:")).write_bytes(data)
         (part / "index.json").write_text(json.dumps(index, indent=2, sort_keys=True))

@@ -1,12 +1,18 @@
 """The whole story on small images: layout in, initramfs and manifest out; and what stands in its way."""
 
+import contextlib
+import dataclasses
+import functools
 import hashlib
 import json
 import os
+import pty
+import re
 import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,9 +30,11 @@ from imagegen.oci import Descriptor
 from imagegen.progress import Silent
 from imagegen.reference import LayoutReference
 from mayfly.errors import ConfigError, ImageError, ImageNotFoundError, LayerError, MayflyError
-from mayfly.manifest import load
+from mayfly.manifest import Manifest, load
 from mayfly.paths import image_dir
+from tests.unit.agent_process import build_agent
 from tests.unit.imagegen_kit import CpioEntry, LayoutMaker, directory, member, read_cpio, symlink, tar
+from tests.unit.registry_kit import FakeRegistry
 
 ROOT = Path(__file__).parents[2]
 AGENT = b"\x7fELF agent"
@@ -153,39 +161,71 @@ def test_whatever_goes_in_counts(layout: Path, tmp_path: Path, monkeypatch: pyte
     assert build(_options(tmp_path / "other"), Silent()).fresh
 
 
+NOBODY = 65534
 SCRIPT = """
 import os, sys
 from pathlib import Path
-os.umask(int(sys.argv[3], 8))
 import imagegen.build
 from imagegen.progress import Silent
+from imagegen.reference import parse_reference
 from tests.unit.test_imagegen_build import _options
-imagegen.build.AGENTS = Path(sys.argv[2])
-imagegen.build.build(_options(Path(sys.argv[1]), compression="zstd"), Silent())
+reference, agents, umask, user, order = sys.argv[1:]
+os.umask(int(umask, 8))
+if user:
+    os.setgroups([])
+    os.setresgid(*[int(user)] * 3)
+    os.setresuid(*[int(user)] * 3)
+imagegen.build.AGENTS = Path(agents)
+fetch = imagegen.build.fetch_layers
+def in_order(source, image):
+    for layer in image.layers[:: int(order)]:
+        source.blob(layer)
+    return fetch(source, image)
+imagegen.build.fetch_layers = in_order
+options = _options(Path(), reference=parse_reference(reference), compression="zstd", force=True)
+print(imagegen.build.build(options, Silent()).folder)
 """
 
 
-def test_the_same_bytes_from_two_clones_whatever_the_surroundings(layout: Path, tmp_path: Path) -> None:
-    clone = tmp_path / "clone"
-    for package in ("imagegen", "mayfly", "vmm", "tests"):
-        shutil.copytree(ROOT / package, clone / package, ignore=shutil.ignore_patterns("__pycache__"))
-    surroundings = [("077", "Pacific/Auckland", "C", "1", ROOT), ("000", "UTC", "de_DE.UTF-8", "2", clone)]
-    seen = set()
-    for number, (umask, zone, locale, seed, tree) in enumerate(surroundings):
-        environment = {
-            **os.environ,
-            "XDG_DATA_HOME": str(tmp_path / f"data{number}"),
-            "XDG_CACHE_HOME": str(tmp_path / f"cache{number}"),
-            "TZ": zone,
-            "LC_ALL": locale,
-            "PYTHONHASHSEED": seed,
-            "HOME": str(tmp_path / f"home{number}"),
-        }
-        command = [sys.executable, "-c", SCRIPT, str(layout), str(tmp_path / "agents"), umask]
-        subprocess.run(command, env=environment, cwd=tree, check=True)
-        folder = tmp_path / f"data{number}" / "mayfly" / "images" / "toy" / "x86_64"
-        seen.add(((folder / "initramfs").read_bytes(), (folder / "manifest.json").read_bytes()))
+def test_the_same_bytes_from_two_clones_whatever_the_surroundings(layout: Path) -> None:
+    """Another umask, time zone, locale, hash seed, home, user, number of processors, order of what is cached; a cache that is warm."""
+    user = str(NOBODY) if os.geteuid() == 0 else ""
+    processors = sorted(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as name, FakeRegistry(layout) as registry:
+        place = Path(name)
+        place.chmod(0o755)
+        clone = place / "clone"
+        for package in ("imagegen", "mayfly", "vmm", "tests"):
+            shutil.copytree(ROOT / package, clone / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(imagegen.build.AGENTS, place / "agents")
+        surroundings = [
+            ("first", "077", "Pacific/Auckland", "C", "1", ROOT, "", "1", processors),
+            ("first", "022", "UTC", "C.UTF-8", "2", ROOT, "", "1", processors),  # its cache is warm
+            ("second", "000", "Asia/Kolkata", "de_DE.UTF-8", "3", clone, user, "-1", processors[:1]),
+        ]
+        seen = set()
+        for folder, umask, zone, locale, seed, tree, uid, order, mask in surroundings:
+            (place / folder).mkdir(exist_ok=True)
+            os.chown(place / folder, int(uid or -1), -1)
+            xdg = {f"XDG_{kind}_HOME": str(place / folder / kind.lower()) for kind in ("DATA", "CACHE")}
+            surrounding = {"TZ": zone, "LC_ALL": locale, "PYTHONHASHSEED": seed, "HOME": str(place / folder), "USER": uid or "root"}
+            reference = f"{registry.address}/test:latest"
+            done = subprocess.run(
+                [sys.executable, "-c", SCRIPT, reference, str(place / "agents"), umask, uid, order],
+                env={**os.environ, **xdg, **surrounding},
+                cwd=tree,
+                stdout=subprocess.PIPE,
+                check=True,
+                text=True,
+                preexec_fn=functools.partial(os.sched_setaffinity, 0, mask),
+            )
+            built = Path(done.stdout.strip())
+            assert built.stat().st_uid == int(uid or os.geteuid())
+            seen.add(((built / "initramfs").read_bytes(), (built / "manifest.json").read_bytes()))
     assert len(seen) == 1
+    manifest = Manifest.from_json(seen.pop()[1].decode())
+    digests = (manifest.initramfs_digest, manifest.agent_digest, manifest.recipe_digest, *dataclasses.astuple(manifest.source)[1:3])
+    assert all(re.fullmatch("sha256:[0-9a-f]{64}", digest) for digest in (*digests, *manifest.source.layers))
 
 
 def test_a_failed_build_leaves_the_old_image_and_nothing_else(layout: Path, tmp_path: Path) -> None:
@@ -313,6 +353,41 @@ def test_errors_are_two_lines_and_status_1(tmp_path: Path) -> None:
         lines = result.stderr.splitlines()
         assert lines[-2].startswith("imagegen: ")
         assert lines[-1].startswith("  hint: ")
+
+
+@pytest.mark.parametrize("flag", ["--max-entries=3", "--max-unpacked=1000000", "--max-ratio=200"])
+def test_limits_have_flags(tmp_path: Path, flag: str) -> None:
+    layout = _layout(tmp_path / "bomb", tar(*(member(name, bytes(24 << 20)) for name in (b"a", b"b", b"c", b"d"))))
+    error = CliRunner().invoke(cli, ["build", "rust", "--image", f"oci:{layout}", "--max-ratio=9999", flag]).exception
+    assert isinstance(error, LayerError)
+    assert flag.partition("=")[0] in error.hint
+
+
+def test_progress_is_bars_on_a_terminal_and_lines_elsewhere(tmp_path: Path) -> None:
+    status = b"Package: rustc\nVersion: 1.85.0\n"
+    layout = _layout(tmp_path / "layout", tar(member(b"var/lib/dpkg/status", status)), tar(member(b"bin/rustc", bytes(100_000))))
+    ours, theirs = pty.openpty()
+    with FakeRegistry(layout) as registry:
+        build_agent()
+        plain = _run("build", "rust", "--image", f"{registry.address}/test", "--json")
+        (tmp_path / "cache").rename(tmp_path / "cold")
+        command = [sys.executable, "-m", "imagegen.cli", "build", "rust", "--force", "--image", f"{registry.address}/test"]
+        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=theirs)
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: the other side is closed
+            while data := os.read(ours, 4096):
+                shown += data
+        os.close(ours)
+        assert process.wait() == 0
+    assert json.loads(plain.stdout)["language"] == "rust"
+    pulled = [f"pulling {digest[7:19]}" for digest in json.loads(plain.stdout)["source"]["layers"]]
+    assert set(pulled) <= {line.partition(",")[0] for line in plain.stderr.splitlines()}
+    assert "\x1b" not in plain.stderr
+    for title in pulled:
+        assert re.search(title.encode() + rb"[^\n]*\xe2\x94\x81", shown)  # a bar's line
+    assert b"\x1b[" in shown
 
 
 def test_what_an_image_says_does_not_reach_the_terminal_as_it_is(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Hostile and odd layers, each with the right tree or a typed error; nothing else is ever the outcome."""
 
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -9,10 +10,11 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from imagegen.layers import Layer, Limits, Spools, merge
+from imagegen.layers import Layer, Limits, Spools, apply_layer, merge
 from imagegen.tree import Inode, Tree, split
 from mayfly.errors import LayerError
-from tests.unit.imagegen_kit import digest, directory, hard_link, header, listing, member, merged, pax, symlink, tar
+from tests.scale import scaled
+from tests.unit.imagegen_kit import BLOCK, digest, directory, hard_link, header, listing, member, merged, pax, symlink, tar
 
 LONG = b"d/" * 90 + b"name"
 FILE = "file 644"
@@ -227,10 +229,30 @@ def test_owners_are_kept() -> None:
     assert (node.inode.uid, node.inode.gid) == (3_000_000_000, 7)
 
 
-def test_a_million_empty_files_are_too_many() -> None:
-    one = member(b"f")
-    with pytest.raises(LayerError, match="more than 1000 members"):
-        merged(one * 1001, limit=1000)
+def test_a_million_empty_files() -> None:
+    """Too many by default; where the operator allows them, each is there."""
+    count = scaled(1_000_000)
+    block = member(b"%08d" % 0)
+    empty = sum(block) - 8 * ord("0")
+
+    def read_at(offset: int, size: int) -> bytes:
+        """The header of one file, made when it is read: all of them would be half a gigabyte."""
+        if offset >= count * BLOCK:
+            return b""
+        name = b"%08d" % (offset // BLOCK)
+        checksum = b"%06o\0 " % (empty + sum(name) + 8 * ord(" ") - sum(block[148:156]))
+        return name + block[8:148] + checksum + block[156:]
+
+    tree = Tree(count)
+    apply_layer(tree, 1, read_at, count * BLOCK, 0, count)
+    assert len(tree.root.children) == count
+    assert Limits().entries < 1_000_000
+    with pytest.raises(LayerError, match="more than 1000 members") as caught:
+        apply_layer(Tree(count), 1, read_at, count * BLOCK, 0, 1000)
+    assert "--max-entries" in caught.value.hint
+
+
+def test_too_many_names_of_several_layers() -> None:
     names = [tar(*(member(b"%d/%d" % (layer, n)) for n in range(600))) for layer in range(2)]
     with pytest.raises(LayerError, match="more than 1000 names") as caught:
         merged(*names, limit=1000)
@@ -271,6 +293,26 @@ def _pack(data: bytes, compression: str) -> bytes:
             return b"".join(zstandard.ZstdCompressor().compress(data[at : at + 100]) for at in range(0, len(data), 100))
         case _:
             return data
+
+
+def test_layers_are_unpacked_side_by_side_and_counted_together(tmp_path: Path) -> None:
+    data = [tar(member(b"%d" % number, bytes(1 << 20)), member(b"same", b"%d" % number)) for number in range(8)]
+    layers = []
+    for number, one in enumerate(data):
+        path = tmp_path / str(number)
+        path.write_bytes(gzip.compress(one))
+        layers.append(Layer(path=path, compression="gzip", digest=digest(path.read_bytes()), diff_id=digest(one)))
+    with Spools(tmp_path) as spools:
+        tree = merge(layers, spools, Limits())
+        assert [path for path, _ in tree.walk()] == [b"%d" % number for number in range(8)] + [b"same"]
+        last = tree.find(b"same")
+        assert last is not None
+        assert spools.read(last.inode.content) == b"7"
+    with Spools(tmp_path) as spools, pytest.raises(LayerError, match="the layers unpack to more than 8000000 bytes"):
+        merge(layers, spools, Limits(unpacked=8_000_000))
+    layers[3] = dataclasses.replace(layers[3], diff_id=digest(b"other"))
+    with Spools(tmp_path) as spools, pytest.raises(LayerError, match="its tar hashes to"):
+        merge(layers, spools, Limits())
 
 
 def _merge(tmp_path: Path, layer: Layer, limits: Limits | None = None) -> bytes:

@@ -25,6 +25,7 @@ from tests.unit.imagegen_kit import LayoutMaker, member, tar
 from tests.unit.registry_kit import FakeRegistry, Faults
 
 ROOT = Path(__file__).parents[2]
+REGISTRY = ROOT / "scripts" / "local-registry"
 CONTENTS = hashlib.shake_256(b"contents").digest(1_500_000)
 LAYER = tar(member(b"a", CONTENTS))
 
@@ -292,9 +293,7 @@ class _Throttle:
     """Forwards connections to `address`; after `limit` bytes of answers in all it stalls, and tells so by `stalled`."""
 
     def __init__(self, address: str, limit: int) -> None:
-        host, _, port = address.partition(":")
-        self._target = (host, int(port))
-        self._left = limit
+        self.lead_to(address, limit)
         self._lock = threading.Lock()
         self.stalled = threading.Event()
         self.released = threading.Event()
@@ -303,6 +302,12 @@ class _Throttle:
         self._connections: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
+
+    def lead_to(self, address: str, limit: int) -> None:
+        """Where the next connections go, and how much they may bring."""
+        host, _, port = address.partition(":")
+        self._target = (host, int(port))
+        self.left = limit
 
     def _accept(self) -> None:
         while True:
@@ -324,8 +329,8 @@ class _Throttle:
     def _down(self, near: socket.socket, far: socket.socket) -> None:
         while data := _receive(far):
             with self._lock:
-                self._left -= len(data)
-                over = self._left < 0
+                self.left -= len(data)
+                over = self.left < 0
             if over:
                 self.stalled.set()
                 self.released.wait(60)
@@ -361,11 +366,21 @@ def _receive(connection: socket.socket) -> bytes:
 @pytest.fixture
 def real_registry(layout: Path, tmp_path: Path) -> object:
     """The address of a docker-registry that serves the layout."""
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "state")}
-    script = ROOT / "scripts" / "local-registry"
-    started = subprocess.run([script, "start", layout], env=environment, check=True, capture_output=True, text=True, timeout=60)
-    yield started.stdout.strip()
-    subprocess.run([script, "stop"], env=environment, check=True, timeout=60)
+    yield _start(layout, tmp_path)
+    _stop(tmp_path)
+
+
+def _start(layout: Path, tmp_path: Path) -> str:
+    started = subprocess.run([REGISTRY, "start", layout], env=_state(tmp_path), check=True, capture_output=True, text=True, timeout=60)
+    return started.stdout.strip()
+
+
+def _stop(tmp_path: Path) -> None:
+    subprocess.run([REGISTRY, "stop"], env=_state(tmp_path), check=True, timeout=60)
+
+
+def _state(tmp_path: Path) -> dict[str, str]:
+    return {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "state")}
 
 
 def test_a_pull_from_the_real_registry(real_registry: str, tmp_path: Path) -> None:
@@ -402,10 +417,42 @@ def test_a_pull_that_is_killed_goes_on_in_the_next(real_registry: str, tmp_path:
     second = _Throttle(real_registry, 10 << 20)
     try:
         _check(*_pull(_source(second.address, cache)))
-        taken = (10 << 20) - second._left
+        taken = (10 << 20) - second.left
     finally:
         second.close()
     assert taken < 2 * len(CONTENTS) - had + 20_000  # the blobs' bytes that were there were not fetched again
+    assert _left(cache) == []
+
+
+def test_a_registry_that_is_killed_and_comes_back(layout: Path, real_registry: str, tmp_path: Path) -> None:
+    """The same pull goes on with what it has."""
+    throttle = _Throttle(real_registry, 1_200_000)
+    cache = tmp_path / "cache"
+    sizes: list[int] = []
+
+    def pause(_: float) -> None:
+        """The registry is made again, by when the pull has noticed."""
+        if not sizes:
+            sizes.extend(path.stat().st_size for path in (cache / "sha256").glob(".*.part"))
+            throttle.lead_to(_start(layout, tmp_path), 10 << 20)
+
+    reference = parse_reference(f"{throttle.address}/test:latest")
+    assert isinstance(reference, RegistryReference)
+    source = RegistrySource(reference, cache, progress=Silent(), pause=pause)
+    pulled: list[tuple[ResolvedImage, list[Path]]] = []
+    puller = threading.Thread(target=lambda: pulled.append(_pull(source)))
+    puller.start()
+    try:
+        assert throttle.stalled.wait(60)
+        _stop(tmp_path)
+        throttle.released.set()
+        puller.join()
+        _check(*pulled[0])
+        taken = (10 << 20) - throttle.left
+    finally:
+        throttle.close()
+    assert [0 < size < len(CONTENTS) for size in sizes] == [True]
+    assert taken < 2 * len(CONTENTS) - sizes[0] + 20_000
     assert _left(cache) == []
 
 
