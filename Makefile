@@ -1,5 +1,5 @@
 # Each target does its set-up too. `make demo` and `make test` are all that a newcomer needs.
-.PHONY: setup kernel agent images test-images demo test test-all lint bench clean
+.PHONY: setup kernel agent agents wheel images arm test-images demo test test-all lint bench clean
 
 setup:
 	@scripts/setup
@@ -10,8 +10,21 @@ kernel: setup
 agent: setup
 	@agent/build.sh
 
+# Of both architectures: a wheel carries them, so that each kind of machine can build images for the other.
+agents: agent
+	@agent/build.sh x86_64
+	@agent/build.sh aarch64
+
+wheel: agents
+	@.venv/bin/python -m pip wheel -q --no-deps --wheel-dir build .
+
 images: setup agent
 	@scripts/build-image rust --compress lz4
+
+# What an emulated 64-bit Arm host boots, on a machine of another architecture.
+arm: setup agents
+	@test "$$(uname -m)" = aarch64 || kernel/build --arch aarch64
+	@test "$$(uname -m)" = aarch64 || scripts/build-image rust --arch aarch64 --compress lz4
 
 # What the whole counts boot besides: Debian's own kernel, Go (prepared in a machine: on an emulated host this takes long, once) and a
 # Rust image laid out as Docker's is.
@@ -24,10 +37,10 @@ demo: setup kernel agent images
 	@scripts/with-kvm scripts/demo
 
 # The reduced counts; test-all has the whole ones and writes its report.
-test: setup kernel agent images
+test: setup kernel agent images arm
 	@scripts/test
 
-test-all: setup kernel agent images test-images
+test-all: setup kernel agent images arm test-images
 	@MAYFLY_FULL=1 scripts/test --report docs/test-report.md
 
 lint: setup

@@ -7,7 +7,6 @@ import json
 import re
 import stat
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -229,7 +228,7 @@ def add_prepared(options: Options, image: ResolvedImage, version: str, tree: Tre
         with tempfile.TemporaryDirectory(prefix="prepare.", dir=cache_dir()) as folder:
             _write_unprepared(options, image, version, tree, spools, Path(folder), progress)
             if options.prepare_with:
-                command = [*options.prepare_with, sys.executable, "-m", "imagegen.cli", "prepare", folder, str(path), *wanted.collect]
+                command = [*options.prepare_with, "imagegen", "prepare", folder, str(path), *wanted.collect]
                 if subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode != 0:
                     raise ImageError(f"the image could not be prepared by {' '.join(options.prepare_with)}", hint="see above")
             else:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import platform
 import shlex
 import sys
 from collections.abc import Iterator
@@ -83,7 +84,7 @@ def showing_progress() -> Iterator[Progress]:
 
 insecure_option = click.option("--insecure", is_flag=True, help="Plain http to a registry that is not on this host.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-arch_option = click.option("--arch", default="x86_64", show_default=True, help="The machine type of the guests.")
+arch_option = click.option("--arch", default=platform.machine(), show_default=True, help="The machine type of the guests.")
 
 
 def installed_names(*_: object) -> list[str]:

@@ -4,6 +4,8 @@ import subprocess
 from pathlib import Path
 
 SUITE = "trixie"
+DEBIAN = {"x86_64": "amd64", "aarch64": "arm64"}
+"""Debian's names of the architectures."""
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 

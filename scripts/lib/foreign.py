@@ -1,6 +1,6 @@
 """An emulated host of another architecture than this machine's: a small Debian root, and the project's own parts for it.
 
-Kept in $XDG_CACHE_HOME/mayfly/kvm-host/ARCH-HASH/, by the hash of all that it is made of:
+Kept in $XDG_CACHE_HOME/mayfly/kvm-host/root-ARCH-HASH/, by the hash of all that it is made of:
 
 root.ext4      Debian's packages, only unpacked, and in /usr/local the Python libraries in the versions that this machine has
 vmlinux        Debian's kernel
@@ -17,18 +17,14 @@ import tempfile
 import tomllib
 from pathlib import Path
 
-from debianmirror import SUITE
-from hostfiles import Host, HostFilesError, modules_archive, run, unpack_debian
+from debianmirror import DEBIAN, SUITE
+from debianroot import ESSENTIAL, HostFilesError, finish, run, unpack
+from hostfiles import Host, modules_archive
 
-DEBIAN = {"x86_64": "amd64", "aarch64": "arm64"}
-PACKAGES = (
-    *("base-files", "base-passwd", "bash", "busybox-static", "coreutils", "dash", "findutils", "grep", "procps", "sed", "util-linux"),
-    *("libpython3-dev", "python3", "iproute2", "passt"),
-)
+PACKAGES = (*ESSENTIAL, "busybox-static", "curl", "iproute2", "libpython3-dev", "passt", "procps", "python3", "socat")
 TESTS_NEED = ("hypothesis", "pytest", "pytest-timeout")
 PLATFORMS = ("manylinux2014", "manylinux_2_17", "manylinux_2_28", "manylinux_2_34")
 LEFT_OUT = ("boot", "usr/lib/modules", "usr/include", "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/zoneinfo")
-LINKS = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "usr/bin/sh": "dash", "usr/local/bin/python": "/usr/bin/python3"}
 OUR_PROGRAMS = {"mayfly": "api.cli", "imagegen": "imagegen.cli"}
 
 
@@ -37,43 +33,41 @@ def root(cache: Path, arch: str, host: Host, project: Path, python: Path) -> Pat
     needed = tomllib.loads((project / "pyproject.toml").read_text())["project"]["dependencies"] + list(TESTS_NEED)
     constraints = project / "constraints.txt"
     parts = (SUITE, host, needed, constraints.read_text(), Path(__file__).read_text())
-    folder = cache / f"{arch}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:12]}"
+    folder = cache / f"root-{arch}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:12]}"
     if folder.exists():
         return folder
-    if not DEBIAN.get(arch) or not shutil.which(f"{arch}-linux-gnu-gcc"):
+    if not shutil.which(f"{arch}-linux-gnu-gcc"):
         raise HostFilesError(f"{arch}-linux-gnu-gcc is missing; run 'make setup'")
     print(f"with-kvm: making a Debian {SUITE} for {arch}, a minute or two (when its recipe has changed)", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=cache) as work:
         tree, result = Path(work) / "tree", Path(work) / "result"
-        unpack_debian(tree, [*PACKAGES, f"linux-image-{DEBIAN[arch]}"], DEBIAN[arch])
+        unpack(tree, [*PACKAGES, f"linux-image-{DEBIAN[arch]}"], DEBIAN[arch])
         result.mkdir()
         shutil.copytree(tree / "usr/include", result / "include", symlinks=True)
         shutil.copyfile(next((tree / "boot").glob("vmlinuz-*")), result / "vmlinux")
         modules = modules_archive(next((tree / "usr/lib/modules").iterdir()), host.modules, tree / "usr/bin/busybox")
         (result / "modules").write_bytes(modules)
-        _finish(tree, arch)
+        _finish(tree)
         _install_libraries(tree, arch, python, needed, constraints)
         run("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d", tree, result / "root.ext4", "1G")
-        for old in cache.glob(f"{arch}-????????????"):
+        for old in cache.glob(f"root-{arch}-*"):
             shutil.rmtree(old)
         result.chmod(0o755)
         result.rename(folder)
     return folder
 
 
-def _finish(tree: Path, arch: str) -> None:
-    """What the packages' own scripts would have done, as far as it is needed."""
+def _finish(tree: Path) -> None:
+    """Take out what is not needed, and add our own programs."""
+    finish(tree)
     for name in LEFT_OUT:
         shutil.rmtree(tree / name, ignore_errors=True)
-    for name in ("passwd", "group"):
-        shutil.copyfile(tree / f"usr/share/base-passwd/{name}.master", tree / "etc" / name)
     (tree / "etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
-    (tree / "usr/local/bin").mkdir(parents=True, exist_ok=True)
-    for name, target in LINKS.items():
-        if not (tree / name).is_symlink():
-            (tree / name).symlink_to(target)
+    programs = tree / "usr/local/bin"
+    programs.mkdir(parents=True, exist_ok=True)
+    (programs / "python").symlink_to("/usr/bin/python3")
     for name, module in OUR_PROGRAMS.items():
-        program = tree / "usr/local/bin" / name
+        program = programs / name
         program.write_text(f"#!/usr/bin/python3\nimport sys\nfrom {module} import main\nsys.exit(main())\n")
         program.chmod(program.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
 

@@ -5,7 +5,7 @@ KERNEL-VERSION/vmlinux    of Debian's package, unpacked, never installed
 KERNEL-VERSION/modules    cpio: /init's tools and the few modules it loads, in order
 tools-HASH.ext4           the Python libraries in use, read-only: over 9p, imports take seconds
 state-NUMBER.ext4         a disk for images, snapshots and caches; it stays. One for each emulated host that may run at a time
-ARCH-*                    what a host of another architecture than this machine's has in their place; see foreign.py
+root-ARCH-*               what a host of another architecture than this machine's has in their place; see foreign.py
 """
 
 import contextlib
@@ -25,11 +25,11 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from debianmirror import KEYRING, SUITE, MirrorError, mirror
+from debianmirror import SUITE
+from debianroot import LIBRARIES, HostFilesError, run, unpack
 
 QEMU_SINCE = 10
 """QEMU 7.2, of Debian 12, runs machines in its emulated KVM, but a host with two of them at once dies now and then."""
-LIBRARIES = f"usr/lib/{platform.machine()}-linux-gnu"
 KERNELS = ("linux-image-6.12-amd64", "linux-image-amd64")
 """The first that Debian has: 12 has the newer one as a security update, 13 by the usual name."""
 STATE_SIZE = "24G"
@@ -98,10 +98,6 @@ SIGNED = b"~Module signature appended~\n"
 LEFT_OUT = {"site-packages", "dist-packages", "test", "idlelib", "ensurepip"}
 
 
-class HostFilesError(Exception):
-    """Something that the emulated host needs cannot be had; the message says what to do."""
-
-
 def cpio(entries: Iterable[tuple[str, int, bytes]]) -> bytes:
     """A newc archive, without its end, of (path, mode with file type, content); the kernel takes several, one behind the other."""
     archive = bytearray()
@@ -111,14 +107,6 @@ def cpio(entries: Iterable[tuple[str, int, bytes]]) -> bytes:
         for part in (b"070701" + b"".join(b"%08x" % field for field in fields) + name, content):
             archive += part + bytes(-len(part) % 4)
     return bytes(archive)
-
-
-def run(*command: str | Path, cwd: Path | None = None) -> str:
-    """Run a command to its end; what it printed."""
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise HostFilesError(f"{' '.join(map(str, command))}: {(done.stderr or done.stdout).strip()}")
-    return done.stdout
 
 
 def qemu(cache: Path, host: Host) -> list[str]:
@@ -131,27 +119,11 @@ def qemu(cache: Path, host: Host) -> list[str]:
     if not root.exists():
         print(f"with-kvm: fetching QEMU of Debian {SUITE} for the emulated host (once)", file=sys.stderr)
         with tempfile.TemporaryDirectory(dir=cache) as work:
-            unpack_debian(Path(work) / "root", [host.package])
+            unpack(Path(work) / "root", [host.package])
             (Path(work) / "root").rename(root)
     libraries = root / LIBRARIES
     loader = [str(next(libraries.glob("ld-linux-*"))), "--library-path", str(libraries), str(root / f"usr/bin/{host.qemu}")]
     return [*loader, "-L", str(root / "usr/share/qemu"), "-L", str(root / "usr/share/seabios")]
-
-
-def unpack_debian(target: Path, packages: Sequence[str], architecture: str = "") -> None:
-    """Unpack packages of Debian SUITE, and all that they depend on, into the new folder `target`; none of their scripts is run."""
-    try:
-        source = mirror()
-    except MirrorError as error:
-        raise HostFilesError(str(error)) from error
-    archive = target.with_suffix(".tar")
-    what = ["--quiet", "--variant=extract", f"--include={','.join(packages)}", '--aptopt=APT::Install-Recommends "false"']
-    if architecture:
-        what.append(f"--architectures={architecture}")
-    run("mmdebstrap", *what, f"--keyring={KEYRING}", SUITE, archive, source)
-    target.mkdir()
-    run("tar", "-xf", archive, "-C", target, "--no-same-owner", "--exclude=./dev/*")
-    archive.unlink()
 
 
 def kernel(cache: Path, host: Host) -> tuple[Path, Path]:

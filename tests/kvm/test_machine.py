@@ -191,10 +191,14 @@ trampoline: .byte 0xba, 0xf8, 0x03, 0xb0, 'A', 0xee, 0xb0, 0x42, 0xa2, 0x00, 0x8
     assert running.console == b"A"
 
 
-def test_a_file_that_is_no_kernel_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"#!/bin/sh\n" * 100, "not an ELF file"), (bytes(56) + b"ARM\x64" + bytes(100), "Image for arm64")],
+)
+def test_a_file_that_is_no_kernel_of_this_machine_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "kernel"
-    path.write_bytes(b"#!/bin/sh\n" * 100)
-    with pytest.raises(BootError, match="not an ELF file"):
+    path.write_bytes(content)
+    with pytest.raises(BootError, match=message):
         Running(path)
 
 

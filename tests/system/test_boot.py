@@ -33,6 +33,7 @@ def boot(folder: Path, kernel: str, *options: str) -> "subprocess.CompletedProce
 KERNELS = {"x86_64": [("vmlinux", 1), ("vmlinux", 2), ("bzImage", 1)], "aarch64": [("Image", 1), ("Image", 2)]}
 
 
+@pytest.mark.aarch64
 @pytest.mark.parametrize(("kernel", "cpus"), KERNELS[toy.MACHINE])
 def test_our_kernel_boots(tmp_path: Path, kernel: str, cpus: int) -> None:
     done = boot(tmp_path, f"{toy.MACHINE}/{kernel}", "--cpus", str(cpus), "--memory", "128M")

@@ -115,6 +115,12 @@ def run(folder: Path, source: str, *options: str, stdin: bytes = b"") -> dict[st
     return result
 
 
+@pytest.mark.aarch64
+@pytest.mark.usefixtures("toy_language")
+def test_a_whole_run_costs_few_exits(tmp_path: Path) -> None:
+    assert run(tmp_path, "true", "--channel", "virtio")["exits"]["total"] <= 200
+
+
 @pytest.mark.usefixtures("toy_language")
 def test_a_long_output_is_cut_and_costs_little(tmp_path: Path) -> None:
     """A MiB of output costs at most 600 exits and wake-ups; of 50 MB one MiB is kept, and it is said that it was cut."""

@@ -23,7 +23,7 @@ AT_ONCE = 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """A program, how it is run, and what must come of it; the `quick` ones are not for the whole counts only."""
+    """A program, how it is run, and what must come of it; the `quick` ones are not for the whole counts only, nor the `arm` ones there."""
 
     name: str
     source: str
@@ -33,6 +33,7 @@ class Case:
     stdin: bytes = b""
     status: int = 0
     quick: bool = False
+    arm: bool = False
     stdout: bytes | None = b""
     stderr: str = ""
 
@@ -43,12 +44,12 @@ def printing(text: str) -> str:
 
 GO = 'package main\n\nimport "fmt"\n\nfunc main() { fmt.Println("hello") }\n'
 CASES = [
-    Case(name="prints", quick=True, source=printing("hello"), stdout=b"hello"),
+    Case(name="prints", quick=True, arm=True, source=printing("hello"), stdout=b"hello"),
     Case(name="over the serial port", quick=True, source=printing("by wire"), options=("--channel", "serial"), stdout=b"by wire"),
     Case(name="exits with 7", quick=True, source="fn main() { std::process::exit(7) }", status=7),
-    Case(name="does not compile", quick=True, source='fn main() { let x: i32 = "text"; }', status=1, stderr="mismatched types"),
+    Case(name="does not compile", quick=True, arm=True, source='fn main() { let x: i32 = "text"; }', status=1, stderr="mismatched types"),
     Case(name="panics", quick=True, source='fn main() { panic!("no way on") }', status=101, stderr="no way on"),
-    Case(name="aborts", quick=True, source="fn main() { std::process::abort() }", status=134),
+    Case(name="aborts", quick=True, arm=True, source="fn main() { std::process::abort() }", status=134),
     Case(
         name="reads standard input and arguments",
         quick=True,
@@ -140,7 +141,10 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         yield futures
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.quick or FULL], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=case.name, marks=[pytest.mark.aarch64] if case.arm else []) for case in CASES if case.quick or FULL],
+)
 @pytest.mark.timeout(DEADLINE_S)
 def test_a_program_comes_to_its_end(case: Case, results: Results) -> None:
     done = results[case.name].result()

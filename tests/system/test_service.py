@@ -142,6 +142,7 @@ def fail(server: Server, language: str) -> str:
     return " ".join(str(value) for value in result["error"].values())
 
 
+@pytest.mark.aarch64
 @pytest.mark.parametrize("channel", ["serial", "virtio"])
 def test_curl_posts_and_socat_reads(folder: Path, channel: str) -> None:
     server = Server(folder, "--channel", channel)
@@ -223,6 +224,7 @@ def test_killing_a_vmm_process_ends_its_run_only(server: Server) -> None:
     second.close()
 
 
+@pytest.mark.aarch64
 def test_a_kernel_that_cannot_boot_shows_its_console(server: Server) -> None:
     toy.build("noinit", agent=b"#!/bin/nothing\n")
     assert "Kernel panic" in fail(server, "noinit")

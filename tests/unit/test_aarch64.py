@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fdt  # type: ignore[import-untyped]
@@ -13,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mayfly.errors import BootError
-from vmm.arch.aarch64 import hardware, layout
+from mayfly.errors import BootError, KvmUnavailableError
+from vmm.arch.aarch64 import hardware, interrupts, layout
 from vmm.arch.aarch64.interrupts import GicVersion
 from vmm.config import MIB, Channel, MachineConfig, NetworkBackend, NetworkConfig
 from vmm.devices.clock import Clock, Register
@@ -99,6 +100,24 @@ def test_every_processor_is_started_by_psci_under_its_own_affinity() -> None:
     assert {parsed.get_property("enable-method", f"/cpus/{name}").value for name in nodes(parsed, "/cpus")} == {"psci"}
     assert {parsed.get_property("device_type", f"/cpus/{name}").value for name in nodes(parsed, "/cpus")} == {"cpu"}
     assert parsed.get_property("method", "/psci").value == "hvc"
+
+
+KINDS = SimpleNamespace(KVM_DEV_TYPE_ARM_VGIC_V2=5, KVM_DEV_TYPE_ARM_VGIC_V3=7)
+
+
+@pytest.mark.parametrize(("there", "version"), [({5, 7}, GicVersion.V3), ({7}, GicVersion.V3), ({5}, GicVersion.V2)])
+def test_the_newest_interrupt_controller_is_taken(there: set[int], version: GicVersion, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "lib", KINDS)
+    vm: Any = SimpleNamespace(has_device=there.__contains__)
+    assert interrupts.gic_version(vm) is version
+
+
+def test_a_host_whose_kvm_has_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "lib", KINDS)
+    vm: Any = SimpleNamespace(has_device=lambda kind: False)
+    with pytest.raises(KvmUnavailableError, match="GICv3 and GICv2") as caught:
+        interrupts.gic_version(vm)
+    assert "virtualisation extensions" in caught.value.hint
 
 
 @pytest.mark.parametrize(

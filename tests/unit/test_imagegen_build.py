@@ -119,6 +119,18 @@ def test_the_image_has_what_the_guest_needs(layout: Path) -> None:
     assert list(entries)[-2:] == [b"mayfly/end", b"TRAILER!!!"]
 
 
+def test_each_platform_of_an_index_becomes_an_image_with_its_own_agent(tmp_path: Path) -> None:
+    agents = {"x86_64": AGENT, "aarch64": b"\x7fELF Arm agent"}
+    (tmp_path / "agents/mayfly-agent.aarch64").write_bytes(agents["aarch64"])
+    maker = LayoutMaker(tmp_path / "both")
+    images = [maker.image([maker.layer(BASE), maker.layer(tar(member(b"arch", name.encode())))], name) for name in ("amd64", "arm64")]
+    layout = maker.finish(maker.index(images))
+    for (arch, agent), name in zip(agents.items(), (b"amd64", b"arm64"), strict=True):
+        built = build(_options(layout, arch=arch), Silent())
+        assert (built.manifest.arch, built.folder) == (arch, image_dir("toy", arch))
+        assert (_entries(built)[b"init"].data, _entries(built)[b"arch"].data) == (agent, name)
+
+
 def test_the_manifest_says_what_the_image_is(layout: Path) -> None:
     built = build(_options(layout), Silent())
     manifest = load(image_dir("toy", "x86_64"))

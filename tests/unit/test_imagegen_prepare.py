@@ -5,7 +5,6 @@ import io
 import platform
 import socket
 import stat
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -181,9 +180,7 @@ def test_another_command_may_run_the_steps(tmp_path: Path, monkeypatch: pytest.M
     made = tmp_path / "made.tar"
     made.write_bytes(tar(member(b"work/made", b"elsewhere")))
     script = tmp_path / "elsewhere"
-    script.write_text(
-        f'#!/bin/sh\n[ "$*" = "{sys.executable} -m imagegen.cli prepare $5 $6 /work/made" ] && test -s "$5/initramfs" && cp {made} "$6"\n'
-    )
+    script.write_text(f'#!/bin/sh\n[ "$*" = "imagegen prepare $3 $4 /work/made" ] && test -s "$3/initramfs" && cp {made} "$4"\n')
     script.chmod(0o755)
     built = build(_options(tmp_path, prepare_with=(str(script),)), Silent())
     assert _made(built)["work/made"][3] == b"elsewhere"

@@ -6,7 +6,7 @@ The Protocols below are the whole of what common code knows of an architecture.
 import platform
 from collections.abc import Callable, Sequence
 from collections.abc import Mapping as MappingOf
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from mayfly.errors import HostError
 from vmm.bus import Bus
@@ -141,32 +141,21 @@ class State(Protocol):
         ...
 
 
-class Architecture(Protocol):
-    """The files of one folder."""
-
-    @property
-    def boot(self) -> Boot: ...  # noqa: D102 (the file of that name)
-    @property
-    def cpu(self) -> Cpu: ...  # noqa: D102
-    @property
-    def hardware(self) -> Hardware: ...  # noqa: D102
-    @property
-    def interrupts(self) -> Interrupts: ...  # noqa: D102
-    @property
-    def layout(self) -> Layout: ...  # noqa: D102
-    @property
-    def probe(self) -> Probe: ...  # noqa: D102
-    @property
-    def state(self) -> State: ...  # noqa: D102
+Parts: TypeAlias = tuple[Boot, Cpu, Hardware, Interrupts, Layout, Probe, State]
+"""The files of one folder."""
 
 
-this: Architecture
-if platform.machine() == "x86_64":
-    from vmm.arch import x86_64 as this
-elif platform.machine() == "aarch64":
-    from vmm.arch import aarch64 as this
-else:
+def _parts() -> Parts:
+    """This machine's."""
+    if platform.machine() == "x86_64":
+        from vmm.arch import x86_64 as pc
+
+        return pc.boot, pc.cpu, pc.hardware, pc.interrupts, pc.layout, pc.probe, pc.state
+    if platform.machine() == "aarch64":
+        from vmm.arch import aarch64 as arm
+
+        return arm.boot, arm.cpu, arm.hardware, arm.interrupts, arm.layout, arm.probe, arm.state
     raise HostError(f"Mayfly does not run on {platform.machine()}", hint="use a host with x86_64 or aarch64 processors")
 
-boot, cpu, hardware, interrupts, layout = this.boot, this.cpu, this.hardware, this.interrupts, this.layout
-probe, state = this.probe, this.state
+
+boot, cpu, hardware, interrupts, layout, probe, state = _parts()

@@ -28,6 +28,8 @@ CLOCK = 0x0900_2000
 CLOCK_SIZE = 0x1000
 VIRTIO_MMIO = 0x0A00_0000
 VIRTIO_MMIO_SIZE = 0x1000
+VIRTIO_READABLE_AS_MEMORY = False
+"""A guest reads device registers past the caches, in which what we wrote may still be."""
 
 RAM = 0x4000_0000
 DEVICE_TREE = RAM

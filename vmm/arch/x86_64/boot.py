@@ -2,14 +2,14 @@
 
 import os
 
-from mayfly.errors import ConfigError
+from mayfly.errors import BootError, ConfigError
 from vmm.arch.x86_64 import layout
 from vmm.arch.x86_64.cpu import write_boot_tables
 from vmm.arch.x86_64.hardware import mp_table
 from vmm.config import MachineConfig
 from vmm.kvm.kvm import Vm
 from vmm.kvm.mapping import Mapping
-from vmm.loader import boot_params, bzimage, elf
+from vmm.loader import boot_params, bzimage, elf, image
 from vmm.loader.boot_params import E820
 from vmm.loader.placing import map_initrd, read_into
 from vmm.memory import GuestMemory
@@ -27,10 +27,12 @@ def load(
     size = os.fstat(kernel_fd).st_size
     head = os.pread(kernel_fd, HEAD, 0)
     if bzimage.is_bzimage(head):
-        image = bzimage.parse(head, size)
-        read_into(memory, kernel_fd, image.kernel_offset, image.load_address, size - image.kernel_offset)
-        entry, end = image.entry, image.load_address + image.init_size
-        setup_header, initrd_max, cmdline_size = image.setup_header, image.initrd_addr_max, image.cmdline_size
+        packed = bzimage.parse(head, size)
+        read_into(memory, kernel_fd, packed.kernel_offset, packed.load_address, size - packed.kernel_offset)
+        entry, end = packed.entry, packed.load_address + packed.init_size
+        setup_header, initrd_max, cmdline_size = packed.setup_header, packed.initrd_addr_max, packed.cmdline_size
+    elif image.is_image(head):
+        raise BootError("the kernel is an Image for arm64; this machine needs a vmlinux or bzImage for x86-64", hint="make kernel")
     else:
         vmlinux = elf.parse(head, size, elf.Machine.X86_64)
         for segment in vmlinux.segments:
