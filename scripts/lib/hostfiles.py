@@ -22,6 +22,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -222,11 +223,12 @@ def take_state_disk(cache: Path, arch: str) -> tuple[Path, int]:
     kind = "" if arch == platform.machine() else f"{arch}-"
     disks = [cache / f"{kind}state-{number}.ext4" for number in range(1, STATE_DISKS + 1)]
     locks = [os.open(disk.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) for disk in disks]
-    held = next((number for number, lock in enumerate(locks) if _flock(lock, fcntl.LOCK_NB)), -1)
-    if held < 0:
-        print(f"with-kvm: {STATE_DISKS} emulated hosts run already; waiting until one ends", file=sys.stderr)
-        held = os.getpid() % STATE_DISKS
-        _flock(locks[held])
+    waited = False
+    while (held := next((number for number, lock in enumerate(locks) if _flock(lock)), -1)) < 0:
+        if not waited:
+            print(f"with-kvm: {STATE_DISKS} emulated hosts run already; waiting until one ends", file=sys.stderr)
+        waited = True
+        time.sleep(0.5)  # no call waits for either of two locks
     for number, lock in enumerate(locks):
         if number != held:
             os.close(lock)
@@ -234,9 +236,9 @@ def take_state_disk(cache: Path, arch: str) -> tuple[Path, int]:
     return disks[held], locks[held]
 
 
-def _flock(descriptor: int, flags: int = 0) -> bool:
+def _flock(descriptor: int) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
