@@ -66,6 +66,7 @@ def run_process(config: MachineConfig, channel: socket.socket, report_fd: int, f
     except Exception as caught:
         error = MayflyError(f"a fault of the monitor: {caught!r}", hint="report it, with this text:\n" + traceback.format_exc())
     # The process ends without unmapping anything: the kernel does that faster, and out of the reply's way.
+    exits["page-faults"] = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     report.say("ended", reason=end, error=_describe(error), console=console.tail(), exits=exits, phases=phases)
 
 
