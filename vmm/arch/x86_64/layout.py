@@ -57,8 +57,8 @@ class Port(IntEnum):
     UART0 = 0x3F8
 
 
-UART0 = Port.UART0
-UART1 = Port.UART1
+UART0: int = Port.UART0
+UART1: int = Port.UART1
 UART_SIZE = 8
 
 UART1_GSI = 3
