@@ -149,12 +149,13 @@ def uplink(namespace: None) -> None:
 
 @pytest.fixture
 def mayfly(tmp_path: Path) -> Start:
-    """Start a snippet with a network."""
+    """Start a snippet, with a network if there are options for it."""
 
     def start(source: str, *options: str) -> "subprocess.Popen[str]":
         path = tmp_path / "snippet.toy"
         path.write_text(source)
-        command = [sys.executable, "-m", "api.cli", "run", "--network", "--wall", "300", *options, str(path)]
+        network = ["--network"] if options else []
+        command = [sys.executable, "-m", "api.cli", "run", *network, "--wall", "300", *options, str(path)]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     return start
@@ -185,6 +186,10 @@ def exchange(mayfly: Start, address: str, size: int, *options: str, also: str) -
 @pytest.mark.usefixtures("tap")
 @pytest.mark.parametrize("cpus", ["1", "2"] if FULL else ["2"])
 def test_everything_goes_over_tap_both_ways(mayfly: Start, cpus: str) -> None:
+    """While another machine runs beside it."""
+    neighbour = mayfly("echo ready; read line; echo $line")
+    assert neighbour.stdout is not None
+    assert neighbour.stdout.readline() == "ready\n"
     also = f"""
         cat /sys/class/net/eth0/operstate
         echo-request {GATEWAY6}
@@ -193,6 +198,7 @@ def test_everything_goes_over_tap_both_ways(mayfly: Start, cpus: str) -> None:
     """
     lines = exchange(mayfly, GATEWAY, SIZE, *TAP_OPTIONS, "--cpus", cpus, also=also)
     assert lines == ["up", "pong", "silence", "no way"]
+    assert neighbour.communicate("unharmed\n", DEADLINE_S)[0] == "unharmed\n"
 
 
 @pytest.mark.usefixtures("tap")

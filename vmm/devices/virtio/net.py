@@ -278,7 +278,7 @@ class Net(VirtioDevice):
                 self.host.report(Misuse.DIRECTION)
                 queue.push(chain.head, 0)
                 continue
-            room = sum(map(len, chain.writable))
+            room = len(chain.writable[0]) if len(chain.writable) == 1 else sum(map(len, chain.writable))
             self._ready.append((chain, room))
             self._room += room
         return False
@@ -306,7 +306,9 @@ class Net(VirtioDevice):
             began = done
             for view in chain.writable:
                 part = source[done : done + len(view)]
-                view[: len(part)] = part
+                if len(part) < len(view):
+                    view = view[: len(part)]
+                view[:] = part
                 done += len(part)
             queue.push(chain.head, done - began)
         return used

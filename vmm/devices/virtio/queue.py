@@ -143,6 +143,10 @@ class Queue:
             return None
         self._taken = (self._taken + 1) & 0xFFFF
         try:
+            address, length, flags, _ = _DESCRIPTOR.unpack_from(self._descriptors, head * _DESCRIPTOR_BYTES)
+            if not flags & ~_WRITE and length:  # one buffer, as most chains are
+                buffer = [self._memory.slice(address, length)]
+                return Chain(head, [], buffer) if flags else Chain(head, buffer, [])
             return self._walk(head)
         except _BadChainError as error:
             self._report(error.misuse)

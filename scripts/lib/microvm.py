@@ -1,0 +1,43 @@
+"""QEMU's microvm, which benchmarks measure beside ours: the same kernel, initramfs and guest's command line, on the same KVM."""
+
+import contextlib
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+
+from vmm.channel import PORT_NAME
+from vmm.config import MIB, MachineConfig
+from vmm.machine import command_line
+
+# In-kernel interrupt controllers; no PIT, PIC, RTC or serial port.
+MACHINE = "microvm,accel=kvm,pit=off,pic=off,rtc=off,isa-serial=off,acpi=off,x-option-roms=off"
+OURS_ONLY = ("virtio_mmio.", "earlycon", "keep_bootcon")
+DEADLINE_S = 120.0
+
+
+def command(config: MachineConfig, channel: str, devices: Sequence[str] = ()) -> list[str]:
+    """QEMU's command line for a machine like `config`, its virtio channel on the listening Unix socket `channel`."""
+    words = [word for word in command_line(config).split() if not word.startswith(OURS_ONLY)]
+    line = ["qemu-system-x86_64", "-M", MACHINE, "-cpu", "host", "-m", f"{config.memory // MIB}", "-smp", str(config.cpus)]
+    line += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+    line += ["-kernel", config.kernel, "-initrd", str(config.initrd), "-append", " ".join(words)]
+    line += ["-chardev", f"socket,id=channel,path={channel}", "-device", "virtio-serial-device,max_ports=2"]
+    return [*line, "-device", f"virtserialport,chardev=channel,name={PORT_NAME}", *devices]
+
+
+@contextlib.contextmanager
+def started(config: MachineConfig, devices: Sequence[str] = ()) -> Iterator[socket.socket]:
+    """The channel of such a machine, which is killed in the end."""
+    with tempfile.TemporaryDirectory() as work, socket.socket(socket.AF_UNIX) as listener:
+        path = f"{work}/channel"
+        listener.bind(path)
+        listener.listen()
+        listener.settimeout(DEADLINE_S)
+        with subprocess.Popen(command(config, path, devices), stdin=subprocess.DEVNULL) as process:
+            try:
+                channel, _ = listener.accept()
+                with channel:
+                    yield channel
+            finally:
+                process.kill()
