@@ -265,8 +265,8 @@ def tool_disk(cache: Path, folders: Sequence[Path]) -> Path:
     """A disk with copies of `folders`, as /0, /1, …; made again when a file in them has changed."""
     digest = hashlib.sha256()
     for folder in folders:
-        for path, size, time in _files(folder):
-            digest.update(f"{path}\0{size}\0{time}\n".encode("utf-8", "surrogateescape"))
+        for path, size, changed in _files(folder):
+            digest.update(f"{path}\0{size}\0{changed}\n".encode("utf-8", "surrogateescape"))
     disk = cache / f"tools-{digest.hexdigest()[:16]}.ext4"
     if disk.exists():
         return disk
