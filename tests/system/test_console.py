@@ -118,7 +118,16 @@ def run(folder: Path, source: str, *options: str, stdin: bytes = b"") -> dict[st
 @pytest.mark.aarch64
 @pytest.mark.usefixtures("toy_language")
 def test_a_whole_run_costs_few_exits(tmp_path: Path) -> None:
-    assert run(tmp_path, "true", "--channel", "virtio")["exits"]["total"] <= 200
+    assert run(tmp_path, "true", "--cold", "--channel", "virtio")["exits"]["total"] <= 200
+
+
+@pytest.mark.aarch64
+@pytest.mark.usefixtures("toy_language")
+def test_a_restored_machine_has_all_its_processors_and_timers(tmp_path: Path) -> None:
+    """The first run makes the language's snapshot, the second one only takes it."""
+    for _ in range(2):
+        result = run(tmp_path, "nproc; sleep 0.1; echo awake", "--cpus", "2")
+        assert result["steps"][1]["stdout"] == "2\nawake\n"
 
 
 @pytest.mark.usefixtures("toy_language")

@@ -14,7 +14,10 @@ MACHINE = platform.machine()
 AGENT = Path(__file__).resolve().parents[2] / f"imagegen/agents/mayfly-agent.{MACHINE}"
 BUSYBOX = Path("/bin/busybox")
 MOUNTS = {"devtmpfs": "dev", "proc": "proc", "sysfs": "sys"}
-APPLETS = ("sh", "cat", "echo", "sleep", "seq", "head", "yes", "kill", "true", "false", "dd", "reboot", "sha256sum", "date", "touch")
+APPLETS = (
+    *("sh", "cat", "echo", "sleep", "seq", "head", "yes", "kill", "true", "false"),
+    *("dd", "nproc", "reboot", "sha256sum", "date", "touch"),
+)
 NETWORK_APPLETS = ("nc", "nslookup", "ls", "grep", "mkfifo")
 
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mayfly.errors import BootError, KvmUnavailableError
-from vmm.arch.aarch64 import hardware, interrupts, layout
+from vmm.arch.aarch64 import hardware, interrupts, layout, state
 from vmm.arch.aarch64.interrupts import GicVersion
 from vmm.config import MIB, Channel, MachineConfig, NetworkBackend, NetworkConfig
 from vmm.devices.clock import Clock, Register
@@ -210,6 +210,23 @@ def test_the_clock_tells_one_time_in_two_halves(now: int) -> None:
     clock.write(Register.TIME_LOW, 4, 0)
     assert clock.read(0x18, 4) == 0
     assert clock.read(Register.TIME_LOW, 4) == now & 0xFFFF_FFFF
+
+
+def test_every_register_of_the_interrupt_controller_is_saved_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = {"DIST_REGS": 1, "REDIST_REGS": 5, "CPU_SYSREGS": 6, "LEVEL_INFO": 7}
+    monkeypatch.setattr(state, "lib", SimpleNamespace(**{f"KVM_DEV_ARM_VGIC_GRP_{name}": number for name, number in groups.items()}))
+    device: Any = SimpleNamespace(get_int=lambda group, attribute, size: 6 << 8)  # 7 bits of priority
+    registers = list(state._gic_registers(device, 2))
+    assert len(registers) == len(set(registers))
+    distributor = [attribute for group, attribute, _ in registers if group == groups["DIST_REGS"]]
+    assert distributor[:3] == [0, 0x6100, 0x6104]  # GICD_CTLR, and where interrupt 32 goes
+    assert {0x84, 0x104, 0x204, 0x304, 0x43C, 0xC08, 0xC0C} <= set(distributor)
+    assert not {0x80, 0x88, 0x100, 0x41C, 0x440, 0xC04, 0xC10} & set(distributor)
+    second = [attribute & 0xFFFF_FFFF for group, attribute, _ in registers if group == groups["REDIST_REGS"] and attribute >> 32 == 1]
+    priorities = [0x1_0400 + offset for offset in range(0, 32, 4)]
+    assert second == [0x1_0080, 0x1_0C00, 0x1_0C04, *priorities, 0x1_0100, 0x1_0200, 0x1_0300]
+    interface = {attribute & 0xFFFF for group, attribute, _ in registers if group == groups["CPU_SYSREGS"]}
+    assert interface == {0xC230, 0xC643, 0xC663, 0xC664, 0xC665, 0xC666, 0xC667, *range(0xC644, 0xC64C)}
 
 
 NUMBERS = """

@@ -6,7 +6,7 @@ The Protocols below are the whole of what common code knows of an architecture.
 import platform
 from collections.abc import Callable, Sequence
 from collections.abc import Mapping as MappingOf
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 from mayfly.errors import HostError
 from vmm.bus import Bus
@@ -141,21 +141,22 @@ class State(Protocol):
         ...
 
 
-Parts: TypeAlias = tuple[Boot, Cpu, Hardware, Interrupts, Layout, Probe, State]
-"""The files of one folder."""
+boot: Boot
+cpu: Cpu
+hardware: Hardware
+interrupts: Interrupts
+layout: Layout
+probe: Probe
+state: State
+if platform.machine() == "x86_64":
+    from vmm.arch import x86_64 as pc
 
+    boot, cpu, hardware, interrupts = pc.boot, pc.cpu, pc.hardware, pc.interrupts
+    layout, probe, state = pc.layout, pc.probe, pc.state
+elif platform.machine() == "aarch64":
+    from vmm.arch import aarch64 as arm
 
-def _parts() -> Parts:
-    """This machine's."""
-    if platform.machine() == "x86_64":
-        from vmm.arch import x86_64 as pc
-
-        return pc.boot, pc.cpu, pc.hardware, pc.interrupts, pc.layout, pc.probe, pc.state
-    if platform.machine() == "aarch64":
-        from vmm.arch import aarch64 as arm
-
-        return arm.boot, arm.cpu, arm.hardware, arm.interrupts, arm.layout, arm.probe, arm.state
+    boot, cpu, hardware, interrupts = arm.boot, arm.cpu, arm.hardware, arm.interrupts
+    layout, probe, state = arm.layout, arm.probe, arm.state
+else:
     raise HostError(f"Mayfly does not run on {platform.machine()}", hint="use a host with x86_64 or aarch64 processors")
-
-
-boot, cpu, hardware, interrupts, layout, probe, state = _parts()

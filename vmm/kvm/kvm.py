@@ -173,6 +173,13 @@ class Device(_Descriptor):
         address = int(ffi.cast("uintptr_t", cell))
         self.ioctl_struct("KVM_SET_DEVICE_ATTR", ffi.new("struct kvm_device_attr *", {"group": group, "attr": attribute, "addr": address}))
 
+    def get_int(self, group: int, attribute: int, size: int) -> int:
+        """The value, of `size` bytes, of an attribute (api.rst 4.80)."""
+        cell = ffi.new("uint8_t[]", size)
+        address = int(ffi.cast("uintptr_t", cell))
+        self.ioctl_struct("KVM_GET_DEVICE_ATTR", ffi.new("struct kvm_device_attr *", {"group": group, "attr": attribute, "addr": address}))
+        return int.from_bytes(bytes(cell), "little")
+
 
 class Vcpu(_Descriptor):
     """One vCPU and its shared kvm_run page. Used by its own thread, but for `request_exit`."""

@@ -14,26 +14,34 @@ def set_up(vm: Vm, vcpus: Sequence[Vcpu], *, entry: int) -> None:
 
     The others are switched off until the kernel asks for them by PSCI, which KVM answers itself.
     """
+    reset(vm, vcpus)
+    set_register(vcpus[0], lib.REG_PC, entry.to_bytes(8, "little"))
+    set_register(vcpus[0], lib.REG_X0, layout.DEVICE_TREE.to_bytes(8, "little"))
+
+
+def reset(vm: Vm, vcpus: Sequence[Vcpu]) -> None:
+    """Give all vCPUs the state of a processor's reset: the first one is on, the others are off."""
     target = ffi.new("struct kvm_vcpu_init *")
     vm.ioctl_struct("KVM_ARM_PREFERRED_TARGET", target)
     for vcpu in vcpus:
         target.features[0] = 1 << lib.KVM_ARM_VCPU_PSCI_0_2 | (1 << lib.KVM_ARM_VCPU_POWER_OFF if vcpu is not vcpus[0] else 0)
         vcpu.ioctl_struct("KVM_ARM_VCPU_INIT", target)
-    _set_register(vcpus[0], lib.REG_PC, entry)
-    _set_register(vcpus[0], lib.REG_X0, layout.DEVICE_TREE)
 
 
-def _set_register(vcpu: Vcpu, register: int, value: int) -> None:
-    cell = ffi.new("uint64_t *", value)
+def set_register(vcpu: Vcpu, register: int, value: bytes) -> None:
+    """Set a register, of its whole size, little-endian (api.rst 4.68)."""
+    cell = ffi.new("uint8_t[]", value)
     vcpu.ioctl_struct("KVM_SET_ONE_REG", ffi.new("struct kvm_one_reg *", {"id": register, "addr": int(ffi.cast("uintptr_t", cell))}))
 
 
-def _register(vcpu: Vcpu, register: int) -> int:
-    cell = ffi.new("uint64_t *")
+def get_register(vcpu: Vcpu, register: int) -> bytes:
+    """A register, whose size is part of its id (api.rst 4.69)."""
+    cell = ffi.new("uint8_t[]", 1 << ((register & lib.KVM_REG_SIZE_MASK) >> lib.KVM_REG_SIZE_SHIFT))
     vcpu.ioctl_struct("KVM_GET_ONE_REG", ffi.new("struct kvm_one_reg *", {"id": register, "addr": int(ffi.cast("uintptr_t", cell))}))
-    return int(cell[0])
+    return bytes(cell)
 
 
 def describe_registers(vcpu: Vcpu) -> str:
     """The registers that matter, for the error of a guest that crashed."""
-    return " ".join(f"{name.lower()}={_register(vcpu, getattr(lib, f'REG_{name}')):#x}" for name in NAMES)
+    values = {name: int.from_bytes(get_register(vcpu, getattr(lib, f"REG_{name}")), "little") for name in NAMES}
+    return " ".join(f"{name.lower()}={value:#x}" for name, value in values.items())

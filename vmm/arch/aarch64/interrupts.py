@@ -35,18 +35,19 @@ def gic_version(vm: Vm) -> GicVersion:
 
 
 class InterruptController:
-    """A GIC. Owns its descriptor."""
+    """A GIC. Owns its descriptor, `device`."""
 
-    def __init__(self, device: Device) -> None:
-        self._device = device
+    def __init__(self, version: GicVersion, device: Device) -> None:
+        self.version = version
+        self.device = device
 
     def start(self) -> None:
         """Make it ready, once every vCPU exists (Linux Documentation/virt/kvm/devices/arm-vgic-v3.rst, KVM_DEV_ARM_VGIC_GRP_CTRL)."""
-        self._device.set(lib.KVM_DEV_ARM_VGIC_GRP_CTRL, lib.KVM_DEV_ARM_VGIC_CTRL_INIT)
+        self.device.set(lib.KVM_DEV_ARM_VGIC_GRP_CTRL, lib.KVM_DEV_ARM_VGIC_CTRL_INIT)
 
     def close(self) -> None:
         """Close the descriptor."""
-        self._device.close()
+        self.device.close()
 
 
 def create(vm: Vm, *, pit: bool) -> InterruptController:
@@ -55,7 +56,8 @@ def create(vm: Vm, *, pit: bool) -> InterruptController:
     Raises:
         KvmUnavailableError: this host's KVM has no GIC.
     """
-    if gic_version(vm) is GicVersion.V3:
+    version = gic_version(vm)
+    if version is GicVersion.V3:
         kind = lib.KVM_DEV_TYPE_ARM_VGIC_V3
         addresses = {
             lib.KVM_VGIC_V3_ADDR_TYPE_DIST: layout.GIC_DISTRIBUTOR,
@@ -71,4 +73,4 @@ def create(vm: Vm, *, pit: bool) -> InterruptController:
     for which, address in addresses.items():
         device.set_int(lib.KVM_DEV_ARM_VGIC_GRP_ADDR, which, 8, address)
     device.set_int(lib.KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, 4, INTERRUPTS)
-    return InterruptController(device)
+    return InterruptController(version, device)

@@ -1,27 +1,161 @@
-"""What KVM keeps of an aarch64 machine besides its memory. Not taken out nor put back yet: this architecture has no snapshots."""
+"""What KVM keeps of an aarch64 machine besides its memory: taken out for a snapshot, put back before the guest goes on.
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+A vCPU is the registers that KVM lists, its power state, and an error that waits. Among them is the virtual counter, which all vCPUs
+share: the guest's time goes on where it stopped. The interrupt controller is read and written by its registers, as a processor sees
+them (Linux Documentation/virt/kvm/devices/arm-vgic-v3.rst; GIC architecture specification, chapter 12).
+"""
 
-from mayfly.errors import SnapshotError
-from vmm.arch.aarch64.interrupts import InterruptController
-from vmm.kvm.kvm import Kvm, Vcpu, Vm
+import base64
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+from mayfly.errors import KvmError, SnapshotError
+from vmm.arch.aarch64.cpu import get_register, reset, set_register
+from vmm.arch.aarch64.hardware import mpidr
+from vmm.arch.aarch64.interrupts import INTERRUPTS, GicVersion, InterruptController
+from vmm.kvm._kvm import ffi, lib
+from vmm.kvm.kvm import Device, Kvm, Vcpu, Vm
+
+State = Mapping[str, Any]
+"""JSON: names, numbers, and KVM's structures in base64."""
+
+CPUINFO = Path("/proc/cpuinfo")
+MAX_REGISTERS = 2048
+PRIVATE = 32
+"""SGIs and PPIs, which each processor has of its own; SPIs come behind them."""
 
 
-def identity(kvm: Kvm) -> NoReturn:
-    """There is none.
+class Gicd(IntEnum):
+    """Registers of the distributor; all but the first are arrays with an entry for each interrupt."""
+
+    CTLR = 0x0000
+    IGROUPR = 0x0080
+    ISENABLER = 0x0100
+    ISPENDR = 0x0200
+    ISACTIVER = 0x0300
+    IPRIORITYR = 0x0400
+    ICFGR = 0x0C00
+    IROUTER = 0x6000
+
+
+ARRAYS = {Gicd.IGROUPR: 1, Gicd.ICFGR: 2, Gicd.IPRIORITYR: 8, Gicd.ISENABLER: 1, Gicd.ISPENDR: 1, Gicd.ISACTIVER: 1}
+"""Bits of an interrupt's entry, in the order of restoring. A redistributor has them too, for the private ones, in its second frame."""
+SECOND_FRAME = 0x1_0000
+
+
+def _icc(op1: int, crn: int, crm: int, op2: int) -> int:
+    """A system register of the processor's interface as the attribute wants it; op0 is 3."""
+    return 3 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
+
+
+ICC_CTLR = _icc(0, 12, 12, 4)
+ICC_REGISTERS = {
+    "sre": _icc(0, 12, 12, 5),
+    "ctlr": ICC_CTLR,
+    "pmr": _icc(0, 4, 6, 0),
+    "bpr0": _icc(0, 12, 8, 3),
+    "bpr1": _icc(0, 12, 12, 3),
+    "igrpen0": _icc(0, 12, 12, 6),
+    "igrpen1": _icc(0, 12, 12, 7),
+}
+ICC_AP0R0, ICC_AP1R0 = _icc(0, 12, 8, 4), _icc(0, 12, 9, 0)
+"""Active priorities: one register for 5 bits of priority, 2 for 6, 4 for 7."""
+
+
+def identity(kvm: Kvm) -> str:
+    """A digest of this host's processor. What KVM makes of it is in the registers, which it does not take where they differ."""
+    kept = [line for line in CPUINFO.read_text().split("\n\n")[0].splitlines() if not line.startswith(("processor", "BogoMIPS"))]
+    return hashlib.sha256("\n".join(kept).encode()).hexdigest()
+
+
+def save(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu]) -> State:
+    """All of it. The vCPUs stand still, with no access of theirs half done.
 
     Raises:
-        SnapshotError: always.
+        SnapshotError: the interrupt controller is a GICv2.
     """
-    raise SnapshotError("there are no snapshots on aarch64", hint="start the machine without one")
+    if controller.version is not GicVersion.V3:
+        raise SnapshotError("snapshots need a GICv3, this host has a GICv2", hint="start the machine without one")
+    return {
+        "vcpus": [_save_vcpu(vcpu) for vcpu in vcpus],
+        "gic": [controller.device.get_int(*register) for register in _gic_registers(controller.device, len(vcpus))],
+    }
 
 
-def save(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu]) -> NoReturn:
-    """Not there; see `identity`."""
-    identity(vm.kvm)
+def restore(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu], state: State) -> None:
+    """Put it back into new vCPUs and a new interrupt controller, which have not run.
+
+    Raises:
+        SnapshotError: the state is of another shape, or this KVM does not take it.
+    """
+    if len(state["vcpus"]) != len(vcpus):
+        raise SnapshotError(f"the snapshot has {len(state['vcpus'])} vCPUs, the machine {len(vcpus)}")
+    try:
+        reset(vm, vcpus)
+        for vcpu, saved in zip(vcpus, state["vcpus"], strict=True):  # the last one's counter is the latest, and holds for all
+            _restore_vcpu(vcpu, saved)
+        registers = list(_gic_registers(controller.device, len(vcpus)))
+        for (group, attribute, size), value in zip(registers, state["gic"], strict=True):
+            controller.device.set_int(group, attribute, size, value)
+    except KvmError as error:
+        raise SnapshotError(f"this KVM does not take the snapshot's state: {error}", hint="make the snapshot again on this host") from error
 
 
-def restore(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu], state: Mapping[str, Any]) -> NoReturn:
-    """Not there; see `identity`."""
-    identity(vm.kvm)
+def _save_vcpu(vcpu: Vcpu) -> dict[str, Any]:
+    known = ffi.new("struct kvm_reg_list *", {"n": MAX_REGISTERS, "reg": MAX_REGISTERS})
+    vcpu.ioctl_struct("KVM_GET_REG_LIST", known)
+    mp_state, events = ffi.new("struct kvm_mp_state *"), ffi.new("struct kvm_vcpu_events *")
+    vcpu.ioctl_struct("KVM_GET_MP_STATE", mp_state)
+    vcpu.ioctl_struct("KVM_GET_VCPU_EVENTS", events)
+    return {
+        "registers": [(register, get_register(vcpu, register).hex()) for register in known.reg[0 : known.n]],
+        "mp_state": mp_state.mp_state,
+        "events": base64.b64encode(bytes(ffi.buffer(events))).decode(),
+    }
+
+
+def _restore_vcpu(vcpu: Vcpu, state: State) -> None:
+    for register, value in state["registers"]:
+        set_register(vcpu, register, bytes.fromhex(value))
+    events, data = ffi.new("struct kvm_vcpu_events *"), base64.b64decode(state["events"])
+    if len(data) != ffi.sizeof(events[0]):
+        raise SnapshotError(f"the snapshot's events have {len(data)} bytes, this KVM's {ffi.sizeof(events[0])}")
+    ffi.memmove(events, data, len(data))
+    vcpu.ioctl_struct("KVM_SET_VCPU_EVENTS", events)
+    vcpu.ioctl_struct("KVM_SET_MP_STATE", ffi.new("struct kvm_mp_state *", {"mp_state": state["mp_state"]}))
+
+
+def _gic_registers(device: Device, cpus: int) -> Iterator[tuple[int, int, int]]:
+    """Group, attribute and bytes of every register with state in it, in the order of restoring.
+
+    In a new controller all bits are 0, so writing a register that sets bits puts it as it was.
+    """
+    distributor, redistributor = lib.KVM_DEV_ARM_VGIC_GRP_DIST_REGS, lib.KVM_DEV_ARM_VGIC_GRP_REDIST_REGS
+    levels, interface = lib.KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, lib.KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS
+    yield distributor, Gicd.CTLR, 4
+    for intid in range(PRIVATE, INTERRUPTS):
+        for half in (0, 4):
+            yield distributor, Gicd.IROUTER + 8 * intid + half, 4
+    for array, bits in ARRAYS.items():
+        for offset in range(PRIVATE * bits // 8, INTERRUPTS * bits // 8, 4):
+            yield distributor, array + offset, 4
+    yield levels, PRIVATE, 4
+    for processor in (mpidr(cpu) << 32 for cpu in range(cpus)):
+        for array, bits in ARRAYS.items():
+            for offset in range(0, PRIVATE * bits // 8, 4):
+                yield redistributor, processor | SECOND_FRAME + array + offset, 4
+        yield levels, processor, 4
+        for register in ICC_REGISTERS.values():
+            yield interface, processor | register, 8
+        for number in range(_active_priorities(device, processor)):
+            yield interface, processor | ICC_AP0R0 + number, 8
+            yield interface, processor | ICC_AP1R0 + number, 8
+
+
+def _active_priorities(device: Device, processor: int) -> int:
+    """How many registers of active priorities this controller has (ICC_CTLR_EL1.PRIbits is one less than the bits of a priority)."""
+    bits = (device.get_int(lib.KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, processor | ICC_CTLR, 8) >> 8 & 7) + 1
+    return 1 << max(0, bits - 5)
