@@ -50,8 +50,10 @@ bench: setup kernel agent images
 	@mkdir -p build
 	@scripts/with-kvm scripts/bench measure build/bench.json
 	@scripts/with-kvm scripts/bench-network build/bench-network.json
+	@scripts/with-kvm scripts/bench-snapshots linux build/bench-snapshots.json
+	@.venv/bin/python scripts/bench-snapshots tiny build/bench-tiny.json
 	@.venv/bin/python scripts/bench plot build/bench.json build/bench.png
-	@echo "build/bench.json build/bench.png build/bench-network.json"
+	@echo "build/bench.json build/bench.png build/bench-network.json build/bench-snapshots.json build/bench-tiny.json"
 
 # What was built in this folder. Kernels, images and the emulated host's disk are in $$XDG_CACHE_HOME/mayfly and $$XDG_DATA_HOME/mayfly.
 clean:
