@@ -217,7 +217,8 @@ class Session:
         return Failed(GuestError(text, hint="the snippet may have tampered with its machine; nothing else is affected"))
 
     def resumed(self, identity: Resumed) -> bytes:
-        """The frame that gives a restored machine an identity of its own; HELLO follows."""
+        """The frame that gives a restored machine an identity of its own; HELLO follows. Before `begin` only."""
+        self.state = State.GREETING
         return encode_frame(identity, 0)
 
     def begin(self, run: int, start: Start, files: Sequence[bytes]) -> Iterator[bytes]:

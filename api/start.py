@@ -13,6 +13,10 @@ from mayfly.errors import BootError, ConsoleTailError, GuestError, MayflyError
 from mayfly.protocol import Hello, Resumed
 
 ENTROPY_BYTES = 64
+CLOCK_ERROR_S = 0.03
+"""How far a restored machine's clock may be behind this host's."""
+CLOCK_ATTEMPTS = 3
+"""To set it so; a host that is slower than that has a clock that is behind by as much."""
 
 
 class StartKind(enum.StrEnum):
@@ -45,9 +49,7 @@ async def start(spawner: Spawner, wanted: Wanted) -> Ready:
     try:
         session = Session(arch=wanted.image.manifest.arch, end_marker=wanted.image.manifest.end_marker)
         async with asyncio.timeout(wanted.timeout_s):
-            if wanted.machine.restore:
-                await machine.write(session.resumed(identity()))
-            hello = await _greeting(machine, session)
+            hello = await (_resume if wanted.machine.restore else _greeting)(machine, session)
     except BaseException as caught:
         ended = await machine.stop(0 if isinstance(caught, asyncio.CancelledError) else 1)
         if isinstance(caught, TimeoutError):
@@ -63,10 +65,18 @@ async def start(spawner: Spawner, wanted: Wanted) -> Ready:
     return Ready(machine, session, hello, kind, time.monotonic() - began)
 
 
-def identity() -> Resumed:
-    """What makes a restored machine another than its siblings: now."""
-    name = f"mayfly-{os.urandom(4).hex()}"
-    return Resumed(time_ns=time.time_ns(), boot_id=os.urandom(16), hostname=name, entropy=os.urandom(ENTROPY_BYTES))
+async def _resume(machine: Machine, session: Session) -> Hello:
+    """Make a restored machine another than its siblings. The time in RESUMED is that of its sending; where the answer to the first one took
+    long, as the machine was still being made, it is said again to the machine that is up.
+    """
+    boot_id, name = os.urandom(16), f"mayfly-{os.urandom(4).hex()}"
+    for _ in range(CLOCK_ATTEMPTS):
+        sent = time.monotonic()
+        await machine.write(session.resumed(Resumed(time.time_ns(), boot_id, name, os.urandom(ENTROPY_BYTES))))
+        hello = await _greeting(machine, session)
+        if time.monotonic() - sent < CLOCK_ERROR_S:
+            break
+    return hello
 
 
 async def _greeting(machine: Machine, session: Session) -> Hello:

@@ -49,11 +49,10 @@ class FakeAgent:
         if self.fault == "incomplete":
             self.send(p.Error(p.ErrorCode.INCOMPLETE_ROOT, "no end marker"), run=0)
         frames = p.FrameReader(p.FROM_HOST)
-        if os.environ.get("FAKE_RESTORE"):
-            while not any(isinstance(frame.message, p.Resumed) for frame in frames.feed(self.channel.recv(65536))):
-                pass
+        self.hello = p.Hello(99 if self.fault == "version" else p.PROTOCOL_VERSION, "fake", arch, 1234, marker)
         self.channel.sendall(b"console noise\xc0\xc0garbage\xc0")
-        self.send(p.Hello(99 if self.fault == "version" else p.PROTOCOL_VERSION, "fake", arch, 1234, marker), run=0)
+        if not os.environ.get("FAKE_RESTORE"):
+            self.send(self.hello, run=0)
         while data := self.channel.recv(65536):
             for frame in frames.feed(data):
                 self.take(frame)
@@ -62,6 +61,8 @@ class FakeAgent:
 
     def take(self, frame: p.Frame) -> None:
         match frame.message:
+            case p.Resumed():
+                self.send(self.hello, run=0)
             case p.Start() as start:
                 self.run, self.start = frame.run, start
                 for entry in start.files:

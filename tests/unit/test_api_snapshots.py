@@ -290,7 +290,7 @@ def test_idle_machines_make_room_for_another_language(serve: Callable[..., Any])
         await service.starter.close()
         assert service.admission.used == 0
 
-    serve(scenario, warm=3, queue=0)
+    serve(scenario, warm=3, queue=0, run_wall_s=60)
 
 
 def test_a_run_that_is_cancelled_at_once_leaves_no_idle_machine(serve: Callable[..., Any]) -> None:
