@@ -31,6 +31,7 @@ arm: setup agents
 test-images: setup agent kernel
 	@scripts/debian-kernel >/dev/null
 	@scripts/build-image go
+	@test "$$(uname -m)" = aarch64 || scripts/build-image go --arch aarch64
 	@scripts/build-image rust --layout docker --output build/rust-docker
 
 demo: setup kernel agent images

@@ -51,7 +51,7 @@ class Images:
         base = paths.data_dir() / "images"
         for folder in sorted(base.glob(f"*/{self.arch}")):
             try:
-                image = Image(folder, manifest.load(folder))
+                image = Image(folder, self._load(folder))
             except ImageNotFoundError:
                 continue  # being built, or removed
             except (ImageError, OSError) as error:
@@ -87,12 +87,20 @@ class Images:
             self._refuse_broken(name)
         known = ", ".join(f"{image.manifest.language}@{image.manifest.version}" for image in images)
         hint = f"there are: {known}" if known else "no image is installed; build one: imagegen build rust"
-        raise UnknownLanguageError(f"no image for the language {name[:80]!r}", hint=hint)
+        raise UnknownLanguageError(f"no image for the language {name[:80]!r} and {self.arch} machines", hint=hint)
+
+    def _load(self, folder: Path) -> manifest.Manifest:
+        found = manifest.load(folder)
+        if found.arch != self.arch:
+            raise ImageError(
+                f"{folder}: the image is for {found.arch}, machines here are {self.arch}", hint="build it again: imagegen build LANG"
+            )
+        return found
 
     def _refuse_broken(self, name: str) -> None:
         """Say so if there is an image by this name which was left out because it is broken."""
         try:
-            manifest.load(paths.image_dir(name, self.arch))
+            self._load(paths.image_dir(name, self.arch))
         except ImageNotFoundError:
             pass
         except (ImageError, OSError) as error:

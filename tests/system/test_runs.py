@@ -47,9 +47,9 @@ CASES = [
     Case(name="prints", quick=True, arm=True, source=printing("hello"), stdout=b"hello"),
     Case(name="over the serial port", quick=True, source=printing("by wire"), options=("--channel", "serial"), stdout=b"by wire"),
     Case(name="exits with 7", quick=True, source="fn main() { std::process::exit(7) }", status=7),
-    Case(name="does not compile", quick=True, arm=True, source='fn main() { let x: i32 = "text"; }', status=1, stderr="mismatched types"),
+    Case(name="does not compile", quick=True, source='fn main() { let x: i32 = "text"; }', status=1, stderr="mismatched types"),
     Case(name="panics", quick=True, source='fn main() { panic!("no way on") }', status=101, stderr="no way on"),
-    Case(name="aborts", quick=True, arm=True, source="fn main() { std::process::abort() }", status=134),
+    Case(name="aborts", quick=True, source="fn main() { std::process::abort() }", status=134),
     Case(
         name="reads standard input and arguments",
         quick=True,

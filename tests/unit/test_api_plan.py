@@ -64,6 +64,13 @@ def test_images_of_another_architecture_do_not_count() -> None:
     assert Images(arch="vax").installed() == []
 
 
+def test_an_image_in_another_architectures_folder_is_named() -> None:
+    here = paths.image_dir("toy", platform.machine())
+    here.rename(here.with_name("vax"))
+    with pytest.raises(UnknownLanguageError, match=f"the image is for {platform.machine()}, machines here are vax"):
+        Images(arch="vax").find("toy")
+
+
 def test_limits_are_the_least_of_what_is_asked_and_allowed() -> None:
     config = Config(run_wall_s=10, build_wall_s=60, run_processes=50)
     limits = {"run": {"wall_s": 2.0, "processes": 10, "output": 1000, "cpu_s": 1.5}}

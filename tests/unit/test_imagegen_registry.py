@@ -20,14 +20,18 @@ from imagegen.progress import Silent
 from imagegen.reference import RegistryReference, parse_reference
 from imagegen.registry import ATTEMPTS, CHUNK, RegistrySource
 from mayfly.errors import RegistryError
+from mayfly.manifest import load
+from tests.scale import FULL
 from tests.unit.agent_process import build_agent
-from tests.unit.imagegen_kit import LayoutMaker, member, tar
+from tests.unit.imagegen_kit import LayoutMaker, member, read_cpio, tar
 from tests.unit.registry_kit import FakeRegistry, Faults
+from vmm.loader import elf
 
 ROOT = Path(__file__).parents[2]
 REGISTRY = ROOT / "scripts" / "local-registry"
 CONTENTS = hashlib.shake_256(b"contents").digest(1_500_000)
 LAYER = tar(member(b"a", CONTENTS))
+ELF_MACHINES = {"x86_64": elf.Machine.X86_64, "aarch64": elf.Machine.AARCH64}
 
 
 @pytest.fixture
@@ -472,3 +476,22 @@ def test_ctrl_c_ends_a_build_at_once_and_the_next_goes_on(real_registry: str, tm
     left = [path for path in (*(tmp_path / "data").rglob("*"), *(tmp_path / "cache").rglob("*")) if path.is_file()]
     assert [path for path in left if path.name not in (".lock", ".x86_64.lock") and path.parents[1].name != "blobs"] == []
     _check(*_pull(_source(real_registry, tmp_path / "cache" / "mayfly" / "blobs")))
+
+
+if FULL:  # two toolchains of Debian's packages, some minutes once
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(1800)
+    def test_each_platform_of_a_real_index_becomes_an_image(tmp_path: Path) -> None:
+        layout, data = tmp_path / "rust", tmp_path / "data"
+        platforms = [word for arch in ELF_MACHINES for word in ("--arch", arch)]
+        subprocess.run([ROOT / "scripts/reference-image", "rust", layout, *platforms], check=True, capture_output=True)
+        build = 'for arch; do "$PYTHON" -m imagegen.cli build rust --arch $arch --compress none --image "$MAYFLY_REGISTRY/rust"; done'
+        environment = {**os.environ, "XDG_DATA_HOME": str(data), "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+        run: list[str | Path] = [ROOT / "scripts/local-registry", "run", layout, "--", "sh", "-ec", build, "sh", *ELF_MACHINES]
+        subprocess.run(run, env=environment, check=True, capture_output=True)
+        for arch, machine in ELF_MACHINES.items():
+            folder = data / "mayfly/images/rust" / arch
+            assert load(folder).arch == arch
+            programs = {entry.name: entry.data[: elf.HEADER.size] for entry in read_cpio((folder / "initramfs").read_bytes())}
+            assert [elf.HEADER.unpack(programs[name])[2] for name in (b"init", b"usr/bin/rustc")] == [machine, machine]
