@@ -58,14 +58,19 @@ class Pool:
     def __len__(self) -> int:
         return sum(len(kind.idle) for kind in self._kinds.values())
 
-    def take(self, wanted: Wanted) -> Idle | None:
-        """A machine of this kind, if one is ready. From now on some are kept."""
+    def keep(self, wanted: Wanted) -> Kind:
+        """Keep machines of this kind from now on."""
         kind = self._kinds.setdefault(wanted.machine, Kind(wanted))
         self._kinds.move_to_end(wanted.machine)
         if kind.wanted.image.manifest != wanted.image.manifest:  # the image was built again
             kind.wanted = wanted
             while kind.idle:
                 self._end(kind.idle.pop())
+        return kind
+
+    def take(self, wanted: Wanted) -> Idle | None:
+        """A machine of this kind, if one is ready. From now on some are kept."""
+        kind = self.keep(wanted)
         while kind.idle:
             idle = kind.idle.pop(0)
             if idle.ready.machine.alive:

@@ -94,7 +94,7 @@ async def healthz(request: web.Request) -> web.Response:
     service = request.app[SERVICE]
     if service.stopping:
         raise StoppingError("the server is stopping", hint="try again when it is back")
-    admission, idle = service.admission, len(service.starter.pool)
+    admission, idle = service.admission, len(service.supply.pool)
     return web.json_response(
         {"status": "ok", "waiting": admission.waiting, "idle": idle, "memory_used": admission.used, "memory_budget": admission.budget}
     )

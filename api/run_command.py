@@ -94,7 +94,7 @@ async def _snapshot(service: Service, image: Image, name: str, *, network: bool)
         return None  # the service finds it, or boots
     print(f"mayfly: making a snapshot of {image.manifest.language} {image.manifest.version} (once)", file=sys.stderr)
     try:
-        return await service.starter.ensure_base(wanted)
+        return await service.supply.ensure_base(wanted)
     except SnapshotError as error:
         report(error)
         print("mayfly: booting a machine instead", file=sys.stderr)

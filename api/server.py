@@ -98,7 +98,7 @@ async def serve(config: Config, zygote: Callable[[], Zygote], factor: float) -> 
             service.spawner.warm_up()
             snapshots.sweep()
             for name in config.languages:
-                service.starter.expect(want_machine(service.images.find(name), config, factor))
+                service.supply.expect(want_machine(service.images.find(name), config, factor))
             names = ", ".join(f"{image.manifest.language}@{image.manifest.version}" for image in service.images.installed())
             budget = service.admission.budget >> 20
             log.info("listening at %s; languages: %s; %d MiB for machines; time factor %g", config.socket, names or "none", budget, factor)

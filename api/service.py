@@ -21,7 +21,7 @@ from api.runs import Run
 from api.snapshots import Snapshot
 from api.snippet import Snippet
 from api.start import Ready
-from api.starter import Starter
+from api.supply import Supply
 from mayfly.errors import BusyError, UnknownRunError
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Service:
         self.admission = Admission(config.memory_budget or int(available_memory() * DEFAULT_SHARE), config.queue)
         self.networks = Networks(config)
         self.observer = observer or Observer()
-        self.starter = Starter(self.spawner, config, factor, self.admission, self.observer, lasting=sockets is not None)
+        self.supply = Supply(self.spawner, config, factor, self.admission, self.observer, lasting=sockets is not None)
         self.stopping = False
         self._sockets = sockets
         self._grace_s = grace_s
@@ -97,7 +97,7 @@ class Service:
                 mode=snippet.output,
                 step_names=tuple(step.name for step in plan.start.steps),
             )
-            idle = self.starter.idle(plan.wanted) if snapshot is None else None
+            idle = self.supply.idle(plan.wanted) if snapshot is None else None
             ticket = idle.ticket if idle else self._enter(plan.wanted.machine.memory)
             taken.callback(self.admission.leave, ticket)
             if idle:
@@ -157,7 +157,7 @@ class Service:
             self._drop(run)
         if self._expiry is not None:
             self._expiry.cancel()
-        await self.starter.close()
+        await self.supply.close()
         await self.spawner.close()
         if self._closing:
             await asyncio.wait(self._closing)
@@ -175,7 +175,7 @@ class Service:
         await execute(self._machine(plan, run, idle, snapshot), plan, run, stdin, self._grace_s)
 
     async def _machine(self, plan: Plan, run: Run, idle: Idle | None, snapshot: Snapshot | None) -> Ready:
-        ready = idle.ready if idle else await self.starter.get(plan.wanted, snapshot)
+        ready = idle.ready if idle else await self.supply.get(plan.wanted, snapshot)
         self.observer.started(ready.kind, run.language)
         return ready
 
@@ -188,7 +188,7 @@ class Service:
         run.fail(RunEndedError("the run was ended"))
         log.info("run %s: %s %s %s", run.id, run.language, *run.verdict())
         self.observer.ended(run.verdict()[0], run.phases)
-        self.starter.pool.fill()
+        self.supply.pool.fill()
         self._expire()
 
     def _expire(self) -> None:

@@ -44,9 +44,9 @@ async def _create(language: str, file: Path | None, *, name: str, parent: str, c
         if file is None:
             if name:
                 raise ConfigError("a language's own snapshot has its name", hint="leave --name out, or give the FILE of a snippet")
-            return await service.starter.ensure_base(wanted, again=True)
+            return await service.supply.ensure_base(wanted, again=True)
         plan = make_plan(Snippet(source=read_source(file)), image, config, factor)
-        over = snapshots.find(parent) if parent else await service.starter.ensure_base(wanted)
+        over = snapshots.find(parent) if parent else await service.supply.ensure_base(wanted)
         snapshots.check(over, image, wanted.machine)
         if name == base_name(wanted):
             raise ConfigError(f"{name!r} is the name of the language's own snapshot", hint="give another --name")

@@ -67,7 +67,7 @@ async def run(service: Service, language: str = "toy", source: bytes = b"echo hi
 
 
 async def made(service: Service, language: str = "toy") -> Snapshot:
-    return await service.starter.ensure_base(toy(service, language))
+    return await service.supply.ensure_base(toy(service, language))
 
 
 def test_a_run_boots_while_its_base_is_made_and_the_next_one_is_restored(serve: Callable[..., Any]) -> None:
@@ -202,7 +202,7 @@ def test_a_chain_is_listed_followed_and_kept_together(serve: Callable[..., Any])
         assert found.to_json()["start"] == "restored"
         with pytest.raises(SnapshotError, match="parent of one"):
             snapshots.remove("toy")
-        await service.starter.ensure_base(wanted, again=True)
+        await service.supply.ensure_base(wanted, again=True)
         with pytest.raises(SnapshotError, match="made anew"):
             snapshots.find("two")
         assert sum(isinstance(item, SnapshotError) for item in snapshots.installed()) == 2
@@ -240,10 +240,10 @@ async def until(condition: Callable[[], bool]) -> None:
 def test_the_pool_gives_warm_machines_and_is_filled_again(serve: Callable[..., Any]) -> None:
     async def scenario(service: Service) -> list[str]:
         await made(service)
-        service.starter.expect(toy(service))
+        service.supply.expect(toy(service))
         kinds = []
         for _ in range(3):
-            await until(lambda: len(service.starter.pool) == 2)
+            await until(lambda: len(service.supply.pool) == 2)
             kinds.append(str((await run(service))["start"]))
         return kinds
 
@@ -253,9 +253,9 @@ def test_the_pool_gives_warm_machines_and_is_filled_again(serve: Callable[..., A
 def test_a_machine_that_died_in_the_pool_is_not_given_out(serve: Callable[..., Any]) -> None:
     async def scenario(service: Service) -> str:
         await made(service)
-        service.starter.expect(toy(service))
-        await until(lambda: len(service.starter.pool) == 1)
-        (kind,) = service.starter.pool._kinds.values()
+        service.supply.expect(toy(service))
+        await until(lambda: len(service.supply.pool) == 1)
+        (kind,) = service.supply.pool._kinds.values()
         service.spawner.kill(kind.idle[0].ready.machine.number)
         await kind.idle[0].ready.machine.reaped.wait()
         await until(lambda: not kind.idle[0].ready.machine.alive)
@@ -270,15 +270,15 @@ def test_idle_machines_make_room_for_another_language(serve: Callable[..., Any])
     async def scenario(service: Service) -> None:
         await made(service, "toy")
         await made(service, "py")
-        service.starter.expect(toy(service))
-        await until(lambda: len(service.starter.pool) == 3)
+        service.supply.expect(toy(service))
+        await until(lambda: len(service.supply.pool) == 3)
         source = b"import time; time.sleep(60)"
         runs = [service.start(Snippet(language="py", source=source)) for _ in range(4)]
         with pytest.raises(BusyError) as refused:
             service.start(Snippet(language="py", source=source))
         assert refused.value.retry_after_s >= 1
         await until(lambda: all(run.start for run in runs))
-        assert len(service.starter.pool) == 0
+        assert len(service.supply.pool) == 0
         metrics = service.observer
         assert isinstance(metrics, Metrics)
         text = metrics.text().decode()
@@ -287,7 +287,7 @@ def test_idle_machines_make_room_for_another_language(serve: Callable[..., Any])
         assert 'mayfly_starts_total{kind="restored",language="py"} 4.0' in text
         for run in runs:
             await service.forget(run.id)
-        await service.starter.close()
+        await service.supply.close()
         assert service.admission.used == 0
 
     serve(scenario, warm=3, queue=0, run_wall_s=60)
@@ -296,8 +296,8 @@ def test_idle_machines_make_room_for_another_language(serve: Callable[..., Any])
 def test_a_run_that_is_cancelled_at_once_leaves_no_idle_machine(serve: Callable[..., Any]) -> None:
     async def scenario(service: Service) -> None:
         await made(service)
-        service.starter.expect(toy(service))
-        await until(lambda: len(service.starter.pool) == 1)
+        service.supply.expect(toy(service))
+        await until(lambda: len(service.supply.pool) == 1)
         found = service.start(Snippet(language="toy", source=b"sleep 60"))
         await service.forget(found.id)
         await until(lambda: service.admission.used == 128 * MIB)  # the pool is filled again

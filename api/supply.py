@@ -25,7 +25,7 @@ RETRY_S = 60.0
 """After a base could not be made, until the next attempt."""
 
 
-class Starter:
+class Supply:
     """Machines for the runs of one service. Only a `lasting` one makes bases in the background."""
 
     def __init__(self, spawner: Spawner, config: Config, factor: float, admission: Admission, observer: Observer, *, lasting: bool) -> None:
@@ -42,7 +42,7 @@ class Starter:
     def expect(self, wanted: Wanted) -> None:
         """Runs on such machines will come: make what they start from."""
         if not self._config.cold:
-            self.pool.take(wanted)
+            self.pool.keep(wanted)
             self.pool.fill()
             if not self._config.warm and find_base(wanted) is None:
                 self.make_base_later(wanted)
