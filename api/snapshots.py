@@ -118,7 +118,8 @@ def _memory_digest(folder: Path) -> str:
     return f"sha256:{found.hexdigest()}"
 
 
-def _digests(folder: Path) -> dict[str, str]:
+def digests(folder: Path) -> dict[str, str]:
+    """The digests of a snapshot's files, computed from them."""
     return {name: _memory_digest(folder) if name == MEMORY else digest(folder / name) for name in FILES}
 
 
@@ -192,7 +193,7 @@ def _check_files(folder: Path, kernel: Path) -> None:
             return
         if digest(kernel) != manifest.kernel_digest:
             raise SnapshotError(f"the snapshot {manifest.name} is of another kernel than {kernel}", hint="make it again")
-        for name, found in _digests(folder).items():
+        for name, found in digests(folder).items():
             if found != manifest.files.get(name):
                 raise SnapshotError(f"{folder / name} was altered", hint="remove the snapshot and make it again")
     except (OSError, ValueError, struct.error) as error:
@@ -246,7 +247,7 @@ def complete(part: Path, *, name: str, image: Image, machine: MachineConfig, par
         initramfs_digest=image.manifest.initramfs_digest,
         end_marker=image.manifest.end_marker,
         machine=shape(machine),
-        files=_digests(part),
+        files=digests(part),
         memory_bytes=memory_bytes,
         created=datetime.datetime.now(datetime.UTC).isoformat(),
     )

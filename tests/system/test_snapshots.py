@@ -231,7 +231,7 @@ def test_kill_9_while_a_snapshot_is_made_leaves_none(base: str, folder: Path) ->
         assert wait_gone(family)
         for found in snapshots.installed():
             assert isinstance(found, snapshots.Snapshot), found
-            assert snapshots._digests(found.folder) == dict(found.manifest.files)
+            assert snapshots.digests(found.folder) == dict(found.manifest.files)
     mayfly("snapshot", "create", "toy")
     assert not list(paths.snapshots_dir().glob(".*.part"))
     server = Server(folder, cold=False)

@@ -350,6 +350,6 @@ def test_kill_9_of_a_creator_leaves_nothing_that_is_listed(serve: Callable[..., 
         creator.wait()
         for found in snapshots.installed():
             assert isinstance(found, Snapshot)
-            assert snapshots._digests(found.folder) == dict(found.manifest.files)
+            assert snapshots.digests(found.folder) == dict(found.manifest.files)
     assert create().wait() == 0
     assert [path.name for path in paths.snapshots_dir().iterdir() if path.name != ".toy.lock"] == ["toy"]
