@@ -31,7 +31,6 @@ arm: setup agents
 test-images: setup agent kernel
 	@scripts/debian-kernel >/dev/null
 	@scripts/build-image go
-	@test "$$(uname -m)" = aarch64 || scripts/build-image go --arch aarch64
 	@scripts/build-image rust --layout docker --output build/rust-docker
 
 demo: setup kernel agent images
@@ -47,14 +46,15 @@ test-all: setup kernel agent images arm test-images
 lint: setup
 	@scripts/lint
 
-bench: setup kernel agent images
+bench: setup kernel agent images arm
 	@mkdir -p build
 	@scripts/with-kvm scripts/bench measure build/bench.json
 	@scripts/with-kvm scripts/bench-network build/bench-network.json
 	@scripts/with-kvm scripts/bench-snapshots linux build/bench-snapshots.json
 	@.venv/bin/python scripts/bench-snapshots tiny build/bench-tiny.json
+	@test "$$(uname -m)" = aarch64 || scripts/with-kvm --arch aarch64 scripts/bench measure build/bench-aarch64.json --rounds 1
 	@.venv/bin/python scripts/bench plot build/bench.json build/bench.png
-	@echo "build/bench.json build/bench.png build/bench-network.json build/bench-snapshots.json build/bench-tiny.json"
+	@echo "build/bench.json build/bench.png build/bench-network.json build/bench-snapshots.json build/bench-tiny.json build/bench-aarch64.json"
 
 # What was built in this folder. Kernels, images and the emulated host's disk are in $$XDG_CACHE_HOME/mayfly and $$XDG_DATA_HOME/mayfly.
 clean:
