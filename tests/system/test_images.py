@@ -1,10 +1,12 @@
-"""Images as a guest's kernel unpacks them: each compression, entry by entry, and Rust as Docker's images lay it out."""
+"""Images as a guest's kernel unpacks them: each compression, entry by entry; and the languages' own, in machines behind one server."""
 
 import hashlib
+import json
 import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from mayfly import paths
 from mayfly.manifest import COMPRESSIONS
 from tests.scale import FULL
 from tests.system import toy
+from tests.system.test_service import Server
 from tests.unit.imagegen_kit import LayoutMaker, directory, hard_link, member, symlink, tar
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
@@ -45,6 +48,30 @@ find /tree -exec stat -c '%n|%f|%u|%g|%s|%i' {} +
 readlink /tree/link
 sha256sum /tree/noise /tree/zeros /tree/deep/other
 """
+
+RUST = 'fn main() { std::process::Command::new("rustc").arg("--version").status().unwrap(); }'
+GO = """package main
+
+import (
+	"fmt"
+	_ "net/http"
+	"os/exec"
+)
+
+func main() {
+	said, _ := exec.Command("go", "version").Output()
+	fmt.Print(string(said))
+}
+"""
+PYTHON = 'import subprocess\nsubprocess.run(["python3", "--version"], check=True)\n'
+LANGUAGES = {
+    "rust": (RUST, "rustc 1.85."),
+    "rust@1.63": (RUST, "rustc 1.63."),
+    "go": (GO, "go version go1.24."),
+    "go@1.19": (GO, "go version go1.19."),
+    "python": (PYTHON, "Python 3.13."),
+}
+"""Programs that ask their compiler, and how its answer begins."""
 
 
 @pytest.fixture
@@ -153,7 +180,32 @@ prepare:
     assert done.stdout.decode().splitlines() == ["1000", *contents, "refused"]
 
 
-if FULL and toy.MACHINE == "x86_64":  # a machine, and a minute, for one more image
+if FULL and toy.MACHINE == "x86_64":  # a machine, and a minute, for each image; `make test-images` builds them beforehand
+
+    @pytest.fixture(scope="module")
+    def server() -> Iterator[Server]:
+        with tempfile.TemporaryDirectory(prefix="mayfly-") as name:
+            server = Server(Path(name), "--cold", *(part for language in LANGUAGES for part in ("--language", language)))
+            yield server
+            server.close()
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", LANGUAGES)
+    def test_versions_side_by_side_are_what_their_compilers_say(server: Server, name: str) -> None:
+        """GET /languages shows the very words that the compiler says in a program's machine. A build of Go compiles the program alone."""
+        source, begins = LANGUAGES[name]
+        language, _, version = name.partition("@")
+        found = server.request("GET", "/languages")[1]["languages"]
+        wanted = (item for item in found if item["language"] == language and item["version"].startswith(version))
+        installed = next(item for item in wanted if item["default"] is not bool(version))
+        assert installed["compiler"].startswith(begins)
+        assert installed["version"] in installed["compiler"]
+        body = json.dumps({"language": name, "source": source, "env": {"GOFLAGS": "-buildvcs=false -v"}})
+        status, result = server.request("POST", "/run", body.encode(), "application/json")
+        assert (status, result["exit_status"]) == (200, 0), result
+        build, run = result["steps"]
+        assert run["stdout"] == installed["compiler"] + "\n"
+        assert build["stderr"] == ("command-line-arguments\n" if language == "go" else "")  # -v: each package that is compiled
 
     @pytest.mark.slow
     def test_rust_as_docker_lays_it_out_runs(data: Path, tmp_path: Path) -> None:

@@ -79,10 +79,10 @@ class Server:
         while b"listening" not in (line := self.process.stderr.readline()):
             assert line, "the server did not come up"
 
-    def request(self, method: str, address: str, body: bytes = b"") -> tuple[int, Any]:
+    def request(self, method: str, address: str, body: bytes = b"", media_type: str = "text/plain") -> tuple[int, Any]:
         connection = UnixConnection(self.socket)
         try:
-            connection.request(method, address, body, {"Content-Type": "text/plain"})
+            connection.request(method, address, body, {"Content-Type": media_type})
             answer = connection.getresponse()
             return answer.status, json.loads(answer.read() or b"null")
         finally:
