@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import platform
 import re
 import stat
 import subprocess
@@ -60,7 +61,7 @@ class Options:
     language: Language
     version: str = ""
     reference: Reference
-    arch: str = "x86_64"
+    arch: str = platform.machine()
     compression: str = "zstd"
     insecure: bool = False
     offline: bool = False

@@ -17,6 +17,7 @@ import tempfile
 import tomllib
 from pathlib import Path
 
+import debianroot
 from debianmirror import DEBIAN, SUITE
 from debianroot import ESSENTIAL, HostFilesError, finish, run, unpack
 from hostfiles import Host, modules_archive
@@ -32,7 +33,8 @@ def root(cache: Path, arch: str, host: Host, project: Path, python: Path) -> Pat
     """The folder described above, made first where there is none of this recipe."""
     needed = tomllib.loads((project / "pyproject.toml").read_text())["project"]["dependencies"] + list(TESTS_NEED)
     constraints = project / "constraints.txt"
-    parts = (SUITE, host, needed, constraints.read_text(), Path(__file__).read_text())
+    texts = [Path(file).read_text() for file in (constraints, __file__, debianroot.__file__)]
+    parts = (SUITE, host, needed, texts)
     folder = cache / f"root-{arch}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:12]}"
     if folder.exists():
         return folder

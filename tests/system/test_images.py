@@ -14,6 +14,7 @@ import pytest
 
 from imagegen.build import Options, build
 from imagegen.languages import parse_language
+from imagegen.oci import MACHINE_TO_GOARCH
 from imagegen.progress import Silent
 from imagegen.reference import LayoutReference
 from mayfly import paths
@@ -108,7 +109,7 @@ def _layout(folder: Path, *more: bytes) -> Path:
         directory(b"tree/" + b"/".join([b"d" * 14] * 6)),
     )
     maker = LayoutMaker(folder)
-    return maker.finish(maker.image([maker.layer(base), maker.layer(top, "zstd")]))
+    return maker.finish(maker.image([maker.layer(base), maker.layer(top, "zstd")], MACHINE_TO_GOARCH[toy.MACHINE]))
 
 
 def _expected() -> list[bytes]:
