@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TypeAlias
 import pytest
 
 from tests.scale import FULL
+from tests.system.test_snapshots import own_memory
 from tests.system.toy import MACHINE
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
@@ -195,3 +197,12 @@ def test_output_arrives_while_the_program_runs(tmp_path: Path) -> None:
         assert process.poll() is None
         stdout, stderr = process.communicate(b"third\n", timeout=DEADLINE_S)
     assert (stdout, stderr, process.returncode) == (b"third\n", b"second\n", 0)
+
+
+@pytest.mark.skipif(not FULL, reason="a hundred machines; the whole counts have them")
+def test_a_hundred_idle_clones_of_rust() -> None:
+    """None fails, and each has at most 24 MiB of its own: guest pages that it changed, and its vmm process."""
+    with tempfile.TemporaryDirectory(prefix="mayfly-") as folder:
+        sizes = own_memory(Path(folder), "rust", 100)
+    assert len(sizes) == 101
+    assert max(sizes) < 24 * 1024
