@@ -192,19 +192,20 @@ def run(
     host = hostfiles.HOSTS[arch]
     tools: list[Path] = []
     folders: list[str] = []
-    with hostfiles.preparing(cache):
-        qemu = hostfiles.qemu(cache, host)
-        if arch == platform.machine():
-            kernel, modules = hostfiles.kernel(cache, host)
-            tools = hostfiles.python_folders(python)
-            disks = [hostfiles.tool_disk(cache, tools)]
-        else:
-            root = foreign.root(cache, arch, host, project, python)
-            foreign.compile_bindings(root, arch, project, python)
-            kernel, modules, disks = root / "vmlinux", root / "modules", [root / "root.ext4"]
-            folders = [path.name for path in Path("/").iterdir() if path.is_dir() and path.name not in DEBIANS_OWN]
     disk, held = hostfiles.take_state_disk(cache, arch)
     try:
+        # Behind the wait for a state disk: meanwhile others may have replaced what is kept here.
+        with hostfiles.preparing(cache):
+            qemu = hostfiles.qemu(cache, host)
+            if arch == platform.machine():
+                kernel, modules = hostfiles.kernel(cache, host)
+                tools = hostfiles.python_folders(python)
+                disks = [hostfiles.tool_disk(cache, tools)]
+            else:
+                root = foreign.root(cache, arch, host, project, python)
+                foreign.compile_bindings(root, arch, project, python)
+                kernel, modules, disks = root / "vmlinux", root / "modules", [root / "root.ext4"]
+                folders = [path.name for path in Path("/").iterdir() if path.is_dir() and path.name not in DEBIANS_OWN]
         own = hostfiles.cpio(
             [
                 ("init", 0o100755, (HERE / "guest-init.sh").read_bytes()),
