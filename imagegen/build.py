@@ -190,9 +190,11 @@ def _same(folder: Path, recipe: str) -> Manifest | None:
 
 def can_ask(options: Options, image: ResolvedImage) -> bool:
     """Whether the compiler can say its version here: it did before, or there is a machine to run it in."""
-    if not options.language.version_command:
-        return False
-    return bool(options.prepare_with) or _prepared_path(options, image).exists() or not why_not(options.arch)
+    return bool(options.language.version_command) and (_prepared_path(options, image).exists() or _has_machine(options))
+
+
+def _has_machine(options: Options) -> bool:
+    return bool(options.prepare_with) or not why_not(options.arch)
 
 
 def _prepared_path(options: Options, image: ResolvedImage) -> Path:
@@ -223,7 +225,7 @@ def add_prepared(options: Options, image: ResolvedImage, version: str, tree: Tre
     if not wanted.steps and not can_ask(options, image):
         return ""
     path = _prepared_path(options, image)
-    if options.force or not path.exists():
+    if not path.exists() or (options.force and (wanted.steps or _has_machine(options))):
         progress.say(f"{'preparing' if wanted.steps else 'asking'} {language.name} {version} in a machine; this is done once")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="prepare.", dir=cache_dir()) as folder:

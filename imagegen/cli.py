@@ -218,19 +218,18 @@ def inspect_command(image: str, arch: str, as_json: bool) -> None:
     if as_json:
         click.echo(manifest.to_json(), nl=False)
         return
-    click.echo(_outcome(Built(manifest=manifest, folder=folder, fresh=False)).replace(", up to date", ""))
-    click.echo(f"  end      {manifest.end_marker}")
-    for step in manifest.steps:
-        click.echo(f"  {step.name:8} {' '.join(step.argv)}")
-    for step in manifest.warmup.steps:
-        click.echo(f"  warm-up  {' '.join(step.argv)}")
-    for key, value in sorted(manifest.env.items()):
-        click.echo(f"  env      {key}={value}")
+    lines = [
+        _outcome(Built(manifest=manifest, folder=folder, fresh=False)).replace(", up to date", ""),
+        f"  end      {manifest.end_marker}",
+    ]
+    lines += [f"  {step.name:8} {' '.join(step.argv)}" for step in manifest.steps]
+    lines += [f"  warm-up  {' '.join(step.argv)}" for step in manifest.warmup.steps]
+    lines += [f"  env      {key}={value}" for key, value in sorted(manifest.env.items())]
     names = {*manifest.sizes, *manifest.pruned}
     rows = sorted(((manifest.sizes.get(name, 0), manifest.pruned.get(name, 0), name) for name in names), reverse=True)
-    click.echo("       MiB    pruned  directory")
-    for kept, pruned, name in [*rows, (sum(manifest.sizes.values()), sum(manifest.pruned.values()), "in all")]:
-        click.echo(f"  {kept / MIB:8.1f}  {pruned / MIB:8.1f}  {name}")
+    rows.append((sum(manifest.sizes.values()), sum(manifest.pruned.values()), "in all"))
+    lines += ["       MiB    pruned  directory", *(f"  {kept / MIB:8.1f}  {pruned / MIB:8.1f}  {name}" for kept, pruned, name in rows)]
+    click.echo(_plain("\n".join(lines)))
 
 
 @cli.command("unpack")

@@ -72,7 +72,9 @@ def why_not(arch: str) -> str:
     if arch != platform.machine():
         return f"this host's processor is of another architecture than {arch}"
     found = probe()
-    return "" if found.usable else found.reason
+    if not found.usable:
+        return found.reason
+    return "" if kernel_path(arch).exists() else f"there is no {kernel_path(arch)} yet (make kernel)"
 
 
 def prepare(folder: Path, collect: Sequence[str], out: Path, limits: Limits, progress: Progress) -> None:

@@ -86,7 +86,7 @@ def layout(tmp_path: Path) -> Path:
 def _layout(folder: Path, *layers: bytes) -> Path:
     maker = LayoutMaker(folder)
     packed = [maker.layer(data, "zstd" if number % 2 else "gzip") for number, data in enumerate(layers or (BASE, TOP))]
-    return maker.finish(maker.image(packed, env=["PATH=/toy/bin", "A=b"], working_dir="/srv"))
+    return maker.finish(maker.image(packed, env=["PATH=/toy/bin", "A=b\x1b[2J"], working_dir="/srv"))
 
 
 def _options(layout: Path, **changes: object) -> Options:
@@ -142,7 +142,7 @@ def test_the_manifest_says_what_the_image_is(layout: Path) -> None:
     assert manifest.initramfs_size == len(archive)
     assert manifest.agent_digest == f"sha256:{hashlib.sha256(AGENT).hexdigest()}"
     assert manifest.end_marker == _entries(built)[b"mayfly/end"].data.decode()
-    assert manifest.env == {"PATH": "/toy/bin", "A": "b", "TOY": "1"}
+    assert manifest.env == {"PATH": "/toy/bin", "A": "b\x1b[2J", "TOY": "1"}
     assert [(step.name, step.cwd) for step in manifest.steps] == [("build", "/work"), ("run", "/srv")]
     assert manifest.warmup.files == {"main.toy": "hello"}
     assert [(step.argv, step.cwd) for step in manifest.warmup.steps] == [(("toyc", "main.toy"), "/srv")]
@@ -420,6 +420,7 @@ def test_list_inspect_and_rm(layout: Path) -> None:
     shown = run(cli, ["inspect", "toy"]).stdout
     assert built.manifest.end_marker in shown
     assert "PATH=/toy/bin" in shown
+    assert "\x1b" not in shown
     assert "warm-up  toyc main.toy" in shown
     assert run(cli, ["inspect", "toy", "--json"]).stdout == built.manifest.to_json()
     assert store.image_folders() == [built.folder]

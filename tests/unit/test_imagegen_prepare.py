@@ -22,6 +22,7 @@ from imagegen.reference import LayoutReference
 from mayfly import manifest
 from mayfly import protocol as p
 from mayfly.errors import BootError, GuestError, HostError, ImageError, MayflyError
+from mayfly.paths import kernel_path
 from tests.unit.agent_process import build_agent
 from tests.unit.api_fakes import FakeZygote
 from tests.unit.imagegen_kit import LayoutMaker, member, read_cpio, tar
@@ -64,6 +65,9 @@ def machines(monkeypatch: pytest.MonkeyPatch) -> list[FakeZygote]:
         zygotes.append(FakeZygote(executable=executable))
         return zygotes[-1]
 
+    kernel = kernel_path(platform.machine())
+    kernel.parent.mkdir(parents=True)
+    kernel.touch()
     monkeypatch.setattr(imagegen.prepare, "Zygote", SimpleNamespace(start=start))
     monkeypatch.setattr(imagegen.prepare, "probe", lambda: SimpleNamespace(usable=True))
     monkeypatch.setattr(imagegen.prepare, "load", lambda folder: dataclasses.replace(manifest.load(folder), end_marker=""))
@@ -148,7 +152,11 @@ def test_the_compiler_says_its_version_where_a_machine_can_ask_it(
     monkeypatch.setattr(imagegen.prepare, "probe", lambda: SimpleNamespace(usable=False, reason="there is no KVM"))
     again = build(_options(tmp_path, language=language, folder=tmp_path / "other"), Silent())
     assert again.manifest == asked.manifest
+    assert build(_options(tmp_path, language=language, force=True), Silent()).manifest == asked.manifest
     assert len(machines) == 1
+    monkeypatch.setattr(imagegen.prepare, "probe", lambda: SimpleNamespace(usable=True))
+    assert build(_options(tmp_path, language=language, force=True), Silent()).manifest == asked.manifest
+    assert len(machines) == 2
 
 
 def test_a_compiler_of_another_version_is_refused(machines: list[FakeZygote], tmp_path: Path) -> None:
@@ -157,9 +165,11 @@ def test_a_compiler_of_another_version_is_refused(machines: list[FakeZygote], tm
         build(_options(tmp_path, language=language), Silent())
 
 
-def test_a_machine_of_another_architecture_cannot_be_had(machines: list[FakeZygote]) -> None:
+def test_a_machine_of_another_architecture_or_without_a_kernel_cannot_be_had(machines: list[FakeZygote]) -> None:
     assert imagegen.prepare.why_not(platform.machine()) == ""
     assert "another architecture than vax" in imagegen.prepare.why_not("vax")
+    kernel_path(platform.machine()).unlink()
+    assert "make kernel" in imagegen.prepare.why_not(platform.machine())
 
 
 def test_a_limit_holds_for_what_was_prepared(machines: list[FakeZygote], tmp_path: Path) -> None:
