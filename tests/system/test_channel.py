@@ -14,6 +14,7 @@ import pytest
 
 from mayfly import paths
 from mayfly import protocol as p
+from tests.system import toy
 from tests.unit import net_kit
 from tests.unit.agent_process import AgentChannel, shell
 from tests.unit.net_kit import ip, make_tap
@@ -80,9 +81,9 @@ def carrier(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def machine(carrier: str, toy_language: None) -> Iterator[Machine]:
     channel, network = CARRIERS[carrier]
-    initrd = paths.image_dir("toy", "x86_64") / "initramfs"
+    initrd = paths.image_dir("toy", toy.MACHINE) / "initramfs"
     config = MachineConfig(
-        kernel=str(paths.kernel_path("x86_64")), initrd=str(initrd), memory=96 * MIB, channel=channel, network=network, user="nobody"
+        kernel=str(paths.kernel_path(toy.MACHINE)), initrd=str(initrd), memory=96 * MIB, channel=channel, network=network, user="nobody"
     )
     initrd.parents[4].chmod(0o755)
     with contextlib.ExitStack() as stack:
@@ -99,7 +100,7 @@ def machine(carrier: str, toy_language: None) -> Iterator[Machine]:
         os.close(report_end)
         machine = Machine(stack.enter_context(ours), report)
         hello = machine.expect(p.Hello, run=0)
-        assert (hello.version, hello.arch) == (p.PROTOCOL_VERSION, "x86_64")
+        assert (hello.version, hello.arch) == (p.PROTOCOL_VERSION, toy.MACHINE)
         assert len(hello.end_marker) == 64
         yield machine
         # SHUTDOWN ends the machine, and what was dropped was counted.
