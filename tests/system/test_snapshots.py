@@ -22,6 +22,8 @@ from tests.system.test_service import DEADLINE_S, Server, children, command, wai
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900), pytest.mark.usefixtures("toy_language")]
 
+TOLERANCE_S = {"x86_64": 0.05, "aarch64": 3.0}[toy.MACHINE]
+"""The host's time is on its way while the machine is restored, which an emulated Arm host takes a second for."""
 IDENTITY = """
 head -c 16 /dev/urandom | sha256sum
 cat /proc/sys/kernel/random/boot_id /proc/sys/kernel/random/uuid /proc/sys/kernel/hostname
@@ -125,7 +127,7 @@ def test_the_time_of_day_is_the_hosts(base: str, tmp_path: Path) -> None:
             process.stdin.close()
             errors.append(min(answers)[1])  # of the quickest answer, which says it best
     print(f"guest clocks ahead of the host's, in seconds: {sorted(errors)}")
-    assert abs(sorted(errors)[len(errors) // 2]) < 0.05
+    assert abs(sorted(errors)[len(errors) // 2]) < TOLERANCE_S
 
 
 def test_the_time_since_the_boot_goes_on_and_never_back(base: str, folder: Path) -> None:
