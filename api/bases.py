@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 from api import snapshots
 from api.execute import BytesStdin, converse
@@ -58,7 +59,10 @@ async def make(
         MayflyError: the machine came to a bad end.
     """
     with contextlib.ExitStack() as held:
-        await asyncio.to_thread(held.enter_context, snapshots.claimed(name))
+        # In a thread of its own: many may wait here, and the one that need not wait uses the common threads.
+        waiter = ThreadPoolExecutor(1)
+        await asyncio.get_running_loop().run_in_executor(waiter, held.enter_context, snapshots.claimed(name))
+        waiter.shutdown(wait=False)
         if not again and (found := await asyncio.to_thread(_fitting, name, wanted, parent)):
             return found
         part = held.enter_context(snapshots.replacing(name))
