@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -97,7 +98,7 @@ def test_a_rust_program_draws_other_numbers_in_each_clone(tmp_path: Path, folder
     source, program = tmp_path / "identity.rs", tmp_path / "identity"
     source.write_text(RUST_IDENTITY)
     subprocess.run(["rustc", "-C", "target-feature=+crt-static", "-o", program, source], check=True)
-    toy.build("drawing", programs={"identity": program.read_bytes()})
+    image = toy.build("drawing", programs={"identity": program.read_bytes()})
     mayfly("snapshot", "create", "drawing")
     server = Server(folder, cold=False)
     drawn = []
@@ -106,6 +107,7 @@ def test_a_rust_program_draws_other_numbers_in_each_clone(tmp_path: Path, folder
         assert (status, result["start"]) == (200, "restored")
         drawn.append(result["steps"][-1]["stdout"].split()[0])
     server.close()
+    shutil.rmtree(image.parent)  # the next tests' snippets are toy's
     assert len(set(drawn)) == len(drawn)
 
 
