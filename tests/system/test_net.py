@@ -22,7 +22,7 @@ from tests.unit.net_kit import ip, make_tap
 pytestmark = [pytest.mark.system, pytest.mark.timeout(2700 if FULL else 900)]
 
 WHOLE = {"x86_64": 1 << 30, "aarch64": 64 << 20}[platform.machine()]
-SIZE, PASST_SIZE = (WHOLE, 64 << 20) if FULL else (8 << 20, 1 << 20)
+SIZE, PASST_SIZE = (WHOLE, 4 << 20) if FULL else (8 << 20, 1 << 20)
 """Bytes in each direction. passt 2023 waits for two seconds whenever a slow guest's window has been full, so it gets fewer."""
 DEADLINE_S = 800
 TAP, GATEWAY, GUEST, GATEWAY6, GUEST6 = "mayfly0", "10.87.0.1", "10.87.0.2", "fd6d:6179:666c:79::1", "fd6d:6179:666c:79::2"
