@@ -34,12 +34,21 @@ def is_usual(wanted: Wanted) -> bool:
     return base_name(wanted) == wanted.image.folder.parent.name
 
 
+def _usable(name: str, wanted: Wanted) -> Snapshot:
+    """The snapshot of that name, from which this machine can go on.
+
+    Raises:
+        SnapshotError: there is none, or it does not fit.
+    """
+    snapshot = snapshots.find(name)
+    snapshots.check(snapshot, wanted.image, wanted.machine)
+    return snapshot
+
+
 def find_base(wanted: Wanted) -> Snapshot | None:
     """The base for this machine, if there is one that can be used; why another one cannot is logged."""
     try:
-        snapshot = snapshots.find(base_name(wanted))
-        snapshots.check(snapshot, wanted.image, wanted.machine)
-        return snapshot
+        return _usable(base_name(wanted), wanted)
     except SnapshotNotFoundError:
         return None
     except SnapshotError as error:
@@ -75,8 +84,7 @@ async def make(
 
 def _fitting(name: str, wanted: Wanted, parent: Snapshot | None) -> Snapshot | None:
     try:
-        found = snapshots.find(name)
-        snapshots.check(found, wanted.image, wanted.machine)
+        found = _usable(name, wanted)
     except SnapshotError:
         return None
     return found if found.manifest.parent == (parent.manifest.name if parent else "") else None

@@ -83,16 +83,16 @@ class SnapshotManifest:
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """A snapshot that is there. `chain` has the folders from its base to itself."""
+    """A snapshot that is there, and the one that it differs from; a base has none."""
 
     folder: Path
     manifest: SnapshotManifest
-    chain: tuple[Path, ...]
+    parent: "Snapshot | None" = None
 
     @property
-    def is_base(self) -> bool:
-        """Whether it has no parent."""
-        return not self.manifest.parent
+    def chain(self) -> tuple[Path, ...]:
+        """The folders from its base to itself."""
+        return (*(self.parent.chain if self.parent else ()), self.folder)
 
 
 def digest(path: Path) -> str:
@@ -123,9 +123,10 @@ def digests(folder: Path) -> dict[str, str]:
     return {name: _memory_digest(folder) if name == MEMORY else digest(folder / name) for name in FILES}
 
 
-def _stamp(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+def _stamps(folder: Path, kernel: Path) -> dict[str, list[int]]:
+    """What shows that neither the kernel nor a file of the snapshot has changed, for `verified.json`."""
+    watched = {name: (folder / name).stat() for name in (MANIFEST, *FILES)} | {"kernel": kernel.stat()}
+    return {name: [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns] for name, status in watched.items()}
 
 
 def find(name: str) -> Snapshot:
@@ -143,11 +144,11 @@ def find(name: str) -> Snapshot:
     except OSError as error:
         raise SnapshotError(f"{folder}: {error.strerror}", hint="look at its permissions") from error
     if not manifest.parent:
-        return Snapshot(folder, manifest, (folder,))
+        return Snapshot(folder, manifest)
     parent = find(manifest.parent)
     if digest(parent.folder / MANIFEST) != manifest.parent_digest:
         raise SnapshotError(f"{name}: its parent {manifest.parent} was made anew since", hint="make this one again too")
-    return Snapshot(folder, manifest, (*parent.chain, folder))
+    return Snapshot(folder, manifest, parent)
 
 
 def _folder(name: str) -> Path:
@@ -178,16 +179,16 @@ def check(snapshot: Snapshot, image: Image, machine: MachineConfig) -> None:
     ):
         if is_ != should:
             raise SnapshotError(f"the snapshot {manifest.name} is of another {what}: {should}, not {is_}", hint="make it again")
-    for folder in snapshot.chain:
-        _check_files(folder, Path(machine.kernel))
+    _check_files(snapshot, Path(machine.kernel))
 
 
-def _check_files(folder: Path, kernel: Path) -> None:
-    """Compare the kernel, and the files in `folder`, with the digests in its manifest, unless that was done and they are the same since."""
-    manifest = SnapshotManifest.from_json((folder / MANIFEST).read_text(), str(folder))
-    watched = {name: folder / name for name in (MANIFEST, *FILES)} | {"kernel": kernel}
+def _check_files(snapshot: Snapshot, kernel: Path) -> None:
+    """Compare the kernel and the files of the chain with the digests in the manifests, unless that was done and they are the same since."""
+    if snapshot.parent:
+        _check_files(snapshot.parent, kernel)
+    folder, manifest = snapshot.folder, snapshot.manifest
     try:
-        stamps = {name: _stamp(path) for name, path in watched.items()}
+        stamps = _stamps(folder, kernel)
         noted = json.loads((folder / VERIFIED).read_text()) if (folder / VERIFIED).exists() else {}
         if noted == stamps:
             return
@@ -252,8 +253,7 @@ def complete(part: Path, *, name: str, image: Image, machine: MachineConfig, par
         created=datetime.datetime.now(datetime.UTC).isoformat(),
     )
     (part / MANIFEST).write_text(manifest.to_json())
-    stamps = {item: _stamp(part / item) for item in (MANIFEST, *FILES)} | {"kernel": _stamp(Path(machine.kernel))}
-    (part / VERIFIED).write_text(json.dumps(stamps))
+    (part / VERIFIED).write_text(json.dumps(_stamps(part, Path(machine.kernel))))
     for item in (MANIFEST, VERIFIED, *FILES):
         with (part / item).open("rb") as file:
             os.fsync(file.fileno())

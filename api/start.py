@@ -29,13 +29,12 @@ class StartKind(enum.StrEnum):
 
 @dataclasses.dataclass
 class Ready:
-    """A machine whose agent has said HELLO, and the conversation with it. `taken_s`: how long its start took."""
+    """A machine whose agent has said HELLO, and the conversation with it."""
 
     machine: Machine
     session: Session
     hello: Hello
     kind: StartKind
-    taken_s: float
 
 
 async def start(spawner: Spawner, wanted: Wanted) -> Ready:
@@ -44,7 +43,6 @@ async def start(spawner: Spawner, wanted: Wanted) -> Ready:
     Raises:
         MayflyError: it did not come up; it is gone by then, and a console's tail is with the error.
     """
-    began = time.monotonic()
     machine = await spawner.spawn(wanted.machine)
     try:
         session = Session(arch=wanted.image.manifest.arch, end_marker=wanted.image.manifest.end_marker)
@@ -62,7 +60,7 @@ async def start(spawner: Spawner, wanted: Wanted) -> Ready:
             raise explain(caught, ended) from caught
         raise
     kind = StartKind.RESTORED if wanted.machine.restore else StartKind.COLD
-    return Ready(machine, session, hello, kind, time.monotonic() - began)
+    return Ready(machine, session, hello, kind)
 
 
 async def _resume(machine: Machine, session: Session) -> Hello:

@@ -61,10 +61,8 @@ class Supply:
             await asyncio.to_thread(snapshots.check, snapshot, wanted.image, wanted.machine)
             return await start(self._spawner, wanted.restored_from(snapshot.chain))
         if not self._config.cold and not wanted.machine.network:
-            base = await asyncio.to_thread(find_base, wanted)
-            if base is None:
-                self.make_base_later(wanted)
-            else:
+            base = await self._base(wanted)
+            if base is not None:
                 try:
                     return await start(self._spawner, wanted.restored_from(base.chain))
                 except MayflyError as error:
@@ -72,10 +70,16 @@ class Supply:
                     self.make_base_later(wanted, again=True)
         return await start(self._spawner, wanted)
 
-    async def _restore(self, wanted: Wanted) -> Ready:
+    async def _base(self, wanted: Wanted) -> Snapshot | None:
+        """The base for this machine; where there is none, it is made later."""
         base = await asyncio.to_thread(find_base, wanted)
         if base is None:
             self.make_base_later(wanted)
+        return base
+
+    async def _restore(self, wanted: Wanted) -> Ready:
+        base = await self._base(wanted)
+        if base is None:
             raise HostError("its snapshot is not made yet")
         ready = await start(self._spawner, wanted.restored_from(base.chain))
         ready.kind = StartKind.WARM

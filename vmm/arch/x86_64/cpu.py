@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Sequence
 from enum import IntFlag
+from typing import Any
 
 from vmm.arch.x86_64 import layout
 from vmm.kvm._kvm import ffi
@@ -73,9 +74,15 @@ def set_up(vm: Vm, vcpus: Sequence[Vcpu], *, entry: int) -> None:
     _enter_at(vcpus[0], entry)
 
 
-def _set_cpuid(kvm: Kvm, vcpu: Vcpu, cpus: int) -> None:
+def supported_cpuid(kvm: Kvm) -> Any:
+    """What processor and KVM offer to guests, as a struct kvm_cpuid2 (api.rst 4.46)."""
     cpuid = ffi.new("struct kvm_cpuid2 *", {"nent": MAX_CPUID_ENTRIES, "entries": MAX_CPUID_ENTRIES})
     kvm.ioctl_struct("KVM_GET_SUPPORTED_CPUID", cpuid)
+    return cpuid
+
+
+def _set_cpuid(kvm: Kvm, vcpu: Vcpu, cpus: int) -> None:
+    cpuid = supported_cpuid(kvm)
     deadline = kvm.check_extension("KVM_CAP_TSC_DEADLINE_TIMER") > 0
     topology = [_topology_leaf(0xB, subleaf, vcpu.index, cpus) for subleaf in range(2)]
     count = 0

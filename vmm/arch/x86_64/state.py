@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mayfly.errors import KvmError, SnapshotError
-from vmm.arch.x86_64.cpu import MAX_CPUID_ENTRIES
+from vmm.arch.x86_64.cpu import MAX_CPUID_ENTRIES, supported_cpuid
 from vmm.arch.x86_64.interrupts import InterruptController
 from vmm.kvm._kvm import ffi, lib
 from vmm.kvm.kvm import Kvm, Vcpu, Vm
@@ -37,6 +37,7 @@ _AFTER_MSRS = (
     ("events", "VCPU_EVENTS", "struct kvm_vcpu_events *"),
     ("mp_state", "MP_STATE", "struct kvm_mp_state *"),
 )
+_CPUID_FIELDS = ("function", "index", "flags", "eax", "ebx", "ecx", "edx")
 _CHIPS = {"pic_master": lib.KVM_IRQCHIP_PIC_MASTER, "pic_slave": lib.KVM_IRQCHIP_PIC_SLAVE, "ioapic": lib.KVM_IRQCHIP_IOAPIC}
 
 MAX_MSRS = 1024
@@ -50,8 +51,7 @@ _PER_CPU_LEAVES = (0xB, 0x1F, 0x8000_001E)
 
 def identity(kvm: Kvm) -> str:
     """A digest of what processor and KVM offer to guests here: a guest goes on only where it is the same."""
-    cpuid = ffi.new("struct kvm_cpuid2 *", {"nent": MAX_CPUID_ENTRIES, "entries": MAX_CPUID_ENTRIES})
-    kvm.ioctl_struct("KVM_GET_SUPPORTED_CPUID", cpuid)
+    cpuid = supported_cpuid(kvm)
     digest = hashlib.sha256()
     for index in range(cpuid.nent):
         entry = cpuid.entries[index]
@@ -100,20 +100,18 @@ def _save_vcpu(kvm: Kvm, vcpu: Vcpu) -> dict[str, Any]:
     state = {name: _get(vcpu, ioctl, kind) for name, ioctl, kind in (*reversed(_AFTER_MSRS), *_BEFORE_MSRS)}
     cpuid = ffi.new("struct kvm_cpuid2 *", {"nent": MAX_CPUID_ENTRIES, "entries": MAX_CPUID_ENTRIES})
     vcpu.ioctl_struct("KVM_GET_CPUID2", cpuid)
-    fields = ("function", "index", "flags", "eax", "ebx", "ecx", "edx")
     xsave = _xsave_buffer(kvm)
     vcpu.ioctl_struct("KVM_GET_XSAVE2" if len(xsave) > _XSAVE_BYTES else "KVM_GET_XSAVE", xsave)
     return {
         **state,
-        "cpuid": [[getattr(cpuid.entries[index], field) for field in fields] for index in range(cpuid.nent)],
+        "cpuid": [[getattr(cpuid.entries[index], field) for field in _CPUID_FIELDS] for index in range(cpuid.nent)],
         "xsave": base64.b64encode(bytes(ffi.buffer(xsave))).decode(),
         "msrs": _save_msrs(kvm, vcpu),
     }
 
 
 def _restore_vcpu(kvm: Kvm, vcpu: Vcpu, state: State) -> None:
-    fields = ("function", "index", "flags", "eax", "ebx", "ecx", "edx")
-    entries = [dict(zip(fields, entry, strict=True)) for entry in state["cpuid"]]
+    entries = [dict(zip(_CPUID_FIELDS, entry, strict=True)) for entry in state["cpuid"]]
     vcpu.ioctl_struct("KVM_SET_CPUID2", ffi.new("struct kvm_cpuid2 *", {"nent": len(entries), "entries": entries}))
     for name, ioctl, kind in _BEFORE_MSRS:
         vcpu.ioctl_struct(f"KVM_SET_{ioctl}", _struct(kind, state[name]))
