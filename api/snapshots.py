@@ -24,6 +24,7 @@ from imagegen.store import PART, locked
 from imagegen.store import replacing as replacing_folder
 from mayfly import __version__, paths
 from mayfly.errors import ConfigError, SnapshotError, SnapshotNotFoundError
+from mayfly.files import file_digest
 from mayfly.manifest import checked
 from mayfly.protocol import PROTOCOL_VERSION
 from vmm.config import MachineConfig
@@ -95,12 +96,6 @@ class Snapshot:
         return (*(self.parent.chain if self.parent else ()), self.folder)
 
 
-def digest(path: Path) -> str:
-    """A file's digest."""
-    with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-
-
 def _memory_digest(folder: Path) -> str:
     """The digest of what is mapped of a snapshot's memory. The holes between are what makes the file large; nobody sees them."""
     found = hashlib.sha256()
@@ -120,7 +115,7 @@ def _memory_digest(folder: Path) -> str:
 
 def digests(folder: Path) -> dict[str, str]:
     """The digests of a snapshot's files, computed from them."""
-    return {name: _memory_digest(folder) if name == MEMORY else digest(folder / name) for name in FILES}
+    return {name: _memory_digest(folder) if name == MEMORY else file_digest(folder / name) for name in FILES}
 
 
 def _stamps(folder: Path, kernel: Path) -> dict[str, list[int]]:
@@ -146,7 +141,7 @@ def find(name: str) -> Snapshot:
     if not manifest.parent:
         return Snapshot(folder, manifest)
     parent = find(manifest.parent)
-    if digest(parent.folder / MANIFEST) != manifest.parent_digest:
+    if file_digest(parent.folder / MANIFEST) != manifest.parent_digest:
         raise SnapshotError(f"{name}: its parent {manifest.parent} was made anew since", hint="make this one again too")
     return Snapshot(folder, manifest, parent)
 
@@ -192,7 +187,7 @@ def _check_files(snapshot: Snapshot, kernel: Path) -> None:
         noted = json.loads((folder / VERIFIED).read_text()) if (folder / VERIFIED).exists() else {}
         if noted == stamps:
             return
-        if digest(kernel) != manifest.kernel_digest:
+        if file_digest(kernel) != manifest.kernel_digest:
             raise SnapshotError(f"the snapshot {manifest.name} is of another kernel than {kernel}", hint="make it again")
         for name, found in digests(folder).items():
             if found != manifest.files.get(name):
@@ -243,8 +238,8 @@ def complete(part: Path, *, name: str, image: Image, machine: MachineConfig, par
         version=image.manifest.version,
         arch=image.manifest.arch,
         parent=parent.manifest.name if parent else "",
-        parent_digest=digest(parent.folder / MANIFEST) if parent else "",
-        kernel_digest=digest(Path(machine.kernel)),
+        parent_digest=file_digest(parent.folder / MANIFEST) if parent else "",
+        kernel_digest=file_digest(Path(machine.kernel)),
         initramfs_digest=image.manifest.initramfs_digest,
         end_marker=image.manifest.end_marker,
         machine=shape(machine),

@@ -28,7 +28,7 @@ from imagegen.registry import RegistrySource
 from imagegen.store import locked, replacing, using_cache
 from imagegen.tree import Inode, Tree
 from mayfly.errors import ConfigError, ImageError
-from mayfly.files import atomic_write
+from mayfly.files import atomic_write, file_digest
 from mayfly.manifest import COMPRESSIONS, Manifest, Step, Warmup, load
 from mayfly.manifest import Source as Origin
 from mayfly.paths import cache_dir, image_dir
@@ -236,8 +236,7 @@ def add_prepared(options: Options, image: ResolvedImage, version: str, tree: Tre
                     raise ImageError(f"the image could not be prepared by {' '.join(options.prepare_with)}", hint="see above")
             else:
                 prepare(Path(folder), wanted.collect, path, options.limits, progress)
-    with path.open("rb") as file:
-        digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    digest = file_digest(path)
     layer = Layer(path=path, compression="none", digest=digest, diff_id=digest)
     add_layer(tree, len(image.layers) + 1, layer, spools, options.limits)
     if not language.version_command:
@@ -320,9 +319,7 @@ def _write(tree: Tree, spools: Spools, path: Path, compression: str, progress: P
             advance(len(data))
 
         summary = write_cpio(tree, spools.chunks, put)
-    with path.open("rb") as written:
-        digest = hashlib.file_digest(written, "sha256").hexdigest()
-    return summary, path.stat().st_size, f"sha256:{digest}"
+    return summary, path.stat().st_size, file_digest(path)
 
 
 def _manifest(

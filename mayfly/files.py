@@ -1,6 +1,7 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and what they hash to."""
 
 import contextlib
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -28,6 +29,12 @@ def atomic_write(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
             Path(name).unlink()
         raise
     sync_dir(path.parent)
+
+
+def file_digest(path: Path) -> str:
+    """`sha256:` and the hexadecimal digest of the file's content."""
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 def sync_dir(path: Path) -> None:
