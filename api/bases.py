@@ -3,18 +3,22 @@
 import asyncio
 import contextlib
 import logging
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from api import snapshots
 from api.execute import BytesStdin, converse
 from api.machine import Spawner
-from api.plan import Plan, Wanted
+from api.plan import Plan, Wanted, zeroing
 from api.record import Mode
 from api.runs import Run, Status
 from api.snapshots import Snapshot
 from api.start import start
 from mayfly.errors import SnapshotError, SnapshotNotFoundError
+from mayfly.files import sync
 from vmm.config import Channel
+from vmm.snapshot.folder import MEMORY, TOUCHED
 
 log = logging.getLogger(__name__)
 OUTPUT_SHOWN = 2000
@@ -75,7 +79,10 @@ async def make(
         if not again and (found := await asyncio.to_thread(_fitting, name, wanted, parent)):
             return found
         part = held.enter_context(snapshots.replacing(name))
-        written = await _run_and_save(spawner, wanted.restored_from(parent.chain if parent else ()).saved_to(part), plan)
+        chain = parent.chain if parent else ()
+        written = await _run_and_save(spawner, wanted.restored_from(chain).saved_to(part), plan and zeroing(plan))
+        if plan and not parent:
+            await _note_touched(spawner, wanted, plan, part)
         await asyncio.to_thread(
             snapshots.complete, part, name=name, image=wanted.image, machine=wanted.machine, parent=parent, memory_bytes=written
         )
@@ -88,6 +95,16 @@ def _fitting(name: str, wanted: Wanted, parent: Snapshot | None) -> Snapshot | N
     except SnapshotError:
         return None
     return found if found.manifest.parent == (parent.manifest.name if parent else "") else None
+
+
+async def _note_touched(spawner: Spawner, wanted: Wanted, plan: Plan, base: Path) -> None:
+    """Run `plan` again, from the new base: the pages that this touches are those that the runs from it will want first."""
+    scratch = base / "scratch"
+    scratch.mkdir()
+    await asyncio.to_thread(sync, base / MEMORY)  # what is not on the disk yet stays in the page cache
+    await _run_and_save(spawner, wanted.restored_from([base]).saved_to(scratch), plan)
+    await asyncio.to_thread((scratch / TOUCHED).replace, base / TOUCHED)
+    await asyncio.to_thread(shutil.rmtree, scratch)
 
 
 async def _run_and_save(spawner: Spawner, wanted: Wanted, plan: Plan | None) -> int:

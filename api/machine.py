@@ -45,6 +45,9 @@ class Zygote(Protocol):
     def save(self, machine: int) -> None:
         """Have a machine write its snapshot and end."""
 
+    def pre_fault(self, machine: int) -> None:
+        """Have a restored machine map for its guest what that will touch soon."""
+
     def fileno(self) -> int:
         """Readable when `receive` has something."""
         ...
@@ -134,6 +137,11 @@ class Spawner:
         """
         if self._zygote is not None:
             self._zygote.save(number)
+
+    def pre_fault(self, number: int) -> None:
+        """Have a restored machine map for its guest what that will touch soon."""
+        if self._zygote is not None:
+            self._zygote.pre_fault(number)
 
     def stop(self, machine: "Machine", grace_s: float) -> "asyncio.Task[Ended]":
         """Begin to end a machine, once; the task goes on even if whoever awaits it is cancelled."""
@@ -228,6 +236,10 @@ class Machine:
         except ConnectionError:
             return False
         return True
+
+    def pre_fault(self) -> None:
+        """Have a machine that was restored, and answers, map for its guest what that will touch soon."""
+        self._spawner.pre_fault(self.number)
 
     async def save(self, timeout_s: float) -> int:
         """Write the machine's snapshot, which ends it; the bytes of memory written.

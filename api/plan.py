@@ -18,6 +18,8 @@ SLACK_S = 10.0
 KERNEL_RESERVE = 48 * MIB
 """Memory that the guest's kernel and agent use themselves."""
 MIN_STEP_MEMORY = 64 * MIB
+ZERO_MEMORY = Step(name="zero", argv=("/init", "--zero-memory"))
+"""Before a machine is saved: what its free memory holds would be part of the snapshot."""
 RATES: Mapping[Channel, float] = {Channel.SERIAL: 2048.0, Channel.VIRTIO: 256 * 1024.0}
 """Bytes a second that each channel surely reaches, even on an emulated host: so much time is allowed for what goes over it."""
 
@@ -73,6 +75,12 @@ def make_warmup(image: Image, config: Config, factor: float) -> Plan | None:
     files = {path: text.encode() for path, text in warmup.files.items()}
     slow = dataclasses.replace(config, run_wall_s=config.build_wall_s)
     return make_plan(Snippet(files=files), image, slow, factor, steps=warmup.steps)
+
+
+def zeroing(plan: Plan) -> Plan:
+    """`plan` with a step at its end that zeroes the machine's free memory."""
+    steps = (*plan.start.steps, ZERO_MEMORY)
+    return dataclasses.replace(plan, start=dataclasses.replace(plan.start, steps=steps))
 
 
 def make_plan(

@@ -11,7 +11,6 @@ import dataclasses
 import datetime
 import hashlib
 import json
-import os
 import re
 import shutil
 import struct
@@ -24,7 +23,7 @@ from imagegen.store import PART, locked
 from imagegen.store import replacing as replacing_folder
 from mayfly import __version__, paths
 from mayfly.errors import ConfigError, SnapshotError, SnapshotNotFoundError
-from mayfly.files import file_digest
+from mayfly.files import file_digest, sync
 from mayfly.manifest import checked
 from mayfly.protocol import PROTOCOL_VERSION
 from vmm.config import MachineConfig
@@ -32,7 +31,7 @@ from vmm.kvm.mapping import PAGE
 from vmm.snapshot.folder import FILES, MEMORY, PAGES, shape
 from vmm.snapshot.memory import joined, unpack_runs
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, VERIFIED = "manifest.json", "verified.json"
 NAME = re.compile(r"[a-z0-9][A-Za-z0-9@._+-]{0,63}")
 READ_BYTES = 1 << 20
@@ -76,7 +75,7 @@ class SnapshotManifest:
         try:
             raw = json.loads(text)
             if (raw.get("format"), raw.get("mayfly"), raw.get("protocol")) != (FORMAT, __version__, PROTOCOL_VERSION):
-                raise ValueError(f"it was made by Mayfly {raw.get('mayfly')!r}, this is {__version__}")
+                raise ValueError(f"it was made by another Mayfly ({raw.get('mayfly')}, this is {__version__})")
             return checked(cls, raw)
         except (ValueError, TypeError, AttributeError) as error:
             raise SnapshotError(f"{origin}: {error}", hint="make the snapshot again") from error
@@ -250,8 +249,7 @@ def complete(part: Path, *, name: str, image: Image, machine: MachineConfig, par
     (part / MANIFEST).write_text(manifest.to_json())
     (part / VERIFIED).write_text(json.dumps(_stamps(part, Path(machine.kernel))))
     for item in (MANIFEST, VERIFIED, *FILES):
-        with (part / item).open("rb") as file:
-            os.fsync(file.fileno())
+        sync(part / item)
 
 
 def children(name: str) -> list[str]:

@@ -74,6 +74,7 @@ async def _resume(machine: Machine, session: Session) -> Hello:
         hello = await _greeting(machine, session)
         if time.monotonic() - sent < CLOCK_ERROR_S:
             break
+    machine.pre_fault()  # not earlier: the answer would wait for it
     return hello
 
 

@@ -27,7 +27,7 @@ from imagegen.oci import INDEX_TYPES, MANIFEST_TYPES, MAX_DOCUMENT, Descriptor, 
 from imagegen.progress import Advance, Progress
 from imagegen.reference import RegistryReference, is_digest
 from mayfly.errors import RegistryError
-from mayfly.files import atomic_write, sync_dir
+from mayfly.files import atomic_write, sync
 
 _T = TypeVar("_T")
 ATTEMPTS = 6
@@ -206,7 +206,7 @@ class RegistrySource:
                 self._retry(lambda: self._download(descriptor, file, advance))
             os.fsync(file.fileno())
             part.rename(path)
-        sync_dir(self._cache)
+        sync(self._cache)
         return path
 
     def _download(self, descriptor: Descriptor, file: BinaryIO, advance: Advance) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mayfly.errors import ImageError
-from mayfly.files import sync_dir
+from mayfly.files import sync
 from mayfly.manifest import load
 from mayfly.paths import cache_dir, data_dir
 
@@ -48,9 +48,9 @@ def replacing(folder: Path) -> Iterator[Path]:
     try:
         yield part
         part.chmod(0o755)
-        sync_dir(part)
+        sync(part)
         _swap(part, folder)
-        sync_dir(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

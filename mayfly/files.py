@@ -28,7 +28,7 @@ def atomic_write(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
         with contextlib.suppress(FileNotFoundError):
             Path(name).unlink()
         raise
-    sync_dir(path.parent)
+    sync(path.parent)
 
 
 def file_digest(path: Path) -> str:
@@ -37,9 +37,9 @@ def file_digest(path: Path) -> str:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
-def sync_dir(path: Path) -> None:
-    """Make the folder's entries (a rename in it) last through a crash."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def sync(path: Path) -> None:
+    """Make a file's content, or a folder's entries (a rename in it), last through a crash."""
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

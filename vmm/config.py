@@ -23,7 +23,8 @@ MAX_MTU = 65520
 
 SAVE = signal.SIGUSR1
 """Makes a vmm process whose machine has a folder for it stop the machine, write its snapshot and end."""
-
+PRE_FAULT = signal.SIGUSR2
+"""Makes a vmm process whose machine was restored, and runs, map for its guest what that will touch soon."""
 
 CHANNEL_PORT = 1023
 """Where the guest's agent listens, if the channel goes over TCP: unprivileged programs cannot."""

@@ -29,6 +29,7 @@ from vmm.kvm.mapping import PAGE, Mapping
 from vmm.memory import GuestAddressError, GuestMemory
 from vmm.network.link import Link, open_backend
 from vmm.snapshot.folder import AGAIN, Chain, Target, shape
+from vmm.snapshot.memory import Runs
 from vmm.vcpu import KICK, VcpuThread
 
 STOP_DEADLINE_S = 1.0
@@ -66,6 +67,7 @@ class Machine:
         error: what ended it, if `End.ERROR`.
         memory: guest RAM.
         parts: its devices, by names that are the same in each machine of this configuration.
+        pre_fault: map for the guest, which was restored and runs, what it will touch soon; a signal's handler may call it.
         save: write the machine, which has ended as `End.SAVED`, to the folder of its configuration; the bytes of memory written.
     """
 
@@ -82,6 +84,7 @@ class Machine:
         self.vcpus: list[VcpuThread] = []
         self.transports: list[MmioTransport] = []
         self.parts: dict[str, Part] = {}
+        self.pre_fault: Callable[[], None] = lambda: None
         self.save: Callable[[], int]
         self.resources = contextlib.ExitStack()
         self._loop = loop
@@ -143,10 +146,10 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
         failed.callback(machine.close)
         began = time.monotonic()
         kvm = machine.resources.enter_context(Kvm())
-        chain = machine.resources.enter_context(contextlib.closing(Chain(config.restore, config.initrd)))
+        chain = machine.resources.enter_context(contextlib.closing(Chain(config.restore, config.initrd, page_by_page=bool(config.save_to))))
         if config.restore:
             chain.check(config, state.identity(kvm))
-        mapping = machine.resources.enter_context(Mapping(config.memory, huge=not config.restore))
+        mapping = machine.resources.enter_context(Mapping(config.memory))
         chain.lay_over(mapping)
         vm = machine.resources.enter_context(kvm.create_vm())
         memory = machine.memory = _add_memory(vm, mapping)
@@ -166,10 +169,11 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
             _add_virtio(machine, vm, loop, slot, device, registers)
         if config.restore:
             _restore(machine, vm, controller, vcpus, chain.state)
+            machine.pre_fault = lambda: machine.vcpus[0].call(lambda vcpu: _pre_fault(kvm, vcpu, mapping, chain.touched))
         else:
             token = machine.channel.token if isinstance(machine.channel, TcpChannel) else ""
             cpu.set_up(vm, vcpus, entry=_load(config, vm, memory, mapping, command_line(config, token)))
-            _pre_fault(kvm, vcpus[0], mapping)
+            _pre_fault(kvm, vcpus[0], mapping, [(offset // PAGE, -(-size // PAGE)) for offset, size in mapping.files])
             chain.initrd_offset = mapping.files[0][0] if config.initrd else None
         for vcpu in vcpus:
             machine.vcpus.append(VcpuThread(vcpu, machine.ports, machine.mmio, machine.lock, machine.vcpu_ended))
@@ -202,10 +206,17 @@ def _restore(machine: Machine, vm: Vm, controller: InterruptController, vcpus: l
         raise SnapshotError(f"the snapshot's state is damaged: {error!r}", hint=AGAIN) from error
 
 
-def _pre_fault(kvm: Kvm, vcpu: Vcpu, mapping: Mapping) -> None:
-    if kvm.check_extension("KVM_CAP_PRE_FAULT_MEMORY"):
-        for offset, size in mapping.files:
-            vcpu.pre_fault(layout.RAM + offset, -(-size // PAGE) * PAGE)
+def _pre_fault(kvm: Kvm, vcpu: Vcpu, mapping: Mapping, runs: Runs) -> None:
+    """Map runs of pages of the memory's for the guest, where KVM can."""
+    if not kvm.check_extension("KVM_CAP_PRE_FAULT_MEMORY"):
+        return
+    offset = 0
+    for address, size in layout.ram_regions(mapping.size):
+        for first, count in runs:
+            begin, end = max(first * PAGE, offset), min((first + count) * PAGE, offset + size)
+            if begin < end:
+                vcpu.pre_fault(address + begin - offset, end - begin)
+        offset += size
 
 
 def _add_memory(vm: Vm, mapping: Mapping) -> GuestMemory:

@@ -11,7 +11,7 @@ import traceback
 from typing import Any
 
 from mayfly.errors import ConfigError, ConsoleTailError, MayflyError
-from vmm.config import SAVE, MachineConfig
+from vmm.config import PRE_FAULT, SAVE, MachineConfig
 from vmm.console import Console
 from vmm.eventloop import EventLoop
 from vmm.kvm import process
@@ -48,6 +48,7 @@ def run_process(config: MachineConfig, channel: socket.socket, report_fd: int, f
         with EventLoop() as loop:
             machine = build_machine(config, loop=loop, channel=channel, console=console.write)
             signal.signal(signal.SIGTERM, lambda *_: machine.finish(End.STOPPED))
+            signal.signal(PRE_FAULT, lambda *_: machine.pre_fault())
             if config.save_to:
                 signal.signal(SAVE, lambda *_: machine.finish(End.SAVED))
             drop_privileges(config.user)

@@ -27,12 +27,21 @@ class VcpuThread(threading.Thread):
         super().__init__(name=f"vcpu{vcpu.index}", daemon=True)
         self._vcpu, self._ports, self._mmio, self._lock, self._end = vcpu, ports, mmio, lock, end
         self._stopping = False
+        self._work: Callable[[Vcpu], None] | None = None
         self.exits: Counter[str] = Counter()
         """Returns of KVM_RUN by reason and address ("io 0x3f8", "mmio 0xd0000000", "interrupted")."""
 
     def stop(self) -> None:
         """Make the thread end soon, whatever the guest does. Any thread may call it; join afterwards."""
         self._stopping = True
+        self._interrupt()
+
+    def call(self, work: Callable[[Vcpu], None]) -> None:
+        """Have the thread do `work`, which only it can, before the guest goes on. Any thread may call it, again when that is done."""
+        self._work = work
+        self._interrupt()
+
+    def _interrupt(self) -> None:
         self._vcpu.request_exit()
         if self.is_alive() and self.ident is not None:
             signal.pthread_kill(self.ident, KICK)
@@ -59,6 +68,10 @@ class VcpuThread(threading.Thread):
         elif reason == ExitReason.INTR:
             if not self._stopping:
                 self.exits["interrupted"] += 1
+            if self._work is not None:
+                self._vcpu.withdraw_exit()
+                work, self._work = self._work, None
+                work(self._vcpu)
         elif reason == ExitReason.SYSTEM_EVENT and self._vcpu.page.system_event.type in SystemEvent.__members__.values():
             self.exits["last"] += 1
             self._stopping = True

@@ -4,7 +4,7 @@ It holds no KVM descriptor (KVM binds a VM to the address space that made it) an
 talk over a SOCK_SEQPACKET pair, one JSON object a message:
 
     client -> zygote   {"spawn": machine, "config": JSON text} with two descriptors (channel, report); {"kill": machine};
-                       {"save": machine}
+                       {"save": machine}; {"pre_fault": machine}
     zygote -> client   {"forked": machine, "pid": n}; {"reaped": machine, "status": n}
 
 When either end of the pair is closed, or the client dies, the zygote ends; when the zygote ends, so do its machines.
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from mayfly.errors import HostError
-from vmm.config import SAVE, MachineConfig
+from vmm.config import PRE_FAULT, SAVE, MachineConfig
 from vmm.kvm import process
 
 MESSAGE_LIMIT = 64 * 1024
@@ -108,6 +108,11 @@ class Zygote:
         """Have `machine`, whose configuration has a folder for it, write its snapshot and end."""
         self._send({"save": machine}, [])
 
+    def pre_fault(self, machine: int) -> None:
+        """Have `machine`, which was restored and answers, map for its guest what that will touch soon."""
+        with contextlib.suppress(HostError):
+            self._send({"pre_fault": machine}, [])
+
     def _send(self, message: dict[str, Any], fds: list[int]) -> None:
         try:
             socket.send_fds(self._control, [json.dumps(message).encode()], fds)
@@ -180,7 +185,7 @@ class _Server:
         if not data:
             return False
         message = json.loads(data)
-        for request, number in (("kill", signal.SIGKILL), ("save", SAVE)):
+        for request, number in (("kill", signal.SIGKILL), ("save", SAVE), ("pre_fault", PRE_FAULT)):
             if request in message:
                 for pid, machine in self._machines.items():
                     if machine == message[request]:

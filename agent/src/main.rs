@@ -1,7 +1,7 @@
 //! Mayfly's agent: the init process of a machine, which runs programs for the host and tells how they end (see PROTOCOL.md).
 //!
 //! As PID 1 it sets the machine up, opens the channel, and restarts the machine when it is done. With `--fd N --work DIR` it is
-//! an ordinary process that serves an inherited socket, for tests.
+//! an ordinary process that serves an inherited socket, for tests; with `--zero-memory` a program that zeroes the machine's free memory.
 
 #![cfg_attr(not(test), no_main)]
 #![cfg_attr(test, allow(dead_code))]
@@ -27,6 +27,7 @@ mod step;
 #[allow(unsafe_code)]
 mod sys;
 mod workspace;
+mod zero;
 
 use cgroup::Cgroups;
 use channel::Channel;
@@ -39,23 +40,26 @@ const VERSION: &str = "0.1.0";
 const RUNNER: User = User { uid: 1000, gid: 1000 };
 /// How long the host may take to read why the machine restarts.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-const USAGE: &str = "usage: mayfly-agent --fd N --work DIR [--uid N]   (without arguments only as a machine's PID 1)";
+const USAGE: &str = "usage: mayfly-agent --fd N --work DIR [--uid N] | --zero-memory   (without arguments only as a machine's PID 1)";
 
 /// The program, after the C library's start.
 fn run() -> i32 {
-    match Options::parse(std::env::args_os()) {
-        Some(options) => match serve_process(options) {
-            Ok(()) => 0,
-            Err(error) => {
-                complain(&error.to_string());
-                1
-            }
-        },
+    let done = if let Some(options) = Options::parse(std::env::args_os()) {
+        serve_process(options)
+    } else if std::process::id() == 1 {
         // The kernel hands on words of its command line that it does not know itself.
-        None if std::process::id() == 1 => run_machine(),
-        None => {
-            eprintln!("{USAGE}");
-            2
+        run_machine()
+    } else if std::env::args_os().skip(1).eq(["--zero-memory"]) {
+        zero::zero_free_memory()
+    } else {
+        eprintln!("{USAGE}");
+        return 2;
+    };
+    match done {
+        Ok(()) => 0,
+        Err(error) => {
+            complain(&error.to_string());
+            1
         }
     }
 }

@@ -69,6 +69,9 @@ class FakeZygote:
         """Have the agent's process write its snapshot."""
         self.children[machine].send_signal(SAVE)
 
+    def pre_fault(self, machine: int) -> None:
+        """Nothing that an agent's process could map."""
+
     def kill(self, machine: int) -> None:
         """Kill the agent and, as the end of a real machine does, everything in it: all of its session."""
         session = self.children[machine].pid

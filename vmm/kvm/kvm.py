@@ -224,6 +224,10 @@ class Vcpu(_Descriptor):
         if self._fd >= 0:
             self.page.immediate_exit = 1
 
+    def withdraw_exit(self) -> None:
+        """Take `request_exit` back."""
+        self.page.immediate_exit = 0
+
     def close(self) -> None:
         """Unmap kvm_run and close. The vCPU's thread must have ended."""
         mapped = self._fd >= 0 and hasattr(self, "bytes")

@@ -14,8 +14,8 @@ HUGE_PAGE = 2 << 20
 class Mapping:
     """`size` bytes of anonymous, private, writable memory that is not reserved ahead. Owns the mapping; unmapped at close.
 
-    It lies on a huge page's boundary, and with `huge` asks for huge pages: a guest that unpacks its root touches most of its memory, which
-    costs a fault for every 2 MiB instead of every 4 KiB. Without, it takes none: a restored guest touches a page here and there.
+    It lies on a huge page's boundary, and with `huge` asks for huge pages: a guest that unpacks its root or starts a compiler touches much
+    memory, which costs a fault for every 2 MiB instead of every 4 KiB.
 
     Attributes:
         files: offset and size of each file laid over it, in bytes.
@@ -45,6 +45,11 @@ class Mapping:
             raise ValueError(f"[{offset:#x}, +{size:#x}) is not whole pages inside {self.size:#x} bytes")
         _mmap(self._pointer + offset, size, lib.MAP_PRIVATE | lib.MAP_FIXED | lib.MAP_NORESERVE, fd, file_offset)
         self.files.append((offset, size))
+
+    def read_page_by_page(self) -> None:
+        """Have no page of a file read from the disk before it is touched itself."""
+        for offset, size in self.files:
+            lib.sys_madvise(self._pointer + offset, size, lib.MADV_RANDOM)
 
     def differing_pages(self, before: "Mapping", pagemap: bytes, first: int, count: int) -> bytes:
         """One byte for each page of [first, first + count): 1 if it is the process's own by its entry in `pagemap` (8 bytes each), and

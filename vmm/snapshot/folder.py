@@ -14,10 +14,10 @@ from typing import Any
 from mayfly.errors import ConfigError, SnapshotError
 from vmm.config import MachineConfig
 from vmm.kvm.mapping import PAGE, Mapping
-from vmm.snapshot.memory import changed_pages, lay_base, lay_diff, open_pagemap, pack_runs, unpack_runs, write_pages
+from vmm.snapshot.memory import Runs, changed_pages, lay_base, lay_diff, open_pagemap, pack_runs, touched_pages, unpack_runs, write_pages
 
-STATE, MEMORY, PAGES = "state.json", "memory", "pages"
-FILES = (STATE, MEMORY, PAGES)
+STATE, MEMORY, PAGES, TOUCHED = "state.json", "memory", "pages", "touched"
+FILES = (STATE, MEMORY, PAGES, TOUCHED)
 AGAIN = "remove the snapshot (mayfly snapshot rm) and make it again"
 
 State = MappingOf[str, Any]
@@ -34,19 +34,24 @@ class Chain:
     Args:
         folders: of the base and its diffs, in that order. None: a machine that boots, whose memory is zeros.
         initrd: the base's initramfs, which is no part of the snapshot.
+        page_by_page: read each page from the disk when it is touched, and no others, so that `touched` is exact when the machine is saved.
 
     Attributes:
         state: of the last folder; empty without any.
         initrd_offset: where in the mapping the initramfs lies; to be set when a machine boots.
+        touched: pages that the machine will want soon.
 
     Raises:
         SnapshotError: a file is missing or damaged.
     """
 
-    def __init__(self, folders: Sequence[str], initrd: str | None) -> None:
+    def __init__(self, folders: Sequence[str], initrd: str | None, *, page_by_page: bool = False) -> None:
+        self._page_by_page = page_by_page
         self.state: State = {}
+        self.touched: Runs = ()
         self._stack = contextlib.ExitStack()
         self._layers: list[tuple[int, bytes]] = []
+        self._touched = b""
         with contextlib.ExitStack() as failed:
             failed.callback(self.close)
             self._initrd = self._open(initrd) if initrd else -1
@@ -54,6 +59,7 @@ class Chain:
                 try:
                     self._layers.append((self._open(folder / MEMORY), (folder / PAGES).read_bytes()))
                     self.state = json.loads((folder / STATE).read_bytes())
+                    self._touched = (folder / TOUCHED).read_bytes()
                 except (OSError, ValueError) as error:
                     raise SnapshotError(f"the snapshot {folder} cannot be read: {error}", hint=AGAIN) from error
             self.initrd_offset: int | None = self.state.get("initrd_offset")
@@ -82,7 +88,12 @@ class Chain:
         for number, (fd, pages) in enumerate(self._layers):
             if os.fstat(fd).st_size != mapping.size:
                 raise SnapshotError(f"the snapshot's memory has {os.fstat(fd).st_size} bytes, its machine {mapping.size}", hint=AGAIN)
+            if self._page_by_page:
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
             (lay_diff if number else lay_base)(mapping, fd, unpack_runs(pages, mapping.size))
+        if self._page_by_page:
+            mapping.read_page_by_page()
+        self.touched = unpack_runs(self._touched, mapping.size)
 
     def close(self) -> None:
         """Close the files; what is mapped of them stays."""
@@ -124,12 +135,13 @@ class Target:
         Raises:
             SnapshotError: the disk is full, or fails.
         """
+        touched = touched_pages(self._pagemap, mapping) if self._chain.state else []
         with Mapping(mapping.size) as before:
             self._chain.lay_over(before)
             runs = changed_pages(self._pagemap, mapping, before)
         try:
             write_pages(self._fds[MEMORY], mapping, runs)
-            for name, data in ((PAGES, pack_runs(runs)), (STATE, json.dumps(state).encode())):
+            for name, data in ((PAGES, pack_runs(runs)), (TOUCHED, pack_runs(touched)), (STATE, json.dumps(state).encode())):
                 view = memoryview(data)
                 while view:
                     view = view[os.write(self._fds[name], view) :]

@@ -17,6 +17,8 @@ Runs = Sequence[tuple[int, int]]
 
 _RUN = struct.Struct("<QQ")
 _PAGEMAP_ENTRY = 8
+_IS_PRESENT = bytes(bits >> 7 for bits in range(256))
+"""For the highest byte of an entry: 1 if the page is mapped."""
 BATCH = 1 << 14
 """Pages compared at a time (64 MiB)."""
 GAP = 256
@@ -37,11 +39,26 @@ def changed_pages(pagemap_fd: int, mapping: Mapping, before: Mapping) -> list[tu
     differs = bytearray(mapping.size // PAGE)
     for first in range(0, len(differs), BATCH):
         count = min(BATCH, len(differs) - first)
-        entries = os.pread(pagemap_fd, count * _PAGEMAP_ENTRY, (mapping.address // PAGE + first) * _PAGEMAP_ENTRY)
-        if len(entries) != count * _PAGEMAP_ENTRY:
-            raise SnapshotError("/proc/self/pagemap cannot be read", hint="mount /proc without restrictions")
+        entries = _entries(pagemap_fd, mapping, first, count)
         differs[first : first + count] = mapping.differing_pages(before, entries, first, count)
     return list(_runs(differs))
+
+
+def touched_pages(pagemap_fd: int, mapping: Mapping) -> list[tuple[int, int]]:
+    """The runs of pages of files in `mapping` that were read or written; their neighbours too, as far as they were in the page cache."""
+    touched = bytearray(mapping.size // PAGE)
+    for offset, size in mapping.files:
+        first, count = offset // PAGE, -(-size // PAGE)
+        highest = _entries(pagemap_fd, mapping, first, count)[_PAGEMAP_ENTRY - 1 :: _PAGEMAP_ENTRY]
+        touched[first : first + count] = highest.translate(_IS_PRESENT)
+    return list(_runs(touched))
+
+
+def _entries(pagemap_fd: int, mapping: Mapping, first: int, count: int) -> bytes:
+    entries = os.pread(pagemap_fd, count * _PAGEMAP_ENTRY, (mapping.address // PAGE + first) * _PAGEMAP_ENTRY)
+    if len(entries) != count * _PAGEMAP_ENTRY:
+        raise SnapshotError("/proc/self/pagemap cannot be read", hint="mount /proc without restrictions")
+    return entries
 
 
 def _runs(flags: bytearray) -> Iterator[tuple[int, int]]:
@@ -63,12 +80,12 @@ def write_pages(fd: int, mapping: Mapping, runs: Runs) -> None:
 
 
 def pack_runs(runs: Runs) -> bytes:
-    """The content of the file `pages`."""
+    """The content of the files `pages` and `touched`."""
     return b"".join(_RUN.pack(*run) for run in runs)
 
 
 def unpack_runs(data: bytes, size: int) -> list[tuple[int, int]]:
-    """The runs in the file `pages`, for a memory of `size` bytes.
+    """The runs in such a file, for a memory of `size` bytes.
 
     Raises:
         SnapshotError: it is damaged.
