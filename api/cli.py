@@ -1,11 +1,13 @@
 """The command line: `mayfly serve | run | snapshot | boot | doctor | completion`. A command imports what it needs: each starts quickly."""
 
 import dataclasses
+import functools
+import gc
 import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ class Size(click.ParamType[int]):
         return int(match[1]) * SIZE_FACTORS[match[2].upper()]
 
 
-def _flag(field: "dataclasses.Field[Any]") -> Callable[[Any], Any]:
+def _flag(field: "dataclasses.Field[Any]") -> click.Option:
     names = [f"--{field.name.replace('_', '-')}"]
     if field.name in SHORT:
         names = [SHORT[field.name]] if field.name == "languages" else [SHORT[field.name], *names]
@@ -49,24 +51,32 @@ def _flag(field: "dataclasses.Field[Any]") -> Callable[[Any], Any]:
         **{choice: click.Choice(names) for choice, names in CHOICES.items()},
     }
     if field.type == tuple[str, ...]:
-        return click.option(*names, field.name, multiple=True, help=field.metadata["meaning"])
+        return click.Option([*names, field.name], multiple=True, help=field.metadata["meaning"])
     if field.type is bool:
-        return click.option(*names, field.name, is_flag=True, default=None, help=field.metadata["meaning"])
+        return click.Option([*names, field.name], is_flag=True, default=None, help=field.metadata["meaning"])
     is_size = field.type is int and (field.metadata["high"] or 0) >= 1 << 20
     kind = Size() if is_size else kinds.get(field.type, int)
-    return click.option(*names, field.name, type=kind, help=field.metadata["meaning"])
+    return click.Option([*names, field.name], type=kind, help=field.metadata["meaning"])
 
 
-def config_flags(*without: str) -> Callable[[Any], Any]:
-    """A flag for every key of the configuration but those in `without`; they arrive as keyword arguments, None if not given."""
+class Configured(click.Command):
+    """A command with a flag for every key of the configuration but those in `without`; they arrive as keyword arguments, None if not given.
 
-    def decorate(function: Any) -> Any:
-        for field in reversed(list(FIELDS.values())):
-            if field.name not in without:
-                function = _flag(field)(function)
-        return function
+    They are made when the command is called: there are many, and other commands start without them.
+    """
 
-    return decorate
+    def __init__(self, *args: Any, without: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._without = without
+
+    @functools.cached_property
+    def _flags(self) -> list[click.Parameter]:
+        return [_flag(field) for field in FIELDS.values() if field.name not in self._without]
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Its own, then the flags."""
+        own = super().get_params(ctx)
+        return [*own[:-1], *self._flags, *own[-1:]]  # --help is the last
 
 
 def load_config(flags: dict[str, Any]) -> Config:
@@ -84,8 +94,7 @@ def cli() -> None:
     """Run untrusted code snippets, each in a virtual machine of its own."""
 
 
-@cli.command()
-@config_flags()
+@cli.command(cls=Configured)
 def serve(**flags: Any) -> None:
     """Serve the API on a Unix socket until SIGTERM or SIGINT."""
     config = load_config(flags)
@@ -94,7 +103,7 @@ def serve(**flags: Any) -> None:
     serve_main(config)
 
 
-@cli.command()
+@cli.command(cls=Configured, without=OF_SERVER)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @click.option("--language", "-l", default="", help="language, or language@version; by default the one with the file's extension")
@@ -102,21 +111,20 @@ def serve(**flags: Any) -> None:
 @click.option("--verbose", "-v", is_flag=True, help="say on standard error how long each phase took")
 @click.option("--network", is_flag=True, help="give the snippet a network; what it is made of, --network-backend says")
 @click.option("--snapshot", default="", help="run it in a machine restored from this snapshot instead of its language's own")
-@config_flags(*OF_SERVER)
 def run(file: Path, args: tuple[str, ...], language: str, as_json: bool, verbose: bool, network: bool, snapshot: str, **flags: Any) -> int:
     """Run the snippet in FILE, with ARGS (after `--`), in a machine of its own.
 
     Standard input and output pass through. Exit status: the program's; 128 + n for signal n; 124 if a limit ended it; 1 if it could not be
     built; 125 if Mayfly itself failed.
     """
+    gc.disable()  # this process makes little that lasts, and ends soon
     config = load_config(flags)
-    from api.host import time_factor
     from vmm.zygote import Zygote
 
-    factor = time_factor(config)
-    zygote = Zygote.start()  # it imports what it needs while this process does
+    zygote = Zygote.fork()
     import asyncio
 
+    from api.host import time_factor
     from api.run_command import run_file
 
     return asyncio.run(
@@ -127,7 +135,7 @@ def run(file: Path, args: tuple[str, ...], language: str, as_json: bool, verbose
             network=network,
             snapshot=snapshot,
             config=config,
-            factor=factor,
+            factor=time_factor(config),
             zygote=lambda: zygote,
             as_json=as_json,
             verbose=verbose,
@@ -151,9 +159,8 @@ def boot(kernel: str, initrd: str | None, cmdline: str, memory: int, cpus: int, 
     return boot_console(config)
 
 
-@cli.command()
+@cli.command(cls=Configured)
 @click.option("--json", "as_json", is_flag=True, help="print the findings as JSON")
-@config_flags()
 def doctor(as_json: bool, **flags: Any) -> int:
     """Look at what runs need on this host; say how to mend what is missing. Exit status 1 if something is."""
     config = load_config(flags)
@@ -176,12 +183,11 @@ def snapshot() -> None:
     """Make, list, look at and remove snapshots of machines."""
 
 
-@snapshot.command()
+@snapshot.command(cls=Configured, without=(*OF_SERVER, "cold"))
 @click.argument("language")
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option("--name", default="", help="the snapshot's name; needed with FILE or --parent")
 @click.option("--parent", default="", help="save what differs from this snapshot (default with FILE: the language's own)")
-@config_flags(*OF_SERVER, "cold")
 def create(language: str, file: Path | None, name: str, parent: str, **flags: Any) -> None:
     """Make a snapshot of a machine of LANGUAGE.
 
@@ -260,7 +266,12 @@ def main() -> None:
         status = ours
     except (click.Abort, KeyboardInterrupt):
         status = 130
-    sys.exit(status if isinstance(status, int) else 0)
+    try:
+        print(end="", flush=True)
+    except OSError:
+        status = ours
+    # At once: Python would first take all its modules apart, one object after the other.
+    os._exit(status if isinstance(status, int) else 0)
 
 
 if __name__ == "__main__":

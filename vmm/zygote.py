@@ -1,6 +1,6 @@
 """The zygote: a warm, single-threaded process that forks one vmm process per machine, and its client.
 
-It holds no KVM descriptor (KVM binds a VM to the address space that made it) and imports neither asyncio nor aiohttp. The two sides
+It holds no KVM descriptor (KVM binds a VM to the address space that made it), and has neither asyncio nor aiohttp. The two sides
 talk over a SOCK_SEQPACKET pair, one JSON object a message:
 
     client -> zygote   {"spawn": machine, "config": JSON text} with two descriptors (channel, report); {"kill": machine};
@@ -18,7 +18,6 @@ import os
 import select
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -30,6 +29,8 @@ from vmm.config import PRE_FAULT, SAVE, MachineConfig
 from vmm.kvm import process
 
 MESSAGE_LIMIT = 64 * 1024
+CONTROL_FD = 3
+"""Of a zygote that is another Python, its end of the pair."""
 START = "import sys; from vmm.zygote import main; main(int(sys.argv[1]), int(sys.argv[2]))"
 
 
@@ -52,8 +53,8 @@ class Reaped:
 class Zygote:
     """The client's side. Owns the zygote process. No method waits for long; `receive` waits for a message."""
 
-    def __init__(self, child: "subprocess.Popen[bytes]", control: socket.socket) -> None:
-        self._child, self._control = child, control
+    def __init__(self, pid: int, control: socket.socket) -> None:
+        self.pid, self._control = pid, control
 
     @classmethod
     def start(cls) -> Self:
@@ -65,25 +66,35 @@ class Zygote:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             # -P: a folder named like one of our packages in the working directory must not be imported.
-            command = [sys.executable, "-P", "-c", START, str(theirs.fileno()), str(os.getpid())]
+            command = [sys.executable, "-P", "-c", START, str(CONTROL_FD), str(os.getpid())]
             path = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]))
+            files = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0), (os.POSIX_SPAWN_DUP2, theirs.fileno(), CONTROL_FD)]
             try:
-                child = subprocess.Popen(
-                    command,
-                    pass_fds=[theirs.fileno()],
-                    env={**os.environ, "PYTHONPATH": path},
-                    stdin=subprocess.DEVNULL,
-                    start_new_session=True,
-                )
+                pid = os.posix_spawn(sys.executable, command, {**os.environ, "PYTHONPATH": path}, file_actions=files, setsid=True)
             except OSError as error:
                 ours.close()
                 raise HostError(f"the zygote cannot be started: {error}", hint="see `mayfly doctor`") from error
-        return cls(child, ours)
+        return cls(pid, ours)
 
-    @property
-    def pid(self) -> int:
-        """The zygote's process id."""
-        return self._child.pid
+    @classmethod
+    def fork(cls) -> Self:
+        """Start a zygote as a copy of this process, which must have a single thread: quicker than a new Python that imports anew."""
+        _load()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        client = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                ours.close()
+                os.setsid()
+                os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+                main(theirs.detach(), client)
+                status = 0
+            finally:
+                os._exit(status)
+        theirs.close()
+        return cls(pid, ours)
 
     def fileno(self) -> int:
         """Readable when `receive` has something."""
@@ -139,19 +150,26 @@ class Zygote:
     def close(self) -> None:
         """End the zygote and its machines, and wait for it."""
         self._control.close()
-        self._child.wait()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
 
 
 def main(control_fd: int, client: int) -> None:
     """The zygote process: fork, reap, report, until the client is gone."""
-    from vmm.process import run_process  # with all that a machine needs, for this process only
-
+    run_process = _load()
     process.end_with_parent(signal.SIGKILL)
     if os.getppid() != client:
         return
     with socket.socket(fileno=control_fd) as control:
         _Server(control, run_process).serve()
     signal.set_wakeup_fd(-1)
+
+
+def _load() -> Callable[[MachineConfig, socket.socket, int, float], None]:
+    """Import what machines need: only processes that fork them do that."""
+    from vmm.process import run_process
+
+    return run_process
 
 
 class _Server:

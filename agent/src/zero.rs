@@ -6,18 +6,21 @@ use std::hint::black_box;
 use std::io;
 
 const MEMORY: &str = "/proc/meminfo";
-/// Left alone, for what the kernel needs meanwhile.
-const RESERVE: usize = 16 << 20;
+/// Left alone, for what the kernel needs itself.
+const RESERVE: usize = 24 << 20;
+const BLOCK: usize = 4 << 20;
 const PAGE: usize = 4096;
 
 /// Use all free memory once. The kernel zeroes each page that a program gets, and leaves it so when it gets it back.
 pub fn zero_free_memory() -> io::Result<()> {
-    let free = free_memory(&fs::read_to_string(MEMORY)?).ok_or(io::ErrorKind::InvalidData)?;
-    let mut memory = vec![0_u8; free.saturating_sub(RESERVE)];
-    for page in memory.chunks_mut(PAGE) {
-        page[0] = 0;
+    let mut blocks = Vec::new();
+    while free_memory(&fs::read_to_string(MEMORY)?).ok_or(io::ErrorKind::InvalidData)? >= RESERVE + BLOCK {
+        let mut block = vec![0_u8; BLOCK];
+        for page in block.chunks_mut(PAGE) {
+            page[0] = 0;
+        }
+        blocks.push(black_box(block));
     }
-    black_box(&memory);
     Ok(())
 }
 

@@ -14,6 +14,10 @@ class Zygote(FakeZygote):
     def start(cls) -> "Zygote":
         return cls(fault)
 
+    @classmethod
+    def fork(cls) -> "Zygote":
+        return cls(fault)
+
 
 vmm.zygote.Zygote = Zygote  # type: ignore[assignment,misc]
 cli.main()

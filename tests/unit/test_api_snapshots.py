@@ -153,7 +153,7 @@ def alter(name: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (change_manifest(mayfly="0.0.0"), "made by Mayfly"),
+        (change_manifest(mayfly="0.0.0"), "made by another Mayfly"),
         (change_manifest(initramfs_digest="sha256:00"), "another image"),
         (change_manifest(kernel_digest="sha256:00"), "another kernel"),
         (change_manifest(machine={}), "another machine"),
