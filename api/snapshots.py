@@ -8,12 +8,12 @@ others than those that were noted then (`verified.json`).
 
 import contextlib
 import dataclasses
-import datetime
 import hashlib
 import json
 import re
 import shutil
 import struct
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -244,7 +244,7 @@ def complete(part: Path, *, name: str, image: Image, machine: MachineConfig, par
         machine=shape(machine),
         files=digests(part),
         memory_bytes=memory_bytes,
-        created=datetime.datetime.now(datetime.UTC).isoformat(),
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
     (part / MANIFEST).write_text(manifest.to_json())
     (part / VERIFIED).write_text(json.dumps(_stamps(part, Path(machine.kernel))))

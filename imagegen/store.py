@@ -1,7 +1,6 @@
 """The folder of built images: each is replaced as a whole, so that nobody ever sees half of one."""
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import os
@@ -75,6 +74,8 @@ def _swap(new: Path, old: Path) -> None:
     if not old.exists():
         new.rename(old)
         return
+    import ctypes  # only here: `mayfly run`, which reads the store, starts sooner without
+
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.renameat2(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(old), _RENAME_EXCHANGE) == 0:
         return

@@ -1,6 +1,7 @@
 """The messages of the channel, as agent/PROTOCOL.md has them: what each holds, and how its payload is laid out.
 
-Each is a frozen dataclass whose `layout` names the wire types of its fields in their order (mayfly/wire.py): the whole codec.
+Each is a dataclass whose `layout` names the wire types of its fields in their order (mayfly/wire.py): the whole codec. They are not
+frozen, as that doubles what making so many classes takes at each start.
 Paths, arguments and environment values may hold any bytes but NUL: what is not UTF-8 travels in `str` as surrogate escapes.
 """
 
@@ -74,7 +75,7 @@ class ExitHow(IntEnum):
     NOT_STARTED = 2
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Message(Record):
     """The payload of a frame; its class says the frame's type."""
 
@@ -95,7 +96,7 @@ class Message(Record):
 Env = tuple[tuple[str, str], ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Step(Record):
     """One program to run. Times in milliseconds, sizes in bytes; a limit of 0 means none."""
 
@@ -113,7 +114,7 @@ class Step(Record):
     layout = (STR, list_of(RAW), RAW, ENV, U32, U32, U64, U32, U64, U64, FLAG)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class FileEntry(Record):
     """A file that the host is going to send: beneath /work, permission bits, size in bytes."""
 
@@ -123,7 +124,7 @@ class FileEntry(Record):
     layout = (RAW, U32, U64)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Start(Message):
     """Begin a run: what to execute and which files to expect."""
 
@@ -134,7 +135,7 @@ class Start(Message):
     layout = (ENV, list_of(record(Step)), list_of(record(FileEntry)))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class File(Message):
     """A piece of file `index` of START's list."""
 
@@ -145,14 +146,14 @@ class File(Message):
     layout = (U16, U64, rest())
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Begin(Message):
     """All files are there: run the steps."""
 
     type = FrameType.BEGIN
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Stdin(Message):
     """Bytes for the standard input of the step that takes it; only as many as CREDIT has granted."""
 
@@ -161,14 +162,14 @@ class Stdin(Message):
     layout = (rest(),)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class StdinEof(Message):
     """Standard input is at its end."""
 
     type = FrameType.STDIN_EOF
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Signal(Message):
     """Send a signal to every process of the running step."""
 
@@ -177,7 +178,7 @@ class Signal(Message):
     layout = (U8,)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Collect(Message):
     """Ask for files and folders, by absolute path."""
 
@@ -186,7 +187,7 @@ class Collect(Message):
     layout = (list_of(RAW),)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Resumed(Message):
     """A new identity after a restore: time in nanoseconds since 1970, 16 bytes of boot id, host name, 16 to 512 bytes of entropy."""
 
@@ -198,14 +199,14 @@ class Resumed(Message):
     layout = (U64, exactly(16), STR, rest(MIN_ENTROPY, MAX_ENTROPY))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Shutdown(Message):
     """Kill what runs and restart the machine."""
 
     type = FrameType.SHUTDOWN
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Hello(Message):
     """The agent is ready. `end_marker` is empty where it does not run as a machine's init."""
 
@@ -218,7 +219,7 @@ class Hello(Message):
     layout = (U16, STR, STR, U64, STR)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Stage(Message):
     """A step's program starts."""
 
@@ -228,7 +229,7 @@ class Stage(Message):
     layout = (U8, STR)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Stdout(Message):
     """What the step wrote to its standard output."""
 
@@ -237,7 +238,7 @@ class Stdout(Message):
     layout = (rest(),)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Stderr(Message):
     """What the step wrote to its standard error."""
 
@@ -246,7 +247,7 @@ class Stderr(Message):
     layout = (rest(),)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Exit(Message):
     """A step is over. `cut` tells of stdout, then of stderr, whether output was dropped; times in microseconds, memory in bytes."""
 
@@ -262,14 +263,14 @@ class Exit(Message):
     layout = (U8, enum(U8, ExitHow), U32, enum(U8, Limit), U64, U64, U64, bits(2))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Done(Message):
     """The run is over."""
 
     type = FrameType.DONE
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Credit(Message):
     """The host may send so many bytes of STDIN beyond all that it was allowed before."""
 
@@ -281,7 +282,7 @@ class Credit(Message):
 _COLLECTED_FLAGS = bits(3)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Collected(Message):
     """A piece of COLLECT's answer.
 
@@ -308,7 +309,7 @@ class Collected(Message):
         return cls(index, FileEntry.read(cursor) if headed else None, ends, last, cursor.rest())
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Error(Message):
     """The agent could not do something; `code` says what."""
 

@@ -160,7 +160,7 @@ _PAIR: Wire[tuple[str, str]] = Wire(
 ENV = list_of(_PAIR)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Record:
     """A dataclass whose `layout` has one wire type for each of its fields."""
 

@@ -42,7 +42,10 @@ def probe() -> KvmProbe:
     """Run 200,000 supervisor instructions in a tiny guest and look at the clock."""
     emulated = arch.probe.host_is_emulated()
     try:
-        seconds = min(_time_supervisor_code() for _ in range(TRIES))
+        seconds = _time_supervisor_code()
+        for _ in range(TRIES - 1):
+            if seconds > LIMIT_S:  # perhaps only this time: something else ran
+                seconds = min(seconds, _time_supervisor_code())
     except MayflyError as error:
         return KvmProbe(usable=False, reason=error.message, hint=error.hint, emulated=emulated)
     if seconds > LIMIT_S:

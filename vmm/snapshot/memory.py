@@ -23,6 +23,8 @@ BATCH = 1 << 14
 """Pages compared at a time (64 MiB)."""
 GAP = 256
 """Pages of zeros between two runs of a base that are mapped with them: a mapping costs more than they do."""
+NEAR = 16
+"""Pages between two touched runs that are mapped ahead with them, for the same reason."""
 SHORT = 4
 """Runs of a diff with fewer pages are copied: a mapping of their own would cost more."""
 MAX_MAPPINGS = 16 * 1024
@@ -51,7 +53,7 @@ def touched_pages(pagemap_fd: int, mapping: Mapping) -> list[tuple[int, int]]:
         first, count = offset // PAGE, -(-size // PAGE)
         highest = _entries(pagemap_fd, mapping, first, count)[_PAGEMAP_ENTRY - 1 :: _PAGEMAP_ENTRY]
         touched[first : first + count] = highest.translate(_IS_PRESENT)
-    return list(_runs(touched))
+    return joined(list(_runs(touched)), gap=NEAR)
 
 
 def _entries(pagemap_fd: int, mapping: Mapping, first: int, count: int) -> bytes:
@@ -109,15 +111,14 @@ def lay_base(mapping: Mapping, fd: int, runs: Runs) -> None:
         mapping.overlay_file(first * PAGE, fd, count * PAGE, first * PAGE)
 
 
-def joined(runs: Runs, apart: Iterable[tuple[int, int]] = ()) -> list[tuple[int, int]]:
-    """`runs` with small gaps closed, but for those that touch a run of `apart`: what is mapped of a base."""
+def joined(runs: Runs, apart: Iterable[tuple[int, int]] = (), gap: int = GAP) -> list[tuple[int, int]]:
+    """`runs` with gaps of up to `gap` pages closed, but for those that touch a run of `apart`."""
     fixed = list(apart)
     whole: list[tuple[int, int]] = []
     for first, count in runs:
         if whole:
             begin, length = whole[-1]
-            gap = first - (begin + length)
-            if gap <= GAP and not any(at < first and begin + length < at + size for at, size in fixed):
+            if first - (begin + length) <= gap and not any(at < first and begin + length < at + size for at, size in fixed):
                 whole[-1] = (begin, first + count - begin)
                 continue
         whole.append((first, count))
