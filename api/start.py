@@ -47,7 +47,7 @@ async def start(spawner: Spawner, wanted: Wanted) -> Ready:
     try:
         session = Session(arch=wanted.image.manifest.arch, end_marker=wanted.image.manifest.end_marker)
         async with asyncio.timeout(wanted.timeout_s):
-            hello = await (_resume if wanted.machine.restore else _greeting)(machine, session)
+            hello = await (resume if wanted.machine.restore else _greeting)(machine, session)
     except BaseException as caught:
         ended = await machine.stop(0 if isinstance(caught, asyncio.CancelledError) else 1)
         if isinstance(caught, TimeoutError):
@@ -63,9 +63,11 @@ async def start(spawner: Spawner, wanted: Wanted) -> Ready:
     return Ready(machine, session, hello, kind)
 
 
-async def _resume(machine: Machine, session: Session) -> Hello:
-    """Make a restored machine another than its siblings. The time in RESUMED is that of its sending; where the answer to the first one took
-    long, as the machine was still being made, it is said again to the machine that is up.
+async def resume(machine: Machine, session: Session) -> Hello:
+    """Make a restored machine another than its siblings; what it answers.
+
+    The time in RESUMED is that of its sending; where the answer to the first one took long, as the machine was still being made, it is
+    said again to the machine that is up.
     """
     boot_id, name = os.urandom(16), f"mayfly-{os.urandom(4).hex()}"
     for _ in range(CLOCK_ATTEMPTS):

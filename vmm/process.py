@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 import traceback
+from pathlib import Path
 from typing import Any
 
 from mayfly.errors import ConfigError, ConsoleTailError, MayflyError
@@ -70,8 +71,16 @@ def run_process(config: MachineConfig, channel: socket.socket, report_fd: int, f
     except Exception as caught:
         error = MayflyError(f"a fault of the monitor: {caught!r}", hint="report it, with this text:\n" + traceback.format_exc())
     # The process ends without unmapping anything: the kernel does that faster, and out of the reply's way.
-    exits["page-faults"] = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    exits |= {"page-faults": resource.getrusage(resource.RUSAGE_SELF).ru_minflt, "own-bytes": own_memory()}
     report.say("ended", reason=end, error=_describe(error), console=console.tail(), exits=exits, phases=phases)
+
+
+def own_memory() -> int:
+    """Bytes of memory that this process shares with no other: what it copied, or got anew (RssAnon, proc_pid_status(5))."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 def drop_privileges(user: str | None) -> None:

@@ -1,10 +1,15 @@
 """QEMU's microvm, which benchmarks measure beside ours: the same kernel, initramfs and guest's command line, on the same KVM."""
 
 import contextlib
+import json
+import shlex
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 from vmm.channel import PORT_NAME
 from vmm.config import MIB, MachineConfig
@@ -24,6 +29,38 @@ def command(config: MachineConfig, channel: str, devices: Sequence[str] = ()) ->
     line += ["-kernel", config.kernel, "-initrd", str(config.initrd), "-append", " ".join(words)]
     line += ["-chardev", f"socket,id=channel,path={channel}", "-device", "virtio-serial-device,max_ports=2"]
     return [*line, "-device", f"virtserialport,chardev=channel,name={PORT_NAME}", *devices]
+
+
+def restoring(file: Path) -> list[str]:
+    """What makes a machine go on from what `save` wrote."""
+    return ["-incoming", f"exec:cat {shlex.quote(str(file))}"]
+
+
+def save(config: MachineConfig, file: Path, ready: Callable[[socket.socket], object]) -> None:
+    """Boot such a machine until `ready` returns, and write it to `file`."""
+    with tempfile.TemporaryDirectory() as work, socket.socket(socket.AF_UNIX) as monitor:
+        path = f"{work}/monitor"
+        with started(config, ["-qmp", f"unix:{path},server=on,wait=off"]) as channel:
+            ready(channel)
+            monitor.connect(path)
+            with monitor.makefile("rw") as lines:
+
+                def ask(command: str, **arguments: str) -> Any:
+                    lines.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+                    lines.flush()
+                    while "return" not in (answer := json.loads(lines.readline())):
+                        if "error" in answer:
+                            raise SystemExit(f"bench: QEMU refuses {command}: {answer['error']['desc']}")
+                    return answer["return"]
+
+                lines.readline()  # its greeting
+                ask("qmp_capabilities")
+                ask("migrate", uri=f"exec:cat > {shlex.quote(str(file))}")
+                while (status := ask("query-migrate")["status"]) != "completed":
+                    if status == "failed":
+                        raise SystemExit("bench: QEMU could not save its machine")
+                    time.sleep(0.1)
+                ask("quit")
 
 
 @contextlib.contextmanager
