@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 
 from mayfly.errors import SnapshotError
+from mayfly.files import sync
 from tests.kvm.test_machine import ECHO
 from tests.kvm.tiny import RESET, Running, build, start
 from tests.scale import scaled
 from vmm.kvm.mapping import Mapping
 from vmm.machine import End
-from vmm.snapshot.folder import MEMORY, PAGES, STATE, Chain
+from vmm.snapshot.folder import MEMORY, PAGES, STATE, TOUCHED, Chain
+from vmm.snapshot.memory import unpack_runs
 
 pytestmark = pytest.mark.kvm
 
@@ -153,6 +155,35 @@ def test_a_diff_holds_what_has_changed_and_no_more(started: list[Running], tmp_p
     assert (folder / PAGES).read_bytes() == struct.pack("<QQ", 0x500, 1)
     assert (folder / MEMORY).stat().st_size == MEMORY_SIZE
     assert (folder / MEMORY).stat().st_blocks * 512 <= 16384
+
+
+def test_what_a_restored_machine_touches_is_noted_and_mapped_ahead(started: list[Running], tmp_path: Path) -> None:
+    fill = "".join(f"mov byte ptr [{page << 12:#x}], 1\n" for page in range(0x500, 0x540))
+    touch = "mov dx, 0x3f8\nout dx, al\nmov al, [0x505000]\nmov byte ptr [0x53e000], 2\nout dx, al\n" + SPIN
+    base = saved(started, tmp_path, fill + touch, 1)
+    assert (Path(base) / TOUCHED).read_bytes() == b""
+    sync(Path(base) / MEMORY)
+    folder = tmp_path / "diff"
+    folder.mkdir()
+    running = Running(tmp_path / "tiny.elf", restore=(base,), save_to=str(folder))
+    started.append(running)
+    assert run_until(running, 1, End.SAVED) is End.SAVED
+    running.machine.save()
+    touched = {page for first, count in unpack_runs((folder / TOUCHED).read_bytes(), MEMORY_SIZE) for page in range(first, first + count)}
+    assert {0x505, 0x53E} <= touched
+    restored = Running(tmp_path / "tiny.elf", restore=(base, str(folder)))
+    started.append(restored)
+
+    def stop_when_mapped() -> None:
+        if restored.machine.vcpus[0].exits["interrupted"]:
+            restored.machine.finish(End.STOPPED)
+        restored.loop.call_later(0.01, stop_when_mapped)
+
+    restored.loop.call_later(0.01, restored.machine.pre_fault)
+    restored.loop.call_later(0.01, stop_when_mapped)
+    assert restored.machine.run() is End.STOPPED
+    assert restored.machine.exits()["interrupted"] == 1
+    assert restored.machine.memory.read(0x53E000, 1) == b"\2"
 
 
 def test_what_the_host_writes_belongs_to_a_snapshot(started: list[Running], tmp_path: Path) -> None:
