@@ -119,7 +119,13 @@ def factory(fault: str = "", made: list[FakeZygote] | None = None, executable: P
 
 
 def install(
-    language: str, extension: str, steps: tuple[manifest.Step, ...], version: str = "1.0", folder: str = "", marker: str = MARKER
+    language: str,
+    extension: str,
+    steps: tuple[manifest.Step, ...],
+    version: str = "1.0",
+    folder: str = "",
+    marker: str = MARKER,
+    warmup: manifest.Warmup | None = None,
 ) -> None:
     """Put an image into the data folder; its initramfs is a stand-in."""
     from mayfly import paths
@@ -134,6 +140,7 @@ def install(
         extensions=(extension,),
         source_file=f"main{extension}",
         steps=steps,
+        warmup=warmup or manifest.Warmup(),
         env={"LANG": "C.UTF-8"},
         source=manifest.Source(reference="oci:x", manifest_digest="", config_digest="", layers=()),
         compression="none",

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import random
+import struct
 import subprocess
 import sys
 import threading
@@ -24,10 +25,11 @@ from api.snapshots import MANIFEST, Snapshot
 from api.snippet import Snippet
 from mayfly import paths
 from mayfly.errors import BusyError, ConfigError, SnapshotError, SnapshotNotFoundError
+from mayfly.manifest import Step, Warmup
 from tests.scale import scaled
-from tests.unit.api_fakes import ROOT, FakeZygote, factory, install_toys, open_descriptors, small_config
+from tests.unit.api_fakes import ROOT, FakeZygote, factory, install, install_toys, open_descriptors, small_config
 from vmm.config import MIB
-from vmm.snapshot.folder import MEMORY, PAGES, STATE
+from vmm.snapshot.folder import FILES, MEMORY, PAGES, STATE, TOUCHED
 
 Scenario = Callable[[Service], Awaitable[Any]]
 
@@ -106,6 +108,21 @@ def test_many_creators_do_the_work_once(serve: Callable[..., Any]) -> None:
     zygotes: list[FakeZygote] = []
     assert len(serve(scenario, made=zygotes)) == 1
     assert len(zygotes[0].configs) == 1
+
+
+def test_a_base_notes_what_its_first_restored_machine_touches(serve: Callable[..., Any]) -> None:
+    steps = (Step(name="warm", argv=("sh", "warm.toy")),)
+    install("warm", ".warm", steps, warmup=Warmup(files={"warm.toy": "echo warm"}, steps=steps))
+
+    async def scenario(service: Service) -> Snapshot:
+        return await made(service, "warm")
+
+    zygotes: list[FakeZygote] = []
+    folder = serve(scenario, made=zygotes).folder
+    booted, restored = zygotes[0].configs
+    assert (booted.restore, restored.restore) == ((), (booted.save_to,))
+    assert (folder / TOUCHED).read_bytes() == struct.pack("<QQ", 1, 1)
+    assert {path.name for path in folder.iterdir()} == {*FILES, MANIFEST, snapshots.VERIFIED}
 
 
 def test_a_full_disk_leaves_nothing_and_the_run_goes_on_without(serve: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
