@@ -57,7 +57,8 @@ bench: setup kernel agent images arm
 	@.venv/bin/python scripts/bench-snapshots tiny build/bench-tiny.json
 	@test "$$(uname -m)" = aarch64 || scripts/with-kvm --arch aarch64 scripts/bench measure build/bench-aarch64.json --rounds 1
 	@.venv/bin/python scripts/bench plot build/bench.json build/bench.png
-	@echo "build/bench.json build/bench.png build/bench-network.json build/bench-snapshots.json build/bench-tiny.json build/bench-aarch64.json"
+	@.venv/bin/python scripts/bench-snapshots plot build/bench-snapshots.json build/bench-snapshots.png
+	@ls build/bench*
 
 # What was built in this folder. Kernels, images and the emulated host's disk are in $$XDG_CACHE_HOME/mayfly and $$XDG_DATA_HOME/mayfly.
 clean:
