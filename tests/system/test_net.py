@@ -157,7 +157,7 @@ def mayfly(tmp_path: Path) -> Start:
         path = tmp_path / "snippet.toy"
         path.write_text(source)
         network = ["--network"] if options else []
-        command = [sys.executable, "-m", "api.cli", "run", *network, "--wall", "300", *options, str(path)]
+        command = [sys.executable, "-m", "api.cli", "run", *network, "--wall", str(DEADLINE_S), *options, str(path)]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     return start
@@ -185,11 +185,35 @@ def exchange(mayfly: Start, address: str, size: int, *options: str, also: str) -
     return lines[4:]
 
 
+@contextlib.contextmanager
+def at_work(process: "subprocess.Popen[str]") -> Iterator[list[str]]:
+    """Send a machine numbers, a few a second; its answers."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    stdin, stdout, answers, over = process.stdin, process.stdout, list[str](), threading.Event()
+
+    def talk() -> None:
+        for number in itertools.count():
+            stdin.write(f"{number}\n")
+            stdin.flush()
+            answers.append(stdout.readline())
+            if over.wait(0.2):
+                return
+
+    thread = threading.Thread(target=talk, daemon=True)
+    thread.start()
+    try:
+        yield answers
+    finally:
+        over.set()
+        thread.join(DEADLINE_S)
+
+
 @pytest.mark.usefixtures("tap")
 @pytest.mark.parametrize("cpus", ["1", "2"] if FULL else ["2"])
 def test_everything_goes_over_tap_both_ways(mayfly: Start, cpus: str) -> None:
-    """While another machine runs beside it."""
-    neighbour = mayfly("echo ready; read line; echo $line")
+    """While another machine works beside it."""
+    neighbour = mayfly("echo ready; while read line; do echo $((line * line)); done")
     assert neighbour.stdout is not None
     assert neighbour.stdout.readline() == "ready\n"
     also = f"""
@@ -198,9 +222,13 @@ def test_everything_goes_over_tap_both_ways(mayfly: Start, cpus: str) -> None:
         echo-request {INTERNAL} impatiently
         nc -w 2 {INTERNAL} 80 || echo no way
     """
-    lines = exchange(mayfly, GATEWAY, SIZE, *TAP_OPTIONS, "--cpus", cpus, also=also)
+    with at_work(neighbour) as answers:
+        lines = exchange(mayfly, GATEWAY, SIZE, *TAP_OPTIONS, "--cpus", cpus, also=also)
     assert lines == ["up", "pong", "silence", "no way"]
-    assert neighbour.communicate("unharmed\n", DEADLINE_S)[0] == "unharmed\n"
+    assert len(answers) > 1
+    assert answers == [f"{number * number}\n" for number in range(len(answers))]
+    assert neighbour.communicate("", DEADLINE_S)[0] == ""
+    assert neighbour.returncode == 0
 
 
 @pytest.mark.usefixtures("tap")
