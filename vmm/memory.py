@@ -27,9 +27,8 @@ class GuestMemory:
             GuestAddressError: the range is not inside RAM, or `length` is negative.
         """
         for start, end, view in self._regions:
-            offset = address - start
-            if offset >= 0 and 0 <= length <= end - address:
-                return view[offset : offset + length]
+            if start <= address and 0 <= length <= end - address:
+                return view[address - start : address - start + length]
         raise GuestAddressError(f"[{address:#x}, +{length:#x}) is not guest RAM")
 
     def release(self) -> None:

@@ -18,7 +18,7 @@ APPLETS = (
     *("sh", "cat", "echo", "sleep", "seq", "head", "yes", "kill", "true", "false"),
     *("dd", "nproc", "reboot", "sha256sum", "date", "touch"),
 )
-NETWORK_APPLETS = ("nc", "nslookup", "ls", "grep", "mkfifo")
+NETWORK_APPLETS = ("nc", "nslookup", "ls", "grep", "mkfifo", "md5sum")
 
 
 def archive(entries: Iterable[tuple[str, int, bytes]]) -> bytes:

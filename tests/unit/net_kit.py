@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 
+from vmm.devices.virtio.buffers import scatter
 from vmm.devices.virtio.net import HEADER, NetFeature
 
 UP_DEADLINE_S = 20
@@ -89,11 +90,9 @@ class MemoryBackend:
         self.room -= 1
         self.sent.append(b"".join(parts))
 
-    def receive(self, packet: bytearray) -> int:
+    def receive(self, buffers: list[memoryview]) -> int:
         if self.waiting:
-            next_one = self.waiting.popleft()
-            packet[: len(next_one)] = next_one
-            return len(next_one)
+            return scatter(self.waiting.popleft(), buffers)
         if self.gone:
             raise EOFError
         return 0

@@ -1,5 +1,6 @@
 """Tap and passt, real ones in a network namespace, behind a device with the mock driver; and back ends that are not there."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from tests.unit.net_kit import GATEWAY, GUEST, GUEST_MAC, PLAIN_HEADER, arp, eth
 from tests.unit.virtio_driver import Buffer, Driver
 from vmm.config import NetworkBackend, NetworkConfig
 from vmm.devices.virtio.mmio import Interrupt
-from vmm.devices.virtio.net import HEADER, NetFeature, NetQueue
+from vmm.devices.virtio.net import HEADER, MAX_PACKET, NetFeature, NetQueue
 from vmm.eventloop import EventLoop
 from vmm.network import host
 from vmm.network.link import Link, open_backend
@@ -134,6 +135,40 @@ def test_tap_carries_frames_both_ways(guests: list[Guest]) -> None:
 
 
 @pytest.mark.usefixtures("namespace")
+def test_a_tap_gives_no_frame_that_is_for_somebody_else(guests: list[Guest]) -> None:
+    """Unicast, and groups: not one byte of it is written to the guest's buffers."""
+    make_tap(TAP, f"{GATEWAY}/16")
+    guests.append(Guest(tap_network()))
+    queue = guests[0].queues[NetQueue.RECEIVE]
+    theirs = ("020000000006", "01005e000001", "0180c2000000", "333300000002", "3333ff000006")
+    ours = (GUEST_MAC.hex(), "ffffffffffff", "333300000001", "3333ff000005")
+    with net_kit.packet_socket(TAP) as sender:
+        for mac in (*theirs, *ours):
+            sender.send(ethernet(0x800, ipv4(GUEST, b"payload " * 100), destination=bytes.fromhex(mac)))
+    received: list[bytes] = []
+    while len(received) < len(ours):
+        guests[0].turn()
+        received += [data for _, _, data in queue.used()]
+    assert [data[HEADER.size :][:6].hex() for data in received] == list(ours)
+    assert not any(b"payload" in queue.ram.get(address, size) for _, places in queue.chains.values() for address, size, _ in places)
+
+
+@pytest.mark.usefixtures("namespace")
+def test_what_was_queued_for_another_driver_is_dropped() -> None:
+    make_tap(TAP, f"{GATEWAY}/16")
+    with contextlib.closing(Tap(TAP, [GUEST_MAC])) as tap, net_kit.packet_socket(TAP) as sender:
+        wait_until_up(TAP)
+        for _ in range(3):
+            sender.send(ethernet(0x800, ipv4(GUEST), destination=GUEST_MAC))
+        tap.set_offloads(0)
+        buffer = bytearray(MAX_PACKET)
+        assert tap.receive([memoryview(buffer)]) == 0
+        sender.send(ethernet(0x800, ipv4(GUEST), destination=GUEST_MAC))
+        assert tap.receive([memoryview(buffer)]) == HEADER.size + 34
+        assert buffer[HEADER.size :].startswith(GUEST_MAC)
+
+
+@pytest.mark.usefixtures("namespace")
 def test_a_frame_that_waited_for_a_buffer_comes_without_another_behind_it(guests: list[Guest]) -> None:
     make_tap(TAP, f"{GATEWAY}/16")
     ip("neighbour", "add", GUEST, "lladdr", GUEST_MAC.hex(":"), "dev", TAP)
@@ -208,14 +243,14 @@ def test_passt_ends_when_its_machine_does(guests: list[Guest]) -> None:
 @pytest.mark.usefixtures("namespace")
 def test_a_tap_that_cannot_be_used_is_a_typed_error() -> None:
     with pytest.raises(HostError, match="no tap interface 'nope'"):
-        Tap("nope")
+        Tap("nope", [GUEST_MAC])
     with pytest.raises(HostError, match="cannot be used"):
-        Tap("lo")
+        Tap("lo", [GUEST_MAC])
     make_tap(TAP, f"{GATEWAY}/16")
-    tap = Tap(TAP)
+    tap = Tap(TAP, [GUEST_MAC])
     try:
         with pytest.raises(HostError, match="busy") as caught:
-            Tap(TAP)
+            Tap(TAP, [GUEST_MAC])
         assert "each needs one of its own" in caught.value.hint
     finally:
         tap.close()
@@ -224,7 +259,7 @@ def test_a_tap_that_cannot_be_used_is_a_typed_error() -> None:
 @pytest.mark.usefixtures("namespace")
 def test_a_tap_of_another_user_is_refused_to_who_is_not_root() -> None:
     make_tap(TAP, f"{GATEWAY}/16", "user", "65534")
-    code = f"from vmm.network.tap import Tap; Tap({TAP!r})"
+    code = f"from vmm.network.tap import Tap; Tap({TAP!r}, [bytes(6)])"
     command = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "HostError: the tap interface 'mayfly0' cannot be used: Operation not permitted" in done.stderr
@@ -258,7 +293,7 @@ def test_any_mix_of_offloads_is_taken(negotiated: int) -> None:
     flags = offload_flags(sum(features))
     assert flags == (negotiated if negotiated & 1 else 0)
     make_tap(TAP, f"{GATEWAY}/16")
-    tap = Tap(TAP)
+    tap = Tap(TAP, [GUEST_MAC])
     try:
         tap.set_offloads(sum(features))
     finally:

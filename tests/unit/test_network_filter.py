@@ -24,7 +24,7 @@ from tests.unit.net_kit import (
     ipv6,
     packed,
 )
-from vmm.network.filter import PacketFilter
+from vmm.network.filter import PacketFilter, destinations
 
 HOST_PUBLIC = "95.216.1.1"
 OWN = [ip_interface(f"{GUEST}/16"), ip_interface(f"{GUEST6}/64")]
@@ -251,14 +251,11 @@ def test_the_hosts_own_connection_and_nothing_beside_it() -> None:
         assert not packet_filter.may_leave(other)
 
 
-def test_only_frames_for_the_guest_enter() -> None:
-    packet_filter = make_filter()
-    for destination in (GUEST_MAC, BROADCAST, b"\x33\x33\xff\0\0\5"):
-        assert packet_filter.may_enter(ethernet(0x800, ipv4(GUEST), source=HOST_MAC, destination=destination))
-    for destination in (HOST_MAC, b"\x01\x00\x5e\0\0\1", b""):
-        assert not packet_filter.may_enter(
-            ethernet(0x800, ipv4(GUEST), source=HOST_MAC, destination=destination)[: 14 if destination else 0]
-        )
+def test_a_guest_is_reached_by_its_mac_by_broadcasts_and_by_its_own_groups() -> None:
+    asked = [b"\x33\x33\xff" + end for end in (b"\0\0\5", b"\x12\x12\x34")]
+    addresses = [ip_interface(f"{GUEST}/16"), ip_interface("fd00:87::77:12:1234/64")]
+    assert destinations(GUEST_MAC, addresses) == [GUEST_MAC, BROADCAST, b"\x33\x33\0\0\0\1", *asked]
+    assert destinations(GUEST_MAC, []) == [GUEST_MAC, BROADCAST, b"\x33\x33\0\0\0\1", asked[0]]
 
 
 def test_verdicts_are_remembered_and_bounded() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit import net_kit
+from tests.unit.net_kit import GUEST_MAC
 from vmm.network import host
 from vmm.network.tap import Tap
 
@@ -37,7 +38,7 @@ def test_makes_a_bridge_and_taps_that_machines_can_use_and_removes_them() -> Non
     details = subprocess.run(["ip", "-d", "link", "show", "mayfly1"], capture_output=True, text=True, check=True).stdout
     assert "master mayfly" in details
     assert "isolated on" in details
-    Tap("mayfly0").close()
+    Tap("mayfly0", [GUEST_MAC]).close()
     assert call("tap-cleanup", "2") == 0
     assert interfaces() == []
 

@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 
 from tests.scale import scaled
+from tests.unit.net_kit import PLAIN_HEADER
 from tests.unit.test_virtio_console import NAME, Channel, Guest
+from tests.unit.test_virtio_net import FRAME
+from tests.unit.test_virtio_net import Guest as NetGuest
 from tests.unit.virtio_driver import ALL, PLAIN, Buffer, Driver
 from vmm.devices.virtio.buffers import scatter
 from vmm.devices.virtio.console import Console, ConsoleQueue, Control
@@ -77,6 +80,24 @@ def test_a_stream_goes_on_across_snapshots(seed: int, features: int) -> None:
     assert bytes(guest.channel.got) == said
     assert heard == written
     assert len(guest.queues[ConsoleQueue.TRANSMIT].free) == 64
+    assert not guest.transport.misuse
+
+
+def test_packets_that_had_no_room_leave_after_the_snapshot_and_a_buffer_that_waited_is_filled() -> None:
+    guest = NetGuest()
+    guest.post(2000)
+    assert guest.net.receive()
+    guest.backend.room = 1
+    packets = [PLAIN_HEADER + FRAME + bytes([number]) for number in range(3)]
+    guest.give(*packets)
+    assert guest.backend.sent == packets[:1]
+    after = NetGuest()
+    move(guest, after.net)
+    guest.run()
+    assert after.backend.sent == packets[1:]
+    after.backend.waiting.append(PLAIN_HEADER + FRAME)
+    after.net.receive()
+    assert [len(data) for data in guest.take()] == [len(PLAIN_HEADER + FRAME)]
     assert not guest.transport.misuse
 
 

@@ -1,4 +1,4 @@
-"""The packet filter of a machine's network: what its guest may send, and what is for it. Pure: bytes in, a verdict out, no state.
+"""The packet filter of a machine's network: what its guest may send. Pure: bytes in, a verdict out, no state.
 
 A guest may send, each with its own MAC and IP address as the source and nothing else:
 - ARP, and of IPv6's neighbour discovery solicitations and advertisements, so that it and its gateway find each other;
@@ -52,8 +52,8 @@ ARP = struct.Struct("!HHBBH6s4s6s4s")
 """hardware, protocol, their lengths, operation, sender's MAC and IP, target's MAC and IP (RFC 826)."""
 ARP_ETHERNET_IPV4 = (1, IPV4_TYPE, 6, 4)
 ARP_REQUEST, ARP_REPLY = 1, 2
-_IPV4 = struct.Struct("!B5xHxB2x4s4s")
-"""version and header length, fragment, protocol, source, destination (RFC 791)."""
+_IPV4 = struct.Struct("!6s6sHB5xHxB2x4s4s")
+"""Ethernet's header, then version and header length, fragment, protocol, source, destination (RFC 791)."""
 _FRAGMENTED = 0x3FFF
 """More fragments follow, or this is not the first one."""
 _PORTS = struct.Struct("!HH")
@@ -73,8 +73,9 @@ _OWN_LINK_LAYER = {_SOLICITATION: 1, _ADVERTISEMENT: 2}
 """The option that such a message may have: its sender's MAC (RFC 4861, 4.6.1)."""
 _OPTION_UNIT = 8
 
-_IPV6_ANY_MULTICAST = b"\x33\x33"
 BROADCAST = b"\xff" * 6
+_ALL_NODES, _SOLICITED = b"\x33\x33\0\0\0\1", b"\x33\x33\xff"
+"""Groups of IPv6's, as Ethernet has them (RFC 2464, 7); behind the second one come the last 3 bytes of an address."""
 _VERDICTS = 1024
 """Addresses whose verdict is remembered; a guest that goes through more of them only makes us compute again."""
 
@@ -115,21 +116,18 @@ class PacketFilter:
 
     def may_leave(self, frame: bytes | memoryview) -> bool:
         """Whether the guest may send it."""
-        if len(frame) < ETHERNET.size:
+        if len(frame) < _IPV4.size:  # no frame of the other kinds is that short either
             return False
-        destination, source, kind = ETHERNET.unpack_from(frame)
+        destination, source, kind, version, fragment, protocol, sender, target = _IPV4.unpack_from(frame)
         if source != self._mac:
             return False
         if kind == IPV4_TYPE:
-            return not destination[0] & 1 and self._ipv4(frame[ETHERNET.size :])
+            if version != _IPV4_WITHOUT_OPTIONS or protocol not in _IPV4_PROTOCOLS or sender not in self._own or destination[0] & 1:
+                return False
+            return self.allows(target) or self._of_connection(frame, protocol, fragment, target)
         if kind == IPV6_TYPE:
             return self._ipv6(frame[ETHERNET.size :], to_group=bool(destination[0] & 1))
         return kind == ARP_TYPE and self._arp(frame[ETHERNET.size :])
-
-    def may_enter(self, frame: bytes | memoryview) -> bool:
-        """Whether it is for the guest: a bridge shows every port what it does not know the place of."""
-        destination = bytes(frame[:6])
-        return destination == self._mac or destination == BROADCAST or destination.startswith(_IPV6_ANY_MULTICAST)
 
     def allows(self, address: bytes) -> bool:
         """Whether the guest may send to this IP address, of 4 or 16 bytes."""
@@ -150,17 +148,10 @@ class PacketFilter:
             return False
         return mac == self._mac and sender in self._own and (operation == ARP_REPLY or target in self._neighbours or self.allows(target))
 
-    def _ipv4(self, packet: bytes | memoryview) -> bool:
-        if len(packet) < 20:
+    def _of_connection(self, frame: bytes | memoryview, protocol: int, fragment: int, target: bytes) -> bool:
+        if self._connection is None or protocol != _TCP or fragment & _FRAGMENTED or len(frame) < _IPV4.size + _PORTS.size:
             return False
-        version, fragment, protocol, source, destination = _IPV4.unpack_from(packet)
-        if version != _IPV4_WITHOUT_OPTIONS or protocol not in _IPV4_PROTOCOLS or source not in self._own:
-            return False
-        if self.allows(destination):
-            return True
-        if self._connection is None or protocol != _TCP or fragment & _FRAGMENTED or len(packet) < _IPV4.size + _PORTS.size:
-            return False
-        return self._connection == (destination, *_PORTS.unpack_from(packet, _IPV4.size))
+        return self._connection == (target, *_PORTS.unpack_from(frame, _IPV4.size))
 
     def _ipv6(self, packet: bytes | memoryview, *, to_group: bool) -> bool:
         if len(packet) < _IPV6.size:
@@ -189,6 +180,12 @@ class PacketFilter:
         if option and option != bytes((_OWN_LINK_LAYER[kind], 1)) + self._mac:
             return False
         return target in self._discoverable if kind == _ADVERTISEMENT else target in self._neighbours or self.allows(target)
+
+
+def destinations(mac: bytes, addresses: Iterable[Interface]) -> list[bytes]:
+    """The MACs of frames that are for a guest: its own, broadcasts, and IPv6's groups of all nodes and of its addresses (RFC 4291, 2.8)."""
+    discoverable = [_link_local(mac), *(address.ip.packed for address in addresses if address.version == 6)]
+    return [mac, BROADCAST, _ALL_NODES, *sorted({_SOLICITED + address[-3:] for address in discoverable})]
 
 
 def _link_local(mac: bytes) -> bytes:

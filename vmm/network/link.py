@@ -9,7 +9,7 @@ from vmm.config import CHANNEL_PORT, NetworkBackend, NetworkConfig
 from vmm.devices.virtio.net import Net
 from vmm.eventloop import READ, WRITE, EventLoop
 from vmm.network import host
-from vmm.network.filter import PacketFilter
+from vmm.network.filter import PacketFilter, destinations
 from vmm.network.passt import LOOPBACK, Passt
 from vmm.network.tap import Tap
 
@@ -20,7 +20,9 @@ def open_backend(network: NetworkConfig, loop: EventLoop, *, channel: bool = Fal
     Raises:
         HostError: it cannot be had; the hint says what to do.
     """
-    return Tap(network.tap) if network.backend is NetworkBackend.TAP else Passt(network, loop, channel=channel)
+    if network.backend is NetworkBackend.TAP:
+        return Tap(network.tap, destinations(network.mac_bytes, map(ip_interface, network.addresses)))
+    return Passt(network, loop, channel=channel)
 
 
 def packet_filter(network: NetworkConfig) -> PacketFilter:

@@ -14,6 +14,7 @@ from ipaddress import ip_interface
 
 from mayfly.errors import HostError
 from vmm.config import CHANNEL_PORT, NetworkConfig
+from vmm.devices.virtio.buffers import scatter
 from vmm.devices.virtio.net import ETHERNET_BYTES, HEADER, MAX_PACKET
 from vmm.eventloop import READ, EventLoop
 from vmm.network.filter import ARP, ARP_ETHERNET_IPV4, ARP_REQUEST, ARP_TYPE, BROADCAST, ETHERNET
@@ -120,7 +121,7 @@ class Passt:
         self._socket.settimeout(START_S)
         self.send([bytearray(_NO_HEADER + question(network))])
         try:
-            self.receive(bytearray(MAX_PACKET))
+            self.receive([memoryview(bytearray(MAX_PACKET))])
         except TimeoutError as error:
             raise HostError(f"{PROGRAM} does not answer within {START_S:g} s") from error
         except EOFError as error:
@@ -168,7 +169,7 @@ class Passt:
         self._unsent = _LENGTH.pack(len(frame)) + frame
         self.make_room()
 
-    def receive(self, packet: bytearray) -> int:
+    def receive(self, buffers: list[memoryview]) -> int:
         """See `Backend.receive`."""
         try:
             while missing := self._missing():
@@ -180,10 +181,10 @@ class Passt:
             return 0
         except ConnectionError as error:
             raise EOFError(f"{PROGRAM} has ended") from error
-        whole = _NO_HEADER + self._part[_LENGTH.size :]
-        packet[: len(whole)] = whole
+        packet = _NO_HEADER + self._part[_LENGTH.size :]
+        scatter(packet, buffers)
         self._part.clear()
-        return len(whole)
+        return len(packet)
 
     def _missing(self) -> int:
         """Bytes that the present frame, or its length, still lacks."""

@@ -27,6 +27,17 @@ def scatter(data: bytes | bytearray | memoryview, views: Iterable[memoryview]) -
     return done
 
 
+def copy_start(views: list[memoryview], count: int) -> list[bytearray | memoryview]:
+    """The bytes of `views` as a copy of the first `count` of them (of all, if there are not more), and views of the others."""
+    start = bytearray()
+    for index, view in enumerate(views):
+        missing = count - len(start)
+        if missing < len(view):
+            return [start + view[:missing], view[missing:], *views[index + 1 :]]
+        start += view
+    return [start]
+
+
 def advance(views: list[memoryview], count: int) -> list[memoryview]:
     """What is left of `views` behind their first `count` bytes."""
     for index, view in enumerate(views):

@@ -2,11 +2,12 @@
 
     0  receive: empty buffers of the guest's, which frames for it are written to     1  transmit: frames of the guest's
 
-A packet is a header (5.1.6) and an Ethernet frame. Nothing is queued here but one packet that waits for buffers: while the guest has none,
-the back end is not read; while the back end has no room, the guest's chains stay in its ring.
+A packet is a header (5.1.6) and an Ethernet frame. Nothing is queued here: while the guest has no buffers, the back end is not read; while
+the back end has no room, the guest's chains are not given back.
 
-Each packet costs Python's time, so a packet's bytes are touched by as few statements as can be, and one interrupt stands for all that a
-kick has led to.
+Each packet costs Python's time, so its bytes go straight between the guest's buffers and the back end, and one interrupt stands for all
+that a kick has led to. A driver fills the receive queue with chains that hold the largest packet (without MRG_RXBUF; 5.1.6.3.1): a packet
+costs one chain, where it would be seventeen of a page each.
 """
 
 import struct
@@ -15,15 +16,16 @@ from collections.abc import Callable, Sequence
 from enum import IntEnum, IntFlag
 from typing import Protocol
 
-from vmm.devices.virtio.buffers import advance, gather
+from vmm.devices.virtio.buffers import advance, copy_start, scatter
 from vmm.devices.virtio.device import DeviceType, VirtioDevice
 from vmm.devices.virtio.misuse import Misuse
 from vmm.devices.virtio.queue import Chain, Queue
 
 HEADER = struct.Struct("<BBHHHHH")
 """flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers (virtio 1.2, 5.1.6; with VERSION_1 always all of it)."""
-_BUFFERS = struct.Struct("<H")
-_BUFFERS_AT = HEADER.size - _BUFFERS.size
+_NUM_BUFFERS = slice(HEADER.size - 2, HEADER.size)
+_NO_BUFFERS, _ONE_BUFFER = b"\0\0", b"\1\0"
+"""num_buffers of a packet to the device, and of one to the driver without MRG_RXBUF."""
 _CONFIG = struct.Struct("<6sHHH")
 """mac, status, max_virtqueue_pairs, mtu (virtio 1.2, 5.1.4)."""
 _LINK_UP = 1
@@ -32,10 +34,12 @@ _LINK_UP = 1
 ETHERNET_BYTES = 14
 MAX_PACKET = HEADER.size + ETHERNET_BYTES + 0xFFFF
 """With segmentation offload a frame holds a whole IP packet of 64 KiB."""
+_MIN_PACKET = HEADER.size + ETHERNET_BYTES
 FILTERED_BYTES = 128
 """So much of a frame at least is shown to the filter, in one piece: more than all the headers that it looks at."""
-DROPS = 256
-"""Packets that are not for the guest are dropped in one go up to this number."""
+_LOOKED_AT = HEADER.size + FILTERED_BYTES
+_SMALL_PACKET = 2048
+"""Packets are of one segment mostly, or as large as they can be; and after a small one comes another."""
 
 
 class NetFeature(IntFlag):
@@ -49,7 +53,6 @@ class NetFeature(IntFlag):
     GUEST_TSO6 = 1 << 8
     HOST_TSO4 = 1 << 11
     HOST_TSO6 = 1 << 12
-    MRG_RXBUF = 1 << 15
     STATUS = 1 << 16
 
 
@@ -80,8 +83,6 @@ NEEDED: dict[int, int] = {
 # An operation on an IntFlag costs a microsecond, on an int a fiftieth of it; these are used once or more a packet.
 _NEEDS_CSUM = int(HeaderFlag.NEEDS_CSUM)
 _CSUM = int(NetFeature.CSUM)
-_MRG_RXBUF = int(NetFeature.MRG_RXBUF)
-_NO_BUFFERS = bytes(_BUFFERS.size)
 
 
 class NetQueue(IntEnum):
@@ -95,14 +96,14 @@ class Drop(IntEnum):
     """Why packets were dropped."""
 
     FILTERED = 0
-    """The guest sent what it may not, or a frame came that is not for it."""
+    """The guest sent what it may not."""
     LINK_DOWN = 1
-    NO_BUFFERS = 2
-    """All the buffers of the guest's ring together could not hold the packet."""
+    NO_ROOM = 2
+    """The guest's chain could not hold the packet."""
 
 
 class Backend(Protocol):
-    """What moves frames between this device and a network. Packets begin with a header, as the guest's do."""
+    """What moves frames between this device and a network: to the guest only such as are for it. Packets begin with a header."""
 
     offloads: int
     """The features among checksum and segmentation offload that it can carry."""
@@ -119,8 +120,10 @@ class Backend(Protocol):
         """Send a packet on, or lose it. The parts are good during the call only."""
         ...
 
-    def receive(self, packet: bytearray) -> int:
-        """Write the next packet to the beginning of `packet`, which has room for MAX_PACKET bytes; its size, or 0 if there is none now.
+    def receive(self, buffers: list[memoryview]) -> int:
+        """Write the next packet to `buffers`, which hold MAX_PACKET bytes or more; its size, or 0 if there is none now.
+
+        The header's num_buffers is left to the device.
 
         Raises:
             EOFError: there will never be one again: the back end is gone.
@@ -133,10 +136,6 @@ class Filter(Protocol):
 
     def may_leave(self, frame: bytes | memoryview) -> bool:
         """Whether the guest may send it."""
-        ...
-
-    def may_enter(self, frame: bytes | memoryview) -> bool:
-        """Whether it is for the guest."""
         ...
 
 
@@ -155,7 +154,8 @@ class Net(VirtioDevice):
     """
 
     device_type = DeviceType.NETWORK
-    queue_sizes = (256, 256)
+    # Linux fills the receive queue with chains of 72 KiB.
+    queue_sizes = (64, 256)
 
     def __init__(
         self,
@@ -168,16 +168,16 @@ class Net(VirtioDevice):
         on_full: Callable[[], None],
     ) -> None:
         super().__init__()
-        self.features = int(NetFeature.MAC | NetFeature.MTU | NetFeature.STATUS | NetFeature.MRG_RXBUF) | backend.offloads
+        self.features = int(NetFeature.MAC | NetFeature.MTU | NetFeature.STATUS) | backend.offloads
         self.dropped: Counter[Drop] = Counter()
         self._mac, self._mtu = mac, mtu
         self._backend, self._filter, self._on_room, self._on_full = backend, packet_filter, on_room, on_full
         self.on_first_packet: Callable[[], None] | None = None
         self._starved = True
-        self._packet = bytearray(MAX_PACKET)
-        self._held = 0  # bytes of a packet that waits for buffers
-        self._ready: deque[tuple[Chain, int]] = deque()  # each with its room in bytes
-        self._room = 0  # bytes in _ready
+        self._outgoing: deque[tuple[int, list[bytearray | memoryview]]] = deque()  # heads of chains, and what of them is to be sent
+        self._ready: Chain | None = None  # waits for a packet
+        self._expected = _SMALL_PACKET  # bytes of the next packet
+        self._rest = memoryview(bytearray(MAX_PACKET))  # for what of it does not fit into those bytes of a chain
         self._configure(link_up=True)
 
     @property
@@ -198,9 +198,8 @@ class Net(VirtioDevice):
         """Forget the driver."""
         super().reset()
         self._starved = True
-        self._held = 0
-        self._ready.clear()
-        self._room = 0
+        self._outgoing.clear()
+        self._ready = None
 
     def notify(self, index: int) -> None:
         """The driver kicked a queue."""
@@ -233,15 +232,13 @@ class Net(VirtioDevice):
     def _receive(self) -> bool:
         """What `receive` says; whether the driver asks for an interrupt."""
         queue = self.queues.get(NetQueue.RECEIVE)
-        if queue is None:
+        if queue is None or not self._link_up:
             self._starved = True
             return False
-        chains = 0
-        while chains < queue.size and (self._held or self._take_packet()):
-            if not self._collect(queue):
-                self._starved = True
-                break
-            chains += self._deliver(queue)
+        try:
+            self._starved = not self._fill(queue)
+        except EOFError:
+            self._lose_link()
         interrupt = queue.publish()
         if not self._starved:
             queue.suppress_notify()
@@ -249,99 +246,71 @@ class Net(VirtioDevice):
             self.host.kick(NetQueue.RECEIVE)
         return interrupt
 
-    def _take_packet(self) -> bool:
-        """Have the back end's next packet for the guest wait for buffers; False if there is none. What is not for it is dropped."""
-        for _ in range(DROPS):
-            try:
-                size = self._backend.receive(self._packet) if self._link_up else 0
-            except EOFError:
-                self._lose_link()
-                return False
-            if not size:
-                return False
-            if self._filter.may_enter(memoryview(self._packet)[HEADER.size : size]):
-                self._held = size
-                return True
-            self.dropped[Drop.FILTERED] += 1
-        return False
-
-    def _collect(self, queue: Queue) -> bool:
-        """Have chains ready for the packet that is held: as many as it needs, or as there can be. False if the guest has no more."""
-        most = queue.size if self.negotiated & _MRG_RXBUF else 1
-        for _ in range(queue.size + 1):
-            if self._ready and (self._room >= self._held or len(self._ready) >= most):
-                return True
-            chain = queue.pop()
+    def _fill(self, queue: Queue) -> bool:
+        """Have the back end write packets to the guest's chains, up to a queue's size of them. False if the guest has no more chains."""
+        for _ in range(queue.size):
+            self._ready = chain = self._ready or queue.pop(self._expected)
             if chain is None:
-                break
-            if not chain.writable:
+                return False
+            size = 0
+            if chain.readable or not chain.writable:
                 self.host.report(Misuse.DIRECTION)
-                queue.push(chain.head, 0)
-                continue
-            room = len(chain.writable[0]) if len(chain.writable) == 1 else sum(map(len, chain.writable))
-            self._ready.append((chain, room))
-            self._room += room
-        return False
+            elif not (size := self._backend.receive([*chain.writable, self._rest])):
+                return True
+            elif not self._complete(queue, chain, size):
+                self.host.report(Misuse.DIRECTION)
+                self.dropped[Drop.NO_ROOM] += 1
+                size = 0
+            queue.push(chain.head, size)
+            self._ready = None
+        return True
 
-    def _deliver(self, queue: Queue) -> int:
-        """Write the packet that is held into the chains that are ready; how many it took.
-
-        With MRG_RXBUF it may take several, and the header says how many (virtio 1.2, 5.1.6.4). Without, exactly one.
-        """
-        size, self._held = self._held, 0
-        if self._room < size:
-            self.host.report(Misuse.DIRECTION)
-            self.dropped[Drop.NO_BUFFERS] += 1
-            size, used = 0, len(self._ready)
-        else:
-            used, room = 0, 0
-            while room < size:
-                room += self._ready[used][1]
-                used += 1
-            _BUFFERS.pack_into(self._packet, _BUFFERS_AT, used)
-        source, done = memoryview(self._packet)[:size], 0
-        for _ in range(used):
-            chain, room = self._ready.popleft()
-            self._room -= room
-            began = done
-            for view in chain.writable:
-                part = source[done : done + len(view)]
-                if len(part) < len(view):
-                    view = view[: len(part)]
-                view[:] = part
-                done += len(part)
-            queue.push(chain.head, done - began)
-        return used
+    def _complete(self, queue: Queue, chain: Chain, size: int) -> bool:
+        """Have all of a packet in its chain, of which so far the buffers of `_expected` bytes are known. False if it does not fit."""
+        self._expected = MAX_PACKET if size > _SMALL_PACKET else _SMALL_PACKET
+        if size > chain.size:
+            rest, known = self._rest[: size - chain.size], len(chain.writable)
+            queue.extend(chain)
+            if size > chain.size:
+                return False
+            scatter(rest, chain.writable[known:])
+        scatter(_ONE_BUFFER, advance(chain.writable, _NUM_BUFFERS.start))
+        return True
 
     def _transmit(self) -> bool:
         """Send what the guest made available; whether the driver asks for an interrupt."""
         queue = self.queues.get(NetQueue.TRANSMIT)
         if queue is None:
             return False
-        for _ in range(queue.size):
-            if not self._backend.make_room() or (chain := queue.pop()) is None:
-                break
-            self._send(chain.readable)
-            queue.push(chain.head, 0)
+        backend, outgoing = self._backend, self._outgoing
+        # All are looked at before one is sent: sending wakes who receives, and on a shared processor that one comes in between.
+        while len(outgoing) < queue.size and (chain := queue.pop()) is not None:
+            outgoing.append((chain.head, self._checked(chain)))
+        while outgoing and backend.make_room():
+            head, packet = outgoing.popleft()
+            if packet:
+                backend.send(packet)
+            queue.push(head, 0)
         interrupt = queue.publish()
-        if not self._backend.make_room():
+        if outgoing:
             queue.suppress_notify()
             self._on_full()
         elif queue.enable_notify():
             self.host.kick(NetQueue.TRANSMIT)
         return interrupt
 
-    def _send(self, packet: list[memoryview]) -> None:
-        if not HEADER.size + ETHERNET_BYTES <= sum(map(len, packet)) <= MAX_PACKET:
+    def _checked(self, chain: Chain) -> list[bytearray | memoryview]:
+        """The packet in `chain` in parts for the back end, or nothing if it may not leave."""
+        if chain.writable or not _MIN_PACKET <= chain.size <= MAX_PACKET:
             self.host.report(Misuse.PACKET)
-            return
+            return []
         # A copy: what the checks and the filter have seen is what is sent, whatever the guest does to its memory meanwhile. What lies
         # behind it nobody looks at.
-        start = bytearray(gather(packet, HEADER.size + FILTERED_BYTES))
-        rest = advance(packet, len(start))
+        packet = copy_start(chain.readable, _LOOKED_AT)
+        start = packet[0]
         # The one flag that means something in this direction, and no count of buffers (virtio 1.2, 5.1.6.2).
         start[0] &= _NEEDS_CSUM
-        start[_BUFFERS_AT : HEADER.size] = _NO_BUFFERS
+        start[_NUM_BUFFERS] = _NO_BUFFERS
         needed = NEEDED.get(start[1])
         if needed is None or needed & ~self.negotiated or (start[0] and not self.negotiated & _CSUM):
             self.host.report(Misuse.PACKET)
@@ -353,7 +322,8 @@ class Net(VirtioDevice):
             if self.on_first_packet is not None:
                 tell, self.on_first_packet = self.on_first_packet, None
                 tell()
-            self._backend.send([start, *rest])
+            return packet
+        return []
 
     def _lose_link(self) -> None:
         """The back end is gone: the guest is told, and lives on without a network."""
