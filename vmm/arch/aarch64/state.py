@@ -12,7 +12,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from mayfly.errors import KvmError, SnapshotError
+from mayfly.errors import SnapshotError
 from vmm.arch.aarch64.cpu import get_register, reset, set_register
 from vmm.arch.aarch64.hardware import mpidr
 from vmm.arch.aarch64.interrupts import INTERRUPTS, GicVersion, InterruptController
@@ -86,22 +86,18 @@ def save(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu]) -> Stat
 
 
 def restore(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu], state: State) -> None:
-    """Put it back into new vCPUs and a new interrupt controller, which have not run.
+    """Put it back into as many new vCPUs and into a new interrupt controller, which have not run.
 
     Raises:
-        SnapshotError: the state is of another shape, or this KVM does not take it.
+        SnapshotError: the state is of another shape.
+        KvmError: this KVM does not take it.
     """
-    if len(state["vcpus"]) != len(vcpus):
-        raise SnapshotError(f"the snapshot has {len(state['vcpus'])} vCPUs, the machine {len(vcpus)}")
-    try:
-        reset(vm, vcpus)
-        for vcpu, saved in zip(vcpus, state["vcpus"], strict=True):  # the last one's counter is the latest, and holds for all
-            _restore_vcpu(vcpu, saved)
-        registers = list(_gic_registers(controller.device, len(vcpus)))
-        for (group, attribute, size), value in zip(registers, state["gic"], strict=True):
-            controller.device.set_int(group, attribute, size, value)
-    except KvmError as error:
-        raise SnapshotError(f"this KVM does not take the snapshot's state: {error}", hint="make the snapshot again on this host") from error
+    reset(vm, vcpus)
+    for vcpu, saved in zip(vcpus, state["vcpus"], strict=True):  # the last one's counter is the latest, and holds for all
+        _restore_vcpu(vcpu, saved)
+    registers = list(_gic_registers(controller.device, len(vcpus)))
+    for (group, attribute, size), value in zip(registers, state["gic"], strict=True):
+        controller.device.set_int(group, attribute, size, value)
 
 
 def _save_vcpu(vcpu: Vcpu) -> dict[str, Any]:
