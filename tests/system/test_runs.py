@@ -14,7 +14,6 @@ import pytest
 
 from tests.scale import FULL
 from tests.system.test_snapshots import own_memory
-from tests.system.toy import MACHINE
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -30,7 +29,6 @@ class Case:
 
     Attributes:
         quick: not for the whole counts only; `arm`: nor there on 64-bit Arm.
-        here: whether this architecture's tests have the language.
     """
 
     name: str
@@ -42,7 +40,6 @@ class Case:
     status: int = 0
     quick: bool = False
     arm: bool = False
-    here: bool = True
     stdout: bytes | None = b""
     stderr: str = ""
 
@@ -124,8 +121,7 @@ CASES = [
     ),
     Case(name="is empty", source="", status=1, stderr="main"),
     Case(name="has 64 KiB", source=(printing("long") + "\n// ").ljust(65536, "y"), stdout=b"long"),
-    # Preparing Go's image in an emulated Arm machine takes too long.
-    Case(name="is written in Go", here=MACHINE == "x86_64", extension=".go", source=GO, stdout=b"hello\n"),
+    Case(name="is written in Go", extension=".go", source=GO, stdout=b"hello\n"),
     Case(name="ends while its input comes", source=printing("enough"), stdin=b"line\n" * 400_000, stdout=b"enough"),
 ]
 
@@ -153,11 +149,7 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.mark.parametrize(
     "case",
-    [
-        pytest.param(case, id=case.name, marks=[pytest.mark.aarch64] if case.arm else [])
-        for case in CASES
-        if case.here and (case.quick or FULL)
-    ],
+    [pytest.param(case, id=case.name, marks=[pytest.mark.aarch64] if case.arm else []) for case in CASES if case.quick or FULL],
 )
 @pytest.mark.timeout(DEADLINE_S)
 def test_a_program_comes_to_its_end(case: Case, results: Results) -> None:
