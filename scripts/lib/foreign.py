@@ -22,7 +22,10 @@ from debianmirror import DEBIAN, SUITE
 from debianroot import ESSENTIAL, HostFilesError, finish, run, unpack
 from hostfiles import Host, modules_archive
 
-PACKAGES = (*ESSENTIAL, "busybox-static", "curl", "gcc", "iproute2", "libc6-dev", "libpython3-dev", "passt", "procps", "python3", "socat")
+PACKAGES = (
+    *(*ESSENTIAL, "busybox-static", "curl", "gcc", "iproute2", "libc6-dev", "libpython3-dev", "lz4"),
+    *("passt", "procps", "python3", "socat"),
+)
 TESTS_NEED = ("hypothesis", "pip", "pytest", "pytest-timeout", "setuptools")
 PLATFORMS = ("manylinux2014", "manylinux_2_17", "manylinux_2_28", "manylinux_2_34")
 LEFT_OUT = ("boot", "usr/lib/modules", "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/zoneinfo")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 Results: TypeAlias = "dict[str, Future[subprocess.CompletedProcess[bytes]]]"
 
+ROOT = Path(__file__).parents[2]
 DEADLINE_S = 600
 AT_ONCE = 1
 
@@ -198,3 +200,28 @@ def test_a_hundred_idle_clones_of_rust() -> None:
         sizes = own_memory(Path(folder), "rust", 100)
     assert len(sizes) == 101
     assert max(sizes) < 24 * 1024
+
+
+@pytest.mark.skipif(not FULL, reason="compiles in the emulated host; the whole counts do")
+@pytest.mark.skipif(sys.prefix != sys.base_prefix, reason="in a virtual environment tests/unit/test_wheel.py has it, with what pip fetches")
+@pytest.mark.timeout(DEADLINE_S)
+def test_what_pip_installs_runs_a_program(tmp_path: Path) -> None:
+    """Built from the sources on a host without network, as the emulated Arm host is."""
+    sources, installed = tmp_path / "sources", tmp_path / "installed"
+    for package in ("mayfly", "vmm", "imagegen", "api"):
+        shutil.copytree(ROOT / package, sources / package, ignore=shutil.ignore_patterns("__pycache__", "_kvm.*"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, sources)
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+
+    def python(*arguments: str | Path) -> str:
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, cwd=tmp_path, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    python("-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-build-isolation", "--target", installed, sources)
+    assert python("-c", "import vmm.kvm._kvm; print(vmm.kvm._kvm.__file__)").startswith(str(installed))
+    snippet = tmp_path / "hello.rs"
+    snippet.write_text(printing("hello"))
+    assert python(installed / "bin/mayfly", "run", snippet) == "hello"
