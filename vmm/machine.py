@@ -14,7 +14,7 @@ from collections.abc import Mapping as MappingOf
 from enum import StrEnum
 from typing import Any, Protocol
 
-from mayfly.errors import ConfigError, GuestError, MayflyError, SnapshotError
+from mayfly.errors import ConfigError, GuestError, KvmError, MayflyError, SnapshotError
 from vmm.arch import InterruptController, boot, cpu, hardware, interrupts, layout, state
 from vmm.bus import Bus
 from vmm.channel import PORT_NAME, SerialChannel, TcpChannel, VirtioChannel
@@ -199,9 +199,13 @@ def _saved(
 
 def _restore(machine: Machine, vm: Vm, controller: InterruptController, vcpus: list[Vcpu], saved: MappingOf[str, Any]) -> None:
     try:
+        if len(saved["kvm"]["vcpus"]) != len(vcpus):
+            raise SnapshotError(f"the snapshot has {len(saved['kvm']['vcpus'])} vCPUs, the machine {len(vcpus)}", hint=AGAIN)
         state.restore(vm, controller, vcpus, saved["kvm"])
         for name, part in machine.parts.items():
             part.restore(saved["parts"][name])
+    except KvmError as error:
+        raise SnapshotError(f"this KVM does not take the snapshot's state: {error}", hint=AGAIN) from error
     except (KeyError, ValueError, TypeError, GuestAddressError) as error:
         raise SnapshotError(f"the snapshot's state is damaged: {error!r}", hint=AGAIN) from error
 

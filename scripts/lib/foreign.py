@@ -5,7 +5,7 @@ Kept in $XDG_CACHE_HOME/mayfly/kvm-host/root-ARCH-HASH/, by the hash of all that
 root.ext4      Debian's packages, only unpacked, and in /usr/local the Python libraries in the versions that this machine has
 vmlinux        Debian's kernel
 modules        cpio, as hostfiles.modules_archive makes it
-include/       the headers that vmm/kvm is compiled against
+include/       the headers that vmm/kvm is compiled against here
 """
 
 import hashlib
@@ -22,10 +22,13 @@ from debianmirror import DEBIAN, SUITE
 from debianroot import ESSENTIAL, HostFilesError, finish, run, unpack
 from hostfiles import Host, modules_archive
 
-PACKAGES = (*ESSENTIAL, "busybox-static", "curl", "iproute2", "libpython3-dev", "passt", "procps", "python3", "socat")
-TESTS_NEED = ("hypothesis", "pytest", "pytest-timeout")
+PACKAGES = (
+    *(*ESSENTIAL, "busybox-static", "curl", "gcc", "iproute2", "libc6-dev", "libpython3-dev", "lz4"),
+    *("passt", "procps", "python3", "socat"),
+)
+TESTS_NEED = ("hypothesis", "pip", "pytest", "pytest-timeout", "setuptools")
 PLATFORMS = ("manylinux2014", "manylinux_2_17", "manylinux_2_28", "manylinux_2_34")
-LEFT_OUT = ("boot", "usr/lib/modules", "usr/include", "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/zoneinfo")
+LEFT_OUT = ("boot", "usr/lib/modules", "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/zoneinfo")
 OUR_PROGRAMS = {"mayfly": "api.cli", "imagegen": "imagegen.cli"}
 
 
@@ -95,6 +98,6 @@ def compile_bindings(folder: Path, arch: str, project: Path, python: Path) -> No
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as work:
         run(python, sources[0], "--c", arch, f"{work}/_kvm.c")
         headers = (folder / "include" / name for name in (f"python{version}", ".", f"{arch}-linux-gnu"))
-        flags = ("-O2", "-fPIC", "-shared", *(f"-I{path}" for path in headers))
+        flags = ("-O2", "-fPIC", "-shared", "-Werror=incompatible-pointer-types", *(f"-I{path}" for path in headers))
         run(f"{arch}-linux-gnu-gcc", *flags, "-o", f"{work}/_kvm.so", f"{work}/_kvm.c")
         Path(work, "_kvm.so").replace(target)

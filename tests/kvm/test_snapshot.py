@@ -1,5 +1,7 @@
 """Snapshots of tiny guests on the real /dev/kvm: bases, diffs and chains of them; what goes on is what was stopped, to the byte."""
 
+import base64
+import json
 import random
 import shutil
 import socket
@@ -16,6 +18,7 @@ from mayfly.files import sync
 from tests.kvm.test_machine import ECHO
 from tests.kvm.tiny import RESET, Running, build, start
 from tests.scale import scaled
+from vmm.kvm._kvm import ffi
 from vmm.kvm.mapping import Mapping
 from vmm.machine import End
 from vmm.snapshot.folder import MEMORY, PAGES, STATE, TOUCHED, Chain
@@ -27,6 +30,8 @@ MEMORY_SIZE = 16 << 20
 WRITES_BASE, WRITES_MASK = 0x40_0000, 0x7F_FFF8
 BURST = 64
 SPIN = "1: jmp 1b\n"
+BAD_XCRS = base64.b64encode(b"\xff" * ffi.sizeof("struct kvm_xcrs")).decode()
+"""More registers than there are (api.rst 4.46)."""
 
 
 def workload(seed: int, bursts: int) -> str:
@@ -344,6 +349,20 @@ def damage_identity(folder: Path) -> None:
     (folder / STATE).write_text((folder / STATE).read_text().replace('"identity": "', '"identity": "0'))
 
 
+def damage_processors(folder: Path) -> None:
+    edit_state(folder, lambda state: state["kvm"]["vcpus"].pop())
+
+
+def damage_register(folder: Path) -> None:
+    edit_state(folder, lambda state: state["kvm"]["vcpus"][0].update(xcrs=BAD_XCRS))
+
+
+def edit_state(folder: Path, edit: Callable[[Any], object]) -> None:
+    state = json.loads((folder / STATE).read_text())
+    edit(state)
+    (folder / STATE).write_text(json.dumps(state))
+
+
 def remove_memory(folder: Path) -> None:
     (folder / MEMORY).unlink()
 
@@ -356,6 +375,8 @@ DAMAGES = (
     (damage_state, "cannot be read"),
     (damage_parts, "damaged"),
     (damage_identity, "another processor"),
+    (damage_processors, "0 vCPUs"),
+    (damage_register, "does not take"),
     (remove_memory, "cannot be read"),
 )
 

@@ -268,14 +268,11 @@ def test_a_tap_that_goes_away_leaves_the_machine_alive(mayfly: Start) -> None:
 
 
 @pytest.mark.usefixtures("namespace")
-@pytest.mark.parametrize(
-    ("options", "message"), [(TAP_OPTIONS, "there is no tap interface 'mayfly0'"), (PASST_OPTIONS, "passt did not come up")]
-)
-def test_a_back_end_that_is_not_there_is_named(mayfly: Start, options: tuple[str, ...], message: str) -> None:
-    process = mayfly("echo never", *options)
+def test_a_back_end_that_is_not_there_is_named(mayfly: Start) -> None:
+    process = mayfly("echo never", *TAP_OPTIONS)
     stdout, stderr = process.communicate("", DEADLINE_S)
     assert (process.returncode, stdout) == (125, "")
-    assert message in stderr
+    assert "there is no tap interface 'mayfly0'" in stderr
 
 
 def test_a_machine_that_did_not_ask_has_no_network(tmp_path: Path) -> None:

@@ -109,6 +109,8 @@ func main() {
 
 def rust_program(folder: Path) -> bytes:
     """Prints what the standard library hashes with, compiled on this host."""
+    if not shutil.which("rustc"):
+        pytest.skip("there is no Rust compiler, as in an emulated Arm host")
     source, program = folder / "identity.rs", folder / "identity"
     source.write_text(RUST_IDENTITY)
     subprocess.run(["rustc", "-C", "target-feature=+crt-static", "-o", program, source], check=True)

@@ -212,20 +212,40 @@ def test_the_clock_tells_one_time_in_two_halves(now: int) -> None:
     assert clock.read(Register.TIME_LOW, 4) == now & 0xFFFF_FFFF
 
 
-def test_every_register_of_the_interrupt_controller_is_saved_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    groups = {"DIST_REGS": 1, "REDIST_REGS": 5, "CPU_SYSREGS": 6, "LEVEL_INFO": 7}
-    monkeypatch.setattr(state, "lib", SimpleNamespace(**{f"KVM_DEV_ARM_VGIC_GRP_{name}": number for name, number in groups.items()}))
+GROUPS = {"DIST_REGS": 1, "CPU_REGS": 2, "REDIST_REGS": 5, "CPU_SYSREGS": 6, "LEVEL_INFO": 7}
+
+
+def gic_registers(version: GicVersion, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
+    """What is saved of the interrupt controller of two processors."""
+    monkeypatch.setattr(state, "lib", SimpleNamespace(**{f"KVM_DEV_ARM_VGIC_GRP_{name}": number for name, number in GROUPS.items()}))
     device: Any = SimpleNamespace(get_int=lambda group, attribute, size: 6 << 8)  # 7 bits of priority
-    registers = list(state._gic_registers(device, 2))
+    registers = list(state._gic_registers(interrupts.InterruptController(version, device), 2))
     assert len(registers) == len(set(registers))
-    distributor = [attribute for group, attribute, _ in registers if group == groups["DIST_REGS"]]
+    return registers
+
+
+def test_every_register_of_a_gicv2_is_saved_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    registers = gic_registers(GicVersion.V2, monkeypatch)
+    distributor = [attribute for group, attribute, size in registers if (group, size) == (GROUPS["DIST_REGS"], 4)]
+    assert distributor[:3] == [8, 0, 0x820]  # GICD_IIDR, GICD_CTLR, and where interrupts from 32 on go
+    assert {0x84, 0x104, 0x204, 0x304, 0x43C, 0x83C, 0xC08, 0xC0C} <= set(distributor)
+    assert not {0x88, 0x200, 0x440, 0x800, 0x840, 0xC10} & set(distributor)
+    second = [attribute & 0xFFFF_FFFF for attribute in distributor if attribute >> 32 == 1]
+    assert second == [0x80, 0xC00, 0xC04, *range(0x400, 0x420, 4), 0x100, 0x300, 0xF20, 0xF24, 0xF28, 0xF2C]
+    interface = [attribute & 0xFFFF for group, attribute, size in registers if (group, size) == (GROUPS["CPU_REGS"], 4)]
+    assert interface == [0, 4, 8, 0x1C, 0xD0, 0xD4, 0xD8, 0xDC] * 2
+
+
+def test_every_register_of_a_gicv3_is_saved_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    registers = gic_registers(GicVersion.V3, monkeypatch)
+    distributor = [attribute for group, attribute, _ in registers if group == GROUPS["DIST_REGS"]]
     assert distributor[:3] == [0, 0x6100, 0x6104]  # GICD_CTLR, and where interrupt 32 goes
     assert {0x84, 0x104, 0x204, 0x304, 0x43C, 0xC08, 0xC0C} <= set(distributor)
     assert not {0x80, 0x88, 0x100, 0x41C, 0x440, 0xC04, 0xC10} & set(distributor)
-    second = [attribute & 0xFFFF_FFFF for group, attribute, _ in registers if group == groups["REDIST_REGS"] and attribute >> 32 == 1]
+    second = [attribute & 0xFFFF_FFFF for group, attribute, _ in registers if group == GROUPS["REDIST_REGS"] and attribute >> 32 == 1]
     priorities = [0x1_0400 + offset for offset in range(0, 32, 4)]
     assert second == [0x1_0080, 0x1_0C00, 0x1_0C04, *priorities, 0x1_0100, 0x1_0200, 0x1_0300]
-    interface = {attribute & 0xFFFF for group, attribute, _ in registers if group == groups["CPU_SYSREGS"]}
+    interface = {attribute & 0xFFFF for group, attribute, _ in registers if group == GROUPS["CPU_SYSREGS"]}
     assert interface == {0xC230, 0xC643, 0xC663, 0xC664, 0xC665, 0xC666, 0xC667, *range(0xC644, 0xC64C)}
 
 

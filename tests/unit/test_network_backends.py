@@ -265,10 +265,10 @@ def test_a_tap_of_another_user_is_refused_to_who_is_not_root() -> None:
     assert "HostError: the tap interface 'mayfly0' cannot be used: Operation not permitted" in done.stderr
 
 
-@pytest.mark.usefixtures("namespace")
-def test_a_passt_without_a_way_out_is_a_typed_error_with_its_reason() -> None:
-    with EventLoop() as loop, pytest.raises(HostError, match=r"passt did not come up: .*interface"):
-        Passt(passt_network(), loop)
+@pytest.mark.usefixtures("uplink")
+def test_a_passt_that_does_not_come_up_is_a_typed_error_with_its_reason() -> None:
+    with EventLoop() as loop, pytest.raises(HostError, match=r"passt did not come up: .*127\.0\.0\.9"):
+        Passt(passt_network(addresses=("127.0.0.9/8",)), loop)
 
 
 def test_a_passt_that_is_not_installed_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:

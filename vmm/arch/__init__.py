@@ -133,10 +133,11 @@ class State(Protocol):
         ...
 
     def restore(self, vm: Vm, controller: Any, vcpus: Sequence[Vcpu], state: MappingOf[str, Any]) -> None:
-        """Put it back into new vCPUs and new interrupt controllers, which have not run.
+        """Put it back into as many new vCPUs and into new interrupt controllers, which have not run.
 
         Raises:
-            SnapshotError: the state is of another shape, or this KVM does not take it.
+            SnapshotError: the state is of another shape.
+            KvmError: this KVM does not take it.
         """
         ...
 

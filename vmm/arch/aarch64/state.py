@@ -2,7 +2,8 @@
 
 A vCPU is the registers that KVM lists, its power state, and an error that waits. Among them is the virtual counter, which all vCPUs
 share: the guest's time goes on where it stopped. The interrupt controller is read and written by its registers, as a processor sees
-them (Linux Documentation/virt/kvm/devices/arm-vgic-v3.rst; GIC architecture specification, chapter 12).
+them (Linux Documentation/virt/kvm/devices/arm-vgic-v3.rst and arm-vgic.rst; GIC architecture specification, chapter 12, and that
+of version 2, chapter 4).
 """
 
 import base64
@@ -12,7 +13,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from mayfly.errors import KvmError, SnapshotError
+from mayfly.errors import SnapshotError
 from vmm.arch.aarch64.cpu import get_register, reset, set_register
 from vmm.arch.aarch64.hardware import mpidr
 from vmm.arch.aarch64.interrupts import INTERRUPTS, GicVersion, InterruptController
@@ -29,15 +30,18 @@ PRIVATE = 32
 
 
 class Gicd(IntEnum):
-    """Registers of the distributor; all but the first are arrays with an entry for each interrupt."""
+    """Registers of the distributor; all but the first two are arrays with an entry for each interrupt."""
 
     CTLR = 0x0000
+    IIDR = 0x0008
     IGROUPR = 0x0080
     ISENABLER = 0x0100
     ISPENDR = 0x0200
     ISACTIVER = 0x0300
     IPRIORITYR = 0x0400
+    ITARGETSR = 0x0800
     ICFGR = 0x0C00
+    SPENDSGIR = 0x0F20
     IROUTER = 0x6000
 
 
@@ -64,6 +68,9 @@ ICC_REGISTERS = {
 ICC_AP0R0, ICC_AP1R0 = _icc(0, 12, 8, 4), _icc(0, 12, 9, 0)
 """Active priorities: one register for 5 bits of priority, 2 for 6, 4 for 7."""
 
+GICC_REGISTERS = {"ctlr": 0x00, "pmr": 0x04, "bpr": 0x08, "abpr": 0x1C, "apr0": 0xD0, "apr1": 0xD4, "apr2": 0xD8, "apr3": 0xDC}
+"""The processor's interface of a GICv2."""
+
 
 def identity(kvm: Kvm) -> str:
     """A digest of this host's processor. What KVM makes of it is in the registers, which it does not take where they differ."""
@@ -72,36 +79,26 @@ def identity(kvm: Kvm) -> str:
 
 
 def save(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu]) -> State:
-    """All of it. The vCPUs stand still, with no access of theirs half done.
-
-    Raises:
-        SnapshotError: the interrupt controller is a GICv2.
-    """
-    if controller.version is not GicVersion.V3:
-        raise SnapshotError("snapshots need a GICv3, this host has a GICv2", hint="start the machine without one")
+    """All of it. The vCPUs stand still, with no access of theirs half done."""
     return {
         "vcpus": [_save_vcpu(vcpu) for vcpu in vcpus],
-        "gic": [controller.device.get_int(*register) for register in _gic_registers(controller.device, len(vcpus))],
+        "gic": [controller.device.get_int(*register) for register in _gic_registers(controller, len(vcpus))],
     }
 
 
 def restore(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu], state: State) -> None:
-    """Put it back into new vCPUs and a new interrupt controller, which have not run.
+    """Put it back into as many new vCPUs and into a new interrupt controller, which have not run.
 
     Raises:
-        SnapshotError: the state is of another shape, or this KVM does not take it.
+        SnapshotError: the state is of another shape.
+        KvmError: this KVM does not take it.
     """
-    if len(state["vcpus"]) != len(vcpus):
-        raise SnapshotError(f"the snapshot has {len(state['vcpus'])} vCPUs, the machine {len(vcpus)}")
-    try:
-        reset(vm, vcpus)
-        for vcpu, saved in zip(vcpus, state["vcpus"], strict=True):  # the last one's counter is the latest, and holds for all
-            _restore_vcpu(vcpu, saved)
-        registers = list(_gic_registers(controller.device, len(vcpus)))
-        for (group, attribute, size), value in zip(registers, state["gic"], strict=True):
-            controller.device.set_int(group, attribute, size, value)
-    except KvmError as error:
-        raise SnapshotError(f"this KVM does not take the snapshot's state: {error}", hint="make the snapshot again on this host") from error
+    reset(vm, vcpus)
+    for vcpu, saved in zip(vcpus, state["vcpus"], strict=True):  # the last one's counter is the latest, and holds for all
+        _restore_vcpu(vcpu, saved)
+    registers = list(_gic_registers(controller, len(vcpus)))
+    for (group, attribute, size), value in zip(registers, state["gic"], strict=True):
+        controller.device.set_int(group, attribute, size, value)
 
 
 def _save_vcpu(vcpu: Vcpu) -> dict[str, Any]:
@@ -128,11 +125,33 @@ def _restore_vcpu(vcpu: Vcpu, state: State) -> None:
     vcpu.ioctl_struct("KVM_SET_MP_STATE", ffi.new("struct kvm_mp_state *", {"mp_state": state["mp_state"]}))
 
 
-def _gic_registers(device: Device, cpus: int) -> Iterator[tuple[int, int, int]]:
+def _gic_registers(controller: InterruptController, cpus: int) -> Iterator[tuple[int, int, int]]:
     """Group, attribute and bytes of every register with state in it, in the order of restoring.
 
     In a new controller all bits are 0, so writing a register that sets bits puts it as it was.
     """
+    return _gicv3_registers(controller.device, cpus) if controller.version is GicVersion.V3 else _gicv2_registers(cpus)
+
+
+def _gicv2_registers(cpus: int) -> Iterator[tuple[int, int, int]]:
+    distributor, interface = lib.KVM_DEV_ARM_VGIC_GRP_DIST_REGS, lib.KVM_DEV_ARM_VGIC_GRP_CPU_REGS
+    yield distributor, Gicd.IIDR, 4  # with it KVM takes groups too
+    yield distributor, Gicd.CTLR, 4
+    for array, bits in {Gicd.ITARGETSR: 8, **ARRAYS}.items():  # where an interrupt goes, before it is pending
+        for offset in range(PRIVATE * bits // 8, INTERRUPTS * bits // 8, 4):
+            yield distributor, array + offset, 4
+    for processor in (cpu << 32 for cpu in range(cpus)):
+        for array, bits in ARRAYS.items():
+            # Which of the SGIs are pending depends on who sent them; of the others KVM's timers say it again.
+            for offset in range(0, PRIVATE * bits // 8, 4) if array is not Gicd.ISPENDR else ():
+                yield distributor, processor | array + offset, 4
+        for offset in range(0, 16, 4):
+            yield distributor, processor | Gicd.SPENDSGIR + offset, 4
+        for register in GICC_REGISTERS.values():
+            yield interface, processor | register, 4
+
+
+def _gicv3_registers(device: Device, cpus: int) -> Iterator[tuple[int, int, int]]:
     distributor, redistributor = lib.KVM_DEV_ARM_VGIC_GRP_DIST_REGS, lib.KVM_DEV_ARM_VGIC_GRP_REDIST_REGS
     levels, interface = lib.KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, lib.KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS
     yield distributor, Gicd.CTLR, 4

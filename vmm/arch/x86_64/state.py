@@ -76,21 +76,17 @@ def save(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu]) -> Stat
 
 
 def restore(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu], state: State) -> None:
-    """Put it back into new vCPUs and new interrupt controllers, which have not run.
+    """Put it back into as many new vCPUs and into new interrupt controllers, which have not run.
 
     Raises:
-        SnapshotError: the state is of another shape, or this KVM does not take it.
+        SnapshotError: the state is of another shape.
+        KvmError: this KVM does not take it.
     """
-    if len(state["vcpus"]) != len(vcpus):
-        raise SnapshotError(f"the snapshot has {len(state['vcpus'])} vCPUs, the machine {len(vcpus)}")
-    try:
-        for vcpu, saved in zip(vcpus, state["vcpus"], strict=True):
-            _restore_vcpu(vm.kvm, vcpu, saved)
-        for name in _CHIPS:
-            vm.ioctl_struct("KVM_SET_IRQCHIP", _struct("struct kvm_irqchip *", state[name]))
-        vm.ioctl_struct("KVM_SET_CLOCK", ffi.new("struct kvm_clock_data *", {"clock": state["clock_ns"]}))
-    except KvmError as error:
-        raise SnapshotError(f"this KVM does not take the snapshot's state: {error}", hint="make the snapshot again on this host") from error
+    for vcpu, saved in zip(vcpus, state["vcpus"], strict=True):
+        _restore_vcpu(vm.kvm, vcpu, saved)
+    for name in _CHIPS:
+        vm.ioctl_struct("KVM_SET_IRQCHIP", _struct("struct kvm_irqchip *", state[name]))
+    vm.ioctl_struct("KVM_SET_CLOCK", ffi.new("struct kvm_clock_data *", {"clock": state["clock_ns"]}))
     for vcpu in vcpus:
         _tell_of_pause(vcpu)
 
