@@ -199,7 +199,10 @@ class _Server:
                 return
 
     def _take_request(self) -> bool:
-        data, fds, _, _ = socket.recv_fds(self._control, MESSAGE_LIMIT, 2)
+        try:
+            data, fds, _, _ = socket.recv_fds(self._control, MESSAGE_LIMIT, 2)
+        except ConnectionError:  # the client went without having read everything
+            return False
         if not data:
             return False
         message = json.loads(data)
