@@ -23,11 +23,13 @@ pub fn zero_free_memory() -> io::Result<()> {
     Ok(())
 }
 
-/// Bytes that nobody uses, by a text as of /proc/meminfo.
+/// Bytes that a program may have at once, by a text as of /proc/meminfo: of what is free the kernel keeps a part of each zone for itself.
 fn free_memory(text: &str) -> Option<usize> {
-    let value = text.lines().find_map(|line| line.strip_prefix("MemFree:"))?;
-    let kibibytes: usize = value.trim().strip_suffix(" kB")?.parse().ok()?;
-    kibibytes.checked_mul(1024)
+    let field = |name: &str| {
+        let value = text.lines().find_map(|line| line.strip_prefix(name))?;
+        value.trim().strip_suffix(" kB")?.parse::<usize>().ok()?.checked_mul(1024)
+    };
+    Some(field("MemFree:")?.min(field("MemAvailable:")?))
 }
 
 #[cfg(test)]
@@ -35,9 +37,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn free_memory_is_read_in_bytes() {
-        assert_eq!(free_memory("MemTotal:  100 kB\nMemFree:      12 kB\n"), Some(12 << 10));
-        assert_eq!(free_memory("MemTotal:  100 kB\n"), None);
-        assert_eq!(free_memory("MemFree: many\n"), None);
+    fn free_memory_is_the_less_of_two_in_bytes() {
+        assert_eq!(free_memory("MemTotal:  100 kB\nMemFree:      12 kB\nMemAvailable:  8 kB\n"), Some(8 << 10));
+        assert_eq!(free_memory("MemFree: 12 kB\nMemAvailable: 80 kB\n"), Some(12 << 10));
+        assert_eq!(free_memory("MemFree: 12 kB\n"), None);
+        assert_eq!(free_memory("MemFree: many\nMemAvailable: 80 kB\n"), None);
     }
 }

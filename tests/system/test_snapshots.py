@@ -25,6 +25,8 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(900), pytest.mark.usefixtu
 
 TOLERANCE_S = {"x86_64": 0.05, "aarch64": 0.5}[toy.MACHINE]
 """Of clocks. An emulated Arm host takes a tenth of a second for the least answer of a guest."""
+INSTALLED = paths.data_dir()
+"""With the images that were installed before the tests."""
 IDENTITY = """
 head -c 16 /dev/urandom | sha256sum
 cat /proc/sys/kernel/random/boot_id /proc/sys/kernel/random/uuid /proc/sys/kernel/hostname
@@ -119,12 +121,13 @@ def rust_program(folder: Path) -> bytes:
 
 def go_program(folder: Path) -> bytes:
     """Prints what crypto/rand gives; it was compiled in a machine and wrote itself to its output."""
-    if not paths.image_dir("go", toy.MACHINE).is_dir():
+    if not (INSTALLED / "images/go" / toy.MACHINE).is_dir():
         pytest.skip("there is no image of Go: make test-images")
     source = folder / "identity.go"
     source.write_text(GO_IDENTITY)
     arguments = command("run", "--output-limit", "16M", source, "--", "itself")
-    return subprocess.run(arguments, capture_output=True, check=True, stdin=subprocess.DEVNULL).stdout
+    environment = {**os.environ, "XDG_DATA_HOME": str(INSTALLED.parent)}
+    return subprocess.run(arguments, capture_output=True, check=True, stdin=subprocess.DEVNULL, env=environment).stdout
 
 
 @pytest.mark.skipif(not FULL, reason="compiles programs in the emulated host; the whole counts do")
