@@ -4,9 +4,9 @@
     available ring     flags u16, idx u16, head u16 * size, used_event u16              written by the driver, 2-aligned
     used ring          flags u16, idx u16, {id u32, length u32} * size, avail_event u16 written by the device, 4-aligned
 
-The driver is hostile and may rewrite all of it at any moment: each field is read once, indices have mirrors here, and a chain never has
-more descriptors than the queue. A chain that breaks a rule comes out of `pop` without buffers, so that the device gives it back with
-a used length of 0. A ring whose index or head makes no sense stops the queue: the transport then sets DEVICE_NEEDS_RESET.
+The driver is hostile and may rewrite all of it at any moment: each field that counts is read once, indices have mirrors here, and a chain
+never has more descriptors than the queue. A chain that breaks a rule comes out of `pop` without buffers, so that the device gives it back
+with a used length of 0. A ring whose index or head makes no sense stops the queue: the transport then sets DEVICE_NEEDS_RESET.
 
 Memory order. A number that the driver may be looking at is stored through a memoryview cast to its type, which is one store of that
 size; `struct.pack_into` would not do, as it clears the bytes first. x86 keeps stores in order, and loads in order; only a load may overtake
@@ -72,6 +72,9 @@ class _BadChainError(Exception):
         self.misuse = misuse
 
 
+_NO_TABLE = memoryview(b"")
+
+
 @dataclass(slots=True)
 class Chain:
     """One chain that the driver made available: its buffers, as views of guest memory which the guest may change at any time.
@@ -84,9 +87,9 @@ class Chain:
     readable: list[memoryview]
     writable: list[memoryview]
     size: int
-    following: int | None
-    table: memoryview
-    room: int
+    following: int | None = None
+    table: memoryview = _NO_TABLE
+    room: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +155,12 @@ class Queue:
             self._stop(Misuse.HEAD)
             return None
         self._taken = (taken + 1) & 0xFFFF
+        address, length, flags, _ = _DESCRIPTOR.unpack_from(self._descriptors, head * _DESCRIPTOR_BYTES)
+        if flags == _WRITE and length:  # one buffer, as most of a network's are; what is not is read again
+            try:
+                return Chain(head, [], [self._memory.slice(address, length)], length)
+            except GuestAddressError:
+                pass  # counted below
         chain = Chain(head, [], [], 0, head, self._descriptors, self.size)
         self.extend(chain, enough)
         return chain
