@@ -225,17 +225,16 @@ def test_a_packet_that_does_not_fit_into_its_chain_is_lost_and_no_other(rooms: S
     assert guest.transport.misuse == ({} if fits else {Misuse.DIRECTION: 1})
 
 
-def test_a_chain_whose_end_breaks_a_rule_takes_no_packet_that_needs_it() -> None:
-    guest = Guest(mergeable=False)
+def test_a_chain_that_breaks_a_rule_takes_no_packet(guest: Guest) -> None:
     queue = guest.queues[NetQueue.RECEIVE]
     outside = guest.ram.base + len(guest.ram.bytes)
-    for _ in range(2):
-        queue.offer_places([(guest.ram.allocate(4096), 4096, True), (outside, 70000, True)])
-    guest.backend.waiting += [PLAIN_HEADER + INBOUND, PLAIN_HEADER + INBOUND + bytes(65000)]
-    guest.kick(NetQueue.RECEIVE)
+    for places in ([(outside, 2000, True)], [(guest.ram.allocate(4096), 4096, True), (outside, 70000, True)]):
+        queue.offer_places(places)
+    guest.post(2000)
+    guest.backend.waiting += [PLAIN_HEADER + INBOUND]
     guest.net.receive()
-    assert [length for _, length, _ in queue.used()] == [HEADER.size + len(INBOUND), 0]
-    assert guest.transport.misuse == {Misuse.OUTSIDE_RAM: 1, Misuse.DIRECTION: 1}
+    assert [length for _, length, _ in queue.used()] == [0, 0, HEADER.size + len(INBOUND)]
+    assert guest.transport.misuse == {Misuse.OUTSIDE_RAM: 2, Misuse.DIRECTION: 2}
 
 
 @pytest.mark.parametrize("rooms", [[40000, 40000], [1000] * 66, [4096] * 17, [5, 9, 1, 70000], [1] * 20 + [66000]])

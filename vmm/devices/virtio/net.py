@@ -85,6 +85,10 @@ _CSUM = int(NetFeature.CSUM)
 _MRG_RXBUF = int(NetFeature.MRG_RXBUF)
 
 
+REST = -1
+"""In the place of a chain's head: a buffer of the same chain as the one before."""
+
+
 class NetQueue(IntEnum):
     """virtio 1.2, 5.1.2."""
 
@@ -174,7 +178,8 @@ class Net(VirtioDevice):
         self.on_first_packet: Callable[[], None] | None = None
         self._starved = True
         self._outgoing: deque[tuple[int, list[bytearray | memoryview]]] = deque()  # heads of chains, and what of them is to be sent
-        self._ready: list[Chain] = []  # for the next packet
+        self._buffers: list[memoryview] = []  # for the next packets
+        self._heads: list[int] = []  # of each buffer's chain; REST for those behind a chain's first
         self._room = 0  # bytes of them
         self._expected = _SMALL_PACKET  # bytes of the next packet
         self._rest = memoryview(bytearray(MAX_PACKET))  # for what of it does not fit into those chains
@@ -201,7 +206,7 @@ class Net(VirtioDevice):
         super().reset()
         self._starved = True
         self._outgoing.clear()
-        self._ready = []
+        self._buffers, self._heads = [], []
         self._room = self._held = 0
 
     def notify(self, index: int) -> None:
@@ -250,13 +255,13 @@ class Net(VirtioDevice):
         return interrupt
 
     def _fill(self, queue: Queue) -> bool:
-        """Have the back end write packets to the guest's chains, up to a queue's size of them. False if the guest has too few chains."""
+        """Have the back end write packets to the guest's buffers, up to a queue's size of them. False if the guest has too few buffers."""
         for _ in range(queue.size):
             if not self._held:
                 self._collect(queue, self._expected)
-                if not self._ready:
+                if not self._buffers:
                     return False
-                self._held = self._backend.receive([*self._buffers(), self._rest])
+                self._held = self._backend.receive([*self._buffers, self._rest])
                 self._placed = self._room
                 if not self._held:
                     return True
@@ -265,64 +270,81 @@ class Net(VirtioDevice):
         return True
 
     def _collect(self, queue: Queue, enough: int) -> None:
-        """Have chains ready that hold `enough` bytes, as far as there are any: with MRG_RXBUF as many as that takes, without it one
+        """Have buffers of `enough` bytes ready, as far as there are any: with MRG_RXBUF of as many chains as that takes, without it of one
         (virtio 1.2, 5.1.6.3.1 and 5.1.6.4).
         """
         mergeable = self.negotiated & _MRG_RXBUF
         for _ in range(queue.size):
-            if self._room >= enough or (self._ready and not mergeable):
+            if self._room >= enough or (self._heads and not mergeable):
                 return
-            chain = queue.pop() if mergeable else queue.pop(enough)
+            if mergeable:
+                heads, buffers = queue.pop_buffers(enough - self._room)
+                if heads:
+                    self._add(heads, buffers)
+                    continue
+            chain = queue.pop()
             if chain is None:
                 return
             if chain.readable or not chain.writable:
                 self.host.report(Misuse.DIRECTION)
                 queue.push(chain.head, 0)
-                continue
-            self._ready.append(chain)
-            self._room += chain.size
+            else:
+                self._add([chain.head, *[REST] * (len(chain.writable) - 1)], chain.writable)
+
+    def _add(self, heads: list[int], buffers: list[memoryview]) -> None:
+        self._heads += heads
+        self._buffers += buffers
+        self._room += sum(map(len, buffers))
 
     def _complete(self, queue: Queue) -> bool:
-        """Give the guest the packet that is held. False if it has to make more chains available for that."""
+        """Give the guest the packet that is held. False if it has to make more buffers available for that."""
         size = self._held
         self._expected = MAX_PACKET if size > _SMALL_PACKET else _SMALL_PACKET
         if size > self._room:
-            if self.negotiated & _MRG_RXBUF:
-                self._collect(queue, size)
-                if size > self._room and len(self._ready) < queue.size:
-                    return False
-            else:
-                [chain] = self._ready
-                queue.extend(chain)
-                self._room = chain.size
+            self._collect(queue, size)
+        if size > self._room and self.negotiated & _MRG_RXBUF and len(self._heads) - self._heads.count(REST) < queue.size:
+            return False
         self._held = 0
         if size > self._room:
             self.host.report(Misuse.DIRECTION)
             self.dropped[Drop.NO_ROOM] += 1
-            self._give_back(queue, len(self._ready), 0)
+            self._give_back(queue, len(self._heads), 0)
             return True
         if size > self._placed:
-            scatter(self._rest[: size - self._placed], advance(self._buffers(), self._placed))
+            scatter(self._rest[: size - self._placed], advance(self._buffers, self._placed))
         used, room = 0, 0
         while room < size:
-            room += self._ready[used].size
+            room += len(self._buffers[used])
             used += 1
-        buffers = self._buffers() if used > 1 else self._ready[0].writable
-        scatter(used.to_bytes(2, "little"), advance(buffers, _NUM_BUFFERS.start))
+        while self._heads[used : used + 1] == [REST]:
+            used += 1
+        chains = used - self._heads[:used].count(REST)
+        scatter(chains.to_bytes(2, "little"), advance(self._buffers, _NUM_BUFFERS.start))
         self._give_back(queue, used, size)
         return True
 
-    def _buffers(self) -> list[memoryview]:
-        return [buffer for chain in self._ready for buffer in chain.writable]
-
     def _give_back(self, queue: Queue, count: int, size: int) -> None:
-        """Return the first `count` chains that are ready, with `size` bytes in them, all but the last one full."""
-        for chain in self._ready[:count]:
-            room = chain.size
-            queue.push(chain.head, room if room < size else size)
-            size = size - room if room < size else 0
-            self._room -= room
-        del self._ready[:count]
+        """Return the chains of the first `count` buffers, the first `size` bytes of which are filled."""
+        if count == 1:
+            self._room -= len(self._buffers.pop(0))
+            queue.push(self._heads.pop(0), size)
+            return
+        heads, lengths = self._heads[:count], [*map(len, self._buffers[:count])]
+        del self._heads[:count], self._buffers[:count]
+        room = sum(lengths)
+        self._room -= room
+        for index in reversed(range(count)):
+            if room == size:
+                break
+            cut = min(room - size, lengths[index])
+            lengths[index] -= cut
+            room -= cut
+        if REST in heads:
+            for index in reversed(range(1, count)):
+                if heads[index] == REST:
+                    del heads[index]
+                    lengths[index - 1] += lengths.pop(index)
+        queue.push_all(heads, lengths)
 
     def _transmit(self) -> bool:
         """Send what the guest made available; whether the driver asks for an interrupt."""
@@ -348,7 +370,7 @@ class Net(VirtioDevice):
 
     def _checked(self, chain: Chain) -> list[bytearray | memoryview]:
         """The packet in `chain` in parts for the back end, or nothing if it may not leave."""
-        if chain.writable or not _MIN_PACKET <= chain.size <= MAX_PACKET:
+        if chain.writable or not _MIN_PACKET <= sum(map(len, chain.readable)) <= MAX_PACKET:
             self.host.report(Misuse.PACKET)
             return []
         # A copy: what the checks and the filter have seen is what is sent, whatever the guest does to its memory meanwhile. What lies
