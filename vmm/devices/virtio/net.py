@@ -10,9 +10,11 @@ that a kick has led to.
 """
 
 import struct
+from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from enum import IntEnum, IntFlag
+from itertools import accumulate
 from typing import Protocol
 
 from vmm.devices.virtio.buffers import advance, copy_start, scatter
@@ -308,43 +310,34 @@ class Net(VirtioDevice):
         if size > self._room:
             self.host.report(Misuse.DIRECTION)
             self.dropped[Drop.NO_ROOM] += 1
-            self._give_back(queue, len(self._heads), 0)
+            self._room = 0
+            self._give_back(queue, [0] * len(self._buffers))
             return True
         if size > self._placed:
             scatter(self._rest[: size - self._placed], advance(self._buffers, self._placed))
-        used, room = 0, 0
-        while room < size:
-            room += len(self._buffers[used])
-            used += 1
+        ends = [*accumulate(map(len, self._buffers))]
+        used = bisect_left(ends, size) + 1
+        filled = [*map(len, self._buffers[:used])]
+        filled[-1] -= ends[used - 1] - size
         while self._heads[used : used + 1] == [REST]:
+            filled.append(0)
             used += 1
         chains = used - self._heads[:used].count(REST)
         scatter(chains.to_bytes(2, "little"), advance(self._buffers, _NUM_BUFFERS.start))
-        self._give_back(queue, used, size)
+        self._room -= ends[used - 1]
+        self._give_back(queue, filled)
         return True
 
-    def _give_back(self, queue: Queue, count: int, size: int) -> None:
-        """Return the chains of the first `count` buffers, the first `size` bytes of which are filled."""
-        if count == 1:
-            self._room -= len(self._buffers.pop(0))
-            queue.push(self._heads.pop(0), size)
-            return
-        heads, lengths = self._heads[:count], [*map(len, self._buffers[:count])]
-        del self._heads[:count], self._buffers[:count]
-        room = sum(lengths)
-        self._room -= room
-        for index in reversed(range(count)):
-            if room == size:
-                break
-            cut = min(room - size, lengths[index])
-            lengths[index] -= cut
-            room -= cut
+    def _give_back(self, queue: Queue, filled: list[int]) -> None:
+        """Return the chains of the first buffers, with so many bytes in each."""
+        heads = self._heads[: len(filled)]
+        del self._heads[: len(filled)], self._buffers[: len(filled)]
         if REST in heads:
-            for index in reversed(range(1, count)):
+            for index in reversed(range(1, len(heads))):
                 if heads[index] == REST:
                     del heads[index]
-                    lengths[index - 1] += lengths.pop(index)
-        queue.push_all(heads, lengths)
+                    filled[index - 1] += filled.pop(index)
+        queue.push_all(heads, filled)
 
     def _transmit(self) -> bool:
         """Send what the guest made available; whether the driver asks for an interrupt."""

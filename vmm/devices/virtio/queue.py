@@ -158,27 +158,31 @@ class Queue:
     def pop_buffers(self, enough: int) -> tuple[list[int], list[memoryview]]:
         """Take chains of a single buffer to write to until they hold `enough` bytes: their heads, and their buffers.
 
-        It ends before a chain of another kind, which is for `pop`, as before one that breaks a rule. Quicker than that, as a large packet
-        takes many.
+        It ends before a chain of another kind, and takes none where one breaks a rule: those are for `pop`. Quicker than that, as a large
+        packet takes many.
         """
         heads: list[int] = []
-        buffers: list[memoryview] = []
-        available, descriptors, view, mask = self._available, self._descriptors, self._memory.slice, self.size - 1
+        places: list[tuple[int, int]] = []
         taken = self._taken
-        while enough > 0 and (taken != self._offered or self._look()):
+        if taken == self._offered and not self._look():
+            return heads, []
+        available, descriptors, read, mask = self._available, self._descriptors, _DESCRIPTOR.unpack_from, self.size - 1
+        while enough > 0 and taken != self._offered:
             head = available[2 + (taken & mask)]
             if head > mask:
                 break
-            address, length, flags, _ = _DESCRIPTOR.unpack_from(descriptors, head * _DESCRIPTOR_BYTES)
+            address, length, flags, _ = read(descriptors, head * _DESCRIPTOR_BYTES)
             if flags != _WRITE or not length:
                 break
-            try:
-                buffers.append(view(address, length))
-            except GuestAddressError:
-                break
             heads.append(head)
-            self._taken = taken = (taken + 1) & 0xFFFF
+            places.append((address, length))
+            taken = (taken + 1) & 0xFFFF
             enough -= length
+        try:
+            buffers = self._memory.slices(places)
+        except GuestAddressError:
+            return [], []
+        self._taken = taken
         return heads, buffers
 
     def push(self, head: int, length: int) -> None:
@@ -190,6 +194,9 @@ class Queue:
 
     def push_all(self, heads: list[int], lengths: list[int]) -> None:
         """As `push`, for many, which are not more than the queue has entries."""
+        if len(heads) == 1:
+            self.push(heads[0], lengths[0])
+            return
         pairs = array("I", bytes(8 * len(heads)))
         pairs[::2], pairs[1::2] = array("I", heads), array("I", lengths)
         begin = 2 * (self._returned % self.size)
