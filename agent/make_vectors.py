@@ -13,6 +13,7 @@ from mayfly import protocol as p
 
 FOLDER = Path(__file__).parent
 MARKER = "0123456789abcdef" * 4
+NETWORK = "mayfly.mac=02:00:00:00:00:05 mayfly.address=10.87.0.2/16"
 
 STEP = p.Step(
     name="build",
@@ -38,7 +39,8 @@ GOOD: dict[str, tuple[p.Message, int]] = {
     "stdin-eof": (p.StdinEof(), 7),
     "signal": (p.Signal(15), 7),
     "collect": (p.Collect(("/work/out", "/root/.cache/go-build")), 7),
-    "resumed": (p.Resumed(1_700_000_000_000_000_000, bytes(range(16)), "mayfly", bytes(range(32))), 0),
+    "resumed": (p.Resumed(1_700_000_000_000_000_000, bytes(range(16)), "mayfly", "", bytes(range(32))), 0),
+    "resumed-network": (p.Resumed(1_700_000_000_000_000_000, bytes(range(16)), "mayfly", NETWORK, bytes(range(32))), 0),
     "shutdown": (p.Shutdown(), 0),
     "hello": (p.Hello(p.PROTOCOL_VERSION, "0.1.0", "x86_64", 812_345, MARKER), 0),
     "stage": (p.Stage(0, "build"), 7),
@@ -84,8 +86,8 @@ def damaged() -> dict[str, tuple[bytes, p.Drop]]:
         "collect-cut": (packet(p.FrameType.COLLECT, 7, b"\2\0\2\0/a\2\0/"), p.Drop.PAYLOAD),
         "collect-nul": (packet(p.FrameType.COLLECT, 7, b"\1\0\2\0/\0"), p.Drop.PAYLOAD),
         "start-of-65535-steps": (packet(p.FrameType.START, 7, b"\0\0\xff\xff"), p.Drop.PAYLOAD),
-        "resumed-little-entropy": (packet(p.FrameType.RESUMED, 0, bytes(8 + 16 + 2 + 15)), p.Drop.PAYLOAD),
-        "resumed-host-name-not-utf8": (packet(p.FrameType.RESUMED, 0, bytes(24) + b"\1\0\xff" + bytes(16)), p.Drop.PAYLOAD),
+        "resumed-little-entropy": (packet(p.FrameType.RESUMED, 0, bytes(8 + 16 + 2 + 2 + 15)), p.Drop.PAYLOAD),
+        "resumed-host-name-not-utf8": (packet(p.FrameType.RESUMED, 0, bytes(24) + b"\1\0\xff" + bytes(2 + 16)), p.Drop.PAYLOAD),
         "exit-unknown-limit": (packet(p.FrameType.EXIT, 7, exit_payload[:6] + b"\x06" + exit_payload[7:]), p.Drop.PAYLOAD),
         "exit-unknown-flag": (packet(p.FrameType.EXIT, 7, exit_payload[:-1] + b"\x04"), p.Drop.PAYLOAD),
         "error-unknown-code": (packet(p.FrameType.ERROR, 7, b"\x08\0\0\0"), p.Drop.PAYLOAD),

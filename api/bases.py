@@ -25,17 +25,21 @@ OUTPUT_SHOWN = 2000
 
 
 def base_name(wanted: Wanted) -> str:
-    """The name of the base for this machine: the image's own, and what is unusual about the machine."""
-    machine, memory = wanted.machine, wanted.image.manifest.memory
-    unusual = [f"{machine.cpus}cpus"] if machine.cpus != 1 else []
-    unusual += [f"{machine.memory >> 20}mib"] if machine.memory - memory >= 1 << 20 else []
-    unusual += [machine.channel] if machine.channel is not Channel.VIRTIO else []
-    return ".".join([wanted.image.folder.parent.name, *unusual])
+    """The name of the base for this machine: the image's own, what is unusual about the machine, and the kind of its network."""
+    network = [wanted.machine.network.backend] if wanted.machine.network else []
+    return ".".join([wanted.image.folder.parent.name, *_unusual(wanted), *network])
 
 
 def is_usual(wanted: Wanted) -> bool:
-    """Whether this is the machine that the image asks for, so that the base will serve many runs."""
-    return base_name(wanted) == wanted.image.folder.parent.name
+    """Whether this is the machine that the image asks for, with or without a network, so that the base will serve many runs."""
+    return not _unusual(wanted)
+
+
+def _unusual(wanted: Wanted) -> list[str]:
+    machine, memory = wanted.machine, wanted.image.manifest.memory
+    unusual = [f"{machine.cpus}cpus"] if machine.cpus != 1 else []
+    unusual += [f"{machine.memory >> 20}mib"] if machine.memory - memory >= 1 << 20 else []
+    return unusual + ([machine.channel] if machine.channel is not Channel.VIRTIO else [])
 
 
 def _usable(name: str, wanted: Wanted) -> Snapshot:

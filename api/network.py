@@ -47,10 +47,7 @@ class Networks:
             UnprocessableError: this server gives none.
             BusyError: all are taken.
         """
-        if self._config.network_backend is NetworkBackend.NONE:
-            raise UnprocessableError(
-                "this server gives no run a network", hint="leave `network` out, or set network_backend in the server's configuration"
-            )
+        self._check()
         number = next((number for number in range(self._room) if number not in self._taken), None)
         if number is None:
             raise BusyError(f"all {self._room} networks for runs are taken", hint="try again when a run has ended")
@@ -60,6 +57,21 @@ class Networks:
     def give_back(self, network: NetworkConfig) -> None:
         """The machine is gone."""
         self._taken = {number: taken for number, taken in self._taken.items() if taken is not network}
+
+    def disconnected(self) -> NetworkConfig:
+        """The device of all of them, connected to nothing.
+
+        Raises:
+            UnprocessableError: this server gives none.
+        """
+        self._check()
+        return self._make(0).disconnected()
+
+    def _check(self) -> None:
+        if self._config.network_backend is NetworkBackend.NONE:
+            raise UnprocessableError(
+                "this server gives no run a network", hint="leave `network` out, or set network_backend in the server's configuration"
+            )
 
     def _make(self, number: int) -> NetworkConfig:
         config = self._config

@@ -37,8 +37,9 @@ class Wanted:
         return dataclasses.replace(self, machine=dataclasses.replace(self.machine, restore=tuple(map(str, chain))))
 
     def saved_to(self, folder: Path) -> "Wanted":
-        """The same machine, which can be saved to `folder`."""
-        return dataclasses.replace(self, machine=dataclasses.replace(self.machine, save_to=str(folder)))
+        """The same machine, which can be saved to `folder`. Its network device, if it has one, is connected to nothing."""
+        network = self.machine.network and self.machine.network.disconnected()
+        return dataclasses.replace(self, machine=dataclasses.replace(self.machine, network=network, save_to=str(folder)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

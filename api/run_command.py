@@ -89,10 +89,11 @@ async def _snapshot(service: Service, image: Image, name: str, *, network: bool)
     """What the run starts from: the snapshot of that name, else the language's own, which is made on first use."""
     if name:
         return find(name)
-    wanted = want_machine(image, service.config, service.factor)
-    if service.config.cold or network or not is_usual(wanted) or find_base(wanted):
+    wanted = want_machine(image, service.config, service.factor, service.networks.disconnected() if network else None)
+    if service.config.cold or not is_usual(wanted) or find_base(wanted):
         return None  # the service finds it, or boots
-    print(f"mayfly: making a snapshot of {image.manifest.language} {image.manifest.version} (once)", file=sys.stderr)
+    kind = f"{image.manifest.language} {image.manifest.version}{' with a network' if network else ''}"
+    print(f"mayfly: making a snapshot of {kind} (once)", file=sys.stderr)
     try:
         return await service.supply.ensure_base(wanted)
     except SnapshotError as error:

@@ -75,7 +75,9 @@ class SnapshotManifest:
         try:
             raw = json.loads(text)
             if (raw.get("format"), raw.get("mayfly"), raw.get("protocol")) != (FORMAT, __version__, PROTOCOL_VERSION):
-                raise ValueError(f"it was made by another Mayfly ({raw.get('mayfly')}, this is {__version__})")
+                made_by = f"{raw.get('mayfly')}, protocol {raw.get('protocol')}, format {raw.get('format')}"
+                this_is = f"{__version__}, protocol {PROTOCOL_VERSION}, format {FORMAT}"
+                raise ValueError(f"it was made by another Mayfly ({made_by}; this is {this_is})")
             return checked(cls, raw)
         except (ValueError, TypeError, AttributeError) as error:
             raise SnapshotError(f"{origin}: {error}", hint="make the snapshot again") from error

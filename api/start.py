@@ -11,6 +11,7 @@ from api.plan import Wanted
 from api.session import Failed, Session
 from mayfly.errors import BootError, ConsoleTailError, GuestError, MayflyError
 from mayfly.protocol import Hello, Resumed
+from vmm.config import NetworkConfig
 
 ENTROPY_BYTES = 64
 CLOCK_ERROR_S = 0.03
@@ -47,7 +48,10 @@ async def start(spawner: Spawner, wanted: Wanted) -> Ready:
     try:
         session = Session(arch=wanted.image.manifest.arch, end_marker=wanted.image.manifest.end_marker)
         async with asyncio.timeout(wanted.timeout_s):
-            hello = await (resume if wanted.machine.restore else _greeting)(machine, session)
+            if wanted.machine.restore:
+                hello = await resume(machine, session, wanted.machine.network)
+            else:
+                hello = await _greeting(machine, session)
     except BaseException as caught:
         ended = await machine.stop(0 if isinstance(caught, asyncio.CancelledError) else 1)
         if isinstance(caught, TimeoutError):
@@ -63,19 +67,21 @@ async def start(spawner: Spawner, wanted: Wanted) -> Ready:
     return Ready(machine, session, hello, kind)
 
 
-async def resume(machine: Machine, session: Session) -> Hello:
-    """Make a restored machine another than its siblings; what it answers.
+async def resume(machine: Machine, session: Session, network: NetworkConfig | None = None) -> Hello:
+    """Make a restored machine another than its siblings, with this network of its own; what it answers.
 
     The time in RESUMED is that of its sending; where the answer to the first one took long, as the machine was still being made, it is
     said again to the machine that is up.
     """
     boot_id, name = os.urandom(16), f"mayfly-{os.urandom(4).hex()}"
+    words = " ".join(network.words) if network else ""
     for _ in range(CLOCK_ATTEMPTS):
         sent = time.monotonic()
-        await machine.write(session.resumed(Resumed(time.time_ns(), boot_id, name, os.urandom(ENTROPY_BYTES))))
+        await machine.write(session.resumed(Resumed(time.time_ns(), boot_id, name, words, os.urandom(ENTROPY_BYTES))))
         hello = await _greeting(machine, session)
         if time.monotonic() - sent < CLOCK_ERROR_S:
             break
+        words = ""  # they are in force
     machine.pre_fault()  # not earlier: the answer would wait for it
     return hello
 

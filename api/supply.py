@@ -18,7 +18,7 @@ from api.plan import Wanted, make_warmup
 from api.pool import Idle, Pool
 from api.snapshots import Snapshot
 from api.start import Ready, StartKind, start
-from mayfly.errors import BusyError, HostError, MayflyError
+from mayfly.errors import BusyError, HostError, MayflyError, NetworkError
 
 log = logging.getLogger(__name__)
 RETRY_S = 60.0
@@ -48,7 +48,7 @@ class Supply:
                 self.make_base_later(wanted)
 
     def idle(self, wanted: Wanted) -> Idle | None:
-        """A machine of the pool that fits."""
+        """A machine of the pool that fits. None there has a network."""
         return None if self._config.cold or wanted.machine.network else self.pool.take(wanted)
 
     async def get(self, wanted: Wanted, snapshot: Snapshot | None = None) -> Ready:
@@ -60,11 +60,13 @@ class Supply:
         if snapshot is not None:
             await asyncio.to_thread(snapshots.check, snapshot, wanted.image, wanted.machine)
             return await start(self._spawner, wanted.restored_from(snapshot.chain))
-        if not self._config.cold and not wanted.machine.network:
+        if not self._config.cold:
             base = await self._base(wanted)
             if base is not None:
                 try:
                     return await start(self._spawner, wanted.restored_from(base.chain))
+                except NetworkError:
+                    raise  # a machine that boots would have no other
                 except MayflyError as error:
                     log.warning("the snapshot %s cannot be used, and will be made again: %s", base.manifest.name, error)
                     self.make_base_later(wanted, again=True)

@@ -8,6 +8,7 @@ MayflyError
 ├── BootError                a guest did not come up (console tail)
 ├── GuestError               a guest that was up ended in a way it should not (console tail)
 ├── HostError                this host lacks something: a program, memory, disk, a permission
+│   └── NetworkError         the back end of a machine's network cannot be had
 ├── ImageError               an image could not be built, or is not what its manifest says
 │   ├── ImageNotFoundError   no image of that language or version
 │   ├── RegistryError        a registry refused, failed or lied
@@ -72,6 +73,10 @@ class GuestError(ConsoleTailError):
 
 class HostError(MayflyError):
     """The host lacks something that is needed."""
+
+
+class NetworkError(HostError):
+    """What is to connect a machine's network is not there, or not to be used."""
 
 
 class ImageError(MayflyError):

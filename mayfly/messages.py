@@ -11,7 +11,7 @@ from typing import ClassVar, Self
 
 from mayfly.wire import ENV, FLAG, RAW, STR, U8, U16, U32, U64, BadPayloadError, Cursor, Record, bits, enum, exactly, list_of, record, rest
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_PAYLOAD = 65536
 MAX_FILE_CHUNK = MAX_PAYLOAD - 10
 """Bytes of a file that one FILE frame of the host can carry."""
@@ -189,14 +189,17 @@ class Collect(Message):
 
 @dataclasses.dataclass
 class Resumed(Message):
-    """A new identity after a restore: time in nanoseconds since 1970, 16 bytes of boot id, host name, 16 to 512 bytes of entropy."""
+    """A new identity after a restore: time in nanoseconds since 1970, 16 bytes of boot id, host name, words of the network (as on the
+    kernel's command line; empty: nothing changes), 16 to 512 bytes of entropy.
+    """
 
     time_ns: int
     boot_id: bytes
     hostname: str
+    network: str
     entropy: bytes
     type = FrameType.RESUMED
-    layout = (U64, exactly(16), STR, rest(MIN_ENTROPY, MAX_ENTROPY))
+    layout = (U64, exactly(16), STR, STR, rest(MIN_ENTROPY, MAX_ENTROPY))
 
 
 @dataclasses.dataclass

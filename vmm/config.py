@@ -55,7 +55,8 @@ class NetworkConfig:
         backend: tap, an interface that was made before; passt, a process of its own that needs no privileges.
         tap: the interface's name, for the back end tap.
         mac: the guest's, as 02:00:00:00:00:01.
-        addresses: the guest's, with their networks (10.87.0.2/16): at most one of IPv4 and one of IPv6.
+        addresses: the guest's, with their networks (10.87.0.2/16): at most one of IPv4 and one of IPv6. Of a machine that boots to be
+            saved there are none, and nothing is connected to its device: a machine that is restored from it has its own.
         gateways: its routers, at most one of each.
         nameservers: what its programs ask for names.
         allow: networks that it may reach besides the Internet.
@@ -74,8 +75,8 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         if self.backend is NetworkBackend.NONE:
             raise ConfigError("network: the back end is none; a machine without a network has no such configuration")
-        if (self.backend is NetworkBackend.TAP) != bool(re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", self.tap)):
-            raise ConfigError(f"tap is {self.tap!r}; it must be an interface's name with the back end tap, else empty")
+        if (self.backend is NetworkBackend.TAP and self.connected) != bool(re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", self.tap)):
+            raise ConfigError(f"tap is {self.tap!r}; it must be an interface's name with the back end tap and an address, else empty")
         if not re.fullmatch(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}", self.mac):
             raise ConfigError(f"mac is {self.mac!r}; it must be a unicast address such as 02:00:00:00:00:01")
         if not MIN_MTU <= self.mtu <= MAX_MTU:
@@ -89,15 +90,30 @@ class NetworkConfig:
                 ipaddress.ip_network(text)
         except ValueError as error:
             raise ConfigError(f"network: {error}") from error
-        if not versions or len(set(versions)) < len(versions) or len(set(routed)) < len(routed) or not set(routed) <= set(versions):
-            raise ConfigError("network: one address of IPv4, one of IPv6, or both, are needed, and at most one gateway for each")
-        if self.backend is NetworkBackend.PASST and (versions[0], routed[:1]) != (4, [4]):
+        if len(set(versions)) < len(versions) or len(set(routed)) < len(routed) or not set(routed) <= set(versions):
+            raise ConfigError("network: at most one address of IPv4, one of IPv6, and one gateway for each of them are possible")
+        if self.backend is NetworkBackend.PASST and self.connected and (versions[0], routed[:1]) != (4, [4]):
             raise ConfigError("network: passt needs an IPv4 address and gateway, before those of IPv6 if there are any")
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is anything at the other end of the device."""
+        return bool(self.addresses)
 
     @property
     def mac_bytes(self) -> bytes:
         """`mac` as on the wire, 6 bytes."""
         return bytes.fromhex(self.mac.replace(":", ""))
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What the guest's agent is told, on the kernel's command line or in RESUMED (agent/PROTOCOL.md); nothing without an address."""
+        given = {"mac": (self.mac,), "address": self.addresses, "gateway": self.gateways, "nameserver": self.nameservers}
+        return tuple(f"mayfly.{name}={value}" for name, values in given.items() for value in values) if self.connected else ()
+
+    def disconnected(self) -> Self:
+        """The same device with nothing connected to it."""
+        return dataclasses.replace(self, tap="", addresses=(), gateways=(), nameservers=(), allow=())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,6 +163,8 @@ class MachineConfig:
                 raise ConfigError("channel is tcp; the machine needs a network whose first address and gateway are of IPv4")
             if self.restore or self.save_to:
                 raise ConfigError("channel is tcp, which a snapshot cannot hold", hint="use the channel virtio")
+        if self.save_to and self.network and self.network.connected:
+            raise ConfigError("a snapshot holds no network's addresses", hint="save a machine that is connected to none")
         if len(self.cmdline.encode()) > MAX_CMDLINE or not self.cmdline.isprintable():
             raise ConfigError(f"cmdline has {len(self.cmdline.encode())} bytes; at most {MAX_CMDLINE} printable ones are allowed")
 

@@ -138,7 +138,7 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
         KvmUnavailableError, KvmError: no KVM, or it refused.
         BootError: the kernel or the initramfs cannot be loaded.
         ConfigError: files are missing, or the command line is too long.
-        HostError: the back end of the network cannot be had.
+        NetworkError: the back end of the network cannot be had.
         SnapshotError: the snapshot is damaged, or not for this machine or host.
     """
     machine = Machine(loop)
@@ -353,7 +353,5 @@ def command_line(config: MachineConfig, token: str = "") -> str:
     if config.network is not None:
         # A sent packet is forgotten when it is on its way: no interrupt says so, and the guest does not wait for one to send the next.
         parameters.append("virtio_net.napi_tx=0")
-        parameters += [f"mayfly.address={address}" for address in config.network.addresses]
-        parameters += [f"mayfly.gateway={gateway}" for gateway in config.network.gateways]
-        parameters += [f"mayfly.nameserver={nameserver}" for nameserver in config.network.nameservers]
+        parameters += config.network.words
     return " ".join([*parameters, config.cmdline]).strip()

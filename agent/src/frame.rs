@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStringExt;
 
 pub const MAX_PAYLOAD: usize = 65536;
 pub const MAX_PACKET: usize = MAX_PAYLOAD + 9;
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 const MIN_ENTROPY: usize = 16;
 const MAX_ENTROPY: usize = 512;
 
@@ -66,6 +66,7 @@ pub struct Resumed {
     pub time_ns: u64,
     pub boot_id: [u8; 16],
     pub hostname: String,
+    pub network: String,
     pub entropy: Vec<u8>,
 }
 
@@ -274,7 +275,8 @@ impl Cursor<'_> {
     }
 
     fn resumed(&mut self) -> Option<Resumed> {
-        let resumed = Resumed { time_ns: self.u64()?, boot_id: self.array()?, hostname: self.text()?, entropy: self.rest() };
+        let resumed =
+            Resumed { time_ns: self.u64()?, boot_id: self.array()?, hostname: self.text()?, network: self.text()?, entropy: self.rest() };
         (MIN_ENTROPY..=MAX_ENTROPY).contains(&resumed.entropy.len()).then_some(resumed)
     }
 }

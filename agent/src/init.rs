@@ -183,7 +183,8 @@ pub fn resume(resumed: &Resumed) -> io::Result<()> {
     sys::add_entropy(&File::open("/dev/urandom")?, &resumed.entropy).map_err(within("entropy"))?;
     sys::set_wall_clock(Duration::from_nanos(resumed.time_ns)).map_err(within("wall clock"))?;
     sys::set_hostname(&resumed.hostname).map_err(within("host name"))?;
-    set_boot_id(resumed.boot_id).map_err(within(BOOT_ID))
+    set_boot_id(resumed.boot_id).map_err(within(BOOT_ID))?;
+    network::set_up(&resumed.network).map_err(within("network"))
 }
 
 /// The kernel refuses writes to its boot id, so a file is mounted over it.

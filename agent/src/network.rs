@@ -1,6 +1,9 @@
-//! The machine's network, as the kernel's command line gives it: addresses, routes and name servers for the one interface that there may be.
+//! The machine's network: MAC, addresses, routes and name servers for the one interface that there may be, as words of the kernel's command
+//! line, or of the message that gives a restored machine its identity.
 //!
-//!     mayfly.address=10.87.0.2/16 mayfly.gateway=10.87.0.1 mayfly.nameserver=9.9.9.9       each may come several times
+//!     mayfly.mac=02:00:00:00:00:05 mayfly.address=10.87.0.2/16 mayfly.gateway=10.87.0.1 mayfly.nameserver=9.9.9.9
+//!
+//! All but the first may come several times.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -26,6 +29,7 @@ const NLMSG_ERROR: u16 = 2;
 const IFF_UP: u32 = 1;
 /// Nobody else has the address, and looking for a duplicate takes a second.
 const IFA_F_NODAD: u8 = 2;
+const IFLA_ADDRESS: u16 = 1;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const RTA_GATEWAY: u16 = 5;
@@ -36,9 +40,12 @@ const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const HEADER_SIZE: usize = 16;
 
-/// Bring the network up if the command line names an address; a machine without one has no network device.
-pub fn set_up(cmdline: &str) -> io::Result<()> {
-    let plan = Plan::parse(cmdline)?;
+type Mac = [u8; 6];
+
+/// Bring the network up if there is a word with an address. Else there is no network device, or it is for a machine that is restored
+/// from this one.
+pub fn set_up(words: &str) -> io::Result<()> {
+    let plan = Plan::parse(words)?;
     if plan.addresses.is_empty() {
         return Ok(());
     }
@@ -60,25 +67,27 @@ pub fn set_up(cmdline: &str) -> io::Result<()> {
 }
 
 /// Show the host that the machine has come to its network: an empty datagram to the gateway, before which the kernel asks for its MAC.
-pub fn announce(cmdline: &str) -> io::Result<()> {
-    let plan = Plan::parse(cmdline)?;
+pub fn announce(words: &str) -> io::Result<()> {
+    let plan = Plan::parse(words)?;
     let gateway = plan.gateways.first().ok_or_else(|| invalid("a channel over TCP without a gateway"))?;
     UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?.send_to(&[], (*gateway, DISCARD)).map(drop)
 }
 
-/// What the command line says.
+/// What the words say.
 #[derive(Debug, Default, PartialEq)]
 struct Plan {
+    mac: Option<Mac>,
     addresses: Vec<(IpAddr, u8)>,
     gateways: Vec<IpAddr>,
     nameservers: Vec<IpAddr>,
 }
 
 impl Plan {
-    fn parse(cmdline: &str) -> io::Result<Plan> {
+    fn parse(words: &str) -> io::Result<Plan> {
         let mut plan = Plan::default();
-        for word in cmdline.split_whitespace() {
+        for word in words.split_whitespace() {
             match word.split_once('=') {
+                Some(("mayfly.mac", value)) => plan.mac = Some(parse_mac(value)?),
                 Some(("mayfly.address", value)) => {
                     let (address, prefix) = value.split_once('/').ok_or_else(|| invalid(word))?;
                     plan.addresses.push((parse(address)?, prefix.parse().map_err(|_| invalid(word))?));
@@ -93,9 +102,10 @@ impl Plan {
 
     /// The requests to the kernel, in their order.
     fn messages(&self, index: u32) -> Vec<Vec<u8>> {
-        // struct ifinfomsg: family, padding, type, index, flags, which of them to change
+        // struct ifinfomsg: family, padding, type, index, flags, which of them to change. The kernel takes the MAC before the flags.
         let link = [&[0; 4][..], &index.to_ne_bytes(), &IFF_UP.to_ne_bytes(), &IFF_UP.to_ne_bytes()].concat();
-        let mut messages = vec![message(RTM_NEWLINK, &link, &[])];
+        let mac: Vec<(u16, &[u8])> = self.mac.iter().map(|mac| (IFLA_ADDRESS, &mac[..])).collect();
+        let mut messages = vec![message(RTM_NEWLINK, &link, &mac)];
         for (address, prefix) in &self.addresses {
             // struct ifaddrmsg: family, prefix length, flags, scope, index
             let body = [&[family(address), *prefix, IFA_F_NODAD, 0][..], &index.to_ne_bytes()].concat();
@@ -115,10 +125,10 @@ fn message(kind: u16, body: &[u8], attributes: &[(u16, &[u8])]) -> Vec<u8> {
     let mut message = vec![0; HEADER_SIZE];
     message.extend(body);
     for (kind, value) in attributes {
-        // All values have 4 or 16 bytes, so that none needs padding.
         message.extend((4 + value.len() as u16).to_ne_bytes());
         message.extend(kind.to_ne_bytes());
         message.extend(*value);
+        message.resize((message.len() + 3) & !3, 0);
     }
     let size = message.len() as u32;
     message[..4].copy_from_slice(&size.to_ne_bytes());
@@ -158,6 +168,11 @@ fn parse(text: &str) -> io::Result<IpAddr> {
     text.parse().map_err(|_| invalid(text))
 }
 
+fn parse_mac(text: &str) -> io::Result<Mac> {
+    let bytes: Result<Vec<u8>, _> = text.split(':').map(|part| u8::from_str_radix(part, 16)).collect();
+    bytes.ok().and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| invalid(text))
+}
+
 fn invalid(text: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{} makes no sense", text.trim_end()))
 }
@@ -168,8 +183,10 @@ mod tests {
 
     #[test]
     fn reads_the_command_line_and_leaves_other_words() {
-        let line = "quiet mayfly.address=10.87.0.2/16 mayfly.gateway=10.87.0.1 mayfly.address=fd00::2/64 mayfly.nameserver=9.9.9.9 x=y\n";
+        let line = "quiet mayfly.mac=02:00:00:00:00:0f mayfly.address=10.87.0.2/16 mayfly.gateway=10.87.0.1 mayfly.address=fd00::2/64 \
+                    mayfly.nameserver=9.9.9.9 x=y\n";
         let plan = Plan::parse(line).unwrap();
+        assert_eq!(plan.mac, Some([2, 0, 0, 0, 0, 15]));
         assert_eq!(plan.addresses, [("10.87.0.2".parse().unwrap(), 16), ("fd00::2".parse().unwrap(), 64)]);
         assert_eq!(plan.gateways, ["10.87.0.1".parse::<IpAddr>().unwrap()]);
         assert_eq!(plan.nameservers, ["9.9.9.9".parse::<IpAddr>().unwrap()]);
@@ -178,9 +195,17 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_address() {
-        for word in
-            ["mayfly.address=10.0.0.1", "mayfly.address=10.0.0.1/x", "mayfly.address=/8", "mayfly.gateway=here", "mayfly.nameserver="]
-        {
+        for word in [
+            "mayfly.address=10.0.0.1",
+            "mayfly.address=10.0.0.1/x",
+            "mayfly.address=/8",
+            "mayfly.gateway=here",
+            "mayfly.nameserver=",
+            "mayfly.mac=",
+            "mayfly.mac=02:00:00:00:00",
+            "mayfly.mac=02:00:00:00:00:00:00",
+            "mayfly.mac=02:00:00:00:00:100",
+        ] {
             assert!(Plan::parse(word).is_err(), "{word}");
         }
     }
@@ -193,6 +218,14 @@ mod tests {
         assert!(messages.iter().all(|message| message[0] as usize == message.len()));
         assert_eq!(messages[1][16..20], [AF_INET, 16, IFA_F_NODAD, 0]);
         assert!(messages[2].ends_with(&[8, 0, 5, 0, 10, 87, 0, 1]));
+    }
+
+    #[test]
+    fn gives_the_link_its_mac_in_the_message_that_brings_it_up() {
+        let plan = Plan::parse("mayfly.mac=02:00:00:00:00:05 mayfly.address=10.87.0.2/16").unwrap();
+        let link = &plan.messages(2)[0];
+        assert_eq!(link[0] as usize, link.len());
+        assert!(link.ends_with(&[10, 0, 1, 0, 2, 0, 0, 0, 0, 5, 0, 0]));
     }
 
     #[test]

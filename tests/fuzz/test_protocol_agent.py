@@ -28,7 +28,7 @@ message = st.one_of(
     st.builds(p.StdinEof),
     st.builds(p.Signal, st.sampled_from([0, 9, 15, 19, 64, 65, 255])),
     st.builds(p.Collect, st.lists(st.sampled_from(["/work", "/work/a", "x", "/work/../etc"]), max_size=2).map(tuple)),
-    st.builds(p.Resumed, st.just(0), st.just(bytes(16)), st.just("x"), st.just(bytes(16))),
+    st.builds(p.Resumed, st.just(0), st.just(bytes(16)), st.just("x"), st.text(max_size=20), st.just(bytes(16))),
     st.builds(p.Stdout, st.binary(max_size=10)),
 )
 framed = st.builds(p.encode_frame, message, run)

@@ -22,7 +22,7 @@ message = st.one_of(
     st.builds(p.StdinEof),
     st.builds(p.Signal, u8),
     st.builds(p.Collect, raw_list),
-    st.builds(p.Resumed, u64, st.binary(min_size=16, max_size=16), text, st.binary(min_size=16, max_size=512)),
+    st.builds(p.Resumed, u64, st.binary(min_size=16, max_size=16), text, text, st.binary(min_size=16, max_size=512)),
     st.builds(p.Shutdown),
     st.builds(p.Hello, u16, text, text, u64, text),
     st.builds(p.Stage, u8, text),

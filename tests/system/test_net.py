@@ -3,19 +3,25 @@
 import contextlib
 import hashlib
 import itertools
+import json
 import platform
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias
 
 import pytest
 
+from mayfly import paths
 from tests.scale import FULL
 from tests.system import toy
+from tests.system.test_service import Server as HttpServer
+from tests.system.test_snapshots import until
 from tests.unit import net_kit
 from tests.unit.net_kit import ip, make_tap
 
@@ -29,6 +35,7 @@ CHUNKS, PASST_CHUNKS = (WHOLE, 4) if FULL else (8, 1)
 """In each direction. passt 2023 waits for two seconds whenever a slow guest's window has been full, so it gets fewer."""
 DEADLINE_S = 800
 TAP, GATEWAY, GUEST, GATEWAY6, GUEST6 = "mayfly0", "10.87.0.1", "10.87.0.2", "fd6d:6179:666c:79::1", "fd6d:6179:666c:79::2"
+SECOND, SECOND6 = "10.87.0.3", "fd6d:6179:666c:79::3"
 INTERNAL = "10.99.0.1"
 """Another address of the host's, which nothing allows."""
 NAMED = "192.0.2.77"
@@ -254,6 +261,49 @@ def test_everything_goes_over_passt_both_ways(mayfly: Start) -> None:
     also = f"cat /etc/resolv.conf\necho-request {INTERNAL} impatiently"
     assert exchange(mayfly, UPLINK_ADDRESS, PASST_CHUNKS, *PASST_OPTIONS, also=also) == ["nameserver 9.9.9.9", "silence"]
     assert not [path for path in Path("/proc").glob("[0-9]*/comm") if path.read_text().startswith("passt")]
+
+
+def identity(address: str) -> str:
+    """A snippet that shows the machine's MAC, addresses and name servers, and pings `address`."""
+    return f"cat /sys/class/net/eth0/address; busybox ip -o address show dev eth0; cat /etc/resolv.conf; echo-request {address}"
+
+
+@pytest.mark.usefixtures("tap")
+def test_restored_machines_have_networks_of_their_own() -> None:
+    """Two at once, from one snapshot, which is made while a run has its tap; each reaches the host with its own MAC and addresses."""
+    make_tap("mayfly1", f"{GATEWAY}/32")
+    ip("route", "add", f"{SECOND}/32", "dev", "mayfly1")
+    with tempfile.TemporaryDirectory(prefix="mayfly-") as folder:
+        server = HttpServer(Path(folder), *TAP_OPTIONS, "--network-taps", "mayfly1", "--network-nameservers", "9.9.9.9", cold=False)
+
+        def run() -> tuple[str, list[str]]:
+            status, result = server.request("POST", "/run?language=toy&network=true", identity(GATEWAY).encode())
+            assert (status, result["status"]) == (200, "ok"), result
+            return result["start"], result["steps"][-1]["stdout"].splitlines()
+
+        run()
+        until(lambda: (paths.snapshots_dir() / "toy.tap").exists() and server.request("GET", "/healthz")[1]["memory_used"] == 0)
+        with ThreadPoolExecutor(2) as threads:
+            first, second = (future.result() for future in [threads.submit(run) for _ in range(2)])
+        server.close()
+    assert (first[0], second[0]) == ("restored", "restored")
+    assert first[1][0] != second[1][0]
+    addresses = [sorted(word.split("/")[0] for line in lines for word in line.split()[3:4]) for _, lines in (first, second)]
+    own = [[address for address in found if not address.startswith("fe80")] for found in addresses]
+    assert sorted(own) == [[GUEST, GUEST6], [SECOND, SECOND6]]
+    for _, lines in (first, second):
+        assert lines[-2:] == ["nameserver 9.9.9.9", "pong"]
+
+
+@pytest.mark.usefixtures("uplink")
+def test_a_restored_machine_has_a_passt_of_its_own(mayfly: Start) -> None:
+    """Of two runs one after the other, each with its own MAC; the first has the snapshot made."""
+    runs = [mayfly(identity(UPLINK_ADDRESS), "--json", *PASST_OPTIONS).communicate("", DEADLINE_S) for _ in range(2)]
+    results = [json.loads(stdout) for stdout, _ in runs]
+    lines = [result["steps"][-1]["stdout"].splitlines() for result in results]
+    assert [result["start"] for result in results] == ["restored", "restored"], runs
+    assert [found[-2:] for found in lines] == [["nameserver 9.9.9.9", "pong"]] * 2
+    assert lines[0][0] != lines[1][0]
 
 
 @pytest.mark.usefixtures("tap")

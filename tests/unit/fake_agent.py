@@ -24,6 +24,11 @@ from mayfly import protocol as p
 from vmm.config import SAVE
 
 CREDIT = 32 * 1024
+ERRORS = {
+    "vmm-error": {"type": "ConfigError", "message": "no such user", "hint": "name another"},
+    "no-tap": {"type": "NetworkError", "message": "there is no tap", "hint": "make one"},
+}
+"""What the vmm process says of itself with these faults."""
 
 
 class FakeAgent:
@@ -31,6 +36,7 @@ class FakeAgent:
         self.channel, self.fault, self.work = channel, fault, work
         self.lock = threading.Lock()
         self.run = 0
+        self.network = ""
         self.start = p.Start((), (), ())
         self.stdin: queue.Queue[bytes] = queue.Queue()
         self.child: subprocess.Popen[bytes] | None = None
@@ -44,7 +50,7 @@ class FakeAgent:
         arch = "vax" if self.fault == "arch" else platform.machine()
         if self.fault == "mute":
             time.sleep(60)
-        if self.fault == "still-born":
+        if self.fault in ("still-born", "no-tap"):
             return
         if self.fault == "incomplete":
             self.send(p.Error(p.ErrorCode.INCOMPLETE_ROOT, "no end marker"), run=0)
@@ -62,6 +68,7 @@ class FakeAgent:
     def take(self, frame: p.Frame) -> None:
         match frame.message:
             case p.Resumed():
+                self.network = frame.message.network or self.network
                 self.send(self.hello, run=0)
             case p.Start() as start:
                 self.run, self.start = frame.run, start
@@ -97,7 +104,7 @@ class FakeAgent:
         began = time.monotonic()
         zeroing = step.argv == ("/init", "--zero-memory")  # what only a machine's agent can do
         argv = ["true"] if zeroing else [part.replace("/work", str(self.work)) for part in step.argv]
-        env = {"PATH": os.environ["PATH"], **dict(self.start.env), **dict(step.env)}
+        env = {"PATH": os.environ["PATH"], "FAKE_NETWORK": self.network, **dict(self.start.env), **dict(step.env)}
         try:
             child = subprocess.Popen(
                 argv, cwd=self.work, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0
@@ -182,7 +189,7 @@ def main(channel_fd: int, report_fd: int, fault: str) -> None:
             FakeAgent(channel, fault, Path(work)).serve()
         if fault == "bad-report":
             report.write("{]\n")
-        broken = {"type": "ConfigError", "message": "no such user", "hint": "name another"} if fault == "vmm-error" else None
+        broken = ERRORS.get(fault)
         ended = {"event": "ended", "reason": "error" if broken else "channel-closed", "error": broken, "console": "last words\n"}
         report.write(json.dumps({**ended, "exits": {"io": 3}, "phases": {"process": 0.001, "kvm": 0.002}}) + "\n")
         report.flush()

@@ -266,14 +266,14 @@ def test_frames_in_the_wrong_state(agent: AgentProcess) -> None:
         assert agent.expect(p.Error).code == p.ErrorCode.WRONG_STATE
     agent.send(p.Start((), (NO_STEP,), ()), run=2)
     assert agent.expect(p.Error, run=2).code == p.ErrorCode.WRONG_STATE
-    agent.send(p.Resumed(0, bytes(16), "x", bytes(16)), run=0)
+    agent.send(p.Resumed(0, bytes(16), "x", "", bytes(16)), run=0)
     assert agent.expect(p.Error, run=0).code == p.ErrorCode.WRONG_STATE
     agent.send(p.Stdin(b"unharmed\n"))
     assert agent.result().stdout == b"unharmed\n"
 
 
 def test_resumed_is_for_machines(agent: AgentProcess) -> None:
-    agent.send(p.Resumed(0, bytes(16), "x", bytes(16)), run=0)
+    agent.send(p.Resumed(0, bytes(16), "x", "", bytes(16)), run=0)
     assert agent.expect(p.Error, run=0).code == p.ErrorCode.RESUMED_FAILED
 
 

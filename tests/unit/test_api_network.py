@@ -42,6 +42,17 @@ def test_each_machine_has_addresses_of_its_own() -> None:
     assert again.mac != first.mac
 
 
+@pytest.mark.parametrize("values", [{"network_backend": TAP, "network_taps": ("mayfly0",)}, {"network_backend": PASST}])
+def test_the_device_that_is_connected_to_nothing_is_of_the_same_kind_and_takes_no_place(values: dict[str, Any]) -> None:
+    networks = make(**values)
+    leased = networks.lease()
+    device = networks.disconnected()
+    assert (device.backend, device.mtu, device.connected, device.tap) == (leased.backend, leased.mtu, False, "")
+    assert device.words == ()
+    with pytest.raises(UnprocessableError):
+        make().disconnected()
+
+
 def test_there_are_as_many_as_taps() -> None:
     networks = make(network_backend=TAP, network_taps=("mayfly0", "mayfly1"))
     first, second = networks.lease(), networks.lease()

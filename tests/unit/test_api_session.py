@@ -68,7 +68,7 @@ def test_the_opening_frames() -> None:
 @pytest.mark.parametrize(
     ("hello", "words"),
     [
-        (dataclasses.replace(HELLO, version=2), "protocol 2"),
+        (dataclasses.replace(HELLO, version=99), "protocol 99"),
         (dataclasses.replace(HELLO, arch="aarch64"), "aarch64"),
         (dataclasses.replace(HELLO, end_marker="cd"), "'cd'"),
         (dataclasses.replace(HELLO, end_marker=""), "''"),

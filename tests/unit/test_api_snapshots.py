@@ -28,7 +28,7 @@ from mayfly.errors import BusyError, ConfigError, SnapshotError, SnapshotNotFoun
 from mayfly.manifest import Step, Warmup
 from tests.scale import scaled
 from tests.unit.api_fakes import ROOT, FakeZygote, factory, install, install_toys, open_descriptors, small_config
-from vmm.config import MIB
+from vmm.config import MIB, NetworkBackend
 from vmm.snapshot.folder import FILES, MEMORY, PAGES, STATE, TOUCHED
 
 Scenario = Callable[[Service], Awaitable[Any]]
@@ -98,6 +98,61 @@ def test_cold_runs_and_runs_with_an_unusual_machine(serve: Callable[..., Any]) -
     assert serve(scenario, cold=True) == "cold"
     assert serve(scenario, cpus=2, memory=200 * MIB) == "restored"
     assert sorted(path.name for path in paths.snapshots_dir().glob("[!.]*")) == ["toy", "toy.2cpus.200mib"]
+
+
+NETWORK = {"network_backend": NetworkBackend.TAP, "network_taps": ("mayfly0", "mayfly1")}
+
+
+async def run_with_network(service: Service) -> dict[str, Any]:
+    found = service.start(Snippet(language="toy", source=b"echo $FAKE_NETWORK", network=True))
+    await service.settled(found)
+    return found.to_json()
+
+
+def test_runs_with_a_network_start_from_a_base_of_their_own_that_has_none(serve: Callable[..., Any]) -> None:
+    """Each is told its own MAC and addresses; the base is made while its run has a tap, and takes none."""
+
+    async def scenario(service: Service) -> list[dict[str, Any]]:
+        first = await run_with_network(service)
+        while not (paths.snapshots_dir() / "toy.tap").exists():
+            await asyncio.sleep(0.01)
+        return [first, *await asyncio.gather(run_with_network(service), run_with_network(service))]
+
+    zygotes: list[FakeZygote] = []
+    runs = serve(scenario, made=zygotes, **NETWORK)
+    assert [run["start"] for run in runs] == ["cold", "restored", "restored"]
+    cold, *restored = [config for config in zygotes[0].configs if not config.save_to]
+    saved = [config.network for config in zygotes[0].configs if config.save_to]
+    assert cold.network and cold.network.connected
+    assert saved and not any(network and network.connected for network in saved)
+    networks = [config.network for config in restored]
+    assert {network.tap for network in networks if network} == {"mayfly0", "mayfly1"}
+    told = {run["steps"][-1]["stdout"].strip() for run in runs[1:]}
+    assert told == {" ".join(network.words) for network in networks if network}
+    assert len({word for words in told for word in words.split() if "gateway" not in word}) == 4  # MAC and address of each
+    assert not (paths.snapshots_dir() / "toy").exists()
+
+
+def test_a_network_that_is_not_there_is_no_reason_to_boot_or_to_make_the_base_again(serve: Callable[..., Any]) -> None:
+    async def prepare(service: Service) -> None:
+        network = service.networks.disconnected()
+        await service.supply.ensure_base(want_machine(service.images.find("toy"), service.config, 1.0, network))
+
+    zygotes: list[FakeZygote] = []
+    serve(prepare, **NETWORK)
+    error = serve(run_with_network, fault="no-tap", made=zygotes, **NETWORK)["error"]
+    assert (error["code"], error["message"]) == ("host_failed", "there is no tap")
+    assert len(zygotes[0].configs) == 1
+
+
+def test_the_pool_has_no_machines_with_a_network(serve: Callable[..., Any]) -> None:
+    async def scenario(service: Service) -> str:
+        await made(service)
+        service.supply.expect(toy(service))
+        await until(lambda: len(service.supply.pool) == 1)
+        return str((await run_with_network(service))["start"])
+
+    assert serve(scenario, warm=1, **NETWORK) == "cold"
 
 
 def test_many_creators_do_the_work_once(serve: Callable[..., Any]) -> None:
@@ -210,6 +265,7 @@ def test_a_new_kernel_is_noticed(serve: Callable[..., Any], tmp_path: Path) -> N
 def test_a_chain_is_listed_followed_and_kept_together(serve: Callable[..., Any]) -> None:
     async def scenario(service: Service) -> None:
         base = await made(service)
+        change_manifest(created="2026-01-01T00:00:00Z")(base.folder)  # one of the same second would be the same
         wanted = toy(service)
         one = await make(service.spawner, wanted, None, name="one", parent=base)
         two = await make(service.spawner, wanted, None, name="two", parent=one)

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from mayfly.errors import ConfigError, HostError
+from mayfly.errors import ConfigError, NetworkError
 from tests.unit import net_kit
-from tests.unit.net_kit import GATEWAY, GUEST, GUEST_MAC, PLAIN_HEADER, arp, ethernet, ip, ipv4, make_tap, udp, wait_until_up
+from tests.unit.net_kit import GATEWAY, GUEST, GUEST_MAC, PLAIN_HEADER, PUBLIC, arp, ethernet, ip, ipv4, make_tap, udp, wait_until_up
 from tests.unit.virtio_driver import Buffer, Driver
 from vmm.config import NetworkBackend, NetworkConfig
 from vmm.devices.virtio.mmio import Interrupt
@@ -242,14 +242,14 @@ def test_passt_ends_when_its_machine_does(guests: list[Guest]) -> None:
 
 @pytest.mark.usefixtures("namespace")
 def test_a_tap_that_cannot_be_used_is_a_typed_error() -> None:
-    with pytest.raises(HostError, match="no tap interface 'nope'"):
+    with pytest.raises(NetworkError, match="no tap interface 'nope'"):
         Tap("nope", [GUEST_MAC])
-    with pytest.raises(HostError, match="cannot be used"):
+    with pytest.raises(NetworkError, match="cannot be used"):
         Tap("lo", [GUEST_MAC])
     make_tap(TAP, f"{GATEWAY}/16")
     tap = Tap(TAP, [GUEST_MAC])
     try:
-        with pytest.raises(HostError, match="busy") as caught:
+        with pytest.raises(NetworkError, match="busy") as caught:
             Tap(TAP, [GUEST_MAC])
         assert "each needs one of its own" in caught.value.hint
     finally:
@@ -262,18 +262,18 @@ def test_a_tap_of_another_user_is_refused_to_who_is_not_root() -> None:
     code = f"from vmm.network.tap import Tap; Tap({TAP!r}, [bytes(6)])"
     command = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "HostError: the tap interface 'mayfly0' cannot be used: Operation not permitted" in done.stderr
+    assert "NetworkError: the tap interface 'mayfly0' cannot be used: Operation not permitted" in done.stderr
 
 
 @pytest.mark.usefixtures("uplink")
 def test_a_passt_that_does_not_come_up_is_a_typed_error_with_its_reason() -> None:
-    with EventLoop() as loop, pytest.raises(HostError, match=r"passt did not come up: .*127\.0\.0\.9"):
+    with EventLoop() as loop, pytest.raises(NetworkError, match=r"passt did not come up: .*127\.0\.0\.9"):
         Passt(passt_network(addresses=("127.0.0.9/8",)), loop)
 
 
 def test_a_passt_that_is_not_installed_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
-    with EventLoop() as loop, pytest.raises(HostError, match="passt cannot be started") as caught:
+    with EventLoop() as loop, pytest.raises(NetworkError, match="passt cannot be started") as caught:
         Passt(passt_network(), loop)
     assert "apt-get install passt" in caught.value.hint
 
@@ -300,6 +300,17 @@ def test_any_mix_of_offloads_is_taken(negotiated: int) -> None:
         tap.close()
 
 
+@pytest.mark.parametrize(("network", "kind"), [(tap_network(), Tap), (passt_network(), Passt)])
+def test_a_device_that_is_connected_to_nothing_negotiates_the_same_and_loses_all(
+    guests: list[Guest], network: NetworkConfig, kind: type[Tap | Passt]
+) -> None:
+    guests.append(Guest(network.disconnected()))
+    assert guests[0].backend.offloads == kind.offloads
+    guests[0].give(ethernet(0x800, ipv4(PUBLIC, udp(b"lost"))))
+    assert guests[0].link.net.dropped.total() == 1
+    assert not guests[0].transport.misuse
+
+
 def test_each_offload_has_its_flag() -> None:
     assert OFFLOADS == {NetFeature.GUEST_CSUM: 1, NetFeature.GUEST_TSO4: 2, NetFeature.GUEST_TSO6: 4}
 
@@ -311,10 +322,10 @@ def test_each_offload_has_its_flag() -> None:
         ({"tap": "a/b"}, "tap is 'a/b'"),
         ({"mac": "01:00:00:00:00:00"}, "mac is"),
         ({"mtu": 100}, "mtu is 100"),
-        ({"addresses": ()}, "are needed"),
-        ({"addresses": ("10.0.0.1/8", "10.0.0.2/8")}, "are needed"),
+        ({"addresses": ()}, "and an address"),
+        ({"addresses": ("10.0.0.1/8", "10.0.0.2/8")}, "at most one"),
         ({"addresses": ("10.0.0.300",)}, "10.0.0.300"),
-        ({"gateways": ("fe80::1",)}, "are needed"),
+        ({"gateways": ("fe80::1",)}, "at most one"),
         ({"allow": ("10.0.0.1/8",)}, "host bits"),
         ({"backend": NetworkBackend.PASST, "tap": "", "addresses": ("fd00::1/64",), "gateways": ("fd00::2",)}, "passt needs"),
     ],

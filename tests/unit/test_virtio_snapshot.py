@@ -2,11 +2,13 @@
 
 import json
 import random
+from ipaddress import ip_interface
 from typing import Any
 
 import pytest
 
 from tests.scale import scaled
+from tests.unit import net_kit
 from tests.unit.net_kit import PLAIN_HEADER
 from tests.unit.test_virtio_console import NAME, Channel, Guest
 from tests.unit.test_virtio_net import FRAME
@@ -16,7 +18,9 @@ from vmm.devices.virtio.buffers import scatter
 from vmm.devices.virtio.console import Console, ConsoleQueue, Control
 from vmm.devices.virtio.entropy import Entropy
 from vmm.devices.virtio.mmio import LIVE, REGION_BYTES, MmioTransport, Register, Status
+from vmm.devices.virtio.net import Drop, Net
 from vmm.memory import GuestAddressError
+from vmm.network.filter import PacketFilter
 
 
 def move(driver: Driver, device: Any) -> None:
@@ -99,6 +103,23 @@ def test_packets_that_had_no_room_leave_after_the_snapshot_and_a_buffer_that_wai
     after.net.receive()
     assert [len(data) for data in guest.take()] == [len(PLAIN_HEADER + FRAME)]
     assert not guest.transport.misuse
+
+
+def test_a_net_device_goes_on_as_another_machines() -> None:
+    """With the new MAC, filter and back end, which learns what the driver takes; what is sent from the old MAC goes nowhere."""
+    driver = NetGuest()
+    old, new = net_kit.GUEST_MAC, bytes.fromhex("020000000006")
+    network = net_kit.MemoryBackend()
+    own = PacketFilter(new, [ip_interface(f"{net_kit.GUEST}/16")], [net_kit.GATEWAY], [], [])
+    device = Net(new, 9000, network, own, on_room=lambda: None, on_full=lambda: None)
+    move(driver, device)
+    assert bytes(driver.transport.read(Register.CONFIG + at, 1) for at in range(6)) == new
+    assert network.negotiated == device.negotiated != 0
+    packet = net_kit.ipv4(net_kit.PUBLIC, net_kit.udp(b"who?"))
+    frames = [PLAIN_HEADER + net_kit.ethernet(0x800, packet, source=mac) for mac in (old, new)]
+    driver.give(*frames)
+    assert network.sent == frames[1:]
+    assert device.dropped == {Drop.FILTERED: 1}
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3, 4])

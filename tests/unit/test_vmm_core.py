@@ -1,6 +1,7 @@
 """Guest memory, the bus, the configuration, the console's record."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -10,6 +11,7 @@ from vmm.config import MIB, Channel, MachineConfig, NetworkBackend, NetworkConfi
 from vmm.console import LIMIT, Console
 from vmm.machine import command_line
 from vmm.memory import GuestAddressError, GuestMemory
+from vmm.snapshot.folder import shape
 
 
 @pytest.fixture
@@ -118,8 +120,21 @@ def test_the_command_line_announces_what_there_is() -> None:
 def test_the_command_line_has_the_network() -> None:
     line = command_line(MachineConfig(kernel="k", channel=Channel.VIRTIO, network=NETWORK))
     assert line.count("virtio_mmio.device=") == 3
-    assert "mayfly.address=10.87.0.2/16 mayfly.address=fd00::2/64 mayfly.gateway=10.87.0.1 mayfly.nameserver=9.9.9.9" in line
+    addresses = "mayfly.address=10.87.0.2/16 mayfly.address=fd00::2/64"
+    assert f"mayfly.mac=02:00:00:00:00:05 {addresses} mayfly.gateway=10.87.0.1 mayfly.nameserver=9.9.9.9" in line
     assert "mayfly.address" not in command_line(MachineConfig(kernel="k", channel=Channel.VIRTIO))
+
+
+def test_a_snapshot_holds_no_addresses() -> None:
+    with pytest.raises(ConfigError, match="no network's addresses"):
+        MachineConfig(kernel="k", network=NETWORK, save_to="/s")
+    saved = MachineConfig(kernel="k", network=NETWORK.disconnected(), save_to="/s")
+    assert MachineConfig.from_json(saved.to_json()) == saved
+    assert not [word for word in command_line(saved).split() if word.startswith("mayfly.")]
+    restored = MachineConfig(kernel="k", network=NETWORK, restore=("/s",))
+    assert shape(saved) == shape(restored) == json.loads(json.dumps(shape(saved)))
+    for other in (None, dataclasses.replace(NETWORK, mtu=9000), dataclasses.replace(NETWORK, backend=NetworkBackend.PASST, tap="")):
+        assert shape(dataclasses.replace(restored, network=other)) != shape(saved)
 
 
 def test_a_channel_over_tcp_needs_a_network_and_has_no_snapshots() -> None:

@@ -1,10 +1,12 @@
 """Join a net device and its back end, in the event loop."""
 
 import contextlib
+import os
 import socket
+from collections.abc import Sequence
 from ipaddress import ip_interface
 
-from mayfly.errors import HostError
+from mayfly.errors import NetworkError
 from vmm.config import CHANNEL_PORT, NetworkBackend, NetworkConfig
 from vmm.devices.virtio.net import Net
 from vmm.eventloop import READ, WRITE, EventLoop
@@ -14,12 +16,44 @@ from vmm.network.passt import LOOPBACK, Passt
 from vmm.network.tap import Tap
 
 
-def open_backend(network: NetworkConfig, loop: EventLoop, *, channel: bool = False) -> Tap | Passt:
+class Nothing:
+    """What a net device is connected to in a machine that is made to be saved. Its driver negotiates what `kind` can carry."""
+
+    def __init__(self, kind: NetworkBackend) -> None:
+        self.offloads = Tap.offloads if kind is NetworkBackend.TAP else Passt.offloads
+        self._fd = os.eventfd(0, os.EFD_CLOEXEC)
+
+    def fileno(self) -> int:
+        """Never readable."""
+        return self._fd
+
+    def set_offloads(self, negotiated: int) -> None:
+        """Nothing comes anyway."""
+
+    def make_room(self) -> bool:
+        """There is always room."""
+        return True
+
+    def send(self, parts: Sequence[bytearray | memoryview]) -> None:
+        """The packet is lost."""
+
+    def receive(self, buffers: list[memoryview]) -> int:
+        """There is never one."""
+        return 0
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        os.close(self._fd)
+
+
+def open_backend(network: NetworkConfig, loop: EventLoop, *, channel: bool = False) -> Tap | Passt | Nothing:
     """Open what `network` names, while this process has its privileges. The caller closes it. `channel`: the channel goes over it.
 
     Raises:
-        HostError: it cannot be had; the hint says what to do.
+        NetworkError: it cannot be had; the hint says what to do.
     """
+    if not network.connected:
+        return Nothing(network.backend)
     if network.backend is NetworkBackend.TAP:
         return Tap(network.tap, destinations(network.mac_bytes, map(ip_interface, network.addresses)))
     return Passt(network, loop, channel=channel)
@@ -29,12 +63,12 @@ def packet_filter(network: NetworkConfig) -> PacketFilter:
     """The filter for a guest of this host, whose own addresses are denied.
 
     Raises:
-        HostError: they cannot be found out.
+        NetworkError: they cannot be found out.
     """
     try:
         denied = host.addresses()
     except OSError as error:
-        raise HostError(f"this host's addresses cannot be listed: {error}", hint="the packet filter needs them") from error
+        raise NetworkError(f"this host's addresses cannot be listed: {error}", hint="the packet filter needs them") from error
     addresses = [ip_interface(text) for text in network.addresses]
     return PacketFilter(network.mac_bytes, addresses, network.gateways, network.allow, denied)
 
@@ -46,7 +80,7 @@ class Link:
         net: the device.
     """
 
-    def __init__(self, network: NetworkConfig, backend: Tap | Passt, loop: EventLoop) -> None:
+    def __init__(self, network: NetworkConfig, backend: Tap | Passt | Nothing, loop: EventLoop) -> None:
         self._network, self._backend, self._loop = network, backend, loop
         self._reading = self._full = False
         self._filter = packet_filter(network)

@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Sequence
 from ipaddress import ip_interface
 
-from mayfly.errors import HostError
+from mayfly.errors import NetworkError
 from vmm.config import CHANNEL_PORT, NetworkConfig
 from vmm.devices.virtio.buffers import scatter
 from vmm.devices.virtio.net import ETHERNET_BYTES, HEADER, MAX_PACKET
@@ -82,7 +82,7 @@ class Passt:
         channel_port: where on this host's loopback, if so.
 
     Raises:
-        HostError: it is not installed, or does not come up; the message has its reason.
+        NetworkError: it is not installed, or does not come up; the message has its reason.
     """
 
     offloads = 0
@@ -104,7 +104,7 @@ class Passt:
                 )
             except OSError as error:
                 self._socket.close()
-                raise HostError(f"{PROGRAM} cannot be started: {error.strerror}", hint="apt-get install passt") from error
+                raise NetworkError(f"{PROGRAM} cannot be started: {error.strerror}", hint="apt-get install passt") from error
         self._unsent = b""
         self._part = bytearray()
         self._loop = loop
@@ -123,10 +123,10 @@ class Passt:
         try:
             self.receive([memoryview(bytearray(MAX_PACKET))])
         except TimeoutError as error:
-            raise HostError(f"{PROGRAM} does not answer within {START_S:g} s") from error
+            raise NetworkError(f"{PROGRAM} does not answer within {START_S:g} s") from error
         except EOFError as error:
             self._process.wait()
-            raise HostError(f"{PROGRAM} did not come up: {self._last_words()}", hint="it needs a default route on this host") from error
+            raise NetworkError(f"{PROGRAM} did not come up: {self._last_words()}", hint="it needs a default route on this host") from error
 
     def _last_words(self) -> str:
         """The last line of what an ended process wrote."""

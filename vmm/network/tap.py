@@ -8,7 +8,7 @@ import socket
 import struct
 from collections.abc import Sequence
 
-from mayfly.errors import HostError
+from mayfly.errors import NetworkError
 from vmm.devices.virtio.net import HEADER, NetFeature
 
 DEVICE = "/dev/net/tun"
@@ -56,7 +56,7 @@ class Tap:
             none ever lies in the guest's memory: a bridge shows every port what it does not know the place of.
 
     Raises:
-        HostError: there is none of this name, or it may not be used.
+        NetworkError: there is none of this name, or it may not be used.
     """
 
     offloads = int(_TAKES) | sum(OFFLOADS)
@@ -65,11 +65,11 @@ class Tap:
         try:
             socket.if_nametoindex(name)  # the kernel would make an interface that is not there, if this is root
         except OSError as error:
-            raise HostError(f"there is no tap interface {name!r}", hint="scripts/tap-setup makes them") from error
+            raise NetworkError(f"there is no tap interface {name!r}", hint="scripts/tap-setup makes them") from error
         try:
             self._fd = os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
-            raise HostError(f"{DEVICE} cannot be opened: {error.strerror}", hint="modprobe tun; it wants mode 0666") from error
+            raise NetworkError(f"{DEVICE} cannot be opened: {error.strerror}", hint="modprobe tun; it wants mode 0666") from error
         try:
             fcntl.ioctl(self._fd, _TUNSETIFF, _IFREQ.pack(name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR))
             fcntl.ioctl(self._fd, _TUNSETTXFILTER, _FILTER.pack(0, len(destinations)) + b"".join(destinations))
@@ -77,7 +77,7 @@ class Tap:
             fcntl.ioctl(self._fd, _TUNSETOFFLOAD, 0)
         except OSError as error:
             self.close()
-            raise HostError(
+            raise NetworkError(
                 f"the tap interface {name!r} cannot be used: {error.strerror}", hint=_HINTS.get(error.errno or 0, "")
             ) from error
 

@@ -24,8 +24,9 @@ State = MappingOf[str, Any]
 
 
 def shape(config: MachineConfig) -> dict[str, Any]:
-    """What must be the same in the machine that was saved and in the one that is restored."""
-    return {"memory": config.memory, "cpus": config.cpus, "channel": config.channel, "network": config.network is not None}
+    """What must be the same in the machine that was saved and in the one that is restored: of a net device, what its driver negotiated."""
+    network = config.network and {"backend": config.network.backend, "mtu": config.network.mtu}
+    return {"memory": config.memory, "cpus": config.cpus, "channel": config.channel, "network": network}
 
 
 class Chain:

@@ -77,6 +77,17 @@ fn start_has_all_its_fields() {
 }
 
 #[test]
+fn resumed_has_all_its_fields() {
+    let resumed = match parse(&packed("resumed-network")).expect("a frame").message {
+        FromHost::Resumed(resumed) => resumed,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((resumed.time_ns, resumed.hostname.as_str()), (1_700_000_000_000_000_000, "mayfly"));
+    assert_eq!(resumed.network, "mayfly.mac=02:00:00:00:00:05 mayfly.address=10.87.0.2/16");
+    assert_eq!((resumed.boot_id[15], resumed.entropy.len()), (15, 32));
+}
+
+#[test]
 fn the_agents_messages_are_packed_as_the_vectors_are() {
     let marker = "0123456789abcdef".repeat(4);
     let exit = Exit {
