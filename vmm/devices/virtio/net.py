@@ -25,7 +25,7 @@ from vmm.devices.virtio.queue import Chain, Queue
 HEADER = struct.Struct("<BBHHHHH")
 """flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers (virtio 1.2, 5.1.6; with VERSION_1 always all of it)."""
 _NUM_BUFFERS = slice(HEADER.size - 2, HEADER.size)
-_NO_BUFFERS = b"\0\0"
+_NO_BUFFERS, _ONE_BUFFER = b"\0\0", b"\1\0"
 _CONFIG = struct.Struct("<6sHHH")
 """mac, status, max_virtqueue_pairs, mtu (virtio 1.2, 5.1.4)."""
 _LINK_UP = 1
@@ -315,6 +315,13 @@ class Net(VirtioDevice):
             return True
         if size > self._placed:
             scatter(self._rest[: size - self._placed], advance(self._buffers, self._placed))
+        first = self._buffers[0]
+        if size <= len(first) and self._heads[1:2] != [REST]:  # most packets are acknowledgements
+            first[_NUM_BUFFERS] = _ONE_BUFFER
+            del self._buffers[0]
+            self._room -= len(first)
+            queue.push(self._heads.pop(0), size)
+            return True
         ends = [*accumulate(map(len, self._buffers))]
         used = bisect_left(ends, size) + 1
         filled = [*map(len, self._buffers[:used])]
