@@ -23,7 +23,7 @@ BATCH = 1 << 14
 """Pages compared at a time (64 MiB)."""
 GAP = 256
 """Pages of zeros between two runs of a base that are mapped with them: a mapping costs more than they do."""
-NEAR = 16
+NEAR = 8
 """Pages between two touched runs that are mapped ahead with them, for the same reason."""
 SHORT = 4
 """Runs of a diff with fewer pages are copied: a mapping of their own would cost more."""
