@@ -183,6 +183,7 @@ class _Server:
         self._wakeup_writer = wakeup
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
+        gc.enable()  # a client that forks this may do without; machines may run for long
         gc.collect()
         gc.freeze()
 
