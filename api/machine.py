@@ -11,13 +11,14 @@ import itertools
 import json
 import logging
 import os
+import signal
 import socket
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import mayfly.errors
 from mayfly.errors import HostError, MayflyError
-from vmm.config import MachineConfig
+from vmm.config import PRE_FAULT, SAVE, MachineConfig
 from vmm.zygote import Forked, Reaped
 
 log = logging.getLogger(__name__)
@@ -39,14 +40,8 @@ class Zygote(Protocol):
     def spawn(self, machine: int, config: MachineConfig, channel: int, report: int) -> None:
         """Fork a vmm process that gets both descriptors; the caller closes its copies."""
 
-    def kill(self, machine: int) -> None:
-        """Kill the process of a machine; one that is gone already is fine."""
-
-    def save(self, machine: int) -> None:
-        """Have a machine write its snapshot and end."""
-
-    def pre_fault(self, machine: int) -> None:
-        """Have a restored machine map for its guest what that will touch soon."""
+    def signal(self, machine: int, number: int) -> None:
+        """Send the process of a machine a signal; one that is gone already is fine."""
 
     def fileno(self) -> int:
         """Readable when `receive` has something."""
@@ -121,27 +116,13 @@ class Spawner:
             raise
         return machine
 
-    def kill(self, number: int) -> None:
-        """Kill a machine's process, if it still has one."""
-        if self._zygote is not None and number in self._machines:
+    def signal(self, machine: int, number: int) -> None:
+        """Send a machine's process, if it still has one, SIGKILL or one of the signals of vmm.config."""
+        if self._zygote is not None and machine in self._machines:
             try:
-                self._zygote.kill(number)
+                self._zygote.signal(machine, number)
             except (OSError, HostError) as error:
                 self._lost(error)
-
-    def save(self, number: int) -> None:
-        """Have a machine, which must have a folder for it, write its snapshot and end.
-
-        Raises:
-            HostError: the zygote died.
-        """
-        if self._zygote is not None:
-            self._zygote.save(number)
-
-    def pre_fault(self, number: int) -> None:
-        """Have a restored machine map for its guest what that will touch soon."""
-        if self._zygote is not None:
-            self._zygote.pre_fault(number)
 
     def stop(self, machine: "Machine", grace_s: float) -> "asyncio.Task[Ended]":
         """Begin to end a machine, once; the task goes on even if whoever awaits it is cancelled."""
@@ -239,7 +220,7 @@ class Machine:
 
     def pre_fault(self) -> None:
         """Have a machine that was restored, and answers, map for its guest what that will touch soon."""
-        self._spawner.pre_fault(self.number)
+        self._spawner.signal(self.number, PRE_FAULT)
 
     async def save(self, timeout_s: float) -> int:
         """Write the machine's snapshot, which ends it; the bytes of memory written.
@@ -247,7 +228,7 @@ class Machine:
         Raises:
             MayflyError: it failed.
         """
-        self._spawner.save(self.number)
+        self._spawner.signal(self.number, SAVE)
         await asyncio.wait([self._report], timeout=timeout_s)
         ended = await self.stop()
         if ended.reason != SAVED or self.saved_bytes is None:
@@ -267,7 +248,7 @@ class Machine:
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
         await asyncio.wait([self._report], timeout=grace_s)
-        self._spawner.kill(self.number)
+        self._spawner.signal(self.number, signal.SIGKILL)
         try:
             async with asyncio.timeout(REAP_S):
                 await self.reaped.wait()

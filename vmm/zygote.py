@@ -3,8 +3,8 @@
 It holds no KVM descriptor (KVM binds a VM to the address space that made it), and has neither asyncio nor aiohttp. The two sides
 talk over a SOCK_SEQPACKET pair, one JSON object a message:
 
-    client -> zygote   {"spawn": machine, "config": JSON text} with two descriptors (channel, report); {"kill": machine};
-                       {"save": machine}; {"pre_fault": machine}
+    client -> zygote   {"spawn": machine, "config": JSON text} with two descriptors (channel, report);
+                       {"signal": number, "machine": machine}
     zygote -> client   {"forked": machine, "pid": n}; {"reaped": machine, "status": n}
 
 When either end of the pair is closed, or the client dies, the zygote ends; when the zygote ends, so do its machines.
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from mayfly.errors import HostError
-from vmm.config import PRE_FAULT, SAVE, MachineConfig
+from vmm.config import MachineConfig
 from vmm.kvm import process
 
 MESSAGE_LIMIT = 64 * 1024
@@ -110,19 +110,10 @@ class Zygote:
         """
         self._send({"spawn": machine, "config": config.to_json()}, [channel, report])
 
-    def kill(self, machine: int) -> None:
-        """Kill the vmm process of `machine`; nothing happens if it is gone already."""
+    def signal(self, machine: int, number: int) -> None:
+        """Send the vmm process of `machine` a signal, SIGKILL or one of vmm.config; nothing happens if it is gone already."""
         with contextlib.suppress(HostError):
-            self._send({"kill": machine}, [])
-
-    def save(self, machine: int) -> None:
-        """Have `machine`, whose configuration has a folder for it, write its snapshot and end."""
-        self._send({"save": machine}, [])
-
-    def pre_fault(self, machine: int) -> None:
-        """Have `machine`, which was restored and answers, map for its guest what that will touch soon."""
-        with contextlib.suppress(HostError):
-            self._send({"pre_fault": machine}, [])
+            self._send({"signal": number, "machine": machine}, [])
 
     def _send(self, message: dict[str, Any], fds: list[int]) -> None:
         try:
@@ -207,12 +198,11 @@ class _Server:
         if not data:
             return False
         message = json.loads(data)
-        for request, number in (("kill", signal.SIGKILL), ("save", SAVE), ("pre_fault", PRE_FAULT)):
-            if request in message:
-                for pid, machine in self._machines.items():
-                    if machine == message[request]:
-                        os.kill(pid, number)
-                return True
+        if "signal" in message:
+            for pid, machine in self._machines.items():
+                if machine == message["machine"]:
+                    os.kill(pid, message["signal"])
+            return True
         began = time.monotonic()
         pid = os.fork()
         if pid == 0:

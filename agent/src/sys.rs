@@ -225,6 +225,11 @@ pub fn adopt_orphans() -> io::Result<()> {
     prctl_flag(PR_SET_CHILD_SUBREAPER, 1)
 }
 
+/// No huge pages for this process.
+pub fn use_small_pages() -> io::Result<()> {
+    prctl_flag(PR_SET_THP_DISABLE, 1)
+}
+
 fn prctl_flag(option: c_int, value: c_ulong) -> io::Result<()> {
     // SAFETY: the options used here take integers.
     check(unsafe { prctl(option, value, 0 as c_ulong, 0 as c_ulong, 0 as c_ulong) }).map(drop)

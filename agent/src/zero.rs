@@ -4,6 +4,8 @@
 use std::fs;
 use std::io::{self, Read};
 
+use crate::sys;
+
 const MEMORY: &str = "/proc/meminfo";
 /// Left alone, for what the kernel needs itself.
 const RESERVE: usize = 24 << 20;
@@ -13,12 +15,17 @@ const ZEROS: &str = "/dev/zero";
 
 /// Use all free memory once. The kernel zeroes each page that a program gets, and leaves it so when it gets it back.
 pub fn zero_free_memory() -> io::Result<()> {
+    let free = || free_memory(&fs::read_to_string(MEMORY)?).ok_or(io::Error::from(io::ErrorKind::InvalidData));
+    // Small pages: they come from where memory is in pieces, whole blocks are left for the last, and so for what is not zeroed.
+    sys::use_small_pages()?;
     let mut zeros = fs::File::open(ZEROS)?;
-    let mut blocks = Vec::new();
-    while free_memory(&fs::read_to_string(MEMORY)?).ok_or(io::ErrorKind::InvalidData)? >= RESERVE + BLOCK {
-        let mut block = vec![0_u8; BLOCK];
-        zeros.read_exact(&mut block)?;
-        blocks.push(block);
+    // In one piece: the header that each allocation has would stay behind, and a host can give no huge page where one of its pages is not free.
+    let mut memory = vec![0_u8; free()?];
+    for block in memory.chunks_mut(BLOCK) {
+        if free()? < RESERVE + BLOCK {
+            break;
+        }
+        zeros.read_exact(block)?;
     }
     Ok(())
 }

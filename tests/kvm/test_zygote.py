@@ -92,7 +92,7 @@ def test_the_channel_carries_bytes(zygote: Zygote, tmp_path: Path) -> None:
     spawned = Spawned(zygote, tiny.build(tmp_path, ECHO))
     spawned.channel.sendall(b"hello")
     assert spawned.channel.recv(5, socket.MSG_WAITALL) == b"hello"
-    zygote.kill(7)
+    zygote.signal(7, signal.SIGKILL)
     assert zygote.receive() == Reaped(machine=7, status=-signal.SIGKILL)
     spawned.close()
 

@@ -65,12 +65,12 @@ class FakeZygote:
         with contextlib.suppress(OSError):  # closed
             self._server.send(json.dumps(message).encode())
 
-    def save(self, machine: int) -> None:
-        """Have the agent's process write its snapshot."""
-        self.children[machine].send_signal(SAVE)
-
-    def pre_fault(self, machine: int) -> None:
-        """Nothing that an agent's process could map."""
+    def signal(self, machine: int, number: int) -> None:
+        """Kill the agent, or have its process write its snapshot; there is nothing that it could map."""
+        if number == signal.SIGKILL:
+            self.kill(machine)
+        elif number == SAVE:
+            self.children[machine].send_signal(SAVE)
 
     def kill(self, machine: int) -> None:
         """Kill the agent and, as the end of a real machine does, everything in it: all of its session."""

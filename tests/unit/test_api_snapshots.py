@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import struct
 import subprocess
 import sys
@@ -329,7 +330,7 @@ def test_a_machine_that_died_in_the_pool_is_not_given_out(serve: Callable[..., A
         service.supply.expect(toy(service))
         await until(lambda: len(service.supply.pool) == 1)
         (kind,) = service.supply.pool._kinds.values()
-        service.spawner.kill(kind.idle[0].ready.machine.number)
+        service.spawner.signal(kind.idle[0].ready.machine.number, signal.SIGKILL)
         await kind.idle[0].ready.machine.reaped.wait()
         await until(lambda: not kind.idle[0].ready.machine.alive)
         return str((await run(service))["status"])

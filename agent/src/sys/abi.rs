@@ -49,6 +49,7 @@ pub const PR_SET_PDEATHSIG: c_int = 1;
 pub const PR_SET_DUMPABLE: c_int = 4;
 pub const PR_SET_CHILD_SUBREAPER: c_int = 36;
 pub const PR_SET_NO_NEW_PRIVS: c_int = 38;
+pub const PR_SET_THP_DISABLE: c_int = 41;
 pub const AF_INET: c_int = 2;
 pub const AF_NETLINK: c_int = 16;
 pub const SOCK_DGRAM: c_int = 2;
