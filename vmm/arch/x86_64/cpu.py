@@ -58,7 +58,7 @@ def write_boot_tables(memory: GuestMemory) -> None:
     memory.write(layout.GDT, struct.pack(f"<{len(BOOT_GDT)}Q", *BOOT_GDT))
     memory.write_int(layout.PML4, 8, layout.PDPT | Page.PRESENT | Page.WRITABLE)
     memory.write_int(layout.PDPT, 8, layout.PD | Page.PRESENT | Page.WRITABLE)
-    flags = Page.PRESENT | Page.WRITABLE | Page.LARGE
+    flags = int(Page.PRESENT | Page.WRITABLE | Page.LARGE)
     memory.write(layout.PD, struct.pack("<512Q", *(index * LARGE_PAGE | flags for index in range(512))))
 
 
