@@ -38,8 +38,6 @@ class Snippet:
     network: bool = False
 
     def __post_init__(self) -> None:
-        if self.source is None and not self.files:
-            raise UnprocessableError("there is nothing to run", hint='give "source", or "files" by name')
         if len(self.stdin) > MAX_FILES_SIZE:
             raise BodyTooLargeError(f"stdin has {len(self.stdin)} bytes; at most {MAX_FILES_SIZE} are taken")
 
@@ -76,7 +74,10 @@ def parse_json(body: bytes) -> Snippet:
     for name in raw:
         if name not in _PARSERS:
             raise UnprocessableError(f"unknown field {name[:80]!r}", hint=f"the fields are {', '.join(_PARSERS)}")
-    return Snippet(**{name: _PARSERS[name](name, value) for name, value in raw.items()})
+    snippet = Snippet(**{name: _PARSERS[name](name, value) for name, value in raw.items()})
+    if snippet.source is None and not snippet.files:
+        raise UnprocessableError("there is nothing to run", hint='give "source", or "files" by name')
+    return snippet
 
 
 def _wrong(name: str, value: Any, allowed: str) -> UnprocessableError:

@@ -1,6 +1,7 @@
 """Snapshots of Linux guests: restored from, different from each other, right about time, warm in the pool, and safe against kill -9."""
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -20,6 +21,9 @@ from mayfly import paths
 from tests.scale import FULL, scaled
 from tests.system import toy
 from tests.system.test_service import DEADLINE_S, Server, children, command, wait_gone
+from vmm.config import MIB
+from vmm.kvm.mapping import PAGE
+from vmm.snapshot.memory import unpack_runs
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900), pytest.mark.usefixtures("toy_language")]
 
@@ -180,6 +184,18 @@ def test_the_time_since_the_boot_goes_on_and_never_back(base: str, folder: Path)
     mayfly("snapshot", "rm", "later")
     assert max(uptimes) < 60  # the base's, and the run's own; not the time between
     assert later > min(uptimes)
+
+
+def test_free_memory_of_a_base_is_zeros_in_one_piece() -> None:
+    """What the warm-up left in memory is no part of it, and a host can give huge pages where a guest uses it again."""
+    toy.build("dirty", memory=160 * MIB, warmup="yes | head -c 64000000 > /tmp/file; : > /tmp/file")
+    mayfly("snapshot", "create", "dirty")
+    runs = unpack_runs((paths.snapshots_dir() / "dirty/pages").read_bytes(), 160 * MIB)
+    holes = [(after - first - count) * PAGE for (first, count), (after, _) in itertools.pairwise([*runs, (160 * MIB // PAGE, 0)])]
+    shutil.rmtree(paths.image_dir("dirty", toy.MACHINE).parent)
+    mayfly("snapshot", "rm", "dirty")
+    assert sum(count for _, count in runs) * PAGE < 64 * MIB
+    assert max(holes) > 32 * MIB
 
 
 def test_a_diff_keeps_what_ran_before_it(base: str, tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def build(
     end_marker: bool = True,
     agent: bytes | None = None,
     programs: Mapping[str, bytes] | None = None,
+    warmup: str = "",
 ) -> Path:
     """Write the image of a toy language (extension .toy) to where mayfly looks for it; its folder.
 
@@ -66,6 +67,7 @@ def build(
         end_marker: whether the archive has one.
         agent: another init.
         programs: executables for /bin.
+        warmup: a script to run before a base is saved.
     """
     folders = ("bin", "dev", "proc", "sys", "tmp", "mayfly", "etc", "work", "run")
     entries = [(name, stat.S_IFDIR | 0o755, b"") for name in folders]
@@ -95,6 +97,7 @@ def build(
             manifest.Step(name="run", argv=("sh", "main.toy", "{args}"), stdin=True),
         ),
         env={"PATH": "/bin"},
+        warmup=manifest.Warmup(steps=(manifest.Step(name="warm", argv=("sh", "-c", warmup)),) if warmup else ()),
         source=manifest.Source(reference="made by a test", manifest_digest="", config_digest="", layers=()),
         compression="none",
         initramfs_size=len(packed),
