@@ -8,7 +8,7 @@ from tests.scale import scaled
 from tests.unit.virtio_driver import DriverQueue, Ram
 from tests.unit.virtio_model import ModelQueue
 from vmm.devices.virtio.buffers import gather, scatter
-from vmm.devices.virtio.queue import Queue, QueueLayout
+from vmm.devices.virtio.queue import Chain, Queue, QueueLayout
 
 CHAINS = 100_000
 SIZES = (1, 2, 8, 64, 256)
@@ -84,20 +84,32 @@ class Twins:
         assert self.ram.bytes == self.copy
         assert not self.misuse
 
+    def pop(self) -> list[Chain]:
+        """The next chain, or several of one buffer each."""
+        if self.rng.random() < 0.5:
+            found = zip(*self.queue.pop_buffers(self.rng.randint(1, 3000)), strict=True)
+            if chains := [Chain(head, [], [buffer]) for head, buffer in found]:
+                return chains
+        chain = self.queue.pop()
+        return [chain] if chain else []
+
     def serve(self, limit: int) -> None:
-        taken = []
-        for _ in range(limit):
-            chain, expected = self.queue.pop(), self.model.take()
-            if chain is None or expected is None:
-                assert chain is None
-                assert expected is None
+        taken: list[tuple[Chain, list[tuple[int, int]]]] = []
+        while len(taken) < limit:
+            chains = self.pop()
+            for chain in chains:
+                expected = self.model.take()
+                assert expected is not None
+                head, readable, writable = expected
+                assert chain.head == head
+                assert [bytes(view) for view in chain.readable] == [self.model.read(*place) for place in readable]
+                assert [len(view) for view in chain.writable] == [length for _, length in writable]
+                taken.append((chain, writable))
+            if not chains:
+                assert self.model.take() is None
                 break
-            head, readable, writable = expected
-            assert chain.head == head
-            assert [bytes(view) for view in chain.readable] == [self.model.read(*place) for place in readable]
-            assert [len(view) for view in chain.writable] == [length for _, length in writable]
-            taken.append((chain, writable))
         self.rng.shuffle(taken)
+        returned = []
         for chain, writable in taken:
             answer = gather(chain.readable, 4096)[::-1] + self.rng.randbytes(self.rng.randint(0, 300))
             written = scatter(answer, chain.writable)
@@ -105,8 +117,13 @@ class Twins:
             for address, length in writable:
                 self.model.write(address, rest[:length])
                 rest = rest[length:]
-            self.queue.push(chain.head, written)
+            returned.append((chain.head, written))
             self.model.give(chain.head, written)
+        if self.rng.random() < 0.5:
+            self.queue.push_all([head for head, _ in returned], [written for _, written in returned])
+        else:
+            for head, written in returned:
+                self.queue.push(head, written)
         self.done += len(taken)
         assert self.queue.publish() == self.model.expose()
 

@@ -2,18 +2,19 @@
 
     0  receive: empty buffers of the guest's, which frames for it are written to     1  transmit: frames of the guest's
 
-A packet is a header (5.1.6) and an Ethernet frame. Nothing is queued here: while the guest has no buffers, the back end is not read; while
-the back end has no room, the guest's chains are not given back.
+A packet is a header (5.1.6) and an Ethernet frame. Nothing is queued here but one packet for which there are too few buffers: while the
+guest has none, the back end is not read; while the back end has no room, the guest's chains are not given back.
 
 Each packet costs Python's time, so its bytes go straight between the guest's buffers and the back end, and one interrupt stands for all
-that a kick has led to. A driver fills the receive queue with chains that hold the largest packet (without MRG_RXBUF; 5.1.6.3.1): a packet
-costs one chain, where it would be seventeen of a page each.
+that a kick has led to.
 """
 
 import struct
+from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from enum import IntEnum, IntFlag
+from itertools import accumulate
 from typing import Protocol
 
 from vmm.devices.virtio.buffers import advance, copy_start, scatter
@@ -25,7 +26,6 @@ HEADER = struct.Struct("<BBHHHHH")
 """flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers (virtio 1.2, 5.1.6; with VERSION_1 always all of it)."""
 _NUM_BUFFERS = slice(HEADER.size - 2, HEADER.size)
 _NO_BUFFERS, _ONE_BUFFER = b"\0\0", b"\1\0"
-"""num_buffers of a packet to the device, and of one to the driver without MRG_RXBUF."""
 _CONFIG = struct.Struct("<6sHHH")
 """mac, status, max_virtqueue_pairs, mtu (virtio 1.2, 5.1.4)."""
 _LINK_UP = 1
@@ -53,6 +53,7 @@ class NetFeature(IntFlag):
     GUEST_TSO6 = 1 << 8
     HOST_TSO4 = 1 << 11
     HOST_TSO6 = 1 << 12
+    MRG_RXBUF = 1 << 15
     STATUS = 1 << 16
 
 
@@ -83,6 +84,11 @@ NEEDED: dict[int, int] = {
 # An operation on an IntFlag costs a microsecond, on an int a fiftieth of it; these are used once or more a packet.
 _NEEDS_CSUM = int(HeaderFlag.NEEDS_CSUM)
 _CSUM = int(NetFeature.CSUM)
+_MRG_RXBUF = int(NetFeature.MRG_RXBUF)
+
+
+REST = -1
+"""In the place of a chain's head: a buffer of the same chain as the one before."""
 
 
 class NetQueue(IntEnum):
@@ -99,7 +105,7 @@ class Drop(IntEnum):
     """The guest sent what it may not."""
     LINK_DOWN = 1
     NO_ROOM = 2
-    """The guest's chain could not hold the packet."""
+    """The guest's chain, or with MRG_RXBUF all of its ring, could not hold the packet."""
 
 
 class Backend(Protocol):
@@ -154,8 +160,7 @@ class Net(VirtioDevice):
     """
 
     device_type = DeviceType.NETWORK
-    # Linux fills the receive queue with chains of 72 KiB.
-    queue_sizes = (64, 256)
+    queue_sizes = (256, 256)
 
     def __init__(
         self,
@@ -168,16 +173,20 @@ class Net(VirtioDevice):
         on_full: Callable[[], None],
     ) -> None:
         super().__init__()
-        self.features = int(NetFeature.MAC | NetFeature.MTU | NetFeature.STATUS) | backend.offloads
+        self.features = int(NetFeature.MAC | NetFeature.MTU | NetFeature.STATUS | NetFeature.MRG_RXBUF) | backend.offloads
         self.dropped: Counter[Drop] = Counter()
         self._mac, self._mtu = mac, mtu
         self._backend, self._filter, self._on_room, self._on_full = backend, packet_filter, on_room, on_full
         self.on_first_packet: Callable[[], None] | None = None
         self._starved = True
         self._outgoing: deque[tuple[int, list[bytearray | memoryview]]] = deque()  # heads of chains, and what of them is to be sent
-        self._ready: Chain | None = None  # waits for a packet
+        self._buffers: list[memoryview] = []  # for the next packets
+        self._heads: list[int] = []  # of each buffer's chain; REST for those behind a chain's first
+        self._room = 0  # bytes of them
         self._expected = _SMALL_PACKET  # bytes of the next packet
-        self._rest = memoryview(bytearray(MAX_PACKET))  # for what of it does not fit into those bytes of a chain
+        self._rest = memoryview(bytearray(MAX_PACKET))  # for what of it does not fit into those chains
+        self._held = 0  # bytes of a packet that was read and waits for more of them
+        self._placed = 0  # so many are in the guest's memory
         self._configure(link_up=True)
 
     @property
@@ -199,7 +208,8 @@ class Net(VirtioDevice):
         super().reset()
         self._starved = True
         self._outgoing.clear()
-        self._ready = None
+        self._buffers, self._heads = [], []
+        self._room = self._held = 0
 
     def notify(self, index: int) -> None:
         """The driver kicked a queue."""
@@ -247,35 +257,94 @@ class Net(VirtioDevice):
         return interrupt
 
     def _fill(self, queue: Queue) -> bool:
-        """Have the back end write packets to the guest's chains, up to a queue's size of them. False if the guest has no more chains."""
+        """Have the back end write packets to the guest's buffers, up to a queue's size of them. False if the guest has too few buffers."""
         for _ in range(queue.size):
-            self._ready = chain = self._ready or queue.pop(self._expected)
-            if chain is None:
+            if not self._held:
+                self._collect(queue, self._expected)
+                if not self._buffers:
+                    return False
+                self._held = self._backend.receive([*self._buffers, self._rest])
+                self._placed = self._room
+                if not self._held:
+                    return True
+            if not self._complete(queue):
                 return False
-            size = 0
-            if chain.readable or not chain.writable:
-                self.host.report(Misuse.DIRECTION)
-            elif not (size := self._backend.receive([*chain.writable, self._rest])):
-                return True
-            elif not self._complete(queue, chain, size):
-                self.host.report(Misuse.DIRECTION)
-                self.dropped[Drop.NO_ROOM] += 1
-                size = 0
-            queue.push(chain.head, size)
-            self._ready = None
         return True
 
-    def _complete(self, queue: Queue, chain: Chain, size: int) -> bool:
-        """Have all of a packet in its chain, of which so far the buffers of `_expected` bytes are known. False if it does not fit."""
+    def _collect(self, queue: Queue, enough: int) -> None:
+        """Have buffers of `enough` bytes ready, as far as there are any: with MRG_RXBUF of as many chains as that takes, without it of one
+        (virtio 1.2, 5.1.6.3.1 and 5.1.6.4).
+        """
+        mergeable = self.negotiated & _MRG_RXBUF
+        for _ in range(queue.size):
+            if self._room >= enough or (self._heads and not mergeable):
+                return
+            if mergeable:
+                heads, buffers = queue.pop_buffers(enough - self._room)
+                if heads:
+                    self._add(heads, buffers)
+                    continue
+            chain = queue.pop()
+            if chain is None:
+                return
+            if chain.readable or not chain.writable:
+                self.host.report(Misuse.DIRECTION)
+                queue.push(chain.head, 0)
+            else:
+                self._add([chain.head, *[REST] * (len(chain.writable) - 1)], chain.writable)
+
+    def _add(self, heads: list[int], buffers: list[memoryview]) -> None:
+        self._heads += heads
+        self._buffers += buffers
+        self._room += sum(map(len, buffers))
+
+    def _complete(self, queue: Queue) -> bool:
+        """Give the guest the packet that is held. False if it has to make more buffers available for that."""
+        size = self._held
         self._expected = MAX_PACKET if size > _SMALL_PACKET else _SMALL_PACKET
-        if size > chain.size:
-            rest, known = self._rest[: size - chain.size], len(chain.writable)
-            queue.extend(chain)
-            if size > chain.size:
-                return False
-            scatter(rest, chain.writable[known:])
-        scatter(_ONE_BUFFER, advance(chain.writable, _NUM_BUFFERS.start))
+        if size > self._room:
+            self._collect(queue, size)
+        if size > self._room and self.negotiated & _MRG_RXBUF and len(self._heads) - self._heads.count(REST) < queue.size:
+            return False
+        self._held = 0
+        if size > self._room:
+            self.host.report(Misuse.DIRECTION)
+            self.dropped[Drop.NO_ROOM] += 1
+            self._room = 0
+            self._give_back(queue, [0] * len(self._buffers))
+            return True
+        if size > self._placed:
+            scatter(self._rest[: size - self._placed], advance(self._buffers, self._placed))
+        first = self._buffers[0]
+        if size <= len(first) and self._heads[1:2] != [REST]:  # most packets are acknowledgements
+            first[_NUM_BUFFERS] = _ONE_BUFFER
+            del self._buffers[0]
+            self._room -= len(first)
+            queue.push(self._heads.pop(0), size)
+            return True
+        ends = [*accumulate(map(len, self._buffers))]
+        used = bisect_left(ends, size) + 1
+        filled = [*map(len, self._buffers[:used])]
+        filled[-1] -= ends[used - 1] - size
+        while self._heads[used : used + 1] == [REST]:
+            filled.append(0)
+            used += 1
+        chains = used - self._heads[:used].count(REST)
+        scatter(chains.to_bytes(2, "little"), advance(self._buffers, _NUM_BUFFERS.start))
+        self._room -= ends[used - 1]
+        self._give_back(queue, filled)
         return True
+
+    def _give_back(self, queue: Queue, filled: list[int]) -> None:
+        """Return the chains of the first buffers, with so many bytes in each."""
+        heads = self._heads[: len(filled)]
+        del self._heads[: len(filled)], self._buffers[: len(filled)]
+        if REST in heads:
+            for index in reversed(range(1, len(heads))):
+                if heads[index] == REST:
+                    del heads[index]
+                    filled[index - 1] += filled.pop(index)
+        queue.push_all(heads, filled)
 
     def _transmit(self) -> bool:
         """Send what the guest made available; whether the driver asks for an interrupt."""
@@ -301,7 +370,7 @@ class Net(VirtioDevice):
 
     def _checked(self, chain: Chain) -> list[bytearray | memoryview]:
         """The packet in `chain` in parts for the back end, or nothing if it may not leave."""
-        if chain.writable or not _MIN_PACKET <= chain.size <= MAX_PACKET:
+        if chain.writable or not _MIN_PACKET <= sum(map(len, chain.readable)) <= MAX_PACKET:
             self.host.report(Misuse.PACKET)
             return []
         # A copy: what the checks and the filter have seen is what is sent, whatever the guest does to its memory meanwhile. What lies
