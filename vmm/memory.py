@@ -1,6 +1,6 @@
 """Guest physical memory as checked slices. Opens nothing: the bytes behind it are handed in (a mapping of KVM's, or a test's bytearray)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NewType
 
 GuestAddress = NewType("GuestAddress", int)
@@ -18,7 +18,7 @@ class GuestMemory:
     """
 
     def __init__(self, regions: Sequence[tuple[int, memoryview]]) -> None:
-        self._regions = tuple((base, base + len(view), view) for base, view in regions)
+        self._regions = tuple((base, len(view), view) for base, view in regions)
 
     def slice(self, address: int, length: int) -> memoryview:
         """The writable bytes of [address, address + length). No copy: the guest may change them at any time.
@@ -26,22 +26,12 @@ class GuestMemory:
         Raises:
             GuestAddressError: the range is not inside RAM, or `length` is negative.
         """
-        for start, end, view in self._regions:
-            if start <= address and 0 <= length <= end - address:
-                return view[address - start : address - start + length]
+        for base, size, view in self._regions:
+            begin = address - base
+            end = begin + length
+            if 0 <= begin <= end <= size:
+                return view[begin:end]
         raise GuestAddressError(f"[{address:#x}, +{length:#x}) is not guest RAM")
-
-    def slices(self, places: Iterable[tuple[int, int]]) -> list[memoryview]:
-        """`slice` of each (address, length), which may not be negative: quicker for many of them.
-
-        Raises:
-            GuestAddressError: one is not inside RAM.
-        """
-        start, end, view = self._regions[0]
-        return [
-            view[address - start : address - start + length] if start <= address <= end - length else self.slice(address, length)
-            for address, length in places
-        ]
 
     def release(self) -> None:
         """Let go of the regions' bytes, so that what lies behind them can be unmapped. No slice may be in use."""

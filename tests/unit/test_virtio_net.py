@@ -22,7 +22,7 @@ class Open:
 
     refused = b"refused-frame!"
 
-    def may_leave(self, frame: bytes | memoryview) -> bool:
+    def may_leave(self, frame: bytes | bytearray | memoryview) -> bool:
         return frame != self.refused
 
 
@@ -174,7 +174,7 @@ def test_what_was_filtered_is_what_is_sent() -> None:
     places: list[int] = []
 
     class Rewriting(Open):
-        def may_leave(self, frame: bytes | memoryview) -> bool:
+        def may_leave(self, frame: bytes | bytearray | memoryview) -> bool:
             guest.ram.put(places[0], b"\xee" * 40)
             return True
 
@@ -219,6 +219,7 @@ def test_a_packet_that_does_not_fit_into_its_chain_is_lost_and_no_other(rooms: S
     guest.post_chains(2, rooms)
     packet = (PLAIN_HEADER + INBOUND).ljust(sum(rooms) + 1 - fits, b".")
     guest.backend.waiting += [packet, PLAIN_HEADER + b"!" * 14]
+    guest.net.receive()
     guest.net.receive()
     assert [len(got) for got in guest.take()] == [len(packet)] * fits + [HEADER.size + 14]
     assert guest.net.dropped == ({} if fits else {Drop.NO_ROOM: 1})
@@ -269,6 +270,7 @@ def test_a_ring_that_can_never_hold_a_packet_is_given_back() -> None:
     guest.start(ALL, [4, 4])
     guest.post(10, 10, 10, 10)
     guest.backend.waiting += [PLAIN_HEADER + INBOUND, PLAIN_HEADER + INBOUND]
+    assert guest.net.receive()
     assert not guest.net.receive()
     assert [length for _, length, _ in guest.queues[NetQueue.RECEIVE].used()] == [0] * 4
     assert guest.net.dropped == {Drop.NO_ROOM: 1}

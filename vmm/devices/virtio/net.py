@@ -10,22 +10,20 @@ that a kick has led to.
 """
 
 import struct
-from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from enum import IntEnum, IntFlag
-from itertools import accumulate
 from typing import Protocol
 
-from vmm.devices.virtio.buffers import advance, copy_start, scatter
+from vmm.devices.virtio.buffers import copy_start, scatter
 from vmm.devices.virtio.device import DeviceType, VirtioDevice
 from vmm.devices.virtio.misuse import Misuse
 from vmm.devices.virtio.queue import Chain, Queue
+from vmm.devices.virtio.receive import NUM_BUFFERS, ReceiveBuffers
 
 HEADER = struct.Struct("<BBHHHHH")
 """flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers (virtio 1.2, 5.1.6; with VERSION_1 always all of it)."""
-_NUM_BUFFERS = slice(HEADER.size - 2, HEADER.size)
-_NO_BUFFERS, _ONE_BUFFER = b"\0\0", b"\1\0"
+_NO_BUFFERS = b"\0\0"
 _CONFIG = struct.Struct("<6sHHH")
 """mac, status, max_virtqueue_pairs, mtu (virtio 1.2, 5.1.4)."""
 _LINK_UP = 1
@@ -38,8 +36,6 @@ _MIN_PACKET = HEADER.size + ETHERNET_BYTES
 FILTERED_BYTES = 128
 """So much of a frame at least is shown to the filter, in one piece: more than all the headers that it looks at."""
 _LOOKED_AT = HEADER.size + FILTERED_BYTES
-_SMALL_PACKET = 2048
-"""Packets are of one segment mostly, or as large as they can be; and after a small one comes another."""
 
 
 class NetFeature(IntFlag):
@@ -85,10 +81,6 @@ NEEDED: dict[int, int] = {
 _NEEDS_CSUM = int(HeaderFlag.NEEDS_CSUM)
 _CSUM = int(NetFeature.CSUM)
 _MRG_RXBUF = int(NetFeature.MRG_RXBUF)
-
-
-REST = -1
-"""In the place of a chain's head: a buffer of the same chain as the one before."""
 
 
 class NetQueue(IntEnum):
@@ -140,7 +132,7 @@ class Backend(Protocol):
 class Filter(Protocol):
     """Decides by frames alone; see vmm.network.filter."""
 
-    def may_leave(self, frame: bytes | memoryview) -> bool:
+    def may_leave(self, frame: bytes | bytearray | memoryview) -> bool:
         """Whether the guest may send it."""
         ...
 
@@ -180,13 +172,9 @@ class Net(VirtioDevice):
         self.on_first_packet: Callable[[], None] | None = None
         self._starved = True
         self._outgoing: deque[tuple[int, list[bytearray | memoryview]]] = deque()  # heads of chains, and what of them is to be sent
-        self._buffers: list[memoryview] = []  # for the next packets
-        self._heads: list[int] = []  # of each buffer's chain; REST for those behind a chain's first
-        self._room = 0  # bytes of them
-        self._expected = _SMALL_PACKET  # bytes of the next packet
-        self._rest = memoryview(bytearray(MAX_PACKET))  # for what of it does not fit into those chains
-        self._held = 0  # bytes of a packet that was read and waits for more of them
-        self._placed = 0  # so many are in the guest's memory
+        self._buffers = ReceiveBuffers()
+        self._packet = memoryview(bytearray(MAX_PACKET))  # one that waits for more of them
+        self._held = 0  # its bytes; 0: there is none
         self._configure(link_up=True)
 
     @property
@@ -208,8 +196,8 @@ class Net(VirtioDevice):
         super().reset()
         self._starved = True
         self._outgoing.clear()
-        self._buffers, self._heads = [], []
-        self._room = self._held = 0
+        self._buffers = ReceiveBuffers()
+        self._held = 0
 
     def notify(self, index: int) -> None:
         """The driver kicked a queue."""
@@ -245,10 +233,12 @@ class Net(VirtioDevice):
         if queue is None or not self._link_up:
             self._starved = True
             return False
+        self._starved = False
         try:
-            self._starved = not self._fill(queue)
+            self._fill(queue)
         except EOFError:
             self._lose_link()
+        self._buffers.give_back(queue)
         interrupt = queue.publish()
         if not self._starved:
             queue.suppress_notify()
@@ -256,95 +246,58 @@ class Net(VirtioDevice):
             self.host.kick(NetQueue.RECEIVE)
         return interrupt
 
-    def _fill(self, queue: Queue) -> bool:
-        """Have the back end write packets to the guest's buffers, up to a queue's size of them. False if the guest has too few buffers."""
+    def _fill(self, queue: Queue) -> None:
+        """Have the back end write packets to the guest's buffers, up to a queue's size of them."""
+        buffers, receive = self._buffers, self._backend.receive
         for _ in range(queue.size):
-            if not self._held:
-                self._collect(queue, self._expected)
-                if not self._buffers:
-                    return False
-                self._held = self._backend.receive([*self._buffers, self._rest])
-                self._placed = self._room
-                if not self._held:
-                    return True
-            if not self._complete(queue):
-                return False
-        return True
-
-    def _collect(self, queue: Queue, enough: int) -> None:
-        """Have buffers of `enough` bytes ready, as far as there are any: with MRG_RXBUF of as many chains as that takes, without it of one
-        (virtio 1.2, 5.1.6.3.1 and 5.1.6.4).
-        """
-        mergeable = self.negotiated & _MRG_RXBUF
-        for _ in range(queue.size):
-            if self._room >= enough or (self._heads and not mergeable):
+            size = receive(buffers.views) if buffers.room >= MAX_PACKET and not self._held else self._receive_short(queue)
+            if not size:
                 return
-            if mergeable:
-                heads, buffers = queue.pop_buffers(enough - self._room)
-                if heads:
-                    self._add(heads, buffers)
-                    continue
+            buffers.complete(size)
+
+    def _receive_short(self, queue: Queue) -> int:
+        """As `Backend.receive`, where there may be too little room for a packet.
+
+        It is held then, and the guest is starved, if the driver can make more buffers available; else it is lost.
+        """
+        buffers = self._buffers
+        final = self._collect(queue)
+        if not self._held:
+            if buffers.room >= MAX_PACKET:
+                return self._backend.receive(buffers.views)
+            if not buffers.room:
+                self._starved = True
+                return 0
+            self._held = self._backend.receive([self._packet])
+        size = self._held
+        if size > buffers.room and not final:
+            self._starved = True
+            return 0
+        self._held = 0
+        if size <= buffers.room:
+            return scatter(self._packet[:size], buffers.views)
+        self.host.report(Misuse.DIRECTION)
+        self.dropped[Drop.NO_ROOM] += 1
+        buffers.give_up()
+        return 0
+
+    def _collect(self, queue: Queue) -> bool:
+        """Have buffers ready for a packet of any size: with MRG_RXBUF of as many chains as that takes, without it of one (virtio 1.2,
+        5.1.6.3.1 and 5.1.6.4). False if the driver has to make more available for that.
+        """
+        buffers, mergeable = self._buffers, self.negotiated & _MRG_RXBUF
+        while buffers.room < MAX_PACKET and buffers.chains < (queue.size if mergeable else 1):
+            if mergeable and buffers.take_alike(queue):
+                continue
             chain = queue.pop()
             if chain is None:
-                return
+                return False
             if chain.readable or not chain.writable:
                 self.host.report(Misuse.DIRECTION)
                 queue.push(chain.head, 0)
             else:
-                self._add([chain.head, *[REST] * (len(chain.writable) - 1)], chain.writable)
-
-    def _add(self, heads: list[int], buffers: list[memoryview]) -> None:
-        self._heads += heads
-        self._buffers += buffers
-        self._room += sum(map(len, buffers))
-
-    def _complete(self, queue: Queue) -> bool:
-        """Give the guest the packet that is held. False if it has to make more buffers available for that."""
-        size = self._held
-        self._expected = MAX_PACKET if size > _SMALL_PACKET else _SMALL_PACKET
-        if size > self._room:
-            self._collect(queue, size)
-        if size > self._room and self.negotiated & _MRG_RXBUF and len(self._heads) - self._heads.count(REST) < queue.size:
-            return False
-        self._held = 0
-        if size > self._room:
-            self.host.report(Misuse.DIRECTION)
-            self.dropped[Drop.NO_ROOM] += 1
-            self._room = 0
-            self._give_back(queue, [0] * len(self._buffers))
-            return True
-        if size > self._placed:
-            scatter(self._rest[: size - self._placed], advance(self._buffers, self._placed))
-        first = self._buffers[0]
-        if size <= len(first) and self._heads[1:2] != [REST]:  # most packets are acknowledgements
-            first[_NUM_BUFFERS] = _ONE_BUFFER
-            del self._buffers[0]
-            self._room -= len(first)
-            queue.push(self._heads.pop(0), size)
-            return True
-        ends = [*accumulate(map(len, self._buffers))]
-        used = bisect_left(ends, size) + 1
-        filled = [*map(len, self._buffers[:used])]
-        filled[-1] -= ends[used - 1] - size
-        while self._heads[used : used + 1] == [REST]:
-            filled.append(0)
-            used += 1
-        chains = used - self._heads[:used].count(REST)
-        scatter(chains.to_bytes(2, "little"), advance(self._buffers, _NUM_BUFFERS.start))
-        self._room -= ends[used - 1]
-        self._give_back(queue, filled)
+                buffers.add(chain)
         return True
-
-    def _give_back(self, queue: Queue, filled: list[int]) -> None:
-        """Return the chains of the first buffers, with so many bytes in each."""
-        heads = self._heads[: len(filled)]
-        del self._heads[: len(filled)], self._buffers[: len(filled)]
-        if REST in heads:
-            for index in reversed(range(1, len(heads))):
-                if heads[index] == REST:
-                    del heads[index]
-                    filled[index - 1] += filled.pop(index)
-        queue.push_all(heads, filled)
 
     def _transmit(self) -> bool:
         """Send what the guest made available; whether the driver asks for an interrupt."""
@@ -355,11 +308,13 @@ class Net(VirtioDevice):
         # All are looked at before one is sent: sending wakes who receives, and on a shared processor that one comes in between.
         while len(outgoing) < queue.size and (chain := queue.pop()) is not None:
             outgoing.append((chain.head, self._checked(chain)))
+        sent: list[int] = []
         while outgoing and backend.make_room():
             head, packet = outgoing.popleft()
             if packet:
                 backend.send(packet)
-            queue.push(head, 0)
+            sent.append(head)
+        queue.push_all(sent, [0] * len(sent))
         interrupt = queue.publish()
         if outgoing:
             queue.suppress_notify()
@@ -370,7 +325,7 @@ class Net(VirtioDevice):
 
     def _checked(self, chain: Chain) -> list[bytearray | memoryview]:
         """The packet in `chain` in parts for the back end, or nothing if it may not leave."""
-        if chain.writable or not _MIN_PACKET <= sum(map(len, chain.readable)) <= MAX_PACKET:
+        if chain.writable or not _MIN_PACKET <= chain.size <= MAX_PACKET:
             self.host.report(Misuse.PACKET)
             return []
         # A copy: what the checks and the filter have seen is what is sent, whatever the guest does to its memory meanwhile. What lies
@@ -379,13 +334,13 @@ class Net(VirtioDevice):
         start = packet[0]
         # The one flag that means something in this direction, and no count of buffers (virtio 1.2, 5.1.6.2).
         start[0] &= _NEEDS_CSUM
-        start[_NUM_BUFFERS] = _NO_BUFFERS
+        start[NUM_BUFFERS] = _NO_BUFFERS
         needed = NEEDED.get(start[1])
         if needed is None or needed & ~self.negotiated or (start[0] and not self.negotiated & _CSUM):
             self.host.report(Misuse.PACKET)
         elif not self._link_up:
             self.dropped[Drop.LINK_DOWN] += 1
-        elif not self._filter.may_leave(memoryview(start)[HEADER.size :]):
+        elif not self._filter.may_leave(start[HEADER.size :]):
             self.dropped[Drop.FILTERED] += 1
         else:
             if self.on_first_packet is not None:

@@ -32,6 +32,10 @@ MAX_CHAIN_BYTES = 1 << 32
 _DESCRIPTOR = struct.Struct("<QIHH")
 """address, length, flags, next (virtio 1.2, 2.7.5)."""
 _DESCRIPTOR_BYTES = _DESCRIPTOR.size
+_PLACE_AND_KIND = struct.Struct("<Q6s2x")
+"""The same for comparing: address; length and flags."""
+_KIND = struct.Struct("<IH")
+"""length, flags."""
 
 
 class DescriptorFlag(IntFlag):
@@ -76,12 +80,13 @@ class _BadChainError(Exception):
 class Chain:
     """One chain that the driver made available: its buffers, as views of guest memory which the guest may change at any time.
 
-    `head` goes back to `Queue.push`. A chain that broke a rule (already counted) has no buffers.
+    `head` goes back to `Queue.push`; `size` is the bytes of all the buffers. A chain that broke a rule (already counted) has no buffers.
     """
 
     head: int
     readable: list[memoryview]
     writable: list[memoryview]
+    size: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,43 +152,56 @@ class Queue:
             address, length, flags, _ = _DESCRIPTOR.unpack_from(self._descriptors, head * _DESCRIPTOR_BYTES)
             if not flags & ~_WRITE and length:  # one buffer, as most chains are
                 buffer = [self._memory.slice(address, length)]
-                return Chain(head, [], buffer) if flags else Chain(head, buffer, [])
+                return Chain(head, [], buffer, length) if flags else Chain(head, buffer, [], length)
             return self._walk(head)
         except _BadChainError as error:
             self._report(error.misuse)
         except GuestAddressError:
             self._report(Misuse.OUTSIDE_RAM)
-        return Chain(head, [], [])
+        return Chain(head, [], [], 0)
 
-    def pop_buffers(self, enough: int) -> tuple[list[int], list[memoryview]]:
-        """Take chains of a single buffer to write to until they hold `enough` bytes: their heads, and their buffers.
+    def pop_buffers(self) -> tuple[list[int], int, list[memoryview]]:
+        """Take the chains that the driver has made available, as long as each is a single buffer to write to, as long as the first one.
 
-        It ends before a chain of another kind, and takes none where one breaks a rule: those are for `pop`. Quicker than that, as a large
-        packet takes many.
+        Quicker than `pop` by far, as a large packet takes many. None is taken where one is wrong: that is for `pop`.
+
+        Returns:
+            Their heads, the length of each, and their bytes; buffers that lie side by side in memory are one view.
         """
-        heads: list[int] = []
-        places: list[tuple[int, int]] = []
-        taken = self._taken
-        if taken == self._offered and not self._look():
-            return heads, []
-        available, descriptors, read, mask = self._available, self._descriptors, _DESCRIPTOR.unpack_from, self.size - 1
-        while enough > 0 and taken != self._offered:
-            head = available[2 + (taken & mask)]
-            if head > mask:
+        heads = self._offered_heads()
+        if not heads or max(heads) >= self.size:
+            return [], 0, []
+        descriptors, read = self._descriptors, _PLACE_AND_KIND.unpack_from
+        buffers = [read(descriptors, head * _DESCRIPTOR_BYTES) for head in heads]
+        _, wanted = buffers[0]
+        length, flags = _KIND.unpack(wanted)
+        if flags != _WRITE or not length:
+            return [], 0, []
+        starts: list[int] = []
+        ends: list[int] = []
+        end = -1
+        for address, kind in buffers:
+            if kind != wanted:
                 break
-            address, length, flags, _ = read(descriptors, head * _DESCRIPTOR_BYTES)
-            if flags != _WRITE or not length:
-                break
-            heads.append(head)
-            places.append((address, length))
-            taken = (taken + 1) & 0xFFFF
-            enough -= length
+            if address != end:
+                starts.append(address)
+                ends.append(end)
+            end = address + length
+        sizes = [after - start for start, after in zip(starts, [*ends[1:], end], strict=True)]
         try:
-            buffers = self._memory.slices(places)
+            views = [*map(self._memory.slice, starts, sizes)]
         except GuestAddressError:
-            return [], []
-        self._taken = taken
-        return heads, buffers
+            return [], 0, []
+        count = sum(sizes) // length
+        self._taken = (self._taken + count) & 0xFFFF
+        return heads[:count], length, views
+
+    def _offered_heads(self) -> list[int]:
+        """The heads of all chains that are available."""
+        self._look()
+        begin, count = self._taken % self.size, (self._offered - self._taken) & 0xFFFF
+        ring = self._available[2:-1]
+        return ring[begin : begin + count].tolist() + ring[: max(0, begin + count - self.size)].tolist()
 
     def push(self, head: int, length: int) -> None:
         """Give a chain back, `length` bytes of its writable buffers filled. The driver sees it at the next `publish`."""
@@ -193,16 +211,14 @@ class Queue:
         self._returned = (self._returned + 1) & 0xFFFF
 
     def push_all(self, heads: list[int], lengths: list[int]) -> None:
-        """As `push`, for many, which are not more than the queue has entries."""
-        if len(heads) == 1:
-            self.push(heads[0], lengths[0])
-            return
-        pairs = array("I", bytes(8 * len(heads)))
-        pairs[::2], pairs[1::2] = array("I", heads), array("I", lengths)
+        """As `push`, for several, which are not more than the queue's size."""
+        elements = heads + lengths
+        elements[::2], elements[1::2] = heads, lengths
         begin = 2 * (self._returned % self.size)
-        fits = min(len(pairs), len(self._used_ring) - begin)
-        self._used_ring[begin : begin + fits] = pairs[:fits]
-        self._used_ring[: len(pairs) - fits] = pairs[fits:]
+        fits = 2 * self.size - begin
+        self._used_ring[begin : begin + len(elements)] = array("I", elements[:fits])
+        if len(elements) > fits:
+            self._used_ring[: len(elements) - fits] = array("I", elements[fits:])
         self._returned = (self._returned + len(heads)) & 0xFFFF
 
     def publish(self) -> bool:
@@ -270,28 +286,29 @@ class Queue:
         """Follow a chain, each descriptor read once. The room of one queue's size ends a loop (virtio 1.2, 2.7.5.3)."""
         readable: list[memoryview] = []
         writable: list[memoryview] = []
-        table, entries, index, inside_indirect = self._descriptors, self.size, head, False
-        room, total = self.size, 0
-        while room:
+        read, view = _DESCRIPTOR.unpack_from, self._memory.slice
+        table, entries, index, total, left = self._descriptors, self.size, head, 0, self.size
+        while left:
             if index >= entries:
                 raise _BadChainError(Misuse.NEXT_INDEX)
-            address, length, flags, following = _DESCRIPTOR.unpack_from(table, index * _DESCRIPTOR_BYTES)
+            address, length, flags, index = read(table, index * _DESCRIPTOR_BYTES)
             if flags & _INDIRECT:
-                if inside_indirect or not self._indirect or flags & _NEXT or not length or length % _DESCRIPTOR_BYTES:
+                if table is not self._descriptors or not self._indirect or flags & _NEXT or not length or length % _DESCRIPTOR_BYTES:
                     raise _BadChainError(Misuse.INDIRECT)
-                table, entries, index, inside_indirect = self._memory.slice(address, length), length // _DESCRIPTOR_BYTES, 0, True
+                table, entries, index = view(address, length), length // _DESCRIPTOR_BYTES, 0
                 continue
-            room -= 1
+            left -= 1
             total += length
-            if not length or total > MAX_CHAIN_BYTES:
+            if not length:
                 raise _BadChainError(Misuse.BUFFER_LENGTH)
             if flags & _WRITE:
-                writable.append(self._memory.slice(address, length))
+                writable.append(view(address, length))
             elif writable:
                 raise _BadChainError(Misuse.BUFFER_ORDER)
             else:
-                readable.append(self._memory.slice(address, length))
+                readable.append(view(address, length))
             if not flags & _NEXT:
-                return Chain(head, readable, writable)
-            index = following
+                if total > MAX_CHAIN_BYTES:
+                    raise _BadChainError(Misuse.BUFFER_LENGTH)
+                return Chain(head, readable, writable, total)
         raise _BadChainError(Misuse.CHAIN_LENGTH)
