@@ -18,7 +18,7 @@ class GuestMemory:
     """
 
     def __init__(self, regions: Sequence[tuple[int, memoryview]]) -> None:
-        self._regions = tuple((base, base + len(view), view) for base, view in regions)
+        self._regions = tuple((base, len(view), view) for base, view in regions)
 
     def slice(self, address: int, length: int) -> memoryview:
         """The writable bytes of [address, address + length). No copy: the guest may change them at any time.
@@ -26,9 +26,11 @@ class GuestMemory:
         Raises:
             GuestAddressError: the range is not inside RAM, or `length` is negative.
         """
-        for start, end, view in self._regions:
-            if start <= address and 0 <= length <= end - address:
-                return view[address - start : address - start + length]
+        for base, size, view in self._regions:
+            begin = address - base
+            end = begin + length
+            if 0 <= begin <= end <= size:
+                return view[begin:end]
         raise GuestAddressError(f"[{address:#x}, +{length:#x}) is not guest RAM")
 
     def release(self) -> None:

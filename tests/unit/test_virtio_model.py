@@ -7,8 +7,8 @@ import pytest
 from tests.scale import scaled
 from tests.unit.virtio_driver import DriverQueue, Ram
 from tests.unit.virtio_model import ModelQueue
-from vmm.devices.virtio.buffers import gather, scatter
-from vmm.devices.virtio.queue import Queue, QueueLayout
+from vmm.devices.virtio.buffers import advance, gather, scatter
+from vmm.devices.virtio.queue import Chain, Queue, QueueLayout
 
 CHAINS = 100_000
 SIZES = (1, 2, 8, 64, 256)
@@ -29,6 +29,7 @@ class Twins:
         self.copy = bytearray(len(self.ram.bytes))
         self.model = ModelQueue(self.copy, self.ram.base, size, driver.descriptors, driver.available, driver.used_ring, event_idx=event_idx)
         self.arena = self.ram.allocate(ARENA, 4096)
+        self.next_place = self.arena
         self.tables = self.ram.mark()
         self.done = 0
         self.start_at(0xFFF0)
@@ -42,7 +43,9 @@ class Twins:
         self.ram.put16(driver.used_ring + 2, index)
 
     def offer(self) -> None:
-        """A random valid chain, if there are descriptors for it: short mostly, as long as the queue now and then."""
+        """A random valid chain, if there are descriptors for it: short mostly, as long as the queue now and then. Half of the buffers lie
+        behind the one before, as Linux's often do.
+        """
         rng, free = self.rng, len(self.driver.free)
         indirect = rng.random() < 0.4
         most = min(self.driver.size, 20) if indirect else free
@@ -53,7 +56,10 @@ class Twins:
         places = []
         for position in range(count):
             length = rng.choice((1, 2, rng.randint(1, 64), rng.randint(1, 1024)))
-            places.append((self.arena + rng.randint(0, ARENA - length), length, position >= readable))
+            if rng.random() < 0.5 or self.next_place + length > self.arena + ARENA:
+                self.next_place = self.arena + rng.randint(0, ARENA - length)
+            places.append((self.next_place, length, position >= readable))
+            self.next_place += length
         rng.shuffle(self.driver.free)
         direct = rng.randint(0, min(count - 1, free - 1)) if indirect else 0
         self.driver.offer_places(places, indirect=indirect, direct=direct)
@@ -84,20 +90,36 @@ class Twins:
         assert self.ram.bytes == self.copy
         assert not self.misuse
 
+    def pop(self) -> list[Chain]:
+        """The next chain, or several of one buffer each."""
+        if self.rng.random() < 0.5:
+            heads, length, views = self.queue.pop_buffers()
+            chains = []
+            for head in heads:
+                chains.append(Chain(head, [], [views[0][:length]], length))
+                views = advance(views, length)
+            if chains:
+                return chains
+        chain = self.queue.pop()
+        return [chain] if chain else []
+
     def serve(self, limit: int) -> None:
-        taken = []
-        for _ in range(limit):
-            chain, expected = self.queue.pop(), self.model.take()
-            if chain is None or expected is None:
-                assert chain is None
-                assert expected is None
+        taken: list[tuple[Chain, list[tuple[int, int]]]] = []
+        while len(taken) < limit:
+            chains = self.pop()
+            for chain in chains:
+                expected = self.model.take()
+                assert expected is not None
+                head, readable, writable = expected
+                assert chain.head == head
+                assert [bytes(view) for view in chain.readable] == [self.model.read(*place) for place in readable]
+                assert [len(view) for view in chain.writable] == [length for _, length in writable]
+                taken.append((chain, writable))
+            if not chains:
+                assert self.model.take() is None
                 break
-            head, readable, writable = expected
-            assert chain.head == head
-            assert [bytes(view) for view in chain.readable] == [self.model.read(*place) for place in readable]
-            assert [len(view) for view in chain.writable] == [length for _, length in writable]
-            taken.append((chain, writable))
         self.rng.shuffle(taken)
+        returned = []
         for chain, writable in taken:
             answer = gather(chain.readable, 4096)[::-1] + self.rng.randbytes(self.rng.randint(0, 300))
             written = scatter(answer, chain.writable)
@@ -105,8 +127,13 @@ class Twins:
             for address, length in writable:
                 self.model.write(address, rest[:length])
                 rest = rest[length:]
-            self.queue.push(chain.head, written)
+            returned.append((chain.head, written))
             self.model.give(chain.head, written)
+        if self.rng.random() < 0.5:
+            self.queue.push_all([head for head, _ in returned], [written for _, written in returned])
+        else:
+            for head, written in returned:
+                self.queue.push(head, written)
         self.done += len(taken)
         assert self.queue.publish() == self.model.expose()
 

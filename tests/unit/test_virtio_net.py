@@ -22,20 +22,22 @@ class Open:
 
     refused = b"refused-frame!"
 
-    def may_leave(self, frame: bytes | memoryview) -> bool:
+    def may_leave(self, frame: bytes | bytearray | memoryview) -> bool:
         return frame != self.refused
 
 
 class Guest(Driver):
     """A driver for the net device, with `take` and `give` in place of Linux's network stack."""
 
-    def __init__(self, features: int = ALL) -> None:
+    def __init__(self, features: int = ALL, *, mergeable: bool = True) -> None:
         self.backend = MemoryBackend()
         self.rooms = 0
         self.fulls = 0
         self.net = Net(GUEST_MAC, MTU, self.backend, Open(), on_room=self.on_room, on_full=self.on_full)
         super().__init__(self.net)
         self.start(features)
+        if not mergeable:
+            self.net.negotiated &= ~int(NetFeature.MRG_RXBUF)
 
     def on_room(self) -> None:
         self.rooms += 1
@@ -62,9 +64,13 @@ class Guest(Driver):
         self.kick(NetQueue.RECEIVE)
 
     def take(self) -> list[bytes]:
-        """The packets that came, each in a chain of its own, as its header says; chains that came back empty are left out."""
-        packets = [data for _, _, data in self.queues[NetQueue.RECEIVE].used() if data]
-        assert all(HEADER.unpack_from(packet)[-1] == 1 for packet in packets)
+        """The packets that came, put together where they took several chains; chains that came back empty are left out."""
+        used = [data for _, _, data in self.queues[NetQueue.RECEIVE].used() if data]
+        packets = []
+        while used:
+            count = used[0][HEADER.size - 2] if len(used[0]) >= HEADER.size else b"".join(used[: HEADER.size])[HEADER.size - 2]
+            packets.append(b"".join(used[:count]))
+            del used[:count]
         return packets
 
     def header(self, kind: int = 0, flags: int = 0) -> bytes:
@@ -80,7 +86,7 @@ def test_says_who_it_is(guest: Guest) -> None:
     assert guest.read(Register.DEVICE_ID) == 1
     config = bytes(guest.transport.read(Register.CONFIG + at, 1) for at in range(12))
     assert config == GUEST_MAC + struct.pack("<HHH", 1, 1, MTU)
-    own = NetFeature.MAC | NetFeature.MTU | NetFeature.STATUS
+    own = NetFeature.MAC | NetFeature.MTU | NetFeature.STATUS | NetFeature.MRG_RXBUF
     assert guest.net.features == own | MemoryBackend.offloads
     assert guest.backend.negotiated & guest.net.features == guest.net.features
 
@@ -168,7 +174,7 @@ def test_what_was_filtered_is_what_is_sent() -> None:
     places: list[int] = []
 
     class Rewriting(Open):
-        def may_leave(self, frame: bytes | memoryview) -> bool:
+        def may_leave(self, frame: bytes | bytearray | memoryview) -> bool:
             guest.ram.put(places[0], b"\xee" * 40)
             return True
 
@@ -195,8 +201,8 @@ LINUX_CHAIN = (HEADER.size, 4080, *[4096] * 17)
 
 @pytest.mark.parametrize("rooms", [LINUX_CHAIN, (40000, 40000), (5, 6, 1, 9, 70000), (1,) * 30 + (66000,), (MAX_PACKET,)])
 def test_packets_of_any_size_fill_chains_of_any_shape(rooms: Sequence[int]) -> None:
-    """In any order: only so much of a chain is looked at as the packet before would have needed."""
-    guest = Guest()
+    """In any order: without mergeable buffers, only so much of a chain is looked at as the packet before would have needed."""
+    guest = Guest(mergeable=False)
     guest.post_chains(9, rooms)
     sizes = (0, 0, 65000, 65000, 0, 2048, 2100, 65000, 4096 - len(INBOUND))
     packets = [guest.header(Segmentation.TCPV4) + INBOUND + random.Random(size).randbytes(size) for size in sizes]
@@ -209,26 +215,68 @@ def test_packets_of_any_size_fill_chains_of_any_shape(rooms: Sequence[int]) -> N
 @pytest.mark.parametrize("fits", [0, 1])
 @pytest.mark.parametrize("rooms", [(12, 60, 10), (2048, 900, 100)])
 def test_a_packet_that_does_not_fit_into_its_chain_is_lost_and_no_other(rooms: Sequence[int], fits: int) -> None:
-    guest = Guest()
+    guest = Guest(mergeable=False)
     guest.post_chains(2, rooms)
     packet = (PLAIN_HEADER + INBOUND).ljust(sum(rooms) + 1 - fits, b".")
     guest.backend.waiting += [packet, PLAIN_HEADER + b"!" * 14]
+    guest.net.receive()
     guest.net.receive()
     assert [len(got) for got in guest.take()] == [len(packet)] * fits + [HEADER.size + 14]
     assert guest.net.dropped == ({} if fits else {Drop.NO_ROOM: 1})
     assert guest.transport.misuse == ({} if fits else {Misuse.DIRECTION: 1})
 
 
-def test_a_chain_whose_end_breaks_a_rule_takes_no_packet_that_needs_it(guest: Guest) -> None:
+def test_a_chain_that_breaks_a_rule_takes_no_packet(guest: Guest) -> None:
     queue = guest.queues[NetQueue.RECEIVE]
     outside = guest.ram.base + len(guest.ram.bytes)
-    for _ in range(2):
-        queue.offer_places([(guest.ram.allocate(4096), 4096, True), (outside, 70000, True)])
-    guest.backend.waiting += [PLAIN_HEADER + INBOUND, PLAIN_HEADER + INBOUND + bytes(65000)]
-    guest.kick(NetQueue.RECEIVE)
+    for places in ([(outside, 2000, True)], [(guest.ram.allocate(4096), 4096, True), (outside, 70000, True)]):
+        queue.offer_places(places)
+    guest.post(2000)
+    guest.backend.waiting += [PLAIN_HEADER + INBOUND]
     guest.net.receive()
-    assert [length for _, length, _ in queue.used()] == [HEADER.size + len(INBOUND), 0]
-    assert guest.transport.misuse == {Misuse.OUTSIDE_RAM: 1, Misuse.DIRECTION: 1}
+    assert [length for _, length, _ in queue.used()] == [0, 0, HEADER.size + len(INBOUND)]
+    assert guest.transport.misuse == {Misuse.OUTSIDE_RAM: 2, Misuse.DIRECTION: 2}
+
+
+@pytest.mark.parametrize("rooms", [[40000, 40000], [1000] * 66, [4096] * 17, [5, 9, 1, 70000], [1] * 20 + [66000]])
+def test_packets_of_any_size_take_as_many_mergeable_buffers_as_they_need(guest: Guest, rooms: list[int]) -> None:
+    sizes = (65000, 0, 65000, 2048)
+    packets = [guest.header(Segmentation.TCPV4) + INBOUND + random.Random(size).randbytes(size) for size in sizes]
+    guest.backend.waiting += packets
+    got = []
+    for _ in sizes:
+        guest.post(*rooms)
+        while guest.net.receive() and guest.backend.waiting:
+            pass
+        got += guest.take()
+    assert [packet[HEADER.size :] for packet in got] == [packet[HEADER.size :] for packet in packets]
+    assert not guest.transport.misuse
+
+
+def test_a_packet_waits_for_mergeable_buffers_and_is_not_lost(guest: Guest) -> None:
+    packet = PLAIN_HEADER + INBOUND + bytes(range(250)) * 12
+    guest.backend.waiting += [packet, packet]
+    for rooms, room in ((1, 1000), (2, 2000), (3, 3000)):
+        guest.post(room)
+        assert guest.rooms == rooms
+        assert not guest.net.receive()
+    guest.post(4000, 4000)
+    assert guest.net.receive()
+    assert [got[HEADER.size :] for got in guest.take()] == [packet[HEADER.size :]] * 2
+
+
+def test_a_ring_that_can_never_hold_a_packet_is_given_back() -> None:
+    guest = Guest()
+    guest.start(ALL, [4, 4])
+    guest.post(10, 10, 10, 10)
+    guest.backend.waiting += [PLAIN_HEADER + INBOUND, PLAIN_HEADER + INBOUND]
+    assert guest.net.receive()
+    assert not guest.net.receive()
+    assert [length for _, length, _ in guest.queues[NetQueue.RECEIVE].used()] == [0] * 4
+    assert guest.net.dropped == {Drop.NO_ROOM: 1}
+    guest.post(2000)
+    assert not guest.net.receive()
+    assert len(guest.take()) == 1
 
 
 def test_a_packet_waits_for_a_buffer_and_is_not_lost(guest: Guest) -> None:

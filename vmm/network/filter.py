@@ -114,7 +114,7 @@ class PacketFilter:
         self._connection = ip_address(host).packed, port, host_port
         self._neighbours |= {ip_address(host).packed}
 
-    def may_leave(self, frame: bytes | memoryview) -> bool:
+    def may_leave(self, frame: bytes | bytearray | memoryview) -> bool:
         """Whether the guest may send it."""
         if len(frame) < _IPV4.size:  # no frame of the other kinds is that short either
             return False
@@ -140,7 +140,7 @@ class PacketFilter:
             self._verdicts[address] = verdict
         return verdict
 
-    def _arp(self, packet: bytes | memoryview) -> bool:
+    def _arp(self, packet: bytes | bytearray | memoryview) -> bool:
         if len(packet) < ARP.size:
             return False
         hardware, protocol, hardware_size, protocol_size, operation, mac, sender, _, target = ARP.unpack_from(packet)
@@ -148,12 +148,12 @@ class PacketFilter:
             return False
         return mac == self._mac and sender in self._own and (operation == ARP_REPLY or target in self._neighbours or self.allows(target))
 
-    def _of_connection(self, frame: bytes | memoryview, protocol: int, fragment: int, target: bytes) -> bool:
+    def _of_connection(self, frame: bytes | bytearray | memoryview, protocol: int, fragment: int, target: bytes) -> bool:
         if self._connection is None or protocol != _TCP or fragment & _FRAGMENTED or len(frame) < _IPV4.size + _PORTS.size:
             return False
         return self._connection == (target, *_PORTS.unpack_from(frame, _IPV4.size))
 
-    def _ipv6(self, packet: bytes | memoryview, *, to_group: bool) -> bool:
+    def _ipv6(self, packet: bytes | bytearray | memoryview, *, to_group: bool) -> bool:
         if len(packet) < _IPV6.size:
             return False
         version, following, source, destination = _IPV6.unpack_from(packet)
@@ -169,7 +169,7 @@ class PacketFilter:
                 return False
         return source in self._own and following in _IPV6_PROTOCOLS and not to_group and self.allows(destination)
 
-    def _discovery(self, message: bytes | memoryview) -> bool:
+    def _discovery(self, message: bytes | bytearray | memoryview) -> bool:
         """A question for a gateway's MAC, or the answer to one for the guest's."""
         if len(message) < _NEIGHBOUR.size:
             return False

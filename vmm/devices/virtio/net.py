@@ -2,12 +2,11 @@
 
     0  receive: empty buffers of the guest's, which frames for it are written to     1  transmit: frames of the guest's
 
-A packet is a header (5.1.6) and an Ethernet frame. Nothing is queued here: while the guest has no buffers, the back end is not read; while
-the back end has no room, the guest's chains are not given back.
+A packet is a header (5.1.6) and an Ethernet frame. Nothing is queued here but one packet for which there are too few buffers: while the
+guest has none, the back end is not read; while the back end has no room, the guest's chains are not given back.
 
 Each packet costs Python's time, so its bytes go straight between the guest's buffers and the back end, and one interrupt stands for all
-that a kick has led to. A driver fills the receive queue with chains that hold the largest packet (without MRG_RXBUF; 5.1.6.3.1): a packet
-costs one chain, where it would be seventeen of a page each.
+that a kick has led to.
 """
 
 import struct
@@ -16,16 +15,15 @@ from collections.abc import Callable, Sequence
 from enum import IntEnum, IntFlag
 from typing import Protocol
 
-from vmm.devices.virtio.buffers import advance, copy_start, scatter
+from vmm.devices.virtio.buffers import copy_start, scatter
 from vmm.devices.virtio.device import DeviceType, VirtioDevice
 from vmm.devices.virtio.misuse import Misuse
 from vmm.devices.virtio.queue import Chain, Queue
+from vmm.devices.virtio.receive import NUM_BUFFERS, ReceiveBuffers
 
 HEADER = struct.Struct("<BBHHHHH")
 """flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers (virtio 1.2, 5.1.6; with VERSION_1 always all of it)."""
-_NUM_BUFFERS = slice(HEADER.size - 2, HEADER.size)
-_NO_BUFFERS, _ONE_BUFFER = b"\0\0", b"\1\0"
-"""num_buffers of a packet to the device, and of one to the driver without MRG_RXBUF."""
+_NO_BUFFERS = b"\0\0"
 _CONFIG = struct.Struct("<6sHHH")
 """mac, status, max_virtqueue_pairs, mtu (virtio 1.2, 5.1.4)."""
 _LINK_UP = 1
@@ -38,8 +36,6 @@ _MIN_PACKET = HEADER.size + ETHERNET_BYTES
 FILTERED_BYTES = 128
 """So much of a frame at least is shown to the filter, in one piece: more than all the headers that it looks at."""
 _LOOKED_AT = HEADER.size + FILTERED_BYTES
-_SMALL_PACKET = 2048
-"""Packets are of one segment mostly, or as large as they can be; and after a small one comes another."""
 
 
 class NetFeature(IntFlag):
@@ -53,6 +49,7 @@ class NetFeature(IntFlag):
     GUEST_TSO6 = 1 << 8
     HOST_TSO4 = 1 << 11
     HOST_TSO6 = 1 << 12
+    MRG_RXBUF = 1 << 15
     STATUS = 1 << 16
 
 
@@ -83,6 +80,7 @@ NEEDED: dict[int, int] = {
 # An operation on an IntFlag costs a microsecond, on an int a fiftieth of it; these are used once or more a packet.
 _NEEDS_CSUM = int(HeaderFlag.NEEDS_CSUM)
 _CSUM = int(NetFeature.CSUM)
+_MRG_RXBUF = int(NetFeature.MRG_RXBUF)
 
 
 class NetQueue(IntEnum):
@@ -99,7 +97,7 @@ class Drop(IntEnum):
     """The guest sent what it may not."""
     LINK_DOWN = 1
     NO_ROOM = 2
-    """The guest's chain could not hold the packet."""
+    """The guest's chain, or with MRG_RXBUF all of its ring, could not hold the packet."""
 
 
 class Backend(Protocol):
@@ -134,7 +132,7 @@ class Backend(Protocol):
 class Filter(Protocol):
     """Decides by frames alone; see vmm.network.filter."""
 
-    def may_leave(self, frame: bytes | memoryview) -> bool:
+    def may_leave(self, frame: bytes | bytearray | memoryview) -> bool:
         """Whether the guest may send it."""
         ...
 
@@ -154,8 +152,7 @@ class Net(VirtioDevice):
     """
 
     device_type = DeviceType.NETWORK
-    # Linux fills the receive queue with chains of 72 KiB.
-    queue_sizes = (64, 256)
+    queue_sizes = (256, 256)
 
     def __init__(
         self,
@@ -168,16 +165,16 @@ class Net(VirtioDevice):
         on_full: Callable[[], None],
     ) -> None:
         super().__init__()
-        self.features = int(NetFeature.MAC | NetFeature.MTU | NetFeature.STATUS) | backend.offloads
+        self.features = int(NetFeature.MAC | NetFeature.MTU | NetFeature.STATUS | NetFeature.MRG_RXBUF) | backend.offloads
         self.dropped: Counter[Drop] = Counter()
         self._mac, self._mtu = mac, mtu
         self._backend, self._filter, self._on_room, self._on_full = backend, packet_filter, on_room, on_full
         self.on_first_packet: Callable[[], None] | None = None
         self._starved = True
         self._outgoing: deque[tuple[int, list[bytearray | memoryview]]] = deque()  # heads of chains, and what of them is to be sent
-        self._ready: Chain | None = None  # waits for a packet
-        self._expected = _SMALL_PACKET  # bytes of the next packet
-        self._rest = memoryview(bytearray(MAX_PACKET))  # for what of it does not fit into those bytes of a chain
+        self._buffers = ReceiveBuffers()
+        self._packet = memoryview(bytearray(MAX_PACKET))  # one that waits for more of them
+        self._held = 0  # its bytes; 0: there is none
         self._configure(link_up=True)
 
     @property
@@ -199,7 +196,8 @@ class Net(VirtioDevice):
         super().reset()
         self._starved = True
         self._outgoing.clear()
-        self._ready = None
+        self._buffers = ReceiveBuffers()
+        self._held = 0
 
     def notify(self, index: int) -> None:
         """The driver kicked a queue."""
@@ -235,10 +233,12 @@ class Net(VirtioDevice):
         if queue is None or not self._link_up:
             self._starved = True
             return False
+        self._starved = False
         try:
-            self._starved = not self._fill(queue)
+            self._fill(queue)
         except EOFError:
             self._lose_link()
+        self._buffers.give_back(queue)
         interrupt = queue.publish()
         if not self._starved:
             queue.suppress_notify()
@@ -246,35 +246,57 @@ class Net(VirtioDevice):
             self.host.kick(NetQueue.RECEIVE)
         return interrupt
 
-    def _fill(self, queue: Queue) -> bool:
-        """Have the back end write packets to the guest's chains, up to a queue's size of them. False if the guest has no more chains."""
+    def _fill(self, queue: Queue) -> None:
+        """Have the back end write packets to the guest's buffers, up to a queue's size of them."""
+        buffers, receive = self._buffers, self._backend.receive
         for _ in range(queue.size):
-            self._ready = chain = self._ready or queue.pop(self._expected)
+            size = receive(buffers.views) if buffers.room >= MAX_PACKET and not self._held else self._receive_short(queue)
+            if not size:
+                return
+            buffers.complete(size)
+
+    def _receive_short(self, queue: Queue) -> int:
+        """As `Backend.receive`, where there may be too little room for a packet.
+
+        It is held then, and the guest is starved, if the driver can make more buffers available; else it is lost.
+        """
+        buffers = self._buffers
+        final = self._collect(queue)
+        if not self._held:
+            if buffers.room >= MAX_PACKET:
+                return self._backend.receive(buffers.views)
+            if not buffers.room:
+                self._starved = True
+                return 0
+            self._held = self._backend.receive([self._packet])
+        size = self._held
+        if size > buffers.room and not final:
+            self._starved = True
+            return 0
+        self._held = 0
+        if size <= buffers.room:
+            return scatter(self._packet[:size], buffers.views)
+        self.host.report(Misuse.DIRECTION)
+        self.dropped[Drop.NO_ROOM] += 1
+        buffers.give_up()
+        return 0
+
+    def _collect(self, queue: Queue) -> bool:
+        """Have buffers ready for a packet of any size: with MRG_RXBUF of as many chains as that takes, without it of one (virtio 1.2,
+        5.1.6.3.1 and 5.1.6.4). False if the driver has to make more available for that.
+        """
+        buffers, mergeable = self._buffers, self.negotiated & _MRG_RXBUF
+        while buffers.room < MAX_PACKET and buffers.chains < (queue.size if mergeable else 1):
+            if mergeable and buffers.take_alike(queue):
+                continue
+            chain = queue.pop()
             if chain is None:
                 return False
-            size = 0
             if chain.readable or not chain.writable:
                 self.host.report(Misuse.DIRECTION)
-            elif not (size := self._backend.receive([*chain.writable, self._rest])):
-                return True
-            elif not self._complete(queue, chain, size):
-                self.host.report(Misuse.DIRECTION)
-                self.dropped[Drop.NO_ROOM] += 1
-                size = 0
-            queue.push(chain.head, size)
-            self._ready = None
-        return True
-
-    def _complete(self, queue: Queue, chain: Chain, size: int) -> bool:
-        """Have all of a packet in its chain, of which so far the buffers of `_expected` bytes are known. False if it does not fit."""
-        self._expected = MAX_PACKET if size > _SMALL_PACKET else _SMALL_PACKET
-        if size > chain.size:
-            rest, known = self._rest[: size - chain.size], len(chain.writable)
-            queue.extend(chain)
-            if size > chain.size:
-                return False
-            scatter(rest, chain.writable[known:])
-        scatter(_ONE_BUFFER, advance(chain.writable, _NUM_BUFFERS.start))
+                queue.push(chain.head, 0)
+            else:
+                buffers.add(chain)
         return True
 
     def _transmit(self) -> bool:
@@ -286,11 +308,13 @@ class Net(VirtioDevice):
         # All are looked at before one is sent: sending wakes who receives, and on a shared processor that one comes in between.
         while len(outgoing) < queue.size and (chain := queue.pop()) is not None:
             outgoing.append((chain.head, self._checked(chain)))
+        sent: list[int] = []
         while outgoing and backend.make_room():
             head, packet = outgoing.popleft()
             if packet:
                 backend.send(packet)
-            queue.push(head, 0)
+            sent.append(head)
+        queue.push_all(sent, [0] * len(sent))
         interrupt = queue.publish()
         if outgoing:
             queue.suppress_notify()
@@ -310,13 +334,13 @@ class Net(VirtioDevice):
         start = packet[0]
         # The one flag that means something in this direction, and no count of buffers (virtio 1.2, 5.1.6.2).
         start[0] &= _NEEDS_CSUM
-        start[_NUM_BUFFERS] = _NO_BUFFERS
+        start[NUM_BUFFERS] = _NO_BUFFERS
         needed = NEEDED.get(start[1])
         if needed is None or needed & ~self.negotiated or (start[0] and not self.negotiated & _CSUM):
             self.host.report(Misuse.PACKET)
         elif not self._link_up:
             self.dropped[Drop.LINK_DOWN] += 1
-        elif not self._filter.may_leave(memoryview(start)[HEADER.size :]):
+        elif not self._filter.may_leave(start[HEADER.size :]):
             self.dropped[Drop.FILTERED] += 1
         else:
             if self.on_first_packet is not None:
