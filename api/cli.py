@@ -122,6 +122,7 @@ def run(file: Path, args: tuple[str, ...], language: str, as_json: bool, verbose
     from vmm.zygote import Zygote
 
     zygote = Zygote.fork()
+    sys.modules["ssl"] = None  # type: ignore[assignment]  # asyncio can do without OpenSSL, which takes long to load
     import asyncio
 
     from api.host import time_factor

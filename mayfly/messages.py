@@ -1,7 +1,7 @@
 """The messages of the channel, as agent/PROTOCOL.md has them: what each holds, and how its payload is laid out.
 
 Each is a dataclass whose `layout` names the wire types of its fields in their order (mayfly/wire.py): the whole codec. They are not
-frozen, as that doubles what making so many classes takes at each start.
+frozen, and compare and show themselves by `Record`: methods of their own for so many classes would make each start slower.
 Paths, arguments and environment values may hold any bytes but NUL: what is not UTF-8 travels in `str` as surrogate escapes.
 """
 
@@ -75,7 +75,7 @@ class ExitHow(IntEnum):
     NOT_STARTED = 2
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False, repr=False)
 class Message(Record):
     """The payload of a frame; its class says the frame's type."""
 
@@ -96,7 +96,7 @@ class Message(Record):
 Env = tuple[tuple[str, str], ...]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False, repr=False)
 class Step(Record):
     """One program to run. Times in milliseconds, sizes in bytes; a limit of 0 means none."""
 
@@ -114,7 +114,7 @@ class Step(Record):
     layout = (STR, list_of(RAW), RAW, ENV, U32, U32, U64, U32, U64, U64, FLAG)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False, repr=False)
 class FileEntry(Record):
     """A file that the host is going to send: beneath /work, permission bits, size in bytes."""
 
@@ -124,7 +124,7 @@ class FileEntry(Record):
     layout = (RAW, U32, U64)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False, repr=False)
 class Start(Message):
     """Begin a run: what to execute and which files to expect."""
 
@@ -135,7 +135,7 @@ class Start(Message):
     layout = (ENV, list_of(record(Step)), list_of(record(FileEntry)))
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False, repr=False)
 class File(Message):
     """A piece of file `index` of START's list."""
 
@@ -146,14 +146,14 @@ class File(Message):
     layout = (U16, U64, rest())
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False, repr=False)
 class Begin(Message):
     """All files are there: run the steps."""
 
     type = FrameType.BEGIN
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False, repr=False)
 class Stdin(Message):
     """Bytes for the standard input of the step that takes it; only as many as CREDIT has granted."""
 
@@ -162,14 +162,14 @@ class Stdin(Message):
     layout = (rest(),)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False, repr=False)
 class StdinEof(Message):
     """Standard input is at its end."""
 
     type = FrameType.STDIN_EOF
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False, repr=False)
 class Signal(Message):
     """Send a signal to every process of the running step."""
 
@@ -178,7 +178,7 @@ class Signal(Message):
     layout = (U8,)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False, repr=False)
 class Collect(Message):
     """Ask for files and folders, by absolute path."""
 
@@ -187,7 +187,7 @@ class Collect(Message):
     layout = (list_of(RAW),)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False, repr=False)
 class Resumed(Message):
     """A new identity after a restore: time in nanoseconds since 1970, 16 bytes of boot id, host name, words of the network (as on the
     kernel's command line; empty: nothing changes), 16 to 512 bytes of entropy.
@@ -202,14 +202,14 @@ class Resumed(Message):
     layout = (U64, exactly(16), STR, STR, rest(MIN_ENTROPY, MAX_ENTROPY))
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False, repr=False)
 class Shutdown(Message):
     """Kill what runs and restart the machine."""
 
     type = FrameType.SHUTDOWN
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False, repr=False)
 class Hello(Message):
     """The agent is ready. `end_marker` is empty where it does not run as a machine's init."""
 
@@ -222,7 +222,7 @@ class Hello(Message):
     layout = (U16, STR, STR, U64, STR)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False, repr=False)
 class Stage(Message):
     """A step's program starts."""
 
@@ -232,7 +232,7 @@ class Stage(Message):
     layout = (U8, STR)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False, repr=False)
 class Stdout(Message):
     """What the step wrote to its standard output."""
 
@@ -241,7 +241,7 @@ class Stdout(Message):
     layout = (rest(),)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False, repr=False)
 class Stderr(Message):
     """What the step wrote to its standard error."""
 
@@ -250,7 +250,7 @@ class Stderr(Message):
     layout = (rest(),)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False, repr=False)
 class Exit(Message):
     """A step is over. `cut` tells of stdout, then of stderr, whether output was dropped; times in microseconds, memory in bytes."""
 
@@ -266,14 +266,14 @@ class Exit(Message):
     layout = (U8, enum(U8, ExitHow), U32, enum(U8, Limit), U64, U64, U64, bits(2))
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False, repr=False)
 class Done(Message):
     """The run is over."""
 
     type = FrameType.DONE
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False, repr=False)
 class Credit(Message):
     """The host may send so many bytes of STDIN beyond all that it was allowed before."""
 
@@ -285,7 +285,7 @@ class Credit(Message):
 _COLLECTED_FLAGS = bits(3)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False, repr=False)
 class Collected(Message):
     """A piece of COLLECT's answer.
 
@@ -312,7 +312,7 @@ class Collected(Message):
         return cls(index, FileEntry.read(cursor) if headed else None, ends, last, cursor.rest())
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False, repr=False)
 class Error(Message):
     """The agent could not do something; `code` says what."""
 

@@ -160,11 +160,17 @@ _PAIR: Wire[tuple[str, str]] = Wire(
 ENV = list_of(_PAIR)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False, repr=False)
 class Record:
-    """A dataclass whose `layout` has one wire type for each of its fields."""
+    """A dataclass whose `layout` has one wire type for each of its fields. It equals one of its class with the same fields."""
 
     layout: ClassVar[tuple[Wire[Any], ...]] = ()
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
     def encode(self) -> bytes:
         """The fields in their order, as bytes."""

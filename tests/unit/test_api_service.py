@@ -270,7 +270,7 @@ def test_a_hundred_runs_leak_nothing(serve: Callable[..., Any]) -> None:
         while service.admission.used:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0)
-        before = None
+        before = 0
         for turn in range(25):
             results = await asyncio.gather(*(finish(service, source=b"echo $1", args=(str(n),)) for n in range(4)))
             assert [result["steps"][1]["stdout"] for result in results] == [f"{n}\n" for n in range(4)]
