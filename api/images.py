@@ -1,5 +1,6 @@
 """The images that are installed here: found by language, version or file name, looked up at each call, so that a new one counts at once."""
 
+import contextlib
 import dataclasses
 import logging
 import platform
@@ -57,7 +58,7 @@ class Images:
             except (ImageError, OSError) as error:
                 log.warning("an image is left out: %s", error)
                 continue
-            if not self._languages or any(image.answers(name) for name in self._languages):
+            if self._is_served(image):
                 found.append(image)
         found.sort(key=lambda image: _sortable(image.manifest.version), reverse=True)
         found.sort(key=lambda image: (image.manifest.language, not image.is_default))
@@ -79,6 +80,12 @@ class Images:
         Raises:
             UnknownLanguageError: there is none, or it is not served here.
         """
+        if _NAME.fullmatch(name) and "@" not in name:  # the usual case, for which the others need not be read
+            with contextlib.suppress(ImageError, OSError):
+                folder = paths.image_dir(name, self.arch)
+                image = Image(folder, self._load(folder))
+                if image.answers(name) and self._is_served(image):
+                    return image
         images = self.installed()
         if _NAME.fullmatch(name):
             for image in images:
@@ -88,6 +95,9 @@ class Images:
         known = ", ".join(f"{image.manifest.language}@{image.manifest.version}" for image in images)
         hint = f"there are: {known}" if known else "no image is installed; build one: imagegen build rust"
         raise UnknownLanguageError(f"no image for the language {name[:80]!r} and {self.arch} machines", hint=hint)
+
+    def _is_served(self, image: Image) -> bool:
+        return not self._languages or any(image.answers(name) for name in self._languages)
 
     def _load(self, folder: Path) -> manifest.Manifest:
         found = manifest.load(folder)

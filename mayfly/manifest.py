@@ -4,6 +4,7 @@ It lies as `manifest.json` beside the `initramfs`. The JSON has the fields of th
 """
 
 import dataclasses
+import functools
 import json
 import types
 import typing
@@ -124,9 +125,12 @@ def _steps(raw: list[dict[str, Any]]) -> tuple[Step, ...]:
     return tuple(checked(Step, {**step, "argv": tuple(step["argv"])}) for step in raw)
 
 
+_hints = functools.cache(typing.get_type_hints)
+
+
 def checked(cls: type[_T], raw: Mapping[str, Any]) -> _T:
     """`cls(**raw)` after comparing each value with its field's type, as far as JSON can tell types apart."""
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]  # a class is hashable, which mypy does not see of one that is a parameter
     for name, value in raw.items():
         if name not in hints:
             raise ValueError(f"unknown field {name!r}")
