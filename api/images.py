@@ -80,14 +80,15 @@ class Images:
         Raises:
             UnknownLanguageError: there is none, or it is not served here.
         """
-        if _NAME.fullmatch(name) and "@" not in name:  # the usual case, for which the others need not be read
+        is_name = _NAME.fullmatch(name)
+        if is_name and "@" not in name:  # the usual case, for which the others need not be read
             with contextlib.suppress(ImageError, OSError):
                 folder = paths.image_dir(name, self.arch)
                 image = Image(folder, self._load(folder))
                 if image.answers(name) and self._is_served(image):
                     return image
         images = self.installed()
-        if _NAME.fullmatch(name):
+        if is_name:
             for image in images:
                 if image.answers(name):
                     return image

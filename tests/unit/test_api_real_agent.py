@@ -33,7 +33,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[s
         before = open_descriptors()
         snippets = tuple(Snippet(language="real", source=source, **snippet) for source in sources)
         result = asyncio.run(whole(snippets, config or {}))
-        assert open_descriptors() <= before  # what an earlier test left may be collected meanwhile
+        assert open_descriptors() == before
         assert result["error"] is None, result
         return result
 

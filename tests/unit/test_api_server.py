@@ -57,7 +57,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path) -> Call
 
         before = open_descriptors()
         result = asyncio.run(whole())
-        assert open_descriptors() <= before  # what an earlier test left may be collected meanwhile
+        assert open_descriptors() == before
         assert [path.name for path in config.socket.parent.rglob("*")] == []
         return result
 

@@ -34,7 +34,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]
 
         before = open_descriptors()
         result = asyncio.run(whole())
-        assert open_descriptors() <= before  # what an earlier test left may be collected meanwhile
+        assert open_descriptors() == before
         assert list(sockets.iterdir()) == []
         return result
 
@@ -278,7 +278,7 @@ def test_a_hundred_runs_leak_nothing(serve: Callable[..., Any]) -> None:
                 await asyncio.sleep(0.01)
             if turn == 0:
                 before = open_descriptors()
-        assert open_descriptors() <= before  # what an earlier test left may be collected meanwhile
+        assert open_descriptors() == before
         assert len(service._tasks) == 0
 
     serve(scenario, keep_runs=0, queue=4)

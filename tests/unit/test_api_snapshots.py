@@ -52,7 +52,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]
 
         before = open_descriptors()
         result = asyncio.run(whole())
-        assert open_descriptors() <= before  # what an earlier test left may be collected meanwhile
+        assert open_descriptors() == before
         assert not list(paths.snapshots_dir().glob(".*.part"))
         return result
 
