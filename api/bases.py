@@ -18,7 +18,7 @@ from api.start import start
 from mayfly.errors import SnapshotError, SnapshotNotFoundError
 from mayfly.files import sync
 from vmm.config import Channel
-from vmm.snapshot.folder import MEMORY, TOUCHED
+from vmm.snapshot.folder import MEMORY, WORKING_SET
 
 log = logging.getLogger(__name__)
 OUTPUT_SHOWN = 2000
@@ -86,7 +86,7 @@ async def make(
         chain = parent.chain if parent else ()
         written = await _run_and_save(spawner, wanted.restored_from(chain).saved_to(part), plan and zeroing(plan))
         if plan and not parent:
-            await _note_touched(spawner, wanted, plan, part)
+            await _note_working_set(spawner, wanted, plan, part)
         await asyncio.to_thread(
             snapshots.complete, part, name=name, image=wanted.image, machine=wanted.machine, parent=parent, memory_bytes=written
         )
@@ -101,13 +101,13 @@ def _fitting(name: str, wanted: Wanted, parent: Snapshot | None) -> Snapshot | N
     return found if found.manifest.parent == (parent.manifest.name if parent else "") else None
 
 
-async def _note_touched(spawner: Spawner, wanted: Wanted, plan: Plan, base: Path) -> None:
+async def _note_working_set(spawner: Spawner, wanted: Wanted, plan: Plan, base: Path) -> None:
     """Run `plan` again, from the new base: the pages that this touches are those that the runs from it will want first."""
     scratch = base / "scratch"
     scratch.mkdir()
     await asyncio.to_thread(sync, base / MEMORY)  # what is not on the disk yet stays in the page cache
     await _run_and_save(spawner, wanted.restored_from([base]).saved_to(scratch), plan)
-    await asyncio.to_thread((scratch / TOUCHED).replace, base / TOUCHED)
+    await asyncio.to_thread((scratch / WORKING_SET).replace, base / WORKING_SET)
     await asyncio.to_thread(shutil.rmtree, scratch)
 
 

@@ -31,7 +31,7 @@ from vmm.kvm.mapping import PAGE
 from vmm.snapshot.folder import FILES, MEMORY, PAGES, shape
 from vmm.snapshot.memory import joined, unpack_runs
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST, VERIFIED = "manifest.json", "verified.json"
 NAME = re.compile(r"[a-z0-9][A-Za-z0-9@._+-]{0,63}")
 READ_BYTES = 1 << 20

@@ -169,7 +169,7 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
             _add_virtio(machine, vm, loop, slot, device, registers)
         if config.restore:
             _restore(machine, vm, controller, vcpus, chain.state)
-            machine.pre_fault = lambda: machine.vcpus[0].call(lambda vcpu: _pre_fault(kvm, vcpu, mapping, chain.touched))
+            machine.pre_fault = lambda: machine.vcpus[0].call(lambda vcpu: _pre_fault(kvm, vcpu, mapping, chain.working_set))
         else:
             token = machine.channel.token if isinstance(machine.channel, TcpChannel) else ""
             cpu.set_up(vm, vcpus, entry=_load(config, vm, memory, mapping, command_line(config, token)))

@@ -166,7 +166,7 @@ def save(folder: Path, report: TextIO, fault: str) -> None:
     if fault != "disk-full":
         (folder / "memory").write_bytes(bytes(8192))
         (folder / "pages").write_bytes(struct.pack("<QQ", 1, 1))
-        (folder / "touched").write_bytes(struct.pack("<QQ", 1, 1) if os.environ["FAKE_RESTORE"] else b"")
+        (folder / "working-set").write_bytes(struct.pack("<QQ", 1, 1) if os.environ["FAKE_RESTORE"] else b"")
         (folder / "state.json").write_text("{}")
         report.write(json.dumps({"event": "saved", "memory": 4096}) + "\n")
     error = {"type": "SnapshotError", "message": "No space left on device", "hint": ""} if fault == "disk-full" else None

@@ -30,7 +30,7 @@ from mayfly.manifest import Step, Warmup
 from tests.scale import scaled
 from tests.unit.api_fakes import ROOT, FakeZygote, factory, install, install_toys, open_descriptors, small_config
 from vmm.config import MIB, NetworkBackend
-from vmm.snapshot.folder import FILES, MEMORY, PAGES, STATE, TOUCHED
+from vmm.snapshot.folder import FILES, MEMORY, PAGES, STATE, WORKING_SET
 
 Scenario = Callable[[Service], Awaitable[Any]]
 
@@ -177,7 +177,7 @@ def test_a_base_notes_what_its_first_restored_machine_touches(serve: Callable[..
     folder = serve(scenario, made=zygotes).folder
     booted, restored = zygotes[0].configs
     assert (booted.restore, restored.restore) == ((), (booted.save_to,))
-    assert (folder / TOUCHED).read_bytes() == struct.pack("<QQ", 1, 1)
+    assert (folder / WORKING_SET).read_bytes() == struct.pack("<QQ", 1, 1)
     assert {path.name for path in folder.iterdir()} == {*FILES, MANIFEST, snapshots.VERIFIED}
 
 

@@ -14,10 +14,10 @@ from typing import Any
 from mayfly.errors import ConfigError, SnapshotError
 from vmm.config import MachineConfig
 from vmm.kvm.mapping import PAGE, Mapping
-from vmm.snapshot.memory import Runs, changed_pages, lay_base, lay_diff, open_pagemap, pack_runs, touched_pages, unpack_runs, write_pages
+from vmm.snapshot.memory import Runs, changed_pages, lay_base, lay_diff, open_pagemap, pack_runs, unpack_runs, working_set, write_pages
 
-STATE, MEMORY, PAGES, TOUCHED = "state.json", "memory", "pages", "touched"
-FILES = (STATE, MEMORY, PAGES, TOUCHED)
+STATE, MEMORY, PAGES, WORKING_SET = "state.json", "memory", "pages", "working-set"
+FILES = (STATE, MEMORY, PAGES, WORKING_SET)
 AGAIN = "remove the snapshot (mayfly snapshot rm) and make it again"
 
 State = MappingOf[str, Any]
@@ -35,12 +35,12 @@ class Chain:
     Args:
         folders: of the base and its diffs, in that order. None: a machine that boots, whose memory is zeros.
         initrd: the base's initramfs, which is no part of the snapshot.
-        page_by_page: read each page from the disk when it is touched, and no others, so that `touched` is exact when the machine is saved.
+        page_by_page: read each page from the disk when it is touched, and no others, so that the working set is exact.
 
     Attributes:
         state: of the last folder; empty without any.
         initrd_offset: where in the mapping the initramfs lies; to be set when a machine boots.
-        touched: pages that the machine will want soon.
+        working_set: pages that the machine will soon read.
 
     Raises:
         SnapshotError: a file is missing or damaged.
@@ -49,10 +49,10 @@ class Chain:
     def __init__(self, folders: Sequence[str], initrd: str | None, *, page_by_page: bool = False) -> None:
         self._page_by_page = page_by_page
         self.state: State = {}
-        self.touched: Runs = ()
+        self.working_set: Runs = ()
         self._stack = contextlib.ExitStack()
         self._layers: list[tuple[int, bytes]] = []
-        self._touched = b""
+        self._packed_set = b""
         with contextlib.ExitStack() as failed:
             failed.callback(self.close)
             self._initrd = self._open(initrd) if initrd else -1
@@ -60,7 +60,7 @@ class Chain:
                 try:
                     self._layers.append((self._open(folder / MEMORY), (folder / PAGES).read_bytes()))
                     self.state = json.loads((folder / STATE).read_bytes())
-                    self._touched = (folder / TOUCHED).read_bytes()
+                    self._packed_set = (folder / WORKING_SET).read_bytes()
                 except (OSError, ValueError) as error:
                     raise SnapshotError(f"the snapshot {folder} cannot be read: {error}", hint=AGAIN) from error
             self.initrd_offset: int | None = self.state.get("initrd_offset")
@@ -94,7 +94,7 @@ class Chain:
             (lay_diff if number else lay_base)(mapping, fd, unpack_runs(pages, mapping.size))
         if self._page_by_page:
             mapping.read_page_by_page()
-        self.touched = unpack_runs(self._touched, mapping.size)
+        self.working_set = unpack_runs(self._packed_set, mapping.size)
 
     def close(self) -> None:
         """Close the files; what is mapped of them stays."""
@@ -136,13 +136,13 @@ class Target:
         Raises:
             SnapshotError: the disk is full, or fails.
         """
-        touched = touched_pages(self._pagemap, mapping) if self._chain.state else []
+        read = working_set(self._pagemap, mapping) if self._chain.state else []
         with Mapping(mapping.size) as before:
             self._chain.lay_over(before)
             runs = changed_pages(self._pagemap, mapping, before)
         try:
             write_pages(self._fds[MEMORY], mapping, runs)
-            for name, data in ((PAGES, pack_runs(runs)), (TOUCHED, pack_runs(touched)), (STATE, json.dumps(state).encode())):
+            for name, data in ((PAGES, pack_runs(runs)), (WORKING_SET, pack_runs(read)), (STATE, json.dumps(state).encode())):
                 view = memoryview(data)
                 while view:
                     view = view[os.write(self._fds[name], view) :]

@@ -6,6 +6,7 @@ costs the guest nothing while it runs.
 """
 
 import os
+import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -17,14 +18,15 @@ Runs = Sequence[tuple[int, int]]
 
 _RUN = struct.Struct("<QQ")
 _PAGEMAP_ENTRY = 8
-_IS_PRESENT = bytes(bits >> 7 for bits in range(256))
-"""For the highest byte of an entry: 1 if the page is mapped."""
+_IS_READ, _IS_OWN = 1, 2
+_STATE = bytes((0, 0, 0, 0, _IS_OWN, _IS_READ, _IS_OWN, _IS_READ)[bits >> 5] for bits in range(256))
+"""For the highest byte of an entry, bits 63 (mapped) and 61 (a file's): whether the page is mapped from a file, or the process's own."""
 BATCH = 1 << 14
 """Pages compared at a time (64 MiB)."""
 GAP = 256
 """Pages of zeros between two runs of a base that are mapped with them: a mapping costs more than they do."""
-NEAR = 8
-"""Pages between two touched runs that are mapped ahead with them, for the same reason."""
+_NEAR = re.compile(rb"(?<=\x01)\x00{1,8}(?=\x01)")
+"""Pages that nobody touched between two that were read: they are mapped ahead with them, for the same reason."""
 SHORT = 4
 """Runs of a diff with fewer pages are copied: a mapping of their own would cost more."""
 MAX_MAPPINGS = 16 * 1024
@@ -46,14 +48,17 @@ def changed_pages(pagemap_fd: int, mapping: Mapping, before: Mapping) -> list[tu
     return list(_runs(differs))
 
 
-def touched_pages(pagemap_fd: int, mapping: Mapping) -> list[tuple[int, int]]:
-    """The runs of pages of files in `mapping` that were read or written; their neighbours too, as far as they were in the page cache."""
-    touched = bytearray(mapping.size // PAGE)
+def working_set(pagemap_fd: int, mapping: Mapping) -> list[tuple[int, int]]:
+    """The runs of pages of files in `mapping` that were read but not written; their neighbours too, as far as they were in the page cache.
+
+    A page that is written gets a copy, and the guest a fault. Had it been mapped before, it would have to be unmapped everywhere first.
+    """
+    states = bytearray(mapping.size // PAGE)
     for offset, size in mapping.files:
         first, count = offset // PAGE, -(-size // PAGE)
         highest = _entries(pagemap_fd, mapping, first, count)[_PAGEMAP_ENTRY - 1 :: _PAGEMAP_ENTRY]
-        touched[first : first + count] = highest.translate(_IS_PRESENT)
-    return joined(list(_runs(touched)), gap=NEAR)
+        states[first : first + count] = highest.translate(_STATE)
+    return list(_runs(_NEAR.sub(lambda between: b"\x01" * len(between[0]), states)))
 
 
 def _entries(pagemap_fd: int, mapping: Mapping, first: int, count: int) -> bytes:
@@ -63,7 +68,7 @@ def _entries(pagemap_fd: int, mapping: Mapping, first: int, count: int) -> bytes
     return entries
 
 
-def _runs(flags: bytearray) -> Iterator[tuple[int, int]]:
+def _runs(flags: bytes | bytearray) -> Iterator[tuple[int, int]]:
     first = flags.find(1)
     while first >= 0:
         end = flags.find(0, first)
@@ -82,7 +87,7 @@ def write_pages(fd: int, mapping: Mapping, runs: Runs) -> None:
 
 
 def pack_runs(runs: Runs) -> bytes:
-    """The content of the files `pages` and `touched`."""
+    """The content of the files `pages` and `working-set`."""
     return b"".join(_RUN.pack(*run) for run in runs)
 
 
