@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from api.runs import Run, Status
 from api.snapshots import Snapshot
 from api.start import start
 from mayfly.errors import SnapshotError, SnapshotNotFoundError
-from mayfly.files import sync
+from mayfly.files import remove_tree, sync
 from vmm.config import Channel
 from vmm.snapshot.folder import MEMORY, WORKING_SET
 
@@ -108,7 +107,7 @@ async def _note_working_set(spawner: Spawner, wanted: Wanted, plan: Plan, base: 
     await asyncio.to_thread(sync, base / MEMORY)  # what is not on the disk yet stays in the page cache
     await _run_and_save(spawner, wanted.restored_from([base]).saved_to(scratch), plan)
     await asyncio.to_thread((scratch / WORKING_SET).replace, base / WORKING_SET)
-    await asyncio.to_thread(shutil.rmtree, scratch)
+    await asyncio.to_thread(remove_tree, scratch)
 
 
 async def _run_and_save(spawner: Spawner, wanted: Wanted, plan: Plan | None) -> int:

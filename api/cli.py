@@ -175,7 +175,7 @@ def doctor(as_json: bool, **flags: Any) -> int:
             if not check.ok and check.mend:
                 click.echo(f"         {'':<7} -> {check.mend}")
     if as_json:
-        click.echo(json.dumps({"ok": all(check.ok for check in checks), "checks": [dataclasses.asdict(check) for check in checks]}))
+        click.echo(json.dumps({"ok": all(check.ok for check in checks), "checks": [check._asdict() for check in checks]}))
     return 0 if all(check.ok for check in checks) else 1
 
 

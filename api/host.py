@@ -1,11 +1,10 @@
 """What this host can do: the factor for time limits, and the checks of `mayfly doctor`."""
 
-import dataclasses
 import os
 import pwd
-import shutil
 import socket
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from api.admission import DEFAULT_SHARE, available_memory
 from api.config import DEFAULT_EMULATED_FACTOR, Config
@@ -31,8 +30,7 @@ def time_factor(config: Config, probing: Callable[[], KvmProbe] = probe) -> floa
     return DEFAULT_EMULATED_FACTOR if found.emulated else 1.0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Check:
+class Check(NamedTuple):
     """One line of the doctor: what was looked at, how it is, and if it is not well, what mends it."""
 
     name: str
@@ -91,6 +89,8 @@ def _user(config: Config) -> Check:
 def _network(config: Config) -> Check:
     """What the back end for networks needs; whether it works shows when a machine opens it."""
     if config.network_backend is NetworkBackend.PASST:
+        import shutil
+
         program = shutil.which(PROGRAM)
         return Check(name="network", ok=program is not None, finding=program or "passt is not installed", mend="apt-get install passt")
     there = {name for _, name in socket.if_nameindex()}

@@ -1,11 +1,11 @@
 """The images that are installed here: found by language, version or file name, looked up at each call, so that a new one counts at once."""
 
 import contextlib
-import dataclasses
 import logging
 import platform
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from mayfly import manifest, paths
 from mayfly.errors import ImageError, ImageNotFoundError, UnknownLanguageError
@@ -16,8 +16,7 @@ _NAME = re.compile(r"[a-z][a-z0-9+_-]*(@[A-Za-z0-9][A-Za-z0-9._-]*)?")
 """What may be a language: nothing that could be a path."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Image:
+class Image(NamedTuple):
     """An installed image."""
 
     folder: Path

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from api.config import Config
 from api.images import Image
@@ -24,8 +25,7 @@ RATES: Mapping[Channel, float] = {Channel.SERIAL: 2048.0, Channel.VIRTIO: 256 * 
 """Bytes a second that each channel surely reaches, even on an emulated host: so much time is allowed for what goes over it."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Wanted:
+class Wanted(NamedTuple):
     """A machine of `image` that is to come up within `timeout_s`."""
 
     image: Image
@@ -34,16 +34,15 @@ class Wanted:
 
     def restored_from(self, chain: Sequence[Path]) -> "Wanted":
         """The same machine, but going on from the snapshots in these folders."""
-        return dataclasses.replace(self, machine=dataclasses.replace(self.machine, restore=tuple(map(str, chain))))
+        return self._replace(machine=dataclasses.replace(self.machine, restore=tuple(map(str, chain))))
 
     def saved_to(self, folder: Path) -> "Wanted":
         """The same machine, which can be saved to `folder`. Its network device, if it has one, is connected to nothing."""
         network = self.machine.network and self.machine.network.disconnected()
-        return dataclasses.replace(self, machine=dataclasses.replace(self.machine, network=network, save_to=str(folder)))
+        return self._replace(machine=dataclasses.replace(self.machine, network=network, save_to=str(folder)))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(NamedTuple):
     """One run to be executed. `deadline_s` is the time from HELLO to DONE; each byte on the channel extends it by 1/`rate` seconds."""
 
     wanted: Wanted
@@ -81,7 +80,7 @@ def make_warmup(image: Image, config: Config, factor: float) -> Plan | None:
 def zeroing(plan: Plan) -> Plan:
     """`plan` with a step at its end that zeroes the machine's free memory."""
     steps = (*plan.start.steps, ZERO_MEMORY)
-    return dataclasses.replace(plan, start=dataclasses.replace(plan.start, steps=steps))
+    return plan._replace(start=dataclasses.replace(plan.start, steps=steps))
 
 
 def make_plan(

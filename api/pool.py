@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 from api.admission import Admission, Ticket
 from api.metrics import Observer
@@ -18,8 +19,7 @@ from vmm.config import MachineConfig
 log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass
-class Idle:
+class Idle(NamedTuple):
     """A machine that waits, and its place in the memory budget, which goes to whoever takes it."""
 
     ready: Ready

@@ -2,13 +2,12 @@
 
 import asyncio
 import base64
-import dataclasses
 import enum
 import json
-import secrets
+import os
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from api import problems
 from api.record import Kind, Mode, Reader, Record
@@ -41,8 +40,7 @@ class Status(enum.StrEnum):
     ERROR = "error"
 
 
-@dataclasses.dataclass(frozen=True)
-class StepResult:
+class StepResult(NamedTuple):
     """How one step ended."""
 
     name: str
@@ -69,7 +67,7 @@ class Run:
     """One run. `step_names` are the steps that its language has; the last one is the snippet itself, the ones before it build it."""
 
     def __init__(self, *, language: str, version: str, mode: Mode, step_names: tuple[str, ...]) -> None:
-        self.id = secrets.token_hex(16)
+        self.id = os.urandom(16).hex()
         self.language = language
         self.version = version
         self.mode = mode

@@ -7,7 +7,7 @@ the run with a GuestError. `feed` never raises for what the guest did, and gives
 import dataclasses
 import enum
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from mayfly.errors import BootError, GuestError, MayflyError
 from mayfly.protocol import (
@@ -78,8 +78,7 @@ _OF_NO_RUN = (Hello, Error)
 """What may come with run 0."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Failed:
+class Failed(NamedTuple):
     """The run, or the machine before it, has come to a bad end."""
 
     error: MayflyError

@@ -8,22 +8,20 @@ others than those that were noted then (`verified.json`).
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import re
-import shutil
 import struct
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from api.images import Image
-from imagegen.store import PART, locked
+from imagegen.store import ASIDE, PART, clear, locked
 from imagegen.store import replacing as replacing_folder
 from mayfly import __version__, paths
 from mayfly.errors import ConfigError, SnapshotError, SnapshotNotFoundError
-from mayfly.files import file_digest, sync
+from mayfly.files import file_digest, remove_tree, sync
 from mayfly.manifest import checked
 from mayfly.protocol import PROTOCOL_VERSION
 from vmm.config import MachineConfig
@@ -83,8 +81,7 @@ class SnapshotManifest:
             raise SnapshotError(f"{origin}: {error}", hint="make the snapshot again") from error
 
 
-@dataclasses.dataclass(frozen=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """A snapshot that is there, and the one that it differs from; a base has none."""
 
     folder: Path
@@ -99,6 +96,8 @@ class Snapshot:
 
 def _memory_digest(folder: Path) -> str:
     """The digest of what is mapped of a snapshot's memory. The holes between are what makes the file large; nobody sees them."""
+    import hashlib  # only here: it loads OpenSSL
+
     found = hashlib.sha256()
     with (folder / MEMORY).open("rb") as file:
         runs = joined(unpack_runs((folder / PAGES).read_bytes(), (folder / MEMORY).stat().st_size))
@@ -273,15 +272,15 @@ def remove(name: str) -> None:
         if not (folder / MANIFEST).exists():
             raise SnapshotNotFoundError(f"no snapshot {name!r}", hint="mayfly snapshot list shows them")
         (folder / MANIFEST).unlink()  # from here on it is not found
-        shutil.rmtree(folder)
+        remove_tree(folder)
 
 
 def sweep() -> None:
     """Remove what killed creators have left."""
-    for part in paths.snapshots_dir().glob(f".*{PART}"):
-        name = part.name[1:].rsplit(".", 2)[0]
-        with contextlib.suppress(OSError), locked(paths.snapshots_dir() / name, wait=False):  # else its creator is alive
-            shutil.rmtree(part)
+    left = {path.with_name(path.stem[1:]) for suffix in (PART, ASIDE) for path in paths.snapshots_dir().glob(f".*{suffix}")}
+    for folder in left:
+        with contextlib.suppress(OSError), locked(folder, wait=False):  # else its creator is alive
+            clear(folder)
 
 
 def disk_bytes(snapshot: Snapshot) -> int:

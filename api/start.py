@@ -1,10 +1,10 @@
 """Machines that are ready for a run: booted, or restored from a snapshot and given an identity of their own."""
 
 import asyncio
-import dataclasses
 import enum
 import os
 import time
+from typing import NamedTuple
 
 from api.machine import Ended, Machine, Spawner
 from api.plan import Wanted
@@ -28,8 +28,7 @@ class StartKind(enum.StrEnum):
     WARM = "warm"
 
 
-@dataclasses.dataclass
-class Ready:
+class Ready(NamedTuple):
     """A machine whose agent has said HELLO, and the conversation with it."""
 
     machine: Machine

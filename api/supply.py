@@ -84,8 +84,7 @@ class Supply:
         if base is None:
             raise HostError("its snapshot is not made yet")
         ready = await start(self._spawner, wanted.restored_from(base.chain))
-        ready.kind = StartKind.WARM
-        return ready
+        return ready._replace(kind=StartKind.WARM)
 
     async def ensure_base(self, wanted: Wanted, *, again: bool = False) -> Snapshot:
         """The base for this machine, made if need be.

@@ -4,19 +4,18 @@ import contextlib
 import errno
 import fcntl
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from mayfly.errors import ImageError
-from mayfly.files import sync
+from mayfly.files import remove_tree, sync
 from mayfly.manifest import load
 from mayfly.paths import cache_dir, data_dir
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-PART = ".part"
+PART, ASIDE = ".part", ".aside"
+"""What .NAME ends in beside NAME: its next content while that is made, and its last one where the two cannot change places at once."""
 
 
 @contextlib.contextmanager
@@ -39,11 +38,11 @@ def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
 def replacing(folder: Path) -> Iterator[Path]:
     """Give an empty folder beside `folder`; on success it takes its place at once, on failure it is removed.
 
-    Call it with the lock held: left-overs of killed builds are removed first.
+    Call it with the lock held: what a killed build has left is removed first.
     """
-    for old in folder.parent.glob(f".{folder.name}.*{PART}"):
-        shutil.rmtree(old)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=PART, dir=folder.parent))
+    clear(folder)
+    part = _beside(folder, PART)
+    part.mkdir(mode=0o700)
     try:
         yield part
         part.chmod(0o755)
@@ -51,7 +50,8 @@ def replacing(folder: Path) -> Iterator[Path]:
         _swap(part, folder)
         sync(folder.parent)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            clear(folder)
 
 
 @contextlib.contextmanager
@@ -69,8 +69,19 @@ def making(folder: Path) -> Iterator[Path]:
         yield part
 
 
+def clear(folder: Path) -> None:
+    """Remove what is beside `folder` of it. Call it with the lock held."""
+    for path in (_beside(folder, PART), _beside(folder, ASIDE)):
+        if path.exists():
+            remove_tree(path)
+
+
+def _beside(folder: Path, suffix: str) -> Path:
+    return folder.with_name(f".{folder.name}{suffix}")
+
+
 def _swap(new: Path, old: Path) -> None:
-    """Put `new` where `old` is, and the other way round, in one step where the file system can (renameat2(2), RENAME_EXCHANGE)."""
+    """Put `new` where `old` is, in one step where the file system can (renameat2(2), RENAME_EXCHANGE); what was there is beside then."""
     if not old.exists():
         new.rename(old)
         return
@@ -82,10 +93,8 @@ def _swap(new: Path, old: Path) -> None:
     number = ctypes.get_errno()
     if number not in (errno.EINVAL, errno.ENOSYS):  # 9p and the like cannot: two steps, with a moment between them
         raise ImageError(f"cannot put {new} in the place of {old}: {os.strerror(number)}")
-    aside = new.with_name(f"{new.name.removesuffix(PART)}.old{PART}")
-    old.rename(aside)
+    old.rename(_beside(old, ASIDE))
     new.rename(old)
-    shutil.rmtree(aside)
 
 
 def image_folders() -> list[Path]:
@@ -131,16 +140,16 @@ def prune_cache() -> list[tuple[Path, int]]:
                 removed.append((path, path.stat().st_size))
                 path.unlink()
         for folder in cache_dir().glob("prepare.*"):
-            shutil.rmtree(folder)
+            remove_tree(folder)
     return removed
 
 
 def remove(folder: Path) -> None:
     """Remove an image, in one step for those who look for it."""
     with locked(folder):
-        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=PART, dir=folder.parent))
-        folder.rename(part / "image")
-        shutil.rmtree(part)
+        clear(folder)
+        folder.rename(_beside(folder, ASIDE))
+        clear(folder)
     with contextlib.suppress(OSError):
         (folder.parent / f".{folder.name}.lock").unlink()
         folder.parent.rmdir()

@@ -1,9 +1,10 @@
-"""Files that are there whole or not at all, and what they hash to."""
+"""Files that are there whole or not at all, and what they hash to.
+
+hashlib, tempfile and shutil load large libraries, so the functions that want them import them: most runs call none of these.
+"""
 
 import contextlib
-import hashlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -15,6 +16,8 @@ def atomic_write(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
 
     The parent folder is made if need be. A reader sees the old file or the new one, never a part.
     """
+    import tempfile
+
     path.parent.mkdir(parents=True, exist_ok=True)
     fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     try:
@@ -33,6 +36,8 @@ def atomic_write(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
 
 def file_digest(path: Path) -> str:
     """`sha256:` and the hexadecimal digest of the file's content."""
+    import hashlib
+
     with path.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
@@ -44,3 +49,10 @@ def sync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder with all that is in it."""
+    import shutil
+
+    shutil.rmtree(folder)

@@ -6,12 +6,12 @@ Two kinds of error: what we were asked to send does not fit the protocol (`Reque
 sent is not a frame (never an exception: `FrameReader` drops it and counts why).
 """
 
-import dataclasses
 import struct
 import zlib
 from collections import Counter
 from collections.abc import Collection
 from enum import StrEnum
+from typing import NamedTuple
 
 import sliplib  # type: ignore[import-untyped]
 
@@ -123,8 +123,7 @@ class Drop(StrEnum):
     PAYLOAD = "payload does not parse"
 
 
-@dataclasses.dataclass(frozen=True)
-class Frame:
+class Frame(NamedTuple):
     """A message and the run that it belongs to (0: to none)."""
 
     message: Message

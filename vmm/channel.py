@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import secrets
 import select
 import socket
 import threading
@@ -169,7 +168,7 @@ class TcpChannel:
         failed: Callable[[OSError], None],
     ) -> None:
         channel.setblocking(False)
-        self.token = secrets.token_hex(TOKEN_BYTES)
+        self.token = os.urandom(TOKEN_BYTES).hex()
         self._connect, self._closed, self._failed = connect, closed, failed
         self._channel, self._loop = channel, loop
         self._connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)

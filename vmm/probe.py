@@ -4,9 +4,9 @@
 """
 
 import contextlib
-import dataclasses
 import sys
 import time
+from typing import NamedTuple
 
 from mayfly.errors import MayflyError
 from vmm import arch
@@ -21,8 +21,7 @@ LIMIT_S = 0.08
 MEMORY = 4 << 20
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class KvmProbe:
+class KvmProbe(NamedTuple):
     """What was found.
 
     Attributes:

@@ -11,7 +11,6 @@ When either end of the pair is closed, or the client dies, the zygote ends; when
 """
 
 import contextlib
-import dataclasses
 import gc
 import json
 import os
@@ -22,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from mayfly.errors import HostError
 from vmm.config import MachineConfig
@@ -34,16 +33,14 @@ CONTROL_FD = 3
 START = "import sys; from vmm.zygote import main; main(int(sys.argv[1]), int(sys.argv[2]))"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Forked:
+class Forked(NamedTuple):
     """The vmm process of `machine` exists."""
 
     machine: int
     pid: int
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Reaped:
+class Reaped(NamedTuple):
     """The vmm process of `machine` is gone; `status` is its exit code, or minus the signal that ended it."""
 
     machine: int

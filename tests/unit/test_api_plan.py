@@ -84,7 +84,7 @@ def test_limits_are_the_least_of_what_is_asked_and_allowed() -> None:
 def test_a_manifests_limit_goes_before_the_servers() -> None:
     image = toy()
     step = dataclasses.replace(image.manifest.steps[1], wall_s=30.0, memory=5 * MIB)
-    image = dataclasses.replace(image, manifest=dataclasses.replace(image.manifest, steps=(step,)))
+    image = image._replace(manifest=dataclasses.replace(image.manifest, steps=(step,)))
     (run,) = make_plan(Snippet(source=b"", limits={"run": {"wall_s": 20.0}}), image, Config(), 1.0).start.steps
     assert (run.wall_ms, run.memory) == (20_000, 5 * MIB)
 

@@ -297,13 +297,18 @@ def test_a_name_is_no_path(serve: Callable[..., Any], name: str) -> None:
 
 def test_what_a_killed_creator_left_is_swept_but_not_what_a_live_one_needs(serve: Callable[..., Any]) -> None:
     paths.snapshots_dir().mkdir(parents=True)
-    (paths.snapshots_dir() / ".toy.abc123.part").mkdir()
-    (paths.snapshots_dir() / ".toy.abc123.part" / MEMORY).write_bytes(b"half")
+    (paths.snapshots_dir() / ".toy.part").mkdir()
+    (paths.snapshots_dir() / ".toy.part" / MEMORY).write_bytes(b"half")
     with snapshots.claimed("toy"):
         snapshots.sweep()
-        assert (paths.snapshots_dir() / ".toy.abc123.part").exists()
+        assert (paths.snapshots_dir() / ".toy.part").exists()
     snapshots.sweep()
-    assert not (paths.snapshots_dir() / ".toy.abc123.part").exists()
+    assert not (paths.snapshots_dir() / ".toy.part").exists()
+
+
+def test_what_another_makes_is_left_alone_though_its_name_begins_the_same(serve: Callable[..., Any]) -> None:
+    with snapshots.claimed("toy.tap"), snapshots.replacing("toy.tap") as part, snapshots.claimed("toy"), snapshots.replacing("toy"):
+        assert part.exists()
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -253,7 +253,7 @@ def test_a_failed_build_leaves_the_old_image_and_nothing_else(layout: Path, tmp_
 
 def test_left_overs_of_a_killed_build_go(layout: Path) -> None:
     folder = image_dir("toy", "x86_64")
-    left = folder.parent / ".x86_64.abc.part"
+    left = folder.parent / ".x86_64.part"
     left.mkdir(parents=True)
     (left / "initramfs").write_bytes(b"half")
     build(_options(layout), Silent())

@@ -125,7 +125,7 @@ class State(Protocol):
     """What KVM keeps of a machine besides its memory, as JSON, for snapshots."""
 
     def identity(self, kvm: Kvm) -> str:
-        """A digest of what processor and KVM offer to guests here: a guest goes on only where it is the same."""
+        """What processor and KVM offer to guests here, as text: a guest goes on only where it is the same."""
         ...
 
     def save(self, vm: Vm, controller: Any, vcpus: Sequence[Vcpu]) -> MappingOf[str, Any]:

@@ -1,7 +1,7 @@
 """Read the setup header of an x86 bzImage (Linux Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header")."""
 
-import dataclasses
 from enum import IntEnum
+from typing import NamedTuple
 
 from mayfly.errors import BootError
 
@@ -30,8 +30,7 @@ class Header(IntEnum):
     END = 0x268
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BzImage:
+class BzImage(NamedTuple):
     """What loading needs. The protected-mode kernel is the file from `kernel_offset` on; it goes to `load_address`."""
 
     setup_header: bytes

@@ -1,8 +1,8 @@
 """Read the program headers of an ELF vmlinux (System V ABI, "Object Files" and "Program Loading")."""
 
-import dataclasses
 import struct
 from enum import IntEnum
+from typing import NamedTuple
 
 from mayfly.errors import BootError
 
@@ -23,8 +23,7 @@ class Machine(IntEnum):
     AARCH64 = 183
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Segment:
+class Segment(NamedTuple):
     """`file_size` bytes at `offset` of the file belong at `address` of the guest, followed by zeros up to `memory_size`."""
 
     offset: int
@@ -33,8 +32,7 @@ class Segment:
     memory_size: int
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Elf:
+class Elf(NamedTuple):
     """What loading needs: physical entry point and segments."""
 
     entry: int

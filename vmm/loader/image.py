@@ -1,8 +1,8 @@
 """Read the header of an arm64 `Image` (Linux Documentation/arch/arm64/booting.rst, "Call the kernel image")."""
 
-import dataclasses
 import struct
 from enum import IntFlag
+from typing import NamedTuple
 
 from mayfly.errors import BootError
 
@@ -20,8 +20,7 @@ class Flag(IntFlag):
     BIG_ENDIAN = 1 << 0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Image:
+class Image(NamedTuple):
     """What loading needs: the file goes to `text_offset` above a 2 MiB boundary, where the kernel takes `memory_size` bytes."""
 
     text_offset: int

@@ -13,7 +13,6 @@ The order of restoring matters (Linux Documentation/virt/kvm/api.rst, and what K
 
 import base64
 import errno
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,16 +49,16 @@ _PER_CPU_LEAVES = (0xB, 0x1F, 0x8000_001E)
 
 
 def identity(kvm: Kvm) -> str:
-    """A digest of what processor and KVM offer to guests here: a guest goes on only where it is the same."""
+    """What processor and KVM offer to guests here, as text: a guest goes on only where it is the same."""
     cpuid = supported_cpuid(kvm)
-    digest = hashlib.sha256()
+    leaves = []
     for index in range(cpuid.nent):
         entry = cpuid.entries[index]
         if entry.function in _PER_CPU_LEAVES:
             continue
         ebx = entry.ebx & 0xFFFF if entry.function == 1 else 0 if entry.function == 0xD else entry.ebx  # APIC id; size of what is on now
-        digest.update(repr((entry.function, entry.index, entry.eax, ebx, entry.ecx, entry.edx)).encode())
-    return digest.hexdigest()
+        leaves.append(f"{entry.function:x}.{entry.index:x}: {entry.eax:x} {ebx:x} {entry.ecx:x} {entry.edx:x}")
+    return ", ".join(leaves)
 
 
 def save(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu]) -> State:

@@ -19,7 +19,7 @@ from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import Any
+from typing import Any, NamedTuple
 
 from vmm.devices.virtio.misuse import Misuse
 from vmm.memory import GuestAddressError, GuestMemory
@@ -89,8 +89,7 @@ class Chain:
     size: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class QueueLayout:
+class QueueLayout(NamedTuple):
     """Where the driver put the three parts of a queue, and how many entries they have (a power of 2)."""
 
     size: int
