@@ -14,7 +14,7 @@ from api.record import Mode
 from api.runs import Run, Status
 from api.snapshots import Snapshot
 from api.start import start
-from mayfly.errors import SnapshotError, SnapshotNotFoundError
+from mayfly.errors import ConfigError, SnapshotError, SnapshotNotFoundError
 from mayfly.files import remove_tree, sync
 from vmm.config import Channel
 from vmm.snapshot.folder import MEMORY, WORKING_SET
@@ -41,13 +41,18 @@ def _unusual(wanted: Wanted) -> list[str]:
     return unusual + ([machine.channel] if machine.channel is not Channel.VIRTIO else [])
 
 
-def _usable(name: str, wanted: Wanted) -> Snapshot:
-    """The snapshot of that name, from which this machine can go on.
+def _usable(name: str, wanted: Wanted, parent: Snapshot | None = None) -> Snapshot:
+    """The base of that name, or with `parent` the diff, from which this machine can go on.
 
     Raises:
         SnapshotError: there is none, or it does not fit.
+        ConfigError: a diff has the name of a base, or the other way round.
     """
     snapshot = snapshots.find(name)
+    if parent and not snapshot.manifest.parent:
+        raise ConfigError(f"{name!r} is the name of a language's own snapshot", hint="give another --name")
+    if snapshot.manifest.parent and not parent:
+        raise ConfigError(f"{name!r}, a snapshot over {snapshot.manifest.parent}, has the name of a language's own", hint="remove it")
     snapshots.check(snapshot, wanted.image, wanted.machine)
     return snapshot
 
@@ -58,7 +63,7 @@ def find_base(wanted: Wanted) -> Snapshot | None:
         return _usable(base_name(wanted), wanted)
     except SnapshotNotFoundError:
         return None
-    except SnapshotError as error:
+    except (SnapshotError, ConfigError) as error:
         log.warning("a snapshot is not used: %s", error)
         return None
 
@@ -68,10 +73,12 @@ async def make(
 ) -> Snapshot:
     """Make the snapshot `name` of the machine `wanted` after it has run `plan`, if there is one; without a parent it boots for that.
 
-    Two who make the same do the work once: unless `again`, one that fits is kept. At an error nothing is left.
+    Two who make the same do the work once: unless `again`, one that fits is kept. A base and a diff never take each other's place. At an
+    error nothing is left.
 
     Raises:
         SnapshotError: the snippet failed, or the snapshot could not be written.
+        ConfigError: the name is taken.
         MayflyError: the machine came to a bad end.
     """
     with contextlib.ExitStack() as held:
@@ -79,7 +86,8 @@ async def make(
         waiter = ThreadPoolExecutor(1)
         await asyncio.get_running_loop().run_in_executor(waiter, held.enter_context, snapshots.claimed(name))
         waiter.shutdown(wait=False)
-        if not again and (found := await asyncio.to_thread(_fitting, name, wanted, parent)):
+        found = await asyncio.to_thread(_fitting, name, wanted, parent)
+        if found and not again:
             return found
         part = held.enter_context(snapshots.replacing(name))
         chain = parent.chain if parent else ()
@@ -93,8 +101,9 @@ async def make(
 
 
 def _fitting(name: str, wanted: Wanted, parent: Snapshot | None) -> Snapshot | None:
+    """The snapshot of that name, if it is what `make` would make."""
     try:
-        found = _usable(name, wanted)
+        found = _usable(name, wanted, parent)
     except SnapshotError:
         return None
     return found if found.manifest.parent == (parent.manifest.name if parent else "") else None

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from api import snapshots
-from api.bases import base_name, make
+from api.bases import make
 from api.config import Config
 from api.host import time_factor
 from api.plan import make_plan, want_machine
@@ -48,8 +48,6 @@ async def _create(language: str, file: Path | None, *, name: str, parent: str, c
         plan = make_plan(Snippet(source=read_source(file)), image, config, factor)
         over = snapshots.find(parent) if parent else await service.supply.ensure_base(wanted)
         snapshots.check(over, image, wanted.machine)
-        if name == base_name(wanted):
-            raise ConfigError(f"{name!r} is the name of the language's own snapshot", hint="give another --name")
         return await make(service.spawner, wanted, plan, name=name, parent=over, again=True)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import random
@@ -287,6 +288,22 @@ def test_a_chain_is_listed_followed_and_kept_together(serve: Callable[..., Any])
     with pytest.raises(SnapshotNotFoundError):
         snapshots.remove("toy")
     assert not [path for path in paths.snapshots_dir().iterdir() if not path.name.endswith(".lock")]
+
+
+def test_a_base_and_a_diff_never_take_each_others_place(serve: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(service: Service) -> None:
+        base = await made(service)
+        with pytest.raises(ConfigError, match="language's own"):
+            await make(service.spawner, toy(service), None, name="toy", parent=base, again=True)
+        diff = await make(service.spawner, toy(service), None, name="toy.2cpus", parent=base)
+        other = want_machine(service.images.find("toy"), dataclasses.replace(service.config, cpus=2), 1)
+        with pytest.raises(ConfigError, match="over toy"):
+            await make(service.spawner, other, None, name=base_name(other), again=True)
+        assert find_base(other) is None
+        assert "over toy" in caplog.text
+        assert snapshots.find("toy.2cpus") == diff
+
+    serve(scenario)
 
 
 @pytest.mark.parametrize("name", ["", "../x", ".hidden", "a/b", "x" * 65, "é"])
