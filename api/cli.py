@@ -189,7 +189,8 @@ def snapshot() -> None:
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option("--name", default="", help="the snapshot's name; needed with FILE or --parent")
 @click.option("--parent", default="", help="save what differs from this snapshot (default with FILE: the language's own)")
-def create(language: str, file: Path | None, name: str, parent: str, **flags: Any) -> None:
+@click.option("--network", is_flag=True, help="make it for runs with a network; what it is made of, --network-backend says")
+def create(language: str, file: Path | None, name: str, parent: str, network: bool, **flags: Any) -> None:
     """Make a snapshot of a machine of LANGUAGE.
 
     Without FILE it is the language's own, from which its runs start: a machine boots, runs the language's warm-up, and is saved. With FILE
@@ -198,7 +199,7 @@ def create(language: str, file: Path | None, name: str, parent: str, **flags: An
     config = load_config(flags)
     from api.snapshot_command import create as create_snapshot
 
-    create_snapshot(language, file, name=name, parent=parent, config=config)
+    create_snapshot(language, file, name=name, parent=parent, network=network, config=config)
 
 
 @snapshot.command("list")

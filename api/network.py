@@ -44,7 +44,7 @@ class Networks:
         """A network for a machine, until `give_back`.
 
         Raises:
-            UnprocessableError: this server gives none.
+            UnprocessableError: the configuration has none.
             BusyError: all are taken.
         """
         self._check()
@@ -62,16 +62,14 @@ class Networks:
         """The device of all of them, connected to nothing.
 
         Raises:
-            UnprocessableError: this server gives none.
+            UnprocessableError: the configuration has none.
         """
         self._check()
         return self._make(0).disconnected()
 
     def _check(self) -> None:
         if self._config.network_backend is NetworkBackend.NONE:
-            raise UnprocessableError(
-                "this server gives no run a network", hint="leave `network` out, or set network_backend in the server's configuration"
-            )
+            raise UnprocessableError("there is no network for runs here", hint="do without `network`, or set network_backend")
 
     def _make(self, number: int) -> NetworkConfig:
         config = self._config

@@ -21,7 +21,7 @@ from mayfly.errors import ConfigError
 from vmm.zygote import Zygote
 
 
-def create(language: str, file: Path | None, *, name: str, parent: str, config: Config) -> None:
+def create(language: str, file: Path | None, *, name: str, parent: str, network: bool, config: Config) -> None:
     """Make a snapshot and say what it is.
 
     Raises:
@@ -33,14 +33,14 @@ def create(language: str, file: Path | None, *, name: str, parent: str, config: 
         raise ConfigError("a snapshot with a parent needs something to do", hint="give the FILE of a snippet")
     factor = time_factor(config)
     snapshots.sweep()
-    found = asyncio.run(_create(language, file, name=name, parent=parent, config=config, factor=factor))
+    found = asyncio.run(_create(language, file, name=name, parent=parent, network=network, config=config, factor=factor))
     click.echo(_line(found))
 
 
-async def _create(language: str, file: Path | None, *, name: str, parent: str, config: Config, factor: float) -> Snapshot:
+async def _create(language: str, file: Path | None, *, name: str, parent: str, network: bool, config: Config, factor: float) -> Snapshot:
     async with Service(config, Zygote.start, factor=factor) as service:
         image = service.images.find(language)
-        wanted = want_machine(image, config, factor)
+        wanted = want_machine(image, config, factor, service.networks.disconnected() if network else None)
         if file is None:
             if name:
                 raise ConfigError("a language's own snapshot has its name", hint="leave --name out, or give the FILE of a snippet")

@@ -23,7 +23,7 @@ def make(**values: Any) -> Networks:
 
 
 def test_by_default_nobody_gets_one() -> None:
-    with pytest.raises(UnprocessableError, match="gives no run a network"):
+    with pytest.raises(UnprocessableError, match="no network for runs"):
         make().lease()
     assert not Snippet(source=b"").network
 

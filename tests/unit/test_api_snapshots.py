@@ -135,6 +135,22 @@ def test_runs_with_a_network_start_from_a_base_of_their_own_that_has_none(serve:
     assert not (paths.snapshots_dir() / "toy").exists()
 
 
+def create_command(tmp_path: Path, *flags: str) -> list[str]:
+    """`mayfly snapshot create toy`, on machines that are ordinary processes."""
+    command = [sys.executable, "-m", "tests.unit.fake_mayfly", "-", "snapshot", "create", "toy", *flags]
+    return [*command, "--time-factor", "1", "--memory-budget", "512M", "--kernel", str(tmp_path / "vmlinux")]
+
+
+def test_a_base_with_a_network_can_be_made_beforehand(serve: Callable[..., Any], tmp_path: Path) -> None:
+    refused = subprocess.run(create_command(tmp_path, "--network"), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert "no network" in refused.stderr
+    flags = ("--network", "--network-backend", "tap", "--network-taps", "mayfly0")
+    made = subprocess.run(create_command(tmp_path, *flags), cwd=ROOT, capture_output=True, text=True, check=True)
+    assert made.stdout.startswith("toy.tap ")
+    assert serve(run_with_network, **NETWORK)["start"] == "restored"
+
+
 def test_a_network_that_is_not_there_is_no_reason_to_boot_or_to_make_the_base_again(serve: Callable[..., Any]) -> None:
     async def prepare(service: Service) -> None:
         network = service.networks.disconnected()
@@ -426,13 +442,9 @@ def test_claims_are_held_against_other_processes(serve: Callable[..., Any]) -> N
 
 def test_kill_9_of_a_creator_leaves_nothing_that_is_listed(serve: Callable[..., Any], tmp_path: Path) -> None:
     """At random moments of its life; afterwards what is there is whole, and the next creation works."""
-    (tmp_path / "config" / "mayfly").mkdir(parents=True)
-    (tmp_path / "config" / "mayfly" / "config.yaml").write_text(f"time_factor: 1\nmemory_budget: 536870912\nkernel: {tmp_path}/vmlinux\n")
-    command = [sys.executable, "-m", "tests.unit.fake_mayfly", "-", "snapshot", "create", "toy"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def create() -> "subprocess.Popen[bytes]":
-        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return subprocess.Popen(create_command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     began = time.monotonic()
     assert create().wait() == 0
