@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from api.admission import DEFAULT_SHARE, Admission, Ticket, available_memory
@@ -85,7 +85,7 @@ class Service:
         if self.stopping:
             raise StoppingError("the server is stopping", hint="try again when it is back")
         image = image or self.images.find(snippet.language or self.images.default())
-        with contextlib.ExitStack() as taken:
+        with self._counting_refusals(), contextlib.ExitStack() as taken:
             network = None
             if snippet.network:
                 network = self.networks.lease()
@@ -98,7 +98,7 @@ class Service:
                 step_names=tuple(step.name for step in plan.start.steps),
             )
             idle = self.supply.idle(plan.wanted) if snapshot is None else None
-            ticket = idle.ticket if idle else self._enter(plan.wanted.machine.memory)
+            ticket = idle.ticket if idle else self.admission.enter(plan.wanted.machine.memory)
             taken.callback(self.admission.leave, ticket)
             if idle:
                 taken.callback(self.spawner.stop, idle.ready.machine, 0)  # if the run never came to it
@@ -162,9 +162,10 @@ class Service:
         if self._closing:
             await asyncio.wait(self._closing)
 
-    def _enter(self, memory: int) -> Ticket:
+    @contextlib.contextmanager
+    def _counting_refusals(self) -> Iterator[None]:
         try:
-            return self.admission.enter(memory)
+            yield
         except BusyError:
             self.observer.refused()
             raise

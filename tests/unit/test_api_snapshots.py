@@ -102,7 +102,7 @@ def test_cold_runs_and_runs_with_an_unusual_machine(serve: Callable[..., Any]) -
     assert sorted(path.name for path in paths.snapshots_dir().glob("[!.]*")) == ["toy", "toy.2cpus.200mib"]
 
 
-NETWORK = {"network_backend": NetworkBackend.TAP, "network_taps": ("mayfly0", "mayfly1")}
+NETWORK: dict[str, Any] = {"network_backend": NetworkBackend.TAP, "network_taps": ("mayfly0", "mayfly1")}
 
 
 async def run_with_network(service: Service) -> dict[str, Any]:
@@ -133,6 +133,20 @@ def test_runs_with_a_network_start_from_a_base_of_their_own_that_has_none(serve:
     assert told == {" ".join(network.words) for network in networks if network}
     assert len({word for words in told for word in words.split() if "gateway" not in word}) == 4  # MAC and address of each
     assert not (paths.snapshots_dir() / "toy").exists()
+
+
+def test_a_run_that_finds_all_networks_taken_is_refused_and_counted(serve: Callable[..., Any]) -> None:
+    async def scenario(service: Service) -> None:
+        snippet = Snippet(language="toy", source=b"sleep 60", network=True)
+        runs = [service.start(snippet) for _ in NETWORK["network_taps"]]
+        with pytest.raises(BusyError, match="networks"):
+            service.start(snippet)
+        assert isinstance(service.observer, Metrics)
+        assert "mayfly_refusals_total 1.0" in service.observer.text().decode()
+        for run in runs:
+            await service.forget(run.id)
+
+    serve(scenario, **NETWORK)
 
 
 def create_command(tmp_path: Path, *flags: str) -> list[str]:
