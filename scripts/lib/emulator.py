@@ -29,7 +29,11 @@ CMDLINE = "quiet loglevel=1 panic=-1 mitigations=off nokaslr norandmaps audit=0 
 # This machine's files change under the guest only where somebody edits them; what it writes itself is flushed at the end.
 CACHE_9P = "loose"
 PR_SET_PDEATHSIG = 1
-PORTS = ("stdin", "stdout", "stderr", "status")
+PORTS = ("stdin", "stdout", "stderr", "status", "alive")
+STANDSTILL_S = 300.0
+"""Without a byte from any port, though /init says every ten seconds that it is alive: once in many hours an emulated processor that waits
+for an interrupt is never woken.
+"""
 DEBIANS_OWN = {"bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "lost+found", "proc", "run", "sbin", "sys", "usr", "var"}
 HERE = Path(__file__).resolve().parent
 
@@ -108,16 +112,19 @@ class Emulator:
         counts = {"stdout": 0, "stderr": 0}
         targets = {"stdout": 1, "stderr": 2}
         report = b""
-        reading = {self._sockets[name]: name for name in ("stdout", "stderr", "status")}
+        reading = {self._sockets[name]: name for name in PORTS if name != "stdin"}
         while reading:
-            for ready in select.select(list(reading), [], [])[0]:
+            readable = select.select(list(reading), [], [], STANDSTILL_S)[0]
+            if not readable:
+                return self._failed("stands still")
+            for ready in readable:
                 name = reading[ready]
                 data = ready.recv(1 << 16)
                 if not data:
                     del reading[ready]
                 elif name == "status":
                     report += data
-                else:
+                elif name in targets:
                     _write(targets[name], data)
                     counts[name] += len(data)
             if report.endswith(b"\n"):
@@ -125,9 +132,12 @@ class Emulator:
                 if counts == {"stdout": written_out, "stderr": written_err}:
                     self.kill()
                     return status
+        return self._failed("ended before the command did")
+
+    def _failed(self, what: str) -> int:
         self.kill()
         tail = self._console.read_text(errors="replace")[-4000:].strip() if self._console.exists() else ""
-        print(f"with-kvm: the emulated host ended before the command did; the end of its console:\n{tail}", file=sys.stderr)
+        print(f"with-kvm: the emulated host {what}; the end of its console:\n{tail}", file=sys.stderr)
         return 125
 
     def _feed(self) -> None:

@@ -107,6 +107,7 @@ stage2() {
     out=$!
     tee "$(port stderr)" <err | wc -c >err.count &
     err=$!
+    (while sleep 10; do echo; done) >"$(port alive)" &
     # In a session of its own, so that a signal to its process group stays with it.
     (cd / && exec setsid sh /run/with-kvm/command) <in >out 2>err
     status=$?

@@ -87,6 +87,31 @@ def test_a_signal_ends_it_and_all_that_it_started(number: signal.Signals) -> Non
         assert time.monotonic() < until, f"{children} still run"
 
 
+def test_an_emulated_host_that_stands_still_is_ended() -> None:
+    limit = f"import sys, runpy; sys.path.insert(0, {str(ROOT / 'scripts/lib')!r}); import emulator; emulator.STANDSTILL_S = 60.0\n"
+    command = [
+        sys.executable,
+        "-c",
+        f"{limit}runpy.run_path(sys.argv[1], run_name='__main__')",
+        WITH_KVM[1],
+        "sh",
+        "-c",
+        "echo up; exec sleep 1000",
+    ]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
+        assert started.stdout
+        assert started.stdout.readline() == "up\n"
+        hosts = [pid for pid in _children(started.pid) if b"qemu-system" in _cmdline(pid)]
+        if not hosts:
+            started.kill()
+            pytest.skip("this machine's own KVM runs Linux guests")
+        os.kill(hosts[0], signal.SIGSTOP)
+        _, errors = started.communicate(timeout=DEADLINE_S)
+    assert started.returncode == 125
+    assert "stands still" in errors
+    assert not Path(f"/proc/{hosts[0]}").exists()
+
+
 def test_a_command_that_is_not_there() -> None:
     done = subprocess.run([*WITH_KVM, "no-such-command"], stdin=subprocess.DEVNULL, capture_output=True, timeout=DEADLINE_S, check=False)
     assert done.returncode == 127
