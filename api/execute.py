@@ -58,7 +58,7 @@ async def execute(starting: Awaitable[Ready], plan: Plan, run: Run, stdin: Stdin
         run.started(ready.kind, ready.hello)
         await converse(machine, ready.session, plan, run, stdin)
     except MayflyError as error:
-        run.fail(explain(error, await machine.stop()) if machine else error)
+        run.fail(error)
     except Exception as error:
         log.exception("run %s", run.id)
         run.fail(HostError(f"a fault of ours: {type(error).__name__}", hint="see the server's log, and report it"))
@@ -73,7 +73,7 @@ async def converse(machine: Machine, session: Session, plan: Plan, run: Run, std
     """Send the plan to a machine that has said HELLO, and tell `run` all that comes back, to its end.
 
     Raises:
-        GuestError: the machine ended, or did not finish in time; `run` has not ended then.
+        MayflyError: the machine ended, or did not finish in time; it is gone by then, and `run` has not ended.
     """
     progress = asyncio.Event()
     try:
@@ -96,7 +96,10 @@ async def converse(machine: Machine, session: Session, plan: Plan, run: Run, std
                 if not sender.cancelled() and (fault := sender.exception()):
                     log.error("run %s: sending failed", run.id, exc_info=fault)
     except TimeoutError as error:
-        raise GuestError(f"the machine did not finish within {plan.deadline_s:g} s, its limits and some slack") from error
+        late = GuestError(f"the machine did not finish within {plan.deadline_s:g} s, its limits and some slack")
+        raise explain(late, await machine.stop()) from error
+    except MayflyError as error:
+        raise explain(error, await machine.stop()) from error
 
 
 async def _listen(machine: Machine, session: Session, run: Run, until: type, heard: Callable[[int], None] = lambda _: None) -> None:
