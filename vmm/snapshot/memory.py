@@ -58,7 +58,8 @@ def working_set(pagemap_fd: int, mapping: Mapping) -> list[tuple[int, int]]:
         first, count = offset // PAGE, -(-size // PAGE)
         highest = _entries(pagemap_fd, mapping, first, count)[_PAGEMAP_ENTRY - 1 :: _PAGEMAP_ENTRY]
         states[first : first + count] = highest.translate(_STATE)
-    return list(_runs(_NEAR.sub(lambda between: b"\x01" * len(between[0]), states)))
+    joined_up = _NEAR.sub(lambda between: b"\x01" * len(between[0]), states)
+    return list(_runs(joined_up.replace(bytes([_IS_OWN]), b"\x00")))
 
 
 def _entries(pagemap_fd: int, mapping: Mapping, first: int, count: int) -> bytes:
