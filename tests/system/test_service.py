@@ -32,7 +32,10 @@ def command(*arguments: str | Path) -> list[str]:
 
 
 def direct_children(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []  # it is gone
 
 
 def children(pid: int) -> list[int]:
