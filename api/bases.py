@@ -41,11 +41,11 @@ def _unusual(wanted: Wanted) -> list[str]:
     return unusual + ([machine.channel] if machine.channel is not Channel.VIRTIO else [])
 
 
-def _usable(name: str, wanted: Wanted, parent: Snapshot | None = None) -> Snapshot:
-    """The base of that name, or with `parent` the diff, from which this machine can go on.
+def _named(name: str, parent: Snapshot | None) -> Snapshot:
+    """The base of that name, or with `parent` the diff.
 
     Raises:
-        SnapshotError: there is none, or it does not fit.
+        SnapshotError: there is none.
         ConfigError: a diff has the name of a base, or the other way round.
     """
     snapshot = snapshots.find(name)
@@ -53,6 +53,17 @@ def _usable(name: str, wanted: Wanted, parent: Snapshot | None = None) -> Snapsh
         raise ConfigError(f"{name!r} is the name of a language's own snapshot", hint="give another --name")
     if snapshot.manifest.parent and not parent:
         raise ConfigError(f"{name!r}, a snapshot over {snapshot.manifest.parent}, has the name of a language's own", hint="remove it")
+    return snapshot
+
+
+def _usable(name: str, wanted: Wanted, parent: Snapshot | None = None) -> Snapshot:
+    """As `_named`, if this machine can go on from it.
+
+    Raises:
+        SnapshotError: there is none, or it does not fit.
+        ConfigError: as `_named`.
+    """
+    snapshot = _named(name, parent)
     snapshots.check(snapshot, wanted.image, wanted.machine)
     return snapshot
 
@@ -86,8 +97,10 @@ async def make(
         waiter = ThreadPoolExecutor(1)
         await asyncio.get_running_loop().run_in_executor(waiter, held.enter_context, snapshots.claimed(name))
         waiter.shutdown(wait=False)
-        found = await asyncio.to_thread(_fitting, name, wanted, parent)
-        if found and not again:
+        if again:
+            with contextlib.suppress(SnapshotError):  # what cannot be used may go
+                _named(name, parent)
+        elif found := await asyncio.to_thread(_fitting, name, wanted, parent):
             return found
         part = held.enter_context(snapshots.replacing(name))
         chain = parent.chain if parent else ()
@@ -110,7 +123,7 @@ def _fitting(name: str, wanted: Wanted, parent: Snapshot | None) -> Snapshot | N
 
 
 async def _note_working_set(spawner: Spawner, wanted: Wanted, plan: Plan, base: Path) -> None:
-    """Run `plan` again, from the new base: the pages that this touches are those that the runs from it will want first."""
+    """Run `plan` again, from the new base: the pages that this reads are those that the runs from it will read first."""
     scratch = base / "scratch"
     scratch.mkdir()
     await asyncio.to_thread(sync, base / MEMORY)  # what is not on the disk yet stays in the page cache

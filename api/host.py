@@ -89,7 +89,7 @@ def _user(config: Config) -> Check:
 def _network(config: Config) -> Check:
     """What the back end for networks needs; whether it works shows when a machine opens it."""
     if config.network_backend is NetworkBackend.PASST:
-        import shutil
+        import shutil  # only here, as few ask
 
         program = shutil.which(PROGRAM)
         return Check(name="network", ok=program is not None, finding=program or "passt is not installed", mend="apt-get install passt")

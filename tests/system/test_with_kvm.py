@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.system.test_service import direct_children
+
 ROOT = Path(__file__).resolve().parents[2]
 WITH_KVM = [sys.executable, str(ROOT / "scripts/with-kvm")]
 DEADLINE_S = 240
@@ -77,7 +79,7 @@ def test_a_signal_ends_it_and_all_that_it_started(number: signal.Signals) -> Non
     if b"emulated" in line and b"running here" not in line:
         until = time.monotonic() + DEADLINE_S
         while not children and time.monotonic() < until:
-            children = [pid for pid in _children(started.pid) if b"qemu-system" in _cmdline(pid)]
+            children = [pid for pid in direct_children(started.pid) if b"qemu-system" in _cmdline(pid)]
         assert children
     started.send_signal(number)
     assert started.wait(20) in (-number, 128 + number)
@@ -101,7 +103,7 @@ def test_an_emulated_host_that_stands_still_is_ended() -> None:
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
         assert started.stdout
         assert started.stdout.readline() == "up\n"
-        hosts = [pid for pid in _children(started.pid) if b"qemu-system" in _cmdline(pid)]
+        hosts = [pid for pid in direct_children(started.pid) if b"qemu-system" in _cmdline(pid)]
         if not hosts:
             started.kill()
             pytest.skip("this machine's own KVM runs Linux guests")
@@ -121,10 +123,6 @@ def test_a_command_that_is_not_there() -> None:
 def test_wrong_use_is_told_apart() -> None:
     assert subprocess.run(WITH_KVM, capture_output=True, check=False).returncode == 2
     assert subprocess.run([*WITH_KVM, "--arch", "vax", "true"], capture_output=True, check=False).returncode == 2
-
-
-def _children(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def _cmdline(pid: int) -> bytes:

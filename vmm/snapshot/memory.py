@@ -6,7 +6,6 @@ costs the guest nothing while it runs.
 """
 
 import os
-import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -18,15 +17,14 @@ Runs = Sequence[tuple[int, int]]
 
 _RUN = struct.Struct("<QQ")
 _PAGEMAP_ENTRY = 8
-_IS_READ, _IS_OWN = 1, 2
-_STATE = bytes((0, 0, 0, 0, _IS_OWN, _IS_READ, _IS_OWN, _IS_READ)[bits >> 5] for bits in range(256))
-"""For the highest byte of an entry, bits 63 (mapped) and 61 (a file's): whether the page is mapped from a file, or the process's own."""
+_IS_READ, _IS_WRITTEN = (bytes(bits & 0xA0 == wanted for bits in range(256)) for wanted in (0xA0, 0x80))
+"""For the highest byte of an entry: 1 if the page is mapped (bit 63) and a file's still (bit 61), or the process's own."""
 BATCH = 1 << 14
 """Pages compared at a time (64 MiB)."""
 GAP = 256
 """Pages of zeros between two runs of a base that are mapped with them: a mapping costs more than they do."""
-_NEAR = re.compile(rb"(?<=\x01)\x00{1,8}(?=\x01)")
-"""Pages that nobody touched between two that were read: they are mapped ahead with them, for the same reason."""
+NEAR = 8
+"""Pages that nobody touched between two runs that were read: they are mapped ahead with them, for the same reason."""
 SHORT = 4
 """Runs of a diff with fewer pages are copied: a mapping of their own would cost more."""
 MAX_MAPPINGS = 16 * 1024
@@ -53,13 +51,13 @@ def working_set(pagemap_fd: int, mapping: Mapping) -> list[tuple[int, int]]:
 
     A page that is written gets a copy, and the guest a fault. Had it been mapped before, it would have to be unmapped everywhere first.
     """
-    states = bytearray(mapping.size // PAGE)
+    read, written = bytearray(mapping.size // PAGE), bytearray(mapping.size // PAGE)
     for offset, size in mapping.files:
         first, count = offset // PAGE, -(-size // PAGE)
         highest = _entries(pagemap_fd, mapping, first, count)[_PAGEMAP_ENTRY - 1 :: _PAGEMAP_ENTRY]
-        states[first : first + count] = highest.translate(_STATE)
-    joined_up = _NEAR.sub(lambda between: b"\x01" * len(between[0]), states)
-    return list(_runs(joined_up.replace(bytes([_IS_OWN]), b"\x00")))
+        read[first : first + count] = highest.translate(_IS_READ)
+        written[first : first + count] = highest.translate(_IS_WRITTEN)
+    return joined(list(_runs(read)), _runs(written), gap=NEAR)
 
 
 def _entries(pagemap_fd: int, mapping: Mapping, first: int, count: int) -> bytes:
@@ -69,7 +67,7 @@ def _entries(pagemap_fd: int, mapping: Mapping, first: int, count: int) -> bytes
     return entries
 
 
-def _runs(flags: bytes | bytearray) -> Iterator[tuple[int, int]]:
+def _runs(flags: bytearray) -> Iterator[tuple[int, int]]:
     first = flags.find(1)
     while first >= 0:
         end = flags.find(0, first)
@@ -118,13 +116,16 @@ def lay_base(mapping: Mapping, fd: int, runs: Runs) -> None:
 
 
 def joined(runs: Runs, apart: Iterable[tuple[int, int]] = (), gap: int = GAP) -> list[tuple[int, int]]:
-    """`runs` with gaps of up to `gap` pages closed, but for those that touch a run of `apart`."""
+    """`runs` with gaps of up to `gap` pages closed, but for those that touch a run of `apart`, which ascends too."""
     fixed = list(apart)
+    passed = 0
     whole: list[tuple[int, int]] = []
     for first, count in runs:
         if whole:
             begin, length = whole[-1]
-            if first - (begin + length) <= gap and not any(at < first and begin + length < at + size for at, size in fixed):
+            while passed < len(fixed) and sum(fixed[passed]) <= begin + length:
+                passed += 1
+            if first - (begin + length) <= gap and not (passed < len(fixed) and fixed[passed][0] < first):
                 whole[-1] = (begin, first + count - begin)
                 continue
         whole.append((first, count))
