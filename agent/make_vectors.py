@@ -9,7 +9,7 @@ from pathlib import Path
 
 import sliplib  # type: ignore[import-untyped]
 
-from mayfly import protocol as p
+from mayfly.protocol import frames as p
 
 FOLDER = Path(__file__).parent
 MARKER = "0123456789abcdef" * 4

@@ -5,10 +5,10 @@ import re
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from api.record import Mode
-from api.runs import RunState, Status
-from api.snippet import SIZES, TIMES
-from api.start import StartKind
+from mayfly.guests.start import StartKind
+from mayfly.host.snippet import SIZES, TIMES
+from mayfly.runs.record import Mode
+from mayfly.runs.run import RunState, Status
 
 _TEXT: dict[str, Any] = {"type": "string"}
 _WHOLE: dict[str, Any] = {"type": "integer"}

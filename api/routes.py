@@ -9,15 +9,15 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from api import openapi
-from api.metrics import Metrics
-from api.problems import MediaTypeError, StoppingError, UnprocessableError
-from api.runs import Run
-from api.service import Service
-from api.snippet import Snippet, parse_flag, parse_json, parse_mode
 from mayfly import __version__
+from mayfly.api import openapi
+from mayfly.api.metrics import Metrics
+from mayfly.api.problems import MediaTypeError, StoppingError, UnprocessableError
 from mayfly.errors import RequestError
-from mayfly.protocol import PROTOCOL_VERSION
+from mayfly.host.snippet import Snippet, parse_flag, parse_json, parse_mode
+from mayfly.protocol.frames import PROTOCOL_VERSION
+from mayfly.runs.run import Run
+from mayfly.runs.service import Service
 
 SERVICE: web.AppKey[Service] = web.AppKey("service", Service)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -13,9 +13,9 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from api.output import MAX_PATH, listen
 from mayfly import paths
 from mayfly.errors import ConfigError, HostError
+from mayfly.runs.output import MAX_PATH, listen
 
 LONGEST_RUN_NAME = "runs/" + 32 * "0" + ".sock"
 

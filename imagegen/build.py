@@ -14,23 +14,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mayfly
-from imagegen.compress import compressor
-from imagegen.cpio import Summary, write_cpio
-from imagegen.languages import Language, find_version
-from imagegen.layers import LAYERS_AT_ONCE, Layer, Limits, Spools, add_layer, merge
-from imagegen.layout import LayoutSource
-from imagegen.oci import LAYER_TYPES, MACHINE_TO_GOARCH, ResolvedImage, Source, resolve
-from imagegen.prepare import VERSION_FILE, VERSION_STEP, prepare, why_not
-from imagegen.progress import Progress
-from imagegen.prune import prune, sizes
-from imagegen.reference import LayoutReference, Reference
-from imagegen.registry import RegistrySource
-from imagegen.store import locked, replacing, using_cache
-from imagegen.tree import Inode, Tree
 from mayfly.errors import ConfigError, ImageError
 from mayfly.files import atomic_write, file_digest
-from mayfly.manifest import COMPRESSIONS, Manifest, Step, Warmup, load
-from mayfly.manifest import Source as Origin
+from mayfly.imagegen.cache import locked, replacing, using_cache
+from mayfly.imagegen.languages import Language, find_version
+from mayfly.imagegen.oci.documents import LAYER_TYPES, MACHINE_TO_GOARCH, ResolvedImage, Source, resolve
+from mayfly.imagegen.oci.layout import LayoutSource
+from mayfly.imagegen.oci.reference import LayoutReference, Reference
+from mayfly.imagegen.oci.registry import RegistrySource
+from mayfly.imagegen.prepare import VERSION_FILE, VERSION_STEP, prepare, why_not
+from mayfly.imagegen.progress import Progress
+from mayfly.imagegen.rootfs.compress import compressor
+from mayfly.imagegen.rootfs.cpio import Summary, write_cpio
+from mayfly.imagegen.rootfs.layers import LAYERS_AT_ONCE, Layer, Limits, Spools, add_layer, merge
+from mayfly.imagegen.rootfs.prune import prune, sizes
+from mayfly.imagegen.rootfs.tree import Inode, Tree
+from mayfly.images.manifest import COMPRESSIONS, Manifest, Step, Warmup, load
+from mayfly.images.manifest import Source as Origin
 from mayfly.paths import cache_dir, image_dir
 
 MIB = 1 << 20
@@ -162,7 +162,7 @@ def read_agent(arch: str) -> bytes:
 def _generator_digest() -> str:
     """A digest over this package's own files: another generator may write another image of the same things."""
     hasher = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         hasher.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return hasher.hexdigest()
 

@@ -17,13 +17,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from imagegen.layers import Limits
-from imagegen.progress import Progress
 from mayfly.errors import BootError, ConsoleTailError, GuestError, HostError, ImageError, MayflyError
 from mayfly.files import atomic_write
-from mayfly.manifest import Manifest, load
+from mayfly.imagegen.progress import Progress
+from mayfly.imagegen.rootfs.layers import Limits
+from mayfly.images.manifest import Manifest, load
 from mayfly.paths import kernel_path
-from mayfly.protocol import (
+from mayfly.protocol.frames import (
     FROM_AGENT,
     PROTOCOL_VERSION,
     Begin,
@@ -45,9 +45,9 @@ from mayfly.protocol import (
     Step,
     encode_frame,
 )
-from vmm.config import Channel, MachineConfig
-from vmm.probe import probe
-from vmm.zygote import Zygote
+from mayfly.vmm.config import Channel, MachineConfig
+from mayfly.vmm.probe import probe
+from mayfly.vmm.process.zygote import Zygote
 
 BOOT_S = 180.0
 """An emulated host unpacks a large image for a minute."""

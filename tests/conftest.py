@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import leaks
+from tests.kit import leaks
 
 MARKERS = ("kvm", "system", "slow")
 STARTED = time.monotonic()
@@ -26,7 +26,7 @@ def why_not(marker: str) -> str:
     if marker == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "/dev/kvm is missing or may not be opened"
     if marker == "system":
-        from vmm.probe import probe  # slow, and only a run with such tests needs it
+        from mayfly.vmm.probe import probe  # slow, and only a run with such tests needs it
 
         found = probe()
         return "" if found.usable else f"{found.reason}; run them through scripts/with-kvm"

@@ -7,9 +7,9 @@ import socket
 import threading
 from collections.abc import Callable
 
-from vmm.devices.serial import Serial
-from vmm.devices.virtio.console import Console
-from vmm.eventloop import READ, WRITE, EventLoop
+from mayfly.vmm.devices.serial import Serial
+from mayfly.vmm.devices.virtio.console import Console
+from mayfly.vmm.eventloop import READ, WRITE, EventLoop
 
 PORT_NAME = "mayfly.channel"
 TOKEN_BYTES = 32

@@ -15,22 +15,22 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from mayfly.errors import ConfigError, GuestError, KvmError, MayflyError, SnapshotError
-from vmm.arch import InterruptController, boot, cpu, hardware, interrupts, layout, state
-from vmm.bus import Bus
-from vmm.channel import PORT_NAME, SerialChannel, TcpChannel, VirtioChannel
-from vmm.config import CHANNEL_PORT, Channel, MachineConfig
-from vmm.devices.serial import Serial
-from vmm.devices.virtio.device import VirtioDevice
-from vmm.devices.virtio.entropy import Entropy
-from vmm.devices.virtio.mmio import Interrupt, MmioTransport, Register
-from vmm.eventloop import EventLoop
-from vmm.kvm.kvm import Kvm, Vcpu, Vm
-from vmm.kvm.mapping import PAGE, Mapping
-from vmm.memory import GuestAddressError, GuestMemory
-from vmm.network.link import Link, open_backend
-from vmm.snapshot.folder import AGAIN, Chain, Target, shape
-from vmm.snapshot.memory import Runs
-from vmm.vcpu import KICK, VcpuThread
+from mayfly.vmm.arch import InterruptController, boot, cpu, hardware, interrupts, layout, state
+from mayfly.vmm.bus import Bus
+from mayfly.vmm.channel import PORT_NAME, SerialChannel, TcpChannel, VirtioChannel
+from mayfly.vmm.config import CHANNEL_PORT, Channel, MachineConfig
+from mayfly.vmm.devices.serial import Serial
+from mayfly.vmm.devices.virtio.device import VirtioDevice
+from mayfly.vmm.devices.virtio.entropy import Entropy
+from mayfly.vmm.devices.virtio.mmio import Interrupt, MmioTransport, Register
+from mayfly.vmm.eventloop import EventLoop
+from mayfly.vmm.kvm.kvm import Kvm, Vcpu, Vm
+from mayfly.vmm.kvm.mapping import PAGE, Mapping
+from mayfly.vmm.memory import GuestAddressError, GuestMemory
+from mayfly.vmm.network.link import Link, open_backend
+from mayfly.vmm.snapshot.files import AGAIN, Chain, Target, shape
+from mayfly.vmm.snapshot.memory import Runs
+from mayfly.vmm.vcpu import KICK, VcpuThread
 
 STOP_DEADLINE_S = 1.0
 

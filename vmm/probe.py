@@ -1,6 +1,6 @@
 """Can this host's KVM run Linux guests? That /dev/kvm opens says little: some hosts emulate what a guest's kernel does, slowly and in part.
 
-`python -m vmm.probe` prints the answer in a line; its exit status is 0 for yes.
+`python -m mayfly.vmm.probe` prints the answer in a line; its exit status is 0 for yes.
 """
 
 import contextlib
@@ -9,10 +9,10 @@ import time
 from typing import NamedTuple
 
 from mayfly.errors import MayflyError
-from vmm import arch
-from vmm.kvm.kvm import ExitReason, Kvm, Vcpu
-from vmm.kvm.mapping import Mapping
-from vmm.memory import GuestMemory
+from mayfly.vmm import arch
+from mayfly.vmm.kvm.kvm import ExitReason, Kvm, Vcpu
+from mayfly.vmm.kvm.mapping import Mapping
+from mayfly.vmm.memory import GuestMemory
 
 LOOPS = 100_000
 TRIES = 3

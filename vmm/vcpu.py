@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable
 
 from mayfly.errors import GuestError, MayflyError
-from vmm.arch import cpu
-from vmm.bus import Bus
-from vmm.kvm.kvm import ExitReason, SystemEvent, Vcpu
+from mayfly.vmm.arch import cpu
+from mayfly.vmm.bus import Bus
+from mayfly.vmm.kvm.kvm import ExitReason, SystemEvent, Vcpu
 
 KICK = signal.SIGRTMIN
 """Interrupts a KVM_RUN that is under way; its handler does nothing."""

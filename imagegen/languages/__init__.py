@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from imagegen.prune import Pruner
 from mayfly.errors import ConfigError, UnknownLanguageError
-from mayfly.manifest import Step, Warmup
+from mayfly.imagegen.rootfs.prune import Pruner
+from mayfly.images.manifest import Step, Warmup
 
 FOLDER = Path(__file__).parent
 MIB = 1 << 20

@@ -29,7 +29,7 @@ PACKAGES = (
 TESTS_NEED = ("hypothesis", "pip", "pytest", "pytest-timeout", "setuptools")
 PLATFORMS = ("manylinux2014", "manylinux_2_17", "manylinux_2_28", "manylinux_2_34")
 LEFT_OUT = ("boot", "usr/lib/modules", "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/zoneinfo")
-OUR_PROGRAMS = {"mayfly": "api.cli", "imagegen": "imagegen.cli"}
+OUR_PROGRAMS = {"mayfly": "mayfly.cli.main", "imagegen": "mayfly.cli.image"}
 
 
 def root(cache: Path, arch: str, host: Host, project: Path, python: Path) -> Path:

@@ -7,8 +7,8 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-from vmm.config import MachineConfig
-from vmm.zygote import Reaped, Zygote
+from mayfly.vmm.config import MachineConfig
+from mayfly.vmm.process.zygote import Reaped, Zygote
 
 
 @contextlib.contextmanager

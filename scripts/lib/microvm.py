@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vmm.channel import PORT_NAME
-from vmm.config import MIB, MachineConfig
-from vmm.machine import command_line
+from mayfly.vmm.channel import PORT_NAME
+from mayfly.vmm.config import MIB, MachineConfig
+from mayfly.vmm.machine import command_line
 
 # In-kernel interrupt controllers; no PIT, PIC, RTC or serial port.
 MACHINE = "microvm,accel=kvm,pit=off,pic=off,rtc=off,isa-serial=off,acpi=off,x-option-roms=off"

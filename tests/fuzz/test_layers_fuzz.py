@@ -7,11 +7,11 @@ import random
 
 import pytest
 
-from imagegen.cpio import write_cpio
-from imagegen.tree import Content
 from mayfly.errors import ImageError, LayerError
-from tests.scale import scaled
-from tests.unit.imagegen_kit import BLOCK, contents, directory, hard_link, header, member, merged, pax, read_cpio, symlink, tar
+from mayfly.imagegen.rootfs.cpio import write_cpio
+from mayfly.imagegen.rootfs.tree import Content
+from tests.kit.imagegen_kit import BLOCK, contents, directory, hard_link, header, member, merged, pax, read_cpio, symlink, tar
+from tests.kit.scale import scaled
 
 ROUNDS = scaled(100_000)
 SHARDS = 4

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mayfly import protocol as p
-from tests.unit.agent_process import PATH_ENV, AgentProcess, build_agent, shell
+from mayfly.protocol import frames as p
+from tests.kit.agent_process import PATH_ENV, AgentProcess, build_agent, shell
 
 RUNS = (1, 2, 3)
 LAST = 99

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mayfly import protocol as p
+from mayfly.protocol import frames as p
 
 EVERY = p.FROM_HOST + p.FROM_AGENT
 raw_text = st.binary(max_size=20).map(lambda data: data.replace(b"\0", b"").decode("utf-8", "surrogateescape"))

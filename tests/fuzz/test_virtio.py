@@ -4,8 +4,8 @@ import tracemalloc
 
 import pytest
 
-from tests.fuzz.virtio_fuzzer import FUZZERS, KICK_LIMIT_S
-from tests.scale import scaled
+from tests.kit.scale import scaled
+from tests.kit.virtio_fuzzer import FUZZERS, KICK_LIMIT_S
 
 CHAINS = 200_000
 SEEDS = 8

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.kvm.tiny import Running
+from tests.kit.tiny import Running
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from mayfly.errors import BootError, ConfigError, GuestError
-from tests.kvm.tiny import RESET, Running, start
-from vmm.channel import SerialChannel
-from vmm.machine import End
+from mayfly.vmm.channel import SerialChannel
+from mayfly.vmm.machine import End
+from tests.kit.tiny import RESET, Running, start
 
 pytestmark = pytest.mark.kvm
 

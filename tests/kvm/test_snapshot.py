@@ -15,14 +15,14 @@ import pytest
 
 from mayfly.errors import SnapshotError
 from mayfly.files import sync
+from mayfly.vmm.kvm._kvm import ffi
+from mayfly.vmm.kvm.mapping import Mapping
+from mayfly.vmm.machine import End
+from mayfly.vmm.snapshot.files import MEMORY, PAGES, STATE, WORKING_SET, Chain
+from mayfly.vmm.snapshot.memory import unpack_runs
+from tests.kit.scale import scaled
+from tests.kit.tiny import RESET, Running, build, start
 from tests.kvm.test_machine import ECHO
-from tests.kvm.tiny import RESET, Running, build, start
-from tests.scale import scaled
-from vmm.kvm._kvm import ffi
-from vmm.kvm.mapping import Mapping
-from vmm.machine import End
-from vmm.snapshot.folder import MEMORY, PAGES, STATE, WORKING_SET, Chain
-from vmm.snapshot.memory import unpack_runs
 
 pytestmark = pytest.mark.kvm
 

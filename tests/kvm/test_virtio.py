@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.kvm import tiny
-from tests.kvm.tiny import RESET, Running, start
-from tests.scale import scaled
-from tests.unit.net_kit import GATEWAY, GUEST, GUEST_MAC, PLAIN_HEADER, SIBLING, arp, make_tap, namespace, packet_socket
-from vmm.arch.x86_64 import layout
-from vmm.config import Channel, NetworkBackend, NetworkConfig
-from vmm.devices.virtio.device import DeviceType
-from vmm.devices.virtio.mmio import MAGIC, Interrupt, MmioTransport, Register
-from vmm.machine import End
+from mayfly.vmm.arch.x86_64 import layout
+from mayfly.vmm.config import Channel, NetworkBackend, NetworkConfig
+from mayfly.vmm.devices.virtio.device import DeviceType
+from mayfly.vmm.devices.virtio.mmio import MAGIC, Interrupt, MmioTransport, Register
+from mayfly.vmm.machine import End
+from tests.kit import tiny
+from tests.kit.net_kit import GATEWAY, GUEST, GUEST_MAC, PLAIN_HEADER, SIBLING, arp, make_tap, namespace, packet_socket
+from tests.kit.scale import scaled
+from tests.kit.tiny import RESET, Running, start
 
 pytestmark = pytest.mark.kvm
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.kvm import tiny
+from mayfly.vmm.config import MIB, Channel, MachineConfig
+from mayfly.vmm.process.zygote import Forked, Reaped, Zygote
+from tests.kit import tiny
+from tests.kit.tiny import RESET
 from tests.kvm.test_machine import ECHO, OUT2_RTS
-from tests.kvm.tiny import RESET
-from vmm.config import MIB, Channel, MachineConfig
-from vmm.zygote import Forked, Reaped, Zygote
 
 pytestmark = pytest.mark.kvm
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from mayfly import paths
-from tests.system import toy
+from tests.kit import toy
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mayfly import paths
-from tests.scale import FULL
-from tests.system import toy
+from tests.kit import toy
+from tests.kit.scale import FULL
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 
@@ -24,7 +24,7 @@ def boot(folder: Path, kernel: str, *options: str) -> "subprocess.CompletedProce
     assert path.exists(), f"{path} is missing: make kernel; scripts/debian-kernel"
     initramfs = folder / "initramfs"
     initramfs.write_bytes(toy.shell_root(INIT))
-    command = [sys.executable, "-m", "api.cli", "boot", "--kernel", str(path), "--initrd", str(initramfs), "--cmdline", "quiet"]
+    command = [sys.executable, "-m", "mayfly.cli.main", "boot", "--kernel", str(path), "--initrd", str(initramfs), "--cmdline", "quiet"]
     return subprocess.run(
         [*command, *options], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=DEADLINE_S, check=False, errors="replace"
     )

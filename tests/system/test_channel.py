@@ -13,13 +13,12 @@ from typing import Any
 import pytest
 
 from mayfly import paths
-from mayfly import protocol as p
-from tests.system import toy
-from tests.unit import net_kit
-from tests.unit.agent_process import AgentChannel, shell
-from tests.unit.net_kit import ip, make_tap
-from vmm.config import CHANNEL_PORT, MIB, Channel, MachineConfig, NetworkBackend, NetworkConfig
-from vmm.zygote import Reaped, Zygote
+from mayfly.protocol import frames as p
+from mayfly.vmm.config import CHANNEL_PORT, MIB, Channel, MachineConfig, NetworkBackend, NetworkConfig
+from mayfly.vmm.process.zygote import Reaped, Zygote
+from tests.kit import net_kit, toy
+from tests.kit.agent_process import AgentChannel, shell
+from tests.kit.net_kit import ip, make_tap
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900), pytest.mark.usefixtures("toy_language")]
 

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from mayfly import paths
-from tests.scale import scaled
-from tests.system import toy
-from vmm.config import MIB, Channel, MachineConfig
-from vmm.zygote import Reaped, Zygote
+from mayfly.vmm.config import MIB, Channel, MachineConfig
+from mayfly.vmm.process.zygote import Reaped, Zygote
+from tests.kit import toy
+from tests.kit.scale import scaled
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
@@ -108,7 +108,7 @@ def run(folder: Path, source: str, *options: str, stdin: bytes = b"") -> dict[st
     """A run of the toy language; its result."""
     snippet = folder / "snippet.toy"
     snippet.write_text(source)
-    command = [sys.executable, "-m", "api.cli", "run", "--json", *options, str(snippet)]
+    command = [sys.executable, "-m", "mayfly.cli.main", "run", "--json", *options, str(snippet)]
     done = subprocess.run(command, input=stdin, stdout=subprocess.PIPE, timeout=DEADLINE_S, check=False)
     result: dict[str, Any] = json.loads(done.stdout)
     assert result["status"] == "ok", result

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from imagegen.build import Options, build
-from imagegen.languages import parse_language
-from imagegen.oci import MACHINE_TO_GOARCH
-from imagegen.progress import Silent
-from imagegen.reference import LayoutReference
 from mayfly import paths
-from mayfly.manifest import COMPRESSIONS
-from tests.scale import FULL
-from tests.system import toy
+from mayfly.imagegen.build import Options, build
+from mayfly.imagegen.languages import parse_language
+from mayfly.imagegen.oci.documents import MACHINE_TO_GOARCH
+from mayfly.imagegen.oci.reference import LayoutReference
+from mayfly.imagegen.progress import Silent
+from mayfly.images.manifest import COMPRESSIONS
+from tests.kit import toy
+from tests.kit.imagegen_kit import LayoutMaker, directory, hard_link, member, symlink, tar
+from tests.kit.scale import FULL
 from tests.system.test_service import Server
-from tests.unit.imagegen_kit import LayoutMaker, directory, hard_link, member, symlink, tar
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
@@ -133,7 +133,7 @@ def _expected() -> list[bytes]:
 
 
 def _mayfly_run(source: Path) -> "subprocess.CompletedProcess[bytes]":
-    command = [sys.executable, "-m", "api.cli", "run", str(source)]
+    command = [sys.executable, "-m", "mayfly.cli.main", "run", str(source)]
     return subprocess.run(command, capture_output=True, timeout=DEADLINE_S, check=False, cwd=ROOT)
 
 

@@ -18,12 +18,11 @@ from typing import TypeAlias
 import pytest
 
 from mayfly import paths
-from tests.scale import FULL
-from tests.system import toy
+from tests.kit import net_kit, toy
+from tests.kit.net_kit import ip, make_tap
+from tests.kit.scale import FULL
 from tests.system.test_service import Server as HttpServer
 from tests.system.test_snapshots import until
-from tests.unit import net_kit
-from tests.unit.net_kit import ip, make_tap
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(2700 if FULL else 900)]
 
@@ -158,7 +157,7 @@ def mayfly(tmp_path: Path) -> Start:
         path = tmp_path / "snippet.toy"
         path.write_text(source)
         network = ["--network"] if options else []
-        command = [sys.executable, "-m", "api.cli", "run", *network, "--wall", str(DEADLINE_S), *options, str(path)]
+        command = [sys.executable, "-m", "mayfly.cli.main", "run", *network, "--wall", str(DEADLINE_S), *options, str(path)]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     return start
@@ -328,5 +327,7 @@ def test_a_back_end_that_is_not_there_is_named(mayfly: Start) -> None:
 def test_a_machine_that_did_not_ask_has_no_network(tmp_path: Path) -> None:
     path = tmp_path / "snippet.toy"
     path.write_text("ls /sys/class/net")
-    done = subprocess.run([sys.executable, "-m", "api.cli", "run", str(path)], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "mayfly.cli.main", "run", str(path)], stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
     assert done.stdout == b"lo\n", done.stderr

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import pytest
 
-from tests.scale import FULL
+from tests.kit.scale import FULL
 from tests.system.test_snapshots import own_memory
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
@@ -130,7 +130,7 @@ CASES = [
 
 def mayfly(*arguments: str | Path, stdin: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
     """Run the real command."""
-    command = [sys.executable, "-m", "api.cli", *arguments]
+    command = [sys.executable, "-m", "mayfly.cli.main", *arguments]
     return subprocess.run(command, input=stdin, capture_output=True, timeout=DEADLINE_S, check=False)
 
 
@@ -166,7 +166,7 @@ def test_nothing_is_left(results: Results) -> None:
     for future in results.values():
         future.result()
     commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.parent.name != str(os.getpid())]
-    assert not [command for command in commands if b"vmm.zygote" in command]
+    assert not [command for command in commands if b"mayfly.vmm.process.zygote" in command]
 
 
 @pytest.mark.timeout(DEADLINE_S)
@@ -183,7 +183,7 @@ def test_output_arrives_while_the_program_runs(tmp_path: Path) -> None:
             std::io::stdout().write_all(line.as_bytes()).unwrap();
         }
     """)
-    command = [sys.executable, "-m", "api.cli", "run", str(source)]
+    command = [sys.executable, "-m", "mayfly.cli.main", "run", str(source)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -221,7 +221,7 @@ def test_what_pip_installs_runs_a_program(tmp_path: Path) -> None:
         return done.stdout
 
     python("-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-build-isolation", "--target", installed, sources)
-    assert python("-c", "import vmm.kvm._kvm; print(vmm.kvm._kvm.__file__)").startswith(str(installed))
+    assert python("-c", "import mayfly.vmm.kvm._kvm; print(mayfly.vmm.kvm._kvm.__file__)").startswith(str(installed))
     snippet = tmp_path / "hello.rs"
     snippet.write_text(printing("hello"))
     assert python(installed / "bin/mayfly", "run", snippet) == "hello"

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from mayfly import paths
-from tests.system import toy
-from vmm.config import MIB
+from mayfly.vmm.config import MIB
+from tests.kit import toy
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600), pytest.mark.usefixtures("toy_language")]
 
@@ -28,7 +28,7 @@ ENDLESS = "echo started; while :; do :; done"
 
 
 def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "api.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "mayfly.cli.main", *map(str, arguments)]
 
 
 def direct_children(pid: int) -> list[int]:

@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 
-from api import snapshots
 from mayfly import paths
-from tests.scale import FULL, scaled
-from tests.system import toy
+from mayfly.snapshots import store as snapshots
+from mayfly.vmm.config import MIB
+from mayfly.vmm.kvm.mapping import PAGE
+from mayfly.vmm.snapshot.memory import unpack_runs
+from tests.kit import toy
+from tests.kit.scale import FULL, scaled
 from tests.system.test_service import DEADLINE_S, Server, children, command, wait_gone
-from vmm.config import MIB
-from vmm.kvm.mapping import PAGE
-from vmm.snapshot.memory import unpack_runs
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900), pytest.mark.usefixtures("toy_language")]
 

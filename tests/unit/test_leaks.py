@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import leaks
+from tests.kit import leaks
 
 
 def test_nothing_left(no_leaks: None) -> None:

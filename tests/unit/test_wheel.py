@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vmm.loader.elf import HEADER, Machine
+from mayfly.vmm.loader.elf import HEADER, Machine
 
 ROOT = Path(__file__).parents[2]
 AGENTS = {f"mayfly-agent.{arch}": machine for arch, machine in (("x86_64", Machine.X86_64), ("aarch64", Machine.AARCH64))}
@@ -22,7 +22,7 @@ def test_a_wheel_carries_the_agents_of_both_architectures(tmp_path: Path) -> Non
     (wheel,) = tmp_path.glob("mayfly_vm-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-        found = {name: HEADER.unpack_from(archive.read(f"imagegen/agents/{name}"))[2] for name in AGENTS}
+        found = {name: HEADER.unpack_from(archive.read(f"mayfly/imagegen/agents/{name}"))[2] for name in AGENTS}
     assert found == AGENTS
-    assert any(name.startswith("vmm/kvm/_kvm.") and name.endswith(".so") for name in names)
-    assert "vmm/arch/aarch64/boot.py" in names
+    assert any(name.startswith("mayfly/vmm/kvm/_kvm.") and name.endswith(".so") for name in names)
+    assert "mayfly/vmm/arch/aarch64/boot.py" in names

@@ -9,11 +9,11 @@ from collections.abc import Mapping as MappingOf
 from typing import Any, Protocol
 
 from mayfly.errors import HostError
-from vmm.bus import Bus
-from vmm.config import MachineConfig
-from vmm.kvm.kvm import Kvm, Vcpu, Vm
-from vmm.kvm.mapping import Mapping
-from vmm.memory import GuestMemory
+from mayfly.vmm.bus import Bus
+from mayfly.vmm.config import MachineConfig
+from mayfly.vmm.kvm.kvm import Kvm, Vcpu, Vm
+from mayfly.vmm.kvm.mapping import Mapping
+from mayfly.vmm.memory import GuestMemory
 
 
 class Layout(Protocol):
@@ -150,12 +150,12 @@ layout: Layout
 probe: Probe
 state: State
 if platform.machine() == "x86_64":
-    from vmm.arch import x86_64 as pc
+    from mayfly.vmm.arch import x86_64 as pc
 
     boot, cpu, hardware, interrupts = pc.boot, pc.cpu, pc.hardware, pc.interrupts
     layout, probe, state = pc.layout, pc.probe, pc.state
 elif platform.machine() == "aarch64":
-    from vmm.arch import aarch64 as arm
+    from mayfly.vmm.arch import aarch64 as arm
 
     boot, cpu, hardware, interrupts = arm.boot, arm.cpu, arm.hardware, arm.interrupts
     layout, probe, state = arm.layout, arm.probe, arm.state

@@ -1,4 +1,4 @@
-"""Build `vmm.kvm._kvm`, the compiled half of the bindings. Run by setup.py; by hand: python vmm/kvm/build_kvm.py.
+"""Build `mayfly.vmm.kvm._kvm`, the compiled half of the bindings. Run by setup.py; by hand: python vmm/kvm/build_kvm.py.
 
 With --c ARCH FILE only the C source for that architecture is written, for a cross-compiler.
 """
@@ -75,7 +75,7 @@ def make(arch: str) -> FFI:
     """The declarations and the C source for `arch`."""
     made = FFI()
     made.cdef((HERE / "cdef" / "common.h").read_text() + (HERE / "cdef" / f"{arch}.h").read_text())
-    made.set_source("vmm.kvm._kvm", SOURCE + SOURCES[arch])
+    made.set_source("mayfly.vmm.kvm._kvm", SOURCE + SOURCES[arch])
     return made
 
 

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from mayfly.errors import KvmError, KvmUnavailableError
-from vmm.kvm._kvm import ffi, lib
+from mayfly.vmm.kvm._kvm import ffi, lib
 
 DEVICE = "/dev/kvm"
 

@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from mayfly.errors import HostError
-from vmm.kvm._kvm import ffi, lib
+from mayfly.vmm.kvm._kvm import ffi, lib
 
 PAGE = 4096
 HUGE_PAGE = 2 << 20

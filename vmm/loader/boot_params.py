@@ -4,7 +4,7 @@ import struct
 from collections.abc import Sequence
 from enum import IntEnum
 
-from vmm.loader.bzimage import BOOT_FLAG, MAGIC, Header
+from mayfly.vmm.loader.bzimage import BOOT_FLAG, MAGIC, Header
 
 SIZE = 4096
 E820_ENTRY = struct.Struct("<QQI")  # address, size, type

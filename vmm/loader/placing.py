@@ -3,8 +3,8 @@
 import os
 
 from mayfly.errors import BootError
-from vmm.kvm.mapping import PAGE, Mapping
-from vmm.memory import GuestAddressError, GuestMemory
+from mayfly.vmm.kvm.mapping import PAGE, Mapping
+from mayfly.vmm.memory import GuestAddressError, GuestMemory
 
 
 def read_into(memory: GuestMemory, fd: int, offset: int, address: int, size: int) -> None:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from ipaddress import ip_interface
 
 from mayfly.errors import NetworkError
-from vmm.config import CHANNEL_PORT, NetworkBackend, NetworkConfig
-from vmm.devices.virtio.net import Net
-from vmm.eventloop import READ, WRITE, EventLoop
-from vmm.network import host
-from vmm.network.filter import PacketFilter, destinations
-from vmm.network.passt import LOOPBACK, Passt
-from vmm.network.tap import Tap
+from mayfly.vmm.config import CHANNEL_PORT, NetworkBackend, NetworkConfig
+from mayfly.vmm.devices.virtio.net import Net
+from mayfly.vmm.eventloop import READ, WRITE, EventLoop
+from mayfly.vmm.network import own_addresses
+from mayfly.vmm.network.filter import PacketFilter, destinations
+from mayfly.vmm.network.passt import LOOPBACK, Passt
+from mayfly.vmm.network.tap import Tap
 
 
 class Nothing:
@@ -66,7 +66,7 @@ def packet_filter(network: NetworkConfig) -> PacketFilter:
         NetworkError: they cannot be found out.
     """
     try:
-        denied = host.addresses()
+        denied = own_addresses.addresses()
     except OSError as error:
         raise NetworkError(f"this host's addresses cannot be listed: {error}", hint="the packet filter needs them") from error
     addresses = [ip_interface(text) for text in network.addresses]

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from ipaddress import ip_interface
 
 from mayfly.errors import NetworkError
-from vmm.config import CHANNEL_PORT, NetworkConfig
-from vmm.devices.virtio.buffers import scatter
-from vmm.devices.virtio.net import ETHERNET_BYTES, HEADER, MAX_PACKET
-from vmm.eventloop import READ, EventLoop
-from vmm.network.filter import ARP, ARP_ETHERNET_IPV4, ARP_REQUEST, ARP_TYPE, BROADCAST, ETHERNET
+from mayfly.vmm.config import CHANNEL_PORT, NetworkConfig
+from mayfly.vmm.devices.virtio.buffers import scatter
+from mayfly.vmm.devices.virtio.net import ETHERNET_BYTES, HEADER, MAX_PACKET
+from mayfly.vmm.eventloop import READ, EventLoop
+from mayfly.vmm.network.filter import ARP, ARP_ETHERNET_IPV4, ARP_REQUEST, ARP_TYPE, BROADCAST, ETHERNET
 
 PROGRAM = "passt"
 LOOPBACK = "127.0.0.1"

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 
 from mayfly.errors import SnapshotError
-from vmm.kvm.mapping import PAGE, Mapping
+from mayfly.vmm.kvm.mapping import PAGE, Mapping
 
 Runs = Sequence[tuple[int, int]]
 """(first page, pages), ascending, apart from each other."""

@@ -1,5 +1,5 @@
 """64-bit Arm: memory map, interrupt controller, device tree, kernel loading, vCPU state."""
 
-from vmm.arch.aarch64 import boot, cpu, hardware, interrupts, layout, probe, state
+from mayfly.vmm.arch.aarch64 import boot, cpu, hardware, interrupts, layout, probe, state
 
 __all__ = ["boot", "cpu", "hardware", "interrupts", "layout", "probe", "state"]

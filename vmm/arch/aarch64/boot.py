@@ -3,14 +3,14 @@
 import os
 
 from mayfly.errors import ConfigError
-from vmm.arch.aarch64 import hardware, layout
-from vmm.arch.aarch64.interrupts import gic_version
-from vmm.config import MachineConfig
-from vmm.kvm.kvm import Vm
-from vmm.kvm.mapping import Mapping
-from vmm.loader import image
-from vmm.loader.placing import map_initrd, read_into
-from vmm.memory import GuestMemory
+from mayfly.vmm.arch.aarch64 import hardware, layout
+from mayfly.vmm.arch.aarch64.interrupts import gic_version
+from mayfly.vmm.config import MachineConfig
+from mayfly.vmm.kvm.kvm import Vm
+from mayfly.vmm.kvm.mapping import Mapping
+from mayfly.vmm.loader import arm64_image
+from mayfly.vmm.loader.placing import map_initrd, read_into
+from mayfly.vmm.memory import GuestMemory
 
 SEED = 64
 CMDLINE_SIZE = 2047
@@ -20,11 +20,11 @@ CMDLINE_SIZE = 2047
 def load(
     config: MachineConfig, vm: Vm, memory: GuestMemory, mapping: Mapping, *, kernel_fd: int, initrd_fd: int | None, cmdline: str
 ) -> int:
-    """Put kernel, initramfs and device tree into guest RAM; see `vmm.arch.Boot`."""
+    """Put kernel, initramfs and device tree into guest RAM; see `mayfly.vmm.arch.Boot`."""
     if len(cmdline) > CMDLINE_SIZE:
         raise ConfigError(f"the kernel command line has {len(cmdline)} bytes, the kernel takes {CMDLINE_SIZE}")
     size = os.fstat(kernel_fd).st_size
-    kernel = image.parse(os.pread(kernel_fd, image.HEADER.size, 0), size)
+    kernel = arm64_image.parse(os.pread(kernel_fd, arm64_image.HEADER.size, 0), size)
     entry = layout.KERNEL + kernel.text_offset
     read_into(memory, kernel_fd, 0, entry, size)
     initrd = None

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from vmm.arch.aarch64 import layout
-from vmm.kvm._kvm import ffi, lib
-from vmm.kvm.kvm import Vcpu, Vm
+from mayfly.vmm.arch.aarch64 import layout
+from mayfly.vmm.kvm._kvm import ffi, lib
+from mayfly.vmm.kvm.kvm import Vcpu, Vm
 
 NAMES = ("PC", "SP", "PSTATE", "X0", "X1", "X2", "X3", "X29", "X30", "ESR_EL1", "FAR_EL1", "ELR_EL1", "VBAR_EL1")
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import fdt  # type: ignore[import-untyped]
 
-from vmm.arch.aarch64 import layout
-from vmm.arch.aarch64.interrupts import GicVersion
-from vmm.bus import Bus
-from vmm.config import Channel, MachineConfig
-from vmm.devices.clock import Clock
+from mayfly.vmm.arch.aarch64 import layout
+from mayfly.vmm.arch.aarch64.interrupts import GicVersion
+from mayfly.vmm.bus import Bus
+from mayfly.vmm.config import Channel, MachineConfig
+from mayfly.vmm.devices.clock import Clock
 
 DTB_VERSION, DTB_COMPATIBLE = 17, 16
 GIC_PHANDLE = 1

@@ -4,9 +4,9 @@ import errno
 from enum import IntEnum
 
 from mayfly.errors import KvmUnavailableError
-from vmm.arch.aarch64 import layout
-from vmm.kvm._kvm import lib
-from vmm.kvm.kvm import Device, Vm
+from mayfly.vmm.arch.aarch64 import layout
+from mayfly.vmm.kvm._kvm import lib
+from mayfly.vmm.kvm.kvm import Device, Vm
 
 INTERRUPTS = 32 + layout.GSI_END
 """Interrupt ids: 16 SGIs, 16 PPIs, then the SPIs."""

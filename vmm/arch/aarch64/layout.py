@@ -9,7 +9,7 @@
 0x4020_0000        kernel; initramfs at the top of RAM, or of its first 31 GiB
 """
 
-from vmm.config import Channel, MachineConfig
+from mayfly.vmm.config import Channel, MachineConfig
 
 GIB = 1 << 30
 

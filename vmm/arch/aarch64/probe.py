@@ -3,8 +3,8 @@
 import struct
 from pathlib import Path
 
-from vmm.arch.aarch64 import layout
-from vmm.memory import GuestMemory
+from mayfly.vmm.arch.aarch64 import layout
+from mayfly.vmm.memory import GuestMemory
 
 CODE = layout.KERNEL
 MIDR = Path("/sys/devices/system/cpu/cpu0/regs/identification/midr_el1")

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from mayfly.errors import SnapshotError
-from vmm.arch.aarch64.cpu import get_register, reset, set_register
-from vmm.arch.aarch64.hardware import mpidr
-from vmm.arch.aarch64.interrupts import INTERRUPTS, GicVersion, InterruptController
-from vmm.kvm._kvm import ffi, lib
-from vmm.kvm.kvm import Device, Kvm, Vcpu, Vm
+from mayfly.vmm.arch.aarch64.cpu import get_register, reset, set_register
+from mayfly.vmm.arch.aarch64.hardware import mpidr
+from mayfly.vmm.arch.aarch64.interrupts import INTERRUPTS, GicVersion, InterruptController
+from mayfly.vmm.kvm._kvm import ffi, lib
+from mayfly.vmm.kvm.kvm import Device, Kvm, Vcpu, Vm
 
 State = Mapping[str, Any]
 """JSON: names, numbers, and KVM's structures in base64."""

@@ -1,5 +1,5 @@
 """x86-64: memory map, interrupt controllers, the description of the hardware, kernel loading, vCPU state."""
 
-from vmm.arch.x86_64 import boot, cpu, hardware, interrupts, layout, probe, state
+from mayfly.vmm.arch.x86_64 import boot, cpu, hardware, interrupts, layout, probe, state
 
 __all__ = ["boot", "cpu", "hardware", "interrupts", "layout", "probe", "state"]

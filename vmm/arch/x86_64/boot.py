@@ -3,16 +3,16 @@
 import os
 
 from mayfly.errors import BootError, ConfigError
-from vmm.arch.x86_64 import layout
-from vmm.arch.x86_64.cpu import write_boot_tables
-from vmm.arch.x86_64.hardware import mp_table
-from vmm.config import MachineConfig
-from vmm.kvm.kvm import Vm
-from vmm.kvm.mapping import Mapping
-from vmm.loader import boot_params, bzimage, elf, image
-from vmm.loader.boot_params import E820
-from vmm.loader.placing import map_initrd, read_into
-from vmm.memory import GuestMemory
+from mayfly.vmm.arch.x86_64 import layout
+from mayfly.vmm.arch.x86_64.cpu import write_boot_tables
+from mayfly.vmm.arch.x86_64.hardware import mp_table
+from mayfly.vmm.config import MachineConfig
+from mayfly.vmm.kvm.kvm import Vm
+from mayfly.vmm.kvm.mapping import Mapping
+from mayfly.vmm.loader import arm64_image, boot_params, bzimage, elf
+from mayfly.vmm.loader.boot_params import E820
+from mayfly.vmm.loader.placing import map_initrd, read_into
+from mayfly.vmm.memory import GuestMemory
 
 HEAD = 64 * 1024
 SEED = 32
@@ -23,7 +23,7 @@ VMLINUX_CMDLINE_SIZE = 2047
 def load(
     config: MachineConfig, vm: Vm, memory: GuestMemory, mapping: Mapping, *, kernel_fd: int, initrd_fd: int | None, cmdline: str
 ) -> int:
-    """Put kernel, initramfs, boot_params, MP table and the first page tables into guest RAM; see `vmm.arch.Boot`."""
+    """Put kernel, initramfs, boot_params, MP table and the first page tables into guest RAM; see `mayfly.vmm.arch.Boot`."""
     size = os.fstat(kernel_fd).st_size
     head = os.pread(kernel_fd, HEAD, 0)
     if bzimage.is_bzimage(head):
@@ -31,7 +31,7 @@ def load(
         read_into(memory, kernel_fd, packed.kernel_offset, packed.load_address, size - packed.kernel_offset)
         entry, end = packed.entry, packed.load_address + packed.init_size
         setup_header, initrd_max, cmdline_size = packed.setup_header, packed.initrd_addr_max, packed.cmdline_size
-    elif image.is_image(head):
+    elif arm64_image.is_image(head):
         raise BootError("the kernel is an Image for arm64; this machine needs a vmlinux or bzImage for x86-64", hint="make kernel")
     else:
         vmlinux = elf.parse(head, size, elf.Machine.X86_64)

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from enum import IntFlag
 from typing import Any
 
-from vmm.arch.x86_64 import layout
-from vmm.kvm._kvm import ffi
-from vmm.kvm.kvm import Kvm, Vcpu, Vm
-from vmm.memory import GuestMemory
+from mayfly.vmm.arch.x86_64 import layout
+from mayfly.vmm.kvm._kvm import ffi
+from mayfly.vmm.kvm.kvm import Kvm, Vcpu, Vm
+from mayfly.vmm.memory import GuestMemory
 
 MAX_CPUID_ENTRIES = 256
 CPUID_INDEX_SIGNIFICANT = 1

@@ -3,9 +3,9 @@
 import struct
 from collections.abc import Callable
 
-from vmm.arch.x86_64 import layout
-from vmm.bus import Bus
-from vmm.devices.reset import ResetPort
+from mayfly.vmm.arch.x86_64 import layout
+from mayfly.vmm.bus import Bus
+from mayfly.vmm.devices.reset import ResetPort
 
 FLOATING_POINTER = struct.Struct("<4sIBBBBBBBB")  # 4.1: signature, table, length/16, revision, checksum, features 1 to 5
 HEADER = struct.Struct(

@@ -1,8 +1,8 @@
 """Interrupt controllers of an x86-64 machine: KVM's own PICs, I/O APIC and local APICs."""
 
-from vmm.arch.x86_64 import layout
-from vmm.kvm._kvm import ffi
-from vmm.kvm.kvm import Vm
+from mayfly.vmm.arch.x86_64 import layout
+from mayfly.vmm.kvm._kvm import ffi
+from mayfly.vmm.kvm.kvm import Vm
 
 
 class InterruptController:

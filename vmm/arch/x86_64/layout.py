@@ -19,7 +19,7 @@
 
 from enum import IntEnum
 
-from vmm.config import Channel, MachineConfig
+from mayfly.vmm.config import Channel, MachineConfig
 
 GIB = 1 << 30
 

@@ -2,9 +2,9 @@
 
 import struct
 
-from vmm.arch.x86_64.cpu import Leaf1Ecx, write_boot_tables
-from vmm.kvm._kvm import ffi, lib
-from vmm.memory import GuestMemory
+from mayfly.vmm.arch.x86_64.cpu import Leaf1Ecx, write_boot_tables
+from mayfly.vmm.kvm._kvm import ffi, lib
+from mayfly.vmm.memory import GuestMemory
 
 CODE = 0x10_0000
 TCG = b"TCGTCGTCGTCG"

@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mayfly.errors import KvmError, SnapshotError
-from vmm.arch.x86_64.cpu import MAX_CPUID_ENTRIES, supported_cpuid
-from vmm.arch.x86_64.interrupts import InterruptController
-from vmm.kvm._kvm import ffi, lib
-from vmm.kvm.kvm import Kvm, Vcpu, Vm
+from mayfly.vmm.arch.x86_64.cpu import MAX_CPUID_ENTRIES, supported_cpuid
+from mayfly.vmm.arch.x86_64.interrupts import InterruptController
+from mayfly.vmm.kvm._kvm import ffi, lib
+from mayfly.vmm.kvm.kvm import Kvm, Vcpu, Vm
 
 State = Mapping[str, Any]
 """JSON: names, numbers, and KVM's structures in base64."""

@@ -18,11 +18,11 @@ from collections.abc import Callable, Mapping
 from enum import IntEnum, IntFlag
 from typing import Any
 
-from vmm.devices.virtio.buffers import gather, scatter
-from vmm.devices.virtio.device import DeviceType, VirtioDevice
-from vmm.devices.virtio.misuse import Misuse
-from vmm.devices.virtio.port import Port, Sink
-from vmm.devices.virtio.queue import Queue
+from mayfly.vmm.devices.virtio.buffers import gather, scatter
+from mayfly.vmm.devices.virtio.device import DeviceType, VirtioDevice
+from mayfly.vmm.devices.virtio.misuse import Misuse
+from mayfly.vmm.devices.virtio.port import Port, Sink
+from mayfly.vmm.devices.virtio.queue import Queue
 
 _CONFIG = struct.Struct("<HHII")
 """cols, rows, max_nr_ports, emerg_wr (virtio 1.2, 5.3.4)."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from enum import IntEnum, IntFlag
 from typing import Any, ClassVar, Protocol
 
-from vmm.devices.virtio.misuse import Misuse
-from vmm.devices.virtio.queue import Queue
+from mayfly.vmm.devices.virtio.misuse import Misuse
+from mayfly.vmm.devices.virtio.queue import Queue
 
 
 class DeviceType(IntEnum):

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from enum import IntEnum
 
-from vmm.devices.virtio.buffers import scatter
-from vmm.devices.virtio.device import DeviceType, VirtioDevice
-from vmm.devices.virtio.misuse import Misuse
+from mayfly.vmm.devices.virtio.buffers import scatter
+from mayfly.vmm.devices.virtio.device import DeviceType, VirtioDevice
+from mayfly.vmm.devices.virtio.misuse import Misuse
 
 RATE = 16 << 10
 """Bytes a second. Linux asks for 64 at a time and rests for a minute once it is seeded (drivers/char/hw_random/core.c)."""

@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 from enum import IntEnum, IntFlag
 from typing import Any
 
-from vmm.devices.virtio.device import OFFERED, Feature, VirtioDevice, features_acceptable
-from vmm.devices.virtio.misuse import FATAL, Misuse
-from vmm.devices.virtio.queue import Queue, QueueLayout
-from vmm.memory import GuestAddressError, GuestMemory
+from mayfly.vmm.devices.virtio.device import OFFERED, Feature, VirtioDevice, features_acceptable
+from mayfly.vmm.devices.virtio.misuse import FATAL, Misuse
+from mayfly.vmm.devices.virtio.queue import Queue, QueueLayout
+from mayfly.vmm.memory import GuestAddressError, GuestMemory
 
 MAGIC = 0x7472_6976
 """`virt`."""

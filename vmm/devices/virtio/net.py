@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from enum import IntEnum, IntFlag
 from typing import Protocol
 
-from vmm.devices.virtio.buffers import copy_start, scatter
-from vmm.devices.virtio.device import DeviceType, VirtioDevice
-from vmm.devices.virtio.misuse import Misuse
-from vmm.devices.virtio.queue import Chain, Queue
-from vmm.devices.virtio.receive import NUM_BUFFERS, ReceiveBuffers
+from mayfly.vmm.devices.virtio.buffers import copy_start, scatter
+from mayfly.vmm.devices.virtio.device import DeviceType, VirtioDevice
+from mayfly.vmm.devices.virtio.misuse import Misuse
+from mayfly.vmm.devices.virtio.queue import Chain, Queue
+from mayfly.vmm.devices.virtio.receive import NUM_BUFFERS, ReceiveBuffers
 
 HEADER = struct.Struct("<BBHHHHH")
 """flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers (virtio 1.2, 5.1.6; with VERSION_1 always all of it)."""
@@ -130,7 +130,7 @@ class Backend(Protocol):
 
 
 class Filter(Protocol):
-    """Decides by frames alone; see vmm.network.filter."""
+    """Decides by frames alone; see mayfly.vmm.network.filter."""
 
     def may_leave(self, frame: bytes | bytearray | memoryview) -> bool:
         """Whether the guest may send it."""

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from vmm.devices.virtio.buffers import advance, scatter
-from vmm.devices.virtio.device import VirtioDevice
-from vmm.devices.virtio.misuse import Misuse
-from vmm.devices.virtio.queue import Chain, Queue
+from mayfly.vmm.devices.virtio.buffers import advance, scatter
+from mayfly.vmm.devices.virtio.device import VirtioDevice
+from mayfly.vmm.devices.virtio.misuse import Misuse
+from mayfly.vmm.devices.virtio.queue import Chain, Queue
 
 Sink = Callable[[list[memoryview]], int]
 """Takes bytes of the guest's and says how many: fewer than there are (0 too) means that it is full, until `Port.resume`. The views are

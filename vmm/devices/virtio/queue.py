@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from enum import IntFlag
 from typing import Any, NamedTuple
 
-from vmm.devices.virtio.misuse import Misuse
-from vmm.memory import GuestAddressError, GuestMemory
+from mayfly.vmm.devices.virtio.misuse import Misuse
+from mayfly.vmm.memory import GuestAddressError, GuestMemory
 
 MAX_SIZE = 32768
 """virtio 1.2, 2.7."""

@@ -2,8 +2,8 @@
 
 from bisect import bisect_left
 
-from vmm.devices.virtio.buffers import advance, scatter
-from vmm.devices.virtio.queue import Chain, Queue
+from mayfly.vmm.devices.virtio.buffers import advance, scatter
+from mayfly.vmm.devices.virtio.queue import Chain, Queue
 
 NUM_BUFFERS = slice(10, 12)
 """In a packet's header (virtio 1.2, 5.1.6): how many chains it takes."""

@@ -1,0 +1,120 @@
+"""The HTTP server on a Unix socket: the application around the routes, its errors, its beginning and its end."""
+
+import asyncio
+import contextlib
+import logging
+import resource
+import signal
+import socket
+from collections.abc import Callable
+
+from aiohttp import web
+
+from mayfly.api import problems
+from mayfly.api.metrics import Metrics
+from mayfly.api.routes import ROUTES, SERVICE, Handler
+from mayfly.api.sockets import claim
+from mayfly.errors import BusyError, MayflyError
+from mayfly.guests.spawner import Zygote
+from mayfly.host.checks import time_factor
+from mayfly.host.config import Config
+from mayfly.host.plan import want_machine
+from mayfly.protocol.frames import MAX_FILES_SIZE
+from mayfly.runs.service import Service
+from mayfly.snapshots import store as snapshots
+
+log = logging.getLogger(__name__)
+MAX_BODY = MAX_FILES_SIZE * 4 // 3 + (1 << 20)
+"""All files as base64, and the JSON around them."""
+HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+"""Codes of the errors that aiohttp itself finds."""
+SHUTDOWN_S = 5.0
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn every error into an answer of the one form that docs/api.md describes."""
+    headers = {}
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        status = error.status
+        headers = {name: value for name, value in error.headers.items() if name == "Allow"}
+        hint = f"at most {MAX_BODY} bytes are taken" if status == 413 else "GET /openapi.json lists the routes"
+        problem = {
+            "code": HTTP_CODES.get(status, "bad_request"),
+            "message": f"{request.method} {request.path[:200]}: {error.reason}",
+            "hint": hint,
+        }
+    except BusyError as error:
+        status, problem = problems.lookup(error)[0], problems.as_json(error)
+        headers = {"Retry-After": str(error.retry_after_s)}
+    except MayflyError as error:
+        status, problem = problems.lookup(error)[0], problems.as_json(error)
+    except Exception:
+        log.exception("%s %s", request.method, request.path)
+        status, problem = 500, {"code": "internal", "message": "a fault of ours", "hint": "see the server's log, and report it"}
+    answer = web.json_response({"error": problem}, status=status, headers=headers)
+    if request.content.exception() is not None:
+        answer.force_close()  # nobody knows where on the connection the next request would begin
+    return answer
+
+
+def make_app(service: Service) -> web.Application:
+    """The application that serves `service`."""
+    app = web.Application(middlewares=[answer_errors], client_max_size=MAX_BODY)
+    app[SERVICE] = service
+    for route in ROUTES:
+        app.router.add_route(route.method, route.path, route.handler)
+    return app
+
+
+async def serve_http(service: Service, listener: socket.socket, stop: asyncio.Event) -> None:
+    """Serve on `listener` until `stop`; then no new request is taken, every run is ended, and those who wait are answered."""
+    runner = web.AppRunner(make_app(service), handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_S)
+    await runner.setup()
+    try:
+        site = web.SockSite(runner, listener)
+        await site.start()
+        await stop.wait()
+        await site.stop()
+        await service.close()
+    finally:
+        await runner.cleanup()
+
+
+async def serve(config: Config, zygote: Callable[[], Zygote], factor: float) -> None:
+    """Serve until SIGTERM or SIGINT. No socket, machine or zygote is left when it returns.
+
+    Raises:
+        MayflyError: it cannot begin.
+    """
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    with claim(config.socket) as (listener, folder):
+        async with Service(config, zygote, factor=factor, sockets=folder, observer=Metrics()) as service:
+            service.spawner.warm_up()
+            snapshots.sweep()
+            for name in config.languages:
+                service.supply.expect(want_machine(service.images.find(name), config, factor))
+            names = ", ".join(f"{image.manifest.language}@{image.manifest.version}" for image in service.images.installed())
+            budget = service.admission.budget >> 20
+            log.info("listening at %s; languages: %s; %d MiB for machines; time factor %g", config.socket, names or "none", budget, factor)
+            await serve_http(service, listener, stop)
+            log.info("stopped")
+
+
+def main(config: Config, zygote: Callable[[], Zygote] | None = None) -> None:
+    """`mayfly serve`: check the host, then serve."""
+    from mayfly.vmm.process.zygote import Zygote as RealZygote
+
+    logging.basicConfig(level=logging.INFO, format="mayfly: %(message)s")
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # it logs what clients do wrong; faults of ours are logged here
+    factor = time_factor(config)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # each run has an output socket, each reader one more
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    asyncio.run(serve(config, zygote or RealZygote.start, factor))

@@ -1,0 +1,129 @@
+"""A built image as an OCI artifact: `push` and `export` write it, `pull` and `import` install it (OCI image-spec, manifest.md, artifacts).
+
+The configuration is the image's manifest.json, the only layer its initramfs. The artifact's bytes follow from these two files alone.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+from mayfly.errors import ConfigError, RegistryError
+from mayfly.files import atomic_write
+from mayfly.imagegen.cache import locked, making, replacing
+from mayfly.imagegen.languages import NAME
+from mayfly.imagegen.oci.documents import MACHINE_TO_GOARCH, Descriptor, Source, digest_of, fetch_document, parse_descriptors, read_object
+from mayfly.imagegen.oci.registry import RegistrySource
+from mayfly.imagegen.progress import Progress
+from mayfly.images.manifest import Manifest, load
+from mayfly.paths import image_dir
+
+ARTIFACT_TYPE = "application/vnd.mayfly.image.v1"
+CONFIG_TYPE = "application/vnd.mayfly.image.config.v1+json"
+INITRAMFS_TYPE = "application/vnd.mayfly.image.initramfs.v1"
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
+INSTALLED_NAME = re.compile(rf"{NAME.pattern}(@[0-9][A-Za-z0-9.+_-]*)?")
+CHUNK = 1 << 20
+
+
+def describe(manifest: Manifest, config: bytes) -> bytes:
+    """The artifact's manifest for the image of `manifest`, which is what `config` says."""
+    document = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST_TYPE,
+        "artifactType": ARTIFACT_TYPE,
+        "config": {"mediaType": CONFIG_TYPE, "digest": digest_of(config), "size": len(config)},
+        "layers": [{"mediaType": INITRAMFS_TYPE, "digest": manifest.initramfs_digest, "size": manifest.initramfs_size}],
+    }
+    return json.dumps(document, indent=2, sort_keys=True).encode()
+
+
+def push(folder: Path, target: RegistrySource) -> str:
+    """Put the image in `folder` into a registry; the artifact's digest.
+
+    Raises:
+        ImageError: there is no image, or it is broken.
+        RegistryError: the registry does not take it.
+    """
+    manifest, config = load(folder), folder / "manifest.json"
+    document = describe(manifest, config.read_bytes())
+    target.push(folder / "initramfs", manifest.initramfs_digest)
+    target.push(config, digest_of(config.read_bytes()))
+    target.push_manifest(document, MANIFEST_TYPE)
+    return digest_of(document)
+
+
+def export(folder: Path, layout: Path) -> str:
+    """Write the image in `folder` as an OCI layout, into a folder that is empty or not there; the artifact's digest.
+
+    Raises:
+        ImageError: there is no image, or it is broken, or the folder holds something.
+    """
+    manifest, config = load(folder), (folder / "manifest.json").read_bytes()
+    document = describe(manifest, config)
+    entry = {"mediaType": MANIFEST_TYPE, "artifactType": ARTIFACT_TYPE, "digest": digest_of(document), "size": len(document)}
+    index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [entry]}
+    with making(layout) as part:
+        blobs = part / "blobs" / "sha256"
+        blobs.mkdir(parents=True)
+        shutil.copyfile(folder / "initramfs", blobs / manifest.initramfs_digest.removeprefix("sha256:"))
+        for data in (config, document):
+            (blobs / digest_of(data).removeprefix("sha256:")).write_bytes(data)
+        (part / "index.json").write_text(json.dumps(index, indent=2, sort_keys=True))
+        (part / "oci-layout").write_text(json.dumps({"imageLayoutVersion": "1.0.0"}))
+    return digest_of(document)
+
+
+def pull(source: Source, name: str, progress: Progress) -> tuple[Manifest, Path]:
+    """Install the image of an artifact as `name`, or as the default image of its language where that is empty.
+
+    Raises:
+        RegistryError: it is no image of ours, or not what its digests say.
+    """
+    if name and not INSTALLED_NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} is no name of an image", hint="write it as rust@1.63")
+    config, initramfs = _parts(source)
+    data = fetch_document(source, config)
+    manifest = Manifest.from_json(data.decode(errors="replace"), "the artifact's configuration")
+    if (manifest.initramfs_digest, manifest.initramfs_size) != (initramfs.digest, initramfs.size):
+        raise RegistryError("the artifact's manifest and its configuration name different archives", hint="do not use it; push it again")
+    if (
+        not NAME.fullmatch(manifest.language)
+        or manifest.arch not in MACHINE_TO_GOARCH
+        or name.partition("@")[0] not in ("", manifest.language)
+    ):
+        raise RegistryError(f"the artifact is for the language {manifest.language[:80]!r} and architecture {manifest.arch[:80]!r}")
+    folder = image_dir(name or manifest.language, manifest.arch)
+    with locked(folder), replacing(folder) as part:
+        with progress.task(f"installing {manifest.language} {manifest.version}", initramfs.size) as advance:
+            found = hashlib.sha256()
+            with source.blob(initramfs).open("rb") as blob, atomic_write(part / "initramfs") as file:
+                while piece := blob.read(CHUNK):
+                    found.update(piece)
+                    file.write(piece)
+                    advance(len(piece))
+        if f"sha256:{found.hexdigest()}" != initramfs.digest:
+            raise RegistryError(
+                f"the artifact's archive hashes to sha256:{found.hexdigest()}, not to {initramfs.digest}", hint="do not use it"
+            )
+        with atomic_write(part / "manifest.json") as file:
+            file.write(data)
+    return manifest, folder
+
+
+def _parts(source: Source) -> tuple[Descriptor, Descriptor]:
+    """The descriptors of configuration and archive."""
+    data = source.root()[1]
+    document = read_object(data, "manifest")
+    if "manifests" in document:  # a layout's index
+        entries = parse_descriptors(document["manifests"], "index")
+        if len(entries) != 1:
+            raise RegistryError(f"the layout holds {len(entries)} artifacts, not one", hint="give a folder that imagegen export wrote")
+        document = read_object(fetch_document(source, entries[0]), "manifest")
+    config = parse_descriptors([document.get("config")], "manifest")[0]
+    layers = parse_descriptors(document.get("layers"), "manifest")
+    if config.media_type != CONFIG_TYPE or [layer.media_type for layer in layers] != [INITRAMFS_TYPE]:
+        raise RegistryError("this is no image that imagegen pushed", hint="for a container image: imagegen build LANG --image REF")
+    return config, layers[0]

@@ -1,0 +1,64 @@
+"""Images in an OCI image layout on this disk (OCI image-spec, image-layout.md)."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from mayfly.errors import ImageError, RegistryError
+from mayfly.imagegen.oci.documents import MAX_DOCUMENT, Descriptor, parse_descriptors
+from mayfly.imagegen.oci.reference import LayoutReference
+
+
+@dataclasses.dataclass(frozen=True)
+class LayoutSource:
+    """Reads the layout that the reference names. Its blobs are used where they lie."""
+
+    reference: LayoutReference
+
+    def root(self) -> tuple[str, bytes]:
+        """The layout's index, cut down to the entries of the reference's tag where it has one.
+
+        Raises:
+            ImageError: no layout there, or no such tag.
+        """
+        folder = self.reference.path
+        if not (folder / "oci-layout").is_file():
+            raise ImageError(
+                f"{folder} is not an OCI image layout", hint="make one with scripts/reference-image, or skopeo copy … oci:FOLDER"
+            )
+        data = _read(folder / "index.json")
+        try:
+            raw = json.loads(data)
+            entries = raw["manifests"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ImageError(f"{folder}/index.json is not an index") from error
+        descriptors = parse_descriptors(entries, "index")
+        tag = self.reference.tag
+        if tag is not None:
+            entries = [entry for entry, known in zip(entries, descriptors, strict=True) if known.tag == tag]
+            if not entries:
+                tags = ", ".join(sorted({d.tag for d in descriptors if d.tag})) or "none"
+                raise ImageError(f"{folder} has no image with the tag {tag!r}", hint=f"tags there: {tags}")
+        return "", json.dumps({"schemaVersion": 2, "manifests": entries}).encode()
+
+    def document(self, descriptor: Descriptor) -> bytes:
+        """A manifest or configuration from the blobs folder."""
+        return _read(self.blob(descriptor))
+
+    def blob(self, descriptor: Descriptor) -> Path:
+        """The path of a blob; its contents are checked by who reads it."""
+        path = self.reference.path / "blobs" / "sha256" / descriptor.digest.removeprefix("sha256:")
+        if not path.is_file():
+            raise ImageError(f"{self.reference.path} lacks the blob {descriptor.digest}", hint="the layout is incomplete; make it again")
+        return path
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_DOCUMENT + 1)
+    except OSError as error:
+        raise ImageError(f"cannot read {path}: {error.strerror}") from error
+    if len(data) > MAX_DOCUMENT:
+        raise RegistryError(f"{path} has more than {MAX_DOCUMENT} bytes")
+    return data

@@ -1,0 +1,1 @@
+"""Root file systems: layers merged into a tree, pruned, written as an initramfs."""

@@ -1,0 +1,362 @@
+"""The command `imagegen`."""
+
+import contextlib
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import click
+import rich.console
+import rich.progress
+from click.shell_completion import get_completion_class
+
+import mayfly
+from mayfly.errors import ConfigError, ConsoleTailError, ImageNotFoundError, MayflyError
+from mayfly.imagegen.build import Built, Options, build, source_of
+from mayfly.imagegen.cache import image_folders, prune_cache, remove
+from mayfly.imagegen.languages import known_languages, load_language
+from mayfly.imagegen.oci.artifact import export, pull, push
+from mayfly.imagegen.oci.reference import RegistryReference, parse_reference
+from mayfly.imagegen.oci.registry import RegistrySource
+from mayfly.imagegen.prepare import prepare
+from mayfly.imagegen.progress import Advance, Progress
+from mayfly.imagegen.rootfs.layers import Limits
+from mayfly.imagegen.rootfs.unpack import unpack
+from mayfly.images.manifest import COMPRESSIONS, load
+from mayfly.paths import cache_dir, image_dir
+
+MIB = 1 << 20
+CONSOLE_SHOWN = 4096
+INTERRUPTED = 130
+
+
+class PlainProgress:
+    """Lines on standard error, for a log."""
+
+    def say(self, message: str) -> None:
+        """Print the line."""
+        click.echo(message, err=True)
+
+    @contextlib.contextmanager
+    def task(self, title: str, total: int | None) -> Iterator[Advance]:
+        """Print the title with the size once, when it begins."""
+        click.echo(f"{title}, {total / MIB:.1f} MiB" if total else title, err=True)
+        yield lambda _: None
+
+
+class BarProgress:
+    """Bars on a terminal's standard error, several at once."""
+
+    def __init__(self, bars: rich.progress.Progress) -> None:
+        self._bars = bars
+
+    def say(self, message: str) -> None:
+        """Print the line above the bars."""
+        self._bars.console.print(message, markup=False, highlight=False)
+
+    @contextlib.contextmanager
+    def task(self, title: str, total: int | None) -> Iterator[Advance]:
+        """Show a bar, which stays when the work is done."""
+        bar = self._bars.add_task(title, total=total)
+        yield lambda done: self._bars.advance(bar, done)
+
+
+@contextlib.contextmanager
+def showing_progress() -> Iterator[Progress]:
+    """Bars if standard error is a terminal, else lines."""
+    if not sys.stderr.isatty():
+        yield PlainProgress()
+        return
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.DownloadColumn(binary_units=True),
+        rich.progress.TransferSpeedColumn(),
+    )
+    with rich.progress.Progress(*columns, console=rich.console.Console(stderr=True)) as bars:
+        yield BarProgress(bars)
+
+
+insecure_option = click.option("--insecure", is_flag=True, help="Plain http to a registry that is not on this host.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+arch_option = click.option("--arch", default=platform.machine(), show_default=True, help="The machine type of the guests.")
+
+
+def installed_names(*_: object) -> list[str]:
+    """What may stand for an image on this host: `rust`, `rust@1.63`."""
+    return sorted({folder.parent.name for folder in image_folders()})
+
+
+image_argument = click.argument("image", metavar="LANGUAGE[@VERSION]", shell_complete=installed_names)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(mayfly.__version__, prog_name="imagegen")
+def cli() -> None:
+    """Make the images that snippets run in: a language's toolchain out of an OCI image, as an initramfs."""
+
+
+@cli.command("build")
+@click.argument("language", metavar="LANGUAGE[@VERSION]", shell_complete=lambda *_: known_languages())
+@click.option("--image", "reference", metavar="REF", help="registry/repository:tag, or oci:FOLDER[:tag]. Default: the language's own.")
+@arch_option
+@click.option("--compress", "compression", type=click.Choice(COMPRESSIONS), default="zstd", show_default=True)
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), help="The folder of the image. Default: where mayfly looks for it."
+)
+@insecure_option
+@click.option("--offline", is_flag=True, help="Ask no registry: all of it is in the cache from an earlier build.")
+@click.option("--force", is_flag=True, help="Build even if the image is there, made of the same things.")
+@click.option(
+    "--prepare-with",
+    default="",
+    metavar="COMMAND",
+    help="Put before the command that runs prepare steps, as scripts/with-kvm where no machine runs.",
+)
+@click.option("--max-entries", default=Limits.entries, show_default=True, help="Names that the image may have.")
+@click.option("--max-unpacked", default=Limits.unpacked, show_default=True, help="Bytes that its layers may unpack to.")
+@click.option("--max-ratio", default=Limits.ratio, show_default=True, help="How many times its size a layer may unpack to.")
+@json_option
+def build_command(
+    language: str,
+    reference: str | None,
+    arch: str,
+    compression: str,
+    output: Path | None,
+    insecure: bool,
+    offline: bool,
+    force: bool,
+    prepare_with: str,
+    max_entries: int,
+    max_unpacked: int,
+    max_ratio: int,
+    as_json: bool,
+) -> None:
+    """Build the image of LANGUAGE: its default, or one of a VERSION beside it."""
+    name, _, version = language.partition("@")
+    described = load_language(name)
+    options = Options(
+        language=described,
+        version=version,
+        reference=parse_reference(reference or described.reference(version)),
+        arch=arch,
+        compression=compression,
+        insecure=insecure,
+        offline=offline,
+        force=force,
+        prepare_with=tuple(shlex.split(prepare_with)),
+        limits=Limits(entries=max_entries, unpacked=max_unpacked, ratio=max_ratio),
+        folder=output.absolute() if output else None,
+    )
+    with showing_progress() as progress:
+        built = build(options, progress)
+    click.echo(built.manifest.to_json() if as_json else _outcome(built), nl=not as_json)
+
+
+@cli.command("prepare")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("paths", nargs=-1)
+def prepare_command(folder: Path, out: Path, paths: tuple[str, ...]) -> None:
+    """Run the steps of the image in FOLDER in a machine, and write what is then in PATHS of its root to the tar OUT.
+
+    `build` does this by itself; as a command of its own it is for --prepare-with.
+    """
+    with showing_progress() as progress:
+        prepare(folder, paths, out, Limits(), progress)
+
+
+def _outcome(built: Built) -> str:
+    manifest = built.manifest
+    return (
+        f"{built.folder}: {manifest.language} {manifest.version}, {'built' if built.fresh else 'up to date'}\n"
+        f"  from     {manifest.source.reference}\n"
+        f"           {manifest.source.manifest_digest}\n"
+        f"  compiler {manifest.compiler or 'not asked: its version is what the image shows'}\n"
+        f"  archive  {manifest.initramfs_size / MIB:.1f} MiB ({manifest.compression}), "
+        f"unpacked {manifest.unpacked_size / MIB:.1f} MiB in {manifest.entries} entries\n"
+        f"  memory   {manifest.memory // MIB} MiB for a machine"
+    )
+
+
+@cli.command("list")
+@json_option
+def list_command(as_json: bool) -> None:
+    """List the images on this host."""
+    images = [(folder.parent.name, load(folder)) for folder in image_folders()]
+    if as_json:
+        click.echo(json.dumps([json.loads(manifest.to_json()) for _, manifest in images], indent=2))
+        return
+    if not images:
+        click.echo("no images yet; build one: imagegen build rust", err=True)
+    for name, manifest in images:
+        size = f"{manifest.initramfs_size / MIB:.0f} MiB {manifest.compression}"
+        click.echo(f"{name:12} {manifest.version:10} {manifest.arch:8} {size:14} {manifest.source.reference}")
+
+
+def _folder(image: str, arch: str) -> Path:
+    """The image's folder. The names come from the user and become part of a path, so they must be plain."""
+    for name in (image, arch):
+        if "/" in name or name.startswith("."):
+            raise ImageNotFoundError(f"there is no image {name!r}", hint="see what there is: imagegen list")
+    return image_dir(image, arch)
+
+
+@cli.command("inspect")
+@image_argument
+@arch_option
+@json_option
+def inspect_command(image: str, arch: str, as_json: bool) -> None:
+    """Show what an image is, was made of, and needs, and where its bytes are."""
+    folder = _folder(image, arch)
+    manifest = load(folder)
+    if as_json:
+        click.echo(manifest.to_json(), nl=False)
+        return
+    lines = [
+        _outcome(Built(manifest=manifest, folder=folder, fresh=False)).replace(", up to date", ""),
+        f"  end      {manifest.end_marker}",
+    ]
+    lines += [f"  {step.name:8} {' '.join(step.argv)}" for step in manifest.steps]
+    lines += [f"  warm-up  {' '.join(step.argv)}" for step in manifest.warmup.steps]
+    lines += [f"  env      {key}={value}" for key, value in sorted(manifest.env.items())]
+    names = {*manifest.sizes, *manifest.pruned}
+    rows = sorted(((manifest.sizes.get(name, 0), manifest.pruned.get(name, 0), name) for name in names), reverse=True)
+    rows.append((sum(manifest.sizes.values()), sum(manifest.pruned.values()), "in all"))
+    lines += ["       MiB    pruned  directory", *(f"  {kept / MIB:8.1f}  {pruned / MIB:8.1f}  {name}" for kept, pruned, name in rows)]
+    click.echo(_plain("\n".join(lines)))
+
+
+@cli.command("unpack")
+@image_argument
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@arch_option
+def unpack_command(image: str, folder: Path, arch: str) -> None:
+    """Write an image's tree into FOLDER, which is empty or not there, for a look inside."""
+    count = unpack(_folder(image, arch), folder)
+    click.echo(f"{folder}: {count} entries")
+
+
+@cli.command("rm")
+@image_argument
+@arch_option
+@json_option
+def rm_command(image: str, arch: str, as_json: bool) -> None:
+    """Remove an image. Machines that run from it are not disturbed."""
+    folder = _folder(image, arch)
+    if not folder.is_dir():
+        raise ImageNotFoundError(f"{folder}: no image there", hint="see what there is: imagegen list")
+    remove(folder)
+    click.echo(json.dumps({"removed": str(folder)}) if as_json else f"removed {folder}")
+
+
+@cli.command("prune")
+@json_option
+def prune_command(as_json: bool) -> None:
+    """Remove from the cache what no image on this host was made of."""
+    removed = prune_cache()
+    size = sum(size for _, size in removed)
+    text = f"removed {len(removed)} files of {size / MIB:.1f} MiB from the cache"
+    click.echo(json.dumps({"removed": [str(path) for path, _ in removed], "bytes": size}) if as_json else text)
+
+
+@cli.command("push")
+@image_argument
+@click.argument("reference")
+@arch_option
+@insecure_option
+@json_option
+def push_command(image: str, reference: str, arch: str, insecure: bool, as_json: bool) -> None:
+    """Store an image in a registry under REFERENCE, for hosts that `pull` it."""
+    target = parse_reference(reference)
+    if not isinstance(target, RegistryReference):
+        raise ConfigError(f"{reference} is no registry's", hint="to write a folder: imagegen export")
+    with showing_progress() as progress:
+        digest = push(_folder(image, arch), RegistrySource(target, cache_dir() / "blobs", insecure=insecure, progress=progress))
+    stored = f"{target.registry}/{target.repository}@{digest}"
+    click.echo(json.dumps({"reference": stored, "digest": digest}) if as_json else f"pushed {stored}")
+
+
+@cli.command("pull")
+@click.argument("reference")
+@click.option("--as", "name", default="", metavar="LANGUAGE@VERSION", help="Install it as this, not as its language's default.")
+@insecure_option
+@json_option
+def pull_command(reference: str, name: str, insecure: bool, as_json: bool) -> None:
+    """Install an image that was pushed to a registry under REFERENCE (a tag, or @sha256:…)."""
+    _install(reference, name, insecure, as_json)
+
+
+@cli.command("export")
+@image_argument
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@arch_option
+def export_command(image: str, folder: Path, arch: str) -> None:
+    """Write an image into FOLDER, to be carried to a host without network and imported there."""
+    click.echo(f"{folder}: {export(_folder(image, arch), folder)}")
+
+
+@cli.command("import")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--as", "name", default="", metavar="LANGUAGE@VERSION", help="Install it as this, not as its language's default.")
+@json_option
+def import_command(folder: Path, name: str, as_json: bool) -> None:
+    """Install an image from the FOLDER that `export` wrote."""
+    _install(f"oci:{folder}", name, False, as_json)
+
+
+def _install(reference: str, name: str, insecure: bool, as_json: bool) -> None:
+    with showing_progress() as progress:
+        source = source_of(parse_reference(reference), progress, insecure=insecure, offline=False)
+        manifest, folder = pull(source, name, progress)
+    click.echo(manifest.to_json() if as_json else f"{folder}: {manifest.language} {manifest.version}", nl=not as_json)
+
+
+@cli.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion_command(shell: str) -> None:
+    """Print the completion script for SHELL; for bash: `eval "$(imagegen completion bash)"`."""
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise click.UsageError(f"no completion for {shell}")
+    click.echo(kind(cli, {}, "imagegen", "_IMAGEGEN_COMPLETE").source())
+
+
+def _plain(text: str) -> str:
+    """The text without what a terminal would obey: names, output and consoles are the image's."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)
+
+
+def _end(status: int) -> NoReturn:
+    """End now: downloads that are under way in other threads are not waited for, as the next build goes on with them."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def main() -> None:
+    """Run the command; an error of ours is two lines on standard error and status 1, Ctrl-C is status 130."""
+    try:
+        sys.exit(cli.main(prog_name="imagegen", standalone_mode=False))
+    except click.Abort:
+        click.echo("imagegen: interrupted; nothing is half-made", err=True)
+        _end(INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except MayflyError as error:
+        click.echo(f"imagegen: {_plain(error.message)}", err=True)
+        if error.hint:
+            click.echo(f"  hint: {error.hint}", err=True)
+        if isinstance(error, ConsoleTailError) and error.console:
+            click.echo(f"  the machine's console ends with:\n{_plain(error.console[-CONSOLE_SHOWN:])}", err=True)
+        _end(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""The command line: `mayfly serve | run | snapshot | boot | doctor | completion`. A command imports what it needs: each starts quickly."""
+
+import dataclasses
+import functools
+import gc
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mayfly import __version__
+from mayfly.errors import MayflyError
+from mayfly.host.config import CHOICES, FIELDS, Config, convert
+
+OUR_STATUS = 125
+"""Exit status of `mayfly run` when Mayfly, not the program, failed."""
+SIZE_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+OF_SERVER = ("socket", "languages", "warm", "queue", "keep_s", "keep_bytes", "keep_runs")
+SHORT = {"languages": "--language", "run_wall_s": "--wall", "build_wall_s": "--build-wall", "run_output": "--output-limit"}
+"""Flags that have a second, shorter name (or, for a list, one in the singular)."""
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes: 1000000, 512M, 2G."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number of bytes."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d{1,15})([KMG]?)(?:i?B)?", str(value).strip(), re.IGNORECASE)
+        if match is None:
+            self.fail(f"{value!r} is not a size; write it as 536870912, 512M or 2G", param, ctx)
+        return int(match[1]) * SIZE_FACTORS[match[2].upper()]
+
+
+def _flag(field: "dataclasses.Field[Any]") -> click.Option:
+    names = [f"--{field.name.replace('_', '-')}"]
+    if field.name in SHORT:
+        names = [SHORT[field.name]] if field.name == "languages" else [SHORT[field.name], *names]
+    kinds: dict[Any, Any] = {
+        float: float,
+        str: str,
+        Path: click.Path(path_type=Path),
+        **{choice: click.Choice(names) for choice, names in CHOICES.items()},
+    }
+    if field.type == tuple[str, ...]:
+        return click.Option([*names, field.name], multiple=True, help=field.metadata["meaning"])
+    if field.type is bool:
+        return click.Option([*names, field.name], is_flag=True, default=None, help=field.metadata["meaning"])
+    is_size = field.type is int and (field.metadata["high"] or 0) >= 1 << 20
+    kind = Size() if is_size else kinds.get(field.type, int)
+    return click.Option([*names, field.name], type=kind, help=field.metadata["meaning"])
+
+
+class Configured(click.Command):
+    """A command with a flag for every key of the configuration but those in `without`; they arrive as keyword arguments, None if not given.
+
+    They are made when the command is called: there are many, and other commands start without them.
+    """
+
+    def __init__(self, *args: Any, without: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._without = without
+
+    @functools.cached_property
+    def _flags(self) -> list[click.Parameter]:
+        return [_flag(field) for field in FIELDS.values() if field.name not in self._without]
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Its own, then the flags."""
+        own = super().get_params(ctx)
+        return [*own[:-1], *self._flags, *own[-1:]]  # --help is the last
+
+
+def load_config(flags: dict[str, Any]) -> Config:
+    """The configuration with the given flags laid over it."""
+    given = {name: value for name, value in flags.items() if value is not None and value != ()}
+    for name in given:
+        if FIELDS[name].type in CHOICES:
+            given[name] = convert(FIELDS[name], given[name], "the command line")
+    return Config.load(given)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="mayfly")
+def cli() -> None:
+    """Run untrusted code snippets, each in a virtual machine of its own."""
+
+
+@cli.command(cls=Configured)
+def serve(**flags: Any) -> None:
+    """Serve the API on a Unix socket until SIGTERM or SIGINT."""
+    config = load_config(flags)
+    from mayfly.api.app import main as serve_main
+
+    serve_main(config)
+
+
+@cli.command(cls=Configured, without=OF_SERVER)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@click.option("--language", "-l", default="", help="language, or language@version; by default the one with the file's extension")
+@click.option("--json", "as_json", is_flag=True, help="print the result as JSON instead of passing the output through")
+@click.option("--verbose", "-v", is_flag=True, help="say on standard error how long each phase took")
+@click.option("--network", is_flag=True, help="give the snippet a network; what it is made of, --network-backend says")
+@click.option("--snapshot", default="", help="run it in a machine restored from this snapshot instead of its language's own")
+def run(file: Path, args: tuple[str, ...], language: str, as_json: bool, verbose: bool, network: bool, snapshot: str, **flags: Any) -> int:
+    """Run the snippet in FILE, with ARGS (after `--`), in a machine of its own.
+
+    Standard input and output pass through. Exit status: the program's; 128 + n for signal n; 124 if a limit ended it; 1 if it could not be
+    built; 125 if Mayfly itself failed.
+    """
+    gc.disable()  # this process makes little that lasts, and ends soon
+    config = load_config(flags)
+    from mayfly.vmm.process.zygote import Zygote
+
+    zygote = Zygote.fork()
+    sys.modules["ssl"] = None  # type: ignore[assignment]  # asyncio can do without OpenSSL, which takes long to load
+    import asyncio
+
+    from mayfly.cli.run import run_file
+    from mayfly.host.checks import time_factor
+
+    return asyncio.run(
+        run_file(
+            file,
+            args,
+            language=language,
+            network=network,
+            snapshot=snapshot,
+            config=config,
+            factor=time_factor(config),
+            zygote=lambda: zygote,
+            as_json=as_json,
+            verbose=verbose,
+        )
+    )
+
+
+@cli.command()
+@click.option("--kernel", required=True, type=click.Path(exists=True, dir_okay=False), help="vmlinux or bzImage")
+@click.option("--initrd", type=click.Path(exists=True, dir_okay=False), help="initramfs")
+@click.option("--cmdline", default="", help="kernel parameters, behind those for the devices")
+@click.option("--memory", type=Size(), default="512M", show_default=True, help="guest memory")
+@click.option("--cpus", type=int, default=1, show_default=True, help="virtual CPUs")
+@click.option("--user", default="nobody", show_default=True, help="user to become when started by root; empty: stay root")
+def boot(kernel: str, initrd: str | None, cmdline: str, memory: int, cpus: int, user: str) -> int:
+    """Boot any kernel and show its console."""
+    from mayfly.vmm.config import MachineConfig
+    from mayfly.vmm.interactive import boot_console
+
+    config = MachineConfig(kernel=kernel, initrd=initrd, cmdline=cmdline, memory=memory, cpus=cpus, user=user or None, interactive=True)
+    return boot_console(config)
+
+
+@cli.command(cls=Configured)
+@click.option("--json", "as_json", is_flag=True, help="print the findings as JSON")
+def doctor(as_json: bool, **flags: Any) -> int:
+    """Look at what runs need on this host; say how to mend what is missing. Exit status 1 if something is."""
+    config = load_config(flags)
+    from mayfly.host.checks import examine
+
+    checks = []
+    for check in examine(config):
+        checks.append(check)
+        if not as_json:
+            click.echo(f"{'ok     ' if check.ok else 'problem'}  {check.name:<7} {check.finding}")
+            if not check.ok and check.mend:
+                click.echo(f"         {'':<7} -> {check.mend}")
+    if as_json:
+        click.echo(json.dumps({"ok": all(check.ok for check in checks), "checks": [check._asdict() for check in checks]}))
+    return 0 if all(check.ok for check in checks) else 1
+
+
+@cli.group()
+def snapshot() -> None:
+    """Make, list, look at and remove snapshots of machines."""
+
+
+@snapshot.command(cls=Configured, without=(*OF_SERVER, "cold"))
+@click.argument("language")
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option("--name", default="", help="the snapshot's name; needed with FILE or --parent")
+@click.option("--parent", default="", help="save what differs from this snapshot (default with FILE: the language's own)")
+@click.option("--network", is_flag=True, help="make it for runs with a network; what it is made of, --network-backend says")
+def create(language: str, file: Path | None, name: str, parent: str, network: bool, **flags: Any) -> None:
+    """Make a snapshot of a machine of LANGUAGE.
+
+    Without FILE it is the language's own, from which its runs start: a machine boots, runs the language's warm-up, and is saved. With FILE
+    a machine goes on from --parent, runs this snippet, and what has changed is saved as --name.
+    """
+    config = load_config(flags)
+    from mayfly.cli.snapshot import create as create_snapshot
+
+    create_snapshot(language, file, name=name, parent=parent, network=network, config=config)
+
+
+@snapshot.command("list")
+@click.option("--json", "as_json", is_flag=True, help="print them as JSON")
+def list_snapshots(as_json: bool) -> None:
+    """List the snapshots."""
+    from mayfly.cli.snapshot import show_all
+
+    show_all(as_json=as_json)
+
+
+@snapshot.command()
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="print it as JSON")
+def inspect(name: str, as_json: bool) -> None:
+    """Show what the snapshot NAME is."""
+    from mayfly.cli.snapshot import show
+
+    show(name, as_json=as_json)
+
+
+@snapshot.command()
+@click.argument("names", nargs=-1, required=True)
+def rm(names: tuple[str, ...]) -> None:
+    """Remove the snapshots NAMES."""
+    from mayfly.snapshots.store import remove
+
+    for name in names:
+        remove(name)
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script for SHELL; for bash: `eval "$(mayfly completion bash)"`."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise click.UsageError(f"no completion for {shell}")
+    click.echo(kind(cli, {}, "mayfly", "_MAYFLY_COMPLETE").source())
+
+
+def _open_standard_descriptors() -> None:
+    """See that 0, 1 and 2 are open: what is opened later must not be taken for standard input or output (`mayfly run x.rs >&-`)."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def main() -> None:
+    """Run the command line; errors end as a message, what to do about it, and an exit status."""
+    _open_standard_descriptors()
+    ours = OUR_STATUS if sys.argv[1:2] == ["run"] else 1
+    try:
+        status = cli.main(prog_name="mayfly", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        status = OUR_STATUS if ours == OUR_STATUS else error.exit_code
+    except MayflyError as error:
+        from mayfly.cli.run import report
+
+        report(error)
+        status = ours
+    except (click.Abort, KeyboardInterrupt):
+        status = 130
+    try:
+        print(end="", flush=True)
+    except OSError:
+        status = ours
+    # At once: Python would first take all its modules apart, one object after the other.
+    os._exit(status if isinstance(status, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

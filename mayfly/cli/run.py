@@ -1,0 +1,157 @@
+"""`mayfly run`: one snippet from a file, its output live, its exit status ours."""
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mayfly.cli.descriptors import FdStdin, FdWriter, settle
+from mayfly.errors import HostError, MayflyError, SnapshotError
+from mayfly.guests.spawner import GRACE_S, Zygote
+from mayfly.host.config import Config
+from mayfly.host.plan import want_machine
+from mayfly.host.snippet import Snippet
+from mayfly.images.store import Image
+from mayfly.protocol.frames import Limit
+from mayfly.runs.record import Kind, Reader
+from mayfly.runs.run import LIMIT_STATUS, Run
+from mayfly.runs.service import Service
+from mayfly.snapshots.making import find_base, is_usual
+from mayfly.snapshots.store import Snapshot, find
+
+CONSOLE_LINES = 30
+"""Lines of the boot console that an error shows."""
+
+
+def read_source(path: Path) -> bytes:
+    """The snippet's text.
+
+    Raises:
+        HostError: the file cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise HostError(f"{path}: cannot be read: {error.strerror}", hint="give the path of a source file") from error
+
+
+async def run_file(
+    path: Path,
+    args: tuple[str, ...],
+    *,
+    language: str,
+    network: bool,
+    snapshot: str,
+    config: Config,
+    factor: float,
+    zygote: Callable[[], Zygote],
+    as_json: bool,
+    verbose: bool,
+) -> int:
+    """Run the file and give the exit status of docs/api.md. SIGINT and SIGTERM end the machine first."""
+    loop = asyncio.get_running_loop()
+    stopped: asyncio.Future[int] = loop.create_future()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, settle, stopped, 128 + number)
+    grace_s = GRACE_S if as_json or verbose else 0
+    async with Service(config, zygote, factor=factor, grace_s=grace_s) as service:
+        image = service.images.find(language) if language else service.images.for_file(path)
+        source = read_source(path)
+        chosen = await _snapshot(service, image, snapshot, network=network)
+        run = service.start(Snippet(source=source, args=args, network=network), image, FdStdin(0), snapshot=chosen)
+        showing = asyncio.create_task(_nothing(run) if as_json else _show(run))
+        waiting: set[asyncio.Future[Any]] = {showing, stopped}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if stopped.done():
+            showing.cancel()
+            return stopped.result()
+        try:
+            showing.result()
+        except BrokenPipeError:
+            return 128 + signal.SIGPIPE
+        await service.settled(run)
+    if as_json:
+        print(json.dumps(run.to_json(), ensure_ascii=False))
+    else:
+        explain(run, config, factor)
+    if verbose:
+        for name, seconds in run.phases.items():
+            print(f"mayfly: {name:<16} {seconds * 1000:10.1f} ms", file=sys.stderr)
+        for name, count in run.exits.items():
+            print(f"mayfly: exits {name:<10} {count:10}", file=sys.stderr)
+    return run.verdict()[1]
+
+
+async def _snapshot(service: Service, image: Image, name: str, *, network: bool) -> Snapshot | None:
+    """What the run starts from: the snapshot of that name, else the language's own, which is made on first use."""
+    if name:
+        return find(name)
+    wanted = want_machine(image, service.config, service.factor, service.networks.disconnected() if network else None)
+    if service.config.cold or not is_usual(wanted) or find_base(wanted):
+        return None  # the service finds it, or boots
+    kind = f"{image.manifest.language} {image.manifest.version}{' with a network' if network else ''}"
+    print(f"mayfly: making a snapshot of {kind} (once)", file=sys.stderr)
+    try:
+        return await service.supply.ensure_base(wanted)
+    except SnapshotError as error:
+        report(error)
+        print("mayfly: booting a machine instead", file=sys.stderr)
+    except MayflyError:
+        pass  # the run will meet it too, and tell it
+    return None
+
+
+async def _nothing(run: Run) -> None:
+    await run.done.wait()
+
+
+async def _show(run: Run) -> None:
+    """Pass the output on as it comes. What building prints goes to standard error, so that standard output is the snippet's alone."""
+    outputs = {Kind.STDOUT: FdWriter(1), Kind.STDERR: FdWriter(2)}
+    building = True
+    reader = Reader(run.record)
+    while True:
+        while (piece := reader.take()) is not None:
+            kind, data = piece
+            if kind is not Kind.EVENT:
+                await outputs[Kind.STDERR if building else kind].write(data)
+                continue
+            event = json.loads(data)
+            if event["event"] == "stage":
+                building = event["step"] != run.step_names[-1]
+        if not await reader.wait():
+            return
+
+
+def explain(run: Run, config: Config, factor: float) -> None:
+    """Say on standard error what the output does not show: cut streams, the limit that ended a step, an error of ours."""
+    for step in run.steps:
+        for stream, cut in zip(("stdout", "stderr"), step.exit.cut, strict=True):
+            if cut:
+                print(f"mayfly: step {step.name}: {stream} was cut at its limit", file=sys.stderr)
+    if run.error is not None:
+        report(run.error)
+    elif run.verdict()[1] == LIMIT_STATUS and run.steps[-1].exit.limit is not Limit.NONE:
+        last = run.steps[-1]
+        name = last.exit.limit.name.lower().replace("_", " ")
+        times = f" (times are multiplied by {factor:g} on this host)" if factor != 1 else ""
+        print(f"mayfly: step {last.name}: ended by its {name} limit after {last.exit.wall_us / 1e6:.1f} s{times}", file=sys.stderr)
+
+
+def report(error: Exception) -> None:
+    """Say on standard error what went wrong and what to do; a guest's console is shown by its end."""
+    print(f"mayfly: {error}", file=sys.stderr)
+    if hint := getattr(error, "hint", ""):
+        print(f"  {hint}", file=sys.stderr)
+    if console := getattr(error, "console", ""):
+        print(f"  the last {CONSOLE_LINES} lines of the guest's console:", file=sys.stderr)
+        for line in console.splitlines()[-CONSOLE_LINES:]:
+            print(f"  | {_printable(line)}", file=sys.stderr)
+
+
+def _printable(line: str) -> str:
+    """The guest's text without what could command a terminal."""
+    return "".join(char if char.isprintable() else "?" for char in line)

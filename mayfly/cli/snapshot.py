@@ -1,0 +1,82 @@
+"""`mayfly snapshot`: make snapshots, and show those that are there."""
+
+import asyncio
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mayfly.cli.run import read_source
+from mayfly.errors import ConfigError
+from mayfly.host.checks import time_factor
+from mayfly.host.config import Config
+from mayfly.host.plan import make_plan, want_machine
+from mayfly.host.snippet import Snippet
+from mayfly.runs.service import Service
+from mayfly.snapshots import store as snapshots
+from mayfly.snapshots.making import make
+from mayfly.snapshots.store import Snapshot
+from mayfly.vmm.process.zygote import Zygote
+
+
+def create(language: str, file: Path | None, *, name: str, parent: str, network: bool, config: Config) -> None:
+    """Make a snapshot and say what it is.
+
+    Raises:
+        MayflyError: it cannot be made.
+    """
+    if (file or parent) and not name:
+        raise ConfigError("the snapshot needs a name", hint="give --name")
+    if parent and not file:
+        raise ConfigError("a snapshot with a parent needs something to do", hint="give the FILE of a snippet")
+    factor = time_factor(config)
+    snapshots.sweep()
+    found = asyncio.run(_create(language, file, name=name, parent=parent, network=network, config=config, factor=factor))
+    click.echo(_line(found))
+
+
+async def _create(language: str, file: Path | None, *, name: str, parent: str, network: bool, config: Config, factor: float) -> Snapshot:
+    async with Service(config, Zygote.start, factor=factor) as service:
+        image = service.images.find(language)
+        wanted = want_machine(image, config, factor, service.networks.disconnected() if network else None)
+        if file is None:
+            if name:
+                raise ConfigError("a language's own snapshot has its name", hint="leave --name out, or give the FILE of a snippet")
+            return await service.supply.ensure_base(wanted, again=True)
+        plan = make_plan(Snippet(source=read_source(file)), image, config, factor)
+        over = snapshots.find(parent) if parent else await service.supply.ensure_base(wanted)
+        snapshots.check(over, image, wanted.machine)
+        return await make(service.spawner, wanted, plan, name=name, parent=over, again=True)
+
+
+def show_all(*, as_json: bool) -> None:
+    """List the snapshots; those that cannot be used with the reason."""
+    found = list(snapshots.installed())
+    if as_json:
+        click.echo(json.dumps([_facts(item) if isinstance(item, Snapshot) else {"error": item.message} for item in found]))
+        return
+    for item in found:
+        click.echo(_line(item) if isinstance(item, Snapshot) else f"unusable: {item.message}")
+
+
+def show(name: str, *, as_json: bool) -> None:
+    """Show one snapshot whole."""
+    facts = _facts(snapshots.find(name))
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    for key, value in facts.items():
+        click.echo(f"{key:<17} {value}")
+
+
+def _facts(snapshot: Snapshot) -> dict[str, Any]:
+    facts = dataclasses.asdict(snapshot.manifest)
+    return {**facts, "disk_bytes": snapshots.disk_bytes(snapshot), "chain": [folder.name for folder in snapshot.chain]}
+
+
+def _line(snapshot: Snapshot) -> str:
+    manifest = snapshot.manifest
+    parent = f" over {manifest.parent}" if manifest.parent else ""
+    return f"{manifest.name:<24} {manifest.language} {manifest.version}{parent}, {snapshots.disk_bytes(snapshot) >> 20} MiB"

@@ -1,0 +1,103 @@
+"""Machines that are ready for a run: booted, or restored from a snapshot and given an identity of their own."""
+
+import asyncio
+import enum
+import os
+import time
+from typing import NamedTuple
+
+from mayfly.errors import BootError, ConsoleTailError, GuestError, MayflyError
+from mayfly.guests.spawner import Ended, Machine, Spawner
+from mayfly.host.plan import Wanted
+from mayfly.protocol.conversation import Failed, Session
+from mayfly.protocol.frames import Hello, Resumed
+from mayfly.vmm.config import NetworkConfig
+
+ENTROPY_BYTES = 64
+CLOCK_ERROR_S = 0.03
+"""How far a restored machine's clock may be behind this host's."""
+CLOCK_ATTEMPTS = 3
+"""To set it so; a host that is slower than that has a clock that is behind by as much."""
+
+
+class StartKind(enum.StrEnum):
+    """How a run got its machine."""
+
+    COLD = "cold"
+    RESTORED = "restored"
+    WARM = "warm"
+
+
+class Ready(NamedTuple):
+    """A machine whose agent has said HELLO, and the conversation with it."""
+
+    machine: Machine
+    session: Session
+    hello: Hello
+    kind: StartKind
+
+
+async def start(spawner: Spawner, wanted: Wanted) -> Ready:
+    """Boot the machine, or restore it if its configuration says from where.
+
+    Raises:
+        MayflyError: it did not come up; it is gone by then, and a console's tail is with the error.
+    """
+    machine = await spawner.spawn(wanted.machine)
+    try:
+        session = Session(arch=wanted.image.manifest.arch, end_marker=wanted.image.manifest.end_marker)
+        async with asyncio.timeout(wanted.timeout_s):
+            if wanted.machine.restore:
+                hello = await resume(machine, session, wanted.machine.network)
+            else:
+                hello = await _greeting(machine, session)
+    except BaseException as caught:
+        ended = await machine.stop(0 if isinstance(caught, asyncio.CancelledError) else 1)
+        if isinstance(caught, TimeoutError):
+            hint = "the console's tail says how far it came; raise boot_timeout_s if this host is slow"
+            raise explain(BootError(f"no HELLO from the agent within {wanted.timeout_s:g} s", hint=hint), ended) from caught
+        if isinstance(caught, GuestError):
+            hint = "the console's tail says how far it came"
+            raise explain(BootError("the machine ended before its agent said HELLO", hint=hint), ended) from caught
+        if isinstance(caught, MayflyError):
+            raise explain(caught, ended) from caught
+        raise
+    kind = StartKind.RESTORED if wanted.machine.restore else StartKind.COLD
+    return Ready(machine, session, hello, kind)
+
+
+async def resume(machine: Machine, session: Session, network: NetworkConfig | None = None) -> Hello:
+    """Make a restored machine another than its siblings, with this network of its own; what it answers.
+
+    The time in RESUMED is that of its sending; where the answer to the first one took long, as the machine was still being made, it is
+    said again to the machine that is up.
+    """
+    boot_id, name = os.urandom(16), f"mayfly-{os.urandom(4).hex()}"
+    words = " ".join(network.words) if network else ""
+    for _ in range(CLOCK_ATTEMPTS):
+        sent = time.monotonic()
+        await machine.write(session.resumed(Resumed(time.time_ns(), boot_id, name, words, os.urandom(ENTROPY_BYTES))))
+        hello = await _greeting(machine, session)
+        if time.monotonic() - sent < CLOCK_ERROR_S:
+            break
+        words = ""  # they are in force
+    machine.pre_fault()  # not earlier: the answer would wait for it
+    return hello
+
+
+async def _greeting(machine: Machine, session: Session) -> Hello:
+    while data := await machine.read():
+        for event in session.feed(data):
+            if isinstance(event, Hello):
+                return event
+            if isinstance(event, Failed):
+                raise event.error
+    raise GuestError("the machine ended")
+
+
+def explain(error: MayflyError, ended: Ended) -> MayflyError:
+    """The error to report: the vmm process's own if it had one, else `error` with the console's tail."""
+    error = ended.error or error
+    if isinstance(error, ConsoleTailError) and not error.console:
+        error.console = ended.console
+    return error

@@ -1,0 +1,100 @@
+"""Admission: the machines that exist at one time fit into a memory budget; a bounded number of runs waits, in order of arrival."""
+
+import asyncio
+import collections
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from mayfly.errors import BusyError, HostError
+from mayfly.vmm.config import MIB
+
+DEFAULT_SHARE = 0.6
+"""Of the memory available at the start, for all machines together."""
+MAX_RETRY_S = 60
+
+
+def available_memory() -> int:
+    """MemAvailable of this host, in bytes (proc_meminfo(5))."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if name == "MemAvailable":
+            return int(rest.split()[0]) * 1024
+    raise HostError("/proc/meminfo has no MemAvailable", hint="set memory_budget")
+
+
+class Ticket:
+    """One run's place. `turn` is done once its memory is granted."""
+
+    def __init__(self, memory: int) -> None:
+        self.memory = memory
+        self.turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.granted_at: float | None = None
+
+
+class Admission:
+    """A budget of `budget` bytes, and room for `queue` runs that wait for their share of it.
+
+    Attributes:
+        reclaim: called with the bytes that are lacking: begins to end machines that nobody uses, and says how many bytes such machines
+            are about to give back.
+    """
+
+    def __init__(self, budget: int, queue: int) -> None:
+        self.budget = budget
+        self.used = 0
+        self.reclaim: Callable[[int], int] = lambda missing: 0
+        self._queue = queue
+        self._waiting: collections.deque[Ticket] = collections.deque()
+        self._typical_s = 1.0
+
+    @property
+    def waiting(self) -> int:
+        """How many runs wait."""
+        return len(self._waiting)
+
+    def enter(self, memory: int) -> Ticket:
+        """Ask for `memory` bytes of the budget. Await the ticket's `turn`, and give it back with `leave` in any case.
+
+        Raises:
+            BusyError: the queue is full.
+            HostError: the budget is too small for it at any time.
+        """
+        if memory > self.budget:
+            raise HostError(
+                f"a machine of {memory // MIB} MiB does not fit into the budget of {self.budget // MIB} MiB for all machines",
+                hint="raise memory_budget (--memory-budget), or serve from a host with more memory",
+            )
+        missing = sum(ticket.memory for ticket in self._waiting) + self.used + memory - self.budget
+        if missing > 0 and self.reclaim(missing) < missing and len(self._waiting) >= self._queue:
+            rounds = (len(self._waiting) + 1) * memory / self.budget
+            wait = min(MAX_RETRY_S, max(1, math.ceil(self._typical_s * rounds)))
+            raise BusyError(f"{len(self._waiting)} runs are waiting already", hint=f"try again in {wait} s", retry_after_s=wait)
+        ticket = Ticket(memory)
+        self._waiting.append(ticket)
+        self._grant()
+        return ticket
+
+    def enter_idle(self, memory: int) -> Ticket | None:
+        """A ticket for a machine that nobody waits for, if there is room beside all who do."""
+        if self._waiting or self.used + memory > self.budget:
+            return None
+        return self.enter(memory)
+
+    def leave(self, ticket: Ticket) -> None:
+        """Give a ticket back, whether it was granted or still waits."""
+        if ticket.granted_at is None:
+            self._waiting.remove(ticket)
+        else:
+            self._typical_s = 0.8 * self._typical_s + 0.2 * (time.monotonic() - ticket.granted_at)
+            self.used -= ticket.memory
+        self._grant()
+
+    def _grant(self) -> None:
+        while self._waiting and self.used + self._waiting[0].memory <= self.budget:
+            ticket = self._waiting.popleft()
+            ticket.granted_at = time.monotonic()
+            self.used += ticket.memory
+            if not ticket.turn.done():  # it is when its run was ended while it waited; `leave` comes next
+                ticket.turn.set_result(None)

@@ -1,0 +1,103 @@
+"""What this host can do: the factor for time limits, and the checks of `mayfly doctor`."""
+
+import os
+import pwd
+import socket
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from mayfly import paths
+from mayfly.errors import HostError, MayflyError
+from mayfly.host.admission import DEFAULT_SHARE, available_memory
+from mayfly.host.config import DEFAULT_EMULATED_FACTOR, Config
+from mayfly.images.store import Images
+from mayfly.vmm.config import MIB, NetworkBackend
+from mayfly.vmm.network.passt import PROGRAM
+from mayfly.vmm.probe import KvmProbe, probe
+
+
+def time_factor(config: Config, probing: Callable[[], KvmProbe] = probe) -> float:
+    """The factor for all times on this host: the configured one, else 1, else more where KVM itself is emulated.
+
+    Raises:
+        HostError: Linux guests do not run on this host.
+    """
+    if config.time_factor:
+        return config.time_factor
+    found = probing()
+    if not found.usable:
+        raise HostError(f"no machine can run here: {found.reason}", hint=found.hint)
+    return DEFAULT_EMULATED_FACTOR if found.emulated else 1.0
+
+
+class Check(NamedTuple):
+    """One line of the doctor: what was looked at, how it is, and if it is not well, what mends it."""
+
+    name: str
+    ok: bool
+    finding: str
+    mend: str = ""
+
+
+def examine(config: Config, probing: Callable[[], KvmProbe] = probe) -> Iterator[Check]:
+    """Look at everything that a run needs."""
+    yield _kvm(config, probing)
+    yield _kernel(config)
+    images = Images(config.languages).installed()
+    found = ", ".join(f"{image.manifest.language} {image.manifest.version}" for image in images)
+    yield Check(name="images", ok=bool(images), finding=found or f"none beneath {paths.data_dir() / 'images'}", mend="imagegen build rust")
+    yield _memory(config, max((image.manifest.memory for image in images), default=0))
+    yield _user(config)
+    if config.network_backend is not NetworkBackend.NONE:
+        yield _network(config)
+
+
+def _kvm(config: Config, probing: Callable[[], KvmProbe]) -> Check:
+    try:
+        found = probing()
+    except (MayflyError, OSError) as error:
+        return Check(name="kvm", ok=False, finding=str(error), mend=getattr(error, "hint", ""))
+    factor = config.time_factor or (DEFAULT_EMULATED_FACTOR if found.emulated else 1.0)
+    limits = f"; time limits are multiplied by {factor:g}" if factor != 1 else ""
+    return Check(name="kvm", ok=found.usable, finding=found.reason + (limits if found.usable else ""), mend=found.hint)
+
+
+def _kernel(config: Config) -> Check:
+    readable = os.access(config.kernel, os.R_OK)
+    return Check(name="kernel", ok=readable, finding=f"{config.kernel}{'' if readable else ' is not there'}", mend="make kernel")
+
+
+def _memory(config: Config, largest: int) -> Check:
+    available = available_memory()
+    budget = config.memory_budget or int(available * DEFAULT_SHARE)
+    finding = f"{available // MIB} MiB available, {budget // MIB} MiB of it for machines; the largest image needs {largest // MIB} MiB"
+    return Check(name="memory", ok=largest <= budget, finding=finding, mend="free memory, or set memory_budget")
+
+
+def _user(config: Config) -> Check:
+    if os.geteuid() != 0 or not config.user:
+        return Check(name="user", ok=True, finding="machines run as the user who starts Mayfly")
+    try:
+        pwd.getpwnam(config.user)
+    except KeyError:
+        return Check(
+            name="user", ok=False, finding=f"the service user {config.user!r} does not exist", mend=f"adduser --system {config.user}"
+        )
+    return Check(name="user", ok=True, finding=f"machines run as {config.user!r}")
+
+
+def _network(config: Config) -> Check:
+    """What the back end for networks needs; whether it works shows when a machine opens it."""
+    if config.network_backend is NetworkBackend.PASST:
+        import shutil  # only here, as few ask
+
+        program = shutil.which(PROGRAM)
+        return Check(name="network", ok=program is not None, finding=program or "passt is not installed", mend="apt-get install passt")
+    there = {name for _, name in socket.if_nameindex()}
+    missing = [tap for tap in config.network_taps if tap not in there]
+    return Check(
+        name="network",
+        ok=bool(config.network_taps) and not missing,
+        finding=f"no interface {', '.join(missing)}" if missing else f"{len(config.network_taps)} tap interfaces",
+        mend="sudo scripts/tap-setup N, and name them in network_taps",
+    )

@@ -1,0 +1,135 @@
+"""The pool: restored machines that wait for a run, a number of them for each language, within the memory budget."""
+
+import asyncio
+import collections
+import contextlib
+import dataclasses
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from mayfly.api.metrics import Observer
+from mayfly.errors import MayflyError
+from mayfly.guests.start import Ready
+from mayfly.host.admission import Admission, Ticket
+from mayfly.host.plan import Wanted
+from mayfly.vmm.config import MachineConfig
+
+log = logging.getLogger(__name__)
+
+
+class Idle(NamedTuple):
+    """A machine that waits, and its place in the memory budget, which goes to whoever takes it."""
+
+    ready: Ready
+    ticket: Ticket
+
+
+@dataclasses.dataclass
+class Kind:
+    """The machines of one kind that wait."""
+
+    wanted: Wanted
+    idle: list[Idle] = dataclasses.field(default_factory=list)
+    filling: asyncio.Task[None] | None = None
+
+
+class Pool:
+    """Keeps `size` machines ready of each kind that was asked for. All of it belongs to the event loop.
+
+    Args:
+        make: starts a machine.
+        admission: the budget. When a run lacks memory, machines of other kinds are ended, those first that were not asked for the
+            longest.
+    """
+
+    def __init__(self, size: int, make: Callable[[Wanted], Awaitable[Ready]], admission: Admission, observer: Observer) -> None:
+        self._size = size
+        self._make = make
+        self._admission = admission
+        self._observer = observer
+        self._kinds: collections.OrderedDict[MachineConfig, Kind] = collections.OrderedDict()  # the one asked for last at the end
+        self._ending: set[asyncio.Task[None]] = set()
+        self._leaving = 0  # bytes of machines that are being ended
+        self._closed = False
+        admission.reclaim = self._reclaim
+
+    def __len__(self) -> int:
+        return sum(len(kind.idle) for kind in self._kinds.values())
+
+    def keep(self, wanted: Wanted) -> Kind:
+        """Keep machines of this kind from now on."""
+        kind = self._kinds.setdefault(wanted.machine, Kind(wanted))
+        self._kinds.move_to_end(wanted.machine)
+        if kind.wanted.image.manifest != wanted.image.manifest:  # the image was built again
+            kind.wanted = wanted
+            while kind.idle:
+                self._end(kind.idle.pop())
+        return kind
+
+    def take(self, wanted: Wanted) -> Idle | None:
+        """A machine of this kind, if one is ready. From now on some are kept."""
+        kind = self.keep(wanted)
+        while kind.idle:
+            idle = kind.idle.pop(0)
+            if idle.ready.machine.alive:
+                idle.ticket.granted_at = time.monotonic()  # the time from here on is the run's
+                return idle
+            self._end(idle)
+        return None
+
+    def fill(self) -> None:
+        """Make what is missing of the kinds that were asked for, as far as there is room. Call it when there may be some."""
+        for kind in self._kinds.values() if self._size and not self._closed else ():
+            if len(kind.idle) < self._size and (kind.filling is None or kind.filling.done()):
+                kind.filling = asyncio.create_task(self._fill(kind), name=f"fill the pool with {kind.wanted.image.manifest.language}")
+
+    async def _fill(self, kind: Kind) -> None:
+        while len(kind.idle) < self._size and (ticket := self._admission.enter_idle(kind.wanted.machine.memory)):
+            with contextlib.ExitStack() as failed:
+                failed.callback(self._admission.leave, ticket)
+                try:
+                    ready = await self._make(kind.wanted)
+                except MayflyError as error:
+                    log.info("no machine for the pool: %s", error)
+                    return
+                failed.pop_all()
+            kind.idle.append(Idle(ready, ticket))
+
+    def _reclaim(self, missing: int) -> int:
+        freed = self._leaving
+        for kind in list(self._kinds.values())[:-1]:  # the last one is the kind that a machine is wanted of
+            while kind.idle and freed < missing:
+                idle = kind.idle.pop()
+                freed += idle.ticket.memory
+                self._observer.evicted()
+                self._end(idle)
+        return freed
+
+    def _end(self, idle: Idle) -> None:
+        self._leaving += idle.ticket.memory
+        task = asyncio.create_task(self._stop(idle), name="end an idle machine")
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    async def _stop(self, idle: Idle) -> None:
+        try:
+            await idle.ready.machine.stop(0)
+        finally:
+            self._leaving -= idle.ticket.memory
+            self._admission.leave(idle.ticket)
+
+    async def close(self) -> None:
+        """End all of it."""
+        self._closed = True
+        filling = [kind.filling for kind in self._kinds.values() if kind.filling]
+        for task in filling:
+            task.cancel()
+        if filling:
+            await asyncio.wait(filling)
+        for kind in self._kinds.values():
+            while kind.idle:
+                self._end(kind.idle.pop())
+        if self._ending:
+            await asyncio.wait(self._ending)

@@ -1,0 +1,129 @@
+"""Gives each run a machine in the quickest way there is: it waits in the pool, or is restored from its language's base, or boots.
+
+The base is made when it is first missed: in the background of a server, whose run boots meanwhile.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+
+from mayfly.api.metrics import Observer
+from mayfly.errors import BusyError, HostError, MayflyError, NetworkError
+from mayfly.guests.spawner import Spawner
+from mayfly.guests.start import Ready, StartKind, start
+from mayfly.host.admission import Admission
+from mayfly.host.config import Config
+from mayfly.host.plan import Wanted, make_warmup
+from mayfly.host.pool import Idle, Pool
+from mayfly.snapshots import store as snapshots
+from mayfly.snapshots.making import base_name, find_base, make
+from mayfly.snapshots.store import Snapshot
+
+log = logging.getLogger(__name__)
+RETRY_S = 60.0
+"""After a base could not be made, until the next attempt."""
+
+
+class Supply:
+    """Machines for the runs of one service. Only a `lasting` one makes bases in the background."""
+
+    def __init__(self, spawner: Spawner, config: Config, factor: float, admission: Admission, observer: Observer, *, lasting: bool) -> None:
+        self._lasting = lasting
+        self._spawner = spawner
+        self._config = config
+        self._factor = factor
+        self._admission = admission
+        self._observer = observer
+        self._making: dict[str, asyncio.Task[None]] = {}
+        self._not_before: dict[str, float] = {}
+        self.pool = Pool(config.warm, self._restore, admission, observer)
+
+    def expect(self, wanted: Wanted) -> None:
+        """Runs on such machines will come: make what they start from."""
+        if not self._config.cold:
+            self.pool.keep(wanted)
+            self.pool.fill()
+            if not self._config.warm and find_base(wanted) is None:
+                self.make_base_later(wanted)
+
+    def idle(self, wanted: Wanted) -> Idle | None:
+        """A machine of the pool that fits. None there has a network."""
+        return None if self._config.cold or wanted.machine.network else self.pool.take(wanted)
+
+    async def get(self, wanted: Wanted, snapshot: Snapshot | None = None) -> Ready:
+        """A machine, restored from `snapshot` if one is given, else as quickly as may be.
+
+        Raises:
+            MayflyError: it did not come up.
+        """
+        if snapshot is not None:
+            await asyncio.to_thread(snapshots.check, snapshot, wanted.image, wanted.machine)
+            return await start(self._spawner, wanted.restored_from(snapshot.chain))
+        if not self._config.cold:
+            base = await self._base(wanted)
+            if base is not None:
+                try:
+                    return await start(self._spawner, wanted.restored_from(base.chain))
+                except NetworkError:
+                    raise  # a machine that boots would have no other
+                except MayflyError as error:
+                    log.warning("the snapshot %s cannot be used, and will be made again: %s", base.manifest.name, error)
+                    self.make_base_later(wanted, again=True)
+        return await start(self._spawner, wanted)
+
+    async def _base(self, wanted: Wanted) -> Snapshot | None:
+        """The base for this machine; where there is none, it is made later."""
+        base = await asyncio.to_thread(find_base, wanted)
+        if base is None:
+            self.make_base_later(wanted)
+        return base
+
+    async def _restore(self, wanted: Wanted) -> Ready:
+        base = await self._base(wanted)
+        if base is None:
+            raise HostError("its snapshot is not made yet")
+        ready = await start(self._spawner, wanted.restored_from(base.chain))
+        return ready._replace(kind=StartKind.WARM)
+
+    async def ensure_base(self, wanted: Wanted, *, again: bool = False) -> Snapshot:
+        """The base for this machine, made if need be.
+
+        Raises:
+            MayflyError: it cannot be made.
+        """
+        plan = make_warmup(wanted.image, self._config, self._factor)
+        return await make(self._spawner, wanted, plan, name=base_name(wanted), again=again)
+
+    def make_base_later(self, wanted: Wanted, *, again: bool = False) -> None:
+        """Have the base made as soon as there is room for a machine, unless it is being made, or failed a moment ago."""
+        name = base_name(wanted)
+        if self._lasting and name not in self._making and time.monotonic() >= self._not_before.get(name, 0.0):
+            task = asyncio.create_task(self._make_base(wanted, again=again), name=f"make the snapshot {name}")
+            self._making[name] = task
+            task.add_done_callback(lambda _: self._making.pop(name))
+
+    async def _make_base(self, wanted: Wanted, *, again: bool) -> None:
+        name = base_name(wanted)
+        self._not_before[name] = time.monotonic() + RETRY_S
+        with contextlib.ExitStack() as held:
+            try:
+                ticket = self._admission.enter(wanted.machine.memory)
+                held.callback(self._admission.leave, ticket)
+                await ticket.turn
+                snapshot = await self.ensure_base(wanted, again=again)
+                log.info("made the snapshot %s, %d MiB", name, snapshot.manifest.memory_bytes >> 20)
+            except BusyError:
+                self._not_before.pop(name)
+            except MayflyError as error:
+                log.warning("the snapshot %s cannot be made, its language boots for each run: %s", name, error)
+        self.pool.fill()
+
+    async def close(self) -> None:
+        """End what is under way, and the pool."""
+        tasks = list(self._making.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        await self.pool.close()

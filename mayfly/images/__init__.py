@@ -1,0 +1,1 @@
+"""Installed images and their manifests."""

@@ -1,0 +1,1 @@
+"""Runs of snippets: their records, output sockets and life."""

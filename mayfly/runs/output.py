@@ -1,0 +1,97 @@
+"""A run's output socket: every connection gets the whole output from its beginning, then what comes, then EOF."""
+
+import asyncio
+import contextlib
+import os
+import socket
+from pathlib import Path
+
+from mayfly.errors import ConfigError
+from mayfly.runs.record import Mode, Reader, Record
+
+MAX_PATH = 107
+"""Longest path of a Unix socket (unix(7): 108 bytes with the NUL)."""
+MAX_READERS = 64
+"""Readers of one run at a time; the next ones wait in the listen queue."""
+
+
+def listen(path: Path) -> socket.socket:
+    """A listening Unix stream socket at `path` that only its owner can connect to.
+
+    Raises:
+        ConfigError: the path is too long for a socket.
+        OSError: something is there already, or the folder cannot be written.
+    """
+    if len(os.fsencode(path)) > MAX_PATH:
+        raise ConfigError(
+            f"{path}: {len(os.fsencode(path))} bytes, a socket's path has at most {MAX_PATH}", hint="choose a shorter --socket"
+        )
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        listener.bind(str(path))
+        path.chmod(0o600)  # before listen(): until then nobody can connect
+        listener.listen(128)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+class OutputSocket:
+    """Listens from its making until `close`."""
+
+    def __init__(self, path: Path, record: Record, mode: Mode) -> None:
+        self.path = path
+        self._record = record
+        self._mode = mode
+        self._listener = listen(path)
+        self._readers: set[asyncio.Task[None]] = set()
+        self._room = asyncio.Semaphore(MAX_READERS)
+        self._accepting = asyncio.create_task(self._accept(), name=f"output {path.name}")
+
+    async def close(self, grace_s: float = 1.0) -> None:
+        """Remove the socket; who is reading has `grace_s` to read the rest."""
+        with contextlib.suppress(FileNotFoundError):
+            self.path.unlink()
+        self._accepting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._accepting
+        self._listener.close()
+        if self._readers:
+            await asyncio.wait(self._readers, timeout=grace_s)
+        for reader in self._readers:
+            reader.cancel()
+        if self._readers:
+            await asyncio.wait(self._readers)
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._room.acquire()
+            try:
+                connection, _ = await loop.sock_accept(self._listener)
+            except OSError:  # out of descriptors, or the client is gone already
+                self._room.release()
+                await asyncio.sleep(0.1)  # not in a tight loop while descriptors are short
+                continue
+            except BaseException:
+                self._room.release()
+                raise
+            task = asyncio.create_task(self._serve(connection))
+            self._readers.add(task)
+            task.add_done_callback(self._served)
+
+    def _served(self, task: "asyncio.Task[None]") -> None:
+        self._readers.discard(task)
+        self._room.release()
+
+    async def _serve(self, connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        reader = Reader(self._record)
+        with connection, contextlib.suppress(OSError):  # a reader that goes away is nobody's problem
+            connection.setblocking(False)
+            while True:
+                while (piece := reader.take_rendered(self._mode)) is not None:
+                    await loop.sock_sendall(connection, piece)
+                if not await reader.wait():
+                    return

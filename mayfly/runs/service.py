@@ -1,0 +1,223 @@
+"""The service behind both the HTTP server and `mayfly run`: takes snippets, runs them, keeps what has ended for a while. No HTTP."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mayfly.api.metrics import Observer
+from mayfly.api.problems import RunEndedError, StoppingError
+from mayfly.errors import BusyError, UnknownRunError
+from mayfly.guests.spawner import GRACE_S, Spawner, Zygote
+from mayfly.guests.start import Ready
+from mayfly.host.admission import DEFAULT_SHARE, Admission, Ticket, available_memory
+from mayfly.host.config import Config
+from mayfly.host.networks import Networks
+from mayfly.host.plan import Plan, make_plan
+from mayfly.host.pool import Idle
+from mayfly.host.snippet import Snippet
+from mayfly.host.supply import Supply
+from mayfly.images.store import Image, Images
+from mayfly.runs.execute import BytesStdin, Stdin, execute
+from mayfly.runs.output import OutputSocket
+from mayfly.runs.run import Run
+from mayfly.snapshots.store import Snapshot
+
+log = logging.getLogger(__name__)
+
+
+class Service:
+    """Runs snippets. `sockets`: the folder for output sockets, or None for none. `factor` multiplies every time limit;
+    `grace_s` is how long a machine that is done may take to report its exits before it is killed.
+
+    Use it as `async with Service(...)`: on leaving, every run is ended and every machine, socket and the zygote is gone.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        zygote: Callable[[], Zygote],
+        *,
+        factor: float = 1.0,
+        sockets: Path | None = None,
+        grace_s: float = GRACE_S,
+        observer: Observer | None = None,
+    ) -> None:
+        self.config = config
+        self.factor = factor
+        self.images = Images(config.languages)
+        self.spawner = Spawner(zygote)
+        self.admission = Admission(config.memory_budget or int(available_memory() * DEFAULT_SHARE), config.queue)
+        self.networks = Networks(config)
+        self.observer = observer or Observer()
+        self.supply = Supply(self.spawner, config, factor, self.admission, self.observer, lasting=sockets is not None)
+        self.stopping = False
+        self._sockets = sockets
+        self._grace_s = grace_s
+        self._runs: dict[str, Run] = {}
+        self._outputs: dict[str, OutputSocket] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._expiry: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> "Service":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def start(
+        self,
+        snippet: Snippet,
+        image: Image | None = None,
+        stdin: Stdin | None = None,
+        publish: bool = True,
+        snapshot: Snapshot | None = None,
+    ) -> Run:
+        """Accept a snippet, or refuse it at once; what happens to it later is in the run. Its output socket (if `publish`) listens when
+        this returns. It runs in a machine restored from `snapshot`, if one is given.
+
+        Raises:
+            RequestError: the snippet cannot be run as it stands, or there is no room.
+            StoppingError, HostError: this host serves nobody now.
+        """
+        if self.stopping:
+            raise StoppingError("the server is stopping", hint="try again when it is back")
+        image = image or self.images.find(snippet.language or self.images.default())
+        with self._counting_refusals(), contextlib.ExitStack() as taken:
+            network = None
+            if snippet.network:
+                network = self.networks.lease()
+                taken.callback(self.networks.give_back, network)
+            plan = make_plan(snippet, image, self.config, self.factor, network)
+            run = Run(
+                language=image.manifest.language,
+                version=image.manifest.version,
+                mode=snippet.output,
+                step_names=tuple(step.name for step in plan.start.steps),
+            )
+            idle = self.supply.idle(plan.wanted) if snapshot is None else None
+            ticket = idle.ticket if idle else self.admission.enter(plan.wanted.machine.memory)
+            taken.callback(self.admission.leave, ticket)
+            if idle:
+                taken.callback(self.spawner.stop, idle.ready.machine, 0)  # if the run never came to it
+            if publish and self._sockets is not None:
+                self._outputs[run.id] = OutputSocket(self._sockets / f"{run.id}.sock", run.record, run.mode)
+            held = taken.pop_all()
+        self._runs[run.id] = run
+        work = self._carry_out(ticket, plan, run, stdin or BytesStdin(snippet.stdin), idle, snapshot)
+        task = asyncio.create_task(work, name=f"run {run.id}")
+        self._tasks[run.id] = task
+        task.add_done_callback(lambda _: self._over(run, held))
+        return run
+
+    def get(self, run_id: str) -> Run:
+        """The run with that id.
+
+        Raises:
+            UnknownRunError: there is none, or it is no longer kept.
+        """
+        try:
+            return self._runs[run_id]
+        except KeyError:
+            hint = f"an ended run is kept for {self.config.keep_s:g} s"
+            raise UnknownRunError(f"no run {run_id[:64]!r}", hint=hint) from None
+
+    def output_socket(self, run: Run) -> Path:
+        """The path of a run's output socket."""
+        return self._outputs[run.id].path
+
+    async def settled(self, run: Run) -> None:
+        """Wait until the run is over and its machine gone."""
+        task = self._tasks.get(run.id)
+        if task is not None:
+            await asyncio.wait([task])
+
+    async def end(self, run: Run, reason: str) -> None:
+        """End a run that is under way; its machine is gone when this returns. Does nothing for one that is over."""
+        run.fail(RunEndedError(reason))
+        task = self._tasks.get(run.id)
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def forget(self, run_id: str) -> None:
+        """End a run if it is under way, and keep nothing of it. An unknown id is fine."""
+        run = self._runs.get(run_id)
+        if run is not None:
+            await self.end(run, "the run was deleted")
+            self._drop(run)
+
+    async def close(self) -> None:
+        """End everything."""
+        self.stopping = True
+        await asyncio.gather(*(self.end(run, "the server is stopping") for run in list(self._runs.values())))
+        for run in list(self._runs.values()):
+            self._drop(run)
+        if self._expiry is not None:
+            self._expiry.cancel()
+        await self.supply.close()
+        await self.spawner.close()
+        if self._closing:
+            await asyncio.wait(self._closing)
+
+    @contextlib.contextmanager
+    def _counting_refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except BusyError:
+            self.observer.refused()
+            raise
+
+    async def _carry_out(self, ticket: Ticket, plan: Plan, run: Run, stdin: Stdin, idle: Idle | None, snapshot: Snapshot | None) -> None:
+        await ticket.turn
+        run.booting()
+        await execute(self._machine(plan, run, idle, snapshot), plan, run, stdin, self._grace_s)
+
+    async def _machine(self, plan: Plan, run: Run, idle: Idle | None, snapshot: Snapshot | None) -> Ready:
+        ready = idle.ready if idle else await self.supply.get(plan.wanted, snapshot)
+        self.observer.started(ready.kind, run.language)
+        return ready
+
+    def _over(self, run: Run, held: contextlib.ExitStack) -> None:
+        """The run's task has ended and its machine is gone: what it held is free, and from here on it is only kept."""
+        held.close()
+        task = self._tasks.pop(run.id)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("run %s", run.id, exc_info=task.exception())
+        run.fail(RunEndedError("the run was ended"))
+        log.info("run %s: %s %s %s", run.id, run.language, *run.verdict())
+        self.observer.ended(run.verdict()[0], run.phases)
+        self.supply.pool.fill()
+        self._expire()
+
+    def _expire(self) -> None:
+        """Drop what is over the limits of number, bytes and time, the oldest first; come back when the next one's time is up."""
+        now = asyncio.get_running_loop().time()
+        ended = [run for run in self._runs.values() if run.id not in self._tasks]
+        ended.sort(key=lambda run: run.ended_at)
+        kept = sum(len(run.record) for run in ended)
+        for position, run in enumerate(ended):
+            over = kept > self.config.keep_bytes or len(ended) - position > self.config.keep_runs
+            if not over and now < run.ended_at + self.config.keep_s:
+                break
+            kept -= len(run.record)
+            self._drop(run)
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        oldest = min((run.ended_at for run in self._runs.values() if run.id not in self._tasks), default=None)
+        if oldest is not None and not self.stopping:
+            self._expiry = asyncio.get_running_loop().call_at(oldest + self.config.keep_s, self._expire)
+
+    def _drop(self, run: Run) -> None:
+        """Keep nothing of a run that is over."""
+        self._runs.pop(run.id, None)
+        output = self._outputs.pop(run.id, None)
+        if output is not None:
+            with contextlib.suppress(OSError):
+                output.path.unlink()
+            closing = asyncio.create_task(output.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)

@@ -1,0 +1,1 @@
+"""Snapshots on disk: what is there, and how they are made."""

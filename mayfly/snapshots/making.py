@@ -1,0 +1,147 @@
+"""Making snapshots: boot a machine (or restore its parent's), let it run a snippet, stop it, keep it."""
+
+import asyncio
+import contextlib
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from mayfly.errors import ConfigError, SnapshotError, SnapshotNotFoundError
+from mayfly.files import remove_tree, sync
+from mayfly.guests.spawner import Spawner
+from mayfly.guests.start import start
+from mayfly.host.plan import Plan, Wanted, zeroing
+from mayfly.runs.execute import BytesStdin, converse
+from mayfly.runs.record import Mode
+from mayfly.runs.run import Run, Status
+from mayfly.snapshots import store as snapshots
+from mayfly.snapshots.store import Snapshot
+from mayfly.vmm.config import Channel
+from mayfly.vmm.snapshot.files import MEMORY, WORKING_SET
+
+log = logging.getLogger(__name__)
+OUTPUT_SHOWN = 2000
+
+
+def base_name(wanted: Wanted) -> str:
+    """The name of the base for this machine: the image's own, what is unusual about the machine, and the kind of its network."""
+    network = [wanted.machine.network.backend] if wanted.machine.network else []
+    return ".".join([wanted.image.folder.parent.name, *_unusual(wanted), *network])
+
+
+def is_usual(wanted: Wanted) -> bool:
+    """Whether this is the machine that the image asks for, with or without a network, so that the base will serve many runs."""
+    return not _unusual(wanted)
+
+
+def _unusual(wanted: Wanted) -> list[str]:
+    machine, memory = wanted.machine, wanted.image.manifest.memory
+    unusual = [f"{machine.cpus}cpus"] if machine.cpus != 1 else []
+    unusual += [f"{machine.memory >> 20}mib"] if machine.memory - memory >= 1 << 20 else []
+    return unusual + ([machine.channel] if machine.channel is not Channel.VIRTIO else [])
+
+
+def _named(name: str, parent: Snapshot | None) -> Snapshot:
+    """The base of that name, or with `parent` the diff.
+
+    Raises:
+        SnapshotError: there is none.
+        ConfigError: a diff has the name of a base, or the other way round.
+    """
+    snapshot = snapshots.find(name)
+    if parent and not snapshot.manifest.parent:
+        raise ConfigError(f"{name!r} is the name of a language's own snapshot", hint="give another --name")
+    if snapshot.manifest.parent and not parent:
+        raise ConfigError(f"{name!r}, a snapshot over {snapshot.manifest.parent}, has the name of a language's own", hint="remove it")
+    return snapshot
+
+
+def _usable(name: str, wanted: Wanted, parent: Snapshot | None = None) -> Snapshot:
+    """As `_named`, if this machine can go on from it.
+
+    Raises:
+        SnapshotError: there is none, or it does not fit.
+        ConfigError: as `_named`.
+    """
+    snapshot = _named(name, parent)
+    snapshots.check(snapshot, wanted.image, wanted.machine)
+    return snapshot
+
+
+def find_base(wanted: Wanted) -> Snapshot | None:
+    """The base for this machine, if there is one that can be used; why another one cannot is logged."""
+    try:
+        return _usable(base_name(wanted), wanted)
+    except SnapshotNotFoundError:
+        return None
+    except (SnapshotError, ConfigError) as error:
+        log.warning("a snapshot is not used: %s", error)
+        return None
+
+
+async def make(
+    spawner: Spawner, wanted: Wanted, plan: Plan | None, *, name: str, parent: Snapshot | None = None, again: bool = False
+) -> Snapshot:
+    """Make the snapshot `name` of the machine `wanted` after it has run `plan`, if there is one; without a parent it boots for that.
+
+    Two who make the same do the work once: unless `again`, one that fits is kept. A base and a diff never take each other's place. At an
+    error nothing is left.
+
+    Raises:
+        SnapshotError: the snippet failed, or the snapshot could not be written.
+        ConfigError: the name is taken.
+        MayflyError: the machine came to a bad end.
+    """
+    with contextlib.ExitStack() as held:
+        # In a thread of its own: many may wait here, and the one that need not wait uses the common threads.
+        waiter = ThreadPoolExecutor(1)
+        await asyncio.get_running_loop().run_in_executor(waiter, held.enter_context, snapshots.claimed(name))
+        waiter.shutdown(wait=False)
+        if again:
+            with contextlib.suppress(SnapshotError):  # what cannot be used may go
+                _named(name, parent)
+        elif found := await asyncio.to_thread(_fitting, name, wanted, parent):
+            return found
+        part = held.enter_context(snapshots.replacing(name))
+        chain = parent.chain if parent else ()
+        written = await _run_and_save(spawner, wanted.restored_from(chain).saved_to(part), plan and zeroing(plan))
+        if plan and not parent:
+            await _note_working_set(spawner, wanted, plan, part)
+        await asyncio.to_thread(
+            snapshots.complete, part, name=name, image=wanted.image, machine=wanted.machine, parent=parent, memory_bytes=written
+        )
+    return snapshots.find(name)
+
+
+def _fitting(name: str, wanted: Wanted, parent: Snapshot | None) -> Snapshot | None:
+    """The snapshot of that name, if it is what `make` would make."""
+    try:
+        found = _usable(name, wanted, parent)
+    except SnapshotError:
+        return None
+    return found if found.manifest.parent == (parent.manifest.name if parent else "") else None
+
+
+async def _note_working_set(spawner: Spawner, wanted: Wanted, plan: Plan, base: Path) -> None:
+    """Run `plan` again, from the new base: the pages that this reads are those that the runs from it will read first."""
+    scratch = base / "scratch"
+    scratch.mkdir()
+    await asyncio.to_thread(sync, base / MEMORY)  # what is not on the disk yet stays in the page cache
+    await _run_and_save(spawner, wanted.restored_from([base]).saved_to(scratch), plan)
+    await asyncio.to_thread((scratch / WORKING_SET).replace, base / WORKING_SET)
+    await asyncio.to_thread(remove_tree, scratch)
+
+
+async def _run_and_save(spawner: Spawner, wanted: Wanted, plan: Plan | None) -> int:
+    ready = await start(spawner, wanted)
+    try:
+        if plan:
+            names = tuple(step.name for step in plan.start.steps)
+            run = Run(language=wanted.image.manifest.language, version=wanted.image.manifest.version, mode=Mode.RAW, step_names=names)
+            await converse(ready.machine, ready.session, plan, run, BytesStdin(b""))
+            if run.verdict()[0] is not Status.OK:
+                said = b"".join(part for streams in run.outputs().values() for part in streams)[-OUTPUT_SHOWN:].decode(errors="replace")
+                raise SnapshotError(f"the program for the snapshot failed ({run.verdict()[0]}):\n{said}", hint="mend it, or the image")
+        return await ready.machine.save(wanted.timeout_s)
+    finally:
+        await ready.machine.stop(0)

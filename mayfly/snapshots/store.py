@@ -1,0 +1,288 @@
+"""The snapshots of this host: a folder for each, with the vmm process's files (vmm/snapshot) and a manifest of ours beside them.
+
+A snapshot is made in a folder beside its place and moved there whole, so that half of one is never found. Before one is used, everything
+it depends on is compared: version, kernel, image, shape of the machine, parent, and the digests of its files. Reading all of its memory for
+that would take longer than a boot; so the digests are computed when it is made and again whenever a file's inode, size or times are
+others than those that were noted then (`verified.json`).
+"""
+
+import contextlib
+import dataclasses
+import json
+import re
+import struct
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from mayfly import __version__, paths
+from mayfly.errors import ConfigError, SnapshotError, SnapshotNotFoundError
+from mayfly.files import file_digest, remove_tree, sync
+from mayfly.imagegen.cache import ASIDE, PART, clear, locked
+from mayfly.imagegen.cache import replacing as replacing_folder
+from mayfly.images.manifest import checked
+from mayfly.images.store import Image
+from mayfly.protocol.frames import PROTOCOL_VERSION
+from mayfly.vmm.config import MachineConfig
+from mayfly.vmm.kvm.mapping import PAGE
+from mayfly.vmm.snapshot.files import FILES, MEMORY, PAGES, shape
+from mayfly.vmm.snapshot.memory import joined, unpack_runs
+
+FORMAT = 3
+MANIFEST, VERIFIED = "manifest.json", "verified.json"
+NAME = re.compile(r"[a-z0-9][A-Za-z0-9@._+-]{0,63}")
+READ_BYTES = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SnapshotManifest:
+    """What a snapshot is, as `manifest.json`. Digests are `sha256:` and hexadecimal; `parent_digest` is of the parent's manifest.
+
+    `memory_bytes` is what the pages in it have, `machine` what its machine is made of.
+    """
+
+    name: str
+    language: str
+    version: str
+    arch: str
+    parent: str
+    parent_digest: str
+    kernel_digest: str
+    initramfs_digest: str
+    end_marker: str
+    machine: Mapping[str, Any]
+    files: Mapping[str, str]
+    memory_bytes: int
+    created: str
+    mayfly: str = __version__
+    protocol: int = PROTOCOL_VERSION
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        """As JSON text."""
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, origin: str) -> Self:
+        """Parse and check.
+
+        Raises:
+            SnapshotError: it is not one of ours, or of another version of Mayfly.
+        """
+        try:
+            raw = json.loads(text)
+            if (raw.get("format"), raw.get("mayfly"), raw.get("protocol")) != (FORMAT, __version__, PROTOCOL_VERSION):
+                made_by = f"{raw.get('mayfly')}, protocol {raw.get('protocol')}, format {raw.get('format')}"
+                this_is = f"{__version__}, protocol {PROTOCOL_VERSION}, format {FORMAT}"
+                raise ValueError(f"it was made by another Mayfly ({made_by}; this is {this_is})")
+            return checked(cls, raw)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise SnapshotError(f"{origin}: {error}", hint="make the snapshot again") from error
+
+
+class Snapshot(NamedTuple):
+    """A snapshot that is there, and the one that it differs from; a base has none."""
+
+    folder: Path
+    manifest: SnapshotManifest
+    parent: "Snapshot | None" = None
+
+    @property
+    def chain(self) -> tuple[Path, ...]:
+        """The folders from its base to itself."""
+        return (*(self.parent.chain if self.parent else ()), self.folder)
+
+
+def _memory_digest(folder: Path) -> str:
+    """The digest of what is mapped of a snapshot's memory. The holes between are what makes the file large; nobody sees them."""
+    import hashlib  # only here: it loads OpenSSL
+
+    found = hashlib.sha256()
+    with (folder / MEMORY).open("rb") as file:
+        runs = joined(unpack_runs((folder / PAGES).read_bytes(), (folder / MEMORY).stat().st_size))
+        for first, count in runs:
+            file.seek(first * PAGE)
+            left = count * PAGE
+            while left:
+                data = file.read(min(left, READ_BYTES))
+                if not data:
+                    raise SnapshotError(f"{folder / MEMORY} ends too early")
+                found.update(data)
+                left -= len(data)
+    return f"sha256:{found.hexdigest()}"
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The digests of a snapshot's files, computed from them."""
+    return {name: _memory_digest(folder) if name == MEMORY else file_digest(folder / name) for name in FILES}
+
+
+def _stamps(folder: Path, kernel: Path) -> dict[str, list[int]]:
+    """What shows that neither the kernel nor a file of the snapshot has changed, for `verified.json`."""
+    watched = {name: (folder / name).stat() for name in (MANIFEST, *FILES)} | {"kernel": kernel.stat()}
+    return {name: [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns] for name, status in watched.items()}
+
+
+def find(name: str) -> Snapshot:
+    """The snapshot `name`, with its chain; its files are not looked at (see `check`).
+
+    Raises:
+        SnapshotNotFoundError: there is none.
+        SnapshotError: its manifest, or that of one it depends on, is not usable.
+    """
+    folder = _folder(name)
+    try:
+        manifest = SnapshotManifest.from_json((folder / MANIFEST).read_text(), str(folder))
+    except FileNotFoundError as error:
+        raise SnapshotNotFoundError(f"no snapshot {name!r}", hint="mayfly snapshot list shows them") from error
+    except OSError as error:
+        raise SnapshotError(f"{folder}: {error.strerror}", hint="look at its permissions") from error
+    if not manifest.parent:
+        return Snapshot(folder, manifest)
+    parent = find(manifest.parent)
+    if file_digest(parent.folder / MANIFEST) != manifest.parent_digest:
+        raise SnapshotError(f"{name}: its parent {manifest.parent} was made anew since", hint="make this one again too")
+    return Snapshot(folder, manifest, parent)
+
+
+def _folder(name: str) -> Path:
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"{name[:80]!r} cannot be a snapshot's name", hint="use up to 64 letters, digits and @ . _ + -")
+    return paths.snapshots_dir() / name
+
+
+def installed() -> Iterator[Snapshot | SnapshotError]:
+    """All snapshots by name; for one that is not usable, why."""
+    for path in sorted(paths.snapshots_dir().glob(f"[!.]*/{MANIFEST}")):
+        try:
+            yield find(path.parent.name)
+        except (SnapshotError, ConfigError) as error:
+            yield SnapshotError(error.message, hint=error.hint)
+
+
+def check(snapshot: Snapshot, image: Image, machine: MachineConfig) -> None:
+    """See that a machine of `image` and of this shape can go on from `snapshot`.
+
+    Raises:
+        SnapshotError: it says what does not fit.
+    """
+    manifest = snapshot.manifest
+    for what, is_, should in (
+        ("image", image.manifest.initramfs_digest, manifest.initramfs_digest),
+        ("machine", shape(machine), dict(manifest.machine)),
+    ):
+        if is_ != should:
+            raise SnapshotError(f"the snapshot {manifest.name} is of another {what}: {should}, not {is_}", hint="make it again")
+    _check_files(snapshot, Path(machine.kernel))
+
+
+def _check_files(snapshot: Snapshot, kernel: Path) -> None:
+    """Compare the kernel and the files of the chain with the digests in the manifests, unless that was done and they are the same since."""
+    if snapshot.parent:
+        _check_files(snapshot.parent, kernel)
+    folder, manifest = snapshot.folder, snapshot.manifest
+    try:
+        stamps = _stamps(folder, kernel)
+        noted = json.loads((folder / VERIFIED).read_text()) if (folder / VERIFIED).exists() else {}
+        if noted == stamps:
+            return
+        if file_digest(kernel) != manifest.kernel_digest:
+            raise SnapshotError(f"the snapshot {manifest.name} is of another kernel than {kernel}", hint="make it again")
+        for name, found in digests(folder).items():
+            if found != manifest.files.get(name):
+                raise SnapshotError(f"{folder / name} was altered", hint="remove the snapshot and make it again")
+    except (OSError, ValueError, struct.error) as error:
+        raise SnapshotError(f"the snapshot {manifest.name} cannot be read: {error}", hint="remove it and make it again") from error
+    with contextlib.suppress(OSError):  # a state folder that cannot be written costs time, no more
+        (folder / VERIFIED).write_text(json.dumps(stamps))
+
+
+@contextlib.contextmanager
+def claimed(name: str) -> Iterator[None]:
+    """Be the only one who makes or removes the snapshot `name`; wait for whoever does.
+
+    Raises:
+        SnapshotError: the folder cannot be written.
+    """
+    folder = _folder(name)
+    with _explained(folder), locked(folder):
+        yield
+
+
+@contextlib.contextmanager
+def replacing(name: str) -> Iterator[Path]:
+    """An empty folder that becomes the snapshot `name` at the end; at an error nothing is left. Claim the name first.
+
+    Raises:
+        SnapshotError: the folder cannot be written.
+    """
+    folder = _folder(name)
+    with _explained(folder), replacing_folder(folder) as part:
+        yield part
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SnapshotError(f"{folder}: {error.strerror}", hint="make room on the disk, or look at its permissions") from error
+
+
+def complete(part: Path, *, name: str, image: Image, machine: MachineConfig, parent: Snapshot | None, memory_bytes: int) -> None:
+    """Write the manifest of the files in `part`."""
+    manifest = SnapshotManifest(
+        name=name,
+        language=image.manifest.language,
+        version=image.manifest.version,
+        arch=image.manifest.arch,
+        parent=parent.manifest.name if parent else "",
+        parent_digest=file_digest(parent.folder / MANIFEST) if parent else "",
+        kernel_digest=file_digest(Path(machine.kernel)),
+        initramfs_digest=image.manifest.initramfs_digest,
+        end_marker=image.manifest.end_marker,
+        machine=shape(machine),
+        files=digests(part),
+        memory_bytes=memory_bytes,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+    (part / MANIFEST).write_text(manifest.to_json())
+    (part / VERIFIED).write_text(json.dumps(_stamps(part, Path(machine.kernel))))
+    for item in (MANIFEST, VERIFIED, *FILES):
+        sync(part / item)
+
+
+def children(name: str) -> list[str]:
+    """The snapshots that `name` is the parent of."""
+    return [found.manifest.name for found in installed() if isinstance(found, Snapshot) and found.manifest.parent == name]
+
+
+def remove(name: str) -> None:
+    """Remove a snapshot.
+
+    Raises:
+        SnapshotNotFoundError: there is none.
+        SnapshotError: others depend on it.
+    """
+    folder = _folder(name)
+    if dependent := children(name):
+        raise SnapshotError(f"{name} is the parent of {', '.join(dependent)}", hint="remove those first")
+    with locked(folder):
+        if not (folder / MANIFEST).exists():
+            raise SnapshotNotFoundError(f"no snapshot {name!r}", hint="mayfly snapshot list shows them")
+        (folder / MANIFEST).unlink()  # from here on it is not found
+        remove_tree(folder)
+
+
+def sweep() -> None:
+    """Remove what killed creators have left."""
+    left = {path.with_name(path.stem[1:]) for suffix in (PART, ASIDE) for path in paths.snapshots_dir().glob(f".*{suffix}")}
+    for folder in left:
+        with contextlib.suppress(OSError), locked(folder, wait=False):  # else its creator is alive
+            clear(folder)
+
+
+def disk_bytes(snapshot: Snapshot) -> int:
+    """What it takes on the disk."""
+    return sum((snapshot.folder / name).stat().st_blocks * 512 for name in FILES)

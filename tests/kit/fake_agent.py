@@ -1,0 +1,201 @@
+"""An agent and its vmm process in one ordinary Python process: `fake_agent.py CHANNEL_FD REPORT_FD END_MARKER FAULT`.
+
+It runs the steps as plain programs in a temporary folder that stands for /work, with wall clock, output limit and input against credit.
+FAULT is empty or names a way to misbehave.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import queue
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TextIO
+
+from mayfly.protocol import frames as p
+from mayfly.vmm.config import SAVE
+
+CREDIT = 32 * 1024
+ERRORS = {
+    "vmm-error": {"type": "ConfigError", "message": "no such user", "hint": "name another"},
+    "no-tap": {"type": "NetworkError", "message": "there is no tap", "hint": "make one"},
+}
+"""What the vmm process says of itself with these faults."""
+
+
+class FakeAgent:
+    def __init__(self, channel: socket.socket, fault: str, work: Path) -> None:
+        self.channel, self.fault, self.work = channel, fault, work
+        self.lock = threading.Lock()
+        self.run = 0
+        self.network = ""
+        self.start = p.Start((), (), ())
+        self.stdin: queue.Queue[bytes] = queue.Queue()
+        self.child: subprocess.Popen[bytes] | None = None
+
+    def send(self, message: p.Message, run: int | None = None) -> None:
+        with self.lock, contextlib.suppress(OSError):
+            self.channel.sendall(p.encode_frame(message, self.run if run is None else run))
+
+    def serve(self) -> None:
+        marker = "0" * 64 if self.fault == "marker" else MARKER
+        arch = "vax" if self.fault == "arch" else platform.machine()
+        if self.fault == "mute":
+            time.sleep(60)
+        if self.fault in ("still-born", "no-tap"):
+            return
+        if self.fault == "incomplete":
+            self.send(p.Error(p.ErrorCode.INCOMPLETE_ROOT, "no end marker"), run=0)
+        frames = p.FrameReader(p.FROM_HOST)
+        self.hello = p.Hello(99 if self.fault == "version" else p.PROTOCOL_VERSION, "fake", arch, 1234, marker)
+        self.channel.sendall(b"console noise\xc0\xc0garbage\xc0")
+        if not os.environ.get("FAKE_RESTORE"):
+            self.send(self.hello, run=0)
+        while data := self.channel.recv(65536):
+            for frame in frames.feed(data):
+                self.take(frame)
+        if self.child is not None:
+            self.child.kill()
+
+    def take(self, frame: p.Frame) -> None:
+        match frame.message:
+            case p.Resumed():
+                self.network = frame.message.network or self.network
+                self.send(self.hello, run=0)
+            case p.Start() as start:
+                self.run, self.start = frame.run, start
+                for entry in start.files:
+                    (self.work / entry.path).parent.mkdir(parents=True, exist_ok=True)
+                    (self.work / entry.path).write_bytes(b"")
+            case p.File(index, offset, data):
+                with (self.work / self.start.files[index].path).open("r+b") as file:
+                    file.seek(offset)
+                    file.write(data)
+            case p.Begin():
+                threading.Thread(target=self.steps, daemon=True).start()
+            case p.Stdin(data):
+                self.stdin.put(data)
+            case p.StdinEof():
+                self.stdin.put(b"")
+
+    def steps(self) -> None:
+        if self.fault == "refuse":
+            self.send(p.Error(p.ErrorCode.START_REFUSED, "no reason"))
+            return
+        if self.fault == "disorder":
+            self.send(p.Stdout(b"too early"))
+            return
+        for index, step in enumerate(self.start.steps):
+            result = self.step(index, step)
+            self.send(result)
+            if result.code or result.limit or result.how:
+                break
+        self.send(p.Done())
+
+    def step(self, index: int, step: p.Step) -> p.Exit:
+        began = time.monotonic()
+        zeroing = step.argv == ("/init", "--zero-memory")  # what only a machine's agent can do
+        argv = ["true"] if zeroing else list(step.argv)
+        env = {"PATH": os.environ["PATH"], "FAKE_NETWORK": self.network, **dict(self.start.env), **dict(step.env)}
+        try:
+            child = subprocess.Popen(
+                argv, cwd=self.work, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0
+            )
+        except OSError as error:
+            return p.Exit(index, p.ExitHow.NOT_STARTED, error.errno or 0, p.Limit.NONE, 0, 0, 0, (False, False))
+        self.child = child
+        self.send(p.Stage(index, step.name))
+        if self.fault == "vanish":
+            os._exit(3)
+        assert child.stdin and child.stdout and child.stderr
+        if step.stdin:
+            threading.Thread(target=self.feed, args=(child,), daemon=True).start()
+        else:
+            child.stdin.close()
+        cut = [False, False]
+        pumps = [
+            threading.Thread(target=self.pump, args=(child.stdout.fileno(), p.Stdout, step.output, cut, 0)),
+            threading.Thread(target=self.pump, args=(child.stderr.fileno(), p.Stderr, step.output, cut, 1)),
+        ]
+        for pump in pumps:
+            pump.start()
+        limit = p.Limit.NONE
+        try:
+            child.wait(step.wall_ms / 1000 if step.wall_ms and self.fault != "endless" else None)
+        except subprocess.TimeoutExpired:
+            limit = p.Limit.WALL
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        status = child.wait()
+        for pump in pumps:
+            pump.join()
+        how = p.ExitHow.SIGNALED if status < 0 else p.ExitHow.EXITED
+        wall = round((time.monotonic() - began) * 1e6)
+        return p.Exit(index, how, abs(status), limit, wall, 1000, 4096, (cut[0], cut[1]))
+
+    def pump(self, fd: int, kind: type[p.Stdout] | type[p.Stderr], limit: int, cut: list[bool], which: int) -> None:
+        sent = 0
+        while data := os.read(fd, 4096):
+            keep = data if self.fault == "flood" or not limit else data[: limit - sent]
+            cut[which] |= len(keep) < len(data)
+            sent += len(keep)
+            if keep:
+                self.send(kind(keep))
+
+    def feed(self, child: "subprocess.Popen[bytes]") -> None:
+        assert child.stdin
+        self.send(p.Credit(CREDIT))
+        with contextlib.suppress(OSError):
+            while data := self.stdin.get():
+                child.stdin.write(data)
+                child.stdin.flush()
+                self.send(p.Credit(len(data)))
+            child.stdin.close()
+
+
+def save(folder: Path, report: TextIO, fault: str) -> None:
+    """Write what stands for a snapshot (nobody restores it but another fake) and end, as a vmm process does."""
+    if fault != "disk-full":
+        (folder / "memory").write_bytes(bytes(8192))
+        (folder / "pages").write_bytes(struct.pack("<QQ", 1, 1))
+        (folder / "working-set").write_bytes(struct.pack("<QQ", 1, 1) if os.environ["FAKE_RESTORE"] else b"")
+        (folder / "state.json").write_text("{}")
+        report.write(json.dumps({"event": "saved", "memory": 4096}) + "\n")
+    error = {"type": "SnapshotError", "message": "No space left on device", "hint": ""} if fault == "disk-full" else None
+    report.write(json.dumps({"event": "ended", "reason": "error" if error else "saved", "error": error, "console": ""}) + "\n")
+    report.flush()
+    os._exit(0)
+
+
+def main(channel_fd: int, report_fd: int, fault: str) -> None:
+    with (
+        os.fdopen(report_fd, "w") as report,
+        socket.socket(fileno=channel_fd) as channel,
+        tempfile.TemporaryDirectory(prefix="fake-agent-") as work,
+    ):
+        report.write(json.dumps({"event": "running", "phases": {"process": 0.001, "kvm": 0.002}}) + "\n")
+        report.flush()
+        if folder := os.environ.get("FAKE_SAVE_TO"):
+            signal.signal(SAVE, lambda *_: save(Path(folder), report, fault))
+        with contextlib.suppress(ConnectionError):
+            FakeAgent(channel, fault, Path(work)).serve()
+        if fault == "bad-report":
+            report.write("{]\n")
+        broken = ERRORS.get(fault)
+        ended = {"event": "ended", "reason": "error" if broken else "channel-closed", "error": broken, "console": "last words\n"}
+        report.write(json.dumps({**ended, "exits": {"io": 3}, "phases": {"process": 0.001, "kvm": 0.002}}) + "\n")
+        report.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    MARKER = sys.argv[3]
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[4])

@@ -1,0 +1,142 @@
+"""Frames as a guest and its network send them, a network in memory, and a network namespace for tests with real interfaces."""
+
+import contextlib
+import ctypes
+import os
+import socket
+import struct
+import subprocess
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from ipaddress import ip_address
+
+from mayfly.vmm.devices.virtio.buffers import scatter
+from mayfly.vmm.devices.virtio.net import HEADER, NetFeature
+
+UP_DEADLINE_S = 20
+
+GUEST_MAC = bytes.fromhex("020000000005")
+HOST_MAC = bytes.fromhex("020000000001")
+BROADCAST = b"\xff" * 6
+GUEST, GATEWAY, SIBLING = "10.87.0.5", "10.87.0.1", "10.87.0.6"
+GUEST6, GATEWAY6, SIBLING6 = "fd00:87::5", "fd00:87::1", "fd00:87::6"
+PUBLIC, PUBLIC6 = "93.184.215.14", "2606:2800:220:1::5"
+CLONE_NEWNET = 0x4000_0000
+PLAIN_HEADER = bytes(HEADER.size)
+
+
+def ethernet(kind: int, payload: bytes, *, source: bytes = GUEST_MAC, destination: bytes = HOST_MAC) -> bytes:
+    return destination + source + struct.pack("!H", kind) + payload
+
+
+def ipv4(destination: str, payload: bytes = b"", *, source: str = GUEST, protocol: int = 17, version: int = 0x45) -> bytes:
+    """A packet with a checksum that is right."""
+    head = struct.pack("!BBHHHBBH", version, 0, 20 + len(payload), 0, 0, 64, protocol, 0) + packed(source) + packed(destination)
+    return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + payload
+
+
+def ipv6(destination: str, payload: bytes = b"\0" * 8, *, source: str = GUEST6, following: int = 17) -> bytes:
+    return struct.pack("!IHBB", 6 << 28, len(payload), following, 64) + packed(source) + packed(destination) + payload
+
+
+def udp(data: bytes, source: int = 40_000, destination: int = 2000) -> bytes:
+    """Without a checksum, which IPv4 allows. The source is no privileged port: passt takes the same one on the host."""
+    return struct.pack("!HHHH", source, destination, 8 + len(data), 0) + data
+
+
+def arp(target: str, *, operation: int = 1, mac: bytes = GUEST_MAC, sender: str = GUEST, destination: bytes = BROADCAST) -> bytes:
+    body = struct.pack("!HHBBH6s4s6s4s", 1, 0x800, 6, 4, operation, mac, packed(sender), bytes(6), packed(target))
+    return ethernet(0x806, body, destination=destination)
+
+
+def discovery(kind: int, target: str, *, option: bytes, source: str = GUEST6, destination: str = GATEWAY6) -> bytes:
+    message = struct.pack("!BBHI", kind, 0, 0, 0) + packed(target) + option
+    return ethernet(0x86DD, ipv6(destination, message, source=source, following=58))
+
+
+def packed(address: str) -> bytes:
+    return ip_address(address).packed
+
+
+def checksum(data: bytes) -> int:
+    """RFC 1071."""
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return int(~total & 0xFFFF)
+
+
+class MemoryBackend:
+    """A back end whose network is two lists. `room` packets may be sent until the test gives more."""
+
+    offloads = int(NetFeature.CSUM | NetFeature.GUEST_CSUM | NetFeature.HOST_TSO4 | NetFeature.GUEST_TSO4)
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.waiting: deque[bytes] = deque()
+        self.room = 1 << 30
+        self.gone = False
+        self.negotiated = 0
+
+    def make_room(self) -> bool:
+        return self.room > 0
+
+    def set_offloads(self, negotiated: int) -> None:
+        self.negotiated = negotiated
+
+    def send(self, parts: Sequence[bytearray | memoryview]) -> None:
+        assert self.room
+        self.room -= 1
+        self.sent.append(b"".join(parts))
+
+    def receive(self, buffers: list[memoryview]) -> int:
+        if self.waiting:
+            return scatter(self.waiting.popleft(), buffers)
+        if self.gone:
+            raise EOFError
+        return 0
+
+
+def ip(*words: str) -> str:
+    """The command `ip`; what it prints."""
+    return subprocess.run(["ip", *words], check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+@contextlib.contextmanager
+def namespace() -> Iterator[None]:
+    """This thread, and what it starts, in a network namespace of its own, which has nothing but loopback. Needs root."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        assert libc.unshare(CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+        try:
+            ip("link", "set", "lo", "up")
+            yield
+        finally:
+            assert libc.setns(before, CLONE_NEWNET) == 0
+    finally:
+        os.close(before)
+
+
+def make_tap(name: str, address: str, *owner: str) -> None:
+    """An interface that is up, with the host's address. Without IPv6, which would talk on its own."""
+    ip("tuntap", "add", "dev", name, "mode", "tap", *owner)
+    ip("link", "set", name, "addrgenmode", "none")
+    ip("address", "add", address, "dev", name)
+    ip("link", "set", name, "up")
+
+
+def wait_until_up(name: str) -> None:
+    """Wait until the kernel sends through the tap, which somebody has just opened: until then it drops what it is given, in silence."""
+    until = time.monotonic() + UP_DEADLINE_S
+    while "state UP" not in ip("-o", "link", "show", "dev", name):
+        assert time.monotonic() < until, f"{name} does not come up"
+
+
+def packet_socket(name: str) -> socket.socket:
+    """Every frame that the interface shows to the host."""
+    sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+    sniffer.bind((name, 0))
+    sniffer.settimeout(5)
+    return sniffer

@@ -1,0 +1,91 @@
+"""Tiny guests: a few lines of assembler, linked as an ELF file that the VMM boots like a kernel."""
+
+import socket
+import subprocess
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from mayfly.vmm.arch.x86_64 import layout
+from mayfly.vmm.config import MIB, Channel, MachineConfig, NetworkConfig
+from mayfly.vmm.devices.virtio.device import OFFERED
+from mayfly.vmm.devices.virtio.mmio import LIVE, STEPS, Register, Status
+from mayfly.vmm.eventloop import EventLoop
+from mayfly.vmm.machine import End, Machine, build_machine
+
+ENTRY = 0x10_0000
+RESET = "mov al, 0xfe\nout 0x64, al\n1: jmp 1b\n"
+MAP_MMIO = f"""
+        mov dword ptr [{layout.PDPT + 3 * 8}], 0x201003
+        mov dword ptr [{0x20_1000 + (layout.VIRTIO_MMIO >> 21 & 511) * 8}], {layout.VIRTIO_MMIO | 0x83}
+"""
+"""Maps the virtio devices' registers where they are: the boot page tables hold the first GiB only."""
+
+
+def write(register: int, value: int, slot: int = 0) -> str:
+    """Write a register of the virtio device in `slot`."""
+    address = layout.VIRTIO_MMIO + slot * layout.VIRTIO_MMIO_SIZE + register
+    return f"mov edx, {address:#x}\nmov dword ptr [rdx], {value:#x}\n"
+
+
+def start_virtio(slot: int, queues: Iterable[tuple[int, int, int, int]], features: int = int(OFFERED)) -> str:
+    """Reset the device in `slot`, then up to DRIVER_OK with `queues`: size, addresses of descriptors, available and used ring."""
+    status = Status(0)
+    writes: list[tuple[int, int]] = [(Register.STATUS, status)]
+    while status != LIVE:
+        if STEPS[status] & Status.FEATURES_OK and not status & Status.FEATURES_OK:
+            for half in (0, 1):
+                writes += [(Register.DRIVER_FEATURES_SEL, half), (Register.DRIVER_FEATURES, features >> 32 * half & 0xFFFF_FFFF)]
+        if STEPS[status] == LIVE:
+            for index, (size, *addresses) in enumerate(queues):
+                writes += [(Register.QUEUE_SEL, index), (Register.QUEUE_NUM, size)]
+                low = (Register.QUEUE_DESC_LOW, Register.QUEUE_DRIVER_LOW, Register.QUEUE_DEVICE_LOW)
+                writes += [*zip(low, addresses, strict=True), (Register.QUEUE_READY, 1)]
+        status = STEPS[status]
+        writes.append((Register.STATUS, status))
+    return "".join(write(register, value, slot) for register, value in writes)
+
+
+def build(folder: Path, source: str) -> Path:
+    """Assemble 64-bit `source` (Intel syntax), to be entered at its first instruction; the ELF file's path."""
+    text = folder / "tiny.S"
+    text.write_text(f".intel_syntax noprefix\n.globl _start\n_start:\n{source}\n")
+    kernel = folder / "tiny.elf"
+    flags = ["-nostdlib", "-static", f"-Wl,-Ttext={ENTRY:#x}", "-Wl,--build-id=none,-z,noseparate-code,-N,--no-warn-rwx-segments"]
+    subprocess.run(["gcc", *flags, "-o", kernel, text], check=True)
+    return kernel
+
+
+class Running:
+    """A machine that runs in a thread of the test's."""
+
+    def __init__(
+        self,
+        kernel: Path,
+        *,
+        channel: socket.socket | None = None,
+        carrier: Channel = Channel.SERIAL,
+        cpus: int = 1,
+        network: NetworkConfig | None = None,
+        **options: Any,
+    ) -> None:
+        self.console = bytearray()
+        self.say: Callable[[bytes], None] = self.console.extend
+        carrier = Channel.NONE if channel is None else carrier
+        options = {"memory": 16 * MIB, **options}
+        config = MachineConfig(kernel=str(kernel), cpus=cpus, channel=carrier, user=None, network=network, **options)
+        self.loop = EventLoop()
+        self.machine: Machine = build_machine(config, loop=self.loop, channel=channel, console=lambda data: self.say(data))
+
+    def run(self) -> End:
+        return self.machine.run()
+
+    def close(self) -> None:
+        self.machine.close()
+        self.loop.__exit__(None, None, None)
+
+
+def start(started: list[Running], tmp_path: Path, source: str, channel: socket.socket | None = None, **options: Any) -> Running:
+    running = Running(build(tmp_path, source), channel=channel, **options)
+    started.append(running)
+    return running

@@ -1,0 +1,27 @@
+"""docs/api.md has every key, route, code and status that there is."""
+
+from pathlib import Path
+
+import pytest
+
+from mayfly.api.problems import TABLE
+from mayfly.api.routes import ROUTES
+from mayfly.host.config import FIELDS
+from mayfly.runs.record import Mode
+from mayfly.runs.run import Status
+
+TEXT = (Path(__file__).parents[3] / "docs/api.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(f"| `{name}` |" for name in FIELDS),
+        *(f"{route.method} {route.path.replace('{id}', 'ID')}" for route in ROUTES),
+        *(f"`{code}`" for _, _, code in TABLE),
+        *(f"`{status}`" for status in Status),
+        *(f"`{mode}`" for mode in Mode),
+    ],
+)
+def test_it_is_described(words: str) -> None:
+    assert words in TEXT

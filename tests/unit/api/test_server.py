@@ -1,0 +1,377 @@
+"""The HTTP service over its Unix socket: what is answered, to whatever is sent. Machines are ordinary processes."""
+
+import asyncio
+import base64
+import gzip
+import io
+import json
+import random
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from mayfly.api.app import MAX_BODY, make_app, serve_http
+from mayfly.api.openapi import SCHEMAS
+from mayfly.api.routes import ROUTES
+from mayfly.api.sockets import claim
+from mayfly.errors import HostError
+from mayfly.protocol.frames import MAX_FILES_SIZE
+from mayfly.runs.service import Service
+from tests.kit.api_fakes import FakeZygote, factory, install_toys, open_descriptors, small_config
+
+URL = "http://mayfly"
+JSON = {"Content-Type": "application/json"}
+Scenario = Callable[[aiohttp.ClientSession, Service], Awaitable[Any]]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder whose path is short enough for sockets."""
+    with tempfile.TemporaryDirectory(prefix="mayfly-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path) -> Callable[..., Any]:
+    """Run a scenario against a server, and check that it leaves no socket and no descriptor."""
+    install_toys(monkeypatch, tmp_path)
+
+    def call(scenario: Scenario, fault: str = "", made: list[FakeZygote] | None = None, **changes: Any) -> Any:
+        config = small_config(tmp_path, socket=folder / "mayfly" / "api.sock", **changes)
+
+        async def whole() -> Any:
+            stop = asyncio.Event()
+            with claim(config.socket) as (listener, runs):
+                async with Service(config, factory(fault, made), sockets=runs) as service:
+                    server = asyncio.create_task(serve_http(service, listener, stop))
+                    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(path=str(config.socket))) as client:
+                        try:
+                            return await asyncio.wait_for(scenario(client, service), 60)
+                        finally:
+                            stop.set()
+                            await server
+
+        before = open_descriptors()
+        result = asyncio.run(whole())
+        assert open_descriptors() == before
+        assert [path.name for path in config.socket.parent.rglob("*")] == []
+        return result
+
+    return call
+
+
+async def post(client: aiohttp.ClientSession, path: str, body: Any = b"", headers: Any = None) -> tuple[int, Any, Any]:
+    data = json.dumps(body).encode() if isinstance(body, dict) else body
+    async with client.post(URL + path, data=io.BytesIO(data), headers=headers or (JSON if isinstance(body, dict) else {})) as answer:
+        return answer.status, await answer.json(), answer.headers
+
+
+async def get(client: aiohttp.ClientSession, path: str, method: str = "GET") -> tuple[int, Any]:
+    async with client.request(method, URL + path) as answer:
+        return answer.status, await answer.json() if answer.status != 204 else None
+
+
+async def read_all(path: str) -> bytes:
+    reader, writer = await asyncio.open_unix_connection(path)
+    whole = await reader.read()
+    writer.close()
+    return whole
+
+
+def test_start_gives_a_socket_with_the_output(serve: Callable[..., Any]) -> None:
+    async def scenario(client: aiohttp.ClientSession, service: Service) -> None:
+        status, started, headers = await post(client, "/start?language=toy", b"echo out; echo err >&2")
+        assert status == 201
+        assert started["output"] == "raw"
+        assert headers["Location"] == f"/runs/{started['id']}"
+        assert sorted((await read_all(started["output_socket"])).splitlines()) == [b"err", b"out"]
+        status, result = await get(client, f"/runs/{started['id']}")
+        assert (status, result["status"], result["steps"][1]["stdout"]) == (200, "ok", "out\n")
+        assert set(result) == set(SCHEMAS["Run"]["properties"])
+        assert set(result["steps"][1]) <= set(SCHEMAS["Step"]["properties"])
+
+    serve(scenario)
+
+
+def test_events(serve: Callable[..., Any]) -> None:
+    async def scenario(client: aiohttp.ClientSession, service: Service) -> list[dict[str, Any]]:
+        _, started, _ = await post(client, "/start?language=toy&output=events", b"echo out; exit 3")
+        return [json.loads(line) for line in (await read_all(started["output_socket"])).splitlines()]
+
+    events = serve(scenario)
+    assert [event["event"] for event in events] == ["stage", "exit", "stage", "stdout", "exit", "done"]
+    assert events[0] == {"event": "stage", "step": "build"}
+    assert events[3] == {"event": "stdout", "data": "out\n"}
+    assert (events[4]["step"], events[4]["code"]) == ("run", 3)
+    assert events[5] == {"event": "done", "status": "failed", "exit_status": 3}
+
+
+def test_run_with_everything(serve: Callable[..., Any]) -> None:
+    body = {
+        "language": "toy@1.0",
+        "source": 'cat; echo "$1 $X"; cat data',
+        "files": {"data": {"base64": base64.b64encode(b"\xff").decode()}},
+        "stdin": "in ",
+        "args": ["a"],
+        "env": {"X": "x"},
+        "limits": {"run": {"wall_s": 5, "output": 4096}},
+        "output": "events",
+    }
+
+    async def scenario(client: aiohttp.ClientSession, service: Service) -> None:
+        status, result, _ = await post(client, "/run", body)
+        assert (status, result["exit_status"]) == (200, 0)
+        assert base64.b64decode(result["steps"][1]["stdout_base64"]) == b"in a x\n\xff"
+
+    serve(scenario)
+
+
+def test_the_only_language_need_not_be_named(serve: Callable[..., Any]) -> None:
+    async def scenario(client: aiohttp.ClientSession, service: Service) -> tuple[int, Any]:
+        status, answer, _ = await post(client, "/run", b"true")
+        return status, answer
+
+    status, answer = serve(scenario, languages=("toy",))
+    assert (status, answer["language"]) == (200, "toy")
+    status, answer = serve(scenario)
+    assert (status, answer["error"]["code"]) == (404, "unknown_language")
+
+
+@pytest.mark.parametrize("fault", ["still-born", "vanish"])
+def test_what_a_guest_does_is_no_5xx(serve: Callable[..., Any], fault: str) -> None:
+    async def scenario(client: aiohttp.ClientSession, service: Service) -> None:
+        status, result, _ = await post(client, "/run?language=toy", b"true")
+        assert (status, result["status"]) == (200, "error")
+        assert result["error"]["hint"]
+        assert result["error"].get("console") == ("last words\n" if fault == "still-born" else None)
+
+    serve(scenario, fault=fault)
+
+
+REFUSED: list[tuple[str, Any, dict[str, str], int, str]] = [
+    ("/start?language=cobol", b"x", {}, 404, "unknown_language"),
+    ("/start?language=../../etc", b"x", {}, 404, "unknown_language"),
+    ("/start?language=toy@9", b"x", {}, 404, "unknown_language"),
+    ("/start?language=toy&output=loud", b"x", {}, 422, "invalid_value"),
+    ("/start?language=toy&langage=go", b"x", {}, 422, "invalid_value"),
+    ("/start?language=toy", b"x", {"Content-Type": "multipart/form-data; boundary=x"}, 415, "unsupported_media_type"),
+    ("/start?language=toy", b"x", {"Content-Type": "image/png"}, 415, "unsupported_media_type"),
+    ("/start?language=toy", b"{", JSON, 400, "bad_request"),
+    ("/start?language=toy", b"", JSON, 400, "bad_request"),
+    ("/start?language=toy", b"[]", JSON, 400, "bad_request"),
+    ("/start?language=toy", b"\xff", JSON, 400, "bad_request"),
+    ("/start?language=toy", b"[" * 100_000, JSON, 400, "bad_request"),
+    ("/start?language=toy", b'{"source": ' + b"9" * 5000 + b"}", JSON, 400, "bad_request"),
+    ("/start?language=toy", b"not gzip", {"Content-Encoding": "gzip"}, 400, "bad_request"),
+    ("/start", {"language": "toy"}, {}, 422, "invalid_value"),
+    ("/start?language=py", {"language": "toy", "source": ""}, {}, 422, "invalid_value"),
+    ("/start", {"language": "toy", "source": "", "colour": "red"}, {}, 422, "invalid_value"),
+    ("/start", {"language": 3, "source": ""}, {}, 422, "invalid_value"),
+    ("/start", {"language": "toy", "source": 3}, {}, 422, "invalid_value"),
+    ("/start", {"language": "toy", "source": "\ud800"}, {}, 422, "invalid_value"),
+    ("/start", {"language": "toy", "source": {"base64": "?"}}, {}, 422, "invalid_value"),
+    ("/start", {"language": "toy", "source": "", "files": {"main.toy": ""}}, {}, 422, "invalid_value"),
+    ("/start", {"language": "toy", "source": "", "files": {"../x": ""}}, {}, 422, "invalid_value"),
+    ("/start", {"language": "toy", "source": "", "files": {"/etc/x": ""}}, {}, 422, "invalid_value"),
+    ("/start", {"language": "toy", "source": "", "files": {"a//b": ""}}, {}, 422, "invalid_value"),
+    ("/start", {"language": "toy", "source": "", "files": {"a\0b": ""}}, {}, 422, "invalid_value"),
+    ("/start", {"language": "toy", "source": "", "files": []}, {}, 422, "invalid_value"),
+    ("/start", {"language": "toy", "source": "", "args": "x"}, {}, 422, "invalid_value"),
+    ("/start", {"language": "toy", "source": "", "args": ["\0"]}, {}, 422, "invalid_value"),
+    ("/start", {"language": "toy", "source": "", "args": ["x"] * 2000}, {}, 422, "invalid_value"),
+    ("/start", {"language": "toy", "source": "", "args": ["x" * 30_000] * 3}, {}, 413, "too_large"),
+    ("/start", {"language": "toy", "source": "", "env": {"A=B": "x"}}, {}, 422, "invalid_value"),
+    ("/start", {"language": "toy", "source": "", "env": {"A": None}}, {}, 422, "invalid_value"),
+    ("/start", {"language": "toy", "source": "", "limits": {"run": {"wall_s": 11}}}, {}, 422, "invalid_value"),
+    ("/start", {"language": "toy", "source": "", "limits": {"run": {"wall_s": 0}}}, {}, 422, "invalid_value"),
+    ("/start", {"language": "toy", "source": "", "limits": {"run": {"wall_s": float("nan")}}}, {}, 422, "invalid_value"),
+    ("/start", {"language": "toy", "source": "", "limits": {"run": {"wall_s": True}}}, {}, 422, "invalid_value"),
+    ("/start", {"language": "toy", "source": "", "limits": {"run": {"processes": 1.5}}}, {}, 422, "invalid_value"),
+    ("/start", {"language": "toy", "source": "", "limits": {"run": {"memory": 10**400}}}, {}, 422, "invalid_value"),
+    ("/start", {"language": "toy", "source": "", "limits": {"run": {"wall": 1}}}, {}, 422, "invalid_value"),
+    ("/start", {"language": "toy", "source": "", "limits": {"link": {"wall_s": 1}}}, {}, 422, "invalid_value"),
+    ("/start", {"language": "toy", "source": "", "limits": {"wall_s": 1}}, {}, 422, "invalid_value"),
+    ("/start", {"language": "toy", "source": "", "output": 1}, {}, 422, "invalid_value"),
+    ("/start?language=toy", b"x" * (MAX_FILES_SIZE + 1), {}, 413, "too_large"),
+    ("/start?language=toy", b"x" * (MAX_BODY + 1), {}, 413, "too_large"),
+    ("/start?language=toy", gzip.compress(b"x" * (MAX_BODY + 1)), {"Content-Encoding": "gzip"}, 413, "too_large"),
+    ("/begin", b"x", {}, 404, "not_found"),
+    ("/languages", b"x", {}, 405, "method_not_allowed"),
+]
+
+
+def test_what_is_refused(serve: Callable[..., Any]) -> None:
+    made: list[FakeZygote] = []
+
+    async def scenario(client: aiohttp.ClientSession, service: Service) -> None:
+        for path, body, headers, status, code in REFUSED:
+            found, answer, answer_headers = await post(client, path, body, headers)
+            what = f"{path} {str(body)[:80]} {answer}"
+            assert (found, answer["error"]["code"]) == (status, code), what
+            assert set(answer["error"]) == {"code", "message", "hint"}, what
+            assert answer["error"]["message"], what
+            if status == 405:
+                assert "GET" in answer_headers["Allow"]
+        assert service.admission.used == 0
+
+    serve(scenario, made=made)
+    assert made == []
+
+
+def test_odd_bodies_never_give_a_5xx(serve: Callable[..., Any]) -> None:
+    """Any 60 bodies put together from what JSON can say: answered with 2xx or 4xx."""
+    choose = random.Random(7)
+    scalars = [None, True, -1, 0, 1, 1.5, 1e308, 10**30, "", "x", "\0", "\ud83d", "é" * 50, [], {}, [None], {"base64": "AA=="}, {"": ""}]
+
+    def value(depth: int) -> Any:
+        if depth and choose.random() < 0.4:
+            return {choose.choice(["run", "build", "wall_s", "memory", "a/b", "A", ""]): value(depth - 1) for _ in range(2)}
+        return choose.choice(scalars)
+
+    async def scenario(client: aiohttp.ClientSession, service: Service) -> None:
+        fields = SCHEMAS["Snippet"]["properties"]
+        seen = set()
+        for _ in range(60):
+            body = {"language": "toy", "source": "exit 0", choose.choice([*fields, "x"]): value(3)}
+            status, _, _ = await post(client, "/run", body)
+            seen.add(status)
+        assert max(seen) < 500
+        assert {200, 422} <= seen
+
+    serve(scenario)
+
+
+def test_an_unexpected_fault_is_a_500_of_the_same_form(serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(client: aiohttp.ClientSession, service: Service) -> None:
+        monkeypatch.setattr(service.images, "installed", lambda: 1 / 0)
+        status, answer = await get(client, "/languages")
+        assert (status, answer["error"]["code"]) == (500, "internal")
+        assert "Zero" not in json.dumps(answer)
+
+    serve(scenario)
+
+
+def test_too_many_runs_are_asked_to_come_back(serve: Callable[..., Any]) -> None:
+    async def scenario(client: aiohttp.ClientSession, service: Service) -> None:
+        answers = [await post(client, "/start?language=toy", b"sleep 30") for _ in range(6)]
+        assert [status for status, _, _ in answers] == [201] * 5 + [429]
+        _, answer, headers = answers[-1]
+        assert int(headers["Retry-After"]) >= 1
+        assert answer["error"]["code"] == "busy"
+        _, result = await get(client, f"/runs/{answers[4][1]['id']}")
+        assert (result["state"], result["status"]) == ("queued", None)
+
+    serve(scenario, queue=1)
+
+
+def test_a_machine_that_fits_no_budget_is_the_hosts_fault(serve: Callable[..., Any]) -> None:
+    async def scenario(client: aiohttp.ClientSession, service: Service) -> None:
+        status, answer, _ = await post(client, "/run?language=toy", b"true")
+        assert (status, answer["error"]["code"]) == (503, "host_failed")
+
+    serve(scenario, memory_budget=1)
+
+
+def test_delete_ends_a_run_and_may_be_repeated(serve: Callable[..., Any]) -> None:
+    async def scenario(client: aiohttp.ClientSession, service: Service) -> None:
+        _, started, _ = await post(client, "/start?language=toy&output=events", b"echo here; sleep 60")
+        reader, writer = await asyncio.open_unix_connection(started["output_socket"])
+        while b"here" not in await reader.readline():
+            pass
+        for _ in range(2):
+            status, _ = await get(client, f"/runs/{started['id']}", "DELETE")
+            assert status == 204
+        events = [json.loads(line) for line in (await reader.read()).splitlines()]
+        writer.close()
+        assert [event["event"] for event in events] == ["error", "done"]
+        assert events[0]["error"]["code"] == "run_ended"
+        status, answer = await get(client, f"/runs/{started['id']}")
+        assert (status, answer["error"]["code"]) == (404, "unknown_run")
+        assert not Path(started["output_socket"]).exists()
+
+    serve(scenario)
+
+
+def test_a_client_that_goes_away_ends_its_run(serve: Callable[..., Any]) -> None:
+    async def scenario(client: aiohttp.ClientSession, service: Service) -> None:
+        asking = asyncio.create_task(post(client, "/run?language=toy", b"echo here; sleep 60"))
+        while not service._runs or not len(next(iter(service._runs.values())).record):
+            await asyncio.sleep(0.01)
+        (run,) = service._runs.values()
+        asking.cancel()
+        await asyncio.wait_for(run.done.wait(), 10)
+        assert run.error is not None
+        assert run.error.message == "the client went away"
+        await service.settled(run)
+        assert service.admission.used == 0
+
+    serve(scenario)
+
+
+def test_what_the_server_says_of_itself(serve: Callable[..., Any]) -> None:
+    async def scenario(client: aiohttp.ClientSession, service: Service) -> None:
+        _, found = await get(client, "/languages")
+        assert [item["language"] for item in found["languages"]] == ["py", "real", "toy"]
+        assert found["languages"][2]["steps"] == ["build", "run"]
+        assert set(found["languages"][0]) == set(SCHEMAS["Languages"]["properties"]["languages"]["items"]["properties"])
+        assert (await get(client, "/healthz"))[1]["status"] == "ok"
+        assert set((await get(client, "/healthz"))[1]) == set(SCHEMAS["Health"]["properties"])
+        assert (await get(client, "/version"))[1]["time_factor"] == 1
+        assert set((await get(client, "/version"))[1]) == set(SCHEMAS["Version"]["properties"])
+        service.stopping = True
+        assert (await get(client, "/healthz"))[0] == 503
+        status, answer, _ = await post(client, "/run?language=toy", b"true")
+        assert (status, answer["error"]["code"]) == (503, "stopping")
+
+    serve(scenario)
+
+
+def test_openapi_describes_the_routes_that_there_are(serve: Callable[..., Any]) -> None:
+    async def scenario(client: aiohttp.ClientSession, service: Service) -> None:
+        _, found = await get(client, "/openapi.json")
+        described = {(method.upper(), path) for path, methods in found["paths"].items() for method in methods}
+        app = make_app(service)
+        served = {(route.method, route.resource.canonical) for route in app.router.routes() if route.resource}
+        assert described == served == {(route.method, route.path) for route in ROUTES}
+        text = json.dumps(found)
+        for name in SCHEMAS:
+            assert f'"#/components/schemas/{name}"' in text
+
+    serve(scenario)
+
+
+def test_a_live_server_is_not_replaced(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+    path = folder / "mayfly" / "api.sock"
+    with claim(path) as (_, runs):
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert path.parent.stat().st_mode & 0o777 == 0o700
+        assert runs.stat().st_mode & 0o777 == 0o700
+        with pytest.raises(HostError, match="is running there"), claim(path):
+            pass
+        (path.parent / "api.sock.lock").unlink()  # as if the other had no lock
+        with pytest.raises(HostError, match="is listening there"), claim(path):
+            pass
+    with pytest.raises(FileNotFoundError):
+        path.stat()
+
+
+def test_folders_of_others_are_not_used(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+    (folder / "elsewhere").mkdir()
+    (folder / "mayfly").symlink_to(folder / "elsewhere")
+    with pytest.raises(HostError, match="is not a folder of user"), claim(folder / "mayfly" / "api.sock"):
+        pass
+    (folder / "shared").mkdir()
+    (folder / "shared" / "runs").symlink_to(folder / "elsewhere")
+    with pytest.raises(HostError, match="is not a folder of user"), claim(folder / "shared" / "api.sock"):
+        pass
+
+
+def test_a_path_too_long_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="at most 107 bytes"), claim(tmp_path / ("x" * 60) / "api.sock"):
+        pass

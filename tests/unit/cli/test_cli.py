@@ -1,0 +1,227 @@
+"""`mayfly` as a user meets it: what goes in and out, exit statuses, signals, messages; machines are ordinary processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mayfly.errors import HostError
+from mayfly.host import checks
+from mayfly.host.config import Config
+from mayfly.vmm.config import NetworkBackend
+from mayfly.vmm.probe import KvmProbe
+from tests.kit.api_fakes import ROOT, gone, install_toys
+
+Mayfly = Callable[..., "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def mayfly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Mayfly:
+    """Start the command in a folder of its own; `config.yaml` there says that no KVM is to be probed."""
+    install_toys(monkeypatch, tmp_path)
+    (tmp_path / "config" / "mayfly").mkdir(parents=True)
+    (tmp_path / "config" / "mayfly" / "config.yaml").write_text("time_factor: 1\nmemory_budget: 536870912\ncold: true\n")
+
+    def start(*args: str, fault: str = "-", **options: Any) -> "subprocess.Popen[bytes]":
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "tests.kit.fake_mayfly", fault, *args]
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        return subprocess.Popen(command, cwd=tmp_path, env=env, **pipes)
+
+    return start
+
+
+@pytest.fixture
+def run(mayfly: Mayfly, tmp_path: Path) -> Callable[..., tuple[int, bytes, bytes]]:
+    """Run a snippet of toy and give exit status, standard output and standard error."""
+
+    def call(source: str, *args: str, stdin: bytes | None = None, fault: str = "-") -> tuple[int, bytes, bytes]:
+        (tmp_path / "x.toy").write_text(source)
+        process = mayfly("run", *(args or ("x.toy",)), fault=fault, stdin=subprocess.PIPE)
+        out, err = process.communicate(stdin, timeout=60)
+        return process.returncode, out, err
+
+    return call
+
+
+Run = Callable[..., tuple[int, bytes, bytes]]
+
+
+def test_output_and_status_are_the_programs(run: Run) -> None:
+    assert run("echo out; echo err >&2; printf '\\377'; exit 7") == (7, b"out\n\xff", b"err\n")
+
+
+def test_stdin_and_arguments_pass_through(run: Run) -> None:
+    assert run('cat; echo "$1"', "x.toy", "--", "--json", stdin=b"a\0b") == (0, b"a\0b--json\n", b"")
+
+
+def test_much_stdin(run: Run) -> None:
+    assert run("wc -c", stdin=b"x" * 500_000)[1].strip() == b"500000"
+
+
+def test_a_program_that_does_not_read_its_stdin(run: Run) -> None:
+    assert run("exit 4", stdin=b"x" * 500_000)[0] == 4
+
+
+def test_a_failed_build(run: Run) -> None:
+    status, out, err = run("if")
+    assert (status, out) == (1, b"")
+    assert b"yntax error" in err
+
+
+def test_a_signal(run: Run) -> None:
+    assert run("kill -SEGV $$")[0] == 128 + signal.SIGSEGV
+
+
+def test_a_limit_is_named(run: Run) -> None:
+    status, out, err = run("echo before; sleep 60", "x.toy", "--wall", "0.3")
+    assert (status, out) == (124, b"before\n")
+    assert b"step run: ended by its wall limit" in err
+
+
+def test_cut_output_is_said(run: Run) -> None:
+    status, out, err = run("head -c 5000 /dev/zero", "x.toy", "--output-limit", "1K")
+    assert (status, len(out)) == (0, 1024)
+    assert b"stdout was cut" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["absent.toy"], b"absent.toy: cannot be read"),
+        (["x.toy", "--language", "cobol"], b"there are: py@1.0, real@1.0, toy@1.0"),
+        (["x.toy", "--language", "toy@2"], b"no image for the language 'toy@2'"),
+        (["x.toy", "--wall", "0"], b"run_wall_s is 0.0; it must be"),
+        (["x.toy", "--memory", "lots"], b"is not a size"),
+        (["x.toy", "--memory", "4G"], b"does not fit into the budget"),
+        (["x.toy", "--no-such-flag"], b"no-such-flag"),
+        (["x.unknown"], b"extensions known here: .py, .real, .toy"),
+    ],
+)
+def test_errors_of_ours_are_125_with_a_hint(run: Run, args: list[str], words: bytes) -> None:
+    status, out, err = run("true", *args)
+    assert (status, out) == (125, b"")
+    assert words in err
+
+
+def test_a_network_is_given_only_where_there_is_a_back_end(run: Run) -> None:
+    status, _, stderr = run("echo no", "x.toy", "--network")
+    assert (status, b"network_backend" in stderr) == (125, True)
+    assert run("echo yes", "x.toy", "--network", "--network-backend", "passt", "--network-nameservers", "9.9.9.9")[:2] == (0, b"yes\n")
+
+
+def test_a_boot_that_fails_shows_the_console(run: Run) -> None:
+    status, _, err = run("true", fault="still-born")
+    assert status == 125
+    assert b"before its agent said HELLO" in err
+    assert b"| last words" in err
+
+
+def test_json_and_verbose(run: Run) -> None:
+    status, out, err = run("echo hello; exit 3", "x.toy", "--json", "--verbose")
+    result = json.loads(out)
+    assert (status, result["exit_status"], result["steps"][1]["stdout"]) == (3, 3, "hello\n")
+    assert b"boot" in err
+    assert b"exits io" in err
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_machine(mayfly: Mayfly, tmp_path: Path, number: int, status: int) -> None:
+    (tmp_path / "x.toy").write_text("echo $$; exec sleep 60")
+    with mayfly("run", "x.toy") as process:
+        assert process.stdout
+        inner = int(process.stdout.readline())
+        process.send_signal(number)
+        assert process.wait(60) == status
+    assert gone(inner)
+
+
+def test_closed_standard_descriptors(mayfly: Mayfly, tmp_path: Path) -> None:
+    (tmp_path / "x.toy").write_text("cat; echo out; exit 5")
+    command = f"exec {sys.executable} -m tests.kit.fake_mayfly - run x.toy <&- >&-"
+    process = subprocess.run(
+        ["sh", "-c", command], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=60
+    )
+    assert (process.returncode, process.stdout, process.stderr) == (5, b"", b"")
+
+
+def test_a_reader_that_goes_away(mayfly: Mayfly, tmp_path: Path) -> None:
+    (tmp_path / "x.toy").write_text("yes")
+    with mayfly("run", "x.toy", "--output-limit", "32M") as process:
+        assert process.stdout
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(60) == 128 + signal.SIGPIPE
+
+
+def test_output_arrives_while_the_program_runs_and_stdin_is_live(mayfly: Mayfly, tmp_path: Path) -> None:
+    (tmp_path / "x.toy").write_text("while read line; do echo got $line; done; echo end")
+    with mayfly("run", "x.toy", stdin=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+        for word in (b"one", b"two"):
+            process.stdin.write(word + b"\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == b"got " + word + b"\n"
+        process.stdin.close()
+        assert process.stdout.read() == b"end\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(mayfly: Mayfly, shell: str) -> None:
+    out, _ = mayfly("completion", shell).communicate(timeout=60)
+    assert b"_MAYFLY_COMPLETE" in out
+
+
+def test_doctor(mayfly: Mayfly, tmp_path: Path) -> None:
+    process = mayfly("doctor", "--json", "--kernel", str(tmp_path / "absent"))
+    out, _ = process.communicate(timeout=60)
+    checks = {check["name"]: check for check in json.loads(out)["checks"]}
+    assert process.returncode == 1
+    assert not checks["kernel"]["ok"]
+    assert checks["kernel"]["mend"] == "make kernel"
+    assert checks["images"]["finding"] == "py 1.0, real 1.0, toy 1.0"
+    out, _ = mayfly("doctor", "--kernel", str(tmp_path / "absent")).communicate(timeout=60)
+    assert b"-> make kernel" in out
+
+
+def test_doctor_looks_for_what_the_network_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(**values: Any) -> list[tuple[bool, str]]:
+        probing = lambda: KvmProbe(usable=True, reason="", hint="", emulated=False)  # noqa: E731
+        return [(found.ok, found.finding) for found in checks.examine(Config(**values), probing) if found.name == "network"]
+
+    assert check() == []
+    assert check(network_backend=NetworkBackend.TAP, network_taps=("lo", "nope0")) == [(False, "no interface nope0")]
+    assert check(network_backend=NetworkBackend.TAP, network_taps=("lo",)) == [(True, "1 tap interfaces")]
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert check(network_backend=NetworkBackend.PASST) == [(False, "passt is not installed")]
+
+
+def test_help_imports_little() -> None:
+    code = "import sys, mayfly.cli.main; mayfly.cli.main.cli.main(['run', '--help'], standalone_mode=False)\n"
+    code += "print([name for name in ('aiohttp', 'asyncio', 'yaml', 'mayfly.vmm.kvm') if name in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert out.endswith("[]\n")
+
+
+def test_running_does_not_import_aiohttp() -> None:
+    code = "import sys, mayfly.cli.run, mayfly.host.checks, mayfly.runs.service; print('aiohttp' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_the_time_factor_is_the_hosts() -> None:
+    def probing(usable: bool, emulated: bool) -> Callable[[], KvmProbe]:
+        return lambda: KvmProbe(usable=usable, reason="because", hint="do this", emulated=emulated)
+
+    assert checks.time_factor(Config(), probing(True, False)) == 1
+    assert checks.time_factor(Config(), probing(True, True)) == 5
+    assert checks.time_factor(Config(time_factor=2.5), probing(False, False)) == 2.5
+    with pytest.raises(HostError) as caught:
+        checks.time_factor(Config(), probing(False, True))
+    assert (caught.value.message, caught.value.hint) == ("no machine can run here: because", "do this")

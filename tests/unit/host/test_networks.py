@@ -1,0 +1,116 @@
+"""Who gets a network, which one, and that it is given back."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mayfly.api.problems import UnprocessableError
+from mayfly.errors import BusyError, ConfigError
+from mayfly.host.config import Config
+from mayfly.host.networks import Networks
+from mayfly.host.snippet import Snippet, parse_json
+from mayfly.runs.service import Service
+from mayfly.vmm.config import NetworkBackend
+from tests.kit.api_fakes import factory, install_toys, small_config
+
+TAP, PASST = NetworkBackend.TAP, NetworkBackend.PASST
+
+
+def make(**values: Any) -> Networks:
+    return Networks(Config(**values))
+
+
+def test_by_default_nobody_gets_one() -> None:
+    with pytest.raises(UnprocessableError, match="no network for runs"):
+        make().lease()
+    assert not Snippet(source=b"").network
+
+
+def test_each_machine_has_addresses_of_its_own() -> None:
+    networks = make(network_backend=PASST, network_subnets=("10.9.0.0/24", "fd09::/64"), network_nameservers=("9.9.9.9",))
+    first, second = networks.lease(), networks.lease()
+    assert (first.addresses, second.addresses) == (("10.9.0.2/24", "fd09::2/64"), ("10.9.0.3/24", "fd09::3/64"))
+    assert first.gateways == second.gateways == ("10.9.0.1", "fd09::1")
+    assert first.nameservers == ("9.9.9.9",)
+    assert first.mac != second.mac
+    assert first.mtu == 65520
+    networks.give_back(first)
+    again = networks.lease()
+    assert again.addresses == first.addresses
+    assert again.mac != first.mac
+
+
+@pytest.mark.parametrize("values", [{"network_backend": TAP, "network_taps": ("mayfly0",)}, {"network_backend": PASST}])
+def test_the_device_that_is_connected_to_nothing_is_of_the_same_kind_and_takes_no_place(values: dict[str, Any]) -> None:
+    networks = make(**values)
+    leased = networks.lease()
+    device = networks.disconnected()
+    assert (device.backend, device.mtu, device.connected, device.tap) == (leased.backend, leased.mtu, False, "")
+    assert device.words == ()
+    with pytest.raises(UnprocessableError):
+        make().disconnected()
+
+
+def test_there_are_as_many_as_taps() -> None:
+    networks = make(network_backend=TAP, network_taps=("mayfly0", "mayfly1"))
+    first, second = networks.lease(), networks.lease()
+    assert {first.tap, second.tap} == {"mayfly0", "mayfly1"}
+    assert first.mtu == 1500
+    with pytest.raises(BusyError, match="all 2 networks"):
+        networks.lease()
+    networks.give_back(first)
+    assert networks.lease().tap == first.tap
+
+
+def test_there_are_as_many_as_the_smallest_subnet_has_room_for() -> None:
+    networks = make(network_backend=PASST, network_subnets=("10.9.0.0/29", "fd09::/64"))
+    leased = [networks.lease() for _ in range(5)]
+    assert leased[-1].addresses[0] == "10.9.0.6/29"
+    with pytest.raises(BusyError):
+        networks.lease()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"network_backend": TAP}, "no room"),
+        ({"network_backend": PASST, "network_subnets": ()}, "no room"),
+        ({"network_backend": PASST, "network_subnets": ("10.0.0.0/31",)}, "no room"),
+        ({"network_backend": PASST, "network_subnets": ("10.0.0.1/8",)}, "host bits"),
+        ({"network_backend": PASST, "network_subnets": ("fd09::/64",)}, "passt needs an IPv4 address"),
+        ({"network_backend": PASST, "network_allow": ("everything",)}, "everything"),
+        ({"network_backend": PASST, "network_nameservers": ("dns.example",)}, "dns.example"),
+        ({"network_backend": TAP, "network_taps": ("../etc",)}, "tap is"),
+    ],
+)
+def test_a_configuration_that_makes_none_is_refused_at_the_start(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(**values)
+
+
+@pytest.mark.parametrize("value", ["1", "0", '"yes"', "null", "[]", "1.0"])
+def test_a_request_says_true_or_false(value: str) -> None:
+    with pytest.raises(UnprocessableError, match=r"network is .*; it must be true or false"):
+        parse_json(f'{{"source": "", "network": {value}}}'.encode())
+    assert parse_json(b'{"source": "", "network": true}').network
+
+
+def test_a_run_holds_its_network_until_it_is_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install_toys(monkeypatch, tmp_path)
+    config = small_config(tmp_path, network_backend=TAP, network_taps=("mayfly0",))
+    asked = Snippet(language="toy", source=b"sleep 60", network=True)
+
+    async def scenario() -> None:
+        async with Service(config, factory()) as service:
+            run = service.start(asked)
+            with pytest.raises(BusyError):
+                service.start(asked)
+            service.start(Snippet(language="toy", source=b"true"))
+            await service.end(run, "enough")
+            with pytest.raises(UnprocessableError):
+                service.start(Snippet(language="toy", source=b"", network=True, limits={"no such step": {}}))
+            await service.end(service.start(asked), "enough")
+
+    asyncio.run(scenario())

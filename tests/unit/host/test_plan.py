@@ -1,0 +1,122 @@
+"""Images are found by language, version and file; a plan has the limits that host, manifest and snippet agree on."""
+
+import dataclasses
+import platform
+from pathlib import Path
+
+import pytest
+
+from mayfly import paths
+from mayfly.api.problems import UnprocessableError
+from mayfly.errors import BodyTooLargeError, RequestError, UnknownLanguageError
+from mayfly.host.config import Config
+from mayfly.host.plan import KERNEL_RESERVE, make_plan
+from mayfly.host.snippet import Snippet
+from mayfly.images.manifest import Step
+from mayfly.images.store import Image, Images
+from mayfly.protocol.frames import MAX_FILES_SIZE
+from mayfly.vmm.config import MIB, Channel
+from tests.kit.api_fakes import install, install_toys
+
+
+@pytest.fixture(autouse=True)
+def images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install_toys(monkeypatch, tmp_path)
+
+
+def toy() -> Image:
+    return Images().find("toy")
+
+
+def test_the_default_goes_before_the_highest_fitting_version() -> None:
+    steps = (Step(name="run", argv=("x",)),)
+    for version in ("1.9", "1.85.1", "1.85.0", "2.0"):
+        install("rust", ".rs", steps, version, f"rust@{version}")
+    assert [Images().find(name).manifest.version for name in ("rust", "rust@1", "rust@1.85", "rust@1.85.0", "rust@1.9")] == [
+        "2.0",
+        "1.85.1",
+        "1.85.1",
+        "1.85.0",
+        "1.9",
+    ]
+    assert Images(("rust@1.9",)).find("rust").manifest.version == "1.9"
+    install("rust", ".rs", steps, "1.63.0", "rust")
+    found = [(image.manifest.version, image.is_default) for image in Images().installed() if image.manifest.language == "rust"]
+    assert found == [("1.63.0", True), ("2.0", False), ("1.85.1", False), ("1.85.0", False), ("1.9", False)]
+    assert [Images().find(name).manifest.version for name in ("rust", "rust@1", "rust@1.85")] == ["1.63.0", "1.63.0", "1.85.1"]
+    with pytest.raises(UnknownLanguageError):
+        Images().find("rust@1.8")
+
+
+def test_a_broken_image_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    (paths.image_dir("toy", platform.machine()) / "initramfs").write_bytes(b"short of it")
+    assert [image.manifest.language for image in Images().installed()] == ["py", "real"]
+    assert "11 bytes, its manifest says 4" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["", "..", "../toy", "toy/x86_64", "Toy", "toy@", "toy@1.0/..", "toy\n", "t" * 10_000])
+def test_odd_names_are_unknown(name: str) -> None:
+    with pytest.raises(UnknownLanguageError):
+        Images().find(name)
+
+
+def test_images_of_another_architecture_do_not_count() -> None:
+    assert Images(arch="vax").installed() == []
+
+
+def test_an_image_in_another_architectures_folder_is_named() -> None:
+    here = paths.image_dir("toy", platform.machine())
+    here.rename(here.with_name("vax"))
+    with pytest.raises(UnknownLanguageError, match=f"the image is for {platform.machine()}, machines here are vax"):
+        Images(arch="vax").find("toy")
+
+
+def test_limits_are_the_least_of_what_is_asked_and_allowed() -> None:
+    config = Config(run_wall_s=10, build_wall_s=60, run_processes=50)
+    limits = {"run": {"wall_s": 2.0, "processes": 10, "output": 1000, "cpu_s": 1.5}}
+    build, run = make_plan(Snippet(source=b"", limits=limits), toy(), config, 3.0).start.steps
+    assert (build.wall_ms, build.cpu_ms, build.processes, build.output) == (180_000, 0, 128, MIB)
+    assert (run.wall_ms, run.cpu_ms, run.processes, run.output) == (6_000, 4_500, 10, 1000)
+    with pytest.raises(UnprocessableError, match=r"limits.run.wall_s is 11; this server allows at most 10"):
+        make_plan(Snippet(source=b"", limits={"run": {"wall_s": 11.0}}), toy(), config, 3.0)
+
+
+def test_a_manifests_limit_goes_before_the_servers() -> None:
+    image = toy()
+    step = dataclasses.replace(image.manifest.steps[1], wall_s=30.0, memory=5 * MIB)
+    image = image._replace(manifest=dataclasses.replace(image.manifest, steps=(step,)))
+    (run,) = make_plan(Snippet(source=b"", limits={"run": {"wall_s": 20.0}}), image, Config(), 1.0).start.steps
+    assert (run.wall_ms, run.memory) == (20_000, 5 * MIB)
+
+
+def test_memory_is_what_the_image_needs_or_more_and_steps_get_what_is_free() -> None:
+    plan = make_plan(Snippet(source=b""), toy(), Config(memory=200 * MIB + 1), 1.0)
+    assert plan.wanted.machine.memory == 201 * MIB
+    assert plan.start.steps[0].memory == 201 * MIB - 32 * MIB - KERNEL_RESERVE
+    assert make_plan(Snippet(source=b""), toy(), Config(memory=MIB), 1.0).wanted.machine.memory == 128 * MIB
+
+
+def test_the_machine_is_as_configured() -> None:
+    machine = make_plan(Snippet(source=b""), toy(), Config(channel=Channel.VIRTIO, cpus=2, user="", kernel=Path("/k")), 1.0).wanted.machine
+    assert (machine.channel, machine.cpus, machine.user, machine.kernel) == (Channel.VIRTIO, 2, None, "/k")
+    assert machine.initrd == str(toy().initramfs)
+
+
+def test_arguments_environment_and_files() -> None:
+    plan = make_plan(Snippet(source=b"s", args=("a", "{args}"), env={"LANG": "de", "X": ""}, files={"d/x": b"data"}), toy(), Config(), 1.0)
+    assert plan.start.steps[1].argv == ("sh", "main.toy", "a", "{args}")
+    assert dict(plan.start.env) == {"LANG": "de", "X": ""}
+    assert [(entry.path, entry.size) for entry in plan.start.files] == [("main.toy", 1), ("d/x", 4)]
+    assert plan.files == (b"s", b"data")
+
+
+def test_files_together_have_a_limit() -> None:
+    half = b"x" * (MAX_FILES_SIZE // 2)
+    make_plan(Snippet(source=half, files={"a": half}), toy(), Config(), 1.0)
+    with pytest.raises(BodyTooLargeError):
+        make_plan(Snippet(source=half, files={"a": half, "b": b"x"}), toy(), Config(), 1.0)
+
+
+def test_what_does_not_fit_into_a_start_frame_is_refused() -> None:
+    with pytest.raises(RequestError):
+        make_plan(Snippet(source=b"", env={f"V{n}": "x" * 1000 for n in range(100)}), toy(), Config(), 1.0)

@@ -1,0 +1,171 @@
+"""Globs, and the YAML of languages."""
+
+import re
+import stat
+
+import pytest
+
+from mayfly.errors import ConfigError, UnknownLanguageError
+from mayfly.imagegen.languages import find_version, known_languages, load_language, parse_language
+from mayfly.imagegen.rootfs.prune import Pruner, prune, translate
+from mayfly.imagegen.rootfs.tree import Inode, Tree
+from mayfly.images.manifest import Warmup
+
+
+@pytest.mark.parametrize(
+    ("glob", "path", "matches"),
+    [
+        ("usr/share", b"usr/share", True),
+        ("usr/share", b"usr/share/doc/x", True),
+        ("usr/share", b"usr/shared", False),
+        ("usr/*", b"usr/a/b", True),
+        ("usr/*.so", b"usr/a/b.so", False),
+        ("usr/**", b"usr", False),
+        ("usr/**", b"usr/a/b/c", True),
+        ("**/*.a", b"x.a", True),
+        ("**/*.a", b"x/y/z.a", True),
+        ("**/*.a", b"x/y/z.ab", False),
+        ("lib?", b"lib6", True),
+        ("lib?", b"lib/", False),
+        ("a{b,c/d,}e", b"abe", True),
+        ("a{b,c/d,}e", b"ac/de", True),
+        ("a{b,c/d,}e", b"ae", True),
+        ("a{b,c/d,}e", b"ade", False),
+        ("a.b", b"axb", False),
+        ("x,y", b"x,y", True),
+        ("*", b"\xff\n", True),
+    ],
+)
+def test_globs(glob: str, path: bytes, matches: bool) -> None:
+    assert (re.compile(translate(glob).encode(), re.DOTALL).fullmatch(path) is not None) is matches
+
+
+def test_an_unclosed_brace_is_refused() -> None:
+    with pytest.raises(ValueError, match="brace"):
+        translate("a{b")
+
+
+def test_the_last_glob_that_matches_decides() -> None:
+    pruner = Pruner(["bin/**", "!bin/{a,b}", "bin/b"])
+    assert [pruner(path) for path in (b"bin/a", b"bin/b", b"bin/c", b"bin")] == [False, True, True, False]
+
+
+def test_pruning_keeps_the_way_to_what_stays() -> None:
+    tree = Tree()
+    for path in (b"usr/bin/keep", b"usr/bin/go", b"usr/share/x/y", b"usr/lib/empty/z", b"var/lib/q"):
+        tree.put(path, Inode(mode=stat.S_IFREG | 0o644, content=b"12345"))
+    removed = prune(tree, ["usr/**", "!usr/bin/keep", "var/lib/*"]).total()
+    assert [path for path, _ in tree.walk()] == [b"usr", b"usr/bin", b"usr/bin/keep", b"var", b"var/lib"]
+    assert removed == 20
+
+
+def test_rust_is_there() -> None:
+    rust = load_language("rust")
+    assert "rust" in known_languages()
+    assert rust.reference() == "docker.io/library/rust:1-slim"
+    assert rust.reference("1.63") == "docker.io/library/rust:1.63-slim"
+    assert [step.name for step in rust.steps] == ["build", "run"]
+    assert rust.steps[0].wall_s == 60
+    assert rust.steps[1].stdin
+    assert {step.cwd for step in rust.steps} == {"/work"}
+    assert rust.extensions == (".rs",)
+
+
+def test_each_language_is_a_file_that_can_be_read() -> None:
+    for name in known_languages():
+        language = load_language(name)
+        assert language.name == name
+        assert [step.stdin for step in language.steps] == [False, True]
+        assert language.warmup.steps == language.steps
+        assert list(language.warmup.files) == [language.source_file]
+
+
+def test_the_version_of_go_in_either_layout() -> None:
+    rules = load_language("go").version
+    debian = b"Package: golang-1.24-go\nStatus: x\nVersion: 1.24.4-1\n\nPackage: golang-go\nVersion: 2:1.24~2\n"
+    assert find_version(rules, [], lambda path: b"go1.24.4\ntime x\n" if path == "usr/local/go/VERSION" else None) == "1.24.4"
+    assert find_version(rules, [], lambda path: debian if path == "var/lib/dpkg/status" else None) == "1.24.4"
+
+
+@pytest.mark.parametrize("name", ["cobol", "../rust", "", "rust.yaml", "Rust", "/etc/passwd"])
+def test_a_language_that_is_not_there(name: str) -> None:
+    with pytest.raises(UnknownLanguageError, match="not known") as caught:
+        load_language(name)
+    assert "rust" in caught.value.hint
+
+
+DEBIAN = b"""Package: rust-x
+Version: 9.9
+
+Package: rustc
+Status: install ok installed
+Depends: libc6
+ and more
+Version: 1.85.0+dfsg3-1
+Description: x
+"""
+
+
+def test_the_version_of_either_layout() -> None:
+    rules = load_language("rust").version
+    paths = [b"usr/local/rustup/toolchains", b"usr/local/rustup/toolchains/1.85.1-x86_64-unknown-linux-gnu"]
+    assert find_version(rules, paths, lambda _: None) == "1.85.1"
+    assert find_version(rules, [b"x"], lambda path: DEBIAN if path == "var/lib/dpkg/status" else None) == "1.85.0"
+    assert find_version(rules, [b"x"], lambda _: b"Package: python\nVersion: 3\n") is None
+
+
+GOOD = {
+    "name": "x",
+    "image": "y",
+    "extensions": "[.x]",
+    "source_file": "main.x",
+    "version": "[{path: '(1)'}]",
+    "working_memory_mib": "1",
+    "steps": "[{name: run, argv: [a]}]",
+    "prune": "[]",
+}
+
+
+def _yaml(**changes: str) -> bytes:
+    return "".join(f"{key}: {value}\n" for key, value in {**GOOD, **changes}.items()).encode()
+
+
+def test_a_small_language() -> None:
+    language = parse_language(_yaml(), "x.yaml")
+    assert language.working_memory == 1 << 20
+    assert language.steps[0].cwd == ""
+    assert language.warmup == Warmup()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "[]"},
+        {"name": "../x"},
+        {"image": "''"},
+        {"image": "'y:{version}'"},
+        {"extensions": "x"},
+        {"source_file": "a/b"},
+        {"version": "[{path: '1'}]"},
+        {"version": "[{path: '(('}]"},
+        {"working_memory_mib": "true"},
+        {"working_memory_mib": "-1"},
+        {"steps": "[]"},
+        {"steps": "[{name: run, argv: [a], color: red}]"},
+        {"steps": "[{name: run, argv: a}]"},
+        {"prune": "['a{b']"},
+        {"prune": "[3]"},
+        {"prune": "{"},
+        {"prepare": "{steps: [], collect: [/a], working_memory_mib: 1}"},
+        {"prepare": "{steps: [{name: x, argv: [a]}], collect: [], working_memory_mib: 1}"},
+        {"prepare": "{steps: [{name: x, argv: [a]}], collect: [a/b], working_memory_mib: 1}"},
+        {"prepare": "{steps: [{name: x, argv: [a]}], collect: [/a/../b], working_memory_mib: 1}"},
+        {"prepare": "{steps: [{name: x, argv: [a]}], collect: [/a]}"},
+        {"warmup": "{files: {main.x: a}, steps: []}"},
+        {"warmup": "{files: {main.x: 1}, steps: [{name: x, argv: [a]}]}"},
+        {"warmup": "{steps: [{name: x, argv: [a]}]}"},
+    ],
+)
+def test_a_broken_language_is_named(changes: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match=r"x\.yaml"):
+        parse_language(_yaml(**changes), "x.yaml")

@@ -1,0 +1,190 @@
+"""Documents of a registry: platforms, digests, and what a liar could send."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mayfly.errors import ImageError, RegistryError
+from mayfly.imagegen.oci.documents import Descriptor, ResolvedImage, parse_config, resolve
+from mayfly.imagegen.oci.layout import LayoutSource
+from mayfly.imagegen.oci.reference import LayoutReference
+from tests.kit.imagegen_kit import LayoutMaker, digest, member, tar
+
+LAYER = tar(member(b"a", b"x"))
+
+
+def _resolve(folder: Path, arch: str = "x86_64", tag: str | None = None) -> ResolvedImage:
+    return resolve(LayoutSource(LayoutReference(path=folder, tag=tag)), arch)
+
+
+@pytest.mark.parametrize("docker", [False, True])
+def test_the_platform_is_chosen_from_an_index(tmp_path: Path, docker: bool) -> None:
+    maker = LayoutMaker(tmp_path)
+    images = {}
+    for arch in ("arm64", "amd64", "s390x"):
+        layer = maker.layer(LAYER + arch.encode() * 512, docker=docker)
+        images[arch] = maker.image([layer], arch, docker, env=[f"ARCH={arch}", "A=b=c", "broken"])
+    attestation = {**images["s390x"], "platform": {"os": "unknown", "architecture": "unknown"}}
+    maker.finish(maker.index([attestation, *images.values()], docker))
+    for arch, name in (("x86_64", "amd64"), ("aarch64", "arm64")):
+        image = _resolve(tmp_path, arch)
+        assert image.manifest_digest == images[name]["digest"]
+        assert image.config.env == {"ARCH": name, "A": "b=c"}
+        assert len(image.layers) == 1
+
+
+def test_a_missing_platform_is_named_with_those_there(tmp_path: Path) -> None:
+    maker = LayoutMaker(tmp_path)
+    maker.finish(maker.index([maker.image([maker.layer(LAYER)], arch) for arch in ("arm64", "s390x")]))
+    with pytest.raises(ImageError, match="linux/amd64; its index has linux/arm64, linux/s390x"):
+        _resolve(tmp_path)
+
+
+def test_an_image_for_another_machine_is_refused(tmp_path: Path) -> None:
+    maker = LayoutMaker(tmp_path)
+    image = maker.image([maker.layer(LAYER)], "arm64")
+    del image["platform"]
+    maker.finish(image)
+    with pytest.raises(ImageError, match="is for linux/arm64"):
+        _resolve(tmp_path)
+    assert _resolve(tmp_path, "aarch64").config.platform == "linux/arm64"
+
+
+def test_tags_of_a_layout(tmp_path: Path) -> None:
+    maker = LayoutMaker(tmp_path)
+    maker.finish(maker.image([maker.layer(LAYER)]), tag="1.0")
+    assert _resolve(tmp_path, tag="1.0") == _resolve(tmp_path)
+    with pytest.raises(ImageError, match=r"'2\.0'") as caught:
+        _resolve(tmp_path, tag="2.0")
+    assert "1.0" in caught.value.hint
+
+
+def test_a_folder_that_is_no_layout(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="not an OCI image layout") as caught:
+        _resolve(tmp_path)
+    assert "scripts/reference-image" in caught.value.hint
+
+
+def test_a_missing_or_changed_document(tmp_path: Path) -> None:
+    maker = LayoutMaker(tmp_path)
+    image = maker.image([maker.layer(LAYER)])
+    maker.finish(image)
+    path = maker.blobs / image["digest"].removeprefix("sha256:")
+    text = path.read_bytes()
+    path.write_bytes(text.replace(b"schemaVersion", b"schemaversion"))
+    with pytest.raises(RegistryError, match=f"asked for {image['digest']}"):
+        _resolve(tmp_path)
+    path.unlink()
+    with pytest.raises(ImageError, match="lacks the blob"):
+        _resolve(tmp_path)
+
+
+@dataclasses.dataclass
+class _Liar:
+    """A source that gives one document whatever is asked."""
+
+    data: bytes
+    media_type: str = ""
+
+    def root(self) -> tuple[str, bytes]:
+        return self.media_type, self.data
+
+    def document(self, descriptor: Descriptor) -> bytes:
+        return self.data
+
+    def blob(self, descriptor: Descriptor) -> Path:
+        raise NotImplementedError
+
+
+CONFIG = {"mediaType": "x", "digest": "sha256:" + "0" * 64, "size": 3}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b"null",
+        b"[" * 100_000,
+        b"{}",
+        b'{"schemaVersion": 1}',
+        b'{"manifests": 3}',
+        b'{"manifests": []}',
+        b'{"manifests": [{"digest": "sha256:../../etc/passwd", "size": 1}]}',
+        b'{"manifests": [{"digest": "sha512:00", "size": 1}]}',
+        json.dumps({"manifests": [{**CONFIG, "size": -1}]}).encode(),
+        json.dumps({"manifests": [{**CONFIG, "size": True}]}).encode(),
+        json.dumps({"manifests": [{**CONFIG, "size": 1 << 60}]}).encode(),
+        json.dumps({"manifests": [CONFIG]}).encode(),
+        json.dumps({"schemaVersion": 2, "config": CONFIG, "layers": {}}).encode(),
+        json.dumps({"schemaVersion": 2, "config": CONFIG, "layers": [CONFIG]}).encode(),
+        json.dumps({"schemaVersion": 2, "config": [], "layers": []}).encode(),
+    ],
+)
+def test_documents_that_make_no_sense(document: bytes) -> None:
+    with pytest.raises(ImageError):
+        resolve(_Liar(document), "x86_64")
+
+
+def test_an_index_of_itself_ends() -> None:
+    class Endless(_Liar):
+        depth = 0
+
+        def document(self, descriptor: Descriptor) -> bytes:
+            self.depth += 1
+            return chain[self.depth]
+
+    chain = [b'{"manifests": []}']
+    for _ in range(10):
+        entry = {"mediaType": "application/vnd.oci.image.index.v1+json", "digest": digest(chain[-1]), "size": len(chain[-1])}
+        chain.append(json.dumps({"manifests": [entry]}).encode())
+    chain.reverse()
+    with pytest.raises(RegistryError, match="3 indexes"):
+        resolve(Endless(chain[0]), "x86_64")
+
+
+def _config(**changes: Any) -> bytes:
+    rootfs = {"type": "layers", "diff_ids": ["sha256:" + "0" * 64]}
+    return json.dumps({"os": "linux", "architecture": "amd64", "rootfs": rootfs, **changes}).encode()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"os": None},
+        {"rootfs": None},
+        {"rootfs": {"diff_ids": ["x"]}},
+        {"rootfs": {"diff_ids": [3]}},
+        {"config": {"Env": "A=b"}},
+        {"config": {"Env": [3]}},
+        {"config": {"Env": ["A=\0"]}},
+        {"config": {"WorkingDir": 3}},
+    ],
+)
+def test_configurations_that_make_no_sense(changes: dict[str, Any]) -> None:
+    with pytest.raises(RegistryError):
+        parse_config(_config(**changes))
+
+
+def test_layers_and_diff_ids_must_be_as_many(tmp_path: Path) -> None:
+    maker = LayoutMaker(tmp_path)
+    layer = maker.layer(LAYER)
+    manifest = maker.image([layer])
+    path = maker.blobs / manifest["digest"].removeprefix("sha256:")
+    document = json.loads(path.read_bytes())
+    document["layers"].append(layer[0])
+    maker.finish({**maker.document(document, document["mediaType"]), "platform": manifest["platform"]})
+    with pytest.raises(RegistryError, match="2 layers, the configuration 1"):
+        _resolve(tmp_path)
+
+
+def test_an_unknown_kind_of_layer_is_named(tmp_path: Path) -> None:
+    maker = LayoutMaker(tmp_path)
+    descriptor, diff_id = maker.layer(LAYER)
+    maker.finish(maker.image([({**descriptor, "mediaType": "application/x-xz"}, diff_id)]))
+    with pytest.raises(ImageError, match="application/x-xz"):
+        _resolve(tmp_path)

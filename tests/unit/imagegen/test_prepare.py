@@ -1,0 +1,260 @@
+"""Prepare steps: what they make becomes part of the image, once; what a machine may do wrong then. The agent is an ordinary process."""
+
+import dataclasses
+import io
+import platform
+import socket
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import mayfly.imagegen.build
+import mayfly.imagegen.prepare
+from mayfly.errors import BootError, GuestError, HostError, ImageError, MayflyError
+from mayfly.imagegen.build import Built, Options, build
+from mayfly.imagegen.languages import parse_language
+from mayfly.imagegen.oci.reference import LayoutReference
+from mayfly.imagegen.prepare import Conversation, converse
+from mayfly.imagegen.progress import Silent
+from mayfly.imagegen.rootfs.layers import Limits
+from mayfly.images import manifest
+from mayfly.paths import kernel_path
+from mayfly.protocol import frames as p
+from tests.kit.agent_process import build_agent
+from tests.kit.api_fakes import FakeZygote
+from tests.kit.imagegen_kit import LayoutMaker, member, read_cpio, tar
+
+LANGUAGE = """
+name: toy
+image: docker.io/library/toy:1
+extensions: [.toy]
+source_file: main.toy
+version: [{file: etc/toy-version, pattern: '([0-9.]+)'}]
+working_memory_mib: 7
+prepare:
+  working_memory_mib: 20
+  steps:
+    - {name: first, argv: [sh, -ec, 'mkdir -p made/deep; echo "$WHAT" >made/deep/b; : >made/a; ln -s a made/link']}
+    - {name: second, argv: [sh, -ec, '%s']}
+  collect: [/work/made]
+env: {WHAT: thing}
+steps:
+  - {name: run, argv: [toy, '{args}'], stdin: true}
+prune: []
+"""
+GOOD_STEP = "chmod 600 made/a; head -c 100000 /dev/zero >made/zeros"
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def machines(monkeypatch: pytest.MonkeyPatch) -> list[FakeZygote]:
+    """A host where machines run. Gives those that did: as processes, which find no end marker."""
+    executable = build_agent()
+    monkeypatch.setattr(mayfly.imagegen.build, "AGENTS", executable.parent)
+    zygotes: list[FakeZygote] = []
+
+    def start() -> FakeZygote:
+        zygotes.append(FakeZygote(executable=executable))
+        return zygotes[-1]
+
+    kernel = kernel_path(platform.machine())
+    kernel.parent.mkdir(parents=True)
+    kernel.touch()
+    monkeypatch.setattr(mayfly.imagegen.prepare, "Zygote", SimpleNamespace(start=start))
+    monkeypatch.setattr(mayfly.imagegen.prepare, "probe", lambda: SimpleNamespace(usable=True))
+    monkeypatch.setattr(mayfly.imagegen.prepare, "load", lambda folder: dataclasses.replace(manifest.load(folder), end_marker=""))
+    return zygotes
+
+
+def _options(tmp_path: Path, step: str = GOOD_STEP, **changes: object) -> Options:
+    layout = tmp_path / "layout"
+    if not layout.exists():
+        maker = LayoutMaker(layout)
+        maker.finish(maker.image([maker.layer(tar(member(b"etc/toy-version", b"3")))], env=["PATH=/usr/bin:/bin"]))
+    language = parse_language((LANGUAGE % step).encode(), "toy.yaml")
+    return Options(**{"language": language, "reference": LayoutReference(path=layout), "compression": "none", **changes})  # type: ignore[arg-type]
+
+
+def _made(built: Built) -> dict[str, tuple[int, int, int, bytes]]:
+    archive = read_cpio((built.folder / "initramfs").read_bytes())
+    found = [entry for entry in archive if entry.name.startswith(b"work/made")]
+    return {entry.name.decode(): (entry.mode, entry.uid, entry.mtime, entry.data) for entry in found}
+
+
+def test_what_the_steps_make_is_in_the_image(machines: list[FakeZygote], tmp_path: Path) -> None:
+    built = build(_options(tmp_path), Silent())
+    assert _made(built) == {
+        "work/made": (stat.S_IFDIR | 0o755, 0, 0, b""),
+        "work/made/a": (stat.S_IFREG | 0o600, 0, 0, b""),
+        "work/made/deep": (stat.S_IFDIR | 0o755, 0, 0, b""),
+        "work/made/deep/b": (stat.S_IFREG | 0o644, 0, 0, b"thing\n"),
+        "work/made/zeros": (stat.S_IFREG | 0o644, 0, 0, bytes(100_000)),
+    }
+    assert [step.name for step in built.manifest.steps] == ["run"]
+    assert len(machines) == 1
+
+
+def test_it_is_made_once_and_the_image_is_the_same(machines: list[FakeZygote], tmp_path: Path) -> None:
+    first = build(_options(tmp_path), Silent())
+    again = build(_options(tmp_path, folder=tmp_path / "other"), Silent())
+    assert again.fresh
+    assert len(machines) == 1
+    assert (again.folder / "initramfs").read_bytes() == (first.folder / "initramfs").read_bytes()
+    assert build(_options(tmp_path, force=True), Silent()).manifest == first.manifest
+    assert len(machines) == 2
+    build(_options(tmp_path, step="true"), Silent())
+    assert len(machines) == 3
+
+
+def test_a_step_that_fails_is_told_with_its_output(machines: list[FakeZygote], tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"exited 3[\s\S]*no such luck"):
+        build(_options(tmp_path, step="echo no such luck >&2; exit 3"), Silent())
+    assert [path.name for path in (tmp_path / "cache/mayfly").iterdir() if path.name.startswith("prepare.")] == []
+    assert list((tmp_path / "cache/mayfly/prepared").iterdir()) == []
+    assert not list((tmp_path / "data").rglob("manifest.json"))
+
+
+ASKING = b"""
+name: toy
+image: docker.io/library/toy:1
+extensions: [.toy]
+source_file: main.toy
+version: [{file: etc/toy-version, pattern: '([0-9.]+)'}]
+version_command: [sh, -c, 'echo noise >&2; printf "toyc %s \\033[1m(of today)\\n" VERSION']
+working_memory_mib: 20
+steps: [{name: run, argv: [toy]}]
+prune: []
+"""
+
+
+def test_the_compiler_says_its_version_where_a_machine_can_ask_it(
+    machines: list[FakeZygote], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The archive is the same either way, and what was asked once is known."""
+    language = parse_language(ASKING.replace(b"VERSION", b"3"), "toy.yaml")
+    monkeypatch.setattr(mayfly.imagegen.prepare, "probe", lambda: SimpleNamespace(usable=False, reason="there is no KVM"))
+    shown = build(_options(tmp_path, language=language), Silent())
+    assert (shown.manifest.version, shown.manifest.compiler) == ("3", "")
+    assert not build(_options(tmp_path, language=language), Silent()).fresh
+    monkeypatch.setattr(mayfly.imagegen.prepare, "probe", lambda: SimpleNamespace(usable=True))
+    asked = build(_options(tmp_path, language=language), Silent())
+    assert (asked.fresh, asked.manifest.version, asked.manifest.compiler) == (True, "3", "toyc 3 [1m(of today)")
+    assert asked.manifest == dataclasses.replace(shown.manifest, compiler=asked.manifest.compiler)
+    assert not build(_options(tmp_path, language=language), Silent()).fresh
+    monkeypatch.setattr(mayfly.imagegen.prepare, "probe", lambda: SimpleNamespace(usable=False, reason="there is no KVM"))
+    again = build(_options(tmp_path, language=language, folder=tmp_path / "other"), Silent())
+    assert again.manifest == asked.manifest
+    assert build(_options(tmp_path, language=language, force=True), Silent()).manifest == asked.manifest
+    assert len(machines) == 1
+    monkeypatch.setattr(mayfly.imagegen.prepare, "probe", lambda: SimpleNamespace(usable=True))
+    assert build(_options(tmp_path, language=language, force=True), Silent()).manifest == asked.manifest
+    assert len(machines) == 2
+
+
+def test_a_compiler_of_another_version_is_refused(machines: list[FakeZygote], tmp_path: Path) -> None:
+    language = parse_language(ASKING.replace(b"VERSION", b"4"), "toy.yaml")
+    with pytest.raises(ImageError, match=r"files show toy 3, the compiler says 'toyc 4"):
+        build(_options(tmp_path, language=language), Silent())
+
+
+def test_a_machine_of_another_architecture_or_without_a_kernel_cannot_be_had(machines: list[FakeZygote]) -> None:
+    assert mayfly.imagegen.prepare.why_not(platform.machine()) == ""
+    assert "another architecture than vax" in mayfly.imagegen.prepare.why_not("vax")
+    kernel_path(platform.machine()).unlink()
+    assert "make kernel" in mayfly.imagegen.prepare.why_not(platform.machine())
+
+
+def test_a_limit_holds_for_what_was_prepared(machines: list[FakeZygote], tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="50000 bytes were prepared"):
+        build(_options(tmp_path, limits=Limits(unpacked=50_000)), Silent())
+
+
+def test_a_host_without_machines_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mayfly.imagegen.build, "AGENTS", build_agent().parent)
+    monkeypatch.setattr(mayfly.imagegen.prepare, "probe", lambda: SimpleNamespace(usable=False, reason="there is no KVM"))
+    with pytest.raises(HostError, match="there is no KVM") as caught:
+        build(_options(tmp_path), Silent())
+    assert "--prepare-with" in caught.value.hint
+
+
+def test_another_command_may_run_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mayfly.imagegen.build, "AGENTS", build_agent().parent)
+    made = tmp_path / "made.tar"
+    made.write_bytes(tar(member(b"work/made", b"elsewhere")))
+    script = tmp_path / "elsewhere"
+    script.write_text(f'#!/bin/sh\n[ "$*" = "imagegen prepare $3 $4 /work/made" ] && test -s "$3/initramfs" && cp {made} "$4"\n')
+    script.chmod(0o755)
+    built = build(_options(tmp_path, prepare_with=(str(script),)), Silent())
+    assert _made(built)["work/made"][3] == b"elsewhere"
+    with pytest.raises(ImageError, match="by false"):
+        build(_options(tmp_path, prepare_with=("false",), force=True), Silent())
+
+
+# --- an agent that is none of ours ---
+
+HELLO = p.Hello(p.PROTOCOL_VERSION, "x", "x86_64", 1, "")
+EXIT = p.Exit(0, p.ExitHow.EXITED, 0, p.Limit.NONE, 1, 1, 1, (False, False))
+RAN = [HELLO, p.Stage(0, "x"), EXIT, p.Done()]
+
+
+def _piece(path: str, data: bytes = b"", size: int | None = None, mode: int = 0o100644, ends: bool = True, index: int = 0) -> p.Collected:
+    return p.Collected(index, p.FileEntry(path, mode, len(data) if size is None else size), ends, False, data)
+
+
+LAST = p.Collected(0, None, False, True, b"")
+
+
+@pytest.mark.parametrize(
+    ("messages", "error", "text"),
+    [
+        ([], GuestError, "before its work was done"),
+        ([p.Stage(0, "x")], BootError, "began with STAGE"),
+        ([dataclasses.replace(HELLO, version=9)], BootError, "not that of the image"),
+        ([dataclasses.replace(HELLO, end_marker="x")], BootError, "not that of the image"),
+        ([p.Error(p.ErrorCode.INCOMPLETE_ROOT, "cut short")], BootError, "cut short"),
+        ([HELLO, p.Error(p.ErrorCode.START_REFUSED, "will not")], GuestError, "will not"),
+        ([HELLO, p.Stage(0, "x")], GuestError, "before its work was done"),
+        ([HELLO, dataclasses.replace(EXIT, limit=p.Limit.MEMORY), p.Done()], ImageError, "limit memory"),
+        ([*RAN, p.Error(p.ErrorCode.COLLECT_FAILED, "no such thing")], ImageError, "no such thing"),
+        ([*RAN, p.Stdout(b"x")], GuestError, "STDOUT"),
+        ([*RAN, _piece("/etc/passwd"), LAST], GuestError, "not asked for"),
+        ([*RAN, _piece("/workshop"), LAST], GuestError, "not asked for"),
+        ([*RAN, _piece("/work/a", b"123", size=2), LAST], GuestError, "another size"),
+        ([*RAN, _piece("/work/a", b"1", size=2), LAST], GuestError, "another size"),
+        ([*RAN, _piece("/work/a", b"1", size=2, ends=False), _piece("/work/b"), LAST], GuestError, "before the file in front"),
+        ([*RAN, _piece("/work/a", size=1 << 40, ends=False)], ImageError, "1048576 bytes"),
+        ([*RAN, *[_piece(f"/work/{number}") for number in range(11)], LAST], ImageError, "10 files"),
+        ([*RAN, _piece("/work/a", b"1")], GuestError, "before its work was done"),
+    ],
+)
+def test_a_machine_that_goes_wrong(messages: list[p.Message], error: type[MayflyError], text: str) -> None:
+    with pytest.raises(error, match=text):
+        _talk(messages)
+
+
+def test_frames_of_no_run_of_ours_are_nothing() -> None:
+    out = _talk([*RAN, _piece("/work/a", b"1"), LAST], lambda channel: channel.sendall(b"noise\xc0" + p.encode_frame(LAST, 7)))
+    assert out[257:262] == b"ustar"
+    assert out[512:513] == b"1"
+    assert len(out) == 4 * 512
+
+
+def _talk(messages: list[p.Message], before: Callable[[socket.socket], None] = lambda _: None) -> bytes:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        before(theirs)
+        for message in messages:
+            theirs.sendall(p.encode_frame(message, 0 if isinstance(message, p.Hello) else 1))
+        theirs.shutdown(socket.SHUT_WR)
+        out = io.BytesIO()
+        image = SimpleNamespace(arch="x86_64", end_marker="", steps=(manifest.Step(name="x", argv=("x",)),), env={})
+        converse(Conversation(ours), image, ["/work"], out, Limits(entries=10, unpacked=1 << 20), Silent())  # type: ignore[arg-type]
+        return out.getvalue()

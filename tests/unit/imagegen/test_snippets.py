@@ -1,0 +1,187 @@
+"""The real images: how small they are, and that what is left of them builds programs. In a chroot: without a machine, but as root."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from mayfly.images.manifest import Manifest, load
+from tests.kit import go_snippets, rust_snippets
+from tests.kit.scale import FULL
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parents[3]
+MIB = 1 << 20
+CHROOT = shutil.which("chroot", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") or "chroot"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What an image must be: MiB unpacked and as an archive, the beginning of its version; what it must build, and refuse."""
+
+    unpacked: int
+    archive: int
+    version: str
+    snippets: Mapping[str, tuple[str, str]]
+    wrong: tuple[str, str]
+
+
+EXPECTED = {
+    "rust": Expected(
+        unpacked=420,
+        archive=130,
+        version="1.85",
+        snippets=rust_snippets.SNIPPETS,
+        wrong=("fn main() { let x: u8 = true; }", "mismatched types"),
+    ),
+    "go": Expected(
+        unpacked=320,
+        archive=100,
+        version="1.24",
+        snippets=go_snippets.SNIPPETS,
+        wrong=("package main\n\nfunc main() { var x uint8 = true; _ = x }", "cannot use true"),
+    ),
+    "python": Expected(
+        unpacked=100,
+        archive=40,
+        version="3.13",
+        snippets={
+            "hello": ("print('hello')", "hello\n"),
+            "extensions": (
+                "import ctypes, decimal, hashlib, json, lzma, sqlite3, ssl, zoneinfo\n"
+                "print(sqlite3.connect(':memory:').execute('select 1 + 1').fetchone(), zoneinfo.ZoneInfo('Asia/Tokyo'))",
+                "(2,) Asia/Tokyo\n",
+            ),
+            "processes and threads": (
+                "import concurrent.futures, multiprocessing, subprocess\n"
+                "with concurrent.futures.ThreadPoolExecutor() as pool: print(sum(pool.map(abs, range(-4, 4))))\n"
+                "print(subprocess.check_output(['echo', 'child'], text=True), end='')",
+                "16\nchild\n",
+            ),
+        },
+        wrong=("def main(:\n  pass", "SyntaxError"),
+    ),
+}
+
+
+GO = ["go debian", "go docker", "go debian bookworm"]
+"""Prepared in a machine, which takes long on an emulated host: scripts/build-image go does it beforehand."""
+IMAGES = ["rust debian", "rust docker"] + (["rust debian bookworm", "python debian", *GO] if FULL else [])
+BOOKWORM = {
+    "rust": Expected(
+        unpacked=440,
+        archive=130,
+        version="1.63",
+        snippets={name: snippet for name, snippet in rust_snippets.SNIPPETS.items() if name not in ("async by hand", "C's library")},
+        wrong=EXPECTED["rust"].wrong,
+    ),
+    "go": Expected(
+        unpacked=320,
+        archive=100,
+        version="1.19",
+        snippets={
+            name: go_snippets.SNIPPETS[name]
+            for name in ("hello", "maps", "containers", "files", "network", "http", "json", "text", "a test")
+        },
+        wrong=EXPECTED["go"].wrong,
+    ),
+}
+"""The older compilers, which know less of what is in the snippets."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Image:
+    """A reference image's build, its archive unpacked in `root` by GNU cpio."""
+
+    manifest: Manifest
+    expected: Expected
+    root: Path
+
+    def run(self, *command: str, **env: str) -> "subprocess.CompletedProcess[str]":
+        """Run a command as the agent would: as its user, in /work, with the image's environment alone."""
+        within = 'mount -t proc proc "$0/proc" && exec "$@"'
+        chroot = [CHROOT, "--userspec=1000:1000", str(self.root), "sh", "-c", 'cd /work && exec "$@"', "sh", *command]
+        return subprocess.run(
+            ["unshare", "-m", "sh", "-c", within, str(self.root), *chroot],
+            env={**self.manifest.env, **env},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    def build(self, source: str, *arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
+        """Build a snippet by the image's own step."""
+        step = self.manifest.steps[0]
+        (self.root / "work" / self.manifest.source_file).write_text(source)
+        return self.run(*step.argv, *arguments, **step.env, **env)
+
+
+@pytest.fixture(scope="module", params=IMAGES)
+def image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
+    language, layout, *suite = request.param.split()
+    if os.geteuid() != 0:
+        pytest.skip("only root can unpack an archive with its owners, and chroot")
+    folder = tmp_path_factory.mktemp(layout)
+    oci, built, root = folder / "layout", folder / "image", folder / "root"
+    subprocess.run([ROOT / "scripts" / "reference-image", language, oci, "--layout", layout, "--suite", *(suite or ["trixie"])], check=True)
+    expected = (BOOKWORM if suite else EXPECTED)[language]
+    name = f"{language}@{expected.version}"
+    command = [sys.executable, "-m", "mayfly.cli.image", "build", name, "--image", f"oci:{oci}", "--output", str(built)]
+    done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
+    if "none can run here" in done.stderr:
+        pytest.skip(f"the image was never prepared here: scripts/build-image {name} --layout {layout} --suite {suite or 'trixie'}")
+    assert done.returncode == 0, done.stderr
+    root.mkdir()
+    unpack = f"zstd -dc '{built}/initramfs' | cpio -idm --quiet"
+    subprocess.run(["sh", "-c", unpack], cwd=root, check=True)
+    os.mknod(root / "dev" / "null", 0o020666, os.makedev(1, 3))  # in a machine the agent mounts devtmpfs
+    (root / "dev" / "null").chmod(0o666)
+    yield Image(manifest=load(built), expected=expected, root=root)
+    shutil.rmtree(folder)
+
+
+def test_it_is_small(image: Image) -> None:
+    manifest = image.manifest
+    print(json.dumps({"unpacked_mib": manifest.unpacked_size / MIB, "archive_mib": manifest.initramfs_size / MIB}))
+    assert manifest.unpacked_size <= image.expected.unpacked * MIB
+    assert manifest.initramfs_size <= image.expected.archive * MIB
+    assert manifest.version.startswith(image.expected.version)
+    assert (image.root / "mayfly" / "end").read_text() == manifest.end_marker
+
+
+def test_it_builds_and_runs_programs(image: Image) -> None:
+    failed = {}
+    for name, (source, expected) in image.expected.snippets.items():
+        extra = ("--test",) if "#[test]" in source else ()
+        built = image.build(source, *extra)
+        ran = image.run(*image.manifest.steps[1].argv[:-1]) if built.returncode == 0 else built
+        right = expected in ran.stdout if extra else ran.stdout == expected
+        if ran.returncode != 0 or not right:
+            failed[name] = built.stderr + ran.stdout + ran.stderr
+    assert failed == {}
+
+
+def test_a_compile_error_is_the_compilers(image: Image) -> None:
+    source, message = image.expected.wrong
+    built = image.build(source)
+    assert built.returncode in (1, 2)  # 2: go up to 1.19
+    assert message in built.stderr
+
+
+if FULL:
+
+    @pytest.mark.parametrize("image", GO, indirect=True)
+    def test_go_compiles_only_the_snippet(image: Image) -> None:
+        """With -v go names each package that it compiles: none of the standard library is one."""
+        everything = {line for source, _ in image.expected.snippets.values() for line in source.splitlines() if line.startswith("import ")}
+        source = "\n".join(["package main", *(f"import _ {line.split()[1]}" for line in sorted(everything)), "func main() {}"])
+        built = image.build(source, GOFLAGS=f"{image.manifest.env['GOFLAGS']} -v")
+        assert (built.returncode, built.stderr) == (0, "command-line-arguments\n")

@@ -1,0 +1,114 @@
+"""The service and the real agent together, the agent as an ordinary process: real programs without a machine."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mayfly.host.snippet import Snippet
+from mayfly.runs.record import Mode, Reader
+from mayfly.runs.service import Service
+from tests.kit.agent_process import build_agent
+from tests.kit.api_fakes import factory, install_toys, open_descriptors, small_config
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Run snippets one after another, and give the last one's result."""
+    install_toys(monkeypatch, tmp_path)
+    executable = build_agent()
+
+    async def whole(snippets: tuple[Snippet, ...], config: dict[str, Any]) -> dict[str, Any]:
+        async with Service(small_config(tmp_path, **config), factory(executable=executable)) as service:
+            for snippet in snippets:
+                found = service.start(snippet)
+                await asyncio.wait_for(found.done.wait(), 60)
+                await service.settled(found)
+        return found.to_json()
+
+    def call(*sources: bytes, config: dict[str, Any] | None = None, **snippet: Any) -> dict[str, Any]:
+        before = open_descriptors()
+        snippets = tuple(Snippet(language="real", source=source, **snippet) for source in sources)
+        result = asyncio.run(whole(snippets, config or {}))
+        assert open_descriptors() == before
+        assert result["error"] is None, result
+        return result
+
+    return call
+
+
+Run = Callable[..., dict[str, Any]]
+
+
+def test_a_whole_run(run: Run) -> None:
+    result = run(b'cat; echo "$1 $X"; echo err >&2; exit 7', stdin=b"in ", args=("a",), env={"X": "y"}, files={"d/f": b"data"})
+    step = result["steps"][1]
+    assert (step["stdout"], step["stderr"], step["code"], result["exit_status"]) == ("in a y\n", "err\n", 7, 7)
+    assert step["wall_ms"] > 0
+    assert step["peak_memory"] > 0
+    assert result["phases"]["guest_boot"] > 0
+
+
+def test_a_failed_build(run: Run) -> None:
+    result = run(b"if")
+    assert (result["status"], len(result["steps"])) == ("build_failed", 1)
+    assert "yntax error" in result["steps"][0]["stderr"]
+
+
+def test_much_stdin_comes_whole(run: Run) -> None:
+    data = bytes(range(256)) * 8192
+    assert run(b"cksum", stdin=data)["steps"][1]["stdout"].split()[1] == str(len(data))
+
+
+def test_a_program_that_ends_while_stdin_is_being_sent(run: Run) -> None:
+    assert run(b"head -c 10; exit 3", stdin=b"x" * 2_000_000)["exit_status"] == 3
+
+
+def test_much_output_is_cut_and_the_rest_is_in_order(run: Run) -> None:
+    result = run(b"seq 1 100000", limits={"run": {"output": 100_000}})
+    step = result["steps"][1]
+    assert (step["stdout_truncated"], result["status"], len(step["stdout"])) == (True, "ok", 100_000)
+    assert step["stdout"] == "".join(f"{n}\n" for n in range(1, 100_001))[:100_000]
+
+
+def test_single_bytes_are_no_flood(run: Run) -> None:
+    result = run(b"i=0; while [ $i -lt 3000 ]; do printf x; printf y >&2; i=$((i+1)); done", limits={"run": {"output": 3000}})
+    assert (result["steps"][1]["stdout"], result["steps"][1]["stderr"]) == ("x" * 3000, "y" * 3000)
+
+
+@pytest.mark.parametrize(
+    ("source", "limit"),
+    [(b"echo before; while :; do :; done", "wall"), (b"echo before; exec sleep 60", "wall")],
+)
+def test_a_limit(run: Run, source: bytes, limit: str) -> None:
+    result = run(source, limits={"run": {"wall_s": 0.3}})
+    assert (result["status"], result["exit_status"], result["steps"][1]["limit"]) == ("limit", 124, limit)
+    assert result["steps"][1]["stdout"] == "before\n"
+
+
+def test_a_signal_and_its_own_group(run: Run) -> None:
+    assert run(b"kill -SEGV $$")["exit_status"] == 139
+    assert run(b"kill -KILL 0")["exit_status"] == 137
+
+
+def test_the_next_run_is_unaffected(run: Run) -> None:
+    assert run(b"kill -KILL 0", b"while :; do sh -c 'sleep 9' & done", b"echo fine", config={"run_wall_s": 1})["exit_status"] == 0
+
+
+def test_output_is_live(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install_toys(monkeypatch, tmp_path)
+
+    async def scenario() -> None:
+        async with Service(small_config(tmp_path), factory(executable=build_agent())) as service:
+            run = service.start(Snippet(language="real", source=b"echo first; exec sleep 60"))
+            reader = Reader(run.record)
+            while reader.take_rendered(Mode.RAW) != b"first\n":
+                assert await reader.wait()
+            began = time.monotonic()
+            await service.end(run, "enough")
+            assert time.monotonic() - began < 20
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))

@@ -1,0 +1,156 @@
+"""Guest memory, the bus, the configuration, the console's record."""
+
+import dataclasses
+import json
+
+import pytest
+
+from mayfly.errors import ConfigError
+from mayfly.vmm.boot_log import LIMIT, Console
+from mayfly.vmm.bus import Bus
+from mayfly.vmm.config import MIB, Channel, MachineConfig, NetworkBackend, NetworkConfig
+from mayfly.vmm.machine import command_line
+from mayfly.vmm.memory import GuestAddressError, GuestMemory
+from mayfly.vmm.snapshot.files import shape
+
+
+@pytest.fixture
+def memory() -> GuestMemory:
+    return GuestMemory([(0, memoryview(bytearray(0x1000))), (0x1_0000_0000, memoryview(bytearray(0x1000)))])
+
+
+@pytest.mark.parametrize(
+    ("address", "length"), [(0, 0x1001), (0xFFF, 2), (0x1000, 1), (0x1_0000_0FFF, 2), (0, -1), (-1, 1), (2**64 - 1, 2)]
+)
+def test_a_range_outside_ram_is_refused(memory: GuestMemory, address: int, length: int) -> None:
+    with pytest.raises(GuestAddressError):
+        memory.slice(address, length)
+
+
+NETWORK = NetworkConfig(
+    backend=NetworkBackend.TAP,
+    tap="mayfly0",
+    mac="02:00:00:00:00:05",
+    addresses=("10.87.0.2/16", "fd00::2/64"),
+    gateways=("10.87.0.1",),
+    nameservers=("9.9.9.9",),
+    allow=("192.168.7.0/24",),
+)
+
+
+def test_both_regions_hold_what_is_written(memory: GuestMemory) -> None:
+    memory.write(0xFFC, b"abcd")
+    memory.write_int(0x1_0000_0000, 4, 0xDEADBEEF)
+    assert memory.read(0xFFC, 4) == b"abcd"
+    assert memory.read_int(0x1_0000_0000, 4) == 0xDEADBEEF
+
+
+class Latch:
+    """Remembers accesses."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int]] = []
+
+    def read(self, offset: int, size: int) -> int:
+        return offset
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self.seen.append((offset, value))
+
+
+def test_the_bus_finds_the_device_and_its_offset() -> None:
+    bus, first, second = Bus(), Latch(), Latch()
+    bus.attach(0x3F8, 8, first)
+    bus.attach(0x64, 1, second)
+    bus.write(0x3FF, 1, 5)
+    assert first.seen == [(7, 5)]
+    assert bus.read(0x3F9, 1) == 1
+
+
+def test_an_access_that_nobody_takes_reads_as_ones() -> None:
+    bus = Bus()
+    bus.attach(0x10, 4, Latch())
+    assert bus.read(0x13, 2) == 0xFFFF
+    assert bus.read(0, 1) == 0xFF
+    bus.write(0x14, 1, 0)
+    assert bus.unclaimed == 3
+
+
+@pytest.mark.parametrize("base", [0x0F, 0x10, 0x12, 0x13])
+def test_devices_do_not_overlap(base: int) -> None:
+    bus = Bus()
+    bus.attach(0x10, 4, Latch())
+    with pytest.raises(ValueError, match="overlaps"):
+        bus.attach(base, 2, Latch())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"memory": 1}, "16 to"),
+        ({"memory": 16 * MIB + 1}, "whole MiB"),
+        ({"cpus": 0}, "1 to 64"),
+        ({"cpus": 65}, "1 to 64"),
+        ({"cmdline": "x" * 3000}, "3000 bytes"),
+        ({"cmdline": "a\nb"}, "printable"),
+    ],
+)
+def test_a_value_out_of_range_is_named(values: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        MachineConfig(kernel="k", **values)  # type: ignore[arg-type]
+
+
+def test_a_configuration_survives_json() -> None:
+    config = MachineConfig(kernel="/k", initrd="/i", cmdline="a b", memory=64 * MIB, cpus=3, channel=Channel.VIRTIO, user=None)
+    assert MachineConfig.from_json(config.to_json()) == config
+    config = MachineConfig(kernel="/k", network=NETWORK)
+    assert MachineConfig.from_json(config.to_json()) == config
+
+
+def test_the_command_line_announces_what_there_is() -> None:
+    serial = command_line(MachineConfig(kernel="k", channel=Channel.SERIAL, cmdline="last"))
+    virtio = command_line(MachineConfig(kernel="k", channel=Channel.VIRTIO))
+    assert "8250.nr_uarts=2 " in serial
+    assert serial.endswith(" last")
+    assert "8250.nr_uarts=0 " in virtio
+    assert serial.count("virtio_mmio.device=") == 1  # entropy
+    assert "virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6 " in virtio
+
+
+def test_the_command_line_has_the_network() -> None:
+    line = command_line(MachineConfig(kernel="k", channel=Channel.VIRTIO, network=NETWORK))
+    assert line.count("virtio_mmio.device=") == 3
+    addresses = "mayfly.address=10.87.0.2/16 mayfly.address=fd00::2/64"
+    assert f"mayfly.mac=02:00:00:00:00:05 {addresses} mayfly.gateway=10.87.0.1 mayfly.nameserver=9.9.9.9" in line
+    assert "mayfly.address" not in command_line(MachineConfig(kernel="k", channel=Channel.VIRTIO))
+
+
+def test_a_snapshot_holds_no_addresses() -> None:
+    with pytest.raises(ConfigError, match="no network's addresses"):
+        MachineConfig(kernel="k", network=NETWORK, save_to="/s")
+    saved = MachineConfig(kernel="k", network=NETWORK.disconnected(), save_to="/s")
+    assert MachineConfig.from_json(saved.to_json()) == saved
+    assert not [word for word in command_line(saved).split() if word.startswith("mayfly.")]
+    restored = MachineConfig(kernel="k", network=NETWORK, restore=("/s",))
+    assert shape(saved) == shape(restored) == json.loads(json.dumps(shape(saved)))
+    for other in (None, dataclasses.replace(NETWORK, mtu=9000), dataclasses.replace(NETWORK, backend=NetworkBackend.PASST, tap="")):
+        assert shape(dataclasses.replace(restored, network=other)) != shape(saved)
+
+
+def test_a_channel_over_tcp_needs_a_network_and_has_no_snapshots() -> None:
+    config = MachineConfig(kernel="k", channel=Channel.TCP, network=NETWORK)
+    assert "mayfly.channel=tcp:1023 mayfly.token=secret" in command_line(config, "secret")
+    with pytest.raises(ConfigError, match="needs a network"):
+        MachineConfig(kernel="k", channel=Channel.TCP)
+    with pytest.raises(ConfigError, match="needs a network"):
+        MachineConfig(kernel="k", channel=Channel.TCP, network=dataclasses.replace(NETWORK, addresses=("fd00::2/64",), gateways=()))
+    with pytest.raises(ConfigError, match="snapshot"):
+        dataclasses.replace(config, save_to="/s")
+
+
+def test_the_console_keeps_the_end_and_nothing_unprintable() -> None:
+    console = Console()
+    console.write(b"x" * LIMIT)
+    console.write(b"\x1b[31mpanic\r\n\xff\0")
+    assert console.tail(40).endswith("[31mpanic\n\ufffd")
+    assert "\x1b" not in console.tail()

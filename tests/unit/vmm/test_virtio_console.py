@@ -1,0 +1,312 @@
+"""The console device, driven as Linux's virtio_console does it."""
+
+import struct
+
+import pytest
+
+from mayfly.vmm.devices.virtio.console import Console, ConsoleFeature, ConsoleQueue, Control
+from mayfly.vmm.devices.virtio.misuse import Misuse
+from mayfly.vmm.devices.virtio.mmio import Interrupt, Register, Status
+from tests.kit.virtio_driver import ALL, PLAIN, Buffer, Driver
+
+CONTROL = struct.Struct("<IHH")
+BAD_ID = 0xFFFF_FFFF
+NAME = "mayfly.channel"
+
+
+class Channel:
+    """The host's end: a sink that can be full, and a count of the times that there was room again."""
+
+    def __init__(self) -> None:
+        self.got = bytearray()
+        self.room = 1 << 30
+        self.calls = 0
+        self.rooms = 0
+
+    def sink(self, views: list[memoryview]) -> int:
+        self.calls += 1
+        taken = b"".join(views)[: self.room]
+        self.room -= len(taken)
+        self.got += taken
+        return len(taken)
+
+    def on_room(self) -> None:
+        self.rooms += 1
+
+
+class Guest(Driver):
+    """A driver for the console as far as an open port."""
+
+    def __init__(self, features: int = ALL) -> None:
+        self.channel = Channel()
+        self.console = Console(NAME, self.channel.sink, self.channel.on_room)
+        super().__init__(self.console)
+        self.start(features)
+        for _ in range(16):
+            self.queues[ConsoleQueue.CONTROL_RECEIVE].offer([Buffer(room=4096)])
+            self.kick(ConsoleQueue.CONTROL_RECEIVE)
+
+    def say(self, event: Control, value: int, port: int = 0) -> None:
+        self.send(ConsoleQueue.CONTROL_TRANSMIT, CONTROL.pack(port, event, value))
+        self.queues[ConsoleQueue.CONTROL_TRANSMIT].used()
+
+    def heard(self) -> list[tuple[int, int, int, bytes]]:
+        messages = [data for _, _, data in self.queues[ConsoleQueue.CONTROL_RECEIVE].used()]
+        return [(*CONTROL.unpack(data[:8]), data[8:]) for data in messages]
+
+    def post(self, count: int, room: int = 4096) -> None:
+        for _ in range(count):
+            self.queues[ConsoleQueue.RECEIVE].offer([Buffer(room=room)])
+            self.kick(ConsoleQueue.RECEIVE)
+
+    def received(self) -> bytes:
+        return b"".join(data for _, _, data in self.queues[ConsoleQueue.RECEIVE].used())
+
+    def open(self) -> None:
+        self.say(Control.DEVICE_READY, 1, BAD_ID)
+        self.post(8)
+        self.say(Control.PORT_READY, 1)
+        self.say(Control.PORT_OPEN, 1)
+        self.heard()
+        self.acknowledge()
+        self.interrupts = self.kicks = 0
+
+
+@pytest.fixture(params=[ALL, PLAIN], ids=["event-idx", "plain"])
+def guest(request: pytest.FixtureRequest) -> Guest:
+    return Guest(request.param)
+
+
+def test_offers_multiport_with_one_port_and_four_queues(guest: Guest) -> None:
+    assert guest.console.features == ConsoleFeature.MULTIPORT
+    assert guest.read(Register.DEVICE_ID) == 3
+    assert guest.read(Register.CONFIG + 4) == 1
+    assert guest.transport.queue_count == 4
+    assert guest.transport.status & Status.DRIVER_OK
+
+
+def test_announces_the_port_its_state_and_its_name(guest: Guest) -> None:
+    guest.say(Control.DEVICE_READY, 1, BAD_ID)
+    assert guest.heard() == [(0, Control.DEVICE_ADD, 1, b"")]
+    guest.say(Control.PORT_READY, 1)
+    assert guest.heard() == [(0, Control.PORT_OPEN, 1, b""), (0, Control.PORT_NAME, 1, NAME.encode())]
+    assert not guest.transport.misuse
+
+
+def test_a_whole_boot_costs_few_interrupts() -> None:
+    guest = Guest()
+    guest.say(Control.DEVICE_READY, 1, BAD_ID)
+    guest.heard()
+    guest.post(8)
+    guest.say(Control.PORT_READY, 1)
+    guest.heard()
+    guest.say(Control.PORT_OPEN, 1)
+    assert guest.interrupts <= 3
+    assert guest.kicks <= 5  # the first buffer of each receive queue, three messages
+
+
+def test_output_reaches_the_sink_without_a_copy_of_its_own(guest: Guest) -> None:
+    guest.open()
+    guest.send(ConsoleQueue.TRANSMIT, b"x" * 32768)
+    guest.send(ConsoleQueue.TRANSMIT, b"y" * 10)
+    assert guest.channel.got == b"x" * 32768 + b"y" * 10
+    assert [length for _, length, _ in guest.queues[ConsoleQueue.TRANSMIT].used()] == [0, 0]
+
+
+def test_a_full_sink_leaves_chains_with_the_guest_until_resume(guest: Guest) -> None:
+    guest.open()
+    guest.channel.room = 150
+    for letter in b"abc":
+        guest.send(ConsoleQueue.TRANSMIT, bytes([letter]) * 100)
+    assert guest.channel.got == b"a" * 100 + b"b" * 50
+    assert len(guest.queues[ConsoleQueue.TRANSMIT].used()) == 1
+    guest.channel.room = 1000
+    guest.console.port.resume()
+    assert guest.channel.got == b"a" * 100 + b"b" * 100 + b"c" * 100
+    assert len(guest.queues[ConsoleQueue.TRANSMIT].used()) == 2
+
+
+def test_a_batch_of_output_costs_one_interrupt(guest: Guest) -> None:
+    guest.open()
+    for _ in range(20):
+        guest.queues[ConsoleQueue.TRANSMIT].offer([Buffer(b"0123")])
+    guest.kick(ConsoleQueue.TRANSMIT)
+    assert len(guest.channel.got) == 80
+    assert (guest.kicks, guest.interrupts) == (1, 1)
+    assert guest.acknowledge() == Interrupt.USED_BUFFER
+
+
+def test_input_fills_buffers_in_order_and_says_when_there_is_room_again(guest: Guest) -> None:
+    guest.open()
+    data = bytes(range(256)) * 160  # 40 KiB: 8 buffers of 4 KiB and 8 KiB more
+    assert guest.console.port.to_guest(data) == 32768
+    assert guest.channel.rooms == 0
+    assert guest.received() == data[:32768]
+    guest.post(1)
+    assert guest.channel.rooms == 1
+    guest.post(1)
+    assert guest.channel.rooms == 1
+    assert guest.console.port.to_guest(data[32768:]) == 8192
+    assert guest.received() == data[32768:]
+
+
+def test_receive_hands_out_the_guests_own_memory(guest: Guest) -> None:
+    guest.open()
+
+    def fill(views: list[memoryview]) -> int:
+        assert sum(map(len, views)) == 8 * 4096
+        views[0][:3] = b"abc"
+        return 3
+
+    assert guest.console.port.receive(fill) == 3
+    assert guest.received() == b"abc"
+
+
+def test_a_fill_that_raises_changes_nothing(guest: Guest) -> None:
+    guest.open()
+
+    def fill(views: list[memoryview]) -> int:
+        raise BlockingIOError
+
+    with pytest.raises(BlockingIOError):
+        guest.console.port.receive(fill)
+    assert guest.received() == b""
+    assert guest.console.port.to_guest(b"later") == 5
+    assert guest.received() == b"later"
+
+
+def test_a_closed_port_has_no_room_until_it_is_opened_again(guest: Guest) -> None:
+    guest.open()
+    guest.say(Control.PORT_OPEN, 0)
+    assert guest.console.port.to_guest(b"lost?") == 0
+    guest.post(1)
+    assert guest.channel.rooms == 0
+    guest.say(Control.PORT_OPEN, 1)
+    assert guest.channel.rooms == 1
+    assert guest.console.port.to_guest(b"not lost") == 8
+    assert guest.received() == b"not lost"
+
+
+def test_output_written_before_a_close_still_arrives(guest: Guest) -> None:
+    guest.open()
+    guest.queues[ConsoleQueue.TRANSMIT].offer([Buffer(b"last words")])
+    guest.say(Control.PORT_OPEN, 0)
+    guest.kick(ConsoleQueue.TRANSMIT)
+    assert guest.channel.got == b"last words"
+
+
+def test_the_host_side_closes_and_opens(guest: Guest) -> None:
+    guest.open()
+    guest.console.set_host_open(False)
+    guest.console.set_host_open(True)
+    assert guest.heard() == [(0, Control.PORT_OPEN, 0, b""), (0, Control.PORT_OPEN, 1, b"")]
+
+
+def test_a_host_that_closed_before_the_driver_came_is_announced_closed() -> None:
+    guest = Guest()
+    guest.console.set_host_open(False)
+    guest.open()
+    guest.say(Control.PORT_READY, 1)
+    assert guest.heard()[0] == (0, Control.PORT_OPEN, 0, b"")
+
+
+def test_control_messages_wait_for_buffers_and_are_owed_once() -> None:
+    channel = Channel()
+    console = Console(NAME, channel.sink, channel.on_room)
+    driver = Driver(console)
+    driver.start()
+    for _ in range(200):
+        driver.send(ConsoleQueue.CONTROL_TRANSMIT, CONTROL.pack(0, Control.PORT_READY, 1))
+        driver.queues[ConsoleQueue.CONTROL_TRANSMIT].used()
+    queue = driver.queues[ConsoleQueue.CONTROL_RECEIVE]
+    for _ in range(4):
+        queue.offer([Buffer(room=64)])
+        driver.kick(ConsoleQueue.CONTROL_RECEIVE)
+    assert [data[8:] for _, _, data in queue.used()] == [b"", NAME.encode()]
+
+
+@pytest.mark.parametrize(
+    "message", [b"", b"\0" * 7, CONTROL.pack(1, Control.PORT_OPEN, 1), CONTROL.pack(0, 77, 1), CONTROL.pack(0, Control.RESIZE, 1)]
+)
+def test_nonsense_on_the_control_queue_is_counted(message: bytes) -> None:
+    guest = Guest()
+    guest.open()
+    guest.queues[ConsoleQueue.CONTROL_TRANSMIT].offer([Buffer(message) if message else Buffer(room=8)])
+    guest.kick(ConsoleQueue.CONTROL_TRANSMIT)
+    assert guest.transport.misuse == {Misuse.CONTROL: 1}
+    assert len(guest.queues[ConsoleQueue.CONTROL_TRANSMIT].used()) == 1
+
+
+def test_buffers_of_the_wrong_kind_come_back_empty(guest: Guest) -> None:
+    guest.open()
+    guest.queues[ConsoleQueue.TRANSMIT].offer([Buffer(room=100)])
+    guest.kick(ConsoleQueue.TRANSMIT)
+    assert [length for _, length, _ in guest.queues[ConsoleQueue.TRANSMIT].used()] == [0]
+    guest.console.port.to_guest(b"." * 32768)
+    guest.received()
+    guest.queues[ConsoleQueue.RECEIVE].offer([Buffer(b"readable")])
+    guest.post(1)
+    assert guest.console.port.to_guest(b"ok") == 2
+    assert guest.received() == b"ok"
+    assert guest.transport.misuse == {Misuse.DIRECTION: 2}
+
+
+def test_a_control_buffer_that_is_too_small_comes_back_empty() -> None:
+    channel = Channel()
+    driver = Driver(Console(NAME, channel.sink, channel.on_room))
+    driver.start()
+    queue = driver.queues[ConsoleQueue.CONTROL_RECEIVE]
+    queue.offer([Buffer(room=4)])
+    queue.offer([Buffer(room=4), Buffer(room=4)])
+    driver.send(ConsoleQueue.CONTROL_TRANSMIT, CONTROL.pack(BAD_ID, Control.DEVICE_READY, 1))
+    assert [length for _, length, _ in queue.used()] == [0, 8]
+    assert driver.transport.misuse == {Misuse.DIRECTION: 1}
+
+
+def test_reset_with_work_in_flight_forgets_it_and_starts_afresh(guest: Guest) -> None:
+    guest.open()
+    guest.channel.room = 5
+    guest.send(ConsoleQueue.TRANSMIT, b"0123456789")
+    assert guest.console.port.to_guest(b"x" * 40000) == 32768
+    guest.write(Register.STATUS, 0)
+    guest.channel.room = 1000
+    guest.console.port.resume()
+    assert guest.console.port.to_guest(b"nobody") == 0
+    assert guest.channel.got == b"01234"
+    guest.start()
+    guest.queues[ConsoleQueue.CONTROL_RECEIVE].offer([Buffer(room=64)])
+    guest.open()
+    assert guest.channel.rooms == 1
+    assert guest.console.port.to_guest(b"again") == 5
+    assert guest.received() == b"again"
+    guest.send(ConsoleQueue.TRANSMIT, b"!")
+    assert guest.channel.got == b"01234!"
+
+
+def test_chains_that_arrive_during_the_interrupt_need_no_kick() -> None:
+    class Refilling(Guest):
+        """A guest that refills its ring in the interrupt, before the device has asked for kicks again."""
+
+        left = 0
+
+        def _interrupted(self) -> None:
+            super()._interrupted()
+            for _ in self.queues[ConsoleQueue.TRANSMIT].used() if self.queues else []:
+                if self.left:
+                    self.left -= 1
+                    self.queues[ConsoleQueue.TRANSMIT].offer([Buffer(b"z")])
+
+    guest = Refilling()
+    guest.open()
+    guest.left = 200
+    for _ in range(64):
+        guest.queues[ConsoleQueue.TRANSMIT].offer([Buffer(b"z")])
+    guest.kick(ConsoleQueue.TRANSMIT)
+    assert guest.kicks == 1
+    assert guest.channel.got == b"z" * 264
+
+
+def test_a_name_of_no_or_too_many_bytes_is_refused() -> None:
+    for name in ("", "n" * 65):
+        with pytest.raises(ValueError, match="name has"):
+            Console(name, lambda views: 0, lambda: None)

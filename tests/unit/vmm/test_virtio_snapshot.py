@@ -1,0 +1,173 @@
+"""Devices that are saved and restored at any moment: a driver that notices nothing, and a stream of which nothing is lost or repeated."""
+
+import json
+import random
+from ipaddress import ip_interface
+from typing import Any
+
+import pytest
+
+from mayfly.vmm.devices.virtio.buffers import scatter
+from mayfly.vmm.devices.virtio.console import Console, ConsoleQueue, Control
+from mayfly.vmm.devices.virtio.entropy import Entropy
+from mayfly.vmm.devices.virtio.mmio import LIVE, REGION_BYTES, MmioTransport, Register, Status
+from mayfly.vmm.devices.virtio.net import Drop, Net
+from mayfly.vmm.memory import GuestAddressError
+from mayfly.vmm.network.filter import PacketFilter
+from tests.kit import net_kit
+from tests.kit.net_kit import PLAIN_HEADER
+from tests.kit.scale import scaled
+from tests.kit.virtio_driver import ALL, PLAIN, Buffer, Driver
+from tests.unit.vmm.test_virtio_console import NAME, Channel, Guest
+from tests.unit.vmm.test_virtio_net import FRAME
+from tests.unit.vmm.test_virtio_net import Guest as NetGuest
+
+
+def move(driver: Driver, device: Any) -> None:
+    """Carry the driver's device over to a new one, as a snapshot does: what waited for the event loop is lost, memory stays."""
+    state = json.loads(json.dumps(driver.transport.save()))
+    driver.pending = []
+    driver.device = device
+    driver.registers = bytearray(REGION_BYTES)
+    driver.transport = MmioTransport(device, driver.ram.memory, driver._interrupted, driver.pending.append, memoryview(driver.registers))
+    driver.transport.restore(state)
+
+
+class Movable(Guest):
+    def move(self) -> None:
+        room = self.channel.room
+        got = self.channel.got
+        self.channel = Channel()
+        self.channel.room, self.channel.got = room, got
+        self.console = Console(NAME, self.channel.sink, self.channel.on_room)
+        move(self, self.console)
+
+
+@pytest.mark.parametrize("features", [ALL, PLAIN])
+@pytest.mark.parametrize("seed", range(scaled(200)))
+def test_a_stream_goes_on_across_snapshots(seed: int, features: int) -> None:
+    chance = random.Random(seed)
+    guest = Movable(features)
+    guest.say(Control.DEVICE_READY, 1)
+    guest.say(Control.PORT_READY, 1)
+    guest.say(Control.PORT_OPEN, 1)
+    said = heard = written = b""
+    for _ in range(60):
+        match chance.choice(["say", "take", "post", "write", "move", "run"]):
+            case "say" if len(guest.queues[ConsoleQueue.TRANSMIT].free) > 2:
+                data = chance.randbytes(chance.randint(1, 3000))
+                guest.queues[ConsoleQueue.TRANSMIT].offer([Buffer(data)])
+                said += data
+                guest.channel.room = chance.choice([0, 100, 1 << 30])
+                guest.kick(ConsoleQueue.TRANSMIT)
+            case "take":
+                guest.channel.room = chance.choice([1, 1000, 1 << 30])
+                guest.console.port.resume()
+            case "post" if guest.queues[ConsoleQueue.RECEIVE].free:
+                guest.post(1, room=chance.randint(1, 2000))
+            case "write":
+                data = chance.randbytes(chance.randint(1, 3000))
+                count = guest.console.port.receive(lambda views, data=data: scatter(data, views))  # type: ignore[misc]
+                written += data[: count or 0]
+            case "move":
+                guest.move()
+            case "run":
+                guest.run()
+        heard += b"".join(data for _, _, data in guest.queues[ConsoleQueue.RECEIVE].used())
+        guest.queues[ConsoleQueue.TRANSMIT].used()
+    guest.move()
+    guest.run()
+    guest.channel.room = 1 << 30
+    guest.console.port.resume()
+    heard += b"".join(data for _, _, data in guest.queues[ConsoleQueue.RECEIVE].used())
+    guest.queues[ConsoleQueue.TRANSMIT].used()
+    assert bytes(guest.channel.got) == said
+    assert heard == written
+    assert len(guest.queues[ConsoleQueue.TRANSMIT].free) == 64
+    assert not guest.transport.misuse
+
+
+def test_packets_that_had_no_room_leave_after_the_snapshot_and_a_buffer_that_waited_is_filled() -> None:
+    guest = NetGuest()
+    guest.post(2000)
+    assert guest.net.receive()
+    guest.backend.room = 1
+    packets = [PLAIN_HEADER + FRAME + bytes([number]) for number in range(3)]
+    guest.give(*packets)
+    assert guest.backend.sent == packets[:1]
+    after = NetGuest()
+    move(guest, after.net)
+    guest.run()
+    assert after.backend.sent == packets[1:]
+    after.backend.waiting.append(PLAIN_HEADER + FRAME)
+    after.net.receive()
+    assert [len(data) for data in guest.take()] == [len(PLAIN_HEADER + FRAME)]
+    assert not guest.transport.misuse
+
+
+def test_a_net_device_goes_on_as_another_machines() -> None:
+    """With the new MAC, filter and back end, which learns what the driver takes; what is sent from the old MAC goes nowhere."""
+    driver = NetGuest()
+    old, new = net_kit.GUEST_MAC, bytes.fromhex("020000000006")
+    network = net_kit.MemoryBackend()
+    own = PacketFilter(new, [ip_interface(f"{net_kit.GUEST}/16")], [net_kit.GATEWAY], [], [])
+    device = Net(new, 9000, network, own, on_room=lambda: None, on_full=lambda: None)
+    move(driver, device)
+    assert bytes(driver.transport.read(Register.CONFIG + at, 1) for at in range(6)) == new
+    assert network.negotiated == device.negotiated != 0
+    packet = net_kit.ipv4(net_kit.PUBLIC, net_kit.udp(b"who?"))
+    frames = [PLAIN_HEADER + net_kit.ethernet(0x800, packet, source=mac) for mac in (old, new)]
+    driver.give(*frames)
+    assert network.sent == frames[1:]
+    assert device.dropped == {Drop.FILTERED: 1}
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3, 4])
+def test_a_driver_in_the_middle_of_its_start_goes_on(steps: int) -> None:
+    driver = Driver(Entropy(bytes, lambda: 0.0, lambda _: None))
+    path = [Status.ACKNOWLEDGE, Status.DRIVER, Status.FEATURES_OK, Status.DRIVER_OK]
+    for number, status in enumerate(path):
+        if number == steps:
+            move(driver, Entropy(bytes, lambda: 0.0, lambda _: None))
+        if status is Status.FEATURES_OK:
+            driver.write(Register.DRIVER_FEATURES_SEL, 1)
+            driver.write(Register.DRIVER_FEATURES, 1)
+        driver.step(status)
+    assert driver.read(Register.STATUS) == LIVE
+    assert not driver.transport.misuse
+
+
+def test_what_was_not_acknowledged_is_raised_again_and_what_was_kicked_is_seen() -> None:
+    driver = Driver(Entropy(lambda count: b"r" * count, lambda: 0.0, lambda _: None))
+    driver.start()
+    driver.queues[0].offer([Buffer(room=16)])
+    driver.write(Register.QUEUE_NOTIFY, 0)
+    move(driver, Entropy(lambda count: b"s" * count, lambda: 0.0, lambda _: None))  # before the event loop saw the kick
+    driver.run()
+    assert driver.interrupts == 1
+    move(driver, Entropy(bytes, lambda: 0.0, lambda _: None))  # before the driver acknowledged
+    assert driver.interrupts == 2
+    assert [data for _, _, data in driver.queues[0].used()] == [b"s" * 16]
+
+
+def test_a_device_that_needs_a_reset_still_does() -> None:
+    driver = Driver(Entropy(bytes, lambda: 0.0, lambda _: None))
+    driver.start()
+    driver.queues[0].offered = 500
+    driver.queues[0].write_available(0)
+    driver.kick(0, always=True)
+    assert driver.read(Register.STATUS) & Status.DEVICE_NEEDS_RESET
+    move(driver, Entropy(bytes, lambda: 0.0, lambda _: None))
+    assert driver.read(Register.STATUS) & Status.DEVICE_NEEDS_RESET
+    driver.write(Register.STATUS, 0)
+    assert driver.read(Register.STATUS) == 0
+
+
+def test_a_queue_outside_memory_is_refused() -> None:
+    driver = Driver(Entropy(bytes, lambda: 0.0, lambda _: None))
+    driver.start()
+    state = driver.transport.save()
+    state["queues"][0]["addresses"][0] = 1 << 40
+    fresh = Driver(Entropy(bytes, lambda: 0.0, lambda _: None))
+    with pytest.raises(GuestAddressError):
+        fresh.transport.restore(state)

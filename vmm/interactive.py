@@ -1,0 +1,62 @@
+"""Boot any kernel in this process and show its console: `mayfly boot`."""
+
+import contextlib
+import os
+import signal
+import sys
+
+from mayfly.vmm.config import MachineConfig
+from mayfly.vmm.eventloop import READ, EventLoop
+from mayfly.vmm.machine import End, Machine, build_machine
+from mayfly.vmm.process.child import drop_privileges
+
+INTERRUPTED = 130
+
+
+def boot_console(config: MachineConfig) -> int:
+    """Run the machine with UART0 on standard input and output until the guest resets (0), or SIGINT or SIGTERM comes (130).
+
+    Raises:
+        MayflyError: it could not be made, or the guest crashed.
+    """
+    with EventLoop() as loop:
+        machine = build_machine(config, loop=loop, channel=None, console=lambda data: _write_all(sys.stdout.fileno(), data))
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: machine.finish(End.STOPPED))
+            _Keyboard(machine, loop)
+            drop_privileges(config.user)
+            end = machine.run()
+        finally:
+            machine.close()
+    if machine.error is not None:
+        raise machine.error
+    return 0 if end is End.RESET else INTERRUPTED
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+class _Keyboard:
+    """Standard input, read only as fast as the guest takes it."""
+
+    def __init__(self, machine: Machine, loop: EventLoop) -> None:
+        self._machine, self._loop = machine, loop
+        machine.on_console_room = loop.add_event(self._watch)
+        self._watch()
+
+    def _watch(self) -> None:
+        # A regular file, /dev/null or a closed descriptor cannot be waited for; such a console has no typist.
+        with contextlib.suppress(OSError, ValueError):
+            self._loop.watch(sys.stdin, READ, self._read)
+
+    def _read(self) -> None:
+        uart = self._machine.boot_console
+        data = os.read(sys.stdin.fileno(), uart.room)
+        with self._machine.lock:
+            uart.receive(data)
+            full = uart.room == 0
+        if full or not data:
+            self._loop.watch(sys.stdin, 0, self._read)

@@ -1,0 +1,1 @@
+"""The vmm process: the zygote that forks it, and what it does."""

@@ -1,0 +1,165 @@
+"""The folders of snapshots as a vmm process sees them: `Chain`, which a machine is restored from, and `Target`, which it is saved to.
+
+Both open what they need at once, while the process still has its privileges.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping as MappingOf
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mayfly.errors import ConfigError, SnapshotError
+from mayfly.vmm.config import MachineConfig
+from mayfly.vmm.kvm.mapping import PAGE, Mapping
+from mayfly.vmm.snapshot.memory import (
+    Runs,
+    changed_pages,
+    lay_base,
+    lay_diff,
+    open_pagemap,
+    pack_runs,
+    unpack_runs,
+    working_set,
+    write_pages,
+)
+
+STATE, MEMORY, PAGES, WORKING_SET = "state.json", "memory", "pages", "working-set"
+FILES = (STATE, MEMORY, PAGES, WORKING_SET)
+AGAIN = "remove the snapshot (mayfly snapshot rm) and make it again"
+
+State = MappingOf[str, Any]
+
+
+def shape(config: MachineConfig) -> dict[str, Any]:
+    """What must be the same in the machine that was saved and in the one that is restored: of a net device, what its driver negotiated."""
+    network = config.network and {"backend": config.network.backend, "mtu": config.network.mtu}
+    return {"memory": config.memory, "cpus": config.cpus, "channel": config.channel, "network": network}
+
+
+class Chain:
+    """The memory that a machine begins with, and the state that it goes on from.
+
+    Args:
+        folders: of the base and its diffs, in that order. None: a machine that boots, whose memory is zeros.
+        initrd: the base's initramfs, which is no part of the snapshot.
+        page_by_page: read each page from the disk when it is touched, and no others, so that the working set is exact.
+
+    Attributes:
+        state: of the last folder; empty without any.
+        initrd_offset: where in the mapping the initramfs lies; to be set when a machine boots.
+        working_set: pages that the machine will soon read.
+
+    Raises:
+        SnapshotError: a file is missing or damaged.
+    """
+
+    def __init__(self, folders: Sequence[str], initrd: str | None, *, page_by_page: bool = False) -> None:
+        self._page_by_page = page_by_page
+        self.state: State = {}
+        self.working_set: Runs = ()
+        self._stack = contextlib.ExitStack()
+        self._layers: list[tuple[int, bytes]] = []
+        self._packed_set = b""
+        with contextlib.ExitStack() as failed:
+            failed.callback(self.close)
+            self._initrd = self._open(initrd) if initrd else -1
+            for folder in map(Path, folders):
+                try:
+                    self._layers.append((self._open(folder / MEMORY), (folder / PAGES).read_bytes()))
+                    self.state = json.loads((folder / STATE).read_bytes())
+                    self._packed_set = (folder / WORKING_SET).read_bytes()
+                except (OSError, ValueError) as error:
+                    raise SnapshotError(f"the snapshot {folder} cannot be read: {error}", hint=AGAIN) from error
+            self.initrd_offset: int | None = self.state.get("initrd_offset")
+            failed.pop_all()
+
+    def _open(self, path: Path | str) -> int:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._stack.callback(os.close, fd)
+        return fd
+
+    def check(self, config: MachineConfig, identity: str) -> None:
+        """Compare with the machine that is to go on.
+
+        Raises:
+            SnapshotError: it is of another shape, or this host's processor and KVM are others.
+        """
+        if self.state.get("machine") != shape(config):
+            raise SnapshotError(f"the snapshot is of a machine with {self.state.get('machine')}, not {shape(config)}", hint=AGAIN)
+        if self.state.get("identity") != identity:
+            raise SnapshotError("the snapshot was made on a host with another processor or KVM", hint=AGAIN)
+
+    def lay_over(self, mapping: Mapping) -> None:
+        """Give `mapping`, which is new, the content that the machine begins with."""
+        if self.initrd_offset is not None:
+            mapping.overlay_file(self.initrd_offset, self._initrd, os.fstat(self._initrd).st_size)
+        for number, (fd, pages) in enumerate(self._layers):
+            if os.fstat(fd).st_size != mapping.size:
+                raise SnapshotError(f"the snapshot's memory has {os.fstat(fd).st_size} bytes, its machine {mapping.size}", hint=AGAIN)
+            if self._page_by_page:
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            (lay_diff if number else lay_base)(mapping, fd, unpack_runs(pages, mapping.size))
+        if self._page_by_page:
+            mapping.read_page_by_page()
+        self.working_set = unpack_runs(self._packed_set, mapping.size)
+
+    def close(self) -> None:
+        """Close the files; what is mapped of them stays."""
+        self._stack.close()
+
+
+class Target:
+    """The folder, empty, that a machine is saved to.
+
+    Args:
+        folder: its path.
+        chain: what the machine began with.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: str, chain: Chain) -> None:
+        self._chain = chain
+        self._stack = contextlib.ExitStack()
+        with contextlib.ExitStack() as failed:
+            failed.callback(self._stack.close)
+            self._pagemap = open_pagemap()
+            self._stack.callback(os.close, self._pagemap)
+            try:
+                self._fds = {name: self._create(Path(folder) / name) for name in FILES}
+            except OSError as error:
+                raise ConfigError(f"no snapshot can be written to {folder}: {error.strerror}", hint="look at its permissions") from error
+            failed.pop_all()
+
+    def _create(self, path: Path) -> int:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._stack.callback(os.close, fd)
+        return fd
+
+    def write(self, state: State, mapping: Mapping) -> int:
+        """Write the machine; the bytes of memory that were written.
+
+        Raises:
+            SnapshotError: the disk is full, or fails.
+        """
+        read = working_set(self._pagemap, mapping) if self._chain.state else []
+        with Mapping(mapping.size) as before:
+            self._chain.lay_over(before)
+            runs = changed_pages(self._pagemap, mapping, before)
+        try:
+            write_pages(self._fds[MEMORY], mapping, runs)
+            for name, data in ((PAGES, pack_runs(runs)), (WORKING_SET, pack_runs(read)), (STATE, json.dumps(state).encode())):
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(self._fds[name], view) :]
+        except OSError as error:
+            raise SnapshotError(f"the snapshot cannot be written: {error.strerror}", hint="make room on the disk") from error
+        return PAGE * sum(count for _, count in runs)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._stack.close()
