@@ -1,6 +1,8 @@
-"""Write vectors.json and vectors.txt: frames of every type and damaged ones, in hex, for the tests of both sides.
+"""Write vectors.json and vectors.txt: frames of every type and damaged ones, in hex, for the tests
+of both sides.
 
-Run from the top folder: `python -m agent.make_vectors`. A test holds that the files are what this script writes.
+Run from the top folder: `python -m agent.make_vectors`. A test holds that the files are what this
+script writes.
 """
 
 import json
@@ -66,7 +68,9 @@ def packet(kind: int, run: int, payload: bytes) -> bytes:
 
 
 def damaged() -> dict[str, tuple[bytes, p.Drop]]:
-    """Packets that a receiver drops (none that is too long: it would fill the file). Their SLIP escaping is right."""
+    """Packets that a receiver drops (none that is too long: it would fill the file). Their SLIP
+    escaping is right.
+    """
     stdout = p.pack(p.Stdout(b"hello\n"), 7)
     exit_payload = p.Exit(1, p.ExitHow.EXITED, 0, p.Limit.NONE, 1, 1, 1, (False, False)).encode()
     signal = p.Signal(15).encode()
@@ -98,7 +102,9 @@ ESCAPES = {"escape-of-nothing": b"abc\xdbdefghij", "escape-at-the-end": b"abcdef
 
 
 def vectors() -> list[dict[str, str | int]]:
-    """All vectors: `packed` is empty where the escaping itself is wrong; `verdict` is `ok` or why a receiver drops it."""
+    """All vectors: `packed` is empty where the escaping itself is wrong; `verdict` is `ok` or why a
+    receiver drops it.
+    """
     rows: list[dict[str, str | int]] = []
     for name, (message, run) in GOOD.items():
         packed = p.pack(message, run)
@@ -120,7 +126,9 @@ def as_json() -> str:
 
 
 def as_text() -> str:
-    """The text of vectors.txt, for a reader without a JSON parser: name, packed, escaped, verdict, separated by tabs."""
+    """The text of vectors.txt, for a reader without a JSON parser: name, packed, escaped, verdict,
+    separated by tabs.
+    """
     return "".join(f"{row['name']}\t{row['packed']}\t{row['escaped']}\t{row['verdict']}\n" for row in vectors())
 
 

@@ -1,1 +1,3 @@
-"""Snippets in, output out: runs, their machines and output sockets, the HTTP service, and the command line."""
+"""Snippets in, output out: runs, their machines and output sockets, the HTTP service, and the
+command line.
+"""

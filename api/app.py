@@ -1,4 +1,6 @@
-"""The HTTP server on a Unix socket: the application around the routes, its errors, its beginning and its end."""
+"""The HTTP server on a Unix socket: the application around the routes, its errors, its beginning
+and its end.
+"""
 
 import asyncio
 import contextlib
@@ -72,7 +74,9 @@ def make_app(service: Service) -> web.Application:
 
 
 async def serve_http(service: Service, listener: socket.socket, stop: asyncio.Event) -> None:
-    """Serve on `listener` until `stop`; then no new request is taken, every run is ended, and those who wait are answered."""
+    """Serve on `listener` until `stop`; then no new request is taken, every run is ended, and those
+    who wait are answered.
+    """
     runner = web.AppRunner(make_app(service), handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     try:

@@ -40,8 +40,10 @@ TABLE: tuple[tuple[type[errors.MayflyError], int, str], ...] = (
     (errors.ConfigError, 503, "bad_configuration"),
     (errors.MayflyError, 500, "internal"),
 )
-"""First match wins. From the image errors on they are the host's: as an answer they mean that it can serve nobody, and a run that has
-begun carries them in its result instead, so that no snippet causes a 5xx."""
+"""First match wins. From the image errors on they are the host's: as an answer they mean that it
+can serve nobody, and a run that has begun carries them in its result instead, so that no snippet
+causes a 5xx.
+"""
 
 
 def lookup(error: Exception) -> tuple[int, str]:
@@ -53,7 +55,9 @@ def lookup(error: Exception) -> tuple[int, str]:
 
 
 def as_json(error: Exception) -> dict[str, Any]:
-    """The object that stands behind `error` in answers, results and events. A boot's or guest's error has the console's tail too."""
+    """The object that stands behind `error` in answers, results and events. A boot's or guest's
+    error has the console's tail too.
+    """
     fields = {"code": lookup(error)[1], "message": str(error) or type(error).__name__, "hint": getattr(error, "hint", "")}
     console = getattr(error, "console", "")
     return {**fields, "console": console} if console else fields

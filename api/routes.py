@@ -1,4 +1,6 @@
-"""The routes: one table of what the server answers, from which both the application and openapi.json are made."""
+"""The routes: one table of what the server answers, from which both the application and
+openapi.json are made.
+"""
 
 import asyncio
 import dataclasses
@@ -22,7 +24,9 @@ from mayfly.runs.service import Service
 SERVICE: web.AppKey[Service] = web.AppKey("service", Service)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 PLAIN_TYPES = ("application/octet-stream", "application/x-www-form-urlencoded")
-"""Besides text/*, what is taken as the snippet itself; the second is what `curl --data-binary` says by default."""
+"""Besides text/*, what is taken as the snippet itself; the second is what `curl --data-binary` says
+by default.
+"""
 
 
 async def start(request: web.Request) -> web.Response:
@@ -122,7 +126,9 @@ async def describe(request: web.Request) -> web.Response:
 
 @dataclasses.dataclass(frozen=True)
 class Route:
-    """One route: what openapi.json says of it is the handler's first line, the schemas' names and the statuses."""
+    """One route: what openapi.json says of it is the handler's first line, the schemas' names and
+    the statuses.
+    """
 
     method: str
     path: str

@@ -1,4 +1,5 @@
-"""The folder of the API's socket: private, one live server to a socket, and what a dead server has left is removed.
+"""The folder of the API's socket: private, one live server to a socket, and what a dead server has
+left is removed.
 
 DIR/api.sock        the API
 DIR/api.sock.lock   locked (flock) by the live server
@@ -22,7 +23,8 @@ LONGEST_RUN_NAME = "runs/" + 32 * "0" + ".sock"
 
 @contextlib.contextmanager
 def claim(path: Path) -> Iterator[tuple[socket.socket, Path]]:
-    """Listen at `path` and make the folder for output sockets; give the listening socket and that folder. On leaving, all of it is removed.
+    """Listen at `path` and make the folder for output sockets; give the listening socket and that
+    folder. On leaving, all of it is removed.
 
     Raises:
         ConfigError: the path is too long for a socket, or is something other than one.
@@ -57,7 +59,8 @@ def claim(path: Path) -> Iterator[tuple[socket.socket, Path]]:
 
 
 def make_private(folder: Path) -> None:
-    """Make `folder` with mode 0700, or see that it is ours and nobody else's: its parent may be a folder in which all may write.
+    """Make `folder` with mode 0700, or see that it is ours and nobody else's: its parent may be a
+    folder in which all may write.
 
     Raises:
         HostError: it is a link, no folder, or belongs to another user.

@@ -1,1 +1,3 @@
-"""OCI image in, initramfs and manifest out. Nothing of a layer is ever written to the host's file system as a file of its own."""
+"""OCI image in, initramfs and manifest out. Nothing of a layer is ever written to the host's file
+system as a file of its own.
+"""

@@ -1,4 +1,6 @@
-"""Build an image: resolve, pull, merge, prune, add what is ours, write. This file is the story; the chapters are beside it."""
+"""Build an image: resolve, pull, merge, prune, add what is ours, write. This file is the story; the
+chapters are beside it.
+"""
 
 import dataclasses
 import functools
@@ -54,8 +56,9 @@ _MAX_TEXT = 4 * MIB
 class Options:
     """What to build, and how.
 
-    With a `version` (`1.63`) the image must have that one, and lies beside the one without, which is the language's default.
-    `prepare_with` is put before the command that runs prepare steps, for hosts where no machine runs.
+    With a `version` (`1.63`) the image must have that one, and lies beside the one without, which
+    is the language's default. `prepare_with` is put before the command that runs prepare steps, for
+    hosts where no machine runs.
     """
 
     language: Language
@@ -141,7 +144,9 @@ def source_of(reference: Reference, progress: Progress, *, insecure: bool, offli
 
 
 def fetch_layers(source: Source, image: ResolvedImage) -> list[Path]:
-    """The blobs of all layers, some at a time. A failure, or Ctrl-C, does not wait for those that are under way."""
+    """The blobs of all layers, some at a time. A failure, or Ctrl-C, does not wait for those that
+    are under way.
+    """
     pool = ThreadPoolExecutor(LAYERS_AT_ONCE)
     try:
         return [future.result() for future in [pool.submit(source.blob, layer) for layer in image.layers]]
@@ -160,7 +165,9 @@ def read_agent(arch: str) -> bytes:
 
 @functools.cache
 def _generator_digest() -> str:
-    """A digest over this package's own files: another generator may write another image of the same things."""
+    """A digest over this package's own files: another generator may write another image of the same
+    things.
+    """
     hasher = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         hasher.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
@@ -168,7 +175,9 @@ def _generator_digest() -> str:
 
 
 def recipe_digest(options: Options, image: ResolvedImage, agent: bytes) -> str:
-    """A digest over all that decides on the bytes of an image. Where they came from does not: the manifest's digest says what they are."""
+    """A digest over all that decides on the bytes of an image. Where they came from does not: the
+    manifest's digest says what they are.
+    """
     recipe = {
         "agent": hashlib.sha256(agent).hexdigest(),
         "arch": options.arch,
@@ -189,7 +198,9 @@ def _same(folder: Path, recipe: str) -> Manifest | None:
 
 
 def can_ask(options: Options, image: ResolvedImage) -> bool:
-    """Whether the compiler can say its version here: it did before, or there is a machine to run it in."""
+    """Whether the compiler can say its version here: it did before, or there is a machine to run it
+    in.
+    """
     return bool(options.language.version_command) and (_prepared_path(options, image).exists() or _has_machine(options))
 
 
@@ -198,7 +209,9 @@ def _has_machine(options: Options) -> bool:
 
 
 def _prepared_path(options: Options, image: ResolvedImage) -> Path:
-    """Where the layer is kept that a machine made of this image, by the hash of all that decides on it."""
+    """Where the layer is kept that a machine made of this image, by the hash of all that decides on
+    it.
+    """
     language = options.language
     made_of = {
         "manifest": image.manifest_digest,
@@ -212,13 +225,16 @@ def _prepared_path(options: Options, image: ResolvedImage) -> Path:
 
 
 def add_prepared(options: Options, image: ResolvedImage, version: str, tree: Tree, spools: Spools, progress: Progress) -> str:
-    """Merge into `tree` what the language's prepare steps make in a machine, which runs once for an image.
+    """Merge into `tree` what the language's prepare steps make in a machine, which runs once for an
+    image.
 
-    Gives what the compiler said of itself there. Where there are no steps, and no machine to ask it in, that is nothing.
+    Gives what the compiler said of itself there. Where there are no steps, and no machine to ask it
+    in, that is nothing.
 
     Raises:
         HostError: there are steps, and no machine.
-        ImageError: a step failed, or the compiler is of another version than the image's files show.
+        ImageError: a step failed, or the compiler is of another version than the image's files
+            show.
     """
     language = options.language
     wanted = language.prepare
@@ -252,7 +268,9 @@ def add_prepared(options: Options, image: ResolvedImage, version: str, tree: Tre
 def _write_unprepared(
     options: Options, image: ResolvedImage, version: str, tree: Tree, spools: Spools, folder: Path, progress: Progress
 ) -> None:
-    """Write the image as it is before the prepare steps, which are the steps of its manifest; they may write where it is collected."""
+    """Write the image as it is before the prepare steps, which are the steps of its manifest; they
+    may write where it is collected.
+    """
     wanted = options.language.prepare
     for path in wanted.collect:
         tree.put(path.encode(), Inode(mode=stat.S_IFDIR | 0o755, uid=RUNNER, gid=RUNNER))
@@ -268,7 +286,9 @@ def _write_unprepared(
 
 
 def version_of(language: Language, tree: Tree, spools: Spools) -> str:
-    """The language's version as the image's files show it. Raises ImageError if they show none: it is another image then."""
+    """The language's version as the image's files show it. Raises ImageError if they show none: it
+    is another image then.
+    """
 
     def read(path: str) -> bytes | None:
         node = tree.find(path.encode())
@@ -283,7 +303,9 @@ def version_of(language: Language, tree: Tree, spools: Spools) -> str:
 
 
 def furnish(tree: Tree, spools: Spools, agent: bytes) -> None:
-    """Add what the guest needs beside the toolchain: the agent, mount points, the user that snippets run as, /etc/hosts."""
+    """Add what the guest needs beside the toolchain: the agent, mount points, the user that
+    snippets run as, /etc/hosts.
+    """
     for path, mode in _MOUNT_POINTS:
         if path != b"tmp":
             tree.root.children.pop(path, None)

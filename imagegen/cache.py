@@ -15,12 +15,15 @@ from mayfly.paths import cache_dir, data_dir
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 PART, ASIDE = ".part", ".aside"
-"""What .NAME ends in beside NAME: its next content while that is made, and its last one where the two cannot change places at once."""
+"""What .NAME ends in beside NAME: its next content while that is made, and its last one where the
+two cannot change places at once.
+"""
 
 
 @contextlib.contextmanager
 def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the folder's lock, so that two who make the same go one after the other. The lock's file stays.
+    """Hold the folder's lock, so that two who make the same go one after the other. The lock's file
+    stays.
 
     Raises:
         BlockingIOError: somebody holds it, and this one is not to wait.
@@ -36,7 +39,8 @@ def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Give an empty folder beside `folder`; on success it takes its place at once, on failure it is removed.
+    """Give an empty folder beside `folder`; on success it takes its place at once, on failure it is
+    removed.
 
     Call it with the lock held: what a killed build has left is removed first.
     """
@@ -81,7 +85,9 @@ def _beside(folder: Path, suffix: str) -> Path:
 
 
 def _swap(new: Path, old: Path) -> None:
-    """Put `new` where `old` is, in one step where the file system can (renameat2(2), RENAME_EXCHANGE); what was there is beside then."""
+    """Put `new` where `old` is, in one step where the file system can (renameat2(2),
+    RENAME_EXCHANGE); what was there is beside then.
+    """
     if not old.exists():
         new.rename(old)
         return
@@ -122,7 +128,8 @@ def using_cache(*, alone: bool = False) -> Iterator[None]:
 
 
 def prune_cache() -> list[tuple[Path, int]]:
-    """Remove what no installed image was made of, and what killed builds left: paths and sizes in bytes. What was prepared is kept.
+    """Remove what no installed image was made of, and what killed builds left: paths and sizes in
+    bytes. What was prepared is kept.
 
     Raises:
         ImageError: a build is using the cache.

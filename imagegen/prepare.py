@@ -1,8 +1,11 @@
-"""Run an image's prepare steps in a machine, once, and bring home what they made, as a tar: one more layer of the image.
+"""Run an image's prepare steps in a machine, once, and bring home what they made, as a tar: one
+more layer of the image.
 
-A step named VERSION_STEP is the compiler's: what it says becomes the file VERSION_FILE of the layer.
+A step named VERSION_STEP is the compiler's: what it says becomes the file VERSION_FILE of the
+layer.
 
-The machine is a guest like any other: what it sends is bounded, and becomes a layer, which is read like one from a registry.
+The machine is a guest like any other: what it sends is bounded, and becomes a layer, which is read
+like one from a registry.
 """
 
 import contextlib
@@ -78,7 +81,8 @@ def why_not(arch: str) -> str:
 
 
 def prepare(folder: Path, collect: Sequence[str], out: Path, limits: Limits, progress: Progress) -> None:
-    """Boot the image in `folder`, run the steps of its manifest, and write what lies beneath the paths `collect` to the tar `out`.
+    """Boot the image in `folder`, run the steps of its manifest, and write what lies beneath the
+    paths `collect` to the tar `out`.
 
     Raises:
         HostError: no machine can run here.
@@ -104,7 +108,9 @@ def prepare(folder: Path, collect: Sequence[str], out: Path, limits: Limits, pro
 
 @contextlib.contextmanager
 def _machine(config: MachineConfig) -> Iterator[socket.socket]:
-    """A machine's channel. An error that is raised with it gets the machine's own account of its end."""
+    """A machine's channel. An error that is raised with it gets the machine's own account of its
+    end.
+    """
     ours, theirs = socket.socketpair()
     report, report_end = os.pipe()
     with ours, theirs, os.fdopen(report, "rb") as lines, os.fdopen(report_end, "wb") as line_end:
@@ -124,7 +130,9 @@ def _machine(config: MachineConfig) -> Iterator[socket.socket]:
 
 
 def _explained(error: MayflyError | EOFError, report: BinaryIO) -> MayflyError:
-    """The error to tell: the vmm process's own where it has one, else `error` with the end of what the guest's console showed."""
+    """The error to tell: the vmm process's own where it has one, else `error` with the end of what
+    the guest's console showed.
+    """
     ended: dict[str, Any] = next((line for line in map(json.loads, report.read(_REPORT).splitlines()) if line.get("event") == "ended"), {})
     if ended.get("error"):
         return GuestError(str(ended["error"]["message"]), hint=str(ended["error"]["hint"]), console=str(ended.get("console", "")))
@@ -175,7 +183,9 @@ class Conversation:
 
 
 def converse(agent: Conversation, manifest: Manifest, collect: Sequence[str], out: BinaryIO, limits: Limits, progress: Progress) -> None:
-    """Hold the conversation with the machine's agent from HELLO to the last collected byte (agent/PROTOCOL.md)."""
+    """Hold the conversation with the machine's agent from HELLO to the last collected byte
+    (agent/PROTOCOL.md).
+    """
     agent.allow(BOOT_S)
     _check_hello(agent.receive(), manifest)
     steps = tuple(
@@ -214,7 +224,9 @@ def _check_hello(message: Message, manifest: Manifest) -> None:
 
 
 def _watch(agent: Conversation, steps: Sequence[Step], progress: Progress) -> bytes:
-    """Follow the steps to DONE; what the version step said. Raises ImageError with the end of its output when one fails."""
+    """Follow the steps to DONE; what the version step said. Raises ImageError with the end of its
+    output when one fails.
+    """
     output = version = b""
     current = ""
     failed = ""
@@ -242,7 +254,9 @@ def _watch(agent: Conversation, steps: Sequence[Step], progress: Progress) -> by
 
 
 def _collected(agent: Conversation, collect: Sequence[str], limits: Limits) -> Iterator[bytes]:
-    """The answer to COLLECT as the pieces of a tar: all root's, of time 0, in the agent's order, which is that of the names."""
+    """The answer to COLLECT as the pieces of a tar: all root's, of time 0, in the agent's order,
+    which is that of the names.
+    """
     entries = total = left = padding = 0
     agent.allow(SILENCE_S)
     agent.send(Collect(tuple(collect)))

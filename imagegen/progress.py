@@ -16,7 +16,9 @@ class Progress(Protocol):
         ...
 
     def task(self, title: str, total: int | None) -> AbstractContextManager[Advance]:
-        """A longer piece of work of `total` bytes (None: unknown). Call the result with the bytes done since the last call."""
+        """A longer piece of work of `total` bytes (None: unknown). Call the result with the bytes
+        done since the last call.
+        """
         ...
 
 

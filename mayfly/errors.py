@@ -1,7 +1,8 @@
-"""The one tree of errors. Messages name what, which value, which limit; `hint` says what to do about it.
+"""The one tree of errors. Messages name what, which value, which limit; `hint` says what to do
+about it.
 
-MayflyError
-├── ConfigError              a value in a configuration, a flag or a request to the VMM is out of range
+MayflyError ├── ConfigError              a value in a configuration, a flag or a request to the VMM
+is out of range
 ├── ProtocolError            the other end of the channel broke the protocol
 ├── KvmError                 a KVM ioctl failed (ioctl, errno)
 │   └── KvmUnavailableError  no usable /dev/kvm on this host
@@ -96,7 +97,9 @@ class LayerError(ImageError):
 
 
 class SnapshotError(MayflyError):
-    """A snapshot could not be made, is damaged, or belongs to another host, kernel, image or version."""
+    """A snapshot could not be made, is damaged, or belongs to another host, kernel, image or
+    version.
+    """
 
 
 class SnapshotNotFoundError(SnapshotError):

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, and what they hash to.
 
-hashlib, tempfile and shutil load large libraries, so the functions that want them import them: most runs call none of these.
+hashlib, tempfile and shutil load large libraries, so the functions that want them import them: most
+runs call none of these.
 """
 
 import contextlib
@@ -12,7 +13,8 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path`; on success fsync and rename it over `path`, on failure remove it.
+    """Open a temporary file beside `path`; on success fsync and rename it over `path`, on failure
+    remove it.
 
     The parent folder is made if need be. A reader sees the old file or the new one, never a part.
     """

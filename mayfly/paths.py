@@ -1,4 +1,6 @@
-"""Where Mayfly keeps things: the XDG folders, looked up at each call so that a changed environment counts."""
+"""Where Mayfly keeps things: the XDG folders, looked up at each call so that a changed environment
+counts.
+"""
 
 import os
 from pathlib import Path
@@ -29,7 +31,9 @@ def cache_dir() -> Path:
 
 
 def runtime_dir() -> Path:
-    """Sockets. `$XDG_RUNTIME_DIR/mayfly`, or `/run/mayfly` for root and `/tmp/mayfly-UID` for others where it is unset."""
+    """Sockets. `$XDG_RUNTIME_DIR/mayfly`, or `/run/mayfly` for root and `/tmp/mayfly-UID` for
+    others where it is unset.
+    """
     value = os.environ.get("XDG_RUNTIME_DIR", "")
     if value.startswith("/"):
         return Path(value) / "mayfly"
@@ -37,7 +41,9 @@ def runtime_dir() -> Path:
 
 
 def image_dir(language: str, arch: str) -> Path:
-    """The folder of one built image: `initramfs` and `manifest.json`. `language` may carry a version (`rust@1.85`)."""
+    """The folder of one built image: `initramfs` and `manifest.json`. `language` may carry a
+    version (`rust@1.85`).
+    """
     return data_dir() / "images" / language / arch
 
 

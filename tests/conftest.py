@@ -1,4 +1,5 @@
-"""Markers that know what this host can do, their counts at the end of a run, and a fixture against leaks.
+"""Markers that know what this host can do, their counts at the end of a run, and a fixture against
+leaks.
 
 The counts go to the file that MAYFLY_TEST_COUNTS names, as JSON, for scripts/test and .ci/run.
 """
@@ -48,7 +49,9 @@ class Counts:
         self.tests: dict[str, tuple[str, float]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """A test's outcome is its call's, unless its set-up or tear-down went wrong or skipped it."""
+        """A test's outcome is its call's, unless its set-up or tear-down went wrong or skipped
+        it.
+        """
         known, seconds = self.tests.get(report.nodeid, ("passed", 0.0))
         outcome = known
         if report.outcome != "passed":
@@ -62,7 +65,9 @@ class Counts:
                     self.markers[marker][outcome] += 1
 
     def as_json(self) -> str:
-        """For the file: seconds of the whole run, outcomes in all and by marker, and each test's."""
+        """For the file: seconds of the whole run, outcomes in all and by marker, and each
+        test's.
+        """
         outcomes = collections.Counter(outcome for outcome, _ in self.tests.values())
         fields = {"seconds": time.monotonic() - STARTED, "outcomes": outcomes, "markers": self.markers, "tests": self.tests}
         return json.dumps(fields, indent=1)

@@ -1,1 +1,3 @@
-"""The virtual machine monitor. It knows machines, devices and kernels, and nothing of snippets or HTTP."""
+"""The virtual machine monitor. It knows machines, devices and kernels, and nothing of snippets or
+HTTP.
+"""

@@ -1,4 +1,6 @@
-"""What the guest printed on its boot console: the last 64 KiB, for the error of a boot that fails."""
+"""What the guest printed on its boot console: the last 64 KiB, for the error of a boot that
+fails.
+"""
 
 LIMIT = 64 * 1024
 TAIL = 4096

@@ -1,11 +1,15 @@
-"""An address space of devices: which device answers a port or MMIO access, and at which offset of its own."""
+"""An address space of devices: which device answers a port or MMIO access, and at which offset of
+its own.
+"""
 
 import bisect
 from typing import Protocol
 
 
 class BusDevice(Protocol):
-    """A device on a bus. Offsets are its own, sizes 1, 2, 4 or 8 bytes, values unsigned. It must take any access without an exception."""
+    """A device on a bus. Offsets are its own, sizes 1, 2, 4 or 8 bytes, values unsigned. It must
+    take any access without an exception.
+    """
 
     def read(self, offset: int, size: int) -> int:
         """The guest reads `size` bytes at `offset`."""
@@ -17,7 +21,9 @@ class BusDevice(Protocol):
 
 
 class Bus:
-    """Devices at ranges that do not overlap. An access that no device takes reads as all ones, writes nothing and is counted."""
+    """Devices at ranges that do not overlap. An access that no device takes reads as all ones,
+    writes nothing and is counted.
+    """
 
     def __init__(self) -> None:
         self._starts: list[int] = []

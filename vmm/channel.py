@@ -1,4 +1,6 @@
-"""Move bytes between the channel's socket and the device that carries it. Their meaning is the business of the socket's other end."""
+"""Move bytes between the channel's socket and the device that carries it. Their meaning is the
+business of the socket's other end.
+"""
 
 import contextlib
 import os
@@ -17,7 +19,8 @@ BLOCK = 1 << 16
 
 
 class SerialChannel:
-    """The channel over a UART. Reads the socket only as far as the UART has room, takes the guest's bytes only as fast as the socket does.
+    """The channel over a UART. Reads the socket only as far as the UART has room, takes the guest's
+    bytes only as fast as the socket does.
 
     Args:
         channel: a connected stream socket; made non-blocking.
@@ -85,7 +88,8 @@ class SerialChannel:
 
 
 class VirtioChannel:
-    """The channel over a virtio console's port. Bytes go straight between the socket and the guest's buffers.
+    """The channel over a virtio console's port. Bytes go straight between the socket and the
+    guest's buffers.
 
     Args:
         channel: a connected stream socket; made non-blocking.
@@ -146,7 +150,8 @@ class VirtioChannel:
 
 
 class TcpChannel:
-    """The channel over a TCP connection to the guest's agent, which has to be shown the token first.
+    """The channel over a TCP connection to the guest's agent, which has to be shown the token
+    first.
 
     Args:
         channel: a connected stream socket; made non-blocking.

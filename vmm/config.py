@@ -1,4 +1,6 @@
-"""The configuration of one machine: checked when it is made, frozen, and the same as JSON for the zygote."""
+"""The configuration of one machine: checked when it is made, frozen, and the same as JSON for the
+zygote.
+"""
 
 import dataclasses
 import ipaddress
@@ -22,9 +24,13 @@ MIN_MTU = 1280
 MAX_MTU = 65520
 
 SAVE = signal.SIGUSR1
-"""Makes a vmm process whose machine has a folder for it stop the machine, write its snapshot and end."""
+"""Makes a vmm process whose machine has a folder for it stop the machine, write its snapshot and
+end.
+"""
 PRE_FAULT = signal.SIGUSR2
-"""Makes a vmm process whose machine was restored, and runs, map for its guest what that will touch soon."""
+"""Makes a vmm process whose machine was restored, and runs, map for its guest what that will touch
+soon.
+"""
 
 CHANNEL_PORT = 1023
 """Where the guest's agent listens, if the channel goes over TCP: unprivileged programs cannot."""
@@ -52,11 +58,13 @@ class NetworkConfig:
     """The network of one machine.
 
     Attributes:
-        backend: tap, an interface that was made before; passt, a process of its own that needs no privileges.
+        backend: tap, an interface that was made before; passt, a process of its own that needs no
+            privileges.
         tap: the interface's name, for the back end tap.
         mac: the guest's, as 02:00:00:00:00:01.
-        addresses: the guest's, with their networks (10.87.0.2/16): at most one of IPv4 and one of IPv6. Of a machine that boots to be
-            saved there are none, and nothing is connected to its device: a machine that is restored from it has its own.
+        addresses: the guest's, with their networks (10.87.0.2/16): at most one of IPv4 and one of
+            IPv6. Of a machine that boots to be saved there are none, and nothing is connected to
+            its device: a machine that is restored from it has its own.
         gateways: its routers, at most one of each.
         nameservers: what its programs ask for names.
         allow: networks that it may reach besides the Internet.
@@ -107,7 +115,9 @@ class NetworkConfig:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """What the guest's agent is told, on the kernel's command line or in RESUMED (agent/PROTOCOL.md); nothing without an address."""
+        """What the guest's agent is told, on the kernel's command line or in RESUMED
+        (agent/PROTOCOL.md); nothing without an address.
+        """
         given = {"mac": (self.mac,), "address": self.addresses, "gateway": self.gateways, "nameserver": self.nameservers}
         return tuple(f"mayfly.{name}={value}" for name, values in given.items() for value in values) if self.connected else ()
 
@@ -126,12 +136,14 @@ class MachineConfig:
         cmdline: kernel parameters added behind the machine's own.
         memory: guest RAM in bytes, whole MiB.
         cpus: vCPUs.
-        channel: the device that carries the channel; tcp, the network's, needs one with an IPv4 address.
+        channel: the device that carries the channel; tcp, the network's, needs one with an IPv4
+            address.
         user: user name that the vmm process drops to when it was started by root; None stays.
-        interactive: UART0 is the guest's console, in both directions (`mayfly boot`), instead of the silent boot console,
-            and there is a PIT for kernels that know no other timer.
+        interactive: UART0 is the guest's console, in both directions (`mayfly boot`), instead of
+            the silent boot console, and there is a PIT for kernels that know no other timer.
         network: what its net device is connected to; None: there is no such device.
-        restore: folders of snapshots, a base and then its diffs: the machine goes on from there instead of booting.
+        restore: folders of snapshots, a base and then its diffs: the machine goes on from there
+            instead of booting.
         save_to: an empty folder that the machine can be saved to.
     """
 
@@ -170,7 +182,9 @@ class MachineConfig:
 
     @property
     def virtio_devices(self) -> int:
-        """How many virtio devices the machine has: the channel's, an entropy device, the network's."""
+        """How many virtio devices the machine has: the channel's, an entropy device, the
+        network's.
+        """
         return int(self.channel is Channel.VIRTIO) + 1 + int(self.network is not None)
 
     def to_json(self) -> str:

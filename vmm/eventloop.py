@@ -1,4 +1,6 @@
-"""The one event loop of a vmm process: descriptors, events that vCPU threads trigger, and timers."""
+"""The one event loop of a vmm process: descriptors, events that vCPU threads trigger, and
+timers.
+"""
 
 import contextlib
 import heapq
@@ -22,7 +24,9 @@ class HasFileno(Protocol):
 
 
 class EventLoop:
-    """Calls back when a descriptor is ready. All methods belong to the loop's thread, but for `stop` and the triggers."""
+    """Calls back when a descriptor is ready. All methods belong to the loop's thread, but for
+    `stop` and the triggers.
+    """
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -36,7 +40,9 @@ class EventLoop:
         """Make `run` return, from any thread."""
 
     def watch(self, file: HasFileno, events: int, callback: Callable[[], None]) -> None:
-        """Call `callback` whenever `file` is ready for `events` (READ, WRITE or both); 0 stops watching it."""
+        """Call `callback` whenever `file` is ready for `events` (READ, WRITE or both); 0 stops
+        watching it.
+        """
         fd = file.fileno()
         before, _ = self._watched.get(fd, (0, callback))
         if not events:
@@ -53,14 +59,18 @@ class EventLoop:
             self._epoll.register(fd, events)
 
     def add_eventfd(self, fd: int, callback: Callable[[], None]) -> None:
-        """Call `callback` after writes to the eventfd, once for many. The loop owns the descriptor from now on."""
+        """Call `callback` after writes to the eventfd, once for many. The loop owns the descriptor
+        from now on.
+        """
         self._stack.callback(os.close, fd)
         # Edge-triggered, so that nobody has to read it: each write is an edge.
         self._watched[fd] = READ | select.EPOLLET, callback
         self._epoll.register(fd, READ | select.EPOLLET)
 
     def add_event(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """A trigger that any thread may call to have `callback` called in the loop, once for many triggers."""
+        """A trigger that any thread may call to have `callback` called in the loop, once for many
+        triggers.
+        """
         fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.add_eventfd(fd, callback)
         return lambda: os.eventfd_write(fd, 1)

@@ -14,7 +14,8 @@ INTERRUPTED = 130
 
 
 def boot_console(config: MachineConfig) -> int:
-    """Run the machine with UART0 on standard input and output until the guest resets (0), or SIGINT or SIGTERM comes (130).
+    """Run the machine with UART0 on standard input and output until the guest resets (0), or SIGINT
+    or SIGTERM comes (130).
 
     Raises:
         MayflyError: it could not be made, or the guest crashed.
@@ -48,7 +49,8 @@ class _Keyboard:
         self._watch()
 
     def _watch(self) -> None:
-        # A regular file, /dev/null or a closed descriptor cannot be waited for; such a console has no typist.
+        # A regular file, /dev/null or a closed descriptor cannot be waited for; such a console has
+        # no typist.
         with contextlib.suppress(OSError, ValueError):
             self._loop.watch(sys.stdin, READ, self._read)
 

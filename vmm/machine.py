@@ -58,7 +58,8 @@ class Part(Protocol):
 
 
 class Machine:
-    """A machine that is ready to run: `run` in the thread that made it, `stop` from anywhere, then `close`.
+    """A machine that is ready to run: `run` in the thread that made it, `stop` from anywhere, then
+    `close`.
 
     Attributes:
         phases: seconds that each part of the making took.
@@ -67,8 +68,10 @@ class Machine:
         error: what ended it, if `End.ERROR`.
         memory: guest RAM.
         parts: its devices, by names that are the same in each machine of this configuration.
-        pre_fault: map for the guest, which was restored and runs, what it will touch soon; a signal's handler may call it.
-        save: write the machine, which has ended as `End.SAVED`, to the folder of its configuration; the bytes of memory written.
+        pre_fault: map for the guest, which was restored and runs, what it will touch soon; a
+            signal's handler may call it.
+        save: write the machine, which has ended as `End.SAVED`, to the folder of its configuration;
+            the bytes of memory written.
     """
 
     def __init__(self, loop: EventLoop) -> None:
@@ -100,7 +103,9 @@ class Machine:
         self._loop.stop()
 
     def vcpu_ended(self, error: MayflyError | None) -> None:
-        """A vCPU cannot go on: because of `error`, or because the guest has reset its machine or switched it off. Any thread."""
+        """A vCPU cannot go on: because of `error`, or because the guest has reset its machine or
+        switched it off. Any thread.
+        """
         self.finish(End.RESET if error is None else End.ERROR, error)
 
     def run(self) -> End:
@@ -115,8 +120,9 @@ class Machine:
         return self.end or End.STOPPED
 
     def exits(self) -> dict[str, int]:
-        """Returns of KVM_RUN by cause, `total`, and `channel-data`, those of the total that carried the channel's own bytes. Beside them
-        `kicks`: how often a queue's eventfd woke the event loop, which is no exit.
+        """Returns of KVM_RUN by cause, `total`, and `channel-data`, those of the total that carried
+        the channel's own bytes. Beside them `kicks`: how often a queue's eventfd woke the event
+        loop, which is no exit.
         """
         causes: Counter[str] = Counter()
         for vcpu in self.vcpus:
@@ -130,7 +136,8 @@ class Machine:
 
 
 def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.socket | None, console: Callable[[bytes], None]) -> Machine:
-    """Make the machine that `config` describes, up to the kernel's first instruction, or to the next one after its snapshot.
+    """Make the machine that `config` describes, up to the kernel's first instruction, or to the
+    next one after its snapshot.
 
     `console` is called with what the guest prints on UART0, from a vCPU's thread.
 
@@ -233,7 +240,9 @@ def _add_memory(vm: Vm, mapping: Mapping) -> GuestMemory:
 
 
 def _add_registers(machine: Machine, vm: Vm, config: MachineConfig) -> memoryview:
-    """Memory for what the guest reads in virtio devices' registers. Where it is shown to the guest itself, no such read is an exit."""
+    """Memory for what the guest reads in virtio devices' registers. Where it is shown to the guest
+    itself, no such read is an exit.
+    """
     size = config.virtio_devices * layout.VIRTIO_MMIO_SIZE
     registers = machine.resources.enter_context(Mapping(size, huge=False))
     if layout.VIRTIO_READABLE_AS_MEMORY:
@@ -282,7 +291,9 @@ def _virtio_devices(config: MachineConfig, machine: Machine, loop: EventLoop, ch
 
 
 def _add_tcp_channel(machine: Machine, loop: EventLoop, channel: socket.socket, link: Link) -> None:
-    """The agent listens before it brings the network up, and then asks for its gateway: the guest's first packet says that it is there."""
+    """The agent listens before it brings the network up, and then asks for its gateway: the guest's
+    first packet says that it is there.
+    """
 
     def failed(error: OSError) -> None:
         machine.finish(End.ERROR, GuestError(f"the agent takes no connection for its channel: {error.strerror}"))
@@ -294,7 +305,9 @@ def _add_tcp_channel(machine: Machine, loop: EventLoop, channel: socket.socket, 
 
 
 def _add_virtio(machine: Machine, vm: Vm, loop: EventLoop, slot: int, device: VirtioDevice, registers: memoryview) -> None:
-    """Put `device` into virtio-mmio slot `slot`: registers on the bus, each queue's notifications on an eventfd, interrupts on an irqfd."""
+    """Put `device` into virtio-mmio slot `slot`: registers on the bus, each queue's notifications
+    on an eventfd, interrupts on an irqfd.
+    """
     offset = slot * layout.VIRTIO_MMIO_SIZE
     base = layout.VIRTIO_MMIO + offset
     kicks = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in device.queue_sizes]
@@ -311,8 +324,9 @@ def _add_virtio(machine: Machine, vm: Vm, loop: EventLoop, slot: int, device: Vi
     for queue, fd in enumerate(kicks):
         loop.add_eventfd(fd, functools.partial(transport.notify, queue))
         vm.ioeventfd(fd, base + Register.QUEUE_NOTIFY, 4, queue)
-    # What a driver acknowledges with each interrupt goes to an eventfd that nobody reads: it would be an exit else, and that the bit
-    # stays set means no more to a driver than that it should look at its queues.
+    # What a driver acknowledges with each interrupt goes to an eventfd that nobody reads: it would
+    # be an exit else, and that the bit stays set means no more to a driver than that it should look
+    # at its queues.
     acknowledged = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
     machine.resources.callback(os.close, acknowledged)
     vm.ioeventfd(acknowledged, base + Register.INTERRUPT_ACK, 4, Interrupt.USED_BUFFER)
@@ -334,13 +348,16 @@ def _open(path: str, what: str) -> io.FileIO:
 
 
 def command_line(config: MachineConfig, token: str = "") -> str:
-    """The kernel's parameters: the machine's own, then the configuration's, which win. `token`: what a channel over TCP begins with."""
+    """The kernel's parameters: the machine's own, then the configuration's, which win. `token`:
+    what a channel over TCP begins with.
+    """
     parameters = [layout.kernel_parameters(config), "panic=-1"]
     if config.interactive:
         parameters.append("console=ttyS0")
     else:
-        # The root is a tmpfs of half the memory by default, and one that is full cuts files short in silence. Giving the archive's
-        # memory back would write to each of its pages, which are shared with the file and would have to be copied for it.
+        # The root is a tmpfs of half the memory by default, and one that is full cuts files short
+        # in silence. Giving the archive's memory back would write to each of its pages, which are
+        # shared with the file and would have to be copied for it.
         parameters += ["quiet", "console=ttynull", layout.EARLY_CONSOLE, "initramfs_options=size=90%", "retain_initrd"]
         # Else the kernel starts a shell in the place of an init that does not start.
         parameters.append("init=/init")
@@ -351,7 +368,8 @@ def command_line(config: MachineConfig, token: str = "") -> str:
     elif config.channel is Channel.TCP:
         parameters += [f"mayfly.channel=tcp:{CHANNEL_PORT}", f"mayfly.token={token}"]
     if config.network is not None:
-        # A sent packet is forgotten when it is on its way: no interrupt says so, and the guest does not wait for one to send the next.
+        # A sent packet is forgotten when it is on its way: no interrupt says so, and the guest does
+        # not wait for one to send the next.
         parameters.append("virtio_net.napi_tx=0")
         parameters += config.network.words
     return " ".join([*parameters, config.cmdline]).strip()

@@ -1,4 +1,6 @@
-"""Guest physical memory as checked slices. Opens nothing: the bytes behind it are handed in (a mapping of KVM's, or a test's bytearray)."""
+"""Guest physical memory as checked slices. Opens nothing: the bytes behind it are handed in (a
+mapping of KVM's, or a test's bytearray).
+"""
 
 from collections.abc import Sequence
 from typing import NewType
@@ -8,7 +10,9 @@ GuestAddress = NewType("GuestAddress", int)
 
 
 class GuestAddressError(Exception):
-    """A range is not wholly inside one region of guest RAM. The guest's doing, so a device catches and counts it."""
+    """A range is not wholly inside one region of guest RAM. The guest's doing, so a device catches
+    and counts it.
+    """
 
 
 class GuestMemory:
@@ -21,7 +25,8 @@ class GuestMemory:
         self._regions = tuple((base, len(view), view) for base, view in regions)
 
     def slice(self, address: int, length: int) -> memoryview:
-        """The writable bytes of [address, address + length). No copy: the guest may change them at any time.
+        """The writable bytes of [address, address + length). No copy: the guest may change them at
+        any time.
 
         Raises:
             GuestAddressError: the range is not inside RAM, or `length` is negative.
@@ -34,7 +39,9 @@ class GuestMemory:
         raise GuestAddressError(f"[{address:#x}, +{length:#x}) is not guest RAM")
 
     def release(self) -> None:
-        """Let go of the regions' bytes, so that what lies behind them can be unmapped. No slice may be in use."""
+        """Let go of the regions' bytes, so that what lies behind them can be unmapped. No slice may
+        be in use.
+        """
         for _, _, view in self._regions:
             view.release()
         self._regions = ()

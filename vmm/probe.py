@@ -1,4 +1,5 @@
-"""Can this host's KVM run Linux guests? That /dev/kvm opens says little: some hosts emulate what a guest's kernel does, slowly and in part.
+"""Can this host's KVM run Linux guests? That /dev/kvm opens says little: some hosts emulate what a
+guest's kernel does, slowly and in part.
 
 `python -m mayfly.vmm.probe` prints the answer in a line; its exit status is 0 for yes.
 """
@@ -17,7 +18,9 @@ from mayfly.vmm.memory import GuestMemory
 LOOPS = 100_000
 TRIES = 3
 LIMIT_S = 0.08
-"""200,000 supervisor instructions take about a millisecond on hardware, 10 in an emulated host, and over 100 where KVM emulates each."""
+"""200,000 supervisor instructions take about a millisecond on hardware, 10 in an emulated host, and
+over 100 where KVM emulates each.
+"""
 MEMORY = 4 << 20
 
 
@@ -28,7 +31,8 @@ class KvmProbe(NamedTuple):
         usable: Linux guests run.
         reason: in a few words, why or why not.
         hint: what to do if not.
-        emulated: this host is itself emulated (QEMU's TCG), so guests run many times slower and limits need a factor.
+        emulated: this host is itself emulated (QEMU's TCG), so guests run many times slower and
+            limits need a factor.
     """
 
     usable: bool

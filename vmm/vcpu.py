@@ -20,7 +20,8 @@ class VcpuThread(threading.Thread):
 
     Args:
         lock: held while a device handles an access.
-        end: called once, from this thread, when this vCPU cannot go on: with the error, or None when the guest asked for a reset.
+        end: called once, from this thread, when this vCPU cannot go on: with the error, or None
+            when the guest asked for a reset.
     """
 
     def __init__(self, vcpu: Vcpu, ports: Bus, mmio: Bus, lock: threading.Lock, end: Callable[[MayflyError | None], None]) -> None:
@@ -29,15 +30,21 @@ class VcpuThread(threading.Thread):
         self._stopping = False
         self._work: Callable[[Vcpu], None] | None = None
         self.exits: Counter[str] = Counter()
-        """Returns of KVM_RUN by reason and address ("io 0x3f8", "mmio 0xd0000000", "interrupted")."""
+        """Returns of KVM_RUN by reason and address ("io 0x3f8", "mmio 0xd0000000",
+        "interrupted").
+        """
 
     def stop(self) -> None:
-        """Make the thread end soon, whatever the guest does. Any thread may call it; join afterwards."""
+        """Make the thread end soon, whatever the guest does. Any thread may call it; join
+        afterwards.
+        """
         self._stopping = True
         self._interrupt()
 
     def call(self, work: Callable[[Vcpu], None]) -> None:
-        """Have the thread do `work`, which only it can, before the guest goes on. Any thread may call it, again when that is done."""
+        """Have the thread do `work`, which only it can, before the guest goes on. Any thread may
+        call it, again when that is done.
+        """
         self._work = work
         self._interrupt()
 
@@ -49,7 +56,8 @@ class VcpuThread(threading.Thread):
     def run(self) -> None:
         """Thread body."""
         try:
-            # Until KVM_RUN is interrupted, as KVM completes an access only when it is called again (api.rst 5, KVM_EXIT_IO).
+            # Until KVM_RUN is interrupted, as KVM completes an access only when it is called again
+            # (api.rst 5, KVM_EXIT_IO).
             reason: int | None = None
             while not (self._stopping and reason == ExitReason.INTR):
                 reason = self._vcpu.run()

@@ -1,10 +1,12 @@
-r"""A coding site's backend on top of Mayfly: `{"language", "source"}` comes in over HTTP, the program's output goes out as it is produced.
+r"""A coding site's backend on top of Mayfly: `{"language", "source"}` comes in over HTTP, the
+program's output goes out as it is produced.
 
     python examples/polycode-backend/backend.py --socket /run/mayfly/api.sock --port 8080
-    curl -N -d '{"language": "rust", "source": "fn main() { println!(\"hello\"); }"}' http://127.0.0.1:8080/run
+    curl -N http://127.0.0.1:8080/run \
+        -d '{"language": "rust", "source": "fn main() { println!(\"hello\"); }"}'
 
-The answer is a stream of JSON lines: Mayfly's events (docs/api.md) as they come, and as the last one
-`{"event": "result", "status": "ok", "exit_code": 0}`.
+The answer is a stream of JSON lines: Mayfly's events (docs/api.md) as they come, and as the last
+one `{"event": "result", "status": "ok", "exit_code": 0}`.
 """
 
 import argparse
@@ -20,7 +22,9 @@ from aiohttp import web
 
 MAX_SOURCE = 64 * 1024
 MAX_LINE = 1 << 20
-"""Longest event: Mayfly cuts output into pieces of 64 KiB, which JSON escapes may make six times as long."""
+"""Longest event: Mayfly cuts output into pieces of 64 KiB, which JSON escapes may make six times as
+long.
+"""
 API: web.AppKey[aiohttp.ClientSession] = web.AppKey("api", aiohttp.ClientSession)
 
 

@@ -1,4 +1,6 @@
-"""Languages, each the whole of it in one YAML file beside this one: where its image comes from, what stays of it, how a snippet is run."""
+"""Languages, each the whole of it in one YAML file beside this one: where its image comes from,
+what stays of it, how a snippet is run.
+"""
 
 import dataclasses
 import hashlib
@@ -21,7 +23,9 @@ _COLLECTED = re.compile(r"(?:/(?!\.\.?(?:/|$))[^/\0]+)+")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VersionRule:
-    """Where an image shows the language's version: group 1 of `pattern`, in a path's name (`file` is None) or in the text of `file`."""
+    """Where an image shows the language's version: group 1 of `pattern`, in a path's name (`file`
+    is None) or in the text of `file`.
+    """
 
     pattern: str
     file: str | None = None
@@ -29,7 +33,9 @@ class VersionRule:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepare:
-    """Steps to run once in a machine of the whole image, and the folders of which all files then belong to the image. There may be none."""
+    """Steps to run once in a machine of the whole image, and the folders of which all files then
+    belong to the image. There may be none.
+    """
 
     steps: tuple[Step, ...] = ()
     collect: tuple[str, ...] = ()
@@ -40,9 +46,9 @@ class Prepare:
 class Language:
     """What a language's file says. `digest` is of the file's bytes; `working_memory` is in bytes.
 
-    `version_command` makes the compiler say which one it is.
-    In `image` `{version}` stands for a version, or for `default_version` where none is asked for.
-    A step whose directory the file does not give has an empty one, and runs in the image's WorkingDir.
+    `version_command` makes the compiler say which one it is. In `image` `{version}` stands for a
+    version, or for `default_version` where none is asked for. A step whose directory the file does
+    not give has an empty one, and runs in the image's WorkingDir.
     """
 
     name: str
@@ -166,9 +172,11 @@ def _warmup(raw: Mapping[str, Any]) -> Warmup:
 
 
 def find_version(rules: Iterable[VersionRule], paths: Iterable[bytes], read: Callable[[str], bytes | None]) -> str | None:
-    """The version that an image's files show, without running any of them: the first rule that finds something counts.
+    """The version that an image's files show, without running any of them: the first rule that
+    finds something counts.
 
-    `paths` are all names of the image, sorted; `read` gives a file's contents, or None where there is no such file.
+    `paths` are all names of the image, sorted; `read` gives a file's contents, or None where there
+    is no such file.
     """
     names = [path.decode("utf-8", "replace") for path in paths]
     for rule in rules:

@@ -1,4 +1,6 @@
-"""Accounts for registries, as `docker login` leaves them: `config.json` in $DOCKER_CONFIG or ~/.docker, and its credential helpers."""
+"""Accounts for registries, as `docker login` leaves them: `config.json` in $DOCKER_CONFIG or
+~/.docker, and its credential helpers.
+"""
 
 import base64
 import binascii
@@ -17,7 +19,9 @@ DOCKER_HUB = ("docker.io", "https://index.docker.io/v1/")
 HELPER_S = 60
 """A helper may ask its user for a password."""
 NO_ACCOUNT = b"credentials not found"
-"""What a helper says of a registry that it does not know (docker-credential-helpers, its protocol)."""
+"""What a helper says of a registry that it does not know (docker-credential-helpers, its
+protocol).
+"""
 
 
 TOKEN_USER = "<token>"  # noqa: S105 (a name)
@@ -26,7 +30,9 @@ TOKEN_USER = "<token>"  # noqa: S105 (a name)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Account:
-    """What a registry knows its user by: `basic` is `user:password` in base64. An identity token is exchanged for tokens of a request."""
+    """What a registry knows its user by: `basic` is `user:password` in base64. An identity token is
+    exchanged for tokens of a request.
+    """
 
     basic: str = ""
     identity_token: str = ""
@@ -58,7 +64,9 @@ def find_account(registry: str) -> Account | None:
 
 
 def _entry(entries: Mapping[str, Any], key: str) -> Any:
-    """What is there for the registry, by its very name or by a URL of it, as older dockers wrote them; else an empty entry."""
+    """What is there for the registry, by its very name or by a URL of it, as older dockers wrote
+    them; else an empty entry.
+    """
     if key in entries:
         return entries[key]
     return next((entry for name, entry in entries.items() if name.partition("://")[2].partition("/")[0] == key), {})

@@ -1,6 +1,8 @@
-"""A built image as an OCI artifact: `push` and `export` write it, `pull` and `import` install it (OCI image-spec, manifest.md, artifacts).
+"""A built image as an OCI artifact: `push` and `export` write it, `pull` and `import` install it
+(OCI image-spec, manifest.md, artifacts).
 
-The configuration is the image's manifest.json, the only layer its initramfs. The artifact's bytes follow from these two files alone.
+The configuration is the image's manifest.json, the only layer its initramfs. The artifact's bytes
+follow from these two files alone.
 """
 
 import hashlib
@@ -56,7 +58,8 @@ def push(folder: Path, target: RegistrySource) -> str:
 
 
 def export(folder: Path, layout: Path) -> str:
-    """Write the image in `folder` as an OCI layout, into a folder that is empty or not there; the artifact's digest.
+    """Write the image in `folder` as an OCI layout, into a folder that is empty or not there; the
+    artifact's digest.
 
     Raises:
         ImageError: there is no image, or it is broken, or the folder holds something.
@@ -77,7 +80,8 @@ def export(folder: Path, layout: Path) -> str:
 
 
 def pull(source: Source, name: str, progress: Progress) -> tuple[Manifest, Path]:
-    """Install the image of an artifact as `name`, or as the default image of its language where that is empty.
+    """Install the image of an artifact as `name`, or as the default image of its language where
+    that is empty.
 
     Raises:
         RegistryError: it is no image of ours, or not what its digests say.

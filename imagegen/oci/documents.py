@@ -1,6 +1,8 @@
-"""OCI and Docker documents: index, manifest, configuration. Bytes in, frozen values out; every field is checked, for a registry may lie.
+"""OCI and Docker documents: index, manifest, configuration. Bytes in, frozen values out; every
+field is checked, for a registry may lie.
 
-OCI image-spec 1.1: descriptor.md, image-index.md, manifest.md, config.md; Docker's schema 2 has the same shape under other media types.
+OCI image-spec 1.1: descriptor.md, image-index.md, manifest.md, config.md; Docker's schema 2 has the
+same shape under other media types.
 """
 
 import dataclasses
@@ -34,7 +36,9 @@ MAX_INDEX_DEPTH = 3
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Descriptor:
-    """A pointer to a blob: what it is, its digest and its size in bytes. `platform` is `os/arch` where an index gives it."""
+    """A pointer to a blob: what it is, its digest and its size in bytes. `platform` is `os/arch`
+    where an index gives it.
+    """
 
     media_type: str
     digest: str
@@ -65,7 +69,9 @@ class ResolvedImage:
 
 
 class Source(Protocol):
-    """Where documents come from: a registry or a layout. Contents are checked against their digests by the caller too."""
+    """Where documents come from: a registry or a layout. Contents are checked against their digests
+    by the caller too.
+    """
 
     def root(self) -> tuple[str, bytes]:
         """The media type (may be empty) and the bytes of the document that the reference names."""
@@ -86,7 +92,8 @@ def digest_of(data: bytes) -> str:
 
 
 def resolve(source: Source, arch: str) -> ResolvedImage:
-    """Follow a reference through index and manifest to the configuration, for machines of type `arch` (`x86_64`).
+    """Follow a reference through index and manifest to the configuration, for machines of type
+    `arch` (`x86_64`).
 
     Raises:
         ImageError: the index has no such platform, or the image is one for another.
@@ -145,7 +152,9 @@ def _is_index(media_type: str, document: Mapping[str, Any]) -> bool:
 
 
 def _choose(descriptors: Sequence[Descriptor], wanted: str) -> Descriptor:
-    """The first entry for `wanted`. One without a platform is taken only if it is alone (a layout of one image says none)."""
+    """The first entry for `wanted`. One without a platform is taken only if it is alone (a layout
+    of one image says none).
+    """
     for descriptor in descriptors:
         if descriptor.platform == wanted:
             return descriptor

@@ -1,4 +1,6 @@
-"""What names an image: `registry/repository:tag@digest` as docker reads it, or `oci:FOLDER[:tag]` for a layout on this disk."""
+"""What names an image: `registry/repository:tag@digest` as docker reads it, or `oci:FOLDER[:tag]`
+for a layout on this disk.
+"""
 
 import dataclasses
 import ipaddress
@@ -18,7 +20,9 @@ _FORM = "write it as registry/repository:tag, repository@sha256:DIGEST or oci:FO
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RegistryReference:
-    """An image in a registry. `tag` is None only where a digest was given without one; the digest wins."""
+    """An image in a registry. `tag` is None only where a digest was given without one; the digest
+    wins.
+    """
 
     registry: str
     repository: str
@@ -32,7 +36,9 @@ class RegistryReference:
 
     @property
     def endpoint(self) -> str:
-        """The host[:port] that serves the API; Docker Hub's differs from the name in its references."""
+        """The host[:port] that serves the API; Docker Hub's differs from the name in its
+        references.
+        """
         return "registry-1.docker.io" if self.registry == DEFAULT_REGISTRY else self.registry
 
     @property
@@ -67,15 +73,17 @@ Reference = RegistryReference | LayoutReference
 
 
 def is_digest(text: str) -> bool:
-    """Whether `text` is a sha256 digest in OCI's spelling (OCI image-spec, descriptor.md, Digests)."""
+    """Whether `text` is a sha256 digest in OCI's spelling (OCI image-spec, descriptor.md,
+    Digests).
+    """
     return _DIGEST.fullmatch(text) is not None
 
 
 def parse_reference(text: str) -> Reference:
     """Parse what the user wrote after `--image`.
 
-    A first component with a dot, a colon or the name `localhost` is a registry; else it is docker.io, where a lone component lies in
-    `library/`.
+    A first component with a dot, a colon or the name `localhost` is a registry; else it is
+    docker.io, where a lone component lies in `library/`.
 
     Raises:
         ConfigError: it has none of these forms.

@@ -1,7 +1,9 @@
-"""Pull from a registry, and push to it (OCI distribution-spec 1.1): documents and blobs, each checked against its digest and kept by it.
+"""Pull from a registry, and push to it (OCI distribution-spec 1.1): documents and blobs, each
+checked against its digest and kept by it.
 
-oras does the talking (tokens, sessions). What it leaves to its caller is here: digests, sizes, resuming, time limits, and retries that do
-not sleep for minutes (its own decorator would; `__wrapped__` is the request without it).
+oras does the talking (tokens, sessions). What it leaves to its caller is here: digests, sizes,
+resuming, time limits, and retries that do not sleep for minutes (its own decorator would;
+`__wrapped__` is the request without it).
 """
 
 import contextlib
@@ -60,7 +62,9 @@ class _Adapter(requests.adapters.HTTPAdapter):
 
 
 class _Auth(oras.auth.TokenAuth):  # type: ignore[misc]  # oras has no types
-    """Answers either challenge (RFC 7235): Basic with the account, Bearer with a token got by it, or with one that anyone gets."""
+    """Answers either challenge (RFC 7235): Basic with the account, Bearer with a token got by it,
+    or with one that anyone gets.
+    """
 
     def __init__(self, account: Callable[[], Account | None]) -> None:
         super().__init__()
@@ -87,7 +91,9 @@ class _Auth(oras.auth.TokenAuth):  # type: ignore[misc]  # oras has no types
         return {**headers, **self._answer}, bool(answer)
 
     def _token(self, challenge: Mapping[str, str], account: Account | None) -> str | None:
-        """A token of the realm in the challenge (distribution: Token Authentication, and OAuth2 Token Authentication), or None."""
+        """A token of the realm in the challenge (distribution: Token Authentication, and OAuth2
+        Token Authentication), or None.
+        """
         realm = challenge.get("realm", "")
         if not realm.startswith(("http://", "https://")):
             return None
@@ -118,9 +124,11 @@ def _parsed(data: bytes) -> object:
 
 
 class RegistrySource:
-    """An image in a registry. Blobs are kept in `cache`/sha256/HEX, whole and checked; `pause` waits between two tries.
+    """An image in a registry. Blobs are kept in `cache`/sha256/HEX, whole and checked; `pause`
+    waits between two tries.
 
-    `offline` asks the registry nothing: what a tag stood for when it was last asked is kept in `cache`/tags.
+    `offline` asks the registry nothing: what a tag stood for when it was last asked is kept in
+    `cache`/tags.
     """
 
     def __init__(
@@ -187,7 +195,8 @@ class RegistrySource:
         return data
 
     def blob(self, descriptor: Descriptor) -> Path:
-        """The path of a blob in the cache; fetched first if need be, going on where a broken download ended.
+        """The path of a blob in the cache; fetched first if need be, going on where a broken
+        download ended.
 
         Raises:
             RegistryError: it cannot be had, or is not of its digest and size.
@@ -254,7 +263,8 @@ class RegistrySource:
             return b"".join(_body(response, MAX_DOCUMENT))
 
     def push(self, path: Path, digest: str) -> None:
-        """Put the file `path`, a blob of this digest, into the repository, unless it is there already.
+        """Put the file `path`, a blob of this digest, into the repository, unless it is there
+        already.
 
         Raises:
             RegistryError: the registry does not take it.
@@ -266,7 +276,9 @@ class RegistrySource:
             advance(path.stat().st_size)
 
     def push_manifest(self, data: bytes, media_type: str) -> None:
-        """Put a manifest into the repository under the reference's tag (or digest). All blobs that it names must be there."""
+        """Put a manifest into the repository under the reference's tag (or digest). All blobs that
+        it names must be there.
+        """
         headers = {"Content-Type": media_type}
         self._retry(lambda: self._request("PUT", f"{self._base}/manifests/{self._reference.target}", headers, data).close())
 
@@ -275,7 +287,9 @@ class RegistrySource:
             return response.status_code == 200
 
     def _upload(self, path: Path, digest: str) -> None:
-        """Upload in one go (distribution-spec, Pushing a blob monolithically): the first request also sees to the token."""
+        """Upload in one go (distribution-spec, Pushing a blob monolithically): the first request
+        also sees to the token.
+        """
         with self._request("POST", f"{self._base}/blobs/uploads/", {"Content-Length": "0"}) as response:
             location = urllib.parse.urljoin(f"{self._base}/blobs/uploads/", response.headers.get("Location", ""))
         separator = "&" if "?" in location else "?"

@@ -1,6 +1,8 @@
-"""Compress an archive as Linux' initramfs unpacker takes it, the same bytes for the same input on every machine.
+"""Compress an archive as Linux' initramfs unpacker takes it, the same bytes for the same input on
+every machine.
 
-Linux lib/decompress_unzstd.c (one frame, window of at most 128 MiB), lib/decompress_unlz4.c (the legacy format), lib/decompress_inflate.c.
+Linux lib/decompress_unzstd.c (one frame, window of at most 128 MiB), lib/decompress_unlz4.c (the
+legacy format), lib/decompress_inflate.c.
 """
 
 import contextlib
@@ -18,7 +20,9 @@ from mayfly.errors import HostError, ImageError
 Write = Callable[[bytes], object]
 ZSTD_LEVEL = 9
 ZSTD_WINDOW_LOG = 23
-"""8 MiB: the guest's kernel allocates the window while it unpacks. 27 is the most that Linux takes."""
+"""8 MiB: the guest's kernel allocates the window while it unpacks. 27 is the most that Linux
+takes.
+"""
 ZSTD_JOB = 16 << 20
 """Bytes that one thread compresses: small enough that none is idle at the beginning or the end."""
 GZIP_LEVEL = 6
@@ -27,7 +31,8 @@ LZ4_LEVEL = 9
 
 @contextlib.contextmanager
 def compressor(kind: str, file: BinaryIO) -> Iterator[Write]:
-    """Give a function that compresses what it is given into `file`; the end is written when the context is left without an error.
+    """Give a function that compresses what it is given into `file`; the end is written when the
+    context is left without an error.
 
     Raises:
         ImageError: `kind` is none of `zstd`, `lz4`, `gzip`, `none`.
@@ -50,12 +55,14 @@ def compressor(kind: str, file: BinaryIO) -> Iterator[Write]:
 
 @contextlib.contextmanager
 def _zstd(file: BinaryIO) -> Iterator[Write]:
-    # Worker threads cut the input at fixed places, so their number does not show in the output; none at all would.
+    # Worker threads cut the input at fixed places, so their number does not show in the output;
+    # none at all would.
     threads = max(1, len(os.sched_getaffinity(0)))
     parameters = zstandard.ZstdCompressionParameters.from_level(
         ZSTD_LEVEL, window_log=ZSTD_WINDOW_LOG, threads=threads, job_size=ZSTD_JOB, write_checksum=True, write_content_size=False
     )
-    # One compressobj from first byte to last makes exactly one frame; Linux reads no further than that.
+    # One compressobj from first byte to last makes exactly one frame; Linux reads no further than
+    # that.
     stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     yield lambda data: file.write(stream.compress(data))
     file.write(stream.flush())

@@ -1,4 +1,5 @@
-"""Write a tree as a newc cpio archive, the same bytes for the same tree, its end marked so that a guest sees it is whole; and read one.
+"""Write a tree as a newc cpio archive, the same bytes for the same tree, its end marked so that a
+guest sees it is whole; and read one.
 
 Format: Linux Documentation/driver-api/early-userspace/buffer-format.rst.
 """
@@ -24,7 +25,9 @@ CHUNK = 1 << 20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What was written. `rounded_size` is what the contents take in a file system of 4 KiB pages."""
+    """What was written. `rounded_size` is what the contents take in a file system of 4 KiB
+    pages.
+    """
 
     entries: int
     unpacked_size: int
@@ -33,7 +36,9 @@ class Summary:
 
 
 def header(*, ino: int, mode: int, uid: int, gid: int, nlink: int, size: int, name: bytes) -> bytes:
-    """An entry's header with its name, padded to four bytes. Times and device numbers are always 0."""
+    """An entry's header with its name, padded to four bytes. Times and device numbers are always
+    0.
+    """
     fields = (ino, mode, uid, gid, nlink, 0, size, 0, 0, 0, 0, len(name) + 1, 0)
     raw = MAGIC + b"".join(b"%08X" % field for field in fields) + name + b"\0"
     return raw + b"\0" * (-len(raw) % 4)
@@ -42,8 +47,8 @@ def header(*, ino: int, mode: int, uid: int, gid: int, nlink: int, size: int, na
 def write_cpio(tree: Tree, chunks: Callable[[Content], Iterator[bytes]], write: Callable[[bytes], object]) -> Summary:
     """Write `tree` through `write`; `chunks` gives the bytes of contents.
 
-    Directories come before what is in them, names sorted. Hard links share an inode number, the last name carries the contents. Devices are
-    left out: the guest has its own.
+    Directories come before what is in them, names sorted. Hard links share an inode number, the
+    last name carries the contents. Devices are left out: the guest has its own.
 
     Raises:
         ImageError: a path, a link target or a file is longer than the format or Linux takes.
@@ -104,7 +109,9 @@ def _check(path: bytes, inode: Inode) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
-    """An entry of an archive that is read. Hard links share `ino`, one has the contents. `chunks` lasts until the next entry."""
+    """An entry of an archive that is read. Hard links share `ino`, one has the contents. `chunks`
+    lasts until the next entry.
+    """
 
     path: bytes
     mode: int

@@ -1,6 +1,8 @@
-"""Merge an image's layers into one tree. Layers are unpacked into unnamed temporary files; no member ever becomes a file of the host's.
+"""Merge an image's layers into one tree. Layers are unpacked into unnamed temporary files; no
+member ever becomes a file of the host's.
 
-OCI image-spec, layer.md: whiteouts (`.wh.NAME`), opaque whiteouts (`.wh..wh..opq`), hard links within the merged tree.
+OCI image-spec, layer.md: whiteouts (`.wh.NAME`), opaque whiteouts (`.wh..wh..opq`), hard links
+within the merged tree.
 """
 
 import dataclasses
@@ -48,7 +50,9 @@ _TYPE_BITS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How large an image may be: its names (and a layer's members), the bytes of its layers unpacked, and unpacked to packed bytes."""
+    """How large an image may be: its names (and a layer's members), the bytes of its layers
+    unpacked, and unpacked to packed bytes.
+    """
 
     entries: int = 250_000
     unpacked: int = 8 << 30
@@ -57,7 +61,9 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layer:
-    """A layer to merge: where its blob lies, how it is compressed (`none`, `gzip`, `zstd`), and what it and its tar must hash to."""
+    """A layer to merge: where its blob lies, how it is compressed (`none`, `gzip`, `zstd`), and
+    what it and its tar must hash to.
+    """
 
     path: Path
     compression: str
@@ -66,7 +72,8 @@ class Layer:
 
 
 class Spools:
-    """The unpacked tars, in unnamed files in `folder`. Gives the bytes of an Extent. A context manager that owns the files.
+    """The unpacked tars, in unnamed files in `folder`. Gives the bytes of an Extent. A context
+    manager that owns the files.
 
     `add` may run in several threads at once; `stop` makes them end soon.
     """
@@ -168,7 +175,8 @@ class Spools:
 
 
 def merge(layers: list[Layer], spools: Spools, limits: Limits, progress: Callable[[int], None] = lambda _: None) -> Tree:
-    """Unpack the layers, some at a time, and merge them, lowest first. `progress` is called with the index of each layer when it is done.
+    """Unpack the layers, some at a time, and merge them, lowest first. `progress` is called with
+    the index of each layer when it is done.
 
     Raises:
         LayerError: a layer is damaged, unsafe or over a limit.
@@ -205,7 +213,8 @@ def _add(tree: Tree, number: int, layer: Layer, spools: Spools, spool: int, limi
 
 
 def apply_layer(tree: Tree, number: int, read_at: Callable[[int, int], bytes], total: int, spool: int, max_members: int) -> None:
-    """Apply the tar of `total` bytes that `read_at` reads to `tree`, as layer `number` (1, 2, …); its contents are in `spool`.
+    """Apply the tar of `total` bytes that `read_at` reads to `tree`, as layer `number` (1, 2, …);
+    its contents are in `spool`.
 
     Raises:
         LayerError: the tar is damaged or unsafe, or has more than `max_members` members.
@@ -239,7 +248,9 @@ def _apply(tree: Tree, number: int, member: Member, spool: int) -> None:
 
 
 def _white_out(tree: Tree, number: int, parts: list[bytes]) -> None:
-    """Hide what lower layers have. What this layer wrote itself stays, in whichever order its members come (layer.md, Whiteouts)."""
+    """Hide what lower layers have. What this layer wrote itself stays, in whichever order its
+    members come (layer.md, Whiteouts).
+    """
     name = parts[-1]
     hidden = name.removeprefix(_WHITEOUT)
     if hidden in (b"", b".", b".."):
@@ -271,7 +282,9 @@ def _hard_link(tree: Tree, number: int, member: Member) -> None:
 
 
 def _decompress(chunks: Iterator[bytes], compression: str) -> Iterator[bytes]:
-    """Pieces of at most CHUNK bytes, so that a bomb is noticed before it has grown. Raises EOFError where the stream ends early."""
+    """Pieces of at most CHUNK bytes, so that a bomb is noticed before it has grown. Raises EOFError
+    where the stream ends early.
+    """
     match compression:
         case "none":
             return chunks
@@ -311,7 +324,9 @@ def _unzstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 class _Readable:
-    """What zstandard's reader wants, over pieces. It cannot tell a cut stream from a whole one: the digests do."""
+    """What zstandard's reader wants, over pieces. It cannot tell a cut stream from a whole one: the
+    digests do.
+    """
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks

@@ -1,7 +1,8 @@
 """Remove what a language does not need, by globs.
 
-A glob is matched against whole paths below the root: `*` and `?` stop at a slash, `**` does not, `{a,b}` is either. A match takes what is
-beneath it along. A glob after `!` takes paths back in; the last glob that matches decides.
+A glob is matched against whole paths below the root: `*` and `?` stop at a slash, `**` does not,
+`{a,b}` is either. A match takes what is beneath it along. A glob after `!` takes paths back in; the
+last glob that matches decides.
 """
 
 import re
@@ -60,9 +61,11 @@ class Pruner:
 
 
 def prune(tree: Tree, globs: Sequence[str]) -> Counter[str]:
-    """Remove from `tree` what the globs match; directories that a glob matched go once they are empty.
+    """Remove from `tree` what the globs match; directories that a glob matched go once they are
+    empty.
 
-    Returns the bytes removed, by directory. A file with several names counts once for each that goes.
+    Returns the bytes removed, by directory. A file with several names counts once for each that
+    goes.
     """
     pruner = Pruner(globs)
     removed: Counter[str] = Counter()

@@ -1,7 +1,9 @@
-"""Read a layer's tar: members in order, with the place of their contents. Reads through a function, so it opens nothing.
+"""Read a layer's tar: members in order, with the place of their contents. Reads through a function,
+so it opens nothing.
 
-POSIX ustar and pax (IEEE 1003.1, pax, ustar Interchange Format), GNU long names and base-256 numbers (GNU tar, "Basic Tar Format").
-Whoever packed the layer is hostile: each number is checked, each name bounded, and everything else is a LayerError.
+POSIX ustar and pax (IEEE 1003.1, pax, ustar Interchange Format), GNU long names and base-256
+numbers (GNU tar, "Basic Tar Format"). Whoever packed the layer is hostile: each number is checked,
+each name bounded, and everything else is a LayerError.
 """
 
 import dataclasses
@@ -18,7 +20,9 @@ MAX_PATH = 4095
 MAX_ID = 0xFFFF_FFFE
 
 _HEADER = struct.Struct("100s8s8s8s12s12s8s1s100s6s2s32s32s8s8s155s12x")
-"""name mode uid gid size mtime checksum type linkname magic version uname gname devmajor devminor prefix (pax, ustar Header Block)."""
+"""name mode uid gid size mtime checksum type linkname magic version uname gname devmajor devminor
+prefix (pax, ustar Header Block).
+"""
 _CHECKSUM = slice(148, 156)
 
 
@@ -48,7 +52,9 @@ _KINDS: Mapping[bytes, Kind] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Member:
-    """One entry. `name` and `link` are raw, as unsafe as they came; the contents of a file are `size` bytes at `offset`."""
+    """One entry. `name` and `link` are raw, as unsafe as they came; the contents of a file are
+    `size` bytes at `offset`.
+    """
 
     kind: Kind
     name: bytes
@@ -64,7 +70,8 @@ def read_members(read_at: Callable[[int, int], bytes], total: int) -> Iterator[M
     """Yield the members of a tar of `total` bytes; `read_at(offset, size)` gives its bytes.
 
     Raises:
-        LayerError: the tar is damaged, ends early, or has something that no layer needs (sparse files, volumes, incremental dumps).
+        LayerError: the tar is damaged, ends early, or has something that no layer needs (sparse
+            files, volumes, incremental dumps).
     """
     offset = 0
     own: dict[str, bytes] = {}
@@ -112,7 +119,8 @@ def read_members(read_at: Callable[[int, int], bytes], total: int) -> Iterator[M
         member_kind = _KINDS[kind]
         if member_kind is Kind.FILE and path.endswith(b"/"):
             member_kind = Kind.DIRECTORY  # how tar wrote directories before it had a type for them
-        # Only files have contents; a size in the header of anything else is read past, as GNU tar and Go do it for links.
+        # Only files have contents; a size in the header of anything else is read past, as GNU tar
+        # and Go do it for links.
         length = size if kind in b"07\0" else 0
         _fits(data_at, length, total, offset)
         yield Member(

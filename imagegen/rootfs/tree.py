@@ -1,7 +1,8 @@
-"""The merged file system of an image, in memory: names, metadata and where contents lie. Knows nothing of tars or of the host's files.
+"""The merged file system of an image, in memory: names, metadata and where contents lie. Knows
+nothing of tars or of the host's files.
 
-Every path is resolved within the tree: symbolic links are followed as a process would that has the tree as its root, so `..` and
-absolute targets end at the root at worst.
+Every path is resolved within the tree: symbolic links are followed as a process would that has the
+tree as its root, so `..` and absolute targets end at the root at worst.
 """
 
 import dataclasses
@@ -30,7 +31,9 @@ Content = bytes | Extent
 
 @dataclasses.dataclass(slots=True, kw_only=True, eq=False)
 class Inode:
-    """What hard links share. `mode` has the type bits too. `content` is a file's contents or a symbolic link's target."""
+    """What hard links share. `mode` has the type bits too. `content` is a file's contents or a
+    symbolic link's target.
+    """
 
     mode: int
     uid: int = 0
@@ -45,7 +48,9 @@ class Inode:
 
 @dataclasses.dataclass(slots=True, kw_only=True, eq=False)
 class Node:
-    """A name in a directory. `layer` is the layer that wrote it last; `children` is for directories only."""
+    """A name in a directory. `layer` is the layer that wrote it last; `children` is for directories
+    only.
+    """
 
     inode: Inode
     layer: int = 0
@@ -68,7 +73,8 @@ def new_dir(layer: int = 0) -> Node:
 
 
 def split(path: bytes) -> list[bytes]:
-    """The components of a path below the root; a leading slash, doubled ones and `.` count for nothing.
+    """The components of a path below the root; a leading slash, doubled ones and `.` count for
+    nothing.
 
     Raises:
         LayerError: a component is `..` or too long, or there are too many.
@@ -96,10 +102,12 @@ class Tree:
         self._made = 0
 
     def directory(self, parts: list[bytes], *, layer: int | None = None) -> Node | None:
-        """The directory at `parts`, every symbolic link on the way followed; missing ones are made if `layer` is given, else None.
+        """The directory at `parts`, every symbolic link on the way followed; missing ones are made
+        if `layer` is given, else None.
 
         Raises:
-            LayerError: something on the way is neither a directory nor a link to one, or links go in circles.
+            LayerError: something on the way is neither a directory nor a link to one, or links go
+                in circles.
         """
         todo = list(reversed(parts))
         trail = [self.root]
@@ -150,7 +158,8 @@ class Tree:
         return None if parent is None else parent.children.pop(parts[-1], None)
 
     def put(self, path: bytes, inode: Inode, *, layer: int = 0) -> Node:
-        """Write `inode` at `path`. A directory over a directory keeps what is in it; everything else replaces what was there.
+        """Write `inode` at `path`. A directory over a directory keeps what is in it; everything
+        else replaces what was there.
 
         Raises:
             LayerError: the path is unsafe, or would replace the root, or there are too many names.
@@ -178,7 +187,9 @@ class Tree:
         return node
 
     def walk(self) -> Iterator[tuple[bytes, Node]]:
-        """Every name below the root with its node, a directory before what is in it, names sorted as bytes."""
+        """Every name below the root with its node, a directory before what is in it, names sorted
+        as bytes.
+        """
         stack = [(name, node) for name, node in sorted(self.root.children.items(), reverse=True)]
         while stack:
             path, node = stack.pop()
@@ -187,7 +198,8 @@ class Tree:
 
 
 def strip_lower(node: Node, layer: int) -> None:
-    """Remove from a directory what layers below `layer` have put there, at any depth; what `layer` itself has written stays.
+    """Remove from a directory what layers below `layer` have put there, at any depth; what `layer`
+    itself has written stays.
 
     Depth is bounded by MAX_DEPTH, as every directory was made through `Tree.directory`.
     """

@@ -1,4 +1,6 @@
-"""Write an image's tree into a folder of the host, for a look inside. Every path is resolved beneath the folder, and no link followed."""
+"""Write an image's tree into a folder of the host, for a look inside. Every path is resolved
+beneath the folder, and no link followed.
+"""
 
 import contextlib
 import errno
@@ -25,7 +27,8 @@ PERMISSIONS = 0o777
 
 
 def unpack(image: Path, folder: Path) -> int:
-    """Unpack the image in the folder `image` into `folder`, which is empty or not there; the number of entries.
+    """Unpack the image in the folder `image` into `folder`, which is empty or not there; the number
+    of entries.
 
     Owners and setuid bits are left out: what is unpacked is the caller's.
 
@@ -62,7 +65,9 @@ def _reader(path: Path, compression: str) -> Iterator[Callable[[int], bytes]]:
 
 
 class _Writer:
-    """Makes entries beneath a folder. Folders get their modes at the end: some may not be written to."""
+    """Makes entries beneath a folder. Folders get their modes at the end: some may not be written
+    to.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._root = os.open(folder, _FOLDER)

@@ -1,4 +1,6 @@
-"""Standard input and output for asyncio: whatever they are (terminal, pipe, file, nothing), and without changing their flags."""
+"""Standard input and output for asyncio: whatever they are (terminal, pipe, file, nothing), and
+without changing their flags.
+"""
 
 import asyncio
 import os
@@ -17,7 +19,9 @@ class FdStdin:
         self._fd = fd
 
     async def read(self, most: int) -> bytes:
-        """The next bytes, empty at the end; a descriptor that is closed or cannot be read is at its end."""
+        """The next bytes, empty at the end; a descriptor that is closed or cannot be read is at its
+        end.
+        """
         loop = asyncio.get_running_loop()
         try:
             await _ready(self._fd, loop.add_reader, loop.remove_reader)

@@ -98,7 +98,9 @@ image_argument = click.argument("image", metavar="LANGUAGE[@VERSION]", shell_com
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(mayfly.__version__, prog_name="imagegen")
 def cli() -> None:
-    """Make the images that snippets run in: a language's toolchain out of an OCI image, as an initramfs."""
+    """Make the images that snippets run in: a language's toolchain out of an OCI image, as an
+    initramfs.
+    """
 
 
 @cli.command("build")
@@ -163,7 +165,8 @@ def build_command(
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 @click.argument("paths", nargs=-1)
 def prepare_command(folder: Path, out: Path, paths: tuple[str, ...]) -> None:
-    """Run the steps of the image in FOLDER in a machine, and write what is then in PATHS of its root to the tar OUT.
+    """Run the steps of the image in FOLDER in a machine, and write what is then in PATHS of its
+    root to the tar OUT.
 
     `build` does this by itself; as a command of its own it is for --prepare-with.
     """
@@ -200,7 +203,9 @@ def list_command(as_json: bool) -> None:
 
 
 def _folder(image: str, arch: str) -> Path:
-    """The image's folder. The names come from the user and become part of a path, so they must be plain."""
+    """The image's folder. The names come from the user and become part of a path, so they must be
+    plain.
+    """
     for name in (image, arch):
         if "/" in name or name.startswith("."):
             raise ImageNotFoundError(f"there is no image {name!r}", hint="see what there is: imagegen list")
@@ -333,14 +338,18 @@ def _plain(text: str) -> str:
 
 
 def _end(status: int) -> NoReturn:
-    """End now: downloads that are under way in other threads are not waited for, as the next build goes on with them."""
+    """End now: downloads that are under way in other threads are not waited for, as the next build
+    goes on with them.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
 def main() -> None:
-    """Run the command; an error of ours is two lines on standard error and status 1, Ctrl-C is status 130."""
+    """Run the command; an error of ours is two lines on standard error and status 1, Ctrl-C is
+    status 130.
+    """
     try:
         sys.exit(cli.main(prog_name="imagegen", standalone_mode=False))
     except click.Abort:

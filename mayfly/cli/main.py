@@ -1,4 +1,6 @@
-"""The command line: `mayfly serve | run | snapshot | boot | doctor | completion`. A command imports what it needs: each starts quickly."""
+"""The command line: `mayfly serve | run | snapshot | boot | doctor | completion`. A command imports
+what it needs: each starts quickly.
+"""
 
 import dataclasses
 import functools
@@ -60,7 +62,8 @@ def _flag(field: "dataclasses.Field[Any]") -> click.Option:
 
 
 class Configured(click.Command):
-    """A command with a flag for every key of the configuration but those in `without`; they arrive as keyword arguments, None if not given.
+    """A command with a flag for every key of the configuration but those in `without`; they arrive
+    as keyword arguments, None if not given.
 
     They are made when the command is called: there are many, and other commands start without them.
     """
@@ -114,8 +117,8 @@ def serve(**flags: Any) -> None:
 def run(file: Path, args: tuple[str, ...], language: str, as_json: bool, verbose: bool, network: bool, snapshot: str, **flags: Any) -> int:
     """Run the snippet in FILE, with ARGS (after `--`), in a machine of its own.
 
-    Standard input and output pass through. Exit status: the program's; 128 + n for signal n; 124 if a limit ended it; 1 if it could not be
-    built; 125 if Mayfly itself failed.
+    Standard input and output pass through. Exit status: the program's; 128 + n for signal n; 124 if
+    a limit ended it; 1 if it could not be built; 125 if Mayfly itself failed.
     """
     gc.disable()  # this process makes little that lasts, and ends soon
     config = load_config(flags)
@@ -163,7 +166,9 @@ def boot(kernel: str, initrd: str | None, cmdline: str, memory: int, cpus: int, 
 @cli.command(cls=Configured)
 @click.option("--json", "as_json", is_flag=True, help="print the findings as JSON")
 def doctor(as_json: bool, **flags: Any) -> int:
-    """Look at what runs need on this host; say how to mend what is missing. Exit status 1 if something is."""
+    """Look at what runs need on this host; say how to mend what is missing. Exit status 1 if
+    something is.
+    """
     config = load_config(flags)
     from mayfly.host.checks import examine
 
@@ -193,8 +198,9 @@ def snapshot() -> None:
 def create(language: str, file: Path | None, name: str, parent: str, network: bool, **flags: Any) -> None:
     """Make a snapshot of a machine of LANGUAGE.
 
-    Without FILE it is the language's own, from which its runs start: a machine boots, runs the language's warm-up, and is saved. With FILE
-    a machine goes on from --parent, runs this snippet, and what has changed is saved as --name.
+    Without FILE it is the language's own, from which its runs start: a machine boots, runs the
+    language's warm-up, and is saved. With FILE a machine goes on from --parent, runs this snippet,
+    and what has changed is saved as --name.
     """
     config = load_config(flags)
     from mayfly.cli.snapshot import create as create_snapshot
@@ -244,7 +250,9 @@ def completion(shell: str) -> None:
 
 
 def _open_standard_descriptors() -> None:
-    """See that 0, 1 and 2 are open: what is opened later must not be taken for standard input or output (`mayfly run x.rs >&-`)."""
+    """See that 0, 1 and 2 are open: what is opened later must not be taken for standard input or
+    output (`mayfly run x.rs >&-`).
+    """
     for fd in range(3):
         try:
             os.fstat(fd)

@@ -51,7 +51,9 @@ async def run_file(
     as_json: bool,
     verbose: bool,
 ) -> int:
-    """Run the file and give the exit status of docs/api.md. SIGINT and SIGTERM end the machine first."""
+    """Run the file and give the exit status of docs/api.md. SIGINT and SIGTERM end the machine
+    first.
+    """
     loop = asyncio.get_running_loop()
     stopped: asyncio.Future[int] = loop.create_future()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -86,7 +88,9 @@ async def run_file(
 
 
 async def _snapshot(service: Service, image: Image, name: str, *, network: bool) -> Snapshot | None:
-    """What the run starts from: the snapshot of that name, else the language's own, which is made on first use."""
+    """What the run starts from: the snapshot of that name, else the language's own, which is made
+    on first use.
+    """
     if name:
         return find(name)
     wanted = want_machine(image, service.config, service.factor, service.networks.disconnected() if network else None)
@@ -109,7 +113,9 @@ async def _nothing(run: Run) -> None:
 
 
 async def _show(run: Run) -> None:
-    """Pass the output on as it comes. What building prints goes to standard error, so that standard output is the snippet's alone."""
+    """Pass the output on as it comes. What building prints goes to standard error, so that standard
+    output is the snippet's alone.
+    """
     outputs = {Kind.STDOUT: FdWriter(1), Kind.STDERR: FdWriter(2)}
     building = True
     reader = Reader(run.record)
@@ -127,7 +133,9 @@ async def _show(run: Run) -> None:
 
 
 def explain(run: Run, config: Config, factor: float) -> None:
-    """Say on standard error what the output does not show: cut streams, the limit that ended a step, an error of ours."""
+    """Say on standard error what the output does not show: cut streams, the limit that ended a
+    step, an error of ours.
+    """
     for step in run.steps:
         for stream, cut in zip(("stdout", "stderr"), step.exit.cut, strict=True):
             if cut:
@@ -142,7 +150,9 @@ def explain(run: Run, config: Config, factor: float) -> None:
 
 
 def report(error: Exception) -> None:
-    """Say on standard error what went wrong and what to do; a guest's console is shown by its end."""
+    """Say on standard error what went wrong and what to do; a guest's console is shown by its
+    end.
+    """
     print(f"mayfly: {error}", file=sys.stderr)
     if hint := getattr(error, "hint", ""):
         print(f"  {hint}", file=sys.stderr)

@@ -1,4 +1,5 @@
-"""Machines as asyncio sees them: spawned by the zygote, a channel to read and write, a report at the end, a clean-up in every case.
+"""Machines as asyncio sees them: spawned by the zygote, a channel to read and write, a report at
+the end, a clean-up in every case.
 
 Spawner ── owns ──> the zygote (restarted if it died) and every Machine that is not yet reaped
 Machine ── owns ──> its end of the channel and of the report pipe
@@ -67,7 +68,9 @@ class Ended:
 
 
 class Spawner:
-    """The asyncio side of the zygote. `start` makes one; it is made at the first machine, and again after it has died."""
+    """The asyncio side of the zygote. `start` makes one; it is made at the first machine, and again
+    after it has died.
+    """
 
     def __init__(self, start: Callable[[], Zygote]) -> None:
         self._start = start
@@ -117,7 +120,9 @@ class Spawner:
         return machine
 
     def signal(self, machine: int, number: int) -> None:
-        """Send a machine's process, if it still has one, SIGKILL or one of the signals of mayfly.vmm.config."""
+        """Send a machine's process, if it still has one, SIGKILL or one of the signals of
+        mayfly.vmm.config.
+        """
         if self._zygote is not None and machine in self._machines:
             try:
                 self._zygote.signal(machine, number)
@@ -159,7 +164,9 @@ class Spawner:
             machine.reaped.set()
 
     def _lost(self, error: BaseException) -> None:
-        """The zygote is dead, and its machines with it: they are its children and end when it does."""
+        """The zygote is dead, and its machines with it: they are its children and end when it
+        does.
+        """
         if self._zygote is None:
             return
         log.error("the zygote died (%s); its %d machines end with it", error or type(error).__name__, len(self._machines))
@@ -219,7 +226,9 @@ class Machine:
         return True
 
     def pre_fault(self) -> None:
-        """Have a machine that was restored, and answers, map for its guest what that will touch soon."""
+        """Have a machine that was restored, and answers, map for its guest what that will touch
+        soon.
+        """
         self._spawner.signal(self.number, PRE_FAULT)
 
     async def save(self, timeout_s: float) -> int:
@@ -236,8 +245,8 @@ class Machine:
         return self.saved_bytes
 
     async def stop(self, grace_s: float = GRACE_S) -> Ended:
-        """End the machine: its channel is closed, then its process killed after `grace_s`. It is gone when this returns, and when
-        whoever waits is cancelled, it goes all the same.
+        """End the machine: its channel is closed, then its process killed after `grace_s`. It is
+        gone when this returns, and when whoever waits is cancelled, it goes all the same.
         """
         return await asyncio.shield(self._spawner.stop(self, grace_s))
 
@@ -262,7 +271,9 @@ class Machine:
         return self._ended
 
     async def _follow(self, lines: asyncio.StreamReader, pipe: asyncio.BaseTransport) -> None:
-        """Read the report to its end; what is not as it should be is as good as absent, for the vmm process may be in a guest's hands."""
+        """Read the report to its end; what is not as it should be is as good as absent, for the vmm
+        process may be in a guest's hands.
+        """
         try:
             while line := await lines.readline():
                 self._note(json.loads(line))

@@ -1,4 +1,6 @@
-"""Machines that are ready for a run: booted, or restored from a snapshot and given an identity of their own."""
+"""Machines that are ready for a run: booted, or restored from a snapshot and given an identity of
+their own.
+"""
 
 import asyncio
 import enum
@@ -67,10 +69,11 @@ async def start(spawner: Spawner, wanted: Wanted) -> Ready:
 
 
 async def resume(machine: Machine, session: Session, network: NetworkConfig | None = None) -> Hello:
-    """Make a restored machine another than its siblings, with this network of its own; what it answers.
+    """Make a restored machine another than its siblings, with this network of its own; what it
+    answers.
 
-    The time in RESUMED is that of its sending; where the answer to the first one took long, as the machine was still being made, it is
-    said again to the machine that is up.
+    The time in RESUMED is that of its sending; where the answer to the first one took long, as the
+    machine was still being made, it is said again to the machine that is up.
     """
     boot_id, name = os.urandom(16), f"mayfly-{os.urandom(4).hex()}"
     words = " ".join(network.words) if network else ""
@@ -96,7 +99,9 @@ async def _greeting(machine: Machine, session: Session) -> Hello:
 
 
 def explain(error: MayflyError, ended: Ended) -> MayflyError:
-    """The error to report: the vmm process's own if it had one, else `error` with the console's tail."""
+    """The error to report: the vmm process's own if it had one, else `error` with the console's
+    tail.
+    """
     error = ended.error or error
     if isinstance(error, ConsoleTailError) and not error.console:
         error.console = ended.console

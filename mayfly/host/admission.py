@@ -1,4 +1,6 @@
-"""Admission: the machines that exist at one time fit into a memory budget; a bounded number of runs waits, in order of arrival."""
+"""Admission: the machines that exist at one time fit into a memory budget; a bounded number of runs
+waits, in order of arrival.
+"""
 
 import asyncio
 import collections
@@ -37,8 +39,8 @@ class Admission:
     """A budget of `budget` bytes, and room for `queue` runs that wait for their share of it.
 
     Attributes:
-        reclaim: called with the bytes that are lacking: begins to end machines that nobody uses, and says how many bytes such machines
-            are about to give back.
+        reclaim: called with the bytes that are lacking: begins to end machines that nobody uses,
+            and says how many bytes such machines are about to give back.
     """
 
     def __init__(self, budget: int, queue: int) -> None:
@@ -55,7 +57,8 @@ class Admission:
         return len(self._waiting)
 
     def enter(self, memory: int) -> Ticket:
-        """Ask for `memory` bytes of the budget. Await the ticket's `turn`, and give it back with `leave` in any case.
+        """Ask for `memory` bytes of the budget. Await the ticket's `turn`, and give it back with
+        `leave` in any case.
 
         Raises:
             BusyError: the queue is full.

@@ -17,7 +17,8 @@ from mayfly.vmm.probe import KvmProbe, probe
 
 
 def time_factor(config: Config, probing: Callable[[], KvmProbe] = probe) -> float:
-    """The factor for all times on this host: the configured one, else 1, else more where KVM itself is emulated.
+    """The factor for all times on this host: the configured one, else 1, else more where KVM itself
+    is emulated.
 
     Raises:
         HostError: Linux guests do not run on this host.
@@ -31,7 +32,9 @@ def time_factor(config: Config, probing: Callable[[], KvmProbe] = probe) -> floa
 
 
 class Check(NamedTuple):
-    """One line of the doctor: what was looked at, how it is, and if it is not well, what mends it."""
+    """One line of the doctor: what was looked at, how it is, and if it is not well, what mends
+    it.
+    """
 
     name: str
     ok: bool

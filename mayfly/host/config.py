@@ -1,6 +1,8 @@
-"""The configuration: one table of keys, read from `config.yaml`, overridden by flags of the same names.
+"""The configuration: one table of keys, read from `config.yaml`, overridden by flags of the same
+names.
 
-A key's type, default, range and meaning stand in its field below; the loader, the command line's flags and the documentation use that.
+A key's type, default, range and meaning stand in its field below; the loader, the command line's
+flags and the documentation use that.
 """
 
 # ruff: noqa: RUF009  # key() makes a field, as dataclasses.field() does
@@ -16,11 +18,15 @@ from mayfly.errors import ConfigError
 from mayfly.vmm.config import MIB, Channel, NetworkBackend
 
 DEFAULT_EMULATED_FACTOR = 5.0
-"""How much longer everything may take on a host whose KVM is emulated, unless `time_factor` says otherwise."""
+"""How much longer everything may take on a host whose KVM is emulated, unless `time_factor` says
+otherwise.
+"""
 
 
 def key(default: Any, meaning: str, low: float | None = None, high: float | None = None) -> Any:
-    """A configuration key: its default (or a function that makes it), what it means, and for numbers the range."""
+    """A configuration key: its default (or a function that makes it), what it means, and for
+    numbers the range.
+    """
     metadata = {"meaning": meaning, "low": low, "high": high}
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
@@ -74,10 +80,12 @@ class Config:
 
     @classmethod
     def load(cls, overrides: Mapping[str, Any] | None = None, path: Path | None = None) -> Self:
-        """Read the configuration file, if there is one, and lay `overrides` (values already of the right types) over it.
+        """Read the configuration file, if there is one, and lay `overrides` (values already of the
+        right types) over it.
 
         Raises:
-            ConfigError: a key is unknown, of the wrong type or out of range; the file is not YAML. The message names key and range.
+            ConfigError: a key is unknown, of the wrong type or out of range; the file is not YAML.
+                The message names key and range.
         """
         path = path or paths.config_file()
         try:
@@ -116,7 +124,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def convert(field: "dataclasses.Field[Any]", value: Any, origin: str) -> Any:
-    """Turn a YAML value into the field's type; a wrong type is a ConfigError that names key, range and `origin`."""
+    """Turn a YAML value into the field's type; a wrong type is a ConfigError that names key, range
+    and `origin`.
+    """
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if field.type is float and number:
         return float(value)

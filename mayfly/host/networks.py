@@ -17,8 +17,8 @@ LOCAL_UNICAST_MAC = 0x02
 class Networks:
     """Gives each run that asks for a network one of its own.
 
-    In each of the configured subnets the first address is the gateway's, and machine number n, from 0 on, has the one n + 2 behind the
-    subnet's own. With taps it has the nth tap too.
+    In each of the configured subnets the first address is the gateway's, and machine number n, from
+    0 on, has the one n + 2 behind the subnet's own. With taps it has the nth tap too.
 
     Raises:
         ConfigError: the configuration makes no network.

@@ -1,4 +1,6 @@
-"""From a snippet, an image and the configuration to what is to be done: the machine, the START with its files, the time for it all."""
+"""From a snippet, an image and the configuration to what is to be done: the machine, the START with
+its files, the time for it all.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -22,7 +24,9 @@ MIN_STEP_MEMORY = 64 * MIB
 ZERO_MEMORY = Step(name="zero", argv=("/init", "--zero-memory"))
 """Before a machine is saved: what its free memory holds would be part of the snapshot."""
 RATES: Mapping[Channel, float] = {Channel.SERIAL: 2048.0, Channel.VIRTIO: 256 * 1024.0}
-"""Bytes a second that each channel surely reaches, even on an emulated host: so much time is allowed for what goes over it."""
+"""Bytes a second that each channel surely reaches, even on an emulated host: so much time is
+allowed for what goes over it.
+"""
 
 
 class Wanted(NamedTuple):
@@ -37,13 +41,17 @@ class Wanted(NamedTuple):
         return self._replace(machine=dataclasses.replace(self.machine, restore=tuple(map(str, chain))))
 
     def saved_to(self, folder: Path) -> "Wanted":
-        """The same machine, which can be saved to `folder`. Its network device, if it has one, is connected to nothing."""
+        """The same machine, which can be saved to `folder`. Its network device, if it has one, is
+        connected to nothing.
+        """
         network = self.machine.network and self.machine.network.disconnected()
         return self._replace(machine=dataclasses.replace(self.machine, network=network, save_to=str(folder)))
 
 
 class Plan(NamedTuple):
-    """One run to be executed. `deadline_s` is the time from HELLO to DONE; each byte on the channel extends it by 1/`rate` seconds."""
+    """One run to be executed. `deadline_s` is the time from HELLO to DONE; each byte on the channel
+    extends it by 1/`rate` seconds.
+    """
 
     wanted: Wanted
     start: Start
@@ -68,7 +76,9 @@ def want_machine(image: Image, config: Config, factor: float, network: NetworkCo
 
 
 def make_warmup(image: Image, config: Config, factor: float) -> Plan | None:
-    """The image's warm-up as a run of its own, if it has one. Its steps may take what a build may."""
+    """The image's warm-up as a run of its own, if it has one. Its steps may take what a build
+    may.
+    """
     warmup = image.manifest.warmup
     if not warmup.steps:
         return None
@@ -91,10 +101,12 @@ def make_plan(
     network: NetworkConfig | None = None,
     steps: Sequence[manifest.Step] = (),
 ) -> Plan:
-    """Put a plan together; times are multiplied by `factor`, and the machine gets `network`. Without `steps` it has its language's.
+    """Put a plan together; times are multiplied by `factor`, and the machine gets `network`.
+    Without `steps` it has its language's.
 
     Raises:
-        RequestError: the snippet does not fit the language, the limits or the protocol. Nothing has been done by then.
+        RequestError: the snippet does not fit the language, the limits or the protocol. Nothing has
+            been done by then.
     """
     content = image.manifest
     files = _files(snippet, content)
@@ -133,7 +145,9 @@ def _files(snippet: Snippet, content: manifest.Manifest) -> dict[str, bytes]:
 
 
 def _step(step: manifest.Step, snippet: Snippet, config: Config, factor: float, free: int) -> Step:
-    """The step with its limits: the server's, or its manifest's, or the snippet's if that asks for less."""
+    """The step with its limits: the server's, or its manifest's, or the snippet's if that asks for
+    less.
+    """
     kind = "build" if step.name == "build" else "run"
     asked = snippet.limits.get(step.name, {})
 

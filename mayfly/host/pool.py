@@ -1,4 +1,6 @@
-"""The pool: restored machines that wait for a run, a number of them for each language, within the memory budget."""
+"""The pool: restored machines that wait for a run, a number of them for each language, within the
+memory budget.
+"""
 
 import asyncio
 import collections
@@ -36,12 +38,13 @@ class Kind:
 
 
 class Pool:
-    """Keeps `size` machines ready of each kind that was asked for. All of it belongs to the event loop.
+    """Keeps `size` machines ready of each kind that was asked for. All of it belongs to the event
+    loop.
 
     Args:
         make: starts a machine.
-        admission: the budget. When a run lacks memory, machines of other kinds are ended, those first that were not asked for the
-            longest.
+        admission: the budget. When a run lacks memory, machines of other kinds are ended, those
+            first that were not asked for the longest.
     """
 
     def __init__(self, size: int, make: Callable[[Wanted], Awaitable[Ready]], admission: Admission, observer: Observer) -> None:
@@ -80,7 +83,9 @@ class Pool:
         return None
 
     def fill(self) -> None:
-        """Make what is missing of the kinds that were asked for, as far as there is room. Call it when there may be some."""
+        """Make what is missing of the kinds that were asked for, as far as there is room. Call it
+        when there may be some.
+        """
         for kind in self._kinds.values() if self._size and not self._closed else ():
             if len(kind.idle) < self._size and (kind.filling is None or kind.filling.done()):
                 kind.filling = asyncio.create_task(self._fill(kind), name=f"fill the pool with {kind.wanted.image.manifest.language}")

@@ -1,4 +1,6 @@
-"""What a client asks for: parsed from JSON or a plain body, checked field by field, and nothing about images or machines."""
+"""What a client asks for: parsed from JSON or a plain body, checked field by field, and nothing
+about images or machines.
+"""
 
 import base64
 import binascii
@@ -17,7 +19,9 @@ MAX_SIZE = 1 << 40
 MAX_ITEMS = 1024
 """Arguments, environment variables or files in a request."""
 MAX_TEXT = 32 * 1024
-"""Bytes of one argument, environment value or file name; all together must fit into a START frame of 64 KiB."""
+"""Bytes of one argument, environment value or file name; all together must fit into a START frame
+of 64 KiB.
+"""
 _Sized = TypeVar("_Sized", list[Any], dict[Any, Any])
 TIMES = ("wall_s", "cpu_s")
 SIZES = ("memory", "processes", "output")
@@ -25,7 +29,9 @@ SIZES = ("memory", "processes", "output")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Snippet:
-    """A request. `source` goes to the file that the language names; `limits` are by step, then by name, as in the configuration."""
+    """A request. `source` goes to the file that the language names; `limits` are by step, then by
+    name, as in the configuration.
+    """
 
     language: str = ""
     source: bytes | None = None
@@ -63,7 +69,8 @@ def parse_json(body: bytes) -> Snippet:
 
     Raises:
         RequestError: it is not JSON, or not an object.
-        UnprocessableError: a field is unknown, of the wrong type or out of range; the message names it.
+        UnprocessableError: a field is unknown, of the wrong type or out of range; the message names
+            it.
     """
     try:
         raw = json.loads(body)

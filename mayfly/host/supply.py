@@ -1,4 +1,5 @@
-"""Gives each run a machine in the quickest way there is: it waits in the pool, or is restored from its language's base, or boots.
+"""Gives each run a machine in the quickest way there is: it waits in the pool, or is restored from
+its language's base, or boots.
 
 The base is made when it is first missed: in the background of a server, whose run boots meanwhile.
 """
@@ -96,7 +97,9 @@ class Supply:
         return await make(self._spawner, wanted, plan, name=base_name(wanted), again=again)
 
     def make_base_later(self, wanted: Wanted, *, again: bool = False) -> None:
-        """Have the base made as soon as there is room for a machine, unless it is being made, or failed a moment ago."""
+        """Have the base made as soon as there is room for a machine, unless it is being made, or
+        failed a moment ago.
+        """
         name = base_name(wanted)
         if self._lasting and name not in self._making and time.monotonic() >= self._not_before.get(name, 0.0):
             task = asyncio.create_task(self._make_base(wanted, again=again), name=f"make the snapshot {name}")

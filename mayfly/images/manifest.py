@@ -1,6 +1,8 @@
-"""The manifest: what an image is and how its language builds and runs a snippet. Written by imagegen, read by the API.
+"""The manifest: what an image is and how its language builds and runs a snippet. Written by
+imagegen, read by the API.
 
-It lies as `manifest.json` beside the `initramfs`. The JSON has the fields of these classes, by name; times are in seconds, sizes in bytes.
+It lies as `manifest.json` beside the `initramfs`. The JSON has the fields of these classes, by
+name; times are in seconds, sizes in bytes.
 """
 
 import dataclasses
@@ -23,8 +25,9 @@ COMPRESSIONS = ("zstd", "lz4", "gzip", "none")
 class Step:
     """One program that is run for a snippet, in the order of the manifest (`build`, then `run`).
 
-    `{args}` as a whole element of `argv` stands for the request's arguments. `stdin`: the request's standard input goes to this step.
-    A limit of None means the server's default for a step of this name.
+    `{args}` as a whole element of `argv` stands for the request's arguments. `stdin`: the request's
+    standard input goes to this step. A limit of None means the server's default for a step of this
+    name.
     """
 
     name: str
@@ -41,7 +44,8 @@ class Step:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Warmup:
-    """A snippet whose steps a machine runs once before a snapshot of it is taken, so that what compiler and linker read is in memory.
+    """A snippet whose steps a machine runs once before a snapshot of it is taken, so that what
+    compiler and linker read is in memory.
 
     `files` are by name, to be written as a run's are; there may be neither files nor steps.
     """
@@ -62,11 +66,13 @@ class Source:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """An image. `memory` is what a machine of it needs: archive + every file rounded up to 4 KiB + working memory.
+    """An image. `memory` is what a machine of it needs: archive + every file rounded up to 4 KiB +
+    working memory.
 
-    `version` is what the image's files show, `compiler` what the compiler said of itself in a machine; empty where none could be asked.
-    `sizes` and `pruned` are bytes by directory: in the image, and taken out of it. `recipe_digest` is over everything that went into it; an
-    image of the same recipe need not be built again.
+    `version` is what the image's files show, `compiler` what the compiler said of itself in a
+    machine; empty where none could be asked. `sizes` and `pruned` are bytes by directory: in the
+    image, and taken out of it. `recipe_digest` is over everything that went into it; an image of
+    the same recipe need not be built again.
     """
 
     language: str
@@ -102,7 +108,8 @@ class Manifest:
         """Parse and check.
 
         Raises:
-            ImageError: not JSON, a field is missing, unknown or of the wrong type, or the format is not ours. `origin` is named in it.
+            ImageError: not JSON, a field is missing, unknown or of the wrong type, or the format is
+                not ours. `origin` is named in it.
         """
         try:
             raw = json.loads(text)
@@ -129,7 +136,9 @@ _hints = functools.cache(typing.get_type_hints)
 
 
 def checked(cls: type[_T], raw: Mapping[str, Any]) -> _T:
-    """`cls(**raw)` after comparing each value with its field's type, as far as JSON can tell types apart."""
+    """`cls(**raw)` after comparing each value with its field's type, as far as JSON can tell types
+    apart.
+    """
     hints = _hints(cls)  # type: ignore[arg-type]  # a class is hashable, which mypy does not see of one that is a parameter
     for name, value in raw.items():
         if name not in hints:

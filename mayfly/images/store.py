@@ -1,4 +1,6 @@
-"""The images that are installed here: found by language, version or file name, looked up at each call, so that a new one counts at once."""
+"""The images that are installed here: found by language, version or file name, looked up at each
+call, so that a new one counts at once.
+"""
 
 import contextlib
 import logging
@@ -30,7 +32,9 @@ class Image(NamedTuple):
 
     @property
     def is_default(self) -> bool:
-        """Whether it was built for the language as such (`rust`), not for a version of it (`rust@1.63`)."""
+        """Whether it was built for the language as such (`rust`), not for a version of it
+        (`rust@1.63`).
+        """
         return "@" not in self.folder.parent.name
 
     def answers(self, name: str) -> bool:
@@ -47,7 +51,9 @@ class Images:
         self._languages = languages
 
     def installed(self) -> list[Image]:
-        """All that are whole, by language, of each the default first, then the highest version; a broken one is logged and left out."""
+        """All that are whole, by language, of each the default first, then the highest version; a
+        broken one is logged and left out.
+        """
         found = []
         base = paths.data_dir() / "images"
         for folder in sorted(base.glob(f"*/{self.arch}")):
@@ -75,7 +81,8 @@ class Images:
         return self._languages[0]
 
     def find(self, name: str) -> Image:
-        """The default image of a language, or its highest version if it has none; with a version (`rust@1.85`) one that fits it.
+        """The default image of a language, or its highest version if it has none; with a version
+        (`rust@1.85`) one that fits it.
 
         Raises:
             UnknownLanguageError: there is none, or it is not served here.

@@ -1,7 +1,9 @@
-"""One machine's side of the protocol without any I/O: the channel's bytes in, events out; what to send comes back as frames.
+"""One machine's side of the protocol without any I/O: the channel's bytes in, events out; what to
+send comes back as frames.
 
-The guest is hostile. A frame that is none, or belongs to another run, is counted and ignored; one that the table below does not allow ends
-the run with a GuestError. `feed` never raises for what the guest did, and gives nothing more after `Done` or `Failed`.
+The guest is hostile. A frame that is none, or belongs to another run, is counted and ignored; one
+that the table below does not allow ends the run with a GuestError. `feed` never raises for what the
+guest did, and gives nothing more after `Done` or `Failed`.
 """
 
 import dataclasses
@@ -41,7 +43,9 @@ from mayfly.protocol.frames import (
 OVERHEAD_ALLOWED = 1 << 20
 """Bytes that a guest may send in a run besides its output."""
 FRAME_OF_ONE = 24
-"""Most bytes of a frame that carries one byte of output: 10 of a packet with each escaped, and two ENDs, rounded up."""
+"""Most bytes of a frame that carries one byte of output: 10 of a packet with each escaped, and two
+ENDs, rounded up.
+"""
 
 
 class State(enum.Enum):
@@ -88,9 +92,11 @@ Event: TypeAlias = Hello | Stage | Stdout | Stderr | Exit | Done | Failed
 
 
 class Session:
-    """The conversation with one agent. Feed it what the channel gives; send what `begin`, `stdin`, `stdin_eof` and `signal` return.
+    """The conversation with one agent. Feed it what the channel gives; send what `begin`, `stdin`,
+    `stdin_eof` and `signal` return.
 
-    `credit` is how many bytes of standard input may be sent now. `strays` counts ignored frames of other runs, `dropped` what was no frame.
+    `credit` is how many bytes of standard input may be sent now. `strays` counts ignored frames of
+    other runs, `dropped` what was no frame.
     """
 
     def __init__(self, *, arch: str, end_marker: str) -> None:
@@ -114,7 +120,9 @@ class Session:
         return self._frames.dropped.total()
 
     def feed(self, data: bytes) -> list[Event]:
-        """The events that `data` completes, in their order; nothing any more once the conversation is over."""
+        """The events that `data` completes, in their order; nothing any more once the conversation
+        is over.
+        """
         events: list[Event] = []
         self._received += len(data)
         for frame in self._frames.feed(data):
@@ -192,7 +200,9 @@ class Session:
         return dataclasses.replace(ended, cut=(stdout or self._cut[Stdout], stderr or self._cut[Stderr]))
 
     def _output(self, message: Stdout | Stderr) -> list[Event]:
-        """Pass output on up to its limit: the agent cuts there too, but a guest is not to be believed."""
+        """Pass output on up to its limit: the agent cuts there too, but a guest is not to be
+        believed.
+        """
         kind = type(message)
         limit = self._start.steps[self._step].output
         data = message.data[: max(0, limit - self._written[kind])] if limit else message.data
@@ -216,12 +226,15 @@ class Session:
         return Failed(GuestError(text, hint="the snippet may have tampered with its machine; nothing else is affected"))
 
     def resumed(self, identity: Resumed) -> bytes:
-        """The frame that gives a restored machine an identity of its own; HELLO follows. Before `begin` only."""
+        """The frame that gives a restored machine an identity of its own; HELLO follows. Before
+        `begin` only.
+        """
         self.state = State.GREETING
         return encode_frame(identity, 0)
 
     def begin(self, run: int, start: Start, files: Sequence[bytes]) -> Iterator[bytes]:
-        """The frames that begin a run, made one at a time as they are asked for: START, the files' pieces, BEGIN.
+        """The frames that begin a run, made one at a time as they are asked for: START, the files'
+        pieces, BEGIN.
 
         `files` holds the content of each entry of `start.files`. Call it once, after HELLO.
         """
@@ -243,7 +256,9 @@ class Session:
         return min(self.credit, MAX_PAYLOAD)
 
     def stdin(self, data: bytes) -> bytes:
-        """The frame that carries `data`, at most `stdin_room()` bytes, to the step that takes standard input."""
+        """The frame that carries `data`, at most `stdin_room()` bytes, to the step that takes
+        standard input.
+        """
         if len(data) > self.stdin_room():
             raise ValueError(f"{len(data)} bytes of standard input, {self.stdin_room()} may be sent")
         self.credit -= len(data)

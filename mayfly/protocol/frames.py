@@ -1,9 +1,12 @@
-"""The channel's frames, as agent/PROTOCOL.md has them: bytes in, frames out. Nothing here reads or writes a descriptor.
+"""The channel's frames, as agent/PROTOCOL.md has them: bytes in, frames out. Nothing here reads or
+writes a descriptor.
 
-The messages themselves (mayfly/protocol/messages.py) are named here too, so that this module is all that a user of the channel imports.
+The messages themselves (mayfly/protocol/messages.py) are named here too, so that this module is all
+that a user of the channel imports.
 
-Two kinds of error: what we were asked to send does not fit the protocol (`RequestError`, when encoding), and what the other end
-sent is not a frame (never an exception: `FrameReader` drops it and counts why).
+Two kinds of error: what we were asked to send does not fit the protocol (`RequestError`, when
+encoding), and what the other end sent is not a frame (never an exception: `FrameReader` drops it
+and counts why).
 """
 
 import struct
@@ -156,7 +159,9 @@ def encode_frame(message: Message, run: int = 0) -> bytes:
 
 
 def unpack(packet: bytes, kinds: Collection[type[Message]]) -> Frame | Drop:
-    """The frame in a packet that is no longer escaped, or why it is none. Only messages of `kinds` are accepted."""
+    """The frame in a packet that is no longer escaped, or why it is none. Only messages of `kinds`
+    are accepted.
+    """
     if len(packet) < MAX_PACKET - MAX_PAYLOAD:
         return Drop.SHORT
     if len(packet) > MAX_PACKET:
@@ -173,9 +178,11 @@ def unpack(packet: bytes, kinds: Collection[type[Message]]) -> Frame | Drop:
 
 
 class FrameReader:
-    """Takes the stream's bytes in pieces of any size and gives whole frames; what is not a frame is dropped and counted.
+    """Takes the stream's bytes in pieces of any size and gives whole frames; what is not a frame is
+    dropped and counted.
 
-    `kinds` are the messages to accept: FROM_AGENT on the host's side. Never holds more than MAX_ESCAPED bytes.
+    `kinds` are the messages to accept: FROM_AGENT on the host's side. Never holds more than
+    MAX_ESCAPED bytes.
     """
 
     def __init__(self, kinds: Collection[type[Message]] = FROM_AGENT) -> None:
@@ -226,9 +233,10 @@ def check_start(start: Start) -> None:
     """Check what the agent would refuse in a START (agent/PROTOCOL.md, Order).
 
     Raises:
-        RequestError: a file's path leaves /work, has an empty, `.` or `..` component or comes twice, its mode has more than permission
-            bits; a variable's name is empty or holds `=`; the steps are not 1 to MAX_STEPS with a program and an absolute directory each,
-            or two of them take standard input.
+        RequestError: a file's path leaves /work, has an empty, `.` or `..` component or comes
+            twice, its mode has more than permission bits; a variable's name is empty or holds `=`;
+            the steps are not 1 to MAX_STEPS with a program and an absolute directory each, or two
+            of them take standard input.
         BodyTooLargeError: the files have more than MAX_FILES_SIZE bytes together.
     """
     _check_files(start.files)

@@ -1,8 +1,10 @@
-"""The messages of the channel, as agent/PROTOCOL.md has them: what each holds, and how its payload is laid out.
+"""The messages of the channel, as agent/PROTOCOL.md has them: what each holds, and how its payload
+is laid out.
 
-Each is a dataclass whose `layout` names the wire types of its fields in their order (wire.py): the whole codec. They are not
-frozen, and compare and show themselves by `Record`: methods of their own for so many classes would make each start slower.
-Paths, arguments and environment values may hold any bytes but NUL: what is not UTF-8 travels in `str` as surrogate escapes.
+Each is a dataclass whose `layout` names the wire types of its fields in their order (wire.py): the
+whole codec. They are not frozen, and compare and show themselves by `Record`: methods of their own
+for so many classes would make each start slower. Paths, arguments and environment values may hold
+any bytes but NUL: what is not UTF-8 travels in `str` as surrogate escapes.
 """
 
 import dataclasses
@@ -86,7 +88,9 @@ class ErrorCode(IntEnum):
 
 
 class ExitHow(IntEnum):
-    """How a step ended; it says what `Exit.code` is: an exit status, a signal number or an errno."""
+    """How a step ended; it says what `Exit.code` is: an exit status, a signal number or an
+    errno.
+    """
 
     EXITED = 0
     SIGNALED = 1
@@ -173,7 +177,9 @@ class Begin(Message):
 
 @dataclasses.dataclass(eq=False, repr=False)
 class Stdin(Message):
-    """Bytes for the standard input of the step that takes it; only as many as CREDIT has granted."""
+    """Bytes for the standard input of the step that takes it; only as many as CREDIT has
+    granted.
+    """
 
     data: bytes
     type = FrameType.STDIN
@@ -207,8 +213,9 @@ class Collect(Message):
 
 @dataclasses.dataclass(eq=False, repr=False)
 class Resumed(Message):
-    """A new identity after a restore: time in nanoseconds since 1970, 16 bytes of boot id, host name, words of the network (as on the
-    kernel's command line; empty: nothing changes), 16 to 512 bytes of entropy.
+    """A new identity after a restore: time in nanoseconds since 1970, 16 bytes of boot id, host
+    name, words of the network (as on the kernel's command line; empty: nothing changes), 16 to 512
+    bytes of entropy.
     """
 
     time_ns: int
@@ -270,7 +277,9 @@ class Stderr(Message):
 
 @dataclasses.dataclass(eq=False, repr=False)
 class Exit(Message):
-    """A step is over. `cut` tells of stdout, then of stderr, whether output was dropped; times in microseconds, memory in bytes."""
+    """A step is over. `cut` tells of stdout, then of stderr, whether output was dropped; times in
+    microseconds, memory in bytes.
+    """
 
     step: int
     how: ExitHow
@@ -307,7 +316,8 @@ _COLLECTED_FLAGS = bits(3)
 class Collected(Message):
     """A piece of COLLECT's answer.
 
-    `head` is there where a file or folder begins (its mode has the type bits), `ends` is true where it ends, `last` at the end of all.
+    `head` is there where a file or folder begins (its mode has the type bits), `ends` is true where
+    it ends, `last` at the end of all.
     """
 
     index: int

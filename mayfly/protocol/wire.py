@@ -1,6 +1,8 @@
-"""The wire types that frames are made of: little-endian numbers, counted strings and lists, flags, and the bytes to the end.
+"""The wire types that frames are made of: little-endian numbers, counted strings and lists, flags,
+and the bytes to the end.
 
-A `Wire` is how one value is written and read. A `Record` is a dataclass whose `layout` has one wire type for each field.
+A `Wire` is how one value is written and read. A `Record` is a dataclass whose `layout` has one wire
+type for each field.
 """
 
 import dataclasses
@@ -162,7 +164,9 @@ ENV = list_of(_PAIR)
 
 @dataclasses.dataclass(eq=False, repr=False)
 class Record:
-    """A dataclass whose `layout` has one wire type for each of its fields. It equals one of its class with the same fields."""
+    """A dataclass whose `layout` has one wire type for each of its fields. It equals one of its
+    class with the same fields.
+    """
 
     layout: ClassVar[tuple[Wire[Any], ...]] = ()
 

@@ -1,7 +1,8 @@
 """Carry one plan out in a machine: hold the conversation, and clean up, whatever happens.
 
-Reading and sending go on side by side: one task reads the channel, feeds the session and tells the run; the other sends the files and then
-standard input as the guest grants credit. Back-pressure is the sockets' own: at most a frame waits here in either direction.
+Reading and sending go on side by side: one task reads the channel, feeds the session and tells the
+run; the other sends the files and then standard input as the guest grants credit. Back-pressure is
+the sockets' own: at most a frame waits here in either direction.
 """
 
 import asyncio
@@ -45,11 +46,12 @@ class BytesStdin:
 
 
 async def execute(starting: Awaitable[Ready], plan: Plan, run: Run, stdin: Stdin, grace_s: float = GRACE_S) -> None:
-    """Carry the plan out in the machine that `starting` gives, and tell `run` what happens. The machine is gone when this returns or is
-    cancelled.
+    """Carry the plan out in the machine that `starting` gives, and tell `run` what happens. The
+    machine is gone when this returns or is cancelled.
 
-    After a good end its process has `grace_s` to end by itself and report its exits. What goes wrong, with the guest or with this host,
-    ends the run with an error; only a cancellation is raised.
+    After a good end its process has `grace_s` to end by itself and report its exits. What goes
+    wrong, with the guest or with this host, ends the run with an error; only a cancellation is
+    raised.
     """
     machine: Machine | None = None
     try:
@@ -70,10 +72,12 @@ async def execute(starting: Awaitable[Ready], plan: Plan, run: Run, stdin: Stdin
 
 
 async def converse(machine: Machine, session: Session, plan: Plan, run: Run, stdin: Stdin) -> None:
-    """Send the plan to a machine that has said HELLO, and tell `run` all that comes back, to its end.
+    """Send the plan to a machine that has said HELLO, and tell `run` all that comes back, to its
+    end.
 
     Raises:
-        MayflyError: the machine ended, or did not finish in time; it is gone by then, and `run` has not ended.
+        MayflyError: the machine ended, or did not finish in time; it is gone by then, and `run` has
+            not ended.
     """
     progress = asyncio.Event()
     try:
@@ -103,7 +107,9 @@ async def converse(machine: Machine, session: Session, plan: Plan, run: Run, std
 
 
 async def _listen(machine: Machine, session: Session, run: Run, until: type, heard: Callable[[int], None] = lambda _: None) -> None:
-    """Tell the run what the channel brings, until an event of the type `until`; `heard` is called with the size of each piece."""
+    """Tell the run what the channel brings, until an event of the type `until`; `heard` is called
+    with the size of each piece.
+    """
     while True:
         data = await machine.read()
         if not data:
@@ -124,7 +130,9 @@ async def _listen(machine: Machine, session: Session, run: Run, until: type, hea
 async def _send(
     machine: Machine, session: Session, plan: Plan, stdin: Stdin, moved: Callable[[int], None], progress: asyncio.Event
 ) -> None:
-    """Send START, files and BEGIN, then standard input. It ends early if the channel does: the listener sees that too."""
+    """Send START, files and BEGIN, then standard input. It ends early if the channel does: the
+    listener sees that too.
+    """
     for frame in session.begin(RUN_NUMBER, plan.start, plan.files):
         if not await machine.write(frame):
             return

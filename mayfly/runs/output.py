@@ -1,4 +1,6 @@
-"""A run's output socket: every connection gets the whole output from its beginning, then what comes, then EOF."""
+"""A run's output socket: every connection gets the whole output from its beginning, then what
+comes, then EOF.
+"""
 
 import asyncio
 import contextlib

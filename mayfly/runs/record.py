@@ -1,8 +1,10 @@
 """The record of one run: what it put out, in order, and the two ways of reading it.
 
-The record is one growing string of bytes, cut into **spans**: bytes of standard output, of standard error, or another event's JSON line.
-Consecutive pieces of the same stream are one span, so a guest that writes byte by byte costs no more than one that writes at once, and a
-span costs eight bytes however short it is. Readers hold nothing but a position, which is why they may be late, slow or many.
+The record is one growing string of bytes, cut into **spans**: bytes of standard output, of standard
+error, or another event's JSON line. Consecutive pieces of the same stream are one span, so a guest
+that writes byte by byte costs no more than one that writes at once, and a span costs eight bytes
+however short it is. Readers hold nothing but a position, which is why they may be late, slow or
+many.
 """
 
 import array
@@ -32,7 +34,9 @@ class Mode(enum.StrEnum):
 
 
 class Record:
-    """Append-only; `closed` when nothing more will come. How much comes in is bounded by whoever appends (the session's limits)."""
+    """Append-only; `closed` when nothing more will come. How much comes in is bounded by whoever
+    appends (the session's limits).
+    """
 
     def __init__(self) -> None:
         self.closed = False
@@ -49,7 +53,9 @@ class Record:
             self._append(kind, data, joins=True)
 
     def event(self, name: str, **fields: Any) -> None:
-        """Append another event; it becomes a line of its own in the events mode, and nothing in the raw one."""
+        """Append another event; it becomes a line of its own in the events mode, and nothing in the
+        raw one.
+        """
         self._append(Kind.EVENT, _line(name, **fields), joins=False)
 
     def close(self) -> None:
@@ -84,7 +90,9 @@ class Reader:
         self._span = 0
 
     def _next_span(self) -> tuple[Kind, int, bool] | None:
-        """Kind and end of the span at the position, and whether it can still grow; None at the end of what is there."""
+        """Kind and end of the span at the position, and whether it can still grow; None at the end
+        of what is there.
+        """
         spans = self._record._spans
         while self._span < len(spans):
             kind, end = Kind(spans[self._span] & 3), spans[self._span] >> 2
@@ -96,7 +104,9 @@ class Reader:
         return None
 
     def take(self) -> tuple[Kind, bytes] | None:
-        """The next piece of at most PIECE bytes, or of one whole event; None if there is nothing more for now."""
+        """The next piece of at most PIECE bytes, or of one whole event; None if there is nothing
+        more for now.
+        """
         found = self._next_span()
         if found is None:
             return None
@@ -106,8 +116,9 @@ class Reader:
     def take_rendered(self, mode: Mode) -> bytes | None:
         """The next piece as the output socket gives it; None if there is nothing more for now.
 
-        Events mode: a piece of output is `{"event": "stdout", "data": TEXT}` if its bytes are UTF-8, else it has `"base64"` instead. A
-        character whose last bytes are still to come is held back for the next piece, so that text is not cut in the middle of one.
+        Events mode: a piece of output is `{"event": "stdout", "data": TEXT}` if its bytes are
+        UTF-8, else it has `"base64"` instead. A character whose last bytes are still to come is
+        held back for the next piece, so that text is not cut in the middle of one.
         """
         while (found := self._next_span()) is not None:
             kind, end, growing = found
@@ -133,7 +144,9 @@ class Reader:
         return piece
 
     async def wait(self) -> bool:
-        """Wait until there may be more. False when the record is closed: all that `take` gives now is all there is."""
+        """Wait until there may be more. False when the record is closed: all that `take` gives now
+        is all there is.
+        """
         if self._record.closed:
             return False
         await self._record.changed()

@@ -1,4 +1,6 @@
-"""A run: one execution of a snippet, from acceptance to result. No I/O: `execute` tells it what happens, readers follow its record."""
+"""A run: one execution of a snippet, from acceptance to result. No I/O: `execute` tells it what
+happens, readers follow its record.
+"""
 
 import asyncio
 import base64
@@ -47,7 +49,9 @@ class StepResult(NamedTuple):
     exit: Exit
 
     def to_json(self) -> dict[str, Any]:
-        """What results and `exit` events say of a step. Milliseconds and bytes; `limit` names the limit that ended it."""
+        """What results and `exit` events say of a step. Milliseconds and bytes; `limit` names the
+        limit that ended it.
+        """
         ended = self.exit
         return {
             "step": self.name,
@@ -64,7 +68,9 @@ class StepResult(NamedTuple):
 
 
 class Run:
-    """One run. `step_names` are the steps that its language has; the last one is the snippet itself, the ones before it build it."""
+    """One run. `step_names` are the steps that its language has; the last one is the snippet
+    itself, the ones before it build it.
+    """
 
     def __init__(self, *, language: str, version: str, mode: Mode, step_names: tuple[str, ...]) -> None:
         self.id = os.urandom(16).hex()
@@ -143,7 +149,9 @@ class Run:
         self.done.set()
 
     def verdict(self) -> tuple[Status, int]:
-        """How it ended, and the exit status that `mayfly run` gives for that. Only for a run that is over."""
+        """How it ended, and the exit status that `mayfly run` gives for that. Only for a run that
+        is over.
+        """
         if self.error is not None or not self.steps:
             return Status.ERROR, OUR_STATUS
         last = self.steps[-1]

@@ -1,4 +1,6 @@
-"""The service behind both the HTTP server and `mayfly run`: takes snippets, runs them, keeps what has ended for a while. No HTTP."""
+"""The service behind both the HTTP server and `mayfly run`: takes snippets, runs them, keeps what
+has ended for a while. No HTTP.
+"""
 
 import asyncio
 import contextlib
@@ -28,10 +30,12 @@ log = logging.getLogger(__name__)
 
 
 class Service:
-    """Runs snippets. `sockets`: the folder for output sockets, or None for none. `factor` multiplies every time limit;
-    `grace_s` is how long a machine that is done may take to report its exits before it is killed.
+    """Runs snippets. `sockets`: the folder for output sockets, or None for none. `factor`
+    multiplies every time limit; `grace_s` is how long a machine that is done may take to report its
+    exits before it is killed.
 
-    Use it as `async with Service(...)`: on leaving, every run is ended and every machine, socket and the zygote is gone.
+    Use it as `async with Service(...)`: on leaving, every run is ended and every machine, socket
+    and the zygote is gone.
     """
 
     def __init__(
@@ -75,8 +79,9 @@ class Service:
         publish: bool = True,
         snapshot: Snapshot | None = None,
     ) -> Run:
-        """Accept a snippet, or refuse it at once; what happens to it later is in the run. Its output socket (if `publish`) listens when
-        this returns. It runs in a machine restored from `snapshot`, if one is given.
+        """Accept a snippet, or refuse it at once; what happens to it later is in the run. Its
+        output socket (if `publish`) listens when this returns. It runs in a machine restored from
+        `snapshot`, if one is given.
 
         Raises:
             RequestError: the snippet cannot be run as it stands, or there is no room.
@@ -135,7 +140,9 @@ class Service:
             await asyncio.wait([task])
 
     async def end(self, run: Run, reason: str) -> None:
-        """End a run that is under way; its machine is gone when this returns. Does nothing for one that is over."""
+        """End a run that is under way; its machine is gone when this returns. Does nothing for one
+        that is over.
+        """
         run.fail(RunEndedError(reason))
         task = self._tasks.get(run.id)
         if task is not None:
@@ -181,7 +188,9 @@ class Service:
         return ready
 
     def _over(self, run: Run, held: contextlib.ExitStack) -> None:
-        """The run's task has ended and its machine is gone: what it held is free, and from here on it is only kept."""
+        """The run's task has ended and its machine is gone: what it held is free, and from here on
+        it is only kept.
+        """
         held.close()
         task = self._tasks.pop(run.id)
         if not task.cancelled() and task.exception() is not None:
@@ -193,7 +202,9 @@ class Service:
         self._expire()
 
     def _expire(self) -> None:
-        """Drop what is over the limits of number, bytes and time, the oldest first; come back when the next one's time is up."""
+        """Drop what is over the limits of number, bytes and time, the oldest first; come back when
+        the next one's time is up.
+        """
         now = asyncio.get_running_loop().time()
         ended = [run for run in self._runs.values() if run.id not in self._tasks]
         ended.sort(key=lambda run: run.ended_at)

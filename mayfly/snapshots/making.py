@@ -1,4 +1,6 @@
-"""Making snapshots: boot a machine (or restore its parent's), let it run a snippet, stop it, keep it."""
+"""Making snapshots: boot a machine (or restore its parent's), let it run a snippet, stop it, keep
+it.
+"""
 
 import asyncio
 import contextlib
@@ -24,13 +26,17 @@ OUTPUT_SHOWN = 2000
 
 
 def base_name(wanted: Wanted) -> str:
-    """The name of the base for this machine: the image's own, what is unusual about the machine, and the kind of its network."""
+    """The name of the base for this machine: the image's own, what is unusual about the machine,
+    and the kind of its network.
+    """
     network = [wanted.machine.network.backend] if wanted.machine.network else []
     return ".".join([wanted.image.folder.parent.name, *_unusual(wanted), *network])
 
 
 def is_usual(wanted: Wanted) -> bool:
-    """Whether this is the machine that the image asks for, with or without a network, so that the base will serve many runs."""
+    """Whether this is the machine that the image asks for, with or without a network, so that the
+    base will serve many runs.
+    """
     return not _unusual(wanted)
 
 
@@ -69,7 +75,9 @@ def _usable(name: str, wanted: Wanted, parent: Snapshot | None = None) -> Snapsh
 
 
 def find_base(wanted: Wanted) -> Snapshot | None:
-    """The base for this machine, if there is one that can be used; why another one cannot is logged."""
+    """The base for this machine, if there is one that can be used; why another one cannot is
+    logged.
+    """
     try:
         return _usable(base_name(wanted), wanted)
     except SnapshotNotFoundError:
@@ -82,10 +90,11 @@ def find_base(wanted: Wanted) -> Snapshot | None:
 async def make(
     spawner: Spawner, wanted: Wanted, plan: Plan | None, *, name: str, parent: Snapshot | None = None, again: bool = False
 ) -> Snapshot:
-    """Make the snapshot `name` of the machine `wanted` after it has run `plan`, if there is one; without a parent it boots for that.
+    """Make the snapshot `name` of the machine `wanted` after it has run `plan`, if there is one;
+    without a parent it boots for that.
 
-    Two who make the same do the work once: unless `again`, one that fits is kept. A base and a diff never take each other's place. At an
-    error nothing is left.
+    Two who make the same do the work once: unless `again`, one that fits is kept. A base and a diff
+    never take each other's place. At an error nothing is left.
 
     Raises:
         SnapshotError: the snippet failed, or the snapshot could not be written.
@@ -93,7 +102,8 @@ async def make(
         MayflyError: the machine came to a bad end.
     """
     with contextlib.ExitStack() as held:
-        # In a thread of its own: many may wait here, and the one that need not wait uses the common threads.
+        # In a thread of its own: many may wait here, and the one that need not wait uses the common
+        # threads.
         waiter = ThreadPoolExecutor(1)
         await asyncio.get_running_loop().run_in_executor(waiter, held.enter_context, snapshots.claimed(name))
         waiter.shutdown(wait=False)
@@ -123,7 +133,9 @@ def _fitting(name: str, wanted: Wanted, parent: Snapshot | None) -> Snapshot | N
 
 
 async def _note_working_set(spawner: Spawner, wanted: Wanted, plan: Plan, base: Path) -> None:
-    """Run `plan` again, from the new base: the pages that this reads are those that the runs from it will read first."""
+    """Run `plan` again, from the new base: the pages that this reads are those that the runs from
+    it will read first.
+    """
     scratch = base / "scratch"
     scratch.mkdir()
     await asyncio.to_thread(sync, base / MEMORY)  # what is not on the disk yet stays in the page cache

@@ -1,9 +1,11 @@
-"""The snapshots of this host: a folder for each, with the vmm process's files (vmm/snapshot) and a manifest of ours beside them.
+"""The snapshots of this host: a folder for each, with the vmm process's files (vmm/snapshot) and a
+manifest of ours beside them.
 
-A snapshot is made in a folder beside its place and moved there whole, so that half of one is never found. Before one is used, everything
-it depends on is compared: version, kernel, image, shape of the machine, parent, and the digests of its files. Reading all of its memory for
-that would take longer than a boot; so the digests are computed when it is made and again whenever a file's inode, size or times are
-others than those that were noted then (`verified.json`).
+A snapshot is made in a folder beside its place and moved there whole, so that half of one is never
+found. Before one is used, everything it depends on is compared: version, kernel, image, shape of
+the machine, parent, and the digests of its files. Reading all of its memory for that would take
+longer than a boot; so the digests are computed when it is made and again whenever a file's inode,
+size or times are others than those that were noted then (`verified.json`).
 """
 
 import contextlib
@@ -37,7 +39,8 @@ READ_BYTES = 1 << 20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SnapshotManifest:
-    """What a snapshot is, as `manifest.json`. Digests are `sha256:` and hexadecimal; `parent_digest` is of the parent's manifest.
+    """What a snapshot is, as `manifest.json`. Digests are `sha256:` and hexadecimal;
+    `parent_digest` is of the parent's manifest.
 
     `memory_bytes` is what the pages in it have, `machine` what its machine is made of.
     """
@@ -95,7 +98,9 @@ class Snapshot(NamedTuple):
 
 
 def _memory_digest(folder: Path) -> str:
-    """The digest of what is mapped of a snapshot's memory. The holes between are what makes the file large; nobody sees them."""
+    """The digest of what is mapped of a snapshot's memory. The holes between are what makes the
+    file large; nobody sees them.
+    """
     import hashlib  # only here: it loads OpenSSL
 
     found = hashlib.sha256()
@@ -119,7 +124,9 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def _stamps(folder: Path, kernel: Path) -> dict[str, list[int]]:
-    """What shows that neither the kernel nor a file of the snapshot has changed, for `verified.json`."""
+    """What shows that neither the kernel nor a file of the snapshot has changed, for
+    `verified.json`.
+    """
     watched = {name: (folder / name).stat() for name in (MANIFEST, *FILES)} | {"kernel": kernel.stat()}
     return {name: [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns] for name, status in watched.items()}
 
@@ -178,7 +185,9 @@ def check(snapshot: Snapshot, image: Image, machine: MachineConfig) -> None:
 
 
 def _check_files(snapshot: Snapshot, kernel: Path) -> None:
-    """Compare the kernel and the files of the chain with the digests in the manifests, unless that was done and they are the same since."""
+    """Compare the kernel and the files of the chain with the digests in the manifests, unless that
+    was done and they are the same since.
+    """
     if snapshot.parent:
         _check_files(snapshot.parent, kernel)
     folder, manifest = snapshot.folder, snapshot.manifest
@@ -212,7 +221,8 @@ def claimed(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(name: str) -> Iterator[Path]:
-    """An empty folder that becomes the snapshot `name` at the end; at an error nothing is left. Claim the name first.
+    """An empty folder that becomes the snapshot `name` at the end; at an error nothing is left.
+    Claim the name first.
 
     Raises:
         SnapshotError: the folder cannot be written.

@@ -1,4 +1,6 @@
-"""Where Debian's packages of another release than this machine's come from: the mirror of its own apt."""
+"""Where Debian's packages of another release than this machine's come from: the mirror of its own
+apt.
+"""
 
 import subprocess
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""Small Debian roots, for this machine's architecture or another: packages of SUITE that are only unpacked, none of their scripts run.
+"""Small Debian roots, for this machine's architecture or another: packages of SUITE that are only
+unpacked, none of their scripts run.
 
 That needs no root, no emulation, and nothing of the machine changes.
 """
@@ -39,8 +40,8 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
 def unpack(target: Path, packages: Sequence[str], architectures: str = "", parts: Sequence[str] = (".",), suite: str = SUITE) -> None:
     """Unpack packages, and all that they depend on, into the new folder `target`.
 
-    `architectures` are Debian's (default: this machine's), the packages' own first; `parts` are the files and folders that are wanted.
-    """
+    `architectures` are Debian's (default: this machine's), the packages' own first; `parts` are the
+    files and folders that are wanted."""
     try:
         source = mirror()
     except MirrorError as error:
@@ -59,7 +60,9 @@ def unpack(target: Path, packages: Sequence[str], architectures: str = "", parts
 
 
 def finish(tree: Path) -> None:
-    """Do for a root with ESSENTIAL in it what those packages' own scripts would have done, as far as programs need it."""
+    """Do for a root with ESSENTIAL in it what those packages' own scripts would have done, as far
+    as programs need it.
+    """
     for name in ("passwd", "group"):
         shutil.copyfile(tree / f"usr/share/base-passwd/{name}.master", tree / "etc" / name)
     for name, link in LINKS.items():

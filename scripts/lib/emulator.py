@@ -1,9 +1,10 @@
-"""One run of a command in the emulated KVM host: QEMU's processor emulation has hardware virtualisation, this machine's KVM may not.
+"""One run of a command in the emulated KVM host: QEMU's processor emulation has hardware
+virtualisation, this machine's KVM may not.
 
-The host's root file system is this machine's, over 9p; that of a host of another architecture is a Debian of its own, with this machine's
-home and other folders in their places. The command's streams go over virtio ports; /init (guest-init.sh) counts what
-was written to them, so that this side knows when it has everything.
-"""
+The host's root file system is this machine's, over 9p; that of a host of another architecture is a
+Debian of its own, with this machine's home and other folders in their places. The command's streams
+go over virtio ports; /init (guest-init.sh) counts what was written to them, so that this side knows
+when it has everything."""
 
 import contextlib
 import ctypes
@@ -24,16 +25,17 @@ from typing import NoReturn
 import foreign
 import hostfiles
 
-# No randomised addresses, neither the kernel's nor programs': emulation translates code again for each address that it is seen at.
+# No randomised addresses, neither the kernel's nor programs': emulation translates code again for
+# each address that it is seen at.
 CMDLINE = "quiet loglevel=1 panic=-1 mitigations=off nokaslr norandmaps audit=0 random.trust_cpu=on cgroup_no_v1=all"
-# This machine's files change under the guest only where somebody edits them; what it writes itself is flushed at the end.
+# This machine's files change under the guest only where somebody edits them; what it writes itself
+# is flushed at the end.
 CACHE_9P = "loose"
 PR_SET_PDEATHSIG = 1
 PORTS = ("stdin", "stdout", "stderr", "status", "alive")
 STANDSTILL_S = 300.0
-"""Without a byte from any port, though /init says every ten seconds that it is alive: once in many hours an emulated processor that waits
-for an interrupt is never woken.
-"""
+"""Without a byte from any port, though /init says every ten seconds that it is alive: once in many
+hours an emulated processor that waits for an interrupt is never woken. """
 DEBIANS_OWN = {"bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "lost+found", "proc", "run", "sbin", "sys", "usr", "var"}
 HERE = Path(__file__).resolve().parent
 
@@ -46,13 +48,17 @@ def command_script(command: Sequence[str], environment: Mapping[str, str], folde
 
 
 def settings(tools: Sequence[Path], data: Path, folders: Sequence[str]) -> bytes:
-    """The variables that /init reads. `folders`: of this machine's root, those that a host with a root of its own takes over."""
+    """The variables that /init reads. `folders`: of this machine's root, those that a host with a
+    root of its own takes over.
+    """
     values = {"CACHE": CACHE_9P, "TOOLS": " ".join(map(str, tools)), "OUTER_DATA": str(data), "FOLDERS": " ".join(folders)}
     return os.fsencode("".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items()))
 
 
 class Emulator:
-    """QEMU with one command in it. Made by `start`; `wait` relays the streams and gives the command's exit status."""
+    """QEMU with one command in it. Made by `start`; `wait` relays the streams and gives the
+    command's exit status.
+    """
 
     def __init__(self, process: subprocess.Popen[bytes], sockets: Mapping[str, socket.socket], console: Path) -> None:
         self._process = process
@@ -85,7 +91,8 @@ class Emulator:
             command += ["-chardev", f"socket,id={name},fd={pairs[name][1].fileno()}"]
             command += ["-device", f"virtserialport,chardev={name},name={name},nr={number}"]
         for number, disk in enumerate(disks):
-            # `unsafe`: what the guest has written is in this machine's page cache, and only this machine's crash could lose it.
+            # `unsafe`: what the guest has written is in this machine's page cache, and only this
+            # machine's crash could lose it.
             drive = f"if=none,id=disk{number},format=raw,cache=unsafe,readonly={'on' if number else 'off'},file={_option(disk)}"
             command += ["-drive", drive]
             command += ["-device", f"virtio-blk-pci,drive=disk{number}"]
@@ -107,7 +114,9 @@ class Emulator:
         self._process.wait()
 
     def wait(self) -> int:
-        """Relay until the command is over and all it wrote has arrived; its exit status, or 125 when the emulated host failed."""
+        """Relay until the command is over and all it wrote has arrived; its exit status, or 125
+        when the emulated host failed.
+        """
         threading.Thread(target=self._feed, daemon=True).start()
         counts = {"stdout": 0, "stderr": 0}
         targets = {"stdout": 1, "stderr": 2}
@@ -141,7 +150,9 @@ class Emulator:
         return 125
 
     def _feed(self) -> None:
-        """Send standard input, in a thread as only such a one may block on a file or a terminal. Its end is sent too."""
+        """Send standard input, in a thread as only such a one may block on a file or a terminal.
+        Its end is sent too.
+        """
         port = self._sockets["stdin"]
         with contextlib.suppress(OSError):  # no standard input, a terminal that is not ours, or the emulated host is gone
             while data := os.read(0, 1 << 16):
@@ -151,7 +162,9 @@ class Emulator:
 
 
 def _dies_with(parent: int) -> Callable[[], None]:
-    """For a new child: it is killed when `parent` ends, even if that has happened by now (prctl(2), PR_SET_PDEATHSIG)."""
+    """For a new child: it is killed when `parent` ends, even if that has happened by now (prctl(2),
+    PR_SET_PDEATHSIG).
+    """
     libc = ctypes.CDLL(None)
 
     def prepare() -> None:

@@ -1,8 +1,10 @@
-"""An emulated host of another architecture than this machine's: a small Debian root, and the project's own parts for it.
+"""An emulated host of another architecture than this machine's: a small Debian root, and the
+project's own parts for it.
 
 Kept in $XDG_CACHE_HOME/mayfly/kvm-host/root-ARCH-HASH/, by the hash of all that it is made of:
 
-root.ext4      Debian's packages, only unpacked, and in /usr/local the Python libraries in the versions that this machine has
+root.ext4      Debian's packages, only unpacked, and in /usr/local the Python libraries in the
+versions that this machine has
 vmlinux        Debian's kernel
 modules        cpio, as hostfiles.modules_archive makes it
 include/       the headers that vmm/kvm is compiled against here

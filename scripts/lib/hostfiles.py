@@ -1,12 +1,14 @@
-"""What the emulated KVM host boots from, made on first use and kept in $XDG_CACHE_HOME/mayfly/kvm-host.
+"""What the emulated KVM host boots from, made on first use and kept in
+$XDG_CACHE_HOME/mayfly/kvm-host.
 
-qemu-system-*-SUITE/      QEMU of a newer Debian than this machine's, with the libraries that it needs
+qemu-system-*-SUITE/      QEMU of a newer Debian than this machine's, with the libraries that it
+needs
 KERNEL-VERSION/vmlinux    of Debian's package, unpacked, never installed
 KERNEL-VERSION/modules    cpio: /init's tools and the few modules it loads, in order
 tools-HASH.ext4           the Python libraries in use, read-only: over 9p, imports take seconds
-state-NUMBER.ext4         a disk for images, snapshots and caches; it stays. One for each emulated host that may run at a time
-root-ARCH-*               what a host of another architecture than this machine's has in their place; see foreign.py
-"""
+state-NUMBER.ext4         a disk for images, snapshots and caches; it stays. One for each emulated
+host that may run at a time root-ARCH-*               what a host of another architecture than this
+machine's has in their place; see foreign.py"""
 
 import contextlib
 import dataclasses
@@ -30,7 +32,9 @@ from debianmirror import SUITE
 from debianroot import LIBRARIES, HostFilesError, run, unpack
 
 QEMU_SINCE = 10
-"""QEMU 7.2, of Debian 12, runs machines in its emulated KVM, but a host with two of them at once dies now and then."""
+"""QEMU 7.2, of Debian 12, runs machines in its emulated KVM, but a host with two of them at once
+dies now and then.
+"""
 KERNELS = ("linux-image-6.12-amd64", "linux-image-amd64")
 """The first that Debian has: 12 has the newer one as a security update, 13 by the usual name."""
 STATE_SIZE = "24G"
@@ -78,7 +82,8 @@ HOSTS = {
     "x86_64": Host(
         qemu="qemu-system-x86_64",
         package="qemu-system-x86",
-        # ERMS: an emulated `rep movsb` moves byte by byte; without the bit Linux copies and clears memory by words, ten times as fast.
+        # ERMS: an emulated `rep movsb` moves byte by byte; without the bit Linux copies and clears
+        # memory by words, ten times as fast.
         machine=("-machine", "q35,accel=tcg", "-cpu", "max,erms=off,fsrm=off,la57=off,vgif=off"),
         console="ttyS0",
         modules=(*MODULES, ("kvm-amd", "nested=0")),
@@ -86,7 +91,8 @@ HOSTS = {
     "aarch64": Host(
         qemu="qemu-system-aarch64",
         package="qemu-system-arm",
-        # Signing pointers as the architecture describes it takes most of an emulator's time; what else is off costs time too.
+        # Signing pointers as the architecture describes it takes most of an emulator's time; what
+        # else is off costs time too.
         machine=(
             *("-machine", "virt,accel=tcg,virtualization=on,gic-version=3"),
             *("-cpu", "max,pauth-impdef=on,sve=off,sme=off,lpa2=off"),
@@ -100,7 +106,9 @@ LEFT_OUT = {"site-packages", "dist-packages", "test", "idlelib", "ensurepip"}
 
 
 def cpio(entries: Iterable[tuple[str, int, bytes]]) -> bytes:
-    """A newc archive, without its end, of (path, mode with file type, content); the kernel takes several, one behind the other."""
+    """A newc archive, without its end, of (path, mode with file type, content); the kernel takes
+    several, one behind the other.
+    """
     archive = bytearray()
     for number, (path, mode, content) in enumerate([*entries, ("TRAILER!!!", 0, b"")], 1):
         name = path.encode() + b"\0"
@@ -111,7 +119,9 @@ def cpio(entries: Iterable[tuple[str, int, bytes]]) -> bytes:
 
 
 def qemu(cache: Path, host: Host) -> list[str]:
-    """The emulator's command: this machine's own where it is new enough, else a newer Debian's, run with its own libraries."""
+    """The emulator's command: this machine's own where it is new enough, else a newer Debian's, run
+    with its own libraries.
+    """
     if shutil.which(host.qemu):
         version = re.search(r"version (\d+)", run(host.qemu, "--version"))
         if version and int(version[1]) >= QEMU_SINCE:
@@ -128,7 +138,9 @@ def qemu(cache: Path, host: Host) -> list[str]:
 
 
 def kernel(cache: Path, host: Host) -> tuple[Path, Path]:
-    """Kernel and modules archive, from the newest folder that the cache has, else from Debian's repository."""
+    """Kernel and modules archive, from the newest folder that the cache has, else from Debian's
+    repository.
+    """
     kept = sorted(cache.glob(f"*.{host.recipe}/modules"), key=lambda path: path.stat().st_mtime)
     if not kept:
         kept = [_fetch_kernel(cache, host)]
@@ -162,7 +174,9 @@ def _fetch_kernel(cache: Path, host: Host) -> Path:
 
 
 def unpacked_kernel(image: bytes) -> bytes:
-    """The ELF file inside a bzImage (Linux Documentation/arch/x86/boot.rst); the image itself where its compression is an unusual one."""
+    """The ELF file inside a bzImage (Linux Documentation/arch/x86/boot.rst); the image itself where
+    its compression is an unusual one.
+    """
     sectors = image[0x1F1] or 4
     offset, length = struct.unpack_from("<II", image, 0x248)
     start = (sectors + 1) * 512 + offset
@@ -177,13 +191,17 @@ def unpacked_kernel(image: bytes) -> bytes:
 
 
 def unsigned(module: bytes) -> bytes:
-    """A kernel module without the signature at its end: checking it takes longer than the loading."""
+    """A kernel module without the signature at its end: checking it takes longer than the
+    loading.
+    """
     body = module.removesuffix(SIGNED)
     return module if body is module else body[: -12 - int.from_bytes(body[-4:], "big")]
 
 
 def modules_archive(tree: Path, modules: Sequence[tuple[str, str]], busybox: Path) -> bytes:
-    """A cpio with busybox and `modules`, each behind those that it depends on, and /modules/order for /init to follow."""
+    """A cpio with busybox and `modules`, each behind those that it depends on, and /modules/order
+    for /init to follow.
+    """
     files = {re.sub(r"\.ko(\.xz)?$", "", path.name).replace("-", "_"): path for path in tree.rglob("*.ko*")}
     builtin = {Path(line).stem.replace("-", "_") for line in (tree / "modules.builtin").read_text().split()}
     options = {name.replace("-", "_"): words for name, words in modules}
@@ -219,7 +237,9 @@ def preparing(cache: Path) -> Iterator[None]:
 
 
 def take_state_disk(cache: Path, arch: str) -> tuple[Path, int]:
-    """A state disk that no other emulated host uses, made on first use and checked on each; held as long as the descriptor is open."""
+    """A state disk that no other emulated host uses, made on first use and checked on each; held as
+    long as the descriptor is open.
+    """
     kind = "" if arch == platform.machine() else f"{arch}-"
     disks = [cache / f"{kind}state-{number}.ext4" for number in range(1, STATE_DISKS + 1)]
     locks = [os.open(disk.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) for disk in disks]
@@ -256,7 +276,9 @@ def _make_state_disk(disk: Path) -> None:
 
 
 def python_folders(python: Path) -> list[Path]:
-    """The folders from which this Python imports: its own library and the environment's packages."""
+    """The folders from which this Python imports: its own library and the environment's
+    packages.
+    """
     query = "import sysconfig; p = sysconfig.get_paths(); print(p['stdlib']); print(p['purelib'])"
     return [Path(line) for line in run(python, "-c", query).split("\n") if line]
 
@@ -314,7 +336,9 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def _files(folder: Path) -> Iterator[tuple[str, int, int]]:
-    """Path, size and time of each file in `folder`, sorted. Compiled Python is left out: it follows from the rest."""
+    """Path, size and time of each file in `folder`, sorted. Compiled Python is left out: it follows
+    from the rest.
+    """
     for top, names, files in os.walk(folder):
         names[:] = sorted(set(names) - _left_out(top, names + files))
         for name in sorted(files):

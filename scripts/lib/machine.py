@@ -13,7 +13,9 @@ from mayfly.vmm.process.zygote import Reaped, Zygote
 
 @contextlib.contextmanager
 def started(zygote: Zygote, config: MachineConfig) -> Iterator[tuple[socket.socket, list[dict[str, Any]]]]:
-    """The channel of such a machine, the only one of `zygote`, and its report, which is filled when the machine has ended in the end."""
+    """The channel of such a machine, the only one of `zygote`, and its report, which is filled when
+    the machine has ended in the end.
+    """
     report: list[dict[str, Any]] = []
     read_end, write_end = os.pipe()
     with os.fdopen(read_end, "rb") as lines:

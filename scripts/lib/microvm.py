@@ -1,4 +1,6 @@
-"""QEMU's microvm, which benchmarks measure beside ours: the same kernel, initramfs and guest's command line, on the same KVM."""
+"""QEMU's microvm, which benchmarks measure beside ours: the same kernel, initramfs and guest's
+command line, on the same KVM.
+"""
 
 import contextlib
 import json
@@ -22,7 +24,9 @@ DEADLINE_S = 120.0
 
 
 def command(config: MachineConfig, channel: str, devices: Sequence[str] = ()) -> list[str]:
-    """QEMU's command line for a machine like `config`, its virtio channel on the listening Unix socket `channel`."""
+    """QEMU's command line for a machine like `config`, its virtio channel on the listening Unix
+    socket `channel`.
+    """
     words = [word for word in command_line(config).split() if not word.startswith(OURS_ONLY)]
     line = ["qemu-system-x86_64", "-M", MACHINE, "-cpu", "host", "-m", f"{config.memory // MIB}", "-smp", str(config.cpus)]
     line += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]

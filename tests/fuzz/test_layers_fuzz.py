@@ -1,7 +1,8 @@
-"""Whatever bytes a layer has, merging it gives a tree or a LayerError, within bounded time and memory, and writes no file.
+"""Whatever bytes a layer has, merging it gives a tree or a LayerError, within bounded time and
+memory, and writes no file.
 
-Mutations of real tars (bytes changed, cut, doubled, swapped; checksums mended so that the change is read) from a fixed seed.
-"""
+Mutations of real tars (bytes changed, cut, doubled, swapped; checksums mended so that the change is
+read) from a fixed seed."""
 
 import random
 

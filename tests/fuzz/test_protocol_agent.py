@@ -1,4 +1,6 @@
-"""Invariant: whatever the host sends, short of SHUTDOWN, the agent lives, answers in whole frames, and runs the next program."""
+"""Invariant: whatever the host sends, short of SHUTDOWN, the agent lives, answers in whole frames,
+and runs the next program.
+"""
 
 import tempfile
 from collections.abc import Iterator

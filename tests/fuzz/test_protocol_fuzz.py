@@ -1,4 +1,6 @@
-"""Invariant: whatever bytes arrive in whatever pieces, the reader raises nothing, holds at most MAX_ESCAPED bytes, finds the next frame."""
+"""Invariant: whatever bytes arrive in whatever pieces, the reader raises nothing, holds at most
+MAX_ESCAPED bytes, finds the next frame.
+"""
 
 from hypothesis import given
 from hypothesis import strategies as st

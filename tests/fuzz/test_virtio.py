@@ -1,4 +1,6 @@
-"""Invariant: whatever a guest writes, no exception, no access outside its RAM, no kick over 100 ms of CPU, no growth over 1 MiB."""
+"""Invariant: whatever a guest writes, no exception, no access outside its RAM, no kick over 100 ms
+of CPU, no growth over 1 MiB.
+"""
 
 import tracemalloc
 

@@ -1,4 +1,6 @@
-"""The agent behind a channel, for tests: frames in, frames out, with a deadline on every wait; and as an ordinary process."""
+"""The agent behind a channel, for tests: frames in, frames out, with a deadline on every wait; and
+as an ordinary process.
+"""
 
 import os
 import socket
@@ -16,7 +18,9 @@ from mayfly.protocol import frames as p
 ROOT = Path(__file__).parent.parent.parent
 PATH_ENV = (("PATH", "/usr/local/bin:/usr/bin:/bin"),)
 UID = 61_873
-"""Whom steps run as when the tests are root's: nobody else's number, since a step may kill all that its user runs."""
+"""Whom steps run as when the tests are root's: nobody else's number, since a step may kill all that
+its user runs.
+"""
 PATIENCE_S = 30.0
 _M = TypeVar("_M", bound=p.Message)
 
@@ -52,7 +56,9 @@ class AgentChannel:
         self.socket.sendall(data)
 
     def receive(self) -> p.Frame:
-        """The next frame; EOFError when the agent has closed its end, TimeoutError when it is not patient any more."""
+        """The next frame; EOFError when the agent has closed its end, TimeoutError when it is not
+        patient any more.
+        """
         end = time.monotonic() + self.patience_s
         while not self.waiting:
             self.socket.settimeout(max(0.001, end - time.monotonic()))
@@ -157,9 +163,12 @@ WITHOUT_CGROUPS = ("unshare", "-m", "sh", "-c", 'umount -t cgroup2 -a; exec "$@"
 # Only root can hide the cgroups; others get none anyway.
 @pytest.fixture(params=["cgroups", "no cgroups"] if os.geteuid() == 0 else ["as the host has it"])
 def agent(request: pytest.FixtureRequest, executable: Path) -> Iterator[AgentProcess]:
-    """An agent that has said HELLO; with cgroups as far as this host gives them, and as where it gives none."""
+    """An agent that has said HELLO; with cgroups as far as this host gives them, and as where it
+    gives none.
+    """
     prefix = WITHOUT_CGROUPS if request.param == "no cgroups" else ()
-    # Not pytest's own folder: it is private, again and again whenever another pytest starts, and steps run as another user.
+    # Not pytest's own folder: it is private, again and again whenever another pytest starts, and
+    # steps run as another user.
     with tempfile.TemporaryDirectory() as folder, AgentProcess(executable, Path(folder) / "work", prefix) as process:
         Path(folder).chmod(0o755)
         hello = process.expect(p.Hello, run=0)

@@ -1,4 +1,6 @@
-"""What the tests of api/ stand on: images that are not there, and a zygote whose machines are ordinary processes (fake_agent.py)."""
+"""What the tests of api/ stand on: images that are not there, and a zygote whose machines are
+ordinary processes (fake_agent.py).
+"""
 
 import contextlib
 import dataclasses
@@ -27,11 +29,15 @@ from mayfly.vmm.process.zygote import Forked, Reaped
 ROOT = Path(__file__).parents[2]
 MARKER = "ab" * 32
 FIRST_UID = 62_000
-"""Each machine's steps run as a user of their own, for an agent kills all that its user has left."""
+"""Each machine's steps run as a user of their own, for an agent kills all that its user has
+left.
+"""
 
 
 class FakeZygote:
-    """Keeps to the interface of the real Zygote. `fault` is given to its agents; with `executable` they are the real agent."""
+    """Keeps to the interface of the real Zygote. `fault` is given to its agents; with `executable`
+    they are the real agent.
+    """
 
     def __init__(self, fault: str = "", executable: Path | None = None) -> None:
         self.executable = executable
@@ -67,14 +73,18 @@ class FakeZygote:
             self._server.send(json.dumps(message).encode())
 
     def signal(self, machine: int, number: int) -> None:
-        """Kill the agent, or have its process write its snapshot; there is nothing that it could map."""
+        """Kill the agent, or have its process write its snapshot; there is nothing that it could
+        map.
+        """
         if number == signal.SIGKILL:
             self.kill(machine)
         elif number == SAVE:
             self.children[machine].send_signal(SAVE)
 
     def kill(self, machine: int) -> None:
-        """Kill the agent and, as the end of a real machine does, everything in it: all of its session."""
+        """Kill the agent and, as the end of a real machine does, everything in it: all of its
+        session.
+        """
         session = self.children[machine].pid
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
@@ -94,7 +104,9 @@ class FakeZygote:
         return Reaped(machine=message["reaped"], status=message["status"])
 
     def die(self) -> None:
-        """What a `kill -9` of the zygote does: its machines end with it, and the socket is at its end."""
+        """What a `kill -9` of the zygote does: its machines end with it, and the socket is at its
+        end.
+        """
         self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
         for machine in self.children:
@@ -187,13 +199,17 @@ def small_config(tmp_path: Path, **changes: Any) -> Config:
 
 
 def open_descriptors() -> int:
-    """How many descriptors this process has, without those of objects that an earlier test left and nobody has collected yet."""
+    """How many descriptors this process has, without those of objects that an earlier test left and
+    nobody has collected yet.
+    """
     gc.collect()
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def gone(pid: int) -> bool:
-    """Whether the process ends within seconds (one that nobody has waited for yet has ended too)."""
+    """Whether the process ends within seconds (one that nobody has waited for yet has ended
+    too).
+    """
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         try:

@@ -1,8 +1,8 @@
-"""An agent and its vmm process in one ordinary Python process: `fake_agent.py CHANNEL_FD REPORT_FD END_MARKER FAULT`.
+"""An agent and its vmm process in one ordinary Python process: `fake_agent.py CHANNEL_FD REPORT_FD
+END_MARKER FAULT`.
 
-It runs the steps as plain programs in a temporary folder that stands for /work, with wall clock, output limit and input against credit.
-FAULT is empty or names a way to misbehave.
-"""
+It runs the steps as plain programs in a temporary folder that stands for /work, with wall clock,
+output limit and input against credit. FAULT is empty or names a way to misbehave."""
 
 import contextlib
 import json
@@ -162,7 +162,9 @@ class FakeAgent:
 
 
 def save(folder: Path, report: TextIO, fault: str) -> None:
-    """Write what stands for a snapshot (nobody restores it but another fake) and end, as a vmm process does."""
+    """Write what stands for a snapshot (nobody restores it but another fake) and end, as a vmm
+    process does.
+    """
     if fault != "disk-full":
         (folder / "memory").write_bytes(bytes(8192))
         (folder / "pages").write_bytes(struct.pack("<QQ", 1, 1))

@@ -1,4 +1,6 @@
-"""The `mayfly` command with machines that are ordinary processes; the first argument is the agents' fault, or `-`."""
+"""The `mayfly` command with machines that are ordinary processes; the first argument is the agents'
+fault, or `-`.
+"""
 
 import sys
 

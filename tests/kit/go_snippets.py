@@ -1,4 +1,6 @@
-"""Twenty small Go programs that a pruned image must still build, compiling nothing but themselves: name -> source and what it prints."""
+"""Twenty small Go programs that a pruned image must still build, compiling nothing but themselves:
+name -> source and what it prints.
+"""
 # ruff: noqa: E501
 
 

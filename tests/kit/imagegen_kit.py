@@ -1,4 +1,6 @@
-"""What the tests of imagegen make images of: raw tar members, as odd as they come, and OCI layouts."""
+"""What the tests of imagegen make images of: raw tar members, as odd as they come, and OCI
+layouts.
+"""
 
 import dataclasses
 import functools

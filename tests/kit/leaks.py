@@ -14,7 +14,9 @@ GRACE_S = 5.0
 
 @dataclasses.dataclass(frozen=True)
 class Holdings:
-    """What this process holds: descriptors with what they are open on, children with their command lines, sockets with their paths."""
+    """What this process holds: descriptors with what they are open on, children with their command
+    lines, sockets with their paths.
+    """
 
     descriptors: frozenset[tuple[str, str]]
     children: frozenset[tuple[str, str]]

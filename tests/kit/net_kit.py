@@ -1,4 +1,6 @@
-"""Frames as a guest and its network send them, a network in memory, and a network namespace for tests with real interfaces."""
+"""Frames as a guest and its network send them, a network in memory, and a network namespace for
+tests with real interfaces.
+"""
 
 import contextlib
 import ctypes
@@ -41,7 +43,9 @@ def ipv6(destination: str, payload: bytes = b"\0" * 8, *, source: str = GUEST6, 
 
 
 def udp(data: bytes, source: int = 40_000, destination: int = 2000) -> bytes:
-    """Without a checksum, which IPv4 allows. The source is no privileged port: passt takes the same one on the host."""
+    """Without a checksum, which IPv4 allows. The source is no privileged port: passt takes the same
+    one on the host.
+    """
     return struct.pack("!HHHH", source, destination, 8 + len(data), 0) + data
 
 
@@ -68,7 +72,9 @@ def checksum(data: bytes) -> int:
 
 
 class MemoryBackend:
-    """A back end whose network is two lists. `room` packets may be sent until the test gives more."""
+    """A back end whose network is two lists. `room` packets may be sent until the test gives
+    more.
+    """
 
     offloads = int(NetFeature.CSUM | NetFeature.GUEST_CSUM | NetFeature.HOST_TSO4 | NetFeature.GUEST_TSO4)
 
@@ -105,7 +111,9 @@ def ip(*words: str) -> str:
 
 @contextlib.contextmanager
 def namespace() -> Iterator[None]:
-    """This thread, and what it starts, in a network namespace of its own, which has nothing but loopback. Needs root."""
+    """This thread, and what it starts, in a network namespace of its own, which has nothing but
+    loopback. Needs root.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -120,7 +128,9 @@ def namespace() -> Iterator[None]:
 
 
 def make_tap(name: str, address: str, *owner: str) -> None:
-    """An interface that is up, with the host's address. Without IPv6, which would talk on its own."""
+    """An interface that is up, with the host's address. Without IPv6, which would talk on its
+    own.
+    """
     ip("tuntap", "add", "dev", name, "mode", "tap", *owner)
     ip("link", "set", name, "addrgenmode", "none")
     ip("address", "add", address, "dev", name)
@@ -128,7 +138,9 @@ def make_tap(name: str, address: str, *owner: str) -> None:
 
 
 def wait_until_up(name: str) -> None:
-    """Wait until the kernel sends through the tap, which somebody has just opened: until then it drops what it is given, in silence."""
+    """Wait until the kernel sends through the tap, which somebody has just opened: until then it
+    drops what it is given, in silence.
+    """
     until = time.monotonic() + UP_DEADLINE_S
     while "state UP" not in ip("-o", "link", "show", "dev", name):
         assert time.monotonic() < until, f"{name} does not come up"

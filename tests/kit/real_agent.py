@@ -1,4 +1,6 @@
-"""The real agent as an ordinary process, with a vmm process's report around it: `real_agent.py CHANNEL_FD REPORT_FD EXECUTABLE UID`."""
+"""The real agent as an ordinary process, with a vmm process's report around it: `real_agent.py
+CHANNEL_FD REPORT_FD EXECUTABLE UID`.
+"""
 
 import json
 import os

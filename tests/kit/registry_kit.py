@@ -41,7 +41,9 @@ class Faults:
 
 
 class FakeRegistry:
-    """Serves `layout` as repository `test`. A context manager; `requests` has what was asked, with its Range."""
+    """Serves `layout` as repository `test`. A context manager; `requests` has what was asked, with
+    its Range.
+    """
 
     def __init__(self, layout: Path, faults: Faults | None = None) -> None:
         self.layout = layout

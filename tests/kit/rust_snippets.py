@@ -1,4 +1,6 @@
-"""Twenty small Rust programs that a pruned image must still build: name -> source and what it prints."""
+"""Twenty small Rust programs that a pruned image must still build: name -> source and what it
+prints.
+"""
 # ruff: noqa: E501
 
 SNIPPETS: dict[str, tuple[str, str]] = {

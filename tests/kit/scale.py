@@ -1,4 +1,5 @@
-"""How much the tests do: everything with MAYFLY_FULL=1 (`make test-all`), a tenth of it otherwise (`make test`).
+"""How much the tests do: everything with MAYFLY_FULL=1 (`make test-all`), a tenth of it otherwise
+(`make test`).
 
 On 64-bit Arm, whose hosts here are emulated, everything is a quarter.
 """

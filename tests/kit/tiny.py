@@ -19,7 +19,9 @@ MAP_MMIO = f"""
         mov dword ptr [{layout.PDPT + 3 * 8}], 0x201003
         mov dword ptr [{0x20_1000 + (layout.VIRTIO_MMIO >> 21 & 511) * 8}], {layout.VIRTIO_MMIO | 0x83}
 """
-"""Maps the virtio devices' registers where they are: the boot page tables hold the first GiB only."""
+"""Maps the virtio devices' registers where they are: the boot page tables hold the first GiB
+only.
+"""
 
 
 def write(register: int, value: int, slot: int = 0) -> str:
@@ -29,7 +31,9 @@ def write(register: int, value: int, slot: int = 0) -> str:
 
 
 def start_virtio(slot: int, queues: Iterable[tuple[int, int, int, int]], features: int = int(OFFERED)) -> str:
-    """Reset the device in `slot`, then up to DRIVER_OK with `queues`: size, addresses of descriptors, available and used ring."""
+    """Reset the device in `slot`, then up to DRIVER_OK with `queues`: size, addresses of
+    descriptors, available and used ring.
+    """
     status = Status(0)
     writes: list[tuple[int, int]] = [(Register.STATUS, status)]
     while status != LIVE:
@@ -47,7 +51,9 @@ def start_virtio(slot: int, queues: Iterable[tuple[int, int, int, int]], feature
 
 
 def build(folder: Path, source: str) -> Path:
-    """Assemble 64-bit `source` (Intel syntax), to be entered at its first instruction; the ELF file's path."""
+    """Assemble 64-bit `source` (Intel syntax), to be entered at its first instruction; the ELF
+    file's path.
+    """
     text = folder / "tiny.S"
     text.write_text(f".intel_syntax noprefix\n.globl _start\n_start:\n{source}\n")
     kernel = folder / "tiny.elf"

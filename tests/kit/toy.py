@@ -1,4 +1,6 @@
-"""Small archives for the guest's kernel, and a language whose compiler is a shell: busybox and the agent, which boot in no time."""
+"""Small archives for the guest's kernel, and a language whose compiler is a shell: busybox and the
+agent, which boot in no time.
+"""
 
 import hashlib
 import platform

@@ -1,4 +1,6 @@
-"""A virtio driver in plain memory: it writes registers and rings as a guest would, well-behaved unless a test makes it do otherwise."""
+"""A virtio driver in plain memory: it writes registers and rings as a guest would, well-behaved
+unless a test makes it do otherwise.
+"""
 
 import struct
 from collections.abc import Sequence
@@ -25,7 +27,9 @@ class Buffer:
 
 
 class Ram:
-    """Memory of one region, and an allocator that only goes forward; `rewind` gives back all since `mark`."""
+    """Memory of one region, and an allocator that only goes forward; `rewind` gives back all since
+    `mark`.
+    """
 
     def __init__(self, size: int = RAM_BYTES, base: int = RAM_BASE, memory_type: type[GuestMemory] = GuestMemory) -> None:
         self.base = base
@@ -62,7 +66,9 @@ class Ram:
 
 
 class DriverQueue:
-    """The driver's side of one split virtqueue. `offer` makes a chain available, `used` takes back what the device returned."""
+    """The driver's side of one split virtqueue. `offer` makes a chain available, `used` takes back
+    what the device returned.
+    """
 
     def __init__(self, ram: Ram, size: int, *, event_idx: bool) -> None:
         self.ram = ram
@@ -94,7 +100,9 @@ class DriverQueue:
         return self.offer_places(places, indirect=indirect)
 
     def offer_places(self, places: list[tuple[int, int, bool]], *, indirect: bool = False, direct: int = 0) -> int:
-        """As `offer`, of (address, length, writable). With `indirect` the first `direct` places stay out of the table."""
+        """As `offer`, of (address, length, writable). With `indirect` the first `direct` places
+        stay out of the table.
+        """
         direct = min(direct, len(places) - 1) if indirect else len(places)
         indices = [self.free.pop(0) for _ in range(direct + indirect)]
         self._link(places[:direct], indices, self.descriptors, more=indirect)
@@ -114,7 +122,9 @@ class DriverQueue:
             self.write_descriptor(slots[position], address, length, int(flags), slots[position + 1] if linked else 0, table)
 
     def must_kick(self) -> bool:
-        """Whether the device asks to be told of what was offered since the last time (virtio 1.2, 2.7.10)."""
+        """Whether the device asks to be told of what was offered since the last time (virtio 1.2,
+        2.7.10).
+        """
         old, new = self.kicked, self.offered
         self.kicked = new
         if not self.event_idx:
@@ -142,7 +152,9 @@ class DriverQueue:
 
 
 class Driver:
-    """Brings a device up through its registers, and counts kicks and interrupts. What waits for the event loop is in `pending`."""
+    """Brings a device up through its registers, and counts kicks and interrupts. What waits for the
+    event loop is in `pending`.
+    """
 
     def __init__(self, device: VirtioDevice, ram: Ram | None = None) -> None:
         self.ram = ram or Ram()
@@ -200,7 +212,9 @@ class Driver:
         self.step(Status.DRIVER_OK)
 
     def kick(self, index: int, *, always: bool = False) -> None:
-        """Kick as the ring asks (or `always`), as a write to the register, and let the event loop run."""
+        """Kick as the ring asks (or `always`), as a write to the register, and let the event loop
+        run.
+        """
         if self.queues[index].must_kick() or always:
             self.kicks += 1
             self.write(Register.QUEUE_NOTIFY, index)

@@ -1,7 +1,9 @@
-"""Invariant: whatever a guest writes, no exception, no access outside its RAM, no kick over 100 ms of CPU, no growth over 1 MiB.
+"""Invariant: whatever a guest writes, no exception, no access outside its RAM, no kick over 100 ms
+of CPU, no growth over 1 MiB.
 
-A structure-aware fuzzer of the virtio devices. It mostly does what a driver does, with something wrong here and there, so that it comes
-far into the devices; a wild register access or ring write comes in between. Everything follows from the seed.
+A structure-aware fuzzer of the virtio devices. It mostly does what a driver does, with something
+wrong here and there, so that it comes far into the devices; a wild register access or ring write
+comes in between. Everything follows from the seed.
 
     python -m tests.kit.virtio_fuzzer --device console --seconds 600 [--seed N]
 """
@@ -61,7 +63,9 @@ class WatchedMemory(GuestMemory):
 
 
 class Fuzzer:
-    """One device with a guest that follows `seed`. Subclasses know the device, and what the host does with it in the meantime."""
+    """One device with a guest that follows `seed`. Subclasses know the device, and what the host
+    does with it in the meantime.
+    """
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
@@ -117,7 +121,9 @@ class Fuzzer:
         self.slowest = max(self.slowest, time.thread_time() - began)
 
     def run_loop(self) -> None:
-        """The event loop's part, for some rounds: a guest cannot keep it busy for longer than a round at a time."""
+        """The event loop's part, for some rounds: a guest cannot keep it busy for longer than a
+        round at a time.
+        """
         for _ in range(8):
             if not self.driver.pending:
                 return
@@ -137,7 +143,9 @@ class Fuzzer:
         return self.rng.randrange(len(self.driver.queues))
 
     def offer(self) -> None:
-        """A chain as a driver makes it. Where the ring is full the host has its turn instead, but for a driver that miscounts."""
+        """A chain as a driver makes it. Where the ring is full the host has its turn instead, but
+        for a driver that miscounts.
+        """
         index = self.pick_queue()
         queue = self.driver.queues[index]
         outstanding = (queue.offered - queue.ram.get16(queue.used_ring + 2)) & 0xFFFF
@@ -198,7 +206,9 @@ class Fuzzer:
         self.driver.ram.put16(queue.available + self.rng.choice((0, 4 + 2 * queue.size)), self.number())
 
     def access_register(self) -> None:
-        """Any register, any size; a queue's size and the features are among those that need their own status, so sometimes that first."""
+        """Any register, any size; a queue's size and the features are among those that need their
+        own status, so sometimes that first.
+        """
         if self.rng.random() < 0.1:
             self.driver.write(Register.STATUS, 0)
             for status in (1, 3, 11)[: self.rng.randint(0, 3)]:
@@ -292,7 +302,9 @@ class EntropyFuzzer(Fuzzer):
 
 
 class NetFuzzer(Fuzzer):
-    """The guest sends what it may and what it may not, the host has packets of any size, and room or not: what leaves is the guest's."""
+    """The guest sends what it may and what it may not, the host has packets of any size, and room
+    or not: what leaves is the guest's.
+    """
 
     def make_device(self) -> VirtioDevice:
         self.backend = MemoryBackend()

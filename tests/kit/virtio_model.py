@@ -1,8 +1,9 @@
-"""A slow split virtqueue written from the specification's text (virtio 1.2, 2.7), to compare the real one with.
+"""A slow split virtqueue written from the specification's text (virtio 1.2, 2.7), to compare the
+real one with.
 
-No views, no mirrors, no batches: every number is read from memory where the text says so, one byte string at a time, and what happens
-"for each entry" is done for each entry. It expects a driver that keeps the rules.
-"""
+No views, no mirrors, no batches: every number is read from memory where the text says so, one byte
+string at a time, and what happens "for each entry" is done for each entry. It expects a driver that
+keeps the rules."""
 
 import struct
 
@@ -28,7 +29,9 @@ class ModelQueue:
         return low + 256 * high
 
     def take(self) -> tuple[int, list[tuple[int, int]], list[tuple[int, int]]] | None:
-        """2.7.6: the head at last_avail, unless the driver's idx is there; 2.7.5: then along NEXT, into a table where INDIRECT says so."""
+        """2.7.6: the head at last_avail, unless the driver's idx is there; 2.7.5: then along NEXT,
+        into a table where INDIRECT says so.
+        """
         if self.le16(self.available + 2) == self.last_avail % 65536:
             return None
         head = self.le16(self.available + 4 + 2 * (self.last_avail % self.size))
@@ -50,7 +53,9 @@ class ModelQueue:
         self.waiting.append((head, length))
 
     def expose(self) -> bool:
-        """2.7.8: element, then idx, one by one. 2.7.7.2: interrupt if an element's place was used_event, or the flags do not forbid it."""
+        """2.7.8: element, then idx, one by one. 2.7.7.2: interrupt if an element's place was
+        used_event, or the flags do not forbid it.
+        """
         interrupt = False
         for head, length in self.waiting:
             index = self.le16(self.used + 2)
@@ -64,7 +69,9 @@ class ModelQueue:
         return interrupt
 
     def want_kicks(self) -> None:
-        """2.7.10: avail_event is the index of the next entry that the device wants to hear of; without it the flags say so."""
+        """2.7.10: avail_event is the index of the next entry that the device wants to hear of;
+        without it the flags say so.
+        """
         if self.event_idx:
             self.write(self.used + 4 + 8 * self.size, struct.pack("<H", self.last_avail % 65536))
         else:

@@ -99,7 +99,9 @@ def test_every_byte_comes_back_through_the_serial_channel(started: list[Running]
 
 
 def test_a_reader_that_waits_loses_nothing(started: list[Running], tmp_path: Path) -> None:
-    """The guest heeds CTS; the socket's other end reads only after the guest has seen CTS go down."""
+    """The guest heeds CTS; the socket's other end reads only after the guest has seen CTS go
+    down.
+    """
     count = 80_000
     source = f"""
         mov dx, 0x2fc
@@ -165,7 +167,8 @@ def test_a_guest_that_ignores_cts_is_bounded(started: list[Running], tmp_path: P
 
 
 def test_a_second_processor_starts(started: list[Running], tmp_path: Path) -> None:
-    # x2APIC on, INIT and start-up IPI to APIC 1; its real-mode code at 0x8000 writes to the console, then this one resets.
+    # x2APIC on, INIT and start-up IPI to APIC 1; its real-mode code at 0x8000 writes to the
+    # console, then this one resets.
     source = f"""
         mov edi, 0x8000
         lea rsi, [trampoline]

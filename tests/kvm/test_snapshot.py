@@ -1,4 +1,6 @@
-"""Snapshots of tiny guests on the real /dev/kvm: bases, diffs and chains of them; what goes on is what was stopped, to the byte."""
+"""Snapshots of tiny guests on the real /dev/kvm: bases, diffs and chains of them; what goes on is
+what was stopped, to the byte.
+"""
 
 import base64
 import json
@@ -35,7 +37,9 @@ BAD_XCRS = base64.b64encode(b"\xff" * ffi.sizeof("struct kvm_xcrs")).decode()
 
 
 def workload(seed: int, bursts: int) -> str:
-    """Writes numbers of a xorshift generator to places that they name, every eighth time zero; says 'x' after every burst, then resets."""
+    """Writes numbers of a xorshift generator to places that they name, every eighth time zero; says
+    'x' after every burst, then resets.
+    """
     return f"""
         mov rbx, {seed}
         mov rcx, {bursts * BURST}
@@ -110,9 +114,9 @@ def laid(chain: tuple[str, ...]) -> bytes:
 
 @pytest.mark.parametrize("seed", range(scaled(200)))
 def test_base_and_diffs_are_the_machine_that_was_stopped(started: list[Running], tmp_path: Path, seed: int) -> None:
-    """A random workload, stopped at random points: each chain has the machine's memory of that moment to the byte, and in the end memory
-    and console are those of a workload that was never stopped.
-    """
+    """A random workload, stopped at random points: each chain has the machine's memory of that
+    moment to the byte, and in the end memory and console are those of a workload that was never
+    stopped."""
     chance = random.Random(seed)
     bursts = chance.randint(4, 30)
     stops = sorted(chance.sample(range(1, bursts), chance.randint(1, 3)))
@@ -138,7 +142,9 @@ def test_base_and_diffs_are_the_machine_that_was_stopped(started: list[Running],
 
 
 def saved(started: list[Running], tmp_path: Path, source: str, said: int, **options: Any) -> str:
-    """The folder of a snapshot of this guest, taken when it has said so many bytes on its console."""
+    """The folder of a snapshot of this guest, taken when it has said so many bytes on its
+    console.
+    """
     folder = tmp_path / "snapshot"
     folder.mkdir()
     running = start(started, tmp_path, source, save_to=str(folder), **options)
@@ -226,7 +232,9 @@ text:   .ascii "123456789"
 
 @pytest.mark.parametrize("said", range(1, 11))
 def test_an_access_under_way_is_neither_lost_nor_repeated(started: list[Running], tmp_path: Path, said: int) -> None:
-    """`rep outsb` may be one exit or nine; either way each byte is said once, on this side of the snapshot or the other."""
+    """`rep outsb` may be one exit or nine; either way each byte is said once, on this side of the
+    snapshot or the other.
+    """
     folder = tmp_path / "snapshot"
     folder.mkdir()
     running = start(started, tmp_path, STRING, save_to=str(folder))

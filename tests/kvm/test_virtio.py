@@ -96,7 +96,9 @@ def tap_network() -> NetworkConfig:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes network namespaces with interfaces")
 def test_a_guests_frame_comes_out_of_its_tap(started: list[Running], tmp_path: Path) -> None:
-    """Two frames: one that asks for the gateway, one that the filter drops. Then the guest waits for both chains to come back."""
+    """Two frames: one that asks for the gateway, one that the filter drops. Then the guest waits
+    for both chains to come back.
+    """
     frames = [PLAIN_HEADER + arp(SIBLING), PLAIN_HEADER + arp(GATEWAY)]
     descriptors = "".join(f".quad frame{n}\n.long {len(frame)}\n.word 0, 0\n" for n, frame in enumerate(frames))
     data = "".join(f"frame{n}: .byte {', '.join(map(str, frame))}\n" for n, frame in enumerate(frames))
@@ -161,12 +163,16 @@ random: imul ebx, ebx, 1664525
         shr eax, 8
         ret
 """
-"""Starts the devices as a driver does, then for ever writes to descriptors and available rings, now and then to registers, and kicks."""
+"""Starts the devices as a driver does, then for ever writes to descriptors and available rings, now
+and then to registers, and kicks.
+"""
 
 
 @pytest.mark.parametrize("seed", range(1, scaled(30) + 1))
 def test_a_hostile_guest_is_stopped_within_a_second(started: list[Running], tmp_path: Path, seed: int) -> None:
-    """The monitor has no fault of its own by then. The guest may have crashed before, when a device wrote where it told it to."""
+    """The monitor has no fault of its own by then. The guest may have crashed before, when a device
+    wrote where it told it to.
+    """
     ours, theirs = socket.socketpair()
     network = None
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,6 @@
-"""`mayfly boot` with Linux kernels: ours in both formats, on one and two vCPUs, and Debian's own of the cloud flavour."""
+"""`mayfly boot` with Linux kernels: ours in both formats, on one and two vCPUs, and Debian's own of
+the cloud flavour.
+"""
 
 import subprocess
 import sys

@@ -1,4 +1,6 @@
-"""The protocol's conformance, in a real guest, over all that carries it: the same tests over serial, virtio and TCP (tap and passt)."""
+"""The protocol's conformance, in a real guest, over all that carries it: the same tests over
+serial, virtio and TCP (tap and passt).
+"""
 
 import contextlib
 import dataclasses
@@ -33,12 +35,16 @@ CARRIERS: dict[str, tuple[Channel, NetworkConfig | None]] = {
     "tcp-passt": (Channel.TCP, dataclasses.replace(NETWORK, backend=NetworkBackend.PASST, tap="")),
 }
 GARBAGE = (b"\xc0no frame\xc0", b"\xc0\x01\xdb\x00\xc0", p.encode_frame(p.StdinEof(), 9)[:-3] + b"\xc0", p.encode_frame(p.StdinEof(), 999))
-"""Packets to be dropped and counted: nonsense, a bad escape, one that is cut short, a frame of another run."""
+"""Packets to be dropped and counted: nonsense, a bad escape, one that is cut short, a frame of
+another run.
+"""
 SIGUSR1 = 10
 
 
 class Machine(AgentChannel):
-    """A guest whose agent has said HELLO. The tests share it, as runs do: each is a run of its own."""
+    """A guest whose agent has said HELLO. The tests share it, as runs do: each is a run of its
+    own.
+    """
 
     patience_s = 120.0
 

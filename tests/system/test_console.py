@@ -1,4 +1,6 @@
-"""The console device with Linux's driver: bytes both ways, many of them, on one and two vCPUs, and what they cost."""
+"""The console device with Linux's driver: bytes both ways, many of them, on one and two vCPUs, and
+what they cost.
+"""
 
 import contextlib
 import hashlib
@@ -132,7 +134,9 @@ def test_a_restored_machine_has_all_its_processors_and_timers(tmp_path: Path) ->
 
 @pytest.mark.usefixtures("toy_language")
 def test_a_long_output_is_cut_and_costs_little(tmp_path: Path) -> None:
-    """A MiB of output costs at most 600 exits and wake-ups; of 50 MB one MiB is kept, and it is said that it was cut."""
+    """A MiB of output costs at most 600 exits and wake-ups; of 50 MB one MiB is kept, and it is
+    said that it was cut.
+    """
     quiet = run(tmp_path, "true")
     loud = run(tmp_path, f"yes 0123456 | head -c {MIB}")
     assert loud["steps"][1]["stdout"] == "0123456\n" * (MIB // 8)

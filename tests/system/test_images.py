@@ -1,4 +1,6 @@
-"""Images as a guest's kernel unpacks them: each compression, entry by entry; and the languages' own, in machines behind one server."""
+"""Images as a guest's kernel unpacks them: each compression, entry by entry; and the languages'
+own, in machines behind one server.
+"""
 
 import hashlib
 import json
@@ -29,7 +31,9 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 500
 DOCKER_IMAGE = ROOT / "build" / "rust-docker"
-"""Made by `scripts/build-image rust --layout docker --output build/rust-docker`, outside of the emulated host."""
+"""Made by `scripts/build-image rust --layout docker --output build/rust-docker`, outside of the
+emulated host.
+"""
 LANGUAGE = b"""
 name: probe
 image: docker.io/library/probe
@@ -78,7 +82,9 @@ INSTALLED = {"x86_64": tuple(LANGUAGES), "aarch64": ("rust", "go")}[toy.MACHINE]
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A data folder with this host's kernels and no images; it is emptied at once, as it may be in memory."""
+    """A data folder with this host's kernels and no images; it is emptied at once, as it may be in
+    memory.
+    """
     folder = tmp_path / "data"
     (folder / "mayfly").mkdir(parents=True)
     (folder / "mayfly" / "kernel").symlink_to((paths.data_dir() / "kernel").resolve())
@@ -114,7 +120,9 @@ def _layout(folder: Path, *more: bytes) -> Path:
 
 
 def _expected() -> list[bytes]:
-    """What stat says in the guest of each name below /tree: mode in hex, owner, group, size of what has one."""
+    """What stat says in the guest of each name below /tree: mode in hex, owner, group, size of what
+    has one.
+    """
     deep = {b"/".join([b"", b"tree", *[b"d" * 14] * count]): (stat.S_IFDIR | 0o755, 0, 0, 0) for count in range(1, 7)}
     entries = {
         b"/tree": (stat.S_IFDIR | 0o755, 0, 0, 0),
@@ -162,7 +170,9 @@ def test_the_kernel_sees_what_was_merged(compression: str, data: Path, tmp_path:
 
 
 def test_prepare_steps_run_in_a_machine(data: Path, tmp_path: Path) -> None:
-    """What they make is in the image, none of it the snippet's to change. 20 MB come over the channel; the compiler is asked too."""
+    """What they make is in the image, none of it the snippet's to change. 20 MB come over the
+    channel; the compiler is asked too.
+    """
     prepare = b"""
 prepare:
   working_memory_mib: 128
@@ -194,7 +204,9 @@ if FULL:  # a machine, and a minute, for each image; `make test-images` builds t
     @pytest.mark.slow
     @pytest.mark.parametrize("name", INSTALLED)
     def test_versions_side_by_side_are_what_their_compilers_say(server: Server, name: str) -> None:
-        """GET /languages shows the very words that the compiler says in a program's machine. A build of Go compiles the program alone."""
+        """GET /languages shows the very words that the compiler says in a program's machine. A
+        build of Go compiles the program alone.
+        """
         source, begins = LANGUAGES[name]
         language, _, version = name.partition("@")
         found = server.request("GET", "/languages")[1]["languages"]

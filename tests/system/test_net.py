@@ -1,4 +1,6 @@
-"""Machines with a network: a shell in the guest and servers on the host exchange what both of them can check, over tap and over passt."""
+"""Machines with a network: a shell in the guest and servers on the host exchange what both of them
+can check, over tap and over passt.
+"""
 
 import contextlib
 import hashlib
@@ -31,7 +33,9 @@ LINES = 25_000
 CHUNK = f"{LINE}\n".encode() * LINES
 WHOLE = {"x86_64": -(-(1 << 30) // len(CHUNK)), "aarch64": 64}[platform.machine()]
 CHUNKS, PASST_CHUNKS = (WHOLE, 4) if FULL else (8, 1)
-"""In each direction. passt 2023 waits for two seconds whenever a slow guest's window has been full, so it gets fewer."""
+"""In each direction. passt 2023 waits for two seconds whenever a slow guest's window has been full,
+so it gets fewer.
+"""
 DEADLINE_S = 800
 TAP, GATEWAY, GUEST, GATEWAY6, GUEST6 = "mayfly0", "10.87.0.1", "10.87.0.2", "fd6d:6179:666c:79::1", "fd6d:6179:666c:79::2"
 SECOND, SECOND6 = "10.87.0.3", "fd6d:6179:666c:79::3"
@@ -57,7 +61,9 @@ def digest(pieces: Iterable[bytes]) -> str:
 
 
 class Server:
-    """Sockets on one address of the host's: one takes bytes and keeps their digest, one sends, one is a name server."""
+    """Sockets on one address of the host's: one takes bytes and keeps their digest, one sends, one
+    is a name server.
+    """
 
     def __init__(self, address: str, chunks: int) -> None:
         self._chunks = chunks
@@ -164,10 +170,11 @@ def mayfly(tmp_path: Path) -> Start:
 
 
 def exchange(mayfly: Start, address: str, chunks: int, *options: str, also: str) -> list[str]:
-    """Ping, UDP and TCP both ways with servers at `address`; the lines that the commands `also` print behind that.
+    """Ping, UDP and TCP both ways with servers at `address`; the lines that the commands `also`
+    print behind that.
 
-    The program that receives has an input without end: passt 2023 forgets a connection of which one direction is closed.
-    """
+    The program that receives has an input without end: passt 2023 forgets a connection of which one
+    direction is closed."""
     server = Server(address, chunks)
     source = f"""
         echo-request {address}
@@ -269,7 +276,9 @@ def identity(address: str) -> str:
 
 @pytest.mark.usefixtures("tap")
 def test_restored_machines_have_networks_of_their_own() -> None:
-    """Two at once, from one snapshot, which is made while a run has its tap; each reaches the host with its own MAC and addresses."""
+    """Two at once, from one snapshot, which is made while a run has its tap; each reaches the host
+    with its own MAC and addresses.
+    """
     make_tap("mayfly1", f"{GATEWAY}/32")
     ip("route", "add", f"{SECOND}/32", "dev", "mayfly1")
     with tempfile.TemporaryDirectory(prefix="mayfly-") as folder:

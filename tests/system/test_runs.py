@@ -1,4 +1,6 @@
-"""`mayfly run` with real machines and compilers: what each kind of program comes to, and that nothing is left of any."""
+"""`mayfly run` with real machines and compilers: what each kind of program comes to, and that
+nothing is left of any.
+"""
 
 import dataclasses
 import os
@@ -171,7 +173,9 @@ def test_nothing_is_left(results: Results) -> None:
 
 @pytest.mark.timeout(DEADLINE_S)
 def test_output_arrives_while_the_program_runs(tmp_path: Path) -> None:
-    """The program waits for input after its first line, which is sent only when that line has come; both streams keep their order."""
+    """The program waits for input after its first line, which is sent only when that line has come;
+    both streams keep their order.
+    """
     source = tmp_path / "talk.rs"
     source.write_text("""
         use std::io::Write;
@@ -195,7 +199,9 @@ def test_output_arrives_while_the_program_runs(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not FULL, reason="a hundred machines; the whole counts have them")
 def test_a_hundred_idle_clones_of_rust() -> None:
-    """None fails, and each has at most 24 MiB of its own: guest pages that it changed, and its vmm process."""
+    """None fails, and each has at most 24 MiB of its own: guest pages that it changed, and its vmm
+    process.
+    """
     with tempfile.TemporaryDirectory(prefix="mayfly-") as folder:
         sizes = own_memory(Path(folder), "rust", 100)
     assert len(sizes) == 101

@@ -1,4 +1,6 @@
-"""The server with real machines of the toy language: curl and socat as a user would, kill -9 of each process, boots that fail."""
+"""The server with real machines of the toy language: curl and socat as a user would, kill -9 of
+each process, boots that fail.
+"""
 
 import http.client
 import json

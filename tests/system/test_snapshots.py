@@ -1,4 +1,6 @@
-"""Snapshots of Linux guests: restored from, different from each other, right about time, warm in the pool, and safe against kill -9."""
+"""Snapshots of Linux guests: restored from, different from each other, right about time, warm in
+the pool, and safe against kill -9.
+"""
 
 import contextlib
 import itertools
@@ -124,7 +126,9 @@ def rust_program(folder: Path) -> bytes:
 
 
 def go_program(folder: Path) -> bytes:
-    """Prints what crypto/rand gives; it was compiled in a machine and wrote itself to its output."""
+    """Prints what crypto/rand gives; it was compiled in a machine and wrote itself to its
+    output.
+    """
     if not (INSTALLED / "images/go" / toy.MACHINE).is_dir():
         pytest.skip("there is no image of Go: make test-images")
     source = folder / "identity.go"
@@ -151,7 +155,9 @@ def test_a_program_draws_other_numbers_in_each_clone(program: Callable[[Path], b
 
 
 def test_the_time_of_day_is_the_hosts(base: str, tmp_path: Path) -> None:
-    """The guest says the time between a question and its answer; the median of several restored machines, each alone."""
+    """The guest says the time between a question and its answer; the median of several restored
+    machines, each alone.
+    """
     snippet = tmp_path / "clock.toy"
     snippet.write_text("echo ready; while read line; do echo $EPOCHREALTIME; done")
     errors = []
@@ -187,7 +193,9 @@ def test_the_time_since_the_boot_goes_on_and_never_back(base: str, folder: Path)
 
 
 def test_free_memory_of_a_base_is_zeros_in_one_piece() -> None:
-    """What the warm-up left in memory is no part of it, and a host can give huge pages where a guest uses it again."""
+    """What the warm-up left in memory is no part of it, and a host can give huge pages where a
+    guest uses it again.
+    """
     toy.build("dirty", memory=160 * MIB, warmup="yes | head -c 64000000 > /tmp/file; : > /tmp/file")
     mayfly("snapshot", "create", "dirty")
     runs = unpack_runs((paths.snapshots_dir() / "dirty/pages").read_bytes(), 160 * MIB)
@@ -199,7 +207,9 @@ def test_free_memory_of_a_base_is_zeros_in_one_piece() -> None:
 
 
 def test_a_diff_keeps_what_ran_before_it(base: str, tmp_path: Path) -> None:
-    """A diff of a diff of the base holds little, and each run from it starts with what both left behind."""
+    """A diff of a diff of the base holds little, and each run from it starts with what both left
+    behind.
+    """
     steps = (("one", base, "echo 1 >/dev/shm/one || echo 1 >/tmp/one"), ("two", "one", "echo 2 >/dev/shm/two || echo 2 >/tmp/two"))
     for name, parent, source in steps:
         snippet = tmp_path / f"{name}.toy"
@@ -261,7 +271,9 @@ def until(condition: Any) -> None:
 
 
 def own_memory(folder: Path, language: str, count: int) -> list[int]:
-    """Private_Dirty in KiB of each of `count` idle machines and their zygote: guest pages that it changed, and its process."""
+    """Private_Dirty in KiB of each of `count` idle machines and their zygote: guest pages that it
+    changed, and its process.
+    """
     server = Server(folder, "--warm", str(count), "--language", language, "--memory-budget", "1000G", cold=False)
     until(lambda: server.request("GET", "/healthz")[1]["idle"] == count)
     sizes = []
@@ -281,7 +293,9 @@ def test_idle_clones_share_the_base(base: str, folder: Path) -> None:
 
 
 def test_kill_9_at_any_moment_leaves_nothing(base: str, folder: Path) -> None:
-    """Of who makes a snapshot, or runs from one, or of its vmm process: what is listed is whole, nothing is left, the next start works."""
+    """Of who makes a snapshot, or runs from one, or of its vmm process: what is listed is whole,
+    nothing is left, the next start works.
+    """
     snippet = folder / "main.toy"
     snippet.write_text("echo fine")
     chance = random.Random(os.getpid())

@@ -1,7 +1,8 @@
-"""scripts/with-kvm: the command's streams, arguments, folder and exit status are its own, and nothing outlives it.
+"""scripts/with-kvm: the command's streams, arguments, folder and exit status are its own, and
+nothing outlives it.
 
-Outside an emulated host these tests start one, several seconds each; inside, they see the direct way.
-"""
+Outside an emulated host these tests start one, several seconds each; inside, they see the direct
+way."""
 
 import hashlib
 import os
@@ -56,7 +57,9 @@ def test_streams_arguments_and_exit_status_are_the_commands_own(tmp_path: Path) 
 
 
 def test_on_a_terminal_and_with_a_child_left_behind() -> None:
-    """Standard streams that are a terminal carry the same bytes; a process that the command leaves behind delays nothing."""
+    """Standard streams that are a terminal carry the same bytes; a process that the command leaves
+    behind delays nothing.
+    """
     ours, theirs = pty.openpty()
     started = subprocess.Popen([*WITH_KVM, "sh", "-c", "sleep 1000 & echo done; kill -9 $$"], stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)

@@ -1,4 +1,6 @@
-"""What importing costs: the zygote loads none of the server's libraries. Which package may import which is import-linter's matter."""
+"""What importing costs: the zygote loads none of the server's libraries. Which package may import
+which is import-linter's matter.
+"""
 
 import subprocess
 import sys

@@ -1,4 +1,6 @@
-"""kernel/: the check names every option that a configuration lacks; the fragments agree with each other; the build's command line."""
+"""kernel/: the check names every option that a configuration lacks; the fragments agree with each
+other; the build's command line.
+"""
 
 import os
 import subprocess
@@ -53,7 +55,9 @@ def test_wrong_use_of_the_check(config: Path) -> None:
 
 @pytest.mark.parametrize("arch", ARCHES)
 def test_no_option_stands_twice(arch: str) -> None:
-    """Not in one fragment with two values, and not in the architecture's with what the common one already says."""
+    """Not in one fragment with two values, and not in the architecture's with what the common one
+    already says.
+    """
     fragments = ("common.config", f"{arch}.config")
     names = [line.split("=")[0] for name in fragments for line in (KERNEL / name).read_text().splitlines() if line.startswith("CONFIG_")]
     assert sorted(names) == sorted(set(names))
@@ -79,7 +83,9 @@ def test_the_build_refuses(arguments: list[str], message: str, tmp_path: Path) -
 def test_a_kernel_that_is_there_is_not_built_again(
     arch: str, files: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a kernel in the cache the build only copies; with the copy in place it writes nothing."""
+    """With a kernel in the cache the build only copies; with the copy in place it writes
+    nothing.
+    """
     source = tmp_path / "source.tar.xz"
     source.write_bytes(b"any")
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "XDG_DATA_HOME": str(tmp_path / "data")}

@@ -1,4 +1,5 @@
-"""One folder per architecture, with the same file names in each. Common code takes this machine's parts from here and sees no others.
+"""One folder per architecture, with the same file names in each. Common code takes this machine's
+parts from here and sees no others.
 
 The Protocols below are the whole of what common code knows of an architecture.
 """
@@ -20,11 +21,15 @@ class Layout(Protocol):
     """Guest physical addresses and interrupts (GSIs) of what every machine has."""
 
     RAM: int
-    """Where guest RAM begins: what is at offset n of its mapping, as far as the first region goes, is at RAM + n."""
+    """Where guest RAM begins: what is at offset n of its mapping, as far as the first region goes,
+    is at RAM + n.
+    """
     VIRTIO_MMIO: int
     VIRTIO_MMIO_SIZE: int
     VIRTIO_READABLE_AS_MEMORY: bool
-    """Whether the guest's reads of a device's registers see what this process writes to memory shown there: its mapping is uncached."""
+    """Whether the guest's reads of a device's registers see what this process writes to memory
+    shown there: its mapping is uncached.
+    """
     VIRTIO_GSI: int
     """The first virtio-mmio device's; the next ones follow."""
     UART0: int
@@ -40,7 +45,9 @@ class Layout(Protocol):
         ...
 
     def kernel_parameters(self, config: MachineConfig) -> str:
-        """What the command line must say for the kernel to find the devices, and for it to look for no others."""
+        """What the command line must say for the kernel to find the devices, and for it to look for
+        no others.
+        """
         ...
 
 
@@ -60,7 +67,8 @@ class Interrupts(Protocol):
     """How the interrupt controllers are made."""
 
     def create(self, vm: Vm, *, pit: bool) -> InterruptController:
-        """Make the controllers: after the memory slots, before the first vCPU. `pit`: also the timer that old x86 kernels need.
+        """Make the controllers: after the memory slots, before the first vCPU. `pit`: also the
+        timer that old x86 kernels need.
 
         Raises:
             KvmError: KVM has none.
@@ -76,7 +84,9 @@ class Hardware(Protocol):
         ...
 
     def attach(self, ports: Bus, mmio: Bus, on_reset: Callable[[], None]) -> None:
-        """Add the devices that only this architecture needs. `on_reset`: for one by which a guest resets its machine."""
+        """Add the devices that only this architecture needs. `on_reset`: for one by which a guest
+        resets its machine.
+        """
         ...
 
 
@@ -86,12 +96,15 @@ class Boot(Protocol):
     def load(
         self, config: MachineConfig, vm: Vm, memory: GuestMemory, mapping: Mapping, *, kernel_fd: int, initrd_fd: int | None, cmdline: str
     ) -> int:
-        """Put everything into guest RAM that the kernel wants to find there; its entry point (guest physical address).
+        """Put everything into guest RAM that the kernel wants to find there; its entry point (guest
+        physical address).
 
-        The initramfs is mapped from its file, not copied. The caller keeps the descriptors, which are no longer needed afterwards.
+        The initramfs is mapped from its file, not copied. The caller keeps the descriptors, which
+        are no longer needed afterwards.
 
         Raises:
-            BootError: the kernel file is not one for this architecture, or something does not fit into RAM.
+            BootError: the kernel file is not one for this architecture, or something does not fit
+                into RAM.
             ConfigError: the command line is too long for this kernel.
         """
         ...
@@ -101,7 +114,9 @@ class Cpu(Protocol):
     """State of the processors."""
 
     def set_up(self, vm: Vm, vcpus: Sequence[Vcpu], *, entry: int) -> None:
-        """Give all vCPUs the state in which the kernel wants to find them; the first one enters it at `entry`, the others wait."""
+        """Give all vCPUs the state in which the kernel wants to find them; the first one enters it
+        at `entry`, the others wait.
+        """
         ...
 
     def describe_registers(self, vcpu: Vcpu) -> str:
@@ -117,7 +132,9 @@ class Probe(Protocol):
         ...
 
     def write_loop(self, memory: GuestMemory, loops: int) -> int:
-        """Write code of 2 * `loops` supervisor instructions and an access that exits; its address."""
+        """Write code of 2 * `loops` supervisor instructions and an access that exits; its
+        address.
+        """
         ...
 
 
@@ -125,15 +142,20 @@ class State(Protocol):
     """What KVM keeps of a machine besides its memory, as JSON, for snapshots."""
 
     def identity(self, kvm: Kvm) -> str:
-        """What processor and KVM offer to guests here, as text: a guest goes on only where it is the same."""
+        """What processor and KVM offer to guests here, as text: a guest goes on only where it is
+        the same.
+        """
         ...
 
     def save(self, vm: Vm, controller: Any, vcpus: Sequence[Vcpu]) -> MappingOf[str, Any]:
-        """All of it. The vCPUs stand still, with no access of theirs half done. `controller` is what `Interrupts.create` made."""
+        """All of it. The vCPUs stand still, with no access of theirs half done. `controller` is
+        what `Interrupts.create` made.
+        """
         ...
 
     def restore(self, vm: Vm, controller: Any, vcpus: Sequence[Vcpu], state: MappingOf[str, Any]) -> None:
-        """Put it back into as many new vCPUs and into new interrupt controllers, which have not run.
+        """Put it back into as many new vCPUs and into new interrupt controllers, which have not
+        run.
 
         Raises:
             SnapshotError: the state is of another shape.

@@ -1,4 +1,6 @@
-"""A clock that tells the time: the reading half of the goldfish RTC (Linux drivers/rtc/rtc-goldfish.c). It has no alarm."""
+"""A clock that tells the time: the reading half of the goldfish RTC (Linux
+drivers/rtc/rtc-goldfish.c). It has no alarm.
+"""
 
 import time
 from collections.abc import Callable

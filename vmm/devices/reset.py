@@ -1,9 +1,13 @@
-"""Port 0x64 of the PC's keyboard controller, of which a guest needs one thing: the command that resets the machine."""
+"""Port 0x64 of the PC's keyboard controller, of which a guest needs one thing: the command that
+resets the machine.
+"""
 
 from collections.abc import Callable
 
 PULSE_RESET = 0xFE
-"""Pulse output line 0, the processor's reset (IBM PC AT Technical Reference, "8042 commands"); Linux writes it with reboot=k."""
+"""Pulse output line 0, the processor's reset (IBM PC AT Technical Reference, "8042 commands");
+Linux writes it with reboot=k.
+"""
 
 
 class ResetPort:

@@ -1,8 +1,10 @@
-"""A 16550A UART with RTS/CTS flow control (National Semiconductor PC16550D data sheet, 8.0 "Registers").
+"""A 16550A UART with RTS/CTS flow control (National Semiconductor PC16550D data sheet, 8.0
+"Registers").
 
-The line behind it has no speed: a byte that the guest writes has left at once, one for the guest is there as soon as there is room.
-No byte is lost in either direction: towards the guest nothing is sent while it holds RTS down, and what waits is bounded (`room`);
-from the guest, CTS goes down while its bytes are not being taken, and at the hard bound the transmitter is simply not empty.
+The line behind it has no speed: a byte that the guest writes has left at once, one for the guest is
+there as soon as there is room. No byte is lost in either direction: towards the guest nothing is
+sent while it holds RTS down, and what waits is bounded (`room`); from the guest, CTS goes down
+while its bytes are not being taken, and at the hard bound the transmitter is simply not empty.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,11 +17,15 @@ CTS_DOWN, CTS_UP = 32 * 1024, 8 * 1024
 """Bytes that wait for the host when CTS goes down, and at which it comes up again."""
 TRANSMIT_LIMIT = 64 * 1024
 BATCH = 1024
-"""Bytes from a guest that works by interrupts after which the host is told, although more are to come."""
+"""Bytes from a guest that works by interrupts after which the host is told, although more are to
+come.
+"""
 
 
 class Register(IntEnum):
-    """Offsets from the base port. With DLAB set, 0 and 1 are the divisor; 2 is IIR when read, FCR when written."""
+    """Offsets from the base port. With DLAB set, 0 and 1 are the divisor; 2 is IIR when read, FCR
+    when written.
+    """
 
     DATA = 0
     IER = 1
@@ -92,9 +98,11 @@ class Serial:
 
     Args:
         interrupt: raises the line; called when the first cause of an interrupt appears.
-        on_output: called when bytes wait for the host (`take`): at the first from a guest that polls; from one that works by interrupts
-            when it has no more, as a thread woken for every byte would take turns with the vCPU's.
-        on_room: called when bytes for the guest (`receive`) are welcome again after `room` was 0 or the guest held RTS down.
+        on_output: called when bytes wait for the host (`take`): at the first from a guest that
+            polls; from one that works by interrupts when it has no more, as a thread woken for
+            every byte would take turns with the vCPU's.
+        on_room: called when bytes for the guest (`receive`) are welcome again after `room` was 0 or
+            the guest held RTS down.
     """
 
     def __init__(self, interrupt: Callable[[], None], on_output: Callable[[], None], on_room: Callable[[], None]) -> None:
@@ -189,7 +197,9 @@ class Serial:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on where `save` was called. An interrupt that was raised then is in the interrupt controller's own state."""
+        """Go on where `save` was called. An interrupt that was raised then is in the interrupt
+        controller's own state.
+        """
         ier, fifo, self._lcr, mcr, self._scr, *self._divisor = state["registers"]
         self._ier, self._fifo, self._mcr = Ier(ier), bool(fifo), Mcr(mcr)
         self._cts, self._delta_cts, self._empty_pending, self._line = state["lines"]

@@ -1,1 +1,3 @@
-"""KVM through cffi in out-of-line API mode: descriptors, ioctls and mappings. The only place with raw pointers."""
+"""KVM through cffi in out-of-line API mode: descriptors, ioctls and mappings. The only place with
+raw pointers.
+"""

@@ -1,4 +1,6 @@
-"""The three kinds of KVM descriptor (Linux Documentation/virt/kvm/api.rst), each owned by one object."""
+"""The three kinds of KVM descriptor (Linux Documentation/virt/kvm/api.rst), each owned by one
+object.
+"""
 
 import errno
 import os
@@ -34,7 +36,9 @@ class ExitReason(IntEnum):
 
 
 class SystemEvent(IntEnum):
-    """What a guest asks of the whole machine with ExitReason.SYSTEM_EVENT (KVM_SYSTEM_EVENT_* in <linux/kvm.h>)."""
+    """What a guest asks of the whole machine with ExitReason.SYSTEM_EVENT (KVM_SYSTEM_EVENT_* in
+    <linux/kvm.h>).
+    """
 
     SHUTDOWN = 1
     RESET = 2
@@ -108,7 +112,9 @@ class Kvm(_Descriptor):
             raise KvmUnavailableError(f"KVM_GET_API_VERSION (it says {version})", errno.ENOTSUP, hint="use a Linux kernel of this century")
 
     def check_extension(self, name: str) -> int:
-        """What KVM_CHECK_EXTENSION says of the capability `name` ("KVM_CAP_IRQFD"); 0 where it is missing."""
+        """What KVM_CHECK_EXTENSION says of the capability `name` ("KVM_CAP_IRQFD"); 0 where it is
+        missing.
+        """
         return self.ioctl("KVM_CHECK_EXTENSION", getattr(lib, name))
 
     def create_vm(self) -> "Vm":
@@ -129,7 +135,9 @@ class Vm(_Descriptor):
         self._run_size = run_size
 
     def set_memory(self, slot: int, guest_address: int, host_address: int, size: int, *, read_only: bool = False) -> None:
-        """Let the guest see `size` bytes of this process at `guest_address` (api.rst 4.35). If `read_only`, its writes are MMIO exits."""
+        """Let the guest see `size` bytes of this process at `guest_address` (api.rst 4.35). If
+        `read_only`, its writes are MMIO exits.
+        """
         region = ffi.new("struct kvm_userspace_memory_region *")
         region.slot, region.guest_phys_addr, region.memory_size, region.userspace_addr = slot, guest_address, size, host_address
         region.flags = lib.KVM_MEM_READONLY if read_only else 0
@@ -144,7 +152,9 @@ class Vm(_Descriptor):
         self.ioctl_struct("KVM_IRQFD", ffi.new("struct kvm_irqfd *", {"fd": eventfd, "gsi": gsi}))
 
     def ioeventfd(self, eventfd: int, address: int, size: int, match: int) -> None:
-        """Let the guest's write of `match` (`size` bytes) to the MMIO `address` signal `eventfd` instead of an exit (api.rst 4.59)."""
+        """Let the guest's write of `match` (`size` bytes) to the MMIO `address` signal `eventfd`
+        instead of an exit (api.rst 4.59).
+        """
         fields = {"fd": eventfd, "addr": address, "len": size, "datamatch": match, "flags": lib.KVM_IOEVENTFD_FLAG_DATAMATCH}
         self.ioctl_struct("KVM_IOEVENTFD", ffi.new("struct kvm_ioeventfd *", fields))
 
@@ -211,8 +221,8 @@ class Vcpu(_Descriptor):
         return int(self.page.exit_reason)
 
     def pre_fault(self, address: int, size: int) -> None:
-        """Map [address, address + size) for the guest before it asks page by page (api.rst 4.143). For speed only: where KVM cannot, the
-        guest's own accesses do it.
+        """Map [address, address + size) for the guest before it asks page by page (api.rst 4.143).
+        For speed only: where KVM cannot, the guest's own accesses do it.
         """
         range_ = ffi.new("struct kvm_pre_fault_memory *", {"gpa": address, "size": size})
         while range_.size and lib.sys_ioctl_pointer(self._fd, lib.KVM_PRE_FAULT_MEMORY, range_) < 0:
@@ -220,7 +230,9 @@ class Vcpu(_Descriptor):
                 return
 
     def request_exit(self) -> None:
-        """Make the next KVM_RUN come back at once (api.rst 5, immediate_exit). A signal must follow for one that is under way."""
+        """Make the next KVM_RUN come back at once (api.rst 5, immediate_exit). A signal must follow
+        for one that is under way.
+        """
         if self._fd >= 0:
             self.page.immediate_exit = 1
 

@@ -12,10 +12,12 @@ HUGE_PAGE = 2 << 20
 
 
 class Mapping:
-    """`size` bytes of anonymous, private, writable memory that is not reserved ahead. Owns the mapping; unmapped at close.
+    """`size` bytes of anonymous, private, writable memory that is not reserved ahead. Owns the
+    mapping; unmapped at close.
 
-    It lies on a huge page's boundary, and with `huge` asks for huge pages: a guest that unpacks its root or starts a compiler touches much
-    memory, which costs a fault for every 2 MiB instead of every 4 KiB.
+    It lies on a huge page's boundary, and with `huge` asks for huge pages: a guest that unpacks its
+    root or starts a compiler touches much memory, which costs a fault for every 2 MiB instead of
+    every 4 KiB.
 
     Attributes:
         files: offset and size of each file laid over it, in bytes.
@@ -36,10 +38,11 @@ class Mapping:
         return int(ffi.cast("uintptr_t", self._pointer))
 
     def overlay_file(self, offset: int, fd: int, size: int, file_offset: int = 0) -> None:
-        """Map `size` bytes of the file `fd` from `file_offset` on at `offset` (both multiples of the page size) without copying them.
+        """Map `size` bytes of the file `fd` from `file_offset` on at `offset` (both multiples of
+        the page size) without copying them.
 
-        Pages are shared with every other mapping of the file until somebody writes one. The rest of the last page reads as zeros.
-        The caller keeps `fd`.
+        Pages are shared with every other mapping of the file until somebody writes one. The rest of
+        the last page reads as zeros. The caller keeps `fd`.
         """
         if offset % PAGE or file_offset % PAGE or offset + size > self.size:
             raise ValueError(f"[{offset:#x}, +{size:#x}) is not whole pages inside {self.size:#x} bytes")
@@ -52,8 +55,8 @@ class Mapping:
             lib.sys_madvise(self._pointer + offset, size, lib.MADV_RANDOM)
 
     def differing_pages(self, before: "Mapping", pagemap: bytes, first: int, count: int) -> bytes:
-        """One byte for each page of [first, first + count): 1 if it is the process's own by its entry in `pagemap` (8 bytes each), and
-        its content is another than in `before`.
+        """One byte for each page of [first, first + count): 1 if it is the process's own by its
+        entry in `pagemap` (8 bytes each), and its content is another than in `before`.
         """
         differs = ffi.new("uint8_t[]", count)
         offset = first * PAGE

@@ -7,7 +7,9 @@ from mayfly.vmm.kvm._kvm import ffi, lib
 
 
 def end_with_parent(signal: int) -> None:
-    """Have the kernel send `signal` to this process when its parent ends. A change of user id clears it: call again afterwards."""
+    """Have the kernel send `signal` to this process when its parent ends. A change of user id
+    clears it: call again afterwards.
+    """
     _prctl("PR_SET_PDEATHSIG", signal)
 
 

@@ -1,4 +1,6 @@
-"""Read the header of an arm64 `Image` (Linux Documentation/arch/arm64/booting.rst, "Call the kernel image")."""
+"""Read the header of an arm64 `Image` (Linux Documentation/arch/arm64/booting.rst, "Call the kernel
+image").
+"""
 
 import struct
 from enum import IntFlag
@@ -11,7 +13,9 @@ MAGIC = b"ARM\x64"
 MAGIC_OFFSET = 56
 GZIP = b"\x1f\x8b"
 ZBOOT = b"zimg"
-"""At byte 4 of a compressed EFI image (Linux drivers/firmware/efi/libstub/zboot-header.S), which only firmware can start."""
+"""At byte 4 of a compressed EFI image (Linux drivers/firmware/efi/libstub/zboot-header.S), which
+only firmware can start.
+"""
 
 
 class Flag(IntFlag):
@@ -21,7 +25,9 @@ class Flag(IntFlag):
 
 
 class Image(NamedTuple):
-    """What loading needs: the file goes to `text_offset` above a 2 MiB boundary, where the kernel takes `memory_size` bytes."""
+    """What loading needs: the file goes to `text_offset` above a 2 MiB boundary, where the kernel
+    takes `memory_size` bytes.
+    """
 
     text_offset: int
     memory_size: int
@@ -36,7 +42,8 @@ def parse(head: bytes, file_size: int) -> Image:
     """Parse the beginning of an Image.
 
     Raises:
-        BootError: not an Image, one for big-endian machines, or one that does not say how much memory it takes.
+        BootError: not an Image, one for big-endian machines, or one that does not say how much
+            memory it takes.
     """
     if head.startswith(GZIP) or head[4:8] == ZBOOT:
         raise BootError("the kernel is a compressed Image", hint="unpack it first")

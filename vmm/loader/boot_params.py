@@ -1,4 +1,6 @@
-"""Build x86's boot_params (Linux Documentation/arch/x86/zero-page.rst) and its entropy seed (boot.rst, setup_data)."""
+"""Build x86's boot_params (Linux Documentation/arch/x86/zero-page.rst) and its entropy seed
+(boot.rst, setup_data).
+"""
 
 import struct
 from collections.abc import Sequence
@@ -83,5 +85,7 @@ def build(
 
 
 def rng_seed(seed: bytes) -> bytes:
-    """A setup_data that ends the list and carries `seed` into the kernel's entropy pool, which credits it."""
+    """A setup_data that ends the list and carries `seed` into the kernel's entropy pool, which
+    credits it.
+    """
     return SETUP_DATA.pack(0, SETUP_RNG_SEED, len(seed)) + seed

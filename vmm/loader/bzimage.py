@@ -1,4 +1,6 @@
-"""Read the setup header of an x86 bzImage (Linux Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header")."""
+"""Read the setup header of an x86 bzImage (Linux Documentation/arch/x86/boot.rst, "The Real-Mode
+Kernel Header").
+"""
 
 from enum import IntEnum
 from typing import NamedTuple
@@ -31,7 +33,9 @@ class Header(IntEnum):
 
 
 class BzImage(NamedTuple):
-    """What loading needs. The protected-mode kernel is the file from `kernel_offset` on; it goes to `load_address`."""
+    """What loading needs. The protected-mode kernel is the file from `kernel_offset` on; it goes to
+    `load_address`.
+    """
 
     setup_header: bytes
     kernel_offset: int

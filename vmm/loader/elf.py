@@ -1,4 +1,6 @@
-"""Read the program headers of an ELF vmlinux (System V ABI, "Object Files" and "Program Loading")."""
+"""Read the program headers of an ELF vmlinux (System V ABI, "Object Files" and "Program
+Loading").
+"""
 
 import struct
 from enum import IntEnum
@@ -24,7 +26,9 @@ class Machine(IntEnum):
 
 
 class Segment(NamedTuple):
-    """`file_size` bytes at `offset` of the file belong at `address` of the guest, followed by zeros up to `memory_size`."""
+    """`file_size` bytes at `offset` of the file belong at `address` of the guest, followed by zeros
+    up to `memory_size`.
+    """
 
     offset: int
     address: int
@@ -40,10 +44,12 @@ class Elf(NamedTuple):
 
 
 def parse(head: bytes, file_size: int, machine: Machine) -> Elf:
-    """Parse the beginning of a vmlinux; `head` must reach behind the program headers (a page does, for Linux).
+    """Parse the beginning of a vmlinux; `head` must reach behind the program headers (a page does,
+    for Linux).
 
     Raises:
-        BootError: not a 64-bit little-endian ELF for `machine`, or its segments are not inside the file.
+        BootError: not a 64-bit little-endian ELF for `machine`, or its segments are not inside the
+            file.
     """
     if len(head) < HEADER.size or not head.startswith(MAGIC):
         raise BootError("the kernel is not an ELF file")

@@ -27,7 +27,8 @@ def read_into(memory: GuestMemory, fd: int, offset: int, address: int, size: int
 
 
 def map_initrd(mapping: Mapping, fd: int, *, ram: int, kernel_end: int, limit: int) -> tuple[int, int]:
-    """Map the initramfs as high below `limit` as it goes, in the RAM that begins at `ram`; its guest physical address and size.
+    """Map the initramfs as high below `limit` as it goes, in the RAM that begins at `ram`; its
+    guest physical address and size.
 
     Raises:
         BootError: it does not fit between the kernel and `limit`.

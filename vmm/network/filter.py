@@ -1,11 +1,15 @@
-"""The packet filter of a machine's network: what its guest may send. Pure: bytes in, a verdict out, no state.
+"""The packet filter of a machine's network: what its guest may send. Pure: bytes in, a verdict out,
+no state.
 
 A guest may send, each with its own MAC and IP address as the source and nothing else:
-- ARP, and of IPv6's neighbour discovery solicitations and advertisements, so that it and its gateway find each other;
-- TCP, UDP, ICMP to the addresses that the rules allow: by default the public Internet, and no host of an internal network;
+- ARP, and of IPv6's neighbour discovery solicitations and advertisements, so that it and its
+gateway find each other;
+- TCP, UDP, ICMP to the addresses that the rules allow: by default the public Internet, and no host
+of an internal network;
 - the one TCP connection that the host has opened for its channel, if that goes over the network.
-All else is dropped: other protocols, broadcasts and multicasts (so DHCP too: addresses are assigned from outside), and what would carry a
-packet to where the rules do not look, such as tunnels and source routes.
+All else is dropped: other protocols, broadcasts and multicasts (so DHCP too: addresses are assigned
+from outside), and what would carry a packet to where the rules do not look, such as tunnels and
+source routes.
 """
 
 import struct
@@ -36,7 +40,8 @@ INTERNAL = tuple(
         "203.0.113.0/24",
         "224.0.0.0/4",  # multicast
         "240.0.0.0/4",  # reserved, and the broadcast address
-        # Of IPv6 only 2000::/3 is allowed to begin with: no loopback, mapped IPv4, NAT64, unique local, link-local, multicast.
+        # Of IPv6 only 2000::/3 is allowed to begin with: no loopback, mapped IPv4, NAT64, unique
+        # local, link-local, multicast.
         "2001::/23",  # protocol assignments, Teredo (RFC 2928, RFC 4380)
         "2001:db8::/32",  # documentation (RFC 3849)
         "2002::/16",  # 6to4, which holds IPv4 addresses of any kind (RFC 3056)
@@ -49,11 +54,15 @@ ETHERNET = struct.Struct("!6s6sH")
 """destination, source, type."""
 ARP_TYPE, IPV4_TYPE, IPV6_TYPE = 0x0806, 0x0800, 0x86DD
 ARP = struct.Struct("!HHBBH6s4s6s4s")
-"""hardware, protocol, their lengths, operation, sender's MAC and IP, target's MAC and IP (RFC 826)."""
+"""hardware, protocol, their lengths, operation, sender's MAC and IP, target's MAC and IP (RFC
+826).
+"""
 ARP_ETHERNET_IPV4 = (1, IPV4_TYPE, 6, 4)
 ARP_REQUEST, ARP_REPLY = 1, 2
 _IPV4 = struct.Struct("!6s6sHB5xHxB2x4s4s")
-"""Ethernet's header, then version and header length, fragment, protocol, source, destination (RFC 791)."""
+"""Ethernet's header, then version and header length, fragment, protocol, source, destination (RFC
+791).
+"""
 _FRAGMENTED = 0x3FFF
 """More fragments follow, or this is not the first one."""
 _PORTS = struct.Struct("!HH")
@@ -75,9 +84,13 @@ _OPTION_UNIT = 8
 
 BROADCAST = b"\xff" * 6
 _ALL_NODES, _SOLICITED = b"\x33\x33\0\0\0\1", b"\x33\x33\xff"
-"""Groups of IPv6's, as Ethernet has them (RFC 2464, 7); behind the second one come the last 3 bytes of an address."""
+"""Groups of IPv6's, as Ethernet has them (RFC 2464, 7); behind the second one come the last 3 bytes
+of an address.
+"""
 _VERDICTS = 1024
-"""Addresses whose verdict is remembered; a guest that goes through more of them only makes us compute again."""
+"""Addresses whose verdict is remembered; a guest that goes through more of them only makes us
+compute again.
+"""
 
 
 class PacketFilter:
@@ -90,7 +103,8 @@ class PacketFilter:
         allowed: networks allowed besides the Internet.
         denied: addresses denied besides the internal ones: the host's own.
 
-    Of all networks that hold an address the most special one decides, and an allowed one before a denied one.
+    Of all networks that hold an address the most special one decides, and an allowed one before a
+    denied one.
     """
 
     def __init__(
@@ -110,7 +124,9 @@ class PacketFilter:
         self._connection: tuple[bytes, int, int] | None = None
 
     def open_connection(self, port: int, host: str, host_port: int) -> None:
-        """Let through what belongs to a TCP connection between the guest's `port` and `host_port` of the IPv4 address `host`."""
+        """Let through what belongs to a TCP connection between the guest's `port` and `host_port`
+        of the IPv4 address `host`.
+        """
         self._connection = ip_address(host).packed, port, host_port
         self._neighbours |= {ip_address(host).packed}
 
@@ -164,7 +180,8 @@ class PacketFilter:
             return source in self._discoverable and self._discovery(body)
         if following == _FRAGMENT:
             following = body[0]
-            # In pieces discovery would be put together behind our back; its messages are never that long (RFC 6980).
+            # In pieces discovery would be put together behind our back; its messages are never that
+            # long (RFC 6980).
             if following == _ICMPV6:
                 return False
         return source in self._own and following in _IPV6_PROTOCOLS and not to_group and self.allows(destination)
@@ -183,11 +200,15 @@ class PacketFilter:
 
 
 def destinations(mac: bytes, addresses: Iterable[Interface]) -> list[bytes]:
-    """The MACs of frames that are for a guest: its own, broadcasts, and IPv6's groups of all nodes and of its addresses (RFC 4291, 2.8)."""
+    """The MACs of frames that are for a guest: its own, broadcasts, and IPv6's groups of all nodes
+    and of its addresses (RFC 4291, 2.8).
+    """
     discoverable = [_link_local(mac), *(address.ip.packed for address in addresses if address.version == 6)]
     return [mac, BROADCAST, _ALL_NODES, *sorted({_SOLICITED + address[-3:] for address in discoverable})]
 
 
 def _link_local(mac: bytes) -> bytes:
-    """The link-local address that Linux makes of it (RFC 4291, appendix A); neighbours are asked from there now and then."""
+    """The link-local address that Linux makes of it (RFC 4291, appendix A); neighbours are asked
+    from there now and then.
+    """
     return b"\xfe\x80" + bytes(6) + bytes((mac[0] ^ 2,)) + mac[1:3] + b"\xff\xfe" + mac[3:]

@@ -17,7 +17,9 @@ from mayfly.vmm.network.tap import Tap
 
 
 class Nothing:
-    """What a net device is connected to in a machine that is made to be saved. Its driver negotiates what `kind` can carry."""
+    """What a net device is connected to in a machine that is made to be saved. Its driver
+    negotiates what `kind` can carry.
+    """
 
     def __init__(self, kind: NetworkBackend) -> None:
         self.offloads = Tap.offloads if kind is NetworkBackend.TAP else Passt.offloads
@@ -47,7 +49,8 @@ class Nothing:
 
 
 def open_backend(network: NetworkConfig, loop: EventLoop, *, channel: bool = False) -> Tap | Passt | Nothing:
-    """Open what `network` names, while this process has its privileges. The caller closes it. `channel`: the channel goes over it.
+    """Open what `network` names, while this process has its privileges. The caller closes it.
+    `channel`: the channel goes over it.
 
     Raises:
         NetworkError: it cannot be had; the hint says what to do.
@@ -74,7 +77,8 @@ def packet_filter(network: NetworkConfig) -> PacketFilter:
 
 
 class Link:
-    """Reads the back end only while the guest has buffers, and has the device send on when there is room again.
+    """Reads the back end only while the guest has buffers, and has the device send on when there is
+    room again.
 
     Attributes:
         net: the device.
@@ -87,7 +91,8 @@ class Link:
         self.net = Net(network.mac_bytes, network.mtu, backend, self._filter, on_room=self._resume, on_full=self._wait)
 
     def connect(self, connection: socket.socket) -> None:
-        """Begin to connect a non-blocking socket to the guest's CHANNEL_PORT; the filter lets this connection through.
+        """Begin to connect a non-blocking socket to the guest's CHANNEL_PORT; the filter lets this
+        connection through.
 
         Raises:
             OSError: this host does not even try.

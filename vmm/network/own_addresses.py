@@ -37,7 +37,9 @@ def addresses() -> set[str]:
 
 
 def _addresses_of(message: bytes) -> set[str]:
-    """The address in one answer. On a point-to-point interface there are two, and the second one is the other end's."""
+    """The address in one answer. On a point-to-point interface there are two, and the second one is
+    the other end's.
+    """
     family = message[0]
     attributes = message[_ADDRESS.size :]
     by_kind: dict[int, bytes] = {}

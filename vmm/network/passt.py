@@ -1,7 +1,8 @@
-"""passt as the back end of a net device: a process that turns a guest's frames into sockets of the user who runs it (passt(1)).
+"""passt as the back end of a net device: a process that turns a guest's frames into sockets of the
+user who runs it (passt(1)).
 
-Frames go over a stream socket, each behind its length (4 bytes, big endian). passt holds the other end of our socket pair, and ends
-when ours is closed, however this process ends.
+Frames go over a stream socket, each behind its length (4 bytes, big endian). passt holds the other
+end of our socket pair, and ends when ours is closed, however this process ends.
 """
 
 import contextlib
@@ -24,7 +25,9 @@ LOOPBACK = "127.0.0.1"
 START_S = 10.0
 """It takes some 30 ms; much longer where processors are emulated."""
 BUFFER = 4 << 20
-"""Bytes under way to the guest. What finds no room passt drops, and sends again much later; with the usual 208 KiB some 3 MB/s are left."""
+"""Bytes under way to the guest. What finds no room passt drops, and sends again much later; with
+the usual 208 KiB some 3 MB/s are left.
+"""
 _SO_SNDBUFFORCE = 32
 _LENGTH = struct.Struct("!I")
 _MAX_FRAME = ETHERNET_BYTES + 0xFFFF
@@ -32,7 +35,8 @@ _NO_HEADER = bytes(HEADER.size)
 
 
 def command(network: NetworkConfig, fd: int, way_in: str = "none") -> list[str]:
-    """The command line of a passt for this guest: its addresses, nothing of DHCP, no way to the host's loopback.
+    """The command line of a passt for this guest: its addresses, nothing of DHCP, no way to the
+    host's loopback.
 
     `way_in`: the ports at which connections to the guest are taken, in passt's words.
     """
@@ -59,7 +63,9 @@ def _enlarge(end: socket.socket) -> None:
 
 
 def _free_port() -> int:
-    """A port that nobody has now. If somebody takes it before passt does, passt does not come up."""
+    """A port that nobody has now. If somebody takes it before passt does, passt does not come
+    up.
+    """
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])

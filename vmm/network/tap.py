@@ -1,4 +1,6 @@
-"""A tap interface as the back end of a net device (Linux Documentation/networking/tuntap.rst, include/uapi/linux/if_tun.h)."""
+"""A tap interface as the back end of a net device (Linux Documentation/networking/tuntap.rst,
+include/uapi/linux/if_tun.h).
+"""
 
 import contextlib
 import errno
@@ -29,7 +31,9 @@ OFFLOADS: dict[int, int] = {
     int(NetFeature.GUEST_TSO4): 0x02,  # TUN_F_TSO4
     int(NetFeature.GUEST_TSO6): 0x04,  # TUN_F_TSO6
 }
-"""What a driver has to be able to take, and the flag that has the interface give it. The kernel takes segments only with checksums."""
+"""What a driver has to be able to take, and the flag that has the interface give it. The kernel
+takes segments only with checksums.
+"""
 _ANY = int(NetFeature.GUEST_CSUM)
 _TAKES = NetFeature.CSUM | NetFeature.HOST_TSO4 | NetFeature.HOST_TSO6
 """In the other direction the interface takes whatever a packet's header says."""
@@ -52,8 +56,9 @@ class Tap:
 
     Args:
         name: the interface's.
-        destinations: MACs, 8 at most (the kernel would compare only hashes of others). It gives us no frame to another one, so that
-            none ever lies in the guest's memory: a bridge shows every port what it does not know the place of.
+        destinations: MACs, 8 at most (the kernel would compare only hashes of others). It gives us
+            no frame to another one, so that none ever lies in the guest's memory: a bridge shows
+            every port what it does not know the place of.
 
     Raises:
         NetworkError: there is none of this name, or it may not be used.
@@ -88,7 +93,8 @@ class Tap:
     def set_offloads(self, negotiated: int) -> None:
         """Have the interface give what the driver takes. One that is gone is noticed elsewhere.
 
-        What was queued before is dropped: for another driver, or by no filter, as the interface was open for a moment without.
+        What was queued before is dropped: for another driver, or by no filter, as the interface was
+        open for a moment without.
         """
         with contextlib.suppress(OSError):
             fcntl.ioctl(self._fd, _TUNSETOFFLOAD, offload_flags(negotiated))
@@ -100,7 +106,9 @@ class Tap:
         return True
 
     def send(self, parts: Sequence[bytearray | memoryview]) -> None:
-        """To the host's network. A packet that it refuses (a header that contradicts itself, an interface that is down) is lost."""
+        """To the host's network. A packet that it refuses (a header that contradicts itself, an
+        interface that is down) is lost.
+        """
         try:  # noqa: SIM105 (for each packet, and `suppress` costs as much as the call itself)
             os.writev(self._fd, parts)
         except OSError:

@@ -20,7 +20,9 @@ from mayfly.vmm.machine import End, build_machine
 
 
 class Report:
-    """The pipe on which a vmm process says what it does: a JSON object a line. A reader that has gone is no error."""
+    """The pipe on which a vmm process says what it does: a JSON object a line. A reader that has
+    gone is no error.
+    """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -55,8 +57,9 @@ def run_process(config: MachineConfig, channel: socket.socket, report_fd: int, f
             drop_privileges(config.user)
             phases |= machine.phases
             report.say("running", phases=phases)
-            # Where a guest and its devices share a processor, the guest goes on until it waits, and many packets cost one turn of the
-            # event loop. That is for this thread; the vCPUs' threads keep the usual policy (sched(7)).
+            # Where a guest and its devices share a processor, the guest goes on until it waits, and
+            # many packets cost one turn of the event loop. That is for this thread; the vCPUs'
+            # threads keep the usual policy (sched(7)).
             os.sched_setscheduler(0, os.SCHED_BATCH | os.SCHED_RESET_ON_FORK, os.sched_param(0))
             began = time.monotonic()
             end = machine.run()
@@ -70,13 +73,16 @@ def run_process(config: MachineConfig, channel: socket.socket, report_fd: int, f
         error = caught
     except Exception as caught:
         error = MayflyError(f"a fault of the monitor: {caught!r}", hint="report it, with this text:\n" + traceback.format_exc())
-    # The process ends without unmapping anything: the kernel does that faster, and out of the reply's way.
+    # The process ends without unmapping anything: the kernel does that faster, and out of the
+    # reply's way.
     exits |= {"page-faults": resource.getrusage(resource.RUSAGE_SELF).ru_minflt, "own-bytes": own_memory()}
     report.say("ended", reason=end, error=_describe(error), console=console.tail(), exits=exits, phases=phases)
 
 
 def own_memory() -> int:
-    """Bytes of memory that this process shares with no other: what it copied, or got anew (RssAnon, proc_pid_status(5))."""
+    """Bytes of memory that this process shares with no other: what it copied, or got anew (RssAnon,
+    proc_pid_status(5)).
+    """
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
@@ -84,7 +90,8 @@ def own_memory() -> int:
 
 
 def drop_privileges(user: str | None) -> None:
-    """Become `user` if this is root, and never gain privileges again; no core dump may hold a guest's memory.
+    """Become `user` if this is root, and never gain privileges again; no core dump may hold a
+    guest's memory.
 
     Raises:
         ConfigError: there is no such user.

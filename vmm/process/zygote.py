@@ -1,13 +1,16 @@
-"""The zygote: a warm, single-threaded process that forks one vmm process per machine, and its client.
+"""The zygote: a warm, single-threaded process that forks one vmm process per machine, and its
+client.
 
-It holds no KVM descriptor (KVM binds a VM to the address space that made it), and has neither asyncio nor aiohttp. The two sides
-talk over a SOCK_SEQPACKET pair, one JSON object a message:
+It holds no KVM descriptor (KVM binds a VM to the address space that made it), and has neither
+asyncio nor aiohttp. The two sides talk over a SOCK_SEQPACKET pair, one JSON object a message:
 
-    client -> zygote   {"spawn": machine, "config": JSON text} with two descriptors (channel, report);
+    client -> zygote   {"spawn": machine, "config": JSON text} with two descriptors (channel,
+    report);
                        {"signal": number, "machine": machine}
     zygote -> client   {"forked": machine, "pid": n}; {"reaped": machine, "status": n}
 
-When either end of the pair is closed, or the client dies, the zygote ends; when the zygote ends, so do its machines.
+When either end of the pair is closed, or the client dies, the zygote ends; when the zygote ends, so
+do its machines.
 """
 
 import contextlib
@@ -42,14 +45,18 @@ class Forked(NamedTuple):
 
 
 class Reaped(NamedTuple):
-    """The vmm process of `machine` is gone; `status` is its exit code, or minus the signal that ended it."""
+    """The vmm process of `machine` is gone; `status` is its exit code, or minus the signal that
+    ended it.
+    """
 
     machine: int
     status: int
 
 
 class Zygote:
-    """The client's side. Owns the zygote process. No method waits for long; `receive` waits for a message."""
+    """The client's side. Owns the zygote process. No method waits for long; `receive` waits for a
+    message.
+    """
 
     def __init__(self, pid: int, control: socket.socket) -> None:
         self.pid, self._control = pid, control
@@ -63,7 +70,8 @@ class Zygote:
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            # -P: a folder named like one of our packages in the working directory must not be imported.
+            # -P: a folder named like one of our packages in the working directory must not be
+            # imported.
             command = [sys.executable, "-P", "-c", START, str(CONTROL_FD), str(os.getpid())]
             path = os.pathsep.join(filter(None, [str(Path(mayfly.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
             files = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0), (os.POSIX_SPAWN_DUP2, theirs.fileno(), CONTROL_FD)]
@@ -76,7 +84,9 @@ class Zygote:
 
     @classmethod
     def fork(cls) -> Self:
-        """Start a zygote as a copy of this process, which must have a single thread: quicker than a new Python that imports anew."""
+        """Start a zygote as a copy of this process, which must have a single thread: quicker than a
+        new Python that imports anew.
+        """
         _load()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         client = os.getpid()
@@ -101,7 +111,8 @@ class Zygote:
     def spawn(self, machine: int, config: MachineConfig, channel: int, report: int) -> None:
         """Ask for a machine: `Forked` and, in the end, `Reaped` will come for it.
 
-        The two descriptors are duplicated into the vmm process; the caller keeps and closes its own.
+        The two descriptors are duplicated into the vmm process; the caller keeps and closes its
+        own.
 
         Raises:
             HostError: the zygote is gone.
@@ -109,7 +120,9 @@ class Zygote:
         self._send({"spawn": machine, "config": config.to_json()}, [channel, report])
 
     def signal(self, machine: int, number: int) -> None:
-        """Send the vmm process of `machine` a signal, SIGKILL or one of mayfly.vmm.config; nothing happens if it is gone already."""
+        """Send the vmm process of `machine` a signal, SIGKILL or one of mayfly.vmm.config; nothing
+        happens if it is gone already.
+        """
         with contextlib.suppress(HostError):
             self._send({"signal": number, "machine": machine}, [])
 

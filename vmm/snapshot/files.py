@@ -1,4 +1,5 @@
-"""The folders of snapshots as a vmm process sees them: `Chain`, which a machine is restored from, and `Target`, which it is saved to.
+"""The folders of snapshots as a vmm process sees them: `Chain`, which a machine is restored from,
+and `Target`, which it is saved to.
 
 Both open what they need at once, while the process still has its privileges.
 """
@@ -34,7 +35,9 @@ State = MappingOf[str, Any]
 
 
 def shape(config: MachineConfig) -> dict[str, Any]:
-    """What must be the same in the machine that was saved and in the one that is restored: of a net device, what its driver negotiated."""
+    """What must be the same in the machine that was saved and in the one that is restored: of a net
+    device, what its driver negotiated.
+    """
     network = config.network and {"backend": config.network.backend, "mtu": config.network.mtu}
     return {"memory": config.memory, "cpus": config.cpus, "channel": config.channel, "network": network}
 
@@ -43,9 +46,11 @@ class Chain:
     """The memory that a machine begins with, and the state that it goes on from.
 
     Args:
-        folders: of the base and its diffs, in that order. None: a machine that boots, whose memory is zeros.
+        folders: of the base and its diffs, in that order. None: a machine that boots, whose memory
+            is zeros.
         initrd: the base's initramfs, which is no part of the snapshot.
-        page_by_page: read each page from the disk when it is touched, and no others, so that the working set is exact.
+        page_by_page: read each page from the disk when it is touched, and no others, so that the
+            working set is exact.
 
     Attributes:
         state: of the last folder; empty without any.

@@ -1,4 +1,6 @@
-"""The HTTP service over its Unix socket: what is answered, to whatever is sent. Machines are ordinary processes."""
+"""The HTTP service over its Unix socket: what is answered, to whatever is sent. Machines are
+ordinary processes.
+"""
 
 import asyncio
 import base64

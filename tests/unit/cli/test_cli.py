@@ -1,4 +1,6 @@
-"""`mayfly` as a user meets it: what goes in and out, exit statuses, signals, messages; machines are ordinary processes."""
+"""`mayfly` as a user meets it: what goes in and out, exit statuses, signals, messages; machines are
+ordinary processes.
+"""
 
 import json
 import os
@@ -23,7 +25,9 @@ Mayfly = Callable[..., "subprocess.Popen[bytes]"]
 
 @pytest.fixture
 def mayfly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Mayfly:
-    """Start the command in a folder of its own; `config.yaml` there says that no KVM is to be probed."""
+    """Start the command in a folder of its own; `config.yaml` there says that no KVM is to be
+    probed.
+    """
     install_toys(monkeypatch, tmp_path)
     (tmp_path / "config" / "mayfly").mkdir(parents=True)
     (tmp_path / "config" / "mayfly" / "config.yaml").write_text("time_factor: 1\nmemory_budget: 536870912\ncold: true\n")

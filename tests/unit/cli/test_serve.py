@@ -1,4 +1,6 @@
-"""`mayfly serve` as a process: how it begins, how it ends, what it leaves. Machines are ordinary processes."""
+"""`mayfly serve` as a process: how it begins, how it ends, what it leaves. Machines are ordinary
+processes.
+"""
 
 import asyncio
 import json

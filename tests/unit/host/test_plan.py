@@ -1,4 +1,6 @@
-"""Images are found by language, version and file; a plan has the limits that host, manifest and snippet agree on."""
+"""Images are found by language, version and file; a plan has the limits that host, manifest and
+snippet agree on.
+"""
 
 import dataclasses
 import platform

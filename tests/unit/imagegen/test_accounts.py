@@ -1,4 +1,6 @@
-"""Accounts as docker keeps them: in its file, with a helper for all registries or for one; and what each may say wrongly."""
+"""Accounts as docker keeps them: in its file, with a helper for all registries or for one; and what
+each may say wrongly.
+"""
 
 import base64
 import json

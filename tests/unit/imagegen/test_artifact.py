@@ -1,4 +1,6 @@
-"""A built image goes to other hosts: as an artifact in docker-registry, with and without accounts, or as a folder; unpacked, pruned."""
+"""A built image goes to other hosts: as an artifact in docker-registry, with and without accounts,
+or as a folder; unpacked, pruned.
+"""
 
 import base64
 import json

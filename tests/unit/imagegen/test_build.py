@@ -1,4 +1,6 @@
-"""The whole story on small images: layout in, initramfs and manifest out; and what stands in its way."""
+"""The whole story on small images: layout in, initramfs and manifest out; and what stands in its
+way.
+"""
 
 import contextlib
 import dataclasses
@@ -200,7 +202,9 @@ print(mayfly.imagegen.build.build(options, Silent()).folder)
 
 
 def test_the_same_bytes_from_two_clones_whatever_the_surroundings(layout: Path) -> None:
-    """Another umask, time zone, locale, hash seed, home, user, number of processors, order of what is cached; a cache that is warm."""
+    """Another umask, time zone, locale, hash seed, home, user, number of processors, order of what
+    is cached; a cache that is warm.
+    """
     user = str(NOBODY) if os.geteuid() == 0 else ""
     processors = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as name, FakeRegistry(layout) as registry:
@@ -273,7 +277,8 @@ def test_the_image_is_exchanged_in_one_step(layout: Path, tmp_path: Path) -> Non
             try:
                 looks.append(load(folder).compression)
             except MayflyError as error:
-                # Between reading the manifest and the archive's size the image may change; that there is none never happens.
+                # Between reading the manifest and the archive's size the image may change; that
+                # there is none never happens.
                 if isinstance(error, ImageNotFoundError):
                     errors.append(error)
 

@@ -1,4 +1,6 @@
-"""Hostile and odd layers, each with the right tree or a typed error; nothing else is ever the outcome."""
+"""Hostile and odd layers, each with the right tree or a typed error; nothing else is ever the
+outcome.
+"""
 
 import dataclasses
 import gzip

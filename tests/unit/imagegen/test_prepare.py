@@ -1,4 +1,6 @@
-"""Prepare steps: what they make becomes part of the image, once; what a machine may do wrong then. The agent is an ordinary process."""
+"""Prepare steps: what they make becomes part of the image, once; what a machine may do wrong then.
+The agent is an ordinary process.
+"""
 
 import dataclasses
 import io

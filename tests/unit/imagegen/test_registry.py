@@ -294,7 +294,9 @@ print("pulled")
 
 
 class _Throttle:
-    """Forwards connections to `address`; after `limit` bytes of answers in all it stalls, and tells so by `stalled`."""
+    """Forwards connections to `address`; after `limit` bytes of answers in all it stalls, and tells
+    so by `stalled`.
+    """
 
     def __init__(self, address: str, limit: int) -> None:
         self.lead_to(address, limit)

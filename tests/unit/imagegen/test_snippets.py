@@ -1,4 +1,6 @@
-"""The real images: how small they are, and that what is left of them builds programs. In a chroot: without a machine, but as root."""
+"""The real images: how small they are, and that what is left of them builds programs. In a chroot:
+without a machine, but as root.
+"""
 
 import dataclasses
 import json
@@ -24,7 +26,9 @@ CHROOT = shutil.which("chroot", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/s
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Expected:
-    """What an image must be: MiB unpacked and as an archive, the beginning of its version; what it must build, and refuse."""
+    """What an image must be: MiB unpacked and as an archive, the beginning of its version; what it
+    must build, and refuse.
+    """
 
     unpacked: int
     archive: int
@@ -72,7 +76,9 @@ EXPECTED = {
 
 
 GO = ["go debian", "go docker", "go debian bookworm"]
-"""Prepared in a machine, which takes long on an emulated host: scripts/build-image go does it beforehand."""
+"""Prepared in a machine, which takes long on an emulated host: scripts/build-image go does it
+beforehand.
+"""
 IMAGES = ["rust debian", "rust docker"] + (["rust debian bookworm", "python debian", *GO] if FULL else [])
 BOOKWORM = {
     "rust": Expected(
@@ -105,7 +111,9 @@ class Image:
     root: Path
 
     def run(self, *command: str, **env: str) -> "subprocess.CompletedProcess[str]":
-        """Run a command as the agent would: as its user, in /work, with the image's environment alone."""
+        """Run a command as the agent would: as its user, in /work, with the image's environment
+        alone.
+        """
         within = 'mount -t proc proc "$0/proc" && exec "$@"'
         chroot = [CHROOT, "--userspec=1000:1000", str(self.root), "sh", "-c", 'cd /work && exec "$@"', "sh", *command]
         return subprocess.run(

@@ -1,4 +1,6 @@
-"""Our merged tree is what umoci unpacks: names, types, modes, owners, link targets, contents, entry by entry."""
+"""Our merged tree is what umoci unpacks: names, types, modes, owners, link targets, contents, entry
+by entry.
+"""
 
 import gzip
 import hashlib
@@ -76,7 +78,9 @@ def _ours(layout: Path, spool: Path) -> Tree:
 
 
 def _umoci(layout: Path, work: Path) -> Tree:
-    """The same of umoci's unpacking. It reads neither nested indexes nor zstd: it gets the same image as one manifest of gzip layers."""
+    """The same of umoci's unpacking. It reads neither nested indexes nor zstd: it gets the same
+    image as one manifest of gzip layers.
+    """
     source = LayoutSource(LayoutReference(path=layout))
     image = resolve(source, "x86_64")
     maker = LayoutMaker(work / "plain")

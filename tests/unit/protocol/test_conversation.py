@@ -1,4 +1,6 @@
-"""Whatever a guest sends, the session raises nothing, gives events in a legal order, and nothing after the end."""
+"""Whatever a guest sends, the session raises nothing, gives events in a legal order, and nothing
+after the end.
+"""
 
 import dataclasses
 from collections.abc import Iterable

@@ -1,4 +1,6 @@
-"""The service and the real agent together, the agent as an ordinary process: real programs without a machine."""
+"""The service and the real agent together, the agent as an ordinary process: real programs without
+a machine.
+"""
 
 import asyncio
 import time

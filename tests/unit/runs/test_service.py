@@ -1,4 +1,6 @@
-"""Runs from acceptance to result, on machines that are ordinary processes: what the snippet, the guest and the host may do."""
+"""Runs from acceptance to result, on machines that are ordinary processes: what the snippet, the
+guest and the host may do.
+"""
 
 import asyncio
 import json

@@ -1,4 +1,6 @@
-"""Snapshots as the service uses them: made, found, refused; the pool within its budget. Machines are ordinary processes."""
+"""Snapshots as the service uses them: made, found, refused; the pool within its budget. Machines
+are ordinary processes.
+"""
 
 import asyncio
 import contextlib
@@ -112,7 +114,9 @@ async def run_with_network(service: Service) -> dict[str, Any]:
 
 
 def test_runs_with_a_network_start_from_a_base_of_their_own_that_has_none(serve: Callable[..., Any]) -> None:
-    """Each is told its own MAC and addresses; the base is made while its run has a tap, and takes none."""
+    """Each is told its own MAC and addresses; the base is made while its run has a tap, and takes
+    none.
+    """
 
     async def scenario(service: Service) -> list[dict[str, Any]]:
         first = await run_with_network(service)
@@ -391,7 +395,9 @@ def test_a_machine_that_died_in_the_pool_is_not_given_out(serve: Callable[..., A
 
 
 def test_idle_machines_make_room_for_another_language(serve: Callable[..., Any]) -> None:
-    """Of four places three are taken by idle machines; two runs of another language get theirs, a fifth machine is refused."""
+    """Of four places three are taken by idle machines; two runs of another language get theirs, a
+    fifth machine is refused.
+    """
 
     async def scenario(service: Service) -> None:
         await made(service, "toy")
@@ -455,7 +461,9 @@ def test_claims_are_held_against_other_processes(serve: Callable[..., Any]) -> N
 
 
 def test_kill_9_of_a_creator_leaves_nothing_that_is_listed(serve: Callable[..., Any], tmp_path: Path) -> None:
-    """At random moments of its life; afterwards what is there is whole, and the next creation works."""
+    """At random moments of its life; afterwards what is there is whole, and the next creation
+    works.
+    """
 
     def create() -> "subprocess.Popen[bytes]":
         return subprocess.Popen(create_command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -1,4 +1,6 @@
-"""What a 64-bit Arm machine is made of, as far as any host can see it: kernel format, device tree, layout, clock, KVM's numbers."""
+"""What a 64-bit Arm machine is made of, as far as any host can see it: kernel format, device tree,
+layout, clock, KVM's numbers.
+"""
 
 import os
 import shutil

@@ -1,4 +1,6 @@
-"""The event loop's timers: once each, in the order in which they are due, and alongside descriptors."""
+"""The event loop's timers: once each, in the order in which they are due, and alongside
+descriptors.
+"""
 
 import time
 

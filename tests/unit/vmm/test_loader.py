@@ -1,4 +1,6 @@
-"""Kernel formats and boot data: what is parsed, and that nothing but BootError comes of a damaged file."""
+"""Kernel formats and boot data: what is parsed, and that nothing but BootError comes of a damaged
+file.
+"""
 
 import contextlib
 import struct

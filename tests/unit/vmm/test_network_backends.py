@@ -1,4 +1,6 @@
-"""Tap and passt, real ones in a network namespace, behind a device with the mock driver; and back ends that are not there."""
+"""Tap and passt, real ones in a network namespace, behind a device with the mock driver; and back
+ends that are not there.
+"""
 
 import contextlib
 import os
@@ -54,7 +56,9 @@ def uplink(namespace: None) -> None:
 
 
 class Guest(Driver):
-    """A guest that knows ARP and no more, its device, the back end and an event loop around them."""
+    """A guest that knows ARP and no more, its device, the back end and an event loop around
+    them.
+    """
 
     def __init__(self, network: NetworkConfig) -> None:
         self.loop = EventLoop()
@@ -232,7 +236,9 @@ def test_a_passt_that_dies_takes_the_link_down(guests: list[Guest]) -> None:
 
 @pytest.mark.usefixtures("uplink")
 def test_passt_ends_when_its_machine_does(guests: list[Guest]) -> None:
-    """As after a kill -9 of the vmm process: all that happens is that our descriptors are closed."""
+    """As after a kill -9 of the vmm process: all that happens is that our descriptors are
+    closed.
+    """
     backend = Passt(passt_network(), EventLoop())
     backend._socket.close()
     assert backend._process.wait(DEADLINE_S) == 0

@@ -211,7 +211,9 @@ def test_what_the_operator_allows_is_reached_and_nothing_beside_it() -> None:
 
 
 def test_the_most_special_network_decides() -> None:
-    """Who allows 10.0.0.0/8 has not allowed the host's own address in it, nor the guest's siblings; who names them has."""
+    """Who allows 10.0.0.0/8 has not allowed the host's own address in it, nor the guest's siblings;
+    who names them has.
+    """
     opened = make_filter("10.0.0.0/8")
     assert opened.may_leave(v4("10.9.9.9"))
     assert not opened.may_leave(v4("10.1.2.3"))

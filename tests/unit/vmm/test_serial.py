@@ -1,4 +1,6 @@
-"""The 16550: registers as Linux's driver uses them, interrupts, and no byte lost in either direction."""
+"""The 16550: registers as Linux's driver uses them, interrupts, and no byte lost in either
+direction.
+"""
 
 from collections.abc import Callable
 

@@ -15,7 +15,9 @@ NAME = "mayfly.channel"
 
 
 class Channel:
-    """The host's end: a sink that can be full, and a count of the times that there was room again."""
+    """The host's end: a sink that can be full, and a count of the times that there was room
+    again.
+    """
 
     def __init__(self) -> None:
         self.got = bytearray()
@@ -285,7 +287,9 @@ def test_reset_with_work_in_flight_forgets_it_and_starts_afresh(guest: Guest) ->
 
 def test_chains_that_arrive_during_the_interrupt_need_no_kick() -> None:
     class Refilling(Guest):
-        """A guest that refills its ring in the interrupt, before the device has asked for kicks again."""
+        """A guest that refills its ring in the interrupt, before the device has asked for kicks
+        again.
+        """
 
         left = 0
 

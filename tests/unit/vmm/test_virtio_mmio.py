@@ -1,4 +1,6 @@
-"""The registers in every status (virtio 1.2, 4.2.2), the status steps, interrupts, and the device that needs a reset."""
+"""The registers in every status (virtio 1.2, 4.2.2), the status steps, interrupts, and the device
+that needs a reset.
+"""
 
 import itertools
 
@@ -28,7 +30,9 @@ ONES = 0xFFFF_FFFF
 
 
 class Echo(VirtioDevice):
-    """Gives every chain back with a length of 0; its queues have different sizes, and it has a configuration."""
+    """Gives every chain back with a length of 0; its queues have different sizes, and it has a
+    configuration.
+    """
 
     device_type = DeviceType.ENTROPY
     features = 0b101

@@ -1,4 +1,6 @@
-"""The queue and a slow model of the specification do the same to guest memory, chain by chain, for 100,000 valid chains."""
+"""The queue and a slow model of the specification do the same to guest memory, chain by chain, for
+100,000 valid chains.
+"""
 
 import random
 
@@ -43,9 +45,8 @@ class Twins:
         self.ram.put16(driver.used_ring + 2, index)
 
     def offer(self) -> None:
-        """A random valid chain, if there are descriptors for it: short mostly, as long as the queue now and then. Half of the buffers lie
-        behind the one before, as Linux's often do.
-        """
+        """A random valid chain, if there are descriptors for it: short mostly, as long as the queue
+        now and then. Half of the buffers lie behind the one before, as Linux's often do."""
         rng, free = self.rng, len(self.driver.free)
         indirect = rng.random() < 0.4
         most = min(self.driver.size, 20) if indirect else free
@@ -65,7 +66,9 @@ class Twins:
         self.driver.offer_places(places, indirect=indirect, direct=direct)
 
     def round(self) -> None:
-        """The driver offers some chains and sets its wishes; both devices serve some, in the same order; all memory is compared."""
+        """The driver offers some chains and sets its wishes; both devices serve some, in the same
+        order; all memory is compared.
+        """
         rng = self.rng
         self.driver.used()
         if not self.driver.chains:

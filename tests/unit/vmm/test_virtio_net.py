@@ -64,7 +64,9 @@ class Guest(Driver):
         self.kick(NetQueue.RECEIVE)
 
     def take(self) -> list[bytes]:
-        """The packets that came, put together where they took several chains; chains that came back empty are left out."""
+        """The packets that came, put together where they took several chains; chains that came back
+        empty are left out.
+        """
         used = [data for _, _, data in self.queues[NetQueue.RECEIVE].used() if data]
         packets = []
         while used:
@@ -196,12 +198,16 @@ def test_frames_arrive_in_order_for_one_interrupt(guest: Guest) -> None:
 
 
 LINUX_CHAIN = (HEADER.size, 4080, *[4096] * 17)
-"""The header, what is left of its page, and 17 pages more (Linux drivers/net/virtio_net.c, add_recvbuf_big)."""
+"""The header, what is left of its page, and 17 pages more (Linux drivers/net/virtio_net.c,
+add_recvbuf_big).
+"""
 
 
 @pytest.mark.parametrize("rooms", [LINUX_CHAIN, (40000, 40000), (5, 6, 1, 9, 70000), (1,) * 30 + (66000,), (MAX_PACKET,)])
 def test_packets_of_any_size_fill_chains_of_any_shape(rooms: Sequence[int]) -> None:
-    """In any order: without mergeable buffers, only so much of a chain is looked at as the packet before would have needed."""
+    """In any order: without mergeable buffers, only so much of a chain is looked at as the packet
+    before would have needed.
+    """
     guest = Guest(mergeable=False)
     guest.post_chains(9, rooms)
     sizes = (0, 0, 65000, 65000, 0, 2048, 2100, 65000, 4096 - len(INBOUND))

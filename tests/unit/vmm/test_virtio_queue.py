@@ -170,7 +170,9 @@ def test_an_index_that_jumps_beyond_the_queue_stops_it(rig: Rig) -> None:
 
 @pytest.mark.parametrize("back", [1, 2, 3, 0x8000])
 def test_an_index_that_goes_back_stops_the_queue(rig: Rig, back: int) -> None:
-    """By as little as a chain that is out too: taking up to that index again would take the whole 16 bits' worth."""
+    """By as little as a chain that is out too: taking up to that index again would take the whole
+    16 bits' worth.
+    """
     for _ in range(2):
         rig.driver.offer([Buffer(b"x")])
         rig.pop()

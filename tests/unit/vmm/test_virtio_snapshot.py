@@ -1,4 +1,6 @@
-"""Devices that are saved and restored at any moment: a driver that notices nothing, and a stream of which nothing is lost or repeated."""
+"""Devices that are saved and restored at any moment: a driver that notices nothing, and a stream of
+which nothing is lost or repeated.
+"""
 
 import json
 import random
@@ -24,7 +26,9 @@ from tests.unit.vmm.test_virtio_net import Guest as NetGuest
 
 
 def move(driver: Driver, device: Any) -> None:
-    """Carry the driver's device over to a new one, as a snapshot does: what waited for the event loop is lost, memory stays."""
+    """Carry the driver's device over to a new one, as a snapshot does: what waited for the event
+    loop is lost, memory stays.
+    """
     state = json.loads(json.dumps(driver.transport.save()))
     driver.pending = []
     driver.device = device
@@ -106,7 +110,9 @@ def test_packets_that_had_no_room_leave_after_the_snapshot_and_a_buffer_that_wai
 
 
 def test_a_net_device_goes_on_as_another_machines() -> None:
-    """With the new MAC, filter and back end, which learns what the driver takes; what is sent from the old MAC goes nowhere."""
+    """With the new MAC, filter and back end, which learns what the driver takes; what is sent from
+    the old MAC goes nowhere.
+    """
     driver = NetGuest()
     old, new = net_kit.GUEST_MAC, bytes.fromhex("020000000006")
     network = net_kit.MemoryBackend()

@@ -1,4 +1,6 @@
-"""Load a kernel and its initramfs by Linux's boot protocol for arm64 (Documentation/arch/arm64/booting.rst)."""
+"""Load a kernel and its initramfs by Linux's boot protocol for arm64
+(Documentation/arch/arm64/booting.rst).
+"""
 
 import os
 

@@ -1,4 +1,6 @@
-"""vCPU state at the kernel's entry (Linux Documentation/arch/arm64/booting.rst, "Call the kernel image")."""
+"""vCPU state at the kernel's entry (Linux Documentation/arch/arm64/booting.rst, "Call the kernel
+image").
+"""
 
 from collections.abc import Sequence
 
@@ -10,7 +12,8 @@ NAMES = ("PC", "SP", "PSTATE", "X0", "X1", "X2", "X3", "X29", "X30", "ESR_EL1", 
 
 
 def set_up(vm: Vm, vcpus: Sequence[Vcpu], *, entry: int) -> None:
-    """Reset all vCPUs to EL1 with interrupts masked; the first one enters the kernel at `entry`, with the device tree's address in X0.
+    """Reset all vCPUs to EL1 with interrupts masked; the first one enters the kernel at `entry`,
+    with the device tree's address in X0.
 
     The others are switched off until the kernel asks for them by PSCI, which KVM answers itself.
     """

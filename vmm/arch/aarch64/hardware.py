@@ -1,4 +1,6 @@
-"""The device tree that describes a machine to the kernel (Devicetree Specification 0.4; Linux Documentation/devicetree/bindings)."""
+"""The device tree that describes a machine to the kernel (Devicetree Specification 0.4; Linux
+Documentation/devicetree/bindings).
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import IntEnum
@@ -32,7 +34,9 @@ class Trigger(IntEnum):
 
 
 TIMER_PPIS = (13, 14, 11, 10)
-"""Secure, non-secure, virtual and hypervisor timer; a guest uses the virtual one (bindings/timer/arm,arch_timer.yaml)."""
+"""Secure, non-secure, virtual and hypervisor timer; a guest uses the virtual one
+(bindings/timer/arm,arch_timer.yaml).
+"""
 
 
 def uart_bus(ports: Bus, mmio: Bus) -> Bus:
@@ -46,7 +50,9 @@ def attach(ports: Bus, mmio: Bus, on_reset: Callable[[], None]) -> None:
 
 
 def mpidr(cpu: int) -> int:
-    """The affinity fields that KVM gives vCPU number `cpu`: 16 to a cluster (Linux arch/arm64/kvm/sys_regs.c, reset_mpidr)."""
+    """The affinity fields that KVM gives vCPU number `cpu`: 16 to a cluster (Linux
+    arch/arm64/kvm/sys_regs.c, reset_mpidr).
+    """
     return cpu & 0xF | (cpu >> 4 & 0xFF) << 8
 
 
@@ -115,7 +121,9 @@ def _gic(version: GicVersion, cpus: int) -> dict[str, Any]:
 
 
 def _devices(config: MachineConfig) -> Iterator[tuple[str, int, int, int, dict[str, Any]]]:
-    """Name, address, size, GSI and further properties of each device. UART0 only where it is more than the early console."""
+    """Name, address, size, GSI and further properties of each device. UART0 only where it is more
+    than the early console.
+    """
     yield "rtc", layout.CLOCK, layout.CLOCK_SIZE, layout.CLOCK_GSI, {"compatible": "google,goldfish-rtc"}
     uart = {"compatible": "ns16550a", "clock-frequency": UART_CLOCK_HZ}
     if config.interactive:

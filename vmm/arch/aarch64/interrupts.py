@@ -1,4 +1,6 @@
-"""The interrupt controller of an aarch64 machine: KVM's own GIC, version 3 or, where the host has only that, 2."""
+"""The interrupt controller of an aarch64 machine: KVM's own GIC, version 3 or, where the host has
+only that, 2.
+"""
 
 import errno
 from enum import IntEnum
@@ -42,7 +44,9 @@ class InterruptController:
         self.device = device
 
     def start(self) -> None:
-        """Make it ready, once every vCPU exists (Linux Documentation/virt/kvm/devices/arm-vgic-v3.rst, KVM_DEV_ARM_VGIC_GRP_CTRL)."""
+        """Make it ready, once every vCPU exists (Linux
+        Documentation/virt/kvm/devices/arm-vgic-v3.rst, KVM_DEV_ARM_VGIC_GRP_CTRL).
+        """
         self.device.set(lib.KVM_DEV_ARM_VGIC_GRP_CTRL, lib.KVM_DEV_ARM_VGIC_CTRL_INIT)
 
     def close(self) -> None:

@@ -1,9 +1,11 @@
-"""What KVM keeps of an aarch64 machine besides its memory: taken out for a snapshot, put back before the guest goes on.
+"""What KVM keeps of an aarch64 machine besides its memory: taken out for a snapshot, put back
+before the guest goes on.
 
-A vCPU is the registers that KVM lists, its power state, and an error that waits. Among them is the virtual counter, which all vCPUs
-share: the guest's time goes on where it stopped. The interrupt controller is read and written by its registers, as a processor sees
-them (Linux Documentation/virt/kvm/devices/arm-vgic-v3.rst and arm-vgic.rst; GIC architecture specification, chapter 12, and that
-of version 2, chapter 4).
+A vCPU is the registers that KVM lists, its power state, and an error that waits. Among them is the
+virtual counter, which all vCPUs share: the guest's time goes on where it stopped. The interrupt
+controller is read and written by its registers, as a processor sees them (Linux
+Documentation/virt/kvm/devices/arm-vgic-v3.rst and arm-vgic.rst; GIC architecture specification,
+chapter 12, and that of version 2, chapter 4).
 """
 
 import base64
@@ -29,7 +31,9 @@ PRIVATE = 32
 
 
 class Gicd(IntEnum):
-    """Registers of the distributor; all but the first two are arrays with an entry for each interrupt."""
+    """Registers of the distributor; all but the first two are arrays with an entry for each
+    interrupt.
+    """
 
     CTLR = 0x0000
     IIDR = 0x0008
@@ -45,7 +49,9 @@ class Gicd(IntEnum):
 
 
 ARRAYS = {Gicd.IGROUPR: 1, Gicd.ICFGR: 2, Gicd.IPRIORITYR: 8, Gicd.ISENABLER: 1, Gicd.ISPENDR: 1, Gicd.ISACTIVER: 1}
-"""Bits of an interrupt's entry, in the order of restoring. A redistributor has them too, for the private ones, in its second frame."""
+"""Bits of an interrupt's entry, in the order of restoring. A redistributor has them too, for the
+private ones, in its second frame.
+"""
 SECOND_FRAME = 0x1_0000
 
 
@@ -72,7 +78,9 @@ GICC_REGISTERS = {"ctlr": 0x00, "pmr": 0x04, "bpr": 0x08, "abpr": 0x1C, "apr0": 
 
 
 def identity(kvm: Kvm) -> str:
-    """What this host's processor is, as text. What KVM makes of it is in the registers, which it does not take where they differ."""
+    """What this host's processor is, as text. What KVM makes of it is in the registers, which it
+    does not take where they differ.
+    """
     kept = [line for line in CPUINFO.read_text().split("\n\n")[0].splitlines() if not line.startswith(("processor", "BogoMIPS"))]
     return ", ".join(kept)
 
@@ -141,7 +149,8 @@ def _gicv2_registers(cpus: int) -> Iterator[tuple[int, int, int]]:
             yield distributor, array + offset, 4
     for processor in (cpu << 32 for cpu in range(cpus)):
         for array, bits in ARRAYS.items():
-            # Which of the SGIs are pending depends on who sent them; of the others KVM's timers say it again.
+            # Which of the SGIs are pending depends on who sent them; of the others KVM's timers say
+            # it again.
             for offset in range(0, PRIVATE * bits // 8, 4) if array is not Gicd.ISPENDR else ():
                 yield distributor, processor | array + offset, 4
         for offset in range(0, 16, 4):
@@ -174,6 +183,8 @@ def _gicv3_registers(device: Device, cpus: int) -> Iterator[tuple[int, int, int]
 
 
 def _active_priorities(device: Device, processor: int) -> int:
-    """How many registers of active priorities this controller has (ICC_CTLR_EL1.PRIbits is one less than the bits of a priority)."""
+    """How many registers of active priorities this controller has (ICC_CTLR_EL1.PRIbits is one less
+    than the bits of a priority).
+    """
     bits = (device.get_int(lib.KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, processor | ICC_CTLR, 8) >> 8 & 7) + 1
     return 1 << max(0, bits - 5)

@@ -1,4 +1,6 @@
-"""vCPU state at the kernel's entry: CPUID, 64-bit mode, GDT, page tables (Linux Documentation/arch/x86/boot.rst, "64-bit Boot")."""
+"""vCPU state at the kernel's entry: CPUID, 64-bit mode, GDT, page tables (Linux
+Documentation/arch/x86/boot.rst, "64-bit Boot").
+"""
 
 import struct
 from collections.abc import Sequence
@@ -63,7 +65,8 @@ def write_boot_tables(memory: GuestMemory) -> None:
 
 
 def set_up(vm: Vm, vcpus: Sequence[Vcpu], *, entry: int) -> None:
-    """Give all vCPUs their CPUID and MTRRs; the first one also the state in which the kernel is entered at `entry`.
+    """Give all vCPUs their CPUID and MTRRs; the first one also the state in which the kernel is
+    entered at `entry`.
 
     The others wait for the kernel's start-up IPI, as KVM makes them.
     """
@@ -91,7 +94,8 @@ def _set_cpuid(kvm: Kvm, vcpu: Vcpu, cpus: int) -> None:
         if entry.function in (0xB, 0x1F):
             continue
         if entry.function == 1:
-            # Without the hypervisor bit the guest sees no KVM and no kvm-clock; KVM leaves the deadline bit to us.
+            # Without the hypervisor bit the guest sees no KVM and no kvm-clock; KVM leaves the
+            # deadline bit to us.
             entry.ecx = entry.ecx & ~Leaf1Ecx.MONITOR | Leaf1Ecx.HYPERVISOR | (Leaf1Ecx.TSC_DEADLINE if deadline else 0)
             entry.ebx = entry.ebx & 0xFFFF | cpus << 16 | vcpu.index << 24
         elif entry.function == 0xA:

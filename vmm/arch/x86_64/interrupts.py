@@ -16,10 +16,11 @@ class InterruptController:
 
 
 def create(vm: Vm, *, pit: bool) -> InterruptController:
-    """Make the controllers, before the first vCPU and after the memory slots (which is 17 times faster than the other way round).
+    """Make the controllers, before the first vCPU and after the memory slots (which is 17 times
+    faster than the other way round).
 
-    `pit`: also a PIT, which takes some milliseconds. Our kernels need none, as they have the TSC deadline timer; but one that reads no
-    MP table (Debian's) does not use its local APIC's timer.
+    `pit`: also a PIT, which takes some milliseconds. Our kernels need none, as they have the TSC
+    deadline timer; but one that reads no MP table (Debian's) does not use its local APIC's timer.
     """
     vm.ioctl("KVM_SET_TSS_ADDR", layout.TSS)
     vm.ioctl_struct("KVM_SET_IDENTITY_MAP_ADDR", ffi.new("uint64_t *", layout.IDENTITY_MAP))

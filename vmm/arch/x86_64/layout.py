@@ -78,7 +78,9 @@ def ram_regions(size: int) -> list[tuple[int, int]]:
 
 
 def kernel_parameters(config: MachineConfig) -> str:
-    """What the command line must say for the kernel to find the devices, and for it to look for no others."""
+    """What the command line must say for the kernel to find the devices, and for it to look for no
+    others.
+    """
     uarts = 2 if config.channel is Channel.SERIAL else int(config.interactive)  # counted from COM1, so COM2 needs both to be probed
     parameters = [f"8250.nr_uarts={uarts}", "reboot=k", "no_timer_check", "tsc=reliable"]
     for index in range(config.virtio_devices):

@@ -1,6 +1,8 @@
-"""What KVM keeps of an x86-64 machine besides its memory: taken out for a snapshot, put back before the guest goes on.
+"""What KVM keeps of an x86-64 machine besides its memory: taken out for a snapshot, put back before
+the guest goes on.
 
-The order of restoring matters (Linux Documentation/virt/kvm/api.rst, and what KVM's code does beyond it):
+The order of restoring matters (Linux Documentation/virt/kvm/api.rst, and what KVM's code does
+beyond it):
 
     CPUID            decides which of the others are taken at all
     SREGS            has the local APIC's base and mode, by which LAPIC is read
@@ -8,7 +10,8 @@ The order of restoring matters (Linux Documentation/virt/kvm/api.rst, and what K
     MSRs             the TSC first, its deadline last, as that arms the timer
     events, MP state after the registers that they belong to
     PICs, I/O APIC   behind the local APICs, which they deliver to
-    clock            kvm-clock goes on where it stopped; then each vCPU learns that it was away, so that no watchdog barks
+    clock            kvm-clock goes on where it stopped; then each vCPU learns that it was away, so
+    that no watchdog barks
 """
 
 import base64
@@ -45,11 +48,15 @@ MSR_TSC_DEADLINE = 0x6E0
 """Intel SDM volume 4, table 2-2."""
 
 _PER_CPU_LEAVES = (0xB, 0x1F, 0x8000_001E)
-"""CPUID leaves that say on which processor they were asked (Intel SDM volume 2A, AMD APM volume 3, E.4)."""
+"""CPUID leaves that say on which processor they were asked (Intel SDM volume 2A, AMD APM volume 3,
+E.4).
+"""
 
 
 def identity(kvm: Kvm) -> str:
-    """What processor and KVM offer to guests here, as text: a guest goes on only where it is the same."""
+    """What processor and KVM offer to guests here, as text: a guest goes on only where it is the
+    same.
+    """
     cpuid = supported_cpuid(kvm)
     leaves = []
     for index in range(cpuid.nent):
@@ -147,7 +154,9 @@ def _set_msrs(vcpu: Vcpu, values: Sequence[tuple[int, int]]) -> int:
 
 
 _XSAVE_BYTES = 4096
-"""struct kvm_xsave; where guests may have more state, KVM_CAP_XSAVE2 says how much (api.rst 4.42 and 4.134)."""
+"""struct kvm_xsave; where guests may have more state, KVM_CAP_XSAVE2 says how much (api.rst 4.42
+and 4.134).
+"""
 
 
 def _xsave_buffer(kvm: Kvm) -> Any:
@@ -173,7 +182,9 @@ def _struct(kind: str, text: str) -> Any:
 
 
 def _tell_of_pause(vcpu: Vcpu) -> None:
-    """Set the guest's flag that it was stopped (api.rst 4.78); a guest without kvm-clock has none."""
+    """Set the guest's flag that it was stopped (api.rst 4.78); a guest without kvm-clock has
+    none.
+    """
     try:
         vcpu.ioctl("KVM_KVMCLOCK_CTRL")
     except KvmError as error:

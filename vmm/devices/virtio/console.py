@@ -1,7 +1,9 @@
-"""A console device with one named port and no console (virtio 1.2, 5.3): a byte stream between host and guest.
+"""A console device with one named port and no console (virtio 1.2, 5.3): a byte stream between host
+and guest.
 
-With MULTIPORT a port is a console only if the device says so, and ours does not. Linux then makes /dev/vportNp0 of it, with the name in
-/sys/class/virtio-ports, and no hvc. One port needs four queues (Linux sets up 2 * (max_nr_ports + 1)):
+With MULTIPORT a port is a console only if the device says so, and ours does not. Linux then makes
+/dev/vportNp0 of it, with the name in /sys/class/virtio-ports, and no hvc. One port needs four
+queues (Linux sets up 2 * (max_nr_ports + 1)):
 
     0  receive: buffers for the guest to read from     1  transmit: what the guest writes
     2  control, device to driver                       3  control, driver to device
@@ -9,8 +11,8 @@ With MULTIPORT a port is a console only if the device says so, and ours does not
     driver: DEVICE_READY            PORT_READY                      PORT_OPEN 1 (a program opens it)
     device:              DEVICE_ADD            PORT_OPEN 1, PORT_NAME
 
-PORT_OPEN goes before PORT_NAME, so that a program that has found the port by its name never reads the end of file that Linux gives while
-the host's side is closed.
+PORT_OPEN goes before PORT_NAME, so that a program that has found the port by its name never reads
+the end of file that Linux gives while the host's side is closed.
 """
 
 import struct
@@ -31,7 +33,9 @@ _CONTROL = struct.Struct("<IHH")
 
 PORT = 0
 MAX_NAME_BYTES = 64
-"""Fits with the header into any buffer a driver may reasonably post for control messages; Linux's have a page."""
+"""Fits with the header into any buffer a driver may reasonably post for control messages; Linux's
+have a page.
+"""
 
 
 class ConsoleFeature(IntFlag):
@@ -90,7 +94,9 @@ class Console(VirtioDevice):
         self._owed: list[Control] = []  # messages to the driver: each kind once at most, made up when there is a buffer
 
     def set_host_open(self, is_open: bool) -> None:
-        """Open or close the host's side: while it is closed Linux gives readers an end of file and lets writers wait."""
+        """Open or close the host's side: while it is closed Linux gives readers an end of file and
+        lets writers wait.
+        """
         with self.lock:
             self.host_open = is_open
             if self._port_ready:

@@ -1,4 +1,6 @@
-"""What a driver can do wrong. Each is counted; the fatal ones also set DEVICE_NEEDS_RESET. None is an exception."""
+"""What a driver can do wrong. Each is counted; the fatal ones also set DEVICE_NEEDS_RESET. None is
+an exception.
+"""
 
 from enum import StrEnum
 
@@ -31,7 +33,9 @@ class Misuse(StrEnum):
     """A buffer to read behind one to write."""
     OUTSIDE_RAM = "outside-ram"
     INDIRECT = "indirect"
-    """An indirect table that was not negotiated, is nested, is continued, or has a length that is no table's."""
+    """An indirect table that was not negotiated, is nested, is continued, or has a length that is
+    no table's.
+    """
 
     DIRECTION = "direction"
     """A chain without a buffer of the kind that the queue is for, or too small."""

@@ -1,4 +1,6 @@
-"""The modern virtio-mmio transport: registers, status, interrupts (virtio 1.2, 4.2; version 2 only)."""
+"""The modern virtio-mmio transport: registers, status, interrupts (virtio 1.2, 4.2; version 2
+only).
+"""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -19,7 +21,9 @@ REGION_BYTES = 0x1000
 
 
 class Register(IntEnum):
-    """Offsets (virtio 1.2, 4.2.2). All but the configuration space take aligned accesses of 4 bytes only."""
+    """Offsets (virtio 1.2, 4.2.2). All but the configuration space take aligned accesses of 4 bytes
+    only.
+    """
 
     MAGIC_VALUE = 0x000
     VERSION = 0x004
@@ -90,7 +94,9 @@ WRITABLE_IN: dict[int, Status] = {
     Register.QUEUE_DEVICE_LOW: NEGOTIATED,
     Register.QUEUE_DEVICE_HIGH: NEGOTIATED,
 }
-"""The one status in which a register may be written; the rest always may. So features are fixed before queues, queues before data."""
+"""The one status in which a register may be written; the rest always may. So features are fixed
+before queues, queues before data.
+"""
 
 _LOW, _HIGH = 0xFFFF_FFFF, 0xFFFF_FFFF << 32
 _WORD = 4
@@ -115,16 +121,18 @@ class _QueueSetup:
 class MmioTransport:
     """One device on the bus: 4 KiB of registers, an interrupt line and kicks.
 
-    What the guest reads is kept up to date in `registers`, so that the shell may show it to the guest as memory, which is read without an
-    exit. `read` and `write` come from vCPU threads, `notify` and the device's own methods from the event loop; a lock keeps them apart. A
-    queue is worked on in the event loop only: a kick that arrives as a register write is handed to `kick`.
+    What the guest reads is kept up to date in `registers`, so that the shell may show it to the
+    guest as memory, which is read without an exit. `read` and `write` come from vCPU threads,
+    `notify` and the device's own methods from the event loop; a lock keeps them apart. A queue is
+    worked on in the event loop only: a kick that arrives as a register write is handed to `kick`.
 
     Args:
         device: what is behind the registers.
         memory: guest RAM. Live queues keep views of it until the reset (`close` drops them).
-        interrupt: raises the line (an edge). Called from any thread, with the lock held; must not block.
-        kick: has `notify(index)` called soon from the event loop (a write to the queue's eventfd). Called from any thread, with
-            the lock held; must not block, nor call `notify` itself.
+        interrupt: raises the line (an edge). Called from any thread, with the lock held; must not
+            block.
+        kick: has `notify(index)` called soon from the event loop (a write to the queue's eventfd).
+            Called from any thread, with the lock held; must not block, nor call `notify` itself.
         registers: REGION_BYTES for what the guest reads.
 
     Attributes:
@@ -226,7 +234,9 @@ class MmioTransport:
             self.device.notify(index)
 
     def config_changed(self) -> None:
-        """The device has changed its `config`: a new generation, and an interrupt if there is a driver (virtio 1.2, 2.5 and 4.2.2)."""
+        """The device has changed its `config`: a new generation, and an interrupt if there is a
+        driver (virtio 1.2, 2.5 and 4.2.2).
+        """
         with self.device.lock:
             self._generation = (self._generation + 1) & 0xFFFF_FFFF
             self._show()
@@ -234,7 +244,9 @@ class MmioTransport:
                 self._raise(Interrupt.CONFIG_CHANGE)
 
     def save(self) -> dict[str, Any]:
-        """Registers, queues and the device, for a snapshot. Nothing else uses the device any more."""
+        """Registers, queues and the device, for a snapshot. Nothing else uses the device any
+        more.
+        """
         return {
             "status": int(self._status),
             "interrupt_status": self._interrupt_status,
@@ -253,8 +265,9 @@ class MmioTransport:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on where `save` was called, with the guest's memory as it was then. What may have been under way is begun anew: each queue
-        with chains in it is kicked, and an interrupt that was not acknowledged is raised again.
+        """Go on where `save` was called, with the guest's memory as it was then. What may have been
+        under way is begun anew: each queue with chains in it is kicked, and an interrupt that was
+        not acknowledged is raised again.
 
         Raises:
             GuestAddressError: a queue is not inside RAM.
@@ -294,7 +307,9 @@ class MmioTransport:
         self._kick(index)
 
     def report(self, misuse: Misuse) -> None:
-        """Count what the driver did wrong. If its ring makes no sense any more, the device needs a reset (virtio 1.2, 2.1.2)."""
+        """Count what the driver did wrong. If its ring makes no sense any more, the device needs a
+        reset (virtio 1.2, 2.1.2).
+        """
         self.misuse[misuse] += 1
         if misuse not in FATAL or self._status & Status.DEVICE_NEEDS_RESET:
             return
@@ -323,7 +338,9 @@ class MmioTransport:
         self._interrupt_status &= ~value
 
     def _forget(self) -> None:
-        """All registers as after power-on. What was counted, and the configuration's generation, stay."""
+        """All registers as after power-on. What was counted, and the configuration's generation,
+        stay.
+        """
         self._status = RESET
         self._interrupt_status = 0
         self._device_features_sel = 0
@@ -381,7 +398,9 @@ class MmioTransport:
             setup.addresses[part] = setup.addresses[part] & keep | bits
 
     def _write_queue_ready(self, value: int) -> None:
-        """Make the queue, or unmake it. One with impossible addresses stays not ready, which the driver can read back."""
+        """Make the queue, or unmake it. One with impossible addresses stays not ready, which the
+        driver can read back.
+        """
         setup = self._selected()
         if setup is None or value > 1:
             self.report(Misuse.REGISTER)

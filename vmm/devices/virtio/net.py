@@ -1,12 +1,15 @@
-"""A network device (virtio 1.2, 5.1): one pair of queues between the guest and a back end that moves frames, a packet filter in between.
+"""A network device (virtio 1.2, 5.1): one pair of queues between the guest and a back end that
+moves frames, a packet filter in between.
 
-    0  receive: empty buffers of the guest's, which frames for it are written to     1  transmit: frames of the guest's
+    0  receive: empty buffers of the guest's, which frames for it are written to     1  transmit:
+    frames of the guest's
 
-A packet is a header (5.1.6) and an Ethernet frame. Nothing is queued here but one packet for which there are too few buffers: while the
-guest has none, the back end is not read; while the back end has no room, the guest's chains are not given back.
+A packet is a header (5.1.6) and an Ethernet frame. Nothing is queued here but one packet for which
+there are too few buffers: while the guest has none, the back end is not read; while the back end
+has no room, the guest's chains are not given back.
 
-Each packet costs Python's time, so its bytes go straight between the guest's buffers and the back end, and one interrupt stands for all
-that a kick has led to.
+Each packet costs Python's time, so its bytes go straight between the guest's buffers and the back
+end, and one interrupt stands for all that a kick has led to.
 """
 
 import struct
@@ -22,7 +25,9 @@ from mayfly.vmm.devices.virtio.queue import Chain, Queue
 from mayfly.vmm.devices.virtio.receive import NUM_BUFFERS, ReceiveBuffers
 
 HEADER = struct.Struct("<BBHHHHH")
-"""flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers (virtio 1.2, 5.1.6; with VERSION_1 always all of it)."""
+"""flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers (virtio 1.2, 5.1.6; with
+VERSION_1 always all of it).
+"""
 _NO_BUFFERS = b"\0\0"
 _CONFIG = struct.Struct("<6sHHH")
 """mac, status, max_virtqueue_pairs, mtu (virtio 1.2, 5.1.4)."""
@@ -34,7 +39,9 @@ MAX_PACKET = HEADER.size + ETHERNET_BYTES + 0xFFFF
 """With segmentation offload a frame holds a whole IP packet of 64 KiB."""
 _MIN_PACKET = HEADER.size + ETHERNET_BYTES
 FILTERED_BYTES = 128
-"""So much of a frame at least is shown to the filter, in one piece: more than all the headers that it looks at."""
+"""So much of a frame at least is shown to the filter, in one piece: more than all the headers that
+it looks at.
+"""
 _LOOKED_AT = HEADER.size + FILTERED_BYTES
 
 
@@ -76,8 +83,11 @@ NEEDED: dict[int, int] = {
     Segmentation.TCPV4: int(NetFeature.HOST_TSO4),
     Segmentation.TCPV6: int(NetFeature.HOST_TSO6),
 }
-"""The features that a driver must have negotiated to send packets of that kind (virtio 1.2, 5.1.6.2.1). It sends no others."""
-# An operation on an IntFlag costs a microsecond, on an int a fiftieth of it; these are used once or more a packet.
+"""The features that a driver must have negotiated to send packets of that kind (virtio 1.2,
+5.1.6.2.1). It sends no others.
+"""
+# An operation on an IntFlag costs a microsecond, on an int a fiftieth of it; these are used once or
+# more a packet.
 _NEEDS_CSUM = int(HeaderFlag.NEEDS_CSUM)
 _CSUM = int(NetFeature.CSUM)
 _MRG_RXBUF = int(NetFeature.MRG_RXBUF)
@@ -101,7 +111,9 @@ class Drop(IntEnum):
 
 
 class Backend(Protocol):
-    """What moves frames between this device and a network: to the guest only such as are for it. Packets begin with a header."""
+    """What moves frames between this device and a network: to the guest only such as are for it.
+    Packets begin with a header.
+    """
 
     offloads: int
     """The features among checksum and segmentation offload that it can carry."""
@@ -111,7 +123,9 @@ class Backend(Protocol):
         ...
 
     def set_offloads(self, negotiated: int) -> None:
-        """What `receive` may give from now on. Any thread; must take any combination of `offloads`."""
+        """What `receive` may give from now on. Any thread; must take any combination of
+        `offloads`.
+        """
         ...
 
     def send(self, parts: Sequence[bytearray | memoryview]) -> None:
@@ -119,7 +133,8 @@ class Backend(Protocol):
         ...
 
     def receive(self, buffers: list[memoryview]) -> int:
-        """Write the next packet to `buffers`, which hold MAX_PACKET bytes or more; its size, or 0 if there is none now.
+        """Write the next packet to `buffers`, which hold MAX_PACKET bytes or more; its size, or 0
+        if there is none now.
 
         The header's num_buffers is left to the device.
 
@@ -148,7 +163,8 @@ class Net(VirtioDevice):
 
     Attributes:
         dropped: packets that went nowhere.
-        on_first_packet: called once, from the event loop, before the first packet of the guest's leaves.
+        on_first_packet: called once, from the event loop, before the first packet of the guest's
+            leaves.
     """
 
     device_type = DeviceType.NETWORK
@@ -217,7 +233,8 @@ class Net(VirtioDevice):
     def receive(self) -> bool:
         """Move packets from the back end to the guest, one queue's size of them at most.
 
-        False if that has stopped: the guest has no buffers (`on_room` follows), or the link is down for good.
+        False if that has stopped: the guest has no buffers (`on_room` follows), or the link is down
+        for good.
         """
         with self.lock:
             self._interrupt(self._receive())
@@ -258,7 +275,8 @@ class Net(VirtioDevice):
     def _receive_short(self, queue: Queue) -> int:
         """As `Backend.receive`, where there may be too little room for a packet.
 
-        It is held then, and the guest is starved, if the driver can make more buffers available; else it is lost.
+        It is held then, and the guest is starved, if the driver can make more buffers available;
+        else it is lost.
         """
         buffers = self._buffers
         final = self._collect(queue)
@@ -282,8 +300,9 @@ class Net(VirtioDevice):
         return 0
 
     def _collect(self, queue: Queue) -> bool:
-        """Have buffers ready for a packet of any size: with MRG_RXBUF of as many chains as that takes, without it of one (virtio 1.2,
-        5.1.6.3.1 and 5.1.6.4). False if the driver has to make more available for that.
+        """Have buffers ready for a packet of any size: with MRG_RXBUF of as many chains as that
+        takes, without it of one (virtio 1.2, 5.1.6.3.1 and 5.1.6.4). False if the driver has to
+        make more available for that.
         """
         buffers, mergeable = self._buffers, self.negotiated & _MRG_RXBUF
         while buffers.room < MAX_PACKET and buffers.chains < (queue.size if mergeable else 1):
@@ -305,7 +324,8 @@ class Net(VirtioDevice):
         if queue is None:
             return False
         backend, outgoing = self._backend, self._outgoing
-        # All are looked at before one is sent: sending wakes who receives, and on a shared processor that one comes in between.
+        # All are looked at before one is sent: sending wakes who receives, and on a shared
+        # processor that one comes in between.
         while len(outgoing) < queue.size and (chain := queue.pop()) is not None:
             outgoing.append((chain.head, self._checked(chain)))
         sent: list[int] = []
@@ -328,11 +348,12 @@ class Net(VirtioDevice):
         if chain.writable or not _MIN_PACKET <= chain.size <= MAX_PACKET:
             self.host.report(Misuse.PACKET)
             return []
-        # A copy: what the checks and the filter have seen is what is sent, whatever the guest does to its memory meanwhile. What lies
-        # behind it nobody looks at.
+        # A copy: what the checks and the filter have seen is what is sent, whatever the guest does
+        # to its memory meanwhile. What lies behind it nobody looks at.
         packet = copy_start(chain.readable, _LOOKED_AT)
         start = packet[0]
-        # The one flag that means something in this direction, and no count of buffers (virtio 1.2, 5.1.6.2).
+        # The one flag that means something in this direction, and no count of buffers (virtio 1.2,
+        # 5.1.6.2).
         start[0] &= _NEEDS_CSUM
         start[NUM_BUFFERS] = _NO_BUFFERS
         needed = NEEDED.get(start[1])

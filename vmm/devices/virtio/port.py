@@ -1,6 +1,8 @@
-"""The data path of one console port: between the driver's buffers and whatever the event loop has, a socket mostly.
+"""The data path of one console port: between the driver's buffers and whatever the event loop has,
+a socket mostly.
 
-Nothing is buffered here: bytes move straight between the two, and stay where they are while the other side has no room.
+Nothing is buffered here: bytes move straight between the two, and stay where they are while the
+other side has no room.
 """
 
 from collections import deque
@@ -14,19 +16,26 @@ from mayfly.vmm.devices.virtio.misuse import Misuse
 from mayfly.vmm.devices.virtio.queue import Chain, Queue
 
 Sink = Callable[[list[memoryview]], int]
-"""Takes bytes of the guest's and says how many: fewer than there are (0 too) means that it is full, until `Port.resume`. The views are
-good during the call only, and their content is the guest's to change. As `socket.sendmsg`."""
+"""Takes bytes of the guest's and says how many: fewer than there are (0 too) means that it is full,
+until `Port.resume`. The views are good during the call only, and their content is the guest's to
+change. As `socket.sendmsg`.
+"""
 
 Fill = Callable[[list[memoryview]], int]
-"""Puts bytes into the guest's buffers, from the first on, and says how many. As `socket.recvmsg_into`."""
+"""Puts bytes into the guest's buffers, from the first on, and says how many. As
+`socket.recvmsg_into`.
+"""
 
 WINDOW = 16
-"""Receive buffers offered to a `Fill` at once. Linux's have 4 KiB each (drivers/char/virtio_console.c), so that is 64 KiB; and 16 chains
-of 64 descriptors at most are within the 1,024 that a vectored system call takes."""
+"""Receive buffers offered to a `Fill` at once. Linux's have 4 KiB each
+(drivers/char/virtio_console.c), so that is 64 KiB; and 16 chains of 64 descriptors at most are
+within the 1,024 that a vectored system call takes.
+"""
 
 
 class Port:
-    """One port. `receive`, `to_guest` and `resume` are for the event loop, the rest of its methods for the console device.
+    """One port. `receive`, `to_guest` and `resume` are for the event loop, the rest of its methods
+    for the console device.
 
     Args:
         device: whose queues, lock and host it uses.
@@ -52,8 +61,8 @@ class Port:
     def receive(self, fill: Fill) -> int | None:
         """Offer the guest's buffers to `fill` and hand over what it put there; its answer.
 
-        None if there is no room: the guest has no buffer ready, or has not opened the port. `on_room` follows. If `fill` raises,
-        nothing has happened.
+        None if there is no room: the guest has no buffer ready, or has not opened the port.
+        `on_room` follows. If `fill` raises, nothing has happened.
         """
         with self._device.lock:
             queue = self._device.queues.get(self._receive_index)
@@ -65,7 +74,9 @@ class Port:
             return count
 
     def to_guest(self, data: bytes | bytearray | memoryview) -> int:
-        """Copy `data` to the guest; how many bytes of it found room. If not all, `on_room` follows."""
+        """Copy `data` to the guest; how many bytes of it found room. If not all, `on_room`
+        follows.
+        """
         source, done = memoryview(data), 0
         while done < len(source):
             count = self.receive(partial(scatter, source[done:]))
@@ -80,7 +91,9 @@ class Port:
             self.kicked_transmit()
 
     def kicked_transmit(self) -> None:
-        """Give the sink what the guest wrote. A chain goes back when all of it was taken; one interrupt for all of them."""
+        """Give the sink what the guest wrote. A chain goes back when all of it was taken; one
+        interrupt for all of them.
+        """
         queue = self._device.queues.get(self._transmit_index)
         if queue is None:
             return
@@ -119,7 +132,9 @@ class Port:
         self._taken = 0
 
     def save(self) -> dict[str, Any]:
-        """What a snapshot needs: the chains under way are taken anew, so how much of the first one has gone must be known."""
+        """What a snapshot needs: the chains under way are taken anew, so how much of the first one
+        has gone must be known.
+        """
         return {"guest_open": self.guest_open, "taken": self._taken}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -127,7 +142,9 @@ class Port:
         self.guest_open, self._taken = bool(state["guest_open"]), int(state["taken"])
 
     def _gather(self, queue: Queue) -> bool:
-        """Have chains ready, up to the window's size; whether there is one. If not, the guest is asked for a kick."""
+        """Have chains ready, up to the window's size; whether there is one. If not, the guest is
+        asked for a kick.
+        """
         for _ in range(queue.size):
             if len(self._ready) >= WINDOW or (chain := queue.pop()) is None:
                 break

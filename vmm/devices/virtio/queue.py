@@ -1,16 +1,21 @@
-"""A split virtqueue, the device's side (virtio 1.2, 2.7). It opens nothing; guest memory is handed in.
+"""A split virtqueue, the device's side (virtio 1.2, 2.7). It opens nothing; guest memory is handed
+in.
 
-    descriptor table   {address u64, length u32, flags u16, next u16} * size            written by the driver, 16-aligned
-    available ring     flags u16, idx u16, head u16 * size, used_event u16              written by the driver, 2-aligned
-    used ring          flags u16, idx u16, {id u32, length u32} * size, avail_event u16 written by the device, 4-aligned
+    descriptor table   {address u64, length u32, flags u16, next u16} * size            written by
+    the driver, 16-aligned available ring     flags u16, idx u16, head u16 * size, used_event u16
+    written by the driver, 2-aligned used ring          flags u16, idx u16, {id u32, length u32} *
+    size, avail_event u16 written by the device, 4-aligned
 
-The driver is hostile and may rewrite all of it at any moment: each field that counts is read once, indices have mirrors here, and a chain
-never has more descriptors than the queue. A chain that breaks a rule comes out of `pop` without buffers, so that the device gives it back
-with a used length of 0. A ring whose index or head makes no sense stops the queue: the transport then sets DEVICE_NEEDS_RESET.
+The driver is hostile and may rewrite all of it at any moment: each field that counts is read once,
+indices have mirrors here, and a chain never has more descriptors than the queue. A chain that
+breaks a rule comes out of `pop` without buffers, so that the device gives it back with a used
+length of 0. A ring whose index or head makes no sense stops the queue: the transport then sets
+DEVICE_NEEDS_RESET.
 
-Memory order. A number that the driver may be looking at is stored through a memoryview cast to its type, which is one store of that
-size; `struct.pack_into` would not do, as it clears the bytes first. x86 keeps stores in order, and loads in order; only a load may overtake
-an earlier store, and `_fence` stands where that would lose a notification. Python itself reorders nothing.
+Memory order. A number that the driver may be looking at is stored through a memoryview cast to its
+type, which is one store of that size; `struct.pack_into` would not do, as it clears the bytes
+first. x86 keeps stores in order, and loads in order; only a load may overtake an earlier store, and
+`_fence` stands where that would lose a notification. Python itself reorders nothing.
 """
 
 import struct
@@ -53,7 +58,8 @@ class RingFlag(IntFlag):
     NO_NOTIFY = 1
 
 
-# An operation on an IntFlag costs a microsecond, on an int a fiftieth of it; these are used once or more a descriptor.
+# An operation on an IntFlag costs a microsecond, on an int a fiftieth of it; these are used once or
+# more a descriptor.
 _NEXT = int(DescriptorFlag.NEXT)
 _WRITE = int(DescriptorFlag.WRITE)
 _INDIRECT = int(DescriptorFlag.INDIRECT)
@@ -64,7 +70,9 @@ _fence_lock = threading.Lock()
 
 
 def _fence() -> None:
-    """Let no later load overtake an earlier store: taking a lock is an atomic read-modify-write, on x86 a full barrier."""
+    """Let no later load overtake an earlier store: taking a lock is an atomic read-modify-write, on
+    x86 a full barrier.
+    """
     with _fence_lock:
         pass
 
@@ -78,9 +86,11 @@ class _BadChainError(Exception):
 
 @dataclass(slots=True)
 class Chain:
-    """One chain that the driver made available: its buffers, as views of guest memory which the guest may change at any time.
+    """One chain that the driver made available: its buffers, as views of guest memory which the
+    guest may change at any time.
 
-    `head` goes back to `Queue.push`; `size` is the bytes of all the buffers. A chain that broke a rule (already counted) has no buffers.
+    `head` goes back to `Queue.push`; `size` is the bytes of all the buffers. A chain that broke a
+    rule (already counted) has no buffers.
     """
 
     head: int
@@ -90,7 +100,9 @@ class Chain:
 
 
 class QueueLayout(NamedTuple):
-    """Where the driver put the three parts of a queue, and how many entries they have (a power of 2)."""
+    """Where the driver put the three parts of a queue, and how many entries they have (a power of
+    2).
+    """
 
     size: int
     descriptors: int
@@ -131,15 +143,17 @@ class Queue:
         self._used_header = used[:4].cast("H")
         self._used_ring = used[4:-2].cast("I")
         self._avail_event = used[-2:].cast("H")
-        # Free-running 16-bit counts, as the rings' own: chains taken, chains the driver is known to have made available, chains given
-        # back, and how many of those the driver has been shown.
+        # Free-running 16-bit counts, as the rings' own: chains taken, chains the driver is known to
+        # have made available, chains given back, and how many of those the driver has been shown.
         self._taken = 0
         self._offered = 0
         self._returned = 0
         self._published = 0
 
     def pop(self) -> Chain | None:
-        """Take the next chain, or None when the driver has made none available (or the queue has stopped)."""
+        """Take the next chain, or None when the driver has made none available (or the queue has
+        stopped).
+        """
         if self._taken == self._offered and not self._look():
             return None
         head = self._available[2 + self._taken % self.size]
@@ -160,12 +174,14 @@ class Queue:
         return Chain(head, [], [], 0)
 
     def pop_buffers(self) -> tuple[list[int], int, list[memoryview]]:
-        """Take the chains that the driver has made available, as long as each is a single buffer to write to, as long as the first one.
+        """Take the chains that the driver has made available, as long as each is a single buffer to
+        write to, as long as the first one.
 
-        Quicker than `pop` by far, as a large packet takes many. None is taken where one is wrong: that is for `pop`.
+        Quicker than `pop` by far, as a large packet takes many. None is taken where one is wrong:
+        that is for `pop`.
 
-        Returns:
-            Their heads, the length of each, and their bytes; buffers that lie side by side in memory are one view.
+        Returns: Their heads, the length of each, and their bytes; buffers that lie side by side in
+            memory are one view.
         """
         heads = self._offered_heads()
         if not heads or max(heads) >= self.size:
@@ -203,7 +219,9 @@ class Queue:
         return ring[begin : begin + count].tolist() + ring[: max(0, begin + count - self.size)].tolist()
 
     def push(self, head: int, length: int) -> None:
-        """Give a chain back, `length` bytes of its writable buffers filled. The driver sees it at the next `publish`."""
+        """Give a chain back, `length` bytes of its writable buffers filled. The driver sees it at
+        the next `publish`.
+        """
         slot = 2 * (self._returned % self.size)
         self._used_ring[slot] = head
         self._used_ring[slot + 1] = length
@@ -221,7 +239,9 @@ class Queue:
         self._returned = (self._returned + len(heads)) & 0xFFFF
 
     def publish(self) -> bool:
-        """Show the driver all that was pushed since the last time; true if it asks for an interrupt (virtio 1.2, 2.7.7)."""
+        """Show the driver all that was pushed since the last time; true if it asks for an interrupt
+        (virtio 1.2, 2.7.7).
+        """
         old, new = self._published, self._returned
         if old == new:
             return False
@@ -234,7 +254,9 @@ class Queue:
         return (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF
 
     def enable_notify(self) -> bool:
-        """Ask the driver for a kick at its next chain. True if one is there already, for which no kick may come."""
+        """Ask the driver for a kick at its next chain. True if one is there already, for which no
+        kick may come.
+        """
         if self._event_idx:
             self._avail_event[0] = self._taken
         else:
@@ -243,16 +265,22 @@ class Queue:
         return not self.stopped and self.has_chains()
 
     def suppress_notify(self) -> None:
-        """Ask for no kicks. With EVENT_IDX an event index that stays behind does that by itself (virtio 1.2, 2.7.10)."""
+        """Ask for no kicks. With EVENT_IDX an event index that stays behind does that by itself
+        (virtio 1.2, 2.7.10).
+        """
         if not self._event_idx:
             self._used_header[0] = _NO_NOTIFY
 
     def save(self) -> dict[str, Any]:
-        """What a snapshot needs. Chains that the device has taken and not given back are as if it had not taken them."""
+        """What a snapshot needs. Chains that the device has taken and not given back are as if it
+        had not taken them.
+        """
         return {"returned": self._returned, "stopped": self.stopped}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on where `save` was called. The driver has been shown all that was given back by then."""
+        """Go on where `save` was called. The driver has been shown all that was given back by
+        then.
+        """
         self._taken = self._offered = self._returned = self._published = int(state["returned"]) & 0xFFFF
         self.stopped = bool(state["stopped"])
 
@@ -261,7 +289,9 @@ class Queue:
         return self._available[1] != self._taken
 
     def stop(self) -> None:
-        """Take no more chains, whatever the driver does; those already taken may still be given back."""
+        """Take no more chains, whatever the driver does; those already taken may still be given
+        back.
+        """
         self.stopped = True
         self._offered = self._taken
 
@@ -270,7 +300,9 @@ class Queue:
         self._report(misuse)
 
     def _look(self) -> bool:
-        """Read the driver's index. It may not go back behind chains already taken; those still out count against the queue's size too."""
+        """Read the driver's index. It may not go back behind chains already taken; those still out
+        count against the queue's size too.
+        """
         if self.stopped:
             return False
         offered = self._available[1]
@@ -282,7 +314,9 @@ class Queue:
         return offered != self._taken
 
     def _walk(self, head: int) -> Chain:
-        """Follow a chain, each descriptor read once. The room of one queue's size ends a loop (virtio 1.2, 2.7.5.3)."""
+        """Follow a chain, each descriptor read once. The room of one queue's size ends a loop
+        (virtio 1.2, 2.7.5.3).
+        """
         readable: list[memoryview] = []
         writable: list[memoryview] = []
         read, view = _DESCRIPTOR.unpack_from, self._memory.slice

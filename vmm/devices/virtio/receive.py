@@ -1,4 +1,6 @@
-"""Where a net device's next packets go: the receive queue's buffers that were taken and not given back yet."""
+"""Where a net device's next packets go: the receive queue's buffers that were taken and not given
+back yet.
+"""
 
 from bisect import bisect_left
 
@@ -10,9 +12,11 @@ NUM_BUFFERS = slice(10, 12)
 
 
 class ReceiveBuffers:
-    """Buffers of one queue in the driver's order, as the one stretch of bytes that packets are written to.
+    """Buffers of one queue in the driver's order, as the one stretch of bytes that packets are
+    written to.
 
-    Which chain a byte is in matters only when a packet is complete, and a packet of many chains takes no more steps than one of few.
+    Which chain a byte is in matters only when a packet is complete, and a packet of many chains
+    takes no more steps than one of few.
 
     Attributes:
         views: the bytes; buffers that lie side by side in memory are one view.
@@ -33,7 +37,9 @@ class ReceiveBuffers:
         return len(self._heads) - self._filled
 
     def take_alike(self, queue: Queue) -> bool:
-        """Take what the driver has made available, as far as it is alike (`Queue.pop_buffers`); false if there was nothing like that."""
+        """Take what the driver has made available, as far as it is alike (`Queue.pop_buffers`);
+        false if there was nothing like that.
+        """
         heads, length, views = queue.pop_buffers()
         if not heads:
             return False
