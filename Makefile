@@ -29,7 +29,7 @@ arm: setup agents
 # What the whole counts boot besides: Debian's own kernel, Go (prepared in a machine: on an emulated host this takes long, once), Python,
 # the compilers of Debian 12, a Rust image laid out as Docker's is, and Go for an emulated 64-bit Arm host.
 test-images: setup agent kernel arm
-	@scripts/debian-kernel >/dev/null
+	@scripts/debian/cloud-kernel >/dev/null
 	@scripts/build-image go
 	@scripts/build-image go@1.19 --suite bookworm
 	@scripts/build-image rust@1.63 --suite bookworm
@@ -52,13 +52,13 @@ lint: setup
 
 bench: setup kernel agent images arm
 	@mkdir -p build
-	@scripts/with-kvm scripts/bench measure build/bench.json
-	@scripts/with-kvm scripts/bench-network build/bench-network.json
-	@scripts/with-kvm scripts/bench-snapshots linux build/bench-snapshots.json
-	@.venv/bin/python scripts/bench-snapshots tiny build/bench-tiny.json
-	@test "$$(uname -m)" = aarch64 || scripts/with-kvm --arch aarch64 scripts/bench measure build/bench-aarch64.json --rounds 1
-	@.venv/bin/python scripts/bench plot build/bench.json build/bench.png
-	@.venv/bin/python scripts/bench-snapshots plot build/bench-snapshots.json build/bench-snapshots.png
+	@scripts/with-kvm python -m scripts.bench.starts measure build/bench.json
+	@scripts/with-kvm python -m scripts.bench.network build/bench-network.json
+	@scripts/with-kvm python -m scripts.bench.snapshots linux build/bench-snapshots.json
+	@.venv/bin/python -m scripts.bench.snapshots tiny build/bench-tiny.json
+	@test "$$(uname -m)" = aarch64 || scripts/with-kvm --arch aarch64 python -m scripts.bench.starts measure build/bench-aarch64.json --rounds 1
+	@.venv/bin/python -m scripts.bench.starts plot build/bench.json build/bench.png
+	@.venv/bin/python -m scripts.bench.snapshots plot build/bench-snapshots.json build/bench-snapshots.png
 	@ls build/bench*
 
 # What was built in this folder. Kernels, images and the emulated host's disk are in $$XDG_CACHE_HOME/mayfly and $$XDG_DATA_HOME/mayfly.

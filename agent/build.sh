@@ -1,7 +1,7 @@
 #!/bin/sh
 # Build the agent as one static executable: agent/build.sh [ARCH] -> imagegen/agents/mayfly-agent.ARCH
 # ARCH is x86_64 or aarch64 (default: this machine's). Needs rustc >= 1.63 and a C linker, no cargo, no crates, no network. For another
-# architecture than this machine's, scripts/cross-rustc brings the compiler.
+# architecture than this machine's, scripts/debian/cross_rustc.py brings the compiler.
 # Nothing is done when neither the sources nor the compiler have changed since the last time.
 set -eu
 cd "$(dirname "$0")/.."
@@ -10,7 +10,7 @@ out=imagegen/agents/mayfly-agent.$arch
 
 case $arch in
     "$(uname -m)") rustc=rustc ;;
-    aarch64 | x86_64) rustc=$(scripts/cross-rustc "$arch") ;;
+    aarch64 | x86_64) rustc=$(${PYTHON:-.venv/bin/python} -m scripts.debian.cross_rustc "$arch") ;;
     *) echo "agent/build.sh: unknown architecture $arch (x86_64 and aarch64 are known)" >&2; exit 2 ;;
 esac
 if ! command -v "$rustc" >/dev/null; then

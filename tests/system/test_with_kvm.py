@@ -20,7 +20,7 @@ import pytest
 from tests.system.test_service import direct_children
 
 ROOT = Path(__file__).resolve().parents[2]
-WITH_KVM = [sys.executable, str(ROOT / "scripts/with-kvm")]
+WITH_KVM = [str(ROOT / "scripts/with-kvm")]
 DEADLINE_S = 240
 BLOB = random.Random(6).randbytes(1 << 20)  # any bytes, the same each time
 
@@ -93,17 +93,11 @@ def test_a_signal_ends_it_and_all_that_it_started(number: signal.Signals) -> Non
 
 
 def test_an_emulated_host_that_stands_still_is_ended() -> None:
-    limit = f"import sys, runpy; sys.path.insert(0, {str(ROOT / 'scripts/lib')!r}); import emulator; emulator.STANDSTILL_S = 60.0\n"
-    command = [
-        sys.executable,
-        "-c",
-        f"{limit}runpy.run_path(sys.argv[1], run_name='__main__')",
-        WITH_KVM[1],
-        "sh",
-        "-c",
-        "echo up; exec sleep 1000",
-    ]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
+    program = "import sys; from scripts.kvmhost import emulator as e, main; e.STANDSTILL_S = 60.0; sys.exit(main.main())"
+    command = [sys.executable, "-c", program, "sh", "-c", "echo up; exec sleep 1000"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as started:
         assert started.stdout
         assert started.stdout.readline() == "up\n"
         hosts = [pid for pid in direct_children(started.pid) if b"qemu-system" in _cmdline(pid)]

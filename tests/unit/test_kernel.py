@@ -4,6 +4,7 @@ other; the build's command line.
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ ARCHES = ("x86_64", "aarch64")
 
 
 def check(config: Path, arch: str = "x86_64") -> subprocess.CompletedProcess[str]:
-    return subprocess.run([KERNEL / "check", config, arch], capture_output=True, text=True, check=False)
+    return subprocess.run([sys.executable, KERNEL / "check.py", config, arch], capture_output=True, text=True, check=False)
 
 
 @pytest.fixture

@@ -487,11 +487,12 @@ if FULL:  # two toolchains of Debian's packages, some minutes once
     def test_each_platform_of_a_real_index_becomes_an_image(tmp_path: Path) -> None:
         layout, data = tmp_path / "rust", tmp_path / "data"
         platforms = [word for arch in ELF_MACHINES for word in ("--arch", arch)]
-        subprocess.run([ROOT / "scripts/reference-image", "rust", layout, *platforms], check=True, capture_output=True)
+        reference = [sys.executable, "-m", "scripts.debian.reference_image", "rust", str(layout), *platforms]
+        subprocess.run(reference, cwd=ROOT, check=True, capture_output=True)
         build = 'for arch; do "$PYTHON" -m mayfly.cli.image build rust --arch $arch --compress none --image "$MAYFLY_REGISTRY/rust"; done'
         environment = {**os.environ, "XDG_DATA_HOME": str(data), "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
-        run: list[str | Path] = [ROOT / "scripts/local-registry", "run", layout, "--", "sh", "-ec", build, "sh", *ELF_MACHINES]
-        subprocess.run(run, env=environment, check=True, capture_output=True)
+        run = [sys.executable, "-m", "scripts.debian.local_registry", "run", str(layout), "--", "sh", "-ec", build, "sh", *ELF_MACHINES]
+        subprocess.run(run, cwd=ROOT, env=environment, check=True, capture_output=True)
         for arch, machine in ELF_MACHINES.items():
             folder = data / "mayfly/images/rust" / arch
             assert load(folder).arch == arch

@@ -22,8 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import foreign
-import hostfiles
+from scripts.kvmhost import foreign, hostfiles
 
 # No randomised addresses, neither the kernel's nor programs': emulation translates code again for
 # each address that it is seen at.

@@ -1,14 +1,18 @@
-#!/usr/bin/env python3
-"""Measure starts: cold boots, restores and warm machines side by side, alone and several at a time; and tiny guests on this host's own KVM.
+"""Measure starts: cold boots, restores and warm machines, alone and several at a time.
 
-Usage: scripts/bench-snapshots linux FILE [--rounds N] [--language L]     (where KVM runs Linux: through scripts/with-kvm)
-       scripts/bench-snapshots tiny FILE [--rounds N]                     (anywhere with /dev/kvm)
-       scripts/bench-snapshots plot FILE PICTURE                          (of what `linux` has written)
+Usage: python -m scripts.bench.snapshots linux FILE [--rounds N] [--language L]
+       python -m scripts.bench.snapshots tiny FILE [--rounds N]
+       python -m scripts.bench.snapshots plot FILE PICTURE
 
-A start is timed from the request to the agent's HELLO, to the first byte of a program that is there already, and to the end of a compiled
-hello world. Kinds take turns in every round, so that what else the machine does falls on all alike; quote medians and ratios. Of two
-starts the second counts: emulation translates code anew that lies elsewhere than before, and what ran in between was of another kind.
-QEMU's microvm boots, and goes on from a migration file, with the same kernel and initramfs; it is timed from its start to HELLO.
+`linux` runs where KVM runs Linux, that is through scripts/with-kvm. `tiny` measures tiny guests on
+any /dev/kvm. `plot` draws what `linux` has written.
+
+A start is timed from the request to the agent's HELLO, to the first byte of a program that is
+already in the image, and to the end of a compiled hello world. Kinds take turns in every round, so
+that other load falls on all alike; quote medians and ratios. Each start is made twice and the
+second one is measured: emulation translates code anew when it moves, and what ran before was of
+another kind. QEMU's microvm boots, and resumes from a migration file, with the same kernel and
+initramfs; it is timed from its start to HELLO.
 """
 
 import argparse
@@ -27,29 +31,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent / "lib"))
-
-import microvm
-
-from mayfly.host.config import Config
-from mayfly.runs.execute import BytesStdin, converse
-from mayfly.host.checks import time_factor
+from mayfly.errors import MayflyError
 from mayfly.guests.spawner import Machine
+from mayfly.guests.start import Ready, StartKind, resume, start
+from mayfly.host.checks import time_factor
+from mayfly.host.config import Config
 from mayfly.host.plan import Plan, make_plan, want_machine
+from mayfly.host.snippet import Snippet
+from mayfly.images.manifest import Step
+from mayfly.protocol.conversation import Session
+from mayfly.protocol.frames import Hello, Resumed
+from mayfly.runs.execute import BytesStdin, converse
 from mayfly.runs.record import Mode, Reader
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
-from mayfly.protocol.conversation import Session
-from mayfly.host.snippet import Snippet
-from mayfly.guests.start import Ready, StartKind, resume, start
-from mayfly.errors import MayflyError
-from mayfly.images.manifest import Step
-from mayfly.protocol.frames import Hello, Resumed
-from tests.kit import tiny
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.machine import End
 from mayfly.vmm.process.zygote import Zygote
+from scripts.bench import microvm
+from tests.kit import tiny
 
 HELLO = b'fn main() { println!("hello from a machine"); }\n'
 READY_MADE = (Step(name="run", argv=("echo", "hello")),)
@@ -63,7 +63,7 @@ COLUMNS = {"hello_s": "HELLO", "first_byte_s": "first byte", "done_s": "end"}
 
 
 async def finish(ready: Ready, plan: Plan, began: float) -> dict[str, Any]:
-    """Let a machine that is ready run the plan: seconds to the first byte of output and to the end, and what it cost."""
+    """Let a ready machine run the plan: seconds to the first byte and to the end, and its cost."""
     run = Run(language="", version="", mode=Mode.RAW, step_names=tuple(step.name for step in plan.start.steps))
     first: list[float] = []
 
@@ -191,7 +191,7 @@ def command(language: str, *flags: str) -> float:
     """Seconds of a whole `mayfly run` of the compiled hello world, the second of two."""
     with tempfile.TemporaryDirectory() as work:
         (Path(work) / "hello.rs").write_bytes(HELLO)
-        arguments = [Path(sys.executable).with_name("mayfly"), "run", *flags, "-l", language, f"{work}/hello.rs"]
+        arguments: list[str | Path] = [Path(sys.executable).with_name("mayfly"), "run", *flags, "-l", language, f"{work}/hello.rs"]
         for _ in range(2):
             began = time.monotonic()
             subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
@@ -224,13 +224,13 @@ def show_linux(results: dict[str, Any]) -> None:
 
 
 def measure_tiny(rounds: int) -> dict[str, Any]:
-    """Seconds to a tiny guest's first instruction: from nothing, and from a snapshot of 256 MiB; KVM's objects apart."""
+    """Seconds to a tiny guest's first instruction: cold, and from a snapshot of 256 MiB."""
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         kernel = tiny.build(folder, "mov dx, 0x3f8\n1: out dx, al\njmp 1b\n")
         (folder / "snapshot").mkdir()
-        options = {"memory": (SNAPSHOT_MIB + 16) << 20}
-        saved = tiny.Running(kernel, save_to=str(folder / "snapshot"), **options)
+        memory = (SNAPSHOT_MIB + 16) << 20
+        saved = tiny.Running(kernel, save_to=str(folder / "snapshot"), memory=memory)
         for mib in range(4, SNAPSHOT_MIB + 4):
             saved.machine.memory.write(mib << 20, os.urandom(1 << 20))
         saved.say = lambda _: saved.machine.finish(End.SAVED)
@@ -238,8 +238,8 @@ def measure_tiny(rounds: int) -> dict[str, Any]:
         written = saved.machine.save()
         saved.close()
         kinds: dict[str, Callable[[], tiny.Running]] = {
-            "boot": lambda: tiny.Running(kernel, **options),
-            "restore": lambda: tiny.Running(kernel, restore=(str(folder / "snapshot"),), **options),
+            "boot": lambda: tiny.Running(kernel, memory=memory),
+            "restore": lambda: tiny.Running(kernel, restore=(str(folder / "snapshot"),), memory=memory),
         }
         results: dict[str, Any] = {"snapshot_bytes": written, **{kind: [] for kind in kinds}}
         for _ in range(rounds):

@@ -1,9 +1,11 @@
-#!/usr/bin/env python3
 """Serve OCI layouts from Debian's docker-registry on 127.0.0.1.
 
-local-registry start DIR…        start one, push the layouts as FOLDERNAME:latest (or their own tags), print its address
-local-registry stop              end it and remove its data
-local-registry run DIR… -- CMD…  the same around a command, which finds the address in MAYFLY_REGISTRY
+Usage: python -m scripts.debian.local_registry COMMAND
+
+start DIR…          start one, push the layouts as FOLDERNAME:latest (or their own tags), print
+                    its address
+stop                end it and remove its data
+run DIR… -- CMD…    the same around a command, which finds the address in MAYFLY_REGISTRY
 """
 
 import contextlib
@@ -79,7 +81,7 @@ def stop() -> int:
         print("local-registry: none was started", file=sys.stderr)
         return 1
     state.unlink()
-    # The number may have gone to another process since: only what still runs on our configuration is ended.
+    # Another process may have the number by now: end only what runs with our configuration.
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         handle = os.pidfd_open(known["pid"])
         command = Path(f"/proc/{known['pid']}/cmdline").read_bytes()

@@ -1,11 +1,12 @@
-#!/usr/bin/env python3
-"""Measure the network's throughput with iperf3: over tap and passt with our monitor, and over a tap with QEMU's microvm.
+"""Measure a machine's network with iperf3: ours over tap and passt, QEMU's microvm over a tap.
 
-Usage: scripts/bench-network FILE [--seconds N] [--rounds N]      as root, where KVM works: through scripts/with-kvm
+Usage: python -m scripts.bench.network FILE [--seconds N] [--rounds N]
 
-Each machine has an initramfs of the agent and Debian's iperf3. It talks to one on the host, first as the sender, then as the receiver.
-All machines are there all the time and have their turn for some seconds each, round after round, so that what else the host does falls
-on all alike. All of it is in a network namespace of its own. QEMU serves the device itself (no vhost), as ours does.
+Run it as root where KVM works, that is through scripts/with-kvm. Each machine has an initramfs with
+the agent and Debian's iperf3. It talks to an iperf3 on the host, first as the sender, then as the
+receiver. All machines exist all the time and take turns of some seconds, round after round, so that
+other load on the host falls on all alike. All of them are in a network namespace of their own. QEMU
+serves the device itself (no vhost), as our monitor does.
 """
 
 import argparse
@@ -23,25 +24,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent / "lib"))
-
-import machine
-import microvm
-
 from mayfly import paths
 from mayfly.protocol.frames import Begin, Done, Exit, FrameReader, Hello, Message, Start, Stdout, Step, encode_frame
-from tests.kit.toy import END, archive
 from mayfly.vmm.config import MIB, Channel, MachineConfig, NetworkBackend, NetworkConfig
 from mayfly.vmm.probe import probe
 from mayfly.vmm.process.zygote import Zygote
+from scripts.bench import machine, microvm
+from tests.kit.toy import END, archive
 
 UPLINK = "198.51.100.1"
 """The host's address towards the Internet, as passt sees it."""
 MEMORY = 192 * MIB
 DEADLINE_S = 120.0
 IPERF = Path("/usr/bin/iperf3")
-AGENT = Path(__file__).resolve().parents[1] / f"imagegen/agents/mayfly-agent.{os.uname().machine}"
+AGENT = Path(__file__).resolve().parents[2] / f"imagegen/agents/mayfly-agent.{os.uname().machine}"
 
 
 def make_initramfs(path: Path) -> None:
@@ -90,7 +86,7 @@ DIRECTIONS = {"from the guest": (), "to the guest": ("-R",)}
 
 
 def network(number: int, backend: NetworkBackend) -> NetworkConfig:
-    """The network of machine `number`. What passt is given is what mayfly/host/networks.py gives it."""
+    """The network of machine `number`; passt gets what mayfly/host/networks.py gives it."""
     tap = backend is NetworkBackend.TAP
     return NetworkConfig(
         backend=backend,
@@ -175,7 +171,7 @@ def show(results: dict[str, Any]) -> None:
 
 
 def set_up() -> None:
-    """The namespace's interfaces: the machines' taps, and one that stands for the way to the Internet."""
+    """Make the namespace's interfaces: the machines' taps, and one that stands for the Internet."""
     networks = [network(number, backend) for number, (_, backend) in enumerate(KINDS.values())]
     taps = {one.tap: f"{one.gateways[0]}/24" for one in networks if one.tap} | {"uplink": f"{UPLINK}/24"}
     commands = ["link set lo up"]
@@ -183,7 +179,8 @@ def set_up() -> None:
         commands += [f"tuntap add dev {name} mode tap vnet_hdr", f"address add {address} dev {name}", f"link set {name} up"]
     for command in (*commands, "route add default via 198.51.100.2 dev uplink"):
         subprocess.run(["ip", *command.split()], check=True)
-    # As the agent has it in the guest: else it is chance whether a slow beginning leaves a sender with small segments.
+    # As the agent sets it in the guest. Otherwise a slow start may leave a sender with small
+    # segments, by chance.
     Path("/proc/sys/net/ipv4/tcp_min_tso_segs").write_text("44")
 
 
@@ -196,7 +193,7 @@ def main() -> None:
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not arguments.inside:
-        os.execvp("unshare", ["unshare", "--net", sys.executable, *sys.argv, "--inside"])  # noqa: S606 (no shell is wanted)
+        os.execvp("unshare", ["unshare", "--net", sys.executable, "-m", "scripts.bench.network", *sys.argv[1:], "--inside"])  # noqa: S606 (no shell is wanted)
     set_up()
     results = measure(arguments.seconds, arguments.rounds)
     arguments.file.write_text(json.dumps(results, indent=1) + "\n")

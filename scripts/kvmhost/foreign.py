@@ -19,10 +19,10 @@ import tempfile
 import tomllib
 from pathlib import Path
 
-import debianroot
-from debianmirror import DEBIAN, SUITE
-from debianroot import ESSENTIAL, HostFilesError, finish, run, unpack
-from hostfiles import Host, modules_archive
+from scripts.debian import root as debianroot
+from scripts.debian.mirror import DEBIAN, SUITE
+from scripts.debian.root import ESSENTIAL, HostFilesError, finish, run, unpack
+from scripts.kvmhost.hostfiles import Host, modules_archive
 
 PACKAGES = (
     *(*ESSENTIAL, "busybox-static", "curl", "gcc", "iproute2", "libc6-dev", "libpython3-dev", "lz4"),

@@ -1,13 +1,13 @@
-#!/usr/bin/env python3
-"""Measure cold boots and a run: exits and the time of each phase, with QEMU's microvm beside them in the same host.
+"""Measure cold boots and a run: exits and the time of each phase, with QEMU's microvm beside them.
 
-Usage: scripts/bench measure FILE [--rounds N] [--language L]     (where KVM works: through scripts/with-kvm)
-       scripts/bench plot FILE PICTURE
+Usage: python -m scripts.bench.starts measure FILE [--rounds N] [--language L]
+       python -m scripts.bench.starts plot FILE PICTURE
 
-Every round boots each kind once and sends a stream over each kind of channel, one after the other, so that what else the machine does
-falls on all alike; quote medians and ratios.
-Ours is timed from the request to a warm zygote, QEMU from its start, both to the last byte of the agent's HELLO, with one kernel and
-one initramfs. An exit is a return of KVM_RUN to user space; QEMU's are not counted.
+`measure` runs where KVM works, that is through scripts/with-kvm. Every round boots each kind once
+and sends a stream over each kind of channel, one after the other, so that other load on the host
+falls on all alike; quote medians and ratios. Ours is timed from the request to a warm zygote, QEMU
+from its start, both to the last byte of the agent's HELLO, with one kernel and one initramfs. An
+exit is a return of KVM_RUN to user space; QEMU's are not counted.
 """
 
 import argparse
@@ -23,19 +23,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent / "lib"))
-
-import machine
-import microvm
-
-from mayfly.images import manifest
 from mayfly import paths
+from mayfly.images import manifest
 from mayfly.protocol.frames import FrameReader, Hello
-from tests.kit.toy import shell_root
 from mayfly.vmm.config import MIB, Channel, MachineConfig
 from mayfly.vmm.probe import probe
 from mayfly.vmm.process.zygote import Zygote
+from scripts.bench import machine, microvm
+from tests.kit.toy import shell_root
 
 DEADLINE_S = 120.0
 USER = "nobody"
@@ -118,7 +113,7 @@ def throughput(zygote: Zygote, kernel: Path, channel: Channel) -> float:
 
 
 def run_snippet(language: str) -> dict[str, Any]:
-    """A whole `mayfly run` of a compiled hello world, over the virtio console: its phases and exits."""
+    """The phases and exits of a whole `mayfly run` of a compiled hello world, over virtio."""
     with tempfile.TemporaryDirectory() as work:
         snippet = Path(work) / "hello.rs"
         snippet.write_text('fn main() { println!("hello"); }\n')

@@ -1,11 +1,12 @@
-#!/usr/bin/env python3
-"""Time imagegen against skopeo copy, umoci unpack and find | cpio | zstd, in turns, on one OCI layout on this disk.
+"""Compare imagegen with skopeo copy, umoci unpack and find | cpio | zstd on one OCI layout.
 
-Usage: scripts/bench-images LAYOUT [--language rust] [--rounds N]      (as root: umoci and cpio need it for owners; imagegen does not)
+Usage: python -m scripts.bench.images LAYOUT [--language rust] [--rounds N]
 
-LAYOUT is what scripts/reference-image made. skopeo first writes it with gzip layers, all that Debian's umoci reads; that is not timed.
-Prints the medians of wall-clock and processor seconds, and their ratios, as JSON: on a busy machine only the latter hold. Both pack with
-zstd at level 9, on all processors.
+Run it as root: umoci and cpio need it for owners; imagegen does not. LAYOUT is what
+scripts.debian.reference_image made. Both sides pack with zstd at level 9 on all processors and
+take turns. skopeo first writes the layout with gzip layers, the only ones that Debian's umoci
+reads; that is not timed. Prints the medians of wall-clock and processor seconds, and their ratios,
+as JSON. On a busy machine only the ratios hold.
 """
 
 import argparse
@@ -18,12 +19,13 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PACK = "cd '{0}/bundle/rootfs' && find . -print0 | LC_ALL=C sort -z | cpio -0 -o -H newc --quiet | zstd -q -9 -T0 -o '{0}/initramfs'"
 
 
 def ours(layout: Path, language: str, work: Path) -> None:
-    command = [sys.executable, "-m", "mayfly.cli.image", "build", language, "--image", f"oci:{layout}:latest", "--output", work / "image"]
+    image = ["--image", f"oci:{layout}:latest", "--output", str(work / "image")]
+    command = [sys.executable, "-m", "mayfly.cli.image", "build", language, *image]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
 
 

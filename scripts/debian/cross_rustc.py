@@ -1,8 +1,9 @@
-#!/usr/bin/env python3
-"""Print the path of a Rust compiler for another architecture than this machine's: cross-rustc ARCH.
+"""Print the path of a Rust compiler for another architecture than this machine's.
 
-It is Debian's, with that architecture's standard library, unpacked into the cache on first use; nothing is installed. It links with
-ARCH-linux-gnu-gcc.
+Usage: python -m scripts.debian.cross_rustc ARCH
+
+It is Debian's, with that architecture's standard library, unpacked into the cache on first use.
+Nothing is installed. It links with ARCH-linux-gnu-gcc.
 """
 
 import os
@@ -12,11 +13,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent / "lib"))
-
-from debianmirror import DEBIAN, SUITE
-from debianroot import LIBRARIES, HostFilesError, unpack
-from hostfiles import preparing
+from scripts.debian.mirror import DEBIAN, SUITE
+from scripts.debian.root import LIBRARIES, HostFilesError, unpack
+from scripts.kvmhost.hostfiles import preparing
 
 
 def main() -> None:

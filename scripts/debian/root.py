@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from debianmirror import KEYRING, SUITE, MirrorError, mirror
+from scripts.debian.mirror import KEYRING, SUITE, MirrorError, mirror
 
 LIBRARIES = f"usr/lib/{platform.machine()}-linux-gnu"
 ESSENTIAL = ("base-files", "base-passwd", "bash", "coreutils", "dash", "findutils", "grep", "libc-bin", "sed", "util-linux")

@@ -28,8 +28,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from debianmirror import SUITE
-from debianroot import LIBRARIES, HostFilesError, run, unpack
+from scripts.debian.mirror import SUITE
+from scripts.debian.root import LIBRARIES, HostFilesError, run, unpack
 
 QEMU_SINCE = 10
 """QEMU 7.2, of Debian 12, runs machines in its emulated KVM, but a host with two of them at once

@@ -1,7 +1,8 @@
-#!/usr/bin/env python3
-"""Name every option that a kernel's .config lacks, or has and must not have, for Mayfly's guests.
+"""Name every option of a kernel's .config that differs from what Mayfly's guests need.
 
-Usage: kernel/check CONFIG ARCH        exit status: 0 all is there, 1 something is not, 2 wrong use
+Usage: python kernel/check.py CONFIG ARCH
+
+Exit status: 0 all options are right, 1 some are not, 2 wrong use.
 """
 
 import re
@@ -13,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def options(text: str) -> dict[str, str]:
-    """Option to value, of a .config or a fragment. An option that is not set has no entry, or `n`."""
+    """Option to value. An option that is not set has no entry, or `n`."""
     found = (OPTION.match(line) for line in text.splitlines())
     return {match[1]: match[2] for match in found if match}
 
@@ -35,7 +36,7 @@ def complaints(config: dict[str, str], needed: dict[str, str]) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Check one file. Both fragments count: common.config and the architecture's, whose word is the last."""
+    """Check one file against common.config and the architecture's fragment, which overrides it."""
     if len(arguments) != 2:
         print(__doc__, file=sys.stderr)
         return 2

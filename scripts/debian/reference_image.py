@@ -1,7 +1,7 @@
-#!/usr/bin/env python3
-"""Make a real OCI image of a language from the packages of a Debian release, for hosts that reach no registry.
+"""Make an OCI image of a language from Debian's packages, for hosts that reach no registry.
 
-With several --arch it has an index of as many platforms. For another architecture than this machine's the packages are only unpacked.
+With several --arch it has an index of as many platforms. For another architecture than this
+machine's the packages are only unpacked.
 """
 
 import argparse
@@ -19,15 +19,13 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent / "lib"))
-
-import debianroot
-from debianmirror import DEBIAN, KEYRING, SUITE, MirrorError, mirror
+from scripts.debian import root as debianroot
+from scripts.debian.mirror import DEBIAN, KEYRING, SUITE, MirrorError, mirror
 
 PACKAGES = {"rust": ("rustc", "gcc", "libc6-dev"), "go": ("golang-go",), "python": ("python3",)}
 SUITES = ("trixie", "bookworm")
 EDITION = 1
-"""Of what `make` writes out of the same data: raise it with a change of that code, and kept layouts are made again."""
+"""Raise it when `make` writes something else from the same data: kept layouts are made again."""
 LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/lintian/*")
 NOT_IN_A_LAYER = (
     *("./dev/*", "./proc/*", "./sys/*", "./run/*", "./tmp/*"),
@@ -199,14 +197,17 @@ def install(language: str, layout: str, suite: str, part: Path) -> None:
 
 
 def docker_hooks(language: str, part: Path) -> list[str]:
-    """Move the toolchain to where the language's image on Docker Hub has it (of Rust: with a proxy for rustc, as rustup's is)."""
+    """Move the toolchain to its place in the language's image on Docker Hub.
+
+    Rust's rustc is a proxy there, as rustup's.
+    """
     script = part / "as-docker"
     script.write_text(f"#!/bin/sh\nset -eu\nroot=$1\n{DOCKER[language][0]}")
     return [f"--customize-hook=sh '{script}' \"$1\" '{PROXY}'"]
 
 
 def write_difference(base: Path, full: Path, out: Path) -> None:
-    """Write as a layer what `full` has beyond `base`: members that are new or changed, whiteouts for those that are gone."""
+    """Write the layer from `base` to `full`: new or changed members, whiteouts for removed ones."""
     with tarfile.open(base) as old_tar, tarfile.open(full) as new_tar, tarfile.open(out, "w", format=tarfile.PAX_FORMAT) as layer:
         old = {member.name: fingerprint(old_tar, member) for member in old_tar}
         names = set()

@@ -1,0 +1,1 @@
+"""What a checkout is worked on with: its commands, and the packages behind them."""

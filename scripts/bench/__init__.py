@@ -1,0 +1,1 @@
+"""Benchmarks: starts, snapshots, the network, the image generator."""

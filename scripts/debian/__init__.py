@@ -1,0 +1,1 @@
+"""Roots, compilers, kernels and OCI images out of Debian packages."""
