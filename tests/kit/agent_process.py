@@ -2,6 +2,7 @@
 as an ordinary process.
 """
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -100,14 +101,14 @@ class AgentChannel:
 class AgentProcess(AgentChannel):
     """A running agent and our end of its channel."""
 
-    def __init__(self, executable: Path, work: Path, prefix: Sequence[str] = ()) -> None:
+    def __init__(self, executable: Path, work: Path, prefix: Sequence[str] = (), *, uid: int = UID) -> None:
         work.mkdir(parents=True, exist_ok=True)
         work.chmod(0o755)
         self.work = work
         ours, theirs = socket.socketpair()
         super().__init__(ours)
         with theirs:
-            command = [*prefix, str(executable), "--fd", str(theirs.fileno()), "--work", str(work), "--uid", str(UID)]
+            command = [*prefix, str(executable), "--fd", str(theirs.fileno()), "--work", str(work), "--uid", str(uid)]
             self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
 
     def __enter__(self) -> Self:
@@ -166,10 +167,16 @@ def agent(request: pytest.FixtureRequest, executable: Path) -> Iterator[AgentPro
     """An agent that has said HELLO; with cgroups as far as this host gives them, and as where it
     gives none.
     """
-    prefix = WITHOUT_CGROUPS if request.param == "no cgroups" else ()
+    with greeted(executable, WITHOUT_CGROUPS if request.param == "no cgroups" else ()) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def greeted(executable: Path, prefix: Sequence[str] = (), *, uid: int = UID) -> Iterator[AgentProcess]:
+    """An agent that has said HELLO, and whose steps run as `uid`."""
     # Not pytest's own folder: it is private, again and again whenever another pytest starts, and
     # steps run as another user.
-    with tempfile.TemporaryDirectory() as folder, AgentProcess(executable, Path(folder) / "work", prefix) as process:
+    with tempfile.TemporaryDirectory() as folder, AgentProcess(executable, Path(folder) / "work", prefix, uid=uid) as process:
         Path(folder).chmod(0o755)
         hello = process.expect(p.Hello, run=0)
         assert (hello.version, hello.arch, hello.end_marker) == (p.PROTOCOL_VERSION, os.uname().machine, "")

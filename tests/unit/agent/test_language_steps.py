@@ -1,0 +1,149 @@
+"""The steps of the language files, run by the agent with this host's own compilers: what a snippet
+gets is what the language's own tool does.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mayfly.imagegen.languages import load_language
+from mayfly.protocol import frames as p
+from tests.kit.agent_process import AgentProcess, Result, greeted
+from tests.kit.agent_process import executable as executable
+
+HAS_RUST = shutil.which("rustc") is not None
+HAS_GO = shutil.which("go") is not None
+GO_CACHE, GO_CACHE_OF_RUN = "/var/cache/go", "/tmp/go-build"
+needs_rust = pytest.mark.skipif(not HAS_RUST, reason="rustc is not installed")
+needs_go = pytest.mark.skipif(not HAS_GO, reason="go is not installed")
+
+
+@pytest.fixture
+def agent(executable: Path) -> Iterator[AgentProcess]:
+    """An agent whose steps run as ourselves, who can read this host's compilers."""
+    with greeted(executable, uid=os.geteuid()) as process:
+        yield process
+
+
+def run(agent: AgentProcess, name: str, files: dict[str, str], stdin: bytes = b"") -> Result:
+    """Run files as a snippet of a language."""
+    language = load_language(name)
+    replaced = {GO_CACHE: str(agent.work.parent / "cache"), GO_CACHE_OF_RUN: str(agent.work.parent / "run" / "cache")}
+
+    def local(text: str) -> str:
+        for old, new in replaced.items():
+            text = text.replace(old, new)
+        return text
+
+    env = {"PATH": os.environ["PATH"], "HOME": str(Path.home()), **{key: local(value) for key, value in language.env.items()}}
+    steps = [
+        p.Step(
+            step.name,
+            tuple(local(part) for part in step.argv if part != "{args}"),
+            cwd=step.cwd,
+            env=tuple({**env, **step.env}.items()),
+            wall_ms=60_000,
+            stdin=step.stdin,
+        )
+        for step in language.steps
+    ]
+    agent.start(*steps, files=[(path, text.encode()) for path, text in files.items()])
+    agent.send(p.Stdin(stdin), p.StdinEof())
+    return agent.result()
+
+
+@pytest.fixture
+def go_agent(agent: AgentProcess) -> AgentProcess:
+    """An agent beside a cache of Go as an image has it, and a place for the run's own."""
+    (agent.work.parent / "run").mkdir(mode=0o777)
+    (agent.work.parent / "run").chmod(0o777)
+    for number in range(256):
+        folder = agent.work.parent / "cache" / f"{number:02x}"
+        folder.mkdir(parents=True)
+        folder.chmod(0o777)
+    return agent
+
+
+@needs_rust
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("n.parse::<u8>().unwrap() + 1", b"attempt to add with overflow"),
+        ("n.parse::<u8>().unwrap() << n.len() * 3", b"attempt to shift left with overflow"),
+        ('{ debug_assert!(n.is_empty(), "not empty"); 1 }', b"not empty"),
+        ('if cfg!(debug_assertions) { panic!("checked") } else { 1 }', b"checked"),
+    ],
+    ids=["add", "shift", "debug_assert", "cfg"],
+)
+def test_rust_has_the_checks_of_cargo_run(agent: AgentProcess, expression: str, message: bytes) -> None:
+    source = f'fn main() {{ let n = "255".to_string(); let m: u8 = {expression}; println!("{{m}}"); }}'
+    result = run(agent, "rust", {"main.rs": source})
+    assert (result.stages, result.exits[-1].code, result.stdout) == (["build", "run"], 101, b"")
+    assert message in result.stderr
+
+
+@needs_rust
+@pytest.mark.parametrize(
+    "source",
+    ["pub fn leap() {}\n", '#![crate_type = "lib"]\npub fn leap() {}\n', '#![crate_type = "staticlib"]\n'],
+    ids=["none", "lib", "staticlib"],
+)
+def test_a_rust_library_is_a_failed_build(agent: AgentProcess, source: str) -> None:
+    result = run(agent, "rust", {"main.rs": source})
+    assert (result.stages, result.exit.code) == (["build"], 1)
+    assert b"`main` function not found in crate `main`" in result.stderr
+
+
+@needs_rust
+def test_a_rust_program_that_calls_itself_a_library_runs(agent: AgentProcess) -> None:
+    result = run(agent, "rust", {"main.rs": '#![crate_type = "lib"]\nfn main() { println!("ran"); }\n'})
+    assert (result.stages, result.stdout) == (["build", "run"], b"ran\n")
+
+
+@needs_go
+@pytest.mark.parametrize("module", [False, True], ids=["files", "module"])
+def test_a_go_package_that_is_not_a_program_is_a_failed_build(go_agent: AgentProcess, module: bool) -> None:
+    files = {"leap.go": "package leap\n\nfunc Leap() bool { return true }\n", **({"go.mod": "module leap\n\ngo 1.19\n"} if module else {})}
+    result = run(go_agent, "go", files)
+    assert (result.stages, result.exit.code, result.stdout) == (["build"], 1, b"")
+    assert b"not a main package" in result.stderr
+
+
+@needs_go
+def test_a_folder_with_the_go_programs_name_is_a_failed_build(go_agent: AgentProcess) -> None:
+    result = run(go_agent, "go", {"main.go": "package main\n\nfunc main() {}\n", "main/data": "x"})
+    assert (result.stages, result.exit.code) == (["build"], 1)
+    assert b"main is a folder" in result.stderr
+
+
+@needs_go
+def test_go_tests_beside_a_program_are_left_out(go_agent: AgentProcess) -> None:
+    program = 'package main\n\nfunc main() { println("ran") }\n'
+    test = 'package main\n\nimport "testing"\n\nfunc TestIt(t *testing.T) { undefined() }\n'
+    result = run(go_agent, "go", {"main.go": program, "main_test.go": test})
+    assert (result.stages, result.stderr) == (["build", "run"], b"ran\n")
+    assert not (go_agent.work.parent / "cache" / "trim.txt").exists(), "what stays from run to run is not written to"
+
+
+@needs_go
+def test_go_tests_alone_are_a_failed_build_in_gos_words(go_agent: AgentProcess) -> None:
+    test = 'package main\n\nimport "testing"\n\nfunc TestIt(t *testing.T) {}\n'
+    result = run(go_agent, "go", {"a.go": "package main\n\nfunc one() int { return 1 }\n", "a_test.go": test})
+    assert (result.stages, result.exit.code) == (["build"], 2)
+    assert b"function main is undeclared in the main package" in result.stderr
+
+
+def test_python_warns_once_and_leaves_no_cache(agent: AgentProcess) -> None:
+    source = 'import os\nx = 1 is 1\nprint(sorted(os.listdir(".")))\n'
+    result = run(agent, "python", {"main.py": source})
+    assert (result.stages, result.stdout) == (["build", "run"], b"['main.py']\n")
+    assert result.stderr.count(b"SyntaxWarning") == 1
+
+
+def test_an_error_of_syntax_in_python_is_a_failed_build(agent: AgentProcess) -> None:
+    result = run(agent, "python", {"main.py": "if x\n"})
+    assert (result.stages, result.exit.code) == (["build"], 1)
+    assert b"SyntaxError" in result.stderr
