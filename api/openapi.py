@@ -5,10 +5,11 @@ import re
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+from mayfly.guests.outcome import Status
 from mayfly.guests.start import StartKind
 from mayfly.host.snippet import SIZES, TIMES
 from mayfly.runs.record import Mode
-from mayfly.runs.run import RunState, Status
+from mayfly.runs.run import RunState
 
 _TEXT: dict[str, Any] = {"type": "string"}
 _WHOLE: dict[str, Any] = {"type": "integer"}

@@ -8,6 +8,7 @@ is out of range
 │   └── KvmUnavailableError  no usable /dev/kvm on this host
 ├── BootError                a guest did not come up (console tail)
 ├── GuestError               a guest that was up ended in a way it should not (console tail)
+├── CollectError             files of a guest are not there, or pass a limit
 ├── HostError                this host lacks something: a program, memory, disk, a permission
 │   └── NetworkError         the back end of a machine's network cannot be had
 ├── ImageError               an image could not be built, or is not what its manifest says
@@ -70,6 +71,10 @@ class BootError(ConsoleTailError):
 
 class GuestError(ConsoleTailError):
     """The guest stopped, or its agent failed, in the middle of its work."""
+
+
+class CollectError(MayflyError):
+    """Files of a guest cannot be collected: they are not there, or pass a limit."""
 
 
 class HostError(MayflyError):

@@ -10,6 +10,7 @@ from typing import Any
 
 from mayfly.cli.descriptors import FdStdin, FdWriter, settle
 from mayfly.errors import HostError, MayflyError, SnapshotError
+from mayfly.guests.outcome import LIMIT_STATUS, Outcome
 from mayfly.guests.spawner import GRACE_S, Zygote
 from mayfly.host.config import Config
 from mayfly.host.plan import want_machine
@@ -17,7 +18,7 @@ from mayfly.host.snippet import Snippet
 from mayfly.images.store import Image
 from mayfly.protocol.frames import Limit
 from mayfly.runs.record import Kind, Reader
-from mayfly.runs.run import LIMIT_STATUS, Run
+from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from mayfly.snapshots.making import find_base, is_usual
 from mayfly.snapshots.store import Snapshot, find
@@ -78,13 +79,13 @@ async def run_file(
     if as_json:
         print(json.dumps(run.to_json(), ensure_ascii=False))
     else:
-        explain(run, config, factor)
+        explain(run.outcome, factor)
     if verbose:
         for name, seconds in run.phases.items():
             print(f"mayfly: {name:<16} {seconds * 1000:10.1f} ms", file=sys.stderr)
         for name, count in run.exits.items():
             print(f"mayfly: exits {name:<10} {count:10}", file=sys.stderr)
-    return run.verdict()[1]
+    return run.outcome.verdict().exit_status
 
 
 async def _snapshot(service: Service, image: Image, name: str, *, network: bool) -> Snapshot | None:
@@ -127,23 +128,23 @@ async def _show(run: Run) -> None:
                 continue
             event = json.loads(data)
             if event["event"] == "stage":
-                building = event["step"] != run.step_names[-1]
+                building = event["step"] != run.outcome.step_names[-1]
         if not await reader.wait():
             return
 
 
-def explain(run: Run, config: Config, factor: float) -> None:
+def explain(outcome: Outcome, factor: float) -> None:
     """Say on standard error what the output does not show: cut streams, the limit that ended a
     step, an error of ours.
     """
-    for step in run.steps:
+    for step in outcome.steps:
         for stream, cut in zip(("stdout", "stderr"), step.exit.cut, strict=True):
             if cut:
                 print(f"mayfly: step {step.name}: {stream} was cut at its limit", file=sys.stderr)
-    if run.error is not None:
-        report(run.error)
-    elif run.verdict()[1] == LIMIT_STATUS and run.steps[-1].exit.limit is not Limit.NONE:
-        last = run.steps[-1]
+    if outcome.error is not None:
+        report(outcome.error)
+    elif outcome.verdict().exit_status == LIMIT_STATUS and outcome.steps[-1].exit.limit is not Limit.NONE:
+        last = outcome.steps[-1]
         name = last.exit.limit.name.lower().replace("_", " ")
         times = f" (times are multiplied by {factor:g} on this host)" if factor != 1 else ""
         print(f"mayfly: step {last.name}: ended by its {name} limit after {last.exit.wall_us / 1e6:.1f} s{times}", file=sys.stderr)

@@ -45,10 +45,10 @@ async def _create(language: str, file: Path | None, *, name: str, parent: str, n
             if name:
                 raise ConfigError("a language's own snapshot has its name", hint="leave --name out, or give the FILE of a snippet")
             return await service.supply.ensure_base(wanted, again=True)
-        plan = make_plan(Snippet(source=read_source(file)), image, config, factor)
+        job = make_plan(Snippet(source=read_source(file)), image, config, factor).job
         over = snapshots.find(parent) if parent else await service.supply.ensure_base(wanted)
         snapshots.check(over, image, wanted.machine)
-        return await make(service.spawner, wanted, plan, name=name, parent=over, again=True)
+        return await make(service.spawner, wanted, job, name=name, parent=over, again=True)
 
 
 def show_all(*, as_json: bool) -> None:

@@ -1,8 +1,8 @@
-"""Machines as asyncio sees them: spawned by the zygote, a channel to read and write, a report at
-the end, a clean-up in every case.
+"""vmm processes as asyncio sees them: spawned by the zygote, a channel to read and write, a report
+at the end, a clean-up in every case.
 
-Spawner ── owns ──> the zygote (restarted if it died) and every Machine that is not yet reaped
-Machine ── owns ──> its end of the channel and of the report pipe
+Spawner    ── owns ──> the zygote (restarted if it died) and every process that is not yet reaped
+VmmProcess ── owns ──> its end of the channel and of the report pipe
 """
 
 import asyncio
@@ -76,7 +76,7 @@ class Spawner:
         self._start = start
         self._zygote: Zygote | None = None
         self._numbers = itertools.count(1)
-        self._machines: dict[int, Machine] = {}
+        self._machines: dict[int, VmmProcess] = {}
         self._stopping: set[asyncio.Task[Ended]] = set()
 
     def warm_up(self) -> None:
@@ -89,7 +89,7 @@ class Spawner:
             self._zygote = self._start()
             asyncio.get_running_loop().add_reader(self._zygote.fileno(), self._receive)
 
-    async def spawn(self, config: MachineConfig) -> "Machine":
+    async def spawn(self, config: MachineConfig) -> "VmmProcess":
         """Ask for a machine; whether it comes up shows on its channel and in its report.
 
         Raises:
@@ -110,7 +110,7 @@ class Spawner:
         finally:
             theirs.close()
             os.close(report_end)
-        machine = Machine(number, self, ours, report)
+        machine = VmmProcess(number, self, ours, report)
         self._machines[number] = machine
         try:
             await asyncio.shield(machine.opened)
@@ -129,7 +129,7 @@ class Spawner:
             except (OSError, HostError) as error:
                 self._lost(error)
 
-    def stop(self, machine: "Machine", grace_s: float) -> "asyncio.Task[Ended]":
+    def stop(self, machine: "VmmProcess", grace_s: float) -> "asyncio.Task[Ended]":
         """Begin to end a machine, once; the task goes on even if whoever awaits it is cancelled."""
         if machine.stopping is None:
             machine.stopping = asyncio.create_task(machine.shut(grace_s), name=f"stop machine {machine.number}")
@@ -179,8 +179,8 @@ class Spawner:
             self._reaped(number)
 
 
-class Machine:
-    """One machine. `read` and `write` are its channel; `stop` ends it."""
+class VmmProcess:
+    """The process of one machine. `read` and `write` are its channel; `stop` ends it."""
 
     def __init__(self, number: int, spawner: Spawner, channel: socket.socket, report: int) -> None:
         self.number = number

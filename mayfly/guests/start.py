@@ -1,17 +1,17 @@
-"""Machines that are ready for a run: booted, or restored from a snapshot and given an identity of
-their own.
+"""Start a guest: boot its machine, or restore it from a snapshot and give it an identity of its
+own.
 """
 
 import asyncio
+import dataclasses
 import enum
 import os
 import time
-from typing import NamedTuple
 
 from mayfly.errors import BootError, ConsoleTailError, GuestError, MayflyError
-from mayfly.guests.spawner import Ended, Machine, Spawner
-from mayfly.host.plan import Wanted
-from mayfly.protocol.conversation import Failed, Session
+from mayfly.guests.job import Wanted
+from mayfly.guests.spawner import Ended, Spawner, VmmProcess
+from mayfly.protocol.conversation import Conversation, Failed
 from mayfly.protocol.frames import Hello, Resumed
 from mayfly.vmm.config import NetworkConfig
 
@@ -30,31 +30,33 @@ class StartKind(enum.StrEnum):
     WARM = "warm"
 
 
-class Ready(NamedTuple):
-    """A machine whose agent has said HELLO, and the conversation with it."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Guest:
+    """A machine whose agent has said `hello`, and the conversation with it."""
 
-    machine: Machine
-    session: Session
+    process: VmmProcess
+    conversation: Conversation
     hello: Hello
     kind: StartKind
 
 
-async def start(spawner: Spawner, wanted: Wanted) -> Ready:
+async def start(spawner: Spawner, wanted: Wanted) -> Guest:
     """Boot the machine, or restore it if its configuration says from where.
 
     Raises:
-        MayflyError: it did not come up; it is gone by then, and a console's tail is with the error.
+        MayflyError: it did not come up. It is gone by then, and its console's tail is with the
+            error.
     """
-    machine = await spawner.spawn(wanted.machine)
+    process = await spawner.spawn(wanted.machine)
     try:
-        session = Session(arch=wanted.image.manifest.arch, end_marker=wanted.image.manifest.end_marker)
+        conversation = Conversation(arch=wanted.image.manifest.arch, end_marker=wanted.image.manifest.end_marker)
         async with asyncio.timeout(wanted.timeout_s):
             if wanted.machine.restore:
-                hello = await resume(machine, session, wanted.machine.network)
+                hello = await resume(process, conversation, wanted.machine.network)
             else:
-                hello = await _greeting(machine, session)
+                hello = await _greeting(process, conversation)
     except BaseException as caught:
-        ended = await machine.stop(0 if isinstance(caught, asyncio.CancelledError) else 1)
+        ended = await process.stop(0 if isinstance(caught, asyncio.CancelledError) else 1)
         if isinstance(caught, TimeoutError):
             hint = "the console's tail says how far it came; raise boot_timeout_s if this host is slow"
             raise explain(BootError(f"no HELLO from the agent within {wanted.timeout_s:g} s", hint=hint), ended) from caught
@@ -65,10 +67,10 @@ async def start(spawner: Spawner, wanted: Wanted) -> Ready:
             raise explain(caught, ended) from caught
         raise
     kind = StartKind.RESTORED if wanted.machine.restore else StartKind.COLD
-    return Ready(machine, session, hello, kind)
+    return Guest(process=process, conversation=conversation, hello=hello, kind=kind)
 
 
-async def resume(machine: Machine, session: Session, network: NetworkConfig | None = None) -> Hello:
+async def resume(process: VmmProcess, conversation: Conversation, network: NetworkConfig | None = None) -> Hello:
     """Make a restored machine another than its siblings, with this network of its own; what it
     answers.
 
@@ -79,18 +81,18 @@ async def resume(machine: Machine, session: Session, network: NetworkConfig | No
     words = " ".join(network.words) if network else ""
     for _ in range(CLOCK_ATTEMPTS):
         sent = time.monotonic()
-        await machine.write(session.resumed(Resumed(time.time_ns(), boot_id, name, words, os.urandom(ENTROPY_BYTES))))
-        hello = await _greeting(machine, session)
+        await process.write(conversation.resumed(Resumed(time.time_ns(), boot_id, name, words, os.urandom(ENTROPY_BYTES))))
+        hello = await _greeting(process, conversation)
         if time.monotonic() - sent < CLOCK_ERROR_S:
             break
         words = ""  # they are in force
-    machine.pre_fault()  # not earlier: the answer would wait for it
+    process.pre_fault()  # not earlier: the answer would wait for it
     return hello
 
 
-async def _greeting(machine: Machine, session: Session) -> Hello:
-    while data := await machine.read():
-        for event in session.feed(data):
+async def _greeting(process: VmmProcess, conversation: Conversation) -> Hello:
+    while data := await process.read():
+        for event in conversation.feed(data):
             if isinstance(event, Hello):
                 return event
             if isinstance(event, Failed):

@@ -3,61 +3,31 @@ its files, the time for it all.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from mayfly.api.problems import UnprocessableError
+from mayfly.guests.job import RATES, Job, Wanted
 from mayfly.host.config import Config
 from mayfly.host.snippet import Snippet
 from mayfly.images import manifest
 from mayfly.images.store import Image
 from mayfly.protocol.frames import FileEntry, Start, Step, check_start
 from mayfly.protocol.frames import pack as check_fits
-from mayfly.vmm.config import MIB, Channel, MachineConfig, NetworkConfig
+from mayfly.vmm.config import MIB, MachineConfig, NetworkConfig
 
 SLACK_S = 10.0
 """On top of all limits: writing files, starting programs, killing them."""
 KERNEL_RESERVE = 48 * MIB
 """Memory that the guest's kernel and agent use themselves."""
 MIN_STEP_MEMORY = 64 * MIB
-ZERO_MEMORY = Step(name="zero", argv=("/init", "--zero-memory"))
-"""Before a machine is saved: what its free memory holds would be part of the snapshot."""
-RATES: Mapping[Channel, float] = {Channel.SERIAL: 2048.0, Channel.VIRTIO: 256 * 1024.0}
-"""Bytes a second that each channel surely reaches, even on an emulated host: so much time is
-allowed for what goes over it.
-"""
-
-
-class Wanted(NamedTuple):
-    """A machine of `image` that is to come up within `timeout_s`."""
-
-    image: Image
-    machine: MachineConfig
-    timeout_s: float
-
-    def restored_from(self, chain: Sequence[Path]) -> "Wanted":
-        """The same machine, but going on from the snapshots in these folders."""
-        return self._replace(machine=dataclasses.replace(self.machine, restore=tuple(map(str, chain))))
-
-    def saved_to(self, folder: Path) -> "Wanted":
-        """The same machine, which can be saved to `folder`. Its network device, if it has one, is
-        connected to nothing.
-        """
-        network = self.machine.network and self.machine.network.disconnected()
-        return self._replace(machine=dataclasses.replace(self.machine, network=network, save_to=str(folder)))
 
 
 class Plan(NamedTuple):
-    """One run to be executed. `deadline_s` is the time from HELLO to DONE; each byte on the channel
-    extends it by 1/`rate` seconds.
-    """
+    """One run to be executed: the machine, and the job in it."""
 
     wanted: Wanted
-    start: Start
-    files: tuple[bytes, ...]
-    deadline_s: float
-    rate: float
+    job: Job
 
 
 def want_machine(image: Image, config: Config, factor: float, network: NetworkConfig | None = None) -> Wanted:
@@ -75,22 +45,14 @@ def want_machine(image: Image, config: Config, factor: float, network: NetworkCo
     return Wanted(image=image, machine=machine, timeout_s=config.boot_timeout_s * factor)
 
 
-def make_warmup(image: Image, config: Config, factor: float) -> Plan | None:
-    """The image's warm-up as a run of its own, if it has one. Its steps may take what a build
-    may.
-    """
+def make_warmup(image: Image, config: Config, factor: float) -> Job | None:
+    """The image's warm-up as a job, if it has one. Its steps may take what a build may."""
     warmup = image.manifest.warmup
     if not warmup.steps:
         return None
     files = {path: text.encode() for path, text in warmup.files.items()}
     slow = dataclasses.replace(config, run_wall_s=config.build_wall_s)
-    return make_plan(Snippet(files=files), image, slow, factor, steps=warmup.steps)
-
-
-def zeroing(plan: Plan) -> Plan:
-    """`plan` with a step at its end that zeroes the machine's free memory."""
-    steps = (*plan.start.steps, ZERO_MEMORY)
-    return plan._replace(start=dataclasses.replace(plan.start, steps=steps))
+    return make_plan(Snippet(files=files), image, slow, factor, steps=warmup.steps).job
 
 
 def make_plan(
@@ -126,13 +88,8 @@ def make_plan(
     )
     check_start(start)
     check_fits(start, 1)
-    return Plan(
-        wanted=wanted,
-        start=start,
-        files=tuple(files.values()),
-        deadline_s=sum(step.wall_ms for step in limited) / 1000 + SLACK_S * factor,
-        rate=RATES[config.channel],
-    )
+    deadline_s = sum(step.wall_ms for step in limited) / 1000 + SLACK_S * factor
+    return Plan(wanted, Job(start=start, files=tuple(files.values()), deadline_s=deadline_s, rate=RATES[config.channel]))
 
 
 def _files(snippet: Snippet, content: manifest.Manifest) -> dict[str, bytes]:

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from mayfly.api.metrics import Observer
 from mayfly.errors import MayflyError
-from mayfly.guests.start import Ready
+from mayfly.guests.job import Wanted
+from mayfly.guests.start import Guest
 from mayfly.host.admission import Admission, Ticket
-from mayfly.host.plan import Wanted
 from mayfly.vmm.config import MachineConfig
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 class Idle(NamedTuple):
     """A machine that waits, and its place in the memory budget, which goes to whoever takes it."""
 
-    ready: Ready
+    guest: Guest
     ticket: Ticket
 
 
@@ -47,7 +47,7 @@ class Pool:
             first that were not asked for the longest.
     """
 
-    def __init__(self, size: int, make: Callable[[Wanted], Awaitable[Ready]], admission: Admission, observer: Observer) -> None:
+    def __init__(self, size: int, make: Callable[[Wanted], Awaitable[Guest]], admission: Admission, observer: Observer) -> None:
         self._size = size
         self._make = make
         self._admission = admission
@@ -76,7 +76,7 @@ class Pool:
         kind = self.keep(wanted)
         while kind.idle:
             idle = kind.idle.pop(0)
-            if idle.ready.machine.alive:
+            if idle.guest.process.alive:
                 idle.ticket.granted_at = time.monotonic()  # the time from here on is the run's
                 return idle
             self._end(idle)
@@ -95,12 +95,12 @@ class Pool:
             with contextlib.ExitStack() as failed:
                 failed.callback(self._admission.leave, ticket)
                 try:
-                    ready = await self._make(kind.wanted)
+                    guest = await self._make(kind.wanted)
                 except MayflyError as error:
                     log.info("no machine for the pool: %s", error)
                     return
                 failed.pop_all()
-            kind.idle.append(Idle(ready, ticket))
+            kind.idle.append(Idle(guest, ticket))
 
     def _reclaim(self, missing: int) -> int:
         freed = self._leaving
@@ -120,7 +120,7 @@ class Pool:
 
     async def _stop(self, idle: Idle) -> None:
         try:
-            await idle.ready.machine.stop(0)
+            await idle.guest.process.stop(0)
         finally:
             self._leaving -= idle.ticket.memory
             self._admission.leave(idle.ticket)

@@ -6,16 +6,18 @@ The base is made when it is first missed: in the background of a server, whose r
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import time
 
 from mayfly.api.metrics import Observer
 from mayfly.errors import BusyError, HostError, MayflyError, NetworkError
+from mayfly.guests.job import Wanted
 from mayfly.guests.spawner import Spawner
-from mayfly.guests.start import Ready, StartKind, start
+from mayfly.guests.start import Guest, StartKind, start
 from mayfly.host.admission import Admission
 from mayfly.host.config import Config
-from mayfly.host.plan import Wanted, make_warmup
+from mayfly.host.plan import make_warmup
 from mayfly.host.pool import Idle, Pool
 from mayfly.snapshots import store as snapshots
 from mayfly.snapshots.making import base_name, find_base, make
@@ -52,7 +54,7 @@ class Supply:
         """A machine of the pool that fits. None there has a network."""
         return None if self._config.cold or wanted.machine.network else self.pool.take(wanted)
 
-    async def get(self, wanted: Wanted, snapshot: Snapshot | None = None) -> Ready:
+    async def get(self, wanted: Wanted, snapshot: Snapshot | None = None) -> Guest:
         """A machine, restored from `snapshot` if one is given, else as quickly as may be.
 
         Raises:
@@ -80,12 +82,12 @@ class Supply:
             self.make_base_later(wanted)
         return base
 
-    async def _restore(self, wanted: Wanted) -> Ready:
+    async def _restore(self, wanted: Wanted) -> Guest:
         base = await self._base(wanted)
         if base is None:
             raise HostError("its snapshot is not made yet")
-        ready = await start(self._spawner, wanted.restored_from(base.chain))
-        return ready._replace(kind=StartKind.WARM)
+        guest = await start(self._spawner, wanted.restored_from(base.chain))
+        return dataclasses.replace(guest, kind=StartKind.WARM)
 
     async def ensure_base(self, wanted: Wanted, *, again: bool = False) -> Snapshot:
         """The base for this machine, made if need be.
@@ -93,8 +95,8 @@ class Supply:
         Raises:
             MayflyError: it cannot be made.
         """
-        plan = make_warmup(wanted.image, self._config, self._factor)
-        return await make(self._spawner, wanted, plan, name=base_name(wanted), again=again)
+        warmup = make_warmup(wanted.image, self._config, self._factor)
+        return await make(self._spawner, wanted, warmup, name=base_name(wanted), again=again)
 
     def make_base_later(self, wanted: Wanted, *, again: bool = False) -> None:
         """Have the base made as soon as there is room for a machine, unless it is being made, or

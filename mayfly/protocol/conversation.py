@@ -1,22 +1,28 @@
-"""One machine's side of the protocol without any I/O: the channel's bytes in, events out; what to
-send comes back as frames.
+"""The host's side of the protocol without any I/O: the channel's bytes in, events out; frames to
+send come back as bytes.
 
-The guest is hostile. A frame that is none, or belongs to another run, is counted and ignored; one
-that the table below does not allow ends the run with a GuestError. `feed` never raises for what the
-guest did, and gives nothing more after `Done` or `Failed`.
+One conversation serves many runs on one agent, one after another: DONE leads back to IDLE. What the
+ended run left can be collected until the next one begins.
+
+The guest is hostile. A packet that is not a frame, or a frame of another run, is counted and
+ignored. A frame that the table below does not allow ends the conversation with a GuestError. `feed`
+never raises for what the guest did, and gives nothing more after `Failed`.
 """
 
 import dataclasses
 import enum
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
-from mayfly.errors import BootError, GuestError, MayflyError
+from mayfly.errors import BootError, CollectError, GuestError, MayflyError
 from mayfly.protocol.frames import (
     MAX_FILE_CHUNK,
     MAX_PAYLOAD,
     PROTOCOL_VERSION,
     Begin,
+    Collect,
+    Collected,
     Credit,
     Done,
     Error,
@@ -24,6 +30,7 @@ from mayfly.protocol.frames import (
     Exit,
     ExitHow,
     File,
+    FileEntry,
     Frame,
     FrameReader,
     Hello,
@@ -41,22 +48,27 @@ from mayfly.protocol.frames import (
 )
 
 OVERHEAD_ALLOWED = 1 << 20
-"""Bytes that a guest may send in a run besides its output."""
+"""Bytes that a guest may send in a run, or in an answer to COLLECT, besides what that holds."""
 FRAME_OF_ONE = 24
 """Most bytes of a frame that carries one byte of output: 10 of a packet with each escaped, and two
 ENDs, rounded up.
 """
+MAX_HEAD = 64
+"""Most bytes of a COLLECTED frame besides path and data: 26 of the packet, escaped, two ENDs."""
+MAX_COLLECTED_PATH = 4096
+"""Bytes; Linux's PATH_MAX."""
 
 
 class State(enum.Enum):
     """Where the conversation stands."""
 
-    GREETING = "waiting for HELLO"
-    IDLE = "before START"
+    GREETING = "before HELLO"
+    IDLE = "between runs"
     STARTED = "before the first step"
     STEP = "in a step"
     BETWEEN = "after a step"
-    ENDED = "over"
+    COLLECTING = "in the answer to COLLECT"
+    ENDED = "after the end"
 
 
 _ALLOWED: Mapping[tuple[State, type[Message]], State] = {
@@ -68,51 +80,59 @@ _ALLOWED: Mapping[tuple[State, type[Message]], State] = {
     (State.STEP, Exit): State.BETWEEN,
     (State.BETWEEN, Stage): State.STEP,
     (State.BETWEEN, Exit): State.BETWEEN,  # as above
-    (State.BETWEEN, Done): State.ENDED,
+    (State.BETWEEN, Done): State.IDLE,
     (State.STARTED, Credit): State.STARTED,
     (State.STEP, Credit): State.STEP,
     (State.BETWEEN, Credit): State.BETWEEN,
+    (State.COLLECTING, Collected): State.COLLECTING,  # the last piece leads back to IDLE
     (State.GREETING, Error): State.ENDED,
     (State.IDLE, Error): State.ENDED,
     (State.STARTED, Error): State.ENDED,
     (State.STEP, Error): State.ENDED,
     (State.BETWEEN, Error): State.ENDED,
+    (State.COLLECTING, Error): State.ENDED,
 }
 _OF_NO_RUN = (Hello, Error)
 """What may come with run 0."""
 
 
 class Failed(NamedTuple):
-    """The run, or the machine before it, has come to a bad end."""
+    """The conversation has come to a bad end, and the run in it."""
 
     error: MayflyError
 
 
-Event: TypeAlias = Hello | Stage | Stdout | Stderr | Exit | Done | Failed
+Event: TypeAlias = Hello | Stage | Stdout | Stderr | Exit | Done | Credit | Collected | Failed
 
 
-class Session:
-    """The conversation with one agent. Feed it what the channel gives; send what `begin`, `stdin`,
-    `stdin_eof` and `signal` return.
+class Conversation:
+    """The conversation with one agent. Feed it what the channel gives; send the frames that
+    `resumed`, `begin`, `stdin`, `stdin_eof`, `signal` and `collect` return.
 
-    `credit` is how many bytes of standard input may be sent now. `strays` counts ignored frames of
-    other runs, `dropped` what was no frame.
+    Attributes:
+        credit: bytes of standard input that may be sent now.
+        runs: how many runs have begun; the present run's number on the channel.
+        strays: ignored frames of other runs.
+        failure: why the conversation is over, if it is.
     """
 
     def __init__(self, *, arch: str, end_marker: str) -> None:
         self.state = State.GREETING
         self.credit = 0
+        self.runs = 0
         self.strays = 0
+        self.failure: MayflyError | None = None
         self._arch = arch
         self._end_marker = end_marker
         self._frames = FrameReader()
-        self._run = 0
         self._start = Start((), (), ())
         self._step = -1
         self._failed_step = False
         self._received = 0
+        self._allowed = OVERHEAD_ALLOWED
         self._written = {Stdout: 0, Stderr: 0}
         self._cut = {Stdout: False, Stderr: False}
+        self._answer = _Answer((), 0, 0)
 
     @property
     def dropped(self) -> int:
@@ -120,25 +140,24 @@ class Session:
         return self._frames.dropped.total()
 
     def feed(self, data: bytes) -> list[Event]:
-        """The events that `data` completes, in their order; nothing any more once the conversation
-        is over.
-        """
+        """The events that `data` completes, in their order; none once the conversation is over."""
         events: list[Event] = []
         self._received += len(data)
         for frame in self._frames.feed(data):
             if self.state is State.ENDED:
                 break
             events += self._frame(frame)
-        if self.state is not State.ENDED and self._received > self._allowance():
-            events.append(self._fail(f"the guest sent {self._received} bytes; its output limits allow {self._allowance()}"))
+        if self.state is not State.ENDED and self._received > self._allowed:
+            events.append(self._fail(f"the guest sent {self._received} bytes; its limits allow {self._allowed}"))
         return events
 
-    def _allowance(self) -> int:
-        return OVERHEAD_ALLOWED + 2 * FRAME_OF_ONE * sum(step.output for step in self._start.steps)
+    def _allow(self, size: int) -> None:
+        """Begin to count anew what the guest sends: `size` bytes, and some besides."""
+        self._received, self._allowed = 0, OVERHEAD_ALLOWED + size
 
     def _frame(self, frame: Frame) -> list[Event]:
         message = frame.message
-        of_run = frame.run == self._run and self._run != 0 and not isinstance(message, Hello)
+        of_run = frame.run == self.runs and self.runs != 0 and not isinstance(message, Hello)
         if not of_run and not (frame.run == 0 and isinstance(message, _OF_NO_RUN)):
             self.strays += 1
             return []
@@ -159,6 +178,9 @@ class Session:
                 return [self._done(message)]
             case Credit():
                 self.credit += message.count
+                return [message]
+            case Collected():
+                return [self._collected(message)]
             case Error():
                 return [self._error(message, before)]
         return []
@@ -175,8 +197,7 @@ class Session:
         )
         if not wrong:
             return hello
-        self.state = State.ENDED
-        return Failed(BootError(f"the agent {wrong}", hint="build the image again: imagegen build LANG"))
+        return self._end(BootError(f"the agent {wrong}", hint="build the image again: imagegen build LANG"))
 
     def _stage(self, stage: Stage) -> Event:
         self._step += 1
@@ -215,41 +236,80 @@ class Session:
             return self._fail(f"the agent ended the run after step {self._step} of {len(self._start.steps)}")
         return done
 
+    def _collected(self, piece: Collected) -> Event:
+        if wrong := self._answer.take(piece):
+            return self._end(wrong)
+        self._allowed += MAX_HEAD + 2 * (len(piece.data) + len(piece.head.path.encode(errors="surrogateescape") if piece.head else b""))
+        if piece.last:
+            self.state = State.IDLE
+        return piece
+
     def _error(self, error: Error, before: State) -> Event:
         text = f"the agent reports: {error.message or error.code.name}"
         if error.code is ErrorCode.INCOMPLETE_ROOT:
-            return Failed(BootError(text, hint="give the machine more memory (--memory), or build the image again: imagegen build LANG"))
-        return Failed(BootError(text) if before is State.GREETING else GuestError(text))
+            return self._end(BootError(text, hint="give the machine more memory (--memory), or build the image again: imagegen build LANG"))
+        if before is State.COLLECTING and error.code is ErrorCode.COLLECT_FAILED:
+            return self._end(CollectError(text))
+        return self._end(BootError(text) if before is State.GREETING else GuestError(text))
 
     def _fail(self, text: str) -> Failed:
-        self.state = State.ENDED
-        return Failed(GuestError(text, hint="the snippet may have tampered with its machine; nothing else is affected"))
+        return self._end(GuestError(text, hint="the snippet may have tampered with its machine; nothing else is affected"))
+
+    def _end(self, error: MayflyError) -> Failed:
+        self.state, self.failure = State.ENDED, error
+        return Failed(error)
 
     def resumed(self, identity: Resumed) -> bytes:
-        """The frame that gives a restored machine an identity of its own; HELLO follows. Before
-        `begin` only.
+        """The frame that gives a restored machine an identity of its own; HELLO follows. Not during
+        a run.
         """
-        self.state = State.GREETING
+        self._leave((State.GREETING, State.IDLE), State.GREETING)
         return encode_frame(identity, 0)
 
-    def begin(self, run: int, start: Start, files: Sequence[bytes]) -> Iterator[bytes]:
+    def begin(self, start: Start, files: Sequence[bytes]) -> Iterator[bytes]:
         """The frames that begin a run, made one at a time as they are asked for: START, the files'
-        pieces, BEGIN.
+        pieces, BEGIN. `files` holds the content of each entry of `start.files`.
 
-        `files` holds the content of each entry of `start.files`. Call it once, after HELLO.
+        Raises:
+            GuestError: the guest has ended the conversation by what it sent after the last run.
+            ValueError: not between runs.
         """
-        if self.state is not State.IDLE:
-            raise ValueError(f"begin() {self.state.value}")
-        self.state = State.STARTED
-        self._run, self._start, self._step = run, start, -1
+        self._leave((State.IDLE,), State.STARTED)
+        self.runs += 1
+        self.credit = 0
+        self._start, self._step, self._failed_step = start, -1, False
+        self._allow(2 * FRAME_OF_ONE * sum(step.output for step in start.steps))
         return self._opening(start, files)
 
+    def _leave(self, allowed: tuple[State, ...], state: State) -> None:
+        if self.failure:
+            raise self.failure
+        if self.state not in allowed:
+            raise ValueError(f"not {self.state.value}")
+        self.state = state
+
     def _opening(self, start: Start, files: Sequence[bytes]) -> Iterator[bytes]:
-        yield encode_frame(start, self._run)
+        yield encode_frame(start, self.runs)
         for index, content in enumerate(files):
             for offset in range(0, len(content), MAX_FILE_CHUNK):
-                yield encode_frame(File(index, offset, content[offset : offset + MAX_FILE_CHUNK]), self._run)
-        yield encode_frame(Begin(), self._run)
+                yield encode_frame(File(index, offset, content[offset : offset + MAX_FILE_CHUNK]), self.runs)
+        yield encode_frame(Begin(), self.runs)
+
+    def collect(self, paths: Sequence[str], *, entries: int, size: int) -> bytes:
+        """The frame that asks for what lies at and beneath the absolute `paths` of the run that has
+        just ended. `Collected` events follow, each checked; the one that is `last` ends the answer.
+
+        An answer of more than `entries` files and folders, or of files with more than `size` bytes,
+        ends the conversation with a CollectError.
+
+        Raises:
+            GuestError: as `begin`.
+            ValueError: not between runs.
+        """
+        self._leave((State.IDLE,), State.COLLECTING)
+        self._answer = _Answer(tuple(paths), entries, size)
+        self._allow(0)
+        return encode_frame(Collect(tuple(paths)), self.runs)
 
     def stdin_room(self) -> int:
         """How many bytes the next STDIN frame may carry; 0: wait for more credit."""
@@ -262,12 +322,56 @@ class Session:
         if len(data) > self.stdin_room():
             raise ValueError(f"{len(data)} bytes of standard input, {self.stdin_room()} may be sent")
         self.credit -= len(data)
-        return encode_frame(Stdin(data), self._run)
+        return encode_frame(Stdin(data), self.runs)
 
     def stdin_eof(self) -> bytes:
         """The frame that ends standard input."""
-        return encode_frame(StdinEof(), self._run)
+        return encode_frame(StdinEof(), self.runs)
 
     def signal(self, number: int) -> bytes:
         """The frame that sends a signal to the processes of the running step."""
-        return encode_frame(Signal(number), self._run)
+        return encode_frame(Signal(number), self.runs)
+
+
+class _Answer:
+    """What has come of an answer to COLLECT, within its limits."""
+
+    def __init__(self, paths: tuple[str, ...], entries: int, size: int) -> None:
+        self._paths = paths
+        self._limits = (entries, size)
+        self._entries = self._size = 0
+        self._open = ""
+        self._left = 0
+
+    def take(self, piece: Collected) -> MayflyError | None:
+        """Count a piece; why the answer must not go on, if so. Each piece begins an entry, carries
+        data or ends an entry, so that the limits bound their number too.
+        """
+        if piece.head is not None and (wrong := self._begin(piece.head)):
+            return wrong
+        if not piece.last and not self._open:
+            return GuestError("the agent sent a piece of no file in its answer to COLLECT")
+        self._left -= len(piece.data)
+        if self._left < 0 or (piece.ends and self._left):
+            return GuestError(f"the agent sent {self._open[:200]!r} in another size than it announced")
+        if piece.ends:
+            self._open = ""
+        elif not piece.data and piece.head is None and not piece.last:
+            return GuestError("the agent sent an empty piece in its answer to COLLECT")
+        return GuestError(f"the agent ended its answer in the middle of {self._open[:200]!r}") if piece.last and self._open else None
+
+    def _begin(self, head: FileEntry) -> MayflyError | None:
+        path = head.path
+        if self._open:
+            return GuestError(f"the agent sent {path[:200]!r} before the file in front of it had ended")
+        if not any(path == asked or path.startswith(f"{asked.rstrip('/')}/") for asked in self._paths) or len(path) > MAX_COLLECTED_PATH:
+            return GuestError(f"the agent sent {path[:200]!r}, which was not asked for")
+        if stat.S_ISDIR(head.mode) and head.size:
+            return GuestError(f"the agent sent the folder {path[:200]!r} with {head.size} bytes")
+        self._open, self._left = path, head.size
+        self._entries += 1
+        self._size += head.size
+        entries, size = self._limits
+        if self._entries > entries or self._size > size:
+            return CollectError(f"there are more than {entries} files or {size} bytes to collect")
+        return None

@@ -11,8 +11,9 @@ from pathlib import Path
 from mayfly.api.metrics import Observer
 from mayfly.api.problems import RunEndedError, StoppingError
 from mayfly.errors import BusyError, UnknownRunError
+from mayfly.guests.converse import BytesStdin, Stdin
 from mayfly.guests.spawner import GRACE_S, Spawner, Zygote
-from mayfly.guests.start import Ready
+from mayfly.guests.start import Guest
 from mayfly.host.admission import DEFAULT_SHARE, Admission, Ticket, available_memory
 from mayfly.host.config import Config
 from mayfly.host.networks import Networks
@@ -21,7 +22,7 @@ from mayfly.host.pool import Idle
 from mayfly.host.snippet import Snippet
 from mayfly.host.supply import Supply
 from mayfly.images.store import Image, Images
-from mayfly.runs.execute import BytesStdin, Stdin, execute
+from mayfly.runs.execute import execute
 from mayfly.runs.output import OutputSocket
 from mayfly.runs.run import Run
 from mayfly.snapshots.store import Snapshot
@@ -100,13 +101,13 @@ class Service:
                 language=image.manifest.language,
                 version=image.manifest.version,
                 mode=snippet.output,
-                step_names=tuple(step.name for step in plan.start.steps),
+                step_names=plan.job.step_names,
             )
             idle = self.supply.idle(plan.wanted) if snapshot is None else None
             ticket = idle.ticket if idle else self.admission.enter(plan.wanted.machine.memory)
             taken.callback(self.admission.leave, ticket)
             if idle:
-                taken.callback(self.spawner.stop, idle.ready.machine, 0)  # if the run never came to it
+                taken.callback(self.spawner.stop, idle.guest.process, 0)  # if the run never came to it
             if publish and self._sockets is not None:
                 self._outputs[run.id] = OutputSocket(self._sockets / f"{run.id}.sock", run.record, run.mode)
             held = taken.pop_all()
@@ -180,12 +181,12 @@ class Service:
     async def _carry_out(self, ticket: Ticket, plan: Plan, run: Run, stdin: Stdin, idle: Idle | None, snapshot: Snapshot | None) -> None:
         await ticket.turn
         run.booting()
-        await execute(self._machine(plan, run, idle, snapshot), plan, run, stdin, self._grace_s)
+        await execute(self._machine(plan, run, idle, snapshot), plan.job, run, stdin, self._grace_s)
 
-    async def _machine(self, plan: Plan, run: Run, idle: Idle | None, snapshot: Snapshot | None) -> Ready:
-        ready = idle.ready if idle else await self.supply.get(plan.wanted, snapshot)
-        self.observer.started(ready.kind, run.language)
-        return ready
+    async def _machine(self, plan: Plan, run: Run, idle: Idle | None, snapshot: Snapshot | None) -> Guest:
+        guest = idle.guest if idle else await self.supply.get(plan.wanted, snapshot)
+        self.observer.started(guest.kind, run.language)
+        return guest
 
     def _over(self, run: Run, held: contextlib.ExitStack) -> None:
         """The run's task has ended and its machine is gone: what it held is free, and from here on
@@ -196,8 +197,8 @@ class Service:
         if not task.cancelled() and task.exception() is not None:
             log.error("run %s", run.id, exc_info=task.exception())
         run.fail(RunEndedError("the run was ended"))
-        log.info("run %s: %s %s %s", run.id, run.language, *run.verdict())
-        self.observer.ended(run.verdict()[0], run.phases)
+        log.info("run %s: %s %s %s", run.id, run.language, *run.outcome.verdict())
+        self.observer.ended(run.outcome.verdict().status, run.phases)
         self.supply.pool.fill()
         self._expire()
 

@@ -10,12 +10,11 @@ from pathlib import Path
 
 from mayfly.errors import ConfigError, SnapshotError, SnapshotNotFoundError
 from mayfly.files import remove_tree, sync
+from mayfly.guests.converse import converse
+from mayfly.guests.job import Job, Wanted
+from mayfly.guests.outcome import Outcome, Status
 from mayfly.guests.spawner import Spawner
 from mayfly.guests.start import start
-from mayfly.host.plan import Plan, Wanted, zeroing
-from mayfly.runs.execute import BytesStdin, converse
-from mayfly.runs.record import Mode
-from mayfly.runs.run import Run, Status
 from mayfly.snapshots import store as snapshots
 from mayfly.snapshots.store import Snapshot
 from mayfly.vmm.config import Channel
@@ -88,9 +87,9 @@ def find_base(wanted: Wanted) -> Snapshot | None:
 
 
 async def make(
-    spawner: Spawner, wanted: Wanted, plan: Plan | None, *, name: str, parent: Snapshot | None = None, again: bool = False
+    spawner: Spawner, wanted: Wanted, job: Job | None, *, name: str, parent: Snapshot | None = None, again: bool = False
 ) -> Snapshot:
-    """Make the snapshot `name` of the machine `wanted` after it has run `plan`, if there is one;
+    """Make the snapshot `name` of the machine `wanted` after it has done `job`, if there is one;
     without a parent it boots for that.
 
     Two who make the same do the work once: unless `again`, one that fits is kept. A base and a diff
@@ -114,9 +113,9 @@ async def make(
             return found
         part = held.enter_context(snapshots.replacing(name))
         chain = parent.chain if parent else ()
-        written = await _run_and_save(spawner, wanted.restored_from(chain).saved_to(part), plan and zeroing(plan))
-        if plan and not parent:
-            await _note_working_set(spawner, wanted, plan, part)
+        written = await _run_and_save(spawner, wanted.restored_from(chain).saved_to(part), job and job.zeroing())
+        if job and not parent:
+            await _note_working_set(spawner, wanted, job, part)
         await asyncio.to_thread(
             snapshots.complete, part, name=name, image=wanted.image, machine=wanted.machine, parent=parent, memory_bytes=written
         )
@@ -132,28 +131,27 @@ def _fitting(name: str, wanted: Wanted, parent: Snapshot | None) -> Snapshot | N
     return found if found.manifest.parent == (parent.manifest.name if parent else "") else None
 
 
-async def _note_working_set(spawner: Spawner, wanted: Wanted, plan: Plan, base: Path) -> None:
-    """Run `plan` again, from the new base: the pages that this reads are those that the runs from
+async def _note_working_set(spawner: Spawner, wanted: Wanted, job: Job, base: Path) -> None:
+    """Do `job` again, from the new base: the pages that this reads are those that the runs from
     it will read first.
     """
     scratch = base / "scratch"
     scratch.mkdir()
     await asyncio.to_thread(sync, base / MEMORY)  # what is not on the disk yet stays in the page cache
-    await _run_and_save(spawner, wanted.restored_from([base]).saved_to(scratch), plan)
+    await _run_and_save(spawner, wanted.restored_from([base]).saved_to(scratch), job)
     await asyncio.to_thread((scratch / WORKING_SET).replace, base / WORKING_SET)
     await asyncio.to_thread(remove_tree, scratch)
 
 
-async def _run_and_save(spawner: Spawner, wanted: Wanted, plan: Plan | None) -> int:
-    ready = await start(spawner, wanted)
+async def _run_and_save(spawner: Spawner, wanted: Wanted, job: Job | None) -> int:
+    guest = await start(spawner, wanted)
     try:
-        if plan:
-            names = tuple(step.name for step in plan.start.steps)
-            run = Run(language=wanted.image.manifest.language, version=wanted.image.manifest.version, mode=Mode.RAW, step_names=names)
-            await converse(ready.machine, ready.session, plan, run, BytesStdin(b""))
-            if run.verdict()[0] is not Status.OK:
-                said = b"".join(part for streams in run.outputs().values() for part in streams)[-OUTPUT_SHOWN:].decode(errors="replace")
-                raise SnapshotError(f"the program for the snapshot failed ({run.verdict()[0]}):\n{said}", hint="mend it, or the image")
-        return await ready.machine.save(wanted.timeout_s)
+        if job:
+            outcome = Outcome(job.step_names, kept=OUTPUT_SHOWN)
+            await converse(guest, job, outcome)
+            if (status := outcome.verdict().status) is not Status.OK:
+                said = outcome.tail.decode(errors="replace")
+                raise SnapshotError(f"the program for the snapshot failed ({status}):\n{said}", hint="mend it, or the image")
+        return await guest.process.save(wanted.timeout_s)
     finally:
-        await ready.machine.stop(0)
+        await guest.process.stop(0)

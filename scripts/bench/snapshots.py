@@ -32,18 +32,18 @@ from pathlib import Path
 from typing import Any
 
 from mayfly.errors import MayflyError
-from mayfly.guests.spawner import Machine
-from mayfly.guests.start import Ready, StartKind, resume, start
+from mayfly.guests.converse import converse
+from mayfly.guests.job import Job
+from mayfly.guests.outcome import Outcome
+from mayfly.guests.spawner import VmmProcess
+from mayfly.guests.start import Guest, StartKind, resume, start
 from mayfly.host.checks import time_factor
 from mayfly.host.config import Config
 from mayfly.host.plan import Plan, make_plan, want_machine
 from mayfly.host.snippet import Snippet
 from mayfly.images.manifest import Step
-from mayfly.protocol.conversation import Session
-from mayfly.protocol.frames import Hello, Resumed
-from mayfly.runs.execute import BytesStdin, converse
-from mayfly.runs.record import Mode, Reader
-from mayfly.runs.run import Run
+from mayfly.protocol.conversation import Conversation, Event
+from mayfly.protocol.frames import Hello, Resumed, Stderr, Stdout
 from mayfly.runs.service import Service
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.machine import End
@@ -62,27 +62,31 @@ TINY_ROUNDS = 10
 COLUMNS = {"hello_s": "HELLO", "first_byte_s": "first byte", "done_s": "end"}
 
 
-async def finish(ready: Ready, plan: Plan, began: float) -> dict[str, Any]:
-    """Let a ready machine run the plan: seconds to the first byte and to the end, and its cost."""
-    run = Run(language="", version="", mode=Mode.RAW, step_names=tuple(step.name for step in plan.start.steps))
-    first: list[float] = []
+class Watched(Outcome):
+    """An outcome that notes when the first output came."""
 
-    async def watch() -> None:
-        reader = Reader(run.record)
-        while await reader.wait():
-            while (piece := reader.take()) is not None:
-                if piece[0].name != "EVENT" and not first:
-                    first.append(time.monotonic() - began)
+    def __init__(self, job: Job) -> None:
+        super().__init__(job.step_names, kept=2000)
+        self.first_at = 0.0
 
-    watching = asyncio.create_task(watch())
-    await converse(ready.machine, ready.session, plan, run, BytesStdin(b""))
-    await watching
+    def note(self, event: Event) -> None:
+        super().note(event)
+        if isinstance(event, Stdout | Stderr) and not self.first_at:
+            self.first_at = time.monotonic()
+
+
+async def finish(guest: Guest, job: Job, began: float) -> dict[str, Any]:
+    """Let a guest do the job: seconds to the first byte of output and to the end, and what it
+    cost.
+    """
+    outcome = Watched(job)
+    await converse(guest, job, outcome)
     done = time.monotonic() - began
-    ended = await ready.machine.stop()
-    if run.verdict()[1]:
-        raise SystemExit(f"bench: the program failed: {run.outputs()}")
+    ended = await guest.process.stop()
+    if outcome.verdict().exit_status:
+        raise SystemExit(f"bench: the program failed: {outcome.tail!r}")
     return {
-        "first_byte_s": first[0],
+        "first_byte_s": outcome.first_at - began,
         "done_s": done,
         "exits": ended.exits.get("total", 0),
         "page_faults": ended.exits.get("page-faults", 0),
@@ -95,14 +99,14 @@ async def one(service: Service, kind: StartKind, plan: Plan) -> dict[str, Any]:
     wanted = plan.wanted
     base = await service.supply.ensure_base(wanted)
     restored = wanted.restored_from(base.chain)
-    ready = await start(service.spawner, restored) if kind is StartKind.WARM else None
-    if ready:
+    guest = await start(service.spawner, restored) if kind is StartKind.WARM else None
+    if guest:
         await asyncio.sleep(IDLE_S)
     began = time.monotonic()
-    if ready is None:
-        ready = await start(service.spawner, wanted if kind is StartKind.COLD else restored)
+    if guest is None:
+        guest = await start(service.spawner, wanted if kind is StartKind.COLD else restored)
     hello = time.monotonic() - began
-    return {"hello_s": hello, **await finish(ready, plan, began)}
+    return {"hello_s": hello, **await finish(guest, plan.job, began)}
 
 
 async def second(service: Service, kind: StartKind, plan: Plan) -> dict[str, Any]:
@@ -114,29 +118,29 @@ async def second(service: Service, kind: StartKind, plan: Plan) -> dict[str, Any
 async def resumed_again(service: Service, plan: Plan) -> float:
     """Seconds that the guest's own work for RESUMED takes, in a machine that has done it before."""
     base = await service.supply.ensure_base(plan.wanted)
-    ready = await start(service.spawner, plan.wanted.restored_from(base.chain))
+    guest = await start(service.spawner, plan.wanted.restored_from(base.chain))
     began = time.monotonic()
-    await resume(ready.machine, Session(arch=ready.hello.arch, end_marker=ready.hello.end_marker))
+    await resume(guest.process, Conversation(arch=guest.hello.arch, end_marker=guest.hello.end_marker))
     seconds = time.monotonic() - began
-    await ready.machine.stop()
+    await guest.process.stop()
     return seconds
 
 
-def wait_hello(channel: socket.socket, session: Session) -> None:
+def wait_hello(channel: socket.socket, conversation: Conversation) -> None:
     """Read what QEMU's machine says until its agent's HELLO."""
     channel.settimeout(microvm.DEADLINE_S)
-    while not any(isinstance(event, Hello) for event in session.feed(channel.recv(4096))):
+    while not any(isinstance(event, Hello) for event in conversation.feed(channel.recv(4096))):
         pass
 
 
 def start_qemu(config: MachineConfig, plan: Plan, saved: Path | None = None) -> float:
     """Seconds to HELLO of QEMU's microvm, which boots, or goes on from the file `saved`."""
-    session = Session(arch=plan.wanted.image.manifest.arch, end_marker=plan.wanted.image.manifest.end_marker)
+    conversation = Conversation(arch=plan.wanted.image.manifest.arch, end_marker=plan.wanted.image.manifest.end_marker)
     began = time.monotonic()
     with microvm.started(config, microvm.restoring(saved) if saved else ()) as channel:
         if saved:
-            channel.sendall(session.resumed(Resumed(time.time_ns(), os.urandom(16), "qemu", "", os.urandom(64))))
-        wait_hello(channel, session)
+            channel.sendall(conversation.resumed(Resumed(time.time_ns(), os.urandom(16), "qemu", "", os.urandom(64))))
+        wait_hello(channel, conversation)
         return time.monotonic() - began
 
 
@@ -144,9 +148,9 @@ def measure_qemu(plan: Plan, rounds: int) -> dict[str, list[float]]:
     """Boots and restores of QEMU's microvm, which has the memory of ours."""
     results: dict[str, list[float]] = {"cold": [], "restored": []}
     with tempfile.TemporaryDirectory() as work:
-        session = Session(arch=plan.wanted.image.manifest.arch, end_marker=plan.wanted.image.manifest.end_marker)
+        conversation = Conversation(arch=plan.wanted.image.manifest.arch, end_marker=plan.wanted.image.manifest.end_marker)
         saved = Path(work) / "machine"
-        microvm.save(plan.wanted.machine, saved, lambda channel: wait_hello(channel, session))
+        microvm.save(plan.wanted.machine, saved, lambda channel: wait_hello(channel, conversation))
         for _ in range(rounds):
             results["cold"].append(start_qemu(plan.wanted.machine, plan))
             results["restored"].append(start_qemu(plan.wanted.machine, plan, saved))
@@ -170,7 +174,7 @@ async def measure_linux(rounds: int, language: str) -> dict[str, Any]:
             for program, plan in plans.items():
                 for kind in StartKind:
                     results.setdefault(program, {}).setdefault(kind, []).append(await second(service, kind, plan))
-            with unittest.mock.patch.object(Machine, "pre_fault"):
+            with unittest.mock.patch.object(VmmProcess, "pre_fault"):
                 unmapped = await second(service, StartKind.RESTORED, plans["compiled"])
             results.setdefault("without working set", []).append(unmapped)
             for kind, flags in ((StartKind.RESTORED, ()), (StartKind.COLD, ("--cold",))) * 2:

@@ -6,9 +6,9 @@ import pytest
 
 from mayfly.api.problems import TABLE
 from mayfly.api.routes import ROUTES
+from mayfly.guests.outcome import Status
 from mayfly.host.config import FIELDS
 from mayfly.runs.record import Mode
-from mayfly.runs.run import Status
 
 TEXT = (Path(__file__).parents[3] / "docs/api.md").read_text()
 

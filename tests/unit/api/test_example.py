@@ -97,6 +97,6 @@ def test_a_user_who_goes_away_ends_the_run(backend: Callable[[Scenario], Any]) -
             (run,) = service._runs.values()
             answer.close()
         await asyncio.wait_for(run.done.wait(), 30)
-        assert run.error is not None
+        assert run.outcome.error is not None
 
     backend(scenario)

@@ -306,8 +306,8 @@ def test_a_client_that_goes_away_ends_its_run(serve: Callable[..., Any]) -> None
         (run,) = service._runs.values()
         asking.cancel()
         await asyncio.wait_for(run.done.wait(), 10)
-        assert run.error is not None
-        assert run.error.message == "the client went away"
+        assert run.outcome.error is not None
+        assert run.outcome.error.message == "the client went away"
         await service.settled(run)
         assert service.admission.used == 0
 

@@ -76,7 +76,7 @@ def test_an_image_in_another_architectures_folder_is_named() -> None:
 def test_limits_are_the_least_of_what_is_asked_and_allowed() -> None:
     config = Config(run_wall_s=10, build_wall_s=60, run_processes=50)
     limits = {"run": {"wall_s": 2.0, "processes": 10, "output": 1000, "cpu_s": 1.5}}
-    build, run = make_plan(Snippet(source=b"", limits=limits), toy(), config, 3.0).start.steps
+    build, run = make_plan(Snippet(source=b"", limits=limits), toy(), config, 3.0).job.start.steps
     assert (build.wall_ms, build.cpu_ms, build.processes, build.output) == (180_000, 0, 128, MIB)
     assert (run.wall_ms, run.cpu_ms, run.processes, run.output) == (6_000, 4_500, 10, 1000)
     with pytest.raises(UnprocessableError, match=r"limits.run.wall_s is 11; this server allows at most 10"):
@@ -87,14 +87,14 @@ def test_a_manifests_limit_goes_before_the_servers() -> None:
     image = toy()
     step = dataclasses.replace(image.manifest.steps[1], wall_s=30.0, memory=5 * MIB)
     image = image._replace(manifest=dataclasses.replace(image.manifest, steps=(step,)))
-    (run,) = make_plan(Snippet(source=b"", limits={"run": {"wall_s": 20.0}}), image, Config(), 1.0).start.steps
+    (run,) = make_plan(Snippet(source=b"", limits={"run": {"wall_s": 20.0}}), image, Config(), 1.0).job.start.steps
     assert (run.wall_ms, run.memory) == (20_000, 5 * MIB)
 
 
 def test_memory_is_what_the_image_needs_or_more_and_steps_get_what_is_free() -> None:
     plan = make_plan(Snippet(source=b""), toy(), Config(memory=200 * MIB + 1), 1.0)
     assert plan.wanted.machine.memory == 201 * MIB
-    assert plan.start.steps[0].memory == 201 * MIB - 32 * MIB - KERNEL_RESERVE
+    assert plan.job.start.steps[0].memory == 201 * MIB - 32 * MIB - KERNEL_RESERVE
     assert make_plan(Snippet(source=b""), toy(), Config(memory=MIB), 1.0).wanted.machine.memory == 128 * MIB
 
 
@@ -106,10 +106,10 @@ def test_the_machine_is_as_configured() -> None:
 
 def test_arguments_environment_and_files() -> None:
     plan = make_plan(Snippet(source=b"s", args=("a", "{args}"), env={"LANG": "de", "X": ""}, files={"d/x": b"data"}), toy(), Config(), 1.0)
-    assert plan.start.steps[1].argv == ("sh", "main.toy", "a", "{args}")
-    assert dict(plan.start.env) == {"LANG": "de", "X": ""}
-    assert [(entry.path, entry.size) for entry in plan.start.files] == [("main.toy", 1), ("d/x", 4)]
-    assert plan.files == (b"s", b"data")
+    assert plan.job.start.steps[1].argv == ("sh", "main.toy", "a", "{args}")
+    assert dict(plan.job.start.env) == {"LANG": "de", "X": ""}
+    assert [(entry.path, entry.size) for entry in plan.job.start.files] == [("main.toy", 1), ("d/x", 4)]
+    assert plan.job.files == (b"s", b"data")
 
 
 def test_files_together_have_a_limit() -> None:

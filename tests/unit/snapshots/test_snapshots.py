@@ -23,7 +23,8 @@ import pytest
 from mayfly import paths
 from mayfly.api.metrics import Metrics
 from mayfly.errors import BusyError, ConfigError, SnapshotError, SnapshotNotFoundError
-from mayfly.host.plan import Wanted, want_machine
+from mayfly.guests.job import Wanted
+from mayfly.host.plan import want_machine
 from mayfly.host.snippet import Snippet
 from mayfly.images.manifest import Step, Warmup
 from mayfly.runs.service import Service
@@ -386,9 +387,9 @@ def test_a_machine_that_died_in_the_pool_is_not_given_out(serve: Callable[..., A
         service.supply.expect(toy(service))
         await until(lambda: len(service.supply.pool) == 1)
         (kind,) = service.supply.pool._kinds.values()
-        service.spawner.signal(kind.idle[0].ready.machine.number, signal.SIGKILL)
-        await kind.idle[0].ready.machine.reaped.wait()
-        await until(lambda: not kind.idle[0].ready.machine.alive)
+        service.spawner.signal(kind.idle[0].guest.process.number, signal.SIGKILL)
+        await kind.idle[0].guest.process.reaped.wait()
+        await until(lambda: not kind.idle[0].guest.process.alive)
         return str((await run(service))["status"])
 
     assert serve(scenario, warm=1) == "ok"

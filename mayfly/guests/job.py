@@ -1,0 +1,58 @@
+"""What is to be done: the machine that is wanted, and the job for its agent."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mayfly.images.store import Image
+from mayfly.protocol.frames import Start, Step
+from mayfly.vmm.config import Channel, MachineConfig
+
+ZERO_MEMORY = Step(name="zero", argv=("/init", "--zero-memory"))
+"""Before a machine is saved: its free memory would be part of the snapshot."""
+RATES: Mapping[Channel, float] = {Channel.SERIAL: 2048.0, Channel.VIRTIO: 256 * 1024.0}
+"""Bytes a second that each channel surely reaches, even on an emulated host."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """A machine of `image` that is to come up within `timeout_s`."""
+
+    image: Image
+    machine: MachineConfig
+    timeout_s: float
+
+    def restored_from(self, chain: Sequence[Path]) -> "Wanted":
+        """The same machine, but restored from the snapshots in these folders."""
+        return dataclasses.replace(self, machine=dataclasses.replace(self.machine, restore=tuple(map(str, chain))))
+
+    def saved_to(self, folder: Path) -> "Wanted":
+        """The same machine, which can be saved to `folder`. Its network device, if it has one, is
+        connected to nothing.
+        """
+        network = self.machine.network and self.machine.network.disconnected()
+        return dataclasses.replace(self, machine=dataclasses.replace(self.machine, network=network, save_to=str(folder)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What an agent is to run. `files` holds the content of each entry of `start.files`.
+
+    `deadline_s` is the time from START to DONE. Each byte of files, standard input and output
+    extends it by 1/`rate` seconds.
+    """
+
+    start: Start
+    files: tuple[bytes, ...] = ()
+    deadline_s: float
+    rate: float
+
+    @property
+    def step_names(self) -> tuple[str, ...]:
+        """The names of its steps, in their order."""
+        return tuple(step.name for step in self.start.steps)
+
+    def zeroing(self) -> "Job":
+        """The same with a step at its end that zeroes the machine's free memory."""
+        steps = (*self.start.steps, ZERO_MEMORY)
+        return dataclasses.replace(self, start=dataclasses.replace(self.start, steps=steps))

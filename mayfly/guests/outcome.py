@@ -1,0 +1,99 @@
+"""How a job ended: its steps, and the verdict on them."""
+
+import enum
+from typing import Any, NamedTuple
+
+from mayfly.errors import GuestError, MayflyError
+from mayfly.protocol.conversation import Event, Failed
+from mayfly.protocol.frames import Done, Exit, ExitHow, Limit, Stderr, Stdout
+
+LIMIT_STATUS = 124
+"""Exit status of a job that a limit ended, as timeout(1) has it."""
+OUR_STATUS = 125
+"""Exit status where Mayfly, not the program, failed."""
+
+
+class Status(enum.StrEnum):
+    """How a job ended, in a word."""
+
+    OK = "ok"
+    FAILED = "failed"
+    SIGNAL = "signal"
+    LIMIT = "limit"
+    BUILD_FAILED = "build_failed"
+    ERROR = "error"
+
+
+class StepResult(NamedTuple):
+    """How one step ended."""
+
+    name: str
+    exit: Exit
+
+    def to_json(self) -> dict[str, Any]:
+        """What results and `exit` events say of a step. Milliseconds and bytes; `limit` names the
+        limit that ended it.
+        """
+        ended = self.exit
+        return {
+            "step": self.name,
+            "code": ended.code if ended.how is ExitHow.EXITED else None,
+            "signal": ended.code if ended.how is ExitHow.SIGNALED else None,
+            "errno": ended.code if ended.how is ExitHow.NOT_STARTED else None,
+            "limit": None if ended.limit is Limit.NONE else ended.limit.name.lower(),
+            "wall_ms": round(ended.wall_us / 1000, 3),
+            "cpu_ms": round(ended.cpu_us / 1000, 3),
+            "peak_memory": ended.peak_memory,
+            "stdout_truncated": ended.cut[0],
+            "stderr_truncated": ended.cut[1],
+        }
+
+
+class Verdict(NamedTuple):
+    """How a job ended in a word, and the exit status that `mayfly run` gives for that."""
+
+    status: Status
+    exit_status: int
+
+
+class Outcome:
+    """What becomes of a job; a listener of `converse`.
+
+    `step_names` are the job's steps: the last one is the program itself, the ones before build it.
+    `tail` holds the last `kept` bytes of all output, for a message.
+    """
+
+    def __init__(self, step_names: tuple[str, ...], *, kept: int = 0) -> None:
+        self.step_names = step_names
+        self.steps: list[StepResult] = []
+        self.error: MayflyError | None = None
+        self.tail = b""
+        self._kept = kept
+
+    def note(self, event: Event) -> None:
+        """Take what the conversation brings."""
+        match event:
+            case Stdout() | Stderr():
+                if self._kept:
+                    self.tail = (self.tail + event.data)[-self._kept :]
+            case Exit():
+                self.steps.append(StepResult(self.step_names[event.step], event))
+            case Done():
+                last = self.steps[-1]
+                if last.exit.how is ExitHow.NOT_STARTED:
+                    self.error = GuestError(f"the program of step {last.name!r} could not be started (errno {last.exit.code})")
+            case Failed():
+                self.error = event.error
+
+    def verdict(self) -> Verdict:
+        """How it ended. Only for a job that is over."""
+        if self.error is not None or not self.steps:
+            return Verdict(Status.ERROR, OUR_STATUS)
+        last = self.steps[-1]
+        if last.exit.limit is not Limit.NONE:
+            return Verdict(Status.LIMIT, LIMIT_STATUS)
+        if last.name != self.step_names[-1]:
+            return Verdict(Status.BUILD_FAILED, 1)
+        if last.exit.how is ExitHow.SIGNALED:
+            return Verdict(Status.SIGNAL, 128 + last.exit.code)
+        return Verdict(Status.FAILED if last.exit.code else Status.OK, last.exit.code & 0xFF)
