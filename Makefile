@@ -16,6 +16,7 @@ agents: agent
 	@agent/build.sh aarch64
 
 wheel: agents
+	@rm -rf build/lib* # what is gone from the tree would come from there
 	@.venv/bin/python -m pip wheel -q --no-deps --wheel-dir build .
 
 images: setup agent

@@ -1,5 +1,5 @@
-"""Adds to pyproject.toml the one thing that it cannot say: the cffi module."""
+"""What pyproject.toml cannot say: the cffi module."""
 
 from setuptools import setup
 
-setup(cffi_modules=["vmm/kvm/build_kvm.py:ffi"])
+setup(cffi_modules=["mayfly/vmm/kvm/build_kvm.py:ffi"])
