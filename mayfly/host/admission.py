@@ -7,7 +7,6 @@ import collections
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from mayfly.errors import BusyError, HostError
 from mayfly.vmm.config import MIB
@@ -15,15 +14,6 @@ from mayfly.vmm.config import MIB
 DEFAULT_SHARE = 0.6
 """Of the memory available at the start, for all machines together."""
 MAX_RETRY_S = 60
-
-
-def available_memory() -> int:
-    """MemAvailable of this host, in bytes (proc_meminfo(5))."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, _, rest = line.partition(":")
-        if name == "MemAvailable":
-            return int(rest.split()[0]) * 1024
-    raise HostError("/proc/meminfo has no MemAvailable", hint="set memory_budget")
 
 
 class Ticket:

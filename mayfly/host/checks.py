@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from mayfly import paths
 from mayfly.errors import HostError, MayflyError
-from mayfly.host.admission import DEFAULT_SHARE, available_memory
+from mayfly.host.admission import DEFAULT_SHARE
 from mayfly.host.config import DEFAULT_EMULATED_FACTOR, Config
+from mayfly.host.memory import available_memory
 from mayfly.images.store import Images
 from mayfly.vmm.config import MIB, NetworkBackend
 from mayfly.vmm.network.passt import PROGRAM

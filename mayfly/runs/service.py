@@ -14,8 +14,9 @@ from mayfly.errors import BusyError, UnknownRunError
 from mayfly.guests.converse import BytesStdin, Stdin
 from mayfly.guests.spawner import GRACE_S, Spawner, Zygote
 from mayfly.guests.start import Guest
-from mayfly.host.admission import DEFAULT_SHARE, Admission, Ticket, available_memory
+from mayfly.host.admission import DEFAULT_SHARE, Admission, Ticket
 from mayfly.host.config import Config
+from mayfly.host.memory import available_memory
 from mayfly.host.networks import Networks
 from mayfly.host.plan import Plan, make_plan
 from mayfly.host.pool import Idle
