@@ -1,6 +1,7 @@
 """What this host can do: the factor for time limits, and the checks of `mayfly doctor`."""
 
 import os
+import platform
 import pwd
 import socket
 from collections.abc import Callable, Iterator
@@ -8,11 +9,13 @@ from typing import NamedTuple
 
 from mayfly import paths
 from mayfly.errors import HostError, MayflyError
+from mayfly.host import processor
 from mayfly.host.admission import DEFAULT_SHARE
 from mayfly.host.config import DEFAULT_EMULATED_FACTOR, Config
 from mayfly.host.memory import available_memory
 from mayfly.images.store import Images
 from mayfly.vmm.config import MIB, NetworkBackend
+from mayfly.vmm.kvm.kvm import Kvm
 from mayfly.vmm.network.passt import PROGRAM
 from mayfly.vmm.probe import KvmProbe, probe
 
@@ -45,7 +48,8 @@ class Check(NamedTuple):
 
 def examine(config: Config, probing: Callable[[], KvmProbe] = probe) -> Iterator[Check]:
     """Look at everything that a run needs."""
-    yield _kvm(config, probing)
+    yield from _kvm(config, probing)
+    yield _linux()
     yield _kernel(config)
     images = Images(config.languages).installed()
     found = ", ".join(f"{image.manifest.language} {image.manifest.version}" for image in images)
@@ -56,14 +60,28 @@ def examine(config: Config, probing: Callable[[], KvmProbe] = probe) -> Iterator
         yield _network(config)
 
 
-def _kvm(config: Config, probing: Callable[[], KvmProbe]) -> Check:
+def _kvm(config: Config, probing: Callable[[], KvmProbe]) -> Iterator[Check]:
+    """Whether KVM runs guests, and the processor beneath it."""
     try:
         found = probing()
     except (MayflyError, OSError) as error:
-        return Check(name="kvm", ok=False, finding=str(error), mend=getattr(error, "hint", ""))
+        found = KvmProbe(usable=False, reason=str(error), hint=getattr(error, "hint", ""), emulated=False)
     factor = config.time_factor or (DEFAULT_EMULATED_FACTOR if found.emulated else 1.0)
     limits = f"; time limits are multiplied by {factor:g}" if factor != 1 else ""
-    return Check(name="kvm", ok=found.usable, finding=found.reason + (limits if found.usable else ""), mend=found.hint)
+    yield Check(name="kvm", ok=found.usable, finding=found.reason + (limits if found.usable else ""), mend=found.hint)
+    beneath = processor.virtualisation(platform.machine(), emulated=found.emulated)
+    yield Check(name="cpu", ok=beneath.ok, finding=beneath.text, mend=beneath.hint)
+
+
+def _linux() -> Check:
+    """How old this host's kernel is, and what its KVM lacks."""
+    try:
+        with Kvm() as kvm:
+            has = frozenset(number for number in processor.Capability if kvm.ioctl("KVM_CHECK_EXTENSION", number) > 0)
+    except MayflyError:  # the check of kvm tells why
+        has = None
+    found = processor.kernel(platform.release(), platform.machine(), has)
+    return Check(name="linux", ok=found.ok, finding=found.text, mend=found.hint)
 
 
 def _kernel(config: Config) -> Check:
