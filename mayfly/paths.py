@@ -5,14 +5,23 @@ counts.
 import os
 from pathlib import Path
 
+from mayfly.errors import HostError
+
 KERNELS = {"x86_64": "vmlinux", "aarch64": "Image"}
 """The file that a machine of each architecture boots first."""
 
 
 def _xdg(variable: str, default: str) -> Path:
     value = os.environ.get(variable, "")
-    base = Path(value) if value.startswith("/") else Path.home() / default
-    return base / "mayfly"
+    if value.startswith("/"):
+        return Path(value) / "mayfly"
+    try:
+        return Path.home() / default / "mayfly"
+    except RuntimeError as error:
+        raise HostError(
+            f"user {os.geteuid()} has no home folder, and {variable} is not set",
+            hint="set HOME, or all of XDG_CONFIG_HOME, XDG_DATA_HOME and XDG_CACHE_HOME",
+        ) from error
 
 
 def config_file() -> Path:

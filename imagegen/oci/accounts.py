@@ -46,7 +46,10 @@ def find_account(registry: str) -> Account | None:
         HostError: a credential helper is missing or failed.
     """
     folder = os.environ.get("DOCKER_CONFIG")
-    path = (Path(folder) if folder else Path.home() / ".docker") / "config.json"
+    try:
+        path = (Path(folder) if folder else Path.home() / ".docker") / "config.json"
+    except RuntimeError:  # a user without a home has no accounts
+        return None
     key = DOCKER_HUB[1] if registry == DOCKER_HUB[0] else registry
     try:
         config = json.loads(path.read_bytes())

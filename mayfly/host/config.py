@@ -135,7 +135,10 @@ def convert(field: "dataclasses.Field[Any]", value: Any, origin: str) -> Any:
     if field.type in (str, bool) and type(value) is field.type:
         return value
     if field.type is Path and isinstance(value, str) and value:
-        return Path(value).expanduser()
+        try:
+            return Path(value).expanduser()
+        except RuntimeError as error:
+            raise ConfigError(f"{origin}: {field.name}: {value!r}: {error}", hint="write the path without ~") from error
     if value in CHOICES.get(field.type, ()):
         choice: Any = field.type
         return choice(value)
