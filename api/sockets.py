@@ -36,7 +36,8 @@ def claim(path: Path) -> Iterator[tuple[socket.socket, Path]]:
     if path.parent == paths.runtime_dir():
         make_private(path.parent)
     else:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _typed(path.parent):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     runs = path.parent / "runs"
     with _locked(path):
         make_private(runs)
@@ -63,17 +64,36 @@ def make_private(folder: Path) -> None:
     folder in which all may write.
 
     Raises:
-        HostError: it is a link, no folder, or belongs to another user.
+        HostError: it is a link, not a folder, belongs to another user, or cannot be made.
     """
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700, parents=True)
-    found = folder.lstat()
+    with _typed(folder):
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700, parents=True)
+        found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise HostError(
             f"{folder} is not a folder of user {os.geteuid()}", hint="remove it, set XDG_RUNTIME_DIR, or choose another --socket"
         )
     if found.st_mode & 0o077:
         folder.chmod(0o700)
+
+
+@contextlib.contextmanager
+def _typed(folder: Path) -> Iterator[None]:
+    """Errors about `folder` say whose the folder is that stands in the way."""
+    try:
+        yield
+    except OSError as error:
+        raise HostError(f"{folder}: {error.strerror}{_whose(folder)}", hint="set XDG_RUNTIME_DIR, or choose another --socket") from error
+
+
+def _whose(folder: Path) -> str:
+    """The deepest folder on the way to `folder` that is there, if it is another user's."""
+    for parent in (folder, *folder.parents):
+        with contextlib.suppress(OSError):
+            owner = parent.stat().st_uid
+            return f" ({parent} belongs to user {owner}, not to {os.geteuid()})" if owner != os.geteuid() else ""
+    return ""
 
 
 def remove_dead(path: Path) -> None:
@@ -105,7 +125,8 @@ def _locked(path: Path) -> Iterator[None]:
     """Hold the lock beside `path`."""
     lock = path.with_name(path.name + ".lock")
     for _ in range(10):  # again if a server that was just ending removed the file between our open and our lock
-        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with _typed(lock):
+            fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(fd), lock.stat()):
