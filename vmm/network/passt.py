@@ -29,6 +29,13 @@ BUFFER = 4 << 20
 the usual 208 KiB some 3 MB/s are left.
 """
 _SO_SNDBUFFORCE = 32
+_HINTS = (
+    ("sandbox", "passt isolates itself by namespaces and pivot_root: allow them, or set network_backend to tap"),
+    ("namespace", "passt isolates itself by namespaces: allow user namespaces, or set network_backend to tap"),
+    ("interface", "it needs a default route on this host"),
+    ("route", "it needs a default route on this host"),
+)
+"""What to do about passt's last words, by a word among them."""
 _LENGTH = struct.Struct("!I")
 _MAX_FRAME = ETHERNET_BYTES + 0xFFFF
 _NO_HEADER = bytes(HEADER.size)
@@ -110,7 +117,9 @@ class Passt:
                 )
             except OSError as error:
                 self._socket.close()
-                raise NetworkError(f"{PROGRAM} cannot be started: {error.strerror}", hint="apt-get install passt") from error
+                absent = isinstance(error, FileNotFoundError)
+                hint = "apt-get install passt" if absent else f"look at the {PROGRAM} that is first on PATH"
+                raise NetworkError(f"{PROGRAM} cannot be started: {error.strerror}", hint=hint) from error
         self._unsent = b""
         self._part = bytearray()
         self._loop = loop
@@ -132,7 +141,9 @@ class Passt:
             raise NetworkError(f"{PROGRAM} does not answer within {START_S:g} s") from error
         except EOFError as error:
             self._process.wait()
-            raise NetworkError(f"{PROGRAM} did not come up: {self._last_words()}", hint="it needs a default route on this host") from error
+            said = self._last_words()
+            hint = next((hint for word, hint in _HINTS if word in said.lower()), "start it by hand: `passt --foreground`")
+            raise NetworkError(f"{PROGRAM} did not come up: {said}", hint=hint) from error
 
     def _last_words(self) -> str:
         """The last line of what an ended process wrote."""

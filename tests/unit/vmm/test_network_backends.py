@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -275,6 +276,33 @@ def test_a_tap_of_another_user_is_refused_to_who_is_not_root() -> None:
 def test_a_passt_that_does_not_come_up_is_a_typed_error_with_its_reason() -> None:
     with EventLoop() as loop, pytest.raises(NetworkError, match=r"passt did not come up: .*127\.0\.0\.9"):
         Passt(passt_network(addresses=("127.0.0.9/8",)), loop)
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("Failed to sandbox process, exiting", "namespaces and pivot_root"),
+        ("Couldn't create user namespace: Operation not permitted", "allow user namespaces"),
+        ("No external routable interface for IPv4", "default route"),
+        ("something else", "passt --foreground"),
+    ],
+)
+def test_the_hint_follows_passts_last_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: str, hint: str) -> None:
+    program = tmp_path / "passt"
+    program.write_text(f'#!/bin/sh\necho "{words}" >&2\nexit 1\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with EventLoop() as loop, pytest.raises(NetworkError, match="passt did not come up") as caught:
+        Passt(passt_network(), loop)
+    assert hint in caught.value.hint
+
+
+def test_a_passt_that_may_not_be_started_is_a_typed_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "passt").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with EventLoop() as loop, pytest.raises(NetworkError, match="passt cannot be started: Permission denied") as caught:
+        Passt(passt_network(), loop)
+    assert "first on PATH" in caught.value.hint
 
 
 def test_a_passt_that_is_not_installed_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:
