@@ -16,7 +16,7 @@ from ipaddress import ip_interface
 from mayfly.errors import NetworkError
 from mayfly.vmm.config import CHANNEL_PORT, NetworkConfig
 from mayfly.vmm.devices.virtio.buffers import scatter
-from mayfly.vmm.devices.virtio.net import ETHERNET_BYTES, HEADER, MAX_PACKET
+from mayfly.vmm.devices.virtio.packet import ETHERNET_BYTES, HEADER, MAX_PACKET
 from mayfly.vmm.eventloop import READ, EventLoop
 from mayfly.vmm.network.filter import ARP, ARP_ETHERNET_IPV4, ARP_REQUEST, ARP_TYPE, BROADCAST, ETHERNET
 

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Sequence
 
 from mayfly.errors import NetworkError
-from mayfly.vmm.devices.virtio.net import HEADER, NetFeature
+from mayfly.vmm.devices.virtio.packet import HEADER, NetFeature
 
 DEVICE = "/dev/net/tun"
 _TUNSETIFF = 0x4004_54CA

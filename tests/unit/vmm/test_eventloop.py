@@ -4,16 +4,20 @@ descriptors.
 
 import time
 
+import pytest
+
 from mayfly.vmm.eventloop import EventLoop
 
 
-def test_timers_fire_once_in_order_and_not_early() -> None:
+def test_timers_fire_once_in_order_and_not_early(monkeypatch: pytest.MonkeyPatch) -> None:
     began = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: began)  # all of them are asked for at once
     fired: list[tuple[str, float]] = []
     with EventLoop() as loop:
         for name, delay in (("late", 0.03), ("early", 0.01), ("now", 0.0)):
             loop.call_later(delay, lambda name=name, due=began + delay: fired.append((name, due)))  # type: ignore[misc]
         loop.call_later(0.04, loop.stop)
+        monkeypatch.undo()
         loop.run()
     assert [name for name, _ in fired] == ["now", "early", "late"]
     assert time.monotonic() >= began + 0.04

@@ -8,12 +8,19 @@ import pytest
 
 from mayfly.vmm.devices.virtio.misuse import Misuse
 from mayfly.vmm.devices.virtio.mmio import Interrupt, Register, Status
-from mayfly.vmm.devices.virtio.net import ETHERNET_BYTES, HEADER, MAX_PACKET, NEEDED, Drop, Net, NetFeature, NetQueue, Segmentation
-from tests.kit.net_kit import GUEST_MAC, HOST_MAC, PLAIN_HEADER, PUBLIC, MemoryBackend, ethernet, ipv4, udp
-from tests.kit.virtio_driver import ALL, PLAIN, Buffer, Driver
+from mayfly.vmm.devices.virtio.net import PIECES, Drop, Net, NetQueue
+from mayfly.vmm.devices.virtio.packet import ETHERNET_BYTES, HEADER, MAX_PACKET, NEEDED, NetFeature, Segmentation
+from mayfly.vmm.devices.virtio.queue import TURN_DESCRIPTORS, Queue
+from tests.kit.net_kit import GUEST_MAC, HOST_MAC, PLAIN_HEADER, PUBLIC, PUBLIC6, MemoryBackend, ethernet, ipv4, ipv6, tcp, udp
+from tests.kit.virtio_driver import ALL, DESCRIPTOR, PLAIN, Buffer, Driver
 
 FRAME = ethernet(0x800, ipv4(PUBLIC, udp(b"to whom it may concern")))
 INBOUND = ethernet(0x800, ipv4("10.87.0.5", udp(b"hello guest"), source=PUBLIC), source=HOST_MAC, destination=GUEST_MAC)
+SEGMENTED = {
+    Segmentation.NONE: FRAME,
+    Segmentation.TCPV4: ethernet(0x800, ipv4(PUBLIC, tcp(bytes(4000)), protocol=6)),
+    Segmentation.TCPV6: ethernet(0x86DD, ipv6(PUBLIC6, tcp(bytes(4000)), following=6)),
+}
 MTU = 1400
 
 
@@ -76,7 +83,8 @@ class Guest(Driver):
         return packets
 
     def header(self, kind: int = 0, flags: int = 0) -> bytes:
-        return HEADER.pack(flags, kind, 54, 1400, 34, 16, 77)
+        """A header for a frame of SEGMENTED."""
+        return HEADER.pack(flags, kind, 54, 1300, 54 if kind == Segmentation.TCPV6 else 34, 16 if kind else 6, 77)
 
 
 @pytest.fixture(params=[ALL, PLAIN], ids=["event-idx", "plain"])
@@ -109,27 +117,30 @@ def test_a_packet_may_lie_in_many_buffers(guest: Guest) -> None:
 
 
 def test_the_header_is_passed_on_as_far_as_it_means_something(guest: Guest) -> None:
-    guest.give(guest.header(Segmentation.TCPV4, flags=0xFF) + FRAME)
-    assert guest.backend.sent == [HEADER.pack(1, Segmentation.TCPV4, 54, 1400, 34, 16, 0) + FRAME]
+    frame = SEGMENTED[Segmentation.TCPV4]
+    guest.give(guest.header(Segmentation.TCPV4, flags=0xFF) + frame)
+    assert guest.backend.sent == [HEADER.pack(1, Segmentation.TCPV4, 54, 1300, 34, 16, 0) + frame]
 
 
 @pytest.mark.parametrize(("kind", "needed"), sorted(NEEDED.items()))
 def test_an_offload_needs_its_feature(kind: int, needed: int) -> None:
     guest = Guest()
     guest.net.negotiated = needed
-    guest.give(guest.header(kind) + FRAME)
+    packet = guest.header(kind, flags=int(bool(kind))) + SEGMENTED[Segmentation(kind)]
+    guest.give(packet)
     assert len(guest.backend.sent) == 1
-    if needed:
-        guest.net.negotiated = 0xFFFF_FFFF & ~needed
-        guest.give(guest.header(kind) + FRAME)
-        assert len(guest.backend.sent) == 1
-        assert guest.transport.misuse == {Misuse.PACKET: 1}
+    for bit in (feature for feature in NetFeature if feature & needed):
+        guest.net.negotiated = 0xFFFF_FFFF & ~bit
+        guest.give(packet)
+    assert len(guest.backend.sent) == 1
+    assert guest.transport.misuse == ({Misuse.PACKET: 2} if needed else {})
 
 
 @pytest.mark.parametrize("kind", [Segmentation.UDP, Segmentation.UDP_L4, 2, 0x80 | Segmentation.TCPV4, 0xFF])
 def test_an_offload_that_is_not_offered_is_misuse(kind: int) -> None:
     guest = Guest()
-    guest.give(guest.header(kind) + FRAME)
+    guest.net.negotiated = 0xFFFF_FFFF
+    guest.give(guest.header(kind, flags=1) + SEGMENTED[Segmentation.TCPV4])
     assert not guest.backend.sent
     assert guest.transport.misuse == {Misuse.PACKET: 1}
 
@@ -363,3 +374,63 @@ def test_reset_with_work_in_flight_forgets_it_and_starts_afresh(guest: Guest) ->
     assert len(guest.take()) == 1
     guest.give(PLAIN_HEADER + FRAME)
     assert len(guest.backend.sent) == 1
+
+
+def test_bad_chains_that_follow_each_other_without_end_do_not_hold_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guest's other vCPU makes a chain available for each that comes back."""
+    guest = Guest()
+    queue = guest.queues[NetQueue.RECEIVE]
+    push = Queue.push
+
+    def push_and_refill(self: Queue, head: int, length: int) -> None:
+        push(self, head, length)
+        queue.write_available(head)
+
+    for head in range(queue.size):
+        queue.write_descriptor(head, guest.ram.base, 16, 0)
+        queue.write_available(head)
+    monkeypatch.setattr(Queue, "push", push_and_refill)
+    assert not guest.net.receive()
+    assert 0 < guest.transport.misuse[Misuse.DIRECTION] <= TURN_DESCRIPTORS
+    assert guest.pending == [NetQueue.RECEIVE]  # the rest is for the next turn
+    guest.transport.notify(guest.pending.pop())
+    assert guest.rooms == 1
+
+
+@pytest.mark.parametrize("room", [1, 2, 3])
+def test_buffers_of_slivers_take_small_packets_in_few_pieces(room: int) -> None:
+    guest = Guest()
+    queue = guest.queues[NetQueue.RECEIVE]
+    spot = guest.ram.allocate(4096)
+    for _ in range(queue.size):
+        queue.offer_places([(spot + 4 * piece, room, True) for piece in range(256)], indirect=True)
+    guest.kick(NetQueue.RECEIVE)
+    guest.backend.waiting += [PLAIN_HEADER + b"!" * 14] * 3
+    guest.net.receive()
+    assert guest.net.link_up
+    assert guest.backend.most_buffers <= PIECES
+    assert not guest.backend.waiting
+    assert [length for _, length, _ in queue.used()] == [26] * 3
+
+
+@pytest.mark.parametrize("loop", [False, True], ids=["long", "loop"])
+def test_a_kick_reads_so_many_descriptors_and_comes_back_for_the_rest(loop: bool) -> None:
+    guest = Guest()
+    queue = guest.queues[NetQueue.TRANSMIT]
+    packet = PLAIN_HEADER + FRAME + bytes(300)
+    spot = guest.ram.allocate(len(packet))
+    guest.ram.put(spot, packet)
+    places = [(spot + at, 1, False) for at in range(255)] + [(spot + 255, len(packet) - 255, False)]
+    for _ in range(queue.size):
+        head = queue.offer_places(places, indirect=True)
+        if loop:
+            table, *_ = DESCRIPTOR.unpack(guest.ram.get(queue.descriptors + 16 * head, 16))
+            queue.write_descriptor(255, spot, 1, 1, 0, table)
+    guest.transport.notify(NetQueue.TRANSMIT)
+    turns = 1
+    while guest.pending:
+        assert len(queue.used()) <= TURN_DESCRIPTORS // 256 + 1
+        guest.transport.notify(guest.pending.pop())
+        turns += 1
+    assert turns >= queue.size * 256 // (TURN_DESCRIPTORS + 256)
+    assert guest.backend.sent == ([] if loop else [packet] * queue.size)

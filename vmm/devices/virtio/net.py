@@ -1,12 +1,11 @@
-"""A network device (virtio 1.2, 5.1): one pair of queues between the guest and a back end that
-moves frames, a packet filter in between.
+"""A network device (virtio 1.2, 5.1): a pair of queues, a packet filter, and a back end.
 
-    0  receive: empty buffers of the guest's, which frames for it are written to     1  transmit:
-    frames of the guest's
+    0  receive: empty buffers, to which frames for the guest are written
+    1  transmit: frames of the guest
 
-A packet is a header (5.1.6) and an Ethernet frame. Nothing is queued here but one packet for which
-there are too few buffers: while the guest has none, the back end is not read; while the back end
-has no room, the guest's chains are not given back.
+A packet is a header (5.1.6) and an Ethernet frame. Only one packet is ever queued here: one for
+which there are too few buffers. While the guest has no buffers, the back end is not read; while the
+back end has no room, the guest's chains are not given back.
 
 Each packet costs Python's time, so its bytes go straight between the guest's buffers and the back
 end, and one interrupt stands for all that a kick has led to.
@@ -15,81 +14,28 @@ end, and one interrupt stands for all that a kick has led to.
 import struct
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from typing import Protocol
 
 from mayfly.vmm.devices.virtio.buffers import copy_start, scatter
 from mayfly.vmm.devices.virtio.device import DeviceType, VirtioDevice
 from mayfly.vmm.devices.virtio.misuse import Misuse
+from mayfly.vmm.devices.virtio.packet import HEADER, MAX_PACKET, MIN_PACKET, NUM_BUFFERS, HeaderFlag, NetFeature, offload_allowed
 from mayfly.vmm.devices.virtio.queue import Chain, Queue
-from mayfly.vmm.devices.virtio.receive import NUM_BUFFERS, ReceiveBuffers
+from mayfly.vmm.devices.virtio.receive import ReceiveBuffers
 
-HEADER = struct.Struct("<BBHHHHH")
-"""flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers (virtio 1.2, 5.1.6; with
-VERSION_1 always all of it).
-"""
 _NO_BUFFERS = b"\0\0"
 _CONFIG = struct.Struct("<6sHHH")
 """mac, status, max_virtqueue_pairs, mtu (virtio 1.2, 5.1.4)."""
 _LINK_UP = 1
 """In the configuration's status (virtio 1.2, 5.1.4)."""
-
-ETHERNET_BYTES = 14
-MAX_PACKET = HEADER.size + ETHERNET_BYTES + 0xFFFF
-"""With segmentation offload a frame holds a whole IP packet of 64 KiB."""
-_MIN_PACKET = HEADER.size + ETHERNET_BYTES
 FILTERED_BYTES = 128
-"""So much of a frame at least is shown to the filter, in one piece: more than all the headers that
-it looks at.
-"""
+"""So much of a frame at least the filter sees in one piece: more than all headers it looks at."""
 _LOOKED_AT = HEADER.size + FILTERED_BYTES
-
-
-class NetFeature(IntFlag):
-    """virtio 1.2, 5.1.3."""
-
-    CSUM = 1 << 0
-    GUEST_CSUM = 1 << 1
-    MTU = 1 << 3
-    MAC = 1 << 5
-    GUEST_TSO4 = 1 << 7
-    GUEST_TSO6 = 1 << 8
-    HOST_TSO4 = 1 << 11
-    HOST_TSO6 = 1 << 12
-    MRG_RXBUF = 1 << 15
-    STATUS = 1 << 16
-
-
-class HeaderFlag(IntFlag):
-    """virtio 1.2, 5.1.6."""
-
-    NEEDS_CSUM = 1
-    DATA_VALID = 2
-    RSC_INFO = 4
-
-
-class Segmentation(IntEnum):
-    """Kinds of segmentation offload, `gso_type` of a header (virtio 1.2, 5.1.6)."""
-
-    NONE = 0
-    TCPV4 = 1
-    UDP = 3
-    TCPV6 = 4
-    UDP_L4 = 5
-
-
-NEEDED: dict[int, int] = {
-    Segmentation.NONE: 0,
-    Segmentation.TCPV4: int(NetFeature.HOST_TSO4),
-    Segmentation.TCPV6: int(NetFeature.HOST_TSO6),
-}
-"""The features that a driver must have negotiated to send packets of that kind (virtio 1.2,
-5.1.6.2.1). It sends no others.
-"""
-# An operation on an IntFlag costs a microsecond, on an int a fiftieth of it; these are used once or
-# more a packet.
+PIECES = 1024
+"""As many buffers take one vectored system call (IOV_MAX, readv(2))."""
+# An operation on an IntFlag costs a microsecond, on an int a fiftieth of it.
 _NEEDS_CSUM = int(HeaderFlag.NEEDS_CSUM)
-_CSUM = int(NetFeature.CSUM)
 _MRG_RXBUF = int(NetFeature.MRG_RXBUF)
 
 
@@ -301,11 +247,12 @@ class Net(VirtioDevice):
 
     def _collect(self, queue: Queue) -> bool:
         """Have buffers ready for a packet of any size: with MRG_RXBUF of as many chains as that
-        takes, without it of one (virtio 1.2, 5.1.6.3.1 and 5.1.6.4). False if the driver has to
-        make more available for that.
+        takes, without it of one (virtio 1.2, 5.1.6.3.1 and 5.1.6.4). Slivers end that early, as a
+        packet must fit into PIECES. False if the driver has to make more available.
         """
         buffers, mergeable = self._buffers, self.negotiated & _MRG_RXBUF
-        while buffers.room < MAX_PACKET and buffers.chains < (queue.size if mergeable else 1):
+        most = PIECES - queue.size  # the next chain, or all that are alike, bring a queue's size more
+        while buffers.room < MAX_PACKET and buffers.chains < (queue.size if mergeable else 1) and len(buffers.views) <= most:
             if mergeable and buffers.take_alike(queue):
                 continue
             chain = queue.pop()
@@ -345,19 +292,18 @@ class Net(VirtioDevice):
 
     def _checked(self, chain: Chain) -> list[bytearray | memoryview]:
         """The packet in `chain` in parts for the back end, or nothing if it may not leave."""
-        if chain.writable or not _MIN_PACKET <= chain.size <= MAX_PACKET:
+        if chain.writable or not MIN_PACKET <= chain.size <= MAX_PACKET:
             self.host.report(Misuse.PACKET)
             return []
-        # A copy: what the checks and the filter have seen is what is sent, whatever the guest does
-        # to its memory meanwhile. What lies behind it nobody looks at.
+        # A copy: what the checks and the filter have seen is sent, whatever the guest does to its
+        # memory meanwhile. Nobody looks at what lies behind it.
         packet = copy_start(chain.readable, _LOOKED_AT)
         start = packet[0]
         # The one flag that means something in this direction, and no count of buffers (virtio 1.2,
         # 5.1.6.2).
         start[0] &= _NEEDS_CSUM
         start[NUM_BUFFERS] = _NO_BUFFERS
-        needed = NEEDED.get(start[1])
-        if needed is None or needed & ~self.negotiated or (start[0] and not self.negotiated & _CSUM):
+        if not offload_allowed(start, chain.size, self._mtu, self.negotiated):
             self.host.report(Misuse.PACKET)
         elif not self._link_up:
             self.dropped[Drop.LINK_DOWN] += 1

@@ -34,6 +34,9 @@ MAX_SIZE = 32768
 MAX_CHAIN_BYTES = 1 << 32
 """virtio 1.2, 2.7.5: no chain is longer than that in total."""
 
+TURN_DESCRIPTORS = 2048
+"""So many are read between two `publish`: some 2 ms. The rest is for the event loop's next turn."""
+
 _DESCRIPTOR = struct.Struct("<QIHH")
 """address, length, flags, next (virtio 1.2, 2.7.5)."""
 _DESCRIPTOR_BYTES = _DESCRIPTOR.size
@@ -149,13 +152,15 @@ class Queue:
         self._offered = 0
         self._returned = 0
         self._published = 0
+        self._left = TURN_DESCRIPTORS
 
     def pop(self) -> Chain | None:
-        """Take the next chain, or None when the driver has made none available (or the queue has
-        stopped).
+        """Take the next chain. None: there is none, the queue has stopped, or this turn's
+        descriptors are used up; in the last case `enable_notify` says that there are more.
         """
-        if self._taken == self._offered and not self._look():
+        if self._left <= 0 or (self._taken == self._offered and not self._look()):
             return None
+        self._left -= 1
         head = self._available[2 + self._taken % self.size]
         if head >= self.size:
             self._stop(Misuse.HEAD)
@@ -183,7 +188,8 @@ class Queue:
         Returns: Their heads, the length of each, and their bytes; buffers that lie side by side in
             memory are one view.
         """
-        heads = self._offered_heads()
+        heads = self._offered_heads() if self._left > 0 else []
+        self._left -= len(heads)
         if not heads or max(heads) >= self.size:
             return [], 0, []
         descriptors, read = self._descriptors, _PLACE_AND_KIND.unpack_from
@@ -240,8 +246,9 @@ class Queue:
 
     def publish(self) -> bool:
         """Show the driver all that was pushed since the last time; true if it asks for an interrupt
-        (virtio 1.2, 2.7.7).
+        (virtio 1.2, 2.7.7). A turn of the device's work ends here.
         """
+        self._left = TURN_DESCRIPTORS
         old, new = self._published, self._returned
         if old == new:
             return False
@@ -331,6 +338,7 @@ class Queue:
                 table, entries, index = view(address, length), length // _DESCRIPTOR_BYTES, 0
                 continue
             left -= 1
+            self._left -= 1
             total += length
             if not length:
                 raise _BadChainError(Misuse.BUFFER_LENGTH)

@@ -5,10 +5,8 @@ back yet.
 from bisect import bisect_left
 
 from mayfly.vmm.devices.virtio.buffers import advance, scatter
+from mayfly.vmm.devices.virtio.packet import NUM_BUFFERS
 from mayfly.vmm.devices.virtio.queue import Chain, Queue
-
-NUM_BUFFERS = slice(10, 12)
-"""In a packet's header (virtio 1.2, 5.1.6): how many chains it takes."""
 
 
 class ReceiveBuffers:

@@ -1,0 +1,119 @@
+"""What a packet's header may ask of the host's kernel: work on the filtered header only."""
+
+import struct
+from ipaddress import ip_interface
+
+import pytest
+
+from mayfly.vmm.devices.virtio.misuse import Misuse
+from mayfly.vmm.devices.virtio.net import FILTERED_BYTES, Net
+from mayfly.vmm.devices.virtio.packet import HEADER, MAX_PACKET, MIN_SEGMENT, HeaderFlag, NetFeature, Segmentation, offload_allowed
+from mayfly.vmm.network.filter import PacketFilter
+from tests.kit.net_kit import GATEWAY, GUEST, GUEST6, GUEST_MAC, PUBLIC, PUBLIC6, MemoryBackend, arp, ethernet, ipv4, ipv6, tcp, udp
+from tests.kit.virtio_driver import Driver
+
+MTU = 1500
+ALL_FEATURES = 0xFFFF_FFFF
+TCP4 = ethernet(0x800, ipv4(PUBLIC, tcp(bytes(3000)), protocol=6))
+TCP6 = ethernet(0x86DD, ipv6(PUBLIC6, tcp(bytes(3000)), following=6))
+UDP4 = ethernet(0x800, ipv4(PUBLIC, udp(b"x")))
+UDP6 = ethernet(0x86DD, ipv6(PUBLIC6, udp(b"x")))
+ICMP6 = ethernet(0x86DD, ipv6(PUBLIC6, bytes(8), following=58))
+FIELDS = {TCP4: (34, 16), TCP6: (54, 16), UDP4: (34, 6), UDP6: (54, 6), ICMP6: (54, 2)}
+KINDS = {TCP4: Segmentation.TCPV4, TCP6: Segmentation.TCPV6}
+
+
+def with_byte(frame: bytes, at: int, value: int) -> bytes:
+    return frame[:at] + bytes((value,)) + frame[at + 1 :]
+
+
+def allowed(frame: bytes, start: int, offset: int, *, kind: int = 0, flags: int = 1, segment: int = 1400, headers: int = 34) -> bool:
+    packet = HEADER.pack(flags, kind, headers, segment, start, offset, 0) + frame
+    return offload_allowed(packet[: HEADER.size + FILTERED_BYTES], len(packet), MTU, ALL_FEATURES)
+
+
+@pytest.mark.parametrize("frame", FIELDS, ids=["tcp4", "tcp6", "udp4", "udp6", "icmp6"])
+def test_a_checksum_goes_into_its_own_field_and_nowhere_else(frame: bytes) -> None:
+    passed = {(start, offset) for start in range(80) for offset in range(80) if allowed(frame, start, offset)}
+    assert passed == {FIELDS[frame]}
+    assert not allowed(frame, 0xFFFF, 0xFFFF)
+
+
+@pytest.mark.parametrize(
+    ("frame", "field"),
+    [
+        (arp(GATEWAY), (34, 6)),
+        (arp(GATEWAY), (30, 0)),
+        (with_byte(UDP4, 20, 0x20), (34, 6)),  # more fragments
+        (with_byte(UDP4, 21, 1), (34, 6)),  # not the first one
+        (with_byte(UDP4, 14, 0x46), (34, 6)),  # options
+        (with_byte(UDP4, 14, 0x46), (38, 6)),
+        (with_byte(UDP4, 23, 1), (34, 2)),  # ICMP, whose checksum no driver leaves to the device
+        (with_byte(UDP6, 20, 44), (54, 6)),  # a fragment
+        (with_byte(UDP6, 20, 44), (62, 6)),
+        (with_byte(UDP6, 20, 0), (54, 6)),  # hop-by-hop options
+        (ethernet(0x8100, b"\0\0" + UDP4[12:]), (38, 6)),  # a VLAN tag
+        (UDP4[:41], (34, 6)),
+        (TCP4[:51], (34, 16)),
+        (UDP4[:30], (34, 6)),
+        (UDP6[:50], (54, 6)),
+        (UDP4[:14], (34, 6)),
+    ],
+)
+def test_what_has_no_such_field_gets_no_checksum(frame: bytes, field: tuple[int, int]) -> None:
+    assert not allowed(frame, *field)
+
+
+@pytest.mark.parametrize("frame", KINDS, ids=["tcp4", "tcp6"])
+def test_segments_are_cut_along_the_header_that_was_filtered(frame: bytes) -> None:
+    field, kind, largest = FIELDS[frame], KINDS[frame], MTU - FIELDS[frame][0] + 14 - 20
+    assert allowed(frame, *field, kind=kind)
+    for segment in (MIN_SEGMENT, largest):
+        assert allowed(frame, *field, kind=kind, segment=segment)
+    for segment in (0, 1, MIN_SEGMENT - 1, largest + 1, 0xFFFF):
+        assert not allowed(frame, *field, kind=kind, segment=segment)
+    assert not allowed(frame, *field, kind=kind, flags=0)
+    assert not allowed(frame, *field, kind=kind, headers=len(frame) + 1)
+    assert not allowed(frame, *field, kind=Segmentation.TCPV4 + Segmentation.TCPV6 - kind)
+    assert not allowed(frame[: field[0] + 19], *field, kind=kind, headers=0)
+    for header_words in (0, 4):
+        assert not allowed(with_byte(frame, field[0] + 12, header_words << 4), *field, kind=kind)
+    assert not allowed(with_byte(frame[: field[0] + 30], field[0] + 12, 0xF0), *field, kind=kind, headers=0)
+
+
+@pytest.mark.parametrize("frame", [UDP4, UDP6, ICMP6], ids=["udp4", "udp6", "icmp6"])
+@pytest.mark.parametrize("kind", [*Segmentation, 0x81, 0x84, 0x20, 0x40])
+def test_only_tcp_is_cut(frame: bytes, kind: int) -> None:
+    assert allowed(frame, *FIELDS[frame], kind=kind, headers=0) == (kind == Segmentation.NONE)
+
+
+def test_a_plain_packet_asks_for_nothing_whatever_else_its_header_says() -> None:
+    for frame in (UDP4, arp(GATEWAY), b""):
+        assert allowed(frame, 3, 4, flags=0, headers=0xFFFF)
+
+
+def test_the_largest_packet_may_be_cut() -> None:
+    start = HEADER.pack(HeaderFlag.NEEDS_CSUM, Segmentation.TCPV4, 54, 1400, 34, 16, 0) + TCP4[:FILTERED_BYTES]
+    assert offload_allowed(start, MAX_PACKET, MTU, ALL_FEATURES)
+    assert not offload_allowed(start, MAX_PACKET, MTU, int(NetFeature.CSUM))
+
+
+def test_no_checksum_rewrites_what_the_filter_has_passed() -> None:
+    """The kernel would write the sum over the rest of the frame to the IPv6 destination."""
+    net = Net(
+        GUEST_MAC,
+        MTU,
+        MemoryBackend(),
+        PacketFilter(GUEST_MAC, [ip_interface(f"{GUEST}/16"), ip_interface(f"{GUEST6}/64")], [GATEWAY], [], []),
+        on_room=lambda: None,
+        on_full=lambda: None,
+    )
+    driver = Driver(net)
+    driver.start()
+    for frame, start, offset in ((UDP6, 38, 0), (UDP4, 30, 0), (arp(GATEWAY), 28, 2)):
+        driver.send(1, struct.pack("<BBHHHHH", 1, 0, 0, 0, start, offset, 0) + frame)
+    assert isinstance(net._backend, MemoryBackend)
+    assert not net._backend.sent
+    assert driver.transport.misuse == {Misuse.PACKET: 3}
+    driver.send(1, struct.pack("<BBHHHHH", 1, 0, 0, 0, 54, 6, 0) + UDP6)
+    assert len(net._backend.sent) == 1
