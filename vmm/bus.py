@@ -1,14 +1,12 @@
-"""An address space of devices: which device answers a port or MMIO access, and at which offset of
-its own.
-"""
+"""An address space of devices: which device answers a port or MMIO access, at which offset."""
 
 import bisect
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 class BusDevice(Protocol):
-    """A device on a bus. Offsets are its own, sizes 1, 2, 4 or 8 bytes, values unsigned. It must
-    take any access without an exception.
+    """A device on a bus. Offsets are its own, sizes 1, 2, 4 or 8 bytes, values unsigned. It takes
+    any access without an exception, and answers with a value that fits.
     """
 
     def read(self, offset: int, size: int) -> int:
@@ -20,15 +18,37 @@ class BusDevice(Protocol):
         ...
 
 
+class Unmapped:
+    """Where no device is: reads as all ones, writes nothing."""
+
+    def read(self, offset: int, size: int) -> int:
+        """All ones."""
+        return (1 << 8 * size) - 1
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Nothing."""
+
+
+class Place(NamedTuple):
+    """Where an access goes. `name` is one of a few, whatever address the guest chose."""
+
+    device: BusDevice
+    offset: int
+    name: str
+
+
 class Bus:
-    """Devices at ranges that do not overlap. An access that no device takes reads as all ones,
-    writes nothing and is counted.
+    """Devices at ranges that do not overlap.
+
+    Args:
+        kind: what its accesses are called ("io", "mmio").
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str) -> None:
         self._starts: list[int] = []
-        self._ranges: list[tuple[int, int, BusDevice]] = []
-        self.unclaimed = 0
+        self._ranges: list[tuple[int, int, BusDevice, str]] = []
+        self._kind = kind
+        self._nowhere = Place(Unmapped(), 0, f"{kind} unmapped")
 
     def attach(self, base: int, size: int, device: BusDevice) -> None:
         """Place `device` at [base, base + size).
@@ -42,30 +62,12 @@ class Bus:
         if before > base or base + size > after:
             raise ValueError(f"[{base:#x}, +{size:#x}) overlaps another device")
         self._starts.insert(index, base)
-        self._ranges.insert(index, (base, base + size, device))
+        self._ranges.insert(index, (base, base + size, device, f"{self._kind} {base:#x}"))
 
-    def find(self, address: int, size: int) -> tuple[BusDevice, int] | None:
-        """The device that holds the whole access, and the offset in it."""
+    def find(self, address: int, size: int) -> Place:
+        """The device that holds the whole access, or none (`Unmapped`)."""
         index = bisect.bisect_right(self._starts, address) - 1
         if index < 0:
-            return None
-        base, end, device = self._ranges[index]
-        return (device, address - base) if address + size <= end else None
-
-    def read(self, address: int, size: int) -> int:
-        """Carry out a read of the guest's."""
-        found = self.find(address, size)
-        if found is None:
-            self.unclaimed += 1
-            return (1 << 8 * size) - 1
-        device, offset = found
-        return device.read(offset, size)
-
-    def write(self, address: int, size: int, value: int) -> None:
-        """Carry out a write of the guest's."""
-        found = self.find(address, size)
-        if found is None:
-            self.unclaimed += 1
-            return
-        device, offset = found
-        device.write(offset, size, value)
+            return self._nowhere
+        base, end, device, name = self._ranges[index]
+        return Place(device, address - base, name) if address + size <= end else self._nowhere

@@ -1,6 +1,4 @@
-"""The one event loop of a vmm process: descriptors, events that vCPU threads trigger, and
-timers.
-"""
+"""The event loop of a vmm process: descriptors, events that vCPU threads trigger, and timers."""
 
 import contextlib
 import heapq
@@ -13,6 +11,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
+_HUNG_UP = select.EPOLLHUP | select.EPOLLERR | select.EPOLLRDHUP
 
 
 class HasFileno(Protocol):
@@ -24,31 +23,35 @@ class HasFileno(Protocol):
 
 
 class EventLoop:
-    """Calls back when a descriptor is ready. All methods belong to the loop's thread, but for
-    `stop` and the triggers.
+    """Calls back when a descriptor is ready. All methods belong to the loop's thread, except `stop`
+    and the triggers.
     """
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._stack = contextlib.ExitStack()
         self._stack.callback(self._epoll.close)
-        self._watched: dict[int, tuple[int, Callable[[], None]]] = {}
+        self._watched: dict[int, tuple[int, Callable[[], None], Callable[[], None] | None]] = {}
         self._running = True
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_numbers = itertools.count()
         self.stop = self.add_event(self._leave)
         """Make `run` return, from any thread."""
 
-    def watch(self, file: HasFileno, events: int, callback: Callable[[], None]) -> None:
-        """Call `callback` whenever `file` is ready for `events` (READ, WRITE or both); 0 stops
-        watching it.
+    def watch(self, file: HasFileno, events: int, callback: Callable[[], None], hang_up: Callable[[], None] | None = None) -> None:
+        """Call `callback` whenever `file` is ready for `events` (READ, WRITE or both).
+
+        With `hang_up` it is called instead as soon as the other end is closed, whatever `events`
+        are: flow control does not hide an end. No events and no `hang_up`: stop watching.
         """
         fd = file.fileno()
-        before, _ = self._watched.get(fd, (0, callback))
+        before, *_ = self._watched.get(fd, (0,))
+        if hang_up is not None:
+            events |= select.EPOLLRDHUP
         if not events:
             self._watched.pop(fd, None)
         else:
-            self._watched[fd] = events, callback
+            self._watched[fd] = events, callback, hang_up
         if events == before:
             return
         if not events:
@@ -64,7 +67,7 @@ class EventLoop:
         """
         self._stack.callback(os.close, fd)
         # Edge-triggered, so that nobody has to read it: each write is an edge.
-        self._watched[fd] = READ | select.EPOLLET, callback
+        self._watched[fd] = READ | select.EPOLLET, callback, None
         self._epoll.register(fd, READ | select.EPOLLET)
 
     def add_event(self, callback: Callable[[], None]) -> Callable[[], None]:
@@ -83,9 +86,10 @@ class EventLoop:
         """Wait and call back until `stop`."""
         while self._running:
             timeout = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
-            for fd, _ in self._epoll.poll(timeout):
+            for fd, ready in self._epoll.poll(timeout):
                 if fd in self._watched:  # unless a callback of this round has stopped that
-                    self._watched[fd][1]()
+                    _, callback, hang_up = self._watched[fd]
+                    (hang_up if hang_up and ready & _HUNG_UP else callback)()
             while self._timers and self._timers[0][0] <= time.monotonic():
                 heapq.heappop(self._timers)[2]()
 

@@ -17,7 +17,10 @@ from typing import Any, Protocol
 from mayfly.errors import ConfigError, GuestError, KvmError, MayflyError, SnapshotError
 from mayfly.vmm.arch import InterruptController, boot, cpu, hardware, interrupts, layout, state
 from mayfly.vmm.bus import Bus
-from mayfly.vmm.channel import PORT_NAME, SerialChannel, TcpChannel, VirtioChannel
+from mayfly.vmm.channels import PORT_NAME
+from mayfly.vmm.channels.serial import SerialChannel
+from mayfly.vmm.channels.tcp import TcpChannel
+from mayfly.vmm.channels.virtio import VirtioChannel
 from mayfly.vmm.config import CHANNEL_PORT, Channel, MachineConfig
 from mayfly.vmm.devices.serial import Serial
 from mayfly.vmm.devices.virtio.device import VirtioDevice
@@ -78,7 +81,7 @@ class Machine:
         self.phases: dict[str, float] = {}
         self.error: MayflyError | None = None
         self.end: End | None = None
-        self.ports, self.mmio = Bus(), Bus()
+        self.ports, self.mmio = Bus("io"), Bus("mmio")
         self.lock = threading.Lock()
         self.channel: SerialChannel | VirtioChannel | TcpChannel | None = None
         self.boot_console: Serial

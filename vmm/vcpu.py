@@ -30,9 +30,7 @@ class VcpuThread(threading.Thread):
         self._stopping = False
         self._work: Callable[[Vcpu], None] | None = None
         self.exits: Counter[str] = Counter()
-        """Returns of KVM_RUN by reason and address ("io 0x3f8", "mmio 0xd0000000",
-        "interrupted").
-        """
+        """Returns of KVM_RUN by reason and device ("io 0x3f8", "mmio unmapped", "interrupted")."""
 
     def stop(self) -> None:
         """Make the thread end soon, whatever the guest does. Any thread may call it; join
@@ -92,23 +90,25 @@ class VcpuThread(threading.Thread):
         access = self._vcpu.page.io
         port, size, count = access.port, access.size, access.count
         data = self._vcpu.bytes[access.data_offset : access.data_offset + size * count]
-        self.exits[f"io {port & ~7:#x}"] += 1
+        device, offset, name = self._ports.find(port, size)
+        self.exits[name] += 1
         with self._lock:
             for index in range(0, size * count, size):
                 if access.direction == PIO_OUT:
-                    self._ports.write(port, size, int.from_bytes(data[index : index + size], "little"))
+                    device.write(offset, size, int.from_bytes(data[index : index + size], "little"))
                 else:
-                    data[index : index + size] = self._ports.read(port, size).to_bytes(size, "little")
+                    data[index : index + size] = device.read(offset, size).to_bytes(size, "little")
 
     def _mmio_access(self) -> None:
         access = self._vcpu.page.mmio
         address, size = access.phys_addr, access.len
-        self.exits[f"mmio {address & ~0xFFF:#x}"] += 1
+        device, offset, name = self._mmio.find(address, size)
+        self.exits[name] += 1
         with self._lock:
             if access.is_write:
-                self._mmio.write(address, size, int.from_bytes(bytes(access.data[0:size]), "little"))
+                device.write(offset, size, int.from_bytes(bytes(access.data[0:size]), "little"))
             else:
-                access.data[0:size] = self._mmio.read(address, size).to_bytes(size, "little")
+                access.data[0:size] = device.read(offset, size).to_bytes(size, "little")
 
     def _fatal(self, reason: int) -> GuestError:
         """The error for an exit after which this guest cannot go on."""

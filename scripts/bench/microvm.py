@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mayfly.vmm.channel import PORT_NAME
+from mayfly.vmm.channels import PORT_NAME
 from mayfly.vmm.config import MIB, MachineConfig
 from mayfly.vmm.machine import command_line
 

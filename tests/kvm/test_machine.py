@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mayfly.errors import BootError, ConfigError, GuestError
-from mayfly.vmm.channel import SerialChannel
+from mayfly.vmm.channels.serial import SerialChannel
 from mayfly.vmm.machine import End
 from tests.kit.tiny import RESET, Running, start
 
@@ -42,7 +42,7 @@ def test_prints_on_the_boot_console_and_resets(started: list[Running], tmp_path:
     running = start(started, tmp_path, "mov dx, 0x3f8\nmov al, 'H'\nout dx, al\nmov al, 'i'\nout dx, al\n" + RESET)
     assert running.run() is End.RESET
     assert running.console == b"Hi"
-    assert running.machine.exits() == {"io 0x3f8": 2, "io 0x60": 1, "total": 3, "channel-data": 0, "kicks": 0}
+    assert running.machine.exits() == {"io 0x3f8": 2, "io 0x64": 1, "total": 3, "channel-data": 0, "kicks": 0}
 
 
 def test_rsi_points_at_boot_params_with_the_boot_flag(started: list[Running], tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_a_machine_reports_its_phases_its_exits_and_its_end(zygote: Zygote, tmp_
     exits = dict(ended["exits"])  # type: ignore[call-overload]
     assert exits.pop("page-faults") > 0
     assert exits.pop("own-bytes") > 0
-    assert exits == {"io 0x3f8": 1, "io 0x60": 1, "total": 2, "channel-data": 0, "kicks": 0}
+    assert exits == {"io 0x3f8": 1, "io 0x64": 1, "total": 2, "channel-data": 0, "kicks": 0}
     assert zygote.receive() == Reaped(machine=7, status=0)
     spawned.close()
 

@@ -1,6 +1,4 @@
-"""A clock that tells the time: the reading half of the goldfish RTC (Linux
-drivers/rtc/rtc-goldfish.c). It has no alarm.
-"""
+"""A clock: the reading half of the goldfish RTC (Linux drivers/rtc/rtc-goldfish.c), no alarm."""
 
 import time
 from collections.abc import Callable
@@ -26,7 +24,9 @@ class Clock:
         self._high = 0
 
     def read(self, offset: int, size: int) -> int:
-        """The guest reads a register; all but the time are 0."""
+        """The guest reads a register; all but the time are 0, and so is any other size."""
+        if size != 4:
+            return 0
         if offset == Register.TIME_LOW:
             now = self._now()
             self._high = now >> 32

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mayfly.vmm.channel import TcpChannel
+from mayfly.vmm.channels.tcp import TcpChannel
 from mayfly.vmm.eventloop import EventLoop
 
 DEADLINE_S = 20

@@ -76,7 +76,7 @@ _NEEDS_CSUM = int(HeaderFlag.NEEDS_CSUM)
 _CSUM = int(NetFeature.CSUM)
 
 
-def offload_allowed(start: bytes | bytearray, size: int, mtu: int, negotiated: int) -> bool:
+def offload_allowed(start: bytes | bytearray | memoryview, size: int, mtu: int, negotiated: int) -> bool:
     """Whether the host's kernel may do what a guest's packet asks for.
 
     Args:
@@ -93,18 +93,19 @@ def offload_allowed(start: bytes | bytearray, size: int, mtu: int, negotiated: i
         return False
     frame = start[HEADER.size :]
     transport, protocol = _transport(frame)
-    if checksum_start != transport or checksum_offset != _CHECKSUM.get(protocol) or header_bytes > size - HEADER.size:
+    frame_bytes = size - HEADER.size
+    if checksum_start != transport or checksum_offset != _CHECKSUM.get(protocol) or header_bytes > frame_bytes:
         return False
     if kind == Segmentation.NONE:
-        return transport + checksum_offset + 2 <= len(frame)
+        return bool(transport + checksum_offset + 2 <= len(frame))
     if protocol != _TCP or frame[_TYPE] != _SEGMENTED[Segmentation(kind)] or transport + _TCP_BYTES > len(frame):
         return False
     tcp_bytes = 4 * (frame[transport + 12] >> 4)
     largest = mtu - (transport - ETHERNET_BYTES) - _TCP_BYTES
-    return tcp_bytes >= _TCP_BYTES and transport + tcp_bytes <= size - HEADER.size and MIN_SEGMENT <= segment <= largest
+    return transport + tcp_bytes <= frame_bytes and tcp_bytes >= _TCP_BYTES and bool(MIN_SEGMENT <= segment <= largest)
 
 
-def _transport(frame: bytes | bytearray) -> tuple[int, int]:
+def _transport(frame: bytes | bytearray | memoryview) -> tuple[int, int]:
     """Offset and protocol of the transport header, as the filter sees it; (0, -1) if it sees none.
 
     Options, extension headers and VLAN tags do not pass the filter, and fragments are not touched.

@@ -1,0 +1,3 @@
+"""What carries the channel: bytes between a socket and the guest. Their meaning is for its ends."""
+
+PORT_NAME = "mayfly.channel"

@@ -1,0 +1,34 @@
+"""The monitor's end of the channel's socket, which all carriers share."""
+
+import socket
+from collections.abc import Callable
+
+from mayfly.vmm.eventloop import EventLoop
+
+
+class SocketEnd:
+    """Watches the socket for bytes, as its carrier can take them, and always for its end: a guest
+    that takes nothing does not hide that the other end is closed.
+
+    Args:
+        channel: a connected stream socket; made non-blocking.
+        closed: called once, when the other end is closed.
+    """
+
+    def __init__(self, channel: socket.socket, loop: EventLoop, closed: Callable[[], None]) -> None:
+        channel.setblocking(False)
+        self.socket = channel
+        self._loop, self._closed = loop, closed
+        self._ended = False
+
+    def watch(self, events: int, pump: Callable[[], None]) -> None:
+        """Call `pump` when the socket is ready for `events` (READ, WRITE, both or none)."""
+        if not self._ended:
+            self._loop.watch(self.socket, events, pump, self.hang_up)
+
+    def hang_up(self) -> None:
+        """The other end is closed."""
+        if not self._ended:
+            self._ended = True
+            self._loop.watch(self.socket, 0, self.hang_up)
+            self._closed()
