@@ -20,7 +20,7 @@ from mayfly.errors import ConfigError, ImageError
 from mayfly.files import atomic_write, file_digest
 from mayfly.imagegen.cache import locked, replacing, using_cache
 from mayfly.imagegen.languages import Language, find_version
-from mayfly.imagegen.oci.documents import LAYER_TYPES, MACHINE_TO_GOARCH, ResolvedImage, Source, resolve
+from mayfly.imagegen.oci.documents import MACHINE_TO_GOARCH, ResolvedImage, Source, resolve
 from mayfly.imagegen.oci.layout import LayoutSource
 from mayfly.imagegen.oci.reference import LayoutReference, Reference
 from mayfly.imagegen.oci.registry import RegistrySource
@@ -112,7 +112,7 @@ def build(options: Options, progress: Progress) -> Built:
         if not options.force and (known := _same(folder, recipe)) is not None and (known.compiler or not can_ask(options, image)):
             return Built(manifest=known, folder=folder, fresh=False)
         layers = [
-            Layer(path=path, compression=LAYER_TYPES[found.media_type], digest=found.digest, diff_id=diff_id)
+            Layer(path=path, digest=found.digest, diff_id=diff_id)
             for path, found, diff_id in zip(fetch_layers(source, image), image.layers, image.config.diff_ids, strict=True)
         ]
         spool_folder = cache_dir() / "spool"
@@ -253,7 +253,7 @@ def add_prepared(options: Options, image: ResolvedImage, version: str, tree: Tre
             else:
                 prepare(Path(folder), wanted.collect, path, options.limits, progress)
     digest = file_digest(path)
-    layer = Layer(path=path, compression="none", digest=digest, diff_id=digest)
+    layer = Layer(path=path, digest=digest, diff_id=digest)
     add_layer(tree, len(image.layers) + 1, layer, spools, options.limits)
     if not language.version_command:
         return ""

@@ -17,17 +17,6 @@ from mayfly.imagegen.oci.reference import is_digest
 
 INDEX_TYPES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
 MANIFEST_TYPES = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
-LAYER_TYPES: Mapping[str, str] = {
-    "application/vnd.oci.image.layer.v1.tar": "none",
-    "application/vnd.oci.image.layer.v1.tar+gzip": "gzip",
-    "application/vnd.oci.image.layer.v1.tar+zstd": "zstd",
-    "application/vnd.oci.image.layer.nondistributable.v1.tar": "none",
-    "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip": "gzip",
-    "application/vnd.docker.image.rootfs.diff.tar": "none",
-    "application/vnd.docker.image.rootfs.diff.tar.gzip": "gzip",
-    "application/vnd.docker.image.rootfs.diff.tar.zstd": "zstd",
-}
-"""Media type of a layer -> how it is compressed."""
 MACHINE_TO_GOARCH: Mapping[str, str] = {"x86_64": "amd64", "aarch64": "arm64"}
 MAX_DOCUMENT = 8 << 20
 MAX_LAYERS = 512
@@ -136,11 +125,6 @@ def _resolve_manifest(source: Source, data: bytes, document: Mapping[str, Any], 
         raise RegistryError(f"the image has {len(layers)} layers; at most {MAX_LAYERS} are allowed")
     if len(layers) != len(config.diff_ids):
         raise RegistryError(f"the manifest has {len(layers)} layers, the configuration {len(config.diff_ids)}")
-    for layer in layers:
-        if layer.media_type not in LAYER_TYPES:
-            raise ImageError(
-                f"layer {layer.digest} is of the unknown type {layer.media_type!r}", hint="only tar, gzip and zstd layers are read"
-            )
     return ResolvedImage(manifest_digest=digest_of(data), config_digest=config_at.digest, config=config, layers=tuple(layers))
 
 

@@ -7,6 +7,7 @@ Format: Linux Documentation/driver-api/early-userspace/buffer-format.rst.
 import dataclasses
 import hashlib
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from mayfly.errors import ImageError
@@ -53,20 +54,21 @@ def write_cpio(tree: Tree, chunks: Callable[[Content], Iterator[bytes]], write: 
     Raises:
         ImageError: a path, a link target or a file is longer than the format or Linux takes.
     """
-    entries = [(path, node.inode) for path, node in tree.walk() if not stat.S_ISCHR(node.inode.mode)]
-    names: dict[int, int] = {}
-    for _, inode in entries:
-        names[id(inode)] = names.get(id(inode), 0) + 1
-    left = dict(names)
+    names = Counter(id(node.inode) for node in tree.nodes())
+    left = names.copy()
     numbers: dict[int, int] = {}
     hasher = hashlib.sha256()
-    unpacked = rounded = 0
+    unpacked = rounded = number = 0
 
     def put(data: bytes) -> None:
         hasher.update(data)
         write(data)
 
-    for number, (path, inode) in enumerate(entries, start=1):
+    for path, node in tree.walk():
+        inode = node.inode
+        if stat.S_ISCHR(inode.mode):
+            continue
+        number += 1
         _check(path, inode)
         if not stat.S_ISREG(inode.mode):
             size = inode.size if stat.S_ISLNK(inode.mode) else 0
@@ -85,10 +87,10 @@ def write_cpio(tree: Tree, chunks: Callable[[Content], Iterator[bytes]], write: 
             unpacked += size
             rounded += -(-size // PAGE) * PAGE
     marker = hasher.hexdigest()
-    last = header(ino=len(entries) + 1, mode=stat.S_IFREG | 0o444, uid=0, gid=0, nlink=1, size=len(marker), name=END_MARKER)
+    last = header(ino=number + 1, mode=stat.S_IFREG | 0o444, uid=0, gid=0, nlink=1, size=len(marker), name=END_MARKER)
     write(last + marker.encode())
     write(header(ino=0, mode=0, uid=0, gid=0, nlink=1, size=0, name=TRAILER))
-    return Summary(entries=len(entries) + 1, unpacked_size=unpacked + len(marker), rounded_size=rounded + PAGE, end_marker=marker)
+    return Summary(entries=number + 1, unpacked_size=unpacked + len(marker), rounded_size=rounded + PAGE, end_marker=marker)
 
 
 def _put_contents(content: Content, chunks: Callable[[Content], Iterator[bytes]], put: Callable[[bytes], object]) -> None:
@@ -101,6 +103,8 @@ def _put_contents(content: Content, chunks: Callable[[Content], Iterator[bytes]]
 
 
 def _check(path: bytes, inode: Inode) -> None:
+    if path == TRAILER:
+        raise ImageError(f"the image has a file {show(path)}, which means the end of an initramfs to Linux", hint="prune it")
     if len(path) > MAX_PATH or (stat.S_ISLNK(inode.mode) and inode.size > MAX_PATH):
         raise ImageError(f"{show(path)} or its link target is longer than the {MAX_PATH} bytes that Linux takes")
     if inode.size > MAX_FILE:

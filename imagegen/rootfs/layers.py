@@ -21,8 +21,8 @@ from typing import IO, BinaryIO, Self, cast
 import zstandard
 
 from mayfly.errors import LayerError
-from mayfly.imagegen.rootfs.tar import Kind, Member, read_members
-from mayfly.imagegen.rootfs.tree import Content, Extent, Inode, Node, Tree, show, split, strip_lower
+from mayfly.imagegen.rootfs.tar import BLOCK, Kind, Member, is_tar, read_members
+from mayfly.imagegen.rootfs.tree import Content, Extent, Inode, Node, Tree, show, split
 
 CHUNK = 1 << 20
 PACKED_CHUNK = 64 << 10
@@ -35,6 +35,12 @@ GZIP_WINDOW = 31
 ZSTD_WINDOW = 128 * MIB
 RATIO_GRACE = 64 * MIB
 """A layer that unpacks to less than this is no bomb, whatever its ratio."""
+_USTAR = slice(257, 262)
+"""Where a tar's header has its magic."""
+_GZIP = b"\x1f\x8b"
+_ZSTD = b"\x28\xb5\x2f\xfd"
+_ZSTD_SKIPPABLE = b"\x2a\x4d\x18"
+"""Bytes 1 to 3 of a skippable frame (RFC 8878, 3.1.2)."""
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _AUFS = b".wh..wh."
@@ -61,12 +67,11 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layer:
-    """A layer to merge: where its blob lies, how it is compressed (`none`, `gzip`, `zstd`), and
-    what it and its tar must hash to.
+    """A layer to merge: where its blob is, and what it and its tar must hash to. How it is
+    compressed its first bytes say, for media types are often wrong.
     """
 
     path: Path
-    compression: str
     digest: str
     diff_id: str
 
@@ -115,7 +120,9 @@ class Spools:
                         packed_size += len(chunk)
                         yield chunk
 
-                for chunk in _decompress(source(), layer.compression):
+                head = blob.read(BLOCK)
+                blob.seek(0)
+                for chunk in _decompress(source(), _compression(layer, head)):
                     unpacked_size += len(chunk)
                     _check_size(layer, limits, packed_size, unpacked_size, self._count(len(chunk)))
                     if hashed is not None:
@@ -219,9 +226,7 @@ def apply_layer(tree: Tree, number: int, read_at: Callable[[int, int], bytes], t
     Raises:
         LayerError: the tar is damaged or unsafe, or has more than `max_members` members.
     """
-    for count, member in enumerate(read_members(read_at, total), start=1):
-        if count > max_members:
-            raise LayerError(f"it has more than {max_members} members", hint="if that is right for this image, raise --max-entries")
+    for member in read_members(read_at, total, max_members):
         _apply(tree, number, member, spool)
 
 
@@ -259,14 +264,14 @@ def _white_out(tree: Tree, number: int, parts: list[bytes]) -> None:
     if parent is None:
         return
     if name == _OPAQUE:
-        strip_lower(parent, number)
+        tree.strip_lower(parent, number)
         return
     if name.startswith(_AUFS):
         return
     node = parent.children.get(hidden)
     if node is None:
         return
-    strip_lower(node, number)
+    tree.strip_lower(node, number)
     if node.layer != number and not node.children:
         del parent.children[hidden]
 
@@ -281,19 +286,32 @@ def _hard_link(tree: Tree, number: int, member: Member) -> None:
     placed.layer = number
 
 
+def _compression(layer: Layer, head: bytes) -> str:
+    """How a blob that begins with `head` is compressed: `gzip`, `zstd` or `none`."""
+    if head[_USTAR].startswith(b"ustar"):
+        return "none"
+    if head.startswith(_GZIP):
+        return "gzip"
+    if head.startswith(_ZSTD) or (head[1:4] == _ZSTD_SKIPPABLE and head[0] & 0xF0 == 0x50):
+        return "zstd"
+    if is_tar(head):
+        return "none"
+    raise LayerError(
+        f"layer {layer.digest} is neither a tar nor one packed by gzip or zstd", hint="pack the image's layers by one of these"
+    )
+
+
 def _decompress(chunks: Iterator[bytes], compression: str) -> Iterator[bytes]:
     """Pieces of at most CHUNK bytes, so that a bomb is noticed before it has grown. Raises EOFError
     where the stream ends early.
     """
     match compression:
-        case "none":
-            return chunks
         case "gzip":
             return _gunzip(chunks)
         case "zstd":
             return _unzstd(chunks)
         case _:
-            raise LayerError(f"compression {compression!r} is not supported")
+            return chunks
 
 
 def _gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:

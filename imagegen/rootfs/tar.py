@@ -15,15 +15,20 @@ from mayfly.errors import LayerError
 
 BLOCK = 512
 MAX_EXTENSION = 1 << 20
-"""A pax header or a GNU long name may have this many bytes; PATH_MAX is 4,096."""
+"""Bytes of the extended headers in front of one member, together. PATH_MAX is 4,096."""
+RECORDS_PER_MEMBER = 16
+"""How many pax records a layer may have for each member that the limit allows."""
 MAX_PATH = 4095
-MAX_ID = 0xFFFF_FFFE
+NO_ID = 0xFFFF_FFFF
+"""chown(2) reads this id as "leave it": what unpacks it as root keeps root's."""
 
 _HEADER = struct.Struct("100s8s8s8s12s12s8s1s100s6s2s32s32s8s8s155s12x")
 """name mode uid gid size mtime checksum type linkname magic version uname gname devmajor devminor
 prefix (pax, ustar Header Block).
 """
 _CHECKSUM = slice(148, 156)
+_RECORDS = {key.encode(): key for key in ("path", "linkpath", "size", "uid", "gid")}
+"""The pax records that count. All others are passed over, so that none of them takes memory."""
 
 
 class Kind(Enum):
@@ -66,52 +71,59 @@ class Member:
     size: int
 
 
-def read_members(read_at: Callable[[int, int], bytes], total: int) -> Iterator[Member]:
+def read_members(read_at: Callable[[int, int], bytes], total: int, max_members: int) -> Iterator[Member]:
     """Yield the members of a tar of `total` bytes; `read_at(offset, size)` gives its bytes.
 
     Raises:
-        LayerError: the tar is damaged, ends early, or has something that no layer needs (sparse
-            files, volumes, incremental dumps).
+        LayerError: the tar is damaged, ends early, has more than `max_members` members, or has
+            something that no layer needs (sparse files, volumes, incremental dumps).
     """
-    offset = 0
+    offset = members = extended = 0
+    records = max_members * RECORDS_PER_MEMBER
     own: dict[str, bytes] = {}
     while True:
-        if offset == total and not own:
+        if offset == total and not extended:
             return  # no end-of-archive blocks: Go's writers may omit them, and the digests already say that the tar is whole
         block = read_at(offset, BLOCK) if offset + BLOCK <= total else b""
         if len(block) != BLOCK:
             raise LayerError(f"the layer's tar ends within a header at byte {offset}")
         if block.count(0) == BLOCK:
-            if own:
+            if extended:
                 raise LayerError(f"the layer's tar ends at byte {offset} after an extended header")
             return
         (name, mode, uid, gid, size_field, _, checksum, kind, link, magic, _, _, _, _, _, prefix) = _HEADER.unpack(block)
-        if _number(checksum, "checksum", offset) != sum(block) - sum(block[_CHECKSUM]) + 8 * ord(" "):
+        if _number(checksum, "checksum", offset) not in _sums(block):
             raise LayerError(f"the layer's tar has a header with a wrong checksum at byte {offset}")
         data_at = offset + BLOCK
-        size = _number(own["size"], "size", offset, base=10) if "size" in own else _number(size_field, "size", offset)
         if kind in b"xgLK":
             size = _number(size_field, "size", offset)
             _fits(data_at, size, total, offset)
-            if size > MAX_EXTENSION:
+            extended += BLOCK + size
+            if extended > MAX_EXTENSION:
                 raise LayerError(
-                    f"the layer's tar has an extended header of {size} bytes at byte {offset}; at most {MAX_EXTENSION} are allowed"
+                    f"the layer's tar has extended headers of {extended} bytes in front of one member at byte {offset}; "
+                    f"at most {MAX_EXTENSION} are allowed"
                 )
-            data = read_at(data_at, size)
             match kind:
                 case b"x":
-                    own.update(_pax(data, offset))
+                    records -= _pax(read_at(data_at, size), offset, records, own)
                 case b"g":
-                    _pax(data, offset)  # checked, but no tool puts into a layer's global header what matters here
+                    pass  # no tool puts into a layer's global header what matters here
                 case b"L":
-                    own["path"] = data.rstrip(b"\0")
+                    own["path"] = _bounded(read_at(data_at, size).rstrip(b"\0"), offset)
                 case _:
-                    own["linkpath"] = data.rstrip(b"\0")
+                    own["linkpath"] = _bounded(read_at(data_at, size).rstrip(b"\0"), offset)
             offset = _next(data_at, size)
             continue
-        if kind not in _KINDS or any(key.startswith("GNU.sparse") for key in own):
-            raise LayerError(f"the layer's tar has a member of type {kind!r} or a sparse file at byte {offset}; neither is supported")
-        fields, own = own, {}
+        members += 1
+        if members > max_members:
+            raise LayerError(f"it has more than {max_members} members", hint="if that is right for this image, raise --max-entries")
+        if kind == b"S":
+            raise LayerError(f"the layer's tar has a sparse file at byte {offset}, which is not supported", hint="pack it without --sparse")
+        if kind not in _KINDS:
+            raise LayerError(f"the layer's tar has a member of type {kind!r} at byte {offset}, which is not supported")
+        size = _number(own["size"], "size", offset, base=10) if "size" in own else _number(size_field, "size", offset)
+        fields, own, extended = own, {}, 0
         short = _text(name)
         if magic == b"ustar\0" and prefix[0]:
             short = _text(prefix) + b"/" + short
@@ -136,6 +148,26 @@ def read_members(read_at: Callable[[int, int], bytes], total: int) -> Iterator[M
         offset = _next(data_at, length)
 
 
+def is_tar(head: bytes) -> bool:
+    """Whether a blob that begins with `head` (512 bytes, or all of it) can be a tar."""
+    if len(head) < BLOCK:
+        return not head
+    try:
+        return head.count(0) == BLOCK or _number(head[_CHECKSUM], "checksum", 0) in _sums(head)
+    except LayerError:
+        return False
+
+
+def _sums(block: bytes) -> tuple[int, int]:
+    """The checksum of a header: the standard's, of unsigned bytes, and that of old tars, of signed
+    ones.
+    """
+    unsigned = sum(block) - sum(block[_CHECKSUM]) + 8 * ord(" ")
+    if block.isascii():
+        return unsigned, unsigned
+    return unsigned, unsigned - 256 * sum(byte > 127 for byte in block[: _CHECKSUM.start] + block[_CHECKSUM.stop :])
+
+
 def _next(data_at: int, size: int) -> int:
     return data_at + -(-size // BLOCK) * BLOCK
 
@@ -158,37 +190,51 @@ def _bounded(path: bytes, offset: int) -> bytes:
 
 
 def _identity(fields: Mapping[str, bytes], key: str, field: bytes, offset: int) -> int:
-    value = _number(fields[key], key, offset, base=10) if key in fields else _number(field, key, offset)
-    if value > MAX_ID:
-        raise LayerError(f"the layer's tar has the {key} {value} at byte {offset}; Linux takes {MAX_ID}")
-    return value
+    """A user or group id as chown(2) takes it: a negative one counts from 2^32 down."""
+    value = _number(fields[key], key, offset, 10, signed=True) if key in fields else _number(field, key, offset, signed=True)
+    if not -(1 << 31) <= value <= NO_ID:
+        raise LayerError(f"the layer's tar has the {key} {value} at byte {offset}; Linux takes {NO_ID - 1}")
+    return 0 if value & NO_ID == NO_ID else value & NO_ID
 
 
-def _number(field: bytes, what: str, offset: int, base: int = 8) -> int:
-    """An octal or base-256 field, or a decimal one of a pax record. Never negative."""
+def _number(field: bytes, what: str, offset: int, base: int = 8, *, signed: bool = False) -> int:
+    """An octal or base-256 field, or a decimal one of a pax record. Negative only if `signed`."""
     if base == 8 and field[0] & 0x80:
-        if field[0] & 0x40:
+        value = int.from_bytes(bytes([field[0] & 0x7F | (field[0] & 0x40) << 1]) + field[1:], "big", signed=True)
+        if value < 0 and not signed:
             raise LayerError(f"the layer's tar has a negative {what} at byte {offset}")
-        return int.from_bytes(bytes([field[0] & 0x3F]) + field[1:], "big")
-    digits = field.strip(b" \0") if base == 8 else field
+        return value
+    digits = field.strip(b" \0").partition(b"\0")[0] if base == 8 else field
+    sign = -1 if signed and base == 10 and digits.startswith(b"-") else 1
+    if sign < 0:
+        digits = digits[1:]
     allowed = b"01234567" if base == 8 else b"0123456789"
     if (not digits and base == 10) or len(digits) > 20 or digits.strip(allowed):
         raise LayerError(f"the layer's tar has a {what} that is no number at byte {offset}: {digits[:20]!r}")
-    return int(digits, base) if digits else 0
+    return sign * int(digits, base) if digits else 0
 
 
-def _pax(data: bytes, offset: int) -> dict[str, bytes]:
-    r"""The records `LENGTH KEY=VALUE\n` of a pax header (IEEE 1003.1, pax Extended Header)."""
-    records = {}
-    at = 0
+def _pax(data: bytes, offset: int, limit: int, into: dict[str, bytes]) -> int:
+    r"""Put the records `LENGTH KEY=VALUE\n` of a pax header that count into `into` (IEEE 1003.1,
+    pax Extended Header); how many records there were in all, which is at most `limit`.
+    """
+    at = count = 0
     while at < len(data):
         space = data.find(b" ", at, at + 12)
         length = _number(data[at:space], "pax record's length", offset, base=10) if space > at else 0
-        record = data[space + 1 : at + length]
-        key, equals, value = record[:-1].partition(b"=")
-        if length <= 0 or at + length > len(data) or not record.endswith(b"\n") or not equals:
+        end = at + length
+        equals = data.find(b"=", space, end)
+        if length <= 0 or end > len(data) or equals < 0 or data[end - 1] != ord("\n"):
             raise LayerError(f"the layer's tar has a broken pax header at byte {offset}")
-        if value:  # an empty value takes a record back
-            records[key.decode("utf-8", "replace")] = value
-        at += length
-    return records
+        count += 1
+        if count > limit:
+            raise LayerError(f"the layer's tar has too many pax records at byte {offset}", hint="do not use the image")
+        if data.startswith(b"GNU.sparse", space + 1):
+            raise LayerError(f"the layer's tar has a sparse file at byte {offset}, which is not supported", hint="pack it without --sparse")
+        if equals - space < 10 and (key := _RECORDS.get(data[space + 1 : equals])) is not None:
+            if value := data[equals + 1 : end - 1]:
+                into[key] = _bounded(value, offset)
+            else:
+                into.pop(key, None)  # an empty value takes a record back
+        at = end
+    return count

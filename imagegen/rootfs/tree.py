@@ -14,7 +14,13 @@ from mayfly.errors import LayerError
 MAX_SYMLINKS = 40
 """As Linux' MAXSYMLINKS."""
 MAX_NAME = 255
+MAX_PATH = 4095
+"""As Linux' NAME_MAX, and PATH_MAX without its NUL."""
 MAX_DEPTH = 256
+BYTES_PER_NAME = 256
+"""What paths and link targets may take together, for each name that a tree may have."""
+STEPS_PER_NAME = 64
+"""How many components of paths may be looked up, for each name that a tree may have."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,14 +80,19 @@ def new_dir(layer: int = 0) -> Node:
 
 def split(path: bytes) -> list[bytes]:
     """The components of a path below the root; a leading slash, doubled ones and `.` count for
-    nothing.
+    nothing, and `a/..` neither (as containerd and Docker clean names).
 
     Raises:
-        LayerError: a component is `..` or too long, or there are too many.
+        LayerError: it leads above the root, or a component is too long, or there are too many.
     """
-    parts = [part for part in path.split(b"/") if part not in (b"", b".")]
-    if b".." in parts:
-        raise LayerError(f"path {show(path)} has '..' in it", hint="no honest tool writes such a layer; do not use the image")
+    parts: list[bytes] = []
+    for part in path.split(b"/"):
+        if part == b"..":
+            if not parts:
+                raise LayerError(f"path {show(path)} leads above the root by '..'", hint="do not use the image: no honest tool writes such")
+            parts.pop()
+        elif part not in (b"", b"."):
+            parts.append(part)
     if len(parts) > MAX_DEPTH or any(len(part) > MAX_NAME for part in parts):
         raise LayerError(f"path {show(path)} is deeper than {MAX_DEPTH} or has a name longer than {MAX_NAME} bytes")
     return parts
@@ -94,12 +105,16 @@ def show(path: bytes) -> str:
 
 
 class Tree:
-    """A file system in memory. `limit` bounds its names."""
+    """A file system in memory. `limit` bounds the names that are made in it, and with them the
+    bytes of their paths and the work of looking them up.
+    """
 
     def __init__(self, limit: int = 250_000) -> None:
         self.root = new_dir()
         self.limit = limit
         self._made = 0
+        self._bytes = 0
+        self._steps = 0
 
     def directory(self, parts: list[bytes], *, layer: int | None = None) -> Node | None:
         """The directory at `parts`, every symbolic link on the way followed; missing ones are made
@@ -109,9 +124,14 @@ class Tree:
             LayerError: something on the way is neither a directory nor a link to one, or links go
                 in circles.
         """
+        return self._directory(parts, layer)[0]
+
+    def _directory(self, parts: list[bytes], layer: int | None) -> tuple[Node | None, int]:
+        """As `directory`, with the length of the directory's own path and its slash."""
         todo = list(reversed(parts))
-        trail = [self.root]
+        trail = [(self.root, 0)]
         followed = 0
+        self._charge(len(parts))
         while todo:
             part = todo.pop()
             if part in (b"", b"."):
@@ -120,25 +140,28 @@ class Tree:
                 if len(trail) > 1:
                     trail.pop()
                 continue
-            child = trail[-1].children.get(part)
+            parent, length = trail[-1]
+            child = parent.children.get(part)
             if child is None:
                 if layer is None:
-                    return None
-                child = self._insert(trail[-1], part, new_dir(layer))
+                    return None, 0
+                child = self._insert(parent, length, part, new_dir(layer))
             if child.is_symlink:
                 followed += 1
                 target = child.inode.content
                 if followed > MAX_SYMLINKS or not isinstance(target, bytes):
                     raise LayerError(f"path {show(b'/'.join(parts))} leads through more than {MAX_SYMLINKS} symbolic links")
                 if target.startswith(b"/"):
-                    trail = [self.root]
-                todo.extend(reversed(target.split(b"/")))
+                    trail = [(self.root, 0)]
+                names = target.split(b"/")
+                self._charge(len(names))
+                todo.extend(reversed(names))
                 continue
             if not child.is_dir:
                 if layer is None:
-                    return None
+                    return None, 0
                 raise LayerError(f"path {show(b'/'.join(parts))} goes through {show(part)}, which is not a directory")
-            trail.append(child)
+            trail.append((child, length + len(part) + 1))
             if len(trail) > MAX_DEPTH:
                 raise LayerError(f"path {show(b'/'.join(parts))} leads deeper than {MAX_DEPTH} directories")
         return trail[-1]
@@ -171,39 +194,71 @@ class Tree:
                 raise LayerError("the layer replaces the root by something that is not a directory")
             self.root.inode = inode
             return self.root
-        parent = self.directory(parts[:-1], layer=layer)
+        parent, length = self._directory(parts[:-1], layer)
         assert parent is not None  # noqa: S101 (made where it was missing)
         old = parent.children.get(parts[-1])
         if old is not None and old.is_dir and is_dir:
             old.inode, old.layer = inode, layer
             return old
-        return self._insert(parent, parts[-1], Node(inode=inode, layer=layer))
+        return self._insert(parent, length, parts[-1], Node(inode=inode, layer=layer))
 
-    def _insert(self, parent: Node, name: bytes, node: Node) -> Node:
+    def _insert(self, parent: Node, length: int, name: bytes, node: Node) -> Node:
+        """Put a name into a directory whose path has `length` bytes with its slash."""
+        if length + len(name) > MAX_PATH:
+            raise LayerError(f"the path of {show(name)} has {length + len(name)} bytes; Linux takes {MAX_PATH}")
         self._made += name not in parent.children
         if self._made > self.limit:
             raise LayerError(f"the image has more than {self.limit} names", hint="if that is right for this image, raise --max-entries")
+        self._bytes += length + len(name) + (node.inode.size if node.is_symlink else 0)
+        if self._bytes > self.limit * BYTES_PER_NAME:
+            raise LayerError(
+                f"the image's paths and links have more than {self.limit * BYTES_PER_NAME} bytes",
+                hint="if that is right for this image, raise --max-entries",
+            )
         parent.children[name] = node
         return node
 
+    def _charge(self, steps: int) -> None:
+        """Count work, so that a small layer cannot cost hours."""
+        self._steps += steps
+        if self._steps > self.limit * STEPS_PER_NAME:
+            raise LayerError(
+                f"the image's paths lead through more than {self.limit * STEPS_PER_NAME} directories and links",
+                hint="if that is right for this image, raise --max-entries",
+            )
+
+    def strip_lower(self, node: Node, layer: int) -> None:
+        """Remove from a directory what layers below `layer` have put there, at any depth; what
+        `layer` itself has written stays.
+
+        Depth is bounded by MAX_DEPTH, as every directory was made through `directory`.
+        """
+        self._charge(len(node.children))
+        for name, child in list(node.children.items()):
+            self.strip_lower(child, layer)
+            if child.layer != layer and not child.children:
+                del node.children[name]
+
+    def nodes(self) -> Iterator[Node]:
+        """Every node below the root, in no order that counts."""
+        todo = [self.root]
+        while todo:
+            children = todo.pop().children.values()
+            yield from children
+            todo.extend(child for child in children if child.children)
+
     def walk(self) -> Iterator[tuple[bytes, Node]]:
         """Every name below the root with its node, a directory before what is in it, names sorted
-        as bytes.
+        as bytes. One path is in memory at a time.
         """
-        stack = [(name, node) for name, node in sorted(self.root.children.items(), reverse=True)]
+        stack = [(b"", iter(sorted(self.root.children.items())))]
         while stack:
-            path, node = stack.pop()
+            prefix, entries = stack[-1]
+            name, node = next(entries, (None, None))
+            if name is None or node is None:
+                stack.pop()
+                continue
+            path = prefix + name
             yield path, node
-            stack.extend((path + b"/" + name, child) for name, child in sorted(node.children.items(), reverse=True))
-
-
-def strip_lower(node: Node, layer: int) -> None:
-    """Remove from a directory what layers below `layer` have put there, at any depth; what `layer`
-    itself has written stays.
-
-    Depth is bounded by MAX_DEPTH, as every directory was made through `Tree.directory`.
-    """
-    for name, child in list(node.children.items()):
-        strip_lower(child, layer)
-        if child.layer != layer and not child.children:
-            del node.children[name]
+            if node.children:
+                stack.append((path + b"/", iter(sorted(node.children.items()))))

@@ -26,9 +26,34 @@ SEEDS = (
         member(b"././@LongLink", b"t\0", kind=b"K"),
         symlink(b"u", b"v"),
     ),
+    tar(
+        pax({b"comment": b"c" * 600, b"SCHILY.xattr.user.x": b"\n9 x=y\n"}),
+        pax({b"path": b"pp/" * 90 + b"f", b"gid": b"-2", b"mtime": b"-1e99"}),
+        member(b"x", b"1"),
+        pax({b"path": b"g", b"size": b"1"}, kind=b"g"),
+        member(b"y", b"n" * 900, kind=b"L"),
+        pax({b"linkpath": b"pp/pp", b"path": b""}),
+        symlink(b"up", b"v"),
+        pax({b"uname": b"\xff\0"}),
+        hard_link(b"again", b"up"),
+    ),
     tar(header(b"big", size=b"\x80" + bytes(10) + b"\x02") + b"zz".ljust(BLOCK, b"\0"), member(b"f", kind=b"6"), member(b"c", kind=b"3")),
 )
-SPLICES = (b"..", b"/", b"\0", b".wh.", b".wh..wh..opq", b"../", b"l/", b"\xff\xff", b"7" * 11, b"-1", b"99 ", b"GNU.sparse.major=1\n")
+SPLICES = (
+    *(b"12 path=a/b\n", b"9 size=1\n", b"20 linkpath=up/up/u\n", b"8 uid=-\n", b"0 \n", b"99999999999 ", b"999999 path=", b"6 a=\n\n"),
+    b"..",
+    b"/",
+    b"\0",
+    b".wh.",
+    b".wh..wh..opq",
+    b"../",
+    b"l/",
+    b"\xff\xff",
+    b"7" * 11,
+    b"-1",
+    b"99 ",
+    b"GNU.sparse.major=1\n",
+)
 
 
 def _mutate(rng: random.Random, data: bytes) -> bytes:
@@ -54,7 +79,7 @@ def _mutate(rng: random.Random, data: bytes) -> bytes:
             case _:
                 # The type, the size or the name of some header.
                 start = at - at % BLOCK + rng.choice((156, 124, 0, 157))
-                changed[start : start + 1] = rng.choice((b"0", b"1", b"2", b"5", b"x", b"L", b"7", b"/", b".", b"\0", b"\x80"))
+                changed[start : start + 1] = rng.choice((b"0", b"1", b"2", b"5", b"x", b"g", b"K", b"L", b"7", b"/", b".", b"\0", b"\x80"))
     if rng.random() < 0.1:
         del changed[rng.randrange(len(changed)) :]
     if rng.random() < 0.8:

@@ -119,10 +119,11 @@ def test_gnu_cpio_unpacks_it(tmp_path: Path) -> None:
         (b"/".join([b"d" * 200] * 25), _file(b"")),
         (b"l", Inode(mode=stat.S_IFLNK | 0o777, content=b"t" * 4096)),
         (b"f", Inode(mode=stat.S_IFREG | 0o644, content=Extent(0, 0, MAX_FILE + 1))),
+        (b"TRAILER!!!", _file(b"")),
     ],
 )
 def test_what_linux_would_silently_skip_is_refused(path: bytes, inode: Inode) -> None:
     tree = Tree()
-    tree.put(path, inode)
     with pytest.raises(ImageError):
+        tree.put(path, inode)
         _archive(tree)

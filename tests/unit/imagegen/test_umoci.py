@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from mayfly.imagegen.oci.documents import LAYER_TYPES, resolve
+from mayfly.imagegen.oci.documents import resolve
 from mayfly.imagegen.oci.layout import LayoutSource
 from mayfly.imagegen.oci.reference import LayoutReference
 from mayfly.imagegen.rootfs.layers import Layer, Limits, Spools, merge
@@ -67,7 +67,7 @@ def _ours(layout: Path, spool: Path) -> Tree:
     source = LayoutSource(LayoutReference(path=layout))
     image = resolve(source, "x86_64")
     layers = [
-        Layer(path=source.blob(found), compression=LAYER_TYPES[found.media_type], digest=found.digest, diff_id=diff_id)
+        Layer(path=source.blob(found), digest=found.digest, diff_id=diff_id)
         for found, diff_id in zip(image.layers, image.config.diff_ids, strict=True)
     ]
     with Spools(spool) as spools:
