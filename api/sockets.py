@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mayfly import paths
 from mayfly.errors import ConfigError, HostError
-from mayfly.runs.output import MAX_PATH, listen
+from mayfly.unix import MAX_PATH, listen
 
 LONGEST_RUN_NAME = "runs/" + 32 * "0" + ".sock"
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import mayfly
 from mayfly.errors import ConfigError, ImageError
-from mayfly.files import atomic_write, file_digest
-from mayfly.imagegen.cache import locked, replacing, using_cache
+from mayfly.files import atomic_write, file_digest, locked, replacing
+from mayfly.imagegen.cache import using_cache
 from mayfly.imagegen.languages import Language, find_version
 from mayfly.imagegen.oci.documents import MACHINE_TO_GOARCH, ResolvedImage, Source, resolve
 from mayfly.imagegen.oci.layout import LayoutSource
@@ -34,8 +34,8 @@ from mayfly.imagegen.rootfs.tree import Inode, Tree
 from mayfly.images.manifest import COMPRESSIONS, Manifest, Step, Warmup, load
 from mayfly.images.manifest import Source as Origin
 from mayfly.paths import cache_dir, image_dir
+from mayfly.units import MIB
 
-MIB = 1 << 20
 AGENTS = Path(__file__).parent / "agents"
 RUNNER = 1000
 """User and group id of who runs snippets in the guest."""

@@ -11,8 +11,8 @@ from enum import StrEnum
 from typing import Any, Self
 
 from mayfly.errors import ConfigError
+from mayfly.units import MIB
 
-MIB = 1 << 20
 MIN_MEMORY = 16 * MIB
 MAX_MEMORY = 512 * 1024 * MIB
 MAX_CPUS = 64

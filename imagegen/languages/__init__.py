@@ -14,9 +14,9 @@ import yaml
 from mayfly.errors import ConfigError, UnknownLanguageError
 from mayfly.imagegen.rootfs.prune import Pruner
 from mayfly.images.manifest import Step, Warmup
+from mayfly.units import MIB
 
 FOLDER = Path(__file__).parent
-MIB = 1 << 20
 NAME = re.compile(r"[a-z][a-z0-9+-]{0,31}")
 _COLLECTED = re.compile(r"(?:/(?!\.\.?(?:/|$))[^/\0]+)+")
 

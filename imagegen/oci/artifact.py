@@ -12,8 +12,7 @@ import shutil
 from pathlib import Path
 
 from mayfly.errors import ConfigError, RegistryError
-from mayfly.files import atomic_write
-from mayfly.imagegen.cache import locked, making, replacing
+from mayfly.files import atomic_write, locked, making, replacing
 from mayfly.imagegen.languages import NAME
 from mayfly.imagegen.oci.documents import MACHINE_TO_GOARCH, Descriptor, Source, digest_of, fetch_document, parse_descriptors, read_object
 from mayfly.imagegen.oci.registry import RegistrySource

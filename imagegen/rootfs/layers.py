@@ -23,10 +23,10 @@ import zstandard
 from mayfly.errors import LayerError
 from mayfly.imagegen.rootfs.tar import BLOCK, Kind, Member, is_tar, read_members
 from mayfly.imagegen.rootfs.tree import Content, Extent, Inode, Node, Tree, show, split
+from mayfly.units import MIB
 
 CHUNK = 1 << 20
 PACKED_CHUNK = 64 << 10
-MIB = 1 << 20
 LAYERS_AT_ONCE = 4
 MAX_GZIP_MEMBERS = 250_000
 """Stargz layers have one for each file. Each costs a copy of what is left of its PACKED_CHUNK."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import zstandard
 
 from mayfly.errors import HostError, ImageError
-from mayfly.imagegen.cache import making
+from mayfly.files import making
 from mayfly.imagegen.rootfs.cpio import Entry, read_cpio
 from mayfly.imagegen.rootfs.layers import ZSTD_WINDOW
 from mayfly.imagegen.rootfs.tree import show, split

@@ -18,7 +18,7 @@ from click.shell_completion import get_completion_class
 import mayfly
 from mayfly.errors import ConfigError, ConsoleTailError, ImageNotFoundError, MayflyError
 from mayfly.imagegen.build import Built, Options, build, source_of
-from mayfly.imagegen.cache import image_folders, prune_cache, remove
+from mayfly.imagegen.cache import prune_cache
 from mayfly.imagegen.languages import known_languages, load_language
 from mayfly.imagegen.oci.artifact import export, pull, push
 from mayfly.imagegen.oci.reference import RegistryReference, parse_reference
@@ -28,9 +28,10 @@ from mayfly.imagegen.progress import Advance, Progress
 from mayfly.imagegen.rootfs.layers import Limits
 from mayfly.imagegen.rootfs.unpack import unpack
 from mayfly.images.manifest import COMPRESSIONS, load
+from mayfly.images.store import image_folders, remove
 from mayfly.paths import cache_dir, image_dir
+from mayfly.units import MIB
 
-MIB = 1 << 20
 CONSOLE_SHOWN = 4096
 INTERRUPTED = 130
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from mayfly.errors import BusyError, HostError
-from mayfly.vmm.config import MIB
+from mayfly.units import MIB
 
 DEFAULT_SHARE = 0.6
 """Of the memory available at the start, for all machines together."""

@@ -14,7 +14,8 @@ from mayfly.host.admission import DEFAULT_SHARE
 from mayfly.host.config import DEFAULT_EMULATED_FACTOR, Config
 from mayfly.host.memory import available_memory
 from mayfly.images.store import Images
-from mayfly.vmm.config import MIB, NetworkBackend
+from mayfly.units import MIB
+from mayfly.vmm.config import NetworkBackend
 from mayfly.vmm.kvm.kvm import Kvm
 from mayfly.vmm.network.passt import PROGRAM
 from mayfly.vmm.probe import KvmProbe, probe

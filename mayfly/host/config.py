@@ -15,7 +15,8 @@ from typing import Any, Self
 
 from mayfly import paths
 from mayfly.errors import ConfigError
-from mayfly.vmm.config import MIB, Channel, NetworkBackend
+from mayfly.units import MIB
+from mayfly.vmm.config import Channel, NetworkBackend
 
 DEFAULT_EMULATED_FACTOR = 5.0
 """How much longer everything may take on a host whose KVM is emulated, unless `time_factor` says

@@ -14,7 +14,8 @@ from mayfly.images import manifest
 from mayfly.images.store import Image
 from mayfly.protocol.frames import FileEntry, Start, Step, check_start
 from mayfly.protocol.frames import pack as check_fits
-from mayfly.vmm.config import MIB, MachineConfig, NetworkConfig
+from mayfly.units import MIB
+from mayfly.vmm.config import MachineConfig, NetworkConfig
 
 SLACK_S = 10.0
 """On top of all limits: writing files, starting programs, killing them."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from mayfly import paths
 from mayfly.errors import ImageError, ImageNotFoundError, UnknownLanguageError
+from mayfly.files import remove_folder
 from mayfly.images import manifest
 from mayfly.images.manifest import Manifest
 
@@ -138,6 +139,19 @@ class Images:
         known = ", ".join(sorted({extension for image in images for extension in image.manifest.extensions}))
         hint = f"name the language with --language; extensions known here: {known}" if known else "build an image: imagegen build rust"
         raise UnknownLanguageError(f"{path}: no language has the extension {path.suffix!r}", hint=hint)
+
+
+def image_folders() -> list[Path]:
+    """The folders of all images, sorted by language and architecture."""
+    root = paths.data_dir() / "images"
+    return sorted(path.parent for path in root.glob("*/[!.]*/manifest.json"))
+
+
+def remove(folder: Path) -> None:
+    """Remove an image, in one step for those who look for it."""
+    remove_folder(folder)
+    with contextlib.suppress(OSError):  # another image of the language is there
+        folder.parent.rmdir()
 
 
 def _sortable(version: str) -> tuple[tuple[int, str], ...]:

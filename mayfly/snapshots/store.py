@@ -20,9 +20,8 @@ from typing import Any, NamedTuple, Self
 
 from mayfly import __version__, paths
 from mayfly.errors import ConfigError, SnapshotError, SnapshotNotFoundError
-from mayfly.files import file_digest, remove_tree, sync
-from mayfly.imagegen.cache import ASIDE, PART, clear, locked
-from mayfly.imagegen.cache import replacing as replacing_folder
+from mayfly.files import ASIDE, PART, clear, file_digest, locked, remove_tree, sync
+from mayfly.files import replacing as replacing_folder
 from mayfly.images.manifest import checked
 from mayfly.images.store import Image
 from mayfly.protocol.frames import PROTOCOL_VERSION

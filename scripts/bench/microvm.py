@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mayfly.units import MIB
 from mayfly.vmm.channels import PORT_NAME
-from mayfly.vmm.config import MIB, MachineConfig
+from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.machine import command_line
 
 # In-kernel interrupt controllers; no PIT, PIC, RTC or serial port.

@@ -26,7 +26,8 @@ from typing import Any
 
 from mayfly import paths
 from mayfly.protocol.frames import Begin, Done, Exit, FrameReader, Hello, Message, Start, Stdout, Step, encode_frame
-from mayfly.vmm.config import MIB, Channel, MachineConfig, NetworkBackend, NetworkConfig
+from mayfly.units import MIB
+from mayfly.vmm.config import Channel, MachineConfig, NetworkBackend, NetworkConfig
 from mayfly.vmm.probe import probe
 from mayfly.vmm.process.zygote import Zygote
 from scripts.bench import machine, microvm

@@ -26,7 +26,8 @@ from typing import Any
 from mayfly import paths
 from mayfly.images import manifest
 from mayfly.protocol.frames import FrameReader, Hello
-from mayfly.vmm.config import MIB, Channel, MachineConfig
+from mayfly.units import MIB
+from mayfly.vmm.config import Channel, MachineConfig
 from mayfly.vmm.probe import probe
 from mayfly.vmm.process.zygote import Zygote
 from scripts.bench import machine, microvm

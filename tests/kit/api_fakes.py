@@ -23,7 +23,8 @@ import pytest
 from mayfly.guests.spawner import Zygote
 from mayfly.host.config import Config
 from mayfly.images import manifest
-from mayfly.vmm.config import MIB, SAVE, MachineConfig
+from mayfly.units import MIB
+from mayfly.vmm.config import SAVE, MachineConfig
 from mayfly.vmm.process.zygote import Forked, Reaped
 
 ROOT = Path(__file__).parents[2]

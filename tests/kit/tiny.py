@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from mayfly.units import MIB
 from mayfly.vmm.arch.x86_64 import layout
-from mayfly.vmm.config import MIB, Channel, MachineConfig, NetworkConfig
+from mayfly.vmm.config import Channel, MachineConfig, NetworkConfig
 from mayfly.vmm.devices.virtio.device import OFFERED
 from mayfly.vmm.devices.virtio.mmio import LIVE, STEPS, Register, Status
 from mayfly.vmm.eventloop import EventLoop

@@ -11,7 +11,7 @@ from pathlib import Path
 from mayfly import paths
 from mayfly.imagegen.rootfs.cpio import header
 from mayfly.images import manifest
-from mayfly.vmm.config import MIB
+from mayfly.units import MIB
 
 MACHINE = platform.machine()
 AGENT = Path(__file__).resolve().parents[2] / f"imagegen/agents/mayfly-agent.{MACHINE}"

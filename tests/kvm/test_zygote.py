@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mayfly.vmm.config import MIB, Channel, MachineConfig
+from mayfly.units import MIB
+from mayfly.vmm.config import Channel, MachineConfig
 from mayfly.vmm.process.zygote import Forked, Reaped, Zygote
 from tests.kit import tiny
 from tests.kit.tiny import RESET

@@ -16,7 +16,8 @@ import pytest
 
 from mayfly import paths
 from mayfly.protocol import frames as p
-from mayfly.vmm.config import CHANNEL_PORT, MIB, Channel, MachineConfig, NetworkBackend, NetworkConfig
+from mayfly.units import MIB
+from mayfly.vmm.config import CHANNEL_PORT, Channel, MachineConfig, NetworkBackend, NetworkConfig
 from mayfly.vmm.process.zygote import Reaped, Zygote
 from tests.kit import net_kit, toy
 from tests.kit.agent_process import AgentChannel, shell

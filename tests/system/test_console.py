@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from mayfly import paths
-from mayfly.vmm.config import MIB, Channel, MachineConfig
+from mayfly.units import MIB
+from mayfly.vmm.config import Channel, MachineConfig
 from mayfly.vmm.process.zygote import Reaped, Zygote
 from tests.kit import toy
 from tests.kit.scale import scaled

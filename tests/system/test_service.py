@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from mayfly import paths
-from mayfly.vmm.config import MIB
+from mayfly.units import MIB
 from tests.kit import toy
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600), pytest.mark.usefixtures("toy_language")]

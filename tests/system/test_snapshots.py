@@ -20,7 +20,7 @@ import pytest
 
 from mayfly import paths
 from mayfly.snapshots import store as snapshots
-from mayfly.vmm.config import MIB
+from mayfly.units import MIB
 from mayfly.vmm.kvm.mapping import PAGE
 from mayfly.vmm.snapshot.memory import unpack_runs
 from tests.kit import toy

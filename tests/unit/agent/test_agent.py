@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mayfly.protocol import frames as p
+from mayfly.units import MIB
 from tests.kit.agent_process import UID, AgentProcess, processes_of, shell
 from tests.kit.agent_process import agent as agent
 from tests.kit.agent_process import executable as executable
@@ -202,7 +203,6 @@ def test_collect_refuses(agent: AgentProcess, path: str) -> None:
     assert agent.result().stdout == b"next\n"
 
 
-MIB = 1 << 20
 FILE = p.FileEntry("a", 0o644, 1)
 
 

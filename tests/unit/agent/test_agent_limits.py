@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from mayfly.protocol import frames as p
+from mayfly.units import MIB
 from tests.kit.agent_process import AgentProcess, processes_of, shell
 from tests.kit.agent_process import agent as agent
 from tests.kit.agent_process import executable as executable
 
-MIB = 1 << 20
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="without a user of its own the step would kill the test")
 
 

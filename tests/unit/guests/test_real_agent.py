@@ -14,7 +14,8 @@ from mayfly.guests.spawner import Spawner
 from mayfly.guests.start import Guest, start
 from mayfly.images.store import Images
 from mayfly.protocol import frames as p
-from mayfly.vmm.config import MIB, MachineConfig
+from mayfly.units import MIB
+from mayfly.vmm.config import MachineConfig
 from tests.kit.agent_process import PATH_ENV, build_agent, shell
 from tests.kit.api_fakes import factory, install_toys, open_descriptors
 

@@ -6,7 +6,8 @@ import pytest
 
 from mayfly.errors import ConfigError
 from mayfly.host.config import FIELDS, Config
-from mayfly.vmm.config import MIB, Channel
+from mayfly.units import MIB
+from mayfly.vmm.config import Channel
 
 
 def load(tmp_path: Path, text: str, **overrides: object) -> Config:

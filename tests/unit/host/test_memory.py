@@ -6,7 +6,7 @@ import pytest
 
 from mayfly.errors import HostError
 from mayfly.host.memory import available_memory
-from mayfly.vmm.config import MIB
+from mayfly.units import MIB
 
 UNLIMITED_V1 = "9223372036854771712"
 

@@ -17,7 +17,8 @@ from mayfly.host.snippet import Snippet
 from mayfly.images.manifest import Step
 from mayfly.images.store import Image, Images
 from mayfly.protocol.frames import MAX_FILES_SIZE
-from mayfly.vmm.config import MIB, Channel
+from mayfly.units import MIB
+from mayfly.vmm.config import Channel
 from tests.kit.api_fakes import install, install_toys
 
 

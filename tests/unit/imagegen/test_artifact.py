@@ -151,7 +151,7 @@ def test_exported_here_and_imported_there(image: Built, home: Callable[[str], No
     again = run(cli, ["export", "toy", str(tmp_path / "again")], catch_exceptions=False)
     assert again.stdout.split()[-1] == exported.stdout.split()[-1]
     assert (folder / "initramfs").read_bytes() == (image.folder / "initramfs").read_bytes()
-    with pytest.raises(ImageError, match="not an empty folder"):
+    with pytest.raises(ConfigError, match="not an empty folder"):
         artifact.export(folder, tmp_path / "usb")
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
 
@@ -227,7 +227,7 @@ def test_unpacking(image: Built, tmp_path: Path) -> None:
     assert str((out / "usr/link").readlink()) == "/etc/toy-version"
     assert stat.S_ISFIFO((out / "usr/pipe").lstat().st_mode)
     assert not (out / "usr/share").exists()
-    with pytest.raises(ImageError, match="not an empty folder"):
+    with pytest.raises(ConfigError, match="not an empty folder"):
         unpack(image.folder, out)
     (out / "usr/closed").chmod(0o755)
 

@@ -25,7 +25,6 @@ from click.testing import CliRunner
 import mayfly.imagegen.build
 from mayfly.cli.image import cli
 from mayfly.errors import ConfigError, ImageError, ImageNotFoundError, LayerError, MayflyError
-from mayfly.imagegen import cache
 from mayfly.imagegen.build import Built, Options, build, fetch_layers
 from mayfly.imagegen.languages import parse_language
 from mayfly.imagegen.oci.documents import Descriptor
@@ -33,6 +32,7 @@ from mayfly.imagegen.oci.reference import LayoutReference
 from mayfly.imagegen.progress import Silent
 from mayfly.imagegen.rootfs.layers import Limits
 from mayfly.images.manifest import Manifest, load
+from mayfly.images.store import image_folders
 from mayfly.paths import image_dir
 from tests.kit.agent_process import build_agent
 from tests.kit.imagegen_kit import CpioEntry, LayoutMaker, directory, member, read_cpio, symlink, tar
@@ -309,7 +309,7 @@ def test_versions_lie_side_by_side(layout: Path, tmp_path: Path) -> None:
     older = _layout(tmp_path / "older", tar(member(b"etc/toy-version", b"2.7.1")))
     built = build(_options(older, version="2.7"), Silent())
     assert built.folder == image_dir("toy@2.7", "x86_64")
-    assert [load(folder).version for folder in cache.image_folders()] == ["3.14", "2.7.1"]
+    assert [load(folder).version for folder in image_folders()] == ["3.14", "2.7.1"]
     for other in ("2", "2.7.1"):
         assert build(_options(older, version=other), Silent()).fresh
     with pytest.raises(ImageError, match=r"has toy 3\.14, not 3\.1$"):
@@ -428,7 +428,7 @@ def test_list_inspect_and_rm(layout: Path) -> None:
     assert "\x1b" not in shown
     assert "warm-up  toyc main.toy" in shown
     assert run(cli, ["inspect", "toy", "--json"]).stdout == built.manifest.to_json()
-    assert cache.image_folders() == [built.folder]
+    assert image_folders() == [built.folder]
     assert run(cli, ["rm", "toy"]).exit_code == 0
     assert not built.folder.parent.exists()
     assert isinstance(run(cli, ["rm", "toy"]).exception, ImageNotFoundError)

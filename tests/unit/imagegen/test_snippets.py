@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from mayfly.images.manifest import Manifest, load
+from mayfly.units import MIB
 from tests.kit import go_snippets, rust_snippets
 from tests.kit.scale import FULL
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[3]
-MIB = 1 << 20
 CHROOT = shutil.which("chroot", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") or "chroot"
 
 

@@ -31,7 +31,8 @@ from mayfly.runs.service import Service
 from mayfly.snapshots import store as snapshots
 from mayfly.snapshots.making import base_name, find_base, make
 from mayfly.snapshots.store import MANIFEST, Snapshot
-from mayfly.vmm.config import MIB, NetworkBackend
+from mayfly.units import MIB
+from mayfly.vmm.config import NetworkBackend
 from mayfly.vmm.snapshot.files import FILES, MEMORY, PAGES, STATE, WORKING_SET
 from tests.kit.api_fakes import ROOT, FakeZygote, factory, install, install_toys, open_descriptors, small_config
 from tests.kit.scale import scaled

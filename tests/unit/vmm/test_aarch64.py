@@ -17,9 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mayfly.errors import BootError, KvmUnavailableError
+from mayfly.units import MIB
 from mayfly.vmm.arch.aarch64 import hardware, interrupts, layout, state
 from mayfly.vmm.arch.aarch64.interrupts import GicVersion
-from mayfly.vmm.config import MIB, Channel, MachineConfig, NetworkBackend, NetworkConfig
+from mayfly.vmm.config import Channel, MachineConfig, NetworkBackend, NetworkConfig
 from mayfly.vmm.devices.clock import Clock, Register
 from mayfly.vmm.kvm import build_kvm
 from mayfly.vmm.loader import arm64_image

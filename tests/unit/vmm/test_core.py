@@ -6,9 +6,10 @@ import json
 import pytest
 
 from mayfly.errors import ConfigError
+from mayfly.units import MIB
 from mayfly.vmm.boot_log import LIMIT, Console
 from mayfly.vmm.bus import Bus
-from mayfly.vmm.config import MIB, Channel, MachineConfig, NetworkBackend, NetworkConfig
+from mayfly.vmm.config import Channel, MachineConfig, NetworkBackend, NetworkConfig
 from mayfly.vmm.machine import command_line
 from mayfly.vmm.memory import GuestAddressError, GuestMemory
 from mayfly.vmm.snapshot.files import shape
