@@ -16,8 +16,8 @@ from mayfly.host.config import Config
 from mayfly.host.plan import want_machine
 from mayfly.host.snippet import Snippet
 from mayfly.images.store import Image
-from mayfly.protocol.frames import Limit
-from mayfly.runs.record import Kind, Reader
+from mayfly.protocol.frames import Limit, Stage, Stderr, Stdout
+from mayfly.runs.record import Reader
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from mayfly.snapshots.making import find_base, is_usual
@@ -117,18 +117,17 @@ async def _show(run: Run) -> None:
     """Pass the output on as it comes. What building prints goes to standard error, so that standard
     output is the snippet's alone.
     """
-    outputs = {Kind.STDOUT: FdWriter(1), Kind.STDERR: FdWriter(2)}
+    stdout, stderr = FdWriter(1), FdWriter(2)
+    last = len(run.outcome.step_names) - 1
     building = True
     reader = Reader(run.record)
     while True:
-        while (piece := reader.take()) is not None:
-            kind, data = piece
-            if kind is not Kind.EVENT:
-                await outputs[Kind.STDERR if building else kind].write(data)
-                continue
-            event = json.loads(data)
-            if event["event"] == "stage":
-                building = event["step"] != run.outcome.step_names[-1]
+        while (event := reader.take()) is not None:
+            match event:
+                case Stage():
+                    building = event.step != last
+                case Stdout() | Stderr():
+                    await (stdout if isinstance(event, Stdout) and not building else stderr).write(event.data)
         if not await reader.wait():
             return
 

@@ -7,7 +7,8 @@ import contextlib
 import socket
 from pathlib import Path
 
-from mayfly.runs.record import Mode, Reader, Record
+from mayfly.runs.record import Mode, Record
+from mayfly.runs.render import Renderer
 from mayfly.unix import listen
 
 MAX_READERS = 64
@@ -64,11 +65,12 @@ class OutputSocket:
 
     async def _serve(self, connection: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        reader = Reader(self._record)
+        reader = Renderer(self._record, self._mode)
         with connection, contextlib.suppress(OSError):  # a reader that goes away is nobody's problem
             connection.setblocking(False)
             while True:
-                while (piece := reader.take_rendered(self._mode)) is not None:
+                while (piece := reader.take()) is not None:
                     await loop.sock_sendall(connection, piece)
+                    await asyncio.sleep(0)  # a reader that keeps up must not starve all others
                 if not await reader.wait():
                     return

@@ -1,29 +1,31 @@
-"""The record of one run: what it put out, in order, and the two ways of reading it.
+"""The record of one run: its events and output in order, as typed values. Who shows them renders
+them (render.py).
 
-The record is one growing string of bytes, cut into **spans**: bytes of standard output, of standard
-error, or another event's JSON line. Consecutive pieces of the same stream are one span, so a guest
-that writes byte by byte costs no more than one that writes at once, and a span costs eight bytes
-however short it is. Readers hold nothing but a position, which is why they may be late, slow or
-many.
+The bytes of each step's streams are kept together, the other events in a list. An array of
+**spans** has the order: 8 bytes for each event, or piece of a stream. Consecutive pieces of the
+same stream are one span, so a guest that writes byte by byte costs no more than one that writes at
+once. Readers hold nothing but positions, which is why they may be late, slow or many.
 """
 
 import array
 import asyncio
-import base64
 import enum
-import json
-from typing import Any
+from typing import TypeAlias
+
+from mayfly.guests.outcome import StepResult, Verdict
+from mayfly.protocol.conversation import Failed
+from mayfly.protocol.frames import Stage, Stderr, Stdout
 
 PIECE = 64 * 1024
 """A reader is given at most this many bytes of output at a time."""
+STREAM_BITS = 10
+"""Of a span: 0 for an event, else twice the step's number and 1 for stdout, 2 for stderr."""
+EVENT = 0
+EVENT_BYTES = 200
+"""What an event is taken to cost, for limits on memory."""
 
-
-class Kind(enum.IntEnum):
-    """What a span holds."""
-
-    STDOUT = 0
-    STDERR = 1
-    EVENT = 2
+RunEvent: TypeAlias = Stage | Stdout | Stderr | StepResult | Failed | Verdict
+"""What happens in a run: a Verdict is the last event, a Failed may come before it."""
 
 
 class Mode(enum.StrEnum):
@@ -34,42 +36,46 @@ class Mode(enum.StrEnum):
 
 
 class Record:
-    """Append-only; `closed` when nothing more will come. How much comes in is bounded by whoever
-    appends (the session's limits).
+    """Append-only; `closed` when nothing more will come. Whoever appends bounds how much comes (the
+    conversation's limits).
     """
 
     def __init__(self) -> None:
         self.closed = False
-        self._bytes = bytearray()
-        self._spans = array.array("Q")  # the end of each span in _bytes, shifted left by two bits to make room for its kind
+        self._streams: dict[int, bytearray] = {}
+        self._events: list[RunEvent] = []
+        self._spans = array.array("Q")  # the span's end in its stream, or the event's index, above STREAM_BITS
+        self._step = 0
         self._changed = asyncio.Event()
 
     def __len__(self) -> int:
-        return len(self._bytes) + self._spans.itemsize * len(self._spans)
+        """About how many bytes of memory it takes."""
+        output = sum(map(len, self._streams.values()))
+        return output + self._spans.itemsize * len(self._spans) + EVENT_BYTES * len(self._events)
 
-    def output(self, kind: Kind, data: bytes) -> None:
-        """Append bytes of a stream."""
-        if data:
-            self._append(kind, data, joins=True)
+    def append(self, event: RunEvent) -> None:
+        """Append an event. Output belongs to the step of the last Stage."""
+        if isinstance(event, Stdout | Stderr):
+            self._output(2 * self._step + (1 if isinstance(event, Stdout) else 2), event.data)
+        else:
+            if isinstance(event, Stage):
+                self._step = event.step
+            self._spans.append(len(self._events) << STREAM_BITS | EVENT)
+            self._events.append(event)
+        self._wake()
 
-    def event(self, name: str, **fields: Any) -> None:
-        """Append another event; it becomes a line of its own in the events mode, and nothing in the
-        raw one.
-        """
-        self._append(Kind.EVENT, _line(name, **fields), joins=False)
+    def _output(self, number: int, data: bytes) -> None:
+        stream = self._streams.setdefault(number, bytearray())
+        stream += data
+        span = len(stream) << STREAM_BITS | number
+        if self._spans and _number(self._spans[-1]) == number:
+            self._spans[-1] = span
+        elif data:
+            self._spans.append(span)
 
     def close(self) -> None:
         """Say that nothing more will come."""
         self.closed = True
-        self._wake()
-
-    def _append(self, kind: Kind, data: bytes, joins: bool) -> None:
-        self._bytes += data
-        span = len(self._bytes) << 2 | kind
-        if joins and self._spans and self._spans[-1] & 3 == kind:
-            self._spans[-1] = span
-        else:
-            self._spans.append(span)
         self._wake()
 
     def _wake(self) -> None:
@@ -80,68 +86,42 @@ class Record:
         """Wait for the next append or the close. What is there already must be read first."""
         await self._changed.wait()
 
+    def output(self, step: int) -> tuple[bytes, bytes]:
+        """All of a step's standard output and standard error."""
+        return bytes(self._streams.get(2 * step + 1, b"")), bytes(self._streams.get(2 * step + 2, b""))
+
+
+def _number(span: int) -> int:
+    return span & ((1 << STREAM_BITS) - 1)
+
 
 class Reader:
     """One reader's position in a record."""
 
     def __init__(self, record: Record) -> None:
         self._record = record
-        self._position = 0
         self._span = 0
+        self._read: dict[int, int] = {}
 
-    def _next_span(self) -> tuple[Kind, int, bool] | None:
-        """Kind and end of the span at the position, and whether it can still grow; None at the end
-        of what is there.
+    def take(self) -> RunEvent | None:
+        """The next event, or piece of output of at most PIECE bytes; None if there is nothing more
+        for now.
         """
         spans = self._record._spans
         while self._span < len(spans):
-            kind, end = Kind(spans[self._span] & 3), spans[self._span] >> 2
-            if self._position < end:
-                return kind, end, self._span + 1 == len(spans) and not self._record.closed
+            number, end = _number(spans[self._span]), spans[self._span] >> STREAM_BITS
+            if number == EVENT:
+                self._span += 1
+                return self._record._events[end]
+            at = self._read.get(number, 0)
+            if at < end:
+                data = bytes(self._record._streams[number][at : min(end, at + PIECE)])
+                self._read[number] = at + len(data)
+                return Stdout(data) if number % 2 else Stderr(data)
             if self._span + 1 == len(spans):
                 return None  # this span may grow yet: stay in it
             self._span += 1
         return None
-
-    def take(self) -> tuple[Kind, bytes] | None:
-        """The next piece of at most PIECE bytes, or of one whole event; None if there is nothing
-        more for now.
-        """
-        found = self._next_span()
-        if found is None:
-            return None
-        kind, end, _ = found
-        return kind, self._advance(end if kind is Kind.EVENT else min(end, self._position + PIECE))
-
-    def take_rendered(self, mode: Mode) -> bytes | None:
-        """The next piece as the output socket gives it; None if there is nothing more for now.
-
-        Events mode: a piece of output is `{"event": "stdout", "data": TEXT}` if its bytes are
-        UTF-8, else it has `"base64"` instead. A character whose last bytes are still to come is
-        held back for the next piece, so that text is not cut in the middle of one.
-        """
-        while (found := self._next_span()) is not None:
-            kind, end, growing = found
-            if kind is Kind.EVENT:
-                piece = self._advance(end)
-                if mode is Mode.EVENTS:
-                    return piece
-                continue
-            limit = min(end, self._position + PIECE)
-            if mode is Mode.RAW:
-                return self._advance(limit)
-            piece = bytes(self._record._bytes[self._position : limit])
-            keep = _unfinished(piece) if growing or limit < end else 0
-            if keep == len(piece):
-                return None
-            self._position = limit - keep
-            return _line(kind.name.lower(), **encode(piece[: len(piece) - keep]))
-        return None
-
-    def _advance(self, end: int) -> bytes:
-        piece = bytes(self._record._bytes[self._position : end])
-        self._position = end
-        return piece
 
     async def wait(self) -> bool:
         """Wait until there may be more. False when the record is closed: all that `take` gives now
@@ -151,26 +131,3 @@ class Reader:
             return False
         await self._record.changed()
         return True
-
-
-def encode(data: bytes) -> dict[str, str]:
-    """`data` for JSON: `{"data": text}` if it is UTF-8, `{"base64": …}` if it is not."""
-    try:
-        return {"data": data.decode()}
-    except UnicodeDecodeError:
-        return {"base64": base64.b64encode(data).decode()}
-
-
-def _line(name: str, **fields: Any) -> bytes:
-    return json.dumps({"event": name, **fields}, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-
-
-def _unfinished(data: bytes) -> int:
-    """How many bytes at the end of `data` begin a UTF-8 character without completing it: 0 to 3."""
-    for back in range(1, min(3, len(data)) + 1):
-        byte = data[-back]
-        if byte & 0xC0 == 0x80:
-            continue
-        need = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC0 else 1
-        return back if back < need and byte < 0xF5 else 0
-    return 0

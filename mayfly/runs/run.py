@@ -5,7 +5,6 @@ happens, readers follow its record.
 import asyncio
 import base64
 import enum
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -15,9 +14,9 @@ from mayfly.api import problems
 from mayfly.errors import MayflyError
 from mayfly.guests.outcome import Outcome
 from mayfly.guests.start import StartKind
-from mayfly.protocol.conversation import Event
+from mayfly.protocol.conversation import Event, Failed
 from mayfly.protocol.frames import Done, Exit, Hello, Stage, Stderr, Stdout
-from mayfly.runs.record import Kind, Mode, Reader, Record
+from mayfly.runs.record import Mode, Record
 
 
 class RunState(enum.StrEnum):
@@ -70,16 +69,12 @@ class Run:
         """Take what the conversation with the guest brings."""
         self.outcome.note(event)
         match event:
-            case Stage():
-                self.record.event("stage", step=event.name)
-            case Stdout():
-                self.record.output(Kind.STDOUT, event.data)
-            case Stderr():
-                self.record.output(Kind.STDERR, event.data)
+            case Stage() | Stdout() | Stderr():
+                self.record.append(event)
             case Exit():
                 result = self.outcome.steps[-1]
                 self.phases[result.name] = event.wall_us / 1e6
-                self.record.event("exit", **result.to_json())
+                self.record.append(result)
             case Done():
                 self.lap("steps")
                 self._finish()
@@ -92,11 +87,10 @@ class Run:
 
     def _finish(self) -> None:
         if self.outcome.error is not None:
-            self.record.event("error", error=problems.as_json(self.outcome.error))
-        status, exit_status = self.outcome.verdict()
+            self.record.append(Failed(self.outcome.error))
         self.state = RunState.DONE
         self.ended_at = time.monotonic()
-        self.record.event("done", status=status, exit_status=exit_status)
+        self.record.append(self.outcome.verdict())
         self.record.close()
         self.done.set()
 
@@ -117,25 +111,10 @@ class Run:
         }
         if self.done.is_set():
             result["status"], result["exit_status"] = self.outcome.verdict()
-        outputs = self.outputs()
         for step in self.outcome.steps:
-            stdout, stderr = outputs.get(step.name, (b"", b""))
+            stdout, stderr = self.record.output(step.exit.step)
             result["steps"].append({**step.to_json(), **_text("stdout", stdout), **_text("stderr", stderr)})
         return result
-
-    def outputs(self) -> dict[str, tuple[bytes, bytes]]:
-        """Standard output and standard error of each step that has begun, by its name."""
-        found: dict[str, tuple[bytearray, bytearray]] = {}
-        step = ""
-        reader = Reader(self.record)
-        while (piece := reader.take()) is not None:
-            kind, data = piece
-            if kind is Kind.EVENT:
-                event = json.loads(data)
-                step = event["step"] if event["event"] == "stage" else step
-                continue
-            found.setdefault(step, (bytearray(), bytearray()))[kind].extend(data)
-        return {name: (bytes(stdout), bytes(stderr)) for name, (stdout, stderr) in found.items()}
 
 
 def _text(name: str, data: bytes) -> dict[str, str]:

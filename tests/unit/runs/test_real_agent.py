@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from mayfly.host.snippet import Snippet
-from mayfly.runs.record import Mode, Reader
+from mayfly.runs.record import Mode
+from mayfly.runs.render import Renderer
 from mayfly.runs.service import Service
 from tests.kit.agent_process import build_agent
 from tests.kit.api_fakes import factory, install_toys, open_descriptors, small_config
@@ -106,8 +107,8 @@ def test_output_is_live(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     async def scenario() -> None:
         async with Service(small_config(tmp_path), factory(executable=build_agent())) as service:
             run = service.start(Snippet(language="real", source=b"echo first; exec sleep 60"))
-            reader = Reader(run.record)
-            while reader.take_rendered(Mode.RAW) != b"first\n":
+            reader = Renderer(run.record, Mode.RAW)
+            while reader.take() != b"first\n":
                 assert await reader.wait()
             began = time.monotonic()
             await service.end(run, "enough")

@@ -7,12 +7,18 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mayfly.runs.record import PIECE, Kind, Mode, Reader, Record
+from mayfly.guests.outcome import Status, StepResult, Verdict
+from mayfly.protocol.frames import Stage, Stderr, Stdout
+from mayfly.runs.record import PIECE, Mode, Reader, Record
+from mayfly.runs.render import Renderer
+from tests.kit.played_guest import EXIT
+
+DONE = Verdict(Status.OK, 0)
 
 
-def drain(reader: Reader, mode: Mode) -> bytes:
+def drain(reader: Renderer) -> bytes:
     whole = b""
-    while (piece := reader.take_rendered(mode)) is not None:
+    while (piece := reader.take()) is not None:
         whole += piece
     return whole
 
@@ -33,24 +39,22 @@ def decode(lines: bytes) -> list[tuple[str, bytes]]:
     return joined
 
 
-appends = st.lists(
-    st.tuples(st.sampled_from([Kind.STDOUT, Kind.STDERR]), st.binary(max_size=12) | st.text(max_size=4).map(str.encode)), max_size=20
-)
+appends = st.lists(st.tuples(st.sampled_from([Stdout, Stderr]), st.binary(max_size=12) | st.text(max_size=4).map(str.encode)), max_size=20)
 
 
 @given(appends)
-def test_live_and_late_readers_get_the_same(pieces: list[tuple[Kind, bytes]]) -> None:
+def test_live_and_late_readers_get_the_same(pieces: list[tuple[type[Stdout] | type[Stderr], bytes]]) -> None:
     record = Record()
-    live, live_raw = Reader(record), Reader(record)
+    live, live_raw = Renderer(record, Mode.EVENTS), Renderer(record, Mode.RAW)
     seen = seen_raw = b""
     for kind, data in pieces:
-        record.output(kind, data)
-        seen += drain(live, Mode.EVENTS)
-        seen_raw += drain(live_raw, Mode.RAW)
+        record.append(kind(data))
+        seen += drain(live)
+        seen_raw += drain(live_raw)
     record.close()
-    seen += drain(live, Mode.EVENTS)
-    late = drain(Reader(record), Mode.EVENTS)
-    assert seen_raw == drain(Reader(record), Mode.RAW) == b"".join(data for _, data in pieces)
+    seen += drain(live)
+    late = drain(Renderer(record, Mode.EVENTS))
+    assert seen_raw == drain(Renderer(record, Mode.RAW)) == b"".join(data for _, data in pieces)
     assert decode(seen) == decode(late)
     assert b"".join(data for _, data in decode(late)) == seen_raw
 
@@ -58,48 +62,48 @@ def test_live_and_late_readers_get_the_same(pieces: list[tuple[Kind, bytes]]) ->
 @given(st.text(min_size=1, max_size=20))
 def test_text_in_single_bytes_stays_text(text: str) -> None:
     record = Record()
-    reader = Reader(record)
+    reader = Renderer(record, Mode.EVENTS)
     seen = b""
     for byte in text.encode():
-        record.output(Kind.STDOUT, bytes([byte]))
-        seen += drain(reader, Mode.EVENTS)
+        record.append(Stdout(bytes([byte])))
+        seen += drain(reader)
     assert "base64" not in seen.decode().replace(text, "")
     assert "".join(json.loads(line)["data"] for line in seen.splitlines()) == text
 
 
 def test_events_are_lines_of_their_own_and_absent_from_raw() -> None:
     record = Record()
-    record.event("stage", step="build")
-    record.output(Kind.STDERR, b"warning\n")
-    record.event("exit", step="build", code=0)
-    record.event("done", status="ok")
+    record.append(Stage(0, "build"))
+    record.append(Stderr(b"warning\n"))
+    record.append(StepResult("build", EXIT))
+    record.append(DONE)
     record.close()
-    assert drain(Reader(record), Mode.RAW) == b"warning\n"
-    assert [json.loads(line)["event"] for line in drain(Reader(record), Mode.EVENTS).splitlines()] == ["stage", "stderr", "exit", "done"]
+    assert drain(Renderer(record, Mode.RAW)) == b"warning\n"
+    assert [json.loads(line)["event"] for line in drain(Renderer(record, Mode.EVENTS)).splitlines()] == ["stage", "stderr", "exit", "done"]
 
 
 def test_big_output_comes_in_pieces_and_cuts_no_character() -> None:
     record = Record()
     text = "a" + "é" * PIECE
-    record.output(Kind.STDOUT, text.encode())
+    record.append(Stdout(text.encode()))
     record.close()
-    lines = drain(Reader(record), Mode.EVENTS).splitlines()
+    lines = drain(Renderer(record, Mode.EVENTS)).splitlines()
     assert len(lines) == 3
     assert "".join(json.loads(line)["data"] for line in lines) == text
 
 
 def test_a_cut_character_at_the_end_of_a_stream_is_bytes() -> None:
     record = Record()
-    record.output(Kind.STDOUT, b"ok\xc3")
-    record.event("done")
+    record.append(Stdout(b"ok\xc3"))
+    record.append(DONE)
     record.close()
-    assert decode(drain(Reader(record), Mode.EVENTS)) == [("stdout", b"ok\xc3")]
+    assert decode(drain(Renderer(record, Mode.EVENTS))) == [("stdout", b"ok\xc3")]
 
 
 def test_many_small_pieces_cost_little() -> None:
     record = Record()
     for _ in range(10_000):
-        record.output(Kind.STDOUT, b"x")
+        record.append(Stdout(b"x"))
     assert len(record) < 10_100
 
 
@@ -109,9 +113,37 @@ def test_wait_ends_with_the_record() -> None:
         reader = Reader(record)
         first = asyncio.create_task(reader.wait())
         await asyncio.sleep(0)
-        record.output(Kind.STDOUT, b"x")
+        record.append(Stdout(b"x"))
         second = await first
         record.close()
         return [second, await reader.wait()]
 
     assert asyncio.run(scenario()) == [True, False]
+
+
+def test_the_output_of_each_step() -> None:
+    record = Record()
+    for event in (Stage(0, "build"), Stdout(b"a"), Stderr(b"b"), Stdout(b"c"), StepResult("build", EXIT), Stage(1, "run"), Stderr(b"d")):
+        record.append(event)
+    assert (record.output(0), record.output(1), record.output(2)) == ((b"ac", b"b"), (b"", b"d"), (b"", b""))
+    reader = Reader(record)
+    assert [type(reader.take()) for _ in range(8)] == [Stage, Stdout, Stderr, Stdout, StepResult, Stage, Stderr, type(None)]
+
+
+def test_any_way_of_splitting_lines_gives_the_events() -> None:
+    record = Record()
+    text = "".join(map(chr, range(0x3000)))
+    record.append(Stdout(text.encode()))
+    record.append(DONE)
+    lines = drain(Renderer(record, Mode.EVENTS)).decode()
+    assert [json.loads(line).get("data") for line in lines.splitlines()] == [text, None]
+
+
+def test_many_short_pieces_are_rendered_together() -> None:
+    """A reader that keeps up costs a system call for many lines."""
+    record = Record()
+    for _ in range(1000):
+        record.append(Stdout(b"x"))
+        record.append(Stderr(b"y"))
+    renderer = Renderer(record, Mode.EVENTS)
+    assert len((renderer.take() or b"").splitlines()) > 1000

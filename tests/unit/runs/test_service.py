@@ -14,7 +14,8 @@ import pytest
 
 from mayfly.errors import BusyError, UnknownRunError
 from mayfly.host.snippet import Snippet
-from mayfly.runs.record import Mode, Reader
+from mayfly.runs.record import Mode
+from mayfly.runs.render import Renderer
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from tests.kit.api_fakes import FakeZygote, factory, install_toys, open_descriptors, small_config
@@ -155,8 +156,8 @@ def test_the_zygote_dies_and_is_started_again(serve: Callable[..., Any]) -> None
 
     async def scenario(service: Service) -> tuple[dict[str, Any], dict[str, Any]]:
         run = service.start(Snippet(language="toy", source=b"echo here; sleep 60"))
-        reader = Reader(run.record)
-        while (reader.take_rendered(Mode.RAW) or b"") != b"here\n":
+        reader = Renderer(run.record, Mode.RAW)
+        while (reader.take() or b"") != b"here\n":
             await reader.wait()
         made[0].die()
         await run.done.wait()
