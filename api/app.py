@@ -89,7 +89,7 @@ async def serve_http(service: Service, listener: socket.socket, stop: asyncio.Ev
         await runner.cleanup()
 
 
-async def serve(config: Config, zygote: Callable[[], Zygote], factor: float) -> None:
+async def serve(config: Config, zygote: Callable[[], Zygote]) -> None:
     """Serve until SIGTERM or SIGINT. No socket, machine or zygote is left when it returns.
 
     Raises:
@@ -99,14 +99,20 @@ async def serve(config: Config, zygote: Callable[[], Zygote], factor: float) -> 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     with claim(config.socket) as (listener, folder):
-        async with Service(config, zygote, factor=factor, sockets=folder, observer=Metrics()) as service:
+        async with Service(config, zygote, sockets=folder, observer=Metrics()) as service:
             service.spawner.warm_up()
             snapshots.sweep()
             for name in config.languages:
-                service.supply.expect(want_machine(service.images.find(name), config, factor))
+                service.supply.expect(want_machine(service.images.find(name), config))
             names = ", ".join(f"{image.manifest.language}@{image.manifest.version}" for image in service.images.installed())
             budget = service.admission.budget >> 20
-            log.info("listening at %s; languages: %s; %d MiB for machines; time factor %g", config.socket, names or "none", budget, factor)
+            log.info(
+                "listening at %s; languages: %s; %d MiB for machines; time factor %g",
+                config.socket,
+                names or "none",
+                budget,
+                config.time_factor,
+            )
             await serve_http(service, listener, stop)
             log.info("stopped")
 
@@ -117,8 +123,8 @@ def main(config: Config, zygote: Callable[[], Zygote] | None = None) -> None:
 
     logging.basicConfig(level=logging.INFO, format="mayfly: %(message)s")
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # it logs what clients do wrong; faults of ours are logged here
-    factor = time_factor(config)
+    config = config.scaled(time_factor(config))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # each run has an output socket, each reader one more
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    asyncio.run(serve(config, zygote or RealZygote.start, factor))
+    asyncio.run(serve(config, zygote or RealZygote.start))

@@ -106,7 +106,7 @@ async def healthz(request: web.Request) -> web.Response:
 
 async def version(request: web.Request) -> web.Response:
     """Say what is running here."""
-    factor = request.app[SERVICE].factor
+    factor = request.app[SERVICE].config.time_factor
     return web.json_response(
         {"version": __version__, "protocol": PROTOCOL_VERSION, "architecture": platform.machine(), "time_factor": factor}
     )

@@ -47,7 +47,6 @@ async def run_file(
     network: bool,
     snapshot: str,
     config: Config,
-    factor: float,
     zygote: Callable[[], Zygote],
     as_json: bool,
     verbose: bool,
@@ -60,7 +59,7 @@ async def run_file(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, settle, stopped, 128 + number)
     grace_s = GRACE_S if as_json or verbose else 0
-    async with Service(config, zygote, factor=factor, grace_s=grace_s) as service:
+    async with Service(config, zygote, grace_s=grace_s) as service:
         image = service.images.find(language) if language else service.images.for_file(path)
         source = read_source(path)
         chosen = await _snapshot(service, image, snapshot, network=network)
@@ -79,7 +78,7 @@ async def run_file(
     if as_json:
         print(json.dumps(run.to_json(), ensure_ascii=False))
     else:
-        explain(run.outcome, factor)
+        explain(run.outcome, config.time_factor)
     if verbose:
         for name, seconds in run.phases.items():
             print(f"mayfly: {name:<16} {seconds * 1000:10.1f} ms", file=sys.stderr)
@@ -94,7 +93,7 @@ async def _snapshot(service: Service, image: Image, name: str, *, network: bool)
     """
     if name:
         return find(name)
-    wanted = want_machine(image, service.config, service.factor, service.networks.disconnected() if network else None)
+    wanted = want_machine(image, service.config, service.networks.disconnected() if network else None)
     if service.config.cold or not is_usual(wanted) or find_base(wanted):
         return None  # the service finds it, or boots
     kind = f"{image.manifest.language} {image.manifest.version}{' with a network' if network else ''}"

@@ -31,21 +31,21 @@ def create(language: str, file: Path | None, *, name: str, parent: str, network:
         raise ConfigError("the snapshot needs a name", hint="give --name")
     if parent and not file:
         raise ConfigError("a snapshot with a parent needs something to do", hint="give the FILE of a snippet")
-    factor = time_factor(config)
+    config = config.scaled(time_factor(config))
     snapshots.sweep()
-    found = asyncio.run(_create(language, file, name=name, parent=parent, network=network, config=config, factor=factor))
+    found = asyncio.run(_create(language, file, name=name, parent=parent, network=network, config=config))
     click.echo(_line(found))
 
 
-async def _create(language: str, file: Path | None, *, name: str, parent: str, network: bool, config: Config, factor: float) -> Snapshot:
-    async with Service(config, Zygote.start, factor=factor) as service:
+async def _create(language: str, file: Path | None, *, name: str, parent: str, network: bool, config: Config) -> Snapshot:
+    async with Service(config, Zygote.start) as service:
         image = service.images.find(language)
-        wanted = want_machine(image, config, factor, service.networks.disconnected() if network else None)
+        wanted = want_machine(image, config, service.networks.disconnected() if network else None)
         if file is None:
             if name:
                 raise ConfigError("a language's own snapshot has its name", hint="leave --name out, or give the FILE of a snippet")
             return await service.supply.ensure_base(wanted, again=True)
-        job = make_plan(Snippet(source=read_source(file)), image, config, factor).job
+        job = make_plan(Snippet(source=read_source(file)), image, config).job
         over = snapshots.find(parent) if parent else await service.supply.ensure_base(wanted)
         snapshots.check(over, image, wanted.machine)
         return await make(service.spawner, wanted, job, name=name, parent=over, again=True)

@@ -95,6 +95,14 @@ class Config:
         except ConfigError as error:
             raise ConfigError(error.message, hint=error.hint or f"correct {path} or the flag; docs/api.md lists every key") from error
 
+    def scaled(self, factor: float) -> Self:
+        """The same for a host where everything may take `factor` times as long."""
+        return dataclasses.replace(self, time_factor=factor)
+
+    def here(self, seconds: float) -> float:
+        """What `seconds` of a limit become on this host. Nobody else multiplies times."""
+        return seconds * (self.time_factor or 1.0)
+
 
 CHOICES: Mapping[Any, tuple[str, ...]] = {Channel: ("serial", "virtio"), NetworkBackend: tuple(map(str, NetworkBackend))}
 """What may be said for a key of such a type."""

@@ -31,8 +31,8 @@ class Plan(NamedTuple):
     job: Job
 
 
-def want_machine(image: Image, config: Config, factor: float, network: NetworkConfig | None = None) -> Wanted:
-    """The machine in which snippets of `image` run; its time is multiplied by `factor`."""
+def want_machine(image: Image, config: Config, network: NetworkConfig | None = None) -> Wanted:
+    """The machine in which snippets of `image` run."""
     memory = max(config.memory, image.manifest.memory)
     machine = MachineConfig(
         kernel=str(config.kernel),
@@ -43,29 +43,28 @@ def want_machine(image: Image, config: Config, factor: float, network: NetworkCo
         user=config.user or None,
         network=network,
     )
-    return Wanted(image=image, machine=machine, timeout_s=config.boot_timeout_s * factor)
+    return Wanted(image=image, machine=machine, timeout_s=config.here(config.boot_timeout_s))
 
 
-def make_warmup(image: Image, config: Config, factor: float) -> Job | None:
+def make_warmup(image: Image, config: Config) -> Job | None:
     """The image's warm-up as a job, if it has one. Its steps may take what a build may."""
     warmup = image.manifest.warmup
     if not warmup.steps:
         return None
     files = {path: text.encode() for path, text in warmup.files.items()}
     slow = dataclasses.replace(config, run_wall_s=config.build_wall_s)
-    return make_plan(Snippet(files=files), image, slow, factor, steps=warmup.steps).job
+    return make_plan(Snippet(files=files), image, slow, steps=warmup.steps).job
 
 
 def make_plan(
     snippet: Snippet,
     image: Image,
     config: Config,
-    factor: float,
     network: NetworkConfig | None = None,
     steps: Sequence[manifest.Step] = (),
 ) -> Plan:
-    """Put a plan together; times are multiplied by `factor`, and the machine gets `network`.
-    Without `steps` it has its language's.
+    """Put a plan together. The machine gets `network`; without `steps` the job has those of the
+    language.
 
     Raises:
         RequestError: the snippet does not fit the language, the limits or the protocol. Nothing has
@@ -73,7 +72,7 @@ def make_plan(
     """
     content = image.manifest
     files = _files(snippet, content)
-    wanted = want_machine(image, config, factor, network)
+    wanted = want_machine(image, config, network)
     asked_for = steps or content.steps
     unknown = set(snippet.limits) - {step.name for step in asked_for}
     if unknown:
@@ -81,7 +80,7 @@ def make_plan(
         raise UnprocessableError(
             f"limits for the step {min(unknown)[:80]!r}, which {content.language} does not have", hint=f"its steps are {names}"
         )
-    limited = tuple(_step(step, snippet, config, factor, wanted.machine.memory - content.unpacked_size) for step in asked_for)
+    limited = tuple(_step(step, snippet, config, wanted.machine.memory - content.unpacked_size) for step in asked_for)
     start = Start(
         env=tuple({**content.env, **snippet.env}.items()),
         steps=limited,
@@ -89,7 +88,7 @@ def make_plan(
     )
     check_start(start)
     check_fits(start, 1)
-    deadline_s = sum(step.wall_ms for step in limited) / 1000 + SLACK_S * factor
+    deadline_s = sum(step.wall_ms for step in limited) / 1000 + config.here(SLACK_S)
     return Plan(wanted, Job(start=start, files=tuple(files.values()), deadline_s=deadline_s, rate=RATES[config.channel]))
 
 
@@ -102,7 +101,7 @@ def _files(snippet: Snippet, content: manifest.Manifest) -> dict[str, bytes]:
     return files
 
 
-def _step(step: manifest.Step, snippet: Snippet, config: Config, factor: float, free: int) -> Step:
+def _step(step: manifest.Step, snippet: Snippet, config: Config, free: int) -> Step:
     """The step with its limits: the server's, or its manifest's, or the snippet's if that asks for
     less.
     """
@@ -125,8 +124,8 @@ def _step(step: manifest.Step, snippet: Snippet, config: Config, factor: float, 
         argv=tuple(argv),
         cwd=step.cwd,
         env=tuple(step.env.items()),
-        wall_ms=max(1, _ms(limit("wall_s", step.wall_s) * factor)),
-        cpu_ms=_ms(limit("cpu_s", step.cpu_s) * factor),
+        wall_ms=max(1, _ms(config.here(limit("wall_s", step.wall_s)))),
+        cpu_ms=_ms(config.here(limit("cpu_s", step.cpu_s))),
         memory=int(memory),
         processes=int(limit("processes", step.processes)),
         output=int(limit("output", step.output)),

@@ -31,11 +31,10 @@ RETRY_S = 60.0
 class Supply:
     """Machines for the runs of one service. Only a `lasting` one makes bases in the background."""
 
-    def __init__(self, spawner: Spawner, config: Config, factor: float, admission: Admission, observer: Observer, *, lasting: bool) -> None:
+    def __init__(self, spawner: Spawner, config: Config, admission: Admission, observer: Observer, *, lasting: bool) -> None:
         self._lasting = lasting
         self._spawner = spawner
         self._config = config
-        self._factor = factor
         self._admission = admission
         self._observer = observer
         self._making: dict[str, asyncio.Task[None]] = {}
@@ -95,7 +94,7 @@ class Supply:
         Raises:
             MayflyError: it cannot be made.
         """
-        warmup = make_warmup(wanted.image, self._config, self._factor)
+        warmup = make_warmup(wanted.image, self._config)
         return await make(self._spawner, wanted, warmup, name=base_name(wanted), again=again)
 
     def make_base_later(self, wanted: Wanted, *, again: bool = False) -> None:

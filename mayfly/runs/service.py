@@ -32,9 +32,8 @@ log = logging.getLogger(__name__)
 
 
 class Service:
-    """Runs snippets. `sockets`: the folder for output sockets, or None for none. `factor`
-    multiplies every time limit; `grace_s` is how long a machine that is done may take to report its
-    exits before it is killed.
+    """Runs snippets. `sockets`: the folder for output sockets, or None for none. `grace_s`
+    is how long a machine that is done may take to report its exits before it is killed.
 
     Use it as `async with Service(...)`: on leaving, every run is ended and every machine, socket
     and the zygote is gone.
@@ -45,19 +44,17 @@ class Service:
         config: Config,
         zygote: Callable[[], Zygote],
         *,
-        factor: float = 1.0,
         sockets: Path | None = None,
         grace_s: float = GRACE_S,
         observer: Observer | None = None,
     ) -> None:
         self.config = config
-        self.factor = factor
         self.images = Images(config.languages)
         self.spawner = Spawner(zygote)
         self.admission = Admission(config.memory_budget or int(available_memory() * DEFAULT_SHARE), config.queue)
         self.networks = Networks(config)
         self.observer = observer or Observer()
-        self.supply = Supply(self.spawner, config, factor, self.admission, self.observer, lasting=sockets is not None)
+        self.supply = Supply(self.spawner, config, self.admission, self.observer, lasting=sockets is not None)
         self.stopping = False
         self._sockets = sockets
         self._grace_s = grace_s
@@ -97,7 +94,7 @@ class Service:
             if snippet.network:
                 network = self.networks.lease()
                 taken.callback(self.networks.give_back, network)
-            plan = make_plan(snippet, image, self.config, self.factor, network)
+            plan = make_plan(snippet, image, self.config, network)
             run = Run(
                 language=image.manifest.language,
                 version=image.manifest.version,

@@ -159,16 +159,17 @@ def measure_qemu(plan: Plan, rounds: int) -> dict[str, list[float]]:
 
 async def measure_linux(rounds: int, language: str) -> dict[str, Any]:
     """All kinds, both programs, one at a time and several."""
-    config = Config.load({"time_factor": time_factor(Config.load({}))})
+    config = Config.load({})
+    config = config.scaled(time_factor(config))
     results: dict[str, Any] = {}
-    async with Service(config, Zygote.start, factor=config.time_factor) as service:
+    async with Service(config, Zygote.start) as service:
         image = service.images.find(language)
         plans = {
-            "ready-made": make_plan(Snippet(source=b""), image, config, config.time_factor, steps=READY_MADE),
-            "compiled": make_plan(Snippet(source=HELLO), image, config, config.time_factor),
+            "ready-made": make_plan(Snippet(source=b""), image, config, steps=READY_MADE),
+            "compiled": make_plan(Snippet(source=HELLO), image, config),
         }
         began = time.monotonic()
-        base = await service.supply.ensure_base(want_machine(image, config, config.time_factor), again=True)
+        base = await service.supply.ensure_base(want_machine(image, config), again=True)
         results["create"] = {"seconds": time.monotonic() - began, "memory_bytes": base.manifest.memory_bytes}
         for _ in range(rounds):
             for program, plan in plans.items():

@@ -75,38 +75,38 @@ def test_an_image_in_another_architectures_folder_is_named() -> None:
 
 
 def test_limits_are_the_least_of_what_is_asked_and_allowed() -> None:
-    config = Config(run_wall_s=10, build_wall_s=60, run_processes=50)
+    config = Config(run_wall_s=10, build_wall_s=60, run_processes=50).scaled(3.0)
     limits = {"run": {"wall_s": 2.0, "processes": 10, "output": 1000, "cpu_s": 1.5}}
-    build, run = make_plan(Snippet(source=b"", limits=limits), toy(), config, 3.0).job.start.steps
+    build, run = make_plan(Snippet(source=b"", limits=limits), toy(), config).job.start.steps
     assert (build.wall_ms, build.cpu_ms, build.processes, build.output) == (180_000, 0, 128, MIB)
     assert (run.wall_ms, run.cpu_ms, run.processes, run.output) == (6_000, 4_500, 10, 1000)
     with pytest.raises(UnprocessableError, match=r"limits.run.wall_s is 11; this server allows at most 10"):
-        make_plan(Snippet(source=b"", limits={"run": {"wall_s": 11.0}}), toy(), config, 3.0)
+        make_plan(Snippet(source=b"", limits={"run": {"wall_s": 11.0}}), toy(), config)
 
 
 def test_a_manifests_limit_goes_before_the_servers() -> None:
     image = toy()
     step = dataclasses.replace(image.manifest.steps[1], wall_s=30.0, memory=5 * MIB)
     image = image._replace(manifest=dataclasses.replace(image.manifest, steps=(step,)))
-    (run,) = make_plan(Snippet(source=b"", limits={"run": {"wall_s": 20.0}}), image, Config(), 1.0).job.start.steps
+    (run,) = make_plan(Snippet(source=b"", limits={"run": {"wall_s": 20.0}}), image, Config()).job.start.steps
     assert (run.wall_ms, run.memory) == (20_000, 5 * MIB)
 
 
 def test_memory_is_what_the_image_needs_or_more_and_steps_get_what_is_free() -> None:
-    plan = make_plan(Snippet(source=b""), toy(), Config(memory=200 * MIB + 1), 1.0)
+    plan = make_plan(Snippet(source=b""), toy(), Config(memory=200 * MIB + 1))
     assert plan.wanted.machine.memory == 201 * MIB
     assert plan.job.start.steps[0].memory == 201 * MIB - 32 * MIB - KERNEL_RESERVE
-    assert make_plan(Snippet(source=b""), toy(), Config(memory=MIB), 1.0).wanted.machine.memory == 128 * MIB
+    assert make_plan(Snippet(source=b""), toy(), Config(memory=MIB)).wanted.machine.memory == 128 * MIB
 
 
 def test_the_machine_is_as_configured() -> None:
-    machine = make_plan(Snippet(source=b""), toy(), Config(channel=Channel.VIRTIO, cpus=2, user="", kernel=Path("/k")), 1.0).wanted.machine
+    machine = make_plan(Snippet(source=b""), toy(), Config(channel=Channel.VIRTIO, cpus=2, user="", kernel=Path("/k"))).wanted.machine
     assert (machine.channel, machine.cpus, machine.user, machine.kernel) == (Channel.VIRTIO, 2, None, "/k")
     assert machine.initrd == str(toy().initramfs)
 
 
 def test_arguments_environment_and_files() -> None:
-    plan = make_plan(Snippet(source=b"s", args=("a", "{args}"), env={"LANG": "de", "X": ""}, files={"d/x": b"data"}), toy(), Config(), 1.0)
+    plan = make_plan(Snippet(source=b"s", args=("a", "{args}"), env={"LANG": "de", "X": ""}, files={"d/x": b"data"}), toy(), Config())
     assert plan.job.start.steps[1].argv == ("sh", "main.toy", "a", "{args}")
     assert dict(plan.job.start.env) == {"LANG": "de", "X": ""}
     assert [(entry.path, entry.size) for entry in plan.job.start.files] == [("main.toy", 1), ("d/x", 4)]
@@ -115,11 +115,11 @@ def test_arguments_environment_and_files() -> None:
 
 def test_files_together_have_a_limit() -> None:
     half = b"x" * (MAX_FILES_SIZE // 2)
-    make_plan(Snippet(source=half, files={"a": half}), toy(), Config(), 1.0)
+    make_plan(Snippet(source=half, files={"a": half}), toy(), Config())
     with pytest.raises(BodyTooLargeError):
-        make_plan(Snippet(source=half, files={"a": half, "b": b"x"}), toy(), Config(), 1.0)
+        make_plan(Snippet(source=half, files={"a": half, "b": b"x"}), toy(), Config())
 
 
 def test_what_does_not_fit_into_a_start_frame_is_refused() -> None:
     with pytest.raises(RequestError):
-        make_plan(Snippet(source=b"", env={f"V{n}": "x" * 1000 for n in range(100)}), toy(), Config(), 1.0)
+        make_plan(Snippet(source=b"", env={f"V{n}": "x" * 1000 for n in range(100)}), toy(), Config())

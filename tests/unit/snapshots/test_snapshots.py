@@ -65,7 +65,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]
 
 
 def toy(service: Service, language: str = "toy") -> Wanted:
-    return want_machine(service.images.find(language), service.config, 1.0)
+    return want_machine(service.images.find(language), service.config)
 
 
 async def run(service: Service, language: str = "toy", source: bytes = b"echo hi") -> dict[str, Any]:
@@ -174,7 +174,7 @@ def test_a_base_with_a_network_can_be_made_beforehand(serve: Callable[..., Any],
 def test_a_network_that_is_not_there_is_no_reason_to_boot_or_to_make_the_base_again(serve: Callable[..., Any]) -> None:
     async def prepare(service: Service) -> None:
         network = service.networks.disconnected()
-        await service.supply.ensure_base(want_machine(service.images.find("toy"), service.config, 1.0, network))
+        await service.supply.ensure_base(want_machine(service.images.find("toy"), service.config, network))
 
     zygotes: list[FakeZygote] = []
     serve(prepare, **NETWORK)
@@ -332,7 +332,7 @@ def test_a_base_and_a_diff_never_take_each_others_place(serve: Callable[..., Any
         with pytest.raises(ConfigError, match="language's own"):
             await make(service.spawner, toy(service), None, name="toy", parent=base, again=True)
         diff = await make(service.spawner, toy(service), None, name="toy.2cpus", parent=base)
-        other = want_machine(service.images.find("toy"), dataclasses.replace(service.config, cpus=2), 1)
+        other = want_machine(service.images.find("toy"), dataclasses.replace(service.config, cpus=2))
         with pytest.raises(ConfigError, match="over toy"):
             await make(service.spawner, other, None, name=base_name(other), again=True)
         assert find_base(other) is None
