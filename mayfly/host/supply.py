@@ -1,7 +1,9 @@
 """Gives each run a machine in the quickest way there is: it waits in the pool, or is restored from
 its language's base, or boots.
 
-The base is made when it is first missed: in the background of a server, whose run boots meanwhile.
+A server makes a base when a run first misses it, before that run and in its place in the memory
+budget. A run that booted meanwhile would compile on the processors on which the base is made, and
+take longer than both one after the other.
 """
 
 import asyncio
@@ -75,16 +77,24 @@ class Supply:
         return await start(self._spawner, wanted)
 
     async def _base(self, wanted: Wanted) -> Snapshot | None:
-        """The base for this machine; where there is none, it is made later."""
+        """The base for this machine. Where there is none, a lasting supply makes it first, unless
+        that failed a moment ago.
+        """
         base = await asyncio.to_thread(find_base, wanted)
-        if base is None:
-            self.make_base_later(wanted)
+        name = base_name(wanted)
+        if base is None and self._lasting and time.monotonic() >= self._not_before.get(name, 0.0):
+            try:
+                base = await self.ensure_base(wanted)
+                log.info("made the snapshot %s, %d MiB", name, base.manifest.memory_bytes >> 20)
+            except MayflyError as error:
+                self._not_before[name] = time.monotonic() + RETRY_S
+                log.warning("the snapshot %s cannot be made, its language boots for each run: %s", name, error)
         return base
 
     async def _restore(self, wanted: Wanted) -> Guest:
         base = await self._base(wanted)
         if base is None:
-            raise HostError("its snapshot is not made yet")
+            raise HostError("its snapshot cannot be made")
         guest = await start(self._spawner, wanted.restored_from(base.chain))
         return dataclasses.replace(guest, kind=StartKind.WARM)
 

@@ -5,7 +5,6 @@ it.
 import asyncio
 import contextlib
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mayfly.errors import ConfigError, SnapshotError, SnapshotNotFoundError
@@ -22,6 +21,8 @@ from mayfly.vmm.snapshot.files import MEMORY, WORKING_SET
 
 log = logging.getLogger(__name__)
 OUTPUT_SHOWN = 2000
+CLAIM_S = 0.05
+"""Between two looks whether a snapshot is still being made."""
 
 
 def base_name(wanted: Wanted) -> str:
@@ -101,11 +102,7 @@ async def make(
         MayflyError: the machine came to a bad end.
     """
     with contextlib.ExitStack() as held:
-        # In a thread of its own: many may wait here, and the one that need not wait uses the common
-        # threads.
-        waiter = ThreadPoolExecutor(1)
-        await asyncio.get_running_loop().run_in_executor(waiter, held.enter_context, snapshots.claimed(name))
-        waiter.shutdown(wait=False)
+        await _claim(held, name)
         if again:
             with contextlib.suppress(SnapshotError):  # what cannot be used may go
                 _named(name, parent)
@@ -120,6 +117,18 @@ async def make(
             snapshots.complete, part, name=name, image=wanted.image, machine=wanted.machine, parent=parent, memory_bytes=written
         )
     return snapshots.find(name)
+
+
+async def _claim(held: contextlib.ExitStack, name: str) -> None:
+    """Wait until nobody else makes or removes the snapshot. A thread that waited for the lock would
+    get it even if whoever asked is cancelled.
+    """
+    while True:
+        try:
+            held.enter_context(snapshots.claimed(name))
+            return
+        except BlockingIOError:
+            await asyncio.sleep(CLAIM_S)
 
 
 def _fitting(name: str, wanted: Wanted, parent: Snapshot | None) -> Snapshot | None:

@@ -208,13 +208,14 @@ def _check_files(snapshot: Snapshot, kernel: Path) -> None:
 
 @contextlib.contextmanager
 def claimed(name: str) -> Iterator[None]:
-    """Be the only one who makes or removes the snapshot `name`; wait for whoever does.
+    """Be the only one who makes or removes the snapshot `name`.
 
     Raises:
+        BlockingIOError: somebody else does.
         SnapshotError: the folder cannot be written.
     """
     folder = _folder(name)
-    with _explained(folder), locked(folder):
+    with _explained(folder), locked(folder, wait=False):
         yield
 
 
@@ -235,6 +236,8 @@ def replacing(name: str) -> Iterator[Path]:
 def _explained(folder: Path) -> Iterator[None]:
     try:
         yield
+    except BlockingIOError:
+        raise
     except OSError as error:
         raise SnapshotError(f"{folder}: {error.strerror}", hint="make room on the disk, or look at its permissions") from error
 
