@@ -8,7 +8,7 @@ import sys
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.eventloop import READ, EventLoop
 from mayfly.vmm.machine import End, Machine, build_machine
-from mayfly.vmm.process.child import drop_privileges
+from mayfly.vmm.process.privileges import drop_privileges
 
 INTERRUPTED = 130
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import mayfly.errors
 from mayfly.errors import HostError, MayflyError
 from mayfly.vmm.config import PRE_FAULT, SAVE, MachineConfig
-from mayfly.vmm.process.zygote import Forked, Reaped
+from mayfly.vmm.process.zygote import Forked, Reaped, ZygoteLostError
 
 log = logging.getLogger(__name__)
 
@@ -98,19 +98,25 @@ class Spawner:
         self.warm_up()
         assert self._zygote is not None  # noqa: S101 (warm_up has set it)
         number = next(self._numbers)
-        ours, theirs = socket.socketpair()
-        report, report_end = os.pipe()
-        try:
-            self._zygote.spawn(number, config, theirs.fileno(), report_end)
-        except (OSError, EOFError, HostError) as error:
-            ours.close()
-            os.close(report)
-            self._lost(error)
-            raise HostError(f"the zygote died: {error}", hint="try again: it is started anew for the next run") from error
-        finally:
-            theirs.close()
-            os.close(report_end)
-        machine = VmmProcess(number, self, ours, report)
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+            try:
+                channel, channel_end = socket.socketpair()
+                ours.callback(channel.close)
+                theirs.callback(channel_end.close)
+                report, report_end = os.pipe()
+                ours.callback(os.close, report)
+                theirs.callback(os.close, report_end)
+            except OSError as error:
+                raise HostError(
+                    f"there are no descriptors for another machine: {error.strerror}", hint="raise the limit of open files (ulimit -n)"
+                ) from error
+            try:
+                self._zygote.spawn(number, config, channel_end.fileno(), report_end)
+            except (OSError, EOFError, ZygoteLostError) as error:
+                self._lost(error)
+                raise HostError(f"the zygote died: {error}", hint="try again: it is started anew for the next run") from error
+            ours.pop_all()
+        machine = VmmProcess(number, self, channel, report)
         self._machines[number] = machine
         try:
             await asyncio.shield(machine.opened)
@@ -126,7 +132,7 @@ class Spawner:
         if self._zygote is not None and machine in self._machines:
             try:
                 self._zygote.signal(machine, number)
-            except (OSError, HostError) as error:
+            except (OSError, ZygoteLostError) as error:
                 self._lost(error)
 
     def stop(self, machine: "VmmProcess", grace_s: float) -> "asyncio.Task[Ended]":

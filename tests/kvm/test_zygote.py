@@ -1,25 +1,33 @@
 """vmm processes from a real zygote: reports, ends, and nothing left behind."""
 
+import errno
 import json
 import os
+import resource
 import select
 import signal
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from mayfly.errors import ConfigError
 from mayfly.units import MIB
 from mayfly.vmm.config import Channel, MachineConfig
-from mayfly.vmm.process.zygote import Forked, Reaped, Zygote
+from mayfly.vmm.kvm import prctl
+from mayfly.vmm.process import zygote as zygote_module
+from mayfly.vmm.process.privileges import FIRST_UID, drop_privileges
+from mayfly.vmm.process.zygote import NOBODY, NOT_FORKED, START, Forked, Reaped, Zygote
 from tests.kit import tiny
 from tests.kit.tiny import RESET
 from tests.kvm.test_machine import ECHO, OUT2_RTS
 
 pytestmark = pytest.mark.kvm
 
-DEADLINE_S = 5.0
+DEADLINE_S = 30.0
+NOBODY_UID = 65534
 SPIN = "1: jmp 1b\n"
 
 
@@ -33,11 +41,11 @@ def zygote() -> Iterator[Zygote]:
 class Spawned:
     """A machine, the ends of its channel and report that are ours."""
 
-    def __init__(self, zygote: Zygote, kernel: Path, *, user: str | None = "nobody") -> None:
+    def __init__(self, zygote: Zygote, kernel: Path, *, user: str | None = "nobody", channel: Channel = Channel.SERIAL) -> None:
         self.channel, theirs = socket.socketpair()
         report, report_fd = os.pipe()
         self.report = os.fdopen(report, "rb")
-        config = MachineConfig(kernel=str(kernel), memory=16 * MIB, channel=Channel.SERIAL, user=user)
+        config = MachineConfig(kernel=str(kernel), memory=16 * MIB, channel=channel, user=user)
         zygote.spawn(7, config, theirs.fileno(), report_fd)
         theirs.close()
         os.close(report_fd)
@@ -133,7 +141,8 @@ def test_a_vmm_process_of_root_drops_its_privileges(zygote: Zygote, tmp_path: Pa
     spawned = Spawned(zygote, tiny.build(tmp_path, SPIN))
     spawned.next_report()
     status = dict(line.split(":", 1) for line in Path(f"/proc/{spawned.pid}/status").read_text().splitlines())
-    assert status["Uid"].split() == ["65534"] * 4
+    assert {int(uid) for uid in status["Uid"].split()} == {FIRST_UID + spawned.pid}
+    assert status["Gid"].split() == ["65534"] * 4
     assert status["Groups"].split() == []
     assert status["NoNewPrivs"].strip() == "1"
     assert int(status["CapEff"], 16) == 0
@@ -177,4 +186,219 @@ def test_no_descriptor_of_the_client_reaches_a_vmm_process(zygote: Zygote, tmp_p
         links = [str(entry.readlink()) for entry in Path(f"/proc/{spawned.pid}/fd").iterdir()]
         assert secret.name not in links
         assert sum(link.startswith("socket:") for link in links) == 1
+    spawned.close()
+
+
+def test_nothing_that_the_client_inherited_reaches_a_vmm_process(tmp_path: Path) -> None:
+    """Neither a descriptor that is not close-on-exec, nor a standard stream, nor a terminal."""
+    with (tmp_path / "secret").open("w") as secret:
+        os.set_inheritable(secret.fileno(), True)
+        zygote = Zygote.start()
+        spawned = Spawned(zygote, tiny.build(tmp_path, SPIN))
+        spawned.next_report()
+        links = {int(entry.name): str(entry.readlink()) for entry in Path(f"/proc/{spawned.pid}/fd").iterdir()}
+        assert secret.name not in links.values()
+        assert [links[stream] for stream in range(3)] == [os.devnull] * 3
+        assert os.getsid(spawned.pid) == zygote.pid
+        assert Path(f"/proc/{spawned.pid}/stat").read_text().rpartition(")")[2].split()[4] == "0"  # tty_nr (proc_pid_stat(5))
+        spawned.close()
+        zygote.close()
+
+
+def refusals(attempts: dict[str, Callable[[], object]], user: str | None, become: int | None) -> dict[str, str]:
+    """What each attempt ends with in a process that is `become` and has dropped its privileges."""
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if become is not None:
+                os.setresuid(become, become, become)
+            drop_privileges(user)
+            results: dict[str, str] = {}
+            for name, attempt in attempts.items():
+                try:
+                    attempt()
+                    results[name] = "done"
+                except OSError as error:
+                    results[name] = errno.errorcode[error.errno or 0]
+            os.write(write_end, json.dumps(results).encode())
+        finally:
+            os._exit(0)
+    os.close(write_end)
+    with os.fdopen(read_end) as file:
+        text = file.read()
+    os.waitpid(pid, 0)
+    return dict(json.loads(text))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be several users")
+@pytest.mark.parametrize("as_root", [True, False], ids=["of-root", "of-a-user"])
+def test_a_vmm_process_has_no_hold_of_its_sibling(zygote: Zygote, tmp_path: Path, as_root: bool) -> None:
+    if not as_root and not scopes_signals():
+        pytest.skip("this kernel cannot scope signals (Landlock's ABI 6)")
+    if as_root:
+        spawned = Spawned(zygote, tiny.build(tmp_path, SPIN))
+        spawned.next_report()
+        victim = spawned.pid
+    else:
+        victim = os.fork()
+        if victim == 0:
+            os.setresuid(NOBODY_UID, NOBODY_UID, NOBODY_UID)
+            prctl.end_with_parent(signal.SIGKILL)
+            prctl.hide_memory()
+            while True:
+                signal.pause()
+        wait_for_uid(victim, NOBODY_UID)
+    attempts: dict[str, Callable[[], object]] = {
+        "stop": lambda: os.kill(victim, signal.SIGSTOP),
+        "kill": lambda: os.kill(victim, signal.SIGKILL),
+        "memory": lambda: os.open(f"/proc/{victim}/mem", os.O_RDWR),
+        "descriptors": lambda: list(Path(f"/proc/{victim}/fd").iterdir()),
+        "itself": lambda: os.kill(os.getpid(), 0),
+    }
+    if as_root:
+        attempts["limits"] = lambda: resource.prlimit(victim, resource.RLIMIT_CPU, (0, 0))
+    refused = refusals(attempts, "nobody" if as_root else None, None if as_root else NOBODY_UID)
+    assert refused.pop("itself") == "done"
+    assert set(refused.values()) <= {"EPERM", "EACCES"}, refused
+    if as_root:
+        spawned.close()
+    else:
+        os.kill(victim, signal.SIGKILL)
+        os.waitpid(victim, 0)
+
+
+def scopes_signals() -> bool:
+    """Whether this kernel can; asked in a process of its own, as it cannot be undone."""
+    pid = os.fork()
+    if pid == 0:
+        prctl.no_new_privileges()
+        os._exit(0 if prctl.scope_signals() else 1)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def wait_for_uid(pid: int, uid: int) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while Path(f"/proc/{pid}").stat().st_uid != uid and f"\nUid:\t{uid}" not in Path(f"/proc/{pid}/status").read_text():
+        assert time.monotonic() < deadline
+        os.sched_yield()
+
+
+def test_a_fork_that_fails_concerns_its_machine_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flag = tmp_path / "no-more"
+    failing = (
+        "import errno, os; from pathlib import Path; fork = os.fork\n"
+        "def fail_sometimes():\n"
+        f"    if Path({str(flag)!r}).exists(): raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))\n"
+        "    return fork()\n"
+        "os.fork = fail_sometimes\n"
+    )
+    monkeypatch.setattr(zygote_module, "START", failing + START)
+    zygote = Zygote.start()
+    kernel = tiny.build(tmp_path, SPIN)
+    spawned = Spawned(zygote, kernel)
+    spawned.next_report()
+    flag.touch()
+    channel, theirs = socket.socketpair()
+    report, report_end = os.pipe()
+    zygote.spawn(8, MachineConfig(kernel=str(kernel), memory=16 * MIB, channel=Channel.SERIAL), theirs.fileno(), report_end)
+    os.close(report_end)
+    assert zygote.receive() == Reaped(machine=8, status=NOT_FORKED)
+    with os.fdopen(report) as lines:
+        [ended] = map(json.loads, lines)
+    assert ended["reason"] == "error"
+    assert ended["error"]["type"] == "HostError"
+    assert os.strerror(errno.EAGAIN) in ended["error"]["message"]
+    for end in (channel, theirs):
+        end.close()
+    flag.unlink()
+    assert not select.select([spawned.report], [], [], 0)[0]  # the other one lives
+    again = Spawned(zygote, kernel)
+    again.next_report()
+    for one in (spawned, again):
+        one.close()
+    zygote.close()
+
+
+@pytest.mark.parametrize(
+    ("message", "machine"),
+    [
+        (b"not JSON", NOBODY),
+        (b"\xff\xfe", NOBODY),
+        (b"[]", NOBODY),
+        (b"{}", NOBODY),
+        (b'{"spawn": "x"}', NOBODY),
+        (b'{"signal": 9}', NOBODY),
+        (b'{"signal": "x", "machine": 7}', NOBODY),
+        (b'{"spawn": 8}', 8),
+        (b'{"spawn": 8, "config": "{}"}', 8),  # without descriptors
+    ],
+)
+def test_a_message_that_makes_no_sense_is_answered(zygote: Zygote, tmp_path: Path, message: bytes, machine: int) -> None:
+    spawned = Spawned(zygote, tiny.build(tmp_path, SPIN))
+    spawned.next_report()
+    zygote._control.send(message)
+    assert zygote.receive() == Reaped(machine=machine, status=NOT_FORKED)
+    spawned.channel.close()
+    assert spawned.next_report()["reason"] == "channel-closed"
+    spawned.close()
+
+
+def test_a_configuration_that_makes_no_sense_is_a_typed_error(zygote: Zygote) -> None:
+    report, report_end = os.pipe()
+    socket.send_fds(zygote._control, [b'{"spawn": 8, "config": "{}"}'], [report_end, report_end])
+    os.close(report_end)
+    with os.fdopen(report) as lines:
+        [ended] = map(json.loads, lines)
+    assert ended["error"]["type"] == "ConfigError"
+
+
+def test_a_configuration_that_is_too_large_is_refused_before_it_is_sent(zygote: Zygote) -> None:
+    with pytest.raises(ConfigError, match="65536 is the most"):
+        zygote.spawn(8, MachineConfig(kernel="k" * 70_000, memory=16 * MIB), 0, 0)
+
+
+@pytest.mark.parametrize("carrier", [Channel.SERIAL, Channel.VIRTIO])
+def test_the_end_of_the_channel_ends_a_guest_that_hangs_and_its_console_is_kept(zygote: Zygote, tmp_path: Path, carrier: Channel) -> None:
+    """It takes nothing: over serial its UART is full, over virtio nobody has opened the port."""
+    says_oops = "".join(f"mov dx, 0x3f8\nmov al, '{letter}'\nout dx, al\n" for letter in "Oops")
+    spawned = Spawned(zygote, tiny.build(tmp_path, says_oops + SPIN), channel=carrier)
+    spawned.next_report()
+    spawned.channel.sendall(bytes(8192))
+    spawned.channel.close()
+    ended = spawned.next_report()
+    assert ended["reason"] == "channel-closed"
+    assert "Oops".startswith(str(ended["console"]))
+    spawned.close()
+
+
+def test_addresses_that_a_guest_makes_up_are_counted_under_one_name(zygote: Zygote, tmp_path: Path) -> None:
+    """Writes to 1,000 pages of addresses that no device has, and reads of 1,000 ports."""
+    source = """
+        mov rbx, 0x400000
+        mov rcx, 512
+        mov rdx, 0x100000083
+    1:  mov [rbx], rdx
+        add rbx, 8
+        add rdx, 0x200000
+        loop 1b
+        mov qword ptr [0xA020], 0x400003
+        mov rdi, 0x100000000
+        mov rcx, 1000
+    2:  mov dword ptr [rdi], eax
+        add rdi, 4096
+        loop 2b
+        mov rcx, 1000
+        mov dx, 0x1000
+    3:  in al, dx
+        inc dx
+        loop 3b
+    """
+    spawned = Spawned(zygote, tiny.build(tmp_path, source + RESET))
+    spawned.next_report()
+    ended = spawned.next_report()
+    exits = dict(ended["exits"])  # type: ignore[call-overload]
+    assert exits["mmio unmapped"] == 1000
+    assert exits["io unmapped"] == 1000
+    assert len(exits) < 12
     spawned.close()

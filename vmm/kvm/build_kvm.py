@@ -18,6 +18,8 @@ SOURCE = """
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #include <linux/kvm.h>
 
 #ifndef KVM_PRE_FAULT_MEMORY /* of Linux 6.11; this machine's headers may be older than its kernel */
@@ -42,6 +44,17 @@ static void differing_pages(const uint64_t *pagemap, const char *now, const char
         differs[page] = pagemap[page] >> 62 && !(pagemap[page] >> 61 & 1) && memcmp(now + page * 4096, before + page * 4096, 4096);
 }
 static int sys_prctl(int option, unsigned long argument) { return prctl(option, argument, 0, 0, 0); }
+/* Landlock's scope of signals (landlock(7), of Linux 6.12); headers may be older. The numbers are the same on all architectures. */
+static int sys_scope_signals(void)
+{
+    const uint64_t attributes[3] = {0, 0, 1 << 1}; /* files, network, scoped: LANDLOCK_SCOPE_SIGNAL */
+    int result, ruleset = syscall(444, attributes, sizeof attributes, 0);
+    if (ruleset < 0)
+        return -1;
+    result = syscall(446, ruleset, 0);
+    close(ruleset);
+    return result;
+}
 """
 
 SOURCES = {

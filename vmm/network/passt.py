@@ -213,9 +213,10 @@ class Passt:
         return int(_LENGTH.size + length - len(self._part))
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, by closing its socket where it is another user's by now."""
         self._socket.close()
-        self._process.kill()
+        with contextlib.suppress(PermissionError):
+            self._process.kill()
         self._process.wait()
         if self._process.stderr is not None:
             self._process.stderr.close()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pwd
 import resource
 import signal
 import socket
@@ -11,12 +10,12 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from mayfly.errors import ConfigError, ConsoleTailError, MayflyError
+from mayfly.errors import ConsoleTailError, MayflyError
 from mayfly.vmm.boot_log import Console
 from mayfly.vmm.config import PRE_FAULT, SAVE, MachineConfig
 from mayfly.vmm.eventloop import EventLoop
-from mayfly.vmm.kvm import prctl
 from mayfly.vmm.machine import End, build_machine
+from mayfly.vmm.process.privileges import drop_privileges
 
 
 class Report:
@@ -89,26 +88,9 @@ def own_memory() -> int:
     return 0
 
 
-def drop_privileges(user: str | None) -> None:
-    """Become `user` if this is root, and never gain privileges again; no core dump may hold a
-    guest's memory.
-
-    Raises:
-        ConfigError: there is no such user.
-    """
-    if user is not None and os.geteuid() == 0:
-        try:
-            entry = pwd.getpwnam(user)
-        except KeyError as error:
-            raise ConfigError(
-                f"the service user {user!r} does not exist", hint="name another with `user:` in config.yaml, or add it"
-            ) from error
-        os.setgroups([])
-        os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
-        os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
-        prctl.end_with_parent(signal.SIGKILL)
-    prctl.no_new_privileges()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+def report_failure(report_fd: int, error: MayflyError) -> None:
+    """Report, in the place of a vmm process that cannot be, why there is none."""
+    Report(report_fd).say("ended", reason=End.ERROR, error=_describe(error), console="", exits={}, phases={})
 
 
 def _describe(error: MayflyError | None) -> dict[str, str] | None:

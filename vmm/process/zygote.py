@@ -4,13 +4,13 @@ client.
 It holds no KVM descriptor (KVM binds a VM to the address space that made it), and has neither
 asyncio nor aiohttp. The two sides talk over a SOCK_SEQPACKET pair, one JSON object a message:
 
-    client -> zygote   {"spawn": machine, "config": JSON text} with two descriptors (channel,
-    report);
+    client -> zygote   {"spawn": machine, "config": JSON text}, descriptors of channel and report
                        {"signal": number, "machine": machine}
     zygote -> client   {"forked": machine, "pid": n}; {"reaped": machine, "status": n}
 
-When either end of the pair is closed, or the client dies, the zygote ends; when the zygote ends, so
-do its machines.
+A machine that cannot be forked is reaped without having been forked, and its report says why. When
+either end of the pair is closed, or the client dies, the zygote ends; when the zygote ends, so do
+its machines.
 """
 
 import contextlib
@@ -22,19 +22,26 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import mayfly
-from mayfly.errors import HostError
+from mayfly.errors import ConfigError, HostError, MayflyError
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.kvm import prctl
+from mayfly.vmm.process.privileges import keep_only
 
 MESSAGE_LIMIT = 64 * 1024
 CONTROL_FD = 3
 """Of a zygote that is another Python, its end of the pair."""
 START = "import sys; from mayfly.vmm.process.zygote import main; main(int(sys.argv[1]), int(sys.argv[2]))"
+NOT_FORKED = 1
+"""Status of a machine that never had a process."""
+_MORE_PROCESSES = "raise the limit of processes or memory of this service, or run fewer machines at a time"
+NOBODY = 0
+"""No machine has this number: for a message that does not tell its machine's."""
 
 
 class Forked(NamedTuple):
@@ -53,6 +60,10 @@ class Reaped(NamedTuple):
     status: int
 
 
+class ZygoteLostError(HostError):
+    """The zygote is gone, and all its machines with it."""
+
+
 class Zygote:
     """The client's side. Owns the zygote process. No method waits for long; `receive` waits for a
     message.
@@ -68,29 +79,42 @@ class Zygote:
         Raises:
             HostError: it cannot be started.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            # -P: a folder named like one of our packages in the working directory must not be
-            # imported.
-            command = [sys.executable, "-P", "-c", START, str(CONTROL_FD), str(os.getpid())]
-            path = os.pathsep.join(filter(None, [str(Path(mayfly.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-            files = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0), (os.POSIX_SPAWN_DUP2, theirs.fileno(), CONTROL_FD)]
-            try:
-                pid = os.posix_spawn(sys.executable, command, {**os.environ, "PYTHONPATH": path}, file_actions=files, setsid=True)
-            except OSError as error:
-                ours.close()
-                raise HostError(f"the zygote cannot be started: {error}", hint="see `mayfly doctor`") from error
+        # -P: a folder named like one of our packages in the working directory must not be imported.
+        command = [sys.executable, "-P", "-c", START, str(CONTROL_FD), str(os.getpid())]
+        path = os.pathsep.join(filter(None, [str(Path(mayfly.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                files = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0), (os.POSIX_SPAWN_DUP2, theirs.fileno(), CONTROL_FD)]
+                try:
+                    pid = os.posix_spawn(sys.executable, command, {**os.environ, "PYTHONPATH": path}, file_actions=files, setsid=True)
+                except OSError:
+                    ours.close()
+                    raise
+        except OSError as error:
+            raise HostError(f"the zygote cannot be started: {error}", hint="see `mayfly doctor`") from error
         return cls(pid, ours)
 
     @classmethod
     def fork(cls) -> Self:
         """Start a zygote as a copy of this process, which must have a single thread: quicker than a
         new Python that imports anew.
+
+        Raises:
+            HostError: it cannot be started.
         """
         _load()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         client = os.getpid()
-        pid = os.fork()
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            try:
+                pid = os.fork()
+            except OSError:
+                ours.close()
+                theirs.close()
+                raise
+        except OSError as error:
+            raise HostError(f"the zygote cannot be started: {error}", hint="see `mayfly doctor`") from error
         if pid == 0:
             status = 1
             try:
@@ -109,13 +133,16 @@ class Zygote:
         return self._control.fileno()
 
     def spawn(self, machine: int, config: MachineConfig, channel: int, report: int) -> None:
-        """Ask for a machine: `Forked` and, in the end, `Reaped` will come for it.
+        """Ask for a machine, whose number is positive: `Forked`, if it can be, and in any case
+        `Reaped` will come for it.
 
         The two descriptors are duplicated into the vmm process; the caller keeps and closes its
         own.
 
         Raises:
-            HostError: the zygote is gone.
+            ConfigError: the configuration is too large.
+            ZygoteLostError: the zygote is gone.
+            HostError: the message cannot be sent now; no other machine is affected.
         """
         self._send({"spawn": machine, "config": config.to_json()}, [channel, report])
 
@@ -127,10 +154,15 @@ class Zygote:
             self._send({"signal": number, "machine": machine}, [])
 
     def _send(self, message: dict[str, Any], fds: list[int]) -> None:
+        data = json.dumps(message).encode()
+        if len(data) > MESSAGE_LIMIT:
+            raise ConfigError(f"the machine's configuration has {len(data)} bytes; {MESSAGE_LIMIT} is the most", hint="shorten it")
         try:
-            socket.send_fds(self._control, [json.dumps(message).encode()], fds)
+            socket.send_fds(self._control, [data], fds)
+        except ConnectionError as error:
+            raise ZygoteLostError(f"the zygote is gone: {error.strerror}", hint="it is started again with the next run") from error
         except OSError as error:
-            raise HostError(f"the zygote is gone: {error.strerror}", hint="it is started again with the next run") from error
+            raise HostError(f"the zygote cannot be asked for a machine: {error.strerror}", hint="try again when less is running") from error
 
     def receive(self) -> Forked | Reaped:
         """The next message.
@@ -156,29 +188,37 @@ class Zygote:
             os.waitpid(self.pid, 0)
 
 
+RunProcess = Callable[[MachineConfig, socket.socket, int, float], None]
+ReportFailure = Callable[[int, MayflyError], None]
+
+
 def main(control_fd: int, client: int) -> None:
     """The zygote process: fork, reap, report, until the client is gone."""
-    run_process = _load()
+    run_process, report_failure = _load()
     prctl.end_with_parent(signal.SIGKILL)
     if os.getppid() != client:
         return
+    # What the client inherited without close-on-exec, or had open when it forked this process.
+    os.closerange(3, control_fd)
+    os.closerange(control_fd + 1, 1 << 30)
     with socket.socket(fileno=control_fd) as control:
-        _Server(control, run_process).serve()
+        _Server(control, run_process, report_failure).serve()
     signal.set_wakeup_fd(-1)
 
 
-def _load() -> Callable[[MachineConfig, socket.socket, int, float], None]:
+def _load() -> tuple[RunProcess, ReportFailure]:
     """Import what machines need: only processes that fork them do that."""
-    from mayfly.vmm.process.child import run_process
+    from mayfly.vmm.process.child import report_failure, run_process
 
-    return run_process
+    return run_process, report_failure
 
 
 class _Server:
-    def __init__(self, control: socket.socket, run_process: Callable[[MachineConfig, socket.socket, int, float], None]) -> None:
+    def __init__(self, control: socket.socket, run_process: RunProcess, report_failure: ReportFailure) -> None:
         self._control = control
-        self._run_process = run_process
+        self._run_process, self._report_failure = run_process, report_failure
         self._machines: dict[int, int] = {}
+        self._unsaid: deque[bytes] = deque()
         self._wakeup, wakeup = socket.socketpair()
         for end in (self._wakeup, wakeup):
             end.setblocking(False)
@@ -191,40 +231,69 @@ class _Server:
 
     def serve(self) -> None:
         poller = select.poll()
-        poller.register(self._control, select.POLLIN)
         poller.register(self._wakeup, select.POLLIN)
         while True:
-            ready = {fd for fd, _ in poller.poll()}
+            poller.register(self._control, select.POLLIN | (select.POLLOUT if self._unsaid else 0))
+            ready = dict(poller.poll())
             if self._wakeup.fileno() in ready:
                 self._wakeup.recv(4096)
                 self._reap()
-            if self._control.fileno() in ready and not self._take_request():
-                return
+            if self._control.fileno() in ready:
+                self._say()
+                if ready[self._control.fileno()] & ~select.POLLOUT and not self._take_request():
+                    return
 
     def _take_request(self) -> bool:
+        """Carry out one message. Whatever is wrong with it, or with this host, concerns the machine
+        that it names, and no other. False: the client is gone.
+        """
         try:
             data, fds, _, _ = socket.recv_fds(self._control, MESSAGE_LIMIT, 2)
         except ConnectionError:  # the client went without having read everything
             return False
+        except OSError:  # no memory for it now; it is still there
+            return True
         if not data:
             return False
-        message = json.loads(data)
-        if "signal" in message:
-            for pid, machine in self._machines.items():
-                if machine == message["machine"]:
-                    os.kill(pid, message["signal"])
-            return True
-        began = time.monotonic()
-        pid = os.fork()
-        if pid == 0:
-            self._become_machine(message["config"], fds, began)
-        for fd in fds:
-            os.close(fd)
-        self._machines[pid] = message["spawn"]
-        self._say({"forked": message["spawn"], "pid": pid})
+        machine = NOBODY
+        try:
+            message = json.loads(data)
+            if "signal" in message:
+                self._signal(message["machine"], message["signal"])
+            else:
+                machine = int(message["spawn"])
+                self._fork(machine, message["config"], fds)
+        except OSError as error:
+            self._refuse(machine, fds, HostError(f"no process for the machine: {error.strerror}", hint=_MORE_PROCESSES))
+        except (ValueError, TypeError, LookupError) as error:
+            self._refuse(machine, fds, HostError(f"the zygote was asked for something impossible: {error!r}", hint="report this"))
+        finally:
+            for fd in fds:
+                os.close(fd)
         return True
 
-    def _become_machine(self, config: str, fds: list[int], began: float) -> None:
+    def _signal(self, machine: int, number: int) -> None:
+        for pid, known in self._machines.items():
+            if known == machine:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, number)
+
+    def _fork(self, machine: int, config: str, fds: list[int]) -> None:
+        began = time.monotonic()
+        channel, report = fds  # fewer where they found no room in this process's table
+        pid = os.fork()
+        if pid == 0:
+            self._become_machine(config, channel, report, began)
+        self._machines[pid] = machine
+        self._say({"forked": machine, "pid": pid})
+
+    def _refuse(self, machine: int, fds: list[int], error: MayflyError) -> None:
+        if len(fds) == 2:
+            with contextlib.suppress(OSError):
+                self._report_failure(fds[1], error)
+        self._say({"reaped": machine, "status": NOT_FORKED})
+
+    def _become_machine(self, config: str, channel: int, report: int, began: float) -> None:
         """In the child: everything up to its exit."""
         status = 1
         try:
@@ -233,8 +302,13 @@ class _Server:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for end in (self._control, self._wakeup, self._wakeup_writer):
                 end.close()
-            channel, report = fds
-            self._run_process(MachineConfig.from_json(config), socket.socket(fileno=channel), report, began)
+            keep_only([channel, report])
+            try:
+                parsed = MachineConfig.from_json(config)
+            except (MayflyError, ValueError, TypeError, LookupError) as error:
+                self._report_failure(report, ConfigError(f"the machine's configuration cannot be read: {error!r}"))
+            else:
+                self._run_process(parsed, socket.socket(fileno=channel), report, began)
             status = 0
         finally:
             os._exit(status)
@@ -246,6 +320,15 @@ class _Server:
                 return
             self._say({"reaped": self._machines.pop(pid), "status": os.waitstatus_to_exitcode(status)})
 
-    def _say(self, message: dict[str, Any]) -> None:
-        with contextlib.suppress(ConnectionError):  # the end of the client shows at the next receive
-            self._control.send(json.dumps(message).encode())
+    def _say(self, message: dict[str, Any] | None = None) -> None:
+        """Send what is unsaid, and `message` behind it; what finds no room waits until it does."""
+        if message is not None:
+            self._unsaid.append(json.dumps(message).encode())
+        try:
+            while self._unsaid:
+                self._control.send(self._unsaid[0], socket.MSG_DONTWAIT)
+                self._unsaid.popleft()
+        except ConnectionError:  # the end of the client shows at the next receive
+            self._unsaid.clear()
+        except OSError:  # no room, or no memory, now
+            pass
