@@ -1,5 +1,5 @@
 # Each target does its set-up too. `make demo` and `make test` are all that a newcomer needs.
-.PHONY: setup kernel agent agents wheel images arm test-images demo test test-all lint bench clean
+.PHONY: setup kernel agent agents wheel images arm test-images demo test test-all intel-check lint bench clean
 
 setup:
 	@scripts/setup
@@ -47,6 +47,10 @@ test: setup kernel agent images arm
 
 test-all: setup kernel agent images arm test-images
 	@MAYFLY_FULL=1 scripts/test --report docs/test-report.md
+
+# Before a release: our tests on Intel processors as Bochs emulates them, 20 minutes and once 10 to 20 for building Bochs.
+intel-check: setup kernel agent
+	@scripts/intel-check --report docs/intel-report.md
 
 lint: setup
 	@scripts/lint
