@@ -14,16 +14,14 @@ from aiohttp import web
 
 from mayfly.api import problems
 from mayfly.api.metrics import Metrics
-from mayfly.api.routes import ROUTES, SERVICE, Handler
+from mayfly.api.routes import METRICS, ROUTES, SERVICE, Handler
 from mayfly.api.sockets import claim
 from mayfly.errors import BusyError, MayflyError
 from mayfly.guests.spawner import Zygote
 from mayfly.host.checks import time_factor
 from mayfly.host.config import Config
-from mayfly.host.plan import want_machine
 from mayfly.protocol.frames import MAX_FILES_SIZE
 from mayfly.runs.service import Service
-from mayfly.snapshots import store as snapshots
 
 log = logging.getLogger(__name__)
 MAX_BODY = MAX_FILES_SIZE * 4 // 3 + (1 << 20)
@@ -64,20 +62,21 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     return answer
 
 
-def make_app(service: Service) -> web.Application:
+def make_app(service: Service, metrics: Metrics) -> web.Application:
     """The application that serves `service`."""
     app = web.Application(middlewares=[answer_errors], client_max_size=MAX_BODY)
     app[SERVICE] = service
+    app[METRICS] = metrics
     for route in ROUTES:
         app.router.add_route(route.method, route.path, route.handler)
     return app
 
 
-async def serve_http(service: Service, listener: socket.socket, stop: asyncio.Event) -> None:
+async def serve_http(service: Service, metrics: Metrics, listener: socket.socket, stop: asyncio.Event) -> None:
     """Serve on `listener` until `stop`; then no new request is taken, every run is ended, and those
     who wait are answered.
     """
-    runner = web.AppRunner(make_app(service), handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_S)
+    runner = web.AppRunner(make_app(service, metrics), handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     try:
         site = web.SockSite(runner, listener)
@@ -98,22 +97,16 @@ async def serve(config: Config, zygote: Callable[[], Zygote]) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    metrics = Metrics()
     with claim(config.socket) as (listener, folder):
-        async with Service(config, zygote, sockets=folder, observer=Metrics()) as service:
-            service.spawner.warm_up()
-            snapshots.sweep()
-            for name in config.languages:
-                service.supply.expect(want_machine(service.images.find(name), config))
-            names = ", ".join(f"{image.manifest.language}@{image.manifest.version}" for image in service.images.installed())
-            budget = service.admission.budget >> 20
-            log.info(
-                "listening at %s; languages: %s; %d MiB for machines; time factor %g",
-                config.socket,
-                names or "none",
-                budget,
-                config.time_factor,
-            )
-            await serve_http(service, listener, stop)
+        async with Service(config, zygote, sockets=folder, observer=metrics) as service:
+            service.warm_up(config.languages)
+            names = ", ".join(f"{image.manifest.language}@{image.manifest.version}" for image in service.installed())
+            budget = service.health().memory_budget >> 20
+            log.info("listening at %s; languages: %s; %d MiB for machines", config.socket, names or "none", budget)
+            if config.time_factor != 1:
+                log.info("time limits are multiplied by %g", config.time_factor)
+            await serve_http(service, metrics, listener, stop)
             log.info("stopped")
 
 

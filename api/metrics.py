@@ -2,25 +2,11 @@
 
 from collections.abc import Mapping
 
-
-class Observer:
-    """Is told what happens; this one forgets it."""
-
-    def started(self, kind: str, language: str) -> None:
-        """A run got its machine: cold, restored or warm."""
-
-    def ended(self, status: str, phases: Mapping[str, float]) -> None:
-        """A run is over; `phases` in seconds."""
-
-    def refused(self) -> None:
-        """A run was refused, as there was no room."""
-
-    def evicted(self) -> None:
-        """An idle machine was ended to make room."""
+from mayfly.host.observer import Observer
 
 
 class Metrics(Observer):
-    """Counts it."""
+    """Prometheus counters and histograms."""
 
     def __init__(self) -> None:
         from prometheus_client import CollectorRegistry, Counter, Histogram  # a server's only
@@ -52,7 +38,7 @@ class Metrics(Observer):
         self._evictions.inc()
 
     def text(self) -> bytes:
-        """All of it."""
+        """All metrics."""
         from prometheus_client import generate_latest
 
         text: bytes = generate_latest(self.registry)

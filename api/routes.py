@@ -14,7 +14,7 @@ from aiohttp import web
 from mayfly import __version__
 from mayfly.api import openapi
 from mayfly.api.metrics import Metrics
-from mayfly.api.problems import MediaTypeError, StoppingError, UnprocessableError
+from mayfly.api.problems import MediaTypeError, UnprocessableError
 from mayfly.errors import RequestError
 from mayfly.host.snippet import Snippet, parse_flag, parse_json, parse_mode
 from mayfly.protocol.frames import PROTOCOL_VERSION
@@ -22,6 +22,7 @@ from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 
 SERVICE: web.AppKey[Service] = web.AppKey("service", Service)
+METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 PLAIN_TYPES = ("application/octet-stream", "application/x-www-form-urlencoded")
 """Besides text/*, what is taken as the snippet itself; the second is what `curl --data-binary` says
@@ -71,7 +72,7 @@ async def delete_run(request: web.Request) -> web.Response:
 
 async def languages(request: web.Request) -> web.Response:
     """List the languages that can be run."""
-    images = request.app[SERVICE].images.installed()
+    images = request.app[SERVICE].installed()
     return web.json_response(
         {
             "languages": [
@@ -95,13 +96,8 @@ async def languages(request: web.Request) -> web.Response:
 
 async def healthz(request: web.Request) -> web.Response:
     """Say whether runs are taken."""
-    service = request.app[SERVICE]
-    if service.stopping:
-        raise StoppingError("the server is stopping", hint="try again when it is back")
-    admission, idle = service.admission, len(service.supply.pool)
-    return web.json_response(
-        {"status": "ok", "waiting": admission.waiting, "idle": idle, "memory_used": admission.used, "memory_budget": admission.budget}
-    )
+    health = request.app[SERVICE].health()
+    return web.json_response({"status": "ok", **dataclasses.asdict(health)})
 
 
 async def version(request: web.Request) -> web.Response:
@@ -114,9 +110,7 @@ async def version(request: web.Request) -> web.Response:
 
 async def metrics(request: web.Request) -> web.Response:
     """Give counters and times in Prometheus's text format."""
-    observer = request.app[SERVICE].observer
-    text = observer.text() if isinstance(observer, Metrics) else b""
-    return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+    return web.Response(body=request.app[METRICS].text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
 
 async def describe(request: web.Request) -> web.Response:

@@ -13,14 +13,12 @@ from mayfly.errors import HostError, MayflyError, SnapshotError
 from mayfly.guests.outcome import LIMIT_STATUS, Outcome
 from mayfly.guests.spawner import GRACE_S, Zygote
 from mayfly.host.config import Config
-from mayfly.host.plan import want_machine
 from mayfly.host.snippet import Snippet
 from mayfly.images.store import Image
 from mayfly.protocol.frames import Limit, Stage, Stderr, Stdout
 from mayfly.runs.record import Reader
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
-from mayfly.snapshots.making import find_base, is_usual
 from mayfly.snapshots.store import Snapshot, find
 
 CONSOLE_LINES = 30
@@ -60,7 +58,7 @@ async def run_file(
         loop.add_signal_handler(number, settle, stopped, 128 + number)
     grace_s = GRACE_S if as_json or verbose else 0
     async with Service(config, zygote, grace_s=grace_s) as service:
-        image = service.images.find(language) if language else service.images.for_file(path)
+        image = service.find_image(language, path)
         source = read_source(path)
         chosen = await _snapshot(service, image, snapshot, network=network)
         run = service.start(Snippet(source=source, args=args, network=network), image, FdStdin(0), snapshot=chosen)
@@ -93,13 +91,12 @@ async def _snapshot(service: Service, image: Image, name: str, *, network: bool)
     """
     if name:
         return find(name)
-    wanted = want_machine(image, service.config, service.networks.disconnected() if network else None)
-    if service.config.cold or not is_usual(wanted) or find_base(wanted):
+    if not service.lacks_base(image, network=network):
         return None  # the service finds it, or boots
     kind = f"{image.manifest.language} {image.manifest.version}{' with a network' if network else ''}"
     print(f"mayfly: making a snapshot of {kind} (once)", file=sys.stderr)
     try:
-        return await service.supply.ensure_base(wanted)
+        return await service.make_base(image, network=network)
     except SnapshotError as error:
         report(error)
         print("mayfly: booting a machine instead", file=sys.stderr)

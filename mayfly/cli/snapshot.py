@@ -12,11 +12,9 @@ from mayfly.cli.run import read_source
 from mayfly.errors import ConfigError
 from mayfly.host.checks import time_factor
 from mayfly.host.config import Config
-from mayfly.host.plan import make_plan, want_machine
 from mayfly.host.snippet import Snippet
 from mayfly.runs.service import Service
 from mayfly.snapshots import store as snapshots
-from mayfly.snapshots.making import make
 from mayfly.snapshots.store import Snapshot
 from mayfly.vmm.process.zygote import Zygote
 
@@ -39,16 +37,12 @@ def create(language: str, file: Path | None, *, name: str, parent: str, network:
 
 async def _create(language: str, file: Path | None, *, name: str, parent: str, network: bool, config: Config) -> Snapshot:
     async with Service(config, Zygote.start) as service:
-        image = service.images.find(language)
-        wanted = want_machine(image, config, service.networks.disconnected() if network else None)
-        if file is None:
-            if name:
-                raise ConfigError("a language's own snapshot has its name", hint="leave --name out, or give the FILE of a snippet")
-            return await service.supply.ensure_base(wanted, again=True)
-        job = make_plan(Snippet(source=read_source(file)), image, config).job
-        over = snapshots.find(parent) if parent else await service.supply.ensure_base(wanted)
-        snapshots.check(over, image, wanted.machine)
-        return await make(service.spawner, wanted, job, name=name, parent=over, again=True)
+        image = service.find_image(language)
+        if file is not None:
+            return await service.make_snapshot(Snippet(source=read_source(file)), image, name=name, parent=parent, network=network)
+        if name:
+            raise ConfigError("a language's own snapshot has its name", hint="leave --name out, or give the FILE of a snippet")
+        return await service.make_base(image, network=network, again=True)
 
 
 def show_all(*, as_json: bool) -> None:

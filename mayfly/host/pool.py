@@ -11,11 +11,11 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from mayfly.api.metrics import Observer
 from mayfly.errors import MayflyError
 from mayfly.guests.job import Wanted
 from mayfly.guests.start import Guest
 from mayfly.host.admission import Admission, Ticket
+from mayfly.host.observer import Observer
 from mayfly.vmm.config import MachineConfig
 
 log = logging.getLogger(__name__)

@@ -12,13 +12,13 @@ import dataclasses
 import logging
 import time
 
-from mayfly.api.metrics import Observer
 from mayfly.errors import BusyError, HostError, MayflyError, NetworkError
 from mayfly.guests.job import Wanted
 from mayfly.guests.spawner import Spawner
 from mayfly.guests.start import Guest, StartKind, start
 from mayfly.host.admission import Admission
 from mayfly.host.config import Config
+from mayfly.host.observer import Observer
 from mayfly.host.plan import make_warmup
 from mayfly.host.pool import Idle, Pool
 from mayfly.snapshots import store as snapshots

@@ -4,21 +4,23 @@ has ended for a while. No HTTP.
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from mayfly.api.metrics import Observer
 from mayfly.api.problems import RunEndedError, StoppingError
 from mayfly.errors import BusyError, UnknownRunError
 from mayfly.guests.converse import BytesStdin, Stdin
+from mayfly.guests.job import Wanted
 from mayfly.guests.spawner import GRACE_S, Spawner, Zygote
 from mayfly.guests.start import Guest
 from mayfly.host.admission import DEFAULT_SHARE, Admission, Ticket
 from mayfly.host.config import Config
 from mayfly.host.memory import available_memory
 from mayfly.host.networks import Networks
-from mayfly.host.plan import Plan, make_plan
+from mayfly.host.observer import Observer
+from mayfly.host.plan import Plan, make_plan, want_machine
 from mayfly.host.pool import Idle
 from mayfly.host.snippet import Snippet
 from mayfly.host.supply import Supply
@@ -26,9 +28,21 @@ from mayfly.images.store import Image, Images
 from mayfly.runs.execute import execute
 from mayfly.runs.output import OutputSocket
 from mayfly.runs.run import Run
+from mayfly.snapshots import store as snapshots
+from mayfly.snapshots.making import find_base, is_usual, make
 from mayfly.snapshots.store import Snapshot
 
 log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Health:
+    """Runs that wait for room, machines that wait for a run, bytes of memory of all machines."""
+
+    waiting: int
+    idle: int
+    memory_used: int
+    memory_budget: int
 
 
 class Service:
@@ -69,6 +83,73 @@ class Service:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    def warm_up(self, languages: Iterable[str] = ()) -> None:
+        """Start what the first run would wait for, and make what the runs of `languages` start
+        from. What killed creators of snapshots have left is removed.
+
+        Raises:
+            MayflyError: it cannot serve at all.
+        """
+        self.spawner.warm_up()
+        snapshots.sweep()
+        for name in languages:
+            self.supply.expect(self._wanted(self.images.find(name)))
+
+    def installed(self) -> list[Image]:
+        """The images whose languages can be run."""
+        return self.images.installed()
+
+    def find_image(self, language: str, path: Path | None = None) -> Image:
+        """The image of a language; without one that for the extension of `path`.
+
+        Raises:
+            UnknownLanguageError: there is none.
+        """
+        return self.images.for_file(path) if path and not language else self.images.find(language)
+
+    def health(self) -> Health:
+        """What it has to do.
+
+        Raises:
+            StoppingError: it takes no more runs.
+        """
+        if self.stopping:
+            raise StoppingError("the server is stopping", hint="try again when it is back")
+        admission = self.admission
+        return Health(waiting=admission.waiting, idle=len(self.supply.pool), memory_used=admission.used, memory_budget=admission.budget)
+
+    def _wanted(self, image: Image, *, network: bool = False) -> Wanted:
+        """A machine of the image, whose network is connected to nothing."""
+        return want_machine(image, self.config, self.networks.disconnected() if network else None)
+
+    def lacks_base(self, image: Image, *, network: bool = False) -> bool:
+        """Whether it is worth to make the base before a run: runs start from one, and it is not
+        there yet.
+        """
+        wanted = self._wanted(image, network=network)
+        return not self.config.cold and is_usual(wanted) and find_base(wanted) is None
+
+    async def make_base(self, image: Image, *, network: bool = False, again: bool = False) -> Snapshot:
+        """The snapshot from which the image's runs start, made if need be.
+
+        Raises:
+            MayflyError: it cannot be made.
+        """
+        return await self.supply.ensure_base(self._wanted(image, network=network), again=again)
+
+    async def make_snapshot(self, snippet: Snippet, image: Image, *, name: str, parent: str = "", network: bool = False) -> Snapshot:
+        """Run the snippet in a machine restored from the snapshot `parent`, or else from the base,
+        and save what has changed.
+
+        Raises:
+            MayflyError: it cannot be made.
+        """
+        wanted = self._wanted(image, network=network)
+        job = make_plan(snippet, image, self.config).job
+        over = snapshots.find(parent) if parent else await self.supply.ensure_base(wanted)
+        snapshots.check(over, image, wanted.machine)
+        return await make(self.spawner, wanted, job, name=name, parent=over, again=True)
 
     def start(
         self,

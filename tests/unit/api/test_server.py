@@ -17,6 +17,7 @@ import aiohttp
 import pytest
 
 from mayfly.api.app import MAX_BODY, make_app, serve_http
+from mayfly.api.metrics import Metrics
 from mayfly.api.openapi import SCHEMAS
 from mayfly.api.routes import ROUTES
 from mayfly.api.sockets import claim
@@ -49,7 +50,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path) -> Call
             stop = asyncio.Event()
             with claim(config.socket) as (listener, runs):
                 async with Service(config, factory(fault, made), sockets=runs) as service:
-                    server = asyncio.create_task(serve_http(service, listener, stop))
+                    server = asyncio.create_task(serve_http(service, Metrics(), listener, stop))
                     async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(path=str(config.socket))) as client:
                         try:
                             return await asyncio.wait_for(scenario(client, service), 60)
@@ -336,7 +337,7 @@ def test_openapi_describes_the_routes_that_there_are(serve: Callable[..., Any]) 
     async def scenario(client: aiohttp.ClientSession, service: Service) -> None:
         _, found = await get(client, "/openapi.json")
         described = {(method.upper(), path) for path, methods in found["paths"].items() for method in methods}
-        app = make_app(service)
+        app = make_app(service, Metrics())
         served = {(route.method, route.resource.canonical) for route in app.router.routes() if route.resource}
         assert described == served == {(route.method, route.path) for route in ROUTES}
         text = json.dumps(found)

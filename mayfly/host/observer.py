@@ -1,0 +1,19 @@
+"""Who is told what a host does."""
+
+from collections.abc import Mapping
+
+
+class Observer:
+    """Is told what happens; this one forgets it."""
+
+    def started(self, kind: str, language: str) -> None:
+        """A run got its machine: cold, restored or warm."""
+
+    def ended(self, status: str, phases: Mapping[str, float]) -> None:
+        """A run is over; `phases` in seconds."""
+
+    def refused(self) -> None:
+        """A run was refused, as there was no room."""
+
+    def evicted(self) -> None:
+        """An idle machine was ended to make room."""
