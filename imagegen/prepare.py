@@ -28,7 +28,7 @@ from mayfly.guests.start import Guest, start
 from mayfly.imagegen.progress import Progress
 from mayfly.imagegen.rootfs.layers import Limits
 from mayfly.images.manifest import load
-from mayfly.images.store import Image
+from mayfly.images.store import InstalledImage
 from mayfly.paths import kernel_path
 from mayfly.protocol.conversation import Event
 from mayfly.protocol.frames import Collected, Limit, Stage, Start, Stdout, Step
@@ -73,7 +73,7 @@ def prepare(folder: Path, collect: Sequence[str], out: Path, limits: Limits, pro
         ImageError: a step failed, or what it made passes a limit.
         BootError, GuestError: the machine came to a bad end.
     """
-    image = Image(folder, load(folder))
+    image = InstalledImage(folder, load(folder))
     arch = image.manifest.arch
     if reason := why_not(arch):
         raise HostError(

@@ -14,7 +14,7 @@ from mayfly.guests.outcome import LIMIT_STATUS, Outcome
 from mayfly.guests.spawner import GRACE_S, Zygote
 from mayfly.host.config import Config
 from mayfly.host.snippet import Snippet
-from mayfly.images.store import Image
+from mayfly.images.store import InstalledImage
 from mayfly.protocol.frames import Limit, Stage, Stderr, Stdout
 from mayfly.runs.record import Reader
 from mayfly.runs.run import Run
@@ -85,7 +85,7 @@ async def run_file(
     return run.outcome.verdict().exit_status
 
 
-async def _snapshot(service: Service, image: Image, name: str, *, network: bool) -> Snapshot | None:
+async def _snapshot(service: Service, image: InstalledImage, name: str, *, network: bool) -> Snapshot | None:
     """What the run starts from: the snapshot of that name, else the language's own, which is made
     on first use.
     """

@@ -27,7 +27,7 @@ class Listener(Protocol):
         """Take an event; `Done` is the last one. What failed is raised by `converse` instead."""
 
 
-class Stdin(Protocol):
+class StdinSource(Protocol):
     """Where a job's standard input comes from."""
 
     async def read(self, most: int) -> bytes:
@@ -53,7 +53,7 @@ NO_STDIN = BytesStdin(b"")
 """Standard input that is at its end; many jobs may have it."""
 
 
-async def converse(guest: Guest, job: Job, listener: Listener, stdin: Stdin = NO_STDIN) -> None:
+async def converse(guest: Guest, job: Job, listener: Listener, stdin: StdinSource = NO_STDIN) -> None:
     """Let the agent run the job, and tell `listener` all that comes back, to its Done. The guest
     takes the next job then.
 
@@ -157,7 +157,7 @@ def _good(events: list[Event]) -> Iterator[Event]:
         yield event
 
 
-async def _send(guest: Guest, opening: Iterator[bytes], stdin: Stdin, extend: Callable[[int], None], credited: asyncio.Event) -> None:
+async def _send(guest: Guest, opening: Iterator[bytes], stdin: StdinSource, extend: Callable[[int], None], credited: asyncio.Event) -> None:
     """Send START, files and BEGIN, then standard input. It ends early if the channel does: the
     listener sees that too.
     """

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mayfly.images.store import Image
+from mayfly.images.store import InstalledImage
 from mayfly.protocol.frames import Start, Step
 from mayfly.vmm.config import Channel, MachineConfig
 
@@ -18,7 +18,7 @@ RATES: Mapping[Channel, float] = {Channel.SERIAL: 2048.0, Channel.VIRTIO: 256 * 
 class Wanted:
     """A machine of `image` that is to come up within `timeout_s`."""
 
-    image: Image
+    image: InstalledImage
     machine: MachineConfig
     timeout_s: float
 

@@ -11,7 +11,7 @@ from mayfly.guests.job import RATES, Job, Wanted
 from mayfly.host.config import Config
 from mayfly.host.snippet import Snippet
 from mayfly.images import manifest
-from mayfly.images.store import Image
+from mayfly.images.store import InstalledImage
 from mayfly.protocol.frames import FileEntry, Start, Step, check_start
 from mayfly.protocol.frames import pack as check_fits
 from mayfly.units import MIB
@@ -31,7 +31,7 @@ class Plan(NamedTuple):
     job: Job
 
 
-def want_machine(image: Image, config: Config, network: NetworkConfig | None = None) -> Wanted:
+def want_machine(image: InstalledImage, config: Config, network: NetworkConfig | None = None) -> Wanted:
     """The machine in which snippets of `image` run."""
     memory = max(config.memory, image.manifest.memory)
     machine = MachineConfig(
@@ -46,7 +46,7 @@ def want_machine(image: Image, config: Config, network: NetworkConfig | None = N
     return Wanted(image=image, machine=machine, timeout_s=config.here(config.boot_timeout_s))
 
 
-def make_warmup(image: Image, config: Config) -> Job | None:
+def make_warmup(image: InstalledImage, config: Config) -> Job | None:
     """The image's warm-up as a job, if it has one. Its steps may take what a build may."""
     warmup = image.manifest.warmup
     if not warmup.steps:
@@ -58,7 +58,7 @@ def make_warmup(image: Image, config: Config) -> Job | None:
 
 def make_plan(
     snippet: Snippet,
-    image: Image,
+    image: InstalledImage,
     config: Config,
     network: NetworkConfig | None = None,
     steps: Sequence[manifest.Step] = (),

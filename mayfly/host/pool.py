@@ -29,7 +29,7 @@ class Idle(NamedTuple):
 
 
 @dataclasses.dataclass
-class Kind:
+class Shelf:
     """The machines of one kind that wait."""
 
     wanted: Wanted
@@ -52,7 +52,7 @@ class Pool:
         self._make = make
         self._admission = admission
         self._observer = observer
-        self._kinds: collections.OrderedDict[MachineConfig, Kind] = collections.OrderedDict()  # the one asked for last at the end
+        self._kinds: collections.OrderedDict[MachineConfig, Shelf] = collections.OrderedDict()  # the one asked for last at the end
         self._ending: set[asyncio.Task[None]] = set()
         self._leaving = 0  # bytes of machines that are being ended
         self._closed = False
@@ -61,9 +61,9 @@ class Pool:
     def __len__(self) -> int:
         return sum(len(kind.idle) for kind in self._kinds.values())
 
-    def keep(self, wanted: Wanted) -> Kind:
+    def keep(self, wanted: Wanted) -> Shelf:
         """Keep machines of this kind from now on."""
-        kind = self._kinds.setdefault(wanted.machine, Kind(wanted))
+        kind = self._kinds.setdefault(wanted.machine, Shelf(wanted))
         self._kinds.move_to_end(wanted.machine)
         if kind.wanted.image.manifest != wanted.image.manifest:  # the image was built again
             kind.wanted = wanted
@@ -90,7 +90,7 @@ class Pool:
             if len(kind.idle) < self._size and (kind.filling is None or kind.filling.done()):
                 kind.filling = asyncio.create_task(self._fill(kind), name=f"fill the pool with {kind.wanted.image.manifest.language}")
 
-    async def _fill(self, kind: Kind) -> None:
+    async def _fill(self, kind: Shelf) -> None:
         while len(kind.idle) < self._size and (ticket := self._admission.enter_idle(kind.wanted.machine.memory)):
             with contextlib.ExitStack() as failed:
                 failed.callback(self._admission.leave, ticket)

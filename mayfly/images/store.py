@@ -20,7 +20,7 @@ _NAME = re.compile(r"[a-z][a-z0-9+_-]*(@[A-Za-z0-9][A-Za-z0-9._-]*)?")
 """What may be a language: nothing that could be a path."""
 
 
-class Image(NamedTuple):
+class InstalledImage(NamedTuple):
     """An installed image."""
 
     folder: Path
@@ -51,7 +51,7 @@ class Images:
         self.arch = arch or platform.machine()
         self._languages = languages
 
-    def installed(self) -> list[Image]:
+    def installed(self) -> list[InstalledImage]:
         """All that are whole, by language, of each the default first, then the highest version; a
         broken one is logged and left out.
         """
@@ -59,7 +59,7 @@ class Images:
         base = paths.data_dir() / "images"
         for folder in sorted(base.glob(f"*/{self.arch}")):
             try:
-                image = Image(folder, self._load(folder))
+                image = InstalledImage(folder, self._load(folder))
             except ImageNotFoundError:
                 continue  # being built, or removed
             except (ImageError, OSError) as error:
@@ -81,7 +81,7 @@ class Images:
             raise UnknownLanguageError("no language is given", hint="add ?language=NAME; GET /languages lists them")
         return self._languages[0]
 
-    def find(self, name: str) -> Image:
+    def find(self, name: str) -> InstalledImage:
         """The default image of a language, or its highest version if it has none; with a version
         (`rust@1.85`) one that fits it.
 
@@ -92,7 +92,7 @@ class Images:
         if is_name and "@" not in name:  # the usual case, for which the others need not be read
             with contextlib.suppress(ImageError, OSError):
                 folder = paths.image_dir(name, self.arch)
-                image = Image(folder, self._load(folder))
+                image = InstalledImage(folder, self._load(folder))
                 if image.answers(name) and self._is_served(image):
                     return image
         images = self.installed()
@@ -105,7 +105,7 @@ class Images:
         hint = f"there are: {known}" if known else "no image is installed; build one: imagegen build rust"
         raise UnknownLanguageError(f"no image for the language {name[:80]!r} and {self.arch} machines", hint=hint)
 
-    def _is_served(self, image: Image) -> bool:
+    def _is_served(self, image: InstalledImage) -> bool:
         return not self._languages or any(image.answers(name) for name in self._languages)
 
     def _load(self, folder: Path) -> manifest.Manifest:
@@ -126,7 +126,7 @@ class Images:
             hint = f"build the image again: imagegen build {name}"
             raise UnknownLanguageError(f"the image for the language {name!r} is broken: {error}", hint=hint) from error
 
-    def for_file(self, path: Path) -> Image:
+    def for_file(self, path: Path) -> InstalledImage:
         """The image whose language has the extension of `path`.
 
         Raises:

@@ -2,7 +2,7 @@
 is laid out.
 
 Each is a dataclass whose `layout` names the wire types of its fields in their order (wire.py): the
-whole codec. They are not frozen, and compare and show themselves by `Record`: methods of their own
+whole codec. They are not frozen, and compare and show themselves by `Fields`: methods of their own
 for so many classes would make each start slower. Paths, arguments and environment values may hold
 any bytes but NUL: what is not UTF-8 travels in `str` as surrogate escapes.
 """
@@ -22,12 +22,12 @@ from mayfly.protocol.wire import (
     U64,
     BadPayloadError,
     Cursor,
-    Record,
+    Fields,
     bits,
     enum,
     exactly,
     list_of,
-    record,
+    nested,
     rest,
 )
 
@@ -98,7 +98,7 @@ class ExitHow(IntEnum):
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class Message(Record):
+class Message(Fields):
     """The payload of a frame; its class says the frame's type."""
 
     type: ClassVar[FrameType]
@@ -119,7 +119,7 @@ Env = tuple[tuple[str, str], ...]
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class Step(Record):
+class Step(Fields):
     """One program to run. Times in milliseconds, sizes in bytes; a limit of 0 means none."""
 
     name: str
@@ -137,7 +137,7 @@ class Step(Record):
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class FileEntry(Record):
+class FileEntry(Fields):
     """A file that the host is going to send: beneath /work, permission bits, size in bytes."""
 
     path: str
@@ -154,7 +154,7 @@ class Start(Message):
     steps: tuple[Step, ...]
     files: tuple[FileEntry, ...]
     type = FrameType.START
-    layout = (ENV, list_of(record(Step)), list_of(record(FileEntry)))
+    layout = (ENV, list_of(nested(Step)), list_of(nested(FileEntry)))
 
 
 @dataclasses.dataclass(eq=False, repr=False)

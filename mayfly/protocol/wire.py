@@ -1,7 +1,7 @@
 """The wire types that frames are made of: little-endian numbers, counted strings and lists, flags,
 and the bytes to the end.
 
-A `Wire` is how one value is written and read. A `Record` is a dataclass whose `layout` has one wire
+A `Wire` is how one value is written and read. A `Fields` is a dataclass whose `layout` has one wire
 type for each field.
 """
 
@@ -163,7 +163,7 @@ ENV = list_of(_PAIR)
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class Record:
+class Fields:
     """A dataclass whose `layout` has one wire type for each of its fields. It equals one of its
     class with the same fields.
     """
@@ -187,6 +187,6 @@ class Record:
         return cls(*(wire.read(cursor) for wire in cls.layout))
 
 
-def record(kind: type[Record]) -> Wire[Any]:
-    """A record as part of another."""
+def nested(kind: type[Fields]) -> Wire[Any]:
+    """Fields as part of others."""
     return Wire(lambda value: value.encode(), kind.read)

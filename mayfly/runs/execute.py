@@ -4,7 +4,7 @@ import logging
 from collections.abc import Awaitable
 
 from mayfly.errors import HostError, MayflyError
-from mayfly.guests.converse import Stdin, converse
+from mayfly.guests.converse import StdinSource, converse
 from mayfly.guests.job import Job
 from mayfly.guests.spawner import GRACE_S, VmmProcess
 from mayfly.guests.start import Guest
@@ -13,7 +13,7 @@ from mayfly.runs.run import Run
 log = logging.getLogger(__name__)
 
 
-async def execute(starting: Awaitable[Guest], job: Job, run: Run, stdin: Stdin, grace_s: float = GRACE_S) -> None:
+async def execute(starting: Awaitable[Guest], job: Job, run: Run, stdin: StdinSource, grace_s: float = GRACE_S) -> None:
     """Do the job in the guest that `starting` gives, and tell `run` what happens. The guest is gone
     when this returns or is cancelled.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mayfly.api.problems import RunEndedError, StoppingError
 from mayfly.errors import BusyError, UnknownRunError
-from mayfly.guests.converse import BytesStdin, Stdin
+from mayfly.guests.converse import BytesStdin, StdinSource
 from mayfly.guests.job import Wanted
 from mayfly.guests.spawner import GRACE_S, Spawner, Zygote
 from mayfly.guests.start import Guest
@@ -24,7 +24,7 @@ from mayfly.host.plan import Plan, make_plan, want_machine
 from mayfly.host.pool import Idle
 from mayfly.host.snippet import Snippet
 from mayfly.host.supply import Supply
-from mayfly.images.store import Image, Images
+from mayfly.images.store import Images, InstalledImage
 from mayfly.runs.execute import execute
 from mayfly.runs.output import OutputSocket
 from mayfly.runs.run import Run
@@ -96,11 +96,11 @@ class Service:
         for name in languages:
             self.supply.expect(self._wanted(self.images.find(name)))
 
-    def installed(self) -> list[Image]:
+    def installed(self) -> list[InstalledImage]:
         """The images whose languages can be run."""
         return self.images.installed()
 
-    def find_image(self, language: str, path: Path | None = None) -> Image:
+    def find_image(self, language: str, path: Path | None = None) -> InstalledImage:
         """The image of a language; without one that for the extension of `path`.
 
         Raises:
@@ -119,18 +119,18 @@ class Service:
         admission = self.admission
         return Health(waiting=admission.waiting, idle=len(self.supply.pool), memory_used=admission.used, memory_budget=admission.budget)
 
-    def _wanted(self, image: Image, *, network: bool = False) -> Wanted:
+    def _wanted(self, image: InstalledImage, *, network: bool = False) -> Wanted:
         """A machine of the image, whose network is connected to nothing."""
         return want_machine(image, self.config, self.networks.disconnected() if network else None)
 
-    def lacks_base(self, image: Image, *, network: bool = False) -> bool:
+    def lacks_base(self, image: InstalledImage, *, network: bool = False) -> bool:
         """Whether it is worth to make the base before a run: runs start from one, and it is not
         there yet.
         """
         wanted = self._wanted(image, network=network)
         return not self.config.cold and is_usual(wanted) and find_base(wanted) is None
 
-    async def make_base(self, image: Image, *, network: bool = False, again: bool = False) -> Snapshot:
+    async def make_base(self, image: InstalledImage, *, network: bool = False, again: bool = False) -> Snapshot:
         """The snapshot from which the image's runs start, made if need be.
 
         Raises:
@@ -138,7 +138,9 @@ class Service:
         """
         return await self.supply.ensure_base(self._wanted(image, network=network), again=again)
 
-    async def make_snapshot(self, snippet: Snippet, image: Image, *, name: str, parent: str = "", network: bool = False) -> Snapshot:
+    async def make_snapshot(
+        self, snippet: Snippet, image: InstalledImage, *, name: str, parent: str = "", network: bool = False
+    ) -> Snapshot:
         """Run the snippet in a machine restored from the snapshot `parent`, or else from the base,
         and save what has changed.
 
@@ -154,8 +156,8 @@ class Service:
     def start(
         self,
         snippet: Snippet,
-        image: Image | None = None,
-        stdin: Stdin | None = None,
+        image: InstalledImage | None = None,
+        stdin: StdinSource | None = None,
         publish: bool = True,
         snapshot: Snapshot | None = None,
     ) -> Run:
@@ -257,7 +259,9 @@ class Service:
             self.observer.refused()
             raise
 
-    async def _carry_out(self, ticket: Ticket, plan: Plan, run: Run, stdin: Stdin, idle: Idle | None, snapshot: Snapshot | None) -> None:
+    async def _carry_out(
+        self, ticket: Ticket, plan: Plan, run: Run, stdin: StdinSource, idle: Idle | None, snapshot: Snapshot | None
+    ) -> None:
         await ticket.turn
         run.booting()
         await execute(self._machine(plan, run, idle, snapshot), plan.job, run, stdin, self._grace_s)

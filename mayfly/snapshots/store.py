@@ -23,7 +23,7 @@ from mayfly.errors import ConfigError, SnapshotError, SnapshotNotFoundError
 from mayfly.files import ASIDE, PART, clear, file_digest, locked, remove_tree, sync
 from mayfly.files import replacing as replacing_folder
 from mayfly.images.manifest import checked
-from mayfly.images.store import Image
+from mayfly.images.store import InstalledImage
 from mayfly.protocol.frames import PROTOCOL_VERSION
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.kvm.mapping import PAGE
@@ -167,7 +167,7 @@ def installed() -> Iterator[Snapshot | SnapshotError]:
             yield SnapshotError(error.message, hint=error.hint)
 
 
-def check(snapshot: Snapshot, image: Image, machine: MachineConfig) -> None:
+def check(snapshot: Snapshot, image: InstalledImage, machine: MachineConfig) -> None:
     """See that a machine of `image` and of this shape can go on from `snapshot`.
 
     Raises:
@@ -242,7 +242,7 @@ def _explained(folder: Path) -> Iterator[None]:
         raise SnapshotError(f"{folder}: {error.strerror}", hint="make room on the disk, or look at its permissions") from error
 
 
-def complete(part: Path, *, name: str, image: Image, machine: MachineConfig, parent: Snapshot | None, memory_bytes: int) -> None:
+def complete(part: Path, *, name: str, image: InstalledImage, machine: MachineConfig, parent: Snapshot | None, memory_bytes: int) -> None:
     """Write the manifest of the files in `part`."""
     manifest = SnapshotManifest(
         name=name,

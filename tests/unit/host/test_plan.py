@@ -15,7 +15,7 @@ from mayfly.host.config import Config
 from mayfly.host.plan import KERNEL_RESERVE, make_plan
 from mayfly.host.snippet import Snippet
 from mayfly.images.manifest import Step
-from mayfly.images.store import Image, Images
+from mayfly.images.store import Images, InstalledImage
 from mayfly.protocol.frames import MAX_FILES_SIZE
 from mayfly.units import MIB
 from mayfly.vmm.config import Channel
@@ -27,7 +27,7 @@ def images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     install_toys(monkeypatch, tmp_path)
 
 
-def toy() -> Image:
+def toy() -> InstalledImage:
     return Images().find("toy")
 
 
