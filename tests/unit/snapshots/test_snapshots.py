@@ -12,7 +12,6 @@ import signal
 import struct
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -465,19 +464,21 @@ def test_names_of_bases_tell_machines_apart(serve: Callable[..., Any]) -> None:
     assert serve(scenario, cpus=3) == "toy.3cpus"
 
 
-def test_claims_are_held_against_other_processes(serve: Callable[..., Any]) -> None:
-    order = []
-
-    def claim() -> None:
+def test_claims_are_held_against_others_who_wait_for_them(serve: Callable[..., Any]) -> None:
+    async def scenario(service: Service) -> Snapshot:
         with snapshots.claimed("toy"):
-            order.append("other")
+            with pytest.raises(BlockingIOError), snapshots.claimed("toy"):
+                pass
+            making = asyncio.create_task(made(service))
+            await asyncio.sleep(0)
+            abandoned = asyncio.create_task(made(service))
+            await asyncio.sleep(0)
+            abandoned.cancel()
+            await asyncio.wait([abandoned])
+            assert not making.done()
+        return await making
 
-    with snapshots.claimed("toy"):
-        other = threading.Thread(target=claim)
-        other.start()
-        order.append("first")
-    other.join()
-    assert order == ["first", "other"]
+    assert serve(scenario).manifest.name == "toy"
 
 
 def test_kill_9_of_a_creator_leaves_nothing_that_is_listed(serve: Callable[..., Any], tmp_path: Path) -> None:
