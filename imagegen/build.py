@@ -160,7 +160,7 @@ def read_agent(arch: str) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise ImageError(f"{path} is missing", hint="build it: make agent") from error
+        raise ImageError(f"{path} is missing", hint="from a checkout, build it: make agents") from error
 
 
 @functools.cache

@@ -61,7 +61,7 @@ def why_not(arch: str) -> str:
     found = probe()
     if not found.usable:
         return found.reason
-    return "" if kernel_path(arch).exists() else f"there is no {kernel_path(arch)} yet (make kernel)"
+    return "" if kernel_path(arch).exists() else f"there is no {kernel_path(arch)} yet (mayfly kernel build)"
 
 
 def prepare(folder: Path, collect: Sequence[str], out: Path, limits: Limits, progress: Progress) -> None:
@@ -78,7 +78,7 @@ def prepare(folder: Path, collect: Sequence[str], out: Path, limits: Limits, pro
     if reason := why_not(arch):
         raise HostError(
             f"{folder}: the image is to be prepared in a machine, and none can run here: {reason}",
-            hint="on a host without KVM give --prepare-with scripts/with-kvm, which takes its time in an emulated one",
+            hint="without KVM, from a checkout: --prepare-with scripts/with-kvm, which is slow",
         )
     machine = MachineConfig(
         kernel=str(kernel_path(arch)),

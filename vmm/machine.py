@@ -347,7 +347,9 @@ def _open(path: str, what: str) -> io.FileIO:
     try:
         return io.FileIO(path)
     except OSError as error:
-        raise ConfigError(f"the {what} {path} cannot be read: {error.strerror}", hint="make kernel" if what == "kernel" else "") from error
+        raise ConfigError(
+            f"the {what} {path} cannot be read: {error.strerror}", hint="mayfly kernel build" if what == "kernel" else ""
+        ) from error
 
 
 def command_line(config: MachineConfig, token: str = "") -> str:

@@ -55,7 +55,7 @@ def probe() -> KvmProbe:
         return KvmProbe(
             usable=False,
             reason=f"KVM emulates supervisor code here ({2 * LOOPS} instructions took {seconds * 1000:.0f} ms): Linux guests do not run",
-            hint="use a host with hardware virtualisation, or run the command through scripts/with-kvm",
+            hint="use a host with hardware virtualisation, or, from a checkout, scripts/with-kvm COMMAND",
             emulated=emulated,
         )
     kind = "in an emulated host" if emulated else "in hardware"

@@ -23,9 +23,7 @@ class LayoutSource:
         """
         folder = self.reference.path
         if not (folder / "oci-layout").is_file():
-            raise ImageError(
-                f"{folder} is not an OCI image layout", hint="make one with scripts/reference-image, or skopeo copy … oci:FOLDER"
-            )
+            raise ImageError(f"{folder} is not an OCI image layout", hint="make one with skopeo copy docker://… oci:FOLDER")
         data = _read(folder / "index.json")
         try:
             raw = json.loads(data)

@@ -42,7 +42,7 @@ MAX_TOKEN = 1 << 20
 CLIENT_ID = "imagegen"
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
-_NO_REGISTRY = "is it up, and is the network? Without one: scripts/reference-image LANG DIR, then --image oci:DIR"
+_NO_REGISTRY = "is it up, and is the network? Without one, give a layout: --image oci:FOLDER"
 
 
 class _TransientError(Exception):

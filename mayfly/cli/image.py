@@ -1,14 +1,12 @@
-"""The command `imagegen`."""
+"""`mayfly image`, which is `imagegen` too."""
 
 import contextlib
 import json
-import os
 import platform
 import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import click
 import rich.console
@@ -16,7 +14,8 @@ import rich.progress
 from click.shell_completion import get_completion_class
 
 import mayfly
-from mayfly.errors import ConfigError, ConsoleTailError, ImageNotFoundError, MayflyError
+from mayfly.cli.messages import plain
+from mayfly.errors import ConfigError, ImageNotFoundError
 from mayfly.imagegen.build import Built, Options, build, source_of
 from mayfly.imagegen.cache import prune_cache
 from mayfly.imagegen.languages import known_languages, load_language
@@ -31,9 +30,6 @@ from mayfly.images.manifest import COMPRESSIONS, load
 from mayfly.images.store import image_folders, remove
 from mayfly.paths import cache_dir, image_dir
 from mayfly.units import MIB
-
-CONSOLE_SHOWN = 4096
-INTERRUPTED = 130
 
 
 class PlainProgress:
@@ -97,7 +93,7 @@ image_argument = click.argument("image", metavar="LANGUAGE[@VERSION]", shell_com
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(mayfly.__version__, prog_name="imagegen")
+@click.version_option(mayfly.__version__, prog_name="mayfly image")
 def cli() -> None:
     """Make the images that snippets run in: a language's toolchain out of an OCI image, as an
     initramfs.
@@ -119,7 +115,7 @@ def cli() -> None:
     "--prepare-with",
     default="",
     metavar="COMMAND",
-    help="Put before the command that runs prepare steps, as scripts/with-kvm where no machine runs.",
+    help="Put before the command that runs prepare steps, as scripts/with-kvm of a checkout where no machine runs.",
 )
 @click.option("--max-entries", default=Limits.entries, show_default=True, help="Names that the image may have.")
 @click.option("--max-unpacked", default=Limits.unpacked, show_default=True, help="Bytes that its layers may unpack to.")
@@ -235,7 +231,7 @@ def inspect_command(image: str, arch: str, as_json: bool) -> None:
     rows = sorted(((manifest.sizes.get(name, 0), manifest.pruned.get(name, 0), name) for name in names), reverse=True)
     rows.append((sum(manifest.sizes.values()), sum(manifest.pruned.values()), "in all"))
     lines += ["       MiB    pruned  directory", *(f"  {kept / MIB:8.1f}  {pruned / MIB:8.1f}  {name}" for kept, pruned, name in rows)]
-    click.echo(_plain("\n".join(lines)))
+    click.echo(plain("\n".join(lines)))
 
 
 @cli.command("unpack")
@@ -331,42 +327,3 @@ def completion_command(shell: str) -> None:
     if kind is None:
         raise click.UsageError(f"no completion for {shell}")
     click.echo(kind(cli, {}, "imagegen", "_IMAGEGEN_COMPLETE").source())
-
-
-def _plain(text: str) -> str:
-    """The text without what a terminal would obey: names, output and consoles are the image's."""
-    return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)
-
-
-def _end(status: int) -> NoReturn:
-    """End now: downloads that are under way in other threads are not waited for, as the next build
-    goes on with them.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
-def main() -> None:
-    """Run the command; an error of ours is two lines on standard error and status 1, Ctrl-C is
-    status 130.
-    """
-    try:
-        sys.exit(cli.main(prog_name="imagegen", standalone_mode=False))
-    except click.Abort:
-        click.echo("imagegen: interrupted; nothing is half-made", err=True)
-        _end(INTERRUPTED)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except MayflyError as error:
-        click.echo(f"imagegen: {_plain(error.message)}", err=True)
-        if error.hint:
-            click.echo(f"  hint: {error.hint}", err=True)
-        if isinstance(error, ConsoleTailError) and error.console:
-            click.echo(f"  the machine's console ends with:\n{_plain(error.console[-CONSOLE_SHOWN:])}", err=True)
-        _end(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,22 +1,23 @@
-"""The command line: `mayfly serve | run | snapshot | boot | doctor | completion`. A command imports
-what it needs: each starts quickly.
+"""The command `mayfly`, and `imagegen`, an alias of `mayfly image`.
+
+A command imports what it needs, so that each starts quickly.
 """
 
 import dataclasses
 import functools
 import gc
+import importlib
 import json
 import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from mayfly import __version__
-from mayfly.errors import MayflyError
 from mayfly.host.config import CHOICES, FIELDS, Config, convert
 
 OUR_STATUS = 125
@@ -91,7 +92,29 @@ def load_config(flags: dict[str, Any]) -> Config:
     return Config.load(given)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+ELSEWHERE = {"image": "mayfly.cli.image", "kernel": "mayfly.cli.kernel", "network": "mayfly.cli.network"}
+"""Groups of commands in modules of their own, imported when they are called."""
+
+
+class Program(click.Group):
+    """The commands of this module and those from ELSEWHERE."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, sorted."""
+        return sorted([*super().list_commands(ctx), *ELSEWHERE])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name."""
+        return group(cmd_name) if cmd_name in ELSEWHERE else super().get_command(ctx, cmd_name)
+
+
+def group(name: str) -> click.Group:
+    """A group from ELSEWHERE."""
+    found: click.Group = importlib.import_module(ELSEWHERE[name]).cli
+    return found
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="mayfly")
 def cli() -> None:
     """Run untrusted code snippets, each in a virtual machine of its own."""
@@ -260,26 +283,43 @@ def _open_standard_descriptors() -> None:
 
 
 def main() -> None:
-    """Run the command line; errors end as a message, what to do about it, and an exit status."""
+    """Run `mayfly`."""
+    _finish("mayfly", cli, OUR_STATUS if sys.argv[1:2] == ["run"] else 1)
+
+
+def imagegen() -> None:
+    """Run `imagegen`, the alias of `mayfly image`."""
+    _finish("imagegen", group("image"), 1)
+
+
+def _finish(program: str, command: click.Command, ours: int) -> NoReturn:
+    """Run the command and end with its exit status; `ours` where Mayfly itself failed.
+
+    This is the outermost handler: every error becomes a message and what to do about it.
+    """
     _open_standard_descriptors()
-    ours = OUR_STATUS if sys.argv[1:2] == ["run"] else 1
     try:
-        status = cli.main(prog_name="mayfly", standalone_mode=False)
+        status = command.main(prog_name=program, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         status = OUR_STATUS if ours == OUR_STATUS else error.exit_code
-    except MayflyError as error:
-        from mayfly.cli.run import report
-
-        report(error)
-        status = ours
     except (click.Abort, KeyboardInterrupt):
+        print(f"{program}: interrupted", file=sys.stderr)
         status = 130
+    except SystemExit as error:  # click's own: it has completed a line, or nobody reads the output
+        status = error.code
+    except Exception as error:
+        from mayfly.cli.messages import report
+
+        report(error, program)
+        status = ours
     try:
         print(end="", flush=True)
     except OSError:
         status = ours
-    # At once: Python would first take all its modules apart, one object after the other.
+    sys.stderr.flush()
+    # At once: Python would first take all its modules apart, one object after the other, and wait
+    # for threads. A download in one of them goes on in the next build.
     os._exit(status if isinstance(status, int) else 0)
 
 

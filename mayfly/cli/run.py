@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mayfly.cli.descriptors import FdStdin, FdWriter, settle
+from mayfly.cli.messages import report
 from mayfly.errors import HostError, MayflyError, SnapshotError
 from mayfly.guests.outcome import LIMIT_STATUS, Outcome
 from mayfly.guests.spawner import GRACE_S, Zygote
@@ -20,9 +21,6 @@ from mayfly.runs.record import Reader
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from mayfly.snapshots.store import Snapshot, find
-
-CONSOLE_LINES = 30
-"""Lines of the boot console that an error shows."""
 
 
 def read_source(path: Path) -> bytes:
@@ -143,21 +141,3 @@ def explain(outcome: Outcome, factor: float) -> None:
         name = last.exit.limit.name.lower().replace("_", " ")
         times = f" (times are multiplied by {factor:g} on this host)" if factor != 1 else ""
         print(f"mayfly: step {last.name}: ended by its {name} limit after {last.exit.wall_us / 1e6:.1f} s{times}", file=sys.stderr)
-
-
-def report(error: Exception) -> None:
-    """Say on standard error what went wrong and what to do; a guest's console is shown by its
-    end.
-    """
-    print(f"mayfly: {error}", file=sys.stderr)
-    if hint := getattr(error, "hint", ""):
-        print(f"  {hint}", file=sys.stderr)
-    if console := getattr(error, "console", ""):
-        print(f"  the last {CONSOLE_LINES} lines of the guest's console:", file=sys.stderr)
-        for line in console.splitlines()[-CONSOLE_LINES:]:
-            print(f"  | {_printable(line)}", file=sys.stderr)
-
-
-def _printable(line: str) -> str:
-    """The guest's text without what could command a terminal."""
-    return "".join(char if char.isprintable() else "?" for char in line)

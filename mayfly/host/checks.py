@@ -87,7 +87,7 @@ def _linux() -> Check:
 
 def _kernel(config: Config) -> Check:
     readable = os.access(config.kernel, os.R_OK)
-    return Check(name="kernel", ok=readable, finding=f"{config.kernel}{'' if readable else ' is not there'}", mend="make kernel")
+    return Check(name="kernel", ok=readable, finding=f"{config.kernel}{'' if readable else ' is not there'}", mend="mayfly kernel build")
 
 
 def _memory(config: Config, largest: int) -> Check:
@@ -122,5 +122,5 @@ def _network(config: Config) -> Check:
         name="network",
         ok=bool(config.network_taps) and not missing,
         finding=f"no interface {', '.join(missing)}" if missing else f"{len(config.network_taps)} tap interfaces",
-        mend="sudo scripts/tap-setup N, and name them in network_taps",
+        mend="sudo mayfly network setup N, and name them in network_taps",
     )

@@ -25,7 +25,7 @@ PACK = "cd '{0}/bundle/rootfs' && find . -print0 | LC_ALL=C sort -z | cpio -0 -o
 
 def ours(layout: Path, language: str, work: Path) -> None:
     image = ["--image", f"oci:{layout}:latest", "--output", str(work / "image")]
-    command = [sys.executable, "-m", "mayfly.cli.image", "build", language, *image]
+    command = [sys.executable, "-m", "mayfly.cli.main", "image", "build", language, *image]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
 
 

@@ -31,7 +31,7 @@ PACKAGES = (
 TESTS_NEED = ("hypothesis", "pip", "pytest", "pytest-timeout", "setuptools")
 PLATFORMS = ("manylinux2014", "manylinux_2_17", "manylinux_2_28", "manylinux_2_34")
 LEFT_OUT = ("boot", "usr/lib/modules", "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/zoneinfo")
-OUR_PROGRAMS = {"mayfly": "mayfly.cli.main", "imagegen": "mayfly.cli.image"}
+OUR_PROGRAMS = {"mayfly": "main", "imagegen": "imagegen"}
 
 
 def root(cache: Path, arch: str, host: Host, project: Path, python: Path) -> Path:
@@ -73,9 +73,9 @@ def _finish(tree: Path) -> None:
     programs = tree / "usr/local/bin"
     programs.mkdir(parents=True, exist_ok=True)
     (programs / "python").symlink_to("/usr/bin/python3")
-    for name, module in OUR_PROGRAMS.items():
+    for name, function in OUR_PROGRAMS.items():
         program = programs / name
-        program.write_text(f"#!/usr/bin/python3\nimport sys\nfrom {module} import main\nsys.exit(main())\n")
+        program.write_text(f"#!/usr/bin/python3\nfrom mayfly.cli.main import {function}\n{function}()\n")
         program.chmod(program.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
 
 

@@ -23,7 +23,7 @@ echo "READY with $(/bin/busybox nproc)"
 
 def boot(folder: Path, kernel: str, *options: str) -> "subprocess.CompletedProcess[str]":
     path = paths.data_dir() / "kernel" / kernel
-    assert path.exists(), f"{path} is missing: make kernel; scripts/debian/cloud-kernel"
+    assert path.exists(), f"{path} is missing: mayfly kernel build; scripts/debian/cloud-kernel"
     initramfs = folder / "initramfs"
     initramfs.write_bytes(toy.shell_root(INIT))
     command = [sys.executable, "-m", "mayfly.cli.main", "boot", "--kernel", str(path), "--initrd", str(initramfs), "--cmdline", "quiet"]

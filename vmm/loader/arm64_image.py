@@ -48,7 +48,7 @@ def parse(head: bytes, file_size: int) -> Image:
     if head.startswith(GZIP) or head[4:8] == ZBOOT:
         raise BootError("the kernel is a compressed Image", hint="unpack it first")
     if len(head) < HEADER.size or not is_image(head):
-        raise BootError("the kernel is not an arm64 Image", hint="make kernel")
+        raise BootError("the kernel is not an arm64 Image", hint="mayfly kernel build")
     _, _, text_offset, memory_size, flags, *_ = HEADER.unpack_from(head)
     if flags & Flag.BIG_ENDIAN:
         raise BootError("the kernel is a big-endian Image, this machine is little-endian")

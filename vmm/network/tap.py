@@ -39,10 +39,10 @@ _TAKES = NetFeature.CSUM | NetFeature.HOST_TSO4 | NetFeature.HOST_TSO6
 """In the other direction the interface takes whatever a packet's header says."""
 
 _HINTS = {
-    errno.EPERM: "make it for the user who runs Mayfly: scripts/tap-setup",
-    errno.EACCES: "make it for the user who runs Mayfly: scripts/tap-setup",
+    errno.EPERM: "make it for the user who runs Mayfly: mayfly network setup",
+    errno.EACCES: "make it for the user who runs Mayfly: mayfly network setup",
     errno.EBUSY: "another machine uses it; each needs one of its own",
-    errno.EINVAL: "it is no plain tap interface; make one with scripts/tap-setup",
+    errno.EINVAL: "it is no plain tap interface; make one with mayfly network setup",
 }
 
 
@@ -70,7 +70,7 @@ class Tap:
         try:
             socket.if_nametoindex(name)  # the kernel would make an interface that is not there, if this is root
         except OSError as error:
-            raise NetworkError(f"there is no tap interface {name!r}", hint="scripts/tap-setup makes them") from error
+            raise NetworkError(f"there is no tap interface {name!r}", hint="mayfly network setup makes them") from error
         try:
             self._fd = os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:

@@ -336,7 +336,7 @@ def test_a_missing_agent_says_how_to_make_it(layout: Path, tmp_path: Path) -> No
     (tmp_path / "agents" / "mayfly-agent.x86_64").unlink()
     with pytest.raises(ImageError) as caught:
         build(_options(layout), Silent())
-    assert "make agent" in caught.value.hint
+    assert "make agents" in caught.value.hint
 
 
 def test_an_image_without_the_language_is_refused(tmp_path: Path) -> None:
@@ -359,7 +359,9 @@ def test_options_check_themselves(layout: Path, changes: dict[str, str]) -> None
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "mayfly.cli.image", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "mayfly.cli.main", "image", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
 
 
 def test_errors_are_two_lines_and_status_1(tmp_path: Path) -> None:
@@ -368,7 +370,7 @@ def test_errors_are_two_lines_and_status_1(tmp_path: Path) -> None:
         assert result.returncode == 1
         assert result.stdout == ""
         lines = result.stderr.splitlines()
-        assert lines[-2].startswith("imagegen: ")
+        assert lines[-2].startswith("mayfly: ")
         assert lines[-1].startswith("  hint: ")
 
 
@@ -388,7 +390,7 @@ def test_progress_is_bars_on_a_terminal_and_lines_elsewhere(tmp_path: Path) -> N
         build_agent()
         plain = _run("build", "rust", "--image", f"{registry.address}/test", "--json")
         (tmp_path / "cache").rename(tmp_path / "cold")
-        command = [sys.executable, "-m", "mayfly.cli.image", "build", "rust", "--force", "--image", f"{registry.address}/test"]
+        command = [sys.executable, "-m", "mayfly.cli.main", "image", "build", "rust", "--force", "--image", f"{registry.address}/test"]
         environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=theirs)
         os.close(theirs)

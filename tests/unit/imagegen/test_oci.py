@@ -65,7 +65,7 @@ def test_tags_of_a_layout(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_layout(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="not an OCI image layout") as caught:
         _resolve(tmp_path)
-    assert "scripts/reference-image" in caught.value.hint
+    assert "skopeo copy" in caught.value.hint
 
 
 def test_a_missing_or_changed_document(tmp_path: Path) -> None:

@@ -251,7 +251,7 @@ def test_no_registry_at_all(tmp_path: Path) -> None:
         pauses: list[float] = []
         with pytest.raises(RegistryError, match="cannot reach") as caught:
             _pull(_source(f"127.0.0.1:{taken.getsockname()[1]}", tmp_path, pauses))
-    assert "scripts/reference-image" in caught.value.hint
+    assert "oci:FOLDER" in caught.value.hint
     assert "oci:" in caught.value.hint
     assert len(pauses) == ATTEMPTS - 1
     assert max(pauses) <= 8
@@ -466,7 +466,7 @@ def test_ctrl_c_ends_a_build_at_once_and_the_next_goes_on(real_registry: str, tm
     build_agent()
     throttle = _Throttle(real_registry, 1_200_000)
     environment = {**os.environ, "XDG_DATA_HOME": str(tmp_path / "data"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    command = [sys.executable, "-m", "mayfly.cli.image", "build", "rust", "--image", f"{throttle.address}/test:latest"]
+    command = [sys.executable, "-m", "mayfly.cli.main", "image", "build", "rust", "--image", f"{throttle.address}/test:latest"]
     try:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
         assert throttle.stalled.wait(60)
@@ -474,7 +474,7 @@ def test_ctrl_c_ends_a_build_at_once_and_the_next_goes_on(real_registry: str, tm
         _, said = process.communicate(timeout=60)
     finally:
         throttle.close()
-    assert (process.returncode, said.splitlines()[-1]) == (130, "imagegen: interrupted; nothing is half-made")
+    assert (process.returncode, said.splitlines()[-1]) == (130, "mayfly: interrupted")
     left = [path for path in (*(tmp_path / "data").rglob("*"), *(tmp_path / "cache").rglob("*")) if path.is_file()]
     assert [path for path in left if path.name not in (".lock", ".x86_64.lock") and path.parents[1].name != "blobs"] == []
     _check(*_pull(_source(real_registry, tmp_path / "cache" / "mayfly" / "blobs")))
@@ -489,7 +489,9 @@ if FULL:  # two toolchains of Debian's packages, some minutes once
         platforms = [word for arch in ELF_MACHINES for word in ("--arch", arch)]
         reference = [sys.executable, "-m", "scripts.debian.reference_image", "rust", str(layout), *platforms]
         subprocess.run(reference, cwd=ROOT, check=True, capture_output=True)
-        build = 'for arch; do "$PYTHON" -m mayfly.cli.image build rust --arch $arch --compress none --image "$MAYFLY_REGISTRY/rust"; done'
+        build = (
+            'for arch; do "$PYTHON" -m mayfly.cli.main image build rust --arch $arch --compress none --image "$MAYFLY_REGISTRY/rust"; done'
+        )
         environment = {**os.environ, "XDG_DATA_HOME": str(data), "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
         run = [sys.executable, "-m", "scripts.debian.local_registry", "run", str(layout), "--", "sh", "-ec", build, "sh", *ELF_MACHINES]
         subprocess.run(run, cwd=ROOT, env=environment, check=True, capture_output=True)

@@ -142,7 +142,7 @@ def image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     subprocess.run([ROOT / "scripts" / "reference-image", language, oci, "--layout", layout, "--suite", *(suite or ["trixie"])], check=True)
     expected = (BOOKWORM if suite else EXPECTED)[language]
     name = f"{language}@{expected.version}"
-    command = [sys.executable, "-m", "mayfly.cli.image", "build", name, "--image", f"oci:{oci}", "--output", str(built)]
+    command = [sys.executable, "-m", "mayfly.cli.main", "image", "build", name, "--image", f"oci:{oci}", "--output", str(built)]
     done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
     if "none can run here" in done.stderr:
         pytest.skip(f"the image was never prepared here: scripts/build-image {name} --layout {layout} --suite {suite or 'trixie'}")

@@ -36,7 +36,7 @@ def load(
         entry, end = packed.entry, packed.load_address + packed.init_size
         setup_header, initrd_max, cmdline_size = packed.setup_header, packed.initrd_addr_max, packed.cmdline_size
     elif arm64_image.is_image(head):
-        raise BootError("the kernel is an Image for arm64; this machine needs a vmlinux or bzImage for x86-64", hint="make kernel")
+        raise BootError("the kernel is an Image for arm64; this machine needs a vmlinux or bzImage for x86-64", hint="mayfly kernel build")
     else:
         vmlinux = elf.parse(head, size, elf.Machine.X86_64)
         for segment in vmlinux.segments:
