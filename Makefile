@@ -1,8 +1,11 @@
 # Each target does its set-up too. `make demo` and `make test` are all that a newcomer needs.
 .PHONY: setup kernel agent agents wheel images arm test-images demo test test-all intel-check lint bench clean
 
+LEVEL = test
+demo kernel agent images: LEVEL = demo
+
 setup:
-	@scripts/setup
+	@scripts/setup $(LEVEL)
 
 kernel: setup
 	@kernel/build
@@ -11,7 +14,7 @@ agent: setup
 	@agent/build.sh
 
 # Of both architectures: a wheel carries them, so that each kind of machine can build images for the other.
-agents: agent
+agents: setup agent
 	@agent/build.sh x86_64
 	@agent/build.sh aarch64
 
@@ -43,7 +46,7 @@ demo: setup kernel agent images
 
 # The reduced counts; test-all has the whole ones and writes its report.
 test: setup kernel agent images arm
-	@scripts/test
+	@scripts/test $(ARGS)
 
 test-all: setup kernel agent images arm test-images
 	@MAYFLY_FULL=1 scripts/test --report docs/test-report.md

@@ -1,24 +1,28 @@
 """Run all tests: most of them here, those that boot Linux through scripts/with-kvm, some on Arm.
 
-Usage: scripts/test [--report FILE] [PYTEST ARGUMENT…]       (MAYFLY_FULL=1: the whole counts)
-
-The last line sums up all runs. The exit status is 0 only if all passed and no marker was skipped as
-a whole.
+The last lines give each run's time and sum up all runs. The exit status is 0 only if all passed, no
+marker was skipped as a whole that this machine can run, and not too many tests needed a second go.
+Ctrl-C ends everything: 130, and no process is left.
 """
 
+import argparse
 import collections
+import contextlib
+import ctypes
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 PYTHON = str(ROOT / ".venv/bin/python")
 HERE = ["tests/unit", "tests/fuzz", "tests/kvm", "tests/system/test_with_kvm.py", "-m", "not system"]
 LINUX = ["-p", "no:hypothesispytest", "-m"]
@@ -36,50 +40,126 @@ if platform.machine() != "aarch64":
     else:
         RUNS["aarch64"] = (ON_ARM, ["tests/system", *LINUX, "system and aarch64"])
 RUNS = {name: RUNS[name] for name in sorted(RUNS, key=[*LONGEST, *sorted(RUNS)].index)}
-MUST_RUN = ("kvm", "system")
 AT_ONCE = 2
 """The emulated host has one processor, and with-kvm allows two such hosts."""
 EMULATOR_FAILED = 125
 """with-kvm's own exit status, which pytest never has."""
+GRACE_S = 20.0
+"""A run that was interrupted may take this long for its tear-downs."""
+PR_SET_CHILD_SUBREAPER = 36
 
 
-def run(name: str, extra: list[str]) -> tuple[int, dict[str, Any]]:
+def must_run() -> list[str]:
+    """The markers of which this machine can run some tests."""
+    own = ["kvm"] if os.access("/dev/kvm", os.R_OK | os.W_OK) else []
+    return [*own, "system"]
+
+
+class Processes:
+    """The runs' processes, each in a session of its own, and how all of them end."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._ended = False
+        # What a run leaves behind becomes our child, whatever session it is in (prctl(2)).
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+    def call(self, command: list[str], environment: dict[str, str]) -> tuple[int, bytes]:
+        """Run a command to its end: its status and all that it printed. SystemExit after `end`."""
+        with self._lock:
+            if self._ended:
+                raise SystemExit
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            self._running.add(process)
+        output, _ = process.communicate()
+        with self._lock:
+            self._running.discard(process)
+        return process.returncode, output
+
+    def end(self) -> None:
+        """End all that runs, and let nothing begin. Tests get the time for their tear-downs."""
+        with self._lock:
+            self._ended = True
+            running = list(self._running)
+        for process in running:
+            _signal_group(process.pid, signal.SIGINT)
+        until = time.monotonic() + GRACE_S
+        for process in running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, until - time.monotonic()))
+            _signal_group(process.pid, signal.SIGKILL)
+        while left := children():  # in turns: the children of what ends here are ours next
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, 0)
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, number)
+
+
+def children() -> list[int]:
+    """The processes whose parent is this one."""
+    tasks = Path("/proc/self/task").iterdir()
+    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+
+
+def run(name: str, extra: list[str], processes: Processes) -> tuple[int, dict[str, Any]]:
     """One run: its status, and what conftest.py counted (empty if it did not come so far).
 
     QEMU's emulation now and then breaks a guest. So what failed in an emulated host runs once more,
-    in a new one, and this says so.
+    in a new one; `again` in the result names those tests.
     """
     _, arguments = RUNS[name]
-    status, result = attempt(name, [*arguments, *extra])
+    began = time.monotonic()
+    status, result = attempt(name, [*arguments, *extra], processes)
     failed = [test for test, (outcome, _) in result.get("tests", {}).items() if outcome in ("failed", "error")]
     if name != "here" and (status == EMULATOR_FAILED or failed):
         print(f"test: {name}: once more, in a new emulated host: {' '.join(failed) or 'all of it'}", flush=True)
-        status, again = attempt(name, [*(failed or arguments[:1]), *arguments[1:], *extra])
+        status, again = attempt(name, [*(failed or arguments[:1]), *arguments[1:], *extra], processes)
         result = {**again, **result} if failed else again
+        for marker, counts in again.get("markers", {}).items() if failed else ():
+            result["markers"][marker] = collections.Counter(result["markers"].get(marker, {})) + collections.Counter(counts)
         result["tests"] = {**result.get("tests", {}), **again.get("tests", {})}
         result["outcomes"] = collections.Counter(outcome for outcome, _ in result["tests"].values())
-    return status, result
+        result["again"] = failed or list(again.get("tests", {}))[:1]
+    return status, {**result, "wall_s": time.monotonic() - began}
 
 
-def attempt(name: str, arguments: list[str]) -> tuple[int, dict[str, Any]]:
+def attempt(name: str, arguments: list[str], processes: Processes) -> tuple[int, dict[str, Any]]:
     """One call of pytest, its output shown when it is over."""
     counts = ROOT / "build" / f"tests-{name}.json"
     counts.parent.mkdir(exist_ok=True)
     counts.unlink(missing_ok=True)
     command = [*RUNS[name][0], "-m", "pytest", *arguments]
     print(f"test: {' '.join(command)}", flush=True)
-    environment = {**os.environ, "MAYFLY_TEST_COUNTS": str(counts)}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
-    )
-    print(f"\ntest: {name}:\n{done.stdout.decode(errors='replace')}", flush=True)
-    return done.returncode, json.loads(counts.read_text()) if counts.exists() else {}
+    status, output = processes.call(command, {**os.environ, "MAYFLY_TEST_COUNTS": str(counts)})
+    print(f"\ntest: {name}:\n{output.decode(errors='replace')}", flush=True)
+    return status, json.loads(counts.read_text()) if counts.exists() else {}
 
 
-def summary(outcomes: collections.Counter[str], seconds: float) -> str:
-    """A line as pytest ends with."""
-    words = [f"{outcomes[name]} {name}" for name in ("failed", "passed", "skipped", "xfailed", "error") if outcomes[name]]
-    return f" {', '.join(words) or 'no tests ran'} in {seconds:.2f}s ({int(seconds) // 60}:{int(seconds) % 60:02}) ".center(100, "=")
+def words(outcomes: collections.Counter[str]) -> str:
+    """The outcomes as pytest names them."""
+    known = ("failed", "passed", "skipped", "xfailed", "error")
+    return ", ".join(f"{outcomes[name]} {name}" for name in known if outcomes[name]) or "no tests ran"
+
+
+def summary(outcomes: collections.Counter[str], again: int, seconds: float) -> str:
+    """A line as pytest ends with, and how many tests needed a second go."""
+    time_words = f"{seconds:.2f}s ({int(seconds) // 60}:{int(seconds) % 60:02})"
+    return f" {words(outcomes)} in {time_words}, {again} needed a second go ".center(100, "=")
 
 
 def report(results: dict[str, dict[str, Any]], line: str) -> str:
@@ -102,32 +182,58 @@ def report(results: dict[str, dict[str, Any]], line: str) -> str:
     return "\n".join(text).rstrip() + "\n"
 
 
-def main(arguments: list[str]) -> int:
+def main() -> int:
     """Run, sum up, say."""
-    page = Path(arguments[1]) if arguments[:1] == ["--report"] else None
+    parser = argparse.ArgumentParser(prog="scripts/test", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.epilog = "Other arguments go to pytest. With MAYFLY_FULL=1 the tests have their whole counts."
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write a page about every file's outcomes")
+    parser.add_argument("--random", metavar="SEED", help="run the tests in random order (not on an emulated Arm host)")
+    parser.add_argument("--most-retries", type=int, metavar="N", help="fail if more tests needed a second go")
+    arguments, extra = parser.parse_known_args()
+    shuffle = ["-p", "randomly", f"--randomly-seed={arguments.random}"] if arguments.random else []
     began = time.monotonic()
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        done = dict(zip(RUNS, pool.map(lambda name: run(name, arguments[2:] if page else arguments), RUNS), strict=True))
+    processes = Processes()
+    pool = ThreadPoolExecutor(AT_ONCE)
+
+    def stop(number: int, _frame: object) -> NoReturn:
+        for another in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(another, signal.SIG_IGN)
+        pool.shutdown(wait=False, cancel_futures=True)
+        print(f"test: ended by signal {number}; ending what runs", flush=True)
+        processes.end()
+        os._exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
+    futures = {name: pool.submit(run, name, [*extra, *(shuffle if "aarch64" not in name else ())], processes) for name in RUNS}
+    done = {name: future.result() for name, future in futures.items()}
     results = {name: result for name, (_, result) in done.items()}
     outcomes: collections.Counter[str] = collections.Counter()
     for result in results.values():
         outcomes.update(result.get("outcomes", {}))
-    line = summary(outcomes, time.monotonic() - began)
-    if page:
-        page.write_text(report(results, line))
-    idle = [m for m in MUST_RUN if not any(result.get("markers", {}).get(m, {}).get("passed") for result in results.values())]
+    again = [test for result in results.values() for test in result.get("again", [])]
+    line = summary(outcomes, len(again), time.monotonic() - began)
+    if arguments.report:
+        arguments.report.write_text(report(results, line))
+    idle = [m for m in must_run() if not any(result.get("markers", {}).get(m, {}).get("passed") for result in results.values())]
     arm = [result for name, result in results.items() if name.startswith("aarch64")]
     if arm and not any(result.get("outcomes", {}).get("passed") for result in arm):
         idle.append("aarch64")
     print()
-    for name, (status, _) in done.items():
+    for name, (status, result) in done.items():
+        print(f"test: {name:24} {result['wall_s']:6.0f} s  {words(collections.Counter(result.get('outcomes', {})))}")
         if status:
             print(f"test: {name}: pytest ended with status {status}")
+    for test in again:
+        print(f"test: needed a second go: {test}")
     if idle:
         print(f"test: no test passed of: {', '.join(idle)}")
+    too_many = arguments.most_retries is not None and len(again) > arguments.most_retries
+    if too_many:
+        print(f"test: more than {arguments.most_retries} tests needed a second go")
     print(line, flush=True)
-    return 1 if idle or any(status for status, _ in done.values()) else 0
+    return 1 if idle or too_many or any(status for status, _ in done.values()) else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
