@@ -28,6 +28,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from mayfly.imagegen.rootfs.cpio import header
 from scripts.debian.mirror import SUITE
 from scripts.debian.root import LIBRARIES, HostFilesError, run, unpack
 
@@ -106,15 +107,11 @@ LEFT_OUT = {"site-packages", "dist-packages", "test", "idlelib", "ensurepip"}
 
 
 def cpio(entries: Iterable[tuple[str, int, bytes]]) -> bytes:
-    """A newc archive, without its end, of (path, mode with file type, content); the kernel takes
-    several, one behind the other.
-    """
+    """A newc archive of (path, mode with file type, content). The kernel takes several in a row."""
     archive = bytearray()
     for number, (path, mode, content) in enumerate([*entries, ("TRAILER!!!", 0, b"")], 1):
-        name = path.encode() + b"\0"
-        fields = (number, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name), 0)
-        for part in (b"070701" + b"".join(b"%08x" % field for field in fields) + name, content):
-            archive += part + bytes(-len(part) % 4)
+        archive += header(ino=number, mode=mode, uid=0, gid=0, nlink=1, size=len(content), name=path.encode()) + content
+        archive += bytes(-len(archive) % 4)
     return bytes(archive)
 
 
@@ -199,8 +196,10 @@ def unsigned(module: bytes) -> bytes:
 
 
 def modules_archive(tree: Path, modules: Sequence[tuple[str, str]], busybox: Path) -> bytes:
-    """A cpio with busybox and `modules`, each behind those that it depends on, and /modules/order
-    for /init to follow.
+    """A cpio with busybox, `modules` behind those that they need, and /modules/order for /init.
+
+    modprobe --show-depends wants a modules.dep, which depmod makes of all 4,000 modules. These few
+    say themselves what they need.
     """
     files = {re.sub(r"\.ko(\.xz)?$", "", path.name).replace("-", "_"): path for path in tree.rglob("*.ko*")}
     builtin = {Path(line).stem.replace("-", "_") for line in (tree / "modules.builtin").read_text().split()}
