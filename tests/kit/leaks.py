@@ -8,14 +8,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
+from tests.kit.scale import patience
+
 GRACE_S = 5.0
 """A process that has been told to end may take this long."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Holdings:
-    """What this process holds: descriptors with what they are open on, children with their command
-    lines, sockets with their paths.
+    """What this process holds.
+
+    Attributes:
+        descriptors: numbers, and what they are open on.
+        children: process ids and command lines.
+        sockets: paths.
     """
 
     descriptors: frozenset[tuple[str, str]]
@@ -24,11 +30,11 @@ class Holdings:
 
     @classmethod
     def now(cls) -> Self:
-        """Look."""
+        """The holdings of this moment."""
         return cls(frozenset(_descriptors()), frozenset(_children()), frozenset(_sockets()))
 
     def beyond(self, before: "Holdings") -> list[str]:
-        """In words, what is here that was not there `before`."""
+        """What is here that was not there `before`, in words."""
         words = [f"descriptor {number} on {target}" for number, target in sorted(self.descriptors - before.descriptors)]
         words += [f"child process {pid}: {command}" for pid, command in sorted(self.children - before.children)]
         return words + [f"Unix socket {path}" for path in sorted(self.sockets - before.sockets)]
@@ -36,10 +42,10 @@ class Holdings:
 
 @contextmanager
 def none_left() -> Iterator[None]:
-    """Raise AssertionError if, five seconds after the block, more is held than before it."""
+    """Raise AssertionError if, patience(GRACE_S) after the block, more is held than before it."""
     before = Holdings.now()
     yield
-    until = time.monotonic() + GRACE_S
+    until = time.monotonic() + patience(GRACE_S)
     while left := Holdings.now().beyond(before):
         assert time.monotonic() < until, "left behind: " + "; ".join(left)
         time.sleep(0.02)  # between two looks at what has no event to wait for

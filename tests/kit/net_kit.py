@@ -15,8 +15,9 @@ from ipaddress import ip_address
 
 from mayfly.vmm.devices.virtio.buffers import scatter
 from mayfly.vmm.devices.virtio.packet import HEADER, NetFeature
+from tests.kit.scale import patience
 
-UP_DEADLINE_S = 20
+UP_DEADLINE_S = patience(5)
 
 GUEST_MAC = bytes.fromhex("020000000005")
 HOST_MAC = bytes.fromhex("020000000001")

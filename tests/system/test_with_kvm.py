@@ -17,11 +17,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit.scale import patience
 from tests.system.test_service import direct_children
 
 ROOT = Path(__file__).resolve().parents[2]
 WITH_KVM = [str(ROOT / "scripts/with-kvm")]
-DEADLINE_S = 240
+DEADLINE_S = patience(60)
 BLOB = random.Random(6).randbytes(1 << 20)  # any bytes, the same each time
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -85,9 +86,9 @@ def test_a_signal_ends_it_and_all_that_it_started(number: signal.Signals) -> Non
             children = [pid for pid in direct_children(started.pid) if b"qemu-system" in _cmdline(pid)]
         assert children
     started.send_signal(number)
-    assert started.wait(20) in (-number, 128 + number)
+    assert started.wait(patience(10)) in (-number, 128 + number)
     started.stderr.close()
-    until = time.monotonic() + 5
+    until = time.monotonic() + patience(5)
     while any(_cmdline(pid) for pid in children):
         assert time.monotonic() < until, f"{children} still run"
 

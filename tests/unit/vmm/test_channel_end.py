@@ -10,9 +10,10 @@ from mayfly.vmm.channels.serial import SerialChannel
 from mayfly.vmm.channels.tcp import TcpChannel
 from mayfly.vmm.channels.virtio import VirtioChannel
 from mayfly.vmm.eventloop import EventLoop
+from tests.kit.scale import patience
 from tests.kit.virtio_driver import Driver
 
-DEADLINE_S = 20
+DEADLINE_S = patience(10)
 MORE_THAN_ANY_BUFFER = 1 << 20
 
 

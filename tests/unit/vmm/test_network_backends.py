@@ -25,13 +25,14 @@ from mayfly.vmm.network.passt import Passt
 from mayfly.vmm.network.tap import OFFLOADS, Tap, offload_flags
 from tests.kit import net_kit
 from tests.kit.net_kit import GATEWAY, GUEST, GUEST_MAC, PLAIN_HEADER, PUBLIC, arp, ethernet, ip, ipv4, make_tap, udp, wait_until_up
+from tests.kit.scale import patience
 from tests.kit.virtio_driver import Buffer, Driver
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root makes network namespaces with interfaces")
 
 TAP = "mayfly0"
 UPLINK, UPLINK_ADDRESS = "uplink", "198.51.100.1"
-DEADLINE_S = 20.0
+DEADLINE_S = patience(10)
 BUFFERS = 32
 
 

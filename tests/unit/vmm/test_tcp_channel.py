@@ -10,8 +10,9 @@ import pytest
 
 from mayfly.vmm.channels.tcp import TcpChannel
 from mayfly.vmm.eventloop import EventLoop
+from tests.kit.scale import patience
 
-DEADLINE_S = 20
+DEADLINE_S = patience(10)
 DATA = bytes(range(256)) * 4096
 
 
