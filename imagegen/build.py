@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mayfly
-from mayfly.errors import ConfigError, ImageError
-from mayfly.files import atomic_write, file_digest, locked, replacing
+from mayfly.errors import ConfigError, ImageError, LayerError
+from mayfly.files import atomic_write, file_digest, locked, replacing, storing
 from mayfly.imagegen.cache import using_cache
 from mayfly.imagegen.languages import Language, find_version
 from mayfly.imagegen.oci.documents import MACHINE_TO_GOARCH, ResolvedImage, Source, resolve
@@ -108,15 +108,16 @@ def build(options: Options, progress: Progress) -> Built:
     image = resolve(source, options.arch)
     recipe = recipe_digest(options, image, agent)
     folder = options.folder or image_dir(options.name, options.arch)
-    with locked(folder), using_cache():
+    with storing(folder), locked(folder), using_cache():
         if not options.force and (known := _same(folder, recipe)) is not None and (known.compiler or not can_ask(options, image)):
             return Built(manifest=known, folder=folder, fresh=False)
         layers = [
             Layer(path=path, digest=found.digest, diff_id=diff_id)
-            for path, found, diff_id in zip(fetch_layers(source, image), image.layers, image.config.diff_ids, strict=True)
+            for path, found, diff_id in zip(fetch_layers(source, image, options.limits), image.layers, image.config.diff_ids, strict=True)
         ]
         spool_folder = cache_dir() / "spool"
-        spool_folder.mkdir(parents=True, exist_ok=True)
+        with storing(spool_folder):
+            spool_folder.mkdir(parents=True, exist_ok=True)
         with Spools(spool_folder) as spools:
             with progress.task("merging layers", sum(layer.path.stat().st_size for layer in layers)) as advance:
                 tree = merge(layers, spools, options.limits, lambda index: advance(layers[index].path.stat().st_size))
@@ -126,7 +127,8 @@ def build(options: Options, progress: Progress) -> Built:
             removed = prune(tree, options.language.prune)
             progress.say(f"{options.language.name} {version}; pruned {removed.total() // MIB} MiB")
             furnish(tree, spools, agent)
-            compiler = add_prepared(options, image, version, tree, spools, progress)
+            with storing(cache_dir()):
+                compiler = add_prepared(options, image, version, tree, spools, progress)
             with replacing(folder) as part:
                 summary, size, digest = _write(tree, spools, part / "initramfs", options.compression, progress)
                 manifest = _manifest(options, image, version, summary, agent, recipe, size, digest)
@@ -143,10 +145,19 @@ def source_of(reference: Reference, progress: Progress, *, insecure: bool, offli
     return RegistrySource(reference, cache_dir() / "blobs", insecure=insecure, offline=offline, progress=progress)
 
 
-def fetch_layers(source: Source, image: ResolvedImage) -> list[Path]:
+def fetch_layers(source: Source, image: ResolvedImage, limits: Limits) -> list[Path]:
     """The blobs of all layers, some at a time. A failure, or Ctrl-C, does not wait for those that
     are under way.
+
+    Raises:
+        LayerError: they are larger than the limits allow; nothing was fetched.
+        RegistryError: one cannot be had.
     """
+    if (size := sum({layer.digest: layer.size for layer in image.layers}.values())) > limits.unpacked:
+        raise LayerError(
+            f"the layers have {size} bytes packed; {limits.unpacked} unpacked are allowed",
+            hint="if that is right for this image, raise --max-unpacked",
+        )
     pool = ThreadPoolExecutor(LAYERS_AT_ONCE)
     try:
         return [future.result() for future in [pool.submit(source.blob, layer) for layer in image.layers]]
@@ -312,23 +323,29 @@ def furnish(tree: Tree, spools: Spools, agent: bytes) -> None:
         tree.put(path, Inode(mode=stat.S_IFDIR | mode))
     tree.put(b"work", Inode(mode=stat.S_IFDIR | 0o755, uid=RUNNER, gid=RUNNER))
     tree.put(b"init", Inode(mode=stat.S_IFREG | 0o755, content=agent))
-    _add_line(tree, spools, b"etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n", b"runner:x:%d:%d::/work:/bin/sh\n" % (RUNNER, RUNNER))
-    _add_line(tree, spools, b"etc/group", b"root:x:0:\n", b"runner:x:%d:\n" % RUNNER)
+    _add_user(tree, spools, b"etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n", b"runner:x:%d:%d::/work:/bin/sh\n" % (RUNNER, RUNNER))
+    _add_user(tree, spools, b"etc/group", b"root:x:0:\n", b"runner:x:%d:\n" % RUNNER)
     hosts = b"127.0.0.1 localhost\n::1 localhost\n"
     tree.put(b"etc/hosts", Inode(mode=stat.S_IFREG | 0o644, content=hosts))
 
 
-def _add_line(tree: Tree, spools: Spools, path: bytes, initial: bytes, line: bytes) -> None:
-    """Add a line to a database of users unless it has an entry of that id."""
+def _add_user(tree: Tree, spools: Spools, path: bytes, initial: bytes, line: bytes) -> None:
+    """Add the runner's line to a database of users or groups. Who had its id or its name goes: the
+    home of Ubuntu's user 1000 is not there for a snippet.
+    """
     node = tree.find(path)
     text = initial
     if node is not None and stat.S_ISREG(node.inode.mode) and node.inode.size <= _MAX_TEXT:
         text = spools.read(node.inode.content)
-    if any(known.split(b":")[2:3] == [b"%d" % RUNNER] for known in text.splitlines()):
-        return
-    if text and not text.endswith(b"\n"):
-        text += b"\n"
-    tree.put(path, Inode(mode=stat.S_IFREG | 0o644, content=text + line))
+    name, _, number, *_ = line.rstrip(b"\n").split(b":")
+    kept = [known for known in text.splitlines(keepends=True) if not _is_of(known.rstrip(b"\n").split(b":"), name, number)]
+    if kept and not kept[-1].endswith(b"\n"):
+        kept.append(b"\n")
+    tree.put(path, Inode(mode=stat.S_IFREG | 0o644, content=b"".join(kept) + line))
+
+
+def _is_of(fields: list[bytes], name: bytes, number: bytes) -> bool:
+    return fields[0] == name or fields[2:3] == [number]
 
 
 def _write(tree: Tree, spools: Spools, path: Path, compression: str, progress: Progress) -> tuple[Summary, int, str]:

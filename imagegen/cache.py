@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mayfly.errors import ImageError
-from mayfly.files import remove_tree
+from mayfly.files import remove_tree, storing
 from mayfly.images.manifest import load
 from mayfly.images.store import image_folders
 from mayfly.paths import cache_dir
@@ -19,9 +19,11 @@ def using_cache(*, alone: bool = False) -> Iterator[None]:
 
     Raises:
         ImageError: something else uses it now, and it was to be alone.
+        HostError: the disk is full, or the cache's folder may not be written to.
     """
-    cache_dir().mkdir(parents=True, exist_ok=True)
-    fd = os.open(cache_dir() / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    with storing(cache_dir()):
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        fd = os.open(cache_dir() / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
         yield
@@ -44,7 +46,7 @@ def prune_cache() -> list[tuple[Path, int]]:
             source = load(folder).source
             used |= {digest.removeprefix("sha256:") for digest in (source.manifest_digest, source.config_digest, *source.layers)}
     removed = []
-    with using_cache(alone=True):
+    with using_cache(alone=True), storing(cache_dir()):
         left = [*cache_dir().glob("blobs/sha256/*"), *cache_dir().glob("blobs/tags/*"), *cache_dir().glob("prepare.*/*")]
         for path in sorted(left):
             if path.name not in used:

@@ -72,6 +72,30 @@ def remove_tree(folder: Path) -> None:
 
 
 @contextlib.contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Turn an error of the file system, while `path` is written, into one that says what to do.
+
+    Raises:
+        HostError: the disk is full or fails, or may not be written to.
+    """
+    try:
+        yield
+    except BlockingIOError:  # a lock that somebody holds
+        raise
+    except OSError as error:
+        match error.errno:
+            case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+                hint = "free some room there: `imagegen prune` empties the cache of what no image needs, `imagegen rm` removes an image"
+            case errno.EROFS | errno.EACCES | errno.EPERM | errno.ENOTDIR | errno.ENOENT:
+                hint = "images go to $XDG_DATA_HOME, downloads to $XDG_CACHE_HOME: set them to folders that you may write to"
+            case errno.EIO:
+                hint = "the disk or its file system fails: see the kernel's log"
+            case _:
+                hint = ""
+        raise HostError(f"{error.filename or path}: {error.strerror or error}", hint=hint) from error
+
+
+@contextlib.contextmanager
 def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold the folder's lock, so that two who make the same go one after the other. The lock's file
     stays.

@@ -12,11 +12,12 @@ import shutil
 from pathlib import Path
 
 from mayfly.errors import ConfigError, RegistryError
-from mayfly.files import atomic_write, locked, making, replacing
+from mayfly.files import atomic_write, locked, making, replacing, storing
 from mayfly.imagegen.languages import NAME
 from mayfly.imagegen.oci.documents import MACHINE_TO_GOARCH, Descriptor, Source, digest_of, fetch_document, parse_descriptors, read_object
 from mayfly.imagegen.oci.registry import RegistrySource
 from mayfly.imagegen.progress import Progress
+from mayfly.imagegen.rootfs.layers import Limits
 from mayfly.images.manifest import Manifest, load
 from mayfly.paths import image_dir
 
@@ -67,7 +68,7 @@ def export(folder: Path, layout: Path) -> str:
     document = describe(manifest, config)
     entry = {"mediaType": MANIFEST_TYPE, "artifactType": ARTIFACT_TYPE, "digest": digest_of(document), "size": len(document)}
     index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [entry]}
-    with making(layout) as part:
+    with storing(layout), making(layout) as part:
         blobs = part / "blobs" / "sha256"
         blobs.mkdir(parents=True)
         shutil.copyfile(folder / "initramfs", blobs / manifest.initramfs_digest.removeprefix("sha256:"))
@@ -98,8 +99,10 @@ def pull(source: Source, name: str, progress: Progress) -> tuple[Manifest, Path]
         or name.partition("@")[0] not in ("", manifest.language)
     ):
         raise RegistryError(f"the artifact is for the language {manifest.language[:80]!r} and architecture {manifest.arch[:80]!r}")
+    if initramfs.size > Limits.unpacked:
+        raise RegistryError(f"the artifact's archive has {initramfs.size} bytes; {Limits.unpacked} are allowed", hint="do not use it")
     folder = image_dir(name or manifest.language, manifest.arch)
-    with locked(folder), replacing(folder) as part:
+    with storing(folder), locked(folder), replacing(folder) as part:
         with progress.task(f"installing {manifest.language} {manifest.version}", initramfs.size) as advance:
             found = hashlib.sha256()
             with source.blob(initramfs).open("rb") as blob, atomic_write(part / "initramfs") as file:

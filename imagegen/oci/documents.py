@@ -8,7 +8,7 @@ same shape under other media types.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,15 +18,23 @@ from mayfly.imagegen.oci.reference import is_digest
 INDEX_TYPES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
 MANIFEST_TYPES = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
 MACHINE_TO_GOARCH: Mapping[str, str] = {"x86_64": "amd64", "aarch64": "arm64"}
-MAX_DOCUMENT = 8 << 20
+MAX_DOCUMENT = 4 << 20
+"""Bytes of a manifest or configuration: what registries take at least (distribution-spec, Pushing
+Manifests) and skopeo at most.
+"""
 MAX_LAYERS = 512
 MAX_INDEX_DEPTH = 3
+MAX_TRIED = 8
+"""Entries of an index without a platform, whose configurations are looked at for it."""
+_ARCHITECTURES = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64"}
+_BASE_VARIANTS = {"amd64": "v1", "arm64": "v8"}
+"""What containerd takes for the same as none (containerd/platforms, database.go)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Descriptor:
-    """A pointer to a blob: what it is, its digest and its size in bytes. `platform` is `os/arch`
-    where an index gives it.
+    """A pointer to a blob: what it is, its digest and its size in bytes. `platform` is `os/arch` or
+    `os/arch/variant` where an index gives it.
     """
 
     media_type: str
@@ -88,15 +96,48 @@ def resolve(source: Source, arch: str) -> ResolvedImage:
         ImageError: the index has no such platform, or the image is one for another.
         RegistryError: a document is not what its digest says, or makes no sense.
     """
-    media_type, data = source.root()
     wanted = f"linux/{MACHINE_TO_GOARCH.get(arch, arch)}"
-    for _ in range(MAX_INDEX_DEPTH):
-        document = read_object(data, "manifest")
-        if not _is_index(media_type, document):
-            return _resolve_manifest(source, data, document, wanted)
-        chosen = _choose(parse_descriptors(document.get("manifests"), "index"), wanted)
-        media_type, data = chosen.media_type, fetch_document(source, chosen)
-    raise RegistryError(f"the image has more than {MAX_INDEX_DEPTH} indexes inside one another")
+    return _resolve(source, source.root()[1], wanted, depth=0, stated=False)
+
+
+class _OtherPlatformError(ImageError):
+    """An image is for another platform than the one that is wanted."""
+
+
+def _resolve(source: Source, data: bytes, wanted: str, *, depth: int, stated: bool) -> ResolvedImage:
+    """Follow the document `data`, whose platform an index has `stated` to be the wanted one.
+
+    What a document is its fields say, not its media type: registries and files get that wrong.
+    """
+    document = read_object(data, "manifest")
+    if "manifests" not in document:
+        return _resolve_manifest(source, data, document, wanted, stated=stated)
+    if "layers" in document or "config" in document:
+        # Two tools would see two images in it (CVE-2021-41190).
+        raise RegistryError("the image's manifest is an index too", hint="do not use the image")
+    if depth == MAX_INDEX_DEPTH:
+        raise RegistryError(f"the image has more than {MAX_INDEX_DEPTH} indexes inside one another")
+    entries = _image_entries(document["manifests"])
+    other: ImageError | None = None
+    for entry in [entry for entry in entries if entry.platform == wanted][:1] or [e for e in entries if e.platform is None][:MAX_TRIED]:
+        try:
+            return _resolve(source, fetch_document(source, entry), wanted, depth=depth + 1, stated=stated or entry.platform is not None)
+        except _OtherPlatformError as error:
+            other = error
+    if other is not None and len(entries) == 1:
+        raise other
+    found = ", ".join(sorted({entry.platform or "unnamed" for entry in entries})) or "nothing"
+    raise _OtherPlatformError(f"the image is not there for {wanted}; its index has {found}", hint="choose another image, or give --arch")
+
+
+def _image_entries(raw: object) -> list[Descriptor]:
+    """The entries of an index that are images or indexes. Others are passed over, as are digests of
+    another kind (image-index.md, manifests).
+    """
+    if not isinstance(raw, list):
+        raise RegistryError("the index has no list of descriptors")
+    entries = [descriptor for item in raw if (descriptor := parse_descriptor(item)) is not None]
+    return [entry for entry in entries if entry.media_type in ("", *INDEX_TYPES, *MANIFEST_TYPES)]
 
 
 def fetch_document(source: Source, descriptor: Descriptor) -> bytes:
@@ -113,39 +154,19 @@ def fetch_document(source: Source, descriptor: Descriptor) -> bytes:
     return data
 
 
-def _resolve_manifest(source: Source, data: bytes, document: Mapping[str, Any], wanted: str) -> ResolvedImage:
+def _resolve_manifest(source: Source, data: bytes, document: Mapping[str, Any], wanted: str, *, stated: bool) -> ResolvedImage:
     if document.get("schemaVersion") != 2 or not isinstance(document.get("config"), dict):
         raise RegistryError("the image's manifest is not of schema version 2", hint="push it again with a present-day tool")
     layers = parse_descriptors(document.get("layers"), "manifest")
     config_at = parse_descriptors([document["config"]], "manifest")[0]
     config = parse_config(fetch_document(source, config_at))
-    if config.platform != wanted:
-        raise ImageError(f"the image is for {config.platform}, not for {wanted}", hint="choose another image, or give --arch")
+    if config.platform != wanted and not stated:  # containerd believes the index too, where both say something
+        raise _OtherPlatformError(f"the image is for {config.platform}, not for {wanted}", hint="choose another image, or give --arch")
     if len(layers) > MAX_LAYERS:
         raise RegistryError(f"the image has {len(layers)} layers; at most {MAX_LAYERS} are allowed")
     if len(layers) != len(config.diff_ids):
         raise RegistryError(f"the manifest has {len(layers)} layers, the configuration {len(config.diff_ids)}")
     return ResolvedImage(manifest_digest=digest_of(data), config_digest=config_at.digest, config=config, layers=tuple(layers))
-
-
-def _is_index(media_type: str, document: Mapping[str, Any]) -> bool:
-    stated = media_type or document.get("mediaType") or ""
-    if stated in MANIFEST_TYPES:
-        return False
-    return stated in INDEX_TYPES or "manifests" in document
-
-
-def _choose(descriptors: Sequence[Descriptor], wanted: str) -> Descriptor:
-    """The first entry for `wanted`. One without a platform is taken only if it is alone (a layout
-    of one image says none).
-    """
-    for descriptor in descriptors:
-        if descriptor.platform == wanted:
-            return descriptor
-    if len(descriptors) == 1 and descriptors[0].platform is None:
-        return descriptors[0]
-    found = ", ".join(sorted({d.platform or "unnamed" for d in descriptors})) or "nothing"
-    raise ImageError(f"the image is not there for {wanted}; its index has {found}", hint="choose another image, or give --arch")
 
 
 def parse_descriptors(raw: object, origin: str) -> list[Descriptor]:
@@ -154,27 +175,37 @@ def parse_descriptors(raw: object, origin: str) -> list[Descriptor]:
         raise RegistryError(f"the {origin} has no list of descriptors")
     result = []
     for item in raw:
-        match item:
-            case {"digest": str(digest), "size": int(size)} if is_digest(digest) and size >= 0 and not isinstance(size, bool):
-                media_type = item.get("mediaType")
-                result.append(
-                    Descriptor(
-                        media_type=media_type if isinstance(media_type, str) else "",
-                        digest=digest,
-                        size=size,
-                        platform=_platform(item.get("platform")),
-                        tag=_tag(item.get("annotations")),
-                    )
-                )
-            case _:
-                raise RegistryError(f"the {origin} has a descriptor without a sha256 digest and a size: {str(item)[:200]}")
+        if (descriptor := parse_descriptor(item)) is None:
+            raise RegistryError(f"the {origin} has a descriptor without a sha256 digest and a size: {str(item)[:200]}")
+        result.append(descriptor)
     return result
 
 
-def _platform(raw: object) -> str | None:
+def parse_descriptor(item: Any) -> Descriptor | None:
+    """A descriptor out of JSON, or None if it is not one of ours: with a sha256 digest and a
+    size.
+    """
+    match item:
+        case {"digest": str(digest), "size": int(size)} if is_digest(digest) and size >= 0 and not isinstance(size, bool):
+            media_type = item.get("mediaType")
+            return Descriptor(
+                media_type=media_type if isinstance(media_type, str) else "",
+                digest=digest,
+                size=size,
+                platform=_platform(item.get("platform")),
+                tag=_tag(item.get("annotations")),
+            )
+        case _:
+            return None
+
+
+def _platform(raw: Any) -> str | None:
     match raw:
         case {"os": str(system), "architecture": str(arch)}:
-            return f"{system}/{arch}"
+            arch = _ARCHITECTURES.get(arch.lower(), arch.lower())
+            variant = str(raw.get("variant") or "")
+            base = _BASE_VARIANTS.get(arch, "")
+            return f"{system.lower()}/{arch}" + (f"/{variant}" if variant not in ("", base, base[1:]) else "")
         case _:
             return None
 
@@ -195,8 +226,8 @@ def parse_config(data: bytes) -> ImageConfig:
     """
     raw = read_object(data, "configuration")
     match raw:
-        case {"os": str(system), "architecture": str(arch), "rootfs": {"diff_ids": list(diff_ids)}}:
-            pass
+        case {"os": str(), "architecture": str(), "rootfs": {"diff_ids": list(diff_ids)}}:
+            platform = _platform(raw) or ""
         case _:
             raise RegistryError("the image's configuration lacks os, architecture or rootfs.diff_ids")
     if not all(isinstance(item, str) and is_digest(item) for item in diff_ids):
@@ -209,7 +240,7 @@ def parse_config(data: bytes) -> ImageConfig:
     if not isinstance(working_dir, str) or not isinstance(user, str):
         raise RegistryError("the image's configuration has a WorkingDir or User that is no string")
     env = dict(item.split("=", 1) for item in variables if "=" in item and not item.startswith("="))
-    return ImageConfig(platform=f"{system}/{arch}", env=env, working_dir=working_dir, user=user, diff_ids=tuple(diff_ids))
+    return ImageConfig(platform=platform, env=env, working_dir=working_dir, user=user, diff_ids=tuple(diff_ids))
 
 
 def read_object(data: bytes, what: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from mayfly.errors import ImageError, RegistryError
-from mayfly.imagegen.oci.documents import MAX_DOCUMENT, Descriptor, parse_descriptors
+from mayfly.imagegen.oci.documents import MAX_DOCUMENT, Descriptor, parse_descriptor
 from mayfly.imagegen.oci.reference import LayoutReference
 
 
@@ -19,25 +19,26 @@ class LayoutSource:
         """The layout's index, cut down to the entries of the reference's tag where it has one.
 
         Raises:
-            ImageError: no layout there, or no such tag.
+            ImageError: no layout there, no such name, or several and none was given.
         """
         folder = self.reference.path
         if not (folder / "oci-layout").is_file():
             raise ImageError(f"{folder} is not an OCI image layout", hint="make one with skopeo copy docker://… oci:FOLDER")
         data = _read(folder / "index.json")
         try:
-            raw = json.loads(data)
-            entries = raw["manifests"]
+            entries = [entry for entry in json.loads(data)["manifests"] if isinstance(entry, dict)]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ImageError(f"{folder}/index.json is not an index") from error
-        descriptors = parse_descriptors(entries, "index")
+        known = [(entry, descriptor) for entry in entries if (descriptor := parse_descriptor(entry)) is not None]
+        names = ", ".join(sorted({descriptor.tag for _, descriptor in known if descriptor.tag})) or "none"
         tag = self.reference.tag
         if tag is not None:
-            entries = [entry for entry, known in zip(entries, descriptors, strict=True) if known.tag == tag]
-            if not entries:
-                tags = ", ".join(sorted({d.tag for d in descriptors if d.tag})) or "none"
-                raise ImageError(f"{folder} has no image with the tag {tag!r}", hint=f"tags there: {tags}")
-        return "", json.dumps({"schemaVersion": 2, "manifests": entries}).encode()
+            known = [(entry, descriptor) for entry, descriptor in known if descriptor.tag == tag]
+            if not known:
+                raise ImageError(f"{folder} has no image with the name {tag!r}", hint=f"names there: {names}")
+        elif len({descriptor.digest for _, descriptor in known if descriptor.platform is None}) > 1 and "," in names:
+            raise ImageError(f"{folder} has several images", hint=f"say which by oci:{folder}:NAME; names there: {names}")
+        return "", json.dumps({"schemaVersion": 2, "manifests": [entry for entry, _ in known]}).encode()
 
     def document(self, descriptor: Descriptor) -> bytes:
         """A manifest or configuration from the blobs folder."""
@@ -52,6 +53,8 @@ class LayoutSource:
 
 
 def _read(path: Path) -> bytes:
+    if not path.is_file():
+        raise ImageError(f"{path} is not a file", hint="the layout is incomplete; make it again")
     try:
         with path.open("rb") as file:
             data = file.read(MAX_DOCUMENT + 1)

@@ -1,4 +1,4 @@
-"""What names an image: `registry/repository:tag@digest` as docker reads it, or `oci:FOLDER[:tag]`
+"""What names an image: `registry/repository:tag@digest` as docker reads it, or `oci:FOLDER[:NAME]`
 for a layout on this disk.
 """
 
@@ -11,11 +11,12 @@ from mayfly.errors import ConfigError
 
 DEFAULT_REGISTRY = "docker.io"
 DEFAULT_TAG = "latest"
+MAX_LAYOUT_NAME = 512
 _HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:]+\])(?::[0-9]{1,5})?")
 _REPOSITORY = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_FORM = "write it as registry/repository:tag, repository@sha256:DIGEST or oci:FOLDER[:tag]"
+_FORM = "write it as registry/repository:tag, repository@sha256:DIGEST or oci:FOLDER[:NAME]"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,18 +50,15 @@ class RegistryReference:
     @property
     def is_loopback(self) -> bool:
         """Whether the registry is on this host, where plain http shows nothing to anyone."""
-        host = re.sub(r":[0-9]+$", "", self.registry).strip("[]")
-        if host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(re.sub(r":[0-9]+$", "", self.registry).strip("[]"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayoutReference:
-    """An OCI image layout in a folder. `tag` is None for the only (or first) image of its index."""
+    """An OCI image layout in a folder. `tag` is the name of an image in its index: a tag or a whole
+    reference (OCI image-spec, annotations.md, org.opencontainers.image.ref.name), None for the only
+    one.
+    """
 
     path: Path
     tag: str | None = None
@@ -70,6 +68,16 @@ class LayoutReference:
 
 
 Reference = RegistryReference | LayoutReference
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host`, a name or an address without port or brackets, is this one."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def is_digest(text: str) -> bool:
@@ -113,11 +121,10 @@ def parse_reference(text: str) -> Reference:
 
 
 def _parse_layout(text: str) -> LayoutReference:
-    path, colon, tag = text.removeprefix("oci:").rpartition(":")
-    if not colon or "/" in tag:
-        path, tag = text.removeprefix("oci:"), ""
+    """As skopeo reads it: the folder ends at the first colon, and all behind that is the name."""
+    path, _, name = text.removeprefix("oci:").partition(":")
     if not path:
         raise ConfigError(f"image reference {text!r} names no folder", hint=_FORM)
-    if colon and tag and not _TAG.fullmatch(tag):
-        raise ConfigError(f"image reference {text!r}: {tag!r} is not a tag", hint=_FORM)
-    return LayoutReference(path=Path(path), tag=tag or None)
+    if len(name) > MAX_LAYOUT_NAME or not name.isprintable() or " " in name:
+        raise ConfigError(f"image reference {text!r}: {name!r} is not the name of an image in a layout", hint=_FORM)
+    return LayoutReference(path=Path(path), tag=name or None)

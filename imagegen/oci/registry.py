@@ -1,32 +1,24 @@
 """Pull from a registry, and push to it (OCI distribution-spec 1.1): documents and blobs, each
 checked against its digest and kept by it.
-
-oras does the talking (tokens, sessions). What it leaves to its caller is here: digests, sizes,
-resuming, time limits, and retries that do not sleep for minutes (its own decorator would;
-`__wrapped__` is the request without it).
 """
 
 import contextlib
 import fcntl
 import functools
 import hashlib
-import json
 import os
-import re
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, TypeVar, cast
+from typing import BinaryIO, TypeVar
 
-import oras.auth  # type: ignore[import-untyped]
-import oras.provider  # type: ignore[import-untyped]
 import requests
-import requests.adapters
 
-from mayfly.errors import RegistryError
-from mayfly.files import atomic_write, sync
-from mayfly.imagegen.oci.accounts import Account, find_account
+from mayfly.errors import ConfigError, RegistryError
+from mayfly.files import atomic_write, storing, sync
+from mayfly.imagegen.oci.accounts import find_account
+from mayfly.imagegen.oci.client import CHUNK, TRANSIENT, Body, Client, TransientError, body
 from mayfly.imagegen.oci.documents import INDEX_TYPES, MANIFEST_TYPES, MAX_DOCUMENT, Descriptor, digest_of
 from mayfly.imagegen.oci.reference import RegistryReference, is_digest
 from mayfly.imagegen.progress import Advance, Progress
@@ -35,92 +27,8 @@ _T = TypeVar("_T")
 ATTEMPTS = 6
 FIRST_PAUSE_S = 0.25
 MAX_PAUSE_S = 8.0
-TIMEOUT_S = (10.0, 60.0)
-"""To connect, and between two pieces of an answer."""
-CHUNK = 64 << 10
-MAX_TOKEN = 1 << 20
-CLIENT_ID = "imagegen"
-_CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
-_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+_LIES = "the registry is damaged or lies; do not use the image"
 _NO_REGISTRY = "is it up, and is the network? Without one, give a layout: --image oci:FOLDER"
-
-
-class _TransientError(Exception):
-    """Worth another try; `pause_s` is how long the registry asked us to wait."""
-
-    def __init__(self, message: str, pause_s: float = 0.0) -> None:
-        super().__init__(message)
-        self.pause_s = pause_s
-
-
-class _Adapter(requests.adapters.HTTPAdapter):
-    """Puts a time limit on every request, tokens' too: oras sets none."""
-
-    def send(self, request: requests.PreparedRequest, *args: object, **kwargs: object) -> requests.Response:
-        kwargs["timeout"] = kwargs.get("timeout") or TIMEOUT_S
-        return super().send(request, *args, **kwargs)  # type: ignore[arg-type]
-
-
-class _Auth(oras.auth.TokenAuth):  # type: ignore[misc]  # oras has no types
-    """Answers either challenge (RFC 7235): Basic with the account, Bearer with a token got by it,
-    or with one that anyone gets.
-    """
-
-    def __init__(self, account: Callable[[], Account | None]) -> None:
-        super().__init__()
-        self._account = account
-        self._answer: dict[str, str] = {}
-
-    def get_auth_header(self) -> dict[str, str]:
-        """What the last challenge was answered with."""
-        return self._answer
-
-    def authenticate_request(
-        self, original: requests.Response, headers: dict[str, str], refresh: bool = False
-    ) -> tuple[dict[str, str], bool]:
-        """The headers to try again with, and whether there is any point in it."""
-        challenge = original.headers.get("WWW-Authenticate", "")
-        account = self._account()
-        if challenge.lower().startswith("basic"):
-            answer = f"Basic {account.basic}" if account and account.basic else ""
-        else:
-            token = self._token(dict(_CHALLENGE.findall(challenge)), account)
-            answer = f"Bearer {token}" if token else ""
-        self._answer = {"Authorization": answer} if answer else {}
-        self.token = answer or None  # as long as there is one, oras sends get_auth_header() with every request
-        return {**headers, **self._answer}, bool(answer)
-
-    def _token(self, challenge: Mapping[str, str], account: Account | None) -> str | None:
-        """A token of the realm in the challenge (distribution: Token Authentication, and OAuth2
-        Token Authentication), or None.
-        """
-        realm = challenge.get("realm", "")
-        if not realm.startswith(("http://", "https://")):
-            return None
-        wanted = {key: challenge[key] for key in ("service", "scope") if key in challenge}
-        if account and account.identity_token:
-            form = {**wanted, "grant_type": "refresh_token", "client_id": CLIENT_ID, "refresh_token": account.identity_token}
-            response = self.session.post(realm, data=form, stream=True, allow_redirects=False)  # a redirect would take the form elsewhere
-        else:
-            by_account = {"Authorization": f"Basic {account.basic}"} if account else {}
-            response = self.session.get(realm, params=wanted, headers=by_account, stream=True)
-        with response:
-            if response.status_code in _TRANSIENT:
-                raise _TransientError(f"{realm} answers {response.status_code}")
-            if response.status_code != 200:
-                return None
-            match _parsed(b"".join(_body(response, MAX_TOKEN))):
-                case {"token": str(token)} | {"access_token": str(token)}:
-                    return token
-                case _:
-                    return None
-
-
-def _parsed(data: bytes) -> object:
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
-        return None
 
 
 class RegistrySource:
@@ -149,12 +57,8 @@ class RegistrySource:
         self._progress = progress
         self._pause = pause
         self._base = f"{'http' if plain else 'https'}://{reference.endpoint}/v2/{reference.repository}"
-        self._client = oras.provider.Registry(hostname=reference.endpoint, insecure=plain)
-        auth = _Auth(functools.cache(lambda: find_account(reference.registry)))
-        auth.session, auth.prefix, auth._tls_verify = self._client.session, self._client.prefix, True
-        self._client.auth = auth
-        for prefix in ("http://", "https://"):
-            self._client.session.mount(prefix, _Adapter())
+        account = functools.cache(lambda: find_account(reference.registry, reference.repository))
+        self._client = Client(self._base, account, f"repository:{reference.repository}:pull")
 
     def root(self) -> tuple[str, bytes]:
         """The manifest or index of the reference's tag or digest.
@@ -167,11 +71,9 @@ class RegistrySource:
             return "", known
         media_type, data = self._retry(lambda: self._manifest(self._reference.target))
         if wanted is not None and digest_of(data) != wanted:
-            raise RegistryError(
-                f"{self._reference} answers with {digest_of(data)}", hint="the registry is damaged or lies; do not use the image"
-            )
+            raise RegistryError(f"{self._reference} answers with {digest_of(data)}", hint=_LIES)
         self._keep(data)
-        with atomic_write(self._tag) as file:
+        with storing(self._tag), atomic_write(self._tag) as file:
             file.write(digest_of(data).encode())
         return media_type, data
 
@@ -202,10 +104,19 @@ class RegistrySource:
             RegistryError: it cannot be had, or is not of its digest and size.
         """
         path = self._path(descriptor.digest)
-        self._cache.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.part")
+        with storing(path):
+            self._cache.mkdir(parents=True, exist_ok=True)
+            try:
+                return self._fetch(descriptor, path, part)
+            except OSError:  # the disk is full, or fails: what came so far only takes room
+                with contextlib.suppress(OSError):
+                    part.unlink()
+                raise
+
+    def _fetch(self, descriptor: Descriptor, path: Path, part: Path) -> Path:
         if _is_whole(path, descriptor):
             return path
-        part = path.with_name(f".{path.name}.part")
         with part.open("ab+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             if _is_whole(path, descriptor):  # another process fetched it while this one waited for the lock
@@ -226,41 +137,39 @@ class RegistrySource:
         while data := file.read(CHUNK):
             hasher.update(data)
             have += len(data)
+        left_over = have
         if have < descriptor.size:
-            headers = {"Accept-Encoding": "identity"}
-            if have:
-                headers["Range"] = f"bytes={have}-"
+            headers = {"Range": f"bytes={have}-"} if have else {}
             with self._get(f"blobs/{descriptor.digest}", headers) as response:
                 if have and (response.status_code != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {have}-")):
                     file.truncate(0)  # the registry does not go on where we ask it to: all of it again
-                    hasher, have = hashlib.sha256(), 0
+                    hasher, have, left_over = hashlib.sha256(), 0, 0
                     if response.status_code != 200:
-                        raise _TransientError(f"no range of {descriptor.digest} to be had")
+                        raise TransientError(f"no range of {descriptor.digest} to be had")
                 advance(have)
-                for data in _body(response, descriptor.size - have):
+                for data in body(response, descriptor.size - have):
                     file.write(data)
                     hasher.update(data)
                     have += len(data)
                     advance(len(data))
         file.flush()
         if have < descriptor.size:
-            raise _TransientError(f"{descriptor.digest} ended after {have} of {descriptor.size} bytes")
+            raise TransientError(f"{descriptor.digest} ended after {have} of {descriptor.size} bytes")
         found = f"sha256:{hasher.hexdigest()}"
         if found != descriptor.digest or have != descriptor.size:
             file.truncate(0)
-            raise RegistryError(
-                f"asked for {descriptor.digest} of {descriptor.size} bytes, got {found} of {have}",
-                hint="the registry is damaged or lies; do not use the image",
-            )
+            if left_over:  # by an earlier process, or before a break: it may be that which is wrong
+                raise TransientError(f"what was there of {descriptor.digest} is damaged")
+            raise RegistryError(f"asked for {descriptor.digest} of {descriptor.size} bytes, got {found} of {have}", hint=_LIES)
 
     def _manifest(self, target: str) -> tuple[str, bytes]:
         with self._get(f"manifests/{target}", {"Accept": ", ".join((*INDEX_TYPES, *MANIFEST_TYPES))}) as response:
             media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
-            return media_type, b"".join(_body(response, MAX_DOCUMENT))
+            return media_type, b"".join(body(response, MAX_DOCUMENT))
 
     def _small_blob(self, digest: str) -> bytes:
-        with self._get(f"blobs/{digest}", {"Accept-Encoding": "identity"}) as response:
-            return b"".join(_body(response, MAX_DOCUMENT))
+        with self._get(f"blobs/{digest}", {}) as response:
+            return b"".join(body(response, MAX_DOCUMENT))
 
     def push(self, path: Path, digest: str) -> None:
         """Put the file `path`, a blob of this digest, into the repository, unless it is there
@@ -278,7 +187,12 @@ class RegistrySource:
     def push_manifest(self, data: bytes, media_type: str) -> None:
         """Put a manifest into the repository under the reference's tag (or digest). All blobs that
         it names must be there.
+
+        Raises:
+            ConfigError: the reference has the digest of another manifest.
         """
+        if self._reference.digest not in (None, digest_of(data)):
+            raise ConfigError(f"what is pushed has the digest {digest_of(data)}, not that of {self._reference}", hint="push it to a tag")
         headers = {"Content-Type": media_type}
         self._retry(lambda: self._request("PUT", f"{self._base}/manifests/{self._reference.target}", headers, data).close())
 
@@ -287,39 +201,35 @@ class RegistrySource:
             return response.status_code == 200
 
     def _upload(self, path: Path, digest: str) -> None:
-        """Upload in one go (distribution-spec, Pushing a blob monolithically): the first request
-        also sees to the token.
+        """Upload the whole blob by one request (distribution-spec, Pushing a blob monolithically).
+        The first request also gets the token. The second goes where the registry says, without
+        the token if that is another host.
         """
-        with self._request("POST", f"{self._base}/blobs/uploads/", {"Content-Length": "0"}) as response:
-            location = urllib.parse.urljoin(f"{self._base}/blobs/uploads/", response.headers.get("Location", ""))
+        url = f"{self._base}/blobs/uploads/"
+        with self._request("POST", url, {"Content-Length": "0"}) as response:
+            location = response.headers.get("Location")
+        if not location:
+            raise RegistryError(f"{self._reference}: the registry does not say where to upload to", hint=_LIES)
+        location = urllib.parse.urljoin(url, location)
         separator = "&" if "?" in location else "?"
-        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(path.stat().st_size)}
-        with path.open("rb") as body:
-            self._request("PUT", f"{location}{separator}digest={digest}", headers, body).close()
+        with path.open("rb") as file:
+            self._request("PUT", f"{location}{separator}digest={digest}", {"Content-Type": "application/octet-stream"}, file).close()
 
     def _get(self, path: str, headers: dict[str, str]) -> requests.Response:
         """One GET without retries; an answer of 200, 206 or 416."""
         return self._request("GET", f"{self._base}/{path}", headers)
 
-    def _request(self, method: str, url: str, headers: dict[str, str], data: bytes | BinaryIO | None = None) -> requests.Response:
+    def _request(self, method: str, url: str, headers: dict[str, str], data: Body = None) -> requests.Response:
         """One request without retries; an answer that is good, or 416, or 404 to HEAD."""
         if self._offline:
             raise RegistryError(f"{self._reference} is not all in the cache", hint="build or pull it once without --offline")
-        try:
-            response = oras.provider.Registry.do_request.__wrapped__(self._client, url, method, data=data, headers=headers, stream=True)
-        except requests.exceptions.SSLError as error:
-            raise RegistryError(f"{self._reference.endpoint}: {error}", hint="plain http needs --insecure") from error
-        except requests.RequestException as error:
-            raise _TransientError(f"cannot reach {self._reference.endpoint}: {type(error).__name__}") from error
-        except ValueError as error:  # how oras says that it has no answer to a 401
-            raise self._refusal(401) from error
-        answer = cast("requests.Response", response)
+        answer = self._client.request(method, url, headers, data)
         if answer.status_code in (200, 201, 202, 206, 416) or (method == "HEAD" and answer.status_code == 404):
             return answer
         answer.close()
-        if answer.status_code in _TRANSIENT:
+        if answer.status_code in TRANSIENT:
             asked = answer.headers.get("Retry-After", "")
-            raise _TransientError(f"{self._reference.endpoint} answers {answer.status_code}", float(asked) if asked.isdecimal() else 0.0)
+            raise TransientError(f"{self._reference.endpoint} answers {answer.status_code}", float(asked) if asked.isdecimal() else 0.0)
         raise self._refusal(answer.status_code)
 
     def _refusal(self, status: int) -> RegistryError:
@@ -338,7 +248,7 @@ class RegistrySource:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return work()
-            except _TransientError as error:
+            except TransientError as error:
                 if attempt == ATTEMPTS:
                     raise RegistryError(f"{self._reference}: {error}, {ATTEMPTS} times", hint=_NO_REGISTRY) from error
                 self._pause(min(max(pause_s, error.pause_s), MAX_PAUSE_S))
@@ -360,7 +270,8 @@ class RegistrySource:
     def _keep(self, data: bytes) -> None:
         if self._cached(digest_of(data)) is not None:
             return
-        with atomic_write(self._path(digest_of(data))) as file:
+        path = self._path(digest_of(data))
+        with storing(path), atomic_write(path) as file:
             file.write(data)
 
 
@@ -370,18 +281,3 @@ def _is_whole(path: Path, descriptor: Descriptor) -> bool:
         return path.stat().st_size == descriptor.size
     except FileNotFoundError:
         return False
-
-
-def _body(response: requests.Response, limit: int) -> Iterator[bytes]:
-    """The answer's bytes; more than `limit` of them are an error."""
-    size = 0
-    try:
-        for data in response.iter_content(CHUNK):
-            size += len(data)
-            if size > limit:
-                raise RegistryError(
-                    f"{response.url} sends more than {limit} bytes", hint="the registry is damaged or lies; do not use the image"
-                )
-            yield data
-    except requests.RequestException as error:
-        raise _TransientError(f"the answer broke off after {size} bytes") from error

@@ -87,18 +87,25 @@ def _lz4(file: BinaryIO) -> Iterator[Write]:
         raise HostError("there is no lz4 program on this host", hint="apt-get install lz4, or take --compress zstd") from error
     assert process.stdin is not None and process.stdout is not None  # noqa: S101 (both are pipes)
     out = process.stdout
+    failed: list[OSError] = []
 
     def drain() -> None:
-        while data := out.read(1 << 20):
-            file.write(data)
+        try:
+            while data := out.read(1 << 20):
+                file.write(data)
+        except OSError as error:  # the disk is full: the one who writes to lz4 learns of it by a broken pipe
+            failed.append(error)
+            process.kill()
 
     drainer = threading.Thread(target=drain)
     drainer.start()
     try:
         yield process.stdin.write
         process.stdin.close()
-    except BaseException:
+    except BaseException as error:
         process.kill()
+        if failed and isinstance(error, BrokenPipeError):
+            raise failed[0] from error
         raise
     finally:
         drainer.join()
@@ -106,5 +113,7 @@ def _lz4(file: BinaryIO) -> Iterator[Write]:
         status = process.wait()
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
+    if failed:
+        raise failed[0]
     if status != 0:
         raise HostError(f"lz4 ended with status {status}", hint="take --compress zstd")

@@ -5,6 +5,7 @@ OCI image-spec, layer.md: whiteouts (`.wh.NAME`), opaque whiteouts (`.wh..wh..op
 within the merged tree.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -21,6 +22,7 @@ from typing import IO, BinaryIO, Self, cast
 import zstandard
 
 from mayfly.errors import LayerError
+from mayfly.files import storing
 from mayfly.imagegen.rootfs.tar import BLOCK, Kind, Member, is_tar, read_members
 from mayfly.imagegen.rootfs.tree import Content, Extent, Inode, Node, Tree, show, split
 from mayfly.units import MIB
@@ -95,14 +97,20 @@ class Spools:
 
     def __exit__(self, *_: object) -> None:
         for file in reversed(self._files):
-            file.close()
+            with contextlib.suppress(OSError):  # what could not be written when the disk was full
+                file.close()
 
     def add(self, layer: Layer, limits: Limits) -> int:
         """Unpack a layer's blob into a new spool, checking both digests; return the spool's number.
 
         Raises:
             LayerError: a digest is wrong, the stream is damaged, or a limit is passed.
+            HostError: the disk is full.
         """
+        with storing(self._folder):
+            return self._add(layer, limits)
+
+    def _add(self, layer: Layer, limits: Limits) -> int:
         file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 (owned by this object, closed in __exit__)
         with self._lock:
             self._files.append(file)
@@ -130,8 +138,6 @@ class Spools:
                     hashed = hashing.submit(unpacked.update, chunk)  # while it is written, and the next one is unpacked
                     file.write(chunk)
             file.flush()
-        except OSError as error:
-            raise LayerError(f"layer {layer.digest}: {error.strerror}", hint="is there room in the cache folder?") from error
         except (zlib.error, zstandard.ZstdError, EOFError) as error:
             found = f"sha256:{packed.hexdigest()}"
             raise LayerError(f"layer {layer.digest} is damaged ({error}); read {packed_size} bytes, {found}") from error

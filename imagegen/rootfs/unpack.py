@@ -17,7 +17,7 @@ from mayfly.errors import HostError, ImageError
 from mayfly.files import making
 from mayfly.imagegen.rootfs.cpio import Entry, read_cpio
 from mayfly.imagegen.rootfs.layers import ZSTD_WINDOW
-from mayfly.imagegen.rootfs.tree import show, split
+from mayfly.imagegen.rootfs.tree import MAX_PATH, show, split
 from mayfly.images.manifest import load
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -40,9 +40,12 @@ def unpack(image: Path, folder: Path) -> int:
     count = 0
     try:
         with making(folder) as part, _reader(image / "initramfs", manifest.compression) as read, _Writer(part) as writer:
+            size = 0
             for entry in read_cpio(read):
+                count, size = count + 1, size + (entry.size if stat.S_ISREG(entry.mode) else 0)
+                if count > manifest.entries or size > manifest.unpacked_size:
+                    raise ImageError(f"{image} has more in it than its manifest says", hint="do not use it")
                 writer.write(entry)
-                count += 1
     except (OSError, EOFError, zstandard.ZstdError) as error:
         raise HostError(f"{image} cannot be unpacked into {folder}: {error}", hint="is there room, and is the image whole?") from error
     return count
@@ -114,6 +117,8 @@ class _Writer:
                 os.mkdir(name, 0o700, dir_fd=parent)
                 self._modes.append((entry.path, mode))
             elif stat.S_ISLNK(entry.mode):
+                if entry.size > MAX_PATH:
+                    raise ImageError(f"the image's link {show(entry.path)} has a target of {entry.size} bytes", hint="do not use it")
                 os.symlink(b"".join(entry.chunks), name, dir_fd=parent)
             elif stat.S_ISFIFO(entry.mode):
                 os.mkfifo(name, mode, dir_fd=parent)

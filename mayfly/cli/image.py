@@ -16,6 +16,7 @@ from click.shell_completion import get_completion_class
 import mayfly
 from mayfly.cli.messages import plain
 from mayfly.errors import ConfigError, ImageNotFoundError
+from mayfly.files import storing
 from mayfly.imagegen.build import Built, Options, build, source_of
 from mayfly.imagegen.cache import prune_cache
 from mayfly.imagegen.languages import known_languages, load_language
@@ -37,12 +38,12 @@ class PlainProgress:
 
     def say(self, message: str) -> None:
         """Print the line."""
-        click.echo(message, err=True)
+        click.echo(plain(message), err=True)
 
     @contextlib.contextmanager
     def task(self, title: str, total: int | None) -> Iterator[Advance]:
         """Print the title with the size once, when it begins."""
-        click.echo(f"{title}, {total / MIB:.1f} MiB" if total else title, err=True)
+        click.echo(plain(f"{title}, {total / MIB:.1f} MiB" if total else title), err=True)
         yield lambda _: None
 
 
@@ -54,12 +55,12 @@ class BarProgress:
 
     def say(self, message: str) -> None:
         """Print the line above the bars."""
-        self._bars.console.print(message, markup=False, highlight=False)
+        self._bars.console.print(plain(message), markup=False, highlight=False)
 
     @contextlib.contextmanager
     def task(self, title: str, total: int | None) -> Iterator[Advance]:
         """Show a bar, which stays when the work is done."""
-        bar = self._bars.add_task(title, total=total)
+        bar = self._bars.add_task(plain(title), total=total)
         yield lambda done: self._bars.advance(bar, done)
 
 
@@ -70,7 +71,7 @@ def showing_progress() -> Iterator[Progress]:
         yield PlainProgress()
         return
     columns = (
-        rich.progress.TextColumn("{task.description}"),
+        rich.progress.TextColumn("{task.description}", markup=False),
         rich.progress.BarColumn(),
         rich.progress.DownloadColumn(binary_units=True),
         rich.progress.TransferSpeedColumn(),
@@ -102,7 +103,7 @@ def cli() -> None:
 
 @cli.command("build")
 @click.argument("language", metavar="LANGUAGE[@VERSION]", shell_complete=lambda *_: known_languages())
-@click.option("--image", "reference", metavar="REF", help="registry/repository:tag, or oci:FOLDER[:tag]. Default: the language's own.")
+@click.option("--image", "reference", metavar="REF", help="registry/repository:tag, or oci:FOLDER[:NAME]. Default: the language's own.")
 @arch_option
 @click.option("--compress", "compression", type=click.Choice(COMPRESSIONS), default="zstd", show_default=True)
 @click.option(
@@ -154,7 +155,7 @@ def build_command(
     )
     with showing_progress() as progress:
         built = build(options, progress)
-    click.echo(built.manifest.to_json() if as_json else _outcome(built), nl=not as_json)
+    click.echo(built.manifest.to_json() if as_json else plain(_outcome(built)), nl=not as_json)
 
 
 @cli.command("prepare")
@@ -196,7 +197,7 @@ def list_command(as_json: bool) -> None:
         click.echo("no images yet; build one: imagegen build rust", err=True)
     for name, manifest in images:
         size = f"{manifest.initramfs_size / MIB:.0f} MiB {manifest.compression}"
-        click.echo(f"{name:12} {manifest.version:10} {manifest.arch:8} {size:14} {manifest.source.reference}")
+        click.echo(plain(f"{name:12} {manifest.version:10} {manifest.arch:8} {size:14} {manifest.source.reference}"))
 
 
 def _folder(image: str, arch: str) -> Path:
@@ -253,7 +254,8 @@ def rm_command(image: str, arch: str, as_json: bool) -> None:
     folder = _folder(image, arch)
     if not folder.is_dir():
         raise ImageNotFoundError(f"{folder}: no image there", hint="see what there is: imagegen list")
-    remove(folder)
+    with storing(folder):
+        remove(folder)
     click.echo(json.dumps({"removed": str(folder)}) if as_json else f"removed {folder}")
 
 
@@ -316,7 +318,7 @@ def _install(reference: str, name: str, insecure: bool, as_json: bool) -> None:
     with showing_progress() as progress:
         source = source_of(parse_reference(reference), progress, insecure=insecure, offline=False)
         manifest, folder = pull(source, name, progress)
-    click.echo(manifest.to_json() if as_json else f"{folder}: {manifest.language} {manifest.version}", nl=not as_json)
+    click.echo(manifest.to_json() if as_json else plain(f"{folder}: {manifest.language} {manifest.version}"), nl=not as_json)
 
 
 @cli.command("completion")

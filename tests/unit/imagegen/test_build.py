@@ -9,7 +9,9 @@ import hashlib
 import json
 import os
 import pty
+import random
 import re
+import resource
 import shutil
 import stat
 import subprocess
@@ -24,7 +26,7 @@ from click.testing import CliRunner
 
 import mayfly.imagegen.build
 from mayfly.cli.image import cli
-from mayfly.errors import ConfigError, ImageError, ImageNotFoundError, LayerError, MayflyError
+from mayfly.errors import ConfigError, HostError, ImageError, ImageNotFoundError, LayerError, MayflyError
 from mayfly.imagegen.build import Built, Options, build, fetch_layers
 from mayfly.imagegen.languages import parse_language
 from mayfly.imagegen.oci.documents import Descriptor
@@ -35,7 +37,7 @@ from mayfly.images.manifest import Manifest, load
 from mayfly.images.store import image_folders
 from mayfly.paths import image_dir
 from tests.kit.agent_process import build_agent
-from tests.kit.imagegen_kit import CpioEntry, LayoutMaker, directory, member, read_cpio, symlink, tar
+from tests.kit.imagegen_kit import OCI_MANIFEST, CpioEntry, LayoutMaker, directory, member, read_cpio, symlink, tar
 from tests.kit.registry_kit import FakeRegistry
 
 ROOT = Path(__file__).parents[3]
@@ -191,10 +193,10 @@ if user:
     os.setresuid(*[int(user)] * 3)
 mayfly.imagegen.build.AGENTS = Path(agents)
 fetch = mayfly.imagegen.build.fetch_layers
-def in_order(source, image):
+def in_order(source, image, limits):
     for layer in image.layers[:: int(order)]:
         source.blob(layer)
-    return fetch(source, image)
+    return fetch(source, image, limits)
 mayfly.imagegen.build.fetch_layers = in_order
 options = _options(Path(), reference=parse_reference(reference), compression="zstd", force=True)
 print(mayfly.imagegen.build.build(options, Silent()).folder)
@@ -329,7 +331,83 @@ def test_layers_are_fetched_side_by_side() -> None:
 
     layers = tuple(Descriptor(media_type="", digest=name, size=1) for name in ("first", "second"))
     image = SimpleNamespace(layers=layers)
-    assert fetch_layers(SimpleNamespace(blob=blob), image) == [Path("first"), Path("second")]  # type: ignore[arg-type]
+    assert fetch_layers(SimpleNamespace(blob=blob), image, Limits()) == [Path("first"), Path("second")]  # type: ignore[arg-type]
+
+
+def test_layers_beyond_the_limit_are_not_fetched() -> None:
+    """What the manifest says of them is enough."""
+    layers = tuple(Descriptor(media_type="", digest=name, size=600) for name in ("first", "second", "first"))
+    fetched: list[Descriptor] = []
+
+    def blob(layer: Descriptor) -> Path:
+        fetched.append(layer)
+        return Path(layer.digest)
+
+    source, image = SimpleNamespace(blob=blob), SimpleNamespace(layers=layers)
+    with pytest.raises(LayerError, match="1200 bytes packed; 1199 unpacked") as caught:
+        fetch_layers(source, image, Limits(unpacked=1199))  # type: ignore[arg-type]
+    assert "--max-unpacked" in caught.value.hint
+    assert fetched == []
+    assert len(fetch_layers(source, image, Limits(unpacked=1200))) == 3  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("passwd", "expected"),
+    [
+        (b"root:x:0:0::/:/bin/sh\nubuntu:x:1000:1000:Ubuntu:/home/ubuntu:/bin/bash\n", b"root:x:0:0::/:/bin/sh\n"),
+        (b"runner:x:1001:1001::/home/runner:/bin/sh\nnode:x:1000:1000::/home/node:/bin/sh\nlast:x:5:5::/:", b"last:x:5:5::/:\n"),
+        (b"", b""),
+    ],
+)
+def test_the_runner_is_who_has_its_id(tmp_path: Path, passwd: bytes, expected: bytes) -> None:
+    """Images of Ubuntu 24.04 and of node have a user 1000, whose home a snippet does not find."""
+    group = b"root:x:0:\nubuntu:x:1000:\nadm:x:4:ubuntu\n"
+    built = build(_options(_layout(tmp_path / "taken", BASE, tar(member(b"etc/passwd", passwd), member(b"etc/group", group)))), Silent())
+    entries = _entries(built)
+    assert entries[b"etc/passwd"].data == expected + b"runner:x:1000:1000::/work:/bin/sh\n"
+    assert entries[b"etc/group"].data == b"root:x:0:\nadm:x:4:ubuntu\nrunner:x:1000:\n"
+
+
+def test_wrong_media_types_make_the_same_image(tmp_path: Path) -> None:
+    """gzip as plain, plain as gzip, zstd as gzip: all are read by their first bytes."""
+    digests = set()
+    for declared, packing in (("", "gzip"), ("+gzip", "none"), ("+gzip", "zstd")):
+        maker = LayoutMaker(tmp_path / f"{packing}{declared}")
+        descriptor, diff_id = maker.layer(BASE, packing)
+        wrong = {**descriptor, "mediaType": f"application/vnd.oci.image.layer.v1.tar{declared}"}
+        built = build(_options(maker.finish(maker.image([(wrong, diff_id)]))), Silent())
+        assert built.fresh
+        digests.add(built.manifest.initramfs_digest)
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lz4", "none"])
+def test_a_full_disk_leaves_nothing(tmp_path: Path, compression: str) -> None:
+    """A limit of the process on files stands for the disk's: first for the spool, then for the
+    archive.
+    """
+    layout = _layout(tmp_path / "large", BASE, tar(member(b"noise", random.Random(1).randbytes(3_000_000))))
+    before = sorted(path for path in (tmp_path / "data").rglob("*") if path.name[-5:] != ".lock")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in (1_000_000, 3_001_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            with pytest.raises(HostError, match="File too large") as caught:
+                build(_options(layout, compression=compression), Silent())
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert "imagegen prune" in caught.value.hint
+        left = sorted(path for path in (tmp_path / "data").rglob("*") if path.is_file() and path.name[-5:] != ".lock")
+        assert left == before
+    assert build(_options(layout, compression=compression), Silent()).fresh
+
+
+@pytest.mark.parametrize("variable", ["XDG_DATA_HOME", "XDG_CACHE_HOME"])
+def test_a_folder_that_takes_no_files_is_named(layout: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "/proc")  # refuses even root
+    with pytest.raises(HostError, match="/proc/mayfly") as caught:
+        build(_options(layout), Silent())
+    assert variable in caught.value.hint
 
 
 def test_a_missing_agent_says_how_to_make_it(layout: Path, tmp_path: Path) -> None:
@@ -411,10 +489,11 @@ def test_progress_is_bars_on_a_terminal_and_lines_elsewhere(tmp_path: Path) -> N
 
 def test_what_an_image_says_does_not_reach_the_terminal_as_it_is(tmp_path: Path) -> None:
     layout = LayoutMaker(tmp_path / "layout")
-    layout.finish({**layout.blob(b"{}", "x"), "platform": {"os": "\x1b[2Jplan9", "architecture": "x"}})
+    layout.finish({**layout.blob(b"{}", OCI_MANIFEST), "platform": {"os": "\x1b[2Jplan9\u202e", "architecture": "x"}})
     result = _run("build", "rust", "--image", f"oci:{tmp_path}/layout")
     assert result.returncode == 1
     assert "plan9" in result.stderr
+    assert "\u202e" not in result.stderr
     assert "\x1b" not in result.stderr
 
 

@@ -62,6 +62,57 @@ def test_tags_of_a_layout(tmp_path: Path) -> None:
     assert "1.0" in caught.value.hint
 
 
+def test_full_names_of_a_layout(tmp_path: Path) -> None:
+    """As `podman save --format oci-dir` writes them."""
+    maker = LayoutMaker(tmp_path)
+    images = {f"docker.io/library/rust:{v}": maker.image([maker.layer(tar(member(v.encode())))]) for v in ("1.63", "1.85")}
+    for image in images.values():
+        del image["platform"]
+    entries = [{**image, "annotations": {"org.opencontainers.image.ref.name": name}} for name, image in images.items()]
+    (tmp_path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
+    for name, image in images.items():
+        assert _resolve(tmp_path, tag=name).manifest_digest == image["digest"]
+    for tag in (None, "1.85"):
+        with pytest.raises(ImageError) as caught:
+            _resolve(tmp_path, tag=tag)
+        assert "names there: docker.io/library/rust:1.63, docker.io/library/rust:1.85" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("arch", "platforms", "chosen"),
+    [
+        ("aarch64", ["arm64/v9", "arm64/v8", "arm64"], 1),
+        ("aarch64", ["arm/v7", "arm64"], 1),
+        ("x86_64", ["amd64/v3", "amd64/v1", "amd64"], 1),
+        ("x86_64", ["amd64/v2", "x86_64"], 1),
+        ("x86_64", ["arm64", None], 1),
+        ("x86_64", [None, None, "amd64"], 2),
+        ("x86_64", ["amd64/v3"], None),
+        ("x86_64", ["unknown", "386"], None),
+    ],
+)
+def test_the_platform_is_chosen_as_containerd_does(tmp_path: Path, arch: str, platforms: list[str | None], chosen: int | None) -> None:
+    maker = LayoutMaker(tmp_path)
+    entries = []
+    for number, text in enumerate(platforms):
+        entry = maker.image([maker.layer(tar(member(b"%d" % number)))], "arm64" if arch == "aarch64" else "amd64")
+        name, _, variant = (text or "").partition("/")
+        del entry["platform"]
+        entries.append({**entry, "platform": {"os": "linux", "architecture": name, "variant": variant}} if text else entry)
+    entries.insert(0, {**entries[-1], "mediaType": "application/vnd.example.sbom", "digest": "sha512:" + "0" * 128})
+    maker.finish(maker.index(entries))
+    if chosen is None:
+        with pytest.raises(ImageError, match="its index has linux/"):
+            _resolve(tmp_path, arch)
+    else:
+        assert _resolve(tmp_path, arch).manifest_digest == entries[chosen + 1]["digest"]
+
+
+def test_a_manifest_that_is_an_index_too(tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match="an index too"):
+        resolve(_Liar(json.dumps({"schemaVersion": 2, "config": CONFIG, "layers": [], "manifests": []}).encode()), "x86_64")
+
+
 def test_a_folder_that_is_no_layout(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="not an OCI image layout") as caught:
         _resolve(tmp_path)

@@ -41,7 +41,8 @@ def test_registry_references(text: str, full: str, endpoint: str) -> None:
     [
         ("oci:layout", "layout", None),
         ("oci:/a/b:1.2", "/a/b", "1.2"),
-        ("oci:a:b/c", "a:b/c", None),
+        ("oci:a:docker.io/library/rust:1.85-slim", "a", "docker.io/library/rust:1.85-slim"),
+        ("oci:a:", "a", None),
         ("oci:./x:latest", "x", "latest"),
     ],
 )
@@ -56,6 +57,9 @@ def test_layout_references(text: str, path: str, tag: str | None) -> None:
         ":",
         "oci:",
         "oci::x",
+        "oci:x:a b",
+        "oci:x:\u202e",
+        "oci:x:" + "n" * 513,
         "Rust",
         "a//b",
         "a/../b",

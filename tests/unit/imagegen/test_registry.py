@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -15,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from mayfly.errors import RegistryError
+from mayfly.errors import HostError, RegistryError
 from mayfly.imagegen.oci.documents import ResolvedImage, resolve
 from mayfly.imagegen.oci.reference import RegistryReference, parse_reference
-from mayfly.imagegen.oci.registry import ATTEMPTS, CHUNK, RegistrySource
+from mayfly.imagegen.oci.registry import ATTEMPTS, RegistrySource
 from mayfly.imagegen.progress import Silent
 from mayfly.images.manifest import load
 from mayfly.vmm.loader import elf
@@ -162,10 +163,7 @@ def test_a_broken_download_goes_on_where_it_ended(layout: Path, tmp_path: Path) 
         registry.faults.cut_blobs_at = [700_000, 0, 300_000]
         _check(image, [source.blob(layer) for layer in image.layers])
         ranges = [asked for _, asked in registry.requests if asked]
-    # What arrived in whole chunks is kept; the broken end of it is asked for again.
-    kept = [at - at % CHUNK for at in (700_000, 700_000)]
-    assert ranges[:2] == [f"bytes={at}-" for at in kept]
-    assert ranges[2] == f"bytes={kept[1] + 300_000 - 300_000 % CHUNK}-"
+    assert ranges == ["bytes=700000-", "bytes=700000-", "bytes=1000000-"]
     assert pauses == [0.25, 0.5, 1.0]
 
 
@@ -179,7 +177,7 @@ def test_a_download_goes_on_in_another_process(layout: Path, tmp_path: Path) -> 
         registry.faults.cut_blobs_at = []
         registry.requests.clear()
         _check(image, [_source(registry.address, cache).blob(layer) for layer in image.layers])
-        assert registry.requests[0][1] == f"bytes={600_000 - 600_000 % CHUNK}-"
+        assert registry.requests[0][1] == "bytes=600000-"
     assert _left(cache) == []
 
 
@@ -198,8 +196,25 @@ def test_a_wrong_left_over_is_found_and_fetched_again(layout: Path, tmp_path: Pa
         image = resolve(source, "x86_64")
         part = cache / "sha256" / f".{image.layers[0].digest.removeprefix('sha256:')}.part"
         part.write_bytes(bytes(1000))
-        with pytest.raises(RegistryError, match="asked for"):
-            source.blob(image.layers[0])
+        _check(image, [source.blob(layer) for layer in image.layers])
+
+
+def test_a_full_disk_leaves_nothing_and_a_second_try_works(layout: Path, tmp_path: Path) -> None:
+    """A limit of the process on files stands for the disk's."""
+    cache = tmp_path / "cache"
+    with FakeRegistry(layout) as registry:
+        source = _source(registry.address, cache)
+        image = resolve(source, "x86_64")
+        before = sorted(cache.rglob("*"))
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))
+        try:
+            with pytest.raises(HostError, match="File too large") as caught:
+                source.blob(image.layers[0])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert "imagegen prune" in caught.value.hint
+        assert sorted(cache.rglob("*")) == before
         _check(image, [source.blob(layer) for layer in image.layers])
 
 
