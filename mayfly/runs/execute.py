@@ -8,6 +8,7 @@ from mayfly.guests.converse import StdinSource, converse
 from mayfly.guests.job import Job
 from mayfly.guests.spawner import GRACE_S, VmmProcess
 from mayfly.guests.start import Guest
+from mayfly.runs.output import LACKING
 from mayfly.runs.run import Run
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ async def execute(starting: Awaitable[Guest], job: Job, run: Run, stdin: StdinSo
         await converse(guest, job, run, stdin)
     except MayflyError as error:
         run.fail(error)
+    except OSError as error:
+        run.fail(HostError(f"the run could not go on: {error.strerror or error}", hint=LACKING))
     except Exception as error:
         log.exception("run %s", run.id)
         run.fail(HostError(f"a fault of ours: {type(error).__name__}", hint="see the server's log, and report it"))

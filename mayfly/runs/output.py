@@ -7,6 +7,7 @@ import contextlib
 import socket
 from pathlib import Path
 
+from mayfly.errors import HostError
 from mayfly.runs.record import Mode, Record
 from mayfly.runs.render import Renderer
 from mayfly.unix import listen
@@ -15,14 +16,25 @@ MAX_READERS = 64
 """Readers of one run at a time; the next ones wait in the listen queue."""
 
 
+LACKING = "this host lacks descriptors or disk space: raise its limits, or run fewer snippets at a time"
+"""The hint of errors that the system gave."""
+
+
 class OutputSocket:
-    """Listens from its making until `close`."""
+    """Listens from its making until `close`.
+
+    Raises:
+        HostError: it cannot listen.
+    """
 
     def __init__(self, path: Path, record: Record, mode: Mode) -> None:
         self.path = path
         self._record = record
         self._mode = mode
-        self._listener = listen(path)
+        try:
+            self._listener = listen(path)
+        except OSError as error:
+            raise HostError(f"{path}: {error.strerror}", hint=LACKING) from error
         self._readers: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(MAX_READERS)
         self._accepting = asyncio.create_task(self._accept(), name=f"output {path.name}")

@@ -3,7 +3,10 @@ guest and the host may do.
 """
 
 import asyncio
+import contextlib
+import errno
 import json
+import os
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -12,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from mayfly.errors import BusyError, UnknownRunError
+from mayfly.errors import BusyError, HostError, UnknownRunError
 from mayfly.host.snippet import Snippet
 from mayfly.runs.record import Mode
 from mayfly.runs.render import Renderer
@@ -285,3 +288,29 @@ def test_a_hundred_runs_leak_nothing(serve: Callable[..., Any]) -> None:
         assert len(service._tasks) == 0
 
     serve(scenario, keep_runs=0, queue=4)
+
+
+@pytest.mark.parametrize("where", ["mayfly.runs.output.listen", "socket.socketpair"])
+def test_a_host_without_descriptors_says_so(serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """Once; the next run is served, and nothing is kept of the first."""
+
+    async def settled(service: Service, source: bytes) -> dict[str, Any]:
+        run = service.start(Snippet(language="toy", source=source))
+        await service.settled(run)
+        return run.to_json()
+
+    async def scenario(service: Service) -> str:
+        await settled(service, b"echo before")  # the zygote is there
+
+        def exhausted(*_: object) -> None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        with monkeypatch.context() as patched, contextlib.suppress(HostError):
+            patched.setattr(where, exhausted)
+            error = (await settled(service, b"echo x"))["error"]
+            assert error["code"] == "host_failed"
+            assert error["message"].endswith("Too many open files")
+        assert service.admission.used == 0
+        return str((await settled(service, b"echo after"))["status"])
+
+    assert serve(scenario) == "ok"
