@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mayfly
-from mayfly.errors import ConfigError, ImageError, LayerError
+from mayfly.errors import ConfigError, HostError, ImageError, LayerError
 from mayfly.files import atomic_write, file_digest, locked, replacing, storing
 from mayfly.imagegen.cache import using_cache
 from mayfly.imagegen.languages import Language, find_version
@@ -259,7 +259,11 @@ def add_prepared(options: Options, image: ResolvedImage, version: str, tree: Tre
             _write_unprepared(options, image, version, tree, spools, Path(folder), progress)
             if options.prepare_with:
                 command = [*options.prepare_with, "imagegen", "prepare", folder, str(path), *wanted.collect]
-                if subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode != 0:
+                try:
+                    done = subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
+                except OSError as error:
+                    raise HostError(f"{command[0]} cannot be started: {error.strerror}", hint="look at --prepare-with") from error
+                if done.returncode != 0:
                     raise ImageError(f"the image could not be prepared by {' '.join(options.prepare_with)}", hint="see above")
             else:
                 prepare(Path(folder), wanted.collect, path, options.limits, progress)

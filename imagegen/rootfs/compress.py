@@ -83,8 +83,8 @@ def _gzip(file: BinaryIO) -> Iterator[Write]:
 def _lz4(file: BinaryIO) -> Iterator[Write]:
     try:
         process = subprocess.Popen(["lz4", "-l", f"-{LZ4_LEVEL}", "-c", "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    except FileNotFoundError as error:
-        raise HostError("there is no lz4 program on this host", hint="apt-get install lz4, or take --compress zstd") from error
+    except OSError as error:
+        raise HostError(f"lz4 cannot be started: {error.strerror}", hint="apt-get install lz4, or take --compress zstd") from error
     assert process.stdin is not None and process.stdout is not None  # noqa: S101 (both are pipes)
     out = process.stdout
     failed: list[OSError] = []

@@ -60,7 +60,11 @@ def _reader(path: Path, compression: str) -> Iterator[Callable[[int], bytes]]:
             case "gzip":
                 yield gzip.GzipFile(fileobj=file).read
             case "lz4":
-                with subprocess.Popen(["lz4", "-dc"], stdin=file, stdout=subprocess.PIPE) as process:
+                try:
+                    process = subprocess.Popen(["lz4", "-dc"], stdin=file, stdout=subprocess.PIPE)
+                except OSError as error:
+                    raise HostError(f"lz4 cannot be started: {error.strerror}", hint="apt-get install lz4") from error
+                with process:
                     assert process.stdout is not None  # noqa: S101 (it is a pipe)
                     yield process.stdout.read
             case _:

@@ -5,12 +5,14 @@ import io
 import os
 import struct
 import subprocess
+from pathlib import Path
 
 import pytest
 import zstandard
 
 from mayfly.errors import HostError, ImageError
 from mayfly.imagegen.rootfs.compress import compressor
+from mayfly.imagegen.rootfs.unpack import _reader
 
 DATA = b"".join(struct.pack("<QQ", n, n * n % 1009) for n in range(600_000)) + os.fsencode("end")
 
@@ -70,10 +72,18 @@ def test_an_unknown_compression_is_refused() -> None:
         _compress("xz")
 
 
-def test_a_missing_program_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nonexistent")
-    with pytest.raises(HostError, match="lz4"):
+@pytest.mark.parametrize(("made", "reason"), [(False, "No such file or directory"), (True, "Permission denied")])
+def test_a_program_that_does_not_start_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, made: bool, reason: str) -> None:
+    packed = tmp_path / "packed"
+    packed.write_bytes(b"")
+    if made:
+        (tmp_path / "lz4").write_text("not executable")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(HostError, match=f"lz4 cannot be started: {reason}") as caught:
         _compress("lz4")
+    assert "--compress zstd" in caught.value.hint
+    with pytest.raises(HostError, match=f"lz4 cannot be started: {reason}"), _reader(packed, "lz4"):
+        pass
 
 
 @pytest.mark.parametrize("kind", ["zstd", "lz4", "gzip", "none"])

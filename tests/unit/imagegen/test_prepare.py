@@ -199,6 +199,8 @@ def test_another_command_may_run_the_steps(tmp_path: Path, monkeypatch: pytest.M
     assert _made(built)["work/made"][3] == b"elsewhere"
     with pytest.raises(ImageError, match="by false"):
         build(_options(tmp_path, prepare_with=("false",), force=True), Silent())
+    with pytest.raises(HostError, match="/nonexistent cannot be started: No such file or directory"):
+        build(_options(tmp_path, prepare_with=("/nonexistent",), force=True), Silent())
 
 
 # --- an agent that is not ours: what its answer may be, test_converse.py shows ---
