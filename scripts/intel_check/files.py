@@ -22,6 +22,7 @@ from scripts.kvmhost.hostfiles import modules_archive, preparing
 PATCH = Path(__file__).with_name("bochs.patch")
 CONFIGURE = (
     *("--with-nogui", "--disable-docbook", "--disable-cdrom", "--disable-readline", "--disable-xpm"),
+    "--disable-configurable-msrs",
     *("--enable-cpu-level=6", "--enable-x86-64", "--enable-vmx=2", "--enable-memtype", "--enable-all-optimizations"),
     *("--enable-avx", "--enable-evex", "--enable-amx", "--enable-cet", "--enable-uintr", "--enable-protection-keys"),
 )
