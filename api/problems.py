@@ -8,17 +8,25 @@ from mayfly import errors
 class RunEndedError(errors.RequestError):
     """A client, or the server's stop, ended the run before its time."""
 
+    code = "run_ended"
+
 
 class UnprocessableError(errors.RequestError):
     """The request is well-formed, but a value in it cannot be used."""
+
+    code = "invalid_value"
 
 
 class MediaTypeError(errors.RequestError):
     """The body is of a type that is not taken."""
 
+    code = "unsupported_media_type"
+
 
 class StoppingError(errors.MayflyError):
     """The server is stopping and takes no more runs."""
+
+    code = "stopping"
 
 
 TABLE: tuple[tuple[type[errors.MayflyError], int, str], ...] = (

@@ -1,13 +1,12 @@
-"""The one tree of errors. Messages name what, which value, which limit; `hint` says what to do
-about it.
+"""The one tree of errors. Messages name what, which value, which limit; `hint` says what to do.
 
-MayflyError ├── ConfigError              a value in a configuration, a flag or a request to the VMM
-is out of range
-├── ProtocolError            the other end of the channel broke the protocol
+MayflyError
+├── ConfigError              a value in a configuration, flag or request to the VMM is out of range
 ├── KvmError                 a KVM ioctl failed (ioctl, errno)
 │   └── KvmUnavailableError  no usable /dev/kvm on this host
-├── BootError                a guest did not come up (console tail)
-├── GuestError               a guest that was up ended in a way it should not (console tail)
+├── ConsoleTailError         about a guest, with the end of its console
+│   ├── BootError            it did not come up
+│   └── GuestError           it was up, and ended in a way it should not
 ├── CollectError             files of a guest are not there, or pass a limit
 ├── HostError                this host lacks something: a program, memory, disk, a permission
 │   └── NetworkError         the back end of a machine's network cannot be had
@@ -22,13 +21,25 @@ is out of range
     ├── UnknownRunError
     ├── BodyTooLargeError
     └── BusyError            no room now, later perhaps (retry_after)
+
+Each class has a stable `code` of its own, which stands for it on every wire.
 """
 
 import os
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 
 class MayflyError(Exception):
-    """Root of all errors that Mayfly raises on purpose."""
+    """Root of all errors that Mayfly raises on purpose.
+
+    Attributes:
+        code: stands for the class on a wire.
+        details: attributes besides `message` and `hint` that go over a wire, with their types.
+    """
+
+    code: ClassVar[str] = "internal"
+    details: ClassVar[Mapping[str, type]] = {}
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -39,13 +50,14 @@ class MayflyError(Exception):
 class ConfigError(MayflyError):
     """A value is out of its range, or two values contradict each other."""
 
-
-class ProtocolError(MayflyError):
-    """The other end of the channel sent what the protocol forbids."""
+    code = "bad_configuration"
 
 
 class KvmError(MayflyError):
     """The ioctl `ioctl` failed with `errno`."""
+
+    code = "kvm_failed"
+    details: ClassVar[Mapping[str, type]] = {"ioctl": str, "errno": int}
 
     def __init__(self, ioctl: str, errno: int, *, hint: str = "") -> None:
         super().__init__(f"{ioctl} failed: {os.strerror(errno)} (errno {errno})", hint=hint)
@@ -56,9 +68,14 @@ class KvmError(MayflyError):
 class KvmUnavailableError(KvmError):
     """KVM cannot be used at all on this host."""
 
+    code = "kvm_unavailable"
+
 
 class ConsoleTailError(MayflyError):
     """Base of the errors about a guest; `console` is the end of what its kernel printed."""
+
+    code = "machine_failed"
+    details: ClassVar[Mapping[str, type]] = {"console": str}
 
     def __init__(self, message: str, *, hint: str = "", console: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -68,37 +85,55 @@ class ConsoleTailError(MayflyError):
 class BootError(ConsoleTailError):
     """The guest did not come as far as the agent's HELLO."""
 
+    code = "boot_failed"
+
 
 class GuestError(ConsoleTailError):
     """The guest stopped, or its agent failed, in the middle of its work."""
+
+    code = "guest_failed"
 
 
 class CollectError(MayflyError):
     """Files of a guest cannot be collected: they are not there, or pass a limit."""
 
+    code = "collect_failed"
+
 
 class HostError(MayflyError):
     """The host lacks something that is needed."""
+
+    code = "host_failed"
 
 
 class NetworkError(HostError):
     """What is to connect a machine's network is not there, or not to be used."""
 
+    code = "network_failed"
+
 
 class ImageError(MayflyError):
     """An image could not be built, or is not what its manifest says."""
+
+    code = "image_broken"
 
 
 class ImageNotFoundError(ImageError):
     """There is no image for that language, version and architecture."""
 
+    code = "image_not_found"
+
 
 class RegistryError(ImageError):
     """A registry could not be reached, refused, or sent something other than what was asked for."""
 
+    code = "registry_failed"
+
 
 class LayerError(ImageError):
     """A layer is broken, hostile or over a limit."""
+
+    code = "layer_broken"
 
 
 class SnapshotError(MayflyError):
@@ -106,30 +141,75 @@ class SnapshotError(MayflyError):
     version.
     """
 
+    code = "snapshot_failed"
+
 
 class SnapshotNotFoundError(SnapshotError):
     """There is no snapshot of that name."""
+
+    code = "snapshot_not_found"
 
 
 class RequestError(MayflyError):
     """A client's request cannot be served as it stands."""
 
+    code = "bad_request"
+
 
 class UnknownLanguageError(RequestError):
     """The request names a language (or version) that has no image here."""
+
+    code = "unknown_language"
 
 
 class UnknownRunError(RequestError):
     """The request names a run that does not exist, or no longer."""
 
+    code = "unknown_run"
+
 
 class BodyTooLargeError(RequestError):
     """The request's body, or the files in it, are over the limit."""
+
+    code = "too_large"
 
 
 class BusyError(RequestError):
     """There is no room for another run now."""
 
+    code = "busy"
+    details: ClassVar[Mapping[str, type]] = {"retry_after_s": int}
+
     def __init__(self, message: str, *, hint: str = "", retry_after_s: int = 1) -> None:
         super().__init__(message, hint=hint)
         self.retry_after_s = retry_after_s
+
+
+def kinds(root: type[MayflyError] = MayflyError) -> Iterator[type[MayflyError]]:
+    """Every class of the tree."""
+    yield root
+    for kind in root.__subclasses__():
+        yield from kinds(kind)
+
+
+def to_wire(error: MayflyError) -> dict[str, Any]:
+    """The error as plain data, for `from_wire` at the other end."""
+    return {"code": error.code, "message": error.message, "hint": error.hint} | {name: getattr(error, name) for name in error.details}
+
+
+def from_wire(fields: Mapping[str, Any]) -> MayflyError:
+    """The error that `to_wire` described: an object of the same class.
+
+    Raises:
+        ValueError: there is no such class, or its fields are others.
+    """
+    kind = next((kind for kind in kinds() if kind.code == fields.get("code")), None)
+    if kind is None:
+        raise ValueError(f"no error has the code {str(fields.get('code'))[:80]!r}")
+    types = {"code": str, "message": str, "hint": str, **kind.details}
+    if fields.keys() != types.keys() or any(type(fields[name]) is not wanted for name, wanted in types.items()):
+        raise ValueError(f"an error {kind.code} has the fields {', '.join(types)} of other types")
+    error = kind.__new__(kind, fields["message"])
+    for name in types.keys() - {"code"}:
+        setattr(error, name, fields[name])
+    return error
