@@ -6,7 +6,6 @@ import dataclasses
 import ipaddress
 import json
 import re
-import signal
 from enum import StrEnum
 from typing import Any, Self
 
@@ -23,15 +22,6 @@ MIN_MTU = 1280
 """The least that IPv6 takes (RFC 8200, 5)."""
 MAX_MTU = 65520
 
-SAVE = signal.SIGUSR1
-"""Makes a vmm process whose machine has a folder for it stop the machine, write its snapshot and
-end.
-"""
-PRE_FAULT = signal.SIGUSR2
-"""Makes a vmm process whose machine was restored, and runs, map for its guest what that will touch
-soon.
-"""
-
 CHANNEL_PORT = 1023
 """Where the guest's agent listens, if the channel goes over TCP: unprivileged programs cannot."""
 
@@ -43,6 +33,14 @@ class Channel(StrEnum):
     SERIAL = "serial"
     VIRTIO = "virtio"
     TCP = "tcp"
+
+
+class DeviceKind(StrEnum):
+    """A kind of virtio device."""
+
+    CONSOLE = "console"
+    ENTROPY = "entropy"
+    NETWORK = "network"
 
 
 class NetworkBackend(StrEnum):
@@ -142,9 +140,10 @@ class MachineConfig:
         interactive: UART0 is the guest's console, in both directions (`mayfly boot`), instead of
             the silent boot console, and there is a PIT for kernels that know no other timer.
         network: what its net device is connected to; None: there is no such device.
-        restore: folders of snapshots, a base and then its diffs: the machine goes on from there
+        restore: folders of snapshots, a base and then its diffs, from which the machine goes on
             instead of booting.
-        save_to: an empty folder that the machine can be saved to.
+        page_by_page: read a snapshot's pages from the disk one at a time, so that the working set
+            that the next snapshot notes is exact.
     """
 
     kernel: str
@@ -157,7 +156,7 @@ class MachineConfig:
     interactive: bool = False
     network: NetworkConfig | None = None
     restore: tuple[str, ...] = ()
-    save_to: str | None = None
+    page_by_page: bool = False
 
     def __post_init__(self) -> None:
         if not MIN_MEMORY <= self.memory <= MAX_MEMORY or self.memory % MIB:
@@ -167,25 +166,23 @@ class MachineConfig:
             )
         if not 1 <= self.cpus <= MAX_CPUS:
             raise ConfigError(f"cpus is {self.cpus}; it must be from 1 to {MAX_CPUS}")
-        if self.interactive and (self.restore or self.save_to):
+        if self.interactive and self.restore:
             raise ConfigError("an interactive machine has no snapshots")
         if self.channel is Channel.TCP:
             first = [*self.network.addresses[:1], *self.network.gateways[:1]] if self.network else []
             if [ipaddress.ip_interface(text).version for text in first] != [4, 4]:
                 raise ConfigError("channel is tcp; the machine needs a network whose first address and gateway are of IPv4")
-            if self.restore or self.save_to:
+            if self.restore:
                 raise ConfigError("channel is tcp, which a snapshot cannot hold", hint="use the channel virtio")
-        if self.save_to and self.network and self.network.connected:
-            raise ConfigError("a snapshot holds no network's addresses", hint="save a machine that is connected to none")
         if len(self.cmdline.encode()) > MAX_CMDLINE or not self.cmdline.isprintable():
             raise ConfigError(f"cmdline has {len(self.cmdline.encode())} bytes; at most {MAX_CMDLINE} printable ones are allowed")
 
     @property
-    def virtio_devices(self) -> int:
-        """How many virtio devices the machine has: the channel's, an entropy device, the
-        network's.
-        """
-        return int(self.channel is Channel.VIRTIO) + 1 + int(self.network is not None)
+    def devices(self) -> tuple[DeviceKind, ...]:
+        """The virtio devices, in the order of their slots."""
+        console = (DeviceKind.CONSOLE,) if self.channel is Channel.VIRTIO else ()
+        network = (DeviceKind.NETWORK,) if self.network is not None else ()
+        return (*console, DeviceKind.ENTROPY, *network)
 
     def to_json(self) -> str:
         """As JSON text, for `from_json` in another process."""

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 
 from mayfly.errors import GuestError, MayflyError
@@ -22,13 +22,19 @@ class VcpuThread(threading.Thread):
         lock: held while a device handles an access.
         end: called once, from this thread, when this vCPU cannot go on: with the error, or None
             when the guest asked for a reset.
+
+    Attributes:
+        standing: set while the guest stands still, after `pause`, or has ended.
     """
 
     def __init__(self, vcpu: Vcpu, ports: Bus, mmio: Bus, lock: threading.Lock, end: Callable[[MayflyError | None], None]) -> None:
         super().__init__(name=f"vcpu{vcpu.index}", daemon=True)
         self._vcpu, self._ports, self._mmio, self._lock, self._end = vcpu, ports, mmio, lock, end
         self._stopping = False
-        self._work: Callable[[Vcpu], None] | None = None
+        self._work: deque[Callable[[Vcpu], None]] = deque()
+        self._going = threading.Event()
+        self._going.set()
+        self.standing = threading.Event()
         self.exits: Counter[str] = Counter()
         """Returns of KVM_RUN by reason and device ("io 0x3f8", "mmio unmapped", "interrupted")."""
 
@@ -37,14 +43,23 @@ class VcpuThread(threading.Thread):
         afterwards.
         """
         self._stopping = True
+        self._going.set()
         self._interrupt()
 
     def call(self, work: Callable[[Vcpu], None]) -> None:
-        """Have the thread do `work`, which only it can, before the guest goes on. Any thread may
-        call it, again when that is done.
-        """
-        self._work = work
+        """Have the thread do `work`, which only it can, before the guest goes on. Any thread."""
+        self._work.append(work)
         self._interrupt()
+
+    def pause(self) -> None:
+        """Have the guest stand still, with no access half done, until `resume` or `stop`."""
+        self._going.clear()
+        self._interrupt()
+
+    def resume(self) -> None:
+        """Let a guest that stands still go on."""
+        self.standing.clear()  # here, so that a `pause` right after this waits for the thread to stand again
+        self._going.set()
 
     def _interrupt(self) -> None:
         self._vcpu.request_exit()
@@ -65,6 +80,8 @@ class VcpuThread(threading.Thread):
         except Exception as error:
             self._end(GuestError(f"vCPU {self._vcpu.index} stopped by a fault of the monitor: {error!r}"))
             raise
+        finally:
+            self.standing.set()
 
     def _carry_out(self, reason: int) -> None:
         if reason == ExitReason.IO:
@@ -74,10 +91,12 @@ class VcpuThread(threading.Thread):
         elif reason == ExitReason.INTR:
             if not self._stopping:
                 self.exits["interrupted"] += 1
-            if self._work is not None:
-                self._vcpu.withdraw_exit()
-                work, self._work = self._work, None
-                work(self._vcpu)
+            self._vcpu.withdraw_exit()
+            while self._work:
+                self._work.popleft()(self._vcpu)
+            while not self._going.is_set():
+                self.standing.set()
+                self._going.wait()
         elif reason == ExitReason.SYSTEM_EVENT and self._vcpu.page.system_event.type in SystemEvent.__members__.values():
             self.exits["last"] += 1
             self._stopping = True

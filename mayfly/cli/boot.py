@@ -5,17 +5,20 @@ import os
 import signal
 import sys
 
+from mayfly.vmm.build import build_machine
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.eventloop import READ, EventLoop
-from mayfly.vmm.machine import End, Machine, build_machine
-from mayfly.vmm.process.privileges import drop_privileges
+from mayfly.vmm.machine import Machine
+from mayfly.vmm.process.report import End
+from mayfly.vmm.sandbox.privileges import drop_privileges
 
 INTERRUPTED = 130
 
 
 def boot_console(config: MachineConfig) -> int:
-    """Run the machine with UART0 on standard input and output until the guest resets (0), or SIGINT
-    or SIGTERM comes (130).
+    """Run the machine with UART0 on standard input and output.
+
+    Returns: 0 when the guest has reset its machine, 130 after SIGINT or SIGTERM.
 
     Raises:
         MayflyError: it could not be made, or the guest crashed.
@@ -45,12 +48,11 @@ class _Keyboard:
 
     def __init__(self, machine: Machine, loop: EventLoop) -> None:
         self._machine, self._loop = machine, loop
-        machine.on_console_room = loop.add_event(self._watch)
+        machine.boot_console.on_room = loop.add_event(self._watch)
         self._watch()
 
     def _watch(self) -> None:
-        # A regular file, /dev/null or a closed descriptor cannot be waited for; such a console has
-        # no typist.
+        # A regular file, /dev/null or a closed descriptor cannot be waited for: nobody types there.
         with contextlib.suppress(OSError, ValueError):
             self._loop.watch(sys.stdin, READ, self._read)
 

@@ -178,8 +178,8 @@ def run(file: Path, args: tuple[str, ...], language: str, as_json: bool, verbose
 @click.option("--user", default="nobody", show_default=True, help="user to become when started by root; empty: stay root")
 def boot(kernel: str, initrd: str | None, cmdline: str, memory: int, cpus: int, user: str) -> int:
     """Boot any kernel and show its console."""
+    from mayfly.cli.boot import boot_console
     from mayfly.vmm.config import MachineConfig
-    from mayfly.vmm.interactive import boot_console
 
     config = MachineConfig(kernel=kernel, initrd=initrd, cmdline=cmdline, memory=memory, cpus=cpus, user=user or None, interactive=True)
     return boot_console(config)

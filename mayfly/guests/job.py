@@ -26,12 +26,12 @@ class Wanted:
         """The same machine, but restored from the snapshots in these folders."""
         return dataclasses.replace(self, machine=dataclasses.replace(self.machine, restore=tuple(map(str, chain))))
 
-    def saved_to(self, folder: Path) -> "Wanted":
-        """The same machine, which can be saved to `folder`. Its network device, if it has one, is
-        connected to nothing.
+    def to_be_saved(self) -> "Wanted":
+        """The same machine for a snapshot: connected to no network, and with the pages that it
+        reads noted exactly.
         """
         network = self.machine.network and self.machine.network.disconnected()
-        return dataclasses.replace(self, machine=dataclasses.replace(self.machine, network=network, save_to=str(folder)))
+        return dataclasses.replace(self, machine=dataclasses.replace(self.machine, network=network, page_by_page=True))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

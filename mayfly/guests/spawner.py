@@ -1,45 +1,45 @@
-"""vmm processes as asyncio sees them: spawned by the zygote, a channel to read and write, a report
-at the end, a clean-up in every case.
+"""vmm processes as asyncio sees them: spawned by the zygote, a channel to read and write, requests
+to the live machine, a report at the end, a clean-up in every case.
 
 Spawner    ── owns ──> the zygote (restarted if it died) and every process that is not yet reaped
-VmmProcess ── owns ──> its end of the channel and of the report pipe
+VmmProcess ── owns ──> its ends of the channel, of the report pipe and of the control socket
 """
 
 import asyncio
 import contextlib
 import dataclasses
 import itertools
-import json
 import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
 
-import mayfly.errors
-from mayfly.errors import HostError, MayflyError
-from mayfly.vmm.config import PRE_FAULT, SAVE, MachineConfig
+from mayfly.errors import GuestError, HostError, MayflyError, SnapshotError
+from mayfly.vmm.config import MachineConfig
+from mayfly.vmm.process import control, report
+from mayfly.vmm.process.report import End, Ended
 from mayfly.vmm.process.zygote import Forked, Reaped, ZygoteLostError
 
 log = logging.getLogger(__name__)
 
 READ_SIZE = 64 * 1024
-REPORT_LINE = 1 << 20
-"""Longest line of a report: the console's 64 KiB, escaped, and some more."""
 GRACE_S = 1.5
 """A vmm process ends by itself within a second of its channel's end; then it is killed."""
-SAVED = "saved"
-"""The reason of a machine's end, when it was saved (mayfly.vmm.machine.End)."""
 REAP_S = 10.0
 """A killed process that is not reaped after this long is given up (it hangs in the kernel)."""
+ANSWER_S = 10.0
+"""A vmm process answers requests within this time, except for snapshots."""
 
 
 class Zygote(Protocol):
     """What this module needs of mayfly.vmm.process.zygote.Zygote."""
 
-    def spawn(self, machine: int, config: MachineConfig, channel: int, report: int) -> None:
-        """Fork a vmm process that gets both descriptors; the caller closes its copies."""
+    def spawn(self, machine: int, config: MachineConfig, channel: int, report: int, control: int) -> None:
+        """Fork a vmm process that gets the descriptors; the caller closes its copies."""
 
     def signal(self, machine: int, number: int) -> None:
         """Send the process of a machine a signal; one that is gone already is fine."""
@@ -54,17 +54,6 @@ class Zygote(Protocol):
 
     def close(self) -> None:
         """End the zygote."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Ended:
-    """How a vmm process ended, in its own words; all empty if it could not say."""
-
-    reason: str = ""
-    error: MayflyError | None = None
-    console: str = ""
-    exits: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    phases: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Spawner:
@@ -103,20 +92,23 @@ class Spawner:
                 channel, channel_end = socket.socketpair()
                 ours.callback(channel.close)
                 theirs.callback(channel_end.close)
-                report, report_end = os.pipe()
-                ours.callback(os.close, report)
-                theirs.callback(os.close, report_end)
+                lines, lines_end = os.pipe()
+                ours.callback(os.close, lines)
+                theirs.callback(os.close, lines_end)
+                commands, commands_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                ours.callback(commands.close)
+                theirs.callback(commands_end.close)
             except OSError as error:
                 raise HostError(
                     f"there are no descriptors for another machine: {error.strerror}", hint="raise the limit of open files (ulimit -n)"
                 ) from error
             try:
-                self._zygote.spawn(number, config, channel_end.fileno(), report_end)
+                self._zygote.spawn(number, config, channel_end.fileno(), lines_end, commands_end.fileno())
             except (OSError, EOFError, ZygoteLostError) as error:
                 self._lost(error)
                 raise HostError(f"the zygote died: {error}", hint="try again: it is started anew for the next run") from error
             ours.pop_all()
-        machine = VmmProcess(number, self, channel, report)
+        machine = VmmProcess(number, self, channel, lines, commands)
         self._machines[number] = machine
         try:
             await asyncio.shield(machine.opened)
@@ -126,9 +118,7 @@ class Spawner:
         return machine
 
     def signal(self, machine: int, number: int) -> None:
-        """Send a machine's process, if it still has one, SIGKILL or one of the signals of
-        mayfly.vmm.config.
-        """
+        """Send a machine's process, if it still has one, a signal."""
         if self._zygote is not None and machine in self._machines:
             try:
                 self._zygote.signal(machine, number)
@@ -186,34 +176,42 @@ class Spawner:
 
 
 class VmmProcess:
-    """The process of one machine. `read` and `write` are its channel; `stop` ends it."""
+    """The process of one machine. `read` and `write` are its channel; `stop` ends it.
 
-    def __init__(self, number: int, spawner: Spawner, channel: socket.socket, report: int) -> None:
+    Attributes:
+        phases: what its process has reported of its making, in seconds.
+        reaped: set when its process is gone.
+    """
+
+    def __init__(self, number: int, spawner: Spawner, channel: socket.socket, lines: int, commands: socket.socket) -> None:
         self.number = number
         self.reaped = asyncio.Event()
         self.orphaned = False
         self.stopping: asyncio.Task[Ended] | None = None
         self.phases: Mapping[str, float] = {}
-        self.saved_bytes: int | None = None
         self._spawner = spawner
-        self._ended = Ended()
+        self._ended = Ended(reason=End.VANISHED)
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter
         self._report: asyncio.Task[None]
-        self.opened = asyncio.create_task(self._open(channel, report), name=f"open machine {number}")
+        self._commands = commands
+        self._awaited: deque[asyncio.Future[control.Answer]] = deque()
+        self.opened = asyncio.create_task(self._open(channel, lines), name=f"open machine {number}")
 
-    async def _open(self, channel: socket.socket, report: int) -> None:
-        """Take over both descriptors."""
+    async def _open(self, channel: socket.socket, report_end: int) -> None:
+        """Take over the descriptors."""
         loop = asyncio.get_running_loop()
+        self._commands.setblocking(False)
+        loop.add_reader(self._commands, self._take_answer)
         self._reader, self._writer = await asyncio.open_connection(sock=channel, limit=READ_SIZE)
-        lines = asyncio.StreamReader(limit=REPORT_LINE)
-        pipe, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), os.fdopen(report, "rb", buffering=0))
+        lines = asyncio.StreamReader(limit=report.MAX_LINE)
+        pipe, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), os.fdopen(report_end, "rb", buffering=0))
         self._report = asyncio.create_task(self._follow(lines, pipe), name=f"report of machine {self.number}")
 
     @property
     def alive(self) -> bool:
         """Whether its process has not reported its end."""
-        return not self._report.done() and not self._ended.reason
+        return not self._report.done() and self._ended.reason is End.VANISHED
 
     async def read(self) -> bytes:
         """The next bytes of the channel, empty at its end. Nothing is read ahead beyond 128 KiB."""
@@ -231,24 +229,100 @@ class VmmProcess:
             return False
         return True
 
-    def pre_fault(self) -> None:
-        """Have a machine that was restored, and answers, map for its guest what that will touch
-        soon.
-        """
-        self._spawner.signal(self.number, PRE_FAULT)
-
-    async def save(self, timeout_s: float) -> int:
-        """Write the machine's snapshot, which ends it; the bytes of memory written.
+    async def pause(self) -> None:
+        """Have the vCPUs stand still until `resume`; what the devices hold goes on moving.
 
         Raises:
-            MayflyError: it failed.
+            MayflyError: the machine has ended, or does not answer.
         """
-        self._spawner.signal(self.number, SAVE)
-        await asyncio.wait([self._report], timeout=timeout_s)
-        ended = await self.stop()
-        if ended.reason != SAVED or self.saved_bytes is None:
-            raise ended.error or HostError(f"the machine was not saved within {timeout_s:g} s, or ended before")
-        return self.saved_bytes
+        await self._ask(control.Pause())
+
+    async def resume(self) -> None:
+        """Let the vCPUs go on.
+
+        Raises:
+            MayflyError: the machine has ended, or does not answer.
+        """
+        await self._ask(control.Resume())
+
+    async def snapshot(self, folder: Path, *, go_on: bool = False, timeout_s: float) -> int:
+        """Write a snapshot to new files in `folder`; the bytes of memory written.
+
+        With `go_on` the machine goes on as it was; else it is gone when this returns.
+
+        Raises:
+            SnapshotError: it could not be written.
+            MayflyError: the machine has ended, cannot be saved, or took too long.
+        """
+        try:
+            with control.snapshot_files(folder) as descriptors:
+                answer = await self._ask(control.Snapshot(go_on), descriptors, timeout_s)
+        except OSError as error:
+            raise SnapshotError(f"{folder}: {error.strerror}", hint="make room on the disk, or look at its permissions") from error
+        if not isinstance(answer, control.Saved):
+            raise GuestError(f"the machine answered a snapshot with {answer}")
+        if not go_on:
+            await self.stop()
+        return answer.memory_bytes
+
+    async def stats(self) -> control.Figures:
+        """What the machine has counted so far.
+
+        Raises:
+            MayflyError: the machine has ended, or does not answer.
+        """
+        answer = await self._ask(control.Stats())
+        if not isinstance(answer, control.Figures):
+            raise GuestError(f"the machine answered a request for its figures with {answer}")
+        return answer
+
+    def pre_fault(self) -> None:
+        """Have a restored machine map what its guest will touch soon. Nobody waits for it."""
+        self._send(control.Prefault(), ())
+
+    async def _ask(self, request: control.Request, descriptors: Sequence[int] = (), timeout_s: float = ANSWER_S) -> control.Answer:
+        await self.opened
+        try:
+            return await asyncio.wait_for(self._send(request, descriptors), timeout_s)
+        except TimeoutError as error:
+            raise HostError(f"the machine did not answer within {timeout_s:g} s", hint="it is stopped, or this host is slow") from error
+        except GuestError as error:
+            raise (await self.stop()).error or error from error
+
+    def _send(self, request: control.Request, descriptors: Sequence[int]) -> "asyncio.Future[control.Answer]":
+        """Send a request; its answer, which comes after those to earlier requests."""
+        answer = asyncio.get_running_loop().create_future()
+        answer.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody has to want it
+        try:
+            control.send_request(self._commands, request, descriptors)
+        except OSError as error:
+            answer.set_exception(GuestError(f"the machine takes no requests: {error.strerror}"))
+        else:
+            self._awaited.append(answer)
+        return answer
+
+    def _take_answer(self) -> None:
+        try:
+            data = self._commands.recv(control.MESSAGE_LIMIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._hang_up()
+        elif not self._awaited:
+            log.warning("machine %d answers what nobody asked", self.number)
+            self._hang_up()
+        else:
+            _settle(self._awaited.popleft(), data)
+
+    def _hang_up(self) -> None:
+        """Close the control socket; there will be no more answers."""
+        if self._commands.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self._commands)
+            self._commands.close()
+        while self._awaited:
+            _settle(self._awaited.popleft(), b"")
 
     async def stop(self, grace_s: float = GRACE_S) -> Ended:
         """End the machine: its channel is closed, then its process killed after `grace_s`. It is
@@ -259,6 +333,7 @@ class VmmProcess:
     async def shut(self, grace_s: float) -> Ended:
         """Do what `stop` says; the spawner calls it, once."""
         await self.opened
+        self._hang_up()
         self._writer.close()
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
@@ -282,34 +357,22 @@ class VmmProcess:
         """
         try:
             while line := await lines.readline():
-                self._note(json.loads(line))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+                match report.decode(line):
+                    case report.Running(phases=phases):
+                        self.phases = phases
+                    case Ended() as ended:
+                        self._ended = ended
+        except ValueError as error:
             log.warning("machine %d: bad report: %s", self.number, error)
         finally:
             pipe.close()
 
-    def _note(self, report: Mapping[str, Any]) -> None:
-        phases = {str(name): float(seconds) for name, seconds in report.get("phases", {}).items()}
-        if report["event"] == "running":
-            self.phases = phases
-        elif report["event"] == "saved":
-            self.saved_bytes = int(report["memory"])
-        elif report["event"] == "ended":
-            self._ended = Ended(
-                reason=str(report.get("reason", "")),
-                error=_error(report.get("error")),
-                console=str(report.get("console", "")),
-                exits={str(name): int(count) for name, count in report.get("exits", {}).items()},
-                phases=phases or self.phases,
-            )
 
-
-def _error(report: Mapping[str, Any] | None) -> MayflyError | None:
-    """The error in a report, as an object of the class that it names where there is one."""
-    if not report:
-        return None
-    kind = getattr(mayfly.errors, str(report.get("type")), HostError)
-    if not issubclass(kind, MayflyError) or issubclass(kind, mayfly.errors.KvmError):
-        kind = HostError  # KvmError's constructor wants the ioctl, which its message already names
-    error: MayflyError = kind(str(report.get("message", "")), hint=str(report.get("hint", "")))
-    return error
+def _settle(answer: "asyncio.Future[control.Answer]", data: bytes) -> None:
+    """Give it the answer in a message; empty is the machine's end."""
+    if answer.done():  # whoever waited for it has gone
+        return
+    try:
+        answer.set_result(control.accept(data))
+    except MayflyError as error:
+        answer.set_exception(error)

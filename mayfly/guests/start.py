@@ -10,10 +10,11 @@ import time
 
 from mayfly.errors import BootError, ConsoleTailError, GuestError, MayflyError
 from mayfly.guests.job import Wanted
-from mayfly.guests.spawner import Ended, Spawner, VmmProcess
+from mayfly.guests.spawner import Spawner, VmmProcess
 from mayfly.protocol.conversation import Conversation, Failed
 from mayfly.protocol.frames import Hello, Resumed
 from mayfly.vmm.config import NetworkConfig
+from mayfly.vmm.process.report import Ended
 
 ENTROPY_BYTES = 64
 CLOCK_ERROR_S = 0.03

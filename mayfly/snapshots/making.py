@@ -17,7 +17,7 @@ from mayfly.guests.start import start
 from mayfly.snapshots import store as snapshots
 from mayfly.snapshots.store import Snapshot
 from mayfly.vmm.config import Channel
-from mayfly.vmm.snapshot.files import MEMORY, WORKING_SET
+from mayfly.vmm.snapshot import MEMORY, WORKING_SET
 
 log = logging.getLogger(__name__)
 OUTPUT_SHOWN = 2000
@@ -110,7 +110,7 @@ async def make(
             return found
         part = held.enter_context(snapshots.replacing(name))
         chain = parent.chain if parent else ()
-        written = await _run_and_save(spawner, wanted.restored_from(chain).saved_to(part), job and job.zeroing())
+        written = await _run_and_save(spawner, wanted.restored_from(chain), job and job.zeroing(), part)
         if job and not parent:
             await _note_working_set(spawner, wanted, job, part)
         await asyncio.to_thread(
@@ -147,13 +147,13 @@ async def _note_working_set(spawner: Spawner, wanted: Wanted, job: Job, base: Pa
     scratch = base / "scratch"
     scratch.mkdir()
     await asyncio.to_thread(sync, base / MEMORY)  # what is not on the disk yet stays in the page cache
-    await _run_and_save(spawner, wanted.restored_from([base]).saved_to(scratch), job)
+    await _run_and_save(spawner, wanted.restored_from([base]), job, scratch)
     await asyncio.to_thread((scratch / WORKING_SET).replace, base / WORKING_SET)
     await asyncio.to_thread(remove_tree, scratch)
 
 
-async def _run_and_save(spawner: Spawner, wanted: Wanted, job: Job | None) -> int:
-    guest = await start(spawner, wanted)
+async def _run_and_save(spawner: Spawner, wanted: Wanted, job: Job | None, folder: Path) -> int:
+    guest = await start(spawner, wanted.to_be_saved())
     try:
         if job:
             outcome = Outcome(job.step_names, kept=OUTPUT_SHOWN)
@@ -161,6 +161,6 @@ async def _run_and_save(spawner: Spawner, wanted: Wanted, job: Job | None) -> in
             if (status := outcome.verdict().status) is not Status.OK:
                 said = outcome.tail.decode(errors="replace")
                 raise SnapshotError(f"the program for the snapshot failed ({status}):\n{said}", hint="mend it, or the image")
-        return await guest.process.save(wanted.timeout_s)
+        return await guest.process.snapshot(folder, timeout_s=wanted.timeout_s)
     finally:
         await guest.process.stop(0)

@@ -27,7 +27,8 @@ from mayfly.images.store import InstalledImage
 from mayfly.protocol.frames import PROTOCOL_VERSION
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.kvm.mapping import PAGE
-from mayfly.vmm.snapshot.files import FILES, MEMORY, PAGES, shape
+from mayfly.vmm.snapshot import FILES, MEMORY, PAGES
+from mayfly.vmm.snapshot.files import shape
 from mayfly.vmm.snapshot.memory import joined, unpack_runs
 
 FORMAT = 3

@@ -15,8 +15,8 @@ from typing import Any
 
 from mayfly.units import MIB
 from mayfly.vmm.channels import PORT_NAME
+from mayfly.vmm.cmdline import command_line
 from mayfly.vmm.config import MachineConfig
-from mayfly.vmm.machine import command_line
 
 # In-kernel interrupt controllers; no PIT, PIC, RTC or serial port.
 MACHINE = "microvm,accel=kvm,pit=off,pic=off,rtc=off,isa-serial=off,acpi=off,x-option-roms=off"

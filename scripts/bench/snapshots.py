@@ -46,7 +46,7 @@ from mayfly.protocol.conversation import Conversation, Event
 from mayfly.protocol.frames import Hello, Resumed, Stderr, Stdout
 from mayfly.runs.service import Service
 from mayfly.vmm.config import MachineConfig
-from mayfly.vmm.machine import End
+from mayfly.vmm.process.report import End
 from mayfly.vmm.process.zygote import Zygote
 from scripts.bench import microvm
 from tests.kit import tiny
@@ -233,14 +233,11 @@ def measure_tiny(rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         kernel = tiny.build(folder, "mov dx, 0x3f8\n1: out dx, al\njmp 1b\n")
-        (folder / "snapshot").mkdir()
         memory = (SNAPSHOT_MIB + 16) << 20
-        saved = tiny.Running(kernel, save_to=str(folder / "snapshot"), memory=memory)
+        saved = tiny.Running(kernel, memory=memory)
         for mib in range(4, SNAPSHOT_MIB + 4):
             saved.machine.memory.write(mib << 20, os.urandom(1 << 20))
-        saved.say = lambda _: saved.machine.finish(End.SAVED)
-        saved.run()
-        written = saved.machine.save()
+        written = tiny.run_and_save(saved, 1, folder / "snapshot")
         saved.close()
         kinds: dict[str, Callable[[], tiny.Running]] = {
             "boot": lambda: tiny.Running(kernel, memory=memory),

@@ -29,6 +29,7 @@ from mayfly.protocol.frames import FrameReader, Hello
 from mayfly.units import MIB
 from mayfly.vmm.config import Channel, MachineConfig
 from mayfly.vmm.probe import probe
+from mayfly.vmm.process.report import Ended
 from mayfly.vmm.process.zygote import Zygote
 from scripts.bench import machine, microvm
 from tests.kit.toy import shell_root
@@ -71,10 +72,11 @@ def boot_ours(zygote: Zygote, kernel: Path, folder: Path, image: manifest.Manife
     with machine.started(zygote, config) as (ours, report):
         ready, hello = wait_hello(ours)
     running, ended = report
-    phases = dict(running["phases"])
+    assert isinstance(ended, Ended)  # noqa: S101 (it is the last line)
+    phases = dict(running.phases)
     guest = ready - began - sum(phases.values())
     kernel_s = hello.boot_us / 1e6  # by the guest's clock, which starts when the kernel has found its memory
-    exits = ended["exits"]
+    exits = dict(ended.exits)
     return {
         "total_s": ready - began,
         "phases_s": phases | {"kernel": kernel_s, "agent and entry": guest - kernel_s},

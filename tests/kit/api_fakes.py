@@ -24,7 +24,7 @@ from mayfly.guests.spawner import Zygote
 from mayfly.host.config import Config
 from mayfly.images import manifest
 from mayfly.units import MIB
-from mayfly.vmm.config import SAVE, MachineConfig
+from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.process.zygote import Forked, Reaped
 
 ROOT = Path(__file__).parents[2]
@@ -48,17 +48,17 @@ class FakeZygote:
         self.waiters: list[threading.Thread] = []
         self._client, self._server = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
-    def spawn(self, machine: int, config: MachineConfig, channel: int, report: int) -> None:
+    def spawn(self, machine: int, config: MachineConfig, channel: int, report: int, control: int) -> None:
         if self._client.fileno() < 0 or self._server.fileno() < 0:
             raise BrokenPipeError("the zygote is dead")
-        fds = [str(channel), str(report)]
+        fds = [str(channel), str(report), str(control)]
         if self.executable:
             script = [str(ROOT / "tests/kit/real_agent.py"), *fds, str(self.executable), str(FIRST_UID + machine)]
         else:
             script = [str(ROOT / "tests/kit/fake_agent.py"), *fds, MARKER, self.fault]
         command = [sys.executable, *script]
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "FAKE_SAVE_TO": config.save_to or "", "FAKE_RESTORE": " ".join(config.restore)}
-        child = subprocess.Popen(command, pass_fds=[channel, report], env=env, start_new_session=True)
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "FAKE_RESTORE": " ".join(config.restore)}
+        child = subprocess.Popen(command, pass_fds=[channel, report, control], env=env, start_new_session=True)
         self.configs.append(config)
         self.children[machine] = child
         self._say({"forked": machine, "pid": child.pid})
@@ -74,13 +74,9 @@ class FakeZygote:
             self._server.send(json.dumps(message).encode())
 
     def signal(self, machine: int, number: int) -> None:
-        """Kill the agent, or have its process write its snapshot; there is nothing that it could
-        map.
-        """
-        if number == signal.SIGKILL:
-            self.kill(machine)
-        elif number == SAVE:
-            self.children[machine].send_signal(SAVE)
+        """Kill the agent."""
+        assert number == signal.SIGKILL
+        self.kill(machine)
 
     def kill(self, machine: int) -> None:
         """Kill the agent and, as the end of a real machine does, everything in it: all of its

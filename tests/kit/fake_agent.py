@@ -1,11 +1,10 @@
-"""An agent and its vmm process in one ordinary Python process: `fake_agent.py CHANNEL_FD REPORT_FD
-END_MARKER FAULT`.
+"""An agent and its vmm process in one ordinary Python process:
+`fake_agent.py CHANNEL_FD REPORT_FD CONTROL_FD END_MARKER FAULT`.
 
 It runs the steps as plain programs in a temporary folder that stands for /work, with wall clock,
 output limit and input against credit. FAULT is empty or names a way to misbehave."""
 
 import contextlib
-import json
 import os
 import platform
 import queue
@@ -17,18 +16,21 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
 
+from mayfly.errors import ConfigError, NetworkError, SnapshotError
 from mayfly.protocol import frames as p
-from mayfly.vmm.config import SAVE
+from mayfly.vmm.process.control import Figures, answer_next
+from mayfly.vmm.process.report import End, Ended, Line, Running, encode
 
 CREDIT = 32 * 1024
 ERRORS = {
-    "vmm-error": {"type": "ConfigError", "message": "no such user", "hint": "name another"},
-    "no-tap": {"type": "NetworkError", "message": "there is no tap", "hint": "make one"},
+    "vmm-error": ConfigError("no such user", hint="name another"),
+    "no-tap": NetworkError("there is no tap", hint="make one"),
 }
 """What the vmm process says of itself with these faults."""
+PHASES = {"process": 0.001, "kvm": 0.002}
 
 
 class FakeAgent:
@@ -161,43 +163,64 @@ class FakeAgent:
             child.stdin.close()
 
 
-def save(folder: Path, report: TextIO, fault: str) -> None:
-    """Write what stands for a snapshot (nobody restores it but another fake) and end, as a vmm
-    process does.
-    """
-    if fault != "disk-full":
-        (folder / "memory").write_bytes(bytes(8192))
-        (folder / "pages").write_bytes(struct.pack("<QQ", 1, 1))
-        (folder / "working-set").write_bytes(struct.pack("<QQ", 1, 1) if os.environ["FAKE_RESTORE"] else b"")
-        (folder / "state.json").write_text("{}")
-        report.write(json.dumps({"event": "saved", "memory": 4096}) + "\n")
-    error = {"type": "SnapshotError", "message": "No space left on device", "hint": ""} if fault == "disk-full" else None
-    report.write(json.dumps({"event": "ended", "reason": "error" if error else "saved", "error": error, "console": ""}) + "\n")
-    report.flush()
-    os._exit(0)
+class FakeMachine:
+    """Stands for a machine at the control socket. Only another fake restores its snapshots."""
+
+    def __init__(self, report: int, fault: str) -> None:
+        self.report, self.fault = report, fault
+        self.paused = False
+        self.ending = False
+
+    def say(self, line: Line) -> None:
+        os.write(self.report, encode(line))
+
+    def serve(self, control: socket.socket) -> None:
+        while answer_next(control, self):
+            if self.ending:
+                self.say(Ended(reason=End.SAVED))
+                os._exit(0)
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def resume(self) -> None:
+        self.paused = False
+
+    def snapshot(self, descriptors: Sequence[int], *, go_on: bool) -> int:
+        if self.fault == "disk-full":
+            raise SnapshotError("No space left on device")
+        run = struct.pack("<QQ", 1, 1)
+        for fd, data in zip(descriptors, (b"{}", bytes(8192), run, run if os.environ["FAKE_RESTORE"] else b""), strict=True):
+            os.write(fd, data)
+        self.ending = not go_on
+        return 4096
+
+    def figures(self) -> Figures:
+        return Figures(paused=self.paused, exits={"io": 3})
+
+    def pre_fault(self) -> None:
+        """There is nothing to map."""
 
 
-def main(channel_fd: int, report_fd: int, fault: str) -> None:
+def main(channel_fd: int, report: int, control_fd: int, fault: str) -> None:
+    machine = FakeMachine(report, fault)
     with (
-        os.fdopen(report_fd, "w") as report,
+        socket.socket(fileno=control_fd) as control,
         socket.socket(fileno=channel_fd) as channel,
         tempfile.TemporaryDirectory(prefix="fake-agent-") as work,
     ):
-        report.write(json.dumps({"event": "running", "phases": {"process": 0.001, "kvm": 0.002}}) + "\n")
-        report.flush()
-        if folder := os.environ.get("FAKE_SAVE_TO"):
-            signal.signal(SAVE, lambda *_: save(Path(folder), report, fault))
+        machine.say(Running(phases=PHASES))
+        threading.Thread(target=machine.serve, args=(control,), daemon=True).start()
         with contextlib.suppress(ConnectionError):
             FakeAgent(channel, fault, Path(work)).serve()
         if fault == "bad-report":
-            report.write("{]\n")
+            os.write(report, b"{]\n")
         broken = ERRORS.get(fault)
-        ended = {"event": "ended", "reason": "error" if broken else "channel-closed", "error": broken, "console": "last words\n"}
-        report.write(json.dumps({**ended, "exits": {"io": 3}, "phases": {"process": 0.001, "kvm": 0.002}}) + "\n")
-        report.flush()
+        reason = End.ERROR if broken else End.CHANNEL_CLOSED
+        machine.say(Ended(reason=reason, error=broken, console="last words\n", exits={"io": 3}, phases=PHASES))
     os._exit(0)
 
 
 if __name__ == "__main__":
-    MARKER = sys.argv[3]
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[4])
+    MARKER = sys.argv[4]
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[5])

@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 
-from mayfly.guests.spawner import Ended
 from mayfly.guests.start import Guest, StartKind
 from mayfly.protocol import frames as p
 from mayfly.protocol.conversation import Conversation
+from mayfly.vmm.process.report import End, Ended
 
 HELLO = p.Hello(p.PROTOCOL_VERSION, "1", "x86_64", 1000, "ab")
 EXIT = p.Exit(0, p.ExitHow.EXITED, 0, p.Limit.NONE, 1, 1, 1, (False, False))
@@ -39,7 +39,7 @@ class PlayedProcess:
 
     async def stop(self, grace_s: float = 0) -> Ended:
         self.stopped = True
-        return Ended(console="last words\n")
+        return Ended(reason=End.VANISHED, console="last words\n")
 
 
 def frame(message: p.Message, run: int = 1) -> bytes:

@@ -8,11 +8,14 @@ from typing import Any
 
 from mayfly.units import MIB
 from mayfly.vmm.arch.x86_64 import layout
+from mayfly.vmm.build import build_machine
 from mayfly.vmm.config import Channel, MachineConfig, NetworkConfig
 from mayfly.vmm.devices.virtio.device import OFFERED
 from mayfly.vmm.devices.virtio.mmio import LIVE, STEPS, Register, Status
 from mayfly.vmm.eventloop import EventLoop
-from mayfly.vmm.machine import End, Machine, build_machine
+from mayfly.vmm.machine import Machine
+from mayfly.vmm.process.control import snapshot_files
+from mayfly.vmm.process.report import End
 
 ENTRY = 0x10_0000
 RESET = "mov al, 0xfe\nout 0x64, al\n1: jmp 1b\n"
@@ -87,6 +90,12 @@ class Running:
     def run(self) -> End:
         return self.machine.run()
 
+    def save(self, folder: Path, *, go_on: bool = False) -> int:
+        """Write a snapshot from within the loop: from a callback of its, or when it has not run."""
+        folder.mkdir()
+        with snapshot_files(folder) as descriptors:
+            return self.machine.snapshot(descriptors, go_on=go_on)
+
     def close(self) -> None:
         self.machine.close()
         self.loop.__exit__(None, None, None)
@@ -96,3 +105,27 @@ def start(started: list[Running], tmp_path: Path, source: str, channel: socket.s
     running = Running(build(tmp_path, source), channel=channel, **options)
     started.append(running)
     return running
+
+
+def run_and_save(running: Running, said: int, folder: Path) -> int:
+    """Run until the guest has said so many bytes, save it there, and end it; the bytes written."""
+    written = -1
+    count = 0
+
+    def save() -> None:
+        nonlocal written
+        written = running.save(folder)
+
+    def say(data: bytes) -> None:
+        nonlocal count
+        count += len(data)
+        running.console += data
+        if count == said:
+            for thread in running.machine.threads:  # at once, before the next byte
+                thread.pause()
+            save_soon()
+
+    save_soon = running.loop.add_event(save)
+    running.say = say
+    assert running.run() is End.SAVED
+    return written

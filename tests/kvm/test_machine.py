@@ -10,7 +10,7 @@ import pytest
 
 from mayfly.errors import BootError, ConfigError, GuestError
 from mayfly.vmm.channels.serial import SerialChannel
-from mayfly.vmm.machine import End
+from mayfly.vmm.process.report import End
 from tests.kit.tiny import RESET, Running, start
 
 pytestmark = pytest.mark.kvm
@@ -69,7 +69,7 @@ def test_stops_within_a_second_whatever_the_guest_does(started: list[Running], t
     assert running.run() is End.STOPPED
     timer.join()
     began = time.monotonic()
-    for vcpu in running.machine.vcpus:
+    for vcpu in running.machine.threads:
         vcpu.join(1.0)
         assert not vcpu.is_alive()
     assert time.monotonic() - began < 1.0

@@ -19,11 +19,12 @@ from mayfly.errors import SnapshotError
 from mayfly.files import sync
 from mayfly.vmm.kvm._kvm import ffi
 from mayfly.vmm.kvm.mapping import Mapping
-from mayfly.vmm.machine import End
-from mayfly.vmm.snapshot.files import MEMORY, PAGES, STATE, WORKING_SET, Chain
+from mayfly.vmm.process.report import End
+from mayfly.vmm.snapshot import MEMORY, PAGES, STATE, WORKING_SET
+from mayfly.vmm.snapshot.files import Chain
 from mayfly.vmm.snapshot.memory import unpack_runs
 from tests.kit.scale import scaled
-from tests.kit.tiny import RESET, Running, build, start
+from tests.kit.tiny import RESET, Running, build, run_and_save, start
 from tests.kvm.test_machine import ECHO
 
 pytestmark = pytest.mark.kvm
@@ -84,21 +85,6 @@ def expected(seed: int, bursts: int) -> bytes:
     return bytes(memory)
 
 
-def run_until(running: Running, said: int, end: End) -> End:
-    """Run; after `said` bytes on the console end it so."""
-    count = 0
-
-    def console(data: bytes) -> None:
-        nonlocal count
-        count += len(data)
-        running.console += data
-        if count == said:
-            running.machine.finish(end)
-
-    running.say = console
-    return running.machine.run()
-
-
 def content(running: Running) -> bytes:
     return running.machine.memory.read(0, MEMORY_SIZE)
 
@@ -125,10 +111,8 @@ def test_base_and_diffs_are_the_machine_that_was_stopped(started: list[Running],
     console = b""
     for stop in stops:
         folder = tmp_path / f"at-{stop}"
-        folder.mkdir()
-        running = Running(kernel, restore=chain, save_to=str(folder))
-        assert run_until(running, stop - len(console), End.SAVED) is End.SAVED
-        written = running.machine.save()
+        running = Running(kernel, restore=chain)
+        written = run_and_save(running, stop - len(console), folder)
         chain = (*chain, str(folder))
         assert laid(chain) == content(running)
         assert written < 9 << 20
@@ -146,10 +130,7 @@ def saved(started: list[Running], tmp_path: Path, source: str, said: int, **opti
     console.
     """
     folder = tmp_path / "snapshot"
-    folder.mkdir()
-    running = start(started, tmp_path, source, save_to=str(folder), **options)
-    assert run_until(running, said, End.SAVED) is End.SAVED
-    running.machine.save()
+    run_and_save(start(started, tmp_path, source, **options), said, folder)
     return str(folder)
 
 
@@ -158,11 +139,9 @@ def test_a_diff_holds_what_has_changed_and_no_more(started: list[Running], tmp_p
     touch += "mov dx, 0x3f8\nout dx, al\nmov byte ptr [0x500123], 7\nmov byte ptr [0x600000], 0\nout dx, al\n" + SPIN
     base = saved(started, tmp_path, touch, 1)
     folder = tmp_path / "diff"
-    folder.mkdir()
-    running = Running(tmp_path / "tiny.elf", restore=(base,), save_to=str(folder))
+    running = Running(tmp_path / "tiny.elf", restore=(base,))
     started.append(running)
-    assert run_until(running, 1, End.SAVED) is End.SAVED
-    assert running.machine.save() == 4096
+    assert run_and_save(running, 1, folder) == 4096
     assert (folder / PAGES).read_bytes() == struct.pack("<QQ", 0x500, 1)
     assert (folder / MEMORY).stat().st_size == MEMORY_SIZE
     assert (folder / MEMORY).stat().st_blocks * 512 <= 16384
@@ -176,11 +155,9 @@ def test_what_a_restored_machine_reads_is_noted_and_mapped_ahead(started: list[R
     assert (Path(base) / WORKING_SET).read_bytes() == b""
     sync(Path(base) / MEMORY)
     folder = tmp_path / "diff"
-    folder.mkdir()
-    running = Running(tmp_path / "tiny.elf", restore=(base,), save_to=str(folder))
+    running = Running(tmp_path / "tiny.elf", restore=(base,), page_by_page=True)
     started.append(running)
-    assert run_until(running, 1, End.SAVED) is End.SAVED
-    running.machine.save()
+    run_and_save(running, 1, folder)
     runs = unpack_runs((folder / WORKING_SET).read_bytes(), MEMORY_SIZE)
     pages = {page for first, count in runs for page in range(first, first + count)}
     assert {0x505, 0x507} <= pages
@@ -189,7 +166,7 @@ def test_what_a_restored_machine_reads_is_noted_and_mapped_ahead(started: list[R
     started.append(restored)
 
     def stop_when_mapped() -> None:
-        if restored.machine.vcpus[0].exits["interrupted"]:
+        if restored.machine.threads[0].exits["interrupted"]:
             restored.machine.finish(End.STOPPED)
         restored.loop.call_later(0.01, stop_when_mapped)
 
@@ -204,12 +181,10 @@ def test_what_the_host_writes_belongs_to_a_snapshot(started: list[Running], tmp_
     """Devices write to guest memory too, which KVM's own log of dirty pages does not show."""
     base = saved(started, tmp_path, "mov dx, 0x3f8\nout dx, al\nout dx, al\n" + SPIN, 1)
     folder = tmp_path / "diff"
-    folder.mkdir()
-    running = Running(tmp_path / "tiny.elf", restore=(base,), save_to=str(folder))
+    running = Running(tmp_path / "tiny.elf", restore=(base,))
     started.append(running)
     running.machine.memory.write(0x70_0000, b"from a device")
-    assert run_until(running, 1, End.SAVED) is End.SAVED
-    running.machine.save()
+    run_and_save(running, 1, folder)
     assert laid((base, str(folder)))[0x70_0000:][:13] == b"from a device"
 
 
@@ -235,18 +210,12 @@ def test_an_access_under_way_is_neither_lost_nor_repeated(started: list[Running]
     """`rep outsb` may be one exit or nine; either way each byte is said once, on this side of the
     snapshot or the other.
     """
-    folder = tmp_path / "snapshot"
-    folder.mkdir()
-    running = start(started, tmp_path, STRING, save_to=str(folder))
-    end = run_until(running, said, End.SAVED)
-    console = bytes(running.console)
-    if end is End.SAVED:
-        running.machine.save()
-        again = Running(tmp_path / "tiny.elf", restore=(str(folder),))
-        started.append(again)
-        assert again.run() is End.RESET
-        console += again.console
-    assert console == b"123456789!"
+    running = start(started, tmp_path, STRING)
+    run_and_save(running, said, tmp_path / "snapshot")
+    again = Running(tmp_path / "tiny.elf", restore=(str(tmp_path / "snapshot"),))
+    started.append(again)
+    assert again.run() is End.RESET
+    assert running.console + again.console == b"123456789!"
 
 
 def test_registers_and_vector_registers_go_along(started: list[Running], tmp_path: Path) -> None:
@@ -309,12 +278,13 @@ def test_the_serial_channel_goes_on(started: list[Running], tmp_path: Path) -> N
         return echoed
 
     folder = tmp_path / "snapshot"
-    folder.mkdir()
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        running = start(started, tmp_path, ECHO, channel=theirs, save_to=str(folder))
-        assert talk(b"before", running, lambda it: it.machine.finish(End.SAVED)) == b"before"
-        running.machine.save()
+        record: list[int] = []
+        running = start(started, tmp_path, ECHO, channel=theirs)
+        save = running.loop.add_event(lambda: record.append(running.save(folder)))
+        assert talk(b"before", running, lambda it: save()) == b"before"
+        assert running.machine.end is End.SAVED
     ours, theirs = socket.socketpair()
     with ours, theirs:
         again = Running(tmp_path / "tiny.elf", channel=theirs, restore=(str(folder),))

@@ -12,7 +12,7 @@ from mayfly.vmm.arch.x86_64 import layout
 from mayfly.vmm.config import Channel, NetworkBackend, NetworkConfig
 from mayfly.vmm.devices.virtio.device import DeviceType
 from mayfly.vmm.devices.virtio.mmio import MAGIC, Interrupt, MmioTransport, Register
-from mayfly.vmm.machine import End
+from mayfly.vmm.process.report import End
 from tests.kit import tiny
 from tests.kit.net_kit import GATEWAY, GUEST, GUEST_MAC, PLAIN_HEADER, SIBLING, arp, make_tap, namespace, packet_socket
 from tests.kit.scale import scaled
@@ -193,7 +193,7 @@ def test_a_hostile_guest_is_stopped_within_a_second(started: list[Running], tmp_
         timer.start()
         end = running.run()
         timer.join()
-        for vcpu in running.machine.vcpus:
+        for vcpu in running.machine.threads:
             vcpu.join(1.0)
             assert not vcpu.is_alive()
     assert end is End.STOPPED or "triple fault" in str(running.machine.error)

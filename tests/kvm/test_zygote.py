@@ -13,14 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from mayfly.errors import ConfigError
+from mayfly.errors import BootError, ConfigError, HostError
 from mayfly.units import MIB
 from mayfly.vmm.config import Channel, MachineConfig
 from mayfly.vmm.kvm import prctl
 from mayfly.vmm.process import zygote as zygote_module
-from mayfly.vmm.process.privileges import FIRST_UID, drop_privileges
-from mayfly.vmm.process.zygote import NOBODY, NOT_FORKED, START, Forked, Reaped, Zygote
+from mayfly.vmm.process.report import End, Ended, decode
+from mayfly.vmm.process.zygote import NOBODY, NOT_FORKED, START, Reaped, Zygote
+from mayfly.vmm.sandbox.privileges import FIRST_UID, drop_privileges
 from tests.kit import tiny
+from tests.kit.spawned import Spawned
 from tests.kit.tiny import RESET
 from tests.kvm.test_machine import ECHO, OUT2_RTS
 
@@ -38,27 +40,8 @@ def zygote() -> Iterator[Zygote]:
     zygote.close()
 
 
-class Spawned:
-    """A machine, the ends of its channel and report that are ours."""
-
-    def __init__(self, zygote: Zygote, kernel: Path, *, user: str | None = "nobody", channel: Channel = Channel.SERIAL) -> None:
-        self.channel, theirs = socket.socketpair()
-        report, report_fd = os.pipe()
-        self.report = os.fdopen(report, "rb")
-        config = MachineConfig(kernel=str(kernel), memory=16 * MIB, channel=channel, user=user)
-        zygote.spawn(7, config, theirs.fileno(), report_fd)
-        theirs.close()
-        os.close(report_fd)
-        forked = zygote.receive()
-        assert isinstance(forked, Forked)
-        self.pid = forked.pid
-
-    def next_report(self) -> dict[str, object]:
-        return dict(json.loads(self.report.readline()))
-
-    def close(self) -> None:
-        self.channel.close()
-        self.report.close()
+def spawned(zygote: Zygote, kernel: Path, *, user: str | None = "nobody", channel: Channel = Channel.SERIAL) -> Spawned:
+    return Spawned(zygote, MachineConfig(kernel=str(kernel), memory=16 * MIB, channel=channel, user=user))
 
 
 def gone(pid: int) -> bool:
@@ -74,119 +57,117 @@ def gone(pid: int) -> bool:
 
 
 def test_a_machine_reports_its_phases_its_exits_and_its_end(zygote: Zygote, tmp_path: Path) -> None:
-    spawned = Spawned(zygote, tiny.build(tmp_path, "mov dx, 0x3f8\nmov al, '!'\nout dx, al\n" + RESET))
-    running, ended = spawned.next_report(), spawned.next_report()
-    assert running["event"] == "running"
-    assert set(running["phases"]) == {"process", "objects", "load"}  # type: ignore[call-overload]
-    assert ended["reason"] == "reset"
-    assert ended["console"] == "!"
-    exits = dict(ended["exits"])  # type: ignore[call-overload]
+    machine = spawned(zygote, tiny.build(tmp_path, "mov dx, 0x3f8\nmov al, '!'\nout dx, al\n" + RESET))
+    running, ended = machine.wait_running(), machine.wait_ended()
+    assert set(running.phases) == {"process", "objects", "load"}
+    assert ended.reason is End.RESET
+    assert ended.console == "!"
+    exits = dict(ended.exits)
     assert exits.pop("page-faults") > 0
     assert exits.pop("own-bytes") > 0
     assert exits == {"io 0x3f8": 1, "io 0x64": 1, "total": 2, "channel-data": 0, "kicks": 0}
     assert zygote.receive() == Reaped(machine=7, status=0)
-    spawned.close()
+    machine.close()
 
 
 def test_closing_the_channel_ends_the_machine(zygote: Zygote, tmp_path: Path) -> None:
-    spawned = Spawned(zygote, tiny.build(tmp_path, SPIN))
-    spawned.next_report()
-    spawned.channel.close()
-    assert spawned.next_report()["reason"] == "channel-closed"
+    machine = spawned(zygote, tiny.build(tmp_path, SPIN))
+    machine.wait_running()
+    machine.channel.close()
+    assert machine.wait_ended().reason is End.CHANNEL_CLOSED
     assert zygote.receive() == Reaped(machine=7, status=0)
-    spawned.close()
+    machine.close()
 
 
 def test_the_channel_carries_bytes(zygote: Zygote, tmp_path: Path) -> None:
-    spawned = Spawned(zygote, tiny.build(tmp_path, ECHO))
-    spawned.channel.sendall(b"hello")
-    assert spawned.channel.recv(5, socket.MSG_WAITALL) == b"hello"
+    machine = spawned(zygote, tiny.build(tmp_path, ECHO))
+    machine.channel.sendall(b"hello")
+    assert machine.channel.recv(5, socket.MSG_WAITALL) == b"hello"
     zygote.signal(7, signal.SIGKILL)
     assert zygote.receive() == Reaped(machine=7, status=-signal.SIGKILL)
-    spawned.close()
+    machine.close()
 
 
 def test_killing_a_vmm_process_is_reported(zygote: Zygote, tmp_path: Path) -> None:
-    spawned = Spawned(zygote, tiny.build(tmp_path, SPIN))
-    spawned.next_report()
-    os.kill(spawned.pid, signal.SIGKILL)
+    machine = spawned(zygote, tiny.build(tmp_path, SPIN))
+    machine.wait_running()
+    os.kill(machine.pid, signal.SIGKILL)
     assert zygote.receive() == Reaped(machine=7, status=-signal.SIGKILL)
-    assert spawned.report.read() == b""
-    spawned.close()
+    assert machine.lines.read() == b""
+    machine.close()
 
 
 def test_machines_die_with_the_zygote(tmp_path: Path) -> None:
     zygote = Zygote.start()
-    spawned = Spawned(zygote, tiny.build(tmp_path, SPIN))
-    spawned.next_report()
+    machine = spawned(zygote, tiny.build(tmp_path, SPIN))
+    machine.wait_running()
     os.kill(zygote.pid, signal.SIGKILL)
-    assert gone(spawned.pid)
+    assert gone(machine.pid)
     with pytest.raises(EOFError):
         zygote.receive()
     zygote.close()
-    spawned.close()
+    machine.close()
 
 
 def test_closing_the_client_ends_zygote_and_machines(tmp_path: Path) -> None:
     zygote = Zygote.start()
-    spawned = Spawned(zygote, tiny.build(tmp_path, SPIN))
-    spawned.next_report()
+    machine = spawned(zygote, tiny.build(tmp_path, SPIN))
+    machine.wait_running()
     zygote.close()
-    assert gone(spawned.pid)
-    spawned.close()
+    assert gone(machine.pid)
+    machine.close()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has privileges to drop")
 def test_a_vmm_process_of_root_drops_its_privileges(zygote: Zygote, tmp_path: Path) -> None:
-    spawned = Spawned(zygote, tiny.build(tmp_path, SPIN))
-    spawned.next_report()
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{spawned.pid}/status").read_text().splitlines())
-    assert {int(uid) for uid in status["Uid"].split()} == {FIRST_UID + spawned.pid}
+    machine = spawned(zygote, tiny.build(tmp_path, SPIN))
+    machine.wait_running()
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{machine.pid}/status").read_text().splitlines())
+    assert {int(uid) for uid in status["Uid"].split()} == {FIRST_UID + machine.pid}
     assert status["Gid"].split() == ["65534"] * 4
     assert status["Groups"].split() == []
     assert status["NoNewPrivs"].strip() == "1"
     assert int(status["CapEff"], 16) == 0
-    spawned.close()
+    machine.close()
 
 
 def test_an_unknown_service_user_is_a_typed_error(zygote: Zygote, tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root has privileges to drop")
-    spawned = Spawned(zygote, tiny.build(tmp_path, OUT2_RTS + SPIN), user="no-such-user")
-    ended = spawned.next_report()
-    assert ended["error"]["type"] == "ConfigError"  # type: ignore[index]
-    spawned.close()
+    machine = spawned(zygote, tiny.build(tmp_path, OUT2_RTS + SPIN), user="no-such-user")
+    assert isinstance(machine.wait_ended().error, ConfigError)
+    machine.close()
 
 
 def test_a_kernel_that_is_none_is_a_typed_error(zygote: Zygote, tmp_path: Path) -> None:
     kernel = tmp_path / "kernel"
     kernel.write_bytes(b"not a kernel" * 1000)
-    spawned = Spawned(zygote, kernel)
-    ended = spawned.next_report()
-    assert ended["reason"] == "error"
-    assert ended["error"]["type"] == "BootError"  # type: ignore[index]
-    spawned.close()
+    machine = spawned(zygote, kernel)
+    ended = machine.wait_ended()
+    assert ended.reason is End.ERROR
+    assert isinstance(ended.error, BootError)
+    machine.close()
 
 
 def test_a_vmm_process_is_small(zygote: Zygote, tmp_path: Path) -> None:
     """At most 12 MiB of Private_Dirty without guest RAM (the tiny guest dirties some 30 KiB)."""
-    spawned = Spawned(zygote, tiny.build(tmp_path, SPIN))
-    spawned.next_report()
-    rollup = Path(f"/proc/{spawned.pid}/smaps_rollup").read_text()
+    machine = spawned(zygote, tiny.build(tmp_path, SPIN))
+    machine.wait_running()
+    rollup = Path(f"/proc/{machine.pid}/smaps_rollup").read_text()
     dirty_kib = int(next(line.split()[1] for line in rollup.splitlines() if line.startswith("Private_Dirty")))
     print(f"Private_Dirty of a vmm process: {dirty_kib} KiB")
     assert dirty_kib < 12 * 1024
-    spawned.close()
+    machine.close()
 
 
 def test_no_descriptor_of_the_client_reaches_a_vmm_process(zygote: Zygote, tmp_path: Path) -> None:
     with (tmp_path / "secret").open("w") as secret:
-        spawned = Spawned(zygote, tiny.build(tmp_path, SPIN))
-        spawned.next_report()
-        links = [str(entry.readlink()) for entry in Path(f"/proc/{spawned.pid}/fd").iterdir()]
+        machine = spawned(zygote, tiny.build(tmp_path, SPIN))
+        machine.wait_running()
+        links = [str(entry.readlink()) for entry in Path(f"/proc/{machine.pid}/fd").iterdir()]
         assert secret.name not in links
-        assert sum(link.startswith("socket:") for link in links) == 1
-    spawned.close()
+        assert sum(link.startswith("socket:") for link in links) == 2  # channel and control
+    machine.close()
 
 
 def test_nothing_that_the_client_inherited_reaches_a_vmm_process(tmp_path: Path) -> None:
@@ -194,14 +175,14 @@ def test_nothing_that_the_client_inherited_reaches_a_vmm_process(tmp_path: Path)
     with (tmp_path / "secret").open("w") as secret:
         os.set_inheritable(secret.fileno(), True)
         zygote = Zygote.start()
-        spawned = Spawned(zygote, tiny.build(tmp_path, SPIN))
-        spawned.next_report()
-        links = {int(entry.name): str(entry.readlink()) for entry in Path(f"/proc/{spawned.pid}/fd").iterdir()}
+        machine = spawned(zygote, tiny.build(tmp_path, SPIN))
+        machine.wait_running()
+        links = {int(entry.name): str(entry.readlink()) for entry in Path(f"/proc/{machine.pid}/fd").iterdir()}
         assert secret.name not in links.values()
         assert [links[stream] for stream in range(3)] == [os.devnull] * 3
-        assert os.getsid(spawned.pid) == zygote.pid
-        assert Path(f"/proc/{spawned.pid}/stat").read_text().rpartition(")")[2].split()[4] == "0"  # tty_nr (proc_pid_stat(5))
-        spawned.close()
+        assert os.getsid(machine.pid) == zygote.pid
+        assert Path(f"/proc/{machine.pid}/stat").read_text().rpartition(")")[2].split()[4] == "0"  # tty_nr (proc_pid_stat(5))
+        machine.close()
         zygote.close()
 
 
@@ -237,9 +218,9 @@ def test_a_vmm_process_has_no_hold_of_its_sibling(zygote: Zygote, tmp_path: Path
     if not as_root and not scopes_signals():
         pytest.skip("this kernel cannot scope signals (Landlock's ABI 6)")
     if as_root:
-        spawned = Spawned(zygote, tiny.build(tmp_path, SPIN))
-        spawned.next_report()
-        victim = spawned.pid
+        machine = spawned(zygote, tiny.build(tmp_path, SPIN))
+        machine.wait_running()
+        victim = machine.pid
     else:
         victim = os.fork()
         if victim == 0:
@@ -262,7 +243,7 @@ def test_a_vmm_process_has_no_hold_of_its_sibling(zygote: Zygote, tmp_path: Path
     assert refused.pop("itself") == "done"
     assert set(refused.values()) <= {"EPERM", "EACCES"}, refused
     if as_root:
-        spawned.close()
+        machine.close()
     else:
         os.kill(victim, signal.SIGKILL)
         os.waitpid(victim, 0)
@@ -296,32 +277,33 @@ def test_a_fork_that_fails_concerns_its_machine_alone(tmp_path: Path, monkeypatc
     monkeypatch.setattr(zygote_module, "START", failing + START)
     zygote = Zygote.start()
     kernel = tiny.build(tmp_path, SPIN)
-    spawned = Spawned(zygote, kernel)
-    spawned.next_report()
+    machine = spawned(zygote, kernel)
+    machine.wait_running()
     flag.touch()
     channel, theirs = socket.socketpair()
     report, report_end = os.pipe()
-    zygote.spawn(8, MachineConfig(kernel=str(kernel), memory=16 * MIB, channel=Channel.SERIAL), theirs.fileno(), report_end)
+    config = MachineConfig(kernel=str(kernel), memory=16 * MIB, channel=Channel.SERIAL)
+    zygote.spawn(8, config, theirs.fileno(), report_end, theirs.fileno())
     os.close(report_end)
     assert zygote.receive() == Reaped(machine=8, status=NOT_FORKED)
-    with os.fdopen(report) as lines:
-        [ended] = map(json.loads, lines)
-    assert ended["reason"] == "error"
-    assert ended["error"]["type"] == "HostError"
-    assert os.strerror(errno.EAGAIN) in ended["error"]["message"]
+    with os.fdopen(report, "rb") as lines:
+        ended = decode(lines.read())
+    assert isinstance(ended, Ended)
+    assert isinstance(ended.error, HostError)
+    assert os.strerror(errno.EAGAIN) in ended.error.message
     for end in (channel, theirs):
         end.close()
     flag.unlink()
-    assert not select.select([spawned.report], [], [], 0)[0]  # the other one lives
-    again = Spawned(zygote, kernel)
-    again.next_report()
-    for one in (spawned, again):
+    assert not select.select([machine.lines], [], [], 0)[0]  # the other one lives
+    again = spawned(zygote, kernel)
+    again.wait_running()
+    for one in (machine, again):
         one.close()
     zygote.close()
 
 
 @pytest.mark.parametrize(
-    ("message", "machine"),
+    ("message", "concerns"),
     [
         (b"not JSON", NOBODY),
         (b"\xff\xfe", NOBODY),
@@ -334,42 +316,43 @@ def test_a_fork_that_fails_concerns_its_machine_alone(tmp_path: Path, monkeypatc
         (b'{"spawn": 8, "config": "{}"}', 8),  # without descriptors
     ],
 )
-def test_a_message_that_makes_no_sense_is_answered(zygote: Zygote, tmp_path: Path, message: bytes, machine: int) -> None:
-    spawned = Spawned(zygote, tiny.build(tmp_path, SPIN))
-    spawned.next_report()
+def test_a_message_that_makes_no_sense_is_answered(zygote: Zygote, tmp_path: Path, message: bytes, concerns: int) -> None:
+    machine = spawned(zygote, tiny.build(tmp_path, SPIN))
+    machine.wait_running()
     zygote._control.send(message)
-    assert zygote.receive() == Reaped(machine=machine, status=NOT_FORKED)
-    spawned.channel.close()
-    assert spawned.next_report()["reason"] == "channel-closed"
-    spawned.close()
+    assert zygote.receive() == Reaped(machine=concerns, status=NOT_FORKED)
+    machine.channel.close()
+    assert machine.wait_ended().reason is End.CHANNEL_CLOSED
+    machine.close()
 
 
 def test_a_configuration_that_makes_no_sense_is_a_typed_error(zygote: Zygote) -> None:
     report, report_end = os.pipe()
-    socket.send_fds(zygote._control, [b'{"spawn": 8, "config": "{}"}'], [report_end, report_end])
+    socket.send_fds(zygote._control, [b'{"spawn": 8, "config": "{}"}'], [report_end] * 3)
     os.close(report_end)
-    with os.fdopen(report) as lines:
-        [ended] = map(json.loads, lines)
-    assert ended["error"]["type"] == "ConfigError"
+    with os.fdopen(report, "rb") as lines:
+        ended = decode(lines.read())
+    assert isinstance(ended, Ended)
+    assert isinstance(ended.error, ConfigError)
 
 
 def test_a_configuration_that_is_too_large_is_refused_before_it_is_sent(zygote: Zygote) -> None:
     with pytest.raises(ConfigError, match="65536 is the most"):
-        zygote.spawn(8, MachineConfig(kernel="k" * 70_000, memory=16 * MIB), 0, 0)
+        zygote.spawn(8, MachineConfig(kernel="k" * 70_000, memory=16 * MIB), 0, 0, 0)
 
 
 @pytest.mark.parametrize("carrier", [Channel.SERIAL, Channel.VIRTIO])
 def test_the_end_of_the_channel_ends_a_guest_that_hangs_and_its_console_is_kept(zygote: Zygote, tmp_path: Path, carrier: Channel) -> None:
     """It takes nothing: over serial its UART is full, over virtio nobody has opened the port."""
     says_oops = "".join(f"mov dx, 0x3f8\nmov al, '{letter}'\nout dx, al\n" for letter in "Oops")
-    spawned = Spawned(zygote, tiny.build(tmp_path, says_oops + SPIN), channel=carrier)
-    spawned.next_report()
-    spawned.channel.sendall(bytes(8192))
-    spawned.channel.close()
-    ended = spawned.next_report()
-    assert ended["reason"] == "channel-closed"
-    assert "Oops".startswith(str(ended["console"]))
-    spawned.close()
+    machine = spawned(zygote, tiny.build(tmp_path, says_oops + SPIN), channel=carrier)
+    machine.wait_running()
+    machine.channel.sendall(bytes(8192))
+    machine.channel.close()
+    ended = machine.wait_ended()
+    assert ended.reason is End.CHANNEL_CLOSED
+    assert "Oops".startswith(ended.console)
+    machine.close()
 
 
 def test_addresses_that_a_guest_makes_up_are_counted_under_one_name(zygote: Zygote, tmp_path: Path) -> None:
@@ -394,11 +377,9 @@ def test_addresses_that_a_guest_makes_up_are_counted_under_one_name(zygote: Zygo
         inc dx
         loop 3b
     """
-    spawned = Spawned(zygote, tiny.build(tmp_path, source + RESET))
-    spawned.next_report()
-    ended = spawned.next_report()
-    exits = dict(ended["exits"])  # type: ignore[call-overload]
+    machine = spawned(zygote, tiny.build(tmp_path, source + RESET))
+    exits = machine.wait_ended().exits
     assert exits["mmio unmapped"] == 1000
     assert exits["io unmapped"] == 1000
     assert len(exits) < 12
-    spawned.close()
+    machine.close()

@@ -4,11 +4,9 @@ serial, virtio and TCP (tap and passt).
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
-import json
-import os
-import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,10 +16,12 @@ from mayfly import paths
 from mayfly.protocol import frames as p
 from mayfly.units import MIB
 from mayfly.vmm.config import CHANNEL_PORT, Channel, MachineConfig, NetworkBackend, NetworkConfig
+from mayfly.vmm.process.report import Ended
 from mayfly.vmm.process.zygote import Reaped, Zygote
 from tests.kit import net_kit, toy
 from tests.kit.agent_process import AgentChannel, shell
 from tests.kit.net_kit import ip, make_tap
+from tests.kit.spawned import Spawned
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900), pytest.mark.usefixtures("toy_language")]
 
@@ -49,9 +49,9 @@ class Machine(AgentChannel):
 
     patience_s = 120.0
 
-    def __init__(self, channel: socket.socket, report: int) -> None:
-        super().__init__(channel)
-        self._report = report
+    def __init__(self, process: Spawned) -> None:
+        super().__init__(process.channel)
+        self._process = process
         self._runs = itertools.count(1)
         self.run_id = 0
         self.dropped = 0
@@ -72,11 +72,10 @@ class Machine(AgentChannel):
         result = self.result()
         return (result.stdout + result.stderr).decode()
 
-    def ended(self) -> dict[str, Any]:
+    @functools.cached_property
+    def ended(self) -> Ended:
         """What the vmm process says at its end."""
-        with os.fdopen(self._report, "rb") as lines:
-            ended: dict[str, Any] = json.loads(lines.read().splitlines()[-1])
-        return ended
+        return self._process.wait_ended()
 
 
 @pytest.fixture(scope="module", params=CARRIERS)
@@ -99,17 +98,14 @@ def booted(channel: Channel, network: NetworkConfig | None) -> Iterator[Machine]
             ip("route", "add", "default", "via", "10.87.0.99", "dev", TAP)
         zygote = Zygote.start()
         stack.callback(zygote.close)
-        ours, theirs = socket.socketpair()
-        report, report_end = os.pipe()
-        zygote.spawn(1, config, theirs.fileno(), report_end)
-        theirs.close()
-        os.close(report_end)
-        machine = Machine(stack.enter_context(ours), report)
+        process = stack.enter_context(Spawned(zygote, config))
+        machine = Machine(process)
         hello = machine.expect(p.Hello, run=0)
         assert (hello.version, hello.arch) == (p.PROTOCOL_VERSION, toy.MACHINE)
         assert len(hello.end_marker) == 64
         yield machine
-        ours.close()
+        process.channel.close()
+        assert machine.ended
         while not isinstance(zygote.receive(), Reaped):
             pass
 
@@ -122,16 +118,15 @@ def machine(carrier: str, toy_language: None) -> Iterator[Machine]:
         machine.send(p.Shutdown(), run=0)
         with contextlib.suppress(ConnectionError):
             assert machine.socket.recv(1) == b""
-    ended = machine.ended()
-    assert ended["error"] is None
-    assert f"{machine.dropped} packets were dropped" in ended["console"]
+    assert machine.ended.error is None
+    assert f"{machine.dropped} packets were dropped" in machine.ended.console
 
 
 def test_a_cold_boot_costs_few_exits() -> None:
     """Up to HELLO, the boot console's included."""
     with booted(Channel.VIRTIO, None) as machine:
         pass
-    assert machine.ended()["exits"]["total"] <= (150 if toy.MACHINE == "x86_64" else 300)  # where registers are read by exits
+    assert machine.ended.exits["total"] <= (150 if toy.MACHINE == "x86_64" else 300)  # where registers are read by exits
 
 
 def size_for(carrier: str, most: int) -> int:

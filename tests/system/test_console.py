@@ -5,7 +5,6 @@ what they cost.
 import contextlib
 import hashlib
 import json
-import os
 import select
 import socket
 import subprocess
@@ -22,6 +21,7 @@ from mayfly.vmm.config import Channel, MachineConfig
 from mayfly.vmm.process.zygote import Reaped, Zygote
 from tests.kit import toy
 from tests.kit.scale import scaled
+from tests.kit.spawned import Spawned
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
@@ -86,18 +86,13 @@ def test_two_machines_send_back_what_they_get(tmp_path: Path) -> None:
     initrd.write_bytes(toy.shell_root(ECHO))
     kernel = paths.kernel_path(toy.MACHINE)
     zygote = Zygote.start()
-    report, report_end = os.pipe()
     echoes = []
     with contextlib.ExitStack() as stack:
         stack.callback(zygote.close)
-        stack.callback(os.close, report)
         for cpus in (1, 2):
-            ours, theirs = socket.socketpair()
-            echoes.append(Echo(f"{cpus} vCPUs", stack.enter_context(ours)))
             config = MachineConfig(kernel=str(kernel), initrd=str(initrd), memory=96 * MIB, cpus=cpus, channel=Channel.VIRTIO)
-            zygote.spawn(cpus, config, theirs.fileno(), report_end)
-            theirs.close()
-        os.close(report_end)
+            process = stack.enter_context(Spawned(zygote, config, cpus))
+            echoes.append(Echo(f"{cpus} vCPUs", process.channel))
         exchange(echoes)
         for echo in echoes:
             assert echo.sent.digest() == echo.received.digest()

@@ -148,8 +148,9 @@ class State(Protocol):
         ...
 
     def save(self, vm: Vm, controller: Any, vcpus: Sequence[Vcpu]) -> MappingOf[str, Any]:
-        """All of it. The vCPUs stand still, with no access of theirs half done. `controller` is
-        what `Interrupts.create` made.
+        """All of it. The vCPUs stand still, with no access half done, and may go on afterwards.
+
+        `controller` is what `Interrupts.create` made.
         """
         ...
 
@@ -161,6 +162,10 @@ class State(Protocol):
             SnapshotError: the state is of another shape.
             KvmError: this KVM does not take it.
         """
+        ...
+
+    def tell_of_pause(self, vcpus: Sequence[Vcpu]) -> None:
+        """Tell the guest that it stood still, before its vCPUs go on."""
         ...
 
 

@@ -106,7 +106,7 @@ class Serial:
     """
 
     def __init__(self, interrupt: Callable[[], None], on_output: Callable[[], None], on_room: Callable[[], None]) -> None:
-        self._interrupt, self._on_output, self._on_room = interrupt, on_output, on_room
+        self._interrupt, self._on_output, self.on_room = interrupt, on_output, on_room
         self._input = bytearray()
         self._output = bytearray()
         self._ier = Ier(0)
@@ -216,7 +216,7 @@ class Serial:
         value = self._input.pop(0)
         self._update()
         if len(self._input) == RECEIVE_LIMIT // 2:
-            self._on_room()
+            self.on_room()
         return value
 
     def _write_data(self, value: int) -> None:
@@ -237,7 +237,7 @@ class Serial:
         raised = value & Mcr.RTS and not self._mcr & Mcr.RTS
         self._mcr = value
         if raised and self.room:
-            self._on_room()
+            self.on_room()
 
     def _set_cts(self, up: bool) -> None:
         self._cts, self._delta_cts = up, True

@@ -4,7 +4,8 @@ client.
 It holds no KVM descriptor (KVM binds a VM to the address space that made it), and has neither
 asyncio nor aiohttp. The two sides talk over a SOCK_SEQPACKET pair, one JSON object a message:
 
-    client -> zygote   {"spawn": machine, "config": JSON text}, descriptors of channel and report
+    client -> zygote   {"spawn": machine, "config": JSON text}, descriptors of channel, report and
+                       control socket
                        {"signal": number, "machine": machine}
     zygote -> client   {"forked": machine, "pid": n}; {"reaped": machine, "status": n}
 
@@ -31,9 +32,11 @@ import mayfly
 from mayfly.errors import ConfigError, HostError, MayflyError
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.kvm import prctl
-from mayfly.vmm.process.privileges import keep_only
+from mayfly.vmm.sandbox.privileges import keep_only
 
 MESSAGE_LIMIT = 64 * 1024
+DESCRIPTORS = 3
+"""Of a machine: its ends of the channel, the report pipe and the control socket."""
 CONTROL_FD = 3
 """Of a zygote that is another Python, its end of the pair."""
 START = "import sys; from mayfly.vmm.process.zygote import main; main(int(sys.argv[1]), int(sys.argv[2]))"
@@ -62,6 +65,8 @@ class Reaped(NamedTuple):
 
 class ZygoteLostError(HostError):
     """The zygote is gone, and all its machines with it."""
+
+    code = "zygote_lost"
 
 
 class Zygote:
@@ -132,24 +137,21 @@ class Zygote:
         """Readable when `receive` has something."""
         return self._control.fileno()
 
-    def spawn(self, machine: int, config: MachineConfig, channel: int, report: int) -> None:
+    def spawn(self, machine: int, config: MachineConfig, channel: int, report: int, control: int) -> None:
         """Ask for a machine, whose number is positive: `Forked`, if it can be, and in any case
         `Reaped` will come for it.
 
-        The two descriptors are duplicated into the vmm process; the caller keeps and closes its
-        own.
+        The descriptors are duplicated into the vmm process; the caller keeps and closes its own.
 
         Raises:
             ConfigError: the configuration is too large.
             ZygoteLostError: the zygote is gone.
             HostError: the message cannot be sent now; no other machine is affected.
         """
-        self._send({"spawn": machine, "config": config.to_json()}, [channel, report])
+        self._send({"spawn": machine, "config": config.to_json()}, [channel, report, control])
 
     def signal(self, machine: int, number: int) -> None:
-        """Send the vmm process of `machine` a signal, SIGKILL or one of mayfly.vmm.config; nothing
-        happens if it is gone already.
-        """
+        """Send the vmm process of `machine` a signal; nothing happens if it is gone already."""
         with contextlib.suppress(HostError):
             self._send({"signal": number, "machine": machine}, [])
 
@@ -188,7 +190,7 @@ class Zygote:
             os.waitpid(self.pid, 0)
 
 
-RunProcess = Callable[[MachineConfig, socket.socket, int, float], None]
+RunProcess = Callable[[MachineConfig, socket.socket, int, socket.socket, float], None]
 ReportFailure = Callable[[int, MayflyError], None]
 
 
@@ -248,7 +250,7 @@ class _Server:
         that it names, and no other. False: the client is gone.
         """
         try:
-            data, fds, _, _ = socket.recv_fds(self._control, MESSAGE_LIMIT, 2)
+            data, fds, _, _ = socket.recv_fds(self._control, MESSAGE_LIMIT, DESCRIPTORS)
         except ConnectionError:  # the client went without having read everything
             return False
         except OSError:  # no memory for it now; it is still there
@@ -280,20 +282,20 @@ class _Server:
 
     def _fork(self, machine: int, config: str, fds: list[int]) -> None:
         began = time.monotonic()
-        channel, report = fds  # fewer where they found no room in this process's table
+        channel, report, control = fds  # fewer where they found no room in this process's table
         pid = os.fork()
         if pid == 0:
-            self._become_machine(config, channel, report, began)
+            self._become_machine(config, channel, report, control, began)
         self._machines[pid] = machine
         self._say({"forked": machine, "pid": pid})
 
     def _refuse(self, machine: int, fds: list[int], error: MayflyError) -> None:
-        if len(fds) == 2:
+        if len(fds) == DESCRIPTORS:
             with contextlib.suppress(OSError):
                 self._report_failure(fds[1], error)
         self._say({"reaped": machine, "status": NOT_FORKED})
 
-    def _become_machine(self, config: str, channel: int, report: int, began: float) -> None:
+    def _become_machine(self, config: str, channel: int, report: int, control: int, began: float) -> None:
         """In the child: everything up to its exit."""
         status = 1
         try:
@@ -302,13 +304,13 @@ class _Server:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for end in (self._control, self._wakeup, self._wakeup_writer):
                 end.close()
-            keep_only([channel, report])
+            keep_only([channel, report, control])
             try:
                 parsed = MachineConfig.from_json(config)
             except (MayflyError, ValueError, TypeError, LookupError) as error:
                 self._report_failure(report, ConfigError(f"the machine's configuration cannot be read: {error!r}"))
             else:
-                self._run_process(parsed, socket.socket(fileno=channel), report, began)
+                self._run_process(parsed, socket.socket(fileno=channel), report, socket.socket(fileno=control), began)
             status = 0
         finally:
             os._exit(status)

@@ -10,3 +10,6 @@ machine that has not run, whose memory is zeros and the initramfs. A chain of fo
 on gives the whole machine: the base and then each **diff** are laid over guest RAM as private
 mappings of their files, so all machines share one copy in the page cache.
 """
+
+STATE, MEMORY, PAGES, WORKING_SET = "state.json", "memory", "pages", "working-set"
+FILES = (STATE, MEMORY, PAGES, WORKING_SET)

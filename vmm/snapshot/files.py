@@ -1,7 +1,7 @@
-"""The folders of snapshots as a vmm process sees them: `Chain`, which a machine is restored from,
-and `Target`, which it is saved to.
+"""Snapshots as a vmm process sees them: a `Chain` to restore from, and `write_snapshot`.
 
-Both open what they need at once, while the process still has its privileges.
+A chain's files are opened at once, while the process still has its privileges; those to write are
+handed to it.
 """
 
 import contextlib
@@ -12,23 +12,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mayfly.errors import ConfigError, SnapshotError
+from mayfly.errors import SnapshotError
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.kvm.mapping import PAGE, Mapping
+from mayfly.vmm.snapshot import FILES, MEMORY, PAGES, STATE, WORKING_SET
 from mayfly.vmm.snapshot.memory import (
     Runs,
     changed_pages,
     lay_base,
     lay_diff,
-    open_pagemap,
     pack_runs,
     unpack_runs,
     working_set,
     write_pages,
 )
 
-STATE, MEMORY, PAGES, WORKING_SET = "state.json", "memory", "pages", "working-set"
-FILES = (STATE, MEMORY, PAGES, WORKING_SET)
 AGAIN = "remove the snapshot (mayfly snapshot rm) and make it again"
 
 State = MappingOf[str, Any]
@@ -39,7 +37,8 @@ def shape(config: MachineConfig) -> dict[str, Any]:
     device, what its driver negotiated.
     """
     network = config.network and {"backend": config.network.backend, "mtu": config.network.mtu}
-    return {"memory": config.memory, "cpus": config.cpus, "channel": config.channel, "network": network}
+    devices = list(config.devices)
+    return {"memory": config.memory, "cpus": config.cpus, "channel": config.channel, "devices": devices, "network": network}
 
 
 class Chain:
@@ -49,8 +48,7 @@ class Chain:
         folders: of the base and its diffs, in that order. None: a machine that boots, whose memory
             is zeros.
         initrd: the base's initramfs, which is no part of the snapshot.
-        page_by_page: read each page from the disk when it is touched, and no others, so that the
-            working set is exact.
+        page_by_page: see `MachineConfig`.
 
     Attributes:
         state: of the last folder; empty without any.
@@ -116,55 +114,32 @@ class Chain:
         self._stack.close()
 
 
-class Target:
-    """The folder, empty, that a machine is saved to.
+def write_snapshot(descriptors: Sequence[int], state: State, mapping: Mapping, chain: Chain, pagemap: int) -> int:
+    """Write a machine that stands still to the empty files `descriptors`, in the order of FILES.
 
     Args:
-        folder: its path.
+        descriptors: of the files, which the caller closes.
+        state: what goes into STATE.
+        mapping: guest RAM.
         chain: what the machine began with.
+        pagemap: see `changed_pages`.
+
+    Returns: the bytes of memory written.
 
     Raises:
-        ConfigError: the folder cannot be written.
+        SnapshotError: the disk is full, or fails.
     """
-
-    def __init__(self, folder: str, chain: Chain) -> None:
-        self._chain = chain
-        self._stack = contextlib.ExitStack()
-        with contextlib.ExitStack() as failed:
-            failed.callback(self._stack.close)
-            self._pagemap = open_pagemap()
-            self._stack.callback(os.close, self._pagemap)
-            try:
-                self._fds = {name: self._create(Path(folder) / name) for name in FILES}
-            except OSError as error:
-                raise ConfigError(f"no snapshot can be written to {folder}: {error.strerror}", hint="look at its permissions") from error
-            failed.pop_all()
-
-    def _create(self, path: Path) -> int:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        self._stack.callback(os.close, fd)
-        return fd
-
-    def write(self, state: State, mapping: Mapping) -> int:
-        """Write the machine; the bytes of memory that were written.
-
-        Raises:
-            SnapshotError: the disk is full, or fails.
-        """
-        read = working_set(self._pagemap, mapping) if self._chain.state else []
-        with Mapping(mapping.size) as before:
-            self._chain.lay_over(before)
-            runs = changed_pages(self._pagemap, mapping, before)
-        try:
-            write_pages(self._fds[MEMORY], mapping, runs)
-            for name, data in ((PAGES, pack_runs(runs)), (WORKING_SET, pack_runs(read)), (STATE, json.dumps(state).encode())):
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(self._fds[name], view) :]
-        except OSError as error:
-            raise SnapshotError(f"the snapshot cannot be written: {error.strerror}", hint="make room on the disk") from error
-        return PAGE * sum(count for _, count in runs)
-
-    def close(self) -> None:
-        """Close the files."""
-        self._stack.close()
+    fds = dict(zip(FILES, descriptors, strict=True))
+    read = working_set(pagemap, mapping) if chain.state else []
+    with Mapping(mapping.size) as before:
+        chain.lay_over(before)
+        runs = changed_pages(pagemap, mapping, before)
+    try:
+        write_pages(fds[MEMORY], mapping, runs)
+        for name, data in ((PAGES, pack_runs(runs)), (WORKING_SET, pack_runs(read)), (STATE, json.dumps(state).encode())):
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fds[name], view) :]
+    except OSError as error:
+        raise SnapshotError(f"the snapshot cannot be written: {error.strerror}", hint="make room on the disk") from error
+    return PAGE * sum(count for _, count in runs)

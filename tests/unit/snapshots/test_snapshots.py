@@ -32,7 +32,7 @@ from mayfly.snapshots.making import base_name, find_base, make
 from mayfly.snapshots.store import MANIFEST, Snapshot
 from mayfly.units import MIB
 from mayfly.vmm.config import NetworkBackend
-from mayfly.vmm.snapshot.files import FILES, MEMORY, PAGES, STATE, WORKING_SET
+from mayfly.vmm.snapshot import FILES, MEMORY, PAGES, STATE, WORKING_SET
 from tests.kit.api_fakes import ROOT, FakeZygote, factory, install, install_toys, open_descriptors, small_config
 from tests.kit.scale import scaled
 
@@ -109,7 +109,7 @@ def test_a_base_that_cannot_be_made_is_no_reason_not_to_run(serve: Callable[...,
         return [(await run(service))["start"] for _ in range(2)]
 
     assert serve(scenario, fault="disk-full", made=zygotes) == ["cold", "cold"]
-    assert len([config for config in zygotes[0].configs if config.save_to]) == 1  # and is not tried again at once
+    assert len([config for config in zygotes[0].configs if config.page_by_page]) == 1  # and is not tried again at once
 
 
 def test_without_a_server_no_base_is_made_behind_a_run(serve: Callable[..., Any]) -> None:
@@ -147,8 +147,8 @@ def test_runs_with_a_network_start_from_a_base_of_their_own_that_has_none(serve:
     zygotes: list[FakeZygote] = []
     runs = serve(scenario, made=zygotes, **NETWORK)
     assert [run["start"] for run in runs] == ["restored", "restored"]
-    restored = [config for config in zygotes[0].configs if not config.save_to]
-    saved = [config.network for config in zygotes[0].configs if config.save_to]
+    restored = [config for config in zygotes[0].configs if not config.page_by_page]
+    saved = [config.network for config in zygotes[0].configs if config.page_by_page]
     assert saved and not any(network and network.connected for network in saved)
     networks = [config.network for config in restored]
     assert {network.tap for network in networks if network} == {"mayfly0", "mayfly1"}
@@ -230,7 +230,8 @@ def test_a_base_notes_what_its_first_restored_machine_touches(serve: Callable[..
     zygotes: list[FakeZygote] = []
     folder = serve(scenario, made=zygotes).folder
     booted, restored = zygotes[0].configs
-    assert (booted.restore, restored.restore) == ((), (booted.save_to,))
+    assert booted.restore == ()
+    assert [Path(path).parent for path in restored.restore] == [folder.parent]
     assert (folder / WORKING_SET).read_bytes() == struct.pack("<QQ", 1, 1)
     assert {path.name for path in folder.iterdir()} == {*FILES, MANIFEST, snapshots.VERIFIED}
 

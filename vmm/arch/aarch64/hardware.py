@@ -130,7 +130,7 @@ def _devices(config: MachineConfig) -> Iterator[tuple[str, int, int, int, dict[s
         yield "serial", layout.UART0, layout.UART_SIZE, layout.UART0_GSI, uart
     if config.channel is Channel.SERIAL:
         yield "serial", layout.UART1, layout.UART_SIZE, layout.UART1_GSI, uart
-    for slot in range(config.virtio_devices):
+    for slot in range(len(config.devices)):
         address = layout.VIRTIO_MMIO + slot * layout.VIRTIO_MMIO_SIZE
         yield "virtio", address, layout.VIRTIO_MMIO_SIZE, layout.VIRTIO_GSI + slot, {"compatible": "virtio,mmio", "dma-coherent": None}
 

@@ -108,6 +108,10 @@ def restore(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu], stat
         controller.device.set_int(group, attribute, size, value)
 
 
+def tell_of_pause(vcpus: Sequence[Vcpu]) -> None:
+    """Nothing to do: the virtual counter goes on."""
+
+
 def _save_vcpu(vcpu: Vcpu) -> dict[str, Any]:
     known = ffi.new("struct kvm_reg_list *", {"n": MAX_REGISTERS, "reg": MAX_REGISTERS})
     vcpu.ioctl_struct("KVM_GET_REG_LIST", known)

@@ -83,7 +83,7 @@ def kernel_parameters(config: MachineConfig) -> str:
     """
     uarts = 2 if config.channel is Channel.SERIAL else int(config.interactive)  # counted from COM1, so COM2 needs both to be probed
     parameters = [f"8250.nr_uarts={uarts}", "reboot=k", "no_timer_check", "tsc=reliable"]
-    for index in range(config.virtio_devices):
+    for index in range(len(config.devices)):
         address = VIRTIO_MMIO + index * VIRTIO_MMIO_SIZE
         parameters.append(f"virtio_mmio.device={VIRTIO_MMIO_SIZE // 1024}K@{address:#x}:{VIRTIO_GSI + index}")
     return " ".join(parameters)

@@ -69,8 +69,9 @@ def identity(kvm: Kvm) -> str:
 
 
 def save(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu]) -> State:
-    """All of it. The vCPUs stand still, with no access of theirs half done."""
-    state: dict[str, Any] = {"vcpus": [_save_vcpu(vm.kvm, vcpu) for vcpu in vcpus]}
+    """All of it. The vCPUs stand still, with no access half done, and may go on afterwards."""
+    msrs = _writable_msrs(vm.kvm, vcpus[0])
+    state: dict[str, Any] = {"vcpus": [_save_vcpu(vm.kvm, vcpu, msrs) for vcpu in vcpus]}
     for name, chip in _CHIPS.items():
         irqchip = ffi.new("struct kvm_irqchip *", {"chip_id": chip})
         vm.ioctl_struct("KVM_GET_IRQCHIP", irqchip)
@@ -93,22 +94,20 @@ def restore(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu], stat
     for name in _CHIPS:
         vm.ioctl_struct("KVM_SET_IRQCHIP", _struct("struct kvm_irqchip *", state[name]))
     vm.ioctl_struct("KVM_SET_CLOCK", ffi.new("struct kvm_clock_data *", {"clock": state["clock_ns"]}))
-    for vcpu in vcpus:
-        _tell_of_pause(vcpu)
+    tell_of_pause(vcpus)
 
 
-def _save_vcpu(kvm: Kvm, vcpu: Vcpu) -> dict[str, Any]:
+def _save_vcpu(kvm: Kvm, vcpu: Vcpu, msrs: Sequence[int]) -> dict[str, Any]:
     # MP state first: asking for it lets KVM take in INIT and start-up IPIs that wait.
     state = {name: _get(vcpu, ioctl, kind) for name, ioctl, kind in (*reversed(_AFTER_MSRS), *_BEFORE_MSRS)}
-    cpuid = ffi.new("struct kvm_cpuid2 *", {"nent": MAX_CPUID_ENTRIES, "entries": MAX_CPUID_ENTRIES})
-    vcpu.ioctl_struct("KVM_GET_CPUID2", cpuid)
+    cpuid = _cpuid(vcpu)
     xsave = _xsave_buffer(kvm)
     vcpu.ioctl_struct("KVM_GET_XSAVE2" if len(xsave) > _XSAVE_BYTES else "KVM_GET_XSAVE", xsave)
     return {
         **state,
         "cpuid": [[getattr(cpuid.entries[index], field) for field in _CPUID_FIELDS] for index in range(cpuid.nent)],
         "xsave": base64.b64encode(bytes(ffi.buffer(xsave))).decode(),
-        "msrs": _save_msrs(kvm, vcpu),
+        "msrs": _read_msrs(vcpu, msrs),
     }
 
 
@@ -127,24 +126,42 @@ def _restore_vcpu(kvm: Kvm, vcpu: Vcpu, state: State) -> None:
         vcpu.ioctl_struct(f"KVM_SET_{ioctl}", _struct(kind, state[name]))
 
 
-def _save_msrs(kvm: Kvm, vcpu: Vcpu) -> list[tuple[int, int]]:
-    """(index, value) of every MSR that can be read and written back, in the order of restoring."""
+def _cpuid(vcpu: Vcpu) -> Any:
+    cpuid = ffi.new("struct kvm_cpuid2 *", {"nent": MAX_CPUID_ENTRIES, "entries": MAX_CPUID_ENTRIES})
+    vcpu.ioctl_struct("KVM_GET_CPUID2", cpuid)
+    return cpuid
+
+
+def _writable_msrs(kvm: Kvm, like: Vcpu) -> list[int]:
+    """The MSRs that can be read and written back, in the order of restoring.
+
+    Some of what KVM lists can only be read. That is tried on a vCPU of another machine, with the
+    same CPUID, as the guest's own may go on.
+    """
     known = ffi.new("struct kvm_msr_list *", {"nmsrs": MAX_MSRS, "indices": MAX_MSRS})
     kvm.ioctl_struct("KVM_GET_MSR_INDEX_LIST", known)
     indices = sorted(set(known.indices[0 : known.nmsrs]), key=lambda index: (index == MSR_TSC_DEADLINE, index != MSR_TSC, index))
+    with kvm.create_vm() as vm:
+        vm.ioctl("KVM_CREATE_IRQCHIP")
+        with vm.create_vcpu(0) as vcpu:
+            vcpu.ioctl_struct("KVM_SET_CPUID2", _cpuid(like))
+            rest, written = _read_msrs(vcpu, indices), []
+            while rest:
+                count = _set_msrs(vcpu, rest)
+                written += [index for index, _ in rest[:count]]
+                rest = rest[count + 1 :]  # what stopped it is refused
+    return written
+
+
+def _read_msrs(vcpu: Vcpu, indices: Sequence[int]) -> list[tuple[int, int]]:
+    """(index, value) of those that can be read."""
     saved: list[tuple[int, int]] = []
     while indices:
         msrs = ffi.new("struct kvm_msrs *", {"nmsrs": len(indices), "entries": [{"index": index} for index in indices]})
         count = vcpu.ioctl_struct("KVM_GET_MSRS", msrs)
         saved += [(msrs.entries[at].index, msrs.entries[at].data) for at in range(count)]
         indices = indices[count + 1 :]  # what stopped it cannot be read here
-    # Some of what KVM lists can be read only: what it refuses now it would refuse then.
-    written, rest = saved[:1], saved[1:]
-    while rest:
-        count = _set_msrs(vcpu, rest)
-        written += rest[:count]
-        rest = rest[count + 1 :]
-    return written
+    return saved
 
 
 def _set_msrs(vcpu: Vcpu, values: Sequence[tuple[int, int]]) -> int:
@@ -181,12 +198,11 @@ def _struct(kind: str, text: str) -> Any:
     return struct
 
 
-def _tell_of_pause(vcpu: Vcpu) -> None:
-    """Set the guest's flag that it was stopped (api.rst 4.78); a guest without kvm-clock has
-    none.
-    """
-    try:
-        vcpu.ioctl("KVM_KVMCLOCK_CTRL")
-    except KvmError as error:
-        if error.errno != errno.EINVAL:
-            raise
+def tell_of_pause(vcpus: Sequence[Vcpu]) -> None:
+    """Set the flag that says so (api.rst 4.78); a guest without kvm-clock has none."""
+    for vcpu in vcpus:
+        try:
+            vcpu.ioctl("KVM_KVMCLOCK_CTRL")
+        except KvmError as error:
+            if error.errno != errno.EINVAL:
+                raise

@@ -1,0 +1,55 @@
+"""A vmm process from a real zygote, for threads that may wait."""
+
+import os
+import socket
+from typing import Self
+
+from mayfly.vmm.config import MachineConfig
+from mayfly.vmm.process.control import ControlClient
+from mayfly.vmm.process.report import Ended, Line, Running, decode
+from mayfly.vmm.process.zygote import Forked, Zygote
+
+
+class Spawned:
+    """Our ends of its channel, report and control socket; closed by the context manager."""
+
+    def __init__(self, zygote: Zygote, config: MachineConfig, number: int = 7) -> None:
+        self.channel, channel = socket.socketpair()
+        self.commands, commands = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        read_end, write_end = os.pipe()
+        self.lines = os.fdopen(read_end, "rb")
+        self.control = ControlClient(self.commands)
+        with channel, commands:
+            zygote.spawn(number, config, channel.fileno(), write_end, commands.fileno())
+        os.close(write_end)
+        forked = zygote.receive()
+        assert isinstance(forked, Forked)
+        self.pid = forked.pid
+
+    def next_line(self) -> Line:
+        """The next line of its report."""
+        return decode(self.lines.readline())
+
+    def wait_running(self) -> Running:
+        """Its first line, if it came up."""
+        line = self.next_line()
+        assert isinstance(line, Running), line
+        return line
+
+    def wait_ended(self) -> Ended:
+        """The last line of its report."""
+        while not isinstance(line := self.next_line(), Ended):
+            pass
+        return line
+
+    def close(self) -> None:
+        """Close all; the machine ends by that."""
+        self.channel.close()
+        self.commands.close()
+        self.lines.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

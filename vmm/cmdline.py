@@ -1,0 +1,34 @@
+"""The kernel's command line."""
+
+from mayfly.vmm.arch import layout
+from mayfly.vmm.channels import PORT_NAME
+from mayfly.vmm.config import CHANNEL_PORT, Channel, MachineConfig
+
+
+def command_line(config: MachineConfig, token: str = "") -> str:
+    """The kernel's parameters: the machine's own, then the configuration's, which win.
+
+    `token`: what a channel over TCP begins with.
+    """
+    parameters = [layout.kernel_parameters(config), "panic=-1"]
+    if config.interactive:
+        parameters.append("console=ttyS0")
+    else:
+        # The root is a tmpfs of half the memory by default, and a full one cuts files short in
+        # silence. Freeing the archive's memory would write to each of its pages, which are shared
+        # with the file and would have to be copied for it.
+        parameters += ["quiet", "console=ttynull", layout.EARLY_CONSOLE, "initramfs_options=size=90%", "retain_initrd"]
+        # Otherwise the kernel starts a shell in the place of an init that does not start.
+        parameters.append("init=/init")
+    if config.channel is Channel.SERIAL:
+        parameters.append("mayfly.channel=serial:/dev/ttyS1")
+    elif config.channel is Channel.VIRTIO:
+        parameters.append(f"mayfly.channel=virtio:{PORT_NAME}")
+    elif config.channel is Channel.TCP:
+        parameters += [f"mayfly.channel=tcp:{CHANNEL_PORT}", f"mayfly.token={token}"]
+    if config.network is not None:
+        # A sent packet is forgotten when it is on its way: no interrupt says so, and the guest does
+        # not wait for one to send the next.
+        parameters.append("virtio_net.napi_tx=0")
+        parameters += config.network.words
+    return " ".join([*parameters, config.cmdline]).strip()

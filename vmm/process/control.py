@@ -1,0 +1,295 @@
+"""Requests to a live vmm process over its control socket, and their answers.
+
+The socket is one end of a SOCK_SEQPACKET pair, handed over when the process is forked; it has no
+path. A message is a tagged JSON object (`report.pack`). Each request has one answer, in order:
+
+    {"pause": {}}                                          {"done": {}}
+    {"resume": {}}                                         {"done": {}}
+    {"snapshot": {"go_on": true}} with four descriptors    {"saved": {"memory_bytes": 4096}}
+    {"stats": {}}                                          {"figures": {"paused": false, ...}}
+    {"prefault": {}}                                       {"done": {}}
+    what cannot be done, or is malformed                   {"refused": {"error": {"code": ...}}}
+
+A request that is refused has changed nothing.
+"""
+
+import contextlib
+import dataclasses
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from mayfly.errors import ConfigError, GuestError, MayflyError, to_wire
+from mayfly.vmm.eventloop import READ, EventLoop
+from mayfly.vmm.process.report import checked, count, counts, error, flag, pack, unpack
+from mayfly.vmm.snapshot import FILES
+
+MESSAGE_LIMIT = 128 << 10
+MAX_DESCRIPTORS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Pause:
+    """Stop the vCPUs until `Resume`; devices go on. A machine that is paused stays so."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Resume:
+    """Let the vCPUs go on; a machine that runs goes on running."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """Write a snapshot to the descriptors that come along, in the order of `snapshot.FILES`.
+
+    With `go_on` the machine then goes on as it was, running or paused; else it ends as `End.SAVED`.
+    """
+
+    go_on: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Stats:
+    """Tell what has been counted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefault:
+    """Map for the restored guest what it will touch soon; answered before that is done."""
+
+
+Request = Pause | Resume | Snapshot | Stats | Prefault
+_REQUESTS = {kind.__name__.lower(): kind for kind in (Pause, Resume, Snapshot, Stats, Prefault)}
+_CHECKS: Mapping[type[Request], Mapping[str, Any]] = {Snapshot: {"go_on": flag}}
+_DESCRIPTORS: Mapping[type[Request], int] = {Snapshot: len(FILES)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """It is done."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """The snapshot is written, with so many bytes of memory."""
+
+    memory_bytes: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What a machine has counted so far: `exits` as `report.Ended` has them."""
+
+    paused: bool
+    exits: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Refused:
+    """It was not done."""
+
+    error: MayflyError
+
+
+Answer = Done | Saved | Figures | Refused
+_ANSWERS = {kind.__name__.lower(): kind for kind in (Done, Saved, Figures, Refused)}
+_ANSWER_CHECKS: Mapping[type[Answer], Mapping[str, Any]] = {
+    Saved: {"memory_bytes": count},
+    Figures: {"paused": flag, "exits": counts},
+    Refused: {"error": error},
+}
+
+
+def send_request(control: socket.socket, request: Request, descriptors: Sequence[int] = ()) -> None:
+    """Send a request and duplicates of descriptors.
+
+    Raises:
+        OSError: the other end is gone, or does not read.
+    """
+    socket.send_fds(control, [pack(type(request).__name__.lower(), dataclasses.asdict(request))], descriptors)
+
+
+def decode_request(data: bytes, descriptors: int) -> Request:
+    """The request in a message that came with so many descriptors.
+
+    Raises:
+        ConfigError: it is not one.
+    """
+    try:
+        name, fields = unpack(data)
+        if name not in _REQUESTS:
+            raise ValueError(f"there is no request {name[:80]!r}")
+        kind = _REQUESTS[name]
+        if descriptors != (wanted := _DESCRIPTORS.get(kind, 0)):
+            raise ValueError(f"it came with {descriptors} descriptors, not {wanted}")
+        return kind(**checked(fields, **_CHECKS.get(kind, {})))
+    except ValueError as caught:
+        raise ConfigError(f"a malformed request to a machine: {caught}") from caught
+
+
+def encode_answer(answer: Answer) -> bytes:
+    """The message for it."""
+    fields = {"error": to_wire(answer.error)} if isinstance(answer, Refused) else dataclasses.asdict(answer)
+    return pack(type(answer).__name__.lower(), fields)
+
+
+def decode_answer(data: bytes) -> Answer:
+    """The answer in a message, which a guest may have made up.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    name, fields = unpack(data)
+    if name not in _ANSWERS:
+        raise ValueError(f"there is no answer {name[:80]!r}")
+    kind = _ANSWERS[name]
+    answer: Answer = kind(**checked(fields, **_ANSWER_CHECKS.get(kind, {})))
+    return answer
+
+
+@contextlib.contextmanager
+def snapshot_files(folder: Path) -> Iterator[list[int]]:
+    """New files in `folder`, open for writing, for `Snapshot`: the vmm process may open none.
+
+    Raises:
+        OSError: one cannot be made.
+    """
+    with contextlib.ExitStack() as opened:
+        descriptors = []
+        for name in FILES:
+            descriptors.append(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            opened.callback(os.close, descriptors[-1])
+        yield descriptors
+
+
+class Commanded(Protocol):
+    """What a machine can be asked for; see the requests."""
+
+    def pause(self) -> None:
+        """See `Pause`."""
+
+    def resume(self) -> None:
+        """See `Resume`."""
+
+    def snapshot(self, descriptors: Sequence[int], *, go_on: bool) -> int:
+        """See `Snapshot`; the bytes of memory written."""
+        ...
+
+    def figures(self) -> Figures:
+        """See `Stats`."""
+        ...
+
+    def pre_fault(self) -> None:
+        """See `Prefault`."""
+
+
+def carry_out(request: Request, machine: Commanded, descriptors: Sequence[int]) -> Answer:
+    """Do what is asked."""
+    match request:
+        case Pause():
+            machine.pause()
+        case Resume():
+            machine.resume()
+        case Snapshot(go_on=go_on):
+            return Saved(machine.snapshot(descriptors, go_on=go_on))
+        case Stats():
+            return machine.figures()
+        case Prefault():
+            machine.pre_fault()
+    return Done()
+
+
+def answer_next(control: socket.socket, machine: Commanded) -> bool:
+    """Receive a request, carry it out, and answer; false when the other end is gone or stuck.
+
+    An empty message counts as the end, which it cannot be told from.
+    """
+    try:
+        data, descriptors, flags, _ = socket.recv_fds(control, MESSAGE_LIMIT, MAX_DESCRIPTORS)
+    except BlockingIOError:
+        return True
+    except ConnectionError:
+        return False
+    if not data:
+        return False
+    try:
+        for fd in descriptors:
+            os.set_inheritable(fd, False)
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise ConfigError(f"a request to a machine has more than {MESSAGE_LIMIT} bytes or {MAX_DESCRIPTORS} descriptors")
+        answer = carry_out(decode_request(data, len(descriptors)), machine, descriptors)
+    except MayflyError as caught:
+        answer = Refused(caught)
+    finally:
+        for fd in descriptors:
+            os.close(fd)
+    try:
+        control.send(encode_answer(answer))
+    except OSError:
+        return False
+    return True
+
+
+class ControlServer:
+    """The process's side, in its event loop. The machine goes on when the other end is closed.
+
+    Args:
+        control: made non-blocking; the caller closes it.
+    """
+
+    def __init__(self, control: socket.socket, loop: EventLoop, machine: Commanded) -> None:
+        control.setblocking(False)
+        self._control, self._loop, self._machine = control, loop, machine
+        loop.watch(control, READ, self._serve)
+
+    def _serve(self) -> None:
+        if not answer_next(self._control, self._machine):
+            self._loop.watch(self._control, 0, self._serve)
+
+
+class ControlClient:
+    """The other side, for a thread that may wait. The caller closes the socket."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+
+    def ask(self, request: Request, descriptors: Sequence[int] = ()) -> Answer:
+        """Have a request carried out; the answer.
+
+        Raises:
+            GuestError: the machine has ended, or its answer is malformed.
+            MayflyError: it was refused, and why.
+        """
+        try:
+            send_request(self._control, request, descriptors)
+        except OSError as caught:
+            raise GuestError(f"the machine takes no requests: {caught.strerror}") from caught
+        return self.accept()
+
+    def accept(self) -> Answer:
+        """Wait for the answer to a request that was sent; as `ask`."""
+        try:
+            data = self._control.recv(MESSAGE_LIMIT)
+        except OSError as caught:
+            raise GuestError(f"the machine does not answer: {caught.strerror}") from caught
+        return accept(data)
+
+
+def accept(data: bytes) -> Answer:
+    """The answer in a message.
+
+    Raises:
+        GuestError: the machine has ended, or its answer is malformed.
+        MayflyError: it was refused, and why.
+    """
+    try:
+        answer = decode_answer(data) if data else None
+    except ValueError as caught:
+        raise GuestError(f"the machine's answer is malformed: {caught}") from caught
+    if answer is None:
+        raise GuestError("the machine has ended")
+    if isinstance(answer, Refused):
+        raise answer.error
+    return answer

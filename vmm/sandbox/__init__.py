@@ -1,0 +1,1 @@
+"""What a vmm process gives up before its guest runs."""
