@@ -56,7 +56,7 @@ _MAX_TEXT = 4 * MIB
 class Options:
     """What to build, and how.
 
-    With a `version` (`1.63`) the image must have that one, and lies beside the one without, which
+    With a `version` (`1.63`) the image must have that one. It is kept beside the one without, which
     is the language's default. `prepare_with` is put before the command that runs prepare steps, for
     hosts where no machine runs.
     """
@@ -79,7 +79,7 @@ class Options:
         if self.compression not in COMPRESSIONS:
             raise ConfigError(f"compression {self.compression!r} is none of {', '.join(COMPRESSIONS)}")
         if self.version and not _VERSION.fullmatch(self.version):
-            raise ConfigError(f"{self.version!r} is no version", hint="write it as rust@1.63")
+            raise ConfigError(f"{self.version!r} is not a version", hint="write it as rust@1.63")
 
     @property
     def name(self) -> str:

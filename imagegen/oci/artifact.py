@@ -84,10 +84,10 @@ def pull(source: Source, name: str, progress: Progress) -> tuple[Manifest, Path]
     that is empty.
 
     Raises:
-        RegistryError: it is no image of ours, or not what its digests say.
+        RegistryError: it is not an image of ours, or not what its digests say.
     """
     if name and not INSTALLED_NAME.fullmatch(name):
-        raise ConfigError(f"{name!r} is no name of an image", hint="write it as rust@1.63")
+        raise ConfigError(f"{name!r} is not the name of an image", hint="write it as rust@1.63")
     config, initramfs = _parts(source)
     data = fetch_document(source, config)
     manifest = Manifest.from_json(data.decode(errors="replace"), "the artifact's configuration")
@@ -131,5 +131,5 @@ def _parts(source: Source) -> tuple[Descriptor, Descriptor]:
     config = parse_descriptors([document.get("config")], "manifest")[0]
     layers = parse_descriptors(document.get("layers"), "manifest")
     if config.media_type != CONFIG_TYPE or [layer.media_type for layer in layers] != [INITRAMFS_TYPE]:
-        raise RegistryError("this is no image that imagegen pushed", hint="for a container image: imagegen build LANG --image REF")
+        raise RegistryError("this is not an image that imagegen pushed", hint="for a container image: imagegen build LANG --image REF")
     return config, layers[0]

@@ -231,14 +231,14 @@ def parse_config(data: bytes) -> ImageConfig:
         case _:
             raise RegistryError("the image's configuration lacks os, architecture or rootfs.diff_ids")
     if not all(isinstance(item, str) and is_digest(item) for item in diff_ids):
-        raise RegistryError("the image's configuration has a diff_id that is no sha256 digest")
+        raise RegistryError("the image's configuration has a diff_id that is not a sha256 digest")
     run = raw.get("config") or {}
     variables = (run.get("Env") or []) if isinstance(run, dict) else None
     if not isinstance(variables, list) or not all(isinstance(item, str) and "\0" not in item for item in variables):
-        raise RegistryError("the image's configuration has an Env that is no list of strings")
+        raise RegistryError("the image's configuration has an Env that is not a list of strings")
     working_dir, user = run.get("WorkingDir") or "", run.get("User") or ""
     if not isinstance(working_dir, str) or not isinstance(user, str):
-        raise RegistryError("the image's configuration has a WorkingDir or User that is no string")
+        raise RegistryError("the image's configuration has a WorkingDir or User that is not a string")
     env = dict(item.split("=", 1) for item in variables if "=" in item and not item.startswith("="))
     return ImageConfig(platform=platform, env=env, working_dir=working_dir, user=user, diff_ids=tuple(diff_ids))
 

@@ -91,7 +91,7 @@ def parse_reference(text: str) -> Reference:
     """Parse what the user wrote after `--image`.
 
     A first component with a dot, a colon or the name `localhost` is a registry; else it is
-    docker.io, where a lone component lies in `library/`.
+    docker.io, where a lone component is in `library/`.
 
     Raises:
         ConfigError: it has none of these forms.

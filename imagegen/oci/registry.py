@@ -142,7 +142,7 @@ class RegistrySource:
             headers = {"Range": f"bytes={have}-"} if have else {}
             with self._get(f"blobs/{descriptor.digest}", headers) as response:
                 if have and (response.status_code != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {have}-")):
-                    file.truncate(0)  # the registry does not go on where we ask it to: all of it again
+                    file.truncate(0)  # the registry does not resume where we ask it to: start over
                     hasher, have, left_over = hashlib.sha256(), 0, 0
                     if response.status_code != 200:
                         raise TransientError(f"no range of {descriptor.digest} to be had")
@@ -237,7 +237,7 @@ class RegistrySource:
             return RegistryError(f"{self._reference}: the registry has no such image", hint="check the name and the tag")
         if status in (401, 403):
             return RegistryError(
-                f"{self._reference}: the registry refuses: no account, a wrong one, one that may not, or there is no such image",
+                f"{self._reference}: the registry refuses: there is no account, it is wrong or lacks the right, or there is no such image",
                 hint=f"log in as docker does, so that ~/.docker/config.json knows an account for {self._reference.registry}",
             )
         return RegistryError(f"{self._reference}: the registry answers {status}")

@@ -129,7 +129,7 @@ def read_cpio(read: Callable[[int], bytes]) -> Iterator[Entry]:
     """The entries of the archive that `read` (at most so many bytes, fewer only at the end) gives.
 
     Raises:
-        ImageError: it is no newc archive, or is cut short.
+        ImageError: it is not a newc archive, or is cut short.
     """
 
     def exactly(size: int) -> bytes:
@@ -148,9 +148,9 @@ def read_cpio(read: Callable[[int], bytes]) -> Iterator[Entry]:
         try:
             ino, mode, _, _, links, _, size, _, _, _, _, name_size, _ = (int(head[at : at + 8], 16) for at in range(6, HEADER_SIZE, 8))
         except ValueError as error:
-            raise ImageError("the archive has a header that is none", hint="build the image again") from error
+            raise ImageError("the archive has a malformed header", hint="build the image again") from error
         if head[:6] != MAGIC or not 1 <= name_size <= MAX_PATH + 1:
-            raise ImageError("the archive has a header that is none", hint="build the image again")
+            raise ImageError("the archive has a malformed header", hint="build the image again")
         path = exactly(name_size + -(HEADER_SIZE + name_size) % 4)[: name_size - 1]
         if path == TRAILER:
             return

@@ -36,7 +36,7 @@ GZIP_WINDOW = 31
 """zlib's wbits for a gzip header and a 32 KiB window."""
 ZSTD_WINDOW = 128 * MIB
 RATIO_GRACE = 64 * MIB
-"""A layer that unpacks to less than this is no bomb, whatever its ratio."""
+"""A layer that unpacks to less than this is not a bomb, whatever its ratio."""
 _USTAR = slice(257, 262)
 """Where a tar's header has its magic."""
 _GZIP = b"\x1f\x8b"

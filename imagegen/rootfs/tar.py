@@ -210,7 +210,7 @@ def _number(field: bytes, what: str, offset: int, base: int = 8, *, signed: bool
         digits = digits[1:]
     allowed = b"01234567" if base == 8 else b"0123456789"
     if (not digits and base == 10) or len(digits) > 20 or digits.strip(allowed):
-        raise LayerError(f"the layer's tar has a {what} that is no number at byte {offset}: {digits[:20]!r}")
+        raise LayerError(f"the layer's tar has a {what} that is not a number at byte {offset}: {digits[:20]!r}")
     return sign * int(digits, base) if digits else 0
 
 

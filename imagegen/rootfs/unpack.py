@@ -108,7 +108,7 @@ class _Writer:
             yield parent, name
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
-                raise ImageError(f"the image's {show(path)} leads through what is no folder", hint="do not use it") from error
+                raise ImageError(f"the image's {show(path)} leads through something that is not a folder", hint="do not use it") from error
             raise
         finally:
             os.close(parent)

@@ -110,7 +110,7 @@ def cli() -> None:
     "--output", type=click.Path(path_type=Path, file_okay=False), help="The folder of the image. Default: where mayfly looks for it."
 )
 @insecure_option
-@click.option("--offline", is_flag=True, help="Ask no registry: all of it is in the cache from an earlier build.")
+@click.option("--offline", is_flag=True, help="Ask no registry: everything is in the cache from an earlier build.")
 @click.option("--force", is_flag=True, help="Build even if the image is there, made of the same things.")
 @click.option(
     "--prepare-with",
@@ -279,7 +279,7 @@ def push_command(image: str, reference: str, arch: str, insecure: bool, as_json:
     """Store an image in a registry under REFERENCE, for hosts that `pull` it."""
     target = parse_reference(reference)
     if not isinstance(target, RegistryReference):
-        raise ConfigError(f"{reference} is no registry's", hint="to write a folder: imagegen export")
+        raise ConfigError(f"{reference} is not in a registry", hint="to write a folder: imagegen export")
     with showing_progress() as progress:
         digest = push(_folder(image, arch), RegistrySource(target, cache_dir() / "blobs", insecure=insecure, progress=progress))
     stored = f"{target.registry}/{target.repository}@{digest}"

@@ -241,6 +241,9 @@ def test_unpacking(image: Built, tmp_path: Path) -> None:
         ([(b"file", stat.S_IFREG | 0o644, b"x"), (b"file/in", stat.S_IFREG | 0o644, b"x")], ImageError),
         ([(b"", stat.S_IFREG | 0o644, b"x")], ImageError),
         ([(b"no/folder", stat.S_IFREG | 0o644, b"x")], HostError),
+        ([(b"link", stat.S_IFLNK | 0o777, b"t" * 5000)], ImageError),
+        ([(b"%d" % number, stat.S_IFIFO | 0o644, b"") for number in range(100)], ImageError),
+        ([(b"large", stat.S_IFREG | 0o644, bytes(4 << 20))], ImageError),
     ],
 )
 def test_a_hostile_archive_writes_nothing_elsewhere(

@@ -29,7 +29,7 @@ from tests.kit.registry_kit import FakeRegistry, Faults
 from tests.kit.scale import FULL
 
 ROOT = Path(__file__).parents[3]
-REGISTRY = ROOT / "scripts" / "local-registry"
+REGISTRY = (sys.executable, "-m", "scripts.debian.local_registry")
 CONTENTS = hashlib.shake_256(b"contents").digest(1_500_000)
 LAYER = tar(member(b"a", CONTENTS))
 ELF_MACHINES = {"x86_64": elf.Machine.X86_64, "aarch64": elf.Machine.AARCH64}
@@ -392,12 +392,14 @@ def real_registry(layout: Path, tmp_path: Path) -> object:
 
 
 def _start(layout: Path, tmp_path: Path) -> str:
-    started = subprocess.run([REGISTRY, "start", layout], env=_state(tmp_path), check=True, capture_output=True, text=True, timeout=60)
+    started = subprocess.run(
+        [*REGISTRY, "start", layout], cwd=ROOT, env=_state(tmp_path), check=True, capture_output=True, text=True, timeout=60
+    )
     return started.stdout.strip()
 
 
 def _stop(tmp_path: Path) -> None:
-    subprocess.run([REGISTRY, "stop"], env=_state(tmp_path), check=True, timeout=60)
+    subprocess.run([*REGISTRY, "stop"], cwd=ROOT, env=_state(tmp_path), check=True, timeout=60)
 
 
 def _state(tmp_path: Path) -> dict[str, str]:
