@@ -1,7 +1,6 @@
-"""Markers that know what this host can do, their counts at the end of a run, and a fixture against
-leaks.
+"""Markers that know what this host can do, counts of outcomes, and a fixture against leaks.
 
-The counts go to the file that MAYFLY_TEST_COUNTS names, as JSON, for scripts/test and .ci/run.
+The counts go to the file that MAYFLY_TEST_COUNTS names, as JSON, for scripts/test.
 """
 
 import collections
@@ -42,16 +41,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Counts:
-    """Outcomes as the run goes along: of each test, in all and by marker."""
+    """Outcomes of the tests so far, of each and by marker."""
 
     def __init__(self) -> None:
         self.markers: dict[str, collections.Counter[str]] = {marker: collections.Counter() for marker in MARKERS}
         self.tests: dict[str, tuple[str, float]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """A test's outcome is its call's, unless its set-up or tear-down went wrong or skipped
-        it.
-        """
+        """Note a test's outcome: its call's, unless set-up or tear-down failed or skipped it."""
         known, seconds = self.tests.get(report.nodeid, ("passed", 0.0))
         outcome = known
         if report.outcome != "passed":
@@ -65,9 +62,7 @@ class Counts:
                     self.markers[marker][outcome] += 1
 
     def as_json(self) -> str:
-        """For the file: seconds of the whole run, outcomes in all and by marker, and each
-        test's.
-        """
+        """The file's text: seconds of the whole run, outcomes in all, by marker and by test."""
         outcomes = collections.Counter(outcome for outcome, _ in self.tests.values())
         fields = {"seconds": time.monotonic() - STARTED, "outcomes": outcomes, "markers": self.markers, "tests": self.tests}
         return json.dumps(fields, indent=1)
