@@ -139,7 +139,8 @@ def image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         pytest.skip("only root can unpack an archive with its owners, and chroot")
     folder = tmp_path_factory.mktemp(layout)
     oci, built, root = folder / "layout", folder / "image", folder / "root"
-    subprocess.run([ROOT / "scripts" / "reference-image", language, oci, "--layout", layout, "--suite", *(suite or ["trixie"])], check=True)
+    reference = [sys.executable, "-m", "scripts.debian.reference_image", language, str(oci)]
+    subprocess.run([*reference, "--layout", layout, "--suite", *(suite or ["trixie"])], cwd=ROOT, check=True)
     expected = (BOOKWORM if suite else EXPECTED)[language]
     name = f"{language}@{expected.version}"
     command = [sys.executable, "-m", "mayfly.cli.main", "image", "build", name, "--image", f"oci:{oci}", "--output", str(built)]

@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,7 @@ if FULL:
     @pytest.mark.parametrize(("language", "kind"), [("rust", "debian"), ("rust", "docker"), ("go", "docker")])
     def test_a_reference_image(language: str, kind: str, tmp_path: Path) -> None:
         layout = tmp_path / "layout"
-        subprocess.run([ROOT / "scripts" / "reference-image", language, layout, "--layout", kind], check=True)
+        reference = [sys.executable, "-m", "scripts.debian.reference_image", language, str(layout), "--layout", kind]
+        subprocess.run(reference, cwd=ROOT, check=True)
         assert _compare(layout, tmp_path) > 3000
         shutil.rmtree(tmp_path)
