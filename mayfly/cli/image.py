@@ -32,6 +32,13 @@ from mayfly.images.store import image_folders, remove
 from mayfly.paths import cache_dir, image_dir
 from mayfly.units import MIB
 
+COLUMNS = (
+    rich.progress.TextColumn("{task.description}", markup=False),
+    rich.progress.BarColumn(),
+    rich.progress.DownloadColumn(binary_units=True),
+    rich.progress.TransferSpeedColumn(),
+)
+
 
 class PlainProgress:
     """Lines on standard error, for a log."""
@@ -70,13 +77,7 @@ def showing_progress() -> Iterator[Progress]:
     if not sys.stderr.isatty():
         yield PlainProgress()
         return
-    columns = (
-        rich.progress.TextColumn("{task.description}", markup=False),
-        rich.progress.BarColumn(),
-        rich.progress.DownloadColumn(binary_units=True),
-        rich.progress.TransferSpeedColumn(),
-    )
-    with rich.progress.Progress(*columns, console=rich.console.Console(stderr=True)) as bars:
+    with rich.progress.Progress(*COLUMNS, console=rich.console.Console(stderr=True)) as bars:
         yield BarProgress(bars)
 
 

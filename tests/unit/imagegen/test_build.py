@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 import os
 import pty
@@ -22,10 +23,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import rich.console
+import rich.progress
 from click.testing import CliRunner
 
 import mayfly.imagegen.build
-from mayfly.cli.image import cli
+from mayfly.cli.image import COLUMNS, BarProgress, cli
 from mayfly.errors import ConfigError, HostError, ImageError, ImageNotFoundError, LayerError, MayflyError
 from mayfly.imagegen.build import Built, Options, build, fetch_layers
 from mayfly.imagegen.languages import parse_language
@@ -485,6 +488,18 @@ def test_progress_is_bars_on_a_terminal_and_lines_elsewhere(tmp_path: Path) -> N
     for title in pulled:
         assert re.search(title.encode() + rb"[^\n]*\xe2\x94\x81", shown)  # a bar's line
     assert b"\x1b[" in shown
+
+
+def test_progress_shows_names_as_they_are_and_no_more() -> None:
+    """Names come from images: no markup of rich's, nothing that a terminal would obey."""
+    out = io.StringIO()
+    with rich.progress.Progress(*COLUMNS, console=rich.console.Console(file=out, force_terminal=True, width=100)) as bars:
+        progress = BarProgress(bars)
+        progress.say("said [red]\x1b]0;title\x07")
+        with progress.task("task [link=x]\x1b[2J\u202e", 1):
+            pass
+    assert "said [red]\ufffd]0;title\ufffd" in out.getvalue()
+    assert "task [link=x]\ufffd[2J\ufffd" in out.getvalue()
 
 
 def test_what_an_image_says_does_not_reach_the_terminal_as_it_is(tmp_path: Path) -> None:
