@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from mayfly.errors import BootError, KvmUnavailableError
 from mayfly.units import MIB
-from mayfly.vmm.arch.aarch64 import hardware, interrupts, layout, state
+from mayfly.vmm.arch.aarch64 import cpu, hardware, interrupts, layout, state
 from mayfly.vmm.arch.aarch64.interrupts import GicVersion
 from mayfly.vmm.config import Channel, MachineConfig, NetworkBackend, NetworkConfig
 from mayfly.vmm.devices.clock import Clock, Register
@@ -270,3 +270,21 @@ def test_the_numbers_of_kvm_are_the_kernels(tmp_path: Path) -> None:
     source = tmp_path / "kvm.c"
     source.write_text(build_kvm.SOURCE + build_kvm.SOURCES["aarch64"] + NUMBERS)
     subprocess.run([COMPILER, "-fsyntax-only", "-Wall", "-Wno-unused-function", source], check=True)
+
+
+def test_a_vcpu_is_given_power_calls_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither SVE, pointer authentication, performance counters nor EL2: KVM hides what it is not
+    asked for.
+    """
+    bits = {"PSCI_0_2": 2, "PMU_V3": 3, "SVE": 4, "PTRAUTH_ADDRESS": 5, "PTRAUTH_GENERIC": 6, "HAS_EL2": 7, "POWER_OFF": 0}
+    monkeypatch.setattr(cpu, "lib", SimpleNamespace(**{f"KVM_ARM_VCPU_{name}": bit for name, bit in bits.items()}))
+    monkeypatch.setattr(cpu, "ffi", SimpleNamespace(new=lambda kind: SimpleNamespace(features=[0] * 7)))
+    seen: list[list[int]] = []
+
+    class Fake:
+        def ioctl_struct(self, name: str, target: Any) -> None:
+            if name == "KVM_ARM_VCPU_INIT":
+                seen.append(list(target.features))
+
+    cpu.reset(Fake(), [Fake(), Fake()])  # type: ignore[arg-type, list-item]
+    assert seen == [[1 << 2, *[0] * 6], [1 << 2 | 1, *[0] * 6]]

@@ -8,6 +8,12 @@ from mayfly.vmm.arch.aarch64 import layout
 from mayfly.vmm.kvm._kvm import ffi, lib
 from mayfly.vmm.kvm.kvm import Vcpu, Vm
 
+FEATURES = ("PSCI_0_2",)
+"""What a vCPU is given beyond the base architecture (api.rst 4.82, KVM_ARM_VCPU_*).
+
+KVM keeps the rest out of the ID registers, and its registers trap: SVE, pointer authentication,
+performance counters, EL2 (nested virtualisation) and 32-bit EL1 are all asked for by name.
+"""
 NAMES = ("PC", "SP", "PSTATE", "X0", "X1", "X2", "X3", "X29", "X30", "ESR_EL1", "FAR_EL1", "ELR_EL1", "VBAR_EL1")
 
 
@@ -26,8 +32,9 @@ def reset(vm: Vm, vcpus: Sequence[Vcpu]) -> None:
     """Give all vCPUs the state of a processor's reset: the first one is on, the others are off."""
     target = ffi.new("struct kvm_vcpu_init *")
     vm.ioctl_struct("KVM_ARM_PREFERRED_TARGET", target)
+    features = sum(1 << getattr(lib, f"KVM_ARM_VCPU_{name}") for name in FEATURES)
     for vcpu in vcpus:
-        target.features[0] = 1 << lib.KVM_ARM_VCPU_PSCI_0_2 | (1 << lib.KVM_ARM_VCPU_POWER_OFF if vcpu is not vcpus[0] else 0)
+        target.features[0] = features | (1 << lib.KVM_ARM_VCPU_POWER_OFF if vcpu is not vcpus[0] else 0)
         vcpu.ioctl_struct("KVM_ARM_VCPU_INIT", target)
 
 

@@ -8,6 +8,7 @@ from enum import IntFlag
 from typing import Any
 
 from mayfly.vmm.arch.x86_64 import layout
+from mayfly.vmm.arch.x86_64.features import deny_msrs, reduce
 from mayfly.vmm.kvm._kvm import ffi
 from mayfly.vmm.kvm.kvm import Kvm, Vcpu, Vm
 from mayfly.vmm.memory import GuestMemory
@@ -19,7 +20,6 @@ CPUID_INDEX_SIGNIFICANT = 1
 class Leaf1Ecx(IntFlag):
     """CPUID leaf 1, ECX (Intel SDM volume 2A, CPUID)."""
 
-    MONITOR = 1 << 3
     TSC_DEADLINE = 1 << 24
     HYPERVISOR = 1 << 31
 
@@ -42,8 +42,6 @@ class Page(IntFlag):
 
 CR4_PAE = 1 << 5
 EFER_LME, EFER_LMA = 1 << 8, 1 << 10
-INVARIANT_TSC = 1 << 8
-"""CPUID leaf 0x8000_0007, EDX."""
 RFLAGS_RESERVED = 1 << 1
 LARGE_PAGE = 2 << 20
 
@@ -70,44 +68,42 @@ def set_up(vm: Vm, vcpus: Sequence[Vcpu], *, entry: int) -> None:
 
     The others wait for the kernel's start-up IPI, as KVM makes them.
     """
+    deny_msrs(vm)
+    cpuid = offered_cpuid(vm.kvm)
     for vcpu in vcpus:
-        _set_cpuid(vm.kvm, vcpu, len(vcpus))
+        _set_cpuid(cpuid, vcpu, len(vcpus))
         msrs = ffi.new("struct kvm_msrs *", {"nmsrs": 1, "entries": [{"index": MSR_MTRR_DEFAULT, "data": MTRR_ENABLED_WRITE_BACK}]})
         vcpu.ioctl_struct("KVM_SET_MSRS", msrs)
     _enter_at(vcpus[0], entry)
 
 
-def supported_cpuid(kvm: Kvm) -> Any:
-    """What processor and KVM offer to guests, as a struct kvm_cpuid2 (api.rst 4.46)."""
+def offered_cpuid(kvm: Kvm) -> list[Any]:
+    """What a guest here may see: entries of a struct kvm_cpuid2 (api.rst 4.46), as KVM supports
+    them and FEATURES allows them. The same for all vCPUs.
+    """
     cpuid = ffi.new("struct kvm_cpuid2 *", {"nent": MAX_CPUID_ENTRIES, "entries": MAX_CPUID_ENTRIES})
     kvm.ioctl_struct("KVM_GET_SUPPORTED_CPUID", cpuid)
-    return cpuid
-
-
-def _set_cpuid(kvm: Kvm, vcpu: Vcpu, cpus: int) -> None:
-    cpuid = supported_cpuid(kvm)
-    deadline = kvm.check_extension("KVM_CAP_TSC_DEADLINE_TIMER") > 0
-    topology = [_topology_leaf(0xB, subleaf, vcpu.index, cpus) for subleaf in range(2)]
-    count = 0
-    for index in range(cpuid.nent):
-        entry = cpuid.entries[index]
-        if entry.function in (0xB, 0x1F):
-            continue
+    # Copies, as a cdata entry does not keep its array alive.
+    entries = reduce(ffi.new("struct kvm_cpuid_entry2 *", cpuid.entries[index]) for index in range(cpuid.nent))
+    for entry in entries:
         if entry.function == 1:
             # Without the hypervisor bit the guest sees no KVM and no kvm-clock; KVM leaves the
             # deadline bit to us.
-            entry.ecx = entry.ecx & ~Leaf1Ecx.MONITOR | Leaf1Ecx.HYPERVISOR | (Leaf1Ecx.TSC_DEADLINE if deadline else 0)
-            entry.ebx = entry.ebx & 0xFFFF | cpus << 16 | vcpu.index << 24
-        elif entry.function == 0xA:
-            entry.eax = entry.ebx = entry.ecx = entry.edx = 0  # no performance counters
-        elif entry.function == 0x8000_0007:
-            entry.edx &= ~INVARIANT_TSC  # else the guest may prefer the TSC to kvm-clock, which KVM carries over a snapshot
-        cpuid.entries[count] = entry
-        count += 1
-    for leaf in topology:
-        cpuid.entries[count] = leaf
-        count += 1
-    cpuid.nent = count
+            deadline = kvm.check_extension("KVM_CAP_TSC_DEADLINE_TIMER") > 0
+            entry.ecx |= Leaf1Ecx.HYPERVISOR | (Leaf1Ecx.TSC_DEADLINE if deadline else 0)
+    return entries
+
+
+def _set_cpuid(entries: Sequence[Any], vcpu: Vcpu, cpus: int) -> None:
+    """Give a vCPU its CPUID: what is offered to all, its APIC id, and the topology."""
+    topology = [_topology_leaf(0xB, subleaf, vcpu.index, cpus) for subleaf in range(2)]
+    cpuid = ffi.new("struct kvm_cpuid2 *", {"nent": len(entries) + len(topology), "entries": len(entries) + len(topology)})
+    for index, entry in enumerate(entries):
+        cpuid.entries[index] = entry[0]
+        if entry.function == 1:
+            cpuid.entries[index].ebx = entry.ebx & 0xFFFF | cpus << 16 | vcpu.index << 24
+    for index, leaf in enumerate(topology, len(entries)):
+        cpuid.entries[index] = leaf
     vcpu.ioctl_struct("KVM_SET_CPUID2", cpuid)
 
 

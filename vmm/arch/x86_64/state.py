@@ -20,7 +20,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mayfly.errors import KvmError, SnapshotError
-from mayfly.vmm.arch.x86_64.cpu import MAX_CPUID_ENTRIES, supported_cpuid
+from mayfly.vmm.arch.x86_64.cpu import MAX_CPUID_ENTRIES, offered_cpuid
+from mayfly.vmm.arch.x86_64.features import deny_msrs
 from mayfly.vmm.arch.x86_64.interrupts import InterruptController
 from mayfly.vmm.kvm._kvm import ffi, lib
 from mayfly.vmm.kvm.kvm import Kvm, Vcpu, Vm
@@ -54,13 +55,9 @@ E.4).
 
 
 def identity(kvm: Kvm) -> str:
-    """What processor and KVM offer to guests here, as text: a guest goes on only where it is the
-    same.
-    """
-    cpuid = supported_cpuid(kvm)
+    """What a guest here may see of the processor, as text: it goes on only where it is the same."""
     leaves = []
-    for index in range(cpuid.nent):
-        entry = cpuid.entries[index]
+    for entry in offered_cpuid(kvm):
         if entry.function in _PER_CPU_LEAVES:
             continue
         ebx = entry.ebx & 0xFFFF if entry.function == 1 else 0 if entry.function == 0xD else entry.ebx  # APIC id; size of what is on now
@@ -89,6 +86,7 @@ def restore(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu], stat
         SnapshotError: the state is of another shape.
         KvmError: this KVM does not take it.
     """
+    deny_msrs(vm)
     for vcpu, saved in zip(vcpus, state["vcpus"], strict=True):
         _restore_vcpu(vm.kvm, vcpu, saved)
     for name in _CHIPS:

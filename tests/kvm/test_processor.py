@@ -1,0 +1,47 @@
+"""What a guest finds of the processor when it looks for itself."""
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from mayfly.vmm.arch.x86_64.features import ALLOWED
+from mayfly.vmm.process.report import End
+from tests.kit import tiny
+from tests.kit.tiny import RESET, Running
+
+pytestmark = pytest.mark.kvm
+
+ASKED = [(1, 0), (7, 0), (0xA, 0), (0xD, 0), (0xD, 1), (0x8000_0001, 0), (0x8000_0007, 0), (0x8000_000A, 0)]
+
+
+def cpuid(leaf: int, index: int) -> str:
+    """Say all four registers on UART0, a byte at a time."""
+    say = "".join(f"mov eax, {register}\nmov ecx, 4\n2: out dx, al\nshr eax, 8\nloop 2b\n" for register in ("r8d", "r9d", "r10d", "r11d"))
+    keep = "mov r8d, eax\nmov r9d, ebx\nmov r10d, ecx\nmov r11d, edx\nmov dx, 0x3f8\n"
+    return f"mov eax, {leaf:#x}\nmov ecx, {index}\ncpuid\n{keep}{say}"
+
+
+def test_a_guest_sees_no_feature_that_is_not_allowed(started: list[Running], tmp_path: Path) -> None:
+    running = tiny.start(started, tmp_path, "".join(cpuid(*place) for place in ASKED) + RESET)
+    assert running.run() is End.RESET
+    answers = list(struct.iter_unpack("<4I", running.console))
+    assert len(answers) == len(ASKED)
+    for place, answer in zip(ASKED, answers, strict=True):
+        masks = ALLOWED.get(place, [0] * 4)
+        assert [value & ~allowed for value, allowed in zip(answer, masks, strict=True)] == [0] * 4, place
+    assert answers[0][2] >> 31 & 1  # a hypervisor is there
+    assert not answers[0][2] >> 5 & 1  # VMX
+
+
+@pytest.mark.parametrize(("msr", "reached"), [(0x10, True), (0x480, False), (0x3A, False), (0xC001_0117, False)])
+def test_msrs_of_hidden_features_cannot_be_read(started: list[Running], tmp_path: Path, msr: int, reached: bool) -> None:
+    """The guest has no handler for the exception, so that ends it."""
+    running = tiny.start(started, tmp_path, f"mov ecx, {msr:#x}\nrdmsr\n" + RESET)
+    assert running.run() is (End.RESET if reached else End.ERROR)
+
+
+def test_there_is_no_nested_virtualisation(started: list[Running], tmp_path: Path) -> None:
+    """CR4.VMXE is reserved, as CPUID has no VMX."""
+    running = tiny.start(started, tmp_path, "mov rax, cr4\nor rax, 0x2000\nmov cr4, rax\n" + RESET)
+    assert running.run() is End.ERROR
