@@ -14,7 +14,9 @@ from typing import Self, TypeVar
 
 import pytest
 
+from mayfly.host.config import DEFAULT_EMULATED_FACTOR
 from mayfly.protocol import frames as p
+from mayfly.vmm import arch
 
 ROOT = Path(__file__).parent.parent.parent
 PATH_ENV = (("PATH", "/usr/local/bin:/usr/bin:/bin"),)
@@ -22,7 +24,9 @@ UID = 61_873
 """Whom steps run as when the tests are root's: nobody else's number, since a step may kill all that
 its user runs.
 """
-PATIENCE_S = 30.0
+FACTOR = DEFAULT_EMULATED_FACTOR if arch.probe.host_is_emulated() else 1.0
+"""How much longer everything may take on this host, as the server's limits have it."""
+PATIENCE_S = 30.0 * FACTOR
 _M = TypeVar("_M", bound=p.Message)
 
 
@@ -34,7 +38,7 @@ def build_agent() -> Path:
 
 def shell(script: str, name: str = "run", **limits: object) -> p.Step:
     """A step that runs a shell script."""
-    return p.Step(name, ("sh", "-c", script), **{"wall_ms": 20_000, **limits})  # type: ignore[arg-type]
+    return p.Step(name, ("sh", "-c", script), **{"wall_ms": int(20_000 * FACTOR), **limits})  # type: ignore[arg-type]
 
 
 class AgentChannel:
