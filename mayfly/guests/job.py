@@ -10,7 +10,7 @@ from mayfly.vmm.config import Channel, MachineConfig
 
 ZERO_MEMORY = Step(name="zero", argv=("/init", "--zero-memory"))
 """Before a machine is saved: its free memory would be part of the snapshot."""
-RATES: Mapping[Channel, float] = {Channel.SERIAL: 2048.0, Channel.VIRTIO: 256 * 1024.0}
+RATES: Mapping[Channel, float] = {Channel.SERIAL: 2048.0, Channel.VIRTIO: 256 * 1024.0, Channel.TCP: 256 * 1024.0}
 """Bytes a second that each channel surely reaches, even on an emulated host."""
 
 

@@ -42,7 +42,7 @@ class Config:
     languages: tuple[str, ...] = key((), "languages to serve (name or name@version); none given: every installed one")
     kernel: Path = key(lambda: paths.kernel_path(platform.machine()), "the guests' kernel")
     user: str = key("nobody", "user that machines run as when Mayfly was started by root; empty: stay root")
-    channel: Channel = key(Channel.VIRTIO, "device that carries the channel: serial or virtio")
+    channel: Channel = key(Channel.VIRTIO, "what carries the channel: serial, virtio or tcp (of runs with a network)")
     cpus: int = key(1, "virtual CPUs of a machine", 1, 64)
     memory: int = key(0, "memory of a machine, if more than its image asks for; 0: as the image asks", 0, 1 << 39)
     network_backend: NetworkBackend = key(NetworkBackend.NONE, "what connects runs that ask for a network: none, tap or passt")
@@ -74,8 +74,12 @@ class Config:
     keep_runs: int = key(256, "ended runs kept", 0, 100_000)
 
     def __post_init__(self) -> None:
-        if self.channel not in (Channel.SERIAL, Channel.VIRTIO):
-            raise ConfigError(f"channel is '{self.channel}'; it must be serial or virtio")
+        if self.channel not in CHOICES[Channel]:
+            raise ConfigError(f"channel is '{self.channel}'; it must be {' or '.join(CHOICES[Channel])}")
+        if self.channel is Channel.TCP and self.network_backend is NetworkBackend.NONE:
+            raise ConfigError(
+                "channel is 'tcp', but no run has a network", hint="set network_backend to tap or passt, or channel to virtio"
+            )
         for field in FIELDS.values():
             check_range(field, getattr(self, field.name))
 
@@ -104,7 +108,7 @@ class Config:
         return seconds * (self.time_factor or 1.0)
 
 
-CHOICES: Mapping[Any, tuple[str, ...]] = {Channel: ("serial", "virtio"), NetworkBackend: tuple(map(str, NetworkBackend))}
+CHOICES: Mapping[Any, tuple[str, ...]] = {Channel: ("serial", "virtio", "tcp"), NetworkBackend: tuple(map(str, NetworkBackend))}
 """What may be said for a key of such a type."""
 FIELDS: Mapping[str, "dataclasses.Field[Any]"] = {field.name: field for field in dataclasses.fields(Config)}
 

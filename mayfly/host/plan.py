@@ -15,7 +15,7 @@ from mayfly.images.store import InstalledImage
 from mayfly.protocol.frames import FileEntry, Start, Step, check_start
 from mayfly.protocol.frames import pack as check_fits
 from mayfly.units import MIB
-from mayfly.vmm.config import MachineConfig, NetworkConfig
+from mayfly.vmm.config import Channel, MachineConfig, NetworkConfig
 
 SLACK_S = 10.0
 """On top of all limits: writing files, starting programs, killing them."""
@@ -32,14 +32,17 @@ class Plan(NamedTuple):
 
 
 def want_machine(image: InstalledImage, config: Config, network: NetworkConfig | None = None) -> Wanted:
-    """The machine in which snippets of `image` run."""
+    """The machine in which snippets of `image` run. A channel over TCP needs a network; where there
+    is none, virtio carries it.
+    """
+    channel = Channel.VIRTIO if config.channel is Channel.TCP and network is None else config.channel
     memory = max(config.memory, image.manifest.memory)
     machine = MachineConfig(
         kernel=str(config.kernel),
         initrd=str(image.initramfs),
         memory=memory + -memory % MIB,
         cpus=config.cpus,
-        channel=config.channel,
+        channel=channel,
         user=config.user or None,
         network=network,
     )
@@ -89,7 +92,7 @@ def make_plan(
     check_start(start)
     check_fits(start, 1)
     deadline_s = sum(step.wall_ms for step in limited) / 1000 + config.here(SLACK_S)
-    return Plan(wanted, Job(start=start, files=tuple(files.values()), deadline_s=deadline_s, rate=RATES[config.channel]))
+    return Plan(wanted, Job(start=start, files=tuple(files.values()), deadline_s=deadline_s, rate=RATES[wanted.machine.channel]))
 
 
 def _files(snippet: Snippet, content: manifest.Manifest) -> dict[str, bytes]:

@@ -24,6 +24,7 @@ from mayfly.host.pool import Idle, Pool
 from mayfly.snapshots import store as snapshots
 from mayfly.snapshots.making import base_name, find_base, make
 from mayfly.snapshots.store import Snapshot
+from mayfly.vmm.config import Channel
 
 log = logging.getLogger(__name__)
 RETRY_S = 60.0
@@ -64,7 +65,7 @@ class Supply:
         if snapshot is not None:
             await asyncio.to_thread(snapshots.check, snapshot, wanted.image, wanted.machine)
             return await start(self._spawner, wanted.restored_from(snapshot.chain))
-        if not self._config.cold:
+        if not self._config.cold and wanted.machine.channel is not Channel.TCP:  # no snapshot holds a connection
             base = await self._base(wanted)
             if base is not None:
                 try:

@@ -10,15 +10,15 @@ import pytest
 
 from mayfly import paths
 from mayfly.api.problems import UnprocessableError
-from mayfly.errors import BodyTooLargeError, RequestError, UnknownLanguageError
+from mayfly.errors import BodyTooLargeError, ConfigError, RequestError, UnknownLanguageError
 from mayfly.host.config import Config
-from mayfly.host.plan import KERNEL_RESERVE, make_plan
+from mayfly.host.plan import KERNEL_RESERVE, make_plan, want_machine
 from mayfly.host.snippet import Snippet
 from mayfly.images.manifest import Step
 from mayfly.images.store import Images, InstalledImage
 from mayfly.protocol.frames import MAX_FILES_SIZE
 from mayfly.units import MIB
-from mayfly.vmm.config import Channel
+from mayfly.vmm.config import Channel, NetworkBackend, NetworkConfig
 from tests.kit.api_fakes import install, install_toys
 
 
@@ -123,3 +123,12 @@ def test_files_together_have_a_limit() -> None:
 def test_what_does_not_fit_into_a_start_frame_is_refused() -> None:
     with pytest.raises(RequestError):
         make_plan(Snippet(source=b"", env={f"V{n}": "x" * 1000 for n in range(100)}), toy(), Config())
+
+
+def test_a_channel_over_tcp_needs_a_network_and_is_virtio_without_one() -> None:
+    config = Config(channel=Channel.TCP, network_backend=NetworkBackend.PASST)
+    network = NetworkConfig(backend=NetworkBackend.PASST, mac="02:00:00:00:00:02", addresses=("10.87.0.2/16",), gateways=("10.87.0.1",))
+    assert want_machine(toy(), config, network).machine.channel is Channel.TCP
+    assert want_machine(toy(), config).machine.channel is Channel.VIRTIO
+    with pytest.raises(ConfigError, match="no run has a network"):
+        Config(channel=Channel.TCP)
