@@ -6,7 +6,7 @@ import socket
 import time
 import traceback
 
-from mayfly.errors import MayflyError
+from mayfly.errors import HostError, MayflyError
 from mayfly.vmm.boot_log import Console
 from mayfly.vmm.build import build_machine
 from mayfly.vmm.config import MachineConfig
@@ -43,6 +43,8 @@ def run_process(config: MachineConfig, channel: socket.socket, report_fd: int, c
             exits, error = machine.exits(), machine.error
     except MayflyError as caught:
         error = caught
+    except (OSError, MemoryError) as caught:
+        error = HostError(f"this host lacks something that the machine needs: {caught}", hint="see its limits, memory and disk")
     except Exception as caught:
         error = MayflyError(f"a fault of the monitor: {caught!r}", hint="report it, with this text:\n" + traceback.format_exc())
     # Nothing is unmapped: the kernel does that faster, and when the reply is on its way.

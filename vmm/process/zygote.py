@@ -42,7 +42,7 @@ CONTROL_FD = 3
 START = "import sys; from mayfly.vmm.process.zygote import main; main(int(sys.argv[1]), int(sys.argv[2]))"
 NOT_FORKED = 1
 """Status of a machine that never had a process."""
-_MORE_PROCESSES = "raise the limit of processes or memory of this service, or run fewer machines at a time"
+_MORE_PROCESSES = "raise this service's limits of processes, memory and descriptors, or run fewer machines at a time"
 NOBODY = 0
 """No machine has this number: for a message that does not tell its machine's."""
 
@@ -265,8 +265,8 @@ class _Server:
             else:
                 machine = int(message["spawn"])
                 self._fork(machine, message["config"], fds)
-        except OSError as error:
-            self._refuse(machine, fds, HostError(f"no process for the machine: {error.strerror}", hint=_MORE_PROCESSES))
+        except (OSError, MemoryError) as error:
+            self._refuse(machine, fds, HostError(f"no process for the machine: {error}", hint=_MORE_PROCESSES))
         except (ValueError, TypeError, LookupError) as error:
             self._refuse(machine, fds, HostError(f"the zygote was asked for something impossible: {error!r}", hint="report this"))
         finally:
@@ -304,9 +304,11 @@ class _Server:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for end in (self._control, self._wakeup, self._wakeup_writer):
                 end.close()
-            keep_only([channel, report, control])
             try:
+                keep_only([channel, report, control])
                 parsed = MachineConfig.from_json(config)
+            except OSError as error:
+                self._report_failure(report, HostError(f"no descriptors for the machine: {error.strerror}", hint=_MORE_PROCESSES))
             except (MayflyError, ValueError, TypeError, LookupError) as error:
                 self._report_failure(report, ConfigError(f"the machine's configuration cannot be read: {error!r}"))
             else:
