@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH = 100
-GENERATED = {"docs/test-report.md"}
+GENERATED = {"docs/test-report.md", "docs/intel-report.md"}
 VERBATIM = re.compile(r"\s*(\||#|!\[|<)| {4,}\S|\t")
 """Begins a line that is not prose: a table, a heading, a picture, HTML, an indented code block."""
 BULLET = re.compile(r"\s*([-*]|\d+\.) ")
