@@ -107,6 +107,7 @@ SCHEMAS: dict[str, Any] = {
         stdout_truncated=_FLAG,
         stderr_truncated=_FLAG,
     ),
+    "Saved": _object(("name",), name=_TEXT, parent=_or_null(_TEXT), run=_TEXT, memory_bytes=_WHOLE),
     "Languages": _object(
         ("languages",),
         languages=_list(

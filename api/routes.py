@@ -4,6 +4,7 @@ openapi.json are made.
 
 import asyncio
 import dataclasses
+import json
 import platform
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -15,7 +16,7 @@ from mayfly import __version__
 from mayfly.api import openapi
 from mayfly.api.metrics import Metrics
 from mayfly.api.problems import MediaTypeError, UnprocessableError
-from mayfly.errors import RequestError
+from mayfly.errors import ConfigError, RequestError
 from mayfly.host.snippet import Snippet, parse_flag, parse_json, parse_mode
 from mayfly.protocol.frames import PROTOCOL_VERSION
 from mayfly.runs.run import Run
@@ -68,6 +69,23 @@ async def delete_run(request: web.Request) -> web.Response:
     """End a run if it is under way, and keep nothing of it."""
     await request.app[SERVICE].forget(request.match_info["id"])
     return web.Response(status=204)
+
+
+async def save_run(request: web.Request) -> web.Response:
+    """Save the machine of a run as a snapshot; the run goes on."""
+    service = request.app[SERVICE]
+    try:
+        body = json.loads(await request.read())
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"the body is not JSON: {str(error)[:200]}") from error
+    if not isinstance(body, dict) or set(body) != {"name"} or not isinstance(body["name"], str):
+        raise UnprocessableError("the body is not an object with a name", hint='send {"name": "..."}')
+    try:
+        manifest = (await service.save(request.match_info["id"], body["name"])).manifest
+    except ConfigError as error:
+        raise UnprocessableError(error.message, hint=error.hint) from error
+    answer = {"name": manifest.name, "parent": manifest.parent or None, "run": manifest.run, "memory_bytes": manifest.memory_bytes}
+    return web.json_response(answer, status=201)
 
 
 async def languages(request: web.Request) -> web.Response:
@@ -138,6 +156,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/run", run, "Run", (200, *_START[1:]), snippet=True),
     Route("GET", "/runs/{id}", get_run, "Run", (200, 404)),
     Route("DELETE", "/runs/{id}", delete_run, "", (204,)),
+    Route("POST", "/runs/{id}/snapshot", save_run, "Saved", (201, 400, 404, 410, 422, 503)),
     Route("GET", "/languages", languages, "Languages", (200,)),
     Route("GET", "/healthz", healthz, "Health", (200, 503)),
     Route("GET", "/version", version, "Version", (200,)),

@@ -211,14 +211,15 @@ def snapshot() -> None:
     """Make, list, look at and remove snapshots of machines."""
 
 
-@snapshot.command(cls=Configured, without=(*OF_SERVER, "cold"))
+@snapshot.command(cls=Configured, without=(*(name for name in OF_SERVER if name != "socket"), "cold"))
 @click.argument("language")
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option("--name", default="", help="the snapshot's name; needed with FILE or --parent")
+@click.option("--from", "from_run", default="", metavar="RUN", help="save the machine of this run of the server; the run goes on")
 @click.option("--parent", default="", help="save what differs from this snapshot (default with FILE: the language's own)")
 @click.option("--network", is_flag=True, help="make it for runs with a network; what it is made of, --network-backend says")
-def create(language: str, file: Path | None, name: str, parent: str, network: bool, **flags: Any) -> None:
-    """Make a snapshot of a machine of LANGUAGE.
+def create(language: str, file: Path | None, name: str, from_run: str, parent: str, network: bool, **flags: Any) -> None:
+    """Make a snapshot of a machine of LANGUAGE; with --from, LANGUAGE is the snapshot's name.
 
     Without FILE it is the language's own, from which its runs start: a machine boots, runs the
     language's warm-up, and is saved. With FILE a machine goes on from --parent, runs this snippet,
@@ -226,7 +227,11 @@ def create(language: str, file: Path | None, name: str, parent: str, network: bo
     """
     config = load_config(flags)
     from mayfly.cli.snapshot import create as create_snapshot
+    from mayfly.cli.snapshot import create_from_run
 
+    if from_run:
+        create_from_run(from_run, language, config)
+        return
     create_snapshot(language, file, name=name, parent=parent, network=network, config=config)
 
 

@@ -2,14 +2,18 @@
 
 import asyncio
 import dataclasses
+import http.client
 import json
+import socket
+import urllib.parse
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import click
 
 from mayfly.cli.run import read_source
-from mayfly.errors import ConfigError
+from mayfly.errors import ConfigError, HostError, RequestError
 from mayfly.host.checks import time_factor
 from mayfly.host.config import Config
 from mayfly.host.snippet import Snippet
@@ -43,6 +47,40 @@ async def _create(language: str, file: Path | None, *, name: str, parent: str, n
         if name:
             raise ConfigError("a language's own snapshot has its name", hint="leave --name out, or give the FILE of a snippet")
         return await service.make_base(image, network=network, again=True)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost")
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the server's socket."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.connect(str(self._path))
+
+
+def create_from_run(run: str, name: str, config: Config) -> None:
+    """Have the server save the machine of a run, which goes on.
+
+    Raises:
+        HostError: no server is there.
+        RequestError: it refuses.
+    """
+    connection = _UnixConnection(config.socket)
+    try:
+        connection.request("POST", f"/runs/{urllib.parse.quote(run, safe='')}/snapshot", json.dumps({"name": name}))
+        answer = connection.getresponse()
+        found = json.loads(answer.read())
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise HostError(f"{config.socket}: no server answers: {error}", hint="start it: mayfly serve, or give its --socket") from error
+    finally:
+        connection.close()
+    if answer.status != HTTPStatus.CREATED:
+        raise RequestError(str(found["error"]["message"]), hint=str(found["error"]["hint"]))
+    click.echo(_line(snapshots.find(name)))
 
 
 def show_all(*, as_json: bool) -> None:

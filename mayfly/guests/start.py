@@ -33,8 +33,9 @@ class StartKind(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Guest:
-    """A machine whose agent has said `hello`, and the conversation with it."""
+    """The machine that was `wanted`, whose agent has said `hello`, and the conversation with it."""
 
+    wanted: Wanted
     process: VmmProcess
     conversation: Conversation
     hello: Hello
@@ -68,7 +69,7 @@ async def start(spawner: Spawner, wanted: Wanted) -> Guest:
             raise explain(caught, ended) from caught
         raise
     kind = StartKind.RESTORED if wanted.machine.restore else StartKind.COLD
-    return Guest(process=process, conversation=conversation, hello=hello, kind=kind)
+    return Guest(wanted=wanted, process=process, conversation=conversation, hello=hello, kind=kind)
 
 
 async def resume(process: VmmProcess, conversation: Conversation, network: NetworkConfig | None = None) -> Hello:

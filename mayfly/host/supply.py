@@ -11,10 +11,11 @@ import contextlib
 import dataclasses
 import logging
 import time
+import weakref
 
 from mayfly.errors import BusyError, HostError, MayflyError, NetworkError
 from mayfly.guests.job import Wanted
-from mayfly.guests.spawner import Spawner
+from mayfly.guests.spawner import Spawner, VmmProcess
 from mayfly.guests.start import Guest, StartKind, start
 from mayfly.host.admission import Admission
 from mayfly.host.config import Config
@@ -42,6 +43,7 @@ class Supply:
         self._observer = observer
         self._making: dict[str, asyncio.Task[None]] = {}
         self._not_before: dict[str, float] = {}
+        self._origins: weakref.WeakKeyDictionary[VmmProcess, Snapshot] = weakref.WeakKeyDictionary()
         self.pool = Pool(config.warm, self._restore, admission, observer)
 
     def expect(self, wanted: Wanted) -> None:
@@ -64,18 +66,27 @@ class Supply:
         """
         if snapshot is not None:
             await asyncio.to_thread(snapshots.check, snapshot, wanted.image, wanted.machine)
-            return await start(self._spawner, wanted.restored_from(snapshot.chain))
+            return await self._from(snapshot, wanted)
         if not self._config.cold and wanted.machine.channel is not Channel.TCP:  # no snapshot holds a connection
             base = await self._base(wanted)
             if base is not None:
                 try:
-                    return await start(self._spawner, wanted.restored_from(base.chain))
+                    return await self._from(base, wanted)
                 except NetworkError:
                     raise  # a machine that boots would have no other
                 except MayflyError as error:
                     log.warning("the snapshot %s cannot be used, and will be made again: %s", base.manifest.name, error)
                     self.make_base_later(wanted, again=True)
         return await start(self._spawner, wanted)
+
+    async def _from(self, snapshot: Snapshot, wanted: Wanted) -> Guest:
+        guest = await start(self._spawner, wanted.restored_from(snapshot.chain))
+        self._origins[guest.process] = snapshot
+        return guest
+
+    def origin(self, guest: Guest) -> Snapshot | None:
+        """What the guest was restored from; None if it booted."""
+        return self._origins.get(guest.process)
 
     async def _base(self, wanted: Wanted) -> Snapshot | None:
         """The base for this machine. Where there is none, a lasting supply makes it first, unless
@@ -96,7 +107,7 @@ class Supply:
         base = await self._base(wanted)
         if base is None:
             raise HostError("its snapshot cannot be made")
-        guest = await start(self._spawner, wanted.restored_from(base.chain))
+        guest = await self._from(base, wanted)
         return dataclasses.replace(guest, kind=StartKind.WARM)
 
     async def ensure_base(self, wanted: Wanted, *, again: bool = False) -> Snapshot:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from mayfly.api.problems import RunEndedError, StoppingError
-from mayfly.errors import BusyError, UnknownRunError
+from mayfly.errors import BusyError, MayflyError, UnknownRunError
 from mayfly.guests.converse import BytesStdin, StdinSource
 from mayfly.guests.job import Wanted
 from mayfly.guests.spawner import GRACE_S, Spawner, Zygote
@@ -29,7 +29,7 @@ from mayfly.runs.execute import execute
 from mayfly.runs.output import OutputSocket
 from mayfly.runs.run import Run
 from mayfly.snapshots import store as snapshots
-from mayfly.snapshots.making import find_base, is_usual, make
+from mayfly.snapshots.making import find_base, is_usual, make, save
 from mayfly.snapshots.store import Snapshot
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,7 @@ class Service:
         self._runs: dict[str, Run] = {}
         self._outputs: dict[str, OutputSocket] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._guests: dict[str, Guest] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._expiry: asyncio.TimerHandle | None = None
 
@@ -211,6 +212,25 @@ class Service:
             hint = f"an ended run is kept for {self.config.keep_s:g} s"
             raise UnknownRunError(f"no run {run_id[:64]!r}", hint=hint) from None
 
+    async def save(self, run_id: str, name: str) -> Snapshot:
+        """Save the machine of a run as the snapshot `name`; the run goes on.
+
+        Raises:
+            UnknownRunError: there is no such run.
+            RunEndedError: it has no machine, or the machine ended before it was saved.
+            ConfigError, SnapshotError: it cannot be saved so.
+        """
+        run = self.get(run_id)
+        guest = self._guests.get(run.id)
+        if guest is None or run.done.is_set():
+            raise RunEndedError("the run has no machine", hint="save it while it is running")
+        try:
+            return await save(guest, self.supply.origin(guest), name=name, run=run.id)
+        except MayflyError as error:
+            if run.done.is_set():
+                raise RunEndedError("the run ended before its machine was saved") from error
+            raise
+
     def output_socket(self, run: Run) -> Path:
         """The path of a run's output socket."""
         return self._outputs[run.id].path
@@ -269,6 +289,7 @@ class Service:
     async def _machine(self, plan: Plan, run: Run, idle: Idle | None, snapshot: Snapshot | None) -> Guest:
         guest = idle.guest if idle else await self.supply.get(plan.wanted, snapshot)
         self.observer.started(guest.kind, run.language)
+        self._guests[run.id] = guest
         return guest
 
     def _over(self, run: Run, held: contextlib.ExitStack) -> None:
@@ -277,6 +298,7 @@ class Service:
         """
         held.close()
         task = self._tasks.pop(run.id)
+        self._guests.pop(run.id, None)
         if not task.cancelled() and task.exception() is not None:
             log.error("run %s", run.id, exc_info=task.exception())
         run.fail(RunEndedError("the run was ended"))

@@ -13,7 +13,7 @@ from mayfly.guests.converse import converse
 from mayfly.guests.job import Job, Wanted
 from mayfly.guests.outcome import Outcome, Status
 from mayfly.guests.spawner import Spawner
-from mayfly.guests.start import start
+from mayfly.guests.start import Guest, start
 from mayfly.snapshots import store as snapshots
 from mayfly.snapshots.store import Snapshot
 from mayfly.vmm.config import Channel
@@ -115,6 +115,36 @@ async def make(
             await _note_working_set(spawner, wanted, job, part)
         await asyncio.to_thread(
             snapshots.complete, part, name=name, image=wanted.image, machine=wanted.machine, parent=parent, memory_bytes=written
+        )
+    return snapshots.find(name)
+
+
+async def save(guest: Guest, origin: Snapshot | None, *, name: str, run: str) -> Snapshot:
+    """Save a guest in the middle of `run`, which goes on. The guest was restored from `origin`.
+
+    Raises:
+        ConfigError: the name is taken.
+        SnapshotError: `origin` was made anew since, or the snapshot could not be written.
+        MayflyError: the machine has ended.
+    """
+    with contextlib.ExitStack() as held:
+        await _claim(held, name)
+        with contextlib.suppress(SnapshotNotFoundError):
+            snapshots.find(name)
+            raise ConfigError(f"there is a snapshot {name!r} already", hint="give another name, or remove it: mayfly snapshot rm")
+        if origin and snapshots.find(origin.manifest.name).manifest != origin.manifest:
+            raise SnapshotError(f"{origin.manifest.name} was made anew since the run began", hint="start the run again")
+        part = held.enter_context(snapshots.replacing(name))
+        written = await guest.process.snapshot(part, go_on=True, timeout_s=guest.wanted.timeout_s)
+        await asyncio.to_thread(
+            snapshots.complete,
+            part,
+            name=name,
+            image=guest.wanted.image,
+            machine=guest.wanted.machine,
+            parent=origin,
+            memory_bytes=written,
+            run=run,
         )
     return snapshots.find(name)
 

@@ -42,7 +42,8 @@ class SnapshotManifest:
     """What a snapshot is, as `manifest.json`. Digests are `sha256:` and hexadecimal;
     `parent_digest` is of the parent's manifest.
 
-    `memory_bytes` is what the pages in it have, `machine` what its machine is made of.
+    `memory_bytes` is what the pages in it have, `machine` what its machine is made of. With `run`,
+    the id of a run, its agent was not idle but in the middle of that.
     """
 
     name: str
@@ -58,6 +59,7 @@ class SnapshotManifest:
     files: Mapping[str, str]
     memory_bytes: int
     created: str
+    run: str = ""
     mayfly: str = __version__
     protocol: int = PROTOCOL_VERSION
     format: int = FORMAT
@@ -175,6 +177,10 @@ def check(snapshot: Snapshot, image: InstalledImage, machine: MachineConfig) -> 
         SnapshotError: it says what does not fit.
     """
     manifest = snapshot.manifest
+    if manifest.run:
+        raise SnapshotError(
+            f"the snapshot {manifest.name} was taken in the middle of the run {manifest.run}", hint="no other run can start from it"
+        )
     for what, is_, should in (
         ("image", image.manifest.initramfs_digest, manifest.initramfs_digest),
         ("machine", shape(machine), dict(manifest.machine)),
@@ -243,7 +249,16 @@ def _explained(folder: Path) -> Iterator[None]:
         raise SnapshotError(f"{folder}: {error.strerror}", hint="make room on the disk, or look at its permissions") from error
 
 
-def complete(part: Path, *, name: str, image: InstalledImage, machine: MachineConfig, parent: Snapshot | None, memory_bytes: int) -> None:
+def complete(
+    part: Path,
+    *,
+    name: str,
+    image: InstalledImage,
+    machine: MachineConfig,
+    parent: Snapshot | None,
+    memory_bytes: int,
+    run: str = "",
+) -> None:
     """Write the manifest of the files in `part`."""
     manifest = SnapshotManifest(
         name=name,
@@ -258,6 +273,7 @@ def complete(part: Path, *, name: str, image: InstalledImage, machine: MachineCo
         machine=shape(machine),
         files=digests(part),
         memory_bytes=memory_bytes,
+        run=run,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
     (part / MANIFEST).write_text(manifest.to_json())

@@ -54,4 +54,4 @@ def played_guest(*messages: p.Message, hangs: bool = False, run: int = 1) -> Gue
 def guest_of(process: PlayedProcess) -> Guest:
     conversation = Conversation(arch="x86_64", end_marker="ab")
     conversation.feed(frame(HELLO))
-    return Guest(process=process, conversation=conversation, hello=HELLO, kind=StartKind.COLD)  # type: ignore[arg-type]
+    return Guest(wanted=None, process=process, conversation=conversation, hello=HELLO, kind=StartKind.COLD)  # type: ignore[arg-type]

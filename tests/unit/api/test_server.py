@@ -21,7 +21,9 @@ from mayfly.api.metrics import Metrics
 from mayfly.api.openapi import SCHEMAS
 from mayfly.api.routes import ROUTES
 from mayfly.api.sockets import claim
-from mayfly.errors import HostError
+from mayfly.cli.snapshot import create_from_run
+from mayfly.errors import HostError, RequestError
+from mayfly.host.snippet import Snippet
 from mayfly.protocol.frames import MAX_FILES_SIZE
 from mayfly.runs.service import Service
 from tests.kit.api_fakes import FakeZygote, factory, install_toys, open_descriptors, small_config
@@ -378,3 +380,28 @@ def test_folders_of_others_are_not_used(monkeypatch: pytest.MonkeyPatch, folder:
 def test_a_path_too_long_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="at most 107 bytes"), claim(tmp_path / ("x" * 60) / "api.sock"):
         pass
+
+
+def test_a_running_machine_is_saved_over_http_and_by_the_command(
+    serve: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "vmlinux").write_bytes(b"kernel")
+
+    async def scenario(client: aiohttp.ClientSession, service: Service) -> None:
+        run = service.start(Snippet(language="toy", source=b"echo begun; sleep 60"))
+        while not any(run.record.output(1)):
+            await run.record.changed()
+        path = f"/runs/{run.id}/snapshot"
+        for body, status in ((b"{", 400), (b"[]", 422), (b'{"name": 1}', 422), (b'{"name": "../x"}', 422)):
+            assert (await post(client, path, body))[0] == status
+        status, answer, _ = await post(client, path, b'{"name": "one"}')
+        assert (status, answer["name"], answer["run"], answer["parent"]) == (201, "one", run.id, None)
+        assert (await post(client, "/runs/none/snapshot", b'{"name": "x"}'))[0] == 404
+        await asyncio.to_thread(create_from_run, run.id, "two", service.config)
+        with pytest.raises(RequestError, match="already"):
+            await asyncio.to_thread(create_from_run, run.id, "two", service.config)
+        assert capsys.readouterr().out.startswith("two ")
+        assert not run.done.is_set()
+        await service.forget(run.id)
+
+    serve(scenario)

@@ -21,6 +21,7 @@ import pytest
 
 from mayfly import paths
 from mayfly.api.metrics import Metrics
+from mayfly.api.problems import RunEndedError
 from mayfly.errors import BusyError, ConfigError, SnapshotError, SnapshotNotFoundError
 from mayfly.guests.job import Wanted
 from mayfly.host.plan import want_machine
@@ -505,3 +506,25 @@ def test_kill_9_of_a_creator_leaves_nothing_that_is_listed(serve: Callable[..., 
             assert snapshots.digests(found.folder) == dict(found.manifest.files)
     assert create().wait() == 0
     assert [path.name for path in paths.snapshots_dir().iterdir() if path.name != ".toy.lock"] == ["toy"]
+
+
+@pytest.mark.parametrize("cold", [False, True])
+def test_a_run_is_saved_and_goes_on(serve: Callable[..., Any], cold: bool) -> None:
+    async def scenario(service: Service) -> None:
+        going = service.start(Snippet(language="toy", source=b"echo begun; cat; sleep 2; echo still here"))
+        while not any(going.record.output(1)):
+            await asyncio.wait_for(going.record.changed(), 30)
+        saved = await service.save(going.id, "middle")
+        assert (saved.manifest.run, saved.manifest.parent) == (going.id, "" if cold else "toy")
+        with pytest.raises(ConfigError, match="already"):
+            await service.save(going.id, "middle")
+        await service.settled(going)
+        assert going.to_json()["steps"][-1]["stdout"] == "begun\nstill here\n"
+        with pytest.raises(RunEndedError, match="no machine"):
+            await service.save(going.id, "late")
+        other = service.start(Snippet(language="toy", source=b"echo hi"), snapshot=saved)
+        await service.settled(other)
+        assert "middle of the run" in other.to_json()["error"]["message"]
+        assert not (paths.snapshots_dir() / "late").exists()
+
+    serve(scenario, cold=cold)
