@@ -16,7 +16,12 @@ use crate::workspace::{User, WORK};
 const END_MARKER: &str = "/mayfly/end";
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 const COMMAND_LINE: &str = "/proc/cmdline";
-const LOG_FOR_ROOT_ONLY: &str = "/proc/sys/kernel/dmesg_restrict";
+const HOSTS: &str = "/etc/hosts";
+/// Where Debian has a machine's own name.
+const OWN_ADDRESS: &str = "127.0.1.1";
+/// Settings of the kernel. Its log is for root only, as on Debian: it tells of programs of earlier runs. And a port is free
+/// once its last process has ended, where it would be kept for a minute, from the next run too.
+const SETTINGS: [(&str, &str); 2] = [("/proc/sys/kernel/dmesg_restrict", "1"), ("/proc/sys/net/ipv4/tcp_max_tw_buckets", "0")];
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// A device that the kernel finds at all is there long before.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(20);
@@ -52,8 +57,25 @@ pub fn set_up(user: User) -> io::Result<()> {
     // Of all processes the kernel takes this one last.
     fs::write("/proc/self/oom_score_adj", "-1000").map_err(within("oom_score_adj"))?;
     sys::forbid_tracing()?;
+    for (place, value) in SETTINGS {
+        fs::write(place, value).map_err(within(place))?;
+    }
     sys::raise_loopback().map_err(within("lo"))?;
-    sys::set_hostname("mayfly")
+    set_hostname("mayfly")
+}
+
+/// Give the machine a name, which resolves to an address of its own.
+fn set_hostname(name: &str) -> io::Result<()> {
+    sys::set_hostname(name)?;
+    let hosts = with_own_name(&fs::read_to_string(HOSTS).unwrap_or_default(), name);
+    fs::write(HOSTS, hosts).map_err(within(HOSTS))
+}
+
+/// A text as of /etc/hosts with the machine's own name in place of the one that it had.
+fn with_own_name(hosts: &str, name: &str) -> String {
+    let others = hosts.lines().filter(|line| line.split_whitespace().next() != Some(OWN_ADDRESS));
+    let own = format!("{OWN_ADDRESS} {name}");
+    others.chain([own.as_str()]).map(|line| format!("{line}\n")).collect()
 }
 
 /// /dev/null as standard input, the kernel's log as output and error; the kernel may have started us with none of the three.
@@ -75,6 +97,8 @@ fn prepare_descriptors() -> io::Result<()> {
 }
 
 fn mount_places(user: User) -> io::Result<()> {
+    // System V's memory, semaphores and queues, and POSIX queues: those of the last namespace are gone with it.
+    sys::renew_ipc().map_err(within("IPC namespace"))?;
     for place in SHARED_PLACES {
         sys::mount(Path::new("tmpfs"), Path::new(place), "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777").map_err(within(place))?;
     }
@@ -124,9 +148,8 @@ pub fn open_channel() -> io::Result<OwnedFd> {
 fn open_door(port: &str, token: Option<&str>) -> io::Result<Door> {
     let port = port.parse().map_err(|_| failure("this is no port".into()))?;
     let token = token.ok_or_else(|| failure("the kernel's command line has no mayfly.token=".into()))?;
-    // Where the token is to be read: in the command line, and in the kernel's log, which begins with it.
+    // Where the token is to be read; the kernel's log, which begins with it, is for root only.
     cover(Path::new(COMMAND_LINE), "", 0o400)?;
-    fs::write(LOG_FOR_ROOT_ONLY, "1")?;
     Door::open(port, token)
 }
 
@@ -182,7 +205,7 @@ fn find_port(name: &str) -> Option<PathBuf> {
 pub fn resume(resumed: &Resumed) -> io::Result<()> {
     sys::add_entropy(&File::open("/dev/urandom")?, &resumed.entropy).map_err(within("entropy"))?;
     sys::set_wall_clock(Duration::from_nanos(resumed.time_ns)).map_err(within("wall clock"))?;
-    sys::set_hostname(&resumed.hostname).map_err(within("host name"))?;
+    set_hostname(&resumed.hostname).map_err(within("host name"))?;
     set_boot_id(resumed.boot_id).map_err(within(BOOT_ID))?;
     network::set_up(&resumed.network).map_err(within("network"))
 }
@@ -212,4 +235,16 @@ fn failure(text: String) -> io::Error {
 /// Name what an error is about.
 fn within(place: &str) -> impl Fn(io::Error) -> io::Error + '_ {
     move |error| io::Error::new(error.kind(), format!("{place}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_name_takes_the_place_of_the_last() {
+        let hosts = with_own_name("127.0.0.1 localhost\n127.0.1.1\told alias\n127.0.1.10 other", "new");
+        assert_eq!(hosts, "127.0.0.1 localhost\n127.0.1.10 other\n127.0.1.1 new\n");
+        assert_eq!(with_own_name("", "a"), "127.0.1.1 a\n");
+    }
 }

@@ -8,7 +8,7 @@
 #![deny(unsafe_code)]
 
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::io::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,13 +17,20 @@ mod cgroup;
 mod channel;
 mod collect;
 mod door;
+mod elf;
+#[allow(unsafe_code)]
+mod entry;
 mod frame;
 mod init;
+mod log;
+mod login;
 mod network;
 mod procfs;
 mod run;
 mod slip;
+mod start;
 mod step;
+mod streams;
 #[allow(unsafe_code)]
 mod sys;
 mod workspace;
@@ -32,18 +39,18 @@ mod zero;
 use cgroup::Cgroups;
 use channel::Channel;
 use frame::{ErrorCode, ToHost};
+use log::complain;
 use run::Agent;
 use workspace::{User, Workspace};
 
-const VERSION: &str = "0.1.0";
 /// The user `runner`, whom programs of a run belong to.
 const RUNNER: User = User { uid: 1000, gid: 1000 };
 /// How long the host may take to read why the machine restarts.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 const USAGE: &str = "usage: mayfly-agent --fd N --work DIR [--uid N] | --zero-memory   (without arguments only as a machine's PID 1)";
 
-/// The program, after the C library's start.
-fn run() -> i32 {
+/// The program, after the C library's start; its exit status.
+fn start() -> i32 {
     let done = if let Some(options) = Options::parse(std::env::args_os()) {
         serve_process(options)
     } else if std::process::id() == 1 {
@@ -62,13 +69,6 @@ fn run() -> i32 {
             1
         }
     }
-}
-
-/// Say something on standard error, in a machine in the kernel's log: as an error, so that it is shown even on a quiet console.
-fn complain(text: &str) {
-    let level = if std::process::id() == 1 { "<3>" } else { "" };
-    // In one write, which is one line of the log. Where that fails nobody listens.
-    let _ = io::stderr().write_all(format!("{level}mayfly-agent: {text}\n").as_bytes());
 }
 
 /// A machine's life; it ends with a restart.

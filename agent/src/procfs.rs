@@ -1,4 +1,4 @@
-//! The processes that descend from the agent, by way of /proc: for where a step has no cgroup to ask.
+//! What /proc tells: the processes that descend from the agent, for where a step has no cgroup to ask; the machine's memory.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -41,6 +41,13 @@ pub fn descendants() -> Vec<Process> {
         waiting.extend(children.remove(&pid).into_iter().flatten().filter(|&child| found.insert(child)));
     }
     processes.into_iter().filter(|process| found.contains(&process.pid)).collect()
+}
+
+/// Bytes of memory that the kernel gives programs altogether.
+pub fn total_memory() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
 #[cfg(test)]

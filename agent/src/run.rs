@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use crate::cgroup::Cgroups;
 use crate::channel::Channel;
 use crate::collect::Collection;
-use crate::frame::{Ended, ErrorCode, Exit, Frame, FromHost, Limit, Resumed, Start, StepSpec, ToHost};
+use crate::frame::{Ended, ErrorCode, Exit, Frame, FromHost, Limit, Resumed, Start, ToHost};
+use crate::log;
+use crate::start;
 use crate::step::{self, NotStarted, Slots, Step};
 use crate::sys::{self, PollSet, Wait};
 use crate::workspace::Workspace;
@@ -18,7 +20,6 @@ use crate::workspace::Workspace;
 const STDIN_WINDOW: usize = 64 << 10;
 /// CREDIT is given in pieces of at least this size.
 const CREDIT_PIECE: usize = 16 << 10;
-const MAX_STEPS: usize = 255;
 const HIGHEST_SIGNAL: u8 = 64;
 
 /// What is under way.
@@ -80,7 +81,7 @@ impl Agent {
         let served = self.serve_until_closed();
         self.kill_everything();
         if self.channel.dropped > 0 {
-            crate::complain(&format!("{} packets were dropped", self.channel.dropped));
+            log::complain(&format!("{} packets were dropped", self.channel.dropped));
         }
         served
     }
@@ -119,7 +120,7 @@ impl Agent {
 
     fn hello(&mut self) {
         let boot_us = self.began.as_micros() as u64;
-        let (version, arch, end_marker) = (crate::VERSION, std::env::consts::ARCH, self.end_marker.as_str());
+        let (version, arch, end_marker) = (log::VERSION, std::env::consts::ARCH, self.end_marker.as_str());
         self.channel.send(0, &ToHost::Hello { version, arch, boot_us, end_marker });
     }
 
@@ -138,9 +139,12 @@ impl Agent {
     fn patience(&self, blocked: bool) -> Option<Duration> {
         let now = Instant::now();
         match &self.state {
-            State::Running(_, _, step) if step.has_leftovers() && !blocked => Some(Duration::ZERO),
             State::Running(_, _, step) if step.stdin.is_some() && self.input.is_over() => Some(Duration::ZERO),
-            State::Running(_, _, step) => step.deadline(now).map(|deadline| deadline.saturating_duration_since(now)),
+            State::Running(_, _, step) => {
+                let limits = step.deadline(now).map(|deadline| deadline.saturating_duration_since(now));
+                let output = if blocked { None } else { step.output_patience(now) };
+                [limits, output].into_iter().flatten().min()
+            }
             State::Collecting(_) if !blocked => Some(Duration::ZERO),
             _ => None,
         }
@@ -168,8 +172,10 @@ impl Agent {
             _ => return,
         };
         step.enforce(now);
-        for (kind, data) in step.output(slots, set) {
-            channel.send(run, &ToHost::Output(kind, &data));
+        if !channel.is_full() {
+            for (kind, data) in step.output(slots, set, now) {
+                channel.send(run, &ToHost::Output(kind, &data));
+            }
         }
         self.input.pass_on(step, slots, set);
         self.input.grant(channel, run);
@@ -231,7 +237,7 @@ impl Agent {
         if !matches!(self.state, State::Idle) {
             return self.wrong_state(run, "START during a run");
         }
-        if let Err(text) = check_start(run, &start) {
+        if let Err(text) = start::check(run, &start) {
             return self.error(run, ErrorCode::StartRefused, &text);
         }
         self.run = run;
@@ -405,40 +411,5 @@ impl Input {
             self.granted += self.taken;
             self.taken = 0;
         }
-    }
-}
-
-fn check_start(run: u32, start: &Start) -> Result<(), String> {
-    if run == 0 {
-        return Err("a run's id is never 0".into());
-    }
-    if start.steps.is_empty() || start.steps.len() > MAX_STEPS {
-        return Err(format!("{} steps, 1 to {MAX_STEPS} are allowed", start.steps.len()));
-    }
-    for (index, step) in start.steps.iter().enumerate() {
-        check_step(step).map_err(|text| format!("step {index}: {text}"))?;
-    }
-    if start.steps.iter().filter(|step| step.stdin).count() > 1 {
-        return Err("more than one step takes standard input".into());
-    }
-    check_env(start.env.iter())?;
-    Workspace::check(&start.files)
-}
-
-fn check_step(step: &StepSpec) -> Result<(), String> {
-    if step.argv.first().map_or(true, |program| program.is_empty()) {
-        return Err("there is no program".into());
-    }
-    if !PathBuf::from(&step.cwd).is_absolute() {
-        return Err(format!("the working directory {:?} is not absolute", step.cwd));
-    }
-    check_env(step.env.iter())
-}
-
-fn check_env<'a>(mut env: impl Iterator<Item = &'a (std::ffi::OsString, std::ffi::OsString)>) -> Result<(), String> {
-    use std::os::unix::ffi::OsStrExt;
-    match env.find(|(name, _)| name.is_empty() || name.as_bytes().contains(&b'=')) {
-        Some((name, _)) => Err(format!("{name:?} is no name of an environment variable")),
-        None => Ok(()),
     }
 }

@@ -4,18 +4,21 @@
 
 use std::env;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
+use std::os::unix::io::AsRawFd;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::cgroup::{Cgroup, Cgroups, Door};
+use crate::elf;
 use crate::frame::{Ended, Env, Exit, Limit, StepSpec, StreamKind};
+use crate::login;
 use crate::procfs;
+use crate::streams::{self, Streams};
 use crate::sys::{self, PollSet, Reaped, Slot};
 use crate::workspace::{User, Workspace};
 
-const PIECE: usize = 32 << 10;
 const OPEN_FILES: u64 = 1024;
 const SOFT_STACK: u64 = 64 << 20;
 /// Between two looks at the CPU time that a step has used, at least.
@@ -44,42 +47,11 @@ impl Stopwatch {
     }
 }
 
-/// Our end of a program's stdout or stderr.
-struct Stream {
-    pipe: Option<File>,
-    kind: StreamKind,
-    /// Bytes that may still be passed on.
-    left: u64,
-    cut: bool,
-}
-
-impl Stream {
-    /// Read once; gives what is to be passed on. `empty_is_end`: nobody can write any more, so an empty pipe is at its end.
-    fn pump(&mut self, empty_is_end: bool) -> Vec<u8> {
-        let mut data = vec![0; PIECE];
-        let read = self.pipe.as_mut().map(|pipe| pipe.read(&mut data));
-        let count = match read {
-            Some(Ok(count)) if count > 0 => count,
-            Some(Err(error)) if error.kind() == io::ErrorKind::Interrupted => return Vec::new(),
-            Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock && !empty_is_end => return Vec::new(),
-            _ => {
-                self.pipe = None;
-                return Vec::new();
-            }
-        };
-        let kept = self.left.min(count as u64) as usize;
-        self.left -= kept as u64;
-        self.cut |= kept < count;
-        data.truncate(kept);
-        data
-    }
-}
-
 /// Where a running step's descriptors are in a `PollSet`.
 #[derive(Default)]
 pub struct Slots {
     stdin: Option<Slot>,
-    streams: [Option<Slot>; 2],
+    streams: streams::Slots,
 }
 
 pub struct Step {
@@ -88,7 +60,7 @@ pub struct Step {
     spec: Limits,
     cgroup: Option<Cgroup>,
     pub stdin: Option<File>,
-    streams: [Stream; 2],
+    streams: Streams,
     clock: Stopwatch,
     next_cpu_check: Option<Instant>,
     ended: Option<Ended>,
@@ -101,6 +73,9 @@ pub struct Step {
 struct Limits {
     wall: Option<Duration>,
     cpu: Option<Duration>,
+    /// What no single segment of the program can be larger than.
+    segment: u64,
+    program: PathBuf,
 }
 
 /// A step's program that could not be started, with the errno.
@@ -114,31 +89,43 @@ impl Step {
 
     fn spawn(number: u8, spec: &StepSpec, env: &Env, cgroups: &mut Option<Cgroups>, workspace: &Workspace) -> io::Result<Step> {
         let cgroup = cgroups.as_mut().map(|cgroups| cgroups.make(spec)).transpose()?;
-        let (stdout, stdout_of_child) = sys::pipe()?;
-        let (stderr, stderr_of_child) = sys::pipe()?;
+        let (stdout, stdout_of_child) = sys::packet_pipe()?;
+        let (stderr, stderr_of_child) = sys::packet_pipe()?;
+        let streams = Streams::new(stdout, stderr, if spec.output > 0 { spec.output } else { u64::MAX })?;
         let (stdin, stdin_of_child) = match spec.stdin {
             true => sys::pipe().map(|(child, ours)| (Some(ours), Stdio::from(child)))?,
             false => (None, Stdio::null()),
         };
+        if let Some(user) = workspace.user() {
+            // So that the program can open /dev/stdin, /dev/stdout and /dev/stderr.
+            for pipe in [Some(stdout_of_child.as_raw_fd()), Some(stderr_of_child.as_raw_fd()), stdin.as_ref().map(AsRawFd::as_raw_fd)] {
+                pipe.map_or(Ok(()), |fd| sys::chown(format!("/proc/self/fd/{fd}").as_ref(), user.uid, user.gid))?;
+            }
+        }
         let mut command = Command::new(&spec.argv[0]);
-        command.args(&spec.argv[1..]).env_clear().envs(env.iter().cloned()).envs(spec.env.iter().cloned());
+        command.args(&spec.argv[1..]).env_clear().envs(login::environment(workspace, &spec.cwd));
+        command.envs(env.iter().cloned()).envs(spec.env.iter().cloned());
         command.stdin(stdin_of_child).stdout(stdout_of_child).stderr(stderr_of_child);
         let mut preparation = Preparation::new(spec, cgroup.as_ref(), workspace)?;
         let child = sys::spawn(&mut command, move || preparation.apply())?;
         let now = Instant::now();
-        for fd in [Some(&stdout), Some(&stderr), stdin.as_ref()].into_iter().flatten() {
-            sys::set_nonblocking(fd)?;
+        if let Some(stdin) = &stdin {
+            sys::set_nonblocking(stdin)?;
         }
         let limit = |ms: u32| (ms > 0).then(|| Duration::from_millis(ms.into()));
-        let left = if spec.output > 0 { spec.output } else { u64::MAX };
-        let stream = |pipe, kind| Stream { pipe: Some(File::from(pipe)), kind, left, cut: false };
         Ok(Step {
             number,
             pid: child.id() as i32,
-            spec: Limits { wall: limit(spec.wall_ms), cpu: limit(spec.cpu_ms) },
+            spec: Limits {
+                wall: limit(spec.wall_ms),
+                cpu: limit(spec.cpu_ms),
+                segment: largest_possible_segment(spec, cgroup.as_ref()),
+                // As exec finds it; a program that is looked for in PATH is the image's, and not too large.
+                program: workspace.real(spec.cwd.as_ref()).join(&spec.argv[0]),
+            },
             cgroup,
             stdin: stdin.map(File::from),
-            streams: [stream(stdout, StreamKind::Stdout), stream(stderr, StreamKind::Stderr)],
+            streams,
             clock: Stopwatch { counted: Duration::ZERO, since: Some(now) },
             next_cpu_check: (spec.cpu_ms > 0).then_some(now),
             ended: None,
@@ -152,11 +139,8 @@ impl Step {
     /// Add what the step waits for. `stdin_waits`: there are bytes for its standard input; `blocked`: the channel takes no output now.
     pub fn watch(&self, set: &mut PollSet, stdin_waits: bool, blocked: bool) -> Slots {
         let stdin = self.stdin.as_ref().map(|pipe| set.add(pipe, if stdin_waits { sys::POLLOUT } else { 0 }));
-        let mut watch = |stream: &Stream| match &stream.pipe {
-            Some(pipe) if !blocked => Some(set.add(pipe, sys::POLLIN)),
-            _ => None,
-        };
-        Slots { stdin, streams: [watch(&self.streams[0]), watch(&self.streams[1])] }
+        let streams = if blocked { streams::Slots::default() } else { self.streams.watch(set) };
+        Slots { stdin, streams }
     }
 
     /// When to look at the limits again at the latest.
@@ -253,26 +237,19 @@ impl Step {
         None
     }
 
-    /// Read once from each stream that is ready, and give what is to be passed on, in that order.
-    pub fn output(&mut self, slots: &Slots, set: &PollSet) -> Vec<(StreamKind, Vec<u8>)> {
-        let mut output = Vec::new();
-        for (stream, slot) in self.streams.iter_mut().zip(slots.streams) {
-            if set.ready(slot) || (self.all_reaped && slot.is_some()) {
-                output.push((stream.kind, stream.pump(self.all_reaped)));
-            }
-        }
-        output.retain(|(_, data)| !data.is_empty());
-        output
+    /// Read what the step has put out, and give what is to be passed on, in the order of its writes.
+    pub fn output(&mut self, slots: &Slots, set: &PollSet, now: Instant) -> Vec<(StreamKind, Vec<u8>)> {
+        self.streams.read(&slots.streams, set, self.all_reaped, now)
     }
 
-    /// Whether a pipe may still hold output though no process is left: then there is nothing to wait for.
-    pub fn has_leftovers(&self) -> bool {
-        self.all_reaped && self.streams.iter().any(|stream| stream.pipe.is_some())
+    /// How long there is nothing to do for its output; None: until it writes.
+    pub fn output_patience(&self, now: Instant) -> Option<Duration> {
+        self.streams.patience(now)
     }
 
     /// How the step ended, once it is over altogether.
     pub fn exit(&self, now: Instant) -> Option<Exit> {
-        let ended = self.ended.filter(|_| self.all_reaped && self.streams.iter().all(|stream| stream.pipe.is_none()))?;
+        let ended = self.ended.filter(|_| self.all_reaped && self.streams.are_over())?;
         Some(Exit {
             step: self.number,
             ended,
@@ -280,7 +257,7 @@ impl Step {
             wall_us: self.clock.elapsed(now).as_micros() as u64,
             cpu_us: self.cpu().as_micros() as u64,
             peak_memory: self.cgroup.as_ref().and_then(Cgroup::peak_memory).unwrap_or(self.largest_rss),
-            cut: [self.streams[0].cut, self.streams[1].cut],
+            cut: self.streams.cut(),
         })
     }
 
@@ -292,16 +269,30 @@ impl Step {
         match (&self.cgroup, ended) {
             (Some(cgroup), _) if cgroup.ran_out_of_memory() => Limit::Memory,
             (_, Ended::Signaled(signal)) if signal == sys::SIGXFSZ as u32 => Limit::FileSize,
+            // A program that does not fit is killed by exec itself: it is too late then for an error.
+            (_, Ended::Signaled(signal)) if signal == sys::SIGSEGV as u32 && self.is_too_large() => Limit::Memory,
             (_, Ended::Signaled(signal)) if used_up && (signal == sys::SIGXCPU as u32 || signal == sys::SIGKILL as u32) => Limit::Cpu,
             (Some(cgroup), _) if cgroup.refused_a_fork() => Limit::Processes,
             _ => Limit::None,
         }
     }
 
+    fn is_too_large(&self) -> bool {
+        elf::largest_segment(&self.spec.program).map_or(false, |size| size > self.spec.segment)
+    }
+
     fn cpu(&self) -> Duration {
         let living = || procfs::descendants().into_iter().map(|process| process.cpu).sum::<Duration>();
         self.cgroup.as_ref().and_then(Cgroup::cpu).unwrap_or_else(|| self.reaped_cpu + living())
     }
+}
+
+/// The kernel refuses a segment that is larger than all memory, or than RLIMIT_DATA.
+fn largest_possible_segment(spec: &StepSpec, cgroup: Option<&Cgroup>) -> u64 {
+    if spec.memory > 0 && !cgroup.map_or(false, Cgroup::limits_memory) {
+        return spec.memory;
+    }
+    procfs::total_memory().unwrap_or(u64::MAX)
 }
 
 /// Kill all that descends from us. What is forked meanwhile comes to us when its parent dies, and is killed then.

@@ -15,16 +15,8 @@ mod abi;
 use abi::*;
 pub use abi::{
     MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, O_NOCTTY, O_NOFOLLOW, O_NONBLOCK, POLLIN, POLLOUT, RLIMIT_CORE, RLIMIT_CPU, RLIMIT_DATA,
-    RLIMIT_FSIZE, RLIMIT_NOFILE, RLIMIT_NPROC, RLIMIT_STACK, SIGKILL, SIGXCPU, SIGXFSZ,
+    RLIMIT_FSIZE, RLIMIT_NOFILE, RLIMIT_NPROC, RLIMIT_STACK, SIGKILL, SIGSEGV, SIGXCPU, SIGXFSZ,
 };
-
-/// glibc calls this. std's own start is left out because it opens /dev/null for missing standard descriptors and aborts
-/// when there is none, and a machine's init begins with no descriptors and an empty /dev.
-#[cfg(not(test))]
-#[no_mangle]
-extern "C" fn main(_argc: c_int, _argv: *const *const std::os::raw::c_char) -> c_int {
-    crate::run()
-}
 
 fn check(result: c_int) -> io::Result<c_int> {
     if result < 0 {
@@ -60,10 +52,11 @@ impl PollSet {
     }
 
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        // Rounded up, so that a deadline has passed when the wait is over.
-        let timeout_ms = timeout.map_or(-1, |time| c_int::try_from(time.as_micros() / 1000 + 1).unwrap_or(c_int::MAX));
-        // SAFETY: the pointer and the count are those of a vector of pollfd that lives through the call.
-        match check(unsafe { poll(self.0.as_mut_ptr(), self.0.len() as c_ulong, timeout_ms) }) {
+        let timeout = timeout.map(|time| TimePair { seconds: time.as_secs() as i64, fraction: time.subsec_nanos().into() });
+        let timeout = timeout.as_ref().map_or(std::ptr::null(), |time| time as *const TimePair);
+        // SAFETY: the pointer and the count are those of a vector of pollfd, and the timespec is on our stack; both live through
+        // the call. No set of signals is given.
+        match check(unsafe { ppoll(self.0.as_mut_ptr(), self.0.len() as c_ulong, timeout, std::ptr::null()) }) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
             other => other.map(drop),
         }
@@ -79,18 +72,72 @@ impl PollSet {
     }
 }
 
-/// Block SIGCHLD, ignore SIGPIPE, and give a non-blocking descriptor that is readable when a child has ended.
+/// Block the signals that are read from descriptors, ignore SIGPIPE, and give a non-blocking descriptor that is readable when
+/// a child has ended.
 pub fn watch_children() -> io::Result<File> {
-    let mut set = SigSet([0; 16]);
-    // SAFETY: the set is a whole sigset_t of glibc (1024 bits) on our stack; a handler of SIG_IGN runs no code.
-    let fd = unsafe {
-        sigemptyset(&mut set);
-        sigaddset(&mut set, SIGCHLD);
-        check(sigprocmask(SIG_SETMASK, &set, std::ptr::null_mut()))?;
+    // SAFETY: the set is a whole sigset_t on our stack; a handler of SIG_IGN runs no code.
+    unsafe {
+        check(sigprocmask(SIG_SETMASK, &signals(&[SIGCHLD, SIGIO, SIGRTMIN]), std::ptr::null_mut()))?;
         set_handler(SIGPIPE, SIG_IGN);
-        signalfd(-1, &set, O_CLOEXEC | O_NONBLOCK)
+    }
+    signal_descriptor(&[SIGCHLD])
+}
+
+/// A descriptor for `next_writes`. The signals have to be blocked.
+pub fn watch_writes() -> io::Result<File> {
+    signal_descriptor(&[SIGIO, SIGRTMIN])
+}
+
+fn signal_descriptor(numbers: &[c_int]) -> io::Result<File> {
+    // SAFETY: a whole sigset_t on our stack.
+    owned(unsafe { signalfd(-1, &signals(numbers), O_CLOEXEC | O_NONBLOCK) }).map(File::from)
+}
+
+fn signals(numbers: &[c_int]) -> SigSet {
+    let mut set = SigSet([0; 16]);
+    // SAFETY: the set is a whole sigset_t of glibc (1024 bits) on our stack.
+    unsafe {
+        sigemptyset(&mut set);
+        for &number in numbers {
+            sigaddset(&mut set, number);
+        }
+    }
+    set
+}
+
+/// A write to a pipe that announces them.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Written {
+    To(RawFd),
+    /// The kernel's queue was full, and some writes are not told of.
+    Lost,
+}
+
+/// Take up writes that were announced, in their order; empty when there are none.
+pub fn next_writes(signals: &mut File) -> Vec<Written> {
+    let mut data = [0; 32 * SIGNAL_INFO];
+    let count = io::Read::read(signals, &mut data).unwrap_or(0);
+    let field = |info: &[u8], at: usize| i32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
+    let written = |info: &[u8]| match field(info, SIGNAL_AT) {
+        // Codes above 0 are the kernel's: a process may send us the signal only where it runs as the same user.
+        SIGRTMIN if field(info, CODE_AT) > 0 => Some(Written::To(field(info, DESCRIPTOR_AT))),
+        SIGIO => Some(Written::Lost),
+        _ => None,
     };
-    owned(fd).map(File::from)
+    data[..count].chunks_exact(SIGNAL_INFO).filter_map(written).collect()
+}
+
+/// Have each write to a pipe announced, and its read end (this one) not block. The pipe holds `size` bytes from then on.
+pub fn announce_writes(pipe: &impl AsRawFd, size: usize) -> io::Result<()> {
+    let fd = pipe.as_raw_fd();
+    // SAFETY: these commands take an integer and touch no memory.
+    unsafe {
+        check(fcntl(fd, F_SETPIPE_SZ, size as c_int))?;
+        check(fcntl(fd, F_SETOWN, std::process::id()))?;
+        check(fcntl(fd, F_SETSIG, SIGRTMIN))?;
+        let flags = check(fcntl(fd, F_GETFL))?;
+        check(fcntl(fd, F_SETFL, flags | O_NONBLOCK | O_ASYNC)).map(drop)
+    }
 }
 
 /// A child that has ended.
@@ -132,11 +179,20 @@ fn duration(time: TimePair, nanos_in_fraction: i64) -> Duration {
     Duration::new(time.seconds as u64, (time.fraction * nanos_in_fraction) as u32)
 }
 
-/// A pipe: (read end, write end), both closed on exec; `nonblocking` is for our end only.
+/// A pipe: (read end, write end), both closed on exec.
 pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    pipe_with(0)
+}
+
+/// A pipe of which each read gives no more than one write (pipe(2), O_DIRECT).
+pub fn packet_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    pipe_with(O_DIRECT)
+}
+
+fn pipe_with(flags: c_int) -> io::Result<(OwnedFd, OwnedFd)> {
     let mut fds = [-1; 2];
     // SAFETY: there is room for the two descriptors that the kernel writes.
-    check(unsafe { pipe2(fds.as_mut_ptr(), O_CLOEXEC) })?;
+    check(unsafe { pipe2(fds.as_mut_ptr(), O_CLOEXEC | flags) })?;
     Ok((owned(fds[0])?, owned(fds[1])?))
 }
 
@@ -167,7 +223,6 @@ pub fn spawn(command: &mut Command, mut prepare: impl FnMut() -> io::Result<()> 
 }
 
 fn reset_signals() -> io::Result<()> {
-    let mut set = SigSet([0; 16]);
     let default = KernelSigAction([SIG_DFL as u64; 4]);
     // SAFETY: as in `watch_children`. The action is at least as large as the kernel's, and SIG_DFL runs no code of ours. This goes
     // around glibc, which refuses the two signals that it keeps for its threads; SIGKILL and SIGSTOP are refused, which is fine.
@@ -175,8 +230,7 @@ fn reset_signals() -> io::Result<()> {
         for signal in 1..=64 {
             syscall(SYS_RT_SIGACTION, signal, &default, std::ptr::null_mut::<KernelSigAction>(), std::mem::size_of::<u64>());
         }
-        sigemptyset(&mut set);
-        check(sigprocmask(SIG_SETMASK, &set, std::ptr::null_mut())).map(drop)
+        check(sigprocmask(SIG_SETMASK, &signals(&[]), std::ptr::null_mut())).map(drop)
     }
 }
 
@@ -265,6 +319,12 @@ pub fn unmount(target: &Path) -> io::Result<()> {
     let target = c_path(target)?;
     // SAFETY: a C string that lives through the call.
     check(unsafe { umount2(target.as_ptr(), MNT_DETACH) }).map(drop)
+}
+
+/// Begin an IPC namespace, for this process and those that it starts from now on.
+pub fn renew_ipc() -> io::Result<()> {
+    // SAFETY: an integer.
+    check(unsafe { unshare(CLONE_NEWIPC) }).map(drop)
 }
 
 /// Restart the machine. Comes back only if that is refused.

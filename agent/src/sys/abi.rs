@@ -1,5 +1,8 @@
 //! The C library's functions, constants and layouts that `sys` uses, as on 64-bit Linux with glibc. The same on x86_64 and aarch64
 //! unless a line says otherwise.
+//!
+//! The crate `libc` has all of this. The agent uses no crates: Debian's rustc alone builds it, for both architectures and with no
+//! network, and all the code that runs as root in a guest can be read here.
 
 use std::ffi::c_void;
 use std::os::raw::{c_char, c_int, c_long, c_short, c_uint, c_ulong};
@@ -7,6 +10,7 @@ use std::os::raw::{c_char, c_int, c_long, c_short, c_uint, c_ulong};
 pub const POLLIN: c_short = 0x1;
 pub const POLLOUT: c_short = 0x4;
 pub const SIGKILL: c_int = 9;
+pub const SIGSEGV: c_int = 11;
 pub const SIGXCPU: c_int = 24;
 pub const SIGXFSZ: c_int = 25;
 pub const RLIMIT_CPU: c_int = 0;
@@ -26,6 +30,11 @@ pub const O_NOCTTY: c_int = 0o400;
 pub const O_NOFOLLOW: c_int = 0o400_000;
 #[cfg(target_arch = "aarch64")]
 pub const O_NOFOLLOW: c_int = 0o100_000;
+#[cfg(target_arch = "x86_64")]
+pub const O_DIRECT: c_int = 0o40_000;
+#[cfg(target_arch = "aarch64")]
+pub const O_DIRECT: c_int = 0o200_000;
+pub const O_ASYNC: c_int = 0o20_000;
 pub const O_CLOEXEC: c_int = 0o2_000_000;
 #[cfg(target_arch = "x86_64")]
 pub const SYS_RT_SIGACTION: c_long = 13;
@@ -33,6 +42,9 @@ pub const SYS_RT_SIGACTION: c_long = 13;
 pub const SYS_RT_SIGACTION: c_long = 134;
 pub const SIGPIPE: c_int = 13;
 pub const SIGCHLD: c_int = 17;
+pub const SIGIO: c_int = 29;
+/// glibc keeps the two signals below for its threads.
+pub const SIGRTMIN: c_int = 34;
 pub const SIG_SETMASK: c_int = 2;
 pub const SIG_DFL: usize = 0;
 pub const SIG_IGN: usize = 1;
@@ -40,8 +52,12 @@ pub const WNOHANG: c_int = 1;
 pub const F_GETFL: c_int = 3;
 pub const F_SETFL: c_int = 4;
 pub const F_SETFD: c_int = 2;
+pub const F_SETOWN: c_int = 8;
+pub const F_SETSIG: c_int = 10;
+pub const F_SETPIPE_SZ: c_int = 1031;
 pub const FD_CLOEXEC: c_int = 1;
 pub const MNT_DETACH: c_int = 2;
+pub const CLONE_NEWIPC: c_int = 0x0800_0000;
 pub const RB_AUTOBOOT: c_int = 0x0123_4567;
 pub const CLOCK_REALTIME: c_int = 0;
 pub const CLOCK_BOOTTIME: c_int = 7;
@@ -79,6 +95,12 @@ pub struct PollFd {
 
 #[repr(C)]
 pub struct SigSet(pub [c_ulong; 16]);
+
+/// `struct signalfd_siginfo`: signal, errno, code, pid, uid, descriptor, and more.
+pub const SIGNAL_INFO: usize = 128;
+pub const SIGNAL_AT: usize = 0;
+pub const CODE_AT: usize = 8;
+pub const DESCRIPTOR_AT: usize = 20;
 
 /// The kernel's `struct sigaction`: handler, flags, restorer, mask.
 #[repr(C)]
@@ -145,7 +167,7 @@ pub struct RandPoolInfo {
 }
 
 extern "C" {
-    pub fn poll(fds: *mut PollFd, count: c_ulong, timeout: c_int) -> c_int;
+    pub fn ppoll(fds: *mut PollFd, count: c_ulong, timeout: *const TimePair, mask: *const SigSet) -> c_int;
     pub fn signalfd(fd: c_int, mask: *const SigSet, flags: c_int) -> c_int;
     pub fn sigemptyset(set: *mut SigSet) -> c_int;
     pub fn sigaddset(set: *mut SigSet, signal: c_int) -> c_int;
@@ -170,6 +192,7 @@ extern "C" {
     pub fn c_chown(path: *const c_char, uid: c_uint, gid: c_uint) -> c_int;
     #[link_name = "mount"]
     pub fn c_mount(source: *const c_char, target: *const c_char, kind: *const c_char, flags: c_ulong, data: *const c_void) -> c_int;
+    pub fn unshare(flags: c_int) -> c_int;
     pub fn umount2(target: *const c_char, flags: c_int) -> c_int;
     #[link_name = "reboot"]
     pub fn c_reboot(command: c_int) -> c_int;

@@ -215,7 +215,7 @@ FILE = p.FileEntry("a", 0o644, 1)
         (p.Start((), (NO_STEP, p.Step("x", ())), ()), 1, "step 1: there is no program"),
         (p.Start((), (p.Step("x", ("true",), cwd="work"),), ()), 1, "not absolute"),
         (p.Start((), (p.Step("x", ("true",), stdin=True),) * 2, ()), 1, "more than one step"),
-        (p.Start((("A=B", "c"),), (NO_STEP,), ()), 1, "no name of an environment variable"),
+        (p.Start((("A=B", "c"),), (NO_STEP,), ()), 1, "not a name of an environment variable"),
         (p.Start((), (NO_STEP,), (p.FileEntry("../x", 0o644, 1),)), 1, "none beneath /work"),
         (p.Start((), (NO_STEP,), (FILE, FILE)), 1, "file 1: .* twice"),
         (p.Start((), (NO_STEP,), (p.FileEntry("a", 0o4755, 1),)), 1, "permission bits"),
