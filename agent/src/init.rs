@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::door::Door;
 use crate::frame::Resumed;
+use crate::log::complain;
 use crate::network;
 use crate::sys::{self, PollSet, MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID};
 use crate::workspace::{User, WORK};
@@ -58,7 +59,9 @@ pub fn set_up(user: User) -> io::Result<()> {
     fs::write("/proc/self/oom_score_adj", "-1000").map_err(within("oom_score_adj"))?;
     sys::forbid_tracing()?;
     for (place, value) in SETTINGS {
-        fs::write(place, value).map_err(within(place))?;
+        if let Err(error) = fs::write(place, value) {
+            complain(&format!("{place}: {error}"));
+        }
     }
     sys::raise_loopback().map_err(within("lo"))?;
     set_hostname("mayfly")
@@ -68,7 +71,11 @@ pub fn set_up(user: User) -> io::Result<()> {
 fn set_hostname(name: &str) -> io::Result<()> {
     sys::set_hostname(name)?;
     let hosts = with_own_name(&fs::read_to_string(HOSTS).unwrap_or_default(), name);
-    fs::write(HOSTS, hosts).map_err(within(HOSTS))
+    // An image may have no /etc at all; its programs do without the name.
+    if let Err(error) = fs::write(HOSTS, hosts) {
+        complain(&format!("{HOSTS}: {error}"));
+    }
+    Ok(())
 }
 
 /// A text as of /etc/hosts with the machine's own name in place of the one that it had.
