@@ -95,6 +95,7 @@ SCHEMAS: dict[str, Any] = {
         step=_TEXT,
         code=_or_null(_WHOLE),
         signal=_or_null(_WHOLE),
+        signal_name=_or_null(_TEXT),
         errno=_or_null(_WHOLE),
         limit=_or_null(_TEXT),
         wall_ms=_NUMBER,

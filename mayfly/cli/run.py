@@ -11,12 +11,12 @@ from typing import Any
 from mayfly.cli.descriptors import FdStdin, FdWriter, settle
 from mayfly.cli.messages import report
 from mayfly.errors import HostError, MayflyError, SnapshotError
-from mayfly.guests.outcome import LIMIT_STATUS, Outcome
+from mayfly.guests.outcome import LIMIT_STATUS, Outcome, signal_name
 from mayfly.guests.spawner import GRACE_S, Zygote
 from mayfly.host.config import Config
 from mayfly.host.snippet import Snippet
 from mayfly.images.store import InstalledImage
-from mayfly.protocol.frames import Limit, Stage, Stderr, Stdout
+from mayfly.protocol.frames import ExitHow, Limit, Stage, Stderr, Stdout
 from mayfly.runs.record import Reader
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
@@ -127,8 +127,8 @@ async def _show(run: Run) -> None:
 
 
 def explain(outcome: Outcome, factor: float) -> None:
-    """Say on standard error what the output does not show: cut streams, the limit that ended a
-    step, an error of ours.
+    """Say on standard error what the output does not show: cut streams, the limit or signal that
+    ended a step, an error of ours.
     """
     for step in outcome.steps:
         for stream, cut in zip(("stdout", "stderr"), step.exit.cut, strict=True):
@@ -141,3 +141,6 @@ def explain(outcome: Outcome, factor: float) -> None:
         name = last.exit.limit.name.lower().replace("_", " ")
         times = f" (times are multiplied by {factor:g} on this host)" if factor != 1 else ""
         print(f"mayfly: step {last.name}: ended by its {name} limit after {last.exit.wall_us / 1e6:.1f} s{times}", file=sys.stderr)
+    elif outcome.steps and outcome.steps[-1].exit.how is ExitHow.SIGNALED:
+        last = outcome.steps[-1]
+        print(f"mayfly: step {last.name}: ended by {signal_name(last.exit.code)}", file=sys.stderr)

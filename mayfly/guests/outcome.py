@@ -1,6 +1,7 @@
 """How a job ended: its steps, and the verdict on them."""
 
 import enum
+import signal
 from typing import Any, NamedTuple
 
 from mayfly.errors import GuestError, MayflyError
@@ -24,6 +25,15 @@ class Status(enum.StrEnum):
     ERROR = "error"
 
 
+def signal_name(number: int) -> str:
+    """A signal's name and what a shell says of it: `SIGSEGV: Segmentation fault`."""
+    try:
+        name = signal.Signals(number).name
+    except ValueError:  # a real-time signal between the first and the last
+        name = f"signal {number}"
+    return f"{name}: {signal.strsignal(number) or 'unknown'}"
+
+
 class StepResult(NamedTuple):
     """How one step ended."""
 
@@ -39,6 +49,7 @@ class StepResult(NamedTuple):
             "step": self.name,
             "code": ended.code if ended.how is ExitHow.EXITED else None,
             "signal": ended.code if ended.how is ExitHow.SIGNALED else None,
+            "signal_name": signal_name(ended.code) if ended.how is ExitHow.SIGNALED else None,
             "errno": ended.code if ended.how is ExitHow.NOT_STARTED else None,
             "limit": None if ended.limit is Limit.NONE else ended.limit.name.lower(),
             "wall_ms": round(ended.wall_us / 1000, 3),
