@@ -27,11 +27,12 @@ from mayfly.vmm.eventloop import EventLoop
 from mayfly.vmm.kvm.kvm import Kvm, Vcpu, Vm
 from mayfly.vmm.kvm.mapping import PAGE, Mapping
 from mayfly.vmm.machine import Machine, Part, pre_fault
-from mayfly.vmm.memory import GuestAddressError, GuestMemory
+from mayfly.vmm.memory import GuestMemory
 from mayfly.vmm.network.link import Link, open_backend
 from mayfly.vmm.process.report import End
 from mayfly.vmm.processors import Processors
-from mayfly.vmm.snapshot.files import AGAIN, Chain
+from mayfly.vmm.snapshot.fields import AGAIN, Fields
+from mayfly.vmm.snapshot.files import Chain
 from mayfly.vmm.snapshot.memory import open_pagemap
 
 
@@ -123,18 +124,15 @@ def _registers(config: MachineConfig, vm: Vm, resources: contextlib.ExitStack) -
 
 
 def _restore(
-    vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu], parts: MappingOf[str, Part], saved: MappingOf[str, Any]
+    vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu], parts: MappingOf[str, Part], saved_state: MappingOf[str, Any]
 ) -> None:
+    saved = Fields(saved_state, "state")
     try:
-        if len(saved["kvm"]["vcpus"]) != len(vcpus):
-            raise SnapshotError(f"the snapshot has {len(saved['kvm']['vcpus'])} vCPUs, the machine {len(vcpus)}", hint=AGAIN)
-        state.restore(vm, controller, vcpus, saved["kvm"])
+        state.restore(vm, controller, vcpus, saved.fields("kvm"))
         for name, part in parts.items():
-            part.restore(saved["parts"][name])
+            part.restore(Fields(saved.fields("parts").value(name), name))
     except KvmError as error:
         raise SnapshotError(f"this KVM does not take the snapshot's state: {error}", hint=AGAIN) from error
-    except (KeyError, ValueError, TypeError, GuestAddressError) as error:
-        raise SnapshotError(f"the snapshot's state is damaged: {error!r}", hint=AGAIN) from error
 
 
 class _Wiring:

@@ -26,7 +26,8 @@ from mayfly.vmm.memory import GuestMemory
 from mayfly.vmm.process.control import Figures
 from mayfly.vmm.process.report import End
 from mayfly.vmm.processors import Processors
-from mayfly.vmm.snapshot.files import Chain, shape, write_snapshot
+from mayfly.vmm.snapshot.fields import Fields
+from mayfly.vmm.snapshot.files import STATE_VERSION, Chain, shape, write_snapshot
 from mayfly.vmm.snapshot.memory import Runs
 from mayfly.vmm.vcpu import VcpuThread
 
@@ -38,7 +39,7 @@ class Part(Protocol):
         """Its state as JSON; it goes on undisturbed."""
         ...
 
-    def restore(self, state: MappingOf[str, Any]) -> None:
+    def restore(self, state: Fields) -> None:
         """Go on where `save` was called; called before anything uses it."""
         ...
 
@@ -155,6 +156,7 @@ class Machine:
 
     def _state(self) -> dict[str, Any]:
         return {
+            "version": STATE_VERSION,
             "identity": state.identity(self.vm.kvm),
             "machine": shape(self.config),
             "initrd_offset": self.chain.initrd_offset,

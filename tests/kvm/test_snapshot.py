@@ -338,6 +338,24 @@ def damage_register(folder: Path) -> None:
     edit_state(folder, lambda state: state["kvm"]["vcpus"][0].update(xcrs=BAD_XCRS))
 
 
+def cut_vector_registers(folder: Path) -> None:
+    """What lies behind them in this process's memory must not become the guest's registers."""
+    edit_state(folder, lambda state: state["kvm"]["vcpus"][0].update(xsave=state["kvm"]["vcpus"][0]["xsave"][: 576 * 4 // 3]))
+
+
+def place_initramfs(folder: Path) -> None:
+    """Mapped there, a file would lie over other memory of this process."""
+    edit_state(folder, lambda state: state.update(initrd_offset=-4096))
+
+
+def add_processor_features(folder: Path) -> None:
+    edit_state(folder, lambda state: state["kvm"]["vcpus"][0]["cpuid"].append([0] * 6))
+
+
+def age_state(folder: Path) -> None:
+    edit_state(folder, lambda state: state.update(version=0))
+
+
 def edit_state(folder: Path, edit: Callable[[Any], object]) -> None:
     state = json.loads((folder / STATE).read_text())
     edit(state)
@@ -354,12 +372,26 @@ DAMAGES = (
     (damage_range, "pages"),
     (damage_memory, "memory has"),
     (damage_state, "cannot be read"),
-    (damage_parts, "damaged"),
+    (damage_parts, "uart0 is missing"),
     (damage_identity, "another processor"),
-    (damage_processors, "0 vCPUs"),
+    (damage_processors, "vcpus is not a list of 1 items"),
     (damage_register, "does not take"),
+    (cut_vector_registers, "xsave has 576 bytes"),
+    (place_initramfs, "initrd_offset is not a number"),
+    (add_processor_features, "cpuid has rows"),
+    (age_state, "version 0"),
     (remove_memory, "cannot be read"),
 )
+
+
+def test_a_processor_without_xsave_goes_on(started: list[Running], tmp_path: Path) -> None:
+    """KVM gives no XCRs there, and takes none: EINVAL."""
+    folder = Path(saved(started, tmp_path, "mov dx, 0x3f8\nout dx, al\nout dx, al\n" + RESET, 1))
+    none = base64.b64encode(bytes(ffi.sizeof("struct kvm_xcrs"))).decode()
+    edit_state(folder, lambda state: state["kvm"]["vcpus"][0].update(xcrs=none))
+    again = Running(tmp_path / "tiny.elf", restore=(str(folder),))
+    started.append(again)
+    assert again.run() is End.RESET
 
 
 def test_what_is_not_whole_or_not_for_this_machine_is_refused(started: list[Running], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.kvm.kvm import Kvm, Vcpu, Vm
 from mayfly.vmm.kvm.mapping import Mapping
 from mayfly.vmm.memory import GuestMemory
+from mayfly.vmm.snapshot.fields import Fields
 
 
 class Layout(Protocol):
@@ -154,7 +155,7 @@ class State(Protocol):
         """
         ...
 
-    def restore(self, vm: Vm, controller: Any, vcpus: Sequence[Vcpu], state: MappingOf[str, Any]) -> None:
+    def restore(self, vm: Vm, controller: Any, vcpus: Sequence[Vcpu], state: Fields) -> None:
         """Put it back into as many new vCPUs and into new interrupt controllers, which have not
         run.
 

@@ -7,9 +7,11 @@ sent while it holds RTS down, and what waits is bounded (`room`); from the guest
 while its bytes are not being taken, and at the hard bound the transmitter is simply not empty.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from enum import IntEnum, IntFlag
 from typing import Any
+
+from mayfly.vmm.snapshot.fields import U8, Fields, text
 
 RECEIVE_LIMIT = 4096
 """Bytes that may wait for the guest."""
@@ -191,19 +193,27 @@ class Serial:
     def save(self) -> dict[str, Any]:
         """What a snapshot needs: registers, and the bytes that wait on either side."""
         return {
-            "registers": [int(self._ier), int(self._fifo), self._lcr, int(self._mcr), self._scr, *self._divisor],
-            "lines": [self._cts, self._delta_cts, self._empty_pending, self._line],
-            "waiting": [self._input.hex(), self._output.hex()],
+            "ier": int(self._ier),
+            "mcr": int(self._mcr),
+            "registers": [self._lcr, self._scr, *self._divisor],
+            "fifo": self._fifo,
+            "cts": self._cts,
+            "delta_cts": self._delta_cts,
+            "empty_pending": self._empty_pending,
+            "line": self._line,
+            "input": text(self._input),
+            "output": text(self._output),
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Fields) -> None:
         """Go on where `save` was called. An interrupt that was raised then is in the interrupt
         controller's own state.
         """
-        ier, fifo, self._lcr, mcr, self._scr, *self._divisor = state["registers"]
-        self._ier, self._fifo, self._mcr = Ier(ier), bool(fifo), Mcr(mcr)
-        self._cts, self._delta_cts, self._empty_pending, self._line = state["lines"]
-        self._input, self._output = map(bytearray.fromhex, state["waiting"])
+        self._ier, self._mcr = Ier(state.number("ier", 0x0F)), Mcr(state.number("mcr", 0x1F))
+        self._lcr, self._scr, *self._divisor = state.numbers("registers", 4, U8)
+        self._fifo, self._cts, self._delta_cts = state.flag("fifo"), state.flag("cts"), state.flag("delta_cts")
+        self._empty_pending, self._line = state.flag("empty_pending"), state.flag("line")
+        self._input, self._output = state.waiting("input", RECEIVE_LIMIT), state.waiting("output", TRANSMIT_LIMIT)
         self._announce()
 
     def _readable(self) -> bool:

@@ -89,6 +89,23 @@ def _checked(name: str, result: int) -> int:
     return result
 
 
+def content(struct: Any) -> bytes:
+    """The bytes of a structure or array of cffi's."""
+    return bytes(ffi.buffer(struct))
+
+
+def fill(struct: Any, data: bytes) -> None:
+    """Set all bytes of a structure or array of cffi's.
+
+    Raises:
+        ValueError: they are not as many.
+    """
+    target = ffi.buffer(struct)
+    if len(target) != len(data):
+        raise ValueError(f"{len(data)} bytes for a structure of {len(target)}")
+    target[:] = data
+
+
 class Kvm(_Descriptor):
     """/dev/kvm itself.
 

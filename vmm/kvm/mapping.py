@@ -44,7 +44,7 @@ class Mapping:
         Pages are shared with every other mapping of the file until somebody writes one. The rest of
         the last page reads as zeros. The caller keeps `fd`.
         """
-        if offset % PAGE or file_offset % PAGE or offset + size > self.size:
+        if offset % PAGE or file_offset % PAGE or not 0 <= offset <= offset + size <= self.size or file_offset < 0:
             raise ValueError(f"[{offset:#x}, +{size:#x}) is not whole pages inside {self.size:#x} bytes")
         _mmap(self._pointer + offset, size, lib.MAP_PRIVATE | lib.MAP_FIXED | lib.MAP_NORESERVE, fd, file_offset)
         self.files.append((offset, size))

@@ -16,6 +16,7 @@ from mayfly.errors import SnapshotError
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.kvm.mapping import PAGE, Mapping
 from mayfly.vmm.snapshot import FILES, MEMORY, PAGES, STATE, WORKING_SET
+from mayfly.vmm.snapshot.fields import AGAIN, U64, Fields
 from mayfly.vmm.snapshot.memory import (
     Runs,
     changed_pages,
@@ -27,7 +28,8 @@ from mayfly.vmm.snapshot.memory import (
     write_pages,
 )
 
-AGAIN = "remove the snapshot (mayfly snapshot rm) and make it again"
+STATE_VERSION = 1
+"""Of the content of STATE; one that changes what a part saves makes it greater."""
 
 State = MappingOf[str, Any]
 
@@ -74,9 +76,12 @@ class Chain:
                     self._layers.append((self._open(folder / MEMORY), (folder / PAGES).read_bytes()))
                     self.state = json.loads((folder / STATE).read_bytes())
                     self._packed_set = (folder / WORKING_SET).read_bytes()
-                except (OSError, ValueError) as error:
+                except (OSError, ValueError, RecursionError) as error:
                     raise SnapshotError(f"the snapshot {folder} cannot be read: {error}", hint=AGAIN) from error
-            self.initrd_offset: int | None = self.state.get("initrd_offset")
+            state = Fields(self.state, "state")
+            self.initrd_offset: int | None = state.value("initrd_offset") if self.state else None
+            if self.initrd_offset is not None:
+                state.number("initrd_offset", U64)
             failed.pop_all()
 
     def _open(self, path: Path | str) -> int:
@@ -90,6 +95,10 @@ class Chain:
         Raises:
             SnapshotError: it is of another shape, or this host's processor and KVM are others.
         """
+        if self.state.get("version") != STATE_VERSION:
+            raise SnapshotError(
+                f"the snapshot's state has the version {str(self.state.get('version'))[:20]}, not {STATE_VERSION}", hint=AGAIN
+            )
         if self.state.get("machine") != shape(config):
             raise SnapshotError(f"the snapshot is of a machine with {self.state.get('machine')}, not {shape(config)}", hint=AGAIN)
         if self.state.get("identity") != identity:
@@ -98,7 +107,10 @@ class Chain:
     def lay_over(self, mapping: Mapping) -> None:
         """Give `mapping`, which is new, the content that the machine begins with."""
         if self.initrd_offset is not None:
-            mapping.overlay_file(self.initrd_offset, self._initrd, os.fstat(self._initrd).st_size)
+            size = os.fstat(self._initrd).st_size if self._initrd >= 0 else 0
+            if self.initrd_offset % PAGE or not 0 < size <= mapping.size - self.initrd_offset:
+                raise SnapshotError(f"the snapshot's initramfs is at {self.initrd_offset:#x}, where it has no place", hint=AGAIN)
+            mapping.overlay_file(self.initrd_offset, self._initrd, size)
         for number, (fd, pages) in enumerate(self._layers):
             if os.fstat(fd).st_size != mapping.size:
                 raise SnapshotError(f"the snapshot's memory has {os.fstat(fd).st_size} bytes, its machine {mapping.size}", hint=AGAIN)

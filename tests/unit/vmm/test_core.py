@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from mayfly.vmm.boot_log import LIMIT, Console
 from mayfly.vmm.bus import Bus
 from mayfly.vmm.cmdline import command_line
 from mayfly.vmm.config import Channel, MachineConfig, NetworkBackend, NetworkConfig
+from mayfly.vmm.kvm.mapping import Mapping
 from mayfly.vmm.memory import GuestAddressError, GuestMemory
 from mayfly.vmm.snapshot.files import shape
 
@@ -154,3 +156,11 @@ def test_the_console_keeps_the_end_and_nothing_unprintable() -> None:
     console.write(b"\x1b[31mpanic\r\n\xff\0")
     assert console.tail(40).endswith("[31mpanic\n\ufffd")
     assert "\x1b" not in console.tail()
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "file_offset"), [(-4096, 4096, 0), (0, -4096, 0), (0, 4096, -4096), (1 << 20, 4096, 0), (1, 1, 0)]
+)
+def test_a_file_is_never_laid_over_other_memory(offset: int, size: int, file_offset: int) -> None:
+    with Mapping(1 << 20) as mapping, Path("/dev/zero").open("rb") as file, pytest.raises(ValueError, match="not whole pages inside"):
+        mapping.overlay_file(offset, file.fileno(), size, file_offset)

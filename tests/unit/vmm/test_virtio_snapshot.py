@@ -2,6 +2,7 @@
 which nothing is lost or repeated.
 """
 
+import contextlib
 import json
 import random
 from ipaddress import ip_interface
@@ -9,13 +10,14 @@ from typing import Any
 
 import pytest
 
+from mayfly.errors import SnapshotError
 from mayfly.vmm.devices.virtio.buffers import scatter
 from mayfly.vmm.devices.virtio.console import Console, ConsoleQueue, Control
 from mayfly.vmm.devices.virtio.entropy import Entropy
 from mayfly.vmm.devices.virtio.mmio import LIVE, REGION_BYTES, MmioTransport, Register, Status
 from mayfly.vmm.devices.virtio.net import Drop, Net
-from mayfly.vmm.memory import GuestAddressError
 from mayfly.vmm.network.filter import PacketFilter
+from mayfly.vmm.snapshot.fields import Fields
 from tests.kit import net_kit
 from tests.kit.net_kit import PLAIN_HEADER
 from tests.kit.scale import scaled
@@ -34,7 +36,7 @@ def move(driver: Driver, device: Any) -> None:
     driver.device = device
     driver.registers = bytearray(REGION_BYTES)
     driver.transport = MmioTransport(device, driver.ram.memory, driver._interrupted, driver.pending.append, memoryview(driver.registers))
-    driver.transport.restore(state)
+    driver.transport.restore(Fields(state, "virtio0"))
 
 
 class Movable(Guest):
@@ -175,5 +177,54 @@ def test_a_queue_outside_memory_is_refused() -> None:
     state = driver.transport.save()
     state["queues"][0]["addresses"][0] = 1 << 40
     fresh = Driver(Entropy(bytes, lambda: 0.0, lambda _: None))
-    with pytest.raises(GuestAddressError):
-        fresh.transport.restore(state)
+    with pytest.raises(SnapshotError, match=r"virtio0.queues\[0\].addresses"):
+        fresh.transport.restore(Fields(state, "virtio0"))
+
+
+DAMAGED = {
+    "status": (-1, 1 << 8, 2, 16, 0x30, 1.0, True, "7", None, [], {}),
+    "interrupt_status": (4, -1, None),
+    "selected": ([0, 0], [0, 0, 1 << 32], [0, 0, "0"], {}),
+    "driver_features": (1 << 64, 0, 1 << 5, -1),
+    "generation": (1 << 32, 0.5),
+    "queues": ([], [{}] * 9, [7]),
+    "device": ([], None),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_each_field_of_a_device_is_checked(name: str) -> None:
+    driver = Driver(Console(NAME, lambda views: 0, lambda: None))
+    driver.start()
+    whole = json.loads(json.dumps(driver.transport.save()))
+    for value in DAMAGED[name]:
+        fresh = Driver(Console(NAME, lambda views: 0, lambda: None))
+        with pytest.raises(SnapshotError, match=rf"virtio0\.{name}"):
+            fresh.transport.restore(Fields({**whole, name: value}, "virtio0"))
+    fresh = Driver(Console(NAME, lambda views: 0, lambda: None))
+    with pytest.raises(SnapshotError, match=f"{name} is missing"):
+        fresh.transport.restore(Fields({key: value for key, value in whole.items() if key != name}, "virtio0"))
+
+
+@pytest.mark.parametrize("seed", range(scaled(300)))
+def test_no_state_does_anything_but_raise_a_snapshot_error(seed: int) -> None:
+    """Values of all kinds in places of all kinds: they work, or are a typed error."""
+    chance = random.Random(seed)
+    driver = Driver(Console(NAME, lambda views: 0, lambda: None))
+    driver.start()
+    state = json.loads(json.dumps(driver.transport.save()))
+    for _ in range(chance.randint(1, 3)):
+        place: Any = state
+        while True:
+            keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+            key = chance.choice(keys)
+            if not isinstance(place[key], dict | list) or not place[key] or chance.random() < 0.2:
+                break
+            place = place[key]
+        place[key] = chance.choice([-1, 0, 1, 3, 1 << 16, 1 << 40, 1 << 70, 0.5, True, None, "x", [], [1], {}])
+    fresh = Driver(Console(NAME, lambda views: 0, lambda: None))
+    with contextlib.suppress(SnapshotError):
+        fresh.transport.restore(Fields(state, "virtio0"))
+        for queue in range(4):
+            fresh.transport.notify(queue)
+    fresh.transport.close()

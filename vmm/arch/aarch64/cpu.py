@@ -44,9 +44,14 @@ def set_register(vcpu: Vcpu, register: int, value: bytes) -> None:
     vcpu.ioctl_struct("KVM_SET_ONE_REG", ffi.new("struct kvm_one_reg *", {"id": register, "addr": int(ffi.cast("uintptr_t", cell))}))
 
 
+def register_bytes(register: int) -> int:
+    """The size of a register, which is part of its id (api.rst 4.68)."""
+    return int(1 << ((register & lib.KVM_REG_SIZE_MASK) >> lib.KVM_REG_SIZE_SHIFT))
+
+
 def get_register(vcpu: Vcpu, register: int) -> bytes:
     """A register, whose size is part of its id (api.rst 4.69)."""
-    cell = ffi.new("uint8_t[]", 1 << ((register & lib.KVM_REG_SIZE_MASK) >> lib.KVM_REG_SIZE_SHIFT))
+    cell = ffi.new("uint8_t[]", register_bytes(register))
     vcpu.ioctl_struct("KVM_GET_ONE_REG", ffi.new("struct kvm_one_reg *", {"id": register, "addr": int(ffi.cast("uintptr_t", cell))}))
     return bytes(cell)
 

@@ -8,18 +8,17 @@ Documentation/virt/kvm/devices/arm-vgic-v3.rst and arm-vgic.rst; GIC architectur
 chapter 12, and that of version 2, chapter 4).
 """
 
-import base64
 from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from mayfly.errors import SnapshotError
-from mayfly.vmm.arch.aarch64.cpu import get_register, reset, set_register
+from mayfly.vmm.arch.aarch64.cpu import get_register, register_bytes, reset, set_register
 from mayfly.vmm.arch.aarch64.hardware import mpidr
 from mayfly.vmm.arch.aarch64.interrupts import INTERRUPTS, GicVersion, InterruptController
 from mayfly.vmm.kvm._kvm import ffi, lib
-from mayfly.vmm.kvm.kvm import Device, Kvm, Vcpu, Vm
+from mayfly.vmm.kvm.kvm import Device, Kvm, Vcpu, Vm, content, fill
+from mayfly.vmm.snapshot.fields import U32, U64, Fields, text
 
 State = Mapping[str, Any]
 """JSON: names, numbers, and KVM's structures in base64."""
@@ -93,7 +92,7 @@ def save(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu]) -> Stat
     }
 
 
-def restore(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu], state: State) -> None:
+def restore(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu], state: Fields) -> None:
     """Put it back into as many new vCPUs and into a new interrupt controller, which have not run.
 
     Raises:
@@ -101,10 +100,12 @@ def restore(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu], stat
         KvmError: this KVM does not take it.
     """
     reset(vm, vcpus)
-    for vcpu, saved in zip(vcpus, state["vcpus"], strict=True):  # the last one's counter is the latest, and holds for all
+    for vcpu, saved in zip(vcpus, state.parts("vcpus", len(vcpus)), strict=True):  # the last one's counter is the latest, and holds for all
         _restore_vcpu(vcpu, saved)
     registers = list(_gic_registers(controller, len(vcpus)))
-    for (group, attribute, size), value in zip(registers, state["gic"], strict=True):
+    for (group, attribute, size), value in zip(registers, state.numbers("gic", len(registers), U64), strict=True):
+        if value >> 8 * size:
+            raise state.damaged("gic", f"has {value:#x} for a register of {size} bytes")
         controller.device.set_int(group, attribute, size, value)
 
 
@@ -119,21 +120,24 @@ def _save_vcpu(vcpu: Vcpu) -> dict[str, Any]:
     vcpu.ioctl_struct("KVM_GET_MP_STATE", mp_state)
     vcpu.ioctl_struct("KVM_GET_VCPU_EVENTS", events)
     return {
-        "registers": [(register, get_register(vcpu, register).hex()) for register in known.reg[0 : known.n]],
+        "registers": [(register, text(get_register(vcpu, register))) for register in known.reg[0 : known.n]],
         "mp_state": mp_state.mp_state,
-        "events": base64.b64encode(bytes(ffi.buffer(events))).decode(),
+        "events": text(content(events)),
     }
 
 
-def _restore_vcpu(vcpu: Vcpu, state: State) -> None:
-    for register, value in state["registers"]:
-        set_register(vcpu, register, bytes.fromhex(value))
-    events, data = ffi.new("struct kvm_vcpu_events *"), base64.b64decode(state["events"])
-    if len(data) != ffi.sizeof(events[0]):
-        raise SnapshotError(f"the snapshot's events have {len(data)} bytes, this KVM's {ffi.sizeof(events[0])}")
-    ffi.memmove(events, data, len(data))
+def _restore_vcpu(vcpu: Vcpu, state: Fields) -> None:
+    for item in state.items("registers", most=MAX_REGISTERS):
+        if not isinstance(item, list) or len(item) != 2:
+            raise state.damaged("registers", "has one that is not an id and a value")
+        register = Fields({"id": item[0], "value": item[1]}, f"{state.part}.registers")
+        number = register.number("id", U64)
+        # KVM reads as many bytes as the id says: behind a shorter value is this process's memory.
+        set_register(vcpu, number, register.data("value", register_bytes(number)))
+    events = ffi.new("struct kvm_vcpu_events *")
+    fill(events, state.data("events", ffi.sizeof(events[0])))
     vcpu.ioctl_struct("KVM_SET_VCPU_EVENTS", events)
-    vcpu.ioctl_struct("KVM_SET_MP_STATE", ffi.new("struct kvm_mp_state *", {"mp_state": state["mp_state"]}))
+    vcpu.ioctl_struct("KVM_SET_MP_STATE", ffi.new("struct kvm_mp_state *", {"mp_state": state.number("mp_state", U32)}))
 
 
 def _gic_registers(controller: InterruptController, cpus: int) -> Iterator[tuple[int, int, int]]:

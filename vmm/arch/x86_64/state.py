@@ -14,17 +14,17 @@ beyond it):
     that no watchdog barks
 """
 
-import base64
 import errno
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mayfly.errors import KvmError, SnapshotError
+from mayfly.errors import KvmError
 from mayfly.vmm.arch.x86_64.cpu import MAX_CPUID_ENTRIES, offered_cpuid
 from mayfly.vmm.arch.x86_64.features import deny_msrs
 from mayfly.vmm.arch.x86_64.interrupts import InterruptController
 from mayfly.vmm.kvm._kvm import ffi, lib
-from mayfly.vmm.kvm.kvm import Kvm, Vcpu, Vm
+from mayfly.vmm.kvm.kvm import Kvm, Vcpu, Vm, content, fill
+from mayfly.vmm.snapshot.fields import U32, U64, Fields, text
 
 State = Mapping[str, Any]
 """JSON: names, numbers, and KVM's structures in base64."""
@@ -72,14 +72,14 @@ def save(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu]) -> Stat
     for name, chip in _CHIPS.items():
         irqchip = ffi.new("struct kvm_irqchip *", {"chip_id": chip})
         vm.ioctl_struct("KVM_GET_IRQCHIP", irqchip)
-        state[name] = _text(irqchip)
+        state[name] = text(content(irqchip))
     clock = ffi.new("struct kvm_clock_data *")
     vm.ioctl_struct("KVM_GET_CLOCK", clock)
     state["clock_ns"] = clock.clock
     return state
 
 
-def restore(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu], state: State) -> None:
+def restore(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu], state: Fields) -> None:
     """Put it back into as many new vCPUs and into new interrupt controllers, which have not run.
 
     Raises:
@@ -87,11 +87,13 @@ def restore(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu], stat
         KvmError: this KVM does not take it.
     """
     deny_msrs(vm)
-    for vcpu, saved in zip(vcpus, state["vcpus"], strict=True):
+    for vcpu, saved in zip(vcpus, state.parts("vcpus", len(vcpus)), strict=True):
         _restore_vcpu(vm.kvm, vcpu, saved)
-    for name in _CHIPS:
-        vm.ioctl_struct("KVM_SET_IRQCHIP", _struct("struct kvm_irqchip *", state[name]))
-    vm.ioctl_struct("KVM_SET_CLOCK", ffi.new("struct kvm_clock_data *", {"clock": state["clock_ns"]}))
+    for name, chip in _CHIPS.items():
+        irqchip = _struct("struct kvm_irqchip *", state, name)
+        irqchip.chip_id = chip
+        vm.ioctl_struct("KVM_SET_IRQCHIP", irqchip)
+    vm.ioctl_struct("KVM_SET_CLOCK", ffi.new("struct kvm_clock_data *", {"clock": state.number("clock_ns", U64)}))
     tell_of_pause(vcpus)
 
 
@@ -104,24 +106,28 @@ def _save_vcpu(kvm: Kvm, vcpu: Vcpu, msrs: Sequence[int]) -> dict[str, Any]:
     return {
         **state,
         "cpuid": [[getattr(cpuid.entries[index], field) for field in _CPUID_FIELDS] for index in range(cpuid.nent)],
-        "xsave": base64.b64encode(bytes(ffi.buffer(xsave))).decode(),
+        "xsave": text(content(xsave)),
         "msrs": _read_msrs(vcpu, msrs),
     }
 
 
-def _restore_vcpu(kvm: Kvm, vcpu: Vcpu, state: State) -> None:
-    entries = [dict(zip(_CPUID_FIELDS, entry, strict=True)) for entry in state["cpuid"]]
+def _restore_vcpu(kvm: Kvm, vcpu: Vcpu, state: Fields) -> None:
+    rows = state.rows("cpuid", (U32,) * len(_CPUID_FIELDS), most=MAX_CPUID_ENTRIES)
+    entries = [dict(zip(_CPUID_FIELDS, row, strict=True)) for row in rows]
     vcpu.ioctl_struct("KVM_SET_CPUID2", ffi.new("struct kvm_cpuid2 *", {"nent": len(entries), "entries": entries}))
     for name, ioctl, kind in _BEFORE_MSRS:
-        vcpu.ioctl_struct(f"KVM_SET_{ioctl}", _struct(kind, state[name]))
+        struct = _struct(kind, state, name)
+        # Without XSAVE there are no XCRs, and KVM takes none: their count is first (api.rst 4.46).
+        if name != "xcrs" or any(content(struct)[:4]):
+            vcpu.ioctl_struct(f"KVM_SET_{ioctl}", struct)
     xsave = _xsave_buffer(kvm)
-    ffi.memmove(xsave, base64.b64decode(state["xsave"]), len(xsave))
+    fill(xsave, state.data("xsave", len(xsave)))
     vcpu.ioctl_struct("KVM_SET_XSAVE", xsave)
-    msrs = [(index, value) for index, value in state["msrs"]]
+    msrs = [(index, value) for index, value in state.rows("msrs", (U32, U64), most=MAX_MSRS)]
     if _set_msrs(vcpu, msrs) != len(msrs):
-        raise SnapshotError("this KVM refuses one of the snapshot's MSRs", hint="make the snapshot again on this host")
+        raise state.damaged("msrs", "has one that this KVM refuses")
     for name, ioctl, kind in _AFTER_MSRS:
-        vcpu.ioctl_struct(f"KVM_SET_{ioctl}", _struct(kind, state[name]))
+        vcpu.ioctl_struct(f"KVM_SET_{ioctl}", _struct(kind, state, name))
 
 
 def _cpuid(vcpu: Vcpu) -> Any:
@@ -181,18 +187,12 @@ def _xsave_buffer(kvm: Kvm) -> Any:
 def _get(vcpu: Vcpu, ioctl: str, kind: str) -> str:
     struct = ffi.new(kind)
     vcpu.ioctl_struct(f"KVM_GET_{ioctl}", struct)
-    return _text(struct)
+    return text(content(struct))
 
 
-def _text(struct: Any) -> str:
-    return base64.b64encode(bytes(ffi.buffer(struct))).decode()
-
-
-def _struct(kind: str, text: str) -> Any:
-    struct, data = ffi.new(kind), base64.b64decode(text)
-    if len(data) != ffi.sizeof(struct[0]):
-        raise SnapshotError(f"the snapshot's {kind} has {len(data)} bytes, this KVM's {ffi.sizeof(struct[0])}")
-    ffi.memmove(struct, data, len(data))
+def _struct(kind: str, state: Fields, name: str) -> Any:
+    struct = ffi.new(kind)
+    fill(struct, state.data(name, ffi.sizeof(struct[0])))
     return struct
 
 

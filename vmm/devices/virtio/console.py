@@ -16,7 +16,7 @@ the end of file that Linux gives while the host's side is closed.
 """
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from enum import IntEnum, IntFlag
 from typing import Any
 
@@ -25,6 +25,7 @@ from mayfly.vmm.devices.virtio.device import DeviceType, VirtioDevice
 from mayfly.vmm.devices.virtio.misuse import Misuse
 from mayfly.vmm.devices.virtio.port import Port, Sink
 from mayfly.vmm.devices.virtio.queue import Queue
+from mayfly.vmm.snapshot.fields import Fields
 
 _CONFIG = struct.Struct("<HHII")
 """cols, rows, max_nr_ports, emerg_wr (virtio 1.2, 5.3.4)."""
@@ -57,6 +58,10 @@ class Control(IntEnum):
     RESIZE = 5
     PORT_OPEN = 6
     PORT_NAME = 7
+
+
+_OURS = (Control.DEVICE_ADD, Control.PORT_OPEN, Control.PORT_NAME)
+"""Those that this device sends."""
 
 
 class ConsoleQueue(IntEnum):
@@ -125,11 +130,14 @@ class Console(VirtioDevice):
         """The port's state, and the messages that the driver has not got yet."""
         return {"port_ready": self._port_ready, "owed": [int(event) for event in self._owed], "port": self.port.save()}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Fields) -> None:
         """Go on where `save` was called."""
-        self._port_ready = bool(state["port_ready"])
-        self._owed = [Control(event) for event in state["owed"]]
-        self.port.restore(state["port"])
+        self._port_ready = state.flag("port_ready")
+        owed = state.items("owed", most=len(_OURS))
+        if not all(type(event) is int and event in _OURS for event in owed) or len(set(owed)) < len(owed):
+            raise state.damaged("owed", "has messages that this device does not send")
+        self._owed = [Control(event) for event in owed]
+        self.port.restore(state.fields("port"))
 
     def _listen(self, queue: Queue) -> None:
         """Take the driver's control messages, then answer them; one interrupt for both."""

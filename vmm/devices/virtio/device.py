@@ -4,12 +4,12 @@ what to do at a kick.
 
 import abc
 import threading
-from collections.abc import Mapping
 from enum import IntEnum, IntFlag
 from typing import Any, ClassVar, Protocol
 
 from mayfly.vmm.devices.virtio.misuse import Misuse
 from mayfly.vmm.devices.virtio.queue import Queue
+from mayfly.vmm.snapshot.fields import Fields
 
 
 class DeviceType(IntEnum):
@@ -102,7 +102,7 @@ class VirtioDevice(abc.ABC):
         """What a snapshot needs besides queues and features. The event loop has ended."""
         return {}
 
-    def restore(self, state: Mapping[str, Any]) -> None:  # noqa: B027 (most devices have nothing of their own)
+    def restore(self, state: Fields) -> None:  # noqa: B027 (most devices have nothing of their own)
         """Go on where `save` was called; after `activate`, if there is a driver."""
 
     @abc.abstractmethod

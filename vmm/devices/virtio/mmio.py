@@ -3,7 +3,7 @@ only).
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from enum import IntEnum, IntFlag
 from typing import Any
 
@@ -11,6 +11,7 @@ from mayfly.vmm.devices.virtio.device import OFFERED, Feature, VirtioDevice, fea
 from mayfly.vmm.devices.virtio.misuse import FATAL, Misuse
 from mayfly.vmm.devices.virtio.queue import Queue, QueueLayout
 from mayfly.vmm.memory import GuestAddressError, GuestMemory
+from mayfly.vmm.snapshot.fields import U8, U32, U64, Fields
 
 MAGIC = 0x7472_6976
 """`virt`."""
@@ -105,6 +106,9 @@ _NO_SHARED_MEMORY = 0xFFFF_FFFF
 """Length and base of a region that does not exist read as all ones (virtio 1.2, 4.2.2)."""
 
 
+_ANY_STATUS = int(LIVE | Status.DEVICE_NEEDS_RESET | Status.FAILED)
+_ANY_INTERRUPT = int(Interrupt.USED_BUFFER | Interrupt.CONFIG_CHANGE)
+
 _ADDRESSES = (Register.QUEUE_DESC_LOW, Register.QUEUE_DRIVER_LOW, Register.QUEUE_DEVICE_LOW)
 
 
@@ -196,11 +200,6 @@ class MmioTransport:
         self._show()
 
     @property
-    def queue_count(self) -> int:
-        """How many queues there are to be kicked: 0 to this, less one."""
-        return len(self.device.queue_sizes)
-
-    @property
     def status(self) -> Status:
         """The device status, as the driver sees it."""
         return self._status
@@ -264,32 +263,53 @@ class MmioTransport:
             "device": self.device.save(),
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on where `save` was called, with the guest's memory as it was then. What may have been
-        under way is begun anew: each queue with chains in it is kicked, and an interrupt that was
-        not acknowledged is raised again.
+    def restore(self, state: Fields) -> None:
+        """Go on where `save` was called, with the guest's memory as it was then.
+
+        What may have been under way is begun anew: each queue with chains in it is kicked, and an
+        interrupt that was not acknowledged is raised again.
 
         Raises:
-            GuestAddressError: a queue is not inside RAM.
+            SnapshotError: the state is not one that `save` gives, or a queue is not inside RAM.
         """
         with self.device.lock:
-            self._status = Status(state["status"])
-            self._interrupt_status = state["interrupt_status"]
-            self._device_features_sel, self._driver_features_sel, self._queue_sel = state["selected"]
-            self._driver_features = state["driver_features"]
-            self._generation = state["generation"]
-            for setup, saved in zip(self._setups, state["queues"], strict=True):
-                setup.size = saved["size"]
-                setup.addresses = dict(zip(_ADDRESSES, saved["addresses"], strict=True))
-                if saved["ring"] is not None:
-                    setup.queue = self._make_queue(setup)
-                    setup.queue.restore(saved["ring"])
+            self._status = self._restored_status(state)
+            self._interrupt_status = state.number("interrupt_status", _ANY_INTERRUPT)
+            self._device_features_sel, self._driver_features_sel, self._queue_sel = state.numbers("selected", 3, U32)
+            self._driver_features = state.number("driver_features", U64)
+            if self._status & Status.FEATURES_OK and not features_acceptable(self._offered, self._driver_features):
+                raise state.damaged("driver_features", "are not those of this device")
+            self._generation = state.number("generation", U32)
+            for setup, saved in zip(self._setups, state.parts("queues", len(self._setups)), strict=True):
+                self._restore_queue(setup, saved)
             if self._status & Status.DRIVER_OK:
                 self._activate()
-            self.device.restore(state["device"])
+            self.device.restore(state.fields("device"))
             self._show()
             if self._interrupt_status:
                 self._interrupt()
+
+    @staticmethod
+    def _restored_status(state: Fields) -> Status:
+        status = Status(state.number("status", U8) & _ANY_STATUS)
+        if status != state.value("status") or status & LIVE not in {*STEPS, LIVE}:
+            raise state.damaged("status", "is not on the way to a driver's")
+        return status
+
+    def _restore_queue(self, setup: _QueueSetup, saved: Fields) -> None:
+        setup.size = saved.number("size", setup.max_size)
+        if not setup.size or setup.size & setup.size - 1:
+            raise saved.damaged("size", "is not a power of 2")
+        setup.addresses = dict(zip(_ADDRESSES, saved.numbers("addresses", len(_ADDRESSES), U64), strict=True))
+        if saved.value("ring") is None:
+            return
+        if not self._status & Status.FEATURES_OK:
+            raise saved.damaged("ring", "is ready before the features are negotiated")
+        try:
+            setup.queue = self._make_queue(setup)
+        except GuestAddressError as error:
+            raise saved.damaged("addresses", f"are not inside guest RAM: {error}") from error
+        setup.queue.restore(saved.fields("ring"))
 
     def close(self) -> None:
         """Drop the views of guest memory and of the registers, so that their mappings can go."""

@@ -6,14 +6,15 @@ other side has no room.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from mayfly.vmm.devices.virtio.buffers import advance, scatter
 from mayfly.vmm.devices.virtio.device import VirtioDevice
 from mayfly.vmm.devices.virtio.misuse import Misuse
-from mayfly.vmm.devices.virtio.queue import Chain, Queue
+from mayfly.vmm.devices.virtio.queue import MAX_CHAIN_BYTES, Chain, Queue
+from mayfly.vmm.snapshot.fields import Fields
 
 Sink = Callable[[list[memoryview]], int]
 """Takes bytes of the guest's and says how many: fewer than there are (0 too) means that it is full,
@@ -137,9 +138,9 @@ class Port:
         """
         return {"guest_open": self.guest_open, "taken": self._taken}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Fields) -> None:
         """Go on where `save` was called."""
-        self.guest_open, self._taken = bool(state["guest_open"]), int(state["taken"])
+        self.guest_open, self._taken = state.flag("guest_open"), state.number("taken", MAX_CHAIN_BYTES)
 
     def _gather(self, queue: Queue) -> bool:
         """Have chains ready, up to the window's size; whether there is one. If not, the guest is

@@ -21,13 +21,14 @@ first. x86 keeps stores in order, and loads in order; only a load may overtake a
 import struct
 import threading
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntFlag
 from typing import Any, NamedTuple
 
 from mayfly.vmm.devices.virtio.misuse import Misuse
 from mayfly.vmm.memory import GuestAddressError, GuestMemory
+from mayfly.vmm.snapshot.fields import U16, Fields
 
 MAX_SIZE = 32768
 """virtio 1.2, 2.7."""
@@ -284,12 +285,10 @@ class Queue:
         """
         return {"returned": self._returned, "stopped": self.stopped}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on where `save` was called. The driver has been shown all that was given back by
-        then.
-        """
-        self._taken = self._offered = self._returned = self._published = int(state["returned"]) & 0xFFFF
-        self.stopped = bool(state["stopped"])
+    def restore(self, state: Fields) -> None:
+        """Go on where `save` was called; by then the driver had been shown all that was returned."""
+        self._taken = self._offered = self._returned = self._published = state.number("returned", U16)
+        self.stopped = state.flag("stopped")
 
     def has_chains(self) -> bool:
         """Whether the driver has made a chain available that was not taken."""
