@@ -1,5 +1,6 @@
-"""The state in a snapshot, checked like a guest's input: the vmm process that wrote it may have been
-in a guest's hands.
+"""The state in a snapshot, checked like a guest's input.
+
+The vmm process that wrote it may have been in a guest's hands.
 """
 
 import binascii

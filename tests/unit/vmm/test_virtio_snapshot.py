@@ -181,7 +181,7 @@ def test_a_queue_outside_memory_is_refused() -> None:
         fresh.transport.restore(Fields(state, "virtio0"))
 
 
-DAMAGED = {
+DAMAGED: dict[str, tuple[Any, ...]] = {
     "status": (-1, 1 << 8, 2, 16, 0x30, 1.0, True, "7", None, [], {}),
     "interrupt_status": (4, -1, None),
     "selected": ([0, 0], [0, 0, 1 << 32], [0, 0, "0"], {}),

@@ -286,7 +286,7 @@ class Queue:
         return {"returned": self._returned, "stopped": self.stopped}
 
     def restore(self, state: Fields) -> None:
-        """Go on where `save` was called; by then the driver had been shown all that was returned."""
+        """Go on where `save` was called; the driver has seen all that was returned by then."""
         self._taken = self._offered = self._returned = self._published = state.number("returned", U16)
         self.stopped = state.flag("stopped")
 
