@@ -175,7 +175,9 @@ def run(file: Path, args: tuple[str, ...], language: str, as_json: bool, verbose
 @click.option("--cmdline", default="", help="kernel parameters, behind those for the devices")
 @click.option("--memory", type=Size(), default="512M", show_default=True, help="guest memory")
 @click.option("--cpus", type=int, default=1, show_default=True, help="virtual CPUs")
-@click.option("--user", default="nobody", show_default=True, help="user to become when started by root; empty: stay root")
+@click.option(
+    "--user", default="nobody", show_default=True, help="when started by root: an id of its own in the group of this user; empty: stay root"
+)
 def boot(kernel: str, initrd: str | None, cmdline: str, memory: int, cpus: int, user: str) -> int:
     """Boot any kernel and show its console."""
     from mayfly.cli.boot import boot_console

@@ -41,7 +41,7 @@ class Config:
     socket: Path = key(lambda: paths.runtime_dir() / "api.sock", "path of the API's socket")
     languages: tuple[str, ...] = key((), "languages to serve (name or name@version); none given: every installed one")
     kernel: Path = key(lambda: paths.kernel_path(platform.machine()), "the guests' kernel")
-    user: str = key("nobody", "user that machines run as when Mayfly was started by root; empty: stay root")
+    user: str = key("nobody", "of machines that root starts: each has its own id, in this user's group; empty: stay root")
     channel: Channel = key(Channel.VIRTIO, "what carries the channel: serial, virtio or tcp (of runs with a network)")
     cpus: int = key(1, "virtual CPUs of a machine", 1, 64)
     memory: int = key(0, "memory of a machine, if more than its image asks for; 0: as the image asks", 0, 1 << 39)

@@ -1,6 +1,4 @@
-"""Port 0x64 of the PC's keyboard controller, of which a guest needs one thing: the command that
-resets the machine.
-"""
+"""Port 0x64 of the PC's keyboard controller, for its one command that resets the machine."""
 
 from collections.abc import Callable
 

@@ -200,15 +200,11 @@ class PacketFilter:
 
 
 def destinations(mac: bytes, addresses: Iterable[Interface]) -> list[bytes]:
-    """The MACs of frames that are for a guest: its own, broadcasts, and IPv6's groups of all nodes
-    and of its addresses (RFC 4291, 2.8).
-    """
+    """MACs of frames for a guest: its own, broadcast, IPv6's groups for it (RFC 4291, 2.8)."""
     discoverable = [_link_local(mac), *(address.ip.packed for address in addresses if address.version == 6)]
     return [mac, BROADCAST, _ALL_NODES, *sorted({_SOLICITED + address[-3:] for address in discoverable})]
 
 
 def _link_local(mac: bytes) -> bytes:
-    """The link-local address that Linux makes of it (RFC 4291, appendix A); neighbours are asked
-    from there now and then.
-    """
+    """The link-local address that Linux makes of it (RFC 4291, appendix A) and asks from."""
     return b"\xfe\x80" + bytes(6) + bytes((mac[0] ^ 2,)) + mac[1:3] + b"\xff\xfe" + mac[3:]

@@ -91,10 +91,9 @@ class Tap:
         return self._fd
 
     def set_offloads(self, negotiated: int) -> None:
-        """Have the interface give what the driver takes. One that is gone is noticed elsewhere.
+        """Have the interface give what the driver takes; `receive` notices one that is gone.
 
-        What was queued before is dropped: for another driver, or by no filter, as the interface was
-        open for a moment without.
+        What was queued is dropped: it was for another driver, or came before the filter was set.
         """
         with contextlib.suppress(OSError):
             fcntl.ioctl(self._fd, _TUNSETOFFLOAD, offload_flags(negotiated))
@@ -106,9 +105,7 @@ class Tap:
         return True
 
     def send(self, parts: Sequence[bytearray | memoryview]) -> None:
-        """To the host's network. A packet that it refuses (a header that contradicts itself, an
-        interface that is down) is lost.
-        """
+        """To the host's network. What it refuses (bad header, interface down) is lost."""
         try:  # noqa: SIM105 (for each packet, and `suppress` costs as much as the call itself)
             os.writev(self._fd, parts)
         except OSError:

@@ -28,9 +28,7 @@ def scatter(data: bytes | bytearray | memoryview, views: Iterable[memoryview]) -
 
 
 def copy_start(views: list[memoryview], count: int) -> list[bytearray | memoryview]:
-    """The bytes of `views` as a copy of the first `count` of them (of all, if there are not more),
-    and views of the others.
-    """
+    """A copy of the first `count` bytes of `views` (or of all), then views of the others."""
     start = bytearray()
     for index, view in enumerate(views):
         missing = count - len(start)

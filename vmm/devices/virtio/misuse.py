@@ -1,6 +1,4 @@
-"""What a driver can do wrong. Each is counted; the fatal ones also set DEVICE_NEEDS_RESET. None is
-an exception.
-"""
+"""What a driver can do wrong: counted, never an exception; fatal ones set DEVICE_NEEDS_RESET."""
 
 from enum import StrEnum
 
@@ -33,9 +31,7 @@ class Misuse(StrEnum):
     """A buffer to read behind one to write."""
     OUTSIDE_RAM = "outside-ram"
     INDIRECT = "indirect"
-    """An indirect table that was not negotiated, is nested, is continued, or has a length that is
-    no table's.
-    """
+    """An indirect table that was not negotiated, is nested or continued, or has an odd length."""
 
     DIRECTION = "direction"
     """A chain without a buffer of the kind that the queue is for, or too small."""

@@ -57,9 +57,7 @@ class Drop(IntEnum):
 
 
 class Backend(Protocol):
-    """What moves frames between this device and a network: to the guest only such as are for it.
-    Packets begin with a header.
-    """
+    """Moves packets (header and frame) between the device and a network; only the guest's to it."""
 
     offloads: int
     """The features among checksum and segmentation offload that it can carry."""
@@ -69,9 +67,7 @@ class Backend(Protocol):
         ...
 
     def set_offloads(self, negotiated: int) -> None:
-        """What `receive` may give from now on. Any thread; must take any combination of
-        `offloads`.
-        """
+        """What `receive` may give from now on: any combination of `offloads`. Any thread."""
         ...
 
     def send(self, parts: Sequence[bytearray | memoryview]) -> None:

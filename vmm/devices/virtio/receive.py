@@ -1,6 +1,4 @@
-"""Where a net device's next packets go: the receive queue's buffers that were taken and not given
-back yet.
-"""
+"""Where a net device's next packets go: receive buffers that were taken and not given back yet."""
 
 from bisect import bisect_left
 
@@ -10,10 +8,9 @@ from mayfly.vmm.devices.virtio.queue import Chain, Queue
 
 
 class ReceiveBuffers:
-    """Buffers of one queue in the driver's order, as the one stretch of bytes that packets are
-    written to.
+    """Buffers of one queue in the driver's order, as one stretch of bytes for packets.
 
-    Which chain a byte is in matters only when a packet is complete, and a packet of many chains
+    Which chain holds a byte matters only when a packet is complete, so a packet of many chains
     takes no more steps than one of few.
 
     Attributes:
@@ -35,9 +32,7 @@ class ReceiveBuffers:
         return len(self._heads) - self._filled
 
     def take_alike(self, queue: Queue) -> bool:
-        """Take what the driver has made available, as far as it is alike (`Queue.pop_buffers`);
-        false if there was nothing like that.
-        """
+        """Take available buffers that are alike (`Queue.pop_buffers`); false if there were none."""
         heads, length, views = queue.pop_buffers()
         if not heads:
             return False
