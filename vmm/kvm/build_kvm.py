@@ -43,6 +43,10 @@ static void differing_pages(const uint64_t *pagemap, const char *now, const char
     for (size_t page = 0; page < count; page++)
         differs[page] = pagemap[page] >> 62 && !(pagemap[page] >> 61 & 1) && memcmp(now + page * 4096, before + page * 4096, 4096);
 }
+/* Memory order between a device's thread and a driver on another processor (virtio 1.2, 2.7.8.2 and 2.7.13.3). */
+static void fence_acquire(void) { __atomic_thread_fence(__ATOMIC_ACQUIRE); }
+static void fence_release(void) { __atomic_thread_fence(__ATOMIC_RELEASE); }
+static void fence_full(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 static int sys_prctl(int option, unsigned long argument) { return prctl(option, argument, 0, 0, 0); }
 /* Landlock's scope of signals (landlock(7), of Linux 6.12); headers may be older. The numbers are the same on all architectures. */
 static int sys_scope_signals(void)

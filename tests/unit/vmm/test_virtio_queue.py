@@ -1,9 +1,12 @@
 """The split virtqueue alone: what a driver may do, and what a hostile one does."""
 
+import functools
+
 import pytest
 
 from mayfly.vmm.devices.virtio.misuse import Misuse
 from mayfly.vmm.devices.virtio.queue import Chain, DescriptorFlag, Queue, QueueLayout
+from mayfly.vmm.kvm import order
 from mayfly.vmm.memory import GuestAddressError
 from tests.kit.virtio_driver import Buffer, DriverQueue, Ram
 
@@ -308,3 +311,25 @@ def test_a_part_outside_ram_or_not_aligned_is_no_queue(rig: Rig, part: str, addr
     }
     with pytest.raises(GuestAddressError):
         Queue(rig.ram.memory, QueueLayout(size=SIZE, **addresses), event_idx=True, indirect=True, report=rig.reports.append)
+
+
+def test_the_used_index_is_stored_behind_a_release_and_the_available_one_loaded_before_an_acquire(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each fence, what the driver could see by then."""
+    seen: list[tuple[str, int, int]] = []
+
+    def at(name: str) -> None:
+        used = rig.ram.memory.read(rig.driver.used_ring, 8)
+        seen.append((name, int.from_bytes(used[2:4], "little"), int.from_bytes(used[4:8], "little")))
+
+    for name in ("acquire", "release", "full"):
+        monkeypatch.setattr(order, name, functools.partial(at, name))
+    rig.driver.offer([Buffer(room=5)])
+    second = rig.driver.offer([Buffer(room=5)])
+    rig.pop()
+    assert seen == [("acquire", 0, 0)]
+    assert rig.pop().head == second
+    rig.queue.push(second, 5)
+    rig.queue.publish()
+    assert seen[1:] == [("release", 0, second), ("full", 1, second)]

@@ -14,12 +14,12 @@ DEVICE_NEEDS_RESET.
 
 Memory order. A number that the driver may be looking at is stored through a memoryview cast to its
 type, which is one store of that size; `struct.pack_into` would not do, as it clears the bytes
-first. x86 keeps stores in order, and loads in order; only a load may overtake an earlier store, and
-`_fence` stands where that would lose a notification. Python itself reorders nothing.
+first. Fences (vmm/kvm/order.py) stand where the specification asks for order: acquire between the
+available index and what it stands for (2.7.13.3), release between used elements and the used index
+(2.7.8.2), a full one before the driver's word on notifications is read (2.7.7, 2.7.10).
 """
 
 import struct
-import threading
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from enum import IntFlag
 from typing import Any, NamedTuple
 
 from mayfly.vmm.devices.virtio.misuse import Misuse
+from mayfly.vmm.kvm import order
 from mayfly.vmm.memory import GuestAddressError, GuestMemory
 from mayfly.vmm.snapshot.fields import U16, Fields
 
@@ -69,16 +70,6 @@ _WRITE = int(DescriptorFlag.WRITE)
 _INDIRECT = int(DescriptorFlag.INDIRECT)
 _NO_INTERRUPT = int(RingFlag.NO_INTERRUPT)
 _NO_NOTIFY = int(RingFlag.NO_NOTIFY)
-
-_fence_lock = threading.Lock()
-
-
-def _fence() -> None:
-    """Let no later load overtake an earlier store: taking a lock is an atomic read-modify-write, on
-    x86 a full barrier.
-    """
-    with _fence_lock:
-        pass
 
 
 class _BadChainError(Exception):
@@ -253,9 +244,10 @@ class Queue:
         old, new = self._published, self._returned
         if old == new:
             return False
+        order.release()
         self._used_header[1] = new
         self._published = new
-        _fence()
+        order.full()
         if not self._event_idx:
             return not self._available[0] & _NO_INTERRUPT
         event = self._available[2 + self.size]
@@ -269,7 +261,7 @@ class Queue:
             self._avail_event[0] = self._taken
         else:
             self._used_header[0] = 0
-        _fence()
+        order.full()
         return not self.stopped and self.has_chains()
 
     def suppress_notify(self) -> None:
@@ -312,6 +304,7 @@ class Queue:
         if self.stopped:
             return False
         offered = self._available[1]
+        order.acquire()
         out = (self._taken - self._returned) & 0xFFFF
         if (offered - self._taken) & 0xFFFF > self.size - out:
             self._stop(Misuse.AVAILABLE_INDEX)

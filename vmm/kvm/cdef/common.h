@@ -6,6 +6,9 @@ static void *sys_mmap(void *address, size_t length, int protection, int flags, i
 static int sys_munmap(void *address, size_t length);
 static int sys_madvise(void *address, size_t length, int advice);
 static void differing_pages(const uint64_t *pagemap, const char *now, const char *before, size_t count, uint8_t *differs);
+static void fence_acquire(void);
+static void fence_release(void);
+static void fence_full(void);
 static int sys_prctl(int option, unsigned long argument);
 static int sys_scope_signals(void);
 
