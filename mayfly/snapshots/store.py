@@ -26,15 +26,13 @@ from mayfly.images.manifest import checked
 from mayfly.images.store import InstalledImage
 from mayfly.protocol.frames import PROTOCOL_VERSION
 from mayfly.vmm.config import MachineConfig
-from mayfly.vmm.kvm.mapping import PAGE
-from mayfly.vmm.snapshot import FILES, MEMORY, PAGES
+from mayfly.vmm.snapshot import FILES, MEMORY
+from mayfly.vmm.snapshot.digest import memory_digest
 from mayfly.vmm.snapshot.files import shape
-from mayfly.vmm.snapshot.memory import joined, unpack_runs
 
 FORMAT = 3
 MANIFEST, VERIFIED = "manifest.json", "verified.json"
 NAME = re.compile(r"[a-z0-9][A-Za-z0-9@._+-]{0,63}")
-READ_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,30 +97,9 @@ class Snapshot(NamedTuple):
         return (*(self.parent.chain if self.parent else ()), self.folder)
 
 
-def _memory_digest(folder: Path) -> str:
-    """The digest of what is mapped of a snapshot's memory. The holes between are what makes the
-    file large; nobody sees them.
-    """
-    import hashlib  # only here: it loads OpenSSL
-
-    found = hashlib.sha256()
-    with (folder / MEMORY).open("rb") as file:
-        runs = joined(unpack_runs((folder / PAGES).read_bytes(), (folder / MEMORY).stat().st_size))
-        for first, count in runs:
-            file.seek(first * PAGE)
-            left = count * PAGE
-            while left:
-                data = file.read(min(left, READ_BYTES))
-                if not data:
-                    raise SnapshotError(f"{folder / MEMORY} ends too early")
-                found.update(data)
-                left -= len(data)
-    return f"sha256:{found.hexdigest()}"
-
-
 def digests(folder: Path) -> dict[str, str]:
     """The digests of a snapshot's files, computed from them."""
-    return {name: _memory_digest(folder) if name == MEMORY else file_digest(folder / name) for name in FILES}
+    return {name: memory_digest(folder) if name == MEMORY else file_digest(folder / name) for name in FILES}
 
 
 def _stamps(folder: Path, kernel: Path) -> dict[str, list[int]]:
