@@ -1,3 +1,1 @@
-"""The virtual machine monitor. It knows machines, devices and kernels, and nothing of snippets or
-HTTP.
-"""
+"""The virtual machine monitor: machines, devices and kernels; nothing of snippets or HTTP."""

@@ -1,6 +1,4 @@
-"""What the guest printed on its boot console: the last 64 KiB, for the error of a boot that
-fails.
-"""
+"""The last 64 KiB of the guest's boot console, for the error of a boot that fails."""
 
 LIMIT = 64 * 1024
 TAIL = 4096

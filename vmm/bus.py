@@ -5,9 +5,7 @@ from typing import NamedTuple, Protocol
 
 
 class BusDevice(Protocol):
-    """A device on a bus. Offsets are its own, sizes 1, 2, 4 or 8 bytes, values unsigned. It takes
-    any access without an exception, and answers with a value that fits.
-    """
+    """A device on a bus: own offsets, sizes 1, 2, 4 or 8, unsigned values. It never raises."""
 
     def read(self, offset: int, size: int) -> int:
         """The guest reads `size` bytes at `offset`."""
@@ -38,11 +36,7 @@ class Place(NamedTuple):
 
 
 class Bus:
-    """Devices at ranges that do not overlap.
-
-    Args:
-        kind: what its accesses are called ("io", "mmio").
-    """
+    """Devices at ranges that do not overlap. `kind` names its accesses ("io", "mmio")."""
 
     def __init__(self, kind: str) -> None:
         self._starts: list[int] = []
@@ -51,11 +45,7 @@ class Bus:
         self._nowhere = Place(Unmapped(), 0, f"{kind} unmapped")
 
     def attach(self, base: int, size: int, device: BusDevice) -> None:
-        """Place `device` at [base, base + size).
-
-        Raises:
-            ValueError: the range overlaps another device's.
-        """
+        """Place `device` at [base, base + size). Raises ValueError if that overlaps another."""
         index = bisect.bisect_left(self._starts, base)
         before = self._ranges[index - 1][1] if index else 0
         after = self._starts[index] if index < len(self._starts) else 1 << 64

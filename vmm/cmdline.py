@@ -6,17 +6,13 @@ from mayfly.vmm.config import CHANNEL_PORT, Channel, MachineConfig
 
 
 def command_line(config: MachineConfig, token: str = "") -> str:
-    """The kernel's parameters: the machine's own, then the configuration's, which win.
-
-    `token`: what a channel over TCP begins with.
-    """
+    """The machine's parameters, then the configuration's, which win. `token`: for TCP."""
     parameters = [layout.kernel_parameters(config), "panic=-1"]
     if config.interactive:
         parameters.append("console=ttyS0")
     else:
-        # The root is a tmpfs of half the memory by default, and a full one cuts files short in
-        # silence. Freeing the archive's memory would write to each of its pages, which are shared
-        # with the file and would have to be copied for it.
+        # By default a tmpfs may fill half the memory, and a full one truncates files silently.
+        # Freeing the archive would write to, and so copy, each page that is shared with its file.
         parameters += ["quiet", "console=ttynull", layout.EARLY_CONSOLE, "initramfs_options=size=90%", "retain_initrd"]
         # Otherwise the kernel starts a shell in the place of an init that does not start.
         parameters.append("init=/init")
@@ -27,8 +23,7 @@ def command_line(config: MachineConfig, token: str = "") -> str:
     elif config.channel is Channel.TCP:
         parameters += [f"mayfly.channel=tcp:{CHANNEL_PORT}", f"mayfly.token={token}"]
     if config.network is not None:
-        # A sent packet is forgotten when it is on its way: no interrupt says so, and the guest does
-        # not wait for one to send the next.
+        # No interrupt reports a sent packet, and guests do not wait for one to send the next.
         parameters.append("virtio_net.napi_tx=0")
         parameters += config.network.words
     return " ".join([*parameters, config.cmdline]).strip()

@@ -1,6 +1,4 @@
-"""The configuration of one machine: checked when it is made, frozen, and the same as JSON for the
-zygote.
-"""
+"""One machine's configuration: checked when made, frozen, and JSON for the zygote."""
 
 import dataclasses
 import ipaddress
@@ -18,8 +16,7 @@ MAX_CPUS = 64
 MAX_CMDLINE = 2047
 """x86's COMMAND_LINE_SIZE is 2048 with the NUL (Linux arch/x86/include/asm/setup.h)."""
 
-MIN_MTU = 1280
-"""The least that IPv6 takes (RFC 8200, 5)."""
+MIN_MTU = 1280  # The least that IPv6 takes (RFC 8200, 5)
 MAX_MTU = 65520
 
 CHANNEL_PORT = 1023
@@ -113,9 +110,7 @@ class NetworkConfig:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """What the guest's agent is told, on the kernel's command line or in RESUMED
-        (agent/PROTOCOL.md); nothing without an address.
-        """
+        """What the agent is told on the command line or in RESUMED (agent/PROTOCOL.md)."""
         given = {"mac": (self.mac,), "address": self.addresses, "gateway": self.gateways, "nameserver": self.nameservers}
         return tuple(f"mayfly.{name}={value}" for name, values in given.items() for value in values) if self.connected else ()
 

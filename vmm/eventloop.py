@@ -23,9 +23,7 @@ class HasFileno(Protocol):
 
 
 class EventLoop:
-    """Calls back when a descriptor is ready. All methods belong to the loop's thread, except `stop`
-    and the triggers.
-    """
+    """Calls back when a descriptor is ready. For its own thread, but for `stop` and triggers."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -35,14 +33,12 @@ class EventLoop:
         self._running = True
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_numbers = itertools.count()
-        self.stop = self.add_event(self._leave)
-        """Make `run` return, from any thread."""
+        self.stop = self.add_event(self._leave)  # Make `run` return, from any thread
 
     def watch(self, file: HasFileno, events: int, callback: Callable[[], None], hang_up: Callable[[], None] | None = None) -> None:
-        """Call `callback` whenever `file` is ready for `events` (READ, WRITE or both).
+        """Call `callback` when `file` is ready for `events` (READ, WRITE); none stops watching.
 
-        With `hang_up` it is called instead as soon as the other end is closed, whatever `events`
-        are: flow control does not hide an end. No events and no `hang_up`: stop watching.
+        `hang_up`: also when the other end is closed, so that flow control does not hide an end.
         """
         fd = file.fileno()
         before, *_ = self._watched.get(fd, (0,))
@@ -62,18 +58,14 @@ class EventLoop:
             self._epoll.register(fd, events)
 
     def add_eventfd(self, fd: int, callback: Callable[[], None]) -> None:
-        """Call `callback` after writes to the eventfd, once for many. The loop owns the descriptor
-        from now on.
-        """
+        """Call `callback` after writes to the eventfd, once for many; the loop owns it now."""
         self._stack.callback(os.close, fd)
         # Edge-triggered, so that nobody has to read it: each write is an edge.
         self._watched[fd] = READ | select.EPOLLET, callback, None
         self._epoll.register(fd, READ | select.EPOLLET)
 
     def add_event(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """A trigger that any thread may call to have `callback` called in the loop, once for many
-        triggers.
-        """
+        """A trigger for any thread that has the loop call `callback`, once for many triggers."""
         fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.add_eventfd(fd, callback)
         return lambda: os.eventfd_write(fd, 1)

@@ -1,35 +1,25 @@
-"""Guest physical memory as checked slices. Opens nothing: the bytes behind it are handed in (a
-mapping of KVM's, or a test's bytearray).
-"""
+"""Guest physical memory as checked slices of bytes that are handed in."""
 
 from collections.abc import Sequence
 from typing import NewType
 
-GuestAddress = NewType("GuestAddress", int)
-"""A guest physical address."""
+GuestAddress = NewType("GuestAddress", int)  # A guest physical address
 
 
 class GuestAddressError(Exception):
-    """A range is not wholly inside one region of guest RAM. The guest's doing, so a device catches
-    and counts it.
-    """
+    """A range is not inside one region of guest RAM. The guest's doing: devices count it."""
 
 
 class GuestMemory:
-    """Guest RAM: regions of guest physical addresses, each with its bytes.
-
-    A range that crosses from one region to another is refused, as nothing lies between them.
-    """
+    """Guest RAM: regions of guest physical addresses. A range must not cross regions."""
 
     def __init__(self, regions: Sequence[tuple[int, memoryview]]) -> None:
         self._regions = tuple((base, len(view), view) for base, view in regions)
 
     def slice(self, address: int, length: int) -> memoryview:
-        """The writable bytes of [address, address + length). No copy: the guest may change them at
-        any time.
+        """The writable bytes of [address, address + length), which the guest may change.
 
-        Raises:
-            GuestAddressError: the range is not inside RAM, or `length` is negative.
+        Raises GuestAddressError: the range is not inside RAM, or `length` is negative.
         """
         for base, size, view in self._regions:
             begin = address - base
@@ -39,9 +29,7 @@ class GuestMemory:
         raise GuestAddressError(f"[{address:#x}, +{length:#x}) is not guest RAM")
 
     def release(self) -> None:
-        """Let go of the regions' bytes, so that what lies behind them can be unmapped. No slice may
-        be in use.
-        """
+        """Drop the regions' bytes, so that they can be unmapped. No slice may be in use."""
         for _, _, view in self._regions:
             view.release()
         self._regions = ()

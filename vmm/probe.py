@@ -1,5 +1,4 @@
-"""Can this host's KVM run Linux guests? That /dev/kvm opens says little: some hosts emulate what a
-guest's kernel does, slowly and in part.
+"""Whether this host's KVM can run Linux guests; some emulate kernel code slowly and in part.
 
 `python -m mayfly.vmm.probe` prints the answer in a line; its exit status is 0 for yes.
 """
@@ -18,21 +17,14 @@ from mayfly.vmm.memory import GuestMemory
 LOOPS = 100_000
 TRIES = 3
 LIMIT_S = 0.08
-"""200,000 supervisor instructions take about a millisecond on hardware, 10 in an emulated host, and
-over 100 where KVM emulates each.
-"""
+"""200,000 supervisor instructions take 1 ms on hardware, 10 emulated, 100 where KVM emulates."""
 MEMORY = 4 << 20
 
 
 class KvmProbe(NamedTuple):
-    """What was found.
+    """Whether and why Linux guests run, and what to do if not.
 
-    Attributes:
-        usable: Linux guests run.
-        reason: in a few words, why or why not.
-        hint: what to do if not.
-        emulated: this host is itself emulated (QEMU's TCG), so guests run many times slower and
-            limits need a factor.
+    `emulated`: this host is itself emulated (QEMU's TCG): guests are many times slower.
     """
 
     usable: bool

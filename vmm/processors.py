@@ -56,11 +56,7 @@ class Processors:
         self.finish(End.RESET if error is None else End.ERROR, error)
 
     def pause(self) -> None:
-        """Return when all vCPUs stand still, with no access half done.
-
-        Raises:
-            GuestError: the machine has ended.
-        """
+        """Pause all vCPUs, with no access half done. Raises GuestError if the machine has ended."""
         if not self.paused:
             for thread in self.threads:
                 thread.pause()

@@ -10,8 +10,7 @@ from mayfly.vmm.arch import cpu
 from mayfly.vmm.bus import Bus
 from mayfly.vmm.kvm.kvm import ExitReason, SystemEvent, Vcpu
 
-KICK = signal.SIGRTMIN
-"""Interrupts a KVM_RUN that is under way; its handler does nothing."""
+KICK = signal.SIGRTMIN  # Interrupts a KVM_RUN that is under way; its handler does nothing
 PIO_OUT = 1
 
 
@@ -39,9 +38,7 @@ class VcpuThread(threading.Thread):
         """Returns of KVM_RUN by reason and device ("io 0x3f8", "mmio unmapped", "interrupted")."""
 
     def stop(self) -> None:
-        """Make the thread end soon, whatever the guest does. Any thread may call it; join
-        afterwards.
-        """
+        """Make the thread end soon, whatever the guest does. Any thread; join afterwards."""
         self._stopping = True
         self._going.set()
         self._interrupt()
@@ -69,8 +66,7 @@ class VcpuThread(threading.Thread):
     def run(self) -> None:
         """Thread body."""
         try:
-            # Until KVM_RUN is interrupted, as KVM completes an access only when it is called again
-            # (api.rst 5, KVM_EXIT_IO).
+            # Until EINTR, as only the next KVM_RUN completes an access (api.rst 5, KVM_EXIT_IO).
             reason: int | None = None
             while not (self._stopping and reason == ExitReason.INTR):
                 reason = self._vcpu.run()

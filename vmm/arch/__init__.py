@@ -1,8 +1,4 @@
-"""One folder per architecture, with the same file names in each. Common code takes this machine's
-parts from here and sees no others.
-
-The Protocols below are the whole of what common code knows of an architecture.
-"""
+"""One folder per architecture, with the same file names. Common code sees only these Protocols."""
 
 import platform
 from collections.abc import Callable, Sequence
@@ -21,34 +17,25 @@ from mayfly.vmm.snapshot.fields import Fields
 class Layout(Protocol):
     """Guest physical addresses and interrupts (GSIs) of what every machine has."""
 
-    RAM: int
-    """Where guest RAM begins: what is at offset n of its mapping, as far as the first region goes,
-    is at RAM + n.
-    """
+    RAM: int  # Where guest RAM begins; offset n of the mapping's first region is at RAM + n
     VIRTIO_MMIO: int
     VIRTIO_MMIO_SIZE: int
     VIRTIO_READABLE_AS_MEMORY: bool
-    """Whether the guest's reads of a device's registers see what this process writes to memory
-    shown there: its mapping is uncached.
-    """
-    VIRTIO_GSI: int
-    """The first virtio-mmio device's; the next ones follow."""
+    """Whether guests' uncached reads of registers see what this process writes to memory there."""
+    VIRTIO_GSI: int  # The first virtio-mmio device's; the next ones follow
     UART0: int
     UART0_GSI: int
     UART1: int
     UART1_GSI: int
     UART_SIZE: int
-    EARLY_CONSOLE: str
-    """The kernel's parameters for UART0 as a boot console."""
+    EARLY_CONSOLE: str  # The kernel's parameters for UART0 as a boot console
 
     def ram_regions(self, size: int) -> list[tuple[int, int]]:
         """(guest physical address, bytes) of each region of RAM for `size` bytes of it."""
         ...
 
     def kernel_parameters(self, config: MachineConfig) -> str:
-        """What the command line must say for the kernel to find the devices, and for it to look for
-        no others.
-        """
+        """The parameters by which the kernel finds these devices and looks for no others."""
         ...
 
 
@@ -68,11 +55,9 @@ class Interrupts(Protocol):
     """How the interrupt controllers are made."""
 
     def create(self, vm: Vm, *, pit: bool) -> InterruptController:
-        """Make the controllers: after the memory slots, before the first vCPU. `pit`: also the
-        timer that old x86 kernels need.
+        """Make the controllers, after the memory slots and before the first vCPU. Raises KvmError.
 
-        Raises:
-            KvmError: KVM has none.
+        `pit`: also the timer that old x86 kernels need.
         """
         ...
 
@@ -85,9 +70,7 @@ class Hardware(Protocol):
         ...
 
     def attach(self, ports: Bus, mmio: Bus, on_reset: Callable[[], None]) -> None:
-        """Add the devices that only this architecture needs. `on_reset`: for one by which a guest
-        resets its machine.
-        """
+        """Add this architecture's own devices. `on_reset`: the guest resets its machine."""
         ...
 
 
@@ -97,15 +80,12 @@ class Boot(Protocol):
     def load(
         self, config: MachineConfig, vm: Vm, memory: GuestMemory, mapping: Mapping, *, kernel_fd: int, initrd_fd: int | None, cmdline: str
     ) -> int:
-        """Put everything into guest RAM that the kernel wants to find there; its entry point (guest
-        physical address).
+        """Put what the kernel needs into guest RAM; its entry point (guest physical address).
 
-        The initramfs is mapped from its file, not copied. The caller keeps the descriptors, which
-        are no longer needed afterwards.
+        The initramfs is mapped from its file, not copied. The caller keeps the descriptors.
 
         Raises:
-            BootError: the kernel file is not one for this architecture, or something does not fit
-                into RAM.
+            BootError: the kernel file is not for this architecture, or something does not fit.
             ConfigError: the command line is too long for this kernel.
         """
         ...
@@ -115,9 +95,7 @@ class Cpu(Protocol):
     """State of the processors."""
 
     def set_up(self, vm: Vm, vcpus: Sequence[Vcpu], *, entry: int) -> None:
-        """Give all vCPUs the state in which the kernel wants to find them; the first one enters it
-        at `entry`, the others wait.
-        """
+        """Give all vCPUs the kernel's entry state: the first enters at `entry`, the others wait."""
         ...
 
     def describe_registers(self, vcpu: Vcpu) -> str:
@@ -133,9 +111,7 @@ class Probe(Protocol):
         ...
 
     def write_loop(self, memory: GuestMemory, loops: int) -> int:
-        """Write code of 2 * `loops` supervisor instructions and an access that exits; its
-        address.
-        """
+        """Write 2 * `loops` supervisor instructions and an access that exits; the address."""
         ...
 
 
@@ -143,26 +119,15 @@ class State(Protocol):
     """What KVM keeps of a machine besides its memory, as JSON, for snapshots."""
 
     def identity(self, kvm: Kvm) -> str:
-        """What processor and KVM offer to guests here, as text: a guest goes on only where it is
-        the same.
-        """
+        """What guests see of processor and KVM; snapshots are restored only where it is equal."""
         ...
 
     def save(self, vm: Vm, controller: Any, vcpus: Sequence[Vcpu]) -> MappingOf[str, Any]:
-        """All of it. The vCPUs stand still, with no access half done, and may go on afterwards.
-
-        `controller` is what `Interrupts.create` made.
-        """
+        """Read the state of paused vCPUs. `controller` is what `Interrupts.create` made."""
         ...
 
     def restore(self, vm: Vm, controller: Any, vcpus: Sequence[Vcpu], state: Fields) -> None:
-        """Put it back into as many new vCPUs and into new interrupt controllers, which have not
-        run.
-
-        Raises:
-            SnapshotError: the state is of another shape.
-            KvmError: this KVM does not take it.
-        """
+        """Restore into as many new vCPUs and new controllers. Raises SnapshotError, KvmError."""
         ...
 
     def tell_of_pause(self, vcpus: Sequence[Vcpu]) -> None:

@@ -7,8 +7,7 @@ from mayfly.vmm.eventloop import EventLoop
 
 
 class SocketEnd:
-    """Watches the socket for bytes, as its carrier can take them, and always for its end: a guest
-    that takes nothing does not hide that the other end is closed.
+    """Watches the socket for bytes while its carrier has room, and always for a hang-up.
 
     Args:
         channel: a connected stream socket; made non-blocking.

@@ -11,8 +11,7 @@ from mayfly.vmm.eventloop import READ, WRITE, EventLoop
 
 
 class SerialChannel:
-    """Reads the socket only as far as the UART has room, and takes the guest's bytes only as fast
-    as the socket does.
+    """Reads the socket while the UART has room, and the UART while the socket has.
 
     Args:
         channel: a connected stream socket; made non-blocking.

@@ -13,7 +13,7 @@ BLOCK = 1 << 16
 
 
 class TcpChannel:
-    """Shows the agent a token first, so that it knows that this host connects, and no one else.
+    """Shows the agent a token first, which proves that this host connects.
 
     Args:
         channel: a connected stream socket; made non-blocking.
@@ -22,8 +22,7 @@ class TcpChannel:
         failed: called with the reason when there is no connection to be had.
     """
 
-    data_accesses = 0
-    """No exit carries the channel's own bytes."""
+    data_accesses = 0  # No exit carries the channel's own bytes
 
     def __init__(
         self,
@@ -80,12 +79,7 @@ class TcpChannel:
 
 
 class _Stream:
-    """One direction between two sockets.
-
-    Attributes:
-        unsent: what was read and has not found room yet, at most BLOCK bytes.
-        ended: nothing will move any more.
-    """
+    """One direction between two sockets; `unsent` is at most BLOCK bytes."""
 
     def __init__(self, source: socket.socket, target: socket.socket, unsent: bytes = b"") -> None:
         self._source, self._target, self.unsent = source, target, unsent

@@ -10,15 +10,9 @@ from mayfly.vmm.eventloop import READ, WRITE, EventLoop
 
 
 class VirtioChannel:
-    """Bytes go straight between the socket and the guest's buffers.
+    """Bytes go straight between socket and guest's buffers. Makes `channel` non-blocking."""
 
-    Args:
-        channel: a connected stream socket; made non-blocking.
-        closed: called when the other end has closed the socket.
-    """
-
-    data_accesses = 0
-    """No exit carries the channel's own bytes."""
+    data_accesses = 0  # No exit carries the channel's own bytes
 
     def __init__(self, channel: socket.socket, loop: EventLoop, *, closed: Callable[[], None]) -> None:
         self._end = SocketEnd(channel, loop, closed)

@@ -13,11 +13,7 @@ class Register(IntEnum):
 
 
 class Clock:
-    """Nanoseconds since 1970. Reading the low half keeps the high half that belongs to it.
-
-    Args:
-        now: the time in nanoseconds.
-    """
+    """Nanoseconds since 1970. Reading the low half keeps the high half that belongs to it."""
 
     def __init__(self, now: Callable[[], int] = time.time_ns) -> None:
         self._now = now

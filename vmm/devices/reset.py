@@ -3,9 +3,7 @@
 from collections.abc import Callable
 
 PULSE_RESET = 0xFE
-"""Pulse output line 0, the processor's reset (IBM PC AT Technical Reference, "8042 commands");
-Linux writes it with reboot=k.
-"""
+"""Pulse output line 0, the processor's reset (IBM PC AT, "8042 commands"); Linux's reboot=k."""
 
 
 class ResetPort:

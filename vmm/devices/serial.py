@@ -1,10 +1,8 @@
-"""A 16550A UART with RTS/CTS flow control (National Semiconductor PC16550D data sheet, 8.0
-"Registers").
+"""A 16550A UART with RTS/CTS flow control (National Semiconductor PC16550D data sheet, 8.0).
 
-The line behind it has no speed: a byte that the guest writes has left at once, one for the guest is
-there as soon as there is room. No byte is lost in either direction: towards the guest nothing is
-sent while it holds RTS down, and what waits is bounded (`room`); from the guest, CTS goes down
-while its bytes are not being taken, and at the hard bound the transmitter is simply not empty.
+Its line has no speed: bytes pass at once while there is room. None is lost in either direction.
+Towards the guest, nothing is sent while RTS is down, and what waits is bounded (`room`). From the
+guest, CTS goes down while its bytes are not taken; at the bound the transmitter is not empty.
 """
 
 from collections.abc import Callable
@@ -13,21 +11,16 @@ from typing import Any
 
 from mayfly.vmm.snapshot.fields import U8, Fields, text
 
-RECEIVE_LIMIT = 4096
-"""Bytes that may wait for the guest."""
+RECEIVE_LIMIT = 4096  # Bytes that may wait for the guest
 CTS_DOWN, CTS_UP = 32 * 1024, 8 * 1024
 """Bytes that wait for the host when CTS goes down, and at which it comes up again."""
 TRANSMIT_LIMIT = 64 * 1024
 BATCH = 1024
-"""Bytes from a guest that works by interrupts after which the host is told, although more are to
-come.
-"""
+"""Bytes from an interrupt-driven guest after which the host is told although more will come."""
 
 
 class Register(IntEnum):
-    """Offsets from the base port. With DLAB set, 0 and 1 are the divisor; 2 is IIR when read, FCR
-    when written.
-    """
+    """Offsets from the base port. With DLAB set, 0 and 1 are the divisor."""
 
     DATA = 0
     IER = 1
@@ -206,9 +199,7 @@ class Serial:
         }
 
     def restore(self, state: Fields) -> None:
-        """Go on where `save` was called. An interrupt that was raised then is in the interrupt
-        controller's own state.
-        """
+        """Go on where `save` was called; the interrupt controller restores a raised interrupt."""
         self._ier, self._mcr = Ier(state.number("ier", 0x0F)), Mcr(state.number("mcr", 0x1F))
         self._lcr, self._scr, *self._divisor = state.numbers("registers", 4, U8)
         self._fifo, self._cts, self._delta_cts = state.flag("fifo"), state.flag("cts"), state.flag("delta_cts")

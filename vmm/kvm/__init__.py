@@ -1,3 +1,1 @@
-"""KVM through cffi in out-of-line API mode: descriptors, ioctls and mappings. The only place with
-raw pointers.
-"""
+"""KVM through cffi's API mode: descriptors, ioctls, mappings. All raw pointers are here."""

@@ -1,5 +1,4 @@
-"""Build `mayfly.vmm.kvm._kvm`, the compiled half of the bindings. Run by setup.py; by hand: python
-vmm/kvm/build_kvm.py.
+"""Build `mayfly.vmm.kvm._kvm`, for setup.py or by hand: python vmm/kvm/build_kvm.py.
 
 With --c ARCH FILE only the C source for that architecture is written, for a cross-compiler.
 """

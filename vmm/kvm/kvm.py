@@ -1,6 +1,4 @@
-"""The three kinds of KVM descriptor (Linux Documentation/virt/kvm/api.rst), each owned by one
-object.
-"""
+"""KVM's descriptors (Linux Documentation/virt/kvm/api.rst), each owned by one object."""
 
 import errno
 import os
@@ -36,9 +34,7 @@ class ExitReason(IntEnum):
 
 
 class SystemEvent(IntEnum):
-    """What a guest asks of the whole machine with ExitReason.SYSTEM_EVENT (KVM_SYSTEM_EVENT_* in
-    <linux/kvm.h>).
-    """
+    """What ExitReason.SYSTEM_EVENT asks for (KVM_SYSTEM_EVENT_* in <linux/kvm.h>)."""
 
     SHUTDOWN = 1
     RESET = 2
@@ -67,19 +63,11 @@ class _Descriptor:
         self.close()
 
     def ioctl(self, name: str, argument: int = 0) -> int:
-        """Call the ioctl `name` ("KVM_CREATE_VM") with a number; its result.
-
-        Raises:
-            KvmError: it failed.
-        """
+        """Call the ioctl `name` ("KVM_CREATE_VM") with a number; its result. Raises KvmError."""
         return _checked(name, lib.sys_ioctl(self._fd, getattr(lib, name), argument))
 
     def ioctl_struct(self, name: str, argument: Any) -> int:
-        """Call the ioctl `name` with a pointer to a structure of cffi's; its result.
-
-        Raises:
-            KvmError: it failed.
-        """
+        """Call the ioctl `name` with a pointer of cffi's; its result. Raises KvmError."""
         return _checked(name, lib.sys_ioctl_pointer(self._fd, getattr(lib, name), argument))
 
 
@@ -95,11 +83,7 @@ def content(struct: Any) -> bytes:
 
 
 def fill(struct: Any, data: bytes) -> None:
-    """Set all bytes of a structure or array of cffi's.
-
-    Raises:
-        ValueError: they are not as many.
-    """
+    """Set all bytes of a cffi structure or array. Raises ValueError if the size differs."""
     target = ffi.buffer(struct)
     if len(target) != len(data):
         raise ValueError(f"{len(data)} bytes for a structure of {len(target)}")
@@ -107,11 +91,7 @@ def fill(struct: Any, data: bytes) -> None:
 
 
 class Kvm(_Descriptor):
-    """/dev/kvm itself.
-
-    Raises:
-        KvmUnavailableError: it is missing, may not be opened, or speaks another API version.
-    """
+    """/dev/kvm itself. Raises KvmUnavailableError: missing, not allowed, or of another version."""
 
     def __init__(self) -> None:
         try:
@@ -129,9 +109,7 @@ class Kvm(_Descriptor):
             raise KvmUnavailableError(f"KVM_GET_API_VERSION (it says {version})", errno.ENOTSUP, hint="use a Linux kernel of this century")
 
     def check_extension(self, name: str) -> int:
-        """What KVM_CHECK_EXTENSION says of the capability `name` ("KVM_CAP_IRQFD"); 0 where it is
-        missing.
-        """
+        """KVM_CHECK_EXTENSION of the capability `name` ("KVM_CAP_IRQFD"); 0 where missing."""
         return self.ioctl("KVM_CHECK_EXTENSION", getattr(lib, name))
 
     def create_vm(self) -> "Vm":
@@ -140,11 +118,7 @@ class Kvm(_Descriptor):
 
 
 class Vm(_Descriptor):
-    """One virtual machine.
-
-    Attributes:
-        kvm: what it was made with, for as long as that is open.
-    """
+    """One virtual machine of `kvm`."""
 
     def __init__(self, kvm: Kvm, fd: int, *, run_size: int) -> None:
         super().__init__(fd)
@@ -152,9 +126,7 @@ class Vm(_Descriptor):
         self._run_size = run_size
 
     def set_memory(self, slot: int, guest_address: int, host_address: int, size: int, *, read_only: bool = False) -> None:
-        """Let the guest see `size` bytes of this process at `guest_address` (api.rst 4.35). If
-        `read_only`, its writes are MMIO exits.
-        """
+        """Show the guest `size` bytes of this process (api.rst 4.35); `read_only`: writes exit."""
         region = ffi.new("struct kvm_userspace_memory_region *")
         region.slot, region.guest_phys_addr, region.memory_size, region.userspace_addr = slot, guest_address, size, host_address
         region.flags = lib.KVM_MEM_READONLY if read_only else 0
@@ -169,9 +141,7 @@ class Vm(_Descriptor):
         self.ioctl_struct("KVM_IRQFD", ffi.new("struct kvm_irqfd *", {"fd": eventfd, "gsi": gsi}))
 
     def ioeventfd(self, eventfd: int, address: int, size: int, match: int) -> None:
-        """Let the guest's write of `match` (`size` bytes) to the MMIO `address` signal `eventfd`
-        instead of an exit (api.rst 4.59).
-        """
+        """Turn writes of `match` to the MMIO `address` into signals, not exits (api.rst 4.59)."""
         fields = {"fd": eventfd, "addr": address, "len": size, "datamatch": match, "flags": lib.KVM_IOEVENTFD_FLAG_DATAMATCH}
         self.ioctl_struct("KVM_IOEVENTFD", ffi.new("struct kvm_ioeventfd *", fields))
 
@@ -224,13 +194,7 @@ class Vcpu(_Descriptor):
         self.bytes = memoryview(ffi.buffer(pointer, run_size))
 
     def run(self) -> int:
-        """KVM_RUN: let the guest run until something needs us; the exit's reason.
-
-        A signal, or `request_exit`, gives ExitReason.INTR.
-
-        Raises:
-            KvmError: KVM refuses to run this vCPU.
-        """
+        """KVM_RUN; the exit's reason: INTR after a signal or `request_exit`. Raises KvmError."""
         if lib.sys_ioctl(self._fd, lib.KVM_RUN, 0) < 0:
             if ffi.errno in (errno.EINTR, errno.EAGAIN):
                 return ExitReason.INTR
@@ -238,18 +202,14 @@ class Vcpu(_Descriptor):
         return int(self.page.exit_reason)
 
     def pre_fault(self, address: int, size: int) -> None:
-        """Map [address, address + size) for the guest before it asks page by page (api.rst 4.143).
-        For speed only: where KVM cannot, the guest's own accesses do it.
-        """
+        """Map [address, address + size) ahead, for speed only (api.rst 4.143)."""
         range_ = ffi.new("struct kvm_pre_fault_memory *", {"gpa": address, "size": size})
         while range_.size and lib.sys_ioctl_pointer(self._fd, lib.KVM_PRE_FAULT_MEMORY, range_) < 0:
             if ffi.errno not in (errno.EINTR, errno.EAGAIN):
                 return
 
     def request_exit(self) -> None:
-        """Make the next KVM_RUN come back at once (api.rst 5, immediate_exit). A signal must follow
-        for one that is under way.
-        """
+        """Make the next KVM_RUN return at once; one under way needs a signal too (api.rst 5)."""
         if self._fd >= 0:
             self.page.immediate_exit = 1
 

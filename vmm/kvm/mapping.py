@@ -12,15 +12,10 @@ HUGE_PAGE = 2 << 20
 
 
 class Mapping:
-    """`size` bytes of anonymous, private, writable memory that is not reserved ahead. Owns the
-    mapping; unmapped at close.
+    """Owns `size` bytes of anonymous, private memory that is not reserved ahead.
 
-    It lies on a huge page's boundary, and with `huge` asks for huge pages: a guest that unpacks its
-    root or starts a compiler touches much memory, which costs a fault for every 2 MiB instead of
-    every 4 KiB.
-
-    Attributes:
-        files: offset and size of each file laid over it, in bytes.
+    Aligned to huge pages and, with `huge`, made of them: guests touch much memory, and a fault per
+    2 MiB is cheaper than one per 4 KiB. `files`: offset and size of each file laid over it.
     """
 
     def __init__(self, size: int, *, huge: bool = True) -> None:
@@ -38,8 +33,7 @@ class Mapping:
         return int(ffi.cast("uintptr_t", self._pointer))
 
     def overlay_file(self, offset: int, fd: int, size: int, file_offset: int = 0) -> None:
-        """Map `size` bytes of the file `fd` from `file_offset` on at `offset` (both multiples of
-        the page size) without copying them.
+        """Map part of the file `fd` at `offset` without a copy; offsets are whole pages.
 
         Pages are shared with every other mapping of the file until somebody writes one. The rest of
         the last page reads as zeros. The caller keeps `fd`.
@@ -55,9 +49,7 @@ class Mapping:
             lib.sys_madvise(self._pointer + offset, size, lib.MADV_RANDOM)
 
     def differing_pages(self, before: "Mapping", pagemap: bytes, first: int, count: int) -> bytes:
-        """One byte for each page of [first, first + count): 1 if it is the process's own by its
-        entry in `pagemap` (8 bytes each), and its content is another than in `before`.
-        """
+        """A byte per page: 1 if it is anonymous by `pagemap` (8 bytes each) and not as `before`."""
         differs = ffi.new("uint8_t[]", count)
         offset = first * PAGE
         lib.differing_pages(ffi.from_buffer("uint64_t[]", pagemap), self._pointer + offset, before._pointer + offset, count, differs)

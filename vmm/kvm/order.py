@@ -9,5 +9,4 @@ acquire = lib.fence_acquire
 """No later load is done before an earlier load: after an index, before what it stands for."""
 release = lib.fence_release
 """No later store is seen before an earlier one: after elements, before their index."""
-full = lib.fence_full
-"""Nor does a later load overtake an earlier store."""
+full = lib.fence_full  # Nor does a later load overtake an earlier store

@@ -7,9 +7,7 @@ from mayfly.vmm.kvm._kvm import ffi, lib
 
 
 def end_with_parent(signal: int) -> None:
-    """Have the kernel send `signal` to this process when its parent ends. A change of user id
-    clears it: call again afterwards.
-    """
+    """Send this process `signal` when its parent ends. A change of user id clears that."""
     _prctl("PR_SET_PDEATHSIG", signal)
 
 
@@ -24,8 +22,9 @@ def hide_memory() -> None:
 
 
 def scope_signals() -> bool:
-    """Let this process signal only itself and what it starts from now on. False: the kernel cannot
-    (Landlock's ABI 6, Linux 6.12). Call it before there are other threads.
+    """Allow signals only to itself and children (Landlock ABI 6, Linux 6.12); false if it cannot.
+
+    Call it before there are other threads.
     """
     return bool(lib.sys_scope_signals() == 0)
 

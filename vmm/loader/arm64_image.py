@@ -1,6 +1,4 @@
-"""Read the header of an arm64 `Image` (Linux Documentation/arch/arm64/booting.rst, "Call the kernel
-image").
-"""
+"""Read the header of an arm64 `Image` (Linux booting.rst, "Call the kernel image")."""
 
 import struct
 from enum import IntFlag
@@ -13,9 +11,7 @@ MAGIC = b"ARM\x64"
 MAGIC_OFFSET = 56
 GZIP = b"\x1f\x8b"
 ZBOOT = b"zimg"
-"""At byte 4 of a compressed EFI image (Linux drivers/firmware/efi/libstub/zboot-header.S), which
-only firmware can start.
-"""
+"""At byte 4 of a compressed EFI image, which only firmware starts (libstub/zboot-header.S)."""
 
 
 class Flag(IntFlag):
@@ -25,9 +21,7 @@ class Flag(IntFlag):
 
 
 class Image(NamedTuple):
-    """What loading needs: the file goes to `text_offset` above a 2 MiB boundary, where the kernel
-    takes `memory_size` bytes.
-    """
+    """The file goes `text_offset` above a 2 MiB boundary and takes `memory_size` bytes there."""
 
     text_offset: int
     memory_size: int
@@ -39,12 +33,7 @@ def is_image(head: bytes) -> bool:
 
 
 def parse(head: bytes, file_size: int) -> Image:
-    """Parse the beginning of an Image.
-
-    Raises:
-        BootError: not an Image, one for big-endian machines, or one that does not say how much
-            memory it takes.
-    """
+    """Parse an Image's beginning. Raises BootError: no Image, big-endian, or without its size."""
     if head.startswith(GZIP) or head[4:8] == ZBOOT:
         raise BootError("the kernel is a compressed Image", hint="unpack it first")
     if len(head) < HEADER.size or not is_image(head):

@@ -1,6 +1,4 @@
-"""Build x86's boot_params (Linux Documentation/arch/x86/zero-page.rst) and its entropy seed
-(boot.rst, setup_data).
-"""
+"""Build x86's boot_params (Linux x86/zero-page.rst) and its entropy seed (boot.rst)."""
 
 import struct
 from collections.abc import Sequence
@@ -85,7 +83,5 @@ def build(
 
 
 def rng_seed(seed: bytes) -> bytes:
-    """A setup_data that ends the list and carries `seed` into the kernel's entropy pool, which
-    credits it.
-    """
+    """A setup_data that ends the list; the kernel credits `seed` to its entropy pool."""
     return SETUP_DATA.pack(0, SETUP_RNG_SEED, len(seed)) + seed

@@ -1,6 +1,4 @@
-"""Read the setup header of an x86 bzImage (Linux Documentation/arch/x86/boot.rst, "The Real-Mode
-Kernel Header").
-"""
+"""Read an x86 bzImage's setup header (Linux boot.rst, "The Real-Mode Kernel Header")."""
 
 from enum import IntEnum
 from typing import NamedTuple
@@ -9,8 +7,7 @@ from mayfly.errors import BootError
 
 BOOT_FLAG = 0xAA55
 MAGIC = b"HdrS"
-MIN_VERSION = 0x020C
-"""Protocol 2.12, the first with xloadflags."""
+MIN_VERSION = 0x020C  # Protocol 2.12, the first with xloadflags
 XLF_KERNEL_64 = 1
 SECTOR = 512
 ENTRY_64 = 0x200
@@ -33,9 +30,7 @@ class Header(IntEnum):
 
 
 class BzImage(NamedTuple):
-    """What loading needs. The protected-mode kernel is the file from `kernel_offset` on; it goes to
-    `load_address`.
-    """
+    """What loading needs: the file from `kernel_offset` on goes to `load_address`."""
 
     setup_header: bytes
     kernel_offset: int
@@ -56,11 +51,7 @@ def is_bzimage(head: bytes) -> bool:
 
 
 def parse(head: bytes, file_size: int) -> BzImage:
-    """Parse the beginning of a bzImage (a page is enough).
-
-    Raises:
-        BootError: not a bzImage, one too old for the 64-bit entry, or one that is cut short.
-    """
+    """Parse a bzImage's first page. Raises BootError: not one, no 64-bit entry, or cut short."""
 
     def field(offset: Header, size: int) -> int:
         return int.from_bytes(head[offset : offset + size], "little")

@@ -1,6 +1,4 @@
-"""Read the program headers of an ELF vmlinux (System V ABI, "Object Files" and "Program
-Loading").
-"""
+"""Read a vmlinux's program headers (System V ABI, "Object Files" and "Program Loading")."""
 
 import struct
 from enum import IntEnum
@@ -26,9 +24,7 @@ class Machine(IntEnum):
 
 
 class Segment(NamedTuple):
-    """`file_size` bytes at `offset` of the file belong at `address` of the guest, followed by zeros
-    up to `memory_size`.
-    """
+    """`file_size` bytes at the file's `offset` go to the guest's `address`; zeros follow."""
 
     offset: int
     address: int
@@ -44,12 +40,9 @@ class Elf(NamedTuple):
 
 
 def parse(head: bytes, file_size: int, machine: Machine) -> Elf:
-    """Parse the beginning of a vmlinux; `head` must reach behind the program headers (a page does,
-    for Linux).
+    """Parse a vmlinux's beginning, program headers included (a page is enough for Linux).
 
-    Raises:
-        BootError: not a 64-bit little-endian ELF for `machine`, or its segments are not inside the
-            file.
+    Raises BootError: not a 64-bit little-endian ELF for `machine`, or segments are cut short.
     """
     if len(head) < HEADER.size or not head.startswith(MAGIC):
         raise BootError("the kernel is not an ELF file")

@@ -8,11 +8,7 @@ from mayfly.vmm.memory import GuestAddressError, GuestMemory
 
 
 def read_into(memory: GuestMemory, fd: int, offset: int, address: int, size: int) -> None:
-    """Read `size` bytes at `offset` of a kernel's file to the guest physical `address`.
-
-    Raises:
-        BootError: there is no RAM, or the file is shorter.
-    """
+    """Read `size` bytes of a kernel's file to RAM. Raises BootError: no RAM, or short file."""
     try:
         target = memory.slice(address, size)
     except GuestAddressError as error:
@@ -27,11 +23,9 @@ def read_into(memory: GuestMemory, fd: int, offset: int, address: int, size: int
 
 
 def map_initrd(mapping: Mapping, fd: int, *, ram: int, kernel_end: int, limit: int) -> tuple[int, int]:
-    """Map the initramfs as high below `limit` as it goes, in the RAM that begins at `ram`; its
-    guest physical address and size.
+    """Map the initramfs as high below `limit` as it fits; its guest address and size.
 
-    Raises:
-        BootError: it does not fit between the kernel and `limit`.
+    Raises BootError: it does not fit between the kernel and `limit`.
     """
     size = os.fstat(fd).st_size
     address = (limit - size) // PAGE * PAGE

@@ -1,3 +1,1 @@
-"""The network behind a machine's net device: what it may reach, and the back ends that carry its
-frames.
-"""
+"""The network behind a net device: what it may reach, and the back ends that carry frames."""

@@ -1,15 +1,13 @@
-"""The packet filter of a machine's network: what its guest may send. Pure: bytes in, a verdict out,
-no state.
+"""The packet filter of a machine's network: what its guest may send. Pure: bytes in, verdict out.
 
-A guest may send, each with its own MAC and IP address as the source and nothing else:
-- ARP, and of IPv6's neighbour discovery solicitations and advertisements, so that it and its
-gateway find each other;
-- TCP, UDP, ICMP to the addresses that the rules allow: by default the public Internet, and no host
-of an internal network;
+A guest may send, each with its own MAC and IP address as the source:
+- ARP, and IPv6 neighbour solicitations and advertisements, so that it and its gateway find each
+  other;
+- TCP, UDP, ICMP to addresses that the rules allow: by default the public Internet only;
 - the one TCP connection that the host has opened for its channel, if that goes over the network.
+
 All else is dropped: other protocols, broadcasts and multicasts (so DHCP too: addresses are assigned
-from outside), and what would carry a packet to where the rules do not look, such as tunnels and
-source routes.
+from outside), and what could carry a packet elsewhere, such as tunnels and source routes.
 """
 
 import struct
@@ -40,8 +38,7 @@ INTERNAL = tuple(
         "203.0.113.0/24",
         "224.0.0.0/4",  # multicast
         "240.0.0.0/4",  # reserved, and the broadcast address
-        # Of IPv6 only 2000::/3 is allowed to begin with: no loopback, mapped IPv4, NAT64, unique
-        # local, link-local, multicast.
+        # Of IPv6 only 2000::/3 is allowed: no loopback, mapped IPv4, NAT64, link-local, multicast.
         "2001::/23",  # protocol assignments, Teredo (RFC 2928, RFC 4380)
         "2001:db8::/32",  # documentation (RFC 3849)
         "2002::/16",  # 6to4, which holds IPv4 addresses of any kind (RFC 3056)
@@ -50,23 +47,16 @@ INTERNAL = tuple(
 )
 """Denied unless something more special is allowed."""
 
-ETHERNET = struct.Struct("!6s6sH")
-"""destination, source, type."""
+ETHERNET = struct.Struct("!6s6sH")  # destination, source, type
 ARP_TYPE, IPV4_TYPE, IPV6_TYPE = 0x0806, 0x0800, 0x86DD
 ARP = struct.Struct("!HHBBH6s4s6s4s")
-"""hardware, protocol, their lengths, operation, sender's MAC and IP, target's MAC and IP (RFC
-826).
-"""
+"""hardware, protocol, their lengths, operation, sender's MAC and IP, target's (RFC 826)."""
 ARP_ETHERNET_IPV4 = (1, IPV4_TYPE, 6, 4)
 ARP_REQUEST, ARP_REPLY = 1, 2
 _IPV4 = struct.Struct("!6s6sHB5xHxB2x4s4s")
-"""Ethernet's header, then version and header length, fragment, protocol, source, destination (RFC
-791).
-"""
-_FRAGMENTED = 0x3FFF
-"""More fragments follow, or this is not the first one."""
-_PORTS = struct.Struct("!HH")
-"""source, destination (RFC 9293, 3.1)."""
+"""Ethernet's header, then version, fragment, protocol, source, destination (RFC 791)."""
+_FRAGMENTED = 0x3FFF  # More fragments follow, or this is not the first one
+_PORTS = struct.Struct("!HH")  # source, destination (RFC 9293, 3.1)
 _IPV4_WITHOUT_OPTIONS = 0x45
 _IPV6 = struct.Struct("!B5xBx16s16s")
 """version and part of the traffic class, next header, source, destination (RFC 8200)."""
@@ -74,27 +64,20 @@ _TCP, _UDP, _ICMP, _ICMPV6, _FRAGMENT = 6, 17, 1, 58, 44
 _IPV4_PROTOCOLS = (_TCP, _UDP, _ICMP)
 _IPV6_PROTOCOLS = (_TCP, _UDP, _ICMPV6)
 _SOLICITATION, _ADVERTISEMENT = 135, 136
-_DISCOVERY = range(133, 138)
-"""Neighbour discovery, redirects among it (RFC 4861, 4)."""
-_NEIGHBOUR = struct.Struct("!B7x16s")
-"""type, target; options follow (RFC 4861, 4.3 and 4.4)."""
+_DISCOVERY = range(133, 138)  # Neighbour discovery, redirects among it (RFC 4861, 4)
+_NEIGHBOUR = struct.Struct("!B7x16s")  # type, target; options follow (RFC 4861, 4.3 and 4.4)
 _OWN_LINK_LAYER = {_SOLICITATION: 1, _ADVERTISEMENT: 2}
 """The option that such a message may have: its sender's MAC (RFC 4861, 4.6.1)."""
 _OPTION_UNIT = 8
 
 BROADCAST = b"\xff" * 6
 _ALL_NODES, _SOLICITED = b"\x33\x33\0\0\0\1", b"\x33\x33\xff"
-"""Groups of IPv6's, as Ethernet has them (RFC 2464, 7); behind the second one come the last 3 bytes
-of an address.
-"""
-_VERDICTS = 1024
-"""Addresses whose verdict is remembered; a guest that goes through more of them only makes us
-compute again.
-"""
+"""IPv6's groups in Ethernet (RFC 2464, 7); the second precedes an address's last 3 bytes."""
+_VERDICTS = 1024  # Addresses whose verdict is remembered; more of them are only computed again
 
 
 class PacketFilter:
-    """The filter of one machine.
+    """The filter of one machine. The most specific network decides, an allowed one before a denied.
 
     Args:
         mac: the guest's, 6 bytes.
@@ -102,9 +85,6 @@ class PacketFilter:
         gateways: its routers: addresses that it may ask the MAC of.
         allowed: networks allowed besides the Internet.
         denied: addresses denied besides the internal ones: the host's own.
-
-    Of all networks that hold an address the most special one decides, and an allowed one before a
-    denied one.
     """
 
     def __init__(
@@ -124,9 +104,7 @@ class PacketFilter:
         self._connection: tuple[bytes, int, int] | None = None
 
     def open_connection(self, port: int, host: str, host_port: int) -> None:
-        """Let through what belongs to a TCP connection between the guest's `port` and `host_port`
-        of the IPv4 address `host`.
-        """
+        """Let the guest's `port` talk TCP with `host_port` of the IPv4 address `host`."""
         self._connection = ip_address(host).packed, port, host_port
         self._neighbours |= {ip_address(host).packed}
 
@@ -180,8 +158,7 @@ class PacketFilter:
             return source in self._discoverable and self._discovery(body)
         if following == _FRAGMENT:
             following = body[0]
-            # In pieces discovery would be put together behind our back; its messages are never that
-            # long (RFC 6980).
+            # Fragments would hide discovery; its messages are never that long (RFC 6980).
             if following == _ICMPV6:
                 return False
         return source in self._own and following in _IPV6_PROTOCOLS and not to_group and self.allows(destination)

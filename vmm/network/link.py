@@ -17,9 +17,7 @@ from mayfly.vmm.network.tap import Tap
 
 
 class Nothing:
-    """What a net device is connected to in a machine that is made to be saved. Its driver
-    negotiates what `kind` can carry.
-    """
+    """The back end in a machine that is made to be saved; drivers negotiate what `kind` carries."""
 
     def __init__(self, kind: NetworkBackend) -> None:
         self.offloads = Tap.offloads if kind is NetworkBackend.TAP else Passt.offloads
@@ -49,11 +47,9 @@ class Nothing:
 
 
 def open_backend(network: NetworkConfig, loop: EventLoop, *, channel: bool = False) -> Tap | Passt | Nothing:
-    """Open what `network` names, while this process has its privileges. The caller closes it.
-    `channel`: the channel goes over it.
+    """Open what `network` names, while privileged; the caller closes it. Raises NetworkError.
 
-    Raises:
-        NetworkError: it cannot be had; the hint says what to do.
+    `channel`: the channel goes over it.
     """
     if not network.connected:
         return Nothing(network.backend)
@@ -63,11 +59,7 @@ def open_backend(network: NetworkConfig, loop: EventLoop, *, channel: bool = Fal
 
 
 def packet_filter(network: NetworkConfig) -> PacketFilter:
-    """The filter for a guest of this host, whose own addresses are denied.
-
-    Raises:
-        NetworkError: they cannot be found out.
-    """
+    """The filter, which denies this host's addresses. Raises NetworkError if they are unknown."""
     try:
         denied = own_addresses.addresses()
     except OSError as error:
@@ -77,12 +69,7 @@ def packet_filter(network: NetworkConfig) -> PacketFilter:
 
 
 class Link:
-    """Reads the back end only while the guest has buffers, and has the device send on when there is
-    room again.
-
-    Attributes:
-        net: the device.
-    """
+    """Reads the back end while the guest of `net` has buffers, and sends on when there is room."""
 
     def __init__(self, network: NetworkConfig, backend: Tap | Passt | Nothing, loop: EventLoop) -> None:
         self._network, self._backend, self._loop = network, backend, loop
@@ -91,11 +78,9 @@ class Link:
         self.net = Net(network.mac_bytes, network.mtu, backend, self._filter, on_room=self._resume, on_full=self._wait)
 
     def connect(self, connection: socket.socket) -> None:
-        """Begin to connect a non-blocking socket to the guest's CHANNEL_PORT; the filter lets this
-        connection through.
+        """Begin to connect a non-blocking socket to CHANNEL_PORT, and pass the filter.
 
-        Raises:
-            OSError: this host does not even try.
+        Raises OSError: this host does not even try.
         """
         network, passt = self._network, self._backend if isinstance(self._backend, Passt) else None
         guest = str(ip_interface(network.addresses[0]).ip), CHANNEL_PORT

@@ -3,12 +3,9 @@
 import socket
 import struct
 
-_HEADER = struct.Struct("=IHHII")
-"""length, type, flags, sequence, port: nlmsghdr (netlink(7))."""
-_ADDRESS = struct.Struct("=BBBBI")
-"""family, prefix length, flags, scope, interface: ifaddrmsg."""
-_ATTRIBUTE = struct.Struct("=HH")
-"""length, type: rtattr."""
+_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port: nlmsghdr (netlink(7))
+_ADDRESS = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, interface: ifaddrmsg
+_ATTRIBUTE = struct.Struct("=HH")  # length, type: rtattr
 _DONE, _ERROR, _GET_ADDRESS = 3, 2, 22
 _REQUEST_DUMP = 0x301
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
@@ -16,11 +13,7 @@ _BUFFER = 1 << 16
 
 
 def addresses() -> set[str]:
-    """All addresses of all interfaces of this process's network namespace.
-
-    Raises:
-        OSError: the kernel does not tell.
-    """
+    """All addresses in this network namespace. Raises OSError: the kernel does not tell."""
     found: set[str] = set()
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as netlink:
         netlink.send(_HEADER.pack(_HEADER.size + _ADDRESS.size, _GET_ADDRESS, _REQUEST_DUMP, 1, 0) + _ADDRESS.pack(0, 0, 0, 0, 0))
@@ -37,9 +30,7 @@ def addresses() -> set[str]:
 
 
 def _addresses_of(message: bytes) -> set[str]:
-    """The address in one answer. On a point-to-point interface there are two, and the second one is
-    the other end's.
-    """
+    """The address in one answer: the local one of a point-to-point interface, not its peer's."""
     family = message[0]
     attributes = message[_ADDRESS.size :]
     by_kind: dict[int, bytes] = {}

@@ -1,5 +1,4 @@
-"""passt as the back end of a net device: a process that turns a guest's frames into sockets of the
-user who runs it (passt(1)).
+"""passt as a back end: a process that turns frames into its user's sockets (passt(1)).
 
 Frames go over a stream socket, each behind its length (4 bytes, big endian). passt holds the other
 end of our socket pair, and ends when ours is closed, however this process ends.
@@ -22,11 +21,10 @@ from mayfly.vmm.network.filter import ARP, ARP_ETHERNET_IPV4, ARP_REQUEST, ARP_T
 
 PROGRAM = "passt"
 LOOPBACK = "127.0.0.1"
-START_S = 10.0
-"""It takes some 30 ms; much longer where processors are emulated."""
+START_S = 10.0  # It takes some 30 ms; much longer where processors are emulated
 BUFFER = 4 << 20
-"""Bytes under way to the guest. What finds no room passt drops, and sends again much later; with
-the usual 208 KiB some 3 MB/s are left.
+"""Bytes under way to the guest. passt drops what does not fit, and resends it much later: with the
+usual 208 KiB, throughput falls to some 3 MB/s.
 """
 _SO_SNDBUFFORCE = 32
 _HINTS = (
@@ -42,8 +40,7 @@ _NO_HEADER = bytes(HEADER.size)
 
 
 def command(network: NetworkConfig, fd: int, way_in: str = "none") -> list[str]:
-    """The command line of a passt for this guest: its addresses, nothing of DHCP, no way to the
-    host's loopback.
+    """The command line of a passt for this guest: no DHCP, no way to the host's loopback.
 
     `way_in`: the ports at which connections to the guest are taken, in passt's words.
     """
@@ -70,9 +67,7 @@ def _enlarge(end: socket.socket) -> None:
 
 
 def _free_port() -> int:
-    """A port that nobody has now. If somebody takes it before passt does, passt does not come
-    up.
-    """
+    """A port that is free now. If somebody takes it before passt does, passt does not start."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])
@@ -86,16 +81,9 @@ def question(network: NetworkConfig) -> bytes:
 
 
 class Passt:
-    """A passt process of this machine's own.
+    """A passt process of this machine's own. Raises NetworkError if it does not come up.
 
-    Args:
-        channel: take connections to the guest's CHANNEL_PORT.
-
-    Attributes:
-        channel_port: where on this host's loopback, if so.
-
-    Raises:
-        NetworkError: it is not installed, or does not come up; the message has its reason.
+    `channel`: take connections to CHANNEL_PORT, at `channel_port` of this host's loopback.
     """
 
     offloads = 0

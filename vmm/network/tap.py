@@ -1,6 +1,4 @@
-"""A tap interface as the back end of a net device (Linux Documentation/networking/tuntap.rst,
-include/uapi/linux/if_tun.h).
-"""
+"""A tap interface as a back end (Linux networking/tuntap.rst, include/uapi/linux/if_tun.h)."""
 
 import contextlib
 import errno
@@ -21,19 +19,15 @@ _TUNSETVNETHDRSZ = 0x4004_54D8
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 _IFREQ = struct.Struct("16sH22x")
 _INT = struct.Struct("i")
-_FILTER = struct.Struct("HH")
-"""flags, count; as many MACs follow (struct tun_filter)."""
-_QUEUED = 10_000
-"""More packets than an interface queues."""
+_FILTER = struct.Struct("HH")  # flags, count; as many MACs follow (struct tun_filter)
+_QUEUED = 10_000  # More packets than an interface queues
 
 OFFLOADS: dict[int, int] = {
     int(NetFeature.GUEST_CSUM): 0x01,  # TUN_F_CSUM
     int(NetFeature.GUEST_TSO4): 0x02,  # TUN_F_TSO4
     int(NetFeature.GUEST_TSO6): 0x04,  # TUN_F_TSO6
 }
-"""What a driver has to be able to take, and the flag that has the interface give it. The kernel
-takes segments only with checksums.
-"""
+"""The flag that each driver's feature allows; segments need checksums."""
 _ANY = int(NetFeature.GUEST_CSUM)
 _TAKES = NetFeature.CSUM | NetFeature.HOST_TSO4 | NetFeature.HOST_TSO6
 """In the other direction the interface takes whatever a packet's header says."""
@@ -52,16 +46,14 @@ def offload_flags(negotiated: int) -> int:
 
 
 class Tap:
-    """A tap interface that was made before. Packets go in and out as they are, header included.
+    """A tap interface that was made before. Packets pass as they are, header included.
 
     Args:
         name: the interface's.
-        destinations: MACs, 8 at most (the kernel would compare only hashes of others). It gives us
-            no frame to another one, so that none ever lies in the guest's memory: a bridge shows
-            every port what it does not know the place of.
+        destinations: MACs, 8 at most (the kernel compares only hashes of more). Frames for others,
+            which a bridge may send to all its ports, never reach the guest's memory.
 
-    Raises:
-        NetworkError: there is none of this name, or it may not be used.
+    Raises NetworkError: there is none of this name, or it may not be used.
     """
 
     offloads = int(_TAKES) | sum(OFFLOADS)
@@ -93,7 +85,7 @@ class Tap:
     def set_offloads(self, negotiated: int) -> None:
         """Have the interface give what the driver takes; `receive` notices one that is gone.
 
-        What was queued is dropped: it was for another driver, or came before the filter was set.
+        What was queued was for another driver, or came before the filter: it is dropped.
         """
         with contextlib.suppress(OSError):
             fcntl.ioctl(self._fd, _TUNSETOFFLOAD, offload_flags(negotiated))

@@ -18,9 +18,9 @@ from mayfly.vmm.sandbox.privileges import drop_privileges
 
 
 def run_process(config: MachineConfig, channel: socket.socket, report_fd: int, control: socket.socket, forked_at: float) -> None:
-    """Run the machine to its end and report it; the whole of a vmm process after the fork.
+    """Run the machine to its end and report it, after a fork at `forked_at` (time.monotonic()).
 
-    Descriptors: takes all over. `forked_at` is time.monotonic() at the fork.
+    Takes over all descriptors.
     """
     console = Console()
     phases = {"process": time.monotonic() - forked_at}
@@ -33,9 +33,8 @@ def run_process(config: MachineConfig, channel: socket.socket, report_fd: int, c
             ControlServer(control, loop, machine)
             drop_privileges(config.user)
             _say(report_fd, Running(phases=phases | machine.phases))
-            # Where a guest and its devices share a processor, the guest goes on until it waits, and
-            # many packets cost one turn of the event loop. That is for this thread; the vCPUs'
-            # threads keep the usual policy (sched(7)).
+            # On a shared processor the guest then runs until it waits, and many packets cost one
+            # turn of the loop. Only for this thread: the vCPUs' keep the usual policy (sched(7)).
             os.sched_setscheduler(0, os.SCHED_BATCH | os.SCHED_RESET_ON_FORK, os.sched_param(0))
             began = time.monotonic()
             end = machine.run()

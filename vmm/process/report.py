@@ -1,10 +1,9 @@
-"""What a vmm process says on its report pipe: a line of JSON, tagged with its kind, per dataclass.
+"""A vmm process's report pipe: a line of JSON, tagged with its kind, per dataclass.
 
     {"running": {"phases": {"process": 0.004, "objects": 0.001}}}
     {"ended": {"reason": "reset", "error": null, "console": "", "exits": {"total": 81}, ...}}
 
-The process may be in its guest's hands: `decode` takes what `encode` gives and nothing else, and
-limits names, numbers and text.
+A hostile guest may control the process: `decode` takes only what `encode` gives, within limits.
 """
 
 import dataclasses
@@ -32,8 +31,7 @@ class End(StrEnum):
     STOPPED = "stopped"
     SAVED = "saved"
     ERROR = "error"
-    VANISHED = "vanished"
-    """Its process ended and said nothing; never on the wire."""
+    VANISHED = "vanished"  # Its process ended and said nothing; never on the wire
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +49,7 @@ class Ended:
         reason: why.
         error: what ended it, with the reason `End.ERROR`.
         console: the end of what the guest printed on its boot console.
-        exits: returns of KVM_RUN by cause, and what else `Machine.exits` counts.
+        exits: `Machine.exits`.
         phases: seconds.
     """
 
@@ -74,11 +72,7 @@ def encode(line: Line) -> bytes:
 
 
 def decode(data: bytes) -> Line:
-    """The line that `encode` made.
-
-    Raises:
-        ValueError: it is not one.
-    """
+    """The line that `encode` made. Raises ValueError."""
     kind, fields = unpack(data)
     if kind == "running":
         return Running(**checked(fields, phases=seconds))
@@ -103,11 +97,7 @@ def pack(kind: str, fields: Mapping[str, Any]) -> bytes:
 
 
 def unpack(data: bytes) -> tuple[str, Mapping[str, Any]]:
-    """The kind and the fields of what `pack` made; the fields are not looked at.
-
-    Raises:
-        ValueError: it is not of that shape.
-    """
+    """The kind and the unchecked fields of what `pack` made. Raises ValueError."""
     try:
         raw = json.loads(data)
     except RecursionError as caught:
@@ -118,11 +108,7 @@ def unpack(data: bytes) -> tuple[str, Mapping[str, Any]]:
 
 
 def checked(fields: Mapping[str, Any], **checks: Callable[[Any], Any]) -> dict[str, Any]:
-    """Each field through its check; all must be there, and no others.
-
-    Raises:
-        ValueError: one is missing, too many, or of another type or range.
-    """
+    """Exactly these fields, each through its check. Raises ValueError."""
     if fields.keys() != checks.keys():
         raise ValueError(f"the fields are {', '.join(sorted(fields))[:MAX_NAME]}; they must be {', '.join(checks)}")
     return {name: check(fields[name]) for name, check in checks.items()}

@@ -35,16 +35,12 @@ from mayfly.vmm.kvm import prctl
 from mayfly.vmm.sandbox.privileges import keep_only
 
 MESSAGE_LIMIT = 64 * 1024
-DESCRIPTORS = 3
-"""Of a machine: its ends of the channel, the report pipe and the control socket."""
-CONTROL_FD = 3
-"""Of a zygote that is another Python, its end of the pair."""
+DESCRIPTORS = 3  # Of a machine: its ends of the channel, the report pipe and the control socket
+CONTROL_FD = 3  # Of a zygote that is another Python, its end of the pair
 START = "import sys; from mayfly.vmm.process.zygote import main; main(int(sys.argv[1]), int(sys.argv[2]))"
-NOT_FORKED = 1
-"""Status of a machine that never had a process."""
+NOT_FORKED = 1  # Status of a machine that never had a process
 _MORE_PROCESSES = "raise this service's limits of processes, memory and descriptors, or run fewer machines at a time"
-NOBODY = 0
-"""No machine has this number: for a message that does not tell its machine's."""
+NOBODY = 0  # No machine has this number: for a message that does not tell its machine's
 
 
 class Forked(NamedTuple):
@@ -55,9 +51,7 @@ class Forked(NamedTuple):
 
 
 class Reaped(NamedTuple):
-    """The vmm process of `machine` is gone; `status` is its exit code, or minus the signal that
-    ended it.
-    """
+    """The vmm process of `machine` is gone; `status`: exit code, or minus the signal."""
 
     machine: int
     status: int
@@ -70,20 +64,14 @@ class ZygoteLostError(HostError):
 
 
 class Zygote:
-    """The client's side. Owns the zygote process. No method waits for long; `receive` waits for a
-    message.
-    """
+    """The client's side, which owns the zygote process. Only `receive` waits for long."""
 
     def __init__(self, pid: int, control: socket.socket) -> None:
         self.pid, self._control = pid, control
 
     @classmethod
     def start(cls) -> Self:
-        """Start a zygote. It is ready when the first `Forked` arrives; requests may be sent before.
-
-        Raises:
-            HostError: it cannot be started.
-        """
+        """Start a zygote; requests may be sent at once. Raises HostError."""
         # -P: a folder named like one of our packages in the working directory must not be imported.
         command = [sys.executable, "-P", "-c", START, str(CONTROL_FD), str(os.getpid())]
         path = os.pathsep.join(filter(None, [str(Path(mayfly.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
@@ -102,11 +90,9 @@ class Zygote:
 
     @classmethod
     def fork(cls) -> Self:
-        """Start a zygote as a copy of this process, which must have a single thread: quicker than a
-        new Python that imports anew.
+        """Start a zygote as a copy of this single-threaded process, which saves the imports.
 
-        Raises:
-            HostError: it cannot be started.
+        Raises HostError: it cannot be started.
         """
         _load()
         client = os.getpid()
@@ -246,9 +232,7 @@ class _Server:
                     return
 
     def _take_request(self) -> bool:
-        """Carry out one message. Whatever is wrong with it, or with this host, concerns the machine
-        that it names, and no other. False: the client is gone.
-        """
+        """Carry out one message; errors concern only its machine. False: the client is gone."""
         try:
             data, fds, _, _ = socket.recv_fds(self._control, MESSAGE_LIMIT, DESCRIPTORS)
         except ConnectionError:  # the client went without having read everything

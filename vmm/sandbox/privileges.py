@@ -12,9 +12,7 @@ from mayfly.errors import ConfigError
 from mayfly.vmm.kvm import prctl
 
 FIRST_UID = 0x7000_0000
-"""Machines of root have user ids from here: a range that systemd and distributions leave alone
-(systemd.io/UIDS-GIDS). The process id is added, so each living machine has its own.
-"""
+"""User ids of root's machines: this plus the process id (a free range: systemd.io/UIDS-GIDS)."""
 _LAST_DESCRIPTOR = 1 << 30
 STANDARD_STREAMS = range(3)
 

@@ -1,6 +1,4 @@
-"""Load a kernel and its initramfs by Linux's boot protocol for arm64
-(Documentation/arch/arm64/booting.rst).
-"""
+"""Load kernel and initramfs by the arm64 boot protocol (Documentation/arch/arm64/booting.rst)."""
 
 import os
 
@@ -15,8 +13,7 @@ from mayfly.vmm.loader.placing import map_initrd, read_into
 from mayfly.vmm.memory import GuestMemory
 
 SEED = 64
-CMDLINE_SIZE = 2047
-"""COMMAND_LINE_SIZE without the NUL (Linux arch/arm64/include/uapi/asm/setup.h)."""
+CMDLINE_SIZE = 2047  # COMMAND_LINE_SIZE without the NUL (Linux arch/arm64/include/uapi/asm/setup.h)
 
 
 def load(

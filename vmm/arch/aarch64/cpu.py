@@ -1,6 +1,4 @@
-"""vCPU state at the kernel's entry (Linux Documentation/arch/arm64/booting.rst, "Call the kernel
-image").
-"""
+"""vCPU state at the kernel's entry (Linux arm64/booting.rst, "Call the kernel image")."""
 
 from collections.abc import Sequence
 
@@ -9,19 +7,18 @@ from mayfly.vmm.kvm._kvm import ffi, lib
 from mayfly.vmm.kvm.kvm import Vcpu, Vm
 
 FEATURES = ("PSCI_0_2",)
-"""What a vCPU is given beyond the base architecture (api.rst 4.82, KVM_ARM_VCPU_*).
+"""vCPU features beyond the base architecture (api.rst 4.82, KVM_ARM_VCPU_*).
 
-KVM keeps the rest out of the ID registers, and its registers trap: SVE, pointer authentication,
-performance counters, EL2 (nested virtualisation) and 32-bit EL1 are all asked for by name.
+SVE, pointer authentication, performance counters, EL2 and 32-bit EL1 have to be asked for:
+without that, KVM hides them in the ID registers and traps their registers.
 """
 NAMES = ("PC", "SP", "PSTATE", "X0", "X1", "X2", "X3", "X29", "X30", "ESR_EL1", "FAR_EL1", "ELR_EL1", "VBAR_EL1")
 
 
 def set_up(vm: Vm, vcpus: Sequence[Vcpu], *, entry: int) -> None:
-    """Reset all vCPUs to EL1 with interrupts masked; the first one enters the kernel at `entry`,
-    with the device tree's address in X0.
+    """Reset all vCPUs; the first enters at `entry`, the device tree's address in X0.
 
-    The others are switched off until the kernel asks for them by PSCI, which KVM answers itself.
+    The others are off until the kernel starts them by PSCI, which KVM answers itself.
     """
     reset(vm, vcpus)
     set_register(vcpus[0], lib.REG_PC, entry.to_bytes(8, "little"))

@@ -1,6 +1,4 @@
-"""The device tree that describes a machine to the kernel (Devicetree Specification 0.4; Linux
-Documentation/devicetree/bindings).
-"""
+"""The device tree of a machine (Devicetree Specification 0.4; Linux devicetree/bindings)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import IntEnum
@@ -34,9 +32,7 @@ class Trigger(IntEnum):
 
 
 TIMER_PPIS = (13, 14, 11, 10)
-"""Secure, non-secure, virtual and hypervisor timer; a guest uses the virtual one
-(bindings/timer/arm,arch_timer.yaml).
-"""
+"""Secure, non-secure, virtual, hypervisor; guests use the virtual one (arm,arch_timer.yaml)."""
 
 
 def uart_bus(ports: Bus, mmio: Bus) -> Bus:
@@ -50,9 +46,7 @@ def attach(ports: Bus, mmio: Bus, on_reset: Callable[[], None]) -> None:
 
 
 def mpidr(cpu: int) -> int:
-    """The affinity fields that KVM gives vCPU number `cpu`: 16 to a cluster (Linux
-    arch/arm64/kvm/sys_regs.c, reset_mpidr).
-    """
+    """KVM's affinity fields of vCPU `cpu`: 16 to a cluster (arm64/kvm/sys_regs.c, reset_mpidr)."""
     return cpu & 0xF | (cpu >> 4 & 0xFF) << 8
 
 
@@ -65,16 +59,7 @@ def device_tree(
     initrd: tuple[int, int] | None,
     seed: bytes,
 ) -> bytes:
-    """The flattened tree.
-
-    Args:
-        config: the machine.
-        gic: version of the interrupt controller.
-        cmdline: the kernel's parameters.
-        memory: (guest physical address, bytes) of each region of RAM.
-        initrd: (guest physical address, bytes), if there is one.
-        seed: for the kernel's entropy pool, which credits it.
-    """
+    """The flattened tree. Ranges are (guest physical address, bytes); the kernel credits `seed`."""
     tree = fdt.FDT()
 
     def node(path: str, properties: Mapping[str, Any]) -> None:
@@ -121,9 +106,7 @@ def _gic(version: GicVersion, cpus: int) -> dict[str, Any]:
 
 
 def _devices(config: MachineConfig) -> Iterator[tuple[str, int, int, int, dict[str, Any]]]:
-    """Name, address, size, GSI and further properties of each device. UART0 only where it is more
-    than the early console.
-    """
+    """Name, address, size, GSI and properties of each device; UART0 only if interactive."""
     yield "rtc", layout.CLOCK, layout.CLOCK_SIZE, layout.CLOCK_GSI, {"compatible": "google,goldfish-rtc"}
     uart = {"compatible": "ns16550a", "clock-frequency": UART_CLOCK_HZ}
     if config.interactive:

@@ -1,6 +1,4 @@
-"""The interrupt controller of an aarch64 machine: KVM's own GIC, version 3 or, where the host has
-only that, 2.
-"""
+"""KVM's own GIC: version 3 or, on hosts that have only that, version 2."""
 
 import errno
 from enum import IntEnum
@@ -10,8 +8,7 @@ from mayfly.vmm.arch.aarch64 import layout
 from mayfly.vmm.kvm._kvm import lib
 from mayfly.vmm.kvm.kvm import Device, Vm
 
-INTERRUPTS = 32 + layout.GSI_END
-"""Interrupt ids: 16 SGIs, 16 PPIs, then the SPIs."""
+INTERRUPTS = 32 + layout.GSI_END  # Interrupt ids: 16 SGIs, 16 PPIs, then the SPIs
 
 
 class GicVersion(IntEnum):
@@ -22,11 +19,7 @@ class GicVersion(IntEnum):
 
 
 def gic_version(vm: Vm) -> GicVersion:
-    """The newest version that this host's KVM makes.
-
-    Raises:
-        KvmUnavailableError: it makes none.
-    """
+    """The newest version that this host's KVM makes. Raises KvmUnavailableError if none."""
     if vm.has_device(lib.KVM_DEV_TYPE_ARM_VGIC_V3):
         return GicVersion.V3
     if vm.has_device(lib.KVM_DEV_TYPE_ARM_VGIC_V2):
@@ -44,9 +37,7 @@ class InterruptController:
         self.device = device
 
     def start(self) -> None:
-        """Make it ready, once every vCPU exists (Linux
-        Documentation/virt/kvm/devices/arm-vgic-v3.rst, KVM_DEV_ARM_VGIC_GRP_CTRL).
-        """
+        """Make it ready, once every vCPU exists (arm-vgic-v3.rst, KVM_DEV_ARM_VGIC_GRP_CTRL)."""
         self.device.set(lib.KVM_DEV_ARM_VGIC_GRP_CTRL, lib.KVM_DEV_ARM_VGIC_CTRL_INIT)
 
     def close(self) -> None:
@@ -55,11 +46,7 @@ class InterruptController:
 
 
 def create(vm: Vm, *, pit: bool) -> InterruptController:
-    """Make the GIC, before the first vCPU. `pit` is for PCs only.
-
-    Raises:
-        KvmUnavailableError: this host's KVM has no GIC.
-    """
+    """Make the GIC, before the first vCPU; `pit` is ignored. Raises KvmUnavailableError if none."""
     version = gic_version(vm)
     if version is GicVersion.V3:
         kind = lib.KVM_DEV_TYPE_ARM_VGIC_V3

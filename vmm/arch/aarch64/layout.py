@@ -33,22 +33,15 @@ VIRTIO_READABLE_AS_MEMORY = False
 
 RAM = 0x4000_0000
 DEVICE_TREE = RAM
-DEVICE_TREE_SIZE = 2 << 20
-"""The most that a tree may have (Linux Documentation/arch/arm64/booting.rst, "Setup the device
-tree").
-"""
+DEVICE_TREE_SIZE = 2 << 20  # The maximum (booting.rst, "Setup the device tree")
 KERNEL = RAM + DEVICE_TREE_SIZE
 INITRD_END = RAM + 31 * GIB
-"""Kernel and initramfs must lie in one window of 32 GiB that begins at a GiB's boundary
-(booting.rst, "Call the kernel image").
-"""
+"""Kernel and initramfs share a GiB-aligned window of 32 GiB (booting.rst, "Call the kernel")."""
 
-UART0_GSI = 1
-"""GSIs are numbers of SPIs: KVM adds 32 to make interrupt ids of them."""
+UART0_GSI = 1  # GSIs are numbers of SPIs: KVM adds 32 to make interrupt ids of them
 UART1_GSI = 2
 CLOCK_GSI = 3
-VIRTIO_GSI = 4
-"""The first virtio-mmio device's; the next ones follow."""
+VIRTIO_GSI = 4  # The first virtio-mmio device's; the next ones follow
 GSI_END = 32
 
 

@@ -10,9 +10,7 @@ CODE = layout.KERNEL
 MIDR = Path("/sys/devices/system/cpu/cpu0/regs/identification/midr_el1")
 IMPLEMENTER_SHIFT = 24
 IMPLEMENTER_SOFTWARE = 0
-"""What QEMU's TCG gives its processor `max`; no maker of processors has this number (Arm ARM,
-MIDR_EL1).
-"""
+"""QEMU's TCG says this for processor `max`; no manufacturer has the number (Arm ARM, MIDR_EL1)."""
 
 
 def host_is_emulated() -> bool:
@@ -21,9 +19,7 @@ def host_is_emulated() -> bool:
 
 
 def write_loop(memory: GuestMemory, loops: int) -> int:
-    """Write code of 2 * `loops` supervisor instructions and a store where there is no RAM; its
-    address.
-    """
+    """Write 2 * `loops` supervisor instructions and a store outside RAM; the address."""
     movz, movk = 0xD280_0000, 0xF2A0_0000  # x0, low and next 16 bits
     code = (movz | (loops & 0xFFFF) << 5, movk | (loops >> 16) << 5, 0xD100_0400, 0xB5FF_FFE0, 0xB900_0000)
     # mov x0, loops; again: sub x0, x0, 1; cbnz x0, again; str w0, [x0]

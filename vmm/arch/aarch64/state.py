@@ -1,11 +1,9 @@
-"""What KVM keeps of an aarch64 machine besides its memory: taken out for a snapshot, put back
-before the guest goes on.
+"""Save and restore what KVM keeps of an aarch64 machine besides its memory.
 
-A vCPU is the registers that KVM lists, its power state, and an error that waits. Among them is the
-virtual counter, which all vCPUs share: the guest's time goes on where it stopped. The interrupt
-controller is read and written by its registers, as a processor sees them (Linux
-Documentation/virt/kvm/devices/arm-vgic-v3.rst and arm-vgic.rst; GIC architecture specification,
-chapter 12, and that of version 2, chapter 4).
+A vCPU is the registers that KVM lists, its power state, and a pending error. The virtual counter
+is among the registers and shared by all vCPUs: the guest's time goes on where it stopped. The
+GIC is read and written by its registers, as a processor sees them (Linux
+virt/kvm/devices/arm-vgic-v3.rst and arm-vgic.rst; GICv3 specification, 12; GICv2, 4).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,19 +18,15 @@ from mayfly.vmm.kvm._kvm import ffi, lib
 from mayfly.vmm.kvm.kvm import Device, Kvm, Vcpu, Vm, content, fill
 from mayfly.vmm.snapshot.fields import U32, U64, Fields, text
 
-State = Mapping[str, Any]
-"""JSON: names, numbers, and KVM's structures in base64."""
+State = Mapping[str, Any]  # JSON: names, numbers, and KVM's structures in base64
 
 CPUINFO = Path("/proc/cpuinfo")
 MAX_REGISTERS = 2048
-PRIVATE = 32
-"""SGIs and PPIs, which each processor has of its own; SPIs come behind them."""
+PRIVATE = 32  # SGIs and PPIs, which each processor has of its own; SPIs come behind them
 
 
 class Gicd(IntEnum):
-    """Registers of the distributor; all but the first two are arrays with an entry for each
-    interrupt.
-    """
+    """Registers of the distributor; all but the first two are arrays indexed by interrupt."""
 
     CTLR = 0x0000
     IIDR = 0x0008
@@ -48,9 +42,7 @@ class Gicd(IntEnum):
 
 
 ARRAYS = {Gicd.IGROUPR: 1, Gicd.ICFGR: 2, Gicd.IPRIORITYR: 8, Gicd.ISENABLER: 1, Gicd.ISPENDR: 1, Gicd.ISACTIVER: 1}
-"""Bits of an interrupt's entry, in the order of restoring. A redistributor has them too, for the
-private ones, in its second frame.
-"""
+"""Bits of an interrupt's entry, in restore order; redistributors have the private ones."""
 SECOND_FRAME = 0x1_0000
 
 
@@ -77,9 +69,7 @@ GICC_REGISTERS = {"ctlr": 0x00, "pmr": 0x04, "bpr": 0x08, "abpr": 0x1C, "apr0": 
 
 
 def identity(kvm: Kvm) -> str:
-    """What this host's processor is, as text. What KVM makes of it is in the registers, which it
-    does not take where they differ.
-    """
+    """The host processor. KVM refuses ID registers that differ, so they need no comparison here."""
     kept = [line for line in CPUINFO.read_text().split("\n\n")[0].splitlines() if not line.startswith(("processor", "BogoMIPS"))]
     return ", ".join(kept)
 
@@ -93,12 +83,7 @@ def save(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu]) -> Stat
 
 
 def restore(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu], state: Fields) -> None:
-    """Put it back into as many new vCPUs and into a new interrupt controller, which have not run.
-
-    Raises:
-        SnapshotError: the state is of another shape.
-        KvmError: this KVM does not take it.
-    """
+    """Restore into as many new vCPUs and a new GIC. Raises SnapshotError, KvmError."""
     reset(vm, vcpus)
     for vcpu, saved in zip(vcpus, state.parts("vcpus", len(vcpus)), strict=True):  # the last one's counter is the latest, and holds for all
         _restore_vcpu(vcpu, saved)
@@ -141,9 +126,9 @@ def _restore_vcpu(vcpu: Vcpu, state: Fields) -> None:
 
 
 def _gic_registers(controller: InterruptController, cpus: int) -> Iterator[tuple[int, int, int]]:
-    """Group, attribute and bytes of every register with state in it, in the order of restoring.
+    """Group, attribute and bytes of every register with state, in the order of restoring.
 
-    In a new controller all bits are 0, so writing a register that sets bits puts it as it was.
+    A new controller's bits are 0, so writing a register that only sets bits restores it.
     """
     return _gicv3_registers(controller.device, cpus) if controller.version is GicVersion.V3 else _gicv2_registers(cpus)
 
@@ -157,8 +142,7 @@ def _gicv2_registers(cpus: int) -> Iterator[tuple[int, int, int]]:
             yield distributor, array + offset, 4
     for processor in (cpu << 32 for cpu in range(cpus)):
         for array, bits in ARRAYS.items():
-            # Which of the SGIs are pending depends on who sent them; of the others KVM's timers say
-            # it again.
+            # A pending SGI depends on its sender (SPENDSGIR below); timers raise other PPIs again.
             for offset in range(0, PRIVATE * bits // 8, 4) if array is not Gicd.ISPENDR else ():
                 yield distributor, processor | array + offset, 4
         for offset in range(0, 16, 4):
@@ -191,8 +175,6 @@ def _gicv3_registers(device: Device, cpus: int) -> Iterator[tuple[int, int, int]
 
 
 def _active_priorities(device: Device, processor: int) -> int:
-    """How many registers of active priorities this controller has (ICC_CTLR_EL1.PRIbits is one less
-    than the bits of a priority).
-    """
+    """How many active-priority registers there are (ICC_CTLR_EL1.PRIbits: priority bits - 1)."""
     bits = (device.get_int(lib.KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, processor | ICC_CTLR, 8) >> 8 & 7) + 1
     return 1 << max(0, bits - 5)

@@ -1,6 +1,4 @@
-"""x86-64: memory map, interrupt controllers, the description of the hardware, kernel loading, vCPU
-state.
-"""
+"""x86-64: memory map, interrupt controllers, hardware tables, kernel loading, vCPU state."""
 
 from mayfly.vmm.arch.x86_64 import boot, cpu, hardware, interrupts, layout, probe, state
 

@@ -1,6 +1,4 @@
-"""Load a kernel and its initramfs by Linux's 64-bit boot protocol
-(Documentation/arch/x86/boot.rst).
-"""
+"""Load kernel and initramfs by Linux's 64-bit boot protocol (Documentation/arch/x86/boot.rst)."""
 
 import os
 
@@ -25,9 +23,7 @@ VMLINUX_CMDLINE_SIZE = 2047
 def load(
     config: MachineConfig, vm: Vm, memory: GuestMemory, mapping: Mapping, *, kernel_fd: int, initrd_fd: int | None, cmdline: str
 ) -> int:
-    """Put kernel, initramfs, boot_params, MP table and the first page tables into guest RAM; see
-    `mayfly.vmm.arch.Boot`.
-    """
+    """Put kernel, initramfs and boot tables into guest RAM; see `mayfly.vmm.arch.Boot`."""
     size = os.fstat(kernel_fd).st_size
     head = os.pread(kernel_fd, HEAD, 0)
     if bzimage.is_bzimage(head):

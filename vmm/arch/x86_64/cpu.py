@@ -1,6 +1,4 @@
-"""vCPU state at the kernel's entry: CPUID, 64-bit mode, GDT, page tables (Linux
-Documentation/arch/x86/boot.rst, "64-bit Boot").
-"""
+"""vCPU state at the kernel's entry: CPUID, GDT, page tables (Linux boot.rst, "64-bit Boot")."""
 
 import struct
 from collections.abc import Sequence
@@ -63,8 +61,7 @@ def write_boot_tables(memory: GuestMemory) -> None:
 
 
 def set_up(vm: Vm, vcpus: Sequence[Vcpu], *, entry: int) -> None:
-    """Give all vCPUs their CPUID and MTRRs; the first one also the state in which the kernel is
-    entered at `entry`.
+    """Give all vCPUs CPUID and MTRRs, and the first one the kernel's entry state at `entry`.
 
     The others wait for the kernel's start-up IPI, as KVM makes them.
     """
@@ -78,17 +75,14 @@ def set_up(vm: Vm, vcpus: Sequence[Vcpu], *, entry: int) -> None:
 
 
 def offered_cpuid(kvm: Kvm) -> list[Any]:
-    """What a guest here may see: entries of a struct kvm_cpuid2 (api.rst 4.46), as KVM supports
-    them and FEATURES allows them. The same for all vCPUs.
-    """
+    """Entries of a struct kvm_cpuid2 (api.rst 4.46): what KVM supports and FEATURES allows."""
     cpuid = ffi.new("struct kvm_cpuid2 *", {"nent": MAX_CPUID_ENTRIES, "entries": MAX_CPUID_ENTRIES})
     kvm.ioctl_struct("KVM_GET_SUPPORTED_CPUID", cpuid)
     # Copies, as a cdata entry does not keep its array alive.
     entries = reduce(ffi.new("struct kvm_cpuid_entry2 *", cpuid.entries[index]) for index in range(cpuid.nent))
     for entry in entries:
         if entry.function == 1:
-            # Without the hypervisor bit the guest sees no KVM and no kvm-clock; KVM leaves the
-            # deadline bit to us.
+            # Without HYPERVISOR guests see no KVM or kvm-clock; KVM leaves the deadline bit to us.
             deadline = kvm.check_extension("KVM_CAP_TSC_DEADLINE_TIMER") > 0
             entry.ecx |= Leaf1Ecx.HYPERVISOR | (Leaf1Ecx.TSC_DEADLINE if deadline else 0)
     return entries

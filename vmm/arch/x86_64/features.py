@@ -1,12 +1,12 @@
-"""What a guest's CPUID may show, and which MSRs it may not reach: a list of what is allowed.
+"""The allow list of a guest's CPUID features, and the MSRs that it may not reach.
 
-KVM offers all that it can emulate or pass through, nested virtualisation among it. A guest gets the
-features below as far as KVM offers them, and no others, however new the host is. Left out on
-purpose: VMX, SVM, SMX, SGX, MONITOR, performance counters, PT, LBR, RDT, TSX, MPX, AMX, CET, FRED,
-and the invariant TSC, since a guest would prefer it to kvm-clock, which survives a snapshot.
+KVM offers all that it can emulate or pass through, even nested virtualisation. A guest gets only
+the features below, as far as KVM offers them, however new the host is. Left out on purpose: VMX,
+SVM, SMX, SGX, MONITOR, performance counters, PT, LBR, RDT, TSX, MPX, AMX, CET, FRED, and the
+invariant TSC, since a guest would prefer it to kvm-clock, which survives a snapshot.
 
 Names are Linux's (arch/x86/include/asm/cpufeatures.h); bits are from Intel SDM volume 2A, CPUID,
-and AMD APM volume 3, appendix E; of KVM's own from Linux Documentation/virt/kvm/x86/cpuid.rst.
+AMD APM volume 3, appendix E, and, for KVM's own, Linux virt/kvm/x86/cpuid.rst.
 """
 
 from collections.abc import Iterable, Mapping
@@ -94,8 +94,7 @@ def _masks() -> dict[tuple[int, int], list[int]]:
     return masks
 
 
-ALLOWED = _masks()
-"""By leaf and subleaf: the bits of each register that a guest may see."""
+ALLOWED = _masks()  # By leaf and subleaf: the bits of each register that a guest may see
 _STATES = mask(FEATURES[_XSAVE_LEAF, 0, "eax"])
 
 
@@ -127,9 +126,7 @@ def reduce(entries: Iterable[Any]) -> list[Any]:
 
 
 def deny_msrs(vm: Vm) -> None:
-    """Have KVM refuse the guest what is behind features that it does not get. Where KVM has no such
-    filter (before Linux 5.10), it goes by CPUID alone, as it does for most MSRs anyway.
-    """
+    """Deny the MSRs of withheld features. Before Linux 5.10 KVM goes by CPUID alone."""
     if vm.kvm.check_extension("KVM_CAP_X86_MSR_FILTER") <= 0:
         return
     # Of a range each MSR has a bit: all of them are 0, that is denied. In words of 64 bits.

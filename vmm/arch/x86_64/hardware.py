@@ -1,6 +1,4 @@
-"""A PC's own devices, and the table that describes its processors (Intel MultiProcessor
-Specification 1.4, chapter 4).
-"""
+"""A PC's own devices, and its MP table (Intel MultiProcessor Specification 1.4, chapter 4)."""
 
 import struct
 from collections.abc import Callable
@@ -37,15 +35,12 @@ def attach(ports: Bus, mmio: Bus, on_reset: Callable[[], None]) -> None:
 
 
 def mp_table(cpus: int) -> bytes:
-    """The floating pointer and the table behind it, for layout.MP_TABLE: `cpus` processors, an I/O
-    APIC, its pins as ISA lines.
-    """
+    """Floating pointer and table for layout.MP_TABLE; the I/O APIC's pins are ISA lines."""
     io_apic = cpus
     entries = [PROCESSOR.pack(0, cpu, APIC_VERSION, ENABLED | (BOOT_PROCESSOR if cpu == 0 else 0), 0, 0, 0) for cpu in range(cpus)]
     entries.append(BUS.pack(1, ISA_BUS, b"ISA   "))
     entries.append(IO_APIC.pack(2, io_apic, APIC_VERSION, ENABLED, layout.IO_APIC))
-    # Edge, active high, as ISA has it; GSI, ISA line and pin are one number, also beyond the 16 of
-    # a real ISA bus.
+    # Edge, active high, as ISA; GSI, ISA line and pin are one number, even beyond ISA's 16.
     entries += [INTERRUPT.pack(3, INT, 0, ISA_BUS, gsi, io_apic, gsi) for gsi in range(layout.GSI_END)]
     entries.append(INTERRUPT.pack(4, EXT_INT, 0, ISA_BUS, 0, 0, 0))
     entries.append(INTERRUPT.pack(4, NMI, 0, ISA_BUS, 0, ALL_APICS, 1))

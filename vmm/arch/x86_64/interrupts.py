@@ -16,11 +16,10 @@ class InterruptController:
 
 
 def create(vm: Vm, *, pit: bool) -> InterruptController:
-    """Make the controllers, before the first vCPU and after the memory slots (which is 17 times
-    faster than the other way round).
+    """Make the controllers: before the first vCPU, and after the memory slots (17 times faster).
 
-    `pit`: also a PIT, which takes some milliseconds. Our kernels need none, as they have the TSC
-    deadline timer; but one that reads no MP table (Debian's) does not use its local APIC's timer.
+    A PIT takes milliseconds to make. Only kernels that read no MP table need one (Debian's), as
+    they do not use the local APIC's timer. Ours have the TSC deadline timer.
     """
     vm.ioctl("KVM_SET_TSS_ADDR", layout.TSS)
     vm.ioctl_struct("KVM_SET_IDENTITY_MAP_ADDR", ffi.new("uint64_t *", layout.IDENTITY_MAP))

@@ -39,8 +39,7 @@ HOLE_END = 4 * GIB
 
 VIRTIO_MMIO = 0xD000_0000
 VIRTIO_MMIO_SIZE = 0x1000
-VIRTIO_READABLE_AS_MEMORY = True
-"""Uncached accesses look into the caches too (Intel SDM 3A, 12.3)."""
+VIRTIO_READABLE_AS_MEMORY = True  # Uncached accesses look into the caches too (Intel SDM 3A, 12.3)
 IO_APIC = 0xFEC0_0000
 LOCAL_APIC = 0xFEE0_0000
 IDENTITY_MAP = 0xFFFB_C000
@@ -61,13 +60,10 @@ UART0: int = Port.UART0
 UART1: int = Port.UART1
 UART_SIZE = 8
 
-UART1_GSI = 3
-"""COM2's line on every PC, which Linux expects there."""
+UART1_GSI = 3  # COM2's line on every PC, which Linux expects there
 UART0_GSI = 4
-VIRTIO_GSI = 5
-"""The first virtio-mmio device's; the next ones follow."""
-GSI_END = 24
-"""The I/O APIC's pins."""
+VIRTIO_GSI = 5  # The first virtio-mmio device's; the next ones follow
+GSI_END = 24  # The I/O APIC's pins
 
 
 def ram_regions(size: int) -> list[tuple[int, int]]:
@@ -78,9 +74,7 @@ def ram_regions(size: int) -> list[tuple[int, int]]:
 
 
 def kernel_parameters(config: MachineConfig) -> str:
-    """What the command line must say for the kernel to find the devices, and for it to look for no
-    others.
-    """
+    """The parameters by which the kernel finds these devices and looks for no others."""
     uarts = 2 if config.channel is Channel.SERIAL else int(config.interactive)  # counted from COM1, so COM2 needs both to be probed
     parameters = [f"8250.nr_uarts={uarts}", "reboot=k", "no_timer_check", "tsc=reliable"]
     for index in range(len(config.devices)):

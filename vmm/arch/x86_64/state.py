@@ -1,17 +1,14 @@
-"""What KVM keeps of an x86-64 machine besides its memory: taken out for a snapshot, put back before
-the guest goes on.
+"""Save and restore what KVM keeps of an x86-64 machine besides its memory.
 
-The order of restoring matters (Linux Documentation/virt/kvm/api.rst, and what KVM's code does
-beyond it):
+The order of restoring matters (Linux virt/kvm/api.rst, and what KVM's code does beyond it):
 
     CPUID            decides which of the others are taken at all
     SREGS            has the local APIC's base and mode, by which LAPIC is read
-    LAPIC            before the MSRs: the TSC deadline's needs a timer in that mode
-    MSRs             the TSC first, its deadline last, as that arms the timer
+    LAPIC            before the MSRs: the TSC deadline needs a timer in that mode
+    MSRs             the TSC first; its deadline last, as that arms the timer
     events, MP state after the registers that they belong to
-    PICs, I/O APIC   behind the local APICs, which they deliver to
-    clock            kvm-clock goes on where it stopped; then each vCPU learns that it was away, so
-    that no watchdog barks
+    PICs, I/O APIC   after the local APICs, which they deliver to
+    clock            kvm-clock goes on; then each vCPU is told of the pause, for its watchdogs
 """
 
 import errno
@@ -26,8 +23,7 @@ from mayfly.vmm.kvm._kvm import ffi, lib
 from mayfly.vmm.kvm.kvm import Kvm, Vcpu, Vm, content, fill
 from mayfly.vmm.snapshot.fields import U32, U64, Fields, text
 
-State = Mapping[str, Any]
-"""JSON: names, numbers, and KVM's structures in base64."""
+State = Mapping[str, Any]  # JSON: names, numbers, and KVM's structures in base64
 
 _BEFORE_MSRS = (
     ("sregs", "SREGS", "struct kvm_sregs *"),
@@ -45,13 +41,10 @@ _CHIPS = {"pic_master": lib.KVM_IRQCHIP_PIC_MASTER, "pic_slave": lib.KVM_IRQCHIP
 
 MAX_MSRS = 1024
 MSR_TSC = 0x10
-MSR_TSC_DEADLINE = 0x6E0
-"""Intel SDM volume 4, table 2-2."""
+MSR_TSC_DEADLINE = 0x6E0  # Intel SDM volume 4, table 2-2
 
 _PER_CPU_LEAVES = (0xB, 0x1F, 0x8000_001E)
-"""CPUID leaves that say on which processor they were asked (Intel SDM volume 2A, AMD APM volume 3,
-E.4).
-"""
+"""Leaves that differ by processor (Intel SDM volume 2A; AMD APM volume 3, E.4)."""
 
 
 def identity(kvm: Kvm) -> str:
@@ -80,12 +73,7 @@ def save(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu]) -> Stat
 
 
 def restore(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu], state: Fields) -> None:
-    """Put it back into as many new vCPUs and into new interrupt controllers, which have not run.
-
-    Raises:
-        SnapshotError: the state is of another shape.
-        KvmError: this KVM does not take it.
-    """
+    """Restore into as many new vCPUs and new controllers. Raises SnapshotError, KvmError."""
     deny_msrs(vm)
     for vcpu, saved in zip(vcpus, state.parts("vcpus", len(vcpus)), strict=True):
         _restore_vcpu(vm.kvm, vcpu, saved)
@@ -139,8 +127,7 @@ def _cpuid(vcpu: Vcpu) -> Any:
 def _writable_msrs(kvm: Kvm, like: Vcpu) -> list[int]:
     """The MSRs that can be read and written back, in the order of restoring.
 
-    Some of what KVM lists can only be read. That is tried on a vCPU of another machine, with the
-    same CPUID, as the guest's own may go on.
+    Some can only be read. A vCPU of another machine, with the same CPUID, shows which.
     """
     known = ffi.new("struct kvm_msr_list *", {"nmsrs": MAX_MSRS, "indices": MAX_MSRS})
     kvm.ioctl_struct("KVM_GET_MSR_INDEX_LIST", known)
@@ -175,9 +162,7 @@ def _set_msrs(vcpu: Vcpu, values: Sequence[tuple[int, int]]) -> int:
 
 
 _XSAVE_BYTES = 4096
-"""struct kvm_xsave; where guests may have more state, KVM_CAP_XSAVE2 says how much (api.rst 4.42
-and 4.134).
-"""
+"""struct kvm_xsave; KVM_CAP_XSAVE2 says if guests may have more (api.rst 4.42, 4.134)."""
 
 
 def _xsave_buffer(kvm: Kvm) -> Any:

@@ -1,3 +1,1 @@
-"""Virtio devices (virtio 1.2) behind modern virtio-mmio, without I/O: memory, interrupts, kicks and
-data come in as arguments.
-"""
+"""Virtio devices (virtio 1.2) behind modern virtio-mmio; memory, kicks and data are arguments."""

@@ -1,9 +1,8 @@
-"""A console device with one named port and no console (virtio 1.2, 5.3): a byte stream between host
-and guest.
+"""A console device with one named port (virtio 1.2, 5.3): a byte stream between host and guest.
 
 With MULTIPORT a port is a console only if the device says so, and ours does not. Linux then makes
-/dev/vportNp0 of it, with the name in /sys/class/virtio-ports, and no hvc. One port needs four
-queues (Linux sets up 2 * (max_nr_ports + 1)):
+/dev/vportNp0, named in /sys/class/virtio-ports, and no hvc. One port needs four queues (Linux sets
+up 2 * (max_nr_ports + 1)):
 
     0  receive: buffers for the guest to read from     1  transmit: what the guest writes
     2  control, device to driver                       3  control, driver to device
@@ -11,8 +10,8 @@ queues (Linux sets up 2 * (max_nr_ports + 1)):
     driver: DEVICE_READY            PORT_READY                      PORT_OPEN 1 (a program opens it)
     device:              DEVICE_ADD            PORT_OPEN 1, PORT_NAME
 
-PORT_OPEN goes before PORT_NAME, so that a program that has found the port by its name never reads
-the end of file that Linux gives while the host's side is closed.
+PORT_OPEN goes before PORT_NAME: a program that finds the port by name must not read the end of
+file that Linux gives while the host's side is closed.
 """
 
 import struct
@@ -27,16 +26,12 @@ from mayfly.vmm.devices.virtio.port import Port, Sink
 from mayfly.vmm.devices.virtio.queue import Queue
 from mayfly.vmm.snapshot.fields import Fields
 
-_CONFIG = struct.Struct("<HHII")
-"""cols, rows, max_nr_ports, emerg_wr (virtio 1.2, 5.3.4)."""
-_CONTROL = struct.Struct("<IHH")
-"""id, event, value (virtio 1.2, 5.3.6)."""
+_CONFIG = struct.Struct("<HHII")  # cols, rows, max_nr_ports, emerg_wr (virtio 1.2, 5.3.4)
+_CONTROL = struct.Struct("<IHH")  # id, event, value (virtio 1.2, 5.3.6)
 
 PORT = 0
 MAX_NAME_BYTES = 64
-"""Fits with the header into any buffer a driver may reasonably post for control messages; Linux's
-have a page.
-"""
+"""With its header it fits any reasonable buffer for control messages; Linux's have a page."""
 
 
 class ConsoleFeature(IntFlag):
@@ -60,8 +55,7 @@ class Control(IntEnum):
     PORT_NAME = 7
 
 
-_OURS = (Control.DEVICE_ADD, Control.PORT_OPEN, Control.PORT_NAME)
-"""Those that this device sends."""
+_OURS = (Control.DEVICE_ADD, Control.PORT_OPEN, Control.PORT_NAME)  # Those that this device sends
 
 
 class ConsoleQueue(IntEnum):
@@ -74,13 +68,7 @@ class ConsoleQueue(IntEnum):
 
 
 class Console(VirtioDevice):
-    """The device. Its data path is `port`.
-
-    Args:
-        name: of the port, as the guest sees it.
-        sink: takes what the guest writes (see `Sink`).
-        on_room: the guest has room again (see `Port`).
-    """
+    """The device; `port` is its data path (see `Port`), `name` what the guest sees."""
 
     device_type = DeviceType.CONSOLE
     features = ConsoleFeature.MULTIPORT
@@ -99,9 +87,7 @@ class Console(VirtioDevice):
         self._owed: list[Control] = []  # messages to the driver: each kind once at most, made up when there is a buffer
 
     def set_host_open(self, is_open: bool) -> None:
-        """Open or close the host's side: while it is closed Linux gives readers an end of file and
-        lets writers wait.
-        """
+        """Open or close the host's side: readers then get an end of file, writers wait."""
         with self.lock:
             self.host_open = is_open
             if self._port_ready:

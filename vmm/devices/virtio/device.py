@@ -1,6 +1,4 @@
-"""What a virtio device is to its transport: a type, features, queues, a configuration space, and
-what to do at a kick.
-"""
+"""What a virtio device is to its transport: type, features, queues, configuration, kicks."""
 
 import abc
 import threading
@@ -33,9 +31,7 @@ OFFERED = Feature.RING_INDIRECT_DESC | Feature.RING_EVENT_IDX | Feature.VERSION_
 
 
 def features_acceptable(offered: int, wanted: int) -> bool:
-    """Whether a driver may go on with `wanted`: nothing that was not offered, and no legacy driver
-    (virtio 1.2, 2.2 and 6.1).
-    """
+    """Whether `wanted` was all offered, and is no legacy driver's (virtio 1.2, 2.2 and 6.1)."""
     return not wanted & ~offered and bool(wanted & Feature.VERSION_1)
 
 
@@ -60,16 +56,14 @@ class Host(Protocol):
 
 
 class VirtioDevice(abc.ABC):
-    """A device. The transport holds `lock` around each of its calls; what the event loop calls
-    directly takes it itself.
+    """A device. The transport calls it with `lock` held; the event loop's calls take it themselves.
 
     Attributes:
         device_type: what the driver binds to.
         features: its own feature bits (those of queues and transport are the transport's).
         queue_sizes: the greatest size of each queue; their number is the number of queues.
-        config: the configuration space; what is behind its end reads as 0. Writes are ignored.
-        queues: the live queues by index, from DRIVER_OK to the reset. One that the driver did not
-            set up is missing.
+        config: the configuration space; reads past its end give 0. Writes are ignored.
+        queues: live queues by index, from DRIVER_OK to the reset, as far as the driver set them up.
         negotiated: the features in force.
     """
 
@@ -107,6 +101,4 @@ class VirtioDevice(abc.ABC):
 
     @abc.abstractmethod
     def notify(self, index: int) -> None:
-        """The driver kicked queue `index`, which is live. At most one queue's size of chains is
-        worked on; `Host.kick` asks for more.
-        """
+        """A kick for a live queue: one queue's size of chains; `Host.kick` asks for more."""

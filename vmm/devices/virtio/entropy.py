@@ -8,13 +8,8 @@ from mayfly.vmm.devices.virtio.device import DeviceType, VirtioDevice
 from mayfly.vmm.devices.virtio.misuse import Misuse
 
 RATE = 16 << 10
-"""Bytes a second. Linux asks for 64 at a time and rests for a minute once it is seeded
-(drivers/char/hw_random/core.c).
-"""
-BURST = 16 << 10
-"""Bytes at once, also the most for one request: a longer buffer comes back partly filled, which
-5.4.6.1 allows.
-"""
+"""Bytes a second. Linux asks for 64, then once a minute (drivers/char/hw_random/core.c)."""
+BURST = 16 << 10  # Bytes at once and per request; longer buffers come back partly filled (5.4.6.1)
 
 
 class EntropyQueue(IntEnum):
@@ -24,13 +19,12 @@ class EntropyQueue(IntEnum):
 
 
 class Entropy(VirtioDevice):
-    """The device. The shell gives it a source, a clock and a timer.
+    """The device.
 
     Args:
         source: so many random bytes from the host (`os.urandom`, which is getrandom).
         clock: monotonic seconds.
-        later: has `resume` called from the event loop after so many seconds. One such call is under
-            way at most.
+        later: has the event loop call `resume` after so many seconds; one call pending at most.
     """
 
     device_type = DeviceType.ENTROPY
@@ -57,9 +51,7 @@ class Entropy(VirtioDevice):
             self._serve()
 
     def _serve(self) -> None:
-        """Fill requests while there is a budget. It is not cut up: a request waits until the budget
-        is at its full again.
-        """
+        """Fill requests while there is budget; then wait until the budget is full again."""
         queue = self.queues.get(EntropyQueue.REQUESTS)
         if queue is None:
             return

@@ -8,35 +8,27 @@ class Misuse(StrEnum):
 
     REGISTER = "register"
     """An access to no register, of a wrong size, or a write in a status that does not allow it."""
-    STATUS = "status"
-    """A status write that skips a step, or takes a bit back without a reset."""
+    STATUS = "status"  # A status write that skips a step, or takes a bit back without a reset
     FEATURES = "features"
     """FEATURES_OK asked for with features that were not offered, or without VERSION_1."""
     QUEUE_SIZE = "queue-size"
     QUEUE_ADDRESS = "queue-address"
-    NOTIFY = "notify"
-    """A kick for no queue, or before DRIVER_OK."""
+    NOTIFY = "notify"  # A kick for no queue, or before DRIVER_OK
 
-    AVAILABLE_INDEX = "available-index"
-    """The available index is more than the queue's size ahead."""
-    HEAD = "head"
-    """A head outside the descriptor table."""
+    AVAILABLE_INDEX = "available-index"  # The available index is more than the queue's size ahead
+    HEAD = "head"  # A head outside the descriptor table
 
     NEXT_INDEX = "next-index"
-    CHAIN_LENGTH = "chain-length"
-    """More descriptors than the queue has: a loop, mostly."""
-    BUFFER_LENGTH = "buffer-length"
-    """An empty buffer, or more than 4 GiB in a chain."""
-    BUFFER_ORDER = "buffer-order"
-    """A buffer to read behind one to write."""
+    CHAIN_LENGTH = "chain-length"  # More descriptors than the queue has: a loop, mostly
+    BUFFER_LENGTH = "buffer-length"  # An empty buffer, or more than 4 GiB in a chain
+    BUFFER_ORDER = "buffer-order"  # A buffer to read behind one to write
     OUTSIDE_RAM = "outside-ram"
     INDIRECT = "indirect"
     """An indirect table that was not negotiated, is nested or continued, or has an odd length."""
 
     DIRECTION = "direction"
     """A chain without a buffer of the kind that the queue is for, or too small."""
-    CONTROL = "control"
-    """A control message that is cut short, unknown, or for no port."""
+    CONTROL = "control"  # A control message that is cut short, unknown, or for no port
     PACKET = "packet"
     """A packet that is too short or too long, or that uses an offload which was not negotiated."""
 

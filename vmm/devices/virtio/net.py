@@ -7,8 +7,8 @@ A packet is a header (5.1.6) and an Ethernet frame. Only one packet is ever queu
 which there are too few buffers. While the guest has no buffers, the back end is not read; while the
 back end has no room, the guest's chains are not given back.
 
-Each packet costs Python's time, so its bytes go straight between the guest's buffers and the back
-end, and one interrupt stands for all that a kick has led to.
+Each packet costs Python's time, so bytes go straight between the guest's buffers and the back end,
+and one interrupt stands for all that a kick has led to.
 """
 
 import struct
@@ -25,15 +25,12 @@ from mayfly.vmm.devices.virtio.queue import Chain, Queue
 from mayfly.vmm.devices.virtio.receive import ReceiveBuffers
 
 _NO_BUFFERS = b"\0\0"
-_CONFIG = struct.Struct("<6sHHH")
-"""mac, status, max_virtqueue_pairs, mtu (virtio 1.2, 5.1.4)."""
-_LINK_UP = 1
-"""In the configuration's status (virtio 1.2, 5.1.4)."""
+_CONFIG = struct.Struct("<6sHHH")  # mac, status, max_virtqueue_pairs, mtu (virtio 1.2, 5.1.4)
+_LINK_UP = 1  # In the configuration's status (virtio 1.2, 5.1.4)
 FILTERED_BYTES = 128
 """So much of a frame at least the filter sees in one piece: more than all headers it looks at."""
 _LOOKED_AT = HEADER.size + FILTERED_BYTES
-PIECES = 1024
-"""As many buffers take one vectored system call (IOV_MAX, readv(2))."""
+PIECES = 1024  # As many buffers take one vectored system call (IOV_MAX, readv(2))
 # An operation on an IntFlag costs a microsecond, on an int a fiftieth of it.
 _NEEDS_CSUM = int(HeaderFlag.NEEDS_CSUM)
 _MRG_RXBUF = int(NetFeature.MRG_RXBUF)
@@ -49,18 +46,15 @@ class NetQueue(IntEnum):
 class Drop(IntEnum):
     """Why packets were dropped."""
 
-    FILTERED = 0
-    """The guest sent what it may not."""
+    FILTERED = 0  # The guest sent what it may not
     LINK_DOWN = 1
-    NO_ROOM = 2
-    """The guest's chain, or with MRG_RXBUF all of its ring, could not hold the packet."""
+    NO_ROOM = 2  # The guest's chain, or with MRG_RXBUF all of its ring, could not hold the packet
 
 
 class Backend(Protocol):
     """Moves packets (header and frame) between the device and a network; only the guest's to it."""
 
-    offloads: int
-    """The features among checksum and segmentation offload that it can carry."""
+    offloads: int  # The features among checksum and segmentation offload that it can carry
 
     def make_room(self) -> bool:
         """Whether `send` may be called: what is left of an earlier packet has gone."""
@@ -75,13 +69,9 @@ class Backend(Protocol):
         ...
 
     def receive(self, buffers: list[memoryview]) -> int:
-        """Write the next packet to `buffers`, which hold MAX_PACKET bytes or more; its size, or 0
-        if there is none now.
+        """Write the next packet to `buffers` (at least MAX_PACKET bytes); its size, 0 if none.
 
-        The header's num_buffers is left to the device.
-
-        Raises:
-            EOFError: there will never be one again: the back end is gone.
+        The device sets num_buffers itself. Raises EOFError: the back end is gone for good.
         """
         ...
 
@@ -95,18 +85,17 @@ class Filter(Protocol):
 
 
 class Net(VirtioDevice):
-    """The device. `receive` and `resume` are for the event loop.
+    """The device. `receive` and `resume` are for the event loop, which makes all callbacks.
 
     Args:
         mac: the guest's address, 6 bytes.
         mtu: largest IP packet without segmentation offload.
-        on_room: called, from the event loop, when `receive` answered False and may be tried again.
-        on_full: called when the back end has no room: `resume` is to be called when it may have.
+        on_room: `receive` answered False and may be tried again.
+        on_full: the back end has no room: call `resume` when it may have.
 
     Attributes:
         dropped: packets that went nowhere.
-        on_first_packet: called once, from the event loop, before the first packet of the guest's
-            leaves.
+        on_first_packet: called once, before the first packet of the guest's leaves.
     """
 
     device_type = DeviceType.NETWORK
@@ -173,10 +162,9 @@ class Net(VirtioDevice):
             self._interrupt(self._transmit())
 
     def receive(self) -> bool:
-        """Move packets from the back end to the guest, one queue's size of them at most.
+        """Move packets to the guest, one queue's size at most. False: no link, or no buffers.
 
-        False if that has stopped: the guest has no buffers (`on_room` follows), or the link is down
-        for good.
+        `on_room` follows if the guest lacks buffers.
         """
         with self.lock:
             self._interrupt(self._receive())
@@ -217,8 +205,7 @@ class Net(VirtioDevice):
     def _receive_short(self, queue: Queue) -> int:
         """As `Backend.receive`, where there may be too little room for a packet.
 
-        It is held then, and the guest is starved, if the driver can make more buffers available;
-        else it is lost.
+        If the driver can add buffers, the packet is held and the guest starved; else it is lost.
         """
         buffers = self._buffers
         final = self._collect(queue)
@@ -242,9 +229,10 @@ class Net(VirtioDevice):
         return 0
 
     def _collect(self, queue: Queue) -> bool:
-        """Have buffers ready for a packet of any size: with MRG_RXBUF of as many chains as that
-        takes, without it of one (virtio 1.2, 5.1.6.3.1 and 5.1.6.4). Slivers end that early, as a
-        packet must fit into PIECES. False if the driver has to make more available.
+        """Have buffers ready for any packet; false if the driver has to make more available.
+
+        With MRG_RXBUF that is as many chains as it takes, without it one (virtio 1.2, 5.1.6.3.1 and
+        5.1.6.4). Slivers end that early, as a packet must fit into PIECES.
         """
         buffers, mergeable = self._buffers, self.negotiated & _MRG_RXBUF
         most = PIECES - queue.size  # the next chain, or all that are alike, bring a queue's size more
@@ -267,8 +255,7 @@ class Net(VirtioDevice):
         if queue is None:
             return False
         backend, outgoing = self._backend, self._outgoing
-        # All are looked at before one is sent: sending wakes who receives, and on a shared
-        # processor that one comes in between.
+        # Check all before sending one: sending wakes the receiver, which may take this processor.
         while len(outgoing) < queue.size and (chain := queue.pop()) is not None:
             outgoing.append((chain.head, self._checked(chain)))
         sent: list[int] = []
@@ -291,12 +278,10 @@ class Net(VirtioDevice):
         if chain.writable or not MIN_PACKET <= chain.size <= MAX_PACKET:
             self.host.report(Misuse.PACKET)
             return []
-        # A copy: what the checks and the filter have seen is sent, whatever the guest does to its
-        # memory meanwhile. Nobody looks at what lies behind it.
+        # A copy, so that the guest cannot change what was checked. Nobody checks what lies behind.
         packet = copy_start(chain.readable, _LOOKED_AT)
         start = packet[0]
-        # The one flag that means something in this direction, and no count of buffers (virtio 1.2,
-        # 5.1.6.2).
+        # The one flag with a meaning in this direction, and no buffer count (virtio 1.2, 5.1.6.2).
         start[0] &= _NEEDS_CSUM
         start[NUM_BUFFERS] = _NO_BUFFERS
         if not offload_allowed(start, chain.size, self._mtu, self.negotiated):

@@ -1,8 +1,8 @@
 """The header of a net device's packets (virtio 1.2, 5.1.6), and the check of what it asks for.
 
-A guest's header has the host's kernel write a checksum into the frame, or cut the frame into
-segments, after the packet filter has passed it. So the header must name exactly the checksum field
-of the transport header that the filter saw, and segments that the kernel cuts along that header.
+A guest's header has the host's kernel write a checksum into the frame, or cut it into segments,
+after the packet filter has passed it. So it must name exactly the checksum field of the transport
+header that the filter saw, and segments that the kernel cuts along that header.
 """
 
 import struct
@@ -10,8 +10,7 @@ from enum import IntEnum, IntFlag
 
 HEADER = struct.Struct("<BBHHHHH")
 """flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers (VERSION_1: always)."""
-NUM_BUFFERS = slice(10, 12)
-"""In the header: how many chains a packet takes."""
+NUM_BUFFERS = slice(10, 12)  # In the header: how many chains a packet takes
 ETHERNET_BYTES = 14
 MIN_PACKET = HEADER.size + ETHERNET_BYTES
 MAX_PACKET = MIN_PACKET + 0xFFFF
@@ -63,8 +62,7 @@ NEEDED: dict[int, int] = {
 _TYPE = slice(12, 14)
 _IPV4, _IPV6 = b"\x08\x00", b"\x86\xdd"
 _IPV4_WITHOUT_OPTIONS = 0x45
-_FRAGMENTED = 0x3FFF
-"""More fragments follow, or this is not the first one (RFC 791)."""
+_FRAGMENTED = 0x3FFF  # More fragments follow, or this is not the first one (RFC 791)
 _TCP = 6
 _CHECKSUM = {_TCP: 16, 17: 6, 58: 2}
 """Where the checksum is in headers of TCP (RFC 9293, 3.1), UDP (RFC 768), ICMPv6 (RFC 4443)."""
@@ -106,9 +104,9 @@ def offload_allowed(start: bytes | bytearray | memoryview, size: int, mtu: int, 
 
 
 def _transport(frame: bytes | bytearray | memoryview) -> tuple[int, int]:
-    """Offset and protocol of the transport header, as the filter sees it; (0, -1) if it sees none.
+    """Offset and protocol of the transport header as the filter sees it; (0, -1) for none.
 
-    Options, extension headers and VLAN tags do not pass the filter, and fragments are not touched.
+    The filter drops options, extension headers and VLAN tags, and fragments are left alone.
     """
     kind = frame[_TYPE]
     if kind == _IPV4 and len(frame) >= 34 and frame[14] == _IPV4_WITHOUT_OPTIONS:

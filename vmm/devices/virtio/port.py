@@ -1,8 +1,6 @@
-"""The data path of one console port: between the driver's buffers and whatever the event loop has,
-a socket mostly.
+"""The data path of one console port, between the driver's buffers and mostly a socket.
 
-Nothing is buffered here: bytes move straight between the two, and stay where they are while the
-other side has no room.
+Nothing is buffered here: bytes stay where they are while the other side has no room.
 """
 
 from collections import deque
@@ -17,33 +15,30 @@ from mayfly.vmm.devices.virtio.queue import MAX_CHAIN_BYTES, Chain, Queue
 from mayfly.vmm.snapshot.fields import Fields
 
 Sink = Callable[[list[memoryview]], int]
-"""Takes bytes of the guest's and says how many: fewer than there are (0 too) means that it is full,
-until `Port.resume`. The views are good during the call only, and their content is the guest's to
-change. As `socket.sendmsg`.
+"""As `socket.sendmsg`: says how many bytes it took; fewer than all: full until `Port.resume`.
+
+The views are good during the call only, and the guest may change their content.
 """
 
 Fill = Callable[[list[memoryview]], int]
-"""Puts bytes into the guest's buffers, from the first on, and says how many. As
-`socket.recvmsg_into`.
-"""
+"""As `socket.recvmsg_into`: fills the guest's buffers from the first on, and says how many."""
 
 WINDOW = 16
-"""Receive buffers offered to a `Fill` at once. Linux's have 4 KiB each
-(drivers/char/virtio_console.c), so that is 64 KiB; and 16 chains of 64 descriptors at most are
-within the 1,024 that a vectored system call takes.
+"""Receive buffers offered to a `Fill` at once: 64 KiB with Linux (drivers/char/virtio_console.c).
+
+16 chains of at most 64 descriptors fit the 1,024 pieces of a vectored system call.
 """
 
 
 class Port:
-    """One port. `receive`, `to_guest` and `resume` are for the event loop, the rest of its methods
-    for the console device.
+    """One port. The event loop calls `receive`, `to_guest`, `resume`; the console all else.
 
     Args:
         device: whose queues, lock and host it uses.
         receive_index: the queue of buffers for the guest to read from.
         transmit_index: the queue of what the guest writes.
         sink: where the guest's bytes go.
-        on_room: called, from the event loop, when `receive` answered None and may be tried again.
+        on_room: called in the event loop: `receive` answered None and may be tried again.
     """
 
     def __init__(self, device: VirtioDevice, receive_index: int, transmit_index: int, sink: Sink, on_room: Callable[[], None]) -> None:
@@ -62,8 +57,8 @@ class Port:
     def receive(self, fill: Fill) -> int | None:
         """Offer the guest's buffers to `fill` and hand over what it put there; its answer.
 
-        None if there is no room: the guest has no buffer ready, or has not opened the port.
-        `on_room` follows. If `fill` raises, nothing has happened.
+        None: no buffer is ready, or the port is closed; `on_room` follows. Nothing has happened if
+        `fill` raises.
         """
         with self._device.lock:
             queue = self._device.queues.get(self._receive_index)
@@ -75,9 +70,7 @@ class Port:
             return count
 
     def to_guest(self, data: bytes | bytearray | memoryview) -> int:
-        """Copy `data` to the guest; how many bytes of it found room. If not all, `on_room`
-        follows.
-        """
+        """Copy `data` to the guest; how many bytes fit. If not all, `on_room` follows."""
         source, done = memoryview(data), 0
         while done < len(source):
             count = self.receive(partial(scatter, source[done:]))
@@ -92,9 +85,7 @@ class Port:
             self.kicked_transmit()
 
     def kicked_transmit(self) -> None:
-        """Give the sink what the guest wrote. A chain goes back when all of it was taken; one
-        interrupt for all of them.
-        """
+        """Give the sink what the guest wrote; chains that it took whole go back together."""
         queue = self._device.queues.get(self._transmit_index)
         if queue is None:
             return
@@ -133,9 +124,7 @@ class Port:
         self._taken = 0
 
     def save(self) -> dict[str, Any]:
-        """What a snapshot needs: the chains under way are taken anew, so how much of the first one
-        has gone must be known.
-        """
+        """For a snapshot: chains under way are taken anew, less what of the first has gone."""
         return {"guest_open": self.guest_open, "taken": self._taken}
 
     def restore(self, state: Fields) -> None:
@@ -143,9 +132,7 @@ class Port:
         self.guest_open, self._taken = state.flag("guest_open"), state.number("taken", MAX_CHAIN_BYTES)
 
     def _gather(self, queue: Queue) -> bool:
-        """Have chains ready, up to the window's size; whether there is one. If not, the guest is
-        asked for a kick.
-        """
+        """Have up to WINDOW chains ready; whether there is one. If not, ask for a kick."""
         for _ in range(queue.size):
             if len(self._ready) >= WINDOW or (chain := queue.pop()) is None:
                 break

@@ -10,8 +10,8 @@ from mayfly.vmm.devices.virtio.queue import Chain, Queue
 class ReceiveBuffers:
     """Buffers of one queue in the driver's order, as one stretch of bytes for packets.
 
-    Which chain holds a byte matters only when a packet is complete, so a packet of many chains
-    takes no more steps than one of few.
+    Which chain holds a byte matters only when a packet is complete, so packets of many chains take
+    no more steps.
 
     Attributes:
         views: the bytes; buffers that lie side by side in memory are one view.
