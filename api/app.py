@@ -14,18 +14,16 @@ from aiohttp import web
 
 from mayfly.api import problems
 from mayfly.api.metrics import Metrics
+from mayfly.api.requests import MAX_BODY
 from mayfly.api.routes import METRICS, ROUTES, SERVICE, Handler
 from mayfly.api.sockets import claim
 from mayfly.errors import BusyError, MayflyError
 from mayfly.guests.spawner import Zygote
 from mayfly.host.checks import time_factor
 from mayfly.host.config import Config
-from mayfly.protocol.frames import MAX_FILES_SIZE
 from mayfly.runs.service import Service
 
 log = logging.getLogger(__name__)
-MAX_BODY = MAX_FILES_SIZE * 4 // 3 + (1 << 20)
-"""All files as base64, and the JSON around them."""
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 """Codes of the errors that aiohttp itself finds."""
 SHUTDOWN_S = 5.0

@@ -5,17 +5,15 @@ import re
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+from mayfly.api import requests
 from mayfly.guests.outcome import Status
 from mayfly.guests.start import StartKind
-from mayfly.host.snippet import SIZES, TIMES
-from mayfly.runs.record import Mode
 from mayfly.runs.run import RunState
 
 _TEXT: dict[str, Any] = {"type": "string"}
 _WHOLE: dict[str, Any] = {"type": "integer"}
 _NUMBER: dict[str, Any] = {"type": "number"}
 _FLAG: dict[str, Any] = {"type": "boolean"}
-_CONTENT = {"oneOf": [_TEXT, {"type": "object", "required": ["base64"], "properties": {"base64": _TEXT}}]}
 
 
 class Route(Protocol):
@@ -55,19 +53,10 @@ def _ref(name: str) -> dict[str, Any]:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-_MODE = {"type": "string", "enum": list(Mode)}
+_MODE = _ref("Mode")
+_REQUEST = requests.schemas()
 SCHEMAS: dict[str, Any] = {
-    "Snippet": _object(
-        language=_TEXT,
-        source=_CONTENT,
-        files=_map(_CONTENT),
-        stdin=_CONTENT,
-        args=_list(_TEXT),
-        env=_map(_TEXT),
-        limits=_map(_object(**dict.fromkeys(TIMES, _NUMBER), **dict.fromkeys(SIZES, _WHOLE))),
-        output=_MODE,
-        network=_FLAG,
-    ),
+    **{name: schema for name, schema in _REQUEST.items() if name != "Query"},
     "Started": _object(
         ("id", "output_socket"),
         id=_TEXT,
@@ -148,7 +137,7 @@ def _operation(route: Route) -> dict[str, Any]:
     ]
     operation: dict[str, Any] = {"operationId": route.handler.__name__, "summary": route.handler.__doc__.splitlines()[0]}
     if route.snippet:
-        query = {"language": _TEXT, "output": _MODE, "network": _FLAG}
+        query = _REQUEST["Query"]["properties"]
         parameters += [{"name": name, "in": "query", "schema": schema} for name, schema in query.items()]
         content = {"text/plain": {"schema": _TEXT}, "application/json": {"schema": _ref("Snippet")}}
         operation["requestBody"] = {"required": True, "content": content}

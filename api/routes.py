@@ -7,7 +7,6 @@ import dataclasses
 import json
 import platform
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -15,9 +14,10 @@ from aiohttp import web
 from mayfly import __version__
 from mayfly.api import openapi
 from mayfly.api.metrics import Metrics
-from mayfly.api.problems import MediaTypeError, UnprocessableError
+from mayfly.api.problems import UnprocessableError
+from mayfly.api.requests import check_type, parse_query, parse_request
 from mayfly.errors import ConfigError, RequestError
-from mayfly.host.snippet import Snippet, parse_flag, parse_json, parse_mode
+from mayfly.host.snippet import Snippet
 from mayfly.protocol.frames import PROTOCOL_VERSION
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
@@ -25,10 +25,6 @@ from mayfly.runs.service import Service
 SERVICE: web.AppKey[Service] = web.AppKey("service", Service)
 METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-PLAIN_TYPES = ("application/octet-stream", "application/x-www-form-urlencoded")
-"""Besides text/*, what is taken as the snippet itself; the second is what `curl --data-binary` says
-by default.
-"""
 
 
 async def start(request: web.Request) -> web.Response:
@@ -170,28 +166,15 @@ def _run(request: web.Request) -> Run:
 
 
 async def read_snippet(request: web.Request) -> Snippet:
-    """The snippet in a request: a JSON object, or anything that is not JSON as the source itself.
+    """The snippet in a request.
 
     Raises:
         RequestError: as the table in api/problems.py has it.
     """
-    query: dict[str, Any] = dict(request.query)
-    if unknown := set(query) - {"language", "output", "network"}:
-        raise UnprocessableError(f"unknown parameter {min(unknown)[:80]!r}", hint="the parameters are language, output and network")
-    if "output" in query:
-        query["output"] = parse_mode(query["output"])
-    if "network" in query:
-        query["network"] = parse_flag("network", query["network"])
-    kind = request.content_type
-    if kind != "application/json" and not kind.startswith("text/") and kind not in PLAIN_TYPES:
-        raise MediaTypeError(f"a body of the type {kind[:80]!r} is not taken", hint="send the snippet as text/plain, or application/json")
+    query = parse_query(request.query)
+    check_type(request.content_type)
     try:
         body = await request.read()
     except (aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError, web.RequestPayloadError) as error:
         raise RequestError(f"the body could not be read: {type(error).__name__}") from error
-    if kind != "application/json":
-        return Snippet(source=body, **query)
-    snippet = parse_json(body)
-    if snippet.language and query.get("language", snippet.language) != snippet.language:
-        raise UnprocessableError("the language in the address is not the one in the body", hint="give it once")
-    return dataclasses.replace(snippet, **query)
+    return parse_request(request.content_type, body, query)

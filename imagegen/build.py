@@ -15,11 +15,13 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
+
 import mayfly
 from mayfly.errors import ConfigError, HostError, ImageError, LayerError
 from mayfly.files import atomic_write, file_digest, locked, replacing, storing
 from mayfly.imagegen.cache import using_cache
-from mayfly.imagegen.languages import Language, find_version
+from mayfly.imagegen.languages import Language, find_version, offered
 from mayfly.imagegen.oci.documents import MACHINE_TO_GOARCH, ResolvedImage, Source, resolve
 from mayfly.imagegen.oci.layout import LayoutSource
 from mayfly.imagegen.oci.reference import LayoutReference, Reference
@@ -132,7 +134,7 @@ def build(options: Options, progress: Progress) -> Built:
             with replacing(folder) as part:
                 summary, size, digest = _write(tree, spools, part / "initramfs", options.compression, progress)
                 manifest = _manifest(options, image, version, summary, agent, recipe, size, digest)
-                manifest = dataclasses.replace(manifest, compiler=compiler, sizes=_large(sizes(tree)), pruned=_large(removed))
+                manifest = msgspec.structs.replace(manifest, compiler=compiler, sizes=_large(sizes(tree)), pruned=_large(removed))
                 with atomic_write(part / "manifest.json") as file:
                     file.write(manifest.to_json().encode())
     return Built(manifest=manifest, folder=folder, fresh=True)
@@ -228,7 +230,7 @@ def _prepared_path(options: Options, image: ResolvedImage) -> Path:
         "manifest": image.manifest_digest,
         "prune": language.prune,
         "env": _env(language, image),
-        "prepare": dataclasses.asdict(language.prepare),
+        "prepare": msgspec.to_builtins(language.prepare),
         "version": language.version_command,
     }
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
@@ -292,7 +294,8 @@ def _write_unprepared(
     steps = wanted.steps
     if options.language.version_command:
         steps = (Step(name=VERSION_STEP, argv=options.language.version_command, wall_s=VERSION_S), *steps)
-    language = dataclasses.replace(options.language, steps=steps, warmup=Warmup(), working_memory=wanted.working_memory)
+    memory = wanted.working_memory_mib or options.language.working_memory_mib
+    language = msgspec.structs.replace(options.language, steps=steps, warmup=Warmup(), working_memory_mib=memory)
     # Nothing is faster to write, and to unpack where machines are emulated.
     summary, size, digest = _write(tree, spools, folder / "initramfs", "none", progress)
     unprepared = dataclasses.replace(options, language=language, compression="none")
@@ -377,7 +380,8 @@ def _manifest(
         extensions=language.extensions,
         source_file=language.source_file,
         steps=_steps(language.steps, image.config.working_dir),
-        warmup=dataclasses.replace(language.warmup, steps=_steps(language.warmup.steps, image.config.working_dir)),
+        warmup=msgspec.structs.replace(language.warmup, steps=_steps(language.warmup.steps, image.config.working_dir)),
+        options=offered(language, version),
         env=_env(language, image),
         source=Origin(
             reference=str(options.reference),
@@ -411,4 +415,4 @@ def _env(language: Language, image: ResolvedImage) -> dict[str, str]:
 def _steps(steps: tuple[Step, ...], working_dir: str) -> tuple[Step, ...]:
     """The steps; those that state no directory of their own run in the image's WorkingDir."""
     usual = working_dir if working_dir.startswith("/") else "/work"
-    return tuple(dataclasses.replace(step, cwd=step.cwd or usual) for step in steps)
+    return tuple(msgspec.structs.replace(step, cwd=step.cwd or usual) for step in steps)

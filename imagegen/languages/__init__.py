@@ -2,69 +2,119 @@
 what stays of it, how a snippet is run.
 """
 
-import dataclasses
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import yaml
+from msgspec import Meta
 
 from mayfly.errors import ConfigError, UnknownLanguageError
 from mayfly.imagegen.rootfs.prune import Pruner
-from mayfly.images.manifest import Step, Warmup
+from mayfly.images.manifest import Option, Step, Warmup
+from mayfly.schema import Record, SchemaError, convert
 from mayfly.units import MIB
 
 FOLDER = Path(__file__).parent
 NAME = re.compile(r"[a-z][a-z0-9+-]{0,31}")
-_COLLECTED = re.compile(r"(?:/(?!\.\.?(?:/|$))[^/\0]+)+")
+DPKG_STATUS = "var/lib/dpkg/status"
+MAX_LINE = 128
+"""Characters of a line that may show a version. Lines are searched one by one, so that the time for
+a hostile text grows with its length and not with its square.
+"""
+_COLLECTED = r"^(?:/(?!\.\.?(?:/|$))[^/\0]+)+$"
+_FACTS = re.compile(rf"\n{{2,}}|^(Package|Version): (.{{1,{MAX_LINE}}})$", re.MULTILINE)
+"""Of dpkg's status file: the ends of paragraphs, and two fields."""
+
+Name = Annotated[str, Meta(min_length=1)]
+Mebibytes = Annotated[int, Meta(gt=0, le=1 << 20)]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class VersionRule:
-    """Where an image shows the language's version: group 1 of `pattern`, in a path's name (`file`
-    is None) or in the text of `file`.
+class VersionRule(Record, frozen=True, kw_only=True):
+    """Where an image shows the language's version: group 1 of a pattern.
+
+    `path` is the pattern of a whole path. Otherwise `pattern` is searched in the beginning of each
+    line of `file`, or in the version of the Debian package whose name matches `package`.
     """
 
-    pattern: str
-    file: str | None = None
+    path: Name | None = None
+    file: Name | None = None
+    package: Name | None = None
+    pattern: Name | None = None
+
+    def __post_init__(self) -> None:
+        given = [value for value in (self.path, self.file, self.package) if value]
+        if len(given) != 1 or bool(self.pattern) == bool(self.path):
+            raise ValueError("a version rule has a path, or a pattern and one of file and package")
+        try:
+            groups = re.compile(self.pattern or self.path or "").groups
+            re.compile(self.package or "")
+        except re.error as error:
+            raise ValueError(f"the version pattern is not usable: {error}") from error
+        if groups != 1:
+            raise ValueError(f"version pattern {self.pattern or self.path!r} has not exactly one group")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Prepare:
+class Prepare(Record, frozen=True, kw_only=True):
     """Steps to run once in a machine of the whole image, and the folders of which all files then
     belong to the image. There may be none.
     """
 
     steps: tuple[Step, ...] = ()
-    collect: tuple[str, ...] = ()
-    working_memory: int
+    collect: tuple[Annotated[str, Meta(pattern=_COLLECTED)], ...] = ()
+    working_memory_mib: Mebibytes | None = None
+
+    def __post_init__(self) -> None:
+        if not bool(self.steps) == bool(self.collect) == bool(self.working_memory_mib):
+            raise ValueError("prepare needs all of steps, collect and working_memory_mib, or none")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Language:
-    """What a language's file says. `digest` is of the file's bytes; `working_memory` is in bytes.
+class Choice(Record, frozen=True, kw_only=True):
+    """An option that snippets have: its values, each with the first version of the language that
+    has it (empty: every version). The last value that an image's version has is the default.
+    """
+
+    values: Annotated[Mapping[Name, str], Meta(min_length=1)]
+
+
+class Language(Record, frozen=True, kw_only=True):
+    """What a language's file says. `digest` is of the file's bytes.
 
     `version_command` makes the compiler say which one it is. In `image` `{version}` stands for a
     version, or for `default_version` where none is asked for. A step whose directory the file does
-    not give has an empty one, and runs in the image's WorkingDir.
+    not give has an empty one, and runs in the image's WorkingDir. `{name}` in a step's argument
+    stands for the value of the option `name`.
     """
 
-    name: str
-    image: str
-    default_version: str
+    name: Annotated[str, Meta(pattern=f"^{NAME.pattern}$")]
+    image: Name
+    default_version: str = ""
     extensions: tuple[str, ...]
-    source_file: str
+    source_file: Annotated[str, Meta(pattern="^[^/]+$")]
     version: tuple[VersionRule, ...]
-    version_command: tuple[str, ...]
-    working_memory: int
-    steps: tuple[Step, ...]
+    version_command: tuple[str, ...] = ()
+    working_memory_mib: Mebibytes
+    steps: Annotated[tuple[Step, ...], Meta(min_length=1)]
     prune: tuple[str, ...]
-    env: Mapping[str, str]
-    prepare: Prepare
-    warmup: Warmup
-    digest: str
+    env: Mapping[str, str] = {}
+    options: Mapping[Name, Choice] = {}
+    prepare: Prepare = Prepare()
+    warmup: Warmup = Warmup()
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        if "{version}" in self.image and not self.default_version:
+            raise ValueError("default_version is missing; the image's name has {version}")
+        if bool(self.warmup.steps) != bool(self.warmup.files):
+            raise ValueError("warmup needs both files and steps, or none")
+        Pruner(self.prune)
+
+    @property
+    def working_memory(self) -> int:
+        """What a machine needs beside its files, in bytes."""
+        return self.working_memory_mib * MIB
 
     def reference(self, version: str = "") -> str:
         """The image on the language's own registry, of its newest version or of the one given."""
@@ -93,82 +143,36 @@ def parse_language(data: bytes, origin: str) -> Language:
     """Parse and check a language's YAML. Raises ConfigError, which names `origin` and the field."""
     try:
         raw = yaml.safe_load(data)
-        language = Language(
-            name=_text(raw, "name"),
-            image=_text(raw, "image"),
-            default_version=_text(raw, "default_version") if "{version}" in _text(raw, "image") else "",
-            extensions=_texts(raw, "extensions"),
-            source_file=_text(raw, "source_file"),
-            version=tuple(_version_rule(rule) for rule in raw["version"]),
-            version_command=_texts(raw, "version_command") if "version_command" in raw else (),
-            working_memory=_number(raw, "working_memory_mib") * MIB,
-            steps=tuple(_step(step) for step in raw["steps"]),
-            prune=_texts(raw, "prune"),
-            env={str(key): str(value) for key, value in (raw.get("env") or {}).items()},
-            prepare=_prepare(raw["prepare"]) if raw.get("prepare") else Prepare(working_memory=_number(raw, "working_memory_mib") * MIB),
-            warmup=_warmup(raw["warmup"]) if raw.get("warmup") else Warmup(),
-            digest=f"sha256:{hashlib.sha256(data).hexdigest()}",
-        )
-        Pruner(language.prune)
-    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, re.error) as error:
-        raise ConfigError(f"{origin}: {type(error).__name__}: {error}", hint="compare it with languages/rust.yaml") from error
-    if not NAME.fullmatch(language.name) or "/" in language.source_file or not language.steps:
-        raise ConfigError(f"{origin}: name, source_file or steps are not usable")
-    return language
+        if isinstance(raw, dict):
+            for holder in (raw, raw.get("prepare"), raw.get("warmup")):
+                _no_directory(holder)
+            raw["digest"] = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        return convert(Language, raw)
+    except (yaml.YAMLError, SchemaError, RecursionError) as error:
+        hint = getattr(error, "hint", "") or "compare it with languages/rust.yaml"
+        raise ConfigError(f"{origin}: {error}", hint=hint) from error
 
 
-def _text(raw: Mapping[str, Any], key: str) -> str:
-    value = raw[key]
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{key} is {value!r}, not a text")
-    return value
+def _no_directory(holder: object) -> None:
+    """Give the steps that have no directory an empty one, which stands for the image's own."""
+    steps = holder.get("steps") if isinstance(holder, dict) else None
+    for step in steps if isinstance(steps, list) else ():
+        if isinstance(step, dict):
+            step.setdefault("cwd", "")
 
 
-def _texts(raw: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    value = raw[key]
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ValueError(f"{key} is {value!r}, not a list of texts")
-    return tuple(value)
+def offered(language: Language, version: str) -> dict[str, Option]:
+    """The options that an image of this version of the language has."""
+    options = {}
+    for name, choice in language.options.items():
+        values = tuple(value for value, first in choice.values.items() if _numbers(first) <= _numbers(version))
+        if values:
+            options[name] = Option(values=values, default=values[-1])
+    return options
 
 
-def _number(raw: Mapping[str, Any], key: str) -> int:
-    value = raw[key]
-    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-        raise ValueError(f"{key} is {value!r}, not a number above 0")
-    return value
-
-
-def _version_rule(raw: Mapping[str, Any]) -> VersionRule:
-    file = raw.get("file")
-    rule = VersionRule(pattern=_text(raw, "pattern" if file else "path"), file=file)
-    if re.compile(rule.pattern).groups != 1:
-        raise ValueError(f"version pattern {rule.pattern!r} has not exactly one group")
-    return rule
-
-
-def _step(raw: Mapping[str, Any]) -> Step:
-    known = {field.name for field in dataclasses.fields(Step)}
-    if unknown := set(raw) - known:
-        raise ValueError(f"step has the unknown field {sorted(unknown)[0]!r}")
-    return Step(**{"cwd": "", **raw, "argv": _texts(raw, "argv")})
-
-
-def _prepare(raw: Mapping[str, Any]) -> Prepare:
-    prepare = Prepare(
-        steps=tuple(_step(step) for step in raw["steps"]),
-        collect=_texts(raw, "collect"),
-        working_memory=_number(raw, "working_memory_mib") * MIB,
-    )
-    if not prepare.steps or not prepare.collect or not all(_COLLECTED.fullmatch(path) for path in prepare.collect):
-        raise ValueError("prepare has no steps, or collects what is no absolute path of plain names")
-    return prepare
-
-
-def _warmup(raw: Mapping[str, Any]) -> Warmup:
-    warmup = Warmup(files=dict(raw["files"]), steps=tuple(_step(step) for step in raw["steps"]))
-    if not warmup.steps or not all(isinstance(item, str) for pair in warmup.files.items() for item in pair):
-        raise ValueError("warmup has no steps, or files that are no text")
-    return warmup
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"[0-9]{1,18}", version))
 
 
 def find_version(rules: Iterable[VersionRule], paths: Iterable[bytes], read: Callable[[str], bytes | None]) -> str | None:
@@ -180,12 +184,31 @@ def find_version(rules: Iterable[VersionRule], paths: Iterable[bytes], read: Cal
     """
     names = [path.decode("utf-8", "replace") for path in paths]
     for rule in rules:
-        pattern = re.compile(rule.pattern)
-        if rule.file is None:
+        if rule.path:
+            pattern = re.compile(rule.path)
             found = next((match for name in names if (match := pattern.fullmatch(name))), None)
         else:
-            text = read(rule.file)
-            found = pattern.search(text.decode("utf-8", "replace")) if text is not None else None
+            data = read(rule.file or DPKG_STATUS)
+            pattern = re.compile(rule.pattern or "")
+            text = (data or b"").decode("utf-8", "replace")
+            lines = _package_versions(text, re.compile(rule.package)) if rule.package else _lines(text)
+            found = next((match for line in lines if (match := pattern.search(line))), None)
         if found:
             return found[1]
     return None
+
+
+def _lines(text: str) -> Iterable[str]:
+    return (match[0] for match in re.finditer(rf"(?m)^.{{1,{MAX_LINE}}}", text))
+
+
+def _package_versions(text: str, package: re.Pattern[str]) -> Iterable[str]:
+    """The versions of the packages in dpkg's status file whose names match."""
+    wanted = False
+    for match in _FACTS.finditer(text):
+        if match[1] == "Package":
+            wanted = package.fullmatch(match[2]) is not None
+        elif match[1] == "Version" and wanted:
+            yield match[2]
+        elif match[1] is None:
+            wanted = False

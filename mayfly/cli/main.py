@@ -3,7 +3,6 @@
 A command imports what it needs, so that each starts quickly.
 """
 
-import dataclasses
 import functools
 import gc
 import importlib
@@ -18,7 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from mayfly import __version__
-from mayfly.host.config import CHOICES, FIELDS, Config, convert
+from mayfly.host.config import CHOICES, FIELDS, Config, Key
 
 OUR_STATUS = 125
 """Exit status of `mayfly run` when Mayfly, not the program, failed."""
@@ -43,7 +42,7 @@ class Size(click.ParamType[int]):
         return int(match[1]) * SIZE_FACTORS[match[2].upper()]
 
 
-def _flag(field: "dataclasses.Field[Any]") -> click.Option:
+def _flag(field: Key) -> click.Option:
     names = [f"--{field.name.replace('_', '-')}"]
     if field.name in SHORT:
         names = [SHORT[field.name]] if field.name == "languages" else [SHORT[field.name], *names]
@@ -54,12 +53,12 @@ def _flag(field: "dataclasses.Field[Any]") -> click.Option:
         **{choice: click.Choice(names) for choice, names in CHOICES.items()},
     }
     if field.type == tuple[str, ...]:
-        return click.Option([*names, field.name], multiple=True, help=field.metadata["meaning"])
+        return click.Option([*names, field.name], multiple=True, help=field.meaning)
     if field.type is bool:
-        return click.Option([*names, field.name], is_flag=True, default=None, help=field.metadata["meaning"])
-    is_size = field.type is int and (field.metadata["high"] or 0) >= 1 << 20
+        return click.Option([*names, field.name], is_flag=True, default=None, help=field.meaning)
+    is_size = field.type is int and (field.high or 0) >= 1 << 20
     kind = Size() if is_size else kinds.get(field.type, int)
-    return click.Option([*names, field.name], type=kind, help=field.metadata["meaning"])
+    return click.Option([*names, field.name], type=kind, help=field.meaning)
 
 
 class Configured(click.Command):
@@ -86,9 +85,6 @@ class Configured(click.Command):
 def load_config(flags: dict[str, Any]) -> Config:
     """The configuration with the given flags laid over it."""
     given = {name: value for name, value in flags.items() if value is not None and value != ()}
-    for name in given:
-        if FIELDS[name].type in CHOICES:
-            given[name] = convert(FIELDS[name], given[name], "the command line")
     return Config.load(given)
 
 

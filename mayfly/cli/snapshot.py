@@ -1,7 +1,6 @@
 """`mayfly snapshot`: make snapshots, and show those that are there."""
 
 import asyncio
-import dataclasses
 import http.client
 import json
 import socket
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from mayfly.cli.run import read_source
 from mayfly.errors import ConfigError, HostError, RequestError
@@ -104,7 +104,7 @@ def show(name: str, *, as_json: bool) -> None:
 
 
 def _facts(snapshot: Snapshot) -> dict[str, Any]:
-    facts = dataclasses.asdict(snapshot.manifest)
+    facts = msgspec.to_builtins(snapshot.manifest)
     return {**facts, "disk_bytes": snapshots.disk_bytes(snapshot), "chain": [folder.name for folder in snapshot.chain]}
 
 

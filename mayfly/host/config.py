@@ -5,16 +5,15 @@ A key's type, default, range and meaning stand in its field below; the loader, t
 flags and the documentation use that.
 """
 
-# ruff: noqa: RUF009  # key() makes a field, as dataclasses.field() does
-
 import dataclasses
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from mayfly import paths
 from mayfly.errors import ConfigError
+from mayfly.schema import Meta, Record, SchemaError, convert, field, replace
 from mayfly.units import MIB
 from mayfly.vmm.config import Channel, NetworkBackend
 
@@ -22,56 +21,59 @@ DEFAULT_EMULATED_FACTOR = 5.0
 """How much longer everything may take on a host whose KVM is emulated, unless `time_factor` says
 otherwise.
 """
+CHOICES: Mapping[Any, tuple[str, ...]] = {Channel: ("serial", "virtio", "tcp"), NetworkBackend: tuple(map(str, NetworkBackend))}
+"""What may be said for a key of such a type."""
 
 
-def key(default: Any, meaning: str, low: float | None = None, high: float | None = None) -> Any:
-    """A configuration key: its default (or a function that makes it), what it means, and for
-    numbers the range.
+def key(meaning: str, low: float | None = None, high: float | None = None, *, allowed: str = "") -> Meta:
+    """What a configuration key means, and for numbers the range."""
+    return Meta(description=meaning, ge=low, le=high, extra={"allowed": allowed} if allowed else None)
+
+
+class Config(Record, frozen=True, kw_only=True):
+    """The whole configuration. Times are in seconds, sizes in bytes; 0 as a limit means none.
+
+    `load` checks types and ranges.
     """
-    metadata = {"meaning": meaning, "low": low, "high": high}
-    if callable(default):
-        return dataclasses.field(default_factory=default, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
 
+    socket: Annotated[Path, key("path of the API's socket")] = field(default_factory=lambda: paths.runtime_dir() / "api.sock")
+    languages: Annotated[tuple[str, ...], key("languages to serve (name or name@version); none given: every installed one")] = ()
+    kernel: Annotated[Path, key("the guests' kernel")] = field(default_factory=lambda: paths.kernel_path(platform.machine()))
+    user: Annotated[str, key("of machines that root starts: each has its own id, in this user's group; empty: stay root")] = "nobody"
+    channel: Annotated[
+        Channel, key("what carries the channel: serial, virtio or tcp (of runs with a network)", allowed="serial or virtio or tcp")
+    ] = Channel.VIRTIO
+    cpus: Annotated[int, key("virtual CPUs of a machine", 1, 64)] = 1
+    memory: Annotated[int, key("memory of a machine, if more than its image asks for; 0: as the image asks", 0, 1 << 39)] = 0
+    network_backend: Annotated[NetworkBackend, key("what connects runs that ask for a network: none, tap or passt")] = NetworkBackend.NONE
+    network_taps: Annotated[tuple[str, ...], key("tap interfaces, one for each machine with a network at a time")] = ()
+    network_subnets: Annotated[tuple[str, ...], key("subnets of machines with a network, at most one of IPv4 and of IPv6")] = (
+        "10.87.0.0/16",
+    )
+    network_nameservers: Annotated[tuple[str, ...], key("name servers of machines with a network")] = ()
+    network_allow: Annotated[tuple[str, ...], key("networks that machines may reach besides the public Internet")] = ()
+    boot_timeout_s: Annotated[float, key("time for a machine to come up", 0.1, 3600)] = 30.0
+    time_factor: Annotated[float, key("factor for all times on this host; 0: chosen by probing KVM", 0, 1000)] = 0.0
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """The whole configuration. Times are in seconds, sizes in bytes; 0 as a limit means none."""
+    build_wall_s: Annotated[float, key("wall-clock limit of a build step", 0.05, 86400)] = 60.0
+    build_cpu_s: Annotated[float, key("CPU time limit of a build step", 0, 86400)] = 0.0
+    build_memory: Annotated[int, key("memory limit of a build step; 0: what the image leaves free", 0, 1 << 39)] = 0
+    build_processes: Annotated[int, key("process limit of a build step", 1, 4096)] = 128
+    build_output: Annotated[int, key("output limit of a build step, per stream", 1, 64 * MIB)] = 1 * MIB
+    run_wall_s: Annotated[float, key("wall-clock limit of any other step", 0.05, 86400)] = 10.0
+    run_cpu_s: Annotated[float, key("CPU time limit of any other step", 0, 86400)] = 0.0
+    run_memory: Annotated[int, key("memory limit of any other step; 0: what the image leaves free", 0, 1 << 39)] = 0
+    run_processes: Annotated[int, key("process limit of any other step", 1, 4096)] = 128
+    run_output: Annotated[int, key("output limit of any other step, per stream", 1, 64 * MIB)] = 1 * MIB
+    file_size: Annotated[int, key("largest file that a step may write", 1 * MIB, 1 << 39)] = 256 * MIB
 
-    socket: Path = key(lambda: paths.runtime_dir() / "api.sock", "path of the API's socket")
-    languages: tuple[str, ...] = key((), "languages to serve (name or name@version); none given: every installed one")
-    kernel: Path = key(lambda: paths.kernel_path(platform.machine()), "the guests' kernel")
-    user: str = key("nobody", "of machines that root starts: each has its own id, in this user's group; empty: stay root")
-    channel: Channel = key(Channel.VIRTIO, "what carries the channel: serial, virtio or tcp (of runs with a network)")
-    cpus: int = key(1, "virtual CPUs of a machine", 1, 64)
-    memory: int = key(0, "memory of a machine, if more than its image asks for; 0: as the image asks", 0, 1 << 39)
-    network_backend: NetworkBackend = key(NetworkBackend.NONE, "what connects runs that ask for a network: none, tap or passt")
-    network_taps: tuple[str, ...] = key((), "tap interfaces, one for each machine with a network at a time")
-    network_subnets: tuple[str, ...] = key(("10.87.0.0/16",), "subnets of machines with a network, at most one of IPv4 and of IPv6")
-    network_nameservers: tuple[str, ...] = key((), "name servers of machines with a network")
-    network_allow: tuple[str, ...] = key((), "networks that machines may reach besides the public Internet")
-    boot_timeout_s: float = key(30.0, "time for a machine to come up", 0.1, 3600)
-    time_factor: float = key(0.0, "factor for all times on this host; 0: chosen by probing KVM", 0, 1000)
-
-    build_wall_s: float = key(60.0, "wall-clock limit of a build step", 0.05, 86400)
-    build_cpu_s: float = key(0.0, "CPU time limit of a build step", 0, 86400)
-    build_memory: int = key(0, "memory limit of a build step; 0: what the image leaves free", 0, 1 << 39)
-    build_processes: int = key(128, "process limit of a build step", 1, 4096)
-    build_output: int = key(1 * MIB, "output limit of a build step, per stream", 1, 64 * MIB)
-    run_wall_s: float = key(10.0, "wall-clock limit of any other step", 0.05, 86400)
-    run_cpu_s: float = key(0.0, "CPU time limit of any other step", 0, 86400)
-    run_memory: int = key(0, "memory limit of any other step; 0: what the image leaves free", 0, 1 << 39)
-    run_processes: int = key(128, "process limit of any other step", 1, 4096)
-    run_output: int = key(1 * MIB, "output limit of any other step, per stream", 1, 64 * MIB)
-    file_size: int = key(256 * MIB, "largest file that a step may write", 1 * MIB, 1 << 39)
-
-    memory_budget: int = key(0, "memory for all machines together; 0: 60 % of what is available at the start", 0, 1 << 45)
-    cold: bool = key(False, "boot a machine for each run instead of restoring it from a snapshot")
-    warm: int = key(0, "restored machines kept ready for each language that was asked for", 0, 10_000)
-    queue: int = key(32, "runs that may wait for room", 0, 10_000)
-    keep_s: float = key(60.0, "how long a run's output is kept after its end", 0, 86400)
-    keep_bytes: int = key(64 * MIB, "output kept of all ended runs together", 0, 1 << 40)
-    keep_runs: int = key(256, "ended runs kept", 0, 100_000)
+    memory_budget: Annotated[int, key("memory for all machines together; 0: 60 % of what is available at the start", 0, 1 << 45)] = 0
+    cold: Annotated[bool, key("boot a machine for each run instead of restoring it from a snapshot")] = False
+    warm: Annotated[int, key("restored machines kept ready for each language that was asked for", 0, 10_000)] = 0
+    queue: Annotated[int, key("runs that may wait for room", 0, 10_000)] = 32
+    keep_s: Annotated[float, key("how long a run's output is kept after its end", 0, 86400)] = 60.0
+    keep_bytes: Annotated[int, key("output kept of all ended runs together", 0, 1 << 40)] = 64 * MIB
+    keep_runs: Annotated[int, key("ended runs kept", 0, 100_000)] = 256
 
     def __post_init__(self) -> None:
         if self.channel not in CHOICES[Channel]:
@@ -80,13 +82,10 @@ class Config:
             raise ConfigError(
                 "channel is 'tcp', but no run has a network", hint="set network_backend to tap or passt, or channel to virtio"
             )
-        for field in FIELDS.values():
-            check_range(field, getattr(self, field.name))
 
     @classmethod
     def load(cls, overrides: Mapping[str, Any] | None = None, path: Path | None = None) -> Self:
-        """Read the configuration file, if there is one, and lay `overrides` (values already of the
-        right types) over it.
+        """Read the configuration file, if there is one, and lay `overrides` over it.
 
         Raises:
             ConfigError: a key is unknown, of the wrong type or out of range; the file is not YAML.
@@ -94,23 +93,37 @@ class Config:
         """
         path = path or paths.config_file()
         try:
-            values = {name: convert(FIELDS[name], value, str(path)) for name, value in _read(path).items()}
-            return cls(**{**values, **(overrides or {})})
-        except ConfigError as error:
-            raise ConfigError(error.message, hint=error.hint or f"correct {path} or the flag; docs/api.md lists every key") from error
+            return convert(cls, {**_read(path), **(overrides or {})})
+        except (ConfigError, SchemaError) as error:
+            usual = f"correct {path} or the flag; docs/api.md lists every key"
+            message = error.message.replace("unknown field", f"{path}: unknown key")
+            raise ConfigError(message, hint=error.hint.replace("fields", "keys") or usual) from error
 
     def scaled(self, factor: float) -> Self:
         """The same for a host where everything may take `factor` times as long."""
-        return dataclasses.replace(self, time_factor=factor)
+        return replace(self, time_factor=factor)
 
     def here(self, seconds: float) -> float:
         """What `seconds` of a limit become on this host. Nobody else multiplies times."""
         return seconds * (self.time_factor or 1.0)
 
 
-CHOICES: Mapping[Any, tuple[str, ...]] = {Channel: ("serial", "virtio", "tcp"), NetworkBackend: tuple(map(str, NetworkBackend))}
-"""What may be said for a key of such a type."""
-FIELDS: Mapping[str, "dataclasses.Field[Any]"] = {field.name: field for field in dataclasses.fields(Config)}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Key:
+    """A key of the configuration. `high` is the end of a number's range."""
+
+    name: str
+    type: Any
+    meaning: str
+    high: float | None
+
+
+def _key(name: str, annotation: Any) -> Key:
+    meta = annotation.__metadata__[0]
+    return Key(name=name, type=annotation.__origin__, meaning=meta.description, high=meta.le)
+
+
+FIELDS: Mapping[str, Key] = {name: _key(name, annotation) for name, annotation in Config.__annotations__.items()}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -130,47 +143,4 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: it must be a mapping of keys to values")
-    for name in raw:
-        if name not in FIELDS:
-            raise ConfigError(f"{path}: unknown key {name!r}", hint=f"the keys are {', '.join(FIELDS)}")
     return raw
-
-
-def convert(field: "dataclasses.Field[Any]", value: Any, origin: str) -> Any:
-    """Turn a YAML value into the field's type; a wrong type is a ConfigError that names key, range
-    and `origin`.
-    """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if field.type is float and number:
-        return float(value)
-    if field.type is int and isinstance(value, int) and number:
-        return value
-    if field.type in (str, bool) and type(value) is field.type:
-        return value
-    if field.type is Path and isinstance(value, str) and value:
-        try:
-            return Path(value).expanduser()
-        except RuntimeError as error:
-            raise ConfigError(f"{origin}: {field.name}: {value!r}: {error}", hint="write the path without ~") from error
-    if value in CHOICES.get(field.type, ()):
-        choice: Any = field.type
-        return choice(value)
-    if field.type == tuple[str, ...] and isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return tuple(value)
-    raise ConfigError(f"{origin}: {field.name} is {value!r}; it must be {allowed(field)}")
-
-
-def allowed(field: "dataclasses.Field[Any]") -> str:
-    """What may stand in `field`, in words."""
-    low, high = field.metadata["low"], field.metadata["high"]
-    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path"}
-    words |= {choice: " or ".join(names) for choice, names in CHOICES.items()}
-    kind = words.get(field.type, "a list of names")  # type: ignore[arg-type]  # a type here, as annotations are evaluated in this module
-    return kind if low is None else f"{kind} from {low} to {high}"
-
-
-def check_range(field: "dataclasses.Field[Any]", value: Any) -> None:
-    """Raise a ConfigError if the number `value` is out of the field's range."""
-    low, high = field.metadata["low"], field.metadata["high"]
-    if low is not None and not low <= value <= high:
-        raise ConfigError(f"{field.name} is {value}; it must be {allowed(field)}")

@@ -2,14 +2,15 @@
 its files, the time for it all.
 """
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
+import msgspec
 
 from mayfly.api.problems import UnprocessableError
 from mayfly.guests.job import RATES, Job, Wanted
 from mayfly.host.config import Config
-from mayfly.host.snippet import Snippet
+from mayfly.host.snippet import Snippet, check_paths
 from mayfly.images import manifest
 from mayfly.images.store import InstalledImage
 from mayfly.protocol.frames import FileEntry, Start, Step, check_start
@@ -55,7 +56,7 @@ def make_warmup(image: InstalledImage, config: Config) -> Job | None:
     if not warmup.steps:
         return None
     files = {path: text.encode() for path, text in warmup.files.items()}
-    slow = dataclasses.replace(config, run_wall_s=config.build_wall_s)
+    slow = msgspec.structs.replace(config, run_wall_s=config.build_wall_s)
     return make_plan(Snippet(files=files), image, slow, steps=warmup.steps).job
 
 
@@ -75,6 +76,7 @@ def make_plan(
     """
     content = image.manifest
     files = _files(snippet, content)
+    options = _options(snippet, content)
     wanted = want_machine(image, config, network)
     asked_for = steps or content.steps
     unknown = set(snippet.limits) - {step.name for step in asked_for}
@@ -83,9 +85,10 @@ def make_plan(
         raise UnprocessableError(
             f"limits for the step {min(unknown)[:80]!r}, which {content.language} does not have", hint=f"its steps are {names}"
         )
-    limited = tuple(_step(step, snippet, config, wanted.machine.memory - content.unpacked_size) for step in asked_for)
+    free = wanted.machine.memory - content.unpacked_size
+    limited = tuple(_step(step, snippet, options, config, free) for step in asked_for)
     start = Start(
-        env=tuple({**content.env, **snippet.env}.items()),
+        env=tuple(content.env.items()),
         steps=limited,
         files=tuple(FileEntry(path, 0o644, len(data)) for path, data in files.items()),
     )
@@ -101,12 +104,33 @@ def _files(snippet: Snippet, content: manifest.Manifest) -> dict[str, bytes]:
         if content.source_file in files:
             raise UnprocessableError(f'"source" and "files" both hold {content.source_file!r}', hint="give it once")
         files = {content.source_file: snippet.source, **files}
+        check_paths(files)
     return files
 
 
-def _step(step: manifest.Step, snippet: Snippet, config: Config, free: int) -> Step:
-    """The step with its limits: the server's, or its manifest's, or the snippet's if that asks for
-    less.
+def _options(snippet: Snippet, content: manifest.Manifest) -> dict[str, str]:
+    """The value of each option of the language: the snippet's, or the default."""
+    chosen = {name: option.default for name, option in content.options.items()}
+    for name, value in snippet.options.items():
+        if name not in content.options:
+            raise UnprocessableError(
+                f"options.{name[:80]}: {content.language} has no such option",
+                hint=f"its options are {', '.join(content.options) or 'none'}",
+            )
+        if value not in content.options[name].values:
+            raise UnprocessableError(
+                f"options.{name} is {value[:80]!r}; {content.language} {content.version} has {', '.join(content.options[name].values)}"
+            )
+        chosen[name] = value
+    return chosen
+
+
+def _step(step: manifest.Step, snippet: Snippet, options: Mapping[str, str], config: Config, free: int) -> Step:
+    """The step with its environment and its limits.
+
+    `{name}` in an argument stands for the value of the language's option `name`. A limit is the
+    server's, or the manifest's, or the snippet's if that asks for less. A snippet's `env` is for
+    its program; the compiler gets `build_env`.
     """
     kind = "build" if step.name == "build" else "run"
     asked = snippet.limits.get(step.name, {})
@@ -120,13 +144,13 @@ def _step(step: manifest.Step, snippet: Snippet, config: Config, free: int) -> S
             )
         return float(asked.get(name, most))
 
-    argv = [part for piece in step.argv for part in (snippet.args if piece == "{args}" else (piece,))]
+    argv = [part for piece in step.argv for part in (snippet.args if piece == "{args}" else (_filled(piece, options),))]
     memory = limit("memory", step.memory) or max(MIN_STEP_MEMORY, free - KERNEL_RESERVE)
     return Step(
         name=step.name,
         argv=tuple(argv),
         cwd=step.cwd,
-        env=tuple(step.env.items()),
+        env=tuple({**step.env, **(snippet.build_env if kind == "build" else snippet.env)}.items()),
         wall_ms=max(1, _ms(config.here(limit("wall_s", step.wall_s)))),
         cpu_ms=_ms(config.here(limit("cpu_s", step.cpu_s))),
         memory=int(memory),
@@ -138,5 +162,11 @@ def _step(step: manifest.Step, snippet: Snippet, config: Config, free: int) -> S
 
 
 def _ms(seconds: float) -> int:
-    """Milliseconds, as far as the protocol's u32 goes (49 days)."""
-    return min(round(seconds * 1000), 0xFFFF_FFFF)
+    """Milliseconds in a u32 (49 days). Only 0 gives 0, which means no limit."""
+    return min(max(round(seconds * 1000), 1 if seconds else 0), 0xFFFF_FFFF)
+
+
+def _filled(text: str, options: Mapping[str, str]) -> str:
+    for name, value in options.items():
+        text = text.replace(f"{{{name}}}", value)
+    return text

@@ -5,57 +5,72 @@ It lies as `manifest.json` beside the `initramfs`. The JSON has the fields of th
 name; times are in seconds, sizes in bytes.
 """
 
-import dataclasses
-import functools
 import json
-import types
-import typing
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self
+
+import msgspec
+from msgspec import Meta
 
 from mayfly.errors import ImageError, ImageNotFoundError
+from mayfly.schema import Record, SchemaError, decode
 
-_T = TypeVar("_T")
 FORMAT = 1
 COMPRESSIONS = ("zstd", "lz4", "gzip", "none")
+MAX_MANIFEST = 8 << 20
+"""Bytes of a manifest.json."""
+MAX_START = 32 * 1024
+"""Bytes of the image's environment and of its steps' programs and environments. They go into one
+frame of 64 KiB (agent/PROTOCOL.md), with the snippet's own.
+"""
+VERSION = r"^([0-9A-Za-z][0-9A-Za-z._+~-]{0,63})?$"
+REBUILD = "build the image again: imagegen build LANG"
+
+Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Step:
+class Step(Record, frozen=True, kw_only=True):
     """One program that is run for a snippet, in the order of the manifest (`build`, then `run`).
 
-    `{args}` as a whole element of `argv` stands for the request's arguments. `stdin`: the request's
-    standard input goes to this step. A limit of None means the server's default for a step of this
-    name.
+    `{args}` as a whole element of `argv` stands for the request's arguments, `{name}` for the value
+    of the option `name`. `stdin`: the request's standard input goes to this step. A limit of None
+    means the server's default for a step of this name.
     """
 
     name: str
     argv: tuple[str, ...]
     cwd: str = "/work"
-    env: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    env: Mapping[str, str] = {}
     stdin: bool = False
-    wall_s: float | None = None
-    cpu_s: float | None = None
-    memory: int | None = None
-    processes: int | None = None
-    output: int | None = None
+    wall_s: Seconds | None = None
+    cpu_s: Seconds | None = None
+    memory: Count | None = None
+    processes: Count | None = None
+    output: Count | None = None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Warmup:
+class Warmup(Record, frozen=True, kw_only=True):
     """A snippet whose steps a machine runs once before a snapshot of it is taken, so that what
     compiler and linker read is in memory.
 
     `files` are by name, to be written as a run's are; there may be neither files nor steps.
     """
 
-    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    files: Mapping[str, str] = {}
     steps: tuple[Step, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Source:
+class Option(Record, frozen=True, kw_only=True):
+    """A choice that a snippet has, such as the edition of the language."""
+
+    values: tuple[str, ...]
+    default: str
+
+
+class Source(Record, frozen=True, kw_only=True):
     """Where an image came from: the reference as given, and the digests that it resolved to."""
 
     reference: str
@@ -64,8 +79,7 @@ class Source:
     layers: tuple[str, ...]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Manifest:
+class Manifest(Record, frozen=True, kw_only=True):
     """An image. `memory` is what a machine of it needs: archive + every file rounded up to 4 KiB +
     working memory.
 
@@ -76,35 +90,48 @@ class Manifest:
     """
 
     language: str
-    version: str
+    version: Annotated[str, Meta(pattern=VERSION)]
     arch: str
     extensions: tuple[str, ...]
     source_file: str
     steps: tuple[Step, ...]
     env: Mapping[str, str]
     source: Source
-    compression: str
-    initramfs_size: int
+    compression: Annotated[str, Meta(pattern=f"^({'|'.join(COMPRESSIONS)})$")]
+    initramfs_size: Count
     initramfs_digest: str
     end_marker: str
-    unpacked_size: int
-    entries: int
-    memory: int
+    unpacked_size: Count
+    entries: Count
+    memory: Count
     agent_digest: str
     generator: str
     recipe_digest: str = ""
     compiler: str = ""
+    options: Mapping[str, Option] = {}
     warmup: Warmup = Warmup()
-    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    pruned: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    sizes: Mapping[str, Count] = {}
+    pruned: Mapping[str, Count] = {}
     format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(VERSION, self.version):
+            raise ImageError(f"the version {self.version[:80]!r} is not usable", hint="a version has letters, digits and . _ + ~ -")
+        steps = (*self.steps, *self.warmup.steps)
+        for env in (self.env, *(step.env for step in steps)):
+            _check_env(env)
+        size = max(_size(self.env, self.steps), _size(self.env, self.warmup.steps))
+        if size > MAX_START:
+            raise ImageError(
+                f"environment and steps have {size} bytes; at most {MAX_START} can go to a guest", hint="use an image with less"
+            )
 
     def to_json(self) -> str:
         """The manifest as JSON text, the same for equal manifests."""
-        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
+        return json.dumps(msgspec.to_builtins(self), indent=2, sort_keys=True) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, origin: str = "manifest") -> Self:
+    def from_json(cls, text: str | bytes, origin: str = "manifest") -> Self:
         """Parse and check.
 
         Raises:
@@ -112,59 +139,35 @@ class Manifest:
                 not ours. `origin` is named in it.
         """
         try:
-            raw = json.loads(text)
-            if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-                raise ValueError(f"its format is not {FORMAT}")
-            raw["steps"] = _steps(raw["steps"])
-            if "warmup" in raw:
-                raw["warmup"] = checked(Warmup, {**raw["warmup"], "steps": _steps(raw["warmup"]["steps"])})
-            raw["source"] = checked(Source, {**raw["source"], "layers": tuple(raw["source"]["layers"])})
-            raw["extensions"] = tuple(raw["extensions"])
-            manifest = checked(cls, raw)
-            if manifest.compression not in COMPRESSIONS:
-                raise ValueError(f"compression {manifest.compression!r} is none of {', '.join(COMPRESSIONS)}")
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ImageError(f"{origin}: not a valid image manifest: {error}", hint="build the image again: imagegen build LANG") from error
-        return manifest
+            if decode(_Format, text).format != FORMAT:
+                raise ImageError(f"its format is not {FORMAT}")
+            return decode(cls, text)
+        except (SchemaError, ImageError) as error:
+            raise ImageError(f"{origin}: not a valid image manifest: {error}", hint=REBUILD) from error
 
 
-def _steps(raw: list[dict[str, Any]]) -> tuple[Step, ...]:
-    return tuple(checked(Step, {**step, "argv": tuple(step["argv"])}) for step in raw)
+class _Format(msgspec.Struct):
+    format: Any = None
 
 
-_hints = functools.cache(typing.get_type_hints)
+def _check_env(env: Mapping[str, str]) -> None:
+    """Refuse variables that no process can have."""
+    for name, value in env.items():
+        if not name or "=" in name or "\0" in name + value:
+            raise ImageError(
+                f"the environment variable {name[:80]!r} is not usable",
+                hint="a name is not empty and has no =, nothing a NUL",
+            )
+        try:
+            (name + value).encode()
+        except UnicodeEncodeError as error:
+            raise ImageError(f"the environment variable {name[:80]!r} is not UTF-8 text") from error
 
 
-def checked(cls: type[_T], raw: Mapping[str, Any]) -> _T:
-    """`cls(**raw)` after comparing each value with its field's type, as far as JSON can tell types
-    apart.
-    """
-    hints = _hints(cls)  # type: ignore[arg-type]  # a class is hashable, which mypy does not see of one that is a parameter
-    for name, value in raw.items():
-        if name not in hints:
-            raise ValueError(f"unknown field {name!r}")
-        if not _fits(value, hints[name]):
-            raise ValueError(f"{name} is {value!r}")
-    return cls(**raw)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin = typing.get_origin(hint)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
-    if origin is Mapping:
-        return isinstance(value, dict) and all(isinstance(k, str) and _fits(v, typing.get_args(hint)[1]) for k, v in value.items())
-    if origin is types.UnionType:
-        return any(_fits(value, option) for option in typing.get_args(hint))
-    if hint is Any:
-        return True
-    if hint in (int, float) and isinstance(value, bool):
-        return False
-    if hint is float:
-        return isinstance(value, int | float)
-    if hint is int:
-        return isinstance(value, int) and value >= 0
-    return isinstance(value, hint)
+def _size(env: Mapping[str, str], steps: tuple[Step, ...]) -> int:
+    """Bytes of what goes to a guest for these steps."""
+    words = [*env, *env.values(), *(word for step in steps for word in (step.name, step.cwd, *step.argv, *step.env, *step.env.values()))]
+    return sum(len(word.encode(errors="surrogatepass")) for word in words)
 
 
 def load(folder: Path) -> Manifest:
@@ -176,17 +179,20 @@ def load(folder: Path) -> Manifest:
     """
     path = folder / "manifest.json"
     try:
-        text = path.read_text()
+        with path.open("rb") as file:
+            data = file.read(MAX_MANIFEST + 1)
     except FileNotFoundError as error:
         raise ImageNotFoundError(f"{folder}: no image there", hint=f"build it: imagegen build {folder.parent.name}") from error
-    manifest = Manifest.from_json(text, str(path))
+    if len(data) > MAX_MANIFEST:
+        raise ImageError(f"{path} has more than {MAX_MANIFEST} bytes", hint=REBUILD)
+    manifest = Manifest.from_json(data, str(path))
     try:
         size = (folder / "initramfs").stat().st_size
     except FileNotFoundError as error:
-        raise ImageError(f"{folder}/initramfs is missing", hint="build the image again: imagegen build LANG") from error
+        raise ImageError(f"{folder}/initramfs is missing", hint=REBUILD) from error
     if size != manifest.initramfs_size:
         raise ImageError(
             f"{folder}/initramfs has {size} bytes, its manifest says {manifest.initramfs_size}",
-            hint="build the image again: imagegen build LANG",
+            hint=REBUILD,
         )
     return manifest

@@ -155,5 +155,8 @@ def remove(folder: Path) -> None:
 
 
 def _sortable(version: str) -> tuple[tuple[int, str], ...]:
-    """A version as something whose order is that of its numbers: 1.9 before 1.85."""
-    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"[.\-+_]", version))
+    """A version as something whose order is that of its numbers: 1.9 before 1.85.
+
+    Only ASCII digits are a number: `int` refuses other characters that `str.isdigit` takes.
+    """
+    return tuple((int(part), "") if re.fullmatch("[0-9]{1,64}", part) else (-1, part) for part in re.split(r"[.\-+_]", version))

@@ -9,7 +9,6 @@ size or times are others than those that were noted then (`verified.json`).
 """
 
 import contextlib
-import dataclasses
 import json
 import re
 import struct
@@ -18,13 +17,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import msgspec
+
 from mayfly import __version__, paths
 from mayfly.errors import ConfigError, SnapshotError, SnapshotNotFoundError
 from mayfly.files import ASIDE, PART, clear, file_digest, locked, remove_tree, sync
 from mayfly.files import replacing as replacing_folder
-from mayfly.images.manifest import checked
 from mayfly.images.store import InstalledImage
 from mayfly.protocol.frames import PROTOCOL_VERSION
+from mayfly.schema import Record, SchemaError, convert
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.snapshot import FILES, MEMORY
 from mayfly.vmm.snapshot.digest import memory_digest
@@ -35,8 +36,7 @@ MANIFEST, VERIFIED = "manifest.json", "verified.json"
 NAME = re.compile(r"[a-z0-9][A-Za-z0-9@._+-]{0,63}")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SnapshotManifest:
+class SnapshotManifest(Record, frozen=True, kw_only=True):
     """What a snapshot is, as `manifest.json`. Digests are `sha256:` and hexadecimal;
     `parent_digest` is of the parent's manifest.
 
@@ -64,7 +64,7 @@ class SnapshotManifest:
 
     def to_json(self) -> str:
         """As JSON text."""
-        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
+        return json.dumps(msgspec.to_builtins(self), indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def from_json(cls, text: str, origin: str) -> Self:
@@ -79,8 +79,8 @@ class SnapshotManifest:
                 made_by = f"{raw.get('mayfly')}, protocol {raw.get('protocol')}, format {raw.get('format')}"
                 this_is = f"{__version__}, protocol {PROTOCOL_VERSION}, format {FORMAT}"
                 raise ValueError(f"it was made by another Mayfly ({made_by}; this is {this_is})")
-            return checked(cls, raw)
-        except (ValueError, TypeError, AttributeError) as error:
+            return convert(cls, raw)
+        except (ValueError, AttributeError, RecursionError, SchemaError) as error:
             raise SnapshotError(f"{origin}: {error}", hint="make the snapshot again") from error
 
 

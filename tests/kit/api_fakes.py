@@ -3,7 +3,6 @@ ordinary processes (fake_agent.py).
 """
 
 import contextlib
-import dataclasses
 import gc
 import json
 import os
@@ -18,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from mayfly.guests.spawner import Zygote
@@ -179,7 +179,7 @@ def install_toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     build = manifest.Step(name="build", argv=("sh", "-n", "main.toy"))
     run = manifest.Step(name="run", argv=("sh", "main.toy", "{args}"), stdin=True)
     install("toy", ".toy", (build, run))
-    install("real", ".real", tuple(dataclasses.replace(step, argv=rename(step.argv)) for step in (build, run)), marker="")
+    install("real", ".real", tuple(msgspec.structs.replace(step, argv=rename(step.argv)) for step in (build, run)), marker="")
     install("py", ".py", (manifest.Step(name="run", argv=(sys.executable, "-I", "-u", "main.py"), stdin=True),))
 
 

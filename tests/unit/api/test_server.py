@@ -16,9 +16,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from mayfly.api.app import MAX_BODY, make_app, serve_http
+from mayfly.api.app import make_app, serve_http
 from mayfly.api.metrics import Metrics
 from mayfly.api.openapi import SCHEMAS
+from mayfly.api.requests import MAX_BODY
 from mayfly.api.routes import ROUTES
 from mayfly.api.sockets import claim
 from mayfly.cli.snapshot import create_from_run
@@ -170,14 +171,14 @@ REFUSED: list[tuple[str, Any, dict[str, str], int, str]] = [
     ("/start?language=toy", b"[]", JSON, 400, "bad_request"),
     ("/start?language=toy", b"\xff", JSON, 400, "bad_request"),
     ("/start?language=toy", b"[" * 100_000, JSON, 400, "bad_request"),
-    ("/start?language=toy", b'{"source": ' + b"9" * 5000 + b"}", JSON, 400, "bad_request"),
+    ("/start?language=toy", b'{"source": ' + b"9" * 5000 + b"}", JSON, 422, "invalid_value"),
     ("/start?language=toy", b"not gzip", {"Content-Encoding": "gzip"}, 400, "bad_request"),
     ("/start", {"language": "toy"}, {}, 422, "invalid_value"),
     ("/start?language=py", {"language": "toy", "source": ""}, {}, 422, "invalid_value"),
     ("/start", {"language": "toy", "source": "", "colour": "red"}, {}, 422, "invalid_value"),
     ("/start", {"language": 3, "source": ""}, {}, 422, "invalid_value"),
     ("/start", {"language": "toy", "source": 3}, {}, 422, "invalid_value"),
-    ("/start", {"language": "toy", "source": "\ud800"}, {}, 422, "invalid_value"),
+    ("/start", {"language": "toy", "source": "\ud800"}, {}, 400, "bad_request"),
     ("/start", {"language": "toy", "source": {"base64": "?"}}, {}, 422, "invalid_value"),
     ("/start", {"language": "toy", "source": "", "files": {"main.toy": ""}}, {}, 422, "invalid_value"),
     ("/start", {"language": "toy", "source": "", "files": {"../x": ""}}, {}, 422, "invalid_value"),
@@ -193,7 +194,7 @@ REFUSED: list[tuple[str, Any, dict[str, str], int, str]] = [
     ("/start", {"language": "toy", "source": "", "env": {"A": None}}, {}, 422, "invalid_value"),
     ("/start", {"language": "toy", "source": "", "limits": {"run": {"wall_s": 11}}}, {}, 422, "invalid_value"),
     ("/start", {"language": "toy", "source": "", "limits": {"run": {"wall_s": 0}}}, {}, 422, "invalid_value"),
-    ("/start", {"language": "toy", "source": "", "limits": {"run": {"wall_s": float("nan")}}}, {}, 422, "invalid_value"),
+    ("/start", {"language": "toy", "source": "", "limits": {"run": {"wall_s": float("nan")}}}, {}, 400, "bad_request"),
     ("/start", {"language": "toy", "source": "", "limits": {"run": {"wall_s": True}}}, {}, 422, "invalid_value"),
     ("/start", {"language": "toy", "source": "", "limits": {"run": {"processes": 1.5}}}, {}, 422, "invalid_value"),
     ("/start", {"language": "toy", "source": "", "limits": {"run": {"memory": 10**400}}}, {}, 422, "invalid_value"),

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from mayfly.api.problems import UnprocessableError
+from mayfly.api.requests import parse_json
 from mayfly.errors import BusyError, ConfigError
 from mayfly.host.config import Config
 from mayfly.host.networks import Networks
-from mayfly.host.snippet import Snippet, parse_json
+from mayfly.host.snippet import Snippet
 from mayfly.runs.service import Service
 from mayfly.vmm.config import NetworkBackend
 from tests.kit.api_fakes import factory, install_toys, small_config

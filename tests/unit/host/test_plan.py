@@ -2,10 +2,11 @@
 snippet agree on.
 """
 
-import dataclasses
+import json
 import platform
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mayfly import paths
@@ -14,7 +15,7 @@ from mayfly.errors import BodyTooLargeError, ConfigError, RequestError, UnknownL
 from mayfly.host.config import Config
 from mayfly.host.plan import KERNEL_RESERVE, make_plan, want_machine
 from mayfly.host.snippet import Snippet
-from mayfly.images.manifest import Step
+from mayfly.images.manifest import Option, Step
 from mayfly.images.store import Images, InstalledImage
 from mayfly.protocol.frames import MAX_FILES_SIZE
 from mayfly.units import MIB
@@ -86,8 +87,8 @@ def test_limits_are_the_least_of_what_is_asked_and_allowed() -> None:
 
 def test_a_manifests_limit_goes_before_the_servers() -> None:
     image = toy()
-    step = dataclasses.replace(image.manifest.steps[1], wall_s=30.0, memory=5 * MIB)
-    image = image._replace(manifest=dataclasses.replace(image.manifest, steps=(step,)))
+    step = msgspec.structs.replace(image.manifest.steps[1], wall_s=30.0, memory=5 * MIB)
+    image = image._replace(manifest=msgspec.structs.replace(image.manifest, steps=(step,)))
     (run,) = make_plan(Snippet(source=b"", limits={"run": {"wall_s": 20.0}}), image, Config()).job.start.steps
     assert (run.wall_ms, run.memory) == (20_000, 5 * MIB)
 
@@ -108,7 +109,8 @@ def test_the_machine_is_as_configured() -> None:
 def test_arguments_environment_and_files() -> None:
     plan = make_plan(Snippet(source=b"s", args=("a", "{args}"), env={"LANG": "de", "X": ""}, files={"d/x": b"data"}), toy(), Config())
     assert plan.job.start.steps[1].argv == ("sh", "main.toy", "a", "{args}")
-    assert dict(plan.job.start.env) == {"LANG": "de", "X": ""}
+    assert dict(plan.job.start.env) == {"LANG": "C.UTF-8"}
+    assert [dict(step.env) for step in plan.job.start.steps] == [{}, {"LANG": "de", "X": ""}]
     assert [(entry.path, entry.size) for entry in plan.job.start.files] == [("main.toy", 1), ("d/x", 4)]
     assert plan.job.files == (b"s", b"data")
 
@@ -132,3 +134,61 @@ def test_a_channel_over_tcp_needs_a_network_and_is_virtio_without_one() -> None:
     assert want_machine(toy(), config).machine.channel is Channel.VIRTIO
     with pytest.raises(ConfigError, match="no run has a network"):
         Config(channel=Channel.TCP)
+
+
+@pytest.mark.parametrize("cpu_s", [1e-9, 0.0004, 0.0005, 1.0])
+def test_a_limit_that_rounds_to_nothing_is_still_a_limit(cpu_s: float) -> None:
+    """0 in START means no limit."""
+    steps = make_plan(Snippet(source=b"", limits={"run": {"cpu_s": cpu_s}}), toy(), Config(run_cpu_s=5.0)).job.start.steps
+    assert steps[1].cpu_ms == max(1, round(cpu_s * 1000))
+
+
+def test_build_env_reaches_the_build_and_env_the_program() -> None:
+    plan = make_plan(Snippet(source=b"", env={"A": "1"}, build_env={"B": "2"}), toy(), Config())
+    assert [dict(step.env) for step in plan.job.start.steps] == [{"B": "2"}, {"A": "1"}]
+
+
+def test_options_fill_the_steps() -> None:
+    image = toy()
+    step = msgspec.structs.replace(image.manifest.steps[1], argv=("sh", "--edition={edition}", "{args}"))
+    options = {"edition": Option(values=("2021", "2024"), default="2024")}
+    image = image._replace(manifest=msgspec.structs.replace(image.manifest, steps=(step,), options=options))
+
+    def argv(**chosen: str) -> tuple[str, ...]:
+        return make_plan(Snippet(source=b"", args=("{edition}",), options=chosen), image, Config()).job.start.steps[0].argv
+
+    assert argv() == ("sh", "--edition=2024", "{edition}")
+    assert argv(edition="2021") == ("sh", "--edition=2021", "{edition}")
+    with pytest.raises(UnprocessableError, match=r"options.edition is '2018'; toy .* has 2021, 2024"):
+        argv(edition="2018")
+    with pytest.raises(UnprocessableError, match="no such option"):
+        argv(color="red")
+
+
+def test_source_and_files_that_exclude_each_other() -> None:
+    with pytest.raises(UnprocessableError, match=r"'main\.toy' is both a file and the folder of 'main\.toy/x'"):
+        make_plan(Snippet(source=b"", files={"main.toy/x": b""}), toy(), Config())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"version": "1.\u00b2"},
+        {"version": "1\x1b[2J"},
+        {"env": {"X": "y" * 70_000}},
+        {"env": {"A=B": "x"}},
+        {"env": {"A": "\0"}},
+        {"env": {"A": "\ud800"}},
+        {"memory": -1},
+        {"steps": [{"name": "run", "argv": ["x" * 70_000]}]},
+    ],
+)
+def test_a_bad_manifest_does_not_break_the_other_images(changes: dict[str, object], caplog: pytest.LogCaptureFixture) -> None:
+    (folder,) = (paths.data_dir() / "images" / "py").iterdir()
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    assert [image.manifest.language for image in Images().installed()] == ["real", "toy"]
+    assert "left out" in caplog.text
+    assert Images().find("toy").manifest.language == "toy"
+    with pytest.raises(UnknownLanguageError):
+        Images().find("py@1.0")

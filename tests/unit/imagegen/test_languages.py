@@ -6,10 +6,10 @@ import stat
 import pytest
 
 from mayfly.errors import ConfigError, UnknownLanguageError
-from mayfly.imagegen.languages import find_version, known_languages, load_language, parse_language
+from mayfly.imagegen.languages import VersionRule, find_version, known_languages, load_language, offered, parse_language
 from mayfly.imagegen.rootfs.prune import Pruner, prune, translate
 from mayfly.imagegen.rootfs.tree import Inode, Tree
-from mayfly.images.manifest import Warmup
+from mayfly.images.manifest import Option, Warmup
 
 
 @pytest.mark.parametrize(
@@ -169,3 +169,20 @@ def test_a_small_language() -> None:
 def test_a_broken_language_is_named(changes: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match=r"x\.yaml"):
         parse_language(_yaml(**changes), "x.yaml")
+
+
+def test_many_packages_without_a_version_take_no_square_of_time() -> None:
+    """With a backtracking expression over the whole text this would take minutes."""
+    text = b"Package: rustc\n" * 50_000 + b"\nPackage: rustc\nVersion: 1.85.0\n"
+    rules = load_language("rust").version
+    assert find_version(rules, [], lambda path: text if path == "var/lib/dpkg/status" else None) == "1.85.0"
+    long = b"1" * 1_000_000 + b"\n1.85\n"
+    rule = VersionRule(file="x", pattern=r"(\d+\.\d+)")
+    assert find_version([rule], [], lambda _: long) == "1.85"
+
+
+def test_options_are_those_that_the_version_has() -> None:
+    language = parse_language(_yaml(options="{edition: {values: {'2015': '', '2021': '1.56', '2024': '1.85'}}}"), "x.yaml")
+    assert offered(language, "1.85.1")["edition"] == Option(values=("2015", "2021", "2024"), default="2024")
+    assert offered(language, "1.63")["edition"].default == "2021"
+    assert offered(language, "1.9")["edition"].values == ("2015",)

@@ -10,6 +10,7 @@ import stat
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 import mayfly.imagegen.build
@@ -73,7 +74,7 @@ def machines(monkeypatch: pytest.MonkeyPatch) -> list[FakeZygote]:
     kernel.touch()
     monkeypatch.setattr(mayfly.imagegen.prepare, "Zygote", SimpleNamespace(start=start))
     monkeypatch.setattr(mayfly.imagegen.prepare, "probe", lambda: SimpleNamespace(usable=True))
-    monkeypatch.setattr(mayfly.imagegen.prepare, "load", lambda folder: dataclasses.replace(manifest.load(folder), end_marker=""))
+    monkeypatch.setattr(mayfly.imagegen.prepare, "load", lambda folder: msgspec.structs.replace(manifest.load(folder), end_marker=""))
     return zygotes
 
 
@@ -150,7 +151,7 @@ def test_the_compiler_says_its_version_where_a_machine_can_ask_it(
     monkeypatch.setattr(mayfly.imagegen.prepare, "probe", lambda: SimpleNamespace(usable=True))
     asked = build(_options(tmp_path, language=language), Silent())
     assert (asked.fresh, asked.manifest.version, asked.manifest.compiler) == (True, "3", "toyc 3 [1m(of today)")
-    assert asked.manifest == dataclasses.replace(shown.manifest, compiler=asked.manifest.compiler)
+    assert asked.manifest == msgspec.structs.replace(shown.manifest, compiler=asked.manifest.compiler)
     assert not build(_options(tmp_path, language=language), Silent()).fresh
     monkeypatch.setattr(mayfly.imagegen.prepare, "probe", lambda: SimpleNamespace(usable=False, reason="there is no KVM"))
     again = build(_options(tmp_path, language=language, folder=tmp_path / "other"), Silent())

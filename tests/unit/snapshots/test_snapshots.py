@@ -4,7 +4,6 @@ are ordinary processes.
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 import os
 import random
@@ -17,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from mayfly import paths
@@ -351,7 +351,7 @@ def test_a_base_and_a_diff_never_take_each_others_place(serve: Callable[..., Any
         with pytest.raises(ConfigError, match="language's own"):
             await make(service.spawner, toy(service), None, name="toy", parent=base, again=True)
         diff = await make(service.spawner, toy(service), None, name="toy.2cpus", parent=base)
-        other = want_machine(service.images.find("toy"), dataclasses.replace(service.config, cpus=2))
+        other = want_machine(service.images.find("toy"), msgspec.structs.replace(service.config, cpus=2))
         with pytest.raises(ConfigError, match="over toy"):
             await make(service.spawner, other, None, name=base_name(other), again=True)
         assert find_base(other) is None

@@ -1,0 +1,233 @@
+"""HTTP body and query to Snippet. The types below are also the schemas in openapi.json."""
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from mayfly.api.problems import MediaTypeError, UnprocessableError
+from mayfly.errors import BodyTooLargeError, RequestError
+from mayfly.host.snippet import Snippet
+from mayfly.protocol.frames import MAX_FILES_SIZE
+from mayfly.runs.record import Mode
+from mayfly.schema import MalformedError, Record, SchemaError, convert, decode, show
+
+MAX_TIME_S = 86400
+MAX_SIZE = 1 << 40
+MAX_ITEMS = 1024
+"""Arguments, environment variables or files in a request."""
+MAX_TEXT = 32 * 1024
+"""Bytes of one argument, environment value or file name; all together must fit into a START frame
+of 64 KiB.
+"""
+ESCAPED = 6
+"""JSON's longest way to write one byte of text: \\u0001."""
+MAX_BODY = 2 * MAX_FILES_SIZE * ESCAPED + (1 << 20)
+"""The files and standard input, each byte escaped, and 1 MiB around them. The limits that count are
+those of the decoded bytes.
+"""
+MAX_QUOTES = 64 * 1024
+"""Quotation marks of JSON itself in a body: names and texts are at most some 10,000. More would
+only be there to make the server build millions of objects.
+"""
+PLAIN_TYPES = ("application/octet-stream", "application/x-www-form-urlencoded")
+"""Besides text/*, what is taken as the snippet itself; the second is what `curl --data-binary` says
+by default.
+"""
+
+Text = Annotated[str, Meta(max_length=MAX_TEXT, extra={"allowed": f"text of at most {MAX_TEXT} bytes without NUL"})]
+Texts = Annotated[Mapping[Text, Text], Meta(max_length=MAX_ITEMS)]
+Time = Annotated[float, Meta(gt=0, le=MAX_TIME_S)]
+Size = Annotated[int, Meta(gt=0, le=MAX_SIZE)]
+
+
+class Encoded(Record, frozen=True, kw_only=True):
+    """Any bytes, as base64 text."""
+
+    base64: bytes
+
+
+Content = Annotated[str | Encoded, Meta(extra={"allowed": 'text or {"base64": text}'})]
+
+
+class Limits(Record, frozen=True, kw_only=True):
+    """Limits of one step: at most what the server allows. Times in seconds, sizes in bytes."""
+
+    wall_s: Time | UnsetType = UNSET
+    cpu_s: Time | UnsetType = UNSET
+    memory: Size | UnsetType = UNSET
+    processes: Size | UnsetType = UNSET
+    output: Size | UnsetType = UNSET
+
+
+class Query(Record, frozen=True, kw_only=True):
+    """What can stand in the address as well as in the body."""
+
+    language: Annotated[Text, Meta(description="`rust`, or `rust@1.85` for the highest 1.85 there is")] | UnsetType = UNSET
+    output: Annotated[Mode, Meta(description="what the output socket gives")] | UnsetType = UNSET
+    network: Annotated[bool, Meta(description="give the program a network")] | UnsetType = UNSET
+
+
+class Body(Query, frozen=True, kw_only=True):
+    """A snippet. Every field but one of `source` and `files` may be left out."""
+
+    source: Annotated[Content, Meta(description="goes to the file that the language names")] | UnsetType = UNSET
+    files: Annotated[Mapping[Text, Content], Meta(max_length=MAX_ITEMS, description="content by relative name")] = {}
+    stdin: Annotated[Content, Meta(description="standard input of the program")] = ""
+    args: Annotated[tuple[Text, ...], Meta(max_length=MAX_ITEMS, description="arguments of the program")] = ()
+    env: Annotated[Texts, Meta(description="environment of the program")] = msgspec.field(default_factory=dict)
+    build_env: Annotated[Texts, Meta(description="environment of the build step")] = msgspec.field(default_factory=dict)
+    options: Annotated[Texts, Meta(description="the language's options, such as the edition")] = msgspec.field(default_factory=dict)
+    limits: Annotated[Mapping[Text, Limits], Meta(max_length=MAX_ITEMS, description="limits by step")] = {}
+
+
+class _Sniffed(msgspec.Struct):
+    """As much of a body as shows whether it is meant as a Body."""
+
+    source: msgspec.Raw | UnsetType = UNSET
+    files: msgspec.Raw | UnsetType = UNSET
+
+
+def parse_query(query: Mapping[str, str]) -> Query:
+    """The parameters in the address. Raises UnprocessableError, which names the wrong one."""
+    try:
+        found = convert(Query, dict(query), strict=False)
+    except SchemaError as error:
+        message = error.message.replace("unknown field", "unknown parameter")
+        raise UnprocessableError(message, hint=error.hint.replace("fields", "parameters")) from error
+    if found.language is not UNSET:
+        check_text("language", found.language)
+    return found
+
+
+def check_type(kind: str) -> None:
+    """Refuse a body of a type that cannot be a snippet."""
+    if kind != "application/json" and not kind.startswith("text/") and kind not in PLAIN_TYPES:
+        raise MediaTypeError(f"a body of the type {kind[:80]!r} is not taken", hint="send the snippet as text/plain, or application/json")
+
+
+def parse_request(kind: str, body: bytes, query: Query = Query()) -> Snippet:  # noqa: B008  # frozen
+    """The snippet in a request: JSON, declared as such or not, or the source itself.
+
+    Raises:
+        RequestError: the body is not a snippet; the message names the field.
+    """
+    if kind == "application/json" or _looks_like_json(body):
+        return _merged(parse_json(body), query)
+    return Snippet(source=body, **_given(query))
+
+
+def parse_json(body: bytes) -> Snippet:
+    """The snippet in a JSON body.
+
+    Raises:
+        RequestError: it is not JSON, or not an object.
+        UnprocessableError: a field is unknown, of the wrong type or out of range; the message names
+            it.
+    """
+    _check_quotes(body)
+    try:
+        found = decode(Body, body)
+    except MalformedError as error:
+        raise RequestError(f"the body is not JSON: {error}", hint="JSON is UTF-8 text without lone surrogates") from error
+    except SchemaError as error:
+        if not body.lstrip().startswith(b"{"):
+            raise RequestError("the body is not a JSON object") from error
+        raise UnprocessableError(error.message, hint=error.hint) from error
+    return _snippet(found)
+
+
+def _snippet(body: Body) -> Snippet:
+    if body.source is UNSET and not body.files:
+        raise UnprocessableError("there is nothing to run", hint='give "source", or "files" by name')
+    for name, texts in (("args", body.args), ("files", body.files), ("limits", body.limits)):
+        for text in texts:
+            check_text(name, text)
+    for name, table in (("env", body.env), ("build_env", body.build_env), ("options", body.options)):
+        _check_env(name, table)
+    given = _given(body)
+    if "language" in given:
+        check_text("language", given["language"])
+    return Snippet(
+        source=None if body.source is UNSET else _bytes(body.source),
+        files={name: _bytes(content) for name, content in body.files.items()},
+        stdin=_bytes(body.stdin),
+        args=body.args,
+        env=body.env,
+        build_env=body.build_env,
+        options=body.options,
+        limits={step: _given_limits(limits) for step, limits in body.limits.items()},
+        **given,
+    )
+
+
+def _given(query: Query) -> dict[str, Any]:
+    """What is set of the fields that the address may have."""
+    return {name: value for name in Query.__struct_fields__ if (value := getattr(query, name)) is not UNSET}
+
+
+def _given_limits(limits: Limits) -> dict[str, float]:
+    return {name: value for name in limits.__struct_fields__ if (value := getattr(limits, name)) is not UNSET}
+
+
+def _merged(snippet: Snippet, query: Query) -> Snippet:
+    given = _given(query)
+    if snippet.language and given.get("language", snippet.language) != snippet.language:
+        raise UnprocessableError("the language in the address is not the one in the body", hint="give it once")
+    return msgspec.structs.replace(snippet, **given)
+
+
+def _looks_like_json(body: bytes) -> bool:
+    """Whether a body that is not declared as JSON is a JSON object with `source` or `files`.
+
+    `curl -d @body.json` and `fetch` do not declare it.
+    """
+    if not body.lstrip(b" \t\r\n").startswith(b"{"):
+        return False
+    try:
+        found = msgspec.json.decode(body, type=_Sniffed)
+    except (msgspec.DecodeError, RecursionError, ValueError):
+        return False
+    return found.source is not UNSET or found.files is not UNSET
+
+
+def _check_quotes(body: bytes) -> None:
+    """Refuse a body of very many names and texts, which would take much memory when decoded.
+
+    Counts the quotation marks that are not escaped. (A mark behind an even number of backslashes is
+    not escaped; up to five backslashes are told apart.)
+    """
+    if body.count(b'"') <= MAX_QUOTES:
+        return
+    found = sum((-1) ** slashes * body.count(b"\\" * slashes + b'"') for slashes in range(6))
+    if found > MAX_QUOTES:
+        raise BodyTooLargeError(f"the body has more than {MAX_QUOTES // 2} names and texts", hint="a request has some thousands at most")
+
+
+def _bytes(content: str | Encoded) -> bytes:
+    return content.encode() if isinstance(content, str) else content.base64
+
+
+def check_text(name: str, value: str) -> None:
+    """Refuse text that cannot go to the guest: it has a NUL, or too many bytes."""
+    if "\0" in value or len(value.encode(errors="surrogatepass")) > MAX_TEXT:
+        raise UnprocessableError(f"{name}: {show(value)} is not allowed; it must be text of at most {MAX_TEXT} bytes without NUL")
+
+
+def _check_env(name: str, table: Mapping[str, str]) -> None:
+    for key, value in table.items():
+        check_text(name, key)
+        check_text(f"{name}.{key[:80]}", value)
+        if not key or "=" in key:
+            raise UnprocessableError(f"{name} has the name {show(key)}; a name must not be empty nor have =")
+
+
+def schemas() -> dict[str, Any]:
+    """JSON Schemas of Body and what it refers to, for openapi.json."""
+    _, found = msgspec.json.schema_components([Body, Query], ref_template="#/components/schemas/{name}")
+    text = json.dumps(found)  # defaults are tuples and the like here
+    found = dict(json.loads(text))
+    found["Snippet"] = found.pop("Body")
+    return found
