@@ -13,9 +13,10 @@ from collections.abc import Callable
 from aiohttp import web
 
 from mayfly.api import problems
+from mayfly.api.connections import Bodies, Connection, Connections, Handler
 from mayfly.api.metrics import Metrics
 from mayfly.api.requests import MAX_BODY
-from mayfly.api.routes import METRICS, ROUTES, SERVICE, Handler
+from mayfly.api.routes import BODIES, METRICS, ROUTES, SERVICE
 from mayfly.api.sockets import claim
 from mayfly.errors import BusyError, MayflyError
 from mayfly.guests.spawner import Zygote
@@ -60,13 +61,16 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     return answer
 
 
-def make_app(service: Service, metrics: Metrics) -> web.Application:
+def make_app(service: Service, metrics: Metrics, connections: Connections) -> web.Application:
     """The application that serves `service`."""
-    app = web.Application(middlewares=[answer_errors], client_max_size=MAX_BODY)
+    app = web.Application(middlewares=[connections.middleware, answer_errors])
     app[SERVICE] = service
     app[METRICS] = metrics
+    app[BODIES] = Bodies(MAX_BODY)
     for route in ROUTES:
         app.router.add_route(route.method, route.path, route.handler)
+        if route.method == "GET":  # as RFC 9110, 9.1 asks for
+            app.router.add_head(route.path, route.handler)
     return app
 
 
@@ -74,15 +78,20 @@ async def serve_http(service: Service, metrics: Metrics, listener: socket.socket
     """Serve on `listener` until `stop`; then no new request is taken, every run is ended, and those
     who wait are answered.
     """
-    runner = web.AppRunner(make_app(service, metrics), handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_S)
+    connections = Connections()
+    app = make_app(service, metrics, connections)
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
+    http = runner.server
+    assert http is not None  # noqa: S101 (setup makes it)
+    watch = asyncio.create_task(connections.watch())
     try:
-        site = web.SockSite(runner, listener)
-        await site.start()
+        server = await asyncio.get_running_loop().create_unix_server(lambda: Connection(http(), connections), sock=listener)
         await stop.wait()
-        await site.stop()
+        server.close()
         await service.close()
     finally:
+        watch.cancel()
         await runner.cleanup()
 
 

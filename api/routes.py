@@ -6,13 +6,12 @@ import asyncio
 import dataclasses
 import json
 import platform
-from collections.abc import Awaitable, Callable
 
-import aiohttp
 from aiohttp import web
 
 from mayfly import __version__
 from mayfly.api import openapi
+from mayfly.api.connections import Bodies, Handler
 from mayfly.api.metrics import Metrics
 from mayfly.api.problems import UnprocessableError
 from mayfly.api.requests import check_type, parse_query, parse_request
@@ -24,7 +23,7 @@ from mayfly.runs.service import Service
 
 SERVICE: web.AppKey[Service] = web.AppKey("service", Service)
 METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+BODIES: web.AppKey[Bodies] = web.AppKey("bodies", Bodies)
 
 
 async def start(request: web.Request) -> web.Response:
@@ -71,7 +70,7 @@ async def save_run(request: web.Request) -> web.Response:
     """Save the machine of a run as a snapshot; the run goes on."""
     service = request.app[SERVICE]
     try:
-        body = json.loads(await request.read())
+        body = json.loads(await request.app[BODIES].read(request))
     except (ValueError, RecursionError) as error:
         raise RequestError(f"the body is not JSON: {str(error)[:200]}") from error
     if not isinstance(body, dict) or set(body) != {"name"} or not isinstance(body["name"], str):
@@ -173,8 +172,5 @@ async def read_snippet(request: web.Request) -> Snippet:
     """
     query = parse_query(request.query)
     check_type(request.content_type)
-    try:
-        body = await request.read()
-    except (aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError, web.RequestPayloadError) as error:
-        raise RequestError(f"the body could not be read: {type(error).__name__}") from error
+    body = await request.app[BODIES].read(request)
     return parse_request(request.content_type, body, query)
