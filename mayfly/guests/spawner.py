@@ -26,7 +26,11 @@ from mayfly.vmm.process.zygote import Forked, Reaped, ZygoteLostError
 
 log = logging.getLogger(__name__)
 
-READ_SIZE = 64 * 1024
+READ_AHEAD = 64 * 1024
+READ_SIZE = 8 * 1024
+"""Bytes of a channel that are taken in one turn of the loop: any guest may send them as frames of
+one byte of output each, which take some 10 ms.
+"""
 GRACE_S = 1.5
 """A vmm process ends by itself within a second of its channel's end; then it is killed."""
 REAP_S = 10.0
@@ -203,7 +207,7 @@ class VmmProcess:
         loop = asyncio.get_running_loop()
         self._commands.setblocking(False)
         loop.add_reader(self._commands, self._take_answer)
-        self._reader, self._writer = await asyncio.open_connection(sock=channel, limit=READ_SIZE)
+        self._reader, self._writer = await asyncio.open_connection(sock=channel, limit=READ_AHEAD)
         lines = asyncio.StreamReader(limit=report.MAX_LINE)
         pipe, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), os.fdopen(report_end, "rb", buffering=0))
         self._report = asyncio.create_task(self._follow(lines, pipe), name=f"report of machine {self.number}")
@@ -214,7 +218,10 @@ class VmmProcess:
         return not self._report.done() and self._ended.reason is End.VANISHED
 
     async def read(self) -> bytes:
-        """The next bytes of the channel, empty at its end. Nothing is read ahead beyond 128 KiB."""
+        """The next bytes of the channel, at most READ_SIZE; empty at its end. All other tasks have
+        their turn first. Nothing is read ahead beyond two times READ_AHEAD.
+        """
+        await asyncio.sleep(0)  # the next line does not wait while there are bytes
         try:
             return await self._reader.read(READ_SIZE)
         except ConnectionError:
