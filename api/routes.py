@@ -8,6 +8,7 @@ import json
 import platform
 
 from aiohttp import web
+from msgspec.structs import asdict
 
 from mayfly import __version__
 from mayfly.api import openapi
@@ -110,7 +111,7 @@ async def languages(request: web.Request) -> web.Response:
 async def healthz(request: web.Request) -> web.Response:
     """Say whether runs are taken."""
     health = request.app[SERVICE].health()
-    return web.json_response({"status": "ok", **dataclasses.asdict(health)})
+    return web.json_response({"status": "ok", **asdict(health)})
 
 
 async def version(request: web.Request) -> web.Response:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mayfly.images.store import InstalledImage
 from mayfly.protocol.frames import Start, Step
+from mayfly.schema import Record, replace
 from mayfly.vmm.config import Channel, MachineConfig
 
 ZERO_MEMORY = Step(name="zero", argv=("/init", "--zero-memory"))
@@ -14,8 +15,7 @@ RATES: Mapping[Channel, float] = {Channel.SERIAL: 2048.0, Channel.VIRTIO: 256 * 
 """Bytes a second that each channel surely reaches, even on an emulated host."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Wanted:
+class Wanted(Record, frozen=True, kw_only=True):
     """A machine of `image` that is to come up within `timeout_s`."""
 
     image: InstalledImage
@@ -24,18 +24,17 @@ class Wanted:
 
     def restored_from(self, chain: Sequence[Path]) -> "Wanted":
         """The same machine, but restored from the snapshots in these folders."""
-        return dataclasses.replace(self, machine=dataclasses.replace(self.machine, restore=tuple(map(str, chain))))
+        return replace(self, machine=dataclasses.replace(self.machine, restore=tuple(map(str, chain))))
 
     def to_be_saved(self) -> "Wanted":
         """The same machine for a snapshot: connected to no network, and with the pages that it
         reads noted exactly.
         """
         network = self.machine.network and self.machine.network.disconnected()
-        return dataclasses.replace(self, machine=dataclasses.replace(self.machine, network=network, page_by_page=True))
+        return replace(self, machine=dataclasses.replace(self.machine, network=network, page_by_page=True))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Job:
+class Job(Record, frozen=True, kw_only=True):
     """What an agent is to run. `files` holds the content of each entry of `start.files`.
 
     `deadline_s` is the time from START to DONE. Each byte of files, standard input and output
@@ -55,4 +54,4 @@ class Job:
     def zeroing(self) -> "Job":
         """The same with a step at its end that zeroes the machine's free memory."""
         steps = (*self.start.steps, ZERO_MEMORY)
-        return dataclasses.replace(self, start=dataclasses.replace(self.start, steps=steps))
+        return replace(self, start=dataclasses.replace(self.start, steps=steps))

@@ -3,7 +3,6 @@ own.
 """
 
 import asyncio
-import dataclasses
 import enum
 import os
 import time
@@ -13,6 +12,7 @@ from mayfly.guests.job import Wanted
 from mayfly.guests.spawner import Spawner, VmmProcess
 from mayfly.protocol.conversation import Conversation, Failed
 from mayfly.protocol.frames import Hello, Resumed
+from mayfly.schema import Record
 from mayfly.vmm.config import NetworkConfig
 from mayfly.vmm.process.report import Ended
 
@@ -31,8 +31,7 @@ class StartKind(enum.StrEnum):
     WARM = "warm"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Guest:
+class Guest(Record, frozen=True, kw_only=True):
     """The machine that was `wanted`, whose agent has said `hello`, and the conversation with it."""
 
     wanted: Wanted

@@ -5,7 +5,6 @@ A key's type, default, range and meaning stand in its field below; the loader, t
 flags and the documentation use that.
 """
 
-import dataclasses
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -108,8 +107,7 @@ class Config(Record, frozen=True, kw_only=True):
         return seconds * (self.time_factor or 1.0)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Key:
+class Key(Record, frozen=True, kw_only=True):
     """A key of the configuration. `high` is the end of a number's range."""
 
     name: str

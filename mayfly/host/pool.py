@@ -5,7 +5,6 @@ memory budget.
 import asyncio
 import collections
 import contextlib
-import dataclasses
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -28,13 +27,13 @@ class Idle(NamedTuple):
     ticket: Ticket
 
 
-@dataclasses.dataclass
 class Shelf:
     """The machines of one kind that wait."""
 
-    wanted: Wanted
-    idle: list[Idle] = dataclasses.field(default_factory=list)
-    filling: asyncio.Task[None] | None = None
+    def __init__(self, wanted: Wanted) -> None:
+        self.wanted = wanted
+        self.idle: list[Idle] = []
+        self.filling: asyncio.Task[None] | None = None
 
 
 class Pool:

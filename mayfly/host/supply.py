@@ -8,7 +8,6 @@ take longer than both one after the other.
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import time
 import weakref
@@ -22,6 +21,7 @@ from mayfly.host.config import Config
 from mayfly.host.observer import Observer
 from mayfly.host.plan import make_warmup
 from mayfly.host.pool import Idle, Pool
+from mayfly.schema import replace
 from mayfly.snapshots import store as snapshots
 from mayfly.snapshots.making import base_name, find_base, make
 from mayfly.snapshots.store import Snapshot
@@ -108,7 +108,7 @@ class Supply:
         if base is None:
             raise HostError("its snapshot cannot be made")
         guest = await self._from(base, wanted)
-        return dataclasses.replace(guest, kind=StartKind.WARM)
+        return replace(guest, kind=StartKind.WARM)
 
     async def ensure_base(self, wanted: Wanted, *, again: bool = False) -> Snapshot:
         """The base for this machine, made if need be.

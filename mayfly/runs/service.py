@@ -4,7 +4,6 @@ has ended for a while. No HTTP.
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -28,6 +27,7 @@ from mayfly.images.store import Images, InstalledImage
 from mayfly.runs.execute import execute
 from mayfly.runs.output import OutputSocket
 from mayfly.runs.run import Run
+from mayfly.schema import Record
 from mayfly.snapshots import store as snapshots
 from mayfly.snapshots.making import find_base, is_usual, make, save
 from mayfly.snapshots.store import Snapshot
@@ -35,8 +35,7 @@ from mayfly.snapshots.store import Snapshot
 log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Health:
+class Health(Record, frozen=True, kw_only=True):
     """Runs that wait for room, machines that wait for a run, bytes of memory of all machines."""
 
     waiting: int
