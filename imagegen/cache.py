@@ -44,10 +44,10 @@ def prune_cache() -> list[tuple[Path, int]]:
     for folder in image_folders():
         with contextlib.suppress(ImageError):  # a broken image needs nothing
             source = load(folder).source
-            used |= {digest.removeprefix("sha256:") for digest in (source.manifest_digest, source.config_digest, *source.layers)}
+            used |= {digest.partition(":")[2] for digest in (source.manifest_digest, source.config_digest, *source.layers)}
     removed = []
     with using_cache(alone=True), storing(cache_dir()):
-        left = [*cache_dir().glob("blobs/sha256/*"), *cache_dir().glob("blobs/tags/*"), *cache_dir().glob("prepare.*/*")]
+        left = [*cache_dir().glob("blobs/sha*/*"), *cache_dir().glob("blobs/tags/*"), *cache_dir().glob("prepare.*/*")]
         for path in sorted(left):
             if path.name not in used:
                 removed.append((path, path.stat().st_size))

@@ -5,7 +5,6 @@ The configuration is the image's manifest.json, the only layer its initramfs. Th
 follow from these two files alone.
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -13,8 +12,9 @@ from pathlib import Path
 
 from mayfly.errors import ConfigError, RegistryError
 from mayfly.files import atomic_write, locked, making, replacing, storing
+from mayfly.imagegen.digests import blob_path, digest_of, hasher_for, spell
 from mayfly.imagegen.languages import NAME
-from mayfly.imagegen.oci.documents import MACHINE_TO_GOARCH, Descriptor, Source, digest_of, fetch_document, parse_descriptors, read_object
+from mayfly.imagegen.oci.documents import MACHINE_TO_GOARCH, Descriptor, Source, fetch_document, parse_descriptors, read_object
 from mayfly.imagegen.oci.registry import RegistrySource
 from mayfly.imagegen.progress import Progress
 from mayfly.imagegen.rootfs.layers import Limits
@@ -69,11 +69,11 @@ def export(folder: Path, layout: Path) -> str:
     entry = {"mediaType": MANIFEST_TYPE, "artifactType": ARTIFACT_TYPE, "digest": digest_of(document), "size": len(document)}
     index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [entry]}
     with storing(layout), making(layout) as part:
-        blobs = part / "blobs" / "sha256"
-        blobs.mkdir(parents=True)
-        shutil.copyfile(folder / "initramfs", blobs / manifest.initramfs_digest.removeprefix("sha256:"))
+        blobs = part / "blobs"
+        (blobs / "sha256").mkdir(parents=True)
+        shutil.copyfile(folder / "initramfs", blob_path(blobs, manifest.initramfs_digest))
         for data in (config, document):
-            (blobs / digest_of(data).removeprefix("sha256:")).write_bytes(data)
+            blob_path(blobs, digest_of(data)).write_bytes(data)
         (part / "index.json").write_text(json.dumps(index, indent=2, sort_keys=True))
         (part / "oci-layout").write_text(json.dumps({"imageLayoutVersion": "1.0.0"}))
     return digest_of(document)
@@ -104,16 +104,14 @@ def pull(source: Source, name: str, progress: Progress) -> tuple[Manifest, Path]
     folder = image_dir(name or manifest.language, manifest.arch)
     with storing(folder), locked(folder), replacing(folder) as part:
         with progress.task(f"installing {manifest.language} {manifest.version}", initramfs.size) as advance:
-            found = hashlib.sha256()
+            found = hasher_for(initramfs.digest)
             with source.blob(initramfs).open("rb") as blob, atomic_write(part / "initramfs") as file:
                 while piece := blob.read(CHUNK):
                     found.update(piece)
                     file.write(piece)
                     advance(len(piece))
-        if f"sha256:{found.hexdigest()}" != initramfs.digest:
-            raise RegistryError(
-                f"the artifact's archive hashes to sha256:{found.hexdigest()}, not to {initramfs.digest}", hint="do not use it"
-            )
+        if spell(found) != initramfs.digest:
+            raise RegistryError(f"the artifact's archive hashes to {spell(found)}, not to {initramfs.digest}", hint="do not use it")
         with atomic_write(part / "manifest.json") as file:
             file.write(data)
     return manifest, folder

@@ -6,14 +6,13 @@ same shape under other media types.
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from mayfly.errors import ImageError, RegistryError
-from mayfly.imagegen.oci.reference import is_digest
+from mayfly.imagegen.digests import digest_of, is_digest
 
 INDEX_TYPES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
 MANIFEST_TYPES = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
@@ -83,11 +82,6 @@ class Source(Protocol):
         ...
 
 
-def digest_of(data: bytes) -> str:
-    """The digest of `data` in OCI's spelling."""
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
 def resolve(source: Source, arch: str) -> ResolvedImage:
     """Follow a reference through index and manifest to the configuration, for machines of type
     `arch` (`x86_64`).
@@ -145,7 +139,7 @@ def fetch_document(source: Source, descriptor: Descriptor) -> bytes:
     if descriptor.size > MAX_DOCUMENT:
         raise RegistryError(f"{descriptor.digest} is said to have {descriptor.size} bytes; a document may have {MAX_DOCUMENT}")
     data = source.document(descriptor)
-    found = digest_of(data)
+    found = digest_of(data, descriptor.digest)
     if found != descriptor.digest or len(data) != descriptor.size:
         raise RegistryError(
             f"asked for {descriptor.digest} of {descriptor.size} bytes, got {found} of {len(data)}",
@@ -176,15 +170,13 @@ def parse_descriptors(raw: object, origin: str) -> list[Descriptor]:
     result = []
     for item in raw:
         if (descriptor := parse_descriptor(item)) is None:
-            raise RegistryError(f"the {origin} has a descriptor without a sha256 digest and a size: {str(item)[:200]}")
+            raise RegistryError(f"the {origin} has a descriptor without a digest (sha256 or sha512) and a size: {str(item)[:200]}")
         result.append(descriptor)
     return result
 
 
 def parse_descriptor(item: Any) -> Descriptor | None:
-    """A descriptor out of JSON, or None if it is not one of ours: with a sha256 digest and a
-    size.
-    """
+    """A descriptor out of JSON, or None if it lacks a size or a digest that can be checked."""
     match item:
         case {"digest": str(digest), "size": int(size)} if is_digest(digest) and size >= 0 and not isinstance(size, bool):
             media_type = item.get("mediaType")
@@ -231,7 +223,7 @@ def parse_config(data: bytes) -> ImageConfig:
         case _:
             raise RegistryError("the image's configuration lacks os, architecture or rootfs.diff_ids")
     if not all(isinstance(item, str) and is_digest(item) for item in diff_ids):
-        raise RegistryError("the image's configuration has a diff_id that is not a sha256 digest")
+        raise RegistryError("the image's configuration has a diff_id that is not a digest (sha256 or sha512)")
     run = raw.get("config") or {}
     variables = (run.get("Env") or []) if isinstance(run, dict) else None
     if not isinstance(variables, list) or not all(isinstance(item, str) and "\0" not in item for item in variables):

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from mayfly.errors import ImageError, RegistryError
+from mayfly.imagegen.digests import blob_path
 from mayfly.imagegen.oci.documents import MAX_DOCUMENT, Descriptor, parse_descriptor
 from mayfly.imagegen.oci.reference import LayoutReference
 
@@ -46,7 +47,7 @@ class LayoutSource:
 
     def blob(self, descriptor: Descriptor) -> Path:
         """The path of a blob; its contents are checked by who reads it."""
-        path = self.reference.path / "blobs" / "sha256" / descriptor.digest.removeprefix("sha256:")
+        path = blob_path(self.reference.path / "blobs", descriptor.digest)
         if not path.is_file():
             raise ImageError(f"{self.reference.path} lacks the blob {descriptor.digest}", hint="the layout is incomplete; make it again")
         return path

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from mayfly.errors import ConfigError
+from mayfly.imagegen.digests import is_digest
 
 DEFAULT_REGISTRY = "docker.io"
 DEFAULT_TAG = "latest"
@@ -15,7 +16,6 @@ MAX_LAYOUT_NAME = 512
 _HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:]+\])(?::[0-9]{1,5})?")
 _REPOSITORY = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _FORM = "write it as registry/repository:tag, repository@sha256:DIGEST or oci:FOLDER[:NAME]"
 
 
@@ -80,13 +80,6 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def is_digest(text: str) -> bool:
-    """Whether `text` is a sha256 digest in OCI's spelling (OCI image-spec, descriptor.md,
-    Digests).
-    """
-    return _DIGEST.fullmatch(text) is not None
-
-
 def parse_reference(text: str) -> Reference:
     """Parse what the user wrote after `--image`.
 
@@ -100,7 +93,7 @@ def parse_reference(text: str) -> Reference:
         return _parse_layout(text)
     rest, at, digest = text.partition("@")
     if at and not is_digest(digest):
-        raise ConfigError(f"image reference {text!r}: {digest!r} is not a digest (sha256: and 64 hex digits)", hint=_FORM)
+        raise ConfigError(f"image reference {text!r}: {digest!r} is not a digest (sha256:64 or sha512:128 hex digits)", hint=_FORM)
     first, slash, remainder = rest.partition("/")
     if slash and ("." in first or ":" in first or first == "localhost"):
         registry, path = first, remainder

@@ -17,22 +17,24 @@ import requests
 
 from mayfly.errors import ConfigError, RegistryError
 from mayfly.files import atomic_write, storing, sync
+from mayfly.imagegen.digests import blob_path, digest_of, hasher_for, is_digest, short, spell
 from mayfly.imagegen.oci.accounts import find_account
 from mayfly.imagegen.oci.client import CHUNK, TRANSIENT, Body, Client, TransientError, body
-from mayfly.imagegen.oci.documents import INDEX_TYPES, MANIFEST_TYPES, MAX_DOCUMENT, Descriptor, digest_of
-from mayfly.imagegen.oci.reference import RegistryReference, is_digest
+from mayfly.imagegen.oci.documents import INDEX_TYPES, MANIFEST_TYPES, MAX_DOCUMENT, Descriptor
+from mayfly.imagegen.oci.reference import RegistryReference
 from mayfly.imagegen.progress import Advance, Progress
 
 _T = TypeVar("_T")
 ATTEMPTS = 6
 FIRST_PAUSE_S = 0.25
 MAX_PAUSE_S = 8.0
+HASH_CHUNK = 1 << 20
 _LIES = "the registry is damaged or lies; do not use the image"
 _NO_REGISTRY = "is it up, and is the network? Without one, give a layout: --image oci:FOLDER"
 
 
 class RegistrySource:
-    """An image in a registry. Blobs are kept in `cache`/sha256/HEX, whole and checked; `pause`
+    """An image in a registry. Blobs are kept in `cache`/ALGORITHM/HEX, whole and checked; `pause`
     waits between two tries.
 
     `offline` asks the registry nothing: what a tag stood for when it was last asked is kept in
@@ -51,7 +53,7 @@ class RegistrySource:
     ) -> None:
         plain = insecure or reference.is_loopback
         self._reference = reference
-        self._cache = cache / "sha256"
+        self._cache = cache
         self._tag = cache / "tags" / hashlib.sha256(str(reference).encode()).hexdigest()
         self._offline = offline
         self._progress = progress
@@ -70,11 +72,12 @@ class RegistrySource:
         if wanted is not None and (known := self._cached(wanted)) is not None:
             return "", known
         media_type, data = self._retry(lambda: self._manifest(self._reference.target))
-        if wanted is not None and digest_of(data) != wanted:
-            raise RegistryError(f"{self._reference} answers with {digest_of(data)}", hint=_LIES)
-        self._keep(data)
+        digest = digest_of(data, wanted or "sha256:")
+        if wanted is not None and digest != wanted:
+            raise RegistryError(f"{self._reference} answers with {digest}", hint=_LIES)
+        self._keep(data, digest)
         with storing(self._tag), atomic_write(self._tag) as file:
-            file.write(digest_of(data).encode())
+            file.write(digest.encode())
         return media_type, data
 
     def _remembered(self) -> str | None:
@@ -92,8 +95,8 @@ class RegistrySource:
             _, data = self._retry(lambda: self._manifest(descriptor.digest))
         else:
             data = self._retry(lambda: self._small_blob(descriptor.digest))
-        if digest_of(data) == descriptor.digest:  # if not, the caller refuses it
-            self._keep(data)
+        if digest_of(data, descriptor.digest) == descriptor.digest:  # if not, the caller refuses it
+            self._keep(data, descriptor.digest)
         return data
 
     def blob(self, descriptor: Descriptor) -> Path:
@@ -103,10 +106,10 @@ class RegistrySource:
         Raises:
             RegistryError: it cannot be had, or is not of its digest and size.
         """
-        path = self._path(descriptor.digest)
+        path = blob_path(self._cache, descriptor.digest)
         part = path.with_name(f".{path.name}.part")
         with storing(path):
-            self._cache.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 return self._fetch(descriptor, path, part)
             except OSError:  # the disk is full, or fails: what came so far only takes room
@@ -121,17 +124,17 @@ class RegistrySource:
             fcntl.flock(file, fcntl.LOCK_EX)
             if _is_whole(path, descriptor):  # another process fetched it while this one waited for the lock
                 return path
-            title = f"pulling {descriptor.digest[7:19]}"
+            title = f"pulling {short(descriptor.digest)}"
             with self._progress.task(title, descriptor.size) as advance:
                 self._retry(lambda: self._download(descriptor, file, advance))
             os.fsync(file.fileno())
             part.rename(path)
-        sync(self._cache)
+        sync(path.parent)
         return path
 
     def _download(self, descriptor: Descriptor, file: BinaryIO, advance: Advance) -> None:
         """Bring the part file to its full size, and check it."""
-        hasher = hashlib.sha256()
+        hasher = hasher_for(descriptor.digest)
         file.seek(0)
         have = 0
         while data := file.read(CHUNK):
@@ -143,7 +146,7 @@ class RegistrySource:
             with self._get(f"blobs/{descriptor.digest}", headers) as response:
                 if have and (response.status_code != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {have}-")):
                     file.truncate(0)  # the registry does not resume where we ask it to: start over
-                    hasher, have, left_over = hashlib.sha256(), 0, 0
+                    hasher, have, left_over = hasher_for(descriptor.digest), 0, 0
                     if response.status_code != 200:
                         raise TransientError(f"no range of {descriptor.digest} to be had")
                 advance(have)
@@ -155,7 +158,7 @@ class RegistrySource:
         file.flush()
         if have < descriptor.size:
             raise TransientError(f"{descriptor.digest} ended after {have} of {descriptor.size} bytes")
-        found = f"sha256:{hasher.hexdigest()}"
+        found = spell(hasher)
         if found != descriptor.digest or have != descriptor.size:
             file.truncate(0)
             if left_over:  # by an earlier process, or before a break: it may be that which is wrong
@@ -180,7 +183,7 @@ class RegistrySource:
         """
         if self._retry(lambda: self._has(digest)):
             return
-        with self._progress.task(f"pushing {digest[7:19]}", path.stat().st_size) as advance:
+        with self._progress.task(f"pushing {short(digest)}", path.stat().st_size) as advance:
             self._retry(lambda: self._upload(path, digest))
             advance(path.stat().st_size)
 
@@ -255,29 +258,34 @@ class RegistrySource:
                 pause_s *= 2
         raise AssertionError("unreachable")
 
-    def _path(self, digest: str) -> Path:
-        return self._cache / digest.removeprefix("sha256:")
-
     def _cached(self, digest: str) -> bytes | None:
         """A kept document, if it still is what its name says."""
         try:
-            with self._path(digest).open("rb") as file:
+            with blob_path(self._cache, digest).open("rb") as file:
                 data = file.read(MAX_DOCUMENT + 1)
         except FileNotFoundError:
             return None
-        return data if digest_of(data) == digest else None
+        return data if digest_of(data, digest) == digest else None
 
-    def _keep(self, data: bytes) -> None:
-        if self._cached(digest_of(data)) is not None:
+    def _keep(self, data: bytes, digest: str) -> None:
+        if self._cached(digest) is not None:
             return
-        path = self._path(digest_of(data))
+        path = blob_path(self._cache, digest)
         with storing(path), atomic_write(path) as file:
             file.write(data)
 
 
 def _is_whole(path: Path, descriptor: Descriptor) -> bool:
-    """Whether a kept blob has its size; its digest is checked when it is read."""
+    """Whether a kept blob is there with its size and digest. One that a disk or a user changed is
+    fetched again.
+    """
     try:
-        return path.stat().st_size == descriptor.size
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size != descriptor.size:
+                return False
+            hasher = hasher_for(descriptor.digest)
+            while data := file.read(HASH_CHUNK):
+                hasher.update(data)
     except FileNotFoundError:
         return False
+    return spell(hasher) == descriptor.digest

@@ -8,7 +8,6 @@ within the merged tree.
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import os
 import stat
 import tempfile
@@ -23,6 +22,7 @@ import zstandard
 
 from mayfly.errors import LayerError
 from mayfly.files import storing
+from mayfly.imagegen.digests import hasher_for, spell
 from mayfly.imagegen.rootfs.tar import BLOCK, Kind, Member, is_tar, read_members
 from mayfly.imagegen.rootfs.tree import Content, Extent, Inode, Node, Tree, show, split
 from mayfly.units import MIB
@@ -115,7 +115,7 @@ class Spools:
         with self._lock:
             self._files.append(file)
             spool = len(self._files) - 1
-        packed, unpacked = hashlib.sha256(), hashlib.sha256()
+        packed, unpacked = hasher_for(layer.digest), hasher_for(layer.diff_id)
         packed_size = unpacked_size = 0
         try:
             with layer.path.open("rb") as blob, ThreadPoolExecutor(1) as hashing:
@@ -139,13 +139,11 @@ class Spools:
                     file.write(chunk)
             file.flush()
         except (zlib.error, zstandard.ZstdError, EOFError) as error:
-            found = f"sha256:{packed.hexdigest()}"
-            raise LayerError(f"layer {layer.digest} is damaged ({error}); read {packed_size} bytes, {found}") from error
+            raise LayerError(f"layer {layer.digest} is damaged ({error}); read {packed_size} bytes, {spell(packed)}") from error
         for what, wanted, hasher in (("blob", layer.digest, packed), ("tar", layer.diff_id, unpacked)):
-            if wanted != f"sha256:{hasher.hexdigest()}":
+            if wanted != spell(hasher):
                 raise LayerError(
-                    f"layer {layer.digest}: its {what} hashes to sha256:{hasher.hexdigest()}, not to {wanted}",
-                    hint=f"if {layer.path} is a cached blob, remove it and build again; else do not use the image",
+                    f"layer {layer.digest}: its {what} hashes to {spell(hasher)}, not to {wanted}", hint="do not use the image"
                 )
         return spool
 

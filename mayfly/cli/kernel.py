@@ -17,7 +17,8 @@ from mayfly.cli.image import insecure_option, showing_progress
 from mayfly.errors import ConfigError, HostError, RegistryError
 from mayfly.files import atomic_write, file_digest
 from mayfly.imagegen.build import source_of
-from mayfly.imagegen.oci.documents import Descriptor, Source, digest_of, fetch_document, parse_descriptors, read_object
+from mayfly.imagegen.digests import digest_of
+from mayfly.imagegen.oci.documents import Descriptor, Source, fetch_document, parse_descriptors, read_object
 from mayfly.imagegen.oci.reference import RegistryReference, parse_reference
 from mayfly.imagegen.oci.registry import RegistrySource
 from mayfly.paths import KERNELS, cache_dir, kernel_path

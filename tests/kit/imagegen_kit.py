@@ -119,9 +119,9 @@ def contents(content: Content, layers: Sequence[bytes]) -> bytes:
     return content
 
 
-def digest(data: bytes) -> str:
+def digest(data: bytes, algorithm: str = "sha256") -> str:
     """The digest of some bytes."""
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+    return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,18 +172,20 @@ def _padding(archive: bytes, at: int) -> int:
 
 
 class LayoutMaker:
-    """Writes an OCI layout of small images."""
+    """Writes an OCI layout of small images, with digests of one algorithm."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, algorithm: str = "sha256") -> None:
         self.folder = folder
-        self.blobs = folder / "blobs" / "sha256"
+        self.algorithm = algorithm
+        self.blobs = folder / "blobs" / algorithm
         self.blobs.mkdir(parents=True)
         (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
 
     def blob(self, data: bytes, media_type: str) -> dict[str, Any]:
         """Keep a blob; its descriptor."""
-        (self.blobs / digest(data).removeprefix("sha256:")).write_bytes(data)
-        return {"mediaType": media_type, "digest": digest(data), "size": len(data)}
+        found = digest(data, self.algorithm)
+        (self.blobs / found.partition(":")[2]).write_bytes(data)
+        return {"mediaType": media_type, "digest": found, "size": len(data)}
 
     def document(self, value: object, media_type: str) -> dict[str, Any]:
         """Keep a JSON document; its descriptor."""
@@ -198,7 +200,7 @@ class LayoutMaker:
         }[compression]()
         base = DOCKER_LAYER if docker else OCI_LAYER
         suffix = "" if compression == "none" else f"{'.' if docker else '+'}{compression}"
-        return self.blob(packed, base + suffix), digest(data)
+        return self.blob(packed, base + suffix), digest(data, self.algorithm)
 
     def image(
         self,

@@ -117,7 +117,7 @@ class FakeRegistry:
         self._send(request, status, self.faults.token_answer or answer if status == 200 else b"{}", "application/json")
 
     def _manifest(self, request: http.server.BaseHTTPRequestHandler, target: str) -> None:
-        if target.startswith("sha256:"):
+        if ":" in target:
             path = self._path(target)
         else:
             entries = json.loads((self.layout / "index.json").read_bytes())["manifests"]

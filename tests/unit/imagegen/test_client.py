@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from mayfly.errors import ConfigError, RegistryError
+from mayfly.imagegen.digests import digest_of
 from mayfly.imagegen.oci.accounts import Account
 from mayfly.imagegen.oci.client import Client, TransientError, body, origin_of, parse_challenges
-from mayfly.imagegen.oci.documents import digest_of
 from mayfly.imagegen.oci.reference import RegistryReference, parse_reference
 from mayfly.imagegen.oci.registry import RegistrySource
 from mayfly.imagegen.progress import Silent

@@ -1,6 +1,7 @@
 """Pulling, from a registry that misbehaves in this process and from Debian's real one."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -12,15 +13,18 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mayfly.errors import HostError, RegistryError
-from mayfly.imagegen.oci.documents import ResolvedImage, resolve
-from mayfly.imagegen.oci.reference import RegistryReference, parse_reference
+from mayfly.errors import HostError, LayerError, RegistryError
+from mayfly.imagegen.oci.documents import ResolvedImage, Source, resolve
+from mayfly.imagegen.oci.layout import LayoutSource
+from mayfly.imagegen.oci.reference import LayoutReference, RegistryReference, parse_reference
 from mayfly.imagegen.oci.registry import ATTEMPTS, RegistrySource
 from mayfly.imagegen.progress import Silent
+from mayfly.imagegen.rootfs.layers import Layer, Limits, Spools, merge
 from mayfly.images.manifest import load
 from mayfly.vmm.loader import elf
 from tests.kit.agent_process import build_agent
@@ -44,13 +48,17 @@ def layout(tmp_path: Path) -> Path:
     return maker.finish(maker.index([arm64, amd64]))
 
 
-def _source(address: str, cache: Path, pauses: list[float] | None = None, rest: str = ":latest") -> RegistrySource:
+def _reference(address: str, rest: str = ":latest") -> RegistryReference:
     reference = parse_reference(f"{address}/test{rest}")
     assert isinstance(reference, RegistryReference)
-    return RegistrySource(reference, cache, progress=Silent(), pause=(pauses if pauses is not None else []).append)
+    return reference
 
 
-def _pull(source: RegistrySource) -> tuple[ResolvedImage, list[Path]]:
+def _source(address: str, cache: Path, pauses: list[float] | None = None, rest: str = ":latest") -> RegistrySource:
+    return RegistrySource(_reference(address, rest), cache, progress=Silent(), pause=(pauses if pauses is not None else []).append)
+
+
+def _pull(source: Source) -> tuple[ResolvedImage, list[Path]]:
     image = resolve(source, "x86_64")
     return image, [source.blob(layer) for layer in image.layers]
 
@@ -197,6 +205,46 @@ def test_a_wrong_left_over_is_found_and_fetched_again(layout: Path, tmp_path: Pa
         part = cache / "sha256" / f".{image.layers[0].digest.removeprefix('sha256:')}.part"
         part.write_bytes(bytes(1000))
         _check(image, [source.blob(layer) for layer in image.layers])
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: bytes(len(data)), lambda data: data[:9]])
+def test_a_kept_blob_that_changed_is_fetched_again_once(layout: Path, tmp_path: Path, change: Callable[[bytes], bytes]) -> None:
+    cache = tmp_path / "cache"
+    with FakeRegistry(layout) as registry:
+        image, paths = _pull(_source(registry.address, cache))
+        paths[0].write_bytes(change(paths[0].read_bytes()))
+        with pytest.raises(RegistryError, match="not all in the cache"):
+            RegistrySource(_reference(registry.address), cache, offline=True, progress=Silent()).blob(image.layers[0])
+        registry.requests.clear()
+        _check(*_pull(_source(registry.address, cache)))
+        _check(*_pull(_source(registry.address, cache)))
+        assert [path for path, _ in registry.requests if "blobs" in path] == [f"/v2/test/blobs/{image.layers[0].digest}"]
+    assert _left(cache) == []
+
+
+def test_digests_may_be_of_sha512(tmp_path: Path) -> None:
+    """As go-digest, which skopeo and containerd use, takes them (descriptor.md, SHA-512)."""
+    maker = LayoutMaker(tmp_path / "test", "sha512")
+    made = maker.image([maker.layer(LAYER)])
+    layout, cache = maker.finish(made), tmp_path / "cache"
+    from_layout = _pull(LayoutSource(LayoutReference(path=layout)))[0]
+    with FakeRegistry(layout) as registry:
+        for rest in (":latest", f"@{made['digest']}"):
+            image, paths = _pull(_source(registry.address, cache, rest=rest))
+            assert image == from_layout
+        registry.faults.garble = True
+        paths[0].unlink()
+        with pytest.raises(RegistryError, match="asked for sha512:"):
+            _source(registry.address, cache).blob(image.layers[0])
+        registry.faults.garble = False
+        _, paths = _pull(_source(registry.address, cache))
+    layer = Layer(path=paths[0], digest=image.layers[0].digest, diff_id=image.config.diff_ids[0])
+    with Spools(tmp_path) as spools:
+        node = merge([layer], spools, Limits()).find(b"a")
+        assert node is not None
+        assert spools.read(node.inode.content) == CONTENTS
+        with pytest.raises(LayerError, match="its tar hashes to sha512:"):
+            merge([dataclasses.replace(layer, diff_id=layer.digest)], spools, Limits())
 
 
 def test_a_full_disk_leaves_nothing_and_a_second_try_works(layout: Path, tmp_path: Path) -> None:
