@@ -98,6 +98,31 @@ class Built:
     fresh: bool
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Build:
+    """A build under way: what was asked for, what it was resolved to, and the merged tree with the
+    spools of its contents, which `furnish` and `add_prepared` complete.
+    """
+
+    options: Options
+    image: ResolvedImage
+    agent: bytes
+    recipe: str
+    version: str
+    tree: Tree
+    spools: Spools
+    progress: Progress
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Archive:
+    """An initramfs that was written: what is in it, its bytes and its digest."""
+
+    summary: Summary
+    size: int
+    digest: str
+
+
 def build(options: Options, progress: Progress) -> Built:
     """Build the image of a language, or find that it is there already, made of the same things.
 
@@ -129,12 +154,21 @@ def build(options: Options, progress: Progress) -> Built:
             removed = prune(tree, options.language.prune)
             progress.say(f"{options.language.name} {version}; pruned {removed.total() // MIB} MiB")
             furnish(tree, spools, agent)
+            under_way = Build(
+                options=options,
+                image=image,
+                agent=agent,
+                recipe=recipe,
+                version=version,
+                tree=tree,
+                spools=spools,
+                progress=progress,
+            )
             with storing(cache_dir()):
-                compiler = add_prepared(options, image, version, tree, spools, progress)
+                compiler = add_prepared(under_way)
             with replacing(folder) as part:
-                summary, size, digest = _write(tree, spools, part / "initramfs", options.compression, progress)
-                manifest = _manifest(options, image, version, summary, agent, recipe, size, digest)
-                manifest = msgspec.structs.replace(manifest, compiler=compiler, sizes=_large(sizes(tree)), pruned=_large(removed))
+                archive = _write(under_way, part / "initramfs")
+                manifest = msgspec.structs.replace(_manifest(under_way, archive), compiler=compiler, pruned=_large(removed))
                 with atomic_write(part / "manifest.json") as file:
                     file.write(manifest.to_json().encode())
     return Built(manifest=manifest, folder=folder, fresh=True)
@@ -237,9 +271,9 @@ def _prepared_path(options: Options, image: ResolvedImage) -> Path:
     return cache_dir() / "prepared" / f"{digest}.tar"
 
 
-def add_prepared(options: Options, image: ResolvedImage, version: str, tree: Tree, spools: Spools, progress: Progress) -> str:
-    """Merge into `tree` what the language's prepare steps make in a machine, which runs once for an
-    image.
+def add_prepared(build: Build) -> str:
+    """Merge into the tree what the language's prepare steps make in a machine, which runs once for
+    an image.
 
     Gives what the compiler said of itself there. Where there are no steps, and no machine to ask it
     in, that is nothing.
@@ -249,16 +283,17 @@ def add_prepared(options: Options, image: ResolvedImage, version: str, tree: Tre
         ImageError: a step failed, or the compiler is of another version than the image's files
             show.
     """
+    options, image, progress = build.options, build.image, build.progress
     language = options.language
     wanted = language.prepare
     if not wanted.steps and not can_ask(options, image):
         return ""
     path = _prepared_path(options, image)
     if not path.exists() or (options.force and (wanted.steps or _has_machine(options))):
-        progress.say(f"{'preparing' if wanted.steps else 'asking'} {language.name} {version} in a machine; this is done once")
+        progress.say(f"{'preparing' if wanted.steps else 'asking'} {language.name} {build.version} in a machine; this is done once")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="prepare.", dir=cache_dir()) as folder:
-            _write_unprepared(options, image, version, tree, spools, Path(folder), progress)
+            _write_unprepared(build, Path(folder))
             if options.prepare_with:
                 command = [*options.prepare_with, "imagegen", "prepare", folder, str(path), *wanted.collect]
                 try:
@@ -271,36 +306,34 @@ def add_prepared(options: Options, image: ResolvedImage, version: str, tree: Tre
                 prepare(Path(folder), wanted.collect, path, options.limits, progress)
     digest = file_digest(path)
     layer = Layer(path=path, digest=digest, diff_id=digest)
-    add_layer(tree, len(image.layers) + 1, layer, spools, options.limits)
+    add_layer(build.tree, len(image.layers) + 1, layer, build.spools, options.limits)
     if not language.version_command:
         return ""
-    said = tree.remove(VERSION_FILE.encode())  # it is for the manifest: the archive is the same where no machine could be asked
-    text = spools.read(said.inode.content).decode(errors="replace") if said is not None else ""
+    said = build.tree.remove(VERSION_FILE.encode())  # it is for the manifest: the archive is the same where no machine could be asked
+    text = build.spools.read(said.inode.content).decode(errors="replace") if said is not None else ""
     compiler = "".join(letter for letter in text.strip() if letter.isprintable())[:MAX_COMPILER]
-    if version not in compiler:
-        raise ImageError(f"the image's files show {language.name} {version}, the compiler says {compiler!r}", hint="give another --image")
+    if build.version not in compiler:
+        raise ImageError(f"the files show {language.name} {build.version}, the compiler says {compiler!r}", hint="give another --image")
     return compiler
 
 
-def _write_unprepared(
-    options: Options, image: ResolvedImage, version: str, tree: Tree, spools: Spools, folder: Path, progress: Progress
-) -> None:
+def _write_unprepared(build: Build, folder: Path) -> None:
     """Write the image as it is before the prepare steps, which are the steps of its manifest; they
     may write where it is collected.
     """
-    wanted = options.language.prepare
+    language = build.options.language
+    wanted = language.prepare
     for path in wanted.collect:
-        tree.put(path.encode(), Inode(mode=stat.S_IFDIR | 0o755, uid=RUNNER, gid=RUNNER))
+        build.tree.put(path.encode(), Inode(mode=stat.S_IFDIR | 0o755, uid=RUNNER, gid=RUNNER))
     steps = wanted.steps
-    if options.language.version_command:
-        steps = (Step(name=VERSION_STEP, argv=options.language.version_command, wall_s=VERSION_S), *steps)
-    memory = wanted.working_memory_mib or options.language.working_memory_mib
-    language = msgspec.structs.replace(options.language, steps=steps, warmup=Warmup(), working_memory_mib=memory)
-    # Nothing is faster to write, and to unpack where machines are emulated.
-    summary, size, digest = _write(tree, spools, folder / "initramfs", "none", progress)
-    unprepared = dataclasses.replace(options, language=language, compression="none")
-    manifest = _manifest(unprepared, image, version, summary, read_agent(options.arch), "", size, digest)
-    (folder / "manifest.json").write_text(manifest.to_json())
+    if language.version_command:
+        steps = (Step(name=VERSION_STEP, argv=language.version_command, wall_s=VERSION_S), *steps)
+    memory = wanted.working_memory_mib or language.working_memory_mib
+    language = msgspec.structs.replace(language, steps=steps, warmup=Warmup(), working_memory_mib=memory)
+    # Without compression it is fastest to write, and to unpack where machines are emulated.
+    unprepared = dataclasses.replace(build, options=dataclasses.replace(build.options, language=language, compression="none"), recipe="")
+    archive = _write(unprepared, folder / "initramfs")
+    (folder / "manifest.json").write_text(_manifest(unprepared, archive).to_json())
 
 
 def version_of(language: Language, tree: Tree, spools: Spools) -> str:
@@ -355,33 +388,33 @@ def _is_of(fields: list[bytes], name: bytes, number: bytes) -> bool:
     return fields[0] == name or fields[2:3] == [number]
 
 
-def _write(tree: Tree, spools: Spools, path: Path, compression: str, progress: Progress) -> tuple[Summary, int, str]:
-    total = sum(node.inode.size for _, node in tree.walk())
+def _write(build: Build, path: Path) -> Archive:
+    compression = build.options.compression
+    total = sum(node.inode.size for node in build.tree.nodes())
     title = f"writing ({compression})"
-    with atomic_write(path) as file, progress.task(title, total) as advance, compressor(compression, file) as write:
+    with atomic_write(path) as file, build.progress.task(title, total) as advance, compressor(compression, file) as write:
 
         def put(data: bytes) -> None:
             write(data)
             advance(len(data))
 
-        summary = write_cpio(tree, spools.chunks, put)
-    return summary, path.stat().st_size, file_digest(path)
+        summary = write_cpio(build.tree, build.spools.chunks, put)
+    return Archive(summary=summary, size=path.stat().st_size, digest=file_digest(path))
 
 
-def _manifest(
-    options: Options, image: ResolvedImage, version: str, summary: Summary, agent: bytes, recipe: str, size: int, digest: str
-) -> Manifest:
+def _manifest(build: Build, archive: Archive) -> Manifest:
+    options, image, summary = build.options, build.image, archive.summary
     language = options.language
-    needed = size + summary.rounded_size + language.working_memory
+    needed = archive.size + summary.rounded_size + language.working_memory
     return Manifest(
         language=language.name,
-        version=version,
+        version=build.version,
         arch=options.arch,
         extensions=language.extensions,
         source_file=language.source_file,
         steps=_steps(language.steps, image.config.working_dir),
         warmup=msgspec.structs.replace(language.warmup, steps=_steps(language.warmup.steps, image.config.working_dir)),
-        options=offered(language, version),
+        options=offered(language, build.version),
         env=_env(language, image),
         source=Origin(
             reference=str(options.reference),
@@ -390,15 +423,16 @@ def _manifest(
             layers=tuple(layer.digest for layer in image.layers),
         ),
         compression=options.compression,
-        initramfs_size=size,
-        initramfs_digest=digest,
+        initramfs_size=archive.size,
+        initramfs_digest=archive.digest,
         end_marker=summary.end_marker,
         unpacked_size=summary.unpacked_size,
         entries=summary.entries,
         memory=-(-needed // MIB) * MIB,
-        agent_digest=f"sha256:{hashlib.sha256(agent).hexdigest()}",
+        agent_digest=f"sha256:{hashlib.sha256(build.agent).hexdigest()}",
         generator=f"imagegen {mayfly.__version__}",
-        recipe_digest=recipe,
+        recipe_digest=build.recipe,
+        sizes=_large(sizes(build.tree)),
     )
 
 
