@@ -347,7 +347,7 @@ def version_of(language: Language, tree: Tree, spools: Spools) -> str:
             return None
         return spools.read(node.inode.content)
 
-    version = find_version(language.version, (path for path, _ in tree.walk()), read)
+    version = find_version(language.version, lambda: (path for path, _ in tree.walk()), read)
     if version is None:
         raise ImageError(f"the image shows no version of {language.name}", hint="is it an image of that language? give another --image")
     return version

@@ -175,18 +175,17 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"[0-9]{1,18}", version))
 
 
-def find_version(rules: Iterable[VersionRule], paths: Iterable[bytes], read: Callable[[str], bytes | None]) -> str | None:
+def find_version(rules: Iterable[VersionRule], paths: Callable[[], Iterable[bytes]], read: Callable[[str], bytes | None]) -> str | None:
     """The version that an image's files show, without running any of them: the first rule that
     finds something counts.
 
-    `paths` are all names of the image, sorted; `read` gives a file's contents, or None where there
-    is no such file.
+    `paths` walks all names of the image, sorted; `read` gives a file's contents, or None where
+    there is no such file.
     """
-    names = [path.decode("utf-8", "replace") for path in paths]
     for rule in rules:
         if rule.path:
             pattern = re.compile(rule.path)
-            found = next((match for name in names if (match := pattern.fullmatch(name))), None)
+            found = next((match for path in paths() if (match := pattern.fullmatch(path.decode("utf-8", "replace")))), None)
         else:
             data = read(rule.file or DPKG_STATUS)
             pattern = re.compile(rule.pattern or "")

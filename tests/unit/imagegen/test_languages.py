@@ -2,6 +2,8 @@
 
 import re
 import stat
+import tracemalloc
+from collections.abc import Iterator
 
 import pytest
 
@@ -83,8 +85,8 @@ def test_each_language_is_a_file_that_can_be_read() -> None:
 def test_the_version_of_go_in_either_layout() -> None:
     rules = load_language("go").version
     debian = b"Package: golang-1.24-go\nStatus: x\nVersion: 1.24.4-1\n\nPackage: golang-go\nVersion: 2:1.24~2\n"
-    assert find_version(rules, [], lambda path: b"go1.24.4\ntime x\n" if path == "usr/local/go/VERSION" else None) == "1.24.4"
-    assert find_version(rules, [], lambda path: debian if path == "var/lib/dpkg/status" else None) == "1.24.4"
+    assert find_version(rules, list, lambda path: b"go1.24.4\ntime x\n" if path == "usr/local/go/VERSION" else None) == "1.24.4"
+    assert find_version(rules, list, lambda path: debian if path == "var/lib/dpkg/status" else None) == "1.24.4"
 
 
 @pytest.mark.parametrize("name", ["cobol", "../rust", "", "rust.yaml", "Rust", "/etc/passwd"])
@@ -109,9 +111,24 @@ Description: x
 def test_the_version_of_either_layout() -> None:
     rules = load_language("rust").version
     paths = [b"usr/local/rustup/toolchains", b"usr/local/rustup/toolchains/1.85.1-x86_64-unknown-linux-gnu"]
-    assert find_version(rules, paths, lambda _: None) == "1.85.1"
-    assert find_version(rules, [b"x"], lambda path: DEBIAN if path == "var/lib/dpkg/status" else None) == "1.85.0"
-    assert find_version(rules, [b"x"], lambda _: b"Package: python\nVersion: 3\n") is None
+    assert find_version(rules, lambda: paths, lambda _: None) == "1.85.1"
+    assert find_version(rules, lambda: [b"x"], lambda path: DEBIAN if path == "var/lib/dpkg/status" else None) == "1.85.0"
+    assert find_version(rules, lambda: [b"x"], lambda _: b"Package: python\nVersion: 3\n") is None
+
+
+def test_names_are_walked_no_further_than_the_version_and_none_is_held() -> None:
+    def names(count: int) -> Iterator[bytes]:
+        yield from (b"usr/local/rustup/%d" % number for number in range(count))
+        yield b"usr/local/rustup/toolchains/1.85.1-x86_64-unknown-linux-gnu"
+        pytest.fail("the walk went on behind the version")
+
+    rules = load_language("rust").version
+    tracemalloc.start()
+    try:
+        assert find_version(rules, lambda: names(100_000), lambda _: None) == "1.85.1"
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 GOOD = {
@@ -175,10 +192,10 @@ def test_many_packages_without_a_version_take_no_square_of_time() -> None:
     """With a backtracking expression over the whole text this would take minutes."""
     text = b"Package: rustc\n" * 50_000 + b"\nPackage: rustc\nVersion: 1.85.0\n"
     rules = load_language("rust").version
-    assert find_version(rules, [], lambda path: text if path == "var/lib/dpkg/status" else None) == "1.85.0"
+    assert find_version(rules, list, lambda path: text if path == "var/lib/dpkg/status" else None) == "1.85.0"
     long = b"1" * 1_000_000 + b"\n1.85\n"
     rule = VersionRule(file="x", pattern=r"(\d+\.\d+)")
-    assert find_version([rule], [], lambda _: long) == "1.85"
+    assert find_version([rule], list, lambda _: long) == "1.85"
 
 
 def test_options_are_those_that_the_version_has() -> None:
