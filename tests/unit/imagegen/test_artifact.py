@@ -189,7 +189,7 @@ def _container(usb: Path, image: Built) -> None:
         (_rewritten(initramfs_size=1), "different archives"),
         (_rewritten(initramfs_digest="sha256:" + "0" * 64), "different archives"),
         (_rewritten(format=9), "format"),
-        (_container, "no image that imagegen pushed"),
+        (_container, "not an image that imagegen pushed"),
         (lambda usb, _: (usb / "index.json").write_text('{"manifests": []}'), "0 artifacts"),
     ],
 )
