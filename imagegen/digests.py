@@ -11,7 +11,10 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 class Hasher(Protocol):
     """What hashlib gives."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The algorithm."""
+        ...
 
     def update(self, data: bytes, /) -> None:
         """Hash more bytes."""

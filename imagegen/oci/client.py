@@ -8,8 +8,10 @@ Sources: OCI distribution-spec 1.1; RFC 9110, 11 (challenges); Docker Registry, 
 and OAuth2 Token Authentication.
 """
 
+import email.utils
 import json
 import re
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO, NamedTuple
@@ -25,6 +27,8 @@ TIMEOUT_S = (10.0, 60.0)
 """To connect, and between two pieces of an answer."""
 MAX_REDIRECTS = 10
 MAX_TOKEN = 1 << 20
+MAX_REFUSAL = 64 << 10
+"""Bytes of an answer that says why a registry refuses."""
 CHUNK = 64 << 10
 CLIENT_ID = "imagegen"
 TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -44,11 +48,14 @@ Body = bytes | BinaryIO | None
 
 
 class TransientError(Exception):
-    """Worth another try; `pause_s` is how long the registry asked us to wait."""
+    """Worth another try; `pause_s` is how long the registry asks to wait, `hint` what to do when
+    every try fails so.
+    """
 
-    def __init__(self, message: str, pause_s: float = 0.0) -> None:
+    def __init__(self, message: str, pause_s: float = 0.0, hint: str = "") -> None:
         super().__init__(message)
         self.pause_s = pause_s
+        self.hint = hint
 
 
 class Origin(NamedTuple):
@@ -204,10 +211,42 @@ class Client:
             response = self._follow("GET", url, {}, None, origin_of(realm), basic)[0]
         with response:
             if response.status_code in TRANSIENT:
-                raise TransientError(f"{origin_of(realm).host} answers {response.status_code}")
+                raise transient(origin_of(realm).host, response)
             if response.status_code != 200:
                 return ""
             return _token_in(b"".join(body(response, MAX_TOKEN)))
+
+
+def transient(host: str, response: requests.Response) -> TransientError:
+    """The error for an answer of `host` whose status is one of TRANSIENT."""
+    hint = "it limits how much one may ask; wait, or log in as docker does" if response.status_code == 429 else ""
+    return TransientError(f"{host} answers {response.status_code}{said(response)}", pause_asked(response), hint)
+
+
+def pause_asked(response: requests.Response) -> float:
+    """How many seconds the answer asks to wait (RFC 9110, 10.2.3): 0 if none that make sense."""
+    text = response.headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdecimal() and len(text) < 10:
+        return float(text)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return 0.0
+
+
+def said(response: requests.Response) -> str:
+    """What a registry says of its refusal, `, and says: CODE: message` (distribution-spec, Error
+    Codes), or "". Closes the answer.
+    """
+    try:
+        with response:
+            answer = json.loads(b"".join(body(response, MAX_REFUSAL)))
+        error = answer["errors"][0]
+        text = ": ".join(error[key] for key in ("code", "message") if error.get(key))
+    except (TransientError, RegistryError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return ""
+    shown = " ".join("".join(letter if letter.isprintable() else " " for letter in text[:300]).split())
+    return f", and says: {shown}" if shown else ""
 
 
 def body(response: requests.Response, limit: int) -> Iterator[bytes]:

@@ -19,7 +19,7 @@ from mayfly.errors import ConfigError, RegistryError
 from mayfly.files import atomic_write, storing, sync
 from mayfly.imagegen.digests import blob_path, digest_of, hasher_for, is_digest, short, spell
 from mayfly.imagegen.oci.accounts import find_account
-from mayfly.imagegen.oci.client import CHUNK, TRANSIENT, Body, Client, TransientError, body
+from mayfly.imagegen.oci.client import CHUNK, TRANSIENT, Body, Client, TransientError, body, said, transient
 from mayfly.imagegen.oci.documents import INDEX_TYPES, MANIFEST_TYPES, MAX_DOCUMENT, Descriptor
 from mayfly.imagegen.oci.reference import RegistryReference
 from mayfly.imagegen.progress import Advance, Progress
@@ -28,6 +28,8 @@ _T = TypeVar("_T")
 ATTEMPTS = 6
 FIRST_PAUSE_S = 0.25
 MAX_PAUSE_S = 8.0
+MAX_ASKED_S = 60.0
+"""The longest pause that a registry is granted, as by skopeo."""
 HASH_CHUNK = 1 << 20
 _LIES = "the registry is damaged or lies; do not use the image"
 _NO_REGISTRY = "is it up, and is the network? Without one, give a layout: --image oci:FOLDER"
@@ -229,21 +231,19 @@ class RegistrySource:
         answer = self._client.request(method, url, headers, data)
         if answer.status_code in (200, 201, 202, 206, 416) or (method == "HEAD" and answer.status_code == 404):
             return answer
-        answer.close()
         if answer.status_code in TRANSIENT:
-            asked = answer.headers.get("Retry-After", "")
-            raise TransientError(f"{self._reference.endpoint} answers {answer.status_code}", float(asked) if asked.isdecimal() else 0.0)
-        raise self._refusal(answer.status_code)
+            raise transient(self._reference.endpoint, answer)
+        raise self._refusal(answer.status_code, said(answer))
 
-    def _refusal(self, status: int) -> RegistryError:
+    def _refusal(self, status: int, why: str) -> RegistryError:
         if status == 404:
             return RegistryError(f"{self._reference}: the registry has no such image", hint="check the name and the tag")
         if status in (401, 403):
             return RegistryError(
-                f"{self._reference}: the registry refuses: there is no account, it is wrong or lacks the right, or there is no such image",
+                f"{self._reference}: the registry refuses{why}: there is no account, it lacks the right, or there is no such image",
                 hint=f"log in as docker does, so that ~/.docker/config.json knows an account for {self._reference.registry}",
             )
-        return RegistryError(f"{self._reference}: the registry answers {status}")
+        return RegistryError(f"{self._reference}: the registry answers {status}{why}")
 
     def _retry(self, work: Callable[[], _T]) -> _T:
         """Do `work`, and again after a growing pause where it failed in a way that may pass."""
@@ -252,10 +252,13 @@ class RegistrySource:
             try:
                 return work()
             except TransientError as error:
+                hint = error.hint or _NO_REGISTRY
+                if error.pause_s > MAX_ASKED_S:
+                    raise RegistryError(f"{self._reference}: {error}; it asks to wait {error.pause_s:.0f} s", hint=hint) from error
                 if attempt == ATTEMPTS:
-                    raise RegistryError(f"{self._reference}: {error}, {ATTEMPTS} times", hint=_NO_REGISTRY) from error
-                self._pause(min(max(pause_s, error.pause_s), MAX_PAUSE_S))
-                pause_s *= 2
+                    raise RegistryError(f"{self._reference}: {error}, {ATTEMPTS} times", hint=hint) from error
+                self._pause(max(pause_s, error.pause_s))
+                pause_s = min(2 * pause_s, MAX_PAUSE_S)
         raise AssertionError("unreachable")
 
     def _cached(self, digest: str) -> bytes | None:

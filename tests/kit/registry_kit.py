@@ -16,6 +16,9 @@ class Faults:
 
     status: list[int] = dataclasses.field(default_factory=list)
     """Answer the next requests so."""
+    status_headers: dict[str, str] = dataclasses.field(default_factory=dict)
+    status_body: bytes = b"{}"
+    """Headers and body of those answers."""
     cut_blobs_at: list[int] = dataclasses.field(default_factory=list)
     """Break the next blobs' answers off after so many bytes of the body."""
     no_range: bool = False
@@ -95,7 +98,7 @@ class FakeRegistry:
             if self.faults.expires_after == 0:
                 self.faults.token = f"{self.faults.token}-renewed"
         if self.faults.status:
-            self._send(request, self.faults.status.pop(0), b"{}", "application/json")
+            self._send(request, self.faults.status.pop(0), self.faults.status_body, "application/json", self.faults.status_headers)
             return
         match = re.fullmatch(r"/v2/test/(manifests|blobs)/(.+)", request.path)
         if match is None:

@@ -300,6 +300,47 @@ def test_passing_trouble_is_waited_out(layout: Path, tmp_path: Path) -> None:
     assert pauses == [0.25, 0.5, 1.0]
 
 
+@pytest.mark.parametrize(
+    ("asked", "pause"),
+    [("7", 7.0), ("45", 45.0), ("0", 0.25), ("-5", 0.25), ("soon", 0.25), ("²", 0.25), ("Thu, 01 Jan 1970 00:00:00 GMT", 0.25)],
+)
+def test_the_pause_is_as_long_as_the_registry_asks(layout: Path, tmp_path: Path, asked: str, pause: float) -> None:
+    pauses: list[float] = []
+    with FakeRegistry(layout, Faults(status=[429], status_headers={"Retry-After": asked})) as registry:
+        _check(*_pull(_source(registry.address, tmp_path / "cache", pauses)))
+    assert pauses == [pause]
+
+
+@pytest.mark.parametrize("asked", ["21600", "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_a_registry_that_asks_for_long_is_told_at_once(layout: Path, tmp_path: Path, asked: str) -> None:
+    pauses: list[float] = []
+    body = b'{"errors": [{"code": "TOOMANYREQUESTS", "message": "pull rate\\u001b[2J\\nlimit"}]}'
+    with (
+        FakeRegistry(layout, Faults(status=[429] * 9, status_headers={"Retry-After": asked}, status_body=body)) as registry,
+        pytest.raises(RegistryError, match=r"429, and says: TOOMANYREQUESTS: pull rate \[2J limit; it asks to wait \d+ s") as caught,
+    ):
+        _pull(_source(registry.address, tmp_path / "cache", pauses))
+    assert pauses == []
+    assert "log in" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"{", b'{"errors": []}', b'{"errors": [3]}', b'{"errors": [{"code": 3}]}', b"[" * 100_000, bytes(100_000)]
+)
+def test_a_refusal_that_says_nothing_of_use(layout: Path, tmp_path: Path, body: bytes) -> None:
+    with FakeRegistry(layout, Faults(status=[403], status_body=body)) as registry, pytest.raises(RegistryError, match="refuses: there"):
+        _pull(_source(registry.address, tmp_path / "cache"))
+
+
+def test_what_a_registry_says_of_its_refusal_is_told(layout: Path, tmp_path: Path) -> None:
+    body = b'{"errors": [{"code": "DENIED", "message": "requested access to the resource is denied", "detail": 3}]}'
+    with (
+        FakeRegistry(layout, Faults(status=[403], status_body=body)) as registry,
+        pytest.raises(RegistryError, match="refuses, and says: DENIED: requested access to the resource is denied: there is no account"),
+    ):
+        _pull(_source(registry.address, tmp_path / "cache"))
+
+
 @pytest.mark.parametrize(("status", "text"), [(404, "no such image"), (403, "account"), (410, "410")])
 def test_refusals_are_final(layout: Path, tmp_path: Path, status: int, text: str) -> None:
     pauses: list[float] = []
