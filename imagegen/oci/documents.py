@@ -15,6 +15,7 @@ from mayfly.errors import ImageError, RegistryError
 from mayfly.imagegen.digests import digest_of, is_digest
 
 INDEX_TYPES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
+CONFIG_TYPES = ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json")
 MANIFEST_TYPES = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
 MACHINE_TO_GOARCH: Mapping[str, str] = {"x86_64": "amd64", "aarch64": "arm64"}
 MAX_DOCUMENT = 4 << 20
@@ -95,7 +96,7 @@ def resolve(source: Source, arch: str) -> ResolvedImage:
 
 
 class _OtherPlatformError(ImageError):
-    """An image is for another platform than the one that is wanted."""
+    """An image is for another platform than the one that is wanted, or an artifact for none."""
 
 
 def _resolve(source: Source, data: bytes, wanted: str, *, depth: int, stated: bool) -> ResolvedImage:
@@ -149,11 +150,21 @@ def fetch_document(source: Source, descriptor: Descriptor) -> bytes:
 
 
 def _resolve_manifest(source: Source, data: bytes, document: Mapping[str, Any], wanted: str, *, stated: bool) -> ResolvedImage:
-    if document.get("schemaVersion") != 2 or not isinstance(document.get("config"), dict):
+    if document.get("schemaVersion", 2) != 2 or not isinstance(document.get("config"), dict):
         raise RegistryError("the image's manifest is not of schema version 2", hint="push it again with a present-day tool")
     layers = parse_descriptors(document.get("layers"), "manifest")
     config_at = parse_descriptors([document["config"]], "manifest")[0]
-    config = parse_config(fetch_document(source, config_at))
+    config_data = fetch_document(source, config_at)
+    try:
+        config = parse_config(config_data)
+    except RegistryError as error:
+        if config_at.media_type in ("", *CONFIG_TYPES):
+            raise
+        kind = str(document.get("artifactType") or config_at.media_type)[:100]
+        raise _OtherPlatformError(
+            f"what is there is an artifact of type {kind!r}, not a container image",
+            hint="choose another image; for one that imagegen pushed: imagegen pull",
+        ) from error
     if config.platform != wanted and not stated:  # containerd believes the index too, where both say something
         raise _OtherPlatformError(f"the image is for {config.platform}, not for {wanted}", hint="choose another image, or give --arch")
     if len(layers) > MAX_LAYERS:

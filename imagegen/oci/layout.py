@@ -25,6 +25,9 @@ class LayoutSource:
         folder = self.reference.path
         if not (folder / "oci-layout").is_file():
             raise ImageError(f"{folder} is not an OCI image layout", hint="make one with skopeo copy docker://… oci:FOLDER")
+        version = _version(_read(folder / "oci-layout"))
+        if version and not version.startswith("1."):
+            raise ImageError(f"{folder} is a layout of version {version[:20]!r}, not of 1", hint="make one with skopeo copy")
         data = _read(folder / "index.json")
         try:
             entries = [entry for entry in json.loads(data)["manifests"] if isinstance(entry, dict)]
@@ -51,6 +54,15 @@ class LayoutSource:
         if not path.is_file():
             raise ImageError(f"{self.reference.path} lacks the blob {descriptor.digest}", hint="the layout is incomplete; make it again")
         return path
+
+
+def _version(data: bytes) -> str:
+    """The version that the file `oci-layout` states, or "": skopeo does not ask for one."""
+    try:
+        version = json.loads(data)["imageLayoutVersion"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return ""
+    return version if isinstance(version, str) else ""
 
 
 def _read(path: Path) -> bytes:

@@ -83,8 +83,8 @@ def is_loopback(host: str) -> bool:
 def parse_reference(text: str) -> Reference:
     """Parse what the user wrote after `--image`.
 
-    A first component with a dot, a colon or the name `localhost` is a registry; else it is
-    docker.io, where a lone component is in `library/`.
+    A first component with a dot, a colon or a capital letter, or `localhost`, is a registry;
+    otherwise it is docker.io, where a lone component is in `library/`.
 
     Raises:
         ConfigError: it has none of these forms.
@@ -95,7 +95,7 @@ def parse_reference(text: str) -> Reference:
     if at and not is_digest(digest):
         raise ConfigError(f"image reference {text!r}: {digest!r} is not a digest (sha256:64 or sha512:128 hex digits)", hint=_FORM)
     first, slash, remainder = rest.partition("/")
-    if slash and ("." in first or ":" in first or first == "localhost"):
+    if slash and ("." in first or ":" in first or first == "localhost" or first != first.lower()):
         registry, path = first, remainder
     else:
         registry, path = DEFAULT_REGISTRY, rest

@@ -11,7 +11,7 @@ from mayfly.errors import ImageError, RegistryError
 from mayfly.imagegen.oci.documents import Descriptor, ResolvedImage, parse_config, resolve
 from mayfly.imagegen.oci.layout import LayoutSource
 from mayfly.imagegen.oci.reference import LayoutReference
-from tests.kit.imagegen_kit import LayoutMaker, digest, member, tar
+from tests.kit.imagegen_kit import OCI_MANIFEST, LayoutMaker, digest, member, tar
 
 LAYER = tar(member(b"a", b"x"))
 
@@ -117,6 +117,52 @@ def test_a_folder_that_is_no_layout(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="not an OCI image layout") as caught:
         _resolve(tmp_path)
     assert "skopeo copy" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "taken"), [('{"imageLayoutVersion": "1.1.0"}', True), ("", True), ('{"imageLayoutVersion": "2.0.0"}', False)]
+)
+def test_the_version_of_a_layout(tmp_path: Path, text: str, taken: bool) -> None:
+    maker = LayoutMaker(tmp_path)
+    maker.finish(maker.image([maker.layer(LAYER)]))
+    (tmp_path / "oci-layout").write_text(text)
+    if taken:
+        _resolve(tmp_path)
+    else:
+        with pytest.raises(ImageError, match=r"version '2\.0\.0'"):
+            _resolve(tmp_path)
+
+
+def _artifact(maker: LayoutMaker, **changes: object) -> dict[str, Any]:
+    """A minimal artifact (manifest.md, Guidelines for Artifact Usage)."""
+    empty = maker.blob(b"{}", "application/vnd.oci.empty.v1+json")
+    manifest = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": empty, "layers": [empty], **changes}
+    return maker.document(manifest, OCI_MANIFEST)
+
+
+def test_an_artifact_is_named_as_one(tmp_path: Path) -> None:
+    maker = LayoutMaker(tmp_path)
+    maker.finish(_artifact(maker, artifactType="application/vnd.example.sbom\x1b[2J"))
+    with pytest.raises(ImageError, match=r"an artifact of type 'application/vnd.example.sbom\\x1b\[2J', not a container image"):
+        _resolve(tmp_path)
+
+
+def test_an_artifact_beside_an_image_without_a_platform_is_passed_over(tmp_path: Path) -> None:
+    maker = LayoutMaker(tmp_path)
+    image = maker.image([maker.layer(LAYER)])
+    del image["platform"]
+    maker.finish(maker.index([_artifact(maker, artifactType="application/vnd.example.sbom", subject=image), image]))
+    assert _resolve(tmp_path).manifest_digest == image["digest"]
+
+
+def test_a_manifest_may_lack_its_schema_version(tmp_path: Path) -> None:
+    """manifest.md: "This field MAY be removed"."""
+    maker = LayoutMaker(tmp_path)
+    image = maker.image([maker.layer(LAYER)])
+    document = json.loads((maker.blobs / image["digest"].partition(":")[2]).read_bytes())
+    del document["schemaVersion"]
+    maker.finish(maker.document(document, OCI_MANIFEST))
+    assert len(_resolve(tmp_path).layers) == 1
 
 
 def test_a_missing_or_changed_document(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ DIGEST = "sha256:" + "a" * 64
         ("index.docker.io/a/b", "docker.io/a/b:latest", "registry-1.docker.io"),
         ("a/b:c", "docker.io/a/b:c", "registry-1.docker.io"),
         ("ghcr.io/a/b/c:1.0_x", "ghcr.io/a/b/c:1.0_x", "ghcr.io"),
+        ("Registry/rust", "Registry/rust:latest", "Registry"),  # as docker reads it
         ("localhost/rust", "localhost/rust:latest", "localhost"),
         ("localhost:5000/rust:x", "localhost:5000/rust:x", "localhost:5000"),
         ("127.0.0.1:5000/rust", "127.0.0.1:5000/rust:latest", "127.0.0.1:5000"),
