@@ -147,6 +147,18 @@ class Spools:
                 )
         return spool
 
+    def count_holes(self, size: int, limits: Limits) -> None:
+        """Count bytes that sparse files have beyond those of their tar.
+
+        Raises:
+            LayerError: the limit is passed.
+        """
+        if size and self._count(size) > limits.unpacked:
+            raise LayerError(
+                f"the layers unpack to more than {limits.unpacked} bytes, with sparse files",
+                hint="if that is right for this image, raise --max-unpacked",
+            )
+
     def _count(self, size: int) -> int:
         """Count bytes that were unpacked; all so far."""
         with self._lock:
@@ -172,9 +184,17 @@ class Spools:
         if isinstance(content, bytes):
             yield content
             return
-        offset, end = content.offset, content.offset + content.size
+        at, offset = 0, content.offset
+        pieces = ((0, content.size),) if content.pieces is None else content.pieces
+        for start, size in (*pieces, (content.size, 0)):
+            for hole in range(at, start, CHUNK):
+                yield bytes(min(CHUNK, start - hole))
+            yield from self._stored(content.spool, offset, offset + size)
+            at, offset = start + size, offset + size
+
+    def _stored(self, spool: int, offset: int, end: int) -> Iterator[bytes]:
         while offset < end:
-            data = self.read_at(content.spool, offset, min(CHUNK, end - offset))
+            data = self.read_at(spool, offset, min(CHUNK, end - offset))
             if not data:
                 raise LayerError(f"a spool ends at byte {offset}, contents were to reach {end}")
             yield data
@@ -218,20 +238,26 @@ def add_layer(tree: Tree, number: int, layer: Layer, spools: Spools, limits: Lim
 
 def _add(tree: Tree, number: int, layer: Layer, spools: Spools, spool: int, limits: Limits) -> None:
     try:
-        apply_layer(tree, number, functools.partial(spools.read_at, spool), spools.size(spool), spool, limits.entries)
+        read_at = functools.partial(spools.read_at, spool)
+        holes = apply_layer(tree, number, read_at, spools.size(spool), spool, limits.entries)
+        spools.count_holes(holes, limits)
     except LayerError as error:
         raise LayerError(f"layer {layer.digest}: {error.message}", hint=error.hint) from error
 
 
-def apply_layer(tree: Tree, number: int, read_at: Callable[[int, int], bytes], total: int, spool: int, max_members: int) -> None:
+def apply_layer(tree: Tree, number: int, read_at: Callable[[int, int], bytes], total: int, spool: int, max_members: int) -> int:
     """Apply the tar of `total` bytes that `read_at` reads to `tree`, as layer `number` (1, 2, …);
-    its contents are in `spool`.
+    its contents are in `spool`. Gives the bytes of its sparse files that are not in the tar.
 
     Raises:
         LayerError: the tar is damaged or unsafe, or has more than `max_members` members.
     """
+    holes = 0
     for member in read_members(read_at, total, max_members):
         _apply(tree, number, member, spool)
+        if member.pieces is not None:
+            holes += member.size - sum(size for _, size in member.pieces)
+    return holes
 
 
 def _apply(tree: Tree, number: int, member: Member, spool: int) -> None:
@@ -247,7 +273,7 @@ def _apply(tree: Tree, number: int, member: Member, spool: int) -> None:
         return
     content: Content = b""
     if member.kind is Kind.FILE:
-        content = Extent(spool, member.offset, member.size)
+        content = Extent(spool, member.offset, member.size, member.pieces)
     elif member.kind is Kind.SYMLINK:
         if not member.link:
             raise LayerError(f"symbolic link {show(member.name)} has no target")

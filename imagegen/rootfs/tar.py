@@ -7,11 +7,13 @@ each name bounded, and everything else is a LayerError.
 """
 
 import dataclasses
+import functools
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 
 from mayfly.errors import LayerError
+from mayfly.imagegen.rootfs.sparse import PAX_KEYS, Pieces, Sparse, read_old, read_pax
 
 BLOCK = 512
 MAX_EXTENSION = 1 << 20
@@ -27,8 +29,11 @@ _HEADER = struct.Struct("100s8s8s8s12s12s8s1s100s6s2s32s32s8s8s155s12x")
 prefix (pax, ustar Header Block).
 """
 _CHECKSUM = slice(148, 156)
-_RECORDS = {key.encode(): key for key in ("path", "linkpath", "size", "uid", "gid")}
+_RECORDS = {key.encode(): key for key in ("path", "linkpath", "size", "uid", "gid", *PAX_KEYS)}
 """The pax records that count. All others are passed over, so that none of them takes memory."""
+_SPARSE_MAP = "GNU.sparse.map"
+_SPARSE_PAIR = (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
+_LONGEST = 1 + max(len(key) for key in (*_RECORDS, *_SPARSE_PAIR))
 
 
 class Kind(Enum):
@@ -46,6 +51,7 @@ _KINDS: Mapping[bytes, Kind] = {
     b"0": Kind.FILE,
     b"\0": Kind.FILE,
     b"7": Kind.FILE,
+    b"S": Kind.FILE,
     b"1": Kind.HARD_LINK,
     b"2": Kind.SYMLINK,
     b"3": Kind.DEVICE,
@@ -58,7 +64,7 @@ _KINDS: Mapping[bytes, Kind] = {
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Member:
     """One entry. `name` and `link` are raw, as unsafe as they came; the contents of a file are
-    `size` bytes at `offset`.
+    `size` bytes at `offset`, or those of `pieces` of a sparse one.
     """
 
     kind: Kind
@@ -69,6 +75,7 @@ class Member:
     gid: int
     offset: int
     size: int
+    pieces: Pieces | None = None
 
 
 def read_members(read_at: Callable[[int, int], bytes], total: int, max_members: int) -> Iterator[Member]:
@@ -76,10 +83,11 @@ def read_members(read_at: Callable[[int, int], bytes], total: int, max_members: 
 
     Raises:
         LayerError: the tar is damaged, ends early, has more than `max_members` members, or has
-            something that no layer needs (sparse files, volumes, incremental dumps).
+            something that no layer needs (volumes, incremental dumps).
     """
     offset = members = extended = 0
     records = max_members * RECORDS_PER_MEMBER
+    pieces = max_members
     own: dict[str, bytes] = {}
     while True:
         if offset == total and not extended:
@@ -118,23 +126,29 @@ def read_members(read_at: Callable[[int, int], bytes], total: int, max_members: 
         members += 1
         if members > max_members:
             raise LayerError(f"it has more than {max_members} members", hint="if that is right for this image, raise --max-entries")
-        if kind == b"S":
-            raise LayerError(f"the layer's tar has a sparse file at byte {offset}, which is not supported", hint="pack it without --sparse")
         if kind not in _KINDS:
             raise LayerError(f"the layer's tar has a member of type {kind!r} at byte {offset}, which is not supported")
         size = _number(own["size"], "size", offset, base=10) if "size" in own else _number(size_field, "size", offset)
         fields, own, extended = own, {}, 0
         short = _text(name)
-        if magic == b"ustar\0" and prefix[0]:
+        if magic == b"ustar\0" and prefix[0] and kind != b"S":
             short = _text(prefix) + b"/" + short
-        path = fields.get("path", short)
+        path = fields.get("GNU.sparse.name") or fields.get("path", short)
         member_kind = _KINDS[kind]
         if member_kind is Kind.FILE and path.endswith(b"/"):
             member_kind = Kind.DIRECTORY  # how tar wrote directories before it had a type for them
         # Only files have contents; a size in the header of anything else is read past, as GNU tar
         # and Go do it for links.
-        length = size if kind in b"07\0" else 0
+        length = size if kind in b"07S\0" else 0
+        sparse: Sparse | None = None
+        if member_kind is Kind.FILE and kind == b"S":
+            number = functools.partial(_number, what="sparse map", offset=offset)
+            sparse = read_old(block, data_at, length, read_at, number, pieces)
+            data_at = sparse.data_at
         _fits(data_at, length, total, offset)
+        if member_kind is Kind.FILE and kind != b"S":
+            sparse = read_pax(fields, data_at, length, read_at, pieces)
+        pieces -= len(sparse.pieces) if sparse else 0
         yield Member(
             kind=member_kind,
             name=_bounded(path, offset),
@@ -142,8 +156,9 @@ def read_members(read_at: Callable[[int, int], bytes], total: int, max_members: 
             mode=_number(mode, "mode", offset) & 0o7777,
             uid=_identity(fields, "uid", uid, offset),
             gid=_identity(fields, "gid", gid, offset),
-            offset=data_at,
-            size=length if member_kind is Kind.FILE else 0,
+            offset=sparse.data_at if sparse else data_at,
+            size=sparse.size if sparse else length if member_kind is Kind.FILE else 0,
+            pieces=sparse.pieces if sparse else None,
         )
         offset = _next(data_at, length)
 
@@ -219,6 +234,7 @@ def _pax(data: bytes, offset: int, limit: int, into: dict[str, bytes]) -> int:
     pax Extended Header); how many records there were in all, which is at most `limit`.
     """
     at = count = 0
+    sparse: list[bytes] = []
     while at < len(data):
         space = data.find(b" ", at, at + 12)
         length = _number(data[at:space], "pax record's length", offset, base=10) if space > at else 0
@@ -229,12 +245,15 @@ def _pax(data: bytes, offset: int, limit: int, into: dict[str, bytes]) -> int:
         count += 1
         if count > limit:
             raise LayerError(f"the layer's tar has too many pax records at byte {offset}", hint="do not use the image")
-        if data.startswith(b"GNU.sparse", space + 1):
-            raise LayerError(f"the layer's tar has a sparse file at byte {offset}, which is not supported", hint="pack it without --sparse")
-        if equals - space < 10 and (key := _RECORDS.get(data[space + 1 : equals])) is not None:
+        name = data[space + 1 : equals] if equals - space <= _LONGEST else b""
+        if name in _SPARSE_PAIR:
+            sparse.append(data[equals + 1 : end - 1])
+        elif (key := _RECORDS.get(name)) is not None:
             if value := data[equals + 1 : end - 1]:
-                into[key] = _bounded(value, offset)
+                into[key] = value if key == _SPARSE_MAP else _bounded(value, offset)
             else:
                 into.pop(key, None)  # an empty value takes a record back
         at = end
+    if sparse:
+        into[_SPARSE_MAP] = b",".join(sparse)
     return count

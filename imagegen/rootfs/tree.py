@@ -25,11 +25,16 @@ STEPS_PER_NAME = 64
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Extent:
-    """Contents that lie in spool number `spool`: `size` bytes at `offset`."""
+    """Contents that lie in spool number `spool`: `size` bytes at `offset`.
+
+    Of a sparse file only those of `pieces`, (offset in the file, size), lie there, one behind the
+    other; all others are 0.
+    """
 
     spool: int
     offset: int
     size: int
+    pieces: tuple[tuple[int, int], ...] | None = None
 
 
 Content = bytes | Extent

@@ -115,7 +115,11 @@ def listing(tree: Tree, layers: Sequence[bytes]) -> dict[str, str]:
 def contents(content: Content, layers: Sequence[bytes]) -> bytes:
     """The bytes of a file whose spool is a tar in `layers`."""
     if isinstance(content, Extent):
-        return layers[content.spool][content.offset : content.offset + content.size]
+        result, at = bytearray(content.size), content.offset
+        for start, size in ((0, content.size),) if content.pieces is None else content.pieces:
+            result[start : start + size] = layers[content.spool][at : at + size]
+            at += size
+        return bytes(result)
     return content
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import hashlib
 import io
+import subprocess
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -28,6 +29,19 @@ def _signed(raw: bytes) -> bytes:
     block = raw[:148] + b" " * 8 + raw[156:BLOCK]
     return raw[:148] + b"%06o\0 " % sum(byte - 256 * (byte > 127) for byte in block) + raw[156:]
 
+
+def _signed_again(raw: bytes, at: int, field: bytes) -> bytes:
+    """A header with a field changed and the checksum that it must have then."""
+    block = raw[:148] + b" " * 8 + raw[156:at] + field + raw[at + len(field) :]
+    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+
+
+def _sparse(records: dict[bytes, bytes], data: bytes) -> bytes:
+    """A tar of one sparse file `a` of pax."""
+    return tar(pax({b"GNU.sparse." + key: value for key, value in records.items()}), member(b"a", data))
+
+
+_V1 = {b"major": b"1", b"minor": b"0"}
 
 # what it shows -> layers, the tree that they give
 GOOD: dict[str, tuple[list[bytes], dict[str, str]]] = {
@@ -143,6 +157,15 @@ GOOD: dict[str, tuple[list[bytes], dict[str, str]]] = {
         {"bin": "dir 755", "bin/a": "-> ../lib/a", "lib": "dir 755", "lib/a": f"{FILE} 1"},
     ),
     "a checksum of signed bytes": ([tar(_signed(member(b"\xff\xfe", b"1")))], {"\xff\xfe": f"{FILE} 1"}),
+    "a sparse file of pax 0.1": (
+        [_sparse({b"map": b"1,2,4,1", b"size": b"6", b"name": b"b"}, b"xyz")],
+        {"b": f"{FILE} \0xy\0z\0"},
+    ),
+    "a sparse file of nothing": ([_sparse({b"map": b"", b"size": b"2", b"major": b"0", b"minor": b"1"}, b"")], {"a": f"{FILE} \0\0"}),
+    "a file behind a sparse one": (
+        [tar(pax({b"GNU.sparse.map": b"0,1", b"GNU.sparse.size": b"600"}), member(b"a", b"x"), member(b"b", b"y"))],
+        {"a": FILE + " x" + "\0" * 599, "b": f"{FILE} y"},
+    ),
     "what follows the end is not read": ([tar(member(b"a", b"1")) + member(b"../b")], {"a": f"{FILE} 1"}),
 }
 
@@ -222,8 +245,24 @@ BAD: dict[str, tuple[list[bytes], str]] = {
     ),
     "a uid of -2^40": ([tar(pax({b"uid": b"-1099511627776"}), member(b"a"))], "uid"),
     "a pax header at the end": ([tar(pax({b"path": b"a"}))], "after an extended header"),
-    "a sparse file of old GNU": ([tar(member(b"a", b"1", kind=b"S"))], "sparse"),
-    "a sparse file of pax": ([tar(pax({b"GNU.sparse.major": b"1"}), member(b"a", b"1"))], "sparse"),
+    "an old sparse file without its map": ([tar(member(b"a", b"1", kind=b"S"))], "map and contents differ"),
+    "an old sparse file whose map does not end": ([_signed_again(header(b"a", b"S"), 482, b"\1") + b"\1" * 512 * 3], "does not end"),
+    "an old sparse file of letters": ([_signed_again(header(b"a", b"S"), 386, b"letters")], "not a number"),
+    "a sparse file of an unknown version": ([_sparse({b"major": b"2", b"minor": b"0", b"realsize": b"9"}, b"1")], "unknown version"),
+    "a sparse file without its size": ([_sparse({b"map": b"0,1"}, b"1")], "not a number"),
+    "a sparse file of a negative size": ([_sparse({b"map": b"0,1", b"size": b"-1"}, b"1")], "not a number"),
+    "pieces that overlap": ([_sparse({b"map": b"0,4,3,4", b"size": b"9"}, b"12345678")], "out of its place"),
+    "a piece behind the end": ([_sparse({b"map": b"8,4", b"size": b"9"}, b"1234")], "out of its place"),
+    "half a piece": ([_sparse({b"map": b"0,4,8", b"size": b"9"}, b"1234")], "differ"),
+    "more contents than pieces": ([_sparse({b"map": b"0,4", b"size": b"9"}, b"12345")], "differ"),
+    "fewer contents than pieces": ([_sparse({b"map": b"0,4", b"size": b"9"}, b"123")], "differ"),
+    "a sparse map of words": ([_sparse({b"map": b"a,b", b"size": b"9"}, b"1234")], "not a number"),
+    "a sparse map of 10^30 pieces": ([_sparse({**_V1, b"realsize": b"9"}, b"1%030d\n" % 0)], "not a number|does not end"),
+    "a sparse map that is cut": ([_sparse({**_V1, b"realsize": b"9"}, b"2\n0\n".ljust(512))], "does not end"),
+    "a sparse file under a parent path": (
+        [_sparse({b"map": b"", b"size": b"9", b"name": b"../a", b"major": b"0", b"minor": b"1"}, b"")],
+        "'..'",
+    ),
     "a volume's label": ([tar(member(b"a", kind=b"V"))], "type b'V'"),
     "a type that nobody knows": ([tar(member(b"a", kind=b"\xff"))], "type"),
     "half a header": ([member(b"a", b"1")[:700]], "ends within"),
@@ -256,6 +295,41 @@ def test_a_long_path_in_both_spellings() -> None:
         node = merged(buffer.getvalue()).find(LONG)
         assert node is not None
         assert node.inode.size == 3
+
+
+@pytest.mark.parametrize("form", ["--format=gnu", *(f"--format=pax --sparse-version={version}" for version in ("0.0", "0.1", "1.0"))])
+@pytest.mark.parametrize("pieces", [0, 1, 3, 30], ids=lambda count: f"{count} pieces")
+def test_sparse_files_of_gnu_tar(tmp_path: Path, form: str, pieces: int) -> None:
+    """More than 4 pieces, and more than 25, need further blocks in the old format."""
+    with (tmp_path / "holes").open("wb") as file:
+        for number in range(pieces):
+            file.seek((2 * number + 1) << 16)
+            file.write(bytes([number + 1]) * 4096)
+        file.truncate((2 * pieces + 1) << 16)
+    (tmp_path / "next").write_bytes(b"whole")
+    command = ["tar", "-C", str(tmp_path), "-cf", "-", "--sparse", "--hole-detection=raw", *form.split(), "holes", "next"]
+    data = subprocess.run(command, check=True, capture_output=True).stdout
+    path = tmp_path / "blob"
+    path.write_bytes(data)
+    with Spools(tmp_path) as spools:
+        tree = merge([Layer(path=path, digest=digest(data), diff_id=digest(data))], spools, Limits())
+        for name in ("holes", "next"):
+            node = tree.find(name.encode())
+            assert node is not None
+            assert node.inode.size == (tmp_path / name).stat().st_size
+            assert spools.read(node.inode.content) == (tmp_path / name).read_bytes()
+
+
+def test_holes_count_as_unpacked_bytes(tmp_path: Path) -> None:
+    data = _sparse({b"map": b"0,1", b"size": b"1000000"}, b"x")
+    with pytest.raises(LayerError, match="with sparse files"):
+        _merge(tmp_path, _layer(tmp_path, data, data), Limits(unpacked=999_999))
+
+
+def test_pieces_of_sparse_files_are_counted() -> None:
+    part = _sparse({b"map": b",".join(b"%d,1" % (2 * number) for number in range(60)), b"size": b"200"}, b"x" * 60)[: -2 * BLOCK]
+    with pytest.raises(LayerError, match="too many pieces"):
+        merged(part * 2, limit=100)
 
 
 def test_hard_links_share_an_inode() -> None:
