@@ -23,9 +23,9 @@ class LayoutSource:
             ImageError: no layout there, no such name, or several and none was given.
         """
         folder = self.reference.path
-        if not (folder / "oci-layout").is_file():
+        if not (folder / "index.json").is_file():
             raise ImageError(f"{folder} is not an OCI image layout", hint="make one with skopeo copy docker://… oci:FOLDER")
-        version = _version(_read(folder / "oci-layout"))
+        version = _version(folder / "oci-layout")
         if version and not version.startswith("1."):
             raise ImageError(f"{folder} is a layout of version {version[:20]!r}, not of 1", hint="make one with skopeo copy")
         data = _read(folder / "index.json")
@@ -56,10 +56,10 @@ class LayoutSource:
         return path
 
 
-def _version(data: bytes) -> str:
+def _version(path: Path) -> str:
     """The version that the file `oci-layout` states, or "": skopeo does not ask for one."""
     try:
-        version = json.loads(data)["imageLayoutVersion"]
+        version = json.loads(_read(path))["imageLayoutVersion"] if path.exists() else ""
     except (ValueError, LookupError, TypeError, RecursionError):
         return ""
     return version if isinstance(version, str) else ""

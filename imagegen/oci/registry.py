@@ -233,9 +233,15 @@ class RegistrySource:
             return answer
         if answer.status_code in TRANSIENT:
             raise transient(self._reference.endpoint, answer)
-        raise self._refusal(answer.status_code, said(answer))
+        raise self._refusal(url, answer.status_code, said(answer))
 
-    def _refusal(self, status: int, why: str) -> RegistryError:
+    def _refusal(self, url: str, status: int, why: str) -> RegistryError:
+        if status == 404 and url.startswith(f"{self._base}/blobs/"):
+            return RegistryError(
+                f"{self._reference}: the registry lacks the blob {url.rpartition('/')[2]} of the image",
+                # `urls` of a descriptor do not count: an image could have this host ask any server.
+                hint="push the image again; a layer that is only at a URL of its own is not fetched",
+            )
         if status == 404:
             return RegistryError(f"{self._reference}: the registry has no such image", hint="check the name and the tag")
         if status in (401, 403):

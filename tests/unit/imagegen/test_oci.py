@@ -120,12 +120,14 @@ def test_a_folder_that_is_no_layout(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "taken"), [('{"imageLayoutVersion": "1.1.0"}', True), ("", True), ('{"imageLayoutVersion": "2.0.0"}', False)]
+    ("text", "taken"), [('{"imageLayoutVersion": "1.1.0"}', True), ("", True), (None, True), ('{"imageLayoutVersion": "2.0.0"}', False)]
 )
-def test_the_version_of_a_layout(tmp_path: Path, text: str, taken: bool) -> None:
+def test_the_version_of_a_layout(tmp_path: Path, text: str | None, taken: bool) -> None:
     maker = LayoutMaker(tmp_path)
     maker.finish(maker.image([maker.layer(LAYER)]))
-    (tmp_path / "oci-layout").write_text(text)
+    (tmp_path / "oci-layout").unlink()
+    if text is not None:
+        (tmp_path / "oci-layout").write_text(text)
     if taken:
         _resolve(tmp_path)
     else:

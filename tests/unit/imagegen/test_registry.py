@@ -349,6 +349,18 @@ def test_refusals_are_final(layout: Path, tmp_path: Path, status: int, text: str
     assert pauses == []
 
 
+def test_a_layer_that_is_at_a_url_of_its_own_is_not_asked_for_there(tmp_path: Path) -> None:
+    maker = LayoutMaker(tmp_path / "test")
+    descriptor, diff_id = maker.layer(LAYER)
+    with FakeRegistry(tmp_path / "test") as registry, FakeRegistry(tmp_path / "test") as other:
+        layout = maker.finish(maker.image([({**descriptor, "urls": [f"http://{other.address}/v2/test/blobs/x"]}, diff_id)]))
+        (layout / "blobs" / descriptor["digest"].replace(":", "/")).unlink()
+        with pytest.raises(RegistryError, match=f"lacks the blob {descriptor['digest']}") as caught:
+            _pull(_source(registry.address, tmp_path / "cache"))
+        assert "not fetched" in caught.value.hint
+        assert other.requests == []
+
+
 def test_no_registry_at_all(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound but not listening: refuses every connection
