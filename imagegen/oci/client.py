@@ -207,7 +207,9 @@ class Client:
             response = self._send("POST", realm, kind, urllib.parse.urlencode(form).encode(), origin_of(realm))
         else:
             basic = f"Basic {account.basic}" if account and account.basic else ""
-            url = f"{realm}{'&' if '?' in realm else '?'}{urllib.parse.urlencode(wanted)}"
+            # A parameter for each scope (Token Authentication, Query Parameters).
+            query = urllib.parse.urlencode({**wanted, "scope": wanted["scope"].split()}, doseq=True)
+            url = f"{realm}{'&' if '?' in realm else '?'}{query}"
             response = self._follow("GET", url, {}, None, origin_of(realm), basic)[0]
         with response:
             if response.status_code in TRANSIENT:

@@ -226,6 +226,19 @@ def test_the_token_is_preferred_and_the_account_is_second() -> None:
     assert ("GET", "/token?scope=repository%3Aa%2Fb%3Apull", f"Basic {ME.basic}") in seen
 
 
+def test_each_scope_is_a_parameter_of_its_own() -> None:
+    """Token Authentication, Query Parameters: entries are "specified multiple times"."""
+    challenges: list[str] = []
+
+    def answer(method: str, path: str, authorization: str) -> Answer:
+        return _registry(challenges[0], "Bearer t0ken", (200, {}, b"x"))(method, path, authorization)
+
+    with _server(answer) as (base, seen):
+        challenges.append(f'Bearer realm="{base}/token",service="s",scope="repository:a/b:pull repository:c/d:pull"')
+        assert _get(_client(base), base + "/v2/a/b/manifests/x") == (200, b"x")
+    assert seen[1][1] == "/token?scope=repository%3Aa%2Fb%3Apull&scope=repository%3Ac%2Fd%3Apull&service=s"
+
+
 def test_a_token_with_a_line_in_it_is_not_sent() -> None:
     def answer(_: str, path: str, __: str) -> Answer:
         token = json.dumps({"token": "a\r\nX: y"}).encode()
