@@ -42,10 +42,6 @@ class GuestMemory:
         """Copy `data` to `address`."""
         self.slice(address, len(data))[:] = data
 
-    def read_int(self, address: int, size: int) -> int:
-        """The little-endian number of `size` bytes at `address`."""
-        return int.from_bytes(self.slice(address, size), "little")
-
     def write_int(self, address: int, size: int, value: int) -> None:
         """Store `value` little-endian in `size` bytes."""
         self.slice(address, size)[:] = value.to_bytes(size, "little")

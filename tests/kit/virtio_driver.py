@@ -5,9 +5,12 @@ unless a test makes it do otherwise.
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
+from mayfly.vmm.devices.virtio.buffers import scatter
 from mayfly.vmm.devices.virtio.device import Feature, VirtioDevice
 from mayfly.vmm.devices.virtio.mmio import REGION_BYTES, MmioTransport, Register, Status
+from mayfly.vmm.devices.virtio.port import Port
 from mayfly.vmm.devices.virtio.queue import DescriptorFlag
 from mayfly.vmm.memory import GuestMemory
 
@@ -238,3 +241,11 @@ class Driver:
         """One chain of one buffer for the device to read, and a kick."""
         self.queues[index].offer([Buffer(data)], indirect=indirect)
         self.kick(index)
+
+
+def give(port: Port, data: bytes) -> int:
+    """Write `data` to a console's port as its host would; how many bytes of it found room."""
+    done = 0
+    while done < len(data) and (count := port.receive(partial(scatter, data[done:]))) is not None:
+        done += count
+    return done

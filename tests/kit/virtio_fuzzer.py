@@ -43,7 +43,7 @@ from tests.kit.net_kit import (
     tcp,
     udp,
 )
-from tests.kit.virtio_driver import ALL, PLAIN, Buffer, Driver, Ram
+from tests.kit.virtio_driver import ALL, PLAIN, Buffer, Driver, Ram, give
 
 RAM_BYTES = 1 << 18
 KICK_LIMIT_S = 0.1
@@ -266,9 +266,7 @@ class ConsoleFuzzer(Fuzzer):
             self.timed(self.console.port.resume)
         elif choice < 0.95:
             data = bytes(self.rng.choice((1, 100, 4096, 100_000)))
-            self.timed(lambda: self.console.port.to_guest(data))
-        else:
-            self.timed(lambda: self.console.set_host_open(self.rng.random() < 0.5))
+            self.timed(lambda: give(self.console.port, data))
 
     def payload(self, index: int) -> list[Buffer]:
         rng = self.rng

@@ -18,6 +18,7 @@ import pytest
 from mayfly.errors import SnapshotError
 from mayfly.files import sync
 from mayfly.vmm.kvm._kvm import ffi
+from mayfly.vmm.kvm.kvm import fill
 from mayfly.vmm.kvm.mapping import Mapping
 from mayfly.vmm.process.report import End
 from mayfly.vmm.snapshot import MEMORY, PAGES, STATE, WORKING_SET
@@ -236,7 +237,7 @@ number: .quad 0x1122334455667788, 0
     again = Running(tmp_path / "tiny.elf", restore=(folder,))
     started.append(again)
     assert again.run() is End.RESET
-    assert again.machine.memory.read_int(0x50_0000, 8) == 0x1122334455667788 + 0x99
+    assert int.from_bytes(again.machine.memory.read(0x50_0000, 8), "little") == 0x1122334455667788 + 0x99
 
 
 def test_the_clock_goes_on_where_it_stopped(started: list[Running], tmp_path: Path) -> None:
@@ -256,7 +257,7 @@ def test_the_clock_goes_on_where_it_stopped(started: list[Running], tmp_path: Pa
     again = Running(tmp_path / "tiny.elf", restore=(folder,))
     started.append(again)
     assert again.run() is End.RESET
-    before, after = again.machine.memory.read_int(0x50_0000, 8), again.machine.memory.read_int(0x50_0008, 8)
+    before, after = struct.unpack("<QQ", again.machine.memory.read(0x50_0000, 16))
     assert before < after
 
 
@@ -348,8 +349,18 @@ def place_initramfs(folder: Path) -> None:
     edit_state(folder, lambda state: state.update(initrd_offset=-4096))
 
 
-def add_processor_features(folder: Path) -> None:
-    edit_state(folder, lambda state: state["kvm"]["vcpus"][0]["cpuid"].append([0] * 6))
+def turn_on_virtualization(folder: Path) -> None:
+    """CR4.VMXE (Intel) and EFER.SVME (AMD), which no guest here may set."""
+
+    def edit(state: Any) -> None:
+        vcpu = state["kvm"]["vcpus"][0]
+        sregs = ffi.new("struct kvm_sregs *")
+        fill(sregs, base64.b64decode(vcpu["sregs"]))
+        sregs.cr4 |= 1 << 13
+        sregs.efer |= 1 << 12
+        vcpu["sregs"] = base64.b64encode(ffi.buffer(sregs)).decode()
+
+    edit_state(folder, edit)
 
 
 def age_state(folder: Path) -> None:
@@ -378,7 +389,7 @@ DAMAGES = (
     (damage_register, "does not take"),
     (cut_vector_registers, "xsave has 576 bytes"),
     (place_initramfs, "initrd_offset is not a number"),
-    (add_processor_features, "cpuid has rows"),
+    (turn_on_virtualization, "does not take"),
     (age_state, "version 0"),
     (remove_memory, "cannot be read"),
 )
@@ -392,6 +403,19 @@ def test_a_processor_without_xsave_goes_on(started: list[Running], tmp_path: Pat
     again = Running(tmp_path / "tiny.elf", restore=(str(folder),))
     started.append(again)
     assert again.run() is End.RESET
+
+
+def test_the_features_are_this_hosts_whatever_the_state_says(started: list[Running], tmp_path: Path) -> None:
+    read = "mov eax, 1\ncpuid\n"
+    source = f"{read}mov [0x500000], ecx\nmov dx, 0x3f8\nout dx, al\n{read}mov [0x500004], ecx\n{RESET}"
+    folder = Path(saved(started, tmp_path, source, 1))
+    more = [[1, 0, 0, 0, 0, 0xFFFF_FFFF, 0xFFFF_FFFF]]
+    edit_state(folder, lambda state: state["kvm"]["vcpus"][0].update(cpuid=more))
+    again = Running(tmp_path / "tiny.elf", restore=(str(folder),))
+    started.append(again)
+    assert again.run() is End.RESET
+    before, after = struct.unpack("<II", again.machine.memory.read(0x50_0000, 8))
+    assert before == after
 
 
 def test_what_is_not_whole_or_not_for_this_machine_is_refused(started: list[Running], tmp_path: Path) -> None:

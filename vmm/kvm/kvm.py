@@ -70,6 +70,12 @@ class _Descriptor:
         """Call the ioctl `name` with a pointer of cffi's; its result. Raises KvmError."""
         return _checked(name, lib.sys_ioctl_pointer(self._fd, getattr(lib, name), argument))
 
+    def ioctl_cell(self, name: str, kind: str, value: bytes, **fields: int) -> bytes:
+        """Call the ioctl `name` with a `kind` whose `addr` points to `value`; its new value."""
+        cell = ffi.new("uint8_t[]", value)
+        self.ioctl_struct(name, ffi.new(kind, {**fields, "addr": int(ffi.cast("uintptr_t", cell))}))
+        return bytes(cell)
+
 
 def _checked(name: str, result: int) -> int:
     if result < 0:
@@ -166,16 +172,12 @@ class Device(_Descriptor):
 
     def set_int(self, group: int, attribute: int, size: int, value: int) -> None:
         """Set an attribute whose value has `size` bytes."""
-        cell = ffi.new("uint8_t[]", value.to_bytes(size, "little"))
-        address = int(ffi.cast("uintptr_t", cell))
-        self.ioctl_struct("KVM_SET_DEVICE_ATTR", ffi.new("struct kvm_device_attr *", {"group": group, "attr": attribute, "addr": address}))
+        self.ioctl_cell("KVM_SET_DEVICE_ATTR", "struct kvm_device_attr *", value.to_bytes(size, "little"), group=group, attr=attribute)
 
     def get_int(self, group: int, attribute: int, size: int) -> int:
         """The value, of `size` bytes, of an attribute (api.rst 4.80)."""
-        cell = ffi.new("uint8_t[]", size)
-        address = int(ffi.cast("uintptr_t", cell))
-        self.ioctl_struct("KVM_GET_DEVICE_ATTR", ffi.new("struct kvm_device_attr *", {"group": group, "attr": attribute, "addr": address}))
-        return int.from_bytes(bytes(cell), "little")
+        cell = self.ioctl_cell("KVM_GET_DEVICE_ATTR", "struct kvm_device_attr *", bytes(size), group=group, attr=attribute)
+        return int.from_bytes(cell, "little")
 
 
 class Vcpu(_Descriptor):

@@ -28,7 +28,7 @@ from mayfly.vmm.snapshot.memory import (
     write_pages,
 )
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 """Of the content of STATE; one that changes what a part saves makes it greater."""
 
 State = MappingOf[str, Any]

@@ -7,7 +7,7 @@ import pytest
 from mayfly.vmm.devices.virtio.console import Console, ConsoleFeature, ConsoleQueue, Control
 from mayfly.vmm.devices.virtio.misuse import Misuse
 from mayfly.vmm.devices.virtio.mmio import Interrupt, Register, Status
-from tests.kit.virtio_driver import ALL, PLAIN, Buffer, Driver
+from tests.kit.virtio_driver import ALL, PLAIN, Buffer, Driver, give
 
 CONTROL = struct.Struct("<IHH")
 BAD_ID = 0xFFFF_FFFF
@@ -141,14 +141,14 @@ def test_a_batch_of_output_costs_one_interrupt(guest: Guest) -> None:
 def test_input_fills_buffers_in_order_and_says_when_there_is_room_again(guest: Guest) -> None:
     guest.open()
     data = bytes(range(256)) * 160  # 40 KiB: 8 buffers of 4 KiB and 8 KiB more
-    assert guest.console.port.to_guest(data) == 32768
+    assert give(guest.console.port, data) == 32768
     assert guest.channel.rooms == 0
     assert guest.received() == data[:32768]
     guest.post(1)
     assert guest.channel.rooms == 1
     guest.post(1)
     assert guest.channel.rooms == 1
-    assert guest.console.port.to_guest(data[32768:]) == 8192
+    assert give(guest.console.port, data[32768:]) == 8192
     assert guest.received() == data[32768:]
 
 
@@ -173,19 +173,19 @@ def test_a_fill_that_raises_changes_nothing(guest: Guest) -> None:
     with pytest.raises(BlockingIOError):
         guest.console.port.receive(fill)
     assert guest.received() == b""
-    assert guest.console.port.to_guest(b"later") == 5
+    assert give(guest.console.port, b"later") == 5
     assert guest.received() == b"later"
 
 
 def test_a_closed_port_has_no_room_until_it_is_opened_again(guest: Guest) -> None:
     guest.open()
     guest.say(Control.PORT_OPEN, 0)
-    assert guest.console.port.to_guest(b"lost?") == 0
+    assert give(guest.console.port, b"lost?") == 0
     guest.post(1)
     assert guest.channel.rooms == 0
     guest.say(Control.PORT_OPEN, 1)
     assert guest.channel.rooms == 1
-    assert guest.console.port.to_guest(b"not lost") == 8
+    assert give(guest.console.port, b"not lost") == 8
     assert guest.received() == b"not lost"
 
 
@@ -195,21 +195,6 @@ def test_output_written_before_a_close_still_arrives(guest: Guest) -> None:
     guest.say(Control.PORT_OPEN, 0)
     guest.kick(ConsoleQueue.TRANSMIT)
     assert guest.channel.got == b"last words"
-
-
-def test_the_host_side_closes_and_opens(guest: Guest) -> None:
-    guest.open()
-    guest.console.set_host_open(False)
-    guest.console.set_host_open(True)
-    assert guest.heard() == [(0, Control.PORT_OPEN, 0, b""), (0, Control.PORT_OPEN, 1, b"")]
-
-
-def test_a_host_that_closed_before_the_driver_came_is_announced_closed() -> None:
-    guest = Guest()
-    guest.console.set_host_open(False)
-    guest.open()
-    guest.say(Control.PORT_READY, 1)
-    assert guest.heard()[0] == (0, Control.PORT_OPEN, 0, b"")
 
 
 def test_control_messages_wait_for_buffers_and_are_owed_once() -> None:
@@ -244,11 +229,11 @@ def test_buffers_of_the_wrong_kind_come_back_empty(guest: Guest) -> None:
     guest.queues[ConsoleQueue.TRANSMIT].offer([Buffer(room=100)])
     guest.kick(ConsoleQueue.TRANSMIT)
     assert [length for _, length, _ in guest.queues[ConsoleQueue.TRANSMIT].used()] == [0]
-    guest.console.port.to_guest(b"." * 32768)
+    give(guest.console.port, b"." * 32768)
     guest.received()
     guest.queues[ConsoleQueue.RECEIVE].offer([Buffer(b"readable")])
     guest.post(1)
-    assert guest.console.port.to_guest(b"ok") == 2
+    assert give(guest.console.port, b"ok") == 2
     assert guest.received() == b"ok"
     assert guest.transport.misuse == {Misuse.DIRECTION: 2}
 
@@ -269,17 +254,17 @@ def test_reset_with_work_in_flight_forgets_it_and_starts_afresh(guest: Guest) ->
     guest.open()
     guest.channel.room = 5
     guest.send(ConsoleQueue.TRANSMIT, b"0123456789")
-    assert guest.console.port.to_guest(b"x" * 40000) == 32768
+    assert give(guest.console.port, b"x" * 40000) == 32768
     guest.write(Register.STATUS, 0)
     guest.channel.room = 1000
     guest.console.port.resume()
-    assert guest.console.port.to_guest(b"nobody") == 0
+    assert give(guest.console.port, b"nobody") == 0
     assert guest.channel.got == b"01234"
     guest.start()
     guest.queues[ConsoleQueue.CONTROL_RECEIVE].offer([Buffer(room=64)])
     guest.open()
     assert guest.channel.rooms == 1
-    assert guest.console.port.to_guest(b"again") == 5
+    assert give(guest.console.port, b"again") == 5
     assert guest.received() == b"again"
     guest.send(ConsoleQueue.TRANSMIT, b"!")
     assert guest.channel.got == b"01234!"

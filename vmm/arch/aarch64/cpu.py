@@ -37,8 +37,7 @@ def reset(vm: Vm, vcpus: Sequence[Vcpu]) -> None:
 
 def set_register(vcpu: Vcpu, register: int, value: bytes) -> None:
     """Set a register, of its whole size, little-endian (api.rst 4.68)."""
-    cell = ffi.new("uint8_t[]", value)
-    vcpu.ioctl_struct("KVM_SET_ONE_REG", ffi.new("struct kvm_one_reg *", {"id": register, "addr": int(ffi.cast("uintptr_t", cell))}))
+    vcpu.ioctl_cell("KVM_SET_ONE_REG", "struct kvm_one_reg *", value, id=register)
 
 
 def register_bytes(register: int) -> int:
@@ -48,9 +47,7 @@ def register_bytes(register: int) -> int:
 
 def get_register(vcpu: Vcpu, register: int) -> bytes:
     """A register, whose size is part of its id (api.rst 4.69)."""
-    cell = ffi.new("uint8_t[]", register_bytes(register))
-    vcpu.ioctl_struct("KVM_GET_ONE_REG", ffi.new("struct kvm_one_reg *", {"id": register, "addr": int(ffi.cast("uintptr_t", cell))}))
-    return bytes(cell)
+    return vcpu.ioctl_cell("KVM_GET_ONE_REG", "struct kvm_one_reg *", bytes(register_bytes(register)), id=register)
 
 
 def describe_registers(vcpu: Vcpu) -> str:

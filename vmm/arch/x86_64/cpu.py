@@ -68,7 +68,7 @@ def set_up(vm: Vm, vcpus: Sequence[Vcpu], *, entry: int) -> None:
     deny_msrs(vm)
     cpuid = offered_cpuid(vm.kvm)
     for vcpu in vcpus:
-        _set_cpuid(cpuid, vcpu, len(vcpus))
+        set_cpuid(cpuid, vcpu, len(vcpus))
         msrs = ffi.new("struct kvm_msrs *", {"nmsrs": 1, "entries": [{"index": MSR_MTRR_DEFAULT, "data": MTRR_ENABLED_WRITE_BACK}]})
         vcpu.ioctl_struct("KVM_SET_MSRS", msrs)
     _enter_at(vcpus[0], entry)
@@ -88,7 +88,7 @@ def offered_cpuid(kvm: Kvm) -> list[Any]:
     return entries
 
 
-def _set_cpuid(entries: Sequence[Any], vcpu: Vcpu, cpus: int) -> None:
+def set_cpuid(entries: Sequence[Any], vcpu: Vcpu, cpus: int) -> None:
     """Give a vCPU its CPUID: what is offered to all, its APIC id, and the topology."""
     topology = [_topology_leaf(0xB, subleaf, vcpu.index, cpus) for subleaf in range(2)]
     cpuid = ffi.new("struct kvm_cpuid2 *", {"nent": len(entries) + len(topology), "entries": len(entries) + len(topology)})

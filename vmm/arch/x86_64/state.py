@@ -2,7 +2,7 @@
 
 The order of restoring matters (Linux virt/kvm/api.rst, and what KVM's code does beyond it):
 
-    CPUID            decides which of the others are taken at all
+    CPUID            decides which of the others are taken at all; ours, not the state's
     SREGS            has the local APIC's base and mode, by which LAPIC is read
     LAPIC            before the MSRs: the TSC deadline needs a timer in that mode
     MSRs             the TSC first; its deadline last, as that arms the timer
@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mayfly.errors import KvmError
-from mayfly.vmm.arch.x86_64.cpu import MAX_CPUID_ENTRIES, offered_cpuid
+from mayfly.vmm.arch.x86_64.cpu import offered_cpuid, set_cpuid
 from mayfly.vmm.arch.x86_64.features import deny_msrs
 from mayfly.vmm.arch.x86_64.interrupts import InterruptController
 from mayfly.vmm.kvm._kvm import ffi, lib
@@ -36,7 +36,6 @@ _AFTER_MSRS = (
     ("events", "VCPU_EVENTS", "struct kvm_vcpu_events *"),
     ("mp_state", "MP_STATE", "struct kvm_mp_state *"),
 )
-_CPUID_FIELDS = ("function", "index", "flags", "eax", "ebx", "ecx", "edx")
 _CHIPS = {"pic_master": lib.KVM_IRQCHIP_PIC_MASTER, "pic_slave": lib.KVM_IRQCHIP_PIC_SLAVE, "ioapic": lib.KVM_IRQCHIP_IOAPIC}
 
 MAX_MSRS = 1024
@@ -60,7 +59,7 @@ def identity(kvm: Kvm) -> str:
 
 def save(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu]) -> State:
     """All of it. The vCPUs stand still, with no access half done, and may go on afterwards."""
-    msrs = _writable_msrs(vm.kvm, vcpus[0])
+    msrs = _writable_msrs(vm.kvm)
     state: dict[str, Any] = {"vcpus": [_save_vcpu(vm.kvm, vcpu, msrs) for vcpu in vcpus]}
     for name, chip in _CHIPS.items():
         irqchip = ffi.new("struct kvm_irqchip *", {"chip_id": chip})
@@ -75,7 +74,9 @@ def save(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu]) -> Stat
 def restore(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu], state: Fields) -> None:
     """Restore into as many new vCPUs and new controllers. Raises SnapshotError, KvmError."""
     deny_msrs(vm)
+    cpuid = offered_cpuid(vm.kvm)
     for vcpu, saved in zip(vcpus, state.parts("vcpus", len(vcpus)), strict=True):
+        set_cpuid(cpuid, vcpu, len(vcpus))  # of this host: a state could offer more
         _restore_vcpu(vm.kvm, vcpu, saved)
     for name, chip in _CHIPS.items():
         irqchip = _struct("struct kvm_irqchip *", state, name)
@@ -88,21 +89,16 @@ def restore(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu], stat
 def _save_vcpu(kvm: Kvm, vcpu: Vcpu, msrs: Sequence[int]) -> dict[str, Any]:
     # MP state first: asking for it lets KVM take in INIT and start-up IPIs that wait.
     state = {name: _get(vcpu, ioctl, kind) for name, ioctl, kind in (*reversed(_AFTER_MSRS), *_BEFORE_MSRS)}
-    cpuid = _cpuid(vcpu)
     xsave = _xsave_buffer(kvm)
     vcpu.ioctl_struct("KVM_GET_XSAVE2" if len(xsave) > _XSAVE_BYTES else "KVM_GET_XSAVE", xsave)
     return {
         **state,
-        "cpuid": [[getattr(cpuid.entries[index], field) for field in _CPUID_FIELDS] for index in range(cpuid.nent)],
         "xsave": text(content(xsave)),
         "msrs": _read_msrs(vcpu, msrs),
     }
 
 
 def _restore_vcpu(kvm: Kvm, vcpu: Vcpu, state: Fields) -> None:
-    rows = state.rows("cpuid", (U32,) * len(_CPUID_FIELDS), most=MAX_CPUID_ENTRIES)
-    entries = [dict(zip(_CPUID_FIELDS, row, strict=True)) for row in rows]
-    vcpu.ioctl_struct("KVM_SET_CPUID2", ffi.new("struct kvm_cpuid2 *", {"nent": len(entries), "entries": entries}))
     for name, ioctl, kind in _BEFORE_MSRS:
         struct = _struct(kind, state, name)
         # Without XSAVE there are no XCRs, and KVM takes none: their count is first (api.rst 4.46).
@@ -118,13 +114,7 @@ def _restore_vcpu(kvm: Kvm, vcpu: Vcpu, state: Fields) -> None:
         vcpu.ioctl_struct(f"KVM_SET_{ioctl}", _struct(kind, state, name))
 
 
-def _cpuid(vcpu: Vcpu) -> Any:
-    cpuid = ffi.new("struct kvm_cpuid2 *", {"nent": MAX_CPUID_ENTRIES, "entries": MAX_CPUID_ENTRIES})
-    vcpu.ioctl_struct("KVM_GET_CPUID2", cpuid)
-    return cpuid
-
-
-def _writable_msrs(kvm: Kvm, like: Vcpu) -> list[int]:
+def _writable_msrs(kvm: Kvm) -> list[int]:
     """The MSRs that can be read and written back, in the order of restoring.
 
     Some can only be read. A vCPU of another machine, with the same CPUID, shows which.
@@ -135,7 +125,7 @@ def _writable_msrs(kvm: Kvm, like: Vcpu) -> list[int]:
     with kvm.create_vm() as vm:
         vm.ioctl("KVM_CREATE_IRQCHIP")
         with vm.create_vcpu(0) as vcpu:
-            vcpu.ioctl_struct("KVM_SET_CPUID2", _cpuid(like))
+            set_cpuid(offered_cpuid(kvm), vcpu, 1)
             rest, written = _read_msrs(vcpu, indices), []
             while rest:
                 count = _set_msrs(vcpu, rest)

@@ -82,17 +82,8 @@ class Console(VirtioDevice):
             raise ValueError(f"the port's name has {len(self._name)} bytes; from 1 to {MAX_NAME_BYTES} are allowed")
         self.config = _CONFIG.pack(0, 0, PORT + 1, 0)
         self.port = Port(self, ConsoleQueue.RECEIVE, ConsoleQueue.TRANSMIT, sink, on_room)
-        self.host_open = True
         self._port_ready = False
         self._owed: list[Control] = []  # messages to the driver: each kind once at most, made up when there is a buffer
-
-    def set_host_open(self, is_open: bool) -> None:
-        """Open or close the host's side: readers then get an end of file, writers wait."""
-        with self.lock:
-            self.host_open = is_open
-            if self._port_ready:
-                self._owe(Control.PORT_OPEN)
-                self._answer()
 
     def notify(self, index: int) -> None:
         """The driver kicked a queue."""
@@ -161,8 +152,7 @@ class Console(VirtioDevice):
             self._owed.append(event)
 
     def _message(self, event: Control) -> bytes:
-        value = int(self.host_open) if event == Control.PORT_OPEN else 1
-        return _CONTROL.pack(PORT, event, value) + (self._name if event == Control.PORT_NAME else b"")
+        return _CONTROL.pack(PORT, event, 1) + (self._name if event == Control.PORT_NAME else b"")
 
     def _answer(self, *, interrupt: bool = False) -> None:
         """Send the messages that are owed, as far as the driver has buffers for them."""

@@ -5,10 +5,9 @@ Nothing is buffered here: bytes stay where they are while the other side has no 
 
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-from mayfly.vmm.devices.virtio.buffers import advance, scatter
+from mayfly.vmm.devices.virtio.buffers import advance
 from mayfly.vmm.devices.virtio.device import VirtioDevice
 from mayfly.vmm.devices.virtio.misuse import Misuse
 from mayfly.vmm.devices.virtio.queue import MAX_CHAIN_BYTES, Chain, Queue
@@ -31,7 +30,7 @@ WINDOW = 16
 
 
 class Port:
-    """One port. The event loop calls `receive`, `to_guest`, `resume`; the console all else.
+    """One port. The event loop calls `receive` and `resume`; the console all else.
 
     Args:
         device: whose queues, lock and host it uses.
@@ -68,16 +67,6 @@ class Port:
             count = fill([view for chain in self._ready for view in chain.writable])
             self._hand_over(queue, count)
             return count
-
-    def to_guest(self, data: bytes | bytearray | memoryview) -> int:
-        """Copy `data` to the guest; how many bytes fit. If not all, `on_room` follows."""
-        source, done = memoryview(data), 0
-        while done < len(source):
-            count = self.receive(partial(scatter, source[done:]))
-            if count is None:
-                break
-            done += count
-        return done
 
     def resume(self) -> None:
         """The sink has room again."""
