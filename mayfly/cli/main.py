@@ -129,11 +129,22 @@ def serve(**flags: Any) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @click.option("--language", "-l", default="", help="language, or language@version; by default the one with the file's extension")
+@click.option("--option", "-o", "options", multiple=True, metavar="NAME=VALUE", help="an option of the language, such as edition=2021")
 @click.option("--json", "as_json", is_flag=True, help="print the result as JSON instead of passing the output through")
 @click.option("--verbose", "-v", is_flag=True, help="say on standard error how long each phase took")
 @click.option("--network", is_flag=True, help="give the snippet a network; what it is made of, --network-backend says")
 @click.option("--snapshot", default="", help="run it in a machine restored from this snapshot instead of its language's own")
-def run(file: Path, args: tuple[str, ...], language: str, as_json: bool, verbose: bool, network: bool, snapshot: str, **flags: Any) -> int:
+def run(
+    file: Path,
+    args: tuple[str, ...],
+    language: str,
+    options: tuple[str, ...],
+    as_json: bool,
+    verbose: bool,
+    network: bool,
+    snapshot: str,
+    **flags: Any,
+) -> int:
     """Run the snippet in FILE, with ARGS (after `--`), in a machine of its own.
 
     Standard input and output pass through. Exit status: the program's; 128 + n for signal n; 124 if
@@ -141,6 +152,7 @@ def run(file: Path, args: tuple[str, ...], language: str, as_json: bool, verbose
     """
     gc.disable()  # this process makes little that lasts, and ends soon
     config = load_config(flags)
+    chosen = dict(option.partition("=")[::2] for option in options)
     from mayfly.vmm.process.zygote import Zygote
 
     zygote = Zygote.fork()
@@ -155,6 +167,7 @@ def run(file: Path, args: tuple[str, ...], language: str, as_json: bool, verbose
             file,
             args,
             language=language,
+            options=chosen,
             network=network,
             snapshot=snapshot,
             config=config.scaled(time_factor(config)),

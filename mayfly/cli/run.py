@@ -4,7 +4,7 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ async def run_file(
     args: tuple[str, ...],
     *,
     language: str,
+    options: Mapping[str, str],
     network: bool,
     snapshot: str,
     config: Config,
@@ -59,7 +60,7 @@ async def run_file(
         image = service.find_image(language, path)
         source = read_source(path)
         chosen = await _snapshot(service, image, snapshot, network=network)
-        run = service.start(Snippet(source=source, args=args, network=network), image, FdStdin(0), snapshot=chosen)
+        run = service.start(Snippet(source=source, args=args, options=options, network=network), image, FdStdin(0), snapshot=chosen)
         showing = asyncio.create_task(_nothing(run) if as_json else _show(run))
         waiting: set[asyncio.Future[Any]] = {showing, stopped}
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)

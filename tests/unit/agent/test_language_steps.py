@@ -3,13 +3,15 @@ gets is what the language's own tool does.
 """
 
 import os
+import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from mayfly.imagegen.languages import load_language
+from mayfly.imagegen.languages import load_language, offered
 from mayfly.protocol import frames as p
 from tests.kit.agent_process import AgentProcess, Result, greeted
 from tests.kit.agent_process import executable as executable
@@ -28,10 +30,19 @@ def agent(executable: Path) -> Iterator[AgentProcess]:
         yield process
 
 
+def version_here(name: str) -> str:
+    """The version of this machine's compiler."""
+    said = subprocess.run(load_language(name).version_command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"\d+\.\d+(\.\d+)?", said)
+    assert found is not None, said
+    return found[0]
+
+
 def run(agent: AgentProcess, name: str, files: dict[str, str], stdin: bytes = b"") -> Result:
     """Run files as a snippet of a language."""
     language = load_language(name)
-    replaced = {GO_CACHE: str(agent.work.parent / "cache"), GO_CACHE_OF_RUN: str(agent.work.parent / "run" / "cache")}
+    replaced = {f"{{{option}}}": found.default for option, found in offered(language, version_here(name)).items()}
+    replaced |= {GO_CACHE: str(agent.work.parent / "cache"), GO_CACHE_OF_RUN: str(agent.work.parent / "run" / "cache")}
 
     def local(text: str) -> str:
         for old, new in replaced.items():
@@ -147,3 +158,11 @@ def test_an_error_of_syntax_in_python_is_a_failed_build(agent: AgentProcess) -> 
     result = run(agent, "python", {"main.py": "if x\n"})
     assert (result.stages, result.exit.code) == (["build"], 1)
     assert b"SyntaxError" in result.stderr
+
+
+@needs_rust
+@pytest.mark.skipif(not HAS_RUST or tuple(map(int, version_here("rust").split("."))) < (1, 85), reason="this rustc does not know edition 2024")
+def test_rust_is_of_the_newest_edition(agent: AgentProcess) -> None:
+    # Future is in the prelude of 2024 only.
+    source = 'fn f(_: impl Future) {}\nfn main() { f(async {}); println!("ok"); }\n'
+    assert run(agent, "rust", {"main.rs": source}).stdout == b"ok\n"

@@ -129,7 +129,13 @@ class Image:
         """Build a snippet by the image's own step."""
         step = self.manifest.steps[0]
         (self.root / "work" / self.manifest.source_file).write_text(source)
-        return self.run(*step.argv, *arguments, **step.env, **env)
+        argv = [self._filled(part) for part in step.argv]
+        return self.run(*argv, *arguments, **step.env, **env)
+
+    def _filled(self, text: str) -> str:
+        for name, option in self.manifest.options.items():
+            text = text.replace(f"{{{name}}}", option.default)
+        return text
 
 
 @pytest.fixture(scope="module", params=IMAGES)
