@@ -263,6 +263,8 @@ class RegistrySource:
                     raise RegistryError(f"{self._reference}: {error}; it asks to wait {error.pause_s:.0f} s", hint=hint) from error
                 if attempt == ATTEMPTS:
                     raise RegistryError(f"{self._reference}: {error}, {ATTEMPTS} times", hint=hint) from error
+                if error.pause_s > MAX_PAUSE_S:
+                    self._progress.say(f"{error}; trying again in {error.pause_s:.0f} s, as it asks")
                 self._pause(max(pause_s, error.pause_s))
                 pause_s = min(2 * pause_s, MAX_PAUSE_S)
         raise AssertionError("unreachable")

@@ -311,6 +311,20 @@ def test_the_pause_is_as_long_as_the_registry_asks(layout: Path, tmp_path: Path,
     assert pauses == [pause]
 
 
+def test_a_long_pause_is_told(layout: Path, tmp_path: Path) -> None:
+    class Heard(Silent):
+        def say(self, message: str) -> None:
+            heard.append(message)
+
+    heard: list[str] = []
+    with FakeRegistry(layout, Faults(status=[429, 503], status_headers={"Retry-After": "45"})) as registry:
+        source = RegistrySource(_reference(registry.address), tmp_path / "cache", progress=Heard(), pause=lambda _: None)
+        _check(*_pull(source))
+    assert heard == [
+        f"127.0.0.1:{registry.address.partition(':')[2]} answers {status}; trying again in 45 s, as it asks" for status in (429, 503)
+    ]
+
+
 @pytest.mark.parametrize("asked", ["21600", "Fri, 31 Dec 9999 23:59:59 GMT"])
 def test_a_registry_that_asks_for_long_is_told_at_once(layout: Path, tmp_path: Path, asked: str) -> None:
     pauses: list[float] = []
