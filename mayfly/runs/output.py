@@ -77,7 +77,7 @@ class OutputSocket:
 
     async def _serve(self, connection: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        reader = Renderer(self._record, self._mode)
+        reader = Renderer.of(self._record, self._mode)
         with connection, contextlib.suppress(OSError):  # a reader that goes away is nobody's problem
             connection.setblocking(False)
             while True:

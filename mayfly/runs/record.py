@@ -10,14 +10,14 @@ once. Readers hold nothing but positions, which is why they may be late, slow or
 import array
 import asyncio
 import enum
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from mayfly.guests.outcome import StepResult, Verdict
 from mayfly.protocol.conversation import Failed
 from mayfly.protocol.frames import Stage, Stderr, Stdout
 
 PIECE = 64 * 1024
-"""A reader is given at most this many bytes of output at a time."""
+"""A reader is given at most this many bytes of output at a time, unless it asks for less."""
 STREAM_BITS = 10
 """Of a span: 0 for an event, else twice the step's number and 1 for stdout, 2 for stderr."""
 EVENT = 0
@@ -35,6 +35,21 @@ class Mode(enum.StrEnum):
     EVENTS = "events"
 
 
+class Position(NamedTuple):
+    """Where a reader of a record is; it means the same to every reader.
+
+    Behind `offset` bytes of the stream that the span is of, or behind the event that the span is
+    (0).
+    """
+
+    span: int
+    offset: int
+
+
+START = Position(-1, 0)
+"""Where nothing has been read yet."""
+
+
 class Record:
     """Append-only; `closed` when nothing more will come. Whoever appends bounds how much comes (the
     conversation's limits).
@@ -43,6 +58,7 @@ class Record:
     def __init__(self) -> None:
         self.closed = False
         self._streams: dict[int, bytearray] = {}
+        self._first: dict[int, int] = {}  # span of each stream's beginning
         self._events: list[RunEvent] = []
         self._spans = array.array("Q")  # the span's end in its stream, or the event's index, above STREAM_BITS
         self._step = 0
@@ -65,12 +81,15 @@ class Record:
         self._wake()
 
     def _output(self, number: int, data: bytes) -> None:
+        if not data:
+            return
         stream = self._streams.setdefault(number, bytearray())
+        self._first.setdefault(number, len(self._spans))
         stream += data
         span = len(stream) << STREAM_BITS | number
         if self._spans and _number(self._spans[-1]) == number:
             self._spans[-1] = span
-        elif data:
+        else:
             self._spans.append(span)
 
     def close(self) -> None:
@@ -90,38 +109,73 @@ class Record:
         """All of a step's standard output and standard error."""
         return bytes(self._streams.get(2 * step + 1, b"")), bytes(self._streams.get(2 * step + 2, b""))
 
+    def has(self, position: Position) -> bool:
+        """Whether a reader can have come to `position`."""
+        span, offset = position
+        if not 0 <= span < len(self._spans):
+            return position == START
+        return offset == 0 if _number(self._spans[span]) == EVENT else self._begin(span) < offset <= self._end(span)
+
+    def ends_at(self, position: Position) -> bool:
+        """Whether nothing comes after `position`, now or later."""
+        return self.closed and position.span == len(self._spans) - 1 and position.offset == self._end(position.span)
+
+    def _begin(self, span: int) -> int:
+        """Where a span of output begins in its stream: at the end of the stream's span before it.
+        That one is near, since a step has two streams.
+        """
+        number = _number(self._spans[span])
+        if span == self._first[number]:
+            return 0
+        span -= 1
+        while _number(self._spans[span]) != number:
+            span -= 1
+        return self._end(span)
+
+    def _end(self, span: int) -> int:
+        """Where a span ends in its stream; 0 of an event, and of START."""
+        return 0 if span < 0 or _number(self._spans[span]) == EVENT else self._spans[span] >> STREAM_BITS
+
 
 def _number(span: int) -> int:
     return span & ((1 << STREAM_BITS) - 1)
 
 
 class Reader:
-    """One reader's position in a record."""
+    """One reader of a record: `position` is behind what it has taken.
 
-    def __init__(self, record: Record) -> None:
+    With `text`, output is not cut within a UTF-8 character: while the rest of one may still come,
+    its first bytes wait. At most `size` bytes of output are taken at a time.
+    """
+
+    def __init__(self, record: Record, *, text: bool = False, after: Position = START, size: int = PIECE) -> None:
+        self.position = after
         self._record = record
-        self._span = 0
-        self._read: dict[int, int] = {}
+        self._text = text
+        self._size = size
 
     def take(self) -> RunEvent | None:
-        """The next event, or piece of output of at most PIECE bytes; None if there is nothing more
-        for now.
-        """
-        spans = self._record._spans
-        while self._span < len(spans):
-            number, end = _number(spans[self._span]), spans[self._span] >> STREAM_BITS
-            if number == EVENT:
-                self._span += 1
-                return self._record._events[end]
-            at = self._read.get(number, 0)
-            if at < end:
-                data = bytes(self._record._streams[number][at : min(end, at + PIECE)])
-                self._read[number] = at + len(data)
-                return Stdout(data) if number % 2 else Stderr(data)
-            if self._span + 1 == len(spans):
-                return None  # this span may grow yet: stay in it
-            self._span += 1
-        return None
+        """The next event, or piece of output; None if there is nothing more for now."""
+        record = self._record
+        spans = record._spans
+        span, at = self.position
+        if at == record._end(span):  # the last span may grow yet: stay in it
+            span += 1
+            if span == len(spans):
+                return None
+            if _number(spans[span]) == EVENT:
+                self.position = Position(span, 0)
+                return record._events[spans[span] >> STREAM_BITS]
+            at = record._begin(span)
+        number, end = _number(spans[span]), record._end(span)
+        data = bytes(record._streams[number][at : min(end, at + self._size)])
+        if self._text and (rest := _unfinished(data)):
+            if rest < len(data):
+                data = data[:-rest]
+            elif span + 1 == len(spans) and not record.closed:
+                return None
+        self.position = Position(span, at + len(data))
+        return Stdout(data) if number % 2 else Stderr(data)
 
     async def wait(self) -> bool:
         """Wait until there may be more. False when the record is closed: all that `take` gives now
@@ -131,3 +185,14 @@ class Reader:
             return False
         await self._record.changed()
         return True
+
+
+def _unfinished(data: bytes) -> int:
+    """How many bytes at the end of `data` begin a UTF-8 character without completing it: 0 to 3."""
+    for back in range(1, min(3, len(data)) + 1):
+        byte = data[-back]
+        if byte & 0xC0 == 0x80:
+            continue
+        need = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC0 else 1
+        return back if back < need and byte < 0xF5 else 0
+    return 0

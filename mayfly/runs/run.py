@@ -29,7 +29,9 @@ class RunState(enum.StrEnum):
 
 
 class Run:
-    """One run. `outcome` grows while it is under way; `step_names` are the steps of its job."""
+    """One run. `outcome` grows while it is under way; `step_names` are the steps of its job;
+    `readers` are the time limits of those who read its record over HTTP.
+    """
 
     def __init__(self, *, language: str, version: str, mode: Mode, step_names: tuple[str, ...]) -> None:
         self.id = os.urandom(16).hex()
@@ -43,6 +45,7 @@ class Run:
         self.phases: dict[str, float] = {}
         self.exits: Mapping[str, int] = {}
         self.done = asyncio.Event()
+        self.readers: set[asyncio.Timeout] = set()
         self.ended_at = 0.0
         self._mark = time.monotonic()
 
@@ -93,6 +96,11 @@ class Run:
         self.record.append(self.outcome.verdict())
         self.record.close()
         self.done.set()
+
+    def dismiss(self, grace_s: float = 1.0) -> None:
+        """Give who still reads `grace_s` to read the rest: the run is no longer kept."""
+        for reader in self.readers:
+            reader.reschedule(asyncio.get_running_loop().time() + grace_s)
 
     def to_json(self) -> dict[str, Any]:
         """The run as `GET /runs/ID` and `POST /run` give it; phases in seconds."""

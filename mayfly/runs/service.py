@@ -330,6 +330,7 @@ class Service:
     def _drop(self, run: Run) -> None:
         """Keep nothing of a run that is over."""
         self._runs.pop(run.id, None)
+        run.dismiss()
         output = self._outputs.pop(run.id, None)
         if output is not None:
             with contextlib.suppress(OSError):

@@ -107,7 +107,7 @@ def test_output_is_live(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     async def scenario() -> None:
         async with Service(small_config(tmp_path), factory(executable=build_agent())) as service:
             run = service.start(Snippet(language="real", source=b"echo first; exec sleep 60"))
-            reader = Renderer(run.record, Mode.RAW)
+            reader = Renderer.of(run.record, Mode.RAW)
             while reader.take() != b"first\n":
                 assert await reader.wait()
             began = time.monotonic()

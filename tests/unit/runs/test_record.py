@@ -45,7 +45,7 @@ appends = st.lists(st.tuples(st.sampled_from([Stdout, Stderr]), st.binary(max_si
 @given(appends)
 def test_live_and_late_readers_get_the_same(pieces: list[tuple[type[Stdout] | type[Stderr], bytes]]) -> None:
     record = Record()
-    live, live_raw = Renderer(record, Mode.EVENTS), Renderer(record, Mode.RAW)
+    live, live_raw = Renderer.of(record, Mode.EVENTS), Renderer.of(record, Mode.RAW)
     seen = seen_raw = b""
     for kind, data in pieces:
         record.append(kind(data))
@@ -53,8 +53,8 @@ def test_live_and_late_readers_get_the_same(pieces: list[tuple[type[Stdout] | ty
         seen_raw += drain(live_raw)
     record.close()
     seen += drain(live)
-    late = drain(Renderer(record, Mode.EVENTS))
-    assert seen_raw == drain(Renderer(record, Mode.RAW)) == b"".join(data for _, data in pieces)
+    late = drain(Renderer.of(record, Mode.EVENTS))
+    assert seen_raw == drain(Renderer.of(record, Mode.RAW)) == b"".join(data for _, data in pieces)
     assert decode(seen) == decode(late)
     assert b"".join(data for _, data in decode(late)) == seen_raw
 
@@ -62,7 +62,7 @@ def test_live_and_late_readers_get_the_same(pieces: list[tuple[type[Stdout] | ty
 @given(st.text(min_size=1, max_size=20))
 def test_text_in_single_bytes_stays_text(text: str) -> None:
     record = Record()
-    reader = Renderer(record, Mode.EVENTS)
+    reader = Renderer.of(record, Mode.EVENTS)
     seen = b""
     for byte in text.encode():
         record.append(Stdout(bytes([byte])))
@@ -78,8 +78,9 @@ def test_events_are_lines_of_their_own_and_absent_from_raw() -> None:
     record.append(StepResult("build", EXIT))
     record.append(DONE)
     record.close()
-    assert drain(Renderer(record, Mode.RAW)) == b"warning\n"
-    assert [json.loads(line)["event"] for line in drain(Renderer(record, Mode.EVENTS)).splitlines()] == ["stage", "stderr", "exit", "done"]
+    assert drain(Renderer.of(record, Mode.RAW)) == b"warning\n"
+    lines = drain(Renderer.of(record, Mode.EVENTS)).splitlines()
+    assert [json.loads(line)["event"] for line in lines] == ["stage", "stderr", "exit", "done"]
 
 
 def test_big_output_comes_in_pieces_and_cuts_no_character() -> None:
@@ -87,7 +88,7 @@ def test_big_output_comes_in_pieces_and_cuts_no_character() -> None:
     text = "a" + "é" * PIECE
     record.append(Stdout(text.encode()))
     record.close()
-    lines = drain(Renderer(record, Mode.EVENTS)).splitlines()
+    lines = drain(Renderer.of(record, Mode.EVENTS)).splitlines()
     assert len(lines) == 3
     assert "".join(json.loads(line)["data"] for line in lines) == text
 
@@ -97,7 +98,7 @@ def test_a_cut_character_at_the_end_of_a_stream_is_bytes() -> None:
     record.append(Stdout(b"ok\xc3"))
     record.append(DONE)
     record.close()
-    assert decode(drain(Renderer(record, Mode.EVENTS))) == [("stdout", b"ok\xc3")]
+    assert decode(drain(Renderer.of(record, Mode.EVENTS))) == [("stdout", b"ok\xc3")]
 
 
 def test_many_small_pieces_cost_little() -> None:
@@ -135,7 +136,7 @@ def test_any_way_of_splitting_lines_gives_the_events() -> None:
     text = "".join(map(chr, range(0x3000)))
     record.append(Stdout(text.encode()))
     record.append(DONE)
-    lines = drain(Renderer(record, Mode.EVENTS)).decode()
+    lines = drain(Renderer.of(record, Mode.EVENTS)).decode()
     assert [json.loads(line).get("data") for line in lines.splitlines()] == [text, None]
 
 
@@ -145,5 +146,5 @@ def test_many_short_pieces_are_rendered_together() -> None:
     for _ in range(1000):
         record.append(Stdout(b"x"))
         record.append(Stderr(b"y"))
-    renderer = Renderer(record, Mode.EVENTS)
+    renderer = Renderer.of(record, Mode.EVENTS)
     assert len((renderer.take() or b"").splitlines()) > 1000

@@ -159,7 +159,7 @@ def test_the_zygote_dies_and_is_started_again(serve: Callable[..., Any]) -> None
 
     async def scenario(service: Service) -> tuple[dict[str, Any], dict[str, Any]]:
         run = service.start(Snippet(language="toy", source=b"echo here; sleep 60"))
-        reader = Renderer(run.record, Mode.RAW)
+        reader = Renderer.of(run.record, Mode.RAW)
         while (reader.take() or b"") != b"here\n":
             await reader.wait()
         made[0].die()
