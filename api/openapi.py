@@ -5,7 +5,10 @@ import re
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+import msgspec
+
 from mayfly.api import requests
+from mayfly.api.events import JSONL, SSE, EventsQuery, RunQuery
 from mayfly.guests.outcome import Status
 from mayfly.guests.start import StartKind
 from mayfly.runs.run import RunState
@@ -30,7 +33,11 @@ class Route(Protocol):
     @property
     def statuses(self) -> tuple[int, ...]: ...  # noqa: D102
     @property
+    def query(self) -> type[msgspec.Struct] | None: ...  # noqa: D102
+    @property
     def snippet(self) -> bool: ...  # noqa: D102
+    @property
+    def streams(self) -> bool: ...  # noqa: D102
 
 
 def _object(required: Iterable[str] = (), /, **properties: Any) -> dict[str, Any]:
@@ -54,9 +61,23 @@ def _ref(name: str) -> dict[str, Any]:
 
 
 _MODE = _ref("Mode")
-_REQUEST = requests.schemas()
+_REQUEST = requests.schemas(requests.Query, RunQuery, EventsQuery)
+_ENDED: dict[str, Any] = {
+    "step": _TEXT,
+    "code": _or_null(_WHOLE),
+    "signal": _or_null(_WHOLE),
+    "signal_name": _or_null(_TEXT),
+    "errno": _or_null(_WHOLE),
+    "limit": _or_null(_TEXT),
+    "wall_ms": _NUMBER,
+    "cpu_ms": _NUMBER,
+    "peak_memory": _WHOLE,
+    "stdout_truncated": _FLAG,
+    "stderr_truncated": _FLAG,
+}
+"""How a step ended."""
 SCHEMAS: dict[str, Any] = {
-    **{name: schema for name, schema in _REQUEST.items() if name != "Query"},
+    **{name: schema for name, schema in _REQUEST.items() if not name.endswith("Query")},
     "Started": _object(
         ("id", "output_socket"),
         id=_TEXT,
@@ -81,21 +102,23 @@ SCHEMAS: dict[str, Any] = {
     ),
     "Step": _object(
         ("step", "code", "signal", "limit"),
-        step=_TEXT,
-        code=_or_null(_WHOLE),
-        signal=_or_null(_WHOLE),
-        signal_name=_or_null(_TEXT),
-        errno=_or_null(_WHOLE),
-        limit=_or_null(_TEXT),
-        wall_ms=_NUMBER,
-        cpu_ms=_NUMBER,
-        peak_memory=_WHOLE,
+        **_ENDED,
         stdout=_TEXT,
         stdout_base64=_TEXT,
         stderr=_TEXT,
         stderr_base64=_TEXT,
-        stdout_truncated=_FLAG,
-        stderr_truncated=_FLAG,
+    ),
+    "Event": _object(
+        ("id", "event"),
+        id=_TEXT,
+        event={"type": "string", "enum": ["stage", "stdout", "stderr", "exit", "error", "done"]},
+        data=_TEXT,
+        base64=_TEXT,
+        **_ENDED,
+        error=_ref("Problem"),
+        status={"type": "string", "enum": list(Status)},
+        exit_status=_WHOLE,
+        result=_ref("Run"),
     ),
     "Saved": _object(("name",), name=_TEXT, parent=_or_null(_TEXT), run=_TEXT, memory_bytes=_WHOLE),
     "Languages": _object(
@@ -136,9 +159,12 @@ def _operation(route: Route) -> dict[str, Any]:
         {"name": name, "in": "path", "required": True, "schema": _TEXT} for name in re.findall(r"{(\w+)}", route.path)
     ]
     operation: dict[str, Any] = {"operationId": route.handler.__name__, "summary": route.handler.__doc__.splitlines()[0]}
-    if route.snippet:
-        query = _REQUEST["Query"]["properties"]
+    if route.query:
+        query = _REQUEST[route.query.__name__]["properties"]
         parameters += [{"name": name, "in": "query", "schema": schema} for name, schema in query.items()]
+    if route.query is EventsQuery:
+        parameters.append({"name": "Last-Event-ID", "in": "header", "schema": _TEXT})
+    if route.snippet:
         content = {"text/plain": {"schema": _TEXT}, "application/json": {"schema": _ref("Snippet")}}
         operation["requestBody"] = {"required": True, "content": content}
     if parameters:
@@ -149,7 +175,10 @@ def _operation(route: Route) -> dict[str, Any]:
 
 def _response(route: Route, status: int) -> dict[str, Any]:
     response: dict[str, Any] = {"description": http.HTTPStatus(status).phrase}
+    content: dict[str, Any] = {}
     name = route.answer if status < 400 else "Error"
     if name:
-        response["content"] = {"application/json": {"schema": _ref(name)}}
-    return response
+        content["application/json"] = {"schema": _ref(name)}
+    if route.streams and status == 200:
+        content |= {SSE: {"schema": _TEXT}, JSONL: {"schema": _ref("Event")}}
+    return {**response, "content": content} if content else response

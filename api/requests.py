@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -14,6 +14,7 @@ from mayfly.protocol.frames import MAX_FILES_SIZE
 from mayfly.runs.record import Mode
 from mayfly.schema import MalformedError, Record, SchemaError, convert, decode, show
 
+_T = TypeVar("_T")
 MAX_TIME_S = 86400
 MAX_SIZE = 1 << 40
 MAX_ITEMS = 1024
@@ -90,14 +91,14 @@ class _Sniffed(msgspec.Struct):
     files: msgspec.Raw | UnsetType = UNSET
 
 
-def parse_query(query: Mapping[str, str]) -> Query:
+def parse_query(kind: type[_T], query: Mapping[str, str]) -> _T:
     """The parameters in the address. Raises UnprocessableError, which names the wrong one."""
     try:
-        found = convert(Query, dict(query), strict=False)
+        found = convert(kind, dict(query), strict=False)
     except SchemaError as error:
         message = error.message.replace("unknown field", "unknown parameter")
         raise UnprocessableError(message, hint=error.hint.replace("fields", "parameters")) from error
-    if found.language is not UNSET:
+    if isinstance(found, Query) and found.language is not UNSET:
         check_text("language", found.language)
     return found
 
@@ -224,9 +225,9 @@ def _check_env(name: str, table: Mapping[str, str]) -> None:
             raise UnprocessableError(f"{name} has the name {show(key)}; a name must not be empty nor have =")
 
 
-def schemas() -> dict[str, Any]:
-    """JSON Schemas of Body and what it refers to, for openapi.json."""
-    _, found = msgspec.json.schema_components([Body, Query], ref_template="#/components/schemas/{name}")
+def schemas(*queries: type[msgspec.Struct]) -> dict[str, Any]:
+    """JSON Schemas of Body, of queries, and of what they refer to, for openapi.json."""
+    _, found = msgspec.json.schema_components([Body, *queries], ref_template="#/components/schemas/{name}")
     text = json.dumps(found)  # defaults are tuples and the like here
     found = dict(json.loads(text))
     found["Snippet"] = found.pop("Body")

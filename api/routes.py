@@ -2,20 +2,22 @@
 openapi.json are made.
 """
 
-import asyncio
 import dataclasses
 import json
 import platform
 
+import msgspec
 from aiohttp import web
+from msgspec import UNSET
 from msgspec.structs import asdict
 
 from mayfly import __version__
-from mayfly.api import openapi
+from mayfly.api import events, openapi
 from mayfly.api.connections import Bodies, Handler
+from mayfly.api.events import EventsQuery, RunQuery
 from mayfly.api.metrics import Metrics
 from mayfly.api.problems import UnprocessableError
-from mayfly.api.requests import check_type, parse_query, parse_request
+from mayfly.api.requests import Query, check_type, parse_query, parse_request
 from mayfly.errors import ConfigError, RequestError
 from mayfly.host.snippet import Snippet
 from mayfly.protocol.frames import PROTOCOL_VERSION
@@ -30,7 +32,7 @@ BODIES: web.AppKey[Bodies] = web.AppKey("bodies", Bodies)
 async def start(request: web.Request) -> web.Response:
     """Accept a snippet and say where its output can be read."""
     service = request.app[SERVICE]
-    run = service.start(await read_snippet(request))
+    run = service.start(await read_snippet(request, parse_query(Query, request.query)))
     return web.json_response(
         {
             "id": run.id,
@@ -44,21 +46,29 @@ async def start(request: web.Request) -> web.Response:
     )
 
 
-async def run(request: web.Request) -> web.Response:
+async def run(request: web.Request) -> web.StreamResponse:
     """Run a snippet and answer when it is over. If the client goes away, the run is ended."""
     service = request.app[SERVICE]
-    found = service.start(await read_snippet(request), publish=False)
+    query = parse_query(RunQuery, request.query)
+    found = service.start(await read_snippet(request, query), publish=False)
     try:
+        if query.stream is not UNSET:
+            return await events.send(request, found, events.KINDS[query.stream], result=True)
         await found.done.wait()
-    except asyncio.CancelledError:
-        await service.end(found, "the client went away")
-        raise
-    return web.json_response(found.to_json())
+        return web.json_response(found.to_json())
+    finally:
+        if not found.done.is_set():
+            await service.end(found, "the client went away")
 
 
 async def get_run(request: web.Request) -> web.Response:
     """Say how far a run is, and what it has put out."""
     return web.json_response(_run(request).to_json())
+
+
+async def get_events(request: web.Request) -> web.StreamResponse:
+    """Give a run's events from its beginning, or behind a given one, until its end."""
+    return await events.get_events(request, _run(request), parse_query(EventsQuery, request.query))
 
 
 async def delete_run(request: web.Request) -> web.Response:
@@ -134,8 +144,9 @@ async def describe(request: web.Request) -> web.Response:
 
 @dataclasses.dataclass(frozen=True)
 class Route:
-    """One route: what openapi.json says of it is the handler's first line, the schemas' names and
-    the statuses.
+    """One route: what openapi.json says of it is the handler's first line, the schemas' names, the
+    statuses, the parameters in the address, and whether a snippet comes and a stream of events may
+    go.
     """
 
     method: str
@@ -143,14 +154,17 @@ class Route:
     handler: Handler
     answer: str
     statuses: tuple[int, ...]
+    query: type[msgspec.Struct] | None = None
     snippet: bool = False
+    streams: bool = False
 
 
 _START = (201, 400, 404, 413, 415, 422, 429, 503)
 ROUTES: tuple[Route, ...] = (
-    Route("POST", "/start", start, "Started", _START, snippet=True),
-    Route("POST", "/run", run, "Run", (200, *_START[1:]), snippet=True),
+    Route("POST", "/start", start, "Started", _START, query=Query, snippet=True),
+    Route("POST", "/run", run, "Run", (200, *_START[1:]), query=RunQuery, snippet=True, streams=True),
     Route("GET", "/runs/{id}", get_run, "Run", (200, 404)),
+    Route("GET", "/runs/{id}/events", get_events, "", (200, 204, 404, 422, 429), query=EventsQuery, streams=True),
     Route("DELETE", "/runs/{id}", delete_run, "", (204,)),
     Route("POST", "/runs/{id}/snapshot", save_run, "Saved", (201, 400, 404, 410, 422, 503)),
     Route("GET", "/languages", languages, "Languages", (200,)),
@@ -165,13 +179,12 @@ def _run(request: web.Request) -> Run:
     return request.app[SERVICE].get(request.match_info["id"])
 
 
-async def read_snippet(request: web.Request) -> Snippet:
-    """The snippet in a request.
+async def read_snippet(request: web.Request, query: Query) -> Snippet:
+    """The snippet in a request, with what its address says.
 
     Raises:
         RequestError: as the table in api/problems.py has it.
     """
-    query = parse_query(request.query)
     check_type(request.content_type)
     body = await request.app[BODIES].read(request)
     return parse_request(request.content_type, body, query)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mayfly.api import requests
 from mayfly.api.openapi import SCHEMAS
 from mayfly.api.problems import UnprocessableError, lookup
-from mayfly.api.requests import Body, parse_json, parse_query, parse_request
+from mayfly.api.requests import Body, Query, parse_json, parse_query, parse_request
 from mayfly.errors import BodyTooLargeError, MayflyError
 from mayfly.host.snippet import Snippet
 from mayfly.protocol.frames import MAX_FILES_SIZE
@@ -120,12 +120,12 @@ def test_messages_name_the_value(body: dict[str, object], message: str) -> None:
 
 def test_the_query_has_the_same_fields() -> None:
     assert set(requests.Query.__struct_fields__) < set(FIELDS)
-    query = parse_query({"language": "rust", "output": "events", "network": "true"})
+    query = parse_query(Query, {"language": "rust", "output": "events", "network": "true"})
     assert parse_request("text/plain", b"x", query) == parse_json(
         b'{"source": "x", "language": "rust", "output": "events", "network": true}'
     )
     with pytest.raises(UnprocessableError, match="unknown parameter 'langage'") as caught:
-        parse_query({"langage": "rust"})
+        parse_query(Query, {"langage": "rust"})
     assert "'language'" in caught.value.hint
 
 
