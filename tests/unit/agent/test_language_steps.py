@@ -161,7 +161,7 @@ def test_an_error_of_syntax_in_python_is_a_failed_build(agent: AgentProcess) -> 
 
 
 @needs_rust
-@pytest.mark.skipif(not HAS_RUST or tuple(map(int, version_here("rust").split("."))) < (1, 85), reason="this rustc does not know edition 2024")
+@pytest.mark.skipif(not HAS_RUST or tuple(map(int, version_here("rust").split("."))) < (1, 85), reason="rustc is older than edition 2024")
 def test_rust_is_of_the_newest_edition(agent: AgentProcess) -> None:
     # Future is in the prelude of 2024 only.
     source = 'fn f(_: impl Future) {}\nfn main() { f(async {}); println!("ok"); }\n'
