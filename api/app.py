@@ -12,13 +12,13 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from mayfly.api import problems
 from mayfly.api.connections import Bodies, Connection, Connections, Handler
 from mayfly.api.metrics import Metrics
+from mayfly.api.problems import status_of
 from mayfly.api.requests import MAX_BODY
 from mayfly.api.routes import BODIES, METRICS, ROUTES, SERVICE
 from mayfly.api.sockets import claim
-from mayfly.errors import BusyError, MayflyError
+from mayfly.errors import BusyError, MayflyError, to_wire
 from mayfly.guests.spawner import Zygote
 from mayfly.host.checks import time_factor
 from mayfly.host.config import Config
@@ -48,10 +48,10 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
             "hint": hint,
         }
     except BusyError as error:
-        status, problem = problems.lookup(error)[0], problems.as_json(error)
+        status, problem = status_of(error), to_wire(error)
         headers = {"Retry-After": str(error.retry_after_s)}
     except MayflyError as error:
-        status, problem = problems.lookup(error)[0], problems.as_json(error)
+        status, problem = status_of(error), to_wire(error)
     except Exception:
         log.exception("%s %s", request.method, request.path)
         status, problem = 500, {"code": "internal", "message": "a fault of ours", "hint": "see the server's log, and report it"}

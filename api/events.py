@@ -11,9 +11,8 @@ from typing import Annotated, Any
 from aiohttp import web
 from msgspec import UNSET, Meta, UnsetType
 
-from mayfly.api.problems import UnprocessableError
 from mayfly.api.requests import Query
-from mayfly.errors import BusyError
+from mayfly.errors import BusyError, UnprocessableError
 from mayfly.guests.outcome import Verdict
 from mayfly.runs import render
 from mayfly.runs.record import START, Position, Reader, Record, RunEvent

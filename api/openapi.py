@@ -9,6 +9,7 @@ import msgspec
 
 from mayfly.api import requests
 from mayfly.api.events import JSONL, SSE, EventsQuery, RunQuery
+from mayfly.errors import kinds
 from mayfly.guests.outcome import Status
 from mayfly.guests.start import StartKind
 from mayfly.runs.run import RunState
@@ -140,7 +141,13 @@ SCHEMAS: dict[str, Any] = {
     ),
     "Health": _object(status=_TEXT, waiting=_WHOLE, idle=_WHOLE, memory_used=_WHOLE, memory_budget=_WHOLE),
     "Version": _object(version=_TEXT, protocol=_WHOLE, architecture=_TEXT, time_factor=_NUMBER),
-    "Problem": _object(("code", "message", "hint"), code=_TEXT, message=_TEXT, hint=_TEXT, console=_TEXT),
+    "Problem": _object(
+        ("code", "message", "hint"),
+        code=_TEXT,
+        message=_TEXT,
+        hint=_TEXT,
+        **{name: _WHOLE if kind is int else _TEXT for error in kinds() for name, kind in error.details.items()},
+    ),
     "Error": _object(("error",), error=_ref("Problem")),
 }
 

@@ -7,11 +7,9 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from mayfly.api.problems import MediaTypeError, UnprocessableError
-from mayfly.errors import BodyTooLargeError, RequestError
-from mayfly.host.snippet import Snippet
+from mayfly.errors import BodyTooLargeError, MediaTypeError, RequestError, UnprocessableError
+from mayfly.host.snippet import Mode, Snippet
 from mayfly.protocol.frames import MAX_FILES_SIZE
-from mayfly.runs.record import Mode
 from mayfly.schema import MalformedError, Record, SchemaError, convert, decode, show
 
 _T = TypeVar("_T")

@@ -16,9 +16,8 @@ from mayfly.api import events, openapi
 from mayfly.api.connections import Bodies, Handler
 from mayfly.api.events import EventsQuery, RunQuery
 from mayfly.api.metrics import Metrics
-from mayfly.api.problems import UnprocessableError
 from mayfly.api.requests import Query, check_type, parse_query, parse_request
-from mayfly.errors import ConfigError, RequestError
+from mayfly.errors import ConfigError, RequestError, UnprocessableError
 from mayfly.host.snippet import Snippet
 from mayfly.protocol.frames import PROTOCOL_VERSION
 from mayfly.runs.run import Run
@@ -183,7 +182,7 @@ async def read_snippet(request: web.Request, query: Query) -> Snippet:
     """The snippet in a request, with what its address says.
 
     Raises:
-        RequestError: as the table in api/problems.py has it.
+        RequestError: the body, or a value in it, cannot be used.
     """
     check_type(request.content_type)
     body = await request.app[BODIES].read(request)

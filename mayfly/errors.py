@@ -8,19 +8,28 @@ MayflyError
 │   ├── BootError            it did not come up
 │   └── GuestError           it was up, and ended in a way it should not
 ├── CollectError             files of a guest are not there, or pass a limit
+├── SchemaError              decoded data does not fit its type
+│   └── MalformedError       the text is not JSON at all
+├── EncodeError              a value does not fit the channel's protocol
+│   └── OversizeError        it is too long, or there are too many
 ├── HostError                this host lacks something: a program, memory, disk, a permission
-│   └── NetworkError         the back end of a machine's network cannot be had
+│   ├── NetworkError         the back end of a machine's network cannot be had
+│   └── ZygoteLostError      the zygote is gone, and all its machines with it
 ├── ImageError               an image could not be built, or is not what its manifest says
 │   ├── ImageNotFoundError   no image of that language or version
 │   ├── RegistryError        a registry refused, failed or lied
 │   └── LayerError           a layer is hostile, broken or over a limit
 ├── SnapshotError            a snapshot cannot be made, or not be restored here
 │   └── SnapshotNotFoundError
+├── StoppingError            the server is stopping and takes no more runs
 └── RequestError             a client's request cannot be served as it stands
     ├── UnknownLanguageError
     ├── UnknownRunError
+    ├── RunEndedError        the run is over, or its machine gone
     ├── BodyTooLargeError
-    └── BusyError            no room now, later perhaps (retry_after)
+    ├── MediaTypeError       the body is of a type that is not taken
+    ├── UnprocessableError   well-formed, but a value in it cannot be used
+    └── BusyError            no room now, later perhaps (retry_after_s)
 
 Each class has a stable `code` of its own, which stands for it on every wire.
 """
@@ -100,6 +109,30 @@ class CollectError(MayflyError):
     code = "collect_failed"
 
 
+class SchemaError(MayflyError):
+    """A value does not fit its type. The message names its path, the value and what is allowed."""
+
+    code = "schema_violated"
+
+
+class MalformedError(SchemaError):
+    """The text is not JSON at all."""
+
+    code = "malformed"
+
+
+class EncodeError(MayflyError):
+    """A value does not fit the channel's protocol (agent/PROTOCOL.md)."""
+
+    code = "not_encodable"
+
+
+class OversizeError(EncodeError):
+    """A value is too long for the channel's protocol, or there are too many of them."""
+
+    code = "oversize"
+
+
 class HostError(MayflyError):
     """The host lacks something that is needed."""
 
@@ -110,6 +143,12 @@ class NetworkError(HostError):
     """What is to connect a machine's network is not there, or not to be used."""
 
     code = "network_failed"
+
+
+class ZygoteLostError(HostError):
+    """The zygote is gone, and all its machines with it."""
+
+    code = "zygote_lost"
 
 
 class ImageError(MayflyError):
@@ -150,6 +189,12 @@ class SnapshotNotFoundError(SnapshotError):
     code = "snapshot_not_found"
 
 
+class StoppingError(MayflyError):
+    """The server is stopping and takes no more runs."""
+
+    code = "stopping"
+
+
 class RequestError(MayflyError):
     """A client's request cannot be served as it stands."""
 
@@ -166,6 +211,24 @@ class UnknownRunError(RequestError):
     """The request names a run that does not exist, or no longer."""
 
     code = "unknown_run"
+
+
+class RunEndedError(RequestError):
+    """The run is over, or its machine gone: it ended, a client ended it, or the server stops."""
+
+    code = "run_ended"
+
+
+class MediaTypeError(RequestError):
+    """The body is of a type that is not taken."""
+
+    code = "unsupported_media_type"
+
+
+class UnprocessableError(RequestError):
+    """The request is well-formed, but a value in it cannot be used."""
+
+    code = "invalid_value"
 
 
 class BodyTooLargeError(RequestError):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from mayfly.errors import MayflyError
+from mayfly.errors import MalformedError, SchemaError
 
 _loaded = sys.modules.setdefault("typing_extensions", None)  # type: ignore[arg-type]
 import msgspec  # noqa: E402  # with typing_extensions, which it can do without, loading it costs twice as much
@@ -29,14 +29,6 @@ SHOWN = 80
 MAX_EXPLAINED = 1 << 20
 """Bytes of JSON that are decoded once more, without types, for a message that shows the value: a
 larger text of tiny values would take gigabytes. For that one msgspec's own message is shown."""
-
-
-class SchemaError(MayflyError):
-    """A value does not fit its type. The message names its path, the value and what is allowed."""
-
-
-class MalformedError(SchemaError):
-    """The text is not JSON at all."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

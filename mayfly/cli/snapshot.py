@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from mayfly.cli.run import read_source
-from mayfly.errors import ConfigError, HostError, RequestError
+from mayfly.errors import ConfigError, HostError, from_wire
 from mayfly.host.checks import time_factor
 from mayfly.host.config import Config
 from mayfly.host.snippet import Snippet
@@ -67,19 +67,21 @@ def create_from_run(run: str, name: str, config: Config) -> None:
 
     Raises:
         HostError: no server is there.
-        RequestError: it refuses.
+        MayflyError: it refuses; the error is the server's own.
     """
     connection = _UnixConnection(config.socket)
     try:
         connection.request("POST", f"/runs/{urllib.parse.quote(run, safe='')}/snapshot", json.dumps({"name": name}))
         answer = connection.getresponse()
         found = json.loads(answer.read())
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise HostError(f"{config.socket}: no server answers: {error}", hint="start it: mayfly serve, or give its --socket") from error
+        if answer.status != HTTPStatus.CREATED:
+            raise from_wire(dict(found["error"]))
+    except (OSError, ValueError, LookupError, TypeError, http.client.HTTPException) as error:
+        raise HostError(
+            f"{config.socket}: no server of Mayfly answers: {error}", hint="start it: mayfly serve, or give its --socket"
+        ) from error
     finally:
         connection.close()
-    if answer.status != HTTPStatus.CREATED:
-        raise RequestError(str(found["error"]["message"]), hint=str(found["error"]["hint"]))
     click.echo(_line(snapshots.find(name)))
 
 

@@ -18,11 +18,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from mayfly.errors import GuestError, HostError, MayflyError, SnapshotError
+from mayfly.errors import GuestError, HostError, MayflyError, SnapshotError, ZygoteLostError
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.process import control, report
 from mayfly.vmm.process.report import End, Ended
-from mayfly.vmm.process.zygote import Forked, Reaped, ZygoteLostError
+from mayfly.vmm.process.zygote import Forked, Reaped
 
 log = logging.getLogger(__name__)
 

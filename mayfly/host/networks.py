@@ -3,8 +3,7 @@
 import os
 from ipaddress import ip_network
 
-from mayfly.api.problems import UnprocessableError
-from mayfly.errors import BusyError, ConfigError
+from mayfly.errors import BusyError, ConfigError, UnprocessableError
 from mayfly.host.config import Config
 from mayfly.vmm.config import MAX_MTU, NetworkBackend, NetworkConfig
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from mayfly.api.problems import UnprocessableError
+from mayfly.errors import BodyTooLargeError, EncodeError, OversizeError, UnprocessableError
 from mayfly.guests.job import RATES, Job, Wanted
 from mayfly.host.config import Config
 from mayfly.host.snippet import Snippet, check_paths
@@ -92,8 +92,13 @@ def make_plan(
         steps=limited,
         files=tuple(FileEntry(path, 0o644, len(data)) for path, data in files.items()),
     )
-    check_start(start)
-    check_fits(start, 1)
+    try:
+        check_start(start)
+        check_fits(start, 1)
+    except OversizeError as error:
+        raise BodyTooLargeError(error.message, hint=error.hint) from error
+    except EncodeError as error:
+        raise UnprocessableError(error.message, hint=error.hint) from error
     deadline_s = sum(step.wall_ms for step in limited) / 1000 + config.here(SLACK_S)
     return Plan(wanted, Job(start=start, files=tuple(files.values()), deadline_s=deadline_s, rate=RATES[wanted.machine.channel]))
 

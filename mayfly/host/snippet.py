@@ -1,18 +1,24 @@
 """What a client asks for, after decoding: nothing about HTTP, images or machines."""
 
+import enum
 from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from mayfly.api.problems import UnprocessableError
-from mayfly.errors import BodyTooLargeError
+from mayfly.errors import BodyTooLargeError, UnprocessableError
 from mayfly.protocol.frames import MAX_FILES_SIZE, MAX_PAYLOAD
-from mayfly.runs.record import Mode
 
 MAX_NAME = 255
 """Bytes of one component of a path (NAME_MAX, Linux include/uapi/linux/limits.h)."""
 MAX_PATH = 4000
 """Bytes of a whole path below /work: PATH_MAX is 4096."""
+
+
+class Mode(enum.StrEnum):
+    """What the output socket gives: the programs' bytes alone, or a JSON object a line."""
+
+    RAW = "raw"
+    EVENTS = "events"
 
 
 class Snippet(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,7 +4,7 @@ writes a descriptor.
 The messages themselves (mayfly/protocol/messages.py) are named here too, so that this module is all
 that a user of the channel imports.
 
-Two kinds of error: what we were asked to send does not fit the protocol (`RequestError`, when
+Two kinds of error: what we were asked to send does not fit the protocol (`EncodeError`, when
 encoding), and what the other end sent is not a frame (never an exception: `FrameReader` drops it
 and counts why).
 """
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import sliplib  # type: ignore[import-untyped]
 
-from mayfly.errors import BodyTooLargeError, RequestError
+from mayfly.errors import EncodeError, OversizeError
 from mayfly.protocol.messages import (
     FROM_AGENT,
     FROM_HOST,
@@ -137,11 +137,11 @@ def pack(message: Message, run: int) -> bytes:
     """The packet of a message: type, run, payload, CRC.
 
     Raises:
-        RequestError: a value does not fit into its field, or the payload into a frame.
+        EncodeError: a value does not fit into its field, or the payload into a frame.
     """
     payload = message.encode()
     if len(payload) > MAX_PAYLOAD:
-        raise BodyTooLargeError(
+        raise OversizeError(
             f"a {message.type.name} frame of {len(payload)} bytes; at most {MAX_PAYLOAD} fit",
             hint="give fewer or shorter arguments, environment values and file names",
         )
@@ -153,7 +153,7 @@ def encode_frame(message: Message, run: int = 0) -> bytes:
     """The bytes that carry a message: its packet, SLIP-escaped, between two ENDs.
 
     Raises:
-        RequestError: a value does not fit into its field, or the payload into a frame.
+        EncodeError: a value does not fit into its field, or the payload into a frame.
     """
     return END + bytes(sliplib.encode(pack(message, run))) + END
 
@@ -233,23 +233,23 @@ def check_start(start: Start) -> None:
     """Check what the agent would refuse in a START (agent/PROTOCOL.md, Order).
 
     Raises:
-        RequestError: a file's path leaves /work, has an empty, `.` or `..` component or comes
+        EncodeError: a file's path leaves /work, has an empty, `.` or `..` component or comes
             twice, its mode has more than permission bits; a variable's name is empty or holds `=`;
             the steps are not 1 to MAX_STEPS with a program and an absolute directory each, or two
             of them take standard input.
-        BodyTooLargeError: the files have more than MAX_FILES_SIZE bytes together.
+        OversizeError: the files have more than MAX_FILES_SIZE bytes together.
     """
     _check_files(start.files)
     total = sum(entry.size for entry in start.files)
     if total > MAX_FILES_SIZE:
-        raise BodyTooLargeError(f"the files have {total} bytes together; at most {MAX_FILES_SIZE} are taken")
+        raise OversizeError(f"the files have {total} bytes together; at most {MAX_FILES_SIZE} are taken")
     if not 1 <= len(start.steps) <= MAX_STEPS or not all(step.argv and step.argv[0] and step.cwd.startswith("/") for step in start.steps):
-        raise RequestError(f"a run has 1 to {MAX_STEPS} steps, each with a program to run and an absolute directory to run it in")
+        raise EncodeError(f"a run has 1 to {MAX_STEPS} steps, each with a program to run and an absolute directory to run it in")
     if sum(step.stdin for step in start.steps) > 1:
-        raise RequestError("more than one step takes standard input")
+        raise EncodeError("more than one step takes standard input")
     for name, _ in (*start.env, *(pair for step in start.steps for pair in step.env)):
         if not name or "=" in name:
-            raise RequestError(f"{name!r} is no name of an environment variable", hint="a name is not empty and holds no =")
+            raise EncodeError(f"{name!r} is no name of an environment variable", hint="a name is not empty and holds no =")
 
 
 def _check_files(files: Collection[FileEntry]) -> None:
@@ -257,11 +257,9 @@ def _check_files(files: Collection[FileEntry]) -> None:
     for entry in files:
         inside = entry.path.removeprefix(WORK_FOLDER + "/")
         if {"", ".", ".."} & set(inside.split("/")):
-            raise RequestError(
-                f"the file name {entry.path!r} is not one beneath {WORK_FOLDER}", hint="use a relative name without . and .."
-            )
+            raise EncodeError(f"the file name {entry.path!r} is not one beneath {WORK_FOLDER}", hint="use a relative name without . and ..")
         if inside in seen:
-            raise RequestError(f"the file name {entry.path!r} comes twice")
+            raise EncodeError(f"the file name {entry.path!r} comes twice")
         if entry.mode & ~0o777:
-            raise RequestError(f"the mode 0o{entry.mode:o} of {entry.path!r} has more than permission bits")
+            raise EncodeError(f"the mode 0o{entry.mode:o} of {entry.path!r} has more than permission bits")
         seen.add(inside)

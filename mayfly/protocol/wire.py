@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Collection
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
-from mayfly.errors import BodyTooLargeError, RequestError
+from mayfly.errors import EncodeError, OversizeError
 
 _T = TypeVar("_T")
 
@@ -59,7 +59,7 @@ def _number(layout: str) -> Wire[int]:
         try:
             return form.pack(value)
         except struct.error as error:
-            raise RequestError(f"the number {value} does not fit in {form.size} bytes") from error
+            raise EncodeError(f"the number {value} does not fit in {form.size} bytes") from error
 
     def read(cursor: Cursor) -> int:
         return int(form.unpack(cursor.take(form.size))[0])
@@ -75,9 +75,9 @@ def _text(errors: str) -> Wire[str]:
         try:
             data = value.encode("utf-8", errors)
         except UnicodeEncodeError as error:
-            raise RequestError(f"{value!r} cannot be written as UTF-8") from error
+            raise EncodeError(f"{value!r} cannot be written as UTF-8") from error
         if errors == "surrogateescape" and b"\0" in data:
-            raise RequestError(f"{value!r} holds a NUL character", hint="paths, arguments and environment values cannot hold one")
+            raise EncodeError(f"{value!r} holds a NUL character", hint="paths, arguments and environment values cannot hold one")
         return U16.write(_count(data)) + data
 
     def read(cursor: Cursor) -> str:
@@ -94,7 +94,7 @@ def _text(errors: str) -> Wire[str]:
 
 def _count(items: Collection[Any]) -> int:
     if len(items) > 0xFFFF:
-        raise BodyTooLargeError(f"a list or string of {len(items)} items; at most 65535 go into a frame")
+        raise OversizeError(f"a list or string of {len(items)} items; at most 65535 go into a frame")
     return len(items)
 
 
@@ -111,7 +111,7 @@ def rest(minimum: int = 0, maximum: int = 65536) -> Wire[bytes]:
 
     def write(value: bytes) -> bytes:
         if not minimum <= len(value) <= maximum:
-            raise RequestError(f"{len(value)} bytes where {minimum} to {maximum} are allowed")
+            raise EncodeError(f"{len(value)} bytes where {minimum} to {maximum} are allowed")
         return bytes(value)
 
     def read(cursor: Cursor) -> bytes:

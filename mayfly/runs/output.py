@@ -8,7 +8,8 @@ import socket
 from pathlib import Path
 
 from mayfly.errors import HostError
-from mayfly.runs.record import Mode, Record
+from mayfly.host.snippet import Mode
+from mayfly.runs.record import Record
 from mayfly.runs.render import Renderer
 from mayfly.unix import listen
 

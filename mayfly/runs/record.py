@@ -9,7 +9,6 @@ once. Readers hold nothing but positions, which is why they may be late, slow or
 
 import array
 import asyncio
-import enum
 from typing import NamedTuple, TypeAlias
 
 from mayfly.guests.outcome import StepResult, Verdict
@@ -26,13 +25,6 @@ EVENT_BYTES = 200
 
 RunEvent: TypeAlias = Stage | Stdout | Stderr | StepResult | Failed | Verdict
 """What happens in a run: a Verdict is the last event, a Failed may come before it."""
-
-
-class Mode(enum.StrEnum):
-    """What the output socket gives: the programs' bytes alone, or a JSON object a line."""
-
-    RAW = "raw"
-    EVENTS = "events"
 
 
 class Position(NamedTuple):

@@ -5,11 +5,12 @@ import json
 from collections.abc import Callable
 from typing import Any, Self
 
-from mayfly.api import problems
+from mayfly.errors import to_wire
 from mayfly.guests.outcome import StepResult, Verdict
+from mayfly.host.snippet import Mode
 from mayfly.protocol.conversation import Failed
 from mayfly.protocol.frames import Stage, Stderr, Stdout
-from mayfly.runs.record import PIECE, START, Mode, Position, Reader, Record, RunEvent
+from mayfly.runs.record import PIECE, START, Position, Reader, Record, RunEvent
 
 _SEPARATORS = {separator: f"\\u{ord(separator):04x}" for separator in "\x85\u2028\u2029"}
 """JSON may hold these as they are, but some readers take them for the ends of lines."""
@@ -27,7 +28,7 @@ def as_json(event: RunEvent) -> dict[str, Any]:
         case StepResult():
             return {"event": "exit", **event.to_json()}
         case Failed():
-            return {"event": "error", "error": problems.as_json(event.error)}
+            return {"event": "error", "error": to_wire(event.error)}
         case Verdict():
             return {"event": "done", **event._asdict()}
 

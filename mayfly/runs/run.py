@@ -10,13 +10,13 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from mayfly.api import problems
-from mayfly.errors import MayflyError
+from mayfly.errors import MayflyError, to_wire
 from mayfly.guests.outcome import Outcome
 from mayfly.guests.start import StartKind
+from mayfly.host.snippet import Mode
 from mayfly.protocol.conversation import Event, Failed
 from mayfly.protocol.frames import Done, Exit, Hello, Stage, Stderr, Stdout
-from mayfly.runs.record import Mode, Record
+from mayfly.runs.record import Record
 
 
 class RunState(enum.StrEnum):
@@ -113,7 +113,7 @@ class Run:
             "status": None,
             "exit_status": None,
             "steps": [],
-            "error": problems.as_json(self.outcome.error) if self.outcome.error else None,
+            "error": to_wire(self.outcome.error) if self.outcome.error else None,
             "phases": self.phases,
             "exits": dict(self.exits),
         }

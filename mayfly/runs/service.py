@@ -8,8 +8,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from mayfly.api.problems import RunEndedError, StoppingError
-from mayfly.errors import BusyError, MayflyError, UnknownRunError
+from mayfly.errors import BusyError, MayflyError, RunEndedError, StoppingError, UnknownRunError
 from mayfly.guests.converse import BytesStdin, StdinSource
 from mayfly.guests.job import Wanted
 from mayfly.guests.spawner import GRACE_S, Spawner, Zygote

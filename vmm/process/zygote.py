@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import mayfly
-from mayfly.errors import ConfigError, HostError, MayflyError
+from mayfly.errors import ConfigError, HostError, MayflyError, ZygoteLostError
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.kvm import prctl
 from mayfly.vmm.sandbox.privileges import keep_only
@@ -55,12 +55,6 @@ class Reaped(NamedTuple):
 
     machine: int
     status: int
-
-
-class ZygoteLostError(HostError):
-    """The zygote is gone, and all its machines with it."""
-
-    code = "zygote_lost"
 
 
 class Zygote:

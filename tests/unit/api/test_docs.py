@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from mayfly.api.problems import TABLE
+from mayfly.api.problems import STATUS
 from mayfly.api.routes import ROUTES
 from mayfly.guests.outcome import Status
 from mayfly.host.config import FIELDS
-from mayfly.runs.record import Mode
+from mayfly.host.snippet import Mode
 
 TEXT = (Path(__file__).parents[3] / "docs/api.md").read_text()
 
@@ -18,7 +18,7 @@ TEXT = (Path(__file__).parents[3] / "docs/api.md").read_text()
     [
         *(f"| `{name}` |" for name in FIELDS),
         *(f"{route.method} {route.path.replace('{id}', 'ID')}" for route in ROUTES),
-        *(f"`{code}`" for _, _, code in TABLE),
+        *(f"`{code}`" for code in STATUS),
         *(f"`{status}`" for status in Status),
         *(f"`{mode}`" for mode in Mode),
     ],

@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mayfly.api import events
-from mayfly.api.problems import UnprocessableError
-from mayfly.host.snippet import Snippet
+from mayfly.errors import UnprocessableError
+from mayfly.host.snippet import Mode, Snippet
 from mayfly.protocol.frames import Done, Stage, Stderr, Stdout
 from mayfly.runs import render
-from mayfly.runs.record import START, Mode
+from mayfly.runs.record import START
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from tests.kit.played_guest import EXIT

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from mayfly.api import requests
 from mayfly.api.openapi import SCHEMAS
-from mayfly.api.problems import UnprocessableError, lookup
+from mayfly.api.problems import status_of
 from mayfly.api.requests import Body, Query, parse_json, parse_query, parse_request
-from mayfly.errors import BodyTooLargeError, MayflyError
+from mayfly.errors import BodyTooLargeError, MayflyError, UnprocessableError
 from mayfly.host.snippet import Snippet
 from mayfly.protocol.frames import MAX_FILES_SIZE
 
@@ -35,7 +35,7 @@ def test_any_json_gives_a_snippet_or_a_4xx(value: object) -> None:
     try:
         assert isinstance(parse_json(json.dumps(value).encode()), Snippet)
     except MayflyError as error:
-        assert 400 <= lookup(error)[0] < 500
+        assert 400 <= status_of(error) < 500
 
 
 @given(st.binary(max_size=200) | st.binary(max_size=50).map(lambda tail: b'{"source":' + tail))
@@ -44,7 +44,7 @@ def test_any_bytes_give_a_snippet_or_a_4xx(body: bytes) -> None:
         try:
             assert isinstance(parse_request(kind, body), Snippet)
         except MayflyError as error:
-            assert 400 <= lookup(error)[0] < 500
+            assert 400 <= status_of(error) < 500
 
 
 @pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", "application/octet-stream"])

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from mayfly.api.problems import UnprocessableError
 from mayfly.api.requests import parse_json
-from mayfly.errors import BusyError, ConfigError
+from mayfly.errors import BusyError, ConfigError, UnprocessableError
 from mayfly.host.config import Config
 from mayfly.host.networks import Networks
 from mayfly.host.snippet import Snippet

@@ -10,8 +10,7 @@ import msgspec
 import pytest
 
 from mayfly import paths
-from mayfly.api.problems import UnprocessableError
-from mayfly.errors import BodyTooLargeError, ConfigError, RequestError, UnknownLanguageError
+from mayfly.errors import BodyTooLargeError, ConfigError, RequestError, UnknownLanguageError, UnprocessableError
 from mayfly.host.config import Config
 from mayfly.host.plan import KERNEL_RESERVE, make_plan, want_machine
 from mayfly.host.snippet import Snippet

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from agent import make_vectors
-from mayfly.errors import BodyTooLargeError, RequestError
+from mayfly.errors import EncodeError, OversizeError
 from mayfly.protocol import frames as p
 
 AGENT = Path(make_vectors.__file__).parent
@@ -61,7 +61,7 @@ def test_largest_packet_passes_though_every_byte_is_escaped() -> None:
     reader = p.FrameReader(p.FROM_AGENT)
     big = p.Stdout(b"\xc0" * p.MAX_PAYLOAD)
     assert reader.feed(p.encode_frame(big, 1)) == [p.Frame(big, 1)]
-    with pytest.raises(RequestError):
+    with pytest.raises(EncodeError):
         p.encode_frame(p.Stdout(b"\xc0" * (p.MAX_PAYLOAD + 1)), 1)
 
 
@@ -87,13 +87,13 @@ def test_empty_packets_mean_nothing() -> None:
     ids=repr,
 )
 def test_what_does_not_fit_is_refused_when_encoding(message: p.Message) -> None:
-    with pytest.raises(RequestError):
+    with pytest.raises(EncodeError):
         p.encode_frame(message, 1)
 
 
 @pytest.mark.parametrize("path", ["/work", "/work/", "/etc/passwd", "../x", "a/../b", "a//b", "./a", "", "/workx/a", "a/"])
 def test_check_start_refuses_paths_outside(path: str) -> None:
-    with pytest.raises(RequestError, match="beneath /work"):
+    with pytest.raises(EncodeError, match="beneath /work"):
         p.check_start(p.Start((), (p.Step("run", ("true",)),), (p.FileEntry(path, 0o644, 1),)))
 
 
@@ -101,7 +101,7 @@ def test_check_start_takes_good_ones_and_counts_bytes() -> None:
     step = p.Step("run", ("true",))
     half = p.MAX_FILES_SIZE // 2
     p.check_start(p.Start((), (step,), (p.FileEntry("a/b.rs", 0o644, half), p.FileEntry("/work/c", 0o644, half))))
-    with pytest.raises(BodyTooLargeError):
+    with pytest.raises(OversizeError):
         p.check_start(p.Start((), (step,), (p.FileEntry("a", 0o644, half), p.FileEntry("b", 0o644, half + 1))))
 
 
@@ -125,7 +125,7 @@ TRUE = p.Step("run", ("true",))
     ids=repr,
 )
 def test_check_start_refuses_what_the_agent_refuses(start: p.Start) -> None:
-    with pytest.raises(RequestError):
+    with pytest.raises(EncodeError):
         p.check_start(start)
 
 

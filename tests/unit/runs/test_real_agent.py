@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from mayfly.host.snippet import Snippet
-from mayfly.runs.record import Mode
+from mayfly.host.snippet import Mode, Snippet
 from mayfly.runs.render import Renderer
 from mayfly.runs.service import Service
 from tests.kit.agent_process import build_agent

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mayfly.guests.outcome import Status, StepResult, Verdict
+from mayfly.host.snippet import Mode
 from mayfly.protocol.frames import Stage, Stderr, Stdout
-from mayfly.runs.record import PIECE, Mode, Reader, Record
+from mayfly.runs.record import PIECE, Reader, Record
 from mayfly.runs.render import Renderer
 from tests.kit.played_guest import EXIT
 

@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 
 from mayfly.errors import BusyError, HostError, UnknownRunError
-from mayfly.host.snippet import Snippet
-from mayfly.runs.record import Mode
+from mayfly.host.snippet import Mode, Snippet
 from mayfly.runs.render import Renderer
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service

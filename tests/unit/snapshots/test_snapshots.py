@@ -21,8 +21,7 @@ import pytest
 
 from mayfly import paths
 from mayfly.api.metrics import Metrics
-from mayfly.api.problems import RunEndedError
-from mayfly.errors import BusyError, ConfigError, SnapshotError, SnapshotNotFoundError
+from mayfly.errors import BusyError, ConfigError, RunEndedError, SnapshotError, SnapshotNotFoundError
 from mayfly.guests.job import Wanted
 from mayfly.host.plan import want_machine
 from mayfly.host.snippet import Snippet
@@ -197,7 +196,7 @@ def test_a_network_that_is_not_there_is_no_reason_to_boot_or_to_make_the_base_ag
     zygotes: list[FakeZygote] = []
     serve(prepare, **NETWORK)
     error = serve(run_with_network, fault="no-tap", made=zygotes, **NETWORK)["error"]
-    assert (error["code"], error["message"]) == ("host_failed", "there is no tap")
+    assert (error["code"], error["message"]) == ("network_failed", "there is no tap")
     assert len(zygotes[0].configs) == 1
 
 
