@@ -1,5 +1,5 @@
-"""The service behind both the HTTP server and `mayfly run`: takes snippets, runs them, keeps what
-has ended for a while. No HTTP.
+"""The service behind both the HTTP server and `mayfly run`: takes snippets and runs them. No
+HTTP.
 """
 
 import asyncio
@@ -24,6 +24,7 @@ from mayfly.host.snippet import Snippet
 from mayfly.host.supply import Supply
 from mayfly.images.store import Images, InstalledImage
 from mayfly.runs.execute import execute
+from mayfly.runs.kept import Runs
 from mayfly.runs.output import OutputSocket
 from mayfly.runs.run import Run
 from mayfly.schema import Record
@@ -70,12 +71,9 @@ class Service:
         self.stopping = False
         self._sockets = sockets
         self._grace_s = grace_s
-        self._runs: dict[str, Run] = {}
-        self._outputs: dict[str, OutputSocket] = {}
+        self.runs = Runs(config)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._guests: dict[str, Guest] = {}
-        self._closing: set[asyncio.Task[None]] = set()
-        self._expiry: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> "Service":
         return self
@@ -188,10 +186,11 @@ class Service:
             taken.callback(self.admission.leave, ticket)
             if idle:
                 taken.callback(self.spawner.stop, idle.guest.process, 0)  # if the run never came to it
+            output = None
             if publish and self._sockets is not None:
-                self._outputs[run.id] = OutputSocket(self._sockets / f"{run.id}.sock", run.record, run.mode)
+                output = OutputSocket(self._sockets / f"{run.id}.sock", run.record, run.mode)
             held = taken.pop_all()
-        self._runs[run.id] = run
+        self.runs.add(run, output)
         work = self._carry_out(ticket, plan, run, stdin or BytesStdin(snippet.stdin), idle, snapshot)
         task = asyncio.create_task(work, name=f"run {run.id}")
         self._tasks[run.id] = task
@@ -204,11 +203,7 @@ class Service:
         Raises:
             UnknownRunError: there is none, or it is no longer kept.
         """
-        try:
-            return self._runs[run_id]
-        except KeyError:
-            hint = f"an ended run is kept for {self.config.keep_s:g} s"
-            raise UnknownRunError(f"no run {run_id[:64]!r}", hint=hint) from None
+        return self.runs.get(run_id)
 
     async def save(self, run_id: str, name: str) -> Snapshot:
         """Save the machine of a run as the snapshot `name`; the run goes on.
@@ -231,7 +226,7 @@ class Service:
 
     def output_socket(self, run: Run) -> Path:
         """The path of a run's output socket."""
-        return self._outputs[run.id].path
+        return self.runs.output(run).path
 
     async def settled(self, run: Run) -> None:
         """Wait until the run is over and its machine gone."""
@@ -251,23 +246,20 @@ class Service:
 
     async def forget(self, run_id: str) -> None:
         """End a run if it is under way, and keep nothing of it. An unknown id is fine."""
-        run = self._runs.get(run_id)
-        if run is not None:
-            await self.end(run, "the run was deleted")
-            self._drop(run)
+        try:
+            run = self.runs.get(run_id)
+        except UnknownRunError:
+            return
+        await self.end(run, "the run was deleted")
+        self.runs.drop(run)
 
     async def close(self) -> None:
         """End everything."""
         self.stopping = True
-        await asyncio.gather(*(self.end(run, "the server is stopping") for run in list(self._runs.values())))
-        for run in list(self._runs.values()):
-            self._drop(run)
-        if self._expiry is not None:
-            self._expiry.cancel()
+        await asyncio.gather(*(self.end(run, "the server is stopping") for run in self.runs))
+        await self.runs.close()
         await self.supply.close()
         await self.spawner.close()
-        if self._closing:
-            await asyncio.wait(self._closing)
 
     @contextlib.contextmanager
     def _counting_refusals(self) -> Iterator[None]:
@@ -303,37 +295,4 @@ class Service:
         log.info("run %s: %s %s %s", run.id, run.language, *run.outcome.verdict())
         self.observer.ended(run.outcome.verdict().status, run.phases)
         self.supply.pool.fill()
-        self._expire()
-
-    def _expire(self) -> None:
-        """Drop what is over the limits of number, bytes and time, the oldest first; come back when
-        the next one's time is up.
-        """
-        now = asyncio.get_running_loop().time()
-        ended = [run for run in self._runs.values() if run.id not in self._tasks]
-        ended.sort(key=lambda run: run.ended_at)
-        kept = sum(len(run.record) for run in ended)
-        for position, run in enumerate(ended):
-            over = kept > self.config.keep_bytes or len(ended) - position > self.config.keep_runs
-            if not over and now < run.ended_at + self.config.keep_s:
-                break
-            kept -= len(run.record)
-            self._drop(run)
-        if self._expiry is not None:
-            self._expiry.cancel()
-            self._expiry = None
-        oldest = min((run.ended_at for run in self._runs.values() if run.id not in self._tasks), default=None)
-        if oldest is not None and not self.stopping:
-            self._expiry = asyncio.get_running_loop().call_at(oldest + self.config.keep_s, self._expire)
-
-    def _drop(self, run: Run) -> None:
-        """Keep nothing of a run that is over."""
-        self._runs.pop(run.id, None)
-        run.dismiss()
-        output = self._outputs.pop(run.id, None)
-        if output is not None:
-            with contextlib.suppress(OSError):
-                output.path.unlink()
-            closing = asyncio.create_task(output.close())
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
+        self.runs.keep(run)

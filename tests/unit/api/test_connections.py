@@ -49,7 +49,7 @@ def test_who_half_closes_and_then_goes_away_ends_the_run(serve: Callable[..., An
         writer.write(post(b"sleep 60"))
         writer.write_eof()
         async with asyncio.timeout(WAIT_S):
-            while not (runs := list(service._runs.values())):
+            while not (runs := list(service.runs)):
                 await asyncio.sleep(0.01)
             writer.close()
             await runs[0].done.wait()
@@ -66,7 +66,7 @@ def test_an_end_within_a_body_begins_nothing(serve: Callable[..., Any]) -> None:
         async with asyncio.timeout(WAIT_S):
             answer = await reader.read()
         writer.close()
-        return answer, len(service._runs)
+        return answer, len(list(service.runs))
 
     answer, runs = serve(scenario)
     assert b" 200 " not in answer

@@ -250,7 +250,7 @@ def test_the_type_is_the_one_that_a_client_prefers(accept: list[str], kind: str)
 
 def keep(service: Service, run: Run) -> str:
     """Have a run without a machine, which the test plays itself."""
-    service._runs[run.id] = run
+    service.runs.add(run, None)
     return f"{URL}/runs/{run.id}/events"
 
 
@@ -298,7 +298,7 @@ def test_a_streaming_client_that_goes_away_ends_its_run(serve: Serve) -> None:
     async def scenario(client: aiohttp.ClientSession, service: Service) -> None:
         async with client.post(f"{URL}/run?language=toy&stream=sse", data=b"echo here; sleep 60") as answer:
             await read_events(answer, "here")
-            (run,) = service._runs.values()
+            (run,) = service.runs
             assert not run.done.is_set()
         await asyncio.wait_for(run.done.wait(), WAIT_S)
         assert run.outcome.error is not None

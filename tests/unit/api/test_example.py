@@ -67,7 +67,7 @@ def test_output_comes_as_it_is_produced_and_the_exit_code_last(backend: Callable
                 events.append(json.loads(line))
                 if events[-1] == {"event": "stdout", "data": "first\n"}:
                     break
-            (run,) = service._runs.values()
+            (run,) = service.runs
             assert not run.done.is_set()
             await service.end(run, "seen enough")
             rest = [json.loads(line) async for line in answer.content]
@@ -95,7 +95,7 @@ def test_a_user_who_goes_away_ends_the_run(backend: Callable[[Scenario], Any]) -
             async for line in answer.content:
                 if b"first" in line:
                     break
-            (run,) = service._runs.values()
+            (run,) = service.runs
             answer.close()
         await asyncio.wait_for(run.done.wait(), 30)
         assert run.outcome.error is not None

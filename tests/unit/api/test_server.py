@@ -306,9 +306,9 @@ def test_delete_ends_a_run_and_may_be_repeated(serve: Callable[..., Any]) -> Non
 def test_a_client_that_goes_away_ends_its_run(serve: Callable[..., Any]) -> None:
     async def scenario(client: aiohttp.ClientSession, service: Service) -> None:
         asking = asyncio.create_task(post(client, "/run?language=toy", b"echo here; sleep 60"))
-        while not service._runs or not len(next(iter(service._runs.values())).record):
+        while not any(len(run.record) for run in service.runs):
             await asyncio.sleep(0.01)
-        (run,) = service._runs.values()
+        (run,) = service.runs
         asking.cancel()
         await asyncio.wait_for(run.done.wait(), 10)
         assert run.outcome.error is not None

@@ -219,7 +219,7 @@ def test_ended_runs_are_dropped_by_time_number_and_bytes(serve: Callable[..., An
             while service.admission.used:
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.2)
-        return sum(run.id in service._runs for run in runs)
+        return sum(run in service.runs for run in runs)
 
     assert serve(kept) == 3
     assert serve(kept, keep_s=0.1) == 0
@@ -284,7 +284,7 @@ def test_a_hundred_runs_leak_nothing(serve: Callable[..., Any]) -> None:
             if turn == 0:
                 before = open_descriptors()
         assert open_descriptors() == before
-        assert len(service._tasks) == 0
+        assert service.runs.under_way == 0
 
     serve(scenario, keep_runs=0, queue=4)
 

@@ -1,0 +1,103 @@
+"""The runs that a service knows: those under way, and those that have ended, which are kept for a
+while with their output sockets.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+
+from mayfly.errors import UnknownRunError
+from mayfly.host.config import Config
+from mayfly.runs.output import OutputSocket
+from mayfly.runs.run import Run
+
+
+class Runs:
+    """Runs by their ids. One that has ended is dropped when the ended ones are over a limit of
+    number, bytes or time, the oldest first (`keep_runs`, `keep_bytes`, `keep_s`).
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._runs: dict[str, Run] = {}
+        self._ended: dict[str, Run] = {}
+        self._outputs: dict[str, OutputSocket] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._expiry: asyncio.TimerHandle | None = None
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(list(self._runs.values()))
+
+    @property
+    def under_way(self) -> int:
+        """How many have not ended."""
+        return len(self._runs) - len(self._ended)
+
+    def add(self, run: Run, output: OutputSocket | None) -> None:
+        """Take a run that begins, and its output socket, which is closed when it is dropped."""
+        self._runs[run.id] = run
+        if output is not None:
+            self._outputs[run.id] = output
+
+    def get(self, run_id: str) -> Run:
+        """The run with that id.
+
+        Raises:
+            UnknownRunError: there is none, or it is no longer kept.
+        """
+        try:
+            return self._runs[run_id]
+        except KeyError:
+            hint = f"an ended run is kept for {self._config.keep_s:g} s"
+            raise UnknownRunError(f"no run {run_id[:64]!r}", hint=hint) from None
+
+    def output(self, run: Run) -> OutputSocket:
+        """The run's output socket."""
+        return self._outputs[run.id]
+
+    def keep(self, run: Run) -> None:
+        """Keep a run that has ended, as long as the limits allow."""
+        self._ended[run.id] = run
+        self._expire()
+
+    def _expire(self) -> None:
+        """Drop what is over the limits; come back when the next one's time is up."""
+        now = asyncio.get_running_loop().time()
+        ended = sorted(self._ended.values(), key=lambda run: run.ended_at)
+        kept = sum(len(run.record) for run in ended)
+        for position, run in enumerate(ended):
+            over = kept > self._config.keep_bytes or len(ended) - position > self._config.keep_runs
+            if not over and now < run.ended_at + self._config.keep_s:
+                break
+            kept -= len(run.record)
+            self.drop(run)
+        self._cancel_expiry()
+        if self._ended:
+            oldest = min(run.ended_at for run in self._ended.values())
+            self._expiry = asyncio.get_running_loop().call_at(oldest + self._config.keep_s, self._expire)
+
+    def _cancel_expiry(self) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+
+    def drop(self, run: Run) -> None:
+        """Keep nothing of a run that has ended."""
+        self._runs.pop(run.id, None)
+        self._ended.pop(run.id, None)
+        run.dismiss()
+        output = self._outputs.pop(run.id, None)
+        if output is not None:
+            with contextlib.suppress(OSError):
+                output.path.unlink()
+            closing = asyncio.create_task(output.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """Drop all runs, which must have ended; their output sockets are closed when it returns."""
+        for run in self:
+            self.drop(run)
+        self._cancel_expiry()
+        if self._closing:
+            await asyncio.wait(self._closing)
