@@ -19,10 +19,10 @@ from mayfly.api.requests import MAX_BODY
 from mayfly.api.routes import BODIES, METRICS, ROUTES, SERVICE
 from mayfly.api.sockets import claim
 from mayfly.errors import BusyError, MayflyError, to_wire
-from mayfly.guests.spawner import Zygote
 from mayfly.host.checks import time_factor
 from mayfly.host.config import Config
 from mayfly.runs.service import Service
+from mayfly.vmm.process.zygote import Zygote
 
 log = logging.getLogger(__name__)
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
@@ -119,12 +119,10 @@ async def serve(config: Config, zygote: Callable[[], Zygote]) -> None:
 
 def main(config: Config, zygote: Callable[[], Zygote] | None = None) -> None:
     """`mayfly serve`: check the host, then serve."""
-    from mayfly.vmm.process.zygote import Zygote as RealZygote
-
     logging.basicConfig(level=logging.INFO, format="mayfly: %(message)s")
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # it logs what clients do wrong; faults of ours are logged here
     config = config.scaled(time_factor(config))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # each run has an output socket, each reader one more
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    asyncio.run(serve(config, zygote or RealZygote.start))
+    asyncio.run(serve(config, zygote or Zygote.start))

@@ -12,7 +12,7 @@ from mayfly.cli.descriptors import FdStdin, FdWriter, settle
 from mayfly.cli.messages import report
 from mayfly.errors import HostError, MayflyError, SnapshotError
 from mayfly.guests.outcome import LIMIT_STATUS, Outcome, signal_name
-from mayfly.guests.spawner import GRACE_S, Zygote
+from mayfly.guests.spawner import GRACE_S
 from mayfly.host.config import Config
 from mayfly.host.snippet import Snippet
 from mayfly.images.store import InstalledImage
@@ -21,6 +21,7 @@ from mayfly.runs.record import Reader
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from mayfly.snapshots.store import Snapshot, find
+from mayfly.vmm.process.zygote import Zygote
 
 
 def read_source(path: Path) -> bytes:

@@ -16,13 +16,12 @@ import socket
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from mayfly.errors import GuestError, HostError, MayflyError, SnapshotError, ZygoteLostError
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.process import control, report
 from mayfly.vmm.process.report import End, Ended
-from mayfly.vmm.process.zygote import Forked, Reaped
+from mayfly.vmm.process.zygote import Reaped, Zygote
 
 log = logging.getLogger(__name__)
 
@@ -37,27 +36,6 @@ REAP_S = 10.0
 """A killed process that is not reaped after this long is given up (it hangs in the kernel)."""
 ANSWER_S = 10.0
 """A vmm process answers requests within this time, except for snapshots."""
-
-
-class Zygote(Protocol):
-    """What this module needs of mayfly.vmm.process.zygote.Zygote."""
-
-    def spawn(self, machine: int, config: MachineConfig, channel: int, report: int, control: int) -> None:
-        """Fork a vmm process that gets the descriptors; the caller closes its copies."""
-
-    def signal(self, machine: int, number: int) -> None:
-        """Send the process of a machine a signal; one that is gone already is fine."""
-
-    def fileno(self) -> int:
-        """Readable when `receive` has something."""
-        ...
-
-    def receive(self) -> Forked | Reaped:
-        """The next message; EOFError when the zygote is dead."""
-        ...
-
-    def close(self) -> None:
-        """End the zygote."""
 
 
 class Spawner:

@@ -11,7 +11,7 @@ from pathlib import Path
 from mayfly.errors import BusyError, MayflyError, RunEndedError, StoppingError, UnknownRunError
 from mayfly.guests.converse import BytesStdin, StdinSource
 from mayfly.guests.job import Wanted
-from mayfly.guests.spawner import GRACE_S, Spawner, Zygote
+from mayfly.guests.spawner import GRACE_S, Spawner
 from mayfly.guests.start import Guest
 from mayfly.host.admission import DEFAULT_SHARE, Admission, Ticket
 from mayfly.host.config import Config
@@ -31,6 +31,7 @@ from mayfly.schema import Record
 from mayfly.snapshots import store as snapshots
 from mayfly.snapshots.making import find_base, is_usual, make, save
 from mayfly.snapshots.store import Snapshot
+from mayfly.vmm.process.zygote import Zygote
 
 log = logging.getLogger(__name__)
 

@@ -20,12 +20,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from mayfly.guests.spawner import Zygote
 from mayfly.host.config import Config
 from mayfly.images import manifest
 from mayfly.units import MIB
 from mayfly.vmm.config import MachineConfig
-from mayfly.vmm.process.zygote import Forked, Reaped
+from mayfly.vmm.process.zygote import Zygote
 
 ROOT = Path(__file__).parents[2]
 MARKER = "ab" * 32
@@ -35,9 +34,9 @@ left.
 """
 
 
-class FakeZygote:
-    """Keeps to the interface of the real Zygote. `fault` is given to its agents; with `executable`
-    they are the real agent.
+class FakeZygote(Zygote):
+    """A zygote whose machines are agents alone. `fault` is given to them; with `executable` they
+    are the real agent.
     """
 
     def __init__(self, fault: str = "", executable: Path | None = None) -> None:
@@ -46,10 +45,11 @@ class FakeZygote:
         self.children: dict[int, subprocess.Popen[bytes]] = {}
         self.configs: list[MachineConfig] = []
         self.waiters: list[threading.Thread] = []
-        self._client, self._server = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        client, self._server = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        super().__init__(0, client)
 
     def spawn(self, machine: int, config: MachineConfig, channel: int, report: int, control: int) -> None:
-        if self._client.fileno() < 0 or self._server.fileno() < 0:
+        if self._control.fileno() < 0 or self._server.fileno() < 0:
             raise BrokenPipeError("the zygote is dead")
         fds = [str(channel), str(report), str(control)]
         if self.executable:
@@ -88,18 +88,6 @@ class FakeZygote:
                 if entry.name.isdigit() and os.getsid(int(entry.name)) == session:
                     os.kill(int(entry.name), signal.SIGKILL)
 
-    def fileno(self) -> int:
-        return self._client.fileno()
-
-    def receive(self) -> Forked | Reaped:
-        data = self._client.recv(4096)
-        if not data:
-            raise EOFError
-        message: dict[str, Any] = json.loads(data)
-        if "forked" in message:
-            return Forked(machine=message["forked"], pid=message["pid"])
-        return Reaped(machine=message["reaped"], status=message["status"])
-
     def die(self) -> None:
         """What a `kill -9` of the zygote does: its machines end with it, and the socket is at its
         end.
@@ -114,7 +102,7 @@ class FakeZygote:
             self.kill(machine)
         for waiter in self.waiters:
             waiter.join()
-        self._client.close()
+        self._control.close()
         self._server.close()
 
 

@@ -3,24 +3,22 @@
 import asyncio
 import os
 import socket
-from typing import Any
 
 from mayfly.guests.spawner import READ_SIZE, Spawner
 from mayfly.vmm.config import MachineConfig
+from mayfly.vmm.process.zygote import Forked, Reaped, Zygote
 
 
-class Idle:
+class Idle(Zygote):
     """A zygote that hands over no process: the test holds the vmm process's end of the channel."""
 
     def __init__(self) -> None:
-        self._control, self._other = socket.socketpair()
+        control, self._other = socket.socketpair()
+        super().__init__(0, control)
         self.channel: socket.socket
 
-    def spawn(self, machine: int, config: MachineConfig, channel: int, *others: int) -> None:
+    def spawn(self, machine: int, config: MachineConfig, channel: int, report: int, control: int) -> None:
         self.channel = socket.socket(fileno=os.dup(channel))
-
-    def fileno(self) -> int:
-        return self._control.fileno()
 
     def close(self) -> None:
         for end in (self._control, self._other, self.channel):
@@ -29,7 +27,7 @@ class Idle:
     def signal(self, machine: int, number: int) -> None:
         """There is no process."""
 
-    def receive(self) -> Any:
+    def receive(self) -> Forked | Reaped:
         raise EOFError
 
 
