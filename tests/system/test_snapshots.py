@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -25,7 +26,7 @@ from mayfly.vmm.kvm.mapping import PAGE
 from mayfly.vmm.snapshot.memory import unpack_runs
 from tests.kit import toy
 from tests.kit.scale import FULL, scaled
-from tests.system.test_service import DEADLINE_S, Server, children, command, wait_gone
+from tests.system.test_service import DEADLINE_S, Server, children, command, connect, read_all, wait_gone
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900), pytest.mark.usefixtures("toy_language")]
 
@@ -256,6 +257,24 @@ def test_warm_machines_wait_for_runs(base: str, folder: Path) -> None:
     family = children(server.process.pid)
     server.close()
     assert wait_gone(family)
+
+
+def test_a_machine_under_way_is_saved_and_goes_on(base: str, folder: Path) -> None:
+    """By the command, between two lines of a run's output, which is complete."""
+    server = Server(folder, cold=False)
+    run, output = server.start("echo before; sleep 30; echo after")
+    with connect(output) as reader:
+        assert reader.recv(7, socket.MSG_WAITALL) == b"before\n"
+        mayfly("snapshot", "create", "under-way", "--from", run, "--socket", server.socket)
+        assert server.request("GET", f"/runs/{run}")[1]["state"] == "running"
+        assert read_all(reader) == b"after\n"
+    result = server.request("GET", f"/runs/{run}")[1]
+    server.close()
+    saved = snapshots.find("under-way")
+    assert (result["status"], result["steps"][-1]["stdout"]) == ("ok", "before\nafter\n")
+    assert (saved.manifest.parent, saved.manifest.run) == (base, run)
+    assert snapshots.digests(saved.folder) == dict(saved.manifest.files)
+    mayfly("snapshot", "rm", "under-way")
 
 
 def metrics(server: Server) -> str:
