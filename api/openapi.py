@@ -1,13 +1,15 @@
 """openapi.json, made from the table of routes (OpenAPI 3.1)."""
 
+import dataclasses
 import http
 import re
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from mayfly.api import requests
+from mayfly.api.connections import Handler
 from mayfly.api.events import JSONL, SSE, EventsQuery, RunQuery
 from mayfly.errors import kinds
 from mayfly.guests.outcome import Status
@@ -20,25 +22,21 @@ _NUMBER: dict[str, Any] = {"type": "number"}
 _FLAG: dict[str, Any] = {"type": "boolean"}
 
 
-class Route(Protocol):
-    """What is read of a route (api/routes.py)."""
+@dataclasses.dataclass(frozen=True)
+class Route:
+    """One route: what openapi.json says of it is the handler's first line, the schemas' names, the
+    statuses, the parameters in the address, and whether a snippet comes and a stream of events may
+    go.
+    """
 
-    @property
-    def method(self) -> str: ...  # noqa: D102
-    @property
-    def path(self) -> str: ...  # noqa: D102
-    @property
-    def handler(self) -> Any: ...  # noqa: D102
-    @property
-    def answer(self) -> str: ...  # noqa: D102
-    @property
-    def statuses(self) -> tuple[int, ...]: ...  # noqa: D102
-    @property
-    def query(self) -> type[msgspec.Struct] | None: ...  # noqa: D102
-    @property
-    def snippet(self) -> bool: ...  # noqa: D102
-    @property
-    def streams(self) -> bool: ...  # noqa: D102
+    method: str
+    path: str
+    handler: Handler
+    answer: str
+    statuses: tuple[int, ...]
+    query: type[msgspec.Struct] | None = None
+    snippet: bool = False
+    streams: bool = False
 
 
 def _object(required: Iterable[str] = (), /, **properties: Any) -> dict[str, Any]:
@@ -165,7 +163,7 @@ def _operation(route: Route) -> dict[str, Any]:
     parameters: list[dict[str, Any]] = [
         {"name": name, "in": "path", "required": True, "schema": _TEXT} for name in re.findall(r"{(\w+)}", route.path)
     ]
-    operation: dict[str, Any] = {"operationId": route.handler.__name__, "summary": route.handler.__doc__.splitlines()[0]}
+    operation: dict[str, Any] = {"operationId": route.handler.__name__, "summary": str(route.handler.__doc__).splitlines()[0]}
     if route.query:
         query = _REQUEST[route.query.__name__]["properties"]
         parameters += [{"name": name, "in": "query", "schema": schema} for name, schema in query.items()]

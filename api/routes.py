@@ -2,20 +2,19 @@
 openapi.json are made.
 """
 
-import dataclasses
 import json
 import platform
 
-import msgspec
 from aiohttp import web
 from msgspec import UNSET
 from msgspec.structs import asdict
 
 from mayfly import __version__
 from mayfly.api import events, openapi
-from mayfly.api.connections import Bodies, Handler
+from mayfly.api.connections import Bodies
 from mayfly.api.events import EventsQuery, RunQuery
 from mayfly.api.metrics import Metrics
+from mayfly.api.openapi import Route
 from mayfly.api.requests import Query, check_type, parse_query, parse_request
 from mayfly.errors import ConfigError, RequestError, UnprocessableError
 from mayfly.host.snippet import Snippet
@@ -139,23 +138,6 @@ async def metrics(request: web.Request) -> web.Response:
 async def describe(request: web.Request) -> web.Response:
     """Give this description of the API."""
     return web.json_response(openapi.describe(ROUTES, __version__))
-
-
-@dataclasses.dataclass(frozen=True)
-class Route:
-    """One route: what openapi.json says of it is the handler's first line, the schemas' names, the
-    statuses, the parameters in the address, and whether a snippet comes and a stream of events may
-    go.
-    """
-
-    method: str
-    path: str
-    handler: Handler
-    answer: str
-    statuses: tuple[int, ...]
-    query: type[msgspec.Struct] | None = None
-    snippet: bool = False
-    streams: bool = False
 
 
 _START = (201, 400, 404, 413, 415, 422, 429, 503)
