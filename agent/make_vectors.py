@@ -67,7 +67,7 @@ def packet(kind: int, run: int, payload: bytes) -> bytes:
     return body + zlib.crc32(body).to_bytes(4, "little")
 
 
-def damaged() -> dict[str, tuple[bytes, p.Drop]]:
+def damaged() -> dict[str, tuple[bytes, p.BadPacket]]:
     """Packets that a receiver drops (none that is too long: it would fill the file). Their SLIP
     escaping is right.
     """
@@ -75,26 +75,26 @@ def damaged() -> dict[str, tuple[bytes, p.Drop]]:
     exit_payload = p.Exit(1, p.ExitHow.EXITED, 0, p.Limit.NONE, 1, 1, 1, (False, False)).encode()
     signal = p.Signal(15).encode()
     return {
-        "short": (stdout[:8], p.Drop.SHORT),
-        "one-byte": (b"\x01", p.Drop.SHORT),
-        "crc-of-other-data": (stdout[:5] + b"jello\n" + stdout[-4:], p.Drop.CRC),
-        "crc-bit": (stdout[:-1] + bytes([stdout[-1] ^ 1]), p.Drop.CRC),
-        "crc-run": (b"\x83\x08" + stdout[2:], p.Drop.CRC),
-        "cut": (stdout[:-1], p.Drop.CRC),
-        "type-0": (packet(0, 7, b""), p.Drop.TYPE),
-        "type-0x0a": (packet(0x0A, 7, b""), p.Drop.TYPE),
-        "type-0xff": (packet(0xFF, 7, b""), p.Drop.TYPE),
-        "begin-with-a-payload": (packet(p.FrameType.BEGIN, 7, b"\0"), p.Drop.PAYLOAD),
-        "signal-without-number": (packet(p.FrameType.SIGNAL, 7, b""), p.Drop.PAYLOAD),
-        "signal-with-a-byte-more": (packet(p.FrameType.SIGNAL, 7, signal + b"\0"), p.Drop.PAYLOAD),
-        "collect-cut": (packet(p.FrameType.COLLECT, 7, b"\2\0\2\0/a\2\0/"), p.Drop.PAYLOAD),
-        "collect-nul": (packet(p.FrameType.COLLECT, 7, b"\1\0\2\0/\0"), p.Drop.PAYLOAD),
-        "start-of-65535-steps": (packet(p.FrameType.START, 7, b"\0\0\xff\xff"), p.Drop.PAYLOAD),
-        "resumed-little-entropy": (packet(p.FrameType.RESUMED, 0, bytes(8 + 16 + 2 + 2 + 15)), p.Drop.PAYLOAD),
-        "resumed-host-name-not-utf8": (packet(p.FrameType.RESUMED, 0, bytes(24) + b"\1\0\xff" + bytes(2 + 16)), p.Drop.PAYLOAD),
-        "exit-unknown-limit": (packet(p.FrameType.EXIT, 7, exit_payload[:6] + b"\x06" + exit_payload[7:]), p.Drop.PAYLOAD),
-        "exit-unknown-flag": (packet(p.FrameType.EXIT, 7, exit_payload[:-1] + b"\x04"), p.Drop.PAYLOAD),
-        "error-unknown-code": (packet(p.FrameType.ERROR, 7, b"\x08\0\0\0"), p.Drop.PAYLOAD),
+        "short": (stdout[:8], p.BadPacket.SHORT),
+        "one-byte": (b"\x01", p.BadPacket.SHORT),
+        "crc-of-other-data": (stdout[:5] + b"jello\n" + stdout[-4:], p.BadPacket.CRC),
+        "crc-bit": (stdout[:-1] + bytes([stdout[-1] ^ 1]), p.BadPacket.CRC),
+        "crc-run": (b"\x83\x08" + stdout[2:], p.BadPacket.CRC),
+        "cut": (stdout[:-1], p.BadPacket.CRC),
+        "type-0": (packet(0, 7, b""), p.BadPacket.TYPE),
+        "type-0x0a": (packet(0x0A, 7, b""), p.BadPacket.TYPE),
+        "type-0xff": (packet(0xFF, 7, b""), p.BadPacket.TYPE),
+        "begin-with-a-payload": (packet(p.FrameType.BEGIN, 7, b"\0"), p.BadPacket.PAYLOAD),
+        "signal-without-number": (packet(p.FrameType.SIGNAL, 7, b""), p.BadPacket.PAYLOAD),
+        "signal-with-a-byte-more": (packet(p.FrameType.SIGNAL, 7, signal + b"\0"), p.BadPacket.PAYLOAD),
+        "collect-cut": (packet(p.FrameType.COLLECT, 7, b"\2\0\2\0/a\2\0/"), p.BadPacket.PAYLOAD),
+        "collect-nul": (packet(p.FrameType.COLLECT, 7, b"\1\0\2\0/\0"), p.BadPacket.PAYLOAD),
+        "start-of-65535-steps": (packet(p.FrameType.START, 7, b"\0\0\xff\xff"), p.BadPacket.PAYLOAD),
+        "resumed-little-entropy": (packet(p.FrameType.RESUMED, 0, bytes(8 + 16 + 2 + 2 + 15)), p.BadPacket.PAYLOAD),
+        "resumed-host-name-not-utf8": (packet(p.FrameType.RESUMED, 0, bytes(24) + b"\1\0\xff" + bytes(2 + 16)), p.BadPacket.PAYLOAD),
+        "exit-unknown-limit": (packet(p.FrameType.EXIT, 7, exit_payload[:6] + b"\x06" + exit_payload[7:]), p.BadPacket.PAYLOAD),
+        "exit-unknown-flag": (packet(p.FrameType.EXIT, 7, exit_payload[:-1] + b"\x04"), p.BadPacket.PAYLOAD),
+        "error-unknown-code": (packet(p.FrameType.ERROR, 7, b"\x08\0\0\0"), p.BadPacket.PAYLOAD),
     }
 
 
@@ -112,7 +112,7 @@ def vectors() -> list[dict[str, str | int]]:
     for name, (packed, verdict) in damaged().items():
         rows.append({"name": name, "meaning": "", "run": 0, **_hex(packed), "verdict": verdict.value})
     for name, escaped in ESCAPES.items():
-        rows.append({"name": name, "meaning": "", "run": 0, "packed": "", "escaped": escaped.hex(), "verdict": p.Drop.ESCAPE.value})
+        rows.append({"name": name, "meaning": "", "run": 0, "packed": "", "escaped": escaped.hex(), "verdict": p.BadPacket.ESCAPE.value})
     return rows
 
 

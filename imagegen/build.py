@@ -33,8 +33,7 @@ from mayfly.imagegen.rootfs.cpio import Summary, write_cpio
 from mayfly.imagegen.rootfs.layers import LAYERS_AT_ONCE, Layer, Limits, Spools, add_layer, merge
 from mayfly.imagegen.rootfs.prune import prune, sizes
 from mayfly.imagegen.rootfs.tree import Inode, Tree
-from mayfly.images.manifest import COMPRESSIONS, Manifest, Step, Warmup, load
-from mayfly.images.manifest import Source as Origin
+from mayfly.images.manifest import COMPRESSIONS, ImageSource, LanguageStep, Manifest, Warmup, load
 from mayfly.paths import cache_dir, image_dir
 from mayfly.units import MIB
 
@@ -327,7 +326,7 @@ def _write_unprepared(build: Build, folder: Path) -> None:
         build.tree.put(path.encode(), Inode(mode=stat.S_IFDIR | 0o755, uid=RUNNER, gid=RUNNER))
     steps = wanted.steps
     if language.version_command:
-        steps = (Step(name=VERSION_STEP, argv=language.version_command, wall_s=VERSION_S), *steps)
+        steps = (LanguageStep(name=VERSION_STEP, argv=language.version_command, wall_s=VERSION_S), *steps)
     memory = wanted.working_memory_mib or language.working_memory_mib
     language = msgspec.structs.replace(language, steps=steps, warmup=Warmup(), working_memory_mib=memory)
     # Without compression it is fastest to write, and to unpack where machines are emulated.
@@ -416,7 +415,7 @@ def _manifest(build: Build, archive: Archive) -> Manifest:
         warmup=msgspec.structs.replace(language.warmup, steps=_steps(language.warmup.steps, image.config.working_dir)),
         options=offered(language, build.version),
         env=_env(language, image),
-        source=Origin(
+        source=ImageSource(
             reference=str(options.reference),
             manifest_digest=image.manifest_digest,
             config_digest=image.config_digest,
@@ -446,7 +445,7 @@ def _env(language: Language, image: ResolvedImage) -> dict[str, str]:
     return {"PATH": DEFAULT_PATH, **image.config.env, **language.env}
 
 
-def _steps(steps: tuple[Step, ...], working_dir: str) -> tuple[Step, ...]:
+def _steps(steps: tuple[LanguageStep, ...], working_dir: str) -> tuple[LanguageStep, ...]:
     """The steps; those that state no directory of their own run in the image's WorkingDir."""
     usual = working_dir if working_dir.startswith("/") else "/work"
     return tuple(msgspec.structs.replace(step, cwd=step.cwd or usual) for step in steps)

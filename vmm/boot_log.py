@@ -4,7 +4,7 @@ LIMIT = 64 * 1024
 TAIL = 4096
 
 
-class Console:
+class BootLog:
     """A bounded record of bytes. The guest chooses them, so a reader gets printable text only."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from mayfly.errors import ConfigError, UnknownLanguageError
 from mayfly.imagegen.rootfs.prune import Pruner
-from mayfly.images.manifest import Option, Step, Warmup
+from mayfly.images.manifest import LanguageStep, Option, Warmup
 from mayfly.schema import Record, SchemaError, convert
 from mayfly.units import MIB
 
@@ -62,7 +62,7 @@ class Prepare(Record, frozen=True, kw_only=True):
     belong to the image. There may be none.
     """
 
-    steps: tuple[Step, ...] = ()
+    steps: tuple[LanguageStep, ...] = ()
     collect: tuple[Annotated[str, Meta(pattern=_COLLECTED)], ...] = ()
     working_memory_mib: Mebibytes | None = None
 
@@ -96,7 +96,7 @@ class Language(Record, frozen=True, kw_only=True):
     version: tuple[VersionRule, ...]
     version_command: tuple[str, ...] = ()
     working_memory_mib: Mebibytes
-    steps: Annotated[tuple[Step, ...], Meta(min_length=1)]
+    steps: Annotated[tuple[LanguageStep, ...], Meta(min_length=1)]
     prune: tuple[str, ...]
     env: Mapping[str, str] = {}
     options: Mapping[Name, Choice] = {}

@@ -65,7 +65,7 @@ def make_plan(
     image: InstalledImage,
     config: Config,
     network: NetworkConfig | None = None,
-    steps: Sequence[manifest.Step] = (),
+    steps: Sequence[manifest.LanguageStep] = (),
 ) -> Plan:
     """Put a plan together. The machine gets `network`; without `steps` the job has those of the
     language.
@@ -130,7 +130,7 @@ def _options(snippet: Snippet, content: manifest.Manifest) -> dict[str, str]:
     return chosen
 
 
-def _step(step: manifest.Step, snippet: Snippet, options: Mapping[str, str], config: Config, free: int) -> Step:
+def _step(step: manifest.LanguageStep, snippet: Snippet, options: Mapping[str, str], config: Config, free: int) -> Step:
     """The step with its environment and its limits.
 
     `{name}` in an argument stands for the value of the language's option `name`. A limit is the

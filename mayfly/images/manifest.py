@@ -32,7 +32,7 @@ Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 
 
-class Step(Record, frozen=True, kw_only=True):
+class LanguageStep(Record, frozen=True, kw_only=True):
     """One program that is run for a snippet, in the order of the manifest (`build`, then `run`).
 
     `{args}` as a whole element of `argv` stands for the request's arguments, `{name}` for the value
@@ -60,7 +60,7 @@ class Warmup(Record, frozen=True, kw_only=True):
     """
 
     files: Mapping[str, str] = {}
-    steps: tuple[Step, ...] = ()
+    steps: tuple[LanguageStep, ...] = ()
 
 
 class Option(Record, frozen=True, kw_only=True):
@@ -70,7 +70,7 @@ class Option(Record, frozen=True, kw_only=True):
     default: str
 
 
-class Source(Record, frozen=True, kw_only=True):
+class ImageSource(Record, frozen=True, kw_only=True):
     """Where an image came from: the reference as given, and the digests that it resolved to."""
 
     reference: str
@@ -94,9 +94,9 @@ class Manifest(Record, frozen=True, kw_only=True):
     arch: str
     extensions: tuple[str, ...]
     source_file: str
-    steps: tuple[Step, ...]
+    steps: tuple[LanguageStep, ...]
     env: Mapping[str, str]
-    source: Source
+    source: ImageSource
     compression: Annotated[str, Meta(pattern=f"^({'|'.join(COMPRESSIONS)})$")]
     initramfs_size: Count
     initramfs_digest: str
@@ -164,7 +164,7 @@ def _check_env(env: Mapping[str, str]) -> None:
             raise ImageError(f"the environment variable {name[:80]!r} is not UTF-8 text") from error
 
 
-def _size(env: Mapping[str, str], steps: tuple[Step, ...]) -> int:
+def _size(env: Mapping[str, str], steps: tuple[LanguageStep, ...]) -> int:
     """Bytes of what goes to a guest for these steps."""
     words = [*env, *env.values(), *(word for step in steps for word in (step.name, step.cwd, *step.argv, *step.env, *step.env.values()))]
     return sum(len(word.encode(errors="surrogatepass")) for word in words)

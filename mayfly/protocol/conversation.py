@@ -59,7 +59,7 @@ MAX_COLLECTED_PATH = 4096
 """Bytes; Linux's PATH_MAX."""
 
 
-class State(enum.Enum):
+class Phase(enum.Enum):
     """Where the conversation stands."""
 
     GREETING = "before HELLO"
@@ -71,26 +71,26 @@ class State(enum.Enum):
     ENDED = "after the end"
 
 
-_ALLOWED: Mapping[tuple[State, type[Message]], State] = {
-    (State.GREETING, Hello): State.IDLE,
-    (State.STARTED, Stage): State.STEP,
-    (State.STARTED, Exit): State.BETWEEN,  # a step whose program never started
-    (State.STEP, Stdout): State.STEP,
-    (State.STEP, Stderr): State.STEP,
-    (State.STEP, Exit): State.BETWEEN,
-    (State.BETWEEN, Stage): State.STEP,
-    (State.BETWEEN, Exit): State.BETWEEN,  # as above
-    (State.BETWEEN, Done): State.IDLE,
-    (State.STARTED, Credit): State.STARTED,
-    (State.STEP, Credit): State.STEP,
-    (State.BETWEEN, Credit): State.BETWEEN,
-    (State.COLLECTING, Collected): State.COLLECTING,  # the last piece leads back to IDLE
-    (State.GREETING, Error): State.ENDED,
-    (State.IDLE, Error): State.ENDED,
-    (State.STARTED, Error): State.ENDED,
-    (State.STEP, Error): State.ENDED,
-    (State.BETWEEN, Error): State.ENDED,
-    (State.COLLECTING, Error): State.ENDED,
+_ALLOWED: Mapping[tuple[Phase, type[Message]], Phase] = {
+    (Phase.GREETING, Hello): Phase.IDLE,
+    (Phase.STARTED, Stage): Phase.STEP,
+    (Phase.STARTED, Exit): Phase.BETWEEN,  # a step whose program never started
+    (Phase.STEP, Stdout): Phase.STEP,
+    (Phase.STEP, Stderr): Phase.STEP,
+    (Phase.STEP, Exit): Phase.BETWEEN,
+    (Phase.BETWEEN, Stage): Phase.STEP,
+    (Phase.BETWEEN, Exit): Phase.BETWEEN,  # as above
+    (Phase.BETWEEN, Done): Phase.IDLE,
+    (Phase.STARTED, Credit): Phase.STARTED,
+    (Phase.STEP, Credit): Phase.STEP,
+    (Phase.BETWEEN, Credit): Phase.BETWEEN,
+    (Phase.COLLECTING, Collected): Phase.COLLECTING,  # the last piece leads back to IDLE
+    (Phase.GREETING, Error): Phase.ENDED,
+    (Phase.IDLE, Error): Phase.ENDED,
+    (Phase.STARTED, Error): Phase.ENDED,
+    (Phase.STEP, Error): Phase.ENDED,
+    (Phase.BETWEEN, Error): Phase.ENDED,
+    (Phase.COLLECTING, Error): Phase.ENDED,
 }
 _OF_NO_RUN = (Hello, Error)
 """What may come with run 0."""
@@ -117,7 +117,7 @@ class Conversation:
     """
 
     def __init__(self, *, arch: str, end_marker: str) -> None:
-        self.state = State.GREETING
+        self.phase = Phase.GREETING
         self.credit = 0
         self.runs = 0
         self.strays = 0
@@ -144,10 +144,10 @@ class Conversation:
         events: list[Event] = []
         self._received += len(data)
         for frame in self._frames.feed(data):
-            if self.state is State.ENDED:
+            if self.phase is Phase.ENDED:
                 break
             events += self._frame(frame)
-        if self.state is not State.ENDED and self._received > self._allowed:
+        if self.phase is not Phase.ENDED and self._received > self._allowed:
             events.append(self._fail(f"the guest sent {self._received} bytes; its limits allow {self._allowed}"))
         return events
 
@@ -161,10 +161,10 @@ class Conversation:
         if not of_run and not (frame.run == 0 and isinstance(message, _OF_NO_RUN)):
             self.strays += 1
             return []
-        state = _ALLOWED.get((self.state, type(message)))
-        if state is None:
-            return [self._fail(f"the agent sent {message.type.name} {self.state.value}")]
-        before, self.state = self.state, state
+        phase = _ALLOWED.get((self.phase, type(message)))
+        if phase is None:
+            return [self._fail(f"the agent sent {message.type.name} {self.phase.value}")]
+        before, self.phase = self.phase, phase
         match message:
             case Hello():
                 return [self._hello(message)]
@@ -207,13 +207,13 @@ class Conversation:
         self._cut = dict.fromkeys(self._cut, False)
         return Stage(stage.step, self._start.steps[stage.step].name)
 
-    def _exit(self, ended: Exit, before: State) -> Event:
-        if before is not State.STEP:
+    def _exit(self, ended: Exit, before: Phase) -> Event:
+        if before is not Phase.STEP:
             self._step += 1  # its program never started, so it had no STAGE
         if (
             ended.step != self._step
             or self._step >= len(self._start.steps)
-            or (before is not State.STEP and ended.how is not ExitHow.NOT_STARTED)
+            or (before is not Phase.STEP and ended.how is not ExitHow.NOT_STARTED)
         ):
             return self._fail(f"the agent ended step {ended.step} out of order")
         self._failed_step = ended.how is not ExitHow.EXITED or ended.code != 0 or ended.limit is not Limit.NONE
@@ -241,29 +241,29 @@ class Conversation:
             return self._end(wrong)
         self._allowed += MAX_HEAD + 2 * (len(piece.data) + len(piece.head.path.encode(errors="surrogateescape") if piece.head else b""))
         if piece.last:
-            self.state = State.IDLE
+            self.phase = Phase.IDLE
         return piece
 
-    def _error(self, error: Error, before: State) -> Event:
+    def _error(self, error: Error, before: Phase) -> Event:
         text = f"the agent reports: {error.message or error.code.name}"
         if error.code is ErrorCode.INCOMPLETE_ROOT:
             return self._end(BootError(text, hint="give the machine more memory (--memory), or build the image again: imagegen build LANG"))
-        if before is State.COLLECTING and error.code is ErrorCode.COLLECT_FAILED:
+        if before is Phase.COLLECTING and error.code is ErrorCode.COLLECT_FAILED:
             return self._end(CollectError(text))
-        return self._end(BootError(text) if before is State.GREETING else GuestError(text))
+        return self._end(BootError(text) if before is Phase.GREETING else GuestError(text))
 
     def _fail(self, text: str) -> Failed:
         return self._end(GuestError(text, hint="the snippet may have tampered with its machine; nothing else is affected"))
 
     def _end(self, error: MayflyError) -> Failed:
-        self.state, self.failure = State.ENDED, error
+        self.phase, self.failure = Phase.ENDED, error
         return Failed(error)
 
     def resumed(self, identity: Resumed) -> bytes:
         """The frame that gives a restored machine an identity of its own; HELLO follows. Not during
         a run.
         """
-        self._leave((State.GREETING, State.IDLE), State.GREETING)
+        self._leave((Phase.GREETING, Phase.IDLE), Phase.GREETING)
         return encode_frame(identity, 0)
 
     def begin(self, start: Start, files: Sequence[bytes]) -> Iterator[bytes]:
@@ -274,19 +274,19 @@ class Conversation:
             GuestError: the guest has ended the conversation by what it sent after the last run.
             ValueError: not between runs.
         """
-        self._leave((State.IDLE,), State.STARTED)
+        self._leave((Phase.IDLE,), Phase.STARTED)
         self.runs += 1
         self.credit = 0
         self._start, self._step, self._failed_step = start, -1, False
         self._allow(2 * FRAME_OF_ONE * sum(step.output for step in start.steps))
         return self._opening(start, files)
 
-    def _leave(self, allowed: tuple[State, ...], state: State) -> None:
+    def _leave(self, allowed: tuple[Phase, ...], phase: Phase) -> None:
         if self.failure:
             raise self.failure
-        if self.state not in allowed:
-            raise ValueError(f"not {self.state.value}")
-        self.state = state
+        if self.phase not in allowed:
+            raise ValueError(f"not {self.phase.value}")
+        self.phase = phase
 
     def _opening(self, start: Start, files: Sequence[bytes]) -> Iterator[bytes]:
         yield encode_frame(start, self.runs)
@@ -306,7 +306,7 @@ class Conversation:
             GuestError: as `begin`.
             ValueError: not between runs.
         """
-        self._leave((State.IDLE,), State.COLLECTING)
+        self._leave((Phase.IDLE,), Phase.COLLECTING)
         self._answer = _Answer(tuple(paths), entries, size)
         self._allow(0)
         return encode_frame(Collect(tuple(paths)), self.runs)

@@ -72,12 +72,12 @@ __all__ = [
     "MIN_ENTROPY",
     "PROTOCOL_VERSION",
     "WORK_FOLDER",
+    "BadPacket",
     "Begin",
     "Collect",
     "Collected",
     "Credit",
     "Done",
-    "Drop",
     "Env",
     "Error",
     "ErrorCode",
@@ -115,7 +115,7 @@ _CRC = struct.Struct("<I")  # CRC-32 of all before it
 _KINDS = {kind.type: kind for kind in FROM_HOST + FROM_AGENT}
 
 
-class Drop(StrEnum):
+class BadPacket(StrEnum):
     """Why a packet was dropped."""
 
     SHORT = "too short"
@@ -158,23 +158,23 @@ def encode_frame(message: Message, run: int = 0) -> bytes:
     return END + bytes(sliplib.encode(pack(message, run))) + END
 
 
-def unpack(packet: bytes, kinds: Collection[type[Message]]) -> Frame | Drop:
+def unpack(packet: bytes, kinds: Collection[type[Message]]) -> Frame | BadPacket:
     """The frame in a packet that is no longer escaped, or why it is none. Only messages of `kinds`
     are accepted.
     """
     if len(packet) < MAX_PACKET - MAX_PAYLOAD:
-        return Drop.SHORT
+        return BadPacket.SHORT
     if len(packet) > MAX_PACKET:
-        return Drop.LONG
+        return BadPacket.LONG
     body, crc = packet[: -_CRC.size], packet[-_CRC.size :]
     if _CRC.pack(zlib.crc32(body)) != crc:
-        return Drop.CRC
+        return BadPacket.CRC
     number, run = _HEAD.unpack_from(body)
     kind = _KINDS.get(number)
     if kind is None or kind not in kinds:
-        return Drop.TYPE
+        return BadPacket.TYPE
     message = kind.decode(body[_HEAD.size :])
-    return Drop.PAYLOAD if message is None else Frame(message, run)
+    return BadPacket.PAYLOAD if message is None else Frame(message, run)
 
 
 class FrameReader:
@@ -186,7 +186,7 @@ class FrameReader:
     """
 
     def __init__(self, kinds: Collection[type[Message]] = FROM_AGENT) -> None:
-        self.dropped: Counter[Drop] = Counter()
+        self.dropped: Counter[BadPacket] = Counter()
         self._kinds = frozenset(kinds)
         self._packet = bytearray()
         self._skipping = False
@@ -209,7 +209,7 @@ class FrameReader:
         if len(self._packet) + len(piece) > MAX_ESCAPED:
             self._packet.clear()
             self._skipping = True
-            self.dropped[Drop.LONG] += 1
+            self.dropped[BadPacket.LONG] += 1
             return
         self._packet += piece
 
@@ -220,10 +220,10 @@ class FrameReader:
         try:
             packet = sliplib.decode(escaped)
         except sliplib.ProtocolError:
-            self.dropped[Drop.ESCAPE] += 1
+            self.dropped[BadPacket.ESCAPE] += 1
             return None
         frame = unpack(packet, self._kinds)
-        if isinstance(frame, Drop):
+        if isinstance(frame, BadPacket):
             self.dropped[frame] += 1
             return None
         return frame

@@ -41,7 +41,7 @@ from mayfly.host.checks import time_factor
 from mayfly.host.config import Config
 from mayfly.host.plan import Plan, make_plan, want_machine
 from mayfly.host.snippet import Snippet
-from mayfly.images.manifest import Step
+from mayfly.images.manifest import LanguageStep
 from mayfly.protocol.conversation import Conversation, Event
 from mayfly.protocol.frames import Hello, Resumed, Stderr, Stdout
 from mayfly.runs.service import Service
@@ -52,7 +52,7 @@ from scripts.bench import microvm
 from tests.kit import tiny
 
 HELLO = b'fn main() { println!("hello from a machine"); }\n'
-READY_MADE = (Step(name="run", argv=("echo", "hello")),)
+READY_MADE = (LanguageStep(name="run", argv=("echo", "hello")),)
 AT_ONCE = 10
 SNAPSHOT_MIB = 256
 IDLE_S = 1.0

@@ -119,7 +119,7 @@ def factory(fault: str = "", made: list[FakeZygote] | None = None, executable: P
 def install(
     language: str,
     extension: str,
-    steps: tuple[manifest.Step, ...],
+    steps: tuple[manifest.LanguageStep, ...],
     version: str = "1.0",
     folder: str = "",
     marker: str = MARKER,
@@ -140,7 +140,7 @@ def install(
         steps=steps,
         warmup=warmup or manifest.Warmup(),
         env={"LANG": "C.UTF-8"},
-        source=manifest.Source(reference="oci:x", manifest_digest="", config_digest="", layers=()),
+        source=manifest.ImageSource(reference="oci:x", manifest_digest="", config_digest="", layers=()),
         compression="none",
         initramfs_size=4,
         initramfs_digest="",
@@ -164,11 +164,11 @@ def install_toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("CONFIG", "DATA", "CACHE"):
         monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name.lower()))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    build = manifest.Step(name="build", argv=("sh", "-n", "main.toy"))
-    run = manifest.Step(name="run", argv=("sh", "main.toy", "{args}"), stdin=True)
+    build = manifest.LanguageStep(name="build", argv=("sh", "-n", "main.toy"))
+    run = manifest.LanguageStep(name="run", argv=("sh", "main.toy", "{args}"), stdin=True)
     install("toy", ".toy", (build, run))
     install("real", ".real", tuple(msgspec.structs.replace(step, argv=rename(step.argv)) for step in (build, run)), marker="")
-    install("py", ".py", (manifest.Step(name="run", argv=(sys.executable, "-I", "-u", "main.py"), stdin=True),))
+    install("py", ".py", (manifest.LanguageStep(name="run", argv=(sys.executable, "-I", "-u", "main.py"), stdin=True),))
 
 
 def small_config(tmp_path: Path, **changes: Any) -> Config:

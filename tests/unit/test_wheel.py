@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 import mayfly
-from mayfly.vmm.loader.elf import HEADER, Machine
+from mayfly.vmm.loader.elf import HEADER, ElfMachine
 
 ROOT = Path(__file__).parents[2]
-AGENTS = {f"mayfly-agent.{arch}": machine for arch, machine in (("x86_64", Machine.X86_64), ("aarch64", Machine.AARCH64))}
+AGENTS = {f"mayfly-agent.{arch}": machine for arch, machine in (("x86_64", ElfMachine.X86_64), ("aarch64", ElfMachine.AARCH64))}
 SDIST = "import setuptools.build_meta, sys; setuptools.build_meta.build_sdist(sys.argv[1])"
 NAMES = ("api", "vmm", "imagegen", "kernel")
 """Packages that a user's project may have too."""

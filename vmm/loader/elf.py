@@ -16,7 +16,7 @@ PT_LOAD = 1
 MAX_PROGRAM_HEADERS = 64
 
 
-class Machine(IntEnum):
+class ElfMachine(IntEnum):
     """e_machine."""
 
     X86_64 = 62
@@ -39,7 +39,7 @@ class Elf(NamedTuple):
     segments: tuple[Segment, ...]
 
 
-def parse(head: bytes, file_size: int, machine: Machine) -> Elf:
+def parse(head: bytes, file_size: int, machine: ElfMachine) -> Elf:
     """Parse a vmlinux's beginning, program headers included (a page is enough for Linux).
 
     Raises BootError: not a 64-bit little-endian ELF for `machine`, or segments are cut short.

@@ -7,7 +7,7 @@ import time
 import traceback
 
 from mayfly.errors import HostError, MayflyError
-from mayfly.vmm.boot_log import Console
+from mayfly.vmm.boot_log import BootLog
 from mayfly.vmm.build import build_machine
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.eventloop import EventLoop
@@ -22,7 +22,7 @@ def run_process(config: MachineConfig, channel: socket.socket, report_fd: int, c
 
     Takes over all descriptors.
     """
-    console = Console()
+    console = BootLog()
     phases = {"process": time.monotonic() - forked_at}
     exits: dict[str, int] = {}
     end, error = End.ERROR, None

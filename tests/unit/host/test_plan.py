@@ -14,7 +14,7 @@ from mayfly.errors import BodyTooLargeError, ConfigError, RequestError, UnknownL
 from mayfly.host.config import Config
 from mayfly.host.plan import KERNEL_RESERVE, make_plan, want_machine
 from mayfly.host.snippet import Snippet
-from mayfly.images.manifest import Option, Step
+from mayfly.images.manifest import LanguageStep, Option
 from mayfly.images.store import Images, InstalledImage
 from mayfly.protocol.frames import MAX_FILES_SIZE
 from mayfly.units import MIB
@@ -32,7 +32,7 @@ def toy() -> InstalledImage:
 
 
 def test_the_default_goes_before_the_highest_fitting_version() -> None:
-    steps = (Step(name="run", argv=("x",)),)
+    steps = (LanguageStep(name="run", argv=("x",)),)
     for version in ("1.9", "1.85.1", "1.85.0", "2.0"):
         install("rust", ".rs", steps, version, f"rust@{version}")
     assert [Images().find(name).manifest.version for name in ("rust", "rust@1", "rust@1.85", "rust@1.85.0", "rust@1.9")] == [

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mayfly.errors import BootError, GuestError
 from mayfly.protocol import frames as p
-from mayfly.protocol.conversation import OVERHEAD_ALLOWED, Conversation, Event, Failed, State
+from mayfly.protocol.conversation import OVERHEAD_ALLOWED, Conversation, Event, Failed, Phase
 
 HELLO = p.Hello(p.PROTOCOL_VERSION, "1", "x86_64", 1000, "ab")
 START = p.Start((), (p.Step("build", ("cc",), output=100), p.Step("run", ("a",), output=100, stdin=True)), ())
@@ -45,7 +45,7 @@ def test_a_whole_run() -> None:
     conversation = begun()
     sent = (p.Stage(0, "build"), p.Stderr(b"w"), GOOD, p.Stage(1, "run"), p.Stdout(b"x"), dataclasses.replace(GOOD, step=1), p.Done())
     assert feed(conversation, *sent) == list(sent)
-    assert conversation.state is State.IDLE
+    assert conversation.phase is Phase.IDLE
 
 
 def test_bytes_may_come_one_by_one() -> None:
@@ -204,7 +204,7 @@ def test_any_guest(pieces: list[bytes], greeted: bool) -> None:
     events = [event for piece in pieces for event in conversation.feed(piece)]
     failed = [index for index, event in enumerate(events) if isinstance(event, Failed)]
     assert failed in ([], [len(events) - 1])
-    assert bool(failed) == (conversation.state is State.ENDED) == (conversation.failure is not None)
+    assert bool(failed) == (conversation.phase is Phase.ENDED) == (conversation.failure is not None)
     assert sum(isinstance(event, p.Done) for event in events) <= 1
     depth = 0
     for event in events:

@@ -21,7 +21,7 @@ def test_vector_files_are_what_the_script_writes() -> None:
 
 def test_every_type_and_every_reason_has_a_vector() -> None:
     assert {type(message) for message, _ in make_vectors.GOOD.values()} == set(EVERY)
-    assert {row["verdict"] for row in VECTORS} == {"ok", *p.Drop} - {p.Drop.LONG}
+    assert {row["verdict"] for row in VECTORS} == {"ok", *p.BadPacket} - {p.BadPacket.LONG}
 
 
 @pytest.mark.parametrize("row", VECTORS, ids=lambda row: row["name"])
@@ -36,13 +36,13 @@ def test_vector(row: dict[str, str]) -> None:
         assert not reader.dropped
     else:
         assert frames == []
-        assert reader.dropped == {p.Drop(row["verdict"]): 1}
+        assert reader.dropped == {p.BadPacket(row["verdict"]): 1}
 
 
 def test_only_the_other_sides_messages_are_accepted() -> None:
     reader = p.FrameReader(p.FROM_AGENT)
     assert reader.feed(p.encode_frame(p.Begin(), 1) + p.encode_frame(p.Done(), 1)) == [p.Frame(p.Done(), 1)]
-    assert reader.dropped == {p.Drop.TYPE: 1}
+    assert reader.dropped == {p.BadPacket.TYPE: 1}
 
 
 def test_reader_resynchronises_and_holds_no_more_than_the_cap() -> None:
@@ -52,7 +52,7 @@ def test_reader_resynchronises_and_holds_no_more_than_the_cap() -> None:
     for _ in range(40):
         assert reader.feed(b"y" * 10_000) == []
         assert len(reader._packet) <= p.MAX_ESCAPED
-    assert reader.dropped[p.Drop.LONG] == 1
+    assert reader.dropped[p.BadPacket.LONG] == 1
     assert reader.feed(good) == [p.Frame(p.Stdout(b"x"), 3)]
     assert reader.dropped.total() == 2
 

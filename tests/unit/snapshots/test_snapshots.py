@@ -25,7 +25,7 @@ from mayfly.errors import BusyError, ConfigError, RunEndedError, SnapshotError, 
 from mayfly.guests.job import Wanted
 from mayfly.host.plan import want_machine
 from mayfly.host.snippet import Snippet
-from mayfly.images.manifest import Step, Warmup
+from mayfly.images.manifest import LanguageStep, Warmup
 from mayfly.runs.service import Service
 from mayfly.snapshots import store as snapshots
 from mayfly.snapshots.making import base_name, find_base, make
@@ -221,7 +221,7 @@ def test_many_creators_do_the_work_once(serve: Callable[..., Any]) -> None:
 
 
 def test_a_base_notes_what_its_first_restored_machine_touches(serve: Callable[..., Any]) -> None:
-    steps = (Step(name="warm", argv=("sh", "warm.toy")),)
+    steps = (LanguageStep(name="warm", argv=("sh", "warm.toy")),)
     install("warm", ".warm", steps, warmup=Warmup(files={"warm.toy": "echo warm"}, steps=steps))
 
     async def scenario(service: Service) -> Snapshot:

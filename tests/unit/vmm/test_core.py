@@ -8,7 +8,7 @@ import pytest
 
 from mayfly.errors import ConfigError
 from mayfly.units import MIB
-from mayfly.vmm.boot_log import LIMIT, Console
+from mayfly.vmm.boot_log import LIMIT, BootLog
 from mayfly.vmm.bus import Bus
 from mayfly.vmm.cmdline import command_line
 from mayfly.vmm.config import Channel, MachineConfig, NetworkBackend, NetworkConfig
@@ -151,7 +151,7 @@ def test_a_channel_over_tcp_needs_a_network_and_has_no_snapshots() -> None:
 
 
 def test_the_console_keeps_the_end_and_nothing_unprintable() -> None:
-    console = Console()
+    console = BootLog()
     console.write(b"x" * LIMIT)
     console.write(b"\x1b[31mpanic\r\n\xff\0")
     assert console.tail(40).endswith("[31mpanic\n\ufffd")

@@ -34,7 +34,7 @@ def load(
     elif arm64_image.is_image(head):
         raise BootError("the kernel is an Image for arm64; this machine needs a vmlinux or bzImage for x86-64", hint="mayfly kernel build")
     else:
-        vmlinux = elf.parse(head, size, elf.Machine.X86_64)
+        vmlinux = elf.parse(head, size, elf.ElfMachine.X86_64)
         for segment in vmlinux.segments:
             read_into(memory, kernel_fd, segment.offset, segment.address, segment.file_size)
         entry, end = vmlinux.entry, max(segment.address + segment.memory_size for segment in vmlinux.segments)
