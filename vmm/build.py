@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from collections.abc import Mapping as MappingOf
-from typing import Any
 
 from mayfly.errors import ConfigError, GuestError, KvmError, SnapshotError
 from mayfly.vmm.arch import InterruptController, boot, cpu, hardware, interrupts, layout, state
@@ -31,9 +30,9 @@ from mayfly.vmm.memory import GuestMemory
 from mayfly.vmm.network.link import Link, open_backend
 from mayfly.vmm.process.report import End
 from mayfly.vmm.processors import Processors
-from mayfly.vmm.snapshot.fields import AGAIN, Fields
-from mayfly.vmm.snapshot.files import Chain
+from mayfly.vmm.snapshot.files import Chain, MachineState
 from mayfly.vmm.snapshot.memory import open_pagemap
+from mayfly.vmm.snapshot.state import AGAIN, Saved
 
 
 def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.socket | None, console: Callable[[bytes], None]) -> Machine:
@@ -52,8 +51,7 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
         began = time.monotonic()
         kvm = resources.enter_context(Kvm())
         chain = resources.enter_context(contextlib.closing(Chain(config.restore, config.initrd, page_by_page=config.page_by_page)))
-        if config.restore:
-            chain.check(config, state.identity(kvm))
+        saved = chain.check(config, state.identity(kvm)) if config.restore else None
         mapping = resources.enter_context(Mapping(config.memory))
         chain.lay_over(mapping)
         vm = resources.enter_context(kvm.create_vm())
@@ -73,8 +71,8 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
             wiring.add_channel(config.channel, channel)
         for slot, device in enumerate(config.devices):
             wiring.add_virtio(slot, wiring.make_device(device, config, channel))
-        if config.restore:
-            _restore(vm, controller, vcpus, wiring.parts, chain.state)
+        if saved:
+            _restore(vm, controller, vcpus, wiring.parts, saved)
         else:
             token = wiring.carrier.token if isinstance(wiring.carrier, TcpChannel) else ""
             cpu.set_up(vm, vcpus, entry=_load(config, vm, memory, mapping, command_line(config, token)))
@@ -123,14 +121,13 @@ def _registers(config: MachineConfig, vm: Vm, resources: contextlib.ExitStack) -
     return registers.view
 
 
-def _restore(
-    vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu], parts: MappingOf[str, Part], saved_state: MappingOf[str, Any]
-) -> None:
-    saved = Fields(saved_state, "state")
+def _restore(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu], parts: MappingOf[str, Part], saved: MachineState) -> None:
+    if parts.keys() != saved.parts.keys():
+        raise SnapshotError(f"the snapshot's state has the parts {sorted(saved.parts)}, not {sorted(parts)}", hint=AGAIN)
     try:
-        state.restore(vm, controller, vcpus, saved.fields("kvm"))
+        state.restore(vm, controller, vcpus, Saved("kvm", saved.kvm))
         for name, part in parts.items():
-            part.restore(Fields(saved.fields("parts").value(name), name))
+            part.restore(Saved(name, saved.parts[name]))
     except KvmError as error:
         raise SnapshotError(f"this KVM does not take the snapshot's state: {error}", hint=AGAIN) from error
 

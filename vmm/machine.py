@@ -8,9 +8,10 @@ import time
 from collections.abc import Mapping as MappingOf
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from mayfly.errors import ConfigError, MayflyError
+from mayfly.schema import Record
 from mayfly.vmm.arch import InterruptController, layout, state
 from mayfly.vmm.bus import Bus
 from mayfly.vmm.channels.serial import SerialChannel
@@ -26,20 +27,20 @@ from mayfly.vmm.memory import GuestMemory
 from mayfly.vmm.process.control import Figures
 from mayfly.vmm.process.report import End
 from mayfly.vmm.processors import Processors
-from mayfly.vmm.snapshot.fields import Fields
-from mayfly.vmm.snapshot.files import STATE_VERSION, Chain, shape, write_snapshot
+from mayfly.vmm.snapshot.files import Chain, MachineState, shape, write_snapshot
 from mayfly.vmm.snapshot.memory import Runs
+from mayfly.vmm.snapshot.state import Saved, raw
 from mayfly.vmm.vcpu import VcpuThread
 
 
 class Part(Protocol):
     """A part of a machine that a snapshot holds."""
 
-    def save(self) -> MappingOf[str, Any]:
-        """Its state as JSON; it goes on undisturbed."""
+    def save(self) -> Record:
+        """Its state; it goes on undisturbed."""
         ...
 
-    def restore(self, state: Fields) -> None:
+    def restore(self, saved: Saved) -> None:
         """Go on where `save` was called; called before anything uses it."""
         ...
 
@@ -154,15 +155,14 @@ class Machine:
         self.phases["save"] = time.monotonic() - began
         return written
 
-    def _state(self) -> dict[str, Any]:
-        return {
-            "version": STATE_VERSION,
-            "identity": state.identity(self.vm.kvm),
-            "machine": shape(self.config),
-            "initrd_offset": self.chain.initrd_offset,
-            "kvm": state.save(self.vm, self.controller, self.vcpus),
-            "parts": {name: part.save() for name, part in self.parts.items()},
-        }
+    def _state(self) -> MachineState:
+        return MachineState(
+            identity=state.identity(self.vm.kvm),
+            machine=shape(self.config),
+            initrd_offset=self.chain.initrd_offset,
+            kvm=raw(state.save(self.vm, self.controller, self.vcpus)),
+            parts={name: raw(part.save()) for name, part in self.parts.items()},
+        )
 
     def pre_fault(self) -> None:
         """Have the first vCPU map for the guest, which was restored, what it will touch soon."""

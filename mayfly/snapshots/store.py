@@ -15,7 +15,7 @@ import struct
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import msgspec
 
@@ -29,9 +29,9 @@ from mayfly.schema import Record, SchemaError, convert
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.snapshot import FILES, MEMORY
 from mayfly.vmm.snapshot.digest import memory_digest
-from mayfly.vmm.snapshot.files import shape
+from mayfly.vmm.snapshot.files import Shape, shape
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST, VERIFIED = "manifest.json", "verified.json"
 NAME = re.compile(r"[a-z0-9][A-Za-z0-9@._+-]{0,63}")
 
@@ -53,7 +53,7 @@ class SnapshotManifest(Record, frozen=True, kw_only=True):
     kernel_digest: str
     initramfs_digest: str
     end_marker: str
-    machine: Mapping[str, Any]
+    machine: Shape
     files: Mapping[str, str]
     memory_bytes: int
     created: str
@@ -160,7 +160,7 @@ def check(snapshot: Snapshot, image: InstalledImage, machine: MachineConfig) -> 
         )
     for what, is_, should in (
         ("image", image.manifest.initramfs_digest, manifest.initramfs_digest),
-        ("machine", shape(machine), dict(manifest.machine)),
+        ("machine", shape(machine), manifest.machine),
     ):
         if is_ != should:
             raise SnapshotError(f"the snapshot {manifest.name} is of another {what}: {should}, not {is_}", hint="make it again")

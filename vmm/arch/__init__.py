@@ -2,16 +2,16 @@
 
 import platform
 from collections.abc import Callable, Sequence
-from collections.abc import Mapping as MappingOf
 from typing import Any, Protocol
 
 from mayfly.errors import HostError
+from mayfly.schema import Record
 from mayfly.vmm.bus import Bus
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.kvm.kvm import Kvm, Vcpu, Vm
 from mayfly.vmm.kvm.mapping import Mapping
 from mayfly.vmm.memory import GuestMemory
-from mayfly.vmm.snapshot.fields import Fields
+from mayfly.vmm.snapshot.state import Saved
 
 
 class Layout(Protocol):
@@ -122,11 +122,11 @@ class State(Protocol):
         """What guests see of processor and KVM; snapshots are restored only where it is equal."""
         ...
 
-    def save(self, vm: Vm, controller: Any, vcpus: Sequence[Vcpu]) -> MappingOf[str, Any]:
+    def save(self, vm: Vm, controller: Any, vcpus: Sequence[Vcpu]) -> Record:
         """Read the state of paused vCPUs. `controller` is what `Interrupts.create` made."""
         ...
 
-    def restore(self, vm: Vm, controller: Any, vcpus: Sequence[Vcpu], state: Fields) -> None:
+    def restore(self, vm: Vm, controller: Any, vcpus: Sequence[Vcpu], saved: Saved) -> None:
         """Restore into as many new vCPUs and new controllers. Raises SnapshotError, KvmError."""
         ...
 

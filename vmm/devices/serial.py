@@ -7,9 +7,10 @@ guest, CTS goes down while its bytes are not taken; at the bound the transmitter
 
 from collections.abc import Callable
 from enum import IntEnum, IntFlag
-from typing import Any
+from typing import Annotated
 
-from mayfly.vmm.snapshot.fields import U8, Fields, text
+from mayfly.schema import Meta, Record
+from mayfly.vmm.snapshot.state import U8, Saved, exactly
 
 RECEIVE_LIMIT = 4096  # Bytes that may wait for the guest
 CTS_DOWN, CTS_UP = 32 * 1024, 8 * 1024
@@ -86,6 +87,21 @@ class Msr(IntFlag):
 
 LOOPED = ((Mcr.RTS, Msr.CTS), (Mcr.DTR, Msr.DSR), (Mcr.OUT1, Msr.RING), (Mcr.OUT2, Msr.CARRIER))
 """What modem control becomes in modem status in loopback mode."""
+
+
+class SerialState(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
+    """What a snapshot holds of one; `registers`: LCR, SCR, DLL, DLM."""
+
+    ier: Annotated[int, Meta(ge=0, le=0x0F)]
+    mcr: Annotated[int, Meta(ge=0, le=0x1F)]
+    registers: Annotated[tuple[U8, ...], exactly(4)]
+    fifo: bool
+    cts: bool
+    delta_cts: bool
+    empty_pending: bool
+    line: bool
+    input: Annotated[bytes, Meta(max_length=RECEIVE_LIMIT)]
+    output: Annotated[bytes, Meta(max_length=TRANSMIT_LIMIT)]
 
 
 class Serial:
@@ -183,28 +199,29 @@ class Serial:
             self._scr = value
         self._update()
 
-    def save(self) -> dict[str, Any]:
+    def save(self) -> SerialState:
         """What a snapshot needs: registers, and the bytes that wait on either side."""
-        return {
-            "ier": int(self._ier),
-            "mcr": int(self._mcr),
-            "registers": [self._lcr, self._scr, *self._divisor],
-            "fifo": self._fifo,
-            "cts": self._cts,
-            "delta_cts": self._delta_cts,
-            "empty_pending": self._empty_pending,
-            "line": self._line,
-            "input": text(self._input),
-            "output": text(self._output),
-        }
+        return SerialState(
+            ier=int(self._ier),
+            mcr=int(self._mcr),
+            registers=(self._lcr, self._scr, *self._divisor),
+            fifo=self._fifo,
+            cts=self._cts,
+            delta_cts=self._delta_cts,
+            empty_pending=self._empty_pending,
+            line=self._line,
+            input=bytes(self._input),
+            output=bytes(self._output),
+        )
 
-    def restore(self, state: Fields) -> None:
+    def restore(self, saved: Saved) -> None:
         """Go on where `save` was called; the interrupt controller restores a raised interrupt."""
-        self._ier, self._mcr = Ier(state.number("ier", 0x0F)), Mcr(state.number("mcr", 0x1F))
-        self._lcr, self._scr, *self._divisor = state.numbers("registers", 4, U8)
-        self._fifo, self._cts, self._delta_cts = state.flag("fifo"), state.flag("cts"), state.flag("delta_cts")
-        self._empty_pending, self._line = state.flag("empty_pending"), state.flag("line")
-        self._input, self._output = state.waiting("input", RECEIVE_LIMIT), state.waiting("output", TRANSMIT_LIMIT)
+        state = saved.decode(SerialState)
+        self._ier, self._mcr = Ier(state.ier), Mcr(state.mcr)
+        self._lcr, self._scr, *self._divisor = state.registers
+        self._fifo, self._cts, self._delta_cts = state.fifo, state.cts, state.delta_cts
+        self._empty_pending, self._line = state.empty_pending, state.line
+        self._input, self._output = bytearray(state.input), bytearray(state.output)
         self._announce()
 
     def _readable(self) -> bool:

@@ -5,18 +5,15 @@ handed to it.
 """
 
 import contextlib
-import json
 import os
-from collections.abc import Mapping as MappingOf
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mayfly.errors import SnapshotError
-from mayfly.vmm.config import MachineConfig
+from mayfly.schema import Record, msgspec
+from mayfly.vmm.config import Channel, DeviceKind, MachineConfig, NetworkBackend
 from mayfly.vmm.kvm.mapping import PAGE, Mapping
 from mayfly.vmm.snapshot import FILES, MEMORY, PAGES, STATE, WORKING_SET
-from mayfly.vmm.snapshot.fields import AGAIN, U64, Fields
 from mayfly.vmm.snapshot.memory import (
     Runs,
     changed_pages,
@@ -27,20 +24,40 @@ from mayfly.vmm.snapshot.memory import (
     working_set,
     write_pages,
 )
-
-STATE_VERSION = 2
-"""Of the content of STATE; one that changes what a part saves makes it greater."""
-
-State = MappingOf[str, Any]
+from mayfly.vmm.snapshot.state import AGAIN, U63, Saved
 
 
-def shape(config: MachineConfig) -> dict[str, Any]:
-    """What must be the same in the machine that was saved and in the one that is restored: of a net
-    device, what its driver negotiated.
-    """
-    network = config.network and {"backend": config.network.backend, "mtu": config.network.mtu}
-    devices = list(config.devices)
-    return {"memory": config.memory, "cpus": config.cpus, "channel": config.channel, "devices": devices, "network": network}
+class NetworkShape(Record, frozen=True, kw_only=True):
+    """Of a net device, what its driver negotiated."""
+
+    backend: NetworkBackend
+    mtu: int
+
+
+class Shape(Record, frozen=True, kw_only=True):
+    """What must be the same in the machine that was saved and in the one that is restored."""
+
+    memory: int
+    cpus: int
+    channel: Channel
+    devices: tuple[DeviceKind, ...]
+    network: NetworkShape | None
+
+
+class MachineState(Record, tag_field="version", tag=3, frozen=True, kw_only=True):
+    """The content of STATE. `kvm` and each part, by name, have a type and version of their own."""
+
+    identity: str
+    machine: Shape
+    initrd_offset: U63 | None
+    kvm: msgspec.Raw
+    parts: dict[str, msgspec.Raw]
+
+
+def shape(config: MachineConfig) -> Shape:
+    """The shape of the machine."""
+    network = NetworkShape(backend=config.network.backend, mtu=config.network.mtu) if config.network else None
+    return Shape(memory=config.memory, cpus=config.cpus, channel=config.channel, devices=config.devices, network=network)
 
 
 class Chain:
@@ -53,7 +70,7 @@ class Chain:
         page_by_page: see `MachineConfig`.
 
     Attributes:
-        state: of the last folder; empty without any.
+        state: of the last folder; None without any.
         initrd_offset: where in the mapping the initramfs lies; to be set when a machine boots.
         working_set: pages that the machine will soon read.
 
@@ -63,7 +80,6 @@ class Chain:
 
     def __init__(self, folders: Sequence[str], initrd: str | None, *, page_by_page: bool = False) -> None:
         self._page_by_page = page_by_page
-        self.state: State = {}
         self.working_set: Runs = ()
         self._stack = contextlib.ExitStack()
         self._layers: list[tuple[int, bytes]] = []
@@ -71,17 +87,16 @@ class Chain:
         with contextlib.ExitStack() as failed:
             failed.callback(self.close)
             self._initrd = self._open(initrd) if initrd else -1
+            saved = None
             for folder in map(Path, folders):
                 try:
                     self._layers.append((self._open(folder / MEMORY), (folder / PAGES).read_bytes()))
-                    self.state = json.loads((folder / STATE).read_bytes())
+                    saved = Saved("state", (folder / STATE).read_bytes())
                     self._packed_set = (folder / WORKING_SET).read_bytes()
-                except (OSError, ValueError, RecursionError) as error:
+                except OSError as error:
                     raise SnapshotError(f"the snapshot {folder} cannot be read: {error}", hint=AGAIN) from error
-            state = Fields(self.state, "state")
-            self.initrd_offset: int | None = state.value("initrd_offset") if self.state else None
-            if self.initrd_offset is not None:
-                state.number("initrd_offset", U64)
+            self.state = saved.decode(MachineState) if saved else None
+            self.initrd_offset = self.state.initrd_offset if self.state else None
             failed.pop_all()
 
     def _open(self, path: Path | str) -> int:
@@ -89,20 +104,17 @@ class Chain:
         self._stack.callback(os.close, fd)
         return fd
 
-    def check(self, config: MachineConfig, identity: str) -> None:
-        """Compare with the machine that is to go on.
+    def check(self, config: MachineConfig, identity: str) -> MachineState:
+        """The state, if it fits the machine that is to go on.
 
         Raises:
             SnapshotError: it is of another shape, or this host's processor and KVM are others.
         """
-        if self.state.get("version") != STATE_VERSION:
-            raise SnapshotError(
-                f"the snapshot's state has the version {str(self.state.get('version'))[:20]}, not {STATE_VERSION}", hint=AGAIN
-            )
-        if self.state.get("machine") != shape(config):
-            raise SnapshotError(f"the snapshot is of a machine with {self.state.get('machine')}, not {shape(config)}", hint=AGAIN)
-        if self.state.get("identity") != identity:
+        if self.state is None or self.state.machine != shape(config):
+            raise SnapshotError(f"the snapshot is of a machine with {self.state and self.state.machine}, not {shape(config)}", hint=AGAIN)
+        if self.state.identity != identity:
             raise SnapshotError("the snapshot was made on a host with another processor or KVM", hint=AGAIN)
+        return self.state
 
     def lay_over(self, mapping: Mapping) -> None:
         """Give `mapping`, which is new, the content that the machine begins with."""
@@ -126,7 +138,7 @@ class Chain:
         self._stack.close()
 
 
-def write_snapshot(descriptors: Sequence[int], state: State, mapping: Mapping, chain: Chain, pagemap: int) -> int:
+def write_snapshot(descriptors: Sequence[int], state: MachineState, mapping: Mapping, chain: Chain, pagemap: int) -> int:
     """Write a machine that stands still to the empty files `descriptors`, in the order of FILES.
 
     Args:
@@ -148,7 +160,7 @@ def write_snapshot(descriptors: Sequence[int], state: State, mapping: Mapping, c
         runs = changed_pages(pagemap, mapping, before)
     try:
         write_pages(fds[MEMORY], mapping, runs)
-        for name, data in ((PAGES, pack_runs(runs)), (WORKING_SET, pack_runs(read)), (STATE, json.dumps(state).encode())):
+        for name, data in ((PAGES, pack_runs(runs)), (WORKING_SET, pack_runs(read)), (STATE, msgspec.json.encode(state))):
             view = memoryview(data)
             while view:
                 view = view[os.write(fds[name], view) :]

@@ -1,12 +1,12 @@
 """Guest memory, the bus, the configuration, the console's record."""
 
-import dataclasses
-import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mayfly.errors import ConfigError
+from mayfly.schema import replace
 from mayfly.units import MIB
 from mayfly.vmm.boot_log import LIMIT, BootLog
 from mayfly.vmm.bus import Bus
@@ -14,7 +14,7 @@ from mayfly.vmm.cmdline import command_line
 from mayfly.vmm.config import Channel, MachineConfig, NetworkBackend, NetworkConfig
 from mayfly.vmm.kvm.mapping import Mapping
 from mayfly.vmm.memory import GuestAddressError, GuestMemory
-from mayfly.vmm.snapshot.files import shape
+from mayfly.vmm.snapshot.files import Shape, shape
 
 
 @pytest.fixture
@@ -134,9 +134,9 @@ def test_a_snapshot_holds_no_addresses() -> None:
     assert MachineConfig.from_json(saved.to_json()) == saved
     assert not [word for word in command_line(saved).split() if word.startswith("mayfly.")]
     restored = MachineConfig(kernel="k", network=NETWORK, restore=("/s",))
-    assert shape(saved) == shape(restored) == json.loads(json.dumps(shape(saved)))
-    for other in (None, dataclasses.replace(NETWORK, mtu=9000), dataclasses.replace(NETWORK, backend=NetworkBackend.PASST, tap="")):
-        assert shape(dataclasses.replace(restored, network=other)) != shape(saved)
+    assert shape(saved) == shape(restored) == msgspec.json.decode(msgspec.json.encode(shape(saved)), type=Shape)
+    for other in (None, replace(NETWORK, mtu=9000), replace(NETWORK, backend=NetworkBackend.PASST, tap="")):
+        assert shape(replace(restored, network=other)) != shape(saved)
 
 
 def test_a_channel_over_tcp_needs_a_network_and_has_no_snapshots() -> None:
@@ -145,9 +145,9 @@ def test_a_channel_over_tcp_needs_a_network_and_has_no_snapshots() -> None:
     with pytest.raises(ConfigError, match="needs a network"):
         MachineConfig(kernel="k", channel=Channel.TCP)
     with pytest.raises(ConfigError, match="needs a network"):
-        MachineConfig(kernel="k", channel=Channel.TCP, network=dataclasses.replace(NETWORK, addresses=("fd00::2/64",), gateways=()))
+        MachineConfig(kernel="k", channel=Channel.TCP, network=replace(NETWORK, addresses=("fd00::2/64",), gateways=()))
     with pytest.raises(ConfigError, match="snapshot"):
-        dataclasses.replace(config, restore=("/s",))
+        replace(config, restore=("/s",))
 
 
 def test_the_console_keeps_the_end_and_nothing_unprintable() -> None:

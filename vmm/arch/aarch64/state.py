@@ -6,19 +6,18 @@ GIC is read and written by its registers, as a processor sees them (Linux
 virt/kvm/devices/arm-vgic-v3.rst and arm-vgic.rst; GICv3 specification, 12; GICv2, 4).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+from mayfly.schema import Meta, Record
 from mayfly.vmm.arch.aarch64.cpu import get_register, register_bytes, reset, set_register
 from mayfly.vmm.arch.aarch64.hardware import mpidr
 from mayfly.vmm.arch.aarch64.interrupts import INTERRUPTS, GicVersion, InterruptController
 from mayfly.vmm.kvm._kvm import ffi, lib
 from mayfly.vmm.kvm.kvm import Device, Kvm, Vcpu, Vm, content, fill
-from mayfly.vmm.snapshot.fields import U32, U64, Fields, text
-
-State = Mapping[str, Any]  # JSON: names, numbers, and KVM's structures in base64
+from mayfly.vmm.snapshot.state import U32, U63, Saved, exactly, pack_u64s, unpack_u64s
 
 CPUINFO = Path("/proc/cpuinfo")
 MAX_REGISTERS = 2048
@@ -68,29 +67,48 @@ GICC_REGISTERS = {"ctlr": 0x00, "pmr": 0x04, "bpr": 0x08, "abpr": 0x1C, "apr0": 
 """The processor's interface of a GICv2."""
 
 
+class VcpuState(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
+    """What a snapshot holds of a vCPU: id and value of each register, struct kvm_vcpu_events."""
+
+    registers: Annotated[tuple[tuple[U63, bytes], ...], Meta(max_length=MAX_REGISTERS)]
+    mp_state: U32
+    events: Annotated[bytes, exactly(ffi.sizeof("struct kvm_vcpu_events"))]
+
+
+class KvmState(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
+    """What a snapshot holds of all vCPUs and the GIC, whose registers are 64 bits each."""
+
+    vcpus: tuple[VcpuState, ...]
+    gic: bytes
+
+
 def identity(kvm: Kvm) -> str:
     """The host processor. KVM refuses ID registers that differ, so they need no comparison here."""
     kept = [line for line in CPUINFO.read_text().split("\n\n")[0].splitlines() if not line.startswith(("processor", "BogoMIPS"))]
     return ", ".join(kept)
 
 
-def save(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu]) -> State:
+def save(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu]) -> KvmState:
     """All of it. The vCPUs stand still, with no access of theirs half done."""
-    return {
-        "vcpus": [_save_vcpu(vcpu) for vcpu in vcpus],
-        "gic": [controller.device.get_int(*register) for register in _gic_registers(controller, len(vcpus))],
-    }
+    gic = pack_u64s(controller.device.get_int(*register) for register in _gic_registers(controller, len(vcpus)))
+    return KvmState(vcpus=tuple(map(_save_vcpu, vcpus)), gic=gic)
 
 
-def restore(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu], state: Fields) -> None:
+def restore(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu], saved: Saved) -> None:
     """Restore into as many new vCPUs and a new GIC. Raises SnapshotError, KvmError."""
+    state = saved.decode(KvmState)
+    if len(state.vcpus) != len(vcpus):
+        raise saved.damaged(f"vcpus has {len(state.vcpus)} items, not {len(vcpus)}")
     reset(vm, vcpus)
-    for vcpu, saved in zip(vcpus, state.parts("vcpus", len(vcpus)), strict=True):  # the last one's counter is the latest, and holds for all
-        _restore_vcpu(vcpu, saved)
-    registers = list(_gic_registers(controller, len(vcpus)))
-    for (group, attribute, size), value in zip(registers, state.numbers("gic", len(registers), U64), strict=True):
+    for vcpu, of_vcpu in zip(vcpus, state.vcpus, strict=True):  # the last one's counter is the latest, and holds for all
+        if why := _restore_vcpu(vcpu, of_vcpu):
+            raise saved.damaged(f"vcpus[{vcpu.index}].{why}")
+    registers, values = list(_gic_registers(controller, len(vcpus))), unpack_u64s(state.gic)
+    if len(values) != len(registers):
+        raise saved.damaged(f"gic has {len(values)} registers, not {len(registers)}")
+    for (group, attribute, size), value in zip(registers, values, strict=True):
         if value >> 8 * size:
-            raise state.damaged("gic", f"has {value:#x} for a register of {size} bytes")
+            raise saved.damaged(f"gic has {value:#x} for a register of {size} bytes")
         controller.device.set_int(group, attribute, size, value)
 
 
@@ -98,31 +116,28 @@ def tell_of_pause(vcpus: Sequence[Vcpu]) -> None:
     """Nothing to do: the virtual counter goes on."""
 
 
-def _save_vcpu(vcpu: Vcpu) -> dict[str, Any]:
+def _save_vcpu(vcpu: Vcpu) -> VcpuState:
     known = ffi.new("struct kvm_reg_list *", {"n": MAX_REGISTERS, "reg": MAX_REGISTERS})
     vcpu.ioctl_struct("KVM_GET_REG_LIST", known)
     mp_state, events = ffi.new("struct kvm_mp_state *"), ffi.new("struct kvm_vcpu_events *")
     vcpu.ioctl_struct("KVM_GET_MP_STATE", mp_state)
     vcpu.ioctl_struct("KVM_GET_VCPU_EVENTS", events)
-    return {
-        "registers": [(register, text(get_register(vcpu, register))) for register in known.reg[0 : known.n]],
-        "mp_state": mp_state.mp_state,
-        "events": text(content(events)),
-    }
+    registers = tuple((register, get_register(vcpu, register)) for register in known.reg[0 : known.n])
+    return VcpuState(registers=registers, mp_state=mp_state.mp_state, events=content(events))
 
 
-def _restore_vcpu(vcpu: Vcpu, state: Fields) -> None:
-    for item in state.items("registers", most=MAX_REGISTERS):
-        if not isinstance(item, list) or len(item) != 2:
-            raise state.damaged("registers", "has one that is not an id and a value")
-        register = Fields({"id": item[0], "value": item[1]}, f"{state.part}.registers")
-        number = register.number("id", U64)
+def _restore_vcpu(vcpu: Vcpu, state: VcpuState) -> str:
+    """What is wrong with the state, if anything."""
+    for register, value in state.registers:
         # KVM reads as many bytes as the id says: behind a shorter value is this process's memory.
-        set_register(vcpu, number, register.data("value", register_bytes(number)))
+        if len(value) != register_bytes(register):
+            return f"registers has {len(value)} bytes for {register:#x}"
+        set_register(vcpu, register, value)
     events = ffi.new("struct kvm_vcpu_events *")
-    fill(events, state.data("events", ffi.sizeof(events[0])))
+    fill(events, state.events)
     vcpu.ioctl_struct("KVM_SET_VCPU_EVENTS", events)
-    vcpu.ioctl_struct("KVM_SET_MP_STATE", ffi.new("struct kvm_mp_state *", {"mp_state": state.number("mp_state", U32)}))
+    vcpu.ioctl_struct("KVM_SET_MP_STATE", ffi.new("struct kvm_mp_state *", {"mp_state": state.mp_state}))
+    return ""
 
 
 def _gic_registers(controller: InterruptController, cpus: int) -> Iterator[tuple[int, int, int]]:

@@ -12,18 +12,17 @@ The order of restoring matters (Linux virt/kvm/api.rst, and what KVM's code does
 """
 
 import errno
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 from mayfly.errors import KvmError
+from mayfly.schema import Meta, Record
 from mayfly.vmm.arch.x86_64.cpu import offered_cpuid, set_cpuid
 from mayfly.vmm.arch.x86_64.features import deny_msrs
 from mayfly.vmm.arch.x86_64.interrupts import InterruptController
 from mayfly.vmm.kvm._kvm import ffi, lib
 from mayfly.vmm.kvm.kvm import Kvm, Vcpu, Vm, content, fill
-from mayfly.vmm.snapshot.fields import U32, U64, Fields, text
-
-State = Mapping[str, Any]  # JSON: names, numbers, and KVM's structures in base64
+from mayfly.vmm.snapshot.state import U63, Saved, exactly
 
 _BEFORE_MSRS = (
     ("sregs", "SREGS", "struct kvm_sregs *"),
@@ -42,6 +41,38 @@ MAX_MSRS = 1024
 MSR_TSC = 0x10
 MSR_TSC_DEADLINE = 0x6E0  # Intel SDM volume 4, table 2-2
 
+_XSAVE_BYTES = 4096
+"""struct kvm_xsave; KVM_CAP_XSAVE2 says if guests may have more (api.rst 4.42, 4.134)."""
+_MSR_BYTES = ffi.sizeof("struct kvm_msr_entry")
+
+
+class VcpuState(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
+    """What a snapshot holds of a vCPU: KVM's structures; `msrs` is an array of kvm_msr_entry."""
+
+    sregs: Annotated[bytes, exactly(ffi.sizeof("struct kvm_sregs"))]
+    xcrs: Annotated[bytes, exactly(ffi.sizeof("struct kvm_xcrs"))]
+    regs: Annotated[bytes, exactly(ffi.sizeof("struct kvm_regs"))]
+    debugregs: Annotated[bytes, exactly(ffi.sizeof("struct kvm_debugregs"))]
+    lapic: Annotated[bytes, exactly(ffi.sizeof("struct kvm_lapic_state"))]
+    events: Annotated[bytes, exactly(ffi.sizeof("struct kvm_vcpu_events"))]
+    mp_state: Annotated[bytes, exactly(ffi.sizeof("struct kvm_mp_state"))]
+    xsave: bytes
+    msrs: Annotated[bytes, Meta(max_length=MAX_MSRS * _MSR_BYTES)]
+
+
+_IRQCHIP = exactly(ffi.sizeof("struct kvm_irqchip"))
+
+
+class KvmState(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
+    """What a snapshot holds of all vCPUs, the interrupt controllers and kvm-clock."""
+
+    vcpus: tuple[VcpuState, ...]
+    pic_master: Annotated[bytes, _IRQCHIP]
+    pic_slave: Annotated[bytes, _IRQCHIP]
+    ioapic: Annotated[bytes, _IRQCHIP]
+    clock_ns: U63
+
+
 _PER_CPU_LEAVES = (0xB, 0x1F, 0x8000_001E)
 """Leaves that differ by processor (Intel SDM volume 2A; AMD APM volume 3, E.4)."""
 
@@ -57,61 +88,66 @@ def identity(kvm: Kvm) -> str:
     return ", ".join(leaves)
 
 
-def save(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu]) -> State:
+def save(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu]) -> KvmState:
     """All of it. The vCPUs stand still, with no access half done, and may go on afterwards."""
     msrs = _writable_msrs(vm.kvm)
-    state: dict[str, Any] = {"vcpus": [_save_vcpu(vm.kvm, vcpu, msrs) for vcpu in vcpus]}
+    saved = tuple(_save_vcpu(vm.kvm, vcpu, msrs) for vcpu in vcpus)
+    chips = {}
     for name, chip in _CHIPS.items():
         irqchip = ffi.new("struct kvm_irqchip *", {"chip_id": chip})
         vm.ioctl_struct("KVM_GET_IRQCHIP", irqchip)
-        state[name] = text(content(irqchip))
+        chips[name] = content(irqchip)
     clock = ffi.new("struct kvm_clock_data *")
     vm.ioctl_struct("KVM_GET_CLOCK", clock)
-    state["clock_ns"] = clock.clock
-    return state
+    return KvmState(vcpus=saved, clock_ns=clock.clock, **chips)
 
 
-def restore(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu], state: Fields) -> None:
+def restore(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu], saved: Saved) -> None:
     """Restore into as many new vCPUs and new controllers. Raises SnapshotError, KvmError."""
+    state = saved.decode(KvmState)
+    if len(state.vcpus) != len(vcpus):
+        raise saved.damaged(f"vcpus has {len(state.vcpus)} items, not {len(vcpus)}")
     deny_msrs(vm)
     cpuid = offered_cpuid(vm.kvm)
-    for vcpu, saved in zip(vcpus, state.parts("vcpus", len(vcpus)), strict=True):
+    for vcpu, of_vcpu in zip(vcpus, state.vcpus, strict=True):
         set_cpuid(cpuid, vcpu, len(vcpus))  # of this host: a state could offer more
-        _restore_vcpu(vm.kvm, vcpu, saved)
+        if why := _restore_vcpu(vm.kvm, vcpu, of_vcpu):
+            raise saved.damaged(f"vcpus[{vcpu.index}].{why}")
     for name, chip in _CHIPS.items():
-        irqchip = _struct("struct kvm_irqchip *", state, name)
+        irqchip = _struct("struct kvm_irqchip *", getattr(state, name))
         irqchip.chip_id = chip
         vm.ioctl_struct("KVM_SET_IRQCHIP", irqchip)
-    vm.ioctl_struct("KVM_SET_CLOCK", ffi.new("struct kvm_clock_data *", {"clock": state.number("clock_ns", U64)}))
+    vm.ioctl_struct("KVM_SET_CLOCK", ffi.new("struct kvm_clock_data *", {"clock": state.clock_ns}))
     tell_of_pause(vcpus)
 
 
-def _save_vcpu(kvm: Kvm, vcpu: Vcpu, msrs: Sequence[int]) -> dict[str, Any]:
+def _save_vcpu(kvm: Kvm, vcpu: Vcpu, msrs: Sequence[int]) -> VcpuState:
     # MP state first: asking for it lets KVM take in INIT and start-up IPIs that wait.
-    state = {name: _get(vcpu, ioctl, kind) for name, ioctl, kind in (*reversed(_AFTER_MSRS), *_BEFORE_MSRS)}
+    structs = {name: _get(vcpu, ioctl, kind) for name, ioctl, kind in (*reversed(_AFTER_MSRS), *_BEFORE_MSRS)}
     xsave = _xsave_buffer(kvm)
     vcpu.ioctl_struct("KVM_GET_XSAVE2" if len(xsave) > _XSAVE_BYTES else "KVM_GET_XSAVE", xsave)
-    return {
-        **state,
-        "xsave": text(content(xsave)),
-        "msrs": _read_msrs(vcpu, msrs),
-    }
+    entries = [{"index": index, "data": value} for index, value in _read_msrs(vcpu, msrs)]
+    return VcpuState(xsave=content(xsave), msrs=content(ffi.new("struct kvm_msr_entry[]", entries)), **structs)
 
 
-def _restore_vcpu(kvm: Kvm, vcpu: Vcpu, state: Fields) -> None:
+def _restore_vcpu(kvm: Kvm, vcpu: Vcpu, state: VcpuState) -> str:
+    """What is wrong with the state, if anything."""
     for name, ioctl, kind in _BEFORE_MSRS:
-        struct = _struct(kind, state, name)
         # Without XSAVE there are no XCRs, and KVM takes none: their count is first (api.rst 4.46).
-        if name != "xcrs" or any(content(struct)[:4]):
-            vcpu.ioctl_struct(f"KVM_SET_{ioctl}", struct)
+        if name != "xcrs" or any(state.xcrs[:4]):
+            vcpu.ioctl_struct(f"KVM_SET_{ioctl}", _struct(kind, getattr(state, name)))
     xsave = _xsave_buffer(kvm)
-    fill(xsave, state.data("xsave", len(xsave)))
+    if len(state.xsave) != len(xsave):
+        return f"xsave has {len(state.xsave)} bytes, not {len(xsave)}"
+    fill(xsave, state.xsave)
     vcpu.ioctl_struct("KVM_SET_XSAVE", xsave)
-    msrs = [(index, value) for index, value in state.rows("msrs", (U32, U64), most=MAX_MSRS)]
-    if _set_msrs(vcpu, msrs) != len(msrs):
-        raise state.damaged("msrs", "has one that this KVM refuses")
+    entries = ffi.new("struct kvm_msr_entry[]", len(state.msrs) // _MSR_BYTES)
+    fill(entries, state.msrs[: len(entries) * _MSR_BYTES])
+    if _set_msrs(vcpu, [(entry.index, entry.data) for entry in entries]) != len(entries):
+        return "msrs has one that this KVM refuses"
     for name, ioctl, kind in _AFTER_MSRS:
-        vcpu.ioctl_struct(f"KVM_SET_{ioctl}", _struct(kind, state, name))
+        vcpu.ioctl_struct(f"KVM_SET_{ioctl}", _struct(kind, getattr(state, name)))
+    return ""
 
 
 def _writable_msrs(kvm: Kvm) -> list[int]:
@@ -151,23 +187,19 @@ def _set_msrs(vcpu: Vcpu, values: Sequence[tuple[int, int]]) -> int:
     return vcpu.ioctl_struct("KVM_SET_MSRS", ffi.new("struct kvm_msrs *", {"nmsrs": len(entries), "entries": entries}))
 
 
-_XSAVE_BYTES = 4096
-"""struct kvm_xsave; KVM_CAP_XSAVE2 says if guests may have more (api.rst 4.42, 4.134)."""
-
-
 def _xsave_buffer(kvm: Kvm) -> Any:
     return ffi.new("char[]", max(_XSAVE_BYTES, kvm.check_extension("KVM_CAP_XSAVE2")))
 
 
-def _get(vcpu: Vcpu, ioctl: str, kind: str) -> str:
+def _get(vcpu: Vcpu, ioctl: str, kind: str) -> bytes:
     struct = ffi.new(kind)
     vcpu.ioctl_struct(f"KVM_GET_{ioctl}", struct)
-    return text(content(struct))
+    return content(struct)
 
 
-def _struct(kind: str, state: Fields, name: str) -> Any:
+def _struct(kind: str, data: bytes) -> Any:
     struct = ffi.new(kind)
-    fill(struct, state.data(name, ffi.sizeof(struct[0])))
+    fill(struct, data)
     return struct
 
 

@@ -17,14 +17,15 @@ file that Linux gives while the host's side is closed.
 import struct
 from collections.abc import Callable
 from enum import IntEnum, IntFlag
-from typing import Any
+from typing import Annotated
 
+from mayfly.schema import Meta
 from mayfly.vmm.devices.virtio.buffers import gather, scatter
-from mayfly.vmm.devices.virtio.device import DeviceType, VirtioDevice
+from mayfly.vmm.devices.virtio.device import DeviceState, DeviceType, VirtioDevice
 from mayfly.vmm.devices.virtio.misuse import Misuse
-from mayfly.vmm.devices.virtio.port import Port, Sink
+from mayfly.vmm.devices.virtio.port import Port, PortState, Sink
 from mayfly.vmm.devices.virtio.queue import Queue
-from mayfly.vmm.snapshot.fields import Fields
+from mayfly.vmm.snapshot.state import Saved
 
 _CONFIG = struct.Struct("<HHII")  # cols, rows, max_nr_ports, emerg_wr (virtio 1.2, 5.3.4)
 _CONTROL = struct.Struct("<IHH")  # id, event, value (virtio 1.2, 5.3.6)
@@ -55,7 +56,7 @@ class Control(IntEnum):
     PORT_NAME = 7
 
 
-_OURS = (Control.DEVICE_ADD, Control.PORT_OPEN, Control.PORT_NAME)  # Those that this device sends
+_OURS = {Control.DEVICE_ADD, Control.PORT_OPEN, Control.PORT_NAME}  # Those that this device sends
 
 
 class ConsoleQueue(IntEnum):
@@ -65,6 +66,14 @@ class ConsoleQueue(IntEnum):
     TRANSMIT = 1
     CONTROL_RECEIVE = 2
     CONTROL_TRANSMIT = 3
+
+
+class ConsoleState(DeviceState, tag=2, frozen=True, kw_only=True):
+    """What a snapshot holds of one; `owed`: messages that the driver has not got."""
+
+    port_ready: bool
+    owed: Annotated[tuple[Control, ...], Meta(max_length=3)]
+    port: PortState
 
 
 class Console(VirtioDevice):
@@ -103,18 +112,18 @@ class Console(VirtioDevice):
         self._port_ready = False
         self._owed.clear()
 
-    def save(self) -> dict[str, Any]:
+    def save(self) -> DeviceState:
         """The port's state, and the messages that the driver has not got yet."""
-        return {"port_ready": self._port_ready, "owed": [int(event) for event in self._owed], "port": self.port.save()}
+        return ConsoleState(port_ready=self._port_ready, owed=tuple(self._owed), port=self.port.save())
 
-    def restore(self, state: Fields) -> None:
+    def restore(self, saved: Saved) -> None:
         """Go on where `save` was called."""
-        self._port_ready = state.flag("port_ready")
-        owed = state.items("owed", most=len(_OURS))
-        if not all(type(event) is int and event in _OURS for event in owed) or len(set(owed)) < len(owed):
-            raise state.damaged("owed", "has messages that this device does not send")
-        self._owed = [Control(event) for event in owed]
-        self.port.restore(state.fields("port"))
+        state = saved.decode(ConsoleState)
+        self._port_ready = state.port_ready
+        if not {*state.owed} <= _OURS:
+            raise saved.damaged("owed has messages that this device does not send")
+        self._owed = list(dict.fromkeys(state.owed))
+        self.port.restore(state.port)
 
     def _listen(self, queue: Queue) -> None:
         """Take the driver's control messages, then answer them; one interrupt for both."""

@@ -3,11 +3,12 @@
 import abc
 import threading
 from enum import IntEnum, IntFlag
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
+from mayfly.schema import Record
 from mayfly.vmm.devices.virtio.misuse import Misuse
 from mayfly.vmm.devices.virtio.queue import Queue
-from mayfly.vmm.snapshot.fields import Fields
+from mayfly.vmm.snapshot.state import Saved
 
 
 class DeviceType(IntEnum):
@@ -55,6 +56,10 @@ class Host(Protocol):
         ...
 
 
+class DeviceState(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
+    """What a snapshot holds of a device besides its queues: nothing of most."""
+
+
 class VirtioDevice(abc.ABC):
     """A device. The transport calls it with `lock` held; the event loop's calls take it themselves.
 
@@ -92,12 +97,13 @@ class VirtioDevice(abc.ABC):
         self.queues = {}
         self.negotiated = 0
 
-    def save(self) -> dict[str, Any]:
-        """What a snapshot needs besides queues and features. The event loop has ended."""
-        return {}
+    def save(self) -> DeviceState:
+        """What a snapshot needs besides queues and features; the vCPUs stand still."""
+        return DeviceState()
 
-    def restore(self, state: Fields) -> None:  # noqa: B027 (most devices have nothing of their own)
+    def restore(self, saved: Saved) -> None:
         """Go on where `save` was called; after `activate`, if there is a driver."""
+        saved.decode(DeviceState)
 
     @abc.abstractmethod
     def notify(self, index: int) -> None:

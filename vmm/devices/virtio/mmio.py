@@ -5,13 +5,14 @@ only).
 from collections import Counter
 from collections.abc import Callable
 from enum import IntEnum, IntFlag
-from typing import Any
+from typing import Annotated
 
+from mayfly.schema import Meta, Record, msgspec
 from mayfly.vmm.devices.virtio.device import OFFERED, Feature, VirtioDevice, features_acceptable
 from mayfly.vmm.devices.virtio.misuse import FATAL, Misuse
-from mayfly.vmm.devices.virtio.queue import Queue, QueueLayout
+from mayfly.vmm.devices.virtio.queue import MAX_SIZE, Queue, QueueLayout, QueueState
 from mayfly.vmm.memory import GuestAddressError, GuestMemory
-from mayfly.vmm.snapshot.fields import U8, U32, U64, Fields
+from mayfly.vmm.snapshot.state import U32, Saved, exactly, pack_u64s, raw, unpack_u64s
 
 MAGIC = 0x7472_6976
 """`virt`."""
@@ -120,6 +121,26 @@ class _QueueSetup:
         self.size = max_size
         self.addresses = dict.fromkeys(_ADDRESSES, 0)
         self.queue: Queue | None = None
+
+
+class SetupState(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
+    """What a snapshot holds of a queue's registers; `ring`: None if it is not ready."""
+
+    size: Annotated[int, Meta(ge=1, le=MAX_SIZE)]
+    addresses: Annotated[bytes, exactly(8 * len(_ADDRESSES))]
+    ring: QueueState | None
+
+
+class TransportState(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
+    """What a snapshot holds of a device and its registers; `selected`: the three SEL registers."""
+
+    status: Annotated[int, Meta(ge=0, le=_ANY_STATUS)]
+    interrupt_status: Annotated[int, Meta(ge=0, le=_ANY_INTERRUPT)]
+    selected: tuple[U32, U32, U32]
+    driver_features: tuple[U32, U32]
+    generation: U32
+    queues: tuple[SetupState, ...]
+    device: msgspec.Raw
 
 
 class MmioTransport:
@@ -242,28 +263,26 @@ class MmioTransport:
             if self._status & Status.DRIVER_OK:
                 self._raise(Interrupt.CONFIG_CHANGE)
 
-    def save(self) -> dict[str, Any]:
-        """Registers, queues and the device, for a snapshot. Nothing else uses the device any
-        more.
-        """
-        return {
-            "status": int(self._status),
-            "interrupt_status": self._interrupt_status,
-            "selected": [self._device_features_sel, self._driver_features_sel, self._queue_sel],
-            "driver_features": self._driver_features,
-            "generation": self._generation,
-            "queues": [
-                {
-                    "size": setup.size,
-                    "addresses": [setup.addresses[register] for register in _ADDRESSES],
-                    "ring": setup.queue.save() if setup.queue else None,
-                }
+    def save(self) -> TransportState:
+        """Registers, queues and the device, for a snapshot; nothing else uses the device."""
+        return TransportState(
+            status=int(self._status),
+            interrupt_status=self._interrupt_status,
+            selected=(self._device_features_sel, self._driver_features_sel, self._queue_sel),
+            driver_features=(self._driver_features & _LOW, self._driver_features >> 32),
+            generation=self._generation,
+            queues=tuple(
+                SetupState(
+                    size=setup.size,
+                    addresses=pack_u64s(setup.addresses[register] for register in _ADDRESSES),
+                    ring=setup.queue.save() if setup.queue else None,
+                )
                 for setup in self._setups
-            ],
-            "device": self.device.save(),
-        }
+            ),
+            device=raw(self.device.save()),
+        )
 
-    def restore(self, state: Fields) -> None:
+    def restore(self, saved: Saved) -> None:
         """Go on where `save` was called, with the guest's memory as it was then.
 
         What may have been under way is begun anew: each queue with chains in it is kicked, and an
@@ -272,44 +291,43 @@ class MmioTransport:
         Raises:
             SnapshotError: the state is not one that `save` gives, or a queue is not inside RAM.
         """
+        state = saved.decode(TransportState)
         with self.device.lock:
-            self._status = self._restored_status(state)
-            self._interrupt_status = state.number("interrupt_status", _ANY_INTERRUPT)
-            self._device_features_sel, self._driver_features_sel, self._queue_sel = state.numbers("selected", 3, U32)
-            self._driver_features = state.number("driver_features", U64)
+            self._status = Status(state.status)
+            if self._status & ~_ANY_STATUS or self._status & LIVE not in {*STEPS, LIVE}:
+                raise saved.damaged(f"status {state.status} is not on the way to a driver's")
+            self._interrupt_status, self._generation = state.interrupt_status, state.generation
+            self._device_features_sel, self._driver_features_sel, self._queue_sel = state.selected
+            self._driver_features = state.driver_features[0] | state.driver_features[1] << 32
             if self._status & Status.FEATURES_OK and not features_acceptable(self._offered, self._driver_features):
-                raise state.damaged("driver_features", "are not those of this device")
-            self._generation = state.number("generation", U32)
-            for setup, saved in zip(self._setups, state.parts("queues", len(self._setups)), strict=True):
-                self._restore_queue(setup, saved)
+                raise saved.damaged(f"driver_features {self._driver_features:#x} are not those of this device")
+            if len(state.queues) != len(self._setups):
+                raise saved.damaged(f"queues has {len(state.queues)} items, not {len(self._setups)}")
+            for index, (setup, queue) in enumerate(zip(self._setups, state.queues, strict=True)):
+                if why := self._restore_queue(setup, queue):
+                    raise saved.damaged(f"queues[{index}] {why}")
             if self._status & Status.DRIVER_OK:
                 self._activate()
-            self.device.restore(state.fields("device"))
+            self.device.restore(Saved(f"{saved.part}.device", state.device))
             self._show()
             if self._interrupt_status:
                 self._interrupt()
 
-    @staticmethod
-    def _restored_status(state: Fields) -> Status:
-        status = Status(state.number("status", U8) & _ANY_STATUS)
-        if status != state.value("status") or status & LIVE not in {*STEPS, LIVE}:
-            raise state.damaged("status", "is not on the way to a driver's")
-        return status
-
-    def _restore_queue(self, setup: _QueueSetup, saved: Fields) -> None:
-        setup.size = saved.number("size", setup.max_size)
-        if not setup.size or setup.size & setup.size - 1:
-            raise saved.damaged("size", "is not a power of 2")
-        setup.addresses = dict(zip(_ADDRESSES, saved.numbers("addresses", len(_ADDRESSES), U64), strict=True))
-        if saved.value("ring") is None:
-            return
+    def _restore_queue(self, setup: _QueueSetup, state: SetupState) -> str:
+        """What is wrong with it, if anything."""
+        if state.size > setup.max_size or state.size & state.size - 1:
+            return f"has the size {state.size}; it must be a power of 2, at most {setup.max_size}"
+        setup.size, setup.addresses = state.size, dict(zip(_ADDRESSES, unpack_u64s(state.addresses), strict=True))
+        if state.ring is None:
+            return ""
         if not self._status & Status.FEATURES_OK:
-            raise saved.damaged("ring", "is ready before the features are negotiated")
+            return "has a ring before the features are negotiated"
         try:
             setup.queue = self._make_queue(setup)
         except GuestAddressError as error:
-            raise saved.damaged("addresses", f"are not inside guest RAM: {error}") from error
-        setup.queue.restore(saved.fields("ring"))
+            return f"has addresses that are not inside guest RAM: {error}"
+        setup.queue.restore(state.ring)
+        return ""
 
     def close(self) -> None:
         """Drop the views of guest memory and of the registers, so that their mappings can go."""

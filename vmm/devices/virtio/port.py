@@ -5,13 +5,13 @@ Nothing is buffered here: bytes stay where they are while the other side has no 
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated
 
+from mayfly.schema import Meta, Record
 from mayfly.vmm.devices.virtio.buffers import advance
 from mayfly.vmm.devices.virtio.device import VirtioDevice
 from mayfly.vmm.devices.virtio.misuse import Misuse
 from mayfly.vmm.devices.virtio.queue import MAX_CHAIN_BYTES, Chain, Queue
-from mayfly.vmm.snapshot.fields import Fields
 
 Sink = Callable[[list[memoryview]], int]
 """As `socket.sendmsg`: says how many bytes it took; fewer than all: full until `Port.resume`.
@@ -27,6 +27,13 @@ WINDOW = 16
 
 16 chains of at most 64 descriptors fit the 1,024 pieces of a vectored system call.
 """
+
+
+class PortState(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
+    """What a snapshot holds of one."""
+
+    guest_open: bool
+    taken: Annotated[int, Meta(ge=0, le=MAX_CHAIN_BYTES)]
 
 
 class Port:
@@ -112,13 +119,13 @@ class Port:
         self._views = []
         self._taken = 0
 
-    def save(self) -> dict[str, Any]:
+    def save(self) -> PortState:
         """For a snapshot: chains under way are taken anew, less what of the first has gone."""
-        return {"guest_open": self.guest_open, "taken": self._taken}
+        return PortState(guest_open=self.guest_open, taken=self._taken)
 
-    def restore(self, state: Fields) -> None:
+    def restore(self, state: PortState) -> None:
         """Go on where `save` was called."""
-        self.guest_open, self._taken = state.flag("guest_open"), state.number("taken", MAX_CHAIN_BYTES)
+        self.guest_open, self._taken = state.guest_open, state.taken
 
     def _gather(self, queue: Queue) -> bool:
         """Have up to WINDOW chains ready; whether there is one. If not, ask for a kick."""

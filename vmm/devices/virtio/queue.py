@@ -24,12 +24,13 @@ from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from mayfly.schema import Record
 from mayfly.vmm.devices.virtio.misuse import Misuse
 from mayfly.vmm.kvm import order
 from mayfly.vmm.memory import GuestAddressError, GuestMemory
-from mayfly.vmm.snapshot.fields import U16, Fields
+from mayfly.vmm.snapshot.state import U16
 
 MAX_SIZE = 32768
 """virtio 1.2, 2.7."""
@@ -103,6 +104,13 @@ class QueueLayout(NamedTuple):
     descriptors: int
     available: int
     used: int
+
+
+class QueueState(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
+    """What a snapshot holds of a live queue, besides guest memory."""
+
+    returned: U16
+    stopped: bool
 
 
 class Queue:
@@ -271,16 +279,16 @@ class Queue:
         if not self._event_idx:
             self._used_header[0] = _NO_NOTIFY
 
-    def save(self) -> dict[str, Any]:
+    def save(self) -> QueueState:
         """What a snapshot needs. Chains that the device has taken and not given back are as if it
         had not taken them.
         """
-        return {"returned": self._returned, "stopped": self.stopped}
+        return QueueState(returned=self._returned, stopped=self.stopped)
 
-    def restore(self, state: Fields) -> None:
+    def restore(self, state: QueueState) -> None:
         """Go on where `save` was called; the driver has seen all that was returned by then."""
-        self._taken = self._offered = self._returned = self._published = state.number("returned", U16)
-        self.stopped = state.flag("stopped")
+        self._taken = self._offered = self._returned = self._published = state.returned
+        self.stopped = state.stopped
 
     def has_chains(self) -> bool:
         """Whether the driver has made a chain available that was not taken."""
