@@ -24,14 +24,14 @@ class Wanted(Record, frozen=True, kw_only=True):
 
     def restored_from(self, chain: Sequence[Path]) -> "Wanted":
         """The same machine, but restored from the snapshots in these folders."""
-        return replace(self, machine=dataclasses.replace(self.machine, restore=tuple(map(str, chain))))
+        return replace(self, machine=replace(self.machine, restore=tuple(map(str, chain))))
 
     def to_be_saved(self) -> "Wanted":
         """The same machine for a snapshot: connected to no network, and with the pages that it
         reads noted exactly.
         """
         network = self.machine.network and self.machine.network.disconnected()
-        return replace(self, machine=dataclasses.replace(self.machine, network=network, page_by_page=True))
+        return replace(self, machine=replace(self.machine, network=network, page_by_page=True))
 
 
 class Job(Record, frozen=True, kw_only=True):

@@ -7,7 +7,6 @@ VmmProcess ── owns ──> its ends of the channel, of the report pipe and o
 
 import asyncio
 import contextlib
-import dataclasses
 import itertools
 import logging
 import os
@@ -18,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mayfly.errors import GuestError, HostError, MayflyError, SnapshotError, ZygoteLostError
+from mayfly.schema import replace
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.process import control, report
 from mayfly.vmm.process.report import End, Ended
@@ -241,7 +241,7 @@ class VmmProcess:
         """
         try:
             with control.snapshot_files(folder) as descriptors:
-                answer = await self._ask(control.Snapshot(go_on), descriptors, timeout_s)
+                answer = await self._ask(control.Snapshot(go_on=go_on), descriptors, timeout_s)
         except OSError as error:
             raise SnapshotError(f"{folder}: {error.strerror}", hint="make room on the disk, or look at its permissions") from error
         if not isinstance(answer, control.Saved):
@@ -333,7 +333,7 @@ class VmmProcess:
             self._report.cancel()
         if self.orphaned and self._ended.error is None:
             gone = HostError("the zygote died, and the machine with it", hint="try again: it is started anew for the next run")
-            return dataclasses.replace(self._ended, error=gone)
+            return replace(self._ended, error=gone)
         return self._ended
 
     async def _follow(self, lines: asyncio.StreamReader, pipe: asyncio.BaseTransport) -> None:

@@ -4,7 +4,6 @@ Tiny guests on the real /dev/kvm.
 """
 
 import contextlib
-import dataclasses
 import functools
 import socket
 import threading
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mayfly.errors import ConfigError, GuestError, SnapshotError
+from mayfly.schema import replace
 from mayfly.units import MIB
 from mayfly.vmm.config import Channel, MachineConfig
 from mayfly.vmm.devices.virtio.mmio import Register
@@ -163,7 +163,7 @@ def see_counting(running: Running, client: ControlClient, place: int = COUNTER) 
 def save(client: ControlClient, folder: Path, *, go_on: bool) -> int:
     folder.mkdir()
     with snapshot_files(folder) as descriptors:
-        answer = client.ask(Snapshot(go_on), descriptors)
+        answer = client.ask(Snapshot(go_on=go_on), descriptors)
     assert isinstance(answer, Saved)
     return answer.memory_bytes
 
@@ -299,7 +299,7 @@ def test_a_bad_message_is_refused_and_the_guest_goes_on(started: list[Running], 
     running = start(started, tmp_path, COUNT)
 
     def script(client: ControlClient) -> None:
-        for data, descriptors in ((b"stop", 0), (pack("stop", {}), 0), (pack("snapshot", {"go_on": False}), 2)):
+        for data, descriptors in ((b"stop", 0), (b'{"type":"stop"}', 0), (pack(Snapshot(go_on=False)), 2)):
             with (tmp_path / "file").open("w") as file:
                 socket.send_fds(client._control, [data], [file.fileno()] * descriptors)
             with pytest.raises(ConfigError, match="malformed"):
@@ -339,7 +339,7 @@ def test_a_vmm_process_without_privileges_is_commanded(tmp_path: Path) -> None:
             with pytest.raises(GuestError):
                 machine.control.ask(Stats())
         assert isinstance(zygote.receive(), Reaped)
-        with Spawned(zygote, dataclasses.replace(config, restore=(str(folder),))) as machine:
+        with Spawned(zygote, replace(config, restore=(str(folder),))) as machine:
             machine.wait_running()
             assert machine.control.ask(Prefault()) == Done()
             figures = machine.control.ask(Stats())

@@ -3,7 +3,6 @@ serial, virtio and TCP (tap and passt).
 """
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import itertools
@@ -14,6 +13,7 @@ import pytest
 
 from mayfly import paths
 from mayfly.protocol import frames as p
+from mayfly.schema import replace
 from mayfly.units import MIB
 from mayfly.vmm.config import CHANNEL_PORT, Channel, MachineConfig, NetworkBackend, NetworkConfig
 from mayfly.vmm.process.report import Ended
@@ -33,7 +33,7 @@ CARRIERS: dict[str, tuple[Channel, NetworkConfig | None]] = {
     "serial": (Channel.SERIAL, None),
     "virtio": (Channel.VIRTIO, None),
     "tcp-tap": (Channel.TCP, NETWORK),
-    "tcp-passt": (Channel.TCP, dataclasses.replace(NETWORK, backend=NetworkBackend.PASST, tap="")),
+    "tcp-passt": (Channel.TCP, replace(NETWORK, backend=NetworkBackend.PASST, tap="")),
 }
 GARBAGE = (b"\xc0no frame\xc0", b"\xc0\x01\xdb\x00\xc0", p.encode_frame(p.StdinEof(), 9)[:-3] + b"\xc0", p.encode_frame(p.StdinEof(), 999))
 """Packets to be dropped and counted: nonsense, a bad escape, one that is cut short, a frame of

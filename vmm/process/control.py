@@ -3,45 +3,42 @@
 The socket is one end of a SOCK_SEQPACKET pair, handed over when the process is forked; it has no
 path. A message is a tagged JSON object (`report.pack`). Each request has one answer, in order:
 
-    {"pause": {}}                                          {"done": {}}
-    {"resume": {}}                                         {"done": {}}
-    {"snapshot": {"go_on": true}} with four descriptors    {"saved": {"memory_bytes": 4096}}
-    {"stats": {}}                                          {"figures": {"paused": false, ...}}
-    {"prefault": {}}                                       {"done": {}}
-    what cannot be done, or is malformed                   {"refused": {"error": {"code": ...}}}
+    {"type":"pause"}                                       {"type":"done"}
+    {"type":"resume"}                                      {"type":"done"}
+    {"type":"snapshot","go_on":true}, four descriptors     {"type":"saved","memory_bytes":4096}
+    {"type":"stats"}                                       {"type":"figures","paused":false,...}
+    {"type":"prefault"}                                    {"type":"done"}
+    what cannot be done, or is malformed                   {"type":"refused","error":{...}}
 
 A request that is refused has changed nothing.
 """
 
 import contextlib
-import dataclasses
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from mayfly.errors import ConfigError, GuestError, MayflyError, to_wire
+from mayfly.errors import ConfigError, GuestError, MayflyError
+from mayfly.schema import Record
 from mayfly.vmm.eventloop import READ, EventLoop
-from mayfly.vmm.process.report import checked, count, counts, error, flag, pack, unpack
+from mayfly.vmm.process.report import Count, Counts, pack, unpack
 from mayfly.vmm.snapshot import FILES
 
 MESSAGE_LIMIT = 128 << 10
 MAX_DESCRIPTORS = 8
 
 
-@dataclasses.dataclass(frozen=True)
-class Pause:
+class Pause(Record, tag="pause", frozen=True, kw_only=True):
     """Stop the vCPUs until `Resume`; devices go on. A machine that is paused stays so."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Resume:
+class Resume(Record, tag="resume", frozen=True, kw_only=True):
     """Let the vCPUs go on; a machine that runs goes on running."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Snapshot:
+class Snapshot(Record, tag="snapshot", frozen=True, kw_only=True):
     """Write a snapshot to the descriptors that come along, in the order of `snapshot.FILES`.
 
     With `go_on` the machine then goes on as it was, running or paused; else it ends as `End.SAVED`.
@@ -50,56 +47,41 @@ class Snapshot:
     go_on: bool
 
 
-@dataclasses.dataclass(frozen=True)
-class Stats:
+class Stats(Record, tag="stats", frozen=True, kw_only=True):
     """Tell what has been counted."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Prefault:
+class Prefault(Record, tag="prefault", frozen=True, kw_only=True):
     """Map for the restored guest what it will touch soon; answered before that is done."""
 
 
 Request = Pause | Resume | Snapshot | Stats | Prefault
-_REQUESTS = {kind.__name__.lower(): kind for kind in (Pause, Resume, Snapshot, Stats, Prefault)}
-_CHECKS: Mapping[type[Request], Mapping[str, Any]] = {Snapshot: {"go_on": flag}}
-_DESCRIPTORS: Mapping[type[Request], int] = {Snapshot: len(FILES)}
 
 
-@dataclasses.dataclass(frozen=True)
-class Done:
+class Done(Record, tag="done", frozen=True, kw_only=True):
     """It is done."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Saved:
+class Saved(Record, tag="saved", frozen=True, kw_only=True):
     """The snapshot is written, with so many bytes of memory."""
 
-    memory_bytes: int
+    memory_bytes: Count
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Figures:
+class Figures(Record, tag="figures", frozen=True, kw_only=True):
     """What a machine has counted so far: `exits` as `report.Ended` has them."""
 
     paused: bool
-    exits: Mapping[str, int]
+    exits: Counts
 
 
-@dataclasses.dataclass(frozen=True)
-class Refused:
+class Refused(Record, tag="refused", frozen=True, kw_only=True):
     """It was not done."""
 
     error: MayflyError
 
 
 Answer = Done | Saved | Figures | Refused
-_ANSWERS = {kind.__name__.lower(): kind for kind in (Done, Saved, Figures, Refused)}
-_ANSWER_CHECKS: Mapping[type[Answer], Mapping[str, Any]] = {
-    Saved: {"memory_bytes": count},
-    Figures: {"paused": flag, "exits": counts},
-    Refused: {"error": error},
-}
 
 
 def send_request(control: socket.socket, request: Request, descriptors: Sequence[int] = ()) -> None:
@@ -108,7 +90,7 @@ def send_request(control: socket.socket, request: Request, descriptors: Sequence
     Raises:
         OSError: the other end is gone, or does not read.
     """
-    socket.send_fds(control, [pack(type(request).__name__.lower(), dataclasses.asdict(request))], descriptors)
+    socket.send_fds(control, [pack(request)], descriptors)
 
 
 def decode_request(data: bytes, descriptors: int) -> Request:
@@ -118,21 +100,12 @@ def decode_request(data: bytes, descriptors: int) -> Request:
         ConfigError: it is not one.
     """
     try:
-        name, fields = unpack(data)
-        if name not in _REQUESTS:
-            raise ValueError(f"there is no request {name[:80]!r}")
-        kind = _REQUESTS[name]
-        if descriptors != (wanted := _DESCRIPTORS.get(kind, 0)):
-            raise ValueError(f"it came with {descriptors} descriptors, not {wanted}")
-        return kind(**checked(fields, **_CHECKS.get(kind, {})))
+        request: Request = unpack(Request, data)
     except ValueError as caught:
         raise ConfigError(f"a malformed request to a machine: {caught}") from caught
-
-
-def encode_answer(answer: Answer) -> bytes:
-    """The message for it."""
-    fields = {"error": to_wire(answer.error)} if isinstance(answer, Refused) else dataclasses.asdict(answer)
-    return pack(type(answer).__name__.lower(), fields)
+    if descriptors != (wanted := len(FILES) if isinstance(request, Snapshot) else 0):
+        raise ConfigError(f"a malformed request to a machine: it came with {descriptors} descriptors, not {wanted}")
+    return request
 
 
 def decode_answer(data: bytes) -> Answer:
@@ -141,11 +114,7 @@ def decode_answer(data: bytes) -> Answer:
     Raises:
         ValueError: it is not one.
     """
-    name, fields = unpack(data)
-    if name not in _ANSWERS:
-        raise ValueError(f"there is no answer {name[:80]!r}")
-    kind = _ANSWERS[name]
-    answer: Answer = kind(**checked(fields, **_ANSWER_CHECKS.get(kind, {})))
+    answer: Answer = unpack(Answer, data)
     return answer
 
 
@@ -193,7 +162,7 @@ def carry_out(request: Request, machine: Commanded, descriptors: Sequence[int]) 
         case Resume():
             machine.resume()
         case Snapshot(go_on=go_on):
-            return Saved(machine.snapshot(descriptors, go_on=go_on))
+            return Saved(memory_bytes=machine.snapshot(descriptors, go_on=go_on))
         case Stats():
             return machine.figures()
         case Prefault():
@@ -221,12 +190,12 @@ def answer_next(control: socket.socket, machine: Commanded) -> bool:
             raise ConfigError(f"a request to a machine has more than {MESSAGE_LIMIT} bytes or {MAX_DESCRIPTORS} descriptors")
         answer = carry_out(decode_request(data, len(descriptors)), machine, descriptors)
     except MayflyError as caught:
-        answer = Refused(caught)
+        answer = Refused(error=caught)
     finally:
         for fd in descriptors:
             os.close(fd)
     try:
-        control.send(encode_answer(answer))
+        control.send(pack(answer))
     except OSError:
         return False
     return True

@@ -29,7 +29,6 @@ from mayfly.vmm.process.control import (
     Stats,
     answer_next,
     decode_answer,
-    encode_answer,
     snapshot_files,
 )
 from mayfly.vmm.process.report import End, Ended, Running, decode, encode, pack
@@ -53,19 +52,19 @@ def test_an_error_survives_the_pipe(error: MayflyError) -> None:
 
 
 def ended(**fields: Any) -> bytes:
-    return json.dumps({"ended": {**json.loads(encode(ENDED))["ended"], **fields}}).encode()
+    return json.dumps({**json.loads(encode(ENDED)), **fields}).encode()
 
 
 BAD_LINES = {
     "nothing": b"",
     "not JSON": b"{]",
-    "not UTF-8": b'{"running": {"phases": {"\xff": 1}}}',
+    "not UTF-8": b'{"type":"running","phases":{"\xff":1}}',
     "deep": b"[" * 100_000,
     "a number": b"7",
-    "two kinds": b'{"running": {"phases": {}}, "ended": {}}',
-    "an unknown kind": b'{"paused": {}}',
-    "no fields": b'{"running": {}}',
-    "fields that are none": b'{"running": []}',
+    "two kinds": b'{"type":"running","phases":{},"type":"ended"}',
+    "an unknown kind": b'{"type":"paused"}',
+    "no fields": b'{"type":"running"}',
+    "fields that are none": b'{"type":"running","phases":[]}',
     "a field too many": ended(more=1),
     "an unknown reason": ended(reason="bored"),
     "a reason that only we give": ended(reason="vanished"),
@@ -81,7 +80,7 @@ BAD_LINES = {
     "NaN": ended(phases={"a": float("nan")}),
     "Infinity": ended(phases={"a": float("inf")}),
     "a float that is infinite": ended(phases={"a": 1}).replace(b": 1}", b": 1e999}"),
-    "a number with many digits": b'{"running": {"phases": {"a": ' + b"9" * 5000 + b"}}}",
+    "a number with many digits": b'{"type":"running","phases":{"a":' + b"9" * 5000 + b"}}",
     "seconds as text": ended(phases={"a": "1"}),
     "an error of no class": ended(error={"code": "no_such", "message": "", "hint": ""}),
     "an error without a hint": ended(error={"code": "boot_failed", "message": "", "console": ""}),
@@ -99,7 +98,7 @@ def test_a_bad_line_is_refused(data: bytes) -> None:
 
 def test_no_bytes_do_anything_but_raise_value_error() -> None:
     chance = random.Random(1)
-    seeds = [*map(encode, LINES), encode_answer(Saved(7)), encode_answer(Refused(KvmError("KVM_RUN", 1)))]
+    seeds = [*map(encode, LINES), pack(Saved(memory_bytes=7)), pack(Refused(error=KvmError("KVM_RUN", 1)))]
     for _ in range(5000):
         data = bytearray(chance.choice(seeds))
         for _ in range(chance.randint(1, 4)):
@@ -170,14 +169,14 @@ def ask(ends: tuple[socket.socket, socket.socket], machine: Machine, data: bytes
 )
 def test_a_request_is_carried_out(ends: tuple[socket.socket, socket.socket], request_: Request, asked: str, answer: Answer) -> None:
     machine = Machine()
-    assert ask(ends, machine, pack(type(request_).__name__.lower(), {})) == answer
+    assert ask(ends, machine, pack(request_)) == answer
     assert machine.asked == [asked]
 
 
 def test_a_snapshot_goes_to_new_files(ends: tuple[socket.socket, socket.socket], tmp_path: Path) -> None:
     machine = Machine()
     with snapshot_files(tmp_path) as descriptors:
-        assert ask(ends, machine, pack("snapshot", {"go_on": True}), descriptors) == Saved(4096)
+        assert ask(ends, machine, pack(Snapshot(go_on=True)), descriptors) == Saved(memory_bytes=4096)
     assert machine.asked == ["snapshot True"]
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: name for name in FILES}
     with pytest.raises(FileExistsError), snapshot_files(tmp_path):
@@ -186,14 +185,14 @@ def test_a_snapshot_goes_to_new_files(ends: tuple[socket.socket, socket.socket],
 
 BAD_REQUESTS = {
     "not JSON": (b"pause", 0),
-    "no such request": (pack("stop", {}), 0),
-    "a field too many": (pack("pause", {"long": True}), 0),
-    "a field too few": (pack("snapshot", {}), 4),
-    "a field of another type": (pack("snapshot", {"go_on": 1}), 4),
-    "descriptors too few": (pack("snapshot", {"go_on": True}), 3),
-    "descriptors too many": (pack("pause", {}), 1),
-    "more descriptors than are taken": (pack("pause", {}), 20),
-    "too long": (pack("pause", {"x": "x" * MESSAGE_LIMIT}), 0),
+    "no such request": (b'{"type":"stop"}', 0),
+    "a field too many": (b'{"type":"pause","long":true}', 0),
+    "a field too few": (b'{"type":"snapshot"}', 4),
+    "a field of another type": (b'{"type":"snapshot","go_on":1}', 4),
+    "descriptors too few": (pack(Snapshot(go_on=True)), 3),
+    "descriptors too many": (pack(Pause()), 1),
+    "more descriptors than are taken": (pack(Pause()), 20),
+    "too long": (b'{"type":"pause","x":"' + b"x" * MESSAGE_LIMIT + b'"}', 0),
 }
 
 
@@ -207,14 +206,14 @@ def test_a_bad_request_is_refused_and_does_nothing(ends: tuple[socket.socket, so
     assert isinstance(answer.error, ConfigError)
     assert machine.asked == []
     assert len(list(Path("/proc/self/fd").iterdir())) == before
-    assert ask(ends, machine, pack("pause", {})) == Done()
+    assert ask(ends, machine, pack(Pause())) == Done()
 
 
 def test_an_error_comes_back_as_it_was(ends: tuple[socket.socket, socket.socket]) -> None:
     machine = Machine()
     machine.error = SnapshotError("the snapshot cannot be written: No space left on device", hint="make room")
     client = ControlClient(ends[0])
-    ends[0].send(pack("resume", {}))
+    ends[0].send(pack(Resume()))
     assert answer_next(ends[1], machine)
     with pytest.raises(SnapshotError, match="No space") as caught:
         client.accept()
