@@ -284,7 +284,7 @@ def alter(name: str) -> Callable[[Path], None]:
         (change_manifest(mayfly="0.0.0"), "made by another Mayfly"),
         (change_manifest(initramfs_digest="sha256:00"), "another image"),
         (change_manifest(kernel_digest="sha256:00"), "another kernel"),
-        (change_manifest(machine={}), "another machine"),
+        (change_manifest(machine={"memory": 1, "cpus": 1, "channel": "virtio", "devices": [], "network": None}), "another machine"),
         (lambda folder: (folder / MANIFEST).write_text("{"), "make the snapshot again"),
         (alter(MEMORY), "altered"),
         (alter(STATE), "altered"),
