@@ -9,11 +9,9 @@ class BusDevice(Protocol):
 
     def read(self, offset: int, size: int) -> int:
         """The guest reads `size` bytes at `offset`."""
-        ...
 
     def write(self, offset: int, size: int, value: int) -> None:
         """The guest writes `value` of `size` bytes at `offset`."""
-        ...
 
 
 class Unmapped:

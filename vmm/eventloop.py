@@ -19,7 +19,6 @@ class HasFileno(Protocol):
 
     def fileno(self) -> int:
         """Its descriptor."""
-        ...
 
 
 class EventLoop:
