@@ -32,11 +32,9 @@ class Layout(Protocol):
 
     def ram_regions(self, size: int) -> list[tuple[int, int]]:
         """(guest physical address, bytes) of each region of RAM for `size` bytes of it."""
-        ...
 
     def kernel_parameters(self, config: MachineConfig) -> str:
         """The parameters by which the kernel finds these devices and looks for no others."""
-        ...
 
 
 class InterruptController(Protocol):
@@ -44,11 +42,9 @@ class InterruptController(Protocol):
 
     def start(self) -> None:
         """Make them ready, once every vCPU exists."""
-        ...
 
     def close(self) -> None:
         """Give back what they hold besides the machine."""
-        ...
 
 
 class Interrupts(Protocol):
@@ -59,7 +55,6 @@ class Interrupts(Protocol):
 
         `pit`: also the timer that old x86 kernels need.
         """
-        ...
 
 
 class Hardware(Protocol):
@@ -67,11 +62,9 @@ class Hardware(Protocol):
 
     def uart_bus(self, ports: Bus, mmio: Bus) -> Bus:
         """The bus on which UARTs answer."""
-        ...
 
     def attach(self, ports: Bus, mmio: Bus, on_reset: Callable[[], None]) -> None:
         """Add this architecture's own devices. `on_reset`: the guest resets its machine."""
-        ...
 
 
 class Boot(Protocol):
@@ -82,13 +75,9 @@ class Boot(Protocol):
     ) -> int:
         """Put what the kernel needs into guest RAM; its entry point (guest physical address).
 
-        The initramfs is mapped from its file, not copied. The caller keeps the descriptors.
-
-        Raises:
-            BootError: the kernel file is not for this architecture, or something does not fit.
-            ConfigError: the command line is too long for this kernel.
+        The initramfs is mapped from its file, not copied. The caller keeps the descriptors. Raises
+        BootError and ConfigError: a file is not for this machine, or something does not fit.
         """
-        ...
 
 
 class Cpu(Protocol):
@@ -96,11 +85,9 @@ class Cpu(Protocol):
 
     def set_up(self, vm: Vm, vcpus: Sequence[Vcpu], *, entry: int) -> None:
         """Give all vCPUs the kernel's entry state: the first enters at `entry`, the others wait."""
-        ...
 
     def describe_registers(self, vcpu: Vcpu) -> str:
         """The registers that matter, for the error of a guest that crashed."""
-        ...
 
 
 class Probe(Protocol):
@@ -108,11 +95,9 @@ class Probe(Protocol):
 
     def host_is_emulated(self) -> bool:
         """Whether this host is itself a guest of QEMU's TCG."""
-        ...
 
     def write_loop(self, memory: GuestMemory, loops: int) -> int:
         """Write 2 * `loops` supervisor instructions and an access that exits; the address."""
-        ...
 
 
 class State(Protocol):
@@ -120,19 +105,15 @@ class State(Protocol):
 
     def identity(self, kvm: Kvm) -> str:
         """What guests see of processor and KVM; snapshots are restored only where it is equal."""
-        ...
 
     def save(self, vm: Vm, controller: Any, vcpus: Sequence[Vcpu]) -> Record:
         """Read the state of paused vCPUs. `controller` is what `Interrupts.create` made."""
-        ...
 
     def restore(self, vm: Vm, controller: Any, vcpus: Sequence[Vcpu], saved: Saved) -> None:
         """Restore into as many new vCPUs and new controllers. Raises SnapshotError, KvmError."""
-        ...
 
     def tell_of_pause(self, vcpus: Sequence[Vcpu]) -> None:
         """Tell the guest that it stood still, before its vCPUs go on."""
-        ...
 
 
 boot: Boot

@@ -1,7 +1,6 @@
 """Read the header of an arm64 `Image` (Linux booting.rst, "Call the kernel image")."""
 
 import struct
-from enum import IntFlag
 from typing import NamedTuple
 
 from mayfly.errors import BootError
@@ -12,12 +11,7 @@ MAGIC_OFFSET = 56
 GZIP = b"\x1f\x8b"
 ZBOOT = b"zimg"
 """At byte 4 of a compressed EFI image, which only firmware starts (libstub/zboot-header.S)."""
-
-
-class Flag(IntFlag):
-    """The kernel flags."""
-
-    BIG_ENDIAN = 1 << 0
+FLAG_BIG_ENDIAN = 1 << 0
 
 
 class Image(NamedTuple):
@@ -39,7 +33,7 @@ def parse(head: bytes, file_size: int) -> Image:
     if len(head) < HEADER.size or not is_image(head):
         raise BootError("the kernel is not an arm64 Image", hint="mayfly kernel build")
     _, _, text_offset, memory_size, flags, *_ = HEADER.unpack_from(head)
-    if flags & Flag.BIG_ENDIAN:
+    if flags & FLAG_BIG_ENDIAN:
         raise BootError("the kernel is a big-endian Image, this machine is little-endian")
     if memory_size < file_size:  # 0 in kernels before 3.17
         raise BootError(f"the Image's header is damaged: it takes {memory_size} bytes of memory, and its file has {file_size}")

@@ -47,12 +47,8 @@ def build(
 ) -> bytes:
     """The page that the kernel finds through RSI.
 
-    Args:
-        setup_header: a bzImage's own header; None for a vmlinux, which has none.
-        cmdline_address: guest physical address of the command line, NUL-terminated.
-        initrd: (guest physical address, bytes); (0, 0) for none.
-        setup_data_address: of the first setup_data.
-        memory_map: (address, bytes, type) in ascending order.
+    `setup_header` is a bzImage's own; a vmlinux has none. Addresses are guest physical; the command
+    line ends with NUL; `initrd` is (address, bytes), (0, 0) for none; `memory_map` is ascending.
     """
     page = bytearray(SIZE)
 

@@ -21,7 +21,7 @@ from mayfly.units import MIB
 from mayfly.vmm.arch.aarch64 import cpu, hardware, interrupts, layout, state
 from mayfly.vmm.arch.aarch64.interrupts import GicVersion
 from mayfly.vmm.config import Channel, MachineConfig, NetworkBackend, NetworkConfig
-from mayfly.vmm.devices.clock import Clock, Register
+from mayfly.vmm.devices.clock import TIME_HIGH, TIME_LOW, Clock
 from mayfly.vmm.kvm import build_kvm
 from mayfly.vmm.loader import arm64_image
 
@@ -144,7 +144,7 @@ def devices(parsed: Any) -> Iterator[tuple[int, int, int]]:
         path = f"/{name}"
         if "@" in name and parsed.exist_property("interrupts", path):
             (_, address, _, size), (kind, spi, trigger) = words(parsed, path, "reg"), words(parsed, path, "interrupts")
-            assert (int(name.partition("@")[2], 16), kind, trigger) == (address, hardware.Interrupt.SPI, hardware.Trigger.EDGE_RISING)
+            assert (int(name.partition("@")[2], 16), kind, trigger) == (address, hardware.SPI, hardware.EDGE_RISING)
             yield address, size, spi
 
 
@@ -209,10 +209,10 @@ def test_the_device_tree_compiler_finds_no_fault(tmp_path: Path) -> None:
 def test_the_clock_tells_one_time_in_two_halves(now: int) -> None:
     times = iter((now, now + (1 << 32)))
     clock = Clock(lambda: next(times))
-    assert clock.read(Register.TIME_LOW, 4) | clock.read(Register.TIME_HIGH, 4) << 32 == now
-    clock.write(Register.TIME_LOW, 4, 0)
+    assert clock.read(TIME_LOW, 4) | clock.read(TIME_HIGH, 4) << 32 == now
+    clock.write(TIME_LOW, 4, 0)
     assert clock.read(0x18, 4) == 0
-    assert clock.read(Register.TIME_LOW, 4) == now & 0xFFFF_FFFF
+    assert clock.read(TIME_LOW, 4) == now & 0xFFFF_FFFF
 
 
 GROUPS = {"DIST_REGS": 1, "CPU_REGS": 2, "REDIST_REGS": 5, "CPU_SYSREGS": 6, "LEVEL_INFO": 7}

@@ -1,7 +1,6 @@
 """The device tree of a machine (Devicetree Specification 0.4; Linux devicetree/bindings)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from enum import IntEnum
 from typing import Any
 
 import fdt  # type: ignore[import-untyped]
@@ -17,20 +16,9 @@ GIC_PHANDLE = 1
 UART_CLOCK_HZ = 1_843_200
 
 
-class Interrupt(IntEnum):
-    """The first cell of an interrupt (bindings/interrupt-controller/arm,gic-v3.yaml)."""
-
-    SPI = 0
-    PPI = 1
-
-
-class Trigger(IntEnum):
-    """The third cell of an interrupt."""
-
-    EDGE_RISING = 1
-    LEVEL_HIGH = 4
-
-
+SPI, PPI = 0, 1
+EDGE_RISING, LEVEL_HIGH = 1, 4
+"""First and third cell of an interrupt (bindings/interrupt-controller/arm,gic-v3.yaml)."""
 TIMER_PPIS = (13, 14, 11, 10)
 """Secure, non-secure, virtual, hypervisor; guests use the virtual one (arm,arch_timer.yaml)."""
 
@@ -78,12 +66,12 @@ def device_tree(
     for cpu in range(config.cpus):
         properties = {"device_type": "cpu", "compatible": "arm,armv8", "enable-method": "psci", "reg": mpidr(cpu)}
         node(f"/cpus/cpu@{mpidr(cpu):x}", properties)
-    timers = [cell for ppi in TIMER_PPIS for cell in (Interrupt.PPI, ppi, Trigger.LEVEL_HIGH)]
+    timers = [cell for ppi in TIMER_PPIS for cell in (PPI, ppi, LEVEL_HIGH)]
     node("/timer", {"compatible": "arm,armv8-timer", "interrupts": timers, "always-on": None})
     node(f"/interrupt-controller@{layout.GIC_DISTRIBUTOR:x}", _gic(gic, config.cpus))
     for name, address, size, gsi, properties in _devices(config):
         # Edges, as an irqfd gives.
-        interrupts = [Interrupt.SPI, gsi, Trigger.EDGE_RISING]
+        interrupts = [SPI, gsi, EDGE_RISING]
         node(f"/{name}@{address:x}", {"reg": _cells(address, size), "interrupts": interrupts, **properties})
     if config.channel is Channel.SERIAL:
         node("/aliases", {"serial1": f"/serial@{layout.UART1:x}"})

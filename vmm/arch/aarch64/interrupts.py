@@ -20,10 +20,9 @@ class GicVersion(IntEnum):
 
 def gic_version(vm: Vm) -> GicVersion:
     """The newest version that this host's KVM makes. Raises KvmUnavailableError if none."""
-    if vm.has_device(lib.KVM_DEV_TYPE_ARM_VGIC_V3):
-        return GicVersion.V3
-    if vm.has_device(lib.KVM_DEV_TYPE_ARM_VGIC_V2):
-        return GicVersion.V2
+    for version in reversed(GicVersion):
+        if vm.has_device(getattr(lib, f"KVM_DEV_TYPE_ARM_VGIC_{version.name}")):
+            return version
     raise KvmUnavailableError(
         "KVM_CREATE_DEVICE (GICv3 and GICv2)", errno.ENODEV, hint="use a host whose interrupt controller has virtualisation extensions"
     )
@@ -48,20 +47,9 @@ class InterruptController:
 def create(vm: Vm, *, pit: bool) -> InterruptController:
     """Make the GIC, before the first vCPU; `pit` is ignored. Raises KvmUnavailableError if none."""
     version = gic_version(vm)
-    if version is GicVersion.V3:
-        kind = lib.KVM_DEV_TYPE_ARM_VGIC_V3
-        addresses = {
-            lib.KVM_VGIC_V3_ADDR_TYPE_DIST: layout.GIC_DISTRIBUTOR,
-            lib.KVM_VGIC_V3_ADDR_TYPE_REDIST: layout.GIC_REDISTRIBUTORS,
-        }
-    else:
-        kind = lib.KVM_DEV_TYPE_ARM_VGIC_V2
-        addresses = {
-            lib.KVM_VGIC_V2_ADDR_TYPE_DIST: layout.GIC_DISTRIBUTOR,
-            lib.KVM_VGIC_V2_ADDR_TYPE_CPU: layout.GIC_CPU_INTERFACE,
-        }
-    device = vm.create_device(kind)
-    for which, address in addresses.items():
-        device.set_int(lib.KVM_DEV_ARM_VGIC_GRP_ADDR, which, 8, address)
+    second = ("REDIST", layout.GIC_REDISTRIBUTORS) if version is GicVersion.V3 else ("CPU", layout.GIC_CPU_INTERFACE)
+    device = vm.create_device(getattr(lib, f"KVM_DEV_TYPE_ARM_VGIC_{version.name}"))
+    for part, address in (("DIST", layout.GIC_DISTRIBUTOR), second):
+        device.set_int(lib.KVM_DEV_ARM_VGIC_GRP_ADDR, getattr(lib, f"KVM_VGIC_{version.name}_ADDR_TYPE_{part}"), 8, address)
     device.set_int(lib.KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, 4, INTERRUPTS)
     return InterruptController(version, device)

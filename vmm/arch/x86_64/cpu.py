@@ -2,7 +2,6 @@
 
 import struct
 from collections.abc import Sequence
-from enum import IntFlag
 from typing import Any
 
 from mayfly.vmm.arch.x86_64 import layout
@@ -15,29 +14,9 @@ MAX_CPUID_ENTRIES = 256
 CPUID_INDEX_SIGNIFICANT = 1
 
 
-class Leaf1Ecx(IntFlag):
-    """CPUID leaf 1, ECX (Intel SDM volume 2A, CPUID)."""
-
-    TSC_DEADLINE = 1 << 24
-    HYPERVISOR = 1 << 31
-
-
-class Cr0(IntFlag):
-    """CR0 (Intel SDM volume 3A, 2.5)."""
-
-    PE = 1 << 0
-    ET = 1 << 4
-    PG = 1 << 31
-
-
-class Page(IntFlag):
-    """Page table entry bits (Intel SDM volume 3A, 4.5)."""
-
-    PRESENT = 1 << 0
-    WRITABLE = 1 << 1
-    LARGE = 1 << 7
-
-
+LEAF1_ECX_TSC_DEADLINE, LEAF1_ECX_HYPERVISOR = 1 << 24, 1 << 31  # Intel SDM volume 2A, CPUID
+PAGE_PRESENT, PAGE_WRITABLE, PAGE_LARGE = 1 << 0, 1 << 1, 1 << 7  # Intel SDM volume 3A, 4.5
+CR0_PE, CR0_ET, CR0_PG = 1 << 0, 1 << 4, 1 << 31  # Intel SDM volume 3A, 2.5
 CR4_PAE = 1 << 5
 EFER_LME, EFER_LMA = 1 << 8, 1 << 10
 RFLAGS_RESERVED = 1 << 1
@@ -54,9 +33,9 @@ BOOT_GDT = (0, 0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF)
 def write_boot_tables(memory: GuestMemory) -> None:
     """Write the GDT, and page tables that map the first GiB onto itself."""
     memory.write(layout.GDT, struct.pack(f"<{len(BOOT_GDT)}Q", *BOOT_GDT))
-    memory.write_int(layout.PML4, 8, layout.PDPT | Page.PRESENT | Page.WRITABLE)
-    memory.write_int(layout.PDPT, 8, layout.PD | Page.PRESENT | Page.WRITABLE)
-    flags = int(Page.PRESENT | Page.WRITABLE | Page.LARGE)
+    memory.write_int(layout.PML4, 8, layout.PDPT | PAGE_PRESENT | PAGE_WRITABLE)
+    memory.write_int(layout.PDPT, 8, layout.PD | PAGE_PRESENT | PAGE_WRITABLE)
+    flags = PAGE_PRESENT | PAGE_WRITABLE | PAGE_LARGE
     memory.write(layout.PD, struct.pack("<512Q", *(index * LARGE_PAGE | flags for index in range(512))))
 
 
@@ -84,7 +63,7 @@ def offered_cpuid(kvm: Kvm) -> list[Any]:
         if entry.function == 1:
             # Without HYPERVISOR guests see no KVM or kvm-clock; KVM leaves the deadline bit to us.
             deadline = kvm.check_extension("KVM_CAP_TSC_DEADLINE_TIMER") > 0
-            entry.ecx |= Leaf1Ecx.HYPERVISOR | (Leaf1Ecx.TSC_DEADLINE if deadline else 0)
+            entry.ecx |= LEAF1_ECX_HYPERVISOR | (LEAF1_ECX_TSC_DEADLINE if deadline else 0)
     return entries
 
 
@@ -124,7 +103,7 @@ def _enter_at(vcpu: Vcpu, entry: int) -> None:
     sregs.cs = {**flat, "selector": BOOT_CS, "type": 0xB, "l": 1, "db": 0}
     for name in ("ds", "es", "fs", "gs", "ss"):
         setattr(sregs, name, {**flat, "selector": BOOT_DS, "type": 3, "db": 1})
-    sregs.cr0 = Cr0.PE | Cr0.ET | Cr0.PG
+    sregs.cr0 = CR0_PE | CR0_ET | CR0_PG
     sregs.cr3 = layout.PML4
     sregs.cr4 = CR4_PAE
     sregs.efer = EFER_LME | EFER_LMA

@@ -31,7 +31,7 @@ def uart_bus(ports: Bus, mmio: Bus) -> Bus:
 
 def attach(ports: Bus, mmio: Bus, on_reset: Callable[[], None]) -> None:
     """Add the keyboard controller's port by which Linux resets a PC."""
-    ports.attach(layout.Port.RESET, 1, ResetPort(on_reset))
+    ports.attach(layout.RESET, 1, ResetPort(on_reset))
 
 
 def mp_table(cpus: int) -> bytes:
@@ -62,5 +62,4 @@ def mp_table(cpus: int) -> bytes:
 
 
 def _checksum(data: bytes) -> int:
-    """The byte that makes all bytes add up to 0."""
     return -sum(data) & 0xFF

@@ -17,8 +17,6 @@
 0x1_0000_0000 RAM  what did not fit below the hole
 """
 
-from enum import IntEnum
-
 from mayfly.vmm.config import Channel, MachineConfig
 
 GIB = 1 << 30
@@ -48,16 +46,7 @@ KVM_PAGES = 0x4000
 """The identity map page and the three pages of the TSS behind it (api.rst 4.36, 4.41)."""
 
 
-class Port(IntEnum):
-    """I/O ports."""
-
-    RESET = 0x64
-    UART1 = 0x2F8
-    UART0 = 0x3F8
-
-
-UART0: int = Port.UART0
-UART1: int = Port.UART1
+RESET, UART1, UART0 = 0x64, 0x2F8, 0x3F8  # I/O ports
 UART_SIZE = 8
 
 UART1_GSI = 3  # COM2's line on every PC, which Linux expects there
@@ -83,4 +72,4 @@ def kernel_parameters(config: MachineConfig) -> str:
     return " ".join(parameters)
 
 
-EARLY_CONSOLE = f"earlycon=uart8250,io,{Port.UART0:#x},115200 keep_bootcon"
+EARLY_CONSOLE = f"earlycon=uart8250,io,{UART0:#x},115200 keep_bootcon"

@@ -2,7 +2,7 @@
 
 import struct
 
-from mayfly.vmm.arch.x86_64.cpu import Leaf1Ecx, write_boot_tables
+from mayfly.vmm.arch.x86_64.cpu import LEAF1_ECX_HYPERVISOR, write_boot_tables
 from mayfly.vmm.kvm._kvm import ffi, lib
 from mayfly.vmm.memory import GuestMemory
 
@@ -14,7 +14,7 @@ def host_is_emulated() -> bool:
     """Whether CPUID leaf 0x4000_0000 names QEMU's TCG."""
     registers = ffi.new("uint32_t[4]")
     lib.host_cpuid(1, 0, registers)
-    if not registers[2] & Leaf1Ecx.HYPERVISOR:
+    if not registers[2] & LEAF1_ECX_HYPERVISOR:
         return False
     lib.host_cpuid(0x4000_0000, 0, registers)
     return struct.pack("<3I", *registers[1:4]) == TCG
