@@ -21,7 +21,8 @@ from mayfly.vmm.config import Channel, DeviceKind, MachineConfig
 from mayfly.vmm.devices.serial import Serial
 from mayfly.vmm.devices.virtio.device import VirtioDevice
 from mayfly.vmm.devices.virtio.entropy import Entropy
-from mayfly.vmm.devices.virtio.mmio import Interrupt, MmioTransport, Register
+from mayfly.vmm.devices.virtio.mmio import MmioTransport
+from mayfly.vmm.devices.virtio.registers import Interrupt, Register
 from mayfly.vmm.eventloop import EventLoop
 from mayfly.vmm.kvm.kvm import Kvm, Vcpu, Vm
 from mayfly.vmm.kvm.mapping import PAGE, Mapping
@@ -41,10 +42,8 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
     `console` is called with what the guest prints on UART0, from a vCPU's thread.
 
     Raises:
-        KvmUnavailableError, KvmError: no KVM, or it refused.
-        BootError: the kernel or the initramfs cannot be loaded.
-        ConfigError: files are missing, or the command line is too long.
-        NetworkError: the back end of the network cannot be had.
+        KvmError, NetworkError: the host lacks KVM or the network's back end, or refuses.
+        BootError, ConfigError: the kernel, initramfs or command line does not fit, or is missing.
         SnapshotError: the snapshot is damaged, or not for this machine or host.
     """
     with contextlib.ExitStack() as resources:
@@ -146,7 +145,6 @@ class _Wiring:
         self._vm, self._loop, self._memory, self._registers, self._resources = vm, loop, memory, registers, resources
 
     def add_boot_console(self, console: Callable[[bytes], None]) -> Serial:
-        """UART0."""
         uart = Serial(self._interrupt(layout.UART0_GSI), on_output=lambda: console(uart.take()), on_room=lambda: None)
         self._add_uart("uart0", layout.UART0, uart)
         return uart
@@ -178,9 +176,7 @@ class _Wiring:
         return link.net
 
     def _add_tcp_channel(self, channel: socket.socket, link: Link) -> None:
-        """The agent listens before it brings the network up, and then asks for its gateway: the
-        guest's first packet says that it is there.
-        """
+        """Connect at the guest's first packet: by then the agent listens."""
 
         def failed(error: OSError) -> None:
             self.processors.finish(End.ERROR, GuestError(f"the agent takes no connection for its channel: {error.strerror}"))
@@ -191,9 +187,7 @@ class _Wiring:
         link.net.on_first_packet = self.carrier.open
 
     def add_virtio(self, slot: int, device: VirtioDevice) -> None:
-        """Put `device` into a virtio-mmio slot: registers on the bus, each queue's notifications
-        on an eventfd, interrupts on an irqfd.
-        """
+        """Wire `device` to the bus, its queues to eventfds, and its interrupt to an irqfd."""
         offset = slot * layout.VIRTIO_MMIO_SIZE
         base = layout.VIRTIO_MMIO + offset
         kicks = [_eventfd() for _ in device.queue_sizes]
@@ -209,8 +203,8 @@ class _Wiring:
         for queue, fd in enumerate(kicks):
             self._loop.add_eventfd(fd, functools.partial(transport.notify, queue))
             self._vm.ioeventfd(fd, base + Register.QUEUE_NOTIFY, 4, queue)
-        # A driver's acknowledgements go to an eventfd that nobody reads; otherwise each would cost
-        # an exit. USED_BUFFER stays set; drivers then just look at their queues.
+        # Acknowledgements go to an eventfd that nobody reads: otherwise each would cost an exit.
+        # USED_BUFFER stays set; drivers then just look at their queues.
         acknowledged = _eventfd()
         self._resources.callback(os.close, acknowledged)
         self._vm.ioeventfd(acknowledged, base + Register.INTERRUPT_ACK, 4, Interrupt.USED_BUFFER)

@@ -30,7 +30,6 @@ from mayfly.vmm.processors import Processors
 from mayfly.vmm.snapshot.files import Chain, MachineState, shape, write_snapshot
 from mayfly.vmm.snapshot.memory import Runs
 from mayfly.vmm.snapshot.state import Saved, raw
-from mayfly.vmm.vcpu import VcpuThread
 
 
 class Part(Protocol):
@@ -38,11 +37,9 @@ class Part(Protocol):
 
     def save(self) -> Record:
         """Its state; it goes on undisturbed."""
-        ...
 
     def restore(self, saved: Saved) -> None:
         """Go on where `save` was called; called before anything uses it."""
-        ...
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -52,13 +49,11 @@ class Machine:
     While it runs, `finish` is for any thread, all else for the event loop's.
 
     Attributes:
-        loop: serves the devices.
         vcpus: KVM's side of `processors`.
         mapping: guest RAM in this process; `memory` is the same by guest physical address.
         chain: what the machine began with.
         pagemap: a descriptor for `changed_pages`.
         lock: held around each access of the guest's to a device on `ports` or `mmio`.
-        boot_console: UART0.
         parts: the devices, by names that are the same in each machine of this configuration.
         phases: seconds that each part of the making took, and of the saving.
         resources: give back everything, in reverse order of creation.
@@ -83,26 +78,6 @@ class Machine:
     phases: dict[str, float]
     resources: contextlib.ExitStack
 
-    @property
-    def threads(self) -> Sequence[VcpuThread]:
-        """The vCPUs' threads."""
-        return self.processors.threads
-
-    @property
-    def end(self) -> End | None:
-        """Why it has ended, if it has."""
-        return self.processors.end
-
-    @property
-    def error(self) -> MayflyError | None:
-        """What ended it, with `End.ERROR`."""
-        return self.processors.error
-
-    @property
-    def transports(self) -> list[MmioTransport]:
-        """The virtio devices, in the order of their slots."""
-        return [part for part in self.parts.values() if isinstance(part, MmioTransport)]
-
     def finish(self, end: End, error: MayflyError | None = None) -> None:
         """End the machine for this reason; the first one counts. Any thread."""
         self.processors.finish(end, error)
@@ -112,14 +87,10 @@ class Machine:
         self.processors.start()
         self.loop.run()
         self.processors.join()
-        return self.end or End.STOPPED
+        return self.processors.end or End.STOPPED
 
     def pause(self) -> None:
-        """Have the vCPUs stand still; the devices go on.
-
-        Raises:
-            GuestError: the machine has ended.
-        """
+        """Pause the vCPUs; the devices go on. Raises GuestError if the machine has ended."""
         self.processors.pause()
 
     def resume(self) -> None:
@@ -131,12 +102,8 @@ class Machine:
     def snapshot(self, descriptors: Sequence[int], *, go_on: bool) -> int:
         """Write the machine to the files `descriptors`; the bytes of memory written.
 
-        With `go_on`, or when that fails, it goes on as it was, else it ends as `End.SAVED`.
-
-        Raises:
-            ConfigError: a snapshot cannot hold what this machine has.
-            SnapshotError: the disk is full, or fails.
-            GuestError: the machine has ended.
+        With `go_on`, or when that fails, it goes on as it was, else it ends as `End.SAVED`. Raises
+        ConfigError (a snapshot cannot hold this machine), SnapshotError, or GuestError (ended).
         """
         if self.config.channel is Channel.TCP:
             raise ConfigError("channel is tcp, which a snapshot cannot hold", hint="use the channel virtio")
@@ -150,7 +117,7 @@ class Machine:
             if not go_on:
                 self.finish(End.SAVED)
         finally:
-            if not paused and self.end is None:
+            if not paused and self.processors.end is None:
                 self.resume()
         self.phases["save"] = time.monotonic() - began
         return written
@@ -168,20 +135,17 @@ class Machine:
         """Have the first vCPU map for the guest, which was restored, what it will touch soon."""
         runs = self.chain.working_set
         if runs:
-            self.threads[0].call(lambda vcpu: pre_fault(self.vm.kvm, vcpu, self.mapping, runs))
+            self.processors.threads[0].call(lambda vcpu: pre_fault(self.vm.kvm, vcpu, self.mapping, runs))
 
     def figures(self) -> Figures:
         """What was counted, for `control.Stats`."""
         return Figures(paused=self.processors.paused, exits=self.exits() | usage())
 
     def exits(self) -> dict[str, int]:
-        """Returns of KVM_RUN by cause, `total`, and `channel-data`: those with the channel's bytes.
-
-        Beside them `kicks`: how often a queue's eventfd woke the event loop, which is not an exit.
-        """
+        """Returns of KVM_RUN by cause, `total`, `channel-data` and `kicks` (eventfd wakes)."""
         causes = self.processors.exits()
         counted = {"total": causes.total(), "channel-data": self.channel.data_accesses if self.channel else 0}
-        return {**causes, **counted, "kicks": sum(transport.kicks for transport in self.transports)}
+        return {**causes, **counted, "kicks": sum(part.kicks for part in self.parts.values() if isinstance(part, MmioTransport))}
 
     def close(self) -> None:
         """Give everything back."""
@@ -202,9 +166,7 @@ def pre_fault(kvm: Kvm, vcpu: Vcpu, mapping: Mapping, runs: Runs) -> None:
 
 
 def usage() -> dict[str, int]:
-    """Page faults of this process, and bytes of memory that it shares with no other (RssAnon in
-    proc_pid_status(5)).
-    """
+    """This process's page faults and anonymous bytes (RssAnon in proc_pid_status(5))."""
     lines = Path("/proc/self/status").read_text().splitlines()
     own_kib = next((int(line.split()[1]) for line in lines if line.startswith("RssAnon:")), 0)
     return {"page-faults": resource.getrusage(resource.RUSAGE_SELF).ru_minflt, "own-bytes": own_kib * 1024}

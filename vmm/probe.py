@@ -43,17 +43,13 @@ def probe() -> KvmProbe:
                 seconds = min(seconds, _time_supervisor_code())
     except MayflyError as error:
         return KvmProbe(usable=False, reason=error.message, hint=error.hint, emulated=emulated)
+    took = f"{2 * LOOPS} instructions took {seconds * 1000:.1f} ms"
     if seconds > LIMIT_S:
-        return KvmProbe(
-            usable=False,
-            reason=f"KVM emulates supervisor code here ({2 * LOOPS} instructions took {seconds * 1000:.0f} ms): Linux guests do not run",
-            hint="use a host with hardware virtualisation, or, from a checkout, scripts/with-kvm COMMAND",
-            emulated=emulated,
-        )
+        hint = "use a host with hardware virtualisation, or, from a checkout, scripts/with-kvm COMMAND"
+        reason = f"KVM emulates supervisor code here ({took}): Linux guests do not run"
+        return KvmProbe(usable=False, reason=reason, hint=hint, emulated=emulated)
     kind = "in an emulated host" if emulated else "in hardware"
-    return KvmProbe(
-        usable=True, reason=f"KVM runs guests {kind} ({2 * LOOPS} instructions took {seconds * 1000:.1f} ms)", hint="", emulated=emulated
-    )
+    return KvmProbe(usable=True, reason=f"KVM runs guests {kind} ({took})", hint="", emulated=emulated)
 
 
 def _time_supervisor_code() -> float:

@@ -17,15 +17,8 @@ STOP_DEADLINE_S = 1.0
 class Processors:
     """The threads of all vCPUs. `finish` is for any thread, the rest for the one that made it.
 
-    Args:
-        lock: held while a device on `ports` or `mmio` handles an access.
-        wake: called, from any thread, when the machine has ended.
-
-    Attributes:
-        threads: one for each vCPU.
-        paused: whether the vCPUs stand still.
-        end: why the machine has ended, if it has.
-        error: what ended it, with `End.ERROR`.
+    `lock` is held while a device handles an access; `wake` is called, from any thread, when the
+    machine has ended. `end` says why, and `error` belongs to `End.ERROR`.
     """
 
     def __init__(self, vcpus: Sequence[Vcpu], ports: Bus, mmio: Bus, lock: threading.Lock, wake: Callable[[], None]) -> None:
@@ -52,7 +45,6 @@ class Processors:
         self._wake()
 
     def _ended(self, error: MayflyError | None) -> None:
-        """A vCPU cannot go on: for `error`, or as the guest reset or switched off its machine."""
         self.finish(End.RESET if error is None else End.ERROR, error)
 
     def pause(self) -> None:

@@ -17,13 +17,9 @@ PIO_OUT = 1
 class VcpuThread(threading.Thread):
     """Runs one vCPU until `stop` or until the guest ends.
 
-    Args:
-        lock: held while a device handles an access.
-        end: called once, from this thread, when this vCPU cannot go on: with the error, or None
-            when the guest asked for a reset.
-
-    Attributes:
-        standing: set while the guest stands still, after `pause`, or has ended.
+    `lock` is held while a device handles an access. `end` is called once, from this thread, when
+    the vCPU cannot go on: with the error, or None if the guest asked for a reset. `standing` is set
+    while the guest stands still after `pause`, or has ended.
     """
 
     def __init__(self, vcpu: Vcpu, ports: Bus, mmio: Bus, lock: threading.Lock, end: Callable[[MayflyError | None], None]) -> None:
@@ -126,7 +122,6 @@ class VcpuThread(threading.Thread):
                 access.data[0:size] = device.read(offset, size).to_bytes(size, "little")
 
     def _fatal(self, reason: int) -> GuestError:
-        """The error for an exit after which this guest cannot go on."""
         page = self._vcpu.page
         known = reason in ExitReason.__members__.values()
         what = {

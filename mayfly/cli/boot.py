@@ -33,8 +33,8 @@ def boot_console(config: MachineConfig) -> int:
             end = machine.run()
         finally:
             machine.close()
-    if machine.error is not None:
-        raise machine.error
+    if machine.processors.error is not None:
+        raise machine.processors.error
     return 0 if end is End.RESET else INTERRUPTED
 
 

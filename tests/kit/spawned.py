@@ -5,9 +5,9 @@ import socket
 from typing import Self
 
 from mayfly.vmm.config import MachineConfig
-from mayfly.vmm.process.control import ControlClient
 from mayfly.vmm.process.report import Ended, Line, Running, decode
 from mayfly.vmm.process.zygote import Forked, Zygote
+from tests.kit.control_client import ControlClient
 
 
 class Spawned:

@@ -11,7 +11,7 @@ from mayfly.vmm.arch.x86_64 import layout
 from mayfly.vmm.build import build_machine
 from mayfly.vmm.config import Channel, MachineConfig, NetworkConfig
 from mayfly.vmm.devices.virtio.device import OFFERED
-from mayfly.vmm.devices.virtio.mmio import LIVE, STEPS, Register, Status
+from mayfly.vmm.devices.virtio.registers import LIVE, STEPS, Register, Status
 from mayfly.vmm.eventloop import EventLoop
 from mayfly.vmm.machine import Machine
 from mayfly.vmm.process.control import snapshot_files
@@ -121,7 +121,7 @@ def run_and_save(running: Running, said: int, folder: Path) -> int:
         count += len(data)
         running.console += data
         if count == said:
-            for thread in running.machine.threads:  # at once, before the next byte
+            for thread in running.machine.processors.threads:  # at once, before the next byte
                 thread.pause()
             save_soon()
 

@@ -9,9 +9,10 @@ from functools import partial
 
 from mayfly.vmm.devices.virtio.buffers import scatter
 from mayfly.vmm.devices.virtio.device import Feature, VirtioDevice
-from mayfly.vmm.devices.virtio.mmio import REGION_BYTES, MmioTransport, Register, Status
+from mayfly.vmm.devices.virtio.mmio import REGION_BYTES, MmioTransport
 from mayfly.vmm.devices.virtio.port import Port
 from mayfly.vmm.devices.virtio.queue import DescriptorFlag
+from mayfly.vmm.devices.virtio.registers import Register, Status
 from mayfly.vmm.memory import GuestMemory
 
 RAM_BASE = 0x10_0000

@@ -18,9 +18,10 @@ from ipaddress import ip_interface
 from mayfly.vmm.devices.virtio.console import Console, Control
 from mayfly.vmm.devices.virtio.device import VirtioDevice
 from mayfly.vmm.devices.virtio.entropy import Entropy
-from mayfly.vmm.devices.virtio.mmio import LIVE, REGION_BYTES, Register
+from mayfly.vmm.devices.virtio.mmio import REGION_BYTES
 from mayfly.vmm.devices.virtio.net import Net
 from mayfly.vmm.devices.virtio.packet import HEADER
+from mayfly.vmm.devices.virtio.registers import LIVE, Register
 from mayfly.vmm.memory import GuestMemory
 from mayfly.vmm.network.filter import PacketFilter
 from tests.kit.net_kit import (

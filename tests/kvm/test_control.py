@@ -16,9 +16,8 @@ from mayfly.errors import ConfigError, GuestError, SnapshotError
 from mayfly.schema import replace
 from mayfly.units import MIB
 from mayfly.vmm.config import Channel, MachineConfig
-from mayfly.vmm.devices.virtio.mmio import Register
+from mayfly.vmm.devices.virtio.registers import Register
 from mayfly.vmm.process.control import (
-    ControlClient,
     ControlServer,
     Done,
     Figures,
@@ -34,6 +33,7 @@ from mayfly.vmm.process.report import End, pack
 from mayfly.vmm.process.zygote import Reaped, Zygote
 from mayfly.vmm.snapshot import FILES, MEMORY
 from tests.kit import tiny
+from tests.kit.control_client import ControlClient
 from tests.kit.spawned import Spawned
 from tests.kit.tiny import RESET, Running, start
 
@@ -178,7 +178,7 @@ def test_pause_stops_the_guest_and_resume_lets_it_go_on(started: list[Running], 
         for _ in range(3):
             assert client.ask(Pause()) == Done()
             assert client.ask(Pause()) == Done()
-            assert all(thread.standing.is_set() for thread in running.machine.threads)
+            assert all(thread.standing.is_set() for thread in running.machine.processors.threads)
             before = [counted(running, place) for place in PLACES[cpus]]
             for _ in range(50):
                 answer = client.ask(Stats())
@@ -200,7 +200,7 @@ BODIES = ("1: jmp 1b\n", "1: hlt\njmp 1b\n", "mov dx, 0x3f8\n1: out dx, al\njmp 
 def test_a_paused_machine_ends_and_one_that_ended_is_not_paused(started: list[Running], tmp_path: Path, body: str) -> None:
     running = start(started, tmp_path, body, cpus=2)
     assert command(running, lambda client: client.ask(Pause())) is End.STOPPED
-    for thread in running.machine.threads:
+    for thread in running.machine.processors.threads:
         thread.join(10)
         assert not thread.is_alive()
     with pytest.raises(GuestError, match="has ended"):
@@ -282,7 +282,7 @@ def test_an_interrupt_that_is_pending_stays_so(started: list[Running], tmp_path:
 
     def say(data: bytes) -> None:
         if not running.console:
-            running.machine.threads[0].pause()
+            running.machine.processors.threads[0].pause()
             save_soon()
         running.console += data
 

@@ -54,8 +54,8 @@ def test_rsi_points_at_boot_params_with_the_boot_flag(started: list[Running], tm
 def test_a_crash_is_an_error_with_registers(started: list[Running], tmp_path: Path) -> None:
     running = start(started, tmp_path, "lidt [zero]\nud2\nzero: .quad 0, 0\n")
     assert running.run() is End.ERROR
-    assert isinstance(running.machine.error, GuestError)
-    assert "rip=0x" in running.machine.error.message
+    assert isinstance(running.machine.processors.error, GuestError)
+    assert "rip=0x" in running.machine.processors.error.message
 
 
 SPIN, HALT, PRINT, TOUCH = "1: jmp 1b\n", "1: hlt\njmp 1b\n", "mov dx, 0x3f8\n1: out dx, al\njmp 1b\n", "1: mov eax, [0x20000000]\njmp 1b\n"
@@ -69,7 +69,7 @@ def test_stops_within_a_second_whatever_the_guest_does(started: list[Running], t
     assert running.run() is End.STOPPED
     timer.join()
     began = time.monotonic()
-    for vcpu in running.machine.threads:
+    for vcpu in running.machine.processors.threads:
         vcpu.join(1.0)
         assert not vcpu.is_alive()
     assert time.monotonic() - began < 1.0
@@ -141,13 +141,14 @@ send:   mov dx, 0x2f8
 
     with theirs:
         running = start(started, tmp_path, source + "1: jmp 1b\n", channel=theirs)
-        original = running.machine.boot_console._on_output
+        uart = running.machine.boot_console
+        original = uart._on_output
 
         def console() -> None:
             original()
             held.set()
 
-        running.machine.boot_console._on_output = console
+        uart._on_output = console
         reader = threading.Thread(target=read)
         reader.start()
         running.run()

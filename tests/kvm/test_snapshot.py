@@ -167,7 +167,7 @@ def test_what_a_restored_machine_reads_is_noted_and_mapped_ahead(started: list[R
     started.append(restored)
 
     def stop_when_mapped() -> None:
-        if restored.machine.threads[0].exits["interrupted"]:
+        if restored.machine.processors.threads[0].exits["interrupted"]:
             restored.machine.finish(End.STOPPED)
         restored.loop.call_later(0.01, stop_when_mapped)
 
@@ -285,7 +285,7 @@ def test_the_serial_channel_goes_on(started: list[Running], tmp_path: Path) -> N
         running = start(started, tmp_path, ECHO, channel=theirs)
         save = running.loop.add_event(lambda: record.append(running.save(folder)))
         assert talk(b"before", running, lambda it: save()) == b"before"
-        assert running.machine.end is End.SAVED
+        assert running.machine.processors.end is End.SAVED
     ours, theirs = socket.socketpair()
     with ours, theirs:
         again = Running(tmp_path / "tiny.elf", channel=theirs, restore=(str(folder),))

@@ -11,7 +11,8 @@ import pytest
 from mayfly.vmm.arch.x86_64 import layout
 from mayfly.vmm.config import Channel, NetworkBackend, NetworkConfig
 from mayfly.vmm.devices.virtio.device import DeviceType
-from mayfly.vmm.devices.virtio.mmio import MAGIC, Interrupt, MmioTransport, Register
+from mayfly.vmm.devices.virtio.mmio import MAGIC, MmioTransport
+from mayfly.vmm.devices.virtio.registers import Interrupt, Register
 from mayfly.vmm.process.report import End
 from tests.kit import tiny
 from tests.kit.net_kit import GATEWAY, GUEST, GUEST_MAC, PLAIN_HEADER, SIBLING, arp, make_tap, namespace, packet_socket
@@ -193,10 +194,10 @@ def test_a_hostile_guest_is_stopped_within_a_second(started: list[Running], tmp_
         timer.start()
         end = running.run()
         timer.join()
-        for vcpu in running.machine.threads:
+        for vcpu in running.machine.processors.threads:
             vcpu.join(1.0)
             assert not vcpu.is_alive()
-    assert end is End.STOPPED or "triple fault" in str(running.machine.error)
+    assert end is End.STOPPED or "triple fault" in str(running.machine.processors.error)
     for slot in range(len(queues)):
         found = running.machine.mmio.find(layout.VIRTIO_MMIO + slot * layout.VIRTIO_MMIO_SIZE, 4)
         assert isinstance(found[0], MmioTransport)

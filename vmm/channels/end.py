@@ -9,9 +9,7 @@ from mayfly.vmm.eventloop import EventLoop
 class SocketEnd:
     """Watches the socket for bytes while its carrier has room, and always for a hang-up.
 
-    Args:
-        channel: a connected stream socket; made non-blocking.
-        closed: called once, when the other end is closed.
+    Makes `channel` non-blocking. `closed` is called once, when the other end is closed.
     """
 
     def __init__(self, channel: socket.socket, loop: EventLoop, closed: Callable[[], None]) -> None:

@@ -13,11 +13,7 @@ from mayfly.vmm.eventloop import READ, WRITE, EventLoop
 class SerialChannel:
     """Reads the socket while the UART has room, and the UART while the socket has.
 
-    Args:
-        channel: a connected stream socket; made non-blocking.
-        lock: held around every use of the UART.
-        interrupt: raises the UART's line.
-        closed: called when the other end has closed the socket.
+    Makes `channel` non-blocking. `lock` is held around every use of the UART.
     """
 
     def __init__(

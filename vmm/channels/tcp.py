@@ -15,11 +15,8 @@ BLOCK = 1 << 16
 class TcpChannel:
     """Shows the agent a token first, which proves that this host connects.
 
-    Args:
-        channel: a connected stream socket; made non-blocking.
-        connect: begins to connect a socket to the agent.
-        closed: called when the channel's other end has closed the socket.
-        failed: called with the reason when there is no connection to be had.
+    Makes `channel` non-blocking. `connect` begins to connect a socket to the agent; `closed` is
+    called when the other end has closed the channel, `failed` when there is no connection.
     """
 
     data_accesses = 0  # No exit carries the channel's own bytes
@@ -87,16 +84,13 @@ class _Stream:
 
     @property
     def wants_read(self) -> int:
-        """READ, if the source is waited for."""
         return 0 if self.ended or self.unsent else READ
 
     @property
     def wants_write(self) -> int:
-        """WRITE, if the target is."""
         return WRITE if self.unsent else 0
 
     def move(self) -> None:
-        """Move what is there, as far as there is room, for one block at most."""
         try:
             with contextlib.suppress(BlockingIOError):
                 if not self.unsent and not self.ended:

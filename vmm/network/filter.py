@@ -79,12 +79,8 @@ _VERDICTS = 1024  # Addresses whose verdict is remembered; more of them are only
 class PacketFilter:
     """The filter of one machine. The most specific network decides, an allowed one before a denied.
 
-    Args:
-        mac: the guest's, 6 bytes.
-        addresses: the guest's own, each with its network, whose hosts (its siblings) are denied.
-        gateways: its routers: addresses that it may ask the MAC of.
-        allowed: networks allowed besides the Internet.
-        denied: addresses denied besides the internal ones: the host's own.
+    `addresses` are the guest's own, with their networks, whose hosts (its siblings) are denied, as
+    are `denied` besides the internal ones. It may ask the MACs of `gateways`.
     """
 
     def __init__(

@@ -78,10 +78,7 @@ class Link:
         self.net = Net(network.mac_bytes, network.mtu, backend, self._filter, on_room=self._resume, on_full=self._wait)
 
     def connect(self, connection: socket.socket) -> None:
-        """Begin to connect a non-blocking socket to CHANNEL_PORT, and pass the filter.
-
-        Raises OSError: this host does not even try.
-        """
+        """Begin to connect a non-blocking socket, past the filter. Raises OSError."""
         network, passt = self._network, self._backend if isinstance(self._backend, Passt) else None
         guest = str(ip_interface(network.addresses[0]).ip), CHANNEL_PORT
         with contextlib.suppress(BlockingIOError):

@@ -30,8 +30,7 @@ _SO_SNDBUFFORCE = 32
 _HINTS = (
     ("sandbox", "passt isolates itself by namespaces and pivot_root: allow them, or set network_backend to tap"),
     ("namespace", "passt isolates itself by namespaces: allow user namespaces, or set network_backend to tap"),
-    ("interface", "it needs a default route on this host"),
-    ("route", "it needs a default route on this host"),
+    *((word, "it needs a default route on this host") for word in ("interface", "route")),
 )
 """What to do about passt's last words, by a word among them."""
 _LENGTH = struct.Struct("!I")
@@ -120,7 +119,6 @@ class Passt:
         self._watch_log()
 
     def _greet(self, network: NetworkConfig) -> None:
-        """Wait until it answers, which shows that it has come up."""
         self._socket.settimeout(START_S)
         self.send([bytearray(_NO_HEADER + question(network))])
         try:
@@ -134,7 +132,6 @@ class Passt:
             raise NetworkError(f"{PROGRAM} did not come up: {said}", hint=hint) from error
 
     def _last_words(self) -> str:
-        """The last line of what an ended process wrote."""
         assert self._process.stderr is not None  # noqa: S101 (it was started with a pipe)
         lines = self._process.stderr.read().decode(errors="replace").split("\n")
         said = [line for line in lines if line.strip() and "syslog" not in line]

@@ -48,12 +48,9 @@ def offload_flags(negotiated: int) -> int:
 class Tap:
     """A tap interface that was made before. Packets pass as they are, header included.
 
-    Args:
-        name: the interface's.
-        destinations: MACs, 8 at most (the kernel compares only hashes of more). Frames for others,
-            which a bridge may send to all its ports, never reach the guest's memory.
-
-    Raises NetworkError: there is none of this name, or it may not be used.
+    `destinations` are 8 MACs at most (the kernel compares only hashes of more). Frames for others,
+    which a bridge may send to all its ports, never reach the guest's memory. Raises NetworkError:
+    there is no interface `name`, or it may not be used.
     """
 
     offloads = int(_TAKES) | sum(OFFLOADS)

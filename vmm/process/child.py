@@ -39,7 +39,7 @@ def run_process(config: MachineConfig, channel: socket.socket, report_fd: int, c
             began = time.monotonic()
             end = machine.run()
             phases |= machine.phases | {"running": time.monotonic() - began}
-            exits, error = machine.exits(), machine.error
+            exits, error = machine.exits(), machine.processors.error
     except MayflyError as caught:
         error = caught
     except (OSError, MemoryError) as caught:

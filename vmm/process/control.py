@@ -41,7 +41,7 @@ class Resume(Record, tag="resume", frozen=True, kw_only=True):
 class Snapshot(Record, tag="snapshot", frozen=True, kw_only=True):
     """Write a snapshot to the descriptors that come along, in the order of `snapshot.FILES`.
 
-    With `go_on` the machine then goes on as it was, running or paused; else it ends as `End.SAVED`.
+    With `go_on` the machine stays as it was, running or paused; else it ends as `End.SAVED`.
     """
 
     go_on: bool
@@ -85,20 +85,12 @@ Answer = Done | Saved | Figures | Refused
 
 
 def send_request(control: socket.socket, request: Request, descriptors: Sequence[int] = ()) -> None:
-    """Send a request and duplicates of descriptors.
-
-    Raises:
-        OSError: the other end is gone, or does not read.
-    """
+    """Send a request and duplicates of descriptors. Raises OSError: no reader."""
     socket.send_fds(control, [pack(request)], descriptors)
 
 
 def decode_request(data: bytes, descriptors: int) -> Request:
-    """The request in a message that came with so many descriptors.
-
-    Raises:
-        ConfigError: it is not one.
-    """
+    """The request in a message with so many descriptors. Raises ConfigError if it is malformed."""
     try:
         request: Request = unpack(Request, data)
     except ValueError as caught:
@@ -109,22 +101,14 @@ def decode_request(data: bytes, descriptors: int) -> Request:
 
 
 def decode_answer(data: bytes) -> Answer:
-    """The answer in a message, which a guest may have made up.
-
-    Raises:
-        ValueError: it is not one.
-    """
+    """The answer in a message, which a guest may have made up. Raises ValueError."""
     answer: Answer = unpack(Answer, data)
     return answer
 
 
 @contextlib.contextmanager
 def snapshot_files(folder: Path) -> Iterator[list[int]]:
-    """New files in `folder`, open for writing, for `Snapshot`: the vmm process may open none.
-
-    Raises:
-        OSError: one cannot be made.
-    """
+    """New files in `folder`, open for writing: the vmm process may open none. Raises OSError."""
     with contextlib.ExitStack() as opened:
         descriptors = []
         for name in FILES:
@@ -144,11 +128,9 @@ class Commanded(Protocol):
 
     def snapshot(self, descriptors: Sequence[int], *, go_on: bool) -> int:
         """See `Snapshot`; the bytes of memory written."""
-        ...
 
     def figures(self) -> Figures:
         """See `Stats`."""
-        ...
 
     def pre_fault(self) -> None:
         """See `Prefault`."""
@@ -171,7 +153,7 @@ def carry_out(request: Request, machine: Commanded, descriptors: Sequence[int]) 
 
 
 def answer_next(control: socket.socket, machine: Commanded) -> bool:
-    """Receive a request, carry it out, and answer; false when the other end is gone or stuck.
+    """Receive, carry out and answer a request; false when the other end is gone or stuck.
 
     An empty message counts as the end, which it cannot be told from.
     """
@@ -202,10 +184,9 @@ def answer_next(control: socket.socket, machine: Commanded) -> bool:
 
 
 class ControlServer:
-    """The process's side, in its event loop. The machine goes on when the other end is closed.
+    """The process's side, in its event loop; closing the other end does not stop the machine.
 
-    Args:
-        control: made non-blocking; the caller closes it.
+    Makes `control` non-blocking; the caller closes it.
     """
 
     def __init__(self, control: socket.socket, loop: EventLoop, machine: Commanded) -> None:
@@ -218,47 +199,14 @@ class ControlServer:
             self._loop.watch(self._control, 0, self._serve)
 
 
-class ControlClient:
-    """The other side, for a thread that may wait. The caller closes the socket."""
-
-    def __init__(self, control: socket.socket) -> None:
-        self._control = control
-
-    def ask(self, request: Request, descriptors: Sequence[int] = ()) -> Answer:
-        """Have a request carried out; the answer.
-
-        Raises:
-            GuestError: the machine has ended, or its answer is malformed.
-            MayflyError: it was refused, and why.
-        """
-        try:
-            send_request(self._control, request, descriptors)
-        except OSError as caught:
-            raise GuestError(f"the machine takes no requests: {caught.strerror}") from caught
-        return self.accept()
-
-    def accept(self) -> Answer:
-        """Wait for the answer to a request that was sent; as `ask`."""
-        try:
-            data = self._control.recv(MESSAGE_LIMIT)
-        except OSError as caught:
-            raise GuestError(f"the machine does not answer: {caught.strerror}") from caught
-        return accept(data)
-
-
 def accept(data: bytes) -> Answer:
-    """The answer in a message.
-
-    Raises:
-        GuestError: the machine has ended, or its answer is malformed.
-        MayflyError: it was refused, and why.
-    """
+    """The answer in a message; raises what it refuses with, or GuestError: ended, or malformed."""
+    if not data:
+        raise GuestError("the machine has ended")
     try:
-        answer = decode_answer(data) if data else None
+        answer = decode_answer(data)
     except ValueError as caught:
         raise GuestError(f"the machine's answer is malformed: {caught}") from caught
-    if answer is None:
-        raise GuestError("the machine has ended")
     if isinstance(answer, Refused):
         raise answer.error
     return answer

@@ -46,12 +46,8 @@ class Running(Record, tag="running", frozen=True, kw_only=True):
 class Ended(Record, tag="ended", frozen=True, kw_only=True):
     """The machine has ended; the last line.
 
-    Attributes:
-        reason: why.
-        error: what ended it, with the reason `End.ERROR`.
-        console: the end of what the guest printed on its boot console.
-        exits: `Machine.exits`.
-        phases: seconds.
+    `error` belongs to `End.ERROR`, `console` is the end of the guest's boot console, `exits` is
+    from `Machine.exits`, and `phases` are seconds.
     """
 
     reason: End

@@ -33,10 +33,8 @@ def drop_privileges(user: str | None) -> None:
     As root: become a user that no other machine has, in the group of `user`, so that machines
     cannot signal each other or change each other's limits. Where such ids are not mapped (a user
     namespace): become `user`. Where the kernel can scope signals, none leaves this process. Nobody
-    of the same user may trace it, and no core dump may hold a guest's memory.
-
-    Raises:
-        ConfigError: there is no such user.
+    of the same user may trace it, and no core dump may hold a guest's memory. Raises ConfigError:
+    there is no such user.
     """
     if user is not None and os.geteuid() == 0:
         try:

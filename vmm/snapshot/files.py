@@ -1,7 +1,6 @@
-"""Snapshots as a vmm process sees them: a `Chain` to restore from, and `write_snapshot`.
+"""A vmm process's snapshots: a `Chain` to restore from, and `write_snapshot`.
 
-A chain's files are opened at once, while the process still has its privileges; those to write are
-handed to it.
+A chain's files are opened while the process has its privileges; those to write are handed to it.
 """
 
 import contextlib
@@ -14,16 +13,7 @@ from mayfly.schema import Record, msgspec
 from mayfly.vmm.config import Channel, DeviceKind, MachineConfig, NetworkBackend
 from mayfly.vmm.kvm.mapping import PAGE, Mapping
 from mayfly.vmm.snapshot import FILES, MEMORY, PAGES, STATE, WORKING_SET
-from mayfly.vmm.snapshot.memory import (
-    Runs,
-    changed_pages,
-    lay_base,
-    lay_diff,
-    pack_runs,
-    unpack_runs,
-    working_set,
-    write_pages,
-)
+from mayfly.vmm.snapshot.memory import Runs, changed_pages, lay_base, lay_diff, pack_runs, unpack_runs, working_set, write_pages
 from mayfly.vmm.snapshot.state import AGAIN, U63, Saved
 
 
@@ -63,19 +53,10 @@ def shape(config: MachineConfig) -> Shape:
 class Chain:
     """The memory that a machine begins with, and the state that it goes on from.
 
-    Args:
-        folders: of the base and its diffs, in that order. None: a machine that boots, whose memory
-            is zeros.
-        initrd: the base's initramfs, which is no part of the snapshot.
-        page_by_page: see `MachineConfig`.
-
-    Attributes:
-        state: of the last folder; None without any.
-        initrd_offset: where in the mapping the initramfs lies; to be set when a machine boots.
-        working_set: pages that the machine will soon read.
-
-    Raises:
-        SnapshotError: a file is missing or damaged.
+    `folders` are a base and its diffs in order, none for a machine that boots. `initrd` is the
+    base's: the snapshot does not hold it. Attributes: the last folder's `state`, the initramfs'
+    `initrd_offset` in the mapping (set at boot), and the `working_set` that will soon be read.
+    Raises SnapshotError: a file is missing or damaged.
     """
 
     def __init__(self, folders: Sequence[str], initrd: str | None, *, page_by_page: bool = False) -> None:
@@ -141,17 +122,9 @@ class Chain:
 def write_snapshot(descriptors: Sequence[int], state: MachineState, mapping: Mapping, chain: Chain, pagemap: int) -> int:
     """Write a machine that stands still to the empty files `descriptors`, in the order of FILES.
 
-    Args:
-        descriptors: of the files, which the caller closes.
-        state: what goes into STATE.
-        mapping: guest RAM.
-        chain: what the machine began with.
-        pagemap: see `changed_pages`.
-
-    Returns: the bytes of memory written.
-
-    Raises:
-        SnapshotError: the disk is full, or fails.
+    `state` goes into STATE; `chain` is what the machine began with; `pagemap` is for
+    `changed_pages`. The caller closes the files. Returns: the bytes of memory written. Raises
+    SnapshotError: the disk is full, or fails.
     """
     fds = dict(zip(FILES, descriptors, strict=True))
     read = working_set(pagemap, mapping) if chain.state else []

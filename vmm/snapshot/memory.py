@@ -1,10 +1,8 @@
-"""Guest memory as pages in files: which of them a machine has changed, how they are written, and
-how they are laid over new memory.
+"""Guest memory as pages in files: which a machine has changed, written and laid over memory.
 
-A page that was written since a file was laid under it is one of the process's own ("anonymous"),
-which /proc/self/pagemap tells (Linux Documentation/admin-guide/mm/pagemap.rst). That holds for the
-guest's writes as for the devices', which KVM's dirty log does not see, and costs the guest nothing
-while it runs.
+A page that was written since a file was laid under it is anonymous, which /proc/self/pagemap tells
+(Linux admin-guide/mm/pagemap.rst). That includes the devices' writes, which KVM's dirty log does
+not see, and costs the guest nothing while it runs.
 """
 
 import os
@@ -14,42 +12,27 @@ from collections.abc import Iterable, Iterator, Sequence
 from mayfly.errors import SnapshotError
 from mayfly.vmm.kvm.mapping import PAGE, Mapping
 
-Runs = Sequence[tuple[int, int]]
-"""(first page, pages), ascending, apart from each other."""
+Runs = Sequence[tuple[int, int]]  # (first page, pages), ascending, apart from each other
 
 _RUN = struct.Struct("<QQ")
 _PAGEMAP_ENTRY = 8
 _IS_READ, _IS_WRITTEN = (bytes(bits & 0xA0 == wanted for bits in range(256)) for wanted in (0xA0, 0x80))
-"""For the highest byte of an entry: 1 if the page is mapped (bit 63) and a file's still (bit 61),
-or the process's own.
-"""
-BATCH = 1 << 14
-"""Pages compared at a time (64 MiB)."""
-GAP = 256
-"""Pages of zeros between two runs of a base that are mapped with them: a mapping costs more than
-they do.
-"""
+"""For an entry's highest byte: 1 if mapped (bit 63) and a file's (bit 61), or anonymous."""
+BATCH = 1 << 14  # Pages compared at a time (64 MiB)
+GAP = 256  # Zero pages between two runs of a base that are mapped with them: a mapping costs more
 NEAR = 8
-"""Pages that nobody touched between two runs that were read: they are mapped ahead with them, for
-the same reason.
-"""
-SHORT = 4
-"""Runs of a diff with fewer pages are copied: a mapping of their own would cost more."""
-MAX_MAPPINGS = 16 * 1024
-"""A quarter of what a process may have by default (vm.max_map_count)."""
+"""Untouched pages between two runs that were read, mapped ahead with them for the same reason."""
+SHORT = 4  # Runs of a diff with fewer pages are copied: a mapping of their own would cost more
+MAX_MAPPINGS = 16 * 1024  # A quarter of what a process may have by default (vm.max_map_count)
 
 
 def open_pagemap() -> int:
-    """A descriptor for `changed_pages`. Opened before the process gives up its privileges, as it
-    may not be later.
-    """
+    """A descriptor for `changed_pages`, to be opened while the process has its privileges."""
     return os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def changed_pages(pagemap_fd: int, mapping: Mapping, before: Mapping) -> list[tuple[int, int]]:
-    """The runs of pages in which `mapping` differs from `before`, which is what it was when nothing
-    had run in it yet.
-    """
+    """The runs of pages in which `mapping` differs from `before`, its state before anything ran."""
     differs = bytearray(mapping.size // PAGE)
     for first in range(0, len(differs), BATCH):
         count = min(BATCH, len(differs) - first)
@@ -59,11 +42,9 @@ def changed_pages(pagemap_fd: int, mapping: Mapping, before: Mapping) -> list[tu
 
 
 def working_set(pagemap_fd: int, mapping: Mapping) -> list[tuple[int, int]]:
-    """The runs of pages of files in `mapping` that were read but not written; their neighbours too,
-    as far as they were in the page cache.
+    """The runs of file pages that were read but not written, and their cached neighbours.
 
-    A page that is written gets a copy, and the guest a fault. Had it been mapped before, it would
-    have to be unmapped everywhere first.
+    A written page gets a copy; had it been mapped before, it would first have to be unmapped.
     """
     read, written = bytearray(mapping.size // PAGE), bytearray(mapping.size // PAGE)
     for offset, size in mapping.files:
@@ -91,9 +72,7 @@ def _runs(flags: bytearray) -> Iterator[tuple[int, int]]:
 
 
 def write_pages(fd: int, mapping: Mapping, runs: Runs) -> None:
-    """Write the pages of `runs` to the empty file `fd`, at their own offsets; the rest of it stays
-    holes.
-    """
+    """Write the pages of `runs` to the empty file `fd`, at their own offsets; then holes."""
     os.ftruncate(fd, mapping.size)
     for first, count in runs:
         offset, end = first * PAGE, (first + count) * PAGE
@@ -107,11 +86,7 @@ def pack_runs(runs: Runs) -> bytes:
 
 
 def unpack_runs(data: bytes, size: int) -> list[tuple[int, int]]:
-    """The runs in such a file, for a memory of `size` bytes.
-
-    Raises:
-        SnapshotError: it is damaged.
-    """
+    """The runs in such a file, for a memory of `size` bytes. Raises SnapshotError if damaged."""
     if len(data) % _RUN.size:
         raise SnapshotError(f"a snapshot's list of pages has {len(data)} bytes, not whole entries")
     runs = list(_RUN.iter_unpack(data))
@@ -126,17 +101,13 @@ def unpack_runs(data: bytes, size: int) -> list[tuple[int, int]]:
 
 
 def lay_base(mapping: Mapping, fd: int, runs: Runs) -> None:
-    """Map a base's pages over `mapping`, which has at most the initramfs in it. Zeros between near
-    runs are mapped along.
-    """
+    """Map a base's pages over `mapping`, with the zeros between near runs."""
     for first, count in joined(runs, [(offset // PAGE, -(-size // PAGE)) for offset, size in mapping.files]):
         mapping.overlay_file(first * PAGE, fd, count * PAGE, first * PAGE)
 
 
 def joined(runs: Runs, apart: Iterable[tuple[int, int]] = (), gap: int = GAP) -> list[tuple[int, int]]:
-    """`runs` with gaps of up to `gap` pages closed, but for those that touch a run of `apart`,
-    which ascends too.
-    """
+    """`runs` with gaps up to `gap` pages closed, except next to a run of `apart` (sorted too)."""
     fixed = list(apart)
     passed = 0
     whole: list[tuple[int, int]] = []

@@ -15,9 +15,9 @@ import pytest
 
 from mayfly.errors import ConfigError, NetworkError
 from mayfly.vmm.config import NetworkBackend, NetworkConfig
-from mayfly.vmm.devices.virtio.mmio import Interrupt
 from mayfly.vmm.devices.virtio.net import NetQueue
 from mayfly.vmm.devices.virtio.packet import HEADER, MAX_PACKET, NetFeature
+from mayfly.vmm.devices.virtio.registers import Interrupt
 from mayfly.vmm.eventloop import EventLoop
 from mayfly.vmm.network import own_addresses
 from mayfly.vmm.network.link import Link, open_backend

@@ -16,7 +16,6 @@ from mayfly.vmm.process import report
 from mayfly.vmm.process.control import (
     MESSAGE_LIMIT,
     Answer,
-    ControlClient,
     Done,
     Figures,
     Pause,
@@ -33,6 +32,7 @@ from mayfly.vmm.process.control import (
 )
 from mayfly.vmm.process.report import End, Ended, Running, decode, encode, pack
 from mayfly.vmm.snapshot import FILES
+from tests.kit.control_client import ControlClient
 
 ENDED = Ended(reason=End.RESET, console="Linux\n\tok", exits={"io 0x3f8": 2, "total": 2}, phases={"running": 0.5})
 LINES: list[report.Line] = [Running(phases={"process": 0.001}), ENDED, Ended(reason=End.ERROR)]

@@ -4,9 +4,9 @@ import struct
 
 import pytest
 
-from mayfly.vmm.devices.virtio.console import Console, ConsoleFeature, ConsoleQueue, Control
+from mayfly.vmm.devices.virtio.console import MULTIPORT, Console, ConsoleQueue, Control
 from mayfly.vmm.devices.virtio.misuse import Misuse
-from mayfly.vmm.devices.virtio.mmio import Interrupt, Register, Status
+from mayfly.vmm.devices.virtio.registers import Interrupt, Register, Status
 from tests.kit.virtio_driver import ALL, PLAIN, Buffer, Driver, give
 
 CONTROL = struct.Struct("<IHH")
@@ -80,7 +80,7 @@ def guest(request: pytest.FixtureRequest) -> Guest:
 
 
 def test_offers_multiport_with_one_port_and_four_queues(guest: Guest) -> None:
-    assert guest.console.features == ConsoleFeature.MULTIPORT
+    assert guest.console.features == MULTIPORT
     assert guest.read(Register.DEVICE_ID) == 3
     assert guest.read(Register.CONFIG + 4) == 1
     assert len(guest.transport.device.queue_sizes) == 4

@@ -4,7 +4,7 @@ import pytest
 
 from mayfly.vmm.devices.virtio.entropy import BURST, RATE, Entropy
 from mayfly.vmm.devices.virtio.misuse import Misuse
-from mayfly.vmm.devices.virtio.mmio import Register
+from mayfly.vmm.devices.virtio.registers import Register
 from tests.kit.virtio_driver import ALL, PLAIN, Buffer, Driver
 
 

@@ -8,16 +8,14 @@ import pytest
 
 from mayfly.vmm.devices.virtio.device import DeviceType, VirtioDevice, features_acceptable
 from mayfly.vmm.devices.virtio.misuse import Misuse
-from mayfly.vmm.devices.virtio.mmio import (
+from mayfly.vmm.devices.virtio.mmio import MAGIC, REGION_BYTES, VENDOR
+from mayfly.vmm.devices.virtio.registers import (
     ACKNOWLEDGED,
     DRIVER,
     LIVE,
-    MAGIC,
     NEGOTIATED,
-    REGION_BYTES,
     RESET,
     STEPS,
-    VENDOR,
     WRITABLE_IN,
     Interrupt,
     Register,

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import pytest
 
 from mayfly.vmm.devices.virtio.misuse import Misuse
-from mayfly.vmm.devices.virtio.mmio import Interrupt, Register, Status
 from mayfly.vmm.devices.virtio.net import PIECES, Drop, Net, NetQueue
 from mayfly.vmm.devices.virtio.packet import ETHERNET_BYTES, HEADER, MAX_PACKET, NEEDED, NetFeature, Segmentation
 from mayfly.vmm.devices.virtio.queue import TURN_DESCRIPTORS, Queue
+from mayfly.vmm.devices.virtio.registers import Interrupt, Register, Status
 from tests.kit.net_kit import GUEST_MAC, HOST_MAC, PLAIN_HEADER, PUBLIC, PUBLIC6, MemoryBackend, ethernet, ipv4, ipv6, tcp, udp
 from tests.kit.virtio_driver import ALL, DESCRIPTOR, PLAIN, Buffer, Driver
 

@@ -7,7 +7,7 @@ import pytest
 
 from mayfly.vmm.devices.virtio.misuse import Misuse
 from mayfly.vmm.devices.virtio.net import FILTERED_BYTES, Net
-from mayfly.vmm.devices.virtio.packet import HEADER, MAX_PACKET, MIN_SEGMENT, HeaderFlag, NetFeature, Segmentation, offload_allowed
+from mayfly.vmm.devices.virtio.packet import HEADER, MAX_PACKET, MIN_SEGMENT, NEEDS_CSUM, NetFeature, Segmentation, offload_allowed
 from mayfly.vmm.network.filter import PacketFilter
 from tests.kit.net_kit import GATEWAY, GUEST, GUEST6, GUEST_MAC, PUBLIC, PUBLIC6, MemoryBackend, arp, ethernet, ipv4, ipv6, tcp, udp
 from tests.kit.virtio_driver import Driver
@@ -93,7 +93,7 @@ def test_a_plain_packet_asks_for_nothing_whatever_else_its_header_says() -> None
 
 
 def test_the_largest_packet_may_be_cut() -> None:
-    start = HEADER.pack(HeaderFlag.NEEDS_CSUM, Segmentation.TCPV4, 54, 1400, 34, 16, 0) + TCP4[:FILTERED_BYTES]
+    start = HEADER.pack(NEEDS_CSUM, Segmentation.TCPV4, 54, 1400, 34, 16, 0) + TCP4[:FILTERED_BYTES]
     assert offload_allowed(start, MAX_PACKET, MTU, ALL_FEATURES)
     assert not offload_allowed(start, MAX_PACKET, MTU, int(NetFeature.CSUM))
 

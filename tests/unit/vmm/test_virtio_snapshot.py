@@ -16,8 +16,9 @@ from mayfly.errors import SnapshotError
 from mayfly.vmm.devices.virtio.buffers import scatter
 from mayfly.vmm.devices.virtio.console import Console, ConsoleQueue, Control
 from mayfly.vmm.devices.virtio.entropy import Entropy
-from mayfly.vmm.devices.virtio.mmio import LIVE, REGION_BYTES, MmioTransport, Register, Status
+from mayfly.vmm.devices.virtio.mmio import REGION_BYTES, MmioTransport
 from mayfly.vmm.devices.virtio.net import Drop, Net
+from mayfly.vmm.devices.virtio.registers import LIVE, Register, Status
 from mayfly.vmm.network.filter import PacketFilter
 from mayfly.vmm.snapshot.state import Saved, pack_u64s
 from tests.kit import net_kit

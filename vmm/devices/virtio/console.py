@@ -16,7 +16,7 @@ file that Linux gives while the host's side is closed.
 
 import struct
 from collections.abc import Callable
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from typing import Annotated
 
 from mayfly.schema import Meta
@@ -35,12 +35,7 @@ MAX_NAME_BYTES = 64
 """With its header it fits any reasonable buffer for control messages; Linux's have a page."""
 
 
-class ConsoleFeature(IntFlag):
-    """virtio 1.2, 5.3.3."""
-
-    SIZE = 1 << 0
-    MULTIPORT = 1 << 1
-    EMERGENCY_WRITE = 1 << 2
+MULTIPORT = 1 << 1  # A feature (virtio 1.2, 5.3.3)
 
 
 class Control(IntEnum):
@@ -80,7 +75,7 @@ class Console(VirtioDevice):
     """The device; `port` is its data path (see `Port`), `name` what the guest sees."""
 
     device_type = DeviceType.CONSOLE
-    features = ConsoleFeature.MULTIPORT
+    features = MULTIPORT
     # Linux fills its receive queues with pages: 64 of them for data, 16 for control.
     queue_sizes = (64, 64, 16, 16)
 

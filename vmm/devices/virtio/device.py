@@ -41,19 +41,15 @@ class Host(Protocol):
 
     def interrupt_used(self) -> None:
         """Tell the driver of used buffers: after `Queue.publish` said so."""
-        ...
 
     def kick(self, index: int) -> None:
         """Have `notify(index)` called again soon, from the event loop. It returns at once."""
-        ...
 
     def report(self, misuse: Misuse) -> None:
         """Count what the driver did wrong."""
-        ...
 
     def config_changed(self) -> None:
         """Tell the driver that `VirtioDevice.config` has changed."""
-        ...
 
 
 class DeviceState(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
@@ -66,10 +62,9 @@ class VirtioDevice(abc.ABC):
     Attributes:
         device_type: what the driver binds to.
         features: its own feature bits (those of queues and transport are the transport's).
-        queue_sizes: the greatest size of each queue; their number is the number of queues.
+        queue_sizes: the greatest size of each queue.
         config: the configuration space; reads past its end give 0. Writes are ignored.
         queues: live queues by index, from DRIVER_OK to the reset, as far as the driver set them up.
-        negotiated: the features in force.
     """
 
     device_type: ClassVar[DeviceType]

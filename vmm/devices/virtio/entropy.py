@@ -1,7 +1,6 @@
 """An entropy device (virtio 1.2, 5.4): random bytes for the guest, at a limited rate."""
 
 from collections.abc import Callable
-from enum import IntEnum
 
 from mayfly.vmm.devices.virtio.buffers import scatter
 from mayfly.vmm.devices.virtio.device import DeviceType, VirtioDevice
@@ -12,19 +11,13 @@ RATE = 16 << 10
 BURST = 16 << 10  # Bytes at once and per request; longer buffers come back partly filled (5.4.6.1)
 
 
-class EntropyQueue(IntEnum):
-    """virtio 1.2, 5.4.2."""
-
-    REQUESTS = 0
+REQUESTS = 0  # The queue (virtio 1.2, 5.4.2)
 
 
 class Entropy(VirtioDevice):
-    """The device.
+    """The device. `source` is `os.urandom` (getrandom), `clock` gives monotonic seconds.
 
-    Args:
-        source: so many random bytes from the host (`os.urandom`, which is getrandom).
-        clock: monotonic seconds.
-        later: has the event loop call `resume` after so many seconds; one call pending at most.
+    `later` has the event loop call `resume` after so many seconds; one call is pending at most.
     """
 
     device_type = DeviceType.ENTROPY
@@ -52,7 +45,7 @@ class Entropy(VirtioDevice):
 
     def _serve(self) -> None:
         """Fill requests while there is budget; then wait until the budget is full again."""
-        queue = self.queues.get(EntropyQueue.REQUESTS)
+        queue = self.queues.get(REQUESTS)
         if queue is None:
             return
         self._refill()
@@ -71,7 +64,7 @@ class Entropy(VirtioDevice):
             self._waiting = True
             self._later((BURST - self._budget) / RATE)
         elif queue.enable_notify():
-            self.host.kick(EntropyQueue.REQUESTS)
+            self.host.kick(REQUESTS)
 
     def _refill(self) -> None:
         now = self._clock()

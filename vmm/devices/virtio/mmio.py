@@ -1,116 +1,40 @@
-"""The modern virtio-mmio transport: registers, status, interrupts (virtio 1.2, 4.2; version 2
-only).
-"""
+"""The modern virtio-mmio transport: registers, status, interrupts (virtio 1.2, 4.2)."""
 
 from collections import Counter
 from collections.abc import Callable
-from enum import IntEnum, IntFlag
+from functools import partial
 from typing import Annotated
 
 from mayfly.schema import Meta, Record, msgspec
 from mayfly.vmm.devices.virtio.device import OFFERED, Feature, VirtioDevice, features_acceptable
 from mayfly.vmm.devices.virtio.misuse import FATAL, Misuse
 from mayfly.vmm.devices.virtio.queue import MAX_SIZE, Queue, QueueLayout, QueueState
+from mayfly.vmm.devices.virtio.registers import (
+    ADDRESSES,
+    LIVE,
+    NEGOTIATED,
+    RESET,
+    SELECTORS,
+    SHARED_MEMORY,
+    STEPS,
+    WORD,
+    WRITABLE_IN,
+    Interrupt,
+    Register,
+    Status,
+)
 from mayfly.vmm.memory import GuestAddressError, GuestMemory
 from mayfly.vmm.snapshot.state import U32, Saved, exactly, pack_u64s, raw, unpack_u64s
 
-MAGIC = 0x7472_6976
-"""`virt`."""
+MAGIC = 0x7472_6976  # `virt`
 VERSION = 2
-VENDOR = 0x594C_464D
-"""`MFLY`; drivers do not look at it."""
+VENDOR = 0x594C_464D  # `MFLY`; drivers do not look at it
 REGION_BYTES = 0x1000
-
-
-class Register(IntEnum):
-    """Offsets (virtio 1.2, 4.2.2). All but the configuration space take aligned accesses of 4 bytes
-    only.
-    """
-
-    MAGIC_VALUE = 0x000
-    VERSION = 0x004
-    DEVICE_ID = 0x008
-    VENDOR_ID = 0x00C
-    DEVICE_FEATURES = 0x010
-    DEVICE_FEATURES_SEL = 0x014
-    DRIVER_FEATURES = 0x020
-    DRIVER_FEATURES_SEL = 0x024
-    QUEUE_SEL = 0x030
-    QUEUE_NUM_MAX = 0x034
-    QUEUE_NUM = 0x038
-    QUEUE_READY = 0x044
-    QUEUE_NOTIFY = 0x050
-    INTERRUPT_STATUS = 0x060
-    INTERRUPT_ACK = 0x064
-    STATUS = 0x070
-    QUEUE_DESC_LOW = 0x080
-    QUEUE_DESC_HIGH = 0x084
-    QUEUE_DRIVER_LOW = 0x090
-    QUEUE_DRIVER_HIGH = 0x094
-    QUEUE_DEVICE_LOW = 0x0A0
-    QUEUE_DEVICE_HIGH = 0x0A4
-    SHM_SEL = 0x0AC
-    SHM_LEN_LOW = 0x0B0
-    SHM_LEN_HIGH = 0x0B4
-    SHM_BASE_LOW = 0x0B8
-    SHM_BASE_HIGH = 0x0BC
-    CONFIG_GENERATION = 0x0FC
-    CONFIG = 0x100
-
-
-class Status(IntFlag):
-    """The device status field (virtio 1.2, 2.1)."""
-
-    ACKNOWLEDGE = 1
-    DRIVER = 2
-    DRIVER_OK = 4
-    FEATURES_OK = 8
-    DEVICE_NEEDS_RESET = 64
-    FAILED = 128
-
-
-class Interrupt(IntFlag):
-    """InterruptStatus (virtio 1.2, 4.2.2)."""
-
-    USED_BUFFER = 1
-    CONFIG_CHANGE = 2
-
-
-RESET = Status(0)
-ACKNOWLEDGED = Status.ACKNOWLEDGE
-DRIVER = ACKNOWLEDGED | Status.DRIVER
-NEGOTIATED = DRIVER | Status.FEATURES_OK
-LIVE = NEGOTIATED | Status.DRIVER_OK
-
-STEPS: dict[Status, Status] = {RESET: ACKNOWLEDGED, ACKNOWLEDGED: DRIVER, DRIVER: NEGOTIATED, NEGOTIATED: LIVE}
-"""The one way up (virtio 1.2, 3.1.1). From anywhere else only 0, the reset, or FAILED on top."""
-
-WRITABLE_IN: dict[int, Status] = {
-    Register.DRIVER_FEATURES: DRIVER,
-    Register.QUEUE_NUM: NEGOTIATED,
-    Register.QUEUE_READY: NEGOTIATED,
-    Register.QUEUE_DESC_LOW: NEGOTIATED,
-    Register.QUEUE_DESC_HIGH: NEGOTIATED,
-    Register.QUEUE_DRIVER_LOW: NEGOTIATED,
-    Register.QUEUE_DRIVER_HIGH: NEGOTIATED,
-    Register.QUEUE_DEVICE_LOW: NEGOTIATED,
-    Register.QUEUE_DEVICE_HIGH: NEGOTIATED,
-}
-"""The one status in which a register may be written; the rest always may. So features are fixed
-before queues, queues before data.
-"""
-
-_LOW, _HIGH = 0xFFFF_FFFF, 0xFFFF_FFFF << 32
-_WORD = 4
-"""Bytes of a register."""
+_LOW = 0xFFFF_FFFF
 _NO_SHARED_MEMORY = 0xFFFF_FFFF
 """Length and base of a region that does not exist read as all ones (virtio 1.2, 4.2.2)."""
-
-
 _ANY_STATUS = int(LIVE | Status.DEVICE_NEEDS_RESET | Status.FAILED)
 _ANY_INTERRUPT = int(Interrupt.USED_BUFFER | Interrupt.CONFIG_CHANGE)
-
-_ADDRESSES = (Register.QUEUE_DESC_LOW, Register.QUEUE_DRIVER_LOW, Register.QUEUE_DEVICE_LOW)
 
 
 class _QueueSetup:
@@ -119,7 +43,7 @@ class _QueueSetup:
     def __init__(self, max_size: int) -> None:
         self.max_size = max_size
         self.size = max_size
-        self.addresses = dict.fromkeys(_ADDRESSES, 0)
+        self.addresses = dict.fromkeys(ADDRESSES, 0)
         self.queue: Queue | None = None
 
 
@@ -127,7 +51,7 @@ class SetupState(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
     """What a snapshot holds of a queue's registers; `ring`: None if it is not ready."""
 
     size: Annotated[int, Meta(ge=1, le=MAX_SIZE)]
-    addresses: Annotated[bytes, exactly(8 * len(_ADDRESSES))]
+    addresses: Annotated[bytes, exactly(8 * len(ADDRESSES))]
     ring: QueueState | None
 
 
@@ -136,7 +60,7 @@ class TransportState(Record, tag_field="version", tag=1, frozen=True, kw_only=Tr
 
     status: Annotated[int, Meta(ge=0, le=_ANY_STATUS)]
     interrupt_status: Annotated[int, Meta(ge=0, le=_ANY_INTERRUPT)]
-    selected: tuple[U32, U32, U32]
+    selected: Annotated[tuple[U32, ...], exactly(len(SELECTORS))]
     driver_features: tuple[U32, U32]
     generation: U32
     queues: tuple[SetupState, ...]
@@ -146,18 +70,16 @@ class TransportState(Record, tag_field="version", tag=1, frozen=True, kw_only=Tr
 class MmioTransport:
     """One device on the bus: 4 KiB of registers, an interrupt line and kicks.
 
-    What the guest reads is kept up to date in `registers`, so that the shell may show it to the
-    guest as memory, which is read without an exit. `read` and `write` come from vCPU threads,
-    `notify` and the device's own methods from the event loop; a lock keeps them apart. A queue is
-    worked on in the event loop only: a kick that arrives as a register write is handed to `kick`.
+    `registers` holds what the guest reads, so it can be mapped for reads without an exit. `read`
+    and `write` come from vCPU threads; `notify` and the device's methods from the event loop; a
+    lock keeps them apart. Only the event loop works on queues: kicks by register go through `kick`.
 
     Args:
         device: what is behind the registers.
         memory: guest RAM. Live queues keep views of it until the reset (`close` drops them).
-        interrupt: raises the line (an edge). Called from any thread, with the lock held; must not
-            block.
-        kick: has `notify(index)` called soon from the event loop (a write to the queue's eventfd).
-            Called from any thread, with the lock held; must not block, nor call `notify` itself.
+        interrupt: raises the line (an edge). Any thread, with the lock held; must not block.
+        kick: has the event loop call `notify(index)` soon. Any thread, with the lock held; must not
+            block, nor call `notify` itself.
         registers: REGION_BYTES for what the guest reads.
 
     Attributes:
@@ -193,28 +115,18 @@ class MmioTransport:
             Register.QUEUE_READY: lambda: int(bool((setup := self._selected()) and setup.queue)),
             Register.INTERRUPT_STATUS: lambda: self._interrupt_status,
             Register.STATUS: lambda: int(self._status),
-            Register.SHM_LEN_LOW: lambda: _NO_SHARED_MEMORY,
-            Register.SHM_LEN_HIGH: lambda: _NO_SHARED_MEMORY,
-            Register.SHM_BASE_LOW: lambda: _NO_SHARED_MEMORY,
-            Register.SHM_BASE_HIGH: lambda: _NO_SHARED_MEMORY,
+            **dict.fromkeys(SHARED_MEMORY, lambda: _NO_SHARED_MEMORY),
             Register.CONFIG_GENERATION: lambda: self._generation,
         }
         self._writers: dict[int, Callable[[int], None]] = {
-            Register.DEVICE_FEATURES_SEL: self._select_device_features,
+            **{register: partial(self._select, register) for register in SELECTORS},
             Register.DRIVER_FEATURES: self._write_features,
-            Register.DRIVER_FEATURES_SEL: self._select_driver_features,
-            Register.QUEUE_SEL: self._select_queue,
             Register.QUEUE_NUM: self._write_queue_size,
             Register.QUEUE_READY: self._write_queue_ready,
             Register.QUEUE_NOTIFY: self._write_notify,
             Register.INTERRUPT_ACK: self._acknowledge,
             Register.STATUS: self._write_status,
-            Register.QUEUE_DESC_LOW: lambda value: self._write_address(Register.QUEUE_DESC_LOW, value, _HIGH),
-            Register.QUEUE_DESC_HIGH: lambda value: self._write_address(Register.QUEUE_DESC_LOW, value << 32, _LOW),
-            Register.QUEUE_DRIVER_LOW: lambda value: self._write_address(Register.QUEUE_DRIVER_LOW, value, _HIGH),
-            Register.QUEUE_DRIVER_HIGH: lambda value: self._write_address(Register.QUEUE_DRIVER_LOW, value << 32, _LOW),
-            Register.QUEUE_DEVICE_LOW: lambda value: self._write_address(Register.QUEUE_DEVICE_LOW, value, _HIGH),
-            Register.QUEUE_DEVICE_HIGH: lambda value: self._write_address(Register.QUEUE_DEVICE_LOW, value << 32, _LOW),
+            **{low + shift // 8: partial(self._write_address, low, shift) for low in ADDRESSES for shift in (0, 32)},
             Register.SHM_SEL: lambda value: None,
         }
         device.attach(self)
@@ -254,11 +166,9 @@ class MmioTransport:
             self.device.notify(index)
 
     def config_changed(self) -> None:
-        """The device has changed its `config`: a new generation, and an interrupt if there is a
-        driver (virtio 1.2, 2.5 and 4.2.2).
-        """
+        """The device changed `config`: new generation, interrupt (virtio 1.2, 2.5, 4.2.2)."""
         with self.device.lock:
-            self._generation = (self._generation + 1) & 0xFFFF_FFFF
+            self._generation = (self._generation + 1) & _LOW
             self._show()
             if self._status & Status.DRIVER_OK:
                 self._raise(Interrupt.CONFIG_CHANGE)
@@ -268,13 +178,13 @@ class MmioTransport:
         return TransportState(
             status=int(self._status),
             interrupt_status=self._interrupt_status,
-            selected=(self._device_features_sel, self._driver_features_sel, self._queue_sel),
+            selected=tuple(self._selectors[register] for register in SELECTORS),
             driver_features=(self._driver_features & _LOW, self._driver_features >> 32),
             generation=self._generation,
             queues=tuple(
                 SetupState(
                     size=setup.size,
-                    addresses=pack_u64s(setup.addresses[register] for register in _ADDRESSES),
+                    addresses=pack_u64s(setup.addresses[register] for register in ADDRESSES),
                     ring=setup.queue.save() if setup.queue else None,
                 )
                 for setup in self._setups
@@ -285,11 +195,8 @@ class MmioTransport:
     def restore(self, saved: Saved) -> None:
         """Go on where `save` was called, with the guest's memory as it was then.
 
-        What may have been under way is begun anew: each queue with chains in it is kicked, and an
-        interrupt that was not acknowledged is raised again.
-
-        Raises:
-            SnapshotError: the state is not one that `save` gives, or a queue is not inside RAM.
+        Queues with chains are kicked, and unacknowledged interrupts raised again. Raises
+        SnapshotError: `save` gives no such state, or a queue is outside RAM.
         """
         state = saved.decode(TransportState)
         with self.device.lock:
@@ -297,7 +204,7 @@ class MmioTransport:
             if self._status & ~_ANY_STATUS or self._status & LIVE not in {*STEPS, LIVE}:
                 raise saved.damaged(f"status {state.status} is not on the way to a driver's")
             self._interrupt_status, self._generation = state.interrupt_status, state.generation
-            self._device_features_sel, self._driver_features_sel, self._queue_sel = state.selected
+            self._selectors = dict(zip(SELECTORS, state.selected, strict=True))
             self._driver_features = state.driver_features[0] | state.driver_features[1] << 32
             if self._status & Status.FEATURES_OK and not features_acceptable(self._offered, self._driver_features):
                 raise saved.damaged(f"driver_features {self._driver_features:#x} are not those of this device")
@@ -317,7 +224,7 @@ class MmioTransport:
         """What is wrong with it, if anything."""
         if state.size > setup.max_size or state.size & state.size - 1:
             return f"has the size {state.size}; it must be a power of 2, at most {setup.max_size}"
-        setup.size, setup.addresses = state.size, dict(zip(_ADDRESSES, unpack_u64s(state.addresses), strict=True))
+        setup.size, setup.addresses = state.size, dict(zip(ADDRESSES, unpack_u64s(state.addresses), strict=True))
         if state.ring is None:
             return ""
         if not self._status & Status.FEATURES_OK:
@@ -345,9 +252,7 @@ class MmioTransport:
         self._kick(index)
 
     def report(self, misuse: Misuse) -> None:
-        """Count what the driver did wrong. If its ring makes no sense any more, the device needs a
-        reset (virtio 1.2, 2.1.2).
-        """
+        """Count a driver's error; a senseless ring needs a reset (virtio 1.2, 2.1.2)."""
         self.misuse[misuse] += 1
         if misuse not in FATAL or self._status & Status.DEVICE_NEEDS_RESET:
             return
@@ -361,57 +266,48 @@ class MmioTransport:
             queue.stop()
 
     def _show(self) -> None:
-        """Bring what the guest reads up to date."""
         for register, reader in self._readers.items():
-            self._words[register // _WORD] = reader()
+            self._words[register // WORD] = reader()
         config = self.device.config[: REGION_BYTES - Register.CONFIG]
         self._bytes[Register.CONFIG : Register.CONFIG + len(config)] = config
 
     def _raise(self, cause: Interrupt) -> None:
         self._interrupt_status |= int(cause)
-        self._words[Register.INTERRUPT_STATUS // _WORD] = self._interrupt_status
+        self._words[Register.INTERRUPT_STATUS // WORD] = self._interrupt_status
         self._interrupt()
 
     def _acknowledge(self, value: int) -> None:
         self._interrupt_status &= ~value
 
     def _forget(self) -> None:
-        """All registers as after power-on. What was counted, and the configuration's generation,
-        stay.
-        """
+        """Power-on registers; the counters and the configuration's generation stay."""
         self._status = RESET
         self._interrupt_status = 0
-        self._device_features_sel = 0
-        self._driver_features_sel = 0
+        self._selectors = dict.fromkeys(SELECTORS, 0)
         self._driver_features = 0
-        self._queue_sel = 0
         self._setups = [_QueueSetup(size) for size in self.device.queue_sizes]
 
     def _reset(self) -> None:
         self.device.reset()
         self._forget()
 
+    def _select(self, register: Register, value: int) -> None:
+        self._selectors[register] = value
+
     def _read_features(self) -> int:
-        return self._offered >> 32 * self._device_features_sel & 0xFFFF_FFFF if self._device_features_sel < 2 else 0
-
-    def _select_device_features(self, value: int) -> None:
-        self._device_features_sel = value
-
-    def _select_driver_features(self, value: int) -> None:
-        self._driver_features_sel = value
+        word = self._selectors[Register.DEVICE_FEATURES_SEL]
+        return self._offered >> 32 * word & _LOW if word < 2 else 0
 
     def _write_features(self, value: int) -> None:
-        if self._driver_features_sel < 2:
-            shift = 32 * self._driver_features_sel
-            self._driver_features = self._driver_features & ~(_LOW << shift) | value << shift
+        word = self._selectors[Register.DRIVER_FEATURES_SEL]
+        if word < 2:
+            self._driver_features = self._driver_features & ~(_LOW << 32 * word) | value << 32 * word
         elif value:  # a feature of a number beyond 63: we offer none
             self.report(Misuse.FEATURES)
 
-    def _select_queue(self, value: int) -> None:
-        self._queue_sel = value
-
     def _selected(self) -> _QueueSetup | None:
-        return self._setups[self._queue_sel] if self._queue_sel < len(self._setups) else None
+        index = self._selectors[Register.QUEUE_SEL]
+        return self._setups[index] if index < len(self._setups) else None
 
     def _unready(self) -> _QueueSetup | None:
         """The selected queue if its registers may still be changed."""
@@ -430,15 +326,13 @@ class MmioTransport:
             return
         setup.size = value
 
-    def _write_address(self, part: Register, bits: int, keep: int) -> None:
+    def _write_address(self, low: Register, shift: int, value: int) -> None:
         setup = self._unready()
         if setup is not None:
-            setup.addresses[part] = setup.addresses[part] & keep | bits
+            setup.addresses[low] = setup.addresses[low] & ~(_LOW << shift) | value << shift
 
     def _write_queue_ready(self, value: int) -> None:
-        """Make the queue, or unmake it. One with impossible addresses stays not ready, which the
-        driver can read back.
-        """
+        """Make or unmake the queue; with bad addresses it reads back as not ready."""
         setup = self._selected()
         if setup is None or value > 1:
             self.report(Misuse.REGISTER)
@@ -452,12 +346,7 @@ class MmioTransport:
             self.report(Misuse.QUEUE_ADDRESS)
 
     def _make_queue(self, setup: _QueueSetup) -> Queue:
-        layout = QueueLayout(
-            size=setup.size,
-            descriptors=setup.addresses[Register.QUEUE_DESC_LOW],
-            available=setup.addresses[Register.QUEUE_DRIVER_LOW],
-            used=setup.addresses[Register.QUEUE_DEVICE_LOW],
-        )
+        layout = QueueLayout(setup.size, *(setup.addresses[register] for register in ADDRESSES))
         event_idx = bool(self._driver_features & Feature.RING_EVENT_IDX)
         indirect = bool(self._driver_features & Feature.RING_INDIRECT_DESC)
         return Queue(self._memory, layout, event_idx=event_idx, indirect=indirect, report=self.report)

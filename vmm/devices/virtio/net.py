@@ -20,7 +20,7 @@ from typing import Protocol
 from mayfly.vmm.devices.virtio.buffers import copy_start, scatter
 from mayfly.vmm.devices.virtio.device import DeviceType, VirtioDevice
 from mayfly.vmm.devices.virtio.misuse import Misuse
-from mayfly.vmm.devices.virtio.packet import HEADER, MAX_PACKET, MIN_PACKET, NUM_BUFFERS, HeaderFlag, NetFeature, offload_allowed
+from mayfly.vmm.devices.virtio.packet import HEADER, MAX_PACKET, MIN_PACKET, NEEDS_CSUM, NUM_BUFFERS, NetFeature, offload_allowed
 from mayfly.vmm.devices.virtio.queue import Chain, Queue
 from mayfly.vmm.devices.virtio.receive import ReceiveBuffers
 
@@ -32,7 +32,6 @@ FILTERED_BYTES = 128
 _LOOKED_AT = HEADER.size + FILTERED_BYTES
 PIECES = 1024  # As many buffers take one vectored system call (IOV_MAX, readv(2))
 # An operation on an IntFlag costs a microsecond, on an int a fiftieth of it.
-_NEEDS_CSUM = int(HeaderFlag.NEEDS_CSUM)
 _MRG_RXBUF = int(NetFeature.MRG_RXBUF)
 
 
@@ -58,22 +57,18 @@ class Backend(Protocol):
 
     def make_room(self) -> bool:
         """Whether `send` may be called: what is left of an earlier packet has gone."""
-        ...
 
     def set_offloads(self, negotiated: int) -> None:
         """What `receive` may give from now on: any combination of `offloads`. Any thread."""
-        ...
 
     def send(self, parts: Sequence[bytearray | memoryview]) -> None:
         """Send a packet on, or lose it. The parts are good during the call only."""
-        ...
 
     def receive(self, buffers: list[memoryview]) -> int:
         """Write the next packet to `buffers` (at least MAX_PACKET bytes); its size, 0 if none.
 
         The device sets num_buffers itself. Raises EOFError: the back end is gone for good.
         """
-        ...
 
 
 class Filter(Protocol):
@@ -81,21 +76,15 @@ class Filter(Protocol):
 
     def may_leave(self, frame: bytes | bytearray | memoryview) -> bool:
         """Whether the guest may send it."""
-        ...
 
 
 class Net(VirtioDevice):
     """The device. `receive` and `resume` are for the event loop, which makes all callbacks.
 
-    Args:
-        mac: the guest's address, 6 bytes.
-        mtu: largest IP packet without segmentation offload.
-        on_room: `receive` answered False and may be tried again.
-        on_full: the back end has no room: call `resume` when it may have.
-
-    Attributes:
-        dropped: packets that went nowhere.
-        on_first_packet: called once, before the first packet of the guest's leaves.
+    `mac` has 6 bytes; `mtu` is the largest IP packet without segmentation offload. `on_room`:
+    `receive` answered False and may be tried again. `on_full`: the back end has no room; call
+    `resume` when it may have. `dropped` counts packets that went nowhere. `on_first_packet` is
+    called once, before the guest's first packet leaves.
     """
 
     device_type = DeviceType.NETWORK
@@ -162,9 +151,9 @@ class Net(VirtioDevice):
             self._interrupt(self._transmit())
 
     def receive(self) -> bool:
-        """Move packets to the guest, one queue's size at most. False: no link, or no buffers.
+        """Move packets to the guest, one queue's size at most; false if that must pause.
 
-        `on_room` follows if the guest lacks buffers.
+        The link is down for good, or the guest lacks buffers: then `on_room` follows.
         """
         with self.lock:
             self._interrupt(self._receive())
@@ -282,7 +271,7 @@ class Net(VirtioDevice):
         packet = copy_start(chain.readable, _LOOKED_AT)
         start = packet[0]
         # The one flag with a meaning in this direction, and no buffer count (virtio 1.2, 5.1.6.2).
-        start[0] &= _NEEDS_CSUM
+        start[0] &= NEEDS_CSUM
         start[NUM_BUFFERS] = _NO_BUFFERS
         if not offload_allowed(start, chain.size, self._mtu, self.negotiated):
             self.host.report(Misuse.PACKET)

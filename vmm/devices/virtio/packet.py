@@ -10,6 +10,7 @@ from enum import IntEnum, IntFlag
 
 HEADER = struct.Struct("<BBHHHHH")
 """flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers (VERSION_1: always)."""
+NEEDS_CSUM = 1  # A flag (virtio 1.2, 5.1.6)
 NUM_BUFFERS = slice(10, 12)  # In the header: how many chains a packet takes
 ETHERNET_BYTES = 14
 MIN_PACKET = HEADER.size + ETHERNET_BYTES
@@ -32,14 +33,6 @@ class NetFeature(IntFlag):
     HOST_TSO6 = 1 << 12
     MRG_RXBUF = 1 << 15
     STATUS = 1 << 16
-
-
-class HeaderFlag(IntFlag):
-    """virtio 1.2, 5.1.6."""
-
-    NEEDS_CSUM = 1
-    DATA_VALID = 2
-    RSC_INFO = 4
 
 
 class Segmentation(IntEnum):
@@ -70,24 +63,19 @@ _TCP_BYTES = 20
 _SEGMENTED = {Segmentation.TCPV4: _IPV4, Segmentation.TCPV6: _IPV6}
 
 # An operation on an IntFlag costs a microsecond, on an int a fiftieth of it.
-_NEEDS_CSUM = int(HeaderFlag.NEEDS_CSUM)
 _CSUM = int(NetFeature.CSUM)
 
 
 def offload_allowed(start: bytes | bytearray | memoryview, size: int, mtu: int, negotiated: int) -> bool:
-    """Whether the host's kernel may do what a guest's packet asks for.
+    """Whether the host's kernel may do what a guest's packet of `size` bytes asks for.
 
-    Args:
-        start: header and frame, or at least all headers of the frame.
-        size: bytes of the whole packet, header included.
-        mtu: the device's.
-        negotiated: the device's features in force.
+    `start` is its header and frame, or at least all headers of the frame.
     """
     flags, kind, header_bytes, segment, checksum_start, checksum_offset, _ = HEADER.unpack_from(start)
     if not flags and not kind:
         return True
     needed = NEEDED.get(kind)
-    if not flags & _NEEDS_CSUM or not negotiated & _CSUM or needed is None or needed & ~negotiated:
+    if not flags & NEEDS_CSUM or not negotiated & _CSUM or needed is None or needed & ~negotiated:
         return False
     frame = start[HEADER.size :]
     transport, protocol = _transport(frame)

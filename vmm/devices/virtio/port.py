@@ -37,14 +37,11 @@ class PortState(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
 
 
 class Port:
-    """One port. The event loop calls `receive` and `resume`; the console all else.
+    """One port of `device`, whose queues, lock and host it uses.
 
-    Args:
-        device: whose queues, lock and host it uses.
-        receive_index: the queue of buffers for the guest to read from.
-        transmit_index: the queue of what the guest writes.
-        sink: where the guest's bytes go.
-        on_room: called in the event loop: `receive` answered None and may be tried again.
+    The event loop calls `receive` and `resume`; the console all else. `receive_index` is the queue
+    of buffers for the guest to read from, `transmit_index` that of what it writes.
+    `on_room` is called in the event loop: `receive` answered None and may be tried again.
     """
 
     def __init__(self, device: VirtioDevice, receive_index: int, transmit_index: int, sink: Sink, on_room: Callable[[], None]) -> None:
@@ -146,7 +143,6 @@ class Port:
         return bool(self._ready)
 
     def _hand_over(self, queue: Queue, count: int) -> None:
-        """Give back the ready chains that hold the first `count` bytes."""
         while count > 0:
             chain = self._ready.popleft()
             used = min(count, sum(map(len, chain.writable)))
@@ -156,7 +152,6 @@ class Port:
             self._device.host.interrupt_used()
 
     def _next(self, queue: Queue) -> bool:
-        """Take the next chain of the guest's output."""
         chain = queue.pop()
         if chain is None:
             return False

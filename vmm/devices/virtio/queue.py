@@ -1,22 +1,19 @@
-"""A split virtqueue, the device's side (virtio 1.2, 2.7). It opens nothing; guest memory is handed
-in.
+"""A split virtqueue, the device's side (virtio 1.2, 2.7). It opens nothing.
 
-    descriptor table   {address u64, length u32, flags u16, next u16} * size            written by
-    the driver, 16-aligned available ring     flags u16, idx u16, head u16 * size, used_event u16
-    written by the driver, 2-aligned used ring          flags u16, idx u16, {id u32, length u32} *
-    size, avail_event u16 written by the device, 4-aligned
+    descriptors   {address u64, length u32, flags u16, next u16} * size               by the driver
+    available     flags u16, idx u16, head u16 * size, used_event u16                 by the driver
+    used          flags u16, idx u16, {id u32, length u32} * size, avail_event u16    by the device
 
 The driver is hostile and may rewrite all of it at any moment: each field that counts is read once,
-indices have mirrors here, and a chain never has more descriptors than the queue. A chain that
-breaks a rule comes out of `pop` without buffers, so that the device gives it back with a used
-length of 0. A ring whose index or head makes no sense stops the queue: the transport then sets
-DEVICE_NEEDS_RESET.
+indices have mirrors here, and a chain never has more descriptors than the queue. `pop` gives a
+chain that breaks a rule without buffers, so that the device returns it with length 0. A ring whose
+index or head makes no sense stops the queue: the transport then sets DEVICE_NEEDS_RESET.
 
-Memory order. A number that the driver may be looking at is stored through a memoryview cast to its
-type, which is one store of that size; `struct.pack_into` would not do, as it clears the bytes
-first. Fences (vmm/kvm/order.py) stand where the specification asks for order: acquire between the
-available index and what it stands for (2.7.13.3), release between used elements and the used index
-(2.7.8.2), a full one before the driver's word on notifications is read (2.7.7, 2.7.10).
+Memory order. Numbers that the driver may be looking at are stored through memoryviews cast to their
+type, one store of that size each; `struct.pack_into` would clear the bytes first. Fences (order.py)
+stand where the specification asks for them: acquire between the available index and what it stands
+for (2.7.13.3), release between used elements and their index (2.7.8.2), a full one before the
+driver's word on notifications is read (2.7.7, 2.7.10).
 """
 
 import struct
@@ -32,21 +29,16 @@ from mayfly.vmm.kvm import order
 from mayfly.vmm.memory import GuestAddressError, GuestMemory
 from mayfly.vmm.snapshot.state import U16
 
-MAX_SIZE = 32768
-"""virtio 1.2, 2.7."""
-MAX_CHAIN_BYTES = 1 << 32
-"""virtio 1.2, 2.7.5: no chain is longer than that in total."""
+MAX_SIZE = 32768  # virtio 1.2, 2.7
+MAX_CHAIN_BYTES = 1 << 32  # virtio 1.2, 2.7.5: no chain is longer than that in total
 
 TURN_DESCRIPTORS = 2048
 """So many are read between two `publish`: some 2 ms. The rest is for the event loop's next turn."""
 
-_DESCRIPTOR = struct.Struct("<QIHH")
-"""address, length, flags, next (virtio 1.2, 2.7.5)."""
+_DESCRIPTOR = struct.Struct("<QIHH")  # address, length, flags, next (virtio 1.2, 2.7.5)
 _DESCRIPTOR_BYTES = _DESCRIPTOR.size
-_PLACE_AND_KIND = struct.Struct("<Q6s2x")
-"""The same for comparing: address; length and flags."""
-_KIND = struct.Struct("<IH")
-"""length, flags."""
+_PLACE_AND_KIND = struct.Struct("<Q6s2x")  # The same for comparing: address; length and flags
+_KIND = struct.Struct("<IH")  # length, flags
 
 
 class DescriptorFlag(IntFlag):
@@ -57,20 +49,12 @@ class DescriptorFlag(IntFlag):
     INDIRECT = 4
 
 
-class RingFlag(IntFlag):
-    """The flags word of a ring, of use only without EVENT_IDX (virtio 1.2, 2.7.6 and 2.7.8)."""
-
-    NO_INTERRUPT = 1
-    NO_NOTIFY = 1
-
-
-# An operation on an IntFlag costs a microsecond, on an int a fiftieth of it; these are used once or
-# more a descriptor.
+# An operation on an IntFlag costs a microsecond, on an int a fiftieth of it.
 _NEXT = int(DescriptorFlag.NEXT)
 _WRITE = int(DescriptorFlag.WRITE)
 _INDIRECT = int(DescriptorFlag.INDIRECT)
-_NO_INTERRUPT = int(RingFlag.NO_INTERRUPT)
-_NO_NOTIFY = int(RingFlag.NO_NOTIFY)
+_NO_INTERRUPT = _NO_NOTIFY = 1
+"""The flags word of a ring, of use only without EVENT_IDX (virtio 1.2, 2.7.6 and 2.7.8)."""
 
 
 class _BadChainError(Exception):
@@ -82,11 +66,9 @@ class _BadChainError(Exception):
 
 @dataclass(slots=True)
 class Chain:
-    """One chain that the driver made available: its buffers, as views of guest memory which the
-    guest may change at any time.
+    """A chain's buffers, as views of memory that the guest may change at any time.
 
-    `head` goes back to `Queue.push`; `size` is the bytes of all the buffers. A chain that broke a
-    rule (already counted) has no buffers.
+    `head` is for `Queue.push`; `size` is the bytes of all buffers. A bad chain has no buffers.
     """
 
     head: int
@@ -96,9 +78,7 @@ class Chain:
 
 
 class QueueLayout(NamedTuple):
-    """Where the driver put the three parts of a queue, and how many entries they have (a power of
-    2).
-    """
+    """Where the driver put a queue's three parts; `size` is a power of 2."""
 
     size: int
     descriptors: int
@@ -114,17 +94,9 @@ class QueueState(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
 
 
 class Queue:
-    """One live split virtqueue.
+    """One live split virtqueue, with what was negotiated; `report` hears of the driver's errors.
 
-    Args:
-        memory: guest RAM.
-        layout: as the driver wrote it to the registers.
-        event_idx: VIRTIO_F_EVENT_IDX was negotiated.
-        indirect: VIRTIO_F_INDIRECT_DESC was negotiated.
-        report: told of each thing that the driver does wrong.
-
-    Raises:
-        GuestAddressError: a part is not aligned, or not inside RAM.
+    Raises GuestAddressError: a part is misaligned or outside RAM.
     """
 
     def __init__(
@@ -146,8 +118,7 @@ class Queue:
         self._used_header = used[:4].cast("H")
         self._used_ring = used[4:-2].cast("I")
         self._avail_event = used[-2:].cast("H")
-        # Free-running 16-bit counts, as the rings' own: chains taken, chains the driver is known to
-        # have made available, chains given back, and how many of those the driver has been shown.
+        # Free-running 16-bit counts: chains taken, seen available, given back, and published.
         self._taken = 0
         self._offered = 0
         self._returned = 0
@@ -155,8 +126,9 @@ class Queue:
         self._left = TURN_DESCRIPTORS
 
     def pop(self) -> Chain | None:
-        """Take the next chain. None: there is none, the queue has stopped, or this turn's
-        descriptors are used up; in the last case `enable_notify` says that there are more.
+        """Take the next chain. None: none is there, the queue has stopped, or the turn is over.
+
+        In the last case `enable_notify` says that there are more.
         """
         if self._left <= 0 or (self._taken == self._offered and not self._look()):
             return None
@@ -179,14 +151,11 @@ class Queue:
         return Chain(head, [], [], 0)
 
     def pop_buffers(self) -> tuple[list[int], int, list[memoryview]]:
-        """Take the chains that the driver has made available, as long as each is a single buffer to
-        write to, as long as the first one.
+        """Take available chains while each is one writable buffer as long as the first one.
 
-        Quicker than `pop` by far, as a large packet takes many. None is taken where one is wrong:
-        that is for `pop`.
+        Much quicker than `pop`, as a large packet takes many. None is taken where one is wrong.
 
-        Returns: Their heads, the length of each, and their bytes; buffers that lie side by side in
-            memory are one view.
+        Returns: heads, the length of each, and their bytes; adjacent buffers are one view.
         """
         heads = self._offered_heads() if self._left > 0 else []
         self._left -= len(heads)
@@ -218,16 +187,13 @@ class Queue:
         return heads[:count], length, views
 
     def _offered_heads(self) -> list[int]:
-        """The heads of all chains that are available."""
         self._look()
         begin, count = self._taken % self.size, (self._offered - self._taken) & 0xFFFF
         ring = self._available[2:-1]
         return ring[begin : begin + count].tolist() + ring[: max(0, begin + count - self.size)].tolist()
 
     def push(self, head: int, length: int) -> None:
-        """Give a chain back, `length` bytes of its writable buffers filled. The driver sees it at
-        the next `publish`.
-        """
+        """Give a chain back with `length` bytes written. `publish` shows it to the driver."""
         slot = 2 * (self._returned % self.size)
         self._used_ring[slot] = head
         self._used_ring[slot + 1] = length
@@ -245,8 +211,9 @@ class Queue:
         self._returned = (self._returned + len(heads)) & 0xFFFF
 
     def publish(self) -> bool:
-        """Show the driver all that was pushed since the last time; true if it asks for an interrupt
-        (virtio 1.2, 2.7.7). A turn of the device's work ends here.
+        """Show the driver all that was pushed; whether it wants an interrupt (virtio 1.2, 2.7.7).
+
+        A turn of the device's work ends here.
         """
         self._left = TURN_DESCRIPTORS
         old, new = self._published, self._returned
@@ -262,9 +229,7 @@ class Queue:
         return (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF
 
     def enable_notify(self) -> bool:
-        """Ask the driver for a kick at its next chain. True if one is there already, for which no
-        kick may come.
-        """
+        """Ask for a kick at the next chain. True: one is there already, and may bring no kick."""
         if self._event_idx:
             self._avail_event[0] = self._taken
         else:
@@ -273,16 +238,12 @@ class Queue:
         return not self.stopped and self.has_chains()
 
     def suppress_notify(self) -> None:
-        """Ask for no kicks. With EVENT_IDX an event index that stays behind does that by itself
-        (virtio 1.2, 2.7.10).
-        """
+        """Ask for no kicks. With EVENT_IDX the stale event index does that (virtio 1.2, 2.7.10)."""
         if not self._event_idx:
             self._used_header[0] = _NO_NOTIFY
 
     def save(self) -> QueueState:
-        """What a snapshot needs. Chains that the device has taken and not given back are as if it
-        had not taken them.
-        """
+        """For a snapshot: chains taken and not given back count as not taken."""
         return QueueState(returned=self._returned, stopped=self.stopped)
 
     def restore(self, state: QueueState) -> None:
@@ -295,9 +256,7 @@ class Queue:
         return self._available[1] != self._taken
 
     def stop(self) -> None:
-        """Take no more chains, whatever the driver does; those already taken may still be given
-        back.
-        """
+        """Take no more chains; those already taken may still be given back."""
         self.stopped = True
         self._offered = self._taken
 
@@ -306,9 +265,7 @@ class Queue:
         self._report(misuse)
 
     def _look(self) -> bool:
-        """Read the driver's index. It may not go back behind chains already taken; those still out
-        count against the queue's size too.
-        """
+        """Read the driver's index. Chains still out count against the queue's size too."""
         if self.stopped:
             return False
         offered = self._available[1]
@@ -321,9 +278,7 @@ class Queue:
         return offered != self._taken
 
     def _walk(self, head: int) -> Chain:
-        """Follow a chain, each descriptor read once. The room of one queue's size ends a loop
-        (virtio 1.2, 2.7.5.3).
-        """
+        """Follow a chain of `size` descriptors at most, each read once (virtio 1.2, 2.7.5.3)."""
         readable: list[memoryview] = []
         writable: list[memoryview] = []
         read, view = _DESCRIPTOR.unpack_from, self._memory.slice

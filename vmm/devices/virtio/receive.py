@@ -8,14 +8,10 @@ from mayfly.vmm.devices.virtio.queue import Chain, Queue
 
 
 class ReceiveBuffers:
-    """Buffers of one queue in the driver's order, as one stretch of bytes for packets.
+    """Buffers of one queue in the driver's order, as one stretch of `room` bytes for packets.
 
-    Which chain holds a byte matters only when a packet is complete, so packets of many chains take
-    no more steps.
-
-    Attributes:
-        views: the bytes; buffers that lie side by side in memory are one view.
-        room: how many bytes they are.
+    Adjacent buffers are one of the `views`. Which chain holds a byte matters only when a packet is
+    complete, so packets of many chains take no more steps.
     """
 
     def __init__(self) -> None:
