@@ -51,15 +51,11 @@ class NetworkConfig(Record, frozen=True, kw_only=True):
     """The network of one machine.
 
     Attributes:
-        backend: tap, an interface that was made before; passt, a process of its own that needs no
-            privileges.
-        tap: the interface's name, for the back end tap.
+        backend: tap, an interface `tap` that was made before, or passt, an unprivileged process.
         mac: the guest's, as 02:00:00:00:00:01.
-        addresses: the guest's, with their networks (10.87.0.2/16): at most one of IPv4 and one of
-            IPv6. Of a machine that boots to be saved there are none, and nothing is connected to
-            its device: a machine that is restored from it has its own.
+        addresses: the guest's, with their networks (10.87.0.2/16), one of IPv4 and one of IPv6 at
+            most. A machine that boots to be saved has none, and is connected to nothing.
         gateways: its routers, at most one of each.
-        nameservers: what its programs ask for names.
         allow: networks that it may reach besides the Internet.
         mtu: bytes of the largest IP packet.
     """
@@ -122,20 +118,14 @@ class MachineConfig(Record, frozen=True, kw_only=True):
 
     Attributes:
         kernel: path of a vmlinux (ELF) or bzImage.
-        initrd: path of an initramfs, or None.
         cmdline: kernel parameters added behind the machine's own.
         memory: guest RAM in bytes, whole MiB.
-        cpus: vCPUs.
-        channel: the device that carries the channel; tcp, the network's, needs one with an IPv4
-            address.
-        user: user name that the vmm process drops to when it was started by root; None stays.
-        interactive: UART0 is the guest's console, in both directions (`mayfly boot`), instead of
-            the silent boot console, and there is a PIT for kernels that know no other timer.
-        network: what its net device is connected to; None: there is no such device.
-        restore: folders of snapshots, a base and then its diffs, from which the machine goes on
-            instead of booting.
-        page_by_page: read a snapshot's pages from the disk one at a time, so that the working set
-            that the next snapshot notes is exact.
+        channel: what carries the channel; tcp needs a network with an IPv4 address.
+        user: whom the vmm process becomes if root started it; None: nobody else.
+        interactive: UART0 is the guest's console (`mayfly boot`), and there is a PIT.
+        restore: folders of snapshots, a base and then its diffs, to go on from.
+        page_by_page: read a snapshot's pages one at a time, so that the next one's working set is
+            exact.
     """
 
     kernel: str

@@ -11,9 +11,7 @@ READ_BYTES = 1 << 20
 
 
 def memory_digest(folder: Path) -> str:
-    """The digest of what is mapped of a snapshot's memory. The holes between are what makes the
-    file large; nobody sees them.
-    """
+    """The digest of the pages that are mapped of a snapshot, without the holes between."""
     import hashlib  # only here: it loads OpenSSL
 
     found = hashlib.sha256()
