@@ -1,7 +1,7 @@
 """The kernel's command line."""
 
+from mayfly.protocol import words
 from mayfly.vmm.arch import layout
-from mayfly.vmm.channels import PORT_NAME
 from mayfly.vmm.config import CHANNEL_PORT, Channel, MachineConfig
 
 
@@ -17,11 +17,11 @@ def command_line(config: MachineConfig, token: str = "") -> str:
         # Otherwise the kernel starts a shell in the place of an init that does not start.
         parameters.append("init=/init")
     if config.channel is Channel.SERIAL:
-        parameters.append("mayfly.channel=serial:/dev/ttyS1")
+        parameters.append(words.channel("serial", "/dev/ttyS1"))
     elif config.channel is Channel.VIRTIO:
-        parameters.append(f"mayfly.channel=virtio:{PORT_NAME}")
+        parameters.append(words.channel("virtio", words.PORT_NAME))
     elif config.channel is Channel.TCP:
-        parameters += [f"mayfly.channel=tcp:{CHANNEL_PORT}", f"mayfly.token={token}"]
+        parameters += [words.channel("tcp", CHANNEL_PORT), words.token(token)]
     if config.network is not None:
         # No interrupt reports a sent packet, and guests do not wait for one to send the next.
         parameters.append("virtio_net.napi_tx=0")

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Self
 
 from mayfly.errors import ConfigError
+from mayfly.protocol.words import network as network_words
 from mayfly.schema import Record, SchemaError, decode, msgspec, replace
 from mayfly.units import MIB
 
@@ -106,7 +107,7 @@ class NetworkConfig(Record, frozen=True, kw_only=True):
     def words(self) -> tuple[str, ...]:
         """What the agent is told on the command line or in RESUMED (agent/PROTOCOL.md)."""
         given = {"mac": (self.mac,), "address": self.addresses, "gateway": self.gateways, "nameserver": self.nameservers}
-        return tuple(f"mayfly.{name}={value}" for name, values in given.items() for value in values) if self.connected else ()
+        return network_words(given) if self.connected else ()
 
     def disconnected(self) -> Self:
         """The same device with nothing connected to it."""

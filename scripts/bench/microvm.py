@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mayfly.protocol.words import PORT_NAME
 from mayfly.units import MIB
-from mayfly.vmm.channels import PORT_NAME
 from mayfly.vmm.cmdline import command_line
 from mayfly.vmm.config import MachineConfig
 

@@ -1,3 +1,1 @@
 """What carries the channel: bytes between a socket and the guest. Their meaning is for its ends."""
-
-PORT_NAME = "mayfly.channel"

@@ -3,7 +3,7 @@
 import socket
 from collections.abc import Callable
 
-from mayfly.vmm.channels import PORT_NAME
+from mayfly.protocol.words import PORT_NAME
 from mayfly.vmm.channels.end import SocketEnd
 from mayfly.vmm.devices.virtio.console import Console
 from mayfly.vmm.eventloop import READ, WRITE, EventLoop
