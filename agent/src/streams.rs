@@ -18,8 +18,9 @@ use crate::sys::{self, PollSet, Slot, Written};
 const PIECE: usize = 32 << 10;
 /// A pipe cuts a larger write into pages. (They are larger on some machines, and then a multiple of this.)
 const PAGE: usize = 4096;
-/// What a pipe holds at most: so many writes, or pages of larger ones.
-const PIPE_PAGES: usize = 256;
+/// What a pipe holds at most: so many writes, or pages of larger ones. Twice what a user may ask for without privileges: a
+/// write that waits for a full pipe may come out of order.
+const PIPE_PAGES: usize = 512;
 /// Output waits so long for more of it: waking up and sending a frame for each line would cost more than the line.
 /// A program needs longer to fill a pipe.
 const GATHERING: Duration = Duration::from_micros(250);

@@ -132,7 +132,10 @@ pub fn announce_writes(pipe: &impl AsRawFd, size: usize) -> io::Result<()> {
     let fd = pipe.as_raw_fd();
     // SAFETY: these commands take an integer and touch no memory.
     unsafe {
-        check(fcntl(fd, F_SETPIPE_SZ, size as c_int))?;
+        // Without privileges /proc/sys/fs/pipe-max-size is the most, of which 1 MiB is the default.
+        if fcntl(fd, F_SETPIPE_SZ, size as c_int) < 0 {
+            check(fcntl(fd, F_SETPIPE_SZ, 1 << 20))?;
+        }
         check(fcntl(fd, F_SETOWN, std::process::id()))?;
         check(fcntl(fd, F_SETSIG, SIGRTMIN))?;
         let flags = check(fcntl(fd, F_GETFL))?;

@@ -191,6 +191,7 @@ SNIPPETS: dict[str, tuple[str, str]] = {
     "C's library": (
         """
         use std::ffi::{c_char, CStr, CString};
+        // edition: 2021, as 2024 wants unsafe before extern, which 1.63 does not know
         extern "C" { fn strlen(text: *const c_char) -> usize; fn getpid() -> i32; fn cos(x: f64) -> f64; }
         fn main() {
             let text = CString::new("four").unwrap();

@@ -88,7 +88,7 @@ CASES = [
         name="forks without end",
         quick=True,
         source="""
-            extern "C" { fn fork() -> i32; }
+            unsafe extern "C" { fn fork() -> i32; }
             fn main() { loop { unsafe { fork(); } } }
         """,
         options=("--wall", "2"),
@@ -105,7 +105,7 @@ CASES = [
     Case(
         name="kills its process group",
         source="""
-            extern "C" { fn kill(pid: i32, signal: i32) -> i32; }
+            unsafe extern "C" { fn kill(pid: i32, signal: i32) -> i32; }
             fn main() { unsafe { kill(0, 9); } loop {} }
         """,
         status=137,
@@ -113,7 +113,7 @@ CASES = [
     Case(
         name="kills everything that it may",
         source="""
-            extern "C" { fn kill(pid: i32, signal: i32) -> i32; }
+            unsafe extern "C" { fn kill(pid: i32, signal: i32) -> i32; }
             fn main() { unsafe { kill(-1, 9); } println!("alone"); }
         """,
         stdout=b"alone\n",

@@ -5,6 +5,7 @@ without a machine, but as root.
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -129,13 +130,10 @@ class Image:
         """Build a snippet by the image's own step."""
         step = self.manifest.steps[0]
         (self.root / "work" / self.manifest.source_file).write_text(source)
-        argv = [self._filled(part) for part in step.argv]
+        chosen = {name: option.default for name, option in self.manifest.options.items()}
+        chosen.update(re.findall(r"// (edition): (\d+)", source))
+        argv = [part.format(**chosen) if part in {f"{{{name}}}" for name in chosen} else part for part in step.argv]
         return self.run(*argv, *arguments, **step.env, **env)
-
-    def _filled(self, text: str) -> str:
-        for name, option in self.manifest.options.items():
-            text = text.replace(f"{{{name}}}", option.default)
-        return text
 
 
 @pytest.fixture(scope="module", params=IMAGES)
