@@ -12,15 +12,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import hypothesis
 import pytest
 
 from tests.kit import leaks
 
 MARKERS = ("kvm", "system", "slow")
 STARTED = time.monotonic()
-hypothesis.settings.register_profile("mayfly", deadline=None)  # a loaded host takes its time
-hypothesis.settings.load_profile("mayfly")
 
 
 @functools.cache
