@@ -13,6 +13,7 @@ STATUS: Mapping[str, int] = {
     "unsupported_media_type": 415,
     "invalid_value": 422,
     "busy": 429,
+    "key_limit": 429,
     **dict.fromkeys(
         (
             "stopping",

@@ -30,6 +30,7 @@ MayflyError
     ├── MediaTypeError       the body is of a type that is not taken
     ├── UnprocessableError   well-formed, but a value in it cannot be used
     └── BusyError            no room now, later perhaps (retry_after_s)
+        └── KeyLimitError    a limit of the API key's is reached
 
 Each class has a stable `code` of its own, which stands for it on every wire.
 """
@@ -246,6 +247,12 @@ class BusyError(RequestError):
     def __init__(self, message: str, *, hint: str = "", retry_after_s: int = 1) -> None:
         super().__init__(message, hint=hint)
         self.retry_after_s = retry_after_s
+
+
+class KeyLimitError(BusyError):
+    """The API key has reached a limit of its own: rate, concurrency or memory."""
+
+    code = "key_limit"
 
 
 def kinds(root: type[MayflyError] = MayflyError) -> Iterator[type[MayflyError]]:

@@ -1,5 +1,5 @@
 """Admission: the machines that exist at one time fit into a memory budget; a bounded number of runs
-waits, in order of arrival.
+waits, in order of arrival. A tenant's runs are bounded besides.
 """
 
 import asyncio
@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable
 
-from mayfly.errors import BusyError, HostError
+from mayfly.errors import BusyError, HostError, KeyLimitError, UnprocessableError
 from mayfly.units import MIB
 
 DEFAULT_SHARE = 0.6
@@ -16,11 +16,61 @@ DEFAULT_SHARE = 0.6
 MAX_RETRY_S = 60
 
 
+class Tenant:
+    """Who asks for runs, with limits of its own: runs that begin in a minute (as many may begin at
+    once), runs under way, and bytes of their machines; those that wait count too. 0: no limit.
+    """
+
+    def __init__(self, name: str, *, rate: int = 0, concurrency: int = 0, memory: int = 0) -> None:
+        self.name = name
+        self.rate, self.concurrency, self.memory = rate, concurrency, memory
+        self.runs = 0
+        self.memory_used = 0
+        self._left = float(rate)  # of runs that may begin now
+        self._at = time.monotonic()
+
+    def check(self, memory: int) -> None:
+        """Refuse one more run whose machine has `memory` bytes, if a limit is reached.
+
+        Raises:
+            KeyLimitError: it is reached now.
+            UnprocessableError: such a machine is over it at any time.
+        """
+        if self.memory and memory > self.memory:
+            raise UnprocessableError(
+                f"the machine has {memory // MIB} MiB; this key may use {self.memory // MIB} MiB", hint="choose another language"
+            )
+        if self.concurrency and self.runs >= self.concurrency:
+            raise KeyLimitError(f"{self.runs} runs of this key are under way, as many as it may have", hint="wait for one of them to end")
+        if self.memory and self.memory_used + memory > self.memory:
+            used = f"{self.memory_used // MIB} of {self.memory // MIB} MiB"
+            raise KeyLimitError(f"the runs of this key use {used}", hint="wait for one of them to end")
+        if self.rate and (left := self._runs_left()) < 1:
+            wait = max(1, math.ceil((1 - left) * 60 / self.rate))
+            raise KeyLimitError(f"this key may begin {self.rate} runs a minute", hint=f"try again in {wait} s", retry_after_s=wait)
+
+    def take(self, memory: int) -> None:
+        """Count one more run."""
+        self.runs += 1
+        self.memory_used += memory
+        self._left = self._runs_left() - 1
+        self._at = time.monotonic()
+
+    def give_back(self, memory: int) -> None:
+        """A run is over."""
+        self.runs -= 1
+        self.memory_used -= memory
+
+    def _runs_left(self) -> float:
+        return min(self.rate, self._left + (time.monotonic() - self._at) * self.rate / 60)
+
+
 class Ticket:
-    """One run's place. `turn` is done once its memory is granted."""
+    """One run's place. `turn` is done once its memory is granted; `tenant` is who pays for it."""
 
     def __init__(self, memory: int) -> None:
         self.memory = memory
+        self.tenant: Tenant | None = None
         self.turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.granted_at: float | None = None
 
@@ -75,8 +125,15 @@ class Admission:
             return None
         return self.enter(memory)
 
+    def charge(self, ticket: Ticket, tenant: Tenant) -> None:
+        """Account the ticket to a tenant, whose limits were checked."""
+        ticket.tenant = tenant
+        tenant.take(ticket.memory)
+
     def leave(self, ticket: Ticket) -> None:
         """Give a ticket back, whether it was granted or still waits."""
+        if ticket.tenant is not None:
+            ticket.tenant.give_back(ticket.memory)
         if ticket.granted_at is None:
             self._waiting.remove(ticket)
         else:

@@ -39,17 +39,17 @@ class Runs:
         if output is not None:
             self._outputs[run.id] = output
 
-    def get(self, run_id: str) -> Run:
-        """The run with that id.
+    def get(self, run_id: str, owner: str | None = None) -> Run:
+        """The run with that id, whose owner is `owner` if that is said.
 
         Raises:
             UnknownRunError: there is none, or it is no longer kept.
         """
-        try:
-            return self._runs[run_id]
-        except KeyError:
+        run = self._runs.get(run_id)
+        if run is None or (owner is not None and run.owner != owner):
             hint = f"an ended run is kept for {self._config.keep_s:g} s"
-            raise UnknownRunError(f"no run {run_id[:64]!r}", hint=hint) from None
+            raise UnknownRunError(f"no run {run_id[:64]!r}", hint=hint)
+        return run
 
     def output(self, run: Run) -> OutputSocket:
         """The run's output socket."""

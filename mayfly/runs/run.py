@@ -30,11 +30,13 @@ class RunState(enum.StrEnum):
 
 class Run:
     """One run. `outcome` grows while it is under way; `step_names` are the steps of its job;
-    `readers` are the time limits of those who read its record over HTTP.
+    `readers` are the time limits of those who read its record over HTTP; `owner` is the tenant
+    whose it is, or empty.
     """
 
-    def __init__(self, *, language: str, version: str, mode: Mode, step_names: tuple[str, ...]) -> None:
+    def __init__(self, *, language: str, version: str, mode: Mode, step_names: tuple[str, ...], owner: str = "") -> None:
         self.id = os.urandom(16).hex()
+        self.owner = owner
         self.language = language
         self.version = version
         self.mode = mode

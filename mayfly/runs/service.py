@@ -13,7 +13,7 @@ from mayfly.guests.converse import BytesStdin, StdinSource
 from mayfly.guests.job import Wanted
 from mayfly.guests.spawner import GRACE_S, Spawner
 from mayfly.guests.start import Guest
-from mayfly.host.admission import DEFAULT_SHARE, Admission, Ticket
+from mayfly.host.admission import DEFAULT_SHARE, Admission, Tenant, Ticket
 from mayfly.host.config import Config
 from mayfly.host.memory import available_memory
 from mayfly.host.networks import Networks
@@ -158,10 +158,13 @@ class Service:
         stdin: StdinSource | None = None,
         publish: bool = True,
         snapshot: Snapshot | None = None,
+        tenant: Tenant | None = None,
+        then: Callable[[Run], None] | None = None,
     ) -> Run:
         """Accept a snippet, or refuse it at once; what happens to it later is in the run. Its
         output socket (if `publish`) listens when this returns. It runs in a machine restored from
-        `snapshot`, if one is given.
+        `snapshot`, if one is given. It is `tenant`'s, within that one's limits. `then` is told of
+        the run when it is over and its machine gone.
 
         Raises:
             RequestError: the snippet cannot be run as it stands, or there is no room.
@@ -181,10 +184,15 @@ class Service:
                 version=image.manifest.version,
                 mode=snippet.output,
                 step_names=plan.job.step_names,
+                owner=tenant.name if tenant else "",
             )
+            if tenant is not None:
+                tenant.check(plan.wanted.machine.memory)
             idle = self.supply.idle(plan.wanted) if snapshot is None else None
             ticket = idle.ticket if idle else self.admission.enter(plan.wanted.machine.memory)
             taken.callback(self.admission.leave, ticket)
+            if tenant is not None:
+                self.admission.charge(ticket, tenant)
             if idle:
                 taken.callback(self.spawner.stop, idle.guest.process, 0)  # if the run never came to it
             output = None
@@ -195,16 +203,16 @@ class Service:
         work = self._carry_out(ticket, plan, run, stdin or BytesStdin(snippet.stdin), idle, snapshot)
         task = asyncio.create_task(work, name=f"run {run.id}")
         self._tasks[run.id] = task
-        task.add_done_callback(lambda _: self._over(run, held))
+        task.add_done_callback(lambda _: self._over(run, held, then))
         return run
 
-    def get(self, run_id: str) -> Run:
-        """The run with that id.
+    def get(self, run_id: str, owner: str | None = None) -> Run:
+        """The run with that id, whose owner is `owner` if that is said.
 
         Raises:
             UnknownRunError: there is none, or it is no longer kept.
         """
-        return self.runs.get(run_id)
+        return self.runs.get(run_id, owner)
 
     async def save(self, run_id: str, name: str) -> Snapshot:
         """Save the machine of a run as the snapshot `name`; the run goes on.
@@ -283,7 +291,7 @@ class Service:
         self._guests[run.id] = guest
         return guest
 
-    def _over(self, run: Run, held: contextlib.ExitStack) -> None:
+    def _over(self, run: Run, held: contextlib.ExitStack, then: Callable[[Run], None] | None) -> None:
         """The run's task has ended and its machine is gone: what it held is free, and from here on
         it is only kept.
         """
@@ -295,5 +303,8 @@ class Service:
         run.fail(RunEndedError("the run was ended"))
         log.info("run %s: %s %s %s", run.id, run.language, *run.outcome.verdict())
         self.observer.ended(run.outcome.verdict().status, run.phases)
-        self.supply.pool.fill()
+        if not self.stopping:
+            self.supply.pool.fill()
+        if then is not None:
+            then(run)
         self.runs.keep(run)
