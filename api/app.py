@@ -13,10 +13,11 @@ from collections.abc import Callable
 from aiohttp import web
 
 from mayfly.api.connections import Bodies, Connection, Connections, Handler
+from mayfly.api.doors.intake import BODIES, SERVICE
 from mayfly.api.metrics import Metrics
 from mayfly.api.problems import status_of
 from mayfly.api.requests import MAX_BODY
-from mayfly.api.routes import BODIES, METRICS, ROUTES, SERVICE
+from mayfly.api.routes import METRICS, ROUTES
 from mayfly.api.sockets import claim
 from mayfly.errors import BusyError, MayflyError, to_wire
 from mayfly.host.checks import time_factor

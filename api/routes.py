@@ -11,33 +11,28 @@ from msgspec.structs import asdict
 
 from mayfly import __version__
 from mayfly.api import events, openapi
-from mayfly.api.connections import Bodies
+from mayfly.api.doors.intake import BODIES, SERVICE, attended, find_run, read_snippet, submit
 from mayfly.api.events import EventsQuery, RunQuery
 from mayfly.api.metrics import Metrics
 from mayfly.api.openapi import Route
-from mayfly.api.requests import Query, check_type, parse_query, parse_request
+from mayfly.api.requests import Query, parse_query
 from mayfly.errors import ConfigError, RequestError, UnprocessableError
-from mayfly.host.snippet import Snippet
 from mayfly.protocol.frames import PROTOCOL_VERSION
 from mayfly.runs.run import Run
-from mayfly.runs.service import Service
 
-SERVICE: web.AppKey[Service] = web.AppKey("service", Service)
 METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
-BODIES: web.AppKey[Bodies] = web.AppKey("bodies", Bodies)
 
 
 async def start(request: web.Request) -> web.Response:
     """Accept a snippet and say where its output can be read."""
-    service = request.app[SERVICE]
-    run = service.start(await read_snippet(request, parse_query(Query, request.query)))
+    run = submit(request, await read_snippet(request, parse_query(Query, request.query)), publish=True)
     return web.json_response(
         {
             "id": run.id,
             "language": run.language,
             "version": run.version,
             "output": run.mode,
-            "output_socket": str(service.output_socket(run)),
+            "output_socket": str(request.app[SERVICE].output_socket(run)),
         },
         status=201,
         headers={"Location": f"/runs/{run.id}"},
@@ -46,17 +41,12 @@ async def start(request: web.Request) -> web.Response:
 
 async def run(request: web.Request) -> web.StreamResponse:
     """Run a snippet and answer when it is over. If the client goes away, the run is ended."""
-    service = request.app[SERVICE]
     query = parse_query(RunQuery, request.query)
-    found = service.start(await read_snippet(request, query), publish=False)
-    try:
+    async with attended(request, submit(request, await read_snippet(request, query))) as found:
         if query.stream is not UNSET:
             return await events.send(request, found, events.KINDS[query.stream], result=True)
         await found.done.wait()
         return web.json_response(found.to_json())
-    finally:
-        if not found.done.is_set():
-            await service.end(found, "the client went away")
 
 
 async def get_run(request: web.Request) -> web.Response:
@@ -157,15 +147,4 @@ ROUTES: tuple[Route, ...] = (
 
 
 def _run(request: web.Request) -> Run:
-    return request.app[SERVICE].get(request.match_info["id"])
-
-
-async def read_snippet(request: web.Request, query: Query) -> Snippet:
-    """The snippet in a request, with what its address says.
-
-    Raises:
-        RequestError: the body, or a value in it, cannot be used.
-    """
-    check_type(request.content_type)
-    body = await request.app[BODIES].read(request)
-    return parse_request(request.content_type, body, query)
+    return find_run(request, request.match_info["id"])
