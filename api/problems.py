@@ -20,6 +20,7 @@ STATUS: Mapping[str, int] = {
             "host_failed",
             "network_failed",
             "zygote_lost",
+            "server_lost",
             "kvm_failed",
             "kvm_unavailable",
             "machine_failed",

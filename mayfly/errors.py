@@ -14,7 +14,8 @@ MayflyError
 │   └── OversizeError        it is too long, or there are too many
 ├── HostError                this host lacks something: a program, memory, disk, a permission
 │   ├── NetworkError         the back end of a machine's network cannot be had
-│   └── ZygoteLostError      the zygote is gone, and all its machines with it
+│   ├── ZygoteLostError      the zygote is gone, and all its machines with it
+│   └── ServerLostError      no Mayfly server answers at an address
 ├── ImageError               an image could not be built, or is not what its manifest says
 │   ├── ImageNotFoundError   no image of that language or version
 │   ├── RegistryError        a registry refused, failed or lied
@@ -150,6 +151,12 @@ class ZygoteLostError(HostError):
     """The zygote is gone, and all its machines with it."""
 
     code = "zygote_lost"
+
+
+class ServerLostError(HostError):
+    """No Mayfly server answers at an address, or it went away."""
+
+    code = "server_lost"
 
 
 class ImageError(MayflyError):
