@@ -211,7 +211,7 @@ def test_patience_ends() -> None:
 
 
 def test_events_go_on_after_a_lost_connection() -> None:
-    lines = [
+    lines: list[dict[str, Any]] = [
         {"id": "0-0", "event": "stage", "step": "run"},
         {"id": "1-2", "event": "stdout", "data": "ab"},
         {"id": "1-3", "event": "stdout", "data": "c"},
