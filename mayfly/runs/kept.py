@@ -20,7 +20,8 @@ class Runs:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._runs: dict[str, Run] = {}
-        self._ended: dict[str, Run] = {}
+        self._ended: dict[str, Run] = {}  # the oldest first
+        self._bytes = 0  # of their records
         self._outputs: dict[str, OutputSocket] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._expiry: asyncio.TimerHandle | None = None
@@ -58,23 +59,21 @@ class Runs:
     def keep(self, run: Run) -> None:
         """Keep a run that has ended, as long as the limits allow."""
         self._ended[run.id] = run
+        self._bytes += len(run.record)
         self._expire()
 
     def _expire(self) -> None:
         """Drop what is over the limits; come back when the next one's time is up."""
-        now = asyncio.get_running_loop().time()
-        ended = sorted(self._ended.values(), key=lambda run: run.ended_at)
-        kept = sum(len(run.record) for run in ended)
-        for position, run in enumerate(ended):
-            over = kept > self._config.keep_bytes or len(ended) - position > self._config.keep_runs
-            if not over and now < run.ended_at + self._config.keep_s:
-                break
-            kept -= len(run.record)
-            self.drop(run)
         self._cancel_expiry()
-        if self._ended:
-            oldest = min(run.ended_at for run in self._ended.values())
-            self._expiry = asyncio.get_running_loop().call_at(oldest + self._config.keep_s, self._expire)
+        loop = asyncio.get_running_loop()
+        while self._ended:
+            oldest = next(iter(self._ended.values()))
+            over = self._bytes > self._config.keep_bytes or len(self._ended) > self._config.keep_runs
+            until = oldest.ended_at + self._config.keep_s
+            if not over and loop.time() < until:
+                self._expiry = loop.call_at(until, self._expire)
+                break
+            self.drop(oldest)
 
     def _cancel_expiry(self) -> None:
         if self._expiry is not None:
@@ -84,7 +83,8 @@ class Runs:
     def drop(self, run: Run) -> None:
         """Keep nothing of a run that has ended."""
         self._runs.pop(run.id, None)
-        self._ended.pop(run.id, None)
+        if self._ended.pop(run.id, None) is not None:
+            self._bytes -= len(run.record)
         run.dismiss()
         output = self._outputs.pop(run.id, None)
         if output is not None:
