@@ -1,5 +1,5 @@
-"""The HTTP server on a Unix socket: the application around the routes, its errors, its beginning
-and its end.
+"""The HTTP server, on a Unix socket and on TCP addresses: the application around the routes, its
+errors, its beginning and its end.
 """
 
 import asyncio
@@ -8,20 +8,24 @@ import logging
 import resource
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from aiohttp import web
 
 from mayfly.api.connections import Bodies, Connection, Connections, Handler
-from mayfly.api.doors.intake import BODIES, SERVICE
+from mayfly.api.doors.access import ID, Access
+from mayfly.api.doors.intake import AUDIT, BODIES, SERVICE
+from mayfly.api.doors.listen import Door, load_tls, open_doors
+from mayfly.api.doors.logs import open_log
 from mayfly.api.metrics import Metrics
 from mayfly.api.problems import status_of
 from mayfly.api.requests import MAX_BODY
 from mayfly.api.routes import METRICS, ROUTES
 from mayfly.api.sockets import claim
-from mayfly.errors import BusyError, MayflyError, to_wire
+from mayfly.errors import BusyError, ConfigError, MayflyError, StoppingError, UnauthorizedError, to_wire
 from mayfly.host.checks import time_factor
 from mayfly.host.config import Config
+from mayfly.host.keys import Keyring, default_path
 from mayfly.runs.service import Service
 from mayfly.vmm.process.zygote import Zygote
 
@@ -29,12 +33,15 @@ log = logging.getLogger(__name__)
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 """Codes of the errors that aiohttp itself finds."""
 SHUTDOWN_S = 5.0
+HANDSHAKE_S = 10.0
+RETRY_S = 5
+"""When a client may look whether a server that stops is back."""
 
 
 @web.middleware
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn every error into an answer of the one form that docs/api.md describes."""
-    headers = {}
+    headers: Mapping[str, str] = {}
     try:
         return await handler(request)
     except web.HTTPException as error:
@@ -48,36 +55,60 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
             "message": f"{request.method} {request.path[:200]}: {error.reason}",
             "hint": hint,
         }
-    except BusyError as error:
-        status, problem = status_of(error), to_wire(error)
-        headers = {"Retry-After": str(error.retry_after_s)}
     except MayflyError as error:
-        status, problem = status_of(error), to_wire(error)
+        status, problem, headers = status_of(error), to_wire(error), headers_of(error)
     except Exception:
         log.exception("%s %s", request.method, request.path)
         status, problem = 500, {"code": "internal", "message": "a fault of ours", "hint": "see the server's log, and report it"}
-    answer = web.json_response({"error": problem}, status=status, headers=headers)
+    answer = web.json_response({"error": problem, "request_id": request[ID]}, status=status, headers=headers)
     if request.content.exception() is not None:
         answer.force_close()  # nobody knows where on the connection the next request would begin
     return answer
 
 
+def headers_of(error: MayflyError) -> Mapping[str, str]:
+    """The headers of an answer that carries the error."""
+    match error:
+        case BusyError():
+            return {"Retry-After": str(error.retry_after_s)}
+        case StoppingError():
+            return {"Retry-After": str(RETRY_S)}
+        case UnauthorizedError():
+            return {"WWW-Authenticate": 'Bearer realm="mayfly"'}
+    return {}
+
+
 def make_app(service: Service, metrics: Metrics, connections: Connections) -> web.Application:
-    """The application that serves `service`."""
-    app = web.Application(middlewares=[connections.middleware, answer_errors])
+    """The application that serves `service`, with the keys and the logs that its configuration
+    names.
+    """
+    config = service.config
+    log, audit = open_log(config.access_log), open_log(config.audit_log)
+    access = Access(Keyring(default_path()), config.cors_origins, log)
+    access.open.update(route.handler for route in ROUTES if route.open)
+    access.operators.update(route.handler for route in ROUTES if route.operator)
+    app = web.Application(middlewares=[connections.middleware, access.identify, answer_errors, access.authenticate])
+    app.on_response_prepare.append(access.on_prepare)
     app[SERVICE] = service
     app[METRICS] = metrics
     app[BODIES] = Bodies(MAX_BODY)
+    app[AUDIT] = audit
     for route in ROUTES:
         app.router.add_route(route.method, route.path, route.handler)
         if route.method == "GET":  # as RFC 9110, 9.1 asks for
             app.router.add_head(route.path, route.handler)
+
+    async def close_logs(_: web.Application) -> None:
+        log.close()
+        audit.close()
+
+    app.on_cleanup.append(close_logs)
     return app
 
 
-async def serve_http(service: Service, metrics: Metrics, listener: socket.socket, stop: asyncio.Event) -> None:
-    """Serve on `listener` until `stop`; then no new request is taken, every run is ended, and those
-    who wait are answered.
+async def serve_http(service: Service, metrics: Metrics, listener: socket.socket, stop: asyncio.Event, doors: Sequence[Door] = ()) -> None:
+    """Serve on `listener` and `doors` until `stop`; then no new request is taken, every run is
+    ended, and those who wait are answered.
     """
     connections = Connections()
     app = make_app(service, metrics, connections)
@@ -86,10 +117,19 @@ async def serve_http(service: Service, metrics: Metrics, listener: socket.socket
     http = runner.server
     assert http is not None  # noqa: S101 (setup makes it)
     watch = asyncio.create_task(connections.watch())
+    loop = asyncio.get_running_loop()
     try:
-        server = await asyncio.get_running_loop().create_unix_server(lambda: Connection(http(), connections), sock=listener)
+        servers = [await loop.create_unix_server(lambda: Connection(http(), connections), sock=listener)]
+        for door in doors:
+            handshake_s = HANDSHAKE_S if door.tls else None
+            servers.append(
+                await loop.create_server(
+                    lambda: Connection(http(), connections), sock=door.listener, ssl=door.tls, ssl_handshake_timeout=handshake_s
+                )
+            )
         await stop.wait()
-        server.close()
+        for server in servers:
+            server.close()
         await service.close()
     finally:
         watch.cancel()
@@ -97,25 +137,55 @@ async def serve_http(service: Service, metrics: Metrics, listener: socket.socket
 
 
 async def serve(config: Config, zygote: Callable[[], Zygote]) -> None:
-    """Serve until SIGTERM or SIGINT. No socket, machine or zygote is left when it returns.
+    """Serve until SIGTERM or SIGINT, then let runs end for `drain_s`, unless a second signal comes.
+    No socket, machine or zygote is left when it returns. SIGHUP: read the certificate again.
 
     Raises:
         MayflyError: it cannot begin.
     """
-    stop = asyncio.Event()
+    drain, stop = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, lambda: (stop if drain.is_set() else drain).set())
     metrics = Metrics()
-    with claim(config.socket) as (listener, folder):
+    with claim(config.socket) as (listener, folder), open_doors(config) as doors:
+        loop.add_signal_handler(signal.SIGHUP, renew, config, doors)
         async with Service(config, zygote, sockets=folder, observer=metrics) as service:
             service.warm_up(config.languages)
             names = ", ".join(f"{image.manifest.language}@{image.manifest.version}" for image in service.installed())
             budget = service.health().memory_budget >> 20
-            log.info("listening at %s; languages: %s; %d MiB for machines", config.socket, names or "none", budget)
+            where = ", ".join([str(config.socket), *(door.url for door in doors)])
+            log.info("listening at %s; languages: %s; %d MiB for machines", where, names or "none", budget)
+            if doors and not len(Keyring(default_path())):
+                log.info("nobody can come in over TCP yet; make a key: mayfly key create NAME")
             if config.time_factor != 1:
                 log.info("time limits are multiplied by %g", config.time_factor)
-            await serve_http(service, metrics, listener, stop)
+            draining = asyncio.create_task(end_gracefully(service, drain, stop))
+            try:
+                await serve_http(service, metrics, listener, stop, doors)
+            finally:
+                draining.cancel()
             log.info("stopped")
+
+
+async def end_gracefully(service: Service, drain: asyncio.Event, stop: asyncio.Event) -> None:
+    """When `drain` is set, take no new runs, give those under way `drain_s`, then set `stop`."""
+    await drain.wait()
+    config = service.config
+    if service.runs.under_way and config.drain_s:
+        log.info("stopping: %d runs may go on for %g s; a second signal ends them", service.runs.under_way, config.here(config.drain_s))
+    await service.drain(config.here(config.drain_s))
+    stop.set()
+
+
+def renew(config: Config, doors: Sequence[Door]) -> None:
+    """Read the certificate again, for connections to come."""
+    for context in {door.tls for door in doors if door.tls}:
+        try:
+            load_tls(config, context)
+            log.info("read the certificate %s again", config.tls_certificate)
+        except ConfigError as error:
+            log.error("%s; the last one is used on", error)
 
 
 def main(config: Config, zygote: Callable[[], Zygote] | None = None) -> None:

@@ -1,7 +1,9 @@
 """Connections of clients: what aiohttp leaves open, and what it takes for an end that is none.
 
 - A client that shuts its side down for writing after its request (`nc -N`, socat) still wants the
-  answer; aiohttp takes that for a disconnect. A client that is gone ends its run.
+  answer; aiohttp takes that for a disconnect. A client that is gone ends its run. Over TCP the two
+  look the same until something is sent: then the host of a client that is gone answers with a
+  reset.
 - A connection without a request is closed after IDLE_S: half a request would keep a descriptor
   for ever.
 - A body takes at most as long as its size allows, and all bodies that are being received share one
@@ -9,6 +11,7 @@
 """
 
 import asyncio
+import resource
 import select
 import socket
 from collections.abc import Awaitable, Callable
@@ -21,6 +24,10 @@ from mayfly.units import MIB
 
 IDLE_S = 15.0
 """Without a request, or between two requests."""
+PROBE_S = 15.0
+"""Between two things that are sent to a client over TCP only to find out whether it is there."""
+PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"
+"""An interim answer, which every client of HTTP/1.1 passes over (RFC 9110, 15.2)."""
 TICK_S = 1.0
 BODY_S = 10.0
 """For a body, besides its bytes."""
@@ -49,6 +56,7 @@ class Connection(asyncio.Protocol):
         self._known = known
         self._transport: asyncio.Transport
         self._half_closed = False
+        self._probed_at = 0.0
         self._idle_since = asyncio.get_running_loop().time()
         self._request: web.Request | None = None
 
@@ -58,6 +66,8 @@ class Connection(asyncio.Protocol):
         self._transport = transport
         self._known.add(self._http, self)
         self._http.connection_made(transport)
+        if self.is_remote and not self._known.has_room():
+            transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Pass bytes on."""
@@ -67,7 +77,10 @@ class Connection(asyncio.Protocol):
         """Keep the connection for the answer to a whole request, if the client is still there."""
         if self._gone() or (self._request is not None and not self._request.content.is_eof()):
             return None
+        if self._transport.get_extra_info("sslcontext") is not None:
+            return None  # TLS has no half-closed connections here
         self._half_closed = True
+        self._probe()
         return True
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -101,6 +114,23 @@ class Connection(asyncio.Protocol):
         late = self._request is None and idle_s > (TICK_S if self._half_closed else IDLE_S)
         if late or (self._half_closed and self._gone()):
             self._transport.close()
+        elif self._half_closed:
+            self._probe()
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it came over TCP."""
+        sock: socket.socket = self._transport.get_extra_info("socket")
+        return sock.family != socket.AF_UNIX
+
+    def _probe(self) -> None:
+        """Have a client over TCP that has half-closed, and is gone, be known as gone."""
+        now = asyncio.get_running_loop().time()
+        request = self._request
+        if self.is_remote and request is not None and request.version >= aiohttp.HttpVersion11 and now - self._probed_at > PROBE_S:
+            self._probed_at = now
+            if request.writer.output_size == 0:  # else an interim answer would be in the midst of the final one
+                self._transport.write(PROBE)
 
     def _gone(self) -> bool:
         sock: socket.socket = self._transport.get_extra_info("socket")
@@ -108,14 +138,21 @@ class Connection(asyncio.Protocol):
 
 
 class Connections:
-    """All connections of a server, looked after once in TICK_S."""
+    """All connections of a server, looked after once in TICK_S. Those over TCP leave half of this
+    process's descriptors to others.
+    """
 
     def __init__(self) -> None:
         self._open: dict[object, Connection] = {}
+        self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
 
     def __len__(self) -> int:
         """How many there are."""
         return len(self._open)
+
+    def has_room(self) -> bool:
+        """Whether one more over TCP may stay."""
+        return len(self._open) <= self._most
 
     def add(self, http: object, connection: Connection) -> None:
         """Look after one more."""

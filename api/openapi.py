@@ -25,8 +25,8 @@ _FLAG: dict[str, Any] = {"type": "boolean"}
 @dataclasses.dataclass(frozen=True)
 class Route:
     """One route: what openapi.json says of it is the handler's first line, the schemas' names, the
-    statuses, the parameters in the address, and whether a snippet comes and a stream of events may
-    go.
+    statuses, the parameters in the address, whether a snippet comes and a stream of events may go;
+    and whether it is `open` to all without an API key, or for the `operator` alone.
     """
 
     method: str
@@ -37,6 +37,8 @@ class Route:
     query: type[msgspec.Struct] | None = None
     snippet: bool = False
     streams: bool = False
+    open: bool = False
+    operator: bool = False
 
 
 def _object(required: Iterable[str] = (), /, **properties: Any) -> dict[str, Any]:
@@ -83,7 +85,7 @@ SCHEMAS: dict[str, Any] = {
         language=_TEXT,
         version=_TEXT,
         output=_MODE,
-        output_socket=_TEXT,
+        output_socket=_or_null(_TEXT),
     ),
     "Run": _object(
         ("id", "state", "status", "exit_status", "steps", "error"),
@@ -146,8 +148,13 @@ SCHEMAS: dict[str, Any] = {
         hint=_TEXT,
         **{name: _WHOLE if kind is int else _TEXT for error in kinds() for name, kind in error.details.items()},
     ),
-    "Error": _object(("error",), error=_ref("Problem")),
+    "Error": _object(("error", "request_id"), error=_ref("Problem"), request_id=_TEXT),
 }
+
+
+SECURITY: dict[str, Any] = {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}}
+WANTED: dict[str, Any] = {"security": [{"key": []}, {}]}
+"""An API key over TCP, nothing over the Unix socket."""
 
 
 def describe(routes: Iterable[Route], version: str) -> dict[str, Any]:
@@ -156,7 +163,7 @@ def describe(routes: Iterable[Route], version: str) -> dict[str, Any]:
     for route in routes:
         found.setdefault(route.path, {})[route.method.lower()] = _operation(route)
     info = {"title": "Mayfly", "version": version, "description": "Runs code snippets, each in a virtual machine of its own."}
-    return {"openapi": "3.1.0", "info": info, "paths": found, "components": {"schemas": SCHEMAS}}
+    return {"openapi": "3.1.0", "info": info, "paths": found, "components": {"schemas": SCHEMAS, **SECURITY}, **WANTED}
 
 
 def _operation(route: Route) -> dict[str, Any]:
@@ -174,7 +181,10 @@ def _operation(route: Route) -> dict[str, Any]:
         operation["requestBody"] = {"required": True, "content": content}
     if parameters:
         operation["parameters"] = parameters
-    operation["responses"] = {str(status): _response(route, status) for status in route.statuses}
+    if route.open:
+        operation["security"] = []
+    statuses = {*route.statuses, *(() if route.open else (401,)), *((403,) if route.operator else ())}
+    operation["responses"] = {str(status): _response(route, status) for status in sorted(statuses)}
     return operation
 
 

@@ -6,12 +6,15 @@ from mayfly.errors import MayflyError
 
 STATUS: Mapping[str, int] = {
     "bad_request": 400,
+    "unauthorized": 401,
+    "forbidden": 403,
     "unknown_language": 404,
     "unknown_run": 404,
     "run_ended": 410,
     "too_large": 413,
     "unsupported_media_type": 415,
     "invalid_value": 422,
+    "idempotency_key_reused": 422,
     "busy": 429,
     "key_limit": 429,
     **dict.fromkeys(

@@ -2,6 +2,7 @@
 openapi.json are made.
 """
 
+import contextlib
 import json
 import platform
 
@@ -11,12 +12,13 @@ from msgspec.structs import asdict
 
 from mayfly import __version__
 from mayfly.api import events, openapi
-from mayfly.api.doors.intake import BODIES, SERVICE, attended, find_run, read_snippet, submit
+from mayfly.api.doors.access import CALLER, is_operator
+from mayfly.api.doors.intake import BODIES, SERVICE, attended, find_run, note, read_snippet, submit
 from mayfly.api.events import EventsQuery, RunQuery
 from mayfly.api.metrics import Metrics
 from mayfly.api.openapi import Route
 from mayfly.api.requests import Query, parse_query
-from mayfly.errors import ConfigError, RequestError, UnprocessableError
+from mayfly.errors import ConfigError, RequestError, UnknownRunError, UnprocessableError
 from mayfly.protocol.frames import PROTOCOL_VERSION
 from mayfly.runs.run import Run
 
@@ -25,14 +27,14 @@ METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 
 async def start(request: web.Request) -> web.Response:
     """Accept a snippet and say where its output can be read."""
-    run = submit(request, await read_snippet(request, parse_query(Query, request.query)), publish=True)
+    run = submit(request, await read_snippet(request, parse_query(Query, request.query)), publish=is_operator(request))
     return web.json_response(
         {
             "id": run.id,
             "language": run.language,
             "version": run.version,
             "output": run.mode,
-            "output_socket": str(request.app[SERVICE].output_socket(run)),
+            "output_socket": str(request.app[SERVICE].output_socket(run)) if is_operator(request) else None,
         },
         status=201,
         headers={"Location": f"/runs/{run.id}"},
@@ -61,7 +63,11 @@ async def get_events(request: web.Request) -> web.StreamResponse:
 
 async def delete_run(request: web.Request) -> web.Response:
     """End a run if it is under way, and keep nothing of it."""
-    await request.app[SERVICE].forget(request.match_info["id"])
+    run_id = request.match_info["id"]
+    with contextlib.suppress(UnknownRunError):
+        found = find_run(request, run_id)
+        note(request, "delete", found.id)
+        await request.app[SERVICE].forget(found.id)
     return web.Response(status=204)
 
 
@@ -75,7 +81,8 @@ async def save_run(request: web.Request) -> web.Response:
     if not isinstance(body, dict) or set(body) != {"name"} or not isinstance(body["name"], str):
         raise UnprocessableError("the body is not an object with a name", hint='send {"name": "..."}')
     try:
-        manifest = (await service.save(request.match_info["id"], body["name"])).manifest
+        manifest = (await service.save(_run(request).id, body["name"])).manifest
+        note(request, "save", manifest.run)
     except ConfigError as error:
         raise UnprocessableError(error.message, hint=error.hint) from error
     answer = {"name": manifest.name, "parent": manifest.parent or None, "run": manifest.run, "memory_bytes": manifest.memory_bytes}
@@ -107,9 +114,16 @@ async def languages(request: web.Request) -> web.Response:
 
 
 async def healthz(request: web.Request) -> web.Response:
+    """Say that the server lives, and, to those whom it knows, what it has to do."""
+    service = request.app[SERVICE]
+    load = asdict(service.health()) if CALLER in request else {}
+    return web.json_response({"status": "draining" if service.stopping else "ok", **load})
+
+
+async def readyz(request: web.Request) -> web.Response:
     """Say whether runs are taken."""
-    health = request.app[SERVICE].health()
-    return web.json_response({"status": "ok", **asdict(health)})
+    request.app[SERVICE].check_ready()
+    return await healthz(request)
 
 
 async def version(request: web.Request) -> web.Response:
@@ -137,12 +151,13 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/runs/{id}", get_run, "Run", (200, 404)),
     Route("GET", "/runs/{id}/events", get_events, "", (200, 204, 404, 422, 429), query=EventsQuery, streams=True),
     Route("DELETE", "/runs/{id}", delete_run, "", (204,)),
-    Route("POST", "/runs/{id}/snapshot", save_run, "Saved", (201, 400, 404, 410, 422, 503)),
+    Route("POST", "/runs/{id}/snapshot", save_run, "Saved", (201, 400, 404, 410, 422, 503), operator=True),
     Route("GET", "/languages", languages, "Languages", (200,)),
-    Route("GET", "/healthz", healthz, "Health", (200, 503)),
-    Route("GET", "/version", version, "Version", (200,)),
+    Route("GET", "/healthz", healthz, "Health", (200,), open=True),
+    Route("GET", "/readyz", readyz, "Health", (200, 503), open=True),
+    Route("GET", "/version", version, "Version", (200,), open=True),
     Route("GET", "/metrics", metrics, "", (200,)),
-    Route("GET", "/openapi.json", describe, "", (200,)),
+    Route("GET", "/openapi.json", describe, "", (200,), open=True),
 )
 
 

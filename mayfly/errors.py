@@ -26,10 +26,13 @@ MayflyError
 └── RequestError             a client's request cannot be served as it stands
     ├── UnknownLanguageError
     ├── UnknownRunError
+    ├── UnauthorizedError    no valid API key came with it
+    ├── ForbiddenError       an API key may not do this
     ├── RunEndedError        the run is over, or its machine gone
     ├── BodyTooLargeError
     ├── MediaTypeError       the body is of a type that is not taken
     ├── UnprocessableError   well-formed, but a value in it cannot be used
+    │   └── KeyReusedError   its Idempotency-Key came with another request before
     └── BusyError            no room now, later perhaps (retry_after_s)
         └── KeyLimitError    a limit of the API key's is reached
 
@@ -227,6 +230,18 @@ class RunEndedError(RequestError):
     code = "run_ended"
 
 
+class UnauthorizedError(RequestError):
+    """The request came without a valid API key through a door that wants one."""
+
+    code = "unauthorized"
+
+
+class ForbiddenError(RequestError):
+    """What the request asks for is not for API keys."""
+
+    code = "forbidden"
+
+
 class MediaTypeError(RequestError):
     """The body is of a type that is not taken."""
 
@@ -237,6 +252,12 @@ class UnprocessableError(RequestError):
     """The request is well-formed, but a value in it cannot be used."""
 
     code = "invalid_value"
+
+
+class KeyReusedError(UnprocessableError):
+    """The request's Idempotency-Key came with another request before."""
+
+    code = "idempotency_key_reused"
 
 
 class BodyTooLargeError(RequestError):

@@ -10,8 +10,10 @@ from collections.abc import AsyncIterator
 from aiohttp import web
 
 from mayfly.api.connections import Bodies
-from mayfly.api.doors.access import caller_of
+from mayfly.api.doors.access import ID, caller_of
+from mayfly.api.doors.logs import JsonLog
 from mayfly.api.requests import Query, check_type, parse_request
+from mayfly.errors import MayflyError
 from mayfly.guests.converse import StdinSource
 from mayfly.host.snippet import Snippet
 from mayfly.runs.run import Run
@@ -19,6 +21,7 @@ from mayfly.runs.service import Service
 
 SERVICE: web.AppKey[Service] = web.AppKey("service", Service)
 BODIES: web.AppKey[Bodies] = web.AppKey("bodies", Bodies)
+AUDIT: web.AppKey[JsonLog] = web.AppKey("audit", JsonLog)
 
 
 async def read_snippet(request: web.Request, query: Query) -> Snippet:
@@ -40,7 +43,29 @@ def submit(request: web.Request, snippet: Snippet, *, publish: bool = False, std
             key's is reached.
         StoppingError, HostError: this host serves nobody now.
     """
-    return request.app[SERVICE].start(snippet, stdin=stdin, publish=publish, tenant=caller_of(request).tenant)
+    service, audit = request.app[SERVICE], request.app[AUDIT]
+    who = {"request": request[ID], "key": caller_of(request).name}
+
+    def over(run: Run) -> None:
+        status, exit_status = run.outcome.verdict()
+        audit.write(action="end", **who, run=run.id, status=status, exit_status=exit_status)
+
+    try:
+        image = service.image_for(snippet)
+        run = service.start(snippet, image, stdin=stdin, publish=publish, tenant=caller_of(request).tenant, then=over)
+    except MayflyError as error:
+        audit.write(action="refuse", **who, language=snippet.language, code=error.code)
+        raise
+    source = image.manifest.source
+    limits = {step: dict(asked) for step, asked in snippet.limits.items()}
+    about = {"image": source.reference, "digest": source.manifest_digest, "limits": limits, "network": snippet.network}
+    audit.write(action="start", **who, run=run.id, language=f"{run.language}@{run.version}", **about)
+    return run
+
+
+def note(request: web.Request, action: str, run_id: str) -> None:
+    """Have the audit log say what else was done to a run."""
+    request.app[AUDIT].write(action=action, request=request[ID], key=caller_of(request).name, run=run_id)
 
 
 @contextlib.asynccontextmanager

@@ -22,8 +22,17 @@ from mayfly.host.config import CHOICES, FIELDS, Config, Key
 OUR_STATUS = 125
 """Exit status of `mayfly run` when Mayfly, not the program, failed."""
 SIZE_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-OF_SERVER = ("socket", "languages", "warm", "queue", "keep_s", "keep_bytes", "keep_runs")
-SHORT = {"languages": "--language", "run_wall_s": "--wall", "build_wall_s": "--build-wall", "run_output": "--output-limit"}
+OF_SERVER = (
+    *("socket", "listen", "tls_certificate", "tls_key", "insecure", "cors_origins", "access_log", "audit_log"),
+    *("languages", "warm", "queue", "drain_s", "keep_s", "keep_bytes", "keep_runs"),
+)
+SHORT = {
+    "languages": "--language",
+    "cors_origins": "--cors-origin",
+    "run_wall_s": "--wall",
+    "build_wall_s": "--build-wall",
+    "run_output": "--output-limit",
+}
 """Flags that have a second, shorter name (or, for a list, one in the singular)."""
 
 
@@ -88,7 +97,12 @@ def load_config(flags: dict[str, Any]) -> Config:
     return Config.load(given)
 
 
-ELSEWHERE = {"image": "mayfly.cli.image", "kernel": "mayfly.cli.kernel", "network": "mayfly.cli.network"}
+ELSEWHERE = {
+    "image": "mayfly.cli.image",
+    "kernel": "mayfly.cli.kernel",
+    "key": "mayfly.cli.key",
+    "network": "mayfly.cli.network",
+}
 """Groups of commands in modules of their own, imported when they are called."""
 
 
@@ -118,7 +132,10 @@ def cli() -> None:
 
 @cli.command(cls=Configured)
 def serve(**flags: Any) -> None:
-    """Serve the API on a Unix socket until SIGTERM or SIGINT."""
+    """Serve the API on a Unix socket until SIGTERM or SIGINT; with --listen over TCP too.
+
+    Clients of the Unix socket need no key. Those that come over TCP need one: mayfly key create.
+    """
     config = load_config(flags)
     from mayfly.api.app import main as serve_main
 

@@ -59,6 +59,8 @@ def examine(config: Config, probing: Callable[[], KvmProbe] = probe) -> Iterator
     yield _user(config)
     if config.network_backend is not NetworkBackend.NONE:
         yield _network(config)
+    if config.listen:
+        yield _listen(config)
 
 
 def _kvm(config: Config, probing: Callable[[], KvmProbe]) -> Iterator[Check]:
@@ -107,6 +109,23 @@ def _user(config: Config) -> Check:
             name="user", ok=False, finding=f"the service user {config.user!r} does not exist", mend=f"adduser --system {config.user}"
         )
     return Check(name="user", ok=True, finding=f"machines run as {config.user!r}")
+
+
+def _listen(config: Config) -> Check:
+    """Whether clients can come in over TCP; whether an address is free shows when it is served."""
+    from mayfly.host.addresses import parse_address  # only here, as few ask
+    from mayfly.host.keys import default_path, load
+
+    unread = [name for name in (config.tls_certificate, config.tls_key) if name and not os.access(os.path.expanduser(name), os.R_OK)]  # noqa: PTH111
+    if unread:
+        return Check(name="listen", ok=False, finding=f"{unread[0]} cannot be read", mend="name files that the server's user may read")
+    try:
+        where = ", ".join(str(parse_address(text)) for text in config.listen)
+        keys = len(load(default_path()))
+    except MayflyError as error:
+        return Check(name="listen", ok=False, finding=error.message, mend=error.hint)
+    finding = f"{where}{' with TLS' if config.tls_certificate else ''}; {keys} API keys"
+    return Check(name="listen", ok=keys > 0, finding=finding, mend="mayfly key create NAME")
 
 
 def _network(config: Config) -> Check:

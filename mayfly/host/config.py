@@ -36,6 +36,13 @@ class Config(Record, frozen=True, kw_only=True):
     """
 
     socket: Annotated[Path, key("path of the API's socket")] = field(default_factory=lambda: paths.runtime_dir() / "api.sock")
+    listen: Annotated[tuple[str, ...], key("HOST:PORT to serve on over TCP too, for clients with an API key")] = ()
+    tls_certificate: Annotated[str, key("file with the certificate chain (PEM) of the TCP addresses, which then speak TLS")] = ""
+    tls_key: Annotated[str, key("file with the certificate's private key (PEM)")] = ""
+    insecure: Annotated[bool, key("listen on other addresses than loopback without TLS, behind a proxy that has it")] = False
+    cors_origins: Annotated[tuple[str, ...], key("origins whose pages may use the API, such as https://example.com, or *")] = ()
+    access_log: Annotated[str, key("file for a line of JSON for each request; -: standard error")] = ""
+    audit_log: Annotated[str, key("file for a line of JSON for each start, end and change of a run; -: standard error")] = ""
     languages: Annotated[tuple[str, ...], key("languages to serve (name or name@version); none given: every installed one")] = ()
     kernel: Annotated[Path, key("the guests' kernel")] = field(default_factory=lambda: paths.kernel_path(platform.machine()))
     user: Annotated[str, key("of machines that root starts: each has its own id, in this user's group; empty: stay root")] = "nobody"
@@ -70,11 +77,14 @@ class Config(Record, frozen=True, kw_only=True):
     cold: Annotated[bool, key("boot a machine for each run instead of restoring it from a snapshot")] = False
     warm: Annotated[int, key("restored machines kept ready for each language that was asked for", 0, 10_000)] = 0
     queue: Annotated[int, key("runs that may wait for room", 0, 10_000)] = 32
+    drain_s: Annotated[float, key("how long runs may go on when the server is told to stop", 0, 86400)] = 20.0
     keep_s: Annotated[float, key("how long a run's output is kept after its end", 0, 86400)] = 60.0
     keep_bytes: Annotated[int, key("output kept of all ended runs together", 0, 1 << 40)] = 64 * MIB
     keep_runs: Annotated[int, key("ended runs kept", 0, 100_000)] = 256
 
     def __post_init__(self) -> None:
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            raise ConfigError("tls_certificate and tls_key go together", hint="give both, or none")
         if self.channel not in CHOICES[Channel]:
             raise ConfigError(f"channel is '{self.channel}'; it must be {' or '.join(CHOICES[Channel])}")
         if self.channel is Channel.TCP and self.network_backend is NetworkBackend.NONE:

@@ -106,14 +106,25 @@ class Service:
         """
         return self.images.for_file(path) if path and not language else self.images.find(language)
 
-    def health(self) -> Health:
-        """What it has to do.
+    def image_for(self, snippet: Snippet) -> InstalledImage:
+        """The image that a snippet asks for.
 
         Raises:
-            StoppingError: it takes no more runs.
+            UnknownLanguageError: there is none.
+        """
+        return self.images.find(snippet.language or self.images.default())
+
+    def check_ready(self) -> None:
+        """See that runs are taken.
+
+        Raises:
+            StoppingError: no more.
         """
         if self.stopping:
             raise StoppingError("the server is stopping", hint="try again when it is back")
+
+    def health(self) -> Health:
+        """What it has to do."""
         admission = self.admission
         return Health(waiting=admission.waiting, idle=len(self.supply.pool), memory_used=admission.used, memory_budget=admission.budget)
 
@@ -170,9 +181,8 @@ class Service:
             RequestError: the snippet cannot be run as it stands, or there is no room.
             StoppingError, HostError: this host serves nobody now.
         """
-        if self.stopping:
-            raise StoppingError("the server is stopping", hint="try again when it is back")
-        image = image or self.images.find(snippet.language or self.images.default())
+        self.check_ready()
+        image = image or self.image_for(snippet)
         with self._counting_refusals(), contextlib.ExitStack() as taken:
             network = None
             if snippet.network:
@@ -261,6 +271,12 @@ class Service:
             return
         await self.end(run, "the run was deleted")
         self.runs.drop(run)
+
+    async def drain(self, within_s: float) -> None:
+        """Take no more runs, and wait until all have ended, or `within_s` has passed."""
+        self.stopping = True
+        if self._tasks:
+            await asyncio.wait(self._tasks.values(), timeout=within_s)
 
     async def close(self) -> None:
         """End everything."""

@@ -325,12 +325,14 @@ def test_what_the_server_says_of_itself(serve: Callable[..., Any]) -> None:
         assert [item["language"] for item in found["languages"]] == ["py", "real", "toy"]
         assert found["languages"][2]["steps"] == ["build", "run"]
         assert set(found["languages"][0]) == set(SCHEMAS["Languages"]["properties"]["languages"]["items"]["properties"])
+        assert (await get(client, "/healthz"))[1] == (await get(client, "/readyz"))[1]
         assert (await get(client, "/healthz"))[1]["status"] == "ok"
         assert set((await get(client, "/healthz"))[1]) == set(SCHEMAS["Health"]["properties"])
         assert (await get(client, "/version"))[1]["time_factor"] == 1
         assert set((await get(client, "/version"))[1]) == set(SCHEMAS["Version"]["properties"])
         service.stopping = True
-        assert (await get(client, "/healthz"))[0] == 503
+        assert (await get(client, "/healthz"))[1]["status"] == "draining"
+        assert (await get(client, "/readyz"))[0] == 503
         status, answer, _ = await post(client, "/run?language=toy", b"true")
         assert (status, answer["error"]["code"]) == (503, "stopping")
 

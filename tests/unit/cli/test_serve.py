@@ -5,11 +5,14 @@ processes.
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,14 @@ import pytest
 
 from tests.kit.api_fakes import ROOT, gone, install_toys
 
-Serve = Callable[..., "subprocess.Popen[bytes]"]
+
+class Server(subprocess.Popen[bytes]):
+    """`said` is what it has said on standard error until it was ready."""
+
+    said = b""
+
+
+Serve = Callable[..., Server]
 
 
 @pytest.fixture
@@ -34,15 +44,14 @@ def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, path: Path) -> Iterat
     install_toys(monkeypatch, tmp_path)
     started = []
 
-    def start(*args: str) -> "subprocess.Popen[bytes]":
+    def start(*args: str, wait_for: bytes = b"listening") -> Server:
         command = [sys.executable, "-m", "tests.kit.fake_mayfly", "-", "serve", "--socket", str(path), "--time-factor", "1", *args]
-        process = subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, start_new_session=True
-        )
+        process = Server(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, start_new_session=True)
         started.append(process)
         assert process.stderr
         for line in process.stderr:
-            if b"listening" in line or b"  " in line:
+            process.said += line
+            if wait_for in line or b"  " in line:
                 break
         return process
 
@@ -78,7 +87,7 @@ def first_line(output: str) -> tuple[socket.socket, bytes]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_ends_its_runs_and_removes_its_sockets(serve: Serve, path: Path, number: int) -> None:
-    server = serve("--language", "toy")
+    server = serve("--language", "toy", "--drain-s", "0")
     status, started = call(path, "POST", "/start?output=events", b"echo $$; exec sleep 60")
     assert status == 201
     connection = socket.socket(socket.AF_UNIX)
@@ -93,6 +102,73 @@ def test_it_ends_its_runs_and_removes_its_sockets(serve: Serve, path: Path, numb
     assert server.wait(60) == 0
     assert list(path.parent.rglob("*")) == []
     assert gone(pid)
+
+
+@pytest.mark.parametrize("patient", [True, False])
+def test_what_is_under_way_may_end_unless_it_is_told_twice(serve: Serve, path: Path, tmp_path: Path, patient: bool) -> None:
+    go = tmp_path / "go"
+    os.mkfifo(go)
+    server = serve("--language", "toy", "--drain-s", "60")
+    _, started = call(path, "POST", "/start", f"echo begun; read -r line <{go}; echo $line".encode())
+    connection, _ = first_line(started["output_socket"])
+    with connection:
+        server.send_signal(signal.SIGTERM)
+        while call(path, "GET", "/readyz")[0] == 200:
+            pass
+        assert call(path, "GET", "/healthz")[1]["status"] == "draining"
+        status, answer = call(path, "POST", "/start", b"true")
+        assert (status, answer["error"]["code"]) == (503, "stopping")
+        assert server.poll() is None
+        if patient:
+            go.write_text("ended\n")
+        else:
+            server.send_signal(signal.SIGTERM)
+        assert b"".join(iter(lambda: connection.recv(4096), b"")) == (b"ended\n" if patient else b"")
+    assert server.wait(60) == 0
+    assert list(path.parent.rglob("*")) == []
+
+
+def test_runs_that_do_not_end_in_time_are_ended(serve: Serve, path: Path) -> None:
+    server = serve("--language", "toy", "--drain-s", "0.2")
+    _, started = call(path, "POST", "/start?output=events", b"echo begun; exec sleep 60")
+    connection = socket.socket(socket.AF_UNIX)
+    with connection:
+        connection.connect(started["output_socket"])
+        with connection.makefile() as lines:
+            next(line for line in lines if "begun" in line)
+            server.send_signal(signal.SIGTERM)
+            assert [json.loads(line)["event"] for line in lines] == ["error", "done"]
+    assert server.wait(60) == 0
+
+
+def test_keys_are_made_and_taken_back_while_it_serves(serve: Serve, path: Path) -> None:
+    server = serve("--language", "toy", "--listen", "127.0.0.1:0", wait_for=b"make a key")
+    url = re.search(r"http://127.0.0.1:\d+", server.said.decode())
+    assert url
+
+    def key(*args: str) -> str:
+        command = [sys.executable, "-m", "mayfly.cli.main", "key", *args]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def ask(token: str) -> int:
+        request = urllib.request.Request(f"{url[0]}/languages", headers={"Authorization": f"Bearer {token}"})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+    token = key("create", "site", "--rate", "60/min", "--concurrency", "4", "--memory", "1G").strip()
+    assert ask(token) == 200
+    assert ask(token[:-1]) == 401
+    listed = json.loads(key("list", "--json"))
+    assert [(item["name"], item["rate"], item["concurrency"], item["memory"]) for item in listed] == [("site", 60, 4, 1 << 30)]
+    assert "hash" not in listed[0]
+    assert "60 runs/min, 4 at a time, 1024 MiB" in key("list")
+    key("revoke", "site")
+    assert ask(token) == 401
+    assert key("list") == ""
 
 
 def test_a_killed_server_leaves_a_socket_that_the_next_one_replaces(serve: Serve, path: Path) -> None:

@@ -1,0 +1,97 @@
+"""The doors besides the Unix socket: TCP addresses, with TLS."""
+
+import contextlib
+import socket
+import ssl
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+from typing import NamedTuple
+
+from mayfly.errors import ConfigError, HostError
+from mayfly.host.addresses import Address, parse_address
+from mayfly.host.config import Config
+
+BACKLOG = 128
+KEEPALIVE = {socket.TCP_KEEPIDLE: 30, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 3, socket.TCP_USER_TIMEOUT: 60_000}
+"""A client whose host is gone is noticed after a minute (tcp(7); the last one in milliseconds)."""
+
+
+class Door(NamedTuple):
+    """A listening TCP socket; with `tls`, what comes in speaks TLS."""
+
+    listener: socket.socket
+    tls: ssl.SSLContext | None
+
+    @property
+    def url(self) -> str:
+        """Its address, for clients."""
+        host, port = self.listener.getsockname()[:2]
+        return f"{'https' if self.tls else 'http'}://{Address(host, port)}"
+
+
+@contextlib.contextmanager
+def open_doors(config: Config) -> Iterator[tuple[Door, ...]]:
+    """Listen at the TCP addresses of the configuration; on leaving, no longer.
+
+    Raises:
+        ConfigError: an address is none, or would be open to other hosts without TLS.
+        HostError: it cannot be listened at.
+    """
+    with contextlib.ExitStack() as opened:
+        tls = load_tls(config) if config.listen and config.tls_certificate else None
+        listeners = [opened.enter_context(listener) for text in config.listen for listener in _listen(parse_address(text))]
+        for listener in listeners:
+            host = listener.getsockname()[0]
+            if tls is None and not config.insecure and not ip_address(host).is_loopback:
+                raise ConfigError(
+                    f"listen: {host} can be reached from other hosts, and there is no TLS",
+                    hint="set tls_certificate and tls_key, or --insecure behind a proxy that has TLS",
+                )
+        for listener in listeners:  # only now: nobody connects to a server that will not be
+            listener.listen(BACKLOG)
+        yield tuple(Door(listener, tls) for listener in listeners)
+
+
+def load_tls(config: Config, context: ssl.SSLContext | None = None) -> ssl.SSLContext:
+    """A context with the configured certificate; if one is given, it has the files' present content
+    from now on.
+
+    Raises:
+        ConfigError: a file cannot be read, or they do not belong together.
+    """
+    context = context or ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(Path(config.tls_certificate).expanduser(), Path(config.tls_key).expanduser(), password="")
+    except (OSError, ValueError) as error:  # SSLError is an OSError
+        reason = getattr(error, "reason", "") or getattr(error, "strerror", "") or error
+        raise ConfigError(
+            f"the certificate {config.tls_certificate} with the key {config.tls_key} cannot be used: {reason}",
+            hint="give a certificate chain and its unencrypted private key as PEM files that this user can read",
+        ) from error
+    return context
+
+
+def _listen(address: Address) -> Iterator[socket.socket]:
+    """A bound socket for each address that the host has."""
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise ConfigError(
+            f"listen: {address.host[:80]!r} is not known: {error.strerror or error}", hint="give an address of this host"
+        ) from error
+    for family, kind, protocol, _, where in found:
+        listener = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            for option, value in KEEPALIVE.items():
+                listener.setsockopt(socket.IPPROTO_TCP, option, value)
+            listener.bind(where)
+        except OSError as error:
+            listener.close()
+            raise HostError(f"{address}: cannot listen there: {error.strerror}", hint="choose another address or port") from error
+        yield listener

@@ -1,0 +1,163 @@
+"""API keys, which clients need who come over TCP. A file in the data folder has of each its limits
+and a hash of its token; the token itself is shown once, when it is made.
+
+The file is written anew with each change, and a server reads it again when it has changed.
+"""
+
+import contextlib
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+from mayfly import paths
+from mayfly.errors import ConfigError, HostError
+from mayfly.files import atomic_write, locked
+from mayfly.host.admission import Tenant
+from mayfly.schema import MalformedError, Meta, Record, SchemaError, decode, msgspec
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_TOKEN = re.compile(r"mayfly_([0-9a-f]{16})_[A-Za-z0-9_-]{43}")
+_NOBODY = "0" * 64
+
+Count = Annotated[int, Meta(ge=0)]
+
+
+class ApiKey(Record, frozen=True, kw_only=True):
+    """What is kept of a key. `hash` is the SHA-256 of its token, which is random enough to need no
+    slower one; `created` is a date in UTC. The limits are those of a Tenant.
+    """
+
+    id: str
+    name: str
+    hash: str
+    created: str
+    rate: Count = 0
+    concurrency: Count = 0
+    memory: Count = 0
+
+
+class _File(Record, frozen=True, kw_only=True):
+    keys: tuple[ApiKey, ...] = ()
+
+
+def default_path() -> Path:
+    """Where the keys of the user who asks are kept."""
+    return paths.data_dir() / "keys.json"
+
+
+def load(path: Path) -> tuple[ApiKey, ...]:
+    """All keys, the oldest first.
+
+    Raises:
+        HostError: the file cannot be read, or is not what it should be.
+    """
+    try:
+        return decode(_File, path.read_bytes()).keys
+    except FileNotFoundError:
+        return ()
+    except (OSError, SchemaError, MalformedError) as error:
+        raise HostError(f"{path}: the keys cannot be read: {error}", hint="restore the file, or remove it and make new keys") from error
+
+
+def create(path: Path, name: str, *, rate: int = 0, concurrency: int = 0, memory: int = 0) -> str:
+    """Make a key, and give its token.
+
+    Raises:
+        ConfigError: the name is taken, or is not one.
+        HostError: the keys cannot be read or written.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{name[:80]!r} cannot be a key's name", hint="use up to 64 letters, digits, dots, underscores and hyphens")
+    with _changing(path) as keys:
+        if any(key.name == name for key in keys):
+            raise ConfigError(f"there is a key {name!r} already", hint=f"choose another name, or first: mayfly key revoke {name}")
+        key_id = secrets.token_hex(8)
+        token = f"mayfly_{key_id}_{secrets.token_urlsafe(32)}"
+        created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        limits = {"rate": rate, "concurrency": concurrency, "memory": memory}
+        keys.append(ApiKey(id=key_id, name=name, hash=_hash(token), created=created, **limits))
+    return token
+
+
+def revoke(path: Path, name: str) -> None:
+    """Take a key back: servers refuse its token from now on. Its runs go on.
+
+    Raises:
+        ConfigError: there is no such key.
+        HostError: the keys cannot be read or written.
+    """
+    with _changing(path) as keys:
+        found = [key for key in keys if key.name == name]
+        if not found:
+            raise ConfigError(f"there is no key {name[:80]!r}", hint="mayfly key list")
+        keys.remove(found[0])
+
+
+@contextlib.contextmanager
+def _changing(path: Path) -> Iterator[list[ApiKey]]:
+    """The keys, which are written when the block is left, one changer after the other."""
+    try:
+        with locked(path):
+            keys = list(load(path))
+            yield keys
+            with atomic_write(path, 0o600) as file:
+                file.write(msgspec.json.format(msgspec.json.encode(_File(keys=tuple(keys)))) + b"\n")
+    except OSError as error:
+        raise HostError(f"{path}: {error.strerror or error}", hint="keys are kept in $XDG_DATA_HOME: it must be writable") from error
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+class Known(NamedTuple):
+    """A key whose token was shown, and the tenant that its runs are accounted to."""
+
+    key: ApiKey
+    tenant: Tenant
+
+
+class Keyring:
+    """The keys as a server knows them: those that are in the file at each moment."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: object = None
+        self._keys: dict[str, Known] = {}
+
+    def __len__(self) -> int:
+        self._refresh()
+        return len(self._keys)
+
+    def find(self, token: str) -> Known | None:
+        """The key with that token. How long this takes tells nothing of any token.
+
+        Raises:
+            HostError: the keys cannot be read.
+        """
+        self._refresh()
+        match = _TOKEN.fullmatch(token)
+        known = self._keys.get(match[1]) if match else None
+        same = hmac.compare_digest(_hash(token if match else ""), known.key.hash if known else _NOBODY)
+        return known if same else None
+
+    def _refresh(self) -> None:
+        try:
+            status = self._path.stat()
+            seen = (status.st_mtime_ns, status.st_ino, status.st_size)
+        except FileNotFoundError:
+            seen = None
+        except OSError as error:
+            raise HostError(f"{self._path}: the keys cannot be read: {error.strerror}") from error
+        if seen != self._seen:
+            self._keys = {key.id: self._keys.get(key.id) or _known(key) for key in load(self._path)} if seen else {}
+            self._seen = seen
+
+
+def _known(key: ApiKey) -> Known:
+    return Known(key, Tenant(key.id, rate=key.rate, concurrency=key.concurrency, memory=key.memory))

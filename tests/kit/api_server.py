@@ -1,0 +1,73 @@
+"""A whole server for tests, on a Unix socket and on loopback TCP; its machines are ordinary
+processes (api_fakes.py).
+"""
+
+import asyncio
+import subprocess
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import aiohttp
+
+from mayfly.api.app import serve_http
+from mayfly.api.doors.listen import Door, open_doors
+from mayfly.api.metrics import Metrics
+from mayfly.api.sockets import claim
+from mayfly.host.keys import create, default_path
+from mayfly.runs.service import Service
+from tests.kit.api_fakes import factory, small_config
+
+
+class Served(NamedTuple):
+    """A server under way: its doors over TCP, and a client of its Unix socket."""
+
+    service: Service
+    doors: tuple[Door, ...]
+    operator: aiohttp.ClientSession
+
+    @property
+    def url(self) -> str:
+        """Of the first door."""
+        return self.doors[0].url
+
+    def client(self, token: str = "", **options: Any) -> aiohttp.ClientSession:
+        """A client of the first door."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        return aiohttp.ClientSession(self.url, headers=headers, **options)
+
+
+def serving(tmp_path: Path, scenario: Callable[[Served], Awaitable[Any]], fault: str = "", **changes: Any) -> Any:
+    """Run a scenario against a server with one door, and stop the server."""
+
+    async def whole(folder: Path) -> Any:
+        config = small_config(tmp_path, **{"socket": folder / "mayfly" / "api.sock", "listen": ("127.0.0.1:0",), **changes})
+        stop = asyncio.Event()
+        with claim(config.socket) as (listener, runs), open_doors(config) as doors:
+            async with Service(config, factory(fault), sockets=runs) as service:
+                server = asyncio.create_task(serve_http(service, Metrics(), listener, stop, doors))
+                connector = aiohttp.UnixConnector(path=str(config.socket))
+                async with aiohttp.ClientSession("http://mayfly", connector=connector) as operator:
+                    try:
+                        return await asyncio.wait_for(scenario(Served(service, doors, operator)), 60)
+                    finally:
+                        stop.set()
+                        await server
+
+    with tempfile.TemporaryDirectory(prefix="mayfly-") as name:  # short enough for sockets
+        return asyncio.run(whole(Path(name)))
+
+
+def make_key(name: str, **limits: int) -> str:
+    """A key of this name, and its token."""
+    return create(default_path(), name, **limits)
+
+
+def make_certificate(folder: Path, name: str = "localhost") -> tuple[Path, Path]:
+    """A certificate for `name` and 127.0.0.1, and its key, as files in `folder`."""
+    certificate, key = folder / f"{name}.crt", folder / f"{name}.key"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    subject = ["-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name},IP:127.0.0.1"]
+    subprocess.run([*command, *subject, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+    return certificate, key
