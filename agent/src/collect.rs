@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 use crate::channel::Channel;
 use crate::frame::{CollectedHead, ToHost};
+use crate::glob::{Globs, Places};
 use crate::sys;
-use crate::workspace::{is_plain, Workspace};
+use crate::workspace::{is_plain, Workspace, WORK};
 
 const PIECE: usize = 32 << 10;
 const MAX_ENTRIES: usize = 65535;
@@ -17,8 +18,10 @@ const MAX_ENTRIES: usize = 65535;
 /// An answer that is under way.
 pub struct Collection {
     run: u32,
-    /// Still to come, next one last: (path as the host knows it, where it is).
-    waiting: Vec<(PathBuf, PathBuf)>,
+    /// Still to come, next one last: (path as the host knows it, where it is, which patterns it can match).
+    waiting: Vec<(PathBuf, PathBuf, Places)>,
+    /// If only files are wanted, those that match.
+    globs: Option<Globs>,
     index: u16,
     count: usize,
     open: Option<Open>,
@@ -33,9 +36,18 @@ impl Collection {
             if !is_plain(&path) || has_link(&real).map_err(|error| describe(&path, &error))? {
                 return Err(format!("{path:?} is no absolute path without links"));
             }
-            waiting.push((path, real));
+            waiting.push((path, real, Places::new()));
         }
-        Ok(Collection { run, waiting, index: 0, count: 0, open: None })
+        Ok(Collection { run, waiting, globs: None, index: 0, count: 0, open: None })
+    }
+
+    /// The files of the working folder whose paths match one of the `patterns`, which begin with that folder.
+    pub fn of_matching(run: u32, patterns: &[PathBuf], workspace: &Workspace) -> Result<Collection, String> {
+        let inside = |path: &PathBuf| path.strip_prefix(WORK).map(Path::to_path_buf).map_err(|_| format!("{path:?} is not beneath {WORK}"));
+        let patterns = patterns.iter().map(inside).collect::<Result<Vec<_>, _>>()?;
+        let (globs, places) = Globs::new(&patterns.iter().map(|pattern| pattern.as_os_str().as_bytes()).collect::<Vec<_>>());
+        let waiting = vec![(WORK.into(), workspace.real(WORK.as_ref()), places)];
+        Ok(Collection { run, waiting, globs: Some(globs), index: 0, count: 0, open: None })
     }
 
     /// Send one more piece; true when the last one has been sent.
@@ -45,7 +57,9 @@ impl Collection {
             return Ok(false);
         }
         match self.waiting.pop() {
-            Some((path, real)) => self.enter(&path, &real, channel).map(|()| false).map_err(|error| describe(&path, &error)),
+            Some((path, real, places)) => {
+                self.enter(&path, &real, &places, channel).map(|()| false).map_err(|error| describe(&path, &error))
+            }
             None => {
                 channel.send(self.run, &ToHost::Collected { index: self.index, head: None, ends: false, last: true, data: &[] });
                 Ok(true)
@@ -53,14 +67,13 @@ impl Collection {
         }
     }
 
-    fn enter(&mut self, path: &Path, real: &Path, channel: &mut Channel) -> io::Result<()> {
+    fn enter(&mut self, path: &Path, real: &Path, places: &Places, channel: &mut Channel) -> io::Result<()> {
         let metadata = fs::symlink_metadata(real)?;
         if !metadata.is_dir() && !metadata.is_file() {
             return Ok(());
         }
-        self.count += 1;
-        if self.count > MAX_ENTRIES {
-            return Err(io::Error::new(io::ErrorKind::Other, format!("there are more than {MAX_ENTRIES} files and folders")));
+        if metadata.is_file() && self.globs.as_ref().map_or(false, |globs| !globs.complete(places)) {
+            return Ok(());
         }
         let size = if metadata.is_file() { metadata.len() } else { 0 };
         let head = CollectedHead { path: path.as_os_str().as_bytes(), mode: metadata.mode(), size };
@@ -68,9 +81,24 @@ impl Collection {
             let file = OpenOptions::new().read(true).custom_flags(sys::O_NOFOLLOW).open(real)?;
             return self.send_piece(Open { file, left: size }, Some(head), channel);
         }
-        let mut names = fs::read_dir(real)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()?;
+        let mut names = Vec::new();
+        for entry in fs::read_dir(real)? {
+            self.count += 1;
+            if self.count > MAX_ENTRIES {
+                return Err(io::Error::new(io::ErrorKind::Other, format!("there are more than {MAX_ENTRIES} files and folders")));
+            }
+            names.push(entry?.file_name());
+        }
         names.sort_by(|a, b| b.cmp(a));
-        self.waiting.extend(names.iter().map(|name| (path.join(name), real.join(name))));
+        for name in names {
+            let places = self.globs.as_ref().map_or_else(Places::new, |globs| globs.enter(places, name.as_bytes()));
+            if self.globs.is_none() || !places.is_empty() {
+                self.waiting.push((path.join(&name), real.join(&name), places));
+            }
+        }
+        if self.globs.is_some() {
+            return Ok(());
+        }
         channel.send(self.run, &ToHost::Collected { index: self.index, head: Some(head), ends: true, last: false, data: &[] });
         self.index = self.index.wrapping_add(1);
         Ok(())

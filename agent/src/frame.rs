@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStringExt;
 
 pub const MAX_PAYLOAD: usize = 65536;
 pub const MAX_PACKET: usize = MAX_PAYLOAD + 9;
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 const MIN_ENTROPY: usize = 16;
 const MAX_ENTROPY: usize = 512;
 
@@ -21,18 +21,35 @@ pub struct Frame {
 #[derive(Debug)]
 pub enum FromHost {
     Start(Start),
-    File { index: u16, offset: u64, data: Vec<u8> },
+    File {
+        index: u16,
+        offset: u64,
+        data: Vec<u8>,
+    },
     Begin,
     Stdin(Vec<u8>),
     StdinEof,
     Signal(u8),
-    Collect(Vec<OsString>),
+    Collect {
+        paths: Vec<OsString>,
+        globs: bool,
+    },
     Resumed(Resumed),
     Shutdown,
+    /// Of a terminal, which no step has yet.
+    #[allow(dead_code)]
+    Resize {
+        columns: u16,
+        rows: u16,
+    },
 }
 
 #[derive(Debug)]
 pub struct Start {
+    /// What the run leaves in the working folder becomes the products.
+    pub keep: bool,
+    /// The working folder begins as a copy of the products.
+    pub from_products: bool,
     pub env: Env,
     pub steps: Vec<StepSpec>,
     pub files: Vec<FileEntry>,
@@ -52,6 +69,8 @@ pub struct StepSpec {
     pub output: u64,
     pub file_size: u64,
     pub stdin: bool,
+    /// Columns and rows of its terminal; both 0: it has none.
+    pub terminal: (u16, u16),
 }
 
 #[derive(Debug)]
@@ -164,7 +183,7 @@ pub fn parse(packet: &[u8]) -> Result<Frame, Drop> {
     }
     let mut cursor = Cursor { data: &body[1..] };
     let run = cursor.u32().ok_or(Drop::Short)?;
-    if !(0x01..=0x09).contains(&body[0]) {
+    if !(0x01..=0x0A).contains(&body[0]) {
         return Err(Drop::Type);
     }
     let message = parse_payload(body[0], &mut cursor).ok_or(Drop::Payload)?;
@@ -176,15 +195,16 @@ pub fn parse(packet: &[u8]) -> Result<Frame, Drop> {
 
 fn parse_payload(kind: u8, cursor: &mut Cursor) -> Option<FromHost> {
     Some(match kind {
-        0x01 => FromHost::Start(Start { env: cursor.env()?, steps: cursor.list(Cursor::step)?, files: cursor.list(Cursor::file_entry)? }),
+        0x01 => FromHost::Start(cursor.start()?),
         0x02 => FromHost::File { index: cursor.u16()?, offset: cursor.u64()?, data: cursor.rest() },
         0x03 => FromHost::Begin,
         0x04 => FromHost::Stdin(cursor.rest()),
         0x05 => FromHost::StdinEof,
         0x06 => FromHost::Signal(cursor.u8()?),
-        0x07 => FromHost::Collect(cursor.list(Cursor::raw)?),
+        0x07 => FromHost::Collect { paths: cursor.list(Cursor::raw)?, globs: cursor.flags::<1>()?[0] },
         0x08 => FromHost::Resumed(cursor.resumed()?),
         0x09 => FromHost::Shutdown,
+        0x0A => FromHost::Resize { columns: cursor.u16()?, rows: cursor.u16()? },
         _ => return None,
     })
 }
@@ -250,8 +270,21 @@ impl Cursor<'_> {
         self.list(|cursor| Some((cursor.raw()?, cursor.raw()?)))
     }
 
+    /// A byte of N flags, bit 0 first; the bits above them must be 0.
+    fn flags<const N: usize>(&mut self) -> Option<[bool; N]> {
+        let byte = self.u8()?;
+        let mut flags = [false; N];
+        flags.iter_mut().enumerate().for_each(|(bit, flag)| *flag = byte >> bit & 1 == 1);
+        (u32::from(byte) >> N == 0).then_some(flags)
+    }
+
+    fn start(&mut self) -> Option<Start> {
+        let [keep, from_products] = self.flags()?;
+        Some(Start { keep, from_products, env: self.env()?, steps: self.list(Cursor::step)?, files: self.list(Cursor::file_entry)? })
+    }
+
     fn step(&mut self) -> Option<StepSpec> {
-        let spec = StepSpec {
+        Some(StepSpec {
             name: self.text()?,
             argv: self.list(Cursor::raw)?,
             cwd: self.raw()?,
@@ -262,12 +295,9 @@ impl Cursor<'_> {
             processes: self.u32()?,
             output: self.u64()?,
             file_size: self.u64()?,
-            stdin: false,
-        };
-        match self.u8()? {
-            flags @ 0..=1 => Some(StepSpec { stdin: flags == 1, ..spec }),
-            _ => None,
-        }
+            stdin: self.flags::<1>()?[0],
+            terminal: (self.u16()?, self.u16()?),
+        })
     }
 
     fn file_entry(&mut self) -> Option<FileEntry> {

@@ -21,11 +21,13 @@ mod elf;
 #[allow(unsafe_code)]
 mod entry;
 mod frame;
+mod glob;
 mod init;
 mod log;
 mod login;
 mod network;
 mod procfs;
+mod products;
 mod run;
 mod slip;
 mod start;

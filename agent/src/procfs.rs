@@ -45,8 +45,17 @@ pub fn descendants() -> Vec<Process> {
 
 /// Bytes of memory that the kernel gives programs altogether.
 pub fn total_memory() -> Option<u64> {
+    memory("MemTotal:")
+}
+
+/// Bytes of memory that programs could have now.
+pub fn available_memory() -> Option<u64> {
+    memory("MemAvailable:")
+}
+
+fn memory(name: &str) -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
 }
 

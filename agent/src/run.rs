@@ -214,7 +214,9 @@ impl Agent {
             FromHost::Stdin(data) => self.stdin(&data),
             FromHost::StdinEof => self.input.eof = true,
             FromHost::Signal(number) => self.signal(number),
-            FromHost::Collect(paths) => self.collect(paths.into_iter().map(PathBuf::from).collect()),
+            FromHost::Collect { paths, globs } => self.collect(paths.into_iter().map(PathBuf::from).collect(), globs),
+            // There are no terminals yet, so this comes too late for one.
+            FromHost::Resize { .. } => {}
         }
     }
 
@@ -237,12 +239,12 @@ impl Agent {
         if !matches!(self.state, State::Idle) {
             return self.wrong_state(run, "START during a run");
         }
-        if let Err(text) = start::check(run, &start) {
+        if let Err(text) = start::check(run, &start, self.workspace.has_products()) {
             return self.error(run, ErrorCode::StartRefused, &text);
         }
         self.run = run;
         self.input = Input::default();
-        if let Err(text) = self.workspace.begin(&start.files) {
+        if let Err(text) = self.workspace.begin(&start) {
             self.error(run, ErrorCode::FileNotWritten, &text);
             return self.done();
         }
@@ -271,6 +273,7 @@ impl Agent {
     fn begin(&mut self) {
         match std::mem::replace(&mut self.state, State::Idle) {
             State::Receiving(start) => match self.workspace.complete(&start.files) {
+                Ok(()) if start.steps.is_empty() => self.done(),
                 Ok(()) => self.run_step(start, 0),
                 Err(text) => {
                     self.error(self.run, ErrorCode::FileNotWritten, &text);
@@ -339,11 +342,16 @@ impl Agent {
         }
     }
 
-    fn collect(&mut self, paths: Vec<PathBuf>) {
+    fn collect(&mut self, paths: Vec<PathBuf>, globs: bool) {
         if !matches!(self.state, State::Idle) {
             return self.wrong_state(self.run, "COLLECT before DONE");
         }
-        match Collection::new(self.run, paths, &self.workspace) {
+        let collection = if globs {
+            Collection::of_matching(self.run, &paths, &self.workspace)
+        } else {
+            Collection::new(self.run, paths, &self.workspace)
+        };
+        match collection {
             Ok(collection) => self.state = State::Collecting(collection),
             Err(text) => self.error(self.run, ErrorCode::CollectFailed, &text),
         }

@@ -10,11 +10,18 @@ use crate::workspace::Workspace;
 const MAX_STEPS: usize = 255;
 
 /// Check all that START asks for, before anything of it is done. Fails with what is wrong and where.
-pub fn check(run: u32, start: &Start) -> Result<(), String> {
+pub fn check(run: u32, start: &Start, has_products: bool) -> Result<(), String> {
     if run == 0 {
         return Err("a run's id is never 0".into());
     }
-    if start.steps.is_empty() || start.steps.len() > MAX_STEPS {
+    if start.from_products && !has_products {
+        return Err("no run has left products".into());
+    }
+    if start.from_products && !start.files.is_empty() {
+        // They would be written through whatever links are among the products.
+        return Err("a run that begins with products has no files of its own".into());
+    }
+    if (start.steps.is_empty() && !start.keep) || start.steps.len() > MAX_STEPS {
         return Err(format!("{} steps, 1 to {MAX_STEPS} are allowed", start.steps.len()));
     }
     for (index, step) in start.steps.iter().enumerate() {
@@ -33,6 +40,9 @@ fn check_step(step: &StepSpec) -> Result<(), String> {
     }
     if !Path::new(&step.cwd).is_absolute() {
         return Err(format!("the working directory {:?} is not absolute", step.cwd));
+    }
+    if step.terminal != (0, 0) {
+        return Err("it asks for a terminal, which this agent does not have".into());
     }
     check_env(step.env.iter())
 }

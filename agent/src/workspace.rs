@@ -11,11 +11,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
-use crate::frame::FileEntry;
+use crate::frame::{FileEntry, Start};
+use crate::products::Products;
 use crate::sys;
 
 /// The working folder's name in the protocol.
 pub const WORK: &str = "/work";
+/// In a machine; beside the end marker.
+const VAULT: &str = "/mayfly/products";
 const MAX_FILES_SIZE: u64 = 16 << 20;
 
 /// Whom steps run as; None when the agent is no root itself.
@@ -33,17 +36,24 @@ pub struct Workspace {
     renew: Option<fn(User) -> io::Result<()>>,
     dirty: bool,
     received: Vec<u64>,
+    products: Products,
+    /// What is in the working folder now becomes the products.
+    keep: bool,
 }
 
 impl Workspace {
     /// In a machine, `renew` mounts what the user can write to anew.
     pub fn of_machine(user: User, renew: fn(User) -> io::Result<()>) -> Workspace {
-        Workspace { work: WORK.into(), user: Some(user), renew: Some(renew), dirty: false, received: Vec::new() }
+        let products = Products::new(VAULT.into(), true);
+        Workspace { work: WORK.into(), user: Some(user), renew: Some(renew), dirty: false, received: Vec::new(), products, keep: false }
     }
 
     /// As an ordinary process: only `work`, which belongs to the agent from now on, is written to and emptied.
     pub fn of_process(work: PathBuf, user: Option<User>) -> Workspace {
-        Workspace { work, user, renew: None, dirty: true, received: Vec::new() }
+        let mut vault = work.clone().into_os_string();
+        vault.push(".products");
+        let products = Products::new(vault.into(), false);
+        Workspace { work, user, renew: None, dirty: true, received: Vec::new(), products, keep: false }
     }
 
     pub fn user(&self) -> Option<User> {
@@ -84,13 +94,34 @@ impl Workspace {
         Ok(())
     }
 
-    /// Empty everything and make the files, still without content.
-    pub fn begin(&mut self, files: &[FileEntry]) -> Result<(), String> {
+    /// Whether a run can begin with the products of an earlier one.
+    pub fn has_products(&self) -> bool {
+        self.keep || self.products.are_there()
+    }
+
+    /// Empty everything. Then begin with a copy of the products, or make the files, still without content.
+    pub fn begin(&mut self, start: &Start) -> Result<(), String> {
+        self.save_products(start.from_products).map_err(|error| format!("the products cannot be kept: {error}"))?;
         self.empty().map_err(|error| format!("{WORK} cannot be emptied: {error}"))?;
         self.dirty = true;
+        self.keep = start.keep;
+        if start.from_products {
+            self.products.copy(&self.work, self.user).map_err(|error| format!("the products cannot be copied: {error}"))?;
+        }
+        let files = &start.files;
         self.received = vec![0; files.len()];
         for (index, file) in files.iter().enumerate() {
             self.create(file).map_err(|error| format!("file {index}: {:?} cannot be made: {error}", file.path))?;
+        }
+        Ok(())
+    }
+
+    fn save_products(&mut self, needed: bool) -> io::Result<()> {
+        if !needed {
+            return self.products.discard();
+        }
+        if std::mem::take(&mut self.keep) {
+            self.products.take(&self.work)?;
         }
         Ok(())
     }

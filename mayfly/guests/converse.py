@@ -84,16 +84,18 @@ async def collect(
     size: int,
     deadline_s: float,
     rate: float,
+    globs: bool = False,
 ) -> None:
     """Give `take` the pieces of the regular files and folders at and beneath `paths`, which the
-    last job left: at most `entries`, with `size` bytes together. The time is as a job's.
+    last job left (with `globs` of the files in the working folder that match): at most `entries`,
+    with `size` bytes together. The time is as a job's.
 
     Raises:
         CollectError: there are more, or the agent cannot read them.
         MayflyError: as `converse`.
     """
     async with _watched(guest, deadline_s, rate) as extend:
-        await guest.process.write(guest.conversation.collect(paths, entries=entries, size=size))
+        await guest.process.write(guest.conversation.collect(paths, entries=entries, size=size, globs=globs))
         last = False
         while not last:
             for event in await _hear(guest):

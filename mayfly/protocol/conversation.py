@@ -20,6 +20,7 @@ from mayfly.protocol.frames import (
     MAX_FILE_CHUNK,
     MAX_PAYLOAD,
     PROTOCOL_VERSION,
+    WORK_FOLDER,
     Begin,
     Collect,
     Collected,
@@ -74,6 +75,7 @@ class Phase(enum.Enum):
 _ALLOWED: Mapping[tuple[Phase, type[Message]], Phase] = {
     (Phase.GREETING, Hello): Phase.IDLE,
     (Phase.STARTED, Stage): Phase.STEP,
+    (Phase.STARTED, Done): Phase.IDLE,  # a run without steps
     (Phase.STARTED, Exit): Phase.BETWEEN,  # a step whose program never started
     (Phase.STEP, Stdout): Phase.STEP,
     (Phase.STEP, Stderr): Phase.STEP,
@@ -295,9 +297,10 @@ class Conversation:
                 yield encode_frame(File(index, offset, content[offset : offset + MAX_FILE_CHUNK]), self.runs)
         yield encode_frame(Begin(), self.runs)
 
-    def collect(self, paths: Sequence[str], *, entries: int, size: int) -> bytes:
+    def collect(self, paths: Sequence[str], *, entries: int, size: int, globs: bool = False) -> bytes:
         """The frame that asks for what lies at and beneath the absolute `paths` of the run that has
-        just ended. `Collected` events follow, each checked; the one that is `last` ends the answer.
+        just ended; with `globs` for the files in the working folder whose paths match.
+        `Collected` events follow, each checked; the one that is `last` ends the answer.
 
         An answer of more than `entries` files and folders, or of files with more than `size` bytes,
         ends the conversation with a CollectError.
@@ -307,9 +310,9 @@ class Conversation:
             ValueError: not between runs.
         """
         self._leave((Phase.IDLE,), Phase.COLLECTING)
-        self._answer = _Answer(tuple(paths), entries, size)
+        self._answer = _Answer((WORK_FOLDER,) if globs else tuple(paths), entries, size)
         self._allow(0)
-        return encode_frame(Collect(tuple(paths)), self.runs)
+        return encode_frame(Collect(tuple(paths), globs), self.runs)
 
     def stdin_room(self) -> int:
         """How many bytes the next STDIN frame may carry; 0: wait for more credit."""

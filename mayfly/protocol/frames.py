@@ -46,6 +46,7 @@ from mayfly.protocol.messages import (
     Hello,
     Limit,
     Message,
+    Resize,
     Resumed,
     Shutdown,
     Signal,
@@ -91,6 +92,7 @@ __all__ = [
     "Hello",
     "Limit",
     "Message",
+    "Resize",
     "Resumed",
     "Shutdown",
     "Signal",
@@ -235,15 +237,19 @@ def check_start(start: Start) -> None:
     Raises:
         EncodeError: a file's path leaves /work, has an empty, `.` or `..` component or comes
             twice, its mode has more than permission bits; a variable's name is empty or holds `=`;
-            the steps are not 1 to MAX_STEPS with a program and an absolute directory each, or two
-            of them take standard input.
+            the steps are not 1 to MAX_STEPS (with `keep` 0 to MAX_STEPS) with a program and an
+            absolute directory each, or two of them take standard input; files beside products.
         OversizeError: the files have more than MAX_FILES_SIZE bytes together.
     """
     _check_files(start.files)
     total = sum(entry.size for entry in start.files)
     if total > MAX_FILES_SIZE:
         raise OversizeError(f"the files have {total} bytes together; at most {MAX_FILES_SIZE} are taken")
-    if not 1 <= len(start.steps) <= MAX_STEPS or not all(step.argv and step.argv[0] and step.cwd.startswith("/") for step in start.steps):
+    if start.from_products and start.files:
+        raise EncodeError("a run that begins with products has no files of its own")
+    if not (not start.keep) <= len(start.steps) <= MAX_STEPS or not all(
+        step.argv and step.argv[0] and step.cwd.startswith("/") for step in start.steps
+    ):
         raise EncodeError(f"a run has 1 to {MAX_STEPS} steps, each with a program to run and an absolute directory to run it in")
     if sum(step.stdin for step in start.steps) > 1:
         raise EncodeError("more than one step takes standard input")

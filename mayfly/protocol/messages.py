@@ -31,7 +31,7 @@ from mayfly.protocol.wire import (
     rest,
 )
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 MAX_PAYLOAD = 65536
 MAX_FILE_CHUNK = MAX_PAYLOAD - 10
 """Bytes of a file that one FILE frame of the host can carry."""
@@ -53,6 +53,7 @@ class FrameType(IntEnum):
     COLLECT = 0x07
     RESUMED = 0x08
     SHUTDOWN = 0x09
+    RESIZE = 0x0A
     HELLO = 0x81
     STAGE = 0x82
     STDOUT = 0x83
@@ -120,7 +121,10 @@ Env = tuple[tuple[str, str], ...]
 
 @dataclasses.dataclass(eq=False, repr=False)
 class Step(Fields):
-    """One program to run. Times in milliseconds, sizes in bytes; a limit of 0 means none."""
+    """One program to run. Times in milliseconds, sizes in bytes; a limit of 0 means none.
+
+    With `columns` and `rows` its standard input, output and error are one terminal of that size.
+    """
 
     name: str
     argv: tuple[str, ...]
@@ -133,7 +137,9 @@ class Step(Fields):
     output: int = 0
     file_size: int = 0
     stdin: bool = False
-    layout = (STR, list_of(RAW), RAW, ENV, U32, U32, U64, U32, U64, U64, FLAG)
+    columns: int = 0
+    rows: int = 0
+    layout = (STR, list_of(RAW), RAW, ENV, U32, U32, U64, U32, U64, U64, FLAG, U16, U16)
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -146,15 +152,35 @@ class FileEntry(Fields):
     layout = (RAW, U32, U64)
 
 
+_START_FLAGS = bits(2)
+_STEPS, _FILES = list_of(nested(Step)), list_of(nested(FileEntry))
+
+
 @dataclasses.dataclass(eq=False, repr=False)
 class Start(Message):
-    """Begin a run: what to execute and which files to expect."""
+    """Begin a run: what to execute and which files to expect.
+
+    With `keep` the working folder that the run leaves becomes the products. With `from_products`
+    the working folder begins as a copy of them.
+    """
 
     env: Env
     steps: tuple[Step, ...]
     files: tuple[FileEntry, ...]
+    keep: bool = False
+    from_products: bool = False
     type = FrameType.START
-    layout = (ENV, list_of(nested(Step)), list_of(nested(FileEntry)))
+
+    def encode(self) -> bytes:
+        """The payload; both flags are in the byte at its front."""
+        flags = _START_FLAGS.write((self.keep, self.from_products))
+        return flags + ENV.write(self.env) + _STEPS.write(self.steps) + _FILES.write(self.files)
+
+    @classmethod
+    def read(cls, cursor: Cursor) -> Self:
+        """Read the fields from the cursor."""
+        keep, from_products = _START_FLAGS.read(cursor)
+        return cls(ENV.read(cursor), _STEPS.read(cursor), _FILES.read(cursor), keep, from_products)
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -204,11 +230,12 @@ class Signal(Message):
 
 @dataclasses.dataclass(eq=False, repr=False)
 class Collect(Message):
-    """Ask for files and folders, by absolute path."""
+    """Ask for files and folders, by absolute path; with `globs` for the files whose paths match."""
 
     paths: tuple[str, ...]
+    globs: bool = False
     type = FrameType.COLLECT
-    layout = (list_of(RAW),)
+    layout = (list_of(RAW), FLAG)
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -232,6 +259,16 @@ class Shutdown(Message):
     """Kill what runs and restart the machine."""
 
     type = FrameType.SHUTDOWN
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class Resize(Message):
+    """Give the running step's terminal another size."""
+
+    columns: int
+    rows: int
+    type = FrameType.RESIZE
+    layout = (U16, U16)
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -350,5 +387,5 @@ class Error(Message):
     layout = (enum(U16, ErrorCode), STR)
 
 
-FROM_HOST: tuple[type[Message], ...] = (Start, File, Begin, Stdin, StdinEof, Signal, Collect, Resumed, Shutdown)
+FROM_HOST: tuple[type[Message], ...] = (Start, File, Begin, Stdin, StdinEof, Signal, Collect, Resumed, Shutdown, Resize)
 FROM_AGENT: tuple[type[Message], ...] = (Hello, Stage, Stdout, Stderr, Exit, Done, Credit, Collected, Error)

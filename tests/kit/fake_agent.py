@@ -8,6 +8,7 @@ import contextlib
 import os
 import platform
 import queue
+import shutil
 import signal
 import socket
 import struct
@@ -35,13 +36,16 @@ PHASES = {"process": 0.001, "kvm": 0.002}
 
 class FakeAgent:
     def __init__(self, channel: socket.socket, fault: str, work: Path) -> None:
-        self.channel, self.fault, self.work = channel, fault, work
+        self.channel, self.fault = channel, fault
         self.lock = threading.Lock()
         self.run = 0
         self.network = ""
         self.start = p.Start((), (), ())
         self.stdin: queue.Queue[bytes] = queue.Queue()
         self.child: subprocess.Popen[bytes] | None = None
+        self.products = work / "products"
+        self.work = work / "work"
+        self.work.mkdir()
 
     def send(self, message: p.Message, run: int | None = None) -> None:
         with self.lock, contextlib.suppress(OSError):
@@ -73,7 +77,15 @@ class FakeAgent:
                 self.network = frame.message.network or self.network
                 self.send(self.hello, run=0)
             case p.Start() as start:
+                if start.from_products and self.start.keep:
+                    shutil.rmtree(self.products, ignore_errors=True)
+                    self.work.rename(self.products)
                 self.run, self.start = frame.run, start
+                shutil.rmtree(self.work, ignore_errors=True)
+                if start.from_products:
+                    shutil.copytree(self.products, self.work, symlinks=True)
+                else:
+                    self.work.mkdir()
                 for entry in start.files:
                     (self.work / entry.path).parent.mkdir(parents=True, exist_ok=True)
                     (self.work / entry.path).write_bytes(b"")

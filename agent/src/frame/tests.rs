@@ -72,8 +72,24 @@ fn start_has_all_its_fields() {
     assert_eq!((build.wall_ms, build.cpu_ms, build.memory), (60_000, 50_000, 512 << 20));
     assert_eq!((build.processes, build.output, build.file_size, build.stdin), (128, 1 << 20, 64 << 20, true));
     assert!(!start.steps[1].stdin);
+    assert_eq!((start.keep, start.from_products, build.terminal), (false, false, (0, 0)));
     let file = &start.files[0];
     assert_eq!((&file.path, file.mode, file.size), (&"main.rs".into(), 0o644, 12));
+}
+
+#[test]
+fn what_version_3_brought() {
+    let start = |name| match parse(&packed(name)).expect("a frame").message {
+        FromHost::Start(start) => start,
+        other => panic!("{other:?}"),
+    };
+    let (keep, from, terminal) = (start("start-keep"), start("start-from-products"), start("start-terminal"));
+    assert_eq!((keep.keep, keep.from_products, keep.steps.len(), keep.files.len()), (true, false, 0, 1));
+    assert_eq!((from.keep, from.from_products, from.steps[0].stdin), (false, true, true));
+    assert_eq!(terminal.steps[0].terminal, (132, 43));
+    assert!(matches!(parse(&packed("resize")).expect("a frame").message, FromHost::Resize { columns: 80, rows: 24 }));
+    assert!(matches!(parse(&packed("collect")).expect("a frame").message, FromHost::Collect { globs: false, .. }));
+    assert!(matches!(parse(&packed("collect-globs")).expect("a frame").message, FromHost::Collect { globs: true, .. }));
 }
 
 #[test]

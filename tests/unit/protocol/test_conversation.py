@@ -126,6 +126,12 @@ def test_a_step_that_never_started_has_no_stage() -> None:
     assert feed(begun(), never, p.Done()) == [never, p.Done()]
 
 
+def test_a_run_without_steps_is_over_at_once() -> None:
+    conversation = begun(p.Start((), (), (), keep=True))
+    assert feed(conversation, p.Done()) == [p.Done()]
+    assert conversation.phase is Phase.IDLE
+
+
 def test_a_stage_has_the_name_that_the_host_gave_it() -> None:
     assert feed(begun(), p.Stage(0, "\x1b[2J")) == [p.Stage(0, "build")]
 
