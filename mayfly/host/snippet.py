@@ -21,6 +21,18 @@ class Mode(enum.StrEnum):
     EVENTS = "events"
 
 
+class Compare(enum.StrEnum):
+    """How a case's standard output is compared with what is expected.
+
+    EXACT: byte by byte. TRIMMED: without white space at the ends of lines, and without empty lines
+    at the end. TOKENS: what stands between white space, in its order.
+    """
+
+    EXACT = "exact"
+    TRIMMED = "trimmed"
+    TOKENS = "tokens"
+
+
 class Snippet(msgspec.Struct, frozen=True, kw_only=True):
     """A request. `source` goes to the file that the language names.
 
