@@ -14,15 +14,18 @@ from aiohttp import web
 
 from mayfly.api.connections import Bodies, Connection, Connections, Handler
 from mayfly.api.doors.access import ID, Access
-from mayfly.api.doors.intake import AUDIT, BODIES, SERVICE
+from mayfly.api.doors.hooks import Hooks
+from mayfly.api.doors.intake import AUDIT, BODIES, HOOKS, REPEATS, SERVICE
 from mayfly.api.doors.listen import Door, load_tls, open_doors
 from mayfly.api.doors.logs import open_log
+from mayfly.api.doors.repeats import Repeats
 from mayfly.api.metrics import Metrics
 from mayfly.api.problems import status_of
 from mayfly.api.requests import MAX_BODY
 from mayfly.api.routes import METRICS, ROUTES
 from mayfly.api.sockets import claim
 from mayfly.errors import BusyError, ConfigError, MayflyError, StoppingError, UnauthorizedError, to_wire
+from mayfly.host.addresses import Targets
 from mayfly.host.checks import time_factor
 from mayfly.host.config import Config
 from mayfly.host.keys import Keyring, default_path
@@ -93,16 +96,19 @@ def make_app(service: Service, metrics: Metrics, connections: Connections) -> we
     app[METRICS] = metrics
     app[BODIES] = Bodies(MAX_BODY)
     app[AUDIT] = audit
+    app[HOOKS] = hooks = Hooks(Targets(config.callback_hosts))
+    app[REPEATS] = Repeats(service)
     for route in ROUTES:
         app.router.add_route(route.method, route.path, route.handler)
         if route.method == "GET":  # as RFC 9110, 9.1 asks for
             app.router.add_head(route.path, route.handler)
 
-    async def close_logs(_: web.Application) -> None:
+    async def close(_: web.Application) -> None:
+        await hooks.close()
         log.close()
         audit.close()
 
-    app.on_cleanup.append(close_logs)
+    app.on_cleanup.append(close)
     return app
 
 

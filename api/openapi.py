@@ -25,8 +25,9 @@ _FLAG: dict[str, Any] = {"type": "boolean"}
 @dataclasses.dataclass(frozen=True)
 class Route:
     """One route: what openapi.json says of it is the handler's first line, the schemas' names, the
-    statuses, the parameters in the address, whether a snippet comes and a stream of events may go;
-    and whether it is `open` to all without an API key, or for the `operator` alone.
+    statuses, the parameters in the address, the schema of its JSON body, whether a snippet comes
+    and a stream of events may go; and whether it is `open` to all without an API key, or for the
+    `operator` alone.
     """
 
     method: str
@@ -35,6 +36,7 @@ class Route:
     answer: str
     statuses: tuple[int, ...]
     query: type[msgspec.Struct] | None = None
+    body: str = ""
     snippet: bool = False
     streams: bool = False
     open: bool = False
@@ -62,7 +64,8 @@ def _ref(name: str) -> dict[str, Any]:
 
 
 _MODE = _ref("Mode")
-_REQUEST = requests.schemas(requests.Query, RunQuery, EventsQuery)
+_CLOSED: dict[str, Any] = {"additionalProperties": False}
+_REQUEST = requests.schemas(requests.Query, RunQuery, EventsQuery, requests.RunsQuery)
 _ENDED: dict[str, Any] = {
     "step": _TEXT,
     "code": _or_null(_WHOLE),
@@ -87,6 +90,10 @@ SCHEMAS: dict[str, Any] = {
         output=_MODE,
         output_socket=_or_null(_TEXT),
     ),
+    "Batch": {**_object(("runs",), runs={**_list(_ref("Snippet")), "minItems": 1, "maxItems": requests.MAX_BATCH}), **_CLOSED},
+    "Save": {**_object(("name",), name=_TEXT), **_CLOSED},
+    "Batched": _object(("runs",), runs=_list({"oneOf": [_ref("Started"), _object(("error",), error=_ref("Problem"))]})),
+    "Runs": _object(("runs",), runs=_list(_or_null(_ref("Run")))),
     "Run": _object(
         ("id", "state", "status", "exit_status", "steps", "error"),
         id=_TEXT,
@@ -172,13 +179,20 @@ def _operation(route: Route) -> dict[str, Any]:
     ]
     operation: dict[str, Any] = {"operationId": route.handler.__name__, "summary": str(route.handler.__doc__).splitlines()[0]}
     if route.query:
-        query = _REQUEST[route.query.__name__]["properties"]
-        parameters += [{"name": name, "in": "query", "schema": schema} for name, schema in query.items()]
+        query = _REQUEST[route.query.__name__]
+        needed = query.get("required", ())
+        parameters += [
+            {"name": name, "in": "query", "required": name in needed, "schema": schema} for name, schema in query["properties"].items()
+        ]
     if route.query is EventsQuery:
         parameters.append({"name": "Last-Event-ID", "in": "header", "schema": _TEXT})
     if route.snippet:
         content = {"text/plain": {"schema": _TEXT}, "application/json": {"schema": _ref("Snippet")}}
         operation["requestBody"] = {"required": True, "content": content}
+    if route.body:
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(route.body)}}}
+    if route.snippet or route.body == "Batch":
+        parameters.append({"name": "Idempotency-Key", "in": "header", "schema": {**_TEXT, "minLength": 1, "maxLength": 255}})
     if parameters:
         operation["parameters"] = parameters
     if route.open:

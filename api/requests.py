@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -31,12 +31,15 @@ MAX_QUOTES = 64 * 1024
 """Quotation marks of JSON itself in a body: names and texts are at most some 10,000. More would
 only be there to make the server build millions of objects.
 """
+MAX_BATCH = 64
+"""Runs in one request."""
 PLAIN_TYPES = ("application/octet-stream", "application/x-www-form-urlencoded")
 """Besides text/*, what is taken as the snippet itself; the second is what `curl --data-binary` says
 by default.
 """
 
 Text = Annotated[str, Meta(max_length=MAX_TEXT, extra={"allowed": f"text of at most {MAX_TEXT} bytes without NUL"})]
+Line = Annotated[str, Meta(max_length=2048, pattern=r"^[!-~]+$", extra={"allowed": "text of at most 2048 printable ASCII characters"})]
 Texts = Annotated[Mapping[Text, Text], Meta(max_length=MAX_ITEMS)]
 Time = Annotated[float, Meta(gt=0, le=MAX_TIME_S)]
 Size = Annotated[int, Meta(gt=0, le=MAX_SIZE)]
@@ -80,6 +83,34 @@ class Body(Query, frozen=True, kw_only=True):
     build_env: Annotated[Texts, Meta(description="environment of the build step")] = msgspec.field(default_factory=dict)
     options: Annotated[Texts, Meta(description="the language's options, such as the edition")] = msgspec.field(default_factory=dict)
     limits: Annotated[Mapping[Text, Limits], Meta(max_length=MAX_ITEMS, description="limits by step")] = {}
+    callback_url: Annotated[Line, Meta(description="where the result is posted when the run is over")] | UnsetType = UNSET
+    callback_secret: Annotated[Line, Meta(min_length=16, description="signs the result at callback_url")] | UnsetType = UNSET
+
+
+class Callback(NamedTuple):
+    """Where a result goes, and the secret that signs it."""
+
+    url: str
+    secret: str
+
+
+class Submission(NamedTuple):
+    """All that a request for a run says."""
+
+    snippet: Snippet
+    callback: Callback | None = None
+
+
+class Batch(Record, frozen=True, kw_only=True):
+    """Requests for runs, each as the body of `POST /start`."""
+
+    runs: Annotated[tuple[msgspec.Raw, ...], Meta(min_length=1, max_length=MAX_BATCH, description="bodies of POST /start")]
+
+
+class RunsQuery(Record, frozen=True, kw_only=True):
+    """What can stand in the address of several runs."""
+
+    ids: Annotated[str, Meta(max_length=MAX_BATCH * 33, description="ids of runs, with commas between them")]
 
 
 class _Sniffed(msgspec.Struct):
@@ -113,13 +144,32 @@ def parse_request(kind: str, body: bytes, query: Query = Query()) -> Snippet:  #
     Raises:
         RequestError: the body is not a snippet; the message names the field.
     """
+    return parse_submission(kind, body, query).snippet
+
+
+def parse_submission(kind: str, body: bytes, query: Query = Query()) -> Submission:  # noqa: B008  # frozen
+    """As parse_request, with where the result goes.
+
+    Raises:
+        RequestError: the body is not a snippet; the message names the field.
+    """
     if kind == "application/json" or _looks_like_json(body):
-        return _merged(parse_json(body), query)
-    return Snippet(source=body, **_given(query))
+        found = parse_object(Body, body)
+        return Submission(_merged(_snippet(found), query), _callback(found))
+    return Submission(Snippet(source=body, **_given(query)))
 
 
 def parse_json(body: bytes) -> Snippet:
     """The snippet in a JSON body.
+
+    Raises:
+        RequestError: as of parse_object.
+    """
+    return _snippet(parse_object(Body, body))
+
+
+def parse_object(kind: type[_T], body: bytes) -> _T:
+    """The object in a JSON body.
 
     Raises:
         RequestError: it is not JSON, or not an object.
@@ -128,14 +178,21 @@ def parse_json(body: bytes) -> Snippet:
     """
     _check_quotes(body)
     try:
-        found = decode(Body, body)
+        return decode(kind, body)
     except MalformedError as error:
         raise RequestError(f"the body is not JSON: {error}", hint="JSON is UTF-8 text without lone surrogates") from error
     except SchemaError as error:
         if not body.lstrip().startswith(b"{"):
             raise RequestError("the body is not a JSON object") from error
         raise UnprocessableError(error.message, hint=error.hint) from error
-    return _snippet(found)
+
+
+def _callback(body: Body) -> Callback | None:
+    if body.callback_url is UNSET and body.callback_secret is UNSET:
+        return None
+    if body.callback_url is UNSET or body.callback_secret is UNSET:
+        raise UnprocessableError("callback_url and callback_secret go together", hint="give both: results are always signed")
+    return Callback(body.callback_url, body.callback_secret)
 
 
 def _snippet(body: Body) -> Snippet:

@@ -2,9 +2,11 @@
 openapi.json are made.
 """
 
+import asyncio
 import contextlib
 import json
 import platform
+from typing import Any
 
 from aiohttp import web
 from msgspec import UNSET
@@ -13,12 +15,12 @@ from msgspec.structs import asdict
 from mayfly import __version__
 from mayfly.api import events, openapi
 from mayfly.api.doors.access import CALLER, is_operator
-from mayfly.api.doors.intake import BODIES, SERVICE, attended, find_run, note, read_snippet, submit
+from mayfly.api.doors.intake import BODIES, IDEMPOTENCY_KEY, SERVICE, Asked, attended, begin, digest_of, find_run, note, read
 from mayfly.api.events import EventsQuery, RunQuery
 from mayfly.api.metrics import Metrics
 from mayfly.api.openapi import Route
-from mayfly.api.requests import Query, parse_query
-from mayfly.errors import ConfigError, RequestError, UnknownRunError, UnprocessableError
+from mayfly.api.requests import MAX_BATCH, Batch, Query, RunsQuery, parse_object, parse_query, parse_submission
+from mayfly.errors import ConfigError, MayflyError, RequestError, UnknownRunError, UnprocessableError, to_wire
 from mayfly.protocol.frames import PROTOCOL_VERSION
 from mayfly.runs.run import Run
 
@@ -27,28 +29,52 @@ METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 
 async def start(request: web.Request) -> web.Response:
     """Accept a snippet and say where its output can be read."""
-    run = submit(request, await read_snippet(request, parse_query(Query, request.query)), publish=is_operator(request))
-    return web.json_response(
-        {
-            "id": run.id,
-            "language": run.language,
-            "version": run.version,
-            "output": run.mode,
-            "output_socket": str(request.app[SERVICE].output_socket(run)) if is_operator(request) else None,
-        },
-        status=201,
-        headers={"Location": f"/runs/{run.id}"},
-    )
+    asked = await read(request, parse_query(Query, request.query))
+    run = begin(request, asked, publish=is_operator(request))
+    socket = str(request.app[SERVICE].output_socket(run)) if is_operator(request) else None
+    return web.json_response(_started(run, socket), status=201, headers={"Location": f"/runs/{run.id}"})
 
 
 async def run(request: web.Request) -> web.StreamResponse:
     """Run a snippet and answer when it is over. If the client goes away, the run is ended."""
     query = parse_query(RunQuery, request.query)
-    async with attended(request, submit(request, await read_snippet(request, query))) as found:
+    asked = await read(request, query)
+    async with attended(request, begin(request, asked), lasting=asked.lasting) as found:
         if query.stream is not UNSET:
             return await events.send(request, found, events.KINDS[query.stream], result=True)
         await found.done.wait()
         return web.json_response(found.to_json())
+
+
+async def start_batch(request: web.Request) -> web.Response:
+    """Accept several snippets; each is answered as `POST /start` answers it, or with its error."""
+    batch = parse_object(Batch, await request.app[BODIES].read(request))
+    key = request.headers.get(IDEMPOTENCY_KEY)
+    answers: list[dict[str, Any]] = []
+    for number, body in enumerate(batch.runs):
+        item = bytes(body)
+        try:
+            submission = parse_submission("application/json", item)
+            asked = Asked(submission, None if key is None else f"{key}/{number}", digest_of(request, item))
+            answers.append(_started(begin(request, asked), None))
+        except MayflyError as error:
+            answers.append({"error": to_wire(error)})
+        await asyncio.sleep(0)  # others must not wait for all of them
+    return web.json_response({"runs": answers})
+
+
+async def get_runs(request: web.Request) -> web.Response:
+    """Give several runs as `GET /runs/{id}` gives one; null for one that is not there."""
+    ids = parse_query(RunsQuery, request.query).ids.split(",")
+    if len(ids) > MAX_BATCH or len(ids) != len(set(ids)):
+        raise UnprocessableError(f"ids has {len(ids)} ids", hint=f"give at most {MAX_BATCH}, each once")
+    found: list[dict[str, Any] | None] = []
+    for run_id in ids:
+        try:
+            found.append(find_run(request, run_id).to_json())
+        except UnknownRunError:
+            found.append(None)
+    return web.json_response({"runs": found})
 
 
 async def get_run(request: web.Request) -> web.Response:
@@ -148,10 +174,12 @@ _START = (201, 400, 404, 413, 415, 422, 429, 503)
 ROUTES: tuple[Route, ...] = (
     Route("POST", "/start", start, "Started", _START, query=Query, snippet=True),
     Route("POST", "/run", run, "Run", (200, *_START[1:]), query=RunQuery, snippet=True, streams=True),
+    Route("POST", "/batch", start_batch, "Batched", (200, 400, 413, 422, 429), body="Batch"),
+    Route("GET", "/runs", get_runs, "Runs", (200, 422), query=RunsQuery),
     Route("GET", "/runs/{id}", get_run, "Run", (200, 404)),
     Route("GET", "/runs/{id}/events", get_events, "", (200, 204, 404, 422, 429), query=EventsQuery, streams=True),
     Route("DELETE", "/runs/{id}", delete_run, "", (204,)),
-    Route("POST", "/runs/{id}/snapshot", save_run, "Saved", (201, 400, 404, 410, 422, 503), operator=True),
+    Route("POST", "/runs/{id}/snapshot", save_run, "Saved", (201, 400, 404, 410, 422, 503), body="Save", operator=True),
     Route("GET", "/languages", languages, "Languages", (200,)),
     Route("GET", "/healthz", healthz, "Health", (200,), open=True),
     Route("GET", "/readyz", readyz, "Health", (200, 503), open=True),
@@ -159,6 +187,10 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/metrics", metrics, "", (200,)),
     Route("GET", "/openapi.json", describe, "", (200,), open=True),
 )
+
+
+def _started(run: Run, socket: str | None) -> dict[str, Any]:
+    return {"id": run.id, "language": run.language, "version": run.version, "output": run.mode, "output_socket": socket}
 
 
 def _run(request: web.Request) -> Run:

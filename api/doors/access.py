@@ -43,6 +43,8 @@ class Caller(NamedTuple):
 OPERATOR = Caller(name="", tenant=None)
 CALLER: web.RequestKey[Caller] = web.RequestKey("caller", Caller)
 ID: web.RequestKey[str] = web.RequestKey("id", str)
+REPLAYED: web.RequestKey[bool] = web.RequestKey("replayed", bool)
+"""The answer is that of an earlier request with the same Idempotency-Key."""
 
 
 def caller_of(request: web.Request) -> Caller:
@@ -53,6 +55,12 @@ def caller_of(request: web.Request) -> Caller:
 def is_operator(request: web.Request) -> bool:
     """Whether the operator of this host sent the request, who has its files and sockets at hand."""
     return caller_of(request).tenant is None
+
+
+def owner_of(request: web.Request) -> str:
+    """Whose the runs are that the request begins."""
+    tenant = caller_of(request).tenant
+    return tenant.name if tenant else ""
 
 
 class Access:
@@ -116,6 +124,8 @@ class Access:
     async def on_prepare(self, request: web.Request, answer: web.StreamResponse) -> None:
         """Add the headers that all answers have, streams too."""
         answer.headers.setdefault(REQUEST_ID, request.get(ID, ""))
+        if request.get(REPLAYED):
+            answer.headers["Idempotency-Replayed"] = "true"
         if self._origins:
             answer.headers.add(hdrs.VARY, hdrs.ORIGIN)
             if allowed := self._allowed_origin(request):

@@ -1,18 +1,25 @@
 """The way in: what every request for a run goes through, whatever dialect it came in.
 
 A module that translates another dialect decodes its own body, and calls `submit` with the snippet,
-then `attended` if the client waits for the result. `find_run` is the way back to a run.
+then `attended` if the client waits for the result. `find_run` is the way back to a run. `begin` is
+`submit` for requests in our own dialect, which may be repeated and may name a callback.
 """
 
 import contextlib
-from collections.abc import AsyncIterator
+import functools
+import hashlib
+import urllib.parse
+from collections.abc import AsyncIterator, Callable
+from typing import NamedTuple
 
 from aiohttp import web
 
 from mayfly.api.connections import Bodies
-from mayfly.api.doors.access import ID, caller_of
+from mayfly.api.doors.access import ID, REPLAYED, caller_of, is_operator, owner_of
+from mayfly.api.doors.hooks import Delivered, Hooks
 from mayfly.api.doors.logs import JsonLog
-from mayfly.api.requests import Query, check_type, parse_request
+from mayfly.api.doors.repeats import Repeats
+from mayfly.api.requests import Callback, Query, Submission, check_type, parse_submission
 from mayfly.errors import MayflyError
 from mayfly.guests.converse import StdinSource
 from mayfly.host.snippet import Snippet
@@ -22,21 +29,84 @@ from mayfly.runs.service import Service
 SERVICE: web.AppKey[Service] = web.AppKey("service", Service)
 BODIES: web.AppKey[Bodies] = web.AppKey("bodies", Bodies)
 AUDIT: web.AppKey[JsonLog] = web.AppKey("audit", JsonLog)
+HOOKS: web.AppKey[Hooks] = web.AppKey("hooks", Hooks)
+REPEATS: web.AppKey[Repeats] = web.AppKey("repeats", Repeats)
+IDEMPOTENCY_KEY = "Idempotency-Key"
 
 
-async def read_snippet(request: web.Request, query: Query) -> Snippet:
-    """The snippet in a request, with what its address says.
+class Asked(NamedTuple):
+    """A request for a run in our own dialect. `key` is its Idempotency-Key, if it has one, and
+    `digest` tells it from every other request.
+    """
+
+    submission: Submission
+    key: str | None
+    digest: bytes
+
+    @property
+    def lasting(self) -> bool:
+        """Whether the run goes on without its client: somebody will ask again, or be called."""
+        return self.key is not None or self.submission.callback is not None
+
+
+async def read(request: web.Request, query: Query) -> Asked:
+    """The request for a run, with what its address says.
 
     Raises:
         RequestError: the body, or a value in it, cannot be used.
     """
     check_type(request.content_type)
     body = await request.app[BODIES].read(request)
-    return parse_request(request.content_type, body, query)
+    submission = parse_submission(request.content_type, body, query)
+    return Asked(submission, request.headers.get(IDEMPOTENCY_KEY), digest_of(request, body))
 
 
-def submit(request: web.Request, snippet: Snippet, *, publish: bool = False, stdin: StdinSource | None = None) -> Run:
-    """Begin a run for whoever sent the request, within the limits of their key.
+def digest_of(request: web.Request, body: bytes) -> bytes:
+    """What tells a request from every other one."""
+    about = f"{request.path_qs}\n{request.content_type}\n".encode(errors="surrogateescape")
+    return hashlib.sha256(about + body).digest()
+
+
+def begin(request: web.Request, asked: Asked, *, publish: bool = False) -> Run:
+    """Begin a run, or find the one that the same request began before.
+
+    Raises:
+        KeyReusedError: another request came with its Idempotency-Key.
+        RequestError, StoppingError, HostError: as of submit.
+    """
+    (snippet, callback), repeats = asked.submission, request.app[REPEATS]
+    owner = owner_of(request)
+    if asked.key is not None and (run := repeats.find(owner, asked.key, asked.digest)):
+        request[REPLAYED] = True
+        return run
+    then = None
+    if callback is not None:
+        request.app[HOOKS].check(callback, owner)
+        then = functools.partial(_call_back, request, callback)
+    run = submit(request, snippet, publish=publish, then=then)
+    if asked.key is not None:
+        repeats.remember(owner, asked.key, asked.digest, run)
+    return run
+
+
+def _call_back(request: web.Request, callback: Callback, run: Run) -> None:
+    def told(how: Delivered) -> None:
+        host = urllib.parse.urlsplit(callback.url).hostname
+        note(request, "callback", run.id, host=host, ok=how.ok, outcome=how.outcome, attempts=how.attempts)
+
+    request.app[HOOKS].send(callback, run, told)
+
+
+def submit(
+    request: web.Request,
+    snippet: Snippet,
+    *,
+    publish: bool = False,
+    stdin: StdinSource | None = None,
+    then: Callable[[Run], None] | None = None,
+) -> Run:
+    """Begin a run for whoever sent the request, within the limits of their key. `then` is told when
+    it is over.
 
     Raises:
         RequestError: the snippet cannot be run as it stands, or there is no room, or a limit of the
@@ -49,6 +119,8 @@ def submit(request: web.Request, snippet: Snippet, *, publish: bool = False, std
     def over(run: Run) -> None:
         status, exit_status = run.outcome.verdict()
         audit.write(action="end", **who, run=run.id, status=status, exit_status=exit_status)
+        if then is not None:
+            then(run)
 
     try:
         image = service.image_for(snippet)
@@ -63,18 +135,18 @@ def submit(request: web.Request, snippet: Snippet, *, publish: bool = False, std
     return run
 
 
-def note(request: web.Request, action: str, run_id: str) -> None:
+def note(request: web.Request, action: str, run_id: str, **more: object) -> None:
     """Have the audit log say what else was done to a run."""
-    request.app[AUDIT].write(action=action, request=request[ID], key=caller_of(request).name, run=run_id)
+    request.app[AUDIT].write(action=action, request=request[ID], key=caller_of(request).name, run=run_id, **more)
 
 
 @contextlib.asynccontextmanager
-async def attended(request: web.Request, run: Run) -> AsyncIterator[Run]:
-    """A run whose client waits here; if it goes away, the run is ended."""
+async def attended(request: web.Request, run: Run, *, lasting: bool = False) -> AsyncIterator[Run]:
+    """A run whose client waits here; if it goes away, the run is ended, unless it is `lasting`."""
     try:
         yield run
     finally:
-        if not run.done.is_set():
+        if not lasting and not run.done.is_set():
             await request.app[SERVICE].end(run, "the client went away")
 
 
@@ -84,5 +156,4 @@ def find_run(request: web.Request, run_id: str) -> Run:
     Raises:
         UnknownRunError: there is none, it is no longer kept, or it is another key's.
     """
-    tenant = caller_of(request).tenant
-    return request.app[SERVICE].get(run_id, tenant.name if tenant else None)
+    return request.app[SERVICE].get(run_id, None if is_operator(request) else owner_of(request))

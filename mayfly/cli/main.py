@@ -23,12 +23,13 @@ OUR_STATUS = 125
 """Exit status of `mayfly run` when Mayfly, not the program, failed."""
 SIZE_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 OF_SERVER = (
-    *("socket", "listen", "tls_certificate", "tls_key", "insecure", "cors_origins", "access_log", "audit_log"),
+    *("socket", "listen", "tls_certificate", "tls_key", "insecure", "cors_origins", "callback_hosts", "access_log", "audit_log"),
     *("languages", "warm", "queue", "drain_s", "keep_s", "keep_bytes", "keep_runs"),
 )
 SHORT = {
     "languages": "--language",
     "cors_origins": "--cors-origin",
+    "callback_hosts": "--callback-host",
     "run_wall_s": "--wall",
     "build_wall_s": "--build-wall",
     "run_output": "--output-limit",

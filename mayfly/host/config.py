@@ -41,6 +41,9 @@ class Config(Record, frozen=True, kw_only=True):
     tls_key: Annotated[str, key("file with the certificate's private key (PEM)")] = ""
     insecure: Annotated[bool, key("listen on other addresses than loopback without TLS, behind a proxy that has it")] = False
     cors_origins: Annotated[tuple[str, ...], key("origins whose pages may use the API, such as https://example.com, or *")] = ()
+    callback_hosts: Annotated[
+        tuple[str, ...], key("hosts, addresses and networks that callbacks may reach besides the public Internet")
+    ] = ()
     access_log: Annotated[str, key("file for a line of JSON for each request; -: standard error")] = ""
     audit_log: Annotated[str, key("file for a line of JSON for each start, end and change of a run; -: standard error")] = ""
     languages: Annotated[tuple[str, ...], key("languages to serve (name or name@version); none given: every installed one")] = ()

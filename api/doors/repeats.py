@@ -1,0 +1,65 @@
+"""Repeated requests: one that comes again with the same Idempotency-Key gets the run that the first
+one began (draft-ietf-httpapi-idempotency-key-header).
+
+A key is known as long as its run is kept (`keep_s`, `keep_runs`, `keep_bytes`), and each tenant has
+keys of its own.
+"""
+
+import re
+from typing import NamedTuple
+
+from mayfly.errors import KeyReusedError, UnknownRunError, UnprocessableError
+from mayfly.runs.run import Run
+from mayfly.runs.service import Service
+
+_SANE = re.compile(r"[\x21-\x7e]{1,255}")
+_FEW = 64
+"""Keys that are held without looking for those whose runs are no longer kept."""
+
+
+class _Begun(NamedTuple):
+    digest: bytes
+    run_id: str
+
+
+class Repeats:
+    """The keys of one server's runs."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._begun: dict[tuple[str, str], _Begun] = {}
+        self._sweep_at = _FEW
+
+    def find(self, owner: str, key: str, digest: bytes) -> Run | None:
+        """The run that a request with this key began, if one did. `digest` is the whole request's.
+
+        Raises:
+            KeyReusedError: that was another request.
+            UnprocessableError: it is not a key.
+        """
+        if not _SANE.fullmatch(key):
+            raise UnprocessableError("Idempotency-Key: it must be 1 to 255 printable ASCII characters without blanks", hint="a UUID, say")
+        begun = self._begun.get((owner, key))
+        if begun is None:
+            return None
+        try:
+            run = self._service.get(begun.run_id)
+        except UnknownRunError:
+            return None
+        if begun.digest != digest:
+            raise KeyReusedError("this Idempotency-Key came with another request before", hint="take a new key for a new request")
+        return run
+
+    def remember(self, owner: str, key: str, digest: bytes, run: Run) -> None:
+        """A request with this key has begun `run`."""
+        if len(self._begun) >= self._sweep_at:
+            self._begun = {name: begun for name, begun in self._begun.items() if self._is_kept(begun.run_id)}
+            self._sweep_at = max(_FEW, 2 * len(self._begun))
+        self._begun[owner, key] = _Begun(digest, run.id)
+
+    def _is_kept(self, run_id: str) -> bool:
+        try:
+            self._service.get(run_id)
+        except UnknownRunError:
+            return False
+        return True
