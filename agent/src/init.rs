@@ -24,6 +24,8 @@ const OWN_ADDRESS: &str = "127.0.1.1";
 /// once its last process has ended, where it would be kept for a minute, from the next run too.
 const SETTINGS: [(&str, &str); 2] = [("/proc/sys/kernel/dmesg_restrict", "1"), ("/proc/sys/net/ipv4/tcp_max_tw_buckets", "0")];
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// Each write that waits to be read is a signal that waits; a small machine has room for fewer than two full pipes ask for.
+const WAITING_SIGNALS: u64 = 4096;
 /// A device that the kernel finds at all is there long before.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -58,6 +60,7 @@ pub fn set_up(user: User) -> io::Result<()> {
     // Of all processes the kernel takes this one last.
     fs::write("/proc/self/oom_score_adj", "-1000").map_err(within("oom_score_adj"))?;
     sys::forbid_tracing()?;
+    sys::limit(sys::RLIMIT_SIGPENDING, WAITING_SIGNALS, WAITING_SIGNALS).map_err(within("waiting signals"))?;
     for (place, value) in SETTINGS {
         if let Err(error) = fs::write(place, value) {
             complain(&format!("{place}: {error}"));

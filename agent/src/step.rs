@@ -91,7 +91,8 @@ impl Step {
         let cgroup = cgroups.as_mut().map(|cgroups| cgroups.make(spec)).transpose()?;
         let (stdout, stdout_of_child) = sys::packet_pipe()?;
         let (stderr, stderr_of_child) = sys::packet_pipe()?;
-        let streams = Streams::new(stdout, stderr, if spec.output > 0 { spec.output } else { u64::MAX })?;
+        let ends = ((stdout, stdout_of_child.try_clone()?), (stderr, stderr_of_child.try_clone()?));
+        let streams = Streams::new(ends.0, ends.1, if spec.output > 0 { spec.output } else { u64::MAX })?;
         let (stdin, stdin_of_child) = match spec.stdin {
             true => sys::pipe().map(|(child, ours)| (Some(ours), Stdio::from(child)))?,
             false => (None, Stdio::null()),

@@ -2,8 +2,14 @@
 //!
 //! Two pipes alone do not tell which of them was written to first. So each write queues a real-time signal with the pipe's
 //! descriptor (F_SETSIG, fcntl(2)), and the pipes keep writes apart (O_DIRECT, pipe(2)): for each signal one write is read.
-//! The program sees ordinary pipes and never waits for us. The order is exact but for writes of whole pages, which may take
-//! a later write of the same stream with them, and after an overflow of the queue of signals.
+//! The program sees ordinary pipes and never waits for us.
+//!
+//! A signal may announce nothing: Linux sends one more for each write that meets a full pipe, before that waits for room
+//! (fs/pipe.c, pipe_write). Such a signal comes while the pipe is full, and a pipe stays full until we take something out. So
+//! all that is in a pipe is taken out at once (splice(2) moves it into a pipe of our own), with all signals taken up before:
+//! those that are left when it has been read are the ones that announced nothing. That holds for writes of several pages too.
+//!
+//! Not exact: after a write of whole pages nothing tells where it ends, so later writes of the same stream may come with it.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -18,47 +24,76 @@ use crate::sys::{self, PollSet, Slot, Written};
 const PIECE: usize = 32 << 10;
 /// A pipe cuts a larger write into pages. (They are larger on some machines, and then a multiple of this.)
 const PAGE: usize = 4096;
-/// What a pipe holds at most: so many writes, or pages of larger ones. Twice what a user may ask for without privileges: a
-/// write that waits for a full pipe may come out of order.
-const PIPE_PAGES: usize = 512;
+/// What a pipe holds at most: so many writes, or pages of larger ones. It is what a user may ask for without privileges.
+const PIPE_PAGES: usize = 256;
 /// Output waits so long for more of it: waking up and sending a frame for each line would cost more than the line.
 /// A program needs longer to fill a pipe.
 const GATHERING: Duration = Duration::from_micros(250);
+/// A write that has met a full pipe announces itself well within this.
+const ANNOUNCING: Duration = Duration::from_micros(50);
 
-/// Our end of one of the pipes.
+/// One of the two.
 struct Stream {
-    pipe: Option<File>,
     kind: StreamKind,
+    /// Our end of the pipe that the program writes to.
+    pipe: OwnedFd,
+    /// The program's end of it, which tells whether there is room.
+    program_end: OwnedFd,
+    /// What was taken out of the pipe and is still to be read, and the end that it is put into.
+    taken: File,
+    into_taken: OwnedFd,
+    /// Signals since it was taken out.
+    signals: usize,
     /// Writes that were announced and are still to be read.
     unread: usize,
+    /// As many of them, the first ones, were announced before it was taken out.
+    unread_of_taken: usize,
     /// Bytes that may still be passed on.
     left: u64,
     cut: bool,
-    /// Nobody can write to it any more.
-    ended: bool,
-}
-
-/// What one read brought.
-enum Got {
-    Bytes(usize),
-    Nothing,
-    End,
+    /// All was taken out, and nobody can write to it any more.
+    emptied: bool,
+    /// And all of that was read.
+    over: bool,
 }
 
 impl Stream {
-    fn read(&mut self, into: &mut [u8]) -> Got {
-        let pipe = match &mut self.pipe {
-            Some(pipe) => pipe,
-            None => return Got::End,
-        };
-        match pipe.read(into) {
-            Ok(count) if count > 0 => Got::Bytes(count),
-            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => Got::Nothing,
-            _ => {
-                self.pipe = None;
-                Got::End
-            }
-        }
+    fn new(kind: StreamKind, pipe: OwnedFd, program_end: OwnedFd, limit: u64) -> io::Result<Stream> {
+        sys::announce_writes(&pipe, PIPE_PAGES * PAGE)?;
+        let (taken, into_taken) = sys::pipe()?;
+        sys::set_nonblocking(&taken)?;
+        sys::set_pipe_size(&into_taken, PIPE_PAGES * PAGE)?;
+        Ok(Stream {
+            kind,
+            pipe,
+            program_end,
+            taken: File::from(taken),
+            into_taken,
+            signals: 0,
+            unread: 0,
+            unread_of_taken: 0,
+            left: limit,
+            cut: false,
+            emptied: false,
+            over: false,
+        })
+    }
+
+    /// Take out all that is in the pipe, at once. What was taken out before has to be read.
+    fn empty(&mut self) {
+        sys::move_all(&self.pipe, &self.into_taken);
+        self.signals = 0;
+        self.unread_of_taken = self.unread;
+    }
+
+    /// The next of what was taken out: a write, or a page of one; 0 when there is none.
+    fn read(&mut self, into: &mut [u8]) -> usize {
+        self.taken.read(into).unwrap_or(0)
+    }
+
+    /// Whether a write may be waiting for room that has not announced itself yet.
+    fn may_announce_nothing(&self) -> bool {
+        self.signals <= PIPE_PAGES && !sys::is_writable(&self.program_end)
     }
 
     /// How many of `count` bytes are passed on.
@@ -88,12 +123,9 @@ impl Output {
     }
 }
 
-/// Where the descriptors are in a `PollSet`.
+/// Where the signals' descriptor is in a `PollSet`.
 #[derive(Default)]
-pub struct Slots {
-    writes: Option<Slot>,
-    streams: [Option<Slot>; 2],
-}
+pub struct Slots(Option<Slot>);
 
 pub struct Streams {
     streams: [Stream; 2],
@@ -104,38 +136,31 @@ pub struct Streams {
     buffer: Vec<u8>,
     /// When the first of the writes was seen that are still to be read.
     since: Option<Instant>,
+    /// No writer is left.
+    over: bool,
 }
 
 impl Streams {
-    /// Of two ends for reading, before anything can be written. `limit`: bytes of each that are passed on at most.
-    pub fn new(stdout: OwnedFd, stderr: OwnedFd, limit: u64) -> io::Result<Streams> {
+    /// Of two packet pipes, our end and a copy of the program's, before anything can be written. `limit`: bytes of each that
+    /// are passed on at most.
+    pub fn new(stdout: (OwnedFd, OwnedFd), stderr: (OwnedFd, OwnedFd), limit: u64) -> io::Result<Streams> {
         let mut writes = sys::watch_writes()?;
         // Of an earlier step, whose pipes are closed.
         while !sys::next_writes(&mut writes).is_empty() {}
-        for pipe in [&stdout, &stderr] {
-            sys::announce_writes(pipe, PIPE_PAGES * PAGE)?;
-        }
-        let stream = |pipe, kind| Stream { pipe: Some(File::from(pipe)), kind, unread: 0, left: limit, cut: false, ended: false };
-        let streams = [stream(stdout, StreamKind::Stdout), stream(stderr, StreamKind::Stderr)];
-        Ok(Streams { streams, writes, waiting: VecDeque::new(), buffer: vec![0; PIECE], since: None })
+        let streams =
+            [Stream::new(StreamKind::Stdout, stdout.0, stdout.1, limit)?, Stream::new(StreamKind::Stderr, stderr.0, stderr.1, limit)?];
+        Ok(Streams { streams, writes, waiting: VecDeque::new(), buffer: vec![0; PIECE], since: None, over: false })
     }
 
-    /// Add what there is to wait for: writes, and each pipe's end.
+    /// Add what there is to wait for: writes.
     pub fn watch(&self, set: &mut PollSet) -> Slots {
-        if self.since.is_some() {
-            return Slots::default();
-        }
-        let mut watch = |stream: &Stream| stream.pipe.as_ref().map(|pipe| set.add(pipe, 0));
-        let streams = [watch(&self.streams[0]), watch(&self.streams[1])];
-        Slots { writes: Some(set.add(&self.writes, sys::POLLIN)), streams }
+        Slots(self.since.is_none().then(|| set.add(&self.writes, sys::POLLIN)))
     }
 
     /// Read what was written, about a piece of it, and give what is to be passed on. `over`: no writer is left.
     pub fn read(&mut self, slots: &Slots, set: &PollSet, over: bool, now: Instant) -> Vec<(StreamKind, Vec<u8>)> {
-        for (stream, &slot) in self.streams.iter_mut().zip(&slots.streams) {
-            stream.ended |= over || set.ready(slot);
-        }
-        if set.ready(slots.writes) {
+        self.over |= over;
+        if set.ready(slots.0) {
             self.since.get_or_insert(now);
         }
         let mut output = Output::default();
@@ -143,30 +168,57 @@ impl Streams {
             return output.pieces;
         }
         while output.size < PIECE {
-            let index = match self.next_write() {
-                Some(index) => index,
+            if self.waiting.is_empty() {
+                self.note_writes();
+            }
+            match self.waiting.front() {
+                Some(&index) => self.read_write(index, &mut output),
                 None => break,
-            };
-            // A whole page may have the rest of its write behind it.
-            if !matches!(self.take(index, &mut output), Got::Bytes(count) if count % PAGE == 0) {
-                self.waiting.pop_front();
-                self.streams[index].unread -= 1;
             }
         }
         if self.waiting.is_empty() {
             self.since = None;
-            self.finish(&mut output);
+            if self.over {
+                self.finish(&mut output);
+            }
         }
         output.pieces
     }
 
-    /// Read what no signal told of, up to its end, of each pipe that nobody writes to any more.
+    /// Read some of the write that was announced first, which is to stream `index`.
+    fn read_write(&mut self, index: usize, output: &mut Output) {
+        let count = self.take(index, output);
+        let stream = &mut self.streams[index];
+        if count == 0 && stream.unread_of_taken == 0 {
+            // It came later than what was taken out.
+            self.empty(index);
+        } else if count == 0 || count % PAGE != 0 {
+            self.waiting.pop_front();
+            stream.unread -= 1;
+            stream.unread_of_taken = stream.unread_of_taken.saturating_sub(1);
+        }
+        // Otherwise it is a whole page, which may have the rest of its write behind it.
+    }
+
+    /// Take out all that is in a pipe, and take up all signals that came before.
+    fn empty(&mut self, index: usize) {
+        self.note_writes();
+        while self.streams[index].may_announce_nothing() && sys::is_readable_within(&self.writes, ANNOUNCING) {
+            self.note_writes();
+        }
+        self.streams[index].empty();
+    }
+
+    /// Read what no signal told of. No writer is left.
     fn finish(&mut self, output: &mut Output) {
         for index in 0..self.streams.len() {
-            while output.size < PIECE && self.streams[index].ended && self.streams[index].pipe.is_some() {
-                // A writer that is not one of the step's processes does not count.
-                if matches!(self.take(index, output), Got::Nothing) {
-                    self.streams[index].pipe = None;
+            while output.size < PIECE && !self.streams[index].over {
+                if self.take(index, output) == 0 {
+                    let stream = &mut self.streams[index];
+                    stream.over = stream.emptied;
+                    // Once: a writer that is not one of the step's processes does not count.
+                    stream.empty();
+                    stream.emptied = true;
                 }
             }
         }
@@ -174,59 +226,55 @@ impl Streams {
 
     /// How long there is nothing to do; None: until something is written.
     pub fn patience(&self, now: Instant) -> Option<Duration> {
-        if !self.waiting.is_empty() || self.streams.iter().any(|stream| stream.ended && stream.pipe.is_some()) {
+        if !self.waiting.is_empty() || self.over && !self.are_over() {
             return Some(Duration::ZERO);
         }
         self.since.map(|since| GATHERING.saturating_sub(now.saturating_duration_since(since)))
     }
 
-    /// The stream of the next write that is to be read.
-    fn next_write(&mut self) -> Option<usize> {
-        // The count of a pipe's unread writes has to be right when it may be full.
-        let may_be_full = |streams: &[Stream; 2]| streams.iter().any(|stream| stream.unread > PIPE_PAGES / 2);
-        while (self.waiting.is_empty() || may_be_full(&self.streams)) && self.note_writes() {}
-        self.waiting.front().copied()
-    }
-
-    /// Take up signals; false when there are none.
-    fn note_writes(&mut self) -> bool {
-        let writes = sys::next_writes(&mut self.writes);
-        for write in &writes {
-            match *write {
-                Written::To(fd) => {
-                    let is_it = |stream: &Stream| stream.pipe.as_ref().map(AsRawFd::as_raw_fd) == Some(fd);
-                    if let Some(index) = self.streams.iter().position(is_it) {
-                        self.note(index);
+    /// Take up all signals.
+    fn note_writes(&mut self) {
+        loop {
+            let writes = sys::next_writes(&mut self.writes);
+            if writes.is_empty() {
+                return;
+            }
+            for write in writes {
+                match write {
+                    Written::To(fd) => {
+                        if let Some(index) = self.streams.iter().position(|stream| stream.pipe.as_raw_fd() == fd) {
+                            self.note(index);
+                        }
                     }
+                    // One for each write that a pipe may hold, so that all of it is read.
+                    Written::Lost => (0..2 * PIPE_PAGES).for_each(|count| self.note(count % 2)),
                 }
-                // One for each write that a pipe may hold, so that all of it is read.
-                Written::Lost => (0..2 * PIPE_PAGES).for_each(|count| self.note(count % 2)),
             }
         }
-        !writes.is_empty()
     }
 
     fn note(&mut self, index: usize) {
-        // A write to a full pipe is announced when it begins to wait, and once more when it is done.
-        if self.streams[index].unread < PIPE_PAGES {
-            self.streams[index].unread += 1;
+        let stream = &mut self.streams[index];
+        stream.signals += 1;
+        // More cannot be in the pipe: twice, as writes that were just taken out may announce themselves only now.
+        if stream.signals <= 2 * PIPE_PAGES {
+            stream.unread += 1;
             self.waiting.push_back(index);
         }
     }
 
-    fn take(&mut self, index: usize, output: &mut Output) -> Got {
+    /// Read the next of what was taken out of a pipe; gives the count of its bytes.
+    fn take(&mut self, index: usize, output: &mut Output) -> usize {
         let stream = &mut self.streams[index];
-        let got = stream.read(&mut self.buffer);
-        if let Got::Bytes(count) = got {
-            let kept = stream.keep(count);
-            output.add(stream.kind, &self.buffer[..kept]);
-        }
-        got
+        let count = stream.read(&mut self.buffer);
+        let kept = stream.keep(count);
+        output.add(stream.kind, &self.buffer[..kept]);
+        count
     }
 
     /// Whether both pipes were read to their ends.
     pub fn are_over(&self) -> bool {
-        self.streams.iter().all(|stream| stream.pipe.is_none())
+        self.streams.iter().all(|stream| stream.over)
     }
 
     /// Whether stdout, stderr were cut at the limit.

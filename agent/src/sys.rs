@@ -15,7 +15,7 @@ mod abi;
 use abi::*;
 pub use abi::{
     MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, O_NOCTTY, O_NOFOLLOW, O_NONBLOCK, POLLIN, POLLOUT, RLIMIT_CORE, RLIMIT_CPU, RLIMIT_DATA,
-    RLIMIT_FSIZE, RLIMIT_NOFILE, RLIMIT_NPROC, RLIMIT_STACK, SIGKILL, SIGSEGV, SIGXCPU, SIGXFSZ,
+    RLIMIT_FSIZE, RLIMIT_NOFILE, RLIMIT_NPROC, RLIMIT_SIGPENDING, RLIMIT_STACK, SIGKILL, SIGSEGV, SIGXCPU, SIGXFSZ,
 };
 
 fn check(result: c_int) -> io::Result<c_int> {
@@ -127,20 +127,44 @@ pub fn next_writes(signals: &mut File) -> Vec<Written> {
     data[..count].chunks_exact(SIGNAL_INFO).filter_map(written).collect()
 }
 
-/// Have each write to a pipe announced, and its read end (this one) not block. The pipe holds `size` bytes from then on.
+/// Have each write to a pipe announced; this is its end for reading. The pipe holds `size` bytes from then on.
 pub fn announce_writes(pipe: &impl AsRawFd, size: usize) -> io::Result<()> {
+    set_pipe_size(pipe, size)?;
     let fd = pipe.as_raw_fd();
     // SAFETY: these commands take an integer and touch no memory.
     unsafe {
-        // Without privileges /proc/sys/fs/pipe-max-size is the most, of which 1 MiB is the default.
-        if fcntl(fd, F_SETPIPE_SZ, size as c_int) < 0 {
-            check(fcntl(fd, F_SETPIPE_SZ, 1 << 20))?;
-        }
         check(fcntl(fd, F_SETOWN, std::process::id()))?;
         check(fcntl(fd, F_SETSIG, SIGRTMIN))?;
         let flags = check(fcntl(fd, F_GETFL))?;
-        check(fcntl(fd, F_SETFL, flags | O_NONBLOCK | O_ASYNC)).map(drop)
+        check(fcntl(fd, F_SETFL, flags | O_ASYNC)).map(drop)
     }
+}
+
+pub fn set_pipe_size(pipe: &impl AsRawFd, size: usize) -> io::Result<()> {
+    // SAFETY: the command takes an integer and touches no memory.
+    check(unsafe { fcntl(pipe.as_raw_fd(), F_SETPIPE_SZ, size as c_int) }).map(drop)
+}
+
+/// Move all that is in a pipe into one that is empty and as large, at once and without waiting. Writes stay apart.
+pub fn move_all(from: &impl AsRawFd, to: &impl AsRawFd) {
+    // SAFETY: null pointers stand for no offsets, which pipes do not have. That there was nothing to move is its only failure.
+    unsafe { splice(from.as_raw_fd(), std::ptr::null_mut(), to.as_raw_fd(), std::ptr::null_mut(), 1 << 30, SPLICE_F_NONBLOCK) };
+}
+
+/// Whether a descriptor takes a write now.
+pub fn is_writable(fd: &impl AsRawFd) -> bool {
+    is_ready_within(fd, POLLOUT, Duration::ZERO)
+}
+
+/// Whether a descriptor has something to read, now or within a time.
+pub fn is_readable_within(fd: &impl AsRawFd, time: Duration) -> bool {
+    is_ready_within(fd, POLLIN, time)
+}
+
+fn is_ready_within(fd: &impl AsRawFd, events: c_short, time: Duration) -> bool {
+    let mut set = PollSet::default();
+    let slot = set.add(fd, events);
+    set.wait(Some(time)).is_ok() && set.ready(Some(slot))
 }
 
 /// A child that has ended.
