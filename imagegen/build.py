@@ -247,7 +247,7 @@ def can_ask(options: Options, image: ResolvedImage) -> bool:
     """Whether the compiler can say its version here: it did before, or there is a machine to run it
     in.
     """
-    return bool(options.language.version_command) and (_prepared_path(options, image).exists() or _has_machine(options))
+    return bool(options.language.version_command) and (_is_whole(_prepared_path(options, image)) or _has_machine(options))
 
 
 def _has_machine(options: Options) -> bool:
@@ -270,6 +270,18 @@ def _prepared_path(options: Options, image: ResolvedImage) -> Path:
     return cache_dir() / "prepared" / f"{digest}.tar"
 
 
+def _digest_path(prepared: Path) -> Path:
+    return prepared.with_suffix(".sha256")
+
+
+def _is_whole(prepared: Path) -> bool:
+    """Whether a layer that a machine made is there as it was when it was made."""
+    try:
+        return _digest_path(prepared).read_text() == file_digest(prepared)
+    except (FileNotFoundError, UnicodeDecodeError):
+        return False
+
+
 def add_prepared(build: Build) -> str:
     """Merge into the tree what the language's prepare steps make in a machine, which runs once for
     an image.
@@ -288,7 +300,10 @@ def add_prepared(build: Build) -> str:
     if not wanted.steps and not can_ask(options, image):
         return ""
     path = _prepared_path(options, image)
-    if not path.exists() or (options.force and (wanted.steps or _has_machine(options))):
+    whole = _is_whole(path)
+    if not whole and path.exists():
+        progress.say(f"{path} is damaged and is made anew")
+    if not whole or (options.force and (wanted.steps or _has_machine(options))):
         progress.say(f"{'preparing' if wanted.steps else 'asking'} {language.name} {build.version} in a machine; this is done once")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="prepare.", dir=cache_dir()) as folder:
@@ -303,6 +318,8 @@ def add_prepared(build: Build) -> str:
                     raise ImageError(f"the image could not be prepared by {' '.join(options.prepare_with)}", hint="see above")
             else:
                 prepare(Path(folder), wanted.collect, path, options.limits, progress)
+        with atomic_write(_digest_path(path)) as file:
+            file.write(file_digest(path).encode())
     digest = file_digest(path)
     layer = Layer(path=path, digest=digest, diff_id=digest)
     add_layer(build.tree, len(image.layers) + 1, layer, build.spools, options.limits)

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import platform
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -85,6 +86,16 @@ def _options(tmp_path: Path, step: str = GOOD_STEP, **changes: object) -> Option
         maker.finish(maker.image([maker.layer(tar(member(b"etc/toy-version", b"3")))], env=["PATH=/usr/bin:/bin"]))
     language = parse_language((LANGUAGE % step).encode(), "toy.yaml")
     return Options(**{"language": language, "reference": LayoutReference(path=layout), "compression": "none", **changes})  # type: ignore[arg-type]
+
+
+class Said(Silent):
+    """The lines that a build says."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
 
 
 def _made(built: Built) -> dict[str, tuple[int, int, int, bytes]]:
@@ -174,6 +185,22 @@ def test_a_machine_of_another_architecture_or_without_a_kernel_cannot_be_had(mac
     assert "another architecture than vax" in mayfly.imagegen.prepare.why_not("vax")
     kernel_path(platform.machine()).unlink()
     assert "mayfly kernel build" in mayfly.imagegen.prepare.why_not(platform.machine())
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage"), [(".tar", lambda data: data[:-1]), (".tar", lambda data: b"x" + data[1:]), (".sha256", lambda _: b"")]
+)
+def test_what_was_damaged_in_the_cache_is_made_anew(
+    machines: list[FakeZygote], tmp_path: Path, suffix: str, damage: Callable[[bytes], bytes]
+) -> None:
+    good = _made(build(_options(tmp_path), Silent()))
+    (path,) = (tmp_path / "cache/mayfly/prepared").glob(f"*{suffix}")
+    path.write_bytes(damage(path.read_bytes()))
+    said = Said()
+    assert _made(build(_options(tmp_path, folder=tmp_path / "other"), said)) == good
+    assert [line for line in said.lines if "is damaged" in line] == [f"{path.with_suffix('.tar')} is damaged and is made anew"]
+    build(_options(tmp_path, folder=tmp_path / "third"), Silent())
+    assert len(machines) == 2
 
 
 def test_a_limit_holds_for_what_was_prepared(machines: list[FakeZygote], tmp_path: Path) -> None:
