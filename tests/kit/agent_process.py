@@ -20,9 +20,9 @@ from mayfly.vmm import arch
 
 ROOT = Path(__file__).parent.parent.parent
 PATH_ENV = (("PATH", "/usr/local/bin:/usr/bin:/bin"),)
-UID = 61_873
-"""Whom steps run as when the tests are root's: nobody else's number, since a step may kill all that
-its user runs.
+UID = 61_184 + os.getpid() % 4_096
+"""Whom steps run as when the tests are root's: nobody else's number, not that of tests that run
+beside these either, since a step may kill all that its user runs.
 """
 FACTOR = DEFAULT_EMULATED_FACTOR if arch.probe.host_is_emulated() else 1.0
 """How much longer everything may take on this host, as the server's limits have it."""
