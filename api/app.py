@@ -144,7 +144,8 @@ async def serve_http(service: Service, metrics: Metrics, listener: socket.socket
 
 async def serve(config: Config, zygote: Callable[[], Zygote]) -> None:
     """Serve until SIGTERM or SIGINT, then let runs end for `drain_s`, unless a second signal comes.
-    No socket, machine or zygote is left when it returns. SIGHUP: read the certificate again.
+    No socket, machine or zygote is left when it returns. SIGHUP: read the certificate again, if
+    there is one.
 
     Raises:
         MayflyError: it cannot begin.
@@ -155,7 +156,8 @@ async def serve(config: Config, zygote: Callable[[], Zygote]) -> None:
         loop.add_signal_handler(number, lambda: (stop if drain.is_set() else drain).set())
     metrics = Metrics()
     with claim(config.socket) as (listener, folder), open_doors(config) as doors:
-        loop.add_signal_handler(signal.SIGHUP, renew, config, doors)
+        if any(door.tls for door in doors):
+            loop.add_signal_handler(signal.SIGHUP, renew, config, doors)
         async with Service(config, zygote, sockets=folder, observer=metrics) as service:
             service.warm_up(config.languages)
             names = ", ".join(f"{image.manifest.language}@{image.manifest.version}" for image in service.installed())

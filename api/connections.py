@@ -7,10 +7,11 @@
 - A connection without a request is closed after IDLE_S: half a request would keep a descriptor
   for ever.
 - A body takes at most as long as its size allows, and all bodies that are being received share one
-  budget of memory: nobody has been admitted by then.
+  budget of memory: nobody has been admitted by then. Those of one API key have half of it.
 """
 
 import asyncio
+import collections
 import resource
 import select
 import socket
@@ -36,6 +37,8 @@ BODY_RATE = 256 * 1024
 BODIES = 512 * MIB
 """Bytes of bodies that are held before their runs are admitted."""
 
+OWNER: web.RequestKey[str] = web.RequestKey("owner", str)
+"""The tenant that sends a request, if it is one's."""
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -177,11 +180,15 @@ class Connections:
 
 
 class Bodies:
-    """The bodies that are being received: of `most` bytes each, of `room` together."""
+    """The bodies that are being received: of `most` bytes each, of `room` together, of half as many
+    for each tenant.
+    """
 
     def __init__(self, most: int, room: int = BODIES) -> None:
         self._most = most
         self._room = room
+        self._share = room // 2
+        self._by_owner: collections.Counter[str] = collections.Counter()
 
     async def read(self, request: web.Request) -> bytes:
         """The whole body of a request.
@@ -193,14 +200,15 @@ class Bodies:
         """
         body = bytearray()
         held = 0
+        owner = request.get(OWNER, "")
         try:
             self._check(declared := request.content_length or 0)
-            held = self._hold(declared)
+            held = self._hold(declared, owner)
             async with asyncio.timeout(BODY_S) as deadline:
                 async for piece in request.content.iter_any():
                     body += piece
                     self._check(len(body))
-                    held += self._hold(max(0, len(body) - held))
+                    held += self._hold(max(0, len(body) - held), owner)
                     deadline.reschedule((deadline.when() or 0) + len(piece) / BODY_RATE)
             return bytes(body)
         except TimeoutError as error:
@@ -209,13 +217,15 @@ class Bodies:
             raise RequestError(f"the body could not be read: {type(error).__name__}") from error
         finally:
             self._room += held
+            self._by_owner[owner] -= held
 
     def _check(self, size: int) -> None:
         if size > self._most:
             raise BodyTooLargeError(f"the body has {size} bytes or more; at most {self._most} are taken")
 
-    def _hold(self, size: int) -> int:
-        if size > self._room:
+    def _hold(self, size: int, owner: str) -> int:
+        if size > self._room or (owner and self._by_owner[owner] + size > self._share):
             raise BusyError("too many large requests are being received", hint="try again in a moment")
         self._room -= size
+        self._by_owner[owner] += size
         return size

@@ -88,7 +88,9 @@ class Body(Query, frozen=True, kw_only=True):
 
 
 class Callback(NamedTuple):
-    """Where a result goes, and the secret that signs it."""
+    """Where a result goes, and the secret that signs it; empty where a contract of others has
+    none.
+    """
 
     url: str
     secret: str

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from aiohttp import hdrs, web
 
-from mayfly.api.connections import Handler
+from mayfly.api.connections import OWNER, Handler
 from mayfly.api.doors.logs import JsonLog
 from mayfly.errors import ForbiddenError, UnauthorizedError
 from mayfly.host.admission import Tenant
@@ -112,6 +112,7 @@ class Access:
         wanted = request.match_info.handler
         if known is not None:
             request[CALLER] = Caller(known.key.name, known.tenant)
+            request[OWNER] = known.tenant.name
         elif wanted not in self.open:
             raise UnauthorizedError(
                 "this API key is not known, or was revoked" if token else "no API key",

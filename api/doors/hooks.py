@@ -12,12 +12,11 @@ import collections
 import errno
 import hashlib
 import hmac
-import json
 import logging
 import random
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -27,7 +26,6 @@ from mayfly import __version__
 from mayfly.api.requests import Callback
 from mayfly.errors import BusyError, UnprocessableError
 from mayfly.host.addresses import Targets
-from mayfly.runs.run import Run
 from mayfly.units import MIB
 
 log = logging.getLogger(__name__)
@@ -43,6 +41,14 @@ MOST_OF_ONE = 64
 MOST_BYTES = 64 * MIB
 AT_A_TIME = 16
 PREFIX = "whsec_"
+
+
+class Message(NamedTuple):
+    """What is delivered: JSON, with an id that tells a receiver whether it has it already."""
+
+    id: str
+    body: bytes
+    method: str = "POST"
 
 
 class Delivered(NamedTuple):
@@ -74,6 +80,7 @@ class Hooks:
         self._by_owner: collections.Counter[str] = collections.Counter()
         self._bytes = 0
         self._room = asyncio.Semaphore(AT_A_TIME)
+        self._closing = asyncio.Event()
 
     def check(self, callback: Callback, owner: str) -> None:
         """Refuse what cannot be delivered.
@@ -104,50 +111,52 @@ class Hooks:
         if len(self._tasks) >= MOST or self._by_owner[owner] >= MOST_OF_ONE:
             raise BusyError("too many results wait for their callbacks", hint="see that callback_url answers with 2xx", retry_after_s=10)
 
-    def send(self, callback: Callback, run: Run, told: Callable[[Delivered], None]) -> None:
-        """Deliver the result of a run that is over; `told` hears what became of it."""
-        body = json.dumps(run.to_json()).encode()
-        if len(self._tasks) >= MOST or self._bytes + len(body) > MOST_BYTES:
+    def send(self, callback: Callback, message: Message, owner: str, told: Callable[[Delivered], None]) -> None:
+        """Deliver a message; `told` hears what became of it."""
+        size = len(message.body)
+        if len(self._tasks) >= MOST or self._bytes + size > MOST_BYTES:
             told(Delivered(ok=False, outcome="too many results wait for their callbacks", attempts=0))
             return
-        self._bytes += len(body)
-        self._by_owner[run.owner] += 1
-        task = asyncio.create_task(self._deliver(callback, run.id, body, told), name=f"callback of run {run.id}")
+        self._bytes += size
+        self._by_owner[owner] += 1
+        task = asyncio.create_task(self._deliver(callback, message, told), name=f"callback {message.id}")
         self._tasks.add(task)
 
         def over(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
-            self._bytes -= len(body)
-            self._by_owner[run.owner] -= 1
-            if not self._by_owner[run.owner]:
-                del self._by_owner[run.owner]
+            self._bytes -= size
+            self._by_owner[owner] -= 1
+            if not self._by_owner[owner]:
+                del self._by_owner[owner]
 
         task.add_done_callback(over)
 
-    async def _deliver(self, callback: Callback, message: str, body: bytes, told: Callable[[Delivered], None]) -> None:
-        outcome = "the server ended"
-        attempts = 0
-        ok = False
+    async def _deliver(self, callback: Callback, message: Message, told: Callable[[Delivered], None]) -> None:
+        ok, outcome, attempts = False, "the server ended", 0
         try:
-            for delay_s in (0.0, *DELAYS_S):
-                await asyncio.sleep(delay_s * random.uniform(1, 1.25))  # noqa: S311  # no secret
+            for delay_s in (*DELAYS_S, None):
                 async with self._room:
                     attempts += 1
-                    ok, outcome = await self._attempt(callback, message, body)
-                if ok:
-                    break
+                    ok, outcome = await self._attempt(callback, message)
+                if ok or delay_s is None or await self._ends_within(delay_s * random.uniform(1, 1.25)):  # noqa: S311  # no secret
+                    return
         finally:
             told(Delivered(ok=ok, outcome=outcome, attempts=attempts))
 
-    async def _attempt(self, callback: Callback, message: str, body: bytes) -> tuple[bool, str]:
-        now = int(time.time())
-        headers: Mapping[str, str] = {
-            "Content-Type": "application/json",
-            "User-Agent": f"mayfly/{__version__}",
-            "webhook-id": message,
-            "webhook-timestamp": str(now),
-            "webhook-signature": sign(callback.secret, message, now, body),
-        }
+    async def _ends_within(self, seconds: float) -> bool:
+        """Wait, unless the server ends: then say so at once."""
+        try:
+            await asyncio.wait_for(self._closing.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _attempt(self, callback: Callback, message: Message) -> tuple[bool, str]:
+        headers = {"Content-Type": "application/json", "User-Agent": f"mayfly/{__version__}"}
+        if callback.secret:
+            now = int(time.time())
+            signature = sign(callback.secret, message.id, now, message.body)
+            headers |= {"webhook-id": message.id, "webhook-timestamp": str(now), "webhook-signature": signature}
         url = URL(callback.url)
         timeout = aiohttp.ClientTimeout(total=ATTEMPT_S)
         connector = aiohttp.TCPConnector(use_dns_cache=False, socket_factory=self._factory(url.host or ""))
@@ -155,7 +164,7 @@ class Hooks:
         try:
             async with (
                 aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=jar, auto_decompress=False) as client,
-                client.post(url, data=body, headers=headers, allow_redirects=False) as answer,
+                client.request(message.method, url, data=message.body, headers=headers, allow_redirects=False) as answer,
             ):
                 return 200 <= answer.status < 300, str(answer.status)
         except TimeoutError:
@@ -175,7 +184,8 @@ class Hooks:
         return make
 
     async def close(self) -> None:
-        """End all deliveries; those under way have CLOSE_S."""
+        """End all deliveries; attempts that are under way have CLOSE_S."""
+        self._closing.set()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=CLOSE_S)
         for task in self._tasks:

@@ -8,6 +8,7 @@ then `attended` if the client waits for the result. `find_run` is the way back t
 import contextlib
 import functools
 import hashlib
+import json
 import urllib.parse
 from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from aiohttp import web
 
 from mayfly.api.connections import Bodies
 from mayfly.api.doors.access import ID, REPLAYED, caller_of, is_operator, owner_of
-from mayfly.api.doors.hooks import Delivered, Hooks
+from mayfly.api.doors.hooks import Delivered, Hooks, Message
 from mayfly.api.doors.logs import JsonLog
 from mayfly.api.doors.repeats import Repeats
 from mayfly.api.requests import Callback, Query, Submission, check_type, parse_submission
@@ -94,7 +95,8 @@ def _call_back(request: web.Request, callback: Callback, run: Run) -> None:
         host = urllib.parse.urlsplit(callback.url).hostname
         note(request, "callback", run.id, host=host, ok=how.ok, outcome=how.outcome, attempts=how.attempts)
 
-    request.app[HOOKS].send(callback, run, told)
+    message = Message(run.id, json.dumps(run.to_json()).encode())
+    request.app[HOOKS].send(callback, message, run.owner, told)
 
 
 def submit(

@@ -7,7 +7,7 @@ import contextlib
 import json
 import resource
 import ssl
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pytest
 from mayfly.api import connections
 from mayfly.api.doors.listen import load_tls, open_doors
 from mayfly.api.routes import ROUTES
-from mayfly.errors import ConfigError, HostError
+from mayfly.errors import BusyError, ConfigError, HostError
 from mayfly.host.config import Config
 from mayfly.host.keys import default_path, revoke
 from mayfly.units import MIB
@@ -372,6 +372,42 @@ def test_who_goes_away_ends_the_run(serve: Serve, monkeypatch: pytest.MonkeyPatc
         return str(runs[0].outcome.error)
 
     assert serve(scenario) == "the client went away"
+
+
+class Slow(dict[Any, Any]):
+    """A request of `size` bytes from `owner`, which come when `go` is set."""
+
+    def __init__(self, owner: str, size: int, go: asyncio.Event) -> None:
+        super().__init__({connections.OWNER: owner})
+        self.content_length = size
+        self.content = self
+        self._go = go
+
+    async def iter_any(self) -> AsyncIterator[bytes]:
+        await self._go.wait()
+        yield bytes(self.content_length)
+
+
+def test_one_key_holds_half_of_the_room_for_bodies() -> None:
+    async def scenario() -> None:
+        go, bodies = asyncio.Event(), connections.Bodies(most=800, room=1000)
+
+        def read(owner: str, size: int) -> "asyncio.Task[bytes]":
+            return asyncio.create_task(bodies.read(Slow(owner, size, go)))  # type: ignore[arg-type]
+
+        slow = [read("one", 400), read("two", 400), read("one", 100)]
+        await asyncio.sleep(0)
+        for owner, size in (("one", 1), ("three", 101), ("", 101)):
+            with pytest.raises(BusyError):
+                await read(owner, size)
+        slow += [read("", 100)]
+        await asyncio.sleep(0)
+        go.set()
+        assert [len(await task) for task in slow] == [400, 400, 100, 100]
+        assert len(await read("one", 500)) == 500, "all of it was given back"
+        assert len(await read("", 800)) == 800, "the operator has all of the room"
+
+    asyncio.run(scenario())
 
 
 def test_connections_over_tcp_leave_descriptors_to_others(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 ordinary processes.
 """
 
+import functools
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from mayfly.errors import HostError
-from mayfly.host import checks
+from mayfly.host import checks, keys
 from mayfly.host.config import Config
 from mayfly.vmm.config import NetworkBackend
 from mayfly.vmm.probe import KvmProbe
@@ -195,11 +196,27 @@ def test_doctor(mayfly: Mayfly, tmp_path: Path) -> None:
     assert b"-> mayfly kernel build" in out
 
 
-def test_doctor_looks_for_what_the_network_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def check(**values: Any) -> list[tuple[bool, str]]:
-        probing = lambda: KvmProbe(usable=True, reason="", hint="", emulated=False)  # noqa: E731
-        return [(found.ok, found.finding) for found in checks.examine(Config(**values), probing) if found.name == "network"]
+def look(name: str, **values: Any) -> list[tuple[bool, str]]:
+    """What the doctor finds where it looks at `name`."""
+    probing = lambda: KvmProbe(usable=True, reason="", hint="", emulated=False)  # noqa: E731
+    return [(found.ok, found.finding) for found in checks.examine(Config(**values), probing) if found.name == name]
 
+
+def test_doctor_looks_for_what_clients_over_tcp_need(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert look("listen") == []
+    assert look("listen", listen=("127.0.0.1:80", "[::1]:80")) == [(False, "127.0.0.1:80, [::1]:80; 0 API keys")]
+    keys.create(keys.default_path(), "site")
+    assert look("listen", listen=("127.0.0.1:80",)) == [(True, "127.0.0.1:80; 1 API keys")]
+    assert look("listen", listen=("80",)) == [(False, "listen: '80' is not an address")]
+    lost = {"tls_certificate": "/nowhere.crt", "tls_key": "/nowhere.key"}
+    assert look("listen", listen=("0.0.0.0:80",), **lost) == [(False, "/nowhere.crt cannot be read")]
+    keys.default_path().write_text("{")
+    assert [ok for ok, _ in look("listen", listen=("127.0.0.1:80",))] == [False]
+
+
+def test_doctor_looks_for_what_the_network_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    check = functools.partial(look, "network")
     assert check() == []
     assert check(network_backend=NetworkBackend.TAP, network_taps=("lo", "nope0")) == [(False, "no interface nope0")]
     assert check(network_backend=NetworkBackend.TAP, network_taps=("lo",)) == [(True, "1 tap interfaces")]
