@@ -78,7 +78,7 @@ def make_plan(
     files = _files(snippet, content)
     options = _options(snippet, content)
     wanted = want_machine(image, config, network)
-    asked_for = steps or content.steps
+    asked_for = steps or snippet.steps or content.steps
     unknown = set(snippet.limits) - {step.name for step in asked_for}
     if unknown:
         names = ", ".join(step.name for step in asked_for)
@@ -137,11 +137,11 @@ def _step(step: manifest.LanguageStep, snippet: Snippet, options: Mapping[str, s
     server's, or the manifest's, or the snippet's if that asks for less. A snippet's `env` is for
     its program; the compiler gets `build_env`.
     """
-    kind = "build" if step.name == "build" else "run"
+    kind = _kind(step)
     asked = snippet.limits.get(step.name, {})
 
-    def limit(name: str, fixed: float | None) -> float:
-        most = fixed if fixed is not None else getattr(config, f"{kind}_{name}")
+    def limit(name: str) -> float:
+        most = largest_limit(step, name, config)
         if name in asked and most and asked[name] > most:
             raise UnprocessableError(
                 f"limits.{step.name}.{name} is {asked[name]:g}; this server allows at most {most:g}",
@@ -150,20 +150,32 @@ def _step(step: manifest.LanguageStep, snippet: Snippet, options: Mapping[str, s
         return float(asked.get(name, most))
 
     argv = [part for piece in step.argv for part in (snippet.args if piece == "{args}" else (_filled(piece, options),))]
-    memory = limit("memory", step.memory) or max(MIN_STEP_MEMORY, free - KERNEL_RESERVE)
+    memory = limit("memory") or max(MIN_STEP_MEMORY, free - KERNEL_RESERVE)
     return Step(
         name=step.name,
         argv=tuple(argv),
         cwd=step.cwd,
         env=tuple({**step.env, **(snippet.build_env if kind == "build" else snippet.env)}.items()),
-        wall_ms=max(1, _ms(config.here(limit("wall_s", step.wall_s)))),
-        cpu_ms=_ms(config.here(limit("cpu_s", step.cpu_s))),
+        wall_ms=max(1, _ms(config.here(limit("wall_s")))),
+        cpu_ms=_ms(config.here(limit("cpu_s"))),
         memory=int(memory),
-        processes=int(limit("processes", step.processes)),
-        output=int(limit("output", step.output)),
+        processes=int(limit("processes")),
+        output=int(limit("output")),
         file_size=config.file_size,
         stdin=step.stdin,
     )
+
+
+def largest_limit(step: manifest.LanguageStep, name: str, config: Config) -> float:
+    """The highest limit `name` (`wall_s`, `memory` …) that a snippet may ask for; 0 if there is
+    none.
+    """
+    fixed = getattr(step, name)
+    return float(fixed if fixed is not None else getattr(config, f"{_kind(step)}_{name}"))
+
+
+def _kind(step: manifest.LanguageStep) -> str:
+    return "build" if step.name == "build" else "run"
 
 
 def _ms(seconds: float) -> int:

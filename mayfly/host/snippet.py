@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from mayfly.errors import BodyTooLargeError, UnprocessableError
+from mayfly.images.manifest import LanguageStep
 from mayfly.protocol.frames import MAX_FILES_SIZE, MAX_PAYLOAD
 
 MAX_NAME = 255
@@ -38,6 +39,7 @@ class Snippet(msgspec.Struct, frozen=True, kw_only=True):
 
     `env` is the program's environment, `build_env` that of the build step. `options` are the
     language's own choices (`edition`). `limits` are by step, then by name, as in the configuration.
+    `steps` are run in place of the language's.
     """
 
     language: str = ""
@@ -49,6 +51,7 @@ class Snippet(msgspec.Struct, frozen=True, kw_only=True):
     build_env: Mapping[str, str] = {}
     options: Mapping[str, str] = {}
     limits: Mapping[str, Mapping[str, float]] = {}
+    steps: tuple[LanguageStep, ...] = ()
     output: Mode = Mode.RAW
     network: bool = False
 
