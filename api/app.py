@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from aiohttp import web
 
+from mayfly.api.compat.dialect import Dialect
+from mayfly.api.compat.dialects import make_dialects
 from mayfly.api.connections import Bodies, Connection, Connections, Handler
 from mayfly.api.doors.access import ID, Access
 from mayfly.api.doors.hooks import Hooks
@@ -35,18 +37,26 @@ from mayfly.vmm.process.zygote import Zygote
 log = logging.getLogger(__name__)
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 """Codes of the errors that aiohttp itself finds."""
+PATHS = tuple(route.path for route in ROUTES)
 SHUTDOWN_S = 5.0
 HANDSHAKE_S = 10.0
 RETRY_S = 5
 """When a client may look whether a server that stops is back."""
+DIALECTS: web.AppKey[Sequence[Dialect]] = web.AppKey("dialects", tuple)
 
 
 @web.middleware
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn every error into an answer of the one form that docs/api.md describes."""
+    """Turn every error into an answer of the one form that docs/api.md describes, or of that of the
+    contract of others that the request is of.
+    """
     headers: Mapping[str, str] = {}
+    dialect = next((dialect for dialect in request.app[DIALECTS] if dialect.has(request.path)), None)
     try:
-        return await handler(request)
+        answer = await handler(request)
+        if dialect is not None and not answer.prepared:
+            dialect.finish(answer)
+        return answer
     except web.HTTPException as error:
         if error.status < 400:
             raise
@@ -63,7 +73,11 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except Exception:
         log.exception("%s %s", request.method, request.path)
         status, problem = 500, {"code": "internal", "message": "a fault of ours", "hint": "see the server's log, and report it"}
-    answer = web.json_response({"error": problem, "request_id": request[ID]}, status=status, headers=headers)
+    own = {"error": problem, "request_id": request[ID]}
+    answer = dialect.refuse(status, problem) if dialect else web.json_response(own, status=status)
+    answer.headers.update(headers)
+    if dialect is not None:
+        dialect.finish(answer)
     if request.content.exception() is not None:
         answer.force_close()  # nobody knows where on the connection the next request would begin
     return answer
@@ -84,6 +98,9 @@ def headers_of(error: MayflyError) -> Mapping[str, str]:
 def make_app(service: Service, metrics: Metrics, connections: Connections) -> web.Application:
     """The application that serves `service`, with the keys and the logs that its configuration
     names.
+
+    Raises:
+        ConfigError: the configuration asks for a contract of others that is not there.
     """
     config = service.config
     log, audit = open_log(config.access_log), open_log(config.audit_log)
@@ -102,6 +119,10 @@ def make_app(service: Service, metrics: Metrics, connections: Connections) -> we
         app.router.add_route(route.method, route.path, route.handler)
         if route.method == "GET":  # as RFC 9110, 9.1 asks for
             app.router.add_head(route.path, route.handler)
+    app[DIALECTS] = make_dialects(config.compat, PATHS)
+    for dialect in app[DIALECTS]:
+        dialect.mount(app)
+        access.open.update(path.handler for path in dialect.paths() if path.open)
 
     async def close(_: web.Application) -> None:
         await hooks.close()
@@ -200,6 +221,7 @@ def main(config: Config, zygote: Callable[[], Zygote] | None = None) -> None:
     """`mayfly serve`: check the host, then serve."""
     logging.basicConfig(level=logging.INFO, format="mayfly: %(message)s")
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # it logs what clients do wrong; faults of ours are logged here
+    make_dialects(config.compat, PATHS)  # a mistake in it must show before anything is started
     config = config.scaled(time_factor(config))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # each run has an output socket, each reader one more

@@ -178,7 +178,7 @@ def parse_object(kind: type[_T], body: bytes) -> _T:
         UnprocessableError: a field is unknown, of the wrong type or out of range; the message names
             it.
     """
-    _check_quotes(body)
+    check_quotes(body)
     try:
         return decode(kind, body)
     except MalformedError as error:
@@ -251,7 +251,7 @@ def _looks_like_json(body: bytes) -> bool:
     return found.source is not UNSET or found.files is not UNSET
 
 
-def _check_quotes(body: bytes) -> None:
+def check_quotes(body: bytes) -> None:
     """Refuse a body of very many names and texts, which would take much memory when decoded.
 
     Counts the quotation marks that are not escaped. (A mark behind an even number of backslashes is

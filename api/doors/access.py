@@ -25,9 +25,10 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 """What a request id may be that comes from a client, as it goes into logs."""
 PATH = 200
 """Characters of a path in the log."""
+AUTH_TOKEN = "X-Auth-Token"  # noqa: S105  # a header's name
 REQUEST_ID = "X-Request-Id"
 EXPOSED = "Content-Location, Idempotency-Replayed, Location, Retry-After, X-Request-Id"
-ALLOWED = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Auth-Token, X-Request-Id"
+ALLOWED = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Auth-Token, X-Auth-User, X-Request-Id"
 PREFLIGHT_S = 600
 GONE = 499
 """What the log has where a client went away before its answer; nginx's number for it."""
@@ -164,11 +165,12 @@ def _is_local(request: web.Request) -> bool:
 def token_of(request: web.Request) -> str:
     """The API key's token that came with a request: in `Authorization: Bearer`, in `X-Auth-Token`,
     or as the WebSocket protocol `bearer.TOKEN`, since pages cannot give a WebSocket headers.
+    Clients of Piston leave `Bearer` out; some of Judge0 put `X-Auth-Token` into the address.
     """
     scheme, _, token = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
-    if scheme.lower() == "bearer":
-        return token.strip()
+    if scheme.lower() == "bearer" or (scheme and not token):
+        return (token or scheme).strip()
     for protocol in request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(","):
         if protocol.strip().startswith("bearer."):
             return protocol.strip().removeprefix("bearer.")
-    return request.headers.get("X-Auth-Token", "")
+    return request.headers.get(AUTH_TOKEN) or request.query.get(AUTH_TOKEN, "")

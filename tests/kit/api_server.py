@@ -38,7 +38,7 @@ class Served(NamedTuple):
         return aiohttp.ClientSession(self.url, headers=headers, **options)
 
 
-def serving(tmp_path: Path, scenario: Callable[[Served], Awaitable[Any]], fault: str = "", **changes: Any) -> Any:
+def serving(tmp_path: Path, scenario: Callable[[Served], Awaitable[Any]], fault: str = "", limit_s: float = 60, **changes: Any) -> Any:
     """Run a scenario against a server with one door, and stop the server."""
 
     async def whole(folder: Path) -> Any:
@@ -50,7 +50,7 @@ def serving(tmp_path: Path, scenario: Callable[[Served], Awaitable[Any]], fault:
                 connector = aiohttp.UnixConnector(path=str(config.socket))
                 async with aiohttp.ClientSession("http://mayfly", connector=connector) as operator:
                     try:
-                        return await asyncio.wait_for(scenario(Served(service, doors, operator)), 60)
+                        return await asyncio.wait_for(scenario(Served(service, doors, operator)), limit_s)
                     finally:
                         stop.set()
                         await server

@@ -1,0 +1,319 @@
+"""The routes of Judge0 CE 1.13.1."""
+
+import asyncio
+import logging
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from aiohttp import web
+
+from mayfly.api.compat.dialect import Dialect, Path, parse_object, start, text_of
+from mayfly.api.compat.judge0 import about
+from mayfly.api.compat.judge0.fields import Errors, Fields, parse
+from mayfly.api.compat.judge0.languages import MULTI_FILE, NUMBERS, languages_of
+from mayfly.api.compat.judge0.snippets import Job, make_job
+from mayfly.api.compat.judge0.store import Store
+from mayfly.api.compat.judge0.submission import ALL_FIELDS, DEFAULT_FIELDS, Status, Submission
+from mayfly.api.doors.access import caller_of
+from mayfly.api.doors.intake import BODIES, SERVICE
+from mayfly.api.requests import MAX_ITEMS
+from mayfly.errors import BusyError, MediaTypeError, RequestError, UnknownRunError
+from mayfly.runs.run import Run
+
+log = logging.getLogger(__name__)
+PER_PAGE = 20
+ROOM_TRIES = 100
+"""How often room is asked for, a second apart, for a run of a submission that is not its first."""
+NOT_TEXT = "cannot be converted to UTF-8, use base64_encoded=true query parameter"
+
+
+class Judge0(Dialect):
+    """The contract."""
+
+    name = "judge0"
+    _store: Store
+
+    def __init__(self, prefix: str) -> None:
+        super().__init__(prefix)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def paths(self) -> Sequence[Path]:
+        """All that it answers."""
+        return (
+            Path("POST", "/submissions/batch", self._create_batch),
+            Path("GET", "/submissions/batch", self._show_batch),
+            Path("POST", "/submissions", self._create),
+            Path("GET", "/submissions", self._index),
+            Path("GET", "/submissions/{token}", self._show),
+            Path("DELETE", "/submissions/{token}", self._delete),
+            Path("GET", "/languages", self._languages),
+            Path("GET", "/languages/all", self._all_languages),
+            Path("GET", "/languages/{id}", self._language),
+            Path("GET", "/statuses", self._statuses),
+            Path("GET", "/about", self._about),
+            Path("GET", "/version", self._version),
+            Path("GET", "/config_info", self._config_info),
+            Path("GET", "/system_info", self._system_info),
+            Path("GET", "/statistics", self._statistics),
+            Path("GET", "/workers", self._workers),
+            Path("POST", "/authenticate", self._authenticate),
+            Path("POST", "/authorize", self._authenticate),
+        )
+
+    def mount(self, app: web.Application) -> None:
+        """Add its routes, and a store of submissions that ends with the application."""
+        super().mount(app)
+        self._store = Store(app[SERVICE].config)
+        app.on_cleanup.append(self._close)
+
+    async def _close(self, app: web.Application) -> None:
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def refuse(self, status: int, problem: Mapping[str, Any]) -> web.Response:
+        """An error. A queue that is full is a 503 there."""
+        if problem["code"] == "busy":
+            return web.json_response({"error": "queue is full"}, status=503)
+        if status == 404:
+            return web.json_response({"status": 404, "error": "Not Found"}, status=404)
+        return web.json_response({"error": text_of(problem)}, status=status)
+
+    async def _create(self, request: web.Request) -> web.Response:
+        params = await _params(request)
+        names = _field_names(params)
+        encoded = params.get("base64_encoded") in (True, "true")
+        job = await self._job(request, params, encoded=encoded)
+        if isinstance(job, Errors):
+            return web.json_response(job, status=422)
+        submission, task = self._begin(request, *job)
+        if params.get("wait") not in (True, "true"):
+            return web.json_response({"token": submission.token}, status=201)
+        try:
+            await asyncio.wait([task])
+        finally:
+            if submission.run is not None:
+                await request.app[SERVICE].end(submission.run, "the client went away")
+        try:
+            return web.json_response(submission.to_json(names, encoded=encoded), status=201)
+        except UnicodeDecodeError:
+            body = {"error": f"some attributes for this submission {NOT_TEXT}", "token": submission.token}
+            return web.json_response(body, status=201)
+
+    async def _job(self, request: web.Request, params: Mapping[str, Any], *, encoded: bool) -> tuple[Fields, Job] | Errors:
+        """What a submission asks for, or what is wrong with it."""
+        service = request.app[SERVICE]
+        fields = parse(params, encoded=encoded, network=about.gives_network(service.config))
+        if isinstance(fields, Errors):
+            return fields
+        job = await make_job(service, fields)
+        return job if isinstance(job, Errors) else (fields, job)
+
+    def _begin(self, request: web.Request, fields: Fields, job: Job) -> tuple[Submission, "asyncio.Task[None]"]:
+        """Start a submission.
+
+        Raises:
+            MayflyError: it is refused; nothing has been started.
+        """
+        run = start(request, job.snippet, job.image)
+        named = {"id": fields.language_id, "name": _title(request, fields.language_id)}
+        submission = Submission(fields, named, _owner(request) or "")
+        submission.run = run
+        self._store.add(submission)
+        task = asyncio.create_task(self._carry_out(request, submission, job, run), name=f"submission {submission.token}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return submission, task
+
+    async def _carry_out(self, request: web.Request, submission: Submission, job: Job, run: Run) -> None:
+        async def again() -> Run:
+            for _ in range(ROOM_TRIES):
+                try:
+                    return start(request, job.snippet, job.image)
+                except BusyError as error:
+                    busy = error
+                    await asyncio.sleep(1)
+            raise busy
+
+        try:
+            await submission.carry_out(job.image, run, again)
+        except Exception as error:
+            log.exception("submission %s", submission.token)
+            submission.fail(f"it could not go on: {error}")
+        finally:
+            submission.fail("it was ended")
+            self._store.keep(submission)
+
+    async def _create_batch(self, request: web.Request) -> web.Response:
+        params = await _params(request)
+        items = params.get("submissions")
+        items = items if isinstance(items, list) else []
+        _check_batch(len(items))
+        encoded = params.get("base64_encoded") in (True, "true")
+        jobs = [await self._job(request, item if isinstance(item, dict) else {}, encoded=encoded) for item in items]
+        begun: list[Submission] = []
+        answers: list[Any] = []
+        try:
+            for job in jobs:
+                if isinstance(job, Errors):
+                    answers.append(job)
+                    continue
+                submission, _ = self._begin(request, *job)
+                begun.append(submission)
+                answers.append({"token": submission.token})
+        except BaseException:  # all of them or none
+            for submission in begun:
+                if submission.run is not None:
+                    await request.app[SERVICE].forget(submission.run.id)
+                self._store.drop(submission)
+            raise
+        return web.json_response(answers, status=201 if begun else 422)
+
+    async def _show(self, request: web.Request) -> web.Response:
+        names = _field_names(request.query)
+        submission = self._find(request, request.match_info["token"])
+        if submission is None:
+            raise UnknownRunError("there is no such submission")
+        try:
+            return web.json_response(submission.to_json(names, encoded=_is_encoded(request)))
+        except UnicodeDecodeError as error:
+            raise RequestError(f"some attributes for this submission {NOT_TEXT}") from error
+
+    async def _show_batch(self, request: web.Request) -> web.Response:
+        names = _field_names(request.query)
+        tokens = (request.headers.get("tokens") or request.query.get("tokens", "")).strip()
+        found = tokens.split(",") if tokens else []
+        _check_batch(len(found))
+        return self._shown([self._find(request, token) for token in found], names, request)
+
+    def _shown(self, found: Sequence[Submission | None], names: Sequence[str], request: web.Request, **more: Any) -> web.Response:
+        encoded = _is_encoded(request)
+        try:
+            shown = [one and one.to_json(names, encoded=encoded) for one in found]
+        except UnicodeDecodeError as error:
+            raise RequestError(f"some attributes for one or more submissions {NOT_TEXT}") from error
+        return web.json_response({"submissions": shown, **more})
+
+    async def _index(self, request: web.Request) -> web.Response:
+        names = _field_names(request.query)
+        page, per_page = _integer(request, "page", 1), _integer(request, "per_page", PER_PAGE)
+        if page <= 0:
+            raise RequestError(f"invalid page: {page}")
+        if per_page < 0:
+            raise RequestError(f"invalid per_page: {per_page}")
+        every = self._store.newest(_owner(request))
+        per_page = per_page or PER_PAGE
+        pages = -(-len(every) // per_page)
+        meta = {
+            "current_page": page,
+            "next_page": page + 1 if page < pages else None,
+            "prev_page": page - 1 if page > 1 else None,
+            "total_pages": pages,
+            "total_count": len(every),
+        }
+        return self._shown(every[(page - 1) * per_page : page * per_page], names, request, meta=meta)
+
+    async def _delete(self, request: web.Request) -> web.Response:
+        raise RequestError("delete not allowed")
+
+    def _find(self, request: web.Request, token: str) -> Submission | None:
+        return self._store.get(token, _owner(request))
+
+    async def _languages(self, request: web.Request) -> web.Response:
+        found = [language for language in languages_of(request.app[SERVICE]) if not language["is_archived"]]
+        return web.json_response([{name: one[name] for name in ("id", "name")} for one in found])
+
+    async def _all_languages(self, request: web.Request) -> web.Response:
+        found = languages_of(request.app[SERVICE])
+        return web.json_response([{name: one[name] for name in ("id", "name", "is_archived")} for one in found])
+
+    async def _language(self, request: web.Request) -> web.Response:
+        wanted = request.match_info["id"]
+        for language in languages_of(request.app[SERVICE]):
+            if str(language["id"]) == wanted:
+                return web.json_response(language)
+        raise UnknownRunError(f"there is no language {wanted[:20]!r}")
+
+    async def _statuses(self, request: web.Request) -> web.Response:
+        return web.json_response([status.to_json() for status in Status])
+
+    async def _about(self, request: web.Request) -> web.Response:
+        return web.json_response(about.about())
+
+    async def _version(self, request: web.Request) -> web.Response:
+        return web.Response(text=about.VERSION)
+
+    async def _config_info(self, request: web.Request) -> web.Response:
+        return web.json_response(about.config_info(request.app[SERVICE].config))
+
+    async def _system_info(self, request: web.Request) -> web.Response:
+        return web.json_response(about.system_info())
+
+    async def _statistics(self, request: web.Request) -> web.Response:
+        return web.json_response(about.statistics(self._store.newest(_owner(request))))
+
+    async def _workers(self, request: web.Request) -> web.Response:
+        return web.json_response(about.workers(request.app[SERVICE]))
+
+    async def _authenticate(self, request: web.Request) -> web.Response:
+        return web.Response()  # who is not known has been refused by now
+
+
+def _owner(request: web.Request) -> str | None:
+    """Whose submissions the client may see; None for all."""
+    tenant = caller_of(request).tenant
+    return tenant.name if tenant else None
+
+
+def _title(request: web.Request, number: int) -> str:
+    if number == MULTI_FILE:
+        return "Multi-file program"
+    found = (language for language in languages_of(request.app[SERVICE]) if language["id"] == number)
+    return str(next(found, {"name": NUMBERS[number].title})["name"])
+
+
+def _is_encoded(request: web.Request) -> bool:
+    return request.query.get("base64_encoded") == "true"
+
+
+def _integer(request: web.Request, name: str, default: int) -> int:
+    """A number in the address; what is none is 0, as Ruby has it."""
+    try:
+        return max(-1, min(int(request.query.get(name, default)), 1 << 31))
+    except ValueError:
+        return 0
+
+
+def _check_batch(size: int) -> None:
+    if size > about.MAX_BATCH:
+        raise RequestError(f"number of submissions in a batch should be less than or equal to {about.MAX_BATCH}")
+    if not size:
+        raise RequestError("there should be at least one submission in a batch")
+
+
+def _field_names(params: Mapping[str, Any]) -> Sequence[str]:
+    """The fields that an answer is to have."""
+    given = params.get("fields")
+    wanted = [name for name in given.split(",") if name] if isinstance(given, str) else []
+    unknown = [name for name in wanted if name not in ALL_FIELDS and name != "*"]
+    if unknown:
+        raise RequestError(f"invalid fields: [{', '.join(unknown)[:200]}]")
+    return ALL_FIELDS if "*" in wanted else wanted or DEFAULT_FIELDS
+
+
+async def _params(request: web.Request) -> dict[str, Any]:
+    """The parameters in the address, and those in the body over them: JSON or a form."""
+    params: dict[str, Any] = dict(request.query)
+    body = await request.app[BODIES].read(request)
+    if not body.strip():
+        return params
+    if body.lstrip()[:1] != b"{" and request.content_type == "application/x-www-form-urlencoded":
+        try:
+            return params | dict(urllib.parse.parse_qsl(body.decode(errors="replace"), keep_blank_values=True, max_num_fields=MAX_ITEMS))
+        except ValueError as error:
+            raise RequestError(f"the form cannot be used: {error}") from error
+    if request.content_type.startswith("multipart/"):
+        raise MediaTypeError("a body in parts is not taken", hint="send JSON")
+    return params | parse_object(body)
