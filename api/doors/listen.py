@@ -13,8 +13,8 @@ from mayfly.host.addresses import Address, parse_address
 from mayfly.host.config import Config
 
 BACKLOG = 128
-KEEPALIVE = {socket.TCP_KEEPIDLE: 30, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 3, socket.TCP_USER_TIMEOUT: 60_000}
-"""A client whose host is gone is noticed after a minute (tcp(7); the last one in milliseconds)."""
+KEEPALIVE = {socket.TCP_KEEPIDLE: 30, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 3}
+"""A client whose host is gone is noticed after a minute (tcp(7), in seconds)."""
 
 
 class Door(NamedTuple):

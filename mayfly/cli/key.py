@@ -9,6 +9,7 @@ import msgspec
 
 from mayfly.cli.main import Size
 from mayfly.host import keys
+from mayfly.units import MIB
 
 
 class Rate(click.ParamType[int]):
@@ -18,7 +19,7 @@ class Rate(click.ParamType[int]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """How many a minute."""
-        match = re.fullmatch(r"([0-9]{1,9})(/min)?", str(value).strip())
+        match = re.fullmatch(r"([1-9][0-9]{0,8})(/min)?", str(value).strip())
         if match is None:
             self.fail(f"{value!r} is not a rate; write it as 60/min", param, ctx)
         return int(match[1])
@@ -34,12 +35,17 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("name")
-@click.option("--rate", type=Rate(), default=0, metavar="N/min", help="runs that may begin in a minute; without it any number")
-@click.option("--concurrency", type=click.IntRange(0, 1_000_000), default=0, metavar="N", help="runs under way at a time, waiting ones too")
-@click.option("--memory", type=Size(), default=0, help="memory of their machines together, such as 4G")
-def create(name: str, rate: int, concurrency: int, memory: int) -> None:
-    """Make the key NAME and print its token, which cannot be shown again."""
-    click.echo(keys.create(keys.default_path(), name, rate=rate, concurrency=concurrency, memory=memory))
+@click.option("--rate", type=Rate(), metavar="N/min", help="runs that may begin in a minute")
+@click.option("--concurrency", type=click.IntRange(1, 1_000_000), metavar="N", help="runs under way at a time, waiting ones too")
+@click.option("--memory", type=Size(), help="memory of their machines together, such as 4G")
+def create(name: str, rate: int | None, concurrency: int | None, memory: int | None) -> None:
+    """Make the key NAME and print its token, which cannot be shown again.
+
+    What is not limited here has no limit but the server's.
+    """
+    if memory is not None and memory < MIB:
+        raise click.BadParameter(f"no machine fits into {memory} bytes; write it as 512M or 4G", param_hint="--memory")
+    click.echo(keys.create(keys.default_path(), name, rate=rate or 0, concurrency=concurrency or 0, memory=memory or 0))
     click.echo("Store it now. Clients send it as the header `Authorization: Bearer TOKEN`.", err=True)
 
 

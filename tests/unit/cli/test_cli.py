@@ -224,6 +224,17 @@ def test_doctor_looks_for_what_the_network_needs(monkeypatch: pytest.MonkeyPatch
     assert check(network_backend=NetworkBackend.PASST) == [(False, "passt is not installed")]
 
 
+@pytest.mark.parametrize(
+    "limit", [("--rate", "0"), ("--rate", "5/s"), ("--concurrency", "0"), ("--memory", "0"), ("--memory", "4096"), ("--memory", "x")]
+)
+def test_limits_of_keys_that_allow_nothing_are_refused(mayfly: Mayfly, tmp_path: Path, limit: tuple[str, str]) -> None:
+    process = mayfly("key", "create", "site", *limit)
+    out, error = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, b"")
+    assert limit[0].encode() in error
+    assert keys.load(keys.default_path()) == ()
+
+
 def test_help_imports_little() -> None:
     code = "import sys, mayfly.cli.main; mayfly.cli.main.cli.main(['run', '--help'], standalone_mode=False)\n"
     code += "print([name for name in ('aiohttp', 'asyncio', 'yaml', 'mayfly.vmm.kvm') if name in sys.modules])"
