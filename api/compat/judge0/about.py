@@ -11,6 +11,7 @@ from typing import Any
 
 from mayfly.api.compat.judge0.fields import FLAGS, RANGES
 from mayfly.api.compat.judge0.submission import Status, Submission
+from mayfly.api.doors.hooks import ATTEMPT_S, DELAYS_S
 from mayfly.host.config import Config
 from mayfly.protocol.frames import MAX_FILES_SIZE
 from mayfly.runs.service import Service
@@ -19,8 +20,6 @@ from mayfly.vmm.config import NetworkBackend
 VERSION = "1.13.1"
 """The contract's: clients choose their numbers of languages by it."""
 MAX_BATCH = 20
-CALLBACK_TRIES = 3
-CALLBACK_S = 5.0
 
 
 def gives_network(config: Config) -> bool:
@@ -38,8 +37,8 @@ def config_info(config: Config) -> dict[str, Any]:
         "enable_command_line_arguments": True,
         "enable_submission_delete": False,
         "enable_callbacks": True,
-        "callbacks_max_tries": CALLBACK_TRIES,
-        "callbacks_timeout": CALLBACK_S,
+        "callbacks_max_tries": len(DELAYS_S) + 1,
+        "callbacks_timeout": ATTEMPT_S,
         "enable_additional_files": True,
         "max_queue_size": config.queue,
         "max_extract_size": MAX_FILES_SIZE // 1024,

@@ -1,6 +1,7 @@
 """The routes of Judge0 CE 1.13.1."""
 
 import asyncio
+import json
 import logging
 import urllib.parse
 from collections.abc import Mapping, Sequence
@@ -15,10 +16,11 @@ from mayfly.api.compat.judge0.languages import MULTI_FILE, NUMBERS, languages_of
 from mayfly.api.compat.judge0.snippets import Job, make_job
 from mayfly.api.compat.judge0.store import Store
 from mayfly.api.compat.judge0.submission import ALL_FIELDS, DEFAULT_FIELDS, Status, Submission
-from mayfly.api.doors.access import caller_of
-from mayfly.api.doors.intake import BODIES, SERVICE
-from mayfly.api.requests import MAX_ITEMS
-from mayfly.errors import BusyError, MediaTypeError, RequestError, UnknownRunError
+from mayfly.api.doors.access import caller_of, owner_of
+from mayfly.api.doors.hooks import Delivered, Message
+from mayfly.api.doors.intake import BODIES, HOOKS, SERVICE, note
+from mayfly.api.requests import MAX_ITEMS, Callback
+from mayfly.errors import BusyError, MediaTypeError, RequestError, UnknownRunError, UnprocessableError
 from mayfly.runs.run import Run
 
 log = logging.getLogger(__name__)
@@ -108,6 +110,11 @@ class Judge0(Dialect):
         fields = parse(params, encoded=encoded, network=about.gives_network(service.config))
         if isinstance(fields, Errors):
             return fields
+        if fields.callback_url:
+            try:
+                request.app[HOOKS].check(Callback(fields.callback_url, secret=""), owner_of(request))
+            except UnprocessableError as error:
+                return Errors(callback_url=[error.message.removeprefix("callback_url: ")])
         job = await make_job(service, fields)
         return job if isinstance(job, Errors) else (fields, job)
 
@@ -119,7 +126,7 @@ class Judge0(Dialect):
         """
         run = start(request, job.snippet, job.image)
         named = {"id": fields.language_id, "name": _title(request, fields.language_id)}
-        submission = Submission(fields, named, _owner(request) or "")
+        submission = Submission(fields, named, owner_of(request))
         submission.run = run
         self._store.add(submission)
         task = asyncio.create_task(self._carry_out(request, submission, job, run), name=f"submission {submission.token}")
@@ -145,6 +152,8 @@ class Judge0(Dialect):
         finally:
             submission.fail("it was ended")
             self._store.keep(submission)
+        if submission.fields.callback_url:
+            _call_back(request, submission)
 
     async def _create_batch(self, request: web.Request) -> web.Response:
         params = await _params(request)
@@ -259,6 +268,19 @@ class Judge0(Dialect):
 
     async def _authenticate(self, request: web.Request) -> web.Response:
         return web.Response()  # who is not known has been refused by now
+
+
+def _call_back(request: web.Request, submission: Submission) -> None:
+    """Send what `GET /submissions/TOKEN` gives to the address that the submission names."""
+    url = submission.fields.callback_url or ""
+
+    def told(how: Delivered) -> None:
+        host = urllib.parse.urlsplit(url).hostname
+        note(request, "callback", submission.token, host=host, ok=how.ok, outcome=how.outcome, attempts=how.attempts)
+
+    body = json.dumps(submission.to_json(DEFAULT_FIELDS, encoded=True)).encode()
+    message = Message(submission.token, body, method="PUT")
+    request.app[HOOKS].send(Callback(url, secret=""), message, submission.owner, told)
 
 
 def _owner(request: web.Request) -> str | None:

@@ -1,9 +1,12 @@
 """Judge0's contract, by its official SDK and by plain requests."""
 
 import asyncio
+import http.server
 import io
+import json
 import re
 import struct
+import threading
 import time
 import zipfile
 from typing import Any
@@ -197,6 +200,45 @@ def refused_options(served: Compatible) -> Any:
 )  # fmt: skip
 def test_what_is_wrong_is_said_by_field(served: Compatible, change: dict[str, Any], errors: Any) -> None:
     assert refused(served, **change) == errors
+
+
+def test_a_callback_gets_the_submission(served: Compatible) -> None:
+    receiver = Receiver()
+    thread = threading.Thread(target=receiver.handle_request)
+    with receiver:
+        thread.start()
+        found = submit(served, "echo out", callback_url=f"http://127.0.0.1:{receiver.server_port}/x")
+        thread.join()
+    assert receiver.got is not None
+    method, path, body = receiver.got
+    assert (method, path, body["token"], body["status"]["id"]) == ("PUT", "/x", found["token"], 3)
+    assert decode(body["stdout"]) == b"out\n"
+
+
+@pytest.mark.parametrize("url", ["http://169.254.169.254/", "ftp://example.org/", "x", "http://[::1]/"])
+def test_a_callback_to_what_may_not_be_called(served: Compatible, url: str) -> None:
+    assert set(refused(served, callback_url=url)) == {"callback_url"}
+
+
+class Receiver(http.server.HTTPServer):
+    """Takes one callback."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.got: tuple[str, str, Any] | None = None
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Receiver
+
+    def do_PUT(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.got = (self.command, self.path, body)
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *args: Any) -> None:
+        """Say nothing."""
 
 
 def test_batches(served: Compatible) -> None:
