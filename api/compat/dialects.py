@@ -8,9 +8,10 @@ from mayfly.api.compat.dialect import Dialect
 from mayfly.api.compat.judge0.routes import Judge0
 from mayfly.api.compat.piston.routes import Piston
 from mayfly.api.compat.polycode import Polycode
+from mayfly.api.compat.sandboxfusion import SandboxFusion
 from mayfly.errors import ConfigError
 
-DIALECTS: Mapping[str, type[Dialect]] = {kind.name: kind for kind in (Piston, Judge0, Polycode, Codapi)}
+DIALECTS: Mapping[str, type[Dialect]] = {kind.name: kind for kind in (Piston, Judge0, Polycode, SandboxFusion, Codapi)}
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
 

@@ -14,7 +14,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Co
     folder = tmp_path_factory.mktemp("compat")
     with pytest.MonkeyPatch.context() as patch:
         install_languages(patch, folder)
-        with compatible(folder, compat=tuple(DIALECTS)) as make:
+        with compatible(folder, compat=tuple(DIALECTS), callback_hosts=("127.0.0.1",)) as make:
             yield make
 
 

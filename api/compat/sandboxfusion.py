@@ -1,0 +1,118 @@
+"""SandboxFusion's `/run_code`, which trainers of models use."""
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from aiohttp import web
+from msgspec import Meta, Struct
+
+from mayfly.api.compat.dialect import Dialect, Path, read_object, run_to_end, text_of
+from mayfly.api.compat.images import find_image, is_interpreted, limits_of
+from mayfly.api.compat.stages import StageResult, stages_of, text
+from mayfly.api.doors.intake import SERVICE
+from mayfly.errors import RequestError, UnprocessableError
+from mayfly.host.snippet import Snippet
+from mayfly.images.store import InstalledImage
+from mayfly.runs.run import Run
+from mayfly.schema import SchemaError, convert
+from mayfly.units import MIB
+
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class Asked(Struct, frozen=True):
+    """A request; unknown fields are ignored, as theirs are. Files are base64; None is no file."""
+
+    code: str
+    language: str
+    stdin: str | None = None
+    compile_timeout: Seconds = 10
+    run_timeout: Seconds = 10
+    memory_limit_MB: int = -1  # noqa: N815  # its name
+    files: dict[str, str | None] = {}
+    fetch_files: tuple[str, ...] = ()
+
+
+class SandboxFusion(Dialect):
+    """The contract."""
+
+    name = "sandboxfusion"
+
+    def paths(self) -> Sequence[Path]:
+        """All that it answers."""
+        return (Path("POST", "/run_code", self._run_code), Path("GET", "/v1/ping", self._ping))
+
+    def refuse(self, status: int, problem: Mapping[str, Any]) -> web.Response:
+        """An error as FastAPI has it: what is wrong with a value is a 422."""
+        if problem["code"] in ("bad_request", "unknown_language"):
+            status = 422
+        detail: Any = text_of(problem)
+        if status == 422:
+            detail = [{"type": problem["code"], "loc": ["body"], "msg": detail}]
+        return web.json_response({"detail": detail}, status=status)
+
+    async def _ping(self, request: web.Request) -> web.Response:
+        request.app[SERVICE].health()
+        return web.json_response("pong")
+
+    async def _run_code(self, request: web.Request) -> web.Response:
+        try:
+            asked = convert(Asked, await read_object(request))
+        except SchemaError as error:
+            raise UnprocessableError(error.message, hint=error.hint) from error
+        if asked.fetch_files:
+            raise UnprocessableError("fetch_files: no files are given back here")
+        service = request.app[SERVICE]
+        image = find_image(service, asked.language)
+        memory = {"memory": asked.memory_limit_MB * MIB}
+        build, run = {"wall_s": asked.compile_timeout, **memory}, {"wall_s": asked.run_timeout, **memory}
+        snippet = Snippet(
+            files={**_files(asked.files), image.manifest.source_file: asked.code.encode()},
+            stdin=(asked.stdin or "").encode(),
+            limits=limits_of(image, service.config, build=build, run=run),
+        )
+        return web.json_response(_result(await run_to_end(request, snippet, image), image))
+
+
+def _files(given: Mapping[str, str | None]) -> dict[str, bytes]:
+    found = {}
+    for name, content in given.items():
+        if content is not None:
+            try:
+                found[name.removeprefix("./")] = base64.b64decode(content)
+            except (binascii.Error, ValueError) as error:
+                raise RequestError(f"files.{name[:80]}: not base64: {error}") from error
+    return found
+
+
+def _result(run: Run, image: InstalledImage) -> dict[str, Any]:
+    stages = stages_of(run)
+    compiled = len(run.outcome.step_names) > 1 and not is_interpreted(image)
+    build = stages[0] if stages and compiled else None
+    last = stages[-1] if len(stages) > 1 or not compiled else None
+    error = run.outcome.error
+    status = "SandboxError" if error else "Success" if stages and stages[-1].ok else "Failed"
+    return {
+        "status": status,
+        "message": error.message if error else "",
+        "compile_result": build and _stage(build),
+        "run_result": last and _stage(last),
+        "executor_pod_name": None,
+        "files": {},
+    }
+
+
+def _stage(stage: StageResult) -> dict[str, Any]:
+    """A stage; the exit status of one that a signal ended is its number below zero."""
+    ended = stage.ended
+    late = ended.status == "TO"
+    number = None if ended.signal is None else -ended.signal
+    return {
+        "status": "TimeLimitExceeded" if late else "Error" if ended.status == "XX" else "Finished",
+        "execution_time": stage.exit.wall_us / 1e6,
+        "return_code": None if late else ended.code if number is None else number,
+        "stdout": text(stage.stdout),
+        "stderr": text(stage.stderr),
+    }
