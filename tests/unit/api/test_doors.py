@@ -17,9 +17,10 @@ import pytest
 from mayfly.api import connections
 from mayfly.api.doors.listen import load_tls, open_doors
 from mayfly.api.routes import ROUTES
-from mayfly.errors import BusyError, ConfigError, HostError
+from mayfly.client import AsyncClient, StdoutEvent
+from mayfly.errors import BusyError, ConfigError, HostError, UnauthorizedError, UnknownRunError
 from mayfly.host.config import Config
-from mayfly.host.keys import default_path, revoke
+from mayfly.host.keys import Keyring, default_path, revoke
 from mayfly.units import MIB
 from tests.kit.api_fakes import install_toys, small_config
 from tests.kit.api_server import Served, make_certificate, make_key, serving
@@ -193,6 +194,49 @@ def test_tls(serve: Serve, tmp_path: Path) -> None:
             assert (await ask(client, "GET", "/healthz"))[0] == 200
 
     serve(scenario, tls_certificate=str(certificate), tls_key=str(key))
+
+
+def test_the_client_comes_in_with_a_key(serve: Serve, tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path)
+
+    async def scenario(served: Served) -> None:
+        async with AsyncClient(served.url, key=make_key("site", rate=60), certificates=certificate) as client:
+            assert (await client.run("echo hello", language="toy")).stdout == "hello\n"
+            async with client.start("echo begun; sleep 60", language="toy") as run:
+                async for event in run:
+                    if isinstance(event, StdoutEvent):
+                        break
+            with pytest.raises(UnknownRunError):
+                await run.result()
+        for wrong in ("", "nonsense"):
+            async with AsyncClient(served.url, key=wrong, certificates=certificate) as client:
+                with pytest.raises(UnauthorizedError) as caught:
+                    await client.languages()
+                assert "mayfly key create" in caught.value.hint
+
+    serve(scenario, tls_certificate=str(certificate), tls_key=str(key))
+
+
+def test_many_keys_at_once_keep_their_accounts(serve: Serve) -> None:
+    async def scenario(served: Served) -> None:
+        async def use(number: int) -> set[int]:
+            token = make_key(f"site{number}", concurrency=2)
+            async with served.client(token) as client:
+                answers = await asyncio.gather(*(ask(client, "POST", "/run?language=toy", data=b"true") for _ in range(4)))
+                tenant = Keyring(default_path()).find(token)
+                assert tenant is not None
+                assert {run.owner for run in served.service.runs if run.id in {found.get("id") for _, found, _ in answers}} == {
+                    tenant.key.id
+                }
+                return {status for status, _, _ in answers}
+
+        found = await asyncio.gather(*(use(number) for number in range(4)))
+        assert found == [{200, 429}] * 4
+        for run in served.service.runs:
+            await served.service.settled(run)
+        assert served.service.admission.used == 0
+
+    serve(scenario, memory_budget=1024 * MIB)
 
 
 def test_what_is_not_listened_at(tmp_path: Path) -> None:
