@@ -134,6 +134,22 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def passing(folder: Path) -> Iterator[Path]:
+    """Give an empty folder beside `folder`, which is removed on leaving, with its lock."""
+    try:
+        with locked(folder, wait=False):
+            part = _beside(folder, PART)
+            part.mkdir(mode=0o700)
+            try:
+                yield part
+            finally:
+                clear(folder)
+    finally:
+        with contextlib.suppress(OSError):
+            (folder.parent / f".{folder.name}.lock").unlink()
+
+
+@contextlib.contextmanager
 def making(folder: Path) -> Iterator[Path]:
     """As `replacing`, for a folder of the user's, which is empty or not there.
 

@@ -49,16 +49,16 @@ class Tenant:
             wait = max(1, math.ceil((1 - left) * 60 / self.rate))
             raise KeyLimitError(f"this key may begin {self.rate} runs a minute", hint=f"try again in {wait} s", retry_after_s=wait)
 
-    def take(self, memory: int) -> None:
-        """Count one more run."""
-        self.runs += 1
+    def take(self, memory: int, runs: int = 1) -> None:
+        """Count one more run; with `runs` 0 one more machine of a run."""
+        self.runs += runs
         self.memory_used += memory
-        self._left = self._runs_left() - 1
+        self._left = self._runs_left() - runs
         self._at = time.monotonic()
 
-    def give_back(self, memory: int) -> None:
-        """A run is over."""
-        self.runs -= 1
+    def give_back(self, memory: int, runs: int = 1) -> None:
+        """What was taken is over."""
+        self.runs -= runs
         self.memory_used -= memory
 
     def _runs_left(self) -> float:
@@ -66,11 +66,14 @@ class Tenant:
 
 
 class Ticket:
-    """One run's place. `turn` is done once its memory is granted; `tenant` is who pays for it."""
+    """One machine's place. `turn` is done once its memory is granted; `tenant` is who pays for it,
+    and for so many `runs`.
+    """
 
     def __init__(self, memory: int) -> None:
         self.memory = memory
         self.tenant: Tenant | None = None
+        self.runs = 1
         self.turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.granted_at: float | None = None
 
@@ -119,11 +122,20 @@ class Admission:
         self._grant()
         return ticket
 
-    def enter_idle(self, memory: int) -> Ticket | None:
-        """A ticket for a machine that nobody waits for, if there is room beside all who do."""
+    def enter_idle(self, memory: int, beside: Ticket | None = None) -> Ticket | None:
+        """A ticket for a machine that nobody waits for, if there is room beside all who do. It is
+        one more for the run that has the ticket `beside`, if that is given.
+        """
         if self._waiting or self.used + memory > self.budget:
             return None
-        return self.enter(memory)
+        tenant = beside.tenant if beside else None
+        if tenant is not None and tenant.memory and tenant.memory_used + memory > tenant.memory:
+            return None
+        ticket = self.enter(memory)
+        if tenant is not None:
+            ticket.tenant, ticket.runs = tenant, 0
+            tenant.take(memory, 0)
+        return ticket
 
     def charge(self, ticket: Ticket, tenant: Tenant) -> None:
         """Account the ticket to a tenant, whose limits were checked."""
@@ -133,7 +145,7 @@ class Admission:
     def leave(self, ticket: Ticket) -> None:
         """Give a ticket back, whether it was granted or still waits."""
         if ticket.tenant is not None:
-            ticket.tenant.give_back(ticket.memory)
+            ticket.tenant.give_back(ticket.memory, ticket.runs)
         if ticket.granted_at is None:
             self._waiting.remove(ticket)
         else:

@@ -11,12 +11,13 @@ import contextlib
 import logging
 import time
 import weakref
+from collections.abc import AsyncIterator, Sequence
 
 from mayfly.errors import BusyError, HostError, MayflyError, NetworkError
 from mayfly.guests.job import Wanted
 from mayfly.guests.spawner import Spawner, VmmProcess
 from mayfly.guests.start import Guest, StartKind, start
-from mayfly.host.admission import Admission
+from mayfly.host.admission import Admission, Ticket
 from mayfly.host.config import Config
 from mayfly.host.observer import Observer
 from mayfly.host.plan import make_warmup
@@ -88,6 +89,47 @@ class Supply:
         """What the guest was restored from; None if it booted."""
         return self._origins.get(guest.process)
 
+    @contextlib.asynccontextmanager
+    async def copies(self, guest: Guest, most: int, *, beside: Ticket) -> AsyncIterator[list[Guest]]:
+        """Copies of an idle guest, which goes on too: `most`, or as many as there is room for,
+        maybe none. They are gone on leaving. `beside` is the guest's own ticket.
+
+        Only what has a snapshot beneath it is copied: of a machine that booted, all memory would
+        have to be written.
+        """
+        origin, made = self.origin(guest), list[Guest]()
+        async with contextlib.AsyncExitStack() as held:
+            places = 0
+            if origin is not None and guest.wanted.machine.network is None and guest.process.alive:
+                # One is for the pages in which the copies differ from their origin.
+                while places < most + 1 and (ticket := self._admission.enter_idle(guest.wanted.machine.memory, beside)):
+                    held.callback(self._admission.leave, ticket)
+                    places += 1
+            if origin is not None and places > 1:
+                made += await self._copy(guest, origin, places - 1, held)
+            yield made
+
+    async def _copy(self, guest: Guest, origin: Snapshot, count: int, held: contextlib.AsyncExitStack) -> list[Guest]:
+        """Make `count` copies, which end with `held`; fewer or none if that fails."""
+        timeout_s = guest.wanted.timeout_s
+        try:
+            with snapshots.passing() as folder:
+                await guest.process.snapshot(folder, go_on=True, timeout_s=timeout_s)
+                wanted = guest.wanted.restored_from((*origin.chain, folder))
+                starting = [asyncio.create_task(start(self._spawner, wanted), name="copy a guest") for _ in range(count)]
+                held.push_async_callback(_end_all, starting)
+                await asyncio.wait(starting)
+        except MayflyError as error:
+            log.warning("machine %d cannot be copied: %s", guest.process.number, error)
+            return []
+        if not snapshots.is_current(origin):
+            log.warning("machine %d cannot be copied: %s was made anew", guest.process.number, origin.manifest.name)
+            return []
+        for task in starting:
+            if fault := task.exception():
+                log.warning("a copy of machine %d did not start: %s", guest.process.number, fault)
+        return [task.result() for task in starting if not task.exception()]
+
     async def _base(self, wanted: Wanted) -> Snapshot | None:
         """The base for this machine. Where there is none, a lasting supply makes it first, unless
         that failed a moment ago.
@@ -153,3 +195,12 @@ class Supply:
         if tasks:
             await asyncio.wait(tasks)
         await self.pool.close()
+
+
+async def _end_all(starting: Sequence[asyncio.Task[Guest]]) -> None:
+    """End guests that have been started, or are being."""
+    for task in starting:
+        task.cancel()
+    await asyncio.wait(starting)
+    guests = [task.result() for task in starting if not task.cancelled() and not task.exception()]
+    await asyncio.gather(*(guest.process.stop(0) for guest in guests))

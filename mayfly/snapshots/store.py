@@ -10,6 +10,7 @@ size or times are others than those that were noted then (`verified.json`).
 
 import contextlib
 import json
+import os
 import re
 import struct
 import time
@@ -22,6 +23,7 @@ import msgspec
 from mayfly import __version__, paths
 from mayfly.errors import ConfigError, SnapshotError, SnapshotNotFoundError
 from mayfly.files import ASIDE, PART, clear, file_digest, locked, remove_tree, sync
+from mayfly.files import passing as passing_folder
 from mayfly.files import replacing as replacing_folder
 from mayfly.images.store import InstalledImage
 from mayfly.protocol.frames import PROTOCOL_VERSION
@@ -132,6 +134,14 @@ def find(name: str) -> Snapshot:
     return Snapshot(folder, manifest, parent)
 
 
+def is_current(snapshot: Snapshot) -> bool:
+    """Whether the snapshot is still what its name stands for."""
+    try:
+        return find(snapshot.manifest.name).manifest == snapshot.manifest
+    except (SnapshotError, ConfigError):
+        return False
+
+
 def _folder(name: str) -> Path:
     if not NAME.fullmatch(name):
         raise ConfigError(f"{name[:80]!r} cannot be a snapshot's name", hint="use up to 64 letters, digits and @ . _ + -")
@@ -213,6 +223,18 @@ def replacing(name: str) -> Iterator[Path]:
     """
     folder = _folder(name)
     with _explained(folder), replacing_folder(folder) as part:
+        yield part
+
+
+@contextlib.contextmanager
+def passing() -> Iterator[Path]:
+    """An empty folder for a snapshot without a name, which is removed on leaving.
+
+    Raises:
+        SnapshotError: the folder cannot be written.
+    """
+    folder = _folder(f"passing-{os.urandom(8).hex()}")
+    with _explained(folder), passing_folder(folder) as part:
         yield part
 
 
