@@ -14,6 +14,7 @@ from mayfly.api.events import JSONL, SSE, EventsQuery, RunQuery
 from mayfly.errors import kinds
 from mayfly.guests.outcome import Status
 from mayfly.guests.start import StartKind
+from mayfly.runs.cases import CaseVerdict
 from mayfly.runs.run import RunState
 
 _TEXT: dict[str, Any] = {"type": "string"}
@@ -80,6 +81,7 @@ _ENDED: dict[str, Any] = {
     "stderr_truncated": _FLAG,
 }
 """How a step ended."""
+_OUTPUT: dict[str, Any] = {name: _TEXT for name in ("stdout", "stdout_base64", "stderr", "stderr_base64")}
 SCHEMAS: dict[str, Any] = {
     **{name: schema for name, schema in _REQUEST.items() if not name.endswith("Query")},
     "Started": _object(
@@ -107,22 +109,33 @@ SCHEMAS: dict[str, Any] = {
         error=_or_null(_ref("Problem")),
         phases=_map(_NUMBER),
         exits=_map(_WHOLE),
+        cases=_object(("parallel", "passed", "results"), parallel=_WHOLE, passed=_WHOLE, results=_list(_ref("Case"))),
+    ),
+    "Case": _object(
+        ("index", "name", "verdict"),
+        index=_WHOLE,
+        name=_TEXT,
+        verdict={"type": "string", "enum": list(CaseVerdict)},
+        **_ENDED,
+        **_OUTPUT,
+        error=_ref("Problem"),
     ),
     "Step": _object(
         ("step", "code", "signal", "limit"),
         **_ENDED,
-        stdout=_TEXT,
-        stdout_base64=_TEXT,
-        stderr=_TEXT,
-        stderr_base64=_TEXT,
+        **_OUTPUT,
     ),
     "Event": _object(
         ("id", "event"),
         id=_TEXT,
-        event={"type": "string", "enum": ["stage", "stdout", "stderr", "exit", "error", "done"]},
+        event={"type": "string", "enum": ["stage", "stdout", "stderr", "exit", "case", "error", "done"]},
         data=_TEXT,
         base64=_TEXT,
         **_ENDED,
+        index=_WHOLE,
+        name=_TEXT,
+        verdict={"type": "string", "enum": list(CaseVerdict)},
+        **_OUTPUT,
         error=_ref("Problem"),
         status={"type": "string", "enum": list(Status)},
         exit_status=_WHOLE,

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from mayfly.errors import BodyTooLargeError, MediaTypeError, RequestError, UnprocessableError
-from mayfly.host.snippet import Mode, Snippet
+from mayfly.host.snippet import MAX_CASES, Case, Compare, Mode, Snippet
 from mayfly.protocol.frames import MAX_FILES_SIZE
 from mayfly.schema import MalformedError, Record, SchemaError, convert, decode, show
 
@@ -64,6 +64,22 @@ class Limits(Record, frozen=True, kw_only=True):
     output: Size | UnsetType = UNSET
 
 
+class CaseBody(Record, frozen=True, kw_only=True):
+    """One input of the program. What is left out is as the snippet has it."""
+
+    name: Annotated[Text, Meta(description="shown with its result")] = ""
+    stdin: Annotated[Content, Meta(description="standard input")] | UnsetType = UNSET
+    args: Annotated[tuple[Text, ...], Meta(max_length=MAX_ITEMS, description="arguments")] | UnsetType = UNSET
+    expected_stdout: (
+        Annotated[Content, Meta(description="what its output is compared with; without it, exit code 0 is all that is asked for")]
+        | UnsetType
+    ) = UNSET
+    compare: Annotated[Compare, Meta(description="how: byte by byte, without white space at the ends of lines, or by tokens")] = (
+        Compare.TRIMMED
+    )
+    limits: Annotated[Limits, Meta(description="limits of the program, where they are lower than the snippet's")] = Limits()
+
+
 class Query(Record, frozen=True, kw_only=True):
     """What can stand in the address as well as in the body."""
 
@@ -85,6 +101,12 @@ class Body(Query, frozen=True, kw_only=True):
     limits: Annotated[Mapping[Text, Limits], Meta(max_length=MAX_ITEMS, description="limits by step")] = {}
     callback_url: Annotated[Line, Meta(description="where the result is posted when the run is over")] | UnsetType = UNSET
     callback_secret: Annotated[Line, Meta(min_length=16, description="signs the result at callback_url")] | UnsetType = UNSET
+    cases: (
+        Annotated[tuple[CaseBody, ...], Meta(min_length=1, max_length=MAX_CASES, description="build once, run for each of these")]
+        | UnsetType
+    ) = UNSET
+    stop_at_first_failure: Annotated[bool, Meta(description="skip the cases behind the first that does not pass")] = False
+    parallel: Annotated[int, Meta(ge=1, le=MAX_CASES, description="most guests that do cases at a time")] | UnsetType = UNSET
 
 
 class Callback(NamedTuple):
@@ -200,7 +222,10 @@ def _callback(body: Body) -> Callback | None:
 def _snippet(body: Body) -> Snippet:
     if body.source is UNSET and not body.files:
         raise UnprocessableError("there is nothing to run", hint='give "source", or "files" by name')
-    for name, texts in (("args", body.args), ("files", body.files), ("limits", body.limits)):
+    cases = () if body.cases is UNSET else body.cases
+    named = [("args", body.args), ("files", body.files), ("limits", body.limits)]
+    named += [(f"cases[{index}]", (case.name, *(case.args or ()))) for index, case in enumerate(cases)]
+    for name, texts in named:
         for text in texts:
             check_text(name, text)
     for name, table in (("env", body.env), ("build_env", body.build_env), ("options", body.options)):
@@ -217,7 +242,22 @@ def _snippet(body: Body) -> Snippet:
         build_env=body.build_env,
         options=body.options,
         limits={step: _given_limits(limits) for step, limits in body.limits.items()},
+        cases=tuple(map(make_case, cases)),
+        stop_at_first_failure=body.stop_at_first_failure,
+        parallel=None if body.parallel is UNSET else body.parallel,
         **given,
+    )
+
+
+def make_case(case: CaseBody) -> Case:
+    """The case in a request."""
+    return Case(
+        name=case.name,
+        stdin=None if case.stdin is UNSET else _bytes(case.stdin),
+        args=None if case.args is UNSET else case.args,
+        expected_stdout=None if case.expected_stdout is UNSET else _bytes(case.expected_stdout),
+        compare=case.compare,
+        limits=_given_limits(case.limits),
     )
 
 

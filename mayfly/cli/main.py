@@ -153,6 +153,13 @@ def serve(**flags: Any) -> None:
 @click.option("--verbose", "-v", is_flag=True, help="say on standard error how long each phase took")
 @click.option("--network", is_flag=True, help="give the snippet a network; what it is made of, --network-backend says")
 @click.option("--snapshot", default="", help="run it in a machine restored from this snapshot instead of its language's own")
+@click.option(
+    "--cases",
+    type=click.Path(exists=True, path_type=Path),
+    help="run it for each case in this file of JSON, or for each NAME.in of this folder",
+)
+@click.option("--stop-at-first-failure", is_flag=True, help="skip the cases behind the first that does not pass")
+@click.option("--parallel", type=click.IntRange(1, 200), help="most guests that do cases at a time (default: as there is room)")
 def run(
     file: Path,
     args: tuple[str, ...],
@@ -162,6 +169,9 @@ def run(
     verbose: bool,
     network: bool,
     snapshot: str,
+    cases: Path | None,
+    stop_at_first_failure: bool,
+    parallel: int | None,
     **flags: Any,
 ) -> int:
     """Run the snippet in FILE, with ARGS (after `--`), in a machine of its own.
@@ -171,6 +181,11 @@ def run(
     """
     gc.disable()  # this process makes little that lasts, and ends soon
     config = load_config(flags)
+    of_cases: dict[str, Any] = {}
+    if cases:
+        from mayfly.cli.cases import read_cases
+
+        of_cases = {"cases": read_cases(cases), "stop_at_first_failure": stop_at_first_failure, "parallel": parallel}
     chosen = dict(option.partition("=")[::2] for option in options)
     from mayfly.vmm.process.zygote import Zygote
 
@@ -189,6 +204,7 @@ def run(
             options=chosen,
             network=network,
             snapshot=snapshot,
+            of_cases=of_cases,
             config=config.scaled(time_factor(config)),
             zygote=lambda: zygote,
             as_json=as_json,

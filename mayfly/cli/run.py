@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mayfly.cli.cases import line, summary
 from mayfly.cli.descriptors import FdStdin, FdWriter, settle
-from mayfly.cli.messages import report
+from mayfly.cli.messages import plain, report
 from mayfly.errors import HostError, MayflyError, SnapshotError
 from mayfly.guests.outcome import LIMIT_STATUS, Outcome, signal_name
 from mayfly.guests.spawner import GRACE_S
@@ -17,6 +18,7 @@ from mayfly.host.config import Config
 from mayfly.host.snippet import Snippet
 from mayfly.images.store import InstalledImage
 from mayfly.protocol.frames import ExitHow, Limit, Stage, Stderr, Stdout
+from mayfly.runs.cases import CaseResult
 from mayfly.runs.record import Reader
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
@@ -44,6 +46,7 @@ async def run_file(
     options: Mapping[str, str],
     network: bool,
     snapshot: str,
+    of_cases: Mapping[str, Any],
     config: Config,
     zygote: Callable[[], Zygote],
     as_json: bool,
@@ -61,7 +64,8 @@ async def run_file(
         image = service.find_image(language, path)
         source = read_source(path)
         chosen = await _snapshot(service, image, snapshot, network=network)
-        run = service.start(Snippet(source=source, args=args, options=options, network=network), image, FdStdin(0), snapshot=chosen)
+        snippet = Snippet(source=source, args=args, options=options, network=network, **of_cases)
+        run = service.start(snippet, image, FdStdin(0), snapshot=chosen)
         showing = asyncio.create_task(_nothing(run) if as_json else _show(run))
         waiting: set[asyncio.Future[Any]] = {showing, stopped}
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -82,7 +86,7 @@ async def run_file(
             print(f"mayfly: {name:<16} {seconds * 1000:10.1f} ms", file=sys.stderr)
         for name, count in run.exits.items():
             print(f"mayfly: exits {name:<10} {count:10}", file=sys.stderr)
-    return run.outcome.verdict().exit_status
+    return run.verdict().exit_status
 
 
 async def _snapshot(service: Service, image: InstalledImage, name: str, *, network: bool) -> Snapshot | None:
@@ -122,10 +126,14 @@ async def _show(run: Run) -> None:
             match event:
                 case Stage():
                     building = event.step != last
+                case CaseResult() if run.cases:
+                    await stdout.write(f"{plain(line(event, run.cases))}\n".encode())
                 case Stdout() | Stderr():
                     await (stdout if isinstance(event, Stdout) and not building else stderr).write(event.data)
         if not await reader.wait():
-            return
+            break
+    if run.cases:
+        await stdout.write(f"{summary(run.cases)}\n".encode())
 
 
 def explain(outcome: Outcome, factor: float) -> None:

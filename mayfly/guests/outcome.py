@@ -1,5 +1,6 @@
 """How a job ended: its steps, and the verdict on them."""
 
+import base64
 import enum
 import signal
 from typing import Any, NamedTuple
@@ -34,11 +35,24 @@ def signal_name(number: int) -> str:
     return f"{name}: {signal.strsignal(number) or 'unknown'}"
 
 
+def as_text(name: str, data: bytes) -> dict[str, str]:
+    """A stream in a result: as `name` if it is UTF-8, else as base64 with a name that says so."""
+    try:
+        return {name: data.decode()}
+    except UnicodeDecodeError:
+        return {f"{name}_base64": base64.b64encode(data).decode()}
+
+
 class StepResult(NamedTuple):
     """How one step ended."""
 
     name: str
     exit: Exit
+
+    @property
+    def good(self) -> bool:
+        """Whether the next step is done."""
+        return self.exit.how is ExitHow.EXITED and self.exit.code == 0 and self.exit.limit is Limit.NONE
 
     def to_json(self) -> dict[str, Any]:
         """What results and `exit` events say of a step. Milliseconds and bytes; `limit` names the
@@ -90,11 +104,16 @@ class Outcome:
             case Exit():
                 self.steps.append(StepResult(self.step_names[event.step], event))
             case Done():
-                last = self.steps[-1]
-                if last.exit.how is ExitHow.NOT_STARTED:
+                last = self.steps[-1] if self.steps else None
+                if last and last.exit.how is ExitHow.NOT_STARTED:
                     self.error = GuestError(f"the program of step {last.name!r} could not be started (errno {last.exit.code})")
             case Failed():
                 self.error = event.error
+
+    @property
+    def built(self) -> bool:
+        """Whether of its steps all but the program itself have been done, and well."""
+        return self.error is None and len(self.steps) == len(self.step_names) - 1 and all(step.good for step in self.steps)
 
     def verdict(self) -> Verdict:
         """How it ended. Only for a job that is over."""

@@ -10,7 +10,7 @@ import msgspec
 from mayfly.errors import BodyTooLargeError, EncodeError, OversizeError, UnprocessableError
 from mayfly.guests.job import RATES, Job, Wanted
 from mayfly.host.config import Config
-from mayfly.host.snippet import Snippet, check_paths
+from mayfly.host.snippet import Case, Snippet, check_paths
 from mayfly.images import manifest
 from mayfly.images.store import InstalledImage
 from mayfly.protocol.frames import FileEntry, Start, Step, check_start
@@ -26,10 +26,14 @@ MIN_STEP_MEMORY = 64 * MIB
 
 
 class Plan(NamedTuple):
-    """One run to be executed: the machine, and the job in it."""
+    """One run to be executed: the machine, and the job in it. A run with cases has in `job` only
+    what is done once, and a further job for each case.
+    """
 
     wanted: Wanted
     job: Job
+    step_names: tuple[str, ...]
+    cases: tuple[Job, ...] = ()
 
 
 def want_machine(image: InstalledImage, config: Config, network: NetworkConfig | None = None) -> Wanted:
@@ -86,12 +90,25 @@ def make_plan(
             f"limits for the step {min(unknown)[:80]!r}, which {content.language} does not have", hint=f"its steps are {names}"
         )
     free = wanted.machine.memory - content.unpacked_size
-    limited = tuple(_step(step, snippet, options, config, free) for step in asked_for)
-    start = Start(
-        env=tuple(content.env.items()),
-        steps=limited,
-        files=tuple(FileEntry(path, 0o644, len(data)) for path, data in files.items()),
-    )
+
+    def make_job(steps: Sequence[Step], files: Mapping[str, bytes], **flags: bool) -> Job:
+        entries = tuple(FileEntry(path, 0o644, len(data)) for path, data in files.items())
+        start = Start(tuple(content.env.items()), tuple(steps), entries, **flags)
+        _check(start)
+        deadline_s = sum(step.wall_ms for step in steps) / 1000 + config.here(SLACK_S)
+        return Job(start=start, files=tuple(files.values()), deadline_s=deadline_s, rate=RATES[wanted.machine.channel])
+
+    limited = [_step(step, snippet, options, config, free) for step in asked_for]
+    step_names = tuple(step.name for step in limited)
+    if not snippet.cases:
+        return Plan(wanted, make_job(limited, files), step_names)
+    program = asked_for[-1]
+    of_cases = [_step(program, _for_case(snippet, case, program.name), options, config, free) for case in snippet.cases]
+    jobs = tuple(make_job([step], {}, from_products=True) for step in of_cases)
+    return Plan(wanted, make_job(limited[:-1], files, keep=True), step_names, jobs)
+
+
+def _check(start: Start) -> None:
     try:
         check_start(start)
         check_fits(start, 1)
@@ -99,8 +116,12 @@ def make_plan(
         raise BodyTooLargeError(error.message, hint=error.hint) from error
     except EncodeError as error:
         raise UnprocessableError(error.message, hint=error.hint) from error
-    deadline_s = sum(step.wall_ms for step in limited) / 1000 + config.here(SLACK_S)
-    return Plan(wanted, Job(start=start, files=tuple(files.values()), deadline_s=deadline_s, rate=RATES[wanted.machine.channel]))
+
+
+def _for_case(snippet: Snippet, case: Case, step: str) -> Snippet:
+    """The snippet with what the case has of its own."""
+    limits = {**snippet.limits, step: {**snippet.limits.get(step, {}), **case.limits}}
+    return msgspec.structs.replace(snippet, args=snippet.args if case.args is None else case.args, limits=limits)
 
 
 def _files(snippet: Snippet, content: manifest.Manifest) -> dict[str, bytes]:

@@ -9,6 +9,7 @@ from mayfly.errors import BodyTooLargeError, UnprocessableError
 from mayfly.images.manifest import LanguageStep
 from mayfly.protocol.frames import MAX_FILES_SIZE, MAX_PAYLOAD
 
+MAX_CASES = 200
 MAX_NAME = 255
 """Bytes of one component of a path (NAME_MAX, Linux include/uapi/linux/limits.h)."""
 MAX_PATH = 4000
@@ -34,12 +35,29 @@ class Compare(enum.StrEnum):
     TOKENS = "tokens"
 
 
+class Case(msgspec.Struct, frozen=True, kw_only=True):
+    """One input of a run's program. What is None is as the snippet has it; `limits` are by name.
+
+    Without `expected_stdout` an exit code of 0 is all that is asked for.
+    """
+
+    name: str = ""
+    stdin: bytes | None = None
+    args: tuple[str, ...] | None = None
+    expected_stdout: bytes | None = None
+    compare: Compare = Compare.TRIMMED
+    limits: Mapping[str, float] = {}
+
+
 class Snippet(msgspec.Struct, frozen=True, kw_only=True):
     """A request. `source` goes to the file that the language names.
 
     `env` is the program's environment, `build_env` that of the build step. `options` are the
     language's own choices (`edition`). `limits` are by step, then by name, as in the configuration.
     `steps` are run in place of the language's.
+
+    With `cases` the program is built once and runs for each; `parallel` is the most machines that
+    do so at a time (None: as there is room).
     """
 
     language: str = ""
@@ -54,10 +72,18 @@ class Snippet(msgspec.Struct, frozen=True, kw_only=True):
     steps: tuple[LanguageStep, ...] = ()
     output: Mode = Mode.RAW
     network: bool = False
+    cases: tuple[Case, ...] = ()
+    stop_at_first_failure: bool = False
+    parallel: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.stdin) > MAX_FILES_SIZE:
             raise BodyTooLargeError(f"stdin has {len(self.stdin)} bytes; at most {MAX_FILES_SIZE} are taken")
+        size = sum(len(case.stdin or b"") + len(case.expected_stdout or b"") for case in self.cases)
+        if size > MAX_FILES_SIZE:
+            raise BodyTooLargeError(f"the cases have {size} bytes of input and expected output; at most {MAX_FILES_SIZE} are taken")
+        if len(self.cases) > MAX_CASES:
+            raise UnprocessableError(f"there are {len(self.cases)} cases; at most {MAX_CASES} are taken", hint="send several runs")
         check_paths(self.files)
 
 

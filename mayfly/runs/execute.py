@@ -1,22 +1,30 @@
-"""Carry a run out: get a guest, let it do the job, clean up, whatever happens."""
+"""Carry a run out: get a guest, let it do the jobs, clean up, whatever happens."""
 
+import asyncio
 import logging
-from collections.abc import Awaitable
+import os
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 
 from mayfly.errors import HostError, MayflyError
-from mayfly.guests.converse import StdinSource, converse
-from mayfly.guests.job import Job
+from mayfly.guests.converse import BytesStdin, StdinSource, converse
 from mayfly.guests.spawner import GRACE_S, VmmProcess
 from mayfly.guests.start import Guest
+from mayfly.host.plan import Plan
+from mayfly.host.snippet import Snippet
+from mayfly.runs.cases import Cases, Trial
 from mayfly.runs.output import LACKING
 from mayfly.runs.run import Run
 
 log = logging.getLogger(__name__)
+Copies = Callable[[Guest, int], AbstractAsyncContextManager[list[Guest]]]
+"""What makes copies of an idle guest, as many as asked for or fewer."""
 
 
-async def execute(starting: Awaitable[Guest], job: Job, run: Run, stdin: StdinSource, grace_s: float = GRACE_S) -> None:
-    """Do the job in the guest that `starting` gives, and tell `run` what happens. The guest is gone
-    when this returns or is cancelled.
+async def execute(starting: Awaitable[Guest], work: Callable[[Guest], Awaitable[None]], run: Run, grace_s: float = GRACE_S) -> None:
+    """Have `work` done with the guest that `starting` gives. The guest is gone when this returns or
+    is cancelled.
 
     After a good end its process has `grace_s` to end by itself and report its exits. What goes
     wrong, with the guest or with this host, ends the run with an error; only a cancellation is
@@ -27,7 +35,8 @@ async def execute(starting: Awaitable[Guest], job: Job, run: Run, stdin: StdinSo
         guest = await starting
         process = guest.process
         run.started(guest.kind, guest.hello)
-        await converse(guest, job, run, stdin)
+        await work(guest)
+        run.finish()
     except MayflyError as error:
         run.fail(error)
     except OSError as error:
@@ -40,3 +49,56 @@ async def execute(starting: Awaitable[Guest], job: Job, run: Run, stdin: StdinSo
             ended = await process.stop(grace_s if run.done.is_set() else 0)
             run.exits = ended.exits
             run.phases.update({f"vmm_{name}": seconds for name, seconds in (ended.phases or process.phases).items()})
+
+
+async def do_once(guest: Guest, plan: Plan, run: Run, stdin: StdinSource) -> None:
+    """Build the program and run it."""
+    await converse(guest, plan.job, run, stdin)
+
+
+async def do_cases(guest: Guest, plan: Plan, run: Run, snippet: Snippet, copy: Copies, worth_s: float) -> None:
+    """Build the program once, and run it for each case: in the guest, and in copies of it too.
+
+    Where the snippet does not say how many guests there may be, there is one for each processor if
+    the first case lets expect that the others would take longer than `worth_s` in one.
+    """
+    await converse(guest, plan.job, run)
+    if run.cases is None or not run.outcome.built:
+        return
+    cases, most = run.cases, snippet.parallel or len(os.sched_getaffinity(0))
+    cases.parallel = 1
+    if snippet.parallel is None:
+        began = time.monotonic()
+        alive = await _do_next(guest, plan, cases, snippet)
+        if not alive or (time.monotonic() - began) * cases.left < worth_s:
+            most = 1
+    async with copy(guest, min(most, cases.left) - 1) as copies:
+        run.lap("copies")
+        cases.parallel += len(copies)
+        async with asyncio.TaskGroup() as group:
+            for each in (guest, *copies):
+                group.create_task(_do_all(each, plan, cases, snippet))
+    run.lap("cases")
+    cases.end(cases.error)
+
+
+async def _do_all(guest: Guest, plan: Plan, cases: Cases, snippet: Snippet) -> None:
+    while guest.process.alive and await _do_next(guest, plan, cases, snippet):
+        pass
+
+
+async def _do_next(guest: Guest, plan: Plan, cases: Cases, snippet: Snippet) -> bool:
+    """Do one more case; false if there is none, or the guest is gone."""
+    index = cases.take()
+    if index is None:
+        return False
+    case = cases.all[index]
+    trial = Trial(index, case, plan.step_names[-1])
+    stdin = snippet.stdin if case.stdin is None else case.stdin
+    error = None
+    try:
+        await converse(guest, plan.cases[index], trial, BytesStdin(stdin))
+    except MayflyError as caught:
+        error = caught
+    cases.add(trial.result(cases.kept, error))
+    return error is None

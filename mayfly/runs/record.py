@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeAlias
 from mayfly.guests.outcome import StepResult, Verdict
 from mayfly.protocol.conversation import Failed
 from mayfly.protocol.frames import Stage, Stderr, Stdout
+from mayfly.runs.cases import CaseResult
 
 PIECE = 64 * 1024
 """A reader is given at most this many bytes of output at a time, unless it asks for less."""
@@ -23,7 +24,7 @@ EVENT = 0
 EVENT_BYTES = 200
 """What an event is taken to cost, for limits on memory."""
 
-RunEvent: TypeAlias = Stage | Stdout | Stderr | StepResult | Failed | Verdict
+RunEvent: TypeAlias = Stage | Stdout | Stderr | StepResult | CaseResult | Failed | Verdict
 """What happens in a run: a Verdict is the last event, a Failed may come before it."""
 
 
@@ -54,11 +55,12 @@ class Record:
         self._events: list[RunEvent] = []
         self._spans = array.array("Q")  # the span's end in its stream, or the event's index, above STREAM_BITS
         self._step = 0
+        self._of_cases = 0  # bytes of output in events
         self._changed = asyncio.Event()
 
     def __len__(self) -> int:
         """About how many bytes of memory it takes."""
-        output = sum(map(len, self._streams.values()))
+        output = sum(map(len, self._streams.values())) + self._of_cases
         return output + self._spans.itemsize * len(self._spans) + EVENT_BYTES * len(self._events)
 
     def append(self, event: RunEvent) -> None:
@@ -68,6 +70,8 @@ class Record:
         else:
             if isinstance(event, Stage):
                 self._step = event.step
+            elif isinstance(event, CaseResult):
+                self._of_cases += len(event.stdout) + len(event.stderr)
             self._spans.append(len(self._events) << STREAM_BITS | EVENT)
             self._events.append(event)
         self._wake()

@@ -10,6 +10,7 @@ from mayfly.guests.outcome import StepResult, Verdict
 from mayfly.host.snippet import Mode
 from mayfly.protocol.conversation import Failed
 from mayfly.protocol.frames import Stage, Stderr, Stdout
+from mayfly.runs.cases import CaseResult
 from mayfly.runs.record import PIECE, START, Position, Reader, Record, RunEvent
 
 _SEPARATORS = {separator: f"\\u{ord(separator):04x}" for separator in "\x85\u2028\u2029"}
@@ -27,6 +28,8 @@ def as_json(event: RunEvent) -> dict[str, Any]:
             return {"event": "stderr", **encode(event.data)}
         case StepResult():
             return {"event": "exit", **event.to_json()}
+        case CaseResult():
+            return {"event": "case", **event.to_json()}
         case Failed():
             return {"event": "error", "error": to_wire(event.error)}
         case Verdict():
@@ -57,6 +60,8 @@ def line(event: RunEvent, _: Position = START) -> bytes:
 
 def raw(event: RunEvent, _: Position = START) -> bytes:
     """The bytes of output alone."""
+    if isinstance(event, CaseResult):
+        return event.stdout + event.stderr
     return event.data if isinstance(event, Stdout | Stderr) else b""
 
 

@@ -3,19 +3,19 @@ happens, readers follow its record.
 """
 
 import asyncio
-import base64
 import enum
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mayfly.errors import MayflyError, to_wire
-from mayfly.guests.outcome import Outcome
+from mayfly.guests.outcome import Outcome, Verdict, as_text
 from mayfly.guests.start import StartKind
-from mayfly.host.snippet import Mode
+from mayfly.host.snippet import Case, Mode
 from mayfly.protocol.conversation import Event, Failed
 from mayfly.protocol.frames import Done, Exit, Hello, Stage, Stderr, Stdout
+from mayfly.runs.cases import Cases
 from mayfly.runs.record import Record
 
 
@@ -31,10 +31,20 @@ class RunState(enum.StrEnum):
 class Run:
     """One run. `outcome` grows while it is under way; `step_names` are the steps of its job;
     `readers` are the time limits of those who read its record over HTTP; `owner` is the tenant
-    whose it is, or empty.
+    whose it is, or empty; `cases` are None where the program runs once.
     """
 
-    def __init__(self, *, language: str, version: str, mode: Mode, step_names: tuple[str, ...], owner: str = "") -> None:
+    def __init__(
+        self,
+        *,
+        language: str,
+        version: str,
+        mode: Mode,
+        step_names: tuple[str, ...],
+        owner: str = "",
+        cases: Sequence[Case] = (),
+        stop_at_first_failure: bool = False,
+    ) -> None:
         self.id = os.urandom(16).hex()
         self.owner = owner
         self.language = language
@@ -44,6 +54,7 @@ class Run:
         self.start: StartKind | None = None
         self.record = Record()
         self.outcome = Outcome(step_names)
+        self.cases = Cases(cases, stop=stop_at_first_failure, tell=self.record.append) if cases else None
         self.phases: dict[str, float] = {}
         self.exits: Mapping[str, int] = {}
         self.done = asyncio.Event()
@@ -82,7 +93,17 @@ class Run:
                 self.record.append(result)
             case Done():
                 self.lap("steps")
-                self._finish()
+
+    def finish(self) -> None:
+        """Its machine has done all that it was to do."""
+        if not self.done.is_set():
+            self._finish()
+
+    def verdict(self) -> Verdict:
+        """How it ended. Only for a run that is over."""
+        if self.cases is None or not self.outcome.built:
+            return self.outcome.verdict()
+        return self.cases.verdict()
 
     def fail(self, error: MayflyError) -> None:
         """End it with an error, unless it has ended already."""
@@ -91,11 +112,14 @@ class Run:
             self._finish()
 
     def _finish(self) -> None:
+        if self.cases is not None:
+            self.cases.end()
+            self.outcome.error = self.outcome.error or self.cases.error
         if self.outcome.error is not None:
             self.record.append(Failed(self.outcome.error))
         self.state = RunState.DONE
         self.ended_at = time.monotonic()
-        self.record.append(self.outcome.verdict())
+        self.record.append(self.verdict())
         self.record.close()
         self.done.set()
 
@@ -120,16 +144,10 @@ class Run:
             "exits": dict(self.exits),
         }
         if self.done.is_set():
-            result["status"], result["exit_status"] = self.outcome.verdict()
+            result["status"], result["exit_status"] = self.verdict()
         for step in self.outcome.steps:
             stdout, stderr = self.record.output(step.exit.step)
-            result["steps"].append({**step.to_json(), **_text("stdout", stdout), **_text("stderr", stderr)})
+            result["steps"].append({**step.to_json(), **as_text("stdout", stdout), **as_text("stderr", stderr)})
+        if self.cases is not None:
+            result["cases"] = self.cases.to_json()
         return result
-
-
-def _text(name: str, data: bytes) -> dict[str, str]:
-    """A stream in a result: `stdout` if it is UTF-8, else `stdout_base64`."""
-    try:
-        return {name: data.decode()}
-    except UnicodeDecodeError:
-        return {f"{name}_base64": base64.b64encode(data).decode()}

@@ -5,7 +5,8 @@ HTTP.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from mayfly.errors import BusyError, MayflyError, RunEndedError, StoppingError, UnknownRunError
@@ -23,7 +24,7 @@ from mayfly.host.pool import Idle
 from mayfly.host.snippet import Snippet
 from mayfly.host.supply import Supply
 from mayfly.images.store import Images, InstalledImage
-from mayfly.runs.execute import execute
+from mayfly.runs.execute import do_cases, do_once, execute
 from mayfly.runs.kept import Runs
 from mayfly.runs.output import OutputSocket
 from mayfly.runs.run import Run
@@ -34,6 +35,8 @@ from mayfly.snapshots.store import Snapshot
 from mayfly.vmm.process.zygote import Zygote
 
 log = logging.getLogger(__name__)
+COPIES_WORTH_S = 2.0
+"""Cases that take longer than this in one guest are spread over copies of it."""
 
 
 class Health(Record, frozen=True, kw_only=True):
@@ -193,8 +196,10 @@ class Service:
                 language=image.manifest.language,
                 version=image.manifest.version,
                 mode=snippet.output,
-                step_names=plan.job.step_names,
+                step_names=plan.step_names,
                 owner=tenant.name if tenant else "",
+                cases=snippet.cases,
+                stop_at_first_failure=snippet.stop_at_first_failure,
             )
             if tenant is not None:
                 tenant.check(plan.wanted.machine.memory)
@@ -210,7 +215,12 @@ class Service:
                 output = OutputSocket(self._sockets / f"{run.id}.sock", run.record, run.mode)
             held = taken.pop_all()
         self.runs.add(run, output)
-        work = self._carry_out(ticket, plan, run, stdin or BytesStdin(snippet.stdin), idle, snapshot)
+        if snippet.cases:
+            copy, worth_s = partial(self.supply.copies, beside=ticket), self.config.here(COPIES_WORTH_S)
+            do = partial(do_cases, plan=plan, run=run, snippet=snippet, copy=copy, worth_s=worth_s)
+        else:
+            do = partial(do_once, plan=plan, run=run, stdin=stdin or BytesStdin(snippet.stdin))
+        work = self._carry_out(ticket, plan, run, do, idle, snapshot)
         task = asyncio.create_task(work, name=f"run {run.id}")
         self._tasks[run.id] = task
         task.add_done_callback(lambda _: self._over(run, held, then))
@@ -295,11 +305,17 @@ class Service:
             raise
 
     async def _carry_out(
-        self, ticket: Ticket, plan: Plan, run: Run, stdin: StdinSource, idle: Idle | None, snapshot: Snapshot | None
+        self,
+        ticket: Ticket,
+        plan: Plan,
+        run: Run,
+        do: Callable[[Guest], Awaitable[None]],
+        idle: Idle | None,
+        snapshot: Snapshot | None,
     ) -> None:
         await ticket.turn
         run.booting()
-        await execute(self._machine(plan, run, idle, snapshot), plan.job, run, stdin, self._grace_s)
+        await execute(self._machine(plan, run, idle, snapshot), do, run, self._grace_s)
 
     async def _machine(self, plan: Plan, run: Run, idle: Idle | None, snapshot: Snapshot | None) -> Guest:
         guest = idle.guest if idle else await self.supply.get(plan.wanted, snapshot)
@@ -317,8 +333,8 @@ class Service:
         if not task.cancelled() and task.exception() is not None:
             log.error("run %s", run.id, exc_info=task.exception())
         run.fail(RunEndedError("the run was ended"))
-        log.info("run %s: %s %s %s", run.id, run.language, *run.outcome.verdict())
-        self.observer.ended(run.outcome.verdict().status, run.phases)
+        log.info("run %s: %s %s %s", run.id, run.language, *run.verdict())
+        self.observer.ended(run.verdict().status, run.phases)
         if not self.stopping:
             self.supply.pool.fill()
         if then is not None:

@@ -100,6 +100,7 @@ def play(run: Run, pieces: Pieces) -> Iterator[None]:
             yield
         run.note(replace(EXIT, step=step))
     run.note(Done())
+    run.finish()
     yield
 
 
@@ -395,6 +396,7 @@ def test_readers_at_different_positions_of_a_run_under_way(serve: Serve) -> None
                 run.note(Stage(1, "run"))
                 run.note(replace(EXIT, step=1))
                 run.note(Done())
+                run.finish()
                 found = [contents(parse_sse(await answer.read())) for answer in (first, second, third)]
         stage, *rest = contents(read(run, events.SSE))
         assert found[1] == [stage, *rest]

@@ -12,7 +12,7 @@ from mayfly.api.openapi import SCHEMAS
 from mayfly.api.problems import status_of
 from mayfly.api.requests import Body, Query, parse_json, parse_query, parse_request
 from mayfly.errors import BodyTooLargeError, MayflyError, UnprocessableError
-from mayfly.host.snippet import Snippet
+from mayfly.host.snippet import MAX_CASES, Case, Compare, Snippet
 from mayfly.protocol.frames import MAX_FILES_SIZE
 
 API = (Path(__file__).parents[3] / "docs/api.md").read_text()
@@ -134,3 +134,45 @@ def test_fields_are_in_the_schema_and_the_documentation() -> None:
     assert set(SCHEMAS["Snippet"]["properties"]) == set(FIELDS) == ours
     for name in (*FIELDS, *requests.Limits.__struct_fields__):
         assert f"`{name}`" in API or f'"{name}"' in API, name
+
+
+def test_cases() -> None:
+    body = {
+        "source": "",
+        "cases": [
+            {},
+            {"name": "a", "stdin": "x", "args": ["b"], "expected_stdout": {"base64": "/w=="}, "compare": "exact", "limits": {"wall_s": 1}},
+        ],
+        "parallel": 2,
+        "stop_at_first_failure": True,
+    }
+    snippet = parse_json(json.dumps(body).encode())
+    limits = {"wall_s": 1.0}
+    given_all = Case(name="a", stdin=b"x", args=("b",), expected_stdout=b"\xff", compare=Compare.EXACT, limits=limits)
+    assert snippet.cases == (Case(), given_all)
+    assert (snippet.parallel, snippet.stop_at_first_failure) == (2, True)
+    assert parse_json(b'{"source": ""}').cases == ()
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ({"cases": []}, "cases"),
+        ({"cases": [{}] * (MAX_CASES + 1)}, "cases"),
+        ({"cases": [{"compare": "same"}]}, r"cases\[0\]\.compare"),
+        ({"cases": [{"stdin": 1}]}, r"cases\[0\]\.stdin"),
+        ({"cases": [{"args": ["\0"]}]}, r"cases\[0\]"),
+        ({"cases": [{"expected": ""}]}, "expected"),
+        ({"parallel": 0}, "parallel"),
+    ],
+)
+def test_cases_that_are_wrong(field: dict[str, object], words: str) -> None:
+    with pytest.raises(UnprocessableError, match=words):
+        parse_json(json.dumps({"source": "", **field}).encode())
+
+
+def test_much_in_all_cases_is_too_large() -> None:
+    half = "x" * (MAX_FILES_SIZE // 2)
+    parse_json(json.dumps({"source": "", "cases": [{"stdin": half}, {"expected_stdout": half}]}).encode())
+    with pytest.raises(BodyTooLargeError, match="16777217 bytes"):
+        parse_json(json.dumps({"source": "", "cases": [{"stdin": half}, {"expected_stdout": half}, {"stdin": "x"}]}).encode())

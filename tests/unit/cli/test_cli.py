@@ -74,6 +74,36 @@ def test_a_program_that_does_not_read_its_stdin(run: Run) -> None:
     assert run("exit 4", stdin=b"x" * 500_000)[0] == 4
 
 
+def test_cases_from_a_file_and_from_a_folder(run: Run, tmp_path: Path) -> None:
+    source = 'read line; echo "$line"; case $line in fail) exit 3;; esac'
+    cases = [{"stdin": "a", "expected_stdout": "a"}, {"name": "\x1b[1m", "stdin": "x", "expected_stdout": "y"}, {"stdin": "fail"}]
+    (tmp_path / "cases.json").write_text(json.dumps(cases))
+    status, out, err = run(source, "--cases", "cases.json", "x.toy")
+    first, second, third, last = out.decode().splitlines()
+    assert (status, err, last) == (1, b"", "1 of 3 cases passed")
+    assert (first.startswith("passed "), first.endswith("MiB  case 1")) == (True, True)
+    assert second.startswith("wrong answer") and second.endswith("\ufffd[1m: line 1 is 'x', not 'y'")
+    assert third.startswith("failed") and third.endswith("case 3: exit code 3")
+    folder = tmp_path / "cases"
+    folder.mkdir()
+    for name, text in (("1.in", "a"), ("1.out", "a\n"), ("2.in", "fail"), ("3.in", "b")):
+        (folder / name).write_text(text)
+    status, out, _ = run(source, "--cases", "cases", "--stop-at-first-failure", "--json", "x.toy")
+    result = json.loads(out)
+    assert [(row["name"], row["verdict"]) for row in result["cases"]["results"]] == [("1", "passed"), ("2", "failed"), ("3", "skipped")]
+    assert (status, result["status"]) == (1, "failed")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("[", b"cases.json"), ('{"a": 1}', b"cases.json"), ("[]", b"has 0 cases"), ("[{}, 1]", b"[1]")]
+)
+def test_cases_that_cannot_be_read(run: Run, tmp_path: Path, text: str, words: bytes) -> None:
+    (tmp_path / "cases.json").write_text(text)
+    status, out, err = run("true", "--cases", "cases.json", "x.toy")
+    assert (status, out) == (125, b"")
+    assert words in err and b"hint:" in err
+
+
 def test_a_failed_build(run: Run) -> None:
     status, out, err = run("if")
     assert (status, out) == (1, b"")

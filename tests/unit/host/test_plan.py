@@ -13,7 +13,7 @@ from mayfly import paths
 from mayfly.errors import BodyTooLargeError, ConfigError, RequestError, UnknownLanguageError, UnprocessableError
 from mayfly.host.config import Config
 from mayfly.host.plan import KERNEL_RESERVE, make_plan, want_machine
-from mayfly.host.snippet import Snippet
+from mayfly.host.snippet import Case, Snippet
 from mayfly.images.manifest import LanguageStep, Option
 from mayfly.images.store import Images, InstalledImage
 from mayfly.protocol.frames import MAX_FILES_SIZE
@@ -167,6 +167,23 @@ def test_options_fill_the_steps() -> None:
 def test_source_and_files_that_exclude_each_other() -> None:
     with pytest.raises(UnprocessableError, match=r"'main\.toy' is both a file and the folder of 'main\.toy/x'"):
         make_plan(Snippet(source=b"", files={"main.toy/x": b""}), toy(), Config())
+
+
+def test_cases_are_built_once() -> None:
+    cases = (Case(), Case(args=("b",), limits={"wall_s": 1.5}))
+    snippet = Snippet(source=b"", args=("a",), limits={"run": {"wall_s": 2.0, "output": 10}}, cases=cases)
+    plan = make_plan(snippet, toy(), Config())
+    build = plan.job.start
+    assert ([step.name for step in build.steps], build.keep, build.from_products, len(build.files)) == (["build"], True, False, 1)
+    assert plan.step_names == ("build", "run")
+    for job, args, wall_ms in zip(plan.cases, ("a", "b"), (2000, 1500), strict=True):
+        (step,) = job.start.steps
+        assert (step.name, step.argv[-1], step.wall_ms, step.output, step.stdin) == ("run", args, wall_ms, 10, True)
+        assert (job.start.keep, job.start.from_products, job.start.files, job.deadline_s) == (False, True, (), wall_ms / 1000 + 10)
+    with pytest.raises(UnprocessableError, match=r"limits\.run\.wall_s is 11"):
+        make_plan(msgspec.structs.replace(snippet, cases=(Case(limits={"wall_s": 11.0}),)), toy(), Config())
+    alone = make_plan(Snippet(source=b"", cases=cases), Images().find("py"), Config())
+    assert (alone.job.start.steps, alone.job.start.keep, alone.step_names) == ((), True, ("run",))
 
 
 @pytest.mark.parametrize(
