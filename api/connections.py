@@ -34,7 +34,7 @@ BODY_S = 10.0
 """For a body, besides its bytes."""
 BODY_RATE = 256 * 1024
 """Bytes a second at which a body must come at least."""
-BODIES = 512 * MIB
+ALL_BODIES = 512 * MIB
 """Bytes of bodies that are held before their runs are admitted."""
 
 OWNER: web.RequestKey[str] = web.RequestKey("owner", str)
@@ -184,7 +184,7 @@ class Bodies:
     for each tenant.
     """
 
-    def __init__(self, most: int, room: int = BODIES) -> None:
+    def __init__(self, most: int, room: int = ALL_BODIES) -> None:
         self._most = most
         self._room = room
         self._share = room // 2

@@ -13,12 +13,12 @@ from msgspec import UNSET, Meta, UnsetType
 
 from mayfly.api.requests import Query
 from mayfly.errors import BusyError, UnprocessableError
-from mayfly.guests.outcome import Verdict
 from mayfly.runs import render
 from mayfly.runs.record import START, Position, Reader, Record, RunEvent
+from mayfly.runs.result import DoneEvent, describe
 from mayfly.runs.run import Run
 from mayfly.schema import Record as Schema
-from mayfly.schema import show
+from mayfly.schema import replace, show
 
 HEARTBEAT_S = 15.0
 """A comment is sent after so long without an event, for proxies (WHATWG HTML, 9.2.7)."""
@@ -122,13 +122,13 @@ def make_renderer(run: Run, kind: str, after: Position, *, result: bool = False)
     """What renders the events behind `after` as the media type `kind`."""
 
     def write(event: RunEvent, position: Position) -> bytes:
-        value = render.as_json(event)
-        if result and isinstance(event, Verdict):
-            value["result"] = run.to_json()
+        value = describe(event)
+        if result and isinstance(value, DoneEvent):
+            value = replace(value, result=run.result())
         name = f"{position.span}-{position.offset}"
         if kind == SSE:
             return b"id: %b\ndata: %b\n\n" % (name.encode(), render.dump(value))
-        return render.dump({"id": name, **value}) + b"\n"
+        return render.dump(replace(value, id=name)) + b"\n"
 
     return render.Renderer(Reader(run.record, text=True, after=after, size=OUTPUT), write, PIECE)
 

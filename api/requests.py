@@ -1,16 +1,15 @@
-"""HTTP body and query to Snippet. The types below are also the schemas in openapi.json."""
+"""HTTP bodies and queries, decoded. The types below are also the schemas in openapi.json."""
 
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from mayfly.errors import BodyTooLargeError, MediaTypeError, RequestError, UnprocessableError
+from mayfly.errors import BodyTooLargeError, MalformedError, MediaTypeError, RequestError, SchemaError, UnprocessableError
 from mayfly.host.snippet import MAX_CASES, Case, Compare, Mode, Snippet
 from mayfly.protocol.frames import MAX_FILES_SIZE
-from mayfly.schema import MalformedError, Record, SchemaError, convert, decode, show
+from mayfly.schema import Record, convert, decode, show
 
 _T = TypeVar("_T")
 MAX_TIME_S = 86400
@@ -128,13 +127,22 @@ class Submission(NamedTuple):
 class Batch(Record, frozen=True, kw_only=True):
     """Requests for runs, each as the body of `POST /start`."""
 
-    runs: Annotated[tuple[msgspec.Raw, ...], Meta(min_length=1, max_length=MAX_BATCH, description="bodies of POST /start")]
+    runs: Annotated[
+        tuple[Annotated[msgspec.Raw, Meta(extra_json_schema={"$ref": "#/components/schemas/Body"})], ...],
+        Meta(min_length=1, max_length=MAX_BATCH, description="bodies of POST /start"),
+    ]
 
 
 class RunsQuery(Record, frozen=True, kw_only=True):
     """What can stand in the address of several runs."""
 
     ids: Annotated[str, Meta(max_length=MAX_BATCH * 33, description="ids of runs, with commas between them")]
+
+
+class SaveBody(Record, frozen=True, kw_only=True):
+    """A snapshot that is to be made."""
+
+    name: str
 
 
 class _Sniffed(msgspec.Struct):
@@ -320,12 +328,3 @@ def _check_env(name: str, table: Mapping[str, str]) -> None:
         check_text(f"{name}.{key[:80]}", value)
         if not key or "=" in key:
             raise UnprocessableError(f"{name} has the name {show(key)}; a name must not be empty nor have =")
-
-
-def schemas(*queries: type[msgspec.Struct]) -> dict[str, Any]:
-    """JSON Schemas of Body, of queries, and of what they refer to, for openapi.json."""
-    _, found = msgspec.json.schema_components([Body, *queries], ref_template="#/components/schemas/{name}")
-    text = json.dumps(found)  # defaults are tuples and the like here
-    found = dict(json.loads(text))
-    found["Snippet"] = found.pop("Body")
-    return found

@@ -1,12 +1,10 @@
 """The routes: one table of what the server answers, from which both the application and
-openapi.json are made.
+openapi.json are made. A new route is a handler and an entry in ROUTES.
 """
 
 import asyncio
 import contextlib
-import json
 import platform
-from typing import Any
 
 from aiohttp import web
 from msgspec import UNSET
@@ -14,14 +12,16 @@ from msgspec.structs import asdict
 
 from mayfly import __version__
 from mayfly.api import events, openapi
+from mayfly.api.answers import Batched, BatchedRun, Health, Language, Languages, Runs, Saved, Started, Version, answer
 from mayfly.api.doors.access import CALLER, is_operator
 from mayfly.api.doors.intake import BODIES, IDEMPOTENCY_KEY, SERVICE, Asked, attended, begin, digest_of, find_run, note, read
 from mayfly.api.events import EventsQuery, RunQuery
 from mayfly.api.metrics import Metrics
 from mayfly.api.openapi import Route
-from mayfly.api.requests import MAX_BATCH, Batch, Query, RunsQuery, parse_object, parse_query, parse_submission
-from mayfly.errors import ConfigError, MayflyError, RequestError, UnknownRunError, UnprocessableError, to_wire
+from mayfly.api.requests import MAX_BATCH, Batch, Body, Query, RunsQuery, SaveBody, parse_object, parse_query, parse_submission
+from mayfly.errors import ConfigError, MayflyError, UnknownRunError, UnprocessableError
 from mayfly.protocol.frames import PROTOCOL_VERSION
+from mayfly.runs.result import Problem, RunResult
 from mayfly.runs.run import Run
 
 METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
@@ -32,7 +32,7 @@ async def start(request: web.Request) -> web.Response:
     asked = await read(request, parse_query(Query, request.query))
     run = begin(request, asked, publish=is_operator(request))
     socket = str(request.app[SERVICE].output_socket(run)) if is_operator(request) else None
-    return web.json_response(_started(run, socket), status=201, headers={"Location": f"/runs/{run.id}"})
+    return answer(_started(run, socket), 201, {"Location": f"/runs/{run.id}"})
 
 
 async def run(request: web.Request) -> web.StreamResponse:
@@ -43,24 +43,24 @@ async def run(request: web.Request) -> web.StreamResponse:
         if query.stream is not UNSET:
             return await events.send(request, found, events.KINDS[query.stream], result=True)
         await found.done.wait()
-        return web.json_response(found.to_json())
+        return answer(found.result())
 
 
 async def start_batch(request: web.Request) -> web.Response:
     """Accept several snippets; each is answered as `POST /start` answers it, or with its error."""
     batch = parse_object(Batch, await request.app[BODIES].read(request))
     key = request.headers.get(IDEMPOTENCY_KEY)
-    answers: list[dict[str, Any]] = []
+    answers = []
     for number, body in enumerate(batch.runs):
         item = bytes(body)
         try:
             submission = parse_submission("application/json", item)
             asked = Asked(submission, None if key is None else f"{key}/{number}", digest_of(request, item))
-            answers.append(_started(begin(request, asked), None))
+            answers.append(BatchedRun(**asdict(_started(begin(request, asked), None))))
         except MayflyError as error:
-            answers.append({"error": to_wire(error)})
+            answers.append(BatchedRun(error=Problem.of(error)))
         await asyncio.sleep(0)  # others must not wait for all of them
-    return web.json_response({"runs": answers})
+    return answer(Batched(runs=answers))
 
 
 async def get_runs(request: web.Request) -> web.Response:
@@ -68,18 +68,18 @@ async def get_runs(request: web.Request) -> web.Response:
     ids = parse_query(RunsQuery, request.query).ids.split(",")
     if len(ids) > MAX_BATCH or len(ids) != len(set(ids)):
         raise UnprocessableError(f"ids has {len(ids)} ids", hint=f"give at most {MAX_BATCH}, each once")
-    found: list[dict[str, Any] | None] = []
+    found: list[RunResult | None] = []
     for run_id in ids:
         try:
-            found.append(find_run(request, run_id).to_json())
+            found.append(find_run(request, run_id).result())
         except UnknownRunError:
             found.append(None)
-    return web.json_response({"runs": found})
+    return answer(Runs(runs=found))
 
 
 async def get_run(request: web.Request) -> web.Response:
     """Say how far a run is, and what it has put out."""
-    return web.json_response(_run(request).to_json())
+    return answer(_run(request).result())
 
 
 async def get_events(request: web.Request) -> web.StreamResponse:
@@ -100,50 +100,26 @@ async def delete_run(request: web.Request) -> web.Response:
 async def save_run(request: web.Request) -> web.Response:
     """Save the machine of a run as a snapshot; the run goes on."""
     service = request.app[SERVICE]
+    body = parse_object(SaveBody, await request.app[BODIES].read(request))
     try:
-        body = json.loads(await request.app[BODIES].read(request))
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"the body is not JSON: {str(error)[:200]}") from error
-    if not isinstance(body, dict) or set(body) != {"name"} or not isinstance(body["name"], str):
-        raise UnprocessableError("the body is not an object with a name", hint='send {"name": "..."}')
-    try:
-        manifest = (await service.save(_run(request).id, body["name"])).manifest
+        manifest = (await service.save(_run(request).id, body.name)).manifest
         note(request, "save", manifest.run)
     except ConfigError as error:
         raise UnprocessableError(error.message, hint=error.hint) from error
-    answer = {"name": manifest.name, "parent": manifest.parent or None, "run": manifest.run, "memory_bytes": manifest.memory_bytes}
-    return web.json_response(answer, status=201)
+    saved = Saved(name=manifest.name, parent=manifest.parent or None, run=manifest.run, memory_bytes=manifest.memory_bytes)
+    return answer(saved, 201)
 
 
 async def languages(request: web.Request) -> web.Response:
     """List the languages that can be run."""
-    images = request.app[SERVICE].installed()
-    return web.json_response(
-        {
-            "languages": [
-                {
-                    "language": image.manifest.language,
-                    "version": image.manifest.version,
-                    "compiler": image.manifest.compiler,
-                    "default": image.is_default,
-                    "architecture": image.manifest.arch,
-                    "extensions": image.manifest.extensions,
-                    "source_file": image.manifest.source_file,
-                    "steps": [step.name for step in image.manifest.steps],
-                    "memory": image.manifest.memory,
-                    "image": image.manifest.source.reference,
-                }
-                for image in images
-            ]
-        }
-    )
+    return answer(Languages(languages=[Language.of(image) for image in request.app[SERVICE].installed()]))
 
 
 async def healthz(request: web.Request) -> web.Response:
     """Say that the server lives, and, to those whom it knows, what it has to do."""
     service = request.app[SERVICE]
     load = asdict(service.health()) if CALLER in request else {}
-    return web.json_response({"status": "draining" if service.stopping else "ok", **load})
+    return answer(Health(status="draining" if service.stopping else "ok", **load))
 
 
 async def readyz(request: web.Request) -> web.Response:
@@ -155,9 +131,7 @@ async def readyz(request: web.Request) -> web.Response:
 async def version(request: web.Request) -> web.Response:
     """Say what is running here."""
     factor = request.app[SERVICE].config.time_factor
-    return web.json_response(
-        {"version": __version__, "protocol": PROTOCOL_VERSION, "architecture": platform.machine(), "time_factor": factor}
-    )
+    return answer(Version(version=__version__, protocol=PROTOCOL_VERSION, architecture=platform.machine(), time_factor=factor))
 
 
 async def metrics(request: web.Request) -> web.Response:
@@ -172,25 +146,25 @@ async def describe(request: web.Request) -> web.Response:
 
 _START = (201, 400, 404, 413, 415, 422, 429, 503)
 ROUTES: tuple[Route, ...] = (
-    Route("POST", "/start", start, "Started", _START, query=Query, snippet=True),
-    Route("POST", "/run", run, "Run", (200, *_START[1:]), query=RunQuery, snippet=True, streams=True),
-    Route("POST", "/batch", start_batch, "Batched", (200, 400, 413, 422, 429), body="Batch"),
-    Route("GET", "/runs", get_runs, "Runs", (200, 422), query=RunsQuery),
-    Route("GET", "/runs/{id}", get_run, "Run", (200, 404)),
-    Route("GET", "/runs/{id}/events", get_events, "", (200, 204, 404, 422, 429), query=EventsQuery, streams=True),
-    Route("DELETE", "/runs/{id}", delete_run, "", (204,)),
-    Route("POST", "/runs/{id}/snapshot", save_run, "Saved", (201, 400, 404, 410, 422, 503), body="Save", operator=True),
-    Route("GET", "/languages", languages, "Languages", (200,)),
-    Route("GET", "/healthz", healthz, "Health", (200,), open=True),
-    Route("GET", "/readyz", readyz, "Health", (200, 503), open=True),
-    Route("GET", "/version", version, "Version", (200,), open=True),
-    Route("GET", "/metrics", metrics, "", (200,)),
-    Route("GET", "/openapi.json", describe, "", (200,), open=True),
+    Route("POST", "/start", start, Started, _START, query=Query, body=Body),
+    Route("POST", "/run", run, RunResult, (200, *_START[1:]), query=RunQuery, body=Body, streams=True),
+    Route("POST", "/batch", start_batch, Batched, (200, 400, 413, 422, 429), body=Batch),
+    Route("GET", "/runs", get_runs, Runs, (200, 422), query=RunsQuery),
+    Route("GET", "/runs/{id}", get_run, RunResult, (200, 404)),
+    Route("GET", "/runs/{id}/events", get_events, None, (200, 204, 404, 422, 429), query=EventsQuery, streams=True),
+    Route("DELETE", "/runs/{id}", delete_run, None, (204,)),
+    Route("POST", "/runs/{id}/snapshot", save_run, Saved, (201, 400, 404, 410, 413, 422, 503), body=SaveBody, operator=True),
+    Route("GET", "/languages", languages, Languages, (200,)),
+    Route("GET", "/healthz", healthz, Health, (200,), open=True),
+    Route("GET", "/readyz", readyz, Health, (200, 503), open=True),
+    Route("GET", "/version", version, Version, (200,), open=True),
+    Route("GET", "/metrics", metrics, None, (200,)),
+    Route("GET", "/openapi.json", describe, None, (200,), open=True),
 )
 
 
-def _started(run: Run, socket: str | None) -> dict[str, Any]:
-    return {"id": run.id, "language": run.language, "version": run.version, "output": run.mode, "output_socket": socket}
+def _started(run: Run, socket: str | None) -> Started:
+    return Started(id=run.id, language=run.language, version=run.version, output=run.mode, output_socket=socket)
 
 
 def _run(request: web.Request) -> Run:

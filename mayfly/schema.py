@@ -22,7 +22,7 @@ from msgspec.structs import replace  # noqa: E402
 if _loaded is None:
     del sys.modules["typing_extensions"]
 
-__all__ = ["MalformedError", "Meta", "Record", "SchemaError", "allowed", "convert", "decode", "field", "msgspec", "replace", "show"]
+__all__ = ["Meta", "Record", "allowed", "convert", "decode", "field", "msgspec", "replace", "show"]
 _T = TypeVar("_T")
 SHOWN = 80
 """Characters of a bad value or name that a message shows."""

@@ -5,9 +5,9 @@ import re
 from enum import StrEnum
 from typing import Self
 
-from mayfly.errors import ConfigError
+from mayfly.errors import ConfigError, SchemaError
 from mayfly.protocol.words import network as network_words
-from mayfly.schema import Record, SchemaError, decode, msgspec, replace
+from mayfly.schema import Record, decode, msgspec, replace
 from mayfly.units import MIB
 
 MIN_MEMORY = 16 * MIB

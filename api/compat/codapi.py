@@ -12,9 +12,9 @@ from mayfly.api.compat.dialect import Dialect, Path, read_object, run_to_end, te
 from mayfly.api.compat.images import find_image
 from mayfly.api.compat.stages import stages_of, text
 from mayfly.api.doors.intake import SERVICE
-from mayfly.errors import RequestError, UnknownLanguageError, UnprocessableError
+from mayfly.errors import RequestError, SchemaError, UnknownLanguageError, UnprocessableError
 from mayfly.host.snippet import Snippet
-from mayfly.schema import SchemaError, convert
+from mayfly.schema import convert
 
 CORS = {
     "Access-Control-Allow-Origin": "*",

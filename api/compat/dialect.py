@@ -13,11 +13,11 @@ from aiohttp import web
 from mayfly.api.connections import Handler
 from mayfly.api.doors.intake import BODIES, attended, submit
 from mayfly.api.requests import check_quotes
-from mayfly.errors import RequestError
+from mayfly.errors import MalformedError, RequestError, SchemaError
 from mayfly.host.snippet import Snippet
 from mayfly.images.store import InstalledImage
 from mayfly.runs.run import Run
-from mayfly.schema import MalformedError, SchemaError, decode, replace
+from mayfly.schema import decode, replace
 
 
 class Path(NamedTuple):

@@ -15,11 +15,11 @@ from mayfly.api.compat.dialect import Dialect, Path, read_object, run_to_end, te
 from mayfly.api.compat.images import find_image, find_images
 from mayfly.api.compat.stages import StageResult, stages_of, text
 from mayfly.api.doors.intake import SERVICE
-from mayfly.errors import UnprocessableError
+from mayfly.errors import SchemaError, UnprocessableError
 from mayfly.host.snippet import Snippet
 from mayfly.images.store import InstalledImage
 from mayfly.runs.run import Run
-from mayfly.schema import SchemaError, convert
+from mayfly.schema import convert
 
 
 class CompilerOptions(Struct, frozen=True):

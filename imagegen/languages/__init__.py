@@ -11,10 +11,10 @@ from typing import Annotated
 import yaml
 from msgspec import Meta
 
-from mayfly.errors import ConfigError, UnknownLanguageError
+from mayfly.errors import ConfigError, SchemaError, UnknownLanguageError
 from mayfly.imagegen.rootfs.prune import Pruner
 from mayfly.images.manifest import LanguageStep, Option, Warmup
-from mayfly.schema import Record, SchemaError, convert
+from mayfly.schema import Record, convert
 from mayfly.units import MIB
 
 FOLDER = Path(__file__).parent

@@ -1,9 +1,8 @@
 """How a job ended: its steps, and the verdict on them."""
 
-import base64
 import enum
 import signal
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mayfly.errors import GuestError, MayflyError
 from mayfly.protocol.conversation import Event, Failed
@@ -35,14 +34,6 @@ def signal_name(number: int) -> str:
     return f"{name}: {signal.strsignal(number) or 'unknown'}"
 
 
-def as_text(name: str, data: bytes) -> dict[str, str]:
-    """A stream in a result: as `name` if it is UTF-8, else as base64 with a name that says so."""
-    try:
-        return {name: data.decode()}
-    except UnicodeDecodeError:
-        return {f"{name}_base64": base64.b64encode(data).decode()}
-
-
 class StepResult(NamedTuple):
     """How one step ended."""
 
@@ -53,25 +44,6 @@ class StepResult(NamedTuple):
     def good(self) -> bool:
         """Whether the next step is done."""
         return self.exit.how is ExitHow.EXITED and self.exit.code == 0 and self.exit.limit is Limit.NONE
-
-    def to_json(self) -> dict[str, Any]:
-        """What results and `exit` events say of a step. Milliseconds and bytes; `limit` names the
-        limit that ended it.
-        """
-        ended = self.exit
-        return {
-            "step": self.name,
-            "code": ended.code if ended.how is ExitHow.EXITED else None,
-            "signal": ended.code if ended.how is ExitHow.SIGNALED else None,
-            "signal_name": signal_name(ended.code) if ended.how is ExitHow.SIGNALED else None,
-            "errno": ended.code if ended.how is ExitHow.NOT_STARTED else None,
-            "limit": None if ended.limit is Limit.NONE else ended.limit.name.lower(),
-            "wall_ms": round(ended.wall_us / 1000, 3),
-            "cpu_ms": round(ended.cpu_us / 1000, 3),
-            "peak_memory": ended.peak_memory,
-            "stdout_truncated": ended.cut[0],
-            "stderr_truncated": ended.cut[1],
-        }
 
 
 class Verdict(NamedTuple):
@@ -127,3 +99,12 @@ class Outcome:
         if last.exit.how is ExitHow.SIGNALED:
             return Verdict(Status.SIGNAL, 128 + last.exit.code)
         return Verdict(Status.FAILED if last.exit.code else Status.OK, last.exit.code & 0xFF)
+
+    def failure(self) -> str:
+        """How a job that is over failed, with the end of its output; empty if it did not."""
+        if self.verdict().status is Status.OK:
+            return ""
+        ended = self.steps[-1].exit
+        limit = "" if ended.limit is Limit.NONE else f", limit {ended.limit.name.lower()}"
+        said = self.tail.decode(errors="replace").rstrip()
+        return f"failed ({ended.how.name.lower().replace('_', ' ')} {ended.code}{limit}); it said:\n{said}"

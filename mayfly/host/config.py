@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 from mayfly import paths
-from mayfly.errors import ConfigError
-from mayfly.schema import Meta, Record, SchemaError, convert, field, replace
+from mayfly.errors import ConfigError, SchemaError
+from mayfly.schema import Meta, Record, convert, field, replace
 from mayfly.units import MIB
 from mayfly.vmm.config import Channel, NetworkBackend
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from mayfly import paths
-from mayfly.errors import ConfigError, HostError
+from mayfly.errors import ConfigError, HostError, MalformedError, SchemaError
 from mayfly.files import atomic_write, locked
 from mayfly.host.admission import Tenant
-from mayfly.schema import MalformedError, Meta, Record, SchemaError, decode, msgspec
+from mayfly.schema import Meta, Record, decode, msgspec
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TOKEN = re.compile(r"mayfly_([0-9a-f]{16})_[A-Za-z0-9_-]{43}")

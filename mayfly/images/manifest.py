@@ -14,8 +14,8 @@ from typing import Annotated, Any, Self
 import msgspec
 from msgspec import Meta
 
-from mayfly.errors import ImageError, ImageNotFoundError
-from mayfly.schema import Record, SchemaError, decode
+from mayfly.errors import ImageError, ImageNotFoundError, SchemaError
+from mayfly.schema import Record, decode
 
 FORMAT = 1
 COMPRESSIONS = ("zstd", "lz4", "gzip", "none")

@@ -3,10 +3,9 @@
 import dataclasses
 import enum
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from mayfly.errors import MayflyError, to_wire
-from mayfly.guests.outcome import Outcome, Status, StepResult, Verdict, as_text
+from mayfly.errors import MayflyError
+from mayfly.guests.outcome import Outcome, Status, StepResult, Verdict
 from mayfly.host.snippet import Case, Compare
 from mayfly.protocol.conversation import Event
 from mayfly.protocol.frames import Stderr, Stdout
@@ -60,15 +59,6 @@ class CaseResult(Record, frozen=True, kw_only=True):
     stdout: bytes = b""
     stderr: bytes = b""
     error: MayflyError | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """What results and `case` events say of it."""
-        value: dict[str, Any] = {"index": self.index, "name": self.name, "verdict": self.verdict}
-        if self.step is not None:
-            value |= self.step.to_json()
-        if self.error is not None:
-            value["error"] = to_wire(self.error)
-        return {**value, **as_text("stdout", self.stdout), **as_text("stderr", self.stderr)}
 
 
 class Trial:
@@ -191,12 +181,9 @@ class Cases:
 
     def verdict(self) -> Verdict:
         """What is said of all of them together, when they are done."""
-        return Verdict(Status.OK, 0) if self._passed() == len(self.all) else Verdict(Status.FAILED, 1)
+        return Verdict(Status.OK, 0) if self.passed == len(self.all) else Verdict(Status.FAILED, 1)
 
-    def _passed(self) -> int:
+    @property
+    def passed(self) -> int:
+        """How many of them passed so far."""
         return sum(result.verdict is CaseVerdict.PASSED for result in self.results)
-
-    def to_json(self) -> dict[str, Any]:
-        """What a result says of those that are done."""
-        results = sorted(self.results, key=lambda result: result.index)
-        return {"parallel": self.parallel, "passed": self._passed(), "results": [result.to_json() for result in results]}

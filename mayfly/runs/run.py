@@ -3,29 +3,23 @@ happens, readers follow its record.
 """
 
 import asyncio
-import enum
 import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mayfly.errors import MayflyError, to_wire
-from mayfly.guests.outcome import Outcome, Verdict, as_text
+import msgspec
+from msgspec import UNSET
+
+from mayfly.errors import MayflyError
+from mayfly.guests.outcome import Outcome, Verdict
 from mayfly.guests.start import StartKind
 from mayfly.host.snippet import Case, Mode
 from mayfly.protocol.conversation import Event, Failed
 from mayfly.protocol.frames import Done, Exit, Hello, Stage, Stderr, Stdout
 from mayfly.runs.cases import Cases
 from mayfly.runs.record import Record
-
-
-class RunState(enum.StrEnum):
-    """How far a run is."""
-
-    QUEUED = "queued"
-    BOOTING = "booting"
-    RUNNING = "running"
-    DONE = "done"
+from mayfly.runs.result import Problem, RunResult, RunState, describe_cases, describe_step
 
 
 class Run:
@@ -128,26 +122,25 @@ class Run:
         for reader in self.readers:
             reader.reschedule(asyncio.get_running_loop().time() + grace_s)
 
+    def result(self) -> RunResult:
+        """What `GET /runs/ID` and `POST /run` give: how far it is, or how it ended."""
+        status, exit_status = self.verdict() if self.done.is_set() else (None, None)
+        return RunResult(
+            id=self.id,
+            language=self.language,
+            version=self.version,
+            state=self.state,
+            start=self.start,
+            status=status,
+            exit_status=exit_status,
+            steps=[describe_step(step, *self.record.output(step.exit.step)) for step in self.outcome.steps],
+            error=Problem.of(self.outcome.error) if self.outcome.error else None,
+            phases=self.phases,
+            exits=dict(self.exits),
+            cases=describe_cases(self.cases) if self.cases is not None else UNSET,
+        )
+
     def to_json(self) -> dict[str, Any]:
-        """The run as `GET /runs/ID` and `POST /run` give it; phases in seconds."""
-        result: dict[str, Any] = {
-            "id": self.id,
-            "language": self.language,
-            "version": self.version,
-            "state": self.state,
-            "start": self.start,
-            "status": None,
-            "exit_status": None,
-            "steps": [],
-            "error": to_wire(self.outcome.error) if self.outcome.error else None,
-            "phases": self.phases,
-            "exits": dict(self.exits),
-        }
-        if self.done.is_set():
-            result["status"], result["exit_status"] = self.verdict()
-        for step in self.outcome.steps:
-            stdout, stderr = self.record.output(step.exit.step)
-            result["steps"].append({**step.to_json(), **as_text("stdout", stdout), **as_text("stderr", stderr)})
-        if self.cases is not None:
-            result["cases"] = self.cases.to_json()
-        return result
+        """The result as plain data."""
+        plain: dict[str, Any] = msgspec.to_builtins(self.result())
+        return plain

@@ -21,13 +21,13 @@ from typing import NamedTuple, Self
 import msgspec
 
 from mayfly import __version__, paths
-from mayfly.errors import ConfigError, SnapshotError, SnapshotNotFoundError
+from mayfly.errors import ConfigError, SchemaError, SnapshotError, SnapshotNotFoundError
 from mayfly.files import ASIDE, PART, clear, file_digest, locked, remove_tree, sync
 from mayfly.files import passing as passing_folder
 from mayfly.files import replacing as replacing_folder
 from mayfly.images.store import InstalledImage
 from mayfly.protocol.frames import PROTOCOL_VERSION
-from mayfly.schema import Record, SchemaError, convert
+from mayfly.schema import Record, convert
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.snapshot import FILES, MEMORY
 from mayfly.vmm.snapshot.digest import memory_digest

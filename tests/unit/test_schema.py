@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Meta
 
-from mayfly.schema import MAX_EXPLAINED, MalformedError, Record, SchemaError, convert, decode
+from mayfly.errors import MalformedError, SchemaError
+from mayfly.schema import MAX_EXPLAINED, Record, convert, decode
 
 
 class Inner(Record, frozen=True, kw_only=True):

@@ -13,7 +13,8 @@ from mayfly.api.compat.stages import StageResult, stages_of
 from mayfly.host.snippet import Compare
 from mayfly.images.store import InstalledImage
 from mayfly.runs.cases import matches
-from mayfly.runs.run import Run, RunState
+from mayfly.runs.result import RunState
+from mayfly.runs.run import Run
 
 DEFAULT_FIELDS = ("token", "time", "memory", "stdout", "stderr", "compile_output", "message", "status")
 CONTENT = ("source_code", "stdin", "expected_output", "stdout", "stderr", "compile_output")

@@ -394,7 +394,7 @@ def test_who_half_closes_gets_the_answer(serve: Serve, monkeypatch: pytest.Monke
         writer.close()
         assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 ")
         assert answer.rpartition(b"100 Continue\r\n\r\n")[2].startswith(b"HTTP/1.1 200 ")
-        assert b'"stdout": "hello\\n"' in answer
+        assert b'"stdout":"hello\\n"' in answer
 
     serve(scenario)
 

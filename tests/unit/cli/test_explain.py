@@ -5,6 +5,7 @@ import pytest
 from mayfly.cli.run import explain
 from mayfly.guests.outcome import Outcome, StepResult, signal_name
 from mayfly.protocol.frames import Exit, ExitHow, Limit
+from mayfly.runs.result import describe_end
 
 
 def ended(how: ExitHow, code: int, limit: Limit = Limit.NONE) -> Outcome:
@@ -30,5 +31,5 @@ def test_a_signal_is_named(outcome: Outcome, said: str, capsys: pytest.CaptureFi
 def test_every_signal_has_a_name() -> None:
     assert signal_name(40).startswith("signal 40: ")
     assert all(signal_name(number) for number in range(1, 65))
-    result = ended(ExitHow.SIGNALED, 11).steps[0].to_json()
+    result = describe_end(ended(ExitHow.SIGNALED, 11).steps[0])
     assert (result["signal"], result["signal_name"]) == (11, "SIGSEGV: Segmentation fault")

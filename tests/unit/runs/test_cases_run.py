@@ -3,9 +3,11 @@
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
+
 from mayfly.host.snippet import Case, Compare, Snippet
 from mayfly.runs.record import Reader
-from mayfly.runs.render import as_json
+from mayfly.runs.result import describe
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from tests.kit.api_fakes import FakeZygote
@@ -27,7 +29,7 @@ def doing(*cases: Case, **snippet: Any) -> Callable[[Service], Awaitable[Run]]:
 def events(run: Run) -> list[dict[str, Any]]:
     reader, found = Reader(run.record), []
     while (event := reader.take()) is not None:
-        found.append(as_json(event))
+        found.append(msgspec.to_builtins(describe(event)))
     return found
 
 

@@ -1,0 +1,127 @@
+"""The answers' bodies that are not a run's own (mayfly/runs/result.py). The types below are also
+the schemas in openapi.json.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+import msgspec
+from aiohttp import web
+from msgspec import UNSET, Meta, UnsetType
+
+from mayfly.host.snippet import Mode
+from mayfly.images.store import InstalledImage
+from mayfly.runs.result import Problem, RunResult
+
+
+class Started(msgspec.Struct, frozen=True, kw_only=True):
+    """An accepted run."""
+
+    id: str
+    language: str
+    version: str
+    output: Annotated[Mode, Meta(description="what the output socket gives")]
+    output_socket: Annotated[str | None, Meta(description="null over TCP")]
+
+
+class BatchedRun(msgspec.Struct, frozen=True, kw_only=True):
+    """An accepted run of a batch, or why it was refused."""
+
+    id: str | UnsetType = UNSET
+    language: str | UnsetType = UNSET
+    version: str | UnsetType = UNSET
+    output: Mode | UnsetType = UNSET
+    output_socket: str | UnsetType | None = UNSET
+    error: Problem | UnsetType = UNSET
+
+
+class Batched(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a batch, in its order."""
+
+    runs: Sequence[BatchedRun]
+
+
+class Runs(msgspec.Struct, frozen=True, kw_only=True):
+    """The runs that were asked for, in that order; null for one that is not there."""
+
+    runs: Sequence[RunResult | None]
+
+
+class Saved(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot of a run."""
+
+    name: str
+    parent: str | None
+    run: str
+    memory_bytes: int
+
+
+class Language(msgspec.Struct, frozen=True, kw_only=True):
+    """An installed image."""
+
+    language: str
+    version: str
+    compiler: Annotated[str, Meta(description="what the compiler says of itself; empty if no machine asked it")]
+    default: Annotated[bool, Meta(description="whether the language alone names it")]
+    architecture: str
+    extensions: Sequence[str]
+    source_file: str
+    steps: Sequence[str]
+    memory: Annotated[int, Meta(description="bytes that a machine has at least")]
+    image: str
+
+    @classmethod
+    def of(cls, image: InstalledImage) -> "Language":
+        """The image as clients see it."""
+        manifest = image.manifest
+        return cls(
+            language=manifest.language,
+            version=manifest.version,
+            compiler=manifest.compiler,
+            default=image.is_default,
+            architecture=manifest.arch,
+            extensions=manifest.extensions,
+            source_file=manifest.source_file,
+            steps=[step.name for step in manifest.steps],
+            memory=manifest.memory,
+            image=manifest.source.reference,
+        )
+
+
+class Languages(msgspec.Struct, frozen=True, kw_only=True):
+    """What can be run."""
+
+    languages: Sequence[Language]
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the server takes runs and, for those whom it knows, what it has to do: runs that wait
+    for room, machines that wait for a run, bytes of memory of all machines.
+    """
+
+    status: Literal["ok", "draining"]
+    waiting: int | UnsetType = UNSET
+    idle: int | UnsetType = UNSET
+    memory_used: int | UnsetType = UNSET
+    memory_budget: int | UnsetType = UNSET
+
+
+class Version(msgspec.Struct, frozen=True, kw_only=True):
+    """What serves. `time_factor` is what all times are multiplied by on this host."""
+
+    version: str
+    protocol: int
+    architecture: str
+    time_factor: float
+
+
+class Error(msgspec.Struct, frozen=True, kw_only=True):
+    """Every answer from 400 on."""
+
+    error: Problem
+    request_id: Annotated[str, Meta(description="as in the header X-Request-Id and in the logs")]
+
+
+def answer(body: msgspec.Struct, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    """The answer that has `body` as JSON."""
+    return web.Response(body=msgspec.json.encode(body), status=status, headers=headers, content_type="application/json", charset="utf-8")
