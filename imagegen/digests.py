@@ -5,7 +5,8 @@ import re
 from pathlib import Path
 from typing import Protocol
 
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
+DIGEST = r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}"
+"""Those of algorithms that are known here, as a regular expression."""
 
 
 class Hasher(Protocol):
@@ -27,7 +28,7 @@ class Hasher(Protocol):
 
 def is_digest(text: str) -> bool:
     """Whether `text` is a digest of an algorithm that is known here."""
-    return _DIGEST.fullmatch(text) is not None
+    return re.fullmatch(DIGEST, text) is not None
 
 
 def hasher_for(digest: str) -> Hasher:

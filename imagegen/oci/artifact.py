@@ -14,7 +14,7 @@ from mayfly.errors import ConfigError, RegistryError
 from mayfly.files import atomic_write, locked, making, replacing, storing
 from mayfly.imagegen.digests import blob_path, digest_of, hasher_for, spell
 from mayfly.imagegen.languages import NAME
-from mayfly.imagegen.oci.documents import MACHINE_TO_GOARCH, Descriptor, Source, fetch_document, parse_descriptors, read_object
+from mayfly.imagegen.oci.documents import MACHINE_TO_GOARCH, Descriptor, Source, fetch_document, read_artifact
 from mayfly.imagegen.oci.registry import RegistrySource
 from mayfly.imagegen.progress import Progress
 from mayfly.imagegen.rootfs.layers import Limits
@@ -119,15 +119,7 @@ def pull(source: Source, name: str, progress: Progress) -> tuple[Manifest, Path]
 
 def _parts(source: Source) -> tuple[Descriptor, Descriptor]:
     """The descriptors of configuration and archive."""
-    data = source.root()[1]
-    document = read_object(data, "manifest")
-    if "manifests" in document:  # a layout's index
-        entries = parse_descriptors(document["manifests"], "index")
-        if len(entries) != 1:
-            raise RegistryError(f"the layout holds {len(entries)} artifacts, not one", hint="give a folder that imagegen export wrote")
-        document = read_object(fetch_document(source, entries[0]), "manifest")
-    config = parse_descriptors([document.get("config")], "manifest")[0]
-    layers = parse_descriptors(document.get("layers"), "manifest")
+    config, layers = read_artifact(source)
     if config.media_type != CONFIG_TYPE or [layer.media_type for layer in layers] != [INITRAMFS_TYPE]:
         raise RegistryError("this is not an image that imagegen pushed", hint="for a container image: imagegen build LANG --image REF")
     return config, layers[0]

@@ -1,19 +1,23 @@
 """OCI and Docker documents: index, manifest, configuration. Bytes in, frozen values out; every
-field is checked, for a registry may lie.
+field is checked, for a registry may lie. Fields that are not named here may be anything.
 
 OCI image-spec 1.1: descriptor.md, image-index.md, manifest.md, config.md; Docker's schema 2 has the
 same shape under other media types.
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Protocol, TypeVar
 
-from mayfly.errors import ImageError, RegistryError
-from mayfly.imagegen.digests import digest_of, is_digest
+import msgspec
+from msgspec import Meta
 
+from mayfly.errors import ImageError, MalformedError, RegistryError, SchemaError
+from mayfly.imagegen.digests import DIGEST, digest_of
+from mayfly.schema import decode
+
+_T = TypeVar("_T")
 INDEX_TYPES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
 CONFIG_TYPES = ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json")
 MANIFEST_TYPES = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
@@ -30,18 +34,96 @@ _ARCHITECTURES = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64"}
 _BASE_VARIANTS = {"amd64": "v1", "arm64": "v8"}
 """What containerd takes for the same as none (containerd/platforms, database.go)."""
 
+Digest = Annotated[str, Meta(pattern=rf"^({DIGEST})\Z", extra={"allowed": "a digest (sha256 or sha512)"})]
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Descriptor:
-    """A pointer to a blob: what it is, its digest and its size in bytes. `platform` is `os/arch` or
-    `os/arch/variant` where an index gives it.
+
+class Platform(msgspec.Struct, frozen=True, kw_only=True):
+    """What an image is for (image-index.md). Two are compared by their names."""
+
+    os: str = ""
+    architecture: str = ""
+    variant: str | None = None
+
+    @property
+    def name(self) -> str | None:
+        """`os/arch` or `os/arch/variant`, in the one spelling; None where it says too little."""
+        if not self.os or not self.architecture:
+            return None
+        arch = _ARCHITECTURES.get(self.architecture.lower(), self.architecture.lower())
+        base = _BASE_VARIANTS.get(arch, "")
+        variant = self.variant or ""
+        return f"{self.os.lower()}/{arch}" + (f"/{variant}" if variant not in ("", base, base[1:]) else "")
+
+
+class Annotations(msgspec.Struct, frozen=True, kw_only=True):
+    """Those of a descriptor that are read (annotations.md)."""
+
+    tag: str | None = msgspec.field(default=None, name="org.opencontainers.image.ref.name")
+
+
+class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A pointer to a blob: what it is, its digest and its size in bytes (descriptor.md)."""
+
+    digest: Digest
+    size: Annotated[int, Meta(ge=0)]
+    media_type: str = ""
+    platform: Platform | None = None
+    annotations: Annotations | None = None
+
+    @property
+    def platform_name(self) -> str | None:
+        """What the blob is for, where an index says so."""
+        return self.platform.name if self.platform else None
+
+    @property
+    def tag(self) -> str | None:
+        """The name that a layout's index gives to the blob."""
+        return self.annotations.tag if self.annotations else None
+
+
+class Document(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """An index if it has `manifests`, else a manifest (image-index.md, manifest.md). `entries` are
+    those of the index that can be used.
     """
 
-    media_type: str
-    digest: str
-    size: int
-    platform: str | None = None
-    tag: str | None = None
+    schema_version: int = 2
+    manifests: tuple[msgspec.Raw, ...] | msgspec.UnsetType = msgspec.UNSET
+    config: Descriptor | None = None
+    layers: Annotated[tuple[Descriptor, ...], Meta(max_length=MAX_LAYERS)] | None = None
+    artifact_type: str | None = None
+
+    @property
+    def is_index(self) -> bool:
+        """Which of the two it is."""
+        return self.manifests is not msgspec.UNSET
+
+    @property
+    def entries(self) -> tuple[tuple[msgspec.Raw, Descriptor], ...]:
+        """The index's descriptors, beside what they were read from. Entries without a size, or
+        without a digest that can be checked, are passed over (image-index.md, manifests).
+        """
+        raws = () if self.manifests is msgspec.UNSET else self.manifests
+        return tuple((raw, found) for raw in raws if (found := _read_entry(raw)) is not None)
+
+
+class _RootFs(msgspec.Struct, frozen=True, kw_only=True):
+    diff_ids: tuple[Digest, ...]
+
+
+class _RunConfig(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
+    env: tuple[Annotated[str, Meta(pattern=r"^[^\0]*\Z", extra={"allowed": "text without NUL"})], ...] | None = None
+    working_dir: str | None = None
+    user: str | None = None
+
+
+class _Config(msgspec.Struct, frozen=True, kw_only=True):
+    """A configuration (config.md)."""
+
+    os: str
+    architecture: str
+    variant: str | None = None
+    rootfs: _RootFs
+    config: _RunConfig | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,35 +186,26 @@ def _resolve(source: Source, data: bytes, wanted: str, *, depth: int, stated: bo
 
     What a document is its fields say, not its media type: registries and files get that wrong.
     """
-    document = read_object(data, "manifest")
-    if "manifests" not in document:
+    document = read(Document, data, "manifest")
+    if not document.is_index:
         return _resolve_manifest(source, data, document, wanted, stated=stated)
-    if "layers" in document or "config" in document:
+    if document.layers is not None or document.config is not None:
         # Two tools would see two images in it (CVE-2021-41190).
         raise RegistryError("the image's manifest is an index too", hint="do not use the image")
     if depth == MAX_INDEX_DEPTH:
         raise RegistryError(f"the image has more than {MAX_INDEX_DEPTH} indexes inside one another")
-    entries = _image_entries(document["manifests"])
+    entries = [entry for _, entry in document.entries if entry.media_type in ("", *INDEX_TYPES, *MANIFEST_TYPES)]
+    named = [entry for entry in entries if entry.platform_name == wanted][:1]
     other: ImageError | None = None
-    for entry in [entry for entry in entries if entry.platform == wanted][:1] or [e for e in entries if e.platform is None][:MAX_TRIED]:
+    for entry in named or [entry for entry in entries if entry.platform_name is None][:MAX_TRIED]:
         try:
-            return _resolve(source, fetch_document(source, entry), wanted, depth=depth + 1, stated=stated or entry.platform is not None)
+            return _resolve(source, fetch_document(source, entry), wanted, depth=depth + 1, stated=stated or bool(named))
         except _OtherPlatformError as error:
             other = error
     if other is not None and len(entries) == 1:
         raise other
-    found = ", ".join(sorted({entry.platform or "unnamed" for entry in entries})) or "nothing"
+    found = ", ".join(sorted({entry.platform_name or "unnamed" for entry in entries})) or "nothing"
     raise _OtherPlatformError(f"the image is not there for {wanted}; its index has {found}", hint="choose another image, or give --arch")
-
-
-def _image_entries(raw: object) -> list[Descriptor]:
-    """The entries of an index that are images or indexes. Others are passed over, as are digests of
-    another kind (image-index.md, manifests).
-    """
-    if not isinstance(raw, list):
-        raise RegistryError("the index has no list of descriptors")
-    entries = [descriptor for item in raw if (descriptor := parse_descriptor(item)) is not None]
-    return [entry for entry in entries if entry.media_type in ("", *INDEX_TYPES, *MANIFEST_TYPES)]
 
 
 def fetch_document(source: Source, descriptor: Descriptor) -> bytes:
@@ -149,76 +222,50 @@ def fetch_document(source: Source, descriptor: Descriptor) -> bytes:
     return data
 
 
-def _resolve_manifest(source: Source, data: bytes, document: Mapping[str, Any], wanted: str, *, stated: bool) -> ResolvedImage:
-    if document.get("schemaVersion", 2) != 2 or not isinstance(document.get("config"), dict):
+def _resolve_manifest(source: Source, data: bytes, document: Document, wanted: str, *, stated: bool) -> ResolvedImage:
+    if document.schema_version != 2 or document.config is None or document.layers is None:
         raise RegistryError("the image's manifest is not of schema version 2", hint="push it again with a present-day tool")
-    layers = parse_descriptors(document.get("layers"), "manifest")
-    config_at = parse_descriptors([document["config"]], "manifest")[0]
+    layers, config_at = document.layers, document.config
     config_data = fetch_document(source, config_at)
     try:
         config = parse_config(config_data)
     except RegistryError as error:
         if config_at.media_type in ("", *CONFIG_TYPES):
             raise
-        kind = str(document.get("artifactType") or config_at.media_type)[:100]
+        kind = str(document.artifact_type or config_at.media_type)[:100]
         raise _OtherPlatformError(
             f"what is there is an artifact of type {kind!r}, not a container image",
             hint="choose another image; for one that imagegen pushed: imagegen pull",
         ) from error
     if config.platform != wanted and not stated:  # containerd believes the index too, where both say something
         raise _OtherPlatformError(f"the image is for {config.platform}, not for {wanted}", hint="choose another image, or give --arch")
-    if len(layers) > MAX_LAYERS:
-        raise RegistryError(f"the image has {len(layers)} layers; at most {MAX_LAYERS} are allowed")
     if len(layers) != len(config.diff_ids):
         raise RegistryError(f"the manifest has {len(layers)} layers, the configuration {len(config.diff_ids)}")
-    return ResolvedImage(manifest_digest=digest_of(data), config_digest=config_at.digest, config=config, layers=tuple(layers))
+    return ResolvedImage(manifest_digest=digest_of(data), config_digest=config_at.digest, config=config, layers=layers)
 
 
-def parse_descriptors(raw: object, origin: str) -> list[Descriptor]:
-    """Check and convert a list of descriptors out of JSON."""
-    if not isinstance(raw, list):
-        raise RegistryError(f"the {origin} has no list of descriptors")
-    result = []
-    for item in raw:
-        if (descriptor := parse_descriptor(item)) is None:
-            raise RegistryError(f"the {origin} has a descriptor without a digest (sha256 or sha512) and a size: {str(item)[:200]}")
-        result.append(descriptor)
-    return result
+def read_artifact(source: Source) -> tuple[Descriptor, tuple[Descriptor, ...]]:
+    """The configuration and the layers of the one artifact that `source` has.
+
+    Raises:
+        RegistryError: it has several, or something that is not an artifact.
+    """
+    document = read(Document, source.root()[1], "manifest")
+    if document.is_index:  # a layout's
+        entries = document.entries
+        if len(entries) != 1:
+            raise RegistryError(f"the layout holds {len(entries)} artifacts, not one", hint="give a folder with one artifact")
+        document = read(Document, fetch_document(source, entries[0][1]), "manifest")
+    if document.config is None or document.layers is None:
+        raise RegistryError("the manifest lacks a configuration or layers", hint="push it again with a present-day tool")
+    return document.config, document.layers
 
 
-def parse_descriptor(item: Any) -> Descriptor | None:
-    """A descriptor out of JSON, or None if it lacks a size or a digest that can be checked."""
-    match item:
-        case {"digest": str(digest), "size": int(size)} if is_digest(digest) and size >= 0 and not isinstance(size, bool):
-            media_type = item.get("mediaType")
-            return Descriptor(
-                media_type=media_type if isinstance(media_type, str) else "",
-                digest=digest,
-                size=size,
-                platform=_platform(item.get("platform")),
-                tag=_tag(item.get("annotations")),
-            )
-        case _:
-            return None
-
-
-def _platform(raw: Any) -> str | None:
-    match raw:
-        case {"os": str(system), "architecture": str(arch)}:
-            arch = _ARCHITECTURES.get(arch.lower(), arch.lower())
-            variant = str(raw.get("variant") or "")
-            base = _BASE_VARIANTS.get(arch, "")
-            return f"{system.lower()}/{arch}" + (f"/{variant}" if variant not in ("", base, base[1:]) else "")
-        case _:
-            return None
-
-
-def _tag(raw: object) -> str | None:
-    match raw:
-        case {"org.opencontainers.image.ref.name": str(name)}:
-            return name
-        case _:
-            return None
+def _read_entry(raw: msgspec.Raw) -> Descriptor | None:
+    try:
+        return msgspec.json.decode(raw, type=Descriptor)
+    except (msgspec.DecodeError, RecursionError):
+        return None
 
 
 def parse_config(data: bytes) -> ImageConfig:
@@ -227,31 +274,22 @@ def parse_config(data: bytes) -> ImageConfig:
     Raises:
         RegistryError: a field that we need is missing or of the wrong type.
     """
-    raw = read_object(data, "configuration")
-    match raw:
-        case {"os": str(), "architecture": str(), "rootfs": {"diff_ids": list(diff_ids)}}:
-            platform = _platform(raw) or ""
-        case _:
-            raise RegistryError("the image's configuration lacks os, architecture or rootfs.diff_ids")
-    if not all(isinstance(item, str) and is_digest(item) for item in diff_ids):
-        raise RegistryError("the image's configuration has a diff_id that is not a digest (sha256 or sha512)")
-    run = raw.get("config") or {}
-    variables = (run.get("Env") or []) if isinstance(run, dict) else None
-    if not isinstance(variables, list) or not all(isinstance(item, str) and "\0" not in item for item in variables):
-        raise RegistryError("the image's configuration has an Env that is not a list of strings")
-    working_dir, user = run.get("WorkingDir") or "", run.get("User") or ""
-    if not isinstance(working_dir, str) or not isinstance(user, str):
-        raise RegistryError("the image's configuration has a WorkingDir or User that is not a string")
-    env = dict(item.split("=", 1) for item in variables if "=" in item and not item.startswith("="))
-    return ImageConfig(platform=platform, env=env, working_dir=working_dir, user=user, diff_ids=tuple(diff_ids))
+    found = read(_Config, data, "configuration")
+    run = found.config or _RunConfig()
+    return ImageConfig(
+        platform=Platform(os=found.os, architecture=found.architecture, variant=found.variant).name or "",
+        env=dict(item.split("=", 1) for item in run.env or () if "=" in item and not item.startswith("=")),
+        working_dir=run.working_dir or "",
+        user=run.user or "",
+        diff_ids=found.rootfs.diff_ids,
+    )
 
 
-def read_object(data: bytes, what: str) -> dict[str, Any]:
-    """A JSON object. Raises RegistryError, which names `what` it was to be."""
+def read(kind: type[_T], data: bytes, what: str) -> _T:
+    """Decode a document. Raises RegistryError, which names `what` it was to be."""
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        return decode(kind, data)
+    except MalformedError as error:
         raise RegistryError(f"the image's {what} is not JSON") from error
-    if not isinstance(value, dict):
-        raise RegistryError(f"the image's {what} is not a JSON object")
-    return value
+    except SchemaError as error:
+        raise RegistryError(f"the image's {what}: {error.message}") from error

@@ -1,12 +1,13 @@
 """Images in an OCI image layout on this disk (OCI image-spec, image-layout.md)."""
 
 import dataclasses
-import json
 from pathlib import Path
+
+import msgspec
 
 from mayfly.errors import ImageError, RegistryError
 from mayfly.imagegen.digests import blob_path
-from mayfly.imagegen.oci.documents import MAX_DOCUMENT, Descriptor, parse_descriptor
+from mayfly.imagegen.oci.documents import MAX_DOCUMENT, Descriptor, Document, read
 from mayfly.imagegen.oci.reference import LayoutReference
 
 
@@ -30,19 +31,19 @@ class LayoutSource:
             raise ImageError(f"{folder} is a layout of version {version[:20]!r}, not of 1", hint="make one with skopeo copy")
         data = _read(folder / "index.json")
         try:
-            entries = [entry for entry in json.loads(data)["manifests"] if isinstance(entry, dict)]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            document = read(Document, data, "index")
+        except RegistryError as error:
             raise ImageError(f"{folder}/index.json is not an index") from error
-        known = [(entry, descriptor) for entry in entries if (descriptor := parse_descriptor(entry)) is not None]
+        known = document.entries
         names = ", ".join(sorted({descriptor.tag for _, descriptor in known if descriptor.tag})) or "none"
         tag = self.reference.tag
         if tag is not None:
-            known = [(entry, descriptor) for entry, descriptor in known if descriptor.tag == tag]
+            known = tuple((entry, descriptor) for entry, descriptor in known if descriptor.tag == tag)
             if not known:
                 raise ImageError(f"{folder} has no image with the name {tag!r}", hint=f"names there: {names}")
-        elif len({descriptor.digest for _, descriptor in known if descriptor.platform is None}) > 1 and "," in names:
+        elif len({descriptor.digest for _, descriptor in known if descriptor.platform_name is None}) > 1 and "," in names:
             raise ImageError(f"{folder} has several images", hint=f"say which by oci:{folder}:NAME; names there: {names}")
-        return "", json.dumps({"schemaVersion": 2, "manifests": [entry for entry, _ in known]}).encode()
+        return "", msgspec.json.encode({"schemaVersion": 2, "manifests": [entry for entry, _ in known]})
 
     def document(self, descriptor: Descriptor) -> bytes:
         """A manifest or configuration from the blobs folder."""
@@ -56,13 +57,18 @@ class LayoutSource:
         return path
 
 
+class _Marker(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The file `oci-layout`."""
+
+    image_layout_version: str = ""
+
+
 def _version(path: Path) -> str:
     """The version that the file `oci-layout` states, or "": skopeo does not ask for one."""
     try:
-        version = json.loads(_read(path))["imageLayoutVersion"] if path.exists() else ""
-    except (ValueError, LookupError, TypeError, RecursionError):
+        return read(_Marker, _read(path), "layout").image_layout_version if path.exists() else ""
+    except RegistryError:
         return ""
-    return version if isinstance(version, str) else ""
 
 
 def _read(path: Path) -> bytes:

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import click
+import msgspec
 
 import mayfly
 from mayfly.cli.image import insecure_option, showing_progress
@@ -18,7 +19,7 @@ from mayfly.errors import ConfigError, HostError, RegistryError
 from mayfly.files import atomic_write, file_digest
 from mayfly.imagegen.build import source_of
 from mayfly.imagegen.digests import digest_of
-from mayfly.imagegen.oci.documents import Descriptor, Source, fetch_document, parse_descriptors, read_object
+from mayfly.imagegen.oci.documents import Descriptor, Source, fetch_document, read, read_artifact
 from mayfly.imagegen.oci.reference import RegistryReference, parse_reference
 from mayfly.imagegen.oci.registry import RegistrySource
 from mayfly.paths import KERNELS, cache_dir, kernel_path
@@ -30,6 +31,13 @@ CONFIG_TYPE = "application/vnd.mayfly.kernel.config.v1+json"
 FILE_TYPES = {"kernel": "application/vnd.mayfly.kernel.image.v1", "config": "application/vnd.mayfly.kernel.kconfig.v1"}
 MAX_FILE = 256 << 20
 CHUNK = 1 << 20
+
+
+class KernelConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The artifact's configuration: what machines the kernel is for."""
+
+    arch: str
+
 
 arch_option = click.option(
     "--arch", type=click.Choice(sorted(KERNELS)), default=platform.machine(), show_default=True, help="the architecture of the guests"
@@ -123,17 +131,11 @@ def install(source: Source) -> Path:
     Raises:
         RegistryError: it is not a kernel that we pushed, or not what its digests say.
     """
-    document = read_object(source.root()[1], "manifest")
-    if "manifests" in document:  # a layout's index
-        entries = parse_descriptors(document["manifests"], "index")
-        if len(entries) != 1:
-            raise RegistryError(f"the layout holds {len(entries)} artifacts, not one", hint="give a folder with one kernel")
-        document = read_object(fetch_document(source, entries[0]), "manifest")
-    config = parse_descriptors([document.get("config")], "manifest")[0]
-    layers = {layer.media_type: layer for layer in parse_descriptors(document.get("layers"), "manifest")}
+    config, files = read_artifact(source)
+    layers = {layer.media_type: layer for layer in files}
     if config.media_type != CONFIG_TYPE or set(layers) != set(FILE_TYPES.values()):
         raise RegistryError("this is not a kernel that `mayfly kernel push` stored", hint="images are fetched with: mayfly image pull")
-    arch = str(read_object(fetch_document(source, config), "configuration").get("arch"))
+    arch = read(KernelConfig, fetch_document(source, config), "configuration").arch
     if arch not in KERNELS:
         raise RegistryError(f"the kernel is for the unknown architecture {arch[:80]!r}", hint=f"known: {', '.join(sorted(KERNELS))}")
     if large := [layer for layer in layers.values() if layer.size > MAX_FILE]:

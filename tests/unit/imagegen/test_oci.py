@@ -108,6 +108,23 @@ def test_the_platform_is_chosen_as_containerd_does(tmp_path: Path, arch: str, pl
         assert _resolve(tmp_path, arch).manifest_digest == entries[chosen + 1]["digest"]
 
 
+def test_entries_that_make_no_sense_are_passed_over(tmp_path: Path) -> None:
+    maker = LayoutMaker(tmp_path)
+    image = {**maker.image([maker.layer(LAYER)]), "urls": 3, "annotations": {"a": 1}, "data": None}
+    odd: list[Any] = [
+        3,
+        None,
+        [],
+        {},
+        {**CONFIG, "size": "3"},
+        {**CONFIG, "digest": None},
+        {**CONFIG, "mediaType": 3},
+        {**image, "size": -1},
+    ]
+    maker.finish(maker.index([*odd, image]))
+    assert _resolve(tmp_path).manifest_digest == image["digest"]
+
+
 def test_a_manifest_that_is_an_index_too(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="an index too"):
         resolve(_Liar(json.dumps({"schemaVersion": 2, "config": CONFIG, "layers": [], "manifests": []}).encode()), "x86_64")
@@ -198,7 +215,7 @@ class _Liar:
         raise NotImplementedError
 
 
-CONFIG = {"mediaType": "x", "digest": "sha256:" + "0" * 64, "size": 3}
+CONFIG: dict[str, Any] = {"mediaType": "x", "digest": "sha256:" + "0" * 64, "size": 3}
 
 
 @pytest.mark.parametrize(
@@ -222,6 +239,10 @@ CONFIG = {"mediaType": "x", "digest": "sha256:" + "0" * 64, "size": 3}
         json.dumps({"schemaVersion": 2, "config": CONFIG, "layers": {}}).encode(),
         json.dumps({"schemaVersion": 2, "config": CONFIG, "layers": [CONFIG]}).encode(),
         json.dumps({"schemaVersion": 2, "config": [], "layers": []}).encode(),
+        json.dumps({"schemaVersion": 2, "config": CONFIG}).encode(),
+        json.dumps({"schemaVersion": 2, "config": CONFIG, "layers": [{**CONFIG, "digest": CONFIG["digest"] + "\n"}]}).encode(),
+        json.dumps({"schemaVersion": 2, "config": CONFIG, "layers": [CONFIG] * 513}).encode(),
+        json.dumps({"schemaVersion": 2, "config": {**CONFIG, "platform": "linux"}, "layers": []}).encode(),
     ],
 )
 def test_documents_that_make_no_sense(document: bytes) -> None:
