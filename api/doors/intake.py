@@ -83,20 +83,22 @@ def begin(request: web.Request, asked: Asked, *, publish: bool = False) -> Run:
     then = None
     if callback is not None:
         request.app[HOOKS].check(callback, owner)
-        then = functools.partial(_call_back, request, callback)
+        audited = functools.partial(request.app[AUDIT].write, action="callback", **_who(request))
+        then = functools.partial(_call_back, request.app[HOOKS], callback, audited)
     run = submit(request, snippet, publish=publish, then=then)
     if asked.key is not None:
         repeats.remember(owner, asked.key, asked.digest, run)
     return run
 
 
-def _call_back(request: web.Request, callback: Callback, run: Run) -> None:
-    def told(how: Delivered) -> None:
-        host = urllib.parse.urlsplit(callback.url).hostname
-        note(request, "callback", run.id, host=host, ok=how.ok, outcome=how.outcome, attempts=how.attempts)
+def _call_back(hooks: Hooks, callback: Callback, audited: Callable[..., None], run: Run) -> None:
+    """Have the result delivered. Until it is, neither the request nor the run is held."""
+    about = {"run": run.id, "host": urllib.parse.urlsplit(callback.url).hostname}
 
-    message = Message(run.id, json.dumps(run.to_json()).encode())
-    request.app[HOOKS].send(callback, message, run.owner, told)
+    def told(how: Delivered) -> None:
+        audited(**about, ok=how.ok, outcome=how.outcome, attempts=how.attempts)
+
+    hooks.send(callback, Message(run.id, json.dumps(run.to_json()).encode()), run.owner, told)
 
 
 def submit(
@@ -116,7 +118,7 @@ def submit(
         StoppingError, HostError: this host serves nobody now.
     """
     service, audit = request.app[SERVICE], request.app[AUDIT]
-    who = {"request": request[ID], "key": caller_of(request).name}
+    who = _who(request)
 
     def over(run: Run) -> None:
         status, exit_status = run.outcome.verdict()
@@ -128,7 +130,7 @@ def submit(
         image = service.image_for(snippet)
         run = service.start(snippet, image, stdin=stdin, publish=publish, tenant=caller_of(request).tenant, then=over)
     except MayflyError as error:
-        audit.write(action="refuse", **who, language=snippet.language, code=error.code)
+        audit.write(action="refuse", **who, language=snippet.language[:80], code=error.code)
         raise
     source = image.manifest.source
     limits = {step: dict(asked) for step, asked in snippet.limits.items()}
@@ -139,7 +141,11 @@ def submit(
 
 def note(request: web.Request, action: str, run_id: str, **more: object) -> None:
     """Have the audit log say what else was done to a run."""
-    request.app[AUDIT].write(action=action, request=request[ID], key=caller_of(request).name, run=run_id, **more)
+    request.app[AUDIT].write(action=action, **_who(request), run=run_id, **more)
+
+
+def _who(request: web.Request) -> dict[str, str]:
+    return {"request": request[ID], "key": caller_of(request).name}
 
 
 @contextlib.asynccontextmanager

@@ -337,6 +337,6 @@ class Service:
         self.observer.ended(run.verdict().status, run.phases)
         if not self.stopping:
             self.supply.pool.fill()
+        self.runs.keep(run)
         if then is not None:
             then(run)
-        self.runs.keep(run)
