@@ -371,8 +371,9 @@ def version_of(language: Language, tree: Tree, spools: Spools) -> str:
 
 def furnish(tree: Tree, spools: Spools, agent: bytes) -> None:
     """Add what the guest needs beside the toolchain: the agent, mount points, the user that
-    snippets run as, /etc/hosts.
+    snippets run as, /etc/hosts. The rest of the tree is read-only to that user.
     """
+    _forbid_writing(tree)
     for path, mode in _MOUNT_POINTS:
         if path != b"tmp":
             tree.root.children.pop(path, None)
@@ -383,6 +384,16 @@ def furnish(tree: Tree, spools: Spools, agent: bytes) -> None:
     _add_user(tree, spools, b"etc/group", b"root:x:0:\n", b"runner:x:%d:\n" % RUNNER)
     hosts = b"127.0.0.1 localhost\n::1 localhost\n"
     tree.put(b"etc/hosts", Inode(mode=stat.S_IFREG | 0o644, content=hosts))
+
+
+def _forbid_writing(tree: Tree) -> None:
+    """Leave the runner nothing to write to, but all that it could read and execute: a guest may
+    serve several runs, and the agent renews only the places that it mounts.
+    """
+    for inode in (node.inode for node in tree.nodes() if not node.is_symlink):
+        rights = inode.mode >> (6 if inode.uid == RUNNER else 3 if inode.gid == RUNNER else 0)
+        inode.mode = inode.mode & ~0o007 | rights & 0o005
+        inode.uid, inode.gid = (0 if owner == RUNNER else owner for owner in (inode.uid, inode.gid))
 
 
 def _add_user(tree: Tree, spools: Spools, path: bytes, initial: bytes, line: bytes) -> None:

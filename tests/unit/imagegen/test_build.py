@@ -39,7 +39,7 @@ from mayfly.images.manifest import Manifest, load
 from mayfly.images.store import image_folders
 from mayfly.paths import image_dir
 from tests.kit.agent_process import build_agent
-from tests.kit.imagegen_kit import OCI_MANIFEST, CpioEntry, LayoutMaker, directory, member, read_cpio, symlink, tar
+from tests.kit.imagegen_kit import OCI_MANIFEST, CpioEntry, LayoutMaker, directory, header, member, read_cpio, symlink, tar
 from tests.kit.registry_kit import FakeRegistry
 
 ROOT = Path(__file__).parents[3]
@@ -123,6 +123,28 @@ def test_the_image_has_what_the_guest_needs(layout: Path) -> None:
     assert b"mayfly/end/x" not in entries
     assert b"dev/null" not in entries
     assert list(entries)[-2:] == [b"mayfly/end", b"TRAILER!!!"]
+
+
+def test_a_snippet_can_write_to_nothing_of_the_image(tmp_path: Path) -> None:
+    """But it reads and executes what it could."""
+    places = {
+        directory(b"open", mode=0o1777): (0o1775, 0, 0),
+        directory(b"home", mode=0o750, uid=1000, gid=1000): (0o755, 0, 0),
+        member(b"open/secret", mode=0o640): (0o640, 0, 0),
+        member(b"open/for-all", mode=0o666): (0o664, 0, 0),
+        member(b"home/tool", mode=0o700, uid=1000, gid=7): (0o705, 0, 7),
+        member(b"home/of-the-group", mode=0o060, uid=7, gid=1000): (0o064, 7, 0),
+        member(b"home/not-for-its-owner", mode=0o077, uid=1000, gid=1000): (0o070, 0, 0),
+        header(b"home/link", b"1", link=b"home/tool"): (0o705, 0, 7),
+    }
+    built = build(_options(_layout(tmp_path / "layout", BASE, TOP, tar(*places))), Silent())
+    entries = _entries(built)
+    names = [place[:100].rstrip(b"\0") for place in places]
+    assert [(stat.S_IMODE(entries[name].mode), entries[name].uid, entries[name].gid) for name in names] == list(places.values())
+    writable = [
+        entry.name for entry in entries.values() if not stat.S_ISLNK(entry.mode) and (entry.mode & 0o002 or 1000 in (entry.uid, entry.gid))
+    ]
+    assert writable == [b"tmp", b"work"]
 
 
 def test_each_platform_of_an_index_becomes_an_image_with_its_own_agent(tmp_path: Path) -> None:
