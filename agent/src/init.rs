@@ -56,6 +56,8 @@ pub fn set_up(user: User) -> io::Result<()> {
     for place in SHARED_PLACES.iter().chain(&[WORK]) {
         fs::create_dir_all(place).map_err(within(place))?;
     }
+    // As the root of a tmpfs it was everybody's.
+    fs::set_permissions("/", Permissions::from_mode(0o755)).map_err(within("/"))?;
     mount_places(user)?;
     // Of all processes the kernel takes this one last.
     fs::write("/proc/self/oom_score_adj", "-1000").map_err(within("oom_score_adj"))?;
