@@ -31,7 +31,7 @@ ERRORS = {
     "no-tap": NetworkError("there is no tap", hint="make one"),
 }
 """What the vmm process says of itself with these faults."""
-PHASES = {"process": 0.001, "kvm": 0.002}
+PHASES = {"process": 0.001, "objects": 0.002}
 
 
 class FakeAgent:
