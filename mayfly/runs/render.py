@@ -14,6 +14,11 @@ from mayfly.runs.result import AnyEvent, describe
 _SEPARATORS = {separator.encode(): b"\\u%04x" % ord(separator) for separator in "\x85\u2028\u2029"}
 """JSON may hold these as they are, but some readers take them for the ends of lines."""
 
+EVENTS_SIZE = 16 * 1024
+"""Bytes of events that are rendered in one turn of the event loop: some 10 ms where each event is a
+byte of output.
+"""
+
 
 def dump(value: AnyEvent) -> bytes:
     """An event as JSON without an end of line, by every common way of splitting lines."""
@@ -49,7 +54,9 @@ class Renderer:
     @classmethod
     def of(cls, record: Record, mode: Mode) -> Self:
         """What an output socket gives."""
-        return cls(Reader(record, text=mode is Mode.EVENTS), line if mode is Mode.EVENTS else raw)
+        if mode is Mode.EVENTS:
+            return cls(Reader(record, text=True), line, EVENTS_SIZE)
+        return cls(Reader(record), raw)
 
     def take(self) -> bytes | None:
         """The next bytes; None if there are none yet."""
