@@ -26,10 +26,12 @@ from mayfly.api.sockets import claim
 from mayfly.cli.snapshot import create_from_run
 from mayfly.errors import HostError, RequestError
 from mayfly.host.snippet import Snippet
+from mayfly.images.manifest import LanguageStep
 from mayfly.protocol.frames import MAX_FILES_SIZE
 from mayfly.runs.service import Service
+from mayfly.units import MIB
 from tests.kit.answers import check_answer
-from tests.kit.api_fakes import FakeZygote, factory, install_toys, open_descriptors, small_config
+from tests.kit.api_fakes import FakeZygote, factory, install, install_toys, open_descriptors, small_config
 
 URL = "http://mayfly"
 JSON = {"Content-Type": "application/json"}
@@ -304,6 +306,35 @@ def test_delete_ends_a_run_and_may_be_repeated(serve: Callable[..., Any]) -> Non
         assert not Path(started["output_socket"]).exists()
 
     serve(scenario)
+
+
+@pytest.mark.parametrize("moment", ["queued", "booting", "building", "running", "ended"])
+def test_delete_at_any_moment_ends_the_readers_too(serve: Callable[..., Any], moment: str) -> None:
+    async def scenario(client: aiohttp.ClientSession, service: Service) -> None:
+        if moment == "queued":
+            await post(client, "/start?language=toy", b"sleep 60")
+        source = {"building": b"exec sleep 60", "running": b"echo here; exec sleep 60"}.get(moment, b"true")
+        language = "slow" if moment == "building" else "toy"
+        _, started, _ = await post(client, f"/start?language={language}&output=events", source)
+        reader, writer = await asyncio.open_unix_connection(started["output_socket"])
+        seen = {"building": b'"stage"', "running": b"here", "ended": b'"done"'}.get(moment, b"")
+        while seen and seen not in await reader.readline():
+            pass
+        if moment == "booting":
+            while (await get(client, f"/runs/{started['id']}"))[1]["state"] != "booting":
+                pass
+        status, _ = await get(client, f"/runs/{started['id']}", "DELETE")
+        events = [json.loads(line) for line in (await reader.read()).splitlines()]
+        writer.close()
+        assert status == 204
+        assert [event["event"] for event in events if event["event"] in ("error", "done")] == (
+            [] if moment == "ended" else ["error", "done"]
+        )
+        assert (await get(client, f"/runs/{started['id']}"))[0] == 404
+        assert service.admission.used == (128 * MIB if moment == "queued" else 0)
+
+    install("slow", ".slow", (LanguageStep(name="build", argv=("sh", "main.slow")),))
+    serve(scenario, fault="mute" if moment == "booting" else "", memory_budget=128 * MIB)
 
 
 def test_a_client_that_goes_away_ends_its_run(serve: Callable[..., Any]) -> None:

@@ -13,6 +13,7 @@ import pytest
 from mayfly.host.snippet import Mode, Snippet
 from mayfly.runs.render import Renderer
 from mayfly.runs.service import Service
+from mayfly.units import MIB
 from tests.kit.agent_process import build_agent
 from tests.kit.api_fakes import factory, install_toys, open_descriptors, small_config
 
@@ -89,6 +90,28 @@ def test_a_limit(run: Run, source: bytes, limit: str) -> None:
     result = run(source, limits={"run": {"wall_s": 0.3}})
     assert (result["status"], result["exit_status"], result["steps"][1]["limit"]) == ("limit", 124, limit)
     assert result["steps"][1]["stdout"] == "before\n"
+
+
+def test_output_without_an_end_is_no_success(run: Run) -> None:
+    """It is cut at its limit, and the program goes on to the next one."""
+    result = run(b"exec yes 0123456", limits={"run": {"wall_s": 1.0}})
+    step = result["steps"][1]
+    assert (result["status"], result["exit_status"], step["limit"], step["stdout_truncated"]) == ("limit", 124, "wall", True)
+    assert step["stdout"] == "0123456\n" * (MIB // 8)
+
+
+def test_a_child_that_keeps_the_output_is_not_waited_for(run: Run) -> None:
+    result = run(b"sleep 1000 & (setsid sleep 1000 &); echo done")
+    assert (result["status"], result["steps"][1]["stdout"]) == ("ok", "done\n")
+
+
+@pytest.mark.parametrize(
+    ("octal", "expected"), [(r"\377", "/w=="), (r"\342\202\254|\342\202", "4oKsfOKC")], ids=["a byte", "half of a character"]
+)
+def test_bytes_that_are_no_text_come_as_they_are(run: Run, octal: str, expected: str) -> None:
+    """As events they are shown in test_events.py."""
+    step = run(f"printf '{octal}'".encode())["steps"][1]
+    assert (step["stdout_base64"], step.get("stdout")) == (expected, None)
 
 
 def test_a_signal_and_its_own_group(run: Run) -> None:
