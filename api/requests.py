@@ -7,7 +7,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from mayfly.errors import BodyTooLargeError, MalformedError, MediaTypeError, RequestError, SchemaError, UnprocessableError
-from mayfly.host.snippet import MAX_CASES, Case, Compare, Mode, Snippet
+from mayfly.host.snippet import MAX_CASES, MAX_GLOBS, Case, Compare, Mode, Snippet
 from mayfly.protocol.frames import MAX_FILES_SIZE
 from mayfly.schema import Record, convert, decode, show
 
@@ -106,6 +106,7 @@ class Body(Query, frozen=True, kw_only=True):
     ) = UNSET
     stop_at_first_failure: Annotated[bool, Meta(description="skip the cases behind the first that does not pass")] = False
     parallel: Annotated[int, Meta(ge=1, le=MAX_CASES, description="most guests that do cases at a time")] | UnsetType = UNSET
+    collect: Annotated[tuple[Text, ...], Meta(max_length=MAX_GLOBS, description="patterns of files that are wanted back")] = ()
 
 
 class Callback(NamedTuple):
@@ -231,7 +232,7 @@ def _snippet(body: Body) -> Snippet:
     if body.source is UNSET and not body.files:
         raise UnprocessableError("there is nothing to run", hint='give "source", or "files" by name')
     cases = () if body.cases is UNSET else body.cases
-    named = [("args", body.args), ("files", body.files), ("limits", body.limits)]
+    named = [("args", body.args), ("files", body.files), ("limits", body.limits), ("collect", body.collect)]
     named += [(f"cases[{index}]", (case.name, *(case.args or ()))) for index, case in enumerate(cases)]
     for name, texts in named:
         for text in texts:
@@ -253,6 +254,7 @@ def _snippet(body: Body) -> Snippet:
         cases=tuple(map(make_case, cases)),
         stop_at_first_failure=body.stop_at_first_failure,
         parallel=None if body.parallel is UNSET else body.parallel,
+        collect=body.collect,
         **given,
     )
 

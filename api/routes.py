@@ -82,6 +82,17 @@ async def get_run(request: web.Request) -> web.Response:
     return answer(_run(request).result())
 
 
+async def get_files(request: web.Request) -> web.Response:
+    """Give the files of a run that asked for them, as a tar, when it is over."""
+    found = _run(request)
+    await found.done.wait()
+    if found.files is None:
+        raise UnprocessableError("the run has no files to give back", hint='ask for them with "collect"; what was not built leaves none')
+    if found.files.error is not None:
+        raise UnprocessableError(found.files.error.message, hint=found.files.error.hint)
+    return web.Response(body=found.files.as_tar(), content_type="application/x-tar")
+
+
 async def get_events(request: web.Request) -> web.StreamResponse:
     """Give a run's events from its beginning, or behind a given one, until its end."""
     return await events.get_events(request, _run(request), parse_query(EventsQuery, request.query))
@@ -151,6 +162,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/batch", start_batch, Batched, (200, 400, 413, 422, 429), body=Batch),
     Route("GET", "/runs", get_runs, Runs, (200, 422), query=RunsQuery),
     Route("GET", "/runs/{id}", get_run, RunResult, (200, 404)),
+    Route("GET", "/runs/{id}/files", get_files, None, (200, 404, 422)),
     Route("GET", "/runs/{id}/events", get_events, None, (200, 204, 404, 422, 429), query=EventsQuery, streams=True),
     Route("DELETE", "/runs/{id}", delete_run, None, (204,)),
     Route("POST", "/runs/{id}/snapshot", save_run, Saved, (201, 400, 404, 410, 413, 422, 503), body=SaveBody, operator=True),

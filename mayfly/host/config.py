@@ -77,6 +77,8 @@ class Config(Record, frozen=True, kw_only=True):
     run_output: Annotated[int, key("output limit of any other step, per stream", 1, 64 * MIB)] = 1 * MIB
     file_size: Annotated[int, key("largest file that a step may write", 1 * MIB, 1 << 39)] = 256 * MIB
 
+    collect_bytes: Annotated[int, key("files that come back from a run, all together", 0, 64 * MIB)] = 8 * MIB
+
     memory_budget: Annotated[int, key("memory for all machines together; 0: 60 % of what is available at the start", 0, 1 << 45)] = 0
     cold: Annotated[bool, key("boot a machine for each run instead of restoring it from a snapshot")] = False
     warm: Annotated[int, key("restored machines kept ready for each language that was asked for", 0, 10_000)] = 0

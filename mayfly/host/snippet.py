@@ -1,7 +1,8 @@
 """What a client asks for, after decoding: nothing about HTTP, images or machines."""
 
 import enum
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -10,6 +11,9 @@ from mayfly.images.manifest import LanguageStep
 from mayfly.protocol.frames import MAX_FILES_SIZE, MAX_PAYLOAD
 
 MAX_CASES = 200
+MAX_GLOBS = 64
+MAX_PATTERN = 1000
+"""Bytes of a pattern of files."""
 MAX_NAME = 255
 """Bytes of one component of a path (NAME_MAX, Linux include/uapi/linux/limits.h)."""
 MAX_PATH = 4000
@@ -57,7 +61,8 @@ class Snippet(msgspec.Struct, frozen=True, kw_only=True):
     `steps` are run in place of the language's.
 
     With `cases` the program is built once and runs for each; `parallel` is the most machines that
-    do so at a time (None: as there is room).
+    do so at a time (None: as there is room). `collect` are patterns of files in the working folder
+    that are wanted back.
     """
 
     language: str = ""
@@ -75,6 +80,7 @@ class Snippet(msgspec.Struct, frozen=True, kw_only=True):
     cases: tuple[Case, ...] = ()
     stop_at_first_failure: bool = False
     parallel: int | None = None
+    collect: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.stdin) > MAX_FILES_SIZE:
@@ -84,7 +90,29 @@ class Snippet(msgspec.Struct, frozen=True, kw_only=True):
             raise BodyTooLargeError(f"the cases have {size} bytes of input and expected output; at most {MAX_FILES_SIZE} are taken")
         if len(self.cases) > MAX_CASES:
             raise UnprocessableError(f"there are {len(self.cases)} cases; at most {MAX_CASES} are taken", hint="send several runs")
+        if self.cases and self.collect:
+            raise UnprocessableError('"collect" and "cases" do not go together', hint="collect the files of a run without cases")
+        check_globs(self.collect)
         check_paths(self.files)
+
+
+def check_globs(globs: Sequence[str]) -> None:
+    """Refuse patterns that no file in the working folder could match.
+
+    Raises:
+        UnprocessableError: there are too many, or one is absolute, too long, or has an empty, `.`
+            or `..` component, or a control character.
+    """
+    if len(globs) > MAX_GLOBS:
+        raise UnprocessableError(f"collect has {len(globs)} patterns; at most {MAX_GLOBS} are taken")
+    for glob in globs:
+        if {"", ".", ".."} & set(glob.split("/")) or has_controls(glob) or len(glob.encode(errors="surrogatepass")) > MAX_PATTERN:
+            raise UnprocessableError(f"collect has the pattern {glob[:80]!r}", hint="use a relative path, as in *.png or out/**/*.json")
+
+
+def has_controls(text: str) -> bool:
+    """Whether a text has characters that control a terminal or break lines, or lone surrogates."""
+    return any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text)
 
 
 def check_paths(paths: Iterable[str]) -> None:

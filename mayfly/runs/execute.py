@@ -8,16 +8,21 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 
 from mayfly.errors import HostError, MayflyError
-from mayfly.guests.converse import BytesStdin, StdinSource, converse
+from mayfly.guests.converse import BytesStdin, StdinSource, collect, converse
 from mayfly.guests.spawner import GRACE_S, VmmProcess
 from mayfly.guests.start import Guest
+from mayfly.host.config import Config
 from mayfly.host.plan import Plan
 from mayfly.host.snippet import Snippet
+from mayfly.protocol.frames import WORK_FOLDER
 from mayfly.runs.cases import Cases, Trial
+from mayfly.runs.files import MAX_FILES, Files
 from mayfly.runs.output import LACKING
 from mayfly.runs.run import Run
 
 log = logging.getLogger(__name__)
+COLLECT_S = 10.0
+"""For finding files, besides the time that their bytes take."""
 Copies = Callable[[Guest, int], AbstractAsyncContextManager[list[Guest]]]
 """What makes copies of an idle guest, as many as asked for or fewer."""
 
@@ -51,9 +56,31 @@ async def execute(starting: Awaitable[Guest], work: Callable[[Guest], Awaitable[
             run.phases.update({f"vmm_{name}": seconds for name, seconds in (ended.phases or process.phases).items()})
 
 
-async def do_once(guest: Guest, plan: Plan, run: Run, stdin: StdinSource) -> None:
-    """Build the program and run it."""
+async def do_once(guest: Guest, plan: Plan, run: Run, snippet: Snippet, stdin: StdinSource, config: Config) -> None:
+    """Build the program and run it. If files of it are wanted, they are collected then, however it
+    ended; a run that has none of them is no worse for that.
+    """
     await converse(guest, plan.job, run, stdin)
+    if not snippet.collect or len(run.outcome.steps) < len(plan.step_names):
+        return
+    files, run.files = Files(), Files()
+    patterns = [f"{WORK_FOLDER}/{glob}" for glob in snippet.collect]
+    try:
+        await collect(
+            guest,
+            patterns,
+            files.take,
+            entries=MAX_FILES,
+            size=config.collect_bytes,
+            deadline_s=config.here(COLLECT_S),
+            rate=plan.job.rate,
+            globs=True,
+        )
+        files.finish()
+        run.files = files
+    except MayflyError as error:
+        run.files.error = error
+    run.lap("files")
 
 
 async def do_cases(guest: Guest, plan: Plan, run: Run, snippet: Snippet, copy: Copies, worth_s: float) -> None:

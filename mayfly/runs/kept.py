@@ -59,7 +59,7 @@ class Runs:
     def keep(self, run: Run) -> None:
         """Keep a run that has ended, as long as the limits allow."""
         self._ended[run.id] = run
-        self._bytes += len(run.record)
+        self._bytes += run.kept_bytes
         self._expire()
 
     def _expire(self) -> None:
@@ -84,7 +84,7 @@ class Runs:
         """Keep nothing of a run that has ended."""
         self._runs.pop(run.id, None)
         if self._ended.pop(run.id, None) is not None:
-            self._bytes -= len(run.record)
+            self._bytes -= run.kept_bytes
         run.dismiss()
         output = self._outputs.pop(run.id, None)
         if output is not None:

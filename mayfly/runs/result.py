@@ -18,6 +18,7 @@ from mayfly.guests.start import StartKind
 from mayfly.protocol.conversation import Failed
 from mayfly.protocol.frames import ExitHow, Limit, Stage, Stderr, Stdout
 from mayfly.runs.cases import CaseResult, Cases, CaseVerdict
+from mayfly.runs.files import Files
 from mayfly.runs.record import RunEvent
 
 LimitName: TypeAlias = Literal["wall", "cpu", "memory", "processes", "file_size"]
@@ -111,6 +112,12 @@ class CasesReport(msgspec.Struct, frozen=True, kw_only=True):
     results: Sequence[CaseReport]
 
 
+class FileContent(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that a program left."""
+
+    base64: str
+
+
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     """How far a run is, or how it ended."""
 
@@ -126,6 +133,8 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     phases: Annotated[Mapping[str, float], Meta(description="seconds by phase")]
     exits: Annotated[Mapping[str, int], Meta(description="returns to the machine monitor, by reason")]
     cases: CasesReport | UnsetType = UNSET
+    files: Annotated[Mapping[str, FileContent], Meta(description="what was collected, by relative name")] | UnsetType = UNSET
+    files_error: Annotated[Problem, Meta(description="why there are none")] | UnsetType = UNSET
 
 
 EventId = Annotated[str, Meta(description="names the place behind the event; only over HTTP")]
@@ -213,6 +222,12 @@ def describe_cases(cases: Cases) -> CasesReport:
     """The cases as a result has them."""
     results = sorted(cases.results, key=lambda result: result.index)
     return CasesReport(parallel=cases.parallel, passed=cases.passed, results=[CaseReport(**_case_fields(result)) for result in results])
+
+
+def describe_files(files: Files) -> dict[str, Any]:
+    """The fields of a RunResult about files."""
+    contents = {name: FileContent(base64=base64.b64encode(left.data).decode()) for name, left in files.by_name.items()}
+    return {"files": contents, "files_error": UNSET if files.error is None else Problem.of(files.error)}
 
 
 def _case_fields(result: CaseResult) -> dict[str, Any]:

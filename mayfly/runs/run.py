@@ -18,14 +18,16 @@ from mayfly.host.snippet import Case, Mode
 from mayfly.protocol.conversation import Event, Failed
 from mayfly.protocol.frames import Done, Exit, Hello, Stage, Stderr, Stdout
 from mayfly.runs.cases import Cases
+from mayfly.runs.files import Files
 from mayfly.runs.record import Record
-from mayfly.runs.result import Problem, RunResult, RunState, describe_cases, describe_step
+from mayfly.runs.result import Problem, RunResult, RunState, describe_cases, describe_files, describe_step
 
 
 class Run:
     """One run. `outcome` grows while it is under way; `step_names` are the steps of its job;
     `readers` are the time limits of those who read its record over HTTP; `owner` is the tenant
-    whose it is, or empty; `cases` are None where the program runs once.
+    whose it is, or empty; `cases` are None where the program runs once, `files` until there are
+    any that were asked for.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Run:
         self.record = Record()
         self.outcome = Outcome(step_names)
         self.cases = Cases(cases, stop=stop_at_first_failure, tell=self.record.append) if cases else None
+        self.files: Files | None = None
         self.phases: dict[str, float] = {}
         self.exits: Mapping[str, int] = {}
         self.done = asyncio.Event()
@@ -117,6 +120,11 @@ class Run:
         self.record.close()
         self.done.set()
 
+    @property
+    def kept_bytes(self) -> int:
+        """About how much memory it takes."""
+        return len(self.record) + (len(self.files) if self.files else 0)
+
     def dismiss(self, grace_s: float = 1.0) -> None:
         """Give who still reads `grace_s` to read the rest: the run is no longer kept."""
         for reader in self.readers:
@@ -138,6 +146,7 @@ class Run:
             phases=self.phases,
             exits=dict(self.exits),
             cases=describe_cases(self.cases) if self.cases is not None else UNSET,
+            **(describe_files(self.files) if self.files is not None else {}),
         )
 
     def to_json(self) -> dict[str, Any]:

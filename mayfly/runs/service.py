@@ -219,7 +219,7 @@ class Service:
             copy, worth_s = partial(self.supply.copies, beside=ticket), self.config.here(COPIES_WORTH_S)
             do = partial(do_cases, plan=plan, run=run, snippet=snippet, copy=copy, worth_s=worth_s)
         else:
-            do = partial(do_once, plan=plan, run=run, stdin=stdin or BytesStdin(snippet.stdin))
+            do = partial(do_once, plan=plan, run=run, snippet=snippet, stdin=stdin or BytesStdin(snippet.stdin), config=self.config)
         work = self._carry_out(ticket, plan, run, do, idle, snapshot)
         task = asyncio.create_task(work, name=f"run {run.id}")
         self._tasks[run.id] = task

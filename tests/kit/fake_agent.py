@@ -95,10 +95,20 @@ class FakeAgent:
                     file.write(data)
             case p.Begin():
                 threading.Thread(target=self.steps, daemon=True).start()
+            case p.Collect(patterns):
+                self.collect(patterns)
             case p.Stdin(data):
                 self.stdin.put(data)
             case p.StdinEof():
                 self.stdin.put(b"")
+
+    def collect(self, patterns: Sequence[str]) -> None:
+        found = {path for pattern in patterns for path in self.work.glob(pattern.removeprefix("/work/")) if path.is_file()}
+        for index, path in enumerate(sorted(found)):
+            name = f"/work/../{path.name}" if self.fault == "escape" else f"/work/{path.relative_to(self.work)}"
+            head = p.FileEntry(name, path.stat().st_mode, path.stat().st_size)
+            self.send(p.Collected(index, head, ends=True, last=False, data=path.read_bytes()))
+        self.send(p.Collected(len(found), None, ends=False, last=True, data=b""))
 
     def steps(self) -> None:
         if self.fault == "refuse":

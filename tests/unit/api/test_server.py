@@ -9,6 +9,7 @@ import io
 import json
 import random
 import re
+import tarfile
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -120,6 +121,39 @@ def test_events(serve: Callable[..., Any]) -> None:
     assert events[3] == {"event": "stdout", "data": "out\n"}
     assert (events[4]["step"], events[4]["code"]) == ("run", 3)
     assert events[5] == {"event": "done", "status": "failed", "exit_status": 3}
+
+
+def test_cases(serve: Callable[..., Any]) -> None:
+    async def scenario(client: aiohttp.ClientSession, service: Service) -> None:
+        body = {
+            "language": "toy",
+            "source": "cat; echo $1",
+            "cases": [{"stdin": "a", "args": ["b"], "expected_stdout": "ab"}, {"stdin": "c"}],
+        }
+        async with client.post(URL + "/run?stream=jsonl", json=body) as answer:
+            events = [json.loads(line) for line in (await answer.read()).splitlines()]
+        assert [event["event"] for event in events] == ["stage", "exit", "case", "case", "done"]
+        assert (events[2]["verdict"], events[2]["stdout"], events[3]["stdout"]) == ("passed", "ab\n", "c\n")
+        found = events[4]["result"]["cases"]
+        assert (found["parallel"], found["passed"], len(found["results"])) == (1, 2, 2)
+
+    serve(scenario)
+
+
+def test_files_as_a_tar(serve: Callable[..., Any]) -> None:
+    async def scenario(client: aiohttp.ClientSession, service: Service) -> None:
+        _, started, _ = await post(client, "/start", {"language": "toy", "source": "printf abc > a.txt", "collect": ["*.txt"]})
+        async with client.get(f"{URL}/runs/{started['id']}/files") as answer:
+            assert (answer.status, answer.content_type) == (200, "application/x-tar")
+            with tarfile.open(fileobj=io.BytesIO(await answer.read())) as tar:
+                assert [(entry.name, entry.size) for entry in tar] == [("a.txt", 3)]
+        assert (await get(client, f"/runs/{started['id']}"))[1]["files"] == {"a.txt": {"base64": "YWJj"}}
+        _, other, _ = await post(client, "/start?language=toy", b"true")
+        status, error = await get(client, f"/runs/{other['id']}/files")
+        assert (status, error["error"]["code"]) == (422, "invalid_value")
+        assert (await get(client, "/runs/none/files"))[0] == 404
+
+    serve(scenario)
 
 
 def test_run_with_everything(serve: Callable[..., Any]) -> None:

@@ -3,6 +3,7 @@ a machine.
 """
 
 import asyncio
+import base64
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mayfly.host.snippet import Mode, Snippet
+from mayfly.host.snippet import Case, Mode, Snippet
 from mayfly.runs.render import Renderer
 from mayfly.runs.service import Service
 from mayfly.units import MIB
@@ -137,3 +138,22 @@ def test_output_is_live(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
             assert time.monotonic() - began < 20
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_files_come_back(run: Run) -> None:
+    source = b"mkdir -p out/.x; printf abc > out/a.txt; head -c 100000 /dev/zero > out/z; touch out/.x/b.txt; ln -s a.txt out/l.txt"
+    result = run(source, collect=("**/*.txt", "out/z"))
+    files = {name: len(base64.b64decode(file["base64"])) for name, file in result["files"].items()}
+    assert files == {"out/a.txt": 3, "out/z": 100_000}
+    refused = run(b"echo 12345 > a", collect=("*",), config={"collect_bytes": 5})
+    assert (refused["files"], refused["files_error"]["code"], refused["status"]) == ({}, "collect_failed", "ok")
+
+
+def test_cases_are_apart_from_each_other(run: Run) -> None:
+    """Each ends with all that it left: a file, a process, what it changed of the products."""
+    source = b"cat; ls -A; rm *; touch left; (sleep 1000; echo never) & echo end"
+    cases = tuple(Case(stdin=name, expected_stdout=name + b"data\nmain.real\nend\n") for name in (b"a\n", b"b\n", b"c\n"))
+    result = run(source, files={"data": b""}, cases=cases)
+    assert [row["verdict"] for row in result["cases"]["results"]] == ["passed"] * 3, result
+    failed = run(b'exit "$1"', cases=(Case(args=("0",)), Case(args=("3",))))
+    assert [(row["verdict"], row["code"]) for row in failed["cases"]["results"]] == [("passed", 0), ("failed", 3)]
