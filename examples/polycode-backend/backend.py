@@ -7,6 +7,9 @@ program's output goes out as it is produced.
 
 The answer is a stream of JSON lines: Mayfly's events (docs/api.md) as they come, and as the last
 one `{"event": "result", "status": "ok", "exit_code": 0}`.
+
+At `/` is a page with exercises. A solution is built once and run with each of an exercise's cases;
+what a hidden case was, and what the program printed for it, is not shown.
 """
 
 import argparse
@@ -20,12 +23,18 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from mayfly.client import AsyncClient, CaseEvent, CaseInput
+from mayfly.errors import BusyError, MayflyError
+
+HERE = Path(__file__).parent
+EXERCISES = json.loads((HERE / "exercises.json").read_text())
 MAX_SOURCE = 64 * 1024
 MAX_LINE = 1 << 20
 """Longest event: Mayfly cuts output into pieces of 64 KiB, which JSON escapes may make six times as
 long.
 """
 API: web.AppKey[aiohttp.ClientSession] = web.AppKey("api", aiohttp.ClientSession)
+MAYFLY: web.AppKey[AsyncClient] = web.AppKey("mayfly", AsyncClient)
 
 
 async def run(request: web.Request) -> web.StreamResponse:
@@ -73,16 +82,70 @@ async def stop(api: aiohttp.ClientSession, run_id: str) -> None:
         pass
 
 
+async def page(request: web.Request) -> web.StreamResponse:
+    """The page."""
+    return web.FileResponse(HERE / "index.html")
+
+
+async def exercises(request: web.Request) -> web.Response:
+    """What there is to solve."""
+    return web.json_response({name: {"title": each["title"], "text": each["text"]} for name, each in EXERCISES.items()})
+
+
+async def languages(request: web.Request) -> web.Response:
+    """What it can be solved in."""
+    return web.json_response(sorted({each.language for each in await request.app[MAYFLY].languages()}))
+
+
+async def check(request: web.Request) -> web.StreamResponse:
+    """Run a solution with each case: a line of JSON for each verdict, and one for the whole."""
+    exercise = EXERCISES.get(request.match_info["name"])
+    if exercise is None:
+        raise web.HTTPNotFound
+    try:
+        asked = await request.json()
+        language, source = str(asked["language"]), str(asked["source"])
+    except (ValueError, KeyError, TypeError):
+        return web.json_response({"error": {"message": 'send {"language": ..., "source": ...}'}}, status=400)
+    cases: list[CaseInput] = [
+        {"name": each["name"], "stdin": each["stdin"], "expected_stdout": each["expected_stdout"]} for each in exercise["cases"]
+    ]
+    answer = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
+    try:
+        async with request.app[MAYFLY].start(source, language=language, cases=cases) as run:  # a user who leaves ends it
+            await answer.prepare(request)
+            async for event in run:
+                if isinstance(event, CaseEvent):
+                    hidden = exercise["cases"][event.index].get("hidden", False)
+                    shown = {"name": event.name, "verdict": event.verdict} | ({} if hidden else {"stdout": event.stdout})
+                    await answer.write(json.dumps(shown).encode() + b"\n")
+            result = await run.state()
+    except MayflyError as error:
+        if answer.prepared:
+            raise
+        status = 429 if isinstance(error, BusyError) else 422
+        return web.json_response({"error": {"message": error.message}}, status=status)
+    stderr = result.stderr if result.status == "build_failed" else ""
+    await answer.write(json.dumps({"status": result.status, "stderr": stderr}).encode() + b"\n")
+    await answer.write_eof()
+    return answer
+
+
 def make_app(socket: Path) -> web.Application:
     """The backend for the Mayfly server at `socket`."""
 
     async def session(app: web.Application) -> AsyncIterator[None]:
-        async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(path=str(socket))) as app[API]:
+        connector = aiohttp.UnixConnector(path=str(socket))
+        async with aiohttp.ClientSession(connector=connector) as app[API], AsyncClient(socket, patience_s=0) as app[MAYFLY]:
             yield
 
     app = web.Application(client_max_size=2 * MAX_SOURCE)
     app.cleanup_ctx.append(session)
     app.router.add_post("/run", run)
+    app.router.add_get("/", page)
+    app.router.add_get("/exercises", exercises)
+    app.router.add_post("/exercises/{name}", check)
+    app.router.add_get("/languages", languages)
     return app
 
 
