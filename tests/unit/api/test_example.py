@@ -101,3 +101,44 @@ def test_a_user_who_goes_away_ends_the_run(backend: Callable[[Scenario], Any]) -
         assert run.outcome.error is not None
 
     backend(scenario)
+
+
+def test_an_exercise_is_built_once_and_run_with_each_case(backend: Callable[[Scenario], Any]) -> None:
+    async def scenario(client: aiohttp.ClientSession, url: str, service: Service) -> None:
+        site = url.removesuffix("/run")
+        async with client.get(f"{site}/exercises") as answer:
+            assert "sum" in await answer.json()
+        async with client.get(f"{site}/") as answer:
+            assert (answer.status, answer.content_type) == (200, "text/html")
+        async with client.get(f"{site}/languages") as answer:
+            assert await answer.json() == ["py", "real", "toy"]
+        source = "import sys; print(sum(int(word) for word in sys.stdin.read().split() if word != '3'))"
+        async with client.post(f"{site}/exercises/sum", json={"language": "py", "source": source}) as answer:
+            *cases, whole = [json.loads(line) for line in (await answer.read()).splitlines()]
+        assert whole == {"status": "failed", "stderr": ""}
+        found = {case["name"]: case for case in cases}
+        assert {name: case["verdict"] for name, case in found.items()} == {
+            "small": "passed",
+            "negative": "wrong_answer",
+            "two lines": "passed",
+            "large": "passed",
+        }
+        assert found["negative"]["stdout"] == "-5\n"
+        assert "stdout" not in found["large"]  # it is hidden
+
+    backend(scenario)
+
+
+def test_a_solution_that_cannot_be_built_says_why(backend: Callable[[Scenario], Any]) -> None:
+    async def scenario(client: aiohttp.ClientSession, url: str, service: Service) -> None:
+        site = url.removesuffix("/run")
+        async with client.post(f"{site}/exercises/sum", json={"language": "toy", "source": "if"}) as answer:
+            *_, whole = [json.loads(line) for line in (await answer.read()).splitlines()]
+        assert whole["status"] == "build_failed"
+        assert "syntax error" in whole["stderr"].lower()
+        async with client.post(f"{site}/exercises/sum", json={"language": "cobol", "source": ""}) as answer:
+            assert answer.status == 422
+        async with client.post(f"{site}/exercises/none", json={"language": "toy", "source": ""}) as answer:
+            assert answer.status == 404
+
+    backend(scenario)

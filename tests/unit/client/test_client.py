@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from mayfly.client import AsyncClient, Client, DoneEvent, Result, RunFailedError, StageEvent, StderrEvent, StdoutEvent
+from mayfly.client import AsyncClient, CaseEvent, CaseInput, Client, DoneEvent, Result, RunFailedError, StageEvent, StderrEvent, StdoutEvent
 from mayfly.client.results import decode_event, error_of
 from mayfly.client.submission import body
 from mayfly.errors import BusyError, ConfigError, MayflyError, ServerLostError, UnknownLanguageError, UnknownRunError, UnprocessableError
@@ -280,6 +280,20 @@ def test_cases_and_files_are_typed() -> None:
     assert result.cases is not None
     assert (result.cases.parallel, result.cases.results[0].passed, result.cases.results[0].stdout) == (2, True, "1\n")
     assert result.files == {"out.bin": b"\xff"}
+
+
+def test_cases_come_one_by_one(serve: Serve) -> None:
+    def work(client: Client) -> None:
+        cases: list[CaseInput] = [{"name": "a", "stdin": "1", "expected_stdout": "1"}, {"stdin": "2", "expected_stdout": b"3"}]
+        with client.start("cat", language="toy", cases=cases) as run:
+            found = [event for event in run if isinstance(event, CaseEvent)]
+            result = run.result()
+        assert sorted((case.index, case.verdict, case.stdout) for case in found) == [(0, "passed", "1"), (1, "wrong_answer", "2")]
+        assert result.cases is not None
+        assert (result.cases.passed, result.cases.results[0].name) == (1, "a")
+        assert client.run("cat", language="toy", cases=cases[:1]).ok
+
+    in_thread(serve, work)
 
 
 def test_kinds_of_errors_that_are_not_known_keep_their_code() -> None:
