@@ -1,5 +1,5 @@
 # Each target does its set-up too. `make demo` and `make test` are all that a newcomer needs.
-.PHONY: setup kernel agent agents wheel images arm test-images demo test test-all intel-check lint bench clean
+.PHONY: setup kernel agent agents web wheel images arm test-images demo test test-all intel-check lint bench clean
 
 LEVEL = test
 demo kernel agent images: LEVEL = demo
@@ -18,7 +18,12 @@ agents: setup agent
 	@agent/build.sh x86_64
 	@agent/build.sh aarch64
 
+# The playground's page. Nothing else needs npm: where it is missing, a server says so at /.
+web: setup
+	@scripts/web
+
 wheel: agents
+	@scripts/web --if-possible
 	@rm -rf build/lib* # what is gone from the tree would come from there
 	@.venv/bin/python -m pip wheel -q --no-deps --wheel-dir build .
 
@@ -46,9 +51,11 @@ demo: setup kernel agent images
 
 # The reduced counts; test-all has the whole ones and writes its report.
 test: setup kernel agent images arm
+	@scripts/web --if-possible
 	@scripts/test $(ARGS)
 
 test-all: setup kernel agent images arm test-images
+	@scripts/web --if-possible
 	@MAYFLY_FULL=1 scripts/test --report docs/test-report.md
 
 # Before a release: our tests on Intel processors as Bochs emulates them, 20 minutes and once 10 to 20 for building Bochs.
@@ -74,4 +81,5 @@ bench: setup kernel agent images arm
 # What was built in this folder. Kernels, images and the emulated host's disk are in $$XDG_CACHE_HOME/mayfly and $$XDG_DATA_HOME/mayfly.
 clean:
 	rm -rf build .venv .mypy_cache .import_linter_cache .ruff_cache .pytest_cache .hypothesis .bench *.egg-info agent/target
+	rm -rf web/node_modules api/playground/static
 	rm -f vmm/kvm/_kvm*.so vmm/kvm/_kvm.c vmm/kvm/_kvm.o imagegen/agents/mayfly-agent.*
