@@ -76,11 +76,8 @@ def create(path: Path, name: str, *, rate: int = 0, concurrency: int = 0, memory
     with _changing(path) as keys:
         if any(key.name == name for key in keys):
             raise ConfigError(f"there is a key {name!r} already", hint=f"choose another name, or first: mayfly key revoke {name}")
-        key_id = secrets.token_hex(8)
-        token = f"mayfly_{key_id}_{secrets.token_urlsafe(32)}"
-        created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        limits = {"rate": rate, "concurrency": concurrency, "memory": memory}
-        keys.append(ApiKey(id=key_id, name=name, hash=_hash(token), created=created, **limits))
+        key, token = _make(name, rate=rate, concurrency=concurrency, memory=memory)
+        keys.append(key)
     return token
 
 
@@ -111,6 +108,14 @@ def _changing(path: Path) -> Iterator[list[ApiKey]]:
         raise HostError(f"{path}: {error.strerror or error}", hint="keys are kept in $XDG_DATA_HOME: it must be writable") from error
 
 
+def _make(name: str, **limits: int) -> tuple[ApiKey, str]:
+    """A new key and its token."""
+    key_id = secrets.token_hex(8)
+    token = f"mayfly_{key_id}_{secrets.token_urlsafe(32)}"
+    created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return ApiKey(id=key_id, name=name, hash=_hash(token), created=created, **limits), token
+
+
 def _hash(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
@@ -123,16 +128,25 @@ class Known(NamedTuple):
 
 
 class Keyring:
-    """The keys as a server knows them: those that are in the file at each moment."""
+    """The keys as a server knows them: those that are in the file at each moment, and those that it
+    issued itself, which end with it.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._seen: object = None
         self._keys: dict[str, Known] = {}
+        self._issued: dict[str, Known] = {}
 
     def __len__(self) -> int:
         self._refresh()
-        return len(self._keys)
+        return len(self._keys) + len(self._issued)
+
+    def issue(self, name: str) -> str:
+        """Make a key that is in no file, and give its token."""
+        key, token = _make(name)
+        self._issued[key.id] = _known(key)
+        return token
 
     def find(self, token: str) -> Known | None:
         """The key with that token. How long this takes tells nothing of any token.
@@ -142,7 +156,7 @@ class Keyring:
         """
         self._refresh()
         match = _TOKEN.fullmatch(token)
-        known = self._keys.get(match[1]) if match else None
+        known = (self._keys.get(match[1]) or self._issued.get(match[1])) if match else None
         same = hmac.compare_digest(_hash(token if match else ""), known.key.hash if known else _NOBODY)
         return known if same else None
 

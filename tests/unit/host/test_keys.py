@@ -89,3 +89,16 @@ def test_a_broken_file_lets_nobody_in(path: Path, text: str) -> None:
     for _ in range(2):
         with pytest.raises(HostError, match="cannot be read"):
             ring.find(token)
+
+
+def test_a_key_that_a_server_issues_is_known_to_it_alone(path: Path) -> None:
+    ring = Keyring(path)
+    token = ring.issue("page")
+    known = ring.find(token)
+    assert known is not None
+    assert (known.key.name, len(ring)) == ("page", 1)
+    assert ring.find(token[:-1] + ("A" if token[-1] != "A" else "B")) is None
+    assert Keyring(path).find(token) is None
+    assert not path.exists()
+    create(path, "another")  # the file is read again
+    assert ring.find(token) is known
