@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from aiohttp import web
 
+from mayfly.api import playground
 from mayfly.api.compat.dialect import Dialect
 from mayfly.api.compat.dialects import make_dialects
 from mayfly.api.connections import Bodies, Connection, Connections, Handler
@@ -32,6 +33,7 @@ from mayfly.host.checks import time_factor
 from mayfly.host.config import Config
 from mayfly.host.keys import Keyring, default_path
 from mayfly.runs.service import Service
+from mayfly.schema import replace
 from mayfly.vmm.process.zygote import Zygote
 
 log = logging.getLogger(__name__)
@@ -95,16 +97,16 @@ def headers_of(error: MayflyError) -> Mapping[str, str]:
     return {}
 
 
-def make_app(service: Service, metrics: Metrics, connections: Connections) -> web.Application:
-    """The application that serves `service`, with the keys and the logs that its configuration
-    names.
+def make_app(service: Service, metrics: Metrics, connections: Connections, keyring: Keyring | None = None) -> web.Application:
+    """The application that serves `service`, with the logs that its configuration names; the keys
+    are in `keyring`, or those of this user.
 
     Raises:
         ConfigError: the configuration asks for a contract of others that is not there.
     """
     config = service.config
     log, audit = open_log(config.access_log), open_log(config.audit_log)
-    access = Access(Keyring(default_path()), config.cors_origins, log)
+    access = Access(Keyring(default_path()) if keyring is None else keyring, config.cors_origins, log)
     access.open.update(route.handler for route in ROUTES if route.open)
     access.operators.update(route.handler for route in ROUTES if route.operator)
     app = web.Application(middlewares=[connections.middleware, access.identify, answer_errors, access.authenticate])
@@ -123,6 +125,10 @@ def make_app(service: Service, metrics: Metrics, connections: Connections) -> we
     for dialect in app[DIALECTS]:
         dialect.mount(app)
         access.open.update(path.handler for path in dialect.paths() if path.open)
+    if config.playground:
+        for path, handler in playground.routes():
+            app.router.add_get(path, handler)
+            access.open.add(handler)
 
     async def close(_: web.Application) -> None:
         await hooks.close()
@@ -133,12 +139,19 @@ def make_app(service: Service, metrics: Metrics, connections: Connections) -> we
     return app
 
 
-async def serve_http(service: Service, metrics: Metrics, listener: socket.socket, stop: asyncio.Event, doors: Sequence[Door] = ()) -> None:
+async def serve_http(
+    service: Service,
+    metrics: Metrics,
+    listener: socket.socket,
+    stop: asyncio.Event,
+    doors: Sequence[Door] = (),
+    keyring: Keyring | None = None,
+) -> None:
     """Serve on `listener` and `doors` until `stop`; then no new request is taken, every run is
     ended, and those who wait are answered.
     """
     connections = Connections()
-    app = make_app(service, metrics, connections)
+    app = make_app(service, metrics, connections, keyring)
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     http = runner.server
@@ -176,6 +189,9 @@ async def serve(config: Config, zygote: Callable[[], Zygote]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: (stop if drain.is_set() else drain).set())
     metrics = Metrics()
+    keyring = Keyring(default_path())
+    if config.playground and not config.listen:
+        config = replace(config, listen=playground.LISTEN)
     with claim(config.socket) as (listener, folder), open_doors(config) as doors:
         if any(door.tls for door in doors):
             loop.add_signal_handler(signal.SIGHUP, renew, config, doors)
@@ -185,13 +201,15 @@ async def serve(config: Config, zygote: Callable[[], Zygote]) -> None:
             budget = service.health().memory_budget >> 20
             where = ", ".join([str(config.socket), *(door.url for door in doors)])
             log.info("listening at %s; languages: %s; %d MiB for machines", where, names or "none", budget)
-            if doors and not len(Keyring(default_path())):
+            if config.playground:
+                log.info("playground: %s", playground.invite(doors[0], keyring))
+            if doors and not len(keyring):
                 log.info("nobody can come in over TCP yet; make a key: mayfly key create NAME")
             if config.time_factor != 1:
                 log.info("time limits are multiplied by %g", config.time_factor)
             draining = asyncio.create_task(end_gracefully(service, drain, stop))
             try:
-                await serve_http(service, metrics, listener, stop, doors)
+                await serve_http(service, metrics, listener, stop, doors, keyring)
             finally:
                 draining.cancel()
             log.info("stopped")

@@ -23,7 +23,7 @@ OUR_STATUS = 125
 """Exit status of `mayfly run` when Mayfly, not the program, failed."""
 SIZE_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 OF_SERVER = (
-    *("socket", "compat", "listen", "tls_certificate", "tls_key", "insecure", "cors_origins", "callback_hosts"),
+    *("socket", "compat", "listen", "playground", "tls_certificate", "tls_key", "insecure", "cors_origins", "callback_hosts"),
     *("access_log", "audit_log"),
     *("languages", "warm", "queue", "drain_s", "keep_s", "keep_bytes", "keep_runs"),
 )
