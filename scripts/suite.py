@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = str(ROOT / ".venv/bin/python")
-HERE = ["tests/unit", "tests/fuzz", "tests/kvm", "tests/system/test_with_kvm.py", "-m", "not system"]
+HERE = ["tests/unit", "tests/fuzz", "tests/kvm", "tests/page", "tests/system/test_with_kvm.py", "-m", "not system"]
 LINUX = ["-p", "no:hypothesispytest", "-m"]
 LONGEST = ("aarch64", "aarch64-test_snapshots", "aarch64-test_runs", "here", "test_snapshots", "test_runs", "aarch64-test_net")
 BOOTING = sorted(path.relative_to(ROOT) for path in ROOT.glob("tests/system/test_*.py") if path.stem != "test_with_kvm")
@@ -51,8 +51,10 @@ PR_SET_CHILD_SUBREAPER = 36
 
 def must_run() -> list[str]:
     """The markers of which this machine can run some tests."""
-    own = ["kvm"] if os.access("/dev/kvm", os.R_OK | os.W_OK) else []
-    return [*own, "system"]
+    from tests.kit.page_server import why_no_browser
+
+    kvm = os.access("/dev/kvm", os.R_OK | os.W_OK)
+    return [*(["kvm"] if kvm else []), *(["browser"] if not why_no_browser() else []), "system"]
 
 
 class Processes:

@@ -16,7 +16,7 @@ import pytest
 
 from tests.kit import leaks
 
-MARKERS = ("kvm", "system", "slow")
+MARKERS = ("browser", "kvm", "system", "slow")
 STARTED = time.monotonic()
 
 
@@ -25,6 +25,10 @@ def why_not(marker: str) -> str:
     """Why this host cannot run the marker's tests; empty if it can."""
     if marker == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "/dev/kvm is missing or may not be opened"
+    if marker == "browser":
+        from tests.kit.page_server import why_no_browser
+
+        return why_no_browser()
     if marker == "system":
         from mayfly.vmm.probe import probe  # slow, and only a run with such tests needs it
 
