@@ -75,7 +75,7 @@ class Codapi(Dialect):
             raise UnprocessableError(error.message, hint=error.hint) from error
         if asked.command != COMMAND:
             raise UnknownLanguageError("unknown command", hint=f"every sandbox has {COMMAND} alone")
-        image = find_image(request.app[SERVICE], asked.sandbox, asked.version)
+        image = find_image(request.app[SERVICE].installed(), asked.sandbox, asked.version)
         if len(asked.files) < 2 and not "".join(asked.files.values()).strip():
             raise RequestError("empty request")
         files = {name or image.manifest.source_file: content.encode() for name, content in asked.files.items()}

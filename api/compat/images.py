@@ -1,7 +1,7 @@
 """Which of our images and limits stand for what a request in another contract asks for."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mayfly.api.requests import MAX_SIZE, MAX_TIME_S
 from mayfly.errors import UnknownLanguageError
@@ -9,7 +9,6 @@ from mayfly.host.config import Config
 from mayfly.host.plan import largest_limit
 from mayfly.images.manifest import Manifest
 from mayfly.images.store import InstalledImage
-from mayfly.runs.service import Service
 
 NAMES = (
     ("rust", "rs"),
@@ -39,31 +38,28 @@ def is_interpreted(image: InstalledImage) -> bool:
     return names_of(image.manifest.language)[0] in INTERPRETED
 
 
-def find_images(service: Service, language: str) -> list[InstalledImage]:
-    """The installed images of a language by that name, or else by another one of its names, the
-    default first.
-    """
-    installed = service.installed()
+def find_images(installed: Sequence[InstalledImage], language: str) -> list[InstalledImage]:
+    """Those of a language by that name, or else by another one of its names, the default first."""
     for name in (language, *names_of(language.lower())):
         if found := [image for image in installed if image.manifest.language == name]:
             return found
     return []
 
 
-def find_image(service: Service, language: str, version: str = "") -> InstalledImage:
-    """The image of a language by any of its names: the default, or one that fits the version.
+def find_image(installed: Sequence[InstalledImage], language: str, version: str = "") -> InstalledImage:
+    """The one of a language by any of its names: the default, or one that fits the version.
 
     Raises:
         UnknownLanguageError: there is none.
     """
-    images = find_images(service, language)
+    images = find_images(installed, language)
     for image in images:
         if image.answers(f"{image.manifest.language}@{version}"):
             return image
     if images:
         known = ", ".join(image.manifest.version for image in images)
         raise UnknownLanguageError(f"no version {version[:80]!r} of the language {language[:80]!r}", hint=f"there are: {known}")
-    known = ", ".join(sorted({names_of(image.manifest.language)[0] for image in service.installed()}))
+    known = ", ".join(sorted({names_of(image.manifest.language)[0] for image in installed}))
     raise UnknownLanguageError(f"no image for the language {language[:80]!r}", hint=f"there are: {known or 'none'}")
 
 

@@ -85,11 +85,11 @@ class Polycode(Dialect):
 
 def _choose(request: web.Request, language: str, version: str | float | None) -> InstalledImage:
     """The image of the language; of the version if there is one that fits it. Theirs takes any."""
-    service = request.app[SERVICE]
-    for image in find_images(service, language) if version else ():
+    installed = request.app[SERVICE].installed()
+    for image in find_images(installed, language) if version else ():
         if image.answers(f"{image.manifest.language}@{version}"):
             return image
-    return find_image(service, language)
+    return find_image(installed, language)
 
 
 def _ended(run: Run) -> tuple[str, str, int]:

@@ -65,7 +65,7 @@ class SandboxFusion(Dialect):
         if asked.fetch_files:
             raise UnprocessableError("fetch_files: no files are given back here")
         service = request.app[SERVICE]
-        image = find_image(service, asked.language)
+        image = find_image(service.installed(), asked.language)
         memory = {"memory": asked.memory_limit_MB * MIB}
         build, run = {"wall_s": asked.compile_timeout, **memory}, {"wall_s": asked.run_timeout, **memory}
         snippet = Snippet(

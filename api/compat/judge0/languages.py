@@ -1,14 +1,14 @@
 """Judge0's numbers of languages, and the images that run them here."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mayfly.api.compat.images import find_images, full_version, is_interpreted
 from mayfly.images.manifest import LanguageStep
 from mayfly.images.store import InstalledImage
-from mayfly.runs.service import Service
 
 MULTI_FILE = 89
+MULTI_FILE_NAME = "Multi-file program"
 
 
 class Number(NamedTuple):
@@ -62,36 +62,41 @@ NUMBERS: Mapping[int, Number] = {
 """Only languages that there can be an image of."""
 
 
-def image_of(service: Service, number: int) -> InstalledImage | None:
+def image_of(installed: Sequence[InstalledImage], number: int) -> InstalledImage | None:
     """The image that runs a language: of the version that Judge0 had if it is installed, else the
     language's default.
     """
     if number not in NUMBERS:
         return None
-    images = find_images(service, NUMBERS[number].language)
+    images = find_images(installed, NUMBERS[number].language)
     for image in images if NUMBERS[number].version else ():
         if image.answers(f"{image.manifest.language}@{NUMBERS[number].version}"):
             return image
     return images[0] if images else None
 
 
-def languages_of(service: Service) -> list[dict[str, Any]]:
+def languages_of(installed: Sequence[InstalledImage]) -> list[dict[str, Any]]:
     """All languages that run here, by name, as `/languages/ID` has them."""
-    found = [describe(number, image) for number in NUMBERS if (image := image_of(service, number))]
+    found = [describe(number, image) for number in NUMBERS if (image := image_of(installed, number))]
     if found:
-        found.append({"id": MULTI_FILE, "name": "Multi-file program", "is_archived": False, **_NO_COMMANDS})
+        found.append({"id": MULTI_FILE, "name": MULTI_FILE_NAME, "is_archived": False, **_NO_COMMANDS})
     return sorted(found, key=lambda language: (str(language["name"]), int(language["id"])))
 
 
 _NO_COMMANDS = dict.fromkeys(("source_file", "compile_cmd", "run_cmd"))
 
 
+def name_of(number: int, image: InstalledImage) -> str:
+    """A language's name, with the version that it has here."""
+    return MULTI_FILE_NAME if number == MULTI_FILE else f"{NUMBERS[number].title} ({full_version(image.manifest)})"
+
+
 def describe(number: int, image: InstalledImage) -> dict[str, Any]:
-    """A language with the version that it has here."""
+    """A language as it is here."""
     content = image.manifest
     return {
         "id": number,
-        "name": f"{NUMBERS[number].title} ({full_version(content)})",
+        "name": name_of(number, image),
         "is_archived": NUMBERS[number].archived,
         "source_file": content.source_file,
         "compile_cmd": None if is_interpreted(image) or len(content.steps) < 2 else _command(content.steps[0]),

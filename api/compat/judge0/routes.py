@@ -12,7 +12,7 @@ from aiohttp import web
 from mayfly.api.compat.dialect import Dialect, Path, parse_object, start, text_of
 from mayfly.api.compat.judge0 import about
 from mayfly.api.compat.judge0.fields import Errors, Fields, parse
-from mayfly.api.compat.judge0.languages import MULTI_FILE, NUMBERS, languages_of
+from mayfly.api.compat.judge0.languages import languages_of, name_of
 from mayfly.api.compat.judge0.snippets import Job, make_job
 from mayfly.api.compat.judge0.store import Store
 from mayfly.api.compat.judge0.submission import ALL_FIELDS, DEFAULT_FIELDS, Status, Submission
@@ -125,7 +125,7 @@ class Judge0(Dialect):
             MayflyError: it is refused; nothing has been started.
         """
         run = start(request, job.snippet, job.image)
-        named = {"id": fields.language_id, "name": _title(request, fields.language_id)}
+        named = {"id": fields.language_id, "name": name_of(fields.language_id, job.image)}
         submission = Submission(fields, named, owner_of(request))
         submission.run = run
         self._store.add(submission)
@@ -231,16 +231,16 @@ class Judge0(Dialect):
         return self._store.get(token, _owner(request))
 
     async def _languages(self, request: web.Request) -> web.Response:
-        found = [language for language in languages_of(request.app[SERVICE]) if not language["is_archived"]]
+        found = [language for language in languages_of(request.app[SERVICE].installed()) if not language["is_archived"]]
         return web.json_response([{name: one[name] for name in ("id", "name")} for one in found])
 
     async def _all_languages(self, request: web.Request) -> web.Response:
-        found = languages_of(request.app[SERVICE])
+        found = languages_of(request.app[SERVICE].installed())
         return web.json_response([{name: one[name] for name in ("id", "name", "is_archived")} for one in found])
 
     async def _language(self, request: web.Request) -> web.Response:
         wanted = request.match_info["id"]
-        for language in languages_of(request.app[SERVICE]):
+        for language in languages_of(request.app[SERVICE].installed()):
             if str(language["id"]) == wanted:
                 return web.json_response(language)
         raise UnknownRunError(f"there is no language {wanted[:20]!r}")
@@ -287,13 +287,6 @@ def _owner(request: web.Request) -> str | None:
     """Whose submissions the client may see; None for all."""
     tenant = caller_of(request).tenant
     return tenant.name if tenant else None
-
-
-def _title(request: web.Request, number: int) -> str:
-    if number == MULTI_FILE:
-        return "Multi-file program"
-    found = (language for language in languages_of(request.app[SERVICE]) if language["id"] == number)
-    return str(next(found, {"name": NUMBERS[number].title})["name"])
 
 
 def _is_encoded(request: web.Request) -> bool:

@@ -1,7 +1,7 @@
 """From a submission's fields to a snippet and the image that it runs in."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from mayfly.api.compat.images import is_interpreted, limits_of
@@ -36,7 +36,8 @@ async def make_job(service: Service, fields: Fields) -> Job | Errors:
             files = await asyncio.to_thread(unpack, fields.additional_files)
         except MayflyError as error:
             return Errors(additional_files=[error.message])
-    image = _image_of_files(service, files) if fields.language_id == MULTI_FILE else image_of(service, fields.language_id)
+    installed = service.installed()
+    image = _image_of_files(installed, files) if fields.language_id == MULTI_FILE else image_of(installed, fields.language_id)
     if image is None:
         return Errors(language_id=[unknown_language(fields.language_id)])
     try:
@@ -84,10 +85,9 @@ def _of_many_files(service: Service, fields: Fields, image: InstalledImage, file
     return Job(snippet, image)
 
 
-def _image_of_files(service: Service, files: Mapping[str, bytes]) -> InstalledImage | None:
+def _image_of_files(installed: Sequence[InstalledImage], files: Mapping[str, bytes]) -> InstalledImage | None:
     """The image whose language most of the files are of; else any."""
-    images = service.installed()
-    return max(images, key=lambda image: sum(name.endswith(image.manifest.extensions) for name in files), default=None)
+    return max(installed, key=lambda image: sum(name.endswith(image.manifest.extensions) for name in files), default=None)
 
 
 def _limits(service: Service, fields: Fields, image: InstalledImage) -> dict[str, dict[str, float]]:

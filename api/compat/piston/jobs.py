@@ -43,7 +43,7 @@ def find_runtime(service: Service, language: str, version: str) -> InstalledImag
         wanted = NpmSpec(re.sub(r"([<>=~^])\s+", r"\1", version.strip()).removeprefix("v"))
     except ValueError:
         return None
-    found = [(Version(full_version(image.manifest)), image) for image in find_images(service, language)]
+    found = [(Version(full_version(image.manifest)), image) for image in find_images(service.installed(), language)]
     fitting = [(number, image) for number, image in found if wanted.match(number)]
     return max(fitting, key=lambda pair: pair[0])[1] if fitting else None
 
