@@ -6,7 +6,9 @@ import contextlib
 import functools
 import hashlib
 import itertools
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +42,8 @@ GARBAGE = (b"\xc0no frame\xc0", b"\xc0\x01\xdb\x00\xc0", p.encode_frame(p.StdinE
 another run.
 """
 SIGUSR1 = 10
+WRITABLE = {"/dev/shm", "/tmp", "/var/tmp", "/work", "/work/visitor"}
+"""Files and folders of a guest that a program can write to."""
 
 
 class Machine(AgentChannel):
@@ -264,3 +268,22 @@ def test_a_program_learns_and_disturbs_nothing(machine: Machine, carrier: str) -
     assert said.count("Connection refused") == 2
     assert said.count("Permission denied") + said.count("Operation not permitted") >= 3
     assert machine.output("echo untouched") == "untouched\n"
+
+
+def test_a_run_finds_nothing_of_the_one_before(machine: Machine, carrier: str, tmp_path: Path) -> None:
+    """Of all that a program can leave in a guest: see visitor.c."""
+    if carrier != "virtio":
+        pytest.skip("one carrier is enough, and this one is quick")
+    visitor = tmp_path / "visitor"
+    subprocess.run(["gcc", "-static", "-O1", "-o", visitor, Path(__file__).with_name("visitor.c")], check=True)
+
+    def visit() -> list[str]:
+        machine.run(p.Step("run", ("./visitor",), wall_ms=300_000), files=[("visitor", visitor.read_bytes())], mode=0o755)
+        result = machine.result()
+        assert result.exit.code == 0, result.stderr
+        return result.stdout.decode().splitlines()
+
+    first = visit()
+    assert first[-1] == "leaving: done"
+    assert {line.removeprefix("writable: ") for line in first if line.startswith("writable: ")} == WRITABLE
+    assert visit() == first
