@@ -13,6 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mayfly.guests.converse import Listener
+from mayfly.guests.job import Job, Wanted
+from mayfly.protocol.conversation import Conversation
+from mayfly.protocol.frames import Done, Hello
 from mayfly.protocol.words import PORT_NAME
 from mayfly.units import MIB
 from mayfly.vmm.cmdline import command_line
@@ -83,3 +87,34 @@ def started(config: MachineConfig, devices: Sequence[str] = ()) -> Iterator[sock
                     yield channel
             finally:
                 process.kill()
+
+
+def expect(wanted: Wanted) -> Conversation:
+    """A conversation with the agent of such a machine."""
+    return Conversation(arch=wanted.image.manifest.arch, end_marker=wanted.image.manifest.end_marker)
+
+
+def wait_hello(channel: socket.socket, conversation: Conversation) -> None:
+    """Read what the machine says until its agent's HELLO."""
+    channel.settimeout(DEADLINE_S)
+    while not any(isinstance(event, Hello) for event in conversation.feed(_receive(channel))):
+        pass
+
+
+def converse(channel: socket.socket, conversation: Conversation, job: Job, listener: Listener) -> None:
+    """What mayfly.guests.converse does for a machine of ours: let the agent run a job without
+    standard input.
+    """
+    for frame in conversation.begin(job.start, job.files):
+        channel.sendall(frame)
+    done = False
+    while not done:
+        for event in conversation.feed(_receive(channel)):
+            listener.note(event)
+            done = isinstance(event, Done)
+
+
+def _receive(channel: socket.socket) -> bytes:
+    if not (data := channel.recv(1 << 16)):
+        raise SystemExit("bench: QEMU's machine ended too early")
+    return data

@@ -10,77 +10,57 @@ serves the device itself (no vhost), as our monitor does.
 """
 
 import argparse
+import asyncio
 import contextlib
+import functools
 import json
 import os
 import re
-import socket
-import stat
+import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mayfly import paths
-from mayfly.protocol.frames import Begin, Done, Exit, FrameReader, Hello, Message, Start, Stdout, Step, encode_frame
+from mayfly.guests.converse import Listener, converse
+from mayfly.guests.job import RATES, Job, Wanted
+from mayfly.guests.outcome import Outcome, Status
+from mayfly.guests.spawner import Spawner
+from mayfly.guests.start import start
+from mayfly.images import manifest
+from mayfly.images.store import InstalledImage
+from mayfly.protocol.frames import Start, Step
 from mayfly.units import MIB
 from mayfly.vmm.config import Channel, MachineConfig, NetworkBackend, NetworkConfig
 from mayfly.vmm.probe import probe
 from mayfly.vmm.process.zygote import Zygote
-from scripts.bench import machine, microvm
-from tests.kit.toy import END, archive
+from scripts.bench import microvm
+from tests.kit import toy
 
 UPLINK = "198.51.100.1"
 """The host's address towards the Internet, as passt sees it."""
 MEMORY = 192 * MIB
 DEADLINE_S = 120.0
 IPERF = Path("/usr/bin/iperf3")
-AGENT = Path(__file__).resolve().parents[2] / f"imagegen/agents/mayfly-agent.{os.uname().machine}"
+LOADER = "/bin/ld-linux-x86-64.so.2"
+"""In the guest, where nothing is in the folders in which the kernel and iperf3 would look."""
 
 
-def make_initramfs(path: Path) -> None:
-    """Agent, iperf3 and the libraries that it needs."""
-    libraries = re.findall(r"(/\S+) \(0x", subprocess.run(["ldd", IPERF], capture_output=True, text=True, check=True).stdout)
-    files = {"init": AGENT, **{name.lstrip("/"): Path(name) for name in (str(IPERF), *libraries)}}
-    folders = {str(parent) for name in files for parent in Path(name).parents} | {
-        "dev",
-        "proc",
-        "sys",
-        "tmp",
-        "work",
-        "mayfly",
-        "var/tmp",
-        "var",
-        "etc",
-    }
-    entries = [(name, stat.S_IFDIR | 0o755, b"") for name in sorted(folders - {"."})]
-    entries += [(name, stat.S_IFREG | 0o755, file.read_bytes()) for name, file in files.items()]
-    entries += [("mayfly/end", stat.S_IFREG | 0o444, b"bench")]
-    path.write_bytes(archive(entries) + END)
+def make_image() -> InstalledImage:
+    """A toy language's image with iperf3 and the libraries that it needs, all in /bin."""
+    needed = subprocess.run(["ldd", IPERF], capture_output=True, text=True, check=True).stdout
+    libraries = map(Path, re.findall(r"(/\S+) \(0x", needed))
+    folder = toy.build("bench-iperf3", memory=MEMORY, programs={path.name: path.read_bytes() for path in (IPERF, *libraries)})
+    return InstalledImage(folder, manifest.load(folder))
 
 
-@contextlib.contextmanager
-def ours(config: MachineConfig) -> Iterator[socket.socket]:
-    """A machine of ours; its channel."""
-    with contextlib.closing(Zygote.start()) as zygote, machine.started(zygote, config) as (channel, _):
-        yield channel
-
-
-def qemu(config: MachineConfig) -> contextlib.AbstractContextManager[socket.socket]:
-    """QEMU's microvm with such a tap."""
-    assert config.network is not None  # noqa: S101 (every machine here has one)
-    tap = f"tap,id=net,ifname={config.network.tap},script=no,downscript=no,vhost=off"
-    return microvm.started(config, ["-netdev", tap, "-device", f"virtio-net-device,netdev=net,mac={config.network.mac}"])
-
-
-Starter = Callable[[MachineConfig], contextlib.AbstractContextManager[socket.socket]]
-KINDS: dict[str, tuple[Starter, NetworkBackend]] = {
-    "ours, tap": (ours, NetworkBackend.TAP),
-    "qemu microvm, tap": (qemu, NetworkBackend.TAP),
-    "ours, passt": (ours, NetworkBackend.PASST),
+KINDS = {
+    "ours, tap": NetworkBackend.TAP,
+    "qemu microvm, tap": NetworkBackend.TAP,
+    "ours, passt": NetworkBackend.PASST,
 }
 DIRECTIONS = {"from the guest": (), "to the guest": ("-R",)}
 """With iperf3's options."""
@@ -100,63 +80,74 @@ def network(number: int, backend: NetworkBackend) -> NetworkConfig:
     )
 
 
-class Guest:
-    """A machine whose agent runs iperf3."""
+Runs = Callable[[Job, Listener], Awaitable[None]]
+"""Lets the agent of a machine that is up run a job."""
 
-    def __init__(self, channel: socket.socket, address: str) -> None:
-        self._channel, self._address, self._runs = channel, address, 0
-        channel.settimeout(DEADLINE_S)
-        self._messages = self._read()
-        while not isinstance(next(self._messages), Hello):
+
+async def start_ours(spawner: Spawner, wanted: Wanted) -> Runs:
+    """A machine of ours."""
+    return functools.partial(converse, await start(spawner, wanted))
+
+
+def start_qemu(machines: contextlib.ExitStack, wanted: Wanted) -> Runs:
+    """QEMU's microvm with such a tap."""
+    network = wanted.machine.network
+    assert network is not None  # noqa: S101 (every machine here has one)
+    tap = f"tap,id=net,ifname={network.tap},script=no,downscript=no,vhost=off"
+    device = f"virtio-net-device,netdev=net,mac={network.mac}"
+    channel = machines.enter_context(microvm.started(wanted.machine, ["-netdev", tap, "-device", device]))
+    conversation = microvm.expect(wanted)
+    microvm.wait_hello(channel, conversation)
+
+    async def run(job: Job, listener: Listener) -> None:
+        await asyncio.to_thread(microvm.converse, channel, conversation, job, listener)
+
+    return run
+
+
+async def rate(runs: Runs, address: str, seconds: int, options: Sequence[str]) -> float:
+    """Gigabits a second to or from a server on the host."""
+    argv = [LOADER, "--library-path", "/bin", "/bin/iperf3"]
+    argv += ["-c", address, "-t", str(seconds), "--connect-timeout", "20000", "-J", *options]
+    begin = Start((), (Step("run", tuple(argv), wall_ms=100_000),), ())
+    outcome = Outcome(("run",), kept=MIB)
+    with subprocess.Popen([IPERF, "--server", "--one-off", "--forceflush"], stdout=subprocess.PIPE) as server:
+        while b"listening" not in server.stdout.readline():  # type: ignore[union-attr]  # a pipe was asked for
             pass
-
-    def _read(self) -> Iterator[Message]:
-        reader = FrameReader()
-        while data := self._channel.recv(65536):
-            yield from (frame.message for frame in reader.feed(data))
-        raise SystemExit("bench-network: the machine ended too early")
-
-    def rate(self, seconds: int, *options: str) -> float:
-        """Gigabits a second to or from a server on the host."""
-        self._runs += 1
-        with subprocess.Popen([IPERF, "--server", "--one-off", "--forceflush"], stdout=subprocess.PIPE) as server:
-            while b"listening" not in server.stdout.readline():  # type: ignore[union-attr]  # a pipe was asked for
-                pass
-            argv = (str(IPERF), "-c", self._address, "-t", str(seconds), "--connect-timeout", "20000", "-J", *options)
-            start = Start((), (Step("run", argv, wall_ms=100_000),), ())
-            self._channel.sendall(encode_frame(start, self._runs) + encode_frame(Begin(), self._runs))
-            output, code = b"", 0
-            while not isinstance(message := next(self._messages), Done):
-                output += message.data if isinstance(message, Stdout) else b""
-                code = message.code if isinstance(message, Exit) else code
-            server.kill()
-        if code:
-            raise SystemExit(f"bench-network: iperf3 failed in the guest: {output.decode(errors='replace')}")
-        return float(json.loads(output)["end"]["sum_received"]["bits_per_second"]) / 1e9
+        await runs(Job(start=begin, deadline_s=DEADLINE_S, rate=RATES[Channel.VIRTIO]), outcome)
+        server.kill()
+    if outcome.verdict().status is not Status.OK:
+        raise SystemExit(f"bench-network: iperf3 failed in the guest: {outcome.tail.decode(errors='replace')}")
+    return float(json.loads(outcome.tail)["end"]["sum_received"]["bits_per_second"]) / 1e9
 
 
-def measure(seconds: int, rounds: int) -> dict[str, Any]:
+async def measure(seconds: int, rounds: int) -> dict[str, Any]:
     """All of it, in this network namespace."""
     results: dict[str, dict[str, list[float]]] = {kind: {direction: [] for direction in DIRECTIONS} for kind in KINDS}
-    with contextlib.ExitStack() as machines:
-        work = machines.enter_context(tempfile.TemporaryDirectory())
-        initramfs = Path(work) / "initramfs"
-        make_initramfs(initramfs)
-        Path(work).chmod(0o755)
-        guests = {}
-        for number, (kind, (started, backend)) in enumerate(KINDS.items()):
-            config = MachineConfig(
-                kernel=str(paths.kernel_path(os.uname().machine)),
-                initrd=str(initramfs),
-                memory=MEMORY,
-                channel=Channel.VIRTIO,
-                network=network(number, backend),
-            )
-            guests[kind] = Guest(machines.enter_context(started(config)), network(number, backend).allow[0])
-        for _ in range(rounds):
-            for direction, options in DIRECTIONS.items():
-                for kind, guest in guests.items():
-                    results[kind][direction].append(guest.rate(seconds, *options))
+    spawner = Spawner(Zygote.start)
+    try:
+        with contextlib.ExitStack() as machines:
+            image = make_image()
+            machines.callback(shutil.rmtree, image.folder)
+            guests: dict[str, tuple[Runs, str]] = {}
+            for number, (kind, backend) in enumerate(KINDS.items()):
+                given = network(number, backend)
+                machine = MachineConfig(
+                    kernel=str(paths.kernel_path(os.uname().machine)),
+                    initrd=str(image.initramfs),
+                    memory=MEMORY,
+                    channel=Channel.VIRTIO,
+                    network=given,
+                )
+                wanted = Wanted(image=image, machine=machine, timeout_s=DEADLINE_S)
+                runs = start_qemu(machines, wanted) if kind.startswith("qemu") else await start_ours(spawner, wanted)
+                guests[kind] = runs, given.allow[0]
+            for _ in range(rounds):
+                for direction, options in DIRECTIONS.items():
+                    for kind, (runs, address) in guests.items():
+                        results[kind][direction].append(await rate(runs, address, seconds, options))
+    finally:
+        await spawner.close()
     return {"host": probe().reason, "seconds": seconds, "gigabits_per_second": results}
 
 
@@ -173,7 +164,7 @@ def show(results: dict[str, Any]) -> None:
 
 def set_up() -> None:
     """Make the namespace's interfaces: the machines' taps, and one that stands for the Internet."""
-    networks = [network(number, backend) for number, (_, backend) in enumerate(KINDS.values())]
+    networks = [network(number, backend) for number, backend in enumerate(KINDS.values())]
     taps = {one.tap: f"{one.gateways[0]}/24" for one in networks if one.tap} | {"uplink": f"{UPLINK}/24"}
     commands = ["link set lo up"]
     for name, address in taps.items():
@@ -196,7 +187,7 @@ def main() -> None:
     if not arguments.inside:
         os.execvp("unshare", ["unshare", "--net", sys.executable, "-m", "scripts.bench.network", *sys.argv[1:], "--inside"])  # noqa: S606 (no shell is wanted)
     set_up()
-    results = measure(arguments.seconds, arguments.rounds)
+    results = asyncio.run(measure(arguments.seconds, arguments.rounds))
     arguments.file.write_text(json.dumps(results, indent=1) + "\n")
     show(results)
 

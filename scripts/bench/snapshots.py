@@ -20,7 +20,6 @@ import asyncio
 import json
 import os
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -42,8 +41,8 @@ from mayfly.host.config import Config
 from mayfly.host.plan import Plan, make_plan, want_machine
 from mayfly.host.snippet import Snippet
 from mayfly.images.manifest import LanguageStep
-from mayfly.protocol.conversation import Conversation, Event
-from mayfly.protocol.frames import Hello, Resumed, Stderr, Stdout
+from mayfly.protocol.conversation import Event
+from mayfly.protocol.frames import Resumed, Stderr, Stdout
 from mayfly.runs.service import Service
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.process.report import End
@@ -120,27 +119,20 @@ async def resumed_again(service: Service, plan: Plan) -> float:
     base = await service.supply.ensure_base(plan.wanted)
     guest = await start(service.spawner, plan.wanted.restored_from(base.chain))
     began = time.monotonic()
-    await resume(guest.process, Conversation(arch=guest.hello.arch, end_marker=guest.hello.end_marker))
+    await resume(guest.process, microvm.expect(plan.wanted))
     seconds = time.monotonic() - began
     await guest.process.stop()
     return seconds
 
 
-def wait_hello(channel: socket.socket, conversation: Conversation) -> None:
-    """Read what QEMU's machine says until its agent's HELLO."""
-    channel.settimeout(microvm.DEADLINE_S)
-    while not any(isinstance(event, Hello) for event in conversation.feed(channel.recv(4096))):
-        pass
-
-
 def start_qemu(config: MachineConfig, plan: Plan, saved: Path | None = None) -> float:
     """Seconds to HELLO of QEMU's microvm, which boots, or goes on from the file `saved`."""
-    conversation = Conversation(arch=plan.wanted.image.manifest.arch, end_marker=plan.wanted.image.manifest.end_marker)
+    conversation = microvm.expect(plan.wanted)
     began = time.monotonic()
     with microvm.started(config, microvm.restoring(saved) if saved else ()) as channel:
         if saved:
             channel.sendall(conversation.resumed(Resumed(time.time_ns(), os.urandom(16), "qemu", "", os.urandom(64))))
-        wait_hello(channel, conversation)
+        microvm.wait_hello(channel, conversation)
         return time.monotonic() - began
 
 
@@ -148,9 +140,8 @@ def measure_qemu(plan: Plan, rounds: int) -> dict[str, list[float]]:
     """Boots and restores of QEMU's microvm, which has the memory of ours."""
     results: dict[str, list[float]] = {"cold": [], "restored": []}
     with tempfile.TemporaryDirectory() as work:
-        conversation = Conversation(arch=plan.wanted.image.manifest.arch, end_marker=plan.wanted.image.manifest.end_marker)
         saved = Path(work) / "machine"
-        microvm.save(plan.wanted.machine, saved, lambda channel: wait_hello(channel, conversation))
+        microvm.save(plan.wanted.machine, saved, lambda channel: microvm.wait_hello(channel, microvm.expect(plan.wanted)))
         for _ in range(rounds):
             results["cold"].append(start_qemu(plan.wanted.machine, plan))
             results["restored"].append(start_qemu(plan.wanted.machine, plan, saved))

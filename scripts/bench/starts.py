@@ -3,18 +3,19 @@
 Usage: python -m scripts.bench.starts measure FILE [--rounds N] [--language L]
        python -m scripts.bench.starts plot FILE PICTURE
 
-`measure` runs where KVM works, that is through scripts/with-kvm. Every round boots each kind once
-and sends a stream over each kind of channel, one after the other, so that other load on the host
-falls on all alike; quote medians and ratios. Ours is timed from the request to a warm zygote, QEMU
-from its start, both to the last byte of the agent's HELLO, with one kernel and one initramfs. An
-exit is a return of KVM_RUN to user space; QEMU's are not counted.
+`measure` runs where KVM works, that is through scripts/with-kvm. Every round boots each kind once,
+so that other load on the host falls on all alike; quote medians and ratios. Ours is timed from the
+request to a warm zygote, QEMU from its start, both to the agent's HELLO, with one kernel and one
+initramfs. An exit is a return of KVM_RUN to user space; QEMU's are not counted. The channels'
+rates are those of machines without an agent.
 """
 
 import argparse
+import asyncio
+import contextlib
 import json
 import os
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -24,14 +25,18 @@ from pathlib import Path
 from typing import Any
 
 from mayfly import paths
+from mayfly.guests.job import Wanted
+from mayfly.guests.spawner import Spawner
+from mayfly.guests.start import start
 from mayfly.images import manifest
-from mayfly.protocol.frames import FrameReader, Hello
+from mayfly.images.store import InstalledImage
 from mayfly.units import MIB
 from mayfly.vmm.config import Channel, MachineConfig
 from mayfly.vmm.probe import probe
 from mayfly.vmm.process.report import Ended
-from mayfly.vmm.process.zygote import Zygote
-from scripts.bench import machine, microvm
+from mayfly.vmm.process.zygote import Reaped, Zygote
+from scripts.bench import microvm
+from tests.kit.spawned import Spawned
 from tests.kit.toy import shell_root
 
 DEADLINE_S = 120.0
@@ -49,69 +54,62 @@ exec 3<>$port
 PORTS = {Channel.SERIAL: "/dev/ttyS1", Channel.VIRTIO: "/dev/vport0p0"}
 
 
-def wait_hello(channel: socket.socket) -> tuple[float, Hello]:
-    """When the agent's HELLO was complete, and what it says."""
-    channel.settimeout(DEADLINE_S)
-    reader = FrameReader()
-    while data := channel.recv(4096):
-        for frame in reader.feed(data):
-            if isinstance(frame.message, Hello):
-                return time.monotonic(), frame.message
-    raise SystemExit("bench: the machine ended before its HELLO")
-
-
-def boot_config(kernel: Path, folder: Path, image: manifest.Manifest, channel: Channel) -> MachineConfig:
+def want(kernel: Path, image: InstalledImage, channel: Channel) -> Wanted:
     """The machine that is booted."""
-    return MachineConfig(kernel=str(kernel), initrd=str(folder / "initramfs"), memory=image.memory, channel=channel, user=USER)
+    memory = image.manifest.memory
+    machine = MachineConfig(kernel=str(kernel), initrd=str(image.initramfs), memory=memory, channel=channel, user=USER)
+    return Wanted(image=image, machine=machine, timeout_s=DEADLINE_S)
 
 
-def boot_ours(zygote: Zygote, kernel: Path, folder: Path, image: manifest.Manifest, channel: Channel) -> dict[str, Any]:
+async def boot_ours(spawner: Spawner, wanted: Wanted) -> dict[str, Any]:
     """One cold boot with our monitor."""
-    config = boot_config(kernel, folder, image, channel)
     began = time.monotonic()
-    with machine.started(zygote, config) as (ours, report):
-        ready, hello = wait_hello(ours)
-    running, ended = report
-    assert isinstance(ended, Ended)  # noqa: S101 (it is the last line)
-    phases = dict(running.phases)
-    guest = ready - began - sum(phases.values())
-    kernel_s = hello.boot_us / 1e6  # by the guest's clock, which starts when the kernel has found its memory
-    exits = dict(ended.exits)
+    guest = await start(spawner, wanted)
+    total = time.monotonic() - began
+    ended = await guest.process.stop()
+    phases = dict(guest.process.phases)
+    in_guest = total - sum(phases.values())
+    kernel_s = guest.hello.boot_us / 1e6  # by the guest's clock, which starts when the kernel has found its memory
     return {
-        "total_s": ready - began,
-        "phases_s": phases | {"kernel": kernel_s, "agent and entry": guest - kernel_s},
-        "exits": exits["total"] - exits["channel-data"],
-        "exits_with_channel_data": exits["total"],
-        "exits_by_cause": exits,
+        "total_s": total,
+        "phases_s": phases | {"kernel": kernel_s, "agent and entry": in_guest - kernel_s},
+        "exits": ended.exits["total"] - ended.exits["channel-data"],
+        "exits_with_channel_data": ended.exits["total"],
+        "exits_by_cause": dict(ended.exits),
     }
 
 
-def boot_qemu(kernel: Path, folder: Path, image: manifest.Manifest) -> dict[str, Any]:
+def boot_qemu(wanted: Wanted) -> dict[str, Any]:
     """One cold boot with QEMU's microvm."""
-    config = boot_config(kernel, folder, image, Channel.VIRTIO)
+    conversation = microvm.expect(wanted)
     began = time.monotonic()
-    with microvm.started(config) as channel:
-        ready, _ = wait_hello(channel)
-    return {"total_s": ready - began}
+    with microvm.started(wanted.machine) as channel:
+        microvm.wait_hello(channel, conversation)
+        return {"total_s": time.monotonic() - began}
 
 
 def throughput(zygote: Zygote, kernel: Path, channel: Channel) -> float:
-    """Bytes a second from a guest's program to the channel's other end."""
+    """Bytes a second from a guest's program, which has no agent, to the channel's other end."""
     size = STREAMS[channel]
     with tempfile.NamedTemporaryFile() as initrd:
         initrd.write(shell_root(SENDER.format(port=PORTS[channel], blocks=size >> 12)))
         initrd.flush()
         config = MachineConfig(kernel=str(kernel), initrd=initrd.name, memory=96 * MIB, channel=channel, user=None)
-        with machine.started(zygote, config) as (ours, _):
-            ours.settimeout(DEADLINE_S)
-            size -= len(ours.recv(1))
+        with Spawned(zygote, config) as machine:
+            machine.channel.settimeout(DEADLINE_S)
+            size -= len(machine.channel.recv(1))
             began = time.monotonic()
             while size:
-                data = ours.recv(min(size, 1 << 16))
+                data = machine.channel.recv(min(size, 1 << 16))
                 if not data:
                     raise SystemExit("bench: the machine ended before it had sent everything")
                 size -= len(data)
             seconds = time.monotonic() - began
+            machine.channel.close()
+            while not isinstance(machine.next_line(), Ended):
+                pass
+        while not isinstance(zygote.receive(), Reaped):
+            pass
     return (STREAMS[channel] - 1) / seconds
 
 
@@ -128,30 +126,43 @@ def run_snippet(language: str) -> dict[str, Any]:
     return {"total_s": total, "phases_s": result["phases"], "exits": result["exits"]}
 
 
+async def boots(rounds: int, image: InstalledImage, kernel: Path) -> dict[str, list[dict[str, Any]]]:
+    """Every kind of boot, in turns."""
+    kinds: dict[str, list[dict[str, Any]]] = {"serial": [], "virtio": []}
+    spawner = Spawner(Zygote.start)
+    try:
+        for _ in range(rounds):
+            for channel in STREAMS:
+                kinds[channel].append(await boot_ours(spawner, want(kernel, image, channel)))
+            if shutil.which("qemu-system-x86_64"):
+                kinds.setdefault("qemu", []).append(boot_qemu(want(kernel, image, Channel.VIRTIO)))
+    finally:
+        await spawner.close()
+    return kinds
+
+
 def measure(rounds: int, language: str) -> dict[str, Any]:
     """All of it."""
     arch = os.uname().machine
     folder = paths.image_dir(language, arch)
-    image = manifest.load(folder)
+    image = InstalledImage(folder, manifest.load(folder))
     kernel = paths.kernel_path(arch)
-    kinds: dict[str, list[dict[str, Any]]] = {"serial": [], "virtio": [], "qemu": []}
-    channels: dict[str, list[float]] = {"serial": [], "virtio": []}
-    zygote = Zygote.start()
-    try:
+    with contextlib.closing(Zygote.start()) as zygote:
+        rates: dict[Channel, list[float]] = {channel: [] for channel in STREAMS}
         for _ in range(rounds):
-            for kind in channels:
-                channels[kind].append(throughput(zygote, kernel, Channel(kind)))
-            kinds["serial"].append(boot_ours(zygote, kernel, folder, image, Channel.SERIAL))
-            kinds["virtio"].append(boot_ours(zygote, kernel, folder, image, Channel.VIRTIO))
-            if shutil.which("qemu-system-x86_64"):
-                kinds["qemu"].append(boot_qemu(kernel, folder, image))
-    finally:
-        zygote.close()
+            for channel in STREAMS:
+                rates[channel].append(throughput(zygote, kernel, channel))
+    described = image.manifest
     return {
         "host": probe().reason,
-        "image": {"language": language, "compression": image.compression, "size": image.initramfs_size, "unpacked": image.unpacked_size},
-        "channels": {kind: {"bytes_per_s": rates} for kind, rates in channels.items()},
-        "boots": {kind: results for kind, results in kinds.items() if results},
+        "image": {
+            "language": language,
+            "compression": described.compression,
+            "size": described.initramfs_size,
+            "unpacked": described.unpacked_size,
+        },
+        "channels": {channel: {"bytes_per_s": rate} for channel, rate in rates.items()},
+        "boots": asyncio.run(boots(rounds, image, kernel)),
         "run": run_snippet(language),
     }
 
