@@ -76,12 +76,10 @@ _ALLOWED: Mapping[tuple[Phase, type[Message]], Phase] = {
     (Phase.GREETING, Hello): Phase.IDLE,
     (Phase.STARTED, Stage): Phase.STEP,
     (Phase.STARTED, Done): Phase.IDLE,  # a run without steps
-    (Phase.STARTED, Exit): Phase.BETWEEN,  # a step whose program never started
     (Phase.STEP, Stdout): Phase.STEP,
     (Phase.STEP, Stderr): Phase.STEP,
     (Phase.STEP, Exit): Phase.BETWEEN,
     (Phase.BETWEEN, Stage): Phase.STEP,
-    (Phase.BETWEEN, Exit): Phase.BETWEEN,  # as above
     (Phase.BETWEEN, Done): Phase.IDLE,
     (Phase.STARTED, Credit): Phase.STARTED,
     (Phase.STEP, Credit): Phase.STEP,
@@ -173,7 +171,7 @@ class Conversation:
             case Stage():
                 return [self._stage(message)]
             case Exit():
-                return [self._exit(message, before)]
+                return [self._exit(message)]
             case Stdout() | Stderr():
                 return self._output(message)
             case Done():
@@ -209,14 +207,8 @@ class Conversation:
         self._cut = dict.fromkeys(self._cut, False)
         return Stage(stage.step, self._start.steps[stage.step].name)
 
-    def _exit(self, ended: Exit, before: Phase) -> Event:
-        if before is not Phase.STEP:
-            self._step += 1  # its program never started, so it had no STAGE
-        if (
-            ended.step != self._step
-            or self._step >= len(self._start.steps)
-            or (before is not Phase.STEP and ended.how is not ExitHow.NOT_STARTED)
-        ):
+    def _exit(self, ended: Exit) -> Event:
+        if ended.step != self._step:
             return self._fail(f"the agent ended step {ended.step} out of order")
         self._failed_step = ended.how is not ExitHow.EXITED or ended.code != 0 or ended.limit is not Limit.NONE
         stdout, stderr = ended.cut

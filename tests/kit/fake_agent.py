@@ -126,6 +126,7 @@ class FakeAgent:
 
     def step(self, index: int, step: p.Step) -> p.Exit:
         began = time.monotonic()
+        self.send(p.Stage(index, step.name))
         zeroing = step.argv == ("/init", "--zero-memory")  # what only a machine's agent can do
         argv = ["true"] if zeroing else list(step.argv)
         env = {"PATH": os.environ["PATH"], "FAKE_NETWORK": self.network, **dict(self.start.env), **dict(step.env)}
@@ -136,7 +137,6 @@ class FakeAgent:
         except OSError as error:
             return p.Exit(index, p.ExitHow.NOT_STARTED, error.errno or 0, p.Limit.NONE, 0, 0, 0, (False, False))
         self.child = child
-        self.send(p.Stage(index, step.name))
         if self.fault == "vanish":
             os._exit(3)
         assert child.stdin and child.stdout and child.stderr

@@ -16,6 +16,7 @@ from mayfly.protocol.conversation import OVERHEAD_ALLOWED, Conversation, Event, 
 HELLO = p.Hello(p.PROTOCOL_VERSION, "1", "x86_64", 1000, "ab")
 START = p.Start((), (p.Step("build", ("cc",), output=100), p.Step("run", ("a",), output=100, stdin=True)), ())
 GOOD = p.Exit(0, p.ExitHow.EXITED, 0, p.Limit.NONE, 1, 1, 1, (False, False))
+NEVER = dataclasses.replace(GOOD, how=p.ExitHow.NOT_STARTED, code=2)
 RUN = 1
 
 
@@ -98,6 +99,8 @@ def test_an_incomplete_root_is_a_boot_error() -> None:
         (p.Stdout(b"x"),),
         (p.Done(),),
         (GOOD,),
+        (NEVER,),
+        (p.Stage(0, "build"), GOOD, dataclasses.replace(NEVER, step=1)),
         (p.Stage(1, "run"),),
         (p.Stage(0, "build"), p.Stage(1, "run")),
         (p.Stage(0, "build"), p.Done()),
@@ -121,9 +124,9 @@ def test_a_broken_order_ends_the_run(sent: tuple[p.Message, ...]) -> None:
     assert feed(conversation, HELLO, p.Done()) == []
 
 
-def test_a_step_that_never_started_has_no_stage() -> None:
-    never = dataclasses.replace(GOOD, how=p.ExitHow.NOT_STARTED, code=2)
-    assert feed(begun(), never, p.Done()) == [never, p.Done()]
+def test_a_step_that_never_started_has_its_stage() -> None:
+    sent = (p.Stage(0, "build"), NEVER, p.Done())
+    assert feed(begun(), *sent) == list(sent)
 
 
 def test_a_run_without_steps_is_over_at_once() -> None:
@@ -220,6 +223,7 @@ def test_any_guest(pieces: list[bytes], greeted: bool) -> None:
         elif isinstance(event, p.Stdout | p.Stderr):
             assert depth == 1
         elif isinstance(event, p.Exit):
+            assert depth == 1
             depth = 0
     for kind in (p.Stdout, p.Stderr):
         assert sum(len(event.data) for event in events if isinstance(event, kind)) <= 200
