@@ -11,7 +11,7 @@ from typing import Any
 from mayfly.cli.cases import line, summary
 from mayfly.cli.descriptors import FdStdin, FdWriter, settle
 from mayfly.cli.messages import plain, report
-from mayfly.errors import HostError, MayflyError, SnapshotError
+from mayfly.errors import HostError, MayflyError
 from mayfly.guests.outcome import LIMIT_STATUS, Outcome, signal_name
 from mayfly.guests.spawner import GRACE_S
 from mayfly.host.config import Config
@@ -22,7 +22,7 @@ from mayfly.runs.cases import CaseResult
 from mayfly.runs.record import Reader
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
-from mayfly.snapshots.store import Snapshot, find
+from mayfly.snapshots.store import find
 from mayfly.vmm.process.zygote import Zygote
 
 
@@ -63,7 +63,7 @@ async def run_file(
     async with Service(config, zygote, grace_s=grace_s) as service:
         image = service.find_image(language, path)
         source = read_source(path)
-        chosen = await _snapshot(service, image, snapshot, network=network)
+        chosen = find(snapshot) if snapshot else None
         snippet = Snippet(source=source, args=args, options=options, network=network, **of_cases)
         run = service.start(snippet, image, FdStdin(0), snapshot=chosen)
         showing = asyncio.create_task(_nothing(run) if as_json else _show(run))
@@ -77,36 +77,35 @@ async def run_file(
         except BrokenPipeError:
             return 128 + signal.SIGPIPE
         await service.settled(run)
-    if as_json:
-        print(json.dumps(run.to_json(), ensure_ascii=False))
-    else:
-        explain(run.outcome, config.time_factor)
-    if verbose:
-        for name, seconds in run.phases.items():
-            print(f"mayfly: {name:<16} {seconds * 1000:10.1f} ms", file=sys.stderr)
-        for name, count in run.exits.items():
-            print(f"mayfly: exits {name:<10} {count:10}", file=sys.stderr)
+        if as_json:
+            print(json.dumps(run.to_json(), ensure_ascii=False), flush=True)
+        else:
+            explain(run.outcome, config.time_factor)
+        if verbose:
+            for name, seconds in run.phases.items():
+                print(f"mayfly: {name:<16} {seconds * 1000:10.1f} ms", file=sys.stderr)
+            for name, count in run.exits.items():
+                print(f"mayfly: exits {name:<10} {count:10}", file=sys.stderr)
+        if run.outcome.error is None and service.lacks_base(image, network=network):
+            await _make_base(service, image, stopped, network=network)
     return run.verdict().exit_status
 
 
-async def _snapshot(service: Service, image: InstalledImage, name: str, *, network: bool) -> Snapshot | None:
-    """What the run starts from: the snapshot of that name, else the language's own, which is made
-    on first use.
-    """
-    if name:
-        return find(name)
-    if not service.lacks_base(image, network=network):
-        return None  # the service finds it, or boots
+async def _make_base(service: Service, image: InstalledImage, stopped: asyncio.Future[int], *, network: bool) -> None:
+    """Make the snapshot from which later runs start, unless a signal comes."""
     kind = f"{image.manifest.language} {image.manifest.version}{' with a network' if network else ''}"
-    print(f"mayfly: making a snapshot of {kind} (once)", file=sys.stderr)
+    print(f"mayfly: making a snapshot of {kind} for later runs (once; Ctrl-C skips it)", file=sys.stderr)
+    making = asyncio.create_task(service.make_base(image, network=network))
+    waiting: set[asyncio.Future[Any]] = {making, stopped}
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    if stopped.done():
+        making.cancel()
+        await asyncio.wait([making])
+        return
     try:
-        return await service.make_base(image, network=network)
-    except SnapshotError as error:
+        making.result()
+    except MayflyError as error:
         report(error)
-        print("mayfly: booting a machine instead", file=sys.stderr)
-    except MayflyError:
-        pass  # the run will meet it too, and tell it
-    return None
 
 
 async def _nothing(run: Run) -> None:

@@ -1,9 +1,8 @@
 """Gives each run a machine in the quickest way there is: it waits in the pool, or is restored from
 its language's base, or boots.
 
-A server makes a base when a run first misses it, before that run and in its place in the memory
-budget. A run that booted meanwhile would compile on the processors on which the base is made, and
-take longer than both one after the other.
+A run that finds no base boots, for making one takes longer than the run itself. When it is over, a
+server makes the base, in a place of its own in the memory budget and behind the runs that wait.
 """
 
 import asyncio
@@ -42,6 +41,8 @@ class Supply:
         self._config = config
         self._admission = admission
         self._observer = observer
+        self._missed: set[str] = set()
+        self._broken: set[str] = set()
         self._making: dict[str, asyncio.Task[None]] = {}
         self._not_before: dict[str, float] = {}
         self._origins: weakref.WeakKeyDictionary[VmmProcess, Snapshot] = weakref.WeakKeyDictionary()
@@ -51,9 +52,10 @@ class Supply:
         """Runs on such machines will come: make what they start from."""
         if not self._config.cold:
             self.pool.keep(wanted)
-            self.pool.fill()
-            if not self._config.warm and find_base(wanted) is None:
-                self.make_base_later(wanted)
+            if find_base(wanted) is None:
+                self._make_later(wanted)
+            else:
+                self.pool.fill()
 
     def idle(self, wanted: Wanted) -> Idle | None:
         """A machine of the pool that fits. None there has a network."""
@@ -69,7 +71,7 @@ class Supply:
             await asyncio.to_thread(snapshots.check, snapshot, wanted.image, wanted.machine)
             return await self._from(snapshot, wanted)
         if not self._config.cold and wanted.machine.channel is not Channel.TCP:  # no snapshot holds a connection
-            base = await self._base(wanted)
+            base = await asyncio.to_thread(find_base, wanted)
             if base is not None:
                 try:
                     return await self._from(base, wanted)
@@ -77,8 +79,23 @@ class Supply:
                     raise  # a machine that boots would have no other
                 except MayflyError as error:
                     log.warning("the snapshot %s cannot be used, and will be made again: %s", base.manifest.name, error)
-                    self.make_base_later(wanted, again=True)
+                    self._broken.add(base.manifest.name)
+            self._missed.add(base_name(wanted))
         return await start(self._spawner, wanted)
+
+    def run_over(self, wanted: Wanted) -> None:
+        """A run on such a machine is over: a lasting supply makes what it has missed, as far as
+        there is room.
+        """
+        if self._lasting:
+            if self.lacks_base(wanted):
+                self._missed.remove(base_name(wanted))
+                self._make_later(wanted)
+            self.pool.fill()
+
+    def lacks_base(self, wanted: Wanted) -> bool:
+        """Whether a run on such a machine has missed its base."""
+        return base_name(wanted) in self._missed
 
     async def _from(self, snapshot: Snapshot, wanted: Wanted) -> Guest:
         guest = await start(self._spawner, wanted.restored_from(snapshot.chain))
@@ -130,25 +147,11 @@ class Supply:
                 log.warning("a copy of machine %d did not start: %s", guest.process.number, fault)
         return [task.result() for task in starting if not task.exception()]
 
-    async def _base(self, wanted: Wanted) -> Snapshot | None:
-        """The base for this machine. Where there is none, a lasting supply makes it first, unless
-        that failed a moment ago.
-        """
-        base = await asyncio.to_thread(find_base, wanted)
-        name = base_name(wanted)
-        if base is None and self._lasting and time.monotonic() >= self._not_before.get(name, 0.0):
-            try:
-                base = await self.ensure_base(wanted)
-                log.info("made the snapshot %s, %d MiB", name, base.manifest.memory_bytes >> 20)
-            except MayflyError as error:
-                self._not_before[name] = time.monotonic() + RETRY_S
-                log.warning("the snapshot %s cannot be made, its language boots for each run: %s", name, error)
-        return base
-
     async def _restore(self, wanted: Wanted) -> Guest:
-        base = await self._base(wanted)
+        base = await asyncio.to_thread(find_base, wanted)
         if base is None:
-            raise HostError("its snapshot cannot be made")
+            self._make_later(wanted)
+            raise HostError("its snapshot is not made yet")
         guest = await self._from(base, wanted)
         return replace(guest, kind=StartKind.WARM)
 
@@ -158,20 +161,23 @@ class Supply:
         Raises:
             MayflyError: it cannot be made.
         """
+        name = base_name(wanted)
         warmup = make_warmup(wanted.image, self._config)
-        return await make(self._spawner, wanted, warmup, name=base_name(wanted), again=again)
+        base = await make(self._spawner, wanted, warmup, name=name, again=again or name in self._broken)
+        self._broken.discard(name)
+        return base
 
-    def make_base_later(self, wanted: Wanted, *, again: bool = False) -> None:
+    def _make_later(self, wanted: Wanted) -> None:
         """Have the base made as soon as there is room for a machine, unless it is being made, or
         failed a moment ago.
         """
         name = base_name(wanted)
         if self._lasting and name not in self._making and time.monotonic() >= self._not_before.get(name, 0.0):
-            task = asyncio.create_task(self._make_base(wanted, again=again), name=f"make the snapshot {name}")
+            task = asyncio.create_task(self._make(wanted), name=f"make the snapshot {name}")
             self._making[name] = task
             task.add_done_callback(lambda _: self._making.pop(name))
 
-    async def _make_base(self, wanted: Wanted, *, again: bool) -> None:
+    async def _make(self, wanted: Wanted) -> None:
         name = base_name(wanted)
         self._not_before[name] = time.monotonic() + RETRY_S
         with contextlib.ExitStack() as held:
@@ -179,7 +185,7 @@ class Supply:
                 ticket = self._admission.enter(wanted.machine.memory)
                 held.callback(self._admission.leave, ticket)
                 await ticket.turn
-                snapshot = await self.ensure_base(wanted, again=again)
+                snapshot = await self.ensure_base(wanted)
                 log.info("made the snapshot %s, %d MiB", name, snapshot.manifest.memory_bytes >> 20)
             except BusyError:
                 self._not_before.pop(name)

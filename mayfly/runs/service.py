@@ -30,7 +30,7 @@ from mayfly.runs.output import OutputSocket
 from mayfly.runs.run import Run
 from mayfly.schema import Record
 from mayfly.snapshots import store as snapshots
-from mayfly.snapshots.making import find_base, is_usual, make, save
+from mayfly.snapshots.making import is_usual, make, save
 from mayfly.snapshots.store import Snapshot
 from mayfly.vmm.process.zygote import Zygote
 
@@ -136,11 +136,9 @@ class Service:
         return want_machine(image, self.config, self.networks.disconnected() if network else None)
 
     def lacks_base(self, image: InstalledImage, *, network: bool = False) -> bool:
-        """Whether it is worth to make the base before a run: runs start from one, and it is not
-        there yet.
-        """
+        """Whether a run has missed its base, and more will come on such a machine."""
         wanted = self._wanted(image, network=network)
-        return not self.config.cold and is_usual(wanted) and find_base(wanted) is None
+        return is_usual(wanted) and self.supply.lacks_base(wanted)
 
     async def make_base(self, image: InstalledImage, *, network: bool = False, again: bool = False) -> Snapshot:
         """The snapshot from which the image's runs start, made if need be.
@@ -223,7 +221,7 @@ class Service:
         work = self._carry_out(ticket, plan, run, do, idle, snapshot)
         task = asyncio.create_task(work, name=f"run {run.id}")
         self._tasks[run.id] = task
-        task.add_done_callback(lambda _: self._over(run, held, then))
+        task.add_done_callback(lambda _: self._over(run, plan.wanted, held, then))
         return run
 
     def get(self, run_id: str, owner: str | None = None) -> Run:
@@ -323,7 +321,7 @@ class Service:
         self._guests[run.id] = guest
         return guest
 
-    def _over(self, run: Run, held: contextlib.ExitStack, then: Callable[[Run], None] | None) -> None:
+    def _over(self, run: Run, wanted: Wanted, held: contextlib.ExitStack, then: Callable[[Run], None] | None) -> None:
         """The run's task has ended and its machine is gone: what it held is free, and from here on
         it is only kept.
         """
@@ -336,7 +334,7 @@ class Service:
         log.info("run %s: %s %s %s", run.id, run.language, *run.verdict())
         self.observer.ended(run.verdict().status, run.phases)
         if not self.stopping:
-            self.supply.pool.fill()
+            self.supply.run_over(wanted)
         self.runs.keep(run)
         if then is not None:
             then(run)

@@ -11,7 +11,7 @@ from mayfly.errors import ConfigError, SnapshotError, SnapshotNotFoundError
 from mayfly.files import remove_tree, sync
 from mayfly.guests.converse import converse
 from mayfly.guests.job import Job, Wanted
-from mayfly.guests.outcome import Outcome, Status
+from mayfly.guests.outcome import Outcome
 from mayfly.guests.spawner import Spawner
 from mayfly.guests.start import Guest, start
 from mayfly.snapshots import store as snapshots
@@ -188,9 +188,8 @@ async def _run_and_save(spawner: Spawner, wanted: Wanted, job: Job | None, folde
         if job:
             outcome = Outcome(job.step_names, kept=OUTPUT_SHOWN)
             await converse(guest, job, outcome)
-            if (status := outcome.verdict().status) is not Status.OK:
-                said = outcome.tail.decode(errors="replace")
-                raise SnapshotError(f"the program for the snapshot failed ({status}):\n{said}", hint="mend it, or the image")
+            if failure := outcome.failure():
+                raise SnapshotError(f"the program for the snapshot {failure}", hint="fix it, or the image")
         return await guest.process.snapshot(folder, timeout_s=wanted.timeout_s)
     finally:
         await guest.process.stop(0)

@@ -17,6 +17,7 @@ import pytest
 from mayfly.errors import HostError
 from mayfly.host import checks, keys
 from mayfly.host.config import Config
+from mayfly.snapshots import store as snapshots
 from mayfly.vmm.config import NetworkBackend
 from mayfly.vmm.probe import KvmProbe
 from tests.kit.api_fakes import ROOT, gone, install_toys
@@ -287,3 +288,40 @@ def test_the_time_factor_is_the_hosts() -> None:
     with pytest.raises(HostError) as caught:
         checks.time_factor(Config(), probing(False, True))
     assert (caught.value.message, caught.value.hint) == ("no machine can run here: because", "do this")
+
+
+@pytest.fixture
+def warm(mayfly: Mayfly, tmp_path: Path) -> Mayfly:
+    """As `mayfly`, where runs start from snapshots."""
+    config = f"time_factor: 1\nmemory_budget: 536870912\nkernel: {tmp_path}/vmlinux\n"
+    (tmp_path / "config" / "mayfly" / "config.yaml").write_text(config)
+    (tmp_path / "vmlinux").write_bytes(b"kernel")
+    (tmp_path / "x.toy").write_text("echo hi; exit 3")
+    return mayfly
+
+
+def test_the_first_run_boots_and_makes_a_snapshot_for_the_next(warm: Mayfly) -> None:
+    first, second, third = (warm("run", *args, "x.toy").communicate(timeout=60) for args in ((), (), ("--json",)))
+    assert (first[0], b"making a snapshot of toy 1.0" in first[1]) == (b"hi\n", True)
+    assert second == (b"hi\n", b"")
+    assert json.loads(third[0])["start"] == "restored"
+
+
+def test_a_run_whose_snapshot_cannot_be_made_has_its_own_exit_status(warm: Mayfly) -> None:
+    process = warm("run", "x.toy", fault="disk-full")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (3, b"hi\n")
+    assert b"No space" in err
+
+
+def test_ctrl_c_skips_the_snapshot(warm: Mayfly) -> None:
+    with snapshots.claimed("toy"):  # who makes one waits
+        process = warm("run", "x.toy")
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"hi\n"
+        assert process.stderr is not None
+        assert b"making a snapshot" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == (b"", b"")
+    assert process.returncode == 3
+    assert not list(snapshots.installed())

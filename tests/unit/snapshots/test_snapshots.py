@@ -77,36 +77,81 @@ async def made(service: Service, language: str = "toy") -> Snapshot:
     return await service.supply.ensure_base(toy(service, language))
 
 
-def test_the_base_is_made_once_and_before_the_runs_that_miss_it(serve: Callable[..., Any]) -> None:
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+async def based(service: Service) -> None:
+    """Wait until the base of toy is there."""
+    await until(lambda: find_base(toy(service)) is not None)
+
+
+def test_the_first_runs_boot_and_the_base_is_made_once_behind_them(serve: Callable[..., Any]) -> None:
     """The first two ask at the same time; there is room for them and for no machine besides."""
 
     async def scenario(service: Service) -> list[str]:
         both = await asyncio.gather(run(service), run(service))
+        await based(service)
         return [found["start"] for found in (*both, await run(service))]
 
     zygotes: list[FakeZygote] = []
-    assert serve(scenario, made=zygotes, memory_budget=256 * MIB) == ["restored"] * 3
+    assert serve(scenario, made=zygotes, memory_budget=256 * MIB) == ["cold", "cold", "restored"]
     folder = str(paths.snapshots_dir() / "toy")
-    assert [config.restore for config in zygotes[0].configs] == [(), (folder,), (folder,), (folder,)]
+    assert [config.restore for config in zygotes[0].configs] == [(), (), (), (folder,)]
 
 
-def test_a_base_whose_run_is_ended_is_made_for_the_next(serve: Callable[..., Any]) -> None:
-    async def scenario(service: Service) -> str:
-        first = service.start(Snippet(language="toy", source=b"echo hi"))
-        second = asyncio.create_task(run(service))
-        while not list(paths.snapshots_dir().glob(".*.part")):
-            await asyncio.sleep(0.01)
+def test_a_base_waits_behind_the_runs_that_wait(serve: Callable[..., Any]) -> None:
+    async def scenario(service: Service) -> None:
+        await asyncio.gather(*(run(service) for _ in range(3)))
+        await based(service)
+
+    zygotes: list[FakeZygote] = []
+    serve(scenario, made=zygotes, memory_budget=128 * MIB)
+    assert [config.page_by_page for config in zygotes[0].configs] == [False, False, False, True]
+
+
+def test_a_base_is_made_behind_a_run_of_its_own_language(serve: Callable[..., Any]) -> None:
+    async def scenario(service: Service) -> None:
+        first = service.start(Snippet(language="toy", source=b"sleep 60"))
+        await until(lambda: first.start is not None)
+        await run(service, "py", b"")
+        await until(lambda: (paths.snapshots_dir() / "py").exists() and not service.supply._making)
+        assert [path.name for path in paths.snapshots_dir().glob("[!.]*")] == ["py"]
+        assert not first.done.is_set()
         await service.end(first, "enough")
-        return str((await second)["start"])
+        await based(service)
+
+    serve(scenario, run_wall_s=60)
+
+
+def test_a_base_is_made_behind_a_run_that_was_ended(serve: Callable[..., Any]) -> None:
+    async def scenario(service: Service) -> str:
+        first = service.start(Snippet(language="toy", source=b"sleep 60"))
+        await until(lambda: first.start is not None)
+        await service.end(first, "enough")
+        await based(service)
+        return str((await run(service))["start"])
 
     assert serve(scenario) == "restored"
+
+
+def test_a_server_that_stops_makes_no_base_to_its_end(serve: Callable[..., Any]) -> None:
+    async def scenario(service: Service) -> None:
+        await run(service)
+        await until(lambda: bool(list(paths.snapshots_dir().glob(".*.part"))))
+
+    serve(scenario)
+    assert not list(snapshots.installed())
 
 
 def test_a_base_that_cannot_be_made_is_no_reason_not_to_run(serve: Callable[..., Any]) -> None:
     zygotes: list[FakeZygote] = []
 
     async def scenario(service: Service) -> list[str]:
-        return [(await run(service))["start"] for _ in range(2)]
+        first = await run(service)
+        await until(lambda: service.admission.used == 0)  # nor is there a place for it left
+        return [first["start"], (await run(service))["start"]]
 
     assert serve(scenario, fault="disk-full", made=zygotes) == ["cold", "cold"]
     assert len([config for config in zygotes[0].configs if config.page_by_page]) == 1  # and is not tried again at once
@@ -137,17 +182,17 @@ async def run_with_network(service: Service) -> dict[str, Any]:
 
 
 def test_runs_with_a_network_start_from_a_base_of_their_own_that_has_none(serve: Callable[..., Any]) -> None:
-    """Each is told its own MAC and addresses; the base is made while its run has a tap, and takes
-    none.
-    """
+    """Each is told its own MAC and addresses; the base takes no tap."""
 
     async def scenario(service: Service) -> list[dict[str, Any]]:
+        await run_with_network(service)
+        await until(lambda: (paths.snapshots_dir() / "toy.tap").exists())
         return list(await asyncio.gather(run_with_network(service), run_with_network(service)))
 
     zygotes: list[FakeZygote] = []
     runs = serve(scenario, made=zygotes, **NETWORK)
     assert [run["start"] for run in runs] == ["restored", "restored"]
-    restored = [config for config in zygotes[0].configs if not config.page_by_page]
+    _, *restored = [config for config in zygotes[0].configs if not config.page_by_page]
     saved = [config.network for config in zygotes[0].configs if config.page_by_page]
     assert saved and not any(network and network.connected for network in saved)
     networks = [config.network for config in restored]
@@ -207,7 +252,7 @@ def test_the_pool_has_no_machines_with_a_network(serve: Callable[..., Any]) -> N
         await until(lambda: len(service.supply.pool) == 1)
         return str((await run_with_network(service))["start"])
 
-    assert serve(scenario, warm=1, **NETWORK) == "restored"
+    assert serve(scenario, warm=1, **NETWORK) == "cold"
 
 
 def test_many_creators_do_the_work_once(serve: Callable[..., Any]) -> None:
@@ -382,11 +427,6 @@ def test_what_another_makes_is_left_alone_though_its_name_begins_the_same(serve:
         assert part.exists()
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.01)
-
-
 def test_the_pool_gives_warm_machines_and_is_filled_again(serve: Callable[..., Any]) -> None:
     async def scenario(service: Service) -> list[str]:
         await made(service)
@@ -510,6 +550,8 @@ def test_kill_9_of_a_creator_leaves_nothing_that_is_listed(serve: Callable[..., 
 @pytest.mark.parametrize("cold", [False, True])
 def test_a_run_is_saved_and_goes_on(serve: Callable[..., Any], cold: bool) -> None:
     async def scenario(service: Service) -> None:
+        if not cold:
+            await made(service)
         going = service.start(Snippet(language="toy", source=b"echo begun; cat; sleep 2; echo still here"))
         while not any(going.record.output(1)):
             await asyncio.wait_for(going.record.changed(), 30)
