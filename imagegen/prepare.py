@@ -11,8 +11,6 @@ from a registry.
 import asyncio
 import os
 import platform
-import stat
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -22,16 +20,17 @@ from mayfly.files import atomic_write
 from mayfly.guests.converse import collect as collect_files
 from mayfly.guests.converse import converse
 from mayfly.guests.job import RATES, Job, Wanted
-from mayfly.guests.outcome import Outcome, Status
+from mayfly.guests.outcome import Outcome
 from mayfly.guests.spawner import Spawner
 from mayfly.guests.start import Guest, start
 from mayfly.imagegen.progress import Progress
+from mayfly.imagegen.rootfs.collected import CollectedTar
 from mayfly.imagegen.rootfs.layers import Limits
 from mayfly.images.manifest import load
 from mayfly.images.store import InstalledImage
 from mayfly.paths import kernel_path
 from mayfly.protocol.conversation import Event
-from mayfly.protocol.frames import Collected, Limit, Stage, Start, Stdout, Step
+from mayfly.protocol.frames import Collected, Stage, Start, Stdout, Step
 from mayfly.vmm.config import Channel, MachineConfig
 from mayfly.vmm.probe import probe
 from mayfly.vmm.process.zygote import Zygote
@@ -47,11 +46,8 @@ COLLECT_S = 600.0
 MAX_CPUS = 8
 OUTPUT_KEPT = 8 << 10
 """Bytes of the steps' output for the message if one fails."""
-PERMISSIONS = 0o777
 VERSION_STEP = "version"
-VERSION_FILE = "mayfly/version"
 VERSION_KEPT = 4 << 10
-BLOCK = 512
 
 
 def why_not(arch: str) -> str:
@@ -125,12 +121,13 @@ async def bring_home(guest: Guest, job: Job, collect: Sequence[str], out: Binary
     """
     steps = _Steps(job, progress)
     await converse(guest, job, steps)
-    steps.check()
+    if failure := steps.failure():
+        raise ImageError(f"a prepare step {failure}", hint="see `prepare` in the language's file")
+    tar = CollectedTar(out)
     if steps.version:
-        out.write(_header(VERSION_FILE, 0o644, len(steps.version)) + steps.version + bytes(-len(steps.version) % BLOCK))
+        tar.add_version(steps.version)
     if collect:
         with progress.task("collecting what was prepared", None) as advance:
-            tar = _Tar(out)
 
             def take(piece: Collected) -> None:
                 tar.add(piece)
@@ -141,7 +138,7 @@ async def bring_home(guest: Guest, job: Job, collect: Sequence[str], out: Binary
             except CollectError as error:
                 hint = "see `collect` in the language's file; if so much is right, raise --max-entries or --max-unpacked"
                 raise ImageError(f"what was prepared cannot be collected: {error.message}", hint=hint) from error
-    out.write(bytes(2 * BLOCK))
+    tar.finish()
 
 
 class _Steps(Outcome):
@@ -162,41 +159,3 @@ class _Steps(Outcome):
                 self._progress.say(f"prepare: {name}, step {index + 1} of {len(self.step_names)}")
             case Stdout(data=data) if self._current == VERSION_STEP:
                 self.version = (self.version + data)[:VERSION_KEPT]
-
-    def check(self) -> None:
-        """Raise an ImageError with the end of the output if a step failed."""
-        verdict = self.verdict()
-        if verdict.status is Status.OK:
-            return
-        ended = self.steps[-1].exit
-        failed = f"{ended.how.name.lower().replace('_', ' ')} {ended.code}"
-        failed += "" if ended.limit is Limit.NONE else f", limit {ended.limit.name.lower()}"
-        text = self.tail.decode(errors="replace").rstrip()
-        raise ImageError(f"a prepare step failed ({failed}); it said:\n{text}", hint="see `prepare` in the language's file")
-
-
-class _Tar:
-    """Writes the answer to COLLECT as a tar: all root's, of time 0, in the agent's order, which is
-    that of the names. mayfly.protocol.conversation has checked it.
-    """
-
-    def __init__(self, out: BinaryIO) -> None:
-        self._out = out
-        self._padding = 0
-
-    def add(self, piece: Collected) -> None:
-        """Write a piece."""
-        if piece.head is not None:
-            self._out.write(_header(piece.head.path.removeprefix("/"), piece.head.mode, piece.head.size))
-            self._padding = -piece.head.size % BLOCK
-        self._out.write(piece.data)
-        if piece.ends:
-            self._out.write(bytes(self._padding))
-            self._padding = 0
-
-
-def _header(name: str, mode: int, size: int) -> bytes:
-    member = tarfile.TarInfo(name)
-    member.type = tarfile.DIRTYPE if stat.S_ISDIR(mode) else tarfile.REGTYPE
-    member.mode, member.size = mode & PERMISSIONS, size
-    return member.tobuf(tarfile.PAX_FORMAT)

@@ -17,12 +17,13 @@ import mayfly
 from mayfly.cli.messages import plain
 from mayfly.errors import ConfigError, ImageNotFoundError
 from mayfly.files import storing
-from mayfly.imagegen.build import Built, Options, build, source_of
+from mayfly.imagegen.build import Built, build, source_of
 from mayfly.imagegen.cache import prune_cache
 from mayfly.imagegen.languages import known_languages, load_language
 from mayfly.imagegen.oci.artifact import export, pull, push
 from mayfly.imagegen.oci.reference import RegistryReference, parse_reference
 from mayfly.imagegen.oci.registry import RegistrySource
+from mayfly.imagegen.options import Options
 from mayfly.imagegen.prepare import prepare
 from mayfly.imagegen.progress import Advance, Progress
 from mayfly.imagegen.rootfs.layers import Limits

@@ -13,16 +13,34 @@ from typing import Any
 
 import zstandard
 
+from mayfly.imagegen.languages import Language, parse_language
 from mayfly.imagegen.rootfs.layers import Limits, apply_layer
 from mayfly.imagegen.rootfs.tree import Content, Extent, Tree
 
 BLOCK = 512
+TOY_VERSION = b"etc/toy-version"
+"""Where `toy_language` finds its version in an image."""
 OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
 DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
+
+
+def toy_language(**fields: object) -> Language:
+    """A language, of a file that has these fields besides the least that it must have."""
+    usual = {
+        "name": "toy",
+        "image": "docker.io/library/toy:1",
+        "extensions": [".toy"],
+        "source_file": "main.toy",
+        "version": [{"file": TOY_VERSION.decode(), "pattern": "([0-9.]+)"}],
+        "working_memory_mib": 7,
+        "steps": [{"name": "run", "argv": ["toy"]}],
+        "prune": [],
+    }
+    return parse_language(json.dumps({**usual, **fields}).encode(), "toy.yaml")
 
 
 def header(

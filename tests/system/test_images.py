@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from mayfly import paths
-from mayfly.imagegen.build import Options, build
+from mayfly.imagegen.build import build
 from mayfly.imagegen.languages import parse_language
 from mayfly.imagegen.oci.documents import MACHINE_TO_GOARCH
 from mayfly.imagegen.oci.reference import LayoutReference
+from mayfly.imagegen.options import Options
 from mayfly.imagegen.progress import Silent
 from mayfly.images.manifest import COMPRESSIONS
 from tests.kit import toy

@@ -18,30 +18,21 @@ from click.testing import CliRunner
 import mayfly.imagegen.build
 from mayfly.cli.image import cli
 from mayfly.errors import ConfigError, HostError, ImageError, MayflyError, RegistryError
-from mayfly.imagegen.build import Built, Options, build
+from mayfly.imagegen.build import Built, build
 from mayfly.imagegen.cache import prune_cache, using_cache
-from mayfly.imagegen.languages import parse_language
 from mayfly.imagegen.oci import artifact
 from mayfly.imagegen.oci.layout import LayoutSource
 from mayfly.imagegen.oci.reference import LayoutReference, RegistryReference, parse_reference
 from mayfly.imagegen.oci.registry import RegistrySource
+from mayfly.imagegen.options import Options
 from mayfly.imagegen.progress import Silent
 from mayfly.imagegen.rootfs.cpio import END_MARKER, header
 from mayfly.imagegen.rootfs.unpack import unpack
 from mayfly.images.manifest import Manifest, load
 from mayfly.paths import cache_dir, image_dir
-from tests.kit.imagegen_kit import LayoutMaker, digest, directory, hard_link, member, symlink, tar
+from tests.kit.imagegen_kit import LayoutMaker, digest, directory, hard_link, member, symlink, tar, toy_language
 
-LANGUAGE = b"""
-name: toy
-image: docker.io/library/toy:1
-extensions: [.toy]
-source_file: main.toy
-version: [{file: etc/toy-version, pattern: '([0-9.]+)'}]
-working_memory_mib: 7
-steps: [{name: run, argv: [toy]}]
-prune: [usr/share]
-"""
+LANGUAGE = toy_language(prune=["usr/share"])
 LAYER = tar(
     member(b"etc/toy-version", b"3.14"),
     member(b"usr/lib/toy/big", bytes(3 << 20), mode=0o4755),
@@ -80,7 +71,7 @@ def image(request: pytest.FixtureRequest, home: Callable[[str], None], tmp_path:
 def _build(tmp_path: Path, compression: str = "zstd") -> Built:
     maker = LayoutMaker(tmp_path / "layout")
     reference = LayoutReference(path=maker.finish(maker.image([maker.layer(LAYER)])))
-    return build(Options(language=parse_language(LANGUAGE, "toy"), reference=reference, compression=compression), Silent())
+    return build(Options(language=LANGUAGE, reference=reference, compression=compression), Silent())
 
 
 def _registry(text: str) -> RegistrySource:

@@ -29,37 +29,30 @@ from click.testing import CliRunner
 import mayfly.imagegen.build
 from mayfly.cli.image import COLUMNS, BarProgress, cli
 from mayfly.errors import ConfigError, HostError, ImageError, ImageNotFoundError, LayerError, MayflyError
-from mayfly.imagegen.build import Built, Options, build, fetch_layers
-from mayfly.imagegen.languages import parse_language
+from mayfly.imagegen.build import Built, build, fetch_layers
 from mayfly.imagegen.oci.documents import Descriptor
 from mayfly.imagegen.oci.reference import LayoutReference
+from mayfly.imagegen.options import Options
 from mayfly.imagegen.progress import Silent
 from mayfly.imagegen.rootfs.layers import Limits
 from mayfly.images.manifest import Manifest, load
 from mayfly.images.store import image_folders
 from mayfly.paths import image_dir
 from tests.kit.agent_process import build_agent
-from tests.kit.imagegen_kit import OCI_MANIFEST, CpioEntry, LayoutMaker, directory, header, member, read_cpio, symlink, tar
+from tests.kit.imagegen_kit import OCI_MANIFEST, CpioEntry, LayoutMaker, directory, header, member, read_cpio, symlink, tar, toy_language
 from tests.kit.registry_kit import FakeRegistry
 
 ROOT = Path(__file__).parents[3]
 AGENT = b"\x7fELF agent"
-LANGUAGE = b"""
-name: toy
-image: docker.io/library/toy:1
-extensions: [.toy]
-source_file: main.toy
-version: [{file: etc/toy-version, pattern: '([0-9.]+)'}]
-working_memory_mib: 7
-env: {TOY: '1'}
-steps:
-  - {name: build, argv: [toyc, main.toy], cwd: /work, wall_s: 60}
-  - {name: run, argv: [./main, '{args}'], stdin: true}
-warmup:
-  files: {main.toy: hello}
-  steps: [{name: warm, argv: [toyc, main.toy]}]
-prune: [usr/share, '!usr/share/keep']
-"""
+LANGUAGE = toy_language(
+    env={"TOY": "1"},
+    steps=[
+        {"name": "build", "argv": ["toyc", "main.toy"], "cwd": "/work", "wall_s": 60},
+        {"name": "run", "argv": ["./main", "{args}"], "stdin": True},
+    ],
+    warmup={"files": {"main.toy": "hello"}, "steps": [{"name": "warm", "argv": ["toyc", "main.toy"]}]},
+    prune=["usr/share", "!usr/share/keep"],
+)
 BASE = tar(
     directory(b"etc"),
     member(b"etc/toy-version", b"toy 3.14\n"),
@@ -97,7 +90,7 @@ def _layout(folder: Path, *layers: bytes) -> Path:
 
 def _options(layout: Path, **changes: object) -> Options:
     reference = LayoutReference(path=layout)
-    return Options(**{"language": parse_language(LANGUAGE, "toy.yaml"), "reference": reference, "compression": "none", **changes})  # type: ignore[arg-type]
+    return Options(**{"language": LANGUAGE, "reference": reference, "compression": "none", **changes})  # type: ignore[arg-type]
 
 
 def _entries(built: Built) -> dict[bytes, CpioEntry]:
@@ -192,7 +185,7 @@ def test_the_same_again_is_not_built_again(layout: Path) -> None:
 def test_whatever_goes_in_counts(layout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build(_options(layout), Silent())
     assert build(_options(layout, compression="gzip"), Silent()).fresh
-    assert build(_options(layout, compression="gzip", language=parse_language(LANGUAGE + b"# x", "toy")), Silent()).fresh
+    assert build(_options(layout, compression="gzip", language=toy_language()), Silent()).fresh
     assert build(_options(_layout(tmp_path / "other", BASE)), Silent()).fresh
     (tmp_path / "agents" / "mayfly-agent.x86_64").write_bytes(b"new")
     assert build(_options(tmp_path / "other"), Silent()).fresh

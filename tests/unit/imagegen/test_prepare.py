@@ -18,9 +18,10 @@ import mayfly.imagegen.build
 import mayfly.imagegen.prepare
 from mayfly.errors import HostError, ImageError
 from mayfly.guests.job import Job
-from mayfly.imagegen.build import Built, Options, build
-from mayfly.imagegen.languages import parse_language
+from mayfly.imagegen.build import Built, build
+from mayfly.imagegen.languages import Language
 from mayfly.imagegen.oci.reference import LayoutReference
+from mayfly.imagegen.options import Options
 from mayfly.imagegen.prepare import bring_home
 from mayfly.imagegen.progress import Silent
 from mayfly.imagegen.rootfs.layers import Limits
@@ -29,27 +30,9 @@ from mayfly.paths import kernel_path
 from mayfly.protocol import frames as p
 from tests.kit.agent_process import build_agent
 from tests.kit.api_fakes import FakeZygote
-from tests.kit.imagegen_kit import LayoutMaker, member, read_cpio, tar
+from tests.kit.imagegen_kit import LayoutMaker, member, read_cpio, tar, toy_language
 from tests.kit.played_guest import EXIT, RAN, STEP, played_guest
 
-LANGUAGE = """
-name: toy
-image: docker.io/library/toy:1
-extensions: [.toy]
-source_file: main.toy
-version: [{file: etc/toy-version, pattern: '([0-9.]+)'}]
-working_memory_mib: 7
-prepare:
-  working_memory_mib: 20
-  steps:
-    - {name: first, argv: [sh, -ec, 'mkdir -p made/deep; echo "$WHAT" >made/deep/b; : >made/a; ln -s a made/link']}
-    - {name: second, argv: [sh, -ec, '%s']}
-  collect: [/work/made]
-env: {WHAT: thing}
-steps:
-  - {name: run, argv: [toy, '{args}'], stdin: true}
-prune: []
-"""
 GOOD_STEP = "chmod 600 made/a; head -c 100000 /dev/zero >made/zeros"
 
 
@@ -84,7 +67,10 @@ def _options(tmp_path: Path, step: str = GOOD_STEP, **changes: object) -> Option
     if not layout.exists():
         maker = LayoutMaker(layout)
         maker.finish(maker.image([maker.layer(tar(member(b"etc/toy-version", b"3")))], env=["PATH=/usr/bin:/bin"]))
-    language = parse_language((LANGUAGE % step).encode(), "toy.yaml")
+    first = 'mkdir -p made/deep; echo "$WHAT" >made/deep/b; : >made/a; ln -s a made/link'
+    steps = [{"name": name, "argv": ["sh", "-ec", script]} for name, script in (("first", first), ("second", step))]
+    prepared = {"working_memory_mib": 20, "steps": steps, "collect": ["/work/made"]}
+    language = toy_language(prepare=prepared, env={"WHAT": "thing"})
     return Options(**{"language": language, "reference": LayoutReference(path=layout), "compression": "none", **changes})  # type: ignore[arg-type]
 
 
@@ -137,24 +123,17 @@ def test_a_step_that_fails_is_told_with_its_output(machines: list[FakeZygote], t
     assert not list((tmp_path / "data").rglob("manifest.json"))
 
 
-ASKING = b"""
-name: toy
-image: docker.io/library/toy:1
-extensions: [.toy]
-source_file: main.toy
-version: [{file: etc/toy-version, pattern: '([0-9.]+)'}]
-version_command: [sh, -c, 'echo noise >&2; printf "toyc %s \\033[1m(of today)\\n" VERSION']
-working_memory_mib: 20
-steps: [{name: run, argv: [toy]}]
-prune: []
-"""
+def asking(version: str) -> Language:
+    """A language whose compiler says that it has this version."""
+    script = f'echo noise >&2; printf "toyc %s \\033[1m(of today)\\n" {version}'
+    return toy_language(version_command=["sh", "-c", script], working_memory_mib=20)
 
 
 def test_the_compiler_says_its_version_where_a_machine_can_ask_it(
     machines: list[FakeZygote], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The archive is the same either way, and what was asked once is known."""
-    language = parse_language(ASKING.replace(b"VERSION", b"3"), "toy.yaml")
+    language = asking("3")
     monkeypatch.setattr(mayfly.imagegen.prepare, "probe", lambda: SimpleNamespace(usable=False, reason="there is no KVM"))
     shown = build(_options(tmp_path, language=language), Silent())
     assert (shown.manifest.version, shown.manifest.compiler) == ("3", "")
@@ -175,7 +154,7 @@ def test_the_compiler_says_its_version_where_a_machine_can_ask_it(
 
 
 def test_a_compiler_of_another_version_is_refused(machines: list[FakeZygote], tmp_path: Path) -> None:
-    language = parse_language(ASKING.replace(b"VERSION", b"4"), "toy.yaml")
+    language = asking("4")
     with pytest.raises(ImageError, match=r"files show toy 3, the compiler says 'toyc 4"):
         build(_options(tmp_path, language=language), Silent())
 

@@ -1,0 +1,50 @@
+"""What image to build, and how."""
+
+import dataclasses
+import platform
+import re
+from pathlib import Path
+
+from mayfly.errors import ConfigError
+from mayfly.imagegen.languages import Language
+from mayfly.imagegen.oci.documents import MACHINE_TO_GOARCH
+from mayfly.imagegen.oci.reference import Reference
+from mayfly.imagegen.rootfs.layers import Limits
+from mayfly.images.manifest import COMPRESSIONS
+
+_VERSION = re.compile(r"[0-9][A-Za-z0-9.+_-]{0,31}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to build, and how.
+
+    With a `version` (`1.63`) the image must have that one. It is kept beside the one without, which
+    is the language's default. `prepare_with` is put before the command that runs prepare steps, for
+    hosts where no machine runs.
+    """
+
+    language: Language
+    version: str = ""
+    reference: Reference
+    arch: str = platform.machine()
+    compression: str = "zstd"
+    insecure: bool = False
+    offline: bool = False
+    force: bool = False
+    prepare_with: tuple[str, ...] = ()
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.arch not in MACHINE_TO_GOARCH:
+            raise ConfigError(f"architecture {self.arch!r} is none of {', '.join(MACHINE_TO_GOARCH)}")
+        if self.compression not in COMPRESSIONS:
+            raise ConfigError(f"compression {self.compression!r} is none of {', '.join(COMPRESSIONS)}")
+        if self.version and not _VERSION.fullmatch(self.version):
+            raise ConfigError(f"{self.version!r} is not a version", hint="write it as rust@1.63")
+
+    @property
+    def name(self) -> str:
+        """The language, and the version if one is asked for: `rust`, `rust@1.63`."""
+        return f"{self.language.name}@{self.version}" if self.version else self.language.name

@@ -1,0 +1,140 @@
+"""The layer that a machine makes of an image, by its language's prepare steps: made once, kept in
+the cache, merged into the tree.
+"""
+
+import dataclasses
+import hashlib
+import json
+import stat
+import subprocess
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from mayfly.errors import HostError, ImageError
+from mayfly.files import atomic_write, file_digest
+from mayfly.imagegen.oci.documents import ResolvedImage
+from mayfly.imagegen.options import Options
+from mayfly.imagegen.prepare import VERSION_STEP, prepare, why_not
+from mayfly.imagegen.rootfs.collected import VERSION_FILE
+from mayfly.imagegen.rootfs.furnish import RUNNER
+from mayfly.imagegen.rootfs.layers import Layer, add_layer
+from mayfly.imagegen.rootfs.tree import Inode
+from mayfly.imagegen.writing import Build, describe, environment, write
+from mayfly.images.manifest import LanguageStep, Warmup
+from mayfly.paths import cache_dir
+
+VERSION_S = 120.0
+"""For the compiler to say its version, on an emulated host too."""
+MAX_COMPILER = 200
+"""Letters of what it says."""
+
+
+def can_ask(options: Options, image: ResolvedImage) -> bool:
+    """Whether the compiler can say its version here: it did before, or there is a machine to run it
+    in.
+    """
+    return bool(options.language.version_command) and (_is_whole(_prepared_path(options, image)) or _has_machine(options))
+
+
+def _has_machine(options: Options) -> bool:
+    return bool(options.prepare_with) or not why_not(options.arch)
+
+
+def _prepared_path(options: Options, image: ResolvedImage) -> Path:
+    """Where the layer is kept that a machine made of this image, by the hash of all that decides on
+    it.
+    """
+    language = options.language
+    made_of = {
+        "manifest": image.manifest_digest,
+        "prune": language.prune,
+        "env": environment(language, image),
+        "prepare": msgspec.to_builtins(language.prepare),
+        "version": language.version_command,
+    }
+    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+    return cache_dir() / "prepared" / f"{digest}.tar"
+
+
+def _digest_path(prepared: Path) -> Path:
+    return prepared.with_suffix(".sha256")
+
+
+def _is_whole(prepared: Path) -> bool:
+    """Whether a layer that a machine made is there as it was when it was made."""
+    try:
+        return _digest_path(prepared).read_text() == file_digest(prepared)
+    except (FileNotFoundError, UnicodeDecodeError):
+        return False
+
+
+def add_prepared(build: Build) -> str:
+    """Merge into the tree what the language's prepare steps make in a machine, which runs once for
+    an image.
+
+    Gives what the compiler said of itself there. Where there are no steps, and no machine to ask it
+    in, that is nothing.
+
+    Raises:
+        HostError: there are steps, and no machine.
+        ImageError: a step failed, or the compiler is of another version than the image's files
+            show.
+    """
+    options, image, progress = build.options, build.image, build.progress
+    language = options.language
+    wanted = language.prepare
+    if not wanted.steps and not can_ask(options, image):
+        return ""
+    path = _prepared_path(options, image)
+    whole = _is_whole(path)
+    if not whole and path.exists():
+        progress.say(f"{path} is damaged and is made anew")
+    if not whole or (options.force and (wanted.steps or _has_machine(options))):
+        progress.say(f"{'preparing' if wanted.steps else 'asking'} {language.name} {build.version} in a machine; this is done once")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="prepare.", dir=cache_dir()) as folder:
+            _write_unprepared(build, Path(folder))
+            if options.prepare_with:
+                command = [*options.prepare_with, "imagegen", "prepare", folder, str(path), *wanted.collect]
+                try:
+                    done = subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
+                except OSError as error:
+                    raise HostError(f"{command[0]} cannot be started: {error.strerror}", hint="look at --prepare-with") from error
+                if done.returncode != 0:
+                    raise ImageError(f"the image could not be prepared by {' '.join(options.prepare_with)}", hint="see above")
+            else:
+                prepare(Path(folder), wanted.collect, path, options.limits, progress)
+        with atomic_write(_digest_path(path)) as file:
+            file.write(file_digest(path).encode())
+    digest = file_digest(path)
+    layer = Layer(path=path, digest=digest, diff_id=digest)
+    add_layer(build.tree, len(image.layers) + 1, layer, build.spools, options.limits)
+    if not language.version_command:
+        return ""
+    said = build.tree.remove(VERSION_FILE.encode())  # it is for the manifest: the archive is the same where no machine could be asked
+    text = build.spools.read(said.inode.content).decode(errors="replace") if said is not None else ""
+    compiler = "".join(letter for letter in text.strip() if letter.isprintable())[:MAX_COMPILER]
+    if build.version not in compiler:
+        raise ImageError(f"the files show {language.name} {build.version}, the compiler says {compiler!r}", hint="give another --image")
+    return compiler
+
+
+def _write_unprepared(build: Build, folder: Path) -> None:
+    """Write the image as it is before the prepare steps, which are the steps of its manifest; they
+    may write where it is collected.
+    """
+    language = build.options.language
+    wanted = language.prepare
+    for path in wanted.collect:
+        build.tree.put(path.encode(), Inode(mode=stat.S_IFDIR | 0o755, uid=RUNNER, gid=RUNNER))
+    steps = wanted.steps
+    if language.version_command:
+        steps = (LanguageStep(name=VERSION_STEP, argv=language.version_command, wall_s=VERSION_S), *steps)
+    memory = wanted.working_memory_mib or language.working_memory_mib
+    language = msgspec.structs.replace(language, steps=steps, warmup=Warmup(), working_memory_mib=memory)
+    # Without compression it is fastest to write, and to unpack where machines are emulated.
+    unprepared = dataclasses.replace(build, options=dataclasses.replace(build.options, language=language, compression="none"), recipe="")
+    archive = write(unprepared, folder / "initramfs")
+    (folder / "manifest.json").write_text(describe(unprepared, archive).to_json())
