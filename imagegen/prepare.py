@@ -21,6 +21,7 @@ from mayfly.guests.converse import collect as collect_files
 from mayfly.guests.converse import converse
 from mayfly.guests.job import RATES, Job, Wanted
 from mayfly.guests.outcome import Outcome
+from mayfly.guests.probe import probe
 from mayfly.guests.spawner import Spawner
 from mayfly.guests.start import Guest, start
 from mayfly.imagegen.progress import Progress
@@ -32,7 +33,6 @@ from mayfly.paths import kernel_path
 from mayfly.protocol.conversation import Event
 from mayfly.protocol.frames import Collected, Stage, Start, Stdout, Step
 from mayfly.vmm.config import Channel, MachineConfig
-from mayfly.vmm.probe import probe
 from mayfly.vmm.process.zygote import Zygote
 
 BOOT_S = 180.0

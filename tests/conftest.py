@@ -30,7 +30,7 @@ def why_not(marker: str) -> str:
 
         return why_no_browser()
     if marker == "system":
-        from mayfly.vmm.probe import probe  # slow, and only a run with such tests needs it
+        from mayfly.guests.probe import probe  # slow, and only a run with such tests needs it
 
         found = probe()
         return "" if found.usable else f"{found.reason}; run them through scripts/with-kvm"

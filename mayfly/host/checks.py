@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from mayfly import paths
 from mayfly.errors import HostError, MayflyError
+from mayfly.guests.probe import KvmProbe, probe
 from mayfly.host import processor
 from mayfly.host.admission import DEFAULT_SHARE
 from mayfly.host.config import DEFAULT_EMULATED_FACTOR, Config
@@ -18,7 +19,6 @@ from mayfly.units import MIB
 from mayfly.vmm.config import NetworkBackend
 from mayfly.vmm.kvm.kvm import Kvm
 from mayfly.vmm.network.passt import PROGRAM
-from mayfly.vmm.probe import KvmProbe, probe
 
 
 def time_factor(config: Config, probing: Callable[[], KvmProbe] = probe) -> float:

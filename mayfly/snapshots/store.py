@@ -28,9 +28,9 @@ from mayfly.files import replacing as replacing_folder
 from mayfly.images.store import InstalledImage
 from mayfly.protocol.frames import PROTOCOL_VERSION
 from mayfly.schema import Record, convert
+from mayfly.snapshots.digest import memory_digest
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.snapshot import FILES, MEMORY
-from mayfly.vmm.snapshot.digest import memory_digest
 from mayfly.vmm.snapshot.files import Shape, shape
 
 FORMAT = 4

@@ -28,6 +28,7 @@ from mayfly import paths
 from mayfly.guests.converse import Listener, converse
 from mayfly.guests.job import RATES, Job, Wanted
 from mayfly.guests.outcome import Outcome, Status
+from mayfly.guests.probe import probe
 from mayfly.guests.spawner import Spawner
 from mayfly.guests.start import start
 from mayfly.images import manifest
@@ -35,7 +36,6 @@ from mayfly.images.store import InstalledImage
 from mayfly.protocol.frames import Start, Step
 from mayfly.units import MIB
 from mayfly.vmm.config import Channel, MachineConfig, NetworkBackend, NetworkConfig
-from mayfly.vmm.probe import probe
 from mayfly.vmm.process.zygote import Zygote
 from scripts.bench import microvm
 from tests.kit import toy

@@ -26,13 +26,13 @@ from typing import Any
 
 from mayfly import paths
 from mayfly.guests.job import Wanted
+from mayfly.guests.probe import probe
 from mayfly.guests.spawner import Spawner
 from mayfly.guests.start import start
 from mayfly.images import manifest
 from mayfly.images.store import InstalledImage
 from mayfly.units import MIB
 from mayfly.vmm.config import Channel, MachineConfig
-from mayfly.vmm.probe import probe
 from mayfly.vmm.process.report import Ended
 from mayfly.vmm.process.zygote import Reaped, Zygote
 from scripts.bench import microvm

@@ -40,7 +40,7 @@ def native(arch: str, python: Path) -> tuple[bool, str]:
         return False, f"this machine is {platform.machine()}, not {arch}"
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return False, "there is no /dev/kvm that may be opened"
-    probe = subprocess.run([python, "-m", "mayfly.vmm.probe"], cwd=ROOT, capture_output=True, text=True, check=False)
+    probe = subprocess.run([python, "-m", "mayfly.guests.probe"], cwd=ROOT, capture_output=True, text=True, check=False)
     if probe.returncode not in (0, 1) or "Traceback" in probe.stderr:
         raise HostFilesError(f"the probe of /dev/kvm failed; run 'make setup'\n{probe.stderr}")
     return probe.returncode == 0, probe.stdout.strip()

@@ -26,8 +26,8 @@ LOAD = 4.0
 @functools.cache
 def time_factor() -> float:
     """The factor that the product has for times on this host: more than 1 where KVM is emulated."""
+    from mayfly.guests.probe import probe
     from mayfly.host.config import DEFAULT_EMULATED_FACTOR  # only few tests ask
-    from mayfly.vmm.probe import probe
 
     try:
         return DEFAULT_EMULATED_FACTOR if probe().emulated else 1.0

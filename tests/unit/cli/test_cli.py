@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from mayfly.errors import HostError
+from mayfly.guests.probe import KvmProbe
 from mayfly.host import checks, keys
 from mayfly.host.config import Config
 from mayfly.snapshots import store as snapshots
 from mayfly.vmm.config import NetworkBackend
-from mayfly.vmm.probe import KvmProbe
 from tests.kit.api_fakes import ROOT, gone, install_toys
 
 Mayfly = Callable[..., "subprocess.Popen[bytes]"]

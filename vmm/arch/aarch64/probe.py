@@ -1,4 +1,4 @@
-"""The guest with which vmm/probe.py times this host's KVM."""
+"""The guest with which guests/probe.py times this host's KVM."""
 
 import struct
 from pathlib import Path

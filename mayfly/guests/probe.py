@@ -1,6 +1,6 @@
 """Whether this host's KVM can run Linux guests; some emulate kernel code slowly and in part.
 
-`python -m mayfly.vmm.probe` prints the answer in a line; its exit status is 0 for yes.
+`python -m mayfly.guests.probe` prints the answer in a line; its exit status is 0 for yes.
 """
 
 import contextlib
