@@ -2,37 +2,35 @@
 
 import contextlib
 import functools
-import io
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Sequence
 from collections.abc import Mapping as MappingOf
+from typing import Any
 
 from mayfly.errors import ConfigError, GuestError, KvmError, SnapshotError
-from mayfly.vmm.arch import InterruptController, boot, cpu, hardware, interrupts, layout, state
-from mayfly.vmm.bus import Bus
+from mayfly.vmm.arch import boot, cpu, hardware, layout, state
+from mayfly.vmm.channels.carrier import Carrier
 from mayfly.vmm.channels.serial import SerialChannel
 from mayfly.vmm.channels.tcp import TcpChannel
 from mayfly.vmm.channels.virtio import VirtioChannel
-from mayfly.vmm.cmdline import command_line
 from mayfly.vmm.config import Channel, DeviceKind, MachineConfig
 from mayfly.vmm.devices.serial import Serial
 from mayfly.vmm.devices.virtio.device import VirtioDevice
 from mayfly.vmm.devices.virtio.entropy import Entropy
 from mayfly.vmm.devices.virtio.mmio import MmioTransport
 from mayfly.vmm.devices.virtio.registers import Interrupt, Register
-from mayfly.vmm.eventloop import EventLoop
+from mayfly.vmm.eventloop import EventLoop, eventfd
 from mayfly.vmm.kvm.kvm import Kvm, Vcpu, Vm
 from mayfly.vmm.kvm.mapping import PAGE, Mapping
+from mayfly.vmm.loader.placing import open_file
 from mayfly.vmm.machine import Machine, Part, pre_fault
 from mayfly.vmm.memory import GuestMemory
-from mayfly.vmm.network.link import Link, open_backend
+from mayfly.vmm.network.link import Link
 from mayfly.vmm.process.report import End
 from mayfly.vmm.processors import Processors
-from mayfly.vmm.snapshot.files import Chain, MachineState
-from mayfly.vmm.snapshot.memory import open_pagemap
+from mayfly.vmm.snapshot.files import Layers, MachineState
 from mayfly.vmm.snapshot.state import AGAIN, Saved
 
 
@@ -49,57 +47,68 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
     with contextlib.ExitStack() as resources:
         began = time.monotonic()
         kvm = resources.enter_context(Kvm())
-        chain = resources.enter_context(contextlib.closing(Chain(config.restore, config.initrd, page_by_page=config.page_by_page)))
-        saved = chain.check(config, state.identity(kvm)) if config.restore else None
+        layers = resources.enter_context(contextlib.closing(Layers(config.restore, config.initrd, page_by_page=config.page_by_page)))
+        saved = layers.check(config, state.identity(kvm)) if config.restore else None
         mapping = resources.enter_context(Mapping(config.memory))
-        chain.lay_over(mapping)
+        layers.lay_over(mapping)
         vm = resources.enter_context(kvm.create_vm())
         memory = _guest_memory(vm, mapping)
         resources.callback(memory.release)
         registers = _registers(config, vm, resources)
-        controller = resources.enter_context(contextlib.closing(interrupts.create(vm, pit=config.interactive)))
+        controller = hardware.create_interrupts(vm, pit=config.interactive)
         vcpus = [resources.enter_context(vm.create_vcpu(index)) for index in range(config.cpus)]
-        controller.start()
+        hardware.start_interrupts(controller)
         phases = {"objects": time.monotonic() - began}
 
         began = time.monotonic()
         wiring = _Wiring(vm, loop, memory, registers, vcpus, resources)
         boot_console = wiring.add_boot_console(console)
-        hardware.attach(wiring.ports, wiring.mmio, functools.partial(wiring.processors.finish, End.RESET))
-        if channel is not None:
-            wiring.add_channel(config.channel, channel)
+        hardware.attach(wiring.processors.ports, wiring.processors.mmio, functools.partial(wiring.processors.finish, End.RESET))
+        if channel is not None and config.channel is Channel.SERIAL:
+            wiring.add_serial_channel(channel)
         for slot, device in enumerate(config.devices):
             wiring.add_virtio(slot, wiring.make_device(device, config, channel))
         if saved:
             _restore(vm, controller, vcpus, wiring.parts, saved)
         else:
-            token = wiring.carrier.token if isinstance(wiring.carrier, TcpChannel) else ""
-            cpu.set_up(vm, vcpus, entry=_load(config, vm, memory, mapping, command_line(config, token)))
+            cmdline = command_line(config)
+            with open_file(config.kernel, "kernel", "mayfly kernel build") as kernel:
+                entry = boot.load(config, vm, memory, mapping, kernel_fd=kernel.fileno(), initrd_fd=layers.initrd, cmdline=cmdline)
+            cpu.set_up(vm, vcpus, entry=entry)
             pre_fault(kvm, vcpus[0], mapping, [(offset // PAGE, -(-size // PAGE)) for offset, size in mapping.files])
-            chain.initrd_offset = mapping.files[0][0] if config.initrd else None
-        pagemap = open_pagemap()
-        resources.callback(os.close, pagemap)
+            layers.initrd_offset = mapping.files[0][0] if config.initrd else None
         phases["load"] = time.monotonic() - began
         return Machine(
             config=config,
             loop=loop,
             vm=vm,
             controller=controller,
-            vcpus=vcpus,
             processors=wiring.processors,
             mapping=mapping,
-            memory=memory,
-            chain=chain,
-            pagemap=pagemap,
-            lock=wiring.lock,
-            ports=wiring.ports,
-            mmio=wiring.mmio,
+            layers=layers,
             boot_console=boot_console,
             channel=wiring.carrier,
             parts=wiring.parts,
             phases=phases,
             resources=resources.pop_all(),
         )
+
+
+def command_line(config: MachineConfig) -> str:
+    """The kernel's: the machine's parameters, then the configuration's, which win."""
+    parameters = [layout.kernel_parameters(config), "panic=-1"]
+    if config.interactive:
+        parameters.append("console=ttyS0")
+    else:
+        # By default a tmpfs may fill half the memory, and a full one truncates files silently.
+        # Freeing the archive would write to, and so copy, each page that is shared with its file.
+        parameters += ["quiet", "console=ttynull", layout.EARLY_CONSOLE, "initramfs_options=size=90%", "retain_initrd"]
+        # Otherwise the kernel starts a shell in the place of an init that does not start.
+        parameters.append("init=/init")
+    if config.network is not None:
+        # No interrupt reports a sent packet, and guests do not wait for one to send the next.
+        parameters.append("virtio_net.napi_tx=0")
+    return " ".join([*parameters, config.cmdline]).strip()
 
 
 def _guest_memory(vm: Vm, mapping: Mapping) -> GuestMemory:
@@ -120,7 +129,7 @@ def _registers(config: MachineConfig, vm: Vm, resources: contextlib.ExitStack) -
     return registers.view
 
 
-def _restore(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu], parts: MappingOf[str, Part], saved: MachineState) -> None:
+def _restore(vm: Vm, controller: Any, vcpus: Sequence[Vcpu], parts: MappingOf[str, Part], saved: MachineState) -> None:
     if parts.keys() != saved.parts.keys():
         raise SnapshotError(f"the snapshot's state has the parts {sorted(saved.parts)}, not {sorted(parts)}", hint=AGAIN)
     try:
@@ -137,11 +146,10 @@ class _Wiring:
     def __init__(
         self, vm: Vm, loop: EventLoop, memory: GuestMemory, registers: memoryview, vcpus: Sequence[Vcpu], resources: contextlib.ExitStack
     ) -> None:
-        self.ports, self.mmio = Bus("io"), Bus("mmio")
-        self.lock = threading.Lock()
         self.parts: dict[str, Part] = {}
-        self.carrier: SerialChannel | VirtioChannel | TcpChannel | None = None
-        self.processors = Processors(vcpus, self.ports, self.mmio, self.lock, wake=loop.stop)
+        self.carrier: Carrier | None = None
+        self.processors = Processors(vcpus, wake=loop.stop)
+        self._closed = functools.partial(self.processors.finish, End.CHANNEL_CLOSED)
         self._vm, self._loop, self._memory, self._registers, self._resources = vm, loop, memory, registers, resources
 
     def add_boot_console(self, console: Callable[[bytes], None]) -> Serial:
@@ -149,55 +157,44 @@ class _Wiring:
         self._add_uart("uart0", layout.UART0, uart)
         return uart
 
-    def add_channel(self, kind: Channel, channel: socket.socket) -> None:
-        """Make a channel over UART1 or a console; one over TCP comes with its network device."""
-        closed = functools.partial(self.processors.finish, End.CHANNEL_CLOSED)
-        if kind is Channel.SERIAL:
-            self.carrier = SerialChannel(channel, self._loop, self.lock, interrupt=self._interrupt(layout.UART1_GSI), closed=closed)
-            self._add_uart("uart1", layout.UART1, self.carrier.serial)
-        elif kind is Channel.VIRTIO:
-            self.carrier = VirtioChannel(channel, self._loop, closed=closed)
+    def add_serial_channel(self, channel: socket.socket) -> None:
+        interrupt, lock = self._interrupt(layout.UART1_GSI), self.processors.lock
+        self.carrier = serial = SerialChannel(channel, self._loop, lock, interrupt=interrupt, closed=self._closed)
+        self._add_uart("uart1", layout.UART1, serial.serial)
 
     def make_device(self, device: DeviceKind, config: MachineConfig, channel: socket.socket | None) -> VirtioDevice:
-        """The device of that kind, which is yet without its transport."""
+        """The device of that kind, yet without its transport; one may carry the channel."""
         if device is DeviceKind.CONSOLE:
-            if not isinstance(self.carrier, VirtioChannel):
+            if channel is None:
                 raise ConfigError("a machine with a virtio channel needs the channel's socket")
-            return self.carrier.console
+            self.carrier = virtio = VirtioChannel(channel, self._loop, closed=self._closed)
+            return virtio.console
         if device is DeviceKind.ENTROPY:
             entropy = Entropy(os.urandom, time.monotonic, later=lambda delay_s: self._loop.call_later(delay_s, entropy.resume))
             return entropy
         assert config.network is not None  # noqa: S101 (the device is there because of it)
         over_tcp = config.channel is Channel.TCP
-        backend = self._resources.enter_context(contextlib.closing(open_backend(config.network, self._loop, channel=over_tcp)))
-        link = Link(config.network, backend, self._loop)
+        link = Link(config.network, self._loop, channel=over_tcp)
+        self._resources.callback(link.backend.close)
         if over_tcp and channel is not None:
-            self._add_tcp_channel(channel, link)
+            self._add_tcp_channel(channel, config.token, link)
         return link.net
 
-    def _add_tcp_channel(self, channel: socket.socket, link: Link) -> None:
-        """Connect at the guest's first packet: by then the agent listens."""
-
+    def _add_tcp_channel(self, channel: socket.socket, token: str, link: Link) -> None:
         def failed(error: OSError) -> None:
             self.processors.finish(End.ERROR, GuestError(f"the agent takes no connection for its channel: {error.strerror}"))
 
-        closed = functools.partial(self.processors.finish, End.CHANNEL_CLOSED)
-        self.carrier = TcpChannel(channel, self._loop, connect=link.connect, closed=closed, failed=failed)
-        self._resources.callback(self.carrier.close)
-        link.net.on_first_packet = self.carrier.open
+        self.carrier = tcp = TcpChannel(channel, self._loop, token, connect=link.connect, closed=self._closed, failed=failed)
+        self._resources.callback(tcp.close)
+        link.net.on_first_packet = tcp.open  # by then the agent listens
 
     def add_virtio(self, slot: int, device: VirtioDevice) -> None:
         """Wire `device` to the bus, its queues to eventfds, and its interrupt to an irqfd."""
         offset = slot * layout.VIRTIO_MMIO_SIZE
         base = layout.VIRTIO_MMIO + offset
-        kicks = [_eventfd() for _ in device.queue_sizes]
-        transport = MmioTransport(
-            device,
-            self._memory,
-            interrupt=self._interrupt(layout.VIRTIO_GSI + slot),
-            kick=lambda queue: os.eventfd_write(kicks[queue], 1),
-            registers=self._registers[offset : offset + layout.VIRTIO_MMIO_SIZE],
-        )
+        kicks = [eventfd() for _ in device.queue_sizes]
+        interrupt, registers = self._interrupt(layout.VIRTIO_GSI + slot), self._registers[offset : offset + layout.VIRTIO_MMIO_SIZE]
+        transport = MmioTransport(device, self._memory, interrupt, lambda queue: os.eventfd_write(kicks[queue], 1), registers)
         self._resources.callback(transport.close)
         self.parts[f"virtio{slot}"] = transport
         for queue, fd in enumerate(kicks):
@@ -205,37 +202,17 @@ class _Wiring:
             self._vm.ioeventfd(fd, base + Register.QUEUE_NOTIFY, 4, queue)
         # Acknowledgements go to an eventfd that nobody reads: otherwise each would cost an exit.
         # USED_BUFFER stays set; drivers then just look at their queues.
-        acknowledged = _eventfd()
+        acknowledged = eventfd()
         self._resources.callback(os.close, acknowledged)
         self._vm.ioeventfd(acknowledged, base + Register.INTERRUPT_ACK, 4, Interrupt.USED_BUFFER)
-        self.mmio.attach(base, layout.VIRTIO_MMIO_SIZE, transport)
+        self.processors.mmio.attach(base, layout.VIRTIO_MMIO_SIZE, transport)
 
     def _add_uart(self, name: str, base: int, uart: Serial) -> None:
-        hardware.uart_bus(self.ports, self.mmio).attach(base, layout.UART_SIZE, uart)
+        hardware.uart_bus(self.processors.ports, self.processors.mmio).attach(base, layout.UART_SIZE, uart)
         self.parts[name] = uart
 
     def _interrupt(self, gsi: int) -> Callable[[], None]:
-        fd = _eventfd()
+        fd = eventfd()
         self._resources.callback(os.close, fd)
         self._vm.irqfd(fd, gsi)
         return lambda: os.eventfd_write(fd, 1)
-
-
-def _eventfd() -> int:
-    return os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-
-
-def _load(config: MachineConfig, vm: Vm, memory: GuestMemory, mapping: Mapping, cmdline: str) -> int:
-    with contextlib.ExitStack() as files:
-        kernel_fd = files.enter_context(_open(config.kernel, "kernel")).fileno()
-        initrd_fd = files.enter_context(_open(config.initrd, "initramfs")).fileno() if config.initrd else None
-        return boot.load(config, vm, memory, mapping, kernel_fd=kernel_fd, initrd_fd=initrd_fd, cmdline=cmdline)
-
-
-def _open(path: str, what: str) -> io.FileIO:
-    try:
-        return io.FileIO(path)
-    except OSError as error:
-        raise ConfigError(
-            f"the {what} {path} cannot be read: {error.strerror}", hint="mayfly kernel build" if what == "kernel" else ""
-        ) from error

@@ -1,36 +1,20 @@
 """An address space of devices: which device answers a port or MMIO access, at which offset."""
 
 import bisect
-from typing import NamedTuple, Protocol
 
 
-class BusDevice(Protocol):
-    """A device on a bus: own offsets, sizes 1, 2, 4 or 8, unsigned values. It never raises."""
+class BusDevice:
+    """A device on a bus: own offsets, sizes 1, 2, 4 or 8, unsigned values. It never raises.
+
+    This one is where no device is: it reads as all ones.
+    """
 
     def read(self, offset: int, size: int) -> int:
         """The guest reads `size` bytes at `offset`."""
-
-    def write(self, offset: int, size: int, value: int) -> None:
-        """The guest writes `value` of `size` bytes at `offset`."""
-
-
-class Unmapped:
-    """Where no device is: reads as all ones, writes nothing."""
-
-    def read(self, offset: int, size: int) -> int:
-        """All ones."""
         return (1 << 8 * size) - 1
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Nothing."""
-
-
-class Place(NamedTuple):
-    """Where an access goes. `name` is one of a few, whatever address the guest chose."""
-
-    device: BusDevice
-    offset: int
-    name: str
+        """The guest writes `value` of `size` bytes at `offset`."""
 
 
 class Bus:
@@ -40,7 +24,7 @@ class Bus:
         self._starts: list[int] = []
         self._ranges: list[tuple[int, int, BusDevice, str]] = []
         self._kind = kind
-        self._nowhere = Place(Unmapped(), 0, f"{kind} unmapped")
+        self._nowhere = (BusDevice(), 0, f"{kind} unmapped")
 
     def attach(self, base: int, size: int, device: BusDevice) -> None:
         """Place `device` at [base, base + size). Raises ValueError if that overlaps another."""
@@ -52,10 +36,10 @@ class Bus:
         self._starts.insert(index, base)
         self._ranges.insert(index, (base, base + size, device, f"{self._kind} {base:#x}"))
 
-    def find(self, address: int, size: int) -> Place:
-        """The device that holds the whole access, or none (`Unmapped`)."""
+    def find(self, address: int, size: int) -> tuple[BusDevice, int, str]:
+        """The device that holds the whole access, its offset, and one of a few names for it."""
         index = bisect.bisect_right(self._starts, address) - 1
         if index < 0:
             return self._nowhere
         base, end, device, name = self._ranges[index]
-        return Place(device, address - base, name) if address + size <= end else self._nowhere
+        return (device, address - base, name) if address + size <= end else self._nowhere

@@ -5,9 +5,8 @@ import re
 from enum import StrEnum
 from typing import Self
 
-from mayfly.errors import ConfigError, SchemaError
-from mayfly.protocol.words import network as network_words
-from mayfly.schema import Record, decode, msgspec, replace
+from mayfly.errors import ConfigError
+from mayfly.schema import Record, replace
 from mayfly.units import MIB
 
 MIN_MEMORY = 16 * MIB
@@ -21,6 +20,7 @@ MAX_MTU = 65520
 
 CHANNEL_PORT = 1023
 """Where the guest's agent listens, if the channel goes over TCP: unprivileged programs cannot."""
+CHANNEL_PORT_NAME = "mayfly.channel"  # Of a virtio console
 
 
 class Channel(StrEnum):
@@ -45,30 +45,20 @@ class NetworkBackend(StrEnum):
 
     NONE = "none"
     TAP = "tap"
-    PASST = "passt"
+    PASST = "passt"  # An unprivileged process
 
 
 class NetworkConfig(Record, frozen=True, kw_only=True):
-    """The network of one machine.
-
-    Attributes:
-        backend: tap, an interface `tap` that was made before, or passt, an unprivileged process.
-        mac: the guest's, as 02:00:00:00:00:01.
-        addresses: the guest's, with their networks (10.87.0.2/16), one of IPv4 and one of IPv6 at
-            most. A machine that boots to be saved has none, and is connected to nothing.
-        gateways: its routers, at most one of each.
-        allow: networks that it may reach besides the Internet.
-        mtu: bytes of the largest IP packet.
-    """
+    """The network of one machine. One that boots to be saved has no addresses or anything else."""
 
     backend: NetworkBackend
-    tap: str = ""
-    mac: str
-    addresses: tuple[str, ...]
-    gateways: tuple[str, ...]
+    tap: str = ""  # An interface that was made before
+    mac: str  # The guest's, as 02:00:00:00:00:01
+    addresses: tuple[str, ...]  # The guest's, with their networks (10.87.0.2/16), one of each version at most
+    gateways: tuple[str, ...]  # At most one of each version
     nameservers: tuple[str, ...] = ()
-    allow: tuple[str, ...] = ()
-    mtu: int = 1500
+    allow: tuple[str, ...] = ()  # Networks that it may reach besides the Internet
+    mtu: int = 1500  # Bytes of the largest IP packet
 
     def __post_init__(self) -> None:
         if self.backend is NetworkBackend.NONE:
@@ -103,43 +93,26 @@ class NetworkConfig(Record, frozen=True, kw_only=True):
         """`mac` as on the wire, 6 bytes."""
         return bytes.fromhex(self.mac.replace(":", ""))
 
-    @property
-    def words(self) -> tuple[str, ...]:
-        """What the agent is told on the command line or in RESUMED (agent/PROTOCOL.md)."""
-        given = {"mac": (self.mac,), "address": self.addresses, "gateway": self.gateways, "nameserver": self.nameservers}
-        return network_words(given) if self.connected else ()
-
     def disconnected(self) -> Self:
         """The same device with nothing connected to it."""
         return replace(self, tap="", addresses=(), gateways=(), nameservers=(), allow=())
 
 
 class MachineConfig(Record, frozen=True, kw_only=True):
-    """One machine.
+    """One machine."""
 
-    Attributes:
-        kernel: path of a vmlinux (ELF) or bzImage.
-        cmdline: kernel parameters added behind the machine's own.
-        memory: guest RAM in bytes, whole MiB.
-        channel: what carries the channel; tcp needs a network with an IPv4 address.
-        user: whom the vmm process becomes if root started it; None: nobody else.
-        interactive: UART0 is the guest's console (`mayfly boot`), and there is a PIT.
-        restore: folders of snapshots, a base and then its diffs, to go on from.
-        page_by_page: read a snapshot's pages one at a time, so that the next one's working set is
-            exact.
-    """
-
-    kernel: str
+    kernel: str  # Path of a vmlinux (ELF), bzImage or arm64 Image
     initrd: str | None = None
-    cmdline: str = ""
-    memory: int = 512 * MIB
+    cmdline: str = ""  # Kernel parameters added behind the machine's own
+    memory: int = 512 * MIB  # Bytes of guest RAM, whole MiB
     cpus: int = 1
     channel: Channel = Channel.NONE
-    user: str | None = "nobody"
-    interactive: bool = False
+    token: str = ""  # Shown first to who listens for a channel over TCP
+    user: str | None = "nobody"  # Whom the vmm process becomes if root started it
+    interactive: bool = False  # UART0 is the guest's console (`mayfly boot`), and there is a PIT
     network: NetworkConfig | None = None
-    restore: tuple[str, ...] = ()
-    page_by_page: bool = False
+    restore: tuple[str, ...] = ()  # Folders of snapshots, a base and then its diffs, to go on from
+    page_by_page: bool = False  # Read a snapshot's pages one at a time: the next one's working set is exact then
 
     def __post_init__(self) -> None:
         if not MIN_MEMORY <= self.memory <= MAX_MEMORY or self.memory % MIB:
@@ -166,15 +139,3 @@ class MachineConfig(Record, frozen=True, kw_only=True):
         console = (DeviceKind.CONSOLE,) if self.channel is Channel.VIRTIO else ()
         network = (DeviceKind.NETWORK,) if self.network is not None else ()
         return (*console, DeviceKind.ENTROPY, *network)
-
-    def to_json(self) -> str:
-        """As JSON text, for `from_json` in another process."""
-        return msgspec.json.encode(self).decode()
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The configuration that `to_json` wrote; checked again. Raises ConfigError."""
-        try:
-            return decode(cls, text)
-        except SchemaError as error:
-            raise ConfigError(f"a machine's configuration: {error}", hint=error.hint) from error

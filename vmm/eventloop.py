@@ -7,18 +7,18 @@ import os
 import select
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from _typeshed import HasFileno
 
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 _HUNG_UP = select.EPOLLHUP | select.EPOLLERR | select.EPOLLRDHUP
 
 
-class HasFileno(Protocol):
-    """A socket, a file."""
-
-    def fileno(self) -> int:
-        """Its descriptor."""
+def eventfd() -> int:
+    """A new one, to be written to by `os.eventfd_write`."""
+    return os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
 
 class EventLoop:
@@ -34,7 +34,7 @@ class EventLoop:
         self._timer_numbers = itertools.count()
         self.stop = self.add_event(self._leave)  # Make `run` return, from any thread
 
-    def watch(self, file: HasFileno, events: int, callback: Callable[[], None], hang_up: Callable[[], None] | None = None) -> None:
+    def watch(self, file: "HasFileno", events: int, callback: Callable[[], None], hang_up: Callable[[], None] | None = None) -> None:
         """Call `callback` when `file` is ready for `events` (READ, WRITE); none stops watching.
 
         `hang_up`: also when the other end is closed, so that flow control does not hide an end.
@@ -65,7 +65,7 @@ class EventLoop:
 
     def add_event(self, callback: Callable[[], None]) -> Callable[[], None]:
         """A trigger for any thread that has the loop call `callback`, once for many triggers."""
-        fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        fd = eventfd()
         self.add_eventfd(fd, callback)
         return lambda: os.eventfd_write(fd, 1)
 
@@ -90,5 +90,5 @@ class EventLoop:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._stack.close()

@@ -3,43 +3,29 @@
 import contextlib
 import dataclasses
 import resource
-import threading
 import time
 from collections.abc import Mapping as MappingOf
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from mayfly.errors import ConfigError, MayflyError
-from mayfly.schema import Record
-from mayfly.vmm.arch import InterruptController, layout, state
-from mayfly.vmm.bus import Bus
-from mayfly.vmm.channels.serial import SerialChannel
-from mayfly.vmm.channels.tcp import TcpChannel
-from mayfly.vmm.channels.virtio import VirtioChannel
+from mayfly.vmm.arch import layout, state
+from mayfly.vmm.channels.carrier import Carrier
 from mayfly.vmm.config import Channel, MachineConfig
 from mayfly.vmm.devices.serial import Serial
 from mayfly.vmm.devices.virtio.mmio import MmioTransport
 from mayfly.vmm.eventloop import EventLoop
 from mayfly.vmm.kvm.kvm import Kvm, Vcpu, Vm
 from mayfly.vmm.kvm.mapping import PAGE, Mapping
-from mayfly.vmm.memory import GuestMemory
-from mayfly.vmm.process.control import Figures
+from mayfly.vmm.process.control import Answer, Done, Figures, Pause, Prefault, Request, Resume, Snapshot, Stats, Written
 from mayfly.vmm.process.report import End
 from mayfly.vmm.processors import Processors
-from mayfly.vmm.snapshot.files import Chain, MachineState, shape, write_snapshot
+from mayfly.vmm.snapshot.files import Layers, MachineState, shape, write_snapshot
 from mayfly.vmm.snapshot.memory import Runs
-from mayfly.vmm.snapshot.state import Saved, raw
+from mayfly.vmm.snapshot.state import raw
 
-
-class Part(Protocol):
-    """A part of a machine that a snapshot holds."""
-
-    def save(self) -> Record:
-        """Its state; it goes on undisturbed."""
-
-    def restore(self, saved: Saved) -> None:
-        """Go on where `save` was called; called before anything uses it."""
+Part = Serial | MmioTransport  # What a snapshot holds of a machine besides KVM's state and memory
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -47,36 +33,20 @@ class Machine:
     """A machine that is ready to run: `run`, in the thread that made it, then `close`.
 
     While it runs, `finish` is for any thread, all else for the event loop's.
-
-    Attributes:
-        vcpus: KVM's side of `processors`.
-        mapping: guest RAM in this process; `memory` is the same by guest physical address.
-        chain: what the machine began with.
-        pagemap: a descriptor for `changed_pages`.
-        lock: held around each access of the guest's to a device on `ports` or `mmio`.
-        parts: the devices, by names that are the same in each machine of this configuration.
-        phases: seconds that each part of the making took, and of the saving.
-        resources: give back everything, in reverse order of creation.
     """
 
     config: MachineConfig
     loop: EventLoop
     vm: Vm
-    controller: InterruptController
-    vcpus: Sequence[Vcpu]
+    controller: Any  # The interrupt controllers, as `arch.hardware` made them
     processors: Processors
-    mapping: Mapping
-    memory: GuestMemory
-    chain: Chain
-    pagemap: int
-    lock: threading.Lock
-    ports: Bus
-    mmio: Bus
+    mapping: Mapping  # Guest RAM in this process
+    layers: Layers  # What the machine began with
     boot_console: Serial
-    channel: SerialChannel | VirtioChannel | TcpChannel | None
-    parts: MappingOf[str, Part]
-    phases: dict[str, float]
-    resources: contextlib.ExitStack
+    channel: Carrier | None
+    parts: MappingOf[str, Part]  # By names that are the same in each machine of this configuration
+    phases: dict[str, float]  # Seconds that each part of the making took, and of the saving
+    resources: contextlib.ExitStack  # Give back everything, in reverse order of creation
 
     def finish(self, end: End, error: MayflyError | None = None) -> None:
         """End the machine for this reason; the first one counts. Any thread."""
@@ -96,7 +66,7 @@ class Machine:
     def resume(self) -> None:
         """Let the vCPUs go on, and tell the guest that it stood still."""
         if self.processors.paused:
-            state.tell_of_pause(self.vcpus)
+            state.tell_of_pause(self.processors.vcpus)
             self.processors.resume()
 
     def snapshot(self, descriptors: Sequence[int], *, go_on: bool) -> int:
@@ -113,7 +83,7 @@ class Machine:
         paused = self.processors.paused
         self.pause()
         try:
-            written = write_snapshot(descriptors, self._state(), self.mapping, self.chain, self.pagemap)
+            written = write_snapshot(descriptors, self._state(), self.mapping, self.layers)
             if not go_on:
                 self.finish(End.SAVED)
         finally:
@@ -126,20 +96,30 @@ class Machine:
         return MachineState(
             identity=state.identity(self.vm.kvm),
             machine=shape(self.config),
-            initrd_offset=self.chain.initrd_offset,
-            kvm=raw(state.save(self.vm, self.controller, self.vcpus)),
+            initrd_offset=self.layers.initrd_offset,
+            kvm=raw(state.save(self.vm, self.controller, self.processors.vcpus)),
             parts={name: raw(part.save()) for name, part in self.parts.items()},
         )
 
     def pre_fault(self) -> None:
         """Have the first vCPU map for the guest, which was restored, what it will touch soon."""
-        runs = self.chain.working_set
-        if runs:
+        if runs := self.layers.working_set:
             self.processors.threads[0].call(lambda vcpu: pre_fault(self.vm.kvm, vcpu, self.mapping, runs))
 
-    def figures(self) -> Figures:
-        """What was counted, for `control.Stats`."""
-        return Figures(paused=self.processors.paused, exits=self.exits() | usage())
+    def carry_out(self, request: Request, descriptors: Sequence[int]) -> Answer:
+        """Do what was asked through the control socket."""
+        match request:
+            case Pause():
+                self.pause()
+            case Resume():
+                self.resume()
+            case Snapshot(go_on=go_on):
+                return Written(memory_bytes=self.snapshot(descriptors, go_on=go_on))
+            case Stats():
+                return Figures(paused=self.processors.paused, exits=self.exits() | usage())
+            case Prefault():
+                self.pre_fault()
+        return Done()
 
     def exits(self) -> dict[str, int]:
         """Returns of KVM_RUN by cause, `total`, `channel-data` and `kicks` (eventfd wakes)."""

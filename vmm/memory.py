@@ -1,9 +1,6 @@
 """Guest physical memory as checked slices of bytes that are handed in."""
 
 from collections.abc import Sequence
-from typing import NewType
-
-GuestAddress = NewType("GuestAddress", int)  # A guest physical address
 
 
 class GuestAddressError(Exception):
@@ -17,10 +14,7 @@ class GuestMemory:
         self._regions = tuple((base, len(view), view) for base, view in regions)
 
     def slice(self, address: int, length: int) -> memoryview:
-        """The writable bytes of [address, address + length), which the guest may change.
-
-        Raises GuestAddressError: the range is not inside RAM, or `length` is negative.
-        """
+        """The bytes of a range, which the guest may change. Raises GuestAddressError: no RAM."""
         for base, size, view in self._regions:
             begin = address - base
             end = begin + length
@@ -34,14 +28,6 @@ class GuestMemory:
             view.release()
         self._regions = ()
 
-    def read(self, address: int, length: int) -> bytes:
-        """A copy of the range; what the guest does afterwards does not change it."""
-        return bytes(self.slice(address, length))
-
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
         """Copy `data` to `address`."""
         self.slice(address, len(data))[:] = data
-
-    def write_int(self, address: int, size: int, value: int) -> None:
-        """Store `value` little-endian in `size` bytes."""
-        self.slice(address, size)[:] = value.to_bytes(size, "little")

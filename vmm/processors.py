@@ -1,31 +1,154 @@
-"""The vCPUs of a machine as one: they start, stand still and end together."""
+"""The vCPUs of a machine: a thread runs each, and they start, stand still and end together."""
 
 import signal
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
 from mayfly.errors import GuestError, MayflyError
+from mayfly.vmm.arch import cpu
 from mayfly.vmm.bus import Bus
-from mayfly.vmm.kvm.kvm import Vcpu
+from mayfly.vmm.kvm.kvm import EVENT_RESET, EVENT_SHUTDOWN, ExitReason, Vcpu
 from mayfly.vmm.process.report import End
-from mayfly.vmm.vcpu import KICK, VcpuThread
 
+KICK = signal.SIGRTMIN  # Interrupts a KVM_RUN that is under way; its handler does nothing
+PIO_OUT = 1
 STOP_DEADLINE_S = 1.0
+
+
+class VcpuThread(threading.Thread):
+    """Runs one vCPU until `stop` or until the guest ends.
+
+    `lock` is held while a device handles an access. `finish` is called once, from this thread, when
+    the vCPU cannot go on. `standing` is set while the guest stands still, or at the end.
+    """
+
+    def __init__(self, vcpu: Vcpu, ports: Bus, mmio: Bus, lock: threading.Lock, finish: Callable[..., None]) -> None:
+        super().__init__(name=f"vcpu{vcpu.index}", daemon=True)
+        self._vcpu, self._ports, self._mmio, self._lock, self._finish = vcpu, ports, mmio, lock, finish
+        self._stopping = False
+        self._work: deque[Callable[[Vcpu], None]] = deque()
+        self._going = threading.Event()
+        self._going.set()
+        self.standing = threading.Event()
+        self.exits: Counter[str] = Counter()
+        """Returns of KVM_RUN by reason and device ("io 0x3f8", "mmio unmapped", "interrupted")."""
+
+    def stop(self) -> None:
+        """Make the thread end soon, whatever the guest does. Any thread; join afterwards."""
+        self._stopping = True
+        self._going.set()
+        self._interrupt()
+
+    def call(self, work: Callable[[Vcpu], None]) -> None:
+        """Have the thread do `work`, which only it can, before the guest goes on. Any thread."""
+        self._work.append(work)
+        self._interrupt()
+
+    def pause(self) -> None:
+        """Have the guest stand still, with no access half done, until `resume` or `stop`."""
+        self._going.clear()
+        self._interrupt()
+
+    def resume(self) -> None:
+        """Let a guest that stands still go on."""
+        self.standing.clear()  # here, so that a `pause` right after this waits for the thread to stand again
+        self._going.set()
+
+    def _interrupt(self) -> None:
+        self._vcpu.request_exit()
+        if self.is_alive() and self.ident is not None:
+            signal.pthread_kill(self.ident, KICK)
+
+    def run(self) -> None:
+        """Thread body."""
+        try:
+            # Until EINTR, as only the next KVM_RUN completes an access (api.rst 5, KVM_EXIT_IO).
+            reason: int | None = None
+            while not (self._stopping and reason == ExitReason.INTR):
+                reason = self._vcpu.run()
+                self._carry_out(reason)
+        except MayflyError as error:
+            self._finish(End.ERROR, error)
+        except Exception as error:
+            self._finish(End.ERROR, GuestError(f"vCPU {self._vcpu.index} stopped by a fault of the monitor: {error!r}"))
+            raise
+        finally:
+            self.standing.set()
+
+    def _carry_out(self, reason: int) -> None:
+        if reason == ExitReason.IO:
+            self._port_access()
+        elif reason == ExitReason.MMIO:
+            self._mmio_access()
+        elif reason == ExitReason.INTR:
+            if not self._stopping:
+                self.exits["interrupted"] += 1
+            self._vcpu.withdraw_exit()
+            while self._work:
+                self._work.popleft()(self._vcpu)
+            while not self._going.is_set():
+                self.standing.set()
+                self._going.wait()
+        elif reason == ExitReason.SYSTEM_EVENT and self._vcpu.page.system_event.type in (EVENT_SHUTDOWN, EVENT_RESET):
+            self.exits["last"] += 1
+            self._stopping = True
+            self._finish(End.RESET)
+        else:
+            self.exits["last"] += 1
+            raise self._fatal(reason)
+
+    def _port_access(self) -> None:
+        access = self._vcpu.page.io
+        port, size, count = access.port, access.size, access.count
+        data = self._vcpu.bytes[access.data_offset : access.data_offset + size * count]
+        device, offset, name = self._ports.find(port, size)
+        self.exits[name] += 1
+        with self._lock:
+            for index in range(0, size * count, size):
+                if access.direction == PIO_OUT:
+                    device.write(offset, size, int.from_bytes(data[index : index + size], "little"))
+                else:
+                    data[index : index + size] = device.read(offset, size).to_bytes(size, "little")
+
+    def _mmio_access(self) -> None:
+        access = self._vcpu.page.mmio
+        address, size = access.phys_addr, access.len
+        device, offset, name = self._mmio.find(address, size)
+        self.exits[name] += 1
+        with self._lock:
+            if access.is_write:
+                device.write(offset, size, int.from_bytes(bytes(access.data[0:size]), "little"))
+            else:
+                access.data[0:size] = device.read(offset, size).to_bytes(size, "little")
+
+    def _fatal(self, reason: int) -> GuestError:
+        page = self._vcpu.page
+        name = ExitReason(reason).name if reason in ExitReason.__members__.values() else reason
+        explained: dict[int, str] = {
+            ExitReason.SHUTDOWN: "it crashed beyond recovery (triple fault)",
+            ExitReason.FAIL_ENTRY: f"the processor refused its state ({page.fail_entry.hardware_entry_failure_reason:#x})",
+            ExitReason.INTERNAL_ERROR: f"KVM could not emulate it (suberror {page.internal.suberror})",
+            ExitReason.SYSTEM_EVENT: f"it asked for system event {page.system_event.type}",
+            ExitReason.HLT: "it halted with no way to wake up",
+        }
+        what = explained.get(reason, f"an exit for {name}, which nothing here causes")
+        return GuestError(f"the guest stopped: {what}; vCPU {self._vcpu.index}: {cpu.describe_registers(self._vcpu)}")
 
 
 class Processors:
     """The threads of all vCPUs. `finish` is for any thread, the rest for the one that made it.
 
-    `lock` is held while a device handles an access; `wake` is called, from any thread, when the
-    machine has ended. `end` says why, and `error` belongs to `End.ERROR`.
+    `lock` is held while a device on `ports` or `mmio` handles an access; `wake` is called, from any
+    thread, when the machine has ended. `end` says why, and `error` belongs to `End.ERROR`.
     """
 
-    def __init__(self, vcpus: Sequence[Vcpu], ports: Bus, mmio: Bus, lock: threading.Lock, wake: Callable[[], None]) -> None:
+    def __init__(self, vcpus: Sequence[Vcpu], wake: Callable[[], None]) -> None:
+        self.vcpus, self.ports, self.mmio, self.lock = vcpus, Bus("io"), Bus("mmio"), threading.Lock()
         self.paused = False
         self.end: End | None = None
         self.error: MayflyError | None = None
-        self.threads = [VcpuThread(vcpu, ports, mmio, lock, self._ended) for vcpu in vcpus]
+        self.threads = [VcpuThread(vcpu, self.ports, self.mmio, self.lock, self.finish) for vcpu in vcpus]
         self._wake = wake
         self._end_lock = threading.Lock()
 
@@ -43,9 +166,6 @@ class Processors:
         for thread in self.threads:
             thread.stop()
         self._wake()
-
-    def _ended(self, error: MayflyError | None) -> None:
-        self.finish(End.RESET if error is None else End.ERROR, error)
 
     def pause(self) -> None:
         """Pause all vCPUs, with no access half done. Raises GuestError if the machine has ended."""

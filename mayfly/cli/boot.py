@@ -59,7 +59,7 @@ class _Keyboard:
     def _read(self) -> None:
         uart = self._machine.boot_console
         data = os.read(sys.stdin.fileno(), uart.room)
-        with self._machine.lock:
+        with self._machine.processors.lock:
             uart.receive(data)
             full = uart.room == 0
         if full or not data:

@@ -35,7 +35,7 @@ class KvmProbe(NamedTuple):
 
 def probe() -> KvmProbe:
     """Run 200,000 supervisor instructions in a tiny guest and look at the clock."""
-    emulated = arch.probe.host_is_emulated()
+    emulated = arch.cpu.host_is_emulated()
     try:
         seconds = _time_supervisor_code()
         for _ in range(TRIES - 1):
@@ -57,11 +57,11 @@ def _time_supervisor_code() -> float:
         kvm, mapping = stack.enter_context(Kvm()), stack.enter_context(Mapping(MEMORY))
         vm = stack.enter_context(kvm.create_vm())
         vm.set_memory(0, arch.layout.RAM, mapping.address, MEMORY)
-        controller = stack.enter_context(contextlib.closing(arch.interrupts.create(vm, pit=False)))
+        controller = arch.hardware.create_interrupts(vm, pit=False)
         vcpu = stack.enter_context(vm.create_vcpu(0))
-        controller.start()
+        arch.hardware.start_interrupts(controller)
         memory = GuestMemory([(arch.layout.RAM, mapping.view[:])])
-        entry = arch.probe.write_loop(memory, LOOPS)
+        entry = arch.cpu.write_loop(memory, LOOPS)
         memory.release()
         arch.cpu.set_up(vm, [vcpu], entry=entry)
         return _run_to_access(vcpu)

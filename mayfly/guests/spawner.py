@@ -13,15 +13,17 @@ import os
 import signal
 import socket
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mayfly.errors import GuestError, HostError, MayflyError, SnapshotError, ZygoteLostError
+from mayfly.guests.told import told
 from mayfly.schema import replace
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.process import control, report
 from mayfly.vmm.process.report import End, Ended
 from mayfly.vmm.process.zygote import Reaped, Zygote
+from mayfly.vmm.snapshot import FILES
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,17 @@ REAP_S = 10.0
 """A killed process that is not reaped after this long is given up (it hangs in the kernel)."""
 ANSWER_S = 10.0
 """A vmm process answers requests within this time, except for snapshots."""
+
+
+@contextlib.contextmanager
+def snapshot_files(folder: Path) -> Iterator[list[int]]:
+    """New files in `folder`, open for writing: the vmm process may open none. Raises OSError."""
+    with contextlib.ExitStack() as opened:
+        descriptors = []
+        for name in FILES:
+            descriptors.append(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            opened.callback(os.close, descriptors[-1])
+        yield descriptors
 
 
 class Spawner:
@@ -85,7 +98,7 @@ class Spawner:
                     f"there are no descriptors for another machine: {error.strerror}", hint="raise the limit of open files (ulimit -n)"
                 ) from error
             try:
-                self._zygote.spawn(number, config, channel_end.fileno(), lines_end, commands_end.fileno())
+                self._zygote.spawn(number, told(config), channel_end.fileno(), lines_end, commands_end.fileno())
             except (OSError, EOFError, ZygoteLostError) as error:
                 self._lost(error)
                 raise HostError(f"the zygote died: {error}", hint="try again: it is started anew for the next run") from error
@@ -240,11 +253,11 @@ class VmmProcess:
             MayflyError: the machine has ended, cannot be saved, or took too long.
         """
         try:
-            with control.snapshot_files(folder) as descriptors:
+            with snapshot_files(folder) as descriptors:
                 answer = await self._ask(control.Snapshot(go_on=go_on), descriptors, timeout_s)
         except OSError as error:
             raise SnapshotError(f"{folder}: {error.strerror}", hint="make room on the disk, or look at its permissions") from error
-        if not isinstance(answer, control.Saved):
+        if not isinstance(answer, control.Written):
             raise GuestError(f"the machine answered a snapshot with {answer}")
         if not go_on:
             await self.stop()
@@ -279,7 +292,7 @@ class VmmProcess:
         answer = asyncio.get_running_loop().create_future()
         answer.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody has to want it
         try:
-            control.send_request(self._commands, request, descriptors)
+            socket.send_fds(self._commands, [report.pack(request)], descriptors)
         except OSError as error:
             answer.set_exception(GuestError(f"the machine takes no requests: {error.strerror}"))
         else:

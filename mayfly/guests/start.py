@@ -10,6 +10,7 @@ import time
 from mayfly.errors import BootError, ConsoleTailError, GuestError, MayflyError
 from mayfly.guests.job import Wanted
 from mayfly.guests.spawner import Spawner, VmmProcess
+from mayfly.guests.told import network_words
 from mayfly.protocol.conversation import Conversation, Failed
 from mayfly.protocol.frames import Hello, Resumed
 from mayfly.schema import Record
@@ -79,7 +80,7 @@ async def resume(process: VmmProcess, conversation: Conversation, network: Netwo
     machine was still being made, it is said again to the machine that is up.
     """
     boot_id, name = os.urandom(16), f"mayfly-{os.urandom(4).hex()}"
-    words = " ".join(network.words) if network else ""
+    words = " ".join(network_words(network))
     for _ in range(CLOCK_ATTEMPTS):
         sent = time.monotonic()
         await process.write(conversation.resumed(Resumed(time.time_ns(), boot_id, name, words, os.urandom(ENTROPY_BYTES))))

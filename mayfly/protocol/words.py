@@ -4,9 +4,6 @@
 
 from collections.abc import Mapping, Sequence
 
-PORT_NAME = "mayfly.channel"
-"""The name of the virtio console's port that carries the channel."""
-
 
 def channel(kind: str, place: str | int) -> str:
     """What carries the channel: a `serial` device, a `virtio` port by name, or a `tcp` port."""

@@ -33,7 +33,7 @@ from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.snapshot import FILES, MEMORY
 from mayfly.vmm.snapshot.files import Shape, shape
 
-FORMAT = 4
+FORMAT = 5
 MANIFEST, VERIFIED = "manifest.json", "verified.json"
 NAME = re.compile(r"[a-z0-9][A-Za-z0-9@._+-]{0,63}")
 

@@ -15,12 +15,12 @@ from typing import Any
 
 from mayfly.guests.converse import Listener
 from mayfly.guests.job import Job, Wanted
+from mayfly.guests.told import told
 from mayfly.protocol.conversation import Conversation
 from mayfly.protocol.frames import Done, Hello
-from mayfly.protocol.words import PORT_NAME
 from mayfly.units import MIB
-from mayfly.vmm.cmdline import command_line
-from mayfly.vmm.config import MachineConfig
+from mayfly.vmm.build import command_line
+from mayfly.vmm.config import CHANNEL_PORT_NAME, MachineConfig
 
 # In-kernel interrupt controllers; no PIT, PIC, RTC or serial port.
 MACHINE = "microvm,accel=kvm,pit=off,pic=off,rtc=off,isa-serial=off,acpi=off,x-option-roms=off"
@@ -32,12 +32,12 @@ def command(config: MachineConfig, channel: str, devices: Sequence[str] = ()) ->
     """QEMU's command line for a machine like `config`, its virtio channel on the listening Unix
     socket `channel`.
     """
-    words = [word for word in command_line(config).split() if not word.startswith(OURS_ONLY)]
+    words = [word for word in command_line(told(config)).split() if not word.startswith(OURS_ONLY)]
     line = ["qemu-system-x86_64", "-M", MACHINE, "-cpu", "host", "-m", f"{config.memory // MIB}", "-smp", str(config.cpus)]
     line += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     line += ["-kernel", config.kernel, "-initrd", str(config.initrd), "-append", " ".join(words)]
     line += ["-chardev", f"socket,id=channel,path={channel}", "-device", "virtio-serial-device,max_ports=2"]
-    return [*line, "-device", f"virtserialport,chardev=channel,name={PORT_NAME}", *devices]
+    return [*line, "-device", f"virtserialport,chardev=channel,name={CHANNEL_PORT_NAME}", *devices]
 
 
 def restoring(file: Path) -> list[str]:

@@ -227,7 +227,7 @@ def measure_tiny(rounds: int) -> dict[str, Any]:
         memory = (SNAPSHOT_MIB + 16) << 20
         saved = tiny.Running(kernel, memory=memory)
         for mib in range(4, SNAPSHOT_MIB + 4):
-            saved.machine.memory.write(mib << 20, os.urandom(1 << 20))
+            saved.machine.mapping.view[mib << 20 : mib + 1 << 20] = os.urandom(1 << 20)
         written = tiny.run_and_save(saved, 1, folder / "snapshot")
         saved.close()
         kinds: dict[str, Callable[[], tiny.Running]] = {

@@ -24,7 +24,7 @@ UID = 61_184 + os.getpid() % 4_096
 """Whom steps run as when the tests are root's: nobody else's number, not that of tests that run
 beside these either, since a step may kill all that its user runs.
 """
-FACTOR = DEFAULT_EMULATED_FACTOR if arch.probe.host_is_emulated() else 1.0
+FACTOR = DEFAULT_EMULATED_FACTOR if arch.cpu.host_is_emulated() else 1.0
 """How much longer everything may take on this host, as the server's limits have it."""
 PATIENCE_S = 30.0 * FACTOR
 _M = TypeVar("_M", bound=p.Message)

@@ -4,7 +4,8 @@ import socket
 from collections.abc import Sequence
 
 from mayfly.errors import GuestError
-from mayfly.vmm.process.control import MESSAGE_LIMIT, Answer, Request, accept, send_request
+from mayfly.vmm.process.control import MESSAGE_LIMIT, Answer, Request, accept
+from mayfly.vmm.process.report import pack
 
 
 class ControlClient:
@@ -16,7 +17,7 @@ class ControlClient:
     def ask(self, request: Request, descriptors: Sequence[int] = ()) -> Answer:
         """Have a request carried out; the answer. Raises as `accept`."""
         try:
-            send_request(self._control, request, descriptors)
+            socket.send_fds(self._control, [pack(request)], descriptors)
         except OSError as caught:
             raise GuestError(f"the machine takes no requests: {caught.strerror}") from caught
         return self.accept()

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from mayfly.errors import ConfigError, NetworkError, SnapshotError
 from mayfly.protocol import frames as p
-from mayfly.vmm.process.control import Figures, answer_next
+from mayfly.vmm.process.control import Answer, Done, Figures, Pause, Request, Resume, Snapshot, Stats, Written, answer_next
 from mayfly.vmm.process.report import End, Ended, Line, Running, encode
 
 CREDIT = 32 * 1024
@@ -197,16 +197,20 @@ class FakeMachine:
         os.write(self.report, encode(line))
 
     def serve(self, control: socket.socket) -> None:
-        while answer_next(control, self):
+        while answer_next(control, self.carry_out):
             if self.ending:
                 self.say(Ended(reason=End.SAVED))
                 os._exit(0)
 
-    def pause(self) -> None:
-        self.paused = True
-
-    def resume(self) -> None:
-        self.paused = False
+    def carry_out(self, request: Request, descriptors: Sequence[int]) -> Answer:
+        match request:
+            case Pause() | Resume():
+                self.paused = isinstance(request, Pause)
+            case Snapshot(go_on=go_on):
+                return Written(memory_bytes=self.snapshot(descriptors, go_on=go_on))
+            case Stats():
+                return Figures(paused=self.paused, exits={"io": 3})
+        return Done()
 
     def snapshot(self, descriptors: Sequence[int], *, go_on: bool) -> int:
         if self.fault == "disk-full":
@@ -216,12 +220,6 @@ class FakeMachine:
             os.write(fd, data)
         self.ending = not go_on
         return 4096
-
-    def figures(self) -> Figures:
-        return Figures(paused=self.paused, exits={"io": 3})
-
-    def pre_fault(self) -> None:
-        """There is nothing to map."""
 
 
 def main(channel_fd: int, report: int, control_fd: int, fault: str) -> None:

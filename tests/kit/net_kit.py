@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 
 from mayfly.vmm.devices.virtio.buffers import scatter
+from mayfly.vmm.devices.virtio.net import Backend
 from mayfly.vmm.devices.virtio.packet import HEADER, NetFeature
 from tests.kit.scale import patience
 
@@ -77,7 +78,7 @@ def checksum(data: bytes) -> int:
     return int(~total & 0xFFFF)
 
 
-class MemoryBackend:
+class MemoryBackend(Backend):
     """A back end whose network is two lists. `room` packets may be sent until the test gives
     more.
     """

@@ -4,6 +4,7 @@ import os
 import socket
 from typing import Self
 
+from mayfly.guests.told import told
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.process.report import Ended, Line, Running, decode
 from mayfly.vmm.process.zygote import Forked, Zygote
@@ -20,7 +21,7 @@ class Spawned:
         self.lines = os.fdopen(read_end, "rb")
         self.control = ControlClient(self.commands)
         with channel, commands:
-            zygote.spawn(number, config, channel.fileno(), write_end, commands.fileno())
+            zygote.spawn(number, told(config), channel.fileno(), write_end, commands.fileno())
         os.close(write_end)
         forked = zygote.receive()
         assert isinstance(forked, Forked)

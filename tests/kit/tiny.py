@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from mayfly.guests.spawner import snapshot_files
 from mayfly.units import MIB
 from mayfly.vmm.arch.x86_64 import layout
 from mayfly.vmm.build import build_machine
 from mayfly.vmm.config import Channel, MachineConfig, NetworkConfig
 from mayfly.vmm.devices.virtio.device import OFFERED
-from mayfly.vmm.devices.virtio.registers import LIVE, STEPS, Register, Status
+from mayfly.vmm.devices.virtio.registers import LIVE, STEPS, DeviceStatus, Register
 from mayfly.vmm.eventloop import EventLoop
 from mayfly.vmm.machine import Machine
-from mayfly.vmm.process.control import snapshot_files
 from mayfly.vmm.process.report import End
 
 ENTRY = 0x10_0000
@@ -38,10 +38,10 @@ def start_virtio(slot: int, queues: Iterable[tuple[int, int, int, int]], feature
     """Reset the device in `slot`, then up to DRIVER_OK with `queues`: size, addresses of
     descriptors, available and used ring.
     """
-    status = Status(0)
+    status = DeviceStatus(0)
     writes: list[tuple[int, int]] = [(Register.STATUS, status)]
     while status != LIVE:
-        if STEPS[status] & Status.FEATURES_OK and not status & Status.FEATURES_OK:
+        if STEPS[status] & DeviceStatus.FEATURES_OK and not status & DeviceStatus.FEATURES_OK:
             for half in (0, 1):
                 writes += [(Register.DRIVER_FEATURES_SEL, half), (Register.DRIVER_FEATURES, features >> 32 * half & 0xFFFF_FFFF)]
         if STEPS[status] == LIVE:
@@ -52,6 +52,31 @@ def start_virtio(slot: int, queues: Iterable[tuple[int, int, int, int]], feature
         status = STEPS[status]
         writes.append((Register.STATUS, status))
     return "".join(write(register, value, slot) for register, value in writes)
+
+
+def start_second(source: str, code: str) -> str:
+    """`source` behind the start of a second processor, which runs `code`, 32 bytes of real-mode
+    machine code at most, at 0x8000: x2APIC on, then INIT and a start-up IPI to APIC 1.
+    """
+    return f"""
+        mov edi, 0x8000
+        lea rsi, [trampoline]
+        mov ecx, 32
+        rep movsb
+        mov ecx, 0x1b
+        rdmsr
+        or eax, 0xc00
+        wrmsr
+        mov ecx, 0x830
+        mov edx, 1
+        mov eax, 0x4500
+        wrmsr
+        mov eax, 0x4608
+        wrmsr
+        {source}
+trampoline: .byte {code}
+        .fill 32, 1, 0x90
+    """
 
 
 def build(folder: Path, source: str) -> Path:
@@ -86,6 +111,10 @@ class Running:
         config = MachineConfig(kernel=str(kernel), cpus=cpus, channel=carrier, user=None, network=network, **options)
         self.loop = EventLoop()
         self.machine: Machine = build_machine(config, loop=self.loop, channel=channel, console=lambda data: self.say(data))
+
+    def read(self, address: int, size: int) -> bytes:
+        """The guest's memory."""
+        return bytes(self.machine.mapping.view[address : address + size])
 
     def run(self) -> End:
         return self.machine.run()

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from functools import partial
 
 from mayfly.vmm.devices.virtio.buffers import scatter
-from mayfly.vmm.devices.virtio.device import Feature, VirtioDevice
+from mayfly.vmm.devices.virtio.console import Console
+from mayfly.vmm.devices.virtio.device import RING_EVENT_IDX, RING_INDIRECT_DESC, VERSION_1, VirtioDevice
 from mayfly.vmm.devices.virtio.mmio import REGION_BYTES, MmioTransport
-from mayfly.vmm.devices.virtio.port import Port
-from mayfly.vmm.devices.virtio.queue import DescriptorFlag
-from mayfly.vmm.devices.virtio.registers import Register, Status
+from mayfly.vmm.devices.virtio.queue import INDIRECT, NEXT, WRITE
+from mayfly.vmm.devices.virtio.registers import DeviceStatus, Register
 from mayfly.vmm.memory import GuestMemory
 
 RAM_BASE = 0x10_0000
 RAM_BYTES = 8 << 20
 DESCRIPTOR = struct.Struct("<QIHH")
-ALL = int(Feature.VERSION_1 | Feature.RING_EVENT_IDX | Feature.RING_INDIRECT_DESC)
-PLAIN = int(Feature.VERSION_1)
+ALL = int(VERSION_1 | RING_EVENT_IDX | RING_INDIRECT_DESC)
+PLAIN = int(VERSION_1)
 
 
 @dataclass
@@ -114,7 +114,7 @@ class DriverQueue:
             rest = places[direct:]
             table = self.ram.allocate(16 * len(rest), 16)
             self._link(rest, list(range(len(rest))), table, more=False)
-            self.write_descriptor(indices[direct], table, 16 * len(rest), int(DescriptorFlag.INDIRECT))
+            self.write_descriptor(indices[direct], table, 16 * len(rest), int(INDIRECT))
         self.chains[indices[0]] = (indices, places)
         self.write_available(indices[0])
         return indices[0]
@@ -122,7 +122,7 @@ class DriverQueue:
     def _link(self, places: list[tuple[int, int, bool]], slots: list[int], table: int, *, more: bool) -> None:
         for position, (address, length, writable) in enumerate(places):
             linked = more or position < len(places) - 1
-            flags = (DescriptorFlag.WRITE if writable else 0) | (DescriptorFlag.NEXT if linked else 0)
+            flags = (WRITE if writable else 0) | (NEXT if linked else 0)
             self.write_descriptor(slots[position], address, length, int(flags), slots[position + 1] if linked else 0, table)
 
     def must_kick(self) -> bool:
@@ -179,18 +179,18 @@ class Driver:
     def write(self, register: int, value: int) -> None:
         self.transport.write(register, 4, value)
 
-    def step(self, *statuses: Status) -> None:
+    def step(self, *statuses: DeviceStatus) -> None:
         for status in statuses:
             self.write(Register.STATUS, self.read(Register.STATUS) | status)
 
     def negotiate(self, features: int) -> None:
         """Reset, then up to FEATURES_OK."""
         self.write(Register.STATUS, 0)
-        self.step(Status.ACKNOWLEDGE, Status.DRIVER)
+        self.step(DeviceStatus.ACKNOWLEDGE, DeviceStatus.DRIVER)
         for half in (0, 1):
             self.write(Register.DRIVER_FEATURES_SEL, half)
             self.write(Register.DRIVER_FEATURES, features >> 32 * half & 0xFFFF_FFFF)
-        self.step(Status.FEATURES_OK)
+        self.step(DeviceStatus.FEATURES_OK)
 
     def set_up_queue(self, index: int, queue: DriverQueue) -> None:
         self.write(Register.QUEUE_SEL, index)
@@ -210,10 +210,10 @@ class Driver:
         self.negotiate(features)
         self.queues = []
         for index, greatest in enumerate(self.device.queue_sizes):
-            queue = DriverQueue(self.ram, sizes[index] if sizes else greatest, event_idx=bool(features & Feature.RING_EVENT_IDX))
+            queue = DriverQueue(self.ram, sizes[index] if sizes else greatest, event_idx=bool(features & RING_EVENT_IDX))
             self.set_up_queue(index, queue)
             self.queues.append(queue)
-        self.step(Status.DRIVER_OK)
+        self.step(DeviceStatus.DRIVER_OK)
 
     def kick(self, index: int, *, always: bool = False) -> None:
         """Kick as the ring asks (or `always`), as a write to the register, and let the event loop
@@ -244,9 +244,9 @@ class Driver:
         self.kick(index)
 
 
-def give(port: Port, data: bytes) -> int:
+def give(console: Console, data: bytes) -> int:
     """Write `data` to a console's port as its host would; how many bytes of it found room."""
     done = 0
-    while done < len(data) and (count := port.receive(partial(scatter, data[done:]))) is not None:
+    while done < len(data) and (count := console.receive(partial(scatter, data[done:]))) is not None:
         done += count
     return done

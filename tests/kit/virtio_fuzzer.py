@@ -264,10 +264,10 @@ class ConsoleFuzzer(Fuzzer):
     def act_as_host(self) -> None:
         choice = self.rng.random()
         if choice < 0.4:
-            self.timed(self.console.port.resume)
+            self.timed(self.console.resume)
         elif choice < 0.95:
             data = bytes(self.rng.choice((1, 100, 4096, 100_000)))
-            self.timed(lambda: give(self.console.port, data))
+            self.timed(lambda: give(self.console, data))
 
     def payload(self, index: int) -> list[Buffer]:
         rng = self.rng
@@ -311,7 +311,7 @@ class NetFuzzer(Fuzzer):
         self.backend = MemoryBackend()
         addresses = [ip_interface(f"{GUEST}/16"), ip_interface(f"{GUEST6}/64")]
         self.filter = PacketFilter(GUEST_MAC, addresses, [GATEWAY, GATEWAY6], [], [])
-        self.net = Net(GUEST_MAC, 1500, self.backend, self.filter, on_room=lambda: None, on_full=lambda: None)
+        self.net = Net(GUEST_MAC, 1500, self.backend, self.filter.may_leave, on_room=lambda: None, on_full=lambda: None)
         return self.net
 
     def act_as_host(self) -> None:

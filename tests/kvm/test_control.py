@@ -13,21 +13,21 @@ from pathlib import Path
 import pytest
 
 from mayfly.errors import ConfigError, GuestError, SnapshotError
+from mayfly.guests.spawner import snapshot_files
 from mayfly.schema import replace
 from mayfly.units import MIB
 from mayfly.vmm.config import Channel, MachineConfig
 from mayfly.vmm.devices.virtio.registers import Register
 from mayfly.vmm.process.control import (
-    ControlServer,
     Done,
     Figures,
     Pause,
     Prefault,
     Resume,
-    Saved,
     Snapshot,
     Stats,
-    snapshot_files,
+    Written,
+    serve,
 )
 from mayfly.vmm.process.report import End, pack
 from mayfly.vmm.process.zygote import Reaped, Zygote
@@ -48,29 +48,7 @@ COUNT = f"""
         jmp 1b
 """
 """Counts for ever, with interrupts off and without an exit."""
-SECOND = f"""
-        mov edi, 0x8000
-        lea rsi, [trampoline]
-        mov ecx, 32
-        rep movsb
-        mov ecx, 0x1b
-        rdmsr
-        or eax, 0xc00
-        wrmsr
-        mov ecx, 0x830
-        mov edx, 1
-        mov eax, 0x4500
-        wrmsr
-        mov eax, 0x4608
-        wrmsr
-        cli
-        xor eax, eax
-1:      inc eax
-        mov [{COUNTER:#x}], eax
-        jmp 1b
-trampoline: .byte 0xfa, 0x66, 0x31, 0xc0, 0x66, 0x40, 0x66, 0xa3, 0x00, 0x88, 0xeb, 0xf9
-        .fill 20, 1, 0x90
-"""
+SECOND = tiny.start_second(COUNT, "0xfa, 0x66, 0x31, 0xc0, 0x66, 0x40, 0x66, 0xa3, 0x00, 0x88, 0xeb, 0xf9")
 """The same on two processors; the second one, in real mode, counts at 0x8800."""
 PLACES = {1: (COUNTER,), 2: (COUNTER, 0x8800)}
 SOURCES = {1: COUNT, 2: SECOND}
@@ -138,7 +116,7 @@ def command(running: Running, script: Callable[[ControlClient], object]) -> End:
 
     with ours, theirs:
         ours.settimeout(60)
-        ControlServer(theirs, running.loop, running.machine)
+        serve(theirs, running.loop, running.machine.carry_out)
         talker = threading.Thread(target=talk)
         talker.start()
         end = running.run()
@@ -150,7 +128,7 @@ def command(running: Running, script: Callable[[ControlClient], object]) -> End:
 
 
 def counted(running: Running, place: int = COUNTER) -> int:
-    return int.from_bytes(running.machine.memory.read(place, 4), "little")
+    return int.from_bytes(running.read(place, 4), "little")
 
 
 def see_counting(running: Running, client: ControlClient, place: int = COUNTER) -> None:
@@ -164,7 +142,7 @@ def save(client: ControlClient, folder: Path, *, go_on: bool) -> int:
     folder.mkdir()
     with snapshot_files(folder) as descriptors:
         answer = client.ask(Snapshot(go_on=go_on), descriptors)
-    assert isinstance(answer, Saved)
+    assert isinstance(answer, Written)
     return answer.memory_bytes
 
 
@@ -332,7 +310,7 @@ def test_a_vmm_process_without_privileges_is_commanded(tmp_path: Path) -> None:
             machine.wait_running()
             assert machine.control.ask(Pause()) == Done()
             answer = machine.control.ask(Snapshot(go_on=False), descriptors)
-            assert isinstance(answer, Saved)
+            assert isinstance(answer, Written)
             assert answer.memory_bytes > 0
             ended = machine.wait_ended()
             assert (ended.reason, ended.error) == (End.SAVED, None)

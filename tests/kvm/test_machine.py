@@ -11,7 +11,7 @@ import pytest
 from mayfly.errors import BootError, ConfigError, GuestError
 from mayfly.vmm.channels.serial import SerialChannel
 from mayfly.vmm.process.report import End
-from tests.kit.tiny import RESET, Running, start
+from tests.kit.tiny import RESET, Running, start, start_second
 
 pytestmark = pytest.mark.kvm
 
@@ -168,28 +168,10 @@ def test_a_guest_that_ignores_cts_is_bounded(started: list[Running], tmp_path: P
 
 
 def test_a_second_processor_starts(started: list[Running], tmp_path: Path) -> None:
-    # x2APIC on, INIT and start-up IPI to APIC 1; its real-mode code at 0x8000 writes to the
-    # console, then this one resets.
-    source = f"""
-        mov edi, 0x8000
-        lea rsi, [trampoline]
-        mov ecx, 16
-        rep movsb
-        mov ecx, 0x1b
-        rdmsr
-        or eax, 0xc00
-        wrmsr
-        mov ecx, 0x830
-        mov edx, 1
-        mov eax, 0x4500
-        wrmsr
-        mov eax, 0x4608
-        wrmsr
-wait:   cmp byte ptr [0x8800], 0x42
-        jne wait
-        {RESET}
-trampoline: .byte 0xba, 0xf8, 0x03, 0xb0, 'A', 0xee, 0xb0, 0x42, 0xa2, 0x00, 0x88, 0xf4, 0xeb, 0xfd, 0, 0
-    """
+    """Its code writes to the console, then the first one resets."""
+    wait = f"wait: cmp byte ptr [0x8800], 0x42\njne wait\n{RESET}"
+    says_a = "0xba, 0xf8, 0x03, 0xb0, 'A', 0xee, 0xb0, 0x42, 0xa2, 0x00, 0x88, 0xf4, 0xeb, 0xfd"
+    source = start_second(wait, says_a)
     running = start(started, tmp_path, source, cpus=2)
     assert running.run() is End.RESET
     assert running.console == b"A"

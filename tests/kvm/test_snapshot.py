@@ -18,11 +18,10 @@ import pytest
 from mayfly.errors import SnapshotError
 from mayfly.files import sync
 from mayfly.vmm.kvm._kvm import ffi
-from mayfly.vmm.kvm.kvm import fill
 from mayfly.vmm.kvm.mapping import Mapping
 from mayfly.vmm.process.report import End
 from mayfly.vmm.snapshot import MEMORY, PAGES, STATE, WORKING_SET
-from mayfly.vmm.snapshot.files import Chain
+from mayfly.vmm.snapshot.files import Layers
 from mayfly.vmm.snapshot.memory import unpack_runs
 from tests.kit.scale import scaled
 from tests.kit.tiny import RESET, Running, build, run_and_save, start
@@ -87,12 +86,12 @@ def expected(seed: int, bursts: int) -> bytes:
 
 
 def content(running: Running) -> bytes:
-    return running.machine.memory.read(0, MEMORY_SIZE)
+    return running.read(0, MEMORY_SIZE)
 
 
 def laid(chain: tuple[str, ...]) -> bytes:
     """The memory that a chain of snapshots stands for."""
-    opened = Chain(chain, None)
+    opened = Layers(chain, None)
     with Mapping(MEMORY_SIZE) as mapping:
         opened.lay_over(mapping)
         opened.close()
@@ -122,7 +121,7 @@ def test_base_and_diffs_are_the_machine_that_was_stopped(started: list[Running],
     last = Running(kernel, restore=chain)
     started.append(last)
     assert last.run() is End.RESET
-    assert last.machine.memory.read(WRITES_BASE, WRITES_MASK + 8) == expected(seed + 1, bursts)
+    assert last.read(WRITES_BASE, WRITES_MASK + 8) == expected(seed + 1, bursts)
     assert console + last.console == b"x" * bursts
 
 
@@ -175,7 +174,7 @@ def test_what_a_restored_machine_reads_is_noted_and_mapped_ahead(started: list[R
     restored.loop.call_later(0.01, stop_when_mapped)
     assert restored.machine.run() is End.STOPPED
     assert restored.machine.exits()["interrupted"] == 1
-    assert restored.machine.memory.read(0x53E000, 1) == b"\2"
+    assert restored.read(0x53E000, 1) == b"\2"
 
 
 def test_what_the_host_writes_belongs_to_a_snapshot(started: list[Running], tmp_path: Path) -> None:
@@ -184,7 +183,7 @@ def test_what_the_host_writes_belongs_to_a_snapshot(started: list[Running], tmp_
     folder = tmp_path / "diff"
     running = Running(tmp_path / "tiny.elf", restore=(base,))
     started.append(running)
-    running.machine.memory.write(0x70_0000, b"from a device")
+    running.machine.mapping.view[0x70_0000:0x70_000D] = b"from a device"
     run_and_save(running, 1, folder)
     assert laid((base, str(folder)))[0x70_0000:][:13] == b"from a device"
 
@@ -237,7 +236,7 @@ number: .quad 0x1122334455667788, 0
     again = Running(tmp_path / "tiny.elf", restore=(folder,))
     started.append(again)
     assert again.run() is End.RESET
-    assert int.from_bytes(again.machine.memory.read(0x50_0000, 8), "little") == 0x1122334455667788 + 0x99
+    assert int.from_bytes(again.read(0x50_0000, 8), "little") == 0x1122334455667788 + 0x99
 
 
 def test_the_clock_goes_on_where_it_stopped(started: list[Running], tmp_path: Path) -> None:
@@ -257,7 +256,7 @@ def test_the_clock_goes_on_where_it_stopped(started: list[Running], tmp_path: Pa
     again = Running(tmp_path / "tiny.elf", restore=(folder,))
     started.append(again)
     assert again.run() is End.RESET
-    before, after = struct.unpack("<QQ", again.machine.memory.read(0x50_0000, 16))
+    before, after = struct.unpack("<QQ", again.read(0x50_0000, 16))
     assert before < after
 
 
@@ -354,8 +353,7 @@ def turn_on_virtualization(folder: Path) -> None:
 
     def edit(state: Any) -> None:
         vcpu = state["kvm"]["vcpus"][0]
-        sregs = ffi.new("struct kvm_sregs *")
-        fill(sregs, base64.b64decode(vcpu["sregs"]))
+        sregs = ffi.from_buffer("struct kvm_sregs *", bytearray(base64.b64decode(vcpu["sregs"])))
         sregs.cr4 |= 1 << 13
         sregs.efer |= 1 << 12
         vcpu["sregs"] = base64.b64encode(ffi.buffer(sregs)).decode()
@@ -423,7 +421,7 @@ def test_the_features_are_the_same_after_a_restore(started: list[Running], tmp_p
     again = Running(tmp_path / "tiny.elf", restore=(folder,))
     started.append(again)
     assert again.run() is End.RESET
-    before, after = struct.unpack("<II", again.machine.memory.read(0x50_0000, 8))
+    before, after = struct.unpack("<II", again.read(0x50_0000, 8))
     assert before == after != 0
 
 

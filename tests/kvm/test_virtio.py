@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mayfly.vmm.arch.x86_64 import layout
+from mayfly.vmm.bus import BusDevice
 from mayfly.vmm.config import Channel, NetworkBackend, NetworkConfig
-from mayfly.vmm.devices.virtio.device import DeviceType
 from mayfly.vmm.devices.virtio.mmio import MAGIC, MmioTransport
 from mayfly.vmm.devices.virtio.registers import Interrupt, Register
 from mayfly.vmm.process.report import End
@@ -72,13 +72,13 @@ def test_what_a_guest_reads_of_registers_is_no_exit(started: list[Running], tmp_
     )
     running = start(started, tmp_path, source)
     written = Written()
-    running.machine.ports.attach(0x60, 4, written)
+    running.machine.processors.ports.attach(0x60, 4, written)
     assert running.run() is End.RESET
-    assert written.values == [MAGIC, DeviceType.ENTROPY, 0, 8, 0, MAGIC, DeviceType.ENTROPY, 1, 0, 0]
+    assert written.values == [MAGIC, 4, 0, 8, 0, MAGIC, 4, 1, 0, 0]
     assert running.machine.exits()["mmio 0xd0000000"] == 2
 
 
-class Written:
+class Written(BusDevice):
     """A port's device that keeps what was written."""
 
     def __init__(self) -> None:
@@ -199,6 +199,6 @@ def test_a_hostile_guest_is_stopped_within_a_second(started: list[Running], tmp_
             assert not vcpu.is_alive()
     assert end is End.STOPPED or "triple fault" in str(running.machine.processors.error)
     for slot in range(len(queues)):
-        found = running.machine.mmio.find(layout.VIRTIO_MMIO + slot * layout.VIRTIO_MMIO_SIZE, 4)
+        found = running.machine.processors.mmio.find(layout.VIRTIO_MMIO + slot * layout.VIRTIO_MMIO_SIZE, 4)
         assert isinstance(found[0], MmioTransport)
         assert found[0].misuse, "it has not come far"

@@ -16,7 +16,7 @@ import pytest
 from mayfly.errors import BootError, ConfigError, HostError
 from mayfly.units import MIB
 from mayfly.vmm.config import Channel, MachineConfig
-from mayfly.vmm.kvm import prctl
+from mayfly.vmm.kvm.prctl import prctl, scope_signals
 from mayfly.vmm.process import zygote as zygote_module
 from mayfly.vmm.process.report import End, Ended, decode
 from mayfly.vmm.process.zygote import NOBODY, NOT_FORKED, START, Reaped, Zygote
@@ -225,8 +225,8 @@ def test_a_vmm_process_has_no_hold_of_its_sibling(zygote: Zygote, tmp_path: Path
         victim = os.fork()
         if victim == 0:
             os.setresuid(NOBODY_UID, NOBODY_UID, NOBODY_UID)
-            prctl.end_with_parent(signal.SIGKILL)
-            prctl.hide_memory()
+            prctl("PR_SET_PDEATHSIG", signal.SIGKILL)
+            prctl("PR_SET_DUMPABLE", 0)
             while True:
                 signal.pause()
         wait_for_uid(victim, NOBODY_UID)
@@ -253,8 +253,8 @@ def scopes_signals() -> bool:
     """Whether this kernel can; asked in a process of its own, as it cannot be undone."""
     pid = os.fork()
     if pid == 0:
-        prctl.no_new_privileges()
-        os._exit(0 if prctl.scope_signals() else 1)
+        prctl("PR_SET_NO_NEW_PRIVS", 1)
+        os._exit(0 if scope_signals() else 1)
     return os.waitpid(pid, 0)[1] == 0
 
 
@@ -309,11 +309,11 @@ def test_a_fork_that_fails_concerns_its_machine_alone(tmp_path: Path, monkeypatc
         (b"\xff\xfe", NOBODY),
         (b"[]", NOBODY),
         (b"{}", NOBODY),
-        (b'{"spawn": "x"}', NOBODY),
-        (b'{"signal": 9}', NOBODY),
-        (b'{"signal": "x", "machine": 7}', NOBODY),
-        (b'{"spawn": 8}', 8),
-        (b'{"spawn": 8, "config": "{}"}', 8),  # without descriptors
+        (b'{"type":"spawn","machine":"x","config":{}}', NOBODY),
+        (b'{"type":"signal","number":9}', NOBODY),
+        (b'{"type":"signal","number":"x","machine":7}', NOBODY),
+        (b'{"type":"spawn","machine":8}', NOBODY),
+        (b'{"type":"spawn","machine":8,"config":{}}', 8),  # without descriptors
     ],
 )
 def test_a_message_that_makes_no_sense_is_answered(zygote: Zygote, tmp_path: Path, message: bytes, concerns: int) -> None:
@@ -328,7 +328,7 @@ def test_a_message_that_makes_no_sense_is_answered(zygote: Zygote, tmp_path: Pat
 
 def test_a_configuration_that_makes_no_sense_is_a_typed_error(zygote: Zygote) -> None:
     report, report_end = os.pipe()
-    socket.send_fds(zygote._control, [b'{"spawn": 8, "config": "{}"}'], [report_end] * 3)
+    socket.send_fds(zygote._control, [b'{"type":"spawn","machine":8,"config":{}}'], [report_end] * 3)
     os.close(report_end)
     with os.fdopen(report, "rb") as lines:
         ended = decode(lines.read())

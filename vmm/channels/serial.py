@@ -5,34 +5,27 @@ import socket
 import threading
 from collections.abc import Callable
 
-from mayfly.vmm.channels.end import SocketEnd
+from mayfly.vmm.channels.carrier import Carrier
 from mayfly.vmm.devices.serial import Serial
-from mayfly.vmm.eventloop import READ, WRITE, EventLoop
+from mayfly.vmm.eventloop import EventLoop
 
 
-class SerialChannel:
-    """Reads the socket while the UART has room, and the UART while the socket has.
-
-    Makes `channel` non-blocking. `lock` is held around every use of the UART.
-    """
+class SerialChannel(Carrier):
+    """Reads the socket while the UART has room, the UART while the socket has, under `lock`."""
 
     def __init__(
         self, channel: socket.socket, loop: EventLoop, lock: threading.Lock, *, interrupt: Callable[[], None], closed: Callable[[], None]
     ) -> None:
-        self._end = SocketEnd(channel, loop, closed)
+        super().__init__(channel, loop, closed)
         self._lock = lock
         self._unsent = b""
-        self._reading = True
         self.serial = Serial(interrupt, on_output=loop.add_event(self._pump), on_room=loop.add_event(self._resume))
         self._watch()
 
     @property
     def data_accesses(self) -> int:
-        """Exits that carried the channel's own bytes."""
+        """See `Carrier`."""
         return self.serial.data_accesses
-
-    def _watch(self) -> None:
-        self._end.watch((READ if self._reading else 0) | (WRITE if self._unsent else 0), self._pump)
 
     def _resume(self) -> None:
         self._reading = True
@@ -43,8 +36,8 @@ class SerialChannel:
             self._send()
             self._receive()
         except (ConnectionError, EOFError):
-            self._end.hang_up()
-            return
+            self._hang_up()
+        self._writing = bool(self._unsent)
         self._watch()
 
     def _send(self) -> None:
@@ -55,19 +48,16 @@ class SerialChannel:
                         self._unsent = self.serial.take()
                 if not self._unsent:
                     return
-                self._unsent = self._unsent[self._end.socket.send(self._unsent) :]
+                self._unsent = self._unsent[self._socket.send(self._unsent) :]
 
     def _receive(self) -> None:
-        if not self._reading:
-            return
         with self._lock:
             room = self.serial.room
-        if not room:
-            self._reading = False
-            return
-        with contextlib.suppress(BlockingIOError):
-            data = self._end.socket.recv(room)
-            if not data:
-                raise EOFError
-            with self._lock:
-                self.serial.receive(data)
+        self._reading = self._reading and bool(room)
+        if self._reading:
+            with contextlib.suppress(BlockingIOError):
+                data = self._socket.recv(room)
+                if not data:
+                    raise EOFError
+                with self._lock:
+                    self.serial.receive(data)

@@ -5,38 +5,34 @@ import os
 import socket
 from collections.abc import Callable
 
-from mayfly.vmm.channels.end import SocketEnd
+from mayfly.vmm.channels.carrier import Carrier
 from mayfly.vmm.eventloop import READ, WRITE, EventLoop
 
-TOKEN_BYTES = 32
 BLOCK = 1 << 16
 
 
-class TcpChannel:
-    """Shows the agent a token first, which proves that this host connects.
-
-    Makes `channel` non-blocking. `connect` begins to connect a socket to the agent; `closed` is
-    called when the other end has closed the channel, `failed` when there is no connection.
+class TcpChannel(Carrier):
+    """Shows the agent `token` first, which proves that this host connects.
+    `connect` begins to connect a socket to it; `failed` is called if that does not work.
     """
-
-    data_accesses = 0  # No exit carries the channel's own bytes
 
     def __init__(
         self,
         channel: socket.socket,
         loop: EventLoop,
+        token: str,
         *,
         connect: Callable[[socket.socket], None],
         closed: Callable[[], None],
         failed: Callable[[OSError], None],
     ) -> None:
-        self.token = os.urandom(TOKEN_BYTES).hex()
-        self._connect, self._closed, self._failed, self._loop = connect, closed, failed, loop
-        self._end = SocketEnd(channel, loop, self._hang_up)
+        super().__init__(channel, loop, closed)
+        self._connect, self._failed = connect, failed
         self._connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        self._to_guest = _Stream(channel, self._connection, self.token.encode())
+        self._to_guest = _Stream(channel, self._connection, token.encode())
         self._from_guest = _Stream(self._connection, channel)
-        self._end.watch(0, self._pump)
+        self._reading = False
+        self._watch()
 
     def open(self) -> None:
         """The guest has come to the network: connect."""
@@ -63,16 +59,17 @@ class TcpChannel:
         there, back = self._to_guest, self._from_guest
         back.move()
         there.move()
-        self._loop.watch(self._connection, back.wants_read | there.wants_write, self._pump)
-        self._end.watch(there.wants_read | back.wants_write, self._pump)
+        self._loop.watch(self._connection, (READ if back.wants_read else 0) | (WRITE if there.unsent else 0), self._pump)
+        self._reading, self._writing = there.wants_read, bool(back.unsent)
+        self._watch()
         if there.ended:
-            self._end.hang_up()
+            self._hang_up()
 
     def _hang_up(self) -> None:
         self._loop.watch(self._connection, 0, self._pump)
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_WR)
-        self._closed()
+        super()._hang_up()
 
 
 class _Stream:
@@ -83,12 +80,8 @@ class _Stream:
         self.ended = False
 
     @property
-    def wants_read(self) -> int:
-        return 0 if self.ended or self.unsent else READ
-
-    @property
-    def wants_write(self) -> int:
-        return WRITE if self.unsent else 0
+    def wants_read(self) -> bool:
+        return not self.ended and not self.unsent
 
     def move(self) -> None:
         try:

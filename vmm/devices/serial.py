@@ -6,105 +6,53 @@ guest, CTS goes down while its bytes are not taken; at the bound the transmitter
 """
 
 from collections.abc import Callable
-from enum import IntEnum, IntFlag
-from typing import Annotated
+from typing import Annotated, Any
 
-from mayfly.schema import Meta, Record
-from mayfly.vmm.snapshot.state import U8, Saved, exactly
+from mayfly.schema import Meta
+from mayfly.vmm.bus import BusDevice
+from mayfly.vmm.snapshot.state import U8, Live, Saved, exactly
 
 RECEIVE_LIMIT = 4096  # Bytes that may wait for the guest
-CTS_DOWN, CTS_UP = 32 * 1024, 8 * 1024
-"""Bytes that wait for the host when CTS goes down, and at which it comes up again."""
+CTS_DOWN = 32 * 1024  # Bytes that wait for the host when CTS goes down
 TRANSMIT_LIMIT = 64 * 1024
 BATCH = 1024
 """Bytes from an interrupt-driven guest after which the host is told although more will come."""
+DATA, IER, IIR_FCR, LCR, MCR, LSR, MSR, SCR = range(8)
+"""Registers, by their offset from the base port. With DLAB set, 0 and 1 are the divisor."""
 
-
-class Register(IntEnum):
-    """Offsets from the base port. With DLAB set, 0 and 1 are the divisor."""
-
-    DATA = 0
-    IER = 1
-    IIR_FCR = 2
-    LCR = 3
-    MCR = 4
-    LSR = 5
-    MSR = 6
-    SCR = 7
-
-
-class Ier(IntFlag):
-    """Interrupt enable."""
-
-    RECEIVED = 1 << 0
-    TRANSMITTER_EMPTY = 1 << 1
-    LINE_STATUS = 1 << 2
-    MODEM_STATUS = 1 << 3
-
-
-class Iir(IntEnum):
-    """Interrupt identification, by falling priority (line status never occurs here)."""
-
-    RECEIVED = 0x04
-    TRANSMITTER_EMPTY = 0x02
-    MODEM_STATUS = 0x00
-    NONE = 0x01
-
-
+# Interrupt enable
+IER_RECEIVED, IER_TRANSMITTER_EMPTY, IER_LINE_STATUS, IER_MODEM_STATUS = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+# Interrupt identification, by falling priority (line status never occurs here)
+IIR_RECEIVED, IIR_TRANSMITTER_EMPTY, IIR_MODEM_STATUS, IIR_NONE = 0x04, 0x02, 0x00, 0x01
 FIFO_ENABLED = 0xC0
 FCR_ENABLE, FCR_CLEAR_RECEIVE = 1 << 0, 1 << 1
 LCR_DLAB = 1 << 7
-
-
-class Mcr(IntFlag):
-    """Modem control."""
-
-    DTR = 1 << 0
-    RTS = 1 << 1
-    OUT1 = 1 << 2
-    OUT2 = 1 << 3
-    LOOP = 1 << 4
-
-
-class Lsr(IntFlag):
-    """Line status."""
-
-    DATA_READY = 1 << 0
-    OVERRUN = 1 << 1
-    HOLDING_EMPTY = 1 << 5
-    TRANSMITTER_EMPTY = 1 << 6
-
-
-class Msr(IntFlag):
-    """Modem status."""
-
-    DELTA_CTS = 1 << 0
-    CTS = 1 << 4
-    DSR = 1 << 5
-    RING = 1 << 6
-    CARRIER = 1 << 7
-
-
-LOOPED = ((Mcr.RTS, Msr.CTS), (Mcr.DTR, Msr.DSR), (Mcr.OUT1, Msr.RING), (Mcr.OUT2, Msr.CARRIER))
+# Modem control, line status, modem status
+MCR_DTR, MCR_RTS, MCR_OUT1, MCR_OUT2, MCR_LOOP = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 4
+LSR_DATA_READY, LSR_HOLDING_EMPTY, LSR_TRANSMITTER_EMPTY = 1 << 0, 1 << 5, 1 << 6
+MSR_DELTA_CTS, MSR_CTS, MSR_DSR, MSR_RING, MSR_CARRIER = 1 << 0, 1 << 4, 1 << 5, 1 << 6, 1 << 7
+LOOPED = ((MCR_RTS, MSR_CTS), (MCR_DTR, MSR_DSR), (MCR_OUT1, MSR_RING), (MCR_OUT2, MSR_CARRIER))
 """What modem control becomes in modem status in loopback mode."""
 
 
-class SerialState(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
-    """What a snapshot holds of one; `registers`: LCR, SCR, DLL, DLM."""
+class SerialState(Live, tag_field="version", tag=2, kw_only=True):
+    """The registers, and the bytes that wait on either side: what a snapshot holds."""
 
     ier: Annotated[int, Meta(ge=0, le=0x0F)]
     mcr: Annotated[int, Meta(ge=0, le=0x1F)]
-    registers: Annotated[tuple[U8, ...], exactly(4)]
+    lcr: U8
+    scr: U8
+    divisor: Annotated[list[U8], exactly(2)]
     fifo: bool
     cts: bool
     delta_cts: bool
     empty_pending: bool
     line: bool
-    input: Annotated[bytes, Meta(max_length=RECEIVE_LIMIT)]
-    output: Annotated[bytes, Meta(max_length=TRANSMIT_LIMIT)]
+    input: Annotated[bytearray, Meta(max_length=RECEIVE_LIMIT)]
+    output: Annotated[bytearray, Meta(max_length=TRANSMIT_LIMIT)]
 
 
-class Serial:
+class Serial(BusDevice):
     """One UART. Not for use by two threads at once.
 
     Args:
@@ -118,18 +66,9 @@ class Serial:
 
     def __init__(self, interrupt: Callable[[], None], on_output: Callable[[], None], on_room: Callable[[], None]) -> None:
         self._interrupt, self._on_output, self.on_room = interrupt, on_output, on_room
-        self._input = bytearray()
-        self._output = bytearray()
-        self._ier = Ier(0)
-        self._fifo = False
-        self._lcr = 0
-        self._mcr = Mcr(0)
-        self._scr = 0
-        self._divisor = [1, 0]
-        self._cts = True
-        self._delta_cts = False
-        self._empty_pending = False
-        self._line = False
+        registers: dict[str, Any] = {"ier": 0, "mcr": 0, "lcr": 0, "scr": 0, "divisor": [1, 0], "fifo": False}
+        status: dict[str, Any] = {"cts": True, "delta_cts": False, "empty_pending": False, "line": False}
+        self._state = SerialState(**registers, **status, input=bytearray(), output=bytearray())
         self.data_accesses = 0
         """Reads and writes of data: the bytes themselves, as opposed to their administration."""
         self.overruns = 0
@@ -138,20 +77,20 @@ class Serial:
     @property
     def room(self) -> int:
         """How many bytes `receive` takes now."""
-        return RECEIVE_LIMIT - len(self._input)
+        return RECEIVE_LIMIT - len(self._state.input)
 
     def receive(self, data: bytes | memoryview) -> int:
         """Bytes for the guest arrive; how many of them were taken."""
         count = min(len(data), self.room)
-        self._input += data[:count]
+        self._state.input += data[:count]
         self._update()
         return count
 
     def take(self) -> bytes:
         """Remove and return what the guest has sent."""
-        data = bytes(self._output)
-        self._output.clear()
-        if not self._cts:
+        data = bytes(self._state.output)
+        self._state.output.clear()
+        if not self._state.cts:
             self._set_cts(True)
         return data
 
@@ -159,144 +98,125 @@ class Serial:
         """The guest reads a register; only byte accesses exist."""
         if size != 1:
             return (1 << 8 * size) - 1
-        register = Register(offset)
-        if register is Register.LSR:
+        state = self._state
+        if offset == LSR:
             return self._line_status()
-        if (register is Register.DATA and self._lcr & LCR_DLAB) or (register is Register.IER and self._lcr & LCR_DLAB):
-            return self._divisor[register]
-        if register is Register.DATA:
+        if offset in (DATA, IER) and state.lcr & LCR_DLAB:
+            return state.divisor[offset]
+        if offset == DATA:
             return self._read_data()
-        if register is Register.IIR_FCR:
+        if offset == IIR_FCR:
             return self._identify()
-        if register is Register.MSR:
+        if offset == MSR:
             return self._modem_status()
-        return {Register.IER: self._ier, Register.LCR: self._lcr, Register.MCR: self._mcr}.get(register, self._scr)
+        return {IER: state.ier, LCR: state.lcr, MCR: state.mcr}.get(offset, state.scr)
 
     def write(self, offset: int, size: int, value: int) -> None:
         """The guest writes a register; only byte accesses exist."""
         if size != 1:
             return
-        register = Register(offset)
-        if register in (Register.DATA, Register.IER) and self._lcr & LCR_DLAB:
-            self._divisor[register] = value
-        elif register is Register.DATA:
+        state = self._state
+        if offset in (DATA, IER) and state.lcr & LCR_DLAB:
+            state.divisor[offset] = value
+        elif offset == DATA:
             self._write_data(value)
-        elif register is Register.IER:
-            enabled = Ier(value & 0x0F)
-            self._empty_pending = bool(enabled & Ier.TRANSMITTER_EMPTY) and (self._empty_pending or Ier.TRANSMITTER_EMPTY not in self._ier)
-            self._ier = enabled
-            if not enabled & Ier.TRANSMITTER_EMPTY:
+        elif offset == IER:
+            newly = not state.ier & IER_TRANSMITTER_EMPTY
+            state.ier = value & 0x0F
+            state.empty_pending = bool(state.ier & IER_TRANSMITTER_EMPTY) and (state.empty_pending or newly)
+            if not state.ier & IER_TRANSMITTER_EMPTY:
                 self._announce()
-        elif register is Register.IIR_FCR:
-            self._fifo = bool(value & FCR_ENABLE)
-            if value & FCR_CLEAR_RECEIVE and self._mcr & Mcr.LOOP:
-                self._input.clear()
-        elif register is Register.LCR:
-            self._lcr = value
-        elif register is Register.MCR:
-            self._write_modem_control(Mcr(value & 0x1F))
-        elif register is Register.SCR:
-            self._scr = value
+        elif offset == IIR_FCR:
+            state.fifo = bool(value & FCR_ENABLE)
+            if value & FCR_CLEAR_RECEIVE and state.mcr & MCR_LOOP:
+                state.input.clear()
+        elif offset == LCR:
+            state.lcr = value
+        elif offset == MCR:
+            raised = value & MCR_RTS and not state.mcr & MCR_RTS
+            state.mcr = value & 0x1F
+            if raised and self.room:
+                self.on_room()
+        elif offset == SCR:
+            state.scr = value
         self._update()
 
     def save(self) -> SerialState:
-        """What a snapshot needs: registers, and the bytes that wait on either side."""
-        return SerialState(
-            ier=int(self._ier),
-            mcr=int(self._mcr),
-            registers=(self._lcr, self._scr, *self._divisor),
-            fifo=self._fifo,
-            cts=self._cts,
-            delta_cts=self._delta_cts,
-            empty_pending=self._empty_pending,
-            line=self._line,
-            input=bytes(self._input),
-            output=bytes(self._output),
-        )
+        """What a snapshot needs, to be encoded at once."""
+        return self._state
 
     def restore(self, saved: Saved) -> None:
         """Go on where `save` was called; the interrupt controller restores a raised interrupt."""
-        state = saved.decode(SerialState)
-        self._ier, self._mcr = Ier(state.ier), Mcr(state.mcr)
-        self._lcr, self._scr, *self._divisor = state.registers
-        self._fifo, self._cts, self._delta_cts = state.fifo, state.cts, state.delta_cts
-        self._empty_pending, self._line = state.empty_pending, state.line
-        self._input, self._output = bytearray(state.input), bytearray(state.output)
+        self._state = saved.decode(SerialState)
         self._announce()
 
     def _readable(self) -> bool:
-        return bool(self._input) and bool(self._mcr & (Mcr.RTS | Mcr.LOOP))
+        return bool(self._state.input) and bool(self._state.mcr & (MCR_RTS | MCR_LOOP))
 
     def _read_data(self) -> int:
         self.data_accesses += 1
         if not self._readable():
             return 0
-        value = self._input.pop(0)
+        value = self._state.input.pop(0)
         self._update()
-        if len(self._input) == RECEIVE_LIMIT // 2:
+        if len(self._state.input) == RECEIVE_LIMIT // 2:
             self.on_room()
         return value
 
     def _write_data(self, value: int) -> None:
         self.data_accesses += 1
-        if self._mcr & Mcr.LOOP:
-            self._input.append(value) if self.room else None
-        elif len(self._output) < TRANSMIT_LIMIT:
-            self._output.append(value)
-            if len(self._output) % BATCH == 0 or (len(self._output) == 1 and not self._ier & Ier.TRANSMITTER_EMPTY):
+        if self._state.mcr & MCR_LOOP:
+            self._state.input.append(value) if self.room else None
+        elif len(self._state.output) < TRANSMIT_LIMIT:
+            self._state.output.append(value)
+            if len(self._state.output) % BATCH == 0 or (len(self._state.output) == 1 and not self._state.ier & IER_TRANSMITTER_EMPTY):
                 self._on_output()
-            if self._cts and len(self._output) >= CTS_DOWN:
+            if self._state.cts and len(self._state.output) >= CTS_DOWN:
                 self._set_cts(False)
         else:
             self.overruns += 1
-        self._empty_pending = True
-
-    def _write_modem_control(self, value: Mcr) -> None:
-        raised = value & Mcr.RTS and not self._mcr & Mcr.RTS
-        self._mcr = value
-        if raised and self.room:
-            self.on_room()
+        self._state.empty_pending = True
 
     def _set_cts(self, up: bool) -> None:
-        self._cts, self._delta_cts = up, True
+        self._state.cts, self._state.delta_cts = up, True
         self._update()
 
     def _line_status(self) -> int:
-        full = len(self._output) >= TRANSMIT_LIMIT
-        return (Lsr.DATA_READY if self._readable() else 0) | (0 if full else Lsr.HOLDING_EMPTY | Lsr.TRANSMITTER_EMPTY)
+        full = len(self._state.output) >= TRANSMIT_LIMIT
+        return (LSR_DATA_READY if self._readable() else 0) | (0 if full else LSR_HOLDING_EMPTY | LSR_TRANSMITTER_EMPTY)
 
     def _modem_status(self) -> int:
-        if self._mcr & Mcr.LOOP:
-            return sum(status for control, status in LOOPED if self._mcr & control)
-        status = Msr.DSR | Msr.CARRIER | (Msr.CTS if self._cts else 0) | (Msr.DELTA_CTS if self._delta_cts else 0)
-        self._delta_cts = False
+        if self._state.mcr & MCR_LOOP:
+            return sum(status for control, status in LOOPED if self._state.mcr & control)
+        status = MSR_DSR | MSR_CARRIER | (MSR_CTS if self._state.cts else 0) | (MSR_DELTA_CTS if self._state.delta_cts else 0)
+        self._state.delta_cts = False
         self._update()
         return status
 
-    def _cause(self) -> Iir:
-        if self._ier & Ier.RECEIVED and self._readable():
-            return Iir.RECEIVED
-        if self._ier & Ier.TRANSMITTER_EMPTY and self._empty_pending and len(self._output) < TRANSMIT_LIMIT:
-            return Iir.TRANSMITTER_EMPTY
-        if self._ier & Ier.MODEM_STATUS and self._delta_cts:
-            return Iir.MODEM_STATUS
-        return Iir.NONE
+    def _cause(self) -> int:
+        if self._state.ier & IER_RECEIVED and self._readable():
+            return IIR_RECEIVED
+        if self._state.ier & IER_TRANSMITTER_EMPTY and self._state.empty_pending and len(self._state.output) < TRANSMIT_LIMIT:
+            return IIR_TRANSMITTER_EMPTY
+        if self._state.ier & IER_MODEM_STATUS and self._state.delta_cts:
+            return IIR_MODEM_STATUS
+        return IIR_NONE
 
     def _identify(self) -> int:
         cause = self._cause()
-        if cause is Iir.TRANSMITTER_EMPTY:
-            self._empty_pending = False
-        elif cause is Iir.NONE:
+        if cause == IIR_TRANSMITTER_EMPTY:
+            self._state.empty_pending = False
+        elif cause == IIR_NONE:
             self._announce()
         self._update()
-        return cause | (FIFO_ENABLED if self._fifo else 0)
+        return cause | (FIFO_ENABLED if self._state.fifo else 0)
 
     def _announce(self) -> None:
-        if self._output:
+        if self._state.output:
             self._on_output()
 
     def _update(self) -> None:
-        line = self._cause() is not Iir.NONE and bool(self._mcr & Mcr.OUT2)
-        if line and not self._line:
+        line = self._cause() != IIR_NONE and bool(self._state.mcr & MCR_OUT2)
+        if line and not self._state.line:
             self._interrupt()
-        self._line = line
+        self._state.line = line

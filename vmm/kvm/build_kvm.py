@@ -27,14 +27,6 @@ struct kvm_pre_fault_memory { uint64_t gpa; uint64_t size; uint64_t flags; uint6
 #define KVM_CAP_PRE_FAULT_MEMORY 236
 #endif
 
-static int sys_ioctl(int fd, unsigned long request, uintptr_t argument) { return ioctl(fd, request, argument); }
-static int sys_ioctl_pointer(int fd, unsigned long request, void *argument) { return ioctl(fd, request, argument); }
-static void *sys_mmap(void *address, size_t length, int protection, int flags, int fd, int64_t offset)
-{
-    return mmap(address, length, protection, flags, fd, offset);
-}
-static int sys_munmap(void *address, size_t length) { return munmap(address, length); }
-static int sys_madvise(void *address, size_t length, int advice) { return madvise(address, length, advice); }
 /* Whether each of `count` pages is the process's own (present or swapped, and of no file: pagemap's bits 63, 62 and 61) and has another
    content than in `before`. In C, as a loop in Python takes seconds for a guest's memory. */
 static void differing_pages(const uint64_t *pagemap, const char *now, const char *before, size_t count, uint8_t *differs)
@@ -46,9 +38,8 @@ static void differing_pages(const uint64_t *pagemap, const char *now, const char
 static void fence_acquire(void) { __atomic_thread_fence(__ATOMIC_ACQUIRE); }
 static void fence_release(void) { __atomic_thread_fence(__ATOMIC_RELEASE); }
 static void fence_full(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-static int sys_prctl(int option, unsigned long argument) { return prctl(option, argument, 0, 0, 0); }
 /* Landlock's scope of signals (landlock(7), of Linux 6.12); headers may be older. The numbers are the same on all architectures. */
-static int sys_scope_signals(void)
+static int scope_signals(void)
 {
     const uint64_t attributes[3] = {0, 0, 1 << 1}; /* files, network, scoped: LANDLOCK_SCOPE_SIGNAL */
     int result, ruleset = syscall(444, attributes, sizeof attributes, 0);

@@ -1,9 +1,9 @@
 """KVM's descriptors (Linux Documentation/virt/kvm/api.rst), each owned by one object."""
 
+import contextlib
 import errno
 import os
 from enum import IntEnum
-from types import TracebackType
 from typing import Any, Self
 
 from mayfly.errors import KvmError, KvmUnavailableError
@@ -33,22 +33,14 @@ class ExitReason(IntEnum):
     MEMORY_FAULT = 39
 
 
-class SystemEvent(IntEnum):
-    """What ExitReason.SYSTEM_EVENT asks for (KVM_SYSTEM_EVENT_* in <linux/kvm.h>)."""
-
-    SHUTDOWN = 1
-    RESET = 2
+EVENT_SHUTDOWN, EVENT_RESET = 1, 2  # What SYSTEM_EVENT asks for (KVM_SYSTEM_EVENT_* in <linux/kvm.h>)
 
 
 class _Descriptor:
-    """Owns one file descriptor, closed once."""
+    """Owns one file descriptor, closed once. All its ioctls raise KvmError."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-
-    def fileno(self) -> int:
-        """The descriptor; -1 once closed."""
-        return self._fd
 
     def close(self) -> None:
         """Close the descriptor; harmless the second time."""
@@ -59,41 +51,27 @@ class _Descriptor:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
-    def ioctl(self, name: str, argument: int = 0) -> int:
-        """Call the ioctl `name` ("KVM_CREATE_VM") with a number; its result. Raises KvmError."""
-        return _checked(name, lib.sys_ioctl(self._fd, getattr(lib, name), argument))
+    def ioctl(self, name: str, argument: Any = 0) -> int:
+        """Call the ioctl `name` ("KVM_CREATE_VM") with a number or cffi's pointer; its result."""
+        result = lib.ioctl(self._fd, getattr(lib, name), ffi.cast("void *", argument))
+        if result < 0:
+            raise KvmError(name, ffi.errno)
+        return int(result)
 
-    def ioctl_struct(self, name: str, argument: Any) -> int:
-        """Call the ioctl `name` with a pointer of cffi's; its result. Raises KvmError."""
-        return _checked(name, lib.sys_ioctl_pointer(self._fd, getattr(lib, name), argument))
+    def exchange(self, name: str, kind: str, fields: Any = None) -> Any:
+        """Call the ioctl `name` with a new `kind` ("struct kvm_regs"); what it is afterwards."""
+        struct = ffi.new(f"{kind} *", fields)
+        self.ioctl(name, struct)
+        return struct
 
-    def ioctl_cell(self, name: str, kind: str, value: bytes, **fields: int) -> bytes:
-        """Call the ioctl `name` with a `kind` whose `addr` points to `value`; its new value."""
+    def exchange_bytes(self, name: str, kind: str, value: bytes, **fields: int) -> bytes:
+        """As `exchange`, where the field `addr` points to `value`; its new value."""
         cell = ffi.new("uint8_t[]", value)
-        self.ioctl_struct(name, ffi.new(kind, {**fields, "addr": int(ffi.cast("uintptr_t", cell))}))
+        self.exchange(name, kind, {**fields, "addr": int(ffi.cast("uintptr_t", cell))})
         return bytes(cell)
-
-
-def _checked(name: str, result: int) -> int:
-    if result < 0:
-        raise KvmError(name, ffi.errno)
-    return result
-
-
-def content(struct: Any) -> bytes:
-    """The bytes of a structure or array of cffi's."""
-    return bytes(ffi.buffer(struct))
-
-
-def fill(struct: Any, data: bytes) -> None:
-    """Set all bytes of a cffi structure or array. Raises ValueError if the size differs."""
-    target = ffi.buffer(struct)
-    if len(target) != len(data):
-        raise ValueError(f"{len(data)} bytes for a structure of {len(target)}")
-    target[:] = data
 
 
 class Kvm(_Descriptor):
@@ -130,13 +108,13 @@ class Vm(_Descriptor):
         super().__init__(fd)
         self.kvm = kvm
         self._run_size = run_size
+        self._devices: list[Device] = []
 
     def set_memory(self, slot: int, guest_address: int, host_address: int, size: int, *, read_only: bool = False) -> None:
         """Show the guest `size` bytes of this process (api.rst 4.35); `read_only`: writes exit."""
-        region = ffi.new("struct kvm_userspace_memory_region *")
-        region.slot, region.guest_phys_addr, region.memory_size, region.userspace_addr = slot, guest_address, size, host_address
-        region.flags = lib.KVM_MEM_READONLY if read_only else 0
-        self.ioctl_struct("KVM_SET_USER_MEMORY_REGION", region)
+        region = {"slot": slot, "guest_phys_addr": guest_address, "memory_size": size, "userspace_addr": host_address}
+        flags = lib.KVM_MEM_READONLY if read_only else 0
+        self.exchange("KVM_SET_USER_MEMORY_REGION", "struct kvm_userspace_memory_region", {**region, "flags": flags})
 
     def create_vcpu(self, index: int) -> "Vcpu":
         """Make vCPU `index`, which is also its APIC id, or says its MPIDR (api.rst 4.7)."""
@@ -144,39 +122,42 @@ class Vm(_Descriptor):
 
     def irqfd(self, eventfd: int, gsi: int) -> None:
         """Let a write to `eventfd` raise `gsi` as an edge (api.rst 4.75)."""
-        self.ioctl_struct("KVM_IRQFD", ffi.new("struct kvm_irqfd *", {"fd": eventfd, "gsi": gsi}))
+        self.exchange("KVM_IRQFD", "struct kvm_irqfd", {"fd": eventfd, "gsi": gsi})
 
     def ioeventfd(self, eventfd: int, address: int, size: int, match: int) -> None:
         """Turn writes of `match` to the MMIO `address` into signals, not exits (api.rst 4.59)."""
         fields = {"fd": eventfd, "addr": address, "len": size, "datamatch": match, "flags": lib.KVM_IOEVENTFD_FLAG_DATAMATCH}
-        self.ioctl_struct("KVM_IOEVENTFD", ffi.new("struct kvm_ioeventfd *", fields))
+        self.exchange("KVM_IOEVENTFD", "struct kvm_ioeventfd", fields)
 
     def has_device(self, kind: int) -> bool:
         """Whether `create_device` can make one (api.rst 4.79, KVM_CREATE_DEVICE_TEST)."""
-        request = ffi.new("struct kvm_create_device *", {"type": kind, "flags": lib.KVM_CREATE_DEVICE_TEST})
-        return bool(lib.sys_ioctl_pointer(self._fd, lib.KVM_CREATE_DEVICE, request) == 0)
+        with contextlib.suppress(KvmError):
+            self.exchange("KVM_CREATE_DEVICE", "struct kvm_create_device", {"type": kind, "flags": lib.KVM_CREATE_DEVICE_TEST})
+            return True
+        return False
 
     def create_device(self, kind: int) -> "Device":
-        """Make a device that KVM itself emulates, of the type `kind` (api.rst 4.79)."""
-        request = ffi.new("struct kvm_create_device *", {"type": kind})
-        self.ioctl_struct("KVM_CREATE_DEVICE", request)
-        return Device(int(request.fd))
+        """Make a device of the type `kind` (api.rst 4.79), to be closed with this machine."""
+        self._devices.append(Device(self.exchange("KVM_CREATE_DEVICE", "struct kvm_create_device", {"type": kind}).fd))
+        return self._devices[-1]
+
+    def close(self) -> None:
+        """Close it, and its devices."""
+        for device in self._devices:
+            device.close()
+        super().close()
 
 
 class Device(_Descriptor):
     """A device that KVM itself emulates."""
 
-    def set(self, group: int, attribute: int) -> None:
-        """Set an attribute that has no value (api.rst 4.80)."""
-        self.ioctl_struct("KVM_SET_DEVICE_ATTR", ffi.new("struct kvm_device_attr *", {"group": group, "attr": attribute}))
-
-    def set_int(self, group: int, attribute: int, size: int, value: int) -> None:
-        """Set an attribute whose value has `size` bytes."""
-        self.ioctl_cell("KVM_SET_DEVICE_ATTR", "struct kvm_device_attr *", value.to_bytes(size, "little"), group=group, attr=attribute)
+    def set_int(self, group: int, attribute: int, size: int = 0, value: int = 0) -> None:
+        """Set an attribute whose value has `size` bytes; some have no value (api.rst 4.80)."""
+        self.exchange_bytes("KVM_SET_DEVICE_ATTR", "struct kvm_device_attr", value.to_bytes(size, "little"), group=group, attr=attribute)
 
     def get_int(self, group: int, attribute: int, size: int) -> int:
         """The value, of `size` bytes, of an attribute (api.rst 4.80)."""
-        cell = self.ioctl_cell("KVM_GET_DEVICE_ATTR", "struct kvm_device_attr *", bytes(size), group=group, attr=attribute)
+        cell = self.exchange_bytes("KVM_GET_DEVICE_ATTR", "struct kvm_device_attr", bytes(size), group=group, attr=attribute)
         return int.from_bytes(cell, "little")
 
 
@@ -187,7 +168,7 @@ class Vcpu(_Descriptor):
         super().__init__(fd)
         self.index = index
         self._run_size = run_size
-        pointer = lib.sys_mmap(ffi.NULL, run_size, lib.PROT_READ | lib.PROT_WRITE, lib.MAP_SHARED, fd, 0)
+        pointer = lib.mmap(ffi.NULL, run_size, lib.PROT_READ | lib.PROT_WRITE, lib.MAP_SHARED, fd, 0)
         if pointer == lib.MAP_FAILED:
             error = KvmError("mmap of kvm_run", ffi.errno)
             self.close()
@@ -197,7 +178,7 @@ class Vcpu(_Descriptor):
 
     def run(self) -> int:
         """KVM_RUN; the exit's reason: INTR after a signal or `request_exit`. Raises KvmError."""
-        if lib.sys_ioctl(self._fd, lib.KVM_RUN, 0) < 0:
+        if lib.ioctl(self._fd, lib.KVM_RUN, ffi.NULL) < 0:
             if ffi.errno in (errno.EINTR, errno.EAGAIN):
                 return ExitReason.INTR
             raise KvmError("KVM_RUN", ffi.errno)
@@ -206,7 +187,7 @@ class Vcpu(_Descriptor):
     def pre_fault(self, address: int, size: int) -> None:
         """Map [address, address + size) ahead, for speed only (api.rst 4.143)."""
         range_ = ffi.new("struct kvm_pre_fault_memory *", {"gpa": address, "size": size})
-        while range_.size and lib.sys_ioctl_pointer(self._fd, lib.KVM_PRE_FAULT_MEMORY, range_) < 0:
+        while range_.size and lib.ioctl(self._fd, lib.KVM_PRE_FAULT_MEMORY, range_) < 0:
             if ffi.errno not in (errno.EINTR, errno.EAGAIN):
                 return
 
@@ -225,4 +206,4 @@ class Vcpu(_Descriptor):
         super().close()
         if mapped:
             self.bytes.release()
-            lib.sys_munmap(self.page, self._run_size)
+            lib.munmap(self.page, self._run_size)

@@ -1,7 +1,6 @@
 """Anonymous memory with files laid over parts of it: the host's side of guest RAM."""
 
 import os
-from types import TracebackType
 from typing import Any, Self
 
 from mayfly.errors import HostError
@@ -24,7 +23,7 @@ class Mapping:
         self._whole = _mmap(ffi.NULL, size + HUGE_PAGE, lib.MAP_PRIVATE | lib.MAP_ANONYMOUS | lib.MAP_NORESERVE, -1)
         self._pointer = self._whole + -int(ffi.cast("uintptr_t", self._whole)) % HUGE_PAGE
         advice = lib.MADV_HUGEPAGE if huge else lib.MADV_NOHUGEPAGE
-        lib.sys_madvise(self._pointer, size, advice)  # a kernel without huge pages just goes on with small ones
+        lib.madvise(self._pointer, size, advice)  # a kernel without huge pages just goes on with small ones
         self.view = memoryview(ffi.buffer(self._pointer, size))
 
     @property
@@ -46,7 +45,7 @@ class Mapping:
     def read_page_by_page(self) -> None:
         """Have no page of a file read from the disk before it is touched itself."""
         for offset, size in self.files:
-            lib.sys_madvise(self._pointer + offset, size, lib.MADV_RANDOM)
+            lib.madvise(self._pointer + offset, size, lib.MADV_RANDOM)
 
     def differing_pages(self, before: "Mapping", pagemap: bytes, first: int, count: int) -> bytes:
         """A byte per page: 1 if it is anonymous by `pagemap` (8 bytes each) and not as `before`."""
@@ -59,18 +58,18 @@ class Mapping:
         """Unmap. The view must not be in use any more."""
         if self._pointer is not None:
             self.view.release()
-            lib.sys_munmap(self._whole, self.size + HUGE_PAGE)
+            lib.munmap(self._whole, self.size + HUGE_PAGE)
             self._pointer = None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
 
 def _mmap(address: Any, size: int, flags: int, fd: int, file_offset: int = 0) -> Any:
-    pointer = lib.sys_mmap(address, size, lib.PROT_READ | lib.PROT_WRITE, flags, fd, file_offset)
+    pointer = lib.mmap(address, size, lib.PROT_READ | lib.PROT_WRITE, flags, fd, file_offset)
     if pointer == lib.MAP_FAILED:
         raise HostError(
             f"mapping {size} bytes failed: {os.strerror(ffi.errno)}", hint="ask for less guest memory, or free some on this host"

@@ -2,9 +2,9 @@
 
 import struct
 from enum import IntEnum
-from typing import NamedTuple
 
 from mayfly.errors import BootError
+from mayfly.vmm.loader import Kernel, Segment
 
 HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 # e_ident, e_type, e_machine, e_version, e_entry, e_phoff, e_shoff, e_flags,
@@ -23,23 +23,7 @@ class ElfMachine(IntEnum):
     AARCH64 = 183
 
 
-class Segment(NamedTuple):
-    """`file_size` bytes at the file's `offset` go to the guest's `address`; zeros follow."""
-
-    offset: int
-    address: int
-    file_size: int
-    memory_size: int
-
-
-class Elf(NamedTuple):
-    """What loading needs: physical entry point and segments."""
-
-    entry: int
-    segments: tuple[Segment, ...]
-
-
-def parse(head: bytes, file_size: int, machine: ElfMachine) -> Elf:
+def parse(head: bytes, file_size: int, machine: ElfMachine) -> Kernel:
     """Parse a vmlinux's beginning, program headers included (a page is enough for Linux).
 
     Raises BootError: not a 64-bit little-endian ELF for `machine`, or segments are cut short.
@@ -53,14 +37,15 @@ def parse(head: bytes, file_size: int, machine: ElfMachine) -> Elf:
         raise BootError(f"the kernel is for ELF machine {machine_code}, this host needs {machine} ({machine.name.lower()})")
     if entry_size != PROGRAM_HEADER.size or not 0 < count <= MAX_PROGRAM_HEADERS or table + count * entry_size > len(head):
         raise BootError("the kernel's ELF program headers are damaged")
-    segments = []
+    segments, ends = [], []
     for index in range(count):
         p_type, _, offset, _, address, size, memory, _ = PROGRAM_HEADER.unpack_from(head, table + index * entry_size)
         if p_type != PT_LOAD:
             continue
         if offset + size > file_size or size > memory:
             raise BootError(f"the kernel file is cut short: a segment ends at byte {offset + size} of {file_size}")
-        segments.append(Segment(offset=offset, address=address, file_size=size, memory_size=memory))
-    if not any(segment.address <= entry < segment.address + segment.memory_size for segment in segments):
+        segments.append(Segment(offset, address, size))
+        ends.append(address + memory)
+    if not any(segment.address <= entry < end for segment, end in zip(segments, ends, strict=True)):
         raise BootError(f"the kernel's entry point {entry:#x} is in none of its segments")
-    return Elf(entry=entry, segments=tuple(segments))
+    return Kernel(segments=tuple(segments), entry=entry, end=max(ends))

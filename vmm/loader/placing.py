@@ -1,10 +1,19 @@
 """Put the files of a boot into guest RAM."""
 
+import io
 import os
 
-from mayfly.errors import BootError
+from mayfly.errors import BootError, ConfigError
 from mayfly.vmm.kvm.mapping import PAGE, Mapping
 from mayfly.vmm.memory import GuestAddressError, GuestMemory
+
+
+def open_file(path: str, what: str, hint: str = "") -> io.FileIO:
+    """Open a file for reading. Raises ConfigError, which calls it `what`."""
+    try:
+        return io.FileIO(path)
+    except OSError as error:
+        raise ConfigError(f"the {what} {path} cannot be read: {error.strerror}", hint=hint) from error
 
 
 def read_into(memory: GuestMemory, fd: int, offset: int, address: int, size: int) -> None:
@@ -23,10 +32,7 @@ def read_into(memory: GuestMemory, fd: int, offset: int, address: int, size: int
 
 
 def map_initrd(mapping: Mapping, fd: int, *, ram: int, kernel_end: int, limit: int) -> tuple[int, int]:
-    """Map the initramfs as high below `limit` as it fits; its guest address and size.
-
-    Raises BootError: it does not fit between the kernel and `limit`.
-    """
+    """Map the initramfs as high below `limit` as it fits; address and size. Raises BootError."""
     size = os.fstat(fd).st_size
     address = (limit - size) // PAGE * PAGE
     if size == 0 or address < kernel_end:

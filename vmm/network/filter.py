@@ -68,7 +68,6 @@ _DISCOVERY = range(133, 138)  # Neighbour discovery, redirects among it (RFC 486
 _NEIGHBOUR = struct.Struct("!B7x16s")  # type, target; options follow (RFC 4861, 4.3 and 4.4)
 _OWN_LINK_LAYER = {_SOLICITATION: 1, _ADVERTISEMENT: 2}
 """The option that such a message may have: its sender's MAC (RFC 4861, 4.6.1)."""
-_OPTION_UNIT = 8
 
 BROADCAST = b"\xff" * 6
 _ALL_NODES, _SOLICITED = b"\x33\x33\0\0\0\1", b"\x33\x33\xff"

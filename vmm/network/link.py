@@ -3,12 +3,11 @@
 import contextlib
 import os
 import socket
-from collections.abc import Sequence
 from ipaddress import ip_interface
 
 from mayfly.errors import NetworkError
 from mayfly.vmm.config import CHANNEL_PORT, NetworkBackend, NetworkConfig
-from mayfly.vmm.devices.virtio.net import Net
+from mayfly.vmm.devices.virtio.net import Backend, Net
 from mayfly.vmm.eventloop import READ, WRITE, EventLoop
 from mayfly.vmm.network import own_addresses
 from mayfly.vmm.network.filter import PacketFilter, destinations
@@ -16,7 +15,7 @@ from mayfly.vmm.network.passt import LOOPBACK, Passt
 from mayfly.vmm.network.tap import Tap
 
 
-class Nothing:
+class Nothing(Backend):
     """The back end in a machine that is made to be saved; drivers negotiate what `kind` carries."""
 
     def __init__(self, kind: NetworkBackend) -> None:
@@ -27,59 +26,39 @@ class Nothing:
         """Never readable."""
         return self._fd
 
-    def set_offloads(self, negotiated: int) -> None:
-        """Nothing comes anyway."""
-
-    def make_room(self) -> bool:
-        """There is always room."""
-        return True
-
-    def send(self, parts: Sequence[bytearray | memoryview]) -> None:
-        """The packet is lost."""
-
-    def receive(self, buffers: list[memoryview]) -> int:
-        """There is never one."""
-        return 0
-
     def close(self) -> None:
         """Close the descriptor."""
         os.close(self._fd)
 
 
-def open_backend(network: NetworkConfig, loop: EventLoop, *, channel: bool = False) -> Tap | Passt | Nothing:
-    """Open what `network` names, while privileged; the caller closes it. Raises NetworkError.
-
-    `channel`: the channel goes over it.
-    """
-    if not network.connected:
-        return Nothing(network.backend)
-    if network.backend is NetworkBackend.TAP:
-        return Tap(network.tap, destinations(network.mac_bytes, map(ip_interface, network.addresses)))
-    return Passt(network, loop, channel=channel)
-
-
-def packet_filter(network: NetworkConfig) -> PacketFilter:
-    """The filter, which denies this host's addresses. Raises NetworkError if they are unknown."""
-    try:
-        denied = own_addresses.addresses()
-    except OSError as error:
-        raise NetworkError(f"this host's addresses cannot be listed: {error}", hint="the packet filter needs them") from error
-    addresses = [ip_interface(text) for text in network.addresses]
-    return PacketFilter(network.mac_bytes, addresses, network.gateways, network.allow, denied)
-
-
 class Link:
-    """Reads the back end while the guest of `net` has buffers, and sends on when there is room."""
+    """Reads a back end while the guest of `net` has buffers, and sends on when there is room.
 
-    def __init__(self, network: NetworkConfig, backend: Tap | Passt | Nothing, loop: EventLoop) -> None:
-        self._network, self._backend, self._loop = network, backend, loop
+    Made while the process is privileged; `channel`: the channel goes over it. The filter denies
+    this host's own addresses. Raises NetworkError: they are unknown, or there is no back end.
+    """
+
+    def __init__(self, network: NetworkConfig, loop: EventLoop, *, channel: bool = False) -> None:
+        self._network, self._loop = network, loop
         self._reading = self._full = False
-        self._filter = packet_filter(network)
-        self.net = Net(network.mac_bytes, network.mtu, backend, self._filter, on_room=self._resume, on_full=self._wait)
+        addresses = [ip_interface(text) for text in network.addresses]
+        try:
+            denied = own_addresses.addresses()
+        except OSError as error:
+            raise NetworkError(f"this host's addresses cannot be listed: {error}", hint="the packet filter needs them") from error
+        self._filter = PacketFilter(network.mac_bytes, addresses, network.gateways, network.allow, denied)
+        self.backend: Tap | Passt | Nothing
+        if not network.connected:
+            self.backend = Nothing(network.backend)
+        elif network.backend is NetworkBackend.TAP:
+            self.backend = Tap(network.tap, destinations(network.mac_bytes, addresses))
+        else:
+            self.backend = Passt(network, loop, channel=channel)
+        self.net = Net(network.mac_bytes, network.mtu, self.backend, self._filter.may_leave, on_room=self._resume, on_full=self._wait)
 
     def connect(self, connection: socket.socket) -> None:
         """Begin to connect a non-blocking socket, past the filter. Raises OSError."""
-        network, passt = self._network, self._backend if isinstance(self._backend, Passt) else None
+        network, passt = self._network, self.backend if isinstance(self.backend, Passt) else None
         guest = str(ip_interface(network.addresses[0]).ip), CHANNEL_PORT
         with contextlib.suppress(BlockingIOError):
             connection.connect((LOOPBACK, passt.channel_port) if passt else guest)
@@ -88,7 +67,7 @@ class Link:
         self._filter.open_connection(CHANNEL_PORT, network.gateways[0] if passt else host, port)
 
     def _watch(self) -> None:
-        self._loop.watch(self._backend, (READ if self._reading else 0) | (WRITE if self._full else 0), self._pump)
+        self._loop.watch(self.backend, (READ if self._reading else 0) | (WRITE if self._full else 0), self._pump)
 
     def _resume(self) -> None:
         # At once: the packet that waited for buffers may be the last for a long time.
@@ -100,7 +79,7 @@ class Link:
         self._watch()
 
     def _pump(self) -> None:
-        if self._full and self._backend.make_room():
+        if self._full and self.backend.make_room():
             self._full = False
             self.net.resume()
         if self._reading:

@@ -15,6 +15,7 @@ from ipaddress import ip_interface
 from mayfly.errors import NetworkError
 from mayfly.vmm.config import CHANNEL_PORT, NetworkConfig
 from mayfly.vmm.devices.virtio.buffers import scatter
+from mayfly.vmm.devices.virtio.net import Backend
 from mayfly.vmm.devices.virtio.packet import ETHERNET_BYTES, HEADER, MAX_PACKET
 from mayfly.vmm.eventloop import READ, EventLoop
 from mayfly.vmm.network.filter import ARP, ARP_ETHERNET_IPV4, ARP_REQUEST, ARP_TYPE, BROADCAST, ETHERNET
@@ -39,10 +40,7 @@ _NO_HEADER = bytes(HEADER.size)
 
 
 def command(network: NetworkConfig, fd: int, way_in: str = "none") -> list[str]:
-    """The command line of a passt for this guest: no DHCP, no way to the host's loopback.
-
-    `way_in`: the ports at which connections to the guest are taken, in passt's words.
-    """
+    """Passt's command line: no DHCP, no way to loopback, connections in at the ports `way_in`."""
     addresses = [ip_interface(text) for text in network.addresses]
     words = [PROGRAM, "--foreground", "--quiet", "--fd", str(fd), "--mtu", str(network.mtu), "--no-map-gw"]
     words += ["--no-dhcp", "--no-dhcpv6", "--no-ra", "--tcp-ports", way_in, "--udp-ports", "none"]
@@ -79,13 +77,11 @@ def question(network: NetworkConfig) -> bytes:
     return ETHERNET.pack(BROADCAST, mac, ARP_TYPE) + ARP.pack(*ARP_ETHERNET_IPV4, ARP_REQUEST, mac, guest, bytes(6), gateway)
 
 
-class Passt:
+class Passt(Backend):
     """A passt process of this machine's own. Raises NetworkError if it does not come up.
 
     `channel`: take connections to CHANNEL_PORT, at `channel_port` of this host's loopback.
     """
-
-    offloads = 0
 
     def __init__(self, network: NetworkConfig, loop: EventLoop, *, channel: bool = False) -> None:
         self.channel_port = _free_port() if channel else 0
@@ -94,13 +90,9 @@ class Passt:
         _enlarge(theirs)
         with theirs:
             try:
+                words, none = command(network, theirs.fileno(), way_in), subprocess.DEVNULL
                 self._process = subprocess.Popen(
-                    command(network, theirs.fileno(), way_in),
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                    start_new_session=True,
+                    words, stdin=none, stdout=none, stderr=subprocess.PIPE, pass_fds=[theirs.fileno()], start_new_session=True
                 )
             except OSError as error:
                 self._socket.close()
@@ -151,9 +143,6 @@ class Passt:
     def fileno(self) -> int:
         """Readable when there are packets for the guest, writable when there is room."""
         return self._socket.fileno()
-
-    def set_offloads(self, negotiated: int) -> None:
-        """There are none."""
 
     def make_room(self) -> bool:
         """See `Backend.make_room`."""

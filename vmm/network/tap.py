@@ -9,6 +9,7 @@ import struct
 from collections.abc import Sequence
 
 from mayfly.errors import NetworkError
+from mayfly.vmm.devices.virtio.net import Backend
 from mayfly.vmm.devices.virtio.packet import HEADER, NetFeature
 
 DEVICE = "/dev/net/tun"
@@ -22,13 +23,8 @@ _INT = struct.Struct("i")
 _FILTER = struct.Struct("HH")  # flags, count; as many MACs follow (struct tun_filter)
 _QUEUED = 10_000  # More packets than an interface queues
 
-OFFLOADS: dict[int, int] = {
-    int(NetFeature.GUEST_CSUM): 0x01,  # TUN_F_CSUM
-    int(NetFeature.GUEST_TSO4): 0x02,  # TUN_F_TSO4
-    int(NetFeature.GUEST_TSO6): 0x04,  # TUN_F_TSO6
-}
-"""The flag that each driver's feature allows; segments need checksums."""
-_ANY = int(NetFeature.GUEST_CSUM)
+OFFLOADS = {NetFeature.GUEST_CSUM: 0x01, NetFeature.GUEST_TSO4: 0x02, NetFeature.GUEST_TSO6: 0x04}
+"""The flag (TUN_F_CSUM, _TSO4, _TSO6) that each driver's feature allows."""
 _TAKES = NetFeature.CSUM | NetFeature.HOST_TSO4 | NetFeature.HOST_TSO6
 """In the other direction the interface takes whatever a packet's header says."""
 
@@ -41,11 +37,11 @@ _HINTS = {
 
 
 def offload_flags(negotiated: int) -> int:
-    """The TUN_F_* flags for a driver's features."""
-    return sum(flag for feature, flag in OFFLOADS.items() if negotiated & feature) if negotiated & _ANY else 0
+    """The TUN_F_* flags for a driver's features; segments need checksums."""
+    return sum(flag for feature, flag in OFFLOADS.items() if negotiated & feature) if negotiated & NetFeature.GUEST_CSUM else 0
 
 
-class Tap:
+class Tap(Backend):
     """A tap interface that was made before. Packets pass as they are, header included.
 
     `destinations` are 8 MACs at most (the kernel compares only hashes of more). Frames for others,
@@ -53,7 +49,7 @@ class Tap:
     there is no interface `name`, or it may not be used.
     """
 
-    offloads = int(_TAKES) | sum(OFFLOADS)
+    offloads = _TAKES | sum(OFFLOADS)
 
     def __init__(self, name: str, destinations: Sequence[bytes]) -> None:
         try:
@@ -81,17 +77,12 @@ class Tap:
 
     def set_offloads(self, negotiated: int) -> None:
         """Have the interface give what the driver takes; `receive` notices one that is gone.
-
         What was queued was for another driver, or came before the filter: it is dropped.
         """
         with contextlib.suppress(OSError):
             fcntl.ioctl(self._fd, _TUNSETOFFLOAD, offload_flags(negotiated))
             for _ in range(_QUEUED):
                 os.read(self._fd, HEADER.size)
-
-    def make_room(self) -> bool:
-        """There is always room: what the host's network does not take it drops."""
-        return True
 
     def send(self, parts: Sequence[bytearray | memoryview]) -> None:
         """To the host's network. What it refuses (bad header, interface down) is lost."""

@@ -1,24 +1,13 @@
 """Requests to a live vmm process over its control socket, and their answers.
 
 The socket is one end of a SOCK_SEQPACKET pair, handed over when the process is forked; it has no
-path. A message is a tagged JSON object (`report.pack`). Each request has one answer, in order:
-
-    {"type":"pause"}                                       {"type":"done"}
-    {"type":"resume"}                                      {"type":"done"}
-    {"type":"snapshot","go_on":true}, four descriptors     {"type":"saved","memory_bytes":4096}
-    {"type":"stats"}                                       {"type":"figures","paused":false,...}
-    {"type":"prefault"}                                    {"type":"done"}
-    what cannot be done, or is malformed                   {"type":"refused","error":{...}}
-
-A request that is refused has changed nothing.
+path. A message is a tagged JSON object (`report.pack`). Each request has one answer, in order. One
+that is refused, as it cannot be carried out or is malformed, has changed nothing.
 """
 
-import contextlib
 import os
 import socket
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 from mayfly.errors import ConfigError, GuestError, MayflyError
 from mayfly.schema import Record
@@ -62,7 +51,7 @@ class Done(Record, tag="done", frozen=True, kw_only=True):
     """It is done."""
 
 
-class Saved(Record, tag="saved", frozen=True, kw_only=True):
+class Written(Record, tag="saved", frozen=True, kw_only=True):
     """The snapshot is written, with so many bytes of memory."""
 
     memory_bytes: Count
@@ -81,12 +70,7 @@ class Refused(Record, tag="refused", frozen=True, kw_only=True):
     error: MayflyError
 
 
-Answer = Done | Saved | Figures | Refused
-
-
-def send_request(control: socket.socket, request: Request, descriptors: Sequence[int] = ()) -> None:
-    """Send a request and duplicates of descriptors. Raises OSError: no reader."""
-    socket.send_fds(control, [pack(request)], descriptors)
+Answer = Done | Written | Figures | Refused
 
 
 def decode_request(data: bytes, descriptors: int) -> Request:
@@ -100,61 +84,12 @@ def decode_request(data: bytes, descriptors: int) -> Request:
     return request
 
 
-def decode_answer(data: bytes) -> Answer:
-    """The answer in a message, which a guest may have made up. Raises ValueError."""
-    answer: Answer = unpack(Answer, data)
-    return answer
+CarryOut = Callable[[Request, Sequence[int]], Answer]
+"""Does what is asked, with the descriptors. Raises MayflyError: it cannot, and nothing changed."""
 
 
-@contextlib.contextmanager
-def snapshot_files(folder: Path) -> Iterator[list[int]]:
-    """New files in `folder`, open for writing: the vmm process may open none. Raises OSError."""
-    with contextlib.ExitStack() as opened:
-        descriptors = []
-        for name in FILES:
-            descriptors.append(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-            opened.callback(os.close, descriptors[-1])
-        yield descriptors
-
-
-class Commanded(Protocol):
-    """What a machine can be asked for; see the requests."""
-
-    def pause(self) -> None:
-        """See `Pause`."""
-
-    def resume(self) -> None:
-        """See `Resume`."""
-
-    def snapshot(self, descriptors: Sequence[int], *, go_on: bool) -> int:
-        """See `Snapshot`; the bytes of memory written."""
-
-    def figures(self) -> Figures:
-        """See `Stats`."""
-
-    def pre_fault(self) -> None:
-        """See `Prefault`."""
-
-
-def carry_out(request: Request, machine: Commanded, descriptors: Sequence[int]) -> Answer:
-    """Do what is asked."""
-    match request:
-        case Pause():
-            machine.pause()
-        case Resume():
-            machine.resume()
-        case Snapshot(go_on=go_on):
-            return Saved(memory_bytes=machine.snapshot(descriptors, go_on=go_on))
-        case Stats():
-            return machine.figures()
-        case Prefault():
-            machine.pre_fault()
-    return Done()
-
-
-def answer_next(control: socket.socket, machine: Commanded) -> bool:
+def answer_next(control: socket.socket, carry_out: CarryOut) -> bool:
     """Receive, carry out and answer a request; false when the other end is gone or stuck.
-
     An empty message counts as the end, which it cannot be told from.
     """
     try:
@@ -170,33 +105,27 @@ def answer_next(control: socket.socket, machine: Commanded) -> bool:
             os.set_inheritable(fd, False)
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise ConfigError(f"a request to a machine has more than {MESSAGE_LIMIT} bytes or {MAX_DESCRIPTORS} descriptors")
-        answer = carry_out(decode_request(data, len(descriptors)), machine, descriptors)
+        answer = carry_out(decode_request(data, len(descriptors)), descriptors)
     except MayflyError as caught:
         answer = Refused(error=caught)
     finally:
         for fd in descriptors:
             os.close(fd)
     try:
-        control.send(pack(answer))
+        return control.send(pack(answer)) > 0
     except OSError:
         return False
-    return True
 
 
-class ControlServer:
-    """The process's side, in its event loop; closing the other end does not stop the machine.
+def serve(control: socket.socket, loop: EventLoop, carry_out: CarryOut) -> None:
+    """Answer requests in the event loop. `control` becomes non-blocking; the caller closes it."""
 
-    Makes `control` non-blocking; the caller closes it.
-    """
+    def serve_next() -> None:
+        if not answer_next(control, carry_out):
+            loop.watch(control, 0, serve_next)
 
-    def __init__(self, control: socket.socket, loop: EventLoop, machine: Commanded) -> None:
-        control.setblocking(False)
-        self._control, self._loop, self._machine = control, loop, machine
-        loop.watch(control, READ, self._serve)
-
-    def _serve(self) -> None:
-        if not answer_next(self._control, self._machine):
-            self._loop.watch(self._control, 0, self._serve)
+    control.setblocking(False)
+    loop.watch(control, READ, serve_next)
 
 
 def accept(data: bytes) -> Answer:
@@ -204,7 +133,7 @@ def accept(data: bytes) -> Answer:
     if not data:
         raise GuestError("the machine has ended")
     try:
-        answer = decode_answer(data)
+        answer: Answer = unpack(Answer, data)
     except ValueError as caught:
         raise GuestError(f"the machine's answer is malformed: {caught}") from caught
     if isinstance(answer, Refused):

@@ -2,12 +2,8 @@
 client.
 
 It holds no KVM descriptor (KVM binds a VM to the address space that made it), and has neither
-asyncio nor aiohttp. The two sides talk over a SOCK_SEQPACKET pair, one JSON object a message:
-
-    client -> zygote   {"spawn": machine, "config": JSON text}, descriptors of channel, report and
-                       control socket
-                       {"signal": number, "machine": machine}
-    zygote -> client   {"forked": machine, "pid": n}; {"reaped": machine, "status": n}
+asyncio nor aiohttp. The two sides talk over a SOCK_SEQPACKET pair, one message (`report.pack`) a
+packet: `Spawn`, with descriptors, and `Signal` to the zygote, `Forked` and `Reaped` from it.
 
 A machine that cannot be forked is reaped without having been forked, and its report says why. When
 either end of the pair is closed, or the client dies, the zygote ends; when the zygote ends, so do
@@ -16,7 +12,6 @@ its machines.
 
 import contextlib
 import gc
-import json
 import os
 import select
 import signal
@@ -24,14 +19,16 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Self
 
 import mayfly
 from mayfly.errors import ConfigError, HostError, MayflyError, ZygoteLostError
+from mayfly.schema import Record, decode, msgspec
 from mayfly.vmm.config import MachineConfig
-from mayfly.vmm.kvm import prctl
+from mayfly.vmm.kvm.prctl import prctl
+from mayfly.vmm.process.report import End, Ended, pack, unpack
 from mayfly.vmm.sandbox.privileges import keep_only
 
 MESSAGE_LIMIT = 64 * 1024
@@ -43,18 +40,45 @@ _MORE_PROCESSES = "raise this service's limits of processes, memory and descript
 NOBODY = 0  # No machine has this number: for a message that does not tell its machine's
 
 
-class Forked(NamedTuple):
+class Spawn(Record, tag="spawn", frozen=True, kw_only=True):
+    """Fork a vmm process; `config` is a MachineConfig, which that process alone decodes."""
+
+    machine: int
+    config: msgspec.Raw
+
+
+class Signal(Record, tag="signal", frozen=True, kw_only=True):
+    """Send the vmm process of `machine` a signal, if it still has one."""
+
+    machine: int
+    number: int
+
+
+class Forked(Record, tag="forked", frozen=True, kw_only=True):
     """The vmm process of `machine` exists."""
 
     machine: int
     pid: int
 
 
-class Reaped(NamedTuple):
+class Reaped(Record, tag="reaped", frozen=True, kw_only=True):
     """The vmm process of `machine` is gone; `status`: exit code, or minus the signal."""
 
     machine: int
     status: int
+
+
+@contextlib.contextmanager
+def _pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The client's end and the zygote's, for starting it. The client's stays open if that works."""
+    try:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, contextlib.ExitStack() as failed:
+            failed.callback(ours.close)
+            yield ours, theirs
+            failed.pop_all()
+    except OSError as error:
+        raise HostError(f"the zygote cannot be started: {error}", hint="see `mayfly doctor`") from error
 
 
 class Zygote:
@@ -69,48 +93,28 @@ class Zygote:
         # -P: a folder named like one of our packages in the working directory must not be imported.
         command = [sys.executable, "-P", "-c", START, str(CONTROL_FD), str(os.getpid())]
         path = os.pathsep.join(filter(None, [str(Path(mayfly.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-        try:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            with theirs:
-                files = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0), (os.POSIX_SPAWN_DUP2, theirs.fileno(), CONTROL_FD)]
-                try:
-                    pid = os.posix_spawn(sys.executable, command, {**os.environ, "PYTHONPATH": path}, file_actions=files, setsid=True)
-                except OSError:
-                    ours.close()
-                    raise
-        except OSError as error:
-            raise HostError(f"the zygote cannot be started: {error}", hint="see `mayfly doctor`") from error
+        with _pair() as (ours, theirs):
+            files = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0), (os.POSIX_SPAWN_DUP2, theirs.fileno(), CONTROL_FD)]
+            pid = os.posix_spawn(sys.executable, command, {**os.environ, "PYTHONPATH": path}, file_actions=files, setsid=True)
         return cls(pid, ours)
 
     @classmethod
     def fork(cls) -> Self:
-        """Start a zygote as a copy of this single-threaded process, which saves the imports.
-
-        Raises HostError: it cannot be started.
-        """
+        """Start a zygote as a copy of this single-threaded process, which saves the imports."""
         _load()
         client = os.getpid()
-        try:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            try:
-                pid = os.fork()
-            except OSError:
-                ours.close()
-                theirs.close()
-                raise
-        except OSError as error:
-            raise HostError(f"the zygote cannot be started: {error}", hint="see `mayfly doctor`") from error
-        if pid == 0:
-            status = 1
-            try:
-                ours.close()
-                os.setsid()
-                os.dup2(os.open(os.devnull, os.O_RDWR), 0)
-                main(theirs.detach(), client)
-                status = 0
-            finally:
-                os._exit(status)
-        theirs.close()
+        with _pair() as (ours, theirs):
+            pid = os.fork()
+            if pid == 0:
+                status = 1
+                try:
+                    ours.close()
+                    os.setsid()
+                    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+                    main(theirs.detach(), client)
+                    status = 0
+                finally:
+                    os._exit(status)
         return cls(pid, ours)
 
     def fileno(self) -> int:
@@ -118,25 +122,21 @@ class Zygote:
         return self._control.fileno()
 
     def spawn(self, machine: int, config: MachineConfig, channel: int, report: int, control: int) -> None:
-        """Ask for a machine, whose number is positive: `Forked`, if it can be, and in any case
-        `Reaped` will come for it.
+        """Ask for a machine, by a positive number: `Forked` may come for it, and `Reaped` will.
 
         The descriptors are duplicated into the vmm process; the caller keeps and closes its own.
-
-        Raises:
-            ConfigError: the configuration is too large.
-            ZygoteLostError: the zygote is gone.
-            HostError: the message cannot be sent now; no other machine is affected.
+        Raises ConfigError: it is too large. ZygoteLostError: the zygote is gone. HostError: it
+        cannot be asked now; no other machine is affected.
         """
-        self._send({"spawn": machine, "config": config.to_json()}, [channel, report, control])
+        self._send(Spawn(machine=machine, config=msgspec.Raw(msgspec.json.encode(config))), [channel, report, control])
 
     def signal(self, machine: int, number: int) -> None:
         """Send the vmm process of `machine` a signal; nothing happens if it is gone already."""
         with contextlib.suppress(HostError):
-            self._send({"signal": number, "machine": machine}, [])
+            self._send(Signal(machine=machine, number=number), [])
 
-    def _send(self, message: dict[str, Any], fds: list[int]) -> None:
-        data = json.dumps(message).encode()
+    def _send(self, message: Spawn | Signal, fds: list[int]) -> None:
+        data = pack(message)
         if len(data) > MESSAGE_LIMIT:
             raise ConfigError(f"the machine's configuration has {len(data)} bytes; {MESSAGE_LIMIT} is the most", hint="shorten it")
         try:
@@ -147,21 +147,15 @@ class Zygote:
             raise HostError(f"the zygote cannot be asked for a machine: {error.strerror}", hint="try again when less is running") from error
 
     def receive(self) -> Forked | Reaped:
-        """The next message.
-
-        Raises:
-            EOFError: the zygote is gone, and all its machines with it.
-        """
+        """The next message. Raises EOFError: the zygote is gone, and all its machines with it."""
         try:
             data = self._control.recv(MESSAGE_LIMIT)
         except ConnectionError as error:
             raise EOFError from error
         if not data:
             raise EOFError
-        message = json.loads(data)
-        if "forked" in message:
-            return Forked(machine=message["forked"], pid=message["pid"])
-        return Reaped(machine=message["reaped"], status=message["status"])
+        message: Forked | Reaped = unpack(Forked | Reaped, data)
+        return message
 
     def close(self) -> None:
         """End the zygote and its machines, and wait for it."""
@@ -170,43 +164,35 @@ class Zygote:
             os.waitpid(self.pid, 0)
 
 
-RunProcess = Callable[[MachineConfig, socket.socket, int, socket.socket, float], None]
-ReportFailure = Callable[[int, MayflyError], None]
-
-
 def main(control_fd: int, client: int) -> None:
     """The zygote process: fork, reap, report, until the client is gone."""
-    run_process, report_failure = _load()
-    prctl.end_with_parent(signal.SIGKILL)
+    _load()
+    prctl("PR_SET_PDEATHSIG", signal.SIGKILL)
     if os.getppid() != client:
         return
     # What the client inherited without close-on-exec, or had open when it forked this process.
     os.closerange(3, control_fd)
     os.closerange(control_fd + 1, 1 << 30)
     with socket.socket(fileno=control_fd) as control:
-        _Server(control, run_process, report_failure).serve()
+        _Server(control).serve()
     signal.set_wakeup_fd(-1)
 
 
-def _load() -> tuple[RunProcess, ReportFailure]:
+def _load() -> None:
     """Import what machines need: only processes that fork them do that."""
-    from mayfly.vmm.process.child import report_failure, run_process
-
-    return run_process, report_failure
+    import mayfly.vmm.process.child  # noqa: F401
 
 
 class _Server:
-    def __init__(self, control: socket.socket, run_process: RunProcess, report_failure: ReportFailure) -> None:
+    def __init__(self, control: socket.socket) -> None:
         self._control = control
-        self._run_process, self._report_failure = run_process, report_failure
         self._machines: dict[int, int] = {}
         self._unsaid: deque[bytes] = deque()
-        self._wakeup, wakeup = socket.socketpair()
-        for end in (self._wakeup, wakeup):
-            end.setblocking(False)
-        self._wakeup_writer = wakeup
+        self._wakeup, self._wakeup_writer = socket.socketpair()
+        self._wakeup.setblocking(False)
+        self._wakeup_writer.setblocking(False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self._wakeup_writer.fileno(), warn_on_full_buffer=False)
         gc.enable()  # a client that forks this may do without; machines may run for long
         gc.collect()
         gc.freeze()
@@ -237,12 +223,12 @@ class _Server:
             return False
         machine = NOBODY
         try:
-            message = json.loads(data)
-            if "signal" in message:
-                self._signal(message["machine"], message["signal"])
+            message: Spawn | Signal = unpack(Spawn | Signal, data)
+            if isinstance(message, Signal):
+                self._signal(message)
             else:
-                machine = int(message["spawn"])
-                self._fork(machine, message["config"], fds)
+                machine = message.machine
+                self._fork(message, fds)
         except (OSError, MemoryError) as error:
             self._refuse(machine, fds, HostError(f"no process for the machine: {error}", hint=_MORE_PROCESSES))
         except (ValueError, TypeError, LookupError) as error:
@@ -252,45 +238,52 @@ class _Server:
                 os.close(fd)
         return True
 
-    def _signal(self, machine: int, number: int) -> None:
-        for pid, known in self._machines.items():
-            if known == machine:
+    def _signal(self, message: Signal) -> None:
+        for pid, machine in self._machines.items():
+            if machine == message.machine:
                 with contextlib.suppress(OSError):
-                    os.kill(pid, number)
+                    os.kill(pid, message.number)
 
-    def _fork(self, machine: int, config: str, fds: list[int]) -> None:
+    def _fork(self, message: Spawn, fds: list[int]) -> None:
         began = time.monotonic()
         channel, report, control = fds  # fewer where they found no room in this process's table
         pid = os.fork()
         if pid == 0:
-            self._become_machine(config, channel, report, control, began)
-        self._machines[pid] = machine
-        self._say({"forked": machine, "pid": pid})
+            self._become_machine(message.config, channel, report, control, began)
+        self._machines[pid] = message.machine
+        self._say(Forked(machine=message.machine, pid=pid))
 
     def _refuse(self, machine: int, fds: list[int], error: MayflyError) -> None:
+        from mayfly.vmm.process.child import say
+
         if len(fds) == DESCRIPTORS:
             with contextlib.suppress(OSError):
-                self._report_failure(fds[1], error)
-        self._say({"reaped": machine, "status": NOT_FORKED})
+                say(fds[1], Ended(reason=End.ERROR, error=error))
+        self._say(Reaped(machine=machine, status=NOT_FORKED))
 
-    def _become_machine(self, config: str, channel: int, report: int, control: int, began: float) -> None:
+    def _become_machine(self, config: msgspec.Raw, channel: int, report: int, control: int, began: float) -> None:
         """In the child: everything up to its exit."""
+        from mayfly.vmm.process.child import run_process, say
+
         status = 1
         try:
-            prctl.end_with_parent(signal.SIGKILL)
+            prctl("PR_SET_PDEATHSIG", signal.SIGKILL)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for end in (self._control, self._wakeup, self._wakeup_writer):
                 end.close()
             try:
                 keep_only([channel, report, control])
-                parsed = MachineConfig.from_json(config)
+                parsed = decode(MachineConfig, bytes(config))
             except OSError as error:
-                self._report_failure(report, HostError(f"no descriptors for the machine: {error.strerror}", hint=_MORE_PROCESSES))
-            except (MayflyError, ValueError, TypeError, LookupError) as error:
-                self._report_failure(report, ConfigError(f"the machine's configuration cannot be read: {error!r}"))
+                say(
+                    report,
+                    Ended(reason=End.ERROR, error=HostError(f"no descriptors for the machine: {error.strerror}", hint=_MORE_PROCESSES)),
+                )
+            except MayflyError as error:
+                say(report, Ended(reason=End.ERROR, error=ConfigError(f"a machine's configuration: {error.message}", hint=error.hint)))
             else:
-                self._run_process(parsed, socket.socket(fileno=channel), report, socket.socket(fileno=control), began)
+                run_process(parsed, socket.socket(fileno=channel), report, socket.socket(fileno=control), began)
             status = 0
         finally:
             os._exit(status)
@@ -300,12 +293,12 @@ class _Server:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
-            self._say({"reaped": self._machines.pop(pid), "status": os.waitstatus_to_exitcode(status)})
+            self._say(Reaped(machine=self._machines.pop(pid), status=os.waitstatus_to_exitcode(status)))
 
-    def _say(self, message: dict[str, Any] | None = None) -> None:
+    def _say(self, message: Forked | Reaped | None = None) -> None:
         """Send what is unsaid, and `message` behind it; what finds no room waits until it does."""
         if message is not None:
-            self._unsaid.append(json.dumps(message).encode())
+            self._unsaid.append(pack(message))
         try:
             while self._unsaid:
                 self._control.send(self._unsaid[0], socket.MSG_DONTWAIT)

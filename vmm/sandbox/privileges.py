@@ -9,7 +9,7 @@ import signal
 from collections.abc import Iterable
 
 from mayfly.errors import ConfigError
-from mayfly.vmm.kvm import prctl
+from mayfly.vmm.kvm.prctl import prctl, scope_signals
 
 FIRST_UID = 0x7000_0000
 """User ids of root's machines: this plus the process id (a free range: systemd.io/UIDS-GIDS)."""
@@ -50,8 +50,8 @@ def drop_privileges(user: str | None) -> None:
             os.setresuid(own, own, own)
         if os.geteuid() == 0:
             os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
-        prctl.end_with_parent(signal.SIGKILL)
-    prctl.no_new_privileges()
-    prctl.hide_memory()
-    prctl.scope_signals()
+        prctl("PR_SET_PDEATHSIG", signal.SIGKILL)  # again, as a change of user id clears it
+    prctl("PR_SET_NO_NEW_PRIVS", 1)
+    prctl("PR_SET_DUMPABLE", 0)
+    scope_signals()  # while there are no other threads
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

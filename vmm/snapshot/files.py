@@ -1,6 +1,6 @@
-"""A vmm process's snapshots: a `Chain` to restore from, and `write_snapshot`.
+"""A vmm process's snapshots: `Layers` to restore from, and `write_snapshot`.
 
-A chain's files are opened while the process has its privileges; those to write are handed to it.
+The layers' files are opened while the process has its privileges; those to write are handed to it.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ from mayfly.errors import SnapshotError
 from mayfly.schema import Record, msgspec
 from mayfly.vmm.config import Channel, DeviceKind, MachineConfig, NetworkBackend
 from mayfly.vmm.kvm.mapping import PAGE, Mapping
+from mayfly.vmm.loader.placing import open_file
 from mayfly.vmm.snapshot import FILES, MEMORY, PAGES, STATE, WORKING_SET
 from mayfly.vmm.snapshot.memory import Runs, changed_pages, lay_base, lay_diff, pack_runs, unpack_runs, working_set, write_pages
 from mayfly.vmm.snapshot.state import AGAIN, U63, Saved
@@ -50,47 +51,39 @@ def shape(config: MachineConfig) -> Shape:
     return Shape(memory=config.memory, cpus=config.cpus, channel=config.channel, devices=config.devices, network=network)
 
 
-class Chain:
+class Layers:
     """The memory that a machine begins with, and the state that it goes on from.
 
     `folders` are a base and its diffs in order, none for a machine that boots. `initrd` is the
     base's: the snapshot does not hold it. Attributes: the last folder's `state`, the initramfs'
-    `initrd_offset` in the mapping (set at boot), and the `working_set` that will soon be read.
-    Raises SnapshotError: a file is missing or damaged.
+    descriptor `initrd` and `initrd_offset` in the mapping (set at boot), the `working_set` that
+    will soon be read, and `pagemap`, this process's. Raises ConfigError: there is no `initrd`.
+    SnapshotError: a file is missing or damaged.
     """
 
     def __init__(self, folders: Sequence[str], initrd: str | None, *, page_by_page: bool = False) -> None:
         self._page_by_page = page_by_page
         self.working_set: Runs = ()
-        self._stack = contextlib.ExitStack()
-        self._layers: list[tuple[int, bytes]] = []
-        self._packed_set = b""
-        with contextlib.ExitStack() as failed:
-            failed.callback(self.close)
-            self._initrd = self._open(initrd) if initrd else -1
-            saved = None
+        self._files: list[tuple[int, int, Runs]] = []  # descriptor, bytes and pages of each memory
+        saved = None
+        with contextlib.ExitStack() as stack:
+            self.pagemap = _open(stack, "/proc/self/pagemap")
+            self.initrd = stack.enter_context(open_file(initrd, "initramfs")).fileno() if initrd else None
             for folder in map(Path, folders):
                 try:
-                    self._layers.append((self._open(folder / MEMORY), (folder / PAGES).read_bytes()))
+                    fd = _open(stack, folder / MEMORY)
+                    size = os.fstat(fd).st_size
+                    self._files.append((fd, size, unpack_runs((folder / PAGES).read_bytes(), size)))
+                    self.working_set = unpack_runs((folder / WORKING_SET).read_bytes(), size)
                     saved = Saved("state", (folder / STATE).read_bytes())
-                    self._packed_set = (folder / WORKING_SET).read_bytes()
                 except OSError as error:
                     raise SnapshotError(f"the snapshot {folder} cannot be read: {error}", hint=AGAIN) from error
             self.state = saved.decode(MachineState) if saved else None
             self.initrd_offset = self.state.initrd_offset if self.state else None
-            failed.pop_all()
-
-    def _open(self, path: Path | str) -> int:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._stack.callback(os.close, fd)
-        return fd
+            self.close = stack.pop_all().close  # closes the files; what is mapped of them stays
 
     def check(self, config: MachineConfig, identity: str) -> MachineState:
-        """The state, if it fits the machine that is to go on.
-
-        Raises:
-            SnapshotError: it is of another shape, or this host's processor and KVM are others.
-        """
+        """The state. Raises SnapshotError: another shape, or another processor or KVM here."""
         if self.state is None or self.state.machine != shape(config):
             raise SnapshotError(f"the snapshot is of a machine with {self.state and self.state.machine}, not {shape(config)}", hint=AGAIN)
         if self.state.identity != identity:
@@ -100,37 +93,37 @@ class Chain:
     def lay_over(self, mapping: Mapping) -> None:
         """Give `mapping`, which is new, the content that the machine begins with."""
         if self.initrd_offset is not None:
-            size = os.fstat(self._initrd).st_size if self._initrd >= 0 else 0
-            if self.initrd_offset % PAGE or not 0 < size <= mapping.size - self.initrd_offset:
+            size = os.fstat(self.initrd).st_size if self.initrd is not None else 0
+            if self.initrd is None or self.initrd_offset % PAGE or not 0 < size <= mapping.size - self.initrd_offset:
                 raise SnapshotError(f"the snapshot's initramfs is at {self.initrd_offset:#x}, where it has no place", hint=AGAIN)
-            mapping.overlay_file(self.initrd_offset, self._initrd, size)
-        for number, (fd, pages) in enumerate(self._layers):
-            if os.fstat(fd).st_size != mapping.size:
-                raise SnapshotError(f"the snapshot's memory has {os.fstat(fd).st_size} bytes, its machine {mapping.size}", hint=AGAIN)
+            mapping.overlay_file(self.initrd_offset, self.initrd, size)
+        for number, (fd, size, pages) in enumerate(self._files):
+            if size != mapping.size:
+                raise SnapshotError(f"the snapshot's memory has {size} bytes, its machine {mapping.size}", hint=AGAIN)
             if self._page_by_page:
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            (lay_diff if number else lay_base)(mapping, fd, unpack_runs(pages, mapping.size))
+            (lay_diff if number else lay_base)(mapping, fd, pages)
         if self._page_by_page:
             mapping.read_page_by_page()
-        self.working_set = unpack_runs(self._packed_set, mapping.size)
-
-    def close(self) -> None:
-        """Close the files; what is mapped of them stays."""
-        self._stack.close()
 
 
-def write_snapshot(descriptors: Sequence[int], state: MachineState, mapping: Mapping, chain: Chain, pagemap: int) -> int:
+def _open(stack: contextlib.ExitStack, path: Path | str) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    stack.callback(os.close, fd)
+    return fd
+
+
+def write_snapshot(descriptors: Sequence[int], state: MachineState, mapping: Mapping, layers: Layers) -> int:
     """Write a machine that stands still to the empty files `descriptors`, in the order of FILES.
 
-    `state` goes into STATE; `chain` is what the machine began with; `pagemap` is for
-    `changed_pages`. The caller closes the files. Returns: the bytes of memory written. Raises
-    SnapshotError: the disk is full, or fails.
+    `state` goes into STATE; the machine began with `layers`. The caller closes the files. Returns:
+    the bytes of memory written. Raises SnapshotError: the disk is full, or fails.
     """
     fds = dict(zip(FILES, descriptors, strict=True))
-    read = working_set(pagemap, mapping) if chain.state else []
+    read = working_set(layers.pagemap, mapping) if layers.state else []
     with Mapping(mapping.size) as before:
-        chain.lay_over(before)
-        runs = changed_pages(pagemap, mapping, before)
+        layers.lay_over(before)
+        runs = changed_pages(layers.pagemap, mapping, before)
     try:
         write_pages(fds[MEMORY], mapping, runs)
         for name, data in ((PAGES, pack_runs(runs)), (WORKING_SET, pack_runs(read)), (STATE, msgspec.json.encode(state))):

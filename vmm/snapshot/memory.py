@@ -26,11 +26,6 @@ SHORT = 4  # Runs of a diff with fewer pages are copied: a mapping of their own 
 MAX_MAPPINGS = 16 * 1024  # A quarter of what a process may have by default (vm.max_map_count)
 
 
-def open_pagemap() -> int:
-    """A descriptor for `changed_pages`, to be opened while the process has its privileges."""
-    return os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-
-
 def changed_pages(pagemap_fd: int, mapping: Mapping, before: Mapping) -> list[tuple[int, int]]:
     """The runs of pages in which `mapping` differs from `before`, its state before anything ran."""
     differs = bytearray(mapping.size // PAGE)
@@ -43,7 +38,6 @@ def changed_pages(pagemap_fd: int, mapping: Mapping, before: Mapping) -> list[tu
 
 def working_set(pagemap_fd: int, mapping: Mapping) -> list[tuple[int, int]]:
     """The runs of file pages that were read but not written, and their cached neighbours.
-
     A written page gets a copy; had it been mapped before, it would first have to be unmapped.
     """
     read, written = bytearray(mapping.size // PAGE), bytearray(mapping.size // PAGE)

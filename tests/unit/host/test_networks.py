@@ -8,6 +8,7 @@ import pytest
 
 from mayfly.api.requests import parse_json
 from mayfly.errors import BusyError, ConfigError, UnprocessableError
+from mayfly.guests.told import network_words
 from mayfly.host.config import Config
 from mayfly.host.networks import Networks
 from mayfly.host.snippet import Snippet
@@ -48,7 +49,7 @@ def test_the_device_that_is_connected_to_nothing_is_of_the_same_kind_and_takes_n
     leased = networks.lease()
     device = networks.disconnected()
     assert (device.backend, device.mtu, device.connected, device.tap) == (leased.backend, leased.mtu, False, "")
-    assert device.words == ()
+    assert network_words(device) == ()
     with pytest.raises(UnprocessableError):
         make().disconnected()
 

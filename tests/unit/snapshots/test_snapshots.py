@@ -23,6 +23,7 @@ from mayfly import paths
 from mayfly.api.metrics import Metrics
 from mayfly.errors import BusyError, ConfigError, RunEndedError, SnapshotError, SnapshotNotFoundError
 from mayfly.guests.job import Wanted
+from mayfly.guests.told import network_words
 from mayfly.host.plan import want_machine
 from mayfly.host.snippet import Snippet
 from mayfly.images.manifest import LanguageStep, Warmup
@@ -198,7 +199,7 @@ def test_runs_with_a_network_start_from_a_base_of_their_own_that_has_none(serve:
     networks = [config.network for config in restored]
     assert {network.tap for network in networks if network} == {"mayfly0", "mayfly1"}
     told = {run["steps"][-1]["stdout"].strip() for run in runs}
-    assert told == {" ".join(network.words) for network in networks if network}
+    assert told == {" ".join(network_words(network)) for network in networks if network}
     assert len({word for words in told for word in words.split() if "gateway" not in word}) == 4  # MAC and address of each
     assert not (paths.snapshots_dir() / "toy").exists()
 

@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 
 from mayfly.errors import BootError, KvmUnavailableError
 from mayfly.units import MIB
-from mayfly.vmm.arch.aarch64 import cpu, hardware, interrupts, layout, state
-from mayfly.vmm.arch.aarch64.interrupts import GicVersion
+from mayfly.vmm.arch.aarch64 import cpu, hardware, layout, state
+from mayfly.vmm.arch.aarch64.hardware import TIME_HIGH, TIME_LOW, Clock, Gic, GicVersion
 from mayfly.vmm.config import Channel, MachineConfig, NetworkBackend, NetworkConfig
-from mayfly.vmm.devices.clock import TIME_HIGH, TIME_LOW, Clock
 from mayfly.vmm.kvm import build_kvm
 from mayfly.vmm.loader import arm64_image
 
@@ -71,8 +70,7 @@ def test_any_bytes_are_an_image_or_a_boot_error(head: bytes) -> None:
 def tree(gic: GicVersion = GicVersion.V3, initrd: tuple[int, int] | None = None, **options: Any) -> Any:
     """The device tree of a machine, parsed again."""
     config = MachineConfig(kernel="k", **options)
-    regions = layout.ram_regions(config.memory)
-    return fdt.parse_dtb(hardware.device_tree(config, gic=gic, cmdline="quiet", memory=regions, initrd=initrd, seed=bytes(range(64))))
+    return fdt.parse_dtb(hardware.device_tree(config, gic=gic, cmdline="quiet", initrd=initrd, seed=bytes(range(64))))
 
 
 def words(parsed: Any, path: str, name: str) -> list[int]:
@@ -110,16 +108,16 @@ KINDS = SimpleNamespace(KVM_DEV_TYPE_ARM_VGIC_V2=5, KVM_DEV_TYPE_ARM_VGIC_V3=7)
 
 @pytest.mark.parametrize(("there", "version"), [({5, 7}, GicVersion.V3), ({7}, GicVersion.V3), ({5}, GicVersion.V2)])
 def test_the_newest_interrupt_controller_is_taken(there: set[int], version: GicVersion, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interrupts, "lib", KINDS)
+    monkeypatch.setattr(hardware, "lib", KINDS)
     vm: Any = SimpleNamespace(has_device=there.__contains__)
-    assert interrupts.gic_version(vm) is version
+    assert hardware.gic_version(vm) is version
 
 
 def test_a_host_whose_kvm_has_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interrupts, "lib", KINDS)
+    monkeypatch.setattr(hardware, "lib", KINDS)
     vm: Any = SimpleNamespace(has_device=lambda kind: False)
     with pytest.raises(KvmUnavailableError, match="GICv3 and GICv2") as caught:
-        interrupts.gic_version(vm)
+        hardware.gic_version(vm)
     assert "virtualisation extensions" in caught.value.hint
 
 
@@ -190,8 +188,7 @@ def test_nothing_overlaps_in_the_largest_machine() -> None:
 
 def test_the_largest_tree_fits_below_the_kernel() -> None:
     config = MachineConfig(kernel="k", cpus=64, memory=512 * 1024 * MIB, channel=Channel.VIRTIO, network=NETWORK)
-    memory = layout.ram_regions(config.memory)
-    largest = hardware.device_tree(config, gic=GicVersion.V3, cmdline="x" * 2047, memory=memory, initrd=(layout.RAM, 1), seed=bytes(64))
+    largest = hardware.device_tree(config, gic=GicVersion.V3, cmdline="x" * 2047, initrd=(layout.RAM, 1), seed=bytes(64))
     assert len(largest) < layout.DEVICE_TREE_SIZE
 
 
@@ -199,8 +196,7 @@ def test_the_largest_tree_fits_below_the_kernel() -> None:
 def test_the_device_tree_compiler_finds_no_fault(tmp_path: Path) -> None:
     blob = tmp_path / "tree"
     config = MachineConfig(kernel="k", cpus=2, channel=Channel.SERIAL, interactive=True, network=NETWORK)
-    regions = layout.ram_regions(config.memory)
-    blob.write_bytes(hardware.device_tree(config, gic=GicVersion.V3, cmdline="c", memory=regions, initrd=None, seed=bytes(64)))
+    blob.write_bytes(hardware.device_tree(config, gic=GicVersion.V3, cmdline="c", initrd=None, seed=bytes(64)))
     done = subprocess.run(["dtc", "-I", "dtb", "-O", "dts", "-o", os.devnull, blob], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -222,7 +218,7 @@ def gic_registers(version: GicVersion, monkeypatch: pytest.MonkeyPatch) -> list[
     """What is saved of the interrupt controller of two processors."""
     monkeypatch.setattr(state, "lib", SimpleNamespace(**{f"KVM_DEV_ARM_VGIC_GRP_{name}": number for name, number in GROUPS.items()}))
     device: Any = SimpleNamespace(get_int=lambda group, attribute, size: 6 << 8)  # 7 bits of priority
-    registers = list(state._gic_registers(interrupts.InterruptController(version, device), 2))
+    registers = list(state._gic_registers(Gic(version, device), 2))
     assert len(registers) == len(set(registers))
     return registers
 
@@ -278,13 +274,14 @@ def test_a_vcpu_is_given_power_calls_and_nothing_else(monkeypatch: pytest.Monkey
     """
     bits = {"PSCI_0_2": 2, "PMU_V3": 3, "SVE": 4, "PTRAUTH_ADDRESS": 5, "PTRAUTH_GENERIC": 6, "HAS_EL2": 7, "POWER_OFF": 0}
     monkeypatch.setattr(cpu, "lib", SimpleNamespace(**{f"KVM_ARM_VCPU_{name}": bit for name, bit in bits.items()}))
-    monkeypatch.setattr(cpu, "ffi", SimpleNamespace(new=lambda kind: SimpleNamespace(features=[0] * 7)))
     seen: list[list[int]] = []
 
     class Fake:
-        def ioctl_struct(self, name: str, target: Any) -> None:
-            if name == "KVM_ARM_VCPU_INIT":
-                seen.append(list(target.features))
+        def exchange(self, name: str, kind: str) -> Any:
+            return SimpleNamespace(features=[0] * 7)
+
+        def ioctl(self, name: str, target: Any) -> None:
+            seen.append(list(target.features))
 
     cpu.reset(Fake(), [Fake(), Fake()])  # type: ignore[arg-type, list-item]
     assert seen == [[1 << 2, *[0] * 6], [1 << 2 | 1, *[0] * 6]]

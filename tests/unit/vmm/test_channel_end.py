@@ -31,7 +31,7 @@ def virtio(channel: socket.socket, loop: EventLoop, closed: Callable[[], None]) 
 def tcp(channel: socket.socket, loop: EventLoop, closed: Callable[[], None]) -> object:
     """An agent that accepts and does not read."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=1)
-    carrier = TcpChannel(channel, loop, connect=lambda one: connect(one, listener), closed=closed, failed=lambda error: None)
+    carrier = TcpChannel(channel, loop, "token", connect=lambda one: connect(one, listener), closed=closed, failed=lambda error: None)
     carrier.open()
     return carrier, listener
 

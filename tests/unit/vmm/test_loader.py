@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from mayfly.errors import BootError
 from mayfly.vmm.arch.x86_64 import hardware, layout
-from mayfly.vmm.loader import boot_params, bzimage, elf
-from mayfly.vmm.loader.boot_params import E820
+from mayfly.vmm.loader import Segment, boot_params, elf
+from mayfly.vmm.loader.boot_params import E820_RAM, E820_RESERVED
 
 GIB = 1 << 30
 
@@ -44,7 +44,8 @@ def test_a_vmlinux_has_its_load_segments_only() -> None:
     data = vmlinux()
     parsed = elf.parse(data, len(data), elf.ElfMachine.X86_64)
     assert parsed.entry == 0x100_0000
-    assert parsed.segments == (elf.Segment(offset=0x1000, address=0x100_0000, file_size=0x100, memory_size=0x180),)
+    assert parsed.segments == (Segment(offset=0x1000, address=0x100_0000, size=0x100),)
+    assert parsed.end == 0x100_0180
 
 
 @pytest.mark.parametrize(
@@ -63,8 +64,9 @@ def test_a_wrong_vmlinux_is_named(data: bytes, message: str) -> None:
 
 
 def test_a_bzimage_enters_512_bytes_behind_its_load_address() -> None:
-    parsed = bzimage.parse(bz(), 100_000)
-    assert (parsed.entry, parsed.kernel_offset, parsed.init_size) == (0x100_0200, 1024, 0x200_0000)
+    parsed = boot_params.parse_bzimage(bz(), 100_000)
+    assert (parsed.entry, parsed.segments, parsed.end) == (0x100_0200, (Segment(1024, 0x100_0000, 100_000 - 1024),), 0x300_0000)
+    assert parsed.setup_header is not None
     assert len(parsed.setup_header) == 0x202 + 0x6A - 0x1F1
 
 
@@ -79,7 +81,7 @@ def test_a_bzimage_enters_512_bytes_behind_its_load_address() -> None:
 )
 def test_a_wrong_bzimage_is_named(data: bytes, size: int, message: str) -> None:
     with pytest.raises(BootError, match=message):
-        bzimage.parse(data, size)
+        boot_params.parse_bzimage(data, size)
 
 
 @settings(max_examples=300)
@@ -95,16 +97,16 @@ def test_a_damaged_kernel_gives_a_boot_error_or_a_kernel(data: bytes, changes: l
     with contextlib.suppress(BootError):
         elf.parse(bytes(damaged[:length]), length, elf.ElfMachine.X86_64)
     with contextlib.suppress(BootError):
-        bzimage.parse(bytes(damaged[:length]), length)
+        boot_params.parse_bzimage(bytes(damaged[:length]), length)
 
 
 def test_boot_params_hold_what_the_protocol_wants() -> None:
     page = boot_params.build(
         setup_header=None,
-        cmdline_address=0x2_0000,
+        cmdline=0x2_0000,
         initrd=(0x1_2345_6000, 0x789),
-        setup_data_address=0x8000,
-        memory_map=[(0, 0x9_FC00, E820.RAM), (0xFFFB_C000, 0x4000, E820.RESERVED)],
+        setup_data=0x8000,
+        memory_map=[(0, 0x9_FC00, E820_RAM), (0xFFFB_C000, 0x4000, E820_RESERVED)],
     )
     assert len(page) == 4096
     assert page[0x1FE:0x206] == b"\x55\xaa\0\0HdrS"
@@ -117,8 +119,8 @@ def test_boot_params_hold_what_the_protocol_wants() -> None:
 
 
 def test_a_bzimages_own_header_is_kept() -> None:
-    parsed = bzimage.parse(bz(), 100_000)
-    page = boot_params.build(setup_header=parsed.setup_header, cmdline_address=1, initrd=(0, 0), setup_data_address=2, memory_map=[])
+    parsed = boot_params.parse_bzimage(bz(), 100_000)
+    page = boot_params.build(setup_header=parsed.setup_header, cmdline=1, initrd=(0, 0), setup_data=2, memory_map=[])
     assert struct.unpack_from("<I", page, 0x260) == (0x200_0000,)
 
 

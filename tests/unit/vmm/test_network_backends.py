@@ -15,12 +15,12 @@ import pytest
 
 from mayfly.errors import ConfigError, NetworkError
 from mayfly.vmm.config import NetworkBackend, NetworkConfig
-from mayfly.vmm.devices.virtio.net import NetQueue
+from mayfly.vmm.devices.virtio.net import RECEIVE, TRANSMIT
 from mayfly.vmm.devices.virtio.packet import HEADER, MAX_PACKET, NetFeature
 from mayfly.vmm.devices.virtio.registers import Interrupt
 from mayfly.vmm.eventloop import EventLoop
 from mayfly.vmm.network import own_addresses
-from mayfly.vmm.network.link import Link, open_backend
+from mayfly.vmm.network.link import Link
 from mayfly.vmm.network.passt import Passt
 from mayfly.vmm.network.tap import OFFLOADS, Tap, offload_flags
 from tests.kit import net_kit
@@ -65,10 +65,10 @@ class Guest(Driver):
 
     def __init__(self, network: NetworkConfig) -> None:
         self.loop = EventLoop()
-        self.backend = open_backend(network, self.loop)
+        self.link = Link(network, self.loop)
+        self.backend = self.link.backend
         if network.tap:
             wait_until_up(network.tap)
-        self.link = Link(network, self.backend, self.loop)
         super().__init__(self.link.net)
         self.start()
         self.post(BUFFERS)
@@ -79,12 +79,12 @@ class Guest(Driver):
 
     def post(self, count: int) -> None:
         for _ in range(count):
-            self.queues[NetQueue.RECEIVE].offer([Buffer(room=2000)])
-        self.kick(NetQueue.RECEIVE)
+            self.queues[RECEIVE].offer([Buffer(room=2000)])
+        self.kick(RECEIVE)
 
     def give(self, frame: bytes) -> None:
-        self.queues[NetQueue.TRANSMIT].offer([Buffer(PLAIN_HEADER + frame)])
-        self.kick(NetQueue.TRANSMIT)
+        self.queues[TRANSMIT].offer([Buffer(PLAIN_HEADER + frame)])
+        self.kick(TRANSMIT)
 
     def _interrupted(self) -> None:
         """Any interrupt ends the loop's turn."""
@@ -94,7 +94,7 @@ class Guest(Driver):
     def wait_for(self, kind: int) -> bytes:
         """The next frame of that Ethernet type."""
         while True:
-            for _, _, data in self.queues[NetQueue.RECEIVE].used():
+            for _, _, data in self.queues[RECEIVE].used():
                 if int.from_bytes(data[HEADER.size + 12 : HEADER.size + 14], "big") == kind:
                     return data[HEADER.size :]
             self.turn()
@@ -146,7 +146,7 @@ def test_a_tap_gives_no_frame_that_is_for_somebody_else(guests: list[Guest]) -> 
     """Unicast, and groups: not one byte of it is written to the guest's buffers."""
     make_tap(TAP, f"{GATEWAY}/16")
     guests.append(Guest(tap_network()))
-    queue = guests[0].queues[NetQueue.RECEIVE]
+    queue = guests[0].queues[RECEIVE]
     theirs = ("020000000006", "01005e000001", "0180c2000000", "333300000002", "3333ff000006")
     ours = (GUEST_MAC.hex(), "ffffffffffff", "333300000001", "3333ff000005")
     with net_kit.packet_socket(TAP) as sender:
@@ -186,10 +186,10 @@ def test_a_frame_that_waited_for_a_buffer_comes_without_another_behind_it(guests
     received: list[bytes] = []
     while len(received) < BUFFERS:
         guests[0].turn()
-        received += [data for _, _, data in guests[0].queues[NetQueue.RECEIVE].used()]
+        received += [data for _, _, data in guests[0].queues[RECEIVE].used()]
     guests[0].loop.call_later(0.0, lambda: guests[0].post(1))
     guests[0].turn()
-    received += [data for _, _, data in guests[0].queues[NetQueue.RECEIVE].used()]
+    received += [data for _, _, data in guests[0].queues[RECEIVE].used()]
     assert [data[-1] for data in received] == list(range(BUFFERS + 1))
 
 
@@ -223,7 +223,7 @@ def test_a_tap_that_is_taken_away_takes_the_link_down(guests: list[Guest]) -> No
         guests[0].turn()
     assert guests[0].acknowledge() & Interrupt.CONFIG_CHANGE
     guests[0].give(arp(GATEWAY))
-    assert len(guests[0].queues[NetQueue.TRANSMIT].used()) == 1
+    assert len(guests[0].queues[TRANSMIT].used()) == 1
 
 
 @pytest.mark.usefixtures("uplink")
@@ -234,7 +234,7 @@ def test_a_passt_that_dies_takes_the_link_down(guests: list[Guest]) -> None:
     while guests[0].link.net.link_up:
         guests[0].turn()
     guests[0].give(arp(GATEWAY))
-    assert len(guests[0].queues[NetQueue.TRANSMIT].used()) == 1
+    assert len(guests[0].queues[TRANSMIT].used()) == 1
 
 
 @pytest.mark.usefixtures("uplink")

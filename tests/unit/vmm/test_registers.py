@@ -9,10 +9,10 @@ from collections.abc import Callable
 import pytest
 
 from mayfly.vmm.arch.aarch64 import layout as arm
+from mayfly.vmm.arch.aarch64.hardware import Clock
 from mayfly.vmm.arch.x86_64 import layout as x86
+from mayfly.vmm.arch.x86_64.hardware import ResetPort
 from mayfly.vmm.bus import Bus, BusDevice
-from mayfly.vmm.devices.clock import Clock
-from mayfly.vmm.devices.reset import ResetPort
 from mayfly.vmm.devices.serial import Serial
 from mayfly.vmm.devices.virtio.console import Console
 from mayfly.vmm.devices.virtio.device import VirtioDevice
@@ -60,7 +60,7 @@ def transport(make_device: Callable[[], VirtioDevice], *, live: bool) -> Callabl
 VIRTIO: dict[str, Callable[[], VirtioDevice]] = {
     "console": lambda: Console("name", lambda views: 0, lambda: None),
     "entropy": lambda: Entropy(bytes, lambda: 0.0, lambda delay: None),
-    "net": lambda: Net(GUEST_MAC, 1500, MemoryBackend(), Shut(), on_room=lambda: None, on_full=lambda: None),
+    "net": lambda: Net(GUEST_MAC, 1500, MemoryBackend(), Shut().may_leave, on_room=lambda: None, on_full=lambda: None),
 }
 DEVICES: dict[str, tuple[Callable[[], BusDevice], int]] = {
     "clock": (lambda: Clock(lambda: (1 << 64) - 1), arm.CLOCK_SIZE),

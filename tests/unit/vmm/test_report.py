@@ -1,6 +1,7 @@
 """Reports and control messages of a vmm process that may be in its guest's hands."""
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from mayfly.errors import BootError, ConfigError, GuestError, KvmError, MayflyError, SnapshotError
+from mayfly.guests.spawner import snapshot_files
 from mayfly.vmm.process import report
 from mayfly.vmm.process.control import (
     MESSAGE_LIMIT,
@@ -23,14 +25,12 @@ from mayfly.vmm.process.control import (
     Refused,
     Request,
     Resume,
-    Saved,
     Snapshot,
     Stats,
+    Written,
     answer_next,
-    decode_answer,
-    snapshot_files,
 )
-from mayfly.vmm.process.report import End, Ended, Running, decode, encode, pack
+from mayfly.vmm.process.report import End, Ended, Running, decode, encode, pack, unpack
 from mayfly.vmm.snapshot import FILES
 from tests.kit.control_client import ControlClient
 
@@ -99,7 +99,7 @@ def test_a_bad_line_is_refused(data: bytes) -> None:
 
 def test_no_bytes_do_anything_but_raise_value_error() -> None:
     chance = random.Random(1)
-    seeds = [*map(encode, LINES), pack(Saved(memory_bytes=7)), pack(Refused(error=KvmError("KVM_RUN", 1)))]
+    seeds = [*map(encode, LINES), pack(Written(memory_bytes=7)), pack(Refused(error=KvmError("KVM_RUN", 1)))]
     for _ in range(5000):
         data = bytearray(chance.choice(seeds))
         for _ in range(chance.randint(1, 4)):
@@ -107,7 +107,7 @@ def test_no_bytes_do_anything_but_raise_value_error() -> None:
             new = chance.randbytes(chance.randint(0, 3)) if chance.random() < 0.5 else chance.choice([b"{", b"}", b'"', b":", b"0"])
             data[at : at + chance.randint(0, 3)] = new
             data += b" " * (not data)
-        for take in (decode, decode_answer):
+        for take in (decode, functools.partial(unpack, Answer)):
             with contextlib.suppress(ValueError):
                 take(bytes(data))
 
@@ -116,32 +116,18 @@ class Machine:
     """Notes what it is asked for."""
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.asked: list[Request] = []
         self.error: MayflyError | None = None
 
-    def _note(self, what: str) -> None:
+    def carry_out(self, request: Request, descriptors: Sequence[int]) -> Answer:
         if self.error:
             raise self.error
-        self.asked.append(what)
-
-    def pause(self) -> None:
-        self._note("pause")
-
-    def resume(self) -> None:
-        self._note("resume")
-
-    def pre_fault(self) -> None:
-        self._note("pre-fault")
-
-    def figures(self) -> Figures:
-        self._note("figures")
-        return Figures(paused=False, exits={"total": 3})
-
-    def snapshot(self, descriptors: Sequence[int], *, go_on: bool) -> int:
-        self._note(f"snapshot {go_on}")
-        for fd, name in zip(descriptors, FILES, strict=True):
-            os.write(fd, name.encode())
-        return 4096
+        self.asked.append(request)
+        if isinstance(request, Snapshot):
+            for fd, name in zip(descriptors, FILES, strict=True):
+                os.write(fd, name.encode())
+            return Written(memory_bytes=4096)
+        return Figures(paused=False, exits={"total": 3}) if isinstance(request, Stats) else Done()
 
 
 @pytest.fixture
@@ -155,30 +141,26 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 def ask(ends: tuple[socket.socket, socket.socket], machine: Machine, data: bytes, descriptors: Sequence[int] = ()) -> Answer:
     socket.send_fds(ends[0], [data], descriptors)
-    assert answer_next(ends[1], machine)
-    return decode_answer(ends[0].recv(MESSAGE_LIMIT))
+    assert answer_next(ends[1], machine.carry_out)
+    answer: Answer = unpack(Answer, ends[0].recv(MESSAGE_LIMIT))
+    return answer
 
 
 @pytest.mark.parametrize(
-    ("request_", "asked", "answer"),
-    [
-        (Pause(), "pause", Done()),
-        (Resume(), "resume", Done()),
-        (Prefault(), "pre-fault", Done()),
-        (Stats(), "figures", Figures(paused=False, exits={"total": 3})),
-    ],
+    ("request_", "answer"),
+    [(Pause(), Done()), (Resume(), Done()), (Prefault(), Done()), (Stats(), Figures(paused=False, exits={"total": 3}))],
 )
-def test_a_request_is_carried_out(ends: tuple[socket.socket, socket.socket], request_: Request, asked: str, answer: Answer) -> None:
+def test_a_request_is_carried_out(ends: tuple[socket.socket, socket.socket], request_: Request, answer: Answer) -> None:
     machine = Machine()
     assert ask(ends, machine, pack(request_)) == answer
-    assert machine.asked == [asked]
+    assert machine.asked == [request_]
 
 
 def test_a_snapshot_goes_to_new_files(ends: tuple[socket.socket, socket.socket], tmp_path: Path) -> None:
     machine = Machine()
     with snapshot_files(tmp_path) as descriptors:
-        assert ask(ends, machine, pack(Snapshot(go_on=True)), descriptors) == Saved(memory_bytes=4096)
-    assert machine.asked == ["snapshot True"]
+        assert ask(ends, machine, pack(Snapshot(go_on=True)), descriptors) == Written(memory_bytes=4096)
+    assert machine.asked == [Snapshot(go_on=True)]
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: name for name in FILES}
     with pytest.raises(FileExistsError), snapshot_files(tmp_path):
         pass
@@ -215,7 +197,7 @@ def test_an_error_comes_back_as_it_was(ends: tuple[socket.socket, socket.socket]
     machine.error = SnapshotError("the snapshot cannot be written: No space left on device", hint="make room")
     client = ControlClient(ends[0])
     ends[0].send(pack(Resume()))
-    assert answer_next(ends[1], machine)
+    assert answer_next(ends[1], machine.carry_out)
     with pytest.raises(SnapshotError, match="No space") as caught:
         client.accept()
     assert caught.value.hint == "make room"
@@ -233,4 +215,4 @@ def test_an_end_of_the_other_side_is_typed(ends: tuple[socket.socket, socket.soc
     ours_too, gone = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours_too:
         gone.close()
-        assert not answer_next(ours_too, Machine())
+        assert not answer_next(ours_too, Machine().carry_out)

@@ -7,9 +7,37 @@ from collections.abc import Callable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mayfly.vmm.devices.serial import CTS_DOWN, RECEIVE_LIMIT, TRANSMIT_LIMIT, Ier, Iir, Lsr, Mcr, Msr, Register, Serial
+from mayfly.vmm.devices.serial import (
+    CTS_DOWN,
+    DATA,
+    IER,
+    IER_MODEM_STATUS,
+    IER_RECEIVED,
+    IER_TRANSMITTER_EMPTY,
+    IIR_FCR,
+    IIR_NONE,
+    IIR_RECEIVED,
+    IIR_TRANSMITTER_EMPTY,
+    LCR,
+    LSR,
+    LSR_DATA_READY,
+    LSR_HOLDING_EMPTY,
+    MCR,
+    MCR_DTR,
+    MCR_LOOP,
+    MCR_OUT2,
+    MCR_RTS,
+    MSR,
+    MSR_CARRIER,
+    MSR_CTS,
+    MSR_DELTA_CTS,
+    RECEIVE_LIMIT,
+    SCR,
+    TRANSMIT_LIMIT,
+    Serial,
+)
 
-READY = Mcr.DTR | Mcr.RTS | Mcr.OUT2
+READY = MCR_DTR | MCR_RTS | MCR_OUT2
 
 
 class Line:
@@ -18,137 +46,137 @@ class Line:
     def __init__(self, *, modem_control: int = READY) -> None:
         self.interrupts = self.outputs = self.rooms = 0
         self.uart = Serial(self._count("interrupts"), self._count("outputs"), self._count("rooms"))
-        self.write(Register.MCR, modem_control)
+        self.write(MCR, modem_control)
         self.rooms = 0
 
     def _count(self, name: str) -> Callable[[], None]:
         return lambda: setattr(self, name, getattr(self, name) + 1)
 
-    def read(self, register: Register) -> int:
+    def read(self, register: int) -> int:
         return self.uart.read(register, 1)
 
-    def write(self, register: Register, value: int) -> None:
+    def write(self, register: int, value: int) -> None:
         self.uart.write(register, 1, value)
 
     def cause(self) -> int:
-        return self.read(Register.IIR_FCR) & 0x0F
+        return self.read(IIR_FCR) & 0x0F
 
     def drain(self) -> bytes:
         data = bytearray()
-        while self.read(Register.LSR) & Lsr.DATA_READY:
-            data.append(self.read(Register.DATA))
+        while self.read(LSR) & LSR_DATA_READY:
+            data.append(self.read(DATA))
         return bytes(data)
 
 
 def test_linux_finds_a_16550a() -> None:
     line = Line(modem_control=0)
-    line.write(Register.IER, 0x0F)
-    assert line.read(Register.IER) == 0x0F
-    line.write(Register.IER, 0)
-    line.write(Register.MCR, Mcr.LOOP | Mcr.OUT2 | Mcr.RTS)
-    assert line.read(Register.MSR) & 0xF0 == Msr.CARRIER | Msr.CTS
-    line.write(Register.MCR, 0)
-    line.write(Register.IIR_FCR, 1)
-    assert line.read(Register.IIR_FCR) >> 6 == 3
-    line.write(Register.SCR, 0xA5)
-    assert line.read(Register.SCR) == 0xA5
+    line.write(IER, 0x0F)
+    assert line.read(IER) == 0x0F
+    line.write(IER, 0)
+    line.write(MCR, MCR_LOOP | MCR_OUT2 | MCR_RTS)
+    assert line.read(MSR) & 0xF0 == MSR_CARRIER | MSR_CTS
+    line.write(MCR, 0)
+    line.write(IIR_FCR, 1)
+    assert line.read(IIR_FCR) >> 6 == 3
+    line.write(SCR, 0xA5)
+    assert line.read(SCR) == 0xA5
 
 
 def test_the_divisor_hides_data_and_ier() -> None:
     line = Line()
-    line.write(Register.LCR, 0x83)
-    line.write(Register.DATA, 12)
-    line.write(Register.IER, 1)
-    assert (line.read(Register.DATA), line.read(Register.IER)) == (12, 1)
-    line.write(Register.LCR, 0x03)
-    assert line.read(Register.IER) == 0
+    line.write(LCR, 0x83)
+    line.write(DATA, 12)
+    line.write(IER, 1)
+    assert (line.read(DATA), line.read(IER)) == (12, 1)
+    line.write(LCR, 0x03)
+    assert line.read(IER) == 0
     assert line.uart.take() == b""
 
 
 def test_input_raises_the_line_once_and_lowers_it_when_read() -> None:
     line = Line()
-    line.write(Register.IER, Ier.RECEIVED)
-    assert line.cause() == Iir.NONE
+    line.write(IER, IER_RECEIVED)
+    assert line.cause() == IIR_NONE
     line.uart.receive(b"ab")
-    assert (line.interrupts, line.cause()) == (1, Iir.RECEIVED)
+    assert (line.interrupts, line.cause()) == (1, IIR_RECEIVED)
     assert line.drain() == b"ab"
-    assert line.cause() == Iir.NONE
+    assert line.cause() == IIR_NONE
     line.uart.receive(b"c")
     assert line.interrupts == 2
 
 
 def test_no_interrupt_leaves_without_out2() -> None:
-    line = Line(modem_control=Mcr.RTS)
-    line.write(Register.IER, Ier.RECEIVED)
+    line = Line(modem_control=MCR_RTS)
+    line.write(IER, IER_RECEIVED)
     line.uart.receive(b"x")
     assert line.interrupts == 0
-    line.write(Register.MCR, READY)
+    line.write(MCR, READY)
     assert line.interrupts == 1
 
 
 def test_an_empty_transmitter_interrupts_when_enabled_and_after_each_byte() -> None:
     line = Line()
-    line.write(Register.IER, Ier.TRANSMITTER_EMPTY)
+    line.write(IER, IER_TRANSMITTER_EMPTY)
     assert line.interrupts == 1
-    assert line.cause() == Iir.TRANSMITTER_EMPTY
-    assert line.cause() == Iir.NONE
-    line.write(Register.DATA, 1)
+    assert line.cause() == IIR_TRANSMITTER_EMPTY
+    assert line.cause() == IIR_NONE
+    line.write(DATA, 1)
     assert line.interrupts == 2
 
 
 def test_the_host_is_told_once_for_what_an_interrupt_handler_sends() -> None:
     line = Line()
-    line.write(Register.IER, Ier.TRANSMITTER_EMPTY)
+    line.write(IER, IER_TRANSMITTER_EMPTY)
     for _ in range(4):
-        assert line.cause() == Iir.TRANSMITTER_EMPTY
+        assert line.cause() == IIR_TRANSMITTER_EMPTY
         for value in range(16):
-            line.write(Register.DATA, value)
+            line.write(DATA, value)
     assert line.outputs == 0
-    line.write(Register.IER, 0)
+    line.write(IER, 0)
     assert (line.outputs, len(line.uart.take())) == (1, 64)
 
 
 def test_a_handler_that_leaves_its_interrupt_enabled_is_heard_too() -> None:
     line = Line()
-    line.write(Register.IER, Ier.TRANSMITTER_EMPTY)
-    line.write(Register.DATA, 1)
-    assert line.cause() == Iir.TRANSMITTER_EMPTY
-    assert line.cause() == Iir.NONE
+    line.write(IER, IER_TRANSMITTER_EMPTY)
+    line.write(DATA, 1)
+    assert line.cause() == IIR_TRANSMITTER_EMPTY
+    assert line.cause() == IIR_NONE
     assert (line.outputs, line.uart.take()) == (1, bytes([1]))
 
 
 def test_nothing_is_sent_while_rts_is_down() -> None:
-    line = Line(modem_control=Mcr.DTR | Mcr.OUT2)
-    line.write(Register.IER, Ier.RECEIVED)
+    line = Line(modem_control=MCR_DTR | MCR_OUT2)
+    line.write(IER, IER_RECEIVED)
     line.uart.receive(b"later")
-    assert not line.read(Register.LSR) & Lsr.DATA_READY
+    assert not line.read(LSR) & LSR_DATA_READY
     assert line.interrupts == 0
-    line.write(Register.MCR, READY)
+    line.write(MCR, READY)
     assert (line.interrupts, line.rooms) == (1, 1)
     assert line.drain() == b"later"
 
 
 def test_cts_follows_what_waits_for_the_host() -> None:
     line = Line()
-    line.write(Register.IER, Ier.MODEM_STATUS)
+    line.write(IER, IER_MODEM_STATUS)
     for _ in range(CTS_DOWN):
-        assert line.read(Register.MSR) & Msr.CTS
-        line.write(Register.DATA, 0x55)
+        assert line.read(MSR) & MSR_CTS
+        line.write(DATA, 0x55)
     assert line.interrupts == 1
-    assert line.read(Register.MSR) & (Msr.CTS | Msr.DELTA_CTS) == Msr.DELTA_CTS
+    assert line.read(MSR) & (MSR_CTS | MSR_DELTA_CTS) == MSR_DELTA_CTS
     assert len(line.uart.take()) == CTS_DOWN
     assert line.interrupts == 2
-    assert line.read(Register.MSR) & (Msr.CTS | Msr.DELTA_CTS) == Msr.CTS | Msr.DELTA_CTS
-    assert line.read(Register.MSR) & Msr.DELTA_CTS == 0
+    assert line.read(MSR) & (MSR_CTS | MSR_DELTA_CTS) == MSR_CTS | MSR_DELTA_CTS
+    assert line.read(MSR) & MSR_DELTA_CTS == 0
 
 
 def test_a_guest_that_ignores_cts_and_the_line_status_loses_its_own_bytes() -> None:
     line = Line()
     for _ in range(TRANSMIT_LIMIT + 5):
-        line.write(Register.DATA, 1)
-    assert not line.read(Register.LSR) & Lsr.HOLDING_EMPTY
+        line.write(DATA, 1)
+    assert not line.read(LSR) & LSR_HOLDING_EMPTY
     assert (len(line.uart.take()), line.uart.overruns) == (TRANSMIT_LIMIT, 5)
-    assert line.read(Register.LSR) & Lsr.HOLDING_EMPTY
+    assert line.read(LSR) & LSR_HOLDING_EMPTY
 
 
 def test_input_is_bounded_and_asks_for_more_at_half() -> None:
@@ -156,14 +184,14 @@ def test_input_is_bounded_and_asks_for_more_at_half() -> None:
     assert line.uart.receive(bytes(RECEIVE_LIMIT + 10)) == RECEIVE_LIMIT
     assert line.uart.room == 0
     for _ in range(RECEIVE_LIMIT // 2):
-        line.read(Register.DATA)
+        line.read(DATA)
     assert line.rooms == 1
 
 
 def test_other_sizes_than_bytes_do_nothing() -> None:
     line = Line()
-    line.uart.write(Register.DATA, 2, 0x4142)
-    assert line.uart.read(Register.LSR, 4) == 0xFFFF_FFFF
+    line.uart.write(DATA, 2, 0x4142)
+    assert line.uart.read(LSR, 4) == 0xFFFF_FFFF
     assert line.uart.take() == b""
 
 
@@ -176,16 +204,16 @@ def test_no_byte_is_lost_or_reordered(actions: list[tuple[str, int]]) -> None:
         if action == "to guest":
             data = bytes([value]) * (value * 8)
             given_to_guest += data[: line.uart.receive(data)]
-        elif action == "from guest" and line.read(Register.LSR) & Lsr.HOLDING_EMPTY:
-            line.write(Register.DATA, value)
+        elif action == "from guest" and line.read(LSR) & LSR_HOLDING_EMPTY:
+            line.write(DATA, value)
             sent_by_guest.append(value)
         elif action == "rts":
-            line.write(Register.MCR, READY if value & 1 else Mcr.OUT2)
-        elif action == "read" and line.read(Register.LSR) & Lsr.DATA_READY:
-            seen_by_guest.append(line.read(Register.DATA))
+            line.write(MCR, READY if value & 1 else MCR_OUT2)
+        elif action == "read" and line.read(LSR) & LSR_DATA_READY:
+            seen_by_guest.append(line.read(DATA))
         elif action == "take":
             seen_by_host += line.uart.take()
-    line.write(Register.MCR, READY)
+    line.write(MCR, READY)
     assert seen_by_guest + line.drain() == given_to_guest
     assert seen_by_host + line.uart.take() == sent_by_guest
 

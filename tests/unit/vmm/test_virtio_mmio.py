@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from mayfly.vmm.devices.virtio.device import DeviceType, VirtioDevice, features_acceptable
+from mayfly.vmm.devices.virtio.device import ENTROPY, VirtioDevice, features_acceptable
 from mayfly.vmm.devices.virtio.misuse import Misuse
 from mayfly.vmm.devices.virtio.mmio import MAGIC, REGION_BYTES, VENDOR
 from mayfly.vmm.devices.virtio.registers import (
@@ -17,13 +17,13 @@ from mayfly.vmm.devices.virtio.registers import (
     RESET,
     STEPS,
     WRITABLE_IN,
+    DeviceStatus,
     Interrupt,
     Register,
-    Status,
 )
 from tests.kit.virtio_driver import ALL, PLAIN, RAM_BASE, Buffer, Driver, DriverQueue, Ram
 
-STATES = [RESET, ACKNOWLEDGED, DRIVER, NEGOTIATED, LIVE, LIVE | Status.FAILED, LIVE | Status.DEVICE_NEEDS_RESET]
+STATES = [RESET, ACKNOWLEDGED, DRIVER, NEGOTIATED, LIVE, LIVE | DeviceStatus.FAILED, LIVE | DeviceStatus.DEVICE_NEEDS_RESET]
 ONES = 0xFFFF_FFFF
 
 
@@ -32,7 +32,7 @@ class Echo(VirtioDevice):
     configuration.
     """
 
-    device_type = DeviceType.ENTROPY
+    device_type = ENTROPY
     features = 0b101
     queue_sizes = (4, 8)
 
@@ -59,21 +59,21 @@ class Echo(VirtioDevice):
         self.resets += 1
 
 
-def bring_to(driver: Driver, status: Status) -> None:
+def bring_to(driver: Driver, status: DeviceStatus) -> None:
     """Bring the device into `status` the way a driver would."""
     if status == RESET:
         driver.write(Register.STATUS, 0)
     elif status == ACKNOWLEDGED:
-        driver.step(Status.ACKNOWLEDGE)
+        driver.step(DeviceStatus.ACKNOWLEDGE)
     elif status == DRIVER:
-        driver.step(Status.ACKNOWLEDGE, Status.DRIVER)
+        driver.step(DeviceStatus.ACKNOWLEDGE, DeviceStatus.DRIVER)
     elif status == NEGOTIATED:
         driver.negotiate(ALL)
     else:
         driver.start()
-        if status & Status.FAILED:
-            driver.step(Status.FAILED)
-        if status & Status.DEVICE_NEEDS_RESET:
+        if status & DeviceStatus.FAILED:
+            driver.step(DeviceStatus.FAILED)
+        if status & DeviceStatus.DEVICE_NEEDS_RESET:
             driver.ram.put16(driver.queues[0].available + 2, 1000)
             driver.kick(0, always=True)
     driver.transport.misuse.clear()
@@ -98,7 +98,7 @@ def placed(request: pytest.FixtureRequest, driver: Driver) -> Driver:
 
 def test_identity_reads_the_same_in_every_status(placed: Driver) -> None:
     registers = (Register.MAGIC_VALUE, Register.VERSION, Register.DEVICE_ID, Register.VENDOR_ID)
-    assert [placed.read(register) for register in registers] == [MAGIC, 2, DeviceType.ENTROPY, VENDOR]
+    assert [placed.read(register) for register in registers] == [MAGIC, 2, ENTROPY, VENDOR]
     assert MAGIC.to_bytes(4, "little") == b"virt"
 
 
@@ -150,8 +150,8 @@ def test_a_register_is_written_in_its_one_status_only(placed: Driver, register: 
 def vars_of(driver: Driver) -> object:
     """All that writes to registers set."""
     transport = driver.transport
-    setup = transport._setups[1]
-    return (transport._driver_features, setup.size, dict(setup.addresses), setup.queue)
+    setup = transport._state.queues[1]
+    return (transport._driver_features, setup.size, list(setup.addresses), transport._ready.get(1))
 
 
 def test_every_offset_and_size_takes_reads_and_writes_in_every_status(placed: Driver) -> None:
@@ -164,7 +164,7 @@ def test_every_offset_and_size_takes_reads_and_writes_in_every_status(placed: Dr
 
 
 @pytest.mark.parametrize("before", STATES, ids=lambda status: status.name or "RESET")
-def test_status_goes_up_one_step_at_a_time(before: Status) -> None:
+def test_status_goes_up_one_step_at_a_time(before: DeviceStatus) -> None:
     for value in (*range(256), 0x100, ONES):
         driver = make_driver()
         bring_to(driver, before)
@@ -172,7 +172,7 @@ def test_status_goes_up_one_step_at_a_time(before: Status) -> None:
             driver.write(Register.DRIVER_FEATURES_SEL, 1)
             driver.write(Register.DRIVER_FEATURES, 1)
         driver.write(Register.STATUS, value)
-        if value in (0, before, before | Status.FAILED) or STEPS.get(before) == value:
+        if value in (0, before, before | DeviceStatus.FAILED) or STEPS.get(before) == value:
             assert driver.transport.status == value
             assert not driver.transport.misuse
         else:
@@ -185,7 +185,7 @@ def test_status_goes_up_one_step_at_a_time(before: Status) -> None:
 )
 def test_features_ok_stays_only_for_what_was_offered(driver: Driver, wanted: int, accepted: bool) -> None:
     driver.negotiate(wanted)
-    assert bool(driver.read(Register.STATUS) & Status.FEATURES_OK) is accepted
+    assert bool(driver.read(Register.STATUS) & DeviceStatus.FEATURES_OK) is accepted
     assert driver.transport.misuse == ({} if accepted else {Misuse.FEATURES: 1})
     assert features_acceptable(ALL | 0b101, wanted) is accepted
 
@@ -203,7 +203,7 @@ def test_a_queue_size_that_is_no_power_of_2_or_too_great_is_ignored(driver: Driv
     bring_to(driver, NEGOTIATED)
     driver.write(Register.QUEUE_SEL, 1)
     driver.write(Register.QUEUE_NUM, size)
-    assert driver.transport._setups[1].size == 8
+    assert driver.transport._state.queues[1].size == 8
     assert driver.transport.misuse == {Misuse.QUEUE_SIZE: 1}
 
 
@@ -218,7 +218,7 @@ def test_a_ready_queue_does_not_change(driver: Driver) -> None:
     driver.write(Register.QUEUE_READY, 0)
     assert driver.read(Register.QUEUE_READY) == 0
     driver.write(Register.QUEUE_NUM, 8)
-    assert driver.transport._setups[1].size == 8
+    assert driver.transport._state.queues[1].size == 8
 
 
 @pytest.mark.parametrize("address", [0, RAM_BASE + 8, 0xFFFF_FFFF_FFFF_FFF0])
@@ -229,7 +229,7 @@ def test_a_queue_at_an_impossible_address_is_not_ready(driver: Driver, address: 
     driver.set_up_queue(1, queue)
     assert driver.read(Register.QUEUE_READY) == 0
     assert driver.transport.misuse == {Misuse.QUEUE_ADDRESS: 1}
-    driver.step(Status.DRIVER_OK)
+    driver.step(DeviceStatus.DRIVER_OK)
     driver.write(Register.QUEUE_NOTIFY, 1)
     driver.transport.notify(1)
     assert driver.transport.misuse[Misuse.NOTIFY] == 2
@@ -269,7 +269,7 @@ def test_chains_from_before_driver_ok_are_served(driver: Driver) -> None:
     queue = DriverQueue(driver.ram, 4, event_idx=True)
     driver.set_up_queue(0, queue)
     queue.offer([Buffer(b"early")])
-    driver.step(Status.DRIVER_OK)
+    driver.step(DeviceStatus.DRIVER_OK)
     driver.run()
     assert len(queue.used()) == 1
 
@@ -287,7 +287,7 @@ def test_interrupts_are_pending_until_acknowledged(driver: Driver, features: int
 
 
 def test_a_changed_configuration_has_a_new_generation_and_an_interrupt(placed: Driver) -> None:
-    live = bool(placed.transport.status & Status.DRIVER_OK)
+    live = bool(placed.transport.status & DeviceStatus.DRIVER_OK)
     placed.acknowledge()
     before = placed.interrupts
     generation = placed.read(Register.CONFIG_GENERATION)
@@ -301,7 +301,7 @@ def test_a_nonsense_ring_needs_a_reset_and_says_so_once(driver: Driver) -> None:
     driver.start()
     driver.ram.put16(driver.queues[0].available + 2, 5)
     driver.kick(0, always=True)
-    assert driver.read(Register.STATUS) == LIVE | Status.DEVICE_NEEDS_RESET
+    assert driver.read(Register.STATUS) == LIVE | DeviceStatus.DEVICE_NEEDS_RESET
     assert driver.acknowledge() == Interrupt.CONFIG_CHANGE
     assert driver.interrupts == 1
     driver.send(1, b"ignored")
@@ -348,5 +348,5 @@ def test_the_chain_under_way_is_given_back_when_a_later_head_is_nonsense(driver:
     queue.offer([Buffer(b"x")])
     queue.write_available(4)
     driver.kick(0)
-    assert driver.read(Register.STATUS) & Status.DEVICE_NEEDS_RESET
+    assert driver.read(Register.STATUS) & DeviceStatus.DEVICE_NEEDS_RESET
     assert len(queue.used()) == 1

@@ -104,7 +104,7 @@ def test_no_checksum_rewrites_what_the_filter_has_passed() -> None:
         GUEST_MAC,
         MTU,
         MemoryBackend(),
-        PacketFilter(GUEST_MAC, [ip_interface(f"{GUEST}/16"), ip_interface(f"{GUEST6}/64")], [GATEWAY], [], []),
+        PacketFilter(GUEST_MAC, [ip_interface(f"{GUEST}/16"), ip_interface(f"{GUEST6}/64")], [GATEWAY], [], []).may_leave,
         on_room=lambda: None,
         on_full=lambda: None,
     )

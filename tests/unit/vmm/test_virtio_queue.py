@@ -5,12 +5,12 @@ import functools
 import pytest
 
 from mayfly.vmm.devices.virtio.misuse import Misuse
-from mayfly.vmm.devices.virtio.queue import Chain, DescriptorFlag, Queue, QueueLayout
+from mayfly.vmm.devices.virtio.queue import INDIRECT, NEXT, WRITE, Chain, Queue, QueueLayout
 from mayfly.vmm.kvm import order
 from mayfly.vmm.memory import GuestAddressError
 from tests.kit.virtio_driver import Buffer, DriverQueue, Ram
 
-NEXT, WRITE, INDIRECT = int(DescriptorFlag.NEXT), int(DescriptorFlag.WRITE), int(DescriptorFlag.INDIRECT)
+NEXT, WRITE, INDIRECT = int(NEXT), int(WRITE), int(INDIRECT)
 SIZE = 8
 
 
@@ -320,7 +320,7 @@ def test_the_used_index_is_stored_behind_a_release_and_the_available_one_loaded_
     seen: list[tuple[str, int, int]] = []
 
     def at(name: str) -> None:
-        used = rig.ram.memory.read(rig.driver.used_ring, 8)
+        used = bytes(rig.ram.memory.slice(rig.driver.used_ring, 8))
         seen.append((name, int.from_bytes(used[2:4], "little"), int.from_bytes(used[4:8], "little")))
 
     for name in ("acquire", "release", "full"):

@@ -4,7 +4,6 @@ import os
 
 from mayfly.errors import ConfigError
 from mayfly.vmm.arch.aarch64 import hardware, layout
-from mayfly.vmm.arch.aarch64.interrupts import gic_version
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.kvm.kvm import Vm
 from mayfly.vmm.kvm.mapping import Mapping
@@ -19,7 +18,10 @@ CMDLINE_SIZE = 2047  # COMMAND_LINE_SIZE without the NUL (Linux arch/arm64/inclu
 def load(
     config: MachineConfig, vm: Vm, memory: GuestMemory, mapping: Mapping, *, kernel_fd: int, initrd_fd: int | None, cmdline: str
 ) -> int:
-    """Put kernel, initramfs and device tree into guest RAM; see `mayfly.vmm.arch.Boot`."""
+    """Put kernel, initramfs and device tree into guest RAM; the kernel's entry point.
+
+    The initramfs is mapped from its file, not copied. The caller keeps the descriptors.
+    """
     if len(cmdline) > CMDLINE_SIZE:
         raise ConfigError(f"the kernel command line has {len(cmdline)} bytes, the kernel takes {CMDLINE_SIZE}")
     size = os.fstat(kernel_fd).st_size
@@ -30,8 +32,7 @@ def load(
     if initrd_fd is not None:
         limit = min(layout.RAM + mapping.size, layout.INITRD_END)
         initrd = map_initrd(mapping, initrd_fd, ram=layout.RAM, kernel_end=entry + kernel.memory_size, limit=limit)
-    tree = hardware.device_tree(
-        config, gic=gic_version(vm), cmdline=cmdline, memory=layout.ram_regions(mapping.size), initrd=initrd, seed=os.urandom(SEED)
-    )
+    gic = hardware.gic_version(vm)
+    tree = hardware.device_tree(config, gic=gic, cmdline=cmdline, initrd=initrd, seed=os.urandom(SEED))
     memory.write(layout.DEVICE_TREE, tree)
     return entry

@@ -1,26 +1,95 @@
-"""The device tree of a machine (Devicetree Specification 0.4; Linux devicetree/bindings)."""
+"""KVM's own GIC, the clock, and the device tree (Devicetree Specification 0.4; Linux
+devicetree/bindings).
+"""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+import errno
+import time
+from collections.abc import Callable, Iterator, Mapping
+from enum import IntEnum
+from typing import Any, NamedTuple
 
 import fdt  # type: ignore[import-untyped]
 
+from mayfly.errors import KvmUnavailableError
 from mayfly.vmm.arch.aarch64 import layout
-from mayfly.vmm.arch.aarch64.interrupts import GicVersion
-from mayfly.vmm.bus import Bus
+from mayfly.vmm.bus import Bus, BusDevice
 from mayfly.vmm.config import Channel, MachineConfig
-from mayfly.vmm.devices.clock import Clock
+from mayfly.vmm.kvm._kvm import lib
+from mayfly.vmm.kvm.kvm import Device, Vm
 
 DTB_VERSION, DTB_COMPATIBLE = 17, 16
 GIC_PHANDLE = 1
 UART_CLOCK_HZ = 1_843_200
-
-
 SPI, PPI = 0, 1
 EDGE_RISING, LEVEL_HIGH = 1, 4
 """First and third cell of an interrupt (bindings/interrupt-controller/arm,gic-v3.yaml)."""
 TIMER_PPIS = (13, 14, 11, 10)
 """Secure, non-secure, virtual, hypervisor; guests use the virtual one (arm,arch_timer.yaml)."""
+INTERRUPTS = 32 + layout.GSI_END  # Interrupt ids: 16 SGIs, 16 PPIs, then the SPIs
+
+
+TIME_LOW, TIME_HIGH = 0x00, 0x04  # Registers of the clock, 4 bytes each
+
+
+class GicVersion(IntEnum):
+    """The versions of Arm's Generic Interrupt Controller that KVM has; some hosts only V2."""
+
+    V2 = 2
+    V3 = 3
+
+
+class Gic(NamedTuple):
+    """A GIC, whose descriptor the machine's closes."""
+
+    version: GicVersion
+    device: Device
+
+
+def gic_version(vm: Vm) -> GicVersion:
+    """The newest version that this host's KVM makes. Raises KvmUnavailableError if none."""
+    for version in reversed(GicVersion):
+        if vm.has_device(getattr(lib, f"KVM_DEV_TYPE_ARM_VGIC_{version.name}")):
+            return version
+    raise KvmUnavailableError(
+        "KVM_CREATE_DEVICE (GICv3 and GICv2)", errno.ENODEV, hint="use a host whose interrupt controller has virtualisation extensions"
+    )
+
+
+def create_interrupts(vm: Vm, *, pit: bool) -> Gic:
+    """Make the GIC, before the first vCPU; `pit` is ignored. Raises KvmUnavailableError if none."""
+    version = gic_version(vm)
+    second = ("REDIST", layout.GIC_REDISTRIBUTORS) if version is GicVersion.V3 else ("CPU", layout.GIC_CPU_INTERFACE)
+    device = vm.create_device(getattr(lib, f"KVM_DEV_TYPE_ARM_VGIC_{version.name}"))
+    for part, address in (("DIST", layout.GIC_DISTRIBUTOR), second):
+        device.set_int(lib.KVM_DEV_ARM_VGIC_GRP_ADDR, getattr(lib, f"KVM_VGIC_{version.name}_ADDR_TYPE_{part}"), 8, address)
+    device.set_int(lib.KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, 4, INTERRUPTS)
+    return Gic(version, device)
+
+
+def start_interrupts(controller: Gic) -> None:
+    """Make it ready, once every vCPU exists (arm-vgic-v3.rst, KVM_DEV_ARM_VGIC_GRP_CTRL)."""
+    controller.device.set_int(lib.KVM_DEV_ARM_VGIC_GRP_CTRL, lib.KVM_DEV_ARM_VGIC_CTRL_INIT)
+
+
+class Clock(BusDevice):
+    """The reading half of the goldfish RTC, no alarm (Linux drivers/rtc/rtc-goldfish.c).
+
+    Nanoseconds since 1970. Reading the low half keeps the high half that belongs to it.
+    """
+
+    def __init__(self, now: Callable[[], int] = time.time_ns) -> None:
+        self._now = now
+        self._high = 0
+
+    def read(self, offset: int, size: int) -> int:
+        """The guest reads a register; all but the time are 0, and so is any other size."""
+        if size != 4:
+            return 0
+        if offset == TIME_LOW:
+            now = self._now()
+            self._high = now >> 32
+            return now & 0xFFFF_FFFF
+        return self._high if offset == TIME_HIGH else 0
 
 
 def uart_bus(ports: Bus, mmio: Bus) -> Bus:
@@ -38,16 +107,8 @@ def mpidr(cpu: int) -> int:
     return cpu & 0xF | (cpu >> 4 & 0xFF) << 8
 
 
-def device_tree(
-    config: MachineConfig,
-    *,
-    gic: GicVersion,
-    cmdline: str,
-    memory: Sequence[tuple[int, int]],
-    initrd: tuple[int, int] | None,
-    seed: bytes,
-) -> bytes:
-    """The flattened tree. Ranges are (guest physical address, bytes); the kernel credits `seed`."""
+def device_tree(config: MachineConfig, *, gic: GicVersion, cmdline: str, initrd: tuple[int, int] | None, seed: bytes) -> bytes:
+    """The flattened tree. `initrd`: guest physical address and bytes; the kernel credits `seed`."""
     tree = fdt.FDT()
 
     def node(path: str, properties: Mapping[str, Any]) -> None:
@@ -59,7 +120,7 @@ def device_tree(
     if initrd is not None:
         address, size = initrd
         node("/chosen", {"linux,initrd-start": _cells(address), "linux,initrd-end": _cells(address + size)})
-    for address, size in memory:
+    for address, size in layout.ram_regions(config.memory):
         node(f"/memory@{address:x}", {"device_type": "memory", "reg": _cells(address, size)})
     node("/psci", {"compatible": ["arm,psci-1.0", "arm,psci-0.2"], "method": "hvc"})
     node("/cpus", {"#address-cells": 1, "#size-cells": 0})
@@ -70,8 +131,7 @@ def device_tree(
     node("/timer", {"compatible": "arm,armv8-timer", "interrupts": timers, "always-on": None})
     node(f"/interrupt-controller@{layout.GIC_DISTRIBUTOR:x}", _gic(gic, config.cpus))
     for name, address, size, gsi, properties in _devices(config):
-        # Edges, as an irqfd gives.
-        interrupts = [SPI, gsi, EDGE_RISING]
+        interrupts = [SPI, gsi, EDGE_RISING]  # edges, as an irqfd gives
         node(f"/{name}@{address:x}", {"reg": _cells(address, size), "interrupts": interrupts, **properties})
     if config.channel is Channel.SERIAL:
         node("/aliases", {"serial1": f"/serial@{layout.UART1:x}"})

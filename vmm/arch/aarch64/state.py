@@ -6,18 +6,18 @@ GIC is read and written by its registers, as a processor sees them (Linux
 virt/kvm/devices/arm-vgic-v3.rst and arm-vgic.rst; GICv3 specification, 12; GICv2, 4).
 """
 
-from collections.abc import Iterator, Sequence
+import struct
+from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Annotated
 
 from mayfly.schema import Meta, Record
 from mayfly.vmm.arch.aarch64.cpu import get_register, register_bytes, reset, set_register
-from mayfly.vmm.arch.aarch64.hardware import mpidr
-from mayfly.vmm.arch.aarch64.interrupts import INTERRUPTS, GicVersion, InterruptController
+from mayfly.vmm.arch.aarch64.hardware import INTERRUPTS, Gic, GicVersion, mpidr
 from mayfly.vmm.kvm._kvm import ffi, lib
-from mayfly.vmm.kvm.kvm import Device, Kvm, Vcpu, Vm, content, fill
-from mayfly.vmm.snapshot.state import U32, U63, Saved, exactly, pack_u64s, unpack_u64s
+from mayfly.vmm.kvm.kvm import Device, Kvm, Vcpu, Vm
+from mayfly.vmm.snapshot.state import U32, U63, Saved, exactly
 
 CPUINFO = Path("/proc/cpuinfo")
 MAX_REGISTERS = 2048
@@ -76,7 +76,7 @@ class VcpuState(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
 
 
 class KvmState(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
-    """What a snapshot holds of all vCPUs and the GIC, whose registers are 64 bits each."""
+    """What a snapshot holds of all vCPUs and the GIC, of which a register has 64 bits."""
 
     vcpus: tuple[VcpuState, ...]
     gic: bytes
@@ -88,25 +88,21 @@ def identity(kvm: Kvm) -> str:
     return ", ".join(kept)
 
 
-def save(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu]) -> KvmState:
+def save(vm: Vm, controller: Gic, vcpus: Sequence[Vcpu]) -> KvmState:
     """All of it. The vCPUs stand still, with no access of theirs half done."""
-    gic = pack_u64s(controller.device.get_int(*register) for register in _gic_registers(controller, len(vcpus)))
-    return KvmState(vcpus=tuple(map(_save_vcpu, vcpus)), gic=gic)
+    gic = [controller.device.get_int(*register) for register in _gic_registers(controller, len(vcpus))]
+    return KvmState(vcpus=tuple(map(_save_vcpu, vcpus)), gic=struct.pack(f"<{len(gic)}Q", *gic))
 
 
-def restore(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu], saved: Saved) -> None:
+def restore(vm: Vm, controller: Gic, vcpus: Sequence[Vcpu], saved: Saved) -> None:
     """Restore into as many new vCPUs and a new GIC. Raises SnapshotError, KvmError."""
     state = saved.decode(KvmState)
-    if len(state.vcpus) != len(vcpus):
-        raise saved.damaged(f"vcpus has {len(state.vcpus)} items, not {len(vcpus)}")
     reset(vm, vcpus)
-    for vcpu, of_vcpu in zip(vcpus, state.vcpus, strict=True):  # the last one's counter is the latest, and holds for all
-        if why := _restore_vcpu(vcpu, of_vcpu):
-            raise saved.damaged(f"vcpus[{vcpu.index}].{why}")
-    registers, values = list(_gic_registers(controller, len(vcpus))), unpack_u64s(state.gic)
-    if len(values) != len(registers):
-        raise saved.damaged(f"gic has {len(values)} registers, not {len(registers)}")
-    for (group, attribute, size), value in zip(registers, values, strict=True):
+    for vcpu, of_vcpu in saved.pairs("vcpus", vcpus, state.vcpus):  # the last one's counter is the latest, and holds for all
+        _restore_vcpu(vcpu, of_vcpu, saved)
+    registers = list(_gic_registers(controller, len(vcpus)))
+    values = [value for (value,) in struct.iter_unpack("<Q", state.gic[: len(state.gic) & -8])]
+    for (group, attribute, size), value in saved.pairs("gic", registers, values):
         if value >> 8 * size:
             raise saved.damaged(f"gic has {value:#x} for a register of {size} bytes")
         controller.device.set_int(group, attribute, size, value)
@@ -117,51 +113,44 @@ def tell_of_pause(vcpus: Sequence[Vcpu]) -> None:
 
 
 def _save_vcpu(vcpu: Vcpu) -> VcpuState:
-    known = ffi.new("struct kvm_reg_list *", {"n": MAX_REGISTERS, "reg": MAX_REGISTERS})
-    vcpu.ioctl_struct("KVM_GET_REG_LIST", known)
-    mp_state, events = ffi.new("struct kvm_mp_state *"), ffi.new("struct kvm_vcpu_events *")
-    vcpu.ioctl_struct("KVM_GET_MP_STATE", mp_state)
-    vcpu.ioctl_struct("KVM_GET_VCPU_EVENTS", events)
+    known = vcpu.exchange("KVM_GET_REG_LIST", "struct kvm_reg_list", {"n": MAX_REGISTERS, "reg": MAX_REGISTERS})
+    mp_state = vcpu.exchange("KVM_GET_MP_STATE", "struct kvm_mp_state")
+    events = vcpu.exchange("KVM_GET_VCPU_EVENTS", "struct kvm_vcpu_events")
     registers = tuple((register, get_register(vcpu, register)) for register in known.reg[0 : known.n])
-    return VcpuState(registers=registers, mp_state=mp_state.mp_state, events=content(events))
+    return VcpuState(registers=registers, mp_state=mp_state.mp_state, events=bytes(ffi.buffer(events)))
 
 
-def _restore_vcpu(vcpu: Vcpu, state: VcpuState) -> str:
-    """What is wrong with the state, if anything."""
+def _restore_vcpu(vcpu: Vcpu, state: VcpuState, saved: Saved) -> None:
     for register, value in state.registers:
         # KVM reads as many bytes as the id says: behind a shorter value is this process's memory.
         if len(value) != register_bytes(register):
-            return f"registers has {len(value)} bytes for {register:#x}"
+            raise saved.damaged(f"vcpus[{vcpu.index}].registers has {len(value)} bytes for {register:#x}")
         set_register(vcpu, register, value)
-    events = ffi.new("struct kvm_vcpu_events *")
-    fill(events, state.events)
-    vcpu.ioctl_struct("KVM_SET_VCPU_EVENTS", events)
-    vcpu.ioctl_struct("KVM_SET_MP_STATE", ffi.new("struct kvm_mp_state *", {"mp_state": state.mp_state}))
-    return ""
+    vcpu.ioctl("KVM_SET_VCPU_EVENTS", ffi.from_buffer("struct kvm_vcpu_events *", state.events))
+    vcpu.exchange("KVM_SET_MP_STATE", "struct kvm_mp_state", {"mp_state": state.mp_state})
 
 
-def _gic_registers(controller: InterruptController, cpus: int) -> Iterator[tuple[int, int, int]]:
-    """Group, attribute and bytes of every register with state, in the order of restoring.
+def _gic_registers(gic: Gic, cpus: int) -> Iterator[tuple[int, int, int]]:
+    """Group, attribute and bytes of each register, in restore order. A new GIC's bits are all 0."""
+    return _gicv3_registers(gic.device, cpus) if gic.version is GicVersion.V3 else _gicv2_registers(cpus)
 
-    A new controller's bits are 0, so writing a register that only sets bits restores it.
-    """
-    return _gicv3_registers(controller.device, cpus) if controller.version is GicVersion.V3 else _gicv2_registers(cpus)
+
+def _words(arrays: Mapping[Gicd, int], first: int, end: int) -> Iterator[int]:
+    """Offsets of the arrays' words for the interrupts from `first` to before `end`."""
+    return (array + offset for array, bits in arrays.items() for offset in range(first * bits // 8, end * bits // 8, 4))
 
 
 def _gicv2_registers(cpus: int) -> Iterator[tuple[int, int, int]]:
     distributor, interface = lib.KVM_DEV_ARM_VGIC_GRP_DIST_REGS, lib.KVM_DEV_ARM_VGIC_GRP_CPU_REGS
     yield distributor, Gicd.IIDR, 4  # with it KVM takes groups too
     yield distributor, Gicd.CTLR, 4
-    for array, bits in {Gicd.ITARGETSR: 8, **ARRAYS}.items():  # where an interrupt goes, before it is pending
-        for offset in range(PRIVATE * bits // 8, INTERRUPTS * bits // 8, 4):
-            yield distributor, array + offset, 4
+    for offset in _words({Gicd.ITARGETSR: 8, **ARRAYS}, PRIVATE, INTERRUPTS):  # where an interrupt goes, before it is pending
+        yield distributor, offset, 4
+    # A pending SGI depends on its sender (SPENDSGIR); timers raise other PPIs again.
+    private: dict[Gicd, int] = {array: bits for array, bits in ARRAYS.items() if array is not Gicd.ISPENDR}
     for processor in (cpu << 32 for cpu in range(cpus)):
-        for array, bits in ARRAYS.items():
-            # A pending SGI depends on its sender (SPENDSGIR below); timers raise other PPIs again.
-            for offset in range(0, PRIVATE * bits // 8, 4) if array is not Gicd.ISPENDR else ():
-                yield distributor, processor | array + offset, 4
-        for offset in range(0, 16, 4):
-            yield distributor, processor | Gicd.SPENDSGIR + offset, 4
+        for offset in (*_words(private, 0, PRIVATE), *range(Gicd.SPENDSGIR, Gicd.SPENDSGIR + 16, 4)):
+            yield distributor, processor | offset, 4
         for register in GICC_REGISTERS.values():
             yield interface, processor | register, 4
 
@@ -170,26 +159,17 @@ def _gicv3_registers(device: Device, cpus: int) -> Iterator[tuple[int, int, int]
     distributor, redistributor = lib.KVM_DEV_ARM_VGIC_GRP_DIST_REGS, lib.KVM_DEV_ARM_VGIC_GRP_REDIST_REGS
     levels, interface = lib.KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, lib.KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS
     yield distributor, Gicd.CTLR, 4
-    for intid in range(PRIVATE, INTERRUPTS):
-        for half in (0, 4):
-            yield distributor, Gicd.IROUTER + 8 * intid + half, 4
-    for array, bits in ARRAYS.items():
-        for offset in range(PRIVATE * bits // 8, INTERRUPTS * bits // 8, 4):
-            yield distributor, array + offset, 4
+    for offset in (*range(Gicd.IROUTER + 8 * PRIVATE, Gicd.IROUTER + 8 * INTERRUPTS, 4), *_words(ARRAYS, PRIVATE, INTERRUPTS)):
+        yield distributor, offset, 4
     yield levels, PRIVATE, 4
     for processor in (mpidr(cpu) << 32 for cpu in range(cpus)):
-        for array, bits in ARRAYS.items():
-            for offset in range(0, PRIVATE * bits // 8, 4):
-                yield redistributor, processor | SECOND_FRAME + array + offset, 4
+        for offset in _words(ARRAYS, 0, PRIVATE):
+            yield redistributor, processor | SECOND_FRAME + offset, 4
         yield levels, processor, 4
         for register in ICC_REGISTERS.values():
             yield interface, processor | register, 8
-        for number in range(_active_priorities(device, processor)):
+        # ICC_CTLR_EL1.PRIbits (priority bits - 1) says how many active-priority registers it has.
+        priority_bits = (device.get_int(interface, processor | ICC_CTLR, 8) >> 8 & 7) + 1
+        for number in range(1 << max(0, priority_bits - 5)):
             yield interface, processor | ICC_AP0R0 + number, 8
             yield interface, processor | ICC_AP1R0 + number, 8
-
-
-def _active_priorities(device: Device, processor: int) -> int:
-    """How many active-priority registers there are (ICC_CTLR_EL1.PRIbits: priority bits - 1)."""
-    bits = (device.get_int(lib.KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS, processor | ICC_CTLR, 8) >> 8 & 7) + 1
-    return 1 << max(0, bits - 5)

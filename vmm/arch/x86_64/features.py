@@ -108,10 +108,8 @@ def reduce(entries: Iterable[Any]) -> list[Any]:
         masks = ALLOWED.get((leaf, index))
         if masks is None or (leaf == _XSAVE_LEAF and index > 1 and not states >> index & 1):
             continue
-        entry.eax &= masks[0]
-        entry.ebx &= masks[1]
-        entry.ecx &= masks[2]
-        entry.edx &= masks[3]
+        for register, bits in zip(REGISTERS, masks, strict=True):
+            setattr(entry, register, getattr(entry, register) & bits)
         if leaf in _LAST_LEAF:
             entry.eax = min(entry.eax, _LAST_LEAF[leaf])
         elif leaf == _XSAVE_LEAF and index == 0:
@@ -132,7 +130,6 @@ def deny_msrs(vm: Vm) -> None:
     # Of a range each MSR has a bit: all of them are 0, that is denied. In words of 64 bits.
     bitmaps = [ffi.new("uint8_t[]", -(-count // 64) * 8) for _, count in DENIED_MSRS]
     both = lib.KVM_MSR_FILTER_READ | lib.KVM_MSR_FILTER_WRITE
-    ranges = [
-        {"flags": both, "base": first, "nmsrs": count, "bitmap": bits} for (first, count), bits in zip(DENIED_MSRS, bitmaps, strict=True)
-    ]
-    vm.ioctl_struct("KVM_X86_SET_MSR_FILTER", ffi.new("struct kvm_msr_filter *", {"ranges": ranges}))
+    denied = zip(DENIED_MSRS, bitmaps, strict=True)
+    ranges = [{"flags": both, "base": first, "nmsrs": count, "bitmap": bits} for (first, count), bits in denied]
+    vm.exchange("KVM_X86_SET_MSR_FILTER", "struct kvm_msr_filter", {"ranges": ranges})

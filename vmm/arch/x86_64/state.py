@@ -12,38 +12,36 @@ The order of restoring matters (Linux virt/kvm/api.rst, and what KVM's code does
 """
 
 import errno
+import struct
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from mayfly.errors import KvmError
 from mayfly.schema import Meta, Record
-from mayfly.vmm.arch.x86_64.cpu import offered_cpuid, set_cpuid
+from mayfly.vmm.arch.x86_64.cpu import offered_cpuid, set_cpuid, set_msrs
 from mayfly.vmm.arch.x86_64.features import deny_msrs
-from mayfly.vmm.arch.x86_64.interrupts import InterruptController
 from mayfly.vmm.kvm._kvm import ffi, lib
-from mayfly.vmm.kvm.kvm import Kvm, Vcpu, Vm, content, fill
+from mayfly.vmm.kvm.kvm import Kvm, Vcpu, Vm
 from mayfly.vmm.snapshot.state import U63, Saved, exactly
 
-_BEFORE_MSRS = (
-    ("sregs", "SREGS", "struct kvm_sregs *"),
-    ("xcrs", "XCRS", "struct kvm_xcrs *"),
-    ("regs", "REGS", "struct kvm_regs *"),
-    ("debugregs", "DEBUGREGS", "struct kvm_debugregs *"),
-    ("lapic", "LAPIC", "struct kvm_lapic_state *"),
-)
-_AFTER_MSRS = (
-    ("events", "VCPU_EVENTS", "struct kvm_vcpu_events *"),
-    ("mp_state", "MP_STATE", "struct kvm_mp_state *"),
-)
+_BEFORE_MSRS = {
+    "sregs": ("SREGS", "struct kvm_sregs"),
+    "xcrs": ("XCRS", "struct kvm_xcrs"),
+    "regs": ("REGS", "struct kvm_regs"),
+    "debugregs": ("DEBUGREGS", "struct kvm_debugregs"),
+    "lapic": ("LAPIC", "struct kvm_lapic_state"),
+}
+_AFTER_MSRS = {"events": ("VCPU_EVENTS", "struct kvm_vcpu_events"), "mp_state": ("MP_STATE", "struct kvm_mp_state")}
 _CHIPS = {"pic_master": lib.KVM_IRQCHIP_PIC_MASTER, "pic_slave": lib.KVM_IRQCHIP_PIC_SLAVE, "ioapic": lib.KVM_IRQCHIP_IOAPIC}
 
 MAX_MSRS = 1024
 MSR_TSC = 0x10
 MSR_TSC_DEADLINE = 0x6E0  # Intel SDM volume 4, table 2-2
-
+_MSR = struct.Struct("=I4xQ")  # struct kvm_msr_entry: index, data
 _XSAVE_BYTES = 4096
 """struct kvm_xsave; KVM_CAP_XSAVE2 says if guests may have more (api.rst 4.42, 4.134)."""
-_MSR_BYTES = ffi.sizeof("struct kvm_msr_entry")
+_PER_CPU_LEAVES = (0xB, 0x1F, 0x8000_001E)
+"""Leaves that differ by processor (Intel SDM volume 2A; AMD APM volume 3, E.4)."""
 
 
 class VcpuState(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
@@ -57,24 +55,17 @@ class VcpuState(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
     events: Annotated[bytes, exactly(ffi.sizeof("struct kvm_vcpu_events"))]
     mp_state: Annotated[bytes, exactly(ffi.sizeof("struct kvm_mp_state"))]
     xsave: bytes
-    msrs: Annotated[bytes, Meta(max_length=MAX_MSRS * _MSR_BYTES)]
-
-
-_IRQCHIP = exactly(ffi.sizeof("struct kvm_irqchip"))
+    msrs: Annotated[bytes, Meta(max_length=MAX_MSRS * _MSR.size)]
 
 
 class KvmState(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
     """What a snapshot holds of all vCPUs, the interrupt controllers and kvm-clock."""
 
     vcpus: tuple[VcpuState, ...]
-    pic_master: Annotated[bytes, _IRQCHIP]
-    pic_slave: Annotated[bytes, _IRQCHIP]
-    ioapic: Annotated[bytes, _IRQCHIP]
+    pic_master: Annotated[bytes, exactly(ffi.sizeof("struct kvm_irqchip"))]
+    pic_slave: Annotated[bytes, exactly(ffi.sizeof("struct kvm_irqchip"))]
+    ioapic: Annotated[bytes, exactly(ffi.sizeof("struct kvm_irqchip"))]
     clock_ns: U63
-
-
-_PER_CPU_LEAVES = (0xB, 0x1F, 0x8000_001E)
-"""Leaves that differ by processor (Intel SDM volume 2A; AMD APM volume 3, E.4)."""
 
 
 def identity(kvm: Kvm) -> str:
@@ -88,66 +79,54 @@ def identity(kvm: Kvm) -> str:
     return ", ".join(leaves)
 
 
-def save(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu]) -> KvmState:
+def save(vm: Vm, controller: None, vcpus: Sequence[Vcpu]) -> KvmState:
     """All of it. The vCPUs stand still, with no access half done, and may go on afterwards."""
     msrs = _writable_msrs(vm.kvm)
     saved = tuple(_save_vcpu(vm.kvm, vcpu, msrs) for vcpu in vcpus)
-    chips = {}
-    for name, chip in _CHIPS.items():
-        irqchip = ffi.new("struct kvm_irqchip *", {"chip_id": chip})
-        vm.ioctl_struct("KVM_GET_IRQCHIP", irqchip)
-        chips[name] = content(irqchip)
-    clock = ffi.new("struct kvm_clock_data *")
-    vm.ioctl_struct("KVM_GET_CLOCK", clock)
-    return KvmState(vcpus=saved, clock_ns=clock.clock, **chips)
+    chips = {name: vm.exchange("KVM_GET_IRQCHIP", "struct kvm_irqchip", {"chip_id": chip}) for name, chip in _CHIPS.items()}
+    clock = vm.exchange("KVM_GET_CLOCK", "struct kvm_clock_data")
+    return KvmState(vcpus=saved, clock_ns=clock.clock, **{name: bytes(ffi.buffer(chip)) for name, chip in chips.items()})
 
 
-def restore(vm: Vm, controller: InterruptController, vcpus: Sequence[Vcpu], saved: Saved) -> None:
+def restore(vm: Vm, controller: None, vcpus: Sequence[Vcpu], saved: Saved) -> None:
     """Restore into as many new vCPUs and new controllers. Raises SnapshotError, KvmError."""
     state = saved.decode(KvmState)
-    if len(state.vcpus) != len(vcpus):
-        raise saved.damaged(f"vcpus has {len(state.vcpus)} items, not {len(vcpus)}")
     deny_msrs(vm)
     cpuid = offered_cpuid(vm.kvm)
-    for vcpu, of_vcpu in zip(vcpus, state.vcpus, strict=True):
+    for vcpu, of_vcpu in saved.pairs("vcpus", vcpus, state.vcpus):
         set_cpuid(cpuid, vcpu, len(vcpus))  # of this host: a state could offer more
-        if why := _restore_vcpu(vm.kvm, vcpu, of_vcpu):
-            raise saved.damaged(f"vcpus[{vcpu.index}].{why}")
+        _restore_vcpu(vm.kvm, vcpu, of_vcpu, saved)
     for name, chip in _CHIPS.items():
-        irqchip = _struct("struct kvm_irqchip *", getattr(state, name))
+        irqchip = ffi.from_buffer("struct kvm_irqchip *", bytearray(getattr(state, name)))
         irqchip.chip_id = chip
-        vm.ioctl_struct("KVM_SET_IRQCHIP", irqchip)
-    vm.ioctl_struct("KVM_SET_CLOCK", ffi.new("struct kvm_clock_data *", {"clock": state.clock_ns}))
+        vm.ioctl("KVM_SET_IRQCHIP", irqchip)
+    vm.exchange("KVM_SET_CLOCK", "struct kvm_clock_data", {"clock": state.clock_ns})
     tell_of_pause(vcpus)
 
 
 def _save_vcpu(kvm: Kvm, vcpu: Vcpu, msrs: Sequence[int]) -> VcpuState:
     # MP state first: asking for it lets KVM take in INIT and start-up IPIs that wait.
-    structs = {name: _get(vcpu, ioctl, kind) for name, ioctl, kind in (*reversed(_AFTER_MSRS), *_BEFORE_MSRS)}
-    xsave = _xsave_buffer(kvm)
-    vcpu.ioctl_struct("KVM_GET_XSAVE2" if len(xsave) > _XSAVE_BYTES else "KVM_GET_XSAVE", xsave)
-    entries = [{"index": index, "data": value} for index, value in _read_msrs(vcpu, msrs)]
-    return VcpuState(xsave=content(xsave), msrs=content(ffi.new("struct kvm_msr_entry[]", entries)), **structs)
+    structs = {}
+    for name, (ioctl, kind) in [*reversed(_AFTER_MSRS.items()), *_BEFORE_MSRS.items()]:
+        structs[name] = bytes(ffi.buffer(vcpu.exchange(f"KVM_GET_{ioctl}", kind)))
+    xsave = ffi.new("char[]", _xsave_bytes(kvm))
+    vcpu.ioctl("KVM_GET_XSAVE2" if len(xsave) > _XSAVE_BYTES else "KVM_GET_XSAVE", xsave)
+    return VcpuState(xsave=bytes(ffi.buffer(xsave)), msrs=b"".join(_MSR.pack(*msr) for msr in _read_msrs(vcpu, msrs)), **structs)
 
 
-def _restore_vcpu(kvm: Kvm, vcpu: Vcpu, state: VcpuState) -> str:
-    """What is wrong with the state, if anything."""
-    for name, ioctl, kind in _BEFORE_MSRS:
+def _restore_vcpu(kvm: Kvm, vcpu: Vcpu, state: VcpuState, saved: Saved) -> None:
+    for name, (ioctl, kind) in _BEFORE_MSRS.items():
         # Without XSAVE there are no XCRs, and KVM takes none: their count is first (api.rst 4.46).
         if name != "xcrs" or any(state.xcrs[:4]):
-            vcpu.ioctl_struct(f"KVM_SET_{ioctl}", _struct(kind, getattr(state, name)))
-    xsave = _xsave_buffer(kvm)
-    if len(state.xsave) != len(xsave):
-        return f"xsave has {len(state.xsave)} bytes, not {len(xsave)}"
-    fill(xsave, state.xsave)
-    vcpu.ioctl_struct("KVM_SET_XSAVE", xsave)
-    entries = ffi.new("struct kvm_msr_entry[]", len(state.msrs) // _MSR_BYTES)
-    fill(entries, state.msrs[: len(entries) * _MSR_BYTES])
-    if _set_msrs(vcpu, [(entry.index, entry.data) for entry in entries]) != len(entries):
-        return "msrs has one that this KVM refuses"
-    for name, ioctl, kind in _AFTER_MSRS:
-        vcpu.ioctl_struct(f"KVM_SET_{ioctl}", _struct(kind, getattr(state, name)))
-    return ""
+            vcpu.ioctl(f"KVM_SET_{ioctl}", ffi.from_buffer(f"{kind} *", getattr(state, name)))
+    if len(state.xsave) != (wanted := _xsave_bytes(kvm)):
+        raise saved.damaged(f"vcpus[{vcpu.index}].xsave has {len(state.xsave)} bytes, not {wanted}")
+    vcpu.ioctl("KVM_SET_XSAVE", ffi.from_buffer("char[]", state.xsave))
+    msrs = list(_MSR.iter_unpack(state.msrs[: len(state.msrs) // _MSR.size * _MSR.size]))
+    if set_msrs(vcpu, msrs) != len(msrs):
+        raise saved.damaged(f"vcpus[{vcpu.index}].msrs has one that this KVM refuses")
+    for name, (ioctl, kind) in _AFTER_MSRS.items():
+        vcpu.ioctl(f"KVM_SET_{ioctl}", ffi.from_buffer(f"{kind} *", getattr(state, name)))
 
 
 def _writable_msrs(kvm: Kvm) -> list[int]:
@@ -155,8 +134,7 @@ def _writable_msrs(kvm: Kvm) -> list[int]:
 
     Some can only be read. A vCPU of another machine, with the same CPUID, shows which.
     """
-    known = ffi.new("struct kvm_msr_list *", {"nmsrs": MAX_MSRS, "indices": MAX_MSRS})
-    kvm.ioctl_struct("KVM_GET_MSR_INDEX_LIST", known)
+    known = kvm.exchange("KVM_GET_MSR_INDEX_LIST", "struct kvm_msr_list", {"nmsrs": MAX_MSRS, "indices": MAX_MSRS})
     indices = sorted(set(known.indices[0 : known.nmsrs]), key=lambda index: (index == MSR_TSC_DEADLINE, index != MSR_TSC, index))
     with kvm.create_vm() as vm:
         vm.ioctl("KVM_CREATE_IRQCHIP")
@@ -164,7 +142,7 @@ def _writable_msrs(kvm: Kvm) -> list[int]:
             set_cpuid(offered_cpuid(kvm), vcpu, 1)
             rest, written = _read_msrs(vcpu, indices), []
             while rest:
-                count = _set_msrs(vcpu, rest)
+                count = set_msrs(vcpu, rest)
                 written += [index for index, _ in rest[:count]]
                 rest = rest[count + 1 :]  # what stopped it is refused
     return written
@@ -175,32 +153,14 @@ def _read_msrs(vcpu: Vcpu, indices: Sequence[int]) -> list[tuple[int, int]]:
     saved: list[tuple[int, int]] = []
     while indices:
         msrs = ffi.new("struct kvm_msrs *", {"nmsrs": len(indices), "entries": [{"index": index} for index in indices]})
-        count = vcpu.ioctl_struct("KVM_GET_MSRS", msrs)
+        count = vcpu.ioctl("KVM_GET_MSRS", msrs)
         saved += [(msrs.entries[at].index, msrs.entries[at].data) for at in range(count)]
         indices = indices[count + 1 :]  # what stopped it cannot be read here
     return saved
 
 
-def _set_msrs(vcpu: Vcpu, values: Sequence[tuple[int, int]]) -> int:
-    """How many of them KVM has taken, from the first on."""
-    entries = [{"index": index, "data": value} for index, value in values]
-    return vcpu.ioctl_struct("KVM_SET_MSRS", ffi.new("struct kvm_msrs *", {"nmsrs": len(entries), "entries": entries}))
-
-
-def _xsave_buffer(kvm: Kvm) -> Any:
-    return ffi.new("char[]", max(_XSAVE_BYTES, kvm.check_extension("KVM_CAP_XSAVE2")))
-
-
-def _get(vcpu: Vcpu, ioctl: str, kind: str) -> bytes:
-    struct = ffi.new(kind)
-    vcpu.ioctl_struct(f"KVM_GET_{ioctl}", struct)
-    return content(struct)
-
-
-def _struct(kind: str, data: bytes) -> Any:
-    struct = ffi.new(kind)
-    fill(struct, data)
-    return struct
+def _xsave_bytes(kvm: Kvm) -> int:
+    return max(_XSAVE_BYTES, kvm.check_extension("KVM_CAP_XSAVE2"))
 
 
 def tell_of_pause(vcpus: Sequence[Vcpu]) -> None:

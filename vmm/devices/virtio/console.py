@@ -12,30 +12,41 @@ up 2 * (max_nr_ports + 1)):
 
 PORT_OPEN goes before PORT_NAME: a program that finds the port by name must not read the end of
 file that Linux gives while the host's side is closed.
+
+Nothing is buffered here: bytes stay where they are while the other side has no room.
 """
 
 import struct
+from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
 from typing import Annotated
 
 from mayfly.schema import Meta
-from mayfly.vmm.devices.virtio.buffers import gather, scatter
-from mayfly.vmm.devices.virtio.device import DeviceState, DeviceType, VirtioDevice
+from mayfly.vmm.devices.virtio.buffers import advance, gather, scatter
+from mayfly.vmm.devices.virtio.device import CONSOLE, DeviceState, VirtioDevice
 from mayfly.vmm.devices.virtio.misuse import Misuse
-from mayfly.vmm.devices.virtio.port import Port, PortState, Sink
-from mayfly.vmm.devices.virtio.queue import Queue
+from mayfly.vmm.devices.virtio.queue import MAX_CHAIN_BYTES, Chain, Queue
 from mayfly.vmm.snapshot.state import Saved
 
 _CONFIG = struct.Struct("<HHII")  # cols, rows, max_nr_ports, emerg_wr (virtio 1.2, 5.3.4)
 _CONTROL = struct.Struct("<IHH")  # id, event, value (virtio 1.2, 5.3.6)
 
 PORT = 0
-MAX_NAME_BYTES = 64
-"""With its header it fits any reasonable buffer for control messages; Linux's have a page."""
-
-
 MULTIPORT = 1 << 1  # A feature (virtio 1.2, 5.3.3)
+WINDOW = 16
+"""Receive buffers offered to a `Fill` at once: 64 KiB with Linux (drivers/char/virtio_console.c).
+
+16 chains of at most 64 descriptors fit the 1,024 pieces of a vectored system call.
+"""
+
+Sink = Callable[[list[memoryview]], int]
+"""As `socket.sendmsg`: says how many bytes it took; fewer than all: full until `Console.resume`.
+
+The views are good during the call only, and the guest may change their content.
+"""
+Fill = Callable[[list[memoryview]], int]
+"""As `socket.recvmsg_into`: fills the guest's buffers from the first on, and says how many."""
 
 
 class Control(IntEnum):
@@ -52,29 +63,27 @@ class Control(IntEnum):
 
 
 _OURS = {Control.DEVICE_ADD, Control.PORT_OPEN, Control.PORT_NAME}  # Those that this device sends
+RECEIVE, TRANSMIT, CONTROL_RECEIVE, CONTROL_TRANSMIT = range(4)  # Queues (virtio 1.2, 5.3.2)
 
 
-class ConsoleQueue(IntEnum):
-    """virtio 1.2, 5.3.2."""
+class ConsoleState(DeviceState, tag=3, frozen=True, kw_only=True):
+    """What a snapshot holds of one: chains under way are taken anew, less what has gone.
 
-    RECEIVE = 0
-    TRANSMIT = 1
-    CONTROL_RECEIVE = 2
-    CONTROL_TRANSMIT = 3
+    `owed`: messages that the driver has not got; `taken`: bytes of the first chain of output.
+    """
 
-
-class ConsoleState(DeviceState, tag=2, frozen=True, kw_only=True):
-    """What a snapshot holds of one; `owed`: messages that the driver has not got."""
-
-    port_ready: bool
+    guest_open: bool
+    taken: Annotated[int, Meta(ge=0, le=MAX_CHAIN_BYTES)]
     owed: Annotated[tuple[Control, ...], Meta(max_length=3)]
-    port: PortState
 
 
 class Console(VirtioDevice):
-    """The device; `port` is its data path (see `Port`), `name` what the guest sees."""
+    """The device. The event loop calls `receive` and `resume`. `name` is what the guest sees.
 
-    device_type = DeviceType.CONSOLE
+    `on_room` is called in the event loop: `receive` answered None and may be tried again.
+    """
+
+    device_type = CONSOLE
     features = MULTIPORT
     # Linux fills its receive queues with pages: 64 of them for data, 16 for control.
     queue_sizes = (64, 64, 16, 16)
@@ -82,43 +91,115 @@ class Console(VirtioDevice):
     def __init__(self, name: str, sink: Sink, on_room: Callable[[], None]) -> None:
         super().__init__()
         self._name = name.encode()
-        if not 0 < len(self._name) <= MAX_NAME_BYTES:
-            raise ValueError(f"the port's name has {len(self._name)} bytes; from 1 to {MAX_NAME_BYTES} are allowed")
         self.config = _CONFIG.pack(0, 0, PORT + 1, 0)
-        self.port = Port(self, ConsoleQueue.RECEIVE, ConsoleQueue.TRANSMIT, sink, on_room)
-        self._port_ready = False
+        self._sink, self._on_room = sink, on_room
+        self._starved = False
+        self._forget()
+
+    def _forget(self) -> None:
+        self._guest_open = False
+        self._ready: deque[Chain] = deque()  # chains for what `receive` brings
+        self._head: int | None = None  # the chain of output under way, and what is left of it
+        self._views: list[memoryview] = []
+        self._taken = 0  # its bytes that the sink has taken
         self._owed: list[Control] = []  # messages to the driver: each kind once at most, made up when there is a buffer
 
     def notify(self, index: int) -> None:
         """The driver kicked a queue."""
-        if index == ConsoleQueue.TRANSMIT:
-            self.port.kicked_transmit()
-        elif index == ConsoleQueue.RECEIVE:
-            self.port.kicked_receive()
-        elif index == ConsoleQueue.CONTROL_TRANSMIT:
+        if index == TRANSMIT:
+            self._transmit()
+        elif index == RECEIVE:
+            self._may_receive()
+        elif index == CONTROL_TRANSMIT:
             self._listen(self.queues[index])
         else:
             self._answer()
 
     def reset(self) -> None:
-        """Forget the driver; the host's side stays as it is."""
+        """Forget the driver. A reader that was told None still waits for `on_room`."""
         super().reset()
-        self.port.reset()
-        self._port_ready = False
-        self._owed.clear()
+        self._forget()
 
     def save(self) -> DeviceState:
-        """The port's state, and the messages that the driver has not got yet."""
-        return ConsoleState(port_ready=self._port_ready, owed=tuple(self._owed), port=self.port.save())
+        """See `ConsoleState`."""
+        return ConsoleState(guest_open=self._guest_open, taken=self._taken, owed=tuple(self._owed))
 
     def restore(self, saved: Saved) -> None:
         """Go on where `save` was called."""
         state = saved.decode(ConsoleState)
-        self._port_ready = state.port_ready
         if not {*state.owed} <= _OURS:
             raise saved.damaged("owed has messages that this device does not send")
-        self._owed = list(dict.fromkeys(state.owed))
-        self.port.restore(state.port)
+        self._guest_open, self._taken, self._owed = state.guest_open, state.taken, list(dict.fromkeys(state.owed))
+
+    def receive(self, fill: Fill) -> int | None:
+        """Offer the guest's buffers to `fill` and hand over what it put there; its answer.
+
+        None: no buffer is ready, or the port is closed; `on_room` follows. Nothing has happened if
+        `fill` raises.
+        """
+        with self.lock:
+            queue = self.queues.get(RECEIVE)
+            if queue is None or not self._guest_open or not self._gather(queue):
+                self._starved = True
+                return None
+            left = count = fill([view for chain in self._ready for view in chain.writable])
+            while left > 0:
+                chain = self._ready.popleft()
+                used = min(left, sum(map(len, chain.writable)))
+                queue.push(chain.head, used)
+                left -= used
+            if queue.publish():
+                self.host.interrupt_used()
+            return count
+
+    def _gather(self, queue: Queue) -> bool:
+        """Have up to WINDOW chains ready; whether there is one. If not, ask for a kick."""
+        for _ in range(queue.size):
+            if len(self._ready) >= WINDOW or (chain := queue.pop()) is None:
+                break
+            if chain.writable:
+                self._ready.append(chain)
+                continue
+            self.host.report(Misuse.DIRECTION)
+            queue.push(chain.head, 0)
+        self.end_turn(RECEIVE, more=not self._ready)
+        return bool(self._ready)
+
+    def _may_receive(self) -> None:
+        """The guest has made buffers ready, or opened the port."""
+        if self._starved and self._guest_open:
+            self._starved = False
+            self._on_room()
+        elif not self._starved and (queue := self.queues.get(RECEIVE)):
+            queue.suppress_notify()
+
+    def resume(self) -> None:
+        """The sink has room again."""
+        with self.lock:
+            self._transmit()
+
+    def _transmit(self) -> None:
+        """Give the sink what the guest wrote; chains that it took whole go back together."""
+        queue = self.queues.get(TRANSMIT)
+        if queue is None:
+            return
+        for _ in range(queue.size):
+            if self._head is None:
+                chain = queue.pop()
+                if chain is None:
+                    break
+                if not chain.readable:
+                    self.host.report(Misuse.DIRECTION)
+                self._head, self._views = chain.head, advance(chain.readable, self._taken) if self._taken else chain.readable
+            if self._views:
+                count = self._sink(self._views)
+                self._taken += count
+                self._views = advance(self._views, count)
+            if self._views:
+                break
+            queue.push(self._head, 0)
+            self._head, self._taken = None, 0
+        self.end_turn(TRANSMIT, more=self._head is None)
 
     def _listen(self, queue: Queue) -> None:
         """Take the driver's control messages, then answer them; one interrupt for both."""
@@ -128,10 +209,8 @@ class Console(VirtioDevice):
                 break
             self._handle(gather(chain.readable, _CONTROL.size))
             queue.push(chain.head, 0)
-        interrupt = queue.publish()
-        self._answer(interrupt=interrupt)
-        if queue.enable_notify():
-            self.host.kick(ConsoleQueue.CONTROL_TRANSMIT)
+        self._answer(interrupt=queue.publish())
+        self.want_kicks(CONTROL_TRANSMIT, more=True)
 
     def _handle(self, message: bytes) -> None:
         if len(message) < _CONTROL.size:
@@ -142,12 +221,12 @@ class Console(VirtioDevice):
             if value:
                 self._owe(Control.DEVICE_ADD)
         elif event == Control.PORT_READY and port == PORT:
-            self._port_ready = bool(value)
             if value:
                 self._owe(Control.PORT_OPEN)
                 self._owe(Control.PORT_NAME)
         elif event == Control.PORT_OPEN and port == PORT:
-            self.port.set_guest_open(bool(value))
+            self._guest_open = bool(value)
+            self._may_receive()
         else:
             self.host.report(Misuse.CONTROL)
 
@@ -155,17 +234,14 @@ class Console(VirtioDevice):
         if event not in self._owed:
             self._owed.append(event)
 
-    def _message(self, event: Control) -> bytes:
-        return _CONTROL.pack(PORT, event, 1) + (self._name if event == Control.PORT_NAME else b"")
-
     def _answer(self, *, interrupt: bool = False) -> None:
         """Send the messages that are owed, as far as the driver has buffers for them."""
-        queue = self.queues.get(ConsoleQueue.CONTROL_RECEIVE)
+        queue = self.queues.get(CONTROL_RECEIVE)
         if queue is not None:
             for _ in range(queue.size):
                 if not self._owed or (chain := queue.pop()) is None:
                     break
-                message = self._message(self._owed[0])
+                message = _CONTROL.pack(PORT, self._owed[0], 1) + (self._name if self._owed[0] == Control.PORT_NAME else b"")
                 if sum(map(len, chain.writable)) < len(message):
                     self.host.report(Misuse.DIRECTION)
                     queue.push(chain.head, 0)
@@ -173,9 +249,6 @@ class Console(VirtioDevice):
                 queue.push(chain.head, scatter(message, chain.writable))
                 del self._owed[0]
             interrupt |= queue.publish()
-            if not self._owed:
-                queue.suppress_notify()
-            elif queue.enable_notify():
-                self.host.kick(ConsoleQueue.CONTROL_RECEIVE)
+            self.want_kicks(CONTROL_RECEIVE, more=bool(self._owed))
         if interrupt:
             self.host.interrupt_used()

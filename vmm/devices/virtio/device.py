@@ -2,54 +2,24 @@
 
 import abc
 import threading
-from enum import IntEnum, IntFlag
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 from mayfly.schema import Record
-from mayfly.vmm.devices.virtio.misuse import Misuse
 from mayfly.vmm.devices.virtio.queue import Queue
 from mayfly.vmm.snapshot.state import Saved
 
+if TYPE_CHECKING:
+    from mayfly.vmm.devices.virtio.mmio import MmioTransport
 
-class DeviceType(IntEnum):
-    """virtio 1.2, 5."""
-
-    NETWORK = 1
-    CONSOLE = 3
-    ENTROPY = 4
-
-
-class Feature(IntFlag):
-    """Features of queues and transport (virtio 1.2, 6)."""
-
-    RING_INDIRECT_DESC = 1 << 28
-    RING_EVENT_IDX = 1 << 29
-    VERSION_1 = 1 << 32
-
-
-OFFERED = Feature.RING_INDIRECT_DESC | Feature.RING_EVENT_IDX | Feature.VERSION_1
+NETWORK, CONSOLE, ENTROPY = 1, 3, 4  # Device types (virtio 1.2, 5)
+RING_INDIRECT_DESC, RING_EVENT_IDX, VERSION_1 = 1 << 28, 1 << 29, 1 << 32  # Features (virtio 1.2, 6)
+OFFERED = RING_INDIRECT_DESC | RING_EVENT_IDX | VERSION_1
 """What every device offers on top of its own features."""
 
 
 def features_acceptable(offered: int, wanted: int) -> bool:
     """Whether `wanted` was all offered, and is no legacy driver's (virtio 1.2, 2.2 and 6.1)."""
-    return not wanted & ~offered and bool(wanted & Feature.VERSION_1)
-
-
-class Host(Protocol):
-    """What the transport does for its device."""
-
-    def interrupt_used(self) -> None:
-        """Tell the driver of used buffers: after `Queue.publish` said so."""
-
-    def kick(self, index: int) -> None:
-        """Have `notify(index)` called again soon, from the event loop. It returns at once."""
-
-    def report(self, misuse: Misuse) -> None:
-        """Count what the driver did wrong."""
-
-    def config_changed(self) -> None:
-        """Tell the driver that `VirtioDevice.config` has changed."""
+    return not wanted & ~offered and bool(wanted & VERSION_1)
 
 
 class DeviceState(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
@@ -57,30 +27,18 @@ class DeviceState(Record, tag_field="version", tag=1, frozen=True, kw_only=True)
 
 
 class VirtioDevice(abc.ABC):
-    """A device. The transport calls it with `lock` held; the event loop's calls take it themselves.
+    """A device. The transport calls it with `lock` held; calls of the event loop take it."""
 
-    Attributes:
-        device_type: what the driver binds to.
-        features: its own feature bits (those of queues and transport are the transport's).
-        queue_sizes: the greatest size of each queue.
-        config: the configuration space; reads past its end give 0. Writes are ignored.
-        queues: live queues by index, from DRIVER_OK to the reset, as far as the driver set them up.
-    """
-
-    device_type: ClassVar[DeviceType]
-    features: int = 0
-    queue_sizes: ClassVar[tuple[int, ...]]
+    device_type: ClassVar[int]  # What the driver binds to
+    features: int = 0  # Its own (those of queues and transport are the transport's)
+    queue_sizes: ClassVar[tuple[int, ...]]  # The greatest size of each
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.config = b""
-        self.queues: dict[int, Queue] = {}
+        self.config = b""  # the configuration space; reads past its end give 0, writes are ignored
+        self.queues: dict[int, Queue] = {}  # live ones by index, from DRIVER_OK to the reset, as far as the driver set them up
         self.negotiated = 0
-        self.host: Host
-
-    def attach(self, host: Host) -> None:
-        """Meet the transport; once, before anything else."""
-        self.host = host
+        self.host: MmioTransport  # which sets this
 
     def activate(self, queues: dict[int, Queue], negotiated: int) -> None:
         """The driver is ready (DRIVER_OK)."""
@@ -100,6 +58,19 @@ class VirtioDevice(abc.ABC):
         """Go on where `save` was called; after `activate`, if there is a driver."""
         saved.decode(DeviceState)
 
+    def end_turn(self, index: int, *, more: bool) -> None:
+        """Show the driver what went back to queue `index`, and have kicks if `more` is wanted."""
+        if self.queues[index].publish():
+            self.host.interrupt_used()
+        self.want_kicks(index, more=more)
+
+    def want_kicks(self, index: int, *, more: bool) -> None:
+        """Have kicks for queue `index` if `more` is wanted of it, at once if more is there."""
+        if not more:
+            self.queues[index].suppress_notify()
+        elif self.queues[index].enable_notify():
+            self.host.kick(index)
+
     @abc.abstractmethod
     def notify(self, index: int) -> None:
-        """A kick for a live queue: one queue's size of chains; `Host.kick` asks for more."""
+        """A kick for a live queue: one queue's size of chains; `host.kick` asks for more."""

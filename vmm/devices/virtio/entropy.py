@@ -3,14 +3,12 @@
 from collections.abc import Callable
 
 from mayfly.vmm.devices.virtio.buffers import scatter
-from mayfly.vmm.devices.virtio.device import DeviceType, VirtioDevice
+from mayfly.vmm.devices.virtio.device import ENTROPY, VirtioDevice
 from mayfly.vmm.devices.virtio.misuse import Misuse
 
 RATE = 16 << 10
 """Bytes a second. Linux asks for 64, then once a minute (drivers/char/hw_random/core.c)."""
 BURST = 16 << 10  # Bytes at once and per request; longer buffers come back partly filled (5.4.6.1)
-
-
 REQUESTS = 0  # The queue (virtio 1.2, 5.4.2)
 
 
@@ -20,16 +18,13 @@ class Entropy(VirtioDevice):
     `later` has the event loop call `resume` after so many seconds; one call is pending at most.
     """
 
-    device_type = DeviceType.ENTROPY
+    device_type = ENTROPY
     queue_sizes = (8,)
 
     def __init__(self, source: Callable[[int], bytes], clock: Callable[[], float], later: Callable[[float], None]) -> None:
         super().__init__()
-        self._source = source
-        self._clock = clock
-        self._later = later
-        self._budget = float(BURST)
-        self._counted_at = clock()
+        self._source, self._clock, self._later = source, clock, later
+        self._budget, self._counted_at = float(BURST), clock()
         self._waiting = False
 
     def resume(self) -> None:
@@ -48,7 +43,8 @@ class Entropy(VirtioDevice):
         queue = self.queues.get(REQUESTS)
         if queue is None:
             return
-        self._refill()
+        now = self._clock()
+        self._budget, self._counted_at = min(BURST, self._budget + (now - self._counted_at) * RATE), now
         for _ in range(queue.size):
             if self._budget < 1 or (chain := queue.pop()) is None:
                 break
@@ -57,16 +53,7 @@ class Entropy(VirtioDevice):
             wanted = min(sum(map(len, chain.writable)), int(self._budget))
             self._budget -= scatter(self._source(wanted), chain.writable)
             queue.push(chain.head, wanted)
-        if queue.publish():
-            self.host.interrupt_used()
+        self.end_turn(REQUESTS, more=self._budget >= 1)
         if self._budget < 1:
-            queue.suppress_notify()
             self._waiting = True
             self._later((BURST - self._budget) / RATE)
-        elif queue.enable_notify():
-            self.host.kick(REQUESTS)
-
-    def _refill(self) -> None:
-        now = self._clock()
-        self._budget = min(BURST, self._budget + (now - self._counted_at) * RATE)
-        self._counted_at = now

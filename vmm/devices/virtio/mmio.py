@@ -3,10 +3,11 @@
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
-from mayfly.schema import Meta, Record, msgspec
-from mayfly.vmm.devices.virtio.device import OFFERED, Feature, VirtioDevice, features_acceptable
+from mayfly.schema import Meta, msgspec, replace
+from mayfly.vmm.bus import BusDevice
+from mayfly.vmm.devices.virtio.device import OFFERED, RING_EVENT_IDX, RING_INDIRECT_DESC, VirtioDevice, features_acceptable
 from mayfly.vmm.devices.virtio.misuse import FATAL, Misuse
 from mayfly.vmm.devices.virtio.queue import MAX_SIZE, Queue, QueueLayout, QueueState
 from mayfly.vmm.devices.virtio.registers import (
@@ -19,123 +20,100 @@ from mayfly.vmm.devices.virtio.registers import (
     STEPS,
     WORD,
     WRITABLE_IN,
+    DeviceStatus,
     Interrupt,
     Register,
-    Status,
 )
 from mayfly.vmm.memory import GuestAddressError, GuestMemory
-from mayfly.vmm.snapshot.state import U32, Saved, exactly, pack_u64s, raw, unpack_u64s
+from mayfly.vmm.snapshot.state import U32, Live, Saved, exactly, raw
 
 MAGIC = 0x7472_6976  # `virt`
 VERSION = 2
 VENDOR = 0x594C_464D  # `MFLY`; drivers do not look at it
 REGION_BYTES = 0x1000
+_DEVICE_FEATURES, _DRIVER_FEATURES, _QUEUE = range(len(SELECTORS))  # Indices of what is selected
 _LOW = 0xFFFF_FFFF
 _NO_SHARED_MEMORY = 0xFFFF_FFFF
 """Length and base of a region that does not exist read as all ones (virtio 1.2, 4.2.2)."""
-_ANY_STATUS = int(LIVE | Status.DEVICE_NEEDS_RESET | Status.FAILED)
+_ANY_STATUS = int(LIVE | DeviceStatus.DEVICE_NEEDS_RESET | DeviceStatus.FAILED)
 _ANY_INTERRUPT = int(Interrupt.USED_BUFFER | Interrupt.CONFIG_CHANGE)
 
 
-class _QueueSetup:
-    """What the driver has written about one queue so far."""
-
-    def __init__(self, max_size: int) -> None:
-        self.max_size = max_size
-        self.size = max_size
-        self.addresses = dict.fromkeys(ADDRESSES, 0)
-        self.queue: Queue | None = None
-
-
-class SetupState(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
-    """What a snapshot holds of a queue's registers; `ring`: None if it is not ready."""
+class SetupState(Live, tag_field="version", tag=2, kw_only=True):
+    """What the driver has written about one queue; `ring`: in a snapshot, if the queue is ready."""
 
     size: Annotated[int, Meta(ge=1, le=MAX_SIZE)]
-    addresses: Annotated[bytes, exactly(8 * len(ADDRESSES))]
+    addresses: Annotated[list[U32], exactly(len(ADDRESSES))]
     ring: QueueState | None
 
 
-class TransportState(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
-    """What a snapshot holds of a device and its registers; `selected`: the three SEL registers."""
+class TransportState(Live, tag_field="version", tag=2, kw_only=True):
+    """The registers; in a snapshot also what the device holds."""
 
     status: Annotated[int, Meta(ge=0, le=_ANY_STATUS)]
     interrupt_status: Annotated[int, Meta(ge=0, le=_ANY_INTERRUPT)]
-    selected: Annotated[tuple[U32, ...], exactly(len(SELECTORS))]
-    driver_features: tuple[U32, U32]
+    selected: Annotated[list[U32], exactly(len(SELECTORS))]
+    driver_features: Annotated[list[U32], exactly(2)]
     generation: U32
-    queues: tuple[SetupState, ...]
+    queues: list[SetupState]
     device: msgspec.Raw
 
 
-class MmioTransport:
+class MmioTransport(BusDevice):
     """One device on the bus: 4 KiB of registers, an interrupt line and kicks.
 
-    `registers` holds what the guest reads, so it can be mapped for reads without an exit. `read`
-    and `write` come from vCPU threads; `notify` and the device's methods from the event loop; a
-    lock keeps them apart. Only the event loop works on queues: kicks by register go through `kick`.
+    `read` and `write` come from vCPU threads; `notify` and the device's methods from the event
+    loop; a lock keeps them apart. Only the event loop works on queues.
 
     Args:
-        device: what is behind the registers.
         memory: guest RAM. Live queues keep views of it until the reset (`close` drops them).
         interrupt: raises the line (an edge). Any thread, with the lock held; must not block.
         kick: has the event loop call `notify(index)` soon. Any thread, with the lock held; must not
             block, nor call `notify` itself.
-        registers: REGION_BYTES for what the guest reads.
-
-    Attributes:
-        misuse: how often the driver did what.
-        kicks: how often the event loop was woken to work on a queue.
+        registers: REGION_BYTES for what the guest reads, which may be mapped for it without exits.
     """
 
     def __init__(
-        self,
-        device: VirtioDevice,
-        memory: GuestMemory,
-        interrupt: Callable[[], None],
-        kick: Callable[[int], None],
-        registers: memoryview,
+        self, device: VirtioDevice, memory: GuestMemory, interrupt: Callable[[], None], kick: Callable[[int], None], registers: memoryview
     ) -> None:
         self.device = device
-        self.misuse: Counter[Misuse] = Counter()
-        self.kicks = 0
-        self._memory = memory
-        self._interrupt = interrupt
-        self._kick = kick
+        self.misuse: Counter[Misuse] = Counter()  # how often the driver did what
+        self.kicks = 0  # how often the event loop was woken to work on a queue
+        self._memory, self._interrupt, self._kick = memory, interrupt, kick
         self._bytes, self._words = registers, registers.cast("I")
-        self._offered = int(OFFERED) | device.features
-        self._generation = 0
-        self._forget()
+        self._offered = OFFERED | device.features
+        self._forget(generation=0)
         self._readers: dict[int, Callable[[], int]] = {
             Register.MAGIC_VALUE: lambda: MAGIC,
             Register.VERSION: lambda: VERSION,
-            Register.DEVICE_ID: lambda: int(device.device_type),
+            Register.DEVICE_ID: lambda: device.device_type,
             Register.VENDOR_ID: lambda: VENDOR,
             Register.DEVICE_FEATURES: self._read_features,
-            Register.QUEUE_NUM_MAX: lambda: setup.max_size if (setup := self._selected()) else 0,
-            Register.QUEUE_READY: lambda: int(bool((setup := self._selected()) and setup.queue)),
-            Register.INTERRUPT_STATUS: lambda: self._interrupt_status,
-            Register.STATUS: lambda: int(self._status),
+            Register.QUEUE_NUM_MAX: lambda: device.queue_sizes[self._state.selected[_QUEUE]] if self._selected() else 0,
+            Register.QUEUE_READY: lambda: int(self._state.selected[_QUEUE] in self._ready),
+            Register.INTERRUPT_STATUS: lambda: self._state.interrupt_status,
+            Register.STATUS: lambda: self._state.status,
             **dict.fromkeys(SHARED_MEMORY, lambda: _NO_SHARED_MEMORY),
-            Register.CONFIG_GENERATION: lambda: self._generation,
+            Register.CONFIG_GENERATION: lambda: self._state.generation,
         }
         self._writers: dict[int, Callable[[int], None]] = {
-            **{register: partial(self._select, register) for register in SELECTORS},
+            **{register: partial(self._select, index) for index, register in enumerate(SELECTORS)},
             Register.DRIVER_FEATURES: self._write_features,
             Register.QUEUE_NUM: self._write_queue_size,
             Register.QUEUE_READY: self._write_queue_ready,
             Register.QUEUE_NOTIFY: self._write_notify,
             Register.INTERRUPT_ACK: self._acknowledge,
             Register.STATUS: self._write_status,
-            **{low + shift // 8: partial(self._write_address, low, shift) for low in ADDRESSES for shift in (0, 32)},
+            **{register: partial(self._write_address, index) for index, register in enumerate(ADDRESSES)},
             Register.SHM_SEL: lambda value: None,
         }
-        device.attach(self)
+        device.host = self
         self._show()
 
     @property
-    def status(self) -> Status:
+    def status(self) -> DeviceStatus:
         """The device status, as the driver sees it."""
-        return self._status
+        return DeviceStatus(self._state.status)
 
     def read(self, offset: int, size: int) -> int:
         """The guest reads a register or its device's configuration."""
@@ -150,7 +128,7 @@ class MmioTransport:
         with self.device.lock:
             writer = self._writers.get(offset) if size == 4 else None
             needed = WRITABLE_IN.get(offset)
-            if writer is None or (needed is not None and needed != self._status):
+            if writer is None or (needed is not None and needed != self._state.status):
                 self.report(Misuse.REGISTER)
                 return
             writer(value)
@@ -160,7 +138,7 @@ class MmioTransport:
         """Work on queue `index`: its eventfd has fired. From the event loop only."""
         with self.device.lock:
             self.kicks += 1
-            if index not in self.device.queues or self._status != LIVE:
+            if index not in self.device.queues or self._state.status != LIVE:
                 self.report(Misuse.NOTIFY)
                 return
             self.device.notify(index)
@@ -168,29 +146,16 @@ class MmioTransport:
     def config_changed(self) -> None:
         """The device changed `config`: new generation, interrupt (virtio 1.2, 2.5, 4.2.2)."""
         with self.device.lock:
-            self._generation = (self._generation + 1) & _LOW
+            self._state.generation = (self._state.generation + 1) & _LOW
             self._show()
-            if self._status & Status.DRIVER_OK:
+            if self._state.status & DeviceStatus.DRIVER_OK:
                 self._raise(Interrupt.CONFIG_CHANGE)
 
     def save(self) -> TransportState:
         """Registers, queues and the device, for a snapshot; nothing else uses the device."""
-        return TransportState(
-            status=int(self._status),
-            interrupt_status=self._interrupt_status,
-            selected=tuple(self._selectors[register] for register in SELECTORS),
-            driver_features=(self._driver_features & _LOW, self._driver_features >> 32),
-            generation=self._generation,
-            queues=tuple(
-                SetupState(
-                    size=setup.size,
-                    addresses=pack_u64s(setup.addresses[register] for register in ADDRESSES),
-                    ring=setup.queue.save() if setup.queue else None,
-                )
-                for setup in self._setups
-            ),
-            device=raw(self.device.save()),
-        )
+        rings = {index: queue.save() for index, queue in self._ready.items()}
+        queues = [replace(setup, ring=rings.get(index)) for index, setup in enumerate(self._state.queues)]
+        return replace(self._state, queues=queues, device=raw(self.device.save()))
 
     def restore(self, saved: Saved) -> None:
         """Go on where `save` was called, with the guest's memory as it was then.
@@ -198,43 +163,32 @@ class MmioTransport:
         Queues with chains are kicked, and unacknowledged interrupts raised again. Raises
         SnapshotError: `save` gives no such state, or a queue is outside RAM.
         """
-        state = saved.decode(TransportState)
         with self.device.lock:
-            self._status = Status(state.status)
-            if self._status & ~_ANY_STATUS or self._status & LIVE not in {*STEPS, LIVE}:
+            state = self._state = saved.decode(TransportState)
+            if state.status & ~_ANY_STATUS or state.status & LIVE not in {*STEPS, LIVE}:
                 raise saved.damaged(f"status {state.status} is not on the way to a driver's")
-            self._interrupt_status, self._generation = state.interrupt_status, state.generation
-            self._selectors = dict(zip(SELECTORS, state.selected, strict=True))
-            self._driver_features = state.driver_features[0] | state.driver_features[1] << 32
-            if self._status & Status.FEATURES_OK and not features_acceptable(self._offered, self._driver_features):
+            if state.status & DeviceStatus.FEATURES_OK and not features_acceptable(self._offered, self._driver_features):
                 raise saved.damaged(f"driver_features {self._driver_features:#x} are not those of this device")
-            if len(state.queues) != len(self._setups):
-                raise saved.damaged(f"queues has {len(state.queues)} items, not {len(self._setups)}")
-            for index, (setup, queue) in enumerate(zip(self._setups, state.queues, strict=True)):
-                if why := self._restore_queue(setup, queue):
-                    raise saved.damaged(f"queues[{index}] {why}")
-            if self._status & Status.DRIVER_OK:
+            for index, (largest, setup) in enumerate(saved.pairs("queues", self.device.queue_sizes, state.queues)):
+                if setup.size > largest or setup.size & setup.size - 1:
+                    raise saved.damaged(f"queues[{index}] has the size {setup.size}; it must be a power of 2, at most {largest}")
+                if setup.ring is not None:
+                    self._restore_ring(index, setup, setup.ring, saved)
+            if state.status & DeviceStatus.DRIVER_OK:
                 self._activate()
             self.device.restore(Saved(f"{saved.part}.device", state.device))
             self._show()
-            if self._interrupt_status:
+            if state.interrupt_status:
                 self._interrupt()
 
-    def _restore_queue(self, setup: _QueueSetup, state: SetupState) -> str:
-        """What is wrong with it, if anything."""
-        if state.size > setup.max_size or state.size & state.size - 1:
-            return f"has the size {state.size}; it must be a power of 2, at most {setup.max_size}"
-        setup.size, setup.addresses = state.size, dict(zip(ADDRESSES, unpack_u64s(state.addresses), strict=True))
-        if state.ring is None:
-            return ""
-        if not self._status & Status.FEATURES_OK:
-            return "has a ring before the features are negotiated"
+    def _restore_ring(self, index: int, setup: SetupState, ring: QueueState, saved: Saved) -> None:
+        if not self._state.status & DeviceStatus.FEATURES_OK:
+            raise saved.damaged(f"queues[{index}] has a ring before the features are negotiated")
         try:
-            setup.queue = self._make_queue(setup)
+            self._ready[index] = self._make_queue(setup)
         except GuestAddressError as error:
-            return f"has addresses that are not inside guest RAM: {error}"
-        setup.queue.restore(state.ring)
-        return ""
+            raise saved.damaged(f"queues[{index}] has addresses that are not inside guest RAM: {error}") from error
+        self._ready[index].restore(ring)
 
     def close(self) -> None:
         """Drop the views of guest memory and of the registers, so that their mappings can go."""
@@ -244,20 +198,20 @@ class MmioTransport:
             self._bytes.release()
 
     def interrupt_used(self) -> None:
-        """Tell the driver of used buffers (`Host`)."""
+        """Tell the driver of used buffers: after `Queue.publish` said so."""
         self._raise(Interrupt.USED_BUFFER)
 
     def kick(self, index: int) -> None:
-        """Have `notify(index)` called from the event loop (`Host`)."""
+        """Have `notify(index)` called again soon, from the event loop. It returns at once."""
         self._kick(index)
 
     def report(self, misuse: Misuse) -> None:
         """Count a driver's error; a senseless ring needs a reset (virtio 1.2, 2.1.2)."""
         self.misuse[misuse] += 1
-        if misuse not in FATAL or self._status & Status.DEVICE_NEEDS_RESET:
+        if misuse not in FATAL or self._state.status & DeviceStatus.DEVICE_NEEDS_RESET:
             return
         self._stop_queues()
-        self._status |= Status.DEVICE_NEEDS_RESET
+        self._state.status |= DeviceStatus.DEVICE_NEEDS_RESET
         self._show()
         self._raise(Interrupt.CONFIG_CHANGE)
 
@@ -272,47 +226,51 @@ class MmioTransport:
         self._bytes[Register.CONFIG : Register.CONFIG + len(config)] = config
 
     def _raise(self, cause: Interrupt) -> None:
-        self._interrupt_status |= int(cause)
-        self._words[Register.INTERRUPT_STATUS // WORD] = self._interrupt_status
+        self._state.interrupt_status |= int(cause)
+        self._words[Register.INTERRUPT_STATUS // WORD] = self._state.interrupt_status
         self._interrupt()
 
     def _acknowledge(self, value: int) -> None:
-        self._interrupt_status &= ~value
+        self._state.interrupt_status &= ~value
 
-    def _forget(self) -> None:
+    def _forget(self, generation: int) -> None:
         """Power-on registers; the counters and the configuration's generation stay."""
-        self._status = RESET
-        self._interrupt_status = 0
-        self._selectors = dict.fromkeys(SELECTORS, 0)
-        self._driver_features = 0
-        self._setups = [_QueueSetup(size) for size in self.device.queue_sizes]
+        self._ready: dict[int, Queue] = {}
+        queues = [SetupState(size=size, addresses=[0] * len(ADDRESSES), ring=None) for size in self.device.queue_sizes]
+        registers: dict[str, Any] = {"status": RESET, "interrupt_status": 0, "selected": [0] * len(SELECTORS), "driver_features": [0, 0]}
+        self._state = TransportState(**registers, generation=generation, queues=queues, device=msgspec.Raw())
 
     def _reset(self) -> None:
         self.device.reset()
-        self._forget()
+        self._forget(self._state.generation)
 
-    def _select(self, register: Register, value: int) -> None:
-        self._selectors[register] = value
+    def _select(self, selector: int, value: int) -> None:
+        self._state.selected[selector] = value
 
     def _read_features(self) -> int:
-        word = self._selectors[Register.DEVICE_FEATURES_SEL]
+        word = self._state.selected[_DEVICE_FEATURES]
         return self._offered >> 32 * word & _LOW if word < 2 else 0
 
     def _write_features(self, value: int) -> None:
-        word = self._selectors[Register.DRIVER_FEATURES_SEL]
+        word = self._state.selected[_DRIVER_FEATURES]
         if word < 2:
-            self._driver_features = self._driver_features & ~(_LOW << 32 * word) | value << 32 * word
+            self._state.driver_features[word] = value
         elif value:  # a feature of a number beyond 63: we offer none
             self.report(Misuse.FEATURES)
 
-    def _selected(self) -> _QueueSetup | None:
-        index = self._selectors[Register.QUEUE_SEL]
-        return self._setups[index] if index < len(self._setups) else None
+    @property
+    def _driver_features(self) -> int:
+        low, high = self._state.driver_features
+        return low | high << 32
 
-    def _unready(self) -> _QueueSetup | None:
+    def _selected(self) -> SetupState | None:
+        index = self._state.selected[_QUEUE]
+        return self._state.queues[index] if index < len(self._state.queues) else None
+
+    def _unready(self) -> SetupState | None:
         """The selected queue if its registers may still be changed."""
         setup = self._selected()
-        if setup is None or setup.queue:
+        if setup is None or self._state.selected[_QUEUE] in self._ready:
             self.report(Misuse.REGISTER)
             return None
         return setup
@@ -321,38 +279,39 @@ class MmioTransport:
         setup = self._unready()
         if setup is None:
             return
-        if not 0 < value <= setup.max_size or value & value - 1:
+        if not 0 < value <= self.device.queue_sizes[self._state.selected[_QUEUE]] or value & value - 1:
             self.report(Misuse.QUEUE_SIZE)
             return
         setup.size = value
 
-    def _write_address(self, low: Register, shift: int, value: int) -> None:
+    def _write_address(self, half: int, value: int) -> None:
         setup = self._unready()
         if setup is not None:
-            setup.addresses[low] = setup.addresses[low] & ~(_LOW << shift) | value << shift
+            setup.addresses[half] = value
 
     def _write_queue_ready(self, value: int) -> None:
         """Make or unmake the queue; with bad addresses it reads back as not ready."""
-        setup = self._selected()
+        setup, index = self._selected(), self._state.selected[_QUEUE]
         if setup is None or value > 1:
             self.report(Misuse.REGISTER)
             return
-        setup.queue = None
+        self._ready.pop(index, None)
         if not value:
             return
         try:
-            setup.queue = self._make_queue(setup)
+            self._ready[index] = self._make_queue(setup)
         except GuestAddressError:
             self.report(Misuse.QUEUE_ADDRESS)
 
-    def _make_queue(self, setup: _QueueSetup) -> Queue:
-        layout = QueueLayout(setup.size, *(setup.addresses[register] for register in ADDRESSES))
-        event_idx = bool(self._driver_features & Feature.RING_EVENT_IDX)
-        indirect = bool(self._driver_features & Feature.RING_INDIRECT_DESC)
+    def _make_queue(self, setup: SetupState) -> Queue:
+        halves = setup.addresses
+        layout = QueueLayout(setup.size, *(low | high << 32 for low, high in zip(halves[::2], halves[1::2], strict=True)))
+        event_idx = bool(self._driver_features & RING_EVENT_IDX)
+        indirect = bool(self._driver_features & RING_INDIRECT_DESC)
         return Queue(self._memory, layout, event_idx=event_idx, indirect=indirect, report=self.report)
 
     def _write_notify(self, value: int) -> None:
-        if self._status == LIVE and value in self.device.queues:
+        if self._state.status == LIVE and value in self.device.queues:
             self._kick(value)
         else:
             self.report(Misuse.NOTIFY)
@@ -361,26 +320,25 @@ class MmioTransport:
         if value == RESET:
             self._reset()
             return
-        current = self._status
+        current = self._state.status
         if value == current:
             return
-        if value == current | Status.FAILED:
-            self._status = current | Status.FAILED
+        if value == current | DeviceStatus.FAILED:
+            self._state.status = current | DeviceStatus.FAILED
             self._stop_queues()
             return
-        if STEPS.get(current) != value:
+        if current not in STEPS or STEPS[DeviceStatus(current)] != value:
             self.report(Misuse.STATUS)
             return
         if value == NEGOTIATED and not features_acceptable(self._offered, self._driver_features):
             self.report(Misuse.FEATURES)  # FEATURES_OK stays clear, which the driver reads back (virtio 1.2, 2.2.2)
             return
-        self._status = STEPS[current]
+        self._state.status = value
         if value == LIVE:
             self._activate()
 
     def _activate(self) -> None:
-        queues = {index: setup.queue for index, setup in enumerate(self._setups) if setup.queue}
-        self.device.activate(queues, self._driver_features)
-        for index, queue in queues.items():
+        self.device.activate(dict(self._ready), self._driver_features)
+        for index, queue in self._ready.items():
             if queue.has_chains():  # made available before DRIVER_OK, when a kick would have been lost
                 self._kick(index)

@@ -15,10 +15,9 @@ import struct
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from typing import Protocol
 
 from mayfly.vmm.devices.virtio.buffers import copy_start, scatter
-from mayfly.vmm.devices.virtio.device import DeviceType, VirtioDevice
+from mayfly.vmm.devices.virtio.device import NETWORK, VirtioDevice
 from mayfly.vmm.devices.virtio.misuse import Misuse
 from mayfly.vmm.devices.virtio.packet import HEADER, MAX_PACKET, MIN_PACKET, NEEDS_CSUM, NUM_BUFFERS, NetFeature, offload_allowed
 from mayfly.vmm.devices.virtio.queue import Chain, Queue
@@ -31,15 +30,7 @@ FILTERED_BYTES = 128
 """So much of a frame at least the filter sees in one piece: more than all headers it looks at."""
 _LOOKED_AT = HEADER.size + FILTERED_BYTES
 PIECES = 1024  # As many buffers take one vectored system call (IOV_MAX, readv(2))
-# An operation on an IntFlag costs a microsecond, on an int a fiftieth of it.
-_MRG_RXBUF = int(NetFeature.MRG_RXBUF)
-
-
-class NetQueue(IntEnum):
-    """virtio 1.2, 5.1.2."""
-
-    RECEIVE = 0
-    TRANSMIT = 1
+RECEIVE, TRANSMIT = range(2)  # Queues (virtio 1.2, 5.1.2)
 
 
 class Drop(IntEnum):
@@ -50,44 +41,39 @@ class Drop(IntEnum):
     NO_ROOM = 2  # The guest's chain, or with MRG_RXBUF all of its ring, could not hold the packet
 
 
-class Backend(Protocol):
-    """Moves packets (header and frame) between the device and a network; only the guest's to it."""
+class Backend:
+    """Moves packets (header and frame) between the device and a network: here to nowhere."""
 
-    offloads: int  # The features among checksum and segmentation offload that it can carry
+    offloads = 0  # The features among checksum and segmentation offload that it can carry
 
     def make_room(self) -> bool:
         """Whether `send` may be called: what is left of an earlier packet has gone."""
+        return True
 
     def set_offloads(self, negotiated: int) -> None:
         """What `receive` may give from now on: any combination of `offloads`. Any thread."""
 
     def send(self, parts: Sequence[bytearray | memoryview]) -> None:
-        """Send a packet on, or lose it. The parts are good during the call only."""
+        """Send a guest's packet on, or lose it. The parts are good during the call only."""
 
     def receive(self, buffers: list[memoryview]) -> int:
         """Write the next packet to `buffers` (at least MAX_PACKET bytes); its size, 0 if none.
 
         The device sets num_buffers itself. Raises EOFError: the back end is gone for good.
         """
-
-
-class Filter(Protocol):
-    """Decides by frames alone; see mayfly.vmm.network.filter."""
-
-    def may_leave(self, frame: bytes | bytearray | memoryview) -> bool:
-        """Whether the guest may send it."""
+        return 0
 
 
 class Net(VirtioDevice):
     """The device. `receive` and `resume` are for the event loop, which makes all callbacks.
 
-    `mac` has 6 bytes; `mtu` is the largest IP packet without segmentation offload. `on_room`:
-    `receive` answered False and may be tried again. `on_full`: the back end has no room; call
-    `resume` when it may have. `dropped` counts packets that went nowhere. `on_first_packet` is
-    called once, before the guest's first packet leaves.
+    `mac` has 6 bytes; `mtu` is the largest IP packet without segmentation offload. `may_leave` is
+    asked about each frame of the guest's. `on_room`: `receive` answered False and may be tried
+    again. `on_full`: the back end has no room; call `resume` when it may have. `on_first_packet` is
+    called once, before the guest's first packet leaves. `dropped` counts packets that went nowhere.
     """
 
-    device_type = DeviceType.NETWORK
+    device_type = NETWORK
     queue_sizes = (256, 256)
 
     def __init__(
@@ -95,31 +81,29 @@ class Net(VirtioDevice):
         mac: bytes,
         mtu: int,
         backend: Backend,
-        packet_filter: Filter,
+        may_leave: Callable[[bytes | bytearray | memoryview], bool],
         *,
         on_room: Callable[[], None],
         on_full: Callable[[], None],
     ) -> None:
         super().__init__()
-        self.features = int(NetFeature.MAC | NetFeature.MTU | NetFeature.STATUS | NetFeature.MRG_RXBUF) | backend.offloads
+        self.features = NetFeature.MAC | NetFeature.MTU | NetFeature.STATUS | NetFeature.MRG_RXBUF | backend.offloads
         self.dropped: Counter[Drop] = Counter()
         self._mac, self._mtu = mac, mtu
-        self._backend, self._filter, self._on_room, self._on_full = backend, packet_filter, on_room, on_full
+        self._backend, self._may_leave, self._on_room, self._on_full = backend, may_leave, on_room, on_full
         self.on_first_packet: Callable[[], None] | None = None
+        self._packet = memoryview(bytearray(MAX_PACKET))  # one that waits for more buffers
+        self._forget()
+        self._configure(link_up=True)
+
+    def _forget(self) -> None:
         self._starved = True
         self._outgoing: deque[tuple[int, list[bytearray | memoryview]]] = deque()  # heads of chains, and what of them is to be sent
         self._buffers = ReceiveBuffers()
-        self._packet = memoryview(bytearray(MAX_PACKET))  # one that waits for more of them
-        self._held = 0  # its bytes; 0: there is none
-        self._configure(link_up=True)
-
-    @property
-    def link_up(self) -> bool:
-        """Whether the back end is there."""
-        return self._link_up
+        self._held = 0  # bytes of the packet that waits; 0: there is none
 
     def _configure(self, *, link_up: bool) -> None:
-        self._link_up = link_up
+        self.link_up = link_up  # whether the back end is there
         self.config = _CONFIG.pack(self._mac, _LINK_UP if link_up else 0, 1, self._mtu)
 
     def activate(self, queues: dict[int, Queue], negotiated: int) -> None:
@@ -130,14 +114,11 @@ class Net(VirtioDevice):
     def reset(self) -> None:
         """Forget the driver."""
         super().reset()
-        self._starved = True
-        self._outgoing.clear()
-        self._buffers = ReceiveBuffers()
-        self._held = 0
+        self._forget()
 
     def notify(self, index: int) -> None:
         """The driver kicked a queue."""
-        if index == NetQueue.TRANSMIT:
+        if index == TRANSMIT:
             interrupt = self._transmit()
             # The host's own network has often answered by then.
             self._interrupt(interrupt, not self._starved and self._receive())
@@ -151,13 +132,10 @@ class Net(VirtioDevice):
             self._interrupt(self._transmit())
 
     def receive(self) -> bool:
-        """Move packets to the guest, one queue's size at most; false if that must pause.
-
-        The link is down for good, or the guest lacks buffers: then `on_room` follows.
-        """
+        """Move packets to the guest, a queue's size at most; false: not again before `on_room`."""
         with self.lock:
             self._interrupt(self._receive())
-            return self._link_up and not self._starved
+            return self.link_up and not self._starved
 
     def _interrupt(self, *asked: bool) -> None:
         if any(asked):
@@ -165,21 +143,19 @@ class Net(VirtioDevice):
 
     def _receive(self) -> bool:
         """What `receive` says; whether the driver asks for an interrupt."""
-        queue = self.queues.get(NetQueue.RECEIVE)
-        if queue is None or not self._link_up:
+        queue = self.queues.get(RECEIVE)
+        if queue is None or not self.link_up:
             self._starved = True
             return False
         self._starved = False
         try:
             self._fill(queue)
-        except EOFError:
-            self._lose_link()
+        except EOFError:  # the back end is gone: the guest is told, and lives on without a network
+            self._configure(link_up=False)
+            self.host.config_changed()
         self._buffers.give_back(queue)
         interrupt = queue.publish()
-        if not self._starved:
-            queue.suppress_notify()
-        elif queue.enable_notify():
-            self.host.kick(NetQueue.RECEIVE)
+        self.want_kicks(RECEIVE, more=self._starved)
         return interrupt
 
     def _fill(self, queue: Queue) -> None:
@@ -223,7 +199,7 @@ class Net(VirtioDevice):
         With MRG_RXBUF that is as many chains as it takes, without it one (virtio 1.2, 5.1.6.3.1 and
         5.1.6.4). Slivers end that early, as a packet must fit into PIECES.
         """
-        buffers, mergeable = self._buffers, self.negotiated & _MRG_RXBUF
+        buffers, mergeable = self._buffers, self.negotiated & NetFeature.MRG_RXBUF
         most = PIECES - queue.size  # the next chain, or all that are alike, bring a queue's size more
         while buffers.room < MAX_PACKET and buffers.chains < (queue.size if mergeable else 1) and len(buffers.views) <= most:
             if mergeable and buffers.take_alike(queue):
@@ -240,7 +216,7 @@ class Net(VirtioDevice):
 
     def _transmit(self) -> bool:
         """Send what the guest made available; whether the driver asks for an interrupt."""
-        queue = self.queues.get(NetQueue.TRANSMIT)
+        queue = self.queues.get(TRANSMIT)
         if queue is None:
             return False
         backend, outgoing = self._backend, self._outgoing
@@ -255,11 +231,9 @@ class Net(VirtioDevice):
             sent.append(head)
         queue.push_all(sent, [0] * len(sent))
         interrupt = queue.publish()
+        self.want_kicks(TRANSMIT, more=not outgoing)
         if outgoing:
-            queue.suppress_notify()
             self._on_full()
-        elif queue.enable_notify():
-            self.host.kick(NetQueue.TRANSMIT)
         return interrupt
 
     def _checked(self, chain: Chain) -> list[bytearray | memoryview]:
@@ -275,9 +249,9 @@ class Net(VirtioDevice):
         start[NUM_BUFFERS] = _NO_BUFFERS
         if not offload_allowed(start, chain.size, self._mtu, self.negotiated):
             self.host.report(Misuse.PACKET)
-        elif not self._link_up:
+        elif not self.link_up:
             self.dropped[Drop.LINK_DOWN] += 1
-        elif not self._filter.may_leave(start[HEADER.size :]):
+        elif not self._may_leave(start[HEADER.size :]):
             self.dropped[Drop.FILTERED] += 1
         else:
             if self.on_first_packet is not None:
@@ -285,8 +259,3 @@ class Net(VirtioDevice):
                 tell()
             return packet
         return []
-
-    def _lose_link(self) -> None:
-        """The back end is gone: the guest is told, and lives on without a network."""
-        self._configure(link_up=False)
-        self.host.config_changed()

@@ -20,7 +20,6 @@ import struct
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntFlag
 from typing import NamedTuple
 
 from mayfly.schema import Record
@@ -31,7 +30,6 @@ from mayfly.vmm.snapshot.state import U16
 
 MAX_SIZE = 32768  # virtio 1.2, 2.7
 MAX_CHAIN_BYTES = 1 << 32  # virtio 1.2, 2.7.5: no chain is longer than that in total
-
 TURN_DESCRIPTORS = 2048
 """So many are read between two `publish`: some 2 ms. The rest is for the event loop's next turn."""
 
@@ -39,20 +37,7 @@ _DESCRIPTOR = struct.Struct("<QIHH")  # address, length, flags, next (virtio 1.2
 _DESCRIPTOR_BYTES = _DESCRIPTOR.size
 _PLACE_AND_KIND = struct.Struct("<Q6s2x")  # The same for comparing: address; length and flags
 _KIND = struct.Struct("<IH")  # length, flags
-
-
-class DescriptorFlag(IntFlag):
-    """virtio 1.2, 2.7.5."""
-
-    NEXT = 1
-    WRITE = 2
-    INDIRECT = 4
-
-
-# An operation on an IntFlag costs a microsecond, on an int a fiftieth of it.
-_NEXT = int(DescriptorFlag.NEXT)
-_WRITE = int(DescriptorFlag.WRITE)
-_INDIRECT = int(DescriptorFlag.INDIRECT)
+NEXT, WRITE, INDIRECT = 1, 2, 4  # Flags (virtio 1.2, 2.7.5)
 _NO_INTERRUPT = _NO_NOTIFY = 1
 """The flags word of a ring, of use only without EVENT_IDX (virtio 1.2, 2.7.6 and 2.7.8)."""
 
@@ -105,13 +90,9 @@ class Queue:
         for address, alignment in ((layout.descriptors, 16), (layout.available, 2), (layout.used, 4)):
             if address % alignment:
                 raise GuestAddressError(f"{address:#x} is not a multiple of {alignment}")
-        size = layout.size
-        self.size = size
+        self.size = size = layout.size
         self.stopped = False
-        self._memory = memory
-        self._event_idx = event_idx
-        self._indirect = indirect
-        self._report = report
+        self._memory, self._event_idx, self._indirect, self._report = memory, event_idx, indirect, report
         self._descriptors = memory.slice(layout.descriptors, _DESCRIPTOR_BYTES * size)
         self._available = memory.slice(layout.available, 6 + 2 * size).cast("H")
         used = memory.slice(layout.used, 6 + 8 * size)
@@ -119,17 +100,11 @@ class Queue:
         self._used_ring = used[4:-2].cast("I")
         self._avail_event = used[-2:].cast("H")
         # Free-running 16-bit counts: chains taken, seen available, given back, and published.
-        self._taken = 0
-        self._offered = 0
-        self._returned = 0
-        self._published = 0
+        self._taken = self._offered = self._returned = self._published = 0
         self._left = TURN_DESCRIPTORS
 
     def pop(self) -> Chain | None:
-        """Take the next chain. None: none is there, the queue has stopped, or the turn is over.
-
-        In the last case `enable_notify` says that there are more.
-        """
+        """Take the next chain. None: none is there, the queue has stopped, or the turn is over."""
         if self._left <= 0 or (self._taken == self._offered and not self._look()):
             return None
         self._left -= 1
@@ -140,7 +115,7 @@ class Queue:
         self._taken = (self._taken + 1) & 0xFFFF
         try:
             address, length, flags, _ = _DESCRIPTOR.unpack_from(self._descriptors, head * _DESCRIPTOR_BYTES)
-            if not flags & ~_WRITE and length:  # one buffer, as most chains are
+            if not flags & ~WRITE and length:  # one buffer, as most chains are
                 buffer = [self._memory.slice(address, length)]
                 return Chain(head, [], buffer, length) if flags else Chain(head, buffer, [], length)
             return self._walk(head)
@@ -165,7 +140,7 @@ class Queue:
         buffers = [read(descriptors, head * _DESCRIPTOR_BYTES) for head in heads]
         _, wanted = buffers[0]
         length, flags = _KIND.unpack(wanted)
-        if flags != _WRITE or not length:
+        if flags != WRITE or not length:
             return [], 0, []
         starts: list[int] = []
         ends: list[int] = []
@@ -211,10 +186,7 @@ class Queue:
         self._returned = (self._returned + len(heads)) & 0xFFFF
 
     def publish(self) -> bool:
-        """Show the driver all that was pushed; whether it wants an interrupt (virtio 1.2, 2.7.7).
-
-        A turn of the device's work ends here.
-        """
+        """End a turn, and show what was pushed; whether the driver wants an interrupt (2.7.7)."""
         self._left = TURN_DESCRIPTORS
         old, new = self._published, self._returned
         if old == new:
@@ -287,8 +259,8 @@ class Queue:
             if index >= entries:
                 raise _BadChainError(Misuse.NEXT_INDEX)
             address, length, flags, index = read(table, index * _DESCRIPTOR_BYTES)
-            if flags & _INDIRECT:
-                if table is not self._descriptors or not self._indirect or flags & _NEXT or not length or length % _DESCRIPTOR_BYTES:
+            if flags & INDIRECT:
+                if table is not self._descriptors or not self._indirect or flags & NEXT or not length or length % _DESCRIPTOR_BYTES:
                     raise _BadChainError(Misuse.INDIRECT)
                 table, entries, index = view(address, length), length // _DESCRIPTOR_BYTES, 0
                 continue
@@ -297,13 +269,13 @@ class Queue:
             total += length
             if not length:
                 raise _BadChainError(Misuse.BUFFER_LENGTH)
-            if flags & _WRITE:
+            if flags & WRITE:
                 writable.append(view(address, length))
             elif writable:
                 raise _BadChainError(Misuse.BUFFER_ORDER)
             else:
                 readable.append(view(address, length))
-            if not flags & _NEXT:
+            if not flags & NEXT:
                 if total > MAX_CHAIN_BYTES:
                     raise _BadChainError(Misuse.BUFFER_LENGTH)
                 return Chain(head, readable, writable, total)

@@ -39,7 +39,7 @@ class Register(IntEnum):
     CONFIG = 0x100
 
 
-class Status(IntFlag):
+class DeviceStatus(IntFlag):
     """The device status field (virtio 1.2, 2.1)."""
 
     ACKNOWLEDGE = 1
@@ -57,22 +57,23 @@ class Interrupt(IntFlag):
     CONFIG_CHANGE = 2
 
 
-RESET = Status(0)
-ACKNOWLEDGED = Status.ACKNOWLEDGE
-DRIVER = ACKNOWLEDGED | Status.DRIVER
-NEGOTIATED = DRIVER | Status.FEATURES_OK
-LIVE = NEGOTIATED | Status.DRIVER_OK
+RESET = DeviceStatus(0)
+ACKNOWLEDGED = DeviceStatus.ACKNOWLEDGE
+DRIVER = ACKNOWLEDGED | DeviceStatus.DRIVER
+NEGOTIATED = DRIVER | DeviceStatus.FEATURES_OK
+LIVE = NEGOTIATED | DeviceStatus.DRIVER_OK
 
-STEPS: dict[Status, Status] = {RESET: ACKNOWLEDGED, ACKNOWLEDGED: DRIVER, DRIVER: NEGOTIATED, NEGOTIATED: LIVE}
+STEPS: dict[DeviceStatus, DeviceStatus] = {RESET: ACKNOWLEDGED, ACKNOWLEDGED: DRIVER, DRIVER: NEGOTIATED, NEGOTIATED: LIVE}
 """The one way up (virtio 1.2, 3.1.1). From anywhere else only 0, the reset, or FAILED on top."""
 
-ADDRESSES = (Register.QUEUE_DESC_LOW, Register.QUEUE_DRIVER_LOW, Register.QUEUE_DEVICE_LOW)
-"""The low half of each 64-bit address; the high half is in the next register."""
+_LOW = (Register.QUEUE_DESC_LOW, Register.QUEUE_DRIVER_LOW, Register.QUEUE_DEVICE_LOW)
+ADDRESSES = tuple(Register(offset) for low in _LOW for offset in (low, low + WORD))
+"""The low and the high half of each 64-bit address of a queue's parts."""
 SELECTORS = (Register.DEVICE_FEATURES_SEL, Register.DRIVER_FEATURES_SEL, Register.QUEUE_SEL)
 SHARED_MEMORY = (Register.SHM_LEN_LOW, Register.SHM_LEN_HIGH, Register.SHM_BASE_LOW, Register.SHM_BASE_HIGH)
 
-WRITABLE_IN: dict[int, Status] = {
+WRITABLE_IN: dict[int, DeviceStatus] = {
     Register.DRIVER_FEATURES: DRIVER,
-    **dict.fromkeys((Register.QUEUE_NUM, Register.QUEUE_READY, *ADDRESSES, *(low + WORD for low in ADDRESSES)), NEGOTIATED),
+    **dict.fromkeys((Register.QUEUE_NUM, Register.QUEUE_READY, *ADDRESSES), NEGOTIATED),
 }
 """The one status that allows a write; others are always writable. Features precede queues."""

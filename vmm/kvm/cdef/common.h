@@ -1,17 +1,15 @@
 /* What both architectures use of <linux/kvm.h>. Sizes, offsets and numbers come from the compiler ("..."). */
 
-static int sys_ioctl(int fd, unsigned long request, uintptr_t argument);
-static int sys_ioctl_pointer(int fd, unsigned long request, void *argument);
-static void *sys_mmap(void *address, size_t length, int protection, int flags, int fd, int64_t offset);
-static int sys_munmap(void *address, size_t length);
-static int sys_madvise(void *address, size_t length, int advice);
+int ioctl(int fd, unsigned long request, void *argument);
+int prctl(int option, unsigned long, unsigned long, unsigned long, unsigned long);
+void *mmap(void *address, size_t length, int protection, int flags, int fd, int64_t offset);
+int munmap(void *address, size_t length);
+int madvise(void *address, size_t length, int advice);
 static void differing_pages(const uint64_t *pagemap, const char *now, const char *before, size_t count, uint8_t *differs);
 static void fence_acquire(void);
 static void fence_release(void);
 static void fence_full(void);
-static int sys_prctl(int option, unsigned long argument);
-static int sys_scope_signals(void);
-
+static int scope_signals(void);
 static void *const MAP_FAILED;
 
 struct kvm_userspace_memory_region {
@@ -21,9 +19,7 @@ struct kvm_irqfd { uint32_t fd; uint32_t gsi; uint32_t flags; ...; };
 struct kvm_ioeventfd { uint64_t datamatch; uint64_t addr; uint32_t len; int32_t fd; uint32_t flags; ...; };
 struct kvm_create_device { uint32_t type; uint32_t fd; uint32_t flags; ...; };
 struct kvm_device_attr { uint32_t flags; uint32_t group; uint64_t attr; uint64_t addr; ...; };
-
 struct kvm_pre_fault_memory { uint64_t gpa; uint64_t size; uint64_t flags; ...; };
-
 struct kvm_run {
     uint8_t immediate_exit;
     uint32_t exit_reason;
