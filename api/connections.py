@@ -1,4 +1,4 @@
-"""Connections of clients: what aiohttp leaves open, and what it takes for an end that is none.
+"""Connections of clients: what aiohttp leaves open, and what it wrongly takes for an end.
 
 - A client that shuts its side down for writing after its request (`nc -N`, socat) still wants the
   answer; aiohttp takes that for a disconnect. A client that is gone ends its run. Over TCP the two

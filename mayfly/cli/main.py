@@ -234,7 +234,7 @@ def boot(kernel: str, initrd: str | None, cmdline: str, memory: int, cpus: int, 
 @cli.command(cls=Configured)
 @click.option("--json", "as_json", is_flag=True, help="print the findings as JSON")
 def doctor(as_json: bool, **flags: Any) -> int:
-    """Look at what runs need on this host; say how to mend what is missing. Exit status 1 if
+    """Look at what runs need on this host; say how to fix what is missing. Exit status 1 if
     something is.
     """
     config = load_config(flags)
@@ -245,8 +245,8 @@ def doctor(as_json: bool, **flags: Any) -> int:
         checks.append(check)
         if not as_json:
             click.echo(f"{'ok     ' if check.ok else 'problem'}  {check.name:<7} {check.finding}")
-            if not check.ok and check.mend:
-                click.echo(f"         {'':<7} -> {check.mend}")
+            if not check.ok and check.fix:
+                click.echo(f"         {'':<7} -> {check.fix}")
     if as_json:
         click.echo(json.dumps({"ok": all(check.ok for check in checks), "checks": [check._asdict() for check in checks]}))
     return 0 if all(check.ok for check in checks) else 1

@@ -37,14 +37,14 @@ def time_factor(config: Config, probing: Callable[[], KvmProbe] = probe) -> floa
 
 
 class Check(NamedTuple):
-    """One line of the doctor: what was looked at, how it is, and if it is not well, what mends
+    """One line of the doctor: what was looked at, how it is, and if it is not well, what fixes
     it.
     """
 
     name: str
     ok: bool
     finding: str
-    mend: str = ""
+    fix: str = ""
 
 
 def examine(config: Config, probing: Callable[[], KvmProbe] = probe) -> Iterator[Check]:
@@ -54,7 +54,7 @@ def examine(config: Config, probing: Callable[[], KvmProbe] = probe) -> Iterator
     yield _kernel(config)
     images = Images(config.languages).installed()
     found = ", ".join(f"{image.manifest.language} {image.manifest.version}" for image in images)
-    yield Check(name="images", ok=bool(images), finding=found or f"none beneath {paths.data_dir() / 'images'}", mend="imagegen build rust")
+    yield Check(name="images", ok=bool(images), finding=found or f"none beneath {paths.data_dir() / 'images'}", fix="imagegen build rust")
     yield _memory(config, max((image.manifest.memory for image in images), default=0))
     yield _user(config)
     if config.network_backend is not NetworkBackend.NONE:
@@ -71,9 +71,9 @@ def _kvm(config: Config, probing: Callable[[], KvmProbe]) -> Iterator[Check]:
         found = KvmProbe(usable=False, reason=str(error), hint=getattr(error, "hint", ""), emulated=False)
     factor = config.time_factor or (DEFAULT_EMULATED_FACTOR if found.emulated else 1.0)
     limits = f"; time limits are multiplied by {factor:g}" if factor != 1 else ""
-    yield Check(name="kvm", ok=found.usable, finding=found.reason + (limits if found.usable else ""), mend=found.hint)
+    yield Check(name="kvm", ok=found.usable, finding=found.reason + (limits if found.usable else ""), fix=found.hint)
     beneath = processor.virtualisation(platform.machine(), emulated=found.emulated)
-    yield Check(name="cpu", ok=beneath.ok, finding=beneath.text, mend=beneath.hint)
+    yield Check(name="cpu", ok=beneath.ok, finding=beneath.text, fix=beneath.hint)
 
 
 def _linux() -> Check:
@@ -84,19 +84,19 @@ def _linux() -> Check:
     except MayflyError:  # the check of kvm tells why
         has = None
     found = processor.kernel(platform.release(), platform.machine(), has)
-    return Check(name="linux", ok=found.ok, finding=found.text, mend=found.hint)
+    return Check(name="linux", ok=found.ok, finding=found.text, fix=found.hint)
 
 
 def _kernel(config: Config) -> Check:
     readable = os.access(config.kernel, os.R_OK)
-    return Check(name="kernel", ok=readable, finding=f"{config.kernel}{'' if readable else ' is not there'}", mend="mayfly kernel build")
+    return Check(name="kernel", ok=readable, finding=f"{config.kernel}{'' if readable else ' is not there'}", fix="mayfly kernel build")
 
 
 def _memory(config: Config, largest: int) -> Check:
     available = available_memory()
     budget = config.memory_budget or int(available * DEFAULT_SHARE)
     finding = f"{available // MIB} MiB available, {budget // MIB} MiB of it for machines; the largest image needs {largest // MIB} MiB"
-    return Check(name="memory", ok=largest <= budget, finding=finding, mend="free memory, or set memory_budget")
+    return Check(name="memory", ok=largest <= budget, finding=finding, fix="free memory, or set memory_budget")
 
 
 def _user(config: Config) -> Check:
@@ -106,7 +106,7 @@ def _user(config: Config) -> Check:
         pwd.getpwnam(config.user)
     except KeyError:
         return Check(
-            name="user", ok=False, finding=f"the service user {config.user!r} does not exist", mend=f"adduser --system {config.user}"
+            name="user", ok=False, finding=f"the service user {config.user!r} does not exist", fix=f"adduser --system {config.user}"
         )
     return Check(name="user", ok=True, finding=f"machines run as {config.user!r}")
 
@@ -118,14 +118,14 @@ def _listen(config: Config) -> Check:
 
     unread = [name for name in (config.tls_certificate, config.tls_key) if name and not os.access(os.path.expanduser(name), os.R_OK)]  # noqa: PTH111
     if unread:
-        return Check(name="listen", ok=False, finding=f"{unread[0]} cannot be read", mend="name files that the server's user may read")
+        return Check(name="listen", ok=False, finding=f"{unread[0]} cannot be read", fix="name files that the server's user may read")
     try:
         where = ", ".join(str(parse_address(text)) for text in config.listen)
         keys = len(load(default_path()))
     except MayflyError as error:
-        return Check(name="listen", ok=False, finding=error.message, mend=error.hint)
+        return Check(name="listen", ok=False, finding=error.message, fix=error.hint)
     finding = f"{where}{' with TLS' if config.tls_certificate else ''}; {keys} API keys"
-    return Check(name="listen", ok=keys > 0, finding=finding, mend="mayfly key create NAME")
+    return Check(name="listen", ok=keys > 0, finding=finding, fix="mayfly key create NAME")
 
 
 def _network(config: Config) -> Check:
@@ -134,12 +134,12 @@ def _network(config: Config) -> Check:
         import shutil  # only here, as few ask
 
         program = shutil.which(PROGRAM)
-        return Check(name="network", ok=program is not None, finding=program or "passt is not installed", mend="apt-get install passt")
+        return Check(name="network", ok=program is not None, finding=program or "passt is not installed", fix="apt-get install passt")
     there = {name for _, name in socket.if_nameindex()}
     missing = [tap for tap in config.network_taps if tap not in there]
     return Check(
         name="network",
         ok=bool(config.network_taps) and not missing,
         finding=f"no interface {', '.join(missing)}" if missing else f"{len(config.network_taps)} tap interfaces",
-        mend="sudo mayfly network setup N, and name them in network_taps",
+        fix="sudo mayfly network setup N, and name them in network_taps",
     )

@@ -161,7 +161,7 @@ def encode_frame(message: Message, run: int = 0) -> bytes:
 
 
 def unpack(packet: bytes, kinds: Collection[type[Message]]) -> Frame | BadPacket:
-    """The frame in a packet that is no longer escaped, or why it is none. Only messages of `kinds`
+    """The frame in a packet that is no longer escaped, or why it has none. Only messages of `kinds`
     are accepted.
     """
     if len(packet) < MAX_PACKET - MAX_PAYLOAD:

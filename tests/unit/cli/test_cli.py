@@ -221,7 +221,7 @@ def test_doctor(mayfly: Mayfly, tmp_path: Path) -> None:
     checks = {check["name"]: check for check in json.loads(out)["checks"]}
     assert process.returncode == 1
     assert not checks["kernel"]["ok"]
-    assert checks["kernel"]["mend"] == "mayfly kernel build"
+    assert checks["kernel"]["fix"] == "mayfly kernel build"
     assert checks["images"]["finding"] == "py 1.0, real 1.0, toy 1.0"
     out, _ = mayfly("doctor", "--kernel", str(tmp_path / "absent")).communicate(timeout=60)
     assert b"-> mayfly kernel build" in out
