@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,20 @@ def test_each_kind_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         os.close(writer)
     (tmp_path / "s").unlink()
     assert leaks.Holdings.now().beyond(before) == []
+
+
+def test_sockets_of_others_are_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    before = leaks.Holdings.now()
+    code = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); print(flush=True); input()"
+    for name, env in (("ours", None), ("theirs", {})):
+        command = [sys.executable, "-S", "-c", code, str(tmp_path / name)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env) as child:
+            assert child.stdout
+            child.stdout.readline()
+            words = "; ".join(leaks.Holdings.now().beyond(before))
+            assert (f"Unix socket {tmp_path / name}" in words) == (name == "ours")
+            child.communicate(b"\n")
 
 
 def test_a_leak_fails(monkeypatch: pytest.MonkeyPatch) -> None:
