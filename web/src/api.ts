@@ -64,7 +64,8 @@ export class Api {
 
   async features(): Promise<Features> {
     const description = await (await this.call("openapi.json")).json();
-    const fields = description.components?.schemas?.Snippet?.properties ?? {};
+    const body = description.paths["/run"]?.post?.requestBody?.content["application/json"]?.schema?.$ref ?? "";
+    const fields = description.components?.schemas?.[body.split("/").at(-1)]?.properties ?? {};
     return { cases: "cases" in fields, terminal: "tty" in fields && "/runs/{id}/attach" in description.paths };
   }
 
