@@ -34,6 +34,7 @@ names = sys.stdin.read().split()
 print(f"{len(names)} names were read", file=sys.stderr)
 print(longest(names))
 '''
+CASES = (("Ada Grace Edsger", "Edsger"), ("Bo Al", "Al"), ("", ""))
 BROKEN = PROGRAM.replace("key=len)", "key=len")
 
 
@@ -82,7 +83,12 @@ def main() -> int:
             save(page, "dark")
             page = opened(browser, address, viewport=wide, color_scheme="light")
             fill(page, PROGRAM)
-            page.get_by_role("textbox", name="Standard input").fill("Ada Grace Edsger")
+            page.get_by_role("tab", name="Cases").click()
+            for index, (stdin, expected) in enumerate(CASES, 1):
+                if index > 1:
+                    page.get_by_role("button", name="Add a case").click()
+                page.get_by_label(f"Standard input of case {index}").fill(stdin)
+                page.get_by_label(f"Expected output of case {index}").fill(expected)
             finish(page)
             save(page, "light")
             page = opened(browser, address, viewport={"width": 360, "height": 740}, color_scheme="dark", is_mobile=True, has_touch=True)

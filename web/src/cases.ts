@@ -42,17 +42,15 @@ export class Cases {
   show(result: CaseResult): void {
     const row = this.body.rows[result.index];
     if (!row) return;
-    row.dataset.verdict = result.verdict;
-    const details: Node[] = [];
-    if (result.verdict !== "skipped") {
-      const details_ = make("details", {}, make("summary", {}, describeEnd(result)));
-      for (const stream of ["stdout", "stderr"] as const) {
-        const text = textOf(result[stream], result[`${stream}_base64`]);
-        if (text) details_.append(make("p", {}, stream), make("pre", { className: stream, tabIndex: 0 }, text));
-      }
-      details.push(details_);
+    const told = result.wall_ms === undefined ? result.error?.message : describeEnd(result);
+    const details = make("details", { open: result.verdict !== "passed" }, make("summary", {}, told ?? ""));
+    for (const stream of ["stdout", "stderr"] as const) {
+      const text = textOf(result[stream], result[`${stream}_base64`]);
+      if (text) details.append(make("p", {}, stream), make("pre", { className: stream, tabIndex: 0 }, text));
     }
-    this.verdict(row).replaceChildren(make("strong", {}, VERDICTS[result.verdict] ?? result.verdict), ...details);
+    const verdict = make("strong", {}, VERDICTS[result.verdict] ?? result.verdict);
+    this.verdict(row).replaceChildren(verdict, ...(told ? [details] : []));
+    row.dataset.verdict = result.verdict;
   }
 
   /** A run is over: what has no verdict was not run. */

@@ -122,6 +122,7 @@ function choose(next: Mode): void {
     mark(byId(`mode-${one}`), one === mode);
     byId(`panel-${one}`).hidden = one !== mode;
   }
+  document.querySelector("main")!.dataset.mode = mode;
   const inTerminal = mode === "terminal";
   byId("terminal").hidden = !inTerminal;
   for (const id of ["output", "streams", "copy"]) byId(id).hidden = inTerminal;

@@ -8,6 +8,8 @@ const NAMES: Record<string, string> = {
   start: "starting the machine",
   build: "building",
   run: "running",
+  copies: "copying the machine",
+  cases: "running the cases",
   rest: "around it",
 };
 

@@ -34,6 +34,7 @@ export interface CaseResult extends Ended {
   index: number;
   name?: string | null;
   verdict: Verdict;
+  error?: Failure;
   stdout?: string;
   stdout_base64?: string;
   stderr?: string;
