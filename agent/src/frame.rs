@@ -36,8 +36,7 @@ pub enum FromHost {
     },
     Resumed(Resumed),
     Shutdown,
-    /// Of a terminal, which no step has yet.
-    #[allow(dead_code)]
+    /// Of the running step's terminal.
     Resize {
         columns: u16,
         rows: u16,
@@ -71,6 +70,12 @@ pub struct StepSpec {
     pub stdin: bool,
     /// Columns and rows of its terminal; both 0: it has none.
     pub terminal: (u16, u16),
+}
+
+impl StepSpec {
+    pub fn has_terminal(&self) -> bool {
+        self.terminal != (0, 0)
+    }
 }
 
 #[derive(Debug)]

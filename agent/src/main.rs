@@ -35,6 +35,7 @@ mod step;
 mod streams;
 #[allow(unsafe_code)]
 mod sys;
+mod terminal;
 mod workspace;
 mod zero;
 

@@ -215,8 +215,7 @@ impl Agent {
             FromHost::StdinEof => self.input.eof = true,
             FromHost::Signal(number) => self.signal(number),
             FromHost::Collect { paths, globs } => self.collect(paths.into_iter().map(PathBuf::from).collect(), globs),
-            // There are no terminals yet, so this comes too late for one.
-            FromHost::Resize { .. } => {}
+            FromHost::Resize { columns, rows } => self.resize(columns, rows),
         }
     }
 
@@ -342,6 +341,12 @@ impl Agent {
         }
     }
 
+    fn resize(&mut self, columns: u16, rows: u16) {
+        if let State::Running(_, _, step) = &self.state {
+            step.resize(columns, rows);
+        }
+    }
+
     fn collect(&mut self, paths: Vec<PathBuf>, globs: bool) {
         if !matches!(self.state, State::Idle) {
             return self.wrong_state(self.run, "COLLECT before DONE");
@@ -407,8 +412,13 @@ impl Input {
             }
         }
         if self.is_over() {
-            step.stdin = None;
-            self.gone = true;
+            match step.type_end() {
+                Some(typed) => self.waiting.extend(typed),
+                None => {
+                    step.stdin = None;
+                    self.gone = true;
+                }
+            }
         }
     }
 

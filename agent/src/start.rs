@@ -41,8 +41,8 @@ fn check_step(step: &StepSpec) -> Result<(), String> {
     if !Path::new(&step.cwd).is_absolute() {
         return Err(format!("the working directory {:?} is not absolute", step.cwd));
     }
-    if step.terminal != (0, 0) {
-        return Err("it asks for a terminal, which this agent does not have".into());
+    if step.has_terminal() && (step.terminal.0 == 0 || step.terminal.1 == 0) {
+        return Err("a terminal has both columns and rows".into());
     }
     check_env(step.env.iter())
 }

@@ -1,11 +1,11 @@
-//! One step: its program started as an unprivileged user, its pipes, its limits, and its end.
+//! One step: its program started as an unprivileged user, its pipes or terminal, its limits, and its end.
 //!
-//! A step goes through: program running -> program ended, what it left being killed -> all reaped -> pipes read to their end.
+//! A step goes through: program running -> program ended, what it left being killed -> all reaped -> output read to its end.
 
 use std::env;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::io::AsRawFd;
+use std::os::unix::io::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -17,9 +17,12 @@ use crate::login;
 use crate::procfs;
 use crate::streams::{self, Streams};
 use crate::sys::{self, PollSet, Reaped, Slot};
+use crate::terminal::Terminal;
 use crate::workspace::{User, Workspace};
 
 const OPEN_FILES: u64 = 1024;
+/// What TERM says unless START does: what terminals on screens and in browsers understand.
+const TERMINAL_KIND: &str = "xterm-256color";
 const SOFT_STACK: u64 = 64 << 20;
 /// Between two looks at the CPU time that a step has used, at least.
 const CPU_CHECK: Duration = Duration::from_millis(20);
@@ -52,6 +55,13 @@ impl Stopwatch {
 pub struct Slots {
     stdin: Option<Slot>,
     streams: streams::Slots,
+    terminal: Option<Slot>,
+}
+
+/// Where a step's output goes.
+enum Output {
+    Pipes(Streams),
+    Terminal(Terminal),
 }
 
 pub struct Step {
@@ -60,7 +70,7 @@ pub struct Step {
     spec: Limits,
     cgroup: Option<Cgroup>,
     pub stdin: Option<File>,
-    streams: Streams,
+    output: Output,
     clock: Stopwatch,
     next_cpu_check: Option<Instant>,
     ended: Option<Ended>,
@@ -89,30 +99,23 @@ impl Step {
 
     fn spawn(number: u8, spec: &StepSpec, env: &Env, cgroups: &mut Option<Cgroups>, workspace: &Workspace) -> io::Result<Step> {
         let cgroup = cgroups.as_mut().map(|cgroups| cgroups.make(spec)).transpose()?;
-        let (stdout, stdout_of_child) = sys::packet_pipe()?;
-        let (stderr, stderr_of_child) = sys::packet_pipe()?;
-        let ends = ((stdout, stdout_of_child.try_clone()?), (stderr, stderr_of_child.try_clone()?));
-        let streams = Streams::new(ends.0, ends.1, if spec.output > 0 { spec.output } else { u64::MAX })?;
-        let (stdin, stdin_of_child) = match spec.stdin {
-            true => sys::pipe().map(|(child, ours)| (Some(ours), Stdio::from(child)))?,
-            false => (None, Stdio::null()),
-        };
+        let limit = if spec.output > 0 { spec.output } else { u64::MAX };
+        let (output, stdin, descriptors) = if spec.has_terminal() { at_terminal(spec, limit)? } else { at_pipes(spec, limit)? };
         if let Some(user) = workspace.user() {
-            // So that the program can open /dev/stdin, /dev/stdout and /dev/stderr.
-            for pipe in [Some(stdout_of_child.as_raw_fd()), Some(stderr_of_child.as_raw_fd()), stdin.as_ref().map(AsRawFd::as_raw_fd)] {
-                pipe.map_or(Ok(()), |fd| sys::chown(format!("/proc/self/fd/{fd}").as_ref(), user.uid, user.gid))?;
+            // So that the program can open /dev/stdin, /dev/stdout and /dev/stderr, or /dev/tty.
+            for fd in descriptors.iter().flatten() {
+                sys::chown(format!("/proc/self/fd/{}", fd.as_raw_fd()).as_ref(), user.uid, user.gid)?;
             }
         }
         let mut command = Command::new(&spec.argv[0]);
         command.args(&spec.argv[1..]).env_clear().envs(login::environment(workspace, &spec.cwd));
+        command.envs(spec.has_terminal().then_some(("TERM", TERMINAL_KIND)));
         command.envs(env.iter().cloned()).envs(spec.env.iter().cloned());
+        let [stdin_of_child, stdout_of_child, stderr_of_child] = descriptors.map(|fd| fd.map_or_else(Stdio::null, Stdio::from));
         command.stdin(stdin_of_child).stdout(stdout_of_child).stderr(stderr_of_child);
         let mut preparation = Preparation::new(spec, cgroup.as_ref(), workspace)?;
         let child = sys::spawn(&mut command, move || preparation.apply())?;
         let now = Instant::now();
-        if let Some(stdin) = &stdin {
-            sys::set_nonblocking(stdin)?;
-        }
         let limit = |ms: u32| (ms > 0).then(|| Duration::from_millis(ms.into()));
         Ok(Step {
             number,
@@ -125,8 +128,8 @@ impl Step {
                 program: workspace.real(spec.cwd.as_ref()).join(&spec.argv[0]),
             },
             cgroup,
-            stdin: stdin.map(File::from),
-            streams,
+            stdin,
+            output,
             clock: Stopwatch { counted: Duration::ZERO, since: Some(now) },
             next_cpu_check: (spec.cpu_ms > 0).then_some(now),
             ended: None,
@@ -140,8 +143,11 @@ impl Step {
     /// Add what the step waits for. `stdin_waits`: there are bytes for its standard input; `blocked`: the channel takes no output now.
     pub fn watch(&self, set: &mut PollSet, stdin_waits: bool, blocked: bool) -> Slots {
         let stdin = self.stdin.as_ref().map(|pipe| set.add(pipe, if stdin_waits { sys::POLLOUT } else { 0 }));
-        let streams = if blocked { streams::Slots::default() } else { self.streams.watch(set) };
-        Slots { stdin, streams }
+        match &self.output {
+            _ if blocked => Slots { stdin, ..Slots::default() },
+            Output::Pipes(streams) => Slots { stdin, streams: streams.watch(set), ..Slots::default() },
+            Output::Terminal(terminal) => Slots { stdin, terminal: terminal.watch(set), ..Slots::default() },
+        }
     }
 
     /// When to look at the limits again at the latest.
@@ -227,9 +233,29 @@ impl Step {
         }
         match self.stdin.as_mut()?.write(input) {
             Ok(0) if input.is_empty() => self.stdin_is_gone(),
-            Ok(count) => Some(count),
+            Ok(count) => {
+                if let Output::Terminal(terminal) = &mut self.output {
+                    terminal.typed(&input[..count]);
+                }
+                Some(count)
+            }
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Some(0),
             Err(_) => self.stdin_is_gone(),
+        }
+    }
+
+    /// What is to be typed at the end of standard input; None where it is to be closed.
+    pub fn type_end(&mut self) -> Option<Vec<u8>> {
+        match &mut self.output {
+            Output::Pipes(_) => None,
+            Output::Terminal(terminal) => terminal.type_end(),
+        }
+    }
+
+    /// Give its terminal another size, if it has one.
+    pub fn resize(&self, columns: u16, rows: u16) {
+        if let Output::Terminal(terminal) = &self.output {
+            terminal.resize(columns, rows);
         }
     }
 
@@ -240,17 +266,27 @@ impl Step {
 
     /// Read what the step has put out, and give what is to be passed on, in the order of its writes.
     pub fn output(&mut self, slots: &Slots, set: &PollSet, now: Instant) -> Vec<(StreamKind, Vec<u8>)> {
-        self.streams.read(&slots.streams, set, self.all_reaped, now)
+        match &mut self.output {
+            Output::Pipes(streams) => streams.read(&slots.streams, set, self.all_reaped, now),
+            Output::Terminal(terminal) => terminal.read(slots.terminal, set, self.all_reaped),
+        }
     }
 
     /// How long there is nothing to do for its output; None: until it writes.
     pub fn output_patience(&self, now: Instant) -> Option<Duration> {
-        self.streams.patience(now)
+        match &self.output {
+            Output::Pipes(streams) => streams.patience(now),
+            Output::Terminal(terminal) => (self.all_reaped && !terminal.is_over()).then_some(Duration::ZERO),
+        }
     }
 
     /// How the step ended, once it is over altogether.
     pub fn exit(&self, now: Instant) -> Option<Exit> {
-        let ended = self.ended.filter(|_| self.all_reaped && self.streams.are_over())?;
+        let (over, cut) = match &self.output {
+            Output::Pipes(streams) => (streams.are_over(), streams.cut()),
+            Output::Terminal(terminal) => (terminal.is_over(), [terminal.was_cut(), false]),
+        };
+        let ended = self.ended.filter(|_| self.all_reaped && over)?;
         Some(Exit {
             step: self.number,
             ended,
@@ -258,7 +294,7 @@ impl Step {
             wall_us: self.clock.elapsed(now).as_micros() as u64,
             cpu_us: self.cpu().as_micros() as u64,
             peak_memory: self.cgroup.as_ref().and_then(Cgroup::peak_memory).unwrap_or(self.largest_rss),
-            cut: self.streams.cut(),
+            cut,
         })
     }
 
@@ -288,6 +324,31 @@ impl Step {
     }
 }
 
+/// A step's output, its standard input, and the program's descriptors 0, 1 and 2.
+type Standard = (Output, Option<File>, [Option<OwnedFd>; 3]);
+
+fn at_pipes(spec: &StepSpec, limit: u64) -> io::Result<Standard> {
+    let (stdout, stdout_of_child) = sys::packet_pipe()?;
+    let (stderr, stderr_of_child) = sys::packet_pipe()?;
+    let ends = ((stdout, stdout_of_child.try_clone()?), (stderr, stderr_of_child.try_clone()?));
+    let streams = Streams::new(ends.0, ends.1, limit)?;
+    let (stdin_of_child, stdin) = match spec.stdin {
+        true => sys::pipe().map(|(child, ours)| (Some(child), Some(ours)))?,
+        false => (None, None),
+    };
+    if let Some(stdin) = &stdin {
+        sys::set_nonblocking(stdin)?;
+    }
+    Ok((Output::Pipes(streams), stdin.map(File::from), [stdin_of_child, Some(stdout_of_child), Some(stderr_of_child)]))
+}
+
+fn at_terminal(spec: &StepSpec, limit: u64) -> io::Result<Standard> {
+    let terminal = Terminal::new(spec.terminal, limit)?;
+    let descriptors = [Some(terminal.theirs()?), Some(terminal.theirs()?), Some(terminal.theirs()?)];
+    let stdin = spec.stdin.then(|| terminal.keyboard()).transpose()?;
+    Ok((Output::Terminal(terminal), stdin, descriptors))
+}
+
 /// The kernel refuses a segment that is larger than all memory, or than RLIMIT_DATA.
 fn largest_possible_segment(spec: &StepSpec, cgroup: Option<&Cgroup>) -> u64 {
     if spec.memory > 0 && !cgroup.map_or(false, Cgroup::limits_memory) {
@@ -304,6 +365,7 @@ pub fn kill_descendants() {
 /// What the child does to itself between fork and exec, from root to the unprivileged user.
 struct Preparation {
     door: Option<Door>,
+    terminal: bool,
     user: Option<User>,
     cwd: PathBuf,
     rlimits: Vec<(i32, u64, u64)>,
@@ -328,11 +390,14 @@ impl Preparation {
             rlimits.push((sys::RLIMIT_DATA, spec.memory, spec.memory));
         }
         let door = cgroup.map(Cgroup::door).transpose()?;
-        Ok(Preparation { door, user: workspace.user(), cwd: workspace.real(spec.cwd.as_ref()), rlimits })
+        Ok(Preparation { door, terminal: spec.has_terminal(), user: workspace.user(), cwd: workspace.real(spec.cwd.as_ref()), rlimits })
     }
 
     fn apply(&mut self) -> io::Result<()> {
         sys::new_session()?;
+        if self.terminal {
+            sys::take_terminal()?;
+        }
         if let Some(door) = &mut self.door {
             door.enter()?;
         }

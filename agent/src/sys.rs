@@ -1,10 +1,11 @@
 //! The system calls that std does not offer. All unsafe code of the agent is here; every function is safe to call with any values.
 
 use std::ffi::CString;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::raw::{c_int, c_short, c_uint, c_ulong};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::io::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -437,6 +438,45 @@ pub fn make_raw(tty: &File) -> io::Result<()> {
         check(tcsetattr(tty.as_raw_fd(), TCSANOW, &termios))?;
         check(tcflush(tty.as_raw_fd(), TCIOFLUSH)).map(drop)
     }
+}
+
+/// A pseudo-terminal of this size: our end, which does not block, and the one for programs.
+pub fn open_terminal(columns: u16, rows: u16) -> io::Result<(File, OwnedFd)> {
+    let ours = OpenOptions::new().read(true).write(true).custom_flags(O_NOCTTY | O_NONBLOCK).open("/dev/ptmx")?;
+    let locked: c_int = 0;
+    let mut termios = Termios::default();
+    // SAFETY: an integer on our stack, two integers, and a whole termios of glibc on our stack.
+    let theirs = unsafe {
+        check(ioctl(ours.as_raw_fd(), TIOCSPTLCK, &locked as *const c_int))?;
+        let theirs = owned(ioctl(ours.as_raw_fd(), TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC))?;
+        check(tcgetattr(theirs.as_raw_fd(), &mut termios))?;
+        // So that the line editor deletes whole characters.
+        termios.input |= IUTF8;
+        check(tcsetattr(theirs.as_raw_fd(), TCSANOW, &termios))?;
+        theirs
+    };
+    set_size(&ours, columns, rows)?;
+    Ok((ours, theirs))
+}
+
+/// Give a terminal another size; its foreground processes get SIGWINCH.
+pub fn set_size(terminal: &impl AsRawFd, columns: u16, rows: u16) -> io::Result<()> {
+    // SAFETY: the pointer is to a whole winsize on our stack.
+    check(unsafe { ioctl(terminal.as_raw_fd(), TIOCSWINSZ, &WinSize { rows, columns, pixels: [0; 2] } as *const WinSize) }).map(drop)
+}
+
+/// The character that stands for the end of input on a terminal, and whether it gives its input by lines.
+pub fn end_of_input(terminal: &impl AsRawFd) -> (u8, bool) {
+    let mut termios = Termios::default();
+    // SAFETY: the pointer is to a whole termios of glibc on our stack.
+    unsafe { tcgetattr(terminal.as_raw_fd(), &mut termios) };
+    (termios.characters[VEOF], termios.local & ICANON != 0)
+}
+
+/// Make standard input the controlling terminal of the session that this process leads.
+pub fn take_terminal() -> io::Result<()> {
+    // SAFETY: integers.
+    check(unsafe { ioctl(0, TIOCSCTTY, 0 as c_int) }).map(drop)
 }
 
 /// Wait until a serial port has sent what was written; nothing on anything else.

@@ -37,6 +37,7 @@ from mayfly.protocol.frames import (
     Hello,
     Limit,
     Message,
+    Resize,
     Resumed,
     Signal,
     Stage,
@@ -326,6 +327,10 @@ class Conversation:
     def signal(self, number: int) -> bytes:
         """The frame that sends a signal to the processes of the running step."""
         return encode_frame(Signal(number), self.runs)
+
+    def resize(self, columns: int, rows: int) -> bytes:
+        """The frame that gives the running step's terminal another size."""
+        return encode_frame(Resize(columns, rows), self.runs)
 
 
 class _Answer:

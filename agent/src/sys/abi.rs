@@ -80,6 +80,16 @@ pub const IFF_UP: c_short = 0x1;
 /// `_IOW('R', 0x03, int[2])` and `_IO('R', 0x07)` of linux/random.h.
 pub const RNDADDENTROPY: c_ulong = 0x4008_5203;
 pub const RNDRESEEDCRNG: c_ulong = 0x5207;
+pub const O_RDWR: c_int = 0o2;
+/// Of asm-generic/ioctls.h.
+pub const TIOCSCTTY: c_ulong = 0x540E;
+pub const TIOCSWINSZ: c_ulong = 0x5414;
+pub const TIOCGPTPEER: c_ulong = 0x5441;
+pub const TIOCSPTLCK: c_ulong = 0x4004_5431;
+pub const ICANON: c_uint = 0o2;
+pub const IUTF8: c_uint = 0o40_000;
+/// An index of `Termios::characters`.
+pub const VEOF: usize = 4;
 pub const TCSANOW: c_int = 0;
 pub const TCIOFLUSH: c_int = 2;
 pub const B115200: c_uint = 0o10002;
@@ -142,6 +152,13 @@ pub struct Termios {
     pub characters: [u8; 32],
     pub input_speed: c_uint,
     pub output_speed: c_uint,
+}
+
+#[repr(C)]
+pub struct WinSize {
+    pub rows: u16,
+    pub columns: u16,
+    pub pixels: [u16; 2],
 }
 
 /// `struct ifreq` with the flags of its union.
@@ -208,6 +225,7 @@ extern "C" {
     pub fn dup2(from: c_int, to: c_int) -> c_int;
     pub fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
     pub fn bind(fd: c_int, address: *const NetlinkAddress, length: c_uint) -> c_int;
+    pub fn tcgetattr(fd: c_int, termios: *mut Termios) -> c_int;
     pub fn tcsetattr(fd: c_int, when: c_int, termios: *const Termios) -> c_int;
     pub fn tcflush(fd: c_int, queue: c_int) -> c_int;
     pub fn tcdrain(fd: c_int) -> c_int;

@@ -212,7 +212,7 @@ FILE = p.FileEntry("a", 0o644, 1)
         (p.Start((), (NO_STEP,), ()), 0, "never 0"),
         (p.Start((), (), ()), 1, "0 steps"),
         (p.Start((), (NO_STEP,), (), from_products=True), 1, "no run has left products"),
-        (p.Start((), (p.Step("x", ("true",), columns=80, rows=24),), ()), 1, "a terminal"),
+        (p.Start((), (p.Step("x", ("true",), columns=80),), ()), 1, "both columns and rows"),
         (p.Start((), (NO_STEP,) * 256, ()), 1, "256 steps"),
         (p.Start((), (NO_STEP, p.Step("x", ())), ()), 1, "step 1: there is no program"),
         (p.Start((), (p.Step("x", ("true",), cwd="work"),), ()), 1, "not absolute"),
