@@ -15,7 +15,7 @@ import collections
 import resource
 import select
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import aiohttp
 from aiohttp import web
@@ -179,6 +179,19 @@ class Connections:
         return await (connection.serve(request, handler) if connection else handler(request))
 
 
+async def pieces(request: web.Request) -> AsyncIterator[bytes]:
+    """The pieces of a request's body as they come. What is not taken holds up the client.
+
+    Raises:
+        RequestError: it is malformed.
+    """
+    try:
+        async for piece in request.content.iter_any():
+            yield piece
+    except (aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError, web.RequestPayloadError) as error:
+        raise RequestError(f"the body could not be read: {type(error).__name__}") from error
+
+
 class Bodies:
     """The bodies that are being received: of `most` bytes each, of `room` together, of half as many
     for each tenant.
@@ -205,7 +218,7 @@ class Bodies:
             self._check(declared := request.content_length or 0)
             held = self._hold(declared, owner)
             async with asyncio.timeout(BODY_S) as deadline:
-                async for piece in request.content.iter_any():
+                async for piece in pieces(request):
                     body += piece
                     self._check(len(body))
                     held += self._hold(max(0, len(body) - held), owner)
@@ -213,8 +226,6 @@ class Bodies:
             return bytes(body)
         except TimeoutError as error:
             raise RequestError("the body did not come in time", hint=f"send at least {BODY_RATE} bytes a second") from error
-        except (aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError, web.RequestPayloadError) as error:
-            raise RequestError(f"the body could not be read: {type(error).__name__}") from error
         finally:
             self._room += held
             self._by_owner[owner] -= held

@@ -1,27 +1,44 @@
 """A run's events over HTTP, from any of them on: server-sent events (WHATWG HTML, 9.2), or JSON
-lines.
+lines; or over a WebSocket (RFC 6455), which takes what is sent to the run as well.
 """
 
 import asyncio
+import contextlib
 import enum
+import logging
 import re
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Annotated, Any, TypeAlias
 
+import aiohttp
 from aiohttp import web
 from msgspec import UNSET, Meta, UnsetType
 
-from mayfly.api.requests import Query
-from mayfly.errors import BusyError, UnprocessableError
+from mayfly.api.requests import Query, Signalling, parse_fields, parse_object
+from mayfly.errors import BusyError, RequestError, UnprocessableError, to_wire
+from mayfly.host.snippet import Terminal
 from mayfly.runs import render
 from mayfly.runs.record import START, Position, Reader, Record, RunEvent
-from mayfly.runs.result import DoneEvent, describe
+from mayfly.runs.result import AnyEvent, DoneEvent, describe
 from mayfly.runs.run import Run
+from mayfly.runs.service import Service
+from mayfly.runs.stdin import StdinWriter
 from mayfly.schema import Record as Schema
-from mayfly.schema import replace, show
+from mayfly.schema import msgspec, replace, show
 
+log = logging.getLogger(__name__)
 HEARTBEAT_S = 15.0
-"""A comment is sent after so long without an event, for proxies (WHATWG HTML, 9.2.7)."""
+"""A comment is sent after so long without an event, for proxies (WHATWG HTML, 9.2.7). Over a
+WebSocket a ping is sent as often.
+"""
+PATIENCE_S = 30.0
+"""A client of a WebSocket that does not answer a ping for so long is closed."""
+MAX_MESSAGE = 64 * 1024
+"""Bytes of a message over a WebSocket; a larger one closes it."""
+PROTOCOL = "mayfly"
+"""The protocol that a page names beside the one that carries its API key."""
+CLOSE_S = 5.0
+"""For the client's answer to the end of a WebSocket."""
 MAX_READERS = 256
 """Readers of one run's events at a time."""
 PIECE = 16 * 1024
@@ -53,6 +70,12 @@ class EventsQuery(Schema, frozen=True, kw_only=True):
     after: Annotated[str, Meta(description="the event to begin behind; the header Last-Event-ID precedes")] = ""
 
 
+class AttachQuery(Schema, frozen=True, kw_only=True):
+    """What can stand in the address of a run that is attached to."""
+
+    after: Annotated[str, Meta(description="the event to begin behind")] = ""
+
+
 class RunQuery(Query, frozen=True, kw_only=True):
     """What can stand in the address of a run that is waited for."""
 
@@ -81,22 +104,29 @@ async def send(request: web.Request, run: Run, kind: str, after: Position = STAR
     Raises:
         BusyError: the run has MAX_READERS readers.
     """
-    if len(run.readers) >= MAX_READERS:
-        raise BusyError(f"the run has {MAX_READERS} readers", hint="let fewer clients read it at a time")
     headers = {"Content-Type": kind, "Content-Location": f"/runs/{run.id}/events", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     answer = web.StreamResponse(headers={**headers, "Vary": "Accept"})
     transport = request.transport
     try:
-        async with asyncio.timeout(None) as limit:
-            run.readers.add(limit)
-            try:
-                await _copy(request, answer, make_renderer(run, kind, after, result=result), HEARTBEAT_S if kind == SSE else None)
-            finally:
-                run.readers.discard(limit)
+        async with _reading(run):
+            await _copy(request, answer, make_renderer(run, kind, after, result=result), HEARTBEAT_S if kind == SSE else None)
     except OSError:  # the client is gone, or did not read what was no longer kept
         if transport is not None:
             transport.abort()
     return answer
+
+
+@contextlib.asynccontextmanager
+async def _reading(run: Run) -> AsyncIterator[None]:
+    """Be one of the run's readers; TimeoutError when the run is no longer kept."""
+    if len(run.readers) >= MAX_READERS:
+        raise BusyError(f"the run has {MAX_READERS} readers", hint="let fewer clients read it at a time")
+    async with asyncio.timeout(None) as limit:
+        run.readers.add(limit)
+        try:
+            yield
+        finally:
+            run.readers.discard(limit)
 
 
 async def _copy(request: web.Request, answer: web.StreamResponse, renderer: render.Renderer, beat_s: float | None) -> None:
@@ -122,15 +152,23 @@ def make_renderer(run: Run, kind: str, after: Position, *, result: bool = False)
     """What renders the events behind `after` as the media type `kind`."""
 
     def write(event: RunEvent, position: Position) -> bytes:
-        value = describe(event)
-        if result and isinstance(value, DoneEvent):
-            value = replace(value, result=run.result())
-        name = f"{position.span}-{position.offset}"
+        value, name = _value(run, event, result=result), _name(position)
         if kind == SSE:
             return b"id: %b\ndata: %b\n\n" % (name.encode(), render.dump(value))
         return render.dump(replace(value, id=name)) + b"\n"
 
     return render.Renderer(Reader(run.record, text=True, after=after, size=OUTPUT), write, PIECE)
+
+
+def _name(position: Position) -> str:
+    """The id of the event in front of a position."""
+    return f"{position.span}-{position.offset}"
+
+
+def _value(run: Run, event: RunEvent, *, result: bool) -> AnyEvent:
+    """An event as clients get it; the last one has the run's result if `result`."""
+    value = describe(event)
+    return replace(value, result=run.result()) if result and isinstance(value, DoneEvent) else value
 
 
 def find_position(name: str, record: Record) -> Position:
@@ -163,3 +201,155 @@ def choose_type(accept: Sequence[str]) -> str:
         return next((weights[found] for found in ranges if found in weights), 0.0)
 
     return max(TYPES, key=weigh)
+
+
+class Typing(Schema, frozen=True, kw_only=True):
+    """A client's message: text for standard input."""
+
+    data: str
+
+
+class Eof(Schema, frozen=True, kw_only=True):
+    """A client's message: the end of standard input."""
+
+
+Said: TypeAlias = Typing | Eof | Signalling | Terminal
+MESSAGES: Mapping[str, type[Said]] = {"stdin": Typing, "eof": Eof, "signal": Signalling, "resize": Terminal}
+"""What a client may send over a WebSocket, by the field `type`."""
+
+
+async def attach(request: web.Request, run: Run, service: Service, query: AttachQuery) -> web.StreamResponse:
+    """Send a run's events over a WebSocket, and give the run what the client sends.
+
+    Raises:
+        RequestError: the request is none of a WebSocket.
+        UnprocessableError, BusyError: as `get_events`.
+    """
+    after = find_position(query.after, run.record)
+    offered = [name.strip() for name in request.headers.get("Sec-WebSocket-Protocol", "").split(",")]
+    protocols = [PROTOCOL, *(name for name in offered if name.startswith("bearer."))]  # else aiohttp logs them, with the key
+    answer = web.WebSocketResponse(
+        timeout=CLOSE_S, autoping=False, compress=False, max_msg_size=MAX_MESSAGE, writer_limit=PIECE, protocols=protocols
+    )
+    if not answer.can_prepare(request):
+        raise RequestError("a WebSocket is attached here", hint="use a client of WebSockets, or read the run's events")
+    transport = request.transport
+    try:
+        async with _reading(run):
+            await answer.prepare(request)
+            if transport is not None:
+                transport.set_write_buffer_limits(PIECE)
+            await _Attached(answer, run, service).serve(after)
+    except OSError:  # as in `send`
+        if transport is not None:
+            transport.abort()
+    except Exception:  # nothing but a WebSocket's frames may be sent now
+        if not answer.prepared:
+            raise
+        log.exception("%s %s", request.method, request.path)
+        await answer.close(code=aiohttp.WSCloseCode.INTERNAL_ERROR)
+    return answer
+
+
+class _Attached:
+    """A client that is attached to a run."""
+
+    def __init__(self, socket: web.WebSocketResponse, run: Run, service: Service) -> None:
+        self._socket = socket
+        self._run = run
+        self._service = service
+        self._writing = contextlib.ExitStack()
+        self._writer: StdinWriter | None = None
+
+    async def serve(self, after: Position) -> None:
+        """Talk until the run is over, or the client gone. OSError if it went without a word."""
+        telling = asyncio.create_task(self._tell(after))
+        tasks = [telling, asyncio.create_task(self._beat()), asyncio.create_task(self._listen())]
+        try:
+            with self._writing:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            ends = await asyncio.gather(*tasks, return_exceptions=True)
+        for end in ends:
+            if isinstance(end, Exception):
+                raise end
+        await self._socket.close()
+
+    async def _tell(self, after: Position) -> None:
+        """Send the events to the last one."""
+        reader = Reader(self._run.record, text=True, after=after, size=OUTPUT)
+        more = True
+        while more:
+            while (event := reader.take()) is not None:
+                value = _value(self._run, event, result=True)
+                await self._send(render.dump(replace(value, id=_name(reader.position))))
+                await asyncio.sleep(0)  # a reader that keeps up must not starve all others
+            more = await reader.wait()
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            await self._socket.ping()
+
+    async def _listen(self) -> None:
+        """Do what the client says, until it closes."""
+        while True:
+            message = await self._socket.receive(PATIENCE_S)
+            match message.type:
+                case aiohttp.WSMsgType.PING:
+                    await self._socket.pong(message.data)
+                case aiohttp.WSMsgType.PONG:
+                    pass
+                case aiohttp.WSMsgType.TEXT | aiohttp.WSMsgType.BINARY:
+                    await self._obey(message.data)
+                case _:
+                    return
+            await asyncio.sleep(0)  # as above
+
+    async def _obey(self, said: str | bytes) -> None:
+        try:
+            message = parse_message(said) if isinstance(said, str) else said
+        except RequestError as error:
+            await self._refuse(error)
+            await self._socket.close(code=aiohttp.WSCloseCode.POLICY_VIOLATION, message=b"no message that is taken")
+            return
+        try:
+            match message:
+                case bytes():
+                    await self._stdin().write(message)
+                case Typing():
+                    await self._stdin().write(message.data.encode())
+                case Eof():
+                    self._stdin().end()
+                case Signalling():
+                    await self._service.signal(self._run, message.number())
+                case Terminal():
+                    await self._service.resize(self._run, message)
+        except RequestError as error:
+            await self._refuse(error)
+
+    def _stdin(self) -> StdinWriter:
+        if self._writer is None:
+            self._writer = self._writing.enter_context(StdinWriter(self._run.stdin))
+        return self._writer
+
+    async def _refuse(self, error: RequestError) -> None:
+        await self._send(msgspec.json.encode({"type": "error", **to_wire(error)}))
+
+    async def _send(self, text: bytes) -> None:
+        await self._socket.send_str(text.decode())
+
+
+def parse_message(text: str) -> Said:
+    """What a client says over a WebSocket.
+
+    Raises:
+        RequestError: it cannot be understood.
+    """
+    fields = parse_object(dict[str, Any], text.encode())
+    name = fields.pop("type", None)
+    if not isinstance(name, str) or name not in MESSAGES:
+        raise UnprocessableError(f"type is {show(name)}; it must be {' or '.join(MESSAGES)}")
+    return parse_fields(MESSAGES[name], fields)

@@ -11,7 +11,7 @@ import msgspec
 from mayfly.api.answers import Error
 from mayfly.api.connections import Handler
 from mayfly.api.events import JSONL, SSE, EventsQuery
-from mayfly.api.requests import Batch, Body
+from mayfly.api.requests import Batch, Body, StdinQuery
 from mayfly.runs.result import AnyEvent
 
 _TEXT: dict[str, Any] = {"type": "string"}
@@ -88,6 +88,8 @@ def _operation(route: Route, query: dict[str, Any]) -> dict[str, Any]:
         operation["requestBody"] = {"required": True, "content": content}
     if route.body in (Body, Batch):
         parameters.append({"name": "Idempotency-Key", "in": "header", "schema": {**_TEXT, "minLength": 1, "maxLength": 255}})
+    if route.query is StdinQuery:
+        operation["requestBody"] = {"content": {"application/octet-stream": {}}}
     if parameters:
         operation["parameters"] = parameters
     if route.open:

@@ -1,5 +1,6 @@
 """HTTP bodies and queries, decoded. The types below are also the schemas in openapi.json."""
 
+import signal
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple, TypeVar
 
@@ -7,11 +8,13 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from mayfly.errors import BodyTooLargeError, MalformedError, MediaTypeError, RequestError, SchemaError, UnprocessableError
-from mayfly.host.snippet import MAX_CASES, MAX_GLOBS, Case, Compare, Mode, Snippet
+from mayfly.host.snippet import MAX_CASES, MAX_GLOBS, Case, Compare, Mode, Snippet, Terminal
 from mayfly.protocol.frames import MAX_FILES_SIZE
 from mayfly.schema import Record, convert, decode, show
 
 _T = TypeVar("_T")
+HIGHEST_SIGNAL = 64
+"""Linux include/uapi/asm-generic/signal.h, _NSIG."""
 MAX_TIME_S = 86400
 MAX_SIZE = 1 << 40
 MAX_ITEMS = 1024
@@ -85,6 +88,8 @@ class Query(Record, frozen=True, kw_only=True):
     language: Annotated[Text, Meta(description="`rust`, or `rust@1.85` for the highest 1.85 there is")] | UnsetType = UNSET
     output: Annotated[Mode, Meta(description="what the output socket gives")] | UnsetType = UNSET
     network: Annotated[bool, Meta(description="give the program a network")] | UnsetType = UNSET
+    interactive: Annotated[bool, Meta(description="keep standard input open to clients")] | UnsetType = UNSET
+    detach: Annotated[bool, Meta(description="go on when the client that waits goes away")] | UnsetType = UNSET
 
 
 class Body(Query, frozen=True, kw_only=True):
@@ -98,6 +103,7 @@ class Body(Query, frozen=True, kw_only=True):
     build_env: Annotated[Texts, Meta(description="environment of the build step")] = msgspec.field(default_factory=dict)
     options: Annotated[Texts, Meta(description="the language's options, such as the edition")] = msgspec.field(default_factory=dict)
     limits: Annotated[Mapping[Text, Limits], Meta(max_length=MAX_ITEMS, description="limits by step")] = {}
+    tty: Annotated[Terminal, Meta(description="give the program a terminal; the run is interactive")] | UnsetType = UNSET
     callback_url: Annotated[Line, Meta(description="where the result is posted when the run is over")] | UnsetType = UNSET
     callback_secret: Annotated[Line, Meta(min_length=16, description="signs the result at callback_url")] | UnsetType = UNSET
     cases: (
@@ -146,6 +152,31 @@ class SaveBody(Record, frozen=True, kw_only=True):
     name: str
 
 
+class Signalling(Record, frozen=True, kw_only=True):
+    """A signal for a run's programs: its name, with or without SIG, or its number on Linux."""
+
+    signal: Annotated[int, Meta(ge=1, le=HIGHEST_SIGNAL)] | Annotated[str, Meta(max_length=16)]
+
+    def number(self) -> int:
+        """Its number.
+
+        Raises:
+            UnprocessableError: there is no such signal.
+        """
+        if isinstance(self.signal, int):
+            return self.signal
+        found = signal.Signals.__members__.get(f"SIG{self.signal.removeprefix('SIG')}")
+        if found is None:
+            raise UnprocessableError(f"signal is {show(self.signal)}; there is no such signal", hint="say INT, TERM, KILL, or a number")
+        return found
+
+
+class StdinQuery(Record, frozen=True, kw_only=True):
+    """What can stand in the address of a run's standard input."""
+
+    eof: Annotated[bool, Meta(description="end it behind the body")] = False
+
+
 class _Sniffed(msgspec.Struct):
     """As much of a body as shows whether it is meant as a Body."""
 
@@ -163,6 +194,14 @@ def parse_query(kind: type[_T], query: Mapping[str, str]) -> _T:
     if isinstance(found, Query) and found.language is not UNSET:
         check_text("language", found.language)
     return found
+
+
+def parse_fields(kind: type[_T], fields: Mapping[str, Any]) -> _T:
+    """An object that has been decoded. Raises UnprocessableError, which names the wrong field."""
+    try:
+        return convert(kind, fields)
+    except SchemaError as error:
+        raise UnprocessableError(error.message, hint=error.hint) from error
 
 
 def check_type(kind: str) -> None:
@@ -242,6 +281,8 @@ def _snippet(body: Body) -> Snippet:
     given = _given(body)
     if "language" in given:
         check_text("language", given["language"])
+    if body.tty is not UNSET:
+        given |= {"tty": body.tty, "interactive": True}
     return Snippet(
         source=None if body.source is UNSET else _bytes(body.source),
         files={name: _bytes(content) for name, content in body.files.items()},

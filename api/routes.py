@@ -13,16 +13,31 @@ from msgspec.structs import asdict
 from mayfly import __version__
 from mayfly.api import events, openapi
 from mayfly.api.answers import Batched, BatchedRun, Health, Language, Languages, Runs, Saved, Started, Version, answer
+from mayfly.api.connections import pieces
 from mayfly.api.doors.access import CALLER, is_operator
 from mayfly.api.doors.intake import BODIES, IDEMPOTENCY_KEY, SERVICE, Asked, attended, begin, digest_of, find_run, note, read
-from mayfly.api.events import EventsQuery, RunQuery
+from mayfly.api.events import AttachQuery, EventsQuery, RunQuery
 from mayfly.api.metrics import Metrics
 from mayfly.api.openapi import Route
-from mayfly.api.requests import MAX_BATCH, Batch, Body, Query, RunsQuery, SaveBody, parse_object, parse_query, parse_submission
+from mayfly.api.requests import (
+    MAX_BATCH,
+    Batch,
+    Body,
+    Query,
+    RunsQuery,
+    SaveBody,
+    Signalling,
+    StdinQuery,
+    parse_object,
+    parse_query,
+    parse_submission,
+)
 from mayfly.errors import ConfigError, MayflyError, UnknownRunError, UnprocessableError
+from mayfly.host.snippet import Terminal
 from mayfly.protocol.frames import PROTOCOL_VERSION
 from mayfly.runs.result import Problem, RunResult
 from mayfly.runs.run import Run
+from mayfly.runs.stdin import StdinWriter
 
 METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 
@@ -36,7 +51,9 @@ async def start(request: web.Request) -> web.Response:
 
 
 async def run(request: web.Request) -> web.StreamResponse:
-    """Run a snippet and answer when it is over. If the client goes away, the run is ended."""
+    """Run a snippet and answer when it is over. If the client goes away, the run is ended, unless
+    it said `detach`, or will come back.
+    """
     query = parse_query(RunQuery, request.query)
     asked = await read(request, query)
     async with attended(request, begin(request, asked), lasting=asked.lasting) as found:
@@ -96,6 +113,44 @@ async def get_files(request: web.Request) -> web.Response:
 async def get_events(request: web.Request) -> web.StreamResponse:
     """Give a run's events from its beginning, or behind a given one, until its end."""
     return await events.get_events(request, _run(request), parse_query(EventsQuery, request.query))
+
+
+async def attach(request: web.Request) -> web.StreamResponse:
+    """Give a run's events over a WebSocket, and take standard input and signals for it."""
+    run = _run(request)
+    query = parse_query(AttachQuery, request.query)
+    note(request, "attach", run.id)
+    return await events.attach(request, run, request.app[SERVICE], query)
+
+
+async def post_stdin(request: web.Request) -> web.Response:
+    """Send the body to the standard input of an interactive run, as fast as its program reads."""
+    query = parse_query(StdinQuery, request.query)
+    run = _run(request)
+    note(request, "stdin", run.id)
+    with StdinWriter(run.stdin) as writer:
+        await writer.write(b"")  # who cannot write is told so at once
+        async for piece in pieces(request):
+            await writer.write(piece)
+        if query.eof:
+            writer.end()
+    return web.Response(status=204)
+
+
+async def post_signal(request: web.Request) -> web.Response:
+    """Send a signal to every process of a run's present step."""
+    run = _run(request)
+    body = parse_object(Signalling, await request.app[BODIES].read(request))
+    await request.app[SERVICE].signal(run, body.number())
+    note(request, "signal", run.id)
+    return web.Response(status=204)
+
+
+async def post_resize(request: web.Request) -> web.Response:
+    """Give the terminal of a run's program another size."""
+    run = _run(request)
+    await request.app[SERVICE].resize(run, parse_object(Terminal, await request.app[BODIES].read(request)))
+    return web.Response(status=204)
 
 
 async def delete_run(request: web.Request) -> web.Response:
@@ -164,6 +219,10 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/runs/{id}", get_run, RunResult, (200, 404)),
     Route("GET", "/runs/{id}/files", get_files, None, (200, 404, 422)),
     Route("GET", "/runs/{id}/events", get_events, None, (200, 204, 404, 422, 429), query=EventsQuery, streams=True),
+    Route("GET", "/runs/{id}/attach", attach, None, (101, 400, 404, 422, 429), query=AttachQuery),
+    Route("POST", "/runs/{id}/stdin", post_stdin, None, (204, 400, 404, 409, 410, 422), query=StdinQuery),
+    Route("POST", "/runs/{id}/signal", post_signal, None, (204, 400, 404, 409, 410, 413, 422, 429), body=Signalling),
+    Route("POST", "/runs/{id}/resize", post_resize, None, (204, 400, 404, 409, 410, 413, 422, 429), body=Terminal),
     Route("DELETE", "/runs/{id}", delete_run, None, (204,)),
     Route("POST", "/runs/{id}/snapshot", save_run, Saved, (201, 400, 404, 410, 413, 422, 503), body=SaveBody, operator=True),
     Route("GET", "/languages", languages, Languages, (200,)),

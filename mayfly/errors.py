@@ -29,6 +29,10 @@ MayflyError
     ├── UnauthorizedError    no valid API key came with it
     ├── ForbiddenError       an API key may not do this
     ├── RunEndedError        the run is over, or its machine gone
+    ├── NotRunningError      no program of the run is running now
+    ├── NotInteractiveError  the run's standard input, or its terminal, is not open to clients
+    ├── StdinTakenError      somebody else writes to the run's standard input
+    ├── StdinEndedError      the run's standard input has been ended
     ├── BodyTooLargeError
     ├── MediaTypeError       the body is of a type that is not taken
     ├── UnprocessableError   well-formed, but a value in it cannot be used
@@ -240,6 +244,32 @@ class ForbiddenError(RequestError):
     """What the request asks for is not for API keys."""
 
     code = "forbidden"
+
+
+class NotRunningError(RequestError):
+    """No program of the run is running now: its machine is still being made, or a step has just
+    ended.
+    """
+
+    code = "not_running"
+
+
+class NotInteractiveError(RequestError):
+    """The run was not started with what the request needs: an open standard input, a terminal."""
+
+    code = "run_not_interactive"
+
+
+class StdinTakenError(RequestError):
+    """Somebody else writes to the run's standard input."""
+
+    code = "stdin_taken"
+
+
+class StdinEndedError(RequestError):
+    """The run's standard input has been ended."""
+
+    code = "stdin_ended"
 
 
 class MediaTypeError(RequestError):

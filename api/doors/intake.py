@@ -46,8 +46,10 @@ class Asked(NamedTuple):
 
     @property
     def lasting(self) -> bool:
-        """Whether the run goes on without its client: somebody will ask again, or be called."""
-        return self.key is not None or self.submission.callback is not None
+        """Whether the run goes on without its client: it said so, or will ask again, or somebody is
+        called.
+        """
+        return self.submission.snippet.detach or self.key is not None or self.submission.callback is not None
 
 
 async def read(request: web.Request, query: Query) -> Asked:

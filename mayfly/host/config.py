@@ -72,6 +72,7 @@ class Config(Record, frozen=True, kw_only=True):
     build_processes: Annotated[int, key("process limit of a build step", 1, 4096)] = 128
     build_output: Annotated[int, key("output limit of a build step, per stream", 1, 64 * MIB)] = 1 * MIB
     run_wall_s: Annotated[float, key("wall-clock limit of any other step", 0.05, 86400)] = 10.0
+    interactive_wall_s: Annotated[float, key("the same where a client writes to the program while it runs", 0.05, 86400)] = 300.0
     run_cpu_s: Annotated[float, key("CPU time limit of any other step", 0, 86400)] = 0.0
     run_memory: Annotated[int, key("memory limit of any other step; 0: what the image leaves free", 0, 1 << 39)] = 0
     run_processes: Annotated[int, key("process limit of any other step", 1, 4096)] = 128

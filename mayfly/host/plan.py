@@ -162,15 +162,16 @@ def _step(step: manifest.LanguageStep, snippet: Snippet, options: Mapping[str, s
     asked = snippet.limits.get(step.name, {})
 
     def limit(name: str) -> float:
-        most = largest_limit(step, name, config)
+        most = largest_limit(step, name, config, interactive=snippet.interactive)
         if name in asked and most and asked[name] > most:
             raise UnprocessableError(
                 f"limits.{step.name}.{name} is {asked[name]:g}; this server allows at most {most:g}",
-                hint=f"ask for less, or raise {kind}_{name} in the server's configuration",
+                hint=f"ask for less, or raise {_key_of(step, name, interactive=snippet.interactive)} in the server's configuration",
             )
         return float(asked.get(name, most))
 
     argv = [part for piece in step.argv for part in (snippet.args if piece == "{args}" else (_filled(piece, options),))]
+    tty = snippet.tty if step.stdin else None
     memory = limit("memory") or max(MIN_STEP_MEMORY, free - KERNEL_RESERVE)
     return Step(
         name=step.name,
@@ -184,15 +185,22 @@ def _step(step: manifest.LanguageStep, snippet: Snippet, options: Mapping[str, s
         output=int(limit("output")),
         file_size=config.file_size,
         stdin=step.stdin,
+        columns=tty.columns if tty else 0,
+        rows=tty.rows if tty else 0,
     )
 
 
-def largest_limit(step: manifest.LanguageStep, name: str, config: Config) -> float:
-    """The highest limit `name` (`wall_s`, `memory` …) that a snippet may ask for; 0 if there is
-    none.
+def largest_limit(step: manifest.LanguageStep, name: str, config: Config, *, interactive: bool = False) -> float:
+    """The highest limit `name` (`wall_s`, `memory` …) that a snippet, or one that is `interactive`,
+    may ask for; 0 if there is none.
     """
     fixed = getattr(step, name)
-    return float(fixed if fixed is not None else getattr(config, f"{_kind(step)}_{name}"))
+    return float(fixed if fixed is not None else getattr(config, _key_of(step, name, interactive=interactive)))
+
+
+def _key_of(step: manifest.LanguageStep, name: str, *, interactive: bool) -> str:
+    """The key of the configuration that has a limit."""
+    return "interactive_wall_s" if interactive and step.stdin and name == "wall_s" else f"{_kind(step)}_{name}"
 
 
 def _kind(step: manifest.LanguageStep) -> str:

@@ -3,12 +3,14 @@
 import enum
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated
 
 import msgspec
 
 from mayfly.errors import BodyTooLargeError, UnprocessableError
 from mayfly.images.manifest import LanguageStep
 from mayfly.protocol.frames import MAX_FILES_SIZE, MAX_PAYLOAD
+from mayfly.schema import Meta, Record
 
 MAX_CASES = 200
 MAX_GLOBS = 64
@@ -53,12 +55,22 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     limits: Mapping[str, float] = {}
 
 
+class Terminal(Record, frozen=True, kw_only=True):
+    """The size of a terminal, in characters."""
+
+    columns: Annotated[int, Meta(ge=1, le=0xFFFF)]
+    rows: Annotated[int, Meta(ge=1, le=0xFFFF)]
+
+
 class Snippet(msgspec.Struct, frozen=True, kw_only=True):
     """A request. `source` goes to the file that the language names.
 
     `env` is the program's environment, `build_env` that of the build step. `options` are the
     language's own choices (`edition`). `limits` are by step, then by name, as in the configuration.
     `steps` are run in place of the language's.
+    Standard input is at its end behind `stdin`, unless the run is `interactive`. With `tty` the
+    program has a terminal of that size, which its standard input, output and error are. With
+    `detach` the run goes on when the client that waits for it goes away.
 
     With `cases` the program is built once and runs for each; `parallel` is the most machines that
     do so at a time (None: as there is room). `collect` are patterns of files in the working folder
@@ -81,6 +93,9 @@ class Snippet(msgspec.Struct, frozen=True, kw_only=True):
     stop_at_first_failure: bool = False
     parallel: int | None = None
     collect: tuple[str, ...] = ()
+    interactive: bool = False
+    tty: Terminal | None = None
+    detach: bool = False
 
     def __post_init__(self) -> None:
         if len(self.stdin) > MAX_FILES_SIZE:
@@ -90,6 +105,8 @@ class Snippet(msgspec.Struct, frozen=True, kw_only=True):
             raise BodyTooLargeError(f"the cases have {size} bytes of input and expected output; at most {MAX_FILES_SIZE} are taken")
         if len(self.cases) > MAX_CASES:
             raise UnprocessableError(f"there are {len(self.cases)} cases; at most {MAX_CASES} are taken", hint="send several runs")
+        if self.cases and (self.interactive or self.tty):
+            raise UnprocessableError("a run with cases is not interactive", hint="give each case its stdin, or send a run of its own")
         if self.cases and self.collect:
             raise UnprocessableError('"collect" and "cases" do not go together', hint="collect the files of a run without cases")
         check_globs(self.collect)

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
-from mayfly.errors import MayflyError
+from mayfly.errors import MayflyError, NotInteractiveError
 from mayfly.guests.outcome import Outcome, Verdict
 from mayfly.guests.start import StartKind
 from mayfly.host.snippet import Case, Mode
@@ -21,13 +21,15 @@ from mayfly.runs.cases import Cases
 from mayfly.runs.files import Files
 from mayfly.runs.record import Record
 from mayfly.runs.result import Problem, RunResult, RunState, describe_cases, describe_files, describe_step
+from mayfly.runs.stdin import LiveStdin
 
 
 class Run:
     """One run. `outcome` grows while it is under way; `step_names` are the steps of its job;
     `readers` are the time limits of those who read its record over HTTP; `owner` is the tenant
     whose it is, or empty; `cases` are None where the program runs once, `files` until there are
-    any that were asked for.
+    any that were asked for. An interactive one has a `stdin` that clients write to; one whose
+    program is at a terminal `has_terminal`.
     """
 
     def __init__(
@@ -40,12 +42,16 @@ class Run:
         owner: str = "",
         cases: Sequence[Case] = (),
         stop_at_first_failure: bool = False,
+        stdin: LiveStdin | None = None,
+        has_terminal: bool = False,
     ) -> None:
         self.id = os.urandom(16).hex()
         self.owner = owner
+        self.has_terminal = has_terminal
         self.language = language
         self.version = version
         self.mode = mode
+        self._stdin = stdin
         self.state = RunState.QUEUED
         self.start: StartKind | None = None
         self.record = Record()
@@ -115,6 +121,8 @@ class Run:
         if self.outcome.error is not None:
             self.record.append(Failed(self.outcome.error))
         self.state = RunState.DONE
+        if self._stdin is not None:
+            self._stdin.close()
         self.ended_at = time.monotonic()
         self.record.append(self.verdict())
         self.record.close()
@@ -124,6 +132,17 @@ class Run:
     def kept_bytes(self) -> int:
         """About how much memory it takes."""
         return len(self.record) + (len(self.files) if self.files else 0)
+
+    @property
+    def stdin(self) -> LiveStdin:
+        """Its standard input.
+
+        Raises:
+            NotInteractiveError: clients cannot write to it.
+        """
+        if self._stdin is None:
+            raise NotInteractiveError("the run's standard input is not open", hint='start the run with "interactive": true')
+        return self._stdin
 
     def dismiss(self, grace_s: float = 1.0) -> None:
         """Give who still reads `grace_s` to read the rest: the run is no longer kept."""

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from mayfly.errors import BusyError, MayflyError, RunEndedError, StoppingError, UnknownRunError
+from mayfly.errors import BusyError, MayflyError, NotInteractiveError, NotRunningError, RunEndedError, StoppingError, UnknownRunError
 from mayfly.guests.converse import BytesStdin, StdinSource
 from mayfly.guests.job import Wanted
 from mayfly.guests.spawner import GRACE_S, Spawner
@@ -21,13 +21,15 @@ from mayfly.host.networks import Networks
 from mayfly.host.observer import Observer
 from mayfly.host.plan import Plan, make_plan, want_machine
 from mayfly.host.pool import Idle
-from mayfly.host.snippet import Snippet
+from mayfly.host.snippet import Snippet, Terminal
 from mayfly.host.supply import Supply
 from mayfly.images.store import Images, InstalledImage
+from mayfly.protocol.conversation import Conversation, Phase
 from mayfly.runs.execute import do_cases, do_once, execute
 from mayfly.runs.kept import Runs
 from mayfly.runs.output import OutputSocket
 from mayfly.runs.run import Run
+from mayfly.runs.stdin import LiveStdin
 from mayfly.schema import Record
 from mayfly.snapshots import store as snapshots
 from mayfly.snapshots.making import is_usual, make, save
@@ -190,6 +192,7 @@ class Service:
                 network = self.networks.lease()
                 taken.callback(self.networks.give_back, network)
             plan = make_plan(snippet, image, self.config, network)
+            live = LiveStdin(snippet.stdin) if snippet.interactive and stdin is None else None
             run = Run(
                 language=image.manifest.language,
                 version=image.manifest.version,
@@ -198,6 +201,8 @@ class Service:
                 owner=tenant.name if tenant else "",
                 cases=snippet.cases,
                 stop_at_first_failure=snippet.stop_at_first_failure,
+                stdin=live,
+                has_terminal=snippet.tty is not None,
             )
             if tenant is not None:
                 tenant.check(plan.wanted.machine.memory)
@@ -217,7 +222,7 @@ class Service:
             copy, worth_s = partial(self.supply.copies, beside=ticket), self.config.here(COPIES_WORTH_S)
             do = partial(do_cases, plan=plan, run=run, snippet=snippet, copy=copy, worth_s=worth_s)
         else:
-            do = partial(do_once, plan=plan, run=run, snippet=snippet, stdin=stdin or BytesStdin(snippet.stdin), config=self.config)
+            do = partial(do_once, plan=plan, run=run, snippet=snippet, stdin=stdin or live or BytesStdin(snippet.stdin), config=self.config)
         work = self._carry_out(ticket, plan, run, do, idle, snapshot)
         task = asyncio.create_task(work, name=f"run {run.id}")
         self._tasks[run.id] = task
@@ -250,6 +255,35 @@ class Service:
             if run.done.is_set():
                 raise RunEndedError("the run ended before its machine was saved") from error
             raise
+
+    async def signal(self, run: Run, number: int) -> None:
+        """Send a signal to every process of the run's present step.
+
+        Raises:
+            RunEndedError: the run is over.
+            NotRunningError: no step is under way.
+        """
+        await self._send(run, lambda conversation: conversation.signal(number))
+
+    async def resize(self, run: Run, size: Terminal) -> None:
+        """Give the terminal of the run's program another size.
+
+        Raises:
+            NotInteractiveError: it has no terminal.
+            RunEndedError, NotRunningError: as `signal`.
+        """
+        if not run.has_terminal:
+            raise NotInteractiveError("the run has no terminal", hint='start the run with "tty": {"columns": …, "rows": …}')
+        await self._send(run, lambda conversation: conversation.resize(size.columns, size.rows))
+
+    async def _send(self, run: Run, frame: Callable[[Conversation], bytes]) -> None:
+        """Send a frame to the step that is under way."""
+        guest = self._guests.get(run.id)
+        if run.done.is_set():
+            raise RunEndedError("the run is over")
+        if guest is None or guest.conversation.phase is not Phase.STEP:
+            raise NotRunningError("no program of the run is running now", hint="wait for the event of its stage")
+        await guest.process.write(frame(guest.conversation))
 
     def output_socket(self, run: Run) -> Path:
         """The path of a run's output socket."""

@@ -101,6 +101,9 @@ class FakeAgent:
                 self.stdin.put(data)
             case p.StdinEof():
                 self.stdin.put(b"")
+            case p.Signal(number) if self.child is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.child.pid, number)
 
     def collect(self, patterns: Sequence[str]) -> None:
         found = {path for pattern in patterns for path in self.work.glob(pattern.removeprefix("/work/")) if path.is_file()}
