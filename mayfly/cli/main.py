@@ -149,6 +149,8 @@ def serve(**flags: Any) -> None:
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @click.option("--language", "-l", default="", help="language, or language@version; by default the one with the file's extension")
 @click.option("--option", "-o", "options", multiple=True, metavar="NAME=VALUE", help="an option of the language, such as edition=2021")
+@click.option("--interactive", "-i", is_flag=True, help="somebody talks to it: it may take --interactive-wall-s instead of --wall")
+@click.option("--tty", "-t", is_flag=True, help="give it a terminal, as interactive; Ctrl-] leaves it")
 @click.option("--json", "as_json", is_flag=True, help="print the result as JSON instead of passing the output through")
 @click.option("--verbose", "-v", is_flag=True, help="say on standard error how long each phase took")
 @click.option("--network", is_flag=True, help="give the snippet a network; what it is made of, --network-backend says")
@@ -165,6 +167,8 @@ def run(
     args: tuple[str, ...],
     language: str,
     options: tuple[str, ...],
+    interactive: bool,
+    tty: bool,
     as_json: bool,
     verbose: bool,
     network: bool,
@@ -179,7 +183,10 @@ def run(
     Standard input and output pass through. Exit status: the program's; 128 + n for signal n; 124 if
     a limit ended it; 1 if it could not be built; 125 if Mayfly itself failed.
     """
+    if tty and as_json:
+        raise click.UsageError("--json shows nothing before the end; leave it out, or --tty")
     gc.disable()  # this process makes little that lasts, and ends soon
+    flags["interactive_wall_s"] = flags["interactive_wall_s"] or flags["run_wall_s"]
     config = load_config(flags)
     of_cases: dict[str, Any] = {}
     if cases:
@@ -202,6 +209,8 @@ def run(
             args,
             language=language,
             options=chosen,
+            interactive=interactive or tty,
+            tty=tty,
             network=network,
             snapshot=snapshot,
             of_cases=of_cases,

@@ -1,12 +1,14 @@
 """`mayfly run`: one snippet from a file, its output live, its exit status ours."""
 
 import asyncio
+import contextlib
+import functools
 import json
 import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mayfly.cli.cases import line, summary
 from mayfly.cli.descriptors import FdStdin, FdWriter, settle
@@ -22,8 +24,12 @@ from mayfly.runs.cases import CaseResult
 from mayfly.runs.record import Reader
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
+from mayfly.schema import replace
 from mayfly.snapshots.store import find
 from mayfly.vmm.process.zygote import Zygote
+
+if TYPE_CHECKING:
+    from mayfly.cli.terminal import LocalTerminal
 
 
 def read_source(path: Path) -> bytes:
@@ -44,6 +50,8 @@ async def run_file(
     *,
     language: str,
     options: Mapping[str, str],
+    interactive: bool,
+    tty: bool,
     network: bool,
     snapshot: str,
     of_cases: Mapping[str, Any],
@@ -64,19 +72,25 @@ async def run_file(
         image = service.find_image(language, path)
         source = read_source(path)
         chosen = find(snapshot) if snapshot else None
-        snippet = Snippet(source=source, args=args, options=options, network=network, **of_cases)
-        run = service.start(snippet, image, FdStdin(0), snapshot=chosen)
-        showing = asyncio.create_task(_nothing(run) if as_json else _show(run))
-        waiting: set[asyncio.Future[Any]] = {showing, stopped}
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        if stopped.done():
-            showing.cancel()
-            return stopped.result()
-        try:
-            showing.result()
-        except BrokenPipeError:
-            return 128 + signal.SIGPIPE
-        await service.settled(run)
+        snippet = Snippet(source=source, args=args, options=options, network=network, interactive=interactive, **of_cases)
+        with _local_terminal(stopped) if tty else contextlib.nullcontext() as terminal:
+            if terminal is None:
+                run = service.start(snippet, image, FdStdin(0), snapshot=chosen)
+                showing = asyncio.create_task(_nothing(run) if as_json else _show(run))
+            else:
+                run = service.start(replace(snippet, tty=terminal.size), image, terminal.stdin, snapshot=chosen)
+                resize = functools.partial(service.resize, run)
+                showing = asyncio.create_task(_show(run, functools.partial(terminal.hand_over, resize)))
+            waiting: set[asyncio.Future[Any]] = {showing, stopped}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if stopped.done():
+                showing.cancel()
+                return stopped.result()
+            try:
+                showing.result()
+            except BrokenPipeError:
+                return 128 + signal.SIGPIPE
+            await service.settled(run)
         if as_json:
             print(json.dumps(run.to_json(), ensure_ascii=False), flush=True)
         else:
@@ -89,6 +103,12 @@ async def run_file(
         if run.outcome.error is None and service.lacks_base(image, network=network):
             await _make_base(service, image, stopped, network=network)
     return run.verdict().exit_status
+
+
+def _local_terminal(stopped: "asyncio.Future[int]") -> "LocalTerminal":
+    from mayfly.cli.terminal import LocalTerminal
+
+    return LocalTerminal(functools.partial(settle, stopped, 128 + signal.SIGINT))
 
 
 async def _make_base(service: Service, image: InstalledImage, stopped: asyncio.Future[int], *, network: bool) -> None:
@@ -112,9 +132,9 @@ async def _nothing(run: Run) -> None:
     await run.done.wait()
 
 
-async def _show(run: Run) -> None:
-    """Pass the output on as it comes. What building prints goes to standard error, so that standard
-    output is the snippet's alone.
+async def _show(run: Run, on_program: Callable[[], None] = lambda: None) -> None:
+    """Pass the output on as it comes, and call `on_program` when the program itself begins. What
+    building prints goes to standard error, so that standard output is the snippet's alone.
     """
     stdout, stderr = FdWriter(1), FdWriter(2)
     last = len(run.outcome.step_names) - 1
@@ -125,6 +145,8 @@ async def _show(run: Run) -> None:
             match event:
                 case Stage():
                     building = event.step != last
+                    if not building:
+                        on_program()
                 case CaseResult() if run.cases:
                     await stdout.write(f"{plain(line(event, run.cases))}\n".encode())
                 case Stdout() | Stderr():

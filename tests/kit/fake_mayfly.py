@@ -1,24 +1,27 @@
 """The `mayfly` command with machines that are ordinary processes; the first argument is the agents'
-fault, or `-`.
+fault, or `-`. FAKE_AGENT is the path of the real agent, if that is to be them.
 """
 
+import os
 import sys
+from pathlib import Path
 
 import mayfly.vmm.process.zygote
 from mayfly.cli import main as cli
 from tests.kit.api_fakes import FakeZygote
 
 fault = sys.argv.pop(1).removeprefix("-")
+executable = Path(os.environ["FAKE_AGENT"]) if "FAKE_AGENT" in os.environ else None
 
 
 class Zygote(FakeZygote):
     @classmethod
     def start(cls) -> "Zygote":
-        return cls(fault)
+        return cls(fault, executable)
 
     @classmethod
     def fork(cls) -> "Zygote":
-        return cls(fault)
+        return cls(fault, executable)
 
 
 mayfly.vmm.process.zygote.Zygote = Zygote  # type: ignore[assignment,misc]
