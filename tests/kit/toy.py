@@ -19,7 +19,7 @@ BUSYBOX = Path("/bin/busybox")
 MOUNTS = {"devtmpfs": "dev", "proc": "proc", "sysfs": "sys"}
 APPLETS = (
     *("sh", "cat", "echo", "sleep", "seq", "head", "yes", "kill", "true", "false"),
-    *("dd", "nproc", "reboot", "sha256sum", "date", "touch"),
+    *("dd", "nproc", "reboot", "sha256sum", "date", "touch", "tty", "stty"),
 )
 NETWORK_APPLETS = ("nc", "nslookup", "ls", "grep", "mkfifo", "md5sum")
 

@@ -175,14 +175,40 @@ def test_run_answers_with_the_result(server: Server) -> None:
     assert (result["steps"][1]["stdout"], result["steps"][1]["stderr"]) == ("out\n", "err\n")
 
 
-def test_deleting_a_run_ends_its_machine(server: Server) -> None:
-    identifier, output = server.start(ENDLESS)
-    reader = connect(output)
-    assert reader.recv(8, socket.MSG_WAITALL) == b"started\n"
+def until(reader: socket.socket, text: bytes) -> bytes:
+    """The output up to a text."""
+    found = b""
+    while text not in found:
+        piece = reader.recv(1)
+        assert piece, found
+        found += piece
+    return found
+
+
+def test_a_program_is_talked_to_at_a_terminal_until_its_run_is_deleted(server: Server) -> None:
+    """What is typed, a size, a signal and an interrupt; all in one machine, which then goes."""
+    source = """
+        trap 'echo caught INT' INT; trap 'echo caught TERM' TERM; trap 'echo now $(stty size)' WINCH
+        tty; stty size; echo name?; read name; echo hello $name >/dev/tty
+        while :; do sleep 0.1; done"""
+    body = json.dumps({"language": "toy", "source": source, "tty": {"columns": 80, "rows": 24}}).encode()
+    status, started = server.request("POST", "/start", body, "application/json")
+    assert status == 201, started
+    run = f"/runs/{started['id']}"
+    reader = connect(Path(started["output_socket"]))
+    assert until(reader, b"name?\r\n") == b"/dev/pts/0\r\n24 80\r\nname?\r\n"
+    assert server.request("POST", f"{run}/stdin", b"Adx\x7fa\r")[0] == 204
+    assert until(reader, b"hello Ada\r\n") == b"Adx\b \ba\r\nhello Ada\r\n"
+    assert server.request("POST", f"{run}/resize", b'{"columns": 132, "rows": 43}')[0] == 204
+    until(reader, b"now 43 132\r\n")
+    assert server.request("POST", f"{run}/signal", b'{"signal": "TERM"}')[0] == 204
+    until(reader, b"caught TERM\r\n")
+    assert server.request("POST", f"{run}/stdin", b"\x03")[0] == 204
+    until(reader, b"caught INT\r\n")
     (zygote,) = direct_children(server.process.pid)
     machines = children(zygote)
     assert len(machines) == 1
-    assert server.request("DELETE", f"/runs/{identifier}")[0] == 204
+    assert server.request("DELETE", run)[0] == 204
     assert wait_gone(machines)
     read_all(reader)
     reader.close()

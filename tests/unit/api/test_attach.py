@@ -200,6 +200,29 @@ def test_a_signal_before_the_machine_is_there_is_refused(serve: Serve) -> None:
     assert serve(scenario, fault="mute") == (409, "not_running")
 
 
+def test_a_size_is_for_terminals(serve: Serve) -> None:
+    async def scenario(client: Client, service: Service) -> list[tuple[int, str]]:
+        plain = start(service, b"echo ready; cat")
+        body = {"language": "toy", "source": "echo ready; cat", "tty": {"columns": 80, "rows": 24}}
+        status, started, _ = await post(client, "/start", body)
+        assert status == 201
+        run = service.get(started["id"])
+        assert run.has_terminal
+        await starts(run)
+        size = b'{"columns": 100, "rows": 30}'
+        found = [await send(client, which, size, what="resize") for which in (plain, run)]
+        async with attach(client, plain) as socket:
+            await socket.send_str('{"type": "resize", "columns": 100, "rows": 30}')
+            while "code" not in (answer := await socket.receive_json()) or answer.get("event"):
+                pass
+            assert answer["code"] == "run_not_interactive"
+        found.append(await send(client, run, b'{"columns": 0, "rows": 30}', what="resize"))
+        assert (await post(client, "/start", {**body, "tty": {"columns": 80}}))[0] == 422
+        return found
+
+    assert serve(scenario) == [(409, "run_not_interactive"), (204, ""), (422, "invalid_value")]
+
+
 def test_a_conversation_over_a_websocket(serve: Serve) -> None:
     async def scenario(client: Client, service: Service) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         run = start(service)

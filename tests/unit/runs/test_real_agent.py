@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from mayfly.host.snippet import Case, Mode, Snippet
+from mayfly.errors import RunEndedError
+from mayfly.host.snippet import Case, Mode, Snippet, Terminal
 from mayfly.runs.render import Renderer
 from mayfly.runs.service import Service
+from mayfly.runs.stdin import StdinWriter
 from mayfly.units import MIB
 from tests.kit.agent_process import build_agent
 from tests.kit.api_fakes import factory, install_toys, open_descriptors, small_config
@@ -157,3 +159,39 @@ def test_cases_are_apart_from_each_other(run: Run) -> None:
     assert [row["verdict"] for row in result["cases"]["results"]] == ["passed"] * 3, result
     failed = run(b'exit "$1"', cases=(Case(args=("0",)), Case(args=("3",))))
     assert [(row["verdict"], row["code"]) for row in failed["cases"]["results"]] == [("passed", 0), ("failed", 3)]
+
+
+def test_a_program_at_a_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install_toys(monkeypatch, tmp_path)
+    source = b"""trap 'stty size' WINCH
+        stty size; read name; echo hello $name
+        while [ ! -e resized ]; do sleep 0.01; test "$(stty size)" = "30 100" && touch resized; done
+        cat; echo over"""
+
+    async def scenario() -> dict[str, Any]:
+        async with Service(small_config(tmp_path), factory(executable=build_agent())) as service:
+            size = Terminal(columns=80, rows=24)
+            run = service.start(Snippet(language="real", source=source, interactive=True, tty=size))
+
+            async def until(text: bytes) -> None:
+                while text not in run.record.output(1)[0]:
+                    assert not run.done.is_set()
+                    await run.record.changed()
+
+            with StdinWriter(run.stdin) as writer:
+                await until(b"24 80\r\n")
+                await writer.write(b"Ada\r")
+                await until(b"hello Ada\r\n")
+                await service.resize(run, Terminal(columns=100, rows=30))
+                await until(b"30 100\r\n")
+                await writer.write(b"end")
+                writer.end()
+            await run.done.wait()
+            with pytest.raises(RunEndedError):
+                await service.resize(run, size)
+            await service.settled(run)
+        return run.to_json()
+
+    result = asyncio.run(asyncio.wait_for(scenario(), 60))
+    assert result["status"] == "ok"
+    assert result["steps"][1]["stdout"].endswith("endendover\r\n")
