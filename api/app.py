@@ -4,17 +4,19 @@ errors, its beginning and its end.
 
 import asyncio
 import contextlib
+import functools
 import logging
 import resource
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from aiohttp import web
 
 from mayfly.api import playground
 from mayfly.api.compat.dialect import Dialect
-from mayfly.api.compat.dialects import make_dialects
+from mayfly.api.compat.dialects import Narrow, addresses_of, make_dialects
 from mayfly.api.connections import Bodies, Connection, Connections, Handler
 from mayfly.api.doors.access import ID, Access
 from mayfly.api.doors.hooks import Hooks
@@ -41,6 +43,7 @@ HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 """Codes of the errors that aiohttp itself finds."""
 PATHS = tuple(route.path for route in ROUTES)
 SHUTDOWN_S = 5.0
+SERVER: Mapping[str, Any] = {"handler_cancellation": True, "access_log": None}
 HANDSHAKE_S = 10.0
 RETRY_S = 5
 """When a client may look whether a server that stops is back."""
@@ -152,28 +155,35 @@ async def serve_http(
     """
     connections = Connections()
     app = make_app(service, metrics, connections, keyring)
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_S)
+    runner = web.AppRunner(app, **SERVER, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     http = runner.server
     assert http is not None  # noqa: S101 (setup makes it)
+    narrow = {
+        door.prefix: web.Server(http.request_handler, request_factory=Narrow(http.request_factory, door.prefix), **SERVER)
+        for door in doors
+        if door.prefix
+    }
     watch = asyncio.create_task(connections.watch())
     loop = asyncio.get_running_loop()
     try:
-        servers = [await loop.create_unix_server(lambda: Connection(http(), connections), sock=listener)]
+        servers = [await loop.create_unix_server(functools.partial(_connect, http, connections), sock=listener)]
         for door in doors:
             handshake_s = HANDSHAKE_S if door.tls else None
-            servers.append(
-                await loop.create_server(
-                    lambda: Connection(http(), connections), sock=door.listener, ssl=door.tls, ssl_handshake_timeout=handshake_s
-                )
-            )
+            factory = functools.partial(_connect, narrow[door.prefix] if door.prefix else http, connections)
+            servers.append(await loop.create_server(factory, sock=door.listener, ssl=door.tls, ssl_handshake_timeout=handshake_s))
         await stop.wait()
         for server in servers:
             server.close()
         await service.close()
     finally:
         watch.cancel()
+        await asyncio.gather(*(server.shutdown(SHUTDOWN_S) for server in narrow.values()))
         await runner.cleanup()
+
+
+def _connect(http: web.Server, connections: Connections) -> Connection:
+    return Connection(http(), connections)
 
 
 async def serve(config: Config, zygote: Callable[[], Zygote]) -> None:
@@ -192,7 +202,7 @@ async def serve(config: Config, zygote: Callable[[], Zygote]) -> None:
     keyring = Keyring(default_path())
     if config.playground and not config.listen:
         config = replace(config, listen=playground.LISTEN)
-    with claim(config.socket) as (listener, folder), open_doors(config) as doors:
+    with claim(config.socket) as (listener, folder), open_doors(config, addresses_of(config.compat)) as doors:
         if any(door.tls for door in doors):
             loop.add_signal_handler(signal.SIGHUP, renew, config, doors)
         async with Service(config, zygote, sockets=folder, observer=metrics) as service:

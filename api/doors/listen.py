@@ -3,7 +3,7 @@
 import contextlib
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
@@ -18,10 +18,13 @@ KEEPALIVE = {socket.TCP_KEEPIDLE: 30, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPC
 
 
 class Door(NamedTuple):
-    """A listening TCP socket; with `tls`, what comes in speaks TLS."""
+    """A listening TCP socket; with `tls`, what comes in speaks TLS. Every path that comes in stands
+    behind `prefix`.
+    """
 
     listener: socket.socket
     tls: ssl.SSLContext | None
+    prefix: str = ""
 
     @property
     def url(self) -> str:
@@ -31,26 +34,28 @@ class Door(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_doors(config: Config) -> Iterator[tuple[Door, ...]]:
-    """Listen at the TCP addresses of the configuration; on leaving, no longer.
+def open_doors(config: Config, narrow: Mapping[str, str] = {}) -> Iterator[tuple[Door, ...]]:
+    """Listen at the TCP addresses of the configuration, and at those in `narrow`, which have a
+    prefix each; on leaving, no longer.
 
     Raises:
         ConfigError: an address is none, or would be open to other hosts without TLS.
         HostError: it cannot be listened at.
     """
     with contextlib.ExitStack() as opened:
-        tls = load_tls(config) if config.listen and config.tls_certificate else None
-        listeners = [opened.enter_context(listener) for text in config.listen for listener in _listen(parse_address(text))]
-        for listener in listeners:
+        wanted = [*((text, "") for text in config.listen), *narrow.items()]
+        tls = load_tls(config) if wanted and config.tls_certificate else None
+        listeners = [(opened.enter_context(one), prefix) for text, prefix in wanted for one in _listen(parse_address(text))]
+        for listener, _ in listeners:
             host = listener.getsockname()[0]
             if tls is None and not config.insecure and not ip_address(host).is_loopback:
                 raise ConfigError(
                     f"listen: {host} can be reached from other hosts, and there is no TLS",
                     hint="set tls_certificate and tls_key, or --insecure behind a proxy that has TLS",
                 )
-        for listener in listeners:  # only now: nobody connects to a server that will not be
+        for listener, _ in listeners:  # only now: nobody connects to a server that will not be
             listener.listen(BACKLOG)
-        yield tuple(Door(listener, tls) for listener in listeners)
+        yield tuple(Door(listener, tls, prefix) for listener, prefix in listeners)
 
 
 def load_tls(config: Config, context: ssl.SSLContext | None = None) -> ssl.SSLContext:

@@ -46,7 +46,9 @@ class Config(Record, frozen=True, kw_only=True):
     ] = ()
     access_log: Annotated[str, key("file for a line of JSON for each request; -: standard error")] = ""
     audit_log: Annotated[str, key("file for a line of JSON for each start, end and change of a run; -: standard error")] = ""
-    compat: Annotated[tuple[str, ...], key("contracts of others to serve, each as NAME, or as NAME=/PREFIX (docs/compat.md)")] = ()
+    compat: Annotated[
+        tuple[str, ...], key("contracts of others to serve, each as NAME, NAME=/PREFIX or NAME=HOST:PORT (docs/compat.md)")
+    ] = ()
     playground: Annotated[bool, key("serve a page to try it on at /")] = False
     languages: Annotated[tuple[str, ...], key("languages to serve (name or name@version); none given: every installed one")] = ()
     kernel: Annotated[Path, key("the guests' kernel")] = field(default_factory=lambda: paths.kernel_path(platform.machine()))

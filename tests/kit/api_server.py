@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import aiohttp
 
 from mayfly.api.app import serve_http
+from mayfly.api.compat.dialects import addresses_of
 from mayfly.api.doors.listen import Door, open_doors
 from mayfly.api.metrics import Metrics
 from mayfly.api.sockets import claim
@@ -44,7 +45,7 @@ def serving(tmp_path: Path, scenario: Callable[[Served], Awaitable[Any]], fault:
     async def whole(folder: Path) -> Any:
         config = small_config(tmp_path, **{"socket": folder / "mayfly" / "api.sock", "listen": ("127.0.0.1:0",), **changes})
         stop = asyncio.Event()
-        with claim(config.socket) as (listener, runs), open_doors(config) as doors:
+        with claim(config.socket) as (listener, runs), open_doors(config, addresses_of(config.compat)) as doors:
             async with Service(config, factory(fault), sockets=runs) as service:
                 server = asyncio.create_task(serve_http(service, Metrics(), listener, stop, doors))
                 connector = aiohttp.UnixConnector(path=str(config.socket))

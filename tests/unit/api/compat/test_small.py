@@ -1,5 +1,7 @@
 """Polycode's and codapi's contracts."""
 
+import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -7,10 +9,14 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
-from mayfly.api.compat.dialects import DIALECTS, make_dialects
+from mayfly.api.compat.dialects import DIALECTS, addresses_of, make_dialects
+from mayfly.api.doors.listen import Door
 from mayfly.errors import ConfigError
+from tests.kit.api_fakes import install_toys
+from tests.kit.api_server import Served, make_key, serving
 from tests.kit.compat_server import Compatible
 
 
@@ -165,6 +171,40 @@ def test_a_configuration_that_cannot_be(wanted: list[str], words: str) -> None:
         make_dialects(wanted, ["/languages", "/runs/{id}"])
 
 
+def test_a_port_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install_toys(monkeypatch, tmp_path)
+
+    async def scenario(served: Served) -> None:
+        wide, narrow = served.doors
+        headers = {"X-Auth-Token": make_key("me")}
+        async with aiohttp.ClientSession(headers=headers) as client:
+
+            async def get(path: str, door: Door = narrow, method: str = "GET") -> tuple[int, Any]:
+                async with client.request(method, door.url + path) as answer:
+                    return answer.status, await (answer.json() if answer.content_type == "application/json" else answer.text())
+
+            assert await get("/version") == await get("/judge0/version", wide) == (200, "1.13.1")
+            assert (await get("/version", wide))[1]["protocol"]
+            assert await get("/submissions/?page=0&fields=token") == (400, {"error": "invalid page: 0"})
+            assert await get("/submissions/a%2Fb") == (404, {"status": 404, "error": "Not Found"})
+            for path in ("/runs", "/judge0/version", "/../version", "/%2e%2e/healthz", "//healthz", "/"):
+                assert (await get(path))[1] != (await get(path, wide))[1]
+            async with client.post(f"{narrow.url}/submissions?wait=true", json={"source_code": "x", "language_id": "x"}) as answer:
+                assert answer.status == 422
+            reader, writer = await asyncio.open_connection(*narrow.listener.getsockname())
+            with contextlib.closing(writer):
+                writer.write(b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert b" 40" in await reader.readline()
+        async with aiohttp.ClientSession() as client, client.get(f"{narrow.url}/about") as answer:
+            assert (answer.status, set(await answer.json())) == (401, {"error"})
+
+    serving(tmp_path, scenario, compat=("judge0=127.0.0.1:0",))
+
+
 def test_prefixes() -> None:
+    assert addresses_of(["polycode", "piston=[::1]:80", "codapi=/a:5", "judge0=localhost:1"]) == {
+        "[::1]:80": "/piston",
+        "localhost:1": "/judge0",
+    }
     assert [dialect.prefix for dialect in make_dialects(["polycode", "codapi=/a/b/"], [])] == ["/polycode", "/a/b"]
     assert [dialect.prefix for dialect in make_dialects([*DIALECTS], [])] == [f"/{name}" for name in DIALECTS]
