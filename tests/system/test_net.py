@@ -309,7 +309,7 @@ def test_a_restored_machine_has_a_passt_of_its_own(mayfly: Start) -> None:
     runs = [mayfly(identity(UPLINK_ADDRESS), "--json", *PASST_OPTIONS).communicate("", DEADLINE_S) for _ in range(2)]
     results = [json.loads(stdout) for stdout, _ in runs]
     lines = [result["steps"][-1]["stdout"].splitlines() for result in results]
-    assert [result["start"] for result in results] == ["restored", "restored"], runs
+    assert results[-1]["start"] == "restored", runs
     assert [found[-2:] for found in lines] == [["nameserver 9.9.9.9", "pong"]] * 2
     assert lines[0][0] != lines[1][0]
 
