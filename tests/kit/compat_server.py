@@ -24,11 +24,12 @@ from tests.kit.api_server import Served, make_key, serving
 
 class Compatible(requests.Session):
     """A client of a server that runs. Its requests have paths in place of URLs, and a key's
-    `token`.
+    `token`. `loop` is the server's.
     """
 
-    def __init__(self, url: str, service: Service, token: str) -> None:
+    def __init__(self, url: str, service: Service, loop: asyncio.AbstractEventLoop, token: str) -> None:
         super().__init__()
+        self.loop = loop
         self.url = url
         self.service = service
         self.token = token
@@ -80,7 +81,7 @@ def compatible(folder: Path, **changes: Any) -> Iterator[Callable[[], Compatible
     try:
         served, loop = ready.result()
         numbers = itertools.count()
-        yield lambda: Compatible(served.url, served.service, make_key(f"tests-{next(numbers)}"))
+        yield lambda: Compatible(served.url, served.service, loop, make_key(f"tests-{next(numbers)}"))
         loop.call_soon_threadsafe(stop.set)
     finally:
         thread.join()

@@ -9,6 +9,7 @@ from mayfly.api.compat.dialect import Dialect, Path, run_to_end, text_of
 from mayfly.api.compat.piston.bodies import read_body
 from mayfly.api.compat.piston.jobs import find_runtime, make_job, runtime_of
 from mayfly.api.compat.piston.results import result_of
+from mayfly.api.compat.piston.socket import connect
 from mayfly.api.doors.intake import SERVICE
 from mayfly.errors import RequestError
 
@@ -23,6 +24,7 @@ class Piston(Dialect):
         found = [Path("GET", "/", self._root)]
         for base in ("/api/v2", ""):
             found += [
+                Path("GET", f"{base}/connect", connect),
                 Path("GET", f"{base}/runtimes", self._runtimes),
                 Path("POST", f"{base}/execute", self._execute),
                 Path("GET", f"{base}/packages", self._packages),

@@ -1,10 +1,13 @@
 """Piston's contract, by its published client `ultra-piston` and by plain requests."""
 
+import asyncio
 import base64
 import json
 import urllib.parse
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+import aiohttp
 import pytest
 import ultra_piston  # type: ignore[import-untyped]
 from ultra_piston import errors
@@ -186,3 +189,161 @@ def test_a_server_that_stops(served: Compatible, monkeypatch: pytest.MonkeyPatch
     body = {"language": "rust", "version": "*", "files": [HELLO]}
     monkeypatch.setattr(served.service, "stopping", True)
     assert "stopping" in execute(served, body, status=503)["message"]
+
+
+class Talk:
+    """A plain client of the WebSocket."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self.socket = socket
+
+    async def say(self, **message: Any) -> None:
+        await self.socket.send_json(message)
+
+    async def begin(self, source: str, **more: Any) -> None:
+        await self.say(type="init", language="rust", version="*", files=[{"content": source}], **more)
+
+    async def hear(self) -> Any:
+        """The next message, or the code and the words of the end."""
+        message = await self.socket.receive(60)
+        if message.type is aiohttp.WSMsgType.TEXT:
+            return json.loads(message.data)
+        assert message.type is aiohttp.WSMsgType.CLOSE, message
+        return message.data, message.extra
+
+    async def until(self, **wanted: Any) -> Any:
+        """The next message with these fields."""
+        while not isinstance(found := await self.hear(), dict) or wanted.items() - found.items():
+            assert isinstance(found, dict), found
+        return found
+
+    async def rest(self) -> list[Any]:
+        found = [await self.hear()]
+        while isinstance(found[-1], dict):
+            found.append(await self.hear())
+        return found
+
+
+def talk(served: Compatible, scenario: Callable[[Talk], Awaitable[Any]], path: str = "/api/v2/connect") -> Any:
+    async def whole() -> Any:
+        headers = {"Authorization": served.token}
+        async with aiohttp.ClientSession() as client, client.ws_connect(f"{served.url}/piston{path}", headers=headers) as socket:
+            return await scenario(Talk(socket))
+
+    return asyncio.run(whole())
+
+
+RUNTIME = {"type": "runtime", "language": "rust", "version": "1.85.1"}
+COMPILED = [{"type": "stage", "stage": "compile"}, {"type": "exit", "stage": "compile", "code": 0, "signal": None}]
+COMPLETED = (4999, "Job Completed")
+
+
+def test_a_dialogue(served: Compatible) -> None:
+    async def scenario(talk: Talk) -> None:
+        await talk.begin("read a; echo $1 $a; read b; echo $b >&2; cat; exit 3", args=["arg"])
+        assert await talk.hear() == RUNTIME
+        assert [await talk.hear(), await talk.hear()] == COMPILED
+        assert await talk.hear() == {"type": "stage", "stage": "run"}
+        await talk.say(type="data", stream="stdin", data="one\n")
+        assert await talk.hear() == {"type": "data", "stream": "stdout", "data": "arg one\n"}
+        await talk.say(type="data", stream="stdin", data="two\n")
+        assert await talk.hear() == {"type": "data", "stream": "stderr", "data": "two\n"}
+        await talk.say(type="data", stream="stdin", data="rest")
+        await talk.say(type="data", stream="stdin", data=None)
+        exit_ = {"type": "exit", "stage": "run", "code": 3, "signal": None}
+        assert await talk.rest() == [{"type": "data", "stream": "stdout", "data": "rest"}, exit_, COMPLETED]
+
+    talk(served, scenario)
+    talk(served, scenario, "/connect/")
+
+
+def test_a_signal(served: Compatible) -> None:
+    async def scenario(talk: Talk) -> Any:
+        await talk.begin("trap 'echo got; exit 4' USR1; echo ready; while :; do :; done")
+        await talk.until(data="ready\n")
+        await talk.say(type="signal", signal="SIGUSR1")
+        return await talk.rest()
+
+    exit_ = {"type": "exit", "stage": "run", "code": 4, "signal": None}
+    assert talk(served, scenario) == [{"type": "data", "stream": "stdout", "data": "got\n"}, exit_, COMPLETED]
+
+
+def test_a_program_that_cannot_be_built_or_takes_too_long(served: Compatible) -> None:
+    async def broken(talk: Talk) -> Any:
+        await talk.begin("if")
+        return await talk.rest()
+
+    found = talk(served, broken)
+    assert found[:2] == [RUNTIME, COMPILED[0]]
+    assert (found[-2]["stage"], found[-2]["type"], found[-1]) == ("compile", "exit", COMPLETED)
+
+    async def late(talk: Talk) -> Any:
+        await talk.begin("sleep 60", run_timeout=200)
+        return await talk.rest()
+
+    exit_ = {"type": "exit", "stage": "run", "code": None, "signal": "SIGKILL"}
+    assert talk(served, late)[-2:] == [exit_, COMPLETED]
+
+
+def test_an_interpreted_program_has_one_stage(served: Compatible) -> None:
+    for source in ("print(5)", "if"):
+
+        async def scenario(talk: Talk, source: str = source) -> Any:
+            await talk.say(type="init", language="python", version="3.13", files=[{"content": source}])
+            return await talk.rest()
+
+        stages = [(one["type"], one.get("stage")) for one in talk(served, scenario)[1:-1] if one["type"] != "data"]
+        assert stages == [("stage", "run"), ("exit", "run")]
+
+
+@pytest.mark.parametrize(
+    ("messages", "end"),
+    [
+        ([], (4001, "Initialization Timeout")),
+        ([{"type": "data", "stream": "stdin", "data": "x"}], (4003, "Not yet initialized")),
+        ([{"type": "signal", "signal": "SIGINT"}], (4003, "Not yet initialized")),
+        ([{"type": "nothing"}, {}, {"type": "signal"}], (4003, "Not yet initialized")),
+        (["init", "init"], (4000, "Already Initialized")),
+        (["init", {"type": "data", "stream": "stdout", "data": "x"}], (4004, "Can only write to stdin")),
+        (["init", {"type": "signal", "signal": "SIGNONE"}], (4005, "Invalid signal")),
+        (["init", {"type": "signal", "signal": 9}], (4005, "Invalid signal")),
+        (["init", {"type": "data", "stream": "stdin", "data": 5}], (4002, "Notified Error")),
+        ([{"type": "init", "language": "cobol", "version": "*", "files": []}], (4002, "Notified Error")),
+        (["x"], (4002, "Notified Error")),
+        ([["x"]], (4002, "Notified Error")),
+    ],
+)
+def test_how_a_dialogue_is_closed(served: Compatible, messages: list[Any], end: tuple[int, str]) -> None:
+    async def scenario(talk: Talk) -> Any:
+        for message in messages:
+            if message == "init":
+                await talk.begin("sleep 60", run_timeout=10_000)
+            elif message == "x":
+                await talk.socket.send_str("{")
+            else:
+                await talk.socket.send_json(message)
+        found = await talk.rest()
+        if end[0] == 4002:
+            assert found[-2]["type"] == "error"
+            assert found[-2]["message"]
+        return found[-1]
+
+    assert talk(served, scenario) == end
+    for run in served.runs():  # each is ended
+        assert asyncio.run_coroutine_threadsafe(asyncio.wait_for(run.done.wait(), 60), served.loop).result()
+
+
+def test_a_dialogue_whose_client_goes_away_ends_its_run(served: Compatible) -> None:
+    async def scenario(talk: Talk) -> None:
+        await talk.begin("echo ready; sleep 60")
+        await talk.until(data="ready\n")
+
+    talk(served, scenario)
+    (run,) = served.runs()
+    assert asyncio.run_coroutine_threadsafe(asyncio.wait_for(run.done.wait(), 60), served.loop).result()
+    assert run.outcome.error is not None
+
+
+def test_what_is_not_a_websocket(served: Compatible) -> None:
+    answer = served.get("/piston/api/v2/connect")
+    assert (answer.status_code, set(answer.json())) == (400, {"message"})
