@@ -2,9 +2,11 @@
 each process, boots that fail.
 """
 
+import functools
 import http.client
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -19,6 +21,7 @@ from typing import Any
 import pytest
 
 from mayfly import paths
+from mayfly.host.keys import create, default_path
 from mayfly.units import MIB
 from tests.kit import toy
 
@@ -26,6 +29,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(600), pytest.mark.usefixtu
 
 DEADLINE_S = 300.0
 GONE_S = 5.0
+CONTRACTS = ("piston", "judge0", "polycode", "sandboxfusion", "codapi")
 ENDLESS = "echo started; while :; do :; done"
 
 
@@ -83,6 +87,7 @@ class Server:
         assert self.process.stderr is not None
         while b"listening" not in (line := self.process.stderr.readline()):
             assert line, "the server did not come up"
+        self.urls = re.findall(r"https?://[0-9.:]+", line.decode())
 
     def request(self, method: str, address: str, body: bytes = b"", media_type: str = "text/plain") -> tuple[int, Any]:
         connection = UnixConnection(self.socket)
@@ -135,7 +140,8 @@ def folder() -> Iterator[Path]:
 def server() -> Iterator[Server]:
     """One server for all tests that do not harm it: starting one takes longer than a run."""
     with tempfile.TemporaryDirectory(prefix="mayfly-") as name:
-        server = Server(Path(name))
+        compat = [word for contract in CONTRACTS for word in ("--compat", contract)]
+        server = Server(Path(name), "--listen", "127.0.0.1:0", *compat)
         yield server
         server.close()
 
@@ -342,3 +348,38 @@ def test_the_example_backend_streams_a_run(server: Server) -> None:
         backend.terminate()
     assert "hello\n" in [line.get("data") for line in lines]
     assert lines[-1]["exit_code"] == 4
+
+
+def test_clients_of_other_contracts(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx  # here: importing these takes seconds in the emulated host
+    import judge0  # type: ignore[import-untyped]
+    import requests
+    import ultra_piston  # type: ignore[import-untyped]
+    from sandbox_fusion import client as fusion  # type: ignore[import-untyped]
+    from sandbox_fusion import models
+
+    toy.build("python")
+    (url,) = server.urls
+    token = create(default_path(), "clients")
+    source = "read line; echo $line; echo err >&2"
+
+    monkeypatch.setattr(httpx, "post", functools.partial(httpx.post, timeout=DEADLINE_S))
+    piston = ultra_piston.PistonClient(base_url=f"{url}/piston/api/v2/", api_key=token, rate_limit=0)
+    run = piston.post_execute("py", "1.x", ultra_piston.File(content=source), stdin="in").run
+    assert (run.code, run.stdout, run.stderr) == (0, "in\n", "err\n")
+
+    judge = judge0.Client(endpoint=f"{url}/judge0", headers={"X-Auth-Token": token})
+    cases = [judge0.TestCase("one", "one"), judge0.TestCase("two", "three")]
+    found = judge0.run(client=judge, source_code=source, language=judge0.PYTHON, test_cases=cases)
+    assert [one.status for one in found] == [judge0.Status.ACCEPTED, judge0.Status.WRONG_ANSWER]
+    assert found[0].memory > 0
+
+    headers = {"X-Auth-Token": token}
+    monkeypatch.setattr(requests, "post", functools.partial(requests.post, headers=headers))
+    asked = models.RunCodeRequest(code=source, language="python", stdin="in")
+    assert fusion.run_code(asked, endpoint=f"{url}/sandboxfusion").run_result.stdout == "in\n"
+    polycode: Any = {"id": "1", "source": "echo 1; exit 1", "compilerOptions": {"language": "python", "version": "3"}}
+    answer = requests.post(f"{url}/polycode/run", json=polycode, timeout=DEADLINE_S)
+    assert (answer.status_code, answer.json()) == (201, {"success": False, "output": {"stdout": "1", "stderr": ""}})
+    codapi: Any = {"sandbox": "python", "command": "run", "files": {"": "echo 1"}}
+    assert requests.post(f"{url}/codapi/v1/exec", json=codapi, timeout=DEADLINE_S).json()["stdout"] == "1"
