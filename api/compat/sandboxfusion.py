@@ -62,8 +62,6 @@ class SandboxFusion(Dialect):
             asked = convert(Asked, await read_object(request))
         except SchemaError as error:
             raise UnprocessableError(error.message, hint=error.hint) from error
-        if asked.fetch_files:
-            raise UnprocessableError("fetch_files: no files are given back here")
         service = request.app[SERVICE]
         image = find_image(service.installed(), asked.language)
         memory = {"memory": asked.memory_limit_MB * MIB}
@@ -72,8 +70,25 @@ class SandboxFusion(Dialect):
             files={**_files(asked.files), image.manifest.source_file: asked.code.encode()},
             stdin=(asked.stdin or "").encode(),
             limits=limits_of(image, service.config, build=build, run=run),
+            collect=tuple({_relative(name) for name in asked.fetch_files}),
         )
-        return web.json_response(_result(await run_to_end(request, snippet, image), image))
+        ended = await run_to_end(request, snippet, image)
+        return web.json_response(_result(ended, image) | _fetched(ended, asked.fetch_files))
+
+
+def _relative(name: str) -> str:
+    return name.removeprefix("./")
+
+
+def _fetched(run: Run, wanted: Sequence[str]) -> dict[str, Any]:
+    """The wanted files that are there, by the names that they were asked for."""
+    if run.files is None:
+        return {}
+    if run.files.error is not None:
+        return {"message": run.files.error.message}
+    left = run.files.by_name
+    found = {name: left[_relative(name)].data for name in wanted if _relative(name) in left}
+    return {"files": {name: base64.b64encode(data).decode() for name, data in found.items()}}
 
 
 def _files(given: Mapping[str, str | None]) -> dict[str, bytes]:
@@ -81,7 +96,7 @@ def _files(given: Mapping[str, str | None]) -> dict[str, bytes]:
     for name, content in given.items():
         if content is not None:
             try:
-                found[name.removeprefix("./")] = base64.b64decode(content)
+                found[_relative(name)] = base64.b64decode(content)
             except (binascii.Error, ValueError) as error:
                 raise RequestError(f"files.{name[:80]}: not base64: {error}") from error
     return found

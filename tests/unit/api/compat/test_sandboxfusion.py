@@ -41,6 +41,16 @@ def test_results(served: Compatible) -> None:
     assert broken["compile_result"]["stderr"]
 
 
+def test_files_that_are_fetched(served: Compatible) -> None:
+    wanted = ["./a", "b/c", "none", "?"]
+    found = run(served, "mkdir b; printf 1 >a; printf 2 >b/c; printf 3 >d; exit 1", fetch_files=wanted)
+    assert found["files"] == {"./a": base64.b64encode(b"1").decode(), "b/c": base64.b64encode(b"2").decode()}
+    assert (found["status"], found["message"]) == ("Failed", "")
+    much = run(served, "head -c 10000000 /dev/zero >a", fetch_files=["a"])
+    assert (much["files"], much["status"]) == ({}, "Success")
+    assert much["message"]
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -53,6 +63,8 @@ def test_results(served: Compatible) -> None:
         {"files": {"x": "not base64!!!"}},
         {"files": {"../x": ""}},
         {"fetch_files": "x"},
+        {"fetch_files": ["../x"]},
+        {"fetch_files": ["/etc/passwd"]},
         {"stdin": 5},
     ],
 )
