@@ -21,15 +21,18 @@ from mayfly.api.compat.stages import ended_of, text
 from mayfly.api.doors.intake import SERVICE
 from mayfly.errors import MayflyError, RequestError, RunEndedError, to_wire
 from mayfly.guests.outcome import StepResult
-from mayfly.protocol.frames import MAX_FILES_SIZE, Stage, Stderr, Stdout
+from mayfly.protocol.frames import Stage, Stderr, Stdout
 from mayfly.runs.record import Reader, RunEvent
 from mayfly.runs.run import Run
 from mayfly.runs.stdin import StdinWriter
 from mayfly.schema import replace
+from mayfly.units import MIB
 
 log = logging.getLogger(__name__)
-MAX_MESSAGE = 2 * MAX_FILES_SIZE
-"""Bytes of a message; a larger one closes the WebSocket."""
+MAX_MESSAGE = 1 * MIB
+"""Bytes of a message; a larger one closes the WebSocket. It is held whole, outside of the bound that
+bodies share.
+"""
 INIT_S = 1.0
 """For the first message, as Piston has it."""
 IDLE_S = 30.0

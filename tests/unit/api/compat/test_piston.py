@@ -6,6 +6,7 @@ import json
 import urllib.parse
 from collections.abc import Awaitable, Callable
 from typing import Any
+from unittest import mock
 
 import aiohttp
 import pytest
@@ -310,6 +311,7 @@ def test_an_interpreted_program_has_one_stage(served: Compatible) -> None:
         (["init", {"type": "data", "stream": "stdin", "data": 5}], (4002, "Notified Error")),
         ([{"type": "init", "language": "cobol", "version": "*", "files": []}], (4002, "Notified Error")),
         (["x"], (4002, "Notified Error")),
+        (["x" * (1 << 20)], (1009, mock.ANY)),
         ([["x"]], (4002, "Notified Error")),
     ],
 )
@@ -318,8 +320,8 @@ def test_how_a_dialogue_is_closed(served: Compatible, messages: list[Any], end: 
         for message in messages:
             if message == "init":
                 await talk.begin("sleep 60", run_timeout=10_000)
-            elif message == "x":
-                await talk.socket.send_str("{")
+            elif isinstance(message, str):
+                await talk.socket.send_str("{" + message[1:])
             else:
                 await talk.socket.send_json(message)
         found = await talk.rest()
