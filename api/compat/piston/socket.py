@@ -30,8 +30,8 @@ from mayfly.units import MIB
 
 log = logging.getLogger(__name__)
 MAX_MESSAGE = 1 * MIB
-"""Bytes of a message; a larger one closes the WebSocket. It is held whole, outside of the bound that
-bodies share.
+"""Bytes of a message; a larger one closes the WebSocket. It is held whole, outside of the bound
+that bodies share.
 """
 INIT_S = 1.0
 """For the first message, as Piston has it."""
