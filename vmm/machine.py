@@ -18,7 +18,7 @@ from mayfly.vmm.devices.virtio.mmio import MmioTransport
 from mayfly.vmm.eventloop import EventLoop
 from mayfly.vmm.kvm.kvm import Kvm, Vcpu, Vm
 from mayfly.vmm.kvm.mapping import PAGE, Mapping
-from mayfly.vmm.process.control import Answer, Done, Figures, Pause, Prefault, Request, Resume, Snapshot, Stats, Written
+from mayfly.vmm.process.control import Answer, Done, Figures, Pause, Prefault, Request, Resume, Snapshot, Stats
 from mayfly.vmm.process.report import End
 from mayfly.vmm.processors import Processors
 from mayfly.vmm.snapshot.files import Layers, MachineState, shape, write_snapshot
@@ -114,7 +114,7 @@ class Machine:
             case Resume():
                 self.resume()
             case Snapshot(go_on=go_on):
-                return Written(memory_bytes=self.snapshot(descriptors, go_on=go_on))
+                return Done(memory_bytes=self.snapshot(descriptors, go_on=go_on))
             case Stats():
                 return Figures(paused=self.processors.paused, exits=self.exits() | usage())
             case Prefault():

@@ -257,7 +257,7 @@ class VmmProcess:
                 answer = await self._ask(control.Snapshot(go_on=go_on), descriptors, timeout_s)
         except OSError as error:
             raise SnapshotError(f"{folder}: {error.strerror}", hint="make room on the disk, or look at its permissions") from error
-        if not isinstance(answer, control.Written):
+        if not isinstance(answer, control.Done):
             raise GuestError(f"the machine answered a snapshot with {answer}")
         if not go_on:
             await self.stop()

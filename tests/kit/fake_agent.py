@@ -22,7 +22,7 @@ from pathlib import Path
 
 from mayfly.errors import ConfigError, NetworkError, SnapshotError
 from mayfly.protocol import frames as p
-from mayfly.vmm.process.control import Answer, Done, Figures, Pause, Request, Resume, Snapshot, Stats, Written, answer_next
+from mayfly.vmm.process.control import Answer, Done, Figures, Pause, Request, Resume, Snapshot, Stats, answer_next
 from mayfly.vmm.process.report import End, Ended, Line, Running, encode
 
 CREDIT = 32 * 1024
@@ -210,7 +210,7 @@ class FakeMachine:
             case Pause() | Resume():
                 self.paused = isinstance(request, Pause)
             case Snapshot(go_on=go_on):
-                return Written(memory_bytes=self.snapshot(descriptors, go_on=go_on))
+                return Done(memory_bytes=self.snapshot(descriptors, go_on=go_on))
             case Stats():
                 return Figures(paused=self.paused, exits={"io": 3})
         return Done()

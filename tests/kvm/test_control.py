@@ -26,7 +26,6 @@ from mayfly.vmm.process.control import (
     Resume,
     Snapshot,
     Stats,
-    Written,
     serve,
 )
 from mayfly.vmm.process.report import End, pack
@@ -142,7 +141,7 @@ def save(client: ControlClient, folder: Path, *, go_on: bool) -> int:
     folder.mkdir()
     with snapshot_files(folder) as descriptors:
         answer = client.ask(Snapshot(go_on=go_on), descriptors)
-    assert isinstance(answer, Written)
+    assert isinstance(answer, Done)
     return answer.memory_bytes
 
 
@@ -310,7 +309,7 @@ def test_a_vmm_process_without_privileges_is_commanded(tmp_path: Path) -> None:
             machine.wait_running()
             assert machine.control.ask(Pause()) == Done()
             answer = machine.control.ask(Snapshot(go_on=False), descriptors)
-            assert isinstance(answer, Written)
+            assert isinstance(answer, Done)
             assert answer.memory_bytes > 0
             ended = machine.wait_ended()
             assert (ended.reason, ended.error) == (End.SAVED, None)

@@ -1,7 +1,6 @@
 """Join a net device and its back end, in the event loop."""
 
 import contextlib
-import os
 import socket
 from ipaddress import ip_interface
 
@@ -13,22 +12,6 @@ from mayfly.vmm.network import own_addresses
 from mayfly.vmm.network.filter import PacketFilter, destinations
 from mayfly.vmm.network.passt import LOOPBACK, Passt
 from mayfly.vmm.network.tap import Tap
-
-
-class Nothing(Backend):
-    """The back end in a machine that is made to be saved; drivers negotiate what `kind` carries."""
-
-    def __init__(self, kind: NetworkBackend) -> None:
-        self.offloads = Tap.offloads if kind is NetworkBackend.TAP else Passt.offloads
-        self._fd = os.eventfd(0, os.EFD_CLOEXEC)
-
-    def fileno(self) -> int:
-        """Never readable."""
-        return self._fd
-
-    def close(self) -> None:
-        """Close the descriptor."""
-        os.close(self._fd)
 
 
 class Link:
@@ -47,9 +30,10 @@ class Link:
         except OSError as error:
             raise NetworkError(f"this host's addresses cannot be listed: {error}", hint="the packet filter needs them") from error
         self._filter = PacketFilter(network.mac_bytes, addresses, network.gateways, network.allow, denied)
-        self.backend: Tap | Passt | Nothing
-        if not network.connected:
-            self.backend = Nothing(network.backend)
+        self.backend: Backend
+        if not network.connected:  # in a machine that is made to be saved; drivers negotiate what they will find later
+            self.backend = Backend()
+            self.backend.offloads = Tap.offloads if network.backend is NetworkBackend.TAP else Passt.offloads
         elif network.backend is NetworkBackend.TAP:
             self.backend = Tap(network.tap, destinations(network.mac_bytes, addresses))
         else:
@@ -67,7 +51,8 @@ class Link:
         self._filter.open_connection(CHANNEL_PORT, network.gateways[0] if passt else host, port)
 
     def _watch(self) -> None:
-        self._loop.watch(self.backend, (READ if self._reading else 0) | (WRITE if self._full else 0), self._pump)
+        if isinstance(self.backend, Tap | Passt):
+            self._loop.watch(self.backend, (READ if self._reading else 0) | (WRITE if self._full else 0), self._pump)
 
     def _resume(self) -> None:
         # At once: the packet that waited for buffers may be the last for a long time.

@@ -48,13 +48,9 @@ Request = Pause | Resume | Snapshot | Stats | Prefault
 
 
 class Done(Record, tag="done", frozen=True, kw_only=True):
-    """It is done."""
+    """It is done; a snapshot with so many bytes of memory."""
 
-
-class Written(Record, tag="saved", frozen=True, kw_only=True):
-    """The snapshot is written, with so many bytes of memory."""
-
-    memory_bytes: Count
+    memory_bytes: Count = 0
 
 
 class Figures(Record, tag="figures", frozen=True, kw_only=True):
@@ -70,7 +66,7 @@ class Refused(Record, tag="refused", frozen=True, kw_only=True):
     error: MayflyError
 
 
-Answer = Done | Written | Figures | Refused
+Answer = Done | Figures | Refused
 
 
 def decode_request(data: bytes, descriptors: int) -> Request:

@@ -18,13 +18,6 @@ from mayfly.vmm.snapshot.memory import Runs, changed_pages, lay_base, lay_diff, 
 from mayfly.vmm.snapshot.state import AGAIN, U63, Saved
 
 
-class NetworkShape(Record, frozen=True, kw_only=True):
-    """Of a net device, what its driver negotiated."""
-
-    backend: NetworkBackend
-    mtu: int
-
-
 class Shape(Record, frozen=True, kw_only=True):
     """What must be the same in the machine that was saved and in the one that is restored."""
 
@@ -32,7 +25,7 @@ class Shape(Record, frozen=True, kw_only=True):
     cpus: int
     channel: Channel
     devices: tuple[DeviceKind, ...]
-    network: NetworkShape | None
+    network: tuple[NetworkBackend, int] | None  # Back end and MTU, which a driver negotiated
 
 
 class MachineState(Record, tag_field="version", tag=3, frozen=True, kw_only=True):
@@ -47,7 +40,7 @@ class MachineState(Record, tag_field="version", tag=3, frozen=True, kw_only=True
 
 def shape(config: MachineConfig) -> Shape:
     """The shape of the machine."""
-    network = NetworkShape(backend=config.network.backend, mtu=config.network.mtu) if config.network else None
+    network = (config.network.backend, config.network.mtu) if config.network else None
     return Shape(memory=config.memory, cpus=config.cpus, channel=config.channel, devices=config.devices, network=network)
 
 

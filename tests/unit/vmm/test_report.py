@@ -27,7 +27,6 @@ from mayfly.vmm.process.control import (
     Resume,
     Snapshot,
     Stats,
-    Written,
     answer_next,
 )
 from mayfly.vmm.process.report import End, Ended, Running, decode, encode, pack, unpack
@@ -99,7 +98,7 @@ def test_a_bad_line_is_refused(data: bytes) -> None:
 
 def test_no_bytes_do_anything_but_raise_value_error() -> None:
     chance = random.Random(1)
-    seeds = [*map(encode, LINES), pack(Written(memory_bytes=7)), pack(Refused(error=KvmError("KVM_RUN", 1)))]
+    seeds = [*map(encode, LINES), pack(Done(memory_bytes=7)), pack(Refused(error=KvmError("KVM_RUN", 1)))]
     for _ in range(5000):
         data = bytearray(chance.choice(seeds))
         for _ in range(chance.randint(1, 4)):
@@ -126,7 +125,7 @@ class Machine:
         if isinstance(request, Snapshot):
             for fd, name in zip(descriptors, FILES, strict=True):
                 os.write(fd, name.encode())
-            return Written(memory_bytes=4096)
+            return Done(memory_bytes=4096)
         return Figures(paused=False, exits={"total": 3}) if isinstance(request, Stats) else Done()
 
 
@@ -159,7 +158,7 @@ def test_a_request_is_carried_out(ends: tuple[socket.socket, socket.socket], req
 def test_a_snapshot_goes_to_new_files(ends: tuple[socket.socket, socket.socket], tmp_path: Path) -> None:
     machine = Machine()
     with snapshot_files(tmp_path) as descriptors:
-        assert ask(ends, machine, pack(Snapshot(go_on=True)), descriptors) == Written(memory_bytes=4096)
+        assert ask(ends, machine, pack(Snapshot(go_on=True)), descriptors) == Done(memory_bytes=4096)
     assert machine.asked == [Snapshot(go_on=True)]
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: name for name in FILES}
     with pytest.raises(FileExistsError), snapshot_files(tmp_path):

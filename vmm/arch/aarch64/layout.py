@@ -9,9 +9,8 @@
 0x4020_0000        kernel; initramfs at the top of RAM, or of its first 31 GiB
 """
 
+from mayfly.units import GIB
 from mayfly.vmm.config import Channel, MachineConfig
-
-GIB = 1 << 30
 
 GIC_DISTRIBUTOR = 0x0800_0000
 GIC_DISTRIBUTOR_SIZE = 0x1_0000

@@ -17,9 +17,8 @@
 0x1_0000_0000 RAM  what did not fit below the hole
 """
 
+from mayfly.units import GIB
 from mayfly.vmm.config import Channel, MachineConfig
-
-GIB = 1 << 30
 
 RAM = 0
 GDT = 0x500

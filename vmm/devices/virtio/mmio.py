@@ -68,8 +68,8 @@ class MmioTransport(BusDevice):
     Args:
         memory: guest RAM. Live queues keep views of it until the reset (`close` drops them).
         interrupt: raises the line (an edge). Any thread, with the lock held; must not block.
-        kick: has the event loop call `notify(index)` soon. Any thread, with the lock held; must not
-            block, nor call `notify` itself.
+        kick: has the event loop call `notify(index)` soon, for the device too. Any thread, with the
+            lock held; must not block, nor call `notify` itself.
         registers: REGION_BYTES for what the guest reads, which may be mapped for it without exits.
     """
 
@@ -79,7 +79,7 @@ class MmioTransport(BusDevice):
         self.device = device
         self.misuse: Counter[Misuse] = Counter()  # how often the driver did what
         self.kicks = 0  # how often the event loop was woken to work on a queue
-        self._memory, self._interrupt, self._kick = memory, interrupt, kick
+        self._memory, self._interrupt, self.kick = memory, interrupt, kick
         self._bytes, self._words = registers, registers.cast("I")
         self._offered = OFFERED | device.features
         self._forget(generation=0)
@@ -201,10 +201,6 @@ class MmioTransport(BusDevice):
         """Tell the driver of used buffers: after `Queue.publish` said so."""
         self._raise(Interrupt.USED_BUFFER)
 
-    def kick(self, index: int) -> None:
-        """Have `notify(index)` called again soon, from the event loop. It returns at once."""
-        self._kick(index)
-
     def report(self, misuse: Misuse) -> None:
         """Count a driver's error; a senseless ring needs a reset (virtio 1.2, 2.1.2)."""
         self.misuse[misuse] += 1
@@ -312,7 +308,7 @@ class MmioTransport(BusDevice):
 
     def _write_notify(self, value: int) -> None:
         if self._state.status == LIVE and value in self.device.queues:
-            self._kick(value)
+            self.kick(value)
         else:
             self.report(Misuse.NOTIFY)
 
@@ -341,4 +337,4 @@ class MmioTransport(BusDevice):
         self.device.activate(dict(self._ready), self._driver_features)
         for index, queue in self._ready.items():
             if queue.has_chains():  # made available before DRIVER_OK, when a kick would have been lost
-                self._kick(index)
+                self.kick(index)

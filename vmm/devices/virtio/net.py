@@ -63,6 +63,9 @@ class Backend:
         """
         return 0
 
+    def close(self) -> None:
+        """Give back what it holds."""
+
 
 class Net(VirtioDevice):
     """The device. `receive` and `resume` are for the event loop, which makes all callbacks.
