@@ -7,7 +7,8 @@ from typing import BinaryIO
 from mayfly.imagegen.rootfs.tar import BLOCK
 from mayfly.protocol.frames import Collected
 
-PERMISSIONS = 0o777
+PERMISSIONS = 0o775
+"""That a layer keeps: a snippet can write to nothing of an image."""
 VERSION_FILE = "mayfly/version"
 """Where the layer has what the compiler said of itself."""
 

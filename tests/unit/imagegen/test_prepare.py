@@ -33,7 +33,7 @@ from tests.kit.api_fakes import FakeZygote
 from tests.kit.imagegen_kit import LayoutMaker, member, read_cpio, tar, toy_language
 from tests.kit.played_guest import EXIT, RAN, STEP, played_guest
 
-GOOD_STEP = "chmod 600 made/a; head -c 100000 /dev/zero >made/zeros"
+GOOD_STEP = "chmod 600 made/a; chmod 777 made/deep; head -c 100000 /dev/zero >made/zeros"
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +95,7 @@ def test_what_the_steps_make_is_in_the_image(machines: list[FakeZygote], tmp_pat
     assert _made(built) == {
         "work/made": (stat.S_IFDIR | 0o755, 0, 0, b""),
         "work/made/a": (stat.S_IFREG | 0o600, 0, 0, b""),
-        "work/made/deep": (stat.S_IFDIR | 0o755, 0, 0, b""),
+        "work/made/deep": (stat.S_IFDIR | 0o775, 0, 0, b""),
         "work/made/deep/b": (stat.S_IFREG | 0o644, 0, 0, b"thing\n"),
         "work/made/zeros": (stat.S_IFREG | 0o644, 0, 0, bytes(100_000)),
     }
