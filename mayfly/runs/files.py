@@ -2,7 +2,6 @@
 
 import io
 import stat
-import tarfile
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -61,6 +60,8 @@ class Files:
 
     def as_tar(self) -> bytes:
         """The files as a tar: nobody's, of time 0, executable ones executable."""
+        import tarfile  # only here: the command loads this module each time
+
         out = io.BytesIO()
         with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
             for name, left in self.by_name.items():
