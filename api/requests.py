@@ -103,7 +103,7 @@ class Body(Query, frozen=True, kw_only=True):
     build_env: Annotated[Texts, Meta(description="environment of the build step")] = msgspec.field(default_factory=dict)
     options: Annotated[Texts, Meta(description="the language's options, such as the edition")] = msgspec.field(default_factory=dict)
     limits: Annotated[Mapping[Text, Limits], Meta(max_length=MAX_ITEMS, description="limits by step")] = {}
-    tty: Annotated[Terminal, Meta(description="give the program a terminal; the run is interactive")] | UnsetType = UNSET
+    tty: Annotated[Terminal, Meta(description="give the program a terminal; the run is interactive unless it says no")] | UnsetType = UNSET
     callback_url: Annotated[Line, Meta(description="where the result is posted when the run is over")] | UnsetType = UNSET
     callback_secret: Annotated[Line, Meta(min_length=16, description="signs the result at callback_url")] | UnsetType = UNSET
     cases: (
@@ -282,7 +282,7 @@ def _snippet(body: Body) -> Snippet:
     if "language" in given:
         check_text("language", given["language"])
     if body.tty is not UNSET:
-        given |= {"tty": body.tty, "interactive": True}
+        given = {"tty": body.tty, "interactive": True, **given}
     return Snippet(
         source=None if body.source is UNSET else _bytes(body.source),
         files={name: _bytes(content) for name, content in body.files.items()},

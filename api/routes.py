@@ -56,6 +56,9 @@ async def run(request: web.Request) -> web.StreamResponse:
     """
     query = parse_query(RunQuery, request.query)
     asked = await read(request, query)
+    if asked.submission.snippet.interactive and query.stream is UNSET:
+        hint = "use POST /start, or say ?stream=jsonl: they tell the run's id before its end"
+        raise UnprocessableError("nobody could write to this interactive run", hint=hint)
     async with attended(request, begin(request, asked), lasting=asked.lasting) as found:
         if query.stream is not UNSET:
             return await events.send(request, found, events.KINDS[query.stream], result=True)

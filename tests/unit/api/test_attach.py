@@ -13,6 +13,7 @@ import pytest
 from aiohttp import WSMsgType
 
 from mayfly.api import connections, events
+from mayfly.client import AsyncClient, StdoutEvent
 from mayfly.host.snippet import Snippet
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
@@ -221,6 +222,20 @@ def test_a_size_is_for_terminals(serve: Serve) -> None:
         return found
 
     assert serve(scenario) == [(409, "run_not_interactive"), (204, ""), (422, "invalid_value")]
+
+
+def test_a_run_that_nobody_could_write_to_is_refused(serve: Serve) -> None:
+    """Its client learns its id at its end only, which would not come."""
+
+    async def scenario(client: Client, service: Service) -> list[int]:
+        body = {"language": "toy", "source": "cat", "stdin": "first", "tty": {"columns": 80, "rows": 24}}
+        found = [(await post(client, "/run", body))[0], (await post(client, "/run?language=toy&interactive=true", b"cat"))[0]]
+        assert not list(service.runs)
+        status, result, _ = await post(client, "/run", {**body, "interactive": False})
+        assert result["steps"][1]["stdout"] == "first"
+        return [*found, status]
+
+    assert serve(scenario) == [422, 422, 200]
 
 
 def test_a_conversation_over_a_websocket(serve: Serve) -> None:
@@ -460,16 +475,16 @@ def test_a_client_that_goes_away_without_a_word_frees_standard_input(serve: Serv
     assert serve(scenario) == "ok"
 
 
-@pytest.mark.parametrize("query", ["", "&stream=sse"])
+@pytest.mark.parametrize(("query", "source"), [("", b"echo ready; sleep 1"), ("&stream=sse&interactive=true", ASKS)])
 @pytest.mark.parametrize(("detach", "status"), [(True, "ok"), (False, "error")])
 def test_a_client_that_goes_away_ends_its_run_unless_it_said_detach(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch, query: str, detach: bool, status: str
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, query: str, source: bytes, detach: bool, status: str
 ) -> None:
     monkeypatch.setattr(connections, "TICK_S", 0.05)
 
     async def scenario(client: Client, service: Service) -> str:
-        address = f"/run?language=toy&interactive=true&detach={str(detach).lower()}{query}"
-        going = asyncio.create_task(post(client, address, ASKS))
+        address = f"/run?language=toy&detach={str(detach).lower()}{query}"
+        going = asyncio.create_task(post(client, address, source))
         while not (runs := list(service.runs)):
             await asyncio.sleep(0.01)
         (run,) = runs
@@ -477,10 +492,48 @@ def test_a_client_that_goes_away_ends_its_run_unless_it_said_detach(
         going.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await going
-        if detach:
+        if detach and query:
             while len(run.readers):
                 await asyncio.sleep(0.01)
             assert await send(client, run, b"Ada\nyou\n") == (204, "")
         return str((await ends(service, run))["status"])
 
     assert serve(scenario) == status
+
+
+def test_the_python_client_talks_to_a_run(serve: Serve) -> None:
+    async def scenario(_: Client, service: Service) -> str:
+        async with (
+            AsyncClient(service.config.socket) as client,
+            client.start(ASKS.decode(), language="toy", interactive=True) as run,
+            run.attach() as attached,
+        ):
+            found = ""
+            async for event in attached:
+                if isinstance(event, StdoutEvent):
+                    found += event.text
+                    if event.text.endswith("name?\n"):
+                        await attached.send("Ada\n")
+                    elif "hello" in event.text:
+                        await attached.send(b"you")
+                        await attached.send_eof()
+            return found
+
+    assert serve(scenario) == "name?\nhello Ada\nand you\n"
+
+
+def test_the_python_client_sends_input_and_signals(serve: Serve) -> None:
+    async def scenario(_: Client, service: Service) -> list[str]:
+        async with AsyncClient(service.config.socket) as client:
+            async with client.start(ASKS.decode(), language="toy", interactive=True) as run:
+                await run.send("Ada\n")
+                await run.send("you\n", end=True)
+                found = [(await run.result()).stdout]
+            async with client.start(LOOPS.decode(), language="toy") as run:
+                async for event in run:
+                    if isinstance(event, StdoutEvent) and "ready" in event.text:
+                        await run.signal("INT")
+                found.append((await run.state()).stdout)
+            return found
+
+    assert serve(scenario) == ["name?\nhello Ada\nand you\n", "ready\ncaught\n"]
