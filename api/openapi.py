@@ -18,6 +18,10 @@ _TEXT: dict[str, Any] = {"type": "string"}
 _REF = "#/components/schemas/{}"
 
 
+def _ref(name: str) -> dict[str, Any]:
+    return {"$ref": _REF.format(name)}
+
+
 @dataclasses.dataclass(frozen=True)
 class Route:
     """One route: what serves it, and all that openapi.json says of it.
@@ -45,6 +49,13 @@ SECURITY: dict[str, Any] = {"securitySchemes": {"key": {"type": "http", "scheme"
 WANTED: dict[str, Any] = {"security": [{"key": []}, {}]}
 """An API key over TCP, nothing over the Unix socket."""
 
+MESSAGE: dict[str, Any] = {
+    "description": "each message of the stream",
+    "type": "object",
+    "properties": {"id": _TEXT, "data": {**_TEXT, "contentMediaType": "application/json", "contentSchema": _ref("Event")}},
+    "required": ["id", "data"],
+}
+
 
 def describe(routes: Iterable[Route], version: str) -> dict[str, Any]:
     """The whole description."""
@@ -65,10 +76,6 @@ def _schemas(kinds: Iterable[type[msgspec.Struct]]) -> dict[str, Any]:
     ordered: list[Any] = sorted(kinds, key=lambda kind: kind.__name__)
     (*_, event), found = msgspec.json.schema_components([*ordered, Error, AnyEvent], ref_template=_REF.format("{name}"))
     return {**found, "Event": event}
-
-
-def _ref(name: str) -> dict[str, Any]:
-    return {"$ref": _REF.format(name)}
 
 
 def _operation(route: Route, query: dict[str, Any]) -> dict[str, Any]:
@@ -106,5 +113,5 @@ def _response(route: Route, status: int) -> dict[str, Any]:
     if kind:
         content["application/json"] = {"schema": _ref(kind.__name__)}
     if route.streams and status == 200:
-        content |= {SSE: {"schema": _TEXT}, JSONL: {"schema": _ref("Event")}}
+        content |= {SSE: {"schema": MESSAGE}, JSONL: {"schema": _ref("Event")}}
     return {**response, "content": content} if content else response

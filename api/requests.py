@@ -19,6 +19,7 @@ MAX_TIME_S = 86400
 MAX_SIZE = 1 << 40
 MAX_ITEMS = 1024
 """Arguments, environment variables or files in a request."""
+MAX_LANGUAGE = 100
 MAX_TEXT = 32 * 1024
 """Bytes of one argument, environment value or file name; all together must fit into a START frame
 of 64 KiB.
@@ -85,7 +86,9 @@ class CaseBody(Record, frozen=True, kw_only=True):
 class Query(Record, frozen=True, kw_only=True):
     """What can stand in the address as well as in the body."""
 
-    language: Annotated[Text, Meta(description="`rust`, or `rust@1.85` for the highest 1.85 there is")] | UnsetType = UNSET
+    language: (
+        Annotated[str, Meta(max_length=MAX_LANGUAGE, description="`rust`, or `rust@1.85` for the highest 1.85 there is")] | UnsetType
+    ) = UNSET
     output: Annotated[Mode, Meta(description="what the output socket gives")] | UnsetType = UNSET
     network: Annotated[bool, Meta(description="give the program a network")] | UnsetType = UNSET
     interactive: Annotated[bool, Meta(description="keep standard input open to clients")] | UnsetType = UNSET

@@ -15,7 +15,7 @@ from mayfly.api import events, openapi
 from mayfly.api.answers import Batched, BatchedRun, Health, Language, Languages, Runs, Saved, Started, Version, answer
 from mayfly.api.connections import pieces
 from mayfly.api.doors.access import CALLER, is_operator
-from mayfly.api.doors.intake import BODIES, IDEMPOTENCY_KEY, SERVICE, Asked, attended, begin, digest_of, find_run, note, read
+from mayfly.api.doors.intake import BODIES, SERVICE, Asked, attended, begin, digest_of, find_run, key_of, note, read
 from mayfly.api.events import AttachQuery, EventsQuery, RunQuery
 from mayfly.api.metrics import Metrics
 from mayfly.api.openapi import Route
@@ -69,7 +69,7 @@ async def run(request: web.Request) -> web.StreamResponse:
 async def start_batch(request: web.Request) -> web.Response:
     """Accept several snippets; each is answered as `POST /start` answers it, or with its error."""
     batch = parse_object(Batch, await request.app[BODIES].read(request))
-    key = request.headers.get(IDEMPOTENCY_KEY)
+    key = key_of(request)
     answers = []
     for number, body in enumerate(batch.runs):
         item = bytes(body)

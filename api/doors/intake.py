@@ -19,7 +19,7 @@ from mayfly.api.connections import Bodies
 from mayfly.api.doors.access import ID, REPLAYED, caller_of, is_operator, owner_of
 from mayfly.api.doors.hooks import Delivered, Hooks, Message
 from mayfly.api.doors.logs import JsonLog
-from mayfly.api.doors.repeats import Repeats
+from mayfly.api.doors.repeats import Repeats, check_key
 from mayfly.api.requests import Callback, Query, Submission, check_type, parse_submission
 from mayfly.errors import MayflyError
 from mayfly.guests.converse import StdinSource
@@ -61,7 +61,15 @@ async def read(request: web.Request, query: Query) -> Asked:
     check_type(request.content_type)
     body = await request.app[BODIES].read(request)
     submission = parse_submission(request.content_type, body, query)
-    return Asked(submission, request.headers.get(IDEMPOTENCY_KEY), digest_of(request, body))
+    return Asked(submission, key_of(request), digest_of(request, body))
+
+
+def key_of(request: web.Request) -> str | None:
+    """The request's Idempotency-Key, if it has one. Raises UnprocessableError: it is not a key."""
+    key = request.headers.get(IDEMPOTENCY_KEY)
+    if key is not None:
+        check_key(key)
+    return key
 
 
 def digest_of(request: web.Request, body: bytes) -> bytes:

@@ -17,6 +17,12 @@ _FEW = 64
 """Keys that are held without looking for those whose runs are no longer kept."""
 
 
+def check_key(key: str) -> None:
+    """Refuse what is not a key."""
+    if not _SANE.fullmatch(key):
+        raise UnprocessableError("Idempotency-Key: it must be 1 to 255 printable ASCII characters without blanks", hint="a UUID, say")
+
+
 class _Begun(NamedTuple):
     digest: bytes
     run_id: str
@@ -35,10 +41,7 @@ class Repeats:
 
         Raises:
             KeyReusedError: that was another request.
-            UnprocessableError: it is not a key.
         """
-        if not _SANE.fullmatch(key):
-            raise UnprocessableError("Idempotency-Key: it must be 1 to 255 printable ASCII characters without blanks", hint="a UUID, say")
         begun = self._begun.get((owner, key))
         if begun is None:
             return None
