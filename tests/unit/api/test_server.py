@@ -398,8 +398,9 @@ def test_what_the_server_says_of_itself(serve: Callable[..., Any]) -> None:
         service.stopping = True
         assert (await get(client, "/healthz"))[1]["status"] == "draining"
         assert (await get(client, "/readyz"))[0] == 503
-        status, answer, _ = await post(client, "/run?language=toy", b"true")
+        status, answer, headers = await post(client, "/run?language=toy", b"true")
         assert (status, answer["error"]["code"]) == (503, "stopping")
+        assert int(headers["Retry-After"]) > 0
 
     serve(scenario)
 
