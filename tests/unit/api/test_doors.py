@@ -123,6 +123,23 @@ def test_a_key_sees_and_ends_its_own_runs_only(serve: Serve) -> None:
     serve(scenario)
 
 
+def test_no_route_shows_a_run_to_another_key(serve: Serve) -> None:
+    async def scenario(served: Served) -> None:
+        async with served.client(make_key("one")) as one, served.client(make_key("two")) as two:
+            run = served.service.get((await begin(one))[1]["id"])
+            routes = [route for route in ROUTES if "{id}" in route.path]
+            assert len(routes) >= 4
+            for route in routes:
+                path = route.path.replace("{id}", run.id)
+                status, _, _ = await ask(two, route.method, path, data=b"x" if route.method == "POST" else None)
+                unknown, _, _ = await ask(one, route.method, route.path.replace("{id}", "0"), data=b"x" if route.method == "POST" else None)
+                assert status == unknown in (204, 403, 404), path
+            assert not run.done.is_set()
+            assert (await ask(one, "DELETE", f"/runs/{run.id}"))[0] == 204
+
+    serve(scenario)
+
+
 def test_a_keys_limits_are_its_own(serve: Serve) -> None:
     async def scenario(served: Served) -> None:
         tokens = {
