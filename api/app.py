@@ -178,7 +178,9 @@ async def serve_http(
         await service.close()
     finally:
         watch.cancel()
-        await asyncio.gather(*(server.shutdown(SHUTDOWN_S) for server in narrow.values()))
+        for other in narrow.values():  # as the runner does with its own
+            other.pre_shutdown()
+        await asyncio.gather(*(other.shutdown(SHUTDOWN_S) for other in narrow.values()))
         await runner.cleanup()
 
 
