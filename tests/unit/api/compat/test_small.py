@@ -15,7 +15,7 @@ import pytest
 from mayfly.api.compat.dialects import DIALECTS, addresses_of, make_dialects
 from mayfly.api.doors.listen import Door
 from mayfly.errors import ConfigError
-from tests.kit.api_fakes import install_toys
+from tests.kit.api_fakes import ROOT, install_toys
 from tests.kit.api_server import Served, make_key, serving
 from tests.kit.compat_server import Compatible
 
@@ -208,3 +208,13 @@ def test_prefixes() -> None:
     }
     assert [dialect.prefix for dialect in make_dialects(["polycode", "codapi=/a/b/"], [])] == ["/polycode", "/a/b"]
     assert [dialect.prefix for dialect in make_dialects([*DIALECTS], [])] == [f"/{name}" for name in DIALECTS]
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_it_is_described(name: str) -> None:
+    text = (ROOT / "docs/compat.md").read_text()
+    (dialect,) = make_dialects([name], [])
+    assert f"/{name}" in text
+    for path in dialect.paths():
+        last = path.path.rstrip("/").rpartition("/")[2].replace("{token}", "TOKEN").replace("{id}", "ID")
+        assert last in text, path.path
