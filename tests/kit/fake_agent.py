@@ -5,8 +5,10 @@ It runs the steps as plain programs in a temporary folder that stands for /work,
 output limit and input against credit. FAULT is empty or names a way to misbehave."""
 
 import contextlib
+import fcntl
 import os
 import platform
+import pty
 import queue
 import shutil
 import signal
@@ -15,6 +17,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
 from collections.abc import Sequence
@@ -31,6 +34,8 @@ ERRORS = {
     "no-tap": NetworkError("there is no tap", hint="make one"),
 }
 """What the vmm process says of itself with these faults."""
+VEOF = b"\x04"
+"""What a user types at a terminal to end their input."""
 PHASES = {"process": 0.001, "objects": 0.002}
 
 
@@ -43,6 +48,7 @@ class FakeAgent:
         self.start = p.Start((), (), ())
         self.stdin: queue.Queue[bytes] = queue.Queue()
         self.child: subprocess.Popen[bytes] | None = None
+        self.terminal = -1
         self.products = work / "products"
         self.work = work / "work"
         self.work.mkdir()
@@ -104,6 +110,11 @@ class FakeAgent:
             case p.Signal(number) if self.child is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self.child.pid, number)
+            case p.Resize(columns, rows) if self.terminal >= 0:
+                self.resize(columns, rows)
+
+    def resize(self, columns: int, rows: int) -> None:
+        fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
 
     def collect(self, patterns: Sequence[str]) -> None:
         found = {path for pattern in patterns for path in self.work.glob(pattern.removeprefix("/work/")) if path.is_file()}
@@ -134,23 +145,21 @@ class FakeAgent:
         argv = ["true"] if zeroing else list(step.argv)
         env = {"PATH": os.environ["PATH"], "FAKE_NETWORK": self.network, **dict(self.start.env), **dict(step.env)}
         try:
-            child = subprocess.Popen(
-                argv, cwd=self.work, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0
-            )
+            child = self.spawn(argv, env, step)
         except OSError as error:
             return p.Exit(index, p.ExitHow.NOT_STARTED, error.errno or 0, p.Limit.NONE, 0, 0, 0, (False, False))
         self.child = child
         if self.fault == "vanish":
             os._exit(3)
-        assert child.stdin and child.stdout and child.stderr
         if step.stdin:
             threading.Thread(target=self.feed, args=(child,), daemon=True).start()
-        else:
+        elif child.stdin:
             child.stdin.close()
         cut = [False, False]
+        outputs = [(child.stdout.fileno(), p.Stdout), (child.stderr.fileno(), p.Stderr)] if child.stdout and child.stderr else []
         pumps = [
-            threading.Thread(target=self.pump, args=(child.stdout.fileno(), p.Stdout, step.output, cut, 0)),
-            threading.Thread(target=self.pump, args=(child.stderr.fileno(), p.Stderr, step.output, cut, 1)),
+            threading.Thread(target=self.pump, args=(fd, kind, step.output, cut, which))
+            for which, (fd, kind) in enumerate(outputs or [(self.terminal, p.Stdout)])
         ]
         for pump in pumps:
             pump.start()
@@ -168,9 +177,21 @@ class FakeAgent:
         wall = round((time.monotonic() - began) * 1e6)
         return p.Exit(index, how, abs(status), limit, wall, 1000, 4096, (cut[0], cut[1]))
 
+    def spawn(self, argv: list[str], env: dict[str, str], step: p.Step) -> "subprocess.Popen[bytes]":
+        """The step's program, on pipes or at a terminal of its own."""
+        if not step.columns:
+            pipe = subprocess.PIPE
+            return subprocess.Popen(argv, cwd=self.work, env=env, stdin=pipe, stdout=pipe, stderr=pipe, process_group=0)
+        self.terminal, other = pty.openpty()
+        self.resize(step.columns, step.rows)
+        try:
+            return subprocess.Popen(["setsid", "--ctty", *argv], cwd=self.work, env=env, stdin=other, stdout=other, stderr=other)
+        finally:
+            os.close(other)
+
     def pump(self, fd: int, kind: type[p.Stdout] | type[p.Stderr], limit: int, cut: list[bool], which: int) -> None:
         sent = 0
-        while data := os.read(fd, 4096):
+        while data := read(fd):
             keep = data if self.fault == "flood" or not limit else data[: limit - sent]
             cut[which] |= len(keep) < len(data)
             sent += len(keep)
@@ -178,14 +199,24 @@ class FakeAgent:
                 self.send(kind(keep))
 
     def feed(self, child: "subprocess.Popen[bytes]") -> None:
-        assert child.stdin
+        fd = child.stdin.fileno() if child.stdin else self.terminal
         self.send(p.Credit(CREDIT))
         with contextlib.suppress(OSError):
             while data := self.stdin.get():
-                child.stdin.write(data)
-                child.stdin.flush()
+                os.write(fd, data)
                 self.send(p.Credit(len(data)))
-            child.stdin.close()
+            if child.stdin:
+                child.stdin.close()
+            else:
+                os.write(fd, VEOF)
+
+
+def read(fd: int) -> bytes:
+    """Some output; a terminal whose programs have ended gives EIO."""
+    try:
+        return os.read(fd, 4096)
+    except OSError:
+        return b""
 
 
 class FakeMachine:

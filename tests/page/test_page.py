@@ -181,6 +181,44 @@ def test_cases_of_a_program_that_does_not_build_are_skipped(page: Any, expect: A
     expect(page.locator("#cases tbody strong")).to_contain_text("skipped")
 
 
+def at_terminal(page: Any, text: str) -> Any:
+    """Run a shell's program in a terminal; what the terminal shows."""
+    page.get_by_role("tab", name="Terminal").click()
+    run(page, SHELL, text)
+    return page.locator(".xterm-rows")
+
+
+def test_a_program_is_talked_to_at_a_terminal(page: Any, expect: Any) -> None:
+    screen = at_terminal(page, 'test -t 1 && echo "name?"; read name; printf "hello \\033[38;2;255;0;0m$name\\033[0m\\n"; cat')
+    expect(screen).to_contain_text("name?")
+    page.keyboard.type("Ada\n")  # the terminal has the focus
+    expect(screen).to_contain_text("hello Ada")
+    page.keyboard.type("more\n")
+    expect(screen).to_contain_text("moremore")  # as typed, and by cat
+    page.keyboard.press("Control+D")
+    expect(page.get_by_role("status")).to_contain_text("Exited with 0")
+
+
+def test_keys_and_sizes_reach_a_terminal(page: Any, expect: Any) -> None:
+    screen = at_terminal(page, "trap 'echo resized to $(stty size)' WINCH; trap 'exit 7' INT; echo begun; while :; do sleep 0.1; done\n")
+    expect(screen).to_contain_text("begun")
+    page.set_viewport_size({"width": 1000, "height": 500})
+    expect(screen).to_contain_text("resized to")
+    page.keyboard.press("Control+C")
+    expect(page.get_by_role("status")).to_contain_text("Exited with 7")
+
+
+def test_a_terminal_is_left_and_stopped_by_keys(page: Any, expect: Any) -> None:
+    screen = at_terminal(page, LONG)
+    expect(screen).to_contain_text("begun")
+    page.keyboard.press("F6")
+    expect(page.locator("#language")).to_be_focused()
+    page.keyboard.press("Shift+F6")
+    expect(page.locator(".xterm-helper-textarea")).to_be_focused()
+    page.keyboard.press("Control+.")
+    expect(page.get_by_role("status")).to_have_text("Stopped")
+
+
 def test_files_are_added_renamed_and_removed(page: Any, expect: Any) -> None:
     page.select_option("#language", PYTHON)
     write(page, "import helper\nprint(helper.TEXT)\n")
@@ -389,6 +427,8 @@ def test_axe_finds_nothing_serious(page: Any, expect: Any, theme: str) -> None:
     for tab in page.locator("#modes [role=tab]:visible").all():
         tab.click()
         check(f"with the tab {tab.text_content()}")
+    expect(at_terminal(page, "echo in the terminal\n")).to_contain_text("in the terminal")
+    check("with a terminal")
     page.get_by_role("button", name="Share").click()
     check("with a dialog")
 

@@ -18,6 +18,7 @@ from mayfly.vmm.loader.elf import HEADER, ElfMachine
 
 ROOT = Path(__file__).parents[2]
 AGENTS = {f"mayfly-agent.{arch}": machine for arch, machine in (("x86_64", ElfMachine.X86_64), ("aarch64", ElfMachine.AARCH64))}
+STATIC = ROOT / "api/playground/static"
 SDIST = "import setuptools.build_meta, sys; setuptools.build_meta.build_sdist(sys.argv[1])"
 NAMES = ("api", "vmm", "imagegen", "kernel")
 """Packages that a user's project may have too."""
@@ -78,6 +79,15 @@ def test_a_wheel_carries_the_agents_of_both_architectures(wheels: list[Path]) ->
     with zipfile.ZipFile(wheels[0]) as archive:
         found = {name: HEADER.unpack_from(archive.read(f"mayfly/imagegen/agents/{name}"))[2] for name in AGENTS}
     assert found == AGENTS
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (STATIC / "page.js").exists(), reason="the playground's page is not built: make web")
+def test_a_wheel_has_the_page_if_it_is_built(wheels: list[Path]) -> None:
+    for made in wheels:
+        with zipfile.ZipFile(made) as archive:
+            for path in STATIC.iterdir():
+                assert archive.read(f"mayfly/api/playground/static/{path.name}") == path.read_bytes()
 
 
 @pytest.mark.slow
