@@ -6,6 +6,7 @@ output limit and input against credit. FAULT is empty or names a way to misbehav
 
 import contextlib
 import fcntl
+import json
 import os
 import platform
 import pty
@@ -27,6 +28,7 @@ from mayfly.errors import ConfigError, NetworkError, SnapshotError
 from mayfly.protocol import frames as p
 from mayfly.vmm.process.control import Answer, Done, Figures, Pause, Request, Resume, Snapshot, Stats, answer_next
 from mayfly.vmm.process.report import End, Ended, Line, Running, encode
+from mayfly.vmm.snapshot import STATE
 
 CREDIT = 32 * 1024
 ERRORS = {
@@ -52,6 +54,9 @@ class FakeAgent:
         self.products = work / "products"
         self.work = work / "work"
         self.work.mkdir()
+        if (restored := os.environ.get("FAKE_RESTORE")) and (saved := json.loads(Path(restored.split()[-1], STATE).read_text())):
+            shutil.copytree(Path(saved) / "work", self.work, dirs_exist_ok=True, symlinks=True)
+            self.start = p.Start((), (), (), keep=True)
 
     def send(self, message: p.Message, run: int | None = None) -> None:
         with self.lock, contextlib.suppress(OSError):
@@ -220,10 +225,12 @@ def read(fd: int) -> bytes:
 
 
 class FakeMachine:
-    """Stands for a machine at the control socket. Only another fake restores its snapshots."""
+    """Stands for a machine at the control socket. Only another fake restores its snapshots, which
+    name the folder of an agent that was saved and went on.
+    """
 
-    def __init__(self, report: int, fault: str) -> None:
-        self.report, self.fault = report, fault
+    def __init__(self, report: int, fault: str, work: Path) -> None:
+        self.report, self.fault, self.work = report, fault, work
         self.paused = False
         self.ending = False
 
@@ -250,23 +257,25 @@ class FakeMachine:
         if self.fault == "disk-full":
             raise SnapshotError("No space left on device")
         run = struct.pack("<QQ", 1, 1)
-        for fd, data in zip(descriptors, (b"{}", bytes(8192), run, run if os.environ["FAKE_RESTORE"] else b""), strict=True):
+        state = json.dumps(str(self.work) if go_on else "").encode()
+        for fd, data in zip(descriptors, (state, bytes(8192), run, run if os.environ["FAKE_RESTORE"] else b""), strict=True):
             os.write(fd, data)
         self.ending = not go_on
         return 4096
 
 
 def main(channel_fd: int, report: int, control_fd: int, fault: str) -> None:
-    machine = FakeMachine(report, fault)
     with (
         socket.socket(fileno=control_fd) as control,
         socket.socket(fileno=channel_fd) as channel,
         tempfile.TemporaryDirectory(prefix="fake-agent-") as work,
     ):
+        agent = FakeAgent(channel, fault, Path(work))
+        machine = FakeMachine(report, fault, Path(work))
         machine.say(Running(phases=PHASES))
         threading.Thread(target=machine.serve, args=(control,), daemon=True).start()
         with contextlib.suppress(ConnectionError):
-            FakeAgent(channel, fault, Path(work)).serve()
+            agent.serve()
         if fault == "bad-report":
             os.write(report, b"{]\n")
         broken = ERRORS.get(fault)

@@ -277,6 +277,38 @@ def test_a_machine_under_way_is_saved_and_goes_on(base: str, folder: Path) -> No
     mayfly("snapshot", "rm", "under-way")
 
 
+def test_cases_run_in_one_guest_and_in_copies_of_it(base: str, folder: Path) -> None:
+    """The same verdicts, and no program sees what another left. Files come back from such a guest
+    too.
+    """
+    source = """
+read name
+echo $name $(ls -A . /tmp /var/tmp /dev/shm) sleepers $(busybox pidof sleep | busybox wc -w)
+touch /tmp/left /var/tmp/left /dev/shm/left left; echo broken > main.toy
+sleep 1000 &
+case $name in case-3) exit 1;; esac
+"""
+    found = ".: main.toy /dev/shm: /tmp: /var/tmp: sleepers 0"
+    cases = [{"stdin": f"case-{number}", "expected_stdout": f"case-{number} {found}", "compare": "tokens"} for number in range(12)]
+    server = Server(folder, cold=False)
+    results = []
+    for parallel in (1, 3):
+        body = {"language": "toy", "source": source, "cases": cases, "parallel": parallel}
+        status, result = server.request("POST", "/run", json.dumps(body).encode(), "application/json")
+        assert (status, result["start"], result["cases"]["parallel"]) == (200, "restored", parallel), result
+        print(f"12 cases on {parallel} guests: {result['phases']}")
+        results.append([(row["index"], row["verdict"], row["stdout"]) for row in result["cases"]["results"]])
+    assert [verdict for _, verdict, _ in results[0]] == ["passed"] * 3 + ["failed"] + ["passed"] * 8, results[0]
+    assert results[0] == results[1]
+    collecting = {"language": "toy", "source": "mkdir out; echo a > out/a; touch b", "collect": ["out/*"]}
+    _, result = server.request("POST", "/run", json.dumps(collecting).encode(), "application/json")
+    assert result["files"] == {"out/a": {"base64": "YQo="}}
+    family = children(server.process.pid)
+    server.close()
+    assert wait_gone(family)
+    assert not [path for path in paths.snapshots_dir().iterdir() if "passing" in path.name]
+
+
 def metrics(server: Server) -> str:
     command = ["curl", "-sS", "--unix-socket", str(server.socket), "http://localhost/metrics"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout

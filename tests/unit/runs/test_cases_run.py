@@ -1,15 +1,19 @@
 """Runs with cases: built once, a verdict on each, nothing left from one to the next."""
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
+from mayfly import paths
 from mayfly.host.snippet import Case, Compare, Snippet
 from mayfly.runs.record import Reader
 from mayfly.runs.result import describe
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
+from mayfly.units import MIB
 from tests.kit.api_fakes import FakeZygote
 from tests.unit.runs.test_service import serve as serve
 
@@ -37,7 +41,7 @@ def verdicts(run: Run) -> list[str]:
     return [result["verdict"] for result in run.to_json()["cases"]["results"]]
 
 
-ECHO = b'read line; echo "got $line $1"; case $line in fail) exit 3;; die) kill -TERM $$;; slow) sleep 60;; esac'
+ECHO = b'read line; echo "got $line $1"; case $line in fail) exit 3;; die) kill -TERM $$;; slow) sleep 600;; esac'
 
 
 def test_a_verdict_on_each_case(serve: Callable[..., Any]) -> None:
@@ -137,3 +141,92 @@ def test_little_is_kept_of_much_output(serve: Callable[..., Any]) -> None:
     assert verdicts(run) == ["passed"] * 100
     assert {(len(row["stdout"]), row["stdout_truncated"]) for row in rows} == {((16 << 20) // 200, True)}
     assert len(run.record) < 17 << 20
+
+
+COPYING = {"cold": False, "memory_budget": 4 * 128 * MIB, "run_wall_s": 600.0}
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> None:
+    """What a snapshot is checked against."""
+    (tmp_path / "vmlinux").write_bytes(b"kernel")
+
+
+async def make_base(service: Service) -> None:
+    """Make what is beneath a guest that can be copied."""
+    await service.make_base(service.find_image("toy"))
+
+
+def from_base(scenario: Callable[[Service], Awaitable[Run]]) -> Callable[[Service], Awaitable[Run]]:
+    async def whole(service: Service) -> Run:
+        await make_base(service)
+        return await scenario(service)
+
+    return whole
+
+
+def test_copies_of_the_guest_give_the_same(serve: Callable[..., Any], kernel: None) -> None:
+    """In the folder that the build left, which the programs spoil."""
+    source = b'read line; ls; rm *; touch left; case $line in 7) exit 1;; esac; echo "$line"'
+    cases = [Case(stdin=str(number).encode(), expected_stdout=f"data\nmain.toy\n{number}".encode()) for number in range(12)]
+
+    async def scenario(service: Service) -> list[Run]:
+        await make_base(service)
+        runs = [await doing(*cases, source=source, files={"data": b""}, parallel=parallel)(service) for parallel in (1, 3, 100)]
+        assert service.admission.used == 0
+        assert {path.name for path in paths.snapshots_dir().iterdir()} == {"toy", ".toy.lock"}
+        return runs
+
+    runs = [run.to_json() for run in serve(scenario, **COPYING)]
+    assert [(run["start"], run["cases"]["parallel"]) for run in runs] == [("restored", 1), ("restored", 3), ("restored", 3)], [
+        run["phases"] for run in runs
+    ]
+    first, *others = [[(row["index"], row["verdict"], row["stdout"]) for row in run["cases"]["results"]] for run in runs]
+    assert [verdict for _, verdict, _ in first] == ["passed"] * 7 + ["failed"] + ["passed"] * 4
+    assert others == [first] * 2
+
+
+def test_copies_stop_at_the_same_failure(serve: Callable[..., Any], kernel: None) -> None:
+    cases = [Case(stdin=b"fail" if number in (3, 4, 6) else b"x") for number in range(9)]
+    scenario = doing(*cases, source=ECHO, parallel=3, stop_at_first_failure=True)
+    run = serve(from_base(scenario), **COPYING)
+    assert run.cases.parallel == 3
+    assert verdicts(run) == ["passed"] * 3 + ["failed"] + ["skipped"] * 5
+    assert [event["verdict"] for event in events(run) if event["event"] == "case"] == verdicts(run)
+
+
+def test_there_are_no_copies_without_room_or_need(serve: Callable[..., Any], kernel: None) -> None:
+    cases = [Case(stdin=b"x")] * 4
+    assert serve(from_base(doing(*cases, source=ECHO, parallel=3)), cold=False, memory_budget=2 * 128 * MIB).cases.parallel == 1
+    assert serve(doing(*cases, source=ECHO, parallel=3), cold=True).cases.parallel == 1, "it has no snapshot beneath it"
+
+
+def test_copies_go_on_without_a_guest_that_is_gone(serve: Callable[..., Any], kernel: None) -> None:
+    made: list[FakeZygote] = []
+
+    async def scenario(service: Service) -> Run:
+        await make_base(service)
+        cases = tuple(Case(stdin=b"slow" if number == 0 else b"x") for number in range(6))
+        run = service.start(Snippet(language="toy", source=ECHO, cases=cases, parallel=2))
+        while not run.cases or len(run.cases.results) < 5:
+            await run.record.changed()
+        made[0].kill(service._guests[run.id].process.number)
+        await run.done.wait()
+        return run
+
+    run = serve(scenario, made=made, **COPYING)
+    assert verdicts(run) == ["error"] + ["passed"] * 5
+    assert (run.to_json()["status"], run.to_json()["error"]["code"]) == ("error", "guest_failed")
+
+
+def test_a_run_that_is_ended_leaves_no_copies(serve: Callable[..., Any], kernel: None) -> None:
+    async def scenario(service: Service) -> None:
+        await make_base(service)
+        run = service.start(Snippet(language="toy", source=ECHO, cases=(Case(stdin=b"x"), *(Case(stdin=b"slow"),) * 6), parallel=3))
+        while not run.cases or not run.cases.results:
+            await run.record.changed()
+        await service.end(run, "enough")
+        assert (verdicts(run), run.cases.parallel) == (["passed"] + ["skipped"] * 6, 3)
+        assert service.admission.used == 0
+
+    serve(scenario, **COPYING)
