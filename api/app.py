@@ -15,17 +15,13 @@ from typing import Any
 from aiohttp import web
 
 from mayfly.api import playground
+from mayfly.api.access import ID, Access
+from mayfly.api.answers import status_of
 from mayfly.api.compat.dialect import Dialect
 from mayfly.api.compat.dialects import Narrow, addresses_of, make_dialects
 from mayfly.api.connections import Bodies, Connection, Connections, Handler
-from mayfly.api.doors.access import ID, Access
-from mayfly.api.doors.hooks import Hooks
-from mayfly.api.doors.intake import AUDIT, BODIES, HOOKS, REPEATS, SERVICE
-from mayfly.api.doors.listen import Door, load_tls, open_doors
-from mayfly.api.doors.logs import open_log
-from mayfly.api.doors.repeats import Repeats
-from mayfly.api.metrics import Metrics
-from mayfly.api.problems import status_of
+from mayfly.api.hooks import Hooks
+from mayfly.api.intake import AUDIT, BODIES, HOOKS, REPEATS, SERVICE
 from mayfly.api.requests import MAX_BODY
 from mayfly.api.routes import METRICS, ROUTES
 from mayfly.api.sockets import claim
@@ -34,6 +30,10 @@ from mayfly.host.addresses import Targets
 from mayfly.host.checks import time_factor
 from mayfly.host.config import Config
 from mayfly.host.keys import Keyring, default_path
+from mayfly.host.listen import Door, load_tls, open_doors
+from mayfly.host.logs import open_log
+from mayfly.host.metrics import Metrics
+from mayfly.runs.repeats import Repeats
 from mayfly.runs.service import Service
 from mayfly.schema import replace
 from mayfly.vmm.process.zygote import Zygote

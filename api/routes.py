@@ -12,12 +12,11 @@ from msgspec.structs import asdict
 
 from mayfly import __version__
 from mayfly.api import events, openapi
+from mayfly.api.access import CALLER, is_operator
 from mayfly.api.answers import Batched, BatchedRun, Health, Language, Languages, Runs, Saved, Started, Version, answer
 from mayfly.api.connections import pieces
-from mayfly.api.doors.access import CALLER, is_operator
-from mayfly.api.doors.intake import BODIES, SERVICE, Asked, attended, begin, digest_of, find_run, key_of, note, read
 from mayfly.api.events import AttachQuery, EventsQuery, RunQuery
-from mayfly.api.metrics import Metrics
+from mayfly.api.intake import BODIES, SERVICE, Asked, attended, begin, digest_of, find_run, key_of, note, read
 from mayfly.api.openapi import Route
 from mayfly.api.requests import (
     MAX_BATCH,
@@ -33,6 +32,7 @@ from mayfly.api.requests import (
     parse_submission,
 )
 from mayfly.errors import ConfigError, MayflyError, UnknownRunError, UnprocessableError
+from mayfly.host.metrics import Metrics
 from mayfly.host.snippet import Terminal
 from mayfly.protocol.frames import PROTOCOL_VERSION
 from mayfly.runs.result import Problem, RunResult

@@ -11,7 +11,7 @@ from msgspec import Struct
 from mayfly.api.compat.dialect import Dialect, Path, read_object, run_to_end, text_of
 from mayfly.api.compat.images import find_image
 from mayfly.api.compat.stages import stages_of, text
-from mayfly.api.doors.intake import SERVICE
+from mayfly.api.intake import SERVICE
 from mayfly.errors import RequestError, SchemaError, UnknownLanguageError, UnprocessableError
 from mayfly.host.snippet import Snippet
 from mayfly.schema import convert

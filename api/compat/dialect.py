@@ -1,7 +1,7 @@
 """What every contract of others has here: routes under a prefix, its own form of errors, and the
 place where its clients put an API key.
 
-Errors get their status where all do (problems.py); a dialect only gives them its form.
+Errors get their status where all do (answers.py); a dialect only gives them its form.
 """
 
 import abc
@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 from aiohttp import web
 
 from mayfly.api.connections import Handler
-from mayfly.api.doors.intake import BODIES, attended, submit
+from mayfly.api.intake import BODIES, attended, submit
 from mayfly.api.requests import check_quotes
 from mayfly.errors import MalformedError, RequestError, SchemaError
 from mayfly.host.snippet import Snippet

@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 from mayfly.api.compat.dialect import Dialect, Path, read_object, run_to_end, text_of
 from mayfly.api.compat.images import find_image, find_images
 from mayfly.api.compat.stages import StageResult, stages_of, text
-from mayfly.api.doors.intake import SERVICE
+from mayfly.api.intake import SERVICE
 from mayfly.errors import SchemaError, UnprocessableError
 from mayfly.host.snippet import Snippet
 from mayfly.images.store import InstalledImage

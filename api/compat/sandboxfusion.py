@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 from mayfly.api.compat.dialect import Dialect, Path, read_object, run_to_end, text_of
 from mayfly.api.compat.images import find_image, is_interpreted, limits_of
 from mayfly.api.compat.stages import StageResult, stages_of, text
-from mayfly.api.doors.intake import SERVICE
+from mayfly.api.intake import SERVICE
 from mayfly.errors import RequestError, SchemaError, UnprocessableError
 from mayfly.host.snippet import Snippet
 from mayfly.images.store import InstalledImage

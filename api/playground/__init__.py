@@ -12,8 +12,8 @@ from pathlib import Path
 from aiohttp import web
 
 from mayfly.api.connections import Handler
-from mayfly.api.doors.listen import Door
 from mayfly.host.keys import Keyring
+from mayfly.host.listen import Door
 
 STATIC = Path(__file__).parent / "static"
 TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mayfly.api.problems import STATUS
+from mayfly.api.answers import STATUS
 from mayfly.errors import BusyError, ConfigError, GuestError, KvmError, KvmUnavailableError, MayflyError, from_wire, kinds, to_wire
 
 

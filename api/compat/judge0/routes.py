@@ -9,6 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
+from mayfly.api.access import caller_of, owner_of
 from mayfly.api.compat.dialect import Dialect, Path, parse_object, start, text_of
 from mayfly.api.compat.judge0 import about
 from mayfly.api.compat.judge0.fields import Errors, Fields, parse
@@ -16,9 +17,8 @@ from mayfly.api.compat.judge0.languages import languages_of, name_of
 from mayfly.api.compat.judge0.snippets import Job, make_job
 from mayfly.api.compat.judge0.store import Store
 from mayfly.api.compat.judge0.submission import ALL_FIELDS, DEFAULT_FIELDS, Status, Submission
-from mayfly.api.doors.access import caller_of, owner_of
-from mayfly.api.doors.hooks import Delivered, Message
-from mayfly.api.doors.intake import BODIES, HOOKS, SERVICE, note
+from mayfly.api.hooks import Delivered, Message
+from mayfly.api.intake import BODIES, HOOKS, SERVICE, note
 from mayfly.api.requests import MAX_ITEMS, Callback
 from mayfly.errors import BusyError, MediaTypeError, RequestError, UnknownRunError, UnprocessableError
 from mayfly.runs.run import Run

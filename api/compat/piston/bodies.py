@@ -7,7 +7,7 @@ from typing import Any
 from aiohttp import web
 
 from mayfly.api.compat.dialect import parse_object
-from mayfly.api.doors.intake import BODIES
+from mayfly.api.intake import BODIES
 from mayfly.api.requests import MAX_ITEMS
 from mayfly.errors import MediaTypeError, RequestError
 

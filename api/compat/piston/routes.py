@@ -10,7 +10,7 @@ from mayfly.api.compat.piston.bodies import read_body
 from mayfly.api.compat.piston.jobs import find_runtime, make_job, runtime_of
 from mayfly.api.compat.piston.results import result_of
 from mayfly.api.compat.piston.socket import connect
-from mayfly.api.doors.intake import SERVICE
+from mayfly.api.intake import SERVICE
 from mayfly.errors import RequestError
 
 

@@ -18,7 +18,7 @@ from mayfly.api.compat.images import is_interpreted
 from mayfly.api.compat.piston.jobs import Job, make_job, runtime_of
 from mayfly.api.compat.piston.results import signal_name
 from mayfly.api.compat.stages import ended_of, text
-from mayfly.api.doors.intake import SERVICE
+from mayfly.api.intake import SERVICE
 from mayfly.errors import MayflyError, RequestError, RunEndedError, to_wire
 from mayfly.guests.outcome import StepResult
 from mayfly.protocol.frames import Stage, Stderr, Stdout

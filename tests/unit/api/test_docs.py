@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mayfly.api.problems import STATUS
+from mayfly.api.answers import STATUS
 from mayfly.api.routes import ROUTES
 from mayfly.guests.outcome import Status
 from mayfly.host.config import FIELDS

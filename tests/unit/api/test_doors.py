@@ -15,12 +15,12 @@ import aiohttp
 import pytest
 
 from mayfly.api import connections
-from mayfly.api.doors.listen import load_tls, open_doors
 from mayfly.api.routes import ROUTES
 from mayfly.client import AsyncClient, StdoutEvent
 from mayfly.errors import BusyError, ConfigError, HostError, UnauthorizedError, UnknownRunError
 from mayfly.host.config import Config
 from mayfly.host.keys import Keyring, default_path, revoke
+from mayfly.host.listen import load_tls, open_doors
 from mayfly.units import MIB
 from tests.kit.api_fakes import install_toys, small_config
 from tests.kit.api_server import Served, make_certificate, make_key, serving

@@ -9,9 +9,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
-from mayfly.api.doors.listen import Door
 from mayfly.api.playground import NOT_BUILT, invite, routes
 from mayfly.host.keys import Keyring
+from mayfly.host.listen import Door
 from tests.kit.api_fakes import install_toys
 from tests.kit.api_server import Served, serving
 

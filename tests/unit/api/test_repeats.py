@@ -18,8 +18,9 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from mayfly.api.doors import hooks, repeats
+from mayfly.api import hooks
 from mayfly.api.requests import MAX_BATCH
+from mayfly.runs import repeats
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from tests.kit.api_fakes import install_toys

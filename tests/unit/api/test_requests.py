@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mayfly.api import requests
-from mayfly.api.problems import status_of
+from mayfly.api.answers import status_of
 from mayfly.api.requests import Body, Query, parse_json, parse_query, parse_request
 from mayfly.errors import BodyTooLargeError, MayflyError, UnprocessableError
 from mayfly.host.snippet import MAX_CASES, Case, Compare, Snippet

@@ -20,10 +20,10 @@ import msgspec
 import pytest
 
 from mayfly import paths
-from mayfly.api.metrics import Metrics
 from mayfly.errors import BusyError, ConfigError, RunEndedError, SnapshotError, SnapshotNotFoundError
 from mayfly.guests.job import Wanted
 from mayfly.guests.told import network_words
+from mayfly.host.metrics import Metrics
 from mayfly.host.plan import want_machine
 from mayfly.host.snippet import Snippet
 from mayfly.images.manifest import LanguageStep, Warmup

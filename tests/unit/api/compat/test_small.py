@@ -13,8 +13,8 @@ import aiohttp
 import pytest
 
 from mayfly.api.compat.dialects import DIALECTS, addresses_of, make_dialects
-from mayfly.api.doors.listen import Door
 from mayfly.errors import ConfigError
+from mayfly.host.listen import Door
 from tests.kit.api_fakes import ROOT, install_toys
 from tests.kit.api_server import Served, make_key, serving
 from tests.kit.compat_server import Compatible

@@ -15,15 +15,15 @@ from typing import NamedTuple
 
 from aiohttp import web
 
+from mayfly.api.access import ID, REPLAYED, caller_of, is_operator, owner_of
 from mayfly.api.connections import Bodies
-from mayfly.api.doors.access import ID, REPLAYED, caller_of, is_operator, owner_of
-from mayfly.api.doors.hooks import Delivered, Hooks, Message
-from mayfly.api.doors.logs import JsonLog
-from mayfly.api.doors.repeats import Repeats, check_key
+from mayfly.api.hooks import Delivered, Hooks, Message
 from mayfly.api.requests import Callback, Query, Submission, check_type, parse_submission
 from mayfly.errors import MayflyError
 from mayfly.guests.converse import StdinSource
+from mayfly.host.logs import JsonLog
 from mayfly.host.snippet import Snippet
+from mayfly.runs.repeats import Repeats, check_key
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 

@@ -16,10 +16,10 @@ from typing import NamedTuple
 from aiohttp import hdrs, web
 
 from mayfly.api.connections import OWNER, Handler
-from mayfly.api.doors.logs import JsonLog
 from mayfly.errors import ForbiddenError, UnauthorizedError
 from mayfly.host.admission import Tenant
 from mayfly.host.keys import Keyring
+from mayfly.host.logs import JsonLog
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 """What a request id may be that comes from a client, as it goes into logs."""
