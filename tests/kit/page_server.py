@@ -69,5 +69,5 @@ def serve_page(folder: Path, *flags: str) -> Iterator[str]:
     finally:
         server.send_signal(signal.SIGINT)
         server.stderr.read()
-        server.wait()
         server.stderr.close()
+        assert server.wait() == 0
