@@ -125,23 +125,16 @@ CASES = [
     ),
     Case(
         name="leaves a child with its output, and looks its own name up",
-        quick=True,
         source="""
             use std::net::ToSocketAddrs;
             fn main() {
                 std::process::Command::new("sleep").arg("1000").spawn().unwrap();
                 let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
                 let found = (name.trim(), 0).to_socket_addrs().unwrap().next().unwrap();
-                println!("{} {}", name.starts_with("mayfly-"), found.ip());
+                println!("{}", found.ip());
             }
         """,
-        stdout=b"true 127.0.1.1\n",
-    ),
-    Case(
-        name="takes a device without an end into itself",
-        source='static NOISE: &[u8] = include_bytes!("/dev/zero"); fn main() { println!("{}", NOISE.len()); }',
-        status=124,
-        stderr="memory",
+        stdout=b"127.0.1.1\n",
     ),
     Case(name="is empty", source="", status=1, stderr="main"),
     Case(name="has 64 KiB", source=(printing("long") + "\n// ").ljust(65536, "y"), stdout=b"long"),
