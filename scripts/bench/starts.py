@@ -114,11 +114,23 @@ def throughput(zygote: Zygote, kernel: Path, channel: Channel) -> float:
 
 
 def run_snippet(language: str) -> dict[str, Any]:
-    """The phases and exits of a whole `mayfly run` of a compiled hello world, over virtio."""
+    """The phases and exits of a whole cold `mayfly run` of a compiled hello world, over virtio."""
     with tempfile.TemporaryDirectory() as work:
         snippet = Path(work) / "hello.rs"
         snippet.write_text('fn main() { println!("hello"); }\n')
-        command = [sys.executable, "-m", "mayfly.cli.main", "run", "--json", "--channel", "virtio", "--language", language, str(snippet)]
+        command = [
+            sys.executable,
+            "-m",
+            "mayfly.cli.main",
+            "run",
+            "--cold",
+            "--json",
+            "--channel",
+            "virtio",
+            "--language",
+            language,
+            str(snippet),
+        ]
         began = time.monotonic()
         done = subprocess.run(command, capture_output=True, check=True)
         total = time.monotonic() - began
