@@ -3,6 +3,7 @@ nothing is left of any.
 """
 
 import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -175,6 +176,32 @@ def test_a_program_comes_to_its_end(case: Case, results: Results) -> None:
     assert done.returncode == case.status, message
     assert case.stdout is None or done.stdout == case.stdout, message
     assert case.stderr in done.stderr.decode(), message
+
+
+SUM = """
+use std::io::Read;
+fn main() {
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text).unwrap();
+    println!("{}", text.split_whitespace().map(|word| word.parse::<i64>().unwrap()).sum::<i64>());
+}
+"""
+
+
+@pytest.mark.timeout(2 * DEADLINE_S)
+def test_a_program_is_built_once_for_fifty_cases(tmp_path: Path) -> None:
+    """In one guest, behind which the base is there in any case, and then in a copy of it too."""
+    cases = [{"stdin": f"{number} 1", "expected_stdout": str(number + 1 + (number == 7))} for number in range(50)]
+    (tmp_path / "sum.rs").write_text(SUM)
+    (tmp_path / "cases.json").write_text(json.dumps(cases))
+    for parallel in (1, 2) if FULL else (1,):
+        done = mayfly("run", "--cases", tmp_path / "cases.json", "--parallel", str(parallel), "--json", tmp_path / "sum.rs")
+        assert done.returncode == 1, done.stderr.decode(errors="replace")[-3000:]
+        result = json.loads(done.stdout)
+        verdicts = [row["verdict"] for row in result["cases"]["results"]]
+        assert verdicts == ["passed"] * 7 + ["wrong_answer"] + ["passed"] * 42
+        assert ([step["step"] for step in result["steps"]], result["cases"]["parallel"]) == (["build"], parallel)
+        print(f"50 cases in {parallel} guests: {result['phases']}")
 
 
 def test_nothing_is_left(results: Results) -> None:
