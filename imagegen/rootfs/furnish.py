@@ -37,6 +37,8 @@ def _forbid_writing(tree: Tree) -> None:
     for inode in (node.inode for node in tree.nodes() if not node.is_symlink):
         rights = inode.mode >> (6 if inode.uid == RUNNER else 3 if inode.gid == RUNNER else 0)
         inode.mode = inode.mode & ~0o007 | rights & 0o005
+        if RUNNER in (inode.uid, inode.gid):
+            inode.mode &= ~(stat.S_ISUID | stat.S_ISGID)  # as chown(2) does, or it would run as root
         inode.uid, inode.gid = (0 if owner == RUNNER else owner for owner in (inode.uid, inode.gid))
 
 

@@ -108,7 +108,7 @@ def _layout(folder: Path, *more: bytes) -> Path:
     )
     top = tar(
         member(b"tree/.wh.gone"),
-        member(b"tree/noise", NOISE, mode=0o604, uid=70_000),
+        member(b"tree/noise", NOISE, mode=0o604, uid=70_000, gid=70_001),
         hard_link(b"tree/deep/other", b"tree/noise"),
         symlink(b"tree/link", b"deep/../noise"),
         member(b"tree/odd \xff name", b"12345", mode=0o4755),
@@ -129,9 +129,9 @@ def _expected() -> list[bytes]:
         b"/tree": (stat.S_IFDIR | 0o755, 0, 0, 0),
         b"/tree/version-1": (stat.S_IFREG | 0o644, 0, 0, 0),
         b"/tree/zeros": (stat.S_IFREG | 0o644, 0, 0, 20_000_001),
-        b"/tree/deep": (stat.S_IFDIR | 0o755, 7, 1000, 0),
-        b"/tree/noise": (stat.S_IFREG | 0o604, 70_000, 0, len(NOISE)),
-        b"/tree/deep/other": (stat.S_IFREG | 0o604, 70_000, 0, len(NOISE)),
+        b"/tree/deep": (stat.S_IFDIR | 0o755, 7, 0, 0),  # the runner's group keeps nothing
+        b"/tree/noise": (stat.S_IFREG | 0o604, 70_000, 70_001, len(NOISE)),
+        b"/tree/deep/other": (stat.S_IFREG | 0o604, 70_000, 70_001, len(NOISE)),
         b"/tree/link": (stat.S_IFLNK | 0o777, 0, 0, 13),
         b"/tree/odd \xff name": (stat.S_IFREG | 0o4755, 0, 0, 5),
         b"/tree/empty": (stat.S_IFREG | 0o644, 0, 0, 0),

@@ -128,6 +128,7 @@ def test_a_snippet_can_write_to_nothing_of_the_image(tmp_path: Path) -> None:
         member(b"home/tool", mode=0o700, uid=1000, gid=7): (0o705, 0, 7),
         member(b"home/of-the-group", mode=0o060, uid=7, gid=1000): (0o064, 7, 0),
         member(b"home/not-for-its-owner", mode=0o077, uid=1000, gid=1000): (0o070, 0, 0),
+        member(b"home/as-its-owner", mode=0o6755, uid=1000, gid=7): (0o755, 0, 7),
         header(b"home/link", b"1", link=b"home/tool"): (0o705, 0, 7),
     }
     built = build(_options(_layout(tmp_path / "layout", BASE, TOP, tar(*places))), Silent())
