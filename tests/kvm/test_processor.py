@@ -14,6 +14,11 @@ pytestmark = pytest.mark.kvm
 
 ASKED = [(1, 0), (7, 0), (0xA, 0), (0xD, 0), (0xD, 1), (0x8000_0001, 0), (0x8000_0007, 0), (0x8000_000A, 0)]
 
+HIGHEST, BEYOND = (0xD, 0), (0x8000_000A, 0)
+"""Intel's processors answer for a leaf beyond the last extended one with their highest basic leaf
+(SDM volume 2A, CPUID).
+"""
+
 
 def cpuid(leaf: int, index: int) -> str:
     """Say all four registers on UART0, a byte at a time."""
@@ -28,6 +33,8 @@ def test_a_guest_sees_no_feature_that_is_not_allowed(started: list[Running], tmp
     answers = list(struct.iter_unpack("<4I", running.console))
     assert len(answers) == len(ASKED)
     for place, answer in zip(ASKED, answers, strict=True):
+        if place == BEYOND and answer == answers[ASKED.index(HIGHEST)]:
+            continue
         masks = ALLOWED.get(place, [0] * 4)
         assert [value & ~allowed for value, allowed in zip(answer, masks, strict=True)] == [0] * 4, place
     assert answers[0][2] >> 31 & 1  # a hypervisor is there
