@@ -37,6 +37,7 @@ from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.process.report import End, Ended, Running, encode
 from mayfly.vmm.process.zygote import Zygote
 from tests.kit.api_fakes import MARKER, install_toys
+from tests.kit.processor_time import processor_s
 
 REQUESTS = 1000
 CLIENTS = 64
@@ -133,12 +134,6 @@ def be_server(folder: Path) -> None:
         )
         asyncio.run(serve(config, lambda: PlayedZygote(0, ours)))
     os.waitpid(pid, 0)
-
-
-def processor_s(pid: int) -> float:
-    """The processor time of a live process (proc_pid_stat(5))."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def ask(client: aiohttp.ClientSession) -> float:

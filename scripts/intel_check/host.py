@@ -13,6 +13,7 @@ from pathlib import Path
 
 from scripts.intel_check import image
 from scripts.kvmhost.hostfiles import cpio
+from tests.kit import processor_time
 
 HERE = Path(__file__).resolve().parent
 MEMORY_MIB = 2048
@@ -110,12 +111,6 @@ def parse(console: str, seconds: float = 0.0, processor_s: float = 0.0) -> Resul
     return Result(files=files, failed=tuple(failed), said=said, seconds=seconds, processor_s=processor_s, console=console)
 
 
-def _processor_s(pid: int) -> float:
-    """The processor time of a process that is not reaped yet (proc_pid_stat(5))."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def run(host: Host, *, files: Path, root: bytes, deadline: float, stop: threading.Event, cache: Path) -> Result:
     """Boot the host and run its tests, until they are over, `deadline` (of time.monotonic) has come
     or `stop` is set.
@@ -149,7 +144,7 @@ def run(host: Host, *, files: Path, root: bytes, deadline: float, stop: threadin
             processor_s = 0.0
             try:
                 while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-                    processor_s = _processor_s(process.pid)
+                    processor_s = processor_time.processor_s(process.pid)
                     if time.monotonic() > deadline or stop.wait(POLL_S):
                         break
             finally:

@@ -1,6 +1,5 @@
 """A step at a terminal: what is typed, what is shown, its size, and its end."""
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from mayfly.protocol import frames as p
 from tests.kit.agent_process import AgentProcess, Result, processes_of, shell
 from tests.kit.agent_process import agent as agent
 from tests.kit.agent_process import executable as executable
+from tests.kit.processor_time import processor_s
 
 
 def at_terminal(script: str, **settings: Any) -> p.Step:
@@ -165,15 +165,11 @@ def test_what_the_program_leaves_at_the_terminal_is_killed(agent: AgentProcess) 
 
 
 def test_a_program_that_leaves_its_terminal_costs_nothing(agent: AgentProcess) -> None:
-    def ticks() -> int:
-        fields = Path(f"/proc/{agent.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return int(fields[11]) + int(fields[12])
-
-    before = ticks()
+    before = processor_s(agent.process.pid)
     agent.start(at_terminal("echo left; exec 0<&- 1>&- 2>&-; sleep 1; echo back >/dev/tty; exit 5"))
     result = agent.result()
     assert (result.stdout, result.exit.code) == (b"left\r\nback\r\n", 5)
-    assert ticks() - before < os.sysconf("SC_CLK_TCK") / 2
+    assert processor_s(agent.process.pid) - before < 0.5
 
 
 def test_a_limit_ends_it(agent: AgentProcess) -> None:
