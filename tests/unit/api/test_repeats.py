@@ -10,7 +10,7 @@ import hmac
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +23,13 @@ from mayfly.api.requests import MAX_BATCH
 from mayfly.runs import repeats
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
-from tests.kit.api_fakes import install_toys
-from tests.kit.api_server import Served, make_key, serving
+from tests.kit.api_server import Served, make_key
+from tests.unit.api.test_doors import Serve, serve
 
-Serve = Callable[..., Any]
+__all__ = ["serve"]
 SECRET = "a secret of the client"
 KEYED = {"Idempotency-Key": "one"}
 SERVING = Path(__file__).parents[3] / "docs/serving.md"
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_leaks: None) -> Serve:
-    """Run a scenario against a server, which leaves nothing behind."""
-    install_toys(monkeypatch, tmp_path)
-
-    def call(scenario: Any, **changes: Any) -> Any:
-        return serving(tmp_path, scenario, **changes)
-
-    return call
 
 
 async def post(client: aiohttp.ClientSession, path: str, body: Any, **headers: str) -> tuple[int, Any, Any]:
