@@ -35,6 +35,7 @@ OF_THE_PROCESSOR = (*CHOSEN, "--ignore=tests/kvm/test_zygote.py", "--ignore=test
 VIRTIO_ALONE = (*OF_THE_PROCESSOR, "-k", "not test_channel or virtio")
 CHAOS = "the random order of starts and ends, floods over the serial channel"
 PROCESSES = f"{CHAOS}, and what is of processes, not of the processor"
+CARRIERS = f"{PROCESSES}, and the channel over serial and TCP"
 HOSTS = (
     Host(name="haswell", model="corei7_haswell_4770", tests=CHOSEN, left_out=CHAOS),
     Host(name="skylake-x", model="corei7_skylake_x", tests=OF_THE_PROCESSOR, left_out=PROCESSES),
@@ -43,13 +44,13 @@ HOSTS = (
         model="corei7_haswell_4770",
         parameters="unrestricted_guest=0",
         tests=VIRTIO_ALONE,
-        left_out=f"{PROCESSES}, and the channel over serial and TCP",
+        left_out=CARRIERS,
     ),
     Host(
         name="lynnfield",
         model="corei5_lynnfield_750",
         tests=VIRTIO_ALONE,
-        left_out=f"{PROCESSES}, and the channel over serial and TCP",
+        left_out=CARRIERS,
     ),
 )
 """Skylake-X has APICv, Lynnfield neither XSAVE nor unrestricted guest."""
