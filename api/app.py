@@ -24,7 +24,6 @@ from mayfly.api.hooks import Hooks
 from mayfly.api.intake import AUDIT, BODIES, HOOKS, REPEATS, SERVICE
 from mayfly.api.requests import MAX_BODY
 from mayfly.api.routes import METRICS, ROUTES
-from mayfly.api.sockets import claim
 from mayfly.errors import BusyError, ConfigError, MayflyError, StoppingError, UnauthorizedError, to_wire
 from mayfly.host.addresses import Targets
 from mayfly.host.checks import time_factor
@@ -33,6 +32,7 @@ from mayfly.host.keys import Keyring, default_path
 from mayfly.host.listen import Door, load_tls, open_doors
 from mayfly.host.logs import open_log
 from mayfly.host.metrics import Metrics
+from mayfly.host.sockets import claim
 from mayfly.runs.repeats import Repeats
 from mayfly.runs.service import Service
 from mayfly.schema import replace

@@ -13,10 +13,10 @@ import aiohttp
 
 from mayfly.api.app import serve_http
 from mayfly.api.compat.dialects import addresses_of
-from mayfly.api.sockets import claim
 from mayfly.host.keys import create, default_path
 from mayfly.host.listen import Door, open_doors
 from mayfly.host.metrics import Metrics
+from mayfly.host.sockets import claim
 from mayfly.runs.service import Service
 from tests.kit.api_fakes import factory, small_config
 

@@ -14,8 +14,8 @@ import pytest
 from aiohttp import web
 
 from mayfly.api.app import serve_http
-from mayfly.api.sockets import claim
 from mayfly.host.metrics import Metrics
+from mayfly.host.sockets import claim
 from mayfly.runs.service import Service
 from tests.kit.api_fakes import ROOT, factory, install_toys, small_config
 

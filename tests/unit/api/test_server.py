@@ -22,11 +22,11 @@ from mayfly.api.app import make_app, serve_http
 from mayfly.api.connections import Connections
 from mayfly.api.requests import MAX_BODY, Body
 from mayfly.api.routes import ROUTES
-from mayfly.api.sockets import claim
 from mayfly.cli.snapshot import create_from_run
 from mayfly.errors import HostError, RequestError
 from mayfly.host.metrics import Metrics
 from mayfly.host.snippet import Snippet
+from mayfly.host.sockets import claim
 from mayfly.images.manifest import LanguageStep
 from mayfly.protocol.frames import MAX_FILES_SIZE
 from mayfly.runs.service import Service

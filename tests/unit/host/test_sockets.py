@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mayfly.api.sockets import claim
 from mayfly.errors import HostError
+from mayfly.host.sockets import claim
 
 NOBODY = 65534
 ROOT = Path(__file__).resolve().parents[3]
@@ -31,7 +31,7 @@ def test_a_runtime_folder_of_another_user(short: Path, inside: str) -> None:
     theirs = short / "0"
     theirs.mkdir(mode=0o700)
     code = (
-        f"import os, sys; from pathlib import Path; from mayfly import paths; from mayfly.api.sockets import claim\n"
+        f"import os, sys; from pathlib import Path; from mayfly import paths; from mayfly.host.sockets import claim\n"
         f"from mayfly.errors import HostError\nos.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})\n"
         "try:\n    claim(paths.runtime_dir() / 'api.sock').__enter__()\n"
         "except HostError as error:\n    print(error, '->', error.hint)\n"
