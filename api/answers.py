@@ -134,6 +134,8 @@ STATUS: Mapping[str, int] = {
     "forbidden": 403,
     "unknown_language": 404,
     "unknown_run": 404,
+    "unknown_function": 404,
+    "unknown_request": 404,
     "not_running": 409,
     "run_not_interactive": 409,
     "stdin_taken": 409,
@@ -143,8 +145,14 @@ STATUS: Mapping[str, int] = {
     "unsupported_media_type": 415,
     "invalid_value": 422,
     "idempotency_key_reused": 422,
+    "function_failed": 422,
     "busy": 429,
     "key_limit": 429,
+    "queue_full": 429,
+    "function_guest_failed": 502,
+    "function_crashed": 502,
+    "function_timeout": 504,
+    "resource_exhausted": 503,
     **dict.fromkeys(
         (
             "stopping",

@@ -7,6 +7,9 @@ MayflyError
 ├── ConsoleTailError         about a guest, with the end of its console
 │   ├── BootError            it did not come up
 │   └── GuestError           it was up, and ended in a way it should not
+│       └── FunctionGuestError    in the middle of a request to its function (log)
+│           ├── FunctionCrashedError  the program ended, or broke its contract
+│           └── FunctionTimeoutError  it did not answer in its time
 ├── CollectError             files of a guest are not there, or pass a limit
 ├── SchemaError              decoded data does not fit its type
 │   └── MalformedError       the text is not JSON at all
@@ -26,6 +29,9 @@ MayflyError
 └── RequestError             a client's request cannot be served as it stands
     ├── UnknownLanguageError
     ├── UnknownRunError
+    ├── UnknownFunctionError
+    ├── UnknownRequestError  no such request to a function, or it is no longer kept
+    ├── FunctionFailedError  a function could not be built or loaded (output)
     ├── UnauthorizedError    no valid API key came with it
     ├── ForbiddenError       an API key may not do this
     ├── RunEndedError        the run is over, or its machine gone
@@ -38,7 +44,9 @@ MayflyError
     ├── UnprocessableError   well-formed, but a value in it cannot be used
     │   └── KeyReusedError   its Idempotency-Key came with another request before
     └── BusyError            no room now, later perhaps (retry_after_s)
-        └── KeyLimitError    a limit of the API key's is reached
+        ├── KeyLimitError    a limit of the API key's is reached
+        ├── QueueFullError   as many requests wait for a function as may
+        └── ResourceExhaustedError  a request waited in vain (resource: memory, concurrency …)
 
 Each class has a stable `code` of its own, which stands for it on every wire.
 """
@@ -110,6 +118,31 @@ class GuestError(ConsoleTailError):
     """The guest stopped, or its agent failed, in the middle of its work."""
 
     code = "guest_failed"
+
+
+class FunctionGuestError(GuestError):
+    """Base of the errors about a request that a function's guest did not survive; `log` is the end
+    of what the function printed.
+    """
+
+    code = "function_guest_failed"
+    details: ClassVar[Mapping[str, type]] = {"console": str, "log": str}
+
+    def __init__(self, message: str, *, hint: str = "", console: str = "", log: str = "") -> None:
+        super().__init__(message, hint=hint, console=console)
+        self.log = log
+
+
+class FunctionCrashedError(FunctionGuestError):
+    """The function's program ended in the middle of a request, or broke the contract."""
+
+    code = "function_crashed"
+
+
+class FunctionTimeoutError(FunctionGuestError):
+    """The function did not answer in its time."""
+
+    code = "function_timeout"
 
 
 class CollectError(MayflyError):
@@ -228,6 +261,31 @@ class UnknownRunError(RequestError):
     code = "unknown_run"
 
 
+class UnknownFunctionError(RequestError):
+    """The request names a function that does not exist."""
+
+    code = "unknown_function"
+
+
+class UnknownRequestError(RequestError):
+    """There is no such request to a function, or it is no longer kept."""
+
+    code = "unknown_request"
+
+
+class FunctionFailedError(RequestError):
+    """A function could not be built or loaded; `output` is the end of what its compiler or its
+    program printed.
+    """
+
+    code = "function_failed"
+    details: ClassVar[Mapping[str, type]] = {"output": str}
+
+    def __init__(self, message: str, *, hint: str = "", output: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.output = output
+
+
 class RunEndedError(RequestError):
     """The run is over, or its machine gone: it ended, a client ended it, or the server stops."""
 
@@ -311,6 +369,25 @@ class KeyLimitError(BusyError):
     """The API key has reached a limit of its own: rate, concurrency or memory."""
 
     code = "key_limit"
+
+
+class QueueFullError(BusyError):
+    """As many requests wait for the function as may."""
+
+    code = "queue_full"
+
+
+class ResourceExhaustedError(BusyError):
+    """A request to a function waited as long as it may for a guest. `resource` is what was lacking:
+    `memory`, `concurrency` (all guests that the function may have are in use) or `networks`.
+    """
+
+    code = "resource_exhausted"
+    details: ClassVar[Mapping[str, type]] = {"retry_after_s": int, "resource": str}
+
+    def __init__(self, message: str, *, resource: str, hint: str = "", retry_after_s: int = 1) -> None:
+        super().__init__(message, hint=hint, retry_after_s=retry_after_s)
+        self.resource = resource
 
 
 def kinds(root: type[MayflyError] = MayflyError) -> Iterator[type[MayflyError]]:

@@ -8,7 +8,20 @@ from typing import Any
 import pytest
 
 from mayfly.api.answers import STATUS
-from mayfly.errors import BusyError, ConfigError, GuestError, KvmError, KvmUnavailableError, MayflyError, from_wire, kinds, to_wire
+from mayfly.errors import (
+    BusyError,
+    ConfigError,
+    FunctionCrashedError,
+    FunctionFailedError,
+    GuestError,
+    KvmError,
+    KvmUnavailableError,
+    MayflyError,
+    ResourceExhaustedError,
+    from_wire,
+    kinds,
+    to_wire,
+)
 
 
 def test_each_class_has_a_code_of_its_own_in_snake_case() -> None:
@@ -30,6 +43,9 @@ def test_each_code_has_one_status() -> None:
         KvmUnavailableError("opening /dev/kvm", 2, hint="load the module"),
         GuestError("it crashed", console="Kernel panic"),
         BusyError("no room", retry_after_s=7),
+        FunctionCrashedError("it exited", console="Kernel panic", log="Traceback"),
+        FunctionFailedError("it was not built", output="error: expected ;"),
+        ResourceExhaustedError("no memory", resource="memory", retry_after_s=2),
     ],
 )
 def test_an_error_survives_a_wire(error: MayflyError) -> None:
