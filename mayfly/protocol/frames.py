@@ -1,8 +1,8 @@
 """The channel's frames, as agent/PROTOCOL.md has them: bytes in, frames out. Nothing here reads or
 writes a descriptor.
 
-The messages themselves (mayfly/protocol/messages.py) are named here too, so that this module is all
-that a user of the channel imports.
+The messages themselves (mayfly/protocol/messages.py) can be had from here too, so that this module
+is all that a user of the channel imports.
 
 Two kinds of error: what we were asked to send does not fit the protocol (`EncodeError`, when
 encoding), and what the other end sent is not a frame (never an exception: `FrameReader` drops it
@@ -19,95 +19,8 @@ from typing import NamedTuple
 import sliplib  # type: ignore[import-untyped]
 
 from mayfly.errors import EncodeError, OversizeError
-from mayfly.protocol.messages import (
-    FROM_AGENT,
-    FROM_HOST,
-    MAX_ENTROPY,
-    MAX_FILE_CHUNK,
-    MAX_FILES_SIZE,
-    MAX_PAYLOAD,
-    MAX_STEPS,
-    MIN_ENTROPY,
-    PROTOCOL_VERSION,
-    WORK_FOLDER,
-    Begin,
-    Collect,
-    Collected,
-    Credit,
-    Done,
-    Env,
-    Error,
-    ErrorCode,
-    Exit,
-    ExitHow,
-    File,
-    FileEntry,
-    FrameType,
-    Hello,
-    Limit,
-    Message,
-    Resize,
-    Resumed,
-    Shutdown,
-    Signal,
-    Stage,
-    Start,
-    Stderr,
-    Stdin,
-    StdinEof,
-    Stdout,
-    Step,
-)
-
-__all__ = [
-    "END",
-    "FROM_AGENT",
-    "FROM_HOST",
-    "MAX_ENTROPY",
-    "MAX_ESCAPED",
-    "MAX_FILES_SIZE",
-    "MAX_FILE_CHUNK",
-    "MAX_PACKET",
-    "MAX_PAYLOAD",
-    "MAX_STEPS",
-    "MIN_ENTROPY",
-    "PROTOCOL_VERSION",
-    "WORK_FOLDER",
-    "BadPacket",
-    "Begin",
-    "Collect",
-    "Collected",
-    "Credit",
-    "Done",
-    "Env",
-    "Error",
-    "ErrorCode",
-    "Exit",
-    "ExitHow",
-    "File",
-    "FileEntry",
-    "Frame",
-    "FrameReader",
-    "FrameType",
-    "Hello",
-    "Limit",
-    "Message",
-    "Resize",
-    "Resumed",
-    "Shutdown",
-    "Signal",
-    "Stage",
-    "Start",
-    "Stderr",
-    "Stdin",
-    "StdinEof",
-    "Stdout",
-    "Step",
-    "check_start",
-    "encode_frame",
-    "pack",
-    "unpack",
-]
+from mayfly.protocol.messages import *  # noqa: F403 (all of them, so that none is named twice)
+from mayfly.protocol.messages import FROM_AGENT, FROM_HOST, MAX_FILES_SIZE, MAX_PAYLOAD, MAX_STEPS, WORK_FOLDER, FileEntry, Message, Start
 
 END = b"\xc0"
 MAX_PACKET = MAX_PAYLOAD + 9
