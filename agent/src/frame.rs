@@ -1,7 +1,9 @@
 //! The messages of PROTOCOL.md: parsing what the host sends, packing what the agent says.
 
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
+
+mod cursor;
+pub use cursor::Cursor;
 
 pub const MAX_PAYLOAD: usize = 65536;
 pub const MAX_PACKET: usize = MAX_PAYLOAD + 9;
@@ -214,75 +216,7 @@ fn parse_payload(kind: u8, cursor: &mut Cursor) -> Option<FromHost> {
     })
 }
 
-/// Takes a payload apart from its front; None where it is too short or not what it should be.
-struct Cursor<'a> {
-    data: &'a [u8],
-}
-
 impl Cursor<'_> {
-    fn take(&mut self, count: usize) -> Option<&[u8]> {
-        if self.data.len() < count {
-            return None;
-        }
-        let (taken, rest) = self.data.split_at(count);
-        self.data = rest;
-        Some(taken)
-    }
-
-    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
-        self.take(N)?.try_into().ok()
-    }
-
-    fn u8(&mut self) -> Option<u8> {
-        self.array().map(u8::from_le_bytes)
-    }
-
-    fn u16(&mut self) -> Option<u16> {
-        self.array().map(u16::from_le_bytes)
-    }
-
-    fn u32(&mut self) -> Option<u32> {
-        self.array().map(u32::from_le_bytes)
-    }
-
-    fn u64(&mut self) -> Option<u64> {
-        self.array().map(u64::from_le_bytes)
-    }
-
-    fn rest(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.data).to_vec()
-    }
-
-    /// A path, an argument or part of an environment: any bytes but NUL.
-    fn raw(&mut self) -> Option<OsString> {
-        let count = self.u16()?;
-        let bytes = self.take(count.into())?;
-        (!bytes.contains(&0)).then(|| OsString::from_vec(bytes.to_vec()))
-    }
-
-    fn text(&mut self) -> Option<String> {
-        let count = self.u16()?;
-        String::from_utf8(self.take(count.into())?.to_vec()).ok()
-    }
-
-    /// Every item takes at least two bytes, so a false count ends at the end of the payload.
-    fn list<T>(&mut self, item: fn(&mut Self) -> Option<T>) -> Option<Vec<T>> {
-        let count = self.u16()?;
-        (0..count).map(|_| item(self)).collect()
-    }
-
-    fn env(&mut self) -> Option<Env> {
-        self.list(|cursor| Some((cursor.raw()?, cursor.raw()?)))
-    }
-
-    /// A byte of N flags, bit 0 first; the bits above them must be 0.
-    fn flags<const N: usize>(&mut self) -> Option<[bool; N]> {
-        let byte = self.u8()?;
-        let mut flags = [false; N];
-        flags.iter_mut().enumerate().for_each(|(bit, flag)| *flag = byte >> bit & 1 == 1);
-        (u32::from(byte) >> N == 0).then_some(flags)
-    }
-
     fn start(&mut self) -> Option<Start> {
         let [keep, from_products] = self.flags()?;
         Some(Start { keep, from_products, env: self.env()?, steps: self.list(Cursor::step)?, files: self.list(Cursor::file_entry)? })

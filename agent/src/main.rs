@@ -15,6 +15,7 @@ use std::time::Duration;
 
 mod cgroup;
 mod channel;
+mod child;
 mod collect;
 mod door;
 mod elf;
@@ -23,6 +24,7 @@ mod entry;
 mod frame;
 mod glob;
 mod init;
+mod input;
 mod log;
 mod login;
 mod network;

@@ -1,6 +1,5 @@
 //! The agent's state machine: what each frame of the host means now, and one loop that waits for everything at once.
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::PathBuf;
@@ -10,6 +9,7 @@ use crate::cgroup::Cgroups;
 use crate::channel::Channel;
 use crate::collect::Collection;
 use crate::frame::{Ended, ErrorCode, Exit, Frame, FromHost, Limit, Resumed, Start, ToHost};
+use crate::input::Input;
 use crate::log;
 use crate::start;
 use crate::step::{self, NotStarted, Slots, Step};
@@ -18,8 +18,6 @@ use crate::workspace::Workspace;
 
 /// Bytes of standard input that may be under way or wait here.
 const STDIN_WINDOW: usize = 64 << 10;
-/// CREDIT is given in pieces of at least this size.
-const CREDIT_PIECE: usize = 16 << 10;
 const HIGHEST_SIGNAL: u8 = 64;
 
 /// What is under way.
@@ -30,19 +28,6 @@ enum State {
     /// The steps are run; the number is that of the present one.
     Running(Start, usize, Box<Step>),
     Collecting(Collection),
-}
-
-/// The run's standard input, on its way to the step that takes it.
-#[derive(Default)]
-struct Input {
-    waiting: VecDeque<u8>,
-    /// What the host may still send.
-    granted: usize,
-    /// Taken by the program and not yet granted anew.
-    taken: usize,
-    eof: bool,
-    /// The step that takes it is over, or has closed it: whatever comes is dropped.
-    gone: bool,
 }
 
 pub struct Agent {
@@ -387,47 +372,5 @@ impl Agent {
 
     pub fn channel(&mut self) -> &mut Channel {
         &mut self.channel
-    }
-}
-
-impl Input {
-    /// Whether the program has got all that it will ever get.
-    fn is_over(&self) -> bool {
-        self.eof && self.waiting.is_empty()
-    }
-
-    /// Give the step what waits for it, and close its standard input at the end.
-    fn pass_on(&mut self, step: &mut Step, slots: &Slots, set: &PollSet) {
-        if step.stdin.is_none() {
-            return;
-        }
-        match step.feed(self.waiting.as_slices().0, slots, set) {
-            Some(count) => {
-                self.waiting.drain(..count);
-                self.taken += count;
-            }
-            None => {
-                self.gone = true;
-                self.waiting.clear();
-            }
-        }
-        if self.is_over() {
-            match step.type_end() {
-                Some(typed) => self.waiting.extend(typed),
-                None => {
-                    step.stdin = None;
-                    self.gone = true;
-                }
-            }
-        }
-    }
-
-    /// Let the host send as much as has been taken, in pieces worth a frame.
-    fn grant(&mut self, channel: &mut Channel, run: u32) {
-        if self.taken >= CREDIT_PIECE && !self.gone {
-            channel.send(run, &ToHost::Credit(self.taken as u32));
-            self.granted += self.taken;
-            self.taken = 0;
-        }
     }
 }

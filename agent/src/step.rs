@@ -2,15 +2,15 @@
 //!
 //! A step goes through: program running -> program ended, what it left being killed -> all reaped -> output read to its end.
 
-use std::env;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::io::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::cgroup::{Cgroup, Cgroups, Door};
+use crate::cgroup::{Cgroup, Cgroups};
+use crate::child::Preparation;
 use crate::elf;
 use crate::frame::{Ended, Env, Exit, Limit, StepSpec, StreamKind};
 use crate::login;
@@ -18,12 +18,10 @@ use crate::procfs;
 use crate::streams::{self, Streams};
 use crate::sys::{self, PollSet, Reaped, Slot};
 use crate::terminal::Terminal;
-use crate::workspace::{User, Workspace};
+use crate::workspace::Workspace;
 
-const OPEN_FILES: u64 = 1024;
 /// What TERM says unless START does: what terminals on screens and in browsers understand.
 const TERMINAL_KIND: &str = "xterm-256color";
-const SOFT_STACK: u64 = 64 << 20;
 /// Between two looks at the CPU time that a step has used, at least.
 const CPU_CHECK: Duration = Duration::from_millis(20);
 
@@ -360,59 +358,4 @@ fn largest_possible_segment(spec: &StepSpec, cgroup: Option<&Cgroup>) -> u64 {
 /// Kill all that descends from us. What is forked meanwhile comes to us when its parent dies, and is killed then.
 pub fn kill_descendants() {
     procfs::descendants().iter().for_each(|process| sys::kill(process.pid, sys::SIGKILL));
-}
-
-/// What the child does to itself between fork and exec, from root to the unprivileged user.
-struct Preparation {
-    door: Option<Door>,
-    terminal: bool,
-    user: Option<User>,
-    cwd: PathBuf,
-    rlimits: Vec<(i32, u64, u64)>,
-}
-
-impl Preparation {
-    fn new(spec: &StepSpec, cgroup: Option<&Cgroup>, workspace: &Workspace) -> io::Result<Preparation> {
-        let mut rlimits =
-            vec![(sys::RLIMIT_CORE, 0, 0), (sys::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES), (sys::RLIMIT_STACK, SOFT_STACK, u64::MAX)];
-        if spec.file_size > 0 {
-            rlimits.push((sys::RLIMIT_FSIZE, spec.file_size, spec.file_size));
-        }
-        if spec.cpu_ms > 0 {
-            // A backstop per process; the sum over all of them is what `enforce` looks at.
-            let seconds = u64::from(spec.cpu_ms / 1000) + 2;
-            rlimits.push((sys::RLIMIT_CPU, seconds, seconds + 1));
-        }
-        if spec.processes > 0 && !cgroup.map_or(false, Cgroup::limits_processes) {
-            rlimits.push((sys::RLIMIT_NPROC, spec.processes.into(), spec.processes.into()));
-        }
-        if spec.memory > 0 && !cgroup.map_or(false, Cgroup::limits_memory) {
-            rlimits.push((sys::RLIMIT_DATA, spec.memory, spec.memory));
-        }
-        let door = cgroup.map(Cgroup::door).transpose()?;
-        Ok(Preparation { door, terminal: spec.has_terminal(), user: workspace.user(), cwd: workspace.real(spec.cwd.as_ref()), rlimits })
-    }
-
-    fn apply(&mut self) -> io::Result<()> {
-        sys::new_session()?;
-        if self.terminal {
-            sys::take_terminal()?;
-        }
-        if let Some(door) = &mut self.door {
-            door.enter()?;
-        }
-        // The kernel takes a step's process first when memory runs out. Refused only where we are no root.
-        let _ = fs::write("/proc/self/oom_score_adj", "1000");
-        for &(resource, soft, hard) in &self.rlimits {
-            // An ordinary process may be unable to raise what it was given.
-            sys::limit(resource, soft, hard).or_else(|error| if sys::is_root() { Err(error) } else { Ok(()) })?;
-        }
-        sys::umask(0o022);
-        if let Some(user) = self.user {
-            sys::become_user(user.uid, user.gid)?;
-        }
-        sys::no_new_privileges()?;
-        sys::die_with_parent()?;
-        env::set_current_dir(&self.cwd)
-    }
 }

@@ -1,0 +1,69 @@
+//! What a step's process does to itself between fork and exec.
+
+use std::env;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use crate::cgroup::{Cgroup, Door};
+use crate::frame::StepSpec;
+use crate::sys;
+use crate::workspace::{User, Workspace};
+
+const OPEN_FILES: u64 = 1024;
+const SOFT_STACK: u64 = 64 << 20;
+
+/// The way from root to the unprivileged user, with what it needs opened before.
+pub struct Preparation {
+    door: Option<Door>,
+    terminal: bool,
+    user: Option<User>,
+    cwd: PathBuf,
+    rlimits: Vec<(i32, u64, u64)>,
+}
+
+impl Preparation {
+    pub fn new(spec: &StepSpec, cgroup: Option<&Cgroup>, workspace: &Workspace) -> io::Result<Preparation> {
+        let mut rlimits =
+            vec![(sys::RLIMIT_CORE, 0, 0), (sys::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES), (sys::RLIMIT_STACK, SOFT_STACK, u64::MAX)];
+        if spec.file_size > 0 {
+            rlimits.push((sys::RLIMIT_FSIZE, spec.file_size, spec.file_size));
+        }
+        if spec.cpu_ms > 0 {
+            // A backstop per process; the sum over all of them is what `enforce` looks at.
+            let seconds = u64::from(spec.cpu_ms / 1000) + 2;
+            rlimits.push((sys::RLIMIT_CPU, seconds, seconds + 1));
+        }
+        if spec.processes > 0 && !cgroup.map_or(false, Cgroup::limits_processes) {
+            rlimits.push((sys::RLIMIT_NPROC, spec.processes.into(), spec.processes.into()));
+        }
+        if spec.memory > 0 && !cgroup.map_or(false, Cgroup::limits_memory) {
+            rlimits.push((sys::RLIMIT_DATA, spec.memory, spec.memory));
+        }
+        let door = cgroup.map(Cgroup::door).transpose()?;
+        Ok(Preparation { door, terminal: spec.has_terminal(), user: workspace.user(), cwd: workspace.real(spec.cwd.as_ref()), rlimits })
+    }
+
+    pub fn apply(&mut self) -> io::Result<()> {
+        sys::new_session()?;
+        if self.terminal {
+            sys::take_terminal()?;
+        }
+        if let Some(door) = &mut self.door {
+            door.enter()?;
+        }
+        // The kernel takes a step's process first when memory runs out. Refused only where we are no root.
+        let _ = fs::write("/proc/self/oom_score_adj", "1000");
+        for &(resource, soft, hard) in &self.rlimits {
+            // An ordinary process may be unable to raise what it was given.
+            sys::limit(resource, soft, hard).or_else(|error| if sys::is_root() { Err(error) } else { Ok(()) })?;
+        }
+        sys::umask(0o022);
+        if let Some(user) = self.user {
+            sys::become_user(user.uid, user.gid)?;
+        }
+        sys::no_new_privileges()?;
+        sys::die_with_parent()?;
+        env::set_current_dir(&self.cwd)
+    }
+}
