@@ -38,6 +38,7 @@ GOOD: dict[str, tuple[p.Message, int]] = {
     "start-keep": (p.Start((), (), (p.FileEntry("main.py", 0o644, 0),), keep=True), 7),
     "start-from-products": (p.Start((), (p.Step("run", ("./main",), stdin=True),), (), from_products=True), 8),
     "start-terminal": (p.Start((), (p.Step("run", ("./main",), stdin=True, columns=132, rows=43),), ()), 7),
+    "start-function": (p.Start((), (p.Step("function", ("python3", "shim.py"), output=1 << 20, function=True),), ()), 7),
     "file": (p.File(0, 0, b"fn main() {}"), 7),
     "begin": (p.Begin(), 7),
     "stdin": (p.Stdin(b"\xc0\xdb\xdc\xdd end and escape"), 7),
@@ -46,6 +47,9 @@ GOOD: dict[str, tuple[p.Message, int]] = {
     "collect": (p.Collect(("/work/out", "/root/.cache/go-build")), 7),
     "collect-globs": (p.Collect(("/work/**/*.png",), globs=True), 7),
     "resize": (p.Resize(80, 24), 7),
+    "request": (p.Request(0xFFFFFFFE, "application/json", 3, b"[1]"), 7),
+    "request-piece": (p.Request(1, "", 1 << 20, b"\xc0\xdb"), 7),
+    "request-empty": (p.Request(1, "", 0, b""), 7),
     "resumed": (p.Resumed(1_700_000_000_000_000_000, bytes(range(16)), "mayfly", "", bytes(range(32))), 0),
     "resumed-network": (p.Resumed(1_700_000_000_000_000_000, bytes(range(16)), "mayfly", NETWORK, bytes(range(32))), 0),
     "shutdown": (p.Shutdown(), 0),
@@ -63,6 +67,10 @@ GOOD: dict[str, tuple[p.Message, int]] = {
     "collected-piece": (p.Collected(1, None, False, False, b"abc"), 7),
     "collected-last": (p.Collected(1, None, False, True, b""), 7),
     "error": (p.Error(p.ErrorCode.START_REFUSED, "file 0: the path leaves /work"), 7),
+    "loaded": (p.Loaded(), 7),
+    "response": (p.Response(0xFFFFFFFE, p.ResponseKind.ANSWER, 1_234_567, "text/plain; charset=utf-8", 2, b"ok"), 7),
+    "response-exception": (p.Response(1, p.ResponseKind.EXCEPTION, 10, "application/json", 1 << 20, b"{"), 7),
+    "response-empty": (p.Response(1, p.ResponseKind.ANSWER, 0, "", 0, b""), 7),
 }
 
 
@@ -79,6 +87,8 @@ def damaged() -> dict[str, tuple[bytes, p.BadPacket]]:
     stdout = p.pack(p.Stdout(b"hello\n"), 7)
     exit_payload = p.Exit(1, p.ExitHow.EXITED, 0, p.Limit.NONE, 1, 1, 1, (False, False)).encode()
     signal = p.Signal(15).encode()
+    flags = b"\2" + b"\xaa\xaa\xbb\xbb"
+    start = p.Start((), (p.Step("f", ("f",), columns=0xAAAA, rows=0xBBBB, function=True),), ()).encode()
     return {
         "short": (stdout[:8], p.BadPacket.SHORT),
         "one-byte": (b"\x01", p.BadPacket.SHORT),
@@ -87,7 +97,7 @@ def damaged() -> dict[str, tuple[bytes, p.BadPacket]]:
         "crc-run": (b"\x83\x08" + stdout[2:], p.BadPacket.CRC),
         "cut": (stdout[:-1], p.BadPacket.CRC),
         "type-0": (packet(0, 7, b""), p.BadPacket.TYPE),
-        "type-0x0b": (packet(0x0B, 7, b""), p.BadPacket.TYPE),
+        "type-0x0c": (packet(0x0C, 7, b""), p.BadPacket.TYPE),
         "type-0xff": (packet(0xFF, 7, b""), p.BadPacket.TYPE),
         "begin-with-a-payload": (packet(p.FrameType.BEGIN, 7, b"\0"), p.BadPacket.PAYLOAD),
         "signal-without-number": (packet(p.FrameType.SIGNAL, 7, b""), p.BadPacket.PAYLOAD),
@@ -95,6 +105,11 @@ def damaged() -> dict[str, tuple[bytes, p.BadPacket]]:
         "collect-cut": (packet(p.FrameType.COLLECT, 7, b"\2\0\2\0/a\2\0/"), p.BadPacket.PAYLOAD),
         "collect-nul": (packet(p.FrameType.COLLECT, 7, b"\1\0\2\0/\0"), p.BadPacket.PAYLOAD),
         "start-of-65535-steps": (packet(p.FrameType.START, 7, b"\0\0\0\xff\xff"), p.BadPacket.PAYLOAD),
+        "step-unknown-flag": (packet(p.FrameType.START, 7, start.replace(flags, b"\4" + flags[1:])), p.BadPacket.PAYLOAD),
+        "request-cut": (packet(p.FrameType.REQUEST, 7, p.Request(1, "", 0, b"").encode()[:-1]), p.BadPacket.PAYLOAD),
+        "request-type-not-utf8": (packet(p.FrameType.REQUEST, 7, bytes(4) + b"\1\0\xff" + bytes(4)), p.BadPacket.PAYLOAD),
+        "loaded-with-a-payload": (packet(p.FrameType.LOADED, 7, b"\0"), p.BadPacket.PAYLOAD),
+        "response-unknown-kind": (packet(p.FrameType.RESPONSE, 7, bytes(4) + b"\2" + bytes(14)), p.BadPacket.PAYLOAD),
         "start-unknown-flag": (packet(p.FrameType.START, 7, b"\4" + bytes(6)), p.BadPacket.PAYLOAD),
         "collect-unknown-flag": (packet(p.FrameType.COLLECT, 7, b"\0\0\2"), p.BadPacket.PAYLOAD),
         "resize-without-rows": (packet(p.FrameType.RESIZE, 7, b"\x50\0"), p.BadPacket.PAYLOAD),
@@ -102,7 +117,7 @@ def damaged() -> dict[str, tuple[bytes, p.BadPacket]]:
         "resumed-host-name-not-utf8": (packet(p.FrameType.RESUMED, 0, bytes(24) + b"\1\0\xff" + bytes(2 + 16)), p.BadPacket.PAYLOAD),
         "exit-unknown-limit": (packet(p.FrameType.EXIT, 7, exit_payload[:6] + b"\x06" + exit_payload[7:]), p.BadPacket.PAYLOAD),
         "exit-unknown-flag": (packet(p.FrameType.EXIT, 7, exit_payload[:-1] + b"\x04"), p.BadPacket.PAYLOAD),
-        "error-unknown-code": (packet(p.FrameType.ERROR, 7, b"\x08\0\0\0"), p.BadPacket.PAYLOAD),
+        "error-unknown-code": (packet(p.FrameType.ERROR, 7, b"\x09\0\0\0"), p.BadPacket.PAYLOAD),
     }
 
 

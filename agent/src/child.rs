@@ -3,10 +3,12 @@
 use std::env;
 use std::fs;
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use crate::cgroup::{Cgroup, Door};
 use crate::frame::StepSpec;
+use crate::function;
 use crate::sys;
 use crate::workspace::{User, Workspace};
 
@@ -20,10 +22,12 @@ pub struct Preparation {
     user: Option<User>,
     cwd: PathBuf,
     rlimits: Vec<(i32, u64, u64)>,
+    /// A function's end of its socket.
+    socket: Option<UnixStream>,
 }
 
 impl Preparation {
-    pub fn new(spec: &StepSpec, cgroup: Option<&Cgroup>, workspace: &Workspace) -> io::Result<Preparation> {
+    pub fn new(spec: &StepSpec, cgroup: Option<&Cgroup>, workspace: &Workspace, socket: Option<UnixStream>) -> io::Result<Preparation> {
         let mut rlimits =
             vec![(sys::RLIMIT_CORE, 0, 0), (sys::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES), (sys::RLIMIT_STACK, SOFT_STACK, u64::MAX)];
         if spec.file_size > 0 {
@@ -41,7 +45,8 @@ impl Preparation {
             rlimits.push((sys::RLIMIT_DATA, spec.memory, spec.memory));
         }
         let door = cgroup.map(Cgroup::door).transpose()?;
-        Ok(Preparation { door, terminal: spec.has_terminal(), user: workspace.user(), cwd: workspace.real(spec.cwd.as_ref()), rlimits })
+        let (user, cwd) = (workspace.user(), workspace.real(spec.cwd.as_ref()));
+        Ok(Preparation { door, terminal: spec.has_terminal(), user, cwd, rlimits, socket })
     }
 
     pub fn apply(&mut self) -> io::Result<()> {
@@ -64,6 +69,9 @@ impl Preparation {
         }
         sys::no_new_privileges()?;
         sys::die_with_parent()?;
-        env::set_current_dir(&self.cwd)
+        env::set_current_dir(&self.cwd)?;
+        // Last, for it may take the place of the door. It never is that of std's pipe for our error: that has two ends above 2,
+        // and ours is the second.
+        self.socket.as_ref().map_or(Ok(()), |socket| sys::duplicate_onto(socket, function::DESCRIPTOR))
     }
 }

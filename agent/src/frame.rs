@@ -7,7 +7,7 @@ pub use cursor::Cursor;
 
 pub const MAX_PAYLOAD: usize = 65536;
 pub const MAX_PACKET: usize = MAX_PAYLOAD + 9;
-pub const PROTOCOL_VERSION: u16 = 3;
+pub const PROTOCOL_VERSION: u16 = 4;
 const MIN_ENTROPY: usize = 16;
 const MAX_ENTROPY: usize = 512;
 
@@ -43,6 +43,7 @@ pub enum FromHost {
         columns: u16,
         rows: u16,
     },
+    Request(Request),
 }
 
 #[derive(Debug)]
@@ -72,6 +73,7 @@ pub struct StepSpec {
     pub stdin: bool,
     /// Columns and rows of its terminal; both 0: it has none.
     pub terminal: (u16, u16),
+    pub function: bool,
 }
 
 impl StepSpec {
@@ -96,6 +98,16 @@ pub struct Resumed {
     pub entropy: Vec<u8>,
 }
 
+/// A request to a function, or a piece of one.
+#[derive(Debug)]
+pub struct Request {
+    pub id: u32,
+    pub content_type: String,
+    /// Of all its pieces.
+    pub size: u32,
+    pub data: Vec<u8>,
+}
+
 /// Which limit ended a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
@@ -116,6 +128,7 @@ pub enum ErrorCode {
     ResumedFailed = 5,
     WrongState = 6,
     AgentFailed = 7,
+    FunctionBrokeContract = 8,
 }
 
 /// How a step's program ended.
@@ -145,17 +158,47 @@ pub enum StreamKind {
     Stderr,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResponseKind {
+    Answer = 0,
+    Exception = 1,
+}
+
 /// What the agent says.
 #[derive(Debug)]
 pub enum ToHost<'a> {
-    Hello { version: &'a str, arch: &'a str, boot_us: u64, end_marker: &'a str },
-    Stage { step: u8, name: &'a str },
+    Hello {
+        version: &'a str,
+        arch: &'a str,
+        boot_us: u64,
+        end_marker: &'a str,
+    },
+    Stage {
+        step: u8,
+        name: &'a str,
+    },
     Output(StreamKind, &'a [u8]),
     Exit(Exit),
     Done,
     Credit(u32),
-    Collected { index: u16, head: Option<CollectedHead<'a>>, ends: bool, last: bool, data: &'a [u8] },
+    Collected {
+        index: u16,
+        head: Option<CollectedHead<'a>>,
+        ends: bool,
+        last: bool,
+        data: &'a [u8],
+    },
     Error(ErrorCode, &'a str),
+    Loaded,
+    /// Or a piece of one; the size is that of all.
+    Response {
+        id: u32,
+        kind: ResponseKind,
+        took_us: u64,
+        content_type: &'a str,
+        size: u32,
+        data: &'a [u8],
+    },
 }
 
 /// Begins a file or folder in the answer to COLLECT; the mode has the type bits.
@@ -190,7 +233,7 @@ pub fn parse(packet: &[u8]) -> Result<Frame, Drop> {
     }
     let mut cursor = Cursor { data: &body[1..] };
     let run = cursor.u32().ok_or(Drop::Short)?;
-    if !(0x01..=0x0A).contains(&body[0]) {
+    if !(0x01..=0x0B).contains(&body[0]) {
         return Err(Drop::Type);
     }
     let message = parse_payload(body[0], &mut cursor).ok_or(Drop::Payload)?;
@@ -212,6 +255,7 @@ fn parse_payload(kind: u8, cursor: &mut Cursor) -> Option<FromHost> {
         0x08 => FromHost::Resumed(cursor.resumed()?),
         0x09 => FromHost::Shutdown,
         0x0A => FromHost::Resize { columns: cursor.u16()?, rows: cursor.u16()? },
+        0x0B => FromHost::Request(Request { id: cursor.u32()?, content_type: cursor.text()?, size: cursor.u32()?, data: cursor.rest() }),
         _ => return None,
     })
 }
@@ -223,20 +267,11 @@ impl Cursor<'_> {
     }
 
     fn step(&mut self) -> Option<StepSpec> {
-        Some(StepSpec {
-            name: self.text()?,
-            argv: self.list(Cursor::raw)?,
-            cwd: self.raw()?,
-            env: self.env()?,
-            wall_ms: self.u32()?,
-            cpu_ms: self.u32()?,
-            memory: self.u64()?,
-            processes: self.u32()?,
-            output: self.u64()?,
-            file_size: self.u64()?,
-            stdin: self.flags::<1>()?[0],
-            terminal: (self.u16()?, self.u16()?),
-        })
+        let (name, argv, cwd, env) = (self.text()?, self.list(Cursor::raw)?, self.raw()?, self.env()?);
+        let (wall_ms, cpu_ms, memory, processes) = (self.u32()?, self.u32()?, self.u64()?, self.u32()?);
+        let (output, file_size, [stdin, function]) = (self.u64()?, self.u64()?, self.flags()?);
+        let terminal = (self.u16()?, self.u16()?);
+        Some(StepSpec { name, argv, cwd, env, wall_ms, cpu_ms, memory, processes, output, file_size, stdin, terminal, function })
     }
 
     fn file_entry(&mut self) -> Option<FileEntry> {
@@ -284,6 +319,15 @@ pub fn pack(run: u32, message: &ToHost) -> Vec<u8> {
             out.extend((*code as u16).to_le_bytes());
             put_str(&mut out, text.as_bytes());
         }
+        ToHost::Loaded => {}
+        ToHost::Response { id, kind, took_us, content_type, size, data } => {
+            out.extend(id.to_le_bytes());
+            out.push(*kind as u8);
+            out.extend(took_us.to_le_bytes());
+            put_str(&mut out, content_type.as_bytes());
+            out.extend(size.to_le_bytes());
+            out.extend(*data);
+        }
     }
     let crc = crc32(&out);
     out.extend(crc.to_le_bytes());
@@ -301,6 +345,8 @@ fn kind(message: &ToHost) -> u8 {
         ToHost::Credit(_) => 0x87,
         ToHost::Collected { .. } => 0x88,
         ToHost::Error(..) => 0x89,
+        ToHost::Loaded => 0x8A,
+        ToHost::Response { .. } => 0x8B,
     }
 }
 

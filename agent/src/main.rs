@@ -22,6 +22,7 @@ mod elf;
 #[allow(unsafe_code)]
 mod entry;
 mod frame;
+mod function;
 mod glob;
 mod init;
 mod input;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::cgroup::Cgroups;
 use crate::channel::Channel;
 use crate::collect::Collection;
-use crate::frame::{Ended, ErrorCode, Exit, Frame, FromHost, Limit, Resumed, Start, ToHost};
+use crate::frame::{Ended, ErrorCode, Exit, Frame, FromHost, Limit, Request, Resumed, Start, ToHost};
 use crate::input::Input;
 use crate::log;
 use crate::start;
@@ -162,6 +162,7 @@ impl Agent {
                 channel.send(run, &ToHost::Output(kind, &data));
             }
         }
+        step.serve(slots, set, now, run, channel);
         self.input.pass_on(step, slots, set);
         self.input.grant(channel, run);
         if let Some(exit) = step.exit(now) {
@@ -201,6 +202,7 @@ impl Agent {
             FromHost::Signal(number) => self.signal(number),
             FromHost::Collect { paths, globs } => self.collect(paths.into_iter().map(PathBuf::from).collect(), globs),
             FromHost::Resize { columns, rows } => self.resize(columns, rows),
+            FromHost::Request(request) => self.request(request),
         }
     }
 
@@ -209,11 +211,18 @@ impl Agent {
     }
 
     fn resumed(&mut self, resumed: &Resumed) {
-        if !matches!(self.state, State::Idle) {
-            return self.wrong_state(0, "RESUMED during a run");
+        match &self.state {
+            State::Idle => {}
+            State::Running(_, _, step) if step.is_loaded() => {}
+            _ => return self.wrong_state(0, "RESUMED during a run"),
         }
         match self.resume.map(|resume| resume(resumed)) {
-            Some(Ok(())) => self.hello(),
+            Some(Ok(())) => {
+                if let State::Running(_, _, step) = &mut self.state {
+                    step.resumed();
+                }
+                self.hello();
+            }
             Some(Err(error)) => self.error(0, ErrorCode::ResumedFailed, &error.to_string()),
             None => self.error(0, ErrorCode::ResumedFailed, "the agent is not the init of a machine"),
         }
@@ -286,7 +295,24 @@ impl Agent {
         }
     }
 
+    fn request(&mut self, request: Request) {
+        let taken = match &mut self.state {
+            State::Running(_, _, step) => step.request(request),
+            // The host may not have seen yet that the function has ended.
+            State::Idle => return,
+            _ => Err("REQUEST before LOADED"),
+        };
+        if let Err(text) = taken {
+            self.wrong_state(self.run, text);
+        }
+    }
+
     fn end_step(&mut self, exit: Exit) {
+        if let State::Running(_, _, step) = &self.state {
+            if let Some(text) = step.breach() {
+                self.channel.send(self.run, &ToHost::Error(ErrorCode::FunctionBrokeContract, text));
+            }
+        }
         self.channel.send(self.run, &ToHost::Exit(exit));
         let (start, index) = match std::mem::replace(&mut self.state, State::Idle) {
             // The step's cgroup goes here, before the next one's is made.

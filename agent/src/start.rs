@@ -27,6 +27,9 @@ pub fn check(run: u32, start: &Start, has_products: bool) -> Result<(), String> 
     for (index, step) in start.steps.iter().enumerate() {
         check_step(step).map_err(|text| format!("step {index}: {text}"))?;
     }
+    if let Some(index) = start.steps.iter().rev().skip(1).rev().position(|step| step.function) {
+        return Err(format!("step {index}: a function is the last step"));
+    }
     if start.steps.iter().filter(|step| step.stdin).count() > 1 {
         return Err("more than one step takes standard input".into());
     }
@@ -43,6 +46,9 @@ fn check_step(step: &StepSpec) -> Result<(), String> {
     }
     if step.has_terminal() && (step.terminal.0 == 0 || step.terminal.1 == 0) {
         return Err("a terminal has both columns and rows".into());
+    }
+    if step.function && (step.stdin || step.has_terminal()) {
+        return Err("a function has neither standard input nor a terminal".into());
     }
     check_env(step.env.iter())
 }

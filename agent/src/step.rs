@@ -5,14 +5,17 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::io::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::cgroup::{Cgroup, Cgroups};
+use crate::channel::Channel;
 use crate::child::Preparation;
 use crate::elf;
-use crate::frame::{Ended, Env, Exit, Limit, StepSpec, StreamKind};
+use crate::frame::{Ended, Env, Exit, Limit, Request, StepSpec, StreamKind};
+use crate::function::Function;
 use crate::login;
 use crate::procfs;
 use crate::streams::{self, Streams};
@@ -54,6 +57,7 @@ pub struct Slots {
     stdin: Option<Slot>,
     streams: streams::Slots,
     terminal: Option<Slot>,
+    function: Option<Slot>,
 }
 
 /// Where a step's output goes.
@@ -69,6 +73,7 @@ pub struct Step {
     cgroup: Option<Cgroup>,
     pub stdin: Option<File>,
     output: Output,
+    function: Option<Function>,
     clock: Stopwatch,
     next_cpu_check: Option<Instant>,
     ended: Option<Ended>,
@@ -111,7 +116,11 @@ impl Step {
         command.envs(env.iter().cloned()).envs(spec.env.iter().cloned());
         let [stdin_of_child, stdout_of_child, stderr_of_child] = descriptors.map(|fd| fd.map_or_else(Stdio::null, Stdio::from));
         command.stdin(stdin_of_child).stdout(stdout_of_child).stderr(stderr_of_child);
-        let mut preparation = Preparation::new(spec, cgroup.as_ref(), workspace)?;
+        let (function, socket) = match spec.function {
+            true => UnixStream::pair().and_then(|(ours, theirs)| Ok((Some(Function::new(ours)?), Some(theirs))))?,
+            false => (None, None),
+        };
+        let mut preparation = Preparation::new(spec, cgroup.as_ref(), workspace, socket)?;
         let child = sys::spawn(&mut command, move || preparation.apply())?;
         let now = Instant::now();
         let limit = |ms: u32| (ms > 0).then(|| Duration::from_millis(ms.into()));
@@ -128,6 +137,7 @@ impl Step {
             cgroup,
             stdin,
             output,
+            function,
             clock: Stopwatch { counted: Duration::ZERO, since: Some(now) },
             next_cpu_check: (spec.cpu_ms > 0).then_some(now),
             ended: None,
@@ -141,9 +151,12 @@ impl Step {
     /// Add what the step waits for. `stdin_waits`: there are bytes for its standard input; `blocked`: the channel takes no output now.
     pub fn watch(&self, set: &mut PollSet, stdin_waits: bool, blocked: bool) -> Slots {
         let stdin = self.stdin.as_ref().map(|pipe| set.add(pipe, if stdin_waits { sys::POLLOUT } else { 0 }));
+        if blocked {
+            return Slots { stdin, ..Slots::default() };
+        }
+        let function = self.function.as_ref().and_then(|function| function.watch(set));
         match &self.output {
-            _ if blocked => Slots { stdin, ..Slots::default() },
-            Output::Pipes(streams) => Slots { stdin, streams: streams.watch(set), ..Slots::default() },
+            Output::Pipes(streams) => Slots { stdin, streams: streams.watch(set), terminal: None, function },
             Output::Terminal(terminal) => Slots { stdin, terminal: terminal.watch(set), ..Slots::default() },
         }
     }
@@ -154,7 +167,8 @@ impl Step {
             return None;
         }
         let wall = self.spec.wall.filter(|_| self.clock.since.is_some()).map(|wall| now + wall.saturating_sub(self.clock.elapsed(now)));
-        [wall, self.next_cpu_check].into_iter().flatten().min()
+        let function = self.function.as_ref().and_then(Function::deadline);
+        [wall, self.next_cpu_check, function].into_iter().flatten().min()
     }
 
     /// Stop the wall clock while the host is what the program waits for.
@@ -273,9 +287,46 @@ impl Step {
     /// How long there is nothing to do for its output; None: until it writes.
     pub fn output_patience(&self, now: Instant) -> Option<Duration> {
         match &self.output {
+            _ if self.function.as_ref().map_or(false, Function::is_held_up) => Some(Duration::ZERO),
             Output::Pipes(streams) => streams.patience(now),
             Output::Terminal(terminal) => (self.all_reaped && !terminal.is_over()).then_some(Duration::ZERO),
         }
+    }
+
+    /// Whether it is a function that waits for requests.
+    pub fn is_loaded(&self) -> bool {
+        self.ended.is_none() && self.function.as_ref().map_or(false, Function::is_loaded)
+    }
+
+    /// Give its function a request, or a piece of one. Fails with why it is refused.
+    pub fn request(&mut self, request: Request) -> Result<(), &'static str> {
+        match (&mut self.function, &mut self.output) {
+            (Some(function), Output::Pipes(streams)) => function.request(request, streams),
+            _ => Err("REQUEST before LOADED"),
+        }
+    }
+
+    /// Tell its function that the machine goes on from a snapshot.
+    pub fn resumed(&mut self) {
+        if let Some(function) = &mut self.function {
+            function.resumed();
+        }
+    }
+
+    /// Pass on what its function says, and kill it if that breaks the contract.
+    pub fn serve(&mut self, slots: &Slots, set: &PollSet, now: Instant, run: u32, channel: &mut Channel) {
+        let broken = match (&mut self.function, &mut self.output) {
+            (Some(function), Output::Pipes(streams)) => function.serve((slots.function, set), now, run, channel, streams),
+            _ => false,
+        };
+        if broken {
+            self.kill();
+        }
+    }
+
+    /// How its function broke the contract, if it did.
+    pub fn breach(&self) -> Option<&str> {
+        self.function.as_ref().and_then(Function::breach)
     }
 
     /// How the step ended, once it is over altogether.

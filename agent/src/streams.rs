@@ -48,7 +48,8 @@ struct Stream {
     unread: usize,
     /// As many of them, the first ones, were announced before it was taken out.
     unread_of_taken: usize,
-    /// Bytes that may still be passed on.
+    /// Bytes that may be passed on, and how many of them still.
+    limit: u64,
     left: u64,
     cut: bool,
     /// All was taken out, and nobody can write to it any more.
@@ -72,6 +73,7 @@ impl Stream {
             signals: 0,
             unread: 0,
             unread_of_taken: 0,
+            limit,
             left: limit,
             cut: false,
             emptied: false,
@@ -109,12 +111,12 @@ impl Stream {
 #[derive(Default)]
 struct Output {
     pieces: Vec<(StreamKind, Vec<u8>)>,
+    /// Bytes that were read, passed on or not.
     size: usize,
 }
 
 impl Output {
     fn add(&mut self, stream: StreamKind, data: &[u8]) {
-        self.size += data.len();
         match self.pieces.last_mut() {
             Some((kind, piece)) if *kind == stream && piece.len() + data.len() <= PIECE => piece.extend(data),
             _ if !data.is_empty() => self.pieces.push((stream, data.to_vec())),
@@ -133,6 +135,8 @@ pub struct Streams {
     writes: File,
     /// The streams of writes that are still to be read, in their order.
     waiting: VecDeque<usize>,
+    /// How many have been read.
+    done: u64,
     buffer: Vec<u8>,
     /// When the first of the writes was seen that are still to be read.
     since: Option<Instant>,
@@ -149,7 +153,7 @@ impl Streams {
         while !sys::next_writes(&mut writes).is_empty() {}
         let streams =
             [Stream::new(StreamKind::Stdout, stdout.0, stdout.1, limit)?, Stream::new(StreamKind::Stderr, stderr.0, stderr.1, limit)?];
-        Ok(Streams { streams, writes, waiting: VecDeque::new(), buffer: vec![0; PIECE], since: None, over: false })
+        Ok(Streams { streams, writes, waiting: VecDeque::new(), done: 0, buffer: vec![0; PIECE], since: None, over: false })
     }
 
     /// Add what there is to wait for: writes.
@@ -167,22 +171,53 @@ impl Streams {
         if self.patience(now) != Some(Duration::ZERO) {
             return output.pieces;
         }
+        self.read_piece(&mut output);
+        if self.waiting.is_empty() && self.over {
+            self.finish(&mut output);
+        }
+        output.pieces
+    }
+
+    /// How many writes have been announced by now.
+    pub fn announced(&mut self) -> u64 {
+        self.note_writes();
+        self.done + self.waiting.len() as u64
+    }
+
+    /// Whether so many of them have been read.
+    pub fn have_read(&self, count: u64) -> bool {
+        self.done >= count
+    }
+
+    /// Read what has been written by now, about a piece of it, and give what is to be passed on.
+    pub fn read_now(&mut self) -> Vec<(StreamKind, Vec<u8>)> {
+        let mut output = Output::default();
+        self.read_piece(&mut output);
+        output.pieces
+    }
+
+    /// Begin to count anew what is passed on.
+    pub fn renew(&mut self) {
+        for stream in &mut self.streams {
+            stream.left = stream.limit;
+            stream.cut = false;
+        }
+    }
+
+    /// Read writes that were announced, about a piece of them.
+    fn read_piece(&mut self, output: &mut Output) {
         while output.size < PIECE {
             if self.waiting.is_empty() {
                 self.note_writes();
             }
             match self.waiting.front() {
-                Some(&index) => self.read_write(index, &mut output),
-                None => break,
+                Some(&index) => self.read_write(index, output),
+                None => {
+                    self.since = None;
+                    break;
+                }
             }
         }
-        if self.waiting.is_empty() {
-            self.since = None;
-            if self.over {
-                self.finish(&mut output);
-            }
-        }
-        output.pieces
     }
 
     /// Read some of the write that was announced first, which is to stream `index`.
@@ -194,6 +229,7 @@ impl Streams {
             self.empty(index);
         } else if count == 0 || count % PAGE != 0 {
             self.waiting.pop_front();
+            self.done += 1;
             stream.unread -= 1;
             stream.unread_of_taken = stream.unread_of_taken.saturating_sub(1);
         }
@@ -269,6 +305,7 @@ impl Streams {
         let count = stream.read(&mut self.buffer);
         let kept = stream.keep(count);
         output.add(stream.kind, &self.buffer[..kept]);
+        output.size += count;
         count
     }
 

@@ -485,8 +485,16 @@ pub fn drain(fd: &impl AsRawFd) {
     unsafe { tcdrain(fd.as_raw_fd()) };
 }
 
-/// Make `to` (one of the standard descriptors) the same as `from`.
-pub fn duplicate_onto(from: &File, to: RawFd) -> io::Result<()> {
-    // SAFETY: two integers. The standard descriptors are owned by nobody in this program.
-    check(unsafe { dup2(from.as_raw_fd(), to) }).map(drop)
+/// Make `to` (one of the standard descriptors, or any in a child that is about to exec) the same as `from`, and keep it open on exec.
+pub fn duplicate_onto(from: &impl AsRawFd, to: RawFd) -> io::Result<()> {
+    let from = from.as_raw_fd();
+    // SAFETY: integers. The standard descriptors are owned by nobody in this program, and a child that execs closes none.
+    check(unsafe {
+        if from == to {
+            fcntl(to, F_SETFD, 0)
+        } else {
+            dup2(from, to)
+        }
+    })
+    .map(drop)
 }

@@ -1,4 +1,5 @@
-"""Speak with a guest's agent: let it run a job, and collect the files that the job left.
+"""Speak with a guest's agent: let it run a job, and collect the files that the job left. (What is
+asked of a function that a job has loaded: guests/function.py.)
 
 Reading and sending go on side by side: one task feeds the conversation what the channel brings and
 tells the listener; the other sends the files, and then standard input as the guest grants credit.
@@ -15,7 +16,7 @@ from mayfly.errors import GuestError, MayflyError
 from mayfly.guests.job import Job
 from mayfly.guests.start import Guest, explain
 from mayfly.protocol.conversation import Event, Failed
-from mayfly.protocol.frames import Collected, Credit, Done, Stderr, Stdout
+from mayfly.protocol.frames import Collected, Credit, Done, Loaded, Stderr, Stdout
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,9 @@ class Listener(Protocol):
     """Who is told what happens in a guest."""
 
     def note(self, event: Event) -> None:
-        """Take an event; `Done` is the last one. What failed is raised by `converse` instead."""
+        """Take an event; `Done` is the last one, or `Loaded`. What failed is raised by `converse`
+        instead.
+        """
 
 
 class StdinSource(Protocol):
@@ -55,7 +58,7 @@ NO_STDIN = BytesStdin(b"")
 
 async def converse(guest: Guest, job: Job, listener: Listener, stdin: StdinSource = NO_STDIN) -> None:
     """Let the agent run the job, and tell `listener` all that comes back, to its Done. The guest
-    takes the next job then.
+    takes the next job then. A job whose last step is a function ends here when that is loaded.
 
     Raises:
         MayflyError: the machine ended, or did not finish in time; it is gone by then, and the
@@ -98,7 +101,7 @@ async def collect(
         await guest.process.write(guest.conversation.collect(paths, entries=entries, size=size, globs=globs))
         last = False
         while not last:
-            for event in await _hear(guest):
+            for event in await hear(guest):
                 if isinstance(event, Collected):
                     take(event)
                     last = event.last
@@ -126,20 +129,20 @@ async def _watched(guest: Guest, deadline_s: float, rate: float) -> AsyncIterato
 
 
 async def _listen(guest: Guest, listener: Listener, extend: Callable[[int], None], credited: asyncio.Event) -> None:
-    """Tell the listener what the channel brings, to the job's Done."""
+    """Tell the listener what the channel brings, to the job's Done or to Loaded."""
     while True:
-        for event in await _hear(guest):
+        for event in await hear(guest):
             if isinstance(event, Credit):
                 credited.set()
                 continue
             listener.note(event)
-            if isinstance(event, Done):
+            if isinstance(event, Done | Loaded):
                 return
             if isinstance(event, Stdout | Stderr):
                 extend(len(event.data))  # not for all bytes: noise would keep a guest alive
 
 
-async def _hear(guest: Guest) -> Iterator[Event]:
+async def hear(guest: Guest) -> Iterator[Event]:
     """The events of the channel's next bytes that have any.
 
     Raises:

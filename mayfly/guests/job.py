@@ -16,11 +16,15 @@ RATES: Mapping[Channel, float] = {Channel.SERIAL: 2048.0, Channel.VIRTIO: 256 * 
 
 
 class Wanted(Record, frozen=True, kw_only=True):
-    """A machine of `image` that is to come up within `timeout_s`."""
+    """A machine of `image` that is to come up within `timeout_s`.
+
+    `loaded` is the START of the function that is loaded in the snapshot that it is restored from.
+    """
 
     image: InstalledImage
     machine: MachineConfig
     timeout_s: float
+    loaded: Start | None = None
 
     def restored_from(self, chain: Sequence[Path]) -> "Wanted":
         """The same machine, but restored from the snapshots in these folders."""

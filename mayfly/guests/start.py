@@ -51,7 +51,8 @@ async def start(spawner: Spawner, wanted: Wanted) -> Guest:
     """
     process = await spawner.spawn(wanted.machine)
     try:
-        conversation = Conversation(arch=wanted.image.manifest.arch, end_marker=wanted.image.manifest.end_marker)
+        manifest = wanted.image.manifest
+        conversation = Conversation(arch=manifest.arch, end_marker=manifest.end_marker, loaded=wanted.loaded)
         async with asyncio.timeout(wanted.timeout_s):
             if wanted.machine.restore:
                 hello = await resume(process, conversation, wanted.machine.network)

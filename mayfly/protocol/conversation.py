@@ -2,7 +2,8 @@
 send come back as bytes.
 
 One conversation serves many runs on one agent, one after another: DONE leads back to IDLE. What the
-ended run left can be collected until the next one begins.
+ended run left can be collected until the next one begins. A run whose last step is a function stays
+in that step, and answers requests one after another: RESPONSE leads back to LOADED.
 
 The guest is hostile. A packet that is not a frame, or a frame of another run, is counted and
 ignored. A frame that the table below does not allow ends the conversation with a GuestError. `feed`
@@ -11,12 +12,16 @@ never raises for what the guest did, and gives nothing more after `Failed`.
 
 import dataclasses
 import enum
-import stat
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
-from mayfly.errors import BootError, CollectError, GuestError, MayflyError
+from mayfly.errors import BootError, CollectError, GuestError, MayflyError, OversizeError
+from mayfly.protocol.answers import CollectedSoFar, ResponseSoFar
 from mayfly.protocol.frames import (
+    MAX_BODY,
+    MAX_BODY_CHUNK,
+    MAX_CONTENT_TYPE,
     MAX_FILE_CHUNK,
     MAX_PAYLOAD,
     PROTOCOL_VERSION,
@@ -31,13 +36,15 @@ from mayfly.protocol.frames import (
     Exit,
     ExitHow,
     File,
-    FileEntry,
     Frame,
     FrameReader,
     Hello,
     Limit,
+    Loaded,
     Message,
+    Request,
     Resize,
+    Response,
     Resumed,
     Signal,
     Stage,
@@ -46,19 +53,20 @@ from mayfly.protocol.frames import (
     Stdin,
     StdinEof,
     Stdout,
+    Step,
     encode_frame,
 )
 
 OVERHEAD_ALLOWED = 1 << 20
-"""Bytes that a guest may send in a run, or in an answer to COLLECT, besides what that holds."""
+"""Bytes that a guest may send in a run, in an answer to COLLECT or to a request, besides what that
+holds.
+"""
 FRAME_OF_ONE = 24
 """Most bytes of a frame that carries one byte of output: 10 of a packet with each escaped, and two
 ENDs, rounded up.
 """
 MAX_HEAD = 64
 """Most bytes of a COLLECTED frame besides path and data: 26 of the packet, escaped, two ENDs."""
-MAX_COLLECTED_PATH = 4096
-"""Bytes; Linux's PATH_MAX."""
 
 
 class Phase(enum.Enum):
@@ -68,6 +76,10 @@ class Phase(enum.Enum):
     IDLE = "between runs"
     STARTED = "before the first step"
     STEP = "in a step"
+    LOADING = "before its function is loaded"
+    LOADED = "between requests"
+    ASKED = "in a request"
+    RESUMING = "before the HELLO of a machine with a function"
     BETWEEN = "after a step"
     COLLECTING = "in the answer to COLLECT"
     ENDED = "after the end"
@@ -84,14 +96,23 @@ _ALLOWED: Mapping[tuple[Phase, type[Message]], Phase] = {
     (Phase.BETWEEN, Done): Phase.IDLE,
     (Phase.STARTED, Credit): Phase.STARTED,
     (Phase.STEP, Credit): Phase.STEP,
+    (Phase.LOADING, Stdout): Phase.LOADING,
+    (Phase.LOADING, Stderr): Phase.LOADING,
+    (Phase.LOADING, Loaded): Phase.LOADED,
+    (Phase.LOADING, Exit): Phase.BETWEEN,
+    (Phase.LOADED, Stdout): Phase.LOADED,
+    (Phase.LOADED, Stderr): Phase.LOADED,
+    (Phase.LOADED, Exit): Phase.BETWEEN,
+    (Phase.ASKED, Stdout): Phase.ASKED,
+    (Phase.ASKED, Stderr): Phase.ASKED,
+    (Phase.ASKED, Response): Phase.ASKED,  # the last piece leads back to LOADED
+    (Phase.ASKED, Exit): Phase.BETWEEN,
+    (Phase.RESUMING, Stdout): Phase.RESUMING,
+    (Phase.RESUMING, Stderr): Phase.RESUMING,
+    (Phase.RESUMING, Hello): Phase.LOADED,
     (Phase.BETWEEN, Credit): Phase.BETWEEN,
     (Phase.COLLECTING, Collected): Phase.COLLECTING,  # the last piece leads back to IDLE
-    (Phase.GREETING, Error): Phase.ENDED,
-    (Phase.IDLE, Error): Phase.ENDED,
-    (Phase.STARTED, Error): Phase.ENDED,
-    (Phase.STEP, Error): Phase.ENDED,
-    (Phase.BETWEEN, Error): Phase.ENDED,
-    (Phase.COLLECTING, Error): Phase.ENDED,
+    **{(phase, Error): Phase.ENDED for phase in Phase},
 }
 _OF_NO_RUN = (Hello, Error)
 """What may come with run 0."""
@@ -103,12 +124,14 @@ class Failed(NamedTuple):
     error: MayflyError
 
 
-Event: TypeAlias = Hello | Stage | Stdout | Stderr | Exit | Done | Credit | Collected | Failed
+Event: TypeAlias = Hello | Stage | Stdout | Stderr | Exit | Done | Credit | Collected | Loaded | Response | Failed
 
 
 class Conversation:
     """The conversation with one agent. Feed it what the channel gives; send the frames that
-    `resumed`, `begin`, `stdin`, `stdin_eof`, `signal` and `collect` return.
+    `resumed`, `begin`, `stdin`, `stdin_eof`, `signal`, `collect` and `request` return. With
+    `loaded` the agent is in its first run, which began with that START and whose function is
+    loaded, and says HELLO when it has been `resumed`.
 
     Attributes:
         credit: bytes of standard input that may be sent now.
@@ -117,23 +140,23 @@ class Conversation:
         failure: why the conversation is over, if it is.
     """
 
-    def __init__(self, *, arch: str, end_marker: str) -> None:
-        self.phase = Phase.GREETING
+    def __init__(self, *, arch: str, end_marker: str, loaded: Start | None = None) -> None:
+        self.phase = Phase.RESUMING if loaded else Phase.GREETING
         self.credit = 0
-        self.runs = 0
+        self.runs = 1 if loaded else 0
         self.strays = 0
         self.failure: MayflyError | None = None
         self._arch = arch
         self._end_marker = end_marker
         self._frames = FrameReader()
-        self._start = Start((), (), ())
-        self._step = -1
+        self._start = loaded or Start((), (), ())
+        self._step = len(self._start.steps) - 1
         self._failed_step = False
-        self._received = 0
-        self._allowed = OVERHEAD_ALLOWED
+        self._allow_output(*self._start.steps[-1:])
         self._written = {Stdout: 0, Stderr: 0}
         self._cut = {Stdout: False, Stderr: False}
-        self._answer = _Answer((), 0, 0)
+        self._answer = CollectedSoFar((), 0, 0)
+        self._response = ResponseSoFar(0)
 
     @property
     def dropped(self) -> int:
@@ -155,6 +178,10 @@ class Conversation:
     def _allow(self, size: int) -> None:
         """Begin to count anew what the guest sends: `size` bytes, and some besides."""
         self._received, self._allowed = 0, OVERHEAD_ALLOWED + size
+
+    def _allow_output(self, *steps: Step) -> None:
+        """Begin to count anew: the output of these steps."""
+        self._allow(2 * FRAME_OF_ONE * sum(step.output for step in steps))
 
     def _frame(self, frame: Frame) -> list[Event]:
         message = frame.message
@@ -184,6 +211,10 @@ class Conversation:
                 return [self._collected(message)]
             case Error():
                 return [self._error(message, before)]
+            case Loaded():
+                return [message]
+            case Response():
+                return [self._respond(message)]
         return []
 
     def _hello(self, hello: Hello) -> Event:
@@ -204,9 +235,15 @@ class Conversation:
         self._step += 1
         if self._failed_step or stage.step != self._step or self._step >= len(self._start.steps):
             return self._fail(f"the agent began step {stage.step} out of order")
+        self._count_output()
+        step = self._start.steps[stage.step]
+        if step.function:
+            self.phase = Phase.LOADING
+        return Stage(stage.step, step.name)
+
+    def _count_output(self) -> None:
         self._written = dict.fromkeys(self._written, 0)
         self._cut = dict.fromkeys(self._cut, False)
-        return Stage(stage.step, self._start.steps[stage.step].name)
 
     def _exit(self, ended: Exit) -> Event:
         if ended.step != self._step:
@@ -239,13 +276,21 @@ class Conversation:
             self.phase = Phase.IDLE
         return piece
 
+    def _respond(self, piece: Response) -> Event:
+        if wrong := self._response.take(piece):
+            return self._fail(wrong)
+        self._allowed += 2 * len(piece.data)
+        if self._response.whole:
+            self.phase = Phase.LOADED
+        return piece
+
     def _error(self, error: Error, before: Phase) -> Event:
         text = f"the agent reports: {error.message or error.code.name}"
         if error.code is ErrorCode.INCOMPLETE_ROOT:
             return self._end(BootError(text, hint="give the machine more memory (--memory), or build the image again: imagegen build LANG"))
         if before is Phase.COLLECTING and error.code is ErrorCode.COLLECT_FAILED:
             return self._end(CollectError(text))
-        return self._end(BootError(text) if before is Phase.GREETING else GuestError(text))
+        return self._end(BootError(text) if before in (Phase.GREETING, Phase.RESUMING) else GuestError(text))
 
     def _fail(self, text: str) -> Failed:
         return self._end(GuestError(text, hint="the snippet may have tampered with its machine; nothing else is affected"))
@@ -256,9 +301,10 @@ class Conversation:
 
     def resumed(self, identity: Resumed) -> bytes:
         """The frame that gives a restored machine an identity of its own; HELLO follows. Not during
-        a run.
+        a run, but between the requests to a function.
         """
-        self._leave((Phase.GREETING, Phase.IDLE), Phase.GREETING)
+        loaded = self.phase in (Phase.LOADED, Phase.RESUMING)
+        self._leave((Phase.GREETING, Phase.IDLE, Phase.LOADED, Phase.RESUMING), Phase.RESUMING if loaded else Phase.GREETING)
         return encode_frame(identity, 0)
 
     def begin(self, start: Start, files: Sequence[bytes]) -> Iterator[bytes]:
@@ -273,7 +319,7 @@ class Conversation:
         self.runs += 1
         self.credit = 0
         self._start, self._step, self._failed_step = start, -1, False
-        self._allow(2 * FRAME_OF_ONE * sum(step.output for step in start.steps))
+        self._allow_output(*start.steps)
         return self._opening(start, files)
 
     def _leave(self, allowed: tuple[Phase, ...], phase: Phase) -> None:
@@ -303,9 +349,34 @@ class Conversation:
             ValueError: not between runs.
         """
         self._leave((Phase.IDLE,), Phase.COLLECTING)
-        self._answer = _Answer((WORK_FOLDER,) if globs else tuple(paths), entries, size)
+        self._answer = CollectedSoFar((WORK_FOLDER,) if globs else tuple(paths), entries, size)
         self._allow(0)
         return encode_frame(Collect(tuple(paths), globs), self.runs)
+
+    def request(self, id: int, content_type: str, payload: bytes) -> Iterator[bytes]:
+        """The frames that ask the loaded function, made one at a time as they are asked for.
+        `Response` events follow, each checked; with the last one the phase is LOADED again.
+
+        Raises:
+            OversizeError: the payload has more than MAX_BODY bytes, its type more than
+                MAX_CONTENT_TYPE.
+            GuestError: as `begin`.
+            ValueError: no function is loaded, or it is being asked.
+        """
+        if len(payload) > MAX_BODY or len(content_type.encode()) > MAX_CONTENT_TYPE:
+            raise OversizeError(
+                f"a request of {len(payload)} bytes, with a content type of {len(content_type)} characters",
+                hint=f"a function takes at most {MAX_BODY} bytes, and {MAX_CONTENT_TYPE} of a content type",
+            )
+        run, size = self.runs, len(payload)
+        pieces = (payload[at : at + MAX_BODY_CHUNK] for at in range(0, size or 1, MAX_BODY_CHUNK))
+        frames = (encode_frame(Request(id, content_type, size, piece), run) for piece in pieces)
+        first = next(frames)  # what cannot be encoded changes nothing
+        self._leave((Phase.LOADED,), Phase.ASKED)
+        self._response = ResponseSoFar(id)
+        self._allow_output(self._start.steps[self._step])
+        self._count_output()
+        return itertools.chain((first,), frames)
 
     def stdin_room(self) -> int:
         """How many bytes the next STDIN frame may carry; 0: wait for more credit."""
@@ -331,47 +402,3 @@ class Conversation:
     def resize(self, columns: int, rows: int) -> bytes:
         """The frame that gives the running step's terminal another size."""
         return encode_frame(Resize(columns, rows), self.runs)
-
-
-class _Answer:
-    """What has come of an answer to COLLECT, within its limits."""
-
-    def __init__(self, paths: tuple[str, ...], entries: int, size: int) -> None:
-        self._paths = paths
-        self._limits = (entries, size)
-        self._entries = self._size = 0
-        self._open = ""
-        self._left = 0
-
-    def take(self, piece: Collected) -> MayflyError | None:
-        """Count a piece; why the answer must not go on, if so. Each piece begins an entry, carries
-        data or ends an entry, so that the limits bound their number too.
-        """
-        if piece.head is not None and (wrong := self._begin(piece.head)):
-            return wrong
-        if not piece.last and not self._open:
-            return GuestError("the agent sent a piece of no file in its answer to COLLECT")
-        self._left -= len(piece.data)
-        if self._left < 0 or (piece.ends and self._left):
-            return GuestError(f"the agent sent {self._open[:200]!r} in another size than it announced")
-        if piece.ends:
-            self._open = ""
-        elif not piece.data and piece.head is None and not piece.last:
-            return GuestError("the agent sent an empty piece in its answer to COLLECT")
-        return GuestError(f"the agent ended its answer in the middle of {self._open[:200]!r}") if piece.last and self._open else None
-
-    def _begin(self, head: FileEntry) -> MayflyError | None:
-        path = head.path
-        if self._open:
-            return GuestError(f"the agent sent {path[:200]!r} before the file in front of it had ended")
-        if not any(path == asked or path.startswith(f"{asked.rstrip('/')}/") for asked in self._paths) or len(path) > MAX_COLLECTED_PATH:
-            return GuestError(f"the agent sent {path[:200]!r}, which was not asked for")
-        if stat.S_ISDIR(head.mode) and head.size:
-            return GuestError(f"the agent sent the folder {path[:200]!r} with {head.size} bytes")
-        self._open, self._left = path, head.size
-        self._entries += 1
-        self._size += head.size
-        entries, size = self._limits
-        if self._entries > entries or self._size > size:
-            return CollectError(f"there are more than {entries} files or {size} bytes to collect")
-        return None

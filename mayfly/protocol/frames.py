@@ -151,7 +151,8 @@ def check_start(start: Start) -> None:
         EncodeError: a file's path leaves /work, has an empty, `.` or `..` component or comes
             twice, its mode has more than permission bits; a variable's name is empty or holds `=`;
             the steps are not 1 to MAX_STEPS (with `keep` 0 to MAX_STEPS) with a program and an
-            absolute directory each, or two of them take standard input; files beside products.
+            absolute directory each, or two of them take standard input; a function is not the last
+            one, or takes standard input or has a terminal; files beside products.
         OversizeError: the files have more than MAX_FILES_SIZE bytes together.
     """
     _check_files(start.files)
@@ -166,6 +167,8 @@ def check_start(start: Start) -> None:
         raise EncodeError(f"a run has 1 to {MAX_STEPS} steps, each with a program to run and an absolute directory to run it in")
     if sum(step.stdin for step in start.steps) > 1:
         raise EncodeError("more than one step takes standard input")
+    if any(step.function and (step is not start.steps[-1] or step.stdin or step.columns or step.rows) for step in start.steps):
+        raise EncodeError("a function is the last step, and has neither standard input nor a terminal")
     for name, _ in (*start.env, *(pair for step in start.steps for pair in step.env)):
         if not name or "=" in name:
             raise EncodeError(f"{name!r} is no name of an environment variable", hint="a name is not empty and holds no =")

@@ -31,12 +31,17 @@ from mayfly.protocol.wire import (
     rest,
 )
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 MAX_PAYLOAD = 65536
 MAX_FILE_CHUNK = MAX_PAYLOAD - 10
 """Bytes of a file that one FILE frame of the host can carry."""
 MAX_FILES_SIZE = 16 << 20
 MAX_STEPS = 255
+MAX_BODY = 6 << 20
+"""Bytes of a function's request, and of its answer."""
+MAX_BODY_CHUNK = MAX_PAYLOAD - 512
+"""Bytes of them that one REQUEST or RESPONSE frame can carry besides the rest."""
+MAX_CONTENT_TYPE = 255
 MIN_ENTROPY, MAX_ENTROPY = 16, 512
 WORK_FOLDER = "/work"
 
@@ -54,6 +59,7 @@ class FrameType(IntEnum):
     RESUMED = 0x08
     SHUTDOWN = 0x09
     RESIZE = 0x0A
+    REQUEST = 0x0B
     HELLO = 0x81
     STAGE = 0x82
     STDOUT = 0x83
@@ -63,6 +69,8 @@ class FrameType(IntEnum):
     CREDIT = 0x87
     COLLECTED = 0x88
     ERROR = 0x89
+    LOADED = 0x8A
+    RESPONSE = 0x8B
 
 
 class Limit(IntEnum):
@@ -86,6 +94,7 @@ class ErrorCode(IntEnum):
     RESUMED_FAILED = 5
     WRONG_STATE = 6
     AGENT_FAILED = 7
+    FUNCTION_BROKE_CONTRACT = 8
 
 
 class ExitHow(IntEnum):
@@ -96,6 +105,13 @@ class ExitHow(IntEnum):
     EXITED = 0
     SIGNALED = 1
     NOT_STARTED = 2
+
+
+class ResponseKind(IntEnum):
+    """What a function's response is: what its handler returned, or the exception that it raised."""
+
+    ANSWER = 0
+    EXCEPTION = 1
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -117,13 +133,16 @@ class Message(Fields):
 
 
 Env = tuple[tuple[str, str], ...]
+_ARGV, _STEP_FLAGS = list_of(RAW), bits(2)
+_STEP_LIMITS = (U32, U32, U64, U32, U64, U64)
 
 
 @dataclasses.dataclass(eq=False, repr=False)
 class Step(Fields):
     """One program to run. Times in milliseconds, sizes in bytes; a limit of 0 means none.
 
-    With `columns` and `rows` its standard input, output and error are one terminal of that size.
+    With `columns` and `rows` its standard input, output and error are one terminal of that size. A
+    `function` is the last step: once loaded it answers requests, and `output` is a limit on each.
     """
 
     name: str
@@ -139,7 +158,23 @@ class Step(Fields):
     stdin: bool = False
     columns: int = 0
     rows: int = 0
-    layout = (STR, list_of(RAW), RAW, ENV, U32, U32, U64, U32, U64, U64, FLAG, U16, U16)
+    function: bool = False
+
+    def encode(self) -> bytes:
+        """The fields as bytes; both flags are in one."""
+        limits = (self.wall_ms, self.cpu_ms, self.memory, self.processes, self.output, self.file_size)
+        program = STR.write(self.name) + _ARGV.write(self.argv) + RAW.write(self.cwd) + ENV.write(self.env)
+        numbers = b"".join(wire.write(value) for wire, value in zip(_STEP_LIMITS, limits, strict=True))
+        return program + numbers + _STEP_FLAGS.write((self.stdin, self.function)) + U16.write(self.columns) + U16.write(self.rows)
+
+    @classmethod
+    def read(cls, cursor: Cursor) -> Self:
+        """Read the fields from the cursor."""
+        program = STR.read(cursor), _ARGV.read(cursor), RAW.read(cursor), ENV.read(cursor)
+        wall_ms, cpu_ms, memory, processes, output, file_size = (wire.read(cursor) for wire in _STEP_LIMITS)
+        stdin, function = _STEP_FLAGS.read(cursor)
+        columns, rows = U16.read(cursor), U16.read(cursor)
+        return cls(*program, wall_ms, cpu_ms, memory, processes, output, file_size, stdin, columns, rows, function)
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -272,6 +307,20 @@ class Resize(Message):
 
 
 @dataclasses.dataclass(eq=False, repr=False)
+class Request(Message):
+    """A request to the function, or a piece of it: all pieces have the same fields but for `data`,
+    and `size` bytes of that together.
+    """
+
+    id: int
+    content_type: str
+    size: int
+    data: bytes
+    type = FrameType.REQUEST
+    layout = (U32, STR, U32, rest())
+
+
+@dataclasses.dataclass(eq=False, repr=False)
 class Hello(Message):
     """The agent is ready. `end_marker` is empty where it does not run as a machine's init."""
 
@@ -387,5 +436,28 @@ class Error(Message):
     layout = (enum(U16, ErrorCode), STR)
 
 
-FROM_HOST: tuple[type[Message], ...] = (Start, File, Begin, Stdin, StdinEof, Signal, Collect, Resumed, Shutdown, Resize)
-FROM_AGENT: tuple[type[Message], ...] = (Hello, Stage, Stdout, Stderr, Exit, Done, Credit, Collected, Error)
+@dataclasses.dataclass(eq=False, repr=False)
+class Loaded(Message):
+    """The function takes requests now."""
+
+    type = FrameType.LOADED
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class Response(Message):
+    """The function's answer to request `id`, or a piece of it, as of `Request`. `guest_us` are the
+    microseconds that it took, as the guest says.
+    """
+
+    id: int
+    kind: ResponseKind
+    guest_us: int
+    content_type: str
+    size: int
+    data: bytes
+    type = FrameType.RESPONSE
+    layout = (U32, enum(U8, ResponseKind), U64, STR, U32, rest())
+
+
+FROM_HOST: tuple[type[Message], ...] = (Start, File, Begin, Stdin, StdinEof, Signal, Collect, Resumed, Shutdown, Resize, Request)
+FROM_AGENT: tuple[type[Message], ...] = (Hello, Stage, Stdout, Stderr, Exit, Done, Credit, Collected, Error, Loaded, Response)

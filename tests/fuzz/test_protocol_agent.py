@@ -17,8 +17,13 @@ RUNS = (1, 2, 3)
 LAST = 99
 run = st.sampled_from((0, *RUNS))
 program = st.sampled_from([("true",), ("false",), ("cat",), ("no-such-program",), ("sh", "-c", "echo x; kill -9 $$"), ()])
-step = st.builds(
-    p.Step, st.just("s"), program, st.sampled_from(["/work", "/", "nowhere", "/nowhere"]), wall_ms=st.just(2000), stdin=st.booleans()
+# A function that says it is loaded, and answers what nobody asked it.
+shim = ("sh", "-c", r"{ head -c 19 /dev/zero; sleep 0.01; printf '\001\000'; } >&3 || exit; cat <&3")
+step = st.one_of(
+    st.builds(
+        p.Step, st.just("s"), program, st.sampled_from(["/work", "/", "nowhere", "/nowhere"]), wall_ms=st.just(2000), stdin=st.booleans()
+    ),
+    st.builds(p.Step, st.just("f"), program | st.just(shim), wall_ms=st.just(2000), function=st.just(True)),
 )
 path = st.sampled_from(["a", "b/c", "/work/d", "../e", "/etc/f", "a/g", ""])
 entry = st.builds(p.FileEntry, path, st.sampled_from([0o644, 0o755, 0o4755]), st.integers(0, 20) | st.just(2**40))
@@ -31,6 +36,9 @@ message = st.one_of(
     st.builds(p.Signal, st.sampled_from([0, 9, 15, 19, 64, 65, 255])),
     st.builds(p.Collect, st.lists(st.sampled_from(["/work", "/work/a", "x", "/work/../etc"]), max_size=2).map(tuple)),
     st.builds(p.Resumed, st.just(0), st.just(bytes(16)), st.just("x"), st.text(max_size=20), st.just(bytes(16))),
+    st.builds(
+        p.Request, st.integers(0, 1), st.sampled_from(["", "x" * 256]), st.integers(0, 3) | st.just(2**32 - 1), st.binary(max_size=3)
+    ),
     st.builds(p.Stdout, st.binary(max_size=10)),
 )
 framed = st.builds(p.encode_frame, message, run)

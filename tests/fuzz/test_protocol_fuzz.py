@@ -14,7 +14,7 @@ data = st.binary(max_size=300)
 u8, u16, u32, u64 = (st.integers(0, 2**bits - 1) for bits in (8, 16, 32, 64))
 env = st.lists(st.tuples(raw_text, raw_text), max_size=3).map(tuple)
 raw_list = st.lists(raw_text, max_size=4).map(tuple)
-step = st.builds(p.Step, text, raw_list, raw_text, env, u32, u32, u64, u32, u64, u64, st.booleans())
+step = st.builds(p.Step, text, raw_list, raw_text, env, u32, u32, u64, u32, u64, u64, st.booleans(), u16, u16, st.booleans())
 entry = st.builds(p.FileEntry, raw_text, u32, u64)
 message = st.one_of(
     st.builds(p.Start, env, st.lists(step, max_size=3).map(tuple), st.lists(entry, max_size=3).map(tuple)),
@@ -26,6 +26,8 @@ message = st.one_of(
     st.builds(p.Collect, raw_list),
     st.builds(p.Resumed, u64, st.binary(min_size=16, max_size=16), text, text, st.binary(min_size=16, max_size=512)),
     st.builds(p.Shutdown),
+    st.builds(p.Resize, u16, u16),
+    st.builds(p.Request, u32, text, u32, data),
     st.builds(p.Hello, u16, text, text, u64, text),
     st.builds(p.Stage, u8, text),
     st.builds(p.Stdout, data),
@@ -37,6 +39,8 @@ message = st.one_of(
     st.builds(p.Credit, u32),
     st.builds(p.Collected, u16, st.none() | entry, st.booleans(), st.booleans(), data),
     st.builds(p.Error, st.sampled_from(p.ErrorCode), text),
+    st.builds(p.Loaded),
+    st.builds(p.Response, u32, st.sampled_from(p.ResponseKind), u64, text, u32, data),
 )
 MARK = p.Frame(p.Done(), 0xC0DB)
 

@@ -2,9 +2,12 @@
 `fake_agent.py CHANNEL_FD REPORT_FD CONTROL_FD END_MARKER FAULT`.
 
 It runs the steps as plain programs in a temporary folder that stands for /work, with wall clock,
-output limit and input against credit. FAULT is empty or names a way to misbehave."""
+output limit and input against credit. FAULT is empty or names a way to misbehave. A function is not
+run but played: it answers each request with the request, or does what the payload says (`played`).
+"""
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -51,12 +54,20 @@ class FakeAgent:
         self.stdin: queue.Queue[bytes] = queue.Queue()
         self.child: subprocess.Popen[bytes] | None = None
         self.terminal = -1
+        self.requests: queue.Queue[p.Request] = queue.Queue()
+        self.body = b""
+        self.loaded: int | None = None
         self.products = work / "products"
         self.work = work / "work"
         self.work.mkdir()
-        if (restored := os.environ.get("FAKE_RESTORE")) and (saved := json.loads(Path(restored.split()[-1], STATE).read_text())):
-            shutil.copytree(Path(saved) / "work", self.work, dirs_exist_ok=True, symlinks=True)
-            self.start = p.Start((), (), (), keep=True)
+        if restored := os.environ.get("FAKE_RESTORE"):
+            saved = json.loads(Path(restored.split()[-1], STATE).read_text())
+            if saved["work"]:
+                shutil.copytree(Path(saved["work"]) / "work", self.work, dirs_exist_ok=True, symlinks=True)
+                self.start = p.Start((), (), (), keep=True)
+            if saved["loaded"] is not None:
+                self.run, self.loaded = 1, saved["loaded"]
+                threading.Thread(target=self.go_on, args=(saved["loaded"],), daemon=True).start()
 
     def send(self, message: p.Message, run: int | None = None) -> None:
         with self.lock, contextlib.suppress(OSError):
@@ -117,6 +128,11 @@ class FakeAgent:
                     os.killpg(self.child.pid, number)
             case p.Resize(columns, rows) if self.terminal >= 0:
                 self.resize(columns, rows)
+            case p.Request(size=size, data=data) as request:
+                self.body += data
+                if len(self.body) == size:
+                    self.requests.put(dataclasses.replace(request, data=self.body))
+                    self.body = b""
 
     def resize(self, columns: int, rows: int) -> None:
         fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
@@ -137,7 +153,7 @@ class FakeAgent:
             self.send(p.Stdout(b"too early"))
             return
         for index, step in enumerate(self.start.steps):
-            result = self.step(index, step)
+            result = self.function(index, step) if step.function else self.step(index, step)
             self.send(result)
             if result.code or result.limit or result.how:
                 break
@@ -181,6 +197,62 @@ class FakeAgent:
         how = p.ExitHow.SIGNALED if status < 0 else p.ExitHow.EXITED
         wall = round((time.monotonic() - began) * 1e6)
         return p.Exit(index, how, abs(status), limit, wall, 1000, 4096, (cut[0], cut[1]))
+
+    def function(self, index: int, step: p.Step) -> p.Exit:
+        """Load it, unless it is `false` or that is the fault, and play it to its end."""
+        self.send(p.Stage(index, step.name))
+        self.send(p.Stdout(b"loading\n"))
+        if self.fault == "load-fails" or step.argv == ("false",):
+            return p.Exit(index, p.ExitHow.EXITED, 1, p.Limit.NONE, 0, 0, 0, (False, False))
+        self.loaded = index
+        self.send(p.Loaded())
+        return self.answer(index)
+
+    def go_on(self, index: int) -> None:
+        """Play a restored function to its end."""
+        self.send(self.answer(index))
+        self.send(p.Done())
+
+    def answer(self, index: int) -> p.Exit:
+        """Answer requests until one ends the function."""
+        while (code := self.played(self.requests.get())) is None:
+            pass
+        self.loaded = None
+        return p.Exit(index, p.ExitHow.EXITED, code, p.Limit.NONE, 0, 0, 0, (False, False))
+
+    def played(self, request: p.Request) -> int | None:
+        """Answer a request; the exit status if the function ends over it.
+
+        A payload `!exit 3` ends it without an answer, `!answer-exit` after one; `!vanish` ends the
+        machine; `!hang` gets no answer, `!twice` two, `!other` one to another request, `!long` more
+        than was announced; `!raise TEXT` gets an exception, `!log TEXT` is printed, `!sleep 0.2`
+        takes so long.
+        """
+        deed, _, rest = request.data.decode(errors="replace").partition(" ")
+        began = time.monotonic()
+        kind, content_type, data = p.ResponseKind.ANSWER, request.content_type, request.data
+        match deed:
+            case "!exit":
+                return int(rest or 1)
+            case "!vanish":
+                os._exit(3)
+            case "!hang":
+                return None
+            case "!raise":
+                kind, content_type = p.ResponseKind.EXCEPTION, "application/json"
+                data = json.dumps({"error": "ValueError", "message": rest, "trace": f"ValueError: {rest}\n"}).encode()
+            case "!log":
+                self.send(p.Stdout(rest.encode()))
+                self.send(p.Stderr(rest.encode()))
+            case "!sleep":
+                time.sleep(float(rest))
+        size = len(data) - 1 if deed == "!long" else len(data)
+        number = request.id ^ 1 if deed == "!other" else request.id
+        took = round((time.monotonic() - began) * 1e6)
+        for _ in range(2 if deed == "!twice" else 1):
+            for at in range(0, len(data) or 1, p.MAX_BODY_CHUNK):
+                self.send(p.Response(number, kind, took, content_type, size, data[at : at + p.MAX_BODY_CHUNK]))
+        return 0 if deed == "!answer-exit" else None
 
     def spawn(self, argv: list[str], env: dict[str, str], step: p.Step) -> "subprocess.Popen[bytes]":
         """The step's program, on pipes or at a terminal of its own."""
@@ -229,8 +301,8 @@ class FakeMachine:
     name the folder of an agent that was saved and went on.
     """
 
-    def __init__(self, report: int, fault: str, work: Path) -> None:
-        self.report, self.fault, self.work = report, fault, work
+    def __init__(self, report: int, fault: str, work: Path, agent: FakeAgent) -> None:
+        self.report, self.fault, self.work, self.agent = report, fault, work, agent
         self.paused = False
         self.ending = False
 
@@ -257,7 +329,7 @@ class FakeMachine:
         if self.fault == "disk-full":
             raise SnapshotError("No space left on device")
         run = struct.pack("<QQ", 1, 1)
-        state = json.dumps(str(self.work) if go_on else "").encode()
+        state = json.dumps({"work": str(self.work) if go_on else "", "loaded": self.agent.loaded}).encode()
         for fd, data in zip(descriptors, (state, bytes(8192), run, run if os.environ["FAKE_RESTORE"] else b""), strict=True):
             os.write(fd, data)
         self.ending = not go_on
@@ -271,7 +343,7 @@ def main(channel_fd: int, report: int, control_fd: int, fault: str) -> None:
         tempfile.TemporaryDirectory(prefix="fake-agent-") as work,
     ):
         agent = FakeAgent(channel, fault, Path(work))
-        machine = FakeMachine(report, fault, Path(work))
+        machine = FakeMachine(report, fault, Path(work), agent)
         machine.say(Running(phases=PHASES))
         threading.Thread(target=machine.serve, args=(control,), daemon=True).start()
         with contextlib.suppress(ConnectionError):

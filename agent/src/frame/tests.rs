@@ -95,6 +95,27 @@ fn what_version_3_brought() {
 }
 
 #[test]
+fn what_version_4_brought() {
+    let function = match parse(&packed("start-function")).expect("a frame").message {
+        FromHost::Start(mut start) => start.steps.remove(0),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((function.function, function.stdin, function.output), (true, false, 1 << 20));
+    let request = |name| match parse(&packed(name)).expect("a frame").message {
+        FromHost::Request(request) => request,
+        other => panic!("{other:?}"),
+    };
+    let (whole, piece) = (request("request"), request("request-piece"));
+    assert_eq!((whole.id, whole.content_type.as_str(), whole.size, &whole.data[..]), (u32::MAX - 1, "application/json", 3, &b"[1]"[..]));
+    assert_eq!((piece.id, piece.content_type.as_str(), piece.size, &piece.data[..]), (1, "", 1 << 20, &b"\xc0\xdb"[..]));
+    assert!(request("request-empty").data.is_empty());
+}
+
+fn response<'a>(id: u32, kind: ResponseKind, took_us: u64, content_type: &'a str, size: u32, data: &'a [u8]) -> ToHost<'a> {
+    ToHost::Response { id, kind, took_us, content_type, size, data }
+}
+
+#[test]
 fn resumed_has_all_its_fields() {
     let resumed = match parse(&packed("resumed-network")).expect("a frame").message {
         FromHost::Resumed(resumed) => resumed,
@@ -136,6 +157,10 @@ fn the_agents_messages_are_packed_as_the_vectors_are() {
         ("collected-piece", 7, ToHost::Collected { index: 1, head: None, ends: false, last: false, data: b"abc" }),
         ("collected-last", 7, ToHost::Collected { index: 1, head: None, ends: false, last: true, data: b"" }),
         ("error", 7, ToHost::Error(ErrorCode::StartRefused, "file 0: the path leaves /work")),
+        ("loaded", 7, ToHost::Loaded),
+        ("response", 7, response(u32::MAX - 1, ResponseKind::Answer, 1_234_567, "text/plain; charset=utf-8", 2, b"ok")),
+        ("response-exception", 7, response(1, ResponseKind::Exception, 10, "application/json", 1 << 20, b"{")),
+        ("response-empty", 7, response(1, ResponseKind::Answer, 0, "", 0, b"")),
     ];
     for (name, run, message) in &said {
         assert_eq!(pack(*run, message), packed(name), "{name}");

@@ -3,13 +3,14 @@ nothing after the end.
 """
 
 import dataclasses
-from collections.abc import Iterable
+import itertools
+from collections.abc import Callable, Iterable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mayfly.errors import BootError, GuestError
+from mayfly.errors import BootError, EncodeError, GuestError, OversizeError
 from mayfly.protocol import frames as p
 from mayfly.protocol.conversation import OVERHEAD_ALLOWED, Conversation, Event, Failed, Phase
 
@@ -183,6 +184,162 @@ def test_begin_wants_a_hello() -> None:
         Conversation(arch="x86_64", end_marker="ab").begin(START, [])
 
 
+FUNCTION = p.Start((), (p.Step("build", ("cc",), output=100), p.Step("function", ("f",), output=100, function=True)), ())
+ENDED = dataclasses.replace(GOOD, step=1)
+
+
+def loaded() -> Conversation:
+    """A conversation whose function is loaded."""
+    conversation = begun(FUNCTION)
+    sent = (p.Stage(0, "build"), GOOD, p.Stage(1, "function"), p.Stdout(b"x" * 90), p.Loaded())
+    assert feed(conversation, *sent) == list(sent)
+    assert conversation.phase is Phase.LOADED
+    return conversation
+
+
+def asked(payload: bytes = b"x", number: int = 7) -> Conversation:
+    """A conversation in a request."""
+    conversation = loaded()
+    list(conversation.request(number, "", payload))
+    return conversation
+
+
+def response(data: bytes = b"", size: int = -1, *, number: int = 7, content_type: str = "", guest_us: int = 1) -> p.Response:
+    return p.Response(number, p.ResponseKind.ANSWER, guest_us, content_type, len(data) if size < 0 else size, data)
+
+
+def test_requests_one_after_another() -> None:
+    conversation = loaded()
+    for number, payload in enumerate((b"", b"x", b"x" * (2 * p.MAX_BODY_CHUNK + 1))):
+        frames = p.FrameReader(p.FROM_HOST).feed(b"".join(conversation.request(number, "a/b", payload)))
+        assert {frame.run for frame in frames} == {RUN}
+        pieces = [frame.message for frame in frames if isinstance(frame.message, p.Request)]
+        assert len(pieces) == len(frames) == max(1, -(-len(payload) // p.MAX_BODY_CHUNK))
+        assert {(piece.id, piece.content_type, piece.size) for piece in pieces} == {(number, "a/b", len(payload))}
+        assert b"".join(piece.data for piece in pieces) == payload
+        assert conversation.phase.name == "ASKED"
+        answer = [p.Stderr(b"log"), response(b"ab", 3, number=number), response(b"c", 3, number=number)]
+        assert feed(conversation, *answer) == answer
+        assert conversation.phase is Phase.LOADED
+    assert feed(conversation, p.Stdout(b"between"), ENDED, p.Done()) == [p.Stdout(b"between"), ENDED, p.Done()]
+    assert conversation.phase is Phase.IDLE
+
+
+def test_the_largest_request_and_response() -> None:
+    conversation = asked(bytes(p.MAX_BODY))
+    data = b"\xc0" * p.MAX_BODY_CHUNK
+    pieces = [response(data[: p.MAX_BODY - at], p.MAX_BODY, content_type="x" * 255) for at in range(0, p.MAX_BODY, len(data))]
+    assert feed(conversation, *pieces) == pieces
+    assert conversation.phase is Phase.LOADED
+
+
+@pytest.mark.parametrize(
+    ("number", "content_type", "payload", "error"),
+    [
+        (1, "", bytes(p.MAX_BODY + 1), OversizeError),
+        (1, "ß" * 128, b"", OversizeError),
+        (2**32, "", b"", EncodeError),
+        (1, "\udcff", b"", EncodeError),
+    ],
+)
+def test_a_request_that_does_not_fit_changes_nothing(number: int, content_type: str, payload: bytes, error: type[EncodeError]) -> None:
+    conversation = loaded()
+    with pytest.raises(error):
+        conversation.request(number, content_type, payload)
+    conversation.request(1, "", b"")
+
+
+def test_only_a_loaded_function_that_nobody_asks_is_asked() -> None:
+    for conversation in (begun(), begun(FUNCTION), asked()):
+        with pytest.raises(ValueError, match="not "):
+            conversation.request(1, "", b"")
+    conversation = loaded()
+    feed(conversation, ENDED, p.Done())
+    with pytest.raises(ValueError, match="not "):
+        conversation.request(1, "", b"")
+    feed(conversation, p.Loaded())
+    with pytest.raises(GuestError, match="LOADED between runs"):
+        conversation.request(1, "", b"")
+
+
+@pytest.mark.parametrize(
+    ("make", "sent"),
+    [
+        (lambda: begun(FUNCTION), (p.Stage(0, "build"), p.Loaded())),
+        (begun, (p.Stage(0, "build"), GOOD, p.Stage(1, "run"), p.Loaded())),
+        (lambda: begun(FUNCTION), (p.Stage(0, "build"), GOOD, p.Stage(1, "function"), response())),
+        (lambda: begun(FUNCTION), (p.Stage(0, "build"), GOOD, p.Stage(1, "function"), p.Credit(1))),
+        (loaded, (p.Loaded(),)),
+        (loaded, (response(),)),
+        (loaded, (HELLO,)),
+        (loaded, (p.Done(),)),
+        (loaded, (p.Error(p.ErrorCode.FUNCTION_BROKE_CONTRACT, "why"),)),
+        (asked, (p.Loaded(),)),
+        (asked, (response(number=8),)),
+        (asked, (response(b"x", number=8),)),
+        (asked, (response(b"xy", 1),)),
+        (asked, (response(b"x", 2), response(b"xy", 2))),
+        (asked, (response(b"x", 2), response(b"", 2))),
+        (asked, (response(b"", 2),)),
+        (asked, (response(b"x", 2), response(b"x", 2, number=8))),
+        (asked, (response(b"x", 2), response(b"x", 3))),
+        (asked, (response(b"x", 2), response(b"x", 2, content_type="y"))),
+        (asked, (response(b"x", 2), response(b"x", 2, guest_us=2))),
+        (asked, (response(b"x", 2), dataclasses.replace(response(b"x", 2), kind=p.ResponseKind.EXCEPTION))),
+        (asked, (response(b"x", p.MAX_BODY + 1),)),
+        (asked, (response(b"x", content_type="ß" * 128),)),
+        (asked, (response(), response())),
+    ],
+)
+def test_a_function_out_of_order_ends_the_conversation(make: Callable[[], Conversation], sent: tuple[p.Message, ...]) -> None:
+    events = feed(make(), *sent, p.Stage(0, "build"))
+    assert isinstance(events[-1], Failed)
+    assert len(events) == len(sent)
+    assert isinstance(events[-1].error, GuestError)
+
+
+def test_the_output_of_each_request_is_limited() -> None:
+    conversation = loaded()
+    assert feed(conversation, p.Stdout(b"y" * 20)) == [p.Stdout(b"y" * 10)]
+    for number in range(3):
+        list(conversation.request(number, "", b""))
+        assert feed(conversation, p.Stdout(b"x" * 150), response(number=number))[0] == p.Stdout(b"x" * 100)
+
+
+@pytest.mark.parametrize("noise", [frame(p.Stdout(b"x")) * 1000, b"\xc0garbage" * 10_000, frame(response(b"x", p.MAX_BODY)) * 1000])
+def test_a_flood_ends_a_request(noise: bytes) -> None:
+    conversation = asked()
+    for count in itertools.count():
+        assert count * len(noise) < 2 * OVERHEAD_ALLOWED
+        events = conversation.feed(noise)
+        if events and isinstance(events[-1], Failed):
+            assert "allow" in failure(events)
+            return
+
+
+def test_a_restored_machine_whose_function_is_loaded() -> None:
+    conversation = Conversation(arch="x86_64", end_marker="ab", loaded=FUNCTION)
+    for _ in range(2):
+        conversation.resumed(p.Resumed(0, bytes(16), "x", "", bytes(16)))
+        with pytest.raises(ValueError, match="HELLO"):
+            conversation.request(1, "", b"")
+        assert feed(conversation, p.Stderr(b"again"), HELLO) == [p.Stderr(b"again"), HELLO]
+    list(conversation.request(1, "", b""))
+    assert feed(conversation, response(number=1)) == [response(number=1)]
+    assert feed(conversation, ENDED, p.Done()) == [ENDED, p.Done()]
+    list(conversation.begin(START, []))
+    assert conversation.runs == 2
+
+
+@pytest.mark.parametrize(
+    "message", [ENDED, response(), p.Loaded(), p.Stage(1, "function"), p.Done(), p.Error(p.ErrorCode.RESUMED_FAILED, "why")]
+)
+def test_a_restored_function_that_does_not_say_hello(message: p.Message) -> None:
+    conversation = Conversation(arch="x86_64", end_marker="ab", loaded=FUNCTION)
+    conversation.resumed(p.Resumed(0, bytes(16), "x", "", bytes(16)))
+    assert failure(feed(conversation, message))
+
+
 _exits = st.builds(
     p.Exit,
     st.integers(0, 2),
@@ -201,6 +358,10 @@ _messages = st.one_of(
     st.just(p.Done()),
     st.builds(p.Credit, st.integers(0, 0xFFFF_FFFF)),
     st.builds(p.Error, st.sampled_from(p.ErrorCode), st.just("x")),
+    st.just(p.Loaded()),
+    st.builds(
+        p.Response, st.integers(7, 8), st.sampled_from(p.ResponseKind), st.just(1), st.just(""), st.integers(0, 3), st.binary(max_size=2)
+    ),
 )
 _sent = st.lists(
     st.tuples(_messages, st.sampled_from([0, 1, 1, 1, 2])).map(lambda pair: p.encode_frame(*pair)) | st.binary(max_size=20), max_size=30
@@ -227,3 +388,22 @@ def test_any_guest(pieces: list[bytes], greeted: bool) -> None:
             depth = 0
     for kind in (p.Stdout, p.Stderr):
         assert sum(len(event.data) for event in events if isinstance(event, kind)) <= 200
+
+
+@given(_sent)
+def test_any_guest_with_a_function(pieces: list[bytes]) -> None:
+    """Whatever comes after a request, it gets at most one response: the one that it asked for,
+    whole if another request may follow.
+    """
+    conversation = asked()
+    events = [event for piece in pieces for event in conversation.feed(piece)]
+    failed = [index for index, event in enumerate(events) if isinstance(event, Failed)]
+    assert failed in ([], [len(events) - 1])
+    answers = [event for event in events if isinstance(event, p.Response)]
+    assert {(answer.id, answer.size) for answer in answers} <= {(7, answers[0].size if answers else 0)}
+    size = sum(len(answer.data) for answer in answers)
+    assert not answers or size <= answers[0].size
+    if conversation.phase is Phase.LOADED:
+        assert answers
+        assert size == answers[0].size
+        list(conversation.request(8, "", b""))
