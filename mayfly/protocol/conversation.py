@@ -363,7 +363,7 @@ class Conversation:
             GuestError: as `begin`.
             ValueError: no function is loaded, or it is being asked.
         """
-        if len(payload) > MAX_BODY or len(content_type.encode()) > MAX_CONTENT_TYPE:
+        if len(payload) > MAX_BODY or len(content_type.encode(errors="replace")) > MAX_CONTENT_TYPE:
             raise OversizeError(
                 f"a request of {len(payload)} bytes, with a content type of {len(content_type)} characters",
                 hint=f"a function takes at most {MAX_BODY} bytes, and {MAX_CONTENT_TYPE} of a content type",

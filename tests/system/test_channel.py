@@ -206,6 +206,30 @@ def test_limits(machine: Machine) -> None:
     assert (len(result.stdout), result.exit.cut) == (1000, (True, False))
 
 
+SHIM = rb"""
+printf '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0' >&3
+while dd bs=1 count=11 <&3 >/dev/null 2>&1; do
+    body=$(dd bs=1 count=5 <&3 2>/dev/null)
+    echo "$body"
+    printf '\1\7\0\0\0\2\0\0\0\0\0\0\0\0\0\5\0\0\0%s' "$body" >&3
+done
+"""
+"""A function for requests 7 of five bytes."""
+
+
+def test_a_function_answers_requests(machine: Machine) -> None:
+    run = machine.run(p.Step("function", ("sh", "shim"), output=5, function=True), files=[("shim", SHIM)])
+    list(machine.until(p.Loaded))
+    for body in (b"first", b"again"):
+        machine.tell(p.Request(7, "", 5, body[:2]), p.Request(7, "", 5, body[2:]))
+        printed, response = machine.until(p.Response)
+        assert (printed, response) == (p.Stdout(body), p.Response(7, p.ResponseKind.ANSWER, 2, "", 5, body))
+    machine.tell(p.Request(8, "", 5, b"other"))
+    messages = [machine.receive() for _ in range(4)]
+    assert {frame.run for frame in messages} == {run}
+    assert [type(frame.message) for frame in messages] == [p.Stdout, p.Error, p.Exit, p.Done]
+
+
 def test_collect(machine: Machine) -> None:
     machine.run(shell("mkdir out; echo one >out/1; echo two >out/2"))
     machine.result()

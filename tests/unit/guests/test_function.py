@@ -202,7 +202,7 @@ def test_a_saved_function_goes_on_in_copies(tmp_path: Path) -> None:
             for number, restored in enumerate(copies):
                 assert restored.kind is StartKind.RESTORED
                 response = await ask(restored, request(b"%d" % number), Log(), 30)
-                assert response == FunctionResponse(kind="answer", content_type="text/plain", payload=b"%d" % number, guest_us=0)
+                assert (response.kind, response.payload) == ("answer", b"%d" % number)
             with pytest.raises(FunctionCrashedError, match="exited with 4"):
                 await ask(copies[0], request(b"!exit 4"), Log(), 30)
         finally:
