@@ -126,37 +126,31 @@ class AsyncClient:
         headers: Mapping[str, str] = {},
     ) -> _T:
         """The answer to a request, decoded as `kind`; None for an answer without a body."""
-        deadline = asyncio.get_running_loop().time() + self.patience_s
+        patience = _Patience(self.patience_s)
         again = "Idempotency-Key" in headers
         while True:
             try:
                 async with self._open(method, path, content, data, headers) as answer:
-                    text = await answer.read()
+                    return msgspec.json.decode(await answer.read() or b"null", type=kind)
             except ServerLostError:
                 if not again:
                     raise
                 again = False
-                continue
             except BusyError as error:
-                if asyncio.get_running_loop().time() + error.retry_after_s > deadline:
-                    raise
-                await asyncio.sleep(error.retry_after_s)
-                continue
-            try:
-                return msgspec.json.decode(text or b"null", type=kind)
-            except msgspec.DecodeError as error:
-                raise ServerLostError(f"{self._name}: not Mayfly's answer: {error}", hint=NOT_OURS) from error
+                await patience.wait(error)
 
     @asynccontextmanager
     async def _open(
         self, method: str, path: str, content: Any = None, data: bytes | None = None, headers: Mapping[str, str] = {}
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """An answer that is no error, while its body comes."""
+        """An answer that is no error, while its body comes and is decoded."""
         try:
             async with self._http().request(method, self._base + path, json=content, data=data, headers=headers) as answer:
                 if answer.status >= 400:
                     raise _refusal(answer, await answer.read())
                 yield answer
+        except msgspec.DecodeError as error:
+            raise ServerLostError(f"{self._name}: not Mayfly's answer: {error}", hint=NOT_OURS) from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise self.lost(error) from error
 
@@ -199,34 +193,34 @@ class AsyncRun:
             ServerLostError: the server does not come back within the client's patience.
             UnknownRunError: the run is no longer kept.
         """
-        last = ""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._client.patience_s
-        while not self.over or not last:
+        last, patience = "", _Patience(self._client.patience_s)
+        while True:
             try:
-                async for name, event in self._events(last):
-                    last, deadline = name or last, loop.time() + self._client.patience_s
+                async for name, event in self._events(last, patience):
+                    last = name or last
                     if isinstance(event, DoneEvent):
-                        self.over = True
+                        self.over = True  # first: a reader may go no further
+                        yield event
+                        return
                     if event is not None:
                         yield event
-                    if isinstance(event, DoneEvent):
-                        return
-            except ServerLostError:
-                if loop.time() > deadline:
-                    raise
-            except BusyError as error:
-                if loop.time() > deadline:
-                    raise
-                await asyncio.sleep(error.retry_after_s)
-            await asyncio.sleep(RETRY_S)
+            except (BusyError, ServerLostError) as error:
+                await patience.wait(error)
 
-    async def _events(self, after: str) -> AsyncIterator[tuple[str, RunClientEvent | None]]:
+    async def _events(self, after: str, patience: "_Patience") -> AsyncIterator[tuple[str, RunClientEvent | None]]:
+        """The events that one connection brings; a ServerLostError is behind them."""
         headers = {"Accept": "application/jsonl", **({"Last-Event-ID": after} if after else {})}
         async with self._client._open("GET", f"/runs/{self.id}/events", headers=headers) as answer:
-            while line := await answer.content.readuntil(b"\n"):
-                if line.strip():
-                    yield decode_event(line)
+            silent = patience.now()
+            try:
+                while line := await answer.content.readuntil(b"\n"):
+                    if line.strip():
+                        yield decode_event(line)
+                        patience.renew()
+            finally:
+                if patience.now() > silent + RETRY_S:  # it was there, whatever the run had to say
+                    patience.renew()
+        raise self._client.lost(EOFError(f"the events of run {self.id} ended before it"))
 
     async def result(self) -> Result:
         """The result, when the run is over.
@@ -326,6 +320,29 @@ class AsyncAttachment:
     async def resize(self, columns: int, rows: int) -> None:
         """The terminal has another size."""
         await self._socket.send_json({"type": "resize", "columns": columns, "rows": rows})
+
+
+class _Patience:
+    """How long a server that is busy or lost is asked again: `seconds` since it last answered."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.renew()
+
+    def now(self) -> float:
+        """The loop's time."""
+        return asyncio.get_running_loop().time()
+
+    def renew(self) -> None:
+        """It has answered."""
+        self._until = self.now() + self._seconds
+
+    async def wait(self, error: BusyError | ServerLostError) -> None:
+        """Wait before the next attempt; raises `error` if that would be too late."""
+        pause_s = error.retry_after_s if isinstance(error, BusyError) else RETRY_S
+        if self.now() + pause_s > self._until:
+            raise error
+        await asyncio.sleep(pause_s)
 
 
 class _Started(msgspec.Struct):

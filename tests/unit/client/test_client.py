@@ -245,6 +245,72 @@ def test_events_go_on_after_a_lost_connection() -> None:
     assert asked == ["", "1-2", "2-0"]
 
 
+def test_a_reader_goes_on_to_the_end_though_another_one_has_seen_it() -> None:
+    stage: dict[str, Any] = {"id": "0-0", "event": "stage", "step": "run"}
+    done: dict[str, Any] = {"id": "1-0", "event": "done", "status": "ok", "exit_status": 0}
+    cut = asyncio.Event()
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        if "Last-Event-ID" not in request.headers:
+            await answer.write(json.dumps(stage).encode() + b"\n")
+        if "Last-Event-ID" in request.headers:
+            await answer.write(json.dumps(done).encode() + b"\n")
+            return answer
+        await cut.wait()
+        assert request.transport is not None
+        request.transport.close()
+        return answer
+
+    async def work(url: str) -> None:
+        async with AsyncClient(url) as client:
+            run = client.get("1")
+            slow = aiter(run)
+            found = [await anext(slow)]
+            run.over = True  # as a second reader leaves it
+            cut.set()
+            found += [event async for event in slow]
+        assert [type(event) for event in found] == [StageEvent, DoneEvent]
+
+    asyncio.run(over_tcp(handle, work))
+
+
+def test_a_reader_of_a_silent_run_has_patience_when_its_connection_is_lost() -> None:
+    """Patience begins with the loss, not with the last event."""
+    asked = []
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        asked.append(request)
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        if len(asked) == 1:
+            await asyncio.sleep(1.2)
+            assert request.transport is not None
+            request.transport.close()
+        else:
+            await answer.write(b'{"id": "0-0", "event": "done", "status": "ok", "exit_status": 0}\n')
+        return answer
+
+    async def work(url: str) -> None:
+        async with AsyncClient(url, patience_s=1) as client:
+            assert [type(event) async for event in client.get("1")] == [DoneEvent]
+
+    asyncio.run(over_tcp(handle, work))
+
+
+def test_events_that_are_none_of_ours_end_patience() -> None:
+    async def handle(_: web.Request) -> web.Response:
+        return web.Response(text="<html>\n")
+
+    async def work(url: str) -> None:
+        async with AsyncClient(url, patience_s=0.3) as client:
+            with pytest.raises(ServerLostError, match="not Mayfly's answer"):
+                await client.get("1").result()
+
+    asyncio.run(over_tcp(handle, work))
+
+
 def test_start_is_sent_again_with_its_key() -> None:
     keys = []
 
