@@ -162,6 +162,8 @@ def serve(**flags: Any) -> None:
 )
 @click.option("--stop-at-first-failure", is_flag=True, help="skip the cases behind the first that does not pass")
 @click.option("--parallel", type=click.IntRange(1, 200), help="most guests that do cases at a time (default: as there is room)")
+@click.option("--collect", multiple=True, metavar="GLOB", help="want the files back that match when it has ended, such as 'out/**/*.png'")
+@click.option("--collect-to", type=click.Path(file_okay=False, path_type=Path), help="folder that they are written to")
 def run(
     file: Path,
     args: tuple[str, ...],
@@ -176,6 +178,8 @@ def run(
     cases: Path | None,
     stop_at_first_failure: bool,
     parallel: int | None,
+    collect: tuple[str, ...],
+    collect_to: Path | None,
     **flags: Any,
 ) -> int:
     """Run the snippet in FILE, with ARGS (after `--`), in a machine of its own.
@@ -185,14 +189,16 @@ def run(
     """
     if tty and as_json:
         raise click.UsageError("--json shows nothing before the end; leave it out, or --tty")
+    if collect_to if not collect else not (collect_to or as_json):
+        raise click.UsageError("--collect GLOB and --collect-to FOLDER go together; --json has the files in it")
     gc.disable()  # this process makes little that lasts, and ends soon
     flags["interactive_wall_s"] = flags["interactive_wall_s"] or flags["run_wall_s"]
     config = load_config(flags)
-    of_cases: dict[str, Any] = {}
+    asked: dict[str, Any] = {"collect": collect}
     if cases:
         from mayfly.cli.cases import read_cases
 
-        of_cases = {"cases": read_cases(cases), "stop_at_first_failure": stop_at_first_failure, "parallel": parallel}
+        asked |= {"cases": read_cases(cases), "stop_at_first_failure": stop_at_first_failure, "parallel": parallel}
     chosen = dict(option.partition("=")[::2] for option in options)
     from mayfly.vmm.process.zygote import Zygote
 
@@ -213,7 +219,8 @@ def run(
             tty=tty,
             network=network,
             snapshot=snapshot,
-            of_cases=of_cases,
+            asked=asked,
+            collect_to=collect_to,
             config=config.scaled(time_factor(config)),
             zygote=lambda: zygote,
             as_json=as_json,

@@ -14,7 +14,7 @@ from mayfly.cli.cases import line, summary
 from mayfly.cli.descriptors import FdStdin, FdWriter, settle
 from mayfly.cli.messages import plain, report
 from mayfly.errors import HostError, MayflyError
-from mayfly.guests.outcome import LIMIT_STATUS, Outcome, signal_name
+from mayfly.guests.outcome import LIMIT_STATUS, OUR_STATUS, Outcome, signal_name
 from mayfly.guests.spawner import GRACE_S
 from mayfly.host.config import Config
 from mayfly.host.snippet import Snippet
@@ -54,14 +54,15 @@ async def run_file(
     tty: bool,
     network: bool,
     snapshot: str,
-    of_cases: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    collect_to: Path | None,
     config: Config,
     zygote: Callable[[], Zygote],
     as_json: bool,
     verbose: bool,
 ) -> int:
     """Run the file and give the exit status of docs/api.md. SIGINT and SIGTERM end the machine
-    first.
+    first. `asked` are further fields of the snippet.
     """
     loop = asyncio.get_running_loop()
     stopped: asyncio.Future[int] = loop.create_future()
@@ -72,7 +73,7 @@ async def run_file(
         image = service.find_image(language, path)
         source = read_source(path)
         chosen = find(snapshot) if snapshot else None
-        snippet = Snippet(source=source, args=args, options=options, network=network, interactive=interactive, **of_cases)
+        snippet = Snippet(source=source, args=args, options=options, network=network, interactive=interactive, **asked)
         with _local_terminal(stopped) if tty else contextlib.nullcontext() as terminal:
             if terminal is None:
                 run = service.start(snippet, image, FdStdin(0), snapshot=chosen)
@@ -95,6 +96,7 @@ async def run_file(
             print(json.dumps(run.to_json(), ensure_ascii=False), flush=True)
         else:
             explain(run.outcome, config.time_factor)
+        kept = _keep_files(run, collect_to)
         if verbose:
             for name, seconds in run.phases.items():
                 print(f"mayfly: {name:<16} {seconds * 1000:10.1f} ms", file=sys.stderr)
@@ -102,7 +104,26 @@ async def run_file(
                 print(f"mayfly: exits {name:<10} {count:10}", file=sys.stderr)
         if run.outcome.error is None and service.lacks_base(image, network=network):
             await _make_base(service, image, stopped, network=network)
-    return run.verdict().exit_status
+    return run.verdict().exit_status or (0 if kept else OUR_STATUS)
+
+
+def _keep_files(run: Run, folder: Path | None) -> bool:
+    """Write the files that were asked for to `folder`; false if there are none to be had."""
+    if run.files is None:
+        return True
+    try:
+        if run.files.error is not None:
+            raise run.files.error
+        if folder is not None:
+            from mayfly.cli.collected import write_files  # only here: other runs start sooner
+
+            write_files(run.files.by_name, folder)
+    except MayflyError as error:
+        report(error)
+        return False
+    if not run.files.by_name:
+        print("mayfly: the program left no file that --collect asks for", file=sys.stderr)
+    return True
 
 
 def _local_terminal(stopped: "asyncio.Future[int]") -> "LocalTerminal":

@@ -105,6 +105,52 @@ def test_cases_that_cannot_be_read(run: Run, tmp_path: Path, text: str, words: b
     assert words in err and b"hint:" in err
 
 
+def test_files_that_a_program_left_are_written_to_a_folder(run: Run, tmp_path: Path) -> None:
+    source = "mkdir -p out/deep; printf '\\377' > out/deep/a.bin; echo b > b.txt; chmod +x b.txt; echo c > c.log; exit 3"
+    args = ("x.toy", "--collect", "out/**/*", "--collect", "*.txt", "--collect-to", "new/back")
+    assert run(source, *args) == (3, b"", b"")
+    found = {str(path.relative_to(tmp_path / "new/back")): path for path in (tmp_path / "new/back").rglob("*") if path.is_file()}
+    assert {name: path.read_bytes() for name, path in found.items()} == {"out/deep/a.bin": b"\xff", "b.txt": b"b\n"}
+    assert [bool(found[name].stat().st_mode & 0o100) for name in ("b.txt", "out/deep/a.bin")] == [True, False]
+    (tmp_path / "new/back/b.txt").write_text("older")
+    assert run("echo newer > b.txt", *args) == (0, b"", b"")
+    assert (tmp_path / "new/back/b.txt").read_text() == "newer\n"
+
+
+def test_nothing_outside_of_the_folder_is_written(run: Run, tmp_path: Path) -> None:
+    """Links and other names of files that the folder had before: what they lead to stays."""
+    outside, folder = tmp_path / "outside", tmp_path / "back"
+    outside.mkdir()
+    folder.mkdir()
+    for name in ("linked", "shared"):
+        (outside / name).write_text("safe")
+    (folder / "a").symlink_to(outside / "linked")
+    (folder / "b").hardlink_to(outside / "shared")
+    assert run("echo bad > a; echo bad > b", "x.toy", "--collect", "?", "--collect-to", "back") == (0, b"", b"")
+    assert [(folder / name).read_text() for name in "ab"] == ["bad\n"] * 2
+    assert [path.read_text() for path in sorted(outside.iterdir())] == ["safe", "safe"]
+    (folder / "sub").symlink_to(outside)
+    (folder / "d").mkdir()
+    for source, where in (("mkdir sub; echo bad > sub/linked", b"back/sub/linked"), ("echo bad > d", b"back/d")):
+        status, out, err = run(source, "x.toy", "--collect", "**/*", "--collect-to", "back")
+        assert (status, out, where in err, b"cannot be written" in err) == (125, b"", True, True), err
+    assert [path.read_text() for path in sorted(outside.iterdir())] == ["safe", "safe"]
+    assert not [path for path in folder.rglob("*") if path.name.endswith(".part")]
+
+
+def test_files_that_cannot_be_given_back(run: Run, tmp_path: Path) -> None:
+    asked = ("x.toy", "--collect", "*", "--collect-to", "back")
+    status, _, err = run("touch x", *asked, fault="escape")
+    assert (status, b"cannot be given back" in err, (tmp_path / "back").exists()) == (125, True, False)
+    assert run("head -c 20 /dev/zero > x; exit 4", *asked, "--collect-bytes", "10")[0] == 4
+    assert run("rm *", *asked) == (0, b"", b"mayfly: the program left no file that --collect asks for\n")
+    assert run("true", "x.toy", "--collect", "../*", "--collect-to", "back")[0] == 125
+    for args in (("--collect", "*"), ("--collect-to", "back")):
+        assert b"go together" in run("true", "x.toy", *args)[2]
+    status, out, _ = run("echo 1 > y", "x.toy", "--json", "--collect", "y")
+    assert (status, json.loads(out)["files"]) == (0, {"y": {"base64": "MQo="}})
+
+
 def test_a_failed_build(run: Run) -> None:
     status, out, err = run("if")
     assert (status, out) == (1, b"")
