@@ -5,7 +5,7 @@ HTTP.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -79,7 +79,7 @@ class Service:
         self._grace_s = grace_s
         self.runs = Runs(config)
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._guests: dict[str, Guest] = {}
+        self._guests: dict[str, tuple[Guest, ...]] = {}  # of a run that has begun: its own, then copies of it
 
     async def __aenter__(self) -> "Service":
         return self
@@ -219,7 +219,7 @@ class Service:
             held = taken.pop_all()
         self.runs.add(run, output)
         if snippet.cases:
-            copy, worth_s = partial(self.supply.copies, beside=ticket), self.config.here(COPIES_WORTH_S)
+            copy, worth_s = partial(self._copies, run=run, beside=ticket), self.config.here(COPIES_WORTH_S)
             do = partial(do_cases, plan=plan, run=run, snippet=snippet, copy=copy, worth_s=worth_s)
         else:
             do = partial(do_once, plan=plan, run=run, snippet=snippet, stdin=stdin or live or BytesStdin(snippet.stdin), config=self.config)
@@ -246,9 +246,10 @@ class Service:
             ConfigError, SnapshotError: it cannot be saved so.
         """
         run = self.get(run_id)
-        guest = self._guests.get(run.id)
-        if guest is None or run.done.is_set():
+        guests = self._guests.get(run.id)
+        if not guests or run.done.is_set():
             raise RunEndedError("the run has no machine", hint="save it while it is running")
+        guest = guests[0]
         try:
             return await save(guest, self.supply.origin(guest), name=name, run=run.id)
         except MayflyError as error:
@@ -257,7 +258,7 @@ class Service:
             raise
 
     async def signal(self, run: Run, number: int) -> None:
-        """Send a signal to every process of the run's present step.
+        """Send a signal to every process of the run's present step, in copies of its guest too.
 
         Raises:
             RunEndedError: the run is over.
@@ -277,13 +278,13 @@ class Service:
         await self._send(run, lambda conversation: conversation.resize(size.columns, size.rows))
 
     async def _send(self, run: Run, frame: Callable[[Conversation], bytes]) -> None:
-        """Send a frame to the step that is under way."""
-        guest = self._guests.get(run.id)
+        """Send a frame to each step that is under way."""
+        guests = [guest for guest in self._guests.get(run.id, ()) if guest.conversation.phase is Phase.STEP]
         if run.done.is_set():
             raise RunEndedError("the run is over")
-        if guest is None or guest.conversation.phase is not Phase.STEP:
+        if not guests:
             raise NotRunningError("no program of the run is running now", hint="wait for the event of its stage")
-        await guest.process.write(frame(guest.conversation))
+        await asyncio.gather(*(guest.process.write(frame(guest.conversation)) for guest in guests))
 
     def output_socket(self, run: Run) -> Path:
         """The path of a run's output socket."""
@@ -352,8 +353,18 @@ class Service:
     async def _machine(self, plan: Plan, run: Run, idle: Idle | None, snapshot: Snapshot | None) -> Guest:
         guest = idle.guest if idle else await self.supply.get(plan.wanted, snapshot)
         self.observer.started(guest.kind, run.language)
-        self._guests[run.id] = guest
+        self._guests[run.id] = (guest,)
         return guest
+
+    @contextlib.asynccontextmanager
+    async def _copies(self, guest: Guest, most: int, *, run: Run, beside: Ticket) -> AsyncIterator[list[Guest]]:
+        """Copies of the run's guest, which are its own too until they are gone."""
+        async with self.supply.copies(guest, most, beside=beside) as copies:
+            self._guests[run.id] = (guest, *copies)
+            try:
+                yield copies
+            finally:
+                self._guests[run.id] = (guest,)
 
     def _over(self, run: Run, wanted: Wanted, held: contextlib.ExitStack, then: Callable[[Run], None] | None) -> None:
         """The run's task has ended and its machine is gone: what it held is free, and from here on

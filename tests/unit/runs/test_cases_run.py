@@ -1,5 +1,7 @@
 """Runs with cases: built once, a verdict on each, nothing left from one to the next."""
 
+import asyncio
+import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -210,13 +212,33 @@ def test_copies_go_on_without_a_guest_that_is_gone(serve: Callable[..., Any], ke
         run = service.start(Snippet(language="toy", source=ECHO, cases=cases, parallel=2))
         while not run.cases or len(run.cases.results) < 5:
             await run.record.changed()
-        made[0].kill(service._guests[run.id].process.number)
+        made[0].kill(service._guests[run.id][0].process.number)
         await run.done.wait()
         return run
 
     run = serve(scenario, made=made, **COPYING)
     assert verdicts(run) == ["error"] + ["passed"] * 5
     assert (run.to_json()["status"], run.to_json()["error"]["code"]) == ("error", "guest_failed")
+
+
+def test_a_signal_reaches_the_programs_in_all_guests(serve: Callable[..., Any], kernel: None, tmp_path: Path) -> None:
+    up = tmp_path / "up"
+    up.mkdir()
+    source = f"trap 'exit 7' USR1; touch {up}/$$; sleep 600 & wait".encode()
+
+    async def scenario(service: Service) -> Run:
+        await make_base(service)
+        run = service.start(Snippet(language="toy", source=source, cases=(Case(),) * 3, parallel=3))
+        while len(list(up.iterdir())) < 3:
+            assert not run.done.is_set()
+            await asyncio.sleep(0.01)
+        await service.signal(run, signal.SIGUSR1)
+        await run.done.wait()
+        return run
+
+    run = serve(scenario, **COPYING)
+    assert run.cases.parallel == 3
+    assert [row["code"] for row in run.to_json()["cases"]["results"]] == [7, 7, 7]
 
 
 def test_a_run_that_is_ended_leaves_no_copies(serve: Callable[..., Any], kernel: None) -> None:
