@@ -14,6 +14,7 @@ import aiohttp
 from aiohttp import web
 from msgspec import UNSET, Meta, UnsetType
 
+from mayfly.api.access import caller_of
 from mayfly.api.requests import Query, Signalling, parse_fields, parse_object
 from mayfly.errors import BusyError, RequestError, UnprocessableError, to_wire
 from mayfly.host.snippet import Terminal
@@ -88,7 +89,7 @@ async def get_events(request: web.Request, run: Run, query: EventsQuery) -> web.
 
     Raises:
         UnprocessableError: the run had no such event.
-        BusyError: the run has MAX_READERS readers.
+        BusyError: the run has MAX_READERS readers, or the key as many as it may have.
     """
     after = find_position(request.headers.get("Last-Event-ID") or query.after, run.record)
     if run.record.ends_at(after):
@@ -102,13 +103,13 @@ async def send(request: web.Request, run: Run, kind: str, after: Position = STAR
     has the run's result if `result`.
 
     Raises:
-        BusyError: the run has MAX_READERS readers.
+        BusyError: the run has MAX_READERS readers, or the key as many as it may have.
     """
     headers = {"Content-Type": kind, "Content-Location": f"/runs/{run.id}/events", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     answer = web.StreamResponse(headers={**headers, "Vary": "Accept"})
     transport = request.transport
     try:
-        async with _reading(run):
+        async with _reading(request, run):
             await _copy(request, answer, make_renderer(run, kind, after, result=result), HEARTBEAT_S if kind == SSE else None)
     except OSError:  # the client is gone, or did not read what was no longer kept
         if transport is not None:
@@ -117,16 +118,18 @@ async def send(request: web.Request, run: Run, kind: str, after: Position = STAR
 
 
 @contextlib.asynccontextmanager
-async def _reading(run: Run) -> AsyncIterator[None]:
+async def _reading(request: web.Request, run: Run) -> AsyncIterator[None]:
     """Be one of the run's readers; TimeoutError when the run is no longer kept."""
     if len(run.readers) >= MAX_READERS:
         raise BusyError(f"the run has {MAX_READERS} readers", hint="let fewer clients read it at a time")
-    async with asyncio.timeout(None) as limit:
-        run.readers.add(limit)
-        try:
-            yield
-        finally:
-            run.readers.discard(limit)
+    tenant = caller_of(request).tenant
+    with tenant.read() if tenant else contextlib.nullcontext():
+        async with asyncio.timeout(None) as limit:
+            run.readers.add(limit)
+            try:
+                yield
+            finally:
+                run.readers.discard(limit)
 
 
 async def _copy(request: web.Request, answer: web.StreamResponse, renderer: render.Renderer, beat_s: float | None) -> None:
@@ -235,7 +238,7 @@ async def attach(request: web.Request, run: Run, service: Service, query: Attach
         raise RequestError("a WebSocket is attached here", hint="use a client of WebSockets, or read the run's events")
     transport = request.transport
     try:
-        async with _reading(run):
+        async with _reading(request, run):
             await answer.prepare(request)
             if transport is not None:
                 transport.set_write_buffer_limits(PIECE)

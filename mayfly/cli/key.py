@@ -38,14 +38,15 @@ def cli() -> None:
 @click.option("--rate", type=Rate(), metavar="N/min", help="runs that may begin in a minute")
 @click.option("--concurrency", type=click.IntRange(1, 1_000_000), metavar="N", help="runs under way at a time, waiting ones too")
 @click.option("--memory", type=Size(), help="memory of their machines together, such as 4G")
-def create(name: str, rate: int | None, concurrency: int | None, memory: int | None) -> None:
+@click.option("--readers", type=click.IntRange(1, 1_000_000), metavar="N", help="connections that read events of its runs at a time")
+def create(name: str, memory: int | None, **limits: int | None) -> None:
     """Make the key NAME and print its token, which cannot be shown again.
 
     What is not limited here has no limit but the server's.
     """
     if memory is not None and memory < MIB:
         raise click.BadParameter(f"no machine fits into {memory} bytes; write it as 512M or 4G", param_hint="--memory")
-    click.echo(keys.create(keys.default_path(), name, rate=rate or 0, concurrency=concurrency or 0, memory=memory or 0))
+    click.echo(keys.create(keys.default_path(), name, memory=memory or 0, **{limit: most or 0 for limit, most in limits.items()}))
     click.echo("Store it now. Clients send it as the header `Authorization: Bearer TOKEN`.", err=True)
 
 
@@ -62,6 +63,7 @@ def list_keys(as_json: bool) -> None:
             f"{key.rate} runs/min" if key.rate else "",
             f"{key.concurrency} at a time" if key.concurrency else "",
             f"{key.memory >> 20} MiB" if key.memory else "",
+            f"{key.readers} readers" if key.readers else "",
         ]
         click.echo(f"{key.name:<24} {key.created}  {', '.join(filter(None, limits)) or 'no limits'}")
 

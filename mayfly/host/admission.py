@@ -4,9 +4,10 @@ waits, in order of arrival. A tenant's runs are bounded besides.
 
 import asyncio
 import collections
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from mayfly.errors import BusyError, HostError, KeyLimitError, UnprocessableError
 from mayfly.units import MIB
@@ -18,12 +19,14 @@ MAX_RETRY_S = 60
 
 class Tenant:
     """Who asks for runs, with limits of its own: runs that begin in a minute (as many may begin at
-    once), runs under way, and bytes of their machines; those that wait count too. 0: no limit.
+    once), runs under way, and bytes of their machines; those that wait count too. `readers` is how
+    many may read events of its runs at a time. 0: no limit.
     """
 
-    def __init__(self, name: str, *, rate: int = 0, concurrency: int = 0, memory: int = 0) -> None:
+    def __init__(self, name: str, *, rate: int = 0, concurrency: int = 0, memory: int = 0, readers: int = 0) -> None:
         self.name = name
-        self.rate, self.concurrency, self.memory = rate, concurrency, memory
+        self.rate, self.concurrency, self.memory, self.readers = rate, concurrency, memory, readers
+        self.reading = 0
         self.runs = 0
         self.memory_used = 0
         self._left = float(rate)  # of runs that may begin now
@@ -48,6 +51,21 @@ class Tenant:
         if self.rate and (left := self._runs_left()) < 1:
             wait = max(1, math.ceil((1 - left) * 60 / self.rate))
             raise KeyLimitError(f"this key may begin {self.rate} runs a minute", hint=f"try again in {wait} s", retry_after_s=wait)
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[None]:
+        """Count one more reader until the block is left.
+
+        Raises:
+            KeyLimitError: there are as many as there may be.
+        """
+        if self.readers and self.reading >= self.readers:
+            raise KeyLimitError(f"{self.reading} readers of this key follow runs, as many as it may have", hint="end one of them first")
+        self.reading += 1
+        try:
+            yield
+        finally:
+            self.reading -= 1
 
     def take(self, memory: int, runs: int = 1) -> None:
         """Count one more run; with `runs` 0 one more machine of a run."""

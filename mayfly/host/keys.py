@@ -39,6 +39,7 @@ class ApiKey(Record, frozen=True, kw_only=True):
     rate: Count = 0
     concurrency: Count = 0
     memory: Count = 0
+    readers: Count = 0
 
 
 class _File(Record, frozen=True, kw_only=True):
@@ -64,8 +65,8 @@ def load(path: Path) -> tuple[ApiKey, ...]:
         raise HostError(f"{path}: the keys cannot be read: {error}", hint="restore the file, or remove it and make new keys") from error
 
 
-def create(path: Path, name: str, *, rate: int = 0, concurrency: int = 0, memory: int = 0) -> str:
-    """Make a key, and give its token.
+def create(path: Path, name: str, **limits: int) -> str:
+    """Make a key with the limits of an ApiKey, and give its token.
 
     Raises:
         ConfigError: the name is taken, or is not one.
@@ -76,7 +77,7 @@ def create(path: Path, name: str, *, rate: int = 0, concurrency: int = 0, memory
     with _changing(path) as keys:
         if any(key.name == name for key in keys):
             raise ConfigError(f"there is a key {name!r} already", hint=f"choose another name, or first: mayfly key revoke {name}")
-        key, token = _make(name, rate=rate, concurrency=concurrency, memory=memory)
+        key, token = _make(name, **limits)
         keys.append(key)
     return token
 
@@ -174,4 +175,5 @@ class Keyring:
 
 
 def _known(key: ApiKey) -> Known:
-    return Known(key, Tenant(key.id, rate=key.rate, concurrency=key.concurrency, memory=key.memory))
+    tenant = Tenant(key.id, rate=key.rate, concurrency=key.concurrency, memory=key.memory, readers=key.readers)
+    return Known(key, tenant)

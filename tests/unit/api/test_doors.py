@@ -213,6 +213,28 @@ def test_tls(serve: Serve, tmp_path: Path) -> None:
     serve(scenario, tls_certificate=str(certificate), tls_key=str(key))
 
 
+def test_a_keys_readers_are_counted(serve: Serve) -> None:
+    async def scenario(served: Served) -> None:
+        async with served.client(make_key("few", readers=2)) as client, served.client(make_key("many")) as other:
+            runs = [(await begin(client))[1]["id"] for _ in range(2)]
+            async with client.get(f"/runs/{runs[0]}/events"), client.ws_connect(f"/runs/{runs[1]}/attach") as socket:
+                status, answer, headers = await ask(client, "GET", f"/runs/{runs[1]}/events")
+                assert (status, answer["error"]["code"], headers["Retry-After"]) == (429, "key_limit", "1")
+                with pytest.raises(aiohttp.WSServerHandshakeError, match="429"):
+                    await client.ws_connect(f"/runs/{runs[0]}/attach")
+                mine = (await begin(other))[1]["id"]
+                async with other.get(f"/runs/{mine}/events") as answer:
+                    assert answer.status == 200, "another key's are its own"
+                async with served.operator.get(f"/runs/{runs[0]}/events") as answer:
+                    assert answer.status == 200
+                await socket.close()
+                while (status := (await ask(client, "HEAD", f"/runs/{runs[1]}/events"))[0]) == 429:
+                    await asyncio.sleep(0.01)
+                assert status == 200
+
+    serve(scenario)
+
+
 def test_the_client_comes_in_with_a_key(serve: Serve, tmp_path: Path) -> None:
     certificate, key = make_certificate(tmp_path)
 

@@ -302,7 +302,16 @@ def test_doctor_looks_for_what_the_network_needs(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    "limit", [("--rate", "0"), ("--rate", "5/s"), ("--concurrency", "0"), ("--memory", "0"), ("--memory", "4096"), ("--memory", "x")]
+    "limit",
+    [
+        ("--rate", "0"),
+        ("--rate", "5/s"),
+        ("--concurrency", "0"),
+        ("--memory", "0"),
+        ("--memory", "4096"),
+        ("--memory", "x"),
+        ("--readers", "0"),
+    ],
 )
 def test_limits_of_keys_that_allow_nothing_are_refused(mayfly: Mayfly, tmp_path: Path, limit: tuple[str, str]) -> None:
     process = mayfly("key", "create", "site", *limit)

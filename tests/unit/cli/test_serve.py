@@ -159,11 +159,13 @@ def test_keys_are_made_and_taken_back_while_it_serves(serve: Serve, path: Path) 
             with error:
                 return error.code
 
-    token = key("create", "site", "--rate", "60/min", "--concurrency", "4", "--memory", "1G").strip()
+    token = key("create", "site", "--rate", "60/min", "--concurrency", "4", "--memory", "1G", "--readers", "9").strip()
     assert ask(token) == 200
     assert ask(token[:-1]) == 401
     listed = json.loads(key("list", "--json"))
-    assert [(item["name"], item["rate"], item["concurrency"], item["memory"]) for item in listed] == [("site", 60, 4, 1 << 30)]
+    assert [[item[name] for name in ("name", "rate", "concurrency", "memory", "readers")] for item in listed] == [
+        ["site", 60, 4, 1 << 30, 9]
+    ]
     assert "hash" not in listed[0]
     assert "60 runs/min, 4 at a time, 1024 MiB" in key("list")
     key("revoke", "site")
