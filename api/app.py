@@ -28,6 +28,7 @@ from mayfly.errors import BusyError, ConfigError, MayflyError, StoppingError, Un
 from mayfly.host.addresses import Targets
 from mayfly.host.checks import time_factor
 from mayfly.host.config import Config
+from mayfly.host.handshakes import Handshakes
 from mayfly.host.keys import Keyring, default_path
 from mayfly.host.listen import Door, load_tls, open_doors
 from mayfly.host.logs import open_log
@@ -165,19 +166,20 @@ async def serve_http(
         if door.prefix
     }
     watch = asyncio.create_task(connections.watch())
+    handshakes = Handshakes()
     loop = asyncio.get_running_loop()
     try:
         servers = [await loop.create_unix_server(functools.partial(_connect, http, connections), sock=listener)]
         for door in doors:
-            handshake_s = HANDSHAKE_S if door.tls else None
-            factory = functools.partial(_connect, narrow[door.prefix] if door.prefix else http, connections)
-            servers.append(await loop.create_server(factory, sock=door.listener, ssl=door.tls, ssl_handshake_timeout=handshake_s))
+            factory: Callable[[], asyncio.Protocol] = functools.partial(_connect, narrow[door.prefix] if door.prefix else http, connections)
+            servers.append(await loop.create_server(handshakes.factory(door.tls, factory) if door.tls else factory, sock=door.listener))
         await stop.wait()
         for server in servers:
             server.close()
         await service.close()
     finally:
         watch.cancel()
+        await handshakes.close()
         for other in narrow.values():  # as the runner does with its own
             other.pre_shutdown()
         await asyncio.gather(*(other.shutdown(SHUTDOWN_S) for other in narrow.values()))

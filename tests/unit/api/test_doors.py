@@ -18,6 +18,7 @@ from mayfly.api import connections
 from mayfly.api.routes import ROUTES
 from mayfly.client import AsyncClient, StdoutEvent
 from mayfly.errors import BusyError, ConfigError, HostError, UnauthorizedError, UnknownRunError
+from mayfly.host import handshakes
 from mayfly.host.config import Config
 from mayfly.host.keys import Keyring, default_path, revoke
 from mayfly.host.listen import load_tls, open_doors
@@ -209,6 +210,63 @@ def test_tls(serve: Serve, tmp_path: Path) -> None:
         fresh = ssl.create_default_context(cafile=str(certificate))
         async with served.client(connector=aiohttp.TCPConnector(ssl=fresh)) as client:
             assert (await ask(client, "GET", "/healthz"))[0] == 200
+
+    serve(scenario, tls_certificate=str(certificate), tls_key=str(key))
+
+
+def test_handshakes_that_come_to_no_end_keep_nobody_out(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    certificate, key = make_certificate(tmp_path)
+    trust = ssl.create_default_context(cafile=str(certificate))
+    monkeypatch.setattr(handshakes, "MOST", 4)
+
+    async def scenario(served: Served) -> None:
+        silent = [await connect(served) for _ in range(6)]
+        for reader, _ in silent[:2]:
+            assert await to_its_end(reader) == b""
+        async with served.client(make_key("site"), connector=aiohttp.TCPConnector(ssl=trust)) as client:
+            assert (await ask(client, "GET", "/languages"))[0] == 200
+        assert await to_its_end(silent[2][0]) == b"", "the oldest went for the client"
+        assert not any(reader.at_eof() for reader, _ in silent[3:])
+        silent[3][1].write(b"GET / HTTP/1.1\r\n\r\n")
+        assert b"HTTP" not in await to_its_end(silent[3][0])
+        for _, writer in silent:
+            writer.close()
+
+    serve(scenario, tls_certificate=str(certificate), tls_key=str(key))
+
+
+async def to_its_end(reader: asyncio.StreamReader) -> bytes:
+    """What comes before the other end closes, or resets, the connection."""
+    try:
+        return await reader.read()
+    except ConnectionResetError:
+        return b""
+
+
+def test_a_request_that_comes_with_the_end_of_its_handshake(serve: Serve, tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path)
+    trust = ssl.create_default_context(cafile=str(certificate))
+
+    async def scenario(served: Served) -> None:
+        reader, writer = await connect(served)
+        came, goes = ssl.MemoryBIO(), ssl.MemoryBIO()
+        secure = trust.wrap_bio(came, goes, server_hostname="127.0.0.1")
+        while True:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                secure.do_handshake()
+                break
+            writer.write(goes.read())
+            came.write(await reader.read(1 << 16))
+        secure.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        writer.write(goes.read())  # the client's Finished, and its request
+        answer = b""
+        while b"}" not in answer:
+            came.write(await reader.read(1 << 16))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                while True:
+                    answer += secure.read()
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+        writer.close()
 
     serve(scenario, tls_certificate=str(certificate), tls_key=str(key))
 
