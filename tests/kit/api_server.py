@@ -65,10 +65,13 @@ def make_key(name: str, **limits: int) -> str:
     return create(default_path(), name, **limits)
 
 
-def make_certificate(folder: Path, name: str = "localhost") -> tuple[Path, Path]:
-    """A certificate for `name` and 127.0.0.1, and its key, as files in `folder`."""
+def make_certificate(folder: Path, name: str = "localhost", *, address: str = "127.0.0.1", by: tuple[Path, ...] = ()) -> tuple[Path, Path]:
+    """A certificate for `name` and `address`, and its key, as files in `folder`. `by` are those of
+    its issuer, who else is itself.
+    """
     certificate, key = folder / f"{name}.crt", folder / f"{name}.key"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-    subject = ["-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name},IP:127.0.0.1"]
+    subject = ["-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name},IP:{address}"]
+    subject += [word for option, file in zip(("-CA", "-CAkey"), by, strict=False) for word in (option, str(file))]
     subprocess.run([*command, *subject, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
     return certificate, key

@@ -3,14 +3,21 @@ processes.
 """
 
 import asyncio
+import base64
+import hashlib
+import hmac
+import http.server
 import json
 import os
+import queue
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -21,6 +28,7 @@ import aiohttp
 import pytest
 
 from tests.kit.api_fakes import ROOT, gone, install_toys
+from tests.kit.api_server import make_certificate
 
 
 class Server(subprocess.Popen[bytes]):
@@ -198,3 +206,105 @@ def test_a_live_server_is_left_alone(serve: Serve, path: Path) -> None:
 def test_an_unknown_language_is_said_at_once(serve: Serve, path: Path) -> None:
     assert serve("--language", "cobol").wait(60) == 1
     assert not path.exists()
+
+
+def test_sighup_has_the_certificate_read_again(serve: Serve, tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path)
+    server = serve("--listen", "127.0.0.1:0", "--tls-certificate", str(certificate), "--tls-key", str(key))
+    found = re.search(rb"https://127\.0\.0\.1:(\d+)", server.said)
+    assert found
+
+    def presented() -> bytes:
+        return ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(("127.0.0.1", int(found[1])), timeout=60))
+
+    def told_again(words: bytes) -> None:
+        server.send_signal(signal.SIGHUP)
+        assert server.stderr
+        assert any(words in line for line in server.stderr)
+
+    assert presented() == ssl.PEM_cert_to_DER_cert(certificate.read_text())
+    for new, old in zip(make_certificate(tmp_path, "renewed"), (certificate, key), strict=True):
+        new.replace(old)
+    told_again(b"read the certificate")
+    renewed = ssl.PEM_cert_to_DER_cert(certificate.read_text())
+    assert presented() == renewed
+    certificate.write_text("none")
+    told_again(b"the last one is used on")
+    assert presented() == renewed
+    server.terminate()
+    assert server.wait(60) == 0
+
+
+class Receiver(http.server.ThreadingHTTPServer):
+    """Receives results over TLS: `got` has the headers and the body of each, or why a handshake
+    failed.
+    """
+
+    def __init__(self, pair: tuple[Path, Path]) -> None:
+        super().__init__(("127.0.0.1", 0), Received)
+        self.got: queue.Queue[Any] = queue.Queue()
+        self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self.context.load_cert_chain(*pair)
+
+    def __enter__(self) -> "Receiver":
+        self.thread = threading.Thread(target=self.serve_forever)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.thread.join()
+        self.server_close()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, where = super().get_request()
+        try:
+            return self.context.wrap_socket(connection, server_side=True), where
+        except OSError as error:
+            connection.close()
+            self.got.put(error)
+            raise
+
+
+class Received(http.server.BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        assert isinstance(self.server, Receiver)
+        self.server.got.put((dict(self.headers), self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_results_go_to_https_receivers_whose_certificate_holds(
+    serve: Serve, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a certificate authority of one's own; not where the name is another, nor the issuer."""
+    issuer = make_certificate(tmp_path, "authority")
+    good, other = (
+        make_certificate(tmp_path, name, address=address, by=issuer) for name, address in (("good", "127.0.0.1"), ("other", "127.0.0.2"))
+    )
+    unknown = make_certificate(tmp_path, "unknown")
+    monkeypatch.setenv("SSL_CERT_FILE", str(issuer[0]))
+    audit, secret = tmp_path / "audit", "0123456789abcdef"
+    server = serve("--callback-host", "127.0.0.1", "--audit-log", str(audit))
+    with Receiver(good) as right, Receiver(other) as misnamed, Receiver(unknown) as stranger:
+        receivers = (right, misnamed, stranger)
+        for receiver in receivers:
+            url = f"https://127.0.0.1:{receiver.server_port}/hook"
+            body = {"language": "toy", "source": "echo hello", "callback_url": url, "callback_secret": secret}
+            assert call(path, "POST", "/start", json.dumps(body).encode())[0] == 201
+        headers, sent = right.got.get(timeout=60)
+        assert json.loads(sent)["steps"][-1]["stdout"] == "hello\n"
+        message = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + sent
+        digest = hmac.new(secret.encode(), message, hashlib.sha256).digest()
+        assert headers["webhook-signature"] == f"v1,{base64.b64encode(digest).decode()}"
+        refusals = [receiver.got.get(timeout=60) for receiver in receivers[1:]]
+        assert all(isinstance(refusal, ssl.SSLError) for refusal in refusals), refusals
+        server.terminate()
+        assert server.wait(60) == 0
+    ends = sorted((line["ok"], line["outcome"]) for line in map(json.loads, audit.read_text().splitlines()) if line["action"] == "callback")
+    assert [ok for ok, _ in ends] == [False, False, True]
+    assert all("certificate verify failed" in outcome.lower() for _, outcome in ends[:2]), ends
+    assert ends[2][1] == "204"
