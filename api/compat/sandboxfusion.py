@@ -3,7 +3,7 @@
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from aiohttp import web
 from msgspec import Meta, Struct
@@ -14,16 +14,50 @@ from mayfly.api.compat.stages import StageResult, stages_of, text
 from mayfly.api.intake import SERVICE
 from mayfly.errors import RequestError, SchemaError, UnprocessableError
 from mayfly.host.snippet import Snippet
+from mayfly.images.manifest import LanguageStep
 from mayfly.images.store import InstalledImage
 from mayfly.runs.run import Run
-from mayfly.schema import convert
+from mayfly.schema import convert, replace
 from mayfly.units import MIB
 
 Seconds = Annotated[float, Meta(gt=0)]
+LACKING = 120
+"""Exit status that says that an image has no pytest; pytest's own are up to 5."""
+PYTEST = f"""
+import importlib.util, sys
+if importlib.util.find_spec("pytest") is None:
+    sys.exit({LACKING})
+import pytest
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+GO_TEST = """
+GOCACHE=/tmp/go-build
+mkdir -p $GOCACHE && ln -sf /var/cache/go/?? $GOCACHE && exec go test -vet=off "$@"
+"""
+"""With a cache that it may write to, of links to what the image has compiled. There is no vet."""
+
+
+class Tester(NamedTuple):
+    """What runs a language's code as tests: a program before the name of its file. The first word
+    is None where it is the language's own interpreter.
+    """
+
+    language: str
+    file: str
+    argv: tuple[str | None, ...]
+
+
+TESTERS: Mapping[str, Tester] = {
+    "pytest": Tester("python", "test_main.py", (None, "-c", PYTEST)),
+    "go_test": Tester("go", "main_test.go", ("sh", "-c", GO_TEST, "sh")),
+}
+"""Languages of theirs that are not compiled, but run by another's test runner."""
 
 
 class Asked(Struct, frozen=True):
-    """A request; unknown fields are ignored, as theirs are. Files are base64; None is no file."""
+    """A request; unknown fields are ignored, as theirs are. Files are base64; None is no file.
+    `args` are pytest's alone.
+    """
 
     code: str
     language: str
@@ -33,6 +67,7 @@ class Asked(Struct, frozen=True):
     memory_limit_MB: int = -1  # noqa: N815  # its name
     files: dict[str, str | None] = {}
     fetch_files: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
 
 
 class SandboxFusion(Dialect):
@@ -63,17 +98,35 @@ class SandboxFusion(Dialect):
         except SchemaError as error:
             raise UnprocessableError(error.message, hint=error.hint) from error
         service = request.app[SERVICE]
-        image = find_image(service.installed(), asked.language)
+        tester = TESTERS.get(asked.language)
+        image = find_image(service.installed(), tester.language if tester else asked.language)
         memory = {"memory": asked.memory_limit_MB * MIB}
         build, run = {"wall_s": asked.compile_timeout, **memory}, {"wall_s": asked.run_timeout, **memory}
+        limits = limits_of(image, service.config, build=build, run=run)
+        name, steps = image.manifest.source_file, tuple[LanguageStep, ...]()
+        if tester:
+            name, steps = tester.file, (_test_step(image, tester, asked),)
+            limits = {step.name: limits[step.name] for step in steps}
         snippet = Snippet(
-            files={**_files(asked.files), image.manifest.source_file: asked.code.encode()},
+            files={**_files(asked.files), name: asked.code.encode()},
             stdin=(asked.stdin or "").encode(),
-            limits=limits_of(image, service.config, build=build, run=run),
+            steps=steps,
+            limits=limits,
             collect=tuple({_relative(name) for name in asked.fetch_files}),
         )
         ended = await run_to_end(request, snippet, image)
-        return web.json_response(_result(ended, image) | _fetched(ended, asked.fetch_files))
+        result = _result(ended, image) | _fetched(ended, asked.fetch_files)
+        if asked.language == "pytest" and ended.outcome.verdict().exit_status == LACKING:
+            result |= {"status": "SandboxError", "message": "the image of Python has no pytest; make one that has it"}
+        return web.json_response(result)
+
+
+def _test_step(image: InstalledImage, tester: Tester, asked: Asked) -> LanguageStep:
+    """The language's last step, with the tests in place of the program."""
+    build, run = image.manifest.steps[0], image.manifest.steps[-1]
+    argv = tuple(run.argv[0] if word is None else word for word in tester.argv)
+    more = asked.args if asked.language == "pytest" else ()
+    return replace(run, argv=(*argv, tester.file, *more), env={**build.env, **run.env})
 
 
 def _relative(name: str) -> str:

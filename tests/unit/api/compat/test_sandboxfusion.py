@@ -1,6 +1,8 @@
 """SandboxFusion's contract, by its published client and by plain requests."""
 
 import base64
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +10,9 @@ import requests
 from sandbox_fusion import client as fusion  # type: ignore[import-untyped]
 from sandbox_fusion import models
 
-from tests.kit.compat_server import Compatible
+from mayfly.images import manifest
+from tests.kit.api_fakes import install
+from tests.kit.compat_server import Compatible, compatible, install_languages
 
 
 def run(served: Compatible, code: str, language: str = "rust", status: int = 200, **more: Any) -> Any:
@@ -51,12 +55,46 @@ def test_files_that_are_fetched(served: Compatible) -> None:
     assert much["message"]
 
 
+def test_pytest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The tests that the code has, with files beside them, and arguments for pytest."""
+    install_languages(monkeypatch, tmp_path)
+    patient: dict[str, Any] = {"language": "pytest", "run_timeout": 120}
+    files = {"helper.py": base64.b64encode(b"def double(x): return 2 * x\n").decode()}
+    code = "import helper\ndef test_right(): assert helper.double(2) == 4\ndef test_wrong(): assert helper.double(2) == 5\n"
+    with compatible(tmp_path, compat=("sandboxfusion",), run_wall_s=120.0) as make:
+        served = make()
+        found = run(served, code, files=files, **patient)
+        assert (found["status"], found["compile_result"], found["run_result"]["return_code"]) == ("Failed", None, 1)
+        assert "1 failed, 1 passed" in found["run_result"]["stdout"]
+        found = run(served, code, files=files, args=["-k", "right"], **patient)
+        assert (found["status"], "1 passed, 1 deselected" in found["run_result"]["stdout"]) == ("Success", True)
+        late = run(served, "import time\ndef test(): time.sleep(600)", "pytest", run_timeout=2)
+        assert (late["status"], late["run_result"]["status"]) == ("Failed", "TimeLimitExceeded")
+        lacking = run(served, "import os; os._exit(120)", **patient)  # as where there is no pytest
+        assert (lacking["status"], "has no pytest" in lacking["message"]) == ("SandboxError", True)
+
+
+def test_go_test(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is called; a machine with Go in it is another test's."""
+    install_languages(monkeypatch, tmp_path)
+    step = manifest.LanguageStep(name="build", argv=("false",), env={"BUILD_ENV": "1"})
+    install("go", ".go", (step, manifest.LanguageStep(name="run", argv=("false",), stdin=True)))
+    (tmp_path / "go").write_text('#!/bin/sh\necho "$@" "$BUILD_ENV"; cat main_test.go\n')
+    (tmp_path / "go").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with compatible(tmp_path, compat=("sandboxfusion",)) as make:
+        found = run(make(), "package main", "go_test", args=["for", "pytest"], files={"x.go": "", "none": None})
+    assert (found["status"], found["compile_result"]) == ("Success", None)
+    assert found["run_result"]["stdout"] == "test -vet=off main_test.go 1\npackage main"
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"code": None},
         {"language": "cobol"},
-        {"language": "pytest"},
+        {"language": "go_test"},  # no image here
+        {"language": "pytest", "args": [5]},
         {"run_timeout": 0},
         {"run_timeout": "long"},
         {"files": {"x": 5}},
