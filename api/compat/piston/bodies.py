@@ -21,6 +21,8 @@ async def read_body(request: web.Request) -> dict[str, Any]:
     body = await request.app[BODIES].read(request)
     if body.lstrip()[:1] == b"{":
         return parse_object(body)
+    if not body.strip() and request.content_type == "application/json":
+        return {}  # as Express has it
     if request.content_type == "application/x-www-form-urlencoded":
         return parse_form(body)
     if request.content_type != "application/json" and not request.content_type.startswith("text/"):

@@ -34,8 +34,8 @@ class Piston(Dialect):
         return found
 
     def refuse(self, status: int, problem: Mapping[str, Any]) -> web.Response:
-        """An error: whatever is wrong with a value is a 400, and a path that is not there 404."""
-        if problem["code"] == "not_found":
+        """An error: whatever is wrong with a value is a 400, and what is not there 404."""
+        if problem["code"] in ("not_found", "method_not_allowed"):
             return web.json_response({"message": "Not Found"}, status=404)
         if problem["code"] == "unsupported_media_type":
             return web.json_response({"message": "requests must be of type application/json"}, status=415)

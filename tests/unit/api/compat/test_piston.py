@@ -92,6 +92,8 @@ def test_the_highest_version_in_the_range_is_taken(served: Compatible, language:
 
 def test_the_checks_are_made_in_pistons_order(served: Compatible) -> None:
     assert refused(served, language=..., version=...) == "language is required as a string"
+    empty = execute(served, b"", status=400, headers={"Content-Type": "application/json"})
+    assert empty == {"message": "language is required as a string"}
     assert refused(served, language=5) == "language is required as a string"
     assert refused(served, version="", files=...) == "version is required as a string"
     assert refused(served, files={"0": HELLO}) == "files is required as an array"
@@ -186,6 +188,8 @@ def test_other_paths(served: Compatible) -> None:
     for path in ("/nothing", "/api/v2/nothing"):
         answer = served.get(url + path)
         assert (answer.status_code, answer.json()) == (404, {"message": "Not Found"})
+    answer = served.get(f"{url}/api/v2/execute")
+    assert (answer.status_code, answer.json()) == (404, {"message": "Not Found"})
     body = {"language": "rust", "version": "1.85.1"}
     answer = served.delete(f"{url}/api/v2/packages", json=body)
     assert answer.status_code == 400
