@@ -45,7 +45,6 @@ HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 PATHS = tuple(route.path for route in ROUTES)
 SHUTDOWN_S = 5.0
 SERVER: Mapping[str, Any] = {"handler_cancellation": True, "access_log": None}
-HANDSHAKE_S = 10.0
 RETRY_S = 5
 """When a client may look whether a server that stops is back."""
 DIALECTS: web.AppKey[Sequence[Dialect]] = web.AppKey("dialects", tuple)
@@ -57,12 +56,8 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     contract of others that the request is of.
     """
     headers: Mapping[str, str] = {}
-    dialect = next((dialect for dialect in request.app[DIALECTS] if dialect.has(request.path)), None)
     try:
-        answer = await handler(request)
-        if dialect is not None and not answer.prepared:
-            dialect.finish(answer)
-        return answer
+        return await handler(request)
     except web.HTTPException as error:
         if error.status < 400:
             raise
@@ -80,13 +75,23 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         log.exception("%s %s", request.method, request.path)
         status, problem = 500, {"code": "internal", "message": "a fault of ours", "hint": "see the server's log, and report it"}
     own = {"error": problem, "request_id": request[ID]}
+    dialect = dialect_of(request)
     answer = dialect.refuse(status, problem) if dialect else web.json_response(own, status=status)
     answer.headers.update(headers)
-    if dialect is not None:
-        dialect.finish(answer)
     if request.content.exception() is not None:
         answer.force_close()  # nobody knows where on the connection the next request would begin
     return answer
+
+
+def dialect_of(request: web.Request) -> Dialect | None:
+    """The contract of others that a request is of."""
+    return next((dialect for dialect in request.app[DIALECTS] if dialect.has(request.path)), None)
+
+
+async def finish(request: web.Request, answer: web.StreamResponse) -> None:
+    """Add what the contract that a request is of has in every answer."""
+    if dialect := dialect_of(request):
+        dialect.finish(answer)
 
 
 def headers_of(error: MayflyError) -> Mapping[str, str]:
@@ -114,7 +119,7 @@ def make_app(service: Service, metrics: Metrics, connections: Connections, keyri
     access.open.update(route.handler for route in ROUTES if route.open)
     access.operators.update(route.handler for route in ROUTES if route.operator)
     app = web.Application(middlewares=[connections.middleware, access.identify, answer_errors, access.authenticate])
-    app.on_response_prepare.append(access.on_prepare)
+    app.on_response_prepare.extend((access.on_prepare, finish))
     app[SERVICE] = service
     app[METRICS] = metrics
     app[BODIES] = Bodies(MAX_BODY)
