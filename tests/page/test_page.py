@@ -181,6 +181,28 @@ def test_cases_of_a_program_that_does_not_build_are_skipped(page: Any, expect: A
     expect(page.locator("#cases tbody strong")).to_contain_text("skipped")
 
 
+def test_files_that_the_program_left_can_be_saved(page: Any, expect: Any) -> None:
+    page.get_by_label("Files wanted back").fill("out/**/* 'a b.html'")
+    source = "mkdir -p out; printf '\\377\\000' > out/x.bin; echo '<script>alert(1)</script>' > 'a b.html'; exit 3\n"
+    run(page, SHELL, source)
+    expect(page.get_by_role("status")).to_contain_text("Exited with 3")
+    files = page.get_by_role("list", name="Files that the program left").get_by_role("link")
+    expect(files).to_have_text(["a b.html (1 KiB)", "out/x.bin (1 KiB)"])
+    for link, name, content in zip(files.all(), ("a b.html", "x.bin"), (b"<script>alert(1)</script>\n", b"\xff\0"), strict=True):
+        with page.expect_download() as saved:
+            link.click()
+        assert saved.value.suggested_filename == name
+        assert saved.value.path().read_bytes() == content
+    run(page, SHELL, "head -c 9000000 /dev/zero > 'a b.html'\n")
+    expect(page.locator("#collected")).to_contain_text("No file came back")
+    run(page, SHELL, "true\n")
+    expect(page.locator("#collected")).to_have_text("The program left no file that matches.")
+    page.get_by_label("Files wanted back").fill("")
+    run(page, SHELL, "true\n")
+    expect(page.get_by_role("status")).to_contain_text("Exited with 0")
+    expect(page.locator("#collected")).to_be_hidden()
+
+
 def at_terminal(page: Any, text: str) -> Any:
     """Run a shell's program in a terminal; what the terminal shows."""
     page.get_by_role("tab", name="Terminal").click()
@@ -258,6 +280,7 @@ def test_a_shared_link_opens_with_all_of_it_and_runs_nothing(page: Any, browser:
     page.select_option("#language", SHELL)
     write(page, "cat; echo héllo\n")
     page.get_by_role("textbox", name="Standard input").fill("shared input")
+    page.get_by_label("Files wanted back").fill("*.png")
     add_file(page, "more.txt", "more")
     page.keyboard.press("Control+S")
     link = page.get_by_label("Link").input_value()
@@ -275,6 +298,7 @@ def test_a_shared_link_opens_with_all_of_it_and_runs_nothing(page: Any, browser:
     other.get_by_role("button", name="Use it").click()
     expect(other.locator(".cm-content")).to_have_text("cat; echo héllo")
     expect(other.get_by_role("textbox", name="Standard input")).to_have_value("shared input")
+    expect(other.get_by_label("Files wanted back")).to_have_value("*.png")
     expect(other.get_by_role("tab", name="more.txt")).to_be_visible()
     expect(other.get_by_role("status")).to_have_text("Ready")
     assert "#" not in other.url
@@ -341,6 +365,7 @@ def test_only_what_the_server_has_is_shown(browser: Any, address: str, expect: A
     expect(page.get_by_role("tab", name="Input")).to_be_visible()
     expect(page.get_by_role("tab", name="Cases")).to_be_hidden()
     expect(page.get_by_role("tab", name="Terminal")).to_be_hidden()
+    expect(page.get_by_label("Files wanted back")).to_be_hidden()
     context.close()
 
 
@@ -421,6 +446,10 @@ def test_axe_finds_nothing_serious(page: Any, expect: Any, theme: str) -> None:
     run(page, PYTHON, "import sys\n# a comment\nclass A: pass\nprint('x', 1.5, None, len('text'))\nprint('error', file=sys.stderr)\n")
     expect(page.get_by_role("status")).to_contain_text("Exited with 0")
     check("after a run")
+    page.get_by_label("Files wanted back").fill("*.py")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#collected")).to_contain_text("main.py")
+    check("with files of the program")
     run(page, PYTHON, "print((\n")
     expect(page.get_by_role("status")).to_contain_text("Build failed")
     check("after a failed build")

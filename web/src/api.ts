@@ -17,6 +17,7 @@ export class ServerError extends Error {
 /** What of the page this server has. */
 export interface Features {
   cases: boolean;
+  collect: boolean;
   terminal: boolean;
 }
 
@@ -66,7 +67,8 @@ export class Api {
     const description = await (await this.call("openapi.json")).json();
     const body = description.paths["/run"]?.post?.requestBody?.content["application/json"]?.schema?.$ref ?? "";
     const fields = description.components?.schemas?.[body.split("/").at(-1)]?.properties ?? {};
-    return { cases: "cases" in fields, terminal: "tty" in fields && "/runs/{id}/attach" in description.paths };
+    const terminal = "tty" in fields && "/runs/{id}/attach" in description.paths;
+    return { cases: "cases" in fields, collect: "collect" in fields, terminal };
   }
 
   async result(id: string): Promise<Result> {

@@ -4,6 +4,7 @@ import "./csp.ts";
 import "./style.css";
 import { Api, type Features, ServerError } from "./api.ts";
 import { Cases } from "./cases.ts";
+import { Collected } from "./collected.ts";
 import * as dialog from "./dialog.ts";
 import { byId, count, make, unseen } from "./dom.ts";
 import { Editor } from "./editor.ts";
@@ -35,11 +36,13 @@ const api = new Api(askForKey);
 const editor = new Editor(byId("editor"), changed);
 const files = new Files(editor);
 const cases = new Cases(changed);
+const collected = new Collected();
 const phases = new Phases();
 const output = new Output((place) => editor.jump(place));
 const language = byId<HTMLSelectElement>("language");
 const stdin = byId<HTMLTextAreaElement>("stdin");
 const args = byId<HTMLInputElement>("args");
+const collect = byId<HTMLInputElement>("collect");
 const compare = byId<HTMLSelectElement>("compare");
 const stopEarly = byId<HTMLInputElement>("stop-early");
 const runButton = byId<HTMLButtonElement>("run");
@@ -48,7 +51,7 @@ const status = byId("status");
 const firstError = byId<HTMLButtonElement>("first-error");
 
 let languages: Language[] = [];
-let features: Features = { cases: false, terminal: false };
+let features: Features = { cases: false, collect: false, terminal: false };
 let mode: Mode = "stdin";
 let running: Run | null = null;
 let terminal: Terminal | null = null;
@@ -64,6 +67,7 @@ function draft(): Draft {
     mode,
     args: args.value,
     stdin: stdin.value,
+    collect: features.collect ? collect.value : "",
     cases: cases.cases,
     compare: compare.value as Draft["compare"],
     stopEarly: stopEarly.checked,
@@ -97,6 +101,7 @@ function load(given: Draft): void {
   files.draw();
   args.value = given.args;
   stdin.value = given.stdin;
+  collect.value = given.collect;
   cases.load(given.cases);
   compare.value = given.compare;
   stopEarly.checked = given.stopEarly;
@@ -166,6 +171,7 @@ async function run(): Promise<void> {
   say("Starting…");
   mend([]);
   output.clear(names);
+  collected.clear();
   phases.begin();
   if (given.mode === "cases") cases.begin();
   let result: Result | null = null;
@@ -179,6 +185,7 @@ async function run(): Promise<void> {
     const found = diagnose(built, new Set(names));
     for (const one of result.cases?.results ?? []) cases.show(one);
     mend(found);
+    collected.show(result);
     const errors = found.filter((one) => one.severity === "error").length;
     say(`${describe(result)}${errors ? `: ${count(errors, "error")}` : ""}`, result.status !== "ok");
   } catch (error) {
@@ -280,7 +287,7 @@ function connect(): void {
   });
   moveByKeys(byId("modes"));
   for (const one of MODES) byId(`mode-${one}`).addEventListener("click", () => choose(one));
-  for (const element of [stdin, args, compare, stopEarly]) element.addEventListener("input", changed);
+  for (const element of [stdin, args, collect, compare, stopEarly]) element.addEventListener("input", changed);
   addEventListener("pagehide", save);
   runButton.addEventListener("click", () => void run());
   stopButton.addEventListener("click", () => void stop());
@@ -309,6 +316,7 @@ async function start(): Promise<void> {
   features = await api.features();
   byId("mode-cases").hidden = !features.cases;
   byId("mode-terminal").hidden = !features.terminal;
+  byId("wanted").hidden = !features.collect;
   language.replaceChildren(...languages.map((one) => make("option", { value: valueOf(one) }, `${sentence(one.language)} ${one.version}`)));
   const usual = languages.find((one) => one.default) ?? languages[0];
   if (!usual) return say("This server has no language yet: build an image with mayfly image build rust", true);

@@ -17,11 +17,12 @@ export interface Listener {
 export function bodyOf(draft: Draft, tty?: Size): Record<string, unknown> {
   const { language, files, mode, stdin, cases, compare } = draft;
   const args = splitArguments(draft.args);
+  const collect = splitArguments(draft.collect);
   return {
     language,
     files: Object.fromEntries(files.map(({ name, text }) => [name, text])),
     ...(args.length && { args }),
-    ...(mode === "stdin" && { stdin }),
+    ...(mode === "stdin" && { stdin, ...(collect.length && { collect }) }),
     ...(mode === "cases" && {
       cases: cases.map((one) => ({ stdin: one.stdin, ...(one.expected !== null && { expected_stdout: one.expected, compare }) })),
       stop_at_first_failure: draft.stopEarly,

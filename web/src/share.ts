@@ -43,6 +43,7 @@ export function check(found: unknown): Draft {
     mode: choice(given.mode, ["stdin", "cases", "terminal"]),
     args: text(given.args),
     stdin: text(given.stdin),
+    collect: text(given.collect),
     cases: list(given.cases)
       .map(record)
       .map((one) => ({ stdin: text(one.stdin), expected: one.expected === null ? null : text(one.expected) })),

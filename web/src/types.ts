@@ -50,6 +50,8 @@ export interface Result {
   phases: Record<string, number>;
   start?: string | null;
   cases?: { parallel: number; passed: number; results: CaseResult[] } | null;
+  files?: Record<string, { base64: string }>;
+  files_error?: Failure;
 }
 
 export type RunEvent =
@@ -76,6 +78,8 @@ export interface Draft {
   mode: Mode;
   args: string;
   stdin: string;
+  /** Patterns of files that are wanted back, with blanks between them. */
+  collect: string;
   cases: Case[];
   compare: Compare;
   stopEarly: boolean;

@@ -27,7 +27,7 @@ export function seconds(value: number): string {
 }
 
 /** "12 MiB", "300 KiB". */
-function size(bytes: number): string {
+export function size(bytes: number): string {
   return bytes < 1 << 20 ? `${Math.ceil(bytes / 1024)} KiB` : `${(bytes / (1 << 20)).toFixed(bytes < 10 << 20 ? 1 : 0)} MiB`;
 }
 
