@@ -313,7 +313,11 @@ impl Message {
         };
         let mut cursor = Cursor { data: &data[1..] };
         let mut rest = || Some((cursor.u32()?, cursor.u64()?, cursor.text()?, cursor.u32()?));
-        let (id, took_us, content_type, size) = rest().ok_or("sent a content type that is not UTF-8")?;
+        let (id, took_us, content_type, size) = rest().ok_or("sent a content type that is not text")?;
+        if !content_type.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+            // It may become a line of HTTP.
+            return Err("sent a content type that is not printable ASCII".into());
+        }
         if size > MAX_BODY {
             return Err(format!("sent {size} bytes, at most {MAX_BODY} are allowed"));
         }
@@ -359,7 +363,10 @@ mod tests {
     fn what_no_message_is() {
         for (mut data, why) in [
             (bytes(3, 0, b"", 0), "kind 3"),
-            (bytes(1, 0, b"\xff", 0), "UTF-8"),
+            (bytes(1, 0, b"\xff", 0), "not text"),
+            (bytes(1, 0, "\u{df}".as_bytes(), 0), "printable"),
+            (bytes(1, 0, b"a/b\r\nX: y", 0), "printable"),
+            (bytes(1, 0, b"\x7f", 0), "printable"),
             (bytes(1, 0, &[b'x'; 256], 0), "256 bytes"),
             (bytes(1, 0, b"", MAX_BODY + 1), "6291457 bytes"),
         ] {

@@ -75,8 +75,11 @@ class ResponseSoFar:
         first = self._first
         if piece.id != self._id:
             return f"the agent sent a response to request {piece.id} instead of {self._id}"
-        if piece.size > MAX_BODY or len(piece.content_type.encode()) > MAX_CONTENT_TYPE:
-            return f"the agent announced a response of {piece.size} bytes, at most {MAX_BODY} are taken, or a long content type"
+        if piece.size > MAX_BODY:
+            return f"the agent announced a response of {piece.size} bytes, at most {MAX_BODY} are taken"
+        content_type = piece.content_type
+        if len(content_type) > MAX_CONTENT_TYPE or not (content_type.isascii() and content_type.isprintable()):
+            return f"the agent sent the content type {content_type[:200]!r}"
         if (piece.kind, piece.guest_us, piece.content_type, piece.size) != (first.kind, first.guest_us, first.content_type, first.size):
             return "the agent sent pieces of two responses"
         if len(piece.data) > self._left or (piece.size and not piece.data):

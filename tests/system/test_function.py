@@ -9,15 +9,15 @@ import pytest
 from mayfly import paths
 from mayfly.errors import FunctionCrashedError, FunctionTimeoutError
 from mayfly.guests.function import FunctionRequest, ask, load
-from mayfly.guests.job import Job, Wanted
+from mayfly.guests.job import Job
 from mayfly.guests.outcome import Outcome
 from mayfly.guests.spawner import Spawner
 from mayfly.guests.start import Guest, StartKind, start
+from mayfly.host.config import Config
+from mayfly.host.plan import want_machine
 from mayfly.images.store import Images
 from mayfly.protocol import frames as p
 from mayfly.schema import replace
-from mayfly.units import MIB
-from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.process.zygote import Zygote
 from tests.kit import toy
 from tests.kit.agent_process import PATIENCE_S
@@ -43,8 +43,7 @@ def test_a_function_is_loaded_once_and_goes_on_in_copies(tmp_path: Path) -> None
     content = shim.read_bytes()
     loaded = p.Start((), (FUNCTION,), (p.FileEntry("shim", 0o755, len(content)),))
     image = Images().find("toy")
-    machine = MachineConfig(kernel=str(paths.kernel_path(toy.MACHINE)), initrd=str(image.folder / "initramfs"), memory=96 * MIB)
-    wanted = Wanted(image=image, machine=machine, timeout_s=PATIENT_S)
+    wanted = want_machine(image, Config(kernel=paths.kernel_path(toy.MACHINE)))
     saved = tmp_path / "saved"
     saved.mkdir()
 

@@ -287,7 +287,9 @@ def test_only_a_loaded_function_that_nobody_asks_is_asked() -> None:
         (asked, (response(b"x", 2), response(b"x", 2, guest_us=2))),
         (asked, (response(b"x", 2), dataclasses.replace(response(b"x", 2), kind=p.ResponseKind.EXCEPTION))),
         (asked, (response(b"x", p.MAX_BODY + 1),)),
-        (asked, (response(b"x", content_type="ß" * 128),)),
+        (asked, (response(b"x", content_type="x" * 256),)),
+        (asked, (response(b"x", content_type="ß"),)),
+        (asked, (response(b"x", content_type="a/b\r\nX: y"),)),
         (asked, (response(), response())),
     ],
 )
