@@ -1,16 +1,21 @@
 """TLS handshakes of connections that come in: so many at a time, each within a time.
 
 asyncio's own servers hold every connection that begins one, and whoever says nothing costs them a
-TLS object and a descriptor until its time is up.
+TLS object and a descriptor until its time is up. Besides, asyncio keeps a buffer for each
+connection, whose size is no parameter.
 """
 
 import asyncio
+import asyncio.sslproto
 import ssl
 from collections.abc import Callable
 
 MOST = 256
 """Under way at a time. When one more begins, the oldest ends: who means it is through by then."""
 WITHIN_S = 10.0
+BUFFER = 16 * 1024
+"""Bytes that are read at a time, as many as a record of TLS holds (RFC 8446, 5.1)."""
+asyncio.sslproto.SSLProtocol.max_size = BUFFER  # of 256 KiB, and they stay: most of what an idle connection took
 
 
 class Handshakes:

@@ -3,10 +3,13 @@ other origins, request ids, and what the logs tell.
 """
 
 import asyncio
+import asyncio.sslproto
 import contextlib
+import gc
 import json
 import resource
 import ssl
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -241,6 +244,22 @@ async def to_its_end(reader: asyncio.StreamReader) -> bytes:
         return await reader.read()
     except ConnectionResetError:
         return b""
+
+
+def test_a_connection_with_tls_takes_little_memory(serve: Serve, tmp_path: Path) -> None:
+    """What asyncio holds for one is its own affair, and 256 KiB if nobody says otherwise."""
+    certificate, key = make_certificate(tmp_path)
+    trust = ssl.create_default_context(cafile=str(certificate))
+
+    async def scenario(served: Served) -> None:
+        async with served.client(make_key("site"), connector=aiohttp.TCPConnector(ssl=trust)) as client:
+            answer = await ask(client, "POST", "/run?language=toy", data=b"head -c 600000 /dev/zero | tr '\\0' x")
+            assert len(answer[1]["steps"][-1]["stdout"]) == 600_000
+            protocols = [found for found in gc.get_objects() if isinstance(found, asyncio.sslproto.SSLProtocol)]
+            assert len(protocols) >= 2  # both ends
+            assert max(sys.getsizeof(value) for protocol in protocols for value in vars(protocol).values()) < 32 * 1024
+
+    serve(scenario, tls_certificate=str(certificate), tls_key=str(key))
 
 
 def test_a_request_that_comes_with_the_end_of_its_handshake(serve: Serve, tmp_path: Path) -> None:
