@@ -72,6 +72,8 @@ bench: setup kernel agent images arm
 	@scripts/with-kvm python -m scripts.bench.snapshots linux build/bench-snapshots.json
 	@.venv/bin/python -m scripts.bench.snapshots tiny build/bench-tiny.json
 	@.venv/bin/python -m scripts.bench.requests measure build/bench-requests.json
+	@.venv/bin/python -m scripts.bench.readers build/bench-readers.json
+	@.venv/bin/python -m scripts.bench.readers build/bench-readers-tls.json --tls
 	@test "$$(uname -m)" = aarch64 || scripts/with-kvm --arch aarch64 python -m scripts.bench.starts measure build/bench-aarch64.json --rounds 1
 	@.venv/bin/python -m scripts.bench.starts plot build/bench.json build/bench.png
 	@.venv/bin/python -m scripts.bench.snapshots plot build/bench-snapshots.json build/bench-snapshots.png
