@@ -178,30 +178,52 @@ def test_a_program_comes_to_its_end(case: Case, results: Results) -> None:
     assert case.stderr in done.stderr.decode(), message
 
 
-SUM = """
-use std::io::Read;
-fn main() {
-    let mut text = String::new();
-    std::io::stdin().read_to_string(&mut text).unwrap();
-    println!("{}", text.split_whitespace().map(|word| word.parse::<i64>().unwrap()).sum::<i64>());
+SUMS = {
+    ".rs": """
+        use std::io::Read;
+        fn main() {
+            let mut text = String::new();
+            std::io::stdin().read_to_string(&mut text).unwrap();
+            println!("{}", text.split_whitespace().map(|word| word.parse::<i64>().unwrap()).sum::<i64>());
+        }
+    """,
+    ".go": """
+        package main
+
+        import "fmt"
+
+        func main() {
+            sum, number := 0, 0
+            for {
+                if _, err := fmt.Scan(&number); err != nil {
+                    break
+                }
+                sum += number
+            }
+            fmt.Println(sum)
+        }
+    """,
 }
-"""
 
 
 @pytest.mark.timeout(2 * DEADLINE_S)
-def test_a_program_is_built_once_for_fifty_cases(tmp_path: Path) -> None:
+@pytest.mark.parametrize("extension", SUMS)
+def test_a_program_is_built_once_for_fifty_cases(tmp_path: Path, extension: str) -> None:
     """In one guest, behind which the base is there in any case, and then in a copy of it too."""
+    if extension == ".go" and not FULL:
+        pytest.skip("go compiles in the emulated host; the whole counts do")
     cases = [{"stdin": f"{number} 1", "expected_stdout": str(number + 1 + (number == 7))} for number in range(50)]
-    (tmp_path / "sum.rs").write_text(SUM)
+    source = tmp_path / f"sum{extension}"
+    source.write_text(SUMS[extension])
     (tmp_path / "cases.json").write_text(json.dumps(cases))
     for parallel in (1, 2) if FULL else (1,):
-        done = mayfly("run", "--cases", tmp_path / "cases.json", "--parallel", str(parallel), "--json", tmp_path / "sum.rs")
+        done = mayfly("run", "--cases", tmp_path / "cases.json", "--parallel", str(parallel), "--json", source)
         assert done.returncode == 1, done.stderr.decode(errors="replace")[-3000:]
         result = json.loads(done.stdout)
         verdicts = [row["verdict"] for row in result["cases"]["results"]]
         assert verdicts == ["passed"] * 7 + ["wrong_answer"] + ["passed"] * 42
         assert ([step["step"] for step in result["steps"]], result["cases"]["parallel"]) == (["build"], parallel)
-        print(f"50 cases in {parallel} guests: {result['phases']}")
+        print(f"50 cases of {source.name} in {parallel} guests: {result['phases']}")
 
 
 def test_nothing_is_left(results: Results) -> None:
