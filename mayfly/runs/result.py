@@ -44,6 +44,9 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     ioctl: str | UnsetType = UNSET
     errno: int | UnsetType = UNSET
     retry_after_s: int | UnsetType = UNSET
+    resource: str | UnsetType = UNSET
+    log: str | UnsetType = UNSET
+    output: str | UnsetType = UNSET
 
     @classmethod
     def of(cls, error: MayflyError) -> "Problem":
