@@ -20,24 +20,22 @@ class VcpuThread(threading.Thread):
     """Runs one vCPU until `stop` or until the guest ends.
 
     `lock` is held while a device handles an access. `finish` is called once, from this thread, when
-    the vCPU cannot go on. `standing` is set while the guest stands still, or at the end.
+    the vCPU cannot go on.
     """
 
     def __init__(self, vcpu: Vcpu, ports: Bus, mmio: Bus, lock: threading.Lock, finish: Callable[..., None]) -> None:
         super().__init__(name=f"vcpu{vcpu.index}", daemon=True)
         self._vcpu, self._ports, self._mmio, self._lock, self._finish = vcpu, ports, mmio, lock, finish
-        self._stopping = False
+        self._stopping = self._pausing = self._standing = self._ended = False
         self._work: deque[Callable[[Vcpu], None]] = deque()
-        self._going = threading.Event()
-        self._going.set()
-        self.standing = threading.Event()
+        self._turn = threading.Condition()  # for the last three of these
         self.exits: Counter[str] = Counter()
         """Returns of KVM_RUN by reason and device ("io 0x3f8", "mmio unmapped", "interrupted")."""
 
     def stop(self) -> None:
         """Make the thread end soon, whatever the guest does. Any thread; join afterwards."""
         self._stopping = True
-        self._going.set()
+        self.resume()
         self._interrupt()
 
     def call(self, work: Callable[[Vcpu], None]) -> None:
@@ -46,14 +44,21 @@ class VcpuThread(threading.Thread):
         self._interrupt()
 
     def pause(self) -> None:
-        """Have the guest stand still, with no access half done, until `resume` or `stop`."""
-        self._going.clear()
+        """Have the guest stand still soon, with no access half done, until `resume` or `stop`."""
+        with self._turn:
+            self._pausing = True
         self._interrupt()
+
+    def await_standing(self) -> None:
+        """Wait until the guest stands still after `pause`, or the thread has ended."""
+        with self._turn:
+            self._turn.wait_for(lambda: self._standing or self._ended)
 
     def resume(self) -> None:
         """Let a guest that stands still go on."""
-        self.standing.clear()  # here, so that a `pause` right after this waits for the thread to stand again
-        self._going.set()
+        with self._turn:
+            self._pausing = self._standing = False  # the latter here, as another `pause` may come before the thread's turn
+            self._turn.notify_all()
 
     def _interrupt(self) -> None:
         self._vcpu.request_exit()
@@ -74,7 +79,9 @@ class VcpuThread(threading.Thread):
             self._finish(End.ERROR, GuestError(f"vCPU {self._vcpu.index} stopped by a fault of the monitor: {error!r}"))
             raise
         finally:
-            self.standing.set()
+            with self._turn:
+                self._ended = True
+                self._turn.notify_all()
 
     def _carry_out(self, reason: int) -> None:
         if reason == ExitReason.IO:
@@ -87,9 +94,11 @@ class VcpuThread(threading.Thread):
             self._vcpu.withdraw_exit()
             while self._work:
                 self._work.popleft()(self._vcpu)
-            while not self._going.is_set():
-                self.standing.set()
-                self._going.wait()
+            with self._turn:
+                while self._pausing and not self._stopping:
+                    self._standing = True
+                    self._turn.notify_all()
+                    self._turn.wait()
         elif reason == ExitReason.SYSTEM_EVENT and self._vcpu.page.system_event.type in (EVENT_SHUTDOWN, EVENT_RESET):
             self.exits["last"] += 1
             self._stopping = True
@@ -150,7 +159,7 @@ class Processors:
         self.error: MayflyError | None = None
         self.threads = [VcpuThread(vcpu, self.ports, self.mmio, self.lock, self.finish) for vcpu in vcpus]
         self._wake = wake
-        self._end_lock = threading.Lock()
+        self._end_lock = threading.RLock()  # a signal's handler may end the machine while this thread does
 
     def start(self) -> None:
         """Let the guest run."""
@@ -173,16 +182,15 @@ class Processors:
             for thread in self.threads:
                 thread.pause()
             for thread in self.threads:
-                thread.standing.wait()
+                thread.await_standing()
         if self.end is not None:
             raise GuestError("the machine has ended")
         self.paused = True
 
     def resume(self) -> None:
         """Let the vCPUs go on."""
-        if self.paused:
-            for thread in self.threads:
-                thread.resume()
+        for thread in self.threads:
+            thread.resume()
         self.paused = False
 
     def join(self) -> None:
