@@ -55,8 +55,8 @@ def start_virtio(slot: int, queues: Iterable[tuple[int, int, int, int]], feature
 
 
 def start_second(source: str, code: str) -> str:
-    """`source` behind the start of a second processor, which runs `code`, 32 bytes of real-mode
-    machine code at most, at 0x8000: x2APIC on, then INIT and a start-up IPI to APIC 1.
+    """`source` behind the start of a second processor, which runs `code` in real mode, 32 bytes at
+    most, at 0x8000: x2APIC on, then INIT and a start-up IPI to APIC 1.
     """
     return f"""
         mov edi, 0x8000
@@ -74,7 +74,9 @@ def start_second(source: str, code: str) -> str:
         mov eax, 0x4608
         wrmsr
         {source}
-trampoline: .byte {code}
+trampoline: .code16
+        {code}
+        .code64
         .fill 32, 1, 0x90
     """
 

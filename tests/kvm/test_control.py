@@ -47,9 +47,10 @@ COUNT = f"""
         jmp 1b
 """
 """Counts for ever, with interrupts off and without an exit."""
-SECOND = tiny.start_second(COUNT, "0xfa, 0x66, 0x31, 0xc0, 0x66, 0x40, 0x66, 0xa3, 0x00, 0x88, 0xeb, 0xf9")
-"""The same on two processors; the second one, in real mode, counts at 0x8800."""
-PLACES = {1: (COUNTER,), 2: (COUNTER, 0x8800)}
+SECOND_COUNTER, COPY = 0x8800, 0xD800
+SECOND = tiny.start_second(COUNT, COUNT.replace(f"{COUNTER:#x}", f"{SECOND_COUNTER:#x}"))
+"""The same on two processors; the second one, in real mode, has a counter of its own."""
+PLACES = {1: (COUNTER,), 2: (COUNTER, SECOND_COUNTER)}
 SOURCES = {1: COUNT, 2: SECOND}
 
 

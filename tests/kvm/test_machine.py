@@ -170,7 +170,7 @@ def test_a_guest_that_ignores_cts_is_bounded(started: list[Running], tmp_path: P
 def test_a_second_processor_starts(started: list[Running], tmp_path: Path) -> None:
     """Its code writes to the console, then the first one resets."""
     wait = f"wait: cmp byte ptr [0x8800], 0x42\njne wait\n{RESET}"
-    says_a = "0xba, 0xf8, 0x03, 0xb0, 'A', 0xee, 0xb0, 0x42, 0xa2, 0x00, 0x88, 0xf4, 0xeb, 0xfd"
+    says_a = "mov dx, 0x3f8\nmov al, 'A'\nout dx, al\nmov byte ptr [0x8800], 0x42\n1: hlt\njmp 1b\n"
     source = start_second(wait, says_a)
     running = start(started, tmp_path, source, cpus=2)
     assert running.run() is End.RESET
