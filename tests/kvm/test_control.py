@@ -33,6 +33,7 @@ from mayfly.vmm.process.zygote import Reaped, Zygote
 from mayfly.vmm.snapshot import FILES, MEMORY
 from tests.kit import tiny
 from tests.kit.control_client import ControlClient
+from tests.kit.scale import scaled
 from tests.kit.spawned import Spawned
 from tests.kit.tiny import RESET, Running, start
 
@@ -52,6 +53,28 @@ SECOND = tiny.start_second(COUNT, COUNT.replace(f"{COUNTER:#x}", f"{SECOND_COUNT
 """The same on two processors; the second one, in real mode, has a counter of its own."""
 PLACES = {1: (COUNTER,), 2: (COUNTER, SECOND_COUNTER)}
 SOURCES = {1: COUNT, 2: SECOND}
+TOGETHER = tiny.start_second(
+    f"""
+        cli
+        xor eax, eax
+1:      inc eax
+        mov [{COUNTER:#x}], eax
+2:      cmp [{COPY:#x}], eax
+        jne 2b
+        mov [{SECOND_COUNTER:#x}], eax
+        jmp 1b
+    """,
+    f"""
+        cli
+1:      mov eax, [{SECOND_COUNTER:#x}]
+        inc eax
+        mov [{COPY:#x}], eax
+        jmp 1b
+    """,
+)
+"""Each processor waits for the other: the first for its count in COPY, where the second writes one
+more than the first has got back. COUNTER is one more than SECOND_COUNTER, or equal; so is COPY.
+"""
 
 
 ENTROPY_RING = (0x30_0000, 0x30_1000, 0x30_2000)
@@ -212,6 +235,32 @@ def test_a_machine_that_was_saved_goes_on_and_so_does_its_copy(started: list[Run
 
         assert command(again, go_on) is End.STOPPED
         assert all(counted(again, place) > then for place, then in zip(PLACES[cpus], saved, strict=True))
+
+
+def test_two_processors_are_saved_at_one_moment(started: list[Running], tmp_path: Path) -> None:
+    """They and three pages of memory fit together: each copy goes on, which takes both."""
+    running = start(started, tmp_path, TOGETHER, cpus=2)
+    folders = [tmp_path / str(number) for number in range(scaled(100))]
+
+    def script(client: ControlClient) -> None:
+        for folder in folders:
+            see_counting(running, client)
+            save(client, folder, go_on=True)
+
+    assert command(running, script) is End.STOPPED
+    before = 0
+    for folder in folders:
+        again = Running(tmp_path / "tiny.elf", restore=(str(folder),), cpus=2)
+        try:
+            first, second, copy = (counted(again, place) for place in (COUNTER, SECOND_COUNTER, COPY))
+            assert before < first
+            assert first - second in (0, 1)
+            assert copy - second in (0, 1)
+            before = first
+            assert command(again, functools.partial(see_counting, again)) is End.STOPPED
+            assert counted(again) > first
+        finally:
+            again.close()
 
 
 def test_a_machine_that_was_paused_stays_so_when_it_is_saved(started: list[Running], tmp_path: Path) -> None:
