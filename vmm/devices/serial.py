@@ -143,10 +143,12 @@ class Serial(BusDevice):
 
     def save(self) -> SerialState:
         """What a snapshot needs, to be encoded at once."""
+        if self._state.line:
+            self._interrupt()
         return self._state
 
     def restore(self, saved: Saved) -> None:
-        """Go on where `save` was called; the interrupt controller restores a raised interrupt."""
+        """Go on where `save` was called. A raised interrupt may not have reached the controller."""
         self._state = saved.decode(SerialState)
         self._announce()
 

@@ -36,6 +36,7 @@ from mayfly.vmm.devices.serial import (
     TRANSMIT_LIMIT,
     Serial,
 )
+from mayfly.vmm.snapshot.state import Saved, raw
 
 READY = MCR_DTR | MCR_RTS | MCR_OUT2
 
@@ -103,6 +104,16 @@ def test_input_raises_the_line_once_and_lowers_it_when_read() -> None:
     assert line.cause() == IIR_NONE
     line.uart.receive(b"c")
     assert line.interrupts == 2
+
+
+def test_a_copy_raises_an_interrupt_again_that_may_not_have_come() -> None:
+    line = Line()
+    line.write(IER, IER_RECEIVED)
+    for interrupts in (0, 1):
+        copy = Line()
+        copy.uart.restore(Saved("uart1", raw(line.uart.save())))
+        assert copy.interrupts == interrupts
+        line.uart.receive(b"x")
 
 
 def test_no_interrupt_leaves_without_out2() -> None:
