@@ -105,13 +105,15 @@ def restore(vm: Vm, controller: None, vcpus: Sequence[Vcpu], saved: Saved) -> No
 
 
 def _save_vcpu(kvm: Kvm, vcpu: Vcpu, msrs: Sequence[int]) -> VcpuState:
+    # The deadline before the LAPIC: a timer that fires meanwhile is in one of them at least.
+    saved = b"".join(_MSR.pack(*msr) for msr in _read_msrs(vcpu, msrs))
     # MP state first: asking for it lets KVM take in INIT and start-up IPIs that wait.
     structs = {}
     for name, (ioctl, kind) in [*reversed(_AFTER_MSRS.items()), *_BEFORE_MSRS.items()]:
         structs[name] = bytes(ffi.buffer(vcpu.exchange(f"KVM_GET_{ioctl}", kind)))
     xsave = ffi.new("char[]", _xsave_bytes(kvm))
     vcpu.ioctl("KVM_GET_XSAVE2" if len(xsave) > _XSAVE_BYTES else "KVM_GET_XSAVE", xsave)
-    return VcpuState(xsave=bytes(ffi.buffer(xsave)), msrs=b"".join(_MSR.pack(*msr) for msr in _read_msrs(vcpu, msrs)), **structs)
+    return VcpuState(xsave=bytes(ffi.buffer(xsave)), msrs=saved, **structs)
 
 
 def _restore_vcpu(kvm: Kvm, vcpu: Vcpu, state: VcpuState, saved: Saved) -> None:
