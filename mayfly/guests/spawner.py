@@ -22,7 +22,7 @@ from mayfly.schema import replace
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.process import control, report
 from mayfly.vmm.process.report import End, Ended
-from mayfly.vmm.process.zygote import Reaped, Zygote
+from mayfly.vmm.process.zygote import Zygote
 from mayfly.vmm.snapshot import FILES
 
 log = logging.getLogger(__name__)
@@ -142,12 +142,11 @@ class Spawner:
     def _receive(self) -> None:
         assert self._zygote is not None  # noqa: S101 (its descriptor is watched only while it is there)
         try:
-            message = self._zygote.receive()
+            reaped = self._zygote.receive()
         except (OSError, EOFError) as error:
             self._lost(error)
             return
-        if isinstance(message, Reaped):
-            self._reaped(message.machine)
+        self._reaped(reaped.machine)
 
     def _reaped(self, number: int) -> None:
         machine = self._machines.pop(number, None)

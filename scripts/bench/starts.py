@@ -34,7 +34,7 @@ from mayfly.images.store import InstalledImage
 from mayfly.units import MIB
 from mayfly.vmm.config import Channel, MachineConfig
 from mayfly.vmm.process.report import Ended
-from mayfly.vmm.process.zygote import Reaped, Zygote
+from mayfly.vmm.process.zygote import Zygote
 from scripts.bench import microvm
 from tests.kit.spawned import Spawned
 from tests.kit.toy import shell_root
@@ -108,8 +108,7 @@ def throughput(zygote: Zygote, kernel: Path, channel: Channel) -> float:
             machine.channel.close()
             while not isinstance(machine.next_line(), Ended):
                 pass
-        while not isinstance(zygote.receive(), Reaped):
-            pass
+        zygote.receive()
     return (STREAMS[channel] - 1) / seconds
 
 

@@ -24,7 +24,7 @@ from mayfly.images import manifest
 from mayfly.units import MIB
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.process.report import pack
-from mayfly.vmm.process.zygote import Forked, Reaped, Zygote
+from mayfly.vmm.process.zygote import Reaped, Zygote
 
 ROOT = Path(__file__).parents[2]
 MARKER = "ab" * 32
@@ -61,17 +61,14 @@ class FakeZygote(Zygote):
         child = subprocess.Popen(command, pass_fds=[channel, report, control], env=env, start_new_session=True)
         self.configs.append(config)
         self.children[machine] = child
-        self._say(Forked(machine=machine, pid=child.pid))
         waiter = threading.Thread(target=self._wait, args=(machine, child))
         waiter.start()
         self.waiters.append(waiter)
 
     def _wait(self, machine: int, child: "subprocess.Popen[bytes]") -> None:
-        self._say(Reaped(machine=machine, status=child.wait()))
-
-    def _say(self, message: Forked | Reaped) -> None:
+        reaped = Reaped(machine=machine, status=child.wait())
         with contextlib.suppress(OSError):  # closed
-            self._server.send(pack(message))
+            self._server.send(pack(reaped))
 
     def signal(self, machine: int, number: int) -> None:
         """Kill the agent."""

@@ -2,12 +2,13 @@
 
 import os
 import socket
+from pathlib import Path
 from typing import Self
 
 from mayfly.guests.told import told
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.process.report import Ended, Line, Running, decode
-from mayfly.vmm.process.zygote import Forked, Zygote
+from mayfly.vmm.process.zygote import Zygote
 from tests.kit.control_client import ControlClient
 
 
@@ -23,18 +24,19 @@ class Spawned:
         with channel, commands:
             zygote.spawn(number, told(config), channel.fileno(), write_end, commands.fileno())
         os.close(write_end)
-        forked = zygote.receive()
-        assert isinstance(forked, Forked)
-        self.pid = forked.pid
+        self._zygote = zygote
+        self.pid: int
 
     def next_line(self) -> Line:
         """The next line of its report."""
         return decode(self.lines.readline())
 
     def wait_running(self) -> Running:
-        """Its first line, if it came up."""
+        """Its first line, if it came up. `pid` is known then, if it is the latest machine."""
         line = self.next_line()
         assert isinstance(line, Running), line
+        pid = self._zygote.pid
+        self.pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[-1])
         return line
 
     def wait_ended(self) -> Ended:

@@ -3,9 +3,9 @@ client.
 
 It holds no KVM descriptor (KVM binds a VM to the address space that made it), and has neither
 asyncio nor aiohttp. The two sides talk over a SOCK_SEQPACKET pair, one message (`report.pack`) a
-packet: `Spawn`, with descriptors, and `Signal` to the zygote, `Forked` and `Reaped` from it.
+packet: `Spawn`, with descriptors, and `Signal` to the zygote, `Reaped` from it.
 
-A machine that cannot be forked is reaped without having been forked, and its report says why. When
+A machine that cannot be forked is reaped all the same, and its report says why. When
 either end of the pair is closed, or the client dies, the zygote ends; when the zygote ends, so do
 its machines.
 """
@@ -52,13 +52,6 @@ class Signal(Record, tag="signal", frozen=True, kw_only=True):
 
     machine: int
     number: int
-
-
-class Forked(Record, tag="forked", frozen=True, kw_only=True):
-    """The vmm process of `machine` exists."""
-
-    machine: int
-    pid: int
 
 
 class Reaped(Record, tag="reaped", frozen=True, kw_only=True):
@@ -122,7 +115,7 @@ class Zygote:
         return self._control.fileno()
 
     def spawn(self, machine: int, config: MachineConfig, channel: int, report: int, control: int) -> None:
-        """Ask for a machine, by a positive number: `Forked` may come for it, and `Reaped` will.
+        """Ask for a machine, by a positive number: `Reaped` will come for it.
 
         The descriptors are duplicated into the vmm process; the caller keeps and closes its own.
         Raises ConfigError: it is too large. ZygoteLostError: the zygote is gone. HostError: it
@@ -146,7 +139,7 @@ class Zygote:
         except OSError as error:
             raise HostError(f"the zygote cannot be asked for a machine: {error.strerror}", hint="try again when less is running") from error
 
-    def receive(self) -> Forked | Reaped:
+    def receive(self) -> Reaped:
         """The next message. Raises EOFError: the zygote is gone, and all its machines with it."""
         try:
             data = self._control.recv(MESSAGE_LIMIT)
@@ -154,8 +147,8 @@ class Zygote:
             raise EOFError from error
         if not data:
             raise EOFError
-        message: Forked | Reaped = unpack(Forked | Reaped, data)
-        return message
+        reaped: Reaped = unpack(Reaped, data)
+        return reaped
 
     def close(self) -> None:
         """End the zygote and its machines, and wait for it."""
@@ -251,7 +244,6 @@ class _Server:
         if pid == 0:
             self._become_machine(message.config, channel, report, control, began)
         self._machines[pid] = message.machine
-        self._say(Forked(machine=message.machine, pid=pid))
 
     def _refuse(self, machine: int, fds: list[int], error: MayflyError) -> None:
         from mayfly.vmm.process.child import say
@@ -295,7 +287,7 @@ class _Server:
                 return
             self._say(Reaped(machine=self._machines.pop(pid), status=os.waitstatus_to_exitcode(status)))
 
-    def _say(self, message: Forked | Reaped | None = None) -> None:
+    def _say(self, message: Reaped | None = None) -> None:
         """Send what is unsaid, and `message` behind it; what finds no room waits until it does."""
         if message is not None:
             self._unsaid.append(pack(message))

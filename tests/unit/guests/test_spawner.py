@@ -6,7 +6,7 @@ import socket
 
 from mayfly.guests.spawner import READ_SIZE, Spawner
 from mayfly.vmm.config import MachineConfig
-from mayfly.vmm.process.zygote import Forked, Reaped, Zygote
+from mayfly.vmm.process.zygote import Reaped, Zygote
 
 
 class Idle(Zygote):
@@ -27,7 +27,7 @@ class Idle(Zygote):
     def signal(self, machine: int, number: int) -> None:
         """There is no process."""
 
-    def receive(self) -> Forked | Reaped:
+    def receive(self) -> Reaped:
         raise EOFError
 
 
