@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mayfly.errors import BootError, ConfigError, HostError
+from mayfly.errors import BootError, ConfigError, HostError, SchemaError
 from mayfly.units import MIB
 from mayfly.vmm.config import Channel, MachineConfig
 from mayfly.vmm.kvm.prctl import prctl, scope_signals
@@ -333,7 +333,7 @@ def test_a_configuration_that_makes_no_sense_is_a_typed_error(zygote: Zygote) ->
     with os.fdopen(report, "rb") as lines:
         ended = decode(lines.read())
     assert isinstance(ended, Ended)
-    assert isinstance(ended.error, ConfigError)
+    assert isinstance(ended.error, SchemaError)
 
 
 def test_a_configuration_that_is_too_large_is_refused_before_it_is_sent(zygote: Zygote) -> None:

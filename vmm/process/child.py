@@ -7,48 +7,48 @@ import time
 import traceback
 
 from mayfly.errors import HostError, MayflyError
+from mayfly.schema import decode
 from mayfly.vmm.build import build_machine
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.eventloop import EventLoop
 from mayfly.vmm.machine import usage
 from mayfly.vmm.process.control import serve
-from mayfly.vmm.process.report import End, Ended, Line, Running, encode
-from mayfly.vmm.sandbox.privileges import drop_privileges
+from mayfly.vmm.process.report import End, Ended, Line, Running, encode, is_shown
+from mayfly.vmm.sandbox.privileges import drop_privileges, keep_only
 
-LIMIT = 64 * 1024
-TAIL = 4096
+LIMIT = 4096
 
 
-class BootLog:
-    """The last 64 KiB of the guest's boot console, for the error of a boot that fails."""
-
-    def __init__(self) -> None:
-        self._bytes = bytearray()
+class BootLog(bytearray):
+    """The end of the guest's boot console, for the error of a boot that fails."""
 
     def write(self, data: bytes) -> None:
         """Add `data`, dropping what is oldest."""
-        self._bytes += data
-        if len(self._bytes) > LIMIT:
-            del self._bytes[: len(self._bytes) - LIMIT]
+        self.extend(data)
+        del self[:-LIMIT]
 
-    def tail(self, size: int = TAIL) -> str:
-        """The last `size` bytes, which the guest chose: no control characters but line ends."""
-        text = self._bytes[-size:].decode("utf-8", "replace").replace("\r\n", "\n")
-        return "".join(character for character in text if character.isprintable() or character in "\n\t")
+    def text(self) -> str:
+        """What is left, which the guest chose: no control characters but line ends."""
+        return "".join(filter(is_shown, self.decode("utf-8", "replace").replace("\r\n", "\n")))
 
 
-def run_process(config: MachineConfig, channel: socket.socket, report_fd: int, control: socket.socket, forked_at: float) -> None:
-    """Run the machine to its end, and report it. Takes over all descriptors."""
+def run_process(config: bytes, channel_fd: int, report_fd: int, control_fd: int, forked_at: float) -> None:
+    """Run the machine of an encoded MachineConfig to its end, and report it. Takes over all
+    descriptors, and closes all others.
+    """
     console = BootLog()
     phases = {"process": time.monotonic() - forked_at}
     exits: dict[str, int] = {}
     end, error = End.ERROR, None
     try:
+        keep_only([channel_fd, report_fd, control_fd])
+        wanted = decode(MachineConfig, config)
+        channel, control = socket.socket(fileno=channel_fd), socket.socket(fileno=control_fd)
         with EventLoop() as loop:
-            machine = build_machine(config, loop=loop, channel=channel, console=console.write)
+            machine = build_machine(wanted, loop=loop, channel=channel, console=console.write)
             signal.signal(signal.SIGTERM, lambda *_: machine.finish(End.STOPPED))
             serve(control, loop, machine.carry_out)
-            drop_privileges(config.user)
+            drop_privileges(wanted.user)
             say(report_fd, Running(phases=phases | machine.phases))
             # On a shared processor the guest then runs until it waits, and many packets cost one
             # turn of the loop. Only for this thread: the vCPUs' keep the usual policy (sched(7)).
@@ -64,7 +64,7 @@ def run_process(config: MachineConfig, channel: socket.socket, report_fd: int, c
     except Exception as caught:
         error = MayflyError(f"a fault of the monitor: {caught!r}", hint="report it, with this text:\n" + traceback.format_exc())
     # Nothing is unmapped: the kernel does that faster, and when the reply is on its way.
-    say(report_fd, Ended(reason=end, error=error, console=console.tail(), exits=exits | usage(), phases=phases))
+    say(report_fd, Ended(reason=end, error=error, console=console.text(), exits=exits | usage(), phases=phases))
 
 
 def say(report_fd: int, line: Line) -> None:

@@ -96,9 +96,14 @@ def unpack(kind: Any, data: bytes) -> Any:
         raise ValueError("JSON that is too deep") from caught
 
 
+def is_shown(character: str) -> bool:
+    """Whether it is printable, newline or tab: texts of guests are shown on terminals."""
+    return character.isprintable() or character in "\n\t"
+
+
 def check_printable(text: str) -> None:
-    """Raise ValueError for what is not printable, newline or tab: it is shown on terminals."""
-    if not all(c.isprintable() or c in "\n\t" for c in text):
+    """Raise ValueError for what is not to be shown."""
+    if not all(map(is_shown, text)):
         raise ValueError("text with control characters")
 
 

@@ -25,18 +25,16 @@ from typing import Self
 
 import mayfly
 from mayfly.errors import ConfigError, HostError, MayflyError, ZygoteLostError
-from mayfly.schema import Record, decode, msgspec
+from mayfly.schema import Record, msgspec
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.kvm.prctl import prctl
 from mayfly.vmm.process.report import End, Ended, pack, unpack
-from mayfly.vmm.sandbox.privileges import keep_only
 
 MESSAGE_LIMIT = 64 * 1024
 DESCRIPTORS = 3  # Of a machine: its ends of the channel, the report pipe and the control socket
 CONTROL_FD = 3  # Of a zygote that is another Python, its end of the pair
 START = "import sys; from mayfly.vmm.process.zygote import main; main(int(sys.argv[1]), int(sys.argv[2]))"
 NOT_FORKED = 1  # Status of a machine that never had a process
-_MORE_PROCESSES = "raise this service's limits of processes, memory and descriptors, or run fewer machines at a time"
 NOBODY = 0  # No machine has this number: for a message that does not tell its machine's
 
 
@@ -223,7 +221,8 @@ class _Server:
                 machine = message.machine
                 self._fork(message, fds)
         except (OSError, MemoryError) as error:
-            self._refuse(machine, fds, HostError(f"no process for the machine: {error}", hint=_MORE_PROCESSES))
+            hint = "raise this service's limits of processes, memory and descriptors, or run fewer machines at a time"
+            self._refuse(machine, fds, HostError(f"no process for the machine: {error}", hint=hint))
         except (ValueError, TypeError, LookupError) as error:
             self._refuse(machine, fds, HostError(f"the zygote was asked for something impossible: {error!r}", hint="report this"))
         finally:
@@ -255,7 +254,7 @@ class _Server:
 
     def _become_machine(self, config: msgspec.Raw, channel: int, report: int, control: int, began: float) -> None:
         """In the child: everything up to its exit."""
-        from mayfly.vmm.process.child import run_process, say
+        from mayfly.vmm.process.child import run_process
 
         status = 1
         try:
@@ -264,18 +263,7 @@ class _Server:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for end in (self._control, self._wakeup, self._wakeup_writer):
                 end.close()
-            try:
-                keep_only([channel, report, control])
-                parsed = decode(MachineConfig, bytes(config))
-            except OSError as error:
-                say(
-                    report,
-                    Ended(reason=End.ERROR, error=HostError(f"no descriptors for the machine: {error.strerror}", hint=_MORE_PROCESSES)),
-                )
-            except MayflyError as error:
-                say(report, Ended(reason=End.ERROR, error=ConfigError(f"a machine's configuration: {error.message}", hint=error.hint)))
-            else:
-                run_process(parsed, socket.socket(fileno=channel), report, socket.socket(fileno=control), began)
+            run_process(bytes(config), channel, report, control, began)
             status = 0
         finally:
             os._exit(status)
