@@ -15,8 +15,9 @@ from mayfly.errors import SnapshotError
 from mayfly.vmm.devices.virtio.buffers import scatter
 from mayfly.vmm.devices.virtio.console import RECEIVE, TRANSMIT, Console, Control
 from mayfly.vmm.devices.virtio.entropy import Entropy
+from mayfly.vmm.devices.virtio.misuse import Misuse
 from mayfly.vmm.devices.virtio.mmio import REGION_BYTES, MmioTransport
-from mayfly.vmm.devices.virtio.net import Drop, Net
+from mayfly.vmm.devices.virtio.net import Net
 from mayfly.vmm.devices.virtio.registers import LIVE, DeviceStatus, Register
 from mayfly.vmm.network.filter import PacketFilter
 from mayfly.vmm.snapshot.state import Saved
@@ -129,7 +130,7 @@ def test_a_net_device_goes_on_as_another_machines() -> None:
     frames = [PLAIN_HEADER + net_kit.ethernet(0x800, packet, source=mac) for mac in (old, new)]
     driver.give(*frames)
     assert network.sent == frames[1:]
-    assert device.dropped == {Drop.FILTERED: 1}
+    assert driver.transport.misuse == {Misuse.FILTERED: 1}
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3, 4])

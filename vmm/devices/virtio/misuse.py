@@ -31,6 +31,7 @@ class Misuse(StrEnum):
     CONTROL = "control"  # A control message that is cut short, unknown, or for no port
     PACKET = "packet"
     """A packet that is too short or too long, or that uses an offload which was not negotiated."""
+    FILTERED = "filtered"  # A packet that the guest may not send
 
 
 FATAL = frozenset({Misuse.AVAILABLE_INDEX, Misuse.HEAD})

@@ -12,9 +12,8 @@ and one interrupt stands for all that a kick has led to.
 """
 
 import struct
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
-from enum import IntEnum
 
 from mayfly.vmm.devices.virtio.buffers import copy_start, scatter
 from mayfly.vmm.devices.virtio.device import NETWORK, VirtioDevice
@@ -31,14 +30,6 @@ FILTERED_BYTES = 128
 _LOOKED_AT = HEADER.size + FILTERED_BYTES
 PIECES = 1024  # As many buffers take one vectored system call (IOV_MAX, readv(2))
 RECEIVE, TRANSMIT = range(2)  # Queues (virtio 1.2, 5.1.2)
-
-
-class Drop(IntEnum):
-    """Why packets were dropped."""
-
-    FILTERED = 0  # The guest sent what it may not
-    LINK_DOWN = 1
-    NO_ROOM = 2  # The guest's chain, or with MRG_RXBUF all of its ring, could not hold the packet
 
 
 class Backend:
@@ -73,7 +64,7 @@ class Net(VirtioDevice):
     `mac` has 6 bytes; `mtu` is the largest IP packet without segmentation offload. `may_leave` is
     asked about each frame of the guest's. `on_room`: `receive` answered False and may be tried
     again. `on_full`: the back end has no room; call `resume` when it may have. `on_first_packet` is
-    called once, before the guest's first packet leaves. `dropped` counts packets that went nowhere.
+    called once, before the guest's first packet leaves.
     """
 
     device_type = NETWORK
@@ -91,7 +82,6 @@ class Net(VirtioDevice):
     ) -> None:
         super().__init__()
         self.features = NetFeature.MAC | NetFeature.MTU | NetFeature.STATUS | NetFeature.MRG_RXBUF | backend.offloads
-        self.dropped: Counter[Drop] = Counter()
         self._mac, self._mtu = mac, mtu
         self._backend, self._may_leave, self._on_room, self._on_full = backend, may_leave, on_room, on_full
         self.on_first_packet: Callable[[], None] | None = None
@@ -192,7 +182,6 @@ class Net(VirtioDevice):
         if size <= buffers.room:
             return scatter(self._packet[:size], buffers.views)
         self.host.report(Misuse.DIRECTION)
-        self.dropped[Drop.NO_ROOM] += 1
         buffers.give_up()
         return 0
 
@@ -252,11 +241,9 @@ class Net(VirtioDevice):
         start[NUM_BUFFERS] = _NO_BUFFERS
         if not offload_allowed(start, chain.size, self._mtu, self.negotiated):
             self.host.report(Misuse.PACKET)
-        elif not self.link_up:
-            self.dropped[Drop.LINK_DOWN] += 1
         elif not self._may_leave(start[HEADER.size :]):
-            self.dropped[Drop.FILTERED] += 1
-        else:
+            self.host.report(Misuse.FILTERED)
+        elif self.link_up:
             if self.on_first_packet is not None:
                 tell, self.on_first_packet = self.on_first_packet, None
                 tell()
