@@ -133,7 +133,6 @@ class VcpuThread(threading.Thread):
 
     def _fatal(self, reason: int) -> GuestError:
         page = self._vcpu.page
-        name = ExitReason(reason).name if reason in ExitReason.__members__.values() else reason
         explained: dict[int, str] = {
             ExitReason.SHUTDOWN: "it crashed beyond recovery (triple fault)",
             ExitReason.FAIL_ENTRY: f"the processor refused its state ({page.fail_entry.hardware_entry_failure_reason:#x})",
@@ -141,7 +140,7 @@ class VcpuThread(threading.Thread):
             ExitReason.SYSTEM_EVENT: f"it asked for system event {page.system_event.type}",
             ExitReason.HLT: "it halted with no way to wake up",
         }
-        what = explained.get(reason, f"an exit for {name}, which nothing here causes")
+        what = explained.get(reason, f"KVM_RUN ended with the exit reason {reason}, which nothing here causes")
         return GuestError(f"the guest stopped: {what}; vCPU {self._vcpu.index}: {cpu.describe_registers(self._vcpu)}")
 
 

@@ -115,7 +115,7 @@ class Fuzzer:
         [action] = self.rng.choices([action for _, action in self.actions], [weight for weight, _ in self.actions])
         action()
         self.run_loop()
-        if self.driver.transport.status != LIVE and self.rng.random() < 0.3:
+        if self.driver.read(Register.STATUS) != LIVE and self.rng.random() < 0.3:
             self.start()
 
     def timed(self, call: Callable[[], object]) -> None:
@@ -164,7 +164,7 @@ class Fuzzer:
             self.driver.ram.rewind(self.arena)
         buffers = self.payload(index)[: len(queue.free)]
         queue.offer(buffers, indirect=self.rng.random() < 0.3)
-        self.chains += self.driver.transport.status == LIVE
+        self.chains += self.driver.read(Register.STATUS) == LIVE
         if self.rng.random() < 0.05:
             self.garble_descriptor()
         if self.rng.random() < 0.7:

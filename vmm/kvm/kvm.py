@@ -15,22 +15,14 @@ DEVICE = "/dev/kvm"
 class ExitReason(IntEnum):
     """Why KVM_RUN came back (KVM_EXIT_* in <linux/kvm.h>)."""
 
-    UNKNOWN = 0
-    EXCEPTION = 1
     IO = 2
-    HYPERCALL = 3
-    DEBUG = 4
     HLT = 5
     MMIO = 6
-    IRQ_WINDOW_OPEN = 7
     SHUTDOWN = 8
     FAIL_ENTRY = 9
     INTR = 10
     INTERNAL_ERROR = 17
     SYSTEM_EVENT = 24
-    X86_RDMSR = 29
-    X86_WRMSR = 30
-    MEMORY_FAULT = 39
 
 
 EVENT_SHUTDOWN, EVENT_RESET = 1, 2  # What SYSTEM_EVENT asks for (KVM_SYSTEM_EVENT_* in <linux/kvm.h>)

@@ -1,7 +1,6 @@
 """Read a vmlinux's program headers (System V ABI, "Object Files" and "Program Loading")."""
 
 import struct
-from enum import IntEnum
 
 from mayfly.errors import BootError
 from mayfly.vmm.loader import Kernel, Segment
@@ -12,29 +11,23 @@ HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")  # p_type, p_flags, p_offset, p_vaddr, p_paddr, p_filesz, p_memsz, p_align
 MAGIC = b"\x7fELF"
 CLASS_64, LITTLE_ENDIAN = 2, 1
+X86_64 = 62  # e_machine
 PT_LOAD = 1
 MAX_PROGRAM_HEADERS = 64
 
 
-class ElfMachine(IntEnum):
-    """e_machine."""
-
-    X86_64 = 62
-    AARCH64 = 183
-
-
-def parse(head: bytes, file_size: int, machine: ElfMachine) -> Kernel:
+def parse(head: bytes, file_size: int) -> Kernel:
     """Parse a vmlinux's beginning, program headers included (a page is enough for Linux).
 
-    Raises BootError: not a 64-bit little-endian ELF for `machine`, or segments are cut short.
+    Raises BootError: not a 64-bit little-endian ELF for x86-64, or segments are cut short.
     """
     if len(head) < HEADER.size or not head.startswith(MAGIC):
         raise BootError("the kernel is not an ELF file")
     ident, _, machine_code, _, entry, table, _, _, _, entry_size, count, *_ = HEADER.unpack_from(head)
     if ident[4] != CLASS_64 or ident[5] != LITTLE_ENDIAN:
         raise BootError("the kernel is not a 64-bit little-endian ELF file")
-    if machine_code != machine:
-        raise BootError(f"the kernel is for ELF machine {machine_code}, this host needs {machine} ({machine.name.lower()})")
+    if machine_code != X86_64:
+        raise BootError(f"the kernel is for ELF machine {machine_code}, this host needs {X86_64} (x86-64)")
     if entry_size != PROGRAM_HEADER.size or not 0 < count <= MAX_PROGRAM_HEADERS or table + count * entry_size > len(head):
         raise BootError("the kernel's ELF program headers are damaged")
     segments, ends = [], []

@@ -42,7 +42,7 @@ def bz(*, version: int = 0x20F, xloadflags: int = 1) -> bytes:
 
 def test_a_vmlinux_has_its_load_segments_only() -> None:
     data = vmlinux()
-    parsed = elf.parse(data, len(data), elf.ElfMachine.X86_64)
+    parsed = elf.parse(data, len(data))
     assert parsed.entry == 0x100_0000
     assert parsed.segments == (Segment(offset=0x1000, address=0x100_0000, size=0x100),)
     assert parsed.end == 0x100_0180
@@ -60,7 +60,7 @@ def test_a_vmlinux_has_its_load_segments_only() -> None:
 )
 def test_a_wrong_vmlinux_is_named(data: bytes, message: str) -> None:
     with pytest.raises(BootError, match=message):
-        elf.parse(data, len(data), elf.ElfMachine.X86_64)
+        elf.parse(data, len(data))
 
 
 def test_a_bzimage_enters_512_bytes_behind_its_load_address() -> None:
@@ -95,7 +95,7 @@ def test_a_damaged_kernel_gives_a_boot_error_or_a_kernel(data: bytes, changes: l
     for offset, value in changes:
         damaged[offset] = value
     with contextlib.suppress(BootError):
-        elf.parse(bytes(damaged[:length]), length, elf.ElfMachine.X86_64)
+        elf.parse(bytes(damaged[:length]), length)
     with contextlib.suppress(BootError):
         boot_params.parse_bzimage(bytes(damaged[:length]), length)
 

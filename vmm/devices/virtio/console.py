@@ -54,10 +54,7 @@ class Control(IntEnum):
 
     DEVICE_READY = 0
     DEVICE_ADD = 1
-    DEVICE_REMOVE = 2
     PORT_READY = 3
-    CONSOLE_PORT = 4
-    RESIZE = 5
     PORT_OPEN = 6
     PORT_NAME = 7
 

@@ -110,11 +110,6 @@ class MmioTransport(BusDevice):
         device.host = self
         self._show()
 
-    @property
-    def status(self) -> DeviceStatus:
-        """The device status, as the driver sees it."""
-        return DeviceStatus(self._state.status)
-
     def read(self, offset: int, size: int) -> int:
         """The guest reads a register or its device's configuration."""
         with self.device.lock:

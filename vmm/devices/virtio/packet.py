@@ -40,9 +40,7 @@ class Segmentation(IntEnum):
 
     NONE = 0
     TCPV4 = 1
-    UDP = 3
     TCPV6 = 4
-    UDP_L4 = 5
 
 
 NEEDED: dict[int, int] = {
