@@ -15,7 +15,7 @@ from mayfly.vmm.channels.carrier import Carrier
 from mayfly.vmm.channels.serial import SerialChannel
 from mayfly.vmm.channels.tcp import TcpChannel
 from mayfly.vmm.channels.virtio import VirtioChannel
-from mayfly.vmm.config import Channel, DeviceKind, MachineConfig
+from mayfly.vmm.config import MAX_CMDLINE, Channel, DeviceKind, MachineConfig
 from mayfly.vmm.devices.serial import Serial
 from mayfly.vmm.devices.virtio.device import VirtioDevice
 from mayfly.vmm.devices.virtio.entropy import Entropy
@@ -73,7 +73,7 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
         else:
             cmdline = command_line(config)
             with open_file(config.kernel, "kernel", "mayfly kernel build") as kernel:
-                entry = boot.load(config, vm, memory, mapping, kernel_fd=kernel.fileno(), initrd_fd=layers.initrd, cmdline=cmdline)
+                entry = boot.load(config, controller, memory, mapping, kernel_fd=kernel.fileno(), initrd_fd=layers.initrd, cmdline=cmdline)
             cpu.set_up(vm, vcpus, entry=entry)
             pre_fault(kvm, vcpus[0], mapping, [(offset // PAGE, -(-size // PAGE)) for offset, size in mapping.files])
             layers.initrd_offset = mapping.files[0][0] if config.initrd else None
@@ -95,8 +95,12 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
 
 
 def command_line(config: MachineConfig) -> str:
-    """The kernel's: the machine's parameters, then the configuration's, which win."""
-    parameters = [layout.kernel_parameters(config), "panic=-1"]
+    """The kernel's: the machine's parameters, then the configuration's, which win.
+
+    Raises ConfigError: it is too long for a kernel.
+    """
+    uarts = 2 if config.channel is Channel.SERIAL else int(config.interactive)  # of two the second is the channel
+    parameters = [f"8250.nr_uarts={uarts}", layout.kernel_parameters(config), "panic=-1"]
     if config.interactive:
         parameters.append("console=ttyS0")
     else:
@@ -108,7 +112,10 @@ def command_line(config: MachineConfig) -> str:
     if config.network is not None:
         # No interrupt reports a sent packet, and guests do not wait for one to send the next.
         parameters.append("virtio_net.napi_tx=0")
-    return " ".join([*parameters, config.cmdline]).strip()
+    line = " ".join(filter(None, [*parameters, config.cmdline]))
+    if (size := len(line.encode())) > MAX_CMDLINE:
+        raise ConfigError(f"the kernel command line has {size} bytes with the machine's own parameters; kernels take {MAX_CMDLINE}")
+    return line
 
 
 def _guest_memory(vm: Vm, mapping: Mapping) -> GuestMemory:
@@ -208,7 +215,7 @@ class _Wiring:
         self.processors.mmio.attach(base, layout.VIRTIO_MMIO_SIZE, transport)
 
     def _add_uart(self, name: str, base: int, uart: Serial) -> None:
-        hardware.uart_bus(self.processors.ports, self.processors.mmio).attach(base, layout.UART_SIZE, uart)
+        (self.processors.ports if layout.UARTS_ON_PORTS else self.processors.mmio).attach(base, layout.UART_SIZE, uart)
         self.parts[name] = uart
 
     def _interrupt(self, gsi: int) -> Callable[[], None]:

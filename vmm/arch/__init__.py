@@ -3,15 +3,15 @@ whose signatures are equal (tests/unit/vmm/test_arch.py):
 
     layout    guest physical addresses and interrupts (GSIs): RAM, UART0, UART1, VIRTIO_MMIO and the
               like; `ram_regions`; EARLY_CONSOLE and `kernel_parameters`, by which the kernel finds
-              these devices and looks for no others
+              virtio devices and looks for no others
     boot      `load` puts kernel, initramfs and what describes the machine into guest RAM, by the
-              kernel's boot protocol. BootError, ConfigError: a file is not for this machine, or
-              something does not fit
+              kernel's boot protocol. The initramfs is mapped, not copied; the caller closes the
+              files. BootError: one is not for this machine, or does not fit
     cpu       `set_up` gives vCPUs the kernel's entry state: the first enters, the others wait;
               `write_loop` and `host_is_emulated` tell whether this host's KVM is a real one
     hardware  `create_interrupts` makes KVM's interrupt controllers, after the memory slots and
               before the first vCPU, `start_interrupts` makes them ready once every vCPU exists;
-              `attach` adds this architecture's own devices; `uart_bus` is where UARTs answer
+              `attach` adds this architecture's own devices
     state     what KVM keeps of a machine besides its memory, for snapshots: `identity`, what
               guests see of processor and KVM, which must be equal; `save`, `restore`;
               `tell_of_pause`, before vCPUs that stood still go on

@@ -1,6 +1,5 @@
 """KVM's descriptors (Linux Documentation/virt/kvm/api.rst), each owned by one object."""
 
-import contextlib
 import errno
 import os
 from enum import IntEnum
@@ -120,13 +119,6 @@ class Vm(_Descriptor):
         """Turn writes of `match` to the MMIO `address` into signals, not exits (api.rst 4.59)."""
         fields = {"fd": eventfd, "addr": address, "len": size, "datamatch": match, "flags": lib.KVM_IOEVENTFD_FLAG_DATAMATCH}
         self.exchange("KVM_IOEVENTFD", "struct kvm_ioeventfd", fields)
-
-    def has_device(self, kind: int) -> bool:
-        """Whether `create_device` can make one (api.rst 4.79, KVM_CREATE_DEVICE_TEST)."""
-        with contextlib.suppress(KvmError):
-            self.exchange("KVM_CREATE_DEVICE", "struct kvm_create_device", {"type": kind, "flags": lib.KVM_CREATE_DEVICE_TEST})
-            return True
-        return False
 
     def create_device(self, kind: int) -> "Device":
         """Make a device of the type `kind` (api.rst 4.79), to be closed with this machine."""

@@ -19,4 +19,3 @@ class Kernel(NamedTuple):
     end: int
     setup_header: bytes | None = None
     initrd_addr_max: int = 0xFFFF_FFFF
-    cmdline_size: int = 2047

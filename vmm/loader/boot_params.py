@@ -43,7 +43,6 @@ class Field(IntEnum):
     CMD_LINE_PTR = 0x228
     INITRD_ADDR_MAX = 0x22C
     XLOADFLAGS = 0x236
-    CMDLINE_SIZE = 0x238
     SETUP_DATA = 0x250
     PREF_ADDRESS = 0x258
     INIT_SIZE = 0x260
@@ -80,7 +79,6 @@ def parse_bzimage(head: bytes, file_size: int) -> Kernel:
         end=load_address + field(Field.INIT_SIZE, 4),
         setup_header=head[Field.SETUP_SECTS : Field.MAGIC + head[Field.JUMP_LENGTH]],
         initrd_addr_max=field(Field.INITRD_ADDR_MAX, 4),
-        cmdline_size=field(Field.CMDLINE_SIZE, 4),
     )
 
 

@@ -2,6 +2,7 @@
 layout, clock, KVM's numbers.
 """
 
+import errno
 import os
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mayfly.errors import BootError, KvmUnavailableError
+from mayfly.errors import BootError, KvmError, KvmUnavailableError
 from mayfly.units import MIB
 from mayfly.vmm.arch.aarch64 import cpu, hardware, layout, state
 from mayfly.vmm.arch.aarch64.hardware import TIME_HIGH, TIME_LOW, Clock, Gic, GicVersion
@@ -103,21 +104,37 @@ def test_every_processor_is_started_by_psci_under_its_own_affinity() -> None:
     assert parsed.get_property("method", "/psci").value == "hvc"
 
 
-KINDS = SimpleNamespace(KVM_DEV_TYPE_ARM_VGIC_V2=5, KVM_DEV_TYPE_ARM_VGIC_V3=7)
+class Numbers:
+    """KVM's, of which only a few matter here."""
+
+    KVM_DEV_TYPE_ARM_VGIC_V2 = 5
+    KVM_DEV_TYPE_ARM_VGIC_V3 = 7
+
+    def __getattr__(self, name: str) -> int:
+        return 0
+
+
+def vm_with(kinds: set[int]) -> Any:
+    """A machine whose KVM makes devices of these kinds."""
+
+    def create_device(kind: int) -> Any:
+        if kind not in kinds:
+            raise KvmError("KVM_CREATE_DEVICE", errno.ENODEV)
+        return SimpleNamespace(set_int=lambda *_: None)
+
+    return SimpleNamespace(create_device=create_device)
 
 
 @pytest.mark.parametrize(("there", "version"), [({5, 7}, GicVersion.V3), ({7}, GicVersion.V3), ({5}, GicVersion.V2)])
 def test_the_newest_interrupt_controller_is_taken(there: set[int], version: GicVersion, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "lib", KINDS)
-    vm: Any = SimpleNamespace(has_device=there.__contains__)
-    assert hardware.gic_version(vm) is version
+    monkeypatch.setattr(hardware, "lib", Numbers())
+    assert hardware.create_interrupts(vm_with(there), pit=False).version is version
 
 
 def test_a_host_whose_kvm_has_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "lib", KINDS)
-    vm: Any = SimpleNamespace(has_device=lambda kind: False)
+    monkeypatch.setattr(hardware, "lib", Numbers())
     with pytest.raises(KvmUnavailableError, match="GICv3 and GICv2") as caught:
-        hardware.gic_version(vm)
+        hardware.create_interrupts(vm_with(set()), pit=False)
     assert "virtualisation extensions" in caught.value.hint
 
 

@@ -122,6 +122,12 @@ def test_the_command_line_announces_what_there_is() -> None:
     assert "virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6 " in virtio
 
 
+def test_a_command_line_that_no_kernel_takes_is_refused() -> None:
+    """The machine's own parameters count too."""
+    with pytest.raises(ConfigError, match="with the machine's own parameters; kernels take 2047"):
+        command_line(MachineConfig(kernel="k", cmdline="x" * 2047))
+
+
 def test_the_command_line_has_the_network() -> None:
     line = command_line(told(MachineConfig(kernel="k", channel=Channel.VIRTIO, network=NETWORK)))
     assert line.count("virtio_mmio.device=") == 3

@@ -2,28 +2,21 @@
 
 import os
 
-from mayfly.errors import ConfigError
-from mayfly.vmm.arch.aarch64 import hardware, layout
+from mayfly.vmm.arch.aarch64 import layout
+from mayfly.vmm.arch.aarch64.hardware import Gic, device_tree
 from mayfly.vmm.config import MachineConfig
-from mayfly.vmm.kvm.kvm import Vm
 from mayfly.vmm.kvm.mapping import Mapping
 from mayfly.vmm.loader import arm64_image
 from mayfly.vmm.loader.placing import map_initrd, read_into
 from mayfly.vmm.memory import GuestMemory
 
 SEED = 64
-CMDLINE_SIZE = 2047  # COMMAND_LINE_SIZE without the NUL (Linux arch/arm64/include/uapi/asm/setup.h)
 
 
 def load(
-    config: MachineConfig, vm: Vm, memory: GuestMemory, mapping: Mapping, *, kernel_fd: int, initrd_fd: int | None, cmdline: str
+    config: MachineConfig, controller: Gic, memory: GuestMemory, mapping: Mapping, *, kernel_fd: int, initrd_fd: int | None, cmdline: str
 ) -> int:
-    """Put kernel, initramfs and device tree into guest RAM; the kernel's entry point.
-
-    The initramfs is mapped from its file, not copied. The caller keeps the descriptors.
-    """
-    if len(cmdline) > CMDLINE_SIZE:
-        raise ConfigError(f"the kernel command line has {len(cmdline)} bytes, the kernel takes {CMDLINE_SIZE}")
+    """Put kernel, initramfs and device tree into guest RAM; the kernel's entry point."""
     size = os.fstat(kernel_fd).st_size
     kernel = arm64_image.parse(os.pread(kernel_fd, arm64_image.HEADER.size, 0), size)
     entry = layout.KERNEL + kernel.text_offset
@@ -32,7 +25,6 @@ def load(
     if initrd_fd is not None:
         limit = min(layout.RAM + mapping.size, layout.INITRD_END)
         initrd = map_initrd(mapping, initrd_fd, ram=layout.RAM, kernel_end=entry + kernel.memory_size, limit=limit)
-    gic = hardware.gic_version(vm)
-    tree = hardware.device_tree(config, gic=gic, cmdline=cmdline, initrd=initrd, seed=os.urandom(SEED))
+    tree = device_tree(config, gic=controller.version, cmdline=cmdline, initrd=initrd, seed=os.urandom(SEED))
     memory.write(layout.DEVICE_TREE, tree)
     return entry

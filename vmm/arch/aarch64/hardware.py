@@ -2,6 +2,7 @@
 devicetree/bindings).
 """
 
+import contextlib
 import errno
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 import fdt  # type: ignore[import-untyped]
 
-from mayfly.errors import KvmUnavailableError
+from mayfly.errors import KvmError, KvmUnavailableError
 from mayfly.vmm.arch.aarch64 import layout
 from mayfly.vmm.bus import Bus, BusDevice
 from mayfly.vmm.config import Channel, MachineConfig
@@ -26,7 +27,6 @@ EDGE_RISING, LEVEL_HIGH = 1, 4
 TIMER_PPIS = (13, 14, 11, 10)
 """Secure, non-secure, virtual, hypervisor; guests use the virtual one (arm,arch_timer.yaml)."""
 INTERRUPTS = 32 + layout.GSI_END  # Interrupt ids: 16 SGIs, 16 PPIs, then the SPIs
-
 
 TIME_LOW, TIME_HIGH = 0x00, 0x04  # Registers of the clock, 4 bytes each
 
@@ -45,21 +45,19 @@ class Gic(NamedTuple):
     device: Device
 
 
-def gic_version(vm: Vm) -> GicVersion:
-    """The newest version that this host's KVM makes. Raises KvmUnavailableError if none."""
-    for version in reversed(GicVersion):
-        if vm.has_device(getattr(lib, f"KVM_DEV_TYPE_ARM_VGIC_{version.name}")):
-            return version
-    raise KvmUnavailableError(
-        "KVM_CREATE_DEVICE (GICv3 and GICv2)", errno.ENODEV, hint="use a host whose interrupt controller has virtualisation extensions"
-    )
-
-
 def create_interrupts(vm: Vm, *, pit: bool) -> Gic:
-    """Make the GIC, before the first vCPU; `pit` is ignored. Raises KvmUnavailableError if none."""
-    version = gic_version(vm)
+    """Make the newest GIC that KVM has here, before the first vCPU; `pit` is ignored.
+
+    Raises KvmUnavailableError: it has none.
+    """
+    for version in reversed(GicVersion):
+        with contextlib.suppress(KvmError):
+            device = vm.create_device(getattr(lib, f"KVM_DEV_TYPE_ARM_VGIC_{version.name}"))
+            break
+    else:
+        hint = "use a host whose interrupt controller has virtualisation extensions"
+        raise KvmUnavailableError("KVM_CREATE_DEVICE (GICv3 and GICv2)", errno.ENODEV, hint=hint)
     second = ("REDIST", layout.GIC_REDISTRIBUTORS) if version is GicVersion.V3 else ("CPU", layout.GIC_CPU_INTERFACE)
-    device = vm.create_device(getattr(lib, f"KVM_DEV_TYPE_ARM_VGIC_{version.name}"))
     for part, address in (("DIST", layout.GIC_DISTRIBUTOR), second):
         device.set_int(lib.KVM_DEV_ARM_VGIC_GRP_ADDR, getattr(lib, f"KVM_VGIC_{version.name}_ADDR_TYPE_{part}"), 8, address)
     device.set_int(lib.KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, 4, INTERRUPTS)
@@ -90,11 +88,6 @@ class Clock(BusDevice):
             self._high = now >> 32
             return now & 0xFFFF_FFFF
         return self._high if offset == TIME_HIGH else 0
-
-
-def uart_bus(ports: Bus, mmio: Bus) -> Bus:
-    """There are no I/O ports: UARTs are in memory."""
-    return mmio
 
 
 def attach(ports: Bus, mmio: Bus, on_reset: Callable[[], None]) -> None:

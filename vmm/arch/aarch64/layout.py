@@ -10,7 +10,7 @@
 """
 
 from mayfly.units import GIB
-from mayfly.vmm.config import Channel, MachineConfig
+from mayfly.vmm.config import MachineConfig
 
 GIC_DISTRIBUTOR = 0x0800_0000
 GIC_DISTRIBUTOR_SIZE = 0x1_0000
@@ -23,6 +23,7 @@ GIC_REDISTRIBUTOR_SIZE = 0x2_0000
 UART0 = 0x0900_0000
 UART1 = 0x0900_1000
 UART_SIZE = 8
+UARTS_ON_PORTS = False
 CLOCK = 0x0900_2000
 CLOCK_SIZE = 0x1000
 VIRTIO_MMIO = 0x0A00_0000
@@ -50,9 +51,8 @@ def ram_regions(size: int) -> list[tuple[int, int]]:
 
 
 def kernel_parameters(config: MachineConfig) -> str:
-    """What the command line must say beside the device tree."""
-    uarts = 2 if config.channel is Channel.SERIAL else int(config.interactive)
-    return f"8250.nr_uarts={uarts}"
+    """Nothing: the device tree says it all."""
+    return ""
 
 
 EARLY_CONSOLE = f"earlycon=uart8250,mmio,{UART0:#x},115200 keep_bootcon"

@@ -2,12 +2,11 @@
 
 import os
 
-from mayfly.errors import BootError, ConfigError
+from mayfly.errors import BootError
 from mayfly.vmm.arch.x86_64 import layout
 from mayfly.vmm.arch.x86_64.cpu import write_boot_tables
 from mayfly.vmm.arch.x86_64.hardware import mp_table
 from mayfly.vmm.config import MachineConfig
-from mayfly.vmm.kvm.kvm import Vm
 from mayfly.vmm.kvm.mapping import Mapping
 from mayfly.vmm.loader import arm64_image, boot_params, elf
 from mayfly.vmm.loader.boot_params import E820_RAM, E820_RESERVED
@@ -19,12 +18,9 @@ SEED = 32
 
 
 def load(
-    config: MachineConfig, vm: Vm, memory: GuestMemory, mapping: Mapping, *, kernel_fd: int, initrd_fd: int | None, cmdline: str
+    config: MachineConfig, controller: None, memory: GuestMemory, mapping: Mapping, *, kernel_fd: int, initrd_fd: int | None, cmdline: str
 ) -> int:
-    """Put kernel, initramfs and boot tables into guest RAM; the kernel's entry point.
-
-    The initramfs is mapped from its file, not copied. The caller keeps the descriptors.
-    """
+    """Put kernel, initramfs and boot tables into guest RAM; the kernel's entry point."""
     size = os.fstat(kernel_fd).st_size
     head = os.pread(kernel_fd, HEAD, 0)
     if boot_params.is_bzimage(head):
@@ -32,9 +28,7 @@ def load(
     elif arm64_image.is_image(head):
         raise BootError("the kernel is an Image for arm64; this machine needs a vmlinux or bzImage for x86-64", hint="mayfly kernel build")
     else:
-        kernel = elf.parse(head, size, elf.ElfMachine.X86_64)
-    if len(cmdline) > kernel.cmdline_size:
-        raise ConfigError(f"the kernel command line has {len(cmdline)} bytes, this kernel takes {kernel.cmdline_size}")
+        kernel = elf.parse(head, size)
     for segment in kernel.segments:
         read_into(memory, kernel_fd, *segment)
     regions, initrd = layout.ram_regions(mapping.size), (0, 0)

@@ -61,11 +61,6 @@ def start_interrupts(controller: None) -> None:
     """Nothing to do: each vCPU has got its local APIC."""
 
 
-def uart_bus(ports: Bus, mmio: Bus) -> Bus:
-    """UARTs are COM1 and COM2, on I/O ports."""
-    return ports
-
-
 def attach(ports: Bus, mmio: Bus, on_reset: Callable[[], None]) -> None:
     """Add the keyboard controller's port by which Linux resets a PC."""
     ports.attach(layout.RESET, 1, ResetPort(on_reset))

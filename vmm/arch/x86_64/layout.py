@@ -18,7 +18,7 @@
 """
 
 from mayfly.units import GIB
-from mayfly.vmm.config import Channel, MachineConfig
+from mayfly.vmm.config import MachineConfig
 
 RAM = 0
 GDT = 0x500
@@ -44,9 +44,9 @@ TSS = 0xFFFB_D000
 KVM_PAGES = 0x4000
 """The identity map page and the three pages of the TSS behind it (api.rst 4.36, 4.41)."""
 
-
 RESET, UART1, UART0 = 0x64, 0x2F8, 0x3F8  # I/O ports
 UART_SIZE = 8
+UARTS_ON_PORTS = True
 
 UART1_GSI = 3  # COM2's line on every PC, which Linux expects there
 UART0_GSI = 4
@@ -62,9 +62,8 @@ def ram_regions(size: int) -> list[tuple[int, int]]:
 
 
 def kernel_parameters(config: MachineConfig) -> str:
-    """The parameters by which the kernel finds these devices and looks for no others."""
-    uarts = 2 if config.channel is Channel.SERIAL else int(config.interactive)  # counted from COM1, so COM2 needs both to be probed
-    parameters = [f"8250.nr_uarts={uarts}", "reboot=k", "no_timer_check", "tsc=reliable"]
+    """The parameters by which the kernel finds virtio devices, and looks for no others."""
+    parameters = ["reboot=k", "no_timer_check", "tsc=reliable"]
     for index in range(len(config.devices)):
         address = VIRTIO_MMIO + index * VIRTIO_MMIO_SIZE
         parameters.append(f"virtio_mmio.device={VIRTIO_MMIO_SIZE // 1024}K@{address:#x}:{VIRTIO_GSI + index}")
