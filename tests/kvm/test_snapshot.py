@@ -353,7 +353,7 @@ def turn_on_virtualization(folder: Path) -> None:
 
     def edit(state: Any) -> None:
         vcpu = state["kvm"]["vcpus"][0]
-        sregs = ffi.from_buffer("struct kvm_sregs *", bytearray(base64.b64decode(vcpu["sregs"])))
+        sregs: Any = ffi.from_buffer("struct kvm_sregs *", bytearray(base64.b64decode(vcpu["sregs"])))
         sregs.cr4 |= 1 << 13
         sregs.efer |= 1 << 12
         vcpu["sregs"] = base64.b64encode(ffi.buffer(sregs)).decode()

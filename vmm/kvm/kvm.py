@@ -170,7 +170,7 @@ class Vcpu(_Descriptor):
 
     def pre_fault(self, address: int, size: int) -> None:
         """Map [address, address + size) ahead, for speed only (api.rst 4.143)."""
-        range_ = ffi.new("struct kvm_pre_fault_memory *", {"gpa": address, "size": size})
+        range_: Any = ffi.new("struct kvm_pre_fault_memory *", {"gpa": address, "size": size})
         while range_.size and lib.ioctl(self._fd, lib.KVM_PRE_FAULT_MEMORY, range_) < 0:
             if ffi.errno not in (errno.EINTR, errno.EAGAIN):
                 return

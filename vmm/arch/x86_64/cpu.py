@@ -72,7 +72,7 @@ def offered_cpuid(kvm: Kvm) -> list[Any]:
 def set_cpuid(entries: Sequence[Any], vcpu: Vcpu, cpus: int) -> None:
     """Give a vCPU its CPUID: what is offered to all, its APIC id, and the topology."""
     leaves = [*(entry[0] for entry in entries), *(_topology(subleaf, vcpu.index, cpus) for subleaf in range(2))]
-    cpuid = ffi.new("struct kvm_cpuid2 *", {"nent": len(leaves), "entries": leaves})
+    cpuid: Any = ffi.new("struct kvm_cpuid2 *", {"nent": len(leaves), "entries": leaves})
     for index, entry in enumerate(entries):
         if entry.function == 1:
             cpuid.entries[index].ebx = entry.ebx & 0xFFFF | cpus << 16 | vcpu.index << 24

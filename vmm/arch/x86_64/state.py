@@ -14,7 +14,7 @@ The order of restoring matters (Linux virt/kvm/api.rst, and what KVM's code does
 import errno
 import struct
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from mayfly.errors import KvmError
 from mayfly.schema import Meta, Record
@@ -97,7 +97,7 @@ def restore(vm: Vm, controller: None, vcpus: Sequence[Vcpu], saved: Saved) -> No
         set_cpuid(cpuid, vcpu, len(vcpus))  # of this host: a state could offer more
         _restore_vcpu(vm.kvm, vcpu, of_vcpu, saved)
     for name, chip in _CHIPS.items():
-        irqchip = ffi.from_buffer("struct kvm_irqchip *", bytearray(getattr(state, name)))
+        irqchip: Any = ffi.from_buffer("struct kvm_irqchip *", bytearray(getattr(state, name)))
         irqchip.chip_id = chip
         vm.ioctl("KVM_SET_IRQCHIP", irqchip)
     vm.exchange("KVM_SET_CLOCK", "struct kvm_clock_data", {"clock": state.clock_ns})
@@ -154,7 +154,7 @@ def _read_msrs(vcpu: Vcpu, indices: Sequence[int]) -> list[tuple[int, int]]:
     """(index, value) of those that can be read."""
     saved: list[tuple[int, int]] = []
     while indices:
-        msrs = ffi.new("struct kvm_msrs *", {"nmsrs": len(indices), "entries": [{"index": index} for index in indices]})
+        msrs: Any = ffi.new("struct kvm_msrs *", {"nmsrs": len(indices), "entries": [{"index": index} for index in indices]})
         count = vcpu.ioctl("KVM_GET_MSRS", msrs)
         saved += [(msrs.entries[at].index, msrs.entries[at].data) for at in range(count)]
         indices = indices[count + 1 :]  # what stopped it cannot be read here
