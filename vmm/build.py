@@ -130,7 +130,7 @@ def _guest_memory(vm: Vm, mapping: Mapping) -> GuestMemory:
 def _registers(config: MachineConfig, vm: Vm, resources: contextlib.ExitStack) -> memoryview:
     """Memory for virtio devices' registers. Where the guest sees it, no read of them is an exit."""
     size = len(config.devices) * layout.VIRTIO_MMIO_SIZE
-    registers = resources.enter_context(Mapping(size, huge=False))
+    registers = resources.enter_context(Mapping(size))
     if layout.VIRTIO_READABLE_AS_MEMORY:
         vm.set_memory(len(layout.ram_regions(config.memory)), layout.VIRTIO_MMIO, registers.address, size, read_only=True)
     return registers.view

@@ -5,8 +5,9 @@ import os
 from enum import IntEnum
 from typing import Any, Self
 
-from mayfly.errors import KvmError, KvmUnavailableError
+from mayfly.errors import HostError, KvmError, KvmUnavailableError
 from mayfly.vmm.kvm._kvm import ffi, lib
+from mayfly.vmm.kvm.mapping import mmap
 
 DEVICE = "/dev/kvm"
 
@@ -89,16 +90,15 @@ class Kvm(_Descriptor):
 
     def create_vm(self) -> "Vm":
         """Make an empty virtual machine, bound to this process's address space (api.rst 4.2)."""
-        return Vm(self, self.ioctl("KVM_CREATE_VM"), run_size=self.ioctl("KVM_GET_VCPU_MMAP_SIZE"))
+        return Vm(self, self.ioctl("KVM_CREATE_VM"))
 
 
 class Vm(_Descriptor):
     """One virtual machine of `kvm`."""
 
-    def __init__(self, kvm: Kvm, fd: int, *, run_size: int) -> None:
+    def __init__(self, kvm: Kvm, fd: int) -> None:
         super().__init__(fd)
         self.kvm = kvm
-        self._run_size = run_size
         self._devices: list[Device] = []
 
     def set_memory(self, slot: int, guest_address: int, host_address: int, size: int, *, read_only: bool = False) -> None:
@@ -109,7 +109,7 @@ class Vm(_Descriptor):
 
     def create_vcpu(self, index: int) -> "Vcpu":
         """Make vCPU `index`, which is also its APIC id, or says its MPIDR (api.rst 4.7)."""
-        return Vcpu(self.ioctl("KVM_CREATE_VCPU", index), index=index, run_size=self._run_size)
+        return Vcpu(self.ioctl("KVM_CREATE_VCPU", index), index=index, run_size=self.kvm.ioctl("KVM_GET_VCPU_MMAP_SIZE"))
 
     def irqfd(self, eventfd: int, gsi: int) -> None:
         """Let a write to `eventfd` raise `gsi` as an edge (api.rst 4.75)."""
@@ -150,14 +150,13 @@ class Vcpu(_Descriptor):
 
     def __init__(self, fd: int, *, index: int, run_size: int) -> None:
         super().__init__(fd)
-        self.index = index
-        self._run_size = run_size
-        pointer = lib.mmap(ffi.NULL, run_size, lib.PROT_READ | lib.PROT_WRITE, lib.MAP_SHARED, fd, 0)
-        if pointer == lib.MAP_FAILED:
-            error = KvmError("mmap of kvm_run", ffi.errno)
-            self.close()
-            raise error
-        self.page = ffi.cast("struct kvm_run *", pointer)
+        self.index, self._run_size = index, run_size
+        try:
+            pointer = mmap(ffi.NULL, run_size, lib.MAP_SHARED, fd)
+        except HostError:
+            os.close(fd)
+            raise
+        self.page: Any = ffi.cast("struct kvm_run *", pointer)
         self.bytes = memoryview(ffi.buffer(pointer, run_size))
 
     def run(self) -> int:
@@ -186,8 +185,7 @@ class Vcpu(_Descriptor):
 
     def close(self) -> None:
         """Unmap kvm_run and close. The vCPU's thread must have ended."""
-        mapped = self._fd >= 0 and hasattr(self, "bytes")
-        super().close()
-        if mapped:
+        if self._fd >= 0:
             self.bytes.release()
             lib.munmap(self.page, self._run_size)
+        super().close()

@@ -13,23 +13,18 @@ HUGE_PAGE = 2 << 20
 class Mapping:
     """Owns `size` bytes of anonymous, private memory that is not reserved ahead.
 
-    Aligned to huge pages and, with `huge`, made of them: guests touch much memory, and a fault per
-    2 MiB is cheaper than one per 4 KiB. `files`: offset and size of each file laid over it.
+    Aligned to huge pages and made of them: guests touch much memory, and a fault per 2 MiB is
+    cheaper than one per 4 KiB. `files`: offset and size of each file laid over it.
     """
 
-    def __init__(self, size: int, *, huge: bool = True) -> None:
+    def __init__(self, size: int) -> None:
         self.size = size
         self.files: list[tuple[int, int]] = []
-        self._whole = _mmap(ffi.NULL, size + HUGE_PAGE, lib.MAP_PRIVATE | lib.MAP_ANONYMOUS | lib.MAP_NORESERVE, -1)
+        self._whole = mmap(ffi.NULL, size + HUGE_PAGE, lib.MAP_PRIVATE | lib.MAP_ANONYMOUS | lib.MAP_NORESERVE, -1)
         self._pointer = self._whole + -int(ffi.cast("uintptr_t", self._whole)) % HUGE_PAGE
-        advice = lib.MADV_HUGEPAGE if huge else lib.MADV_NOHUGEPAGE
-        lib.madvise(self._pointer, size, advice)  # a kernel without huge pages just goes on with small ones
+        self.address = int(ffi.cast("uintptr_t", self._pointer))  # in this process, for KVM
+        lib.madvise(self._pointer, size, lib.MADV_HUGEPAGE)  # a kernel without huge pages just goes on with small ones
         self.view = memoryview(ffi.buffer(self._pointer, size))
-
-    @property
-    def address(self) -> int:
-        """Where it lies in this process, for KVM."""
-        return int(ffi.cast("uintptr_t", self._pointer))
 
     def overlay_file(self, offset: int, fd: int, size: int, file_offset: int = 0) -> None:
         """Map part of the file `fd` at `offset` without a copy; offsets are whole pages.
@@ -39,7 +34,7 @@ class Mapping:
         """
         if offset % PAGE or file_offset % PAGE or not 0 <= offset <= offset + size <= self.size or file_offset < 0:
             raise ValueError(f"[{offset:#x}, +{size:#x}) is not whole pages inside {self.size:#x} bytes")
-        _mmap(self._pointer + offset, size, lib.MAP_PRIVATE | lib.MAP_FIXED | lib.MAP_NORESERVE, fd, file_offset)
+        mmap(self._pointer + offset, size, lib.MAP_PRIVATE | lib.MAP_FIXED | lib.MAP_NORESERVE, fd, file_offset)
         self.files.append((offset, size))
 
     def read_page_by_page(self) -> None:
@@ -68,7 +63,8 @@ class Mapping:
         self.close()
 
 
-def _mmap(address: Any, size: int, flags: int, fd: int, file_offset: int = 0) -> Any:
+def mmap(address: Any, size: int, flags: int, fd: int, file_offset: int = 0) -> Any:
+    """Map `size` bytes to be read and written, with MAP_* `flags`; where. Raises HostError."""
     pointer = lib.mmap(address, size, lib.PROT_READ | lib.PROT_WRITE, flags, fd, file_offset)
     if pointer == lib.MAP_FAILED:
         raise HostError(
