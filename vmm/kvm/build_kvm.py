@@ -51,6 +51,13 @@ static int scope_signals(void)
 }
 """
 
+ARM_REGISTERS = {
+    **{name: f"CORE(regs.{name.lower()})" for name in ("PC", "SP", "PSTATE")},
+    **{f"X{number}": f"CORE(regs.regs[{number}])" for number in (0, 1, 2, 3, 29, 30)},
+    "ELR_EL1": "CORE(elr_el1)",
+    **{name: f"ARM64_SYS_REG(3, 0, {place}, 0)" for name, place in (("ESR_EL1", "5, 2"), ("FAR_EL1", "6, 0"), ("VBAR_EL1", "12, 0"))},
+}
+
 SOURCES = {
     "x86_64": """
 #include <cpuid.h>
@@ -62,20 +69,8 @@ static void host_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t registers[4])
     "aarch64": """
 #include <stddef.h>
 #define CORE(field) (KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE | KVM_REG_ARM_CORE_REG(field))
-#define REG_PC CORE(regs.pc)
-#define REG_SP CORE(regs.sp)
-#define REG_PSTATE CORE(regs.pstate)
-#define REG_X0 CORE(regs.regs[0])
-#define REG_X1 CORE(regs.regs[1])
-#define REG_X2 CORE(regs.regs[2])
-#define REG_X3 CORE(regs.regs[3])
-#define REG_X29 CORE(regs.regs[29])
-#define REG_X30 CORE(regs.regs[30])
-#define REG_ELR_EL1 CORE(elr_el1)
-#define REG_ESR_EL1 ARM64_SYS_REG(3, 0, 5, 2, 0)
-#define REG_FAR_EL1 ARM64_SYS_REG(3, 0, 6, 0, 0)
-#define REG_VBAR_EL1 ARM64_SYS_REG(3, 0, 12, 0, 0)
-""",
+"""
+    + "".join(f"#define REG_{name} {where}\n" for name, where in ARM_REGISTERS.items()),
 }
 
 CONSTANTS = {
@@ -104,8 +99,8 @@ CONSTANTS = {
         KVM_DEV_ARM_VGIC_CTRL_INIT KVM_DEV_ARM_VGIC_GRP_DIST_REGS KVM_DEV_ARM_VGIC_GRP_REDIST_REGS KVM_DEV_ARM_VGIC_GRP_CPU_REGS
         KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO KVM_VGIC_V2_ADDR_TYPE_DIST KVM_VGIC_V2_ADDR_TYPE_CPU
         KVM_VGIC_V3_ADDR_TYPE_DIST KVM_VGIC_V3_ADDR_TYPE_REDIST
-        REG_PC REG_SP REG_PSTATE REG_X0 REG_X1 REG_X2 REG_X3 REG_X29 REG_X30 REG_ESR_EL1 REG_FAR_EL1 REG_ELR_EL1 REG_VBAR_EL1
-    """,
+    """
+    + "".join(f" REG_{name}" for name in ARM_REGISTERS),
 }
 """Numbers that the compiler fills in."""
 
