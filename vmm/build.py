@@ -11,7 +11,6 @@ from typing import Any
 
 from mayfly.errors import ConfigError, GuestError, KvmError, SnapshotError
 from mayfly.vmm.arch import boot, cpu, hardware, layout, state
-from mayfly.vmm.channels.carrier import Carrier
 from mayfly.vmm.channels.serial import SerialChannel
 from mayfly.vmm.channels.tcp import TcpChannel
 from mayfly.vmm.channels.virtio import VirtioChannel
@@ -87,7 +86,6 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
             mapping=mapping,
             layers=layers,
             boot_console=boot_console,
-            channel=wiring.carrier,
             parts=wiring.parts,
             phases=phases,
             resources=resources.pop_all(),
@@ -154,7 +152,6 @@ class _Wiring:
         self, vm: Vm, loop: EventLoop, memory: GuestMemory, registers: memoryview, vcpus: Sequence[Vcpu], resources: contextlib.ExitStack
     ) -> None:
         self.parts: dict[str, Part] = {}
-        self.carrier: Carrier | None = None
         self.processors = Processors(vcpus, wake=loop.stop)
         self._closed = functools.partial(self.processors.finish, End.CHANNEL_CLOSED)
         self._vm, self._loop, self._memory, self._registers, self._resources = vm, loop, memory, registers, resources
@@ -166,7 +163,7 @@ class _Wiring:
 
     def add_serial_channel(self, channel: socket.socket) -> None:
         interrupt, lock = self._interrupt(layout.UART1_GSI), self.processors.lock
-        self.carrier = serial = SerialChannel(channel, self._loop, lock, interrupt=interrupt, closed=self._closed)
+        serial = SerialChannel(channel, self._loop, lock, interrupt=interrupt, closed=self._closed)
         self._add_uart("uart1", layout.UART1, serial.serial)
 
     def make_device(self, device: DeviceKind, config: MachineConfig, channel: socket.socket | None) -> VirtioDevice:
@@ -174,8 +171,7 @@ class _Wiring:
         if device is DeviceKind.CONSOLE:
             if channel is None:
                 raise ConfigError("a machine with a virtio channel needs the channel's socket")
-            self.carrier = virtio = VirtioChannel(channel, self._loop, closed=self._closed)
-            return virtio.console
+            return VirtioChannel(channel, self._loop, closed=self._closed).console
         if device is DeviceKind.ENTROPY:
             entropy = Entropy(os.urandom, time.monotonic, later=lambda delay_s: self._loop.call_later(delay_s, entropy.resume))
             return entropy
@@ -191,7 +187,7 @@ class _Wiring:
         def failed(error: OSError) -> None:
             self.processors.finish(End.ERROR, GuestError(f"the agent takes no connection for its channel: {error.strerror}"))
 
-        self.carrier = tcp = TcpChannel(channel, self._loop, token, connect=link.connect, closed=self._closed, failed=failed)
+        tcp = TcpChannel(channel, self._loop, token, connect=link.connect, closed=self._closed, failed=failed)
         self._resources.callback(tcp.close)
         link.net.on_first_packet = tcp.open  # by then the agent listens
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from mayfly.errors import ConfigError, MayflyError
 from mayfly.vmm.arch import layout, state
-from mayfly.vmm.channels.carrier import Carrier
 from mayfly.vmm.config import Channel, MachineConfig
 from mayfly.vmm.devices.serial import Serial
 from mayfly.vmm.devices.virtio.mmio import MmioTransport
@@ -43,7 +42,6 @@ class Machine:
     mapping: Mapping  # Guest RAM in this process
     layers: Layers  # What the machine began with
     boot_console: Serial
-    channel: Carrier | None
     parts: MappingOf[str, Part]  # By names that are the same in each machine of this configuration
     phases: dict[str, float]  # Seconds that each part of the making took, and of the saving
     resources: contextlib.ExitStack  # Give back everything, in reverse order of creation
@@ -124,7 +122,8 @@ class Machine:
     def exits(self) -> dict[str, int]:
         """Returns of KVM_RUN by cause, `total`, `channel-data` and `kicks` (eventfd wakes)."""
         causes = self.processors.exits()
-        counted = {"total": causes.total(), "channel-data": self.channel.data_accesses if self.channel else 0}
+        channel = self.parts.get("uart1")
+        counted = {"total": causes.total(), "channel-data": channel.data_accesses if isinstance(channel, Serial) else 0}
         return {**causes, **counted, "kicks": sum(part.kicks for part in self.parts.values() if isinstance(part, MmioTransport))}
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mayfly.errors import BootError, ConfigError, GuestError
-from mayfly.vmm.channels.serial import SerialChannel
+from mayfly.vmm.devices.serial import Serial
 from mayfly.vmm.process.report import End
 from tests.kit.tiny import RESET, Running, start, start_second
 
@@ -163,8 +163,9 @@ def test_a_guest_that_ignores_cts_is_bounded(started: list[Running], tmp_path: P
     with ours, theirs:
         running = start(started, tmp_path, "mov dx, 0x2f8\nmov ecx, 150000\n1: out dx, al\ndec ecx\njnz 1b\n" + RESET, channel=theirs)
         assert running.run() is End.RESET
-        assert isinstance(running.machine.channel, SerialChannel)
-        assert running.machine.channel.serial.overruns > 0
+        uart = running.machine.parts["uart1"]
+        assert isinstance(uart, Serial)
+        assert uart.overruns > 0
 
 
 def test_a_second_processor_starts(started: list[Running], tmp_path: Path) -> None:

@@ -19,11 +19,6 @@ class Carrier(abc.ABC):
         self._socket, self._loop, self._closed = channel, loop, closed
         self._reading, self._writing, self._ended = True, False, False
 
-    @property
-    def data_accesses(self) -> int:
-        """Exits that carried the channel's own bytes."""
-        return 0
-
     def _watch(self) -> None:
         if not self._ended:
             self._loop.watch(self._socket, (READ if self._reading else 0) | (WRITE if self._writing else 0), self._pump, self._hang_up)

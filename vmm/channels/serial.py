@@ -22,11 +22,6 @@ class SerialChannel(Carrier):
         self.serial = Serial(interrupt, on_output=loop.add_event(self._pump), on_room=loop.add_event(self._resume))
         self._watch()
 
-    @property
-    def data_accesses(self) -> int:
-        """See `Carrier`."""
-        return self.serial.data_accesses
-
     def _resume(self) -> None:
         self._reading = True
         self._pump()
