@@ -57,10 +57,6 @@ class Machine:
         self.processors.join()
         return self.processors.end or End.STOPPED
 
-    def pause(self) -> None:
-        """Pause the vCPUs; the devices go on. Raises GuestError if the machine has ended."""
-        self.processors.pause()
-
     def resume(self) -> None:
         """Let the vCPUs go on, and tell the guest that it stood still."""
         if self.processors.paused:
@@ -79,7 +75,7 @@ class Machine:
             raise ConfigError("a snapshot holds no network's addresses", hint="save a machine that is connected to none")
         began = time.monotonic()
         paused = self.processors.paused
-        self.pause()
+        self.processors.pause()
         try:
             written = write_snapshot(descriptors, self._state(), self.mapping, self.layers)
             if not go_on:
@@ -99,16 +95,11 @@ class Machine:
             parts={name: raw(part.save()) for name, part in self.parts.items()},
         )
 
-    def pre_fault(self) -> None:
-        """Have the first vCPU map for the guest, which was restored, what it will touch soon."""
-        if runs := self.layers.working_set:
-            self.processors.threads[0].call(lambda vcpu: pre_fault(self.vm.kvm, vcpu, self.mapping, runs))
-
     def carry_out(self, request: Request, descriptors: Sequence[int]) -> Answer:
         """Do what was asked through the control socket."""
         match request:
             case Pause():
-                self.pause()
+                self.processors.pause()
             case Resume():
                 self.resume()
             case Snapshot(go_on=go_on):
@@ -116,7 +107,8 @@ class Machine:
             case Stats():
                 return Figures(paused=self.processors.paused, exits=self.exits() | usage())
             case Prefault():
-                self.pre_fault()
+                if runs := self.layers.working_set:
+                    self.processors.threads[0].call(lambda vcpu: pre_fault(self.vm.kvm, vcpu, self.mapping, runs))
         return Done()
 
     def exits(self) -> dict[str, int]:

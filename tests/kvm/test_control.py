@@ -204,7 +204,7 @@ def test_a_paused_machine_ends_and_one_that_ended_is_not_paused(started: list[Ru
         thread.join(10)
         assert not thread.is_alive()
     with pytest.raises(GuestError, match="has ended"):
-        running.machine.pause()
+        running.machine.processors.pause()
 
 
 @pytest.mark.parametrize("cpus", [1, 2])

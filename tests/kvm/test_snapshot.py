@@ -19,6 +19,7 @@ from mayfly.errors import SnapshotError
 from mayfly.files import sync
 from mayfly.vmm.kvm._kvm import ffi
 from mayfly.vmm.kvm.mapping import Mapping
+from mayfly.vmm.process.control import Prefault
 from mayfly.vmm.process.report import End
 from mayfly.vmm.snapshot import MEMORY, PAGES, STATE, WORKING_SET
 from mayfly.vmm.snapshot.files import Layers
@@ -170,7 +171,10 @@ def test_what_a_restored_machine_reads_is_noted_and_mapped_ahead(started: list[R
             restored.machine.finish(End.STOPPED)
         restored.loop.call_later(0.01, stop_when_mapped)
 
-    restored.loop.call_later(0.01, restored.machine.pre_fault)
+    def pre_fault() -> None:
+        restored.machine.carry_out(Prefault(), ())
+
+    restored.loop.call_later(0.01, pre_fault)
     restored.loop.call_later(0.01, stop_when_mapped)
     assert restored.machine.run() is End.STOPPED
     assert restored.machine.exits()["interrupted"] == 1
