@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from mayfly.vmm.devices.virtio.buffers import advance, gather, scatter
+from mayfly.vmm.devices.virtio.buffers import advance, copy_start, scatter
 from mayfly.vmm.devices.virtio.queue import Chain, Queue, QueueLayout
 from tests.kit.scale import scaled
 from tests.kit.virtio_driver import DriverQueue, Ram
@@ -124,7 +124,7 @@ class Twins:
         self.rng.shuffle(taken)
         returned = []
         for chain, writable in taken:
-            answer = gather(chain.readable, 4096)[::-1] + self.rng.randbytes(self.rng.randint(0, 300))
+            answer = bytes(copy_start(chain.readable, 4096)[0])[::-1] + self.rng.randbytes(self.rng.randint(0, 300))
             written = scatter(answer, chain.writable)
             rest = answer[:written]
             for address, length in writable:

@@ -3,18 +3,6 @@
 from collections.abc import Iterable
 
 
-def gather(views: Iterable[memoryview], limit: int) -> bytes:
-    """A copy of the first bytes of `views`, at most `limit` of them."""
-    parts: list[bytes] = []
-    for view in views:
-        if limit <= 0:
-            break
-        part = bytes(view[:limit])
-        parts.append(part)
-        limit -= len(part)
-    return b"".join(parts)
-
-
 def scatter(data: bytes | bytearray | memoryview, views: Iterable[memoryview]) -> int:
     """Copy `data` into `views`, one after another; how many bytes found room."""
     source, done = memoryview(data), 0

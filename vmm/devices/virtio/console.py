@@ -23,7 +23,7 @@ from enum import IntEnum
 from typing import Annotated
 
 from mayfly.schema import Meta
-from mayfly.vmm.devices.virtio.buffers import advance, gather, scatter
+from mayfly.vmm.devices.virtio.buffers import advance, copy_start, scatter
 from mayfly.vmm.devices.virtio.device import CONSOLE, DeviceState, VirtioDevice
 from mayfly.vmm.devices.virtio.misuse import Misuse
 from mayfly.vmm.devices.virtio.queue import MAX_CHAIN_BYTES, Chain, Queue
@@ -91,6 +91,7 @@ class Console(VirtioDevice):
         self.config = _CONFIG.pack(0, 0, PORT + 1, 0)
         self._sink, self._on_room = sink, on_room
         self._starved = False
+        self._handlers = self._may_receive, self._transmit, self._answer, self._listen  # by queue
         self._forget()
 
     def _forget(self) -> None:
@@ -103,14 +104,7 @@ class Console(VirtioDevice):
 
     def notify(self, index: int) -> None:
         """The driver kicked a queue."""
-        if index == TRANSMIT:
-            self._transmit()
-        elif index == RECEIVE:
-            self._may_receive()
-        elif index == CONTROL_TRANSMIT:
-            self._listen(self.queues[index])
-        else:
-            self._answer()
+        self._handlers[index]()
 
     def reset(self) -> None:
         """Forget the driver. A reader that was told None still waits for `on_room`."""
@@ -198,18 +192,19 @@ class Console(VirtioDevice):
             self._head, self._taken = None, 0
         self.end_turn(TRANSMIT, more=self._head is None)
 
-    def _listen(self, queue: Queue) -> None:
+    def _listen(self) -> None:
         """Take the driver's control messages, then answer them; one interrupt for both."""
+        queue = self.queues[CONTROL_TRANSMIT]
         for _ in range(queue.size):
             chain = queue.pop()
             if chain is None:
                 break
-            self._handle(gather(chain.readable, _CONTROL.size))
+            self._handle(copy_start(chain.readable, _CONTROL.size)[0])
             queue.push(chain.head, 0)
         self._answer(interrupt=queue.publish())
         self.want_kicks(CONTROL_TRANSMIT, more=True)
 
-    def _handle(self, message: bytes) -> None:
+    def _handle(self, message: bytearray | memoryview) -> None:
         if len(message) < _CONTROL.size:
             self.host.report(Misuse.CONTROL)
             return
