@@ -2,6 +2,7 @@
 
 import socket
 import struct
+from collections.abc import Iterator
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port: nlmsghdr (netlink(7))
 _ADDRESS = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, interface: ifaddrmsg
@@ -18,25 +19,20 @@ def addresses() -> set[str]:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as netlink:
         netlink.send(_HEADER.pack(_HEADER.size + _ADDRESS.size, _GET_ADDRESS, _REQUEST_DUMP, 1, 0) + _ADDRESS.pack(0, 0, 0, 0, 0))
         while True:
-            data = netlink.recv(_BUFFER)
-            while data:
-                length, kind, _, _, _ = _HEADER.unpack_from(data)
+            for kind, message in _items(netlink.recv(_BUFFER), _HEADER):
                 if kind == _DONE:
                     return found
                 if kind == _ERROR:
                     raise OSError("RTM_GETADDR was refused")
-                found |= _addresses_of(data[_HEADER.size : length])
-                data = data[-(-length // 4) * 4 :]
+                attributes = dict(_items(message[_ADDRESS.size :], _ATTRIBUTE))
+                # The local address of a point-to-point interface, not its peer's.
+                if packed := attributes.get(_IFA_LOCAL, attributes.get(_IFA_ADDRESS)):
+                    found.add(socket.inet_ntop(message[0], packed))
 
 
-def _addresses_of(message: bytes) -> set[str]:
-    """The address in one answer: the local one of a point-to-point interface, not its peer's."""
-    family = message[0]
-    attributes = message[_ADDRESS.size :]
-    by_kind: dict[int, bytes] = {}
-    while len(attributes) >= _ATTRIBUTE.size:
-        length, kind = _ATTRIBUTE.unpack_from(attributes)
-        by_kind[kind] = attributes[_ATTRIBUTE.size : length]
-        attributes = attributes[-(-length // 4) * 4 :]
-    packed = by_kind.get(_IFA_LOCAL, by_kind.get(_IFA_ADDRESS))
-    return {socket.inet_ntop(family, packed)} if packed else set()
+def _items(data: bytes, header: struct.Struct) -> Iterator[tuple[int, bytes]]:
+    """Type and content of each message or attribute: a length, a type, and padding to 4 bytes."""
+    while len(data) >= header.size:
+        length, kind, *_ = header.unpack_from(data)
+        yield kind, data[header.size : length]
+        data = data[-(-length // 4) * 4 :]
