@@ -55,18 +55,9 @@ def command(network: NetworkConfig, fd: int, way_in: str = "none") -> list[str]:
     return words
 
 
-def _enlarge(end: socket.socket) -> None:
-    """Root may have any size, others up to net.core.wmem_max."""
-    try:
-        end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, BUFFER)
-    except PermissionError:
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
-
-
 def _free_port() -> int:
     """A port that is free now. If somebody takes it before passt does, passt does not start."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
+    with socket.create_server((LOOPBACK, 0)) as probe:
         return int(probe.getsockname()[1])
 
 
@@ -87,7 +78,9 @@ class Passt(Backend):
         self.channel_port = _free_port() if channel else 0
         way_in = f"{LOOPBACK}/{self.channel_port}:{CHANNEL_PORT}" if channel else "none"
         self._socket, theirs = socket.socketpair()
-        _enlarge(theirs)
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)  # up to net.core.wmem_max
+        with contextlib.suppress(PermissionError):
+            theirs.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, BUFFER)  # root may have any size
         with theirs:
             try:
                 words, none = command(network, theirs.fileno(), way_in), subprocess.DEVNULL
@@ -99,6 +92,8 @@ class Passt(Backend):
                 absent = isinstance(error, FileNotFoundError)
                 hint = "apt-get install passt" if absent else f"look at the {PROGRAM} that is first on PATH"
                 raise NetworkError(f"{PROGRAM} cannot be started: {error.strerror}", hint=hint) from error
+        assert self._process.stderr is not None  # noqa: S101 (it was started with a pipe)
+        self._log = self._process.stderr
         self._unsent = b""
         self._part = bytearray()
         self._loop = loop
@@ -108,7 +103,7 @@ class Passt(Backend):
             self.close()
             raise
         self._socket.setblocking(False)
-        self._watch_log()
+        loop.watch(self._log, READ, self._forget_log)
 
     def _greet(self, network: NetworkConfig) -> None:
         self._socket.settimeout(START_S)
@@ -124,21 +119,14 @@ class Passt(Backend):
             raise NetworkError(f"{PROGRAM} did not come up: {said}", hint=hint) from error
 
     def _last_words(self) -> str:
-        assert self._process.stderr is not None  # noqa: S101 (it was started with a pipe)
-        lines = self._process.stderr.read().decode(errors="replace").split("\n")
+        lines = self._log.read().decode(errors="replace").split("\n")
         said = [line for line in lines if line.strip() and "syslog" not in line]
         return said[-1] if said else f"status {self._process.returncode}"
 
-    def _watch_log(self) -> None:
-        """Read and forget what it says, so that it never waits for a reader."""
-        log = self._process.stderr
-        assert log is not None  # noqa: S101 (as above)
-
-        def discard() -> None:
-            if not os.read(log.fileno(), 1 << 16):
-                self._loop.watch(log, 0, discard)
-
-        self._loop.watch(log, READ, discard)
+    def _forget_log(self) -> None:
+        """Take what it says, so that it never waits for a reader."""
+        if not os.read(self._log.fileno(), 1 << 16):
+            self._loop.watch(self._log, 0, self._forget_log)
 
     def fileno(self) -> int:
         """Readable when there are packets for the guest, writable when there is room."""
@@ -192,5 +180,4 @@ class Passt(Backend):
         with contextlib.suppress(PermissionError):
             self._process.kill()
         self._process.wait()
-        if self._process.stderr is not None:
-            self._process.stderr.close()
+        self._log.close()
