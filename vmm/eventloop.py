@@ -40,12 +40,10 @@ class EventLoop:
         `hang_up`: also when the other end is closed, so that flow control does not hide an end.
         """
         fd = file.fileno()
-        before, *_ = self._watched.get(fd, (0,))
+        before, *_ = self._watched.pop(fd, (0,))
         if hang_up is not None:
             events |= select.EPOLLRDHUP
-        if not events:
-            self._watched.pop(fd, None)
-        else:
+        if events:
             self._watched[fd] = events, callback, hang_up
         if events == before:
             return

@@ -143,13 +143,13 @@ class Serial(BusDevice):
 
     def save(self) -> SerialState:
         """What a snapshot needs, to be encoded at once."""
-        if self._state.line:
-            self._interrupt()
         return self._state
 
     def restore(self, saved: Saved) -> None:
         """Go on where `save` was called. A raised interrupt may not have reached the controller."""
         self._state = saved.decode(SerialState)
+        if self._state.line:
+            self._interrupt()
         self._announce()
 
     def _readable(self) -> bool:

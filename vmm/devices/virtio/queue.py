@@ -43,10 +43,7 @@ _NO_INTERRUPT = _NO_NOTIFY = 1
 
 
 class _BadChainError(Exception):
-    """A chain breaks a rule; never leaves this module."""
-
-    def __init__(self, misuse: Misuse) -> None:
-        self.misuse = misuse
+    """A chain breaks a rule, its argument; never leaves this module."""
 
 
 @dataclass(slots=True)
@@ -120,7 +117,7 @@ class Queue:
                 return Chain(head, [], buffer, length) if flags else Chain(head, buffer, [], length)
             return self._walk(head)
         except _BadChainError as error:
-            self._report(error.misuse)
+            self._report(*error.args)
         except GuestAddressError:
             self._report(Misuse.OUTSIDE_RAM)
         return Chain(head, [], [], 0)
