@@ -5,7 +5,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
-from mayfly.errors import GuestError, MayflyError
+from mayfly.errors import GuestError, HostError, MayflyError
 from mayfly.vmm.arch import cpu
 from mayfly.vmm.bus import Bus
 from mayfly.vmm.kvm.kvm import EVENT_RESET, EVENT_SHUTDOWN, ExitReason, Vcpu
@@ -161,10 +161,13 @@ class Processors:
         self._end_lock = threading.RLock()  # a signal's handler may end the machine while this thread does
 
     def start(self) -> None:
-        """Let the guest run."""
+        """Let the guest run. Raises HostError: there is no thread for a vCPU."""
         signal.signal(KICK, lambda *_: None)
-        for thread in self.threads:
-            thread.start()
+        try:
+            for thread in self.threads:
+                thread.start()
+        except RuntimeError as error:
+            raise HostError(f"no thread for a vCPU: {error}", hint="raise this service's limits of processes and memory") from error
 
     def finish(self, end: End, error: MayflyError | None = None) -> None:
         """End the machine for this reason; the first one counts."""

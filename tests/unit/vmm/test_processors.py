@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mayfly.errors import GuestError
+from mayfly.errors import GuestError, HostError
 from mayfly.vmm.kvm.kvm import ExitReason
 from mayfly.vmm.process.report import End
 from mayfly.vmm.processors import KICK, Processors
@@ -67,6 +67,17 @@ def test_a_machine_that_ended_is_not_paused_however_often_it_is_resumed(processo
         with pytest.raises(GuestError, match="has ended"):
             processors.pause()
         processors.resume()
+
+
+def test_a_host_without_threads_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    vcpus: list[Any] = [Endless(0)]
+    with pytest.raises(HostError, match="no thread for a vCPU"):
+        Processors(vcpus, wake=lambda: None).start()
 
 
 def test_a_signal_may_end_a_machine_that_is_being_ended(processors: Processors) -> None:
