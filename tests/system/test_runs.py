@@ -137,6 +137,12 @@ CASES = [
         """,
         stdout=b"127.0.1.1\n",
     ),
+    Case(
+        name="takes a device without an end into itself",
+        source='static NOISE: &[u8] = include_bytes!("/dev/zero"); fn main() { println!("{}", NOISE.len()); }',
+        status=124,
+        stderr="memory",
+    ),
     Case(name="is empty", source="", status=1, stderr="main"),
     Case(name="has 64 KiB", source=(printing("long") + "\n// ").ljust(65536, "y"), stdout=b"long"),
     Case(name="is written in Go", extension=".go", source=GO, stdout=b"hello\n"),
