@@ -98,7 +98,9 @@ def command_line(config: MachineConfig) -> str:
     Raises ConfigError: it is too long for a kernel.
     """
     uarts = 2 if config.channel is Channel.SERIAL else int(config.interactive)  # of two the second is the channel
-    parameters = [f"8250.nr_uarts={uarts}", layout.kernel_parameters(config), "panic=-1"]
+    slots = [(layout.VIRTIO_MMIO + slot * layout.VIRTIO_MMIO_SIZE, layout.VIRTIO_GSI + slot) for slot in range(len(config.devices))]
+    devices = [layout.VIRTIO_PARAMETER.format(address=address, gsi=gsi) for address, gsi in slots]
+    parameters = [f"8250.nr_uarts={uarts}", layout.KERNEL_PARAMETERS, *devices, "panic=-1"]
     if config.interactive:
         parameters.append("console=ttyS0")
     else:

@@ -2,8 +2,7 @@
 whose signatures are equal (tests/unit/vmm/test_arch.py):
 
     layout    guest physical addresses and interrupts (GSIs): RAM, UART0, UART1, VIRTIO_MMIO and the
-              like; `ram_regions`; EARLY_CONSOLE and `kernel_parameters`, by which the kernel finds
-              virtio devices and looks for no others
+              like; `ram_regions`; parameters of the kernel, VIRTIO_PARAMETER for each device
     boot      `load` puts kernel, initramfs and what describes the machine into guest RAM, by the
               kernel's boot protocol. The initramfs is mapped, not copied; the caller closes the
               files. BootError: one is not for this machine, or does not fit

@@ -10,7 +10,6 @@
 """
 
 from mayfly.units import GIB
-from mayfly.vmm.config import MachineConfig
 
 GIC_DISTRIBUTOR = 0x0800_0000
 GIC_DISTRIBUTOR_SIZE = 0x1_0000
@@ -50,9 +49,5 @@ def ram_regions(size: int) -> list[tuple[int, int]]:
     return [(RAM, size)]
 
 
-def kernel_parameters(config: MachineConfig) -> str:
-    """Nothing: the device tree says it all."""
-    return ""
-
-
+KERNEL_PARAMETERS = VIRTIO_PARAMETER = ""  # The device tree says it all
 EARLY_CONSOLE = f"earlycon=uart8250,mmio,{UART0:#x},115200 keep_bootcon"

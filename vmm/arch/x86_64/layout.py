@@ -18,7 +18,6 @@
 """
 
 from mayfly.units import GIB
-from mayfly.vmm.config import MachineConfig
 
 RAM = 0
 GDT = 0x500
@@ -61,13 +60,7 @@ def ram_regions(size: int) -> list[tuple[int, int]]:
     return [(0, HOLE_START), (HOLE_END, size - HOLE_START)]
 
 
-def kernel_parameters(config: MachineConfig) -> str:
-    """The parameters by which the kernel finds virtio devices, and looks for no others."""
-    parameters = ["reboot=k", "no_timer_check", "tsc=reliable"]
-    for index in range(len(config.devices)):
-        address = VIRTIO_MMIO + index * VIRTIO_MMIO_SIZE
-        parameters.append(f"virtio_mmio.device={VIRTIO_MMIO_SIZE // 1024}K@{address:#x}:{VIRTIO_GSI + index}")
-    return " ".join(parameters)
-
-
+KERNEL_PARAMETERS = "reboot=k no_timer_check tsc=reliable"
+VIRTIO_PARAMETER = f"virtio_mmio.device={VIRTIO_MMIO_SIZE // 1024}K@{{address:#x}}:{{gsi}}"
+"""By which the kernel finds a virtio device: it looks for no others."""
 EARLY_CONSOLE = f"earlycon=uart8250,io,{UART0:#x},115200 keep_bootcon"
