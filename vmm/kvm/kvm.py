@@ -61,8 +61,8 @@ class _Descriptor:
 
     def exchange_bytes(self, name: str, kind: str, value: bytes, **fields: int) -> bytes:
         """As `exchange`, where the field `addr` points to `value`; its new value."""
-        cell = ffi.new("uint8_t[]", value)
-        self.exchange(name, kind, {**fields, "addr": int(ffi.cast("uintptr_t", cell))})
+        cell = bytearray(value)  # an array that cffi makes of bytes would have one more, as a text in C
+        self.exchange(name, kind, {**fields, "addr": int(ffi.cast("uintptr_t", ffi.from_buffer(cell)))})
         return bytes(cell)
 
 

@@ -1,6 +1,7 @@
 """Guest memory, the bus, the configuration, the console's record."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,6 +13,8 @@ from mayfly.units import MIB
 from mayfly.vmm.build import command_line
 from mayfly.vmm.bus import Bus, BusDevice
 from mayfly.vmm.config import Channel, MachineConfig, NetworkBackend, NetworkConfig
+from mayfly.vmm.kvm._kvm import ffi
+from mayfly.vmm.kvm.kvm import Device
 from mayfly.vmm.kvm.mapping import Mapping
 from mayfly.vmm.memory import GuestAddressError, GuestMemory
 from mayfly.vmm.process.child import LIMIT, BootLog
@@ -169,3 +172,17 @@ def test_the_console_keeps_the_end_and_nothing_unprintable() -> None:
 def test_a_file_is_never_laid_over_other_memory(offset: int, size: int, file_offset: int) -> None:
     with Mapping(1 << 20) as mapping, Path("/dev/zero").open("rb") as file, pytest.raises(ValueError, match="not whole pages inside"):
         mapping.overlay_file(offset, file.fileno(), size, file_offset)
+
+
+@pytest.mark.parametrize("value", [b"", b"1234", b"12345678"])
+def test_a_value_that_kvm_is_shown_by_its_address_keeps_its_size(value: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An Arm machine's registers go into snapshots as they come back."""
+
+    def ioctl(name: str, attribute: Any) -> int:
+        assert bytes(ffi.buffer(ffi.cast("char *", attribute.addr), len(value))) == value
+        ffi.memmove(ffi.cast("char *", attribute.addr), value[::-1], len(value))
+        return 0
+
+    device = Device(-1)
+    monkeypatch.setattr(device, "ioctl", ioctl)
+    assert device.exchange_bytes("KVM_GET_DEVICE_ATTR", "struct kvm_device_attr", value) == value[::-1]
