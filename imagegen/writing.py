@@ -71,6 +71,9 @@ def describe(build: Build, archive: Archive) -> Manifest:
     options, image, summary = build.options, build.image, archive.summary
     language = options.language
     needed = archive.size + summary.rounded_size + language.working_memory
+    function = language.function
+    if function is not None:
+        function = msgspec.structs.replace(function, steps=_steps(function.steps, image.config.working_dir))
     return Manifest(
         language=language.name,
         version=build.version,
@@ -79,6 +82,7 @@ def describe(build: Build, archive: Archive) -> Manifest:
         source_file=language.source_file,
         steps=_steps(language.steps, image.config.working_dir),
         warmup=msgspec.structs.replace(language.warmup, steps=_steps(language.warmup.steps, image.config.working_dir)),
+        function=function,
         options=offered(language, build.version),
         env=environment(language, image),
         source=ImageSource(

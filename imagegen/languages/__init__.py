@@ -1,5 +1,6 @@
-"""Languages, each the whole of it in one YAML file beside this one: where its image comes from,
-what stays of it, how a snippet is run.
+"""Languages, each in one YAML file beside this one: where its image comes from, what stays of it,
+how a snippet is run, how a function is loaded. What a language's functions need besides is in
+`functions/`.
 """
 
 import hashlib
@@ -13,12 +14,13 @@ from msgspec import Meta
 
 from mayfly.errors import ConfigError, SchemaError, UnknownLanguageError
 from mayfly.imagegen.rootfs.prune import Pruner
-from mayfly.images.manifest import LanguageStep, Option, Warmup
+from mayfly.images.manifest import Function, LanguageStep, Option, Warmup
 from mayfly.schema import Record, convert
 from mayfly.units import MIB
 
 FOLDER = Path(__file__).parent
 NAME = re.compile(r"[a-z][a-z0-9+-]{0,31}")
+FUNCTION_FILE = re.compile(r"[a-z][a-z0-9_-]*\.[a-z0-9]+")
 DPKG_STATUS = "var/lib/dpkg/status"
 MAX_LINE = 128
 """Characters of a line that may show a version. Lines are searched one by one, so that the time for
@@ -80,7 +82,7 @@ class Choice(Record, frozen=True, kw_only=True):
 
 
 class Language(Record, frozen=True, kw_only=True):
-    """What a language's file says. `digest` is of the file's bytes.
+    """What a language's file says. `digest` is of its bytes, and of the files that it names.
 
     `version_command` makes the compiler say which one it is. In `image` `{version}` stands for a
     version, or for `default_version` where none is asked for. A step whose directory the file does
@@ -102,6 +104,7 @@ class Language(Record, frozen=True, kw_only=True):
     options: Mapping[Name, Choice] = {}
     prepare: Prepare = Prepare()
     warmup: Warmup = Warmup()
+    function: Function | None = None
     digest: str = ""
 
     def __post_init__(self) -> None:
@@ -136,21 +139,42 @@ def load_language(name: str, folder: Path = FOLDER) -> Language:
     path = folder / f"{name}.yaml"
     if not NAME.fullmatch(name) or not path.is_file():
         raise UnknownLanguageError(f"language {name!r} is not known", hint=f"known: {', '.join(known_languages())}")
-    return parse_language(path.read_bytes(), str(path))
+    return parse_language(path.read_bytes(), str(path), folder / "functions")
 
 
-def parse_language(data: bytes, origin: str) -> Language:
-    """Parse and check a language's YAML. Raises ConfigError, which names `origin` and the field."""
+def parse_language(data: bytes, origin: str, functions: Path = FOLDER / "functions") -> Language:
+    """Parse and check a language's YAML, which names files of the folder `functions`.
+
+    Raises:
+        ConfigError: it names `origin` and the field.
+    """
     try:
         raw = yaml.safe_load(data)
         if isinstance(raw, dict):
-            for holder in (raw, raw.get("prepare"), raw.get("warmup")):
+            for holder in (raw, raw.get("prepare"), raw.get("warmup"), raw.get("function")):
                 _no_directory(holder)
-            raw["digest"] = f"sha256:{hashlib.sha256(data).hexdigest()}"
+            texts = _texts(raw.get("function"), functions)
+            raw["digest"] = f"sha256:{hashlib.sha256(b''.join((data, *texts))).hexdigest()}"
         return convert(Language, raw)
     except (yaml.YAMLError, SchemaError, RecursionError) as error:
         hint = getattr(error, "hint", "") or "compare it with languages/rust.yaml"
         raise ConfigError(f"{origin}: {error}", hint=hint) from error
+
+
+def _texts(function: object, folder: Path) -> list[bytes]:
+    """Put the text of each file in the place of its name; gives the texts.
+
+    Raises:
+        SchemaError: there is no such file.
+    """
+    files = function.get("files") if isinstance(function, dict) else None
+    texts = []
+    for path, name in files.items() if isinstance(files, dict) else ():
+        if not isinstance(name, str) or not FUNCTION_FILE.fullmatch(name) or not (folder / name).is_file():
+            raise SchemaError(f"function.files.{path}: there is no file {str(name)[:80]!r} in {folder}")
+        texts.append((folder / name).read_bytes())
+        files[path] = texts[-1].decode()
+    return texts
 
 
 def _no_directory(holder: object) -> None:

@@ -33,7 +33,8 @@ Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 
 
 class LanguageStep(Record, frozen=True, kw_only=True):
-    """One program that is run for a snippet, in the order of the manifest (`build`, then `run`).
+    """One program that is run for a snippet, in the order of the manifest (`build`, then `run`; of
+    a function `build`, then `function`).
 
     `{args}` as a whole element of `argv` stands for the request's arguments, `{name}` for the value
     of the option `name`. `stdin`: the request's standard input goes to this step. A limit of None
@@ -61,6 +62,28 @@ class Warmup(Record, frozen=True, kw_only=True):
 
     files: Mapping[str, str] = {}
     steps: tuple[LanguageStep, ...] = ()
+
+
+class Function(Record, frozen=True, kw_only=True):
+    """How the language loads a function.
+
+    `files` is the text of what goes beside the function's own files, by paths relative to /work.
+    The last of `steps` is the function: a program that serves descriptor 3 (agent/PROTOCOL.md); the
+    steps before it build it. `{entry}` in their arguments stands for what is to be called, which is
+    `entry` unless the function says otherwise; `{name}` for the value of an option, as for
+    snippets. A function that is one file is written to `source_file`.
+    """
+
+    files: Mapping[str, str]
+    steps: Annotated[tuple[LanguageStep, ...], Meta(min_length=1)]
+    source_file: Annotated[str, Meta(pattern="^[^/]+$")]
+    entry: str
+
+    def __post_init__(self) -> None:
+        if any({"", ".", ".."} & set(path.split("/")) or "\0" in path for path in self.files):
+            raise ValueError("a file's path is relative, and has no empty, . or .. component")
+        if self.source_file in self.files:
+            raise ValueError(f"{self.source_file} is the function's own file")
 
 
 class Option(Record, frozen=True, kw_only=True):
@@ -110,6 +133,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     compiler: str = ""
     options: Mapping[str, Option] = {}
     warmup: Warmup = Warmup()
+    function: Function | None = None
     sizes: Mapping[str, Count] = {}
     pruned: Mapping[str, Count] = {}
     format: int = FORMAT
@@ -117,10 +141,10 @@ class Manifest(Record, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not re.fullmatch(VERSION, self.version):
             raise ImageError(f"the version {self.version[:80]!r} is not usable", hint="a version has letters, digits and . _ + ~ -")
-        steps = (*self.steps, *self.warmup.steps)
-        for env in (self.env, *(step.env for step in steps)):
+        jobs = (self.steps, self.warmup.steps, self.function.steps if self.function else ())
+        for env in (self.env, *(step.env for steps in jobs for step in steps)):
             _check_env(env)
-        size = max(_size(self.env, self.steps), _size(self.env, self.warmup.steps))
+        size = max(_size(self.env, steps) for steps in jobs)
         if size > MAX_START:
             raise ImageError(
                 f"environment and steps have {size} bytes; at most {MAX_START} can go to a guest", hint="use an image with less"

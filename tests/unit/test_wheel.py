@@ -70,7 +70,11 @@ def test_a_wheel_has_the_package_once_and_an_sdist_makes_the_same_one(wheels: li
     assert [re.sub(r"\..*", "", name) for name in compiled] == ["mayfly/vmm/kvm/_kvm"]
     files = ("vmm", "imagegen", "api", "kernel")
     tracked = subprocess.run(["git", "ls-files", "mayfly", *files], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    modules = {re.sub(rf"^(?={'|'.join(files)})", "mayfly/", name) for name in tracked if name.endswith((".py", ".yaml", ".config", ".h"))}
+    modules = {
+        re.sub(rf"^(?={'|'.join(files)})", "mayfly/", name)
+        for name in tracked
+        if name.endswith((".py", ".yaml", ".config", ".h", ".go", ".rs"))
+    }
     assert modules <= set(direct)
 
 

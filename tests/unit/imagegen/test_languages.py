@@ -4,6 +4,7 @@ import re
 import stat
 import tracemalloc
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -80,6 +81,58 @@ def test_each_language_is_a_file_that_can_be_read() -> None:
         assert [step.stdin for step in language.steps] == [False, True]
         assert language.warmup.steps == language.steps
         assert list(language.warmup.files) == [language.source_file]
+
+
+@pytest.mark.parametrize("name", known_languages())
+def test_each_language_can_load_functions(name: str) -> None:
+    found = load_language(name).function
+    assert found is not None
+    assert [step.name for step in found.steps] in (["function"], ["build", "function"])
+    assert {step.cwd for step in found.steps} == {"/work"}
+    assert not any(step.stdin for step in found.steps)
+    assert [part for step in found.steps for part in step.argv if part == "{entry}"] == ["{entry}"]
+    assert found.source_file.endswith(load_language(name).extensions[0])
+    for text in found.files.values():
+        assert "agent/PROTOCOL.md" in text
+
+
+FUNCTION = "{source_file: f.x, entry: f, files: {.mayfly/s: shim.x}, steps: [{name: function, argv: [a, '{entry}']}]}"
+
+
+def test_the_text_of_a_functions_files_is_part_of_the_language(tmp_path: Path) -> None:
+    (tmp_path / "shim.x").write_text("one")
+    first = parse_language(_yaml(function=FUNCTION), "x.yaml", tmp_path)
+    assert first.function is not None
+    assert first.function.files == {".mayfly/s": "one"}
+    assert first.function.steps[0].cwd == ""
+    (tmp_path / "shim.x").write_text("two")
+    assert parse_language(_yaml(function=FUNCTION), "x.yaml", tmp_path).digest != first.digest
+    assert parse_language(_yaml(), "x.yaml").function is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("shim.x", "other.x", "there is no file 'other.x'"),
+        ("shim.x", "../shim.x", "there is no file '../shim.x'"),
+        ("shim.x", "1", "there is no file '1'"),
+        ("shim.x", ".", "there is no file '.'"),
+        (".mayfly/s", "/etc/s", "a file's path is relative"),
+        (".mayfly/s", "a/../s", "a file's path is relative"),
+        (".mayfly/s", "''", "a file's path is relative"),
+        (".mayfly/s", "f.x", "f.x is the function's own file"),
+        ("f.x", "a/f.x", "source_file"),
+        ("[{name: function, argv: [a, '{entry}']}]", "[]", "steps"),
+        ("entry: f, ", "", "entry"),
+        ("entry: f", "exit: f", "exit"),
+    ],
+)
+def test_a_broken_function_is_named(tmp_path: Path, old: str, new: str, words: str) -> None:
+    (tmp_path / "shim.x").write_text("one")
+    assert old in FUNCTION
+    with pytest.raises(ConfigError, match=r"x\.yaml") as caught:
+        parse_language(_yaml(function=FUNCTION.replace(old, new, 1)), "x.yaml", tmp_path)
+    assert words in str(caught.value)
 
 
 def test_the_version_of_go_in_either_layout() -> None:

@@ -17,6 +17,7 @@ import pytest
 from mayfly.images.manifest import Manifest, load
 from mayfly.units import MIB
 from tests.kit import go_snippets, rust_snippets
+from tests.kit.function_process import ANSWER, EXCEPTION, LOADED, RESUMED, FunctionProcess
 from tests.kit.scale import FULL
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -111,20 +112,34 @@ class Image:
     expected: Expected
     root: Path
 
+    @property
+    def prefix(self) -> list[str]:
+        """What goes before a command that is run as the agent would."""
+        within = 'mount -t proc proc "$0/proc" && exec "$@"'
+        chroot = [CHROOT, "--userspec=1000:1000", str(self.root), "sh", "-c", 'cd /work && exec "$@"', "sh"]
+        return ["unshare", "-m", "sh", "-c", within, str(self.root), *chroot]
+
     def run(self, *command: str, **env: str) -> "subprocess.CompletedProcess[str]":
         """Run a command as the agent would: as its user, in /work, with the image's environment
         alone.
         """
-        within = 'mount -t proc proc "$0/proc" && exec "$@"'
-        chroot = [CHROOT, "--userspec=1000:1000", str(self.root), "sh", "-c", 'cd /work && exec "$@"', "sh", *command]
         return subprocess.run(
-            ["unshare", "-m", "sh", "-c", within, str(self.root), *chroot],
+            [*self.prefix, *command],
             env={**self.manifest.env, **env},
             capture_output=True,
             text=True,
             check=False,
             timeout=120,
         )
+
+    def renew(self) -> None:
+        """Empty what programs have written to, as the agent does before a run."""
+        for name in ("work", "tmp"):
+            for path in (self.root / name).iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
 
     def build(self, source: str, *arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
         """Build a snippet by the image's own step."""
@@ -187,6 +202,53 @@ def test_a_compile_error_is_the_compilers(image: Image) -> None:
     built = image.build(source)
     assert built.returncode in (1, 2)  # 2: go up to 1.19
     assert message in built.stderr
+
+
+FUNCTIONS = {
+    "rust": (
+        'pub fn init() { print!("once"); }\n'
+        "pub fn handle(event: &[u8]) -> Result<Vec<u8>, String> {\n"
+        '    if event.is_empty() { panic!("empty") }\n'
+        "    Ok(event.to_vec())\n"
+        "}\n"
+    ),
+    "go": (
+        "package main\n\n"
+        'import "fmt"\n\n'
+        'func Init() { fmt.Print("once") }\n\n'
+        "func Handle(event []byte) ([]byte, error) {\n"
+        '	if len(event) == 0 { panic("empty") }\n'
+        "	return event, nil\n"
+        "}\n"
+    ),
+    "python": (
+        "import asyncio, random, ssl\n"
+        "print('once', end='')\n"
+        "async def handle(event):\n"
+        "    if event is None: raise ValueError('empty')\n"
+        "    return event\n"
+    ),
+}
+"""Functions that answer with what they are asked, and fail when that is nothing."""
+
+
+def test_it_loads_a_function(image: Image) -> None:
+    function = image.manifest.function
+    assert function is not None
+    chosen = {name: option.default for name, option in image.manifest.options.items()}
+    files = {function.source_file: FUNCTIONS[image.manifest.language]}
+    image.renew()
+    work, env = image.root / "work", image.manifest.env
+    with FunctionProcess(function, files, work, options=chosen, env=env, prefix=image.prefix, user=1000) as process:
+        loaded = process.load()
+        assert (loaded.kind, loaded.log) == (LOADED, b"once")
+        for payload in (b"one", bytes(range(256)) * 20_000):
+            said = process.ask(payload, id=len(payload))
+            assert (said.kind, said.id, said.payload) == (ANSWER, len(payload), payload)
+        process.send(kind=RESUMED, id=0)
+        said = process.ask()
+        assert (said.kind, said.exception["message"]) == (EXCEPTION, "empty")
+        assert process.ask(b"again").payload == b"again"
 
 
 if FULL:
