@@ -4,6 +4,7 @@
 package main
 
 import (
+	crypto_ "crypto/rand"
 	binary_ "encoding/binary"
 	json_ "encoding/json"
 	fmt_ "fmt"
@@ -35,7 +36,7 @@ type mayflyOutcome struct {
 	done   bool
 	answer []byte
 	err    error
-	panic  any
+	panic  interface{}
 	trace  string
 }
 
@@ -58,7 +59,9 @@ func main() {
 			return
 		}
 		if kind == mayflyResumed {
-			rand_.Seed(time_.Now().UnixNano() ^ int64(os_.Getpid())<<32)
+			seed := make([]byte, 8)
+			crypto_.Read(seed)
+			rand_.Seed(int64(binary_.LittleEndian.Uint64(seed)))
 			continue
 		}
 		begin := time_.Now()

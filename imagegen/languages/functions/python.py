@@ -127,11 +127,12 @@ def decoded(content_type: str, payload: bytes) -> Any:
     """
     name, _, parameters = content_type.lower().partition(";")
     name = name.strip()
-    if not payload and (not name or name == JSON):
+    is_json = name == JSON or name.endswith("+json")
+    if not payload and (is_json or not name):
         return None
-    if name == JSON or name.endswith("+json"):
+    if is_json:
         try:
-            return json.loads(payload, parse_constant=_no_constant)
+            return _json(payload)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"the payload is not JSON: {error}") from None
     if name.startswith("text/"):
@@ -142,8 +143,13 @@ def decoded(content_type: str, payload: bytes) -> Any:
             raise ValueError(f"the payload is not text in {charset[:80]}: {error}") from None
     if not name:
         with contextlib.suppress(ValueError, RecursionError):
-            return json.loads(payload, parse_constant=_no_constant)
+            return _json(payload)
     return payload
+
+
+def _json(payload: bytes) -> Any:
+    # In UTF-8 only: as UTF-16 too much could be JSON that is not meant to be.
+    return json.loads(payload.decode("utf-8-sig"), parse_constant=_no_constant)
 
 
 def _no_constant(name: str) -> None:
