@@ -64,7 +64,7 @@ def blocks(lines: list[str]) -> Iterator[str]:
         elif item := ITEM.fullmatch(line):
             kind = "ol" if item[1][0].isdigit() else "ul"
             items = [inline(item[2])]
-            while end < len(lines) and (item := ITEM.fullmatch(lines[end].strip())):
+            while end < len(lines) and (item := ITEM.fullmatch(lines[end].strip())) and item[1][0].isdigit() == (kind == "ol"):
                 items.append(inline(item[2]))
                 end += 1
             yield f"<{kind}>{''.join(f'<li>{text}</li>' for text in items)}</{kind}>"
