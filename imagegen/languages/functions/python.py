@@ -219,13 +219,13 @@ def reseed() -> None:
 
     os.urandom, secrets and uuid4 ask the kernel, which the agent reseeds.
     """
-    if "random" in sys.modules:
-        sys.modules["random"].seed()
-    if "ssl" in sys.modules:  # OpenSSL's generator
-        sys.modules["ssl"].RAND_add(os.urandom(64), 64.0)
-    if "numpy" in sys.modules:
-        with contextlib.suppress(Exception):
-            sys.modules["numpy"].random.seed()
+    loaded = sys.modules
+    with contextlib.suppress(KeyError, AttributeError):
+        loaded["random"].seed()
+    with contextlib.suppress(KeyError, AttributeError):
+        loaded["ssl"].RAND_add(os.urandom(64), 64.0)  # OpenSSL's
+    with contextlib.suppress(KeyError, AttributeError):
+        loaded["numpy"].random.seed()
 
 
 def flush() -> None:
@@ -241,9 +241,9 @@ def load(entry: str) -> Callable[[Any], Any]:
     Raises:
         LoadError: there is no such module or function, or importing it failed.
     """
-    names = {name[:-3] if name.endswith(".py") else name for name in os.listdir(FOLDER) if name.endswith(".py") or is_package(name)}
-    if hidden := sorted(names & set(sys.modules)):
-        raise LoadError(f"its module {hidden[0]} has the name of one of Python's own that is loaded before it; call it otherwise")
+    own = {os.path.splitext(name)[0] for name in os.listdir(FOLDER) if name.endswith(".py") or is_package(name)} - {"__main__"}
+    if hidden := sorted(own & set(sys.modules)):
+        raise LoadError(f"its module {hidden[0]} has the name of one of Python's own that is loaded before it; give it another name")
     module_name, _, name = entry.rpartition(".")
     if not module_name or not name:
         raise LoadError(f"the entry is {entry!r}; it must be MODULE.NAME, such as handler.handle")
@@ -298,7 +298,8 @@ def main() -> None:
         if error.__cause__ is not None:
             skip_own_frames(error.__cause__)
             traceback.print_exception(type(error.__cause__), error.__cause__, error.__cause__.__traceback__)
-        sys.exit(1)
+        flush()
+        os._exit(1)  # without waiting for threads that were started meanwhile
     server = Server(handler, PRIVATE)
     # What is there now stays: clones of the snapshot share it for as long as nobody writes to it.
     gc.collect()

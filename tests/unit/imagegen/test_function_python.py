@@ -319,6 +319,7 @@ def test_a_crash_of_python_ends_it_and_its_log_stays(python: Load, statement: st
         ("import nowhere\n", "", ["the module handler failed", "line 1, in <module>", "No module named 'nowhere'"]),
         ("print('first')\n1 / 0\n", "", ["first", "the module handler failed", "line 2, in <module>", "ZeroDivisionError"]),
         ("import sys\nsys.exit(0)\n", "", ["the module handler exited while it was imported", "line 2, in <module>"]),
+        ("import threading\nthreading.Thread(target=threading.Event().wait).start()\n1 / 0\n", "", ["line 3"]),
         ("raise KeyboardInterrupt\n", "", ["the module handler failed", "KeyboardInterrupt"]),
     ],
 )
@@ -334,7 +335,7 @@ def test_a_python_function_that_cannot_be_loaded(python: Load, source: str, entr
 
 def test_a_python_package(python: Load) -> None:
     files = {"app/__init__.py": "", "app/views.py": "from . import more\ndef handle(event): return more.X\n", "app/more.py": "X = 2\n"}
-    process = python("", "app.views.handle", {**files, "data/json": "", "token.txt": ""})
+    process = python("", "app.views.handle", {**files, "data/json": "", "token.txt": "", "__main__.py": ""})
     process.load()
     assert process.ask().json == 2
 
