@@ -98,6 +98,14 @@ class NetworkConfig(Record, frozen=True, kw_only=True):
         return replace(self, tap="", addresses=(), gateways=(), nameservers=(), allow=())
 
 
+class Layer(Record, frozen=True, kw_only=True):
+    """A snapshot that a machine goes on from, and how its pages get into guest RAM."""
+
+    folder: str
+    copied: bool = False  # Read at once into memory of the machine's own, not mapped from the page cache
+    working_set: bool = False  # What it notes is mapped for the guest when that is asked for
+
+
 class MachineConfig(Record, frozen=True, kw_only=True):
     """One machine."""
 
@@ -111,7 +119,7 @@ class MachineConfig(Record, frozen=True, kw_only=True):
     user: str | None = "nobody"  # Whom the vmm process becomes if root started it
     interactive: bool = False  # UART0 is the guest's console (`mayfly boot`), and there is a PIT
     network: NetworkConfig | None = None
-    restore: tuple[str, ...] = ()  # Folders of snapshots, a base and then its diffs, to go on from
+    restore: tuple[Layer, ...] = ()  # A base and then its diffs, to go on from
     page_by_page: bool = False  # Read a snapshot's pages one at a time: the next one's working set is exact then
 
     def __post_init__(self) -> None:

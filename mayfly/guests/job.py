@@ -7,7 +7,7 @@ from pathlib import Path
 from mayfly.images.store import InstalledImage
 from mayfly.protocol.frames import Start, Step
 from mayfly.schema import Record, replace
-from mayfly.vmm.config import Channel, MachineConfig
+from mayfly.vmm.config import Channel, Layer, MachineConfig
 
 ZERO_MEMORY = Step(name="zero", argv=("/init", "--zero-memory"))
 """Before a machine is saved: its free memory would be part of the snapshot."""
@@ -26,16 +26,27 @@ class Wanted(Record, frozen=True, kw_only=True):
     timeout_s: float
     loaded: Start | None = None
 
-    def restored_from(self, chain: Sequence[Path]) -> "Wanted":
-        """The same machine, but restored from the snapshots in these folders."""
-        return replace(self, machine=replace(self.machine, restore=tuple(map(str, chain))))
+    def restored_from(self, chain: Sequence[Path], *, copy_base: bool = False, copy_diff: bool = False, load_ws: bool = True) -> "Wanted":
+        """The same machine, but restored from the snapshots in these folders, a base and then its
+        diffs.
+
+        Either is mapped, or copied: read at once into memory of the machine's own. With `load_ws`
+        the pages that the last one notes are mapped for the guest before it asks for them.
+        """
+        last = len(chain) - 1
+        layers = (
+            Layer(folder=str(folder), copied=copy_diff if number else copy_base, working_set=load_ws and number == last)
+            for number, folder in enumerate(chain)
+        )
+        return replace(self, machine=replace(self.machine, restore=tuple(layers)))
 
     def to_be_saved(self) -> "Wanted":
         """The same machine for a snapshot: connected to no network, and with the pages that it
-        reads noted exactly.
+        reads noted exactly, so none are mapped ahead.
         """
         network = self.machine.network and self.machine.network.disconnected()
-        return replace(self, machine=replace(self.machine, network=network, page_by_page=True))
+        layers = tuple(replace(layer, working_set=False) for layer in self.machine.restore)
+        return replace(self, machine=replace(self.machine, network=network, restore=layers, page_by_page=True))
 
 
 class Job(Record, frozen=True, kw_only=True):

@@ -23,7 +23,7 @@ from mayfly.host.plan import make_warmup
 from mayfly.host.pool import Idle, Pool
 from mayfly.schema import replace
 from mayfly.snapshots import store as snapshots
-from mayfly.snapshots.making import base_name, find_base, make
+from mayfly.snapshots.making import base_name, doing, find_base, make
 from mayfly.snapshots.store import Snapshot
 from mayfly.vmm.config import Channel
 
@@ -163,7 +163,14 @@ class Supply:
         """
         name = base_name(wanted)
         warmup = make_warmup(wanted.image, self._config)
-        base = await make(self._spawner, wanted, warmup, name=name, again=again or name in self._broken)
+        base = await make(
+            self._spawner,
+            wanted,
+            doing(warmup.zeroing()) if warmup else None,
+            name=name,
+            again=again or name in self._broken,
+            use=(wanted, doing(warmup)) if warmup else None,
+        )
         self._broken.discard(name)
         return base
 

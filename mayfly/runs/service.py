@@ -32,7 +32,7 @@ from mayfly.runs.run import Run
 from mayfly.runs.stdin import LiveStdin
 from mayfly.schema import Record
 from mayfly.snapshots import store as snapshots
-from mayfly.snapshots.making import is_usual, make, save
+from mayfly.snapshots.making import doing, is_usual, make, save
 from mayfly.snapshots.store import Snapshot
 from mayfly.vmm.process.zygote import Zygote
 
@@ -163,7 +163,7 @@ class Service:
         job = make_plan(snippet, image, self.config).job
         over = snapshots.find(parent) if parent else await self.supply.ensure_base(wanted)
         snapshots.check(over, image, wanted.machine)
-        return await make(self.spawner, wanted, job, name=name, parent=over, again=True)
+        return await make(self.spawner, wanted, doing(job.zeroing()), name=name, parent=over, again=True)
 
     def start(
         self,

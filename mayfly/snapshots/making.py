@@ -5,6 +5,7 @@ it.
 import asyncio
 import contextlib
 import logging
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from mayfly.errors import ConfigError, SnapshotError, SnapshotNotFoundError
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 OUTPUT_SHOWN = 2000
 CLAIM_S = 0.05
 """Between two looks whether a snapshot is still being made."""
+Prepare = Callable[[Guest], Awaitable[None]]
+"""Brings a guest to where it is to be saved, or raises a MayflyError."""
 
 
 def base_name(wanted: Wanted) -> str:
@@ -87,11 +90,33 @@ def find_base(wanted: Wanted) -> Snapshot | None:
         return None
 
 
+def doing(job: Job) -> Prepare:
+    """Do the job. Raises SnapshotError if its program fails."""
+
+    async def do(guest: Guest) -> None:
+        outcome = Outcome(job.step_names, kept=OUTPUT_SHOWN)
+        await converse(guest, job, outcome)
+        if failure := outcome.failure():
+            raise SnapshotError(f"the program for the snapshot {failure}", hint="fix it, or the image")
+
+    return do
+
+
 async def make(
-    spawner: Spawner, wanted: Wanted, job: Job | None, *, name: str, parent: Snapshot | None = None, again: bool = False
+    spawner: Spawner,
+    wanted: Wanted,
+    prepare: Prepare | None,
+    *,
+    name: str,
+    parent: Snapshot | None = None,
+    again: bool = False,
+    use: tuple[Wanted, Prepare] | None = None,
 ) -> Snapshot:
-    """Make the snapshot `name` of the machine `wanted` after it has done `job`, if there is one;
-    without a parent it boots for that.
+    """Make the snapshot `name` of the machine `wanted` as `prepare` leaves it; without a parent it
+    boots for that.
+
+    `use` is a machine that goes on from the new snapshot and what it does once: the working set is
+    what that reads. Without it, the working set is what the preparation read of the parent.
 
     Two who make the same do the work once: unless `again`, one that fits is kept. A base and a diff
     never take each other's place. At an error nothing is left.
@@ -110,9 +135,9 @@ async def make(
             return found
         part = held.enter_context(snapshots.replacing(name))
         chain = parent.chain if parent else ()
-        written = await _run_and_save(spawner, wanted.restored_from(chain), job and job.zeroing(), part)
-        if job and not parent:
-            await _note_working_set(spawner, wanted, job, part)
+        written = await _run_and_save(spawner, wanted.restored_from(chain), prepare, part)
+        if use:
+            await _note_working_set(spawner, use[0].restored_from((*chain, part)), use[1], part)
         await asyncio.to_thread(
             snapshots.complete, part, name=name, image=wanted.image, machine=wanted.machine, parent=parent, memory_bytes=written
         )
@@ -170,26 +195,23 @@ def _fitting(name: str, wanted: Wanted, parent: Snapshot | None) -> Snapshot | N
     return found if found.manifest.parent == (parent.manifest.name if parent else "") else None
 
 
-async def _note_working_set(spawner: Spawner, wanted: Wanted, job: Job, base: Path) -> None:
-    """Do `job` again, from the new base: the pages that this reads are those that the runs from
-    it will read first.
+async def _note_working_set(spawner: Spawner, wanted: Wanted, use: Prepare, new: Path) -> None:
+    """Use a machine that goes on from the snapshot `new`: the pages that this reads are those that
+    others will read first.
     """
-    scratch = base / "scratch"
+    scratch = new / "scratch"
     scratch.mkdir()
-    await asyncio.to_thread(sync, base / MEMORY)  # what is not on the disk yet stays in the page cache
-    await _run_and_save(spawner, wanted.restored_from([base]), job, scratch)
-    await asyncio.to_thread((scratch / WORKING_SET).replace, base / WORKING_SET)
+    await asyncio.to_thread(sync, new / MEMORY)  # what is not on the disk yet stays in the page cache
+    await _run_and_save(spawner, wanted, use, scratch)
+    await asyncio.to_thread((scratch / WORKING_SET).replace, new / WORKING_SET)
     await asyncio.to_thread(remove_tree, scratch)
 
 
-async def _run_and_save(spawner: Spawner, wanted: Wanted, job: Job | None, folder: Path) -> int:
+async def _run_and_save(spawner: Spawner, wanted: Wanted, prepare: Prepare | None, folder: Path) -> int:
     guest = await start(spawner, wanted.to_be_saved())
     try:
-        if job:
-            outcome = Outcome(job.step_names, kept=OUTPUT_SHOWN)
-            await converse(guest, job, outcome)
-            if failure := outcome.failure():
-                raise SnapshotError(f"the program for the snapshot {failure}", hint="fix it, or the image")
+        if prepare:
+            await prepare(guest)
         return await guest.process.snapshot(folder, timeout_s=wanted.timeout_s)
     finally:
         await guest.process.stop(0)

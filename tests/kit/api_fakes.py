@@ -57,7 +57,7 @@ class FakeZygote(Zygote):
         else:
             script = [str(ROOT / "tests/kit/fake_agent.py"), *fds, MARKER, self.fault]
         command = [sys.executable, *script]
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "FAKE_RESTORE": " ".join(config.restore)}
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "FAKE_RESTORE": " ".join(layer.folder for layer in config.restore)}
         child = subprocess.Popen(command, pass_fds=[channel, report, control], env=env, start_new_session=True)
         self.configs.append(config)
         self.children[machine] = child

@@ -328,9 +328,10 @@ class FakeMachine:
     def snapshot(self, descriptors: Sequence[int], *, go_on: bool) -> int:
         if self.fault == "disk-full":
             raise SnapshotError("No space left on device")
-        run = struct.pack("<QQ", 1, 1)
+        run, layers = struct.pack("<QQ", 1, 1), len(os.environ["FAKE_RESTORE"].split())
+        read = struct.pack("<QQ", 0, layers) if layers else b""
         state = json.dumps({"work": str(self.work) if go_on else "", "loaded": self.agent.loaded}).encode()
-        for fd, data in zip(descriptors, (state, bytes(8192), run, run if os.environ["FAKE_RESTORE"] else b""), strict=True):
+        for fd, data in zip(descriptors, (state, bytes(8192), run, read), strict=True):
             os.write(fd, data)
         self.ending = not go_on
         return 4096

@@ -10,7 +10,7 @@ from mayfly.guests.spawner import snapshot_files
 from mayfly.units import MIB
 from mayfly.vmm.arch.x86_64 import layout
 from mayfly.vmm.build import build_machine
-from mayfly.vmm.config import Channel, MachineConfig, NetworkConfig
+from mayfly.vmm.config import Channel, Layer, MachineConfig, NetworkConfig
 from mayfly.vmm.devices.virtio.device import OFFERED
 from mayfly.vmm.devices.virtio.registers import LIVE, STEPS, DeviceStatus, Register
 from mayfly.vmm.eventloop import EventLoop
@@ -104,12 +104,14 @@ class Running:
         carrier: Channel = Channel.SERIAL,
         cpus: int = 1,
         network: NetworkConfig | None = None,
+        restore: Iterable[str | Layer] = (),
         **options: Any,
     ) -> None:
         self.console = bytearray()
         self.say: Callable[[bytes], None] = self.console.extend
         carrier = Channel.NONE if channel is None else carrier
-        options = {"memory": 16 * MIB, **options}
+        layers = tuple(Layer(folder=each) if isinstance(each, str) else each for each in restore)
+        options = {"memory": 16 * MIB, "restore": layers, **options}
         config = MachineConfig(kernel=str(kernel), cpus=cpus, channel=carrier, user=None, network=network, **options)
         self.loop = EventLoop()
         self.machine: Machine = build_machine(config, loop=self.loop, channel=channel, console=lambda data: self.say(data))

@@ -16,7 +16,7 @@ from mayfly.errors import ConfigError, GuestError, SnapshotError
 from mayfly.guests.spawner import snapshot_files
 from mayfly.schema import replace
 from mayfly.units import MIB
-from mayfly.vmm.config import Channel, MachineConfig
+from mayfly.vmm.config import Channel, Layer, MachineConfig
 from mayfly.vmm.devices.virtio.registers import Register
 from mayfly.vmm.process.control import (
     Done,
@@ -365,7 +365,7 @@ def test_a_vmm_process_without_privileges_is_commanded(tmp_path: Path) -> None:
             with pytest.raises(GuestError):
                 machine.control.ask(Stats())
         assert isinstance(zygote.receive(), Reaped)
-        with Spawned(zygote, replace(config, restore=(str(folder),))) as machine:
+        with Spawned(zygote, replace(config, restore=(Layer(folder=str(folder)),))) as machine:
             machine.wait_running()
             assert machine.control.ask(Prefault()) == Done()
             figures = machine.control.ask(Stats())

@@ -3,6 +3,8 @@ what was stopped, to the byte.
 """
 
 import base64
+import contextlib
+import itertools
 import json
 import random
 import shutil
@@ -17,6 +19,7 @@ import pytest
 
 from mayfly.errors import SnapshotError
 from mayfly.files import sync
+from mayfly.vmm.config import Layer
 from mayfly.vmm.kvm._kvm import ffi
 from mayfly.vmm.kvm.mapping import Mapping
 from mayfly.vmm.process.control import Prefault
@@ -90,7 +93,7 @@ def content(running: Running) -> bytes:
     return running.read(0, MEMORY_SIZE)
 
 
-def laid(chain: tuple[str, ...]) -> bytes:
+def laid(chain: tuple[Layer, ...]) -> bytes:
     """The memory that a chain of snapshots stands for."""
     opened = Layers(chain, None)
     with Mapping(MEMORY_SIZE) as mapping:
@@ -101,20 +104,20 @@ def laid(chain: tuple[str, ...]) -> bytes:
 
 @pytest.mark.parametrize("seed", range(scaled(200)))
 def test_base_and_diffs_are_the_machine_that_was_stopped(started: list[Running], tmp_path: Path, seed: int) -> None:
-    """A random workload, stopped at random points: each chain has the machine's memory of that
-    moment to the byte, and in the end memory and console are those of a workload that was never
-    stopped."""
+    """A random workload, stopped at random points: each chain, with layers mapped or copied, has
+    the machine's memory of that moment to the byte, and in the end memory and console are those of
+    a workload that was never stopped."""
     chance = random.Random(seed)
     bursts = chance.randint(4, 30)
     stops = sorted(chance.sample(range(1, bursts), chance.randint(1, 3)))
     kernel = build(tmp_path, workload(seed + 1, bursts))
-    chain: tuple[str, ...] = ()
+    chain: tuple[Layer, ...] = ()
     console = b""
     for stop in stops:
         folder = tmp_path / f"at-{stop}"
         running = Running(kernel, restore=chain)
         written = run_and_save(running, stop - len(console), folder)
-        chain = (*chain, str(folder))
+        chain = (*chain, Layer(folder=str(folder), copied=chance.random() < 0.5))
         assert laid(chain) == content(running)
         assert written < 9 << 20
         console += running.console
@@ -163,7 +166,8 @@ def test_what_a_restored_machine_reads_is_noted_and_mapped_ahead(started: list[R
     pages = {page for first, count in runs for page in range(first, first + count)}
     assert {0x505, 0x507} <= pages
     assert not {0x506, 0x53E} & pages
-    restored = Running(tmp_path / "tiny.elf", restore=(base, str(folder)))
+    chain = (base, Layer(folder=str(folder), working_set=True))
+    restored = Running(tmp_path / "tiny.elf", restore=chain)
     started.append(restored)
 
     def stop_when_mapped() -> None:
@@ -181,6 +185,37 @@ def test_what_a_restored_machine_reads_is_noted_and_mapped_ahead(started: list[R
     assert restored.read(0x53E000, 1) == b"\2"
 
 
+def test_only_the_working_sets_that_were_asked_for_are_mapped_ahead(started: list[Running], tmp_path: Path) -> None:
+    base = saved(started, tmp_path, "mov dx, 0x3f8\nout dx, al\n" + SPIN, 1)
+    diff = shutil.copytree(base, tmp_path / "diff")
+    noted = {base: (5, 2), str(diff): (3, 1)}
+    for folder, run in noted.items():
+        (Path(folder) / WORKING_SET).write_bytes(struct.pack("<QQ", *run))
+    for asked in itertools.product((False, True), repeat=2):
+        layers = tuple(Layer(folder=folder, working_set=mapped) for folder, mapped in zip(noted, asked, strict=True))
+        with contextlib.closing(Layers(layers, None)) as opened:
+            assert opened.working_set == [noted[layer.folder] for layer in layers if layer.working_set]
+
+
+def test_a_copied_snapshot_is_not_needed_any_more(started: list[Running], tmp_path: Path) -> None:
+    """What is mapped from a file that becomes shorter cannot be read."""
+    bursts = 8
+    kernel = build(tmp_path, workload(1, bursts))
+    first, second = tmp_path / "first", tmp_path / "second"
+    running = Running(kernel)
+    started.append(running)
+    run_and_save(running, 3, first)
+    running = Running(kernel, restore=(str(first),))
+    started.append(running)
+    run_and_save(running, 3, second)
+    again = Running(kernel, restore=[Layer(folder=str(folder), copied=True) for folder in (first, second)])
+    started.append(again)
+    for folder in (first, second):
+        (folder / MEMORY).open("wb").close()
+    assert again.run() is End.RESET
+    assert again.read(WRITES_BASE, WRITES_MASK + 8) == expected(1, bursts)
+
+
 def test_what_the_host_writes_belongs_to_a_snapshot(started: list[Running], tmp_path: Path) -> None:
     """Devices write to guest memory too, which KVM's own log of dirty pages does not show."""
     base = saved(started, tmp_path, "mov dx, 0x3f8\nout dx, al\nout dx, al\n" + SPIN, 1)
@@ -189,7 +224,7 @@ def test_what_the_host_writes_belongs_to_a_snapshot(started: list[Running], tmp_
     started.append(running)
     running.machine.mapping.view[0x70_0000:0x70_000D] = b"from a device"
     run_and_save(running, 1, folder)
-    assert laid((base, str(folder)))[0x70_0000:][:13] == b"from a device"
+    assert laid((Layer(folder=base), Layer(folder=str(folder))))[0x70_0000:][:13] == b"from a device"
 
 
 STRING = (

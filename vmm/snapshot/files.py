@@ -10,11 +10,11 @@ from pathlib import Path
 
 from mayfly.errors import SnapshotError
 from mayfly.schema import Record, msgspec
-from mayfly.vmm.config import Channel, DeviceKind, MachineConfig, NetworkBackend
+from mayfly.vmm.config import Channel, DeviceKind, Layer, MachineConfig, NetworkBackend
 from mayfly.vmm.kvm.mapping import PAGE, Mapping
 from mayfly.vmm.loader.placing import open_file
 from mayfly.vmm.snapshot import FILES, MEMORY, PAGES, STATE, WORKING_SET
-from mayfly.vmm.snapshot.memory import Runs, changed_pages, lay_base, lay_diff, pack_runs, unpack_runs, working_set, write_pages
+from mayfly.vmm.snapshot.memory import Runs, changed_pages, copy_pages, lay_base, lay_diff, pack_runs, unpack_runs, working_set, write_pages
 from mayfly.vmm.snapshot.state import AGAIN, U63, Saved
 
 
@@ -47,27 +47,29 @@ def shape(config: MachineConfig) -> Shape:
 class Layers:
     """The memory that a machine begins with, and the state that it goes on from.
 
-    `folders` are a base and its diffs in order, none for a machine that boots. `initrd` is the
-    base's: the snapshot does not hold it. Attributes: the last folder's `state`, the initramfs'
+    `layers` are a base and its diffs in order, none for a machine that boots. `initrd` is the
+    base's: the snapshot does not hold it. Attributes: the last layer's `state`, the initramfs'
     descriptor `initrd` and `initrd_offset` in the mapping (set at boot), the `working_set` that
     will soon be read, and `pagemap`, this process's. Raises ConfigError: there is no `initrd`.
     SnapshotError: a file is missing or damaged.
     """
 
-    def __init__(self, folders: Sequence[str], initrd: str | None, *, page_by_page: bool = False) -> None:
+    def __init__(self, layers: Sequence[Layer], initrd: str | None, *, page_by_page: bool = False) -> None:
         self._page_by_page = page_by_page
-        self.working_set: Runs = ()
-        self._files: list[tuple[int, int, Runs]] = []  # descriptor, bytes and pages of each memory
+        self.working_set: list[tuple[int, int]] = []
+        self._files: list[tuple[int, int, Runs, bool]] = []  # descriptor, bytes and pages of each memory, and whether it is copied
         saved = None
         with contextlib.ExitStack() as stack:
             self.pagemap = _open(stack, "/proc/self/pagemap")
             self.initrd = stack.enter_context(open_file(initrd, "initramfs")).fileno() if initrd else None
-            for folder in map(Path, folders):
+            for layer in layers:
+                folder = Path(layer.folder)
                 try:
                     fd = _open(stack, folder / MEMORY)
                     size = os.fstat(fd).st_size
-                    self._files.append((fd, size, unpack_runs((folder / PAGES).read_bytes(), size)))
-                    self.working_set = unpack_runs((folder / WORKING_SET).read_bytes(), size)
+                    self._files.append((fd, size, unpack_runs((folder / PAGES).read_bytes(), size), layer.copied))
+                    noted = unpack_runs((folder / WORKING_SET).read_bytes(), size)
+                    self.working_set += noted if layer.working_set else []
                     saved = Saved("state", (folder / STATE).read_bytes())
                 except OSError as error:
                     raise SnapshotError(f"the snapshot {folder} cannot be read: {error}", hint=AGAIN) from error
@@ -90,12 +92,12 @@ class Layers:
             if self.initrd is None or self.initrd_offset % PAGE or not 0 < size <= mapping.size - self.initrd_offset:
                 raise SnapshotError(f"the snapshot's initramfs is at {self.initrd_offset:#x}, where it has no place", hint=AGAIN)
             mapping.overlay_file(self.initrd_offset, self.initrd, size)
-        for number, (fd, size, pages) in enumerate(self._files):
+        for number, (fd, size, pages, copied) in enumerate(self._files):
             if size != mapping.size:
                 raise SnapshotError(f"the snapshot's memory has {size} bytes, its machine {mapping.size}", hint=AGAIN)
             if self._page_by_page:
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            (lay_diff if number else lay_base)(mapping, fd, pages)
+            (copy_pages if copied else lay_diff if number else lay_base)(mapping, fd, pages)
         if self._page_by_page:
             mapping.read_page_by_page()
 

@@ -124,7 +124,13 @@ def lay_diff(mapping: Mapping, fd: int, runs: Runs) -> None:
         if count >= SHORT and mappings < MAX_MAPPINGS:
             mapping.overlay_file(first * PAGE, fd, count * PAGE, first * PAGE)
             mappings += 1
-            continue
+        else:
+            copy_pages(mapping, fd, [(first, count)])
+
+
+def copy_pages(mapping: Mapping, fd: int, runs: Runs) -> None:
+    """Read the pages of a base or diff into `mapping`, whose own they then are."""
+    for first, count in runs:
         view, offset = mapping.view[first * PAGE : (first + count) * PAGE], first * PAGE
         while view:
             read = os.preadv(fd, [view], offset)

@@ -22,6 +22,7 @@ import pytest
 from mayfly import paths
 from mayfly.errors import BusyError, ConfigError, RunEndedError, SnapshotError, SnapshotNotFoundError
 from mayfly.guests.job import Wanted
+from mayfly.guests.start import Guest
 from mayfly.guests.told import network_words
 from mayfly.host.metrics import Metrics
 from mayfly.host.plan import want_machine
@@ -29,10 +30,10 @@ from mayfly.host.snippet import Snippet
 from mayfly.images.manifest import LanguageStep, Warmup
 from mayfly.runs.service import Service
 from mayfly.snapshots import store as snapshots
-from mayfly.snapshots.making import base_name, find_base, make
+from mayfly.snapshots.making import Prepare, base_name, find_base, make
 from mayfly.snapshots.store import MANIFEST, Snapshot
 from mayfly.units import MIB
-from mayfly.vmm.config import NetworkBackend
+from mayfly.vmm.config import Layer, NetworkBackend
 from mayfly.vmm.snapshot import FILES, MEMORY, PAGES, STATE, WORKING_SET
 from tests.kit.api_fakes import ROOT, FakeZygote, factory, install, install_toys, open_descriptors, small_config
 from tests.kit.scale import scaled
@@ -98,8 +99,8 @@ def test_the_first_runs_boot_and_the_base_is_made_once_behind_them(serve: Callab
 
     zygotes: list[FakeZygote] = []
     assert serve(scenario, made=zygotes, memory_budget=256 * MIB) == ["cold", "cold", "restored"]
-    folder = str(paths.snapshots_dir() / "toy")
-    assert [config.restore for config in zygotes[0].configs] == [(), (), (), (folder,)]
+    base = Layer(folder=str(paths.snapshots_dir() / "toy"), working_set=True)
+    assert [config.restore for config in zygotes[0].configs] == [(), (), (), (base,)]
 
 
 def test_a_base_waits_behind_the_runs_that_wait(serve: Callable[..., Any]) -> None:
@@ -277,9 +278,34 @@ def test_a_base_notes_what_its_first_restored_machine_touches(serve: Callable[..
     folder = serve(scenario, made=zygotes).folder
     booted, restored = zygotes[0].configs
     assert booted.restore == ()
-    assert [Path(path).parent for path in restored.restore] == [folder.parent]
-    assert (folder / WORKING_SET).read_bytes() == struct.pack("<QQ", 1, 1)
+    assert [Path(layer.folder).parent for layer in restored.restore] == [folder.parent]
+    assert (folder / WORKING_SET).read_bytes() == struct.pack("<QQ", 0, 1)
     assert {path.name for path in folder.iterdir()} == {*FILES, MANIFEST, snapshots.VERIFIED}
+
+
+def test_a_diff_notes_what_its_first_restored_machine_touches(serve: Callable[..., Any]) -> None:
+    """Nothing is mapped ahead in machines that are to be saved."""
+    seen: list[str] = []
+
+    def note(what: str) -> Prepare:
+        async def prepare(guest: Guest) -> None:
+            seen.append(what)
+
+        return prepare
+
+    async def scenario(service: Service) -> Snapshot:
+        base, wanted = await made(service), toy(service)
+        return await make(service.spawner, wanted, note("prepared"), name="diff", parent=base, use=(wanted, note("used")))
+
+    zygotes: list[FakeZygote] = []
+    folder = serve(scenario, made=zygotes).folder
+    _, prepared, used = zygotes[0].configs
+    assert seen == ["prepared", "used"]
+    assert prepared.restore == (Layer(folder=str(folder.with_name("toy"))),)
+    assert used.restore[:1] == prepared.restore
+    assert [Path(layer.folder).parent for layer in used.restore] == [folder.parent] * 2
+    assert not any(layer.working_set for layer in used.restore)
+    assert (folder / WORKING_SET).read_bytes() == struct.pack("<QQ", 0, 2)
 
 
 def test_a_full_disk_leaves_nothing_and_the_run_goes_on_without(serve: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:

@@ -12,7 +12,7 @@ from mayfly.schema import decode, replace
 from mayfly.units import MIB
 from mayfly.vmm.build import command_line
 from mayfly.vmm.bus import Bus, BusDevice
-from mayfly.vmm.config import Channel, MachineConfig, NetworkBackend, NetworkConfig
+from mayfly.vmm.config import Channel, Layer, MachineConfig, NetworkBackend, NetworkConfig
 from mayfly.vmm.kvm._kvm import ffi
 from mayfly.vmm.kvm.kvm import Device
 from mayfly.vmm.kvm.mapping import Mapping
@@ -143,7 +143,7 @@ def test_a_snapshot_holds_no_addresses() -> None:
     saved = MachineConfig(kernel="k", network=NETWORK.disconnected(), page_by_page=True)
     assert decode(MachineConfig, msgspec.json.encode(saved)) == saved
     assert not [word for word in command_line(told(saved)).split() if word.startswith("mayfly.")]
-    restored = MachineConfig(kernel="k", network=NETWORK, restore=("/s",))
+    restored = MachineConfig(kernel="k", network=NETWORK, restore=(Layer(folder="/s"),))
     assert shape(saved) == shape(restored) == msgspec.json.decode(msgspec.json.encode(shape(saved)), type=Shape)
     for other in (None, replace(NETWORK, mtu=9000), replace(NETWORK, backend=NetworkBackend.PASST, tap="")):
         assert shape(replace(restored, network=other)) != shape(saved)
@@ -156,7 +156,7 @@ def test_a_channel_over_tcp_needs_a_network_and_has_no_snapshots() -> None:
     with pytest.raises(ConfigError, match="needs a network"):
         MachineConfig(kernel="k", channel=Channel.TCP, network=replace(NETWORK, addresses=("fd00::2/64",), gateways=()))
     with pytest.raises(ConfigError, match="snapshot"):
-        replace(config, restore=("/s",))
+        replace(config, restore=(Layer(folder="/s"),))
 
 
 def test_the_console_keeps_the_end_and_nothing_unprintable() -> None:
