@@ -85,11 +85,18 @@ class Tenant:
 
 class Ticket:
     """One machine's place. `turn` is done once its memory is granted; `tenant` is who pays for it,
-    and for so many `runs`.
+    and for so many `runs`. `of_run` is false for a machine that outlasts what is done in it.
+
+    Attributes:
+        entered_at, granted_at: the monotonic clock's times.
+        covered: whether its memory was there when it was asked for, or about to be given back.
     """
 
-    def __init__(self, memory: int) -> None:
+    def __init__(self, memory: int, *, of_run: bool = True) -> None:
         self.memory = memory
+        self.of_run = of_run
+        self.covered = True
+        self.entered_at = time.monotonic()
         self.tenant: Tenant | None = None
         self.runs = 1
         self.turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -100,45 +107,84 @@ class Admission:
     """A budget of `budget` bytes, and room for `queue` runs that wait for their share of it.
 
     Attributes:
-        reclaim: called with the bytes that are lacking: begins to end machines that nobody uses,
-            and says how many bytes such machines are about to give back.
+        reclaimers: each is called with the bytes that are lacking: begins to end machines that
+            nobody uses, and says how many bytes such machines are about to give back.
+        on_room: called some time after memory was given back that nobody waits for.
     """
 
     def __init__(self, budget: int, queue: int) -> None:
         self.budget = budget
         self.used = 0
-        self.reclaim: Callable[[int], int] = lambda missing: 0
+        self.reclaimers: list[Callable[[int], int]] = []
+        self.on_room: list[Callable[[], None]] = []
         self._queue = queue
         self._waiting: collections.deque[Ticket] = collections.deque()
         self._typical_s = 1.0
+        self._telling: asyncio.Handle | None = None
 
     @property
     def waiting(self) -> int:
         """How many runs wait."""
-        return len(self._waiting)
+        return sum(ticket.of_run for ticket in self._waiting)
 
-    def enter(self, memory: int) -> Ticket:
-        """Ask for `memory` bytes of the budget. Await the ticket's `turn`, and give it back with
-        `leave` in any case.
+    @property
+    def first_waiting(self) -> Ticket | None:
+        """The ticket that is granted next."""
+        return self._waiting[0] if self._waiting else None
+
+    def check(self, memory: int) -> None:
+        """Refuse a machine that is too large at any time.
 
         Raises:
-            BusyError: the queue is full.
-            HostError: the budget is too small for it at any time.
+            HostError: it is.
         """
         if memory > self.budget:
             raise HostError(
                 f"a machine of {memory // MIB} MiB does not fit into the budget of {self.budget // MIB} MiB for all machines",
                 hint="raise memory_budget (--memory-budget), or serve from a host with more memory",
             )
-        missing = sum(ticket.memory for ticket in self._waiting) + self.used + memory - self.budget
-        if missing > 0 and self.reclaim(missing) < missing and len(self._waiting) >= self._queue:
-            rounds = (len(self._waiting) + 1) * memory / self.budget
-            wait = min(MAX_RETRY_S, max(1, math.ceil(self._typical_s * rounds)))
-            raise BusyError(f"{len(self._waiting)} runs are waiting already", hint=f"try again in {wait} s", retry_after_s=wait)
-        ticket = Ticket(memory)
+
+    def enter(self, memory: int, *, of_run: bool = True) -> Ticket:
+        """Ask for `memory` bytes of the budget. Await the ticket's `turn`, and give it back with
+        `leave` in any case. One that is not `of_run` takes no place among the runs that may wait.
+
+        Raises:
+            BusyError: the queue is full.
+            HostError: the budget is too small for it at any time.
+        """
+        self.check(memory)
+        missing = self._missing + memory
+        covered = missing <= 0 or self._reclaim(missing) >= missing
+        if of_run and not covered and self.waiting >= self._queue:
+            wait = self.typical_wait_s(memory)
+            raise BusyError(f"{self.waiting} runs are waiting already", hint=f"try again in {wait} s", retry_after_s=wait)
+        ticket = Ticket(memory, of_run=of_run)
+        ticket.covered = covered
         self._waiting.append(ticket)
         self._grant()
         return ticket
+
+    @property
+    def _missing(self) -> int:
+        """Bytes that those who wait are lacking; less than 0 if there is room."""
+        return sum(ticket.memory for ticket in self._waiting) + self.used - self.budget
+
+    def _reclaim(self, missing: int) -> int:
+        freed = 0
+        for reclaim in self.reclaimers:
+            if freed < missing:
+                freed += reclaim(missing - freed)
+        return freed
+
+    def press(self) -> None:
+        """Have machines ended that nobody uses, for those who wait."""
+        if self._waiting and (missing := self._missing) > 0:
+            self._reclaim(missing)
+
+    def typical_wait_s(self, memory: int) -> int:
+        """After how many seconds there may be room for a machine of this size."""
+        rounds = (len(self._waiting) + 1) * memory / self.budget
+        return min(MAX_RETRY_S, max(1, math.ceil(self._typical_s * rounds)))
 
     def enter_idle(self, memory: int, beside: Ticket | None = None) -> Ticket | None:
         """A ticket for a machine that nobody waits for, if there is room beside all who do. It is
@@ -167,9 +213,17 @@ class Admission:
         if ticket.granted_at is None:
             self._waiting.remove(ticket)
         else:
-            self._typical_s = 0.8 * self._typical_s + 0.2 * (time.monotonic() - ticket.granted_at)
+            if ticket.of_run:
+                self._typical_s = 0.8 * self._typical_s + 0.2 * (time.monotonic() - ticket.granted_at)
             self.used -= ticket.memory
         self._grant()
+        if not self._waiting and self.on_room and self._telling is None:
+            self._telling = asyncio.get_running_loop().call_soon(self._tell)
+
+    def _tell(self) -> None:
+        self._telling = None
+        for call in self.on_room:
+            call()
 
     def _grant(self) -> None:
         while self._waiting and self.used + self._waiting[0].memory <= self.budget:

@@ -42,8 +42,8 @@ class Pool:
 
     Args:
         make: starts a machine.
-        admission: the budget. When a run lacks memory, machines of other kinds are ended, those
-            first that were not asked for the longest.
+        admission: the budget. When somebody lacks memory, machines are ended, those of the kind
+            first that was not asked for the longest.
     """
 
     def __init__(self, size: int, make: Callable[[Wanted], Awaitable[Guest]], admission: Admission, observer: Observer) -> None:
@@ -55,7 +55,7 @@ class Pool:
         self._ending: set[asyncio.Task[None]] = set()
         self._leaving = 0  # bytes of machines that are being ended
         self._closed = False
-        admission.reclaim = self._reclaim
+        admission.reclaimers.append(self._reclaim)
 
     def __len__(self) -> int:
         return sum(len(kind.idle) for kind in self._kinds.values())
@@ -103,7 +103,7 @@ class Pool:
 
     def _reclaim(self, missing: int) -> int:
         freed = self._leaving
-        for kind in list(self._kinds.values())[:-1]:  # the last one is the kind that a machine is wanted of
+        for kind in self._kinds.values():
             while kind.idle and freed < missing:
                 idle = kind.idle.pop()
                 freed += idle.ticket.memory

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from mayfly.errors import KeyLimitError, UnprocessableError
+from mayfly.errors import BusyError, KeyLimitError, UnprocessableError
 from mayfly.host import admission
 from mayfly.host.admission import Admission, Tenant
 from mayfly.units import MIB
@@ -82,5 +82,63 @@ def test_a_ticket_that_is_left_pays_its_tenant_back() -> None:
         for ticket in reversed(tickets):
             room.leave(ticket)
         assert (tenant.runs, tenant.memory_used, room.used) == (0, 0, 0)
+
+    asyncio.run(scenario())
+
+
+def test_several_give_back_memory_each_asked_for_what_is_still_lacking() -> None:
+    async def scenario() -> None:
+        room, asked = Admission(256 * MIB, queue=0), []
+
+        def pool(missing: int) -> int:
+            asked.append(("pool", missing))
+            return 64 * MIB
+
+        def functions(missing: int) -> int:
+            asked.append(("functions", missing))
+            return missing
+
+        room.reclaimers += [pool, functions]
+        ticket = room.enter(256 * MIB)
+        assert asked == []
+        waiting = room.enter(128 * MIB)  # although none may wait: its memory is on its way
+        assert (waiting.covered, room.first_waiting) == (True, waiting)
+        assert asked == [("pool", 128 * MIB), ("functions", 64 * MIB)]
+        room.press()
+        assert asked[2:] == asked[:2]
+        room.leave(ticket)
+        assert waiting.turn.done()
+        room.press()
+        assert len(asked) == 4
+        room.leave(waiting)
+
+    asyncio.run(scenario())
+
+
+def test_what_outlasts_runs_takes_no_place_among_those_that_wait() -> None:
+    async def scenario() -> None:
+        room = Admission(128 * MIB, queue=1)
+        tickets = [room.enter(128 * MIB), *(room.enter(MIB, of_run=False) for _ in range(3))]
+        assert (room.waiting, [ticket.covered for ticket in tickets]) == (0, [True, False, False, False])
+        tickets.append(room.enter(MIB))
+        with pytest.raises(BusyError, match="1 runs are waiting"):
+            room.enter(MIB)
+        for ticket in reversed(tickets):
+            room.leave(ticket)
+        assert (room.used, room.first_waiting) == (0, None)
+
+    asyncio.run(scenario())
+
+
+def test_who_wants_room_that_nobody_waits_for_is_told() -> None:
+    async def scenario() -> None:
+        room, told = Admission(128 * MIB, queue=1), []
+        room.on_room.append(lambda: told.append(room.used))
+        first, second = room.enter(128 * MIB), room.enter(64 * MIB)
+        room.leave(first)
+        room.leave(second)
+        assert told == []  # not in the middle of somebody's work
+        await asyncio.sleep(0)
+        assert told == [0]
 
     asyncio.run(scenario())
