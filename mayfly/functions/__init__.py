@@ -1,0 +1,1 @@
+"""Functions: code that stays loaded in guests and answers many requests."""
