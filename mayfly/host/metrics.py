@@ -19,6 +19,19 @@ class Metrics(Observer):
         buckets = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
         self._phases = Histogram("mayfly_phase_seconds", "Time of a run's phases", ["phase"], registry=self.registry, buckets=buckets)
 
+        self._function_requests = Counter(
+            "mayfly_function_requests", "Requests to functions that are over", ["function", "status"], registry=self.registry
+        )
+        self._function_starts = Counter(
+            "mayfly_function_starts", "Requests to functions by how their guest had started", ["function", "kind"], registry=self.registry
+        )
+        self._function_guests = Counter(
+            "mayfly_function_guests", "Guests of functions: created, failed, evicted", ["function", "what"], registry=self.registry
+        )
+        self._function_phases = Histogram(
+            "mayfly_function_seconds", "Time of a request's phases", ["function", "phase"], registry=self.registry, buckets=buckets
+        )
+
     def started(self, kind: str, language: str) -> None:
         """Count a start."""
         self._starts.labels(kind, language).inc()
@@ -36,6 +49,18 @@ class Metrics(Observer):
     def evicted(self) -> None:
         """Count an eviction."""
         self._evictions.inc()
+
+    def function_answered(self, function: str, status: str, start: str, phases: Mapping[str, float]) -> None:
+        """Count a request and its phases."""
+        self._function_requests.labels(function, status).inc()
+        if start:
+            self._function_starts.labels(function, start).inc()
+        for name, seconds in phases.items():
+            self._function_phases.labels(function, name).observe(seconds)
+
+    def function_guest(self, function: str, what: str) -> None:
+        """Count a guest."""
+        self._function_guests.labels(function, what).inc()
 
     def text(self) -> bytes:
         """All metrics."""

@@ -17,3 +17,11 @@ class Observer:
 
     def evicted(self) -> None:
         """An idle machine was ended to make room."""
+
+    def function_answered(self, function: str, status: str, start: str, phases: Mapping[str, float]) -> None:
+        """A request to a function is over: ok, exception, or an error's code. `start` is how its
+        guest had started, empty if it got none; `phases` in seconds.
+        """
+
+    def function_guest(self, function: str, what: str) -> None:
+        """A guest of a function was created, could not be (failed), or is evicted."""
