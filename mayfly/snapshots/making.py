@@ -65,7 +65,7 @@ def _named(name: str, parent: Snapshot | None) -> Snapshot:
     return snapshot
 
 
-def _usable(name: str, wanted: Wanted, parent: Snapshot | None = None) -> Snapshot:
+def _usable(name: str, wanted: Wanted, parent: Snapshot | None = None, function: str = "") -> Snapshot:
     """As `_named`, if this machine can go on from it.
 
     Raises:
@@ -73,7 +73,7 @@ def _usable(name: str, wanted: Wanted, parent: Snapshot | None = None) -> Snapsh
         ConfigError: as `_named`.
     """
     snapshot = _named(name, parent)
-    snapshots.check(snapshot, wanted.image, wanted.machine)
+    snapshots.check(snapshot, wanted.image, wanted.machine, function=function)
     return snapshot
 
 
@@ -111,6 +111,7 @@ async def make(
     parent: Snapshot | None = None,
     again: bool = False,
     use: tuple[Wanted, Prepare] | None = None,
+    function: str = "",
 ) -> Snapshot:
     """Make the snapshot `name` of the machine `wanted` as `prepare` leaves it; without a parent it
     boots for that.
@@ -118,6 +119,7 @@ async def make(
     `use` is a machine that goes on from the new snapshot and what it does once: the working set is
     what that reads. Without it, the working set is what the preparation read of the parent.
 
+    With `function`, which stands for one that `prepare` loads, only requests to that start from it.
     Two who make the same do the work once: unless `again`, one that fits is kept. A base and a diff
     never take each other's place. At an error nothing is left.
 
@@ -127,11 +129,12 @@ async def make(
         MayflyError: the machine came to a bad end.
     """
     with contextlib.ExitStack() as held:
+        snapshots.check_name(name, function=function)
         await _claim(held, name)
         if again:
             with contextlib.suppress(SnapshotError):  # what cannot be used may go
                 _named(name, parent)
-        elif found := await asyncio.to_thread(_fitting, name, wanted, parent):
+        elif found := await asyncio.to_thread(_fitting, name, wanted, parent, function):
             return found
         part = held.enter_context(snapshots.replacing(name))
         chain = parent.chain if parent else ()
@@ -139,7 +142,14 @@ async def make(
         if use:
             await _note_working_set(spawner, use[0].restored_from((*chain, part)), use[1], part)
         await asyncio.to_thread(
-            snapshots.complete, part, name=name, image=wanted.image, machine=wanted.machine, parent=parent, memory_bytes=written
+            snapshots.complete,
+            part,
+            name=name,
+            image=wanted.image,
+            machine=wanted.machine,
+            parent=parent,
+            memory_bytes=written,
+            function=function,
         )
     return snapshots.find(name)
 
@@ -153,6 +163,7 @@ async def save(guest: Guest, origin: Snapshot | None, *, name: str, run: str) ->
         MayflyError: the machine has ended.
     """
     with contextlib.ExitStack() as held:
+        snapshots.check_name(name)
         await _claim(held, name)
         with contextlib.suppress(SnapshotNotFoundError):
             snapshots.find(name)
@@ -186,10 +197,10 @@ async def _claim(held: contextlib.ExitStack, name: str) -> None:
             await asyncio.sleep(CLAIM_S)
 
 
-def _fitting(name: str, wanted: Wanted, parent: Snapshot | None) -> Snapshot | None:
+def _fitting(name: str, wanted: Wanted, parent: Snapshot | None, function: str) -> Snapshot | None:
     """The snapshot of that name, if it is what `make` would make."""
     try:
-        found = _usable(name, wanted, parent)
+        found = _usable(name, wanted, parent, function)
     except SnapshotError:
         return None
     return found if found.manifest.parent == (parent.manifest.name if parent else "") else None

@@ -36,6 +36,9 @@ from mayfly.vmm.snapshot.files import Shape, shape
 FORMAT = 5
 MANIFEST, VERIFIED = "manifest.json", "verified.json"
 NAME = re.compile(r"[a-z0-9][A-Za-z0-9@._+-]{0,63}")
+FUNCTION_PREFIX = "@"
+"""What the names of functions' snapshots begin with, and no other."""
+FUNCTION_NAME = re.compile(rf"{FUNCTION_PREFIX}([A-Za-z0-9_-]{{1,48}})\.[0-9a-f]{{12}}")
 
 
 class SnapshotManifest(Record, frozen=True, kw_only=True):
@@ -43,7 +46,8 @@ class SnapshotManifest(Record, frozen=True, kw_only=True):
     `parent_digest` is of the parent's manifest.
 
     `memory_bytes` is what the pages in it have, `machine` what its machine is made of. With `run`,
-    the id of a run, its agent was not idle but in the middle of that.
+    the id of a run, its agent was not idle but in the middle of that; with `function`, which stands
+    for one that is loaded in it, it takes requests to that.
     """
 
     name: str
@@ -60,6 +64,7 @@ class SnapshotManifest(Record, frozen=True, kw_only=True):
     memory_bytes: int
     created: str
     run: str = ""
+    function: str = ""
     mayfly: str = __version__
     protocol: int = PROTOCOL_VERSION
     format: int = FORMAT
@@ -143,7 +148,7 @@ def is_current(snapshot: Snapshot) -> bool:
 
 
 def _folder(name: str) -> Path:
-    if not NAME.fullmatch(name):
+    if not NAME.fullmatch(name) and not FUNCTION_NAME.fullmatch(name):
         raise ConfigError(f"{name[:80]!r} cannot be a snapshot's name", hint="use up to 64 letters, digits and @ . _ + -")
     return paths.snapshots_dir() / name
 
@@ -157,8 +162,15 @@ def installed() -> Iterator[Snapshot | SnapshotError]:
             yield SnapshotError(error.message, hint=error.hint)
 
 
-def check(snapshot: Snapshot, image: InstalledImage, machine: MachineConfig) -> None:
-    """See that a machine of `image` and of this shape can go on from `snapshot`.
+def of_function(name: str) -> list[str]:
+    """The names of the snapshots of the function `name`."""
+    folders = paths.snapshots_dir().glob(f"{FUNCTION_PREFIX}*")
+    return [path.name for path in folders if (match := FUNCTION_NAME.fullmatch(path.name)) and match[1] == name]
+
+
+def check(snapshot: Snapshot, image: InstalledImage, machine: MachineConfig, *, function: str = "") -> None:
+    """See that a machine of `image` and of this shape can go on from `snapshot`, in which
+    `function` is loaded, or none.
 
     Raises:
         SnapshotError: it says what does not fit.
@@ -167,6 +179,12 @@ def check(snapshot: Snapshot, image: InstalledImage, machine: MachineConfig) -> 
     if manifest.run:
         raise SnapshotError(
             f"the snapshot {manifest.name} was taken in the middle of the run {manifest.run}", hint="no other run can start from it"
+        )
+    if manifest.function != function:
+        holds = "a loaded function" if manifest.function else "no loaded function"
+        raise SnapshotError(
+            f"the snapshot {manifest.name} has {holds}{' of another kind' if function and manifest.function else ''}",
+            hint="create the function again" if function else "only requests to the function start from it: mayfly function invoke",
         )
     for what, is_, should in (
         ("image", image.manifest.initramfs_digest, manifest.initramfs_digest),
@@ -257,6 +275,7 @@ def complete(
     parent: Snapshot | None,
     memory_bytes: int,
     run: str = "",
+    function: str = "",
 ) -> None:
     """Write the manifest of the files in `part`."""
     manifest = SnapshotManifest(
@@ -273,12 +292,23 @@ def complete(
         files=digests(part),
         memory_bytes=memory_bytes,
         run=run,
+        function=function,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
     (part / MANIFEST).write_text(manifest.to_json())
     (part / VERIFIED).write_text(json.dumps(_stamps(part, Path(machine.kernel))))
     for item in (MANIFEST, VERIFIED, *FILES):
         sync(part / item)
+
+
+def check_name(name: str, *, function: str = "") -> None:
+    """Refuse a name that a snapshot of this kind cannot have.
+
+    Raises:
+        ConfigError: it is a function's, and this is none, or the other way round.
+    """
+    if not (FUNCTION_NAME if function else NAME).fullmatch(name):
+        raise ConfigError(f"{name[:80]!r} cannot be a snapshot's name", hint="use up to 64 letters, digits and @ . _ + -")
 
 
 def children(name: str) -> list[str]:
