@@ -92,6 +92,9 @@ class Config(Record, frozen=True, kw_only=True):
     keep_bytes: Annotated[int, key("output kept of all ended runs together", 0, 1 << 40)] = 64 * MIB
     keep_runs: Annotated[int, key("ended runs kept", 0, 100_000)] = 256
 
+    function_log: Annotated[str, key("file for a line of JSON for each request to a function; -: standard error")] = ""
+    function_statistics: Annotated[str, key("file for what functions did, as JSON, written when the server stops")] = ""
+
     def __post_init__(self) -> None:
         if bool(self.tls_certificate) != bool(self.tls_key):
             raise ConfigError("tls_certificate and tls_key go together", hint="give both, or none")

@@ -121,6 +121,7 @@ def install(
     folder: str = "",
     marker: str = MARKER,
     warmup: manifest.Warmup | None = None,
+    function: manifest.Function | None = None,
 ) -> None:
     """Put an image into the data folder; its initramfs is a stand-in."""
     from mayfly import paths
@@ -136,6 +137,7 @@ def install(
         source_file=f"main{extension}",
         steps=steps,
         warmup=warmup or manifest.Warmup(),
+        function=function,
         env={"LANG": "C.UTF-8"},
         source=manifest.ImageSource(reference="oci:x", manifest_digest="", config_digest="", layers=()),
         compression="none",
@@ -156,14 +158,17 @@ def rename(argv: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def install_toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Private XDG folders, with `toy` (shell, whose build step is a syntax check), `py` (one step)
-    and `real` (as `toy`, for the real agent, which has no end marker as an ordinary process)."""
+    """Private XDG folders, with `toy` (shell, whose build step is a syntax check; the fake agent
+    plays its functions), `py` (one step) and `real` (as `toy`, for the real agent, which has no end
+    marker as an ordinary process)."""
     for name in ("CONFIG", "DATA", "CACHE"):
         monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name.lower()))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     build = manifest.LanguageStep(name="build", argv=("sh", "-n", "main.toy"))
     run = manifest.LanguageStep(name="run", argv=("sh", "main.toy", "{args}"), stdin=True)
-    install("toy", ".toy", (build, run))
+    shim = manifest.LanguageStep(name="function", argv=("shim", "{entry}"))
+    loading = manifest.Function(files={".mayfly/shim": "shim"}, steps=(build, shim), source_file="main.toy", entry="handle")
+    install("toy", ".toy", (build, run), function=loading)
     install("real", ".real", tuple(msgspec.structs.replace(step, argv=rename(step.argv)) for step in (build, run)), marker="")
     install("py", ".py", (manifest.LanguageStep(name="run", argv=(sys.executable, "-I", "-u", "main.py"), stdin=True),))
 

@@ -1,0 +1,367 @@
+"""Functions as gateways and the command line see them: created, found, asked, removed."""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mayfly.errors import (
+    BodyTooLargeError,
+    ForbiddenError,
+    MayflyError,
+    UnknownFunctionError,
+    UnknownRequestError,
+    UnprocessableError,
+)
+from mayfly.files import atomic_write
+from mayfly.functions import store
+from mayfly.functions.answer import Answer, FunctionFigures, LogLine
+from mayfly.functions.kept import Log, Results, outcome
+from mayfly.functions.making import FunctionMachines, Revision, forget_snapshots, revise
+from mayfly.functions.request import Request
+from mayfly.functions.scheduler import Scheduler
+from mayfly.functions.spec import FunctionSpec
+from mayfly.functions.stats import Statistics
+from mayfly.functions.store import Function
+from mayfly.guests.spawner import Spawner
+from mayfly.guests.start import Guest
+from mayfly.host.admission import Admission, Tenant
+from mayfly.host.config import Config
+from mayfly.host.logs import open_log
+from mayfly.host.networks import Networks
+from mayfly.host.observer import Observer
+from mayfly.host.supply import Supply
+from mayfly.images.store import Images
+from mayfly.protocol.frames import MAX_BODY, MAX_CONTENT_TYPE
+
+log = logging.getLogger(__name__)
+
+
+class _Current(NamedTuple):
+    """A revision, and what shows that it is still the present one."""
+
+    revision: Revision
+    stamps: tuple[store.Stamp | None, store.Stamp | None]
+
+
+class Functions:
+    """The functions of one host. It uses what a service of runs has, and shares its memory budget;
+    close it before that. As `async with Functions(...)`: on leaving, every request is over and
+    every guest gone.
+
+    A request whose client goes away is taken out of its queue; once a guest has it, the guest
+    finishes it all the same, as what it does may have begun to have effects.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        spawner: Spawner,
+        admission: Admission,
+        supply: Supply,
+        images: Images,
+        networks: Networks,
+        observer: Observer | None = None,
+        *,
+        machines: FunctionMachines | None = None,
+    ) -> None:
+        self.config = config
+        self._images = images
+        self._networks = networks
+        self._admission = admission
+        self._machines = machines or FunctionMachines(config, spawner, supply, networks)
+        self._statistics = Statistics(observer or Observer())
+        self._scheduler: Scheduler[Revision, Guest] = Scheduler(self._machines, admission, self._statistics, config.here(1.0))
+        self._results = Results(config)
+        self._logs: dict[str, Log] = {}
+        self._current: dict[str, _Current] = {}
+        self._log = open_log(config.function_log)
+        self._stopping = self._closed = False
+
+    async def __aenter__(self) -> "Functions":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def find(self, name: str) -> Function:
+        """The function `name`.
+
+        Raises:
+            UnknownFunctionError: there is none.
+            HostError: it cannot be read.
+        """
+        return store.find(name)
+
+    def all(self) -> list[Function]:
+        """All functions, by name."""
+        return store.installed()
+
+    def begin(self) -> None:
+        """Start guests of the functions that want some to be ready. What fails is logged."""
+        for function in self.all():
+            if function.spec.min_guests:
+                try:
+                    self._scheduler.expect(self._revision(function.name))
+                except MayflyError as error:
+                    log.warning("the function %s: %s", function.name, error)
+        self._scheduler.fill()
+
+    async def create(self, spec: FunctionSpec, owner: str = "", *, again: bool = False) -> Function:
+        """Build and load the function in a guest, keep a snapshot of that, and then the function,
+        in the place of one of that name. The code is read from where `spec` says. With `again` the
+        snapshot is made anew in any case. At an error nothing has changed.
+
+        Raises:
+            FunctionFailedError: it cannot be built or loaded.
+            ForbiddenError: there is one of that name that is not the owner's.
+            BusyError: somebody else creates it, or there is no room for a guest.
+            MayflyError: its code, its language or this host do not do.
+        """
+        image = self._images.find(spec.language)
+        how = image.manifest.function
+        source_file = how.source_file if how else image.manifest.source_file
+        code = await asyncio.to_thread(store.read_code, Path(spec.code), source_file)
+        function = store.make_function(spec, code, owner)
+        with store.claimed(spec.name):
+            self._check_owner(spec.name, owner)
+            revision = revise(function, image, self.config, self._networks)
+            with self._place(revision) as turn:
+                await turn
+                await self._machines.try_out(revision, code, again=again)
+            await asyncio.to_thread(store.save, function, code)
+        await asyncio.to_thread(forget_snapshots, spec.name, but=revision.snapshot_name)
+        if not self._stopping and (spec.min_guests or spec.name in self._current):
+            self._scheduler.expect(self._revision(spec.name))
+            self._scheduler.fill()
+        return function
+
+    def _check_owner(self, name: str, owner: str) -> None:
+        with contextlib.suppress(UnknownFunctionError):
+            if owner and store.find(name).owner != owner:
+                raise ForbiddenError(f"there is a function {name!r} already, which is not yours", hint="choose another name")
+
+    @contextlib.contextmanager
+    def _place(self, revision: Revision) -> Iterator["asyncio.Future[None]"]:
+        """A place for a guest in the memory budget; what is given is done when it may start."""
+        ticket = self._admission.enter(revision.memory)
+        try:
+            yield ticket.turn
+        finally:
+            self._admission.leave(ticket)
+
+    async def remove(self, name: str) -> None:
+        """Remove the function and its snapshot. Requests that guests have, or can still have, are
+        answered.
+
+        Raises:
+            UnknownFunctionError: there is none.
+            BusyError: it is being created.
+        """
+        await asyncio.to_thread(store.remove, name)
+        self._forget(name)
+        await asyncio.to_thread(forget_snapshots, name)
+
+    def _forget(self, name: str) -> None:
+        self._current.pop(name, None)
+        self._logs.pop(name, None)
+        self._scheduler.forget(name)
+        self._statistics.forget(name)
+
+    async def invoke(
+        self,
+        name: str,
+        payload: bytes,
+        content_type: str = "",
+        *,
+        tenant: Tenant | None = None,
+        received: float | None = None,
+        wait_s: float | None = None,
+        request_id: str = "",
+    ) -> Answer:
+        """Ask the function, and wait for its answer. `received` is when the request came, as Unix
+        time; it waits at most `wait_s` for a guest, if that is less than the function says.
+
+        Raises:
+            UnknownFunctionError: there is none of that name.
+            BodyTooLargeError, UnprocessableError: payload or type cannot be sent.
+            QueueFullError, ResourceExhaustedError, KeyLimitError: there is no room for it.
+            FunctionCrashedError, FunctionTimeoutError: its guest did not survive it.
+            FunctionFailedError: it cannot be built or loaded any more.
+            StoppingError: the server stops.
+            MayflyError: its guest did not come up.
+        """
+        request = self._enter(name, payload, content_type, tenant, received, wait_s, request_id)
+        try:
+            return await asyncio.shield(request.answer)
+        except asyncio.CancelledError:
+            self._scheduler.withdraw(request)
+            raise
+
+    def submit(
+        self,
+        name: str,
+        payload: bytes,
+        content_type: str = "",
+        *,
+        tenant: Tenant | None = None,
+        received: float | None = None,
+        wait_s: float | None = None,
+        request_id: str = "",
+    ) -> str:
+        """Ask the function; `result` has the answer under the id that this returns.
+
+        Raises:
+            MayflyError: as `invoke`, what is known at once.
+        """
+        request = self._enter(name, payload, content_type, tenant, received, wait_s, request_id)
+        self._results.add(request)
+        return request.id
+
+    def result(self, request_id: str, *, function: str = "", owner: str | None = None) -> Answer | None:
+        """The answer to a request that was submitted; None while it is under way.
+
+        Raises:
+            UnknownRequestError: there is none, it is not to `function`, not `owner`'s, or it is no
+                longer kept.
+            MayflyError: that with which it failed.
+        """
+        answer = self._results.get(request_id, function=function, owner=owner).answer
+        return answer.result() if answer.done() else None
+
+    async def settled(self, request_id: str) -> None:
+        """Wait until a request that was submitted is over. An unknown one is."""
+        with contextlib.suppress(UnknownRequestError):
+            await asyncio.wait([self._results.get(request_id).answer])
+
+    def logs(self, name: str, last: int = 100) -> list[LogLine]:
+        """The last lines that the function printed.
+
+        Raises:
+            UnknownFunctionError: there is none.
+        """
+        self.find(name)
+        kept = self._logs.get(name)
+        return kept.lines(last) if kept else []
+
+    def figures(self, name: str) -> FunctionFigures:
+        """What the function has done since the server began, and what it has now.
+
+        Raises:
+            UnknownFunctionError: there is none.
+        """
+        self.find(name)
+        return self._statistics.figures(name, waiting=self._scheduler.waiting(name), guests=self._scheduler.guests(name))
+
+    def statistics(self) -> dict[str, Any]:
+        """What all functions have done, by SnapFaaS's names."""
+        return self._statistics.to_json()
+
+    @property
+    def under_way(self) -> int:
+        """Requests that wait or are with a guest."""
+        return self._scheduler.under_way
+
+    def _enter(
+        self,
+        name: str,
+        payload: bytes,
+        content_type: str,
+        tenant: Tenant | None,
+        received: float | None,
+        wait_s: float | None,
+        request_id: str,
+    ) -> Request:
+        if len(payload) > MAX_BODY:
+            raise BodyTooLargeError(f"the payload has {len(payload)} bytes; at most {MAX_BODY} are taken")
+        if len(content_type.encode(errors="surrogateescape")) > MAX_CONTENT_TYPE or not content_type.isascii():
+            raise UnprocessableError(
+                f"the content type {content_type[:80]!r} is not usable", hint=f"it has at most {MAX_CONTENT_TYPE} ASCII characters"
+            )
+        revision = self._revision(name)
+        self._statistics.request_came(name)
+        try:
+            if tenant is not None:
+                tenant.check(revision.memory)
+            owner = tenant.name if tenant else ""
+            request = Request(name, payload, content_type, tenant=owner, received=received, request_id=request_id)
+            self._scheduler.enter(request, revision, wait_s)
+        except MayflyError as error:
+            self._statistics.request_refused(name, error)
+            raise
+        if tenant is not None:
+            tenant.take(revision.memory)
+        request.answer.add_done_callback(lambda _: self._over(request, tenant, revision.memory))
+        return request
+
+    def _over(self, request: Request, tenant: Tenant | None, memory: int) -> None:
+        """A request has its answer, or its error."""
+        if tenant is not None:
+            tenant.give_back(memory)
+        self._statistics.request_over(request)
+        if request.log and request.function in self._current:
+            self._logs.setdefault(request.function, Log()).add(request)
+        status, _ = outcome(request)
+        times = request.times()
+        self._log.write(
+            request=request.id,
+            function=request.function,
+            key=request.tenant or None,
+            status=status,
+            start=request.kind.value if request.kind else None,
+            received=times.received,
+            queued_s=times.queued_s,
+            started_s=times.started_s,
+            sent_s=times.sent_s,
+            answered_s=times.answered_s,
+            guest_us=times.guest_us,
+        )
+
+    def _revision(self, name: str) -> Revision:
+        """The function as it is now. It is looked at each time whether function and image are still
+        the same.
+
+        Raises:
+            MayflyError: there is none, or it cannot be used with its image.
+        """
+        stamp, known = store.stamp(name), self._current.get(name)
+        if stamp is None:
+            self._forget(name)
+            raise UnknownFunctionError(f"no function {name[:80]!r}", hint="mayfly function list shows them")
+        if known is not None and known.stamps == (stamp, _image_stamp(known.revision)):
+            return known.revision
+        function = store.find(name)
+        revision = revise(function, self._images.find(function.spec.language), self.config, self._networks)
+        self._current[name] = _Current(revision, (stamp, _image_stamp(revision)))
+        return revision
+
+    async def drain(self, within_s: float) -> None:
+        """Take no more requests, and wait until all are answered, or `within_s` has passed."""
+        self._stopping = True
+        await self._scheduler.drain(within_s)
+
+    async def close(self) -> None:
+        """Fail what is under way, end every guest, write the statistics; once."""
+        if self._closed:
+            return
+        self._stopping = self._closed = True
+        await self._scheduler.close()
+        self._results.close()
+        await asyncio.sleep(0)  # what was failed now is counted by callbacks
+        if self.config.function_statistics:
+            try:
+                with atomic_write(Path(self.config.function_statistics).expanduser()) as file:
+                    file.write(json.dumps(self.statistics(), indent=1).encode() + b"\n")
+            except OSError as error:
+                log.error("%s: the statistics cannot be written: %s", self.config.function_statistics, error)
+        self._log.close()
+
+
+def _image_stamp(revision: Revision) -> store.Stamp | None:
+    try:
+        return store.file_stamp(revision.image.folder / "manifest.json")
+    except OSError:
+        return None
