@@ -168,8 +168,10 @@ def _texts(function: object, folder: Path) -> list[bytes]:
         SchemaError: there is no such file.
     """
     files = function.get("files") if isinstance(function, dict) else None
-    texts = []
-    for path, name in files.items() if isinstance(files, dict) else ():
+    texts: list[bytes] = []
+    if not isinstance(files, dict):
+        return texts
+    for path, name in files.items():
         if not isinstance(name, str) or not FUNCTION_FILE.fullmatch(name) or not (folder / name).is_file():
             raise SchemaError(f"function.files.{path}: there is no file {str(name)[:80]!r} in {folder}")
         texts.append((folder / name).read_bytes())

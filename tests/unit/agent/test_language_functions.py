@@ -79,7 +79,7 @@ def test_an_example_answers_a_workloads_requests(agent: AgentProcess, name: str)
         answer = json.loads(response.data)
         assert answer["request"] == number
         assert len(answer) > 1
-        assert response.took_us < 600_000_000
+        assert response.guest_us < 600_000_000
         assert {"hello": b"greeting", "ocr-img": b"drew"}.get(name, b"") in log
 
 
