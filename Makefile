@@ -74,10 +74,12 @@ bench: setup kernel agent images arm
 	@.venv/bin/python -m scripts.bench.requests measure build/bench-requests.json
 	@.venv/bin/python -m scripts.bench.readers build/bench-readers.json
 	@.venv/bin/python -m scripts.bench.readers build/bench-readers-tls.json --tls
+	@.venv/bin/python -m scripts.bench.functions tiny build/bench-functions.json
 	@test "$$(uname -m)" = aarch64 || scripts/with-kvm --arch aarch64 python -m scripts.bench.starts measure build/bench-aarch64.json --rounds 1
 	@.venv/bin/python -m scripts.bench.starts plot build/bench.json build/bench.png
 	@.venv/bin/python -m scripts.bench.snapshots plot build/bench-snapshots.json build/bench-snapshots.png
 	@.venv/bin/python -m scripts.bench.requests plot build/bench-requests.json build/bench-requests.png
+	@.venv/bin/python -m scripts.bench.functions plot build/bench-functions.json build/bench-functions.png
 	@ls build/bench*
 
 # What was built in this folder. Kernels, images and the emulated host's disk are in $$XDG_CACHE_HOME/mayfly and $$XDG_DATA_HOME/mayfly.
