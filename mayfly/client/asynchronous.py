@@ -8,12 +8,22 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar, Unpack
+from urllib.parse import quote
 
 import aiohttp
 import msgspec
 
 from mayfly import paths
-from mayfly.client.results import DoneEvent, LanguageInfo, Result, RunClientEvent, decode_event, error_of
+from mayfly.client.results import (
+    DoneEvent,
+    FunctionList,
+    FunctionResult,
+    LanguageInfo,
+    Result,
+    RunClientEvent,
+    decode_event,
+    error_of,
+)
 from mayfly.client.submission import Content, RunOptions, body
 from mayfly.errors import BusyError, ConfigError, MayflyError, ServerLostError
 
@@ -23,6 +33,8 @@ IDLE_S = 5.0
 MAX_LINE = 64 << 20
 """Bytes of one event: the last one holds all output of a run."""
 RETRY_S = 0.2
+FUNCTION_ERROR = "X-Mayfly-Function-Error"
+"""Header of an answer that is a function's own failure, not the server's."""
 NOT_OURS = "is the address a Mayfly server's?"
 _T = TypeVar("_T")
 
@@ -115,6 +127,42 @@ class AsyncClient:
         """
         return (await self._ask("GET", "/languages", _Languages)).languages
 
+    async def functions(self) -> FunctionList:
+        """The server's functions, and what it has counted of them.
+
+        Raises:
+            MayflyError: as `run`.
+        """
+        return await self._ask("GET", "/functions", FunctionList)
+
+    async def invoke(self, name: str, payload: Any = b"", content_type: str = "") -> FunctionResult:
+        """Have the function `name` answer a request.
+
+        Args:
+            name: the function.
+            payload: bytes and text as they are, anything else as JSON.
+            content_type: what the function is told that they are. By default JSON for what was
+                encoded, text for text, and `application/octet-stream` for bytes.
+
+        Raises:
+            BusyError: the server has no room, for longer than `patience_s`.
+            MayflyError: the request was refused, or its guest failed. An exception of the function
+                is an answer and raises nothing.
+            ServerLostError: the server cannot be reached, or went away.
+        """
+        data, kind = _payload(payload)
+        headers = {"Content-Type": content_type or kind}
+        answer, text = await self._exchange("POST", f"/functions/{quote(name, safe='')}", data=data, headers=headers)
+        return FunctionResult(
+            request_id=answer.get("X-Mayfly-Request-Id", ""),
+            status=answer.get(FUNCTION_ERROR, "ok"),
+            content_type=answer.get("Content-Type", ""),
+            payload=text,
+            start=answer.get("X-Mayfly-Start", ""),
+            duration_s=_seconds(answer.get("X-Mayfly-Duration")),
+            queued_s=_seconds(answer.get("X-Mayfly-Queued")),
+        )
+
     async def _ask(
         self,
         method: str,
@@ -126,12 +174,28 @@ class AsyncClient:
         headers: Mapping[str, str] = {},
     ) -> _T:
         """The answer to a request, decoded as `kind`; None for an answer without a body."""
+        _, text = await self._exchange(method, path, content, data=data, headers=headers)
+        try:
+            return msgspec.json.decode(text or b"null", type=kind)
+        except msgspec.DecodeError as error:
+            raise self._not_ours(error) from error
+
+    async def _exchange(
+        self,
+        method: str,
+        path: str,
+        content: Any = None,
+        *,
+        data: bytes | None = None,
+        headers: Mapping[str, str] = {},
+    ) -> tuple[Mapping[str, str], bytes]:
+        """The answer's headers and its body; asked for again where the server is busy."""
         patience = _Patience(self.patience_s)
         again = "Idempotency-Key" in headers
         while True:
             try:
                 async with self._open(method, path, content, data, headers) as answer:
-                    return msgspec.json.decode(await answer.read() or b"null", type=kind)
+                    return answer.headers, await answer.read()
             except ServerLostError:
                 if not again:
                     raise
@@ -146,17 +210,20 @@ class AsyncClient:
         """An answer that is no error, while its body comes and is decoded."""
         try:
             async with self._http().request(method, self._base + path, json=content, data=data, headers=headers) as answer:
-                if answer.status >= 400:
+                if answer.status >= 400 and FUNCTION_ERROR not in answer.headers:
                     raise _refusal(answer, await answer.read())
                 yield answer
         except msgspec.DecodeError as error:
-            raise ServerLostError(f"{self._name}: not Mayfly's answer: {error}", hint=NOT_OURS) from error
+            raise self._not_ours(error) from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise self.lost(error) from error
 
     def lost(self, error: BaseException) -> ServerLostError:
         """What a failed connection means."""
         return ServerLostError(f"{self._name}: {str(error) or type(error).__name__}", hint="is 'mayfly serve' running there?")
+
+    def _not_ours(self, error: msgspec.DecodeError) -> ServerLostError:
+        return ServerLostError(f"{self._name}: not Mayfly's answer: {error}", hint=NOT_OURS)
 
     def _http(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -351,6 +418,22 @@ class _Started(msgspec.Struct):
 
 class _Languages(msgspec.Struct):
     languages: tuple[LanguageInfo, ...]
+
+
+def _payload(payload: Any) -> tuple[bytes, str]:
+    """A request's payload and its type."""
+    if isinstance(payload, bytes | bytearray | memoryview):
+        return bytes(payload), "application/octet-stream"
+    if isinstance(payload, str):
+        return payload.encode(), "text/plain; charset=utf-8"
+    return msgspec.json.encode(payload), "application/json"
+
+
+def _seconds(text: str | None) -> float:
+    try:
+        return float(text or 0)
+    except ValueError:
+        return 0.0
 
 
 def _refusal(answer: aiohttp.ClientResponse, text: bytes) -> MayflyError:

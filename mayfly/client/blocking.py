@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar, Unpack
 
 from mayfly.client.asynchronous import AsyncAttachment, AsyncClient, AsyncRun
-from mayfly.client.results import LanguageInfo, Result, RunClientEvent
+from mayfly.client.results import FunctionList, FunctionResult, LanguageInfo, Result, RunClientEvent
 from mayfly.client.submission import Content, RunOptions
 
 _T = TypeVar("_T")
@@ -89,6 +89,14 @@ class Client:
     def languages(self) -> tuple[LanguageInfo, ...]:
         """As `AsyncClient.languages`."""
         return self._loop.wait(self._client.languages())
+
+    def functions(self) -> FunctionList:
+        """As `AsyncClient.functions`."""
+        return self._loop.wait(self._client.functions())
+
+    def invoke(self, name: str, payload: Any = b"", content_type: str = "") -> FunctionResult:
+        """As `AsyncClient.invoke`."""
+        return self._loop.wait(self._client.invoke(name, payload, content_type))
 
 
 class BlockingRun:

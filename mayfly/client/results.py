@@ -166,6 +166,76 @@ class LanguageInfo(msgspec.Struct, frozen=True, kw_only=True):
     steps: tuple[str, ...] = ()
 
 
+class FunctionResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What a function answered.
+
+    Attributes:
+        request_id: what the server calls the request.
+        status: `ok`, or `exception` if the function raised one; the payload then describes it.
+        start: how its guest came to be: `cold`, `restored` or `warm`.
+        duration_s: for how long the function ran.
+        queued_s: for how long the request waited for a guest.
+    """
+
+    request_id: str
+    status: str
+    content_type: str
+    payload: bytes
+    start: str = ""
+    duration_s: float = 0.0
+    queued_s: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether the function returned without an exception."""
+        return self.status == "ok"
+
+    @property
+    def text(self) -> str:
+        """The payload; bytes that are not UTF-8 become U+FFFD."""
+        return self.payload.decode(errors="replace")
+
+    def json(self) -> Any:
+        """What the payload means as JSON.
+
+        Raises:
+            ValueError: it is none.
+        """
+        return msgspec.json.decode(self.payload)
+
+
+class FunctionInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A function that a server has."""
+
+    name: str
+    language: str = ""
+
+
+class FunctionStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """What a server has counted of its functions since it started.
+
+    Attributes:
+        memory: bytes that guests may have together.
+        guests_created: guests that were booted or restored.
+        guests_evicted: those that were ended to make room for another function's.
+        completed: requests that were answered.
+        dropped: those for which there was no room.
+    """
+
+    memory: int = 0
+    guests_created: int = 0
+    guests_evicted: int = 0
+    completed: int = 0
+    dropped: int = 0
+
+
+class FunctionList(msgspec.Struct, frozen=True, kw_only=True):
+    """The functions of a server."""
+
+    functions: tuple[FunctionInfo, ...] = ()
+    statistics: FunctionStatistics | None = None
+
+
 class StageEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="stage"):
     """The program of a step starts."""
 
