@@ -104,6 +104,7 @@ ELSEWHERE = {
     "kernel": "mayfly.cli.kernel",
     "key": "mayfly.cli.key",
     "network": "mayfly.cli.network",
+    "workload": "mayfly.cli.workload",
 }
 """Groups of commands in modules of their own, imported when they are called."""
 

@@ -1,0 +1,1 @@
+"""Workloads of functions: make one, send it to a server, report what came back."""
