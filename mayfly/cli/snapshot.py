@@ -1,19 +1,17 @@
 """`mayfly snapshot`: make snapshots, and show those that are there."""
 
 import asyncio
-import http.client
 import json
-import socket
 import urllib.parse
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
+from mayfly.cli.asking import ask
 from mayfly.cli.run import read_source
-from mayfly.errors import ConfigError, HostError, from_wire
+from mayfly.errors import ConfigError
 from mayfly.host.checks import time_factor
 from mayfly.host.config import Config
 from mayfly.host.snippet import Snippet
@@ -49,19 +47,6 @@ async def _create(language: str, file: Path | None, *, name: str, parent: str, n
         return await service.make_base(image, network=network, again=True)
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost")
-        self._path = path
-
-    def connect(self) -> None:
-        """Connect to the server's socket."""
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.connect(str(self._path))
-
-
 def create_from_run(run: str, name: str, config: Config) -> None:
     """Have the server save the machine of a run, which goes on.
 
@@ -69,19 +54,7 @@ def create_from_run(run: str, name: str, config: Config) -> None:
         HostError: no server is there.
         MayflyError: it refuses; the error is the server's own.
     """
-    connection = _UnixConnection(config.socket)
-    try:
-        connection.request("POST", f"/runs/{urllib.parse.quote(run, safe='')}/snapshot", json.dumps({"name": name}))
-        answer = connection.getresponse()
-        found = json.loads(answer.read())
-        if answer.status != HTTPStatus.CREATED:
-            raise from_wire(dict(found["error"]))
-    except (OSError, ValueError, LookupError, TypeError, http.client.HTTPException) as error:
-        raise HostError(
-            f"{config.socket}: no server of Mayfly answers: {error}", hint="start it: mayfly serve, or give its --socket"
-        ) from error
-    finally:
-        connection.close()
+    ask(config.socket, "POST", f"/runs/{urllib.parse.quote(run, safe='')}/snapshot", {"name": name})
     click.echo(_line(snapshots.find(name)))
 
 

@@ -1,0 +1,45 @@
+"""Ask the server of this user over its Unix socket, without the libraries that a client of many
+requests needs.
+"""
+
+import http.client
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+from mayfly.errors import HostError, from_wire
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost")
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the server's socket."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.connect(str(self._path))
+
+
+def ask(path: Path, method: str, address: str, body: Any = None) -> Any:
+    """The JSON that the server at the socket `path` answers.
+
+    Raises:
+        HostError: no server is there.
+        MayflyError: it refuses; the error is the server's own.
+    """
+    connection = _UnixConnection(path)
+    try:
+        connection.request(method, address, None if body is None else json.dumps(body))
+        answer = connection.getresponse()
+        found = json.loads(answer.read())
+        if answer.status >= http.HTTPStatus.BAD_REQUEST:
+            raise from_wire(dict(found["error"]))
+    except (OSError, ValueError, LookupError, TypeError, http.client.HTTPException) as error:
+        raise HostError(f"{path}: no server of Mayfly answers: {error}", hint="start it: mayfly serve, or give its --socket") from error
+    finally:
+        connection.close()
+    return found
