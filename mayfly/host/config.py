@@ -50,6 +50,7 @@ class Config(Record, frozen=True, kw_only=True):
         tuple[str, ...], key("contracts of others to serve, each as NAME, NAME=/PREFIX or NAME=HOST:PORT (docs/compat.md)")
     ] = ()
     playground: Annotated[bool, key("serve a page to try it on at /")] = False
+    function_listen: Annotated[str, key("HOST:PORT to take requests for functions on in SnapFaaS's frames, which have no keys")] = ""
     languages: Annotated[tuple[str, ...], key("languages to serve (name or name@version); none given: every installed one")] = ()
     kernel: Annotated[Path, key("the guests' kernel")] = field(default_factory=lambda: paths.kernel_path(platform.machine()))
     user: Annotated[str, key("of machines that root starts: each has its own id, in this user's group; empty: stay root")] = "nobody"

@@ -3,7 +3,7 @@
 import contextlib
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
@@ -46,16 +46,37 @@ def open_doors(config: Config, narrow: Mapping[str, str] = {}) -> Iterator[tuple
         wanted = [*((text, "") for text in config.listen), *narrow.items()]
         tls = load_tls(config) if wanted and config.tls_certificate else None
         listeners = [(opened.enter_context(one), prefix) for text, prefix in wanted for one in _listen(parse_address(text))]
-        for listener, _ in listeners:
-            host = listener.getsockname()[0]
-            if tls is None and not config.insecure and not ip_address(host).is_loopback:
-                raise ConfigError(
-                    f"listen: {host} can be reached from other hosts, and there is no TLS",
-                    hint="set tls_certificate and tls_key, or --insecure behind a proxy that has TLS",
-                )
+        if tls is None and not config.insecure:
+            hint = "set tls_certificate and tls_key, or --insecure behind a proxy that has TLS"
+            _check_loopback([listener for listener, _ in listeners], "listen", "there is no TLS", hint)
         for listener, _ in listeners:  # only now: nobody connects to a server that will not be
             listener.listen(BACKLOG)
         yield tuple(Door(listener, tls, prefix) for listener, prefix in listeners)
+
+
+@contextlib.contextmanager
+def open_keyless(text: str, config: Config) -> Iterator[tuple[socket.socket, ...]]:
+    """Listen at the address of `function_listen`, where no keys are asked for; on leaving, no
+    longer.
+
+    Raises:
+        ConfigError, HostError: as of open_doors.
+    """
+    with contextlib.ExitStack() as opened:
+        listeners = tuple(opened.enter_context(one) for one in _listen(parse_address(text)))
+        if not config.insecure:
+            hint = "give an address of loopback, or --insecure where only those who may can connect"
+            _check_loopback(listeners, "function_listen", "it asks for no key", hint)
+        for listener in listeners:
+            listener.listen(BACKLOG)
+        yield listeners
+
+
+def _check_loopback(listeners: Iterable[socket.socket], key: str, lacking: str, hint: str) -> None:
+    for listener in listeners:
+        host = listener.getsockname()[0]
+        if not ip_address(host).is_loopback:
+            raise ConfigError(f"{key}: {host} can be reached from other hosts, and {lacking}", hint=hint)
 
 
 def load_tls(config: Config, context: ssl.SSLContext | None = None) -> ssl.SSLContext:
