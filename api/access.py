@@ -27,7 +27,10 @@ PATH = 200
 """Characters of a path in the log."""
 AUTH_TOKEN = "X-Auth-Token"  # noqa: S105  # a header's name
 REQUEST_ID = "X-Request-Id"
-EXPOSED = "Content-Location, Idempotency-Replayed, Location, Retry-After, X-Request-Id"
+EXPOSED = (
+    "Content-Location, Idempotency-Replayed, Location, Retry-After, X-Request-Id, "
+    "X-Mayfly-Duration, X-Mayfly-Function-Error, X-Mayfly-Queued, X-Mayfly-Request-Id, X-Mayfly-Start"
+)
 ALLOWED = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Auth-Token, X-Auth-User, X-Request-Id"
 PREFLIGHT_S = 600
 GONE = 499

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 import resource
 import signal
 import socket
@@ -20,11 +21,13 @@ from mayfly.api.answers import status_of
 from mayfly.api.compat.dialect import Dialect
 from mayfly.api.compat.dialects import Narrow, addresses_of, make_dialects
 from mayfly.api.connections import Bodies, Connection, Connections, Handler
+from mayfly.api.functions import FUNCTIONS, add_headers
 from mayfly.api.hooks import Hooks
 from mayfly.api.intake import AUDIT, BODIES, HOOKS, REPEATS, SERVICE
 from mayfly.api.requests import MAX_BODY
 from mayfly.api.routes import METRICS, ROUTES
 from mayfly.errors import BusyError, ConfigError, MayflyError, StoppingError, UnauthorizedError, to_wire
+from mayfly.functions.service import Functions
 from mayfly.host.addresses import Targets
 from mayfly.host.checks import time_factor
 from mayfly.host.config import Config
@@ -47,6 +50,8 @@ SHUTDOWN_S = 5.0
 SERVER: Mapping[str, Any] = {"handler_cancellation": True, "access_log": None}
 RETRY_S = 5
 """When a client may look whether a server that stops is back."""
+Gateway = Callable[[Config, Functions], contextlib.AbstractAsyncContextManager[str]]
+"""Serves functions while its block is under way; gives its address, if it has one, for the log."""
 DIALECTS: web.AppKey[Sequence[Dialect]] = web.AppKey("dialects", tuple)
 
 
@@ -106,9 +111,11 @@ def headers_of(error: MayflyError) -> Mapping[str, str]:
     return {}
 
 
-def make_app(service: Service, metrics: Metrics, connections: Connections, keyring: Keyring | None = None) -> web.Application:
-    """The application that serves `service`, with the logs that its configuration names; the keys
-    are in `keyring`, or those of this user.
+def make_app(
+    service: Service, functions: Functions, metrics: Metrics, connections: Connections, keyring: Keyring | None = None
+) -> web.Application:
+    """The application that serves `service` and `functions`, with the logs that the configuration
+    names; the keys are in `keyring`, or those of this user.
 
     Raises:
         ConfigError: the configuration asks for a contract of others that is not there.
@@ -119,8 +126,9 @@ def make_app(service: Service, metrics: Metrics, connections: Connections, keyri
     access.open.update(route.handler for route in ROUTES if route.open)
     access.operators.update(route.handler for route in ROUTES if route.operator)
     app = web.Application(middlewares=[connections.middleware, access.identify, answer_errors, access.authenticate])
-    app.on_response_prepare.extend((access.on_prepare, finish))
+    app.on_response_prepare.extend((access.on_prepare, finish, add_headers))
     app[SERVICE] = service
+    app[FUNCTIONS] = functions
     app[METRICS] = metrics
     app[BODIES] = Bodies(MAX_BODY)
     app[AUDIT] = audit
@@ -150,6 +158,7 @@ def make_app(service: Service, metrics: Metrics, connections: Connections, keyri
 
 async def serve_http(
     service: Service,
+    functions: Functions,
     metrics: Metrics,
     listener: socket.socket,
     stop: asyncio.Event,
@@ -160,7 +169,7 @@ async def serve_http(
     ended, and those who wait are answered.
     """
     connections = Connections()
-    app = make_app(service, metrics, connections, keyring)
+    app = make_app(service, functions, metrics, connections, keyring)
     runner = web.AppRunner(app, **SERVER, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     http = runner.server
@@ -181,6 +190,7 @@ async def serve_http(
         await stop.wait()
         for server in servers:
             server.close()
+        await functions.close()
         await service.close()
     finally:
         watch.cancel()
@@ -195,10 +205,10 @@ def _connect(http: web.Server, connections: Connections) -> Connection:
     return Connection(http(), connections)
 
 
-async def serve(config: Config, zygote: Callable[[], Zygote]) -> None:
-    """Serve until SIGTERM or SIGINT, then let runs end for `drain_s`, unless a second signal comes.
-    No socket, machine or zygote is left when it returns. SIGHUP: read the certificate again, if
-    there is one.
+async def serve(config: Config, zygote: Callable[[], Zygote], gateways: Sequence[Gateway] = ()) -> None:
+    """Serve until SIGTERM or SIGINT, then let runs end for `drain_s`, and requests to functions
+    within their own time, unless a second signal comes. No socket, machine or zygote is left when
+    it returns. SIGHUP: read the certificate again, if there is one.
 
     Raises:
         MayflyError: it cannot begin.
@@ -214,11 +224,17 @@ async def serve(config: Config, zygote: Callable[[], Zygote]) -> None:
     with claim(config.socket) as (listener, folder), open_doors(config, addresses_of(config.compat)) as doors:
         if any(door.tls for door in doors):
             loop.add_signal_handler(signal.SIGHUP, renew, config, doors)
-        async with Service(config, zygote, sockets=folder, observer=metrics) as service:
+        async with (
+            Service(config, zygote, sockets=folder, observer=metrics) as service,
+            functions_beside(service) as functions,
+            contextlib.AsyncExitStack() as opened,
+        ):
             service.warm_up(config.languages)
+            functions.begin()
+            others = [await opened.enter_async_context(gateway(config, functions)) for gateway in gateways]
             names = ", ".join(f"{image.manifest.language}@{image.manifest.version}" for image in service.installed())
             budget = service.health().memory_budget >> 20
-            where = ", ".join([str(config.socket), *(door.url for door in doors)])
+            where = ", ".join(filter(None, [str(config.socket), *(door.url for door in doors), *others]))
             log.info("listening at %s; languages: %s; %d MiB for machines", where, names or "none", budget)
             if config.playground:
                 log.info("playground: %s", playground.invite(doors[0], keyring))
@@ -226,21 +242,34 @@ async def serve(config: Config, zygote: Callable[[], Zygote]) -> None:
                 log.info("nobody can come in over TCP yet; make a key: mayfly key create NAME")
             if config.time_factor != 1:
                 log.info("time limits are multiplied by %g", config.time_factor)
-            draining = asyncio.create_task(end_gracefully(service, drain, stop))
+            draining = asyncio.create_task(end_gracefully(service, functions, drain, stop))
             try:
-                await serve_http(service, metrics, listener, stop, doors, keyring)
+                await serve_http(service, functions, metrics, listener, stop, doors, keyring)
             finally:
                 draining.cancel()
             log.info("stopped")
 
 
-async def end_gracefully(service: Service, drain: asyncio.Event, stop: asyncio.Event) -> None:
-    """When `drain` is set, take no new runs, give those under way `drain_s`, then set `stop`."""
+def functions_beside(service: Service) -> Functions:
+    """The functions that share a service's machines, memory and networks; to be closed before
+    it.
+    """
+    one = service
+    return Functions(one.config, one.spawner, one.admission, one.supply, one.images, one.networks, one.observer)
+
+
+async def end_gracefully(service: Service, functions: Functions, drain: asyncio.Event, stop: asyncio.Event) -> None:
+    """When `drain` is set, take no new runs and requests, give runs under way `drain_s` and
+    requests to functions the time that they have anyway (or none, if drain_s is 0), then set
+    `stop`.
+    """
     await drain.wait()
-    config = service.config
-    if service.runs.under_way and config.drain_s:
-        log.info("stopping: %d runs may go on for %g s; a second signal ends them", service.runs.under_way, config.here(config.drain_s))
-    await service.drain(config.here(config.drain_s))
+    within_s = service.config.here(service.config.drain_s)
+    if service.runs.under_way and within_s:
+        log.info("stopping: %d runs may go on for %g s; a second signal ends them", service.runs.under_way, within_s)
+    if functions.under_way and within_s:
+        log.info("stopping: %d requests to functions will be answered; a second signal ends them", functions.under_way)
+    await asyncio.gather(service.drain(within_s), functions.drain(math.inf if within_s else 0))
     stop.set()
 
 
@@ -254,8 +283,8 @@ def renew(config: Config, doors: Sequence[Door]) -> None:
             log.error("%s; the last one is used on", error)
 
 
-def main(config: Config, zygote: Callable[[], Zygote] | None = None) -> None:
-    """`mayfly serve`: check the host, then serve."""
+def main(config: Config, zygote: Callable[[], Zygote] | None = None, gateways: Sequence[Gateway] = ()) -> None:
+    """`mayfly serve`: check the host, then serve, also through `gateways` besides HTTP."""
     logging.basicConfig(level=logging.INFO, format="mayfly: %(message)s")
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # it logs what clients do wrong; faults of ours are logged here
     make_dialects(config.compat, PATHS)  # a mistake in it must show before anything is started
@@ -263,4 +292,4 @@ def main(config: Config, zygote: Callable[[], Zygote] | None = None) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # each run has an output socket, each reader one more
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    asyncio.run(serve(config, zygote or Zygote.start))
+    asyncio.run(serve(config, zygote or Zygote.start, gateways))

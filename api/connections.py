@@ -193,8 +193,8 @@ async def pieces(request: web.Request) -> AsyncIterator[bytes]:
 
 
 class Bodies:
-    """The bodies that are being received: of `most` bytes each, of `room` together, of half as many
-    for each tenant.
+    """The bodies that are being received: of `most` bytes each, unless a route takes fewer, of
+    `room` together, of half as many for each tenant.
     """
 
     def __init__(self, most: int, room: int = ALL_BODIES) -> None:
@@ -203,24 +203,25 @@ class Bodies:
         self._share = room // 2
         self._by_owner: collections.Counter[str] = collections.Counter()
 
-    async def read(self, request: web.Request) -> bytes:
+    async def read(self, request: web.Request, most: int | None = None) -> bytes:
         """The whole body of a request.
 
         Raises:
-            BodyTooLargeError: it is larger than `most`.
+            BodyTooLargeError: it is larger than `most`, or than bodies may be.
             BusyError: there is no room for it now.
             RequestError: it does not come in time, or is malformed.
         """
         body = bytearray()
         held = 0
+        most = self._most if most is None else most
         owner = request.get(OWNER, "")
         try:
-            self._check(declared := request.content_length or 0)
+            _check_size(declared := request.content_length or 0, most)
             held = self._hold(declared, owner)
             async with asyncio.timeout(BODY_S) as deadline:
                 async for piece in pieces(request):
                     body += piece
-                    self._check(len(body))
+                    _check_size(len(body), most)
                     held += self._hold(max(0, len(body) - held), owner)
                     deadline.reschedule((deadline.when() or 0) + len(piece) / BODY_RATE)
             return bytes(body)
@@ -230,13 +231,14 @@ class Bodies:
             self._room += held
             self._by_owner[owner] -= held
 
-    def _check(self, size: int) -> None:
-        if size > self._most:
-            raise BodyTooLargeError(f"the body has {size} bytes or more; at most {self._most} are taken")
-
     def _hold(self, size: int, owner: str) -> int:
         if size > self._room or (owner and self._by_owner[owner] + size > self._share):
             raise BusyError("too many large requests are being received", hint="try again in a moment")
         self._room -= size
         self._by_owner[owner] += size
         return size
+
+
+def _check_size(size: int, most: int) -> None:
+    if size > most:
+        raise BodyTooLargeError(f"the body has {size} bytes or more; at most {most} are taken")

@@ -149,9 +149,14 @@ def submit(
     return run
 
 
+def audit(request: web.Request, action: str, **about: object) -> None:
+    """Have the audit log say what whoever sent the request has done."""
+    request.app[AUDIT].write(action=action, **_who(request), **about)
+
+
 def note(request: web.Request, action: str, run_id: str, **more: object) -> None:
     """Have the audit log say what else was done to a run."""
-    request.app[AUDIT].write(action=action, **_who(request), run=run_id, **more)
+    audit(request, action, run=run_id, **more)
 
 
 def _who(request: web.Request) -> dict[str, str]:

@@ -29,8 +29,9 @@ class Route:
     `answer`, `query` and `body` are the types of the answer's JSON, of the parameters in the
     address and of the JSON in the request; their docstrings and descriptions are shown. The summary
     is the first line of the handler's docstring. A route that takes a Body takes the snippet alone
-    as text too. One that `streams` may answer with a run's events. One that is `open` needs no API
-    key; one that is for the `operator` alone is not there for keys.
+    as text too. One that `streams` may answer with a run's events. One that `passes` is about a
+    request to a function, which may send and get anything; its `answer` is that of 202. One that is
+    `open` needs no API key; one that is for the `operator` alone is not there for keys.
     """
 
     method: str
@@ -41,6 +42,7 @@ class Route:
     query: type[msgspec.Struct] | None = None
     body: type[msgspec.Struct] | None = None
     streams: bool = False
+    passes: bool = False
     open: bool = False
     operator: bool = False
 
@@ -48,6 +50,16 @@ class Route:
 SECURITY: dict[str, Any] = {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}}
 WANTED: dict[str, Any] = {"security": [{"key": []}, {}]}
 """An API key over TCP, nothing over the Unix socket."""
+
+FUNCTIONS_OWN = {200: "the function's answer, of its own type", 500: "what the function raised, as JSON, or a fault of Mayfly's"}
+OF_ANSWERS: dict[str, Any] = {
+    "X-Mayfly-Request-Id": {"schema": _TEXT},
+    "X-Mayfly-Start": {"schema": {"enum": ["cold", "restored", "warm"]}, "description": "how it got its guest"},
+    "X-Mayfly-Duration": {"schema": _TEXT, "description": "seconds that the function took"},
+    "X-Mayfly-Queued": {"schema": _TEXT, "description": "seconds until a guest was there for it"},
+    "X-Mayfly-Function-Error": {"schema": {"const": "exception"}, "description": "of 500: the function raised it"},
+}
+"""Headers of what a function answers."""
 
 MESSAGE: dict[str, Any] = {
     "description": "each message of the stream",
@@ -95,7 +107,7 @@ def _operation(route: Route, query: dict[str, Any]) -> dict[str, Any]:
         operation["requestBody"] = {"required": True, "content": content}
     if route.body in (Body, Batch):
         parameters.append({"name": "Idempotency-Key", "in": "header", "schema": {**_TEXT, "minLength": 1, "maxLength": 255}})
-    if route.query is StdinQuery:
+    if route.query is StdinQuery or (route.passes and route.method == "POST"):
         operation["requestBody"] = {"content": {"application/octet-stream": {}}}
     if parameters:
         operation["parameters"] = parameters
@@ -109,6 +121,8 @@ def _operation(route: Route, query: dict[str, Any]) -> dict[str, Any]:
 def _response(route: Route, status: int) -> dict[str, Any]:
     response: dict[str, Any] = {"description": http.HTTPStatus(status).phrase}
     content: dict[str, Any] = {}
+    if route.passes and status in FUNCTIONS_OWN:
+        return {"description": FUNCTIONS_OWN[status], "headers": OF_ANSWERS}
     kind = route.answer if status < 400 else Error
     if kind:
         content["application/json"] = {"schema": _ref(kind.__name__)}

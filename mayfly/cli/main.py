@@ -24,7 +24,7 @@ OUR_STATUS = 125
 SIZE_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 OF_SERVER = (
     *("socket", "compat", "listen", "playground", "tls_certificate", "tls_key", "insecure", "cors_origins", "callback_hosts"),
-    *("access_log", "audit_log"),
+    *("access_log", "audit_log", "function_listen"),
     *("languages", "warm", "queue", "drain_s", "keep_s", "keep_bytes", "keep_runs"),
 )
 SHORT = {
@@ -100,6 +100,7 @@ def load_config(flags: dict[str, Any]) -> Config:
 
 
 ELSEWHERE = {
+    "function": "mayfly.cli.function",
     "image": "mayfly.cli.image",
     "kernel": "mayfly.cli.kernel",
     "key": "mayfly.cli.key",
@@ -141,8 +142,9 @@ def serve(**flags: Any) -> None:
     """
     config = load_config(flags)
     from mayfly.api.app import main as serve_main
+    from mayfly.gateways import frames
 
-    serve_main(config)
+    serve_main(config, gateways=(frames.serve,))
 
 
 @cli.command(cls=Configured, without=OF_SERVER)

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
-from mayfly.api.app import serve_http
+from mayfly.api.app import functions_beside, serve_http
 from mayfly.api.compat.dialects import addresses_of
+from mayfly.functions.service import Functions
 from mayfly.host.keys import create, default_path
 from mayfly.host.listen import Door, open_doors
 from mayfly.host.metrics import Metrics
@@ -25,6 +26,7 @@ class Served(NamedTuple):
     """A server under way: its doors over TCP, and a client of its Unix socket."""
 
     service: Service
+    functions: Functions
     doors: tuple[Door, ...]
     operator: aiohttp.ClientSession
 
@@ -46,12 +48,12 @@ def serving(tmp_path: Path, scenario: Callable[[Served], Awaitable[Any]], fault:
         config = small_config(tmp_path, **{"socket": folder / "mayfly" / "api.sock", "listen": ("127.0.0.1:0",), **changes})
         stop = asyncio.Event()
         with claim(config.socket) as (listener, runs), open_doors(config, addresses_of(config.compat)) as doors:
-            async with Service(config, factory(fault), sockets=runs) as service:
-                server = asyncio.create_task(serve_http(service, Metrics(), listener, stop, doors))
+            async with Service(config, factory(fault), sockets=runs) as service, functions_beside(service) as functions:
+                server = asyncio.create_task(serve_http(service, functions, Metrics(), listener, stop, doors))
                 connector = aiohttp.UnixConnector(path=str(config.socket))
                 async with aiohttp.ClientSession("http://mayfly", connector=connector) as operator:
                     try:
-                        return await asyncio.wait_for(scenario(Served(service, doors, operator)), limit_s)
+                        return await asyncio.wait_for(scenario(Served(service, functions, doors, operator)), limit_s)
                     finally:
                         stop.set()
                         await server

@@ -17,7 +17,7 @@ TEXT = (Path(__file__).parents[3] / "docs/api.md").read_text()
     "words",
     [
         *(f"| `{name}` |" for name in FIELDS),
-        *(f"{route.method} {route.path.replace('{id}', 'ID')}" for route in ROUTES),
+        *(f"{route.method} {route.path.format(id='ID', name='NAME')}" for route in ROUTES),
         *(f"`{code}`" for code in STATUS),
         *(f"`{status}`" for status in Status),
         *(f"`{mode}`" for mode in Mode),

@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from mayfly.api.app import serve_http
+from mayfly.api.app import functions_beside, serve_http
 from mayfly.host.metrics import Metrics
 from mayfly.host.sockets import claim
 from mayfly.runs.service import Service
@@ -42,7 +42,7 @@ def backend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callabl
             stop = asyncio.Event()
             with claim(config.socket) as (listener, runs):
                 async with Service(config, factory(), sockets=runs) as service:
-                    server = asyncio.create_task(serve_http(service, Metrics(), listener, stop))
+                    server = asyncio.create_task(serve_http(service, functions_beside(service), Metrics(), listener, stop))
                     runner = web.AppRunner(module.make_app(config.socket), handler_cancellation=True)
                     await runner.setup()
                     await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -18,7 +18,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from mayfly.api.app import make_app, serve_http
+from mayfly.api.app import functions_beside, make_app, serve_http
 from mayfly.api.connections import Connections
 from mayfly.api.requests import MAX_BODY, Body
 from mayfly.api.routes import ROUTES
@@ -58,7 +58,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path) -> Call
             stop = asyncio.Event()
             with claim(config.socket) as (listener, runs):
                 async with Service(config, factory(fault, made), sockets=runs) as service:
-                    server = asyncio.create_task(serve_http(service, Metrics(), listener, stop))
+                    server = asyncio.create_task(serve_http(service, functions_beside(service), Metrics(), listener, stop))
                     async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(path=str(config.socket))) as client:
                         try:
                             return await asyncio.wait_for(scenario(client, service), 60)
@@ -409,7 +409,7 @@ def test_openapi_describes_the_routes_that_there_are(serve: Callable[..., Any]) 
     async def scenario(client: aiohttp.ClientSession, service: Service) -> None:
         _, found = await get(client, "/openapi.json")
         described = {(method.upper(), path) for path, methods in found["paths"].items() for method in methods}
-        app = make_app(service, Metrics(), Connections())
+        app = make_app(service, functions_beside(service), Metrics(), Connections())
         served = {(route.method, route.resource.canonical) for route in app.router.routes() if route.resource}
         heads = {("HEAD", path) for method, path in described if method == "GET"}
         assert described == served - heads == {(route.method, route.path) for route in ROUTES}
