@@ -7,17 +7,19 @@ import json
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import click
 
+from mayfly.cli.main import OF_SERVER, Configured, load_config
 from mayfly.cli.messages import plain
 from mayfly.errors import ConfigError
 from mayfly.functions.lines import BadLine
 from mayfly.functions.openloop import ANSWER_S, MOST_UNDER_WAY
-from mayfly.workload.replay import Progress, ServerTarget, replay
+from mayfly.host.config import Config
+from mayfly.workload.replay import Progress, ServerTarget, Target, replay
 from mayfly.workload.report import WINDOW_S
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -53,7 +55,7 @@ def generate(spec: Path, seed: int, seconds: float | None, output: Path) -> None
     click.echo(f"{count} requests", err=True)
 
 
-@cli.command("replay")
+@cli.command("replay", cls=Configured, without=OF_SERVER)
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 @click.option(
     "--against",
@@ -61,6 +63,7 @@ def generate(spec: Path, seed: int, seconds: float | None, output: Path) -> None
     metavar="ADDRESS",
     help="http(s)://HOST:PORT, or the path of a server's socket (default: as MAYFLY_URL says, or the local server's)",
 )
+@click.option("--in-process", is_flag=True, help="ask no server, but functions in guests of this process")
 @click.option("--output", "-o", type=_OUTPUT, default="-", help="file for the answers (default: standard output)")
 @click.option("--speed", type=click.FloatRange(0.001, 1000), default=1.0, show_default=True, help="2 sends everything in half the time")
 @click.option(
@@ -73,15 +76,18 @@ def generate(spec: Path, seed: int, seconds: float | None, output: Path) -> None
 @click.option(
     "--timeout", type=click.FloatRange(0.001, 86400), default=ANSWER_S, show_default=True, help="seconds for which an answer is waited for"
 )
-def replay_command(file: Path, against: str, output: Path, speed: float, in_flight: int, timeout: float) -> int:
+def replay_command(
+    file: Path, against: str, in_process: bool, output: Path, speed: float, in_flight: int, timeout: float, **flags: Any
+) -> int:
     """Send the requests in FILE, each at its time, whether or not earlier ones are answered.
 
     The answers come as lines of JSON, in the order in which they are there. Lines of FILE that are
     not requests are named and skipped. Ctrl-C ends it; what is known then is written. A key for a
-    server over TCP: MAYFLY_KEY.
+    server over TCP: MAYFLY_KEY. The flags of the configuration are for --in-process.
     """
-    from mayfly.client import AsyncClient
-
+    if in_process and against:
+        raise click.UsageError("give either --against or --in-process")
+    config = load_config(flags) if in_process else None
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection for each request under way
@@ -91,10 +97,10 @@ def replay_command(file: Path, against: str, output: Path, speed: float, in_flig
         stop = functools.partial(_stop, loop, asyncio.current_task(loop))
         for number in STOPPING:
             loop.add_signal_handler(number, stop)
-        async with AsyncClient(against or None, patience_s=0) as client:
+        async with _target(config, against) as target:
             with _showing(file) as progress, _naming_bad() as on_bad:
                 try:
-                    await replay(requests, ServerTarget(client), answers, on_bad, progress, most=in_flight, timeout_s=timeout, speed=speed)
+                    await replay(requests, target, answers, on_bad, progress, most=in_flight, timeout_s=timeout, speed=speed)
                 except asyncio.CancelledError:
                     click.echo("interrupted; what was known is written", err=True)
                     return 130
@@ -132,6 +138,22 @@ def report_command(outputs: tuple[Path, ...], json_file: Path | None, picture: P
             file.write(json.dumps(found, indent=1).encode() + b"\n")
     if json_file != Path("-"):
         click.echo(plain(table(found)))
+
+
+@contextlib.asynccontextmanager
+async def _target(config: Config | None, address: str) -> AsyncIterator[Target]:
+    """The server at the address, or functions in guests of this process as `config` says."""
+    if config is None:
+        from mayfly.client import AsyncClient
+
+        async with AsyncClient(address or None, patience_s=0) as client:
+            yield ServerTarget(client)
+        return
+    from mayfly.cli.function import functions_here
+    from mayfly.workload.here import HereTarget
+
+    async with functions_here(config) as functions:
+        yield HereTarget(functions)
 
 
 def _stop(loop: asyncio.AbstractEventLoop, task: "asyncio.Task[int] | None") -> None:

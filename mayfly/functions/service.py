@@ -261,6 +261,11 @@ class Functions:
         return self._statistics.to_json()
 
     @property
+    def memory_budget(self) -> int:
+        """Bytes that all machines of this host may have together."""
+        return self._admission.budget
+
+    @property
     def under_way(self) -> int:
         """Requests that wait or are with a guest."""
         return self._scheduler.under_way

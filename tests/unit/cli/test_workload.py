@@ -15,6 +15,7 @@ import pytest
 
 from mayfly.workload.generate import as_line, generate, load_spec
 from tests.kit.fake_functions import FakeFunctions
+from tests.kit.functions_kit import install_echo
 
 ROOT = Path(__file__).parents[3]
 MEDIUM = ROOT / "examples/workloads/medium.yaml"
@@ -124,3 +125,33 @@ def test_the_report_alone_is_json_on_standard_output(folder: Path) -> None:
     (folder / "answers.jsonl").write_text('{"line": 1, "function": "f", "status": "ok", "due_ms": 0, "sent_ms": 0, "answered_ms": 2}\n')
     found = workload(folder, "report", "answers.jsonl", "--json", "-")
     assert json.loads(found.stdout)["experiments"][0]["latency_ms"]["max"] == 2
+
+
+def test_functions_in_guests_of_the_replaying_process(folder: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: None) -> None:
+    install_echo(monkeypatch, folder)
+    (folder / "echo.toy").write_text("true")
+    (folder / "functions.yaml").write_text("{name: echo, language: toy, code: echo.toy, concurrency_limit: 2, queue_s: 60}\n")
+    (folder / "requests.jsonl").write_text("".join(request("echo", time) for time in range(20)) + request("other"))
+    options = ("--time-factor", "1", "--kernel", folder / "vmlinux", "--memory-budget", str(1 << 30))
+
+    def run(*arguments: str | Path) -> str:
+        command = [sys.executable, "-m", "tests.kit.fake_mayfly", "-", *map(str, arguments), *map(str, options)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        found = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120)
+        assert found.returncode == 0, found.stderr
+        return found.stdout
+
+    run("function", "create", "functions.yaml")
+    *answers, last = map(json.loads, run("workload", "replay", "requests.jsonl", "--in-process").splitlines())
+    assert sorted((each["line"], each["status"]) for each in answers) == [
+        *((line, "ok") for line in range(1, 21)),
+        (21, "unknown_function"),
+    ]
+    assert {each["start"] for each in answers if each["status"] == "ok"} <= {"cold", "restored", "warm"}
+    assert last["summary"]["memory"] == 1 << 30
+    assert 1 <= last["summary"]["guests_created"] <= 2
+
+
+def test_a_server_or_this_process_but_not_both(folder: Path) -> None:
+    found = workload(folder, "replay", os.devnull, "--in-process", "--against", "x.sock")
+    assert (found.returncode, "either --against or --in-process" in found.stderr) == (2, True)
