@@ -61,6 +61,7 @@ def build(
     agent: bytes | None = None,
     programs: Mapping[str, bytes] | None = None,
     warmup: str = "",
+    function: manifest.Function | None = None,
 ) -> Path:
     """Write the image of a toy language (extension .toy) to where mayfly looks for it; its folder.
 
@@ -71,6 +72,7 @@ def build(
         agent: another init.
         programs: executables for /bin.
         warmup: a script to run before a base is saved.
+        function: how it loads functions.
     """
     folders = ("bin", "dev", "proc", "sys", "tmp", "mayfly", "etc", "work", "run")
     entries = [(name, stat.S_IFDIR | 0o755, b"") for name in folders]
@@ -101,6 +103,7 @@ def build(
         ),
         env={"PATH": "/bin"},
         warmup=manifest.Warmup(steps=(manifest.LanguageStep(name="warm", argv=("sh", "-c", warmup)),) if warmup else ()),
+        function=function,
         source=manifest.ImageSource(reference="made by a test", manifest_digest="", config_digest="", layers=()),
         compression="none",
         initramfs_size=len(packed),
