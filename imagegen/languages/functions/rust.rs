@@ -78,7 +78,6 @@ fn serve<A: AsRef<[u8]>, E: Display>(mut channel: File, function: fn(&[u8]) -> R
         let begin = Instant::now();
         let outcome = call(function, &payload);
         let took = begin.elapsed().as_micros() as u64;
-        let _ = io::stdout().flush();
         match &outcome {
             Ok(answer) => send(&mut channel, ANSWER, id, took, answer.as_ref())?,
             Err(exception) => send(&mut channel, EXCEPTION, id, took, exception.to_json().as_bytes())?,
@@ -151,6 +150,7 @@ fn receive(channel: &mut File) -> io::Result<(u8, u32, Vec<u8>)> {
 }
 
 fn send(channel: &mut File, kind: u8, id: u32, took: u64, payload: &[u8]) -> io::Result<()> {
+    let _ = io::stdout().flush(); // what was printed belongs before the message
     let content_type: &[u8] = if kind == EXCEPTION { b"application/json" } else { b"" };
     let mut message = vec![kind];
     message.extend(id.to_le_bytes());

@@ -18,7 +18,7 @@ from mayfly.images.store import Images
 from mayfly.protocol import frames as p
 from mayfly.protocol.conversation import Event
 from mayfly.units import MIB
-from mayfly.vmm.config import MachineConfig
+from mayfly.vmm.config import Layer, MachineConfig
 from tests.kit import shim
 from tests.kit.agent_process import PATH_ENV, build_agent
 from tests.kit.api_fakes import factory, install_toys
@@ -197,7 +197,7 @@ def test_a_saved_function_goes_on_in_copies(tmp_path: Path) -> None:
             (tmp_path / "saved").mkdir()
             await guest.process.snapshot(tmp_path / "saved", timeout_s=30)
             await guest.process.stop()
-            copy = wanted("toy", restore=(str(tmp_path / "saved"),))
+            copy = wanted("toy", restore=(Layer(folder=str(tmp_path / "saved")),))
             copies = [await start(spawner, Wanted(image=copy.image, machine=copy.machine, timeout_s=30.0, loaded=START)) for _ in range(2)]
             for number, restored in enumerate(copies):
                 assert restored.kind is StartKind.RESTORED
