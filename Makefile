@@ -75,6 +75,7 @@ bench: setup kernel agent images arm
 	@.venv/bin/python -m scripts.bench.readers build/bench-readers.json
 	@.venv/bin/python -m scripts.bench.readers build/bench-readers-tls.json --tls
 	@.venv/bin/python -m scripts.bench.functions tiny build/bench-functions.json
+	@scripts/with-kvm python -m scripts.bench.functions linux build/bench-functions.json
 	@test "$$(uname -m)" = aarch64 || scripts/with-kvm --arch aarch64 python -m scripts.bench.starts measure build/bench-aarch64.json --rounds 1
 	@.venv/bin/python -m scripts.bench.starts plot build/bench.json build/bench.png
 	@.venv/bin/python -m scripts.bench.snapshots plot build/bench-snapshots.json build/bench-snapshots.png
