@@ -6,7 +6,7 @@ import enum
 from collections.abc import Iterable, Iterator
 from typing import Generic
 
-from mayfly.errors import QueueFullError, ResourceExhaustedError
+from mayfly.errors import MayflyError, QueueFullError, ResourceExhaustedError
 from mayfly.functions.needs import G, R
 from mayfly.functions.request import Request
 from mayfly.guests.start import StartKind
@@ -84,6 +84,26 @@ class Desk(Generic[R, G]):
     def coming(self) -> int:
         """How many guests start for whoever is first in the queue, and have memory."""
         return sum(instance.granted and instance.is_current for instance in self.of(State.STARTING))
+
+    @property
+    def covered(self) -> int:
+        """How many requests at the head of the queue wait only for a guest that is being started,
+        or for memory that is on its way.
+        """
+        starting = [instance for instance in self.of(State.STARTING) if instance.is_current]
+        coming = sum(instance.granted or instance.ticket.covered for instance in starting)
+        if len(self.instances) < self.revision.spec.concurrency_limit:
+            return coming
+        return coming + sum(1 for _ in self.of(State.ENDING))
+
+    def awaits(self, ticket: Ticket) -> bool:
+        """Whether the ticket is that of a guest that starts for it."""
+        return any(instance.ticket is ticket for instance in self.of(State.STARTING))
+
+    def fail_all(self, error: MayflyError) -> None:
+        """Fail every request that waits."""
+        while self.queue:
+            self.queue.popleft().fail(error)
 
     @property
     def lasting(self) -> int:

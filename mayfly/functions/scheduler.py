@@ -7,34 +7,21 @@ has served a tenant serves only that tenant, and only ever its own function.
 
 Everything happens in the event loop, as one of these: a request comes or leaves, a guest has
 started, answered, ended, or was not asked for some time, memory is free again. Each leads to
-`_dispatch`, which looks at one function's queue from its head.
-
-    STARTING ──> IDLE <──> IN_USE
-        └─────────┴──────────┴──> ENDING
+`_dispatch`, which looks at one function's queue from its head. What a guest goes through meanwhile
+is in lifecycle.py.
 """
 
 import asyncio
 import itertools
-import logging
 from typing import Generic
 
-from mayfly.errors import (
-    BusyError,
-    FunctionFailedError,
-    HostError,
-    MayflyError,
-    ResourceExhaustedError,
-    StoppingError,
-    UnknownFunctionError,
-)
+from mayfly.errors import FunctionFailedError, MayflyError, StoppingError, UnknownFunctionError
 from mayfly.functions.desk import Desk, Instance, State, exhausted, queue_full, surplus
+from mayfly.functions.lifecycle import Lifecycle
 from mayfly.functions.needs import G, Machines, R, Watcher
 from mayfly.functions.request import Request
-from mayfly.guests.function import FunctionRequest
-from mayfly.guests.start import StartKind
-from mayfly.host.admission import Admission, Ticket
+from mayfly.host.admission import Admission
 
-log = logging.getLogger(__name__)
 RETRY_S = 60.0
 """After a guest that was to be ready failed, until the next one is started ahead of requests."""
 
@@ -50,20 +37,15 @@ class Scheduler(Generic[R, G]):
     """
 
     def __init__(self, machines: Machines[R, G], admission: Admission, watcher: Watcher, factor: float = 1.0) -> None:
-        self._machines = machines
+        self._guests: Lifecycle[R, G] = Lifecycle(machines, admission, watcher, self, factor)
         self._admission = admission
-        self._watcher = watcher
         self._factor = factor
         self._desks: dict[str, Desk[R, G]] = {}
-        self._instances: set[Instance[R, G]] = set()
-        self._numbers = itertools.count(1)
-        self._leaving = 0  # bytes of guests that are being ended
         self._open: set[Request] = set()
         self._quiet = asyncio.Event()
         self._quiet.set()
         self._stopping = False
         self._closed = False
-        self._typical_s = 1.0
         admission.reclaimers.append(self._reclaim)
         admission.on_room.append(self.fill)
 
@@ -106,8 +88,8 @@ class Scheduler(Generic[R, G]):
         self._dispatch(desk)
         if request.kind is not None or request.answer.done():
             return
-        if len(desk.queue) - self._covered(desk) > spec.queue:
-            full = queue_full(desk, self._typical_s) if spec.queue else exhausted(desk, self._admission, self._typical_s)
+        if len(desk.queue) - desk.covered > spec.queue:
+            full = queue_full(desk, self._guests.typical_s) if spec.queue else exhausted(desk, self._admission, self._guests.typical_s)
             self.withdraw(request, full)
             raise full
         self._bound(desk, request)
@@ -135,7 +117,7 @@ class Scheduler(Generic[R, G]):
         if desk is not None:
             desk.removed = True
             for instance in list(desk.of(State.IDLE)):
-                self._end(instance)
+                self._guests.end(instance)
             self._close_desk(desk)
 
     def _close_desk(self, desk: Desk[R, G]) -> None:
@@ -144,7 +126,7 @@ class Scheduler(Generic[R, G]):
         """
         if desk.removed and not desk.instances:
             name = desk.revision.spec.name
-            self._fail_all(desk, UnknownFunctionError(f"the function {name!r} was removed", hint="create it again"))
+            desk.fail_all(UnknownFunctionError(f"the function {name!r} was removed", hint="create it again"))
             if self._desks.get(name) is desk:
                 del self._desks[name]
 
@@ -175,7 +157,7 @@ class Scheduler(Generic[R, G]):
                 if ticket is None:
                     return
                 ticket.of_run = False
-                self._begin(desk, ticket)
+                self._guests.begin(desk, ticket)
 
     def _over(self, request: Request) -> None:
         """A request has its answer, or its error."""
@@ -196,7 +178,7 @@ class Scheduler(Generic[R, G]):
         for request in list(itertools.islice(desk.queue, most)):
             if instance := self._idle_for(desk, request):
                 desk.queue.remove(request)
-                self._hand_over(instance, request)
+                self._guests.hand_over(instance, request)
             elif starting:
                 starting -= 1
             elif len(desk.instances) < limit:
@@ -205,7 +187,7 @@ class Scheduler(Generic[R, G]):
             elif ending:
                 ending -= 1
             elif victim := next(desk.of(State.IDLE), None):  # another tenant's
-                self._end(victim)
+                self._guests.end(victim)
             else:
                 break
         self._expire(desk)
@@ -216,172 +198,86 @@ class Scheduler(Generic[R, G]):
         """The guest that the request takes: rather one of its tenant's, and of those the one used
         last, so that the others come to their end.
         """
-        able = [instance for instance in desk.instances if instance.may_serve(request) and self._is_alive(instance)]
+        able = [instance for instance in desk.instances if instance.may_serve(request) and self._guests.is_alive(instance)]
         own = [instance for instance in able if instance.tenant is not None]
         best = own or able
         return best[-1] if best else None
-
-    def _is_alive(self, instance: Instance[R, G]) -> bool:
-        return instance.guest is not None and self._machines.is_alive(instance.guest)
 
     def _start(self, desk: Desk[R, G]) -> bool:
         """Begin to start a guest, as soon as there is memory; false if that cannot be."""
         try:
             ticket = self._admission.enter(desk.revision.memory, of_run=False)
         except MayflyError as error:  # the function was changed to one that is too large
-            self._fail_all(desk, error)
+            desk.fail_all(error)
             return False
-        self._begin(desk, ticket)
+        self._guests.begin(desk, ticket)
         return True
 
-    def _begin(self, desk: Desk[R, G], ticket: Ticket) -> None:
-        instance = Instance(next(self._numbers), desk, ticket)
-        desk.instances.append(instance)
-        self._instances.add(instance)
-        instance.task = asyncio.create_task(self._bring_up(instance), name=f"start a guest of {desk.revision.spec.name}")
-        # A task that is cancelled before its first step runs no handler of its own.
-        instance.task.add_done_callback(lambda task: self._drop(instance) if task.cancelled() else None)
+    # What a guest's lifecycle tells
 
-    async def _bring_up(self, instance: Instance[R, G]) -> None:
-        """Start the guest when it is its turn."""
-        name, clock = instance.revision.spec.name, asyncio.get_running_loop().time
-        error: MayflyError | None = None
-        try:
-            await instance.ticket.turn
-            began = clock()
-            instance.guest, instance.kind = await self._machines.start(instance.revision)
-            self._watcher.guest_started(name, instance.number, instance.revision.memory, began, clock())
-        except BusyError as busy:
-            error = ResourceExhaustedError(busy.message, hint=busy.hint, resource="networks", retry_after_s=busy.retry_after_s)
-        except MayflyError as failed:
-            error = failed
-        except Exception as fault:
-            log.exception("start a guest of %s", name)
-            error = HostError(f"a fault of ours: {type(fault).__name__}", hint="see the server's log, and report it")
-        if error is not None:
-            self._watcher.guest_failed(name, error)
-            self._start_failed(instance, error)
-            return
-        instance.task = None
-        self._settle(instance)
-
-    def _start_failed(self, instance: Instance[R, G], error: MayflyError) -> None:
+    def start_failed(self, instance: Instance[R, G], error: MayflyError) -> None:
         """Tell whoever waits. What cannot get better fails all of them."""
         desk = instance.desk
         desk.fill_after = asyncio.get_running_loop().time() + RETRY_S
         if isinstance(error, FunctionFailedError | UnknownFunctionError):
-            self._fail_all(desk, error)
+            desk.fail_all(error)
         elif desk.queue:
             desk.queue.popleft().fail(error)
-        self._drop(instance)
 
-    def _fail_all(self, desk: Desk[R, G], error: MayflyError) -> None:
-        while desk.queue:
-            desk.queue.popleft().fail(error)
-
-    def _hand_over(self, instance: Instance[R, G], request: Request) -> None:
-        for timer in (instance.expiry, request.expiry):
-            if timer is not None:
-                timer.cancel()
-        instance.state = State.IN_USE
-        instance.tenant = request.tenant
-        kind = StartKind.WARM if instance.served or instance.rested else instance.kind
-        instance.served += 1
-        request.taken(kind, instance.number)
-        name = f"request {request.id} to {request.function}"
-        instance.task = asyncio.create_task(self._serve(instance, request), name=name)
-        instance.task.add_done_callback(lambda task: self._break_off(instance, request) if task.cancelled() else None)
-
-    def _break_off(self, instance: Instance[R, G], request: Request) -> None:
-        request.fail(StoppingError("the server stopped before the function answered"))
-        self._end(instance)
-
-    async def _serve(self, instance: Instance[R, G], request: Request) -> None:
-        assert instance.guest is not None  # noqa: S101 (it has started)
-        error: MayflyError
-        try:
-            if instance.watch is not None:
-                instance.watch.cancel()
-                await asyncio.wait([instance.watch])
-                if not self._is_alive(instance):
-                    self._hand_back(instance, request)
-                    return
-            asked = FunctionRequest(id=instance.served, content_type=request.content_type, payload=request.payload)
-            request.sent()
-            timeout_s = instance.revision.spec.timeout_s * self._factor
-            response = await self._machines.ask(instance.guest, asked, request, timeout_s)
-        except MayflyError as caught:
-            error = caught
-        except Exception as fault:
-            log.exception("request %s to %s", request.id, request.function)
-            error = HostError(f"a fault of ours: {type(fault).__name__}", hint="see the server's log, and report it")
-        else:
-            request.answered(response)
-            self._typical_s = 0.8 * self._typical_s + 0.2 * (request.answered_at - request.sent_at)
-            instance.task = None
-            self._settle(instance)
-            return
-        request.fail(error)
-        self._end(instance)
-
-    def _hand_back(self, instance: Instance[R, G], request: Request) -> None:
-        """The guest has ended before it was asked: the request is first in the queue again."""
+    def handed_back(self, instance: Instance[R, G], request: Request) -> None:
+        """The request is first in the queue again."""
         request.kind = None
         instance.desk.queue.appendleft(request)
         self._bound(instance.desk, request)
-        self._end(instance)
 
-    def _settle(self, instance: Instance[R, G]) -> None:
-        """The guest has nothing to do now: find out what becomes of it."""
+    def ended_idle(self, instance: Instance[R, G]) -> None:
+        """Do not start another at once where it never answered anything."""
+        if not instance.served:
+            instance.desk.fill_after = asyncio.get_running_loop().time() + RETRY_S
+
+    def gone(self, instance: Instance[R, G]) -> None:
+        """Give its place to who waits."""
+        if not self._closed:
+            self._dispatch(instance.desk)
+
+    def settle(self, instance: Instance[R, G]) -> None:
+        """Find out what becomes of a guest that has nothing to do now."""
         desk, loop = instance.desk, asyncio.get_running_loop()
         instance.state = State.IDLE
         instance.used_at = loop.time()
         desk.instances.remove(instance)
         desk.instances.append(instance)
-        if self._closed or not instance.is_current or not self._is_alive(instance):
-            self._end(instance)
+        if self._closed or not instance.is_current or not self._guests.is_alive(instance):
+            self._guests.end(instance)
             return
         first = self._admission.first_waiting
-        if first is not None and not self._is_own(desk, first) and not (desk.queue and desk.queue[0].queued_at <= first.entered_at):
+        if first is not None and not desk.awaits(first) and not (desk.queue and desk.queue[0].queued_at <= first.entered_at):
             self._admission.press()  # who waits for memory was there before the next request
         if instance.state is State.IDLE:
             self._dispatch(desk)
         if instance.state is State.IDLE and desk.removed:
-            self._end(instance)
+            self._guests.end(instance)
         if instance.state is State.IDLE:
             self._admission.press()
         if instance.state is State.IDLE:
             instance.rested = True
-            instance.expiry = loop.call_later(desk.revision.spec.keep_alive_s, self._keep_or_end, instance)
-            instance.watch = asyncio.create_task(self._look_after(instance), name=f"watch a guest of {desk.revision.spec.name}")
-
-    def _is_own(self, desk: Desk[R, G], ticket: Ticket) -> bool:
-        return any(instance.ticket is ticket for instance in desk.of(State.STARTING))
+            instance.expiry = loop.call_later(self._factor * desk.revision.spec.keep_alive_s, self._keep_or_end, instance)
+            self._guests.watch(instance)
 
     def _keep_or_end(self, instance: Instance[R, G]) -> None:
         """A guest was not asked for a long time."""
         instance.expiry = None
         if instance.state is State.IDLE and instance.desk.lasting > instance.desk.revision.spec.min_guests:
-            self._end(instance)
+            self._guests.end(instance)
 
     # What is lacking
-
-    def _covered(self, desk: Desk[R, G]) -> int:
-        """How many requests at the head of the queue wait only for a guest that is being started,
-        or for memory that is on its way.
-        """
-        starting = [instance for instance in desk.of(State.STARTING) if instance.is_current]
-        coming = sum(instance.granted or instance.ticket.covered for instance in starting)
-        if len(desk.instances) < desk.revision.spec.concurrency_limit:
-            return coming
-        return coming + sum(1 for _ in desk.of(State.ENDING))
 
     def _expire(self, desk: Desk[R, G]) -> None:
         """Fail the requests whose time is over, but for those that a guest is surely coming for."""
         now = asyncio.get_running_loop().time()
-        late = [request for request in itertools.islice(desk.queue, self._covered(desk), None) if request.deadline <= now]
+        late = [request for request in itertools.islice(desk.queue, desk.covered, None) if request.deadline <= now]
         if late:
-            error = exhausted(desk, self._admission, self._typical_s)
+            error = exhausted(desk, self._admission, self._guests.typical_s)
             for request in late:
                 desk.queue.remove(request)
                 request.fail(error)
@@ -392,79 +288,29 @@ class Scheduler(Generic[R, G]):
         waiting = [instance for instance in desk.of(State.STARTING) if not instance.granted]
         wanted = max(0, len(desk.queue) - desk.coming)
         for instance in waiting[wanted:]:
-            self._cancel(instance)
+            self._guests.cancel(instance)
 
     def _reclaim(self, missing: int) -> int:
         """End idle guests, as many as it takes; the bytes that they give back with those that are
         ending already. Guests that are to stay ready come last.
         """
-        freed = self._leaving
+        freed = self._guests.leaving
         idle = sorted((instance for desk in self._desks.values() for instance in desk.of(State.IDLE)), key=lambda each: each.used_at)
         for instance in itertools.chain(surplus(idle), idle):
             if freed >= missing:
                 break
             if instance.state is State.IDLE:
                 freed += instance.revision.memory
-                instance.evicted_at = asyncio.get_running_loop().time()
-                self._watcher.guest_evicted(instance.desk.revision.spec.name, instance.number)
-                self._end(instance)
+                self._guests.evict(instance)
         return freed
-
-    # Ends
 
     def _end_outdated(self, desk: Desk[R, G]) -> None:
         for instance in list(desk.of(State.IDLE)):
             if not instance.is_current:
-                self._end(instance)
+                self._guests.end(instance)
         for instance in list(desk.of(State.STARTING)):
             if not instance.is_current:
-                self._cancel(instance)
-
-    def _cancel(self, instance: Instance[R, G]) -> None:
-        """Give up a guest that is starting."""
-        instance.state = State.ENDING
-        if instance.task is not None:
-            instance.task.cancel()
-
-    def _end(self, instance: Instance[R, G]) -> None:
-        """End a guest that has started."""
-        if instance.expiry is not None:
-            instance.expiry.cancel()
-        instance.state = State.ENDING
-        self._leaving += instance.revision.memory
-        instance.task = asyncio.create_task(self._stop(instance), name=f"end a guest of {instance.revision.spec.name}")
-
-    async def _stop(self, instance: Instance[R, G]) -> None:
-        assert instance.guest is not None  # noqa: S101 (it has started)
-        if instance.watch is not None:
-            instance.watch.cancel()
-        try:
-            await self._machines.stop(instance.guest)
-        finally:
-            if instance.evicted_at:
-                self._watcher.eviction_over(instance.number, instance.evicted_at, asyncio.get_running_loop().time())
-            self._leaving -= instance.revision.memory
-            self._drop(instance)
-
-    def _drop(self, instance: Instance[R, G]) -> None:
-        """The guest is gone, or never was."""
-        instance.state = State.ENDING
-        instance.task = None
-        instance.desk.instances.remove(instance)
-        self._instances.discard(instance)
-        self._admission.leave(instance.ticket)
-        if not self._closed:
-            self._dispatch(instance.desk)
-
-    async def _look_after(self, instance: Instance[R, G]) -> None:
-        """Notice that a guest ended by itself while nobody used it."""
-        assert instance.guest is not None  # noqa: S101 (it has started)
-        await self._machines.watch(instance.guest)
-        if instance.state is State.IDLE:
-            log.info("a guest of %s ended by itself", instance.revision.spec.name)
-            if not instance.served:
-                instance.desk.fill_after = asyncio.get_running_loop().time() + RETRY_S
-            self._end(instance)
+                self._guests.cancel(instance)
 
     async def drain(self, within_s: float) -> None:
         """Take no more requests, and wait until all are answered, or `within_s` has passed."""
@@ -483,12 +329,6 @@ class Scheduler(Generic[R, G]):
         self._admission.reclaimers.remove(self._reclaim)
         self._admission.on_room.remove(self.fill)
         for desk in self._desks.values():
-            self._fail_all(desk, StoppingError("the server stopped before there was a guest for the request"))
-        while self._instances:
-            for instance in list(self._instances):
-                if instance.state is State.IDLE:
-                    self._end(instance)
-                elif instance.task is not None and instance.state is not State.ENDING:
-                    instance.task.cancel()
-            await asyncio.wait([instance.task for instance in self._instances if instance.task is not None])
+            desk.fail_all(StoppingError("the server stopped before there was a guest for the request"))
+        await self._guests.end_all()
         self._desks.clear()
