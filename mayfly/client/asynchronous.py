@@ -1,6 +1,8 @@
 """The client for asyncio. It needs aiohttp and nothing of the server."""
 
 import asyncio
+import io
+import json
 import os
 import ssl
 import uuid
@@ -32,6 +34,8 @@ IDLE_S = 5.0
 """A connection is used again within this time: a server closes one that is idle for longer."""
 MAX_LINE = 64 << 20
 """Bytes of one event: the last one holds all output of a run."""
+MAX_PIECE = 1 << 20
+"""Bytes that are sent at once. More would keep the event loop busy, and aiohttp warns of it."""
 RETRY_S = 0.2
 FUNCTION_ERROR = "X-Mayfly-Function-Error"
 """Header of an answer that is a function's own failure, not the server's."""
@@ -208,8 +212,11 @@ class AsyncClient:
         self, method: str, path: str, content: Any = None, data: bytes | None = None, headers: Mapping[str, str] = {}
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """An answer that is no error, while its body comes and is decoded."""
+        if content is not None:
+            data, headers = json.dumps(content).encode(), {**headers, "Content-Type": "application/json"}
+        sent = io.BytesIO(data) if data is not None and len(data) > MAX_PIECE else data
         try:
-            async with self._http().request(method, self._base + path, json=content, data=data, headers=headers) as answer:
+            async with self._http().request(method, self._base + path, data=sent, headers=headers) as answer:
                 if answer.status >= 400 and FUNCTION_ERROR not in answer.headers:
                     raise _refusal(answer, await answer.read())
                 yield answer

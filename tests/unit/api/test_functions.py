@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 
 from mayfly.api.functions import UNKNOWN_TYPE, respond
+from mayfly.client import AsyncClient
 from mayfly.functions.answer import Answer, Times
 from mayfly.functions.lines import MAX_PAYLOAD
 from mayfly.guests.start import StartKind
@@ -67,6 +68,9 @@ def test_the_answer_is_the_functions_own(serve: Serve) -> None:
             options = {"headers": given, "skip_auto_headers": ["Content-Type"]}
             _, _, headers = await ask(served.operator, "POST", "/functions/echo", b"1", **options)
             assert headers["Content-Type"] == UNKNOWN_TYPE, "no type, as curl's is none"
+        for given in ("text/é", "text/plain; a=" + "b" * 300):
+            status, refused, _ = await ask(served.operator, "POST", "/functions/echo", b"1", headers={"Content-Type": given})
+            assert (status, refused["error"]["code"]) == (415, "unsupported_media_type")
 
     serve(scenario)
 
@@ -78,6 +82,8 @@ def test_a_payload_has_six_mib(serve: Serve) -> None:
         assert (status, body) == (200, payload)
         status, refused, _ = await ask(served.operator, "POST", "/functions/echo", payload + b"x")
         assert (status, refused["error"]["code"]) == (413, "too_large")
+        async with AsyncClient(served.service.config.socket) as client:
+            assert (await client.invoke("echo", payload)).payload == payload
 
     serve(scenario)
 

@@ -1,6 +1,7 @@
 """The Python client against a server whose machines are ordinary processes."""
 
 import asyncio
+import hashlib
 import json
 import subprocess
 import sys
@@ -64,6 +65,11 @@ def test_a_run_and_its_result(serve: Serve) -> None:
     with pytest.raises(RunFailedError) as failed:
         result.check()
     assert failed.value.result is result
+
+
+def test_large_files(serve: Serve) -> None:
+    result = in_thread(serve, lambda client: client.run("sha256sum < data", language="toy", files={"data": bytes(2 << 20)}))
+    assert result.stdout.split()[0] == hashlib.sha256(bytes(2 << 20)).hexdigest()
 
 
 def test_a_failed_build_has_no_program(serve: Serve) -> None:
