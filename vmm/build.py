@@ -54,6 +54,7 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
         memory = _guest_memory(vm, mapping)
         resources.callback(memory.release)
         registers = _registers(config, vm, resources)
+        cpu.withhold(vm)
         controller = hardware.create_interrupts(vm, pit=config.interactive)
         vcpus = [resources.enter_context(vm.create_vcpu(index)) for index in range(config.cpus)]
         hardware.start_interrupts(controller)

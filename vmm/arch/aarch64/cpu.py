@@ -23,6 +23,10 @@ IMPLEMENTER_SHIFT, IMPLEMENTER_SOFTWARE = 24, 0
 """QEMU's TCG says this for processor `max`; no manufacturer has the number (Arm ARM, MIDR_EL1)."""
 
 
+def withhold(vm: Vm) -> None:
+    """Nothing to do: KVM gives vCPUs the features alone that `set_up` asks for."""
+
+
 def set_up(vm: Vm, vcpus: Sequence[Vcpu], *, entry: int) -> None:
     """Reset all vCPUs: the first enters at `entry`, KVM's PSCI turns the others on."""
     reset(vm, vcpus)

@@ -40,9 +40,13 @@ def write_boot_tables(memory: GuestMemory) -> None:
     memory.write(layout.PD, struct.pack("<512Q", *(index * LARGE_PAGE | flags for index in range(512))))
 
 
+def withhold(vm: Vm) -> None:
+    """Deny guests the MSRs of features that CPUID does not show them."""
+    deny_msrs(vm)
+
+
 def set_up(vm: Vm, vcpus: Sequence[Vcpu], *, entry: int) -> None:
     """Give all vCPUs CPUID and MTRRs. The first enters at `entry`, the others wait for an IPI."""
-    deny_msrs(vm)
     cpuid = offered_cpuid(vm.kvm)
     for vcpu in vcpus:
         set_cpuid(cpuid, vcpu, len(vcpus))

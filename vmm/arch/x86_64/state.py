@@ -19,7 +19,6 @@ from typing import Annotated, Any
 from mayfly.errors import KvmError
 from mayfly.schema import Meta, Record
 from mayfly.vmm.arch.x86_64.cpu import offered_cpuid, set_cpuid, set_msrs
-from mayfly.vmm.arch.x86_64.features import deny_msrs
 from mayfly.vmm.kvm._kvm import ffi, lib
 from mayfly.vmm.kvm.kvm import Kvm, Vcpu, Vm
 from mayfly.vmm.snapshot.state import U63, Saved, exactly
@@ -91,7 +90,6 @@ def save(vm: Vm, controller: None, vcpus: Sequence[Vcpu]) -> KvmState:
 def restore(vm: Vm, controller: None, vcpus: Sequence[Vcpu], saved: Saved) -> None:
     """Restore into as many new vCPUs and new controllers. Raises SnapshotError, KvmError."""
     state = saved.decode(KvmState)
-    deny_msrs(vm)
     cpuid = offered_cpuid(vm.kvm)
     for vcpu, of_vcpu in saved.pairs("vcpus", vcpus, state.vcpus):
         set_cpuid(cpuid, vcpu, len(vcpus))  # of this host: a state could offer more
