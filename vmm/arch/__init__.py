@@ -6,9 +6,10 @@ whose signatures are equal (tests/unit/vmm/test_arch.py):
     boot      `load` puts kernel, initramfs and what describes the machine into guest RAM, by the
               kernel's boot protocol. The initramfs is mapped, not copied; the caller closes the
               files. BootError: one is not for this machine, or does not fit
-    cpu       `withhold` denies guests what KVM would give them, before the interrupt controllers are
-              made (after, KVM makes it wait 80 times as long); `set_up` gives vCPUs the kernel's entry state: the first enters, the others wait;
-              `write_loop` and `host_is_emulated` tell whether this host's KVM is a real one
+    cpu       `withhold` denies guests what KVM would give them: before the interrupt controllers
+              are made, as KVM takes 80 times as long for it behind them. `set_up` gives vCPUs the
+              kernel's entry state: the first enters, the others wait; `write_loop` and
+              `host_is_emulated` tell whether this host's KVM is a real one
     hardware  `create_interrupts` makes KVM's interrupt controllers, after the memory slots and
               before the first vCPU, `start_interrupts` makes them ready once every vCPU exists;
               `attach` adds this architecture's own devices
