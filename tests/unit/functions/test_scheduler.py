@@ -30,7 +30,8 @@ from tests.kit.virtual_time import VirtualLoop
 class Bench:
     """A scheduler whose guests do what the test says, and whose time is the test's."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, factor: float = 1.0) -> None:
+        self.factor = factor
         self.loop = VirtualLoop()
         monkeypatch.setattr(admission, "time", self.loop)
         self.machines = FakeMachines()
@@ -41,7 +42,7 @@ class Bench:
 
     def _make(self) -> None:
         self.room = Admission(256 * MIB, queue=4)
-        self.scheduler = Scheduler(self.machines, self.room, self.watcher)
+        self.scheduler = Scheduler(self.machines, self.room, self.watcher, self.factor)
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         async def inside() -> Any:
@@ -242,6 +243,24 @@ def test_a_guest_that_nobody_wants_ends_after_a_while(bench: Bench) -> None:
     assert not guest.stopping
     bench.loop.advance(2)
     assert guest.stopping
+
+
+def test_times_follow_the_hosts_factor(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch, factor=3)
+    guest = bench.serve(revision("f", keep_alive_s=20, queue_s=10))
+    bench.ask(revision("f", keep_alive_s=20, queue_s=10))
+    waits = bench.ask(revision("f", keep_alive_s=20, queue_s=10))
+    bench.loop.advance(29)
+    assert not waits.answer.done()
+    bench.loop.advance(2)
+    assert isinstance(error_of(waits), ResourceExhaustedError)
+    (asked,) = bench.machines.asked()
+    bench.call(asked.respond)
+    bench.loop.advance(59)
+    assert not guest.stopping
+    bench.loop.advance(2)
+    assert guest.stopping
+    bench.close()
 
 
 def test_some_guests_stay_ready(bench: Bench) -> None:
