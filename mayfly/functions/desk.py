@@ -30,6 +30,7 @@ class Instance(Generic[R, G]):
     Attributes:
         tenant: whose requests it serves, once it has served one.
         rested: whether it has been idle with nobody to serve.
+        paid_off_at: until when it does not make room while its function has requests.
     """
 
     def __init__(self, number: int, desk: "Desk[R, G]", ticket: Ticket) -> None:
@@ -45,6 +46,7 @@ class Instance(Generic[R, G]):
         self.rested = False
         self.evicted_at = 0.0
         self.used_at = 0.0
+        self.paid_off_at = 0.0
         self.expiry: asyncio.TimerHandle | None = None
         self.task: asyncio.Task[None] | None = None
         self.watch: asyncio.Task[None] | None = None

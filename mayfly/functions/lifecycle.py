@@ -21,6 +21,11 @@ from mayfly.guests.start import StartKind
 from mayfly.host.admission import Admission, Ticket
 
 log = logging.getLogger(__name__)
+PAYS_OFF = 4.0
+"""A guest goes on with its function's requests for so many times as its start took, though others
+wait for its memory, and a quarter of its queue's time at most. Else functions that share too little
+of it would do nothing but start.
+"""
 
 
 class Decider(Protocol[R, G]):
@@ -83,7 +88,10 @@ class Lifecycle(Generic[R, G]):
             await instance.ticket.turn
             began = clock()
             instance.guest, instance.kind = await self._machines.start(instance.revision)
-            self._watcher.guest_started(name, instance.number, instance.revision.memory, began, clock())
+            ended = clock()
+            most = self._factor * instance.revision.spec.queue_s / 4
+            instance.paid_off_at = ended + min(PAYS_OFF * (ended - began), most)
+            self._watcher.guest_started(name, instance.number, instance.revision.memory, began, ended)
         except BusyError as busy:
             error = ResourceExhaustedError(busy.message, hint=busy.hint, resource="networks", retry_after_s=busy.retry_after_s)
         except MayflyError as failed:

@@ -251,7 +251,9 @@ class Scheduler(Generic[R, G]):
             self._guests.end(instance)
             return
         first = self._admission.first_waiting
-        if first is not None and not desk.awaits(first) and not (desk.queue and desk.queue[0].queued_at <= first.entered_at):
+        next_own = desk.queue[0].queued_at if desk.queue else float("inf")
+        paid_off = not desk.queue or loop.time() >= instance.paid_off_at
+        if first is not None and not desk.awaits(first) and first.entered_at < next_own and paid_off:
             self._admission.press()  # who waits for memory was there before the next request
         if instance.state is State.IDLE:
             self._dispatch(desk)
@@ -284,10 +286,14 @@ class Scheduler(Generic[R, G]):
             self._trim(desk)
 
     def _trim(self, desk: Desk[R, G]) -> None:
-        """Give up guests that wait for memory and are wanted by nobody any more."""
+        """Give up guests that wait for memory and are wanted by nobody any more. The others wait as
+        long as the requests that are theirs now: a busy function is not always the first.
+        """
         waiting = [instance for instance in desk.of(State.STARTING) if not instance.granted]
-        wanted = max(0, len(desk.queue) - desk.coming)
-        for instance in waiting[wanted:]:
+        uncovered = list(itertools.islice(desk.queue, desk.coming, desk.coming + len(waiting)))
+        for instance, request in zip(waiting, uncovered, strict=False):
+            self._admission.date(instance.ticket, request.queued_at)
+        for instance in waiting[len(uncovered) :]:
             self._guests.cancel(instance)
 
     def _reclaim(self, missing: int) -> int:

@@ -201,6 +201,13 @@ class Admission:
             tenant.take(memory, 0)
         return ticket
 
+    def date(self, ticket: Ticket, since: float) -> None:
+        """Have a ticket that waits be as old as what waits for its machine, which may change."""
+        if ticket.entered_at != since and ticket.granted_at is None:
+            ticket.entered_at = since
+            self._waiting = collections.deque(sorted(self._waiting, key=lambda each: each.entered_at))
+            self._grant()
+
     def charge(self, ticket: Ticket, tenant: Tenant) -> None:
         """Account the ticket to a tenant, whose limits were checked."""
         ticket.tenant = tenant

@@ -234,6 +234,55 @@ def test_a_tenants_guest_serves_no_other_tenant(bench: Bench) -> None:
     assert guest.tenants == {"bob"}
 
 
+def busy(bench: Bench, took: float = 0.0) -> tuple[Request, Request]:
+    """A function that has all memory, and would like to have more: its guests, which took so long
+    to start, each have a request. The one that waits for it is given, and then that of another
+    function, behind which there are more of the first.
+    """
+    f = revision("f", concurrency_limit=4, queue_s=1000)
+    waits = [bench.ask(f) for _ in range(3)][-1]
+    bench.loop.advance(took)
+    for guest in bench.machines.starting():
+        bench.call(guest.started.set_result, None)
+    bench.loop.advance(1)
+    other = bench.ask(revision("g", queue_s=1000))
+    bench.loop.advance(1)
+    for _ in range(6):
+        bench.ask(f)
+    return waits, other
+
+
+def answer(bench: Bench) -> None:
+    """Let the first guest that has a request answer."""
+    bench.call(bench.machines.asked()[0].respond)
+
+
+def test_a_busy_function_does_not_come_before_those_that_were_there_first(bench: Bench) -> None:
+    waits, other = busy(bench)
+    answer(bench)
+    assert waits.kind is not None  # it was there before the other function's
+    assert not bench.machines.stopping()
+    answer(bench)
+    (ending,) = bench.machines.stopping()
+    assert ending.name == "f"
+    bench.stop()
+    bench.start()
+    bench.respond(other)
+
+
+def test_a_guest_makes_no_room_before_its_start_has_paid_off(bench: Bench) -> None:
+    _, other = busy(bench, took=3.0)
+    for _ in range(6):
+        answer(bench)
+        assert not bench.machines.stopping()
+    bench.loop.advance(30)
+    answer(bench)
+    assert len(bench.machines.stopping()) == 1
+    bench.stop()
+    bench.start()
+    bench.respond(other)
+
+
 def test_a_guest_that_nobody_wants_ends_after_a_while(bench: Bench) -> None:
     guest = bench.serve(revision("f", keep_alive_s=20))
     bench.loop.advance(19)
