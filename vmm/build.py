@@ -29,6 +29,7 @@ from mayfly.vmm.memory import GuestMemory
 from mayfly.vmm.network.link import Link
 from mayfly.vmm.process.report import End
 from mayfly.vmm.processors import Processors
+from mayfly.vmm.snapshot import stream
 from mayfly.vmm.snapshot.files import Layers, MachineState
 from mayfly.vmm.snapshot.state import AGAIN, Saved
 
@@ -47,7 +48,8 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
         began = time.monotonic()
         kvm = resources.enter_context(Kvm())
         layers = resources.enter_context(contextlib.closing(Layers(config.restore, config.initrd, page_by_page=config.page_by_page)))
-        saved = layers.check(config, state.identity(kvm)) if config.restore else None
+        if arriving := channel if config.arriving else None:
+            layers.initrd_offset = stream.read_start(arriving, config.memory).initrd_offset
         mapping = resources.enter_context(Mapping(config.memory))
         layers.lay_over(mapping)
         vm = resources.enter_context(kvm.create_vm())
@@ -58,6 +60,9 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
         controller = hardware.create_interrupts(vm, pit=config.interactive)
         vcpus = [resources.enter_context(vm.create_vcpu(index)) for index in range(config.cpus)]
         hardware.start_interrupts(controller)
+        if arriving:
+            layers.state = stream.read_memory(arriving, mapping).decode(MachineState)
+        saved = layers.check(config, state.identity(kvm)) if config.restore or arriving else None
         phases = {"objects": time.monotonic() - began}
 
         began = time.monotonic()

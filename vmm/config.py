@@ -120,6 +120,7 @@ class MachineConfig(Record, frozen=True, kw_only=True):
     interactive: bool = False  # UART0 is the guest's console (`mayfly boot`), and there is a PIT
     network: NetworkConfig | None = None
     restore: tuple[Layer, ...] = ()  # A base and then its diffs, to go on from
+    arriving: bool = False  # The channel first brings the machine, as a stream; it stands still until it is resumed
     page_by_page: bool = False  # Read a snapshot's pages one at a time: the next one's working set is exact then
 
     def __post_init__(self) -> None:
@@ -132,11 +133,13 @@ class MachineConfig(Record, frozen=True, kw_only=True):
             raise ConfigError(f"cpus is {self.cpus}; it must be from 1 to {MAX_CPUS}")
         if self.interactive and self.restore:
             raise ConfigError("an interactive machine has no snapshots")
+        if self.arriving and self.channel is Channel.NONE:
+            raise ConfigError("a machine that arrives needs a channel, which brings it")
         if self.channel is Channel.TCP:
             first = [*self.network.addresses[:1], *self.network.gateways[:1]] if self.network else []
             if [ipaddress.ip_interface(text).version for text in first] != [4, 4]:
                 raise ConfigError("channel is tcp; the machine needs a network whose first address and gateway are of IPv4")
-            if self.restore:
+            if self.restore or self.arriving:
                 raise ConfigError("channel is tcp, which a snapshot cannot hold", hint="use the channel virtio")
         if len(self.cmdline.encode()) > MAX_CMDLINE or not self.cmdline.isprintable():
             raise ConfigError(f"cmdline has {len(self.cmdline.encode())} bytes; at most {MAX_CMDLINE} printable ones are allowed")

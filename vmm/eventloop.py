@@ -6,6 +6,7 @@ import itertools
 import os
 import select
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
@@ -30,9 +31,13 @@ class EventLoop:
         self._stack.callback(self._epoll.close)
         self._watched: dict[int, tuple[int, Callable[[], None], Callable[[], None] | None]] = {}
         self._running = True
+        self._kept: list[int] = []
+        self._still: select.epoll | None = None
+        self._ready: deque[tuple[int, int]] = deque()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_numbers = itertools.count()
         self.stop = self.add_event(self._leave)  # Make `run` return, from any thread
+        self._kept += self._watched
 
     def watch(self, file: "HasFileno", events: int, callback: Callable[[], None], hang_up: Callable[[], None] | None = None) -> None:
         """Call `callback` when `file` is ready for `events` (READ, WRITE); none stops watching.
@@ -71,16 +76,42 @@ class EventLoop:
         """Call `callback` once, when `delay_s` seconds have passed."""
         heapq.heappush(self._timers, (time.monotonic() + delay_s, next(self._timer_numbers), callback))
 
+    def keep(self, file: "HasFileno") -> None:
+        """Have `file`, which is watched for reading, called back for while all else stands still."""
+        self._kept.append(file.fileno())
+
+    def stand_still(self) -> None:
+        """From now on call back for nothing but `stop` and what `keep` names, until `go_on`."""
+        if self._still is None:
+            self._still = select.epoll()
+            for fd in self._kept:
+                self._still.register(fd, READ)
+
+    def go_on(self) -> None:
+        """End `stand_still`; what became ready meanwhile is called back for now."""
+        if self._still is not None:
+            self._still.close()
+            self._still = None
+
     def run(self) -> None:
         """Wait and call back until `stop`."""
         while self._running:
+            if self._still is not None:
+                for fd, ready in self._still.poll():
+                    self._call(fd, ready)
+                continue
             timeout = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
-            for fd, ready in self._epoll.poll(timeout):
-                if fd in self._watched:  # unless a callback of this round has stopped that
-                    _, callback, hang_up = self._watched[fd]
-                    (hang_up if hang_up and ready & _HUNG_UP else callback)()
-            while self._timers and self._timers[0][0] <= time.monotonic():
+            if not self._ready:
+                self._ready.extend(self._epoll.poll(timeout))
+            while self._ready and self._still is None:  # what is left, which may be edges, waits for `go_on`
+                self._call(*self._ready.popleft())
+            while self._timers and self._timers[0][0] <= time.monotonic() and self._still is None:
                 heapq.heappop(self._timers)[2]()
+
+    def _call(self, fd: int, ready: int) -> None:
+        if fd in self._watched:  # unless a callback of this round has stopped that
+            _, callback, hang_up = self._watched[fd]
+            (hang_up if hang_up and ready & _HUNG_UP else callback)()
 
     def _leave(self) -> None:
         self._running = False
@@ -89,4 +120,5 @@ class EventLoop:
         return self
 
     def __exit__(self, *raised: object) -> None:
+        self.go_on()
         self._stack.close()

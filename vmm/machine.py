@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import resource
 import time
 from collections.abc import Mapping as MappingOf
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mayfly.errors import ConfigError, MayflyError
+from mayfly.errors import ConfigError, HostError, MayflyError
 from mayfly.vmm.arch import layout, state
 from mayfly.vmm.config import Channel, MachineConfig
 from mayfly.vmm.devices.serial import Serial
@@ -17,11 +18,12 @@ from mayfly.vmm.devices.virtio.mmio import MmioTransport
 from mayfly.vmm.eventloop import EventLoop
 from mayfly.vmm.kvm.kvm import Kvm, Vcpu, Vm
 from mayfly.vmm.kvm.mapping import PAGE, Mapping
-from mayfly.vmm.process.control import Answer, Done, Figures, Pause, Prefault, Request, Resume, Snapshot, Stats
+from mayfly.vmm.process.control import Answer, Done, Figures, Pause, Prefault, Request, Resume, Send, Snapshot, Stats, Track, Tracking, Untrack
 from mayfly.vmm.process.report import End
 from mayfly.vmm.processors import Processors
 from mayfly.vmm.snapshot.files import Layers, MachineState, shape, write_snapshot
 from mayfly.vmm.snapshot.memory import Runs
+from mayfly.vmm.snapshot.sender import Sender
 from mayfly.vmm.snapshot.state import raw
 
 Part = Serial | MmioTransport  # What a snapshot holds of a machine besides KVM's state and memory
@@ -45,20 +47,26 @@ class Machine:
     parts: MappingOf[str, Part]  # By names that are the same in each machine of this configuration
     phases: dict[str, float]  # Seconds that each part of the making took, and of the saving
     resources: contextlib.ExitStack  # Give back everything, in reverse order of creation
+    sender: Sender | None = None  # While the machine is sent elsewhere
 
     def finish(self, end: End, error: MayflyError | None = None) -> None:
         """End the machine for this reason; the first one counts. Any thread."""
         self.processors.finish(end, error)
 
     def run(self) -> End:
-        """Start the vCPUs and serve the machine until it ends."""
-        self.processors.start()
+        """Start the vCPUs and serve the machine until it ends. One that arrived from elsewhere
+        stands still until it is resumed.
+        """
+        self.processors.start(paused=self.config.arriving)
+        if self.config.arriving:
+            self.loop.stand_still()
         self.loop.run()
         self.processors.join()
         return self.processors.end or End.STOPPED
 
     def resume(self) -> None:
-        """Let the vCPUs go on, and tell the guest that it stood still."""
+        """Let vCPUs and devices go on, and tell the guest that it stood still."""
+        self.loop.go_on()
         if self.processors.paused:
             state.tell_of_pause(self.processors.vcpus)
             self.processors.resume()
@@ -69,8 +77,7 @@ class Machine:
         With `go_on`, or when that fails, it goes on as it was, else it ends as `End.SAVED`. Raises
         ConfigError (a snapshot cannot hold this machine), SnapshotError, or GuestError (ended).
         """
-        if self.config.channel is Channel.TCP:
-            raise ConfigError("channel is tcp, which a snapshot cannot hold", hint="use the channel virtio")
+        self._check_channel()
         if self.config.network is not None and self.config.network.connected:
             raise ConfigError("a snapshot holds no network's addresses", hint="save a machine that is connected to none")
         began = time.monotonic()
@@ -85,6 +92,51 @@ class Machine:
                 self.resume()
         self.phases["save"] = time.monotonic() - began
         return written
+
+    def track(self, held: int) -> Tracking:
+        """Get ready to be sent. Raises ConfigError: it cannot be."""
+        self._check_channel()
+        self.untrack()
+        self.sender = Sender(self.mapping, self.layers, held)
+        return Tracking(live=self.sender.live)
+
+    def send(self, fd: int, *, last: bool) -> None:
+        """Send a round to a duplicate of `fd`; with `last` vCPUs and devices stand still then,
+        until they are resumed. Raises ConfigError, GuestError (ended), HostError, KvmError.
+        """
+        if self.sender is None or not self.sender.ready:
+            raise ConfigError("the machine is not ready to send a round: track it first", hint="begin the move anew")
+        try:
+            fd = os.dup(fd)
+        except OSError as error:
+            raise HostError(f"no descriptor for a round: {error.strerror}", hint="raise the limit of open files (ulimit -n)") from error
+        with contextlib.ExitStack() as failed:
+            failed.callback(os.close, fd)
+            saved = self._stand_still() if last else None
+            failed.pop_all()
+            self.sender.send(fd, saved)
+
+    def _stand_still(self) -> MachineState:
+        paused = self.processors.paused
+        self.processors.pause()
+        try:
+            saved = self._state()
+        except MayflyError:
+            if not paused:
+                self.resume()
+            raise
+        self.loop.stand_still()
+        return saved
+
+    def untrack(self) -> None:
+        """Be sent no more; whoever reads a round sees no end of it."""
+        if self.sender is not None:
+            self.sender.close()
+            self.sender = None
+
+    def _check_channel(self) -> None:
+        if self.config.channel is Channel.TCP:
+            raise ConfigError("channel is tcp, which a snapshot cannot hold", hint="use the channel virtio")
 
     def _state(self) -> MachineState:
         return MachineState(
@@ -104,6 +156,12 @@ class Machine:
                 self.resume()
             case Snapshot(go_on=go_on):
                 return Done(memory_bytes=self.snapshot(descriptors, go_on=go_on))
+            case Track(held=held):
+                return self.track(held)
+            case Send(last=last):
+                self.send(descriptors[0], last=last)
+            case Untrack():
+                self.untrack()
             case Stats():
                 return Figures(paused=self.processors.paused, exits=self.exits() | usage())
             case Prefault():
@@ -120,6 +178,7 @@ class Machine:
 
     def close(self) -> None:
         """Give everything back."""
+        self.untrack()
         self.resources.close()
 
 

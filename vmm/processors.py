@@ -160,14 +160,20 @@ class Processors:
         self._wake = wake
         self._end_lock = threading.RLock()  # a signal's handler may end the machine while this thread does
 
-    def start(self) -> None:
-        """Let the guest run. Raises HostError: there is no thread for a vCPU."""
+    def start(self, *, paused: bool = False) -> None:
+        """Let the guest run, or with `paused` not before `resume`. Raises HostError: there is no
+        thread for a vCPU.
+        """
         signal.signal(KICK, lambda *_: None)
         try:
             for thread in self.threads:
+                if paused:
+                    thread.pause()
                 thread.start()
         except RuntimeError as error:
             raise HostError(f"no thread for a vCPU: {error}", hint="raise this service's limits of processes and memory") from error
+        if paused:
+            self.pause()
 
     def finish(self, end: End, error: MayflyError | None = None) -> None:
         """End the machine for this reason; the first one counts."""

@@ -175,11 +175,13 @@ class VmmProcess:
     Attributes:
         phases: what its process has reported of its making, in seconds.
         reaped: set when its process is gone.
+        reported: set when it has said that the machine is made, or has ended.
     """
 
     def __init__(self, number: int, spawner: Spawner, channel: socket.socket, lines: int, commands: socket.socket) -> None:
         self.number = number
         self.reaped = asyncio.Event()
+        self.reported = asyncio.Event()
         self.orphaned = False
         self.stopping: asyncio.Task[Ended] | None = None
         self.phases: Mapping[str, float] = {}
@@ -261,6 +263,35 @@ class VmmProcess:
         if not go_on:
             await self.stop()
         return answer.memory_bytes
+
+    async def comes_up(self) -> None:
+        """Wait until the machine is made.
+
+        Raises:
+            MayflyError: why it was not.
+        """
+        await self.reported.wait()
+        if not self.phases:
+            raise (await self.stop()).error or GuestError("the machine ended before it was made")
+
+    async def track(self, held: int) -> bool:
+        """Get ready to send the machine to who holds the first `held` of its layers; whether it may
+        run until the last round.
+
+        Raises:
+            MayflyError: the machine has ended, or cannot be sent.
+        """
+        answer = await self._ask(control.Track(held=held))
+        return isinstance(answer, control.Tracking) and answer.live
+
+    async def send_round(self, descriptor: int, *, last: bool) -> None:
+        """Have a round written to a duplicate of `descriptor`, which is closed at its end. Before
+        the `last` one vCPUs and devices stand still, until `resume`.
+
+        Raises:
+            MayflyError: the machine has ended, or is not ready for that.
+        """
+        await self._ask(control.Send(last=last), [descriptor])
 
     async def stats(self) -> control.Figures:
         """What the machine has counted so far.
@@ -357,11 +388,13 @@ class VmmProcess:
                 match report.decode(line):
                     case report.Running(phases=phases):
                         self.phases = phases
+                        self.reported.set()
                     case Ended() as ended:
                         self._ended = ended
         except ValueError as error:
             log.warning("machine %d: bad report: %s", self.number, error)
         finally:
+            self.reported.set()
             pipe.close()
 
 

@@ -30,6 +30,7 @@ class StartKind(enum.StrEnum):
     COLD = "cold"
     RESTORED = "restored"
     WARM = "warm"
+    MOVED = "moved"
 
 
 class Guest(Record, frozen=True, kw_only=True):

@@ -18,7 +18,6 @@ class SerialChannel(Carrier):
     ) -> None:
         super().__init__(channel, loop, closed)
         self._lock = lock
-        self._unsent = b""
         self.serial = Serial(interrupt, on_output=loop.add_event(self._pump), on_room=loop.add_event(self._resume))
         self._watch()
 
@@ -32,18 +31,23 @@ class SerialChannel(Carrier):
             self._receive()
         except (ConnectionError, EOFError):
             self._hang_up()
-        self._writing = bool(self._unsent)
         self._watch()
 
     def _send(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                if not self._unsent:
-                    with self._lock:
-                        self._unsent = self.serial.take()
-                if not self._unsent:
-                    return
-                self._unsent = self._unsent[self._socket.send(self._unsent) :]
+        """What the socket does not take stays in the UART, whose state a snapshot holds."""
+        self._writing = False
+        while True:
+            with self._lock:
+                output = self.serial.output
+            if not output:
+                return
+            try:
+                sent = self._socket.send(output)
+            except BlockingIOError:
+                self._writing = True
+                return
+            with self._lock:
+                self.serial.take(sent)
 
     def _receive(self) -> None:
         with self._lock:

@@ -86,11 +86,16 @@ class Serial(BusDevice):
         self._update()
         return count
 
-    def take(self) -> bytes:
-        """Remove and return what the guest has sent."""
-        data = bytes(self._state.output)
-        self._state.output.clear()
-        if not self._state.cts:
+    @property
+    def output(self) -> bytes:
+        """What the guest has sent."""
+        return bytes(self._state.output)
+
+    def take(self, count: int | None = None) -> bytes:
+        """Remove and return the first `count` bytes, or all, of what the guest has sent."""
+        data = bytes(self._state.output[:count])
+        del self._state.output[: len(data)]
+        if not self._state.cts and not self._state.output:
             self._set_cts(True)
         return data
 

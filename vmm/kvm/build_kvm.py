@@ -12,6 +12,8 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 
 SOURCE = """
+#include <errno.h>
+#include <fcntl.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -20,6 +22,7 @@ SOURCE = """
 #include <sys/syscall.h>
 #include <unistd.h>
 #include <linux/kvm.h>
+#include <linux/userfaultfd.h>
 
 #ifndef KVM_PRE_FAULT_MEMORY /* of Linux 6.11; this machine's headers may be older than its kernel */
 struct kvm_pre_fault_memory { uint64_t gpa; uint64_t size; uint64_t flags; uint64_t padding[5]; };
@@ -33,6 +36,39 @@ static void differing_pages(const uint64_t *pagemap, const char *now, const char
 {
     for (size_t page = 0; page < count; page++)
         differs[page] = pagemap[page] >> 62 && !(pagemap[page] >> 61 & 1) && memcmp(now + page * 4096, before + page * 4096, 4096);
+}
+static void zero_pages(const char *memory, size_t count, uint8_t *zero)
+{
+    for (size_t page = 0; page < count; page++, memory += 4096)
+        zero[page] = !*memory && !memcmp(memory, memory + 1, 4095);
+}
+/* Have the kernel note writes to pages (userfaultfd(2), asynchronous write protection: Linux 6.7); the descriptor that ends it, or -errno. */
+static int track_writes(const char *memory, size_t size)
+{
+    struct uffdio_api api = {.api = UFFD_API, .features = 1 << 15}; /* UFFD_FEATURE_WP_ASYNC; headers may be older */
+    struct uffdio_register range = {.range = {(uintptr_t)memory, size}, .mode = UFFDIO_REGISTER_MODE_WP};
+    int fd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | 1); /* UFFD_USER_MODE_ONLY */
+    if (fd < 0)
+        return -errno;
+    if (ioctl(fd, UFFDIO_API, &api) || ioctl(fd, UFFDIO_REGISTER, &range)) {
+        int error = errno;
+        close(fd);
+        return -error;
+    }
+    return fd;
+}
+/* The pages from *at to `end` that are the process's own and were written since the last call (PAGEMAP_SCAN, Linux admin-guide/mm/pagemap.rst):
+   of each run begin, end and categories. *at becomes where that stopped. How many runs, or -errno. */
+static long written_pages(int pagemap, uint64_t *at, uint64_t end, uint64_t *runs, size_t room)
+{
+    const uint64_t written = 1 << 1, file = 1 << 2, present = 1 << 3, swapped = 1 << 4, zero = 1 << 5;
+    struct { uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages, inverted, mask, anyof, returned; } scan = {
+        .size = sizeof scan, .flags = 1 | 2 /* WP_MATCHING, CHECK_WPASYNC */, .start = *at, .end = end, .vec = (uintptr_t)runs, .vec_len = room,
+        .inverted = file | zero, .mask = written | file | zero, .anyof = present | swapped, .returned = written,
+    };
+    long found = ioctl(pagemap, _IOC(_IOC_READ | _IOC_WRITE, 'f', 16, sizeof scan), &scan);
+    *at = scan.walk_end;
+    return found < 0 ? -errno : found;
 }
 /* Memory order between a device's thread and a driver on another processor (virtio 1.2, 2.7.8.2 and 2.7.13.3). */
 static void fence_acquire(void) { __atomic_thread_fence(__ATOMIC_ACQUIRE); }

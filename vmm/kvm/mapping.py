@@ -8,6 +8,7 @@ from mayfly.vmm.kvm._kvm import ffi, lib
 
 PAGE = 4096
 HUGE_PAGE = 2 << 20
+_RUNS = 1024  # So many are asked for at a time
 
 
 class Mapping:
@@ -48,6 +49,34 @@ class Mapping:
         offset = first * PAGE
         lib.differing_pages(ffi.from_buffer("uint64_t[]", pagemap), self._pointer + offset, before._pointer + offset, count, differs)
         return bytes(ffi.buffer(differs))
+
+    def zero_pages(self, first: int, count: int) -> bytes:
+        """A byte per page: 1 if it holds only zeros."""
+        zero = ffi.new("uint8_t[]", count)
+        lib.zero_pages(self._pointer + first * PAGE, count, zero)
+        return bytes(ffi.buffer(zero))
+
+    def track_writes(self) -> int:
+        """Have the kernel note which pages are written, for `written_pages`, while the descriptor
+        that this returns is open. Raises OSError: this kernel cannot (Linux 6.7 and newer can).
+        """
+        fd: int = lib.track_writes(self._pointer, self.size)
+        if fd < 0:
+            raise OSError(-fd, os.strerror(-fd))
+        return fd
+
+    def written_pages(self, pagemap_fd: int) -> list[tuple[int, int]]:
+        """The runs of pages that are not a file's and were written since the last call, or ever."""
+        at, end = ffi.new("uint64_t *", self.address), self.address + self.size
+        found = ffi.new("uint64_t[]", 3 * _RUNS)
+        runs = []
+        while at[0] < end:
+            count = lib.written_pages(pagemap_fd, at, end, found, _RUNS)
+            if count < 0:
+                raise HostError(f"the kernel does not tell which pages were written: {os.strerror(-count)}")
+            for index in range(0, 3 * count, 3):
+                runs.append(((found[index] - self.address) // PAGE, (found[index + 1] - found[index]) // PAGE))
+        return runs
 
     def close(self) -> None:
         """Unmap. The view must not be in use any more."""

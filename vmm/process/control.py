@@ -36,6 +36,29 @@ class Snapshot(Record, tag="snapshot", frozen=True, kw_only=True):
     go_on: bool
 
 
+class Track(Record, tag="track", frozen=True, kw_only=True):
+    """Get ready for `Send`, whose receiver holds the first `held` layers that the machine began
+    with. What was sent before counts no more.
+    """
+
+    held: Count
+
+
+class Send(Record, tag="send", frozen=True, kw_only=True):
+    """Write a round (`snapshot.stream`) to the descriptor that comes along: the pages that differ
+    from the layers, then those that were written since the last round. It is answered when that
+    begins, and the descriptor is closed when it has ended.
+
+    With `last` vCPUs and devices stand still first, until `Resume`, and the state comes behind.
+    """
+
+    last: bool
+
+
+class Untrack(Record, tag="untrack", frozen=True, kw_only=True):
+    """Note no more which pages are written."""
+
+
 class Stats(Record, tag="stats", frozen=True, kw_only=True):
     """Tell what has been counted."""
 
@@ -44,13 +67,21 @@ class Prefault(Record, tag="prefault", frozen=True, kw_only=True):
     """Map for the restored guest what it will touch soon; answered before that is done."""
 
 
-Request = Pause | Resume | Snapshot | Stats | Prefault
+Request = Pause | Resume | Snapshot | Track | Send | Untrack | Stats | Prefault
 
 
 class Done(Record, tag="done", frozen=True, kw_only=True):
     """It is done; a snapshot with so many bytes of memory."""
 
     memory_bytes: Count = 0
+
+
+class Tracking(Record, tag="tracking", frozen=True, kw_only=True):
+    """The machine can send rounds; without `live` the last one alone, as this kernel does not tell
+    which pages are written.
+    """
+
+    live: bool
 
 
 class Figures(Record, tag="figures", frozen=True, kw_only=True):
@@ -66,7 +97,7 @@ class Refused(Record, tag="refused", frozen=True, kw_only=True):
     error: MayflyError
 
 
-Answer = Done | Figures | Refused
+Answer = Done | Tracking | Figures | Refused
 
 
 def decode_request(data: bytes, descriptors: int) -> Request:
@@ -75,7 +106,7 @@ def decode_request(data: bytes, descriptors: int) -> Request:
         request: Request = unpack(Request, data)
     except ValueError as caught:
         raise ConfigError(f"a malformed request to a machine: {caught}") from caught
-    if descriptors != (wanted := len(FILES) if isinstance(request, Snapshot) else 0):
+    if descriptors != (wanted := {Snapshot: len(FILES), Send: 1}.get(type(request), 0)):
         raise ConfigError(f"a malformed request to a machine: it came with {descriptors} descriptors, not {wanted}")
     return request
 
@@ -119,9 +150,11 @@ def serve(control: socket.socket, loop: EventLoop, carry_out: CarryOut) -> None:
     def serve_next() -> None:
         if not answer_next(control, carry_out):
             loop.watch(control, 0, serve_next)
+            loop.go_on()  # to see the channel's end: nobody can ask for more
 
     control.setblocking(False)
     loop.watch(control, READ, serve_next)
+    loop.keep(control)
 
 
 def accept(data: bytes) -> Answer:

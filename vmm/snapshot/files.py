@@ -85,14 +85,21 @@ class Layers:
             raise SnapshotError("the snapshot was made on a host with another processor or KVM", hint=AGAIN)
         return self.state
 
-    def lay_over(self, mapping: Mapping) -> None:
-        """Give `mapping`, which is new, the content that the machine begins with."""
+    @property
+    def pages(self) -> list[Runs]:
+        """The pages of each layer."""
+        return [pages for _, _, pages, _ in self._files]
+
+    def lay_over(self, mapping: Mapping, count: int | None = None) -> None:
+        """Give `mapping`, which is new, the content that the machine begins with, or that of the
+        first `count` layers.
+        """
         if self.initrd_offset is not None:
             size = os.fstat(self.initrd).st_size if self.initrd is not None else 0
             if self.initrd is None or self.initrd_offset % PAGE or not 0 < size <= mapping.size - self.initrd_offset:
                 raise SnapshotError(f"the snapshot's initramfs is at {self.initrd_offset:#x}, where it has no place", hint=AGAIN)
             mapping.overlay_file(self.initrd_offset, self.initrd, size)
-        for number, (fd, size, pages, copied) in enumerate(self._files):
+        for number, (fd, size, pages, copied) in enumerate(self._files[:count]):
             if size != mapping.size:
                 raise SnapshotError(f"the snapshot's memory has {size} bytes, its machine {mapping.size}", hint=AGAIN)
             if self._page_by_page:

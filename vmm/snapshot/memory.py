@@ -33,7 +33,7 @@ def changed_pages(pagemap_fd: int, mapping: Mapping, before: Mapping) -> list[tu
         count = min(BATCH, len(differs) - first)
         entries = _entries(pagemap_fd, mapping, first, count)
         differs[first : first + count] = mapping.differing_pages(before, entries, first, count)
-    return list(_runs(differs))
+    return list(runs_of(differs))
 
 
 def working_set(pagemap_fd: int, mapping: Mapping) -> list[tuple[int, int]]:
@@ -46,7 +46,7 @@ def working_set(pagemap_fd: int, mapping: Mapping) -> list[tuple[int, int]]:
         highest = _entries(pagemap_fd, mapping, first, count)[_PAGEMAP_ENTRY - 1 :: _PAGEMAP_ENTRY]
         read[first : first + count] = highest.translate(_IS_READ)
         written[first : first + count] = highest.translate(_IS_WRITTEN)
-    return joined(list(_runs(read)), _runs(written), gap=NEAR)
+    return joined(list(runs_of(read)), runs_of(written), gap=NEAR)
 
 
 def _entries(pagemap_fd: int, mapping: Mapping, first: int, count: int) -> bytes:
@@ -56,7 +56,8 @@ def _entries(pagemap_fd: int, mapping: Mapping, first: int, count: int) -> bytes
     return entries
 
 
-def _runs(flags: bytearray) -> Iterator[tuple[int, int]]:
+def runs_of(flags: bytearray) -> Iterator[tuple[int, int]]:
+    """The runs of ones."""
     first = flags.find(1)
     while first >= 0:
         end = flags.find(0, first)

@@ -6,6 +6,9 @@ void *mmap(void *address, size_t length, int protection, int flags, int fd, int6
 int munmap(void *address, size_t length);
 int madvise(void *address, size_t length, int advice);
 static void differing_pages(const uint64_t *pagemap, const char *now, const char *before, size_t count, uint8_t *differs);
+static void zero_pages(const char *memory, size_t count, uint8_t *zero);
+static int track_writes(const char *memory, size_t size);
+static long written_pages(int pagemap, uint64_t *at, uint64_t end, uint64_t *runs, size_t room);
 static void fence_acquire(void);
 static void fence_release(void);
 static void fence_full(void);

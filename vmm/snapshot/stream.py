@@ -1,0 +1,181 @@
+"""A machine as a stream of bytes: its memory in rounds while it runs, then what else it is.
+
+A record is a head, {kind u16, 0 u16, count u32, first u64} in little endian, and what it announces:
+
+    START   `count` bytes of JSON: a `Start`                   the first record
+    PAGES   `count` pages from page `first` on
+    ZEROS   nothing: `count` pages from `first` on are zeros
+    ROUND   nothing: a round is over; the machine goes on, and another one follows
+    STATE   `count` bytes of JSON: a `MachineState`            the last record
+
+Who reads it takes it for hostile: the machine that is sent may have hijacked its monitor.
+"""
+
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import NamedTuple
+
+from mayfly.errors import SnapshotError
+from mayfly.schema import Record, msgspec
+from mayfly.vmm.devices.virtio.buffers import advance
+from mayfly.vmm.kvm.mapping import PAGE, Mapping
+from mayfly.vmm.snapshot.memory import BATCH, Runs, runs_of
+from mayfly.vmm.snapshot.state import U63, Saved
+
+HEAD = struct.Struct("<HHIQ")
+MAX_PAGES = 64  # Of a record
+MAX_TEXT = 8 << 20  # Bytes of a START's or STATE's text; a vCPU has some 20 KiB
+_PIECES = 512  # Views that are written at once; IOV_MAX is 1024
+
+
+class Kind(IntEnum):
+    """What a record is."""
+
+    START = 1
+    PAGES = 2
+    ZEROS = 3
+    ROUND = 4
+    STATE = 5
+
+
+class Start(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
+    """What is known before the first page: of RAM its bytes, and where in it the initramfs is."""
+
+    memory: U63
+    initrd_offset: U63 | None
+
+
+class Head(NamedTuple):
+    """The head of a record."""
+
+    kind: Kind
+    count: int
+    first: int
+
+    @property
+    def size(self) -> int:
+        """The bytes that follow."""
+        return {Kind.PAGES: PAGE * self.count, Kind.START: self.count, Kind.STATE: self.count}.get(self.kind, 0)
+
+    def pack(self) -> bytes:
+        """As bytes."""
+        return HEAD.pack(self.kind, 0, self.count, self.first)
+
+
+def parse(data: bytes, pages: int) -> Head:
+    """The head in `data`, HEAD.size bytes, for RAM of so many pages. Raises SnapshotError."""
+    kind, zero, count, first = HEAD.unpack(data)
+    try:
+        head = Head(Kind(kind), count, first)
+    except ValueError as error:
+        raise damaged(f"a record of the kind {kind}") from error
+    if head.kind in (Kind.PAGES, Kind.ZEROS):
+        most = MAX_PAGES if head.kind is Kind.PAGES else pages
+        if zero or not 0 < count <= most or not first < first + count <= pages:
+            raise damaged(f"{count} pages from page {first} on, of {pages}")
+    elif zero or first or count > (0 if head.kind is Kind.ROUND else MAX_TEXT):
+        raise damaged(f"a record {head.kind.name} with {count} bytes")
+    return head
+
+
+def damaged(why: str) -> SnapshotError:
+    """The error for a stream that is not as it should be."""
+    return SnapshotError(f"the stream of a machine is damaged: {why}", hint="try again; if that does not help, report it")
+
+
+def write_start(fd: int, start: Start) -> None:
+    """Write the first record. Raises OSError, as the next two."""
+    _write_text(fd, Kind.START, msgspec.json.encode(start))
+
+
+def write_pages(fd: int, mapping: Mapping, runs: Runs) -> None:
+    """Write runs of pages."""
+    pieces: list[memoryview] = []
+    for head in _heads(mapping, runs):
+        pieces.append(memoryview(head.pack()))
+        if head.kind is Kind.PAGES:
+            pieces.append(mapping.view[head.first * PAGE : (head.first + head.count) * PAGE])
+        if len(pieces) >= _PIECES or head.count == MAX_PAGES:
+            _write(fd, pieces)
+            pieces = []
+    _write(fd, pieces)
+
+
+def write_end(fd: int, state: bytes | None) -> None:
+    """Write the end of a round, or with the machine's encoded `state` that of the stream."""
+    if state is None:
+        _write(fd, [memoryview(Head(Kind.ROUND, 0, 0).pack())])
+    else:
+        _write_text(fd, Kind.STATE, state)
+
+
+def _heads(mapping: Mapping, runs: Runs) -> Iterator[Head]:
+    for first, count in runs:
+        for begin in range(first, first + count, BATCH):
+            zero = bytearray(mapping.zero_pages(begin, min(BATCH, first + count - begin)))
+            zeros = [Head(Kind.ZEROS, pages, begin + at) for at, pages in runs_of(zero)]
+            others = runs_of(zero.translate(_OTHERWISE))
+            yield from zeros
+            for at, pages in others:
+                for part in range(0, pages, MAX_PAGES):
+                    yield Head(Kind.PAGES, min(MAX_PAGES, pages - part), begin + at + part)
+
+
+_OTHERWISE = bytes([1, 0]) + bytes(254)
+
+
+def _write_text(fd: int, kind: Kind, text: bytes) -> None:
+    _write(fd, [memoryview(Head(kind, len(text), 0).pack()), memoryview(text)])
+
+
+def _write(fd: int, pieces: list[memoryview]) -> None:
+    while pieces:
+        pieces = advance(pieces, os.writev(fd, pieces))
+
+
+def read_start(source: socket.socket, memory: int) -> Start:
+    """Read the first record, of a machine with so much memory. Raises SnapshotError."""
+    head = _read_head(source, memory)
+    if head.kind is not Kind.START:
+        raise damaged(f"it begins with {head.kind.name}")
+    start = Saved("start", _read_text(source, head)).decode(Start)
+    if start.memory != memory:
+        raise damaged(f"its machine has {start.memory} bytes of memory, not {memory}")
+    return start
+
+
+def read_memory(source: socket.socket, mapping: Mapping) -> Saved:
+    """Read the rest: pages into `mapping`, up to the state. Raises SnapshotError."""
+    while (head := _read_head(source, mapping.size)).kind is not Kind.STATE:
+        view = mapping.view[head.first * PAGE : (head.first + head.count) * PAGE]
+        if head.kind is Kind.PAGES:
+            _read(source, view)
+        elif head.kind is Kind.ZEROS:
+            for at, count in runs_of(bytearray(mapping.zero_pages(head.first, head.count)).translate(_OTHERWISE)):
+                view[at * PAGE : (at + count) * PAGE] = bytes(count * PAGE)
+        elif head.kind is Kind.START:
+            raise damaged("it begins twice")
+    return Saved("state", _read_text(source, head))
+
+
+def _read_head(source: socket.socket, memory: int) -> Head:
+    data = bytearray(HEAD.size)
+    _read(source, memoryview(data))
+    return parse(data, memory // PAGE)
+
+
+def _read_text(source: socket.socket, head: Head) -> bytes:
+    text = bytearray(head.count)
+    _read(source, memoryview(text))
+    return bytes(text)
+
+
+def _read(source: socket.socket, view: memoryview) -> None:
+    while view:
+        count = source.recv_into(view, flags=socket.MSG_WAITALL)
+        if not count:
+            raise damaged("it ends too early")
+        view = view[count:]
