@@ -48,6 +48,7 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
         began = time.monotonic()
         kvm = resources.enter_context(Kvm())
         layers = resources.enter_context(contextlib.closing(Layers(config.restore, config.initrd, page_by_page=config.page_by_page)))
+        saved = layers.check(config, state.identity(kvm)) if config.restore else None
         if arriving := channel if config.arriving else None:
             layers.initrd_offset = stream.read_start(arriving, config.memory).initrd_offset
         mapping = resources.enter_context(Mapping(config.memory))
@@ -62,7 +63,7 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
         hardware.start_interrupts(controller)
         if arriving:
             layers.state = stream.read_memory(arriving, mapping).decode(MachineState)
-        saved = layers.check(config, state.identity(kvm)) if config.restore or arriving else None
+            saved = layers.check(config, state.identity(kvm))
         phases = {"objects": time.monotonic() - began}
 
         began = time.monotonic()

@@ -77,7 +77,7 @@ class EventLoop:
         heapq.heappush(self._timers, (time.monotonic() + delay_s, next(self._timer_numbers), callback))
 
     def keep(self, file: "HasFileno") -> None:
-        """Have `file`, which is watched for reading, called back for while all else stands still."""
+        """Call back for `file`, which is watched for reading, even while all stands still."""
         self._kept.append(file.fileno())
 
     def stand_still(self) -> None:

@@ -18,7 +18,21 @@ from mayfly.vmm.devices.virtio.mmio import MmioTransport
 from mayfly.vmm.eventloop import EventLoop
 from mayfly.vmm.kvm.kvm import Kvm, Vcpu, Vm
 from mayfly.vmm.kvm.mapping import PAGE, Mapping
-from mayfly.vmm.process.control import Answer, Done, Figures, Pause, Prefault, Request, Resume, Send, Snapshot, Stats, Track, Tracking, Untrack
+from mayfly.vmm.process.control import (
+    Answer,
+    Done,
+    Figures,
+    Pause,
+    Prefault,
+    Request,
+    Resume,
+    Send,
+    Snapshot,
+    Stats,
+    Track,
+    Tracking,
+    Untrack,
+)
 from mayfly.vmm.process.report import End
 from mayfly.vmm.processors import Processors
 from mayfly.vmm.snapshot.files import Layers, MachineState, shape, write_snapshot

@@ -32,6 +32,7 @@ from mayfly.schema import Record, replace
 from mayfly.snapshots.store import MANIFEST, SnapshotManifest
 from mayfly.snapshots.wire import Packer, Read, Write, unpacked
 from mayfly.vmm.config import Layer
+from mayfly.vmm.kvm.mapping import PAGE
 from mayfly.vmm.snapshot import MEMORY, PAGES, stream
 from mayfly.vmm.snapshot.files import Shape, shape
 from mayfly.vmm.snapshot.stream import Head, Kind
@@ -212,13 +213,13 @@ class _Packed:
 
 async def _send_round(guest: Guest, sink: Sink, *, last: bool) -> int:
     """Give `sink` a round of the guest's; the bytes of it."""
-    loop, pages = asyncio.get_running_loop(), guest.wanted.machine.memory // stream.PAGE
+    loop, pages = asyncio.get_running_loop(), guest.wanted.machine.memory // PAGE
     end, size = Kind.STATE if last else Kind.ROUND, 0
     with contextlib.ExitStack() as opened:
         reading, writing = os.pipe()
-        with open(writing, "wb", buffering=0):
+        with os.fdopen(writing, "wb", buffering=0):
             reader = asyncio.StreamReader(limit=_READ_AHEAD)
-            file = opened.enter_context(open(reading, "rb", buffering=0))
+            file = opened.enter_context(os.fdopen(reading, "rb", buffering=0))
             transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), file)
             opened.callback(transport.close)
             await guest.process.send_round(writing, last=last)

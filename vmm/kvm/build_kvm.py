@@ -42,7 +42,7 @@ static void zero_pages(const char *memory, size_t count, uint8_t *zero)
     for (size_t page = 0; page < count; page++, memory += 4096)
         zero[page] = !*memory && !memcmp(memory, memory + 1, 4095);
 }
-/* Have the kernel note writes to pages (userfaultfd(2), asynchronous write protection: Linux 6.7); the descriptor that ends it, or -errno. */
+/* Have the kernel note writes to pages (userfaultfd(2), asynchronous: of Linux 6.7); the descriptor that ends it, or -errno. */
 static int track_writes(const char *memory, size_t size)
 {
     struct uffdio_api api = {.api = UFFD_API, .features = 1 << 15}; /* UFFD_FEATURE_WP_ASYNC; headers may be older */
@@ -57,14 +57,14 @@ static int track_writes(const char *memory, size_t size)
     }
     return fd;
 }
-/* The pages from *at to `end` that are the process's own and were written since the last call (PAGEMAP_SCAN, Linux admin-guide/mm/pagemap.rst):
-   of each run begin, end and categories. *at becomes where that stopped. How many runs, or -errno. */
+/* The pages from *at to `end` that are the process's own and were written since the last call: of each run begin, end, categories
+   (PAGEMAP_SCAN, Linux admin-guide/mm/pagemap.rst). *at becomes where that stopped. How many runs, or -errno. */
 static long written_pages(int pagemap, uint64_t *at, uint64_t end, uint64_t *runs, size_t room)
 {
     const uint64_t written = 1 << 1, file = 1 << 2, present = 1 << 3, swapped = 1 << 4, zero = 1 << 5;
     struct { uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages, inverted, mask, anyof, returned; } scan = {
-        .size = sizeof scan, .flags = 1 | 2 /* WP_MATCHING, CHECK_WPASYNC */, .start = *at, .end = end, .vec = (uintptr_t)runs, .vec_len = room,
-        .inverted = file | zero, .mask = written | file | zero, .anyof = present | swapped, .returned = written,
+        .size = sizeof scan, .flags = 1 | 2 /* WP_MATCHING, CHECK_WPASYNC */, .start = *at, .end = end, .vec = (uintptr_t)runs,
+        .vec_len = room, .inverted = file | zero, .mask = written | file | zero, .anyof = present | swapped, .returned = written,
     };
     long found = ioctl(pagemap, _IOC(_IOC_READ | _IOC_WRITE, 'f', 16, sizeof scan), &scan);
     *at = scan.walk_end;

@@ -1,12 +1,12 @@
 """A machine as a stream of bytes: its memory in rounds while it runs, then what else it is.
 
-A record is a head, {kind u16, 0 u16, count u32, first u64} in little endian, and what it announces:
+A record is {kind u16, 0 u16, length u32, first u64}, in little endian, and what that announces:
 
-    START   `count` bytes of JSON: a `Start`                   the first record
-    PAGES   `count` pages from page `first` on
-    ZEROS   nothing: `count` pages from `first` on are zeros
+    START   `length` bytes of JSON: a `Start`                   the first record
+    PAGES   `length` pages from page `first` on
+    ZEROS   nothing: `length` pages from `first` on are zeros
     ROUND   nothing: a round is over; the machine goes on, and another one follows
-    STATE   `count` bytes of JSON: a `MachineState`            the last record
+    STATE   `length` bytes of JSON: a `MachineState`            the last record
 
 Who reads it takes it for hostile: the machine that is sent may have hijacked its monitor.
 """
@@ -52,20 +52,20 @@ class Head(NamedTuple):
     """The head of a record."""
 
     kind: Kind
-    count: int
+    length: int
     first: int
 
     @property
     def size(self) -> int:
         """The bytes that follow."""
-        return {Kind.PAGES: PAGE * self.count, Kind.START: self.count, Kind.STATE: self.count}.get(self.kind, 0)
+        return {Kind.PAGES: PAGE * self.length, Kind.START: self.length, Kind.STATE: self.length}.get(self.kind, 0)
 
     def pack(self) -> bytes:
         """As bytes."""
-        return HEAD.pack(self.kind, 0, self.count, self.first)
+        return HEAD.pack(self.kind, 0, self.length, self.first)
 
 
-def parse(data: bytes, pages: int) -> Head:
+def parse(data: bytes | bytearray, pages: int) -> Head:
     """The head in `data`, HEAD.size bytes, for RAM of so many pages. Raises SnapshotError."""
     kind, zero, count, first = HEAD.unpack(data)
     try:
@@ -97,8 +97,8 @@ def write_pages(fd: int, mapping: Mapping, runs: Runs) -> None:
     for head in _heads(mapping, runs):
         pieces.append(memoryview(head.pack()))
         if head.kind is Kind.PAGES:
-            pieces.append(mapping.view[head.first * PAGE : (head.first + head.count) * PAGE])
-        if len(pieces) >= _PIECES or head.count == MAX_PAGES:
+            pieces.append(mapping.view[head.first * PAGE : (head.first + head.length) * PAGE])
+        if len(pieces) >= _PIECES or head.length == MAX_PAGES:
             _write(fd, pieces)
             pieces = []
     _write(fd, pieces)
@@ -150,11 +150,11 @@ def read_start(source: socket.socket, memory: int) -> Start:
 def read_memory(source: socket.socket, mapping: Mapping) -> Saved:
     """Read the rest: pages into `mapping`, up to the state. Raises SnapshotError."""
     while (head := _read_head(source, mapping.size)).kind is not Kind.STATE:
-        view = mapping.view[head.first * PAGE : (head.first + head.count) * PAGE]
+        view = mapping.view[head.first * PAGE : (head.first + head.length) * PAGE]
         if head.kind is Kind.PAGES:
             _read(source, view)
         elif head.kind is Kind.ZEROS:
-            for at, count in runs_of(bytearray(mapping.zero_pages(head.first, head.count)).translate(_OTHERWISE)):
+            for at, count in runs_of(bytearray(mapping.zero_pages(head.first, head.length)).translate(_OTHERWISE)):
                 view[at * PAGE : (at + count) * PAGE] = bytes(count * PAGE)
         elif head.kind is Kind.START:
             raise damaged("it begins twice")
@@ -168,7 +168,7 @@ def _read_head(source: socket.socket, memory: int) -> Head:
 
 
 def _read_text(source: socket.socket, head: Head) -> bytes:
-    text = bytearray(head.count)
+    text = bytearray(head.length)
     _read(source, memoryview(text))
     return bytes(text)
 
