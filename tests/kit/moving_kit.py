@@ -28,8 +28,9 @@ UART, LINE_STATUS = 0x2F8, 0x2FD
 
 def counting(pages: int) -> str:
     """A guest that counts for ever. Each count goes into the next of `pages` pages (a power of 2),
-    which must hold what was written there a turn before: else it says BAD. It sends each EACH_LINEth count, as a LINE, through the serial channel, and asks the
-    entropy device for 64 bytes each EACH_REQUESTth count: the next request waits for the answer.
+    which must hold what was written there a turn before: else it says BAD. It sends each
+    EACH_LINEth count, as a LINE, through the serial channel, and asks the entropy device for 64
+    bytes each EACH_REQUESTth count: the next request waits for the answer.
     """
     return f"""
         cli

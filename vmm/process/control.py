@@ -106,7 +106,7 @@ def decode_request(data: bytes, descriptors: int) -> Request:
         request: Request = unpack(Request, data)
     except ValueError as caught:
         raise ConfigError(f"a malformed request to a machine: {caught}") from caught
-    if descriptors != (wanted := {Snapshot: len(FILES), Send: 1}.get(type(request), 0)):
+    if descriptors != (wanted := len(FILES) if isinstance(request, Snapshot) else int(isinstance(request, Send))):
         raise ConfigError(f"a malformed request to a machine: it came with {descriptors} descriptors, not {wanted}")
     return request
 
