@@ -12,8 +12,9 @@ from mayfly.guests.converse import Listener, converse, hear
 from mayfly.guests.job import Job
 from mayfly.guests.outcome import Outcome, signal_name
 from mayfly.guests.start import Guest, explain
-from mayfly.protocol.conversation import Event, Phase
+from mayfly.protocol.conversation import Event
 from mayfly.protocol.frames import Exit, ExitHow, Limit, Response, ResponseKind, Stderr, Stdout
+from mayfly.protocol.phases import Phase
 from mayfly.schema import Record
 
 OUTPUT_SHOWN = 2000

@@ -11,10 +11,9 @@ never raises for what the guest did, and gives nothing more after `Failed`.
 """
 
 import dataclasses
-import enum
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Self, TypeAlias
 
 from mayfly.errors import BootError, CollectError, GuestError, MayflyError, OversizeError
 from mayfly.protocol.answers import CollectedSoFar, ResponseSoFar
@@ -41,7 +40,6 @@ from mayfly.protocol.frames import (
     Hello,
     Limit,
     Loaded,
-    Message,
     Request,
     Resize,
     Response,
@@ -56,6 +54,7 @@ from mayfly.protocol.frames import (
     Step,
     encode_frame,
 )
+from mayfly.protocol.phases import ALLOWED, IN_A_RUN, OF_NO_RUN, Phase, Standing
 
 OVERHEAD_ALLOWED = 1 << 20
 """Bytes that a guest may send in a run, in an answer to COLLECT or to a request, besides what that
@@ -67,55 +66,6 @@ ENDs, rounded up.
 """
 MAX_HEAD = 64
 """Most bytes of a COLLECTED frame besides path and data: 26 of the packet, escaped, two ENDs."""
-
-
-class Phase(enum.Enum):
-    """Where the conversation stands."""
-
-    GREETING = "before HELLO"
-    IDLE = "between runs"
-    STARTED = "before the first step"
-    STEP = "in a step"
-    LOADING = "before its function is loaded"
-    LOADED = "between requests"
-    ASKED = "in a request"
-    RESUMING = "before the HELLO of a machine with a function"
-    BETWEEN = "after a step"
-    COLLECTING = "in the answer to COLLECT"
-    ENDED = "after the end"
-
-
-_ALLOWED: Mapping[tuple[Phase, type[Message]], Phase] = {
-    (Phase.GREETING, Hello): Phase.IDLE,
-    (Phase.STARTED, Stage): Phase.STEP,
-    (Phase.STARTED, Done): Phase.IDLE,  # a run without steps
-    (Phase.STEP, Stdout): Phase.STEP,
-    (Phase.STEP, Stderr): Phase.STEP,
-    (Phase.STEP, Exit): Phase.BETWEEN,
-    (Phase.BETWEEN, Stage): Phase.STEP,
-    (Phase.BETWEEN, Done): Phase.IDLE,
-    (Phase.STARTED, Credit): Phase.STARTED,
-    (Phase.STEP, Credit): Phase.STEP,
-    (Phase.LOADING, Stdout): Phase.LOADING,
-    (Phase.LOADING, Stderr): Phase.LOADING,
-    (Phase.LOADING, Loaded): Phase.LOADED,
-    (Phase.LOADING, Exit): Phase.BETWEEN,
-    (Phase.LOADED, Stdout): Phase.LOADED,
-    (Phase.LOADED, Stderr): Phase.LOADED,
-    (Phase.LOADED, Exit): Phase.BETWEEN,
-    (Phase.ASKED, Stdout): Phase.ASKED,
-    (Phase.ASKED, Stderr): Phase.ASKED,
-    (Phase.ASKED, Response): Phase.ASKED,  # the last piece leads back to LOADED
-    (Phase.ASKED, Exit): Phase.BETWEEN,
-    (Phase.RESUMING, Stdout): Phase.RESUMING,
-    (Phase.RESUMING, Stderr): Phase.RESUMING,
-    (Phase.RESUMING, Hello): Phase.LOADED,
-    (Phase.BETWEEN, Credit): Phase.BETWEEN,
-    (Phase.COLLECTING, Collected): Phase.COLLECTING,  # the last piece leads back to IDLE
-    **{(phase, Error): Phase.ENDED for phase in Phase},
-}
-_OF_NO_RUN = (Hello, Error)
-"""What may come with run 0."""
 
 
 class Failed(NamedTuple):
@@ -158,6 +108,48 @@ class Conversation:
         self._answer = CollectedSoFar((), 0, 0)
         self._response = ResponseSoFar(0)
 
+    def standing(self) -> Standing:
+        """All that it takes to go on with this run's conversation in another process.
+
+        Raises:
+            GuestError: as `begin`.
+            ValueError: not in the middle of a run.
+        """
+        self._leave(IN_A_RUN, self.phase)
+        packet, skipping = self._frames.begun
+        return Standing(
+            phase=self.phase,
+            credit=self.credit,
+            runs=self.runs,
+            strays=self.strays,
+            start=self._start.encode(),
+            step=self._step,
+            failed_step=self._failed_step,
+            received=self._received,
+            allowed=self._allowed,
+            written=(self._written[Stdout], self._written[Stderr]),
+            cut=(self._cut[Stdout], self._cut[Stderr]),
+            packet=packet,
+            skipping=skipping,
+        )
+
+    @classmethod
+    def going_on(cls, standing: Standing, *, arch: str, end_marker: str) -> Self:
+        """The conversation that stood so in another process.
+
+        Raises:
+            SchemaError: none can stand so.
+        """
+        found = cls(arch=arch, end_marker=end_marker)
+        found._start = standing.plan()
+        found.phase, found.credit, found.runs, found.strays = standing.phase, standing.credit, standing.runs, standing.strays
+        found._step, found._failed_step = standing.step, standing.failed_step
+        found._received, found._allowed = standing.received, standing.allowed
+        found._written = dict(zip((Stdout, Stderr), standing.written, strict=True))
+        found._cut = dict(zip((Stdout, Stderr), standing.cut, strict=True))
+        found._frames.begun = standing.packet, standing.skipping
+        return found
+
     @property
     def dropped(self) -> int:
         """How many packets were no frames."""
@@ -186,10 +178,10 @@ class Conversation:
     def _frame(self, frame: Frame) -> list[Event]:
         message = frame.message
         of_run = frame.run == self.runs and self.runs != 0 and not isinstance(message, Hello)
-        if not of_run and not (frame.run == 0 and isinstance(message, _OF_NO_RUN)):
+        if not of_run and not (frame.run == 0 and isinstance(message, OF_NO_RUN)):
             self.strays += 1
             return []
-        phase = _ALLOWED.get((self.phase, type(message)))
+        phase = ALLOWED.get((self.phase, type(message)))
         if phase is None:
             return [self._fail(f"the agent sent {message.type.name} {self.phase.value}")]
         before, self.phase = self.phase, phase

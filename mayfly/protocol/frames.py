@@ -118,6 +118,18 @@ class FrameReader:
         self._collect(begun)
         return frames
 
+    @property
+    def begun(self) -> tuple[bytes, bool]:
+        """What has come of a packet that has not ended yet, and whether the rest of it will be
+        dropped. Another reader goes on from there when it is given this.
+        """
+        return bytes(self._packet), self._skipping
+
+    @begun.setter
+    def begun(self, value: tuple[bytes, bool]) -> None:
+        packet, self._skipping = value
+        self._packet = bytearray(packet[:MAX_ESCAPED])
+
     def _collect(self, piece: bytes) -> None:
         if self._skipping:
             return

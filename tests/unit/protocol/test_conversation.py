@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from mayfly.errors import BootError, EncodeError, GuestError, OversizeError
 from mayfly.protocol import frames as p
-from mayfly.protocol.conversation import OVERHEAD_ALLOWED, Conversation, Event, Failed, Phase
+from mayfly.protocol.conversation import OVERHEAD_ALLOWED, Conversation, Event, Failed
+from mayfly.protocol.phases import Phase
 
 HELLO = p.Hello(p.PROTOCOL_VERSION, "1", "x86_64", 1000, "ab")
 START = p.Start((), (p.Step("build", ("cc",), output=100), p.Step("run", ("a",), output=100, stdin=True)), ())
