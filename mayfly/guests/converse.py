@@ -9,7 +9,7 @@ Back-pressure is the sockets' own: at most a frame waits here in either directio
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Protocol
 
 from mayfly.errors import GuestError, MayflyError
@@ -17,6 +17,7 @@ from mayfly.guests.job import Job
 from mayfly.guests.start import Guest, explain
 from mayfly.protocol.conversation import Event, Failed
 from mayfly.protocol.frames import Collected, Credit, Done, Loaded, Stderr, Stdout
+from mayfly.protocol.phases import IN_A_RUN
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,11 @@ class BytesStdin:
         self._data = data
         self._position = 0
 
+    @property
+    def waiting(self) -> bytes:
+        """What nobody has read yet."""
+        return self._data[self._position :]
+
     async def read(self, most: int) -> bytes:
         """The next bytes."""
         piece = self._data[self._position : self._position + most]
@@ -64,18 +70,200 @@ async def converse(guest: Guest, job: Job, listener: Listener, stdin: StdinSourc
         MayflyError: the machine ended, or did not finish in time; it is gone by then, and the
             console's tail is with the error.
     """
-    credited = asyncio.Event()
-    async with _watched(guest, job.deadline_s, job.rate) as extend:
-        opening = guest.conversation.begin(job.start, job.files)
-        sending = _send(guest, opening, stdin, extend, credited)
-        sender = asyncio.create_task(sending, name=f"send to machine {guest.process.number}")
+    await Exchange(guest, listener, stdin, deadline_s=job.deadline_s, rate=job.rate).run(job)
+
+
+Elsewhere = Callable[[], Awaitable[None]]
+"""Sees to a job that goes on elsewhere, until it is over."""
+
+
+class Exchange:
+    """A job's conversation under way, which can be held, to go on here or elsewhere. The arguments
+    are those of `converse`; the job has `deadline_s` left. With `stdin_ended` its standard input
+    was ended before.
+
+    Nothing is lost when it is held: a frame is handed to the channel whole or not at all, and what
+    was read has been told to the listener.
+
+    Attributes:
+        over: the job is done, or failed, or goes on elsewhere.
+    """
+
+    def __init__(
+        self, guest: Guest, listener: Listener, stdin: StdinSource, *, deadline_s: float, rate: float, stdin_ended: bool = False
+    ) -> None:
+        self.guest = guest
+        self.stdin = stdin
+        self.rate = rate
+        self.stdin_ended = stdin_ended
+        self.over = False
+        self._listener = listener
+        self._time_s = deadline_s
+        self._deadline: asyncio.Timeout | None = None
+        self._opening: Iterator[bytes] = iter(())
+        self._credited = asyncio.Event()
+        self._listening: asyncio.Task[None] | None = None
+        self._sending: asyncio.Task[None] | None = None
+        self._decided: asyncio.Future[Elsewhere | None] | None = None
+        self._opened = False
+        self._finished = False
+        self._fault: MayflyError | None = None
+
+    async def run(self, job: Job | None = None) -> bool:
+        """Begin the job, or without one go on with that which the conversation is in; false if it
+        went on elsewhere.
+
+        Raises:
+            MayflyError: as `converse`, or what `hand_over` was given raises.
+        """
         try:
-            await _listen(guest, listener, extend, credited)
+            async with _watched(self.guest, self._time_s) as self._deadline:
+                if job is not None:
+                    self._opening = self.guest.conversation.begin(job.start, job.files)
+                elsewhere = await self._talk()
         finally:
-            sender.cancel()
-            await asyncio.wait([sender])
-            if not sender.cancelled() and (fault := sender.exception()):
-                log.error("machine %d: sending failed", guest.process.number, exc_info=fault)
+            self.over = True
+        if elsewhere is not None:
+            await elsewhere()
+        return elsewhere is None
+
+    async def _talk(self) -> Elsewhere | None:
+        while True:
+            self._listening = asyncio.create_task(self._listen(), name=f"listen to machine {self.guest.process.number}")
+            self._sending = asyncio.create_task(self._send(), name=f"send to machine {self.guest.process.number}")
+            try:
+                await asyncio.wait([self._listening])
+            finally:
+                await _end(self._listening)
+                await self._stop_sending()
+            if self._decided is None or not self._listening.cancelled():
+                self._listening.result()
+                return None
+            elsewhere = await self._decided
+            self._decided = None
+            if self._fault is not None:
+                raise self._fault
+            if elsewhere is not None or self._finished:
+                return elsewhere
+
+    async def hold(self) -> None:
+        """Send nothing more, and let time stand still; what comes from the guest is still heard.
+        `go_on` or `hand_over` must follow.
+
+        Raises:
+            ValueError: it is over, or held.
+        """
+        if self.over or self._decided is not None or self._deadline is None or self._deadline.expired():
+            raise ValueError("nothing is under way that could be held")
+        self._decided = asyncio.get_running_loop().create_future()
+        when = self._deadline.when()
+        self._time_s = max(0.0, when - asyncio.get_running_loop().time()) if when is not None else self._time_s
+        self._deadline.reschedule(None)
+        await self._stop_sending()
+
+    async def stand_still(self) -> bool:
+        """Hear what the channel still holds of the guest, which stands still; then no more. False
+        if that ended the job, or it was not yet begun whole: it can only go on here.
+        """
+        if self._listening is None or self._decided is None:
+            raise ValueError("it is not held")
+        await _end(self._listening)
+        if not self._listening.cancelled() or self.over:
+            return False
+        try:
+            for event in _good(self.guest.conversation.feed(await self.guest.process.rest())):
+                self._finished |= self._note(event)
+        except MayflyError as error:
+            self._fault = error
+        return self._opened and self._fault is None and self.guest.conversation.phase in IN_A_RUN
+
+    @property
+    def left_s(self) -> float:
+        """The time that the job had left when it was held."""
+        return self._time_s
+
+    def go_on(self) -> None:
+        """Go on here after `hold`."""
+        if self._decided is None or self.over:
+            return
+        if self._deadline is not None and not self._deadline.expired():
+            self._deadline.reschedule(asyncio.get_running_loop().time() + self._time_s)
+        self._decide(None)
+
+    def hand_over(self, elsewhere: Elsewhere) -> None:
+        """End this after `hold`: the job goes on elsewhere, and `elsewhere` sees to it."""
+        self._decide(elsewhere)
+
+    def _decide(self, elsewhere: Elsewhere | None) -> None:
+        if self._decided is not None and not self._decided.done():
+            self._decided.set_result(elsewhere)
+
+    async def _listen(self) -> None:
+        """Tell the listener what the channel brings, to the job's Done or to Loaded."""
+        last = False
+        while not last:
+            for event in await hear(self.guest):
+                last = self._note(event)
+                if last:
+                    break
+
+    def _note(self, event: Event) -> bool:
+        """Tell the listener; whether it was the last event."""
+        if isinstance(event, Credit):
+            self._credited.set()
+            return False
+        self._listener.note(event)
+        if isinstance(event, Stdout | Stderr):
+            self._extend(len(event.data))  # not for all bytes: noise would keep a guest alive
+        return isinstance(event, Done | Loaded)
+
+    def _extend(self, count: int) -> None:
+        """Give the job more time, for so many bytes."""
+        if self._deadline is None:
+            return
+        if self._deadline.when() is None:
+            self._time_s += count / self.rate
+        else:
+            _extend(self._deadline, count / self.rate)
+
+    async def _send(self) -> None:
+        """Send START, files and BEGIN, then standard input. It ends early if the channel does: the
+        listener sees that too. It can be cancelled, and begun again.
+        """
+        process, conversation = self.guest.process, self.guest.conversation
+        for frame in self._opening:
+            self._extend(len(frame))
+            if not await process.write(frame):
+                return
+        self._opened = True
+        while not self.stdin_ended:
+            while not conversation.credit:
+                self._credited.clear()
+                await self._credited.wait()
+            data = await self.stdin.read(conversation.stdin_room())
+            self._extend(len(data))
+            self.stdin_ended = not data
+            if not await process.write(conversation.stdin(data) if data else conversation.stdin_eof()):
+                return
+
+    async def _stop_sending(self) -> None:
+        if self._sending is not None:
+            await _end(self._sending)
+            if fault := None if self._sending.cancelled() else self._sending.exception():
+                log.error("machine %d: sending failed", self.guest.process.number, exc_info=fault)
+
+
+async def _end(task: "asyncio.Task[None]") -> None:
+    """Cancel a task and wait until it has ended."""
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.exception()  # whoever wants it asks for it
+
+
+def _extend(deadline: asyncio.Timeout, seconds: float) -> None:
+    if not deadline.expired():
+        deadline.reschedule((deadline.when() or 0) + seconds)
 
 
 async def collect(
@@ -97,7 +285,7 @@ async def collect(
         CollectError: there are more, or the agent cannot read them.
         MayflyError: as `converse`.
     """
-    async with _watched(guest, deadline_s, rate) as extend:
+    async with _watched(guest, deadline_s) as deadline:
         await guest.process.write(guest.conversation.collect(paths, entries=entries, size=size, globs=globs))
         last = False
         while not last:
@@ -105,41 +293,22 @@ async def collect(
                 if isinstance(event, Collected):
                     take(event)
                     last = event.last
-                    extend(len(event.data) + (len(event.head.path) if event.head else 0))
+                    _extend(deadline, (len(event.data) + (len(event.head.path) if event.head else 0)) / rate)
 
 
 @contextlib.asynccontextmanager
-async def _watched(guest: Guest, deadline_s: float, rate: float) -> AsyncIterator[Callable[[int], None]]:
-    """Stop the guest if it ends badly or is late, and raise the error that says why. Gives what
-    extends its time by so many bytes.
+async def _watched(guest: Guest, deadline_s: float) -> AsyncIterator[asyncio.Timeout]:
+    """Stop the guest if it ends badly or is late, and raise the error that says why. Gives its
+    deadline.
     """
     try:
         async with asyncio.timeout(deadline_s) as deadline:
-
-            def extend(count: int) -> None:
-                if not deadline.expired():
-                    deadline.reschedule((deadline.when() or 0) + count / rate)
-
-            yield extend
+            yield deadline
     except TimeoutError as error:
         late = GuestError(f"the machine did not finish within {deadline_s:g} s, its limits and some slack")
         raise explain(late, await guest.process.stop()) from error
     except MayflyError as error:
         raise explain(error, await guest.process.stop()) from error
-
-
-async def _listen(guest: Guest, listener: Listener, extend: Callable[[int], None], credited: asyncio.Event) -> None:
-    """Tell the listener what the channel brings, to the job's Done or to Loaded."""
-    while True:
-        for event in await hear(guest):
-            if isinstance(event, Credit):
-                credited.set()
-                continue
-            listener.note(event)
-            if isinstance(event, Done | Loaded):
-                return
-            if isinstance(event, Stdout | Stderr):
-                extend(len(event.data))  # not for all bytes: noise would keep a guest alive
 
 
 async def hear(guest: Guest) -> Iterator[Event]:
@@ -160,25 +329,3 @@ def _good(events: list[Event]) -> Iterator[Event]:
         if isinstance(event, Failed):
             raise event.error
         yield event
-
-
-async def _send(guest: Guest, opening: Iterator[bytes], stdin: StdinSource, extend: Callable[[int], None], credited: asyncio.Event) -> None:
-    """Send START, files and BEGIN, then standard input. It ends early if the channel does: the
-    listener sees that too.
-    """
-    process, conversation = guest.process, guest.conversation
-    for frame in opening:
-        if not await process.write(frame):
-            return
-        extend(len(frame))
-    while True:
-        while not conversation.credit:
-            credited.clear()
-            await credited.wait()
-        data = await stdin.read(conversation.stdin_room())
-        if not data:
-            await process.write(conversation.stdin_eof())
-            return
-        if not await process.write(conversation.stdin(data)):
-            return
-        extend(len(data))

@@ -7,11 +7,14 @@ VmmProcess ── owns ──> its ends of the channel, of the report pipe and o
 
 import asyncio
 import contextlib
+import fcntl
 import itertools
 import logging
 import os
 import signal
 import socket
+import sys
+import termios
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +39,8 @@ GRACE_S = 1.5
 """A vmm process ends by itself within a second of its channel's end; then it is killed."""
 REAP_S = 10.0
 """A killed process that is not reaped after this long is given up (it hangs in the kernel)."""
+FLUSH_TICK_S = 0.001
+"""Between two looks whether a vmm process has taken what was sent."""
 ANSWER_S = 10.0
 """A vmm process answers requests within this time, except for snapshots."""
 
@@ -227,6 +232,40 @@ class VmmProcess:
         except ConnectionError:
             return False
         return True
+
+    async def flushed(self, timeout_s: float) -> bool:
+        """Wait until the vmm process has taken all that was sent; false if it does not in time."""
+        until = asyncio.get_running_loop().time() + timeout_s
+        while self._writer.transport.get_write_buffer_size() or self._queued(termios.TIOCOUTQ):
+            if asyncio.get_running_loop().time() > until:
+                return False
+            await asyncio.sleep(FLUSH_TICK_S)  # the kernel tells nobody when a peer has read
+        return True
+
+    async def rest(self) -> bytes:
+        """What the channel still holds of a machine that stands still. Nobody may `read` now."""
+        taken = bytearray()
+        while True:
+            reading = asyncio.ensure_future(self._reader.read(READ_SIZE))
+            await asyncio.sleep(0)  # what is here already is taken in its first step
+            if not reading.done() and not self._queued(termios.FIONREAD):
+                reading.cancel()
+                await asyncio.wait([reading])
+                return bytes(taken)
+            try:
+                data = await reading
+            except ConnectionError:
+                data = b""
+            if not data:
+                return bytes(taken)
+            taken += data
+
+    def _queued(self, request: int) -> int:
+        """Bytes that the channel's socket holds, in one direction; 0 if it is closed."""
+        channel = self._writer.get_extra_info("socket")
+        if channel is None or channel.fileno() < 0:
+            return 0
+        return int.from_bytes(fcntl.ioctl(channel.fileno(), request, bytes(4)), sys.byteorder)
 
     async def pause(self) -> None:
         """Have the vCPUs stand still until `resume`; what the devices hold goes on moving.
