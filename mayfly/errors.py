@@ -26,6 +26,7 @@ MayflyError
 ├── SnapshotError            a snapshot cannot be made, or not be restored here
 │   └── SnapshotNotFoundError
 ├── StoppingError            the server is stopping and takes no more runs
+├── MoveError                a run could not be moved, or what became of it there is not known
 └── RequestError             a client's request cannot be served as it stands
     ├── UnknownLanguageError
     ├── UnknownRunError
@@ -35,6 +36,7 @@ MayflyError
     ├── UnauthorizedError    no valid API key came with it
     ├── ForbiddenError       an API key may not do this
     ├── RunEndedError        the run is over, or its machine gone
+    ├── NotMovableError      the run cannot be moved as it stands, or there is no place for it
     ├── NotRunningError      no program of the run is running now
     ├── NotInteractiveError  the run's standard input, or its terminal, is not open to clients
     ├── StdinTakenError      somebody else writes to the run's standard input
@@ -243,6 +245,12 @@ class StoppingError(MayflyError):
     code = "stopping"
 
 
+class MoveError(MayflyError):
+    """A run could not be moved to another server; the message says where it goes on, if it does."""
+
+    code = "move_failed"
+
+
 class RequestError(MayflyError):
     """A client's request cannot be served as it stands."""
 
@@ -290,6 +298,12 @@ class RunEndedError(RequestError):
     """The run is over, or its machine gone: it ended, a client ended it, or the server stops."""
 
     code = "run_ended"
+
+
+class NotMovableError(RequestError):
+    """A run cannot be moved as it stands, or does not fit where it was to go."""
+
+    code = "not_movable"
 
 
 class UnauthorizedError(RequestError):

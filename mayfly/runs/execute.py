@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 
 from mayfly.errors import HostError, MayflyError
-from mayfly.guests.converse import BytesStdin, StdinSource, collect, converse
+from mayfly.guests.converse import BytesStdin, Exchange, StdinSource, collect, converse
+from mayfly.guests.job import Job
 from mayfly.guests.spawner import GRACE_S, VmmProcess
 from mayfly.guests.start import Guest
 from mayfly.host.config import Config
@@ -39,7 +40,6 @@ async def execute(starting: Awaitable[Guest], work: Callable[[Guest], Awaitable[
     try:
         guest = await starting
         process = guest.process
-        run.started(guest.kind, guest.hello)
         await work(guest)
         run.finish()
     except MayflyError as error:
@@ -52,19 +52,26 @@ async def execute(starting: Awaitable[Guest], work: Callable[[Guest], Awaitable[
     finally:
         if process is not None:
             ended = await process.stop(grace_s if run.done.is_set() else 0)
-            run.exits = ended.exits
+            if run.elsewhere is None:
+                run.exits = ended.exits
             run.phases.update({f"vmm_{name}": seconds for name, seconds in (ended.phases or process.phases).items()})
 
 
-async def do_once(guest: Guest, plan: Plan, run: Run, snippet: Snippet, stdin: StdinSource, config: Config) -> None:
+async def do_once(guest: Guest, plan: Plan, run: Run, stdin: StdinSource, config: Config) -> None:
     """Build the program and run it. If files of it are wanted, they are collected then, however it
     ended; a run that has none of them is no worse for that.
     """
-    await converse(guest, plan.job, run, stdin)
-    if not snippet.collect or len(run.outcome.steps) < len(plan.step_names):
+    run.exchange = Exchange(guest, run, stdin, deadline_s=plan.job.deadline_s, rate=plan.job.rate)
+    await go_on(run.exchange, run, config, plan.job)
+
+
+async def go_on(exchange: Exchange, run: Run, config: Config, job: Job | None = None) -> None:
+    """As `do_once`; without a job the conversation is in the middle of it."""
+    guest = exchange.guest
+    if not await exchange.run(job) or not run.collect or len(run.outcome.steps) < len(run.outcome.step_names):
         return
     files, run.files = Files(), Files()
-    patterns = [f"{WORK_FOLDER}/{glob}" for glob in snippet.collect]
+    patterns = [f"{WORK_FOLDER}/{glob}" for glob in run.collect]
     try:
         await collect(
             guest,
@@ -73,7 +80,7 @@ async def do_once(guest: Guest, plan: Plan, run: Run, snippet: Snippet, stdin: S
             entries=MAX_FILES,
             size=config.collect_bytes,
             deadline_s=config.here(COLLECT_S),
-            rate=plan.job.rate,
+            rate=exchange.rate,
             globs=True,
         )
         files.finish()

@@ -105,6 +105,12 @@ class Record:
         """All of a step's standard output and standard error."""
         return bytes(self._streams.get(2 * step + 1, b"")), bytes(self._streams.get(2 * step + 2, b""))
 
+    @property
+    def end(self) -> Position:
+        """Behind all that is there."""
+        span = len(self._spans) - 1
+        return Position(span, self._end(span))
+
     def has(self, position: Position) -> bool:
         """Whether a reader can have come to `position`."""
         span, offset = position

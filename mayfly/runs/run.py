@@ -6,30 +6,61 @@ import asyncio
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import UNSET
 
 from mayfly.errors import MayflyError, NotInteractiveError
-from mayfly.guests.outcome import Outcome, Verdict
+from mayfly.guests.converse import Exchange
+from mayfly.guests.outcome import Outcome, StepResult, Verdict
 from mayfly.guests.start import StartKind
 from mayfly.host.snippet import Case, Mode
 from mayfly.protocol.conversation import Event, Failed
 from mayfly.protocol.frames import Done, Exit, Hello, Stage, Stderr, Stdout
 from mayfly.runs.cases import Cases
 from mayfly.runs.files import Files
-from mayfly.runs.record import Record
+from mayfly.runs.record import Record, RunEvent
 from mayfly.runs.result import Problem, RunResult, RunState, describe_cases, describe_files, describe_step
 from mayfly.runs.stdin import LiveStdin
+
+
+class Moving(Protocol):
+    """A run's move to another server, under way."""
+
+    async def give_way(self) -> None:
+        """Take the move back, or wait for its end if it is too late for that."""
+
+    def abandon(self) -> None:
+        """End it at once, even if then nobody knows where the run goes on."""
+
+    async def settled(self) -> None:
+        """Wait while the run's machine stands still for it."""
+
+
+class Elsewhere(Protocol):
+    """A run that goes on at another server, whose record here follows."""
+
+    to: str
+
+    async def signal(self, number: int) -> None:
+        """Send a signal to the processes of the run's present step."""
+
+    async def resize(self, columns: int, rows: int) -> None:
+        """Give its terminal another size."""
+
+    async def cancel(self, reason: str) -> None:
+        """End it there."""
 
 
 class Run:
     """One run. `outcome` grows while it is under way; `step_names` are the steps of its job;
     `readers` are the time limits of those who read its record over HTTP; `owner` is the tenant
     whose it is, or empty; `cases` are None where the program runs once, `files` until there are
-    any that were asked for. An interactive one has a `stdin` that clients write to; one whose
-    program is at a terminal `has_terminal`.
+    any that were asked for with `collect`. An interactive one has a `stdin` that clients write to;
+    one whose program is at a terminal `has_terminal`. `exchange` is the conversation of its
+    program, while there is one that can be held; `moving` and `elsewhere` say whether it moves, or
+    has moved.
     """
 
     def __init__(
@@ -44,8 +75,10 @@ class Run:
         stop_at_first_failure: bool = False,
         stdin: LiveStdin | None = None,
         has_terminal: bool = False,
+        collect: tuple[str, ...] = (),
+        run_id: str = "",
     ) -> None:
-        self.id = os.urandom(16).hex()
+        self.id = run_id or os.urandom(16).hex()
         self.owner = owner
         self.has_terminal = has_terminal
         self.language = language
@@ -57,7 +90,11 @@ class Run:
         self.record = Record()
         self.outcome = Outcome(step_names)
         self.cases = Cases(cases, stop=stop_at_first_failure, tell=self.record.append) if cases else None
+        self.collect = collect
         self.files: Files | None = None
+        self.exchange: Exchange | None = None
+        self.moving: Moving | None = None
+        self.elsewhere: Elsewhere | None = None
         self.phases: dict[str, float] = {}
         self.exits: Mapping[str, int] = {}
         self.done = asyncio.Event()
@@ -97,6 +134,12 @@ class Run:
             case Done():
                 self.lap("steps")
 
+    def replay(self, event: RunEvent) -> None:
+        """Take an event that happened to it at another server."""
+        if isinstance(event, StepResult):
+            self.outcome.steps.append(event)
+        self.record.append(event)
+
     def finish(self) -> None:
         """Its machine has done all that it was to do."""
         if not self.done.is_set():
@@ -134,6 +177,11 @@ class Run:
         return len(self.record) + (len(self.files) if self.files else 0)
 
     @property
+    def is_interactive(self) -> bool:
+        """Whether clients can write to its standard input."""
+        return self._stdin is not None
+
+    @property
     def stdin(self) -> LiveStdin:
         """Its standard input.
 
@@ -164,6 +212,7 @@ class Run:
             error=Problem.of(self.outcome.error) if self.outcome.error else None,
             phases=self.phases,
             exits=dict(self.exits),
+            moved_to=UNSET if self.elsewhere is None else self.elsewhere.to,
             cases=describe_cases(self.cases) if self.cases is not None else UNSET,
             **(describe_files(self.files) if self.files is not None else {}),
         )

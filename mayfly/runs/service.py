@@ -5,9 +5,10 @@ HTTP.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mayfly.errors import BusyError, MayflyError, NotInteractiveError, NotRunningError, RunEndedError, StoppingError, UnknownRunError
 from mayfly.guests.converse import BytesStdin, StdinSource
@@ -24,7 +25,8 @@ from mayfly.host.pool import Idle
 from mayfly.host.snippet import Snippet, Terminal
 from mayfly.host.supply import Supply
 from mayfly.images.store import Images, InstalledImage
-from mayfly.protocol.conversation import Conversation, Phase
+from mayfly.protocol.conversation import Conversation
+from mayfly.protocol.phases import Phase
 from mayfly.runs.execute import do_cases, do_once, execute
 from mayfly.runs.kept import Runs
 from mayfly.runs.output import OutputSocket
@@ -80,6 +82,7 @@ class Service:
         self.runs = Runs(config)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._guests: dict[str, tuple[Guest, ...]] = {}  # of a run that has begun: its own, then copies of it
+        self._held: dict[str, contextlib.ExitStack] = {}  # what each run takes of this host
 
     async def __aenter__(self) -> "Service":
         return self
@@ -203,6 +206,7 @@ class Service:
                 stop_at_first_failure=snippet.stop_at_first_failure,
                 stdin=live,
                 has_terminal=snippet.tty is not None,
+                collect=snippet.collect,
             )
             if tenant is not None:
                 tenant.check(plan.wanted.machine.memory)
@@ -213,21 +217,45 @@ class Service:
                 self.admission.charge(ticket, tenant)
             if idle:
                 taken.callback(self.spawner.stop, idle.guest.process, 0)  # if the run never came to it
-            output = None
-            if publish and self._sockets is not None:
-                output = OutputSocket(self._sockets / f"{run.id}.sock", run.record, run.mode)
-            held = taken.pop_all()
-        self.runs.add(run, output)
+            self._add(run, publish=publish)
+            self._held[run.id] = taken.pop_all()
         if snippet.cases:
             copy, worth_s = partial(self._copies, run=run, beside=ticket), self.config.here(COPIES_WORTH_S)
             do = partial(do_cases, plan=plan, run=run, snippet=snippet, copy=copy, worth_s=worth_s)
         else:
-            do = partial(do_once, plan=plan, run=run, snippet=snippet, stdin=stdin or live or BytesStdin(snippet.stdin), config=self.config)
-        work = self._carry_out(ticket, plan, run, do, idle, snapshot)
+            do = partial(do_once, plan=plan, run=run, stdin=stdin or live or BytesStdin(snippet.stdin), config=self.config)
+        self._begin(run, self._carry_out(ticket, plan, run, do, idle, snapshot), plan.wanted, then)
+        return run
+
+    def adopt(
+        self, run: Run, guest: Guest, ticket: Ticket, do: Callable[[Guest], Awaitable[None]], then: Callable[[Run], None] | None = None
+    ) -> None:
+        """Take a run in whose middle another server gave it up, with its guest, whose place is
+        `ticket`; the caller lets the guest go on. `then` is as of `start`.
+
+        Raises:
+            HostError: there is no place for its output socket.
+        """
+
+        async def there() -> Guest:
+            return guest
+
+        self._add(run, publish=True)
+        self._held[run.id] = held = contextlib.ExitStack()
+        held.callback(self.admission.leave, ticket)
+        self._guests[run.id] = (guest,)
+        self._begin(run, execute(there(), do, run, self._grace_s), guest.wanted, then)
+
+    def _add(self, run: Run, *, publish: bool) -> None:
+        output = None
+        if publish and self._sockets is not None:
+            output = OutputSocket(self._sockets / f"{run.id}.sock", run.record, run.mode)
+        self.runs.add(run, output)
+
+    def _begin(self, run: Run, work: Coroutine[Any, Any, None], wanted: Wanted, then: Callable[[Run], None] | None) -> None:
         task = asyncio.create_task(work, name=f"run {run.id}")
         self._tasks[run.id] = task
-        task.add_done_callback(lambda _: self._over(run, plan.wanted, held, then))
-        return run
+        task.add_done_callback(lambda _: self._over(run, wanted, then))
 
     def get(self, run_id: str, owner: str | None = None) -> Run:
         """The run with that id, whose owner is `owner` if that is said.
@@ -264,7 +292,12 @@ class Service:
             RunEndedError: the run is over.
             NotRunningError: no step is under way.
         """
-        await self._send(run, lambda conversation: conversation.signal(number))
+        if run.moving is not None:
+            await run.moving.settled()
+        if run.elsewhere is not None and not run.done.is_set():
+            await run.elsewhere.signal(number)
+        else:
+            await self._send(run, lambda conversation: conversation.signal(number))
 
     async def resize(self, run: Run, size: Terminal) -> None:
         """Give the terminal of the run's program another size.
@@ -275,7 +308,12 @@ class Service:
         """
         if not run.has_terminal:
             raise NotInteractiveError("the run has no terminal", hint='start the run with "tty": {"columns": …, "rows": …}')
-        await self._send(run, lambda conversation: conversation.resize(size.columns, size.rows))
+        if run.moving is not None:
+            await run.moving.settled()
+        if run.elsewhere is not None and not run.done.is_set():
+            await run.elsewhere.resize(size.columns, size.rows)
+        else:
+            await self._send(run, lambda conversation: conversation.resize(size.columns, size.rows))
 
     async def _send(self, run: Run, frame: Callable[[Conversation], bytes]) -> None:
         """Send a frame to each step that is under way."""
@@ -297,9 +335,16 @@ class Service:
             await asyncio.wait([task])
 
     async def end(self, run: Run, reason: str) -> None:
-        """End a run that is under way; its machine is gone when this returns. Does nothing for one
-        that is over.
+        """End a run that is under way; its machine is gone when this returns, unless it went
+        elsewhere and the server there does not answer. Does nothing for one that is over.
         """
+        if run.moving is not None:
+            await run.moving.give_way()
+        if run.elsewhere is not None and not run.done.is_set():
+            await run.elsewhere.cancel(reason)
+        await self._end(run, reason)
+
+    async def _end(self, run: Run, reason: str) -> None:
         run.fail(RunEndedError(reason))
         task = self._tasks.get(run.id)
         if task is not None:
@@ -318,13 +363,18 @@ class Service:
     async def drain(self, within_s: float) -> None:
         """Take no more runs, and wait until all have ended, or `within_s` has passed."""
         self.stopping = True
-        if self._tasks:
-            await asyncio.wait(self._tasks.values(), timeout=within_s)
+        tasks = [self._tasks[run.id] for run in self.runs if run.id in self._tasks and run.elsewhere is None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=within_s)
 
     async def close(self) -> None:
         """End everything."""
         self.stopping = True
-        await asyncio.gather(*(self.end(run, "the server is stopping") for run in self.runs))
+        await asyncio.gather(*(run.moving.give_way() for run in self.runs if run.moving is not None))
+        for run in self.runs:
+            if run.moving is not None:
+                run.moving.abandon()
+        await asyncio.gather(*(self._end(run, _stopping(run)) for run in self.runs))
         await self.runs.close()
         await self.supply.close()
         await self.spawner.close()
@@ -353,6 +403,7 @@ class Service:
     async def _machine(self, plan: Plan, run: Run, idle: Idle | None, snapshot: Snapshot | None) -> Guest:
         guest = idle.guest if idle else await self.supply.get(plan.wanted, snapshot)
         self.observer.started(guest.kind, run.language)
+        run.started(guest.kind, guest.hello)
         self._guests[run.id] = (guest,)
         return guest
 
@@ -366,13 +417,19 @@ class Service:
             finally:
                 self._guests[run.id] = (guest,)
 
-    def _over(self, run: Run, wanted: Wanted, held: contextlib.ExitStack, then: Callable[[Run], None] | None) -> None:
+    def release(self, run: Run) -> None:
+        """Give back what a run took of this host: its machine is gone."""
+        self._guests.pop(run.id, None)
+        if held := self._held.pop(run.id, None):
+            held.close()
+
+    def _over(self, run: Run, wanted: Wanted, then: Callable[[Run], None] | None) -> None:
         """The run's task has ended and its machine is gone: what it held is free, and from here on
         it is only kept.
         """
-        held.close()
+        self.release(run)
+        run.exchange = None
         task = self._tasks.pop(run.id)
-        self._guests.pop(run.id, None)
         if not task.cancelled() and task.exception() is not None:
             log.error("run %s", run.id, exc_info=task.exception())
         run.fail(RunEndedError("the run was ended"))
@@ -383,3 +440,8 @@ class Service:
         self.runs.keep(run)
         if then is not None:
             then(run)
+
+
+def _stopping(run: Run) -> str:
+    where = f"; the run goes on at {run.elsewhere.to}" if run.elsewhere is not None else ""
+    return f"the server is stopping{where}"

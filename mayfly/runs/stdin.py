@@ -35,6 +35,15 @@ class LiveStdin:
         self._wake()
         return data
 
+    def start_with(self, first: bytes) -> None:
+        """Have `first` come before what is written."""
+        self._first = BytesStdin(first)
+
+    @property
+    def waiting(self) -> bytes:
+        """What nobody has read yet."""
+        return self._first.waiting + self._waiting
+
     def close(self) -> None:
         """Say that the run is over; who waits in a write gets a RunEndedError."""
         self._closed = True
@@ -89,6 +98,10 @@ class StdinWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let others write, until the next write here."""
         self._stdin._release(self)
 
     async def write(self, data: bytes) -> None:

@@ -1,0 +1,1 @@
+"""Moving a run under way to another server, with its machine (docs/moves.md)."""

@@ -1,0 +1,161 @@
+"""The moves of one server: runs that it gives away, and runs that it takes."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+
+from mayfly.errors import MayflyError, MoveError, NotMovableError, NotRunningError, RunEndedError
+from mayfly.guests.converse import BytesStdin
+from mayfly.runs.moves.incoming import Incoming
+from mayfly.runs.moves.link import Connect, Link, Machines, Round, Times, close_quietly, within
+from mayfly.runs.moves.messages import Ask, Offer, Unknown
+from mayfly.runs.moves.outgoing import Moved, Outgoing
+from mayfly.runs.record import Position
+from mayfly.runs.run import Run
+from mayfly.runs.service import Service
+from mayfly.runs.stdin import LiveStdin
+from mayfly.schema import Record
+from mayfly.vmm.config import Channel
+
+log = logging.getLogger(__name__)
+AT_A_TIME = 2
+"""Runs that a drain moves at a time."""
+
+
+class Stayed(Record, frozen=True, kw_only=True):
+    """A run that a drain could not move, and why."""
+
+    run: str
+    error: MayflyError
+
+
+class Went(Record, frozen=True, kw_only=True):
+    """A run that a drain has moved."""
+
+    run: str
+    moved: Moved
+
+
+class Moves:
+    """Moves of `service`'s runs."""
+
+    def __init__(self, service: Service, machines: Machines, times: Times | None = None) -> None:
+        self._service = service
+        self._machines = machines
+        self._times = times or Times()
+        self._incoming: dict[str, Incoming] = {}
+
+    def begin(
+        self, run: Run, connect: Connect, *, to: str, limit_bytes_s: int = 0, tell: Callable[[Round], None] = lambda _: None
+    ) -> Outgoing:
+        """Prepare to move a run to the server `to`.
+
+        Raises:
+            RunEndedError, NotRunningError: it has no machine that could be moved.
+            NotMovableError: it cannot be moved at all.
+        """
+        check_movable(run)
+        assert run.exchange is not None  # noqa: S101 (a movable run has one)
+        return Outgoing(
+            run,
+            run.exchange,
+            connect,
+            self._machines,
+            to=to,
+            limit_bytes_s=limit_bytes_s,
+            tell=tell,
+            freed=lambda: self._service.release(run),
+            times=self._times,
+        )
+
+    async def drain(self, connect: Connect, *, to: str, limit_bytes_s: int = 0) -> AsyncIterator[Went | Stayed]:
+        """Take no more runs, and move those that are under way; yields what becomes of each. Those
+        that stay go on here. When the caller stops, the moves that can be are taken back.
+        """
+        self._service.stopping = True
+        room = asyncio.Semaphore(AT_A_TIME)
+
+        async def move(run: Run) -> Went | Stayed:
+            async with room:
+                try:
+                    going = self.begin(run, connect, to=to, limit_bytes_s=limit_bytes_s)
+                    return Went(run=run.id, moved=await follow(going))
+                except MayflyError as error:
+                    return Stayed(run=run.id, error=error)
+
+        moves = [asyncio.create_task(move(run)) for run in self._service.runs if not run.done.is_set() and run.elsewhere is None]
+        try:
+            for done in asyncio.as_completed(moves):
+                yield await done
+        finally:
+            for task in moves:
+                task.cancel()
+            await asyncio.gather(*moves, return_exceptions=True)
+
+    async def serve(self, link: Link) -> None:
+        """Serve a connection of another server, to its end.
+
+        Raises:
+            MayflyError: the connection was lost, or the other server broke the protocol.
+        """
+        try:
+            async with within(self._times.answer_s, "the other server said nothing"):
+                message = await link.receive()
+            match message:
+                case Offer():
+                    await self._take(message, link)
+                case Ask(move=move, span=span, offset=offset):
+                    incoming = self._incoming.get(move)
+                    if incoming is None or await incoming.never():
+                        await link.send(Unknown())
+                    else:
+                        await incoming.follow(link, Position(span, offset))
+                case _:
+                    raise MoveError(f"the other server began with {type(message).__name__}")
+        finally:
+            await close_quietly(link)
+
+    async def _take(self, offer: Offer, link: Link) -> None:
+        for move, known in list(self._incoming.items()):  # those whose runs are no longer kept
+            if known.is_past:
+                del self._incoming[move]
+        if offer.move in self._incoming:
+            raise MoveError("the other server offered the same move twice")
+        self._incoming[offer.move] = incoming = Incoming(offer, self._service, self._machines, self._times)
+        log.info("run %s: offered by another server", offer.run.id)
+        await incoming.serve(link)
+
+
+def check_movable(run: Run) -> None:
+    """See that a run can be moved now. Raises as Moves.begin."""
+    if run.done.is_set():
+        raise RunEndedError("the run is over")
+    if run.elsewhere is not None:
+        raise NotMovableError(f"the run went to {run.elsewhere.to}", hint="move it from there")
+    if run.moving is not None:
+        raise NotMovableError("the run is being moved already")
+    if run.cases is not None:
+        raise NotMovableError("a run with cases is not moved", hint="wait for its end")
+    if run.exchange is None:
+        raise NotRunningError("the run has no machine yet, or its program has ended", hint="move it while its program runs")
+    machine = run.exchange.guest.wanted.machine
+    if machine.network is not None:
+        raise NotMovableError("a machine with a network is not moved yet", hint="wait for the run's end")
+    if machine.channel is Channel.TCP:
+        raise NotMovableError("a machine whose channel is a TCP connection cannot be moved", hint="serve with --channel virtio")
+    if not isinstance(run.exchange.stdin, BytesStdin | LiveStdin):
+        raise NotMovableError("the run's standard input belongs to a client that cannot follow it")
+
+
+async def follow(going: Outgoing) -> Moved:
+    """Carry a move out. If the caller is cancelled, the move is taken back, unless it is too late;
+    either way it has ended then, or goes on by itself.
+    """
+    task = going.begin()
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        if task.cancelled():
+            raise
+        await going.give_way()
+        raise

@@ -1,0 +1,301 @@
+"""The destination's side of a move: see whether the run fits, take its machine, wait for COMMIT,
+let it go on; then pass its events to the source, and what the source's clients send to it.
+
+Until COMMIT has been read, every loss ends the machine here, and the run goes on where it was.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from mayfly.errors import GuestError, MayflyError, MoveError, ServerLostError, UnknownRunError
+from mayfly.guests.converse import BytesStdin, Exchange
+from mayfly.guests.start import Guest
+from mayfly.host.admission import Ticket
+from mayfly.protocol.conversation import Conversation
+from mayfly.runs.execute import go_on
+from mayfly.runs.moves.handover import DESTINATION, Destination, Input
+from mayfly.runs.moves.link import Link, Machines, Place, Times, within
+from mayfly.runs.moves.messages import (
+    Broken,
+    Commit,
+    Description,
+    Events,
+    Fits,
+    Handed,
+    Misfits,
+    Offer,
+    Pages,
+    Ready,
+    event_of,
+    problem_of,
+)
+from mayfly.runs.moves.relay import Relay
+from mayfly.runs.record import Position
+from mayfly.runs.result import RunState
+from mayfly.runs.run import Run
+from mayfly.runs.service import Service
+from mayfly.runs.stdin import LiveStdin
+from mayfly.schema import replace
+
+log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+AHEAD = 8
+"""Messages of the machine that wait for whoever makes it."""
+
+
+class Incoming:
+    """A run that another server offers."""
+
+    def __init__(self, offer: Offer, service: Service, machines: Machines, times: Times) -> None:
+        self.state = Destination.OFFERED
+        self.run_id = offer.run.id
+        self._offer = offer
+        self._service = service
+        self._machines = machines
+        self._times = times
+        self._pages: asyncio.Queue[bytes] = asyncio.Queue(AHEAD)
+        self._page = b""
+        self._place = Place()
+        self._ticket: Ticket | None = None
+        self._guest: Guest | None = None
+        self._relay: Relay | None = None
+        self._taking: asyncio.Task[bool] | None = None
+
+    def _step(self, happened: Input) -> None:
+        """Take a step of the handover."""
+        state = DESTINATION[self.state, happened].state
+        assert isinstance(state, Destination)  # noqa: S101 (of this table)
+        log.debug("move %s: %s -> %s", self._offer.move, self.state.name, state.name)
+        self.state = state
+
+    @property
+    def is_past(self) -> bool:
+        """Whether nobody needs to know of it: it came to nothing, or the run is forgotten."""
+        if self.state is not Destination.RUNNING:
+            return self.state is Destination.DISCARDED
+        try:
+            self._service.get(self.run_id)
+        except UnknownRunError:
+            return True
+        return False
+
+    async def serve(self, link: Link) -> None:
+        """Take the run over this connection, and pass on what happens to it until it is over.
+
+        Raises:
+            MayflyError: the connection was lost, or the run could not be taken.
+        """
+        self._taking = asyncio.create_task(self._take(link), name=f"take run {self.run_id}")
+        try:
+            taken = await asyncio.shield(self._taking)
+        except asyncio.CancelledError:
+            if self.state is not Destination.RUNNING:
+                self._taking.cancel()
+            await asyncio.wait([self._taking])
+            raise
+        if taken:
+            await self.follow(link, None)
+
+    async def never(self) -> bool:
+        """The source asks over another connection: whether the run goes on here. If it does not by
+        now, it never will.
+        """
+        self._step(Input.ASK)
+        if self.state is Destination.RUNNING:
+            return False
+        if self._taking is not None:
+            self._taking.cancel()
+            await asyncio.wait([self._taking])
+        return True
+
+    async def follow(self, link: Link, after: Position | None) -> None:
+        """Say that the run goes on here, and pass on what happens behind `after`, or since it came.
+
+        Raises:
+            MayflyError: the connection was lost.
+        """
+        if self._relay is not None:
+            await self._relay.serve(link, after)
+
+    async def _misfits(self) -> list[str]:
+        """Why the run cannot be taken."""
+        service, run = self._service, self._offer.run
+        self._place = await self._machines.look(run, self._offer.machine)
+        reasons = list(self._place.misfits)
+        try:
+            service.check_ready()
+        except MayflyError as error:
+            reasons.append(error.message)
+        with contextlib.suppress(UnknownRunError):
+            service.get(run.id)
+            reasons.append(f"the server has a run {run.id} already: it was there before")
+        if not reasons:
+            self._ticket = service.admission.enter_idle(run.memory)
+            if self._ticket is None:
+                reasons.append(f"there is no room for a machine of {run.memory >> 20} MiB now")
+        return reasons
+
+    async def _take(self, link: Link) -> bool:
+        """Take the run; whether it goes on here. Raises what went wrong."""
+        try:
+            if reasons := await self._misfits():
+                self._step(Input.MISFITS)
+                await link.send(Misfits(reasons=tuple(reasons)))
+                return False
+            self._step(Input.FITS)
+            await link.send(Fits(held=self._place.held))
+            run, handed = await self._receive(link)
+            exchange = self._go_on_with(run, handed)
+            self._step(Input.COPIED)
+            await link.send(Ready())
+            await self._commit(link)
+            await self._run(run, exchange)
+        except BaseException as error:
+            if self.state not in (Destination.RUNNING, Destination.DISCARDED):
+                self._step(Input.CUT if isinstance(error, ServerLostError | asyncio.CancelledError) else Input.FAULT)
+                if isinstance(error, MayflyError) and not isinstance(error, ServerLostError):
+                    with contextlib.suppress(ServerLostError):
+                        await link.send(Broken(error=problem_of(error)))
+            raise
+        finally:
+            if self.state is not Destination.RUNNING:
+                await self._discard()
+        return True
+
+    async def _discard(self) -> None:
+        if self._guest is not None:
+            await self._guest.process.stop(0)
+        if self._ticket is not None:
+            self._service.admission.leave(self._ticket)
+            self._ticket = None
+
+    async def _read(self, most: int) -> bytes:
+        """Bytes of the machine, for whoever makes it."""
+        if not self._page:
+            self._page = await self._pages.get()
+            if not self._page:
+                self._pages.put_nowait(b"")  # it stays at its end
+        piece, self._page = self._page[:most], self._page[most:]
+        return piece
+
+    async def _receive(self, link: Link) -> tuple[Run, Handed]:
+        """Take the machine and what happened in the run.
+
+        Raises:
+            MayflyError: the connection was lost, or the machine cannot be made.
+        """
+        run = make_run(self._offer.run)
+        receiving = self._machines.receive(self._offer.run, self._offer.machine, self._read, held=self._place.held)
+        making = asyncio.create_task(receiving, name=f"make the machine of run {self.run_id}")
+        try:
+            while True:
+                message = await first(link.receive(), making)
+                match message:
+                    case Pages(data=data):
+                        if data:
+                            await first(self._pages.put(data), making)
+                    case Events(events=events):
+                        for sent in events:
+                            run.replay(event_of(sent))
+                    case Handed():
+                        await first(self._pages.put(b""), making)
+                        async with within(self._times.ready_s, "the machine was not there"):
+                            self._guest = await making
+                        return run, message
+                    case _:
+                        raise MoveError(f"the source sent {type(message).__name__} before all of the machine was there")
+        finally:
+            if not making.done():
+                making.cancel()
+                await asyncio.wait([making])
+            if self._guest is None and not making.cancelled() and not making.exception():
+                self._guest = making.result()
+
+    def _go_on_with(self, run: Run, handed: Handed) -> Exchange:
+        """The run's conversation, which does not go on yet.
+
+        Raises:
+            MayflyError: it cannot stand so.
+        """
+        guest = self._guest
+        assert guest is not None  # noqa: S101 (_receive has set it)
+        manifest = guest.wanted.image.manifest
+        conversation = Conversation.going_on(handed.standing, arch=manifest.arch, end_marker=manifest.end_marker)
+        if len(handed.standing.plan().steps) != len(run.outcome.step_names):
+            raise MoveError("the run that the source sent has other steps than it offered")
+        self._guest = guest = replace(guest, conversation=conversation)
+        run.phases.update(handed.phases)
+        stdin = run.stdin if run.is_interactive else BytesStdin(handed.stdin)
+        if isinstance(stdin, LiveStdin):
+            stdin.start_with(handed.stdin)
+        exchange = Exchange(guest, run, stdin, deadline_s=handed.left_s, rate=handed.rate, stdin_ended=handed.stdin_ended)
+        run.exchange = exchange
+        return exchange
+
+    async def _commit(self, link: Link) -> None:
+        """Wait for COMMIT.
+
+        Raises:
+            MayflyError: the connection was lost, or the machine.
+        """
+        assert self._guest is not None  # noqa: S101 (_receive has set it)
+        gone = asyncio.create_task(_gone(self._guest))
+        try:
+            message = await first(link.receive(), gone)
+        finally:
+            gone.cancel()
+            await asyncio.wait([gone])
+        if not isinstance(message, Commit):
+            raise MoveError(f"the source sent {type(message).__name__} in place of COMMIT")
+        self._step(Input.COMMIT)  # from here on the run is here, whatever happens
+
+    async def _run(self, run: Run, exchange: Exchange) -> None:
+        guest, ticket, service = self._guest, self._ticket, self._service
+        assert guest is not None and ticket is not None  # noqa: S101 (they are there since READY)
+        self._relay = relay = Relay(run, service)
+        service.adopt(run, guest, ticket, lambda _: go_on(exchange, run, service.config), lambda _: relay.close())
+        try:
+            await guest.process.resume()
+        except MayflyError as error:  # the run sees that its machine is gone
+            log.warning("run %s: its machine does not go on: %s", run.id, error)
+            await guest.process.stop(0)
+
+
+async def first(wanted: Coroutine[Any, Any, _T], beside: "asyncio.Task[Any]") -> _T:
+    """What `wanted` gives, unless `beside` fails before that: then its error is raised."""
+    task = asyncio.ensure_future(wanted)
+    try:
+        await asyncio.wait([task, beside], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            beside.result()
+        return await task
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+
+
+async def _gone(guest: Guest) -> None:
+    await guest.process.reaped.wait()
+    raise GuestError("the machine ended before it could go on")
+
+
+def make_run(about: Description) -> Run:
+    """The run that is described, as far as nothing has happened in it."""
+    run = Run(
+        run_id=about.id,
+        owner=about.owner,
+        language=about.language,
+        version=about.version,
+        mode=about.mode,
+        step_names=about.step_names,
+        stdin=LiveStdin() if about.interactive else None,
+        has_terminal=about.has_terminal,
+        collect=about.collect,
+    )
+    run.state = RunState.RUNNING
+    run.start = about.start
+    return run

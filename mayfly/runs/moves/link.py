@@ -1,0 +1,118 @@
+"""What a move stands on: the connection to the other server, and the machine's own way there."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Protocol
+
+from mayfly.errors import MoveError, ServerLostError
+from mayfly.guests.start import Guest
+from mayfly.runs.moves.messages import Description, Message
+from mayfly.schema import Record
+
+
+class Link(Protocol):
+    """A connection between two servers, each of which knows who the other is."""
+
+    async def send(self, message: Message) -> None:
+        """Send a message, waiting while the other end is slower.
+
+        Raises:
+            ServerLostError: the connection is lost.
+        """
+        ...
+
+    async def receive(self) -> Message:
+        """The next message. If the caller is cancelled, none is lost.
+
+        Raises:
+            ServerLostError: the connection is lost, or closed.
+            MoveError: what came is no message.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close it."""
+        ...
+
+
+Connect = Callable[[], Awaitable[Link]]
+"""Connects to the destination. Raises MayflyError: it cannot, or is refused."""
+Write = Callable[[bytes], Awaitable[None]]
+Read = Callable[[int], Awaitable[bytes]]
+"""At least one and at most so many bytes of the machine; empty at their end."""
+
+
+class Round(Record, frozen=True, kw_only=True):
+    """A round of a machine's pages has been sent: its number from 1 on, and its bytes."""
+
+    number: int
+    bytes: int
+
+
+class Place(Record, frozen=True, kw_only=True):
+    """Why a machine cannot go on at a host, a sentence for each reason; or how many of the layers
+    that it stands on, from the base on, that host has too.
+    """
+
+    misfits: tuple[str, ...] = ()
+    held: int = 0
+
+
+class Machines(Protocol):
+    """How machines travel (mayfly/snapshots/moving.py)."""
+
+    async def offer(self, guest: Guest) -> bytes:
+        """What the guest's machine needs of a host."""
+        ...
+
+    async def look(self, run: Description, offer: bytes) -> Place:
+        """Whether the machine can go on here."""
+        ...
+
+    async def send_rounds(self, guest: Guest, write: Write, *, held: int, limit_bytes_s: int, progress: Callable[[Round], None]) -> None:
+        """Send the memory of a guest that runs on, over the first `held` of its layers, until
+        little is left to send. `limit_bytes_s` is what may be sent a second, 0 for all that goes.
+        """
+        ...
+
+    async def send_last(self, guest: Guest, write: Write) -> None:
+        """Pause the guest, and send the rest and its state. It stays paused."""
+        ...
+
+    async def receive(self, run: Description, offer: bytes, read: Read, *, held: int) -> Guest:
+        """The guest whose machine comes from `read`, paused. Its conversation is a new one.
+
+        Raises:
+            MayflyError: it cannot be made; nothing of it is left.
+        """
+        ...
+
+
+class Times(Record, frozen=True, kw_only=True):
+    """How long each side waits, in seconds: for an answer that takes no work, for the machine to be
+    there after its last byte, for the vmm process to take what was sent to it, for a server that is
+    lost, and before it is asked again.
+    """
+
+    answer_s: float = 15.0
+    ready_s: float = 30.0
+    flush_s: float = 2.0
+    lost_s: float = 60.0
+    again_s: float = 0.5
+
+
+@contextlib.asynccontextmanager
+async def within(seconds: float, what: str) -> AsyncIterator[None]:
+    """Limit what is done in the block. Raises MoveError: it took longer."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise MoveError(f"{what} within {seconds:g} s", hint="look at the other server's log, and try again") from error
+
+
+async def close_quietly(link: Link) -> None:
+    """Close a connection that may be lost."""
+    with contextlib.suppress(ServerLostError):
+        await link.close()

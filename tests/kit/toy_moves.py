@@ -1,0 +1,344 @@
+"""Moves without machines: two services in one process, whose guests are toys with a state that can
+travel, and connections between them that can be cut at any message.
+"""
+
+import asyncio
+import pickle
+import random
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from mayfly.errors import MayflyError, ServerLostError
+from mayfly.guests.job import Wanted
+from mayfly.guests.start import Guest, StartKind
+from mayfly.host.plan import want_machine
+from mayfly.protocol import frames as p
+from mayfly.protocol.conversation import Conversation
+from mayfly.runs.moves.desk import Moves
+from mayfly.runs.moves.link import Place, Read, Round, Times, Write
+from mayfly.runs.moves.messages import Description, Message, decode, encode
+from mayfly.runs.service import Service
+from mayfly.vmm.process.report import End, Ended
+from tests.kit.api_fakes import MARKER
+
+TIMES = Times(answer_s=20, ready_s=20, flush_s=20, lost_s=20, again_s=0.001)
+CREDIT = 1000
+
+
+class World:
+    """What the toys of a test have in common: no two machines of a run may run at a time."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.random = random.Random(seed)
+        self.running: dict[int, ToyProcess] = {}
+        self.made: list[ToyProcess] = []
+
+
+class ToyProcess:
+    """A vmm process whose guest counts on standard output until it has read `quit` or counted to
+    the number in its source, and writes what it reads to standard error. All of it is `state`.
+    """
+
+    phases: dict[str, float] = {}  # noqa: RUF012 (never written)
+
+    def __init__(self, world: World, state: dict[str, Any] | None = None) -> None:
+        self.world = world
+        world.made.append(self)
+        self.number = len(world.made)
+        self.reaped = asyncio.Event()
+        self.state: dict[str, Any] = state or {
+            "out": b"",
+            "begun": (b"", False),
+            "n": 0,
+            "run": 0,
+            "ticking": False,
+            "source": b"",
+            "said": b"",
+        }
+        self.state.setdefault("lineage", self.number)
+        self._sent = b""  # by the host, not taken yet
+        self._come = bytearray()  # put out, not read yet
+        self._changed = asyncio.Event()
+        self._going = asyncio.Event()
+        self._closed = False
+        self._pumping = asyncio.create_task(self._pump())
+
+    @property
+    def alive(self) -> bool:
+        return not self._closed
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def read(self) -> bytes:
+        await asyncio.sleep(0)
+        while not self._come and not self._closed:
+            await self._changed.wait()
+        data = bytes(self._come[:50])
+        del self._come[:50]
+        self._wake()
+        return data
+
+    async def write(self, data: bytes) -> bool:
+        if self._closed:
+            return False
+        self._sent += data
+        self._wake()
+        return True
+
+    async def flushed(self, timeout_s: float) -> bool:
+        while self._sent and not self._closed:
+            await self._changed.wait()
+        return True
+
+    async def rest(self) -> bytes:
+        data = bytes(self._come)
+        self._come.clear()
+        return data
+
+    async def pause(self) -> None:
+        self._going.clear()
+        self._stand()
+
+    async def resume(self) -> None:
+        if self._closed:
+            raise MayflyError("the machine has ended")
+        assert self.world.running.setdefault(self.state["lineage"], self) is self, "two machines of one run"
+        self._going.set()
+
+    def _stand(self) -> None:
+        if self.world.running.get(self.state["lineage"]) is self:
+            del self.world.running[self.state["lineage"]]
+
+    async def stop(self, grace_s: float = 0) -> Ended:
+        self.kill()
+        await asyncio.wait([self._pumping])
+        return Ended(reason=End.VANISHED)
+
+    def kill(self) -> None:
+        self._closed = True
+        self._stand()
+        self._pumping.cancel()
+        self.reaped.set()
+        self._wake()
+
+    async def _pump(self) -> None:
+        while True:
+            await self._going.wait()
+            await asyncio.sleep(0)
+            if not self._going.is_set():
+                continue
+            size = self.world.random.randrange(1, 40)
+            taken, self._sent = self._sent[:size], self._sent[size:]
+            if taken:
+                self._take(taken)
+                self._wake()
+            if self.state["ticking"] and len(self.state["out"]) < 100:
+                self._tick()
+            if len(self._come) < 200 and (piece := self.state["out"][:size]):
+                self.state["out"] = self.state["out"][size:]
+                self._come += piece
+                self._wake()
+
+    def _put(self, message: p.Message) -> None:
+        self.state["out"] += p.encode_frame(message, self.state["run"])
+
+    def _take(self, data: bytes) -> None:
+        reader = p.FrameReader(p.FROM_HOST)
+        reader.begun = self.state["begun"]
+        for frame in reader.feed(data):
+            match frame.message:
+                case p.Start() as start:
+                    self.state |= {"run": frame.run, "steps": len(start.steps)}
+                case p.File(data=data):
+                    self.state["source"] += data
+                case p.Begin():
+                    for step in range(self.state["steps"] - 1):
+                        self._put(p.Stage(step, ""))
+                        self._put(p.Exit(step, p.ExitHow.EXITED, 0, p.Limit.NONE, 1, 1, 1, (False, False)))
+                    self._put(p.Stage(self.state["steps"] - 1, ""))
+                    self._put(p.Credit(CREDIT))
+                    self.state["ticking"] = True
+                case p.Stdin(data=data):
+                    self.state["said"] = (self.state["said"] + data)[-4:]
+                    self._put(p.Stderr(data))
+                    self._put(p.Credit(len(data)))
+                case p.Signal(number=number):
+                    self._put(p.Stderr(b"<%d>" % number))
+        self.state["begun"] = reader.begun
+
+    def _tick(self) -> None:
+        state = self.state
+        if state["said"] == b"quit" or state["n"] == int(state["source"] or b"-1"):
+            state["ticking"] = False
+            self._put(p.Exit(state["steps"] - 1, p.ExitHow.EXITED, 0, p.Limit.NONE, 1, 1, 1, (False, False)))
+            self._put(p.Done())
+        else:
+            self._put(p.Stdout(b"%d\n" % state["n"]))
+            state["n"] += 1
+
+
+def counted(text: str) -> int:
+    """How far a toy has counted, each number once and in its order."""
+    lines = text.splitlines()
+    assert lines == [str(number) for number in range(len(lines))]
+    return len(lines)
+
+
+def make_guest(process: ToyProcess, wanted: Wanted) -> Guest:
+    hello = p.Hello(p.PROTOCOL_VERSION, "toy", wanted.image.manifest.arch, 1, MARKER)
+    conversation = Conversation(arch=wanted.image.manifest.arch, end_marker=MARKER)
+    conversation.feed(p.encode_frame(hello, 0))
+    return Guest(wanted=wanted, process=process, conversation=conversation, hello=hello, kind=StartKind.RESTORED)  # type: ignore[arg-type]
+
+
+class ToyMachines:
+    """How toys travel. `fails` names the call that raises an error. An `endless` one is never done
+    with the rounds.
+    """
+
+    endless = False
+
+    def __init__(self, service: Service, world: World, fails: str = "") -> None:
+        self.service, self.world, self.fails = service, world, fails
+        self.last: ToyProcess | None = None
+
+    def _fail(self, call: str) -> None:
+        if self.fails == call:
+            raise MayflyError(f"{call} failed")
+
+    async def offer(self, guest: Guest) -> bytes:
+        return b"toy"
+
+    async def look(self, run: Description, offer: bytes) -> Place:
+        assert offer == b"toy"
+        return Place(held=1)
+
+    async def send_rounds(self, guest: Guest, write: Write, *, held: int, limit_bytes_s: int, progress: Callable[[Round], None]) -> None:
+        assert held == 1
+        self._fail("send_rounds")
+        for number in (1, 2):
+            await write(b"%c" % number * 1000)
+            progress(Round(number=number, bytes=1000))
+        if self.endless:
+            await asyncio.Event().wait()
+
+    async def send_last(self, guest: Guest, write: Write) -> None:
+        await guest.process.pause()
+        self._fail("send_last")
+        await write(pickle.dumps(guest.process.state))  # type: ignore[attr-defined]
+
+    async def receive(self, run: Description, offer: bytes, read: Read, *, held: int) -> Guest:
+        data = b""
+        while piece := await read(700):
+            data += piece
+        self._fail("receive")
+        state = pickle.loads(data[2000:])
+        wanted = want_machine(self.service.images.find(run.language), self.service.config)
+        self.last = ToyProcess(self.world, state)
+        return make_guest(self.last, wanted)
+
+
+def play_toys(service: Service, world: World) -> None:
+    """Have every run of the service get a toy."""
+
+    async def get(wanted: Wanted, snapshot: Any = None) -> Guest:
+        process = ToyProcess(world)
+        await process.resume()
+        return make_guest(process, wanted)
+
+    service.supply.get = get  # type: ignore[method-assign]
+
+
+class Cut(NamedTuple):
+    """The connection is lost at the message `at` of all that go over it, which still arrives if
+    `arrives`.
+    """
+
+    at: int
+    arrives: bool
+
+
+class MemoryLink:
+    """One end of a connection."""
+
+    def __init__(self, wire: "Wire", number: int) -> None:
+        self.wire = wire
+        self.number = number
+        self.inbox: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def send(self, message: Message) -> None:
+        await asyncio.sleep(0)
+        self.wire.carry(self, message)
+
+    async def receive(self) -> Message:
+        if self.wire.lost and self.inbox.empty():
+            raise ServerLostError("the connection is lost")
+        if not (data := await self.inbox.get()):
+            self.inbox.put_nowait(b"")
+            raise ServerLostError("the connection is lost")
+        return decode(data)
+
+    async def close(self) -> None:
+        self.wire.lose()
+
+
+class Wire:
+    """A connection that is lost at some message; `log` has what went over it."""
+
+    def __init__(self, cut: Cut | None, log: list[str]) -> None:
+        self.cut, self.log = cut, log
+        self.lost = False
+        self.count = 0
+        self.ends = (MemoryLink(self, 0), MemoryLink(self, 1))
+
+    def carry(self, sender: MemoryLink, message: Message) -> None:
+        if self.lost:
+            raise ServerLostError("the connection is lost")
+        self.log.append(type(message).__name__)
+        self.count += 1
+        cut = self.cut is not None and self.count > self.cut.at
+        if not cut or (self.cut is not None and self.cut.arrives):
+            self.ends[1 - sender.number].inbox.put_nowait(encode(message))
+        if cut:
+            self.lose()
+
+    def lose(self) -> None:
+        self.lost = True
+        for end in self.ends:
+            end.inbox.put_nowait(b"")
+
+
+class Road:
+    """The connections from one server to another; `cuts` are those of the next ones, in their
+    order. `closed` keeps all further ones from being made.
+    """
+
+    def __init__(self, there: Moves, cuts: Iterator[Cut | None]) -> None:
+        self.there, self.cuts = there, cuts
+        self.log: list[str] = []
+        self.wires: list[Wire] = []
+        self.closed = False
+        self.serving: set[asyncio.Task[None]] = set()
+
+    async def connect(self) -> MemoryLink:
+        if self.closed:
+            raise ServerLostError("there is no server")
+        wire = Wire(next(self.cuts, None), self.log)
+        self.wires.append(wire)
+        task = asyncio.create_task(self._serve(wire.ends[1]))
+        self.serving.add(task)
+        return wire.ends[0]
+
+    async def _serve(self, link: MemoryLink) -> None:
+        try:
+            await self.there.serve(link)
+        except MayflyError as error:
+            self.log.append(f"! {error}")
+
+    async def close(self) -> None:
+        for wire in self.wires:
+            wire.lose()
+        if self.serving:
+            await asyncio.wait(self.serving)
