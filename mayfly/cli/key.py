@@ -39,14 +39,17 @@ def cli() -> None:
 @click.option("--concurrency", type=click.IntRange(1, 1_000_000), metavar="N", help="runs under way at a time, waiting ones too")
 @click.option("--memory", type=Size(), help="memory of their machines together, such as 4G")
 @click.option("--readers", type=click.IntRange(1, 1_000_000), metavar="N", help="connections that read events of its runs at a time")
-def create(name: str, memory: int | None, **limits: int | None) -> None:
+@click.option("--moves", is_flag=True, help="for another server, which moves runs here with it: mayfly move, mayfly drain")
+def create(name: str, memory: int | None, moves: bool, **limits: int | None) -> None:
     """Make the key NAME and print its token, which cannot be shown again.
 
     What is not limited here has no limit but the server's.
     """
     if memory is not None and memory < MIB:
         raise click.BadParameter(f"no machine fits into {memory} bytes; write it as 512M or 4G", param_hint="--memory")
-    click.echo(keys.create(keys.default_path(), name, memory=memory or 0, **{limit: most or 0 for limit, most in limits.items()}))
+    click.echo(
+        keys.create(keys.default_path(), name, memory=memory or 0, moves=moves, **{limit: most or 0 for limit, most in limits.items()})
+    )
     click.echo("Store it now. Clients send it as the header `Authorization: Bearer TOKEN`.", err=True)
 
 
@@ -64,6 +67,7 @@ def list_keys(as_json: bool) -> None:
             f"{key.concurrency} at a time" if key.concurrency else "",
             f"{key.memory >> 20} MiB" if key.memory else "",
             f"{key.readers} readers" if key.readers else "",
+            "may move runs here" if key.moves else "",
         ]
         click.echo(f"{key.name:<24} {key.created}  {', '.join(filter(None, limits)) or 'no limits'}")
 

@@ -20,11 +20,13 @@ MAX_RETRY_S = 60
 class Tenant:
     """Who asks for runs, with limits of its own: runs that begin in a minute (as many may begin at
     once), runs under way, and bytes of their machines; those that wait count too. `readers` is how
-    many may read events of its runs at a time. 0: no limit.
+    many may read events of its runs at a time. 0: no limit. One that `moves` is another server,
+    which hands runs over.
     """
 
-    def __init__(self, name: str, *, rate: int = 0, concurrency: int = 0, memory: int = 0, readers: int = 0) -> None:
+    def __init__(self, name: str, *, rate: int = 0, concurrency: int = 0, memory: int = 0, readers: int = 0, moves: bool = False) -> None:
         self.name = name
+        self.moves = moves
         self.rate, self.concurrency, self.memory, self.readers = rate, concurrency, memory, readers
         self.reading = 0
         self.runs = 0

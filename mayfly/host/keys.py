@@ -29,7 +29,8 @@ Count = Annotated[int, Meta(ge=0)]
 
 class ApiKey(Record, frozen=True, kw_only=True):
     """What is kept of a key. `hash` is the SHA-256 of its token, which is random enough to need no
-    slower one; `created` is a date in UTC. The limits are those of a Tenant.
+    slower one; `created` is a date in UTC. The limits are those of a Tenant. With `moves` other
+    servers may hand runs over.
     """
 
     id: str
@@ -40,6 +41,7 @@ class ApiKey(Record, frozen=True, kw_only=True):
     concurrency: Count = 0
     memory: Count = 0
     readers: Count = 0
+    moves: bool = False
 
 
 class _File(Record, frozen=True, kw_only=True):
@@ -65,7 +67,7 @@ def load(path: Path) -> tuple[ApiKey, ...]:
         raise HostError(f"{path}: the keys cannot be read: {error}", hint="restore the file, or remove it and make new keys") from error
 
 
-def create(path: Path, name: str, **limits: int) -> str:
+def create(path: Path, name: str, *, moves: bool = False, **limits: int) -> str:
     """Make a key with the limits of an ApiKey, and give its token.
 
     Raises:
@@ -77,7 +79,7 @@ def create(path: Path, name: str, **limits: int) -> str:
     with _changing(path) as keys:
         if any(key.name == name for key in keys):
             raise ConfigError(f"there is a key {name!r} already", hint=f"choose another name, or first: mayfly key revoke {name}")
-        key, token = _make(name, **limits)
+        key, token = _make(name, moves=moves, **limits)
         keys.append(key)
     return token
 
@@ -109,12 +111,12 @@ def _changing(path: Path) -> Iterator[list[ApiKey]]:
         raise HostError(f"{path}: {error.strerror or error}", hint="keys are kept in $XDG_DATA_HOME: it must be writable") from error
 
 
-def _make(name: str, **limits: int) -> tuple[ApiKey, str]:
+def _make(name: str, *, moves: bool = False, **limits: int) -> tuple[ApiKey, str]:
     """A new key and its token."""
     key_id = secrets.token_hex(8)
     token = f"mayfly_{key_id}_{secrets.token_urlsafe(32)}"
     created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return ApiKey(id=key_id, name=name, hash=_hash(token), created=created, **limits), token
+    return ApiKey(id=key_id, name=name, hash=_hash(token), created=created, moves=moves, **limits), token
 
 
 def _hash(token: str) -> str:
@@ -175,5 +177,5 @@ class Keyring:
 
 
 def _known(key: ApiKey) -> Known:
-    tenant = Tenant(key.id, rate=key.rate, concurrency=key.concurrency, memory=key.memory, readers=key.readers)
+    tenant = Tenant(key.id, rate=key.rate, concurrency=key.concurrency, memory=key.memory, readers=key.readers, moves=key.moves)
     return Known(key, tenant)

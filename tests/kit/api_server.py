@@ -62,9 +62,9 @@ def serving(tmp_path: Path, scenario: Callable[[Served], Awaitable[Any]], fault:
         return asyncio.run(whole(Path(name)))
 
 
-def make_key(name: str, **limits: int) -> str:
+def make_key(name: str, *, moves: bool = False, **limits: int) -> str:
     """A key of this name, and its token."""
-    return create(default_path(), name, **limits)
+    return create(default_path(), name, moves=moves, **limits)
 
 
 def make_certificate(folder: Path, name: str = "localhost", *, address: str = "127.0.0.1", by: tuple[Path, ...] = ()) -> tuple[Path, Path]:
