@@ -11,6 +11,7 @@ import pytest
 
 from mayfly import paths
 from mayfly.host.snippet import Case, Compare, Snippet
+from mayfly.protocol.phases import Phase
 from mayfly.runs.record import Reader
 from mayfly.runs.result import describe
 from mayfly.runs.run import Run
@@ -229,7 +230,7 @@ def test_a_signal_reaches_the_programs_in_all_guests(serve: Callable[..., Any], 
     async def scenario(service: Service) -> Run:
         await make_base(service)
         run = service.start(Snippet(language="toy", source=source, cases=(Case(),) * 3, parallel=3))
-        while len(list(up.iterdir())) < 3:
+        while len(list(up.iterdir())) < 3 or any(guest.conversation.phase is not Phase.STEP for guest in service._guests[run.id]):
             assert not run.done.is_set()
             await asyncio.sleep(0.01)
         await service.signal(run, signal.SIGUSR1)
