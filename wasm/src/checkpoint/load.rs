@@ -1,0 +1,275 @@
+//! Reading a checkpoint, which may come from anybody.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+
+use super::{Stopped, BLOCK, MAGIC, VERSION};
+use crate::code::{Op, Program, Stand};
+use crate::compile::compile;
+use crate::memory::{zeroed, Memory};
+use crate::module::{Module, PAGE};
+use crate::refusal::{invalid, malformed, unsupported, Refusal, Result};
+use crate::run::{Frame, Machine, MOST_FRAMES, MOST_SLOTS};
+use crate::wasi::tree::{Content, Node, Tree, MOST_NODES};
+use crate::wasi::{Descriptor, Wasi};
+
+/// Read a checkpoint of `size` bytes.
+pub fn load(from: impl Read, size: u64) -> Result<Stopped> {
+    let mut from = Source { from, left: size };
+    if size < MAGIC.len() as u64 || from.array()? != *MAGIC {
+        return malformed("not a checkpoint");
+    }
+    match from.u32()? {
+        VERSION => {}
+        version => return unsupported(format!("a checkpoint of version {version} (this program knows {VERSION})")),
+    }
+    let file = from.bytes()?;
+    let module = Module::read(&file)?;
+    module.command()?;
+    let program = compile(&module, &file)?;
+    let (frames, used) = frames(&mut from, &program)?;
+    let machine = machine(&mut from, &module, frames, used)?;
+    let mut wasi = wasi(&mut from)?;
+    wasi.link(&module)?;
+    if from.left > 0 {
+        return malformed(format!("{} bytes after the end", from.left));
+    }
+    Ok(Stopped { file, program, machine, wasi })
+}
+
+/// Frames such as calls leave: each but the last stands in a call of the next, and the last where a program can be stopped.
+/// Returns how many slots they take too.
+fn frames<R: Read>(from: &mut Source<R>, program: &Program) -> Result<(Vec<Frame>, usize)> {
+    let count = from.count(8)?;
+    if count == 0 || count > MOST_FRAMES {
+        return invalid(format!("{count} frames, 1 to {MOST_FRAMES} wanted"));
+    }
+    let mut frames: Vec<Frame> = Vec::with_capacity(count);
+    let mut base = 0;
+    for place in 0..count {
+        let wrong = |what: &str| Err(Refusal::Invalid(format!("frame {place}: {what}")));
+        let (index, offset) = (from.u32()?, from.u32()?);
+        let function = match program.functions.get(index as usize) {
+            Some(function) => function,
+            None => return wrong("unknown function"),
+        };
+        let site = match function.site(offset) {
+            Some(site) => site,
+            None => return wrong("a place where its function cannot stand"),
+        };
+        if let Some(caller) = frames.last() {
+            let call = &program.functions[caller.function as usize].code[caller.pc as usize];
+            let called = match call.op {
+                Op::Call => call.imm == u64::from(index),
+                _ => call.imm == u64::from(function.kind),
+            };
+            if !called {
+                return wrong("a function that its caller does not call");
+            }
+        } else if function.params > 0 {
+            return wrong("the outermost function takes values");
+        }
+        if (site.stand == Stand::Call) != (place + 1 < count) {
+            return wrong("only the last one may stand outside a call");
+        }
+        if base + function.frame as usize > MOST_SLOTS {
+            return wrong("beyond the end of the stack");
+        }
+        frames.push(Frame { function: index, pc: site.pc, base: base as u32 });
+        base += (function.locals + site.operands) as usize;
+    }
+    Ok((frames, base))
+}
+
+fn machine<R: Read>(from: &mut Source<R>, module: &Module, frames: Vec<Frame>, used: usize) -> Result<Machine> {
+    let mut slots = zeroed(MOST_SLOTS).ok_or_else(no_memory)?;
+    from.numbers(&mut slots[..used], "slots")?;
+    let mut globals = vec![0; module.globals.len()];
+    from.numbers(&mut globals, "globals")?;
+    let (least, most) = module.memory.unwrap_or((0, 0));
+    let pages = from.u32()?;
+    if pages < least || pages > most {
+        return invalid(format!("{pages} pages of memory, the module says {least} to {most}"));
+    }
+    let count = from.count(8)?;
+    let runs: Vec<(u32, u32)> = (0..count).map(|_| Ok((from.u32()?, from.u32()?))).collect::<Result<_>>()?;
+    let blocks = pages as usize * (PAGE / BLOCK);
+    let mut end = 0;
+    let mut total = 0;
+    for (first, count) in &runs {
+        let (first, count) = (*first as usize, *count as usize);
+        if first < end || count == 0 || first + count > blocks {
+            return invalid(format!("memory blocks {first} to {} are out of order, or beyond {blocks}", first + count));
+        }
+        end = first + count;
+        total += count;
+    }
+    if (total * BLOCK) as u64 > from.left {
+        return malformed(format!("{total} blocks of memory announced, {} bytes left", from.left));
+    }
+    let mut memory = Memory::new(pages, most).ok_or_else(no_memory)?;
+    for (first, count) in runs {
+        from.fill(&mut memory.bytes_mut()[first as usize * BLOCK..(first + count) as usize * BLOCK])?;
+    }
+    Ok(Machine { memory, globals, slots, frames, ticks_left: 0 })
+}
+
+fn wasi<R: Read>(from: &mut Source<R>) -> Result<Wasi> {
+    let (args, env, directory) = (from.texts()?, from.texts()?, from.bytes()?);
+    let mut wasi = Wasi::new(args, env, directory);
+    wasi.clock_before = from.u64()?;
+    wasi.asleep_until = Some(from.u64()?).filter(|until| *until > 0);
+    wasi.ticks = from.u64()?;
+    if wasi.clock_before > u64::MAX / 2 || wasi.ticks > u64::MAX / 2 {
+        return invalid("a clock beyond its range");
+    }
+    wasi.input.ended = from.flag()?;
+    wasi.input.pending = from.bytes()?.into();
+    let mut nodes = nodes(from)?;
+    wasi.descriptors = descriptors(from, &mut nodes)?;
+    wasi.tree = Tree::of_nodes(nodes).map_err(|what| Refusal::Invalid(format!("files: {what}")))?;
+    Ok(wasi)
+}
+
+fn nodes<R: Read>(from: &mut Source<R>) -> Result<Vec<Option<Node>>> {
+    let count = from.count(1)?;
+    if count > MOST_NODES {
+        return invalid(format!("{count} files, at most {MOST_NODES}"));
+    }
+    let mut nodes = Vec::new();
+    for _ in 0..count {
+        let kind = from.array::<1>()?[0];
+        if kind == 0 {
+            nodes.push(None);
+            continue;
+        }
+        let (modified, names) = (from.u64()?, from.u32()?);
+        let content = match kind {
+            1 => Content::File(from.bytes()?),
+            2 => {
+                let mut entries = BTreeMap::new();
+                for _ in 0..from.count(8)? {
+                    let (name, place) = (from.bytes()?, from.u32()?);
+                    if entries.insert(name, place as usize).is_some() {
+                        return invalid("two files of one name");
+                    }
+                }
+                Content::Directory(entries)
+            }
+            3 => Content::Link(from.bytes()?),
+            _ => return malformed(format!("a file of kind {kind}")),
+        };
+        // On another host nothing of it is there yet.
+        nodes.push(Some(Node { content, modified, names, opened: 0, changed: true }));
+    }
+    Ok(nodes)
+}
+
+fn descriptors<R: Read>(from: &mut Source<R>, nodes: &mut [Option<Node>]) -> Result<BTreeMap<u32, Descriptor>> {
+    let mut descriptors = BTreeMap::new();
+    for _ in 0..from.count(5)? {
+        let (fd, kind) = (from.u32()?, from.array::<1>()?[0]);
+        let descriptor = match kind {
+            0 => Descriptor::Input,
+            1 | 2 => Descriptor::Output(kind),
+            3 => Descriptor::Preopened,
+            4 => Descriptor::Directory { node: from.u32()? as usize },
+            5 => Descriptor::File {
+                node: from.u32()? as usize,
+                offset: from.u64()?,
+                flags: u16::from_le_bytes(from.array()?),
+                read: from.flag()?,
+                write: from.flag()?,
+            },
+            _ => return malformed(format!("a descriptor of kind {kind}")),
+        };
+        let fits = match &descriptor {
+            Descriptor::Directory { node } | Descriptor::File { node, .. } => match nodes.get_mut(*node) {
+                Some(Some(there)) => {
+                    there.opened += 1;
+                    matches!(there.content, Content::Directory(_)) == (kind == 4) && !matches!(there.content, Content::Link(_))
+                }
+                _ => false,
+            },
+            _ => true,
+        };
+        if !fits {
+            return invalid(format!("descriptor {fd} is of a file that is not there or of another kind"));
+        }
+        if descriptors.insert(fd, descriptor).is_some() {
+            return invalid(format!("descriptor {fd} twice"));
+        }
+    }
+    Ok(descriptors)
+}
+
+fn no_memory() -> Refusal {
+    Refusal::Unsupported("the program needs more memory than there is".into())
+}
+
+struct Source<R: Read> {
+    from: R,
+    left: u64,
+}
+
+impl<R: Read> Source<R> {
+    fn fill(&mut self, to: &mut [u8]) -> Result<()> {
+        if to.len() as u64 > self.left {
+            return malformed(format!("{} bytes wanted, {} left", to.len(), self.left));
+        }
+        self.left -= to.len() as u64;
+        self.from.read_exact(to).map_err(|error| Refusal::Malformed(format!("cannot be read: {error}")))
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let mut array = [0; N];
+        self.fill(&mut array)?;
+        Ok(array)
+    }
+
+    fn u32(&mut self) -> Result<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn flag(&mut self) -> Result<bool> {
+        match self.array()? {
+            [0] => Ok(false),
+            [1] => Ok(true),
+            [value] => malformed(format!("flag {value}")),
+        }
+    }
+
+    /// A count of entries that take at least so many bytes each.
+    fn count(&mut self, least: u64) -> Result<usize> {
+        let count = self.u32()?;
+        if u64::from(count) * least > self.left {
+            return malformed(format!("{count} entries announced, {} bytes left", self.left));
+        }
+        Ok(count as usize)
+    }
+
+    fn bytes(&mut self) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; self.count(1)?];
+        self.fill(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn texts(&mut self) -> Result<Vec<Vec<u8>>> {
+        (0..self.count(4)?).map(|_| self.bytes()).collect()
+    }
+
+    fn numbers(&mut self, to: &mut [u64], what: &str) -> Result<()> {
+        let count = self.count(8)?;
+        if count != to.len() {
+            return invalid(format!("{count} {what}, {} wanted", to.len()));
+        }
+        for number in to {
+            *number = self.u64()?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,47 @@
+//! A program's state as a file, for any processor and any host.
+//!
+//! All numbers are little-endian. `bytes` and `text` are a length of 4 bytes and as many bytes; a `list` is a count of 4 bytes and
+//! as many entries.
+//!
+//! ```text
+//! magic "MAYFLYWC", version (4 bytes)
+//! module          bytes: the whole WebAssembly file, so that nothing else is needed
+//! frames          list, the outermost first: function (4), offset of the instruction in the function's code (4; 0 is the beginning)
+//! slots           list of 8 bytes: of each frame its locals and operands; of a frame that calls, without the arguments
+//! globals         list of 8 bytes
+//! memory          pages of 64 KiB (4); list of runs of blocks of 4 KiB that are not zero: first (4), count (4); then their bytes
+//! arguments, environment   lists of text
+//! directory       text: what the program calls its directory
+//! clock (8), asleep until (8; 0: awake), ticks (8)
+//! input           ended (1); bytes that wait
+//! files           list: kind (1; 0 none, 1 file, 2 directory, 3 link), modified (8), names (4), then bytes; of a directory instead
+//!                 list of name (text) and place in this list (4)
+//! descriptors     list: number (4), kind (1; 0 input, 1 and 2 output, 3 the directory, 4 directory, 5 file), then place (4); of a file
+//!                 also offset (8), flags (2), readable (1), writable (1)
+//! ```
+//!
+//! A loader believes none of it: counts are held against the bytes that are left before anything is allocated, the module is
+//! validated as any other, and frames must be such as calls of this module leave.
+
+use crate::code::Program;
+use crate::run::Machine;
+use crate::wasi::Wasi;
+
+mod load;
+mod save;
+
+pub use load::load;
+pub use save::save;
+
+const MAGIC: &[u8; 8] = b"MAYFLYWC";
+pub const VERSION: u32 = 1;
+/// Smaller than a page of linear memory: a program that touched little of a page is stored smaller.
+const BLOCK: usize = 4096;
+
+/// A program that stands still.
+pub struct Stopped {
+    pub file: Vec<u8>,
+    pub program: Program,
+    pub machine: Machine,
+    pub wasi: Wasi,
+}

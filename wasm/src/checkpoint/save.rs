@@ -1,0 +1,149 @@
+//! Writing a checkpoint.
+
+use std::io::{self, Write};
+
+use super::{Stopped, BLOCK, MAGIC, VERSION};
+use crate::wasi::tree::Content;
+use crate::wasi::{Descriptor, Wasi};
+
+/// Write the state of a program whose innermost function stands at a loop, at its beginning or at a call of the host.
+pub fn save(stopped: &Stopped, to: &mut impl Write) -> io::Result<()> {
+    let mut to = Sink(to);
+    let Stopped { file, program, machine, wasi } = stopped;
+    to.0.write_all(MAGIC)?;
+    to.u32(VERSION)?;
+    to.bytes(file)?;
+    to.count(machine.frames.len())?;
+    for frame in &machine.frames {
+        let site = program.functions[frame.function as usize].site_at(frame.pc).expect("a program stands only at sites");
+        to.u32(frame.function)?;
+        to.u32(site.offset)?;
+    }
+    let used = machine.used_slots(program);
+    to.numbers(&machine.slots[..used])?;
+    to.numbers(&machine.globals)?;
+    let memory = machine.memory.bytes();
+    to.u32(machine.memory.pages())?;
+    let runs = runs(memory);
+    to.count(runs.len())?;
+    for (first, count) in &runs {
+        to.u32(*first)?;
+        to.u32(*count)?;
+    }
+    for (first, count) in runs {
+        to.0.write_all(&memory[first as usize * BLOCK..(first + count) as usize * BLOCK])?;
+    }
+    wasi_state(wasi, &mut to)
+}
+
+fn wasi_state(wasi: &Wasi, to: &mut Sink<impl Write>) -> io::Result<()> {
+    for texts in [&wasi.args, &wasi.env] {
+        to.count(texts.len())?;
+        for text in texts {
+            to.bytes(text)?;
+        }
+    }
+    to.bytes(&wasi.directory)?;
+    to.u64(wasi.clock())?;
+    to.u64(wasi.asleep_until.unwrap_or(0))?;
+    to.u64(wasi.ticks)?;
+    to.u8(wasi.input.ended.into())?;
+    let (first, second) = wasi.input.pending.as_slices();
+    to.count(first.len() + second.len())?;
+    to.0.write_all(first)?;
+    to.0.write_all(second)?;
+    to.count(wasi.tree.nodes().len())?;
+    for node in wasi.tree.nodes() {
+        let node = match node {
+            Some(node) => node,
+            None => {
+                to.u8(0)?;
+                continue;
+            }
+        };
+        to.u8(match node.content {
+            Content::File(_) => 1,
+            Content::Directory(_) => 2,
+            Content::Link(_) => 3,
+        })?;
+        to.u64(node.modified)?;
+        to.u32(node.names)?;
+        match &node.content {
+            Content::File(bytes) | Content::Link(bytes) => to.bytes(bytes)?,
+            Content::Directory(entries) => {
+                to.count(entries.len())?;
+                for (name, place) in entries {
+                    to.bytes(name)?;
+                    to.count(*place)?;
+                }
+            }
+        }
+    }
+    to.count(wasi.descriptors.len())?;
+    for (fd, descriptor) in &wasi.descriptors {
+        to.u32(*fd)?;
+        match descriptor {
+            Descriptor::Input => to.u8(0)?,
+            Descriptor::Output(which) => to.u8(*which)?,
+            Descriptor::Preopened => to.u8(3)?,
+            Descriptor::Directory { node } => {
+                to.u8(4)?;
+                to.count(*node)?;
+            }
+            Descriptor::File { node, offset, flags, read, write } => {
+                to.u8(5)?;
+                to.count(*node)?;
+                to.u64(*offset)?;
+                to.0.write_all(&flags.to_le_bytes())?;
+                to.u8((*read).into())?;
+                to.u8((*write).into())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Runs of blocks that are not all zeros: the first and how many.
+fn runs(memory: &[u8]) -> Vec<(u32, u32)> {
+    let mut runs: Vec<(u32, u32)> = Vec::new();
+    for (place, block) in memory.chunks_exact(BLOCK).enumerate() {
+        // Sixteen bytes at a time: this is most of what saving costs.
+        let zero = block.chunks_exact(16).all(|part| part == [0; 16]);
+        match runs.last_mut() {
+            _ if zero => {}
+            Some((first, count)) if (*first + *count) as usize == place => *count += 1,
+            _ => runs.push((place as u32, 1)),
+        }
+    }
+    runs
+}
+
+struct Sink<'a, W: Write>(&'a mut W);
+
+impl<W: Write> Sink<'_, W> {
+    fn u8(&mut self, value: u8) -> io::Result<()> {
+        self.0.write_all(&[value])
+    }
+
+    fn u32(&mut self, value: u32) -> io::Result<()> {
+        self.0.write_all(&value.to_le_bytes())
+    }
+
+    fn u64(&mut self, value: u64) -> io::Result<()> {
+        self.0.write_all(&value.to_le_bytes())
+    }
+
+    fn count(&mut self, count: usize) -> io::Result<()> {
+        self.u32(u32::try_from(count).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?)
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.count(bytes.len())?;
+        self.0.write_all(bytes)
+    }
+
+    fn numbers(&mut self, numbers: &[u64]) -> io::Result<()> {
+        self.count(numbers.len())?;
+        numbers.iter().try_for_each(|number| self.u64(*number))
+    }
+}

@@ -1,0 +1,144 @@
+//! Mayfly's runtime for WebAssembly: a program that can be stopped at any moment and go on elsewhere, on any processor.
+//!
+//! A module is read and validated (`module`, `instruction`, `validate`), compiled to code of our own (`compile`, `code`), and interpreted
+//! (`run`). All that the program is, its files included (`wasi`), is data, and `checkpoint` writes and reads it.
+
+#![deny(unsafe_code)]
+
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+mod bytes;
+mod checkpoint;
+mod code;
+mod compile;
+mod float;
+mod instruction;
+#[allow(unsafe_code)]
+mod memory;
+mod module;
+mod options;
+mod refusal;
+#[allow(unsafe_code)]
+mod run;
+#[allow(unsafe_code)]
+mod sys;
+mod validate;
+mod wasi;
+
+use checkpoint::Stopped;
+use options::{Action, Options};
+use run::{End, Machine};
+use wasi::{host_files, Wasi};
+
+/// The program was stopped, and its checkpoint is written.
+const STOPPED: i32 = 75;
+/// As a shell says of a program that SIGABRT ended.
+const TRAPPED: i32 = 134;
+/// The module or the checkpoint was refused, or a file could not be read or written.
+const REFUSED: i32 = 126;
+const MISUSED: i32 = 2;
+
+fn main() {
+    let status = match Options::parse(std::env::args_os().skip(1)) {
+        Ok(options) => start(&options).unwrap_or_else(|message| {
+            complain(&message);
+            REFUSED
+        }),
+        Err(message) => {
+            complain(&message);
+            MISUSED
+        }
+    };
+    std::process::exit(status)
+}
+
+fn start(options: &Options) -> Result<i32, String> {
+    let began = Instant::now();
+    let (mut stopped, taken) = match &options.action {
+        Action::Run { module, args } => (begin(module, args, options)?, true),
+        Action::Resume { checkpoint } => (resume(checkpoint)?, false),
+    };
+    let taken = match &options.folder {
+        Some(folder) if taken => {
+            host_files::take(&mut stopped.wasi.tree, folder).map_err(|error| format!("{}: {error}", folder.display()))?
+        }
+        _ => Vec::new(),
+    };
+    if options.save.is_some() {
+        sys::stop_on_signal().map_err(|error| format!("cannot catch signals: {error}"))?;
+    }
+    if let Some(ticks) = options.stop_at {
+        stopped.wasi.stop_at(ticks);
+    }
+    let loaded = Instant::now();
+    let end = stopped.machine.run(&stopped.program, &mut stopped.wasi);
+    stopped.wasi.ticks -= u64::from(stopped.machine.ticks_left);
+    let ran = Instant::now();
+    let status = match end {
+        End::Exit(status) => status as i32,
+        End::Trap(text) => {
+            complain(&format!("trap: {text}"));
+            TRAPPED
+        }
+        End::Stopped => {
+            let path = options.save.as_ref().expect("only a program that can be saved is stopped");
+            save(&mut stopped, path).map_err(|error| format!("{}: {error}", path.display()))?;
+            STOPPED
+        }
+    };
+    if let (Some(folder), true) = (&options.folder, status != STOPPED) {
+        host_files::give(&stopped.wasi.tree, folder, &taken).map_err(|error| format!("{}: {error}", folder.display()))?;
+    }
+    if options.stats {
+        let seconds = [loaded - began, ran - loaded, ran.elapsed()].map(|time| time.as_secs_f64());
+        let [load, run, save] = seconds;
+        complain(&format!("{{\"ticks\": {}, \"load_s\": {load:.6}, \"run_s\": {run:.6}, \"save_s\": {save:.6}}}", stopped.wasi.ticks));
+    }
+    Ok(status)
+}
+
+/// A program at its beginning.
+fn begin(path: &Path, args: &[Vec<u8>], options: &Options) -> Result<Stopped, String> {
+    let told = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let file = std::fs::read(path).map_err(|error| told(&error))?;
+    let module = module::Module::read(&file).map_err(|error| told(&error))?;
+    let start = module.command().map_err(|error| told(&error))?;
+    let mut wasi = Wasi::new(args.to_vec(), options.env.clone(), b"/".to_vec());
+    wasi.link(&module).map_err(|error| told(&error))?;
+    let program = compile::compile(&module, &file).map_err(|error| told(&error))?;
+    let machine = Machine::new(&module, &file, start).ok_or_else(|| told(&"the program needs more memory than there is"))?;
+    Ok(Stopped { file, program, machine, wasi })
+}
+
+fn resume(path: &Path) -> Result<Stopped, String> {
+    let told = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let file = File::open(path).map_err(|error| told(&error))?;
+    let size = file.metadata().map_err(|error| told(&error))?.len();
+    checkpoint::load(BufReader::with_capacity(1 << 20, file), size).map_err(|error| told(&error))
+}
+
+/// Write the whole checkpoint, or nothing that has its name.
+fn save(stopped: &mut Stopped, path: &Path) -> io::Result<()> {
+    stopped.wasi.input.take_waiting()?;
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
+    let part = PathBuf::from(part);
+    let written = File::create(&part).and_then(|file| {
+        let mut to = BufWriter::with_capacity(1 << 20, file);
+        checkpoint::save(stopped, &mut to)?;
+        to.flush()
+    });
+    let named = written.and_then(|()| std::fs::rename(&part, path));
+    if named.is_err() {
+        drop(std::fs::remove_file(&part));
+    }
+    named
+}
+
+fn complain(message: &str) {
+    // There is nobody to tell when standard error is gone.
+    drop(writeln!(io::stderr(), "mayfly-wasm: {message}"));
+}

@@ -1,0 +1,137 @@
+//! The system calls that std does not offer, and the wish to stop. Every function is safe to call with any values.
+
+use std::io;
+use std::os::raw::{c_int, c_short, c_ulong, c_void};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+
+pub const INPUT: c_short = 1;
+pub const OUTPUT: c_short = 4;
+const SIGUSR1: c_int = 10;
+const O_CLOEXEC: c_int = 0o2_000_000;
+
+/// As many bytes go into a pipe whole, once `poll` says that it has room (pipe(7), PIPE_BUF).
+pub const PIPE_ROOM: usize = 4096;
+
+#[repr(C)]
+struct PollFd {
+    fd: c_int,
+    events: c_short,
+    revents: c_short,
+}
+
+extern "C" {
+    fn poll(fds: *mut PollFd, count: c_ulong, timeout_ms: c_int) -> c_int;
+    fn read(fd: c_int, to: *mut c_void, count: usize) -> isize;
+    fn write(fd: c_int, from: *const c_void, count: usize) -> isize;
+    fn pipe2(fds: *mut c_int, flags: c_int) -> c_int;
+    fn signal(number: c_int, handler: extern "C" fn(c_int)) -> usize;
+}
+
+static WANTED: AtomicBool = AtomicBool::new(false);
+/// Both ends of a pipe that becomes readable when the program is to stop: a wait that begins just then still ends.
+static WAKE: [AtomicI32; 2] = [AtomicI32::new(-1), AtomicI32::new(-1)];
+
+extern "C" fn want_stop(_: c_int) {
+    WANTED.store(true, Ordering::SeqCst);
+    // SAFETY: write(2) may be called by a handler of a signal; the byte is a constant.
+    unsafe { write(WAKE[1].load(Ordering::SeqCst), [1u8].as_ptr().cast(), 1) };
+}
+
+/// From now on SIGUSR1 asks the program to stop.
+pub fn stop_on_signal() -> io::Result<()> {
+    let mut fds = [-1; 2];
+    // SAFETY: there is room for two descriptors.
+    if unsafe { pipe2(fds.as_mut_ptr(), O_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    WAKE[0].store(fds[0], Ordering::SeqCst);
+    WAKE[1].store(fds[1], Ordering::SeqCst);
+    // SAFETY: the handler does only what handlers may.
+    if unsafe { signal(SIGUSR1, want_stop) } == usize::MAX {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+pub fn stop_wanted() -> bool {
+    WANTED.load(Ordering::Relaxed)
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum Waited {
+    Ready,
+    TimedOut,
+    /// The program is to stop.
+    Stop,
+}
+
+/// Wait until a descriptor is ready, a number of nanoseconds has passed, or the program is to stop. Without a descriptor, `fd` is -1.
+pub fn wait(fd: i32, events: c_short, timeout_ns: Option<u64>) -> io::Result<Waited> {
+    let began = std::time::Instant::now();
+    loop {
+        if stop_wanted() {
+            return Ok(Waited::Stop);
+        }
+        let left = timeout_ns.map(|timeout| timeout.saturating_sub(began.elapsed().as_nanos() as u64));
+        let left_ms = left.map_or(-1, |left| ((left + 999_999) / 1_000_000).min(i32::MAX as u64) as c_int);
+        let mut fds = [PollFd { fd, events, revents: 0 }, PollFd { fd: WAKE[0].load(Ordering::SeqCst), events: INPUT, revents: 0 }];
+        // SAFETY: the array lives through the call. Negative descriptors are passed over.
+        let ready = unsafe { poll(fds.as_mut_ptr(), 2, left_ms) };
+        if ready < 0 {
+            let error = io::Error::last_os_error();
+            if error.kind() == io::ErrorKind::Interrupted {
+                continue;
+            }
+            return Err(error);
+        }
+        if fds[0].revents != 0 {
+            return Ok(Waited::Ready);
+        }
+        if left.map_or(false, |left| left <= u64::from(left_ms as u32) * 1_000_000) && ready == 0 {
+            return Ok(Waited::TimedOut);
+        }
+    }
+}
+
+/// Whether a read would not wait.
+pub fn has_input(fd: i32) -> io::Result<bool> {
+    let mut fds = [PollFd { fd, events: INPUT, revents: 0 }];
+    // SAFETY: the array lives through the call.
+    match unsafe { poll(fds.as_mut_ptr(), 1, 0) } {
+        ready if ready < 0 => Err(io::Error::last_os_error()),
+        ready => Ok(ready > 0),
+    }
+}
+
+/// Without std's buffer, so that what is not asked for stays in the pipe.
+pub fn read_some(fd: i32, to: &mut [u8]) -> io::Result<usize> {
+    loop {
+        // SAFETY: the pointer and the count are the slice's.
+        let count = unsafe { read(fd, to.as_mut_ptr().cast(), to.len()) };
+        match usize::try_from(count) {
+            Ok(count) => return Ok(count),
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+pub fn write_some(fd: i32, from: &[u8]) -> io::Result<usize> {
+    loop {
+        // SAFETY: the pointer and the count are the slice's.
+        let count = unsafe { write(fd, from.as_ptr().cast(), from.len()) };
+        match usize::try_from(count) {
+            Ok(count) => return Ok(count),
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
