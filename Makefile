@@ -85,6 +85,6 @@ bench: setup kernel agent images arm
 
 # What was built in this folder. Kernels, images and the emulated host's disk are in $$XDG_CACHE_HOME/mayfly and $$XDG_DATA_HOME/mayfly.
 clean:
-	rm -rf build .venv .mypy_cache .import_linter_cache .ruff_cache .pytest_cache .hypothesis .bench *.egg-info agent/target
+	rm -rf build .venv .mypy_cache .import_linter_cache .ruff_cache .pytest_cache .hypothesis .bench *.egg-info agent/target wasm/target
 	rm -rf web/node_modules api/playground/static
-	rm -f vmm/kvm/_kvm*.so vmm/kvm/_kvm.c vmm/kvm/_kvm.o imagegen/agents/mayfly-agent.*
+	rm -f vmm/kvm/_kvm*.so vmm/kvm/_kvm.c vmm/kvm/_kvm.o imagegen/agents/mayfly-*

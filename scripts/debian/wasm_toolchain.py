@@ -38,7 +38,8 @@ export GOROOT GOCACHE="$here/cache" GOTOOLCHAIN=local GOOS=wasip1 GOARCH=wasm CG
 """
 C = """
 resources=$(echo "$here"/usr/lib/llvm-*/lib/clang/*)
-run clang --target=wasm32-wasi --sysroot="$here/usr" -resource-dir "$resources" -isystem "$here/usr/include/wasm32-wasi" -O2 -c "$1" -o "$2.o"
+run clang --target=wasm32-wasi --sysroot="$here/usr" -resource-dir "$resources" -isystem "$here/usr/include/wasm32-wasi" \\
+    -O2 -c "$1" -o "$2.o"
 run wasm-ld -L"$here/usr/lib/wasm32-wasi" "$here/usr/lib/wasm32-wasi/crt1-command.o" "$2.o" -lm -lc \\
     "$(echo "$resources"/lib/*/libclang_rt.builtins*wasm32*.a)" --strip-all -o "$2"
 rm "$2.o"
@@ -52,7 +53,14 @@ TOOLCHAINS = {
     "go": Toolchain(("golang-go",), ("./usr/lib/go-*", "./usr/share/go-*"), GO),
     "c": Toolchain(
         ("clang", "lld", "wasi-libc", "libclang-rt-dev-wasm32"),
-        ("./usr/bin", f"./{LIBRARIES}", "./usr/include/wasm32-wasi", "./usr/lib/wasm32-wasi", "./usr/lib/llvm-*/bin", "./usr/lib/llvm-*/lib"),
+        (
+            "./usr/bin",
+            f"./{LIBRARIES}",
+            "./usr/include/wasm32-wasi",
+            "./usr/lib/wasm32-wasi",
+            "./usr/lib/llvm-*/bin",
+            "./usr/lib/llvm-*/lib",
+        ),
         C,
     ),
 }

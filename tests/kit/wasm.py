@@ -1,5 +1,6 @@
 """WebAssembly modules written by hand, and Mayfly's runtime as a process."""
 
+import contextlib
 import functools
 import json
 import os
@@ -7,7 +8,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE_S = 120.0
@@ -55,7 +56,9 @@ class Code:
     """Instructions by their names, as far as tests write them."""
 
     unreachable, nop, end, otherwise, return_, drop, select = (bytes((code,)) for code in (0x00, 0x01, 0x0B, 0x05, 0x0F, 0x1A, 0x1B))
-    i32_eqz, i32_eq, i32_lt_s, i32_add, i32_sub, i32_mul, i32_div_s = (bytes((code,)) for code in (0x45, 0x46, 0x48, 0x6A, 0x6B, 0x6C, 0x6D))
+    i32_eqz, i32_eq, i32_lt_s, i32_add, i32_sub, i32_mul, i32_div_s = (
+        bytes((code,)) for code in (0x45, 0x46, 0x48, 0x6A, 0x6B, 0x6C, 0x6D)
+    )
     i64_add, i64_mul, i64_extend_u, i32_wrap = (bytes((code,)) for code in (0x7C, 0x7E, 0xAD, 0xA7))
 
     @staticmethod
@@ -154,6 +157,7 @@ class Module:
     data: dict[int, bytes] = field(default_factory=dict)
     table: Sequence[int] = ()
     pages: int = 1
+    """At the start; it may grow by 63."""
     extra: dict[int, bytes] = field(default_factory=dict)
     """Sections as they are, in the stead of ours or besides."""
 
@@ -170,14 +174,16 @@ class Module:
             2: vector(text("wasi_snapshot_preview1") + text(name) + b"\x00" + leb(kinds.index(WASI[name])) for name in self.imports),
             3: vector(leb(kinds.index(kind)) for kind, _, _ in self.functions),
             4: vector([b"\x70\x00" + leb(len(self.table))] if self.table else []),
-            5: vector([b"\x00" + leb(self.pages)]),
+            5: vector([b"\x01" + leb(self.pages) + leb(self.pages + 63)]),
             7: vector([text("_start") + b"\x00" + leb(len(self.imports) + len(self.functions) - 1), text("memory") + b"\x02\x00"]),
             9: vector([b"\x00\x41\x00\x0b" + vector(map(leb, self.table))] if self.table else []),
             10: vector(text(vector(b"\x01" + bytes((local,)) for local in locals) + code + b"\x0b") for _, locals, code in self.functions),
             11: vector(b"\x00" + Code.i32(at) + b"\x0b" + text(data) for at, data in self.data.items()),
             **self.extra,
         }
-        return b"\0asm\1\0\0\0" + b"".join(section(number, sections[number]) for number in sorted(sections, key=lambda n: (n if n < 12 else 9.5)))
+        return b"\0asm\1\0\0\0" + b"".join(
+            section(number, sections[number]) for number in sorted(sections, key=lambda n: n if n < 12 else 9.5)
+        )
 
 
 def program(code: bytes, locals: bytes = b"", **parts: object) -> Module:
@@ -206,8 +212,13 @@ class Ended(NamedTuple):
         return stats
 
 
-def execute(*words: str | Path, stdin: bytes = b"", runtime: Sequence[str | Path] = (), cwd: Path | None = None) -> Ended:
-    """Run the runtime to its end."""
+def execute(*words: str | Path, stdin: bytes | Path = b"", runtime: Sequence[str | Path] = (), cwd: Path | None = None) -> Ended:
+    """Run the runtime to its end. Standard input comes through a pipe, or is a file."""
     command = [*(runtime or (build(),)), *words]
-    done = subprocess.run(command, input=stdin, capture_output=True, timeout=PATIENCE_S, cwd=cwd, check=False)
+    with contextlib.ExitStack() as stack:
+        if isinstance(stdin, Path):
+            source: Any = {"stdin": stack.enter_context(stdin.open("rb"))}
+        else:
+            source = {"input": stdin}
+        done = subprocess.run(command, capture_output=True, timeout=PATIENCE_S, cwd=cwd, check=False, **source)
     return Ended(done.returncode, done.stdout, done.stderr.decode(errors="replace"))

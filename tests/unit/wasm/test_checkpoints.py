@@ -1,0 +1,211 @@
+"""A stopped program goes on in another process as if it had not been stopped; a checkpoint that
+anybody may have written is refused or harmless.
+"""
+
+import os
+import random
+import signal
+import struct
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.kit.scale import scaled
+from tests.kit.wasm import I32, PATIENCE_S, REFUSED, STOPPED, TRAPPED, Code, Kind, Module, build, execute, program
+
+C = Code
+IOV, WORD = 64, 128
+"""Where a program's buffer vector and its number are in memory."""
+VERSION_AT, MODULE_AT = 8, 12
+
+
+def write_number(local: int) -> bytes:
+    """Code that writes 4 bytes, a local, to standard output by function 0."""
+    return C.i32(WORD) + C.get(local) + C.store() + C.i32(1) + C.i32(IOV) + C.i32(1) + C.i32(32) + C.call(0) + C.drop
+
+
+def counter(rounds: int) -> Module:
+    """A program whose loop calls a function that calls itself, and writes each result."""
+    down = Kind(I32, I32)
+    # f(n) = n == 0 ? 1 : f(n - 1) * 3 + n, with an operand that waits during the call
+    body = C.get(0) + C.i32_eqz + C.when(I32) + C.i32(1) + C.otherwise
+    body += C.get(0) + C.get(0) + C.i32(1) + C.i32_sub + C.call(1) + C.i32(3) + C.i32_mul + C.i32_add + C.end
+    step = C.get(0) + C.i32(1) + C.i32_add + C.tee(0) + C.call(1) + C.set(1) + write_number(1)
+    grow = C.i32(1) + b"\x40\x00" + C.drop + C.get(0) + C.i32(65536) + C.i32_mul + C.get(1) + C.store(8)
+    loop = C.loop() + step + grow + C.get(0) + C.i32(rounds) + C.i32_lt_s + C.br_if(0) + C.end
+    data = {IOV: struct.pack("<II", WORD, 4)}
+    return Module(imports=("fd_write",), functions=[(down, b"", body), (Kind(), I32 * 2, loop)], data=data)
+
+
+@pytest.fixture
+def module(tmp_path: Path) -> Path:
+    path = tmp_path / "counter.wasm"
+    path.write_bytes(counter(6).encoded())
+    return path
+
+
+def test_it_goes_on_from_every_place(module: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    whole = execute("run", "--stats", module)
+    ticks = int(whole.stats["ticks"])
+    assert len(whole.stdout) == 24
+    for tick in range(1, ticks):
+        first = execute("run", "--save", state, "--stop-at", str(tick), module)
+        assert first.status == STOPPED
+        second = execute("resume", state)
+        assert (second.status, first.stdout + second.stdout) == (0, whole.stdout), tick
+
+
+def test_it_goes_on_through_many_stops(module: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    whole = execute("run", "--stats", module)
+    output, tick = b"", 0
+    ended = execute("run", "--save", state, "--stop-at", "1", module)
+    while ended.status == STOPPED:
+        output, tick = output + ended.stdout, tick + 3
+        ended = execute("resume", "--save", state, "--stop-at", str(tick), state)
+    assert (ended.status, output + ended.stdout) == (0, whole.stdout)
+
+
+def test_the_same_state_gives_the_same_file(module: Path, tmp_path: Path) -> None:
+    states = [tmp_path / "one", tmp_path / "two"]
+    for state in states:
+        execute("run", "--save", state, "--stop-at", "9", module)
+    one, two = (state.read_bytes() for state in states)
+    differing = [at for at in range(len(one)) if one[at] != two[at]]
+    assert len(one) == len(two)
+    assert len(differing) <= 16, "more than the clock and the directory's time"
+
+
+def wait_until_blocked(process: subprocess.Popen[bytes]) -> None:
+    """Wait until a process sleeps in a system call."""
+    end = time.monotonic() + PATIENCE_S
+    while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+        assert time.monotonic() < end
+        assert process.poll() is None
+
+
+def echo() -> Module:
+    """A program that copies standard input to standard output, until the end."""
+    read = C.i32(0) + C.i32(IOV) + C.i32(1) + C.i32(32) + C.call(1) + C.drop
+    body = read + C.i32(32) + C.load() + C.i32_eqz + C.br_if(1)
+    body += C.i32(IOV + 4) + C.i32(32) + C.load() + C.store() + C.i32(1) + C.i32(IOV) + C.i32(1) + C.i32(32) + C.call(0) + C.drop
+    body += C.i32(IOV + 4) + C.i32(1000) + C.store() + C.br(0)
+    data = {IOV: struct.pack("<II", WORD, 1000)}
+    return program(C.block() + C.loop() + body + C.end + C.end, imports=("fd_write", "fd_read"), data=data)
+
+
+def test_a_program_that_waits_for_input_stops_and_reads_on(tmp_path: Path, no_leaks: None) -> None:
+    path, state = tmp_path / "echo.wasm", tmp_path / "state"
+    path.write_bytes(echo().encoded())
+    command: list[str | Path] = [build(), "run", "--save", state, path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin and process.stdout
+        process.stdin.write(b"before ")
+        process.stdin.flush()
+        assert process.stdout.read(7) == b"before "
+        wait_until_blocked(process)
+        os.kill(process.pid, signal.SIGUSR1)
+        assert process.wait(PATIENCE_S) == STOPPED
+    assert execute("resume", state, stdin=b"and after").stdout == b"and after"
+
+
+def test_input_that_waits_travels_along(tmp_path: Path) -> None:
+    path, state = tmp_path / "echo.wasm", tmp_path / "state"
+    path.write_bytes(echo().encoded())
+    (tmp_path / "input").write_bytes(b"all of it")
+    first = execute("run", "--save", state, "--stop-at", "0", path, stdin=tmp_path / "input")
+    assert (first.status, first.stdout) == (STOPPED, b"")
+    assert execute("resume", state, stdin=b"not this").stdout == b"all of it"
+
+
+def sleeper(ms: int) -> Module:
+    """A program that sleeps, and writes how long by its own clock."""
+    clock = C.i32(1) + C.i64(1) + C.i32(WORD) + C.call(1) + C.drop
+    data = {0: bytes(8) + bytes(8) + struct.pack("<IIQQHxxxxxx", 1, 0, ms * 1_000_000, 0, 0), IOV: struct.pack("<II", WORD, 16)}
+    sleep = C.i32(0) + C.i32(256) + C.i32(1) + C.i32(48) + C.call(2) + C.drop
+    later = C.i32(1) + C.i64(1) + C.i32(WORD + 8) + C.call(1) + C.drop
+    tell = C.i32(1) + C.i32(IOV) + C.i32(1) + C.i32(32) + C.call(0) + C.drop
+    return program(clock + sleep + later + tell, imports=("fd_write", "clock_time_get", "poll_oneoff"), data=data)
+
+
+def test_a_sleep_goes_on_where_it_was(tmp_path: Path, no_leaks: None) -> None:
+    path, state = tmp_path / "sleep.wasm", tmp_path / "state"
+    path.write_bytes(sleeper(100_000).encoded())
+    with subprocess.Popen([build(), "run", "--save", state, path], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        wait_until_blocked(process)
+        os.kill(process.pid, signal.SIGUSR1)
+        assert process.wait(PATIENCE_S) == STOPPED
+    # The moment at which it wakes is brought near, instead of waiting for it.
+    data = bytearray(state.read_bytes())
+    clock_at = data.index(struct.pack("<I", 1) + b"/") + 5
+    clock, until = struct.unpack_from("<QQ", data, clock_at)
+    assert 0 < clock < until <= clock + 100_000_000_000
+    struct.pack_into("<Q", data, clock_at, until - 1_000_000)
+    state.write_bytes(data)
+    begin, end = struct.unpack("<QQ", execute("resume", state).stdout)
+    assert begin < until <= end
+
+
+def test_damaged_checkpoints_are_refused_or_harmless(module: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    execute("run", "--save", state, "--stop-at", "20", module)
+    data = state.read_bytes()
+    chance = random.Random(5)
+    broken = tmp_path / "broken"
+    for end in [0, 7, 11, 15, *(chance.randrange(len(data)) for _ in range(scaled(200)))]:
+        broken.write_bytes(data[:end])
+        assert execute("resume", broken).status == REFUSED, end
+    broken.write_bytes(data + b"\0")
+    assert execute("resume", broken).status == REFUSED
+    module_end = MODULE_AT + 4 + struct.unpack_from("<I", data, MODULE_AT)[0]
+    for round_ in range(scaled(2000)):
+        damaged = bytearray(data)
+        for _ in range(chance.choice((1, 1, 2, 8))):
+            at = chance.choice((chance.randrange(len(data)), module_end + chance.randrange(120), len(data) - 1 - chance.randrange(150)))
+            damaged[at] = chance.choice((0, 1, 0x7F, 0x80, 0xFF, chance.randrange(256)))
+        broken.write_bytes(damaged)
+        # A changed number may make it run for long: what counts is that it ends as it should.
+        ended = execute("resume", "--save", tmp_path / "again", "--stop-at", "5000", broken, stdin=b"")
+        assert ended.status in (0, STOPPED, TRAPPED, REFUSED), (round_, ended)
+
+
+def test_frames_that_no_call_leaves_are_refused(module: Path, tmp_path: Path) -> None:
+    state, broken = tmp_path / "state", tmp_path / "broken"
+    execute("run", "--save", state, "--stop-at", "20", module)
+    data = state.read_bytes()
+    frames_at = MODULE_AT + 4 + struct.unpack_from("<I", data, MODULE_AT)[0]
+    (count,) = struct.unpack_from("<I", data, frames_at)
+    assert count > 2
+    frames = [struct.unpack_from("<II", data, frames_at + 4 + 8 * place) for place in range(count)]
+
+    def changed(frames: list[tuple[int, int]]) -> None:
+        body = b"".join(struct.pack("<II", *frame) for frame in frames)
+        broken.write_bytes(data[:frames_at] + struct.pack("<I", len(frames)) + body + data[frames_at + 4 + 8 * count :])
+        ended = execute("resume", broken)
+        assert (ended.status, "frame" in ended.stderr) == (REFUSED, True), ended.stderr
+
+    changed([])
+    changed(frames[1:])  # the outermost takes a value
+    changed(frames[:-1])  # the innermost stands in a call
+    changed([frames[0], frames[0], *frames[1:]])
+    changed([(99, 0), *frames[1:]])
+    changed([(frames[0][0], frames[0][1] + 1), *frames[1:]])
+
+
+def test_a_checkpoint_of_another_version_is_refused_by_it(module: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    execute("run", "--save", state, "--stop-at", "9", module)
+    data = bytearray(state.read_bytes())
+    struct.pack_into("<I", data, VERSION_AT, 2)
+    state.write_bytes(data)
+    ended = execute("resume", state)
+    assert (ended.status, "version 2" in ended.stderr) == (REFUSED, True)
+
+
+def test_what_cannot_be_written_leaves_nothing(module: Path, tmp_path: Path) -> None:
+    ended = execute("run", "--save", tmp_path / "none" / "state", "--stop-at", "9", module)
+    assert ended.status == REFUSED
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["counter.wasm"]

@@ -1,0 +1,66 @@
+"""Programs of Rust, Go and C are stopped at random moments and go on in other processes, on this
+architecture and on another one, with every byte of output as if nothing had been.
+"""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.kit.scale import FULL
+from tests.kit.wasm import STOPPED, execute
+from tests.kit.wasm_programs import PROGRAMS, SOURCES, Program, compiled, emulated_runtime
+
+STOPS = 200 if FULL else 20
+STOPS_ELSEWHERE = 20 if FULL else 4
+
+
+def stop_and_resume(program: Program, tmp_path: Path, stops: int, second: Sequence[Path] = (), back: bool = False) -> None:
+    """Stop a program `stops` times, once in each of its runs, and resume it by another runtime."""
+    module = compiled(SOURCES / program.source)
+    folder, other, state = (tmp_path / name for name in ("folder", "other", "state"))
+    folder.mkdir()
+    other.mkdir()
+    whole = execute("run", "--stats", "--dir", folder, module, stdin=program.stdin)
+    assert (whole.status, bool(whole.stdout)) == (program.status, True), whole
+    chance = random.Random(program.source)
+    ticks = int(whole.stats["ticks"])
+    stopped = 0
+    for _ in range(stops):
+        tick = chance.randrange(1, ticks * 9 // 10)  # time is in the ticks of some
+        first, then = ((), second) if not back else (second, ())
+        begun = execute("run", "--save", state, "--stop-at", str(tick), "--dir", folder, module, stdin=program.stdin, runtime=first)
+        if begun.status != STOPPED:
+            assert (begun.status, begun.stdout) == (program.status, whole.stdout)
+            continue
+        stopped += 1
+        ended = execute("resume", "--dir", other, state, runtime=then)
+        assert (ended.status, begun.stdout + ended.stdout) == (program.status, whole.stdout), f"stopped at tick {tick} of {ticks}"
+    assert stopped > stops // 2
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.source)
+def test_a_stopped_program_goes_on_in_another_process(program: Program, tmp_path: Path) -> None:
+    stop_and_resume(program, tmp_path, STOPS)
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["there", "back"])
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.source)
+def test_a_stopped_program_goes_on_on_another_architecture(program: Program, back: bool, tmp_path: Path) -> None:
+    stop_and_resume(program, tmp_path, STOPS_ELSEWHERE, emulated_runtime(), back)
+
+
+def test_what_a_program_wrote_is_in_its_folder_at_the_end(tmp_path: Path) -> None:
+    program = next(program for program in PROGRAMS if program.source == "lines.rs")
+    folder, other, state = (tmp_path / name for name in ("folder", "other", "state"))
+    folder.mkdir()
+    other.mkdir()
+    (folder / "log.txt").write_text("old")
+    (folder / "kept.txt").write_text("kept")
+    module = compiled(SOURCES / program.source)
+    assert execute("run", "--dir", folder, module, stdin=program.stdin).status == 0
+    assert (folder / "log.txt").read_text().count("\n") == 64
+    assert execute("run", "--save", state, "--stop-at", "5000", "--dir", folder, module, stdin=program.stdin).status == STOPPED
+    assert execute("resume", "--dir", other, state).status == 0
+    assert {path.name: path.read_bytes() for path in other.iterdir()} == {path.name: path.read_bytes() for path in folder.iterdir()}
