@@ -12,6 +12,7 @@
 from mayfly.client.asynchronous import AsyncAttachment, AsyncClient, AsyncRun
 from mayfly.client.blocking import Attachment, BlockingRun, Client
 from mayfly.client.results import (
+    AttemptEvent,
     CaseEvent,
     CaseOutput,
     CasesOutput,
@@ -38,6 +39,7 @@ __all__ = [
     "AsyncClient",
     "AsyncRun",
     "Attachment",
+    "AttemptEvent",
     "BlockingRun",
     "CaseEvent",
     "CaseInput",

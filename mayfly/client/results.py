@@ -270,6 +270,13 @@ class CaseEvent(CaseOutput, frozen=True, kw_only=True, tag_field="event", tag="c
     """A case is done."""
 
 
+class AttemptEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="attempt"):
+    """The run begins again on another host; what came before counts for nothing."""
+
+    attempt: int
+    reason: str = ""
+
+
 class ErrorEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="error"):
     """Mayfly or the machine failed, or the run was ended."""
 
@@ -289,7 +296,7 @@ class DoneEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", ta
     result: Result | None = None
 
 
-RunClientEvent: TypeAlias = StageEvent | StdoutEvent | StderrEvent | ExitEvent | CaseEvent | ErrorEvent | DoneEvent
+RunClientEvent: TypeAlias = StageEvent | StdoutEvent | StderrEvent | ExitEvent | CaseEvent | AttemptEvent | ErrorEvent | DoneEvent
 
 
 class _Known(msgspec.Struct):
@@ -297,7 +304,7 @@ class _Known(msgspec.Struct):
     id: str = ""
 
 
-_KINDS = {"stage", "stdout", "stderr", "exit", "case", "error", "done"}
+_KINDS = {"stage", "stdout", "stderr", "exit", "case", "attempt", "error", "done"}
 
 
 def decode_event(line: bytes | str) -> tuple[str, RunClientEvent | None]:

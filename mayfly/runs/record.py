@@ -24,7 +24,15 @@ EVENT = 0
 EVENT_BYTES = 200
 """What an event is taken to cost, for limits on memory."""
 
-RunEvent: TypeAlias = Stage | Stdout | Stderr | StepResult | CaseResult | Failed | Verdict
+
+class Attempt(NamedTuple):
+    """The run begins again on another host; what came before counts for nothing."""
+
+    number: int
+    reason: str
+
+
+RunEvent: TypeAlias = Stage | Stdout | Stderr | StepResult | CaseResult | Attempt | Failed | Verdict
 """What happens in a run: a Verdict is the last event, a Failed may come before it."""
 
 
@@ -55,6 +63,7 @@ class Record:
         self._events: list[RunEvent] = []
         self._spans = array.array("Q")  # the span's end in its stream, or the event's index, above STREAM_BITS
         self._step = 0
+        self._steps = 0  # of all attempts but the last one
         self._of_cases = 0  # bytes of output in events
         self._changed = asyncio.Event()
 
@@ -69,7 +78,9 @@ class Record:
             self._output(2 * self._step + (1 if isinstance(event, Stdout) else 2), event.data)
         else:
             if isinstance(event, Stage):
-                self._step = event.step
+                self._step = self._steps + event.step
+            elif isinstance(event, Attempt):
+                self._step = self._steps = self._step + 1
             elif isinstance(event, CaseResult):
                 self._of_cases += len(event.stdout) + len(event.stderr)
             self._spans.append(len(self._events) << STREAM_BITS | EVENT)
@@ -102,7 +113,8 @@ class Record:
         await self._changed.wait()
 
     def output(self, step: int) -> tuple[bytes, bytes]:
-        """All of a step's standard output and standard error."""
+        """All of a step's standard output and standard error, in the last attempt."""
+        step += self._steps
         return bytes(self._streams.get(2 * step + 1, b"")), bytes(self._streams.get(2 * step + 2, b""))
 
     @property

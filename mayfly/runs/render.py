@@ -8,7 +8,7 @@ import msgspec
 from mayfly.host.snippet import Mode
 from mayfly.protocol.frames import Stderr, Stdout
 from mayfly.runs.cases import CaseResult
-from mayfly.runs.record import PIECE, START, Position, Reader, Record, RunEvent
+from mayfly.runs.record import PIECE, START, Attempt, Position, Reader, Record, RunEvent
 from mayfly.runs.result import AnyEvent, describe
 
 _SEPARATORS = {separator.encode(): b"\\u%04x" % ord(separator) for separator in "\x85\u2028\u2029"}
@@ -35,9 +35,15 @@ def line(event: RunEvent, _: Position = START) -> bytes:
 
 
 def raw(event: RunEvent, _: Position = START) -> bytes:
-    """The bytes of output alone."""
+    """The bytes of output alone.
+
+    Raises:
+        ConnectionAbortedError: the run begins again.
+    """
     if isinstance(event, CaseResult):
         return event.stdout + event.stderr
+    if isinstance(event, Attempt):
+        raise ConnectionAbortedError("the run begins again, and what was sent cannot be taken back")
     return event.data if isinstance(event, Stdout | Stderr) else b""
 
 

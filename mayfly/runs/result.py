@@ -19,7 +19,7 @@ from mayfly.protocol.conversation import Failed
 from mayfly.protocol.frames import ExitHow, Limit, Stage, Stderr, Stdout
 from mayfly.runs.cases import CaseResult, Cases, CaseVerdict
 from mayfly.runs.files import Files
-from mayfly.runs.record import RunEvent
+from mayfly.runs.record import Attempt, RunEvent
 
 LimitName: TypeAlias = Literal["wall", "cpu", "memory", "processes", "file_size"]
 Base64 = Annotated[str, Meta(description="in place of text, of bytes that are not UTF-8")]
@@ -179,6 +179,14 @@ class CaseEvent(CaseReport, frozen=True, kw_only=True, tag_field="event", tag="c
     id: EventId | UnsetType = UNSET
 
 
+class AttemptEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="attempt"):
+    """The run begins again on another host of the fleet: what came before counts for nothing."""
+
+    id: EventId | UnsetType = UNSET
+    attempt: int
+    reason: str
+
+
 class ErrorEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="error"):
     """Mayfly or the machine failed, or the run was ended."""
 
@@ -195,7 +203,7 @@ class DoneEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", ta
     result: Annotated[RunResult, Meta(description="of `POST /run?stream=`")] | UnsetType = UNSET
 
 
-AnyEvent: TypeAlias = StageEvent | StdoutEvent | StderrEvent | ExitEvent | CaseEvent | ErrorEvent | DoneEvent
+AnyEvent: TypeAlias = StageEvent | StdoutEvent | StderrEvent | ExitEvent | CaseEvent | AttemptEvent | ErrorEvent | DoneEvent
 
 
 def describe(event: RunEvent) -> AnyEvent:
@@ -211,6 +219,8 @@ def describe(event: RunEvent) -> AnyEvent:
             return ExitEvent(**describe_end(event))
         case CaseResult():
             return CaseEvent(**_case_fields(event))
+        case Attempt():
+            return AttemptEvent(attempt=event.number, reason=event.reason)
         case Failed():
             return ErrorEvent(error=Problem.of(event.error))
         case Verdict():

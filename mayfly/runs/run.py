@@ -18,9 +18,9 @@ from mayfly.guests.start import StartKind
 from mayfly.host.snippet import Case, Mode
 from mayfly.protocol.conversation import Event, Failed
 from mayfly.protocol.frames import Done, Exit, Hello, Stage, Stderr, Stdout
-from mayfly.runs.cases import Cases
+from mayfly.runs.cases import CaseResult, Cases
 from mayfly.runs.files import Files
-from mayfly.runs.record import Record, RunEvent
+from mayfly.runs.record import Attempt, Record, RunEvent
 from mayfly.runs.result import Problem, RunResult, RunState, describe_cases, describe_files, describe_step
 from mayfly.runs.stdin import LiveStdin
 
@@ -135,10 +135,22 @@ class Run:
                 self.lap("steps")
 
     def replay(self, event: RunEvent) -> None:
-        """Take an event that happened to it at another server."""
-        if isinstance(event, StepResult):
-            self.outcome.steps.append(event)
+        """Take an event that happened to it at another server. Its end does not come this way."""
+        match event:
+            case StepResult():
+                self.outcome.steps.append(event)
+            case CaseResult() if self.cases is not None:
+                self.cases.results.append(event)
         self.record.append(event)
+
+    def restart(self, attempt: Attempt) -> None:
+        """It begins again on another host. Readers of the record are told; nothing else is kept."""
+        self.record.append(attempt)
+        self.outcome = Outcome(self.outcome.step_names)
+        if self.cases is not None:
+            self.cases.results.clear()
+        self.phases, self.files, self.start = {}, None, None
+        self.state = RunState.QUEUED
 
     def finish(self) -> None:
         """Its machine has done all that it was to do."""
