@@ -10,7 +10,8 @@ import math
 import resource
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -23,10 +24,11 @@ from mayfly.api.compat.dialects import Narrow, addresses_of, make_dialects
 from mayfly.api.connections import Bodies, Connection, Connections, Handler
 from mayfly.api.functions import FUNCTIONS, add_headers
 from mayfly.api.hooks import Hooks
-from mayfly.api.intake import AUDIT, BODIES, HOOKS, REPEATS, SERVICE
+from mayfly.api.intake import AUDIT, BODIES, HOOKS, SERVICE
 from mayfly.api.requests import MAX_BODY
 from mayfly.api.routes import METRICS, ROUTES
 from mayfly.errors import BusyError, ConfigError, MayflyError, StoppingError, UnauthorizedError, to_wire
+from mayfly.functions.runner import FunctionRunner
 from mayfly.functions.service import Functions
 from mayfly.host.addresses import Targets
 from mayfly.host.checks import time_factor
@@ -35,9 +37,9 @@ from mayfly.host.handshakes import Handshakes
 from mayfly.host.keys import Keyring, default_path
 from mayfly.host.listen import Door, load_tls, open_doors
 from mayfly.host.logs import open_log
-from mayfly.host.metrics import Metrics
+from mayfly.host.metrics import Measured, Metrics
 from mayfly.host.sockets import claim
-from mayfly.runs.repeats import Repeats
+from mayfly.runs.runner import Runner
 from mayfly.runs.service import Service
 from mayfly.schema import replace
 from mayfly.vmm.process.zygote import Zygote
@@ -52,6 +54,14 @@ RETRY_S = 5
 """When a client may look whether a server that stops is back."""
 Gateway = Callable[[Config, Functions], contextlib.AbstractAsyncContextManager[str]]
 """Serves functions while its block is under way; gives its address, if it has one, for the log."""
+Join = Callable[[Service, Metrics], contextlib.AbstractAsyncContextManager[str]]
+"""Has a service work for others too while its block is under way; gives whom, for the log."""
+
+
+Behind = tuple[Runner, FunctionRunner, Measured, Sequence[str]]
+"""What the application stands before, and where it is served or serves besides."""
+Backend = Callable[[Config, Path], contextlib.AbstractAsyncContextManager[Behind]]
+"""Makes it, with a folder for output sockets, while its block is under way."""
 DIALECTS: web.AppKey[Sequence[Dialect]] = web.AppKey("dialects", tuple)
 
 
@@ -112,7 +122,7 @@ def headers_of(error: MayflyError) -> Mapping[str, str]:
 
 
 def make_app(
-    service: Service, functions: Functions, metrics: Metrics, connections: Connections, keyring: Keyring | None = None
+    service: Runner, functions: FunctionRunner, metrics: Measured, connections: Connections, keyring: Keyring | None = None
 ) -> web.Application:
     """The application that serves `service` and `functions`, with the logs that the configuration
     names; the keys are in `keyring`, or those of this user.
@@ -133,7 +143,6 @@ def make_app(
     app[BODIES] = Bodies(MAX_BODY)
     app[AUDIT] = audit
     app[HOOKS] = hooks = Hooks(Targets(config.callback_hosts))
-    app[REPEATS] = Repeats(service)
     for route in ROUTES:
         app.router.add_route(route.method, route.path, route.handler)
         if route.method == "GET":  # as RFC 9110, 9.1 asks for
@@ -157,9 +166,9 @@ def make_app(
 
 
 async def serve_http(
-    service: Service,
-    functions: Functions,
-    metrics: Metrics,
+    service: Runner,
+    functions: FunctionRunner,
+    metrics: Measured,
     listener: socket.socket,
     stop: asyncio.Event,
     doors: Sequence[Door] = (),
@@ -205,7 +214,26 @@ def _connect(http: web.Server, connections: Connections) -> Connection:
     return Connection(http(), connections)
 
 
-async def serve(config: Config, zygote: Callable[[], Zygote], gateways: Sequence[Gateway] = ()) -> None:
+@contextlib.asynccontextmanager
+async def on_host(
+    config: Config, sockets: Path, *, zygote: Callable[[], Zygote], gateways: Sequence[Gateway] = (), join: Join | None = None
+) -> AsyncIterator[Behind]:
+    """A service of this host, with its functions, served also through `gateways`."""
+    metrics = Metrics()
+    async with (
+        Service(config, zygote, sockets=sockets, observer=metrics) as service,
+        functions_beside(service) as functions,
+        contextlib.AsyncExitStack() as opened,
+    ):
+        service.warm_up(config.languages)
+        functions.begin()
+        others = [await opened.enter_async_context(gateway(config, functions)) for gateway in gateways]
+        if join is not None:
+            others.append(await opened.enter_async_context(join(service, metrics)))
+        yield service, functions, metrics, others
+
+
+async def serve(config: Config, backend: Backend) -> None:
     """Serve until SIGTERM or SIGINT, then let runs end for `drain_s`, and requests to functions
     within their own time, unless a second signal comes. No socket, machine or zygote is left when
     it returns. SIGHUP: read the certificate again, if there is one.
@@ -217,21 +245,13 @@ async def serve(config: Config, zygote: Callable[[], Zygote], gateways: Sequence
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: (stop if drain.is_set() else drain).set())
-    metrics = Metrics()
     keyring = Keyring(default_path())
     if config.playground and not config.listen:
         config = replace(config, listen=playground.LISTEN)
     with claim(config.socket) as (listener, folder), open_doors(config, addresses_of(config.compat)) as doors:
         if any(door.tls for door in doors):
             loop.add_signal_handler(signal.SIGHUP, renew, config, doors)
-        async with (
-            Service(config, zygote, sockets=folder, observer=metrics) as service,
-            functions_beside(service) as functions,
-            contextlib.AsyncExitStack() as opened,
-        ):
-            service.warm_up(config.languages)
-            functions.begin()
-            others = [await opened.enter_async_context(gateway(config, functions)) for gateway in gateways]
+        async with backend(config, folder) as (service, functions, metrics, others):
             names = ", ".join(f"{image.manifest.language}@{image.manifest.version}" for image in service.installed())
             budget = service.health().memory_budget >> 20
             where = ", ".join(filter(None, [str(config.socket), *(door.url for door in doors), *others]))
@@ -258,15 +278,15 @@ def functions_beside(service: Service) -> Functions:
     return Functions(one.config, one.spawner, one.admission, one.supply, one.images, one.networks, one.observer)
 
 
-async def end_gracefully(service: Service, functions: Functions, drain: asyncio.Event, stop: asyncio.Event) -> None:
+async def end_gracefully(service: Runner, functions: FunctionRunner, drain: asyncio.Event, stop: asyncio.Event) -> None:
     """When `drain` is set, take no new runs and requests, give runs under way `drain_s` and
     requests to functions the time that they have anyway (or none, if drain_s is 0), then set
     `stop`.
     """
     await drain.wait()
     within_s = service.config.here(service.config.drain_s)
-    if service.runs.under_way and within_s:
-        log.info("stopping: %d runs may go on for %g s; a second signal ends them", service.runs.under_way, within_s)
+    if service.under_way and within_s:
+        log.info("stopping: %d runs may go on for %g s; a second signal ends them", service.under_way, within_s)
     if functions.under_way and within_s:
         log.info("stopping: %d requests to functions will be answered; a second signal ends them", functions.under_way)
     await asyncio.gather(service.drain(within_s), functions.drain(math.inf if within_s else 0))
@@ -283,13 +303,29 @@ def renew(config: Config, doors: Sequence[Door]) -> None:
             log.error("%s; the last one is used on", error)
 
 
-def main(config: Config, zygote: Callable[[], Zygote] | None = None, gateways: Sequence[Gateway] = ()) -> None:
-    """`mayfly serve`: check the host, then serve, also through `gateways` besides HTTP."""
+def main(config: Config, zygote: Callable[[], Zygote] | None = None, gateways: Sequence[Gateway] = (), *, join: Join | None = None) -> None:
+    """`mayfly serve`: check the host, then serve, also through `gateways` besides HTTP, and for
+    those whom it shall `join`.
+    """
+    prepare(config)
+    config = config.scaled(time_factor(config))
+    run_server(config, functools.partial(on_host, zygote=zygote or Zygote.start, gateways=gateways, join=join))
+
+
+def prepare(config: Config) -> None:
+    """Begin to log, and look at what must show before anything is started.
+
+    Raises:
+        ConfigError: there is a mistake in it.
+    """
     logging.basicConfig(level=logging.INFO, format="mayfly: %(message)s")
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # it logs what clients do wrong; faults of ours are logged here
-    make_dialects(config.compat, PATHS)  # a mistake in it must show before anything is started
-    config = config.scaled(time_factor(config))
+    make_dialects(config.compat, PATHS)
+
+
+def run_server(config: Config, backend: Backend) -> None:
+    """Serve what `backend` makes, until a signal ends it. See `prepare`."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # each run has an output socket, each reader one more
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    asyncio.run(serve(config, zygote or Zygote.start, gateways))
+    asyncio.run(serve(config, backend))

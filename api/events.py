@@ -22,7 +22,7 @@ from mayfly.runs import render
 from mayfly.runs.record import START, Position, Reader, Record, RunEvent
 from mayfly.runs.result import AnyEvent, DoneEvent, describe
 from mayfly.runs.run import Run
-from mayfly.runs.service import Service
+from mayfly.runs.runner import Runner
 from mayfly.runs.stdin import StdinWriter
 from mayfly.schema import Record as Schema
 from mayfly.schema import msgspec, replace, show
@@ -221,7 +221,7 @@ MESSAGES: Mapping[str, type[Said]] = {"stdin": Typing, "eof": Eof, "signal": Sig
 """What a client may send over a WebSocket, by the field `type`."""
 
 
-async def attach(request: web.Request, run: Run, service: Service, query: AttachQuery) -> web.StreamResponse:
+async def attach(request: web.Request, run: Run, service: Runner, query: AttachQuery) -> web.StreamResponse:
     """Send a run's events over a WebSocket, and give the run what the client sends.
 
     Raises:
@@ -257,7 +257,7 @@ async def attach(request: web.Request, run: Run, service: Service, query: Attach
 class _Attached:
     """A client that is attached to a run."""
 
-    def __init__(self, socket: web.WebSocketResponse, run: Run, service: Service) -> None:
+    def __init__(self, socket: web.WebSocketResponse, run: Run, service: Runner) -> None:
         self._socket = socket
         self._run = run
         self._service = service

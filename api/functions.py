@@ -20,11 +20,11 @@ from mayfly.api.requests import parse_query
 from mayfly.errors import MayflyError, MediaTypeError, QueueFullError, ResourceExhaustedError, UnknownFunctionError
 from mayfly.functions.answer import Answer, FunctionFigures, LogLine
 from mayfly.functions.lines import MAX_PAYLOAD
-from mayfly.functions.service import Functions
+from mayfly.functions.runner import FunctionRunner
 from mayfly.functions.store import Function
 from mayfly.schema import Record
 
-FUNCTIONS: web.AppKey[Functions] = web.AppKey("functions", Functions)
+FUNCTIONS: web.AppKey[FunctionRunner] = web.AppKey("functions", FunctionRunner)
 INVOCATION: web.RequestKey[str] = web.RequestKey("invocation", str)
 """The id of the request to a function that the HTTP request makes or asks for."""
 _SANE_TYPE = re.compile(r"[ -~]{1,255}")

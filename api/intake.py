@@ -20,18 +20,16 @@ from mayfly.api.connections import Bodies
 from mayfly.api.hooks import Delivered, Hooks, Message
 from mayfly.api.requests import Callback, Query, Submission, check_type, parse_submission
 from mayfly.errors import MayflyError
-from mayfly.guests.converse import StdinSource
 from mayfly.host.logs import JsonLog
 from mayfly.host.snippet import Snippet
-from mayfly.runs.repeats import Repeats, check_key
+from mayfly.runs.repeats import Repeat, check_key
 from mayfly.runs.run import Run
-from mayfly.runs.service import Service
+from mayfly.runs.runner import Runner
 
-SERVICE: web.AppKey[Service] = web.AppKey("service", Service)
+SERVICE: web.AppKey[Runner] = web.AppKey("service", Runner)
 BODIES: web.AppKey[Bodies] = web.AppKey("bodies", Bodies)
 AUDIT: web.AppKey[JsonLog] = web.AppKey("audit", JsonLog)
 HOOKS: web.AppKey[Hooks] = web.AppKey("hooks", Hooks)
-REPEATS: web.AppKey[Repeats] = web.AppKey("repeats", Repeats)
 IDEMPOTENCY_KEY = "Idempotency-Key"
 
 
@@ -78,16 +76,17 @@ def digest_of(request: web.Request, body: bytes) -> bytes:
     return hashlib.sha256(about + body).digest()
 
 
-def begin(request: web.Request, asked: Asked, *, publish: bool = False) -> Run:
+async def begin(request: web.Request, asked: Asked, *, publish: bool = False) -> Run:
     """Begin a run, or find the one that the same request began before.
 
     Raises:
         KeyReusedError: another request came with its Idempotency-Key.
         RequestError, StoppingError, HostError: as of submit.
     """
-    (snippet, callback), repeats = asked.submission, request.app[REPEATS]
+    snippet, callback = asked.submission
     owner = owner_of(request)
-    if asked.key is not None and (run := repeats.find(owner, asked.key, asked.digest)):
+    repeat = None if asked.key is None else Repeat(owner, asked.key, asked.digest)
+    if repeat is not None and (run := await request.app[SERVICE].repeated(repeat)):
         request[REPLAYED] = True
         return run
     then = None
@@ -95,10 +94,7 @@ def begin(request: web.Request, asked: Asked, *, publish: bool = False) -> Run:
         request.app[HOOKS].check(callback, owner)
         audited = functools.partial(request.app[AUDIT].write, action="callback", **_who(request))
         then = functools.partial(_call_back, request.app[HOOKS], callback, audited)
-    run = submit(request, snippet, publish=publish, then=then)
-    if asked.key is not None:
-        repeats.remember(owner, asked.key, asked.digest, run)
-    return run
+    return await submit(request, snippet, publish=publish, then=then, repeat=repeat)
 
 
 def _call_back(hooks: Hooks, callback: Callback, audited: Callable[..., None], run: Run) -> None:
@@ -111,13 +107,13 @@ def _call_back(hooks: Hooks, callback: Callback, audited: Callable[..., None], r
     hooks.send(callback, Message(run.id, json.dumps(run.to_json()).encode()), run.owner, told)
 
 
-def submit(
+async def submit(
     request: web.Request,
     snippet: Snippet,
     *,
     publish: bool = False,
-    stdin: StdinSource | None = None,
     then: Callable[[Run], None] | None = None,
+    repeat: Repeat | None = None,
 ) -> Run:
     """Begin a run for whoever sent the request, within the limits of their key. `then` is told when
     it is over.
@@ -138,7 +134,8 @@ def submit(
 
     try:
         image = service.image_for(snippet)
-        run = service.start(snippet, image, stdin=stdin, publish=publish, tenant=caller_of(request).tenant, then=over)
+        tenant = caller_of(request).tenant
+        run = await service.begin(snippet, image, publish=publish, tenant=tenant, then=over, repeat=repeat)
     except MayflyError as error:
         audit.write(action="refuse", **who, language=snippet.language[:80], code=error.code)
         raise
@@ -173,10 +170,10 @@ async def attended(request: web.Request, run: Run, *, lasting: bool = False) -> 
             await request.app[SERVICE].end(run, "the client went away")
 
 
-def find_run(request: web.Request, run_id: str) -> Run:
+async def find_run(request: web.Request, run_id: str) -> Run:
     """The run with that id, if whoever sent the request may see it.
 
     Raises:
         UnknownRunError: there is none, it is no longer kept, or it is another key's.
     """
-    return request.app[SERVICE].get(run_id, None if is_operator(request) else owner_of(request))
+    return await request.app[SERVICE].find(run_id, None if is_operator(request) else owner_of(request))

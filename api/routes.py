@@ -32,20 +32,20 @@ from mayfly.api.requests import (
     parse_submission,
 )
 from mayfly.errors import ConfigError, MayflyError, UnknownRunError, UnprocessableError
-from mayfly.host.metrics import Metrics
+from mayfly.host.metrics import Measured
 from mayfly.host.snippet import Terminal
 from mayfly.protocol.frames import PROTOCOL_VERSION
 from mayfly.runs.result import Problem, RunResult
 from mayfly.runs.run import Run
 from mayfly.runs.stdin import StdinWriter
 
-METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
+METRICS: web.AppKey[Measured] = web.AppKey("metrics", Measured)
 
 
 async def start(request: web.Request) -> web.Response:
     """Accept a snippet and say where its output can be read."""
     asked = await read(request, parse_query(Query, request.query))
-    run = begin(request, asked, publish=is_operator(request))
+    run = await begin(request, asked, publish=is_operator(request))
     socket = str(request.app[SERVICE].output_socket(run)) if is_operator(request) else None
     return answer(_started(run, socket), 201, {"Location": f"/runs/{run.id}"})
 
@@ -59,7 +59,7 @@ async def run(request: web.Request) -> web.StreamResponse:
     if asked.submission.snippet.interactive and query.stream is UNSET:
         hint = "use POST /start, or say ?stream=jsonl: they tell the run's id before its end"
         raise UnprocessableError("nobody could write to this interactive run", hint=hint)
-    async with attended(request, begin(request, asked), lasting=asked.lasting) as found:
+    async with attended(request, await begin(request, asked), lasting=asked.lasting) as found:
         if query.stream is not UNSET:
             return await events.send(request, found, events.KINDS[query.stream], result=True)
         await found.done.wait()
@@ -76,7 +76,7 @@ async def start_batch(request: web.Request) -> web.Response:
         try:
             submission = parse_submission("application/json", item)
             asked = Asked(submission, None if key is None else f"{key}/{number}", digest_of(request, item))
-            answers.append(BatchedRun(**asdict(_started(begin(request, asked), None))))
+            answers.append(BatchedRun(**asdict(_started(await begin(request, asked), None))))
         except MayflyError as error:
             answers.append(BatchedRun(error=Problem.of(error)))
         await asyncio.sleep(0)  # others must not wait for all of them
@@ -91,7 +91,7 @@ async def get_runs(request: web.Request) -> web.Response:
     found: list[RunResult | None] = []
     for run_id in ids:
         try:
-            found.append(find_run(request, run_id).result())
+            found.append((await find_run(request, run_id)).result())
         except UnknownRunError:
             found.append(None)
     return answer(Runs(runs=found))
@@ -99,12 +99,12 @@ async def get_runs(request: web.Request) -> web.Response:
 
 async def get_run(request: web.Request) -> web.Response:
     """Say how far a run is, and what it has put out."""
-    return answer(_run(request).result())
+    return answer((await _run(request)).result())
 
 
 async def get_files(request: web.Request) -> web.Response:
     """Give the files of a run that asked for them, as a tar, when it is over."""
-    found = _run(request)
+    found = await _run(request)
     await found.done.wait()
     if found.files is None:
         raise UnprocessableError("the run has no files to give back", hint='ask for them with "collect"; what was not built leaves none')
@@ -115,12 +115,12 @@ async def get_files(request: web.Request) -> web.Response:
 
 async def get_events(request: web.Request) -> web.StreamResponse:
     """Give a run's events from its beginning, or behind a given one, until its end."""
-    return await events.get_events(request, _run(request), parse_query(EventsQuery, request.query))
+    return await events.get_events(request, await _run(request), parse_query(EventsQuery, request.query))
 
 
 async def attach(request: web.Request) -> web.StreamResponse:
     """Give a run's events over a WebSocket, and take standard input and signals for it."""
-    run = _run(request)
+    run = await _run(request)
     query = parse_query(AttachQuery, request.query)
     note(request, "attach", run.id)
     return await events.attach(request, run, request.app[SERVICE], query)
@@ -129,7 +129,7 @@ async def attach(request: web.Request) -> web.StreamResponse:
 async def post_stdin(request: web.Request) -> web.Response:
     """Send the body to the standard input of an interactive run, as fast as its program reads."""
     query = parse_query(StdinQuery, request.query)
-    run = _run(request)
+    run = await _run(request)
     note(request, "stdin", run.id)
     with StdinWriter(run.stdin) as writer:
         await writer.write(b"")  # who cannot write is told so at once
@@ -142,7 +142,7 @@ async def post_stdin(request: web.Request) -> web.Response:
 
 async def post_signal(request: web.Request) -> web.Response:
     """Send a signal to every process of a run's present step."""
-    run = _run(request)
+    run = await _run(request)
     body = parse_object(Signalling, await request.app[BODIES].read(request))
     await request.app[SERVICE].signal(run, body.number())
     note(request, "signal", run.id)
@@ -151,7 +151,7 @@ async def post_signal(request: web.Request) -> web.Response:
 
 async def post_resize(request: web.Request) -> web.Response:
     """Give the terminal of a run's program another size."""
-    run = _run(request)
+    run = await _run(request)
     await request.app[SERVICE].resize(run, parse_object(Terminal, await request.app[BODIES].read(request)))
     return web.Response(status=204)
 
@@ -160,7 +160,7 @@ async def delete_run(request: web.Request) -> web.Response:
     """End a run if it is under way, and keep nothing of it."""
     run_id = request.match_info["id"]
     with contextlib.suppress(UnknownRunError):
-        found = find_run(request, run_id)
+        found = await find_run(request, run_id)
         note(request, "delete", found.id)
         await request.app[SERVICE].forget(found.id)
     return web.Response(status=204)
@@ -171,7 +171,7 @@ async def save_run(request: web.Request) -> web.Response:
     service = request.app[SERVICE]
     body = parse_object(SaveBody, await request.app[BODIES].read(request))
     try:
-        manifest = (await service.save(_run(request).id, body.name)).manifest
+        manifest = (await service.save((await _run(request)).id, body.name)).manifest
         note(request, "save", manifest.run)
     except ConfigError as error:
         raise UnprocessableError(error.message, hint=error.hint) from error
@@ -205,7 +205,7 @@ async def version(request: web.Request) -> web.Response:
 
 async def metrics(request: web.Request) -> web.Response:
     """Give counters and times in Prometheus's text format."""
-    return web.Response(body=request.app[METRICS].text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+    return web.Response(body=await request.app[METRICS].measure(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
 
 async def describe(request: web.Request) -> web.Response:
@@ -242,5 +242,5 @@ def _started(run: Run, socket: str | None) -> Started:
     return Started(id=run.id, language=run.language, version=run.version, output=run.mode, output_socket=socket)
 
 
-def _run(request: web.Request) -> Run:
-    return find_run(request, request.match_info["id"])
+async def _run(request: web.Request) -> Run:
+    return await find_run(request, request.match_info["id"])

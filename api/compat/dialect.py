@@ -95,14 +95,14 @@ def parse_object(body: bytes) -> dict[str, Any]:
     return found
 
 
-def start(request: web.Request, snippet: Snippet, image: InstalledImage) -> Run:
+async def start(request: web.Request, snippet: Snippet, image: InstalledImage) -> Run:
     """Start a run of that image.
 
     Raises:
         MayflyError: it is refused; nothing has been started.
     """
     name, version = image.manifest.language, image.manifest.version
-    return submit(request, replace(snippet, language=f"{name}@{version}" if version else name))
+    return await submit(request, replace(snippet, language=f"{name}@{version}" if version else name))
 
 
 async def run_to_end(request: web.Request, snippet: Snippet, image: InstalledImage) -> Run:
@@ -111,6 +111,6 @@ async def run_to_end(request: web.Request, snippet: Snippet, image: InstalledIma
     Raises:
         MayflyError: it is refused; nothing has been started.
     """
-    async with attended(request, start(request, snippet, image)) as run:
+    async with attended(request, await start(request, snippet, image)) as run:
         await run.done.wait()
         return run

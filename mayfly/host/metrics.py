@@ -1,8 +1,16 @@
 """What `GET /metrics` shows, in Prometheus's text format."""
 
 from collections.abc import Mapping
+from typing import Protocol
 
 from mayfly.host.observer import Observer
+
+
+class Measured(Protocol):
+    """Something whose metrics can be had."""
+
+    async def measure(self) -> bytes:
+        """All metrics, as text."""
 
 
 class Metrics(Observer):
@@ -68,3 +76,7 @@ class Metrics(Observer):
 
         text: bytes = generate_latest(self.registry)
         return text
+
+    async def measure(self) -> bytes:
+        """As `text`."""
+        return self.text()

@@ -30,9 +30,10 @@ from mayfly.protocol.phases import Phase
 from mayfly.runs.execute import do_cases, do_once, execute
 from mayfly.runs.kept import Runs
 from mayfly.runs.output import OutputSocket
+from mayfly.runs.repeats import Repeat, Repeats
 from mayfly.runs.run import Run
+from mayfly.runs.runner import Health
 from mayfly.runs.stdin import LiveStdin
-from mayfly.schema import Record
 from mayfly.snapshots import store as snapshots
 from mayfly.snapshots.making import doing, is_usual, make, save
 from mayfly.snapshots.store import Snapshot
@@ -41,15 +42,6 @@ from mayfly.vmm.process.zygote import Zygote
 log = logging.getLogger(__name__)
 COPIES_WORTH_S = 2.0
 """Cases that take longer than this in one guest are spread over copies of it."""
-
-
-class Health(Record, frozen=True, kw_only=True):
-    """Runs that wait for room, machines that wait for a run, bytes of memory of all machines."""
-
-    waiting: int
-    idle: int
-    memory_used: int
-    memory_budget: int
 
 
 class Service:
@@ -80,6 +72,7 @@ class Service:
         self._sockets = sockets
         self._grace_s = grace_s
         self.runs = Runs(config)
+        self._repeats = Repeats(self.runs)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._guests: dict[str, tuple[Guest, ...]] = {}  # of a run that has begun: its own, then copies of it
         self._held: dict[str, contextlib.ExitStack] = {}  # what each run takes of this host
@@ -177,11 +170,12 @@ class Service:
         snapshot: Snapshot | None = None,
         tenant: Tenant | None = None,
         then: Callable[[Run], None] | None = None,
+        run_id: str = "",
     ) -> Run:
         """Accept a snippet, or refuse it at once; what happens to it later is in the run. Its
         output socket (if `publish`) listens when this returns. It runs in a machine restored from
         `snapshot`, if one is given. It is `tenant`'s, within that one's limits. `then` is told of
-        the run when it is over and its machine gone.
+        the run when it is over and its machine gone. Without `run_id` it gets an id.
 
         Raises:
             RequestError: the snippet cannot be run as it stands, or there is no room.
@@ -207,6 +201,7 @@ class Service:
                 stdin=live,
                 has_terminal=snippet.tty is not None,
                 collect=snippet.collect,
+                run_id=run_id,
             )
             if tenant is not None:
                 tenant.check(plan.wanted.machine.memory)
@@ -256,6 +251,39 @@ class Service:
         task = asyncio.create_task(work, name=f"run {run.id}")
         self._tasks[run.id] = task
         task.add_done_callback(lambda _: self._over(run, wanted, then))
+
+    async def begin(
+        self,
+        snippet: Snippet,
+        image: InstalledImage,
+        *,
+        publish: bool = False,
+        tenant: Tenant | None = None,
+        then: Callable[[Run], None] | None = None,
+        repeat: Repeat | None = None,
+    ) -> Run:
+        """As `start`; the same `repeat` finds the run again."""
+        run = self.start(snippet, image, publish=publish, tenant=tenant, then=then)
+        if repeat is not None:
+            self._repeats.remember(repeat, run)
+        return run
+
+    async def repeated(self, repeat: Repeat) -> Run | None:
+        """The run that the same request began before, if it did.
+
+        Raises:
+            KeyReusedError: another request came with this key.
+        """
+        return self._repeats.find(repeat)
+
+    async def find(self, run_id: str, owner: str | None = None) -> Run:
+        """As `get`."""
+        return self.get(run_id, owner)
+
+    @property
+    def under_way(self) -> int:
+        """How many runs have not ended."""
+        return self.runs.under_way
 
     def get(self, run_id: str, owner: str | None = None) -> Run:
         """The run with that id, whose owner is `owner` if that is said.

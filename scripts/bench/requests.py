@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import platform
@@ -29,7 +30,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from mayfly.api.app import serve
+from mayfly.api.app import on_host, serve
 from mayfly.host.config import Config
 from mayfly.protocol import frames
 from mayfly.units import MIB
@@ -132,7 +133,7 @@ def be_server(folder: Path) -> None:
             time_factor=1.0,
             cold=True,
         )
-        asyncio.run(serve(config, lambda: PlayedZygote(0, ours)))
+        asyncio.run(serve(config, functools.partial(on_host, zygote=lambda: PlayedZygote(0, ours))))
     os.waitpid(pid, 0)
 
 

@@ -14,7 +14,7 @@ from mayfly.api.compat.judge0.submission import Status, Submission
 from mayfly.api.hooks import ATTEMPT_S, DELAYS_S
 from mayfly.host.config import Config
 from mayfly.protocol.frames import MAX_FILES_SIZE
-from mayfly.runs.service import Service
+from mayfly.runs.runner import Runner
 from mayfly.vmm.config import NetworkBackend
 
 VERSION = "1.13.1"
@@ -68,10 +68,10 @@ def system_info() -> dict[str, str]:
     return {"Architecture": platform.machine(), "CPU(s)": str(os.cpu_count()), "Mem": f"{total / (1 << 30):.1f}Gi"}
 
 
-def workers(service: Service) -> list[dict[str, Any]]:
+def workers(service: Runner) -> list[dict[str, Any]]:
     """One queue; its workers are the machines for which there is memory."""
     health = service.health()
-    working = service.runs.under_way - health.waiting
+    working = service.under_way - health.waiting
     room = max(0, health.memory_budget - health.memory_used) // (256 << 20)
     found = {"size": health.waiting, "available": working + room, "idle": room, "working": working, "paused": 0, "failed": 0}
     return [{"queue": VERSION, **found}]

@@ -90,7 +90,7 @@ class Judge0(Dialect):
         job = await self._job(request, params, encoded=encoded)
         if isinstance(job, Errors):
             return web.json_response(job, status=422)
-        submission, task = self._begin(request, *job)
+        submission, task = await self._begin(request, *job)
         if params.get("wait") not in (True, "true"):
             return web.json_response({"token": submission.token}, status=201)
         try:
@@ -118,13 +118,13 @@ class Judge0(Dialect):
         job = await make_job(service, fields)
         return job if isinstance(job, Errors) else (fields, job)
 
-    def _begin(self, request: web.Request, fields: Fields, job: Job) -> tuple[Submission, "asyncio.Task[None]"]:
+    async def _begin(self, request: web.Request, fields: Fields, job: Job) -> tuple[Submission, "asyncio.Task[None]"]:
         """Start a submission.
 
         Raises:
             MayflyError: it is refused; nothing has been started.
         """
-        run = start(request, job.snippet, job.image)
+        run = await start(request, job.snippet, job.image)
         named = {"id": fields.language_id, "name": name_of(fields.language_id, job.image)}
         submission = Submission(fields, named, owner_of(request))
         submission.run = run
@@ -138,7 +138,7 @@ class Judge0(Dialect):
         async def again() -> Run:
             for _ in range(ROOM_TRIES):
                 try:
-                    return start(request, job.snippet, job.image)
+                    return await start(request, job.snippet, job.image)
                 except BusyError as error:
                     busy = error
                     await asyncio.sleep(1)
@@ -169,7 +169,7 @@ class Judge0(Dialect):
                 if isinstance(job, Errors):
                     answers.append(job)
                     continue
-                submission, _ = self._begin(request, *job)
+                submission, _ = await self._begin(request, *job)
                 begun.append(submission)
                 answers.append({"token": submission.token})
         except BaseException:  # all of them or none

@@ -12,7 +12,7 @@ from mayfly.errors import MayflyError
 from mayfly.host.snippet import Snippet
 from mayfly.images.manifest import LanguageStep
 from mayfly.images.store import InstalledImage
-from mayfly.runs.service import Service
+from mayfly.runs.runner import Runner
 from mayfly.schema import replace
 
 BUILD, RUN = "compile", "run"
@@ -28,7 +28,7 @@ class Job(NamedTuple):
     image: InstalledImage
 
 
-async def make_job(service: Service, fields: Fields) -> Job | Errors:
+async def make_job(service: Runner, fields: Fields) -> Job | Errors:
     """What the fields ask for, or what is wrong with them."""
     files: Mapping[str, bytes] = {}
     if fields.additional_files is not None:
@@ -48,7 +48,7 @@ async def make_job(service: Service, fields: Fields) -> Job | Errors:
         return Errors(source_code=[error.message])
 
 
-def _of_one_file(service: Service, fields: Fields, image: InstalledImage, files: Mapping[str, bytes]) -> Job | Errors:
+def _of_one_file(service: Runner, fields: Fields, image: InstalledImage, files: Mapping[str, bytes]) -> Job | Errors:
     content = image.manifest
     name = content.source_file
     source = fields.source_code or b""
@@ -74,7 +74,7 @@ def _of_one_file(service: Service, fields: Fields, image: InstalledImage, files:
     return Job(snippet, image)
 
 
-def _of_many_files(service: Service, fields: Fields, image: InstalledImage, files: Mapping[str, bytes]) -> Job | Errors:
+def _of_many_files(service: Runner, fields: Fields, image: InstalledImage, files: Mapping[str, bytes]) -> Job | Errors:
     if RUN not in files:
         return Errors(additional_files=[f"has no file {RUN}"])
     last = replace(image.manifest.steps[-1], argv=("bash", RUN))
@@ -90,7 +90,7 @@ def _image_of_files(installed: Sequence[InstalledImage], files: Mapping[str, byt
     return max(installed, key=lambda image: sum(name.endswith(image.manifest.extensions) for name in files), default=None)
 
 
-def _limits(service: Service, fields: Fields, image: InstalledImage) -> dict[str, dict[str, float]]:
+def _limits(service: Runner, fields: Fields, image: InstalledImage) -> dict[str, dict[str, float]]:
     """Those of the program. A compiler has this server's."""
     numbers = fields.numbers
     asked = {

@@ -12,7 +12,7 @@ from mayfly.api.compat.images import find_images, full_version, largest, limits_
 from mayfly.errors import RequestError
 from mayfly.host.snippet import Snippet
 from mayfly.images.store import InstalledImage
-from mayfly.runs.service import Service
+from mayfly.runs.runner import Runner
 
 RUNTIMES = {"javascript": "node", "c": "gcc", "c++": "gcc"}
 """The package of those that share one with other languages."""
@@ -37,7 +37,7 @@ def runtime_of(image: InstalledImage) -> dict[str, Any]:
     return {**found, "runtime": RUNTIMES[name]} if name in RUNTIMES else found
 
 
-def find_runtime(service: Service, language: str, version: str) -> InstalledImage | None:
+def find_runtime(service: Runner, language: str, version: str) -> InstalledImage | None:
     """The highest version of the language that is in the range."""
     try:
         wanted = NpmSpec(re.sub(r"([<>=~^])\s+", r"\1", version.strip()).removeprefix("v"))
@@ -48,7 +48,7 @@ def find_runtime(service: Service, language: str, version: str) -> InstalledImag
     return max(fitting, key=lambda pair: pair[0])[1] if fitting else None
 
 
-def make_job(service: Service, body: Mapping[str, Any]) -> Job:
+def make_job(service: Runner, body: Mapping[str, Any]) -> Job:
     """What a request asks for.
 
     Raises:
@@ -128,7 +128,7 @@ def _decoded(content: str, encoding: str) -> bytes:
     return content.encode()
 
 
-def _limits(service: Service, image: InstalledImage, body: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+def _limits(service: Runner, image: InstalledImage, body: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """Limits by step, checked as Piston does: but a negative one of memory is none."""
     asked: dict[str, dict[str, float]] = {"compile": {}, "run": {}}
     for constraint, ours in LIMITS.items():

@@ -181,7 +181,7 @@ class _Session:
         given = said.get("stdin")
         job = make_job(self._service, said)
         snippet = replace(job.snippet, interactive=True, stdin=given.encode() if isinstance(given, str) else b"")
-        self._run = start(self._request, snippet, job.image)
+        self._run = await start(self._request, snippet, job.image)
         self._writer = StdinWriter(self._run.stdin)
         runtime = runtime_of(job.image)
         await self._send(type="runtime", language=runtime["language"], version=runtime["version"])
