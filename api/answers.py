@@ -162,6 +162,7 @@ STATUS: Mapping[str, int] = {
             "network_failed",
             "zygote_lost",
             "server_lost",
+            "fleet_failed",
             "kvm_failed",
             "kvm_unavailable",
             "machine_failed",

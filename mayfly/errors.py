@@ -18,7 +18,8 @@ MayflyError
 ├── HostError                this host lacks something: a program, memory, disk, a permission
 │   ├── NetworkError         the back end of a machine's network cannot be had
 │   ├── ZygoteLostError      the zygote is gone, and all its machines with it
-│   └── ServerLostError      no Mayfly server answers at an address
+│   ├── ServerLostError      no Mayfly server answers at an address
+│   └── FleetError           the servers of a fleet cannot be reached, or cannot store anything
 ├── ImageError               an image could not be built, or is not what its manifest says
 │   ├── ImageNotFoundError   no image of that language or version
 │   ├── RegistryError        a registry refused, failed or lied
@@ -199,6 +200,12 @@ class ServerLostError(HostError):
     """No Mayfly server answers at an address, or it went away."""
 
     code = "server_lost"
+
+
+class FleetError(HostError):
+    """The servers of a fleet cannot be reached, refuse, or cannot store anything now."""
+
+    code = "fleet_failed"
 
 
 class ImageError(MayflyError):

@@ -100,6 +100,7 @@ def load_config(flags: dict[str, Any]) -> Config:
 
 
 ELSEWHERE = {
+    "fleet": "mayfly.cli.fleet",
     "function": "mayfly.cli.function",
     "image": "mayfly.cli.image",
     "kernel": "mayfly.cli.kernel",
@@ -134,17 +135,68 @@ def cli() -> None:
     """Run untrusted code snippets, each in a virtual machine of its own."""
 
 
+def _of_fleet(command: click.Command) -> click.Command:
+    """Add the flags that say where a fleet is, and who comes."""
+    command.params[:0] = [
+        click.Option(["--name"], default="", help="name in the fleet, which nobody else in it has (default: the machine's)"),
+        click.Option(["--fleet-seed"], default="", metavar="FILE", help="seed that `mayfly fleet token create` made (nkey)"),
+        click.Option(["--fleet-ca"], default="", metavar="FILE", help="authority of the certificates of the fleet's servers (PEM)"),
+        click.Option(["--replicas"], type=click.IntRange(1, 5), default=1, help="servers that have each run: 3 of a cluster"),
+        click.Option(["--ack-wait"], type=click.FloatRange(0.5, 600), default=5.0, help="seconds that a host may be silent"),
+    ]
+    return command
+
+
+def _take_place(urls: Sequence[str], flags: dict[str, Any]) -> Any:
+    """The place that flags say."""
+    try:
+        from mayfly.fleet.engine import Credentials
+        from mayfly.fleet.open import Place
+    except ImportError as error:
+        raise click.ClickException(f"{error}: install what a fleet needs: pip install 'mayfly-vm[fleet]'") from error
+    credentials = Credentials(ca=flags.pop("fleet_ca"), seed=flags.pop("fleet_seed"))
+    replicas, ack_wait_s = flags.pop("replicas"), flags.pop("ack_wait")
+    return Place(urls=tuple(urls), name=flags.pop("name"), credentials=credentials, replicas=replicas, ack_wait_s=ack_wait_s)
+
+
+@_of_fleet
 @cli.command(cls=Configured)
-def serve(**flags: Any) -> None:
+@click.option("--join", multiple=True, metavar="URL", help="work for the fleet at nats://HOST:PORT too (docs/fleet.md)")
+def serve(join: tuple[str, ...], **flags: Any) -> None:
     """Serve the API on a Unix socket until SIGTERM or SIGINT; with --listen over TCP too.
 
     Clients of the Unix socket need no key. Those that come over TCP need one: mayfly key create.
     """
+    joining = None
+    if join:
+        place = _take_place(join, flags)
+        from mayfly.fleet.open import join as join_fleet
+
+        joining = functools.partial(join_fleet, place=place)
+    else:
+        for name in ("name", "fleet_seed", "fleet_ca", "replicas", "ack_wait"):
+            del flags[name]
     config = load_config(flags)
     from mayfly.api.app import main as serve_main
     from mayfly.gateways import frames
 
-    serve_main(config, gateways=(frames.serve,))
+    serve_main(config, gateways=(frames.serve,), join=joining)
+
+
+@_of_fleet
+@cli.command(cls=Configured)
+@click.argument("urls", nargs=-1, required=True, metavar="URL...")
+def gateway(urls: tuple[str, ...], **flags: Any) -> None:
+    """Serve the API for the hosts of the fleet at nats://HOST:PORT (docs/fleet.md), as `serve`
+    does for this one.
+    """
+    place = _take_place(urls, flags)
+    config = load_config(flags)
+    from mayfly.api.app import prepare, run_server
+    from mayfly.fleet.open import gateway as open_gateway
+
+    prepare(config)
+    run_server(config, functools.partial(open_gateway, place=place))
 
 
 @cli.command(cls=Configured, without=OF_SERVER)

@@ -60,6 +60,11 @@ class Pool:
     def __len__(self) -> int:
         return sum(len(kind.idle) for kind in self._kinds.values())
 
+    @property
+    def reclaimable(self) -> int:
+        """Bytes of machines that would be ended for a run, or are being ended."""
+        return self._leaving + sum(idle.ticket.memory for kind in self._kinds.values() for idle in kind.idle)
+
     def keep(self, wanted: Wanted) -> Shelf:
         """Keep machines of this kind from now on."""
         kind = self._kinds.setdefault(wanted.machine, Shelf(wanted))

@@ -1,0 +1,187 @@
+"""`mayfly fleet`: try a fleet out, see its hosts, drain them, let others in."""
+
+import asyncio
+import json
+import tempfile
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from mayfly import paths
+
+try:
+    from mayfly.fleet import local, operate, tokens
+    from mayfly.fleet.engine import Credentials, Engine
+except ImportError as missing:
+    raise click.ClickException(f"{missing}: install what a fleet needs: pip install 'mayfly-vm[fleet]'") from missing
+
+_T = TypeVar("_T")
+DEFAULT_URL = "nats://127.0.0.1:4222"
+
+
+@click.group()
+def cli() -> None:
+    """Many hosts behind one address (docs/fleet.md)."""
+
+
+@cli.command()
+@click.option("--local", "hosts", type=click.IntRange(1, 16), required=True, metavar="N", help="how many hosts, all on this machine")
+@click.option("--port", type=click.IntRange(1, 65535), default=4222, show_default=True, help="of nats-server, on loopback")
+@click.option("--socket", type=click.Path(path_type=Path), help="path of the gateway's socket (default: that of `mayfly serve`)")
+@click.option("--folder", type=click.Path(path_type=Path), help="where its data and logs are kept (default: a new one, which is removed)")
+@click.option("--listen", multiple=True, metavar="HOST:PORT", help="serve at the gateway over TCP too")
+@click.option("--playground", is_flag=True, help="serve a page to try it on at the gateway")
+def up(hosts: int, port: int, socket: Path | None, folder: Path | None, listen: tuple[str, ...], playground: bool) -> None:
+    """Serve a whole fleet on this machine until SIGTERM or SIGINT: a server, a gateway, N hosts."""
+    of_gateway = [word for address in listen for word in ("--listen", address)] + ["--playground"] * playground
+    with tempfile.TemporaryDirectory(prefix="mayfly-fleet-") as made:
+        local.serve_locally(
+            hosts,
+            (folder or Path(made)).absolute(),
+            port=port,
+            socket=(socket or paths.runtime_dir() / "api.sock").absolute(),
+            of_gateway=of_gateway,
+            of_hosts=(),
+            say=lambda text: click.echo(f"fleet: {text}", err=True),
+        )
+
+
+def _asks(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the flags that say which fleet is asked."""
+    for option in (
+        click.option("--fleet-ca", default="", metavar="FILE", help="authority of the servers' certificates (PEM)"),
+        click.option("--fleet-seed", default="", metavar="FILE", help="seed of an operator's token"),
+        click.option("--name", default="operator", help="name of that token"),
+        click.option("--fleet", "url", default=DEFAULT_URL, show_default=True, envvar="MAYFLY_FLEET", help="URL of a server of the fleet"),
+    ):
+        command = option(command)
+    return command
+
+
+def _ask(work: Callable[[Engine], Coroutine[Any, Any, _T]], url: str, name: str, fleet_seed: str, fleet_ca: str) -> _T:
+    async def whole() -> _T:
+        async with Engine.connect((url,), name, Credentials(seed=fleet_seed, ca=fleet_ca)) as engine:
+            return await work(engine)
+
+    return asyncio.run(whole())
+
+
+@cli.command("list")
+@_asks
+@click.option("--json", "as_json", is_flag=True, help="print them as JSON")
+def list_hosts(as_json: bool, **where: str) -> None:
+    """List the hosts that are there."""
+    _show(_ask(operate.look, **where), as_json=as_json)
+
+
+def _show(seen: list[operate.Seen], *, as_json: bool = False) -> None:
+    if as_json:
+        shown = [
+            {
+                "name": host.name,
+                "architecture": host.about.arch,
+                "version": host.about.version,
+                "languages": host.languages,
+                "running": host.beat.running,
+                "waiting": host.beat.waiting,
+                "idle": host.beat.idle,
+                "memory_used": host.beat.memory_used,
+                "memory_budget": host.beat.memory_budget,
+                "draining": host.beat.draining,
+            }
+            for host in seen
+        ]
+        click.echo(json.dumps(shown))
+        return
+    for host in seen:
+        beat = host.beat
+        state = "draining" if beat.draining else "serving"
+        memory = f"{beat.memory_used >> 20}/{beat.memory_budget >> 20} MiB"
+        click.echo(f"{host.name:<24} {host.about.arch:<8} {state:<9} {beat.running:>4} runs {memory:>18}  {', '.join(host.languages)}")
+
+
+@cli.command()
+@_asks
+@click.option("--every", type=click.FloatRange(0, 60), default=1.0, show_default=True, help="seconds between two looks")
+@click.option("--times", type=click.IntRange(1), help="how often (default: until you stop it)")
+def top(every: float, times: int | None, **where: str) -> None:
+    """Show the hosts and their load, again and again."""
+    while times is None or times > 0:
+        seen = _ask(operate.look, **where)
+        click.clear()
+        click.echo(f"{time.strftime('%H:%M:%S')}  {len(seen)} hosts, {sum(host.beat.running for host in seen)} runs")
+        _show(seen)
+        times = None if times is None else times - 1
+        time.sleep(every if times != 0 else 0)
+
+
+@cli.command()
+@_asks
+@click.argument("host")
+@click.option("--wait", "within_s", type=click.FloatRange(0, 86400), default=0, help="wait so many seconds until its runs have ended")
+def drain(host: str, within_s: float, **where: str) -> None:
+    """Have HOST take no more runs; those that it has go on to their end."""
+
+    async def work(engine: Engine) -> None:
+        await operate.wish(engine, host, drain=True)
+        if within_s:
+            await operate.wait_until_idle(engine, host, within_s)
+
+    _ask(work, **where)
+
+
+@cli.command()
+@_asks
+@click.argument("host")
+def undrain(host: str, **where: str) -> None:
+    """Have HOST take runs again."""
+    _ask(lambda engine: operate.wish(engine, host, drain=False), **where)
+
+
+@cli.group()
+def token() -> None:
+    """Let hosts, gateways and operators into the fleet: an nkey for each."""
+
+
+def _users(command: Callable[..., Any]) -> Callable[..., Any]:
+    path = paths.data_dir() / "fleet" / "users.conf"
+    return click.option(
+        "--users", type=click.Path(path_type=Path), default=path, help="file that the fleet's servers include, and reload after a change"
+    )(command)
+
+
+@token.command("create")
+@_users
+@click.argument("name")
+@click.option("--kind", type=click.Choice(tokens.KINDS), default="host", show_default=True, help="what it is")
+@click.option("--arch", type=click.Choice(["x86_64", "aarch64"]), default="x86_64", show_default=True, help="of a host")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="file for its seed, for --fleet-seed")
+def create_token(name: str, kind: str, arch: str, output: Path, users: Path) -> None:
+    """Let NAME in: write its seed into a file, and what it may do into the servers' file of users.
+
+    Then have the servers reload that: nats-server --signal reload.
+    """
+    if output.exists():
+        raise click.BadParameter(f"{output} exists", param_hint="--output")
+    seed = tokens.create(users, name, kind, arch if kind == "host" else "")
+    output.touch(0o600)
+    output.write_bytes(seed)
+
+
+@token.command("list")
+@_users
+def list_tokens(users: Path) -> None:
+    """List who may come in."""
+    for member in tokens.load(users):
+        click.echo(f"{member.name:<24} {member.kind:<9} {member.arch}")
+
+
+@token.command("revoke")
+@_users
+@click.argument("name")
+def revoke_token(name: str, users: Path) -> None:
+    """Let NAME in no more, once the servers have reloaded the file."""
+    tokens.revoke(users, name)

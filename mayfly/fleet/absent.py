@@ -1,0 +1,73 @@
+"""Functions at a gateway: there are none. They are a host's, and asked there."""
+
+from mayfly.errors import UnknownFunctionError, UnknownRequestError
+from mayfly.functions.answer import Answer, FunctionFigures, LogLine
+from mayfly.functions.store import Function
+from mayfly.host.admission import Tenant
+
+
+class NoFunctions:
+    """No functions."""
+
+    under_way = 0
+
+    def all(self) -> list[Function]:
+        """None."""
+        return []
+
+    def find(self, name: str) -> Function:
+        """Raises UnknownFunctionError."""
+        raise self._none(name)
+
+    def figures(self, name: str) -> FunctionFigures:
+        """Raises UnknownFunctionError."""
+        raise self._none(name)
+
+    def logs(self, name: str, last: int = 100) -> list[LogLine]:
+        """Raises UnknownFunctionError."""
+        raise self._none(name)
+
+    @staticmethod
+    def _none(name: str) -> UnknownFunctionError:
+        return UnknownFunctionError(f"no function {name[:64]!r}: a gateway serves none", hint="ask the server of a host that has it")
+
+    async def invoke(
+        self,
+        name: str,
+        payload: bytes,
+        content_type: str = "",
+        *,
+        tenant: Tenant | None = None,
+        received: float | None = None,
+        wait_s: float | None = None,
+        request_id: str = "",
+    ) -> Answer:
+        """Raises UnknownFunctionError."""
+        raise self._none(name)
+
+    def submit(
+        self,
+        name: str,
+        payload: bytes,
+        content_type: str = "",
+        *,
+        tenant: Tenant | None = None,
+        received: float | None = None,
+        wait_s: float | None = None,
+        request_id: str = "",
+    ) -> str:
+        """Raises UnknownFunctionError."""
+        raise self._none(name)
+
+    def result(self, request_id: str, *, function: str = "", owner: str | None = None) -> Answer | None:
+        """Raises UnknownRequestError."""
+        raise UnknownRequestError(f"no request {request_id[:64]!r}")
+
+    async def settled(self, request_id: str) -> None:
+        """Nothing is under way."""
+
+    async def drain(self, within_s: float) -> None:
+        """Nothing is under way."""
+
+    async def close(self) -> None:
+        """Nothing is under way."""

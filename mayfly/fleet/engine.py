@@ -1,0 +1,428 @@
+"""The engine of a fleet: NATS with JetStream. No other module imports it.
+
+It gives five things: streams of work from which each piece goes to one host at a time until that
+one acknowledges it; buckets whose keys can be created once; messages to whoever listens; requests
+to them, which fail at once if nobody does; and the order in which waiting hosts are served.
+
+RUNS_ARCH    stream of work for hosts of one architecture, subjects run.ARCH.LANG; written to disk
+             on every server of the cluster before it is acknowledged
+ARCH_LANG    its consumers; hosts pull from them, those with the lowest priority number first
+KV_runs, KV_results    the buckets; values are dropped after an hour
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import nats
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js.api import KeyValueConfig, StorageType
+from nats.js.errors import APIError, BucketNotFoundError, KeyNotFoundError, KeyWrongLastSequenceError, NotFoundError
+from nats.js.kv import KeyValue
+
+from mayfly.errors import FleetError
+from mayfly.schema import Record
+
+log = logging.getLogger(__name__)
+NS = 1_000_000_000
+CONNECT_S = 10.0
+TIMEOUT_S = 5.0
+"""For an answer of the engine itself."""
+DEFAULT_ACK_WAIT_S = 5.0
+MOST_WORK = 100_000
+"""Messages in a stream; more are refused."""
+MAX_AGE_S = 3600
+"""How long work waits, and results are kept."""
+DUPLICATES_S = 120
+"""How long a message's id keeps the same one from being stored again."""
+MAX_WAITING = 8192
+"""Pulls that wait at a consumer; a large fleet has more than the server's default of 512."""
+MADE_ALREADY = (10058, 10148)
+"""Their codes for a stream and a consumer that are there, made with other settings."""
+ROOM = 1024
+"""For a message's headers."""
+GROUP = "hosts"
+PULL = "pull"
+
+
+class NobodyError(Exception):
+    """Nobody listens to the subject of a request."""
+
+
+class SilenceError(Exception):
+    """There was no answer in time, or no connection."""
+
+
+class FullError(Exception):
+    """The stream holds as much as it may."""
+
+
+class TooLargeError(Exception):
+    """The servers take no message of that size."""
+
+
+class Credentials(Record, frozen=True, kw_only=True):
+    """How one comes into a fleet: files with the authority of its certificates, and with a seed."""
+
+    ca: str = ""
+    seed: str = ""
+
+
+class Message(NamedTuple):
+    """A message; `reply` is where an answer goes, if one is wanted."""
+
+    subject: str
+    data: bytes
+    reply: str
+
+
+class Delivery(NamedTuple):
+    """A piece of work: where it is acknowledged, and how often it was given out so far."""
+
+    data: bytes
+    ack: str
+    delivered: int
+
+
+class Entry(NamedTuple):
+    """A value of a bucket, and its revision."""
+
+    value: bytes
+    revision: int
+
+
+def _load_tls(ca: str) -> ssl.SSLContext | None:
+    return ssl.create_default_context(cafile=ca) if ca else None
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Name the engine's errors as the rest of the fleet knows them."""
+    try:
+        yield
+    except nats.errors.NoRespondersError as error:
+        raise NobodyError from error
+    except (TimeoutError, nats.errors.Error, OSError) as error:
+        raise SilenceError(str(error) or type(error).__name__) from error
+
+
+class Bucket:
+    """Values by key. A key that was created cannot be created again."""
+
+    def __init__(self, store: KeyValue) -> None:
+        self._store = store
+
+    async def get(self, key: str) -> Entry | None:
+        """The value, if there is one. Raises SilenceError."""
+        with _translated():
+            try:
+                found = await self._store.get(key)
+            except KeyNotFoundError:
+                return None
+        return Entry(found.value or b"", found.revision or 0)
+
+    async def create(self, key: str, value: bytes) -> int:
+        """Store the value of a key that has none; its revision, or 0 if it has one. Raises
+        SilenceError: it may have been stored or not.
+        """
+        with _translated():
+            try:
+                return int(await self._store.create(key, value))
+            except KeyWrongLastSequenceError:
+                return 0
+
+    async def update(self, key: str, value: bytes, revision: int) -> int:
+        """Replace the value of that revision; the new one, or 0 if it was replaced meanwhile."""
+        with _translated():
+            try:
+                return int(await self._store.update(key, value, last=revision))
+            except (KeyWrongLastSequenceError, KeyNotFoundError):
+                return 0
+
+    async def put(self, key: str, value: bytes) -> None:
+        """Store a value, whatever was there."""
+        with _translated():
+            await self._store.put(key, value)
+
+    async def delete(self, key: str) -> None:
+        """Remove the key; it can be created again."""
+        with _translated():
+            await self._store.purge(key)
+
+
+class Engine:
+    """A connection to the fleet's engine, under a name. Use `connect`.
+
+    Attributes:
+        on_return: called when a connection that was lost is there again.
+    """
+
+    def __init__(self, client: Client, name: str) -> None:
+        self.name = name
+        self.on_return: list[Callable[[], None]] = []
+        self._closing = False
+        self._client = client
+        self._stream = client.jetstream(timeout=TIMEOUT_S)
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def connect(cls, urls: Sequence[str], name: str, credentials: Credentials | None = None) -> AsyncIterator["Engine"]:
+        """A connection that is made again whenever it is lost.
+
+        Raises:
+            FleetError: no server can be reached, or it lets nobody in with these credentials.
+        """
+        given = credentials or Credentials()
+        known: list[Engine] = []
+        said = ""
+
+        async def report(error: Exception) -> None:
+            nonlocal said
+            if "authorization" not in said.lower():  # that says most; then the connection is closed
+                said = str(error) or type(error).__name__
+            if isinstance(error, nats.errors.Error) and "permissions violation" in said.lower():
+                log.error("fleet: %s", said)
+            else:
+                log.debug("fleet: %r", error)
+
+        async def returned() -> None:
+            log.info("the fleet's servers are there again")
+            for call in known[0].on_return if known else ():
+                call()
+
+        async def lost() -> None:
+            if known and not known[0]._closing:
+                log.warning("the connection to the fleet's servers is lost")
+
+        options: dict[str, Any] = {"nkeys_seed": given.seed} if given.seed else {}
+        hint = "look at the address, and at the files of the seed and of the authority"
+        client = Client()
+        try:
+            if context := _load_tls(given.ca):
+                options["tls"] = context
+            connecting = client.connect(
+                list(urls),
+                name=name,
+                error_cb=report,
+                reconnected_cb=returned,
+                disconnected_cb=lost,
+                allow_reconnect=True,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=0.1,  # type: ignore[arg-type]  # it sleeps so long
+                connect_timeout=5,
+                ping_interval=5,
+                max_outstanding_pings=2,
+                inbox_prefix=f"_INBOX_{name}".encode(),
+                **options,
+            )
+            await asyncio.wait_for(connecting, CONNECT_S)  # by itself it would try for ever
+        except (OSError, ValueError, nats.errors.Error, TimeoutError) as error:
+            with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
+                await client.close()
+            raise FleetError(f"{', '.join(urls)}: {said or error or 'no server answers'}", hint=hint) from error
+        engine = cls(client, name)
+        known.append(engine)
+        try:
+            yield engine
+        finally:
+            await engine.close()
+
+    async def close(self) -> None:
+        """Send what is to be sent, and leave."""
+        self._closing = True
+        with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
+            if self._client.is_connected:
+                await asyncio.wait_for(self._client.flush(), 2)
+        with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
+            await self._client.close()
+
+    @property
+    def connected(self) -> bool:
+        """Whether a server can be reached now, as far as is known."""
+        return bool(self._client.is_connected)
+
+    async def prepare(self, replicas: int) -> tuple[Bucket, Bucket]:
+        """Make what the fleet needs, if it is not there: gives the buckets of runs and of results.
+
+        Raises:
+            FleetError: it cannot be made.
+        """
+        found = []
+        for name in ("runs", "results"):
+            for tries_left in reversed(range(10)):  # the cluster may still be choosing its leader
+                try:
+                    found.append(Bucket(await self._bucket(name, replicas)))
+                    break
+                except (nats.errors.Error, TimeoutError) as error:
+                    if not tries_left:
+                        hint = "switch JetStream on, and see that enough servers are up"
+                        raise FleetError(f"the bucket {name} cannot be made: {error}", hint=hint) from error
+                    await asyncio.sleep(0.5)
+        return found[0], found[1]
+
+    async def _bucket(self, name: str, replicas: int) -> KeyValue:
+        try:
+            return await self._stream.key_value(name)
+        except BucketNotFoundError:
+            config = KeyValueConfig(bucket=name, ttl=MAX_AGE_S, history=1, storage=StorageType.FILE, replicas=replicas)
+            return await self._stream.create_key_value(config)
+
+    async def ensure_consumer(self, arch: str, lang: str, *, replicas: int, ack_wait_s: float) -> None:
+        """Make the stream of the architecture and its consumer of the language, if need be.
+
+        Raises:
+            SilenceError: not now.
+            FleetError: the engine refuses.
+        """
+        stream = _stream_of(arch)
+        config: dict[str, Any] = {
+            "name": stream,
+            "subjects": [f"run.{arch}.*"],
+            "retention": "workqueue",
+            "storage": "file",
+            "num_replicas": replicas,
+            "discard": "new",
+            "max_msgs": MOST_WORK,
+            "max_age": MAX_AGE_S * NS,
+            "duplicate_window": DUPLICATES_S * NS,
+            "max_consumers": -1,
+        }
+        await self._api(f"STREAM.CREATE.{stream}", config)
+        consumer: dict[str, Any] = {
+            "durable_name": f"{arch}_{lang}",
+            "filter_subject": f"run.{arch}.{lang}",
+            "ack_policy": "explicit",
+            "ack_wait": int(ack_wait_s * NS),
+            "max_deliver": -1,
+            "max_ack_pending": MOST_WORK,
+            "max_waiting": MAX_WAITING,
+            "deliver_policy": "all",
+            "replay_policy": "instant",
+            "priority_groups": [GROUP],
+            "priority_policy": "prioritized",
+        }
+        await self._api(f"CONSUMER.CREATE.{stream}.{arch}_{lang}.run.{arch}.{lang}", {"stream_name": stream, "config": consumer})
+
+    async def _api(self, subject: str, body: dict[str, Any]) -> dict[str, Any]:
+        with _translated():
+            found = await self._client.request(f"$JS.API.{subject}", json.dumps(body).encode(), timeout=TIMEOUT_S)
+        answer: dict[str, Any] = json.loads(found.data)
+        problem = answer.get("error", {})
+        if problem and problem.get("err_code") not in MADE_ALREADY:
+            raise FleetError(f"the fleet's servers refuse {subject}: {problem.get('description')}", hint="docs/fleet.md has the limits")
+        return answer
+
+    async def quorum(self) -> bool:
+        """Whether the servers can store something now."""
+        try:
+            with _translated():
+                found = await self._client.request("$JS.API.STREAM.INFO.KV_runs", b"", timeout=1)
+            answer = json.loads(found.data)
+        except (NobodyError, SilenceError):
+            return False
+        cluster = answer.get("cluster")
+        return "error" not in answer and (cluster is None or bool(cluster.get("leader")))
+
+    async def waiting(self, arch: str, lang: str) -> int:
+        """Work of the consumer that no host has taken. Raises SilenceError, FleetError."""
+        answer = await self._api(f"CONSUMER.INFO.{_stream_of(arch)}.{arch}_{lang}", {})
+        return int(answer.get("num_pending", 0))
+
+    async def put(self, arch: str, lang: str, data: bytes, message_id: str) -> int:
+        """Store work; it is safe when this returns, and its number in the stream is given. The same
+        id again stores nothing.
+
+        Raises:
+            FullError: there is too much of it already.
+            TooLargeError: it is too long.
+            SilenceError: it may be stored or not.
+        """
+        if len(data) + ROOM > self._client.max_payload:
+            raise TooLargeError(f"{len(data)} bytes; the fleet's servers take {self._client.max_payload - ROOM}")
+        with _translated():
+            try:
+                ack = await self._stream.publish(f"run.{arch}.{lang}", data, timeout=TIMEOUT_S, headers={"Nats-Msg-Id": message_id})
+            except NotFoundError:
+                raise
+            except APIError as error:
+                raise FullError(error.description or "the stream refuses") from error
+        return int(ack.seq)
+
+    async def take_back(self, arch: str, number: int) -> None:
+        """Remove work that no host has taken."""
+        with contextlib.suppress(FleetError, NobodyError, SilenceError):
+            await self._api(f"STREAM.MSG.DELETE.{_stream_of(arch)}", {"seq": number, "no_erase": True})
+
+    async def send(self, subject: str, data: bytes) -> None:
+        """Send to whoever listens, if anybody does; without a connection it is lost."""
+        with contextlib.suppress(nats.errors.Error, OSError):
+            await self._client.publish(subject, data)
+
+    async def ask(self, subject: str, data: bytes, timeout_s: float = TIMEOUT_S) -> bytes:
+        """Send, and wait for an answer.
+
+        Raises:
+            NobodyError: nobody listens.
+            SilenceError: there is none in time.
+        """
+        with _translated():
+            return bytes((await self._client.request(subject, data, timeout=timeout_s)).data)
+
+    async def listen(self, subject: str, hear: Callable[[Message], None], queue: str = "") -> None:
+        """Have `hear` called with each message to the subject; of those who listen with the same
+        `queue` one is.
+        """
+
+        async def called(message: Msg) -> None:
+            hear(Message(message.subject, message.data, message.reply))
+
+        await self._client.subscribe(subject, queue=queue, cb=called, pending_msgs_limit=-1, pending_bytes_limit=-1)
+
+    async def listen_for_work(self, hear: Callable[[str, Delivery | None], None]) -> None:
+        """Have `hear` called with what the pulls of `pull` bring: the language, and the work, or
+        None when a pull has ended without any.
+        """
+
+        async def called(message: Msg) -> None:
+            lang = message.subject.rpartition(".")[2]
+            status = (message.headers or {}).get("Status")
+            if status == "100":
+                return
+            if status is not None:
+                if status == "409":
+                    log.debug("fleet: a pull of %s was refused: %s", lang, message.headers)
+                hear(lang, None)
+                return
+            hear(lang, Delivery(message.data, message.reply, message.metadata.num_delivered))
+
+        prefix = f"_INBOX_{self.name}.{PULL}"
+        await self._client.subscribe(f"{prefix}.*", cb=called, pending_msgs_limit=-1, pending_bytes_limit=-1)
+
+    async def pull(self, arch: str, lang: str, *, priority: int, expires_s: float) -> None:
+        """Ask for one piece of work; those who ask with a lower number are served first."""
+        request = {"batch": 1, "expires": int(expires_s * NS), "group": GROUP, "priority": priority}
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.{_stream_of(arch)}.{arch}_{lang}"
+        with contextlib.suppress(nats.errors.Error, OSError):
+            await self._client.publish(subject, json.dumps(request).encode(), reply=f"_INBOX_{self.name}.{PULL}.{lang}")
+
+    async def done(self, ack: str) -> None:
+        """The work is done, and must be known to be: it is given to nobody any more."""
+        with contextlib.suppress(NobodyError, SilenceError):
+            await self.ask(ack, b"+ACK", 2)
+
+    async def still_busy(self, ack: str) -> None:
+        """The work goes on."""
+        await self.send(ack, b"+WPI")
+
+    async def give_back(self, ack: str, after_s: float = 0) -> None:
+        """Others may have the work, after some time."""
+        await self.send(ack, b'-NAK {"delay": %d}' % int(after_s * NS) if after_s else b"-NAK")
+
+
+def _stream_of(arch: str) -> str:
+    return f"RUNS_{arch}"

@@ -1,0 +1,363 @@
+"""What gateways and hosts of a fleet say to each other, as values and as bytes (MessagePack).
+
+    run.ARCH.LANG           Work               gateway to one host, through the stream
+    begin.HOST.RUN          Begin -> Verdict   a host has the run: may it?
+    gw.GATEWAY.HOST.RUN     Begun, Told, Tail  host to a gateway: who has it, its record, its end
+    settle.GATEWAY.HOST.RUN Settle -> Verdict  it has ended: is that the result?
+    host.HOST.RUN           Attach, Grant      gateway to a host: send from there on; so much more
+                            Input, Signal, Size, Cancel -> Answer
+    beat.HOST               Beat               every second
+    about.HOST              -> About           what it can run
+    ping.HOST               -> nothing         whether it is there at all
+    wish.HOST               Wish -> Answer     drain, or serve again
+    measure.HOST            -> text            its metrics
+    over.RUN                                   gateway to gateways: a result was stored, or removed
+
+A decoder leaves out fields that it does not know, and those that are added have defaults: hosts and
+gateways of neighbouring versions understand each other.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import msgspec
+
+from mayfly.errors import MayflyError, from_wire, to_wire
+from mayfly.guests.outcome import StepResult
+from mayfly.guests.start import StartKind
+from mayfly.host.snippet import Mode, Snippet
+from mayfly.protocol.frames import Exit, ExitHow, Limit, Stage, Stderr, Stdout
+from mayfly.runs.cases import CaseResult, CaseVerdict
+from mayfly.runs.record import Position, RunEvent
+from mayfly.runs.result import RunState
+
+ANY = "any"
+"""In the place of a gateway's name: whichever."""
+WINDOW = 256 * 1024
+"""Bytes of a record that are on their way to a gateway at most."""
+PIECE = 32 * 1024
+
+
+def token_of(name: str) -> str:
+    """A language and version, or another name, as a word of a subject: `python@3.12` is
+    `python-3_12`.
+    """
+    return re.sub(r"[^A-Za-z0-9_+-]", "_", name.replace("@", "-"))
+
+
+class StepEnded(msgspec.Struct, array_like=True, tag="step"):
+    """A StepResult."""
+
+    name: str
+    step: int
+    how: int
+    code: int
+    limit: int
+    wall_us: int
+    cpu_us: int
+    peak_memory: int
+    cut: tuple[bool, bool]
+
+
+class Began(msgspec.Struct, array_like=True, tag="stage"):
+    """A Stage."""
+
+    step: int
+    name: str
+
+
+class Out(msgspec.Struct, array_like=True, tag="out"):
+    """A Stdout."""
+
+    data: bytes
+
+
+class Err(msgspec.Struct, array_like=True, tag="err"):
+    """A Stderr."""
+
+    data: bytes
+
+
+class CaseEnded(msgspec.Struct, array_like=True, tag="case"):
+    """A CaseResult."""
+
+    index: int
+    name: str
+    verdict: CaseVerdict
+    step: StepEnded | None
+    stdout: bytes
+    stderr: bytes
+    error: Mapping[str, Any] | None
+
+
+WireEvent: TypeAlias = StepEnded | Began | Out | Err | CaseEnded
+
+
+class Head(msgspec.Struct, kw_only=True):
+    """What a run is, before it has begun: enough to show it."""
+
+    id: str
+    language: str
+    version: str
+    mode: Mode
+    step_names: tuple[str, ...]
+    owner: str = ""
+    cases: tuple[str, ...] = ()
+    stop_at_first_failure: bool = False
+    interactive: bool = False
+    terminal: bool = False
+
+
+class Work(msgspec.Struct, kw_only=True):
+    """A run for whoever has room for it. The `token` shows that a host was given the run."""
+
+    id: str
+    token: str
+    gateway: str
+    snippet: Snippet
+
+
+class Registered(msgspec.Struct, kw_only=True):
+    """A run as the fleet knows it until it has a result. `digest` tells its request from others of
+    the same Idempotency-Key; `attempts` are hosts that began it.
+    """
+
+    head: Head
+    token: str
+    gateway: str
+    arch: str
+    lang: str
+    digest: bytes = b""
+    host: str = ""
+    delivered: int = 0
+    attempts: int = 0
+
+
+class Begin(msgspec.Struct, kw_only=True):
+    """A host has the run, given out for the `delivered`-th time."""
+
+    token: str
+    delivered: int
+
+
+class Verdict(msgspec.Struct, kw_only=True):
+    """What becomes of a host's run: `go` on, `done` (it is settled, and needs no host any more), or
+    `again` (others are to try).
+    """
+
+    verdict: str
+
+
+class Begun(msgspec.Struct, kw_only=True, tag="begun"):
+    """A host has begun, or `goes_on` though it was given the work once more. The work is given back
+    at `ack` if it dies.
+    """
+
+    token: str
+    delivered: int
+    ack: str
+    goes_on: bool = False
+
+
+class Told(msgspec.Struct, kw_only=True, tag="told"):
+    """What comes in the record behind a position. `cost` is to be granted anew."""
+
+    delivered: int
+    after: tuple[int, int]
+    events: list[WireEvent]
+    state: RunState
+    cost: int
+
+
+class Tail(msgspec.Struct, kw_only=True, tag="tail"):
+    """A piece of the Ending of `size` bytes, from `offset` on; the record ends at `after`."""
+
+    delivered: int
+    after: tuple[int, int]
+    offset: int
+    size: int
+    data: bytes
+
+
+class FileLeft(msgspec.Struct, array_like=True):
+    """A file that the program left."""
+
+    name: str
+    mode: int
+    data: bytes
+
+
+class Ending(msgspec.Struct, kw_only=True):
+    """How a run ended, besides what its record has."""
+
+    error: Mapping[str, Any] | None = None
+    start: StartKind | None = None
+    phases: Mapping[str, float] = {}
+    exits: Mapping[str, int] = {}
+    parallel: int = 0
+    files: Sequence[FileLeft] | None = None
+    files_error: Mapping[str, Any] | None = None
+    host: str = ""
+
+
+class Settle(msgspec.Struct, kw_only=True):
+    """A host's run has ended. With `error` it is to be tried elsewhere, and why; `final`: that is
+    the result.
+    """
+
+    token: str
+    delivered: int
+    error: Mapping[str, Any] | None = None
+    final: bool = True
+
+
+class Attach(msgspec.Struct, kw_only=True, tag="attach"):
+    """Send the gateway what is behind that position of the record, and of the Ending."""
+
+    gateway: str
+    after: tuple[int, int]
+    tail: int = 0
+
+
+class Grant(msgspec.Struct, kw_only=True, tag="grant"):
+    """The gateway takes so many bytes more."""
+
+    gateway: str
+    count: int
+
+
+class Input(msgspec.Struct, kw_only=True, tag="input"):
+    """Standard input, behind `offset` bytes that this gateway sent before; `end`: no more comes."""
+
+    gateway: str
+    offset: int
+    data: bytes
+    end: bool = False
+
+
+class Signal(msgspec.Struct, kw_only=True, tag="signal"):
+    """A signal for the program."""
+
+    number: int
+
+
+class Size(msgspec.Struct, kw_only=True, tag="size"):
+    """Another size of the terminal."""
+
+    columns: int
+    rows: int
+
+
+class Cancel(msgspec.Struct, kw_only=True, tag="cancel"):
+    """The run has a result already: end it."""
+
+
+class Answer(msgspec.Struct, kw_only=True):
+    """That something was done, or why not."""
+
+    error: Mapping[str, Any] | None = None
+
+
+class Beat(msgspec.Struct, kw_only=True):
+    """How a host is. `about` tells one About of it from the next."""
+
+    about: str
+    memory_used: int
+    memory_budget: int
+    running: int
+    waiting: int = 0
+    idle: int = 0
+    draining: bool = False
+
+
+class About(msgspec.Struct, kw_only=True):
+    """What a host is; its images' manifests as JSON."""
+
+    name: str
+    arch: str
+    version: str
+    images: list[bytes]
+
+
+class Wish(msgspec.Struct, kw_only=True):
+    """What a host is to do."""
+
+    drain: bool
+
+
+ToGateway: TypeAlias = Begun | Told | Tail
+ToHost: TypeAlias = Attach | Grant | Input | Signal | Size | Cancel
+encode = msgspec.msgpack.encode
+decode = msgspec.msgpack.decode
+
+
+def wire(error: MayflyError | None) -> dict[str, Any] | None:
+    """An error on its way."""
+    return None if error is None else to_wire(error)
+
+
+def error_of(fields: Mapping[str, Any] | None) -> MayflyError | None:
+    """An error that came. One that this version does not know is an ordinary MayflyError."""
+    if fields is None:
+        return None
+    try:
+        return from_wire(fields)
+    except ValueError:
+        return MayflyError(str(fields.get("message"))[:1000], hint=str(fields.get("hint"))[:1000])
+
+
+def to_event(event: WireEvent) -> RunEvent:
+    """The event that came."""
+    match event:
+        case Began():
+            return Stage(event.step, event.name)
+        case Out():
+            return Stdout(event.data)
+        case Err():
+            return Stderr(event.data)
+        case StepEnded():
+            return _step(event)
+        case CaseEnded():
+            return CaseResult(
+                index=event.index,
+                name=event.name,
+                verdict=event.verdict,
+                step=_step(event.step) if event.step else None,
+                stdout=event.stdout,
+                stderr=event.stderr,
+                error=error_of(event.error),
+            )
+
+
+def _step(event: StepEnded) -> StepResult:
+    how, limit = ExitHow(event.how), Limit(event.limit)
+    ended = Exit(event.step, how, event.code, limit, event.wall_us, event.cpu_us, event.peak_memory, event.cut)
+    return StepResult(event.name, ended)
+
+
+def from_event(event: RunEvent) -> WireEvent | None:
+    """The event as it goes; None for one that the other end makes itself, from the Ending."""
+    match event:
+        case Stage():
+            return Began(event.step, event.name)
+        case Stdout():
+            return Out(event.data)
+        case Stderr():
+            return Err(event.data)
+        case StepResult():
+            return _ended(event)
+        case CaseResult():
+            step = _ended(event.step) if event.step else None
+            return CaseEnded(event.index, event.name, event.verdict, step, event.stdout, event.stderr, wire(event.error))
+    return None
+
+
+def _ended(result: StepResult) -> StepEnded:
+    end = result.exit
+    return StepEnded(result.name, end.step, int(end.how), end.code, int(end.limit), end.wall_us, end.cpu_us, end.peak_memory, end.cut)
+
+
+def place(position: Position) -> tuple[int, int]:
+    """A position as it goes."""
+    return position.span, position.offset

@@ -1,0 +1,123 @@
+"""A fleet in one process: a real nats-server, gateways with their HTTP servers, and hosts whose
+machines are ordinary processes (api_fakes.py).
+"""
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import aiohttp
+
+from mayfly.api.app import serve_http
+from mayfly.fleet.engine import Credentials
+from mayfly.fleet.gateway import Gateway
+from mayfly.fleet.open import Place, join
+from mayfly.fleet.open import gateway as open_gateway
+from mayfly.fleet.server import LocalServer
+from mayfly.host.metrics import Metrics
+from mayfly.host.sockets import claim
+from mayfly.runs.service import Service
+from tests.kit.api_fakes import factory, small_config
+
+ACK_WAIT_S = 2.0
+
+
+class Way(NamedTuple):
+    """A gateway, and a client of its Unix socket."""
+
+    runner: Gateway
+    client: aiohttp.ClientSession
+
+
+class Fleet:
+    """What a scenario works with. `server` may be stopped and started."""
+
+    def __init__(self, server: LocalServer, folder: Path) -> None:
+        self.server = server
+        self.folder = folder
+        self.hosts: dict[str, Service] = {}
+        self.leaving: dict[str, asyncio.Event] = {}
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+        self.credentials: Callable[[str], Credentials] = lambda _: Credentials()
+
+    def place(self, name: str) -> Place:
+        """For one who comes by that name."""
+        return Place(urls=(self.server.url,), name=name, ack_wait_s=ACK_WAIT_S, credentials=self.credentials(name))
+
+    async def add_host(self, name: str, **changes: Any) -> Service:
+        """Have a host join."""
+        joined: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
+        self.leaving[name] = leave = asyncio.Event()
+
+        async def serve() -> None:
+            metrics = Metrics()
+            config = small_config(self.folder, **changes)
+            async with (
+                Service(config, factory(), sockets=None, observer=metrics) as service,
+                join(service, metrics, self.place(name)),
+            ):
+                joined.set_result(service)
+                await leave.wait()
+                await service.close()  # as the server of a host does, before it leaves the fleet
+
+        self.tasks[name] = task = asyncio.create_task(serve())
+        while not joined.done():
+            await asyncio.sleep(0.02)
+            if task.done():
+                await task
+        self.hosts[name] = joined.result()
+        return self.hosts[name]
+
+    async def remove_host(self, name: str) -> None:
+        """Have a host stop, as SIGTERM does."""
+        self.leaving[name].set()
+        await self.tasks.pop(name)
+        del self.hosts[name]
+
+    @contextlib.asynccontextmanager
+    async def gateway(self, name: str, **changes: Any) -> AsyncIterator[Way]:
+        """A gateway with its server."""
+        config = small_config(self.folder, **{"socket": self.folder / name / "api.sock", **changes})
+        stop = asyncio.Event()
+        with claim(config.socket) as (listener, sockets):
+            async with open_gateway(config, sockets, self.place(name)) as (runner, functions, metrics, _):
+                server = asyncio.create_task(serve_http(runner, functions, metrics, listener, stop))
+                connector = aiohttp.UnixConnector(path=str(config.socket), limit=0)
+                async with aiohttp.ClientSession("http://mayfly", connector=connector) as client:
+                    try:
+                        yield Way(runner, client)
+                    finally:
+                        stop.set()
+                        await server
+
+    async def until_hosts(self, way: Way, count: int) -> None:
+        """Wait until a gateway knows so many hosts, and their images."""
+        await until(lambda: sum(bool(host.images) for host in way.runner.roll) == count)
+
+
+async def until(done: Callable[[], bool], limit_s: float = 30) -> None:
+    """Wait for something that nothing tells of."""
+    async with asyncio.timeout(limit_s):
+        while not done():
+            await asyncio.sleep(0.02)
+
+
+def in_fleet(scenario: Callable[[Fleet], Awaitable[Any]], limit_s: float = 60, more: Callable[[Path], str] = lambda _: "") -> Any:
+    """Run a scenario beside a server, whose configuration has `more`, which is told its folder.
+    Hosts that have joined leave.
+    """
+
+    async def whole(fleet: Fleet) -> Any:
+        try:
+            return await asyncio.wait_for(scenario(fleet), limit_s)
+        finally:
+            for name in list(fleet.tasks):
+                await fleet.remove_host(name)
+
+    with tempfile.TemporaryDirectory(prefix="mayfly-") as name:
+        folder = Path(name)
+        with LocalServer(folder / "nats", more=more(folder / "nats")) as server:
+            return asyncio.run(whole(Fleet(server, folder)))

@@ -1,0 +1,81 @@
+"""Who has no token stays out, and who has one can do no more than it says."""
+
+import asyncio
+import os
+import platform
+from pathlib import Path
+
+import pytest
+
+from mayfly.errors import ConfigError, FleetError
+from mayfly.fleet import tokens
+from mayfly.fleet.engine import Credentials, Engine, Message, NobodyError, SilenceError
+from mayfly.fleet.message import Settle, Verdict, decode, encode
+from tests.kit.api_fakes import install_toys
+from tests.kit.api_server import make_certificate
+from tests.kit.fleet_kit import Fleet, in_fleet
+from tests.unit.fleet.test_fleet import events, output, run, start, until_output
+
+
+def test_tokens_are_kept_in_a_file(tmp_path: Path) -> None:
+    users = tmp_path / "users" / "users.conf"
+    tokens.create(users, "h1", "host", "x86_64")
+    tokens.create(users, "g1", "gateway")
+    assert [(one.name, one.kind, one.arch) for one in tokens.load(users)] == [("h1", "host", "x86_64"), ("g1", "gateway", "")]
+    for name in ("h1", "a b", "any", "x" * 65, ""):
+        with pytest.raises(ConfigError):
+            tokens.create(users, name, "host", "x86_64")
+    tokens.revoke(users, "h1")
+    with pytest.raises(ConfigError):
+        tokens.revoke(users, "h1")
+    assert [one.name for one in tokens.load(users)] == ["g1"]
+
+
+def test_each_may_do_its_part_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install_toys(monkeypatch, tmp_path)
+    certificate, key = make_certificate(tmp_path)
+    users, arch = tmp_path / "users.conf", platform.machine()
+    for name, kind in (("g1", "gateway"), ("h1", "host"), ("h2", "host")):
+        (tmp_path / f"{name}.seed").write_bytes(tokens.create(users, name, kind, arch if kind == "host" else ""))
+
+    def more(folder: Path) -> str:
+        included = os.path.relpath(users, folder)  # it is always taken as beneath the configuration's folder
+        return f'tls {{ cert_file: "{certificate}", key_file: "{key}" }}\nauthorization {{ include "{included}" }}'
+
+    def credentials(name: str) -> Credentials:
+        return Credentials(ca=str(certificate), seed=str(tmp_path / f"{name}.seed"))
+
+    async def scenario(fleet: Fleet) -> None:
+        fleet.credentials = credentials
+        await fleet.add_host("h1")
+        async with fleet.gateway("g1") as way:
+            await fleet.until_hosts(way, 1)
+            assert (await run(way.client, "echo safe"))["steps"][1]["stdout"] == "safe\n"
+            run_id = await start(way.client, "echo begun; read line; echo $line", interactive=True)
+            await until_output(way, run_id, "begun")
+            async with Engine.connect((fleet.server.url,), "h2", credentials("h2")) as h2:
+                heard: list[Message] = []
+                for subject in ("gw.>", "host.h1.*", "begin.*.*", "beat.*", f"_INBOX_h1.pull.{'*'}"):
+                    await h2.listen(subject, heard.append)
+                forged = encode(Settle(token="guessed", delivered=9))
+                for subject in (f"run.{arch}.toy-1_0", f"settle.g1.h1.{run_id}", f"begin.h1.{run_id}", "$KV.results.x", "beat.h1"):
+                    with pytest.raises((SilenceError, NobodyError)):
+                        await h2.ask(subject, forged, 0.3)
+                answer = await h2.ask(f"settle.g1.h2.{run_id}", forged)
+                assert decode(answer, type=Verdict).verdict == "done"  # it has nothing to do with that run
+                async with way.client.post(f"/runs/{run_id}/stdin?eof=true", data=b"mine\n"):
+                    pass
+                assert output(await events(way.client, run_id)) == "begun\nmine\n"
+                assert heard == []
+            tokens.revoke(users, "h2")
+            fleet.server.reload()
+            async with asyncio.timeout(30):
+                while True:  # until the servers have read it
+                    try:
+                        async with Engine.connect((fleet.server.url,), "h2", credentials("h2")):
+                            await asyncio.sleep(0.1)
+                    except FleetError:
+                        break
+            assert (await run(way.client, "echo on"))["status"] == "ok"
+
+    in_fleet(scenario, more=more)
