@@ -68,8 +68,8 @@ def test_the_answer_is_the_functions_own(serve: Serve) -> None:
             options = {"headers": given, "skip_auto_headers": ["Content-Type"]}
             _, _, headers = await ask(served.operator, "POST", "/functions/echo", b"1", **options)
             assert headers["Content-Type"] == UNKNOWN_TYPE, "no type, as curl's is none"
-        for given in ("text/é", "text/plain; a=" + "b" * 300):
-            status, refused, _ = await ask(served.operator, "POST", "/functions/echo", b"1", headers={"Content-Type": given})
+        for kind in ("text/é", "text/plain; a=" + "b" * 300):
+            status, refused, _ = await ask(served.operator, "POST", "/functions/echo", b"1", headers={"Content-Type": kind})
             assert (status, refused["error"]["code"]) == (415, "unsupported_media_type")
 
     serve(scenario)
