@@ -4,11 +4,14 @@ Tiny guests on the real /dev/kvm; source and destination are two vmm processes o
 """
 
 import asyncio
+import contextlib
+import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
+from mayfly.errors import ConfigError, MayflyError, SnapshotError
 from mayfly.guests.job import Wanted
 from mayfly.guests.spawner import Spawner
 from mayfly.guests.start import Guest
@@ -16,11 +19,13 @@ from mayfly.images.store import Images
 from mayfly.snapshots import moving
 from mayfly.units import MIB
 from mayfly.vmm.config import Channel, MachineConfig
+from mayfly.vmm.kvm.mapping import PAGE
 from mayfly.vmm.process.zygote import Zygote
 from mayfly.vmm.snapshot import MEMORY, PAGES
 from tests.kit import tiny
 from tests.kit.api_fakes import install_toys
-from tests.kit.moving_kit import EACH_LINE, Lines, cold, counting, move
+from tests.kit.moving_kit import EACH_LINE, Lines, Link, cold, counting, move
+from tests.kit.scale import scaled
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("no_leaks")]
 
@@ -57,19 +62,145 @@ async def saved(guest: Guest, folder: Path) -> tuple[bytes, bytes]:
     return (folder / MEMORY).read_bytes(), (folder / PAGES).read_bytes()
 
 
-def test_a_guest_is_moved_while_it_runs(wanted: Wanted, tmp_path: Path) -> None:
+def whole(lines: Lines) -> bool:
+    """Whether no line is missing, none came twice, and the guest found each page right."""
+    return lines.seen == list(range(lines.seen[0], lines.seen[0] + EACH_LINE * len(lines.seen), EACH_LINE))
+
+
+def test_a_guest_is_moved_fifty_times_while_it_runs(wanted: Wanted, tmp_path: Path) -> None:
+    """Each time both machines stand still with the same memory, and the next one goes on."""
     rounds: list[moving.Round] = []
 
     async def script(spawner: Spawner) -> None:
         lines = Lines()
         guest = await cold(spawner, wanted)
-        await lines.more(guest.process, 100)
-        moved = await move(spawner, guest, wanted, progress=rounds.append)
-        assert await saved(guest, tmp_path / "there") == await saved(moved, tmp_path / "here")
-        await lines.rest(guest, spawner)
-        await moved.process.resume()
-        await lines.more(moved.process, 100)
-        assert lines.seen == list(range(EACH_LINE, EACH_LINE * (len(lines.seen) + 1), EACH_LINE))
+        for number in range(50):
+            await lines.more(guest.process, 3)
+            moved = await move(spawner, guest, wanted, progress=rounds.append)
+            if number % 5 == 0:
+                assert await saved(guest, tmp_path / f"there{number}") == await saved(moved, tmp_path / f"here{number}")
+            await lines.rest(guest, spawner)
+            await moved.process.resume()
+            guest = moved
+        await lines.more(guest.process, 2 * PAGES_WRITTEN // EACH_LINE)  # each page is looked at once more
+        assert lines.seen[0] == EACH_LINE
+        assert whole(lines)
 
     play(script)
-    print(rounds)
+    assert len(rounds) >= 50
+
+
+def test_only_what_differs_from_the_layers_that_are_held_is_sent(wanted: Wanted, tmp_path: Path) -> None:
+    """A moved machine has the layers of the one before, so it is moved on like that one. Where
+    nothing is held, all is sent.
+    """
+    base = tmp_path / "base"
+    sizes: list[int] = []
+
+    async def script(spawner: Spawner) -> None:
+        lines = Lines()
+        guest = await cold(spawner, wanted)
+        await lines.more(guest.process, 2 * PAGES_WRITTEN // EACH_LINE)
+        base.mkdir()
+        await guest.process.snapshot(base, timeout_s=60)
+        restored = wanted.restored_from([base])
+        lines = Lines()
+        guest = await cold(spawner, restored)
+        for number, held in enumerate((1, 1, 0, 0)):
+            await lines.more(guest.process, 1)
+            rounds: list[moving.Round] = []
+            here = moving.wanted_with(restored, held)
+            moved = await move(spawner, guest, here, held=held, progress=rounds.append)
+            sizes.append(rounds[0].size)
+            folders = tmp_path / f"there{number}", tmp_path / f"here{number}"
+            for one, folder in zip((guest, moved), folders, strict=True):
+                folder.mkdir()
+                await one.process.snapshot(folder, go_on=True, timeout_s=60)
+            await lines.rest(guest, spawner)
+            await moved.process.resume()
+            guest = moved
+        await lines.more(guest.process, 2 * PAGES_WRITTEN // EACH_LINE)
+        assert whole(lines)
+
+    play(script)
+    assert max(sizes[:2]) < sizes[2] // 2
+    assert sizes[2] > PAGES_WRITTEN * PAGE
+
+
+def test_a_source_goes_on_when_the_move_is_given_up(wanted: Wanted) -> None:
+    """Cut in the first round, in a later one, before the state, and after all of it."""
+
+    async def script(spawner: Spawner) -> None:
+        lines = Lines()
+        guest = await cold(spawner, wanted)
+        await lines.more(guest.process, 10)
+        for cut_after in (0, 1, 5_000, 20_000, 400_000, None):
+            link = Link(cut_after)
+            arriving = asyncio.create_task(moving.receive(spawner, wanted, link.read))
+            try:
+                await moving.send_rounds(guest, link.write, held=0)
+                await moving.send_last(guest, link.write)
+            except ConnectionResetError:
+                with pytest.raises(SnapshotError, match="ends too early"):
+                    await arriving
+            else:
+                await (await arriving).process.stop(0)
+            await guest.process.resume()
+            await lines.more(guest.process, 3)
+        moved = await move(spawner, guest, wanted)
+        await lines.rest(guest, spawner)
+        await moved.process.resume()
+        await lines.more(moved.process, 2 * PAGES_WRITTEN // EACH_LINE)
+        assert whole(lines)
+
+    play(script)
+
+
+def test_a_machine_that_stands_still_takes_nothing_of_its_channel(wanted: Wanted) -> None:
+    """What was written meanwhile waits in the channel, whichever machine goes on."""
+
+    async def script(spawner: Spawner) -> None:
+        guest = await cold(spawner, wanted)
+        lines = Lines()
+        await lines.more(guest.process, 5)
+        moved = await move(spawner, guest, wanted)
+        for _ in range(3):
+            figures = [await one.process.stats() for one in (guest, moved)]
+            assert [each.paused for each in figures] == [True, True]
+        before = [each.exits["kicks"] for each in figures]
+        assert [(await one.process.stats()).exits["kicks"] for one in (guest, moved)] == before
+        with pytest.raises(ConfigError, match="track it first"):
+            await moved.process.send_round(1, last=False)
+
+    play(script)
+
+
+def test_a_stream_that_is_damaged_makes_no_machine(wanted: Wanted) -> None:
+    """A bit is turned somewhere: either the machine does not come up, with a typed error, or it is
+    one whose memory or registers are others.
+    """
+
+    async def script(spawner: Spawner) -> None:
+        guest = await cold(spawner, wanted)
+        await Lines().more(guest.process, 5)
+        pieces: list[bytes] = []
+
+        async def keep(data: bytes) -> None:
+            pieces.append(data)
+
+        await moving.send_rounds(guest, keep, held=0)
+        await moving.send_last(guest, keep)
+        stream = b"".join(pieces)
+        rng = random.Random(1)
+        for _ in range(scaled(100)):
+            damaged = bytearray(stream)
+            damaged[rng.choice((rng.randrange(64), rng.randrange(len(stream)), -rng.randrange(1, 4000)))] ^= 1 << rng.randrange(8)
+            reader = asyncio.StreamReader()
+            reader.feed_data(bytes(damaged))
+            reader.feed_eof()
+            with contextlib.suppress(MayflyError):
+                moved = await moving.receive(spawner, wanted, reader.read)
+                await moved.process.resume()
+                await moved.process.stop(0)
+
+    play(script)
