@@ -120,7 +120,8 @@ class MachineConfig(Record, frozen=True, kw_only=True):
     interactive: bool = False  # UART0 is the guest's console (`mayfly boot`), and there is a PIT
     network: NetworkConfig | None = None
     restore: tuple[Layer, ...] = ()  # A base and then its diffs, to go on from
-    arriving: bool = False  # The channel first brings the machine, as a stream; it stands still until it is resumed
+    arriving: bool = False  # The channel first brings the machine, as a stream, and it is paused then
+    paused: bool = False  # It stands still until it is resumed
     page_by_page: bool = False  # Read a snapshot's pages one at a time: the next one's working set is exact then
 
     def __post_init__(self) -> None:

@@ -68,11 +68,10 @@ class Machine:
         self.processors.finish(end, error)
 
     def run(self) -> End:
-        """Start the vCPUs and serve the machine until it ends. One that arrived from elsewhere
-        stands still until it is resumed.
-        """
-        self.processors.start(paused=self.config.arriving)
-        if self.config.arriving:
+        """Start the vCPUs and serve the machine until it ends."""
+        paused = self.config.paused or self.config.arriving
+        self.processors.start(paused=paused)
+        if paused:
             self.loop.stand_still()
         self.loop.run()
         self.processors.join()

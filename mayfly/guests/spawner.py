@@ -332,6 +332,14 @@ class VmmProcess:
         """
         await self._ask(control.Send(last=last), [descriptor])
 
+    async def untrack(self) -> None:
+        """Give up what `track` began.
+
+        Raises:
+            MayflyError: the machine has ended, or does not answer.
+        """
+        await self._ask(control.Untrack())
+
     async def stats(self) -> control.Figures:
         """What the machine has counted so far.
 

@@ -15,6 +15,7 @@ from mayfly.guests.job import Job, Wanted
 from mayfly.guests.outcome import Outcome
 from mayfly.guests.spawner import Spawner
 from mayfly.guests.start import Guest, start
+from mayfly.snapshots import live
 from mayfly.snapshots import store as snapshots
 from mayfly.snapshots.store import Snapshot
 from mayfly.vmm.config import Channel
@@ -171,7 +172,7 @@ async def save(guest: Guest, origin: Snapshot | None, *, name: str, run: str) ->
         if origin and snapshots.find(origin.manifest.name).manifest != origin.manifest:
             raise SnapshotError(f"{origin.manifest.name} was made anew since the run began", hint="start the run again")
         part = held.enter_context(snapshots.replacing(name))
-        written = await guest.process.snapshot(part, go_on=True, timeout_s=guest.wanted.timeout_s)
+        written = await live.save(guest, part)
         await asyncio.to_thread(
             snapshots.complete,
             part,

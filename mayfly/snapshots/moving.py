@@ -16,7 +16,7 @@ import functools
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -24,7 +24,7 @@ from mayfly import __version__
 from mayfly.errors import GuestError, MayflyError, SnapshotError
 from mayfly.files import file_digest
 from mayfly.guests.job import Wanted
-from mayfly.guests.spawner import Spawner
+from mayfly.guests.spawner import Spawner, VmmProcess
 from mayfly.guests.start import Guest, StartKind, explain
 from mayfly.protocol.conversation import Conversation
 from mayfly.protocol.frames import PROTOCOL_VERSION, Hello
@@ -139,18 +139,7 @@ async def send_rounds(
     Raises:
         MayflyError: the machine has ended, or cannot be sent.
     """
-    if not await guest.process.track(held):
-        return
-    packer, before = Packer(write, limit_bytes_s), 0
-    for number in range(MAX_ROUNDS):
-        began, sent = time.monotonic(), packer.sent
-        size = await _send_round(guest, _Packed(packer), last=False)
-        took_s = time.monotonic() - began
-        if progress:
-            progress(Round(number=number, size=size, sent=packer.sent - sent, took_s=took_s))
-        if took_s <= SMALL_S or (number and size > SHRINKING * before):
-            return
-        before = size
+    await send_pages(guest, _Packed(Packer(write, limit_bytes_s)), held=held, progress=progress)
 
 
 async def send_last(guest: Guest, write: Write, *, limit_bytes_s: float | None = None) -> None:
@@ -160,7 +149,7 @@ async def send_last(guest: Guest, write: Write, *, limit_bytes_s: float | None =
     Raises:
         MayflyError: the machine has ended, or cannot be sent.
     """
-    await _send_round(guest, _Packed(Packer(write, limit_bytes_s)), last=True)
+    await send_round(guest, _Packed(Packer(write, limit_bytes_s)), last=True)
 
 
 async def receive(spawner: Spawner, wanted: Wanted, read: Read) -> Guest:
@@ -171,10 +160,24 @@ async def receive(spawner: Spawner, wanted: Wanted, read: Read) -> Guest:
         MayflyError: it did not come whole, or cannot go on here. Nothing is left of it.
     """
     process = await spawner.spawn(replace(wanted.machine, arriving=True))
-    try:
+
+    async def fill() -> None:
         async for data in unpacked(read):
             if not await process.write(data):
-                break  # `comes_up` says why
+                return  # it says why
+
+    return await standing(process, wanted, fill)
+
+
+async def standing(process: VmmProcess, wanted: Wanted, fill: Callable[[], Awaitable[None]] | None = None) -> Guest:
+    """The guest in a machine that is being made, by `fill` too, and stands still.
+
+    Raises:
+        MayflyError: it does not come up. Nothing is left of it.
+    """
+    try:
+        if fill:
+            await fill()
         async with asyncio.timeout(wanted.timeout_s):
             await process.comes_up()
     except BaseException as caught:
@@ -195,7 +198,9 @@ async def receive(spawner: Spawner, wanted: Wanted, read: Read) -> Guest:
 
 
 class Sink(Protocol):
-    """Who takes the records of a machine's stream."""
+    """Who takes the records of a machine's stream, and has `sent` so many bytes for them."""
+
+    sent: int
 
     async def put(self, head: Head, content: bytes) -> None:
         """Take a record."""
@@ -204,15 +209,38 @@ class Sink(Protocol):
 class _Packed:
     def __init__(self, packer: Packer) -> None:
         self._packer = packer
+        self.sent = 0
 
     async def put(self, head: Head, content: bytes) -> None:
         await self._packer.put(head.pack(), content)
         if head.kind in (Kind.ROUND, Kind.STATE):
             await self._packer.flush(last=head.kind is Kind.STATE)
+        self.sent = self._packer.sent
 
 
-async def _send_round(guest: Guest, sink: Sink, *, last: bool) -> int:
-    """Give `sink` a round of the guest's; the bytes of it."""
+async def send_pages(guest: Guest, sink: Sink, *, held: int, progress: Progress | None = None) -> None:
+    """As `send_rounds`, to `sink`."""
+    if not await guest.process.track(held):
+        return
+    before = 0
+    for number in range(MAX_ROUNDS):
+        began, sent = time.monotonic(), sink.sent
+        size = await send_round(guest, sink, last=False)
+        took_s = time.monotonic() - began
+        if progress:
+            progress(Round(number=number, size=size, sent=sink.sent - sent, took_s=took_s))
+        if took_s <= SMALL_S or (number and size > SHRINKING * before):
+            return
+        before = size
+
+
+async def send_round(guest: Guest, sink: Sink, *, last: bool) -> int:
+    """Give `sink` a round of the guest's; the bytes of it. With `last` the guest stands still from
+    then on, as after `send_last`.
+
+    Raises:
+        MayflyError: the machine has ended, or cannot be sent.
+    """
     loop, pages = asyncio.get_running_loop(), guest.wanted.machine.memory // PAGE
     end, size = Kind.STATE if last else Kind.ROUND, 0
     with contextlib.ExitStack() as opened:

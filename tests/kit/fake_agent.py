@@ -29,9 +29,11 @@ from pathlib import Path
 
 from mayfly.errors import ConfigError, NetworkError, SnapshotError
 from mayfly.protocol import frames as p
-from mayfly.vmm.process.control import Answer, Done, Figures, Pause, Request, Resume, Snapshot, Stats, answer_next
+from mayfly.vmm.kvm.mapping import PAGE
+from mayfly.vmm.process.control import Answer, Done, Figures, Pause, Request, Resume, Send, Snapshot, Stats, Track, Tracking, answer_next
 from mayfly.vmm.process.report import End, Ended, Line, Running, encode
 from mayfly.vmm.snapshot import STATE
+from mayfly.vmm.snapshot.stream import Head, Kind
 
 CREDIT = 32 * 1024
 ERRORS = {
@@ -321,9 +323,21 @@ class FakeMachine:
                 self.paused = isinstance(request, Pause)
             case Snapshot(go_on=go_on):
                 return Done(memory_bytes=self.snapshot(descriptors, go_on=go_on))
+            case Track():
+                return Tracking(live=False)
+            case Send():
+                self.send(descriptors[0])
             case Stats():
                 return Figures(paused=self.paused, exits={"io": 3})
         return Done()
+
+    def send(self, fd: int) -> None:
+        """The last round: the page, and the state, of a snapshot."""
+        if self.fault == "disk-full":
+            raise SnapshotError("No space left on device")
+        state = json.dumps({"work": str(self.work), "loaded": self.agent.loaded}).encode()
+        page = Head(Kind.PAGES, 1, 1).pack() + b"x" * PAGE
+        os.write(fd, page + Head(Kind.STATE, len(state), 0).pack() + state)
 
     def snapshot(self, descriptors: Sequence[int], *, go_on: bool) -> int:
         if self.fault == "disk-full":

@@ -6,6 +6,7 @@ Tiny guests on the real /dev/kvm; source and destination are two vmm processes o
 import asyncio
 import contextlib
 import random
+import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -16,12 +17,13 @@ from mayfly.guests.job import Wanted
 from mayfly.guests.spawner import Spawner
 from mayfly.guests.start import Guest
 from mayfly.images.store import Images
-from mayfly.snapshots import moving
+from mayfly.snapshots import live, moving
 from mayfly.units import MIB
 from mayfly.vmm.config import Channel, MachineConfig
 from mayfly.vmm.kvm.mapping import PAGE
 from mayfly.vmm.process.zygote import Zygote
 from mayfly.vmm.snapshot import MEMORY, PAGES
+from mayfly.vmm.snapshot.memory import pack_runs, unpack_runs
 from tests.kit import tiny
 from tests.kit.api_fakes import install_toys
 from tests.kit.moving_kit import EACH_LINE, Lines, Link, cold, counting, move
@@ -30,7 +32,7 @@ from tests.kit.scale import scaled
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("no_leaks")]
 
 MEMORY_BYTES = 24 * MIB
-PAGES_WRITTEN = 1024
+PAGES_WRITTEN = 512
 
 
 @pytest.fixture
@@ -92,8 +94,9 @@ def test_a_guest_is_moved_fifty_times_while_it_runs(wanted: Wanted, tmp_path: Pa
 
 def test_only_what_differs_from_the_layers_that_are_held_is_sent(wanted: Wanted, tmp_path: Path) -> None:
     """A moved machine has the layers of the one before, so it is moved on like that one. Where
-    nothing is held, all is sent.
+    nothing is held, all is sent: 4 MiB of the base too, which the guest never touches.
     """
+    never_touched = random.Random(1).randbytes(4 * MIB)
     base = tmp_path / "base"
     sizes: list[int] = []
 
@@ -103,6 +106,7 @@ def test_only_what_differs_from_the_layers_that_are_held_is_sent(wanted: Wanted,
         await lines.more(guest.process, 2 * PAGES_WRITTEN // EACH_LINE)
         base.mkdir()
         await guest.process.snapshot(base, timeout_s=60)
+        add(base, 8 * MIB, never_touched)
         restored = wanted.restored_from([base])
         lines = Lines()
         guest = await cold(spawner, restored)
@@ -112,10 +116,8 @@ def test_only_what_differs_from_the_layers_that_are_held_is_sent(wanted: Wanted,
             here = moving.wanted_with(restored, held)
             moved = await move(spawner, guest, here, held=held, progress=rounds.append)
             sizes.append(rounds[0].size)
-            folders = tmp_path / f"there{number}", tmp_path / f"here{number}"
-            for one, folder in zip((guest, moved), folders, strict=True):
-                folder.mkdir()
-                await one.process.snapshot(folder, go_on=True, timeout_s=60)
+            memory, _ = await saved(moved, tmp_path / f"here{number}")
+            assert held or memory[8 * MIB : 12 * MIB] == never_touched
             await lines.rest(guest, spawner)
             await moved.process.resume()
             guest = moved
@@ -123,8 +125,16 @@ def test_only_what_differs_from_the_layers_that_are_held_is_sent(wanted: Wanted,
         assert whole(lines)
 
     play(script)
-    assert max(sizes[:2]) < sizes[2] // 2
-    assert sizes[2] > PAGES_WRITTEN * PAGE
+    assert max(sizes[:2]) < 4 * MIB < min(sizes[2:])
+
+
+def add(base: Path, place: int, content: bytes) -> None:
+    """Put pages into a snapshot that does not have them."""
+    with (base / MEMORY).open("r+b") as file:
+        file.seek(place)
+        file.write(content)
+    runs = unpack_runs((base / PAGES).read_bytes(), MEMORY_BYTES)
+    (base / PAGES).write_bytes(pack_runs(sorted([*runs, (place // PAGE, len(content) // PAGE)])))
 
 
 def test_a_source_goes_on_when_the_move_is_given_up(wanted: Wanted) -> None:
@@ -202,5 +212,70 @@ def test_a_stream_that_is_damaged_makes_no_machine(wanted: Wanted) -> None:
                 moved = await moving.receive(spawner, wanted, reader.read)
                 await moved.process.resume()
                 await moved.process.stop(0)
+
+    play(script)
+
+
+def test_a_guest_is_saved_while_it_runs_and_clones_go_on_from_there(wanted: Wanted, tmp_path: Path) -> None:
+    """The source goes on from the very state that its clones have, none of which is in the other's
+    way; a clone can be moved too.
+    """
+
+    async def script(spawner: Spawner) -> None:
+        lines = Lines()
+        guest = await cold(spawner, wanted)
+        await lines.more(guest.process, 5)
+        stood: list[tuple[bytes, bytes]] = []
+
+        async def at_rest() -> None:
+            stood.append(await saved(guest, tmp_path / "at-rest"))
+
+        folder = tmp_path / "fork"
+        folder.mkdir()
+        clones = await live.fork(spawner, guest, 3, folder, at_rest=at_rest)
+        shutil.rmtree(folder)
+        moved = await move(spawner, clones[2], wanted)
+        assert await saved(moved, tmp_path / "moved") == stood[0]
+        for number, one in enumerate(clones):
+            assert (await saved(one, tmp_path / str(number)))[1] == b"", "it differs from what was saved"
+        await lines.more(guest.process, 2 * PAGES_WRITTEN // EACH_LINE)
+        assert whole(lines)
+        for one in (*clones[:2], moved):
+            of_clone = Lines()
+            await one.process.resume()
+            await of_clone.more(one.process, 2 * PAGES_WRITTEN // EACH_LINE)
+            assert of_clone.seen[0] > 5 * EACH_LINE
+            assert whole(of_clone)
+
+    play(script)
+
+
+def test_a_diff_of_a_running_guest_is_over_its_layers(wanted: Wanted, tmp_path: Path) -> None:
+    async def script(spawner: Spawner) -> None:
+        base, first, second = (tmp_path / name for name in ("base", "first", "second"))
+        guest = await cold(spawner, wanted)
+        await Lines().more(guest.process, PAGES_WRITTEN // EACH_LINE)
+        base.mkdir()
+        await guest.process.snapshot(base, timeout_s=60)
+        restored = wanted.restored_from([base])
+        guest = await cold(spawner, restored)
+        lines = Lines()
+        written = []
+        for folder in (first, second):
+            await lines.more(guest.process, 1)
+            folder.mkdir()
+            written.append(await live.save(guest, folder))
+        await lines.more(guest.process, 2)
+        assert whole(lines)
+        for folder in (first, second):
+            again = await live.clone(spawner, restored, folder)
+            of_clone = Lines()
+            await again.process.resume()
+            await of_clone.more(again.process, 2 * PAGES_WRITTEN // EACH_LINE)
+            assert whole(of_clone)
+        with pytest.raises(SnapshotError, match="File exists"):
+            await live.save(guest, first)
+        await lines.more(guest.process, 2)
+        assert all(0 < size < PAGES_WRITTEN * PAGE for size in written)
 
     play(script)
