@@ -7,7 +7,6 @@ with zstd if they are fewer, as they are if not. Who receives it takes it for ho
 
 import asyncio
 import struct
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from mayfly.errors import SnapshotError
@@ -38,6 +37,7 @@ class Packer:
 
         self._compressor = zstandard.ZstdCompressor(level=LEVEL)
         self._write, self._limit = write, limit
+        self._now = asyncio.get_running_loop().time
         self._waiting = bytearray()
         self._blocks = 0
         self._free_at = 0.0
@@ -64,24 +64,24 @@ class Packer:
     async def _send(self, data: bytes, *, last: bool) -> None:
         packed = self._pack(data)
         block = _HEAD.pack(len(data), len(packed), last, bytes(3)) + packed
-        began = time.monotonic()
+        began = self._now()
         await self._write(block)
         self.sent += len(block)
         if self._limit:
             self._free_at = max(self._free_at, began) + len(block) / self._limit
-            if (early := self._free_at - time.monotonic()) > _BURST_S:
+            if (early := self._free_at - self._now()) > _BURST_S:
                 await asyncio.sleep(early)
-        self._link_s += _WEIGHT * ((time.monotonic() - began) / len(block) - self._link_s)
+        self._link_s += _WEIGHT * ((self._now() - began) / len(block) - self._link_s)
 
     def _pack(self, data: bytes) -> bytes:
         """Compressed if a byte of it takes less time then, by what was measured."""
         self._blocks += 1
         if self._pack_s + self._ratio * self._link_s > self._link_s and self._blocks % _TRIED:
             return data
-        began = time.monotonic()
+        began = self._now()
         packed = self._compressor.compress(data)
         if data:
-            self._pack_s += _WEIGHT * ((time.monotonic() - began) / len(data) - self._pack_s)
+            self._pack_s += _WEIGHT * ((self._now() - began) / len(data) - self._pack_s)
             self._ratio += _WEIGHT * (len(packed) / len(data) - self._ratio)
         return packed if len(packed) < len(data) else data
 
