@@ -45,7 +45,7 @@ class Host:
     def __init__(self, folder: Path, socket: Path, program: Sequence[str], options: Sequence[str | Path]) -> None:
         self.folder = folder
         self.socket = socket
-        self.statistics = folder / "statistics.json"
+        self.statistics = folder / "server.stat"
         self.log = folder / "functions.log"
         self.server: subprocess.Popen[bytes] | None = None
         self.port = 0

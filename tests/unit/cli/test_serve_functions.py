@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mayfly.units import MIB
+from tests.kit.api_fakes import ROOT
 from tests.kit.functions_kit import install_echo
 from tests.kit.functions_traffic import Host, from_file, over_frames, over_http, while_it_stops
 from tests.kit.scale import patience
@@ -67,3 +69,27 @@ def test_without_a_server_a_guest_is_started_for_it(host: Host) -> None:
     create(host, "one")
     assert json.loads(host.function("invoke", "one", "--data", "[1]")) == [1]
     host.function("logs", "one", status=1)
+
+
+@pytest.mark.slow
+def test_the_medium_workload(host: Host) -> None:
+    """The 30 s of SnapFaaS's workload with few users, in a tenth of the time, and its report."""
+    workload = yaml.safe_load((ROOT / "examples" / "workloads" / "medium.yaml").read_text())
+    create(host, *(function["name"] for function in workload["functions"]))
+    (host.folder / "medium.yaml").write_text(json.dumps({**workload, "num_users": 5, "capped": False}))
+    requests, answers, found, picture = (host.folder / name for name in ("requests", "256-mib.jsonl", "report.json", "report.png"))
+    host.run("workload", "generate", host.folder / "medium.yaml", "--seconds", "30", "-o", requests)
+    host.serve("--memory-budget", str(BUDGET))
+    host.run("workload", "replay", requests, "--against", host.socket, "--speed", "10", "-o", answers)
+    host.close()
+    said = host.run("workload", "report", answers, host.statistics, "--json", found, "--plot", picture)
+    assert "100.00 % succeeded" in said
+    experiments = {experiment["name"]: experiment for experiment in json.loads(found.read_text())["experiments"]}
+    experiment, of_server = experiments[answers.name], experiments[host.statistics.name]
+    count = len(requests.read_text().splitlines())
+    assert experiment["statuses"] == {"ok": count}
+    assert (experiment["memory_bytes"], sum(experiment["requests_by_function"].values())) == (BUDGET, count)
+    assert (of_server["guests_created"], of_server["guests_evicted"]) == (experiment["guests_created"], experiment["guests_evicted"])
+    assert experiment["guests_created"] >= 3
+    assert experiment["guests_evicted"] >= 1
+    assert picture.read_bytes().startswith(b"\x89PNG")
