@@ -1,5 +1,5 @@
 # Each target does its set-up too. `make demo` and `make test` are all that a newcomer needs.
-.PHONY: setup kernel agent agents web wheel images arm test-images demo test test-all intel-check lint bench clean
+.PHONY: setup kernel agent agents web wheel images python arm test-images demo test test-all intel-check lint bench clean
 
 LEVEL = test
 demo kernel agent images: LEVEL = demo
@@ -30,19 +30,21 @@ wheel: agents
 images: setup agent
 	@scripts/build-image rust --compress lz4
 
+python: setup agent
+	@scripts/build-image python
+
 # What an emulated 64-bit Arm host boots, on a machine of another architecture.
 arm: setup agents
 	@test "$$(uname -m)" = aarch64 || kernel/build --arch aarch64
 	@test "$$(uname -m)" = aarch64 || scripts/build-image rust --arch aarch64 --compress lz4
 
-# What the whole counts boot besides: Debian's own kernel, Go (prepared in a machine: on an emulated host this takes long, once), Python,
+# What the whole counts boot besides: Debian's own kernel, Go (prepared in a machine: on an emulated host this takes long, once),
 # the compilers of Debian 12, a Rust image laid out as Docker's is, and Go for an emulated 64-bit Arm host.
-test-images: setup agent kernel arm
+test-images: setup agent kernel python arm
 	@scripts/debian/cloud-kernel >/dev/null
 	@scripts/build-image go
 	@scripts/build-image go@1.19 --suite bookworm
 	@scripts/build-image rust@1.63 --suite bookworm
-	@scripts/build-image python
 	@scripts/build-image rust --layout docker --output build/rust-docker
 	@test "$$(uname -m)" = aarch64 || scripts/build-image go --arch aarch64
 
@@ -50,11 +52,11 @@ demo: setup kernel agent images
 	@scripts/with-kvm scripts/demo
 
 # The reduced counts; test-all has the whole ones and writes its report.
-test: setup kernel agent images arm
+test: setup kernel agent images python arm
 	@scripts/web --if-possible
 	@scripts/test $(ARGS)
 
-test-all: setup kernel agent images arm test-images
+test-all: setup kernel agent images python arm test-images
 	@scripts/web --if-possible
 	@MAYFLY_FULL=1 scripts/test --report docs/test-report.md
 
@@ -65,7 +67,7 @@ intel-check: setup kernel agent
 lint: setup
 	@scripts/lint
 
-bench: setup kernel agent images arm
+bench: setup kernel agent images python arm
 	@mkdir -p build
 	@scripts/with-kvm python -m scripts.bench.starts measure build/bench.json
 	@scripts/with-kvm python -m scripts.bench.network build/bench-network.json
@@ -76,12 +78,15 @@ bench: setup kernel agent images arm
 	@.venv/bin/python -m scripts.bench.readers build/bench-readers-tls.json --tls
 	@.venv/bin/python -m scripts.bench.functions tiny build/bench-functions.json
 	@scripts/with-kvm python -m scripts.bench.functions linux build/bench-functions.json
+	@.venv/bin/python -m scripts.bench.workloads native build
+	@.venv/bin/python -m scripts.bench.workloads warm build
+	@scripts/with-kvm python -m scripts.bench.workloads linux build
 	@test "$$(uname -m)" = aarch64 || scripts/with-kvm --arch aarch64 python -m scripts.bench.starts measure build/bench-aarch64.json --rounds 1
 	@.venv/bin/python -m scripts.bench.starts plot build/bench.json build/bench.png
 	@.venv/bin/python -m scripts.bench.snapshots plot build/bench-snapshots.json build/bench-snapshots.png
 	@.venv/bin/python -m scripts.bench.requests plot build/bench-requests.json build/bench-requests.png
 	@.venv/bin/python -m scripts.bench.functions plot build/bench-functions.json build/bench-functions.png
-	@ls build/bench*
+	@ls build/bench* build/workload*
 
 # What was built in this folder. Kernels, images and the emulated host's disk are in $$XDG_CACHE_HOME/mayfly and $$XDG_DATA_HOME/mayfly.
 clean:
