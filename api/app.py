@@ -25,6 +25,7 @@ from mayfly.api.connections import Bodies, Connection, Connections, Handler
 from mayfly.api.functions import FUNCTIONS, add_headers
 from mayfly.api.hooks import Hooks
 from mayfly.api.intake import AUDIT, BODIES, HOOKS, SERVICE
+from mayfly.api.moves import MOVES
 from mayfly.api.requests import MAX_BODY
 from mayfly.api.routes import METRICS, ROUTES
 from mayfly.errors import BusyError, ConfigError, MayflyError, StoppingError, UnauthorizedError, to_wire
@@ -39,6 +40,9 @@ from mayfly.host.listen import Door, load_tls, open_doors
 from mayfly.host.logs import open_log
 from mayfly.host.metrics import Measured, Metrics
 from mayfly.host.sockets import claim
+from mayfly.runs.moves.desk import Moves
+from mayfly.runs.moves.link import Machines
+from mayfly.runs.moves.machines import HostMachines
 from mayfly.runs.runner import Runner
 from mayfly.runs.service import Service
 from mayfly.schema import replace
@@ -122,10 +126,16 @@ def headers_of(error: MayflyError) -> Mapping[str, str]:
 
 
 def make_app(
-    service: Runner, functions: FunctionRunner, metrics: Measured, connections: Connections, keyring: Keyring | None = None
+    service: Runner,
+    functions: FunctionRunner,
+    metrics: Measured,
+    connections: Connections,
+    keyring: Keyring | None = None,
+    machines: Machines | None = None,
 ) -> web.Application:
     """The application that serves `service` and `functions`, with the logs that the configuration
-    names; the keys are in `keyring`, or those of this user.
+    names; the keys are in `keyring`, or those of this user. Runs of a host's own service move as
+    `machines` has it.
 
     Raises:
         ConfigError: the configuration asks for a contract of others that is not there.
@@ -140,6 +150,8 @@ def make_app(
     app[SERVICE] = service
     app[FUNCTIONS] = functions
     app[METRICS] = metrics
+    if isinstance(service, Service):
+        app[MOVES] = Moves(service, machines or HostMachines(service))
     app[BODIES] = Bodies(MAX_BODY)
     app[AUDIT] = audit
     app[HOOKS] = hooks = Hooks(Targets(config.callback_hosts))
@@ -173,12 +185,13 @@ async def serve_http(
     stop: asyncio.Event,
     doors: Sequence[Door] = (),
     keyring: Keyring | None = None,
+    machines: Machines | None = None,
 ) -> None:
     """Serve on `listener` and `doors` until `stop`; then no new request is taken, every run is
     ended, and those who wait are answered.
     """
     connections = Connections()
-    app = make_app(service, functions, metrics, connections, keyring)
+    app = make_app(service, functions, metrics, connections, keyring, machines)
     runner = web.AppRunner(app, **SERVER, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     http = runner.server

@@ -29,9 +29,10 @@ class Route:
     `answer`, `query` and `body` are the types of the answer's JSON, of the parameters in the
     address and of the JSON in the request; their docstrings and descriptions are shown. The summary
     is the first line of the handler's docstring. A route that takes a Body takes the snippet alone
-    as text too. One that `streams` may answer with a run's events. One that `passes` is about a
-    request to a function, which may send and get anything; its `answer` is that of 202. One that is
-    `open` needs no API key; one that is for the `operator` alone is not there for keys.
+    as text too. One that `streams` may answer with a run's events; one that has `lines` answers
+    with lines of JSON, each an `answer`. One that `passes` is about a request to a function, which
+    may send and get anything; its `answer` is that of 202. One that is `open` needs no API key; one
+    that is for the `operator` alone is not there for keys.
     """
 
     method: str
@@ -42,6 +43,7 @@ class Route:
     query: type[msgspec.Struct] | None = None
     body: type[msgspec.Struct] | None = None
     streams: bool = False
+    lines: bool = False
     passes: bool = False
     open: bool = False
     operator: bool = False
@@ -125,7 +127,7 @@ def _response(route: Route, status: int) -> dict[str, Any]:
         return {"description": FUNCTIONS_OWN[status], "headers": OF_ANSWERS}
     kind = route.answer if status < 400 else Error
     if kind:
-        content["application/json"] = {"schema": _ref(kind.__name__)}
+        content[JSONL if route.lines and status < 400 else "application/json"] = {"schema": _ref(kind.__name__)}
     if route.streams and status == 200:
         content |= {SSE: {"schema": MESSAGE}, JSONL: {"schema": _ref("Event")}}
     return {**response, "content": content} if content else response

@@ -11,7 +11,7 @@ from msgspec import UNSET
 from msgspec.structs import asdict
 
 from mayfly import __version__
-from mayfly.api import events, functions, openapi
+from mayfly.api import events, functions, moves, openapi
 from mayfly.api.access import CALLER, is_operator
 from mayfly.api.answers import Batched, BatchedRun, Health, Language, Languages, Runs, Saved, Started, Version, answer
 from mayfly.api.connections import pieces
@@ -229,6 +229,7 @@ ROUTES: tuple[Route, ...] = (
     Route("DELETE", "/runs/{id}", delete_run, None, (204,)),
     Route("POST", "/runs/{id}/snapshot", save_run, Saved, (201, 400, 404, 410, 413, 422, 503), body=SaveBody, operator=True),
     *functions.ROUTES,
+    *moves.ROUTES,
     Route("GET", "/languages", languages, Languages, (200,)),
     Route("GET", "/healthz", healthz, Health, (200,), open=True),
     Route("GET", "/readyz", readyz, Health, (200, 503), open=True),

@@ -5,6 +5,7 @@ requests needs.
 import http.client
 import json
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,30 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
+def lines_of(path: Path, address: str, body: Any) -> Iterator[dict[str, Any]]:
+    """The lines of JSON that the server at the socket `path` answers a POST with, as they come.
+
+    Raises:
+        HostError, MayflyError: as `ask`.
+    """
+    connection = _UnixConnection(path)
+    try:
+        connection.request("POST", address, json.dumps(body))
+        answer = connection.getresponse()
+        if answer.status >= http.HTTPStatus.BAD_REQUEST:
+            raise from_wire(dict(json.loads(answer.read())["error"]))
+        for line in answer:
+            yield json.loads(line)
+    except (OSError, ValueError, LookupError, TypeError, http.client.HTTPException) as error:
+        raise _silent(path, error) from error
+    finally:
+        connection.close()
+
+
+def _silent(path: Path, error: Exception) -> HostError:
+    return HostError(f"{path}: no server of Mayfly answers: {error}", hint="start it: mayfly serve, or give its --socket")
+
+
 def ask(path: Path, method: str, address: str, body: Any = None) -> Any:
     """The JSON that the server at the socket `path` answers.
 
@@ -39,7 +64,7 @@ def ask(path: Path, method: str, address: str, body: Any = None) -> Any:
         if answer.status >= http.HTTPStatus.BAD_REQUEST:
             raise from_wire(dict(found["error"]))
     except (OSError, ValueError, LookupError, TypeError, http.client.HTTPException) as error:
-        raise HostError(f"{path}: no server of Mayfly answers: {error}", hint="start it: mayfly serve, or give its --socket") from error
+        raise _silent(path, error) from error
     finally:
         connection.close()
     return found

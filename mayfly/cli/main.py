@@ -109,17 +109,22 @@ ELSEWHERE = {
     "workload": "mayfly.cli.workload",
 }
 """Groups of commands in modules of their own, imported when they are called."""
+ALSO = {"drain": "mayfly.cli.move", "move": "mayfly.cli.move"}
+"""Commands in modules of their own, by the names that they have there."""
 
 
 class Program(click.Group):
-    """The commands of this module and those from ELSEWHERE."""
+    """The commands of this module and those from ELSEWHERE and ALSO."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All names, sorted."""
-        return sorted([*super().list_commands(ctx), *ELSEWHERE])
+        return sorted([*super().list_commands(ctx), *ELSEWHERE, *ALSO])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name."""
+        if cmd_name in ALSO:
+            found: click.Command = getattr(importlib.import_module(ALSO[cmd_name]), cmd_name)
+            return found
         return group(cmd_name) if cmd_name in ELSEWHERE else super().get_command(ctx, cmd_name)
 
 

@@ -3,9 +3,10 @@ processes (api_fakes.py).
 """
 
 import asyncio
+import contextlib
 import subprocess
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from mayfly.host.keys import create, default_path
 from mayfly.host.listen import Door, open_doors
 from mayfly.host.metrics import Metrics
 from mayfly.host.sockets import claim
+from mayfly.runs.moves.link import Machines
 from mayfly.runs.service import Service
 from tests.kit.api_fakes import factory, small_config
 
@@ -45,21 +47,44 @@ def serving(tmp_path: Path, scenario: Callable[[Served], Awaitable[Any]], fault:
     """Run a scenario against a server with one door, and stop the server."""
 
     async def whole(folder: Path) -> Any:
-        config = small_config(tmp_path, **{"socket": folder / "mayfly" / "api.sock", "listen": ("127.0.0.1:0",), **changes})
-        stop = asyncio.Event()
-        with claim(config.socket) as (listener, runs), open_doors(config, addresses_of(config.compat)) as doors:
-            async with Service(config, factory(fault), sockets=runs) as service, functions_beside(service) as functions:
-                server = asyncio.create_task(serve_http(service, functions, Metrics(), listener, stop, doors))
-                connector = aiohttp.UnixConnector(path=str(config.socket))
-                async with aiohttp.ClientSession("http://mayfly", connector=connector) as operator:
-                    try:
-                        return await asyncio.wait_for(scenario(Served(service, functions, doors, operator)), limit_s)
-                    finally:
-                        stop.set()
-                        await server
+        async with _server(tmp_path, folder, fault, **changes) as served:
+            return await asyncio.wait_for(scenario(served), limit_s)
 
     with tempfile.TemporaryDirectory(prefix="mayfly-") as name:  # short enough for sockets
         return asyncio.run(whole(Path(name)))
+
+
+def serving_two(
+    tmp_path: Path, scenario: Callable[[Served, Served], Awaitable[Any]], machines: Callable[[Service], Machines], limit_s: float = 60
+) -> Any:
+    """Run a scenario against two servers, between which runs move as `machines` has it."""
+
+    async def whole(folder: Path) -> Any:
+        changes = {"machines": machines, "interactive_wall_s": 600.0}
+        async with _server(tmp_path, folder / "a", **changes) as here, _server(tmp_path, folder / "b", **changes) as there:
+            return await asyncio.wait_for(scenario(here, there), limit_s)
+
+    with tempfile.TemporaryDirectory(prefix="mayfly-") as name:
+        return asyncio.run(whole(Path(name)))
+
+
+@contextlib.asynccontextmanager
+async def _server(
+    tmp_path: Path, folder: Path, fault: str = "", machines: Callable[[Service], Machines] | None = None, **changes: Any
+) -> AsyncIterator[Served]:
+    config = small_config(tmp_path, **{"socket": folder / "mayfly" / "api.sock", "listen": ("127.0.0.1:0",), **changes})
+    stop = asyncio.Event()
+    with claim(config.socket) as (listener, runs), open_doors(config, addresses_of(config.compat)) as doors:
+        async with Service(config, factory(fault), sockets=runs) as service, functions_beside(service) as functions:
+            how = machines(service) if machines else None
+            server = asyncio.create_task(serve_http(service, functions, Metrics(), listener, stop, doors, machines=how))
+            connector = aiohttp.UnixConnector(path=str(config.socket))
+            async with aiohttp.ClientSession("http://mayfly", connector=connector) as operator:
+                try:
+                    yield Served(service, functions, doors, operator)
+                finally:
+                    stop.set()
+                    await server
 
 
 def make_key(name: str, *, moves: bool = False, **limits: int) -> str:

@@ -23,6 +23,8 @@ from tests.kit.api_fakes import MARKER
 
 TIMES = Times(answer_s=20, ready_s=20, flush_s=20, lost_s=20, again_s=0.001)
 CREDIT = 1000
+PACE_S = 0.002
+"""A toy that counts slowly takes so long for each number, and leaves the processor to others."""
 
 
 class World:
@@ -36,7 +38,8 @@ class World:
 
 class ToyProcess:
     """A vmm process whose guest counts on standard output until it has read `quit` or counted to
-    the number in its source, and writes what it reads to standard error. All of it is `state`.
+    the number in its source, and writes what it reads to standard error; slowly, if that number is
+    below 0. All of it is `state`.
     """
 
     phases: dict[str, float] = {}  # noqa: RUF012 (never written)
@@ -126,7 +129,7 @@ class ToyProcess:
     async def _pump(self) -> None:
         while True:
             await self._going.wait()
-            await asyncio.sleep(0)
+            await asyncio.sleep(PACE_S if self.state["source"].startswith(b"-") else 0)
             if not self._going.is_set():
                 continue
             size = self.world.random.randrange(1, 40)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 from mayfly.errors import MayflyError, MoveError, NotMovableError, NotRunningError, RunEndedError
 from mayfly.guests.converse import BytesStdin
@@ -68,7 +68,7 @@ class Moves:
             times=self._times,
         )
 
-    async def drain(self, connect: Connect, *, to: str, limit_bytes_s: int = 0) -> AsyncIterator[Went | Stayed]:
+    async def drain(self, connect: Connect, *, to: str, limit_bytes_s: int = 0) -> AsyncGenerator[Went | Stayed, None]:
         """Take no more runs, and move those that are under way; yields what becomes of each. Those
         that stay go on here. When the caller stops, the moves that can be are taken back.
         """

@@ -1,0 +1,191 @@
+"""Runs move between two servers over HTTP: the routes, who may use them, the lines, the command."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import aiohttp
+import pytest
+
+from tests.kit.api_fakes import install_toys
+from tests.kit.api_server import Served, make_key, serving_two
+from tests.kit.toy_moves import ToyMachines, World, counted, play_toys
+
+
+class Two(NamedTuple):
+    """Two servers, with toys for machines."""
+
+    here: Served
+    there: Served
+    world: World
+
+    async def start(self) -> str:
+        """Start a program that counts until it is told to quit."""
+        body = {"language": "py", "source": "-1", "interactive": True}
+        async with self.here.operator.post("/start", json=body) as answer:
+            assert answer.status == 201, await answer.text()
+            run = str((await answer.json())["id"])
+        found = self.here.service.get(run)
+        while len(found.record.output(0)[0]) < 100:
+            await found.record.changed()
+        return run
+
+    async def move(self, run: str, **body: Any) -> tuple[int, list[dict[str, Any]]]:
+        async with self.here.operator.post(f"/runs/{run}/move", json={"to": self.there.url, **body}) as answer:
+            return answer.status, [json.loads(line) async for line in answer.content]
+
+    async def quit(self, server: Served, run: str) -> str:
+        """Tell the program to quit, through this server; its output as that has it."""
+        async with server.operator.post(f"/runs/{run}/stdin", data=b"quit") as answer:
+            assert answer.status == 204, await answer.text()
+        return await self.output(server, run)
+
+    async def output(self, server: Served, run: str) -> str:
+        await server.service.get(run).done.wait()
+        async with server.operator.get(f"/runs/{run}") as answer:
+            result = await answer.json()
+        assert result["status"] == "ok", result["error"]
+        return str(result["steps"][-1]["stdout"])
+
+
+@pytest.fixture
+def play(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+    install_toys(monkeypatch, tmp_path)
+
+    def call(scenario: Callable[[Two], Awaitable[Any]]) -> Any:
+        world = World()
+
+        async def whole(here: Served, there: Served) -> Any:
+            for served in (here, there):
+                play_toys(served.service, world)
+            return await scenario(Two(here, there, world))
+
+        return serving_two(tmp_path, whole, lambda service: ToyMachines(service, world))
+
+    return call
+
+
+def test_a_run_is_moved_and_read_at_both_servers(play: Callable[..., Any]) -> None:
+    async def scenario(two: Two) -> None:
+        run = await two.start()
+        reading = asyncio.create_task(read_events(two.here.operator, run))
+        status, lines = await two.move(run, key=make_key("mover", moves=True))
+        assert (status, [line["event"] for line in lines]) == (200, ["round", "round", "moved"])
+        assert (lines[-1]["run"], lines[-1]["to"], lines[-1]["rounds"]) == (run, two.there.url, 2)
+        out = await two.quit(two.here, run)
+        assert counted(out) > 10
+        assert await two.output(two.there, run) == out
+        events = await reading
+        assert "".join(event.get("data", "") for event in events if event["event"] == "stdout") == out
+        async with two.here.operator.get(f"/runs/{run}") as answer:
+            assert (await answer.json())["moved_to"] == two.there.url
+        async with two.there.operator.get(f"/runs/{run}/events?format=jsonl&after={events[-2]['id']}") as answer:
+            assert [json.loads(line) async for line in answer.content] == events[-1:]
+
+    play(scenario)
+
+
+async def read_events(client: aiohttp.ClientSession, run: str) -> list[dict[str, Any]]:
+    async with client.get(f"/runs/{run}/events?format=jsonl") as answer:
+        return [json.loads(line) async for line in answer.content]
+
+
+def test_who_may(play: Callable[..., Any]) -> None:
+    async def scenario(two: Two) -> None:
+        run = await two.start()
+        for key in ("", make_key("tenant")):
+            status, lines = await two.move(run, key=key)
+            assert (status, lines[0]["error"]["code"]) == (503, "server_lost")
+            assert "--moves" in lines[0]["error"]["hint"]
+        async with two.here.client(make_key("mover", moves=True)) as client:
+            async with client.post(f"/runs/{run}/move", json={"to": two.there.url}) as answer:
+                assert answer.status == 403
+            async with client.get("/moves") as answer:
+                assert answer.status == 400  # not a WebSocket
+        async with two.here.operator.delete(f"/runs/{run}") as answer:
+            assert answer.status == 204
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"to": "ftp://x"}, 422, "invalid_value"),
+        ({"to": ""}, 422, "invalid_value"),
+        ({"to": "http://127.0.0.1:9"}, 503, "server_lost"),
+        ({"to": "/nowhere.sock"}, 503, "server_lost"),
+        ({"to": "https://x", "certificates": "/nowhere"}, 422, "invalid_value"),
+    ],
+)
+def test_an_address_that_is_none(play: Callable[..., Any], body: dict[str, str], status: int, code: str) -> None:
+    async def scenario(two: Two) -> None:
+        run = await two.start()
+        async with two.here.operator.post(f"/runs/{run}/move", json=body) as answer:
+            assert (answer.status, (await answer.json())["error"]["code"]) == (status, code)
+        async with two.here.operator.post("/drain", json=body) as answer:
+            assert (answer.status, (await answer.json())["error"]["code"]) == (status, code)
+        assert not two.here.service.stopping
+
+    play(scenario)
+
+
+def test_all_that_does_not_fit_is_said(play: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def look(self: ToyMachines, *_: object) -> Any:
+        from mayfly.runs.moves.link import Place
+
+        return Place(misfits=("One thing.", "Another thing."))
+
+    monkeypatch.setattr(ToyMachines, "look", look)
+
+    async def scenario(two: Two) -> None:
+        run = await two.start()
+        status, lines = await two.move(run, key=make_key("mover", moves=True))
+        assert (status, lines[0]["error"]["code"]) == (409, "not_movable")
+        assert "One thing.; Another thing." in lines[0]["error"]["message"]
+        assert counted(await two.quit(two.here, run)) > 10
+
+    play(scenario)
+
+
+def test_a_client_that_goes_away_takes_the_move_back(play: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ToyMachines, "endless", True)
+
+    async def scenario(two: Two) -> None:
+        run = await two.start()
+        body = {"to": two.there.url, "key": make_key("mover", moves=True)}
+        async with two.here.operator.post(f"/runs/{run}/move", json=body) as answer:
+            assert b"round" in await answer.content.readline()
+        found = two.here.service.get(run)
+        while found.moving is not None:
+            await asyncio.sleep(0.01)
+        assert counted(await two.quit(two.here, run)) > 10
+        assert found.elsewhere is None
+
+    play(scenario)
+
+
+def test_a_drain_moves_what_it_can(play: Callable[..., Any]) -> None:
+    async def scenario(two: Two) -> None:
+        runs = [await two.start() for _ in range(3)]
+        socket = str(two.here.service.config.socket)
+        command = [sys.executable, "-m", "mayfly.cli.main", "drain", "--json", "--to", two.there.url, "--socket", socket]
+        env = {**os.environ, "MAYFLY_MOVE_KEY": make_key("mover", moves=True)}
+        process = await asyncio.create_subprocess_exec(*command, env=env, stdout=subprocess.PIPE)
+        out, _ = await process.communicate()
+        lines = [json.loads(line) for line in out.splitlines()]
+        assert {line["run"] for line in lines if line["event"] == "moved"} == set(runs), lines
+        assert (process.returncode, lines[-1]) == (0, {"event": "drained", "moved": 3, "stayed": 0})
+        async with two.here.operator.get("/readyz") as answer:
+            assert answer.status == 503
+        for run in runs:
+            out = await two.quit(two.there, run)
+            assert counted(out) > 10
+            assert await two.output(two.here, run) == out
+
+    play(scenario)
