@@ -60,7 +60,7 @@ def serving_two(
     """Run a scenario against two servers, between which runs move as `machines` has it."""
 
     async def whole(folder: Path) -> Any:
-        changes = {"machines": machines, "interactive_wall_s": 600.0}
+        changes: dict[str, Any] = {"machines": machines, "interactive_wall_s": 600.0}
         async with _server(tmp_path, folder / "a", **changes) as here, _server(tmp_path, folder / "b", **changes) as there:
             return await asyncio.wait_for(scenario(here, there), limit_s)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from mayfly.errors import MayflyError, ServerLostError
 from mayfly.guests.job import Wanted
+from mayfly.guests.spawner import VmmProcess
 from mayfly.guests.start import Guest, StartKind
 from mayfly.host.plan import want_machine
 from mayfly.protocol import frames as p
@@ -189,7 +190,7 @@ def counted(text: str) -> int:
     return len(lines)
 
 
-def make_guest(process: ToyProcess, wanted: Wanted) -> Guest:
+def make_guest(process: ToyProcess | VmmProcess, wanted: Wanted) -> Guest:
     hello = p.Hello(p.PROTOCOL_VERSION, "toy", wanted.image.manifest.arch, 1, MARKER)
     conversation = Conversation(arch=wanted.image.manifest.arch, end_marker=MARKER)
     conversation.feed(p.encode_frame(hello, 0))

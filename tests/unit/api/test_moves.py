@@ -177,8 +177,8 @@ def test_a_drain_moves_what_it_can(play: Callable[..., Any]) -> None:
         command = [sys.executable, "-m", "mayfly.cli.main", "drain", "--json", "--to", two.there.url, "--socket", socket]
         env = {**os.environ, "MAYFLY_MOVE_KEY": make_key("mover", moves=True)}
         process = await asyncio.create_subprocess_exec(*command, env=env, stdout=subprocess.PIPE)
-        out, _ = await process.communicate()
-        lines = [json.loads(line) for line in out.splitlines()]
+        printed, _ = await process.communicate()
+        lines = [json.loads(line) for line in printed.splitlines()]
         assert {line["run"] for line in lines if line["event"] == "moved"} == set(runs), lines
         assert (process.returncode, lines[-1]) == (0, {"event": "drained", "moved": 3, "stayed": 0})
         async with two.here.operator.get("/readyz") as answer:

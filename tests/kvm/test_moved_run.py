@@ -1,0 +1,143 @@
+"""A run whose machine is a real one moves between two services: a tiny guest plays the frames of an
+agent byte by byte, and its reader and its writer at the source notice nothing.
+"""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mayfly.guests.job import Wanted
+from mayfly.guests.start import Guest
+from mayfly.host.snippet import Snippet
+from mayfly.protocol import frames as p
+from mayfly.runs.moves.desk import Moves, follow
+from mayfly.runs.moves.machines import HostMachines
+from mayfly.runs.service import Service
+from mayfly.runs.stdin import StdinWriter
+from mayfly.vmm.config import Channel
+from mayfly.vmm.process.zygote import Zygote
+from tests.kit import tiny
+from tests.kit.api_fakes import install_toys, small_config
+from tests.kit.moving_kit import LINE_STATUS, UART
+from tests.kit.scale import patience
+from tests.kit.toy_moves import TIMES, Road, make_guest
+
+pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("no_leaks")]
+
+MODEM_CONTROL = UART + 4
+"""Of the UART; bit 1 asks for what the host sends (RTS)."""
+CYCLE = 16
+"""Numbers that the guest says in turn, each in a frame of its own."""
+EXIT = p.Exit(0, p.ExitHow.EXITED, 0, p.Limit.NONE, 1, 1, 1, (False, False))
+
+
+def playing(folder: Path) -> str:
+    """A guest that says its step has begun, then one number after another until it has read `quit`,
+    then that the step has ended. It writes to a page more for each byte.
+    """
+    parts: dict[str, list[p.Message]] = {
+        "opening": [p.Stage(0, "run"), p.Credit(1000)],
+        "cycle": [p.Stdout(b"%d\n" % number) for number in range(CYCLE)],
+        "ending": [EXIT, p.Done()],
+    }
+    for name, messages in parts.items():
+        (folder / name).write_bytes(b"".join(p.encode_frame(message, 1) for message in messages))
+    data = "".join(f'{name}: .incbin "{folder / name}"\n{name}_end:\n' for name in parts)
+    return f"""
+        cli
+        mov esp, 0x400000
+        mov dx, {MODEM_CONTROL}
+        mov al, 2
+        out dx, al
+        xor ebx, ebx
+        xor r9d, r9d
+        xor r10d, r10d
+        lea rsi, [rip + opening]
+        lea r8, [rip + opening_end]
+next:   mov dx, {LINE_STATUS}
+        in al, dx
+        test al, 1
+        jz 1f
+        mov dx, {UART}
+        in al, dx
+        shl ebx, 8
+        mov bl, al
+        cmp ebx, {int.from_bytes(b"quit", "big"):#x}
+        jne next
+        mov r10d, 1
+        jmp next
+1:      test r9d, r9d
+        jnz next
+        test al, 0x20
+        jz next
+        mov dx, {UART}
+        mov al, [rsi]
+        out dx, al
+        inc r11d
+        mov edi, r11d
+        and edi, 0xff
+        shl edi, 12
+        mov [rdi + 0x1000000], r11d
+        inc rsi
+        cmp rsi, r8
+        jne next
+        lea rdi, [rip + ending_end]
+        cmp rsi, rdi
+        je done
+        test r10d, r10d
+        jnz quit
+        lea rsi, [rip + cycle]
+        lea r8, [rip + cycle_end]
+        jmp next
+quit:   lea rsi, [rip + ending]
+        lea r8, [rip + ending_end]
+        jmp next
+done:   mov r9d, 1
+        jmp next
+{data}
+    """
+
+
+def play_tiny(service: Service) -> None:
+    """Have every run of the service get a tiny guest that boots."""
+
+    async def get(wanted: Wanted, snapshot: Any = None) -> Guest:
+        return make_guest(await service.spawner.spawn(wanted.machine), wanted)
+
+    service.supply.get = get  # type: ignore[method-assign]
+
+
+def test_a_run_moves_with_its_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install_toys(monkeypatch, tmp_path)
+    kernel = tiny.build(tmp_path, playing(tmp_path))
+    config = small_config(tmp_path, kernel=kernel, channel=Channel.SERIAL, interactive_wall_s=600.0)
+
+    async def scenario(here: Service, there: Service) -> None:
+        play_tiny(here)
+        road = Road(Moves(there, HostMachines(there), TIMES), iter(()))
+        moves = Moves(here, HostMachines(here), TIMES)
+        run = here.start(Snippet(language="py", source=b"quiet", interactive=True))
+        while len(run.record.output(0)[0]) < 300:
+            await run.record.changed()
+        moved = await follow(moves.begin(run, road.connect, to="there"))
+        assert moved.rounds >= 1
+        before = len(run.record.output(0)[0])
+        while len(run.record.output(0)[0]) < before + 100:
+            await run.record.changed()
+        with StdinWriter(run.stdin) as writer:
+            await writer.write(b"quit")
+        await run.done.wait()
+        out, _ = run.record.output(0)
+        numbers = [int(line) for line in out.split()]
+        assert numbers == [index % CYCLE for index in range(len(numbers))]
+        assert run.to_json()["status"] == "ok", run.to_json()["error"]
+        assert there.get(run.id).record.output(0)[0] == out
+        await road.close()
+
+    async def whole() -> None:
+        async with Service(config, Zygote.start) as here, Service(config, Zygote.start) as there:
+            await asyncio.wait_for(scenario(here, there), patience(60))
+
+    asyncio.run(whole())
