@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mayfly.errors import (
     BodyTooLargeError,
@@ -22,6 +22,7 @@ from mayfly.functions.answer import Answer, FunctionFigures, LogLine
 from mayfly.functions.kept import Log, Results, outcome
 from mayfly.functions.making import FunctionMachines, Revision, forget_snapshots, revise
 from mayfly.functions.request import Request
+from mayfly.functions.revisions import Revisions
 from mayfly.functions.scheduler import Scheduler
 from mayfly.functions.spec import FunctionSpec
 from mayfly.functions.stats import Statistics
@@ -38,13 +39,6 @@ from mayfly.images.store import Images
 from mayfly.protocol.frames import MAX_BODY, MAX_CONTENT_TYPE
 
 log = logging.getLogger(__name__)
-
-
-class _Current(NamedTuple):
-    """A revision, and what shows that it is still the present one."""
-
-    revision: Revision
-    stamps: tuple[store.Stamp | None, store.Stamp | None]
 
 
 class Functions:
@@ -77,7 +71,7 @@ class Functions:
         self._scheduler: Scheduler[Revision, Guest] = Scheduler(self._machines, admission, self._statistics, config.here(1.0))
         self._results = Results(config)
         self._logs: dict[str, Log] = {}
-        self._current: dict[str, _Current] = {}
+        self._revisions = Revisions(config, images, networks)
         self._log = open_log(config.function_log)
         self._stopping = self._closed = False
 
@@ -94,10 +88,7 @@ class Functions:
             UnknownFunctionError: there is none.
             HostError: it cannot be read.
         """
-        known = self._current.get(name)
-        if known is not None and known.stamps[0] == store.stamp(name):
-            return known.revision.function  # each request asks, and reading the file takes long
-        return store.find(name)
+        return self._revisions.find(name)
 
     def all(self) -> list[Function]:
         """All functions, by name."""
@@ -108,7 +99,7 @@ class Functions:
         for function in self.all():
             if function.spec.min_guests:
                 try:
-                    self._scheduler.expect(self._revision(function.name))
+                    self._scheduler.expect(self._current(function.name))
                 except MayflyError as error:
                     log.warning("the function %s: %s", function.name, error)
         self._scheduler.fill()
@@ -137,8 +128,8 @@ class Functions:
                 await self._machines.try_out(revision, code, again=again)
             await asyncio.to_thread(store.save, function, code)
         await asyncio.to_thread(forget_snapshots, spec.name, but=revision.snapshot_name)
-        if not self._stopping and (spec.min_guests or spec.name in self._current):
-            self._scheduler.expect(self._revision(spec.name))
+        if not self._stopping and (spec.min_guests or spec.name in self._revisions):
+            self._scheduler.expect(self._current(spec.name))
             self._scheduler.fill()
         return function
 
@@ -169,7 +160,7 @@ class Functions:
         await asyncio.to_thread(forget_snapshots, name)
 
     def _forget(self, name: str) -> None:
-        self._current.pop(name, None)
+        self._revisions.forget(name)
         self._logs.pop(name, None)
         self._scheduler.forget(name)
         self._statistics.forget(name)
@@ -289,7 +280,7 @@ class Functions:
             raise UnprocessableError(
                 f"the content type {content_type[:80]!r} is not usable", hint=f"it has at most {MAX_CONTENT_TYPE} ASCII characters"
             )
-        revision = self._revision(name)
+        revision = self._current(name)
         self._statistics.request_came(name)
         try:
             if tenant is not None:
@@ -310,7 +301,7 @@ class Functions:
         if tenant is not None:
             tenant.give_back(memory)
         self._statistics.request_over(request)
-        if request.log and request.function in self._current:
+        if request.log and request.function in self._revisions:
             self._logs.setdefault(request.function, Log()).add(request)
         status, _ = outcome(request)
         times = request.times()
@@ -328,23 +319,17 @@ class Functions:
             guest_us=times.guest_us,
         )
 
-    def _revision(self, name: str) -> Revision:
-        """The function as it is now. It is looked at each time whether function and image are still
-        the same.
+    def _current(self, name: str) -> Revision:
+        """The function as it is now.
 
         Raises:
             MayflyError: there is none, or it cannot be used with its image.
         """
-        stamp, known = store.stamp(name), self._current.get(name)
-        if stamp is None:
+        try:
+            return self._revisions.current(name)
+        except UnknownFunctionError:
             self._forget(name)
-            raise UnknownFunctionError(f"no function {name[:80]!r}", hint="mayfly function list shows them")
-        if known is not None and known.stamps == (stamp, _image_stamp(known.revision)):
-            return known.revision
-        function = store.find(name)
-        revision = revise(function, self._images.find(function.spec.language), self.config, self._networks)
-        self._current[name] = _Current(revision, (stamp, _image_stamp(revision)))
-        return revision
+            raise
 
     async def drain(self, within_s: float) -> None:
         """Take no more requests, and wait until all are answered, or `within_s` has passed."""
@@ -366,10 +351,3 @@ class Functions:
             except OSError as error:
                 log.error("%s: the statistics cannot be written: %s", self.config.function_statistics, error)
         self._log.close()
-
-
-def _image_stamp(revision: Revision) -> store.Stamp | None:
-    try:
-        return store.file_stamp(revision.image.folder / "manifest.json")
-    except OSError:
-        return None
