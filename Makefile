@@ -77,6 +77,7 @@ bench: setup kernel agent images python arm
 	@.venv/bin/python -m scripts.bench.readers build/bench-readers.json
 	@.venv/bin/python -m scripts.bench.readers build/bench-readers-tls.json --tls
 	@.venv/bin/python -m scripts.bench.functions tiny build/bench-functions.json
+	@.venv/bin/python -m scripts.bench.moves build/bench-moves.json
 	@scripts/with-kvm python -m scripts.bench.functions linux build/bench-functions.json
 	@.venv/bin/python -m scripts.bench.workloads native build
 	@.venv/bin/python -m scripts.bench.workloads warm build

@@ -41,6 +41,8 @@ REAP_S = 10.0
 """A killed process that is not reaped after this long is given up (it hangs in the kernel)."""
 FLUSH_TICK_S = 0.001
 """Between two looks whether a vmm process has taken what was sent."""
+ARRIVING_BUFFER = 1 << 20
+"""Bytes that the channel of a machine that arrives may hold, as far as the host lets it."""
 ANSWER_S = 10.0
 """A vmm process answers requests within this time, except for snapshots."""
 
@@ -91,6 +93,8 @@ class Spawner:
             try:
                 channel, channel_end = socket.socketpair()
                 ours.callback(channel.close)
+                if config.arriving:
+                    channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ARRIVING_BUFFER)
                 theirs.callback(channel_end.close)
                 lines, lines_end = os.pipe()
                 ours.callback(os.close, lines)

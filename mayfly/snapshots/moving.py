@@ -12,6 +12,7 @@ with equal state. Who calls it, and how both sides agree on that, is not decided
 
 import asyncio
 import contextlib
+import fcntl
 import functools
 import hashlib
 import os
@@ -245,6 +246,8 @@ async def send_round(guest: Guest, sink: Sink, *, last: bool) -> int:
     end, size = Kind.STATE if last else Kind.ROUND, 0
     with contextlib.ExitStack() as opened:
         reading, writing = os.pipe()
+        with contextlib.suppress(OSError):  # of 64 KiB each would cost the two processes a turn
+            fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, _READ_AHEAD)
         with os.fdopen(writing, "wb", buffering=0):
             reader = asyncio.StreamReader(limit=_READ_AHEAD)
             file = opened.enter_context(os.fdopen(reading, "rb", buffering=0))
