@@ -31,7 +31,6 @@ from mayfly.vmm.process.control import (
     Stats,
     Track,
     Tracking,
-    Untrack,
 )
 from mayfly.vmm.process.report import End
 from mayfly.vmm.processors import Processors
@@ -78,8 +77,10 @@ class Machine:
         return self.processors.end or End.STOPPED
 
     def resume(self) -> None:
-        """Let vCPUs and devices go on, and tell the guest that it stood still."""
+        """Let vCPUs and devices go on, and tell the guest of it. It is sent no more."""
         self.loop.go_on()
+        if self.sender is not None:
+            self.sender.stop()
         if self.processors.paused:
             state.tell_of_pause(self.processors.vcpus)
             self.processors.resume()
@@ -109,7 +110,8 @@ class Machine:
     def track(self, held: int) -> Tracking:
         """Get ready to be sent. Raises ConfigError: it cannot be."""
         self._check_channel()
-        self.untrack()
+        if self.sender is not None:
+            self.sender.close()
         self.sender = Sender(self.mapping, self.layers, held)
         return Tracking(live=self.sender.live)
 
@@ -141,12 +143,6 @@ class Machine:
         self.loop.stand_still()
         return saved
 
-    def untrack(self) -> None:
-        """Be sent no more; whoever reads a round sees no end of it."""
-        if self.sender is not None:
-            self.sender.close()
-            self.sender = None
-
     def _check_channel(self) -> None:
         if self.config.channel is Channel.TCP:
             raise ConfigError("channel is tcp, which a snapshot cannot hold", hint="use the channel virtio")
@@ -173,8 +169,6 @@ class Machine:
                 return self.track(held)
             case Send(last=last):
                 self.send(descriptors[0], last=last)
-            case Untrack():
-                self.untrack()
             case Stats():
                 return Figures(paused=self.processors.paused, exits=self.exits() | usage())
             case Prefault():
@@ -191,7 +185,8 @@ class Machine:
 
     def close(self) -> None:
         """Give everything back."""
-        self.untrack()
+        if self.sender is not None:
+            self.sender.close()
         self.resources.close()
 
 

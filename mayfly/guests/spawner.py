@@ -280,7 +280,7 @@ class VmmProcess:
         await self._ask(control.Pause())
 
     async def resume(self) -> None:
-        """Let the vCPUs go on.
+        """Let vCPUs and devices go on; what `track` began is over.
 
         Raises:
             MayflyError: the machine has ended, or does not answer.
@@ -335,14 +335,6 @@ class VmmProcess:
             MayflyError: the machine has ended, or is not ready for that.
         """
         await self._ask(control.Send(last=last), [descriptor])
-
-    async def untrack(self) -> None:
-        """Give up what `track` began.
-
-        Raises:
-            MayflyError: the machine has ended, or does not answer.
-        """
-        await self._ask(control.Untrack())
 
     async def stats(self) -> control.Figures:
         """What the machine has counted so far.

@@ -104,7 +104,6 @@ async def save(guest: Guest, folder: Path, *, at_rest: AtRest | None = None) -> 
         finally:
             with contextlib.suppress(MayflyError):  # it has ended, which its channel tells
                 await guest.process.resume()
-                await guest.process.untrack()
         return await asyncio.to_thread(sink.finish)
 
 

@@ -24,7 +24,7 @@ class Pause(Record, tag="pause", frozen=True, kw_only=True):
 
 
 class Resume(Record, tag="resume", frozen=True, kw_only=True):
-    """Let the vCPUs go on; a machine that runs goes on running."""
+    """Let vCPUs and devices go on; a machine that runs goes on running. It is sent no more."""
 
 
 class Snapshot(Record, tag="snapshot", frozen=True, kw_only=True):
@@ -55,10 +55,6 @@ class Send(Record, tag="send", frozen=True, kw_only=True):
     last: bool
 
 
-class Untrack(Record, tag="untrack", frozen=True, kw_only=True):
-    """Note no more which pages are written."""
-
-
 class Stats(Record, tag="stats", frozen=True, kw_only=True):
     """Tell what has been counted."""
 
@@ -67,7 +63,7 @@ class Prefault(Record, tag="prefault", frozen=True, kw_only=True):
     """Map for the restored guest what it will touch soon; answered before that is done."""
 
 
-Request = Pause | Resume | Snapshot | Track | Send | Untrack | Stats | Prefault
+Request = Pause | Resume | Snapshot | Track | Send | Stats | Prefault
 
 
 class Done(Record, tag="done", frozen=True, kw_only=True):

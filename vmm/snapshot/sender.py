@@ -31,6 +31,7 @@ class Sender:
             raise ConfigError(f"the receiver holds {held} layers; the machine began with {len(layers.pages)}")
         self._mapping, self._layers, self._held = mapping, layers, held
         self._first = self._whole = True
+        self._stopped = False
         self._thread = threading.Thread()
         self._tracking = -1
         with contextlib.suppress(OSError):
@@ -44,7 +45,7 @@ class Sender:
     @property
     def ready(self) -> bool:
         """Whether no round is under way, and none was cut off, so that nobody has all."""
-        return self._whole
+        return self._whole and not self._stopped
 
     def send(self, fd: int, state: MachineState | None) -> None:
         """Send a round to `fd`, which is closed at its end; with `state` it is the last one."""
@@ -80,10 +81,15 @@ class Sender:
                     differs[begin : begin + pages] = mapping.differing_pages(before, _OWN * pages, begin, pages)
         return list(runs_of(differs))
 
-    def close(self) -> None:
-        """Note no more which pages are written."""
+    def stop(self) -> None:
+        """Note no more which pages are written; whoever reads a round sees no end of it."""
+        self._stopped = True
         if self._tracking >= 0:
             os.close(self._tracking)
             self._tracking = -1
+
+    def close(self) -> None:
+        """Stop, and wait until no thread reads the memory."""
+        self.stop()
         if self._thread.is_alive():
             self._thread.join()
