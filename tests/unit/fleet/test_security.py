@@ -3,15 +3,19 @@
 import asyncio
 import os
 import platform
+import re
 from pathlib import Path
 
+import click
 import pytest
+import yaml
 
+from mayfly.cli.main import gateway, serve
 from mayfly.errors import ConfigError, FleetError
 from mayfly.fleet import tokens
 from mayfly.fleet.engine import Credentials, Engine, Message, NobodyError, SilenceError
 from mayfly.fleet.message import Settle, Verdict, decode, encode
-from tests.kit.api_fakes import install_toys
+from tests.kit.api_fakes import ROOT, install_toys
 from tests.kit.api_server import make_certificate
 from tests.kit.fleet_kit import Fleet, in_fleet
 from tests.unit.fleet.test_fleet import events, output, run, start, until_output
@@ -79,3 +83,12 @@ def test_each_may_do_its_part_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: P
             assert (await run(way.client, "echo on"))["status"] == "ok"
 
     in_fleet(scenario, more=more)
+
+
+def test_the_manifests_name_options_that_there_are() -> None:
+    documents = list(yaml.safe_load_all((ROOT / "examples/fleet/kubernetes.yaml").read_text()))
+    assert [one["kind"] for one in documents] == ["ConfigMap", "Service", "StatefulSet", "StatefulSet", "Service", "DaemonSet"]
+    texts = [(ROOT / "examples/fleet" / name).read_text() for name in ("kubernetes.yaml", "hosts.nomad.hcl")]
+    flags = [flag for command in (serve, gateway) for flag in command.get_params(click.Context(command))]
+    known = {option for flag in flags for option in flag.opts}
+    assert set(re.findall(r"(?<![-\w])--[a-z-]+", "".join(texts))) <= known
