@@ -30,7 +30,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from mayfly.api.app import on_host, serve
+from mayfly.api.app import Join, on_host, serve
 from mayfly.host.config import Config
 from mayfly.protocol import frames
 from mayfly.units import MIB
@@ -115,8 +115,8 @@ async def play(zygote: socket.socket) -> None:
     await over.wait()
 
 
-def be_server(folder: Path) -> None:
-    """Serve in `folder` until SIGTERM; then tell the processor time, of this process alone."""
+def be_server(folder: Path, join: Join | None = None) -> None:
+    """Serve in `folder` until SIGTERM, also those whom it shall `join`."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if not (pid := os.fork()):
         ours.close()
@@ -133,7 +133,7 @@ def be_server(folder: Path) -> None:
             time_factor=1.0,
             cold=True,
         )
-        asyncio.run(serve(config, functools.partial(on_host, zygote=lambda: PlayedZygote(0, ours))))
+        asyncio.run(serve(config, functools.partial(on_host, zygote=lambda: PlayedZygote(0, ours), join=join)))
     os.waitpid(pid, 0)
 
 
