@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -90,6 +90,7 @@ class Query(Record, frozen=True, kw_only=True):
         Annotated[str, Meta(max_length=MAX_LANGUAGE, description="`rust`, or `rust@1.85` for the highest 1.85 there is")] | UnsetType
     ) = UNSET
     output: Annotated[Mode, Meta(description="what the output socket gives")] | UnsetType = UNSET
+    architecture: Annotated[Literal["x86_64", "aarch64"], Meta(description="of the machine; without it any")] | UnsetType = UNSET
     network: Annotated[bool, Meta(description="give the program a network")] | UnsetType = UNSET
     interactive: Annotated[bool, Meta(description="keep standard input open to clients")] | UnsetType = UNSET
     detach: Annotated[bool, Meta(description="go on when the client that waits goes away")] | UnsetType = UNSET

@@ -48,6 +48,7 @@ class RunOptions(TypedDict, total=False):
     options: Mapping[str, str]
     limits: Mapping[str, LimitsInput]
     network: bool
+    architecture: str
     cases: Sequence[CaseInput]
     stop_at_first_failure: bool
     parallel: int

@@ -239,7 +239,7 @@ class Gateway:
         Raises:
             UnknownLanguageError: no host has it.
         """
-        return self.roll.find(snippet.language)
+        return self.roll.find(snippet.language, snippet.architecture)
 
     def check_ready(self) -> None:
         """See that runs are taken.

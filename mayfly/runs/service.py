@@ -10,7 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mayfly.errors import BusyError, MayflyError, NotInteractiveError, NotRunningError, RunEndedError, StoppingError, UnknownRunError
+from mayfly.errors import (
+    BusyError,
+    MayflyError,
+    NotInteractiveError,
+    NotRunningError,
+    RunEndedError,
+    StoppingError,
+    UnknownLanguageError,
+    UnknownRunError,
+)
 from mayfly.guests.converse import BytesStdin, StdinSource
 from mayfly.guests.job import Wanted
 from mayfly.guests.spawner import GRACE_S, Spawner
@@ -113,6 +122,9 @@ class Service:
         Raises:
             UnknownLanguageError: there is none.
         """
+        if snippet.architecture not in ("", self.images.arch):
+            hint = f"leave architecture out, or say {self.images.arch}"
+            raise UnknownLanguageError(f"machines here are {self.images.arch}, not {snippet.architecture}", hint=hint)
         return self.images.find(snippet.language or self.images.default())
 
     def check_ready(self) -> None:
