@@ -1,25 +1,37 @@
 """`mayfly fleet`: try a fleet out, see its hosts, drain them, let others in."""
 
 import asyncio
+import functools
 import json
 import tempfile
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from mayfly import paths
 
-try:
-    from mayfly.fleet import local, operate, tokens
-    from mayfly.fleet.engine import Credentials, Engine
-except ImportError as missing:
-    raise click.ClickException(f"{missing}: install what a fleet needs: pip install 'mayfly-vm[fleet]'") from missing
+if TYPE_CHECKING:  # what a fleet needs may not be installed, and takes long to load
+    from mayfly.fleet.engine import Engine
+    from mayfly.fleet.operate import Seen
 
 _T = TypeVar("_T")
 DEFAULT_URL = "nats://127.0.0.1:4222"
+
+
+def with_fleet(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Say what is lacking where a fleet's parts are not installed."""
+
+    @functools.wraps(command)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except ModuleNotFoundError as error:
+            raise click.ClickException(f"{error}: install what a fleet needs: pip install 'mayfly-vm[fleet]'") from error
+
+    return called
 
 
 @click.group()
@@ -29,19 +41,22 @@ def cli() -> None:
 
 @cli.command()
 @click.option("--local", "hosts", type=click.IntRange(1, 16), required=True, metavar="N", help="how many hosts, all on this machine")
-@click.option("--port", type=click.IntRange(1, 65535), default=4222, show_default=True, help="of nats-server, on loopback")
+@click.option("--port", type=click.IntRange(0, 65535), default=4222, show_default=True, help="of nats-server, on loopback; 0: any")
 @click.option("--socket", type=click.Path(path_type=Path), help="path of the gateway's socket (default: that of `mayfly serve`)")
 @click.option("--folder", type=click.Path(path_type=Path), help="where its data and logs are kept (default: a new one, which is removed)")
 @click.option("--listen", multiple=True, metavar="HOST:PORT", help="serve at the gateway over TCP too")
 @click.option("--playground", is_flag=True, help="serve a page to try it on at the gateway")
+@with_fleet
 def up(hosts: int, port: int, socket: Path | None, folder: Path | None, listen: tuple[str, ...], playground: bool) -> None:
     """Serve a whole fleet on this machine until SIGTERM or SIGINT: a server, a gateway, N hosts."""
+    from mayfly.fleet import local
+
     of_gateway = [word for address in listen for word in ("--listen", address)] + ["--playground"] * playground
     with tempfile.TemporaryDirectory(prefix="mayfly-fleet-") as made:
         local.serve_locally(
             hosts,
             (folder or Path(made)).absolute(),
-            port=port,
+            port=port or -1,
             socket=(socket or paths.runtime_dir() / "api.sock").absolute(),
             of_gateway=of_gateway,
             of_hosts=(),
@@ -61,7 +76,9 @@ def _asks(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _ask(work: Callable[[Engine], Coroutine[Any, Any, _T]], url: str, name: str, fleet_seed: str, fleet_ca: str) -> _T:
+def _ask(work: "Callable[[Engine], Coroutine[Any, Any, _T]]", url: str, name: str, fleet_seed: str, fleet_ca: str) -> _T:
+    from mayfly.fleet.engine import Credentials, Engine
+
     async def whole() -> _T:
         async with Engine.connect((url,), name, Credentials(seed=fleet_seed, ca=fleet_ca)) as engine:
             return await work(engine)
@@ -72,12 +89,15 @@ def _ask(work: Callable[[Engine], Coroutine[Any, Any, _T]], url: str, name: str,
 @cli.command("list")
 @_asks
 @click.option("--json", "as_json", is_flag=True, help="print them as JSON")
+@with_fleet
 def list_hosts(as_json: bool, **where: str) -> None:
     """List the hosts that are there."""
+    from mayfly.fleet import operate
+
     _show(_ask(operate.look, **where), as_json=as_json)
 
 
-def _show(seen: list[operate.Seen], *, as_json: bool = False) -> None:
+def _show(seen: "list[Seen]", *, as_json: bool = False) -> None:
     if as_json:
         shown = [
             {
@@ -107,8 +127,11 @@ def _show(seen: list[operate.Seen], *, as_json: bool = False) -> None:
 @_asks
 @click.option("--every", type=click.FloatRange(0, 60), default=1.0, show_default=True, help="seconds between two looks")
 @click.option("--times", type=click.IntRange(1), help="how often (default: until you stop it)")
+@with_fleet
 def top(every: float, times: int | None, **where: str) -> None:
     """Show the hosts and their load, again and again."""
+    from mayfly.fleet import operate
+
     while times is None or times > 0:
         seen = _ask(operate.look, **where)
         click.clear()
@@ -122,10 +145,12 @@ def top(every: float, times: int | None, **where: str) -> None:
 @_asks
 @click.argument("host")
 @click.option("--wait", "within_s", type=click.FloatRange(0, 86400), default=0, help="wait so many seconds until its runs have ended")
+@with_fleet
 def drain(host: str, within_s: float, **where: str) -> None:
     """Have HOST take no more runs; those that it has go on to their end."""
+    from mayfly.fleet import operate
 
-    async def work(engine: Engine) -> None:
+    async def work(engine: "Engine") -> None:
         await operate.wish(engine, host, drain=True)
         if within_s:
             await operate.wait_until_idle(engine, host, within_s)
@@ -136,8 +161,11 @@ def drain(host: str, within_s: float, **where: str) -> None:
 @cli.command()
 @_asks
 @click.argument("host")
+@with_fleet
 def undrain(host: str, **where: str) -> None:
     """Have HOST take runs again."""
+    from mayfly.fleet import operate
+
     _ask(lambda engine: operate.wish(engine, host, drain=False), **where)
 
 
@@ -156,14 +184,17 @@ def _users(command: Callable[..., Any]) -> Callable[..., Any]:
 @token.command("create")
 @_users
 @click.argument("name")
-@click.option("--kind", type=click.Choice(tokens.KINDS), default="host", show_default=True, help="what it is")
+@click.option("--kind", type=click.Choice(["host", "gateway", "operator"]), default="host", show_default=True, help="what it is")
 @click.option("--arch", type=click.Choice(["x86_64", "aarch64"]), default="x86_64", show_default=True, help="of a host")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="file for its seed, for --fleet-seed")
+@with_fleet
 def create_token(name: str, kind: str, arch: str, output: Path, users: Path) -> None:
     """Let NAME in: write its seed into a file, and what it may do into the servers' file of users.
 
     Then have the servers reload that: nats-server --signal reload.
     """
+    from mayfly.fleet import tokens
+
     if output.exists():
         raise click.BadParameter(f"{output} exists", param_hint="--output")
     seed = tokens.create(users, name, kind, arch if kind == "host" else "")
@@ -175,6 +206,8 @@ def create_token(name: str, kind: str, arch: str, output: Path, users: Path) -> 
 @_users
 def list_tokens(users: Path) -> None:
     """List who may come in."""
+    from mayfly.fleet import tokens
+
     for member in tokens.load(users):
         click.echo(f"{member.name:<24} {member.kind:<9} {member.arch}")
 
@@ -184,4 +217,6 @@ def list_tokens(users: Path) -> None:
 @click.argument("name")
 def revoke_token(name: str, users: Path) -> None:
     """Let NAME in no more, once the servers have reloaded the file."""
+    from mayfly.fleet import tokens
+
     tokens.revoke(users, name)

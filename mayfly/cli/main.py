@@ -157,7 +157,7 @@ def _take_place(urls: Sequence[str], flags: dict[str, Any]) -> Any:
     try:
         from mayfly.fleet.engine import Credentials
         from mayfly.fleet.open import Place
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise click.ClickException(f"{error}: install what a fleet needs: pip install 'mayfly-vm[fleet]'") from error
     credentials = Credentials(ca=flags.pop("fleet_ca"), seed=flags.pop("fleet_seed"))
     replicas, ack_wait_s = flags.pop("replicas"), flags.pop("ack_wait")

@@ -4,6 +4,7 @@ import contextlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -67,8 +68,9 @@ def serve_locally(
     """
     share = int(available_memory() * DEFAULT_SHARE) // hosts
     (folder / "log").mkdir(parents=True, exist_ok=True)
-    stops = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, stops)  # they are waited for
+    stop = threading.Event()
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ending, lambda *_: stop.set())
     with LocalServer(folder / "nats", port=port) as server, contextlib.ExitStack() as running:
         say(f"nats-server at {server.url}")
 
@@ -84,5 +86,5 @@ def serve_locally(
         for member in members:
             member.wait_until_ready()
         say(f"gateway at {socket}; {hosts} hosts of {share >> 20} MiB; logs in {folder / 'log'}")
-        signal.sigwait(stops)
+        stop.wait()
         say("stopping")

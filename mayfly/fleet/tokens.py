@@ -16,7 +16,6 @@ from mayfly.errors import ConfigError
 from mayfly.files import atomic_write, locked
 from mayfly.fleet.message import ANY
 
-KINDS = ("host", "gateway", "operator")
 _LINE = re.compile(r"  (?P<user>\{.*\}),? # (?P<kind>host|gateway|operator) (?P<name>[A-Za-z0-9_-]{1,64})(?: (?P<arch>[a-z0-9_]+))?")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 HEAD = "# Written by `mayfly fleet token`. The servers include it: authorization { include FILE }\nusers: [\n"

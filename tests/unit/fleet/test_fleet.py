@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,11 @@ def test_a_run_and_all_that_belongs_to_it(tmp_path: Path) -> None:
 
             async with one.client.post("/run", json=body("true", limits={"nonsense": {}})) as answer:
                 assert answer.status == 422
+            assert (await run(one.client, "true", architecture=platform.machine()))["status"] == "ok"
+            other = "x86_64" if platform.machine() == "aarch64" else "aarch64"
+            for client in (one.client, two.client):
+                async with client.post("/run", json=body("true", architecture=other)) as answer:
+                    assert (answer.status, (await answer.json())["error"]["code"]) == (404, "unknown_language")
             async with one.client.post("/run", json={"language": "cobol", "source": ""}) as answer:
                 assert (answer.status, (await answer.json())["error"]["code"]) == (404, "unknown_language")
             async with two.client.delete(f"/runs/{found['id']}") as answer:

@@ -32,7 +32,20 @@ class Processes:
 
     def begin(self, name: str, *command: str) -> None:
         socket = self.folder / name / "api.sock"
-        common = ["--socket", str(socket), "--name", name, "--time-factor", "1", "--ack-wait", "2", "--memory-budget", "512M"]
+        common = [
+            "--socket",
+            str(socket),
+            "--name",
+            name,
+            "--time-factor",
+            "1",
+            "--ack-wait",
+            "2",
+            "--memory-budget",
+            "512M",
+            "--wall",
+            "200",
+        ]
         self.members[name] = Member([*PROGRAM, *command, *common], self.folder / f"{name}.log")
 
     def host(self, name: str, *more: str) -> None:
@@ -108,7 +121,42 @@ def test_who_is_killed_takes_no_run_along(fleet: Processes, tmp_path: Path) -> N
             assert (found["status"], found["steps"][1]["stdout"]) == ("ok", "begun\nend\n")
             assert len(log.read_text().split()) == 2
 
-    asyncio.run(asyncio.wait_for(scenario(), 90))
+    asyncio.run(asyncio.wait_for(scenario(), 240))
+
+
+UP = """
+import sys
+from pathlib import Path
+from mayfly.fleet.local import serve_locally
+
+place = Path(sys.argv[1])
+say = lambda text: print(text, flush=True)
+options = dict(port=-1, socket=place / "up" / "api.sock", of_gateway=(), of_hosts=("--time-factor", "1"), say=say)
+serve_locally(2, place / "fleet", program=(sys.executable, "-m", "tests.kit.fake_mayfly", "-"), **options)
+"""
+
+
+def test_a_whole_fleet_comes_up_on_one_machine_and_goes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install_toys(monkeypatch, tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.chdir(ROOT)
+    with tempfile.TemporaryDirectory(prefix="mayfly-") as name:
+        socket = Path(name) / "up" / "api.sock"
+        with subprocess.Popen([sys.executable, "-c", UP, name], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert any("2 hosts" in line for line in iter(process.stdout.readline, ""))
+
+            async def scenario() -> None:
+                connector = aiohttp.UnixConnector(path=str(socket))
+                async with aiohttp.ClientSession("http://mayfly", connector=connector) as client:
+                    await until_languages(client)
+                    assert (await run(client, "echo up"))["steps"][1]["stdout"] == "up\n"
+
+            asyncio.run(asyncio.wait_for(scenario(), 60))
+            process.terminate()
+            assert process.stdout.read() == "stopping\n"
+            assert process.wait(60) == 0
+        assert not socket.exists()
 
 
 def test_a_fleet_under_load_is_drained(fleet: Processes) -> None:
@@ -121,19 +169,19 @@ def test_a_fleet_under_load_is_drained(fleet: Processes) -> None:
     async def scenario() -> None:
         async with fleet.client("g1") as client:
             await until_languages(client)
-            runs = [asyncio.create_task(run(client, f"echo {number}")) for number in range(60)]
+            runs = [asyncio.create_task(run(client, f"echo {number}")) for number in range(24)]
             drained = await asyncio.to_thread(fleet.command, "drain", "h1", "--wait", "60")
             assert drained == ""
             found = await asyncio.gather(*runs)
-            assert [each["steps"][1]["stdout"] for each in found] == [f"{number}\n" for number in range(60)]
+            assert [each["steps"][1]["stdout"] for each in found] == [f"{number}\n" for number in range(24)]
             listed = {host["name"]: host for host in json.loads(await asyncio.to_thread(fleet.command, "list", "--json"))}
             assert {name: host["draining"] for name, host in listed.items()} == {"h1": True, "h2": False, "h3": False}
             await asyncio.to_thread(fleet.command, "undrain", "h1")
             async with client.get("/metrics") as answer:
                 lines = (await answer.text()).splitlines()
             ended = sum(float(line.split()[1]) for line in lines if line.startswith("mayfly_runs_total{"))
-            assert ended == 60
+            assert ended == 24
             assert 'mayfly_fleet_up{host="h2"} 1' in lines
-            assert 'mayfly_fleet_accepted{host="g1"} 60' in lines
+            assert 'mayfly_fleet_accepted{host="g1"} 24' in lines
 
-    asyncio.run(asyncio.wait_for(scenario(), 120))
+    asyncio.run(asyncio.wait_for(scenario(), 240))
