@@ -66,7 +66,7 @@ def replay(on: Host, workload: Mapping[str, Any], name: str, *options: str) -> t
     on.serve(*options)
     assert on.server is not None  # noqa: S101 (it has started)
     for function in workload["functions"]:
-        on.function("invoke", function["name"], "--data", "{}")
+        on.function("invoke", function["name"], "--data", '{"request": 42}')
     before = processor_s(on.server.pid)
     on.run("workload", "replay", requests, "--against", on.socket, "-o", answers)
     used = processor_s(on.server.pid) - before
