@@ -6,7 +6,8 @@
 #![deny(unsafe_code)]
 
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -29,7 +30,7 @@ mod validate;
 mod wasi;
 
 use checkpoint::Stopped;
-use options::{Action, Options};
+use options::Options;
 use run::{End, Machine};
 use wasi::{host_files, Wasi};
 
@@ -57,16 +58,24 @@ fn main() {
 
 fn start(options: &Options) -> Result<i32, String> {
     let began = Instant::now();
-    let (mut stopped, taken) = match &options.action {
-        Action::Run { module, args } => (begin(module, args, options)?, true),
-        Action::Resume { checkpoint } => (resume(checkpoint)?, false),
+    let path = &options.file;
+    let told = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let file = File::open(path).map_err(|error| told(&error))?;
+    let about = file.metadata().map_err(|error| told(&error))?;
+    let mut file = BufReader::with_capacity(1 << 20, file);
+    let goes_on = file.fill_buf().map_err(|error| told(&error))?.starts_with(checkpoint::MAGIC);
+    let mut taken = Vec::new();
+    let mut stopped = if goes_on {
+        checkpoint::load(file, about.len()).map_err(|error| told(&error))?
+    } else {
+        let mut module = Vec::new();
+        file.read_to_end(&mut module).map_err(|error| told(&error))?;
+        begin(module, options).map_err(|error| told(&error))?
     };
-    let taken = match &options.folder {
-        Some(folder) if taken => {
-            host_files::take(&mut stopped.wasi.tree, folder).map_err(|error| format!("{}: {error}", folder.display()))?
-        }
-        _ => Vec::new(),
-    };
+    if let (Some(folder), false) = (&options.folder, goes_on) {
+        let own = (about.dev(), about.ino());
+        taken = host_files::take(&mut stopped.wasi.tree, folder, own).map_err(|error| format!("{}: {error}", folder.display()))?;
+    }
     if options.save.is_some() {
         sys::stop_on_signal().map_err(|error| format!("cannot catch signals: {error}"))?;
     }
@@ -101,23 +110,14 @@ fn start(options: &Options) -> Result<i32, String> {
 }
 
 /// A program at its beginning.
-fn begin(path: &Path, args: &[Vec<u8>], options: &Options) -> Result<Stopped, String> {
-    let told = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-    let file = std::fs::read(path).map_err(|error| told(&error))?;
-    let module = module::Module::read(&file).map_err(|error| told(&error))?;
-    let start = module.command().map_err(|error| told(&error))?;
-    let mut wasi = Wasi::new(args.to_vec(), options.env.clone(), b"/".to_vec());
-    wasi.link(&module).map_err(|error| told(&error))?;
-    let program = compile::compile(&module, &file).map_err(|error| told(&error))?;
-    let machine = Machine::new(&module, &file, start).ok_or_else(|| told(&"the program needs more memory than there is"))?;
+fn begin(file: Vec<u8>, options: &Options) -> refusal::Result<Stopped> {
+    let module = module::Module::read(&file)?;
+    let start = module.command()?;
+    let mut wasi = Wasi::new(options.args.clone(), options.env.clone(), b"/".to_vec());
+    wasi.link(&module)?;
+    let program = compile::compile(&module, &file)?;
+    let machine = Machine::new(&module, &program, &file, start).ok_or_else(refusal::no_memory)?;
     Ok(Stopped { file, program, machine, wasi })
-}
-
-fn resume(path: &Path) -> Result<Stopped, String> {
-    let told = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-    let file = File::open(path).map_err(|error| told(&error))?;
-    let size = file.metadata().map_err(|error| told(&error))?.len();
-    checkpoint::load(BufReader::with_capacity(1 << 20, file), size).map_err(|error| told(&error))
 }
 
 /// Write the whole checkpoint, or nothing that has its name.

@@ -35,6 +35,10 @@ impl fmt::Display for Refusal {
     }
 }
 
+pub fn no_memory() -> Refusal {
+    Refusal::Unsupported("a program that needs more memory than there is".into())
+}
+
 pub fn malformed<T>(what: impl Into<String>) -> Result<T> {
     Err(Refusal::Malformed(what.into()))
 }

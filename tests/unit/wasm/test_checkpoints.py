@@ -48,31 +48,31 @@ def module(tmp_path: Path) -> Path:
 
 def test_it_goes_on_from_every_place(module: Path, tmp_path: Path) -> None:
     state = tmp_path / "state"
-    whole = execute("run", "--stats", module)
+    whole = execute("--stats", module)
     ticks = int(whole.stats["ticks"])
     assert len(whole.stdout) == 24
     for tick in range(1, ticks):
-        first = execute("run", "--save", state, "--stop-at", str(tick), module)
+        first = execute("--save", state, "--stop-at", str(tick), module)
         assert first.status == STOPPED
-        second = execute("resume", state)
+        second = execute(state)
         assert (second.status, first.stdout + second.stdout) == (0, whole.stdout), tick
 
 
 def test_it_goes_on_through_many_stops(module: Path, tmp_path: Path) -> None:
     state = tmp_path / "state"
-    whole = execute("run", "--stats", module)
+    whole = execute("--stats", module)
     output, tick = b"", 0
-    ended = execute("run", "--save", state, "--stop-at", "1", module)
+    ended = execute("--save", state, "--stop-at", "1", module)
     while ended.status == STOPPED:
         output, tick = output + ended.stdout, tick + 3
-        ended = execute("resume", "--save", state, "--stop-at", str(tick), state)
+        ended = execute("--save", state, "--stop-at", str(tick), state)
     assert (ended.status, output + ended.stdout) == (0, whole.stdout)
 
 
 def test_the_same_state_gives_the_same_file(module: Path, tmp_path: Path) -> None:
     states = [tmp_path / "one", tmp_path / "two"]
     for state in states:
-        execute("run", "--save", state, "--stop-at", "9", module)
+        execute("--save", state, "--stop-at", "9", module)
     one, two = (state.read_bytes() for state in states)
     differing = [at for at in range(len(one)) if one[at] != two[at]]
     assert len(one) == len(two)
@@ -100,7 +100,7 @@ def echo() -> Module:
 def test_a_program_that_waits_for_input_stops_and_reads_on(tmp_path: Path, no_leaks: None) -> None:
     path, state = tmp_path / "echo.wasm", tmp_path / "state"
     path.write_bytes(echo().encoded())
-    command: list[str | Path] = [build(), "run", "--save", state, path]
+    command: list[str | Path] = [build(), "--save", state, path]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin and process.stdout
         process.stdin.write(b"before ")
@@ -109,16 +109,16 @@ def test_a_program_that_waits_for_input_stops_and_reads_on(tmp_path: Path, no_le
         wait_until_blocked(process)
         os.kill(process.pid, signal.SIGUSR1)
         assert process.wait(PATIENCE_S) == STOPPED
-    assert execute("resume", state, stdin=b"and after").stdout == b"and after"
+    assert execute(state, stdin=b"and after").stdout == b"and after"
 
 
 def test_input_that_waits_travels_along(tmp_path: Path) -> None:
     path, state = tmp_path / "echo.wasm", tmp_path / "state"
     path.write_bytes(echo().encoded())
     (tmp_path / "input").write_bytes(b"all of it")
-    first = execute("run", "--save", state, "--stop-at", "0", path, stdin=tmp_path / "input")
+    first = execute("--save", state, "--stop-at", "0", path, stdin=tmp_path / "input")
     assert (first.status, first.stdout) == (STOPPED, b"")
-    assert execute("resume", state, stdin=b"not this").stdout == b"all of it"
+    assert execute(state, stdin=b"not this").stdout == b"all of it"
 
 
 def sleeper(ms: int) -> Module:
@@ -134,7 +134,7 @@ def sleeper(ms: int) -> Module:
 def test_a_sleep_goes_on_where_it_was(tmp_path: Path, no_leaks: None) -> None:
     path, state = tmp_path / "sleep.wasm", tmp_path / "state"
     path.write_bytes(sleeper(100_000).encoded())
-    with subprocess.Popen([build(), "run", "--save", state, path], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([build(), "--save", state, path], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
         wait_until_blocked(process)
         os.kill(process.pid, signal.SIGUSR1)
         assert process.wait(PATIENCE_S) == STOPPED
@@ -145,21 +145,21 @@ def test_a_sleep_goes_on_where_it_was(tmp_path: Path, no_leaks: None) -> None:
     assert 0 < clock < until <= clock + 100_000_000_000
     struct.pack_into("<Q", data, clock_at, until - 1_000_000)
     state.write_bytes(data)
-    begin, end = struct.unpack("<QQ", execute("resume", state).stdout)
+    begin, end = struct.unpack("<QQ", execute(state).stdout)
     assert begin < until <= end
 
 
 def test_damaged_checkpoints_are_refused_or_harmless(module: Path, tmp_path: Path) -> None:
     state = tmp_path / "state"
-    execute("run", "--save", state, "--stop-at", "20", module)
+    execute("--save", state, "--stop-at", "20", module)
     data = state.read_bytes()
     chance = random.Random(5)
     broken = tmp_path / "broken"
     for end in [0, 7, 11, 15, *(chance.randrange(len(data)) for _ in range(scaled(200)))]:
         broken.write_bytes(data[:end])
-        assert execute("resume", broken).status == REFUSED, end
+        assert execute(broken).status == REFUSED, end
     broken.write_bytes(data + b"\0")
-    assert execute("resume", broken).status == REFUSED
+    assert execute(broken).status == REFUSED
     module_end = MODULE_AT + 4 + struct.unpack_from("<I", data, MODULE_AT)[0]
     for round_ in range(scaled(2000)):
         damaged = bytearray(data)
@@ -168,13 +168,13 @@ def test_damaged_checkpoints_are_refused_or_harmless(module: Path, tmp_path: Pat
             damaged[at] = chance.choice((0, 1, 0x7F, 0x80, 0xFF, chance.randrange(256)))
         broken.write_bytes(damaged)
         # A changed number may make it run for long: what counts is that it ends as it should.
-        ended = execute("resume", "--save", tmp_path / "again", "--stop-at", "5000", broken, stdin=b"")
+        ended = execute("--save", tmp_path / "again", "--stop-at", "5000", broken, stdin=b"")
         assert ended.status in (0, STOPPED, TRAPPED, REFUSED), (round_, ended)
 
 
 def test_frames_that_no_call_leaves_are_refused(module: Path, tmp_path: Path) -> None:
     state, broken = tmp_path / "state", tmp_path / "broken"
-    execute("run", "--save", state, "--stop-at", "20", module)
+    execute("--save", state, "--stop-at", "20", module)
     data = state.read_bytes()
     frames_at = MODULE_AT + 4 + struct.unpack_from("<I", data, MODULE_AT)[0]
     (count,) = struct.unpack_from("<I", data, frames_at)
@@ -184,7 +184,7 @@ def test_frames_that_no_call_leaves_are_refused(module: Path, tmp_path: Path) ->
     def changed(frames: list[tuple[int, int]]) -> None:
         body = b"".join(struct.pack("<II", *frame) for frame in frames)
         broken.write_bytes(data[:frames_at] + struct.pack("<I", len(frames)) + body + data[frames_at + 4 + 8 * count :])
-        ended = execute("resume", broken)
+        ended = execute(broken)
         assert (ended.status, "frame" in ended.stderr) == (REFUSED, True), ended.stderr
 
     changed([])
@@ -195,17 +195,28 @@ def test_frames_that_no_call_leaves_are_refused(module: Path, tmp_path: Path) ->
     changed([(frames[0][0], frames[0][1] + 1), *frames[1:]])
 
 
+def test_a_caller_that_needs_more_of_the_stack_than_its_callee_goes_on(tmp_path: Path) -> None:
+    path, state = tmp_path / "wide.wasm", tmp_path / "state"
+    wide = 40_000
+    callee = (Kind(), I32, C.loop() + C.get(0) + C.i32(1) + C.i32_add + C.tee(0) + C.i32(50) + C.i32_lt_s + C.br_if(0) + C.end)
+    caller = C.call(1) + C.i32(1) * wide + C.i32_add * (wide - 1) + C.set(0) + write_number(0)
+    data = {IOV: struct.pack("<II", WORD, 4)}
+    path.write_bytes(Module(imports=("fd_write",), functions=[callee, (Kind(), I32, caller)], data=data).encoded())
+    assert execute("--save", state, "--stop-at", "20", path).status == STOPPED
+    assert execute(state).stdout == struct.pack("<I", wide)
+
+
 def test_a_checkpoint_of_another_version_is_refused_by_it(module: Path, tmp_path: Path) -> None:
     state = tmp_path / "state"
-    execute("run", "--save", state, "--stop-at", "9", module)
+    execute("--save", state, "--stop-at", "9", module)
     data = bytearray(state.read_bytes())
     struct.pack_into("<I", data, VERSION_AT, 2)
     state.write_bytes(data)
-    ended = execute("resume", state)
+    ended = execute(state)
     assert (ended.status, "version 2" in ended.stderr) == (REFUSED, True)
 
 
 def test_what_cannot_be_written_leaves_nothing(module: Path, tmp_path: Path) -> None:
-    ended = execute("run", "--save", tmp_path / "none" / "state", "--stop-at", "9", module)
+    ended = execute("--save", tmp_path / "none" / "state", "--stop-at", "9", module)
     assert ended.status == REFUSED
     assert sorted(path.name for path in tmp_path.iterdir()) == ["counter.wasm"]

@@ -13,7 +13,7 @@ def run(module: Module | bytes, tmp_path: Path, *args: str, stdin: bytes = b"") 
     """Write a module and run it."""
     path = tmp_path / "m.wasm"
     path.write_bytes(module if isinstance(module, bytes) else module.encoded())
-    return execute("run", path, *args, stdin=stdin)
+    return execute(path, *args, stdin=stdin)
 
 
 def result(code: bytes, tmp_path: Path, locals: bytes = b"", *more: tuple[Kind, bytes, bytes], table: tuple[int, ...] = ()) -> Ended:

@@ -22,7 +22,7 @@ def stop_and_resume(program: Program, tmp_path: Path, stops: int, second: Sequen
     folder, other, state = (tmp_path / name for name in ("folder", "other", "state"))
     folder.mkdir()
     other.mkdir()
-    whole = execute("run", "--stats", "--dir", folder, module, stdin=program.stdin)
+    whole = execute("--stats", "--dir", folder, module, stdin=program.stdin)
     assert (whole.status, bool(whole.stdout)) == (program.status, True), whole
     chance = random.Random(program.source)
     ticks = int(whole.stats["ticks"])
@@ -30,12 +30,12 @@ def stop_and_resume(program: Program, tmp_path: Path, stops: int, second: Sequen
     for _ in range(stops):
         tick = chance.randrange(1, ticks * 9 // 10)  # time is in the ticks of some
         first, then = ((), second) if not back else (second, ())
-        begun = execute("run", "--save", state, "--stop-at", str(tick), "--dir", folder, module, stdin=program.stdin, runtime=first)
+        begun = execute("--save", state, "--stop-at", str(tick), "--dir", folder, module, stdin=program.stdin, runtime=first)
         if begun.status != STOPPED:
             assert (begun.status, begun.stdout) == (program.status, whole.stdout)
             continue
         stopped += 1
-        ended = execute("resume", "--dir", other, state, runtime=then)
+        ended = execute("--dir", other, state, runtime=then)
         assert (ended.status, begun.stdout + ended.stdout) == (program.status, whole.stdout), f"stopped at tick {tick} of {ticks}"
     assert stopped > stops // 2
 
@@ -59,8 +59,8 @@ def test_what_a_program_wrote_is_in_its_folder_at_the_end(tmp_path: Path) -> Non
     (folder / "log.txt").write_text("old")
     (folder / "kept.txt").write_text("kept")
     module = compiled(SOURCES / program.source)
-    assert execute("run", "--dir", folder, module, stdin=program.stdin).status == 0
+    assert execute("--dir", folder, module, stdin=program.stdin).status == 0
     assert (folder / "log.txt").read_text().count("\n") == 64
-    assert execute("run", "--save", state, "--stop-at", "5000", "--dir", folder, module, stdin=program.stdin).status == STOPPED
-    assert execute("resume", "--dir", other, state).status == 0
+    assert execute("--save", state, "--stop-at", "5000", "--dir", folder, module, stdin=program.stdin).status == STOPPED
+    assert execute("--dir", other, state).status == 0
     assert {path.name: path.read_bytes() for path in other.iterdir()} == {path.name: path.read_bytes() for path in folder.iterdir()}

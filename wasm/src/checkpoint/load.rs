@@ -6,10 +6,10 @@ use std::io::Read;
 use super::{Stopped, BLOCK, MAGIC, VERSION};
 use crate::code::{Op, Program, Stand};
 use crate::compile::compile;
-use crate::memory::{zeroed, Memory};
+use crate::memory::Memory;
 use crate::module::{Module, PAGE};
-use crate::refusal::{invalid, malformed, unsupported, Refusal, Result};
-use crate::run::{Frame, Machine, MOST_FRAMES, MOST_SLOTS};
+use crate::refusal::{invalid, malformed, no_memory, unsupported, Refusal, Result};
+use crate::run::{slots, Frame, Machine, MOST_FRAMES, MOST_SLOTS};
 use crate::wasi::tree::{Content, Node, Tree, MOST_NODES};
 use crate::wasi::{Descriptor, Wasi};
 
@@ -27,8 +27,8 @@ pub fn load(from: impl Read, size: u64) -> Result<Stopped> {
     let module = Module::read(&file)?;
     module.command()?;
     let program = compile(&module, &file)?;
-    let (frames, used) = frames(&mut from, &program)?;
-    let machine = machine(&mut from, &module, frames, used)?;
+    let stack = stack(&mut from, &program)?;
+    let machine = machine(&mut from, &module, stack)?;
     let mut wasi = wasi(&mut from)?;
     wasi.link(&module)?;
     if from.left > 0 {
@@ -37,15 +37,21 @@ pub fn load(from: impl Read, size: u64) -> Result<Stopped> {
     Ok(Stopped { file, program, machine, wasi })
 }
 
+/// The frames of a stopped program, how many slots hold something, and how many its functions may use once each is at work again.
+struct Stack {
+    frames: Vec<Frame>,
+    used: usize,
+    reach: usize,
+}
+
 /// Frames such as calls leave: each but the last stands in a call of the next, and the last where a program can be stopped.
-/// Returns how many slots they take too.
-fn frames<R: Read>(from: &mut Source<R>, program: &Program) -> Result<(Vec<Frame>, usize)> {
+fn stack<R: Read>(from: &mut Source<R>, program: &Program) -> Result<Stack> {
     let count = from.count(8)?;
     if count == 0 || count > MOST_FRAMES {
         return invalid(format!("{count} frames, 1 to {MOST_FRAMES} wanted"));
     }
     let mut frames: Vec<Frame> = Vec::with_capacity(count);
-    let mut base = 0;
+    let (mut base, mut reach) = (0, 0);
     for place in 0..count {
         let wrong = |what: &str| Err(Refusal::Invalid(format!("frame {place}: {what}")));
         let (index, offset) = (from.u32()?, from.u32()?);
@@ -72,18 +78,19 @@ fn frames<R: Read>(from: &mut Source<R>, program: &Program) -> Result<(Vec<Frame
         if (site.stand == Stand::Call) != (place + 1 < count) {
             return wrong("only the last one may stand outside a call");
         }
-        if base + function.frame as usize > MOST_SLOTS {
+        reach = reach.max(base + function.frame as usize);
+        if reach > MOST_SLOTS {
             return wrong("beyond the end of the stack");
         }
         frames.push(Frame { function: index, pc: site.pc, base: base as u32 });
         base += (function.locals + site.operands) as usize;
     }
-    Ok((frames, base))
+    Ok(Stack { frames, used: base, reach })
 }
 
-fn machine<R: Read>(from: &mut Source<R>, module: &Module, frames: Vec<Frame>, used: usize) -> Result<Machine> {
-    let mut slots = zeroed(MOST_SLOTS).ok_or_else(no_memory)?;
-    from.numbers(&mut slots[..used], "slots")?;
+fn machine<R: Read>(from: &mut Source<R>, module: &Module, stack: Stack) -> Result<Machine> {
+    let mut slots = slots(stack.reach).ok_or_else(no_memory)?;
+    from.numbers(&mut slots[..stack.used], "slots")?;
     let mut globals = vec![0; module.globals.len()];
     from.numbers(&mut globals, "globals")?;
     let (least, most) = module.memory.unwrap_or((0, 0));
@@ -111,7 +118,7 @@ fn machine<R: Read>(from: &mut Source<R>, module: &Module, frames: Vec<Frame>, u
     for (first, count) in runs {
         from.fill(&mut memory.bytes_mut()[first as usize * BLOCK..(first + count) as usize * BLOCK])?;
     }
-    Ok(Machine { memory, globals, slots, frames, ticks_left: 0 })
+    Ok(Machine { memory, globals, slots, frames: stack.frames, ticks_left: 0 })
 }
 
 fn wasi<R: Read>(from: &mut Source<R>) -> Result<Wasi> {
@@ -201,10 +208,6 @@ fn descriptors<R: Read>(from: &mut Source<R>, nodes: &mut [Option<Node>]) -> Res
         }
     }
     Ok(descriptors)
-}
-
-fn no_memory() -> Refusal {
-    Refusal::Unsupported("the program needs more memory than there is".into())
 }
 
 struct Source<R: Read> {

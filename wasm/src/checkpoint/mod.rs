@@ -33,7 +33,7 @@ mod save;
 pub use load::load;
 pub use save::save;
 
-const MAGIC: &[u8; 8] = b"MAYFLYWC";
+pub const MAGIC: &[u8; 8] = b"MAYFLYWC";
 pub const VERSION: u32 = 1;
 /// Smaller than a page of linear memory: a program that touched little of a page is stored smaller.
 const BLOCK: usize = 4096;

@@ -182,7 +182,7 @@ impl Machine {
                 let callee = &program.functions[$function as usize];
                 self.stand(frame, pc - 1);
                 let base = frame.base as usize + usize::from($i.d);
-                if base + callee.frame as usize > self.slots.len() || self.frames.len() >= MOST_FRAMES {
+                if self.frames.len() >= MOST_FRAMES || !self.reach(base + callee.frame as usize) {
                     trap!("call stack exhausted")
                 }
                 frame = Frame { function: $function, pc: 0, base: base as u32 };

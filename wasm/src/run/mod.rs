@@ -6,7 +6,8 @@ use crate::module::Module;
 
 mod execute;
 
-/// Slots of all frames together: 64 MiB, of which the system gives what is touched.
+/// Slots of all frames together at the start, and at most (64 MiB).
+const FIRST_SLOTS: usize = 32 << 10;
 pub const MOST_SLOTS: usize = 8 << 20;
 pub const MOST_FRAMES: usize = 1_000_000;
 
@@ -59,7 +60,7 @@ pub trait Host {
 
 impl Machine {
     /// A program at its beginning, or nothing if the system has no memory for it.
-    pub fn new(module: &Module, file: &[u8], start: u32) -> Option<Machine> {
+    pub fn new(module: &Module, program: &Program, file: &[u8], start: u32) -> Option<Machine> {
         let (pages, most_pages) = module.memory.unwrap_or((0, 0));
         let mut memory = Memory::new(pages, most_pages)?;
         for segment in &module.data {
@@ -67,7 +68,7 @@ impl Machine {
         }
         let globals = module.globals.iter().map(|global| global.value).collect();
         let frames = vec![Frame { function: start, pc: 0, base: 0 }];
-        Some(Machine { memory, globals, slots: zeroed(MOST_SLOTS)?, frames, ticks_left: 0 })
+        Some(Machine { memory, globals, slots: slots(program.functions[start as usize].frame as usize)?, frames, ticks_left: 0 })
     }
 
     /// The slots that the frames take.
@@ -77,4 +78,21 @@ impl Machine {
         let operands = function.site_at(top.pc).map_or(0, |site| site.operands);
         (top.base + function.locals + operands) as usize
     }
+    /// Have room for so many slots; false if there is none.
+    fn reach(&mut self, wanted: usize) -> bool {
+        if wanted <= self.slots.len() {
+            return true;
+        }
+        let size = wanted.max(2 * self.slots.len()).min(MOST_SLOTS);
+        if wanted > MOST_SLOTS || self.slots.try_reserve_exact(size - self.slots.len()).is_err() {
+            return false;
+        }
+        self.slots.resize(size, 0);
+        true
+    }
+}
+
+/// Zeroed slots, `least` of them or more.
+pub fn slots(least: usize) -> Option<Vec<u64>> {
+    zeroed(least.max(FIRST_SLOTS))
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::real_time;
@@ -12,18 +13,23 @@ use super::tree::{Content, Place, Tree, ROOT};
 /// More files than this are not a program's input but somebody's home.
 const MOST_FILES: usize = 65_536;
 
-/// Take a folder's files, folders and links. Returns their paths, those of folders after what is in them.
-pub fn take(tree: &mut Tree, folder: &Path) -> io::Result<Vec<PathBuf>> {
+/// Take a folder's files, folders and links, but not the file `own` (device and number), which is the program itself. Returns their
+/// paths, those of folders after what is in them.
+pub fn take(tree: &mut Tree, folder: &Path, own: (u64, u64)) -> io::Result<Vec<PathBuf>> {
     let mut taken = Vec::new();
-    take_into(tree, ROOT, folder, Path::new(""), &mut taken)?;
+    take_into(tree, ROOT, folder, Path::new(""), own, &mut taken)?;
     Ok(taken)
 }
 
-fn take_into(tree: &mut Tree, directory: usize, folder: &Path, below: &Path, taken: &mut Vec<PathBuf>) -> io::Result<()> {
+fn take_into(tree: &mut Tree, directory: usize, folder: &Path, below: &Path, own: (u64, u64), taken: &mut Vec<PathBuf>) -> io::Result<()> {
     for entry in fs::read_dir(folder.join(below))? {
         let entry = entry?;
         let (kind, path) = (entry.file_type()?, below.join(entry.file_name()));
         let content = if kind.is_file() {
+            let about = entry.metadata()?;
+            if (about.dev(), about.ino()) == own {
+                continue;
+            }
             Content::File(fs::read(entry.path())?)
         } else if kind.is_dir() {
             Content::Directory(BTreeMap::new())
@@ -40,7 +46,7 @@ fn take_into(tree: &mut Tree, directory: usize, folder: &Path, below: &Path, tak
         let node = tree.create(&place, content, real_time()).map_err(full)?;
         tree.node_mut(node).changed = false;
         if kind.is_dir() {
-            take_into(tree, node, folder, &path, taken)?;
+            take_into(tree, node, folder, &path, own, taken)?;
         }
         taken.push(path);
     }
