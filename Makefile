@@ -1,5 +1,5 @@
 # Each target does its set-up too. `make demo` and `make test` are all that a newcomer needs.
-.PHONY: setup kernel agent agents web wheel images python arm test-images demo test test-all intel-check lint bench clean
+.PHONY: setup kernel agent agents wasm web wheel images python arm test-images demo test test-all intel-check lint bench clean
 
 LEVEL = test
 demo kernel agent images: LEVEL = demo
@@ -13,10 +13,16 @@ kernel: setup
 agent: setup
 	@agent/build.sh
 
+# The runtime for programs of WebAssembly; an image of them has it.
+wasm: setup
+	@wasm/build.sh
+
 # Of both architectures: a wheel carries them, so that each kind of machine can build images for the other.
 agents: setup agent
 	@agent/build.sh x86_64
 	@agent/build.sh aarch64
+	@wasm/build.sh x86_64
+	@wasm/build.sh aarch64
 
 # The playground's page. Nothing else needs npm: where it is missing, a server says so at /.
 web: setup

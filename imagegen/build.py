@@ -56,7 +56,8 @@ def build(options: Options, progress: Progress) -> Built:
     source = source_of(options.reference, progress, insecure=options.insecure, offline=options.offline)
     agent = read_agent(options.arch)
     image = resolve(source, options.arch)
-    recipe = recipe_digest(options, image, agent)
+    runtime = read_runtime(options.arch) if options.language.checkpoint else b""
+    recipe = recipe_digest(options, image, agent, runtime)
     folder = options.folder or image_dir(options.name, options.arch)
     with storing(folder), locked(folder), using_cache():
         if not options.force and (known := _same(folder, recipe)) is not None and (known.compiler or not can_ask(options, image)):
@@ -76,7 +77,7 @@ def build(options: Options, progress: Progress) -> Built:
                 raise ImageError(f"the image has {options.language.name} {version}, not {options.version}", hint="give another --image")
             removed = prune(tree, options.language.prune)
             progress.say(f"{options.language.name} {version}; pruned {removed.total() // MIB} MiB")
-            furnish(tree, spools, agent)
+            furnish(tree, spools, agent, runtime)
             under_way = Build(
                 options=options,
                 image=image,
@@ -126,7 +127,16 @@ def fetch_layers(source: Source, image: ResolvedImage, limits: Limits) -> list[P
 
 def read_agent(arch: str) -> bytes:
     """The agent's executable. Raises ImageError if it was never built."""
-    path = AGENTS / f"mayfly-agent.{arch}"
+    return _read_executable(f"mayfly-agent.{arch}")
+
+
+def read_runtime(arch: str) -> bytes:
+    """The executable of the runtime for WebAssembly. Raises ImageError if it was never built."""
+    return _read_executable(f"mayfly-wasm.{arch}")
+
+
+def _read_executable(name: str) -> bytes:
+    path = AGENTS / name
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
@@ -144,7 +154,7 @@ def _generator_digest() -> str:
     return hasher.hexdigest()
 
 
-def recipe_digest(options: Options, image: ResolvedImage, agent: bytes) -> str:
+def recipe_digest(options: Options, image: ResolvedImage, agent: bytes, runtime: bytes = b"") -> str:
     """A digest over all that decides on the bytes of an image. Where they came from does not: the
     manifest's digest says what they are.
     """
@@ -155,6 +165,7 @@ def recipe_digest(options: Options, image: ResolvedImage, agent: bytes) -> str:
         "generator": _generator_digest(),
         "language": options.language.digest,
         "manifest": image.manifest_digest,
+        "runtime": hashlib.sha256(runtime).hexdigest(),
     }
     return f"sha256:{hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()}"
 

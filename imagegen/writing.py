@@ -83,6 +83,7 @@ def describe(build: Build, archive: Archive) -> Manifest:
         steps=_steps(language.steps, image.config.working_dir),
         warmup=msgspec.structs.replace(language.warmup, steps=_steps(language.warmup.steps, image.config.working_dir)),
         function=function,
+        checkpoint=language.checkpoint,
         options=offered(language, build.version),
         env=environment(language, image),
         source=ImageSource(

@@ -87,7 +87,8 @@ class Language(Record, frozen=True, kw_only=True):
     `version_command` makes the compiler say which one it is. In `image` `{version}` stands for a
     version, or for `default_version` where none is asked for. A step whose directory the file does
     not give has an empty one, and runs in the image's WorkingDir. `{name}` in a step's argument
-    stands for the value of the option `name`.
+    stands for the value of the option `name`. With `checkpoint` the image has the runtime for
+    WebAssembly, /usr/bin/mayfly-wasm; it is the manifest's.
     """
 
     name: Annotated[str, Meta(pattern=f"^{NAME.pattern}$")]
@@ -105,6 +106,7 @@ class Language(Record, frozen=True, kw_only=True):
     prepare: Prepare = Prepare()
     warmup: Warmup = Warmup()
     function: Function | None = None
+    checkpoint: Annotated[str, Meta(pattern="^[^/*?]*$")] = ""
     digest: str = ""
 
     def __post_init__(self) -> None:

@@ -13,9 +13,10 @@ MAX_TEXT = 4 * MIB
 """passwd and group are read whole."""
 
 
-def furnish(tree: Tree, spools: Spools, agent: bytes) -> None:
+def furnish(tree: Tree, spools: Spools, agent: bytes, runtime: bytes = b"") -> None:
     """Add what the guest needs beside the toolchain: the agent, mount points, the user that
-    snippets run as, /etc/hosts. The rest of the tree is read-only to that user.
+    snippets run as, /etc/hosts, the runtime for WebAssembly if the language wants it. The rest of
+    the tree is read-only to that user.
     """
     _forbid_writing(tree)
     for path, mode in MOUNT_POINTS:
@@ -24,6 +25,8 @@ def furnish(tree: Tree, spools: Spools, agent: bytes) -> None:
         tree.put(path, Inode(mode=stat.S_IFDIR | mode))
     tree.put(b"work", Inode(mode=stat.S_IFDIR | 0o755, uid=RUNNER, gid=RUNNER))
     tree.put(b"init", Inode(mode=stat.S_IFREG | 0o755, content=agent))
+    if runtime:
+        tree.put(b"usr/bin/mayfly-wasm", Inode(mode=stat.S_IFREG | 0o755, content=runtime))
     _add_user(tree, spools, b"etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n", b"runner:x:%d:%d::/work:/bin/sh\n" % (RUNNER, RUNNER))
     _add_user(tree, spools, b"etc/group", b"root:x:0:\n", b"runner:x:%d:\n" % RUNNER)
     hosts = b"127.0.0.1 localhost\n::1 localhost\n"

@@ -109,7 +109,8 @@ class Manifest(Record, frozen=True, kw_only=True):
     `version` is what the image's files show, `compiler` what the compiler said of itself in a
     machine; empty where none could be asked. `sizes` and `pruned` are bytes by directory: in the
     image, and taken out of it. `recipe_digest` is over everything that went into it; an image of
-    the same recipe need not be built again.
+    the same recipe need not be built again. `checkpoint` is the file in /work that the last step's
+    program writes when SIGUSR1 stops it; empty if it cannot be stopped so.
     """
 
     language: str
@@ -134,6 +135,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     options: Mapping[str, Option] = {}
     warmup: Warmup = Warmup()
     function: Function | None = None
+    checkpoint: str = ""
     sizes: Mapping[str, Count] = {}
     pruned: Mapping[str, Count] = {}
     format: int = FORMAT

@@ -22,7 +22,7 @@ from pathlib import Path
 from scripts.debian import root as debianroot
 from scripts.debian.mirror import DEBIAN, KEYRING, SUITE, MirrorError, mirror
 
-PACKAGES = {"rust": ("rustc", "gcc", "libc6-dev"), "go": ("golang-go",), "python": ("python3",)}
+PACKAGES = {"rust": ("rustc", "gcc", "libc6-dev"), "go": ("golang-go",), "python": ("python3",), "wasm": ("base-files",)}
 SUITES = ("trixie", "bookworm")
 EDITION = 1
 """Raise it when `make` writes something else from the same data: kept layouts are made again."""

@@ -122,6 +122,7 @@ def install(
     marker: str = MARKER,
     warmup: manifest.Warmup | None = None,
     function: manifest.Function | None = None,
+    checkpoint: str = "",
 ) -> None:
     """Put an image into the data folder; its initramfs is a stand-in."""
     from mayfly import paths
@@ -138,6 +139,7 @@ def install(
         steps=steps,
         warmup=warmup or manifest.Warmup(),
         function=function,
+        checkpoint=checkpoint,
         env={"LANG": "C.UTF-8"},
         source=manifest.ImageSource(reference="oci:x", manifest_digest="", config_digest="", layers=()),
         compression="none",

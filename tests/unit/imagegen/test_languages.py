@@ -74,8 +74,20 @@ def test_rust_is_there() -> None:
     assert rust.extensions == (".rs",)
 
 
+SOURCES = [name for name in known_languages() if name != "wasm"]
+"""Languages whose snippets are text."""
+
+
+def test_compiled_programs_have_no_build_and_no_function() -> None:
+    wasm = load_language("wasm")
+    assert (wasm.extensions, wasm.source_file, wasm.function) == ((".wasm", ".checkpoint"), "main.wasm", None)
+    (step,) = wasm.steps
+    assert (step.name, step.stdin, step.cwd) == ("run", True, "/work")
+    assert step.argv[step.argv.index("--save") + 1] == wasm.checkpoint
+
+
 def test_each_language_is_a_file_that_can_be_read() -> None:
-    for name in known_languages():
+    for name in SOURCES:
         language = load_language(name)
         assert language.name == name
         assert [step.stdin for step in language.steps] == [False, True]
@@ -83,7 +95,7 @@ def test_each_language_is_a_file_that_can_be_read() -> None:
         assert list(language.warmup.files) == [language.source_file]
 
 
-@pytest.mark.parametrize("name", known_languages())
+@pytest.mark.parametrize("name", SOURCES)
 def test_each_language_can_load_functions(name: str) -> None:
     found = load_language(name).function
     assert found is not None
