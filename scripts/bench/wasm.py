@@ -1,0 +1,113 @@
+"""What the interpreter of WebAssembly costs: processor time against wasmtime and native code, and
+checkpoints' sizes and times.
+
+Usage: python -m scripts.bench.wasm FILE [--wasmtime PYTHON]
+
+PYTHON is an interpreter that has the package `wasmtime`. Times are of the processor, the least of
+three; what a compiler takes before the program runs is not in them.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scripts.debian.wasm_toolchain import toolchain
+from tests.kit.wasm import build
+from tests.kit.wasm_programs import LANGUAGES, SOURCES
+
+PROGRAMS = {"sieve.rs": "300", "nbody.rs": "60000", "tree.rs": "150", "chans.go": "150", "gemm.c": "400"}
+"""Programs and their argument: some seconds of the interpreter."""
+ROUNDS = 3
+DIRTY = """
+fn main() {
+    let mut seed = 1u64;
+    let data: Vec<u64> = (0..16 << 20).map(|_| { seed ^= seed << 13; seed ^= seed >> 7; seed ^= seed << 17; seed }).collect();
+    println!("{}", data.len());
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+    println!("{:x}", data.iter().fold(0, |all, one| all ^ one));
+}
+"""
+"""128 MiB of what cannot be compressed."""
+IN_WASMTIME = """
+import sys, time, wasmtime
+engine = wasmtime.Engine()
+store, linker = wasmtime.Store(engine), wasmtime.Linker(engine)
+linker.define_wasi()
+wasi = wasmtime.WasiConfig()
+wasi.argv = sys.argv[1:]
+wasi.inherit_stdout()
+store.set_wasi(wasi)
+instance = linker.instantiate(store, wasmtime.Module.from_file(engine, sys.argv[1]))
+began = time.process_time()
+try:
+    instance.exports(store)["_start"](store)
+except wasmtime.ExitTrap as end:
+    assert end.code == 0
+print(time.process_time() - began, file=sys.stderr)
+"""
+
+
+def spent(command: Sequence[str | Path], cwd: Path) -> float:
+    """Seconds of the processor that a command takes."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=cwd)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def in_wasmtime(python: str, module: Path, argument: str, cwd: Path) -> float:
+    """The same in wasmtime, without compiling."""
+    done = subprocess.run([python, "-c", IN_WASMTIME, module, argument], check=True, capture_output=True, text=True, cwd=cwd)
+    return float(done.stderr.split()[-1])
+
+
+def measure(python: str) -> dict[str, Any]:
+    """All figures."""
+    programs: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        for source, argument in PROGRAMS.items():
+            module, path = work / f"{source}.wasm", SOURCES / source
+            subprocess.run([toolchain(LANGUAGES[path.suffix]), path, module], check=True)
+            found = {"interpreted_s": min(spent([build(), module, argument], work) for _ in range(ROUNDS))}
+            if python:
+                found["wasmtime_s"] = min(in_wasmtime(python, module, argument, work) for _ in range(ROUNDS))
+                found["ratio"] = round(found["interpreted_s"] / found["wasmtime_s"], 1)
+            programs[source] = found
+        return {"programs": programs, "checkpoint": checkpoint(work)}
+
+
+def checkpoint(work: Path) -> dict[str, Any]:
+    """A program with 128 MiB of random numbers, stopped while it waits for input."""
+    source, module, state = (work / name for name in ("dirty.rs", "dirty.wasm", "state"))
+    source.write_text(DIRTY)
+    subprocess.run([toolchain("rust"), source, module], check=True)
+    with subprocess.Popen(
+        [build(), "--stats", "--save", state, module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdin and process.stdout and process.stderr  # noqa: S101 (they are pipes)
+        process.stdout.readline()
+        process.send_signal(10)
+        saved = json.loads(process.stderr.read().split(b": ", 1)[1])
+    done = subprocess.run([build(), "--stats", state], check=True, input=b"\n", capture_output=True)
+    loaded = json.loads(done.stderr.split(b": ", 1)[1])
+    return {"bytes": state.stat().st_size, "save_s": saved["save_s"], "load_s": loaded["load_s"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="where the figures go, as JSON")
+    parser.add_argument("--wasmtime", default="", metavar="PYTHON")
+    options = parser.parse_args()
+    figures = measure(options.wasmtime)
+    options.file.write_text(json.dumps(figures, indent=2) + "\n")
+    print(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()
