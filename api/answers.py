@@ -137,6 +137,7 @@ STATUS: Mapping[str, int] = {
     "unknown_function": 404,
     "unknown_request": 404,
     "not_running": 409,
+    "not_checkpointable": 409,
     "not_movable": 409,
     "run_not_interactive": 409,
     "stdin_taken": 409,

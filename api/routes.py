@@ -35,6 +35,7 @@ from mayfly.errors import ConfigError, MayflyError, UnknownRunError, Unprocessab
 from mayfly.host.metrics import Measured
 from mayfly.host.snippet import Terminal
 from mayfly.protocol.frames import PROTOCOL_VERSION
+from mayfly.runs.checkpoints import checkpoint
 from mayfly.runs.result import Problem, RunResult
 from mayfly.runs.run import Run
 from mayfly.runs.stdin import StdinWriter
@@ -149,6 +150,13 @@ async def post_signal(request: web.Request) -> web.Response:
     return web.Response(status=204)
 
 
+async def post_checkpoint(request: web.Request) -> web.Response:
+    """Stop a run's program of WebAssembly, and give the file from which it goes on."""
+    run = _run(request)
+    note(request, "checkpoint", run.id)
+    return web.Response(body=await checkpoint(request.app[SERVICE], run), content_type="application/octet-stream")
+
+
 async def post_resize(request: web.Request) -> web.Response:
     """Give the terminal of a run's program another size."""
     run = await _run(request)
@@ -225,6 +233,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/runs/{id}/attach", attach, None, (101, 400, 404, 422, 429), query=AttachQuery),
     Route("POST", "/runs/{id}/stdin", post_stdin, None, (204, 400, 404, 409, 410, 422), query=StdinQuery),
     Route("POST", "/runs/{id}/signal", post_signal, None, (204, 400, 404, 409, 410, 413, 422, 429), body=Signalling),
+    Route("POST", "/runs/{id}/checkpoint", post_checkpoint, None, (200, 404, 409, 410, 500)),
     Route("POST", "/runs/{id}/resize", post_resize, None, (204, 400, 404, 409, 410, 413, 422, 429), body=Terminal),
     Route("DELETE", "/runs/{id}", delete_run, None, (204,)),
     Route("POST", "/runs/{id}/snapshot", save_run, Saved, (201, 400, 404, 410, 413, 422, 503), body=SaveBody, operator=True),

@@ -38,6 +38,7 @@ MayflyError
     ├── ForbiddenError       an API key may not do this
     ├── RunEndedError        the run is over, or its machine gone
     ├── NotMovableError      the run cannot be moved as it stands, or there is no place for it
+    ├── NotCheckpointableError  the run's program has no checkpoint
     ├── NotRunningError      no program of the run is running now
     ├── NotInteractiveError  the run's standard input, or its terminal, is not open to clients
     ├── StdinTakenError      somebody else writes to the run's standard input
@@ -305,6 +306,12 @@ class RunEndedError(RequestError):
     """The run is over, or its machine gone: it ended, a client ended it, or the server stops."""
 
     code = "run_ended"
+
+
+class NotCheckpointableError(RequestError):
+    """The run's program cannot be stopped and written to a file."""
+
+    code = "not_checkpointable"
 
 
 class NotMovableError(RequestError):

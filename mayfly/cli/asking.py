@@ -5,11 +5,13 @@ requests needs.
 import http.client
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mayfly.errors import HostError, from_wire
+
+_T = TypeVar("_T")
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -56,15 +58,24 @@ def ask(path: Path, method: str, address: str, body: Any = None) -> Any:
         HostError: no server is there.
         MayflyError: it refuses; the error is the server's own.
     """
+    return _ask(path, method, address, body, json.loads)
+
+
+def fetch(path: Path, method: str, address: str) -> bytes:
+    """As `ask`, for an answer that is no JSON."""
+    return _ask(path, method, address, None, bytes)
+
+
+def _ask(path: Path, method: str, address: str, body: Any, decode: Callable[[bytes], _T]) -> _T:
     connection = _UnixConnection(path)
     try:
         connection.request(method, address, None if body is None else json.dumps(body))
         answer = connection.getresponse()
-        found = json.loads(answer.read())
+        data = answer.read()
         if answer.status >= http.HTTPStatus.BAD_REQUEST:
-            raise from_wire(dict(found["error"]))
+            raise from_wire(dict(json.loads(data)["error"]))
+        return decode(data)
     except (OSError, ValueError, LookupError, TypeError, http.client.HTTPException) as error:
         raise _silent(path, error) from error
     finally:
         connection.close()
-    return found

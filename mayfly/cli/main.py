@@ -289,6 +289,27 @@ def run(
     )
 
 
+@cli.command(cls=Configured, without=tuple(name for name in FIELDS if name != "socket"))
+@click.argument("run_id", metavar="RUN")
+@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="the file (default: RUN.checkpoint)")
+def checkpoint(run_id: str, output: Path | None, **flags: Any) -> None:
+    """Stop a run of the server, whose program is WebAssembly, and write its state to a file.
+
+    The program goes on from it with `mayfly resume FILE`, on any host and any architecture.
+    """
+    from mayfly.cli.checkpoint import save
+
+    click.echo(save(run_id, output, load_config(flags)))
+
+
+@cli.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def resume(context: click.Context, words: tuple[str, ...]) -> Any:
+    """Let a program go on from the FILE of its checkpoint; options are those of `mayfly run`."""
+    return run.main(["--language", "wasm", *words], prog_name=f"{context.command_path} (as run)", standalone_mode=False)
+
+
 @cli.command()
 @click.option("--kernel", required=True, type=click.Path(exists=True, dir_okay=False), help="vmlinux or bzImage")
 @click.option("--initrd", type=click.Path(exists=True, dir_okay=False), help="initramfs")
@@ -411,7 +432,7 @@ def _open_standard_descriptors() -> None:
 
 def main() -> None:
     """Run `mayfly`."""
-    _finish("mayfly", cli, OUR_STATUS if sys.argv[1:2] == ["run"] else 1)
+    _finish("mayfly", cli, OUR_STATUS if sys.argv[1:2] in (["run"], ["resume"]) else 1)
 
 
 def imagegen() -> None:

@@ -96,7 +96,7 @@ async def run_file(
             print(json.dumps(run.to_json(), ensure_ascii=False), flush=True)
         else:
             explain(run.outcome, config.time_factor)
-        kept = _keep_files(run, collect_to)
+        kept = not snippet.collect or _keep_files(run, collect_to)
         if verbose:
             for name, seconds in run.phases.items():
                 print(f"mayfly: {name:<16} {seconds * 1000:10.1f} ms", file=sys.stderr)

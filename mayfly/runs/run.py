@@ -59,8 +59,8 @@ class Run:
     whose it is, or empty; `cases` are None where the program runs once, `files` until there are
     any that were asked for with `collect`. An interactive one has a `stdin` that clients write to;
     one whose program is at a terminal `has_terminal`. `exchange` is the conversation of its
-    program, while there is one that can be held; `moving` and `elsewhere` say whether it moves, or
-    has moved.
+    program, while there is one that can be held; `checkpoint` is the file that its program writes
+    when SIGUSR1 stops it, or empty; `moving` and `elsewhere` say whether it moves, or has moved.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class Run:
         stdin: LiveStdin | None = None,
         has_terminal: bool = False,
         collect: tuple[str, ...] = (),
+        checkpoint: str = "",
         run_id: str = "",
     ) -> None:
         self.id = run_id or os.urandom(16).hex()
@@ -90,7 +91,8 @@ class Run:
         self.record = Record()
         self.outcome = Outcome(step_names)
         self.cases = Cases(cases, stop=stop_at_first_failure, tell=self.record.append) if cases else None
-        self.collect = collect
+        self.collect = (*collect, checkpoint) if checkpoint else collect
+        self.checkpoint = checkpoint
         self.files: Files | None = None
         self.exchange: Exchange | None = None
         self.moving: Moving | None = None

@@ -214,6 +214,7 @@ class Service:
                 has_terminal=snippet.tty is not None,
                 collect=snippet.collect,
                 run_id=run_id,
+                checkpoint="" if snippet.cases else image.manifest.checkpoint,
             )
             if tenant is not None:
                 tenant.check(plan.wanted.machine.memory)

@@ -1,0 +1,27 @@
+"""`mayfly checkpoint`: the state of a program of WebAssembly, in a file."""
+
+import urllib.parse
+from pathlib import Path
+
+from mayfly.cli.asking import fetch
+from mayfly.errors import HostError
+from mayfly.files import atomic_write
+from mayfly.host.config import Config
+
+
+def save(run: str, output: Path | None, config: Config) -> str:
+    """Have the server stop a run, and write the state that it gives; says what was written.
+
+    Raises:
+        HostError: no server is there, or the file cannot be written: the state is lost then, so it
+            is tried before.
+        MayflyError: the server refuses; the error is its own.
+    """
+    path = output or Path(f"{run}.checkpoint")
+    try:
+        with atomic_write(path) as file:
+            data = fetch(config.socket, "POST", f"/runs/{urllib.parse.quote(run, safe='')}/checkpoint")
+            file.write(data)
+    except OSError as error:
+        raise HostError(f"{path}: cannot be written: {error.strerror}", hint="give another --output") from error
+    return f"{path}: {len(data)} bytes; it goes on with: mayfly resume {path}"

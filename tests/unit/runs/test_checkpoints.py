@@ -1,0 +1,103 @@
+"""A run's program is stopped and goes on in another run: the service, the real agent and the
+runtime, as ordinary processes.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mayfly.errors import CollectError, NotCheckpointableError, RunEndedError
+from mayfly.host.snippet import Snippet
+from mayfly.imagegen.languages import load_language
+from mayfly.runs.checkpoints import checkpoint
+from mayfly.runs.run import Run
+from mayfly.runs.service import Service
+from mayfly.schema import replace
+from tests.kit.agent_process import build_agent
+from tests.kit.api_fakes import factory, install, install_toys, small_config
+from tests.kit.wasm import build
+from tests.unit.wasm.test_checkpoints import counter, echo
+
+PATIENCE_S = 60
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_leaks: None) -> Callable[[Callable[[Service], Awaitable[None]]], None]:
+    """Run a scenario against a service whose language `wasm` is what its file says."""
+    install_toys(monkeypatch, tmp_path)
+    language = load_language("wasm")
+    argv = (str(build()), *language.steps[0].argv[1:])
+    install("wasm", ".wasm", (replace(language.steps[0], argv=argv),), marker="", checkpoint=language.checkpoint)
+    executable = build_agent()
+
+    def call(scenario: Callable[[Service], Awaitable[None]], **config: Any) -> None:
+        async def whole() -> None:
+            async with Service(small_config(tmp_path, **config), factory(executable=executable)) as service:
+                await asyncio.wait_for(scenario(service), PATIENCE_S)
+
+        asyncio.run(whole())
+
+    return call
+
+
+def written(run: Run) -> bytes:
+    """What a run's program has written so far."""
+    return run.record.output(0)[0]
+
+
+async def until_written(run: Run, data: bytes) -> None:
+    """Wait until a run's program has written this."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not written(run).startswith(data):
+            assert not run.record.closed, run.record.output(0)
+            await run.record.changed()
+
+
+def test_a_program_goes_on_in_another_run(serve: Callable[..., None]) -> None:
+    async def scenario(service: Service) -> None:
+        first = service.start(Snippet(language="wasm", source=echo().encoded(), stdin=b"before ", interactive=True))
+        await until_written(first, b"before ")
+        state = await checkpoint(service, first)
+        assert first.verdict().exit_status == 75
+        second = service.start(Snippet(language="wasm", source=state, stdin=b"and after"))
+        await service.settled(second)
+        assert (written(second), second.verdict().exit_status) == (b"and after", 0)
+        with pytest.raises(RunEndedError):
+            await checkpoint(service, second)
+
+    serve(scenario)
+
+
+def test_a_program_without_a_checkpoint_is_not_stopped(serve: Callable[..., None]) -> None:
+    async def scenario(service: Service) -> None:
+        run = service.start(Snippet(language="real", source=b"cat", stdin=b"all", interactive=False))
+        with pytest.raises(NotCheckpointableError):
+            await checkpoint(service, run)
+        await service.settled(run)
+        assert run.record.output(1)[0] == b"all"
+
+    serve(scenario)
+
+
+def test_a_state_that_is_too_large_is_told(serve: Callable[..., None]) -> None:
+    async def scenario(service: Service) -> None:
+        run = service.start(Snippet(language="wasm", source=echo().encoded(), stdin=b"x", interactive=True))
+        await until_written(run, b"x")
+        with pytest.raises(CollectError):
+            await checkpoint(service, run)
+
+    serve(scenario, collect_bytes=100)
+
+
+def test_a_program_that_is_not_stopped_leaves_nothing(serve: Callable[..., None]) -> None:
+    async def scenario(service: Service) -> None:
+        run = service.start(Snippet(language="wasm", source=counter(3).encoded()))
+        await service.settled(run)
+        assert (len(written(run)), run.record.output(0)[1], run.verdict().exit_status) == (12, b"", 0)
+        assert run.files is not None
+        assert not run.files.by_name
+
+    serve(scenario)
