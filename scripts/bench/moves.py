@@ -156,12 +156,11 @@ async def one_move(spawner: Spawner, wanted: Wanted, limit: float | None) -> dic
     moved = await receiving
     await moved.process.resume()
     ended = time.monotonic()
-    await guest.process.stop(0)
-    await following
-    following = asyncio.create_task(reader.follow(moved.process))
+    goes_on = asyncio.create_task(reader.follow(moved.process))  # what the source had said was read long ago
     await reader.more(SETTLE_LINES)
+    await guest.process.stop(0)
     await moved.process.stop(0)
-    await following
+    await asyncio.gather(following, goes_on)
     writer_end.close()
     server.close()
     times = [at for at, _ in reader.at]
