@@ -130,7 +130,9 @@ class ToyProcess:
     async def _pump(self) -> None:
         while True:
             await self._going.wait()
-            await asyncio.sleep(PACE_S if self.state["source"].startswith(b"-") else 0)
+            slow = self.state["source"].startswith(b"-")
+            idle = not self._sent and not self.state["out"]
+            await asyncio.sleep(PACE_S if slow and idle else 0)
             if not self._going.is_set():
                 continue
             size = self.world.random.randrange(1, 40)
@@ -138,7 +140,7 @@ class ToyProcess:
             if taken:
                 self._take(taken)
                 self._wake()
-            if self.state["ticking"] and len(self.state["out"]) < 100:
+            if self.state["ticking"] and (idle if slow else len(self.state["out"]) < 100):
                 self._tick()
             if len(self._come) < 200 and (piece := self.state["out"][:size]):
                 self.state["out"] = self.state["out"][size:]
@@ -198,8 +200,8 @@ def make_guest(process: ToyProcess | VmmProcess, wanted: Wanted) -> Guest:
 
 
 class ToyMachines:
-    """How toys travel. `fails` names the call that raises an error. An `endless` one is never done
-    with the rounds.
+    """How toys travel. `fails` names the call that raises an error, or is `death`: then the machine
+    dies as soon as it has come. An `endless` one is never done with the rounds.
     """
 
     endless = False
@@ -241,6 +243,8 @@ class ToyMachines:
         state = pickle.loads(data[2000:])
         wanted = want_machine(self.service.images.find(run.language), self.service.config)
         self.last = ToyProcess(self.world, state)
+        if self.fails == "death":
+            self.last.kill()
         return make_guest(self.last, wanted)
 
 
@@ -256,12 +260,16 @@ def play_toys(service: Service, world: World) -> None:
 
 
 class Cut(NamedTuple):
-    """The connection is lost at the message `at` of all that go over it, which still arrives if
-    `arrives`.
+    """The connection is lost at the message `at` of all that go over it (a number from 0, or a
+    name), which still arrives if `arrives`.
     """
 
-    at: int
+    at: int | str
     arrives: bool
+
+    def is_now(self, names: list[str]) -> bool:
+        """Whether it is lost at the last one of these messages."""
+        return names[-1] == self.at if isinstance(self.at, str) else len(names) > self.at
 
 
 class MemoryLink:
@@ -291,22 +299,24 @@ class MemoryLink:
 class Wire:
     """A connection that is lost at some message; `log` has what went over it."""
 
-    def __init__(self, cut: Cut | None, log: list[str]) -> None:
-        self.cut, self.log = cut, log
+    def __init__(self, cut: Cut | None, log: list[str], lost: list[Callable[[], None]]) -> None:
+        self.cut, self.log, self._when_lost = cut, log, lost
         self.lost = False
-        self.count = 0
+        self.names: list[str] = []
         self.ends = (MemoryLink(self, 0), MemoryLink(self, 1))
 
     def carry(self, sender: MemoryLink, message: Message) -> None:
         if self.lost:
             raise ServerLostError("the connection is lost")
-        self.log.append(type(message).__name__)
-        self.count += 1
-        cut = self.cut is not None and self.count > self.cut.at
+        self.names.append(type(message).__name__)
+        self.log.append(self.names[-1])
+        cut = self.cut is not None and self.cut.is_now(self.names)
         if not cut or (self.cut is not None and self.cut.arrives):
             self.ends[1 - sender.number].inbox.put_nowait(encode(message))
         if cut:
             self.lose()
+            while self._when_lost:
+                asyncio.get_running_loop().call_later(0, self._when_lost.pop())
 
     def lose(self) -> None:
         self.lost = True
@@ -316,7 +326,8 @@ class Wire:
 
 class Road:
     """The connections from one server to another; `cuts` are those of the next ones, in their
-    order. `closed` keeps all further ones from being made.
+    order. `closed` keeps all further ones from being made; what is in `lost` is called when the
+    next one is cut.
     """
 
     def __init__(self, there: Moves, cuts: Iterator[Cut | None]) -> None:
@@ -324,12 +335,13 @@ class Road:
         self.log: list[str] = []
         self.wires: list[Wire] = []
         self.closed = False
+        self.lost: list[Callable[[], None]] = []
         self.serving: set[asyncio.Task[None]] = set()
 
     async def connect(self) -> MemoryLink:
         if self.closed:
             raise ServerLostError("there is no server")
-        wire = Wire(next(self.cuts, None), self.log)
+        wire = Wire(next(self.cuts, None), self.log, self.lost)
         self.wires.append(wire)
         task = asyncio.create_task(self._serve(wire.ends[1]))
         self.serving.add(task)

@@ -2,16 +2,15 @@
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
 import pytest
+from click.testing import CliRunner
 
+from mayfly.cli.main import cli
 from tests.kit.api_fakes import install_toys
 from tests.kit.api_server import Served, make_key, serving_two
 from tests.kit.toy_moves import ToyMachines, World, counted, play_toys
@@ -170,17 +169,31 @@ def test_a_client_that_goes_away_takes_the_move_back(play: Callable[..., Any], m
     play(scenario)
 
 
+async def command(two: Two, *words: str) -> str:
+    """What `mayfly` prints to standard output."""
+    arguments = [*words, "--to", two.there.url, "--socket", str(two.here.service.config.socket)]
+    runner, env = CliRunner(), {"MAYFLY_MOVE_KEY": make_key("mover", moves=True)}
+    result = await asyncio.to_thread(runner.invoke, cli, arguments, env=env)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_the_command_says_where_the_run_goes_on(play: Callable[..., Any]) -> None:
+    async def scenario(two: Two) -> None:
+        run = await two.start()
+        assert f"{run} goes on at {two.there.url}: " in await command(two, "move", run)
+        assert counted(await two.quit(two.here, run)) > 10
+
+    play(scenario)
+
+
 def test_a_drain_moves_what_it_can(play: Callable[..., Any]) -> None:
     async def scenario(two: Two) -> None:
         runs = [await two.start() for _ in range(3)]
-        socket = str(two.here.service.config.socket)
-        command = [sys.executable, "-m", "mayfly.cli.main", "drain", "--json", "--to", two.there.url, "--socket", socket]
-        env = {**os.environ, "MAYFLY_MOVE_KEY": make_key("mover", moves=True)}
-        process = await asyncio.create_subprocess_exec(*command, env=env, stdout=subprocess.PIPE)
-        printed, _ = await process.communicate()
+        printed = await command(two, "drain", "--json")
         lines = [json.loads(line) for line in printed.splitlines()]
         assert {line["run"] for line in lines if line["event"] == "moved"} == set(runs), lines
-        assert (process.returncode, lines[-1]) == (0, {"event": "drained", "moved": 3, "stayed": 0})
+        assert lines[-1] == {"event": "drained", "moved": 3, "stayed": 0}
         async with two.here.operator.get("/readyz") as answer:
             assert answer.status == 503
         for run in runs:
