@@ -38,6 +38,7 @@ from mayfly.protocol.frames import PROTOCOL_VERSION
 from mayfly.runs.checkpoints import checkpoint
 from mayfly.runs.result import Problem, RunResult
 from mayfly.runs.run import Run
+from mayfly.runs.service import Service
 from mayfly.runs.stdin import StdinWriter
 
 METRICS: web.AppKey[Measured] = web.AppKey("metrics", Measured)
@@ -152,9 +153,11 @@ async def post_signal(request: web.Request) -> web.Response:
 
 async def post_checkpoint(request: web.Request) -> web.Response:
     """Stop a run's program of WebAssembly, and give the file from which it goes on."""
-    run = _run(request)
+    run, service = await _run(request), request.app[SERVICE]
+    if not isinstance(service, Service):
+        raise UnprocessableError("a fleet gives no checkpoints yet", hint="ask the host that has the run")
     note(request, "checkpoint", run.id)
-    return web.Response(body=await checkpoint(request.app[SERVICE], run), content_type="application/octet-stream")
+    return web.Response(body=await checkpoint(service, run), content_type="application/octet-stream")
 
 
 async def post_resize(request: web.Request) -> web.Response:
