@@ -20,7 +20,7 @@ from scripts.debian.wasm_toolchain import toolchain
 from tests.kit.wasm import build
 from tests.kit.wasm_programs import LANGUAGES, SOURCES
 
-PROGRAMS = {"sieve.rs": "300", "nbody.rs": "60000", "tree.rs": "150", "chans.go": "150", "gemm.c": "400"}
+PROGRAMS = {"sieve.rs": "400", "nbody.rs": "200000", "tree.rs": "120", "chans.go": "200", "gemm.c": "1000"}
 """Programs and their argument: some seconds of the interpreter."""
 ROUNDS = 3
 DIRTY = """
