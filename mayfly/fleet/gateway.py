@@ -535,12 +535,15 @@ class Gateway:
             self._spawn(self._attach(follow), f"attach {follow.run.id}")
 
     def _reply(self, message: Message, work: Coroutine[Any, Any, str | None]) -> None:
-        """Answer a host with the verdict; None is silence: it asks again."""
+        """Answer a host with the verdict; with `later` if there is none now: it asks again."""
 
         async def answer() -> None:
-            verdict = await work
-            if verdict is not None:
-                await self._engine.send(message.reply, encode(Verdict(verdict=verdict)))
+            verdict = None
+            try:
+                verdict = await work
+            except (NobodyError, SilenceError) as error:
+                log.warning("fleet: %s has no verdict now: %s", message.subject, error)
+            await self._engine.send(message.reply, encode(Verdict(verdict=verdict or "later")))
 
         self._spawn(answer(), f"answer {message.subject}")
 

@@ -142,8 +142,8 @@ class Begin(msgspec.Struct, kw_only=True):
 
 
 class Verdict(msgspec.Struct, kw_only=True):
-    """What becomes of a host's run: `go` on, `done` (it is settled, and needs no host any more), or
-    `again` (others are to try).
+    """What becomes of a host's run: `go` on, `done` (it is settled, and needs no host any more),
+    `again` (others are to try), or `later` (nobody can say now).
     """
 
     verdict: str

@@ -260,9 +260,12 @@ class Worker:
             except (NobodyError, SilenceError):
                 await asyncio.sleep(LATER_S)
                 continue
-            if decode(answer, type=Verdict).verdict == "done":
+            verdict = decode(answer, type=Verdict).verdict
+            if verdict == "done":
                 await self._drop(active)
-            return
+            if verdict != "later":
+                return
+            await asyncio.sleep(LATER_S)
 
     async def _drop(self, active: Active) -> None:
         """The fleet has a result of the run already, or does not want one."""
@@ -306,6 +309,9 @@ class Worker:
             try:
                 answer = await self._engine.ask(f"settle.{gateway}.{self._host}.{work.id}", encode(message), 20)
                 verdict = decode(answer, type=Verdict).verdict
+                if verdict == "later":
+                    verdict = ""
+                    await asyncio.sleep(wait_s)
             except NobodyError:
                 if gateway == ANY:
                     await asyncio.sleep(wait_s)
