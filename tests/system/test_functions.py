@@ -1,8 +1,7 @@
-"""Functions of real guests: created, restored, evicted for each other, and ended alone."""
+"""Functions of real guests: loaded, saved, restored and ended alone; evicted for each other."""
 
 import asyncio
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,50 +11,109 @@ from mayfly.errors import FunctionCrashedError, FunctionFailedError, FunctionTim
 from mayfly.functions.answer import Answer
 from mayfly.functions.service import Functions
 from mayfly.functions.spec import FunctionSpec
+from mayfly.guests.function import FunctionRequest, ask, load
+from mayfly.guests.job import Job
+from mayfly.guests.outcome import Outcome
+from mayfly.guests.spawner import Spawner
+from mayfly.guests.start import Guest, StartKind, start
 from mayfly.host.config import Config
+from mayfly.host.plan import want_machine
 from mayfly.images import manifest
+from mayfly.images.store import Images
+from mayfly.protocol import frames as p
 from mayfly.runs.service import Service
+from mayfly.schema import replace
 from mayfly.snapshots import store as snapshots
 from mayfly.units import MIB
 from mayfly.vmm.process.zygote import Zygote
 from tests.kit import toy
+from tests.kit.agent_process import PATIENCE_S
 from tests.kit.scale import patience, time_factor
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
-NAMES = ("one", "two", "three")
+FUNCTION = p.Step("function", ("shim",), output=1000, function=True)
+PATIENT_S = max(120.0, 2 * PATIENCE_S)
+TOYS = ("one", "two", "three")
 
 
-@pytest.fixture
-def language(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A data folder with this host's kernel and the toy language, which loads functions; the file
-    of one.
-    """
+@pytest.fixture(scope="module")
+def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with this host's kernel and the toy language, which loads functions."""
     kernel = paths.data_dir() / "kernel"
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    paths.data_dir().mkdir(parents=True)
-    (paths.data_dir() / "kernel").symlink_to(kernel)
-    shim = tmp_path / "shim"
+    folder = tmp_path_factory.mktemp("data")
+    shim = tmp_path_factory.mktemp("shim") / "shim"
     subprocess.run(["gcc", "-static", "-O1", "-Wall", "-o", shim, Path(__file__).with_name("shim.c")], check=True)
     steps = (manifest.LanguageStep(name="build", argv=("sh", "-n", "handler.toy")), manifest.LanguageStep(name="function", argv=("shim",)))
     loading = manifest.Function(files={}, steps=steps, source_file="handler.toy", entry="handle")
-    toy.build(programs={"shim": shim.read_bytes()}, function=loading)
-    code = tmp_path / "code.toy"
-    code.write_text("true\n")
-    yield code
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(folder))
+        paths.data_dir().mkdir()
+        (paths.data_dir() / "kernel").symlink_to(kernel)
+        toy.build(programs={"shim": shim.read_bytes()}, function=loading)
+    return folder
+
+
+@pytest.fixture
+def toys(toy_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The toy language is what there is."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(toy_data))
+
+
+async def asked(guest: Guest, payload: bytes, timeout_s: float = PATIENT_S) -> tuple[bytes, bytes]:
+    """What the function answers, and what it prints over it."""
+    log = Outcome(("function",), kept=1000)
+    response = await ask(guest, FunctionRequest(id=len(payload), content_type="a/b", payload=payload), log, timeout_s)
+    assert (response.kind, response.content_type, response.guest_us) == ("answer", "a/b", 1)
+    return response.payload, log.tail
 
 
 @pytest.mark.aarch64
-def test_three_functions_in_the_room_of_two(language: Path, no_leaks: None) -> None:
+def test_a_function_is_loaded_once_and_goes_on_in_copies(toys: None, tmp_path: Path) -> None:
+    loaded = p.Start((), (FUNCTION,), ())
+    config = Config(kernel=paths.kernel_path(toy.MACHINE)).scaled(time_factor())
+    wanted = want_machine(Images().find("toy"), config)
+
+    async def whole() -> None:
+        spawner = Spawner(Zygote.start)
+        try:
+            guest = await start(spawner, wanted.to_be_saved())
+            await load(guest, Job(start=loaded, files=(), deadline_s=PATIENT_S, rate=1e5), Outcome(("function",)))
+            assert await asked(guest, b"x") == (b"x", b"1\n")
+            await guest.process.snapshot(tmp_path, timeout_s=PATIENT_S)
+            await guest.process.stop()
+            again = replace(wanted.restored_from([tmp_path]), loaded=loaded)
+            copies = [await start(spawner, again) for _ in range(2)]
+            assert {copy.kind for copy in copies} == {StartKind.RESTORED}
+            who = [(await asked(copy, b"who"))[0].split() for copy in copies]
+            assert len({drawn for drawn, _, _ in who}) == len({name for _, _, name in who}) == 2
+            assert all(int(resumed) >= 1 for _, resumed, _ in who)
+            large = bytes(range(256)) * (p.MAX_BODY // 256)
+            assert await asked(copies[0], large) == (large, b"3\n")
+            with pytest.raises(FunctionTimeoutError):
+                await asked(copies[0], b"hang", 1.0)
+            assert await asked(copies[1], b"") == (b"", b"3\n")
+            with pytest.raises(FunctionCrashedError, match="exited with 3"):
+                await asked(copies[1], b"exit")
+        finally:
+            await spawner.close()
+
+    asyncio.run(asyncio.wait_for(whole(), 800))
+
+
+@pytest.mark.aarch64
+def test_three_functions_in_the_room_of_two(toys: None, tmp_path: Path, no_leaks: None) -> None:
     config = Config(kernel=paths.kernel_path(toy.MACHINE), memory_budget=200 * MIB, time_factor=time_factor())
+    code = tmp_path / "code.toy"
+    code.write_text("true\n")
 
     def spec(name: str, **fields: float) -> FunctionSpec:
-        return FunctionSpec(name=name, language="toy", code=str(language), queue_s=120, **fields)  # type: ignore[arg-type]
+        return FunctionSpec(name=name, language="toy", code=str(code), queue_s=120, **fields)  # type: ignore[arg-type]
 
     async def scenario(functions: Functions) -> None:
-        for name in NAMES:
+        for name in TOYS:
             await functions.create(spec(name))
-        language.write_text("if\n")
+        code.write_text("if\n")
         with pytest.raises(FunctionFailedError) as caught:
             await functions.create(spec("bad"))
         assert "syntax error" in caught.value.output
@@ -66,7 +124,7 @@ def test_three_functions_in_the_room_of_two(language: Path, no_leaks: None) -> N
 
         starts = [(await ask(name)).start for name in ("one", "one", "two", "one", "three", "one", "two")]
         assert starts == ["restored", "warm", "restored", "warm", "restored", "warm", "restored"]  # each time the one used longest ago goes
-        assert [functions.figures(name).evicted for name in NAMES] == [0, 1, 1]
+        assert [functions.figures(name).evicted for name in TOYS] == [0, 1, 1]
         first = (await ask("one", b"who")).payload.split()
         with pytest.raises(FunctionCrashedError, match="exited with 3"):
             await ask("one", b"exit")
@@ -75,12 +133,12 @@ def test_three_functions_in_the_room_of_two(language: Path, no_leaks: None) -> N
         assert first[0] != other.payload.split()[0]
         assert first[2] != other.payload.split()[2]
         assert other.log == b"1\n"
-        language.write_text("true # and quick\n")
+        code.write_text("true # and quick\n")
         await functions.create(spec("two", timeout_s=1))
         with pytest.raises(FunctionTimeoutError):
             await ask("two", b"hang")
-        several = await asyncio.gather(*(ask(name, f"{name} {number}".encode()) for number in range(5) for name in NAMES))
-        assert [answer.payload.decode() for answer in several] == [f"{name} {number}" for number in range(5) for name in NAMES]
+        several = await asyncio.gather(*(ask(name, f"{name} {number}".encode()) for number in range(5) for name in TOYS))
+        assert [answer.payload.decode() for answer in several] == [f"{name} {number}" for number in range(5) for name in TOYS]
         assert {answer.content_type for answer in several} == {"text/plain"}
 
     async def whole() -> None:
