@@ -135,7 +135,7 @@ async def one_move(spawner: Spawner, wanted: Wanted, limit: float | None) -> dic
     reader = Reader()
     guest = await cold(spawner, wanted)
     following = asyncio.create_task(reader.follow(guest.process))
-    await reader.more(100 * DIRTIED // RATE + SETTLE_LINES)  # all of it has been written once
+    await reader.more(SETTLE_LINES)
     rounds: list[moving.Round] = []
     arrived: asyncio.Future[asyncio.StreamReader] = asyncio.get_running_loop().create_future()
     server = await asyncio.start_server(lambda source, _: arrived.set_result(source), "127.0.0.1", 0)
@@ -186,7 +186,7 @@ async def one_save(spawner: Spawner, wanted: Wanted) -> dict[str, Any]:
     reader = Reader()
     guest = await cold(spawner, wanted)
     following = asyncio.create_task(reader.follow(guest.process))
-    await reader.more(100 * DIRTIED // RATE + SETTLE_LINES)
+    await reader.more(SETTLE_LINES)
     found: dict[str, Any] = {}
     for kind in ("in_rounds", "at_once"):
         with tempfile.TemporaryDirectory() as folder:
