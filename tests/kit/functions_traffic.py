@@ -24,7 +24,7 @@ from mayfly.errors import FunctionCrashedError, FunctionTimeoutError
 from tests.kit.api_fakes import ROOT
 from tests.kit.scale import patience
 
-HTTP, FRAMES, FILE = 200, 150, 150
+HTTP, FRAMES, FILE = 150, 200, 150
 """Requests over each gateway that are answered with `ok`."""
 
 
@@ -130,9 +130,7 @@ async def over_http(host: Host, names: Sequence[str]) -> None:
         for part in range(2):
             for name in names:
                 work = [one(name, {"of": name, "part": part, "number": number}) for number in range(each)]
-                work[10:10] = [bad(name, b"!exit 3", FunctionCrashedError)]
-                if part:
-                    work[20:20] = [bad(name, b"!hang", FunctionTimeoutError)]
+                work[10:10] = [bad(name, b"!hang", FunctionTimeoutError) if part else bad(name, b"!exit 3", FunctionCrashedError)]
                 await asyncio.gather(*work)
         for name in names:
             found = await client.invoke(name, b"!raise it")

@@ -1,16 +1,27 @@
-"""Functions of real guests: loaded, saved, restored and ended alone; evicted for each other."""
+"""Functions of real guests: loaded, saved, restored and ended alone; evicted for each other; asked
+through a server and all its gateways, in Python, Rust and Go.
+"""
 
 import asyncio
+import json
+import platform
+import signal
 import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mayfly import paths
+from mayfly.cli.asking import ask as ask_server
 from mayfly.errors import FunctionCrashedError, FunctionFailedError, FunctionTimeoutError
+from mayfly.functions import store
 from mayfly.functions.answer import Answer
+from mayfly.functions.making import forget_snapshots
 from mayfly.functions.service import Functions
-from mayfly.functions.spec import FunctionSpec
+from mayfly.functions.spec import FunctionSpec, load_specs
 from mayfly.guests.function import FunctionRequest, ask, load
 from mayfly.guests.job import Job
 from mayfly.guests.outcome import Outcome
@@ -28,7 +39,10 @@ from mayfly.units import MIB
 from mayfly.vmm.process.zygote import Zygote
 from tests.kit import toy
 from tests.kit.agent_process import PATIENCE_S
-from tests.kit.scale import patience, time_factor
+from tests.kit.api_fakes import ROOT
+from tests.kit.functions_traffic import Host, from_file, over_frames, over_http, while_it_stops
+from tests.kit.scale import FULL, patience, time_factor
+from tests.system.test_service import children, wait_gone
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
@@ -151,3 +165,122 @@ def test_three_functions_in_the_room_of_two(toys: None, tmp_path: Path, no_leaks
             assert service.admission.used == 0
 
     asyncio.run(whole())
+
+
+PYTHON = """
+import os
+import time
+
+
+def handle(event):
+    if isinstance(event, bytes):
+        deed, _, word = event.decode().partition(" ")
+        if deed == "!exit":
+            os._exit(int(word))
+        elif deed == "!hang":
+            while True:
+                pass
+        elif deed == "!raise":
+            raise ValueError(word)
+        elif deed == "!sleep":
+            time.sleep(float(word))
+    else:
+        print(__import__("json").dumps(event))
+    return event
+"""
+RUST = """
+use std::time::Duration;
+
+pub fn handle(event: &[u8]) -> Result<Vec<u8>, String> {
+    let text = String::from_utf8_lossy(event);
+    let (deed, word) = text.split_once(' ').unwrap_or((&text, ""));
+    match deed {
+        "!exit" => std::process::exit(word.parse().unwrap()),
+        "!hang" => loop {},
+        "!raise" => return Err(word.to_string()),
+        "!sleep" => std::thread::sleep(Duration::from_secs_f64(word.parse().unwrap())),
+        _ => println!("{text}"),
+    }
+    Ok(event.to_vec())
+}
+"""
+SPEC = """
+- {name: in-rust, language: rust, code: in-rust.rs, timeout_s: 3, queue: 200, queue_s: 60}
+- {name: in-python, language: python, code: in-python.py, timeout_s: 3, queue: 200, queue_s: 60}
+"""
+NAMES = ("in-python", "in-rust")
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    """A user with this machine's kernel, images and bases, and functions of their own."""
+    (tmp_path / "data" / "mayfly").mkdir(parents=True)
+    for name in ("images", "kernel", "snapshots"):
+        there = paths.data_dir() / name
+        there.mkdir(exist_ok=True)
+        (tmp_path / "data" / "mayfly" / name).symlink_to(there.resolve())
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    with tempfile.TemporaryDirectory(prefix="mayfly-") as name:
+        found = Host(tmp_path, Path(name) / "x" / "api.sock", [sys.executable, "-m", "mayfly.cli.main"], [])
+        try:
+            yield found
+        finally:
+            found.close()
+            for function in store.installed():
+                forget_snapshots(function.name)
+
+
+def need(*languages: str) -> None:
+    """Skip the test on an emulated Arm host, which has not all images."""
+    for language in languages:
+        if not (paths.data_dir() / "images" / language / platform.machine()).is_dir() and platform.machine() == "aarch64":
+            pytest.skip(f"there is no image of {language}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_500_requests_of_python_and_rust(host: Host) -> None:
+    need("python", "rust")
+    (host.folder / "in-python.py").write_text(PYTHON)
+    (host.folder / "in-rust.rs").write_text(RUST)
+    (host.folder / "functions.yaml").write_text(SPEC)
+    host.function("create", host.folder / "functions.yaml")
+    host.serve()
+    asyncio.run(asyncio.wait_for(over_http(host, NAMES), patience(120)))
+    over_frames(host, NAMES)
+    from_file(host, NAMES)
+    for name in NAMES:
+        lines = ask_server(host.socket, "GET", f"/functions/{name}/logs?last=1000")["lines"]
+        printed = {line["request_id"]: json.loads(line["text"]) for line in lines}
+        known = {key: payload for key, payload in host.answered.items() if payload.get("of", NAMES[-1]) == name}
+        assert {key: printed[key] for key in known} == known
+    assert host.server is not None
+    guests = children(host.server.pid)
+    asyncio.run(asyncio.wait_for(while_it_stops(host, "in-python"), patience(60)))
+    assert wait_gone(guests)
+    host.check_records()
+    assert host.sent["ok"] >= 500
+    host.serve()
+    assert ask_server(host.socket, "POST", "/functions/in-python", {"last": True}) == {"last": True}
+    guests = children(host.server.pid)
+    assert guests
+    host.server.send_signal(signal.SIGKILL)
+    host.server.wait()
+    assert wait_gone(guests)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FULL, reason="has images that only the whole counts have")
+def test_the_examples_of_all_languages(host: Host) -> None:
+    need("python", "rust", "go")
+    file = ROOT / "examples" / "functions" / "functions.yaml"
+    host.function("create", file)
+    host.serve()
+    for spec in load_specs(file):
+        for number in (42, 7):
+            answer = json.loads(host.function("invoke", spec.name, "--data", json.dumps({"request": number})))
+            assert answer["request"] == number
+            assert len(answer) > 1
+    found = ask_server(host.socket, "GET", "/functions")["functions"]
+    assert {function["figures"]["ok"] for function in found} == {2}
+    assert {tuple(function["figures"]["starts"].items()) for function in found} == {(("restored", 1), ("warm", 1))}
