@@ -34,9 +34,8 @@ from mayfly.api.app import Join, on_host, serve
 from mayfly.host.config import Config
 from mayfly.protocol import frames
 from mayfly.units import MIB
-from mayfly.vmm.config import MachineConfig
-from mayfly.vmm.process.report import End, Ended, Running, encode
-from mayfly.vmm.process.zygote import Zygote
+from mayfly.vmm.process.report import End, Ended, Running, encode, pack, unpack
+from mayfly.vmm.process.zygote import MESSAGE_LIMIT, Reaped, Signal, Spawn, Zygote
 from tests.kit.api_fakes import MARKER, install_toys
 from tests.kit.processor_time import processor_s
 
@@ -49,10 +48,7 @@ EXIT = frames.Exit(0, frames.ExitHow.EXITED, 0, frames.Limit.NONE, 1000, 1000, 1
 
 
 class PlayedZygote(Zygote):
-    """Hands the descriptors of each machine to the process that plays the agents."""
-
-    def spawn(self, machine: int, config: MachineConfig, channel: int, report: int, control: int) -> None:
-        socket.send_fds(self._control, [str(machine).encode()], [channel, report, control])
+    """Has its machines from the process that plays the agents."""
 
     def close(self) -> None:
         self._control.close()
@@ -93,23 +89,27 @@ class PlayedAgent(asyncio.Protocol):
         os.write(self.report, encode(Ended(reason=End.CHANNEL_CLOSED, exits={"total": 81})))
         os.close(self.report)
         os.close(self.control)
-        self.zygote.send(json.dumps({"reaped": self.machine, "status": 0}).encode())
+        self.zygote.send(pack(Reaped(machine=self.machine, status=0)))
 
 
 async def play(zygote: socket.socket) -> None:
     """Play the agents until the server goes."""
     over = asyncio.Event()
     loop = asyncio.get_running_loop()
+    playing: dict[int, asyncio.Task[Any]] = {}
 
     def take() -> None:
-        data, fds, _, _ = socket.recv_fds(zygote, 64, 3)
+        data, fds, _, _ = socket.recv_fds(zygote, MESSAGE_LIMIT, 3)
         if not data:
             over.set()
             return
+        message: Spawn | Signal = unpack(Spawn | Signal, data)
+        if isinstance(message, Signal):
+            return  # the machine's channel ends as well, and so does the agent
         channel, report, control = fds
-        agent = PlayedAgent(int(data), report, control, zygote)
-        making = loop.create_task(loop.connect_accepted_socket(lambda: agent, socket.socket(fileno=channel)))
-        making.add_done_callback(lambda _: zygote.send(json.dumps({"forked": int(data), "pid": os.getpid()}).encode()))
+        agent = PlayedAgent(message.machine, report, control, zygote)
+        playing[message.machine] = loop.create_task(loop.connect_accepted_socket(lambda: agent, socket.socket(fileno=channel)))
+        playing[message.machine].add_done_callback(lambda _: playing.pop(message.machine))
 
     loop.add_reader(zygote, take)
     await over.wait()
