@@ -1,0 +1,81 @@
+"""A run that a gateway follows, and what its client types on the way to the host that has it."""
+
+import asyncio
+from collections.abc import Callable
+
+from mayfly.fleet.engine import Engine, NobodyError, SilenceError
+from mayfly.fleet.message import PIECE, Answer, Input, Registered, ToHost, decode, encode
+from mayfly.fleet.mirror import Mirror
+from mayfly.host.admission import Tenant
+from mayfly.runs.run import Run
+
+RETRY_S = 0.5
+REPLAYED = 256 * 1024
+"""Bytes of input that are kept for another attempt; a run that got more has only one."""
+INPUT_S = 30.0
+
+
+class Follow:
+    """A run that this gateway follows. `number` is its work's in the stream, if it put it there;
+    `tenant` pays `memory` for it.
+    """
+
+    def __init__(self, run: Run, registered: Registered) -> None:
+        self.mirror = Mirror(run)
+        self.registered = registered
+        self.heard_at = asyncio.get_running_loop().time()
+        self.changed = asyncio.Event()
+        self.number = 0
+        self.tenant: Tenant | None = None
+        self.memory = 0
+        self.then: Callable[[Run], None] | None = None
+        self.owed = 0  # bytes that the host may be granted anew
+        self.given_back = 0  # the delivery that was
+        self.begun = asyncio.Event()
+        self.typing: asyncio.Task[None] | None = None
+        self.typed = bytearray()  # since `typed_from` bytes of it
+        self.typed_from = 0
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return self.mirror.run
+
+    @property
+    def lang(self) -> tuple[str, str]:
+        """Where it waits."""
+        return self.registered.arch, self.registered.lang
+
+
+async def forward(engine: Engine, follow: Follow) -> None:
+    """Take what a client writes to the run's standard input to the host that has it, from the
+    beginning.
+    """
+    await follow.begun.wait()
+    run, host, sent, ended = follow.run, follow.mirror.host, 0, False
+    while not run.done.is_set() and not ended:
+        known = sent - follow.typed_from
+        if known < len(follow.typed):
+            data = bytes(follow.typed[known : known + PIECE])
+        else:
+            data = await run.stdin.read(PIECE)
+            ended = not data
+            follow.typed += data
+        answer = await _ask_until_answered(engine, follow, host, Input(gateway=engine.name, offset=sent, data=data, end=ended))
+        if answer is None or answer.error is not None:
+            return
+        sent += len(data)
+        if len(follow.typed) > REPLAYED:
+            follow.typed_from += len(follow.typed)
+            follow.typed.clear()
+
+
+async def _ask_until_answered(engine: Engine, follow: Follow, host: str, message: ToHost) -> Answer | None:
+    while not follow.run.done.is_set() and follow.mirror.host == host:
+        try:
+            return decode(await engine.ask(f"host.{host}.{follow.run.id}", encode(message), INPUT_S), type=Answer)
+        except NobodyError:
+            await asyncio.sleep(RETRY_S)
+        except SilenceError:
+            continue
+    return None

@@ -1,0 +1,248 @@
+"""The runs that a gateway follows: what hosts say of them, and how they end."""
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+from mayfly.errors import FleetError, HostError, MayflyError, RunEndedError, UnknownRunError
+from mayfly.fleet.engine import Bucket, Engine, Message, NobodyError, SilenceError
+from mayfly.fleet.follow import Follow, forward
+from mayfly.fleet.message import (
+    WINDOW,
+    Attach,
+    Begun,
+    Ending,
+    Grant,
+    Registered,
+    Tail,
+    ToGateway,
+    ToHost,
+    Told,
+    decode,
+    encode,
+    place,
+)
+from mayfly.fleet.mirror import conclude, ending_of, make_run, restore, store
+from mayfly.fleet.results import Results
+from mayfly.runs.kept import Runs
+from mayfly.runs.output import OutputSocket
+from mayfly.runs.run import Run
+
+log = logging.getLogger(__name__)
+
+
+class Follows:
+    """The runs that are followed, and in `kept` those that have ended too. `sockets` is the folder
+    for output sockets, or None for none.
+    """
+
+    def __init__(self, engine: Engine, registry: Bucket, results: Results, kept: Runs, sockets: Path | None) -> None:
+        self.kept = kept
+        self._engine, self._registry, self._results, self._sockets = engine, registry, results, sockets
+        self._by_id: dict[str, Follow] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Follow]:
+        return iter(list(self._by_id.values()))
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
+        """Have work done while this is open."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            if isinstance(error, NobodyError | SilenceError | FleetError):
+                log.warning("fleet: %s: %s", task.get_name(), error)
+            else:
+                log.error("%s", task.get_name(), exc_info=error)
+
+    def get(self, run_id: str) -> Follow | None:
+        """How the run is followed, if it is."""
+        return self._by_id.get(run_id)
+
+    def begin(self, follow: Follow) -> None:
+        """Follow a run that is to be accepted."""
+        self._by_id[follow.run.id] = follow
+
+    def drop(self, follow: Follow) -> None:
+        """Follow it no more: it was not accepted."""
+        if self._by_id.get(follow.run.id) is follow:
+            del self._by_id[follow.run.id]
+        if follow.tenant is not None:
+            follow.tenant.give_back(follow.memory)
+            follow.tenant = None
+
+    async def close(self) -> None:
+        """Follow nothing any more. The runs go on."""
+        for follow in self:
+            follow.run.dismiss(0)
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.kept.close()
+
+    def keep(self, follow: Follow, *, publish: bool = False) -> None:
+        """Follow a run that is accepted, with an output socket of its own if it is to `publish`."""
+        run = follow.run
+        output = None
+        if publish and self._sockets is not None:
+            output = OutputSocket(self._sockets / f"{run.id}.sock", run.record, run.mode)
+        self.kept.add(run, output)
+        self._by_id[run.id] = follow
+        if follow.registered.head.interactive:
+            follow.typing = self.spawn(forward(self._engine, follow), f"input {run.id}")
+
+    async def fetch(self, run_id: str) -> None:
+        """Get a run of another gateway, if there is one."""
+        stored, entry = await asyncio.gather(self._results.get(run_id), self._registry.get(run_id))
+        if self.knows(run_id):
+            return
+        if stored is not None:
+            run = restore(stored)
+            self.kept.add(run, None)
+            self.kept.keep(run)
+        elif entry is not None:
+            registered = decode(entry.value, type=Registered)
+            follow = Follow(make_run(registered.head), registered)
+            follow.number = -1
+            self.keep(follow)
+            if registered.host:
+                self.begun(follow, registered.host, Begun(token=registered.token, delivered=registered.delivered, ack=""))
+                await self.attach(follow)
+
+    def knows(self, run_id: str) -> bool:
+        """Whether the run is known here, under way or not."""
+        try:
+            self.kept.get(run_id)
+        except UnknownRunError:
+            return False
+        return True
+
+    def heard(self, message: Message) -> None:
+        """A host says something of a run."""
+        _, _, host, run_id = message.subject.split(".")
+        follow = self._by_id.get(run_id)
+        if follow is None:
+            return
+        try:
+            said = decode(message.data, type=ToGateway)
+        except ValueError as error:
+            log.error("fleet: what %s says cannot be read: %s", host, error)
+            return
+        mirror = follow.mirror
+        follow.heard_at = asyncio.get_running_loop().time()
+        if isinstance(said, Begun):
+            self.begun(follow, host, said)
+            return
+        if not mirror.belongs(host, said.delivered):
+            return
+        if not (mirror.told(said) if isinstance(said, Told) else mirror.take_tail(said)):
+            self.spawn(self.attach(follow), f"attach {run_id}")
+            return
+        follow.owed += said.cost if isinstance(said, Told) else len(said.data)
+        if follow.owed >= WINDOW // 4:
+            count, follow.owed = follow.owed, 0
+            self.spawn(self.say(follow, Grant(gateway=self._engine.name, count=count)), f"grant {run_id}")
+        if isinstance(said, Tail) and mirror.ending is not None:
+            follow.changed.set()
+
+    def begun(self, follow: Follow, host: str, message: Begun) -> None:
+        """A host says that it has begun: what the client has typed so far goes there."""
+        if message.token != follow.registered.token or not follow.mirror.begun(host, message):
+            return
+        follow.changed.clear()
+        follow.begun.set()
+        if follow.typing is None:
+            return
+        follow.typing.cancel()
+        if follow.typed_from:
+            error = HostError("the host of the run is gone, and too much input came to begin anew", hint="start it again")
+            self.spawn(self.give_up(follow.registered, error), f"give up {follow.run.id}")
+        else:
+            follow.typing = self.spawn(forward(self._engine, follow), f"input {follow.run.id}")
+
+    async def say(self, follow: Follow, message: ToHost) -> None:
+        """Tell the host that has the run, if one has."""
+        if follow.mirror.host:
+            await self._engine.send(f"host.{follow.mirror.host}.{follow.run.id}", encode(message))
+
+    async def attach(self, follow: Follow) -> None:
+        """Have the host send what is lacking."""
+        mirror = follow.mirror
+        follow.owed = 0
+        await self.say(follow, Attach(gateway=self._engine.name, after=place(mirror.position), tail=mirror.tail))
+
+    def attach_all(self) -> None:
+        """Have all hosts send what is lacking: the engine was away."""
+        for follow in self._by_id.values():
+            self.spawn(self.attach(follow), f"attach {follow.run.id}")
+
+    async def give_up(self, registered: Registered, error: MayflyError) -> None:
+        """A run has no result but an error."""
+        follow = self._by_id.get(registered.head.id)
+        run = follow.run if follow else make_run(registered.head)
+        await self.decide(follow, registered, run, ending_of(run, "", error))
+
+    async def decide(self, follow: Follow | None, registered: Registered, run: Run, ending: Ending) -> None:
+        """Store the run with this end, unless it has a result: then that is the end."""
+        run_id = registered.head.id
+        stored = await self._results.create(run_id, store(registered.head, run, ending))
+        if follow is not None and stored:
+            self._conclude(follow, ending)
+        elif follow is not None:
+            await self.look_up(follow)
+        await self._engine.send(f"over.{run_id}", b"")
+
+    def heard_over(self, message: Message) -> None:
+        """A gateway has stored a run's result, or removed it."""
+        follow = self._by_id.get(message.subject.rpartition(".")[2])
+        if follow is not None and follow.number:
+            self.spawn(self.look_for(follow), f"look for {follow.run.id}")
+
+    async def look_up(self, follow: Follow) -> None:
+        """End a run as the fleet has its result, if there is one."""
+        data = await self._results.get(follow.run.id)
+        if data is not None and not follow.run.done.is_set():
+            found = restore(data)
+            follow.mirror.catch_up(found)
+            self._conclude(follow, ending_of(found, follow.mirror.host))
+
+    def _conclude(self, follow: Follow, ending: Ending) -> None:
+        run = follow.run
+        if self._by_id.pop(run.id, None) is None or run.done.is_set():
+            return
+        conclude(run, ending)
+        follow.changed.set()
+        if follow.typing is not None:
+            follow.typing.cancel()
+        if follow.tenant is not None:
+            follow.tenant.give_back(follow.memory)
+        log.info("run %s: %s %s %s on %s", run.id, run.language, *run.verdict(), ending.host or "no host")
+        self.kept.keep(run)
+        if follow.then is not None:
+            follow.then(run)
+
+    async def look_for(self, follow: Follow) -> None:
+        """Find out what became of a run of which nothing has been heard."""
+        follow.heard_at = asyncio.get_running_loop().time()
+        await self.look_up(follow)
+        if follow.run.done.is_set():
+            return
+        entry = await self._registry.get(follow.run.id)
+        if entry is None:
+            self._conclude(follow, ending_of(follow.run, follow.mirror.host, RunEndedError("the run was deleted")))
+            return
+        registered = decode(entry.value, type=Registered)
+        if follow.number < 0 and registered.host:  # another gateway's: its host may be another one by now
+            self.begun(follow, registered.host, Begun(token=registered.token, delivered=registered.delivered, ack=""))
+        await self.attach(follow)

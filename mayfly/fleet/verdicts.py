@@ -1,0 +1,106 @@
+"""What a gateway answers to hosts: whether one may go on with a run, and whether what it did is the
+run's result.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+from mayfly.errors import HostError
+from mayfly.fleet.engine import Bucket, Engine, Message, NobodyError, SilenceError
+from mayfly.fleet.follows import Follows
+from mayfly.fleet.message import ANY, Begin, Begun, Registered, Settle, Verdict, decode, encode, error_of
+from mayfly.fleet.mirror import ending_of
+from mayfly.fleet.results import Results
+
+log = logging.getLogger(__name__)
+ATTEMPTS = 3
+"""Hosts that begin a run before it is given up."""
+SETTLE_S = 15.0
+"""For what is lacking of a record when its run has ended."""
+
+
+class Verdicts:
+    """Answers hosts, from the registry of runs and their results."""
+
+    def __init__(self, engine: Engine, registry: Bucket, results: Results, follows: Follows) -> None:
+        self._engine, self._registry, self._results, self._follows = engine, registry, results, follows
+
+    async def listen(self) -> None:
+        """Answer from now on."""
+        engine, name = self._engine, self._engine.name
+        await engine.listen("begin.*.*", lambda message: self._reply(message, self._may_begin(message)), queue="gateways")
+        await engine.listen(f"settle.{name}.*.*", lambda message: self._reply(message, self._settle(message)))
+        await engine.listen(f"settle.{ANY}.*.*", lambda message: self._reply(message, self._settle(message)), queue="gateways")
+
+    def _reply(self, message: Message, work: Coroutine[Any, Any, str | None]) -> None:
+        """Answer a host with the verdict; with `later` if there is none now: it asks again."""
+
+        async def answer() -> None:
+            verdict = None
+            try:
+                verdict = await work
+            except (NobodyError, SilenceError) as error:
+                log.warning("fleet: %s has no verdict now: %s", message.subject, error)
+            await self._engine.send(message.reply, encode(Verdict(verdict=verdict or "later")))
+
+        self._follows.spawn(answer(), f"answer {message.subject}")
+
+    async def _may_begin(self, message: Message) -> str | None:
+        """A host has been given a run: whether it may go on with it."""
+        _, host, run_id = message.subject.split(".")
+        asked = decode(message.data, type=Begin)
+        for _ in range(5):
+            stored, entry = await asyncio.gather(self._results.has(run_id), self._registry.get(run_id))
+            if stored or entry is None:
+                return "done"
+            registered = decode(entry.value, type=Registered)
+            if registered.token != asked.token or asked.delivered < registered.delivered:
+                return "done"
+            if (host, asked.delivered) == (registered.host, registered.delivered):
+                return "go"
+            registered.host, registered.delivered = host, asked.delivered
+            registered.attempts += 1
+            if registered.attempts > ATTEMPTS:
+                error = HostError(f"{ATTEMPTS} hosts began the run, and none ended it", hint="look at the hosts' logs")
+                await self._follows.give_up(registered, error)
+                return "done"
+            if await self._registry.update(run_id, encode(registered), entry.revision):
+                return "go"
+        return None
+
+    async def _settle(self, message: Message) -> str | None:
+        """A host has ended a run: whether that is its result."""
+        _, _, host, run_id = message.subject.split(".")
+        said = decode(message.data, type=Settle)
+        if self._follows.get(run_id) is None:
+            await self._follows.fetch(run_id)
+        follow = self._follows.get(run_id)
+        if follow is None or follow.registered.token != said.token:
+            return "done"
+        mirror, error = follow.mirror, error_of(said.error)
+        if not said.final and error is not None:
+            entry = await self._registry.get(run_id)
+            registered = decode(entry.value, type=Registered) if entry else None
+            if registered is None or registered.attempts < ATTEMPTS or error.code == "run_ended":
+                return "again"
+            await self._follows.decide(follow, follow.registered, follow.run, ending_of(follow.run, host, error))
+            return "done"
+        if error is not None:
+            await self._follows.decide(follow, follow.registered, follow.run, ending_of(follow.run, host, error))
+            return "done"
+        if (host, said.delivered) != (mirror.host, mirror.delivered):
+            if said.delivered < mirror.delivered:
+                return "done"
+            self._follows.begun(follow, host, Begun(token=said.token, delivered=said.delivered, ack=""))
+            await self._follows.attach(follow)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(follow.changed.wait(), SETTLE_S)
+        if follow.run.done.is_set():
+            return "done"
+        if mirror.ending is None or not mirror.belongs(host, said.delivered):
+            return None
+        await self._follows.decide(follow, follow.registered, follow.run, mirror.ending)
+        return "done"

@@ -1,0 +1,83 @@
+"""How a gateway sees who is gone, and what has come to an end elsewhere."""
+
+import asyncio
+import logging
+
+from mayfly.fleet.engine import Engine, NobodyError, SilenceError
+from mayfly.fleet.follows import Follows
+from mayfly.fleet.roll import Roll
+
+log = logging.getLogger(__name__)
+WATCH_S = 0.5
+QUIET_S = 2.0
+"""After so long without a word of a run it is looked for among the results."""
+MISSED = 3
+"""Looks at a host that is not there, WATCH_S apart, before its runs are given to others: when a
+server of the engine restarts, all hosts are away for a moment.
+"""
+
+
+class Watch:
+    """Looks at hosts, runs and queues, again and again.
+
+    Attributes:
+        quorum: whether the engine can store anything.
+        waiting: the runs that no host has begun, by architecture and language.
+        given_back: how many runs were taken from hosts that are gone.
+    """
+
+    def __init__(self, engine: Engine, roll: Roll, follows: Follows) -> None:
+        self.quorum = True
+        self.waiting: dict[tuple[str, str], int] = {}
+        self.given_back = 0
+        self._engine, self._roll, self._follows = engine, roll, follows
+        self._missing: dict[str, int] = {}
+
+    async def watch(self) -> None:
+        """See who is gone, and what has come to an end elsewhere."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            self._roll.expire()
+            self.quorum = await self._engine.quorum()
+            if not self._engine.connected:
+                continue
+            await asyncio.gather(self._look_at_hosts(), self._look_for_results(), self._count_waiting(), return_exceptions=True)
+
+    async def _look_at_hosts(self) -> None:
+        """Give to others what hosts have that are gone: nobody listens in their name."""
+        hosts = {follow.mirror.host for follow in self._follows if follow.mirror.ack}
+        self._missing = {host: count for host, count in self._missing.items() if host in hosts}
+        await asyncio.gather(*(self._look_at(host) for host in hosts))
+
+    async def _look_at(self, host: str) -> None:
+        try:
+            await self._engine.ask(f"ping.{host}", b"", 1)
+        except NobodyError:
+            self._missing[host] = self._missing.get(host, 0) + 1
+        except SilenceError:  # it hangs, or the engine does: the stream gives its work to others in time
+            return
+        else:
+            self._missing.pop(host, None)
+        if self._missing.get(host, 0) < MISSED:
+            return
+        for follow in self._follows:
+            mirror = follow.mirror
+            if mirror.host == host and mirror.ack and follow.given_back < mirror.delivered:
+                follow.given_back = mirror.delivered
+                self.given_back += 1
+                log.warning("run %s: the host %s is gone; another one begins it anew", follow.run.id, host)
+                await self._engine.give_back(mirror.ack)
+
+    async def _look_for_results(self) -> None:
+        now = asyncio.get_running_loop().time()
+        quiet = [follow for follow in self._follows if now - follow.heard_at > QUIET_S and follow.number]
+        await asyncio.gather(*(self._follows.look_for(follow) for follow in quiet))
+
+    async def _count_waiting(self) -> None:
+        wanted = {follow.lang for follow in self._follows if not follow.mirror.host} | set(self.waiting)
+        for arch, lang in wanted:
+            count = await self._engine.waiting(arch, lang)
+            if count:
+                self.waiting[arch, lang] = count
+            else:
+                self.waiting.pop((arch, lang), None)
