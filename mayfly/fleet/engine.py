@@ -15,7 +15,7 @@ import contextlib
 import json
 import logging
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import nats
@@ -220,7 +220,7 @@ class Engine:
                 inbox_prefix=f"_INBOX_{name}".encode(),
                 **options,
             )
-            await asyncio.wait_for(connecting, CONNECT_S)  # by itself it would try for ever
+            await _within(CONNECT_S, connecting)  # by itself it would try for ever
         except (OSError, ValueError, nats.errors.Error, TimeoutError) as error:
             with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
                 await client.close()
@@ -426,3 +426,19 @@ class Engine:
 
 def _stream_of(arch: str) -> str:
     return f"RUNS_{arch}"
+
+
+async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> None:
+    """Do `work`, or raise TimeoutError. A cancellation that it swallows is repeated: nats-py does
+    that while it closes a connection that was refused.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+        if not task.done():
+            raise TimeoutError
+        task.result()
+    finally:
+        while not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=0.05)
