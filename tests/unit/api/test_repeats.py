@@ -326,6 +326,7 @@ def test_a_name_with_an_inner_address_is_not_called(serve: Serve, hasty: None, t
 
 def test_results_that_wait_are_bounded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hooks, "MOST_OF_ONE", 2)
+    monkeypatch.setattr(hooks, "DELAYS_S", (3600.0,))
 
     async def scenario(served: Served) -> None:
         async with Receiver(*[500] * 9).listening() as receiver, served.client(make_key("site")) as site:
