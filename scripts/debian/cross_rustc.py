@@ -6,16 +6,14 @@ It is Debian's, with that architecture's standard library, unpacked into the cac
 Nothing is installed. It links with ARCH-linux-gnu-gcc.
 """
 
-import os
 import platform
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
+from scripts.debian.cached import cached
 from scripts.debian.mirror import DEBIAN, SUITE
 from scripts.debian.root import LIBRARIES, HostFilesError, unpack
-from scripts.kvmhost.hostfiles import preparing
 
 
 def main() -> None:
@@ -24,29 +22,19 @@ def main() -> None:
         sys.exit(f"cross-rustc: give one of {', '.join(sorted(DEBIAN.keys() - {platform.machine()}))}")
     if not shutil.which(f"{arch}-linux-gnu-gcc"):
         sys.exit(f"cross-rustc: {arch}-linux-gnu-gcc is missing; run 'make setup'")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mayfly"
-    folder = cache / f"rustc-{SUITE}-{arch}"
-    cache.mkdir(parents=True, exist_ok=True)
-    with preparing(cache):
-        if not folder.exists():
-            make(folder, arch)
+    folder = cached(f"rustc-{SUITE}-{arch}", f"Debian {SUITE}'s Rust compiler for {arch}", lambda tree: make(tree, arch))
     print(folder / "rustc")
 
 
-def make(folder: Path, arch: str) -> None:
-    print(f"cross-rustc: fetching Debian {SUITE}'s Rust compiler for {arch} (once)", file=sys.stderr)
+def make(tree: Path, arch: str) -> None:
     packages = ["rustc", f"libstd-rust-dev:{DEBIAN[arch]}"]
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".rustc-") as work:
-        tree = Path(work) / "tree"
-        parts = ["./usr/bin/rustc", f"./{LIBRARIES}", "./usr/lib/rustlib"]
-        unpack(tree, packages, f"{DEBIAN[platform.machine()]},{DEBIAN[arch]}", parts)
-        loader = next((tree / LIBRARIES).glob("ld-linux-*")).name
-        program = tree / "rustc"
-        rustc = f'"$here/{LIBRARIES}/{loader}" --library-path "$here/{LIBRARIES}" "$here/usr/bin/rustc" --sysroot "$here/usr"'
-        program.write_text(f'#!/bin/sh\nhere=${{0%/*}}\nexec {rustc} -C linker={arch}-linux-gnu-gcc "$@"\n')
-        program.chmod(0o755)
-        tree.chmod(0o755)
-        tree.rename(folder)
+    parts = ["./usr/bin/rustc", f"./{LIBRARIES}", "./usr/lib/rustlib"]
+    unpack(tree, packages, f"{DEBIAN[platform.machine()]},{DEBIAN[arch]}", parts)
+    loader = next((tree / LIBRARIES).glob("ld-linux-*")).name
+    program = tree / "rustc"
+    rustc = f'"$here/{LIBRARIES}/{loader}" --library-path "$here/{LIBRARIES}" "$here/usr/bin/rustc" --sysroot "$here/usr"'
+    program.write_text(f'#!/bin/sh\nhere=${{0%/*}}\nexec {rustc} -C linker={arch}-linux-gnu-gcc "$@"\n')
+    program.chmod(0o755)
 
 
 if __name__ == "__main__":

@@ -5,15 +5,13 @@ Usage: python -m scripts.debian.wasm_toolchain LANGUAGE      (rust, go or c)
 The compilers are Debian's, unpacked into the cache on first use. Nothing is installed.
 """
 
-import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from scripts.debian.cached import cached
 from scripts.debian.mirror import SUITE
 from scripts.debian.root import LIBRARIES, HostFilesError, unpack
-from scripts.kvmhost.hostfiles import preparing
 
 
 class Toolchain(NamedTuple):
@@ -68,35 +66,25 @@ TOOLCHAINS = {
 
 def toolchain(language: str) -> Path:
     """The program that compiles; HostFilesError says why there is none."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mayfly"
-    folder = cache / f"wasm-{language}-{SUITE}"
-    cache.mkdir(parents=True, exist_ok=True)
-    with preparing(cache):
-        if not folder.exists():
-            make(folder, TOOLCHAINS[language], language)
-    return folder / "compile"
+    what = f"Debian {SUITE}'s compiler of {language} for WebAssembly"
+    return cached(f"wasm-{language}-{SUITE}", what, lambda tree: make(tree, TOOLCHAINS[language])) / "compile"
 
 
-def make(folder: Path, wanted: Toolchain, language: str) -> None:
-    print(f"wasm-toolchain: fetching Debian {SUITE}'s compiler of {language} for WebAssembly (once)", file=sys.stderr)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".wasm-") as work:
-        tree = Path(work) / "tree"
-        unpack(tree, wanted.packages, parts=("--wildcards", *wanted.parts))
-        lines = [
-            "#!/bin/sh",
-            "set -eu",
-            'here=$(realpath "${0%/*}")',
-            f'libraries="$here/{LIBRARIES}:$(echo "$here"/usr/lib/llvm-*/lib)"',
-            f'loader=$(echo "$here/{LIBRARIES}"/ld-linux-*)',
-            'run() { name=$1 && shift && "$loader" --library-path "$libraries" "$here/usr/bin/$name" "$@"; }',
-            'set -- "$(realpath "$1")" "$2" "$2"',
-            wanted.script.strip(),
-        ]
-        program = tree / "compile"
-        program.write_text("\n".join(lines) + "\n")
-        program.chmod(0o755)
-        tree.chmod(0o755)
-        tree.rename(folder)
+def make(tree: Path, wanted: Toolchain) -> None:
+    unpack(tree, wanted.packages, parts=("--wildcards", *wanted.parts))
+    lines = [
+        "#!/bin/sh",
+        "set -eu",
+        'here=$(realpath "${0%/*}")',
+        f'libraries="$here/{LIBRARIES}:$(echo "$here"/usr/lib/llvm-*/lib)"',
+        f'loader=$(echo "$here/{LIBRARIES}"/ld-linux-*)',
+        'run() { name=$1 && shift && "$loader" --library-path "$libraries" "$here/usr/bin/$name" "$@"; }',
+        'set -- "$(realpath "$1")" "$2" "$2"',
+        wanted.script.strip(),
+    ]
+    program = tree / "compile"
+    program.write_text("\n".join(lines) + "\n")
+    program.chmod(0o755)
 
 
 def main() -> None:
