@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Coroutine, Iterator
-from pathlib import Path
 from typing import Any
 
 from mayfly.errors import FleetError, HostError, MayflyError, RunEndedError, UnknownRunError
@@ -27,20 +26,17 @@ from mayfly.fleet.message import (
 from mayfly.fleet.mirror import conclude, ending_of, make_run, restore, store
 from mayfly.fleet.results import Results
 from mayfly.runs.kept import Runs
-from mayfly.runs.output import OutputSocket
 from mayfly.runs.run import Run
 
 log = logging.getLogger(__name__)
 
 
 class Follows:
-    """The runs that are followed, and in `kept` those that have ended too. `sockets` is the folder
-    for output sockets, or None for none.
-    """
+    """The runs that are followed, and in `kept` those that have ended too."""
 
-    def __init__(self, engine: Engine, registry: Bucket, results: Results, kept: Runs, sockets: Path | None) -> None:
+    def __init__(self, engine: Engine, registry: Bucket, results: Results, kept: Runs) -> None:
         self.kept = kept
-        self._engine, self._registry, self._results, self._sockets = engine, registry, results, sockets
+        self._engine, self._registry, self._results = engine, registry, results
         self._by_id: dict[str, Follow] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -94,10 +90,7 @@ class Follows:
     def keep(self, follow: Follow, *, publish: bool = False) -> None:
         """Follow a run that is accepted, with an output socket of its own if it is to `publish`."""
         run = follow.run
-        output = None
-        if publish and self._sockets is not None:
-            output = OutputSocket(self._sockets / f"{run.id}.sock", run.record, run.mode)
-        self.kept.add(run, output)
+        self.kept.add(run, publish=publish)
         self._by_id[run.id] = follow
         if follow.registered.head.interactive:
             follow.typing = self.spawn(forward(self._engine, follow), f"input {run.id}")
@@ -109,7 +102,7 @@ class Follows:
             return
         if stored is not None:
             run = restore(stored)
-            self.kept.add(run, None)
+            self.kept.add(run)
             self.kept.keep(run)
         elif entry is not None:
             registered = decode(entry.value, type=Registered)

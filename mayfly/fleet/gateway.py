@@ -92,8 +92,8 @@ class Gateway:
         self._results = results
         self._replicas = replicas
         self._ack_wait_s = ack_wait_s
-        self._runs = Runs(config)
-        self._follows = Follows(engine, registry, results, self._runs, sockets)
+        self._runs = Runs(config, sockets)
+        self._follows = Follows(engine, registry, results, self._runs)
         self._verdicts = Verdicts(engine, registry, results, self._follows)
         self._watch = Watch(engine, self.roll, self._follows)
         self._consumers: set[tuple[str, str]] = set()

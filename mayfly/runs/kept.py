@@ -5,6 +5,7 @@ while with their output sockets.
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 from mayfly.errors import UnknownRunError
 from mayfly.host.config import Config
@@ -14,11 +15,13 @@ from mayfly.runs.run import Run
 
 class Runs:
     """Runs by their ids. One that has ended is dropped when the ended ones are over a limit of
-    number, bytes or time, the oldest first (`keep_runs`, `keep_bytes`, `keep_s`).
+    number, bytes or time, the oldest first (`keep_runs`, `keep_bytes`, `keep_s`). `sockets` is the
+    folder for output sockets, or None for none.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, sockets: Path | None) -> None:
         self._config = config
+        self._sockets = sockets
         self._runs: dict[str, Run] = {}
         self._ended: dict[str, Run] = {}  # the oldest first
         self._bytes = 0  # of their records
@@ -34,11 +37,13 @@ class Runs:
         """How many have not ended."""
         return len(self._runs) - len(self._ended)
 
-    def add(self, run: Run, output: OutputSocket | None) -> None:
-        """Take a run that begins, and its output socket, which is closed when it is dropped."""
+    def add(self, run: Run, *, publish: bool = False) -> None:
+        """Take a run that begins; if it is to `publish`, with an output socket, which listens when
+        this returns, and is closed when the run is dropped.
+        """
+        if publish and self._sockets is not None:
+            self._outputs[run.id] = OutputSocket(self._sockets / f"{run.id}.sock", run.record, run.mode)
         self._runs[run.id] = run
-        if output is not None:
-            self._outputs[run.id] = output
 
     def get(self, run_id: str, owner: str | None = None) -> Run:
         """The run with that id, whose owner is `owner` if that is said.

@@ -38,7 +38,6 @@ from mayfly.protocol.conversation import Conversation
 from mayfly.protocol.phases import Phase
 from mayfly.runs.execute import do_cases, do_once, execute
 from mayfly.runs.kept import Runs
-from mayfly.runs.output import OutputSocket
 from mayfly.runs.repeats import Repeat, Repeats
 from mayfly.runs.run import Run
 from mayfly.runs.runner import Health
@@ -78,9 +77,8 @@ class Service:
         self.observer = observer or Observer()
         self.supply = Supply(self.spawner, config, self.admission, self.observer, lasting=sockets is not None)
         self.stopping = False
-        self._sockets = sockets
         self._grace_s = grace_s
-        self.runs = Runs(config)
+        self.runs = Runs(config, sockets)
         self._repeats = Repeats(self.runs)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._guests: dict[str, tuple[Guest, ...]] = {}  # of a run that has begun: its own, then copies of it
@@ -225,7 +223,7 @@ class Service:
                 self.admission.charge(ticket, tenant)
             if idle:
                 taken.callback(self.spawner.stop, idle.guest.process, 0)  # if the run never came to it
-            self._add(run, publish=publish)
+            self.runs.add(run, publish=publish)
             self._held[run.id] = taken.pop_all()
         if snippet.cases:
             copy, worth_s = partial(self._copies, run=run, beside=ticket), self.config.here(COPIES_WORTH_S)
@@ -248,17 +246,11 @@ class Service:
         async def there() -> Guest:
             return guest
 
-        self._add(run, publish=True)
+        self.runs.add(run, publish=True)
         self._held[run.id] = held = contextlib.ExitStack()
         held.callback(self.admission.leave, ticket)
         self._guests[run.id] = (guest,)
         self._begin(run, execute(there(), do, run, self._grace_s), guest.wanted, then)
-
-    def _add(self, run: Run, *, publish: bool) -> None:
-        output = None
-        if publish and self._sockets is not None:
-            output = OutputSocket(self._sockets / f"{run.id}.sock", run.record, run.mode)
-        self.runs.add(run, output)
 
     def _begin(self, run: Run, work: Coroutine[Any, Any, None], wanted: Wanted, then: Callable[[Run], None] | None) -> None:
         task = asyncio.create_task(work, name=f"run {run.id}")

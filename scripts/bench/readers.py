@@ -48,7 +48,7 @@ def be_server(folder: Path, readers: int, *, tls: bool) -> None:
         ids = []
         for _ in range(-(-readers // events.MAX_READERS)):
             run = Run(language="toy", version="1.0", mode=Mode.RAW, step_names=("run",), owner=known.tenant.name)
-            served.service.runs.add(run, None)
+            served.service.runs.add(run)
             ids.append(run.id)
         print(json.dumps({"port": served.doors[0].listener.getsockname()[1], "token": token, "runs": ids}), flush=True)
         await asyncio.to_thread(sys.stdin.read)

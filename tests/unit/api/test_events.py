@@ -254,7 +254,7 @@ def test_the_type_is_the_one_that_a_client_prefers(accept: list[str], kind: str)
 
 def keep(service: Service, run: Run) -> str:
     """Have a run without a machine, which the test plays itself."""
-    service.runs.add(run, None)
+    service.runs.add(run)
     return f"{URL}/runs/{run.id}/events"
 
 

@@ -103,7 +103,7 @@ def test_keys_are_not_held_longer_than_runs(serve: Serve) -> None:
         known = repeats.Repeats(served.service.runs)
         for number in range(300):
             run = Run(language="toy", version="1", mode=None, step_names=())  # type: ignore[arg-type]
-            served.service.runs.add(run, None)
+            served.service.runs.add(run)
             known.remember(repeats.Repeat("", str(number), b"x"), run)
             served.service.runs.drop(run)
         assert len(known._begun) <= repeats._FEW
