@@ -3,7 +3,6 @@
 from mayfly.errors import UnknownFunctionError, UnknownRequestError
 from mayfly.functions.answer import Answer, FunctionFigures, LogLine
 from mayfly.functions.store import Function
-from mayfly.host.admission import Tenant
 
 
 class NoFunctions:
@@ -31,31 +30,11 @@ class NoFunctions:
     def _none(name: str) -> UnknownFunctionError:
         return UnknownFunctionError(f"no function {name[:64]!r}: a gateway serves none", hint="ask the server of a host that has it")
 
-    async def invoke(
-        self,
-        name: str,
-        payload: bytes,
-        content_type: str = "",
-        *,
-        tenant: Tenant | None = None,
-        received: float | None = None,
-        wait_s: float | None = None,
-        request_id: str = "",
-    ) -> Answer:
+    async def invoke(self, name: str, *_: object, **__: object) -> Answer:
         """Raises UnknownFunctionError."""
         raise self._none(name)
 
-    def submit(
-        self,
-        name: str,
-        payload: bytes,
-        content_type: str = "",
-        *,
-        tenant: Tenant | None = None,
-        received: float | None = None,
-        wait_s: float | None = None,
-        request_id: str = "",
-    ) -> str:
+    def submit(self, name: str, *_: object, **__: object) -> str:
         """Raises UnknownFunctionError."""
         raise self._none(name)
 
