@@ -157,6 +157,17 @@ async def moved_or_not(stage: Stage, run: Run) -> bool:
     return True
 
 
+async def being_sent(stage: Stage) -> tuple[Run, "asyncio.Task[bool]"]:
+    """A run whose machine is being sent, without an end."""
+    stage.machines_here.endless = True
+    run = stage.start(-1, interactive=True)
+    await until(run, 100)
+    moving = asyncio.create_task(moved_or_not(stage, run))
+    while stage.road.log.count("Pages") < 2:
+        await asyncio.sleep(0)
+    return run, moving
+
+
 @pytest.mark.parametrize("fails", ["send_rounds", "send_last"])
 def test_a_source_that_cannot_send_keeps_the_run(play: Callable[..., Any], fails: str) -> None:
     async def scenario(stage: Stage) -> None:
@@ -191,12 +202,7 @@ def test_a_destination_that_cannot_make_the_machine_says_so(play: Callable[..., 
 
 def test_the_machine_at_the_source_dies_while_it_is_sent(play: Callable[..., Any]) -> None:
     async def scenario(stage: Stage) -> None:
-        stage.machines_here.endless = True
-        run = stage.start(-1, interactive=True)
-        await until(run, 100)
-        moving = asyncio.create_task(moved_or_not(stage, run))
-        while stage.road.log.count("Pages") < 2:
-            await asyncio.sleep(0)
+        run, moving = await being_sent(stage)
         stage.world.made[0].kill()
         await run.done.wait()
         assert run.to_json()["error"]["code"] == "guest_failed"
@@ -210,12 +216,7 @@ def test_the_machine_at_the_source_dies_while_it_is_sent(play: Callable[..., Any
 
 def test_a_run_that_is_ended_while_it_is_sent_is_nowhere(play: Callable[..., Any]) -> None:
     async def scenario(stage: Stage) -> None:
-        stage.machines_here.endless = True
-        run = stage.start(-1, interactive=True)
-        await until(run, 100)
-        moving = asyncio.create_task(moved_or_not(stage, run))
-        while stage.road.log.count("Pages") < 2:
-            await asyncio.sleep(0)
+        run, moving = await being_sent(stage)
         await stage.here.forget(run.id)
         await asyncio.wait([moving])
         await stage.road.close()
