@@ -6,7 +6,7 @@ import re
 import secrets
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from aiohttp import web
@@ -18,7 +18,7 @@ from mayfly.api.intake import BODIES, SERVICE, audit
 from mayfly.api.openapi import Route
 from mayfly.api.requests import parse_query
 from mayfly.errors import MayflyError, MediaTypeError, QueueFullError, ResourceExhaustedError, UnknownFunctionError
-from mayfly.functions.answer import Answer, FunctionFigures, LogLine
+from mayfly.functions.answer import Answer, FunctionFigures, Invocation, LogLine
 from mayfly.functions.lines import MAX_PAYLOAD
 from mayfly.functions.runner import FunctionRunner
 from mayfly.functions.store import Function
@@ -161,14 +161,21 @@ async def invoke(request: web.Request) -> web.Response:
     kind = _type(request)
     payload = await request.app[BODIES].read(request, MAX_PAYLOAD)
     request[INVOCATION] = request_id = secrets.token_hex(16)
-    of_request: dict[str, Any] = {"tenant": caller_of(request).tenant, "received": received, "request_id": request_id}
+    asked = Invocation(
+        function=function.name,
+        payload=payload,
+        content_type=kind,
+        tenant=caller_of(request).tenant,
+        received=received,
+        request_id=request_id,
+    )
     status = "pending"
     try:
         if query.later != "false":
-            functions.submit(function.name, payload, kind, **of_request)
+            functions.submit(asked)
             place = f"/functions/{function.name}/requests/{request_id}"
             return answer(Accepted(id=request_id, function=function.name), 202, {"Location": place})
-        found = await functions.invoke(function.name, payload, kind, **of_request)
+        found = await functions.invoke(asked)
         status = found.status
         return respond(found)
     except MayflyError as error:

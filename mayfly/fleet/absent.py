@@ -1,7 +1,7 @@
 """Functions at a gateway: there are none. They are a host's, and asked there."""
 
 from mayfly.errors import UnknownFunctionError, UnknownRequestError
-from mayfly.functions.answer import Answer, FunctionFigures, LogLine
+from mayfly.functions.answer import Answer, FunctionFigures, Invocation, LogLine
 from mayfly.functions.store import Function
 
 
@@ -30,13 +30,13 @@ class NoFunctions:
     def _none(name: str) -> UnknownFunctionError:
         return UnknownFunctionError(f"no function {name[:64]!r}: a gateway serves none", hint="ask the server of a host that has it")
 
-    async def invoke(self, name: str, *_: object, **__: object) -> Answer:
+    async def invoke(self, asked: Invocation) -> Answer:
         """Raises UnknownFunctionError."""
-        raise self._none(name)
+        raise self._none(asked.function)
 
-    def submit(self, name: str, *_: object, **__: object) -> str:
+    def submit(self, asked: Invocation) -> str:
         """Raises UnknownFunctionError."""
-        raise self._none(name)
+        raise self._none(asked.function)
 
     def result(self, request_id: str, *, function: str = "", owner: str | None = None) -> Answer | None:
         """Raises UnknownRequestError."""

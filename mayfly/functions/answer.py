@@ -1,10 +1,36 @@
-"""What becomes of a request to a function: its answer, its times, what the function printed."""
+"""A request to a function as it comes, and what becomes of it: its answer, its times, what the
+function printed.
+"""
 
 from collections.abc import Mapping
 from typing import Literal
 
 from mayfly.guests.start import StartKind
+from mayfly.host.admission import Tenant
 from mayfly.schema import Record
+
+
+class Invocation(Record, frozen=True, kw_only=True):
+    """What a function is asked, by whom and when.
+
+    `content_type` is empty where nothing is said of the payload. `tenant` is whose request it is;
+    None: the operator's. `received` is when it came, as Unix time; None: now. It waits at most
+    `wait_s` for a guest, if that is less than its function says. A `request_id` is drawn where
+    there is none.
+    """
+
+    function: str
+    payload: bytes
+    content_type: str = ""
+    tenant: Tenant | None = None
+    received: float | None = None
+    wait_s: float | None = None
+    request_id: str = ""
+
+    @property
+    def owner(self) -> str:
+        """The tenant's name, or nothing."""
+        return self.tenant.name if self.tenant else ""
 
 
 class Times(Record, frozen=True, kw_only=True):

@@ -1,5 +1,6 @@
 """Functions of this process, for gateways whose requests are lines of JSON."""
 
+from mayfly.functions.answer import Invocation
 from mayfly.functions.lines import RequestLine
 from mayfly.functions.openloop import Invoke, Reply
 from mayfly.functions.service import Functions
@@ -9,7 +10,8 @@ def in_process(functions: Functions) -> Invoke:
     """What has these functions answer."""
 
     async def invoke(request: RequestLine) -> Reply:
-        answer = await functions.invoke(request.function, bytes(request.payload), "application/json")
+        asked = Invocation(function=request.function, payload=bytes(request.payload), content_type="application/json")
+        answer = await functions.invoke(asked)
         times = answer.times
         return Reply(
             id=answer.request_id,

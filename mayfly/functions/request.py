@@ -6,7 +6,7 @@ import time
 from typing import Literal
 
 from mayfly.errors import FunctionGuestError, MayflyError
-from mayfly.functions.answer import Answer, Times
+from mayfly.functions.answer import Answer, Invocation, Times
 from mayfly.guests.function import FunctionResponse
 from mayfly.guests.start import StartKind
 from mayfly.protocol.conversation import Event
@@ -26,8 +26,8 @@ class Piece:
 
 
 class Request:
-    """One request. `tenant` is whose it is, or empty; `received` Unix time at the gateway; other
-    times are the event loop's, 0 until it has come so far.
+    """One request. `tenant` is the name of whose it is, or empty; `received` Unix time at the
+    gateway; other times are the event loop's, 0 until it has come so far.
 
     Attributes:
         answer: its end.
@@ -36,24 +36,15 @@ class Request:
         deadline: until when it waits in the queue.
     """
 
-    def __init__(
-        self,
-        function: str,
-        payload: bytes,
-        content_type: str = "",
-        *,
-        tenant: str = "",
-        received: float | None = None,
-        request_id: str = "",
-    ) -> None:
+    def __init__(self, asked: Invocation) -> None:
         loop = asyncio.get_running_loop()
         now = time.time()
-        self.id = request_id or os.urandom(16).hex()
-        self.function = function
-        self.payload = payload
-        self.content_type = content_type
-        self.tenant = tenant
-        self.received = now if received is None else received
+        self.id = asked.request_id or os.urandom(16).hex()
+        self.function = asked.function
+        self.payload = asked.payload
+        self.content_type = asked.content_type
+        self.tenant = asked.owner
+        self.received = now if asked.received is None else asked.received
         self.answer: asyncio.Future[Answer] = loop.create_future()
         self.kind: StartKind | None = None
         self.guest = 0

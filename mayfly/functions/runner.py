@@ -2,9 +2,8 @@
 
 from typing import Protocol
 
-from mayfly.functions.answer import Answer, FunctionFigures, LogLine
+from mayfly.functions.answer import Answer, FunctionFigures, Invocation, LogLine
 from mayfly.functions.store import Function
-from mayfly.host.admission import Tenant
 
 
 class FunctionRunner(Protocol):
@@ -26,30 +25,10 @@ class FunctionRunner(Protocol):
     def logs(self, name: str, last: int = 100) -> list[LogLine]:
         """The last lines that the function printed. Raises UnknownFunctionError."""
 
-    async def invoke(
-        self,
-        name: str,
-        payload: bytes,
-        content_type: str = "",
-        *,
-        tenant: Tenant | None = None,
-        received: float | None = None,
-        wait_s: float | None = None,
-        request_id: str = "",
-    ) -> Answer:
+    async def invoke(self, asked: Invocation) -> Answer:
         """Ask the function, and wait for its answer. Raises MayflyError."""
 
-    def submit(
-        self,
-        name: str,
-        payload: bytes,
-        content_type: str = "",
-        *,
-        tenant: Tenant | None = None,
-        received: float | None = None,
-        wait_s: float | None = None,
-        request_id: str = "",
-    ) -> str:
+    def submit(self, asked: Invocation) -> str:
         """Ask the function; `result` has the answer under the id that this returns."""
 
     def result(self, request_id: str, *, function: str = "", owner: str | None = None) -> Answer | None:

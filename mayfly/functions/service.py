@@ -18,7 +18,7 @@ from mayfly.errors import (
 )
 from mayfly.files import atomic_write
 from mayfly.functions import store
-from mayfly.functions.answer import Answer, FunctionFigures, LogLine
+from mayfly.functions.answer import Answer, FunctionFigures, Invocation, LogLine
 from mayfly.functions.kept import Log, Results, outcome
 from mayfly.functions.making import FunctionMachines, Revision, forget_snapshots, revise
 from mayfly.functions.request import Request
@@ -165,19 +165,8 @@ class Functions:
         self._scheduler.forget(name)
         self._statistics.forget(name)
 
-    async def invoke(
-        self,
-        name: str,
-        payload: bytes,
-        content_type: str = "",
-        *,
-        tenant: Tenant | None = None,
-        received: float | None = None,
-        wait_s: float | None = None,
-        request_id: str = "",
-    ) -> Answer:
-        """Ask the function, and wait for its answer. `received` is when the request came, as Unix
-        time; it waits at most `wait_s` for a guest, if that is less than the function says.
+    async def invoke(self, asked: Invocation) -> Answer:
+        """Ask the function, and wait for its answer.
 
         Raises:
             UnknownFunctionError: there is none of that name.
@@ -188,30 +177,20 @@ class Functions:
             StoppingError: the server stops.
             MayflyError: its guest did not come up.
         """
-        request = self._enter(name, payload, content_type, tenant, received, wait_s, request_id)
+        request = self._enter(asked)
         try:
             return await asyncio.shield(request.answer)
         except asyncio.CancelledError:
             self._scheduler.withdraw(request)
             raise
 
-    def submit(
-        self,
-        name: str,
-        payload: bytes,
-        content_type: str = "",
-        *,
-        tenant: Tenant | None = None,
-        received: float | None = None,
-        wait_s: float | None = None,
-        request_id: str = "",
-    ) -> str:
+    def submit(self, asked: Invocation) -> str:
         """Ask the function; `result` has the answer under the id that this returns.
 
         Raises:
             MayflyError: as `invoke`, what is known at once.
         """
-        request = self._enter(name, payload, content_type, tenant, received, wait_s, request_id)
+        request = self._enter(asked)
         self._results.add(request)
         return request.id
 
@@ -264,30 +243,21 @@ class Functions:
         """Requests that wait or are with a guest."""
         return self._scheduler.under_way
 
-    def _enter(
-        self,
-        name: str,
-        payload: bytes,
-        content_type: str,
-        tenant: Tenant | None,
-        received: float | None,
-        wait_s: float | None,
-        request_id: str,
-    ) -> Request:
-        if len(payload) > MAX_BODY:
-            raise BodyTooLargeError(f"the payload has {len(payload)} bytes; at most {MAX_BODY} are taken")
-        if len(content_type.encode(errors="surrogateescape")) > MAX_CONTENT_TYPE or not content_type.isascii():
+    def _enter(self, asked: Invocation) -> Request:
+        name, kind, tenant = asked.function, asked.content_type, asked.tenant
+        if len(asked.payload) > MAX_BODY:
+            raise BodyTooLargeError(f"the payload has {len(asked.payload)} bytes; at most {MAX_BODY} are taken")
+        if len(kind) > MAX_CONTENT_TYPE or not kind.isascii():
             raise UnprocessableError(
-                f"the content type {content_type[:80]!r} is not usable", hint=f"it has at most {MAX_CONTENT_TYPE} ASCII characters"
+                f"the content type {kind[:80]!r} is not usable", hint=f"it has at most {MAX_CONTENT_TYPE} ASCII characters"
             )
         revision = self._current(name)
         self._statistics.request_came(name)
         try:
             if tenant is not None:
                 tenant.check(revision.memory)
-            owner = tenant.name if tenant else ""
-            request = Request(name, payload, content_type, tenant=owner, received=received, request_id=request_id)
-            self._scheduler.enter(request, revision, wait_s)
+            request = Request(asked)
+            self._scheduler.enter(request, revision, asked.wait_s)
         except MayflyError as error:
             self._statistics.request_refused(name, error)
             raise

@@ -2,12 +2,15 @@
 
 import asyncio
 import itertools
+from typing import Any
 
 from mayfly.errors import FunctionCrashedError, MayflyError
+from mayfly.functions.answer import Invocation
 from mayfly.functions.spec import FunctionSpec
 from mayfly.guests.converse import Listener
 from mayfly.guests.function import FunctionRequest, FunctionResponse
 from mayfly.guests.start import StartKind
+from mayfly.host.admission import Tenant
 from mayfly.schema import Record
 from mayfly.units import MIB
 
@@ -24,6 +27,12 @@ def revision(name: str = "f", *, key: str = "1", mib: int = 128, **fields: objec
     """A function with these fields."""
     spec = FunctionSpec(**{"name": name, "language": "toy", "code": "/code", **fields})  # type: ignore[arg-type]
     return FakeRevision(spec=spec, key=f"{name} {key}", memory=mib * MIB)
+
+
+def invocation(function: str, payload: bytes = b"", content_type: str = "", *, tenant: Tenant | str = "", **more: Any) -> Invocation:
+    """A request to a function, of a tenant who may do all, or of nobody."""
+    owner = tenant if isinstance(tenant, Tenant) else Tenant(tenant) if tenant else None
+    return Invocation(function=function, payload=payload, content_type=content_type, tenant=owner, **more)
 
 
 class FakeGuest:

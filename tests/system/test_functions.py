@@ -40,6 +40,7 @@ from mayfly.vmm.process.zygote import Zygote
 from tests.kit import toy
 from tests.kit.agent_process import PATIENCE_S
 from tests.kit.api_fakes import ROOT
+from tests.kit.function_fakes import invocation
 from tests.kit.functions_traffic import Host, from_file, over_frames, over_http, while_it_stops
 from tests.kit.scale import FULL, patience, time_factor
 from tests.system.test_service import children, wait_gone
@@ -134,7 +135,7 @@ def test_three_functions_in_the_room_of_two(toys: None, tmp_path: Path, no_leaks
         assert len(snapshots.children("toy")) == 3
 
         async def ask(name: str, payload: bytes = b"x") -> Answer:
-            return await functions.invoke(name, payload, "text/plain")
+            return await functions.invoke(invocation(name, payload, "text/plain"))
 
         starts = [(await ask(name)).start for name in ("one", "one", "two", "one", "three", "one", "two")]
         assert starts == ["restored", "warm", "restored", "warm", "restored", "warm", "restored"]  # each time the one used longest ago goes

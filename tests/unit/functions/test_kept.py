@@ -14,6 +14,7 @@ from mayfly.guests.function import FunctionResponse
 from mayfly.guests.start import StartKind
 from mayfly.host.config import Config
 from mayfly.protocol.frames import Stderr, Stdout
+from tests.kit.function_fakes import invocation
 from tests.kit.virtual_time import VirtualLoop
 
 
@@ -28,7 +29,7 @@ def loop() -> Iterator[VirtualLoop]:
 
 def make(loop: VirtualLoop, function: str = "f", tenant: str = "") -> Request:
     async def inside() -> Request:
-        return Request(function, b"", tenant=tenant)
+        return Request(invocation(function, tenant=tenant))
 
     return loop.run_until_complete(inside())
 
@@ -160,7 +161,7 @@ def test_how_it_ended_in_a_word(loop: VirtualLoop) -> None:
 
 def test_times_are_after_the_gateways(loop: VirtualLoop) -> None:
     async def inside() -> Request:
-        return Request("f", b"", received=time.time() - 2)
+        return Request(invocation("f", received=time.time() - 2))
 
     request = loop.run_until_complete(inside())
     request.queued_at = loop.now

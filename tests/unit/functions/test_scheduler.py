@@ -23,7 +23,7 @@ from mayfly.functions.scheduler import Scheduler
 from mayfly.host import admission
 from mayfly.host.admission import Admission
 from mayfly.units import MIB
-from tests.kit.function_fakes import FakeGuest, FakeMachines, FakeRevision, FakeWatcher, revision
+from tests.kit.function_fakes import FakeGuest, FakeMachines, FakeRevision, FakeWatcher, invocation, revision
 from tests.kit.virtual_time import VirtualLoop
 
 
@@ -57,7 +57,7 @@ class Bench:
         return self.call(self._ask, of, tenant, wait_s)  # type: ignore[no-any-return]
 
     def _ask(self, of: FakeRevision, tenant: str, wait_s: float | None) -> Request:
-        request = Request(of.spec.name, f"{tenant}/{of.spec.name}/".encode(), tenant=tenant)
+        request = Request(invocation(of.spec.name, f"{tenant}/{of.spec.name}/".encode(), tenant=tenant))
         self.scheduler.enter(request, of, wait_s)
         return request
 

@@ -26,7 +26,7 @@ from mayfly.functions.scheduler import Scheduler
 from mayfly.host import admission
 from mayfly.host.admission import Admission, Ticket
 from mayfly.units import MIB
-from tests.kit.function_fakes import FakeGuest, FakeMachines, FakeRevision, FakeWatcher, revision
+from tests.kit.function_fakes import FakeGuest, FakeMachines, FakeRevision, FakeWatcher, invocation, revision
 from tests.kit.scale import scaled
 from tests.kit.virtual_time import VirtualLoop
 
@@ -115,7 +115,7 @@ class Scheduling(RuleBasedStateMachine):
             assert refused.retry_after_s >= 1
 
     def _enter(self, name: str, tenant: str, payload: str, wait_s: float | None) -> MayflyError | None:
-        request = Request(name, payload.encode(), tenant=tenant)
+        request = Request(invocation(name, payload.encode(), tenant=tenant))
         self.requests[payload] = request
         ends = self.ends[payload] = []
 

@@ -33,6 +33,7 @@ from mayfly.runs.service import Service
 from mayfly.snapshots import store as snapshots
 from mayfly.snapshots.store import Snapshot
 from tests.kit.api_fakes import factory, install_toys, open_descriptors, small_config
+from tests.kit.function_fakes import invocation
 from tests.kit.scale import patience
 
 Scenario = Callable[[Functions, Service], Awaitable[Any]]
@@ -92,8 +93,8 @@ def test_a_function_is_made_once_and_restored_for_each_guest(serve: Callable[...
         base, diff = sorted(made_snapshots(), key=lambda found: bool(found.manifest.function))
         assert diff.manifest.name.startswith("@echo.")
         assert (base.manifest.name, diff.manifest.parent, base.manifest.function) == ("toy", "toy", "")
-        first = await functions.invoke("echo", b"one", "text/plain")
-        second = await functions.invoke("echo", b"!log two", "text/plain")
+        first = await functions.invoke(invocation("echo", b"one", "text/plain"))
+        second = await functions.invoke(invocation("echo", b"!log two", "text/plain"))
         assert [(answer.status, answer.payload, answer.content_type, answer.start) for answer in (first, second)] == [
             ("ok", b"one", "text/plain", "restored"),
             ("ok", b"!log two", "text/plain", "warm"),
@@ -108,7 +109,7 @@ def test_a_function_is_made_once_and_restored_for_each_guest(serve: Callable[...
         await functions.remove("echo")
         assert [found.manifest.name for found in made_snapshots()] == ["toy"]
         assert functions.all() == []
-        await fails(UnknownFunctionError, functions.invoke("echo", b""))
+        await fails(UnknownFunctionError, functions.invoke(invocation("echo", b"")))
         await fails(UnknownFunctionError, functions.remove("echo"))
 
     serve(scenario, cold=False)
@@ -137,7 +138,7 @@ def test_what_a_guest_starts_from(serve: Callable[..., Any], spec: Callable[...,
         kept = {found.manifest.function != "": found.manifest.parent for found in made_snapshots()}
         expected = {True: "toy" if base else ""} if diff else {}
         assert kept == ({} if cold else {**expected, **({False: ""} if base else {})})
-        answer = await functions.invoke("echo", b"x")
+        answer = await functions.invoke(invocation("echo", b"x"))
         assert answer.start == ("cold" if cold or not (base or diff) else "restored")
         assert answer.payload == b"x"
 
@@ -153,7 +154,7 @@ def test_what_does_not_build_is_not_created(serve: Callable[..., Any], spec: Cal
         good = await functions.create(spec())
         await fails(FunctionFailedError, functions.create(spec("if")))
         assert functions.all() == [good]
-        assert (await functions.invoke("echo", b"x")).payload == b"x"
+        assert (await functions.invoke(invocation("echo", b"x"))).payload == b"x"
 
     serve(scenario)
 
@@ -175,17 +176,17 @@ def test_what_another_process_creates_changes_and_removes_counts_at_once(
         options = SnapshotOptions(dump_ws=False)
         async with functions_of(service) as other:
             await other.create(spec(snapshot=options))
-        assert (await functions.invoke("echo", b"x")).start == "restored"
-        assert (await functions.invoke("echo", b"x")).start == "warm"
+        assert (await functions.invoke(invocation("echo", b"x"))).start == "restored"
+        assert (await functions.invoke(invocation("echo", b"x"))).start == "warm"
         (first,) = snapshots.of_function("echo")
         async with functions_of(service) as other:
             await other.create(spec("true # changed", snapshot=options))
         (second,) = snapshots.of_function("echo")
         assert first != second
-        assert (await functions.invoke("echo", b"x")).start == "restored"
+        assert (await functions.invoke(invocation("echo", b"x"))).start == "restored"
         async with functions_of(service) as other:
             await other.remove("echo")
-        await fails(UnknownFunctionError, functions.invoke("echo", b""))
+        await fails(UnknownFunctionError, functions.invoke(invocation("echo", b"")))
         assert functions.under_way == 0
 
     serve(scenario, cold=False)
@@ -195,10 +196,10 @@ def test_a_new_image_makes_the_snapshot_anew(serve: Callable[..., Any], spec: Ca
     async def scenario(functions: Functions, service: Service) -> None:
         await functions.create(spec(snapshot=SnapshotOptions(dump_ws=False)))
         (before,) = snapshots.of_function("echo")
-        await functions.invoke("echo", b"x")
+        await functions.invoke(invocation("echo", b"x"))
         manifest = paths.image_dir("toy", service.images.arch) / "manifest.json"
         manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "initramfs_digest": "sha256:other"}))
-        answer = await functions.invoke("echo", b"x")
+        answer = await functions.invoke(invocation("echo", b"x"))
         assert (answer.start, answer.payload) == ("restored", b"x")
         (after,) = snapshots.of_function("echo")
         assert before != after
@@ -210,7 +211,7 @@ def test_a_crash_and_a_time_out_between_others_requests(serve: Callable[..., Any
     async def scenario(functions: Functions, service: Service) -> None:
         await functions.create(spec(timeout_s=1))
         payloads = [b"a", b"!exit 3", b"b", b"!hang", b"c", b"!other", b"!raise X", b"!vanish", b"d", b"e", b"!answer-exit"]
-        answers = await asyncio.gather(*(functions.invoke("echo", payload) for payload in payloads), return_exceptions=True)
+        answers = await asyncio.gather(*(functions.invoke(invocation("echo", payload)) for payload in payloads), return_exceptions=True)
         ends = [type(answer) if isinstance(answer, BaseException) else answer.payload for answer in answers]
         del ends[6]  # what was raised
         crashed, late = FunctionCrashedError, FunctionTimeoutError
@@ -225,7 +226,7 @@ def test_a_crash_and_a_time_out_between_others_requests(serve: Callable[..., Any
 def test_a_function_that_answers_twice_answers_nobody_elses_request(serve: Callable[..., Any], spec: Callable[..., FunctionSpec]) -> None:
     async def scenario(functions: Functions, service: Service) -> None:
         await functions.create(spec())
-        twice, other = functions.submit("echo", b"!twice"), functions.submit("echo", b"x")
+        twice, other = functions.submit(invocation("echo", b"!twice")), functions.submit(invocation("echo", b"x"))
         await functions.settled(other)
         first = functions.result(twice)
         assert first is not None
@@ -236,7 +237,7 @@ def test_a_function_that_answers_twice_answers_nobody_elses_request(serve: Calla
             assert (second.payload, second.start) == (b"x", "cold")
         except FunctionCrashedError as error:
             assert "instead of" in error.message
-        assert (await functions.invoke("echo", b"y")).payload == b"y"
+        assert (await functions.invoke(invocation("echo", b"y"))).payload == b"y"
 
     serve(scenario)
 
@@ -244,7 +245,7 @@ def test_a_function_that_answers_twice_answers_nobody_elses_request(serve: Calla
 def test_an_answer_that_nobody_waits_for_is_kept(serve: Callable[..., Any], spec: Callable[..., FunctionSpec]) -> None:
     async def scenario(functions: Functions, service: Service) -> None:
         await functions.create(spec())
-        good, bad = functions.submit("echo", b"x", request_id="ab" * 16), functions.submit("echo", b"!exit")
+        good, bad = functions.submit(invocation("echo", b"x", request_id="ab" * 16)), functions.submit(invocation("echo", b"!exit"))
         assert good == "ab" * 16
         assert functions.result(good) is None
         await functions.settled(good)
@@ -265,14 +266,14 @@ def test_an_answer_that_nobody_waits_for_is_kept(serve: Callable[..., Any], spec
 def test_who_goes_away_does_not_end_what_has_begun(serve: Callable[..., Any], spec: Callable[..., FunctionSpec]) -> None:
     async def scenario(functions: Functions, service: Service) -> None:
         await functions.create(spec())
-        await functions.invoke("echo", b"x")
-        asking = [asyncio.create_task(functions.invoke("echo", payload)) for payload in (b"!sleep 0.2", b"y")]
+        await functions.invoke(invocation("echo", b"x"))
+        asking = [asyncio.create_task(functions.invoke(invocation("echo", payload))) for payload in (b"!sleep 0.2", b"y")]
         await asyncio.sleep(0)  # both have begun
         for task in asking:
             task.cancel()
         await asyncio.wait(asking)
         assert functions.under_way == 1
-        assert (await functions.invoke("echo", b"z")).start == "warm"
+        assert (await functions.invoke(invocation("echo", b"z"))).start == "warm"
         figures = functions.figures("echo")
         assert (figures.ok, figures.failures, figures.created) == (3, {"cancelled": 1}, 1)
 
@@ -282,16 +283,16 @@ def test_who_goes_away_does_not_end_what_has_begun(serve: Callable[..., Any], sp
 def test_what_cannot_be_asked(serve: Callable[..., Any], spec: Callable[..., FunctionSpec]) -> None:
     async def scenario(functions: Functions, service: Service) -> None:
         await functions.create(spec(), owner="ann")
-        await fails(UnknownFunctionError, functions.invoke("nobody", b""))
-        await fails(UnknownFunctionError, functions.invoke("../echo", b""))
-        await fails(BodyTooLargeError, functions.invoke("echo", bytes(MAX_BODY + 1)))
-        await fails(UnprocessableError, functions.invoke("echo", b"", "é"))
-        await fails(UnprocessableError, functions.invoke("echo", b"", "x" * 256))
+        await fails(UnknownFunctionError, functions.invoke(invocation("nobody", b"")))
+        await fails(UnknownFunctionError, functions.invoke(invocation("../echo", b"")))
+        await fails(BodyTooLargeError, functions.invoke(invocation("echo", bytes(MAX_BODY + 1))))
+        await fails(UnprocessableError, functions.invoke(invocation("echo", b"", "é")))
+        await fails(UnprocessableError, functions.invoke(invocation("echo", b"", "x" * 256)))
         await fails(ForbiddenError, functions.create(spec(), owner="bob"))
         tenant = Tenant("ann", concurrency=1)
-        first = asyncio.create_task(functions.invoke("echo", b"x", tenant=tenant))
+        first = asyncio.create_task(functions.invoke(invocation("echo", b"x", tenant=tenant)))
         await asyncio.sleep(0)  # it has begun
-        await fails(KeyLimitError, functions.invoke("echo", b"y", tenant=tenant))
+        await fails(KeyLimitError, functions.invoke(invocation("echo", b"y", tenant=tenant)))
         assert (await first).payload == b"x"
         assert (tenant.runs, tenant.memory_used) == (0, 0)
         for name in ("logs", "figures"):
@@ -311,11 +312,11 @@ def test_stopping_answers_what_is_under_way_and_writes_what_was_done(
 
     async def scenario(functions: Functions, service: Service) -> None:
         await functions.create(spec())
-        asking = [asyncio.create_task(functions.invoke("echo", payload)) for payload in (b"!sleep 0.1", b"y")]
+        asking = [asyncio.create_task(functions.invoke(invocation("echo", payload))) for payload in (b"!sleep 0.1", b"y")]
         await asyncio.sleep(0)  # both have begun
         await functions.drain(patience(10))
         assert [(await answer).payload for answer in asking] == [b"!sleep 0.1", b"y"]
-        await fails(StoppingError, functions.invoke("echo", b"z"))
+        await fails(StoppingError, functions.invoke(invocation("echo", b"z")))
 
     serve(scenario, function_statistics=str(statistics), function_log=str(lines))
     assert json.loads(statistics.read_text())["number of requests completed"] == 2
@@ -337,7 +338,7 @@ def test_guests_that_are_to_be_ready_are_there_before_the_first_request(
         assert functions.figures("echo").guests["starting"] == 1
         while functions.figures("echo").guests["idle"] < 1:
             await asyncio.sleep(0.01)  # what starts has no event to wait for here
-        assert (await functions.invoke("echo", b"x")).start == "warm"
+        assert (await functions.invoke(invocation("echo", b"x"))).start == "warm"
 
     serve(scenario)
 
@@ -346,7 +347,7 @@ def test_code_that_was_altered_on_the_disk_is_not_loaded(serve: Callable[..., An
     async def scenario(functions: Functions, service: Service) -> None:
         await functions.create(spec())
         (paths.data_dir() / "functions/echo/code/main.toy").write_text("other")
-        error = await fails(MayflyError, functions.invoke("echo", b"x"))
+        error = await fails(MayflyError, functions.invoke(invocation("echo", b"x")))
         assert "altered" in error.message
         assert store.find("echo").name == "echo"
 

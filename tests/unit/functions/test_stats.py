@@ -15,6 +15,7 @@ from mayfly.guests.start import StartKind
 from mayfly.host.metrics import Metrics
 from mayfly.host.observer import Observer
 from mayfly.units import MIB
+from tests.kit.function_fakes import invocation
 
 KEYS = {
     "number of vms created",
@@ -46,7 +47,7 @@ def fill(statistics: Statistics) -> None:
     loop = asyncio.get_running_loop()
     statistics.guest_started("f", 1, 128 * MIB, loop.time() - 0.5, loop.time())
     statistics.guest_failed("f", HostError("no"))
-    good, late, unsent, unserved = (Request("f", b"") for _ in range(4))
+    good, late, unsent, unserved = (Request(invocation("f")) for _ in range(4))
     for request in (good, late, unsent, unserved):
         statistics.request_came("f")
         request.queued_at = loop.time()
