@@ -42,6 +42,12 @@ class Batched(msgspec.Struct, frozen=True, kw_only=True):
     runs: Sequence[BatchedRun]
 
 
+class Forked(msgspec.Struct, frozen=True, kw_only=True):
+    """The clones of a run."""
+
+    clones: Sequence[Started]
+
+
 class Runs(msgspec.Struct, frozen=True, kw_only=True):
     """The runs that were asked for, in that order; null for one that is not there."""
 
@@ -139,6 +145,7 @@ STATUS: Mapping[str, int] = {
     "not_running": 409,
     "not_checkpointable": 409,
     "not_movable": 409,
+    "not_forkable": 409,
     "run_not_interactive": 409,
     "stdin_taken": 409,
     "stdin_ended": 409,

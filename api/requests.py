@@ -10,6 +10,7 @@ from msgspec import UNSET, Meta, UnsetType
 from mayfly.errors import BodyTooLargeError, MalformedError, MediaTypeError, RequestError, SchemaError, UnprocessableError
 from mayfly.host.snippet import MAX_CASES, MAX_GLOBS, Case, Compare, Mode, Snippet, Terminal
 from mayfly.protocol.frames import MAX_FILES_SIZE
+from mayfly.runs.forks import MAX_CLONES
 from mayfly.schema import Record, convert, decode, show
 
 _T = TypeVar("_T")
@@ -154,6 +155,12 @@ class SaveBody(Record, frozen=True, kw_only=True):
     """A snapshot that is to be made."""
 
     name: str
+
+
+class ForkBody(Record, frozen=True, kw_only=True):
+    """How many clones of a run are to be made."""
+
+    count: Annotated[int, Meta(ge=1, le=MAX_CLONES)] = 1
 
 
 class Signalling(Record, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ from msgspec.structs import asdict
 from mayfly import __version__
 from mayfly.api import events, functions, moves, openapi
 from mayfly.api.access import CALLER, is_operator
-from mayfly.api.answers import Batched, BatchedRun, Health, Language, Languages, Runs, Saved, Started, Version, answer
+from mayfly.api.answers import Batched, BatchedRun, Forked, Health, Language, Languages, Runs, Saved, Started, Version, answer
 from mayfly.api.connections import pieces
 from mayfly.api.events import AttachQuery, EventsQuery, RunQuery
 from mayfly.api.intake import BODIES, SERVICE, Asked, attended, begin, digest_of, find_run, key_of, note, read
@@ -22,6 +22,7 @@ from mayfly.api.requests import (
     MAX_BATCH,
     Batch,
     Body,
+    ForkBody,
     Query,
     RunsQuery,
     SaveBody,
@@ -36,6 +37,7 @@ from mayfly.host.metrics import Measured
 from mayfly.host.snippet import Terminal
 from mayfly.protocol.frames import PROTOCOL_VERSION
 from mayfly.runs.checkpoints import checkpoint
+from mayfly.runs.forks import fork
 from mayfly.runs.result import Problem, RunResult
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
@@ -190,6 +192,18 @@ async def save_run(request: web.Request) -> web.Response:
     return answer(saved, 201)
 
 
+async def fork_run(request: web.Request) -> web.Response:
+    """Make clones of a run under way, each a run of its own from here on; the run goes on."""
+    body = parse_object(ForkBody, await request.app[BODIES].read(request))
+    run, service = await _run(request), request.app[SERVICE]
+    if not isinstance(service, Service):
+        raise UnprocessableError("a fleet makes no clones of runs yet", hint="ask the host that has the run")
+    clones = await fork(service, run, body.count)
+    note(request, "fork", run.id, clones=[clone.id for clone in clones])
+    sockets = [str(service.output_socket(clone)) if is_operator(request) else None for clone in clones]
+    return answer(Forked(clones=[_started(clone, socket) for clone, socket in zip(clones, sockets, strict=True)]), 201)
+
+
 async def languages(request: web.Request) -> web.Response:
     """List the languages that can be run."""
     return answer(Languages(languages=[Language.of(image) for image in request.app[SERVICE].installed()]))
@@ -238,6 +252,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/runs/{id}/signal", post_signal, None, (204, 400, 404, 409, 410, 413, 422, 429), body=Signalling),
     Route("POST", "/runs/{id}/checkpoint", post_checkpoint, None, (200, 404, 409, 410, 500)),
     Route("POST", "/runs/{id}/resize", post_resize, None, (204, 400, 404, 409, 410, 413, 422, 429), body=Terminal),
+    Route("POST", "/runs/{id}/fork", fork_run, Forked, (201, 400, 404, 409, 410, 413, 422, 429, 503), body=ForkBody),
     Route("DELETE", "/runs/{id}", delete_run, None, (204,)),
     Route("POST", "/runs/{id}/snapshot", save_run, Saved, (201, 400, 404, 410, 413, 422, 503), body=SaveBody, operator=True),
     *functions.ROUTES,

@@ -320,6 +320,12 @@ class NotMovableError(RequestError):
     code = "not_movable"
 
 
+class NotForkableError(RequestError):
+    """No clones can be made of a run as it stands."""
+
+    code = "not_forkable"
+
+
 class UnauthorizedError(RequestError):
     """The request came without a valid API key through a door that wants one."""
 

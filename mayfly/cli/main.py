@@ -109,7 +109,7 @@ ELSEWHERE = {
     "workload": "mayfly.cli.workload",
 }
 """Groups of commands in modules of their own, imported when they are called."""
-ALSO = {"drain": "mayfly.cli.move", "move": "mayfly.cli.move"}
+ALSO = {"drain": "mayfly.cli.move", "fork": "mayfly.cli.fork", "move": "mayfly.cli.move"}
 """Commands in modules of their own, by the names that they have there."""
 
 

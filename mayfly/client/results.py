@@ -90,7 +90,7 @@ class _Encoded(msgspec.Struct, frozen=True):
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """A run, ended or as far as it is. `status` is None until its end, then: ok, failed, signal,
     limit, build_failed, error. `phases` are seconds. `moved_to` is the server where it goes on, or
-    ended, if that is another one.
+    ended, if that is another one; `forked_from` is the id of the run whose clone it is.
     """
 
     id: str
@@ -103,6 +103,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     problem: dict[str, Any] | None = msgspec.field(name="error", default=None)
     phases: Mapping[str, float] = {}
     exits: Mapping[str, int] = {}
+    forked_from: str | None = None
     moved_to: str | None = None
     cases: CasesOutput | None = None
     collected: Mapping[str, _Encoded] = msgspec.field(name="files", default_factory=dict)

@@ -102,6 +102,11 @@ class Supply:
         self._origins[guest.process] = snapshot
         return guest
 
+    def note(self, guest: Guest, origin: Snapshot | None) -> None:
+        """A guest that somebody else has made stands on `origin`, if on any."""
+        if origin is not None:
+            self._origins[guest.process] = origin
+
     def origin(self, guest: Guest) -> Snapshot | None:
         """What the guest was restored from; None if it booted."""
         return self._origins.get(guest.process)

@@ -135,6 +135,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     error: Problem | None
     phases: Annotated[Mapping[str, float], Meta(description="seconds by phase")]
     exits: Annotated[Mapping[str, int], Meta(description="returns to the machine monitor, by reason")]
+    forked_from: Annotated[str, Meta(description="the run whose clone it is")] | UnsetType = UNSET
     moved_to: Annotated[str, Meta(description="the server where it goes on, or ended")] | UnsetType = UNSET
     cases: CasesReport | UnsetType = UNSET
     files: Annotated[Mapping[str, FileContent], Meta(description="what was collected, by relative name")] | UnsetType = UNSET

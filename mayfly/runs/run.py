@@ -34,9 +34,6 @@ class Moving(Protocol):
     def abandon(self) -> None:
         """End it at once, even if then nobody knows where the run goes on."""
 
-    async def settled(self) -> None:
-        """Wait while the run's machine stands still for it."""
-
 
 class Elsewhere(Protocol):
     """A run that goes on at another server, whose record here follows."""
@@ -61,6 +58,8 @@ class Run:
     one whose program is at a terminal `has_terminal`. `exchange` is the conversation of its
     program, while there is one that can be held; `checkpoint` is the file that its program writes
     when SIGUSR1 stops it, or empty; `moving` and `elsewhere` say whether it moves, or has moved.
+    Who moves, saves or clones its machine is `alone` with it; it is `going`, and takes what is
+    sent to it, unless it stands still for that. A clone is `forked_from` the run with that id.
     """
 
     def __init__(
@@ -78,9 +77,11 @@ class Run:
         collect: tuple[str, ...] = (),
         checkpoint: str = "",
         run_id: str = "",
+        forked_from: str = "",
     ) -> None:
         self.id = run_id or os.urandom(16).hex()
         self.owner = owner
+        self.forked_from = forked_from
         self.has_terminal = has_terminal
         self.language = language
         self.version = version
@@ -97,6 +98,9 @@ class Run:
         self.exchange: Exchange | None = None
         self.moving: Moving | None = None
         self.elsewhere: Elsewhere | None = None
+        self.alone = asyncio.Lock()
+        self.going = asyncio.Event()
+        self.going.set()
         self.phases: dict[str, float] = {}
         self.exits: Mapping[str, int] = {}
         self.done = asyncio.Event()
@@ -144,6 +148,23 @@ class Run:
             case CaseResult() if self.cases is not None:
                 self.cases.results.append(event)
         self.record.append(event)
+
+    def clone(self) -> "Run":
+        """A run of the same kind with an id of its own, in which nothing has happened yet."""
+        found = Run(
+            language=self.language,
+            version=self.version,
+            mode=self.mode,
+            step_names=self.outcome.step_names,
+            owner=self.owner,
+            stdin=LiveStdin() if self.is_interactive else None,
+            has_terminal=self.has_terminal,
+            collect=self.collect,
+            forked_from=self.id,
+        )
+        found.checkpoint = self.checkpoint
+        found.state, found.start, found.phases = self.state, self.start, dict(self.phases)
+        return found
 
     def restart(self, attempt: Attempt) -> None:
         """It begins again on another host. Readers of the record are told; nothing else is kept."""
@@ -226,6 +247,7 @@ class Run:
             error=Problem.of(self.outcome.error) if self.outcome.error else None,
             phases=self.phases,
             exits=dict(self.exits),
+            forked_from=self.forked_from or UNSET,
             moved_to=UNSET if self.elsewhere is None else self.elsewhere.to,
             cases=describe_cases(self.cases) if self.cases is not None else UNSET,
             **(describe_files(self.files) if self.files is not None else {}),

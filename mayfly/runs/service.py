@@ -83,6 +83,7 @@ class Service:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._guests: dict[str, tuple[Guest, ...]] = {}  # of a run that has begun: its own, then copies of it
         self._held: dict[str, contextlib.ExitStack] = {}  # what each run takes of this host
+        self._places: dict[str, Ticket] = {}
 
     async def __aenter__(self) -> "Service":
         return self
@@ -224,7 +225,7 @@ class Service:
             if idle:
                 taken.callback(self.spawner.stop, idle.guest.process, 0)  # if the run never came to it
             self.runs.add(run, publish=publish)
-            self._held[run.id] = taken.pop_all()
+            self._held[run.id], self._places[run.id] = taken.pop_all(), ticket
         if snippet.cases:
             copy, worth_s = partial(self._copies, run=run, beside=ticket), self.config.here(COPIES_WORTH_S)
             do = partial(do_cases, plan=plan, run=run, snippet=snippet, copy=copy, worth_s=worth_s)
@@ -236,7 +237,7 @@ class Service:
     def adopt(
         self, run: Run, guest: Guest, ticket: Ticket, do: Callable[[Guest], Awaitable[None]], then: Callable[[Run], None] | None = None
     ) -> None:
-        """Take a run in whose middle another server gave it up, with its guest, whose place is
+        """Take a run that comes in the middle of its program, with its guest, whose place is
         `ticket`; the caller lets the guest go on. `then` is as of `start`.
 
         Raises:
@@ -248,6 +249,7 @@ class Service:
 
         self.runs.add(run, publish=True)
         self._held[run.id] = held = contextlib.ExitStack()
+        self._places[run.id] = ticket
         held.callback(self.admission.leave, ticket)
         self._guests[run.id] = (guest,)
         self._begin(run, execute(there(), do, run, self._grace_s), guest.wanted, then)
@@ -307,16 +309,17 @@ class Service:
             ConfigError, SnapshotError: it cannot be saved so.
         """
         run = self.get(run_id)
-        guests = self._guests.get(run.id)
-        if not guests or run.done.is_set():
-            raise RunEndedError("the run has no machine", hint="save it while it is running")
-        guest = guests[0]
-        try:
-            return await save(guest, self.supply.origin(guest), name=name, run=run.id)
-        except MayflyError as error:
-            if run.done.is_set():
-                raise RunEndedError("the run ended before its machine was saved") from error
-            raise
+        async with run.alone:
+            guests = self._guests.get(run.id)
+            if not guests or run.done.is_set():
+                raise RunEndedError("the run has no machine", hint="save it while it is running")
+            guest = guests[0]
+            try:
+                return await save(guest, self.supply.origin(guest), name=name, run=run.id)
+            except MayflyError as error:
+                if run.done.is_set():
+                    raise RunEndedError("the run ended before its machine was saved") from error
+                raise
 
     async def signal(self, run: Run, number: int) -> None:
         """Send a signal to every process of the run's present step, in copies of its guest too.
@@ -325,8 +328,7 @@ class Service:
             RunEndedError: the run is over.
             NotRunningError: no step is under way.
         """
-        if run.moving is not None:
-            await run.moving.settled()
+        await run.going.wait()
         if run.elsewhere is not None and not run.done.is_set():
             await run.elsewhere.signal(number)
         else:
@@ -341,8 +343,7 @@ class Service:
         """
         if not run.has_terminal:
             raise NotInteractiveError("the run has no terminal", hint='start the run with "tty": {"columns": …, "rows": …}')
-        if run.moving is not None:
-            await run.moving.settled()
+        await run.going.wait()
         if run.elsewhere is not None and not run.done.is_set():
             await run.elsewhere.resize(size.columns, size.rows)
         else:
@@ -356,6 +357,10 @@ class Service:
         if not guests:
             raise NotRunningError("no program of the run is running now", hint="wait for the event of its stage")
         await asyncio.gather(*(guest.process.write(frame(guest.conversation)) for guest in guests))
+
+    def place(self, run: Run) -> Ticket | None:
+        """The place of the run's machine among all; None if it has none."""
+        return self._places.get(run.id)
 
     def output_socket(self, run: Run) -> Path:
         """The path of a run's output socket."""
@@ -453,6 +458,7 @@ class Service:
     def release(self, run: Run) -> None:
         """Give back what a run took of this host: its machine is gone."""
         self._guests.pop(run.id, None)
+        self._places.pop(run.id, None)
         if held := self._held.pop(run.id, None):
             held.close()
 

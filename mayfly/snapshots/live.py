@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Self
 
@@ -83,9 +84,10 @@ class SnapshotFolder:
         self._close()
 
 
-async def save(guest: Guest, folder: Path, *, at_rest: AtRest | None = None) -> int:
+async def save(guest: Guest, folder: Path, *, still: AbstractAsyncContextManager[None] | None = None, at_rest: AtRest | None = None) -> int:
     """Save a guest that goes on into the empty `folder`, as a diff over the layers that it began
-    with; the bytes of memory written.
+    with; the bytes of memory written. The block `still` is around the time in which it stands
+    still.
 
     Raises:
         ConfigError: it has a network, whose addresses a snapshot does not hold.
@@ -98,13 +100,22 @@ async def save(guest: Guest, folder: Path, *, at_rest: AtRest | None = None) -> 
     with SnapshotFolder(folder, machine.memory) as sink:
         try:
             await send_pages(guest, sink, held=len(machine.restore))
-            await send_round(guest, sink, last=True)
-            if at_rest:
-                await at_rest()
-        finally:
-            with contextlib.suppress(MayflyError):  # it has ended, which its channel tells
-                await guest.process.resume()
+        except BaseException:
+            await _go_on(guest)
+            raise
+        async with still or contextlib.nullcontext():
+            try:
+                await send_round(guest, sink, last=True)
+                if at_rest:
+                    await at_rest()
+            finally:
+                await _go_on(guest)
         return await asyncio.to_thread(sink.finish)
+
+
+async def _go_on(guest: Guest) -> None:
+    with contextlib.suppress(MayflyError):  # it has ended, which its channel tells
+        await guest.process.resume()
 
 
 async def clone(spawner: Spawner, wanted: Wanted, folder: Path) -> Guest:
@@ -119,17 +130,11 @@ async def clone(spawner: Spawner, wanted: Wanted, folder: Path) -> Guest:
     return await standing(process, wanted)
 
 
-async def fork(spawner: Spawner, guest: Guest, count: int, folder: Path, *, at_rest: AtRest | None = None) -> list[Guest]:
-    """So many clones of a guest that goes on, through the empty `folder`, which may be removed
-    then. All stand still, as after `clone`, and have no identity of their own yet.
-
-    Raises:
-        MayflyError: as `save` and `clone`. No clone is left.
-    """
-    await save(guest, folder, at_rest=at_rest)
-    clones = await asyncio.gather(*(clone(spawner, guest.wanted, folder) for _ in range(count)), return_exceptions=True)
-    made = [each for each in clones if isinstance(each, Guest)]
-    if len(made) < count:
-        await asyncio.gather(*(each.process.stop(0) for each in made))
-        raise next(each for each in clones if isinstance(each, BaseException))
-    return made
+async def clones(spawner: Spawner, wanted: Wanted, folder: Path, count: int) -> list[Guest]:
+    """So many guests as `clone` makes one, or none."""
+    made = await asyncio.gather(*(clone(spawner, wanted, folder) for _ in range(count)), return_exceptions=True)
+    guests = [each for each in made if isinstance(each, Guest)]
+    if len(guests) < count:
+        await asyncio.gather(*(each.process.stop(0) for each in guests))
+        raise next(each for each in made if isinstance(each, BaseException))
+    return guests

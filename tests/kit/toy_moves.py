@@ -3,14 +3,18 @@ travel, and connections between them that can be cut at any message.
 """
 
 import asyncio
+import contextlib
 import pickle
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
+
+import pytest
 
 from mayfly.errors import MayflyError, ServerLostError
 from mayfly.guests.job import Wanted
-from mayfly.guests.spawner import VmmProcess
+from mayfly.guests.spawner import Spawner, VmmProcess
 from mayfly.guests.start import Guest, StartKind
 from mayfly.host.plan import want_machine
 from mayfly.protocol import frames as p
@@ -19,6 +23,7 @@ from mayfly.runs.moves.desk import Moves
 from mayfly.runs.moves.link import Place, Read, Round, Times, Write
 from mayfly.runs.moves.messages import Description, Message, decode, encode
 from mayfly.runs.service import Service
+from mayfly.snapshots import live
 from mayfly.vmm.process.report import End, Ended
 from tests.kit.api_fakes import MARKER
 
@@ -35,6 +40,14 @@ class World:
         self.random = random.Random(seed)
         self.running: dict[int, ToyProcess] = {}
         self.made: list[ToyProcess] = []
+        self.clones_left = 1 << 30
+        """That come up; the one after them does not."""
+
+    def fail_sometimes(self) -> None:
+        """Count a clone that comes up."""
+        if not self.clones_left:
+            raise MayflyError("the clone failed")
+        self.clones_left -= 1
 
 
 class ToyProcess:
@@ -257,6 +270,37 @@ def play_toys(service: Service, world: World) -> None:
         return make_guest(process, wanted)
 
     service.supply.get = get  # type: ignore[method-assign]
+
+
+def save_toys(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
+    """Have toys saved and cloned as live.py does it with machines."""
+
+    async def save(
+        guest: Guest,
+        folder: Path,
+        *,
+        still: contextlib.AbstractAsyncContextManager[None] | None = None,
+        at_rest: Callable[[], Awaitable[None]] | None = None,
+    ) -> int:
+        process: Any = guest.process
+        async with still or contextlib.nullcontext():
+            await process.pause()
+            try:
+                state = pickle.dumps(process.state)
+                if at_rest:
+                    await at_rest()
+            finally:
+                await process.resume()
+        return (folder / "toy").write_bytes(state)
+
+    async def clone(spawner: Spawner, wanted: Wanted, folder: Path) -> Guest:
+        state = pickle.loads((folder / "toy").read_bytes())
+        del state["lineage"]
+        world.fail_sometimes()
+        return make_guest(ToyProcess(world, state), wanted)
+
+    monkeypatch.setattr(live, "save", save)
+    monkeypatch.setattr(live, "clone", clone)
 
 
 class Cut(NamedTuple):

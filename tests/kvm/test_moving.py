@@ -232,7 +232,8 @@ def test_a_guest_is_saved_while_it_runs_and_clones_go_on_from_there(wanted: Want
 
         folder = tmp_path / "fork"
         folder.mkdir()
-        clones = await live.fork(spawner, guest, 3, folder, at_rest=at_rest)
+        await live.save(guest, folder, at_rest=at_rest)
+        clones = await live.clones(spawner, wanted, folder, 3)
         shutil.rmtree(folder)
         moved = await move(spawner, clones[2], wanted)
         assert await saved(moved, tmp_path / "moved") == stood[0]

@@ -4,8 +4,9 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 
-from mayfly.errors import MayflyError, MoveError, NotMovableError, NotRunningError, RunEndedError
-from mayfly.guests.converse import BytesStdin
+from mayfly.errors import MayflyError, MoveError, NotMovableError
+from mayfly.guests.converse import Exchange
+from mayfly.runs.moments import check_live
 from mayfly.runs.moves.incoming import Incoming
 from mayfly.runs.moves.link import Connect, Link, Machines, Round, Times, close_quietly, within
 from mayfly.runs.moves.messages import Ask, Offer, Unknown
@@ -13,9 +14,7 @@ from mayfly.runs.moves.outgoing import Moved, Outgoing
 from mayfly.runs.record import Position
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
-from mayfly.runs.stdin import LiveStdin
 from mayfly.schema import Record
-from mayfly.vmm.config import Channel
 
 log = logging.getLogger(__name__)
 AT_A_TIME = 2
@@ -54,11 +53,9 @@ class Moves:
             RunEndedError, NotRunningError: it has no machine that could be moved.
             NotMovableError: it cannot be moved at all.
         """
-        check_movable(run)
-        assert run.exchange is not None  # noqa: S101 (a movable run has one)
         return Outgoing(
             run,
-            run.exchange,
+            check_movable(run),
             connect,
             self._machines,
             to=to,
@@ -126,25 +123,12 @@ class Moves:
         await incoming.serve(link)
 
 
-def check_movable(run: Run) -> None:
-    """See that a run can be moved now. Raises as Moves.begin."""
-    if run.done.is_set():
-        raise RunEndedError("the run is over")
-    if run.elsewhere is not None:
-        raise NotMovableError(f"the run went to {run.elsewhere.to}", hint="move it from there")
-    if run.moving is not None:
-        raise NotMovableError("the run is being moved already")
-    if run.cases is not None:
-        raise NotMovableError("a run with cases is not moved", hint="wait for its end")
-    if run.exchange is None:
-        raise NotRunningError("the run has no machine yet, or its program has ended", hint="move it while its program runs")
-    machine = run.exchange.guest.wanted.machine
-    if machine.network is not None:
+def check_movable(run: Run) -> Exchange:
+    """The conversation of a run that can be moved now. Raises as Moves.begin."""
+    exchange = check_live(run, "moved", NotMovableError)
+    if exchange.guest.wanted.machine.network is not None:
         raise NotMovableError("a machine with a network is not moved yet", hint="wait for the run's end")
-    if machine.channel is Channel.TCP:
-        raise NotMovableError("a machine whose channel is a TCP connection cannot be moved", hint="serve with --channel virtio")
-    if not isinstance(run.exchange.stdin, BytesStdin | LiveStdin):
-        raise NotMovableError("the run's standard input belongs to a client that cannot follow it")
+    return exchange
 
 
 async def follow(going: Outgoing) -> Moved:

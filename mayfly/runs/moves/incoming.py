@@ -11,11 +11,11 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from mayfly.errors import GuestError, MayflyError, MoveError, ServerLostError, UnknownRunError
-from mayfly.guests.converse import BytesStdin, Exchange
+from mayfly.guests.converse import Exchange
 from mayfly.guests.start import Guest
 from mayfly.host.admission import Ticket
-from mayfly.protocol.conversation import Conversation
 from mayfly.runs.execute import go_on
+from mayfly.runs.moments import go_on_from
 from mayfly.runs.moves.handover import DESTINATION, Destination, Input
 from mayfly.runs.moves.link import Link, Machines, Place, Times, within
 from mayfly.runs.moves.messages import (
@@ -38,7 +38,6 @@ from mayfly.runs.result import RunState
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from mayfly.runs.stdin import LiveStdin
-from mayfly.schema import replace
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -220,19 +219,10 @@ class Incoming:
         Raises:
             MayflyError: it cannot stand so.
         """
-        guest = self._guest
-        assert guest is not None  # noqa: S101 (_receive has set it)
-        manifest = guest.wanted.image.manifest
-        conversation = Conversation.going_on(handed.standing, arch=manifest.arch, end_marker=manifest.end_marker)
-        if len(handed.standing.plan().steps) != len(run.outcome.step_names):
-            raise MoveError("the run that the source sent has other steps than it offered")
-        self._guest = guest = replace(guest, conversation=conversation)
+        assert self._guest is not None  # noqa: S101 (_receive has set it)
+        exchange = go_on_from(handed.moment, self._guest, run)
+        self._guest = exchange.guest
         run.phases.update(handed.phases)
-        stdin = run.stdin if run.is_interactive else BytesStdin(handed.stdin)
-        if isinstance(stdin, LiveStdin):
-            stdin.start_with(handed.stdin)
-        exchange = Exchange(guest, run, stdin, deadline_s=handed.left_s, rate=handed.rate, stdin_ended=handed.stdin_ended)
-        run.exchange = exchange
         return exchange
 
     async def _commit(self, link: Link) -> None:

@@ -14,6 +14,7 @@ from mayfly.runs.service import Service
 from mayfly.schema import decode, msgspec, replace
 from mayfly.snapshots import moving
 from mayfly.snapshots.making import find_base
+from mayfly.snapshots.store import Snapshot
 
 
 class HostMachines:
@@ -34,18 +35,18 @@ class HostMachines:
             return Place(misfits=("The other server is of another version of Mayfly.",))
         try:
             image = self._service.images.find(f"{run.language}@{run.version}")
-            here = await asyncio.to_thread(lambda: moving.offer_of(self._wanted(run, image, offered)))
+            here = await asyncio.to_thread(lambda: moving.offer_of(self._wanted(run, image, offered)[0]))
         except MayflyError as error:
             return Place(misfits=(f"{error.message} ({error.hint})" if error.hint else error.message,))
         return Place(misfits=tuple(moving.misfits(offered, here)), held=moving.held(offered, here))
 
-    def _wanted(self, run: Description, image: InstalledImage, offered: moving.Offer) -> Wanted:
-        """The machine as it would be made here, over the base that is here."""
+    def _wanted(self, run: Description, image: InstalledImage, offered: moving.Offer) -> tuple[Wanted, Snapshot | None]:
+        """The machine as it would be made here, over the base that is here, and that."""
         wanted = want_machine(image, self._service.config)
         machine = replace(wanted.machine, memory=run.memory, cpus=offered.machine.cpus, channel=offered.machine.channel)
         wanted = replace(wanted, machine=machine)
         base = find_base(wanted)
-        return wanted.restored_from(base.chain) if base else wanted
+        return (wanted.restored_from(base.chain) if base else wanted), base
 
     async def send_rounds(self, guest: Guest, write: Write, *, held: int, limit_bytes_s: int, progress: Callable[[Round], None]) -> None:
         """As link.Machines."""
@@ -62,5 +63,7 @@ class HostMachines:
     async def receive(self, run: Description, offer: bytes, read: Read, *, held: int) -> Guest:
         """As link.Machines."""
         image = self._service.images.find(f"{run.language}@{run.version}")
-        wanted = await asyncio.to_thread(self._wanted, run, image, decode(moving.Offer, offer))
-        return await moving.receive(self._service.spawner, moving.wanted_with(wanted, held), read)
+        wanted, base = await asyncio.to_thread(self._wanted, run, image, decode(moving.Offer, offer))
+        guest = await moving.receive(self._service.spawner, moving.wanted_with(wanted, held), read)
+        self._service.supply.note(guest, base if held else None)
+        return guest

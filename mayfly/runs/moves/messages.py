@@ -15,8 +15,8 @@ from mayfly.guests.outcome import StepResult
 from mayfly.guests.start import StartKind
 from mayfly.host.snippet import Mode
 from mayfly.protocol.frames import Exit, FrameType, Stage, Stderr, Stdout
-from mayfly.protocol.phases import Standing
 from mayfly.runs.files import Left
+from mayfly.runs.moments import Moment
 from mayfly.runs.record import RunEvent
 from mayfly.schema import Meta, Record, msgspec
 
@@ -91,15 +91,9 @@ class Events(Record, frozen=True, kw_only=True, tag="events"):
 
 
 class Handed(Record, frozen=True, kw_only=True, tag="handed"):
-    """All of the machine has been sent, and all events. The run has `left_s` seconds left; each
-    byte of its input and output gives it 1/`rate` more. `stdin` is what it has not read yet.
-    """
+    """All of the machine has been sent, and all events."""
 
-    standing: Standing
-    left_s: float
-    rate: Annotated[float, Meta(gt=0)]
-    stdin: bytes
-    stdin_ended: bool
+    moment: Moment
     phases: dict[str, float]
 
 

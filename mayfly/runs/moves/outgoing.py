@@ -12,8 +12,9 @@ from functools import partial
 from typing import NoReturn
 
 from mayfly.errors import MayflyError, MoveError, NotMovableError, RunEndedError, ServerLostError
-from mayfly.guests.converse import BytesStdin, Exchange
+from mayfly.guests.converse import Exchange
 from mayfly.protocol.phases import Phase
+from mayfly.runs.moments import moment_of
 from mayfly.runs.moves.followed import Followed, ask
 from mayfly.runs.moves.handover import SOURCE, Input, Source
 from mayfly.runs.moves.link import Connect, Link, Machines, Round, Times, close_quietly, within
@@ -35,7 +36,6 @@ from mayfly.runs.moves.messages import (
 )
 from mayfly.runs.record import Reader
 from mayfly.runs.run import Run
-from mayfly.runs.stdin import LiveStdin
 from mayfly.schema import Record
 
 log = logging.getLogger(__name__)
@@ -92,8 +92,6 @@ class Outgoing:
         self._paused = self._cancelled = False
         self._held_at = self._paused_s = 0.0
         self._skip = 0
-        self._going = asyncio.Event()  # not held
-        self._going.set()
 
     def begin(self) -> "asyncio.Task[Moved]":
         """Begin to move. The task's result is a Moved; it raises a MayflyError where the run goes
@@ -122,10 +120,6 @@ class Outgoing:
         if self._task is not None:
             await asyncio.wait([self._task], timeout=WAIT_S)
 
-    async def settled(self) -> None:
-        """As run.Moving."""
-        await self._going.wait()
-
     def _step(self, happened: Input) -> None:
         """Take a step of the handover."""
         state = SOURCE[self.state, happened].state
@@ -137,27 +131,31 @@ class Outgoing:
         begun = time.monotonic()
         self._run.moving = self
         try:
-            link = await self._connect()
-            try:
-                await self._prepare(link)
-                self._step(Input.READY)
-            except BaseException as error:
-                await self._keep(error)
-                raise
-            finally:
-                if self.state is not Source.COMMITTED:
-                    await close_quietly(link)
-            await self._commit(link)
-            return Moved(
-                to=self.to,
-                total_s=round(time.monotonic() - begun, 6),
-                pause_s=round(self._paused_s, 6),
-                rounds=self._rounds,
-                bytes=self._bytes,
-            )
+            async with self._run.alone:
+                return await self._move(begun)
         finally:
             self._run.moving = None
-            self._going.set()
+            self._run.going.set()
+
+    async def _move(self, begun: float) -> Moved:
+        link = await self._connect()
+        try:
+            await self._prepare(link)
+            self._step(Input.READY)
+        except BaseException as error:
+            await self._keep(error)
+            raise
+        finally:
+            if self.state is not Source.COMMITTED:
+                await close_quietly(link)
+        await self._commit(link)
+        return Moved(
+            to=self.to,
+            total_s=round(time.monotonic() - begun, 6),
+            pause_s=round(self._paused_s, 6),
+            rounds=self._rounds,
+            bytes=self._bytes,
+        )
 
     async def _keep(self, error: BaseException) -> None:
         """The run goes on here."""
@@ -247,7 +245,7 @@ class Outgoing:
         await self._send_events(link)
         exchange = self._exchange
         try:
-            self._going.clear()
+            self._run.going.clear()
             await exchange.hold()
         except ValueError as error:
             raise RunEndedError("the run ended before it was moved") from error
@@ -259,18 +257,9 @@ class Outgoing:
         if not await exchange.stand_still():
             raise NotMovableError("the run ended, or had not begun, when it was to be handed over", hint="move it while its program runs")
         await self._send_events(link)
-        stdin = exchange.stdin
-        waiting = stdin.waiting if isinstance(stdin, BytesStdin | LiveStdin) else b""
-        self._skip = len(waiting)
-        handed = Handed(
-            standing=self._guest.conversation.standing(),
-            left_s=exchange.left_s,
-            rate=exchange.rate,
-            stdin=waiting,
-            stdin_ended=exchange.stdin_ended,
-            phases=dict(self._run.phases),
-        )
-        await link.send(handed)
+        moment = moment_of(exchange)
+        self._skip = len(moment.stdin)
+        await link.send(Handed(moment=moment, phases=dict(self._run.phases)))
 
     def _round(self, one: Round) -> None:
         self._rounds = one.number

@@ -1,0 +1,134 @@
+"""A run at one moment in the middle of its program: its machine is saved while the run goes on, and
+with it what belongs to that moment outside of the machine.
+"""
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+from mayfly.errors import GuestError, MoveError, NotRunningError, RequestError, RunEndedError
+from mayfly.guests.converse import BytesStdin, Exchange
+from mayfly.guests.start import Guest
+from mayfly.protocol.conversation import Conversation
+from mayfly.protocol.phases import Standing
+from mayfly.runs.record import Reader, RunEvent
+from mayfly.runs.run import Run
+from mayfly.runs.stdin import LiveStdin
+from mayfly.schema import Meta, Record, replace
+from mayfly.snapshots import live
+from mayfly.vmm.config import Channel
+
+FLUSH_S = 2.0
+"""For the vmm process to take what was sent to it."""
+
+
+class Moment(Record, frozen=True, kw_only=True):
+    """What it takes, besides the machine, to go on with a run's program: its conversation, and
+    `left_s` seconds; each byte of input and output gives it 1/`rate` more. `stdin` is what it has
+    not read yet.
+    """
+
+    standing: Standing
+    left_s: float
+    rate: Annotated[float, Meta(gt=0)]
+    stdin: bytes
+    stdin_ended: bool
+
+
+class Kept(NamedTuple):
+    """A moment of a run, what had happened in it until then, and its machine's bytes of memory."""
+
+    moment: Moment
+    events: tuple[RunEvent, ...]
+    memory_bytes: int
+
+
+def check_live(run: Run, done: str, refusal: type[RequestError]) -> Exchange:
+    """The conversation of a run whose machine can be `done` ("moved") now.
+
+    Raises:
+        RunEndedError, NotRunningError: it has no machine that could be.
+        RequestError: a `refusal`: it cannot be as it is.
+    """
+    if run.done.is_set():
+        raise RunEndedError("the run is over")
+    if run.elsewhere is not None:
+        raise refusal(f"the run went to {run.elsewhere.to}", hint="ask there")
+    if run.moving is not None:
+        raise refusal("the run is being moved already", hint="wait for the end of the move")
+    if run.cases is not None:
+        raise refusal(f"a run with cases is not {done}", hint="wait for its end")
+    if run.exchange is None:
+        raise NotRunningError("the run has no machine yet, or its program has ended", hint="wait for the event of its stage")
+    if run.exchange.guest.wanted.machine.channel is Channel.TCP:
+        raise refusal(f"a machine whose channel is a TCP connection cannot be {done}", hint="serve with --channel virtio")
+    if not isinstance(run.exchange.stdin, BytesStdin | LiveStdin):
+        raise refusal("the run's standard input belongs to a client that cannot follow it")
+    return run.exchange
+
+
+def moment_of(exchange: Exchange) -> Moment:
+    """Where a run's conversation stands, that stands still."""
+    stdin = exchange.stdin
+    return Moment(
+        standing=exchange.guest.conversation.standing(),
+        left_s=exchange.left_s,
+        rate=exchange.rate,
+        stdin=stdin.waiting if isinstance(stdin, BytesStdin | LiveStdin) else b"",
+        stdin_ended=exchange.stdin_ended,
+    )
+
+
+def go_on_from(moment: Moment, guest: Guest, run: Run) -> Exchange:
+    """The conversation of `run` from that moment on, with another guest; it does not go on yet.
+
+    Raises:
+        SchemaError, MoveError: it cannot stand so.
+    """
+    manifest = guest.wanted.image.manifest
+    conversation = Conversation.going_on(moment.standing, arch=manifest.arch, end_marker=manifest.end_marker)
+    if len(moment.standing.plan().steps) != len(run.outcome.step_names):
+        raise MoveError("the conversation is of a run with other steps")
+    stdin = run.stdin if run.is_interactive else BytesStdin(moment.stdin)
+    if isinstance(stdin, LiveStdin):
+        stdin.start_with(moment.stdin)
+    guest = replace(guest, conversation=conversation)
+    run.exchange = Exchange(guest, run, stdin, deadline_s=moment.left_s, rate=moment.rate, stdin_ended=moment.stdin_ended)
+    return run.exchange
+
+
+async def keep(run: Run, exchange: Exchange, folder: Path) -> Kept:
+    """Save the machine of a run into the empty `folder`, while it goes on, with all that belongs to
+    that moment.
+
+    Raises:
+        RunEndedError: the run ended meanwhile, or its program has not begun.
+        MayflyError: the machine has ended, or cannot be saved.
+    """
+    guest, kept = exchange.guest, list[tuple[Moment, tuple[RunEvent, ...]]]()
+
+    @contextlib.asynccontextmanager
+    async def still() -> AsyncIterator[None]:
+        run.going.clear()
+        try:
+            try:
+                await exchange.hold()
+            except ValueError as error:
+                raise RunEndedError("the run ended meanwhile") from error
+            if not await guest.process.flushed(FLUSH_S):
+                raise GuestError("the machine does not take what was sent to it", hint="try again later")
+            yield
+        finally:
+            exchange.go_on()
+            run.going.set()
+
+    async def at_rest() -> None:
+        if not await exchange.stand_still():
+            raise RunEndedError("the run ended meanwhile, or its program has not begun")
+        kept.append((moment_of(exchange), tuple(iter(Reader(run.record).take, None))))
+
+    async with run.alone:
+        memory_bytes = await live.save(guest, folder, still=still(), at_rest=at_rest)
+    ((moment, events),) = kept
+    return Kept(moment, events, memory_bytes)
