@@ -66,6 +66,17 @@ def ran(server: Server, source: str, start: str = "restored") -> str:
     return str(result["steps"][-1]["stdout"])
 
 
+@pytest.fixture
+def no_snapshots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data folder with the kernel and images of the others', and nothing else."""
+    others = paths.data_dir()
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    paths.data_dir().mkdir(parents=True)
+    for part in ("kernel", "images"):
+        (paths.data_dir() / part).symlink_to(others / part)
+
+
+@pytest.mark.usefixtures("no_snapshots")
 def test_run_makes_the_base_once_and_starts_from_it(tmp_path: Path) -> None:
     snippet = tmp_path / "hello.toy"
     snippet.write_text("echo hello; cat")
