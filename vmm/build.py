@@ -188,6 +188,8 @@ class _Wiring:
         over_tcp = config.channel is Channel.TCP
         link = Link(config.network, self._loop, channel=over_tcp)
         self._resources.callback(link.backend.close)
+        if config.arriving:
+            self._loop.call_later(0, link.announce)  # when the machine goes on here, not earlier
         if over_tcp and channel is not None:
             self._add_tcp_channel(channel, config.token, link)
         return link.net

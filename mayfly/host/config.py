@@ -64,6 +64,9 @@ class Config(Record, frozen=True, kw_only=True):
     network_subnets: Annotated[tuple[str, ...], key("subnets of machines with a network, at most one of IPv4 and of IPv6")] = (
         "10.87.0.0/16",
     )
+    network_first: Annotated[
+        int, key("place in each subnet of the first machine's address; hosts on one bridge need ranges of their own", 2, 1 << 62)
+    ] = 2
     network_nameservers: Annotated[tuple[str, ...], key("name servers of machines with a network")] = ()
     network_allow: Annotated[tuple[str, ...], key("networks that machines may reach besides the public Internet")] = ()
     boot_timeout_s: Annotated[float, key("time for a machine to come up", 0.1, 3600)] = 30.0

@@ -251,6 +251,8 @@ class Service:
         self._held[run.id] = held = contextlib.ExitStack()
         self._places[run.id] = ticket
         held.callback(self.admission.leave, ticket)
+        if network := guest.wanted.machine.network:
+            held.callback(self.networks.give_back, network)
         self._guests[run.id] = (guest,)
         self._begin(run, execute(there(), do, run, self._grace_s), guest.wanted, then)
 

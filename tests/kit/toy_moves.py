@@ -24,6 +24,7 @@ from mayfly.runs.moves.link import Place, Read, Round, Times, Write
 from mayfly.runs.moves.messages import Description, Message, decode, encode
 from mayfly.runs.service import Service
 from mayfly.snapshots import live
+from mayfly.vmm.config import NetworkConfig
 from mayfly.vmm.process.report import End, Ended
 from tests.kit.api_fakes import MARKER
 
@@ -248,13 +249,13 @@ class ToyMachines:
         self._fail("send_last")
         await write(pickle.dumps(guest.process.state))  # type: ignore[attr-defined]
 
-    async def receive(self, run: Description, offer: bytes, read: Read, *, held: int) -> Guest:
+    async def receive(self, run: Description, offer: bytes, read: Read, *, held: int, network: NetworkConfig | None) -> Guest:
         data = b""
         while piece := await read(700):
             data += piece
         self._fail("receive")
         state = pickle.loads(data[2000:])
-        wanted = want_machine(self.service.images.find(run.language), self.service.config)
+        wanted = want_machine(self.service.images.find(run.language), self.service.config, network)
         self.last = ToyProcess(self.world, state)
         if self.fails == "death":
             self.last.kill()

@@ -7,11 +7,15 @@ from ipaddress import ip_interface
 from mayfly.errors import NetworkError
 from mayfly.vmm.config import CHANNEL_PORT, NetworkBackend, NetworkConfig
 from mayfly.vmm.devices.virtio.net import Backend, Net
+from mayfly.vmm.devices.virtio.packet import HEADER
 from mayfly.vmm.eventloop import READ, WRITE, EventLoop
 from mayfly.vmm.network import own_addresses
-from mayfly.vmm.network.filter import PacketFilter, destinations
+from mayfly.vmm.network.filter import ARP, ARP_ETHERNET_IPV4, BROADCAST, ETHERNET, PacketFilter, destinations
 from mayfly.vmm.network.passt import LOOPBACK, Passt
 from mayfly.vmm.network.tap import Tap
+
+_RARP_TYPE, _RARP_REQUEST = 0x8035, 3
+_MIN_FRAME = 60  # Bytes, without the check sequence (IEEE 802.3, 4.4.2)
 
 
 class Link:
@@ -49,6 +53,16 @@ class Link:
         # To its guest passt shows the host as the gateway.
         host, port = connection.getsockname()
         self._filter.open_connection(CHANNEL_PORT, network.gateways[0] if passt else host, port)
+
+    def announce(self) -> None:
+        """Have bridges learn that the guest's MAC is here now: a RARP request (RFC 903), which
+        nobody answers, to all.
+        """
+        mac = self._network.mac_bytes
+        if isinstance(self.backend, Tap):
+            body = ARP.pack(*ARP_ETHERNET_IPV4, _RARP_REQUEST, mac, bytes(4), mac, bytes(4))
+            frame = ETHERNET.pack(BROADCAST, mac, _RARP_TYPE) + body
+            self.backend.send([bytearray(HEADER.size) + frame.ljust(_MIN_FRAME, b"\0")])
 
     def _watch(self) -> None:
         if isinstance(self.backend, Tap | Passt):

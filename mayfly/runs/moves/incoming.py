@@ -38,6 +38,7 @@ from mayfly.runs.result import RunState
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from mayfly.runs.stdin import LiveStdin
+from mayfly.vmm.config import NetworkConfig
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -59,6 +60,7 @@ class Incoming:
         self._page = b""
         self._place = Place()
         self._ticket: Ticket | None = None
+        self._network: NetworkConfig | None = None
         self._guest: Guest | None = None
         self._relay: Relay | None = None
         self._taking: asyncio.Task[bool] | None = None
@@ -135,6 +137,11 @@ class Incoming:
             self._ticket = service.admission.enter_idle(run.memory)
             if self._ticket is None:
                 reasons.append(f"there is no room for a machine of {run.memory >> 20} MiB now")
+        if not reasons and (had := run.network):
+            try:
+                self._network = service.networks.lease_again(had.mac, had.addresses, had.gateways)
+            except MayflyError as error:
+                reasons.append(error.message)
         return reasons
 
     async def _take(self, link: Link) -> bool:
@@ -170,6 +177,9 @@ class Incoming:
         if self._ticket is not None:
             self._service.admission.leave(self._ticket)
             self._ticket = None
+        if self._network is not None:
+            self._service.networks.give_back(self._network)
+            self._network = None
 
     async def _read(self, most: int) -> bytes:
         """Bytes of the machine, for whoever makes it."""
@@ -187,7 +197,7 @@ class Incoming:
             MayflyError: the connection was lost, or the machine cannot be made.
         """
         run = make_run(self._offer.run)
-        receiving = self._machines.receive(self._offer.run, self._offer.machine, self._read, held=self._place.held)
+        receiving = self._machines.receive(self._offer.run, self._offer.machine, self._read, held=self._place.held, network=self._network)
         making = asyncio.create_task(receiving, name=f"make the machine of run {self.run_id}")
         try:
             while True:

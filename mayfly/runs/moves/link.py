@@ -9,6 +9,7 @@ from mayfly.errors import MoveError, ServerLostError
 from mayfly.guests.start import Guest
 from mayfly.runs.moves.messages import Description, Message
 from mayfly.schema import Record
+from mayfly.vmm.config import NetworkConfig
 
 
 class Link(Protocol):
@@ -67,7 +68,7 @@ class Machines(Protocol):
         ...
 
     async def look(self, run: Description, offer: bytes) -> Place:
-        """Whether the machine can go on here."""
+        """Whether the machine can go on here; its network's addresses are another question."""
         ...
 
     async def send_rounds(self, guest: Guest, write: Write, *, held: int, limit_bytes_s: int, progress: Callable[[Round], None]) -> None:
@@ -80,8 +81,9 @@ class Machines(Protocol):
         """Pause the guest, and send the rest and its state. It stays paused."""
         ...
 
-    async def receive(self, run: Description, offer: bytes, read: Read, *, held: int) -> Guest:
-        """The guest whose machine comes from `read`, paused. Its conversation is a new one.
+    async def receive(self, run: Description, offer: bytes, read: Read, *, held: int, network: NetworkConfig | None) -> Guest:
+        """The guest whose machine comes from `read`, paused, and gets this network. Its
+        conversation is a new one.
 
         Raises:
             MayflyError: it cannot be made; nothing of it is left.

@@ -15,6 +15,7 @@ from mayfly.schema import decode, msgspec, replace
 from mayfly.snapshots import moving
 from mayfly.snapshots.making import find_base
 from mayfly.snapshots.store import Snapshot
+from mayfly.vmm.config import NetworkConfig
 
 
 class HostMachines:
@@ -35,14 +36,17 @@ class HostMachines:
             return Place(misfits=("The other server is of another version of Mayfly.",))
         try:
             image = self._service.images.find(f"{run.language}@{run.version}")
-            here = await asyncio.to_thread(lambda: moving.offer_of(self._wanted(run, image, offered)[0]))
+            network = self._service.networks.disconnected() if run.network else None
+            here = await asyncio.to_thread(lambda: moving.offer_of(self._wanted(run, image, offered, network)[0]))
         except MayflyError as error:
             return Place(misfits=(f"{error.message} ({error.hint})" if error.hint else error.message,))
         return Place(misfits=tuple(moving.misfits(offered, here)), held=moving.held(offered, here))
 
-    def _wanted(self, run: Description, image: InstalledImage, offered: moving.Offer) -> tuple[Wanted, Snapshot | None]:
+    def _wanted(
+        self, run: Description, image: InstalledImage, offered: moving.Offer, network: NetworkConfig | None
+    ) -> tuple[Wanted, Snapshot | None]:
         """The machine as it would be made here, over the base that is here, and that."""
-        wanted = want_machine(image, self._service.config)
+        wanted = want_machine(image, self._service.config, network)
         machine = replace(wanted.machine, memory=run.memory, cpus=offered.machine.cpus, channel=offered.machine.channel)
         wanted = replace(wanted, machine=machine)
         base = find_base(wanted)
@@ -60,10 +64,10 @@ class HostMachines:
         """As link.Machines."""
         await moving.send_last(guest, write)
 
-    async def receive(self, run: Description, offer: bytes, read: Read, *, held: int) -> Guest:
+    async def receive(self, run: Description, offer: bytes, read: Read, *, held: int, network: NetworkConfig | None) -> Guest:
         """As link.Machines."""
         image = self._service.images.find(f"{run.language}@{run.version}")
-        wanted, base = await asyncio.to_thread(self._wanted, run, image, decode(moving.Offer, offer))
+        wanted, base = await asyncio.to_thread(self._wanted, run, image, decode(moving.Offer, offer), network)
         guest = await moving.receive(self._service.spawner, moving.wanted_with(wanted, held), read)
         self._service.supply.note(guest, base if held else None)
         return guest

@@ -38,6 +38,14 @@ class Happened(Record, frozen=True, kw_only=True, array_like=True):
     name: str = ""
 
 
+class NetworkHad(Record, frozen=True, kw_only=True):
+    """The MAC, the addresses with their networks, and the gateways of a machine with a network."""
+
+    mac: str
+    addresses: tuple[str, ...]
+    gateways: tuple[str, ...]
+
+
 class Description(Record, frozen=True, kw_only=True):
     """What the destination must know of a run to take it. `memory` is its machine's, in bytes;
     `collect` are the globs of the files that it gives back.
@@ -54,6 +62,7 @@ class Description(Record, frozen=True, kw_only=True):
     has_terminal: bool
     collect: tuple[str, ...]
     memory: Count
+    network: NetworkHad | None = None
 
 
 class Offer(Record, frozen=True, kw_only=True, tag="offer"):

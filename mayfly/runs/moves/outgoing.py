@@ -27,6 +27,7 @@ from mayfly.runs.moves.messages import (
     Handed,
     Message,
     Misfits,
+    NetworkHad,
     Offer,
     Pages,
     Ready,
@@ -216,7 +217,7 @@ class Outgoing:
         raise MoveError(f"the destination sent {type(message).__name__} where a move {self.state.value}")
 
     def _description(self) -> Description:
-        run = self._run
+        run, network = self._run, self._guest.wanted.machine.network
         return Description(
             id=run.id,
             owner=run.owner,
@@ -229,6 +230,7 @@ class Outgoing:
             has_terminal=run.has_terminal,
             collect=run.collect,
             memory=self._guest.wanted.machine.memory,
+            network=NetworkHad(mac=network.mac, addresses=network.addresses, gateways=network.gateways) if network else None,
         )
 
     async def _copy(self, link: Link, held: int) -> None:
