@@ -7,7 +7,7 @@ pub use cursor::Cursor;
 
 pub const MAX_PAYLOAD: usize = 65536;
 pub const MAX_PACKET: usize = MAX_PAYLOAD + 9;
-pub const PROTOCOL_VERSION: u16 = 4;
+pub const PROTOCOL_VERSION: u16 = 5;
 const MIN_ENTROPY: usize = 16;
 const MAX_ENTROPY: usize = 512;
 
@@ -36,7 +36,7 @@ pub enum FromHost {
         paths: Vec<OsString>,
         globs: bool,
     },
-    Resumed(Resumed),
+    Resumed(Identity),
     Shutdown,
     /// Of the running step's terminal.
     Resize {
@@ -44,6 +44,7 @@ pub enum FromHost {
         rows: u16,
     },
     Request(Request),
+    Moved(Identity),
 }
 
 #[derive(Debug)]
@@ -90,7 +91,7 @@ pub struct FileEntry {
 }
 
 #[derive(Debug)]
-pub struct Resumed {
+pub struct Identity {
     pub time_ns: u64,
     pub boot_id: [u8; 16],
     pub hostname: String,
@@ -233,7 +234,7 @@ pub fn parse(packet: &[u8]) -> Result<Frame, Drop> {
     }
     let mut cursor = Cursor { data: &body[1..] };
     let run = cursor.u32().ok_or(Drop::Short)?;
-    if !(0x01..=0x0B).contains(&body[0]) {
+    if !(0x01..=0x0C).contains(&body[0]) {
         return Err(Drop::Type);
     }
     let message = parse_payload(body[0], &mut cursor).ok_or(Drop::Payload)?;
@@ -252,10 +253,11 @@ fn parse_payload(kind: u8, cursor: &mut Cursor) -> Option<FromHost> {
         0x05 => FromHost::StdinEof,
         0x06 => FromHost::Signal(cursor.u8()?),
         0x07 => FromHost::Collect { paths: cursor.list(Cursor::raw)?, globs: cursor.flags::<1>()?[0] },
-        0x08 => FromHost::Resumed(cursor.resumed()?),
+        0x08 => FromHost::Resumed(cursor.identity()?),
         0x09 => FromHost::Shutdown,
         0x0A => FromHost::Resize { columns: cursor.u16()?, rows: cursor.u16()? },
         0x0B => FromHost::Request(Request { id: cursor.u32()?, content_type: cursor.text()?, size: cursor.u32()?, data: cursor.rest() }),
+        0x0C => FromHost::Moved(cursor.identity()?),
         _ => return None,
     })
 }
@@ -278,10 +280,10 @@ impl Cursor<'_> {
         Some(FileEntry { path: self.raw()?, mode: self.u32()?, size: self.u64()? })
     }
 
-    fn resumed(&mut self) -> Option<Resumed> {
-        let resumed =
-            Resumed { time_ns: self.u64()?, boot_id: self.array()?, hostname: self.text()?, network: self.text()?, entropy: self.rest() };
-        (MIN_ENTROPY..=MAX_ENTROPY).contains(&resumed.entropy.len()).then_some(resumed)
+    fn identity(&mut self) -> Option<Identity> {
+        let identity =
+            Identity { time_ns: self.u64()?, boot_id: self.array()?, hostname: self.text()?, network: self.text()?, entropy: self.rest() };
+        (MIN_ENTROPY..=MAX_ENTROPY).contains(&identity.entropy.len()).then_some(identity)
     }
 }
 

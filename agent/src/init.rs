@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::door::Door;
-use crate::frame::Resumed;
+use crate::frame::Identity;
 use crate::log::complain;
 use crate::network;
 use crate::sys::{self, PollSet, MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID};
@@ -213,13 +213,15 @@ fn find_port(name: &str) -> Option<PathBuf> {
     device.exists().then_some(device)
 }
 
-/// Put a new identity in force: entropy first, so that nothing random is drawn before.
-pub fn resume(resumed: &Resumed) -> io::Result<()> {
-    sys::add_entropy(&File::open("/dev/urandom")?, &resumed.entropy).map_err(within("entropy"))?;
-    sys::set_wall_clock(Duration::from_nanos(resumed.time_ns)).map_err(within("wall clock"))?;
-    set_hostname(&resumed.hostname).map_err(within("host name"))?;
-    set_boot_id(resumed.boot_id).map_err(within(BOOT_ID))?;
-    network::set_up(&resumed.network).map_err(within("network"))
+/// Put a new identity in force: entropy first, so that nothing random is drawn before. Without a host name the machine stays itself.
+pub fn identify(identity: &Identity) -> io::Result<()> {
+    sys::add_entropy(&File::open("/dev/urandom")?, &identity.entropy).map_err(within("entropy"))?;
+    sys::set_wall_clock(Duration::from_nanos(identity.time_ns)).map_err(within("wall clock"))?;
+    if !identity.hostname.is_empty() {
+        set_hostname(&identity.hostname).map_err(within("host name"))?;
+        set_boot_id(identity.boot_id).map_err(within(BOOT_ID))?;
+    }
+    network::set_up(&identity.network).map_err(within("network"))
 }
 
 /// The kernel refuses writes to its boot id, so a file is mounted over it.

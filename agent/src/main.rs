@@ -99,7 +99,7 @@ fn serve_machine() -> io::Result<()> {
         Ok(text) => text,
         Err(error) => return Err(last_words(&mut channel, ErrorCode::IncompleteRoot, error)),
     };
-    let mut agent = Agent::new(began, channel, children, workspace, Some(cgroups), end_marker, Some(init::resume));
+    let mut agent = Agent::new(began, channel, children, workspace, Some(cgroups), end_marker, Some(init::identify));
     let served = agent.serve();
     served.map_err(|error| last_words(agent.channel(), ErrorCode::AgentFailed, error))
 }

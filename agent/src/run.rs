@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::cgroup::Cgroups;
 use crate::channel::Channel;
 use crate::collect::Collection;
-use crate::frame::{Ended, ErrorCode, Exit, Frame, FromHost, Limit, Request, Resumed, Start, ToHost};
+use crate::frame::{Ended, ErrorCode, Exit, Frame, FromHost, Identity, Limit, Request, Start, ToHost};
 use crate::input::Input;
 use crate::log;
 use crate::start;
@@ -37,7 +37,7 @@ pub struct Agent {
     workspace: Workspace,
     cgroups: Option<Cgroups>,
     end_marker: String,
-    resume: Option<fn(&Resumed) -> io::Result<()>>,
+    identify: Option<fn(&Identity) -> io::Result<()>>,
     state: State,
     /// The run under way or the one that has ended last; 0 before the first.
     run: u32,
@@ -46,7 +46,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// `began` is the time from the kernel's start to ours. `children` tells of children that ended. `resume` puts a new identity in force; None where there is no machine to do so for.
+    /// `began` is the time from the kernel's start to ours. `children` tells of children that ended. `identify` puts a new identity in force; None where there is no machine to do so for.
     pub fn new(
         began: Duration,
         channel: Channel,
@@ -54,10 +54,10 @@ impl Agent {
         workspace: Workspace,
         cgroups: Option<Cgroups>,
         end_marker: String,
-        resume: Option<fn(&Resumed) -> io::Result<()>>,
+        identify: Option<fn(&Identity) -> io::Result<()>>,
     ) -> Agent {
         let (state, input) = (State::Idle, Input::default());
-        Agent { began, channel, children, workspace, cgroups, end_marker, resume, state, run: 0, input, shutdown: false }
+        Agent { began, channel, children, workspace, cgroups, end_marker, identify, state, run: 0, input, shutdown: false }
     }
 
     /// Say HELLO and serve the host until SHUTDOWN or the end of the channel; then nothing of any run is alive.
@@ -192,7 +192,8 @@ impl Agent {
     fn handle(&mut self, frame: Frame) {
         match frame.message {
             FromHost::Shutdown => self.shutdown = true,
-            FromHost::Resumed(resumed) => self.resumed(&resumed),
+            FromHost::Resumed(identity) => self.resumed(&identity),
+            FromHost::Moved(identity) => drop(self.take_identity(&identity)),
             FromHost::Start(start) => self.start(frame.run, start),
             _ if frame.run != self.run || frame.run == 0 => self.channel.dropped += 1,
             FromHost::File { index, offset, data } => self.file(index, offset, &data),
@@ -210,22 +211,32 @@ impl Agent {
         self.error(run, ErrorCode::WrongState, what);
     }
 
-    fn resumed(&mut self, resumed: &Resumed) {
+    fn resumed(&mut self, identity: &Identity) {
         match &self.state {
             State::Idle => {}
             State::Running(_, _, step) if step.is_loaded() => {}
             _ => return self.wrong_state(0, "RESUMED during a run"),
         }
-        match self.resume.map(|resume| resume(resumed)) {
-            Some(Ok(())) => {
-                if let State::Running(_, _, step) = &mut self.state {
-                    step.resumed();
-                }
-                self.hello();
-            }
-            Some(Err(error)) => self.error(0, ErrorCode::ResumedFailed, &error.to_string()),
-            None => self.error(0, ErrorCode::ResumedFailed, "the agent is not the init of a machine"),
+        if self.take_identity(identity) {
+            self.hello();
         }
+    }
+
+    /// Take an identity, and tell a function that waits for requests. False if that failed, which the host has been told.
+    fn take_identity(&mut self, identity: &Identity) -> bool {
+        let text = match self.identify.map(|identify| identify(identity)) {
+            Some(Ok(())) => {
+                match &mut self.state {
+                    State::Running(_, _, step) if step.is_loaded() => step.resumed(),
+                    _ => {}
+                }
+                return true;
+            }
+            Some(Err(error)) => error.to_string(),
+            None => "the agent is not the init of a machine".to_owned(),
+        };
+        self.error(0, ErrorCode::ResumedFailed, &text);
+        false
     }
 
     fn start(&mut self, run: u32, start: Start) {

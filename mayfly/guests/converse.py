@@ -14,7 +14,7 @@ from typing import Protocol
 
 from mayfly.errors import GuestError, MayflyError
 from mayfly.guests.job import Job
-from mayfly.guests.start import Guest, explain
+from mayfly.guests.start import Guest, explain, going_on
 from mayfly.protocol.conversation import Event, Failed
 from mayfly.protocol.frames import Collected, Credit, Done, Loaded, Stderr, Stdout
 from mayfly.protocol.phases import IN_A_RUN
@@ -109,17 +109,20 @@ class Exchange:
         self._finished = False
         self._fault: MayflyError | None = None
 
-    async def run(self, job: Job | None = None) -> bool:
-        """Begin the job, or without one go on with that which the conversation is in; false if it
-        went on elsewhere.
+    async def run(self, job: Job | None = None, *, clone: bool = False) -> bool:
+        """Begin the job, or without one go on with that which the conversation is in, in a machine
+        that was another one before (as `clone` of it, or in its place); false if it went on
+        elsewhere.
 
         Raises:
             MayflyError: as `converse`, or what `hand_over` was given raises.
         """
         try:
             async with _watched(self.guest, self._time_s) as self._deadline:
-                if job is not None:
-                    self._opening = self.guest.conversation.begin(job.start, job.files)
+                conversation = self.guest.conversation
+                self._opening = (
+                    conversation.begin(job.start, job.files) if job is not None else iter((going_on(conversation, clone=clone),))
+                )
                 elsewhere = await self._talk()
         finally:
             self.over = True

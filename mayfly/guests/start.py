@@ -12,7 +12,7 @@ from mayfly.guests.job import Wanted
 from mayfly.guests.spawner import Spawner, VmmProcess
 from mayfly.guests.told import network_words
 from mayfly.protocol.conversation import Conversation, Failed
-from mayfly.protocol.frames import Hello, Resumed
+from mayfly.protocol.frames import Hello, Moved, Resumed
 from mayfly.schema import Record
 from mayfly.vmm.config import NetworkConfig
 from mayfly.vmm.process.report import Ended
@@ -81,7 +81,7 @@ async def resume(process: VmmProcess, conversation: Conversation, network: Netwo
     The time in RESUMED is that of its sending; where the answer to the first one took long, as the
     machine was still being made, it is said again to the machine that is up.
     """
-    boot_id, name = os.urandom(16), f"mayfly-{os.urandom(4).hex()}"
+    boot_id, name = _own()
     words = " ".join(network_words(network))
     for _ in range(CLOCK_ATTEMPTS):
         sent = time.monotonic()
@@ -92,6 +92,22 @@ async def resume(process: VmmProcess, conversation: Conversation, network: Netwo
         words = ""  # they are in force
     process.pre_fault()  # not earlier: the answer would wait for it
     return hello
+
+
+def going_on(conversation: Conversation, *, clone: bool = False) -> bytes:
+    """The frame for a machine that goes on in the middle of a run, as the first on its channel: new
+    entropy and the time of day, and for a `clone` a boot id and a name of its own.
+
+    Raises:
+        MayflyError: as Conversation.moved.
+    """
+    boot_id, name = _own() if clone else (bytes(16), "")
+    return conversation.moved(Moved(time.time_ns(), boot_id, name, "", os.urandom(ENTROPY_BYTES)))
+
+
+def _own() -> tuple[bytes, str]:
+    """A boot id and a host name that no other machine has."""
+    return os.urandom(16), f"mayfly-{os.urandom(4).hex()}"
 
 
 async def _greeting(process: VmmProcess, conversation: Conversation) -> Hello:

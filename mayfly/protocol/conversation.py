@@ -40,6 +40,7 @@ from mayfly.protocol.frames import (
     Hello,
     Limit,
     Loaded,
+    Moved,
     Request,
     Resize,
     Response,
@@ -54,7 +55,7 @@ from mayfly.protocol.frames import (
     Step,
     encode_frame,
 )
-from mayfly.protocol.phases import ALLOWED, IN_A_RUN, OF_NO_RUN, Phase, Standing
+from mayfly.protocol.phases import ALLOWED, IN_A_RUN, MOVABLE, OF_NO_RUN, Phase, Standing
 
 OVERHEAD_ALLOWED = 1 << 20
 """Bytes that a guest may send in a run, in an answer to COLLECT or to a request, besides what that
@@ -79,8 +80,8 @@ Event: TypeAlias = Hello | Stage | Stdout | Stderr | Exit | Done | Credit | Coll
 
 class Conversation:
     """The conversation with one agent. Feed it what the channel gives; send the frames that
-    `resumed`, `begin`, `stdin`, `stdin_eof`, `signal`, `collect` and `request` return. With
-    `loaded` the agent is in its first run, which began with that START and whose function is
+    `resumed`, `moved`, `begin`, `stdin`, `stdin_eof`, `signal`, `collect` and `request` return.
+    With `loaded` the agent is in its first run, which began with that START and whose function is
     loaded, and says HELLO when it has been `resumed`.
 
     Attributes:
@@ -297,6 +298,17 @@ class Conversation:
         """
         loaded = self.phase in (Phase.LOADED, Phase.RESUMING)
         self._leave((Phase.GREETING, Phase.IDLE, Phase.LOADED, Phase.RESUMING), Phase.RESUMING if loaded else Phase.GREETING)
+        return encode_frame(identity, 0)
+
+    def moved(self, identity: Moved) -> bytes:
+        """The frame that gives a machine which goes on elsewhere, or as a clone, what makes it
+        another; nothing follows, and the phase stays.
+
+        Raises:
+            GuestError: as `begin`.
+            ValueError: the agent is about to say HELLO.
+        """
+        self._leave(MOVABLE, self.phase)
         return encode_frame(identity, 0)
 
     def begin(self, start: Start, files: Sequence[bytes]) -> Iterator[bytes]:

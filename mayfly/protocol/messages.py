@@ -31,7 +31,7 @@ from mayfly.protocol.wire import (
     rest,
 )
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 MAX_PAYLOAD = 65536
 MAX_FILE_CHUNK = MAX_PAYLOAD - 10
 """Bytes of a file that one FILE frame of the host can carry."""
@@ -60,6 +60,7 @@ class FrameType(IntEnum):
     SHUTDOWN = 0x09
     RESIZE = 0x0A
     REQUEST = 0x0B
+    MOVED = 0x0C
     HELLO = 0x81
     STAGE = 0x82
     STDOUT = 0x83
@@ -274,10 +275,10 @@ class Collect(Message):
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class Resumed(Message):
-    """A new identity after a restore: time in nanoseconds since 1970, 16 bytes of boot id, host
-    name, words of the network (as on the kernel's command line; empty: nothing changes), 16 to 512
-    bytes of entropy.
+class Identity(Message):
+    """What makes a machine another than those with the same memory: time in nanoseconds since 1970,
+    16 bytes of boot id, host name (empty: both stay), words of the network (as on the kernel's
+    command line; empty: nothing changes), 16 to 512 bytes of entropy.
     """
 
     time_ns: int
@@ -285,8 +286,19 @@ class Resumed(Message):
     hostname: str
     network: str
     entropy: bytes
-    type = FrameType.RESUMED
     layout = (U64, exactly(16), STR, STR, rest(MIN_ENTROPY, MAX_ENTROPY))
+
+
+class Resumed(Identity):
+    """An identity after a restore; HELLO follows."""
+
+    type = FrameType.RESUMED
+
+
+class Moved(Identity):
+    """An identity for a machine that goes on in the middle of whatever it does; nothing follows."""
+
+    type = FrameType.MOVED
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -459,5 +471,5 @@ class Response(Message):
     layout = (U32, enum(U8, ResponseKind), U64, STR, U32, rest())
 
 
-FROM_HOST: tuple[type[Message], ...] = (Start, File, Begin, Stdin, StdinEof, Signal, Collect, Resumed, Shutdown, Resize, Request)
+FROM_HOST: tuple[type[Message], ...] = (Start, File, Begin, Stdin, StdinEof, Signal, Collect, Resumed, Shutdown, Resize, Request, Moved)
 FROM_AGENT: tuple[type[Message], ...] = (Hello, Stage, Stdout, Stderr, Exit, Done, Credit, Collected, Error, Loaded, Response)

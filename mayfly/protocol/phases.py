@@ -76,6 +76,8 @@ IN_A_RUN = (Phase.STARTED, Phase.STEP, Phase.BETWEEN)
 """The phases of a run whose last step is no function: a conversation can be carried over in
 these.
 """
+MOVABLE = tuple(phase for phase in Phase if phase not in (Phase.GREETING, Phase.RESUMING, Phase.ENDED))
+"""The phases in which MOVED may be sent: it has no answer, and leaves the phase as it is."""
 
 
 class Standing(Record, frozen=True, kw_only=True):

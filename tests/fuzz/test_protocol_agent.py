@@ -35,7 +35,10 @@ message = st.one_of(
     st.builds(p.StdinEof),
     st.builds(p.Signal, st.sampled_from([0, 9, 15, 19, 64, 65, 255])),
     st.builds(p.Collect, st.lists(st.sampled_from(["/work", "/work/a", "x", "/work/../etc"]), max_size=2).map(tuple)),
-    st.builds(p.Resumed, st.just(0), st.just(bytes(16)), st.just("x"), st.text(max_size=20), st.just(bytes(16))),
+    *(
+        st.builds(kind, st.just(0), st.just(bytes(16)), st.sampled_from(["", "x"]), st.text(max_size=20), st.just(bytes(16)))
+        for kind in (p.Resumed, p.Moved)
+    ),
     st.builds(
         p.Request, st.integers(0, 1), st.sampled_from(["", "x" * 256]), st.integers(0, 3) | st.just(2**32 - 1), st.binary(max_size=3)
     ),

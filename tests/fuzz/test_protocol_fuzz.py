@@ -24,7 +24,10 @@ message = st.one_of(
     st.builds(p.StdinEof),
     st.builds(p.Signal, u8),
     st.builds(p.Collect, raw_list),
-    st.builds(p.Resumed, u64, st.binary(min_size=16, max_size=16), text, text, st.binary(min_size=16, max_size=512)),
+    *(
+        st.builds(kind, u64, st.binary(min_size=16, max_size=16), text, text, st.binary(min_size=16, max_size=512))
+        for kind in (p.Resumed, p.Moved)
+    ),
     st.builds(p.Shutdown),
     st.builds(p.Resize, u16, u16),
     st.builds(p.Request, u32, text, u32, data),

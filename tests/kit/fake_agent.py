@@ -100,6 +100,8 @@ class FakeAgent:
             case p.Resumed():
                 self.network = frame.message.network or self.network
                 self.send(self.hello, run=0)
+            case p.Moved(network=network):
+                self.network = network or self.network
             case p.Start() as start:
                 if start.from_products and self.start.keep:
                     shutil.rmtree(self.products, ignore_errors=True)

@@ -39,6 +39,7 @@ class World:
 
     def __init__(self, seed: int = 0) -> None:
         self.random = random.Random(seed)
+        self.entropy: list[bytes] = []
         self.running: dict[int, ToyProcess] = {}
         self.made: list[ToyProcess] = []
         self.clones_left = 1 << 30
@@ -186,6 +187,8 @@ class ToyProcess:
                     self._put(p.Credit(len(data)))
                 case p.Signal(number=number):
                     self._put(p.Stderr(b"<%d>" % number))
+                case p.Moved(hostname="", network="", entropy=entropy):
+                    self.world.entropy.append(entropy)
         self.state["begun"] = reader.begun
 
     def _tick(self) -> None:

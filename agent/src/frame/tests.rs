@@ -116,7 +116,7 @@ fn response<'a>(id: u32, kind: ResponseKind, took_us: u64, content_type: &'a str
 }
 
 #[test]
-fn resumed_has_all_its_fields() {
+fn an_identity_has_all_its_fields() {
     let resumed = match parse(&packed("resumed-network")).expect("a frame").message {
         FromHost::Resumed(resumed) => resumed,
         other => panic!("{other:?}"),
@@ -124,6 +124,12 @@ fn resumed_has_all_its_fields() {
     assert_eq!((resumed.time_ns, resumed.hostname.as_str()), (1_700_000_000_000_000_000, "mayfly"));
     assert_eq!(resumed.network, "mayfly.mac=02:00:00:00:00:05 mayfly.address=10.87.0.2/16");
     assert_eq!((resumed.boot_id[15], resumed.entropy.len()), (15, 32));
+    let moved = match parse(&packed("moved")).expect("a frame").message {
+        FromHost::Moved(moved) => moved,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((moved.time_ns, moved.hostname.as_str(), moved.network.as_str()), (1_700_000_000_000_000_000, "", ""));
+    assert_eq!((moved.boot_id, &moved.entropy[..]), ([0; 16], &[7; 16][..]));
 }
 
 #[test]

@@ -274,9 +274,32 @@ def test_frames_in_the_wrong_state(agent: AgentProcess) -> None:
     assert agent.result().stdout == b"unharmed\n"
 
 
-def test_resumed_is_for_machines(agent: AgentProcess) -> None:
-    agent.send(p.Resumed(0, bytes(16), "x", "", bytes(16)), run=0)
+@pytest.mark.parametrize("kind", [p.Resumed, p.Moved])
+def test_an_identity_is_for_machines(agent: AgentProcess, kind: type[p.Resumed] | type[p.Moved]) -> None:
+    agent.send(kind(0, bytes(16), "x", "", bytes(16)), run=0)
     assert agent.expect(p.Error, run=0).code == p.ErrorCode.RESUMED_FAILED
+
+
+def test_moved_is_taken_in_any_state(agent: AgentProcess) -> None:
+    """An agent that is no machine's init cannot put it in force, and says so, but goes on."""
+    moved = p.Moved(0, bytes(16), "", "", bytes(16))
+
+    def send() -> None:
+        agent.send(moved, run=0)
+        assert agent.expect(p.Error, run=0).code == p.ErrorCode.RESUMED_FAILED
+
+    agent.send(p.Start((), (shell("read line; echo $line; read line", stdin=True),), (p.FileEntry("a", 0o644, 1),)))
+    agent.expect(p.Credit)
+    send()
+    agent.send(p.File(0, 0, b"x"), p.Begin())
+    agent.expect(p.Stage)
+    send()
+    agent.send(p.Stdin(b"unharmed\n"))
+    assert agent.expect(p.Stdout).data == b"unharmed\n"
+    send()
+    agent.send(p.StdinEof())
+    agent.result()
+    send()
 
 
 def test_bad_frames_and_frames_of_other_runs_are_dropped(agent: AgentProcess) -> None:

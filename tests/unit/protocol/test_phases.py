@@ -6,7 +6,7 @@ import pytest
 
 from mayfly.errors import SchemaError
 from mayfly.protocol import frames as p
-from mayfly.protocol.conversation import Conversation, Event
+from mayfly.protocol.conversation import Conversation, Event, Failed
 from mayfly.protocol.phases import Phase, Standing
 from mayfly.schema import msgspec, replace
 
@@ -59,6 +59,32 @@ def conversation_after(data: bytes) -> Conversation:
     conversation = begun()
     conversation.feed(data)
     return conversation
+
+
+def test_moved_leaves_the_phase_as_it_is() -> None:
+    identity = p.Moved(1, bytes(16), "", "", bytes(range(16)))
+    conversation = begun()
+    stays = begun()
+    for message in (p.Stage(0, "build"), p.Stdout(b"123"), GOOD, p.Stage(1, "run"), replace_step(GOOD, 1), p.Done()):
+        before = conversation.phase
+        assert conversation.moved(identity) == p.encode_frame(identity, 0)
+        assert conversation.phase is before
+        data = p.encode_frame(message, 1)
+        assert conversation.feed(data) == stays.feed(data)
+    assert conversation.moved(identity)
+    fresh = Conversation(arch="x86_64", end_marker="ab")
+    with pytest.raises(ValueError, match="HELLO"):
+        fresh.moved(identity)
+
+
+def test_an_agent_that_could_not_take_moved_ends_the_run() -> None:
+    conversation = begun()
+    conversation.feed(p.encode_frame(p.Stage(0, "build"), 1))
+    conversation.moved(p.Moved(1, bytes(16), "", "", bytes(16)))
+    (event,) = conversation.feed(p.encode_frame(p.Error(p.ErrorCode.RESUMED_FAILED, "entropy: why"), 0))
+    assert isinstance(event, Failed) and "entropy: why" in event.error.message
+    with pytest.raises(type(event.error)):
+        conversation.moved(p.Moved(1, bytes(16), "", "", bytes(16)))
 
 
 def test_limits_go_on_where_they_were() -> None:
