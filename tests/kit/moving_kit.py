@@ -24,6 +24,21 @@ EACH_LINE, EACH_REQUEST = 64, 32
 LINE = struct.Struct("<I")
 BAD = 0xFFFF_FFFF
 UART, LINE_STATUS = 0x2F8, 0x2FD
+SAY = f"""
+say:    mov ecx, 4
+1:      mov dx, {LINE_STATUS}
+        in al, dx
+        test al, 0x20
+        jz 1b
+        mov dx, {UART}
+        mov al, sil
+        out dx, al
+        shr esi, 8
+        dec ecx
+        jnz 1b
+        ret
+"""
+"""Sends ESI through the serial channel, as a LINE."""
 
 
 def counting(pages: int) -> str:
@@ -78,18 +93,7 @@ fresh:  mov [rdi], ebx
 bad:    mov esi, {BAD}
         call say
         jmp .
-say:    mov ecx, 4
-1:      mov dx, {LINE_STATUS}
-        in al, dx
-        test al, 0x20
-        jz 1b
-        mov dx, {UART}
-        mov al, sil
-        out dx, al
-        shr esi, 8
-        dec ecx
-        jnz 1b
-        ret
+{SAY}
     """
 
 
