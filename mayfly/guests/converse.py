@@ -80,7 +80,7 @@ Elsewhere = Callable[[], Awaitable[None]]
 class Exchange:
     """A job's conversation under way, which can be held, to go on here or elsewhere. The arguments
     are those of `converse`; the job has `deadline_s` left. With `stdin_ended` its standard input
-    was ended before.
+    was ended before. A `clone` goes on besides the guest that it was made of, and is told so.
 
     Nothing is lost when it is held: a frame is handed to the channel whole or not at all, and what
     was read has been told to the listener.
@@ -90,7 +90,15 @@ class Exchange:
     """
 
     def __init__(
-        self, guest: Guest, listener: Listener, stdin: StdinSource, *, deadline_s: float, rate: float, stdin_ended: bool = False
+        self,
+        guest: Guest,
+        listener: Listener,
+        stdin: StdinSource,
+        *,
+        deadline_s: float,
+        rate: float,
+        stdin_ended: bool = False,
+        clone: bool = False,
     ) -> None:
         self.guest = guest
         self.stdin = stdin
@@ -99,6 +107,7 @@ class Exchange:
         self.over = False
         self._listener = listener
         self._time_s = deadline_s
+        self._clone = clone
         self._deadline: asyncio.Timeout | None = None
         self._opening: Iterator[bytes] = iter(())
         self._credited = asyncio.Event()
@@ -109,10 +118,9 @@ class Exchange:
         self._finished = False
         self._fault: MayflyError | None = None
 
-    async def run(self, job: Job | None = None, *, clone: bool = False) -> bool:
-        """Begin the job, or without one go on with that which the conversation is in, in a machine
-        that was another one before (as `clone` of it, or in its place); false if it went on
-        elsewhere.
+    async def run(self, job: Job | None = None) -> bool:
+        """Begin the job, or without one go on with that which the conversation is in, in another
+        machine than it began in; false if it went on elsewhere.
 
         Raises:
             MayflyError: as `converse`, or what `hand_over` was given raises.
@@ -121,7 +129,7 @@ class Exchange:
             async with _watched(self.guest, self._time_s) as self._deadline:
                 conversation = self.guest.conversation
                 self._opening = (
-                    conversation.begin(job.start, job.files) if job is not None else iter((going_on(conversation, clone=clone),))
+                    conversation.begin(job.start, job.files) if job is not None else iter((going_on(conversation, clone=self._clone),))
                 )
                 elsewhere = await self._talk()
         finally:

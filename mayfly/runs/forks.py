@@ -83,7 +83,7 @@ async def _begin(service: Service, run: Run, kept: Kept, guest: Guest, ticket: T
     clone = run.clone()
     for event in kept.events:
         clone.replay(event)
-    exchange = go_on_from(kept.moment, guest, clone)
+    exchange = go_on_from(kept.moment, guest, clone, clone=True)
     service.adopt(clone, exchange.guest, ticket, lambda _: go_on(exchange, clone, service.config))
     held.pop_all()
     try:

@@ -80,8 +80,9 @@ def moment_of(exchange: Exchange) -> Moment:
     )
 
 
-def go_on_from(moment: Moment, guest: Guest, run: Run) -> Exchange:
-    """The conversation of `run` from that moment on, with another guest; it does not go on yet.
+def go_on_from(moment: Moment, guest: Guest, run: Run, *, clone: bool = False) -> Exchange:
+    """The conversation of `run` from that moment on, with another guest: a `clone` of the first, or
+    what takes its place. It does not go on yet.
 
     Raises:
         SchemaError, MoveError: it cannot stand so.
@@ -94,7 +95,7 @@ def go_on_from(moment: Moment, guest: Guest, run: Run) -> Exchange:
     if isinstance(stdin, LiveStdin):
         stdin.start_with(moment.stdin)
     guest = replace(guest, conversation=conversation)
-    run.exchange = Exchange(guest, run, stdin, deadline_s=moment.left_s, rate=moment.rate, stdin_ended=moment.stdin_ended)
+    run.exchange = Exchange(guest, run, stdin, deadline_s=moment.left_s, rate=moment.rate, stdin_ended=moment.stdin_ended, clone=clone)
     return run.exchange
 
 

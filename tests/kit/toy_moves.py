@@ -39,7 +39,7 @@ class World:
 
     def __init__(self, seed: int = 0) -> None:
         self.random = random.Random(seed)
-        self.entropy: list[bytes] = []
+        self.identities: list[p.Moved] = []
         self.running: dict[int, ToyProcess] = {}
         self.made: list[ToyProcess] = []
         self.clones_left = 1 << 30
@@ -187,8 +187,8 @@ class ToyProcess:
                     self._put(p.Credit(len(data)))
                 case p.Signal(number=number):
                     self._put(p.Stderr(b"<%d>" % number))
-                case p.Moved(hostname="", network="", entropy=entropy):
-                    self.world.entropy.append(entropy)
+                case p.Moved():
+                    self.world.identities.append(frame.message)
         self.state["begun"] = reader.begun
 
     def _tick(self) -> None:

@@ -77,6 +77,9 @@ def test_clones_and_the_original_go_on_from_one_moment(play: Callable[..., Any],
             assert (result.status, result.error) == ("ok", None)
             assert counted(one.record.output(0)[0].decode()) == 300
         assert {clone.result().forked_from for clone in clones} == {run.id}
+        told = world.identities  # each clone that it is another, and the original nothing
+        assert len(told) == len({each.entropy for each in told}) == len({each.boot_id for each in told}) == 3
+        assert len({each.hostname for each in told} - {""}) == 3
 
     play(scenario, seed=seed)
 
