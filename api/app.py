@@ -142,7 +142,8 @@ def make_app(
     """
     config = service.config
     log, audit = open_log(config.access_log), open_log(config.audit_log)
-    access = Access(Keyring(default_path()) if keyring is None else keyring, config.cors_origins, log)
+    keyring = Keyring(default_path()) if keyring is None else keyring
+    access = Access(keyring, config.cors_origins, log)
     access.open.update(route.handler for route in ROUTES if route.open)
     access.operators.update(route.handler for route in ROUTES if route.operator)
     app = web.Application(middlewares=[connections.middleware, access.identify, answer_errors, access.authenticate])
@@ -151,7 +152,7 @@ def make_app(
     app[FUNCTIONS] = functions
     app[METRICS] = metrics
     if isinstance(service, Service):
-        app[MOVES] = Moves(service, machines or HostMachines(service))
+        app[MOVES] = Moves(service, machines or HostMachines(service), tenant_of=keyring.tenant)
     app[BODIES] = Bodies(MAX_BODY)
     app[AUDIT] = audit
     app[HOOKS] = hooks = Hooks(Targets(config.callback_hosts))

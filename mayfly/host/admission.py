@@ -34,8 +34,9 @@ class Tenant:
         self._left = float(rate)  # of runs that may begin now
         self._at = time.monotonic()
 
-    def check(self, memory: int) -> None:
-        """Refuse one more run whose machine has `memory` bytes, if a limit is reached.
+    def check(self, memory: int, *, begins: bool = True) -> None:
+        """Refuse one more run whose machine has `memory` bytes, if a limit is reached. One that
+        does not begin, as it comes from another server, does not count against the rate.
 
         Raises:
             KeyLimitError: it is reached now.
@@ -50,7 +51,7 @@ class Tenant:
         if self.memory and self.memory_used + memory > self.memory:
             used = f"{self.memory_used // MIB} of {self.memory // MIB} MiB"
             raise KeyLimitError(f"the runs of this key use {used}", hint="wait for one of them to end")
-        if self.rate and (left := self._runs_left()) < 1:
+        if begins and self.rate and (left := self._runs_left()) < 1:
             wait = max(1, math.ceil((1 - left) * 60 / self.rate))
             raise KeyLimitError(f"this key may begin {self.rate} runs a minute", hint=f"try again in {wait} s", retry_after_s=wait)
 
@@ -69,11 +70,11 @@ class Tenant:
         finally:
             self.reading -= 1
 
-    def take(self, memory: int, runs: int = 1) -> None:
-        """Count one more run; with `runs` 0 one more machine of a run."""
+    def take(self, memory: int, runs: int = 1, *, begins: bool = True) -> None:
+        """Count one more run, as of `check`; with `runs` 0 one more machine of a run."""
         self.runs += runs
         self.memory_used += memory
-        self._left = self._runs_left() - runs
+        self._left = self._runs_left() - (runs if begins else 0)
         self._at = time.monotonic()
 
     def give_back(self, memory: int, runs: int = 1) -> None:
@@ -210,10 +211,12 @@ class Admission:
             self._waiting = collections.deque(sorted(self._waiting, key=lambda each: each.entered_at))
             self._grant()
 
-    def charge(self, ticket: Ticket, tenant: Tenant) -> None:
-        """Account the ticket to a tenant, whose limits were checked."""
+    def charge(self, ticket: Ticket, tenant: Tenant, *, begins: bool = True) -> None:
+        """Account the ticket to a tenant, whose limits were checked; `begins` is as of its
+        `check`.
+        """
         ticket.tenant = tenant
-        tenant.take(ticket.memory)
+        tenant.take(ticket.memory, begins=begins)
 
     def leave(self, ticket: Ticket) -> None:
         """Give a ticket back, whether it was granted or still waits."""

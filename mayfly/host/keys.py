@@ -163,6 +163,16 @@ class Keyring:
         same = hmac.compare_digest(_hash(token if match else ""), known.key.hash if known else _NOBODY)
         return known if same else None
 
+    def tenant(self, key_id: str) -> Tenant | None:
+        """Who the runs of the key with that id are accounted to; None if there is no such key.
+
+        Raises:
+            HostError: the keys cannot be read.
+        """
+        self._refresh()
+        known = self._keys.get(key_id) or self._issued.get(key_id)
+        return known.tenant if known else None
+
     def _refresh(self) -> None:
         try:
             status = self._path.stat()

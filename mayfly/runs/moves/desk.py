@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable
 
 from mayfly.errors import MayflyError, MoveError, NotMovableError
 from mayfly.guests.converse import Exchange
+from mayfly.host.admission import Tenant
 from mayfly.runs.moments import check_live
 from mayfly.runs.moves.incoming import Incoming
 from mayfly.runs.moves.link import Connect, Link, Machines, Round, Times, close_quietly, within
@@ -36,12 +37,20 @@ class Went(Record, frozen=True, kw_only=True):
 
 
 class Moves:
-    """Moves of `service`'s runs."""
+    """Moves of `service`'s runs. `tenant_of` knows here who the owner of a run that comes is."""
 
-    def __init__(self, service: Service, machines: Machines, times: Times | None = None) -> None:
+    def __init__(
+        self,
+        service: Service,
+        machines: Machines,
+        times: Times | None = None,
+        *,
+        tenant_of: Callable[[str], Tenant | None] = lambda _: None,
+    ) -> None:
         self._service = service
         self._machines = machines
         self._times = times or Times()
+        self._tenant_of = tenant_of
         self._incoming: dict[str, Incoming] = {}
 
     def begin(
@@ -118,7 +127,9 @@ class Moves:
                 del self._incoming[move]
         if offer.move in self._incoming:
             raise MoveError("the other server offered the same move twice")
-        self._incoming[offer.move] = incoming = Incoming(offer, self._service, self._machines, self._times)
+        self._incoming[offer.move] = incoming = Incoming(
+            offer, self._service, self._machines, self._times, self._tenant_of(offer.run.owner)
+        )
         log.info("run %s: offered by another server", offer.run.id)
         await incoming.serve(link)
 

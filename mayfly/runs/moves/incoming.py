@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from mayfly.errors import GuestError, MayflyError, MoveError, ServerLostError, UnknownRunError
 from mayfly.guests.converse import Exchange
 from mayfly.guests.start import Guest
-from mayfly.host.admission import Ticket
+from mayfly.host.admission import Tenant, Ticket
 from mayfly.runs.execute import go_on
 from mayfly.runs.moments import go_on_from
 from mayfly.runs.moves.handover import DESTINATION, Destination, Input
@@ -47,15 +47,16 @@ AHEAD = 8
 
 
 class Incoming:
-    """A run that another server offers."""
+    """A run that another server offers; it is `tenant`'s, if its owner is known here."""
 
-    def __init__(self, offer: Offer, service: Service, machines: Machines, times: Times) -> None:
+    def __init__(self, offer: Offer, service: Service, machines: Machines, times: Times, tenant: Tenant | None) -> None:
         self.state = Destination.OFFERED
         self.run_id = offer.run.id
         self._offer = offer
         self._service = service
         self._machines = machines
         self._times = times
+        self._tenant = tenant
         self._pages: asyncio.Queue[bytes] = asyncio.Queue(AHEAD)
         self._page = b""
         self._place = Place()
@@ -133,10 +134,17 @@ class Incoming:
         with contextlib.suppress(UnknownRunError):
             service.get(run.id)
             reasons.append(f"the server has a run {run.id} already: it was there before")
+        if self._tenant is not None:
+            try:
+                self._tenant.check(run.memory, begins=False)
+            except MayflyError as error:
+                reasons.append(error.message)
         if not reasons:
             self._ticket = service.admission.enter_idle(run.memory)
             if self._ticket is None:
                 reasons.append(f"there is no room for a machine of {run.memory >> 20} MiB now")
+            elif self._tenant is not None:
+                service.admission.charge(self._ticket, self._tenant, begins=False)
         if not reasons and (had := run.network):
             try:
                 self._network = service.networks.lease_again(had.mac, had.addresses, had.gateways)

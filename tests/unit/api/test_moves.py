@@ -23,13 +23,14 @@ class Two(NamedTuple):
     there: Served
     world: World
 
-    async def start(self) -> str:
+    async def start(self, client: aiohttp.ClientSession | None = None, *, there: bool = False) -> str:
         """Start a program that counts until it is told to quit."""
         body = {"language": "py", "source": "-1", "interactive": True}
-        async with self.here.operator.post("/start", json=body) as answer:
+        server = self.there if there else self.here
+        async with (client or server.operator).post("/start", json=body) as answer:
             assert answer.status == 201, await answer.text()
             run = str((await answer.json())["id"])
-        found = self.here.service.get(run)
+        found = server.service.get(run)
         while len(found.record.output(0)[0]) < 100:
             await found.record.changed()
         return run
@@ -148,6 +149,33 @@ def test_all_that_does_not_fit_is_said(play: Callable[..., Any], monkeypatch: py
         assert (status, lines[0]["error"]["code"]) == (409, "not_movable")
         assert "One thing.; Another thing." in lines[0]["error"]["message"]
         assert counted(await two.quit(two.here, run)) > 10
+
+    play(scenario)
+
+
+def test_the_limits_of_a_key_hold_at_the_destination(play: Callable[..., Any]) -> None:
+    """A run that moves is one of its key's runs there, though none that begins there."""
+
+    async def scenario(two: Two) -> None:
+        token, mover = make_key("tenant", concurrency=2, rate=3), make_key("mover", moves=True)
+        async with two.here.client(token) as client, two.there.client(token) as client_there:
+            runs = [await two.start(client), await two.start(client)]
+            others = [await two.start(client_there, there=True)]
+            assert (await two.move(runs[0], key=mover))[0] == 200
+            status, lines = await two.move(runs[1], key=mover)
+            assert (status, lines[0]["error"]["code"]) == (409, "not_movable")
+            assert "2 runs of this key are under way" in lines[0]["error"]["message"]
+            body = {"language": "py", "source": "1"}
+            async with client_there.post("/start", json=body) as answer:
+                assert answer.status == 429
+            counted(await two.quit(two.there, others.pop()))
+            assert (await two.move(runs[1], key=mover))[0] == 200
+            for run in runs:
+                counted(await two.quit(two.here, run))
+                await two.there.service.settled(two.there.service.get(run))
+            for _ in range(2):  # of 3 that may begin in a minute, one did
+                async with client_there.post("/run", json=body) as answer:
+                    assert answer.status == 200, await answer.text()
 
     play(scenario)
 
