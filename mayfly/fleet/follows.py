@@ -1,6 +1,7 @@
 """The runs that a gateway follows: what hosts say of them, and how they end."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Coroutine, Iterator
 from typing import Any
@@ -112,6 +113,22 @@ class Follows:
             if registered.host:
                 self.begun(follow, registered.host, Begun(token=registered.token, delivered=registered.delivered, ack=""))
                 await self.attach(follow)
+
+    async def find(self, run_id: str, owner: str | None = None) -> Run:
+        """The run with that id, begun at whichever gateway.
+
+        Raises:
+            UnknownRunError: there is none, or it is no longer kept.
+            FleetError: it is not known here, and the engine does not answer.
+        """
+        with contextlib.suppress(UnknownRunError):
+            return self.kept.get(run_id, owner)
+        if len(run_id) == 32 and run_id.isalnum() and run_id.isascii():
+            try:
+                await self.fetch(run_id)
+            except (NobodyError, SilenceError) as error:
+                raise FleetError(f"the fleet's servers do not answer: {error}", hint="try again") from error
+        return self.kept.get(run_id, owner)
 
     def knows(self, run_id: str) -> bool:
         """Whether the run is known here, under way or not."""

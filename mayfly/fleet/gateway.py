@@ -7,16 +7,11 @@ other gateway finds them.
 
 import asyncio
 import contextlib
-import hashlib
 import logging
-import secrets
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 from mayfly.errors import (
-    BodyTooLargeError,
-    BusyError,
     FleetError,
     NotInteractiveError,
     NotRunningError,
@@ -25,25 +20,23 @@ from mayfly.errors import (
     UnknownRunError,
     UnprocessableError,
 )
-from mayfly.fleet.engine import Bucket, Engine, FullError, Message, NobodyError, SilenceError, TooLargeError
-from mayfly.fleet.follow import Follow
+from mayfly.fleet.accept import Acceptance, Queues
+from mayfly.fleet.engine import Bucket, Engine, Message, NobodyError, SilenceError
 from mayfly.fleet.follows import Follows
 from mayfly.fleet.message import (
     About,
     Answer,
     Beat,
     Cancel,
-    Registered,
     Signal,
     Size,
     ToHost,
-    Work,
     decode,
     encode,
     error_of,
     token_of,
 )
-from mayfly.fleet.mirror import ending_of, head_of
+from mayfly.fleet.mirror import ending_of
 from mayfly.fleet.results import Results
 from mayfly.fleet.roll import Roll
 from mayfly.fleet.verdicts import Verdicts
@@ -51,15 +44,12 @@ from mayfly.fleet.watch import Watch
 from mayfly.fleet.worker import name_of
 from mayfly.host.admission import Tenant
 from mayfly.host.config import Config
-from mayfly.host.plan import make_plan
 from mayfly.host.snippet import Snippet, Terminal
 from mayfly.images.store import InstalledImage
 from mayfly.runs.kept import Runs
 from mayfly.runs.repeats import Repeat
 from mayfly.runs.run import Run
 from mayfly.runs.runner import Health
-from mayfly.runs.stdin import LiveStdin
-from mayfly.schema import replace
 from mayfly.snapshots.store import Snapshot
 
 log = logging.getLogger(__name__)
@@ -70,7 +60,6 @@ class Gateway:
 
     Attributes:
         roll: the hosts.
-        accepted, refused: how many runs were, by this gateway.
     """
 
     def __init__(
@@ -90,16 +79,13 @@ class Gateway:
         self._engine = engine
         self._registry = registry
         self._results = results
-        self._replicas = replicas
-        self._ack_wait_s = ack_wait_s
         self._runs = Runs(config, sockets)
         self._follows = Follows(engine, registry, results, self._runs)
         self._verdicts = Verdicts(engine, registry, results, self._follows)
         self._watch = Watch(engine, self.roll, self._follows)
-        self._consumers: set[tuple[str, str]] = set()
-        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._queues = Queues(engine, replicas=replicas, ack_wait_s=ack_wait_s)
+        self._acceptance = Acceptance(config, engine, registry, results, self._follows, self._queues, self.roll, self._watch)
         self._closed = False
-        self.accepted = self.refused = 0
 
     # Its own life
 
@@ -128,6 +114,16 @@ class Gateway:
         await self._follows.close()
 
     @property
+    def accepted(self) -> int:
+        """How many runs this gateway has accepted."""
+        return self._acceptance.accepted
+
+    @property
+    def refused(self) -> int:
+        """How many it refused because too many waited."""
+        return self._acceptance.refused
+
+    @property
     def given_back(self) -> int:
         """How many runs this gateway took from hosts that were gone."""
         return self._watch.given_back
@@ -141,12 +137,7 @@ class Gateway:
     async def _learn(self, name: str) -> None:
         about = decode(await self._engine.ask(f"about.{name}", b""), type=About)
         for image in self.roll.told(name, about):
-            await self._ensure(about.arch, token_of(name_of(image)))
-
-    async def _ensure(self, arch: str, lang: str) -> None:
-        if (arch, lang) not in self._consumers:
-            await self._engine.ensure_consumer(arch, lang, replicas=self._replicas, ack_wait_s=self._ack_wait_s)
-            self._consumers.add((arch, lang))
+            await self._queues.ensure(about.arch, token_of(name_of(image)))
 
     def installed(self) -> list[InstalledImage]:
         """The images of all hosts."""
@@ -203,117 +194,7 @@ class Gateway:
             StoppingError, FleetError: not now; with the same key it may be tried again.
         """
         self.check_ready()
-        if repeat is None:
-            return await self._begin(snippet, image, publish, tenant, then, None)
-        async with self._locks.setdefault(_id_of(repeat), asyncio.Lock()):
-            return await self.repeated(repeat) or await self._begin(snippet, image, publish, tenant, then, repeat)
-
-    async def _begin(
-        self,
-        snippet: Snippet,
-        image: InstalledImage,
-        publish: bool,
-        tenant: Tenant | None,
-        then: Callable[[Run], None] | None,
-        repeat: Repeat | None,
-    ) -> Run:
-        plan = make_plan(snippet, image, self.config)
-        arch, lang = image.manifest.arch, token_of(name_of(image))
-        memory = plan.wanted.machine.memory
-        if tenant is not None:
-            tenant.check(memory)
-        self._check_room(arch, lang)
-        run = Run(
-            language=image.manifest.language,
-            version=image.manifest.version,
-            mode=snippet.output,
-            step_names=plan.step_names,
-            owner=tenant.name if tenant else "",
-            cases=snippet.cases,
-            stop_at_first_failure=snippet.stop_at_first_failure,
-            stdin=LiveStdin() if snippet.interactive else None,
-            has_terminal=snippet.tty is not None,
-            run_id=_id_of(repeat) if repeat else "",
-        )
-        registered = Registered(
-            head=head_of(run, interactive=snippet.interactive, stop_at_first_failure=snippet.stop_at_first_failure),
-            token=secrets.token_hex(16),
-            gateway=self._engine.name,
-            arch=arch,
-            lang=lang,
-            digest=repeat.digest if repeat else b"",
-        )
-        follow = Follow(run, registered)
-        follow.tenant, follow.memory, follow.then = tenant, memory, then
-        if tenant is not None:
-            tenant.take(memory)
-        self._follows.begin(follow)
-        try:
-            return await self._accept(follow, snippet, image, publish, repeat)
-        except BaseException as error:
-            self._follows.drop(follow)
-            if isinstance(error, NobodyError | SilenceError):
-                raise FleetError(
-                    f"the fleet's servers do not answer: {error or 'nobody is there'}", hint="try again, with the same Idempotency-Key"
-                ) from error
-            raise
-
-    def _check_room(self, arch: str, lang: str) -> None:
-        """Raises BusyError: as many runs wait already as may."""
-        hosts = sum(bool(host.about and host.about.arch == arch) for host in self.roll)
-        ours = sum(follow.lang == (arch, lang) and not follow.mirror.host for follow in self._follows)
-        waiting = max(ours, self._watch.waiting.get((arch, lang), 0))
-        if waiting >= self.config.queue * max(1, hosts):
-            self.refused += 1
-            raise BusyError(f"{waiting} runs are waiting already", hint="try again in 1 s", retry_after_s=1)
-
-    async def _accept(self, follow: Follow, snippet: Snippet, image: InstalledImage, publish: bool, repeat: Repeat | None) -> Run:
-        run, registered = follow.run, follow.registered
-        await self._ensure(registered.arch, registered.lang)
-        before = None
-        if not await self._registry.create(run.id, encode(registered)):
-            before = await self._accepted_before(follow, repeat)
-            if before is not None and (before.host or self._follows.knows(run.id)):
-                return await self._join(follow)
-        stored = before or registered
-        work = Work(id=run.id, token=stored.token, gateway=stored.gateway, snippet=replace(snippet, language=name_of(image)))
-        try:
-            number = await self._engine.put(stored.arch, stored.lang, encode(work), run.id)
-            if before is not None:  # whoever registered it may not have come as far as this
-                return await self._join(follow)
-            follow.number = number
-        except TooLargeError as error:
-            await self._registry.delete(run.id)
-            raise BodyTooLargeError(f"the run has {error}", hint="send less source, input or files") from error
-        except FullError as error:
-            await self._registry.delete(run.id)
-            raise BusyError(f"the fleet's queue is full: {error}", hint="try again in 5 s", retry_after_s=5) from error
-        except (NobodyError, SilenceError):
-            with contextlib.suppress(NobodyError, SilenceError):  # if the work was stored after all, no host may begin it
-                await self._registry.delete(run.id)
-            raise
-        self._follows.keep(follow, publish=publish)
-        self.accepted += 1
-        log.info("run %s: accepted by %s for %s on %s", run.id, self._engine.name, run.language, registered.arch)
-        return run
-
-    async def _accepted_before(self, follow: Follow, repeat: Repeat | None) -> Registered | None:
-        """As what the run was registered when the same request came before, here or elsewhere.
-
-        Raises:
-            KeyReusedError: another request came with this key.
-        """
-        entry = await self._registry.get(follow.run.id)
-        if entry is None or repeat is None:
-            raise FleetError(f"the id {follow.run.id} is taken", hint="try again")
-        registered = decode(entry.value, type=Registered)
-        repeat.check(registered.digest)
-        return registered
-
-    async def _join(self, follow: Follow) -> Run:
-        """Follow the run that another gateway has accepted, in place of this one."""
-        self._follows.drop(follow)
-        return await self.find(follow.run.id)
+        return await self._acceptance.begin(snippet, image, publish=publish, tenant=tenant, then=then, repeat=repeat)
 
     async def repeated(self, repeat: Repeat) -> Run | None:
         """The run that the same request began before, at any gateway.
@@ -321,22 +202,7 @@ class Gateway:
         Raises:
             KeyReusedError: another request came with this key.
         """
-        run_id = _id_of(repeat)
-        try:
-            entry = await self._registry.get(run_id)
-            if entry is None:
-                return None
-            registered = decode(entry.value, type=Registered)
-            repeat.check(registered.digest)
-            if not (registered.host or self._follows.knows(run_id) or await self._results.has(run_id)):
-                return None  # it may not be stored yet, and is stored again
-        except SilenceError as error:
-            raise FleetError(f"the fleet's servers do not answer: {error}", hint="try again, with the same Idempotency-Key") from error
-        with contextlib.suppress(UnknownRunError):
-            return await self.find(run_id)
-        return None
-
-    # Finding runs
+        return await self._acceptance.repeated(repeat)
 
     async def find(self, run_id: str, owner: str | None = None) -> Run:
         """The run with that id, begun at whichever gateway.
@@ -345,14 +211,7 @@ class Gateway:
             UnknownRunError: there is none, or it is no longer kept.
             FleetError: it is not known here, and the engine does not answer.
         """
-        with contextlib.suppress(UnknownRunError):
-            return self._runs.get(run_id, owner)
-        if len(run_id) == 32 and run_id.isalnum() and run_id.isascii():
-            try:
-                await self._follows.fetch(run_id)
-            except (NobodyError, SilenceError) as error:
-                raise FleetError(f"the fleet's servers do not answer: {error}", hint="try again") from error
-        return self._runs.get(run_id, owner)
+        return await self._follows.find(run_id, owner)
 
     # What clients do with runs
 
@@ -430,8 +289,3 @@ class Gateway:
             await self._engine.send(f"over.{run_id}", b"")
         except (NobodyError, SilenceError) as error:
             raise FleetError(f"the fleet's servers do not answer: {error}", hint="try again") from error
-
-
-def _id_of(repeat: Repeat) -> str:
-    """The id of the run that a repeated request begins, the same at all gateways."""
-    return hashlib.sha256(f"{repeat.owner}\n{repeat.key}".encode()).hexdigest()[:32]

@@ -1,0 +1,231 @@
+"""How a gateway accepts runs: each is registered once, and then stored by the stream before its
+client hears of it.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import secrets
+import weakref
+from collections.abc import Callable
+
+from mayfly.errors import BodyTooLargeError, BusyError, FleetError, UnknownRunError
+from mayfly.fleet.engine import Bucket, Engine, FullError, NobodyError, SilenceError, TooLargeError
+from mayfly.fleet.follow import Follow
+from mayfly.fleet.follows import Follows
+from mayfly.fleet.message import Registered, Work, decode, encode, token_of
+from mayfly.fleet.mirror import head_of
+from mayfly.fleet.results import Results
+from mayfly.fleet.roll import Roll
+from mayfly.fleet.watch import Watch
+from mayfly.fleet.worker import name_of
+from mayfly.host.admission import Tenant
+from mayfly.host.config import Config
+from mayfly.host.plan import make_plan
+from mayfly.host.snippet import Snippet
+from mayfly.images.store import InstalledImage
+from mayfly.runs.repeats import Repeat
+from mayfly.runs.run import Run
+from mayfly.runs.stdin import LiveStdin
+from mayfly.schema import replace
+
+log = logging.getLogger(__name__)
+
+
+class Queues:
+    """Where work waits for hosts: made when it is needed first."""
+
+    def __init__(self, engine: Engine, *, replicas: int, ack_wait_s: float) -> None:
+        self._engine, self._replicas, self._ack_wait_s = engine, replicas, ack_wait_s
+        self._made: set[tuple[str, str]] = set()
+
+    async def ensure(self, arch: str, lang: str) -> None:
+        """Have a queue of the language for hosts of the architecture.
+
+        Raises:
+            SilenceError: not now.
+            FleetError: the engine refuses.
+        """
+        if (arch, lang) not in self._made:
+            await self._engine.ensure_consumer(arch, lang, replicas=self._replicas, ack_wait_s=self._ack_wait_s)
+            self._made.add((arch, lang))
+
+
+class Acceptance:
+    """Accepts runs.
+
+    Attributes:
+        accepted, refused: how many it has, and how many not because too many waited.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        engine: Engine,
+        registry: Bucket,
+        results: Results,
+        follows: Follows,
+        queues: Queues,
+        roll: Roll,
+        watch: Watch,
+    ) -> None:
+        self._config, self._engine, self._registry, self._results = config, engine, registry, results
+        self._follows, self._queues, self._roll, self._watch = follows, queues, roll, watch
+        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self.accepted = self.refused = 0
+
+    async def begin(
+        self,
+        snippet: Snippet,
+        image: InstalledImage,
+        *,
+        publish: bool = False,
+        tenant: Tenant | None = None,
+        then: Callable[[Run], None] | None = None,
+        repeat: Repeat | None = None,
+    ) -> Run:
+        """Accept a snippet. When this returns it is stored, and has a result some time, whatever
+        dies meanwhile.
+
+        Raises:
+            RequestError: it cannot be run as it stands, or too many wait.
+            StoppingError, FleetError: not now; with the same key it may be tried again.
+        """
+        if repeat is None:
+            return await self._begin(snippet, image, publish, tenant, then, None)
+        async with self._locks.setdefault(_id_of(repeat), asyncio.Lock()):
+            return await self.repeated(repeat) or await self._begin(snippet, image, publish, tenant, then, repeat)
+
+    async def _begin(
+        self,
+        snippet: Snippet,
+        image: InstalledImage,
+        publish: bool,
+        tenant: Tenant | None,
+        then: Callable[[Run], None] | None,
+        repeat: Repeat | None,
+    ) -> Run:
+        plan = make_plan(snippet, image, self._config)
+        arch, lang = image.manifest.arch, token_of(name_of(image))
+        memory = plan.wanted.machine.memory
+        if tenant is not None:
+            tenant.check(memory)
+        self._check_room(arch, lang)
+        run = Run(
+            language=image.manifest.language,
+            version=image.manifest.version,
+            mode=snippet.output,
+            step_names=plan.step_names,
+            owner=tenant.name if tenant else "",
+            cases=snippet.cases,
+            stop_at_first_failure=snippet.stop_at_first_failure,
+            stdin=LiveStdin() if snippet.interactive else None,
+            has_terminal=snippet.tty is not None,
+            run_id=_id_of(repeat) if repeat else "",
+        )
+        registered = Registered(
+            head=head_of(run, interactive=snippet.interactive, stop_at_first_failure=snippet.stop_at_first_failure),
+            token=secrets.token_hex(16),
+            gateway=self._engine.name,
+            arch=arch,
+            lang=lang,
+            digest=repeat.digest if repeat else b"",
+        )
+        follow = Follow(run, registered)
+        follow.tenant, follow.memory, follow.then = tenant, memory, then
+        if tenant is not None:
+            tenant.take(memory)
+        self._follows.begin(follow)
+        try:
+            return await self._accept(follow, snippet, image, publish, repeat)
+        except BaseException as error:
+            self._follows.drop(follow)
+            if isinstance(error, NobodyError | SilenceError):
+                raise FleetError(
+                    f"the fleet's servers do not answer: {error or 'nobody is there'}", hint="try again, with the same Idempotency-Key"
+                ) from error
+            raise
+
+    def _check_room(self, arch: str, lang: str) -> None:
+        """Raises BusyError: as many runs wait already as may."""
+        hosts = sum(bool(host.about and host.about.arch == arch) for host in self._roll)
+        ours = sum(follow.lang == (arch, lang) and not follow.mirror.host for follow in self._follows)
+        waiting = max(ours, self._watch.waiting.get((arch, lang), 0))
+        if waiting >= self._config.queue * max(1, hosts):
+            self.refused += 1
+            raise BusyError(f"{waiting} runs are waiting already", hint="try again in 1 s", retry_after_s=1)
+
+    async def _accept(self, follow: Follow, snippet: Snippet, image: InstalledImage, publish: bool, repeat: Repeat | None) -> Run:
+        run, registered = follow.run, follow.registered
+        await self._queues.ensure(registered.arch, registered.lang)
+        before = None
+        if not await self._registry.create(run.id, encode(registered)):
+            before = await self._accepted_before(follow, repeat)
+            if before is not None and (before.host or self._follows.knows(run.id)):
+                return await self._join(follow)
+        stored = before or registered
+        work = Work(id=run.id, token=stored.token, gateway=stored.gateway, snippet=replace(snippet, language=name_of(image)))
+        try:
+            number = await self._engine.put(stored.arch, stored.lang, encode(work), run.id)
+            if before is not None:  # whoever registered it may not have come as far as this
+                return await self._join(follow)
+            follow.number = number
+        except TooLargeError as error:
+            await self._registry.delete(run.id)
+            raise BodyTooLargeError(f"the run has {error}", hint="send less source, input or files") from error
+        except FullError as error:
+            await self._registry.delete(run.id)
+            raise BusyError(f"the fleet's queue is full: {error}", hint="try again in 5 s", retry_after_s=5) from error
+        except (NobodyError, SilenceError):
+            with contextlib.suppress(NobodyError, SilenceError):  # if the work was stored after all, no host may begin it
+                await self._registry.delete(run.id)
+            raise
+        self._follows.keep(follow, publish=publish)
+        self.accepted += 1
+        log.info("run %s: accepted by %s for %s on %s", run.id, self._engine.name, run.language, registered.arch)
+        return run
+
+    async def _accepted_before(self, follow: Follow, repeat: Repeat | None) -> Registered | None:
+        """As what the run was registered when the same request came before, here or elsewhere.
+
+        Raises:
+            KeyReusedError: another request came with this key.
+        """
+        entry = await self._registry.get(follow.run.id)
+        if entry is None or repeat is None:
+            raise FleetError(f"the id {follow.run.id} is taken", hint="try again")
+        registered = decode(entry.value, type=Registered)
+        repeat.check(registered.digest)
+        return registered
+
+    async def _join(self, follow: Follow) -> Run:
+        """Follow the run that another gateway has accepted, in place of this one."""
+        self._follows.drop(follow)
+        return await self._follows.find(follow.run.id)
+
+    async def repeated(self, repeat: Repeat) -> Run | None:
+        """The run that the same request began before, at any gateway.
+
+        Raises:
+            KeyReusedError: another request came with this key.
+        """
+        run_id = _id_of(repeat)
+        try:
+            entry = await self._registry.get(run_id)
+            if entry is None:
+                return None
+            registered = decode(entry.value, type=Registered)
+            repeat.check(registered.digest)
+            if not (registered.host or self._follows.knows(run_id) or await self._results.has(run_id)):
+                return None  # it may not be stored yet, and is stored again
+        except SilenceError as error:
+            raise FleetError(f"the fleet's servers do not answer: {error}", hint="try again, with the same Idempotency-Key") from error
+        with contextlib.suppress(UnknownRunError):
+            return await self._follows.find(run_id)
+        return None
+
+
+def _id_of(repeat: Repeat) -> str:
+    """The id of the run that a repeated request begins, the same at all gateways."""
+    return hashlib.sha256(f"{repeat.owner}\n{repeat.key}".encode()).hexdigest()[:32]
