@@ -143,6 +143,7 @@ def make_app(
     config = service.config
     log, audit = open_log(config.access_log), open_log(config.audit_log)
     keyring = Keyring(default_path()) if keyring is None else keyring
+    keyring.beside = lambda: service.shared_keys
     access = Access(keyring, config.cors_origins, log)
     access.open.update(route.handler for route in ROUTES if route.open)
     access.operators.update(route.handler for route in ROUTES if route.operator)

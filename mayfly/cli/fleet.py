@@ -76,7 +76,8 @@ def _asks(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _ask(work: "Callable[[Engine], Coroutine[Any, Any, _T]]", url: str, name: str, fleet_seed: str, fleet_ca: str) -> _T:
+def ask_fleet(work: "Callable[[Engine], Coroutine[Any, Any, _T]]", url: str, name: str, fleet_seed: str, fleet_ca: str) -> _T:
+    """Do `work` with a connection to the fleet, as an operator."""
     from mayfly.fleet.engine import Credentials, Engine
 
     async def whole() -> _T:
@@ -94,7 +95,7 @@ def list_hosts(as_json: bool, **where: str) -> None:
     """List the hosts that are there."""
     from mayfly.fleet import operate
 
-    _show(_ask(operate.look, **where), as_json=as_json)
+    _show(ask_fleet(operate.look, **where), as_json=as_json)
 
 
 def _show(seen: "list[Seen]", *, as_json: bool = False) -> None:
@@ -133,7 +134,7 @@ def top(every: float, times: int | None, **where: str) -> None:
     from mayfly.fleet import operate
 
     while times is None or times > 0:
-        seen = _ask(operate.look, **where)
+        seen = ask_fleet(operate.look, **where)
         click.clear()
         click.echo(f"{time.strftime('%H:%M:%S')}  {len(seen)} hosts, {sum(host.beat.running for host in seen)} runs")
         _show(seen)
@@ -155,7 +156,7 @@ def drain(host: str, within_s: float, **where: str) -> None:
         if within_s:
             await operate.wait_until_idle(engine, host, within_s)
 
-    _ask(work, **where)
+    ask_fleet(work, **where)
 
 
 @cli.command()
@@ -166,7 +167,7 @@ def undrain(host: str, **where: str) -> None:
     """Have HOST take runs again."""
     from mayfly.fleet import operate
 
-    _ask(lambda engine: operate.wish(engine, host, drain=False), **where)
+    ask_fleet(lambda engine: operate.wish(engine, host, drain=False), **where)
 
 
 @cli.group()

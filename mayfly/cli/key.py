@@ -2,13 +2,16 @@
 
 import json
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 import msgspec
 
+from mayfly.cli.fleet import ask_fleet, with_fleet
 from mayfly.cli.main import Size
 from mayfly.host import keys
+from mayfly.host.keys import ApiKey
 from mayfly.units import MIB
 
 
@@ -30,7 +33,28 @@ def cli() -> None:
     """Make, list and revoke API keys, which clients that come over TCP need.
 
     A running server follows at once. Run it as the server's user: keys are kept in its data folder.
+    With --fleet they are those of a whole fleet, whose gateways keep them.
     """
+
+
+def _of_fleet(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the flags that say whose keys are meant."""
+    for option in (
+        click.option("--fleet-ca", default="", metavar="FILE", help="authority of the servers' certificates (PEM)"),
+        click.option("--fleet-seed", default="", metavar="FILE", help="seed of an operator's token"),
+        click.option("--fleet-name", default="operator", help="name of that token"),
+        click.option("--fleet", "url", default="", metavar="URL", help="URL of a server of the fleet whose keys are meant"),
+    ):
+        command = option(command)
+    return command
+
+
+def _change_fleet(where: dict[str, str], add: ApiKey | None = None, revoke: str = "") -> Sequence[ApiKey]:
+    """Change the keys of a fleet; all of them after that."""
+    from mayfly.fleet.keys import KeyChange, change
+
+    wanted = KeyChange(add=msgspec.json.encode(add) if add else b"", revoke=revoke)
+    return ask_fleet(lambda engine: change(engine, wanted), where["url"], where["fleet_name"], where["fleet_seed"], where["fleet_ca"])
 
 
 @cli.command()
@@ -40,24 +64,40 @@ def cli() -> None:
 @click.option("--memory", type=Size(), help="memory of their machines together, such as 4G")
 @click.option("--readers", type=click.IntRange(1, 1_000_000), metavar="N", help="connections that read events of its runs at a time")
 @click.option("--moves", is_flag=True, help="for another server, which moves runs here with it: mayfly move, mayfly drain")
-def create(name: str, memory: int | None, moves: bool, **limits: int | None) -> None:
+@_of_fleet
+@with_fleet
+def create(
+    name: str,
+    memory: int | None,
+    moves: bool,
+    rate: int | None,
+    concurrency: int | None,
+    readers: int | None,
+    **where: str,
+) -> None:
     """Make the key NAME and print its token, which cannot be shown again.
 
     What is not limited here has no limit but the server's.
     """
     if memory is not None and memory < MIB:
         raise click.BadParameter(f"no machine fits into {memory} bytes; write it as 512M or 4G", param_hint="--memory")
-    click.echo(
-        keys.create(keys.default_path(), name, memory=memory or 0, moves=moves, **{limit: most or 0 for limit, most in limits.items()})
-    )
+    limits = {"rate": rate or 0, "concurrency": concurrency or 0, "readers": readers or 0, "memory": memory or 0}
+    if where["url"]:
+        key, token = keys.make(name, moves=moves, **limits)
+        _change_fleet(where, add=key)
+    else:
+        token = keys.create(keys.default_path(), name, moves=moves, **limits)
+    click.echo(token)
     click.echo("Store it now. Clients send it as the header `Authorization: Bearer TOKEN`.", err=True)
 
 
 @cli.command("list")
 @click.option("--json", "as_json", is_flag=True, help="print them as JSON")
-def list_keys(as_json: bool) -> None:
+@_of_fleet
+@with_fleet
+def list_keys(as_json: bool, **where: str) -> None:
     """List the keys with their limits."""
-    found = keys.load(keys.default_path())
+    found = _change_fleet(where) if where["url"] else keys.load(keys.default_path())
     if as_json:
         click.echo(json.dumps([{name: value for name, value in msgspec.to_builtins(key).items() if name != "hash"} for key in found]))
         return
@@ -74,6 +114,11 @@ def list_keys(as_json: bool) -> None:
 
 @cli.command()
 @click.argument("name")
-def revoke(name: str) -> None:
+@_of_fleet
+@with_fleet
+def revoke(name: str, **where: str) -> None:
     """Take the key NAME back: its token is refused from now on. Its runs go on to their end."""
-    keys.revoke(keys.default_path(), name)
+    if where["url"]:
+        _change_fleet(where, revoke=name)
+    else:
+        keys.revoke(keys.default_path(), name)

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable
 
 from mayfly.errors import BodyTooLargeError, BusyError, FleetError, UnknownRunError
+from mayfly.fleet.accounts import Accounts
 from mayfly.fleet.engine import Bucket, Engine, FullError, NobodyError, SilenceError, TooLargeError
 from mayfly.fleet.follow import Follow
 from mayfly.fleet.follows import Follows
@@ -65,13 +66,14 @@ class Acceptance:
         engine: Engine,
         registry: Bucket,
         results: Results,
+        accounts: Accounts,
         follows: Follows,
         queues: Queues,
         roll: Roll,
         watch: Watch,
     ) -> None:
         self._config, self._engine, self._registry, self._results = config, engine, registry, results
-        self._follows, self._queues, self._roll, self._watch = follows, queues, roll, watch
+        self._accounts, self._follows, self._queues, self._roll, self._watch = accounts, follows, queues, roll, watch
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self.accepted = self.refused = 0
 
@@ -108,9 +110,6 @@ class Acceptance:
     ) -> Run:
         plan = make_plan(snippet, image, self._config)
         arch, lang = image.manifest.arch, token_of(name_of(image))
-        memory = plan.wanted.machine.memory
-        if tenant is not None:
-            tenant.check(memory)
         self._check_room(arch, lang)
         run = Run(
             language=image.manifest.language,
@@ -133,11 +132,11 @@ class Acceptance:
             digest=repeat.digest if repeat else b"",
         )
         follow = Follow(run, registered)
-        follow.tenant, follow.memory, follow.then = tenant, memory, then
-        if tenant is not None:
-            tenant.take(memory)
+        follow.then = then
         self._follows.begin(follow)
         try:
+            if tenant is not None:
+                registered.charged = await self._accounts.take(tenant, run.id, plan.wanted.machine.memory)
             return await self._accept(follow, snippet, image, publish, repeat)
         except BaseException as error:
             self._follows.drop(follow)
@@ -172,19 +171,25 @@ class Acceptance:
                 return await self._join(follow)
             follow.number = number
         except TooLargeError as error:
-            await self._registry.delete(run.id)
+            await self._unregister(registered)
             raise BodyTooLargeError(f"the run has {error}", hint="send less source, input or files") from error
         except FullError as error:
-            await self._registry.delete(run.id)
+            await self._unregister(registered)
             raise BusyError(f"the fleet's queue is full: {error}", hint="try again in 5 s", retry_after_s=5) from error
         except (NobodyError, SilenceError):
             with contextlib.suppress(NobodyError, SilenceError):  # if the work was stored after all, no host may begin it
-                await self._registry.delete(run.id)
+                await self._unregister(registered)
             raise
         self._follows.keep(follow, publish=publish)
         self.accepted += 1
         log.info("run %s: accepted by %s for %s on %s", run.id, self._engine.name, run.language, registered.arch)
         return run
+
+    async def _unregister(self, registered: Registered) -> None:
+        """The run is not accepted."""
+        await self._registry.delete(registered.head.id)
+        if registered.charged:
+            await self._accounts.give_back(registered.head.owner, registered.head.id)
 
     async def _accepted_before(self, follow: Follow, repeat: Repeat | None) -> Registered | None:
         """As what the run was registered when the same request came before, here or elsewhere.

@@ -7,7 +7,8 @@ to them, which fail at once if nobody does; and the order in which waiting hosts
 RUNS_ARCH    stream of work for hosts of one architecture, subjects run.ARCH.LANG; written to disk
              on every server of the cluster before it is acknowledged
 ARCH_LANG    its consumers; hosts pull from them, those with the lowest priority number first
-KV_runs, KV_results    the buckets; values are dropped after an hour
+KV_runs, KV_results, KV_accounts    buckets; values are dropped after an hour
+KV_fleet     a bucket whose values stay
 """
 
 import asyncio
@@ -64,6 +65,15 @@ class FullError(Exception):
 
 class TooLargeError(Exception):
     """The servers take no message of that size."""
+
+
+class Buckets(NamedTuple):
+    """The fleet's: runs by their ids, their results, accounts by API keys, and what stays."""
+
+    runs: "Bucket"
+    results: "Bucket"
+    accounts: "Bucket"
+    fleet: "Bucket"
 
 
 class Credentials(Record, frozen=True, kw_only=True):
@@ -246,14 +256,14 @@ class Engine:
         """Whether a server can be reached now, as far as is known."""
         return bool(self._client.is_connected)
 
-    async def prepare(self, replicas: int) -> tuple[Bucket, Bucket]:
-        """Make what the fleet needs, if it is not there: gives the buckets of runs and of results.
+    async def prepare(self, replicas: int) -> Buckets:
+        """Make what the fleet needs, if it is not there.
 
         Raises:
             FleetError: it cannot be made.
         """
         found = []
-        for name in ("runs", "results"):
+        for name in Buckets._fields:
             for tries_left in reversed(range(10)):  # the cluster may still be choosing its leader
                 try:
                     found.append(Bucket(await self._bucket(name, replicas)))
@@ -263,13 +273,14 @@ class Engine:
                         hint = "switch JetStream on, and see that enough servers are up"
                         raise FleetError(f"the bucket {name} cannot be made: {error}", hint=hint) from error
                     await asyncio.sleep(0.5)
-        return found[0], found[1]
+        return Buckets(*found)
 
     async def _bucket(self, name: str, replicas: int) -> KeyValue:
         try:
             return await self._stream.key_value(name)
         except BucketNotFoundError:
-            config = KeyValueConfig(bucket=name, ttl=MAX_AGE_S, history=1, storage=StorageType.FILE, replicas=replicas)
+            ttl = None if name == "fleet" else MAX_AGE_S
+            config = KeyValueConfig(bucket=name, ttl=ttl, history=1, storage=StorageType.FILE, replicas=replicas)
             return await self._stream.create_key_value(config)
 
     async def ensure_consumer(self, arch: str, lang: str, *, replicas: int, ack_wait_s: float) -> None:

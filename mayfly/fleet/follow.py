@@ -6,7 +6,6 @@ from collections.abc import Callable
 from mayfly.fleet.engine import Engine, NobodyError, SilenceError
 from mayfly.fleet.message import PIECE, Answer, Input, Registered, ToHost, decode, encode
 from mayfly.fleet.mirror import Mirror
-from mayfly.host.admission import Tenant
 from mayfly.runs.run import Run
 
 RETRY_S = 0.5
@@ -16,9 +15,7 @@ INPUT_S = 30.0
 
 
 class Follow:
-    """A run that this gateway follows. `number` is its work's in the stream, if it put it there;
-    `tenant` pays `memory` for it.
-    """
+    """A run that this gateway follows. `number` is its work's in the stream, if it put it there."""
 
     def __init__(self, run: Run, registered: Registered) -> None:
         self.mirror = Mirror(run)
@@ -26,8 +23,6 @@ class Follow:
         self.heard_at = asyncio.get_running_loop().time()
         self.changed = asyncio.Event()
         self.number = 0
-        self.tenant: Tenant | None = None
-        self.memory = 0
         self.then: Callable[[Run], None] | None = None
         self.owed = 0  # bytes that the host may be granted anew
         self.given_back = 0  # the delivery that was

@@ -7,6 +7,7 @@ from collections.abc import Coroutine, Iterator
 from typing import Any
 
 from mayfly.errors import FleetError, HostError, MayflyError, RunEndedError, UnknownRunError
+from mayfly.fleet.accounts import Accounts
 from mayfly.fleet.engine import Bucket, Engine, Message, NobodyError, SilenceError
 from mayfly.fleet.follow import Follow, forward
 from mayfly.fleet.message import (
@@ -35,9 +36,9 @@ log = logging.getLogger(__name__)
 class Follows:
     """The runs that are followed, and in `kept` those that have ended too."""
 
-    def __init__(self, engine: Engine, registry: Bucket, results: Results, kept: Runs) -> None:
+    def __init__(self, engine: Engine, registry: Bucket, results: Results, accounts: Accounts, kept: Runs) -> None:
         self.kept = kept
-        self._engine, self._registry, self._results = engine, registry, results
+        self._engine, self._registry, self._results, self._accounts = engine, registry, results, accounts
         self._by_id: dict[str, Follow] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -74,9 +75,6 @@ class Follows:
         """Follow it no more: it was not accepted."""
         if self._by_id.get(follow.run.id) is follow:
             del self._by_id[follow.run.id]
-        if follow.tenant is not None:
-            follow.tenant.give_back(follow.memory)
-            follow.tenant = None
 
     async def close(self) -> None:
         """Follow nothing any more. The runs go on."""
@@ -207,6 +205,8 @@ class Follows:
         """Store the run with this end, unless it has a result: then that is the end."""
         run_id = registered.head.id
         stored = await self._results.create(run_id, store(registered.head, run, ending))
+        if stored and registered.charged:
+            await self._accounts.give_back(registered.head.owner, run_id)
         if follow is not None and stored:
             self._conclude(follow, ending)
         elif follow is not None:
@@ -235,8 +235,6 @@ class Follows:
         follow.changed.set()
         if follow.typing is not None:
             follow.typing.cancel()
-        if follow.tenant is not None:
-            follow.tenant.give_back(follow.memory)
         log.info("run %s: %s %s %s on %s", run.id, run.language, *run.verdict(), ending.host or "no host")
         self.kept.keep(run)
         if follow.then is not None:

@@ -8,7 +8,7 @@ other gateway finds them.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mayfly.errors import (
@@ -20,9 +20,12 @@ from mayfly.errors import (
     UnknownRunError,
     UnprocessableError,
 )
+from mayfly.fleet import keys
 from mayfly.fleet.accept import Acceptance, Queues
-from mayfly.fleet.engine import Bucket, Engine, Message, NobodyError, SilenceError
+from mayfly.fleet.accounts import Accounts
+from mayfly.fleet.engine import Buckets, Engine, Message, NobodyError, SilenceError
 from mayfly.fleet.follows import Follows
+from mayfly.fleet.keys import SharedKeys
 from mayfly.fleet.message import (
     About,
     Answer,
@@ -44,6 +47,7 @@ from mayfly.fleet.watch import Watch
 from mayfly.fleet.worker import name_of
 from mayfly.host.admission import Tenant
 from mayfly.host.config import Config
+from mayfly.host.keys import ApiKey
 from mayfly.host.snippet import Snippet, Terminal
 from mayfly.images.store import InstalledImage
 from mayfly.runs.kept import Runs
@@ -66,8 +70,7 @@ class Gateway:
         self,
         config: Config,
         engine: Engine,
-        registry: Bucket,
-        results: Results,
+        buckets: Buckets,
         *,
         sockets: Path | None = None,
         replicas: int = 1,
@@ -77,14 +80,18 @@ class Gateway:
         self.stopping = False
         self.roll = Roll(lambda name: self._follows.spawn(self._learn(name), f"about {name}"))
         self._engine = engine
-        self._registry = registry
-        self._results = results
+        self._registry = registry = buckets.runs
+        self._results = results = Results(buckets.results)
+        self._accounts = Accounts(buckets.accounts, registry, results)
+        self._keys = SharedKeys(buckets.fleet)
         self._runs = Runs(config, sockets)
-        self._follows = Follows(engine, registry, results, self._runs)
+        self._follows = Follows(engine, registry, results, self._accounts, self._runs)
         self._verdicts = Verdicts(engine, registry, results, self._follows)
         self._watch = Watch(engine, self.roll, self._follows)
         self._queues = Queues(engine, replicas=replicas, ack_wait_s=ack_wait_s)
-        self._acceptance = Acceptance(config, engine, registry, results, self._follows, self._queues, self.roll, self._watch)
+        self._acceptance = Acceptance(
+            config, engine, registry, results, self._accounts, self._follows, self._queues, self.roll, self._watch
+        )
         self._closed = False
 
     # Its own life
@@ -96,7 +103,11 @@ class Gateway:
         await engine.listen(f"gw.{name}.*.*", self._follows.heard)
         await self._verdicts.listen()
         await engine.listen("over.*", self._follows.heard_over)
+        await engine.listen(keys.SUBJECT, self._heard_of_keys, queue="gateways")
         engine.on_return.append(self._follows.attach_all)
+        self._watch.beside.append(self._keys.refresh)
+        with contextlib.suppress(SilenceError):  # it is looked again
+            await self._keys.refresh()
         self._follows.spawn(self._watch.watch(), "watch the fleet")
 
     async def drain(self, within_s: float) -> None:
@@ -129,6 +140,14 @@ class Gateway:
         return self._watch.given_back
 
     # What is known of the fleet
+
+    @property
+    def shared_keys(self) -> Sequence[ApiKey]:
+        """The API keys of the fleet."""
+        return self._keys.all
+
+    def _heard_of_keys(self, message: Message) -> None:
+        self._follows.spawn(self._keys.answer(self._engine, message), "change keys")
 
     def _heard_beat(self, message: Message) -> None:
         with contextlib.suppress(ValueError):
@@ -193,6 +212,8 @@ class Gateway:
             RequestError: it cannot be run as it stands, or too many wait.
             StoppingError, FleetError: not now; with the same key it may be tried again.
         """
+        if not self._watch.quorum:  # as it was known last
+            await self._watch.look_at_servers()
         self.check_ready()
         return await self._acceptance.begin(snippet, image, publish=publish, tenant=tenant, then=then, repeat=repeat)
 

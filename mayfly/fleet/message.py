@@ -11,6 +11,7 @@
     ping.HOST               -> nothing         whether it is there at all
     wish.HOST               Wish -> Answer     drain, or serve again
     measure.HOST            -> text            its metrics
+    keys                    KeyChange -> KeyAnswer   an operator to a gateway: the fleet's API keys
     over.RUN                                   gateway to gateways: a result was stored, or removed
 
 A decoder leaves out fields that it does not know, and those that are added have defaults: hosts and
@@ -120,7 +121,8 @@ class Work(msgspec.Struct, kw_only=True):
 
 class Registered(msgspec.Struct, kw_only=True):
     """A run as the fleet knows it until it has a result. `digest` tells its request from others of
-    the same Idempotency-Key; `attempts` are hosts that began it.
+    the same Idempotency-Key; `attempts` are hosts that began it. One that is `charged` stands in
+    its key's account.
     """
 
     head: Head
@@ -132,6 +134,7 @@ class Registered(msgspec.Struct, kw_only=True):
     host: str = ""
     delivered: int = 0
     attempts: int = 0
+    charged: bool = False
 
 
 class Begin(msgspec.Struct, kw_only=True):

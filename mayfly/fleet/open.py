@@ -12,7 +12,6 @@ from mayfly.fleet.absent import NoFunctions
 from mayfly.fleet.engine import DEFAULT_ACK_WAIT_S, Credentials, Engine
 from mayfly.fleet.gateway import Gateway
 from mayfly.fleet.measures import Measures
-from mayfly.fleet.results import Results
 from mayfly.fleet.worker import joined
 from mayfly.host.config import Config
 from mayfly.host.metrics import Metrics
@@ -71,8 +70,8 @@ async def gateway(config: Config, sockets: Path, place: Place) -> AsyncIterator[
     """
     name = place.named("gateway")
     async with Engine.connect(place.urls, name, place.credentials) as engine:
-        registry, results = await engine.prepare(place.replicas)
-        runner = Gateway(config, engine, registry, Results(results), sockets=sockets, replicas=place.replicas, ack_wait_s=place.ack_wait_s)
+        buckets = await engine.prepare(place.replicas)
+        runner = Gateway(config, engine, buckets, sockets=sockets, replicas=place.replicas, ack_wait_s=place.ack_wait_s)
         await runner.open()
         try:
             yield runner, NoFunctions(), Measures(engine, runner), (f"gateway {name} of the fleet at {place.urls[0]}",)

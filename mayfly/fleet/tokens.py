@@ -41,10 +41,10 @@ def permissions(name: str, kind: str, arch: str) -> dict[str, Any]:
             heard = [f"host.{name}.*", *(f"{subject}.{name}" for subject in ("ping", "about", "measure", "wish"))]
         case "gateway":
             said = ["run.*.*", "host.*.*", "ping.*", "about.*", "measure.*", "wish.*", "over.*"]
-            said += ["$JS.API.>", "$JS.ACK.>", "$KV.runs.>", "$KV.results.>"]
-            heard = [f"gw.{name}.*.*", "begin.*.*", f"settle.{name}.*.*", f"settle.{ANY}.*.*", "beat.*", "over.*"]
+            said += ["$JS.API.>", "$JS.ACK.>", "$KV.runs.>", "$KV.results.>", "$KV.accounts.>", "$KV.fleet.>"]
+            heard = [f"gw.{name}.*.*", "begin.*.*", f"settle.{name}.*.*", f"settle.{ANY}.*.*", "beat.*", "over.*", "keys"]
         case _:
-            said, heard = ["about.*", "wish.*"], ["beat.*"]
+            said, heard = ["about.*", "wish.*", "keys"], ["beat.*"]
     return {"publish": said, "subscribe": [*heard, inbox], "allow_responses": {"max": 1, "expires": "1m"}}
 
 

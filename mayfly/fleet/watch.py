@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 
 from mayfly.fleet.engine import Engine, NobodyError, SilenceError
 from mayfly.fleet.follows import Follows
@@ -24,6 +25,7 @@ class Watch:
         quorum: whether the engine can store anything.
         waiting: the runs that no host has begun, by architecture and language.
         given_back: how many runs were taken from hosts that are gone.
+        beside: what else is looked at each time.
     """
 
     def __init__(self, engine: Engine, roll: Roll, follows: Follows) -> None:
@@ -32,16 +34,29 @@ class Watch:
         self.given_back = 0
         self._engine, self._roll, self._follows = engine, roll, follows
         self._missing: dict[str, int] = {}
+        self.beside: list[Callable[[], Awaitable[None]]] = []
 
     async def watch(self) -> None:
         """See who is gone, and what has come to an end elsewhere."""
+        await asyncio.gather(self._watch_servers(), self._watch_fleet())
+
+    async def look_at_servers(self) -> None:
+        """See whether the engine can store anything now."""
+        self.quorum = await self._engine.quorum()
+
+    async def _watch_servers(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_S)
+            await self.look_at_servers()
+
+    async def _watch_fleet(self) -> None:
         while True:
             await asyncio.sleep(WATCH_S)
             self._roll.expire()
-            self.quorum = await self._engine.quorum()
             if not self._engine.connected:
                 continue
-            await asyncio.gather(self._look_at_hosts(), self._look_for_results(), self._count_waiting(), return_exceptions=True)
+            own = (self._look_at_hosts(), self._look_for_results(), self._count_waiting())
+            await asyncio.gather(*own, *(look() for look in self.beside), return_exceptions=True)
 
     async def _look_at_hosts(self) -> None:
         """Give to others what hosts have that are gone: nobody listens in their name."""

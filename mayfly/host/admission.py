@@ -34,6 +34,12 @@ class Tenant:
         self._left = float(rate)  # of runs that may begin now
         self._at = time.monotonic()
 
+    def counted(self, runs: int, memory_used: int, left: float) -> "Tenant":
+        """The same limits, where so much is under way and `left` runs may begin now."""
+        other = Tenant(self.name, rate=self.rate, concurrency=self.concurrency, memory=self.memory)
+        other.runs, other.memory_used, other._left = runs, memory_used, left
+        return other
+
     def check(self, memory: int, *, begins: bool = True) -> None:
         """Refuse one more run whose machine has `memory` bytes, if a limit is reached. One that
         does not begin, as it comes from another server, does not count against the rate.

@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -60,7 +60,7 @@ def load(path: Path) -> tuple[ApiKey, ...]:
         HostError: the file cannot be read, or is not what it should be.
     """
     try:
-        return decode(_File, path.read_bytes()).keys
+        return from_json(path.read_bytes())
     except FileNotFoundError:
         return ()
     except (OSError, SchemaError, MalformedError) as error:
@@ -74,14 +74,49 @@ def create(path: Path, name: str, *, moves: bool = False, **limits: int) -> str:
         ConfigError: the name is taken, or is not one.
         HostError: the keys cannot be read or written.
     """
-    if not _NAME.fullmatch(name):
-        raise ConfigError(f"{name[:80]!r} cannot be a key's name", hint="use up to 64 letters, digits, dots, underscores and hyphens")
+    key, token = make(name, moves=moves, **limits)
     with _changing(path) as keys:
-        if any(key.name == name for key in keys):
-            raise ConfigError(f"there is a key {name!r} already", hint=f"choose another name, or first: mayfly key revoke {name}")
-        key, token = _make(name, moves=moves, **limits)
-        keys.append(key)
+        add(keys, key)
     return token
+
+
+def add(keys: list[ApiKey], key: ApiKey) -> None:
+    """Take a key in beside others.
+
+    Raises:
+        ConfigError: its name is taken, or is not one.
+    """
+    if not _NAME.fullmatch(key.name):
+        raise ConfigError(f"{key.name[:80]!r} cannot be a key's name", hint="use up to 64 letters, digits, dots, underscores and hyphens")
+    if any(known.name == key.name for known in keys):
+        raise ConfigError(f"there is a key {key.name!r} already", hint=f"choose another name, or first: mayfly key revoke {key.name}")
+    keys.append(key)
+
+
+def remove(keys: list[ApiKey], name: str) -> None:
+    """Take a key out of others.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    found = [key for key in keys if key.name == name]
+    if not found:
+        raise ConfigError(f"there is no key {name[:80]!r}", hint="mayfly key list")
+    keys.remove(found[0])
+
+
+def to_json(keys: Iterable[ApiKey]) -> bytes:
+    """What a file of these keys holds."""
+    return msgspec.json.format(msgspec.json.encode(_File(keys=tuple(keys)))) + b"\n"
+
+
+def from_json(data: bytes) -> tuple[ApiKey, ...]:
+    """The keys that a file holds.
+
+    Raises:
+        SchemaError, MalformedError: it is not what it should be.
+    """
+    return decode(_File, data).keys
 
 
 def revoke(path: Path, name: str) -> None:
@@ -92,10 +127,7 @@ def revoke(path: Path, name: str) -> None:
         HostError: the keys cannot be read or written.
     """
     with _changing(path) as keys:
-        found = [key for key in keys if key.name == name]
-        if not found:
-            raise ConfigError(f"there is no key {name[:80]!r}", hint="mayfly key list")
-        keys.remove(found[0])
+        remove(keys, name)
 
 
 @contextlib.contextmanager
@@ -106,12 +138,12 @@ def _changing(path: Path) -> Iterator[list[ApiKey]]:
             keys = list(load(path))
             yield keys
             with atomic_write(path, 0o600) as file:
-                file.write(msgspec.json.format(msgspec.json.encode(_File(keys=tuple(keys)))) + b"\n")
+                file.write(to_json(keys))
     except OSError as error:
         raise HostError(f"{path}: {error.strerror or error}", hint="keys are kept in $XDG_DATA_HOME: it must be writable") from error
 
 
-def _make(name: str, *, moves: bool = False, **limits: int) -> tuple[ApiKey, str]:
+def make(name: str, *, moves: bool = False, **limits: int) -> tuple[ApiKey, str]:
     """A new key and its token."""
     key_id = secrets.token_hex(8)
     token = f"mayfly_{key_id}_{secrets.token_urlsafe(32)}"
@@ -131,8 +163,8 @@ class Known(NamedTuple):
 
 
 class Keyring:
-    """The keys as a server knows them: those that are in the file at each moment, and those that it
-    issued itself, which end with it.
+    """The keys as a server knows them: those that are in the file at each moment, those that it
+    issued itself, which end with it, and those that `beside` gives.
     """
 
     def __init__(self, path: Path) -> None:
@@ -140,14 +172,16 @@ class Keyring:
         self._seen: object = None
         self._keys: dict[str, Known] = {}
         self._issued: dict[str, Known] = {}
+        self._beside: dict[str, Known] = {}
+        self.beside: Callable[[], Sequence[ApiKey]] = tuple
 
     def __len__(self) -> int:
         self._refresh()
-        return len(self._keys) + len(self._issued)
+        return len(self._keys) + len(self._issued) + len(self._beside)
 
     def issue(self, name: str) -> str:
         """Make a key that is in no file, and give its token."""
-        key, token = _make(name)
+        key, token = make(name)
         self._issued[key.id] = _known(key)
         return token
 
@@ -159,7 +193,7 @@ class Keyring:
         """
         self._refresh()
         match = _TOKEN.fullmatch(token)
-        known = (self._keys.get(match[1]) or self._issued.get(match[1])) if match else None
+        known = (self._keys.get(match[1]) or self._issued.get(match[1]) or self._beside.get(match[1])) if match else None
         same = hmac.compare_digest(_hash(token if match else ""), known.key.hash if known else _NOBODY)
         return known if same else None
 
@@ -170,10 +204,11 @@ class Keyring:
             HostError: the keys cannot be read.
         """
         self._refresh()
-        known = self._keys.get(key_id) or self._issued.get(key_id)
+        known = self._keys.get(key_id) or self._issued.get(key_id) or self._beside.get(key_id)
         return known.tenant if known else None
 
     def _refresh(self) -> None:
+        self._beside = {key.id: self._beside.get(key.id) or _known(key) for key in self.beside()}
         try:
             status = self._path.stat()
             seen = (status.st_mtime_ns, status.st_ino, status.st_size)

@@ -2,12 +2,13 @@
 to follow needs to know no more.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from mayfly.host.admission import Tenant
 from mayfly.host.config import Config
+from mayfly.host.keys import ApiKey
 from mayfly.host.snippet import Snippet, Terminal
 from mayfly.images.store import InstalledImage
 from mayfly.runs.repeats import Repeat
@@ -31,6 +32,10 @@ class Runner(Protocol):
     @property
     def config(self) -> Config:
         """The limits of its runs, and how long it keeps them."""
+
+    @property
+    def shared_keys(self) -> Sequence[ApiKey]:
+        """API keys that it knows of itself, besides those that are kept on this machine."""
 
     @property
     def stopping(self) -> bool:

@@ -5,7 +5,7 @@ HTTP.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from mayfly.guests.spawner import GRACE_S, Spawner
 from mayfly.guests.start import Guest
 from mayfly.host.admission import DEFAULT_SHARE, Admission, Tenant, Ticket
 from mayfly.host.config import Config
+from mayfly.host.keys import ApiKey
 from mayfly.host.memory import available_memory
 from mayfly.host.networks import Networks
 from mayfly.host.observer import Observer
@@ -288,6 +289,11 @@ class Service:
     async def find(self, run_id: str, owner: str | None = None) -> Run:
         """As `get`."""
         return self.get(run_id, owner)
+
+    @property
+    def shared_keys(self) -> Sequence[ApiKey]:
+        """None: a host's keys are kept on it."""
+        return ()
 
     @property
     def under_way(self) -> int:

@@ -17,6 +17,7 @@ from mayfly.fleet.gateway import Gateway
 from mayfly.fleet.open import Place, join
 from mayfly.fleet.open import gateway as open_gateway
 from mayfly.fleet.server import LocalServer
+from mayfly.host.listen import open_doors
 from mayfly.host.metrics import Metrics
 from mayfly.host.sockets import claim
 from mayfly.runs.service import Service
@@ -26,10 +27,15 @@ ACK_WAIT_S = 2.0
 
 
 class Way(NamedTuple):
-    """A gateway, and a client of its Unix socket."""
+    """A gateway, a client of its Unix socket, and where clients with keys come."""
 
     runner: Gateway
     client: aiohttp.ClientSession
+    url: str
+
+    def client_of(self, token: str) -> aiohttp.ClientSession:
+        """A client with an API key."""
+        return aiohttp.ClientSession(self.url, headers={"Authorization": f"Bearer {token}"})
 
 
 class Fleet:
@@ -80,15 +86,15 @@ class Fleet:
     @contextlib.asynccontextmanager
     async def gateway(self, name: str, **changes: Any) -> AsyncIterator[Way]:
         """A gateway with its server."""
-        config = small_config(self.folder, **{"socket": self.folder / name / "api.sock", **changes})
+        config = small_config(self.folder, **{"socket": self.folder / name / "api.sock", "listen": ("127.0.0.1:0",), **changes})
         stop = asyncio.Event()
-        with claim(config.socket) as (listener, sockets):
+        with claim(config.socket) as (listener, sockets), open_doors(config) as doors:
             async with open_gateway(config, sockets, self.place(name)) as (runner, functions, metrics, _):
-                server = asyncio.create_task(serve_http(runner, functions, metrics, listener, stop))
+                server = asyncio.create_task(serve_http(runner, functions, metrics, listener, stop, doors))
                 connector = aiohttp.UnixConnector(path=str(config.socket), limit=0)
                 async with aiohttp.ClientSession("http://mayfly", connector=connector) as client:
                     try:
-                        yield Way(runner, client)
+                        yield Way(runner, client, doors[0].url)
                     finally:
                         stop.set()
                         await server
