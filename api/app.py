@@ -24,7 +24,7 @@ from mayfly.api.compat.dialects import Narrow, addresses_of, make_dialects
 from mayfly.api.connections import Bodies, Connection, Connections, Handler
 from mayfly.api.functions import FUNCTIONS, add_headers
 from mayfly.api.hooks import Hooks
-from mayfly.api.intake import AUDIT, BODIES, HOOKS, SERVICE
+from mayfly.api.intake import AUDIT, BODIES, HOOKS, SERVICE, call_back
 from mayfly.api.moves import MOVES
 from mayfly.api.requests import MAX_BODY
 from mayfly.api.routes import METRICS, ROUTES
@@ -157,6 +157,7 @@ def make_app(
     app[BODIES] = Bodies(MAX_BODY)
     app[AUDIT] = audit
     app[HOOKS] = hooks = Hooks(Targets(config.callback_hosts))
+    service.call_back = functools.partial(call_back, app)
     for route in ROUTES:
         app.router.add_route(route.method, route.path, route.handler)
         if route.method == "GET":  # as RFC 9110, 9.1 asks for

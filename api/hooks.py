@@ -41,6 +41,8 @@ MOST_OF_ONE = 64
 MOST_BYTES = 64 * MIB
 AT_A_TIME = 16
 PREFIX = "whsec_"
+ENDED = "the server ended"
+TOO_MANY = "too many results wait for their callbacks"
 
 
 class Message(NamedTuple):
@@ -57,6 +59,11 @@ class Delivered(NamedTuple):
     ok: bool
     outcome: str
     attempts: int
+
+    @property
+    def is_final(self) -> bool:
+        """Whether it need not be tried by another server."""
+        return self.outcome not in (ENDED, TOO_MANY)
 
 
 def sign(secret: str, message: str, timestamp: int, body: bytes) -> str:
@@ -109,13 +116,13 @@ class Hooks:
         except ValueError as error:
             raise UnprocessableError("callback_secret: behind whsec_ comes base64", hint="or give any text without whsec_") from error
         if len(self._tasks) >= MOST or self._by_owner[owner] >= MOST_OF_ONE:
-            raise BusyError("too many results wait for their callbacks", hint="see that callback_url answers with 2xx", retry_after_s=10)
+            raise BusyError(TOO_MANY, hint="see that callback_url answers with 2xx", retry_after_s=10)
 
     def send(self, callback: Callback, message: Message, owner: str, told: Callable[[Delivered], None]) -> None:
         """Deliver a message; `told` hears what became of it."""
         size = len(message.body)
         if len(self._tasks) >= MOST or self._bytes + size > MOST_BYTES:
-            told(Delivered(ok=False, outcome="too many results wait for their callbacks", attempts=0))
+            told(Delivered(ok=False, outcome=TOO_MANY, attempts=0))
             return
         self._bytes += size
         self._by_owner[owner] += 1
@@ -132,7 +139,7 @@ class Hooks:
         task.add_done_callback(over)
 
     async def _deliver(self, callback: Callback, message: Message, told: Callable[[Delivered], None]) -> None:
-        ok, outcome, attempts = False, "the server ended", 0
+        ok, outcome, attempts = False, ENDED, 0
         try:
             for delay_s in (*DELAYS_S, None):
                 async with self._room:

@@ -6,13 +6,13 @@ then `attended` if the client waits for the result. `find_run` is the way back t
 """
 
 import contextlib
-import functools
 import hashlib
 import json
 import urllib.parse
 from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
+import msgspec
 from aiohttp import web
 
 from mayfly.api.access import ID, REPLAYED, caller_of, is_operator, owner_of
@@ -89,22 +89,33 @@ async def begin(request: web.Request, asked: Asked, *, publish: bool = False) ->
     if repeat is not None and (run := await request.app[SERVICE].repeated(repeat)):
         request[REPLAYED] = True
         return run
-    then = None
+    call = b""
     if callback is not None:
         request.app[HOOKS].check(callback, owner)
-        audited = functools.partial(request.app[AUDIT].write, action="callback", **_who(request))
-        then = functools.partial(_call_back, request.app[HOOKS], callback, audited)
-    return await submit(request, snippet, publish=publish, then=then, repeat=repeat)
+        call = msgspec.json.encode(_Call(url=callback.url, secret=callback.secret, **_who(request)))
+    return await submit(request, snippet, publish=publish, repeat=repeat, call=call)
 
 
-def _call_back(hooks: Hooks, callback: Callback, audited: Callable[..., None], run: Run) -> None:
+class _Call(msgspec.Struct, kw_only=True):
+    """Where a run's result goes, and who asked for that."""
+
+    url: str
+    secret: str
+    request: str
+    key: str
+
+
+def call_back(app: web.Application, run: Run, call: bytes, told: Callable[[bool], None]) -> None:
     """Have the result delivered. Until it is, neither the request nor the run is held."""
-    about = {"run": run.id, "host": urllib.parse.urlsplit(callback.url).hostname}
+    wanted = msgspec.json.decode(call, type=_Call)
+    about = {"request": wanted.request, "key": wanted.key, "run": run.id, "host": urllib.parse.urlsplit(wanted.url).hostname}
 
-    def told(how: Delivered) -> None:
-        audited(**about, ok=how.ok, outcome=how.outcome, attempts=how.attempts)
+    def heard(how: Delivered) -> None:
+        app[AUDIT].write(action="callback", **about, ok=how.ok, outcome=how.outcome, attempts=how.attempts)
+        told(how.is_final)
 
-    hooks.send(callback, Message(run.id, json.dumps(run.to_json()).encode()), run.owner, told)
+    message = Message(run.id, json.dumps(run.to_json()).encode())
+    app[HOOKS].send(Callback(wanted.url, wanted.secret), message, run.owner, heard)
 
 
 async def submit(
@@ -114,9 +125,10 @@ async def submit(
     publish: bool = False,
     then: Callable[[Run], None] | None = None,
     repeat: Repeat | None = None,
+    call: bytes = b"",
 ) -> Run:
     """Begin a run for whoever sent the request, within the limits of their key. `then` is told when
-    it is over.
+    it is over; `call_back` makes the `call`, if there is one.
 
     Raises:
         RequestError: the snippet cannot be run as it stands, or there is no room, or a limit of the
@@ -135,7 +147,7 @@ async def submit(
     try:
         image = service.image_for(snippet)
         tenant = caller_of(request).tenant
-        run = await service.begin(snippet, image, publish=publish, tenant=tenant, then=over, repeat=repeat)
+        run = await service.begin(snippet, image, publish=publish, tenant=tenant, then=over, repeat=repeat, call=call)
     except MayflyError as error:
         audit.write(action="refuse", **who, language=snippet.language[:80], code=error.code)
         raise

@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 from mayfly.errors import ConfigError, RegistryError
 from mayfly.files import atomic_write, locked, making, replacing, storing
@@ -79,6 +80,32 @@ def export(folder: Path, layout: Path) -> str:
     return digest_of(document)
 
 
+class Found(NamedTuple):
+    """An image as a registry or layout has it: what it is, that as JSON, and its archive."""
+
+    manifest: Manifest
+    data: bytes
+    initramfs: Descriptor
+
+
+def inspect(source: Source) -> Found:
+    """What the image of an artifact is; its archive is not read.
+
+    Raises:
+        RegistryError: it is not an image of ours.
+    """
+    config, initramfs = _parts(source)
+    data = fetch_document(source, config)
+    manifest = Manifest.from_json(data.decode(errors="replace"), "the artifact's configuration")
+    if (manifest.initramfs_digest, manifest.initramfs_size) != (initramfs.digest, initramfs.size):
+        raise RegistryError("the artifact's manifest and its configuration name different archives", hint="do not use it; push it again")
+    if not NAME.fullmatch(manifest.language) or manifest.arch not in MACHINE_TO_GOARCH:
+        raise RegistryError(f"the artifact is for the language {manifest.language[:80]!r} and architecture {manifest.arch[:80]!r}")
+    if initramfs.size > Limits.unpacked:
+        raise RegistryError(f"the artifact's archive has {initramfs.size} bytes; {Limits.unpacked} are allowed", hint="do not use it")
+    return Found(manifest, data, initramfs)
+
+
 def pull(source: Source, name: str, progress: Progress) -> tuple[Manifest, Path]:
     """Install the image of an artifact as `name`, or as the default image of its language where
     that is empty.
@@ -88,19 +115,9 @@ def pull(source: Source, name: str, progress: Progress) -> tuple[Manifest, Path]
     """
     if name and not INSTALLED_NAME.fullmatch(name):
         raise ConfigError(f"{name!r} is not the name of an image", hint="write it as rust@1.63")
-    config, initramfs = _parts(source)
-    data = fetch_document(source, config)
-    manifest = Manifest.from_json(data.decode(errors="replace"), "the artifact's configuration")
-    if (manifest.initramfs_digest, manifest.initramfs_size) != (initramfs.digest, initramfs.size):
-        raise RegistryError("the artifact's manifest and its configuration name different archives", hint="do not use it; push it again")
-    if (
-        not NAME.fullmatch(manifest.language)
-        or manifest.arch not in MACHINE_TO_GOARCH
-        or name.partition("@")[0] not in ("", manifest.language)
-    ):
-        raise RegistryError(f"the artifact is for the language {manifest.language[:80]!r} and architecture {manifest.arch[:80]!r}")
-    if initramfs.size > Limits.unpacked:
-        raise RegistryError(f"the artifact's archive has {initramfs.size} bytes; {Limits.unpacked} are allowed", hint="do not use it")
+    manifest, data, initramfs = inspect(source)
+    if name.partition("@")[0] not in ("", manifest.language):
+        raise RegistryError(f"the artifact is for the language {manifest.language!r}, not for that of {name!r}")
     folder = image_dir(name or manifest.language, manifest.arch)
     with storing(folder), locked(folder), replacing(folder) as part:
         with progress.task(f"installing {manifest.language} {manifest.version}", initramfs.size) as advance:

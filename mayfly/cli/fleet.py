@@ -112,6 +112,7 @@ def _show(seen: "list[Seen]", *, as_json: bool = False) -> None:
                 "memory_used": host.beat.memory_used,
                 "memory_budget": host.beat.memory_budget,
                 "draining": host.beat.draining,
+                "fetching": host.beat.fetching,
             }
             for host in seen
         ]
@@ -168,6 +169,50 @@ def undrain(host: str, **where: str) -> None:
     from mayfly.fleet import operate
 
     ask_fleet(lambda engine: operate.wish(engine, host, drain=False), **where)
+
+
+@cli.group("image")
+def images() -> None:
+    """Offer images that are in a registry to hosts, which fetch them when a run wants them."""
+
+
+@images.command("add")
+@_asks
+@click.argument("reference")
+@click.option("--insecure", is_flag=True, help="the registry speaks plain HTTP")
+@with_fleet
+def add_image(reference: str, insecure: bool, **where: str) -> None:
+    """Offer the image at REFERENCE (mayfly image push), in the place of one of the same language,
+    version and architecture.
+    """
+    from mayfly.fleet import catalog
+
+    offer = catalog.make_offer(reference, insecure=insecure)
+    ask_fleet(lambda engine: catalog.change(engine, catalog.ImageChange(add=offer)), **where)
+    click.echo(f"offered {offer.reference}")
+
+
+@images.command("list")
+@_asks
+@with_fleet
+def list_images(**where: str) -> None:
+    """List what is offered."""
+    from mayfly.fleet import catalog
+    from mayfly.fleet.message import name_of
+
+    for offer in ask_fleet(lambda engine: catalog.change(engine, catalog.ImageChange()), **where):
+        click.echo(f"{name_of(offer.image):<24} {offer.image.manifest.arch:<8} {offer.reference}")
+
+
+@images.command("rm")
+@_asks
+@click.argument("image")
+@with_fleet
+def remove_image(image: str, **where: str) -> None:
+    """Offer IMAGE (python@3.13) no more. Hosts keep what they have."""
+    from mayfly.fleet import catalog
+
+    ask_fleet(lambda engine: catalog.change(engine, catalog.ImageChange(remove=image)), **where)
 
 
 @cli.group()

@@ -12,15 +12,15 @@ from collections.abc import Callable
 
 from mayfly.errors import BodyTooLargeError, BusyError, FleetError, UnknownRunError
 from mayfly.fleet.accounts import Accounts
+from mayfly.fleet.calls import Calls
 from mayfly.fleet.engine import Bucket, Engine, FullError, NobodyError, SilenceError, TooLargeError
 from mayfly.fleet.follow import Follow
 from mayfly.fleet.follows import Follows
-from mayfly.fleet.message import Registered, Work, decode, encode, token_of
+from mayfly.fleet.message import Registered, Work, decode, encode, name_of, token_of
 from mayfly.fleet.mirror import head_of
 from mayfly.fleet.results import Results
 from mayfly.fleet.roll import Roll
 from mayfly.fleet.watch import Watch
-from mayfly.fleet.worker import name_of
 from mayfly.host.admission import Tenant
 from mayfly.host.config import Config
 from mayfly.host.plan import make_plan
@@ -52,6 +52,17 @@ class Queues:
             await self._engine.ensure_consumer(arch, lang, replicas=self._replicas, ack_wait_s=self._ack_wait_s)
             self._made.add((arch, lang))
 
+    async def ensure_soon(self, arch: str, lang: str) -> None:
+        """The same, as soon as the engine is able to."""
+        while True:
+            try:
+                await self.ensure(arch, lang)
+            except (FleetError, NobodyError, SilenceError) as error:
+                log.warning("fleet: no queue %s of %s yet: %s", lang, arch, error)
+                await asyncio.sleep(1)
+            else:
+                return
+
 
 class Acceptance:
     """Accepts runs.
@@ -68,11 +79,13 @@ class Acceptance:
         results: Results,
         accounts: Accounts,
         follows: Follows,
+        calls: Calls,
         queues: Queues,
         roll: Roll,
         watch: Watch,
     ) -> None:
         self._config, self._engine, self._registry, self._results = config, engine, registry, results
+        self._calls = calls
         self._accounts, self._follows, self._queues, self._roll, self._watch = accounts, follows, queues, roll, watch
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self.accepted = self.refused = 0
@@ -86,6 +99,7 @@ class Acceptance:
         tenant: Tenant | None = None,
         then: Callable[[Run], None] | None = None,
         repeat: Repeat | None = None,
+        call: bytes = b"",
     ) -> Run:
         """Accept a snippet. When this returns it is stored, and has a result some time, whatever
         dies meanwhile.
@@ -95,9 +109,9 @@ class Acceptance:
             StoppingError, FleetError: not now; with the same key it may be tried again.
         """
         if repeat is None:
-            return await self._begin(snippet, image, publish, tenant, then, None)
+            return await self._begin(snippet, image, publish, tenant, then, None, call)
         async with self._locks.setdefault(_id_of(repeat), asyncio.Lock()):
-            return await self.repeated(repeat) or await self._begin(snippet, image, publish, tenant, then, repeat)
+            return await self.repeated(repeat) or await self._begin(snippet, image, publish, tenant, then, repeat, call)
 
     async def _begin(
         self,
@@ -107,6 +121,7 @@ class Acceptance:
         tenant: Tenant | None,
         then: Callable[[Run], None] | None,
         repeat: Repeat | None,
+        call: bytes,
     ) -> Run:
         plan = make_plan(snippet, image, self._config)
         arch, lang = image.manifest.arch, token_of(name_of(image))
@@ -137,7 +152,7 @@ class Acceptance:
         try:
             if tenant is not None:
                 registered.charged = await self._accounts.take(tenant, run.id, plan.wanted.machine.memory)
-            return await self._accept(follow, snippet, image, publish, repeat)
+            return await self._accept(follow, snippet, image, publish, repeat, call)
         except BaseException as error:
             self._follows.drop(follow)
             if isinstance(error, NobodyError | SilenceError):
@@ -155,7 +170,9 @@ class Acceptance:
             self.refused += 1
             raise BusyError(f"{waiting} runs are waiting already", hint="try again in 1 s", retry_after_s=1)
 
-    async def _accept(self, follow: Follow, snippet: Snippet, image: InstalledImage, publish: bool, repeat: Repeat | None) -> Run:
+    async def _accept(
+        self, follow: Follow, snippet: Snippet, image: InstalledImage, publish: bool, repeat: Repeat | None, call: bytes
+    ) -> Run:
         run, registered = follow.run, follow.registered
         await self._queues.ensure(registered.arch, registered.lang)
         before = None
@@ -166,6 +183,8 @@ class Acceptance:
         stored = before or registered
         work = Work(id=run.id, token=stored.token, gateway=stored.gateway, snippet=replace(snippet, language=name_of(image)))
         try:
+            if call:  # before the work: a run that is carried out has its call
+                await self._calls.put(run.id, call)
             number = await self._engine.put(stored.arch, stored.lang, encode(work), run.id)
             if before is not None:  # whoever registered it may not have come as far as this
                 return await self._join(follow)

@@ -213,9 +213,9 @@ class Follows:
             await self.look_up(follow)
         await self._engine.send(f"over.{run_id}", b"")
 
-    def heard_over(self, message: Message) -> None:
+    def heard_over(self, run_id: str) -> None:
         """A gateway has stored a run's result, or removed it."""
-        follow = self._by_id.get(message.subject.rpartition(".")[2])
+        follow = self._by_id.get(run_id)
         if follow is not None and follow.number:
             self.spawn(self.look_for(follow), f"look for {follow.run.id}")
 

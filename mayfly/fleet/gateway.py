@@ -20,12 +20,13 @@ from mayfly.errors import (
     UnknownRunError,
     UnprocessableError,
 )
-from mayfly.fleet import keys
+from mayfly.fleet import calls, catalog, keys
 from mayfly.fleet.accept import Acceptance, Queues
 from mayfly.fleet.accounts import Accounts
+from mayfly.fleet.calls import Calls
 from mayfly.fleet.engine import Buckets, Engine, Message, NobodyError, SilenceError
 from mayfly.fleet.follows import Follows
-from mayfly.fleet.keys import SharedKeys
+from mayfly.fleet.keys import shared_keys
 from mayfly.fleet.message import (
     About,
     Answer,
@@ -37,14 +38,15 @@ from mayfly.fleet.message import (
     decode,
     encode,
     error_of,
+    name_of,
     token_of,
 )
 from mayfly.fleet.mirror import ending_of
 from mayfly.fleet.results import Results
 from mayfly.fleet.roll import Roll
+from mayfly.fleet.shared import answer
 from mayfly.fleet.verdicts import Verdicts
 from mayfly.fleet.watch import Watch
-from mayfly.fleet.worker import name_of
 from mayfly.host.admission import Tenant
 from mayfly.host.config import Config
 from mayfly.host.keys import ApiKey
@@ -53,7 +55,7 @@ from mayfly.images.store import InstalledImage
 from mayfly.runs.kept import Runs
 from mayfly.runs.repeats import Repeat
 from mayfly.runs.run import Run
-from mayfly.runs.runner import Health
+from mayfly.runs.runner import CallBack, Health
 from mayfly.snapshots.store import Snapshot
 
 log = logging.getLogger(__name__)
@@ -83,14 +85,16 @@ class Gateway:
         self._registry = registry = buckets.runs
         self._results = results = Results(buckets.results)
         self._accounts = Accounts(buckets.accounts, registry, results)
-        self._keys = SharedKeys(buckets.fleet)
+        self._keys = shared_keys(buckets.fleet)
+        self._images = catalog.catalog(buckets.fleet)
         self._runs = Runs(config, sockets)
         self._follows = Follows(engine, registry, results, self._accounts, self._runs)
         self._verdicts = Verdicts(engine, registry, results, self._follows)
         self._watch = Watch(engine, self.roll, self._follows)
         self._queues = Queues(engine, replicas=replicas, ack_wait_s=ack_wait_s)
+        self._calls = Calls(engine, registry, results, self._follows, ack_wait_s=ack_wait_s)
         self._acceptance = Acceptance(
-            config, engine, registry, results, self._accounts, self._follows, self._queues, self.roll, self._watch
+            config, engine, registry, results, self._accounts, self._follows, self._calls, self._queues, self.roll, self._watch
         )
         self._closed = False
 
@@ -102,13 +106,29 @@ class Gateway:
         await engine.listen("beat.*", self._heard_beat)
         await engine.listen(f"gw.{name}.*.*", self._follows.heard)
         await self._verdicts.listen()
-        await engine.listen("over.*", self._follows.heard_over)
+        await engine.listen("over.*", self._heard_over)
         await engine.listen(keys.SUBJECT, self._heard_of_keys, queue="gateways")
+        await engine.listen(catalog.SUBJECT, self._heard_of_images, queue="gateways")
+        await engine.listen("offers.*", self._heard_ask, queue="gateways")
         engine.on_return.append(self._follows.attach_all)
-        self._watch.beside.append(self._keys.refresh)
+        self._watch.beside.append(self._look_at_shared)
         with contextlib.suppress(SilenceError):  # it is looked again
-            await self._keys.refresh()
+            await self._look_at_shared()
         self._follows.spawn(self._watch.watch(), "watch the fleet")
+        self._follows.spawn(self._begin_calls(), "begin calls")
+
+    async def _begin_calls(self) -> None:
+        await self._queues.ensure_soon(calls.KIND, calls.QUEUE)
+        await self._calls.open()
+
+    @property
+    def call_back(self) -> CallBack:
+        """Has somebody told of a run that is over."""
+        return self._calls.call_back
+
+    @call_back.setter
+    def call_back(self, call: CallBack) -> None:
+        self._calls.call_back = call
 
     async def drain(self, within_s: float) -> None:
         """Take no more runs, and wait until those that are followed have ended."""
@@ -139,6 +159,11 @@ class Gateway:
         """How many runs this gateway took from hosts that were gone."""
         return self._watch.given_back
 
+    def _heard_over(self, message: Message) -> None:
+        run_id = message.subject.rpartition(".")[2]
+        self._follows.heard_over(run_id)
+        self._calls.over(run_id)
+
     # What is known of the fleet
 
     @property
@@ -147,7 +172,24 @@ class Gateway:
         return self._keys.all
 
     def _heard_of_keys(self, message: Message) -> None:
-        self._follows.spawn(self._keys.answer(self._engine, message), "change keys")
+        work = keys.change_keys(self._keys, message.data)
+        self._follows.spawn(answer(self._engine, message, work), "change keys")
+
+    def _heard_of_images(self, message: Message) -> None:
+        work = catalog.change_images(self._images, message.data)
+        self._follows.spawn(answer(self._engine, message, work), "change images")
+
+    def _heard_ask(self, message: Message) -> None:
+        told = catalog.tell(self._images, decode(message.data, type=catalog.Ask))
+        self._follows.spawn(self._engine.send(message.reply, encode(told)), "tell of images")
+
+    async def _look_at_shared(self) -> None:
+        """Take notice of what operators have changed."""
+        await self._keys.refresh()
+        if await self._images.refresh():
+            self.roll.offered = [offer.image for offer in self._images.all]
+            for image in self.roll.offered:
+                await self._queues.ensure(image.manifest.arch, token_of(name_of(image)))
 
     def _heard_beat(self, message: Message) -> None:
         with contextlib.suppress(ValueError):
@@ -204,6 +246,7 @@ class Gateway:
         tenant: Tenant | None = None,
         then: Callable[[Run], None] | None = None,
         repeat: Repeat | None = None,
+        call: bytes = b"",
     ) -> Run:
         """Accept a snippet. When this returns it is stored, and has a result some time, whatever
         dies meanwhile.
@@ -215,7 +258,7 @@ class Gateway:
         if not self._watch.quorum:  # as it was known last
             await self._watch.look_at_servers()
         self.check_ready()
-        return await self._acceptance.begin(snippet, image, publish=publish, tenant=tenant, then=then, repeat=repeat)
+        return await self._acceptance.begin(snippet, image, publish=publish, tenant=tenant, then=then, repeat=repeat, call=call)
 
     async def repeated(self, repeat: Repeat) -> Run | None:
         """The run that the same request began before, at any gateway.

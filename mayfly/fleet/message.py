@@ -11,7 +11,8 @@
     ping.HOST               -> nothing         whether it is there at all
     wish.HOST               Wish -> Answer     drain, or serve again
     measure.HOST            -> text            its metrics
-    keys                    KeyChange -> KeyAnswer   an operator to a gateway: the fleet's API keys
+    offers.HOST             Ask -> Offers      a host to a gateway: images that can be fetched
+    keys, images            KeyChange, ImageChange -> Done   an operator to a gateway
     over.RUN                                   gateway to gateways: a result was stored, or removed
 
 A decoder leaves out fields that it does not know, and those that are added have defaults: hosts and
@@ -28,6 +29,7 @@ from mayfly.errors import MayflyError, from_wire, to_wire
 from mayfly.guests.outcome import StepResult
 from mayfly.guests.start import StartKind
 from mayfly.host.snippet import Mode, Snippet
+from mayfly.images.store import InstalledImage
 from mayfly.protocol.frames import Exit, ExitHow, Limit, Stage, Stderr, Stdout
 from mayfly.runs.cases import CaseResult, CaseVerdict
 from mayfly.runs.record import Position, RunEvent
@@ -45,6 +47,12 @@ def token_of(name: str) -> str:
     `python-3_12`.
     """
     return re.sub(r"[^A-Za-z0-9_+-]", "_", name.replace("@", "-"))
+
+
+def name_of(image: InstalledImage) -> str:
+    """The name by which exactly this image's language and version is asked for."""
+    manifest = image.manifest
+    return f"{manifest.language}@{manifest.version}" if manifest.version else manifest.language
 
 
 class StepEnded(msgspec.Struct, array_like=True, tag="step"):
@@ -263,7 +271,9 @@ class Answer(msgspec.Struct, kw_only=True):
 
 
 class Beat(msgspec.Struct, kw_only=True):
-    """How a host is. `about` tells one About of it from the next."""
+    """How a host is. `about` tells one About of it from the next; images that are `fetching` are so
+    many percent here.
+    """
 
     about: str
     memory_used: int
@@ -272,6 +282,7 @@ class Beat(msgspec.Struct, kw_only=True):
     waiting: int = 0
     idle: int = 0
     draining: bool = False
+    fetching: Mapping[str, int] = {}
 
 
 class About(msgspec.Struct, kw_only=True):

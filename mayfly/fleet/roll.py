@@ -58,11 +58,16 @@ class Totals(NamedTuple):
 
 
 class Roll:
-    """Hosts by name. `ask_about` is called with one whose About is not known."""
+    """Hosts by name. `ask_about` is called with one whose About is not known.
+
+    Attributes:
+        offered: the images that hosts can fetch.
+    """
 
     def __init__(self, ask_about: Callable[[str], object]) -> None:
         self._ask_about = ask_about
         self._hosts: dict[str, Host] = {}
+        self.offered: list[InstalledImage] = []
 
     def heard(self, name: str, beat: Beat) -> None:
         """A host is there."""
@@ -89,10 +94,12 @@ class Roll:
         return iter(sorted((host for host in self._hosts.values() if now - host.at < SILENT_S), key=lambda host: host.name))
 
     def installed(self) -> list[InstalledImage]:
-        """The images of all hosts, each language, version and architecture once."""
+        """The images that hosts can fetch, and those that they have besides; each language, version
+        and architecture once.
+        """
         found: dict[tuple[str, str, str], InstalledImage] = {}
-        for host in self._hosts.values():
-            for image in host.images:
+        for images in (self.offered, *(host.images for host in self._hosts.values())):
+            for image in images:
                 found.setdefault((image.manifest.language, image.manifest.version, image.manifest.arch), image)
         return [found[key] for key in sorted(found)]
 

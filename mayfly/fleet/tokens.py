@@ -36,15 +36,25 @@ def permissions(name: str, kind: str, arch: str) -> dict[str, Any]:
     match kind:
         case "host":
             stream = f"RUNS_{arch}"
-            said = [f"begin.{name}.*", f"settle.*.{name}.*", f"gw.*.{name}.*", f"beat.{name}"]
+            said = [f"begin.{name}.*", f"settle.*.{name}.*", f"gw.*.{name}.*", f"beat.{name}", f"offers.{name}"]
             said += [f"$JS.API.CONSUMER.MSG.NEXT.{stream}.*", f"$JS.ACK.{stream}.>"]
             heard = [f"host.{name}.*", *(f"{subject}.{name}" for subject in ("ping", "about", "measure", "wish"))]
         case "gateway":
             said = ["run.*.*", "host.*.*", "ping.*", "about.*", "measure.*", "wish.*", "over.*"]
             said += ["$JS.API.>", "$JS.ACK.>", "$KV.runs.>", "$KV.results.>", "$KV.accounts.>", "$KV.fleet.>"]
-            heard = [f"gw.{name}.*.*", "begin.*.*", f"settle.{name}.*.*", f"settle.{ANY}.*.*", "beat.*", "over.*", "keys"]
+            heard = [
+                f"gw.{name}.*.*",
+                "begin.*.*",
+                f"settle.{name}.*.*",
+                f"settle.{ANY}.*.*",
+                "beat.*",
+                "over.*",
+                "keys",
+                "images",
+                "offers.*",
+            ]
         case _:
-            said, heard = ["about.*", "wish.*", "keys"], ["beat.*"]
+            said, heard = ["about.*", "wish.*", "keys", "images"], ["beat.*"]
     return {"publish": said, "subscribe": [*heard, inbox], "allow_responses": {"max": 1, "expires": "1m"}}
 
 

@@ -25,8 +25,10 @@ from mayfly.errors import (
     UnknownLanguageError,
     to_wire,
 )
+from mayfly.fleet.catalog import Ask, Offers
 from mayfly.fleet.engine import Delivery, Engine, Message, NobodyError, SilenceError
 from mayfly.fleet.feed import Feed
+from mayfly.fleet.fetch import Fetches
 from mayfly.fleet.message import (
     ANY,
     About,
@@ -48,6 +50,7 @@ from mayfly.fleet.message import (
     Work,
     decode,
     encode,
+    name_of,
     token_of,
     wire,
 )
@@ -73,8 +76,10 @@ LATER_S = 0.25
 CLOSE_S = 5.0
 """For giving back what is under way when the host stops."""
 RUNS_PER_CPU = 4
-WARM, COLD = 0, 4
-"""Priorities: hosts that have a language's base are served first."""
+WARM, COLD, FETCH = 0, 4, 8
+"""Priorities: hosts that have a language's base are served first, and last those that
+must fetch its image.
+"""
 ELSEWHERE = ("kvm_failed", "kvm_unavailable", "host_failed", "network_failed", "zygote_lost", "boot_failed", "stopping", "image_broken")
 """Codes of errors that are this host's: other hosts may do better."""
 
@@ -108,6 +113,8 @@ class Worker:
         self._warm: dict[str, bool] = {}
         self._about = About(name=self._host, arch=service.images.arch, version=__version__, images=[])
         self._digest = ""
+        self._fetches = Fetches(self._look)
+        self._offers = ""
         self._draining = False
         self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -149,6 +156,7 @@ class Worker:
         """Take no more. What was under way has been ended by the service, and is given back."""
         self._closed = True
         self._service.admission.on_room.remove(self._refill)
+        await self._fetches.close()
         settling = {task for task in self._tasks if task.get_name().startswith("settle")}
         if settling:
             await asyncio.wait(settling, timeout=CLOSE_S)
@@ -189,9 +197,11 @@ class Worker:
         if not self._takes:
             return
         room, left = self._room(), self._most - len(self._active)
-        for lang, image in self._images.items():
+        lacking = self._fetches.lacking(self._images)
+        for lang, image in {**self._images, **lacking}.items():
             fit = room // want_machine(image, self._service.config).machine.memory
-            priority = (WARM if self._warm[lang] else COLD) + (room < self._service.admission.budget // 2)
+            priority = FETCH if lang in lacking else (WARM if self._warm[lang] else COLD)
+            priority += room < self._service.admission.budget // 2
             while self._pulling.get(lang, 0) < min(PULLS, fit, left):
                 self._pulling[lang] = self._pulling.get(lang, 0) + 1
                 pull = self._engine.pull(self._about.arch, lang, priority=priority, expires_s=EXPIRES_S)
@@ -215,10 +225,26 @@ class Worker:
             return
         if (active := self._active.get(work.id)) is not None:  # the fleet heard too long nothing of it
             active.delivery = delivery
-            self.spawn(self._tell(active, active.work.gateway, self._begun(active, goes_on=True)), "begun")
+            if active.run is not None:
+                self.spawn(self._tell(active, active.work.gateway, self._begun(active, goes_on=True)), "begun")
             return
-        self._start(work, delivery)
+        if (lang := token_of(work.snippet.language)) in self._fetches.lacking(self._images):
+            self._active[work.id] = active = Active(work, delivery)
+            self.spawn(self._fetch(active, lang), f"fetch for {work.id}")
+        else:
+            self._start(work, delivery)
         self._refill()
+
+    async def _fetch(self, active: Active, lang: str) -> None:
+        """Begin a run when its image is here."""
+        try:
+            await self._fetches.fetch(lang)
+        except MayflyError:
+            await self._engine.give_back(active.delivery.ack, LATER_S)
+            return
+        finally:
+            self._active.pop(active.work.id, None)
+        self._start(active.work, active.delivery)
 
     def _start(self, work: Work, delivery: Delivery) -> None:
         service = self._service
@@ -401,6 +427,7 @@ class Worker:
             waiting=health.waiting,
             idle=health.idle,
             draining=self._draining or self._service.stopping,
+            fetching=self._fetches.progress,
         )
         await self._engine.send(f"beat.{self._host}", encode(beat))
 
@@ -410,9 +437,19 @@ class Worker:
             if (now := asyncio.get_running_loop().time()) - looked_at >= LOOK_S:
                 looked_at = now
                 await asyncio.to_thread(self._look)
+                await self._hear_offers()
             await self._send_beat()
             self._refill()
             await asyncio.sleep(BEAT_S)
+
+    async def _hear_offers(self) -> None:
+        """Ask which images the fleet has in a registry."""
+        asked = Ask(arch=self._about.arch, known=self._offers)
+        with contextlib.suppress(NobodyError, SilenceError):
+            told = decode(await self._engine.ask(f"offers.{self._host}", encode(asked), 2), type=Offers)
+            self._offers = told.known
+            if told.offers is not None:
+                self._fetches.offered(told.offers)
 
     async def _keep(self) -> None:
         """Say of each run that it goes on."""
@@ -420,12 +457,6 @@ class Worker:
             await asyncio.sleep(self._ack_wait_s / 3)
             for active in list(self._active.values()):
                 await self._engine.still_busy(active.delivery.ack)
-
-
-def name_of(image: InstalledImage) -> str:
-    """The name by which exactly this image's language and version is asked for."""
-    manifest = image.manifest
-    return f"{manifest.language}@{manifest.version}" if manifest.version else manifest.language
 
 
 @contextlib.asynccontextmanager

@@ -26,8 +26,23 @@ class Health(Record, frozen=True, kw_only=True):
     memory_budget: int
 
 
+CallBack = Callable[[Run, bytes, Callable[[bool], None]], None]
+"""Has somebody told of a run that is over, as the bytes say, and then says whether that is done, or
+is to be tried again elsewhere.
+"""
+
+
+def call_nobody(_: Run, __: bytes, told: Callable[[bool], None]) -> None:
+    """Tell nobody."""
+    told(True)
+
+
 class Runner(Protocol):
-    """Takes snippets, and knows the runs that came of them."""
+    """Takes snippets, and knows the runs that came of them. `call_back` is used for those that have
+    a `call`.
+    """
+
+    call_back: CallBack
 
     @property
     def config(self) -> Config:
@@ -74,10 +89,12 @@ class Runner(Protocol):
         tenant: Tenant | None = None,
         then: Callable[[Run], None] | None = None,
         repeat: Repeat | None = None,
+        call: bytes = b"",
     ) -> Run:
         """Accept a snippet: from here on it has a result, whatever happens. Its output socket (if
         `publish`) listens when this returns. It is `tenant`'s, within that one's limits. `then` is
-        told of the run when it is over. The same `repeat` finds it again.
+        told of the run when it is over, if this server is still there; the `call` is made in any
+        case. The same `repeat` finds it again.
 
         Raises:
             RequestError: the snippet cannot be run as it stands, or there is no room.

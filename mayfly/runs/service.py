@@ -41,7 +41,7 @@ from mayfly.runs.execute import do_cases, do_once, execute
 from mayfly.runs.kept import Runs
 from mayfly.runs.repeats import Repeat, Repeats
 from mayfly.runs.run import Run
-from mayfly.runs.runner import Health
+from mayfly.runs.runner import CallBack, Health, call_nobody
 from mayfly.runs.stdin import LiveStdin
 from mayfly.snapshots import store as snapshots
 from mayfly.snapshots.making import doing, is_usual, make, save
@@ -82,6 +82,7 @@ class Service:
         self.runs = Runs(config, sockets)
         self._repeats = Repeats(self.runs)
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self.call_back: CallBack = call_nobody
         self._guests: dict[str, tuple[Guest, ...]] = {}  # of a run that has begun: its own, then copies of it
         self._held: dict[str, contextlib.ExitStack] = {}  # what each run takes of this host
         self._places: dict[str, Ticket] = {}
@@ -271,9 +272,17 @@ class Service:
         tenant: Tenant | None = None,
         then: Callable[[Run], None] | None = None,
         repeat: Repeat | None = None,
+        call: bytes = b"",
     ) -> Run:
-        """As `start`; the same `repeat` finds the run again."""
-        run = self.start(snippet, image, publish=publish, tenant=tenant, then=then)
+        """As `start`; the same `repeat` finds the run again. The `call` is made once it is over."""
+
+        def over(run: Run) -> None:
+            if then is not None:
+                then(run)
+            if call:
+                self.call_back(run, call, lambda _: None)
+
+        run = self.start(snippet, image, publish=publish, tenant=tenant, then=over)
         if repeat is not None:
             self._repeats.remember(repeat, run)
         return run

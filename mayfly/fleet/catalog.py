@@ -1,0 +1,125 @@
+"""The images that a fleet has in a registry, by digest: hosts that lack one fetch it there when a
+run wants it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from mayfly.errors import ConfigError
+from mayfly.fleet.engine import Bucket, Engine
+from mayfly.fleet.message import decode, encode, name_of
+from mayfly.fleet.shared import Shared, ask
+from mayfly.images.manifest import Manifest
+from mayfly.images.store import InstalledImage
+
+SUBJECT = "images"
+
+
+class Offer(msgspec.Struct, kw_only=True, frozen=True):
+    """An image in a registry: where, with its digest; what it is, as JSON; whether the registry
+    speaks plain HTTP.
+    """
+
+    reference: str
+    manifest: bytes
+    insecure: bool = False
+
+    @property
+    def image(self) -> InstalledImage:
+        """The image as it will be when it is installed, without its folder."""
+        manifest = Manifest.from_json(self.manifest.decode(), f"the image {self.reference}")
+        return InstalledImage(Path(manifest.language, manifest.arch), manifest)
+
+
+class ImageChange(msgspec.Struct, kw_only=True):
+    """An image to be offered, or the name of one that is no longer; neither: nothing changes."""
+
+    add: Offer | None = None
+    remove: str = ""
+
+
+class Ask(msgspec.Struct, kw_only=True):
+    """A host of that architecture asks for all offers, unless they are still those."""
+
+    arch: str
+    known: str = ""
+
+
+class Offers(msgspec.Struct, kw_only=True):
+    """The offers, if there are others than those that are known."""
+
+    known: str
+    offers: list[Offer] | None = None
+
+
+def load(data: bytes) -> list[Offer]:
+    """The offers as they are kept."""
+    return decode(data, type=list[Offer])
+
+
+def catalog(bucket: Bucket) -> Shared[Offer]:
+    """What is offered."""
+    return Shared(bucket, "images", load, encode)
+
+
+async def change_images(shared: Shared[Offer], data: bytes) -> bytes:
+    """Do what an operator asks for."""
+    change = decode(data, type=ImageChange)
+
+    def edit(offers: list[Offer]) -> None:
+        if change.add is not None:
+            wanted = _key(change.add)
+            offers[:] = [*(offer for offer in offers if _key(offer) != wanted), change.add]
+        elif change.remove:
+            left = [offer for offer in offers if name_of(offer.image) != change.remove]
+            if len(left) == len(offers):
+                raise ConfigError(f"the image {change.remove[:80]!r} is not offered", hint="mayfly fleet image list")
+            offers[:] = left
+
+    return await shared.change(edit)
+
+
+def _key(offer: Offer) -> tuple[str, str]:
+    return name_of(offer.image), offer.image.manifest.arch
+
+
+def tell(shared: Shared[Offer], asked: Ask) -> Offers:
+    """What a host is told that asks."""
+    known = str(shared.revision)
+    if known == asked.known:
+        return Offers(known=known)
+    return Offers(known=known, offers=[offer for offer in shared.all if offer.image.manifest.arch == asked.arch])
+
+
+async def change(engine: Engine, wanted: ImageChange) -> Sequence[Offer]:
+    """Have a gateway change what is offered; all of it after that.
+
+    Raises:
+        ConfigError: there is no such image.
+        FleetError: no gateway answers.
+    """
+    return load(await ask(engine, SUBJECT, encode(wanted)))
+
+
+def make_offer(reference: str, *, insecure: bool = False) -> Offer:
+    """What a registry has under a reference, as it can be offered.
+
+    Raises:
+        ConfigError: it names no registry.
+        RegistryError: it cannot be had, or is no image of ours.
+    """
+    from mayfly.imagegen.build import source_of
+    from mayfly.imagegen.digests import digest_of
+    from mayfly.imagegen.oci.artifact import inspect
+    from mayfly.imagegen.oci.reference import RegistryReference, parse_reference
+    from mayfly.imagegen.progress import Silent
+
+    parsed = parse_reference(reference)
+    if not isinstance(parsed, RegistryReference):
+        raise ConfigError(f"{reference} is not in a registry", hint="put it into one: mayfly image push")
+    source = source_of(parsed, Silent(), insecure=insecure, offline=False)
+    found = inspect(source)
+    where = f"{parsed.registry}/{parsed.repository}@{parsed.digest or digest_of(source.root()[1])}"
+    return Offer(reference=where, manifest=found.data, insecure=insecure)

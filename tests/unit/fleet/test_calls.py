@@ -1,0 +1,88 @@
+"""Callbacks of a fleet: made by whichever gateway is there when the run is over."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from tests.kit.api_fakes import install_toys
+from tests.kit.fleet_kit import Fleet, in_fleet
+from tests.unit.fleet.test_fleet import body, start, until_output
+
+CALLED = {"callback_hosts": ("127.0.0.1",)}
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install_toys(monkeypatch, tmp_path)
+
+
+class Receiver:
+    """Takes callbacks; `url` is where."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.called: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+
+@contextlib.asynccontextmanager
+async def receiver() -> AsyncIterator[Receiver]:
+    async def hear(request: web.Request) -> web.Response:
+        taker.called.put_nowait(json.loads(await request.read()))
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_post("/", hear)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    taker = Receiver(f"http://127.0.0.1:{runner.addresses[0][1]}/")
+    try:
+        yield taker
+    finally:
+        await runner.cleanup()
+
+
+async def called(taker: Receiver) -> dict[str, Any]:
+    return await asyncio.wait_for(taker.called.get(), 30)
+
+
+def test_whoever_is_there_calls(tmp_path: Path) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with receiver() as taker, fleet.gateway("g2", **CALLED) as two:
+            await fleet.until_hosts(two, 1)
+            gate = tmp_path / "gate"
+            async with fleet.gateway("g1", **CALLED) as one:
+                await fleet.until_hosts(one, 1)
+                quick = await start(
+                    one.client, "echo quick", callback_url=taker.url, callback_secret="whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+                )
+                assert (await called(taker))["id"] == quick
+                source = f"echo begun; while [ ! -e {gate} ]; do sleep 0.05; done; echo end"
+                run_id = await start(one.client, source, callback_url=taker.url, callback_secret="whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+                await until_output(one, run_id, "begun")
+            gate.touch()
+            found = await called(taker)
+            assert (found["id"], found["steps"][1]["stdout"]) == (run_id, "begun\nend\n")
+
+    in_fleet(scenario)
+
+
+def test_a_url_that_may_not_be_called_is_refused() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with fleet.gateway("g1") as way:
+            await fleet.until_hosts(way, 1)
+            async with way.client.post(
+                "/start", json=body("true", callback_url="http://127.0.0.1:1/", callback_secret="whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+            ) as answer:
+                assert answer.status == 422
+
+    in_fleet(scenario)
