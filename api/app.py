@@ -58,8 +58,10 @@ RETRY_S = 5
 """When a client may look whether a server that stops is back."""
 Gateway = Callable[[Config, Functions], contextlib.AbstractAsyncContextManager[str]]
 """Serves functions while its block is under way; gives its address, if it has one, for the log."""
-Join = Callable[[Service, Metrics], contextlib.AbstractAsyncContextManager[str]]
-"""Has a service work for others too while its block is under way; gives whom, for the log."""
+Join = Callable[[Service, Functions, Metrics], contextlib.AbstractAsyncContextManager[str]]
+"""Has a service with its functions work for others too while its block is under way; gives whom,
+for the log.
+"""
 
 
 Behind = tuple[Runner, FunctionRunner, Measured, Sequence[str]]
@@ -245,7 +247,7 @@ async def on_host(
         functions.begin()
         others = [await opened.enter_async_context(gateway(config, functions)) for gateway in gateways]
         if join is not None:
-            others.append(await opened.enter_async_context(join(service, metrics)))
+            others.append(await opened.enter_async_context(join(service, functions, metrics)))
         yield service, functions, metrics, others
 
 

@@ -133,7 +133,7 @@ class Log(msgspec.Struct, frozen=True, kw_only=True):
 async def list_functions(request: web.Request) -> web.Response:
     """List the functions, with what they have done."""
     functions, memory = request.app[FUNCTIONS], request.app[SERVICE].health().memory_budget
-    every = [(function, functions.figures(function.name)) for function in functions.all()]
+    every = [(function, await functions.figures(function.name)) for function in functions.all()]
     shown = [FunctionInfo.of(function, figures) for function, figures in every if _is_visible(request, function)]
     return answer(FunctionList(functions=shown, statistics=Totals.of([figures for _, figures in every], memory)))
 
@@ -141,13 +141,13 @@ async def list_functions(request: web.Request) -> web.Response:
 async def get_function(request: web.Request) -> web.Response:
     """Say what a function is, and what it has done."""
     function = _find(request)
-    return answer(FunctionInfo.of(function, request.app[FUNCTIONS].figures(function.name)))
+    return answer(FunctionInfo.of(function, await request.app[FUNCTIONS].figures(function.name)))
 
 
 async def get_logs(request: web.Request) -> web.Response:
     """Give the latest lines that a function printed, for whomever it worked."""
     query = parse_query(LogsQuery, request.query)
-    return answer(Log(lines=request.app[FUNCTIONS].logs(_find(request).name, query.last)))
+    return answer(Log(lines=await request.app[FUNCTIONS].logs(_find(request).name, query.last)))
 
 
 async def invoke(request: web.Request) -> web.Response:
@@ -172,7 +172,7 @@ async def invoke(request: web.Request) -> web.Response:
     status = "pending"
     try:
         if query.later != "false":
-            functions.submit(asked)
+            await functions.submit(asked)
             place = f"/functions/{function.name}/requests/{request_id}"
             return answer(Accepted(id=request_id, function=function.name), 202, {"Location": place})
         found = await functions.invoke(asked)
@@ -191,10 +191,10 @@ async def get_answer(request: web.Request) -> web.Response:
     functions, function = request.app[FUNCTIONS], _find(request)
     request[INVOCATION] = request_id = request.match_info["id"][:64]
     owner = None if is_operator(request) else owner_of(request)
-    found = functions.result(request_id, function=function.name, owner=owner)
+    found = await functions.result(request_id, function=function.name, owner=owner)
     if found is None and query.wait:
         await functions.settled(request_id)
-        found = functions.result(request_id, function=function.name, owner=owner)
+        found = await functions.result(request_id, function=function.name, owner=owner)
     if found is None:
         return answer(Accepted(id=request_id, function=function.name), 202, {"Retry-After": str(POLL_S)})
     return respond(found)

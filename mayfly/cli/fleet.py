@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
@@ -85,6 +85,39 @@ def ask_fleet(work: "Callable[[Engine], Coroutine[Any, Any, _T]]", url: str, nam
             return await work(engine)
 
     return asyncio.run(whole())
+
+
+class Where(NamedTuple):
+    """The fleet that a command is about, and who comes."""
+
+    url: str
+    name: str
+    seed: str
+    ca: str
+
+    def ask(self, work: "Callable[[Engine], Coroutine[Any, Any, _T]]") -> _T:
+        """Do `work` with a connection to it."""
+        return ask_fleet(work, self.url, self.name, self.seed, self.ca)
+
+
+def of_fleet(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the flags with which a command is about a fleet's things: it is given `fleet`, or None
+    for this machine's.
+    """
+
+    @functools.wraps(command)
+    def called(*args: Any, url: str, fleet_name: str, fleet_seed: str, fleet_ca: str, **kwargs: Any) -> Any:
+        fleet = Where(url, fleet_name, fleet_seed, fleet_ca) if url else None
+        return with_fleet(command)(*args, fleet=fleet, **kwargs)
+
+    for option in (
+        click.option("--fleet-ca", default="", metavar="FILE", help="authority of the servers' certificates (PEM)"),
+        click.option("--fleet-seed", default="", metavar="FILE", help="seed of an operator's token"),
+        click.option("--fleet-name", default="operator", help="name of that token"),
+        click.option("--fleet", "url", default="", metavar="URL", help="those of the fleet with a server at this URL"),
+    ):
+        called = option(called)
+    return called
 
 
 @cli.command("list")

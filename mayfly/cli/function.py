@@ -15,6 +15,7 @@ import click
 import msgspec
 
 from mayfly.cli.asking import ask
+from mayfly.cli.fleet import Where, of_fleet
 from mayfly.cli.main import OF_SERVER, Configured, load_config
 from mayfly.cli.messages import plain
 from mayfly.functions import store
@@ -22,12 +23,13 @@ from mayfly.functions.inprocess import in_process
 from mayfly.functions.lines import BadLine, RequestLine
 from mayfly.functions.openloop import Invoke, Reply
 from mayfly.functions.service import Functions
-from mayfly.functions.spec import load_specs
+from mayfly.functions.spec import FunctionSpec, load_specs
 from mayfly.functions.store import Function
 from mayfly.gateways.lines import replay
 from mayfly.host.checks import time_factor
 from mayfly.host.config import Config
 from mayfly.runs.service import Service
+from mayfly.schema import replace
 from mayfly.vmm.process.zygote import Zygote
 
 WITHOUT = tuple(name for name in OF_SERVER if name != "socket")
@@ -37,14 +39,16 @@ WITHOUT = tuple(name for name in OF_SERVER if name != "socket")
 def cli() -> None:
     """Create functions: code that stays loaded in guests and answers many requests.
 
-    A running server serves every function of its user, also those that are created meanwhile.
+    A running server serves every function of its user, also those that are created meanwhile. With
+    --fleet they are those of a whole fleet, whose gateways answer requests to them.
     """
 
 
 @cli.command(cls=Configured, without=WITHOUT)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("names", nargs=-1)
-def create(file: Path, names: tuple[str, ...], **flags: Any) -> None:
+@of_fleet
+def create(file: Path, names: tuple[str, ...], fleet: Where | None, **flags: Any) -> None:
     """Create the functions that FILE describes, or those NAMES of them.
 
     Each one's code is built and loaded in a guest, which is saved: later ones start from there. A
@@ -54,6 +58,11 @@ def create(file: Path, names: tuple[str, ...], **flags: Any) -> None:
     unknown = set(names) - {spec.name for spec in specs}
     if unknown:
         raise click.BadParameter(f"{file} has no function {min(unknown)!r}", param_hint="NAMES")
+    if fleet is not None:
+        for spec in specs:
+            if not names or spec.name in names:
+                click.echo(_line(_create_there(fleet, spec)))
+        return
     config = load_config(flags)
 
     async def whole() -> None:
@@ -65,11 +74,31 @@ def create(file: Path, names: tuple[str, ...], **flags: Any) -> None:
     asyncio.run(whole())
 
 
+def _create_there(fleet: Where, spec: FunctionSpec) -> Function:
+    """Have a host of the fleet build and load a function, and all gateways know it."""
+    from mayfly.fleet.functions import creating
+    from mayfly.fleet.functions.messages import Change
+
+    code = store.read_code(Path(spec.code), "")
+    change = Change(spec=msgspec.json.encode(replace(spec, code="fleet")), code=code)
+    made = fleet.ask(lambda engine: creating.change(engine, change))
+    return next(each.function for each in made if each.function.name == spec.name)
+
+
+def _change_there(fleet: Where, remove: str = "") -> list[Function]:
+    """Remove a function of a fleet, if one is named; those that it has then."""
+    from mayfly.fleet.functions import creating
+    from mayfly.fleet.functions.messages import Change
+
+    return [each.function for each in fleet.ask(lambda engine: creating.change(engine, Change(remove=remove)))]
+
+
 @cli.command("list")
 @click.option("--json", "as_json", is_flag=True, help="print them as JSON")
-def list_functions(as_json: bool) -> None:
+@of_fleet
+def list_functions(as_json: bool, fleet: Where | None) -> None:
     """List the functions."""
-    found = store.installed()
+    found = _change_there(fleet) if fleet else store.installed()
     if as_json:
         click.echo(json.dumps([_facts(function) for function in found]))
         return
@@ -134,8 +163,13 @@ def logs(name: str, last: int, as_json: bool, **flags: Any) -> None:
 
 @cli.command(cls=Configured, without=WITHOUT)
 @click.argument("names", nargs=-1, required=True)
-def rm(names: tuple[str, ...], **flags: Any) -> None:
+@of_fleet
+def rm(names: tuple[str, ...], fleet: Where | None, **flags: Any) -> None:
     """Remove the functions NAMES, and what was saved of them."""
+    if fleet is not None:
+        for name in names:
+            _change_there(fleet, name)
+        return
     config = load_config(flags)
 
     async def whole() -> None:

@@ -2,13 +2,13 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import click
 import msgspec
 
-from mayfly.cli.fleet import ask_fleet, with_fleet
+from mayfly.cli.fleet import Where, of_fleet
 from mayfly.cli.main import Size
 from mayfly.host import keys
 from mayfly.host.keys import ApiKey
@@ -37,24 +37,12 @@ def cli() -> None:
     """
 
 
-def _of_fleet(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the flags that say whose keys are meant."""
-    for option in (
-        click.option("--fleet-ca", default="", metavar="FILE", help="authority of the servers' certificates (PEM)"),
-        click.option("--fleet-seed", default="", metavar="FILE", help="seed of an operator's token"),
-        click.option("--fleet-name", default="operator", help="name of that token"),
-        click.option("--fleet", "url", default="", metavar="URL", help="URL of a server of the fleet whose keys are meant"),
-    ):
-        command = option(command)
-    return command
-
-
-def _change_fleet(where: dict[str, str], add: ApiKey | None = None, revoke: str = "") -> Sequence[ApiKey]:
+def _change_fleet(fleet: Where, add: ApiKey | None = None, revoke: str = "") -> Sequence[ApiKey]:
     """Change the keys of a fleet; all of them after that."""
     from mayfly.fleet.keys import KeyChange, change
 
     wanted = KeyChange(add=msgspec.json.encode(add) if add else b"", revoke=revoke)
-    return ask_fleet(lambda engine: change(engine, wanted), where["url"], where["fleet_name"], where["fleet_seed"], where["fleet_ca"])
+    return fleet.ask(lambda engine: change(engine, wanted))
 
 
 @cli.command()
@@ -64,8 +52,7 @@ def _change_fleet(where: dict[str, str], add: ApiKey | None = None, revoke: str 
 @click.option("--memory", type=Size(), help="memory of their machines together, such as 4G")
 @click.option("--readers", type=click.IntRange(1, 1_000_000), metavar="N", help="connections that read events of its runs at a time")
 @click.option("--moves", is_flag=True, help="for another server, which moves runs here with it: mayfly move, mayfly drain")
-@_of_fleet
-@with_fleet
+@of_fleet
 def create(
     name: str,
     memory: int | None,
@@ -73,7 +60,7 @@ def create(
     rate: int | None,
     concurrency: int | None,
     readers: int | None,
-    **where: str,
+    fleet: Where | None,
 ) -> None:
     """Make the key NAME and print its token, which cannot be shown again.
 
@@ -82,9 +69,9 @@ def create(
     if memory is not None and memory < MIB:
         raise click.BadParameter(f"no machine fits into {memory} bytes; write it as 512M or 4G", param_hint="--memory")
     limits = {"rate": rate or 0, "concurrency": concurrency or 0, "readers": readers or 0, "memory": memory or 0}
-    if where["url"]:
+    if fleet:
         key, token = keys.make(name, moves=moves, **limits)
-        _change_fleet(where, add=key)
+        _change_fleet(fleet, add=key)
     else:
         token = keys.create(keys.default_path(), name, moves=moves, **limits)
     click.echo(token)
@@ -93,11 +80,10 @@ def create(
 
 @cli.command("list")
 @click.option("--json", "as_json", is_flag=True, help="print them as JSON")
-@_of_fleet
-@with_fleet
-def list_keys(as_json: bool, **where: str) -> None:
+@of_fleet
+def list_keys(as_json: bool, fleet: Where | None) -> None:
     """List the keys with their limits."""
-    found = _change_fleet(where) if where["url"] else keys.load(keys.default_path())
+    found = _change_fleet(fleet) if fleet else keys.load(keys.default_path())
     if as_json:
         click.echo(json.dumps([{name: value for name, value in msgspec.to_builtins(key).items() if name != "hash"} for key in found]))
         return
@@ -114,11 +100,10 @@ def list_keys(as_json: bool, **where: str) -> None:
 
 @cli.command()
 @click.argument("name")
-@_of_fleet
-@with_fleet
-def revoke(name: str, **where: str) -> None:
+@of_fleet
+def revoke(name: str, fleet: Where | None) -> None:
     """Take the key NAME back: its token is refused from now on. Its runs go on to their end."""
-    if where["url"]:
-        _change_fleet(where, revoke=name)
+    if fleet:
+        _change_fleet(fleet, revoke=name)
     else:
         keys.revoke(keys.default_path(), name)

@@ -9,6 +9,7 @@ import msgspec
 
 from mayfly.errors import ConfigError
 from mayfly.fleet.engine import Bucket, Engine
+from mayfly.fleet.functions.messages import FleetFunction
 from mayfly.fleet.message import decode, encode, name_of
 from mayfly.fleet.shared import Shared, ask
 from mayfly.images.manifest import Manifest
@@ -41,17 +42,18 @@ class ImageChange(msgspec.Struct, kw_only=True):
 
 
 class Ask(msgspec.Struct, kw_only=True):
-    """A host of that architecture asks for all offers, unless they are still those."""
+    """A host of that architecture asks for offers and functions, unless they are still those."""
 
     arch: str
     known: str = ""
 
 
 class Offers(msgspec.Struct, kw_only=True):
-    """The offers, if there are others than those that are known."""
+    """The offers and functions, if there are others than those that are known."""
 
     known: str
     offers: list[Offer] | None = None
+    functions: list[FleetFunction] | None = None
 
 
 def load(data: bytes) -> list[Offer]:
@@ -83,14 +85,6 @@ async def change_images(shared: Shared[Offer], data: bytes) -> bytes:
 
 def _key(offer: Offer) -> tuple[str, str]:
     return name_of(offer.image), offer.image.manifest.arch
-
-
-def tell(shared: Shared[Offer], asked: Ask) -> Offers:
-    """What a host is told that asks."""
-    known = str(shared.revision)
-    if known == asked.known:
-        return Offers(known=known)
-    return Offers(known=known, offers=[offer for offer in shared.all if offer.image.manifest.arch == asked.arch])
 
 
 async def change(engine: Engine, wanted: ImageChange) -> Sequence[Offer]:

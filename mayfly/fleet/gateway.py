@@ -20,13 +20,15 @@ from mayfly.errors import (
     UnknownRunError,
     UnprocessableError,
 )
-from mayfly.fleet import calls, catalog, keys
+from mayfly.fleet import calls
 from mayfly.fleet.accept import Acceptance, Queues
 from mayfly.fleet.accounts import Accounts
 from mayfly.fleet.calls import Calls
 from mayfly.fleet.engine import Buckets, Engine, Message, NobodyError, SilenceError
 from mayfly.fleet.follows import Follows
-from mayfly.fleet.keys import shared_keys
+from mayfly.fleet.functions.creating import Creating
+from mayfly.fleet.functions.gateway import FleetFunctions
+from mayfly.fleet.lists import Lists
 from mayfly.fleet.message import (
     About,
     Answer,
@@ -44,7 +46,6 @@ from mayfly.fleet.message import (
 from mayfly.fleet.mirror import ending_of
 from mayfly.fleet.results import Results
 from mayfly.fleet.roll import Roll
-from mayfly.fleet.shared import answer
 from mayfly.fleet.verdicts import Verdicts
 from mayfly.fleet.watch import Watch
 from mayfly.host.admission import Tenant
@@ -66,6 +67,7 @@ class Gateway:
 
     Attributes:
         roll: the hosts.
+        functions: the functions.
     """
 
     def __init__(
@@ -85,8 +87,6 @@ class Gateway:
         self._registry = registry = buckets.runs
         self._results = results = Results(buckets.results)
         self._accounts = Accounts(buckets.accounts, registry, results)
-        self._keys = shared_keys(buckets.fleet)
-        self._images = catalog.catalog(buckets.fleet)
         self._runs = Runs(config, sockets)
         self._follows = Follows(engine, registry, results, self._accounts, self._runs)
         self._verdicts = Verdicts(engine, registry, results, self._follows)
@@ -96,6 +96,20 @@ class Gateway:
         self._acceptance = Acceptance(
             config, engine, registry, results, self._accounts, self._follows, self._calls, self._queues, self.roll, self._watch
         )
+        self._lists = lists = Lists(engine, buckets.fleet, self.roll, self._queues, self._follows.spawn)
+        self.functions = FleetFunctions(
+            engine,
+            registry,
+            results,
+            self._accounts,
+            self._queues,
+            self.roll,
+            lists.functions,
+            here=config.here,
+            check_ready=self.check_ready,
+            spawn=self._follows.spawn,
+        )
+        self._creating = Creating(engine, buckets.fleet, self.roll, lists.functions, self.functions)
         self._closed = False
 
     # Its own life
@@ -107,13 +121,12 @@ class Gateway:
         await engine.listen(f"gw.{name}.*.*", self._follows.heard)
         await self._verdicts.listen()
         await engine.listen("over.*", self._heard_over)
-        await engine.listen(keys.SUBJECT, self._heard_of_keys, queue="gateways")
-        await engine.listen(catalog.SUBJECT, self._heard_of_images, queue="gateways")
-        await engine.listen("offers.*", self._heard_ask, queue="gateways")
+        await self._lists.listen(self._creating)
+        await self.functions.listen()
         engine.on_return.append(self._follows.attach_all)
-        self._watch.beside.append(self._look_at_shared)
+        self._watch.beside.append(self._lists.refresh)
         with contextlib.suppress(SilenceError):  # it is looked again
-            await self._look_at_shared()
+            await self._lists.refresh()
         self._follows.spawn(self._watch.watch(), "watch the fleet")
         self._follows.spawn(self._begin_calls(), "begin calls")
 
@@ -163,33 +176,14 @@ class Gateway:
         run_id = message.subject.rpartition(".")[2]
         self._follows.heard_over(run_id)
         self._calls.over(run_id)
+        self.functions.heard_over(run_id)
 
     # What is known of the fleet
 
     @property
     def shared_keys(self) -> Sequence[ApiKey]:
         """The API keys of the fleet."""
-        return self._keys.all
-
-    def _heard_of_keys(self, message: Message) -> None:
-        work = keys.change_keys(self._keys, message.data)
-        self._follows.spawn(answer(self._engine, message, work), "change keys")
-
-    def _heard_of_images(self, message: Message) -> None:
-        work = catalog.change_images(self._images, message.data)
-        self._follows.spawn(answer(self._engine, message, work), "change images")
-
-    def _heard_ask(self, message: Message) -> None:
-        told = catalog.tell(self._images, decode(message.data, type=catalog.Ask))
-        self._follows.spawn(self._engine.send(message.reply, encode(told)), "tell of images")
-
-    async def _look_at_shared(self) -> None:
-        """Take notice of what operators have changed."""
-        await self._keys.refresh()
-        if await self._images.refresh():
-            self.roll.offered = [offer.image for offer in self._images.all]
-            for image in self.roll.offered:
-                await self._queues.ensure(image.manifest.arch, token_of(name_of(image)))
+        return self._lists.keys.all
 
     def _heard_beat(self, message: Message) -> None:
         with contextlib.suppress(ValueError):

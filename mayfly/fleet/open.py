@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from mayfly.errors import ConfigError
-from mayfly.fleet.absent import NoFunctions
 from mayfly.fleet.engine import DEFAULT_ACK_WAIT_S, Credentials, Engine
+from mayfly.fleet.functions.gateway import FleetFunctions
 from mayfly.fleet.gateway import Gateway
 from mayfly.fleet.measures import Measures
 from mayfly.fleet.worker import joined
+from mayfly.functions.service import Functions
 from mayfly.host.config import Config
 from mayfly.host.metrics import Metrics
 from mayfly.runs.service import Service
@@ -42,12 +43,12 @@ class Place(Record, frozen=True, kw_only=True):
         return name
 
 
-Served = tuple[Gateway, NoFunctions, Measures, tuple[str, ...]]
+Served = tuple[Gateway, FleetFunctions, Measures, tuple[str, ...]]
 """What a gateway's API stands before, and where it serves."""
 
 
 @contextlib.asynccontextmanager
-async def join(service: Service, metrics: Metrics, place: Place) -> AsyncIterator[str]:
+async def join(service: Service, functions: Functions, metrics: Metrics, place: Place) -> AsyncIterator[str]:
     """Have a service work for the fleet too; gives the name that it has there.
 
     Raises:
@@ -56,7 +57,7 @@ async def join(service: Service, metrics: Metrics, place: Place) -> AsyncIterato
     name = place.named("host")
     async with (
         Engine.connect(place.urls, name, place.credentials) as engine,
-        joined(service, metrics, engine, ack_wait_s=place.ack_wait_s),
+        joined(service, functions, metrics, engine, ack_wait_s=place.ack_wait_s),
     ):
         yield f"the fleet at {place.urls[0]}, as {name}"
 
@@ -74,6 +75,6 @@ async def gateway(config: Config, sockets: Path, place: Place) -> AsyncIterator[
         runner = Gateway(config, engine, buckets, sockets=sockets, replicas=place.replicas, ack_wait_s=place.ack_wait_s)
         await runner.open()
         try:
-            yield runner, NoFunctions(), Measures(engine, runner), (f"gateway {name} of the fleet at {place.urls[0]}",)
+            yield runner, runner.functions, Measures(engine, runner), (f"gateway {name} of the fleet at {place.urls[0]}",)
         finally:
             await runner.close()

@@ -37,24 +37,17 @@ def permissions(name: str, kind: str, arch: str) -> dict[str, Any]:
         case "host":
             stream = f"RUNS_{arch}"
             said = [f"begin.{name}.*", f"settle.*.{name}.*", f"gw.*.{name}.*", f"beat.{name}", f"offers.{name}"]
+            said += [f"fn.begin.{name}.*", f"fn.settle.*.{name}.*", f"fn.code.{name}"]
             said += [f"$JS.API.CONSUMER.MSG.NEXT.{stream}.*", f"$JS.ACK.{stream}.>"]
-            heard = [f"host.{name}.*", *(f"{subject}.{name}" for subject in ("ping", "about", "measure", "wish"))]
+            heard = [f"host.{name}.*", *(f"{subject}.{name}" for subject in ("ping", "about", "measure", "wish", "fn.ask"))]
         case "gateway":
-            said = ["run.*.*", "host.*.*", "ping.*", "about.*", "measure.*", "wish.*", "over.*"]
+            said = ["run.*.*", "host.*.*", "ping.*", "about.*", "measure.*", "wish.*", "over.*", "fn.ask.*"]
             said += ["$JS.API.>", "$JS.ACK.>", "$KV.runs.>", "$KV.results.>", "$KV.accounts.>", "$KV.fleet.>"]
-            heard = [
-                f"gw.{name}.*.*",
-                "begin.*.*",
-                f"settle.{name}.*.*",
-                f"settle.{ANY}.*.*",
-                "beat.*",
-                "over.*",
-                "keys",
-                "images",
-                "offers.*",
-            ]
+            heard = [f"gw.{name}.*.*", "begin.*.*", f"settle.{name}.*.*", f"settle.{ANY}.*.*", "beat.*", "over.*"]
+            heard += ["fn.begin.*.*", f"fn.settle.{name}.*.*", f"fn.settle.{ANY}.*.*", "fn.code.*", "offers.*"]
+            heard += ["keys", "images", "functions"]
         case _:
-            said, heard = ["about.*", "wish.*", "keys", "images"], ["beat.*"]
+            said, heard = ["about.*", "wish.*", "keys", "images", "functions"], ["beat.*"]
     return {"publish": said, "subscribe": [*heard, inbox], "allow_responses": {"max": 1, "expires": "1m"}}
 
 

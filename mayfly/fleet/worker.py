@@ -29,6 +29,8 @@ from mayfly.fleet.catalog import Ask, Offers
 from mayfly.fleet.engine import Delivery, Engine, Message, NobodyError, SilenceError
 from mayfly.fleet.feed import Feed
 from mayfly.fleet.fetch import Fetches
+from mayfly.fleet.functions.host import HostFunctions
+from mayfly.fleet.functions.messages import CREATING
 from mayfly.fleet.message import (
     ANY,
     About,
@@ -55,6 +57,7 @@ from mayfly.fleet.message import (
     wire,
 )
 from mayfly.fleet.mirror import ending_of
+from mayfly.functions.service import Functions
 from mayfly.host.metrics import Metrics
 from mayfly.host.plan import want_machine
 from mayfly.host.snippet import Terminal
@@ -101,7 +104,7 @@ class Active:
 class Worker:
     """The adapter between a service and the fleet. `engine` is connected under the host's name."""
 
-    def __init__(self, service: Service, metrics: Metrics, engine: Engine, *, ack_wait_s: float) -> None:
+    def __init__(self, service: Service, functions: Functions, metrics: Metrics, engine: Engine, *, ack_wait_s: float) -> None:
         self._service = service
         self._metrics = metrics
         self._engine = engine
@@ -114,6 +117,8 @@ class Worker:
         self._about = About(name=self._host, arch=service.images.arch, version=__version__, images=[])
         self._digest = ""
         self._fetches = Fetches(self._look)
+        self._own_functions = functions
+        self._functions = HostFunctions(functions, engine, self._about.arch, room=self._room, spawn=self.spawn, over=self._refill)
         self._offers = ""
         self._draining = False
         self._closed = False
@@ -146,6 +151,7 @@ class Worker:
         await engine.listen(f"about.{name}", lambda message: self.spawn(engine.send(message.reply, encode(self._about)), "about"))
         await engine.listen(f"measure.{name}", lambda message: self.spawn(engine.send(message.reply, self._metrics.text()), "measure"))
         await engine.listen(f"wish.{name}", lambda message: self.spawn(self._obey(message), "wish"))
+        await self._functions.listen()
         await engine.listen_for_work(self._delivered)
         engine.on_return.append(self._returned)
         self._service.admission.on_room.append(self._refill)
@@ -160,8 +166,9 @@ class Worker:
         settling = {task for task in self._tasks if task.get_name().startswith("settle")}
         if settling:
             await asyncio.wait(settling, timeout=CLOSE_S)
+        for delivery in (*(active.delivery for active in self._active.values()), *self._functions.under_way):
+            await self._engine.give_back(delivery.ack)
         for active in self._active.values():
-            await self._engine.give_back(active.delivery.ack)
             for feed in active.feeds.values():
                 feed.close()
         tasks = list(self._tasks)
@@ -190,7 +197,8 @@ class Worker:
     def _room(self) -> int:
         """Bytes of memory that a run can have now."""
         admission = self._service.admission
-        return 0 if admission.waiting else admission.budget - admission.used + self._service.supply.pool.reclaimable
+        idle = self._service.supply.pool.reclaimable + self._own_functions.reclaimable
+        return 0 if admission.waiting else admission.budget - admission.used + idle
 
     def _refill(self) -> None:
         """Have as many pulls waiting as there is room for."""
@@ -206,16 +214,23 @@ class Worker:
                 self._pulling[lang] = self._pulling.get(lang, 0) + 1
                 pull = self._engine.pull(self._about.arch, lang, priority=priority, expires_s=EXPIRES_S)
                 self.spawn(pull, f"pull {lang}")
+        self._functions.refill(self._images)
 
     def _returned(self) -> None:
         """The connection is there again; pulls that waited are not."""
         self._pulling.clear()
+        self._functions.returned()
         self._refill()
 
     def _delivered(self, lang: str, delivery: Delivery | None) -> None:
-        self._pulling[lang] = max(0, self._pulling.get(lang, 0) - 1)
+        if lang.startswith(CREATING):
+            self._functions.delivered(lang, delivery, takes=self._takes)
+        else:
+            self._pulling[lang] = max(0, self._pulling.get(lang, 0) - 1)
         if delivery is None:
             asyncio.get_running_loop().call_later(LATER_S, self._refill)
+            return
+        if lang.startswith(CREATING):
             return
         try:
             work = decode(delivery.data, type=Work)
@@ -423,7 +438,7 @@ class Worker:
             about=self._digest,
             memory_used=health.memory_used,
             memory_budget=health.memory_budget,
-            running=len(self._active),
+            running=len(self._active) + len(self._functions.under_way),
             waiting=health.waiting,
             idle=health.idle,
             draining=self._draining or self._service.stopping,
@@ -450,19 +465,21 @@ class Worker:
             self._offers = told.known
             if told.offers is not None:
                 self._fetches.offered(told.offers)
+            if told.functions is not None:
+                self._functions.offered(told.functions)
 
     async def _keep(self) -> None:
         """Say of each run that it goes on."""
         while True:
             await asyncio.sleep(self._ack_wait_s / 3)
-            for active in list(self._active.values()):
-                await self._engine.still_busy(active.delivery.ack)
+            for delivery in (*(active.delivery for active in self._active.values()), *self._functions.under_way):
+                await self._engine.still_busy(delivery.ack)
 
 
 @contextlib.asynccontextmanager
-async def joined(service: Service, metrics: Metrics, engine: Engine, *, ack_wait_s: float) -> AsyncIterator[Worker]:
+async def joined(service: Service, functions: Functions, metrics: Metrics, engine: Engine, *, ack_wait_s: float) -> AsyncIterator[Worker]:
     """Be one of the fleet's hosts while the block is under way."""
-    worker = Worker(service, metrics, engine, ack_wait_s=ack_wait_s)
+    worker = Worker(service, functions, metrics, engine, ack_wait_s=ack_wait_s)
     await worker.begin()
     try:
         yield worker

@@ -5,17 +5,32 @@ import os
 import time
 from typing import Literal
 
-from mayfly.errors import FunctionGuestError, MayflyError
+from mayfly.errors import BodyTooLargeError, FunctionGuestError, MayflyError, UnprocessableError
 from mayfly.functions.answer import Answer, Invocation, Times
 from mayfly.guests.function import FunctionResponse
 from mayfly.guests.start import StartKind
 from mayfly.protocol.conversation import Event
-from mayfly.protocol.frames import Stderr, Stdout
+from mayfly.protocol.frames import MAX_BODY, MAX_CONTENT_TYPE, Stderr, Stdout
 
 KEPT_LOG = 64 * 1024
 """Bytes of what a function prints in one request that are kept, the last ones."""
 SHOWN_LOG = 2000
 """Of those, in an error."""
+
+
+def check(asked: Invocation) -> None:
+    """Refuse what no guest can be sent.
+
+    Raises:
+        BodyTooLargeError, UnprocessableError: payload or type cannot be sent.
+    """
+    kind = asked.content_type
+    if len(asked.payload) > MAX_BODY:
+        raise BodyTooLargeError(f"the payload has {len(asked.payload)} bytes; at most {MAX_BODY} are taken")
+    if len(kind) > MAX_CONTENT_TYPE or not kind.isascii():
+        raise UnprocessableError(
+            f"the content type {kind[:80]!r} is not usable", hint=f"it has at most {MAX_CONTENT_TYPE} ASCII characters"
+        )
 
 
 class Piece:

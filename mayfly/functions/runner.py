@@ -19,19 +19,19 @@ class FunctionRunner(Protocol):
     def find(self, name: str) -> Function:
         """The function `name`. Raises UnknownFunctionError."""
 
-    def figures(self, name: str) -> FunctionFigures:
+    async def figures(self, name: str) -> FunctionFigures:
         """What the function has done. Raises UnknownFunctionError."""
 
-    def logs(self, name: str, last: int = 100) -> list[LogLine]:
+    async def logs(self, name: str, last: int = 100) -> list[LogLine]:
         """The last lines that the function printed. Raises UnknownFunctionError."""
 
     async def invoke(self, asked: Invocation) -> Answer:
         """Ask the function, and wait for its answer. Raises MayflyError."""
 
-    def submit(self, asked: Invocation) -> str:
+    async def submit(self, asked: Invocation) -> str:
         """Ask the function; `result` has the answer under the id that this returns."""
 
-    def result(self, request_id: str, *, function: str = "", owner: str | None = None) -> Answer | None:
+    async def result(self, request_id: str, *, function: str = "", owner: str | None = None) -> Answer | None:
         """The answer to a request that was submitted; None while it is under way."""
 
     async def settled(self, request_id: str) -> None:

@@ -296,6 +296,11 @@ class Scheduler(Generic[R, G]):
         for instance in waiting[len(uncovered) :]:
             self._guests.cancel(instance)
 
+    @property
+    def reclaimable(self) -> int:
+        """Bytes of idle guests, which others' room would be made of."""
+        return sum(instance.revision.memory for desk in self._desks.values() for instance in desk.of(State.IDLE))
+
     def _reclaim(self, missing: int) -> int:
         """End idle guests, as many as it takes; the bytes that they give back with those that are
         ending already. Guests that are to stay ready come last.

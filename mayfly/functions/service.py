@@ -4,24 +4,23 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mayfly.errors import (
-    BodyTooLargeError,
     ForbiddenError,
     MayflyError,
     UnknownFunctionError,
     UnknownRequestError,
-    UnprocessableError,
 )
 from mayfly.files import atomic_write
 from mayfly.functions import store
 from mayfly.functions.answer import Answer, FunctionFigures, Invocation, LogLine
+from mayfly.functions.desk import State
 from mayfly.functions.kept import Log, Results, outcome
 from mayfly.functions.making import FunctionMachines, Revision, forget_snapshots, revise
-from mayfly.functions.request import Request
+from mayfly.functions.request import Request, check
 from mayfly.functions.revisions import Revisions
 from mayfly.functions.scheduler import Scheduler
 from mayfly.functions.spec import FunctionSpec
@@ -36,7 +35,6 @@ from mayfly.host.networks import Networks
 from mayfly.host.observer import Observer
 from mayfly.host.supply import Supply
 from mayfly.images.store import Images
-from mayfly.protocol.frames import MAX_BODY, MAX_CONTENT_TYPE
 
 log = logging.getLogger(__name__)
 
@@ -123,15 +121,46 @@ class Functions:
         with store.claimed(spec.name):
             self._check_owner(spec.name, owner)
             revision = revise(function, image, self.config, self._networks)
-            with self._place(revision) as turn:
-                await turn
-                await self._machines.try_out(revision, code, again=again)
+            await self._try_out(revision, code, again=again)
             await asyncio.to_thread(store.save, function, code)
         await asyncio.to_thread(forget_snapshots, spec.name, but=revision.snapshot_name)
         if not self._stopping and (spec.min_guests or spec.name in self._revisions):
             self._scheduler.expect(self._current(spec.name))
             self._scheduler.fill()
         return function
+
+    async def install(self, function: Function, code: Mapping[str, bytes], *, try_out: bool) -> None:
+        """Keep a function that was created elsewhere; with `try_out` it is built and loaded first.
+
+        Raises:
+            FunctionFailedError: it cannot be built or loaded.
+            BusyError: somebody else installs it, or there is no room for a guest.
+            MayflyError: its language or this host do not do.
+        """
+        revision = revise(function, self._images.find(function.spec.language), self.config, self._networks)
+        with store.claimed(function.name):
+            if try_out:
+                await self._try_out(revision, code)
+            await asyncio.to_thread(store.save, function, code)
+
+    async def _try_out(self, revision: Revision, code: Mapping[str, bytes], *, again: bool = False) -> None:
+        """Build and load it in a guest, which is saved."""
+        with self._place(revision) as turn:
+            await turn
+            await self._machines.try_out(revision, code, again=again)
+
+    def has(self, name: str) -> bool:
+        """Whether there is a function of that name."""
+        return store.stamp(name) is not None
+
+    def idle(self, name: str) -> int:
+        """How many guests of the function wait for a request."""
+        return self._scheduler.guests(name)[State.IDLE.value]
+
+    @property
+    def reclaimable(self) -> int:
+        """Bytes of guests that would be ended for others."""
+        return self._scheduler.reclaimable
 
     def _check_owner(self, name: str, owner: str) -> None:
         with contextlib.suppress(UnknownFunctionError):
@@ -184,7 +213,20 @@ class Functions:
             self._scheduler.withdraw(request)
             raise
 
-    def submit(self, asked: Invocation) -> str:
+    async def attempt(self, asked: Invocation) -> tuple[Answer | MayflyError, bool]:
+        """Ask the function as `invoke` does: what came of it, and whether a guest was given the
+        request.
+        """
+        try:
+            request = self._enter(asked)
+        except MayflyError as error:
+            return error, False
+        try:
+            return await asyncio.shield(request.answer), True
+        except MayflyError as error:
+            return error, bool(request.sent_at)
+
+    async def submit(self, asked: Invocation) -> str:
         """Ask the function; `result` has the answer under the id that this returns.
 
         Raises:
@@ -194,7 +236,7 @@ class Functions:
         self._results.add(request)
         return request.id
 
-    def result(self, request_id: str, *, function: str = "", owner: str | None = None) -> Answer | None:
+    async def result(self, request_id: str, *, function: str = "", owner: str | None = None) -> Answer | None:
         """The answer to a request that was submitted; None while it is under way.
 
         Raises:
@@ -210,7 +252,7 @@ class Functions:
         with contextlib.suppress(UnknownRequestError):
             await asyncio.wait([self._results.get(request_id).answer])
 
-    def logs(self, name: str, last: int = 100) -> list[LogLine]:
+    async def logs(self, name: str, last: int = 100) -> list[LogLine]:
         """The last lines that the function printed.
 
         Raises:
@@ -220,7 +262,7 @@ class Functions:
         kept = self._logs.get(name)
         return kept.lines(last) if kept else []
 
-    def figures(self, name: str) -> FunctionFigures:
+    async def figures(self, name: str) -> FunctionFigures:
         """What the function has done since the server began, and what it has now.
 
         Raises:
@@ -244,13 +286,8 @@ class Functions:
         return self._scheduler.under_way
 
     def _enter(self, asked: Invocation) -> Request:
-        name, kind, tenant = asked.function, asked.content_type, asked.tenant
-        if len(asked.payload) > MAX_BODY:
-            raise BodyTooLargeError(f"the payload has {len(asked.payload)} bytes; at most {MAX_BODY} are taken")
-        if len(kind) > MAX_CONTENT_TYPE or not kind.isascii():
-            raise UnprocessableError(
-                f"the content type {kind[:80]!r} is not usable", hint=f"it has at most {MAX_CONTENT_TYPE} ASCII characters"
-            )
+        name, tenant = asked.function, asked.tenant
+        check(asked)
         revision = self._current(name)
         self._statistics.request_came(name)
         try:

@@ -24,5 +24,5 @@ class Zygote(FakeZygote):
         return cls(fault, executable)
 
 
-mayfly.vmm.process.zygote.Zygote = Zygote  # type: ignore[assignment,misc]
+mayfly.vmm.process.zygote.Zygote = Zygote  # type: ignore[misc]
 cli.main()

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
-from mayfly.api.app import serve_http
+from mayfly.api.app import functions_beside, serve_http
 from mayfly.fleet.engine import Credentials
 from mayfly.fleet.gateway import Gateway
 from mayfly.fleet.open import Place, join
@@ -63,10 +63,12 @@ class Fleet:
             config = small_config(self.folder, **changes)
             async with (
                 Service(config, factory(), sockets=None, observer=metrics) as service,
-                join(service, metrics, self.place(name)),
+                functions_beside(service) as functions,
+                join(service, functions, metrics, self.place(name)),
             ):
                 joined.set_result(service)
                 await leave.wait()
+                await functions.close()
                 await service.close()  # as the server of a host does, before it leaves the fleet
 
         self.tasks[name] = task = asyncio.create_task(serve())

@@ -139,7 +139,7 @@ def test_three_functions_in_the_room_of_two(toys: None, tmp_path: Path, no_leaks
 
         starts = [(await ask(name)).start for name in ("one", "one", "two", "one", "three", "one", "two")]
         assert starts == ["restored", "warm", "restored", "warm", "restored", "warm", "restored"]  # each time the one used longest ago goes
-        assert [functions.figures(name).evicted for name in TOYS] == [0, 1, 1]
+        assert [(await functions.figures(name)).evicted for name in TOYS] == [0, 1, 1]
         first = (await ask("one", b"who")).payload.split()
         with pytest.raises(FunctionCrashedError, match="exited with 3"):
             await ask("one", b"exit")

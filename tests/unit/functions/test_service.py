@@ -102,7 +102,7 @@ def test_a_function_is_made_once_and_restored_for_each_guest(serve: Callable[...
         times = second.times
         assert 0 <= times.queued_s <= times.started_s <= times.sent_s <= times.answered_s
         assert second.log == b"twotwo"
-        assert [(line.stream, line.text, line.request_id) for line in functions.logs("echo")] == [
+        assert [(line.stream, line.text, line.request_id) for line in (await functions.logs("echo"))] == [
             ("stdout", "two", second.request_id),
             ("stderr", "two", second.request_id),
         ]
@@ -216,7 +216,7 @@ def test_a_crash_and_a_time_out_between_others_requests(serve: Callable[..., Any
         del ends[6]  # what was raised
         crashed, late = FunctionCrashedError, FunctionTimeoutError
         assert ends == [b"a", crashed, b"b", late, b"c", crashed, crashed, b"d", b"e", b"!answer-exit"]
-        figures = functions.figures("echo")
+        figures = await functions.figures("echo")
         assert (figures.requests, figures.ok, figures.exceptions) == (11, 6, 1)
         assert figures.failures == {"function_crashed": 3, "function_timeout": 1}
 
@@ -226,13 +226,13 @@ def test_a_crash_and_a_time_out_between_others_requests(serve: Callable[..., Any
 def test_a_function_that_answers_twice_answers_nobody_elses_request(serve: Callable[..., Any], spec: Callable[..., FunctionSpec]) -> None:
     async def scenario(functions: Functions, service: Service) -> None:
         await functions.create(spec())
-        twice, other = functions.submit(invocation("echo", b"!twice")), functions.submit(invocation("echo", b"x"))
+        twice, other = await functions.submit(invocation("echo", b"!twice")), await functions.submit(invocation("echo", b"x"))
         await functions.settled(other)
-        first = functions.result(twice)
+        first = await functions.result(twice)
         assert first is not None
         assert first.payload == b"!twice"
         try:  # whether the second answer is seen before the next request goes out is the guest's to say
-            second = functions.result(other)
+            second = await functions.result(other)
             assert second is not None
             assert (second.payload, second.start) == (b"x", "cold")
         except FunctionCrashedError as error:
@@ -245,19 +245,22 @@ def test_a_function_that_answers_twice_answers_nobody_elses_request(serve: Calla
 def test_an_answer_that_nobody_waits_for_is_kept(serve: Callable[..., Any], spec: Callable[..., FunctionSpec]) -> None:
     async def scenario(functions: Functions, service: Service) -> None:
         await functions.create(spec())
-        good, bad = functions.submit(invocation("echo", b"x", request_id="ab" * 16)), functions.submit(invocation("echo", b"!exit"))
+        good, bad = (
+            await functions.submit(invocation("echo", b"x", request_id="ab" * 16)),
+            await functions.submit(invocation("echo", b"!exit")),
+        )
         assert good == "ab" * 16
-        assert functions.result(good) is None
+        assert await functions.result(good) is None
         await functions.settled(good)
-        answer = functions.result(good, function="echo", owner="")
+        answer = await functions.result(good, function="echo", owner="")
         assert answer is not None
         assert (answer.request_id, answer.payload) == (good, b"x")
         await functions.settled(bad)
         for wrong in ({"function": "other"}, {"owner": "ann"}):
             with pytest.raises(UnknownRequestError):
-                functions.result(good, **wrong)
+                await functions.result(good, **wrong)
         with pytest.raises(FunctionCrashedError):
-            functions.result(bad)
+            await functions.result(bad)
         await functions.settled("unknown")
 
     serve(scenario)
@@ -274,7 +277,7 @@ def test_who_goes_away_does_not_end_what_has_begun(serve: Callable[..., Any], sp
         await asyncio.wait(asking)
         assert functions.under_way == 1
         assert (await functions.invoke(invocation("echo", b"z"))).start == "warm"
-        figures = functions.figures("echo")
+        figures = await functions.figures("echo")
         assert (figures.ok, figures.failures, figures.created) == (3, {"cancelled": 1}, 1)
 
     serve(scenario)
@@ -295,9 +298,8 @@ def test_what_cannot_be_asked(serve: Callable[..., Any], spec: Callable[..., Fun
         await fails(KeyLimitError, functions.invoke(invocation("echo", b"y", tenant=tenant)))
         assert (await first).payload == b"x"
         assert (tenant.runs, tenant.memory_used) == (0, 0)
-        for name in ("logs", "figures"):
-            with pytest.raises(UnknownFunctionError):
-                getattr(functions, name)("nobody")
+        await fails(UnknownFunctionError, functions.logs("nobody"))
+        await fails(UnknownFunctionError, functions.figures("nobody"))
         await fails(UnprocessableError, functions.create(spec(language="py")))
         await fails(ConfigError, functions.create(FunctionSpec(name="a", language="toy", code="/nowhere")))
         await fails(UnprocessableError, functions.create(spec(network=True)))
@@ -335,8 +337,8 @@ def test_guests_that_are_to_be_ready_are_there_before_the_first_request(
         async with functions_of(service) as other:
             await other.create(spec(min_guests=1))
         functions.begin()
-        assert functions.figures("echo").guests["starting"] == 1
-        while functions.figures("echo").guests["idle"] < 1:
+        assert (await functions.figures("echo")).guests["starting"] == 1
+        while (await functions.figures("echo")).guests["idle"] < 1:
             await asyncio.sleep(0.01)  # what starts has no event to wait for here
         assert (await functions.invoke(invocation("echo", b"x"))).start == "warm"
 

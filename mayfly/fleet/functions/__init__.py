@@ -1,0 +1,1 @@
+"""Functions of a fleet: what gateways and hosts do for them."""

@@ -1,0 +1,255 @@
+"""Functions on a host of a fleet: it asks for requests to those that it can answer, asks before it
+begins one, and brings the answer to a gateway.
+
+What the fleet calls by one name is here a function of its own for each time that it was changed, so
+that the host's own functions stay beside it, and requests to what it was before are answered.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from mayfly.errors import (
+    BusyError,
+    HostError,
+    MayflyError,
+    StoppingError,
+    UnknownFunctionError,
+    UnknownLanguageError,
+)
+from mayfly.fleet.engine import Delivery, Engine, Message, NobodyError, SilenceError
+from mayfly.fleet.functions.messages import CREATING, Answered, Asked, CodeAsk, FleetFunction, Question, Stored, queue_of, sent
+from mayfly.fleet.message import ANY, Begin, Verdict, decode, encode, error_of, wire
+from mayfly.fleet.shared import Done
+from mayfly.functions import store
+from mayfly.functions.answer import Invocation
+from mayfly.functions.service import Functions
+from mayfly.host.admission import Tenant
+from mayfly.images.store import InstalledImage
+
+log = logging.getLogger(__name__)
+PULLS = 4
+"""That wait for requests to one function, at most."""
+EXPIRES_S = 5.0
+LATER_S = 0.25
+WARM, LOADED, KNOWN = 0, 2, 4
+"""Priorities: hosts with an idle guest of a function are served first, then those that had one."""
+CODE_S = 20.0
+INSTALLS = 20
+"""Tries to install a function, LATER_S apart."""
+SETTLE_S = 20.0
+OWNER = "fleet."
+"""Of functions that a fleet has put here; no API key is called so."""
+ELSEWHERE = ("kvm_failed", "kvm_unavailable", "host_failed", "network_failed", "zygote_lost", "boot_failed", "stopping", "image_broken")
+"""Codes of errors with which a guest did not come up here; others may do better."""
+
+
+class HostFunctions:
+    """The adapter between a host's functions and the fleet. `room` gives the bytes that a guest can
+    have now; `spawn` has work done beside, `over` is called when a request is.
+    """
+
+    def __init__(
+        self,
+        functions: Functions,
+        engine: Engine,
+        arch: str,
+        *,
+        room: Callable[[], int],
+        spawn: Callable[[Coroutine[Any, Any, None], str], None],
+        over: Callable[[], None],
+    ) -> None:
+        self._functions, self._engine, self._arch, self._room, self._spawn, self._over = functions, engine, arch, room, spawn, over
+        self._offered: Sequence[FleetFunction] = ()
+        self._pulling: dict[str, int] = {}
+        self._active: dict[str, tuple[Asked, Delivery]] = {}
+        self._making: dict[str, asyncio.Lock] = {}
+
+    async def listen(self) -> None:
+        """Answer gateways from now on."""
+        await self._engine.listen(f"fn.ask.{self._engine.name}", lambda message: self._spawn(self._tell(message), "tell of a function"))
+
+    def offered(self, functions: Sequence[FleetFunction]) -> None:
+        """The fleet has these functions; what this host has of others is removed."""
+        self._offered = functions
+        self._spawn(self._tidy(), "remove functions")
+
+    async def _tidy(self) -> None:
+        wanted = {each.key for each in self._offered} | {request.key for request, _ in self._active.values()}
+        for function in await asyncio.to_thread(store.installed):
+            if function.owner == OWNER and function.name.rpartition("_")[2] not in wanted:
+                with contextlib.suppress(MayflyError):
+                    await self._functions.remove(function.name)
+
+    @property
+    def under_way(self) -> list[Delivery]:
+        """The requests that this host has."""
+        return [delivery for _, delivery in self._active.values()]
+
+    # Pulling
+
+    def refill(self, images: Mapping[str, InstalledImage]) -> None:
+        """Have as many pulls waiting as requests can be answered."""
+        room, languages = self._room(), [image for image in images.values() if image.manifest.function is not None]
+        if languages:
+            self._ask(CREATING, 1 - len(self._active), KNOWN)
+        for each in self._offered:
+            spec = each.function.spec
+            if each.arch != self._arch or not any(image.answers(spec.language) for image in languages):
+                continue
+            local, active = each.local.name, sum(request.key == each.key for request, _ in self._active.values())
+            idle = self._functions.idle(local)
+            fit = idle + room // max(1, each.memory)
+            priority = WARM if idle > active else LOADED if self._functions.has(local) else KNOWN
+            self._ask(queue_of(spec.name), min(PULLS, fit, spec.concurrency_limit - active), priority)
+
+    def _ask(self, queue: str, most: int, priority: int) -> None:
+        while self._pulling.get(queue, 0) < most:
+            self._pulling[queue] = self._pulling.get(queue, 0) + 1
+            self._spawn(self._engine.pull(self._arch, queue, priority=priority, expires_s=EXPIRES_S), f"pull {queue}")
+
+    def returned(self) -> None:
+        """The connection is there again; pulls that waited are not."""
+        self._pulling.clear()
+
+    def delivered(self, queue: str, delivery: Delivery | None, *, takes: bool) -> None:
+        """A pull has ended, with a request or without one."""
+        self._pulling[queue] = max(0, self._pulling.get(queue, 0) - 1)
+        if delivery is None:
+            return
+        if not takes:
+            self._spawn(self._engine.give_back(delivery.ack, LATER_S), "give back")
+            return
+        try:
+            asked = decode(delivery.data, type=Asked)
+        except ValueError as error:
+            log.error("fleet: a request cannot be read, and is left to hosts of another version: %s", error)
+            self._spawn(self._engine.give_back(delivery.ack, 1), "give back")
+            return
+        if asked.id in self._active:  # the fleet heard too long nothing of it
+            self._active[asked.id] = asked, self._active[asked.id][1]._replace(ack=delivery.ack)
+            return
+        self._active[asked.id] = asked, delivery
+        self._spawn(self._do(asked, delivery), f"settle {asked.id}")
+
+    # Doing
+
+    async def _do(self, asked: Asked, delivery: Delivery) -> None:
+        try:
+            if await self._may_begin(asked, delivery):
+                said = await self._answer(asked)
+                said.delivered = delivery.delivered
+                verdict = await self._settle(asked, said)
+            else:
+                verdict = "done"
+            ack = self._active[asked.id][1].ack
+            if verdict == "again":
+                await self._engine.give_back(ack, LATER_S)
+            else:
+                await self._engine.done(ack)
+        finally:
+            self._active.pop(asked.id, None)
+            self._over()
+
+    async def _may_begin(self, asked: Asked, delivery: Delivery) -> bool:
+        question = encode(Begin(token=asked.token, delivered=delivery.delivered))
+        while True:
+            with contextlib.suppress(NobodyError, SilenceError):
+                answer = await self._engine.ask(f"fn.begin.{self._engine.name}.{asked.id}", question)
+                verdict = decode(answer, type=Verdict).verdict
+                if verdict != "later":
+                    return verdict == "go"
+            await asyncio.sleep(LATER_S)
+
+    async def _answer(self, asked: Asked) -> Answered:
+        """What this host can say to the request."""
+        said = Answered(token=asked.token, delivered=0)
+        try:
+            local = await self._have(asked.key, creates=asked.creates)
+        except (UnknownLanguageError, HostError, BusyError, NobodyError, SilenceError) as error:
+            problem = error if isinstance(error, MayflyError) else HostError(f"the function cannot be had: {error}")
+            return Answered(token=asked.token, delivered=0, error=wire(problem), again=True)
+        except MayflyError as error:
+            return Answered(token=asked.token, delivered=0, error=wire(error))
+        if asked.creates:
+            return said
+        tenant = Tenant(asked.owner) if asked.owner else None
+        invocation = Invocation(
+            function=local,
+            payload=asked.payload,
+            content_type=asked.content_type,
+            tenant=tenant,
+            received=asked.received,
+            wait_s=asked.wait_s,
+            request_id=asked.id,
+        )
+        found, has_begun = await self._functions.attempt(invocation)
+        if isinstance(found, MayflyError):
+            said.error = wire(found)
+            said.again = not has_begun and (isinstance(found, BusyError | StoppingError) or found.code in ELSEWHERE)
+        else:
+            said.answer = sent(found)
+        return said
+
+    async def _have(self, key: str, *, creates: bool) -> str:
+        """The local name of the function, which is fetched from a gateway if need be. One that is
+        being created is built and loaded besides.
+
+        Raises:
+            MayflyError: it cannot be had.
+            NobodyError, SilenceError: no gateway answers.
+        """
+        known = next((each.local.name for each in self._offered if each.key == key), "")
+        if known and self._functions.has(known):
+            return known
+        async with self._making.setdefault(key, asyncio.Lock()):
+            data = await self._engine.ask(f"fn.code.{self._engine.name}", encode(CodeAsk(key=key)), CODE_S)
+            done = decode(data, type=Done)
+            if (problem := error_of(done.error)) is not None:
+                raise problem
+            stored = decode(done.data, type=Stored)
+            local, code = stored.function.local, dict(stored.code)
+            if stored.function.key != key or store.digest(code) != local.code_digest:
+                raise HostError(f"the function {local.name} is not what its digest says", hint="create it again")
+            for tries_left in reversed(range(INSTALLS)):
+                if self._functions.has(local.name):
+                    break
+                try:
+                    await self._functions.install(msgspec.structs.replace(local, owner=OWNER), code, try_out=creates)
+                except BusyError:  # another host on this machine may install it
+                    if not tries_left:
+                        raise
+                    await asyncio.sleep(LATER_S)
+            return local.name
+
+    async def _settle(self, asked: Asked, said: Answered) -> str:
+        """Bring what came of it to a gateway, until one has it; what that one says."""
+        gateway, wait_s, message = asked.gateway, 0.1, encode(said)
+        while True:
+            try:
+                answer = await self._engine.ask(f"fn.settle.{gateway}.{self._engine.name}.{asked.id}", message, SETTLE_S)
+                if (verdict := decode(answer, type=Verdict).verdict) != "later":
+                    return verdict
+            except NobodyError:
+                gateway = ANY
+            except SilenceError:
+                pass
+            await asyncio.sleep(wait_s)
+            wait_s = min(2, 2 * wait_s)
+
+    # What gateways ask
+
+    async def _tell(self, message: Message) -> None:
+        question, done = decode(message.data, type=Question), Done()
+        with contextlib.suppress(UnknownFunctionError):
+            found: Any = (
+                await self._functions.logs(question.local, question.last)
+                if question.last
+                else await self._functions.figures(question.local)
+            )
+            done.data = msgspec.json.encode(found)
+        await self._engine.send(message.reply, encode(done))

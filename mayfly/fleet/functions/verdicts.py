@@ -1,0 +1,117 @@
+"""What a gateway answers to hosts that were given requests to functions: whether one may begin, and
+whether what it brings is the request's result.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from mayfly.errors import FunctionCrashedError, MayflyError, StoppingError
+from mayfly.fleet.accounts import Accounts
+from mayfly.fleet.engine import Bucket, Engine, Message, NobodyError, SilenceError
+from mayfly.fleet.functions.messages import Answered, Pending, Result, failed, place_of
+from mayfly.fleet.message import ANY, Begin, Verdict, decode, encode, error_of
+from mayfly.fleet.results import Results
+
+log = logging.getLogger(__name__)
+ATTEMPTS = 3
+"""Hosts that could not begin a request before it fails."""
+Spawn = Callable[[Coroutine[Any, Any, None], str], object]
+
+
+class FunctionVerdicts:
+    """Answers hosts, from the registry and the results. `begun` is told of a request that a host
+    has begun, or has given back; `spawn` has work done beside.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        registry: Bucket,
+        results: Results,
+        accounts: Accounts,
+        *,
+        spawn: Spawn,
+        begun: Callable[[str, bool], None],
+    ) -> None:
+        self._engine, self._registry, self._results, self._accounts = engine, registry, results, accounts
+        self._spawn, self._begun = spawn, begun
+
+    async def listen(self) -> None:
+        """Answer hosts from now on."""
+        name, listen = self._engine.name, self._engine.listen
+        await listen("fn.begin.*.*", lambda message: self._reply(message, self._may_begin(message)), queue="gateways")
+        await listen(f"fn.settle.{name}.*.*", lambda message: self._reply(message, self._settle(message)))
+        await listen(f"fn.settle.{ANY}.*.*", lambda message: self._reply(message, self._settle(message)), queue="gateways")
+
+    async def fail(self, request_id: str, pending: Pending, error: MayflyError) -> None:
+        """Store an error as a request's result, unless it has one."""
+        await self._decide(request_id, pending, failed(pending.function, pending.owner, error))
+
+    async def _decide(self, request_id: str, pending: Pending, result: Result) -> None:
+        """Store a request's result, unless it has one."""
+        place = place_of(request_id)
+        if await self._results.create(place, encode(result)) and pending.charged:
+            await self._accounts.give_back(pending.owner, place)
+        await self._engine.send(f"over.{place}", b"")
+
+    def _reply(self, message: Message, work: Coroutine[Any, Any, str]) -> None:
+        """Answer a host with the verdict; with `later` if there is none now: it asks again."""
+
+        async def answer() -> None:
+            verdict = "later"
+            try:
+                verdict = await work
+            except (NobodyError, SilenceError) as error:
+                log.warning("fleet: %s has no verdict now: %s", message.subject, error)
+            await self._engine.send(message.reply, encode(Verdict(verdict=verdict)))
+
+        self._spawn(answer(), f"answer {message.subject}")
+
+    async def _may_begin(self, message: Message) -> str:
+        """A host was given a request: whether it may begin, as the only one."""
+        _, _, host, request_id = message.subject.split(".")
+        asked, place = decode(message.data, type=Begin), place_of(request_id)
+        stored, entry = await asyncio.gather(self._results.has(place), self._registry.get(place))
+        if stored or entry is None:
+            return "done"
+        pending = decode(entry.value, type=Pending)
+        if pending.token != asked.token or asked.delivered < pending.delivered:
+            return "done"
+        if pending.host:
+            if (host, asked.delivered) == (pending.host, pending.delivered):
+                return "go"
+            error = FunctionCrashedError(
+                f"the host {pending.host} began the request, and did not answer", hint="what it did may have had effects"
+            )
+            await self.fail(request_id, pending, error)
+            return "done"
+        pending.host, pending.delivered = host, asked.delivered
+        if not await self._registry.update(place, encode(pending), entry.revision):
+            return "later"
+        self._begun(request_id, True)
+        return "go"
+
+    async def _settle(self, message: Message) -> str:
+        """A host is done with a request: whether that is its result."""
+        _, _, _, host, request_id = message.subject.split(".")
+        said, place = decode(message.data, type=Answered), place_of(request_id)
+        entry = await self._registry.get(place)
+        if entry is None:
+            return "done"
+        pending = decode(entry.value, type=Pending)
+        if (pending.token, pending.host, pending.delivered) != (said.token, host, said.delivered):
+            return "done"
+        error = error_of(said.error)
+        if said.again and error is not None and not await self._results.has(place):
+            pending.host = ""
+            pending.attempts += not isinstance(error, StoppingError)
+            if pending.attempts < ATTEMPTS:
+                again = await self._registry.update(place, encode(pending), entry.revision)
+                if again:
+                    self._begun(request_id, False)
+                return "again" if again else "later"
+        result = Result(function=pending.function, owner=pending.owner, answer=said.answer, error=said.error)
+        await self._decide(request_id, pending, result)
+        return "done"
