@@ -9,12 +9,16 @@ from pathlib import Path
 import mayfly.vmm.process.zygote
 from mayfly.cli import main as cli
 from tests.kit.api_fakes import FakeZygote
+from tests.kit.fake_nursery import ForkingZygote
 
 fault = sys.argv.pop(1).removeprefix("-")
 executable = Path(os.environ["FAKE_AGENT"]) if "FAKE_AGENT" in os.environ else None
 
 
-class Zygote(FakeZygote):
+kind = FakeZygote if executable else ForkingZygote
+
+
+class Zygote(kind):  # type: ignore[misc,valid-type]
     @classmethod
     def start(cls) -> "Zygote":
         return cls(fault, executable)

@@ -1,19 +1,23 @@
 """A fleet of processes, as it is run: hosts and gateways that are killed."""
 
 import asyncio
+import collections
 import json
 import os
+import platform
+import random
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
+from mayfly.fleet.engine import Engine
 from mayfly.fleet.local import Member
 from mayfly.fleet.server import LocalServer
 from tests.kit.api_fakes import ROOT, install_toys
@@ -127,6 +131,7 @@ def test_who_is_killed_takes_no_run_along(fleet: Processes, tmp_path: Path) -> N
 UP = """
 import sys
 from pathlib import Path
+from mayfly.fleet.engine import Engine
 from mayfly.fleet.local import serve_locally
 
 place = Path(sys.argv[1])
@@ -159,29 +164,174 @@ def test_a_whole_fleet_comes_up_on_one_machine_and_goes(monkeypatch: pytest.Monk
         assert not socket.exists()
 
 
-def test_a_fleet_under_load_is_drained(fleet: Processes) -> None:
-    fleet.gateway("g1")
+FIRST, SECOND = 300, 200
+"""Runs while hosts come and go as they should, and while members are killed."""
+AT_ONCE = 24
+INTERACTIVE, CANCELLED, REPEATED, STREAMED = 20, 10, 20, 60
+
+
+async def all_of(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Do them, some at a time."""
+    room = asyncio.Semaphore(AT_ONCE)
+
+    async def one(work: Coroutine[Any, Any, None]) -> None:
+        async with room:
+            await work
+
+    await asyncio.gather(*map(one, works))
+
+
+async def sample(client: aiohttp.ClientSession, name: str) -> float:
+    """The sum of a metric."""
+    async with client.get("/metrics") as answer:
+        lines = (await answer.text()).splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name}{{") or line.startswith(f"{name} "))
+
+
+def test_five_hundred_runs_whoever_comes_and_goes(fleet: Processes, tmp_path: Path) -> None:
+    for gateway in ("g1", "g2"):
+        fleet.gateway(gateway, "--queue", "400")
     for name in ("h1", "h2", "h3"):
         fleet.host(name)
     for member in fleet.members.values():
         member.wait_until_ready()
+    log = tmp_path / "log"
+    log.touch()
+
+    def source(number: int) -> str:
+        return f"echo {number} >> {log}; echo {number}"
+
+    def slow(number: int) -> str:
+        return f"echo {number} >> {log}; sleep 0.5; echo {number}"
+
+    def executed() -> collections.Counter[int]:
+        return collections.Counter(map(int, log.read_text().split()))
+
+    async def while_hosts_come_and_go(clients: Sequence[aiohttp.ClientSession]) -> None:
+        """Each run is carried out once."""
+
+        def client(number: int) -> aiohttp.ClientSession:
+            return clients[number % 2]
+
+        async def plain(number: int) -> None:
+            assert (await run(client(number), source(number)))["steps"][1]["stdout"] == f"{number}\n"
+
+        async def streamed(number: int) -> None:
+            run_id = await start(client(number), source(number))
+            seen = await events(client(number + 1), run_id)  # of the other gateway
+            assert (output(seen), seen[-1]["event"]) == (f"{number}\n", "done")
+
+        async def interactive(number: int) -> None:
+            run_id = await start(client(number), f"{source(number)}; cat", interactive=True)
+            async with client(number + 1).post(f"/runs/{run_id}/stdin?eof=true", data=b"typed\n") as answer:
+                assert answer.status == 204, await answer.text()
+            assert output(await events(client(number), run_id)) == f"{number}\ntyped\n"
+
+        async def cancelled(number: int) -> None:
+            run_id = await start(client(number), f"{source(number)}; sleep 600")
+            while number not in executed():
+                await asyncio.sleep(0.05)
+            async with client(number + 1).delete(f"/runs/{run_id}") as answer:
+                assert answer.status == 204
+
+        async def repeated(number: int) -> None:
+            asked = (run(client(number + again), source(number), key=f"key-{number}") for again in range(3))
+            assert len({found["id"] for found in await asyncio.gather(*asked)}) == 1
+
+        kinds = [interactive] * INTERACTIVE + [cancelled] * CANCELLED + [repeated] * REPEATED + [streamed] * STREAMED
+        kinds += [plain] * (FIRST - len(kinds))
+        random.Random(18).shuffle(kinds)
+        work = asyncio.create_task(all_of(kind(number) for number, kind in enumerate(kinds)))
+        while len(executed()) < FIRST // 4:
+            await asyncio.sleep(0.05)
+        assert await asyncio.to_thread(fleet.command, "drain", "h1", "--wait", "60") == ""
+        fleet.host("h4")
+        while len(executed()) < FIRST // 2:
+            await asyncio.sleep(0.05)
+        await asyncio.to_thread(fleet.command, "undrain", "h1")
+        await work
+        assert executed() == dict.fromkeys(range(FIRST), 1)
+        assert await sample(clients[0], "mayfly_runs_total") == FIRST
+        assert sum([await sample(each, "mayfly_fleet_accepted") for each in clients]) == FIRST
+
+    async def while_members_are_killed(clients: list[aiohttp.ClientSession]) -> None:
+        """Each run has one result, and is carried out at least once."""
+        second: list[asyncio.Event] = [asyncio.Event() for _ in range(SECOND)]
+
+        async def stubborn(number: int) -> None:
+            """As a client that repeats its request until it is answered, at any gateway."""
+            for _ in range(200):
+                try:
+                    found = await asyncio.wait_for(run(clients[number % len(clients)], slow(number), key=f"key-{number}"), 60)
+                except (aiohttp.ClientError, AssertionError, TimeoutError, OSError):
+                    await asyncio.sleep(0.1)
+                    continue
+                assert found["steps"][1]["stdout"] == f"{number}\n"
+                second[number - FIRST].set()
+                return
+            raise AssertionError(f"the run {number} has no result")
+
+        async def until_done(count: int) -> None:
+            while sum(done.is_set() for done in second) < count:
+                await asyncio.sleep(0.05)
+
+        work = asyncio.create_task(all_of(stubborn(number) for number in range(FIRST, FIRST + SECOND)))
+        await until_done(SECOND // 8)
+        fleet.kill("h2")
+        await until_done(SECOND // 4)
+        await asyncio.to_thread(fleet.server.stop, signal.SIGKILL)
+        await asyncio.to_thread(fleet.server.start)
+        await until_done(SECOND // 2)
+        fleet.kill("g2")
+        await clients.pop().close()
+        await work
+        counts = executed()
+        assert set(counts) == set(range(FIRST + SECOND))
+        again = sum(counts.values()) - len(counts)
+        assert 0 < again < SECOND // 2, "what the killed host had is done again, and little besides"
+        for name in ("mayfly_fleet_followed", "mayfly_fleet_running"):
+            async with asyncio.timeout(30):
+                while await sample(clients[0], name):
+                    await asyncio.sleep(0.2)
+
+    async def no_more_than_may_wait(client: aiohttp.ClientSession) -> None:
+        names = [name for name in fleet.members if name.startswith("h")]
+        for name in names:
+            await asyncio.to_thread(fleet.command, "drain", name)
+        fleet.gateway("g3", "--queue", "1")
+        await asyncio.to_thread(fleet.members["g3"].wait_until_ready)
+        async with fleet.client("g3") as strict:
+            await until_languages(strict)
+            waiting: list[str] = []
+            while len(waiting) <= len(names):
+                async with strict.post("/start", json={"language": "toy", "source": "echo waited"}) as answer:
+                    if answer.status == 429:
+                        assert answer.headers["Retry-After"] == "1"
+                        break
+                    waiting.append((await answer.json())["id"])
+            assert 0 < len(waiting) <= len(names)
+            async with strict.delete(f"/runs/{waiting.pop()}") as answer:
+                assert answer.status == 204
+            listed = {host["name"]: host for host in json.loads(await asyncio.to_thread(fleet.command, "list", "--json"))}
+            assert {name: host["draining"] for name, host in listed.items()} == dict.fromkeys(names, True)
+            for name in names:
+                await asyncio.to_thread(fleet.command, "undrain", name)
+            for run_id in waiting:
+                assert output(await events(client, run_id)) == "waited\n"
+
+    async def nothing_is_left() -> None:
+        async with Engine.connect((fleet.server.url,), "operator") as engine:
+            found = await engine._api(f"STREAM.INFO.RUNS_{platform.machine()}", {})
+            assert found["state"]["messages"] == 0
 
     async def scenario() -> None:
-        async with fleet.client("g1") as client:
-            await until_languages(client)
-            runs = [asyncio.create_task(run(client, f"echo {number}")) for number in range(24)]
-            drained = await asyncio.to_thread(fleet.command, "drain", "h1", "--wait", "60")
-            assert drained == ""
-            found = await asyncio.gather(*runs)
-            assert [each["steps"][1]["stdout"] for each in found] == [f"{number}\n" for number in range(24)]
-            listed = {host["name"]: host for host in json.loads(await asyncio.to_thread(fleet.command, "list", "--json"))}
-            assert {name: host["draining"] for name, host in listed.items()} == {"h1": True, "h2": False, "h3": False}
-            await asyncio.to_thread(fleet.command, "undrain", "h1")
-            async with client.get("/metrics") as answer:
-                lines = (await answer.text()).splitlines()
-            ended = sum(float(line.split()[1]) for line in lines if line.startswith("mayfly_runs_total{"))
-            assert ended == 24
-            assert 'mayfly_fleet_up{host="h2"} 1' in lines
-            assert 'mayfly_fleet_accepted{host="g1"} 24' in lines
+        async with fleet.client("g1") as one:
+            clients = [one, fleet.client("g2")]
+            for client in clients:
+                await until_languages(client)
+            await while_hosts_come_and_go(clients)
+            await while_members_are_killed(clients)
+            await no_more_than_may_wait(one)
+            await nothing_is_left()
 
-    asyncio.run(asyncio.wait_for(scenario(), 240))
+    asyncio.run(asyncio.wait_for(scenario(), 900))
