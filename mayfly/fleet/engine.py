@@ -189,12 +189,14 @@ class Engine:
         """
         given = credentials or Credentials()
         known: list[Engine] = []
-        said = ""
+        said, refused = "", asyncio.Event()
 
         async def report(error: Exception) -> None:
             nonlocal said
-            if "authorization" not in said.lower():  # that says most; then the connection is closed
+            if not _is_refusal(said):  # that says most; then the connection is closed
                 said = str(error) or type(error).__name__
+            if _is_refusal(said):
+                refused.set()
             if isinstance(error, nats.errors.Error) and "permissions violation" in said.lower():
                 log.error("fleet: %s", said)
             else:
@@ -209,6 +211,10 @@ class Engine:
             if known and not known[0]._closing:
                 log.warning("the connection to the fleet's servers is lost")
 
+        async def closed() -> None:
+            if known and not known[0]._closing:
+                log.error("the fleet's servers let %s in no more; start it again when it has a token", name)
+
         options: dict[str, Any] = {"nkeys_seed": given.seed} if given.seed else {}
         hint = "look at the address, and at the files of the seed and of the authority"
         client = Client()
@@ -221,6 +227,7 @@ class Engine:
                 error_cb=report,
                 reconnected_cb=returned,
                 disconnected_cb=lost,
+                closed_cb=closed,
                 allow_reconnect=True,
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=0.1,  # type: ignore[arg-type]  # it sleeps so long
@@ -230,7 +237,7 @@ class Engine:
                 inbox_prefix=f"_INBOX_{name}".encode(),
                 **options,
             )
-            await _within(CONNECT_S, connecting)  # by itself it would try for ever
+            await _within(CONNECT_S, connecting, refused)  # by itself it would try for ever
         except (OSError, ValueError, nats.errors.Error, TimeoutError) as error:
             with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
                 await client.close()
@@ -439,17 +446,24 @@ def _stream_of(arch: str) -> str:
     return f"RUNS_{arch}"
 
 
-async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> None:
-    """Do `work`, or raise TimeoutError. A cancellation that it swallows is repeated: nats-py does
-    that while it closes a connection that was refused.
+def _is_refusal(said: str) -> bool:
+    """Whether an error stays the same however often one asks."""
+    return "authorization violation" in said.lower() or "certificate verify failed" in said.lower()
+
+
+async def _within(seconds: float, work: Coroutine[Any, Any, None], unless: asyncio.Event) -> None:
+    """Do `work`, or raise TimeoutError, also when `unless` happens. A cancellation that it swallows
+    is repeated: nats-py does that while it closes a connection that was refused.
     """
     task = asyncio.ensure_future(work)
+    stop = asyncio.ensure_future(unless.wait())
     try:
-        await asyncio.wait({task}, timeout=seconds)
+        await asyncio.wait({task, stop}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise TimeoutError
         task.result()
     finally:
+        stop.cancel()
         while not task.done():
             task.cancel()
             await asyncio.wait({task}, timeout=0.05)

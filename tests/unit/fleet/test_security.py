@@ -12,7 +12,7 @@ import yaml
 
 from mayfly.cli.main import gateway, serve
 from mayfly.errors import ConfigError, FleetError
-from mayfly.fleet import tokens
+from mayfly.fleet import engine, tokens
 from mayfly.fleet.engine import Credentials, Engine, Message, NobodyError, SilenceError
 from mayfly.fleet.message import Settle, Verdict, decode, encode
 from tests.kit.api_fakes import ROOT, install_toys
@@ -33,6 +33,31 @@ def test_tokens_are_kept_in_a_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         tokens.revoke(users, "h1")
     assert [one.name for one in tokens.load(users)] == ["g1"]
+
+
+def test_who_is_refused_hears_it_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With a wrong token, and with a wrong authority."""
+    monkeypatch.setattr(engine, "CONNECT_S", 3600.0)
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    ours.mkdir()
+    theirs.mkdir()
+    certificate, key = make_certificate(ours)
+    other, _ = make_certificate(theirs)
+    seed, _ = tokens.make_key()
+    (tmp_path / "seed").write_bytes(seed)
+    tokens.create(tmp_path / "users.conf", "h1", "host", "x86_64")
+
+    def more(folder: Path) -> str:
+        included = os.path.relpath(tmp_path / "users.conf", folder)
+        return f'tls {{ cert_file: "{certificate}", key_file: "{key}" }}\nauthorization {{ include "{included}" }}'
+
+    async def scenario(fleet: Fleet) -> None:
+        for authority, said in ((certificate, "Authorization Violation"), (other, "certificate verify failed")):
+            with pytest.raises(FleetError, match=said):
+                async with Engine.connect((fleet.server.url,), "h1", Credentials(ca=str(authority), seed=str(tmp_path / "seed"))):
+                    pass
+
+    in_fleet(scenario, more=more)
 
 
 def test_each_may_do_its_part_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
