@@ -35,6 +35,10 @@ PORTS = ("stdin", "stdout", "stderr", "status", "alive")
 STANDSTILL_S = 300.0
 """Without a byte from any port, though /init says every ten seconds that it is alive: once in many
 hours an emulated processor that waits for an interrupt is never woken. """
+LOOPBACK = "10.0.2.2"
+"""Where an emulated host finds this machine's loopback, on the network that QEMU makes up."""
+ADDRESS = "10.0.2.15"
+"""Its own there."""
 DEBIANS_OWN = {"bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "lost+found", "proc", "run", "sbin", "sys", "usr", "var"}
 HERE = Path(__file__).resolve().parent
 
@@ -46,11 +50,20 @@ def command_script(command: Sequence[str], environment: Mapping[str, str], folde
     return os.fsencode(f"cd {shlex.quote(folder)} || exit 125\n{line}\n")
 
 
-def settings(tools: Sequence[Path], data: Path, folders: Sequence[str]) -> bytes:
+def network(forwarded: Sequence[int]) -> list[str]:
+    """QEMU's options for a network on which this machine's loopback is at LOOPBACK; a connection to
+    one of the `forwarded` ports there goes to the same port in the emulated host.
+    """
+    ports = "".join(f",hostfwd=tcp:127.0.0.1:{port}-{ADDRESS}:{port}" for port in forwarded)
+    return ["-netdev", f"user,id=net,ipv6=off{ports}", "-device", "virtio-net-pci,netdev=net,romfile="]
+
+
+def settings(tools: Sequence[Path], data: Path, folders: Sequence[str], address: str) -> bytes:
     """The variables that /init reads. `folders`: of this machine's root, those that a host with a
-    root of its own takes over.
+    root of its own takes over; `address` may be empty.
     """
     values = {"CACHE": CACHE_9P, "TOOLS": " ".join(map(str, tools)), "OUTER_DATA": str(data), "FOLDERS": " ".join(folders)}
+    values["ADDRESS"] = f"{address}/24" if address else ""
     return os.fsencode("".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items()))
 
 
@@ -73,6 +86,7 @@ class Emulator:
         kernel: Path,
         initrd: Path,
         disks: Sequence[Path],
+        devices: Sequence[str],
         memory: int,
         cpus: int,
         console: Path,
@@ -95,6 +109,7 @@ class Emulator:
             drive = f"if=none,id=disk{number},format=raw,cache=unsafe,readonly={'on' if number else 'off'},file={_option(disk)}"
             command += ["-drive", drive]
             command += ["-device", f"virtio-blk-pci,drive=disk{number}"]
+        command += devices
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -196,6 +211,7 @@ def run(
     environment: Mapping[str, str],
     memory: int,
     cpus: int,
+    forwarded: Sequence[int] | None,
 ) -> int:
     """Run `command` in the emulated host and give its exit status.
 
@@ -209,6 +225,7 @@ def run(
         environment: the whole of the command's.
         memory: bytes of the host.
         cpus: processors of the host.
+        forwarded: ports of this machine's loopback that lead into the host; None: no network.
     """
     cache.mkdir(parents=True, exist_ok=True)
     host = hostfiles.HOSTS[arch]
@@ -231,7 +248,7 @@ def run(
         own = hostfiles.cpio(
             [
                 ("init", 0o100755, (HERE / "guest-init.sh").read_bytes()),
-                ("settings", 0o100644, settings(tools, data, folders)),
+                ("settings", 0o100644, settings(tools, data, folders, "" if forwarded is None else ADDRESS)),
                 ("command", 0o100600, command_script(command, environment, str(Path.cwd()))),
             ]
         )
@@ -246,6 +263,7 @@ def run(
                 kernel=kernel,
                 initrd=Path(initrd.name),
                 disks=[disk, *disks],
+                devices=[] if forwarded is None else network(forwarded),
                 memory=memory,
                 cpus=cpus,
                 console=console,

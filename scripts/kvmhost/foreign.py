@@ -29,6 +29,7 @@ PACKAGES = (
     *("passt", "procps", "python3", "socat"),
 )
 TESTS_NEED = ("hypothesis", "pip", "pytest", "pytest-timeout", "setuptools")
+ROOTS = 2  # kept: several checkouts, each with a recipe of its own, may take turns
 PLATFORMS = ("manylinux2014", "manylinux_2_17", "manylinux_2_28", "manylinux_2_34")
 LEFT_OUT = ("boot", "usr/lib/modules", "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/zoneinfo")
 OUR_PROGRAMS = {"mayfly": "main", "imagegen": "imagegen"}
@@ -57,7 +58,8 @@ def root(cache: Path, arch: str, host: Host, project: Path, python: Path) -> Pat
         _finish(tree)
         _install_libraries(tree, arch, python, needed, constraints)
         run("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d", tree, result / "root.ext4", "1G")
-        for old in cache.glob(f"root-{arch}-*"):
+        roots = sorted(cache.glob(f"root-{arch}-*"), key=lambda path: path.stat().st_mtime)
+        for old in roots[: -(ROOTS - 1)]:
             shutil.rmtree(old)
         result.chmod(0o755)
         result.rename(folder)

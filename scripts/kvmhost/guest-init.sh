@@ -4,7 +4,8 @@
 # exit status, powers off. Runs twice: as /init of the initramfs, then (argument `stage2`) on the real root.
 #
 # Settings, from emulator.py: CACHE (of 9p), TOOLS (the folders that the tool disk's copies hide), OUTER_DATA (mayfly's outside),
-# FOLDERS (of this machine; then the root is the second disk's, with these folders in it, and what is written beside them is not kept).
+# FOLDERS (of this machine; then the root is the second disk's, with these folders in it, and what is written beside them is not kept),
+# ADDRESS (on QEMU's own network, if the host is to have one).
 export PATH=/run/with-kvm:/usr/sbin:/usr/bin:/sbin:/bin
 
 fail() {
@@ -84,6 +85,11 @@ stage2() {
     chmod 700 /run/user/0
     chmod 1777 /run/tmp
     ip link set lo up
+    if [ "$ADDRESS" ]; then
+        # Without a default route: this machine's loopback can be reached, and nothing behind it.
+        ip link set eth0 up
+        ip addr add "$ADDRESS" dev eth0 || fail "no network"
+    fi
     hostname with-kvm
     chmod 666 /dev/kvm || fail "no /dev/kvm"
 

@@ -47,6 +47,7 @@ MODULES = (
     ("virtio_console", ""),
     ("virtio_blk", ""),
     ("virtio_rng", ""),
+    ("virtio_net", ""),
     ("9pnet_virtio", ""),
     ("9p", ""),
     ("crc32c_generic", ""),

@@ -1,6 +1,7 @@
 """Run a command where KVM can run Linux guests: here, or in an emulated KVM host.
 
-Usage: scripts/with-kvm [--arch ARCH] [--memory MIB] [--cpus N] COMMAND [ARGUMENT…]
+Usage: scripts/with-kvm [--arch ARCH] [--memory MIB] [--cpus N] [--loopback]
+    [--forward PORT]… COMMAND [ARGUMENT…]
 
 The command has this machine's files, the same folder, and `mayfly`, `imagegen` and `python` on its
 PATH. An emulated host of another architecture than this machine's (x86_64, aarch64) has programs of
@@ -12,6 +13,10 @@ XDG_CACHE_HOME are on a disk that stays; kernels and images made outside are cop
 are newer. --memory and --cpus are the emulated host's (default: a third of this machine's memory,
 and 1: emulated processors that share memory have broken KVM's machines). Two emulated hosts may run
 at a time.
+
+--loopback: the command reaches services on this machine's loopback, at the address that is in its
+environment as LOOPBACK. --forward PORT: besides, a connection to that port of this machine's
+loopback reaches the same port of the command's host, where the service has to listen at 0.0.0.0.
 """
 
 import argparse
@@ -46,6 +51,13 @@ def native(arch: str, python: Path) -> tuple[bool, str]:
     return probe.returncode == 0, probe.stdout.strip()
 
 
+def port(text: str) -> int:
+    number = int(text)
+    if not 0 < number < 1 << 16:
+        raise ValueError(text)
+    return number
+
+
 def install_missing() -> None:
     missing = sorted({package for program, package in PROGRAMS.items() if not shutil.which(program)})
     if not missing:
@@ -72,6 +84,8 @@ def main() -> int:
     parser.add_argument("--arch", choices=sorted(hostfiles.HOSTS), default=platform.machine())
     parser.add_argument("--memory", type=int, metavar="MIB", help="of the emulated host (default: a third of this machine's)")
     parser.add_argument("--cpus", type=int, default=1, help="of the emulated host (default: 1)")
+    parser.add_argument("--loopback", action="store_true", help="let the command reach services on this machine's loopback")
+    parser.add_argument("--forward", type=port, metavar="PORT", action="append", help="let this machine reach that port of the host")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
     arguments = parser.parse_args()
     if not arguments.command:
@@ -86,6 +100,9 @@ def main() -> int:
         else:
             environment = {name: value for name, value in environment.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV", "LD_"))}
             environment |= {"PATH": FOREIGN_PATH, "PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": "/run/state/cache/python"}
+        has_network = arguments.loopback or arguments.forward
+        if has_network:
+            environment["LOOPBACK"] = "127.0.0.1" if usable else emulator.LOOPBACK
         if usable:
             say(f"running here: {reason}")
             os.execvpe(arguments.command[0], arguments.command, environment)  # noqa: S606 (no shell is wanted)
@@ -106,6 +123,7 @@ def main() -> int:
             environment=environment,
             memory=arguments.memory << 20 if arguments.memory else third,
             cpus=arguments.cpus,
+            forwarded=(arguments.forward or []) if has_network else None,
         )
     except FileNotFoundError as error:
         say(str(error))

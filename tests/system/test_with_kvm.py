@@ -10,6 +10,7 @@ import pty
 import random
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -112,6 +113,32 @@ def test_an_emulated_host_that_stands_still_is_ended() -> None:
     assert not Path(f"/proc/{hosts[0]}").exists()
 
 
+REACHES = """
+import os, socket, sys
+outer, own = map(int, sys.argv[1:])
+with socket.create_server(("0.0.0.0", own)) as listener:
+    with socket.create_connection((os.environ["LOOPBACK"], outer)) as one:
+        one.sendall(b"from inside\\n")
+    with listener.accept()[0] as other:
+        sys.stdout.buffer.write(other.makefile("rb").readline())
+"""
+
+
+def test_this_machines_loopback_is_reached_from_within_and_back() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_server(("127.0.0.1", 0)) as free:
+        outer, own = listener.getsockname()[1], free.getsockname()[1]
+        free.close()
+        listener.settimeout(DEADLINE_S)
+        command = [*WITH_KVM, "--loopback", "--forward", str(own), "python", "-c", REACHES, str(outer), str(own)]
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as started:
+            with listener.accept()[0] as inner:
+                assert inner.makefile().readline() == "from inside\n"
+            with socket.create_connection(("127.0.0.1", own), DEADLINE_S) as back:
+                back.sendall(b"from outside\n")
+                assert started.communicate(timeout=DEADLINE_S)[0] == "from outside\n"
+        assert started.returncode == 0
+
+
 def test_a_command_that_is_not_there() -> None:
     done = subprocess.run([*WITH_KVM, "no-such-command"], stdin=subprocess.DEVNULL, capture_output=True, timeout=DEADLINE_S, check=False)
     assert done.returncode == 127
@@ -121,6 +148,7 @@ def test_a_command_that_is_not_there() -> None:
 def test_wrong_use_is_told_apart() -> None:
     assert subprocess.run(WITH_KVM, capture_output=True, check=False).returncode == 2
     assert subprocess.run([*WITH_KVM, "--arch", "vax", "true"], capture_output=True, check=False).returncode == 2
+    assert subprocess.run([*WITH_KVM, "--forward", "0", "true"], capture_output=True, check=False).returncode == 2
 
 
 def _cmdline(pid: int) -> bytes:
