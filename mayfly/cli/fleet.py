@@ -155,7 +155,8 @@ def _show(seen: "list[Seen]", *, as_json: bool = False) -> None:
         beat = host.beat
         state = "draining" if beat.draining else "serving"
         memory = f"{beat.memory_used >> 20}/{beat.memory_budget >> 20} MiB"
-        click.echo(f"{host.name:<24} {host.about.arch:<8} {state:<9} {beat.running:>4} runs {memory:>18}  {', '.join(host.languages)}")
+        has = [*host.languages, *(f"{image} ({percent} %)" for image, percent in beat.fetching.items())]
+        click.echo(f"{host.name:<24} {host.about.arch:<8} {state:<9} {beat.running:>4} runs {memory:>18}  {', '.join(has)}")
 
 
 @cli.command()

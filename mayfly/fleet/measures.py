@@ -39,6 +39,9 @@ class Measures:
         yield f"mayfly_fleet_refused{{{host}}} {gateway.refused}"
         yield f"mayfly_fleet_given_back{{{host}}} {gateway.given_back}"
         yield f"mayfly_fleet_running {totals.running}"
+        for each in gateway.roll:
+            for image, percent in each.beat.fetching.items() if each.beat else ():
+                yield f'mayfly_fleet_fetching_percent{{host="{each.name}",image="{image}"}} {percent}'
 
 
 def merge(texts: dict[str, str], more: list[str]) -> bytes:

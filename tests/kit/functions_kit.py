@@ -19,6 +19,11 @@ from tests.kit.api_fakes import install_toys
 def install_echo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The toys, of which `toy` loads functions, and a kernel that nobody boots."""
     install_toys(monkeypatch, tmp_path)
+    let_toys_load_functions(tmp_path)
+
+
+def let_toys_load_functions(tmp_path: Path) -> None:
+    """Have the image of `toy` load functions."""
     (tmp_path / "vmlinux").write_bytes(b"kernel")
     path = paths.image_dir("toy", platform.machine()) / "manifest.json"
     build = manifest.LanguageStep(name="build", argv=("sh", "-n", "handler.toy"))

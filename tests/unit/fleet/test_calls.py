@@ -14,6 +14,7 @@ from tests.kit.api_fakes import install_toys
 from tests.kit.fleet_kit import Fleet, in_fleet
 from tests.unit.fleet.test_fleet import body, start, until_output
 
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 CALLED = {"callback_hosts": ("127.0.0.1",)}
 
 
@@ -61,12 +62,10 @@ def test_whoever_is_there_calls(tmp_path: Path) -> None:
             gate = tmp_path / "gate"
             async with fleet.gateway("g1", **CALLED) as one:
                 await fleet.until_hosts(one, 1)
-                quick = await start(
-                    one.client, "echo quick", callback_url=taker.url, callback_secret="whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-                )
+                quick = await start(one.client, "echo quick", callback_url=taker.url, callback_secret=SECRET)
                 assert (await called(taker))["id"] == quick
                 source = f"echo begun; while [ ! -e {gate} ]; do sleep 0.05; done; echo end"
-                run_id = await start(one.client, source, callback_url=taker.url, callback_secret="whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+                run_id = await start(one.client, source, callback_url=taker.url, callback_secret=SECRET)
                 await until_output(one, run_id, "begun")
             gate.touch()
             found = await called(taker)
@@ -80,9 +79,7 @@ def test_a_url_that_may_not_be_called_is_refused() -> None:
         await fleet.add_host("h1")
         async with fleet.gateway("g1") as way:
             await fleet.until_hosts(way, 1)
-            async with way.client.post(
-                "/start", json=body("true", callback_url="http://127.0.0.1:1/", callback_secret="whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
-            ) as answer:
+            async with way.client.post("/start", json=body("true", callback_url="http://127.0.0.1:1/", callback_secret=SECRET)) as answer:
                 assert answer.status == 422
 
     in_fleet(scenario)

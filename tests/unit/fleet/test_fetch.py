@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from mayfly import paths
 from mayfly.cli.main import cli
-from mayfly.errors import ConfigError
+from mayfly.errors import ConfigError, HostError
 from mayfly.fleet import catalog, fetch, worker
 from mayfly.fleet.catalog import ImageChange, make_offer
 from mayfly.fleet.engine import Engine
@@ -127,3 +127,15 @@ def test_an_image_that_is_another_one_is_replaced(tmp_path: Path) -> None:
                         assert (await run(way.client, "echo new"))["status"] == "ok"
 
     in_fleet(scenario)
+
+
+def test_a_fetch_says_how_far_it_is_and_ends_when_it_shall() -> None:
+    under_way = fetch.Fetch(catalog.Offer(reference="registry/image@sha256:0", manifest=b"{}"))
+    assert under_way.percent == 0
+    with under_way.task("pulling", 100) as advance, under_way.task("installing", 100) as install:
+        advance(50)
+        install(30)
+        assert under_way.percent == 40
+        under_way.stopped = True
+        with pytest.raises(HostError):
+            advance(1)

@@ -13,8 +13,11 @@ from mayfly.fleet import worker
 from mayfly.fleet.engine import Delivery, Engine
 from mayfly.fleet.functions import creating, gateway
 from mayfly.fleet.functions.messages import Asked, Change, FleetFunction, queue_of
+from mayfly.fleet.keys import KeyChange
+from mayfly.fleet.keys import change as change_keys
 from mayfly.fleet.message import Begin, Verdict, decode, encode
 from mayfly.functions.spec import FunctionSpec
+from mayfly.host import keys
 from mayfly.schema import msgspec
 from tests.kit.fleet_kit import Fleet, Way, in_fleet, until
 from tests.kit.functions_kit import install_echo
@@ -111,6 +114,28 @@ def test_what_a_host_has_begun_no_other_does() -> None:
             assert verdicts == ["go", "done"]
             problem = json.loads(await asked)["error"]
             assert (problem["code"], "began" in problem["message"]) == ("function_crashed", True)
+
+    in_fleet(scenario)
+
+
+def test_a_key_s_limits_hold_for_functions_too() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with fleet.gateway("g1") as one, fleet.gateway("g2") as two:
+            for way in (one, two):
+                await fleet.until_hosts(way, 1)
+            await create(fleet, "echo", timeout_s=60, concurrency_limit=2)
+            await until(lambda: bool(one.runner.functions.all()) and bool(two.runner.functions.all()))
+            key, token = keys.make("site", concurrency=1)
+            async with Engine.connect((fleet.server.url,), "operator") as engine:
+                await change_keys(engine, KeyChange(add=msgspec.json.encode(key)))
+            await until(lambda: bool(one.runner.shared_keys) and bool(two.runner.shared_keys))
+            async with one.client_of(token) as here, two.client_of(token) as there:
+                first = asyncio.create_task(ask(here, "echo", b"!sleep 2"))
+                await until(lambda: any(_begun(one)))
+                assert json.loads(await ask(there, "echo", b"x", 429))["error"]["code"] == "key_limit"
+                await first
+                assert await ask(there, "echo", b"x") == b"x"
 
     in_fleet(scenario)
 

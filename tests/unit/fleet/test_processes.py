@@ -21,6 +21,8 @@ from mayfly.fleet.engine import Engine
 from mayfly.fleet.local import Member
 from mayfly.fleet.server import LocalServer
 from tests.kit.api_fakes import ROOT, install_toys
+from tests.kit.functions_kit import let_toys_load_functions
+from tests.unit.fleet.test_calls import SECRET, called, receiver
 from tests.unit.fleet.test_fleet import events, output, run, start
 
 PROGRAM = (sys.executable, "-m", "tests.kit.fake_mayfly", "-")
@@ -126,6 +128,55 @@ def test_who_is_killed_takes_no_run_along(fleet: Processes, tmp_path: Path) -> N
             assert len(log.read_text().split()) == 2
 
     asyncio.run(asyncio.wait_for(scenario(), 240))
+
+
+def test_who_is_killed_takes_no_call_and_no_answer_along(fleet: Processes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    let_toys_load_functions(tmp_path)
+    code = tmp_path / "echo.toy"
+    code.write_text("true")
+    (tmp_path / "echo.yaml").write_text("{name: echo, language: toy, code: echo.toy, timeout_s: 60}")
+    for name in ("g1", "g2"):
+        fleet.gateway(name, "--callback-hosts", "127.0.0.1")
+    fleet.host("h1")
+    for member in fleet.members.values():
+        member.wait_until_ready()
+    gate = tmp_path / "gate"
+
+    async def scenario() -> None:
+        async with receiver() as taker, fleet.client("g1") as one, fleet.client("g2") as two:
+            await until_languages(one)
+            await until_languages(two)
+            create = [*PROGRAM, "function", "create", str(tmp_path / "echo.yaml"), "--fleet", fleet.server.url]
+            await asyncio.to_thread(subprocess.run, create, cwd=ROOT, check=True, capture_output=True)
+            for client in (one, two):
+                while (await ask(client, "/functions/echo", b"x"))[0] != 200:
+                    await asyncio.sleep(0.1)
+            source = f"while [ ! -e {gate} ]; do sleep 0.05; done; echo end"
+            run_id = await start(one, source, callback_url=taker.url, callback_secret=SECRET)
+            status, found = await ask(one, "/functions/echo?async", b"!sleep 1")
+            assert status == 202
+            fleet.kill("g1")
+            gate.touch()
+            assert (await called(taker))["id"] == run_id
+            place = f"/functions/echo/requests/{json.loads(found)['id']}"
+            async with two.get(place, params={"wait": "true"}) as answer:
+                assert answer.status == 200
+            asked = asyncio.create_task(ask(two, "/functions/echo", b"!sleep 60"))
+            while await sample(two, "mayfly_fleet_running") < 1:
+                await asyncio.sleep(0.1)
+            fleet.host("h2")
+            await asyncio.to_thread(fleet.members["h2"].wait_until_ready)
+            fleet.kill("h1")
+            status, found = await asked
+            assert (status, json.loads(found)["error"]["code"]) == (502, "function_crashed")
+            assert await ask(two, "/functions/echo", b"on") == (200, b"on")
+
+    asyncio.run(asyncio.wait_for(scenario(), 240))
+
+
+async def ask(client: aiohttp.ClientSession, path: str, payload: bytes) -> tuple[int, bytes]:
+    async with client.post(path, data=payload) as answer:
+        return answer.status, await answer.read()
 
 
 UP = """

@@ -20,6 +20,9 @@ from tests.kit.api_server import make_certificate
 from tests.kit.fleet_kit import Fleet, in_fleet
 from tests.unit.fleet.test_fleet import events, output, run, start, until_output
 
+OF_OTHERS = ("fn.settle.g1.h1.x", "fn.begin.h1.x", "fn.code.h1", "fn.ask.h1", "offers.h1", "keys", "images", "functions", "$KV.fleet.keys")
+"""Subjects that the host h2 has nothing to say to."""
+
 
 def test_tokens_are_kept_in_a_file(tmp_path: Path) -> None:
     users = tmp_path / "users" / "users.conf"
@@ -87,7 +90,14 @@ def test_each_may_do_its_part_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: P
                 for subject in ("gw.>", "host.h1.*", "begin.*.*", "beat.*", f"_INBOX_h1.pull.{'*'}"):
                     await h2.listen(subject, heard.append)
                 forged = encode(Settle(token="guessed", delivered=9))
-                for subject in (f"run.{arch}.toy-1_0", f"settle.g1.h1.{run_id}", f"begin.h1.{run_id}", "$KV.results.x", "beat.h1"):
+                for subject in (
+                    f"run.{arch}.toy-1_0",
+                    f"settle.g1.h1.{run_id}",
+                    f"begin.h1.{run_id}",
+                    "$KV.results.x",
+                    "beat.h1",
+                    *OF_OTHERS,
+                ):
                     with pytest.raises((SilenceError, NobodyError)):
                         await h2.ask(subject, forged, 0.3)
                 answer = await h2.ask(f"settle.g1.h2.{run_id}", forged)

@@ -10,8 +10,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from mayfly.fleet.calls import Call
+from mayfly.fleet.catalog import Offers
 from mayfly.fleet.engine import Engine
+from mayfly.fleet.functions.messages import Answered, Asked, FleetFunction, Pending, Question, Result, Sent, Stored
 from mayfly.fleet.message import Attach, Cancel, Grant, Input, Registered, Signal, Size, ToGateway, ToHost, Verdict, Wish, Work, decode
+from mayfly.guests.start import StartKind
 from mayfly.images.store import Images
 from tests.kit.api_fakes import install_toys
 from tests.kit.fleet_kit import Fleet, in_fleet, until
@@ -82,6 +86,24 @@ def test_every_message_may_have_fields_that_are_not_known() -> None:
     fields["snippet"] |= NEWER
     assert decode(newer(fields), type=Work) == work
     assert "attempts" in Registered.__struct_fields__
+    times = {"received": 1.0, "queued_s": 0, "started_s": 0, "sent_s": 0, "answered_s": 0.5, "guest_us": 7, **NEWER}
+    sent = Sent(status="ok", content_type="", payload=b"x", start=StartKind.WARM, times={"received": 1.0})
+    function = FleetFunction(about=b"{}", arch="x86_64", memory=1, key="k")
+    for told in (
+        sent,
+        function,
+        Asked(id="1", token="2", gateway="3", key="4", payload=b"x"),
+        Answered(token="1", delivered=1, answer=sent),
+        Pending(token="1", function="f"),
+        Result(function="f", answer=sent),
+        Stored(function=function, code={"a": b"b"}),
+        Question(local="f", last=1),
+        Offers(known="1", functions=[function]),
+        Call(run="1", about=b"{}"),
+    ):
+        assert decode(newer(told), type=type(told)) == told
+    sent.times = times  # type: ignore[assignment]
+    assert Result(function="f", answer=sent).get("1").times.guest_us == 7
 
 
 def test_a_run_that_no_host_ends_is_given_up_after_three() -> None:
