@@ -5,8 +5,9 @@
 
 /// Instructions of our own first, then those of WebAssembly that compute, by its names.
 ///
-/// `…Imm` has its second operand in the instruction. `Jump…` are jumps under a condition. Values of 32 bits ignore the upper half of
-/// their slots.
+/// `…Imm` has its second operand in the instruction. `Jump…` are jumps under a condition; a jump back leads to a `Loop`. Values of 32
+/// bits ignore the upper half of their slots. What stands after `Two and more in one` does what its parts do, one after the other:
+/// an interpreter's time goes by the count of its instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 #[rustfmt::skip]
@@ -38,6 +39,17 @@ pub enum Op {
     JumpI32GeSImm, JumpI32GeUImm,
     JumpI64EqImm, JumpI64NeImm, JumpI64LtSImm, JumpI64LtUImm, JumpI64GtSImm, JumpI64GtUImm, JumpI64LeSImm, JumpI64LeUImm,
     JumpI64GeSImm, JumpI64GeUImm,
+    // Two and more in one.
+    /// d = a + the upper half of `imm`; a jump if d is not b, or not 0.
+    JumpI32AddNe, JumpI32AddNotZero,
+    /// d = a + (b << imm)
+    I32AddShl,
+    /// Loads from a + b.
+    Load8USum, Load32USum, Load64Sum,
+    /// d = b op what is loaded from a
+    F64AddLoad, F64SubLoad, F64MulLoad,
+    /// d = the slot `imm` ± a * b; of `…Load`: the slot in the upper half of `imm` + b * what is loaded from a
+    F64MulAdd, F64MulSub, F64MulAddLoad,
 }
 
 /// `d` is the slot of the result, or a call's first argument; `a` and `b` are slots of operands. A jump has its target in the low half of

@@ -1,6 +1,6 @@
 //! Emitting one function's code.
 
-use super::fuse::{immediate, Condition};
+use super::fuse::{immediate, joined, jumping, loading, Condition};
 use super::Stand;
 use crate::code::{self, Function, Op, Site};
 use crate::instruction::{BlockType, Instruction, Numeric};
@@ -44,6 +44,8 @@ pub struct Emitter<'a> {
     top: usize,
     /// The last instruction, while it is the one that made the topmost operand.
     last: Option<usize>,
+    /// The last place in the code that is jumped to: what is before it is no longer changed.
+    landing: usize,
     labels: Vec<Label>,
     offset: u32,
 }
@@ -52,7 +54,8 @@ impl<'a> Emitter<'a> {
     pub fn new(module: &'a Module, canonical: &'a [u32], kind: &FunctionType, locals: usize) -> Emitter<'a> {
         let function = Function { params: kind.params.len() as u32, locals: locals as u32, ..Function::default() };
         let results = kind.results.len();
-        let mut emitter = Emitter { module, canonical, results, function, stack: vec![], top: 0, last: None, labels: vec![], offset: 0 };
+        let mut emitter =
+            Emitter { module, canonical, results, function, stack: vec![], top: 0, last: None, landing: 0, labels: vec![], offset: 0 };
         emitter.site(Stand::Loop, 0);
         emitter.open(false, 0, 0, results);
         emitter
@@ -130,6 +133,10 @@ impl<'a> Emitter<'a> {
                 self.emit(Op::GlobalSet, 0, a, 0, u64::from(*global));
             }
             Instruction::Load(op, _, offset) => {
+                let made = self.made(self.stack.len() - 1);
+                if let Some(load) = made.and_then(|at| loading(*op, self.function.code[at], *offset)) {
+                    return self.replace(1, load);
+                }
                 let a = self.pop();
                 self.push_result(*op, a, 0, u64::from(*offset));
             }
@@ -235,9 +242,34 @@ impl<'a> Emitter<'a> {
 
     /// The instruction whose result is the topmost operand, if nothing came after it.
     fn maker(&self) -> Option<usize> {
+        self.made(self.stack.len() - 1)
+    }
+
+    /// The last instruction, if its result is the operand at this place.
+    fn made(&self, place: usize) -> Option<usize> {
         let at = self.last?;
-        let made = self.stack.last() == Some(&Value::Slot) && self.function.code[at].d == self.slot(self.stack.len() - 1);
+        let made = self.stack[place] == Value::Slot && self.function.code[at].d == self.slot(place);
         (made && at + 1 == self.function.code.len()).then_some(at)
+    }
+
+    /// Have one instruction take the place of the last one and of what takes its result and other operands, `count` in all.
+    fn replace(&mut self, count: usize, instruction: code::Instruction) {
+        self.function.code.pop();
+        self.stack.truncate(self.stack.len() - count);
+        self.push_result(instruction.op, instruction.a, instruction.b, instruction.imm);
+    }
+
+    /// The operation of the two topmost operands together with the instruction that made one of them.
+    fn join(&self, op: Op) -> Option<code::Instruction> {
+        let second = self.stack.len() - 1;
+        [(second, second - 1, true), (second - 1, second, false)].into_iter().find_map(|(place, other, is_second)| {
+            let slot = match self.stack[other] {
+                Value::Slot => self.slot(other),
+                Value::Local(local) => local,
+                Value::Const(_) => return None,
+            };
+            joined(op, self.function.code[self.made(place)?], slot, is_second)
+        })
     }
 
     fn set(&mut self, local: u16) {
@@ -286,6 +318,9 @@ impl<'a> Emitter<'a> {
                         return self.push_result(op, a, 0, constant);
                     }
                 }
+                if let Some(both) = self.join(op) {
+                    return self.replace(2, both);
+                }
                 let b = self.pop();
                 let a = self.pop();
                 self.push_result(op, a, b, 0);
@@ -315,13 +350,24 @@ impl<'a> Emitter<'a> {
     }
 
     fn jump_if(&mut self, condition: Condition) -> usize {
+        let made = self.function.code.last().filter(|_| self.landing < self.function.code.len());
+        if let Some(jump) = made.and_then(|made| jumping(condition, *made)) {
+            self.function.code.pop();
+            return self.emit(jump.op, jump.d, jump.a, jump.b, jump.imm);
+        }
         self.emit(condition.op, 0, condition.a, condition.b, u64::from(condition.constant as u32) << 32)
     }
 
     /// Let a jump lead to the next instruction.
     fn land(&mut self, jump: usize) {
         self.function.code[jump].imm |= self.function.code.len() as u64;
+        self.landed();
+    }
+
+    /// Something leads to the next instruction.
+    fn landed(&mut self) {
         self.last = None;
+        self.landing = self.function.code.len();
     }
 
     fn open(&mut self, is_loop: bool, height: usize, params: usize, results: usize) {
@@ -337,7 +383,7 @@ impl<'a> Emitter<'a> {
             targets: vec![],
             otherwise: None,
         });
-        self.last = None;
+        self.landed();
     }
 
     fn open_block(&mut self, is_loop: bool, block: &BlockType) {
@@ -370,7 +416,7 @@ impl<'a> Emitter<'a> {
         }
         self.stack.truncate(label.height);
         (0..label.results).for_each(|_| self.push(Value::Slot));
-        self.last = None;
+        self.landed();
         if self.labels.is_empty() {
             let first = self.slot(0);
             self.emit(Op::Return, 0, first, label.results as u16, 0);

@@ -1,6 +1,6 @@
-//! Which instructions have a form with a constant, and which comparisons a form that jumps.
+//! Which instructions have a form with a constant, which comparisons a form that jumps, and which two become one.
 
-use crate::code::Op;
+use crate::code::{Instruction, Op};
 
 /// The comparisons: plain, with a constant, as a jump, as a jump with a constant; and the place of the opposite one.
 #[rustfmt::skip]
@@ -51,6 +51,47 @@ impl Condition {
         let other = &COMPARISONS[row.4];
         Condition { op: if row.2 == self.op { other.2 } else { other.3 }, ..self }
     }
+}
+
+/// What does `made` and then an operation of its result and the slot `other`, if there is such an instruction. `is_second` says which
+/// operand of the two the result is.
+pub fn joined(op: Op, made: Instruction, other: u16, is_second: bool) -> Option<Instruction> {
+    let Instruction { d, a, b, imm, .. } = made;
+    let (op, a, b, imm) = match (op, made.op) {
+        (Op::I32Add, Op::I32ShlImm) => (Op::I32AddShl, other, a, imm),
+        (Op::F64Add, Op::Load64) => (Op::F64AddLoad, a, other, imm),
+        (Op::F64Mul, Op::Load64) => (Op::F64MulLoad, a, other, imm),
+        (Op::F64Sub, Op::Load64) if is_second => (Op::F64SubLoad, a, other, imm),
+        (Op::F64Add, Op::F64Mul) => (Op::F64MulAdd, a, b, other.into()),
+        (Op::F64Sub, Op::F64Mul) if is_second => (Op::F64MulSub, a, b, other.into()),
+        (Op::F64Add, Op::F64MulLoad) => (Op::F64MulAddLoad, a, b, imm | u64::from(other) << 32),
+        _ => return None,
+    };
+    Some(Instruction { op, d, a, b, imm })
+}
+
+/// A load whose address `made` computes.
+pub fn loading(op: Op, made: Instruction, offset: u32) -> Option<Instruction> {
+    let op = match (op, made.op) {
+        (Op::Load8U, Op::I32Add) => Op::Load8USum,
+        (Op::Load32U, Op::I32Add) => Op::Load32USum,
+        (Op::Load64, Op::I32Add) => Op::Load64Sum,
+        _ => return None,
+    };
+    Some(Instruction { op, imm: offset.into(), ..made })
+}
+
+/// A jump under a condition on what `made` computes; it leads to no place yet.
+pub fn jumping(condition: Condition, made: Instruction) -> Option<Instruction> {
+    if made.op != Op::I32AddImm || made.d != condition.a {
+        return None;
+    }
+    let op = match (condition.op, condition.constant) {
+        (Op::JumpI32Ne, _) => Op::JumpI32AddNe,
+        (Op::JumpI32NeImm, 0) => Op::JumpI32AddNotZero,
+        _ => return None,
+    };
+    Some(Instruction { op, b: condition.b, imm: made.imm << 32, ..made })
 }
 
 /// The form of an instruction whose second operand is a constant.

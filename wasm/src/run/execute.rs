@@ -84,14 +84,26 @@ impl Machine {
                 set!($i.d, (get!($i.a) as $kind $op $i.imm as $kind).into())
             };
         }
+        // A jump back leads to a loop's instruction, which has nothing to do as long as there are ticks.
+        macro_rules! jump {
+            ($i:ident) => {{
+                let target = $i.imm as u32 as usize;
+                if target < pc && ticks > 0 {
+                    ticks -= 1;
+                    pc = target + 1;
+                } else {
+                    pc = target;
+                }
+            }};
+        }
         macro_rules! jump_if {
             ($i:ident, $kind:ty, $op:tt) => {
-                if get!($i.a) as $kind $op get!($i.b) as $kind { pc = $i.imm as u32 as usize }
+                if get!($i.a) as $kind $op get!($i.b) as $kind { jump!($i) }
             };
         }
         macro_rules! jump_if_imm {
             ($i:ident, $kind:ty, $op:tt) => {
-                if get!($i.a) as $kind $op (($i.imm as i64) >> 32) as $kind { pc = $i.imm as u32 as usize }
+                if get!($i.a) as $kind $op (($i.imm as i64) >> 32) as $kind { jump!($i) }
             };
         }
         macro_rules! float32 {
@@ -136,8 +148,11 @@ impl Machine {
         }
         // A pointer to as many bytes of linear memory as the type has.
         macro_rules! address {
-            ($i:ident, $kind:ty) => {{
-                let at = u64::from(get!($i.a) as u32) + $i.imm;
+            ($i:ident, $kind:ty) => {
+                address!(get!($i.a) as u32, $i.imm, $kind)
+            };
+            ($base:expr, $offset:expr, $kind:ty) => {{
+                let at = u64::from($base) + $offset;
                 if at + std::mem::size_of::<$kind>() as u64 > memory_size {
                     trap!("out of bounds memory access at {at:#x}")
                 }
@@ -145,13 +160,26 @@ impl Machine {
                 unsafe { memory.add(at as usize).cast::<$kind>() }
             }};
         }
-        // SAFETY (both): the address is within linear memory; its alignment is not relied on.
+        // SAFETY (all): the address is within linear memory; its alignment is not relied on.
         // (Linear memory is little-endian, as are all processors that we build for.)
         macro_rules! load {
             ($i:ident, $kind:ty, $as:ty) => {{
                 let at = address!($i, $kind);
                 let value = unsafe { at.read_unaligned() };
                 set!($i.d, (value as $as).into())
+            }};
+        }
+        macro_rules! load_sum {
+            ($i:ident, $kind:ty) => {{
+                let at = address!((get!($i.a) as u32).wrapping_add(get!($i.b) as u32), $i.imm, $kind);
+                let value = unsafe { at.read_unaligned() };
+                set!($i.d, value.into())
+            }};
+        }
+        macro_rules! loaded64 {
+            ($i:ident, $offset:expr) => {{
+                let at = address!(get!($i.a) as u32, $offset, u64);
+                f64::from_bits(unsafe { at.read_unaligned() })
             }};
         }
         macro_rules! store {
@@ -204,7 +232,7 @@ impl Machine {
                 Op::Unreachable => trap!("unreachable executed"),
                 Op::Copy => set!(i.d, get!(i.a)),
                 Op::Const => set!(i.d, i.imm),
-                Op::Jump => pc = i.imm as usize,
+                Op::Jump => jump!(i),
                 Op::JumpTable => {
                     let index = u64::from(get!(i.a) as u32).min(i.imm >> 32);
                     pc = program.functions[frame.function as usize].targets[i.imm as u32 as usize + index as usize] as usize;
@@ -513,6 +541,33 @@ impl Machine {
                 Op::JumpI64LeUImm => jump_if_imm!(i, u64, <=),
                 Op::JumpI64GeSImm => jump_if_imm!(i, i64, >=),
                 Op::JumpI64GeUImm => jump_if_imm!(i, u64, >=),
+                Op::JumpI32AddNe => {
+                    let sum = (get!(i.a) as u32).wrapping_add((i.imm >> 32) as u32);
+                    set!(i.d, sum.into());
+                    if sum != get!(i.b) as u32 {
+                        jump!(i)
+                    }
+                }
+                Op::JumpI32AddNotZero => {
+                    let sum = (get!(i.a) as u32).wrapping_add((i.imm >> 32) as u32);
+                    set!(i.d, sum.into());
+                    if sum != 0 {
+                        jump!(i)
+                    }
+                }
+                Op::I32AddShl => set!(i.d, (get!(i.a) as u32).wrapping_add((get!(i.b) as u32).wrapping_shl(i.imm as u32)).into()),
+                Op::Load8USum => load_sum!(i, u8),
+                Op::Load32USum => load_sum!(i, u32),
+                Op::Load64Sum => load_sum!(i, u64),
+                Op::F64AddLoad => set!(i.d, bits64(f64!(i.b) + loaded64!(i, i.imm))),
+                Op::F64SubLoad => set!(i.d, bits64(f64!(i.b) - loaded64!(i, i.imm))),
+                Op::F64MulLoad => set!(i.d, bits64(f64!(i.b) * loaded64!(i, i.imm))),
+                Op::F64MulAdd => set!(i.d, bits64(f64!(i.imm as u16) + f64!(i.a) * f64!(i.b))),
+                Op::F64MulSub => set!(i.d, bits64(f64!(i.imm as u16) - f64!(i.a) * f64!(i.b))),
+                Op::F64MulAddLoad => {
+                    let factor = loaded64!(i, u64::from(i.imm as u32));
+                    set!(i.d, bits64(f64!((i.imm >> 32) as u16) + f64!(i.b) * factor))
+                }
             }
         }
     }
