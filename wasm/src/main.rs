@@ -83,8 +83,13 @@ fn start(options: &Options) -> Result<i32, String> {
         stopped.wasi.stop_at(ticks);
     }
     let loaded = Instant::now();
-    let end = stopped.machine.run(&stopped.program, &mut stopped.wasi);
-    stopped.wasi.ticks -= u64::from(stopped.machine.ticks_left);
+    let end = loop {
+        let end = stopped.machine.run(&stopped.program, &mut stopped.wasi);
+        stopped.wasi.ticks -= u64::from(std::mem::take(&mut stopped.machine.ticks_left));
+        if end != End::Stopped || !goes_on_instead(&mut stopped, options.most).map_err(|error| error.to_string())? {
+            break end;
+        }
+    };
     let ran = Instant::now();
     let status = match end {
         End::Exit(status) => status as i32,
@@ -94,7 +99,7 @@ fn start(options: &Options) -> Result<i32, String> {
         }
         End::Stopped => {
             let path = options.save.as_ref().expect("only a program that can be saved is stopped");
-            save(&mut stopped, path).map_err(|error| format!("{}: {error}", path.display()))?;
+            save(&stopped, path).map_err(|error| format!("{}: {error}", path.display()))?;
             STOPPED
         }
     };
@@ -120,9 +125,21 @@ fn begin(file: Vec<u8>, options: &Options) -> refusal::Result<Stopped> {
     Ok(Stopped { file, program, machine, wasi })
 }
 
-/// Write the whole checkpoint, or nothing that has its name.
-fn save(stopped: &mut Stopped, path: &Path) -> io::Result<()> {
+/// Whether a program that was asked to stop goes on, as its checkpoint would have more than so many bytes.
+fn goes_on_instead(stopped: &mut Stopped, most: Option<u64>) -> io::Result<bool> {
     stopped.wasi.input.take_waiting()?;
+    let most = most.filter(|_| sys::stop_wanted());
+    let size = most.map(|_| checkpoint::size(stopped)).transpose()?;
+    if size <= most {
+        return Ok(false);
+    }
+    complain(&format!("it is not stopped: its checkpoint would have {} bytes, at most {} wanted", size.unwrap_or(0), most.unwrap_or(0)));
+    sys::do_not_stop()?;
+    Ok(true)
+}
+
+/// Write the whole checkpoint, or nothing that has its name.
+fn save(stopped: &Stopped, path: &Path) -> io::Result<()> {
     let mut part = path.as_os_str().to_owned();
     part.push(".part");
     let part = PathBuf::from(part);

@@ -8,7 +8,9 @@ const USAGE: &str = "usage: mayfly-wasm [OPTION]... FILE [ARG]...
 Run the WebAssembly module FILE with arguments, or let the program of the checkpoint FILE go on.
   --dir FOLDER     fill the program's directory, which it sees as /, from this one, and write there what changed when it ends
   --env NAME=VALUE
+  --inherit-env    give it the environment that there is
   --save FILE      stop the program on SIGUSR1, write its checkpoint to FILE and exit with 75
+  --most BYTES     let it go on instead if its checkpoint would have more
   --stop-at TICKS  the same after this many rounds of loops and calls of its whole life
   --stats          say what was spent, at the end";
 
@@ -20,22 +22,30 @@ pub struct Options {
     pub folder: Option<PathBuf>,
     pub env: Vec<Vec<u8>>,
     pub save: Option<PathBuf>,
+    pub most: Option<u64>,
     pub stop_at: Option<u64>,
     pub stats: bool,
 }
 
 impl Options {
     pub fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Options, String> {
-        let (mut folder, mut env, mut save, mut stop_at, mut stats) = (None, vec![], None, None, false);
+        let (mut folder, mut env, mut save, mut most, mut stop_at, mut stats) = (None, vec![], None, None, None, false);
         let file = loop {
             let option = args.next().ok_or(USAGE)?;
             let mut value = || args.next().ok_or(format!("{} needs a value", option.to_string_lossy()));
             match option.to_str() {
                 Some("--dir") => folder = Some(PathBuf::from(value()?)),
                 Some("--env") => env.push(value()?.into_vec()),
+                Some("--inherit-env") => env.extend(std::env::vars_os().map(|(name, value)| {
+                    let mut pair = name.into_vec();
+                    pair.push(b'=');
+                    pair.extend(value.into_vec());
+                    pair
+                })),
                 Some("--save") => save = Some(PathBuf::from(value()?)),
-                Some("--stop-at") => {
-                    stop_at = Some(value()?.to_str().and_then(|ticks| ticks.parse().ok()).ok_or("--stop-at needs a number")?)
+                Some(name @ ("--most" | "--stop-at")) => {
+                    let number = value()?.to_str().and_then(|number| number.parse().ok()).ok_or(format!("{name} needs a number"))?;
+                    *(if name == "--most" { &mut most } else { &mut stop_at }) = Some(number);
                 }
                 Some("--stats") => stats = true,
                 Some(unknown) if unknown.starts_with("--") => return Err(format!("unknown option {unknown}\n{USAGE}")),
@@ -47,6 +57,6 @@ impl Options {
         }
         let name = file.file_name().unwrap_or(file.as_os_str()).to_owned();
         let args = std::iter::once(name).chain(args).map(OsString::into_vec).collect();
-        Ok(Options { file, args, folder, env, save, stop_at, stats })
+        Ok(Options { file, args, folder, env, save, most, stop_at, stats })
     }
 }

@@ -57,6 +57,16 @@ pub fn stop_wanted() -> bool {
     WANTED.load(Ordering::Relaxed)
 }
 
+/// The program goes on although it was asked to stop; it may be asked again.
+pub fn do_not_stop() -> io::Result<()> {
+    let end = WAKE[0].load(Ordering::SeqCst);
+    while has_input(end)? {
+        read_some(end, &mut [0; 64])?;
+    }
+    WANTED.store(false, Ordering::SeqCst);
+    Ok(())
+}
+
 #[derive(Debug, PartialEq, Eq)]
 pub enum Waited {
     Ready,

@@ -31,7 +31,7 @@ mod load;
 mod save;
 
 pub use load::load;
-pub use save::save;
+pub use save::{save, size};
 
 pub const MAGIC: &[u8; 8] = b"MAYFLYWC";
 pub const VERSION: u32 = 1;

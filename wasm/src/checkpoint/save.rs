@@ -36,6 +36,27 @@ pub fn save(stopped: &Stopped, to: &mut impl Write) -> io::Result<()> {
     wasi_state(wasi, &mut to)
 }
 
+/// The bytes that `save` would write.
+pub fn size(stopped: &Stopped) -> io::Result<u64> {
+    let mut count = Count(0);
+    save(stopped, &mut count)?;
+    Ok(count.0)
+}
+
+/// Counts what is written to it.
+struct Count(u64);
+
+impl Write for Count {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 fn wasi_state(wasi: &Wasi, to: &mut Sink<impl Write>) -> io::Result<()> {
     for texts in [&wasi.args, &wasi.env] {
         to.count(texts.len())?;
