@@ -90,6 +90,7 @@ class Query(Record, frozen=True, kw_only=True):
     language: (
         Annotated[str, Meta(max_length=MAX_LANGUAGE, description="`rust`, or `rust@1.85` for the highest 1.85 there is")] | UnsetType
     ) = UNSET
+    target: Annotated[Literal["wasm"], Meta(description="what the program is compiled to; without it machine code")] | UnsetType = UNSET
     output: Annotated[Mode, Meta(description="what the output socket gives")] | UnsetType = UNSET
     architecture: Annotated[Literal["x86_64", "aarch64"], Meta(description="of the machine; without it any")] | UnsetType = UNSET
     network: Annotated[bool, Meta(description="give the program a network")] | UnsetType = UNSET

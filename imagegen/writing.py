@@ -84,6 +84,7 @@ def describe(build: Build, archive: Archive) -> Manifest:
         warmup=msgspec.structs.replace(language.warmup, steps=_steps(language.warmup.steps, image.config.working_dir)),
         function=function,
         checkpoint=language.checkpoint,
+        target=language.target,
         options=offered(language, build.version),
         env=environment(language, image),
         source=ImageSource(

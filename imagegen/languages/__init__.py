@@ -88,7 +88,7 @@ class Language(Record, frozen=True, kw_only=True):
     version, or for `default_version` where none is asked for. A step whose directory the file does
     not give has an empty one, and runs in the image's WorkingDir. `{name}` in a step's argument
     stands for the value of the option `name`. With `checkpoint` the image has the runtime for
-    WebAssembly, /usr/bin/mayfly-wasm; it is the manifest's.
+    WebAssembly, /usr/bin/mayfly-wasm; it and `target` are the manifest's.
     """
 
     name: Annotated[str, Meta(pattern=f"^{NAME.pattern}$")]
@@ -107,6 +107,7 @@ class Language(Record, frozen=True, kw_only=True):
     warmup: Warmup = Warmup()
     function: Function | None = None
     checkpoint: Annotated[str, Meta(pattern="^[^/*?]*$")] = ""
+    target: str = ""
     digest: str = ""
 
     def __post_init__(self) -> None:
@@ -114,6 +115,8 @@ class Language(Record, frozen=True, kw_only=True):
             raise ValueError("default_version is missing; the image's name has {version}")
         if bool(self.warmup.steps) != bool(self.warmup.files):
             raise ValueError("warmup needs both files and steps, or none")
+        if self.target and not self.name.endswith(f"-{self.target}"):
+            raise ValueError(f"a language with the target {self.target} has the name of another one, and -{self.target}")
         Pruner(self.prune)
 
     @property
@@ -129,6 +132,13 @@ class Language(Record, frozen=True, kw_only=True):
 def known_languages() -> list[str]:
     """The names of all languages, sorted."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def _named(name: object, folder: Path) -> str:
+    """The name of a language's file in the folder. Raises SchemaError: there is none."""
+    if not isinstance(name, str) or not NAME.fullmatch(name) or not (folder / f"{name}.yaml").is_file():
+        raise SchemaError(f"like: there is no language {str(name)[:80]!r}")
+    return name
 
 
 def load_language(name: str, folder: Path = FOLDER) -> Language:
@@ -147,11 +157,16 @@ def load_language(name: str, folder: Path = FOLDER) -> Language:
 def parse_language(data: bytes, origin: str, functions: Path = FOLDER / "functions") -> Language:
     """Parse and check a language's YAML, which names files of the folder `functions`.
 
+    What it leaves out is as in the language that it is `like`, whose file lies beside that folder.
+
     Raises:
         ConfigError: it names `origin` and the field.
     """
     try:
         raw = yaml.safe_load(data)
+        if isinstance(raw, dict) and "like" in raw:
+            model = (functions.parent / f"{_named(raw.pop('like'), functions.parent)}.yaml").read_bytes()
+            raw, data = {**yaml.safe_load(model), **raw}, model + data
         if isinstance(raw, dict):
             for holder in (raw, raw.get("prepare"), raw.get("warmup"), raw.get("function")):
                 _no_directory(holder)

@@ -49,6 +49,7 @@ async def run_file(
     args: tuple[str, ...],
     *,
     language: str,
+    target: str,
     options: Mapping[str, str],
     interactive: bool,
     tty: bool,
@@ -70,7 +71,7 @@ async def run_file(
         loop.add_signal_handler(number, settle, stopped, 128 + number)
     grace_s = GRACE_S if as_json or verbose else 0
     async with Service(config, zygote, grace_s=grace_s) as service:
-        image = service.find_image(language, path)
+        image = service.find_image(language, path, target)
         source = read_source(path)
         chosen = find(snapshot) if snapshot else None
         snippet = Snippet(source=source, args=args, options=options, network=network, interactive=interactive, **asked)

@@ -40,6 +40,7 @@ class RunOptions(TypedDict, total=False):
     """What a run may have besides its source. What is not given is as the server has it."""
 
     language: str
+    target: str
     files: Mapping[str, Content]
     stdin: Content
     args: Sequence[str]

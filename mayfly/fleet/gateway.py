@@ -52,7 +52,7 @@ from mayfly.host.admission import Tenant
 from mayfly.host.config import Config
 from mayfly.host.keys import ApiKey
 from mayfly.host.snippet import Snippet, Terminal
-from mayfly.images.store import InstalledImage
+from mayfly.images.store import InstalledImage, targeted
 from mayfly.runs.kept import Runs
 from mayfly.runs.repeats import Repeat
 from mayfly.runs.run import Run
@@ -204,7 +204,7 @@ class Gateway:
         Raises:
             UnknownLanguageError: no host has it.
         """
-        return self.roll.find(snippet.language, snippet.architecture)
+        return self.roll.find(targeted(snippet.language, snippet.target), snippet.architecture)
 
     def check_ready(self) -> None:
         """See that runs are taken.

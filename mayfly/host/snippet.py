@@ -72,7 +72,8 @@ class Snippet(msgspec.Struct, frozen=True, kw_only=True):
     program has a terminal of that size, which its standard input, output and error are. With
     `detach` the run goes on when the client that waits for it goes away.
 
-    It runs on a machine of `architecture`, or of any if that is empty.
+    Its program is compiled to `target`, or to the machine's own code if that is empty. It runs on a
+    machine of `architecture`, or of any if that is empty.
     With `cases` the program is built once and runs for each; `parallel` is the most machines that
     do so at a time (None: as there is room). `collect` are patterns of files in the working folder
     that are wanted back.
@@ -90,6 +91,7 @@ class Snippet(msgspec.Struct, frozen=True, kw_only=True):
     steps: tuple[LanguageStep, ...] = ()
     output: Mode = Mode.RAW
     network: bool = False
+    target: str = ""
     architecture: str = ""
     cases: tuple[Case, ...] = ()
     stop_at_first_failure: bool = False

@@ -110,7 +110,8 @@ class Manifest(Record, frozen=True, kw_only=True):
     machine; empty where none could be asked. `sizes` and `pruned` are bytes by directory: in the
     image, and taken out of it. `recipe_digest` is over everything that went into it; an image of
     the same recipe need not be built again. `checkpoint` is the file in /work that the last step's
-    program writes when SIGUSR1 stops it; empty if it cannot be stopped so.
+    program writes when SIGUSR1 stops it; empty if it cannot be stopped so. `target` is what the
+    programs are compiled to (`wasm`); empty if that is the machine's own code.
     """
 
     language: str
@@ -136,6 +137,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     warmup: Warmup = Warmup()
     function: Function | None = None
     checkpoint: str = ""
+    target: str = ""
     sizes: Mapping[str, Count] = {}
     pruned: Mapping[str, Count] = {}
     format: int = FORMAT

@@ -44,6 +44,14 @@ class InstalledImage(NamedTuple):
         return language == self.manifest.language and (not version or f"{self.manifest.version}.".startswith(f"{version}."))
 
 
+def targeted(language: str, target: str) -> str:
+    """The language whose programs are those of `language`, compiled to a target: `rust-wasm@1.85`
+    for `rust@1.85` and `wasm`.
+    """
+    name, at, version = language.partition("@")
+    return f"{name}-{target}{at}{version}" if target and name != target else language
+
+
 class Images:
     """The images of this host's architecture, or of those only the ones in `languages`."""
 
@@ -126,19 +134,20 @@ class Images:
             hint = f"build the image again: imagegen build {name}"
             raise UnknownLanguageError(f"the image for the language {name!r} is broken: {error}", hint=hint) from error
 
-    def for_file(self, path: Path) -> InstalledImage:
-        """The image whose language has the extension of `path`.
+    def for_file(self, path: Path, target: str = "") -> InstalledImage:
+        """The image whose language has the extension of `path`, and the target.
 
         Raises:
             UnknownLanguageError: none has it.
         """
-        images = self.installed()
+        images = [image for image in self.installed() if image.manifest.target == target or image.manifest.language == target]
         for image in images:
             if path.suffix and path.suffix in image.manifest.extensions:
                 return image
         known = ", ".join(sorted({extension for image in images for extension in image.manifest.extensions}))
         hint = f"name the language with --language; extensions known here: {known}" if known else "build an image: imagegen build rust"
-        raise UnknownLanguageError(f"{path}: no language has the extension {path.suffix!r}", hint=hint)
+        which = f"language with the target {target}" if target else "language"
+        raise UnknownLanguageError(f"{path}: no {which} has the extension {path.suffix!r}", hint=hint)
 
 
 def image_folders() -> list[Path]:

@@ -34,7 +34,7 @@ from mayfly.host.plan import Plan, make_plan, want_machine
 from mayfly.host.pool import Idle
 from mayfly.host.snippet import Snippet, Terminal
 from mayfly.host.supply import Supply
-from mayfly.images.store import Images, InstalledImage
+from mayfly.images.store import Images, InstalledImage, targeted
 from mayfly.protocol.conversation import Conversation
 from mayfly.protocol.phases import Phase
 from mayfly.runs.execute import do_cases, do_once, execute
@@ -109,13 +109,14 @@ class Service:
         """The images whose languages can be run."""
         return self.images.installed()
 
-    def find_image(self, language: str, path: Path | None = None) -> InstalledImage:
-        """The image of a language; without one that for the extension of `path`.
+    def find_image(self, language: str, path: Path | None = None, target: str = "") -> InstalledImage:
+        """The image of a language; without one that for the extension of `path`. Its programs are
+        compiled to the `target`, if there is one.
 
         Raises:
             UnknownLanguageError: there is none.
         """
-        return self.images.for_file(path) if path and not language else self.images.find(language)
+        return self.images.for_file(path, target) if path and not language else self.images.find(targeted(language, target))
 
     def image_for(self, snippet: Snippet) -> InstalledImage:
         """The image that a snippet asks for.
@@ -126,7 +127,7 @@ class Service:
         if snippet.architecture not in ("", self.images.arch):
             hint = f"leave architecture out, or say {self.images.arch}"
             raise UnknownLanguageError(f"machines here are {self.images.arch}, not {snippet.architecture}", hint=hint)
-        return self.images.find(snippet.language or self.images.default())
+        return self.images.find(targeted(snippet.language or self.images.default(), snippet.target))
 
     def check_ready(self) -> None:
         """See that runs are taken.

@@ -22,7 +22,16 @@ from pathlib import Path
 from scripts.debian import root as debianroot
 from scripts.debian.mirror import DEBIAN, KEYRING, SUITE, MirrorError, mirror
 
-PACKAGES = {"rust": ("rustc", "gcc", "libc6-dev"), "go": ("golang-go",), "python": ("python3",), "wasm": ("base-files",)}
+PACKAGES = {
+    "rust": ("rustc", "gcc", "libc6-dev"),
+    "go": ("golang-go",),
+    "python": ("python3",),
+    "wasm": ("base-files",),
+    "rust-wasm": ("rustc", "libstd-rust-dev-wasm32", "lld"),
+    "c-wasm": ("clang", "lld", "wasi-libc", "libclang-rt-dev-wasm32"),
+}
+SAME = {"go-wasm": "go"}
+"""Languages whose image is the one of another language."""
 SUITES = ("trixie", "bookworm")
 EDITION = 1
 """Raise it when `make` writes something else from the same data: kept layouts are made again."""
@@ -73,12 +82,13 @@ DOCKER = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("language", choices=sorted(PACKAGES))
+    parser.add_argument("language", choices=sorted({*PACKAGES, *SAME}))
     parser.add_argument("folder", type=Path, help="where the OCI layout goes; replaced if it is one already")
     parser.add_argument("--layout", choices=("debian", "docker"), default="debian", help="where programs lie in it")
     parser.add_argument("--suite", choices=SUITES, default=SUITE, help="the Debian release (default: %(default)s)")
     parser.add_argument("--arch", choices=sorted(DEBIAN), action="append", help=f"a platform of it (default: {MACHINE})")
     options = parser.parse_args()
+    options.language = SAME.get(options.language, options.language)
     arches = options.arch or [MACHINE]
     if options.layout == "docker" and arches != [MACHINE]:
         parser.error(f"--layout docker is there for {MACHINE} only: it runs the image's programs")

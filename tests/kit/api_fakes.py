@@ -123,6 +123,7 @@ def install(
     warmup: manifest.Warmup | None = None,
     function: manifest.Function | None = None,
     checkpoint: str = "",
+    target: str = "",
 ) -> None:
     """Put an image into the data folder; its initramfs is a stand-in."""
     from mayfly import paths
@@ -140,6 +141,7 @@ def install(
         warmup=warmup or manifest.Warmup(),
         function=function,
         checkpoint=checkpoint,
+        target=target,
         env={"LANG": "C.UTF-8"},
         source=manifest.ImageSource(reference="oci:x", manifest_digest="", config_digest="", layers=()),
         compression="none",

@@ -1,17 +1,20 @@
 """Programs of several languages, compiled to WebAssembly once and kept by their content."""
 
+import atexit
 import functools
 import hashlib
 import os
 import platform
+import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from scripts.debian.qemu_user import emulator
-from scripts.debian.root import HostFilesError
+from scripts.debian.root import LIBRARIES, HostFilesError
 from scripts.debian.wasm_toolchain import TOOLCHAINS, toolchain
 from tests.kit.wasm import build
 
@@ -54,6 +57,22 @@ def compiled(source: Path) -> Path:
         finally:
             part.unlink(missing_ok=True)
     return module
+
+
+@functools.cache
+def compiler(language: str) -> Path:
+    """A folder with the programs of a language's compiler, by their own names."""
+    here = _toolchain(language).parent
+    if language == "go":
+        return next(here.glob("usr/lib/go-1.*")) / "bin"
+    folder = Path(tempfile.mkdtemp(prefix="mayfly-compiler-"))
+    atexit.register(shutil.rmtree, folder)
+    (loader,) = (here / LIBRARIES).glob("ld-linux-*")
+    for name, more in (("rustc", f'--sysroot "{here}/usr"'), ("wasm-ld", "")):
+        program = folder / name
+        program.write_text(f'#!/bin/sh\nexec "{loader}" --library-path "{here / LIBRARIES}" "{here}/usr/bin/{name}" {more} "$@"\n')
+        program.chmod(0o755)
+    return folder
 
 
 @functools.cache

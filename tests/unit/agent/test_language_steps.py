@@ -15,6 +15,9 @@ from mayfly.imagegen.languages import load_language, offered
 from mayfly.protocol import frames as p
 from tests.kit.agent_process import AgentProcess, Result, greeted
 from tests.kit.agent_process import executable as executable
+from tests.kit.wasm import TRAPPED
+from tests.kit.wasm import build as build_runtime
+from tests.kit.wasm_programs import compiler
 
 HAS_RUST = shutil.which("rustc") is not None
 HAS_GO = shutil.which("go") is not None
@@ -38,10 +41,12 @@ def version_here(name: str) -> str:
     return found[0]
 
 
-def run(agent: AgentProcess, name: str, files: dict[str, str], stdin: bytes = b"") -> Result:
-    """Run files as a snippet of a language."""
+def run(agent: AgentProcess, name: str, files: dict[str, str], stdin: bytes = b"", path: str = "") -> Result:
+    """Run files as a snippet of a language, with its compiler in `path` or wherever it is here."""
     language = load_language(name)
-    replaced = {f"{{{option}}}": found.default for option, found in offered(language, version_here(name)).items()}
+    version = load_language(name).default_version if path else version_here(name)
+    replaced = {f"{{{option}}}": found.default for option, found in offered(language, version).items()}
+    replaced |= {"/usr/bin/mayfly-wasm": str(build_runtime())} if language.target else {}
     replaced |= {GO_CACHE: str(agent.work.parent / "cache"), GO_CACHE_OF_RUN: str(agent.work.parent / "run" / "cache")}
 
     def local(text: str) -> str:
@@ -49,7 +54,7 @@ def run(agent: AgentProcess, name: str, files: dict[str, str], stdin: bytes = b"
             text = text.replace(old, new)
         return text
 
-    env = {"PATH": os.environ["PATH"], "HOME": str(Path.home()), **{key: local(value) for key, value in language.env.items()}}
+    env = {"PATH": f"{path}:{os.environ['PATH']}", "HOME": str(Path.home()), **{key: local(value) for key, value in language.env.items()}}
     steps = [
         p.Step(
             step.name,
@@ -166,3 +171,37 @@ def test_rust_is_of_the_newest_edition(agent: AgentProcess) -> None:
     # Future is in the prelude of 2024 only.
     source = 'fn f(_: impl Future) {}\nfn main() { f(async {}); println!("ok"); }\n'
     assert run(agent, "rust", {"main.rs": source}).stdout == b"ok\n"
+
+
+RUST_TO_WASM = """
+fn main() {
+    let n: u8 = std::env::args().count() as u8;
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).unwrap();
+    println!("{} {}", line.trim(), std::env::var("HOME").is_ok());
+    if line.starts_with("over") { println!("{}", n + 255); }
+}
+"""
+
+
+def test_rust_is_compiled_to_webassembly(agent: AgentProcess) -> None:
+    result = run(agent, "rust-wasm", {"main.rs": RUST_TO_WASM}, b"a line\n", path=str(compiler("rust")))
+    assert (result.stages, result.stdout, result.exits[-1].code) == (["build", "run"], b"a line true\n", 0), result.stderr
+
+
+def test_rust_as_webassembly_has_the_checks_of_cargo_run(agent: AgentProcess) -> None:
+    result = run(agent, "rust-wasm", {"main.rs": RUST_TO_WASM}, b"over\n", path=str(compiler("rust")))
+    assert result.exits[-1].code == TRAPPED
+    assert b"attempt to add with overflow" in result.stderr
+
+
+def test_go_is_compiled_to_webassembly(go_agent: AgentProcess) -> None:
+    source = 'package main\n\nimport "os"\n\nfunc main() { println("ran"); os.Exit(7) }\n'
+    result = run(go_agent, "go-wasm", {"main.go": source}, path=str(compiler("go")))
+    assert (result.stages, result.stderr, result.exits[-1].code) == (["build", "run"], b"ran\n", 7)
+
+
+def test_a_go_package_that_is_not_a_program_is_a_failed_build_for_webassembly_too(go_agent: AgentProcess) -> None:
+    result = run(go_agent, "go-wasm", {"leap.go": "package leap\n"}, path=str(compiler("go")))
+    assert (result.stages, result.exit.code) == (["build"], 1)
+    assert b"not a main package" in result.stderr

@@ -15,7 +15,7 @@ from mayfly.host.config import Config
 from mayfly.host.plan import KERNEL_RESERVE, make_plan, want_machine
 from mayfly.host.snippet import Case, Snippet
 from mayfly.images.manifest import LanguageStep, Option
-from mayfly.images.store import Images, InstalledImage
+from mayfly.images.store import Images, InstalledImage, targeted
 from mayfly.protocol.frames import MAX_FILES_SIZE
 from mayfly.units import MIB
 from mayfly.vmm.config import Channel, NetworkBackend, NetworkConfig
@@ -49,6 +49,24 @@ def test_the_default_goes_before_the_highest_fitting_version() -> None:
     assert [Images().find(name).manifest.version for name in ("rust", "rust@1", "rust@1.85")] == ["1.63.0", "1.63.0", "1.85.1"]
     with pytest.raises(UnknownLanguageError):
         Images().find("rust@1.8")
+
+
+def test_a_target_is_another_image_of_the_language() -> None:
+    steps = (LanguageStep(name="run", argv=("x",)),)
+    install("rust-wasm", ".rs", steps, "1.85", target="wasm")
+    install("wasm", ".wasm", steps, "13")
+    with pytest.raises(UnknownLanguageError, match=r"no language has the extension '\.rs'"):
+        Images().for_file(Path("f.rs"))
+    install("rust", ".rs", steps, "1.85")
+
+    def found(name: str, target: str) -> str:
+        return Images().for_file(Path(name), target).manifest.language
+
+    assert (found("f.rs", ""), found("f.rs", "wasm"), found("f.wasm", ""), found("f.wasm", "wasm")) == ("rust", "rust-wasm", "wasm", "wasm")
+    with pytest.raises(UnknownLanguageError, match=r"no language with the target wasm has the extension '\.toy'"):
+        Images().for_file(Path("f.toy"), "wasm")
+    assert [targeted(name, "wasm") for name in ("rust", "rust@1.85", "wasm")] == ["rust-wasm", "rust-wasm@1.85", "wasm"]
+    assert targeted("rust", "") == "rust"
 
 
 def test_a_broken_image_is_left_out(caplog: pytest.LogCaptureFixture) -> None:

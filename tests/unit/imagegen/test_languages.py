@@ -76,6 +76,30 @@ def test_rust_is_there() -> None:
 
 SOURCES = [name for name in known_languages() if name != "wasm"]
 """Languages whose snippets are text."""
+TO_WASM = [name for name in SOURCES if name.endswith("-wasm")]
+
+
+@pytest.mark.parametrize("name", TO_WASM)
+def test_programs_of_webassembly_run_as_compiled_ones_do(name: str) -> None:
+    language, compiled = load_language(name), load_language("wasm")
+    assert (language.target, language.checkpoint, language.function) == ("wasm", compiled.checkpoint, None)
+    assert language.steps[-1] == compiled.steps[-1]
+    assert "main.wasm" in " ".join(language.steps[0].argv)
+
+
+def test_what_a_language_leaves_out_is_as_in_the_one_it_is_like() -> None:
+    go, to_wasm = load_language("go"), load_language("go-wasm")
+    assert (to_wasm.prepare, to_wasm.prune, to_wasm.version, to_wasm.extensions) == (go.prepare, go.prune, go.version, go.extensions)
+    assert to_wasm.env == {"GOOS": "wasip1", "GOARCH": "wasm", **go.env}
+    assert to_wasm.digest != go.digest
+
+
+def test_a_change_of_a_language_changes_those_that_are_like_it(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_bytes(_yaml())
+    digests = {parse_language(b"like: x\nname: y\n", "y.yaml", tmp_path / "functions").digest}
+    (tmp_path / "x.yaml").write_bytes(_yaml(source_file="main.y"))
+    changed = parse_language(b"like: x\nname: y\n", "y.yaml", tmp_path / "functions")
+    assert (changed.name, changed.source_file, changed.digest in digests) == ("y", "main.y", False)
 
 
 def test_compiled_programs_have_no_build_and_no_function() -> None:
@@ -95,7 +119,7 @@ def test_each_language_is_a_file_that_can_be_read() -> None:
         assert list(language.warmup.files) == [language.source_file]
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", [name for name in SOURCES if name not in TO_WASM])
 def test_each_language_can_load_functions(name: str) -> None:
     found = load_language(name).function
     assert found is not None
@@ -243,6 +267,10 @@ def test_a_small_language() -> None:
         {"prepare": "{steps: [{name: x, argv: [a]}], collect: [a/b], working_memory_mib: 1}"},
         {"prepare": "{steps: [{name: x, argv: [a]}], collect: [/a/../b], working_memory_mib: 1}"},
         {"prepare": "{steps: [{name: x, argv: [a]}], collect: [/a]}"},
+        {"like": "none"},
+        {"like": "../languages/rust"},
+        {"like": "[rust]"},
+        {"target": "wasm"},
         {"warmup": "{files: {main.x: a}, steps: []}"},
         {"warmup": "{files: {main.x: 1}, steps: [{name: x, argv: [a]}]}"},
         {"warmup": "{steps: [{name: x, argv: [a]}]}"},
