@@ -307,10 +307,24 @@ def checkpoint(run_id: str, output: Path | None, **flags: Any) -> None:
 
 @cli.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
+@click.option("--to", default="")
+@click.option("--certificates", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.pass_context
-def resume(context: click.Context, words: tuple[str, ...]) -> Any:
-    """Let a program go on from the FILE of its checkpoint; options are those of `mayfly run`."""
-    return run.main(["--language", "wasm", *words], prog_name=f"{context.command_path} (as run)", standalone_mode=False)
+def resume(context: click.Context, words: tuple[str, ...], to: str, certificates: Path | None) -> Any:
+    """Let a program go on from the FILE of its checkpoint; options are those of `mayfly run`.
+
+    With --to ADDRESS it goes on at the server there (https://host:port, or the path of a Unix
+    socket), with the key in the environment variable MAYFLY_KEY.
+    """
+    if not to:
+        return run.main(["--language", "wasm", *words], prog_name=f"{context.command_path} (as run)", standalone_mode=False)
+    if len(words) != 1:
+        raise click.UsageError("--to ADDRESS goes with one FILE alone: the server has its own limits, the program its arguments")
+    import asyncio
+
+    from mayfly.cli.resuming import resume_at
+
+    return asyncio.run(resume_at(Path(words[0]), to, certificates))
 
 
 @cli.command()

@@ -340,6 +340,15 @@ class AsyncRun:
         """
         await self._client._ask("POST", f"/runs/{self.id}/signal", type(None), {"signal": signal})
 
+    async def checkpoint(self) -> bytes:
+        """Stop the run's program, which is WebAssembly, and give its state: the source of another
+        run, of the language wasm.
+
+        Raises:
+            MayflyError: it cannot be stopped so, or as `AsyncClient.run`.
+        """
+        return (await self._client._exchange("POST", f"/runs/{self.id}/checkpoint"))[1]
+
     @asynccontextmanager
     async def attach(self) -> AsyncIterator["AsyncAttachment"]:
         """Both directions over one connection, for a terminal.

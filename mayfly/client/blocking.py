@@ -130,6 +130,10 @@ class BlockingRun:
         """As `AsyncRun.send`."""
         self._loop.wait(self._run.send(data, end=end))
 
+    def checkpoint(self) -> bytes:
+        """As `AsyncRun.checkpoint`."""
+        return self._loop.wait(self._run.checkpoint())
+
     def signal(self, signal: str | int) -> None:
         """As `AsyncRun.signal`."""
         self._loop.wait(self._run.signal(signal))
