@@ -1,0 +1,79 @@
+"""A program in Rust, compiled to WebAssembly in a real guest, stopped there, and resumed in a guest
+that has neither its source nor a compiler.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mayfly import paths
+from mayfly.client.blocking import BlockingRun, Client
+from mayfly.client.results import StdoutEvent
+from tests.kit import toy
+from tests.system.test_service import Server
+
+pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(1200)]
+
+SOURCE = """
+fn main() {
+    let mut line = String::new();
+    let mut sum = 1.5f64;
+    println!("ready");
+    while std::io::stdin().read_line(&mut line).unwrap() > 0 {
+        sum = sum * 1.1 + line.len() as f64;
+        println!("{sum}");
+        line.clear();
+    }
+}
+"""
+LINES = ("one\n", "and two\n", "three, at last\n")
+
+
+def expected() -> list[str]:
+    """What the program writes."""
+    sums = [1.5]
+    for line in LINES:
+        sums.append(sums[-1] * 1.1 + len(line))
+    return ["ready", *map(repr, sums[1:])]
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    for language in ("rust-wasm", "wasm"):
+        if not paths.image_dir(language, toy.MACHINE).is_dir():
+            pytest.skip(f"there is no image of {language}: scripts/build-image {language}")
+    with tempfile.TemporaryDirectory(prefix="mayfly-") as name:
+        server = Server(Path(name), "--language", "rust-wasm", "--language", "wasm", "--language", "rust")
+        with Client(server.socket) as client:
+            yield client
+        server.close()
+
+
+def read(run: BlockingRun, lines: int) -> list[str]:
+    """The run's first lines."""
+    text = b""
+    for event in run:
+        text += event.data if isinstance(event, StdoutEvent) else b""
+        if text.count(b"\n") >= lines:
+            break
+    return text.decode().splitlines()
+
+
+def test_a_rust_program_goes_on_from_its_checkpoint(client: Client) -> None:
+    with client.start(SOURCE, language="rust", target="wasm", interactive=True) as first:
+        assert read(first, 1) == ["ready"]
+        first.send(LINES[0])
+        before = read(first, 2)
+        state = first.checkpoint()
+        assert first.result().exit_status == 75
+    with client.start(state, language="wasm", stdin="".join(LINES[1:])) as second:
+        result = second.result()
+    assert (before + result.stdout.splitlines(), result.exit_status) == (expected(), 0), result.stderr
+
+
+def test_it_is_built_with_its_mistakes_shown(client: Client) -> None:
+    result = client.run('fn main() { let x: i32 = "text"; }', language="rust", target="wasm")
+    assert result.status == "build_failed"
+    assert "mismatched types" in result.stderr
