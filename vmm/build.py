@@ -10,6 +10,7 @@ from collections.abc import Mapping as MappingOf
 from typing import Any
 
 from mayfly.errors import ConfigError, GuestError, KvmError, SnapshotError
+from mayfly.protocol.report import End
 from mayfly.vmm.arch import boot, cpu, hardware, layout, state
 from mayfly.vmm.channels.serial import SerialChannel
 from mayfly.vmm.channels.tcp import TcpChannel
@@ -27,7 +28,6 @@ from mayfly.vmm.loader.placing import open_file
 from mayfly.vmm.machine import Machine, Part, pre_fault
 from mayfly.vmm.memory import GuestMemory
 from mayfly.vmm.network.link import Link
-from mayfly.vmm.process.report import End
 from mayfly.vmm.processors import Processors
 from mayfly.vmm.snapshot import stream
 from mayfly.vmm.snapshot.files import Layers, MachineState

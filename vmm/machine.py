@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mayfly.errors import ConfigError, HostError, MayflyError
+from mayfly.protocol import control
+from mayfly.protocol.report import End
 from mayfly.vmm.arch import layout, state
 from mayfly.vmm.config import Channel, MachineConfig
 from mayfly.vmm.devices.serial import Serial
@@ -18,21 +20,6 @@ from mayfly.vmm.devices.virtio.mmio import MmioTransport
 from mayfly.vmm.eventloop import EventLoop
 from mayfly.vmm.kvm.kvm import Kvm, Vcpu, Vm
 from mayfly.vmm.kvm.mapping import PAGE, Mapping
-from mayfly.vmm.process.control import (
-    Answer,
-    Done,
-    Figures,
-    Pause,
-    Prefault,
-    Request,
-    Resume,
-    Send,
-    Snapshot,
-    Stats,
-    Track,
-    Tracking,
-)
-from mayfly.vmm.process.report import End
 from mayfly.vmm.processors import Processors
 from mayfly.vmm.snapshot.files import Layers, MachineState, shape, write_snapshot
 from mayfly.vmm.snapshot.memory import Runs
@@ -107,13 +94,13 @@ class Machine:
         self.phases["save"] = time.monotonic() - began
         return written
 
-    def track(self, held: int) -> Tracking:
+    def track(self, held: int) -> control.Tracking:
         """Get ready to be sent. Raises ConfigError: it cannot be."""
         self._check_channel()
         if self.sender is not None:
             self.sender.close()
         self.sender = Sender(self.mapping, self.layers, held)
-        return Tracking(live=self.sender.live)
+        return control.Tracking(live=self.sender.live)
 
     def send(self, fd: int, *, last: bool) -> None:
         """Send a round to a duplicate of `fd`; with `last` vCPUs and devices stand still then,
@@ -156,25 +143,25 @@ class Machine:
             parts={name: raw(part.save()) for name, part in self.parts.items()},
         )
 
-    def carry_out(self, request: Request, descriptors: Sequence[int]) -> Answer:
+    def carry_out(self, request: control.Request, descriptors: Sequence[int]) -> control.Answer:
         """Do what was asked through the control socket."""
         match request:
-            case Pause():
+            case control.Pause():
                 self.processors.pause()
-            case Resume():
+            case control.Resume():
                 self.resume()
-            case Snapshot(go_on=go_on):
-                return Done(memory_bytes=self.snapshot(descriptors, go_on=go_on))
-            case Track(held=held):
+            case control.Snapshot(go_on=go_on):
+                return control.Done(memory_bytes=self.snapshot(descriptors, go_on=go_on))
+            case control.Track(held=held):
                 return self.track(held)
-            case Send(last=last):
+            case control.Send(last=last):
                 self.send(descriptors[0], last=last)
-            case Stats():
-                return Figures(paused=self.processors.paused, exits=self.exits() | usage())
-            case Prefault():
+            case control.Stats():
+                return control.Figures(paused=self.processors.paused, exits=self.exits() | usage())
+            case control.Prefault():
                 if runs := self.layers.working_set:
                     self.processors.threads[0].call(lambda vcpu: pre_fault(self.vm.kvm, vcpu, self.mapping, runs))
-        return Done()
+        return control.Done()
 
     def exits(self) -> dict[str, int]:
         """Returns of KVM_RUN by cause, `total`, `channel-data` and `kicks` (eventfd wakes)."""

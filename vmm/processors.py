@@ -6,10 +6,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
 from mayfly.errors import GuestError, HostError, MayflyError
+from mayfly.protocol.report import End
 from mayfly.vmm.arch import cpu
 from mayfly.vmm.bus import Bus
 from mayfly.vmm.kvm.kvm import EVENT_RESET, EVENT_SHUTDOWN, ExitReason, Vcpu
-from mayfly.vmm.process.report import End
 
 KICK = signal.SIGRTMIN  # Interrupts a KVM_RUN that is under way; its handler does nothing
 PIO_OUT = 1

@@ -5,11 +5,11 @@ import os
 import signal
 import sys
 
+from mayfly.protocol.report import End
 from mayfly.vmm.build import build_machine
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.eventloop import READ, EventLoop
 from mayfly.vmm.machine import Machine
-from mayfly.vmm.process.report import End
 from mayfly.vmm.sandbox.privileges import drop_privileges
 
 INTERRUPTED = 130

@@ -13,9 +13,9 @@ from mayfly.guests.spawner import Spawner, VmmProcess
 from mayfly.guests.told import network_words
 from mayfly.protocol.conversation import Conversation, Failed
 from mayfly.protocol.frames import Hello, Moved, Resumed
+from mayfly.protocol.report import Ended
 from mayfly.schema import Record
 from mayfly.vmm.config import NetworkConfig
-from mayfly.vmm.process.report import Ended
 
 ENTROPY_BYTES = 64
 CLOCK_ERROR_S = 0.03

@@ -35,11 +35,11 @@ from mayfly.guests.function import FunctionRequest
 from mayfly.host.checks import time_factor
 from mayfly.host.config import Config
 from mayfly.protocol.conversation import Event
+from mayfly.protocol.report import End
 from mayfly.runs.service import Service
 from mayfly.schema import replace
 from mayfly.units import MIB
 from mayfly.vmm.config import Layer
-from mayfly.vmm.process.report import End
 from mayfly.vmm.process.zygote import Zygote
 from mayfly.vmm.snapshot import MEMORY
 from tests.kit import tiny

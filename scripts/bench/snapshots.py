@@ -43,9 +43,9 @@ from mayfly.host.snippet import Snippet
 from mayfly.images.manifest import LanguageStep
 from mayfly.protocol.conversation import Event
 from mayfly.protocol.frames import Resumed, Stderr, Stdout
+from mayfly.protocol.report import End
 from mayfly.runs.service import Service
 from mayfly.vmm.config import MachineConfig
-from mayfly.vmm.process.report import End
 from mayfly.vmm.process.zygote import Zygote
 from scripts.bench import microvm
 from tests.kit import tiny

@@ -21,9 +21,9 @@ import pytest
 
 from mayfly.host.config import Config
 from mayfly.images import manifest
+from mayfly.protocol.report import pack
 from mayfly.units import MIB
 from mayfly.vmm.config import MachineConfig
-from mayfly.vmm.process.report import pack
 from mayfly.vmm.process.zygote import Reaped, Zygote
 
 ROOT = Path(__file__).parents[2]

@@ -4,8 +4,8 @@ import socket
 from collections.abc import Sequence
 
 from mayfly.errors import GuestError
-from mayfly.vmm.process.control import MESSAGE_LIMIT, Answer, Request, accept
-from mayfly.vmm.process.report import pack
+from mayfly.protocol.control import MESSAGE_LIMIT, Answer, Request, accept
+from mayfly.protocol.report import pack
 
 
 class ControlClient:

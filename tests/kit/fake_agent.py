@@ -29,9 +29,10 @@ from pathlib import Path
 
 from mayfly.errors import ConfigError, NetworkError, SnapshotError
 from mayfly.protocol import frames as p
+from mayfly.protocol.control import Answer, Done, Figures, Pause, Request, Resume, Send, Snapshot, Stats, Track, Tracking
+from mayfly.protocol.report import End, Ended, Line, Running, encode
 from mayfly.vmm.kvm.mapping import PAGE
-from mayfly.vmm.process.control import Answer, Done, Figures, Pause, Request, Resume, Send, Snapshot, Stats, Track, Tracking, answer_next
-from mayfly.vmm.process.report import End, Ended, Line, Running, encode
+from mayfly.vmm.process.requests import answer_next
 from mayfly.vmm.snapshot import STATE
 from mayfly.vmm.snapshot.stream import Head, Kind
 

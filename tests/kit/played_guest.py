@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterable
 from mayfly.guests.start import Guest, StartKind
 from mayfly.protocol import frames as p
 from mayfly.protocol.conversation import Conversation
-from mayfly.vmm.process.report import End, Ended
+from mayfly.protocol.report import End, Ended
 
 HELLO = p.Hello(p.PROTOCOL_VERSION, "1", "x86_64", 1000, "ab")
 EXIT = p.Exit(0, p.ExitHow.EXITED, 0, p.Limit.NONE, 1, 1, 1, (False, False))

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mayfly.vmm.process.report import End, Ended, Running, encode
+from mayfly.protocol.report import End, Ended, Running, encode
 
 
 def main(channel: int, report: int, executable: str, uid: str) -> None:

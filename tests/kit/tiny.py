@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mayfly.guests.spawner import snapshot_files
+from mayfly.protocol.report import End
 from mayfly.units import MIB
 from mayfly.vmm.arch.x86_64 import layout
 from mayfly.vmm.build import build_machine
@@ -15,7 +16,6 @@ from mayfly.vmm.devices.virtio.device import OFFERED
 from mayfly.vmm.devices.virtio.registers import LIVE, STEPS, DeviceStatus, Register
 from mayfly.vmm.eventloop import EventLoop
 from mayfly.vmm.machine import Machine
-from mayfly.vmm.process.report import End
 
 ENTRY = 0x10_0000
 RESET = "mov al, 0xfe\nout 0x64, al\n1: jmp 1b\n"

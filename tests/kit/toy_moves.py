@@ -19,13 +19,13 @@ from mayfly.guests.start import Guest, StartKind
 from mayfly.host.plan import want_machine
 from mayfly.protocol import frames as p
 from mayfly.protocol.conversation import Conversation
+from mayfly.protocol.report import End, Ended
 from mayfly.runs.moves.desk import Moves
 from mayfly.runs.moves.link import Place, Read, Round, Times, Write
 from mayfly.runs.moves.messages import Description, Message, decode, encode
 from mayfly.runs.service import Service
 from mayfly.snapshots import live
 from mayfly.vmm.config import NetworkConfig
-from mayfly.vmm.process.report import End, Ended
 from tests.kit.api_fakes import MARKER
 
 TIMES = Times(answer_s=20, ready_s=20, flush_s=20, lost_s=20, again_s=0.001)

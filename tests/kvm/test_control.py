@@ -14,11 +14,7 @@ import pytest
 
 from mayfly.errors import ConfigError, GuestError, SnapshotError
 from mayfly.guests.spawner import snapshot_files
-from mayfly.schema import replace
-from mayfly.units import MIB
-from mayfly.vmm.config import Channel, Layer, MachineConfig
-from mayfly.vmm.devices.virtio.registers import Register
-from mayfly.vmm.process.control import (
+from mayfly.protocol.control import (
     Done,
     Figures,
     Pause,
@@ -26,9 +22,13 @@ from mayfly.vmm.process.control import (
     Resume,
     Snapshot,
     Stats,
-    serve,
 )
-from mayfly.vmm.process.report import End, pack
+from mayfly.protocol.report import End, pack
+from mayfly.schema import replace
+from mayfly.units import MIB
+from mayfly.vmm.config import Channel, Layer, MachineConfig
+from mayfly.vmm.devices.virtio.registers import Register
+from mayfly.vmm.process.requests import serve
 from mayfly.vmm.process.zygote import Reaped, Zygote
 from mayfly.vmm.snapshot import FILES, MEMORY
 from tests.kit import tiny

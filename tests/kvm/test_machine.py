@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mayfly.errors import BootError, ConfigError, GuestError
+from mayfly.protocol.report import End
 from mayfly.vmm.devices.serial import Serial
-from mayfly.vmm.process.report import End
 from tests.kit.tiny import RESET, Running, start, start_second
 
 pytestmark = pytest.mark.kvm

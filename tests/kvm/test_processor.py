@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from mayfly.protocol.report import End
 from mayfly.vmm.arch.x86_64.features import ALLOWED
-from mayfly.vmm.process.report import End
 from tests.kit import tiny
 from tests.kit.tiny import RESET, Running
 

@@ -19,11 +19,11 @@ import pytest
 
 from mayfly.errors import SnapshotError
 from mayfly.files import sync
+from mayfly.protocol.control import Prefault
+from mayfly.protocol.report import End
 from mayfly.vmm.config import Layer
 from mayfly.vmm.kvm._kvm import ffi
 from mayfly.vmm.kvm.mapping import Mapping
-from mayfly.vmm.process.control import Prefault
-from mayfly.vmm.process.report import End
 from mayfly.vmm.snapshot import MEMORY, PAGES, STATE, WORKING_SET
 from mayfly.vmm.snapshot.files import Layers
 from mayfly.vmm.snapshot.memory import unpack_runs

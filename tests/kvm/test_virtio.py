@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from mayfly.protocol.report import End
 from mayfly.vmm.arch.x86_64 import layout
 from mayfly.vmm.bus import BusDevice
 from mayfly.vmm.config import Channel, NetworkBackend, NetworkConfig
 from mayfly.vmm.devices.virtio.mmio import MAGIC, MmioTransport
 from mayfly.vmm.devices.virtio.registers import Interrupt, Register
-from mayfly.vmm.process.report import End
 from tests.kit import tiny
 from tests.kit.net_kit import GATEWAY, GUEST, GUEST_MAC, PLAIN_HEADER, SIBLING, arp, make_tap, namespace, packet_socket
 from tests.kit.scale import scaled

@@ -7,13 +7,13 @@ import time
 import traceback
 
 from mayfly.errors import HostError, MayflyError
+from mayfly.protocol.report import End, Ended, Line, Running, encode, is_shown
 from mayfly.schema import decode
 from mayfly.vmm.build import build_machine
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.eventloop import EventLoop
 from mayfly.vmm.machine import usage
-from mayfly.vmm.process.control import serve
-from mayfly.vmm.process.report import End, Ended, Line, Running, encode, is_shown
+from mayfly.vmm.process.requests import serve
 from mayfly.vmm.sandbox.privileges import drop_privileges, keep_only
 
 LIMIT = 4096

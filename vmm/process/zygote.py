@@ -25,10 +25,10 @@ from typing import Self
 
 import mayfly
 from mayfly.errors import ConfigError, HostError, MayflyError, ZygoteLostError
+from mayfly.protocol.report import End, Ended, pack, unpack
 from mayfly.schema import Record, msgspec
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.kvm.prctl import prctl
-from mayfly.vmm.process.report import End, Ended, pack, unpack
 
 MESSAGE_LIMIT = 64 * 1024
 DESCRIPTORS = 3  # Of a machine: its ends of the channel, the report pipe and the control socket

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from mayfly.errors import GuestError, HostError
+from mayfly.protocol.report import End
 from mayfly.vmm.kvm.kvm import ExitReason
-from mayfly.vmm.process.report import End
 from mayfly.vmm.processors import KICK, Processors
 
 

@@ -14,22 +14,10 @@ import pytest
 
 from mayfly.errors import BootError, ConfigError, GuestError, KvmError, MayflyError, SnapshotError
 from mayfly.guests.spawner import snapshot_files
-from mayfly.vmm.process import report
-from mayfly.vmm.process.control import (
-    MESSAGE_LIMIT,
-    Answer,
-    Done,
-    Figures,
-    Pause,
-    Prefault,
-    Refused,
-    Request,
-    Resume,
-    Snapshot,
-    Stats,
-    answer_next,
-)
-from mayfly.vmm.process.report import End, Ended, Running, decode, encode, pack, unpack
+from mayfly.protocol import report
+from mayfly.protocol.control import MESSAGE_LIMIT, Answer, Done, Figures, Pause, Prefault, Refused, Request, Resume, Snapshot, Stats
+from mayfly.protocol.report import End, Ended, Running, decode, encode, pack, unpack
+from mayfly.vmm.process.requests import answer_next
 from mayfly.vmm.snapshot import FILES
 from tests.kit.control_client import ControlClient
 
