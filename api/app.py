@@ -31,6 +31,7 @@ from mayfly.api.routes import METRICS, ROUTES
 from mayfly.errors import BusyError, ConfigError, MayflyError, StoppingError, UnauthorizedError, to_wire
 from mayfly.functions.runner import FunctionRunner
 from mayfly.functions.service import Functions
+from mayfly.guests.zygote import Zygote
 from mayfly.host.addresses import Targets
 from mayfly.host.checks import time_factor
 from mayfly.host.config import Config
@@ -46,7 +47,6 @@ from mayfly.runs.moves.machines import HostMachines
 from mayfly.runs.runner import Runner
 from mayfly.runs.service import Service
 from mayfly.schema import replace
-from mayfly.vmm.process.zygote import Zygote
 
 log = logging.getLogger(__name__)
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}

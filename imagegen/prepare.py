@@ -24,6 +24,7 @@ from mayfly.guests.outcome import Outcome
 from mayfly.guests.probe import probe
 from mayfly.guests.spawner import Spawner
 from mayfly.guests.start import Guest, start
+from mayfly.guests.zygote import Zygote
 from mayfly.imagegen.progress import Progress
 from mayfly.imagegen.rootfs.collected import CollectedTar
 from mayfly.imagegen.rootfs.layers import Limits
@@ -33,7 +34,6 @@ from mayfly.paths import kernel_path
 from mayfly.protocol.conversation import Event
 from mayfly.protocol.frames import Collected, Stage, Start, Stdout, Step
 from mayfly.vmm.config import Channel, MachineConfig
-from mayfly.vmm.process.zygote import Zygote
 
 BOOT_S = 180.0
 """An emulated host unpacks a large image for a minute."""

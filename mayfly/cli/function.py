@@ -26,11 +26,11 @@ from mayfly.functions.service import Functions
 from mayfly.functions.spec import FunctionSpec, load_specs
 from mayfly.functions.store import Function
 from mayfly.gateways.lines import replay
+from mayfly.guests.zygote import Zygote
 from mayfly.host.checks import time_factor
 from mayfly.host.config import Config
 from mayfly.runs.service import Service
 from mayfly.schema import replace
-from mayfly.vmm.process.zygote import Zygote
 
 WITHOUT = tuple(name for name in OF_SERVER if name != "socket")
 

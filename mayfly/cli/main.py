@@ -262,7 +262,7 @@ def run(
 
         asked |= {"cases": read_cases(cases), "stop_at_first_failure": stop_at_first_failure, "parallel": parallel}
     chosen = dict(option.partition("=")[::2] for option in options)
-    from mayfly.vmm.process.zygote import Zygote
+    from mayfly.guests.zygote import Zygote
 
     zygote = Zygote.fork()
     sys.modules["ssl"] = None  # type: ignore[assignment]  # asyncio can do without OpenSSL, which takes long to load

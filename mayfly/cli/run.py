@@ -16,6 +16,7 @@ from mayfly.cli.messages import plain, report
 from mayfly.errors import HostError, MayflyError
 from mayfly.guests.outcome import LIMIT_STATUS, OUR_STATUS, Outcome, signal_name
 from mayfly.guests.spawner import GRACE_S
+from mayfly.guests.zygote import Zygote
 from mayfly.host.config import Config
 from mayfly.host.snippet import Snippet
 from mayfly.images.store import InstalledImage
@@ -26,7 +27,6 @@ from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from mayfly.schema import replace
 from mayfly.snapshots.store import find
-from mayfly.vmm.process.zygote import Zygote
 
 if TYPE_CHECKING:
     from mayfly.cli.terminal import LocalTerminal

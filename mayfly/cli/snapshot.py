@@ -12,13 +12,13 @@ import msgspec
 from mayfly.cli.asking import ask
 from mayfly.cli.run import read_source
 from mayfly.errors import ConfigError
+from mayfly.guests.zygote import Zygote
 from mayfly.host.checks import time_factor
 from mayfly.host.config import Config
 from mayfly.host.snippet import Snippet
 from mayfly.runs.service import Service
 from mayfly.snapshots import store as snapshots
 from mayfly.snapshots.store import Snapshot
-from mayfly.vmm.process.zygote import Zygote
 
 
 def create(language: str, file: Path | None, *, name: str, parent: str, network: bool, config: Config) -> None:

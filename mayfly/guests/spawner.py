@@ -21,11 +21,11 @@ from pathlib import Path
 
 from mayfly.errors import GuestError, HostError, MayflyError, SnapshotError, ZygoteLostError
 from mayfly.guests.told import told
+from mayfly.guests.zygote import Zygote
 from mayfly.protocol import control, report
 from mayfly.protocol.report import End, Ended
 from mayfly.schema import replace
 from mayfly.vmm.config import MachineConfig
-from mayfly.vmm.process.zygote import Zygote
 from mayfly.vmm.snapshot import FILES
 
 log = logging.getLogger(__name__)

@@ -24,6 +24,7 @@ from mayfly.guests.converse import BytesStdin, StdinSource
 from mayfly.guests.job import Wanted
 from mayfly.guests.spawner import GRACE_S, Spawner
 from mayfly.guests.start import Guest
+from mayfly.guests.zygote import Zygote
 from mayfly.host.admission import DEFAULT_SHARE, Admission, Tenant, Ticket
 from mayfly.host.config import Config
 from mayfly.host.keys import ApiKey
@@ -46,7 +47,6 @@ from mayfly.runs.stdin import LiveStdin
 from mayfly.snapshots import store as snapshots
 from mayfly.snapshots.making import doing, is_usual, make, save
 from mayfly.snapshots.store import Snapshot
-from mayfly.vmm.process.zygote import Zygote
 
 log = logging.getLogger(__name__)
 COPIES_WORTH_S = 2.0

@@ -32,6 +32,7 @@ from mayfly.functions.making import FunctionMachines, Revision, revise
 from mayfly.functions.service import Functions
 from mayfly.functions.spec import SnapshotOptions, load_specs
 from mayfly.guests.function import FunctionRequest
+from mayfly.guests.zygote import Zygote
 from mayfly.host.checks import time_factor
 from mayfly.host.config import Config
 from mayfly.protocol.conversation import Event
@@ -40,7 +41,6 @@ from mayfly.runs.service import Service
 from mayfly.schema import replace
 from mayfly.units import MIB
 from mayfly.vmm.config import Layer
-from mayfly.vmm.process.zygote import Zygote
 from mayfly.vmm.snapshot import MEMORY
 from tests.kit import tiny
 

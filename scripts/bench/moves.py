@@ -20,12 +20,12 @@ from typing import Any
 
 from mayfly.guests.job import Wanted
 from mayfly.guests.spawner import Spawner, VmmProcess
+from mayfly.guests.zygote import Zygote
 from mayfly.images.store import InstalledImage
 from mayfly.snapshots import live, moving
 from mayfly.units import MIB
 from mayfly.vmm.config import Channel, MachineConfig
 from mayfly.vmm.kvm.mapping import PAGE
-from mayfly.vmm.process.zygote import Zygote
 from mayfly.vmm.snapshot import MEMORY, PAGES
 from mayfly.vmm.snapshot.memory import pack_runs, unpack_runs
 from scripts.bench.functions import median

@@ -31,12 +31,12 @@ from mayfly.guests.outcome import Outcome, Status
 from mayfly.guests.probe import probe
 from mayfly.guests.spawner import Spawner
 from mayfly.guests.start import start
+from mayfly.guests.zygote import Zygote
 from mayfly.images import manifest
 from mayfly.images.store import InstalledImage
 from mayfly.protocol.frames import Start, Step
 from mayfly.units import MIB
 from mayfly.vmm.config import Channel, MachineConfig, NetworkBackend, NetworkConfig
-from mayfly.vmm.process.zygote import Zygote
 from scripts.bench import microvm
 from tests.kit import toy
 

@@ -36,6 +36,7 @@ from mayfly.guests.job import Job
 from mayfly.guests.outcome import Outcome
 from mayfly.guests.spawner import VmmProcess
 from mayfly.guests.start import Guest, StartKind, resume, start
+from mayfly.guests.zygote import Zygote
 from mayfly.host.checks import time_factor
 from mayfly.host.config import Config
 from mayfly.host.plan import Plan, make_plan, want_machine
@@ -46,7 +47,6 @@ from mayfly.protocol.frames import Resumed, Stderr, Stdout
 from mayfly.protocol.report import End
 from mayfly.runs.service import Service
 from mayfly.vmm.config import MachineConfig
-from mayfly.vmm.process.zygote import Zygote
 from scripts.bench import microvm
 from tests.kit import tiny
 

@@ -29,12 +29,12 @@ from mayfly.guests.job import Wanted
 from mayfly.guests.probe import probe
 from mayfly.guests.spawner import Spawner
 from mayfly.guests.start import start
+from mayfly.guests.zygote import Zygote
 from mayfly.images import manifest
 from mayfly.images.store import InstalledImage
 from mayfly.protocol.report import Ended
 from mayfly.units import MIB
 from mayfly.vmm.config import Channel, MachineConfig
-from mayfly.vmm.process.zygote import Zygote
 from scripts.bench import microvm
 from tests.kit.spawned import Spawned
 from tests.kit.toy import shell_root

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-import mayfly.vmm.process.zygote
+import mayfly.guests.zygote
 from mayfly.cli import main as cli
 from tests.kit.api_fakes import FakeZygote
 from tests.kit.fake_nursery import ForkingZygote
@@ -28,5 +28,5 @@ class Zygote(kind):  # type: ignore[misc,valid-type]
         return cls(fault, executable)
 
 
-mayfly.vmm.process.zygote.Zygote = Zygote  # type: ignore[misc]
+mayfly.guests.zygote.Zygote = Zygote  # type: ignore[misc]
 cli.main()

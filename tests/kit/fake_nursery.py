@@ -14,8 +14,8 @@ import sys
 import threading
 from pathlib import Path
 
+from mayfly.protocol.report import pack
 from mayfly.vmm.config import MachineConfig
-from mayfly.vmm.process.report import pack
 from mayfly.vmm.process.zygote import Reaped
 from tests.kit.api_fakes import MARKER, ROOT, FakeZygote
 

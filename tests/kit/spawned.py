@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Self
 
 from mayfly.guests.told import told
+from mayfly.guests.zygote import Zygote
 from mayfly.protocol.report import Ended, Line, Running, decode
 from mayfly.vmm.config import MachineConfig
-from mayfly.vmm.process.zygote import Zygote
 from tests.kit.control_client import ControlClient
 
 

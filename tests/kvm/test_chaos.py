@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 
 from mayfly.errors import MayflyError
+from mayfly.guests import zygote as zygote_module
 from mayfly.guests.spawner import Spawner, VmmProcess
+from mayfly.guests.zygote import START, Zygote
 from mayfly.protocol.report import Ended
 from mayfly.units import MIB
 from mayfly.vmm.config import Channel, MachineConfig
-from mayfly.vmm.process import zygote as zygote_module
-from mayfly.vmm.process.zygote import START, Zygote
 from tests.kit import tiny
 from tests.kit.scale import FULL
 from tests.kit.tiny import RESET

@@ -14,6 +14,7 @@ import pytest
 
 from mayfly.errors import ConfigError, GuestError, SnapshotError
 from mayfly.guests.spawner import snapshot_files
+from mayfly.guests.zygote import Zygote
 from mayfly.protocol.control import (
     Done,
     Figures,
@@ -29,7 +30,7 @@ from mayfly.units import MIB
 from mayfly.vmm.config import Channel, Layer, MachineConfig
 from mayfly.vmm.devices.virtio.registers import Register
 from mayfly.vmm.process.requests import serve
-from mayfly.vmm.process.zygote import Reaped, Zygote
+from mayfly.vmm.process.zygote import Reaped
 from mayfly.vmm.snapshot import FILES, MEMORY
 from tests.kit import tiny
 from tests.kit.control_client import ControlClient

@@ -10,6 +10,7 @@ import pytest
 
 from mayfly.guests.job import Wanted
 from mayfly.guests.start import Guest
+from mayfly.guests.zygote import Zygote
 from mayfly.host.snippet import Snippet
 from mayfly.protocol import frames as p
 from mayfly.runs.moves.desk import Moves, follow
@@ -17,7 +18,6 @@ from mayfly.runs.moves.machines import HostMachines
 from mayfly.runs.service import Service
 from mayfly.runs.stdin import StdinWriter
 from mayfly.vmm.config import Channel
-from mayfly.vmm.process.zygote import Zygote
 from tests.kit import tiny
 from tests.kit.api_fakes import install_toys, small_config
 from tests.kit.moving_kit import LINE_STATUS, UART

@@ -16,12 +16,12 @@ from mayfly.errors import ConfigError, MayflyError, SnapshotError
 from mayfly.guests.job import Wanted
 from mayfly.guests.spawner import Spawner
 from mayfly.guests.start import Guest
+from mayfly.guests.zygote import Zygote
 from mayfly.images.store import Images
 from mayfly.snapshots import live, moving
 from mayfly.units import MIB
 from mayfly.vmm.config import Channel, MachineConfig
 from mayfly.vmm.kvm.mapping import PAGE
-from mayfly.vmm.process.zygote import Zygote
 from mayfly.vmm.snapshot import MEMORY, PAGES
 from mayfly.vmm.snapshot.memory import pack_runs, unpack_runs
 from tests.kit import tiny

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from mayfly import paths
+from mayfly.guests.zygote import Zygote
 from mayfly.units import MIB
 from mayfly.vmm.config import Channel, MachineConfig
-from mayfly.vmm.process.zygote import Reaped, Zygote
+from mayfly.vmm.process.zygote import Reaped
 from tests.kit import toy
 from tests.kit.scale import scaled
 from tests.kit.spawned import Spawned

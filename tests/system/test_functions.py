@@ -27,6 +27,7 @@ from mayfly.guests.job import Job
 from mayfly.guests.outcome import Outcome
 from mayfly.guests.spawner import Spawner
 from mayfly.guests.start import Guest, StartKind, start
+from mayfly.guests.zygote import Zygote
 from mayfly.host.config import Config
 from mayfly.host.plan import want_machine
 from mayfly.images import manifest
@@ -36,7 +37,6 @@ from mayfly.runs.service import Service
 from mayfly.schema import replace
 from mayfly.snapshots import store as snapshots
 from mayfly.units import MIB
-from mayfly.vmm.process.zygote import Zygote
 from tests.kit import toy
 from tests.kit.agent_process import PATIENCE_S
 from tests.kit.api_fakes import ROOT

@@ -116,7 +116,7 @@ def test_it_runs_beside_packages_of_the_same_names(wheels: list[Path], tmp_path:
     assert Path(call([python, "-c", f"{theirs}; {where}"], tmp_path).strip()).parents[1] == packages
     for program in ("mayfly", "imagegen"):
         assert mayfly.__version__ in call([tmp_path / "venv/bin" / program, "--version"], tmp_path)
-    zygote = "from mayfly.vmm.process.zygote import Zygote; Zygote.start().close(); print('ended')"
+    zygote = "from mayfly.guests.zygote import Zygote; Zygote.start().close(); print('ended')"
     assert call([python, "-P", "-c", zygote], tmp_path) == "ended\n"
 
 

@@ -1,9 +1,9 @@
-"""The zygote: a warm, single-threaded process that forks one vmm process per machine, and its
-client.
+"""The zygote: a warm, single-threaded process that forks one vmm process per machine.
 
 It holds no KVM descriptor (KVM binds a VM to the address space that made it), and has neither
-asyncio nor aiohttp. The two sides talk over a SOCK_SEQPACKET pair, one message (`report.pack`) a
-packet: `Spawn`, with descriptors, and `Signal` to the zygote, `Reaped` from it.
+asyncio nor aiohttp. It talks with its client (`guests/zygote.py`) over a SOCK_SEQPACKET pair, one
+message (`report.pack`) a packet: `Spawn`, with descriptors, and `Signal` to the zygote, `Reaped`
+from it.
 
 A machine that cannot be forked is reaped all the same, and its report says why. When
 either end of the pair is closed, or the client dies, the zygote ends; when the zygote ends, so do
@@ -16,24 +16,16 @@ import os
 import select
 import signal
 import socket
-import sys
 import time
 from collections import deque
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Self
 
-import mayfly
-from mayfly.errors import ConfigError, HostError, MayflyError, ZygoteLostError
+from mayfly.errors import HostError, MayflyError
 from mayfly.protocol.report import End, Ended, pack, unpack
 from mayfly.schema import Record, msgspec
-from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.kvm.prctl import prctl
 
 MESSAGE_LIMIT = 64 * 1024
 DESCRIPTORS = 3  # Of a machine: its ends of the channel, the report pipe and the control socket
-CONTROL_FD = 3  # Of a zygote that is another Python, its end of the pair
-START = "import sys; from mayfly.vmm.process.zygote import main; main(int(sys.argv[1]), int(sys.argv[2]))"
 NOT_FORKED = 1  # Status of a machine that never had a process
 NOBODY = 0  # No machine has this number: for a message that does not tell its machine's
 
@@ -59,105 +51,9 @@ class Reaped(Record, tag="reaped", frozen=True, kw_only=True):
     status: int
 
 
-@contextlib.contextmanager
-def _pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """The client's end and the zygote's, for starting it. The client's stays open if that works."""
-    try:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, contextlib.ExitStack() as failed:
-            failed.callback(ours.close)
-            yield ours, theirs
-            failed.pop_all()
-    except OSError as error:
-        raise HostError(f"the zygote cannot be started: {error}", hint="see `mayfly doctor`") from error
-
-
-class Zygote:
-    """The client's side, which owns the zygote process. Only `receive` waits for long."""
-
-    def __init__(self, pid: int, control: socket.socket) -> None:
-        self.pid, self._control = pid, control
-
-    @classmethod
-    def start(cls) -> Self:
-        """Start a zygote; requests may be sent at once. Raises HostError."""
-        # -P: a folder named like one of our packages in the working directory must not be imported.
-        command = [sys.executable, "-P", "-c", START, str(CONTROL_FD), str(os.getpid())]
-        path = os.pathsep.join(filter(None, [str(Path(mayfly.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-        with _pair() as (ours, theirs):
-            files = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0), (os.POSIX_SPAWN_DUP2, theirs.fileno(), CONTROL_FD)]
-            pid = os.posix_spawn(sys.executable, command, {**os.environ, "PYTHONPATH": path}, file_actions=files, setsid=True)
-        return cls(pid, ours)
-
-    @classmethod
-    def fork(cls) -> Self:
-        """Start a zygote as a copy of this single-threaded process, which saves the imports."""
-        _load()
-        client = os.getpid()
-        with _pair() as (ours, theirs):
-            pid = os.fork()
-            if pid == 0:
-                status = 1
-                try:
-                    ours.close()
-                    os.setsid()
-                    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
-                    main(theirs.detach(), client)
-                    status = 0
-                finally:
-                    os._exit(status)
-        return cls(pid, ours)
-
-    def fileno(self) -> int:
-        """Readable when `receive` has something."""
-        return self._control.fileno()
-
-    def spawn(self, machine: int, config: MachineConfig, channel: int, report: int, control: int) -> None:
-        """Ask for a machine, by a positive number: `Reaped` will come for it.
-
-        The descriptors are duplicated into the vmm process; the caller keeps and closes its own.
-        Raises ConfigError: it is too large. ZygoteLostError: the zygote is gone. HostError: it
-        cannot be asked now; no other machine is affected.
-        """
-        self._send(Spawn(machine=machine, config=msgspec.Raw(msgspec.json.encode(config))), [channel, report, control])
-
-    def signal(self, machine: int, number: int) -> None:
-        """Send the vmm process of `machine` a signal; nothing happens if it is gone already."""
-        with contextlib.suppress(HostError):
-            self._send(Signal(machine=machine, number=number), [])
-
-    def _send(self, message: Spawn | Signal, fds: list[int]) -> None:
-        data = pack(message)
-        if len(data) > MESSAGE_LIMIT:
-            raise ConfigError(f"the machine's configuration has {len(data)} bytes; {MESSAGE_LIMIT} is the most", hint="shorten it")
-        try:
-            socket.send_fds(self._control, [data], fds)
-        except ConnectionError as error:
-            raise ZygoteLostError(f"the zygote is gone: {error.strerror}", hint="it is started again with the next run") from error
-        except OSError as error:
-            raise HostError(f"the zygote cannot be asked for a machine: {error.strerror}", hint="try again when less is running") from error
-
-    def receive(self) -> Reaped:
-        """The next message. Raises EOFError: the zygote is gone, and all its machines with it."""
-        try:
-            data = self._control.recv(MESSAGE_LIMIT)
-        except ConnectionError as error:
-            raise EOFError from error
-        if not data:
-            raise EOFError
-        reaped: Reaped = unpack(Reaped, data)
-        return reaped
-
-    def close(self) -> None:
-        """End the zygote and its machines, and wait for it."""
-        self._control.close()
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self.pid, 0)
-
-
 def main(control_fd: int, client: int) -> None:
     """The zygote process: fork, reap, report, until the client is gone."""
-    _load()
+    load()
     prctl("PR_SET_PDEATHSIG", signal.SIGKILL)
     if os.getppid() != client:
         return
@@ -169,7 +65,7 @@ def main(control_fd: int, client: int) -> None:
     signal.set_wakeup_fd(-1)
 
 
-def _load() -> None:
+def load() -> None:
     """Import what machines need: only processes that fork them do that."""
     import mayfly.vmm.process.child  # noqa: F401
 

@@ -5,8 +5,9 @@ import os
 import socket
 
 from mayfly.guests.spawner import READ_SIZE, Spawner
+from mayfly.guests.zygote import Zygote
 from mayfly.vmm.config import MachineConfig
-from mayfly.vmm.process.zygote import Reaped, Zygote
+from mayfly.vmm.process.zygote import Reaped
 
 
 class Idle(Zygote):
