@@ -11,6 +11,7 @@ from typing import Any
 
 from mayfly.errors import ConfigError, GuestError, KvmError, SnapshotError
 from mayfly.protocol.report import End
+from mayfly.units import PAGE
 from mayfly.vmm.arch import boot, cpu, hardware, layout, state
 from mayfly.vmm.channels.serial import SerialChannel
 from mayfly.vmm.channels.tcp import TcpChannel
@@ -23,7 +24,7 @@ from mayfly.vmm.devices.virtio.mmio import MmioTransport
 from mayfly.vmm.devices.virtio.registers import Interrupt, Register
 from mayfly.vmm.eventloop import EventLoop, eventfd
 from mayfly.vmm.kvm.kvm import Kvm, Vcpu, Vm
-from mayfly.vmm.kvm.mapping import PAGE, Mapping
+from mayfly.vmm.kvm.mapping import Mapping
 from mayfly.vmm.loader.placing import open_file
 from mayfly.vmm.machine import Machine, Part, pre_fault
 from mayfly.vmm.memory import GuestMemory

@@ -12,17 +12,18 @@ from typing import Any
 
 from mayfly.errors import ConfigError, HostError, MayflyError
 from mayfly.protocol import control
+from mayfly.protocol.pages import Runs
 from mayfly.protocol.report import End
+from mayfly.units import PAGE
 from mayfly.vmm.arch import layout, state
 from mayfly.vmm.config import Channel, MachineConfig
 from mayfly.vmm.devices.serial import Serial
 from mayfly.vmm.devices.virtio.mmio import MmioTransport
 from mayfly.vmm.eventloop import EventLoop
 from mayfly.vmm.kvm.kvm import Kvm, Vcpu, Vm
-from mayfly.vmm.kvm.mapping import PAGE, Mapping
+from mayfly.vmm.kvm.mapping import Mapping
 from mayfly.vmm.processors import Processors
 from mayfly.vmm.snapshot.files import Layers, MachineState, shape, write_snapshot
-from mayfly.vmm.snapshot.memory import Runs
 from mayfly.vmm.snapshot.sender import Sender
 from mayfly.vmm.snapshot.state import raw
 

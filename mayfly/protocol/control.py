@@ -39,7 +39,7 @@ class Track(Record, tag="track", frozen=True, kw_only=True):
 
 
 class Send(Record, tag="send", frozen=True, kw_only=True):
-    """Write a round (`snapshot.stream`) to the descriptor that comes along: the pages that differ
+    """Write a round (`pages`) to the descriptor that comes along: the pages that differ
     from the layers, then those that were written since the last round. It is answered when that
     begins, and the descriptor is closed when it has ended.
 

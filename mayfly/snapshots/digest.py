@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from mayfly.errors import SnapshotError
-from mayfly.vmm.kvm.mapping import PAGE
+from mayfly.protocol.pages import joined, unpack_runs
+from mayfly.units import PAGE
 from mayfly.vmm.snapshot import MEMORY, PAGES
-from mayfly.vmm.snapshot.memory import joined, unpack_runs
 
 READ_BYTES = 1 << 20
 

@@ -16,13 +16,12 @@ from mayfly.errors import ConfigError, MayflyError, SnapshotError
 from mayfly.guests.job import Wanted
 from mayfly.guests.spawner import Spawner, snapshot_files
 from mayfly.guests.start import Guest
+from mayfly.protocol.pages import Head, Kind, pack_runs, runs_of
 from mayfly.schema import replace
 from mayfly.snapshots.moving import send_pages, send_round, standing
+from mayfly.units import PAGE
 from mayfly.vmm.config import Layer
-from mayfly.vmm.kvm.mapping import PAGE
 from mayfly.vmm.snapshot import FILES, MEMORY, PAGES, STATE
-from mayfly.vmm.snapshot.memory import pack_runs, runs_of
-from mayfly.vmm.snapshot.stream import Head, Kind
 
 AtRest = Callable[[], Awaitable[None]]
 """Called while the guest stands still, to keep what belongs to this moment outside of it."""

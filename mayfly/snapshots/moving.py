@@ -29,14 +29,14 @@ from mayfly.guests.spawner import Spawner, VmmProcess
 from mayfly.guests.start import Guest, StartKind, explain
 from mayfly.protocol.conversation import Conversation
 from mayfly.protocol.frames import PROTOCOL_VERSION, Hello
+from mayfly.protocol.pages import HEAD, Head, Kind, damaged, parse
 from mayfly.schema import Record, replace
 from mayfly.snapshots.store import MANIFEST, SnapshotManifest
 from mayfly.snapshots.wire import Packer, Read, Write, unpacked
+from mayfly.units import PAGE
 from mayfly.vmm.config import Layer
-from mayfly.vmm.kvm.mapping import PAGE
-from mayfly.vmm.snapshot import MEMORY, PAGES, stream
+from mayfly.vmm.snapshot import MEMORY, PAGES
 from mayfly.vmm.snapshot.files import Shape, shape
-from mayfly.vmm.snapshot.stream import Head, Kind
 
 MAX_ROUNDS = 30
 SMALL_S = 0.05  # A round that took no longer is followed by the last one
@@ -256,16 +256,16 @@ async def send_round(guest: Guest, sink: Sink, *, last: bool) -> int:
             await guest.process.send_round(writing, last=last)
         while True:
             try:
-                head = stream.parse(await reader.readexactly(stream.HEAD.size), pages)
+                head = parse(await reader.readexactly(HEAD.size), pages)
                 content = await reader.readexactly(head.size)
             except asyncio.IncompleteReadError as error:
                 raise GuestError("the machine stopped sending itself in the middle of a round") from error
             await sink.put(head, content)
-            size += stream.HEAD.size + len(content)
+            size += HEAD.size + len(content)
             if head.kind is end:
                 return size
             if head.kind in (Kind.ROUND, Kind.STATE):
-                raise stream.damaged(f"a round ends with {head.kind.name}")
+                raise damaged(f"a round ends with {head.kind.name}")
 
 
 @functools.cache

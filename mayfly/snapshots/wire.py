@@ -1,4 +1,4 @@
-"""A machine's stream (vmm/snapshot/stream.py) between two hosts: in blocks, compressed where that
+"""A machine's stream (protocol/pages.py) between two hosts: in blocks, compressed where that
 is quicker, and not faster than somebody allows.
 
 A block is {bytes u32, bytes as sent u32, last u8, 3 zero bytes} in little endian and the bytes:

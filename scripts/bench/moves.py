@@ -22,12 +22,11 @@ from mayfly.guests.job import Wanted
 from mayfly.guests.spawner import Spawner, VmmProcess
 from mayfly.guests.zygote import Zygote
 from mayfly.images.store import InstalledImage
+from mayfly.protocol.pages import pack_runs, unpack_runs
 from mayfly.snapshots import live, moving
-from mayfly.units import MIB
+from mayfly.units import MIB, PAGE
 from mayfly.vmm.config import Channel, MachineConfig
-from mayfly.vmm.kvm.mapping import PAGE
 from mayfly.vmm.snapshot import MEMORY, PAGES
-from mayfly.vmm.snapshot.memory import pack_runs, unpack_runs
 from scripts.bench.functions import median
 from tests.kit import tiny
 from tests.kit.moving_kit import COUNTER, DATA, LINE, LINE_STATUS, UART, cold

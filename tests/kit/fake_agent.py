@@ -30,11 +30,11 @@ from pathlib import Path
 from mayfly.errors import ConfigError, NetworkError, SnapshotError
 from mayfly.protocol import frames as p
 from mayfly.protocol.control import Answer, Done, Figures, Pause, Request, Resume, Send, Snapshot, Stats, Track, Tracking
+from mayfly.protocol.pages import Head, Kind
 from mayfly.protocol.report import End, Ended, Line, Running, encode
-from mayfly.vmm.kvm.mapping import PAGE
+from mayfly.units import PAGE
 from mayfly.vmm.process.requests import answer_next
 from mayfly.vmm.snapshot import STATE
-from mayfly.vmm.snapshot.stream import Head, Kind
 
 CREDIT = 32 * 1024
 ERRORS = {

@@ -13,8 +13,8 @@ from mayfly.protocol.conversation import Conversation
 from mayfly.protocol.frames import PROTOCOL_VERSION, Hello
 from mayfly.snapshots import moving
 from mayfly.snapshots.moving import Progress
+from mayfly.units import PAGE
 from mayfly.vmm.devices.virtio.registers import Register
-from mayfly.vmm.kvm.mapping import PAGE
 from tests.kit import tiny
 
 COUNTER, DATA = 0x50_0000, 0x100_0000

@@ -18,12 +18,11 @@ from mayfly.guests.spawner import Spawner
 from mayfly.guests.start import Guest
 from mayfly.guests.zygote import Zygote
 from mayfly.images.store import Images
+from mayfly.protocol.pages import pack_runs, unpack_runs
 from mayfly.snapshots import live, moving
-from mayfly.units import MIB
+from mayfly.units import MIB, PAGE
 from mayfly.vmm.config import Channel, MachineConfig
-from mayfly.vmm.kvm.mapping import PAGE
 from mayfly.vmm.snapshot import MEMORY, PAGES
-from mayfly.vmm.snapshot.memory import pack_runs, unpack_runs
 from tests.kit import tiny
 from tests.kit.api_fakes import install_toys
 from tests.kit.moving_kit import EACH_LINE, Lines, Link, cold, counting, move

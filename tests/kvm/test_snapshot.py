@@ -20,13 +20,13 @@ import pytest
 from mayfly.errors import SnapshotError
 from mayfly.files import sync
 from mayfly.protocol.control import Prefault
+from mayfly.protocol.pages import unpack_runs
 from mayfly.protocol.report import End
 from mayfly.vmm.config import Layer
 from mayfly.vmm.kvm._kvm import ffi
 from mayfly.vmm.kvm.mapping import Mapping
 from mayfly.vmm.snapshot import MEMORY, PAGES, STATE, WORKING_SET
 from mayfly.vmm.snapshot.files import Layers
-from mayfly.vmm.snapshot.memory import unpack_runs
 from tests.kit.scale import scaled
 from tests.kit.tiny import RESET, Running, build, run_and_save, start
 from tests.kvm.test_machine import ECHO

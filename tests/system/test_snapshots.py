@@ -20,10 +20,9 @@ from typing import Any
 import pytest
 
 from mayfly import paths
+from mayfly.protocol.pages import unpack_runs
 from mayfly.snapshots import store as snapshots
-from mayfly.units import MIB
-from mayfly.vmm.kvm.mapping import PAGE
-from mayfly.vmm.snapshot.memory import unpack_runs
+from mayfly.units import MIB, PAGE
 from tests.kit import toy
 from tests.kit.scale import FULL, scaled
 from tests.system.test_service import DEADLINE_S, Server, children, command, connect, read_all, wait_gone

@@ -4,9 +4,9 @@ import os
 from typing import Any, Self
 
 from mayfly.errors import HostError
+from mayfly.units import PAGE
 from mayfly.vmm.kvm._kvm import ffi, lib
 
-PAGE = 4096
 HUGE_PAGE = 2 << 20
 _RUNS = 1024  # So many are asked for at a time
 

@@ -4,7 +4,8 @@ import io
 import os
 
 from mayfly.errors import BootError, ConfigError
-from mayfly.vmm.kvm.mapping import PAGE, Mapping
+from mayfly.units import PAGE
+from mayfly.vmm.kvm.mapping import Mapping
 from mayfly.vmm.memory import GuestAddressError, GuestMemory
 
 

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mayfly.errors import SnapshotError
+from mayfly.protocol.pages import Runs, pack_runs, unpack_runs
 from mayfly.schema import Record, msgspec
+from mayfly.units import PAGE
 from mayfly.vmm.config import Channel, DeviceKind, Layer, MachineConfig, NetworkBackend
-from mayfly.vmm.kvm.mapping import PAGE, Mapping
+from mayfly.vmm.kvm.mapping import Mapping
 from mayfly.vmm.loader.placing import open_file
 from mayfly.vmm.snapshot import FILES, MEMORY, PAGES, STATE, WORKING_SET
-from mayfly.vmm.snapshot.memory import Runs, changed_pages, copy_pages, lay_base, lay_diff, pack_runs, unpack_runs, working_set, write_pages
+from mayfly.vmm.snapshot.memory import changed_pages, copy_pages, lay_base, lay_diff, working_set, write_pages
 from mayfly.vmm.snapshot.state import AGAIN, U63, Saved
 
 

@@ -6,22 +6,17 @@ not see, and costs the guest nothing while it runs.
 """
 
 import os
-import struct
-from collections.abc import Iterable, Iterator, Sequence
 
 from mayfly.errors import SnapshotError
-from mayfly.vmm.kvm.mapping import PAGE, Mapping
+from mayfly.protocol.pages import Runs, joined, runs_of
+from mayfly.units import PAGE
+from mayfly.vmm.kvm.mapping import Mapping
 
-Runs = Sequence[tuple[int, int]]  # (first page, pages), ascending, apart from each other
-
-_RUN = struct.Struct("<QQ")
 _PAGEMAP_ENTRY = 8
 _IS_READ, _IS_WRITTEN = (bytes(bits & 0xA0 == wanted for bits in range(256)) for wanted in (0xA0, 0x80))
 """For an entry's highest byte: 1 if mapped (bit 63) and a file's (bit 61), or anonymous."""
 BATCH = 1 << 14  # Pages compared at a time (64 MiB)
-GAP = 256  # Zero pages between two runs of a base that are mapped with them: a mapping costs more
-NEAR = 8
-"""Untouched pages between two runs that were read, mapped ahead with them for the same reason."""
+NEAR = 8  # Untouched pages between two runs that were read, mapped ahead with them, as `GAP` says
 SHORT = 4  # Runs of a diff with fewer pages are copied: a mapping of their own would cost more
 MAX_MAPPINGS = 16 * 1024  # A quarter of what a process may have by default (vm.max_map_count)
 
@@ -56,16 +51,6 @@ def _entries(pagemap_fd: int, mapping: Mapping, first: int, count: int) -> bytes
     return entries
 
 
-def runs_of(flags: bytearray) -> Iterator[tuple[int, int]]:
-    """The runs of ones."""
-    first = flags.find(1)
-    while first >= 0:
-        end = flags.find(0, first)
-        end = len(flags) if end < 0 else end
-        yield first, end - first
-        first = flags.find(1, end)
-
-
 def write_pages(fd: int, mapping: Mapping, runs: Runs) -> None:
     """Write the pages of `runs` to the empty file `fd`, at their own offsets; then holes."""
     os.ftruncate(fd, mapping.size)
@@ -75,47 +60,10 @@ def write_pages(fd: int, mapping: Mapping, runs: Runs) -> None:
             offset += os.pwrite(fd, mapping.view[offset:end], offset)
 
 
-def pack_runs(runs: Runs) -> bytes:
-    """The content of the files `pages` and `working-set`."""
-    return b"".join(_RUN.pack(*run) for run in runs)
-
-
-def unpack_runs(data: bytes, size: int) -> list[tuple[int, int]]:
-    """The runs in such a file, for a memory of `size` bytes. Raises SnapshotError if damaged."""
-    if len(data) % _RUN.size:
-        raise SnapshotError(f"a snapshot's list of pages has {len(data)} bytes, not whole entries")
-    runs = list(_RUN.iter_unpack(data))
-    end = 0
-    for first, count in runs:
-        if first < end or not count:
-            raise SnapshotError("a snapshot's list of pages is not in order")
-        end = first + count
-    if end > size // PAGE:
-        raise SnapshotError(f"a snapshot has page {end - 1}, its machine {size // PAGE} pages")
-    return runs
-
-
 def lay_base(mapping: Mapping, fd: int, runs: Runs) -> None:
     """Map a base's pages over `mapping`, with the zeros between near runs."""
     for first, count in joined(runs, [(offset // PAGE, -(-size // PAGE)) for offset, size in mapping.files]):
         mapping.overlay_file(first * PAGE, fd, count * PAGE, first * PAGE)
-
-
-def joined(runs: Runs, apart: Iterable[tuple[int, int]] = (), gap: int = GAP) -> list[tuple[int, int]]:
-    """`runs` with gaps up to `gap` pages closed, except next to a run of `apart` (sorted too)."""
-    fixed = list(apart)
-    passed = 0
-    whole: list[tuple[int, int]] = []
-    for first, count in runs:
-        if whole:
-            begin, length = whole[-1]
-            while passed < len(fixed) and sum(fixed[passed]) <= begin + length:
-                passed += 1
-            if first - (begin + length) <= gap and not (passed < len(fixed) and fixed[passed][0] < first):
-                whole[-1] = (begin, first + count - begin)
-                continue
-        whole.append((first, count))
-    return whole
 
 
 def lay_diff(mapping: Mapping, fd: int, runs: Runs) -> None:

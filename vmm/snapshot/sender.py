@@ -10,11 +10,13 @@ import os
 import threading
 
 from mayfly.errors import ConfigError, MayflyError
+from mayfly.protocol.pages import Start, runs_of
 from mayfly.schema import msgspec
-from mayfly.vmm.kvm.mapping import PAGE, Mapping
+from mayfly.units import PAGE
+from mayfly.vmm.kvm.mapping import Mapping
 from mayfly.vmm.snapshot import stream
 from mayfly.vmm.snapshot.files import Layers, MachineState
-from mayfly.vmm.snapshot.memory import BATCH, runs_of
+from mayfly.vmm.snapshot.memory import BATCH
 
 _OWN = (1 << 63).to_bytes(8, "little")  # A pagemap entry of a page that is the process's own
 
@@ -58,7 +60,7 @@ class Sender:
         """Without its end a round counts as cut off, here as at the reader."""
         with contextlib.suppress(OSError, MayflyError), open(fd, "wb", buffering=0):
             if self._first:
-                stream.write_start(fd, stream.Start(memory=self._mapping.size, initrd_offset=self._layers.initrd_offset))
+                stream.write_start(fd, Start(memory=self._mapping.size, initrd_offset=self._layers.initrd_offset))
             stream.write_pages(fd, self._mapping, self._runs())
             self._first = False
             self._whole = True  # before the reader knows, who may ask for another one at once

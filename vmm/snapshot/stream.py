@@ -1,89 +1,18 @@
-"""A machine as a stream of bytes: its memory in rounds while it runs, then what else it is.
-
-A record is {kind u16, 0 u16, length u32, first u64}, in little endian, and what that announces:
-
-    START   `length` bytes of JSON: a `Start`                   the first record
-    PAGES   `length` pages from page `first` on
-    ZEROS   nothing: `length` pages from `first` on are zeros
-    ROUND   nothing: a round is over; the machine goes on, and another one follows
-    STATE   `length` bytes of JSON: a `MachineState`            the last record
-
-Who reads it takes it for hostile: the machine that is sent may have hijacked its monitor.
-"""
+"""Writes a machine as a stream (`protocol/pages.py`), and makes a machine's memory of one."""
 
 import os
 import socket
-import struct
 from collections.abc import Iterator
-from enum import IntEnum
-from typing import NamedTuple
 
-from mayfly.errors import SnapshotError
-from mayfly.schema import Record, msgspec
+from mayfly.protocol.pages import HEAD, MAX_PAGES, Head, Kind, Runs, Start, damaged, parse, runs_of
+from mayfly.schema import msgspec
+from mayfly.units import PAGE
 from mayfly.vmm.devices.virtio.buffers import advance
-from mayfly.vmm.kvm.mapping import PAGE, Mapping
-from mayfly.vmm.snapshot.memory import BATCH, Runs, runs_of
-from mayfly.vmm.snapshot.state import U63, Saved
+from mayfly.vmm.kvm.mapping import Mapping
+from mayfly.vmm.snapshot.memory import BATCH
+from mayfly.vmm.snapshot.state import Saved
 
-HEAD = struct.Struct("<HHIQ")
-MAX_PAGES = 64  # Of a record
-MAX_TEXT = 8 << 20  # Bytes of a START's or STATE's text; a vCPU has some 20 KiB
 _PIECES = 512  # Views that are written at once; IOV_MAX is 1024
-
-
-class Kind(IntEnum):
-    """What a record is."""
-
-    START = 1
-    PAGES = 2
-    ZEROS = 3
-    ROUND = 4
-    STATE = 5
-
-
-class Start(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
-    """What is known before the first page: of RAM its bytes, and where in it the initramfs is."""
-
-    memory: U63
-    initrd_offset: U63 | None
-
-
-class Head(NamedTuple):
-    """The head of a record."""
-
-    kind: Kind
-    length: int
-    first: int
-
-    @property
-    def size(self) -> int:
-        """The bytes that follow."""
-        return {Kind.PAGES: PAGE * self.length, Kind.START: self.length, Kind.STATE: self.length}.get(self.kind, 0)
-
-    def pack(self) -> bytes:
-        """As bytes."""
-        return HEAD.pack(self.kind, 0, self.length, self.first)
-
-
-def parse(data: bytes | bytearray, pages: int) -> Head:
-    """The head in `data`, HEAD.size bytes, for RAM of so many pages. Raises SnapshotError."""
-    kind, zero, count, first = HEAD.unpack(data)
-    try:
-        head = Head(Kind(kind), count, first)
-    except ValueError as error:
-        raise damaged(f"a record of the kind {kind}") from error
-    if head.kind in (Kind.PAGES, Kind.ZEROS):
-        most = MAX_PAGES if head.kind is Kind.PAGES else pages
-        if zero or not 0 < count <= most or not first < first + count <= pages:
-            raise damaged(f"{count} pages from page {first} on, of {pages}")
-    elif zero or first or count > (0 if head.kind is Kind.ROUND else MAX_TEXT):
-        raise damaged(f"a record {head.kind.name} with {count} bytes")
-    return head
-
-
-def damaged(why: str) -> SnapshotError:
-    """The error for a stream that is not as it should be."""
-    return SnapshotError(f"the stream of a machine is damaged: {why}", hint="try again; if that does not help, report it")
 
 
 def write_start(fd: int, start: Start) -> None:

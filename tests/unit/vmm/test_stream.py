@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mayfly.errors import SnapshotError
-from mayfly.units import MIB
-from mayfly.vmm.kvm.mapping import PAGE, Mapping
+from mayfly.protocol.pages import HEAD, MAX_TEXT, Head, Kind, Start, parse
+from mayfly.units import MIB, PAGE
+from mayfly.vmm.kvm.mapping import Mapping
 from mayfly.vmm.snapshot import stream
-from mayfly.vmm.snapshot.stream import HEAD, MAX_TEXT, Head, Kind, Start, parse
 
 SIZE = 16 * MIB
 PAGES = SIZE // PAGE
