@@ -58,6 +58,7 @@ class NetworkConfig(Record, frozen=True, kw_only=True):
     gateways: tuple[str, ...]  # At most one of each version
     nameservers: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()  # Networks that it may reach besides the Internet
+    deny: tuple[str, ...] = ()  # And those that it may not reach besides internal ones: the host's own addresses
     mtu: int = 1500  # Bytes of the largest IP packet
 
     def __post_init__(self) -> None:
@@ -74,7 +75,7 @@ class NetworkConfig(Record, frozen=True, kw_only=True):
             routed = [ipaddress.ip_address(text).version for text in self.gateways]
             for text in self.nameservers:
                 ipaddress.ip_address(text)
-            for text in self.allow:
+            for text in (*self.allow, *self.deny):
                 ipaddress.ip_network(text)
         except ValueError as error:
             raise ConfigError(f"network: {error}") from error
@@ -95,7 +96,7 @@ class NetworkConfig(Record, frozen=True, kw_only=True):
 
     def disconnected(self) -> Self:
         """The same device with nothing connected to it."""
-        return replace(self, tap="", addresses=(), gateways=(), nameservers=(), allow=())
+        return replace(self, tap="", addresses=(), gateways=(), nameservers=(), allow=(), deny=())
 
 
 class Layer(Record, frozen=True, kw_only=True):

@@ -4,7 +4,9 @@ import os
 from ipaddress import ip_interface, ip_network
 
 from mayfly.errors import BusyError, ConfigError, UnprocessableError
+from mayfly.host import own_addresses
 from mayfly.host.config import Config
+from mayfly.schema import replace
 from mayfly.vmm.config import MAX_MTU, NetworkBackend, NetworkConfig
 
 MTU = {NetworkBackend.TAP: 1500, NetworkBackend.PASST: MAX_MTU}
@@ -41,18 +43,18 @@ class Networks:
         self._make(config.network_first)
 
     def lease(self) -> NetworkConfig:
-        """A network for a machine, until `give_back`.
+        """A network for a machine, until `give_back`. It does not lead to this host.
 
         Raises:
             UnprocessableError: the configuration has none.
             BusyError: all are taken.
+            NetworkError: this host does not tell its addresses.
         """
         self._check()
         self._check_room()
         first = self._config.network_first
         place = next(place for place in range(first, self._end) if place not in self._taken)
-        self._taken[place] = self._make(place)
-        return self._taken[place]
+        return self._take(place, self._make(place))
 
     def lease_again(self, mac: str, addresses: tuple[str, ...], gateways: tuple[str, ...]) -> NetworkConfig:
         """The network of a machine that comes from another server, with the MAC and the addresses
@@ -61,6 +63,7 @@ class Networks:
         Raises:
             UnprocessableError: the configuration has none, or not these addresses.
             BusyError: they are taken here, or all networks are.
+            NetworkError: this host does not tell its addresses.
         """
         self._check()
         asked = ", ".join(addresses)[:200]
@@ -73,7 +76,10 @@ class Networks:
         if place in self._taken:
             raise BusyError(f"another machine here has the address {asked}", hint="try again when its run has ended")
         self._check_room()
-        self._taken[place] = self._make(place, mac)
+        return self._take(place, self._make(place, mac))
+
+    def _take(self, place: int, network: NetworkConfig) -> NetworkConfig:
+        self._taken[place] = replace(network, deny=tuple(sorted(own_addresses.addresses())))
         return self._taken[place]
 
     def give_back(self, network: NetworkConfig) -> None:

@@ -4,12 +4,10 @@ import contextlib
 import socket
 from ipaddress import ip_interface
 
-from mayfly.errors import NetworkError
 from mayfly.vmm.config import CHANNEL_PORT, NetworkBackend, NetworkConfig
 from mayfly.vmm.devices.virtio.net import Backend, Net
 from mayfly.vmm.devices.virtio.packet import HEADER
 from mayfly.vmm.eventloop import READ, WRITE, EventLoop
-from mayfly.vmm.network import own_addresses
 from mayfly.vmm.network.filter import ARP, ARP_ETHERNET_IPV4, BROADCAST, ETHERNET, PacketFilter, destinations
 from mayfly.vmm.network.passt import LOOPBACK, Passt
 from mayfly.vmm.network.tap import Tap
@@ -21,19 +19,15 @@ _MIN_FRAME = 60  # Bytes, without the check sequence (IEEE 802.3, 4.4.2)
 class Link:
     """Reads a back end while the guest of `net` has buffers, and sends on when there is room.
 
-    Made while the process is privileged; `channel`: the channel goes over it. The filter denies
-    this host's own addresses. Raises NetworkError: they are unknown, or there is no back end.
+    Made while the process is privileged; `channel`: the channel goes over it. Raises NetworkError:
+    there is no back end.
     """
 
     def __init__(self, network: NetworkConfig, loop: EventLoop, *, channel: bool = False) -> None:
         self._network, self._loop = network, loop
         self._reading = self._full = False
         addresses = [ip_interface(text) for text in network.addresses]
-        try:
-            denied = own_addresses.addresses()
-        except OSError as error:
-            raise NetworkError(f"this host's addresses cannot be listed: {error}", hint="the packet filter needs them") from error
-        self._filter = PacketFilter(network.mac_bytes, addresses, network.gateways, network.allow, denied)
+        self._filter = PacketFilter(network.mac_bytes, addresses, network.gateways, network.allow, network.deny)
         self.backend: Backend
         if not network.connected:  # in a machine that is made to be saved; drivers negotiate what they will find later
             self.backend = Backend()

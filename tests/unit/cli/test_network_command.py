@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from mayfly.cli import network
 from mayfly.errors import HostError
-from mayfly.vmm.network import own_addresses
+from mayfly.host import own_addresses
 from mayfly.vmm.network.tap import Tap
 from tests.kit import net_kit
 from tests.kit.net_kit import GUEST_MAC

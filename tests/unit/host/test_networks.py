@@ -1,19 +1,22 @@
 """Who gets a network, which one, and that it is given back."""
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mayfly.api.requests import parse_json
-from mayfly.errors import BusyError, ConfigError, UnprocessableError
+from mayfly.errors import BusyError, ConfigError, NetworkError, UnprocessableError
 from mayfly.guests.told import network_words
+from mayfly.host import own_addresses
 from mayfly.host.config import Config
 from mayfly.host.networks import Networks
 from mayfly.host.snippet import Snippet
 from mayfly.runs.service import Service
 from mayfly.vmm.config import NetworkBackend
+from tests.kit import net_kit
 from tests.kit.api_fakes import factory, install_toys, small_config
 
 TAP, PASST = NetworkBackend.TAP, NetworkBackend.PASST
@@ -115,3 +118,26 @@ def test_a_run_holds_its_network_until_it_is_over(monkeypatch: pytest.MonkeyPatc
             await service.end(service.start(asked), "enough")
 
     asyncio.run(scenario())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes network namespaces with interfaces")
+def test_a_network_leads_to_no_address_of_the_host() -> None:
+    networks = make(network_backend=PASST, network_subnets=("10.9.0.0/24",))
+    with net_kit.namespace():
+        net_kit.make_tap("mayfly0", "95.216.1.1/24")
+        net_kit.ip("address", "add", "fd00:87::1/64", "dev", "mayfly0")
+        leased = networks.lease()
+    assert leased.deny == ("127.0.0.1", "95.216.1.1", "::1", "fd00:87::1")
+    assert networks.disconnected().deny == ()
+
+
+def test_without_the_hosts_addresses_there_is_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no netlink here")
+
+    networks = make(network_backend=PASST, network_subnets=("10.9.0.0/24",))
+    monkeypatch.setattr(own_addresses.socket, "socket", fail)
+    with pytest.raises(NetworkError, match="addresses cannot be listed: no netlink here"):
+        networks.lease()
+    monkeypatch.undo()
+    assert networks.lease().addresses == ("10.9.0.2/24",)

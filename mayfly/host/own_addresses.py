@@ -4,6 +4,8 @@ import socket
 import struct
 from collections.abc import Iterator
 
+from mayfly.errors import NetworkError
+
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port: nlmsghdr (netlink(7))
 _ADDRESS = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, interface: ifaddrmsg
 _ATTRIBUTE = struct.Struct("=HH")  # length, type: rtattr
@@ -14,7 +16,18 @@ _BUFFER = 1 << 16
 
 
 def addresses() -> set[str]:
-    """All addresses in this network namespace. Raises OSError: the kernel does not tell."""
+    """All addresses in this network namespace.
+
+    Raises:
+        NetworkError: the kernel does not tell.
+    """
+    try:
+        return _ask()
+    except OSError as error:
+        raise NetworkError(f"this host's addresses cannot be listed: {error}", hint="the packet filter needs them") from error
+
+
+def _ask() -> set[str]:
     found: set[str] = set()
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as netlink:
         netlink.send(_HEADER.pack(_HEADER.size + _ADDRESS.size, _GET_ADDRESS, _REQUEST_DUMP, 1, 0) + _ADDRESS.pack(0, 0, 0, 0, 0))
