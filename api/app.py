@@ -23,8 +23,7 @@ from mayfly.api.compat.dialect import Dialect
 from mayfly.api.compat.dialects import Narrow, addresses_of, make_dialects
 from mayfly.api.connections import Bodies, Connection, Connections, Handler
 from mayfly.api.functions import FUNCTIONS, add_headers
-from mayfly.api.hooks import Hooks
-from mayfly.api.intake import AUDIT, BODIES, HOOKS, SERVICE, call_back
+from mayfly.api.intake import AUDIT, BODIES, HOOKS, SERVICE, Hooks, call_back
 from mayfly.api.moves import MOVES
 from mayfly.api.requests import MAX_BODY
 from mayfly.api.routes import METRICS, ROUTES

@@ -6,31 +6,104 @@ then `attended` if the client waits for the result. `find_run` is the way back t
 """
 
 import contextlib
+import errno
 import hashlib
 import json
+import socket
 import urllib.parse
 from collections.abc import AsyncIterator, Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import aiohttp
 import msgspec
 from aiohttp import web
+from yarl import URL
 
+from mayfly import __version__
 from mayfly.api.access import ID, REPLAYED, caller_of, is_operator, owner_of
 from mayfly.api.connections import Bodies
-from mayfly.api.hooks import Delivered, Hooks, Message
-from mayfly.api.requests import Callback, Query, Submission, check_type, parse_submission
-from mayfly.errors import MayflyError
+from mayfly.api.requests import Query, Submission, check_type, parse_submission
+from mayfly.errors import MayflyError, UnprocessableError
+from mayfly.host.addresses import Targets
 from mayfly.host.logs import JsonLog
 from mayfly.host.snippet import Snippet
+from mayfly.runs.callbacks import Callback, Callbacks, Delivered, Message, signature
 from mayfly.runs.repeats import Repeat, check_key
 from mayfly.runs.run import Run
 from mayfly.runs.runner import Runner
+
+IDEMPOTENCY_KEY = "Idempotency-Key"
+ATTEMPT_S = 10.0  # For a callback to be answered
+
+
+class Hooks(Callbacks):
+    """Calls the addresses that requests name, if `targets` allows that, which is checked where a
+    connection is made: a name cannot have one address when it is checked and another one when it is
+    called. Redirects are not followed.
+    """
+
+    def __init__(self, targets: Targets) -> None:
+        super().__init__()
+        self._targets = targets
+
+    def check(self, callback: Callback, owner: str) -> None:
+        """As Callbacks.
+
+        Raises:
+            UnprocessableError: the URL may not be called, or the secret is none.
+            BusyError: too many results wait for their delivery.
+        """
+        try:
+            url = URL(callback.url)
+        except ValueError as error:
+            raise UnprocessableError(f"callback_url: {error}"[:200], hint="give an http or https URL") from error
+        plain = all("!" <= letter <= "~" for letter in callback.url)
+        if not plain or url.scheme not in ("http", "https") or not url.host or url.user is not None or url.password is not None:
+            raise UnprocessableError(
+                f"callback_url: {callback.url[:80]!r} cannot be called", hint="give an http or https URL without a user"
+            )
+        numeric = ":" in url.host or url.host.replace(".", "").isdigit()
+        if numeric and not self._targets.allows(url.host, url.host):
+            raise UnprocessableError(
+                f"callback_url: {url.host} may not be called",
+                hint="name a host of the public Internet, or have the operator add it to callback_hosts",
+            )
+        super().check(callback, owner)
+
+    async def attempt(self, callback: Callback, message: Message) -> tuple[bool, str]:
+        """As Callbacks."""
+        headers = {"Content-Type": "application/json", "User-Agent": f"mayfly/{__version__}", **signature(callback, message)}
+        url = URL(callback.url)
+        timeout = aiohttp.ClientTimeout(total=ATTEMPT_S)
+        connector = aiohttp.TCPConnector(use_dns_cache=False, socket_factory=self._factory(url.host or ""))
+        jar = aiohttp.DummyCookieJar()
+        try:
+            async with (
+                aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=jar, auto_decompress=False) as client,
+                client.request(message.method, url, data=message.body, headers=headers, allow_redirects=False) as answer,
+            ):
+                return 200 <= answer.status < 300, str(answer.status)
+        except TimeoutError:
+            return False, f"no answer in {ATTEMPT_S:g} s"
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return False, f"{type(error).__name__}: {error}"[:200]
+
+    def _factory(self, host: str) -> Any:
+        """Makes a socket for an address of `host`, if that may be called."""
+
+        def make(info: tuple[Any, ...]) -> socket.socket:
+            family, kind, protocol, _, address = info
+            if not self._targets.allows(host, str(address[0])):
+                raise PermissionError(errno.EACCES, f"{address[0]} may not be called")
+            return socket.socket(family, kind, protocol)
+
+        return make
+
 
 SERVICE: web.AppKey[Runner] = web.AppKey("service", Runner)
 BODIES: web.AppKey[Bodies] = web.AppKey("bodies", Bodies)
 AUDIT: web.AppKey[JsonLog] = web.AppKey("audit", JsonLog)
 HOOKS: web.AppKey[Hooks] = web.AppKey("hooks", Hooks)
-IDEMPOTENCY_KEY = "Idempotency-Key"
 
 
 class Asked(NamedTuple):

@@ -10,6 +10,7 @@ from msgspec import UNSET, Meta, UnsetType
 from mayfly.errors import BodyTooLargeError, MalformedError, MediaTypeError, RequestError, SchemaError, UnprocessableError
 from mayfly.host.snippet import MAX_CASES, MAX_GLOBS, Case, Compare, Mode, Snippet, Terminal
 from mayfly.protocol.frames import MAX_FILES_SIZE
+from mayfly.runs.callbacks import Callback
 from mayfly.runs.forks import MAX_CLONES
 from mayfly.schema import Record, convert, decode, show
 
@@ -119,15 +120,6 @@ class Body(Query, frozen=True, kw_only=True):
     stop_at_first_failure: Annotated[bool, Meta(description="skip the cases behind the first that does not pass")] = False
     parallel: Annotated[int, Meta(ge=1, le=MAX_CASES, description="most guests that do cases at a time")] | UnsetType = UNSET
     collect: Annotated[tuple[Text, ...], Meta(max_length=MAX_GLOBS, description="patterns of files that are wanted back")] = ()
-
-
-class Callback(NamedTuple):
-    """Where a result goes, and the secret that signs it; empty where a contract of others has
-    none.
-    """
-
-    url: str
-    secret: str
 
 
 class Submission(NamedTuple):

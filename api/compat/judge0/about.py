@@ -11,9 +11,10 @@ from typing import Any
 
 from mayfly.api.compat.judge0.fields import FLAGS, RANGES
 from mayfly.api.compat.judge0.submission import Status, Submission
-from mayfly.api.hooks import ATTEMPT_S, DELAYS_S
+from mayfly.api.intake import ATTEMPT_S
 from mayfly.host.config import Config
 from mayfly.protocol.frames import MAX_FILES_SIZE
+from mayfly.runs.callbacks import DELAYS_S
 from mayfly.runs.runner import Runner
 from mayfly.vmm.config import NetworkBackend
 

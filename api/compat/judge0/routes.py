@@ -17,10 +17,10 @@ from mayfly.api.compat.judge0.languages import languages_of, name_of
 from mayfly.api.compat.judge0.snippets import Job, make_job
 from mayfly.api.compat.judge0.store import Store
 from mayfly.api.compat.judge0.submission import ALL_FIELDS, DEFAULT_FIELDS, Status, Submission
-from mayfly.api.hooks import Delivered, Message
 from mayfly.api.intake import BODIES, HOOKS, SERVICE, note
-from mayfly.api.requests import MAX_ITEMS, Callback
+from mayfly.api.requests import MAX_ITEMS
 from mayfly.errors import BusyError, MediaTypeError, RequestError, UnknownRunError, UnprocessableError
+from mayfly.runs.callbacks import Callback, Delivered, Message
 from mayfly.runs.run import Run
 
 log = logging.getLogger(__name__)

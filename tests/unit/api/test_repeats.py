@@ -18,9 +18,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from mayfly.api import hooks
 from mayfly.api.requests import MAX_BATCH
-from mayfly.runs import repeats
+from mayfly.runs import callbacks, repeats
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from tests.kit.api_server import Served, make_key
@@ -194,7 +193,7 @@ def is_genuine(request: web.Request, body: bytes, secret: str) -> bool:
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hooks, "DELAYS_S", (0.01, 0.01))
+    monkeypatch.setattr(callbacks, "DELAYS_S", (0.01, 0.01))
 
 
 def test_a_result_is_posted_and_signed(serve: Serve, hasty: None, tmp_path: Path) -> None:
@@ -325,8 +324,8 @@ def test_a_name_with_an_inner_address_is_not_called(serve: Serve, hasty: None, t
 
 
 def test_results_that_wait_are_bounded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hooks, "MOST_OF_ONE", 2)
-    monkeypatch.setattr(hooks, "DELAYS_S", (3600.0,))
+    monkeypatch.setattr(callbacks, "MOST_OF_ONE", 2)
+    monkeypatch.setattr(callbacks, "DELAYS_S", (3600.0,))
 
     async def scenario(served: Served) -> None:
         async with Receiver(*[500] * 9).listening() as receiver, served.client(make_key("site")) as site:
@@ -340,5 +339,5 @@ def test_results_that_wait_are_bounded(serve: Serve, monkeypatch: pytest.MonkeyP
             await receiver.taken.get()
         # The server ends, though three results still wait for their second attempt.
 
-    monkeypatch.setattr(hooks, "CLOSE_S", 0.05)
+    monkeypatch.setattr(callbacks, "CLOSE_S", 0.05)
     serve(scenario, callback_hosts=("127.0.0.1",))

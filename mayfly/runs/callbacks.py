@@ -1,37 +1,25 @@
-"""Webhooks: a run's result goes to the address that its request named, signed as Standard Webhooks
-1.0.0 has it (https://www.standardwebhooks.com).
+"""Callbacks: results go to the addresses that their requests named, several times if that fails,
+and signed as Standard Webhooks 1.0.0 has it (https://www.standardwebhooks.com).
 
-A hook is delivered when its run is over, and holds nothing but the result's bytes. Redirects are
-not followed. Which addresses may be called is checked where a connection is made, so that a name
-cannot have one address when it is checked and another one when it is called.
+A result is delivered when its run is over. What waits here holds nothing but the result's bytes.
 """
 
+import abc
 import asyncio
 import base64
 import collections
-import errno
 import hashlib
 import hmac
-import logging
 import random
-import socket
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import aiohttp
-from yarl import URL
-
-from mayfly import __version__
-from mayfly.api.requests import Callback
 from mayfly.errors import BusyError, UnprocessableError
-from mayfly.host.addresses import Targets
 from mayfly.units import MIB
 
-log = logging.getLogger(__name__)
 DELAYS_S = (1.0, 5.0, 25.0, 125.0)
 """Before the second attempt, the third one, and so on; each up to a quarter longer."""
-ATTEMPT_S = 10.0
 CLOSE_S = 3.0
 """For deliveries that are under way when the server ends."""
 MOST = 256
@@ -43,6 +31,15 @@ AT_A_TIME = 16
 PREFIX = "whsec_"
 ENDED = "the server ended"
 TOO_MANY = "too many results wait for their callbacks"
+
+
+class Callback(NamedTuple):
+    """Where a result goes, and the secret that signs it; empty where a contract of others has
+    none.
+    """
+
+    url: str
+    secret: str
 
 
 class Message(NamedTuple):
@@ -78,39 +75,36 @@ def _key(secret: str) -> bytes:
     return base64.b64decode(secret.removeprefix(PREFIX), validate=True) if secret.startswith(PREFIX) else secret.encode()
 
 
-class Hooks:
+def signature(callback: Callback, message: Message) -> dict[str, str]:
+    """The headers that sign a message, sent now; none without a secret."""
+    if not callback.secret:
+        return {}
+    now = int(time.time())
+    signed = sign(callback.secret, message.id, now, message.body)
+    return {"webhook-id": message.id, "webhook-timestamp": str(now), "webhook-signature": signed}
+
+
+class Callbacks(abc.ABC):
     """The deliveries of one server, which go on in the background until `close`."""
 
-    def __init__(self, targets: Targets) -> None:
-        self._targets = targets
+    def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
         self._by_owner: collections.Counter[str] = collections.Counter()
         self._bytes = 0
         self._room = asyncio.Semaphore(AT_A_TIME)
         self._closing = asyncio.Event()
 
+    @abc.abstractmethod
+    async def attempt(self, callback: Callback, message: Message) -> tuple[bool, str]:
+        """Deliver a message, once; whether that worked, and what the receiver or an error said."""
+
     def check(self, callback: Callback, owner: str) -> None:
         """Refuse what cannot be delivered.
 
         Raises:
-            UnprocessableError: the URL may not be called, or the secret is none.
+            UnprocessableError: the secret is none.
             BusyError: too many results wait for their delivery.
         """
-        try:
-            url = URL(callback.url)
-        except ValueError as error:
-            raise UnprocessableError(f"callback_url: {error}"[:200], hint="give an http or https URL") from error
-        plain = all("!" <= letter <= "~" for letter in callback.url)
-        if not plain or url.scheme not in ("http", "https") or not url.host or url.user is not None or url.password is not None:
-            raise UnprocessableError(
-                f"callback_url: {callback.url[:80]!r} cannot be called", hint="give an http or https URL without a user"
-            )
-        numeric = ":" in url.host or url.host.replace(".", "").isdigit()
-        if numeric and not self._targets.allows(url.host, url.host):
-            raise UnprocessableError(
-                f"callback_url: {url.host} may not be called",
-                hint="name a host of the public Internet, or have the operator add it to callback_hosts",
-            )
         try:
             _key(callback.secret)
         except ValueError as error:
@@ -144,7 +138,7 @@ class Hooks:
             for delay_s in (*DELAYS_S, None):
                 async with self._room:
                     attempts += 1
-                    ok, outcome = await self._attempt(callback, message)
+                    ok, outcome = await self.attempt(callback, message)
                 if ok or delay_s is None or await self._ends_within(delay_s * random.uniform(1, 1.25)):  # noqa: S311  # no secret
                     return
         finally:
@@ -157,38 +151,6 @@ class Hooks:
         except TimeoutError:
             return False
         return True
-
-    async def _attempt(self, callback: Callback, message: Message) -> tuple[bool, str]:
-        headers = {"Content-Type": "application/json", "User-Agent": f"mayfly/{__version__}"}
-        if callback.secret:
-            now = int(time.time())
-            signature = sign(callback.secret, message.id, now, message.body)
-            headers |= {"webhook-id": message.id, "webhook-timestamp": str(now), "webhook-signature": signature}
-        url = URL(callback.url)
-        timeout = aiohttp.ClientTimeout(total=ATTEMPT_S)
-        connector = aiohttp.TCPConnector(use_dns_cache=False, socket_factory=self._factory(url.host or ""))
-        jar = aiohttp.DummyCookieJar()
-        try:
-            async with (
-                aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=jar, auto_decompress=False) as client,
-                client.request(message.method, url, data=message.body, headers=headers, allow_redirects=False) as answer,
-            ):
-                return 200 <= answer.status < 300, str(answer.status)
-        except TimeoutError:
-            return False, f"no answer in {ATTEMPT_S:g} s"
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            return False, f"{type(error).__name__}: {error}"[:200]
-
-    def _factory(self, host: str) -> Any:
-        """Makes a socket for an address of `host`, if that may be called."""
-
-        def make(info: tuple[Any, ...]) -> socket.socket:
-            family, kind, protocol, _, address = info
-            if not self._targets.allows(host, str(address[0])):
-                raise PermissionError(errno.EACCES, f"{address[0]} may not be called")
-            return socket.socket(family, kind, protocol)
-
-        return make
 
     async def close(self) -> None:
         """End all deliveries; attempts that are under way have CLOSE_S."""
