@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import pytest
 from mayfly.api.requests import parse_json
 from mayfly.errors import BusyError, ConfigError, NetworkError, UnprocessableError
 from mayfly.guests.told import network_words
-from mayfly.host import own_addresses
 from mayfly.host.config import Config
 from mayfly.host.networks import Networks
 from mayfly.host.snippet import Snippet
@@ -136,7 +136,7 @@ def test_without_the_hosts_addresses_there_is_no_network(monkeypatch: pytest.Mon
         raise OSError("no netlink here")
 
     networks = make(network_backend=PASST, network_subnets=("10.9.0.0/24",))
-    monkeypatch.setattr(own_addresses.socket, "socket", fail)
+    monkeypatch.setattr(socket, "socket", fail)
     with pytest.raises(NetworkError, match="addresses cannot be listed: no netlink here"):
         networks.lease()
     monkeypatch.undo()
