@@ -36,7 +36,8 @@ class Spawned:
         line = self.next_line()
         assert isinstance(line, Running), line
         pid = self._zygote.pid
-        self.pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[-1])
+        if children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():  # unless it has ended already
+            self.pid = int(children[-1])
         return line
 
     def wait_ended(self) -> Ended:
