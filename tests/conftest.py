@@ -75,7 +75,17 @@ class Counts:
 def pytest_configure(config: pytest.Config) -> None:
     # What a shell starts in the background ignores SIGINT, and so would all that the tests start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    end_in_order()
     config.pluginmanager.register(Counts(), "mayfly-counts")
+
+
+def end_in_order() -> None:
+    """Have SIGTERM interrupt the tests as SIGINT does, so that fixtures end what they started."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_runtest_setup() -> None:
+    end_in_order()  # again: an event loop that took the signal in a test before gives it back as it is by default
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -102,3 +103,50 @@ def test_a_marker_that_was_skipped_as_a_whole_fails_it(tmp_path: Path) -> None:
     status, lines = ended(tmp_path, ["broken"])
     assert status == 1
     assert "test: no test passed of: kvm" in lines
+
+
+FIXTURE = """
+import os, signal, subprocess, sys
+import pytest
+
+@pytest.fixture
+def child():
+    with subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"], start_new_session=True) as process:
+        print("child", process.pid, flush=True)
+        yield
+        process.kill()
+
+def test_one(child):
+    import asyncio
+    async def waiting():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: None)
+    asyncio.run(waiting())
+
+def test_two(child):
+    os.kill(os.getpid(), signal.SIGTERM)
+    signal.pause()
+"""
+
+
+def test_sigterm_has_fixtures_end_what_they_started(tmp_path: Path) -> None:
+    (tmp_path / "test_toy.py").write_text(FIXTURE)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-s",
+        "-p",
+        "no:randomly",
+        "-p",
+        "tests.conftest",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(tmp_path),
+        str(tmp_path),
+    ]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == pytest.ExitCode.INTERRUPTED, found.stdout + found.stderr
+    children = re.findall(r"child (\d+)", found.stdout)
+    assert len(children) == 2
+    assert not any(Path("/proc", pid).exists() for pid in children)
