@@ -22,6 +22,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from mayfly import paths
+
 CONFIG = """\
 version: 0.1
 log: {{ level: info, accesslog: {{ disabled: true }} }}
@@ -49,9 +51,7 @@ def main() -> int:
 
 def state_file() -> Path:
     """What `start` leaves for `stop`: the process and its folder."""
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(cache) if cache.startswith("/") else Path.home() / ".cache"
-    return base / "mayfly" / "local-registry.json"
+    return paths.cache_dir() / "local-registry.json"
 
 
 def start(folders: list[str]) -> int:

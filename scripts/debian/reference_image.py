@@ -19,6 +19,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from mayfly import paths
 from scripts.debian import root as debianroot
 from scripts.debian.mirror import DEBIAN, KEYRING, SUITE, MirrorError, mirror
 
@@ -119,8 +120,7 @@ def link_or_copy(source: str, target: str) -> None:
 
 def cached(language: str, layout: str, suite: str, arch: str) -> Path:
     """The layout in the cache, made first if this recipe has never been followed here."""
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    base = (Path(cache) if cache.startswith("/") else Path.home() / ".cache") / "mayfly" / "reference-images"
+    base = paths.cache_dir() / "reference-images"
     base.mkdir(parents=True, exist_ok=True)
     moved = (DOCKER[language], PROXY.read_text()) if layout == "docker" else ()
     foreign = (debianroot.ESSENTIAL, debianroot.LINKS) if arch != MACHINE else ()

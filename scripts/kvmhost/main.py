@@ -27,6 +27,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from mayfly import paths
 from scripts.debian.root import HostFilesError
 from scripts.kvmhost import emulator, hostfiles
 
@@ -108,8 +109,6 @@ def main() -> int:
             os.execvpe(arguments.command[0], arguments.command, environment)  # noqa: S606 (no shell is wanted)
         say(f"using an emulated KVM host: {reason}")
         install_missing()
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mayfly/kvm-host"
-        data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "mayfly"
         environment |= {"TMPDIR": "/run/tmp", "XDG_RUNTIME_DIR": "/run/user/0"}
         environment |= {"XDG_DATA_HOME": "/run/state/data", "XDG_CACHE_HOME": "/run/state/cache"}
         third = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 3
@@ -118,8 +117,8 @@ def main() -> int:
             arch=arguments.arch,
             project=ROOT,
             python=python,
-            cache=cache,
-            data=data,
+            cache=paths.cache_dir() / "kvm-host",
+            data=paths.data_dir(),
             environment=environment,
             memory=arguments.memory << 20 if arguments.memory else third,
             cpus=arguments.cpus,

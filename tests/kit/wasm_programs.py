@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
+from mayfly import paths
 from scripts.debian.qemu_user import emulator
 from scripts.debian.root import LIBRARIES, HostFilesError
 from scripts.debian.wasm_toolchain import TOOLCHAINS, toolchain
@@ -46,7 +47,7 @@ def compiled(source: Path) -> Path:
     """The module of a source file; the test is skipped where its compiler cannot be had."""
     language = LANGUAGES[source.suffix]
     what = hashlib.sha256(source.read_bytes() + repr(TOOLCHAINS[language]).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mayfly" / "wasm-modules"
+    cache = paths.cache_dir() / "wasm-modules"
     module = cache / f"{source.stem}-{what}.wasm"
     if not module.exists():
         cache.mkdir(parents=True, exist_ok=True)
