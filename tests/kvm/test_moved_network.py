@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from mayfly.errors import NotMovableError
+from mayfly.guests.zygote import Zygote
 from mayfly.host.snippet import Snippet
 from mayfly.protocol import frames as p
 from mayfly.runs.moves.desk import Moves, follow
@@ -22,7 +23,6 @@ from mayfly.runs.stdin import StdinWriter
 from mayfly.vmm.config import Channel, NetworkBackend
 from mayfly.vmm.devices.virtio.registers import Register
 from mayfly.vmm.network.filter import BROADCAST
-from mayfly.vmm.process.zygote import Zygote
 from tests.kit import tiny
 from tests.kit.api_fakes import install_toys, small_config
 from tests.kit.moving_kit import LINE_STATUS, UART

@@ -9,11 +9,11 @@ import pytest
 
 from mayfly.guests.job import Wanted
 from mayfly.guests.spawner import Spawner
+from mayfly.guests.zygote import Zygote
 from mayfly.images.store import Images
 from mayfly.units import MIB
 from mayfly.vmm.arch.x86_64.cpu import BOOT_CS
 from mayfly.vmm.config import Channel, MachineConfig
-from mayfly.vmm.process.zygote import Zygote
 from tests.kit import tiny
 from tests.kit.api_fakes import install_toys
 from tests.kit.moving_kit import SAY, Lines, cold, move
