@@ -6,7 +6,7 @@ from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
 from mayfly.errors import ConfigError
-from mayfly.vmm.network.filter import INTERNAL, INTERNET
+from mayfly.internet import INTERNAL, INTERNET
 
 _ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[^\s:\[\]/@]+)):(?P<port>[0-9]{1,5})")
 

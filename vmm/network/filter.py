@@ -15,37 +15,10 @@ from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address, ip_network
 from typing import TypeAlias
 
+from mayfly.internet import INTERNAL, INTERNET
+
 IpNetwork: TypeAlias = IPv4Network | IPv6Network
 Interface: TypeAlias = IPv4Interface | IPv6Interface
-
-INTERNET = tuple(ip_network(text) for text in ("0.0.0.0/0", "2000::/3"))
-"""Allowed, as far as nothing below is denied."""
-INTERNAL = tuple(
-    ip_network(text)
-    for text in (
-        "0.0.0.0/8",  # this host (RFC 1122)
-        "10.0.0.0/8",  # private (RFC 1918)
-        "100.64.0.0/10",  # carriers' own (RFC 6598)
-        "127.0.0.0/8",  # loopback
-        "169.254.0.0/16",  # link-local (RFC 3927); cloud providers' metadata
-        "172.16.0.0/12",  # private
-        "192.0.0.0/24",  # protocol assignments (RFC 6890)
-        "192.0.2.0/24",  # documentation (RFC 5737), as are the two below
-        "192.88.99.0/24",  # 6to4 relays (RFC 7526)
-        "192.168.0.0/16",  # private
-        "198.18.0.0/15",  # benchmarks (RFC 2544)
-        "198.51.100.0/24",
-        "203.0.113.0/24",
-        "224.0.0.0/4",  # multicast
-        "240.0.0.0/4",  # reserved, and the broadcast address
-        # Of IPv6 only 2000::/3 is allowed: no loopback, mapped IPv4, NAT64, link-local, multicast.
-        "2001::/23",  # protocol assignments, Teredo (RFC 2928, RFC 4380)
-        "2001:db8::/32",  # documentation (RFC 3849)
-        "2002::/16",  # 6to4, which holds IPv4 addresses of any kind (RFC 3056)
-        "3fff::/20",  # documentation (RFC 9637)
-    )
-)
-"""Denied unless something more special is allowed."""
 
 ETHERNET = struct.Struct("!6s6sH")  # destination, source, type
 ARP_TYPE, IPV4_TYPE, IPV6_TYPE = 0x0806, 0x0800, 0x86DD
