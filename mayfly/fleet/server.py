@@ -24,7 +24,7 @@ ping_max: 2
 max_payload: 33554432
 write_deadline: "10s"
 feature_flags {{ js_ack_fc_v2: false }}
-jetstream {{ store_dir: {store}, max_file: 8G, max_mem: 256M, sync_interval: always }}
+jetstream {{ store_dir: {store}, max_file: 8G, max_mem: 256M, sync_interval: {sync} }}
 {more}
 """
 
@@ -43,14 +43,15 @@ def find_server() -> str:
 
 class LocalServer:
     """A server on a loopback port that it chooses, unless `port` is given; its data are in
-    `folder`. As a context manager it is started, and ended.
+    `folder`, written to disk each `sync`. As a context manager it is started, and ended.
     """
 
-    def __init__(self, folder: Path, *, port: int = -1, name: str = "local", more: str = "") -> None:
+    def __init__(self, folder: Path, *, port: int = -1, name: str = "local", more: str = "", sync: str = "always") -> None:
         self.port = port
         self._folder = folder
         self._name = name
         self._more = more
+        self._sync = sync
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -71,7 +72,7 @@ class LocalServer:
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         config = self._folder / f"{self._name}.conf"
-        config.write_text(CONFIG.format(name=self._name, port=self.port, store=self._folder / self._name, more=self._more))
+        config.write_text(CONFIG.format(name=self._name, port=self.port, store=self._folder / self._name, more=self._more, sync=self._sync))
         with self.log.open("ab") as log:
             command = [find_server(), "-c", str(config), "--ports_file_dir", str(self._folder)]
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)

@@ -1,7 +1,8 @@
 """What a fleet adds to a run: the same requests to one host, through a plain proxy before it, and
-through a gateway with a server and hosts behind it. Guests are played, as in requests.py.
+through a gateway with a server and hosts behind it; how soon runs go on when a host, a gateway or
+the server dies; and what hosts and readers cost in memory. Guests are played, as in requests.py.
 
-Usage: python -m scripts.bench.fleet [--requests N] [--clients N] [--rounds N] RESULT.json
+Usage: python -m scripts.bench.fleet [--requests N] [--clients N] [--rounds N] [--sync TIME] RESULT
 """
 
 import argparse
@@ -10,6 +11,8 @@ import contextlib
 import functools
 import json
 import os
+import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,6 +32,12 @@ from scripts.bench.requests import CLIENTS, WAIT_S, be_server, load
 from tests.kit.api_fakes import install_toys
 
 HOSTS = 2
+LONG = 8
+"""Runs that are under way when something dies."""
+LASTS_S = 3
+READERS = 200
+DOWN_S = 1.0
+"""The server is started again after so long."""
 
 
 def be_host(folder: Path, url: str, name: str) -> None:
@@ -36,7 +45,7 @@ def be_host(folder: Path, url: str, name: str) -> None:
     be_server(folder, functools.partial(join, place=Place(urls=(url,), name=name)))
 
 
-def be_gateway(folder: Path, url: str) -> None:
+def be_gateway(folder: Path, url: str, name: str) -> None:
     """A gateway."""
     from mayfly.api.app import serve
     from mayfly.fleet.open import gateway
@@ -44,7 +53,7 @@ def be_gateway(folder: Path, url: str) -> None:
     config = Config(socket=folder / "api.sock", kernel=folder / "vmlinux", queue=4 * CLIENTS, time_factor=1.0)
     with pytest.MonkeyPatch.context() as patch:
         install_toys(patch, folder)
-        asyncio.run(serve(config, functools.partial(gateway, place=Place(urls=(url,), name="gateway"))))
+        asyncio.run(serve(config, functools.partial(gateway, place=Place(urls=(url,), name=name))))
 
 
 async def proxy(folder: Path, behind: Path) -> None:
@@ -74,7 +83,9 @@ def process(folder: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
     """A process of the measurement, once it serves."""
     folder.mkdir()
     with (folder / "log").open("wb") as log:
-        child = subprocess.Popen([sys.executable, "-m", "scripts.bench.fleet", *words, "--folder", str(folder)], stderr=log)
+        child = subprocess.Popen(
+            [sys.executable, "-m", "scripts.bench.fleet", *words, "--folder", str(folder)], stderr=log, start_new_session=True
+        )
     try:
         deadline = time.monotonic() + WAIT_S
         while not (folder / "api.sock").exists():
@@ -83,13 +94,19 @@ def process(folder: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
             time.sleep(0.01)
         yield child
     finally:
-        child.terminate()
-        child.wait(WAIT_S)
+        if child.poll() is None:
+            child.terminate()
+            child.wait(WAIT_S)
 
 
-async def until_known(path: Path) -> None:
+def to(folder: Path) -> aiohttp.ClientSession:
+    """A client of the server in that folder."""
+    return aiohttp.ClientSession("http://mayfly", connector=aiohttp.UnixConnector(path=str(folder / "api.sock"), limit=0))
+
+
+async def until_known(folder: Path) -> None:
     """Wait until a gateway knows a language."""
-    async with aiohttp.ClientSession("http://mayfly", connector=aiohttp.UnixConnector(path=str(path))) as client:
+    async with to(folder) as client:
         while True:
             async with client.get("/languages") as answer:
                 if (await answer.json())["languages"]:
@@ -97,19 +114,21 @@ async def until_known(path: Path) -> None:
             await asyncio.sleep(0.1)
 
 
-def measure(requests: int, clients: int, rounds: int) -> dict[str, Any]:
+def measure(requests: int, clients: int, rounds: int, sync: str) -> dict[str, Any]:
     """All three, round after round, so that what else the machine does concerns all of them."""
     found: dict[str, list[Any]] = {"host": [], "proxy": [], "fleet": []}
     with tempfile.TemporaryDirectory(prefix="mayfly-") as name, contextlib.ExitStack() as running:
         folder = Path(name)
-        server = running.enter_context(LocalServer(folder / "nats"))
+        server = running.enter_context(LocalServer(folder / "nats", sync=sync))
         doors = {"host": running.enter_context(process(folder / "one", "host"))}
         doors["proxy"] = running.enter_context(process(folder / "proxy", "proxy", "--behind", str(folder / "one" / "api.sock")))
-        for number in range(HOSTS):
-            running.enter_context(process(folder / f"h{number}", "joined", "--url", server.url, "--name", f"h{number}"))
-        doors["fleet"] = running.enter_context(process(folder / "gateway", "gateway", "--url", server.url))
+        hosts = {
+            name: running.enter_context(process(folder / name, "joined", "--url", server.url, "--name", name))
+            for name in (f"h{number}" for number in range(HOSTS))
+        }
+        doors["fleet"] = running.enter_context(process(folder / "gateway", "gateway", "--url", server.url, "--name", "gateway"))
         paths = {"host": folder / "one", "proxy": folder / "proxy", "fleet": folder / "gateway"}
-        asyncio.run(until_known(folder / "gateway" / "api.sock"))
+        asyncio.run(until_known(folder / "gateway"))
         for _ in range(rounds):
             for kind, door in doors.items():
                 for count in (1, clients):
@@ -117,8 +136,114 @@ def measure(requests: int, clients: int, rounds: int) -> dict[str, Any]:
                     del one["ms"]
                     found[kind].append(one)
                     print(kind, one, file=sys.stderr)
-        memory = {kind: _resident(door.pid) for kind, door in doors.items()}
-    return {"processors": os.cpu_count(), "hosts": HOSTS, "loads": found, "resident_mib": memory}
+        memory = {kind: _resident(door.pid) for kind, door in doors.items()} | {"host of the fleet": _resident(hosts["h0"].pid)}
+        reader = asyncio.run(readers_cost(folder / "gateway", doors["fleet"].pid))
+        running.enter_context(process(folder / "second", "gateway", "--url", server.url, "--name", "second"))
+        asyncio.run(until_known(folder / "second"))
+        recovery = asyncio.run(recover(folder, server, hosts, doors["fleet"]))
+    return {
+        "processors": os.cpu_count(),
+        "load": round(os.getloadavg()[1], 1),
+        "hosts": HOSTS,
+        "sync": sync,
+        "loads": found,
+        "p50_ratio": ratio(found),
+        "resident_mib": memory,
+        "reader_kib": reader,
+        "recovery": recovery,
+    }
+
+
+def ratio(found: dict[str, list[Any]]) -> dict[str, float]:
+    """The fleet's p50 for one of the proxy's, by the number of clients."""
+    by_clients = {
+        kind: {
+            count: statistics.median(one["p50_ms"] for one in ones if one["clients"] == count) for count in {one["clients"] for one in ones}
+        }
+        for kind, ones in found.items()
+    }
+    return {str(count): round(by_clients["fleet"][count] / proxy, 2) for count, proxy in sorted(by_clients["proxy"].items())}
+
+
+async def start(client: aiohttp.ClientSession, seconds: int = LASTS_S) -> str:
+    """Begin a run that lasts so long; its id."""
+    async with client.post("/start", json={"language": "toy", "source": str(seconds)}) as answer:
+        return str((await answer.json())["id"])
+
+
+async def times_of(client: aiohttp.ClientSession, run_id: str) -> dict[str, float]:
+    """When each kind of event of a run was seen first."""
+    seen: dict[str, float] = {}
+    async with client.get(
+        f"/runs/{run_id}/events", headers={"Accept": "application/jsonl"}, timeout=aiohttp.ClientTimeout(WAIT_S)
+    ) as answer:
+        async for line in answer.content:
+            seen.setdefault(json.loads(line)["event"], time.monotonic())
+    return seen
+
+
+def kill(child: subprocess.Popen[bytes]) -> float:
+    """kill -9, with what the process has started; when that was."""
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    return time.monotonic()
+
+
+async def recover(folder: Path, server: LocalServer, hosts: dict[str, subprocess.Popen[bytes]], gateway: subprocess.Popen[bytes]) -> Any:
+    """Kill a host, the server and a gateway, one after another: seconds until runs go on."""
+    found: dict[str, Any] = {}
+    async with to(folder / "gateway") as one, to(folder / "second") as two:
+        runs = [await start(one) for _ in range(LONG)]
+        following = [asyncio.create_task(times_of(one, run)) for run in runs]
+        await asyncio.sleep(1)  # they have begun, on both hosts
+        child = next(iter(hosts.values()))
+        killed = kill(child)
+        seen = await asyncio.gather(*following)
+        found["host killed: begun by another after s"] = sorted(round(each["attempt"] - killed, 3) for each in seen if "attempt" in each)
+        found["host killed: runs that ended"] = sum("done" in each for each in seen)
+
+        runs = [await start(one) for _ in range(LONG)]
+        following = [asyncio.create_task(times_of(one, run)) for run in runs]
+        await asyncio.sleep(1)
+        server.stop(signal.SIGKILL)
+        await asyncio.sleep(DOWN_S)
+        server.start()
+        up, refused = time.monotonic(), 0
+        while True:
+            async with one.post("/run", json={"language": "toy", "source": "x"}) as answer:
+                if answer.status == 200:
+                    break
+                refused += 1
+            await asyncio.sleep(0.02)
+        found["server killed, back after 1 s: first result after s"] = round(time.monotonic() - up, 3)
+        found["server killed: refused with 503 meanwhile"] = refused
+        seen = await asyncio.gather(*following)
+        found["server killed: runs that ended"] = sum("done" in each for each in seen)
+        found["server killed: begun anew"] = sum("attempt" in each for each in seen)
+
+        run = await start(one)
+        await asyncio.sleep(1)
+        killed = kill(gateway)
+        following = [asyncio.create_task(times_of(two, run))]
+        async with two.get(f"/runs/{run}") as answer:
+            await answer.read()
+        found["gateway killed: another one answers after s"] = round(time.monotonic() - killed, 3)
+        seen = await asyncio.gather(*following)
+        found["gateway killed: begun anew"] = sum("attempt" in each for each in seen)
+        found["gateway killed: runs that ended"] = sum("done" in each for each in seen)
+    return found
+
+
+async def readers_cost(folder: Path, gateway: int) -> float:
+    """KiB of a gateway's memory for each reader of silent runs."""
+    async with to(folder) as client, asyncio.TaskGroup() as group:
+        runs = [await start(client, 8) for _ in range(LONG)]
+        await asyncio.sleep(1)
+        before = _resident(gateway)
+        for number in range(READERS):
+            group.create_task(times_of(client, runs[number % LONG]))
+        await asyncio.sleep(3)
+        return round(1024 * (_resident(gateway) - before) / READERS, 1)
 
 
 def _resident(pid: int) -> float:
@@ -137,6 +262,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=300)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sync", default="always", help="when the server writes to its disk; NATS's own is 2m")
     asked = parser.parse_args()
     match asked.what:
         case "host":
@@ -146,9 +272,9 @@ def main() -> None:
         case "joined":
             be_host(asked.folder, asked.url, asked.name)
         case "gateway":
-            be_gateway(asked.folder, asked.url)
+            be_gateway(asked.folder, asked.url, asked.name)
         case path:
-            Path(path).write_text(json.dumps(measure(asked.requests, asked.clients, asked.rounds), indent=1) + "\n")
+            Path(path).write_text(json.dumps(measure(asked.requests, asked.clients, asked.rounds, asked.sync), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -56,12 +56,15 @@ class PlayedZygote(Zygote):
 
 
 class PlayedAgent(asyncio.Protocol):
-    """Says hello, and answers each run at once."""
+    """Says hello, and answers each run at once, or after the seconds that its source is a number
+    of.
+    """
 
     def __init__(self, machine: int, report: int, control: int, zygote: socket.socket) -> None:
         self.machine, self.report, self.control, self.zygote = machine, report, control, zygote
         self.frames = frames.FrameReader(frames.FROM_HOST)
         self.steps: tuple[frames.Step, ...] = ()
+        self.source = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 (a stream's is one)
@@ -75,13 +78,23 @@ class PlayedAgent(asyncio.Protocol):
             match frame.message:
                 case frames.Start(steps=steps):
                     self.steps = steps
+                case frames.File(data=data):
+                    self.source += data
+                case frames.Begin() if self.source.isdigit():
+                    asyncio.get_running_loop().call_later(int(self.source), self.answer, frame.run)
                 case frames.Begin():
-                    for index, step in enumerate(self.steps):
-                        self.say(frames.Stage(index, step.name), frame.run)
-                        if step.name == "run":
-                            self.say(frames.Stdout(b"hello\n"), frame.run)
-                        self.say(dataclasses.replace(EXIT, step=index), frame.run)
-                    self.say(frames.Done(), frame.run)
+                    self.answer(frame.run)
+
+    def answer(self, run: int) -> None:
+        """All steps, one after another."""
+        if self.transport.is_closing():
+            return
+        for index, step in enumerate(self.steps):
+            self.say(frames.Stage(index, step.name), run)
+            if step.name == "run":
+                self.say(frames.Stdout(b"hello\n"), run)
+            self.say(dataclasses.replace(EXIT, step=index), run)
+        self.say(frames.Done(), run)
 
     def say(self, message: frames.Message, run: int) -> None:
         self.transport.write(frames.encode_frame(message, run))
