@@ -4,6 +4,7 @@ travel, and connections between them that can be cut at any message.
 
 import asyncio
 import contextlib
+import hashlib
 import pickle
 import random
 from collections.abc import Awaitable, Callable, Iterator
@@ -17,13 +18,16 @@ from mayfly.guests.job import Wanted
 from mayfly.guests.spawner import Spawner, VmmProcess
 from mayfly.guests.start import Guest, StartKind
 from mayfly.host.plan import want_machine
+from mayfly.images.store import Images, InstalledImage
 from mayfly.protocol import frames as p
 from mayfly.protocol.conversation import Conversation
 from mayfly.protocol.report import End, Ended
 from mayfly.runs.moves.desk import Moves
+from mayfly.runs.moves.images import MANIFEST
 from mayfly.runs.moves.link import Place, Read, Round, Times, Write
 from mayfly.runs.moves.messages import Description, Message, decode, encode
 from mayfly.runs.service import Service
+from mayfly.schema import replace
 from mayfly.snapshots import live
 from mayfly.vmm.config import NetworkConfig
 from tests.kit.api_fakes import MARKER
@@ -218,10 +222,12 @@ def make_guest(process: ToyProcess | VmmProcess, wanted: Wanted) -> Guest:
 
 class ToyMachines:
     """How toys travel. `fails` names the call that raises an error, or is `death`: then the machine
-    dies as soon as it has come. An `endless` one is never done with the rounds.
+    dies as soon as it has come. An `endless` one is never done with the rounds. Where `lacks` is a
+    digest, there is no such image.
     """
 
     endless = False
+    lacks = ""
 
     def __init__(self, service: Service, world: World, fails: str = "") -> None:
         self.service, self.world, self.fails = service, world, fails
@@ -234,8 +240,10 @@ class ToyMachines:
     async def offer(self, guest: Guest) -> bytes:
         return b"toy"
 
-    async def look(self, run: Description, offer: bytes) -> Place:
+    async def look(self, run: Description, offer: bytes, image: InstalledImage | None) -> Place:
         assert offer == b"toy"
+        if self.lacks and image is None:
+            return Place(lacks=self.lacks)
         return Place(held=1)
 
     async def send_rounds(self, guest: Guest, write: Write, *, held: int, limit_bytes_s: int, progress: Callable[[Round], None]) -> None:
@@ -252,17 +260,29 @@ class ToyMachines:
         self._fail("send_last")
         await write(pickle.dumps(guest.process.state))  # type: ignore[attr-defined]
 
-    async def receive(self, run: Description, offer: bytes, read: Read, *, held: int, network: NetworkConfig | None) -> Guest:
+    async def receive(
+        self, run: Description, offer: bytes, read: Read, *, held: int, network: NetworkConfig | None, image: InstalledImage | None
+    ) -> Guest:
         data = b""
         while piece := await read(700):
             data += piece
         self._fail("receive")
         state = pickle.loads(data[2000:])
-        wanted = want_machine(self.service.images.find(run.language), self.service.config, network)
+        wanted = want_machine(image or self.service.images.find(run.language), self.service.config, network)
         self.last = ToyProcess(self.world, state)
         if self.fails == "death":
             self.last.kill()
         return make_guest(self.last, wanted)
+
+
+def with_content(content: bytes) -> tuple[InstalledImage, str]:
+    """The image of `py` with another initramfs, which its manifest names; its digest."""
+    image = Images().find("py")
+    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    manifest = replace(image.manifest, initramfs_digest=digest, initramfs_size=len(content))
+    image.initramfs.write_bytes(content)
+    (image.folder / MANIFEST).write_text(manifest.to_json())
+    return image, digest
 
 
 def play_toys(service: Service, world: World) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from mayfly.errors import UnknownLanguageError
 from mayfly.guests.job import Wanted
 from mayfly.guests.start import Guest
 from mayfly.guests.zygote import Zygote
 from mayfly.host.snippet import Snippet
+from mayfly.images.store import InstalledImage
 from mayfly.protocol import frames as p
 from mayfly.runs.moves.desk import Moves, follow
 from mayfly.runs.moves.machines import HostMachines
@@ -22,7 +24,7 @@ from tests.kit import tiny
 from tests.kit.api_fakes import install_toys, small_config
 from tests.kit.moving_kit import LINE_STATUS, UART
 from tests.kit.scale import patience
-from tests.kit.toy_moves import TIMES, Road, make_guest
+from tests.kit.toy_moves import TIMES, Road, make_guest, with_content
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("no_leaks")]
 
@@ -109,13 +111,26 @@ def play_tiny(service: Service) -> None:
     service.supply.get = get  # type: ignore[method-assign]
 
 
-def test_a_run_moves_with_its_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def lack_images(service: Service) -> None:
+    """Have a service find no image."""
+
+    def find(name: str) -> InstalledImage:
+        raise UnknownLanguageError(f"no image for {name}")
+
+    service.images.find = find  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("lacking", [False, True], ids=["", "without an image there"])
+def test_a_run_moves_with_its_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lacking: bool) -> None:
     install_toys(monkeypatch, tmp_path)
+    with_content(b"no root")  # whose digest is its own
     kernel = tiny.build(tmp_path, playing(tmp_path))
     config = small_config(tmp_path, kernel=kernel, channel=Channel.SERIAL, interactive_wall_s=600.0)
 
     async def scenario(here: Service, there: Service) -> None:
         play_tiny(here)
+        if lacking:
+            lack_images(there)
         road = Road(Moves(there, HostMachines(there), TIMES), iter(()))
         moves = Moves(here, HostMachines(here), TIMES)
         run = here.start(Snippet(language="py", source=b"quiet", interactive=True))

@@ -14,8 +14,10 @@ from mayfly.errors import GuestError, MayflyError, MoveError, ServerLostError, U
 from mayfly.guests.converse import Exchange
 from mayfly.guests.start import Guest
 from mayfly.host.admission import Tenant, Ticket
+from mayfly.images.store import InstalledImage
 from mayfly.runs.execute import go_on
 from mayfly.runs.moments import go_on_from
+from mayfly.runs.moves import images
 from mayfly.runs.moves.handover import DESTINATION, Destination, Input
 from mayfly.runs.moves.link import Link, Machines, Place, Times, within
 from mayfly.runs.moves.messages import (
@@ -25,6 +27,7 @@ from mayfly.runs.moves.messages import (
     Events,
     Fits,
     Handed,
+    Lacks,
     Misfits,
     Offer,
     Pages,
@@ -38,6 +41,7 @@ from mayfly.runs.result import RunState
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from mayfly.runs.stdin import LiveStdin
+from mayfly.snapshots import store as snapshots
 from mayfly.vmm.config import NetworkConfig
 
 log = logging.getLogger(__name__)
@@ -62,6 +66,8 @@ class Incoming:
         self._place = Place()
         self._ticket: Ticket | None = None
         self._network: NetworkConfig | None = None
+        self._image: InstalledImage | None = None
+        self._kept = contextlib.ExitStack()  # while the run is here
         self._guest: Guest | None = None
         self._relay: Relay | None = None
         self._taking: asyncio.Task[bool] | None = None
@@ -122,10 +128,12 @@ class Incoming:
         if self._relay is not None:
             await self._relay.serve(link, after)
 
-    async def _misfits(self) -> list[str]:
-        """Why the run cannot be taken."""
+    async def _misfits(self, link: Link) -> list[str]:
+        """Why the run cannot be taken. An image that is lacking is taken if nothing else is in the
+        way.
+        """
         service, run = self._service, self._offer.run
-        self._place = await self._machines.look(run, self._offer.machine)
+        self._place = await self._machines.look(run, self._offer.machine, None)
         reasons = list(self._place.misfits)
         try:
             service.check_ready()
@@ -150,12 +158,18 @@ class Incoming:
                 self._network = service.networks.lease_again(had.mac, had.addresses, had.gateways)
             except MayflyError as error:
                 reasons.append(error.message)
+        if not reasons and self._place.lacks is not None:
+            folder = self._kept.enter_context(snapshots.passing())
+            await link.send(Lacks(digest=self._place.lacks))
+            self._image = await images.receive(link, folder, self._place.lacks, run.memory)
+            self._place = await self._machines.look(run, self._offer.machine, self._image)
+            reasons += self._place.misfits
         return reasons
 
     async def _take(self, link: Link) -> bool:
         """Take the run; whether it goes on here. Raises what went wrong."""
         try:
-            if reasons := await self._misfits():
+            if reasons := await self._misfits(link):
                 self._step(Input.MISFITS)
                 await link.send(Misfits(reasons=tuple(reasons)))
                 return False
@@ -188,6 +202,7 @@ class Incoming:
         if self._network is not None:
             self._service.networks.give_back(self._network)
             self._network = None
+        self._kept.close()
 
     async def _read(self, most: int) -> bytes:
         """Bytes of the machine, for whoever makes it."""
@@ -205,7 +220,8 @@ class Incoming:
             MayflyError: the connection was lost, or the machine cannot be made.
         """
         run = make_run(self._offer.run)
-        receiving = self._machines.receive(self._offer.run, self._offer.machine, self._read, held=self._place.held, network=self._network)
+        place, network, image = self._place, self._network, self._image
+        receiving = self._machines.receive(self._offer.run, self._offer.machine, self._read, held=place.held, network=network, image=image)
         making = asyncio.create_task(receiving, name=f"make the machine of run {self.run_id}")
         try:
             while True:
@@ -264,7 +280,12 @@ class Incoming:
         guest, ticket, service = self._guest, self._ticket, self._service
         assert guest is not None and ticket is not None  # noqa: S101 (they are there since READY)
         self._relay = relay = Relay(run, service)
-        service.adopt(run, guest, ticket, lambda _: go_on(exchange, run, service.config), lambda _: relay.close())
+
+        def over(_: Run) -> None:
+            relay.close()
+            self._kept.close()
+
+        service.adopt(run, guest, ticket, lambda _: go_on(exchange, run, service.config), over)
         try:
             await guest.process.resume()
         except MayflyError as error:  # the run sees that its machine is gone

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from mayfly.errors import MoveError, ServerLostError
 from mayfly.guests.start import Guest
+from mayfly.images.store import InstalledImage
 from mayfly.runs.moves.messages import Description, Message
 from mayfly.schema import Record
 from mayfly.vmm.config import NetworkConfig
@@ -52,11 +53,13 @@ class Round(Record, frozen=True, kw_only=True):
 
 
 class Place(Record, frozen=True, kw_only=True):
-    """Why a machine cannot go on at a host, a sentence for each reason; or how many of the layers
-    that it stands on, from the base on, that host has too.
+    """Why a machine cannot go on at a host, a sentence for each reason; or the digest of the image
+    that this host lacks; or how many of the layers that it stands on, from the base on, that host
+    has too.
     """
 
     misfits: tuple[str, ...] = ()
+    lacks: str | None = None
     held: int = 0
 
 
@@ -67,8 +70,10 @@ class Machines(Protocol):
         """What the guest's machine needs of a host."""
         ...
 
-    async def look(self, run: Description, offer: bytes) -> Place:
-        """Whether the machine can go on here; its network's addresses are another question."""
+    async def look(self, run: Description, offer: bytes, image: InstalledImage | None) -> Place:
+        """Whether the machine can go on here, with the `image` that was sent for it, if one was;
+        its network's addresses are another question.
+        """
         ...
 
     async def send_rounds(self, guest: Guest, write: Write, *, held: int, limit_bytes_s: int, progress: Callable[[Round], None]) -> None:
@@ -81,9 +86,11 @@ class Machines(Protocol):
         """Pause the guest, and send the rest and its state. It stays paused."""
         ...
 
-    async def receive(self, run: Description, offer: bytes, read: Read, *, held: int, network: NetworkConfig | None) -> Guest:
-        """The guest whose machine comes from `read`, paused, and gets this network. Its
-        conversation is a new one.
+    async def receive(
+        self, run: Description, offer: bytes, read: Read, *, held: int, network: NetworkConfig | None, image: InstalledImage | None
+    ) -> Guest:
+        """The guest whose machine comes from `read`, paused, and gets this network; `image` is as
+        of `look`. Its conversation is a new one.
 
         Raises:
             MayflyError: it cannot be made; nothing of it is left.

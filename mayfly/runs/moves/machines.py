@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from mayfly.errors import MayflyError, SchemaError
+from mayfly.errors import MayflyError, SchemaError, UnknownLanguageError
 from mayfly.guests.job import Wanted
 from mayfly.guests.start import Guest
 from mayfly.host.plan import want_machine
@@ -28,19 +28,38 @@ class HostMachines:
         """As link.Machines."""
         return msgspec.json.encode(await asyncio.to_thread(moving.offer, guest))
 
-    async def look(self, run: Description, offer: bytes) -> Place:
+    async def look(self, run: Description, offer: bytes, image: InstalledImage | None) -> Place:
         """As link.Machines."""
         try:
             offered = decode(moving.Offer, offer)
         except SchemaError:
             return Place(misfits=("The other server is of another version of Mayfly.",))
         try:
-            image = self._service.images.find(f"{run.language}@{run.version}")
+            found = image or self._find(run)
+            if found is None:
+                return Place(lacks=offered.image)
             network = self._service.networks.disconnected() if run.network else None
-            here = await asyncio.to_thread(lambda: moving.offer_of(self._wanted(run, image, offered, network)[0]))
+            here = await asyncio.to_thread(lambda: moving.offer_of(self._wanted(run, found, offered, network)[0]))
         except MayflyError as error:
             return Place(misfits=(f"{error.message} ({error.hint})" if error.hint else error.message,))
+        if image is None and here.image != offered.image:
+            others = moving.misfits(offered, replace(here, image=offered.image, machine=offered.machine))
+            return Place(misfits=tuple(others)) if others else Place(lacks=offered.image)
         return Place(misfits=tuple(moving.misfits(offered, here)), held=moving.held(offered, here))
+
+    def _find(self, run: Description) -> InstalledImage | None:
+        """The image of the run's language; None if it may be sent.
+
+        Raises:
+            UnknownLanguageError: the language is not served here.
+        """
+        served = self._service.config.languages
+        try:
+            return self._service.images.find(f"{run.language}@{run.version}")
+        except UnknownLanguageError:
+            if served and run.language not in {name.partition("@")[0] for name in served}:
+                raise
+            return None
 
     def _wanted(
         self, run: Description, image: InstalledImage, offered: moving.Offer, network: NetworkConfig | None
@@ -64,9 +83,11 @@ class HostMachines:
         """As link.Machines."""
         await moving.send_last(guest, write)
 
-    async def receive(self, run: Description, offer: bytes, read: Read, *, held: int, network: NetworkConfig | None) -> Guest:
+    async def receive(
+        self, run: Description, offer: bytes, read: Read, *, held: int, network: NetworkConfig | None, image: InstalledImage | None
+    ) -> Guest:
         """As link.Machines."""
-        image = self._service.images.find(f"{run.language}@{run.version}")
+        image = image or self._service.images.find(f"{run.language}@{run.version}")
         wanted, base = await asyncio.to_thread(self._wanted, run, image, decode(moving.Offer, offer), network)
         guest = await moving.receive(self._service.spawner, moving.wanted_with(wanted, held), read)
         self._service.supply.note(guest, base if held else None)

@@ -87,8 +87,22 @@ class Misfits(Record, frozen=True, kw_only=True, tag="misfits"):
     reasons: tuple[str, ...]
 
 
+class Lacks(Record, frozen=True, kw_only=True, tag="lacks"):
+    """The destination has no image of that digest, and takes it now: an Image, then its initramfs
+    as Pages, the last of them empty. FITS or MISFITS follows.
+    """
+
+    digest: str
+
+
+class Image(Record, frozen=True, kw_only=True, tag="image"):
+    """An image's manifest, as its file has it."""
+
+    manifest: bytes
+
+
 class Pages(Record, frozen=True, kw_only=True, tag="pages"):
-    """Bytes of the machine."""
+    """Bytes of the machine, or of the image that it began with."""
 
     data: bytes
 
@@ -198,6 +212,8 @@ Message: TypeAlias = (
     Offer
     | Fits
     | Misfits
+    | Lacks
+    | Image
     | Pages
     | Events
     | Handed

@@ -15,6 +15,7 @@ from mayfly.errors import MayflyError, MoveError, NotMovableError, RunEndedError
 from mayfly.guests.converse import Exchange
 from mayfly.protocol.phases import Phase
 from mayfly.runs.moments import moment_of
+from mayfly.runs.moves import images
 from mayfly.runs.moves.followed import Followed, ask
 from mayfly.runs.moves.handover import SOURCE, Input, Source
 from mayfly.runs.moves.link import Connect, Link, Machines, Round, Times, close_quietly, within
@@ -25,6 +26,7 @@ from mayfly.runs.moves.messages import (
     Description,
     Fits,
     Handed,
+    Lacks,
     Message,
     Misfits,
     NetworkHad,
@@ -184,6 +186,11 @@ class Outgoing:
         await link.send(Offer(move=self.id, run=self._description(), machine=await self._machines.offer(self._guest)))
         async with within(self._times.answer_s, "the destination did not answer"):
             answer = await link.receive()
+        image = self._guest.wanted.image
+        if isinstance(answer, Lacks) and answer.digest == image.manifest.initramfs_digest:
+            await images.send(link, image)
+            async with within(self._times.ready_s, "the image was not there"):
+                answer = await link.receive()
         match answer:
             case Fits(held=held):
                 self._step(Input.FITS)

@@ -1,0 +1,84 @@
+"""A destination that lacks the image of a run's machine gets it from the source, for that run
+alone.
+"""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mayfly import paths
+from mayfly.errors import MayflyError
+from mayfly.files import file_digest
+from mayfly.images.store import InstalledImage
+from mayfly.runs.moves import images
+from tests.kit.api_fakes import install_toys
+from tests.kit.toy_moves import Cut, Wire, counted, with_content
+from tests.unit.runs.moves.test_handing_over import Stage, moved_or_not, play, read_all, until
+
+__all__ = ["play"]  # a fixture
+
+LARGE = 1 << 20
+
+
+def left() -> list[Path]:
+    """Folders of images that were sent."""
+    return [path for path in paths.snapshots_dir().glob("*passing-*") if path.is_dir()]
+
+
+@pytest.mark.parametrize("cut", [None, *(Cut(at, arrives) for at in (1, 2, 3, 5, 6) for arrives in (False, True))])
+def test_an_image_that_is_lacking_is_sent_and_kept_for_the_run_alone(play: Callable[..., Any], cut: Cut | None) -> None:
+    _, digest = with_content(bytes(2 * LARGE) + b"the end")
+
+    async def scenario(stage: Stage) -> None:
+        stage.machines_there.lacks = digest
+        run = stage.start(300)
+        await until(run, 100)
+        moved = await moved_or_not(stage, run)
+        assert moved == (cut is None)
+        if moved:
+            (folder,) = left()
+            assert file_digest(folder / "initramfs") == digest
+        await run.done.wait()
+        assert counted(read_all(run)[0]) == 300
+        if moved:
+            await stage.there.settled(stage.there.get(run.id))
+        await stage.road.close()
+        assert left() == []
+        assert stage.there.admission.used == 0
+
+    play(scenario, (cut,))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda image: image.initramfs.write_bytes(b"other!!"), "sent the image sha256:"),
+        (lambda image: image.initramfs.write_bytes(b"content and more"), "more than 7 bytes"),
+        (lambda image: image.initramfs.write_bytes(b""), "of 0 bytes"),
+        (lambda image: image.initramfs.unlink(), "No such file"),
+        (lambda image: (image.folder / images.MANIFEST).write_text("{}"), "the image that the source sent"),
+        (lambda image: (image.folder / images.MANIFEST).write_text(image.manifest.to_json()), "sent the image sha256:"),
+    ],
+)
+def test_another_image_than_was_asked_for_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: Callable[[InstalledImage], object], why: str
+) -> None:
+    install_toys(monkeypatch, tmp_path)
+    image, digest = with_content(b"content")
+    change(image)
+
+    async def scenario() -> None:
+        source, destination = Wire(None, [], []).ends
+        folder = tmp_path / "taken"
+        folder.mkdir()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(images.send(source, image))
+            group.create_task(images.receive(destination, folder, digest, 7))
+
+    with pytest.raises(ExceptionGroup) as caught:
+        asyncio.run(asyncio.wait_for(scenario(), 20))
+    (error,) = caught.value.exceptions
+    assert isinstance(error, MayflyError) and why in str(error)
