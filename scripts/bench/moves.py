@@ -91,11 +91,14 @@ class Reader:
 
     async def follow(self, process: VmmProcess) -> None:
         while data := await process.read():
-            now = time.monotonic()
-            self._part += data
-            while len(self._part) >= LINE.size:
-                self.at.append((now, LINE.unpack(self._part[: LINE.size])[0]))
-                self._part = self._part[LINE.size :]
+            self.take(data)
+
+    def take(self, data: bytes) -> None:
+        now = time.monotonic()
+        self._part += data
+        while len(self._part) >= LINE.size:
+            self.at.append((now, LINE.unpack(self._part[: LINE.size])[0]))
+            self._part = self._part[LINE.size :]
 
     async def more(self, count: int) -> None:
         wanted = len(self.at) + count
@@ -153,13 +156,16 @@ async def one_move(spawner: Spawner, wanted: Wanted, limit: float | None) -> dic
     stopped, before = time.monotonic(), sent
     await moving.send_last(guest, write, limit_bytes_s=limit)
     moved = await receiving
+    following.cancel()
+    await asyncio.wait([following])
+    reader.take(await guest.process.rest())
     await moved.process.resume()
     ended = time.monotonic()
-    goes_on = asyncio.create_task(reader.follow(moved.process))  # what the source had said was read long ago
+    goes_on = asyncio.create_task(reader.follow(moved.process))
     await reader.more(SETTLE_LINES)
     await guest.process.stop(0)
     await moved.process.stop(0)
-    await asyncio.gather(following, goes_on)
+    await goes_on
     writer_end.close()
     server.close()
     times = [at for at, _ in reader.at]
@@ -176,6 +182,7 @@ async def one_move(spawner: Spawner, wanted: Wanted, limit: float | None) -> dic
         "stopped_s": ended - stopped,
         "reader_gap_s": max(gap for gap, at in gaps if at >= began),
         "usual_gap_s": statistics.median(gap for gap, _ in gaps),
+        "load": os.getloadavg()[0],
         "dirtied_bytes_s": PAGE * (numbers[SETTLE_LINES] - numbers[0]) / (times[SETTLE_LINES] - times[0]),
     }
 
