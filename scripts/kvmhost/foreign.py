@@ -28,7 +28,7 @@ PACKAGES = (
     *(*ESSENTIAL, "busybox-static", "curl", "gcc", "iproute2", "libc6-dev", "libpython3-dev", "lz4"),
     *("passt", "procps", "python3", "socat"),
 )
-TESTS_NEED = ("hypothesis", "pip", "pytest", "pytest-timeout", "setuptools")
+TESTS_NEED = ("hypothesis", "nats-py", "pip", "pytest", "pytest-timeout", "setuptools")
 ROOTS = 2  # kept: several checkouts, each with a recipe of its own, may take turns
 PLATFORMS = ("manylinux2014", "manylinux_2_17", "manylinux_2_28", "manylinux_2_34")
 LEFT_OUT = ("boot", "usr/lib/modules", "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/zoneinfo")
