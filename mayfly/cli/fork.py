@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from mayfly.cli.asking import ask
-from mayfly.cli.main import OF_SERVER, Configured, load_config
+from mayfly.cli.flags import OF_SERVER, Configured, load_config
 
 
 @click.command(cls=Configured, without=tuple(name for name in OF_SERVER if name != "socket"))

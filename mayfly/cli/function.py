@@ -15,8 +15,8 @@ import click
 import msgspec
 
 from mayfly.cli.asking import ask
+from mayfly.cli.flags import OF_SERVER, Configured, load_config
 from mayfly.cli.fleet import Where, of_fleet
-from mayfly.cli.main import OF_SERVER, Configured, load_config
 from mayfly.cli.messages import plain
 from mayfly.functions import store
 from mayfly.functions.inprocess import in_process

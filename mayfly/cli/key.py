@@ -8,8 +8,8 @@ from typing import Any
 import click
 import msgspec
 
+from mayfly.cli.flags import Size
 from mayfly.cli.fleet import Where, of_fleet
-from mayfly.cli.main import Size
 from mayfly.host import keys
 from mayfly.host.keys import ApiKey
 from mayfly.units import MIB

@@ -8,7 +8,6 @@ import gc
 import importlib
 import json
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,88 +16,11 @@ from typing import Any, NoReturn
 import click
 
 from mayfly import __version__
-from mayfly.host.config import CHOICES, FIELDS, Config, Key
+from mayfly.cli.flags import OF_SERVER, Configured, Size, load_config
+from mayfly.host.config import FIELDS
 
 OUR_STATUS = 125
 """Exit status of `mayfly run` when Mayfly, not the program, failed."""
-SIZE_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-OF_SERVER = (
-    *("socket", "compat", "listen", "playground", "tls_certificate", "tls_key", "insecure", "cors_origins", "callback_hosts"),
-    *("access_log", "audit_log", "function_listen"),
-    *("languages", "warm", "queue", "drain_s", "keep_s", "keep_bytes", "keep_runs"),
-)
-SHORT = {
-    "languages": "--language",
-    "cors_origins": "--cors-origin",
-    "callback_hosts": "--callback-host",
-    "run_wall_s": "--wall",
-    "build_wall_s": "--build-wall",
-    "run_output": "--output-limit",
-}
-"""Flags that have a second, shorter name (or, for a list, one in the singular)."""
-
-
-class Size(click.ParamType[int]):
-    """A number of bytes: 1000000, 512M, 2G."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number of bytes."""
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"(\d{1,15})([KMG]?)(?:i?B)?", str(value).strip(), re.IGNORECASE)
-        if match is None:
-            self.fail(f"{value!r} is not a size; write it as 536870912, 512M or 2G", param, ctx)
-        return int(match[1]) * SIZE_FACTORS[match[2].upper()]
-
-
-def _flag(field: Key) -> click.Option:
-    names = [f"--{field.name.replace('_', '-')}"]
-    if field.name in SHORT:
-        names = [SHORT[field.name]] if field.name == "languages" else [SHORT[field.name], *names]
-    kinds: dict[Any, Any] = {
-        float: float,
-        str: str,
-        Path: click.Path(path_type=Path),
-        **{choice: click.Choice(names) for choice, names in CHOICES.items()},
-    }
-    if field.type == tuple[str, ...]:
-        return click.Option([*names, field.name], multiple=True, help=field.meaning)
-    if field.type is bool:
-        return click.Option([*names, field.name], is_flag=True, default=None, help=field.meaning)
-    is_size = field.type is int and (field.high or 0) >= 1 << 20
-    kind = Size() if is_size else kinds.get(field.type, int)
-    return click.Option([*names, field.name], type=kind, help=field.meaning)
-
-
-class Configured(click.Command):
-    """A command with a flag for every key of the configuration but those in `without`; they arrive
-    as keyword arguments, None if not given.
-
-    They are made when the command is called: there are many, and other commands start without them.
-    """
-
-    def __init__(self, *args: Any, without: Sequence[str] = (), **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._without = without
-
-    @functools.cached_property
-    def _flags(self) -> list[click.Parameter]:
-        return [_flag(field) for field in FIELDS.values() if field.name not in self._without]
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Its own, then the flags."""
-        own = super().get_params(ctx)
-        return [*own[:-1], *self._flags, *own[-1:]]  # --help is the last
-
-
-def load_config(flags: dict[str, Any]) -> Config:
-    """The configuration with the given flags laid over it."""
-    given = {name: value for name, value in flags.items() if value is not None and value != ()}
-    return Config.load(given)
-
-
 ELSEWHERE = {
     "fleet": "mayfly.cli.fleet",
     "function": "mayfly.cli.function",
@@ -106,6 +28,7 @@ ELSEWHERE = {
     "kernel": "mayfly.cli.kernel",
     "key": "mayfly.cli.key",
     "network": "mayfly.cli.network",
+    "snapshot": "mayfly.cli.snapshot",
     "workload": "mayfly.cli.workload",
 }
 """Groups of commands in modules of their own, imported when they are called."""
@@ -364,64 +287,6 @@ def doctor(as_json: bool, **flags: Any) -> int:
     if as_json:
         click.echo(json.dumps({"ok": all(check.ok for check in checks), "checks": [check._asdict() for check in checks]}))
     return 0 if all(check.ok for check in checks) else 1
-
-
-@cli.group()
-def snapshot() -> None:
-    """Make, list, look at and remove snapshots of machines."""
-
-
-@snapshot.command(cls=Configured, without=(*(name for name in OF_SERVER if name != "socket"), "cold"))
-@click.argument("language")
-@click.argument("file", required=False, type=click.Path(path_type=Path))
-@click.option("--name", default="", help="the snapshot's name; needed with FILE or --parent")
-@click.option("--from", "from_run", default="", metavar="RUN", help="save the machine of this run of the server; the run goes on")
-@click.option("--parent", default="", help="save what differs from this snapshot (default with FILE: the language's own)")
-@click.option("--network", is_flag=True, help="make it for runs with a network; what it is made of, --network-backend says")
-def create(language: str, file: Path | None, name: str, from_run: str, parent: str, network: bool, **flags: Any) -> None:
-    """Make a snapshot of a machine of LANGUAGE; with --from, LANGUAGE is the snapshot's name.
-
-    Without FILE it is the language's own, from which its runs start: a machine boots, runs the
-    language's warm-up, and is saved. With FILE a machine goes on from --parent, runs this snippet,
-    and what has changed is saved as --name.
-    """
-    config = load_config(flags)
-    from mayfly.cli.snapshot import create as create_snapshot
-    from mayfly.cli.snapshot import create_from_run
-
-    if from_run:
-        create_from_run(from_run, language, config)
-        return
-    create_snapshot(language, file, name=name, parent=parent, network=network, config=config)
-
-
-@snapshot.command("list")
-@click.option("--json", "as_json", is_flag=True, help="print them as JSON")
-def list_snapshots(as_json: bool) -> None:
-    """List the snapshots."""
-    from mayfly.cli.snapshot import show_all
-
-    show_all(as_json=as_json)
-
-
-@snapshot.command()
-@click.argument("name")
-@click.option("--json", "as_json", is_flag=True, help="print it as JSON")
-def inspect(name: str, as_json: bool) -> None:
-    """Show what the snapshot NAME is."""
-    from mayfly.cli.snapshot import show
-
-    show(name, as_json=as_json)
-
-
-@snapshot.command()
-@click.argument("names", nargs=-1, required=True)
-def rm(names: tuple[str, ...]) -> None:
-    """Remove the snapshots NAMES."""
-    from mayfly.snapshots.store import remove
-
-    for name in names:
-        remove(name)
 
 
 @cli.command()

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mayfly.cli.asking import lines_of
-from mayfly.cli.main import OF_SERVER, Configured, Size, load_config
+from mayfly.cli.flags import OF_SERVER, Configured, Size, load_config
 from mayfly.errors import from_wire
 
 WITHOUT = tuple(name for name in OF_SERVER if name != "socket")

@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from mayfly.cli.asking import ask
+from mayfly.cli.flags import OF_SERVER, Configured, load_config
 from mayfly.cli.run import read_source
 from mayfly.errors import ConfigError
 from mayfly.guests.zygote import Zygote
@@ -21,12 +22,29 @@ from mayfly.snapshots import store as snapshots
 from mayfly.snapshots.store import Snapshot
 
 
-def create(language: str, file: Path | None, *, name: str, parent: str, network: bool, config: Config) -> None:
-    """Make a snapshot and say what it is.
+@click.group(name="snapshot")
+def cli() -> None:
+    """Make, list, look at and remove snapshots of machines."""
 
-    Raises:
-        MayflyError: it cannot be made.
+
+@cli.command(cls=Configured, without=(*(name for name in OF_SERVER if name != "socket"), "cold"))
+@click.argument("language")
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option("--name", default="", help="the snapshot's name; needed with FILE or --parent")
+@click.option("--from", "from_run", default="", metavar="RUN", help="save the machine of this run of the server; the run goes on")
+@click.option("--parent", default="", help="save what differs from this snapshot (default with FILE: the language's own)")
+@click.option("--network", is_flag=True, help="make it for runs with a network; what it is made of, --network-backend says")
+def create(language: str, file: Path | None, name: str, from_run: str, parent: str, network: bool, **flags: Any) -> None:
+    """Make a snapshot of a machine of LANGUAGE; with --from, LANGUAGE is the snapshot's name.
+
+    Without FILE it is the language's own, from which its runs start: a machine boots, runs the
+    language's warm-up, and is saved. With FILE a machine goes on from --parent, runs this snippet,
+    and what has changed is saved as --name.
     """
+    config = load_config(flags)
+    if from_run:
+        create_from_run(from_run, language, config)
+        return
     if (file or parent) and not name:
         raise ConfigError("the snapshot needs a name", hint="give --name")
     if parent and not file:
@@ -58,7 +76,9 @@ def create_from_run(run: str, name: str, config: Config) -> None:
     click.echo(_line(snapshots.find(name)))
 
 
-def show_all(*, as_json: bool) -> None:
+@cli.command("list")
+@click.option("--json", "as_json", is_flag=True, help="print them as JSON")
+def list_snapshots(as_json: bool) -> None:
     """List the snapshots; those that cannot be used with the reason."""
     found = list(snapshots.installed())
     if as_json:
@@ -68,14 +88,25 @@ def show_all(*, as_json: bool) -> None:
         click.echo(_line(item) if isinstance(item, Snapshot) else f"unusable: {item.message}")
 
 
-def show(name: str, *, as_json: bool) -> None:
-    """Show one snapshot whole."""
+@cli.command()
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="print it as JSON")
+def inspect(name: str, as_json: bool) -> None:
+    """Show what the snapshot NAME is."""
     facts = _facts(snapshots.find(name))
     if as_json:
         click.echo(json.dumps(facts))
         return
     for key, value in facts.items():
         click.echo(f"{key:<17} {value}")
+
+
+@cli.command()
+@click.argument("names", nargs=-1, required=True)
+def rm(names: tuple[str, ...]) -> None:
+    """Remove the snapshots NAMES."""
+    for name in names:
+        snapshots.remove(name)
 
 
 def _facts(snapshot: Snapshot) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import click
 
-from mayfly.cli.main import OF_SERVER, Configured, load_config
+from mayfly.cli.flags import OF_SERVER, Configured, load_config
 from mayfly.cli.messages import plain
 from mayfly.errors import ConfigError
 from mayfly.functions.lines import BadLine
