@@ -131,7 +131,7 @@ def gateway(urls: tuple[str, ...], **flags: Any) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @click.option("--language", "-l", default="", help="language, or language@version; by default the one with the file's extension")
-@click.option("--target", type=click.Choice(["wasm"]), default="", help="compile it to WebAssembly, whose runs can be checkpointed")
+@click.option("--target", type=click.Choice(["wasm"]), help="compile it to WebAssembly, whose runs can be checkpointed")
 @click.option("--option", "-o", "options", multiple=True, metavar="NAME=VALUE", help="an option of the language, such as edition=2021")
 @click.option("--interactive", "-i", is_flag=True, help="somebody talks to it: it may take --interactive-wall-s instead of --wall")
 @click.option("--tty", "-t", is_flag=True, help="give it a terminal, as interactive; Ctrl-] leaves it")
@@ -152,7 +152,7 @@ def run(
     file: Path,
     args: tuple[str, ...],
     language: str,
-    target: str,
+    target: str | None,
     options: tuple[str, ...],
     interactive: bool,
     tty: bool,
@@ -199,7 +199,7 @@ def run(
             file,
             args,
             language=language,
-            target=target,
+            target=target or "",
             options=chosen,
             interactive=interactive or tty,
             tty=tty,
