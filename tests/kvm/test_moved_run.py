@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mayfly.errors import UnknownLanguageError
+from mayfly.errors import NotMovableError, UnknownLanguageError
 from mayfly.guests.job import Wanted
 from mayfly.guests.start import Guest
 from mayfly.guests.zygote import Zygote
@@ -19,6 +19,7 @@ from mayfly.runs.moves.desk import Moves, follow
 from mayfly.runs.moves.machines import HostMachines
 from mayfly.runs.service import Service
 from mayfly.runs.stdin import StdinWriter
+from mayfly.schema import replace
 from mayfly.vmm.config import Channel
 from tests.kit import tiny
 from tests.kit.api_fakes import install_toys, small_config
@@ -153,6 +154,36 @@ def test_a_run_moves_with_its_machine(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
     async def whole() -> None:
         async with Service(config, Zygote.start) as here, Service(config, Zygote.start) as there:
+            await asyncio.wait_for(scenario(here, there), patience(60))
+
+    asyncio.run(whole())
+
+
+def test_a_language_that_is_not_served_there_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its image is not sent; the run goes on where it was."""
+    install_toys(monkeypatch, tmp_path)
+    with_content(b"no root")
+    kernel = tiny.build(tmp_path, playing(tmp_path))
+    config = small_config(tmp_path, kernel=kernel, channel=Channel.SERIAL, interactive_wall_s=600.0)
+
+    async def scenario(here: Service, there: Service) -> None:
+        play_tiny(here)
+        road = Road(Moves(there, HostMachines(there), TIMES), iter(()))
+        run = here.start(Snippet(language="py", source=b"quiet", interactive=True))
+        while not run.record.output(0)[0]:
+            await run.record.changed()
+        with pytest.raises(NotMovableError, match="no image for the language 'py"):
+            await follow(Moves(here, HostMachines(here), TIMES).begin(run, road.connect, to="there"))
+        assert road.log == ["Offer", "Misfits"]
+        before = len(run.record.output(0)[0])
+        while len(run.record.output(0)[0]) < before + 100:
+            await run.record.changed()
+        await here.end(run, "the test is over")
+        await road.close()
+
+    async def whole() -> None:
+        there_config = replace(config, languages=("toy",))
+        async with Service(config, Zygote.start) as here, Service(there_config, Zygote.start) as there:
             await asyncio.wait_for(scenario(here, there), patience(60))
 
     asyncio.run(whole())
