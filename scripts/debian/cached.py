@@ -2,10 +2,11 @@
 
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from mayfly import files, paths
+from scripts.debian.root import HostFilesError
 
 
 def cached(name: str, what: str, make: Callable[[Path], None]) -> Path:
@@ -23,3 +24,14 @@ def cached(name: str, what: str, make: Callable[[Path], None]) -> Path:
                 tree.chmod(0o755)
                 tree.rename(folder)
     return folder
+
+
+def print_path(program: str, choices: Collection[str], find: Callable[[str], Path]) -> None:
+    """Print what `find` finds for the one argument of a program, which is one of `choices`."""
+    wanted = sys.argv[1] if sys.argv[1:] else ""
+    if wanted not in choices:
+        sys.exit(f"{program}: give one of {', '.join(sorted(choices))}")
+    try:
+        print(find(wanted))
+    except HostFilesError as error:
+        sys.exit(f"{program}: {error}")

@@ -8,22 +8,18 @@ Nothing is installed. It links with ARCH-linux-gnu-gcc.
 
 import platform
 import shutil
-import sys
 from pathlib import Path
 
-from scripts.debian.cached import cached
+from scripts.debian.cached import cached, print_path
 from scripts.debian.mirror import DEBIAN, SUITE
 from scripts.debian.root import LIBRARIES, HostFilesError, unpack
 
 
-def main() -> None:
-    arch = sys.argv[1] if sys.argv[1:] else ""
-    if arch not in DEBIAN or arch == platform.machine():
-        sys.exit(f"cross-rustc: give one of {', '.join(sorted(DEBIAN.keys() - {platform.machine()}))}")
+def compiler(arch: str) -> Path:
+    """The program that compiles for `arch`; HostFilesError says why there is none."""
     if not shutil.which(f"{arch}-linux-gnu-gcc"):
-        sys.exit(f"cross-rustc: {arch}-linux-gnu-gcc is missing; run 'make setup'")
-    folder = cached(f"rustc-{SUITE}-{arch}", f"Debian {SUITE}'s Rust compiler for {arch}", lambda tree: make(tree, arch))
-    print(folder / "rustc")
+        raise HostFilesError(f"{arch}-linux-gnu-gcc is missing; run 'make setup'")
+    return cached(f"rustc-{SUITE}-{arch}", f"Debian {SUITE}'s Rust compiler for {arch}", lambda tree: make(tree, arch)) / "rustc"
 
 
 def make(tree: Path, arch: str) -> None:
@@ -38,7 +34,4 @@ def make(tree: Path, arch: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except HostFilesError as error:
-        sys.exit(f"cross-rustc: {error}")
+    print_path("cross-rustc", DEBIAN.keys() - {platform.machine()}, compiler)

@@ -6,12 +6,11 @@ It is this machine's, or else Debian's, unpacked into the cache on first use. No
 """
 
 import shutil
-import sys
 from pathlib import Path
 
-from scripts.debian.cached import cached
+from scripts.debian.cached import cached, print_path
 from scripts.debian.mirror import DEBIAN, SUITE
-from scripts.debian.root import HostFilesError, unpack
+from scripts.debian.root import unpack
 
 
 def emulator(arch: str) -> Path:
@@ -28,15 +27,5 @@ def make(tree: Path) -> None:
     unpack(tree, ["qemu-user"], parts=[f"./usr/bin/qemu-{arch}" for arch in DEBIAN])
 
 
-def main() -> None:
-    arch = sys.argv[1] if sys.argv[1:] else ""
-    if arch not in DEBIAN:
-        sys.exit(f"qemu-user: give one of {', '.join(DEBIAN)}")
-    print(emulator(arch))
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except HostFilesError as error:
-        sys.exit(f"qemu-user: {error}")
+    print_path("qemu-user", DEBIAN, emulator)

@@ -5,13 +5,12 @@ Usage: python -m scripts.debian.wasm_toolchain LANGUAGE      (rust, go or c)
 The compilers are Debian's, unpacked into the cache on first use. Nothing is installed.
 """
 
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from scripts.debian.cached import cached
+from scripts.debian.cached import cached, print_path
 from scripts.debian.mirror import SUITE
-from scripts.debian.root import LIBRARIES, HostFilesError, unpack
+from scripts.debian.root import LIBRARIES, unpack
 
 
 class Toolchain(NamedTuple):
@@ -87,15 +86,5 @@ def make(tree: Path, wanted: Toolchain) -> None:
     program.chmod(0o755)
 
 
-def main() -> None:
-    language = sys.argv[1] if sys.argv[1:] else ""
-    if language not in TOOLCHAINS:
-        sys.exit(f"wasm-toolchain: give one of {', '.join(TOOLCHAINS)}")
-    print(toolchain(language))
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except HostFilesError as error:
-        sys.exit(f"wasm-toolchain: {error}")
+    print_path("wasm-toolchain", TOOLCHAINS, toolchain)
