@@ -83,17 +83,19 @@ class Fetches:
         self._offers = {token_of(name_of(offer.image)): offer for offer in offers}
 
     def lacking(self, images: Mapping[str, InstalledImage]) -> dict[str, InstalledImage]:
-        """What runs can be asked for that this host must fetch an image for: those offered that are
-        not among `images`, or are others there.
-        """
-        now = asyncio.get_running_loop().time()
+        """The images that are offered and not among `images`, or are others there."""
         found = {}
         for lang, offer in self._offers.items():
             mine, wanted = images.get(lang), offer.image
             same = mine is not None and mine.manifest.initramfs_digest == wanted.manifest.initramfs_digest
-            if not same and now >= self._not_before.get(lang, now):
+            if not same:
                 found[lang] = wanted
         return found
+
+    def may(self, lang: str) -> bool:
+        """Whether an image may be fetched now: not soon after a fetch that failed."""
+        now = asyncio.get_running_loop().time()
+        return now >= self._not_before.get(lang, now)
 
     @property
     def progress(self) -> dict[str, int]:
@@ -106,6 +108,8 @@ class Fetches:
         Raises:
             MayflyError: it cannot be had now.
         """
+        if not self.may(lang):
+            raise HostError("the image could not be fetched a moment ago", hint="look at the host's log")
         if lang not in self._under_way:
             fetch = Fetch(self._offers[lang])
             self._under_way[lang] = fetch, asyncio.create_task(self._go(lang, fetch), name=f"fetch {lang}")

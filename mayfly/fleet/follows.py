@@ -128,6 +128,11 @@ class Follows:
                 raise FleetError(f"the fleet's servers do not answer: {error}", hint="try again") from error
         return self.kept.get(run_id, owner)
 
+    async def host_of(self, run_id: str) -> str:
+        """The host that has begun a run, if one has: it may not have told this gateway yet."""
+        entry = await self._registry.get(run_id)
+        return decode(entry.value, type=Registered).host if entry else ""
+
     def knows(self, run_id: str) -> bool:
         """Whether the run is known here, under way or not."""
         try:

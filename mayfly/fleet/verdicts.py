@@ -68,7 +68,8 @@ class Verdicts:
                 await self._follows.give_up(registered, error)
                 return "done"
             if await self._registry.update(run_id, encode(registered), entry.revision):
-                return "go"
+                stored, entry = await asyncio.gather(self._results.has(run_id), self._registry.get(run_id))
+                return "done" if stored or entry is None else "go"  # who ended it meanwhile did not know of this host
         return None
 
     async def _settle(self, message: Message) -> str | None:

@@ -207,6 +207,8 @@ class Worker:
         room, left = self._room(), self._most - len(self._active)
         lacking = self._fetches.lacking(self._images)
         for lang, image in {**self._images, **lacking}.items():
+            if lang in lacking and not self._fetches.may(lang):
+                continue
             fit = room // want_machine(image, self._service.config).machine.memory
             priority = FETCH if lang in lacking else (WARM if self._warm[lang] else COLD)
             priority += room < self._service.admission.budget // 2

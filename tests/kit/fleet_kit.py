@@ -23,7 +23,8 @@ from mayfly.host.sockets import claim
 from mayfly.runs.service import Service
 from tests.kit.api_fakes import factory, small_config
 
-ACK_WAIT_S = 2.0
+ACK_WAIT_S = 6.0
+"""Longer than a loaded machine keeps a host from saying that its runs go on."""
 
 
 class Way(NamedTuple):

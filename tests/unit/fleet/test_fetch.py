@@ -108,7 +108,8 @@ def test_what_is_not_of_its_digest_is_not_taken(tmp_path: Path, monkeypatch: pyt
     in_fleet(scenario)
 
 
-def test_an_image_that_is_another_one_is_replaced(tmp_path: Path) -> None:
+def test_an_image_that_is_another_one_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "RETRY_S", 0.5)
     place = paths.image_dir("toy", platform.machine())
     shutil.copytree(place, tmp_path / "old")
     layout, digest, archive = in_registry(tmp_path / "layout")
@@ -121,10 +122,17 @@ def test_an_image_that_is_another_one_is_replaced(tmp_path: Path) -> None:
                 await fleet.until_hosts(way, 1)
                 assert (await run(way.client, "echo old"))["status"] == "ok"
                 await offer(fleet, way, f"{registry.address}/test@{digest}")
+                registry.faults.garble = True
                 found = paths.image_dir("toy@1.0", platform.machine()) / "manifest.json"
-                async with asyncio.timeout(30):
-                    while archive not in found.read_text():
-                        assert (await run(way.client, "echo new"))["status"] == "ok"
+                asked, running = len(registry.requests), []
+                async with asyncio.timeout(40):
+                    while len(registry.requests) < asked + 3:  # until the host knows; then nothing runs in the old one
+                        running.append(asyncio.create_task(run(way.client, "echo new")))
+                        await asyncio.wait(running[-1:], timeout=1)
+                assert not running[-1].done()
+                registry.faults.garble = False
+                assert {each["steps"][1]["stdout"] for each in await asyncio.gather(*running)} == {"new\n"}
+                assert archive in found.read_text()
 
     in_fleet(scenario)
 

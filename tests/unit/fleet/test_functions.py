@@ -132,7 +132,7 @@ def test_a_key_s_limits_hold_for_functions_too() -> None:
             await until(lambda: bool(one.runner.shared_keys) and bool(two.runner.shared_keys))
             async with one.client_of(token) as here, two.client_of(token) as there:
                 first = asyncio.create_task(ask(here, "echo", b"!sleep 2"))
-                await until(lambda: any(_begun(one)))
+                await until(lambda: any(waiting.number for waiting in one.runner.functions._waiting.values()))
                 assert json.loads(await ask(there, "echo", b"x", 429))["error"]["code"] == "key_limit"
                 await first
                 assert await ask(there, "echo", b"x") == b"x"

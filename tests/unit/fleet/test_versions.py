@@ -106,6 +106,24 @@ def test_every_message_may_have_fields_that_are_not_known() -> None:
     assert Result(function="f", answer=sent).get("1").times.guest_us == 7
 
 
+def test_a_host_that_has_said_nothing_yet_is_told_that_its_run_is_ended() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        async with fleet.gateway("g1") as one, fleet.gateway("g2") as two, played(fleet, "h1") as host:
+            await until(lambda: bool(one.runner.installed()))
+            for way in (one, two):
+                async with one.client.post("/start", json=py("print()")) as answer:
+                    run_id = (await answer.json())["id"]
+                work, delivery = await host.take()
+                assert await host.begin(work, delivery) == "go"
+                async with way.client.delete(f"/runs/{run_id}") as answer:
+                    assert answer.status == 204
+                while not isinstance(decode((await asyncio.wait_for(host.heard.get(), 30)).data, type=ToHost), Cancel):
+                    pass  # whoever follows the run may ask for its record
+                await host.engine.done(delivery.ack)
+
+    in_fleet(scenario)
+
+
 def test_a_run_that_no_host_ends_is_given_up_after_three() -> None:
     async def scenario(fleet: Fleet) -> None:
         async with fleet.gateway("g1") as one, fleet.gateway("g2") as two, played(fleet, "h1") as host:
