@@ -19,9 +19,8 @@ from mayfly.cli.flags import OF_SERVER, Configured, load_config
 from mayfly.cli.fleet import Where, of_fleet
 from mayfly.cli.messages import plain
 from mayfly.functions import store
-from mayfly.functions.inprocess import in_process
 from mayfly.functions.lines import BadLine, RequestLine
-from mayfly.functions.openloop import Invoke, Reply
+from mayfly.functions.openloop import Invoke, Reply, in_process
 from mayfly.functions.service import Functions
 from mayfly.functions.spec import FunctionSpec, load_specs
 from mayfly.functions.store import Function

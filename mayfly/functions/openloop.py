@@ -5,7 +5,9 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple
 
 from mayfly.errors import MayflyError
+from mayfly.functions.answer import Invocation
 from mayfly.functions.lines import INTERRUPTED, NO_PAYLOAD, NOT_SENT, TIMED_OUT, AnswerLine, RequestLine, answer_payload
+from mayfly.functions.runner import FunctionRunner
 
 MOST_UNDER_WAY = 1000
 ANSWER_S = 300.0
@@ -25,6 +27,26 @@ class Reply(NamedTuple):
 
 Invoke = Callable[[RequestLine], Awaitable[Reply]]
 """Has a function answer a request; raises a MayflyError if it cannot."""
+
+
+def in_process(functions: FunctionRunner) -> Invoke:
+    """What has these functions answer."""
+
+    async def invoke(request: RequestLine) -> Reply:
+        asked = Invocation(function=request.function, payload=bytes(request.payload), content_type="application/json")
+        answer = await functions.invoke(asked)
+        times = answer.times
+        return Reply(
+            id=answer.request_id,
+            status=answer.status,
+            start=str(answer.start),
+            content_type=answer.content_type,
+            payload=answer.payload,
+            queued_ms=round((times.started_s - times.queued_s) * 1000, 3),
+            guest_ms=times.guest_us / 1000,
+        )
+
+    return invoke
 
 
 async def send_all(

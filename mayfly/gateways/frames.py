@@ -18,10 +18,9 @@ import socket
 from collections.abc import AsyncIterator, Sequence
 
 from mayfly.errors import MayflyError
-from mayfly.functions.inprocess import in_process
 from mayfly.functions.lines import MAX_LINE, parse_line
-from mayfly.functions.openloop import Invoke
-from mayfly.functions.service import Functions
+from mayfly.functions.openloop import Invoke, in_process
+from mayfly.functions.runner import FunctionRunner
 from mayfly.host.addresses import Address
 from mayfly.host.config import Config
 from mayfly.host.listen import open_keyless
@@ -76,7 +75,7 @@ class _Memory:
 
 
 @contextlib.asynccontextmanager
-async def serve(config: Config, functions: Functions) -> AsyncIterator[str]:
+async def serve(config: Config, functions: FunctionRunner) -> AsyncIterator[str]:
     """Serve at `function_listen`, if the configuration has it; gives the address."""
     if not config.function_listen:
         yield ""

@@ -1,8 +1,7 @@
 """What answers a replay without a server: functions in guests of the replaying process."""
 
-from mayfly.functions.inprocess import in_process
 from mayfly.functions.lines import RequestLine
-from mayfly.functions.openloop import Reply
+from mayfly.functions.openloop import Reply, in_process
 from mayfly.functions.service import Functions
 from mayfly.workload.replay import Counters
 
