@@ -38,6 +38,7 @@ from mayfly.host.snippet import Snippet, check_paths
 from mayfly.host.supply import Supply
 from mayfly.images import manifest
 from mayfly.images.store import InstalledImage
+from mayfly.protocol.conversation import Event
 from mayfly.protocol.frames import Start
 from mayfly.schema import Record, replace
 from mayfly.snapshots import making
@@ -49,6 +50,10 @@ from mayfly.vmm.snapshot.files import shape
 log = logging.getLogger(__name__)
 OUTPUT_KEPT = 8000
 """Bytes of what a build printed that its error has, the last ones."""
+TRIED_WITH = ("application/json", b"{}")
+"""What is asked to see which pages an answer takes: gateways send JSON."""
+TRIED_S = 5.0
+"""For that answer, at most."""
 
 
 class Revision(Record, frozen=True, kw_only=True):
@@ -228,10 +233,13 @@ class FunctionMachines:
         async def prepare(guest: Guest) -> None:
             await self._load(guest, revision, files)
 
-        async def resume(guest: Guest) -> None:
-            """Do nothing: what a guest reads to be ready is its working set."""
+        async def answer(guest: Guest) -> None:
+            """Answer a request: what a guest reads and writes for that is its working set."""
+            content_type, payload = TRIED_WITH
+            request = FunctionRequest(id=0, content_type=content_type, payload=payload)
+            await ask(guest, request, _Unheard(), self._config.here(min(revision.spec.timeout_s, TRIED_S)))
 
-        use = (replace(revision.wanted, loaded=revision.loaded), resume) if revision.spec.snapshot.dump_ws else None
+        use = (replace(revision.wanted, loaded=revision.loaded), answer) if revision.spec.snapshot.dump_ws else None
         made = await making.make(
             self._spawner, revision.wanted, prepare, name=revision.snapshot_name, parent=parent, again=again, use=use, function=revision.key
         )
@@ -274,6 +282,13 @@ class FunctionMachines:
     async def watch(self, guest: Guest) -> None:
         """Return when the guest cannot be asked any more."""
         await watch(guest)
+
+
+class _Unheard:
+    """Drops what a function prints."""
+
+    def note(self, event: Event) -> None:
+        """Drop it."""
 
 
 def _find(revision: Revision) -> Snapshot | None:

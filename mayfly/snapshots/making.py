@@ -8,7 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from mayfly.errors import ConfigError, SnapshotError, SnapshotNotFoundError
+from mayfly.errors import ConfigError, GuestError, SnapshotError, SnapshotNotFoundError
 from mayfly.files import remove_tree, sync
 from mayfly.guests.converse import converse
 from mayfly.guests.job import Job, Wanted
@@ -209,14 +209,18 @@ def _fitting(name: str, wanted: Wanted, parent: Snapshot | None, function: str) 
 
 async def _note_working_set(spawner: Spawner, wanted: Wanted, use: Prepare, new: Path) -> None:
     """Use a machine that goes on from the snapshot `new`: the pages that this reads are those that
-    others will read first.
+    others will read first. If it comes to a bad end, that of the preparation stays.
     """
     scratch = new / "scratch"
     scratch.mkdir()
     await asyncio.to_thread(sync, new / MEMORY)  # what is not on the disk yet stays in the page cache
-    await _run_and_save(spawner, wanted, use, scratch)
-    await asyncio.to_thread((scratch / WORKING_SET).replace, new / WORKING_SET)
-    await asyncio.to_thread(remove_tree, scratch)
+    try:
+        await _run_and_save(spawner, wanted, use, scratch)
+        await asyncio.to_thread((scratch / WORKING_SET).replace, new / WORKING_SET)
+    except GuestError as error:
+        log.warning("the working set of %s is not known: %s", new, error)
+    finally:
+        await asyncio.to_thread(remove_tree, scratch)
 
 
 async def _run_and_save(spawner: Spawner, wanted: Wanted, prepare: Prepare | None, folder: Path) -> int:

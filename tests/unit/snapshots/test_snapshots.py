@@ -20,7 +20,7 @@ import msgspec
 import pytest
 
 from mayfly import paths
-from mayfly.errors import BusyError, ConfigError, RunEndedError, SnapshotError, SnapshotNotFoundError
+from mayfly.errors import BusyError, ConfigError, FunctionCrashedError, RunEndedError, SnapshotError, SnapshotNotFoundError
 from mayfly.guests.job import Wanted
 from mayfly.guests.start import Guest
 from mayfly.guests.told import network_words
@@ -304,8 +304,22 @@ def test_a_diff_notes_what_its_first_restored_machine_touches(serve: Callable[..
     assert prepared.restore == (Layer(folder=str(folder.with_name("toy"))),)
     assert used.restore[:1] == prepared.restore
     assert [Path(layer.folder).parent for layer in used.restore] == [folder.parent] * 2
-    assert not any(layer.working_set for layer in used.restore)
+    assert not any(layer.working_set or layer.eager for layer in used.restore)
     assert (folder / WORKING_SET).read_bytes() == struct.pack("<QQ", 0, 2)
+
+
+def test_a_machine_that_comes_to_a_bad_end_notes_nothing(serve: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+    async def crash(guest: Guest) -> None:
+        raise FunctionCrashedError("it exited")
+
+    async def scenario(service: Service) -> Snapshot:
+        base, wanted = await made(service), toy(service)
+        return await make(service.spawner, wanted, None, name="diff", parent=base, use=(wanted, crash))
+
+    folder = serve(scenario).folder
+    assert (folder / WORKING_SET).read_bytes() == struct.pack("<QQ", 0, 1)
+    assert {path.name for path in folder.iterdir()} == {*FILES, MANIFEST, snapshots.VERIFIED}
+    assert "the working set of" in caplog.text
 
 
 def test_a_full_disk_leaves_nothing_and_the_run_goes_on_without(serve: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
