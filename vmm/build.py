@@ -54,6 +54,8 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
             layers.initrd_offset = stream.read_start(arriving, config.memory).initrd_offset
         mapping = resources.enter_context(Mapping(config.memory))
         layers.lay_over(mapping)
+        for first, count in layers.eager.written:
+            mapping.write_ahead(first * PAGE, count * PAGE)
         vm = resources.enter_context(kvm.create_vm())
         memory = _guest_memory(vm, mapping)
         resources.callback(memory.release)
@@ -77,6 +79,7 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
             wiring.add_virtio(slot, wiring.make_device(device, config, channel))
         if saved:
             _restore(vm, controller, vcpus, wiring.parts, saved)
+            pre_fault(kvm, vcpus[0], mapping, layers.eager.all)
         else:
             cmdline = command_line(config)
             with open_file(config.kernel, "kernel", "mayfly kernel build") as kernel:

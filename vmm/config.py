@@ -104,7 +104,8 @@ class Layer(Record, frozen=True, kw_only=True):
 
     folder: str
     copied: bool = False  # Read at once into memory of the machine's own, not mapped from the page cache
-    working_set: bool = False  # What it notes is mapped for the guest when that is asked for
+    working_set: bool = False  # Pages that it notes as read soon are mapped for the guest when that is asked for
+    eager: bool = False  # They are before the machine runs, and those noted as written soon are copied
 
 
 class MachineConfig(Record, frozen=True, kw_only=True):

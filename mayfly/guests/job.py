@@ -31,11 +31,18 @@ class Wanted(Record, frozen=True, kw_only=True):
         diffs.
 
         Either is mapped, or copied: read at once into memory of the machine's own. With `load_ws`
-        the pages that the last one notes are mapped for the guest before it asks for them.
+        the pages that the last one notes are mapped for the guest before it asks for them: before
+        it runs where a function is loaded, whose first request is what uses them.
         """
         last = len(chain) - 1
+        loaded = self.loaded is not None
         layers = (
-            Layer(folder=str(folder), copied=copy_diff if number else copy_base, working_set=load_ws and number == last)
+            Layer(
+                folder=str(folder),
+                copied=copy_diff if number else copy_base,
+                working_set=load_ws and number == last and not loaded,
+                eager=load_ws and number == last and loaded,
+            )
             for number, folder in enumerate(chain)
         )
         return replace(self, machine=replace(self.machine, restore=tuple(layers)))
@@ -45,7 +52,7 @@ class Wanted(Record, frozen=True, kw_only=True):
         reads noted exactly, so none are mapped ahead.
         """
         network = self.machine.network and self.machine.network.disconnected()
-        layers = tuple(replace(layer, working_set=False) for layer in self.machine.restore)
+        layers = tuple(replace(layer, working_set=False, eager=False) for layer in self.machine.restore)
         return replace(self, machine=replace(self.machine, network=network, restore=layers, page_by_page=True))
 
 

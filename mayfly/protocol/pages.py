@@ -31,6 +31,7 @@ HEAD = struct.Struct("<HHIQ")
 MAX_PAGES = 64  # Of a record
 MAX_TEXT = 8 << 20  # Bytes of a START's or STATE's text; a vCPU has some 20 KiB
 _RUN = struct.Struct("<QQ")
+_NOTED = struct.Struct("<QII")
 
 
 def runs_of(flags: bytearray) -> Iterator[tuple[int, int]]:
@@ -44,7 +45,7 @@ def runs_of(flags: bytearray) -> Iterator[tuple[int, int]]:
 
 
 def pack_runs(runs: Runs) -> bytes:
-    """The content of the files `pages` and `working-set`."""
+    """The content of the file `pages`."""
     return b"".join(_RUN.pack(*run) for run in runs)
 
 
@@ -52,7 +53,20 @@ def unpack_runs(data: bytes, size: int) -> list[tuple[int, int]]:
     """The runs in such a file, for a memory of `size` bytes. Raises SnapshotError if damaged."""
     if len(data) % _RUN.size:
         raise SnapshotError(f"a snapshot's list of pages has {len(data)} bytes, not whole entries")
-    runs = list(_RUN.iter_unpack(data))
+    return _checked(list(_RUN.iter_unpack(data)), size)
+
+
+def unpack_working_set(data: bytes, size: int) -> "WorkingSet":
+    """What such a file notes, for a memory of `size` bytes. Raises SnapshotError if damaged."""
+    if len(data) % _NOTED.size:
+        raise SnapshotError(f"a snapshot's working set has {len(data)} bytes, not whole entries")
+    entries = list(_NOTED.iter_unpack(data))
+    _checked([(first, count) for first, count, _ in entries], size)
+    read, written = ([(first, count) for first, count, kind in entries if bool(kind) is wanted] for wanted in (False, True))
+    return WorkingSet(read, written)
+
+
+def _checked(runs: list[tuple[int, int]], size: int) -> list[tuple[int, int]]:
     end = 0
     for first, count in runs:
         if first < end or not count:
@@ -78,6 +92,27 @@ def joined(runs: Runs, apart: Iterable[tuple[int, int]] = (), gap: int = GAP) ->
                 continue
         whole.append((first, count))
     return whole
+
+
+class WorkingSet(NamedTuple):
+    """The runs of file pages that were read but not written, with their cached neighbours; and of
+    the pages that were written, of a file or not.
+
+    A written page gets a copy; had it been mapped before, it would first have to be unmapped.
+    """
+
+    read: Runs = ()
+    written: Runs = ()
+
+    @property
+    def all(self) -> list[tuple[int, int]]:
+        """Both."""
+        return joined(sorted((*self.read, *self.written)), gap=0)
+
+    def pack(self) -> bytes:
+        """The content of the file `working-set`."""
+        runs = [(first, count, kind) for kind, runs in enumerate(self) for first, count in runs]
+        return b"".join(_NOTED.pack(*run) for run in sorted(runs))
 
 
 class Kind(IntEnum):

@@ -20,13 +20,14 @@ import pytest
 from mayfly.errors import SnapshotError
 from mayfly.files import sync
 from mayfly.protocol.control import Prefault
-from mayfly.protocol.pages import unpack_runs
+from mayfly.protocol.pages import WorkingSet, unpack_working_set
 from mayfly.protocol.report import End
 from mayfly.vmm.config import Layer
 from mayfly.vmm.kvm._kvm import ffi
 from mayfly.vmm.kvm.mapping import Mapping
 from mayfly.vmm.snapshot import MEMORY, PAGES, STATE, WORKING_SET
 from mayfly.vmm.snapshot.files import Layers
+from mayfly.vmm.snapshot.memory import working_set
 from tests.kit.scale import scaled
 from tests.kit.tiny import RESET, Running, build, run_and_save, start
 from tests.kvm.test_machine import ECHO
@@ -162,10 +163,12 @@ def test_what_a_restored_machine_reads_is_noted_and_mapped_ahead(started: list[R
     running = Running(tmp_path / "tiny.elf", restore=(base,), page_by_page=True)
     started.append(running)
     run_and_save(running, 1, folder)
-    runs = unpack_runs((folder / WORKING_SET).read_bytes(), MEMORY_SIZE)
-    pages = {page for first, count in runs for page in range(first, first + count)}
-    assert {0x505, 0x507} <= pages
-    assert not {0x506, 0x53E} & pages
+    noted = unpack_working_set((folder / WORKING_SET).read_bytes(), MEMORY_SIZE)
+    reads, writes = ({page for first, count in runs for page in range(first, first + count)} for runs in noted)
+    assert {0x505, 0x507} <= reads
+    assert {0x506, 0x53E} <= writes
+    assert not reads & writes
+    assert max(reads) < 0x600  # a diff's few pages are mapped then, not copied, which would count as written
     chain = (base, Layer(folder=str(folder), working_set=True))
     restored = Running(tmp_path / "tiny.elf", restore=chain)
     started.append(restored)
@@ -183,6 +186,16 @@ def test_what_a_restored_machine_reads_is_noted_and_mapped_ahead(started: list[R
     assert restored.machine.run() is End.STOPPED
     assert restored.machine.exits()["interrupted"] == 1
     assert restored.read(0x53E000, 1) == b"\2"
+    shutil.copy(folder / WORKING_SET, base)
+    for eager in (False, True):
+        running = Running(tmp_path / "tiny.elf", restore=(Layer(folder=base, eager=eager),))
+        started.append(running)
+        layers, mapping = running.machine.layers, running.machine.mapping
+        ahead = {page for first, count in layers.eager.all for page in range(first, first + count)}
+        assert (ahead >= reads | writes, layers.working_set) == (eager, [])
+        own = {page for first, count in working_set(layers.pagemap, mapping).written for page in range(first, first + count)}
+        assert own & {*range(0x500, 0x540)} == (writes if eager else set())
+        assert {running.read(page << 12, 1) for page in (reads | writes) & {*range(0x500, 0x540)}} == {b"\1"}
 
 
 def test_only_the_working_sets_that_were_asked_for_are_mapped_ahead(started: list[Running], tmp_path: Path) -> None:
@@ -190,7 +203,7 @@ def test_only_the_working_sets_that_were_asked_for_are_mapped_ahead(started: lis
     diff = shutil.copytree(base, tmp_path / "diff")
     noted = {base: (5, 2), str(diff): (3, 1)}
     for folder, run in noted.items():
-        (Path(folder) / WORKING_SET).write_bytes(struct.pack("<QQ", *run))
+        (Path(folder) / WORKING_SET).write_bytes(WorkingSet([run], [(9, 1)]).pack())
     for asked in itertools.product((False, True), repeat=2):
         layers = tuple(Layer(folder=folder, working_set=mapped) for folder, mapped in zip(noted, asked, strict=True))
         with contextlib.closing(Layers(layers, None)) as opened:

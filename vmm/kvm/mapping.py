@@ -8,6 +8,7 @@ from mayfly.units import PAGE
 from mayfly.vmm.kvm._kvm import ffi, lib
 
 HUGE_PAGE = 2 << 20
+_MADV_POPULATE_WRITE = 23  # Of Linux 5.14; this machine's headers may be older than its kernel
 _RUNS = 1024  # So many are asked for at a time
 
 
@@ -42,6 +43,10 @@ class Mapping:
         """Have no page of a file read from the disk before it is touched itself."""
         for offset, size in self.files:
             lib.madvise(self._pointer + offset, size, lib.MADV_RANDOM)
+
+    def write_ahead(self, offset: int, size: int) -> None:
+        """Give whole pages copies of their own, as if they had been written; for speed only."""
+        lib.madvise(self._pointer + offset, size, _MADV_POPULATE_WRITE)
 
     def differing_pages(self, before: "Mapping", pagemap: bytes, first: int, count: int) -> bytes:
         """A byte per page: 1 if it is anonymous by `pagemap` (8 bytes each) and not as `before`."""

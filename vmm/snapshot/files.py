@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mayfly.errors import SnapshotError
-from mayfly.protocol.pages import Runs, pack_runs, unpack_runs
+from mayfly.protocol.pages import Runs, WorkingSet, pack_runs, unpack_runs, unpack_working_set
 from mayfly.schema import Record, msgspec
 from mayfly.units import PAGE
 from mayfly.vmm.config import Channel, DeviceKind, Layer, MachineConfig, NetworkBackend
 from mayfly.vmm.kvm.mapping import Mapping
 from mayfly.vmm.loader.placing import open_file
 from mayfly.vmm.snapshot import FILES, MEMORY, PAGES, STATE, WORKING_SET
-from mayfly.vmm.snapshot.memory import changed_pages, copy_pages, lay_base, lay_diff, working_set, write_pages
+from mayfly.vmm.snapshot.memory import SHORT, changed_pages, copy_pages, lay_base, lay_diff, working_set, write_pages
 from mayfly.vmm.snapshot.state import AGAIN, U63, Saved
 
 
@@ -51,14 +51,16 @@ class Layers:
 
     `layers` are a base and its diffs in order, none for a machine that boots. `initrd` is the
     base's: the snapshot does not hold it. Attributes: the last layer's `state`, the initramfs'
-    descriptor `initrd` and `initrd_offset` in the mapping (set at boot), the `working_set` that
-    will soon be read, and `pagemap`, this process's. Raises ConfigError: there is no `initrd`.
+    descriptor `initrd` and `initrd_offset` in the mapping (set at boot), the pages of the
+    `working_set` to map when that is asked for, what is to be there before (`eager`), and
+    `pagemap`, this process's. Raises ConfigError: there is no `initrd`.
     SnapshotError: a file is missing or damaged.
     """
 
     def __init__(self, layers: Sequence[Layer], initrd: str | None, *, page_by_page: bool = False) -> None:
         self._page_by_page = page_by_page
         self.working_set: list[tuple[int, int]] = []
+        self.eager = WorkingSet()
         self._files: list[tuple[int, int, Runs, bool]] = []  # descriptor, bytes and pages of each memory, and whether it is copied
         saved = None
         with contextlib.ExitStack() as stack:
@@ -70,8 +72,11 @@ class Layers:
                     fd = _open(stack, folder / MEMORY)
                     size = os.fstat(fd).st_size
                     self._files.append((fd, size, unpack_runs((folder / PAGES).read_bytes(), size), layer.copied))
-                    noted = unpack_runs((folder / WORKING_SET).read_bytes(), size)
-                    self.working_set += noted if layer.working_set else []
+                    noted = unpack_working_set((folder / WORKING_SET).read_bytes(), size)
+                    if layer.eager:
+                        self.eager = noted
+                    elif layer.working_set:
+                        self.working_set += noted.read
                     saved = Saved("state", (folder / STATE).read_bytes())
                 except OSError as error:
                     raise SnapshotError(f"the snapshot {folder} cannot be read: {error}", hint=AGAIN) from error
@@ -106,7 +111,12 @@ class Layers:
                 raise SnapshotError(f"the snapshot's memory has {size} bytes, its machine {mapping.size}", hint=AGAIN)
             if self._page_by_page:
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            (copy_pages if copied else lay_diff if number else lay_base)(mapping, fd, pages)
+            if copied:
+                copy_pages(mapping, fd, pages)
+            elif number:
+                lay_diff(mapping, fd, pages, short=1 if self._page_by_page else SHORT)
+            else:
+                lay_base(mapping, fd, pages)
         if self._page_by_page:
             mapping.read_page_by_page()
 
@@ -124,13 +134,13 @@ def write_snapshot(descriptors: Sequence[int], state: MachineState, mapping: Map
     the bytes of memory written. Raises SnapshotError: the disk is full, or fails.
     """
     fds = dict(zip(FILES, descriptors, strict=True))
-    read = working_set(layers.pagemap, mapping) if layers.state else []
+    used = working_set(layers.pagemap, mapping) if layers.state else WorkingSet()
     with Mapping(mapping.size) as before:
         layers.lay_over(before)
         runs = changed_pages(layers.pagemap, mapping, before)
     try:
         write_pages(fds[MEMORY], mapping, runs)
-        for name, data in ((PAGES, pack_runs(runs)), (WORKING_SET, pack_runs(read)), (STATE, msgspec.json.encode(state))):
+        for name, data in ((PAGES, pack_runs(runs)), (WORKING_SET, used.pack()), (STATE, msgspec.json.encode(state))):
             view = memoryview(data)
             while view:
                 view = view[os.write(fds[name], view) :]

@@ -8,7 +8,7 @@ not see, and costs the guest nothing while it runs.
 import os
 
 from mayfly.errors import SnapshotError
-from mayfly.protocol.pages import Runs, joined, runs_of
+from mayfly.protocol.pages import Runs, WorkingSet, joined, runs_of
 from mayfly.units import PAGE
 from mayfly.vmm.kvm.mapping import Mapping
 
@@ -31,17 +31,16 @@ def changed_pages(pagemap_fd: int, mapping: Mapping, before: Mapping) -> list[tu
     return list(runs_of(differs))
 
 
-def working_set(pagemap_fd: int, mapping: Mapping) -> list[tuple[int, int]]:
-    """The runs of file pages that were read but not written, and their cached neighbours.
-    A written page gets a copy; had it been mapped before, it would first have to be unmapped.
-    """
+def working_set(pagemap_fd: int, mapping: Mapping) -> WorkingSet:
+    """What the machine has read and written since it began."""
     read, written = bytearray(mapping.size // PAGE), bytearray(mapping.size // PAGE)
-    for offset, size in mapping.files:
-        first, count = offset // PAGE, -(-size // PAGE)
+    for first in range(0, len(written), BATCH):
+        count = min(BATCH, len(written) - first)
         highest = _entries(pagemap_fd, mapping, first, count)[_PAGEMAP_ENTRY - 1 :: _PAGEMAP_ENTRY]
         read[first : first + count] = highest.translate(_IS_READ)
         written[first : first + count] = highest.translate(_IS_WRITTEN)
-    return joined(list(runs_of(read)), runs_of(written), gap=NEAR)
+    runs = list(runs_of(written))
+    return WorkingSet(joined(list(runs_of(read)), runs, gap=NEAR), runs)
 
 
 def _entries(pagemap_fd: int, mapping: Mapping, first: int, count: int) -> bytes:
@@ -66,9 +65,11 @@ def lay_base(mapping: Mapping, fd: int, runs: Runs) -> None:
         mapping.overlay_file(first * PAGE, fd, count * PAGE, first * PAGE)
 
 
-def lay_diff(mapping: Mapping, fd: int, runs: Runs) -> None:
-    """Lay a diff's pages over `mapping`: long runs as mappings, short ones as copies."""
-    long = [run for run in runs if run[1] >= SHORT][:MAX_MAPPINGS]
+def lay_diff(mapping: Mapping, fd: int, runs: Runs, *, short: int = SHORT) -> None:
+    """Lay a diff's pages over `mapping`: runs of `short` pages and more as mappings, shorter ones
+    as copies.
+    """
+    long = [run for run in runs if run[1] >= short][:MAX_MAPPINGS]
     for first, count in long:
         mapping.overlay_file(first * PAGE, fd, count * PAGE, first * PAGE)
     copy_pages(mapping, fd, sorted({*runs} - {*long}))
