@@ -1,5 +1,5 @@
 """Published clients of the contracts of others, curl, and the page in a browser, all over TCP with
-a key: on a server whose guests have real compilers, each restored from its language's base.
+a key: on a server whose guests have the real languages, each restored from its language's base.
 """
 
 import asyncio
@@ -72,8 +72,8 @@ PROGRAMS = {
         60,
     ),
 }
-LANGUAGES = tuple(PROGRAMS) if FULL else ("rust",)
-"""A build takes long in an emulated host."""
+LANGUAGES = tuple(PROGRAMS) if FULL else ("python",)
+"""A build takes long in an emulated host; how its end is told, tests with toys show."""
 
 
 class Served(NamedTuple):
