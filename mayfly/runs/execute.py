@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from mayfly.errors import HostError, MayflyError
@@ -16,6 +16,7 @@ from mayfly.host.config import Config
 from mayfly.host.plan import Plan
 from mayfly.host.snippet import Snippet
 from mayfly.protocol.frames import WORK_FOLDER
+from mayfly.runs.carried import MAX_STATE, Carried
 from mayfly.runs.cases import Cases, Trial
 from mayfly.runs.files import MAX_FILES, Files
 from mayfly.runs.output import LACKING
@@ -66,28 +67,59 @@ async def do_once(guest: Guest, plan: Plan, run: Run, stdin: StdinSource, config
 
 
 async def go_on(exchange: Exchange, run: Run, config: Config, job: Job | None = None) -> None:
-    """As `do_once`; without a job the conversation is in the middle of it."""
-    guest = exchange.guest
-    if not await exchange.run(job) or not run.collect or len(run.outcome.steps) < len(run.outcome.step_names):
+    """As `do_once`; without a job the conversation is in the middle of it. A program that is
+    stopped on the way goes on in another machine, or in the same one.
+    """
+    while await exchange.run(job):
+        carried = run.carried
+        if isinstance(carried, Carried) and carried.end is not None:
+            left = (await _collect(exchange, (run.checkpoint,), config, MAX_STATE)).by_name.get(run.checkpoint)
+            elsewhere = await carried.give(left.data) if left else None
+            run.carried = None
+            if elsewhere is not None:
+                await elsewhere()
+                return
+            if left:
+                exchange, job = carried.here(exchange, left.data)
+                run.exchange = exchange
+                continue
+            carried.over()
+            run.note(carried.end)  # it was the program's own
+        if run.collect and len(run.outcome.steps) == len(run.outcome.step_names):
+            await _collect_files(exchange, run, config)
         return
-    files, run.files = Files(), Files()
-    patterns = [f"{WORK_FOLDER}/{glob}" for glob in run.collect]
+
+
+async def _collect_files(exchange: Exchange, run: Run, config: Config) -> None:
+    """Collect the files that are wanted back."""
+    run.files = Files()
     try:
-        await collect(
-            guest,
-            patterns,
-            files.take,
-            entries=MAX_FILES,
-            size=config.collect_bytes,
-            deadline_s=config.here(COLLECT_S),
-            rate=exchange.rate,
-            globs=True,
-        )
-        files.finish()
-        run.files = files
+        run.files = await _collect(exchange, run.collect, config, config.collect_bytes)
     except MayflyError as error:
         run.files.error = error
     run.lap("files")
+
+
+async def _collect(exchange: Exchange, globs: Sequence[str], config: Config, size: int) -> Files:
+    """The files in the working folder that match.
+
+    Raises:
+        CollectError: they have more than `size` bytes, or there are too many.
+        MayflyError: as `converse`.
+    """
+    files = Files()
+    await collect(
+        exchange.guest,
+        [f"{WORK_FOLDER}/{glob}" for glob in globs],
+        files.take,
+        entries=MAX_FILES,
+        size=size,
+        deadline_s=config.here(COLLECT_S),
+        rate=exchange.rate,
+        globs=True,
+    )
+    files.finish()
+    return files
 
 
 async def do_cases(guest: Guest, plan: Plan, run: Run, snippet: Snippet, copy: Copies, worth_s: float) -> None:

@@ -91,12 +91,18 @@ def go_on_from(moment: Moment, guest: Guest, run: Run, *, clone: bool = False) -
     conversation = Conversation.going_on(moment.standing, arch=manifest.arch, end_marker=manifest.end_marker)
     if len(moment.standing.plan().steps) != len(run.outcome.step_names):
         raise MoveError("the conversation is of a run with other steps")
-    stdin = run.stdin if run.is_interactive else BytesStdin(moment.stdin)
-    if isinstance(stdin, LiveStdin):
-        stdin.start_with(moment.stdin)
     guest = replace(guest, conversation=conversation)
+    stdin = stdin_from(moment, run)
     run.exchange = Exchange(guest, run, stdin, deadline_s=moment.left_s, rate=moment.rate, stdin_ended=moment.stdin_ended, clone=clone)
     return run.exchange
+
+
+def stdin_from(moment: Moment, run: Run) -> BytesStdin | LiveStdin:
+    """The standard input of `run` from that moment on."""
+    if not run.is_interactive:
+        return BytesStdin(moment.stdin)
+    run.stdin.start_with(moment.stdin)
+    return run.stdin
 
 
 async def keep(run: Run, exchange: Exchange, folder: Path) -> Kept:

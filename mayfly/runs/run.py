@@ -35,6 +35,16 @@ class Moving(Protocol):
         """End it at once, even if then nobody knows where the run goes on."""
 
 
+class Stopped(Protocol):
+    """A run's program that is stopped to go on in another machine (carried.py)."""
+
+    def withholds(self, event: Event) -> bool:
+        """Whether an event is none of the run's own."""
+
+    def over(self) -> None:
+        """The run is over."""
+
+
 class Elsewhere(Protocol):
     """A run that goes on at another server, whose record here follows."""
 
@@ -59,7 +69,8 @@ class Run:
     program, while there is one that can be held; `checkpoint` is the file that its program writes
     when SIGUSR1 stops it, or empty; `moving` and `elsewhere` say whether it moves, or has moved.
     Who moves, saves or clones its machine is `alone` with it; it is `going`, and takes what is
-    sent to it, unless it stands still for that. A clone is `forked_from` the run with that id.
+    sent to it, unless it stands still for that; `carried` is its program while that is stopped to
+    go on in another machine. A clone is `forked_from` the run with that id.
     """
 
     def __init__(
@@ -98,6 +109,7 @@ class Run:
         self.exchange: Exchange | None = None
         self.moving: Moving | None = None
         self.elsewhere: Elsewhere | None = None
+        self.carried: Stopped | None = None
         self.alone = asyncio.Lock()
         self.going = asyncio.Event()
         self.going.set()
@@ -129,6 +141,8 @@ class Run:
 
     def note(self, event: Event) -> None:
         """Take what the conversation with the guest brings."""
+        if self.carried is not None and self.carried.withholds(event):
+            return
         self.outcome.note(event)
         match event:
             case Stage() | Stdout() | Stderr():
@@ -201,6 +215,8 @@ class Run:
         self.state = RunState.DONE
         if self._stdin is not None:
             self._stdin.close()
+        if self.carried is not None:
+            self.carried.over()
         self.ended_at = time.monotonic()
         self.record.append(self.verdict())
         self.record.close()

@@ -10,11 +10,14 @@ import logging
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from mayfly.errors import GuestError, MayflyError, MoveError, ServerLostError, UnknownRunError
+from mayfly.errors import GuestError, MayflyError, MoveError, ServerLostError, UnknownLanguageError, UnknownRunError
 from mayfly.guests.converse import Exchange
+from mayfly.guests.job import Job, Wanted
 from mayfly.guests.start import Guest
 from mayfly.host.admission import Tenant, Ticket
+from mayfly.host.plan import want_machine
 from mayfly.images.store import InstalledImage
+from mayfly.runs.carried import LANGUAGE, MAX_STATE, go_on_anew
 from mayfly.runs.execute import go_on
 from mayfly.runs.moments import go_on_from
 from mayfly.runs.moves import images
@@ -41,6 +44,7 @@ from mayfly.runs.result import RunState
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from mayfly.runs.stdin import LiveStdin
+from mayfly.schema import replace
 from mayfly.snapshots import store as snapshots
 from mayfly.vmm.config import NetworkConfig
 
@@ -63,6 +67,9 @@ class Incoming:
         self._tenant = tenant
         self._pages: asyncio.Queue[bytes] = asyncio.Queue(AHEAD)
         self._page = b""
+        self._portable: Wanted | None = None  # the machine for a program that comes without its own
+        self._state = b""
+        self._job: Job | None = None
         self._place = Place()
         self._ticket: Ticket | None = None
         self._network: NetworkConfig | None = None
@@ -135,6 +142,14 @@ class Incoming:
         service, run = self._service, self._offer.run
         self._place = await self._machines.look(run, self._offer.machine, None)
         reasons = list(self._place.misfits)
+        if run.checkpoint and (reasons or self._place.lacks is not None):
+            try:
+                self._portable = want_machine(service.images.find(LANGUAGE), service.config)
+                reasons.clear()
+            except UnknownLanguageError as error:
+                if reasons:
+                    reasons.append(f"{error.message}, in which its program could go on without its machine")
+        memory = self._portable.machine.memory if self._portable else run.memory
         try:
             service.check_ready()
         except MayflyError as error:
@@ -144,21 +159,21 @@ class Incoming:
             reasons.append(f"the server has a run {run.id} already: it was there before")
         if self._tenant is not None:
             try:
-                self._tenant.check(run.memory, begins=False)
+                self._tenant.check(memory, begins=False)
             except MayflyError as error:
                 reasons.append(error.message)
         if not reasons:
-            self._ticket = service.admission.enter_idle(run.memory)
+            self._ticket = service.admission.enter_idle(memory)
             if self._ticket is None:
-                reasons.append(f"there is no room for a machine of {run.memory >> 20} MiB now")
+                reasons.append(f"there is no room for a machine of {memory >> 20} MiB now")
             elif self._tenant is not None:
                 service.admission.charge(self._ticket, self._tenant, begins=False)
-        if not reasons and (had := run.network):
+        if not reasons and self._portable is None and (had := run.network):
             try:
                 self._network = service.networks.lease_again(had.mac, had.addresses, had.gateways)
             except MayflyError as error:
                 reasons.append(error.message)
-        if not reasons and self._place.lacks is not None:
+        if not reasons and self._portable is None and self._place.lacks is not None:
             folder = self._kept.enter_context(snapshots.passing())
             await link.send(Lacks(digest=self._place.lacks))
             self._image = await images.receive(link, folder, self._place.lacks, run.memory)
@@ -174,7 +189,7 @@ class Incoming:
                 await link.send(Misfits(reasons=tuple(reasons)))
                 return False
             self._step(Input.FITS)
-            await link.send(Fits(held=self._place.held))
+            await link.send(Fits(held=self._place.held, portable=self._portable is not None))
             run, handed = await self._receive(link)
             exchange = self._go_on_with(run, handed)
             self._step(Input.COPIED)
@@ -219,9 +234,14 @@ class Incoming:
         Raises:
             MayflyError: the connection was lost, or the machine cannot be made.
         """
-        run = make_run(self._offer.run)
-        place, network, image = self._place, self._network, self._image
-        receiving = self._machines.receive(self._offer.run, self._offer.machine, self._read, held=place.held, network=network, image=image)
+        about, machine, place = self._offer.run, self._offer.machine, self._place
+        if self._portable is None:
+            receiving = self._machines.receive(about, machine, self._read, held=place.held, network=self._network, image=self._image)
+        else:
+            image = self._portable.image.manifest
+            about = replace(about, language=image.language, version=image.version)
+            receiving = self._receive_program(self._portable)
+        run = make_run(about)
         making = asyncio.create_task(receiving, name=f"make the machine of run {self.run_id}")
         try:
             while True:
@@ -247,6 +267,21 @@ class Incoming:
             if self._guest is None and not making.cancelled() and not making.exception():
                 self._guest = making.result()
 
+    async def _receive_program(self, wanted: Wanted) -> Guest:
+        """Take a program's checkpoint; the guest in which it is to go on.
+
+        Raises:
+            MayflyError: it is too large, or there is no guest.
+        """
+        self._guest = guest = await self._service.supply.get(wanted)
+        state = bytearray()
+        while piece := await self._read(MAX_STATE):
+            state += piece
+            if len(state) > MAX_STATE:
+                raise MoveError(f"the program's checkpoint has more than {MAX_STATE} bytes")
+        self._state = bytes(state)
+        return guest
+
     def _go_on_with(self, run: Run, handed: Handed) -> Exchange:
         """The run's conversation, which does not go on yet.
 
@@ -254,8 +289,11 @@ class Incoming:
             MayflyError: it cannot stand so.
         """
         assert self._guest is not None  # noqa: S101 (_receive has set it)
-        exchange = go_on_from(handed.moment, self._guest, run)
-        self._guest = exchange.guest
+        if self._portable is None:
+            exchange = go_on_from(handed.moment, self._guest, run)
+            self._guest = exchange.guest
+        else:
+            exchange, self._job = go_on_anew(handed.moment, self._state, self._guest, run)
         run.phases.update(handed.phases)
         return exchange
 
@@ -285,7 +323,9 @@ class Incoming:
             relay.close()
             self._kept.close()
 
-        service.adopt(run, guest, ticket, lambda _: go_on(exchange, run, service.config), over)
+        service.adopt(run, guest, ticket, lambda _: go_on(exchange, run, service.config, self._job), over)
+        if self._portable is not None:
+            return
         try:
             await guest.process.resume()
         except MayflyError as error:  # the run sees that its machine is gone
@@ -323,7 +363,8 @@ def make_run(about: Description) -> Run:
         step_names=about.step_names,
         stdin=LiveStdin() if about.interactive else None,
         has_terminal=about.has_terminal,
-        collect=about.collect,
+        collect=tuple(glob for glob in about.collect if glob != about.checkpoint),
+        checkpoint=about.checkpoint,
     )
     run.state = RunState.RUNNING
     run.start = about.start

@@ -48,7 +48,8 @@ class NetworkHad(Record, frozen=True, kw_only=True):
 
 class Description(Record, frozen=True, kw_only=True):
     """What the destination must know of a run to take it. `memory` is its machine's, in bytes;
-    `collect` are the globs of the files that it gives back.
+    `collect` are the globs of the files that it gives back, `checkpoint` the one that its program
+    writes when it is stopped, if it can be.
     """
 
     id: Id
@@ -61,6 +62,7 @@ class Description(Record, frozen=True, kw_only=True):
     interactive: bool
     has_terminal: bool
     collect: tuple[str, ...]
+    checkpoint: str
     memory: Count
     network: NetworkHad | None = None
 
@@ -76,9 +78,12 @@ class Offer(Record, frozen=True, kw_only=True, tag="offer"):
 
 
 class Fits(Record, frozen=True, kw_only=True, tag="fits"):
-    """The destination takes the run, and has `held` of the layers that its machine stands on."""
+    """The destination takes the run, and has `held` of the layers that its machine stands on. If
+    it is `portable`, not the machine is to come but its program's checkpoint.
+    """
 
     held: Count
+    portable: bool = False
 
 
 class Misfits(Record, frozen=True, kw_only=True, tag="misfits"):
@@ -102,7 +107,7 @@ class Image(Record, frozen=True, kw_only=True, tag="image"):
 
 
 class Pages(Record, frozen=True, kw_only=True, tag="pages"):
-    """Bytes of the machine, or of the image that it began with."""
+    """Bytes of the machine, of the image that it began with, or of the checkpoint."""
 
     data: bytes
 
@@ -114,7 +119,9 @@ class Events(Record, frozen=True, kw_only=True, tag="events"):
 
 
 class Handed(Record, frozen=True, kw_only=True, tag="handed"):
-    """All of the machine has been sent, and all events."""
+    """All of the machine has been sent, and all events. Of a checkpoint the START in `moment` has
+    the step that lets the program go on.
+    """
 
     moment: Moment
     phases: dict[str, float]

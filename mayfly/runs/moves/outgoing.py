@@ -6,15 +6,17 @@ go on before the destination has said that it never will.
 import asyncio
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import NoReturn
 
 from mayfly.errors import MayflyError, MoveError, NotMovableError, RunEndedError, ServerLostError
-from mayfly.guests.converse import Exchange
+from mayfly.guests.converse import Elsewhere, Exchange
 from mayfly.protocol.phases import Phase
-from mayfly.runs.moments import moment_of
+from mayfly.runs.carried import Carried
+from mayfly.runs.moments import Moment, moment_of
 from mayfly.runs.moves import images
 from mayfly.runs.moves.followed import Followed, ask
 from mayfly.runs.moves.handover import SOURCE, Input, Source
@@ -39,7 +41,7 @@ from mayfly.runs.moves.messages import (
 )
 from mayfly.runs.record import Reader
 from mayfly.runs.run import Run
-from mayfly.schema import Record
+from mayfly.schema import Record, replace
 
 log = logging.getLogger(__name__)
 WAIT_S = 10.0
@@ -95,6 +97,7 @@ class Outgoing:
         self._paused = self._cancelled = False
         self._held_at = self._paused_s = 0.0
         self._skip = 0
+        self._carried: Carried | None = None  # the program, if that moves without its machine
 
     def begin(self) -> "asyncio.Task[Moved]":
         """Begin to move. The task's result is a Moved; it raises a MayflyError where the run goes
@@ -174,7 +177,20 @@ class Outgoing:
             except MayflyError as error:  # the run sees that its machine is gone
                 log.warning("run %s: its machine does not go on: %s", self._run.id, error)
             self._paused = False
+        if self._carried is not None:
+            # Input that is sent to a program that is about to stop would be lost.
+            await asyncio.wait([self._carried.state], timeout=self._times.answer_s)
+            self._hand_over(None)
+            if not self._carried.stopped:
+                self._run.carried = None
         self._exchange.go_on()
+
+    def _hand_over(self, elsewhere: Elsewhere | None) -> None:
+        """The run goes on elsewhere; or its program, which was stopped, here."""
+        if self._carried is not None:
+            self._carried.decide(elsewhere)
+        elif elsewhere is not None:
+            self._exchange.hand_over(elsewhere)
 
     async def _prepare(self, link: Link) -> None:
         """Bring the run as far as READY.
@@ -192,14 +208,15 @@ class Outgoing:
             async with within(self._times.ready_s, "the image was not there"):
                 answer = await link.receive()
         match answer:
-            case Fits(held=held):
+            case Fits(held=held, portable=portable):
                 self._step(Input.FITS)
             case Misfits(reasons=reasons):
                 self._step(Input.MISFITS)
                 raise NotMovableError(f"the run does not fit to {self.to}: {'; '.join(reasons)}")
             case _:
                 self._refuse(answer)
-        copying = asyncio.create_task(self._copy(link, held), name=f"send run {self._run.id}")
+        work = self._copy_program(link) if portable else self._copy(link, held)
+        copying = asyncio.create_task(work, name=f"send run {self._run.id}")
         hearing = asyncio.create_task(link.receive(), name=f"hear of run {self._run.id}")
         try:
             await asyncio.wait([copying, hearing], return_when=asyncio.FIRST_COMPLETED)
@@ -236,37 +253,62 @@ class Outgoing:
             interactive=run.is_interactive,
             has_terminal=run.has_terminal,
             collect=run.collect,
+            checkpoint=run.checkpoint,
             memory=self._guest.wanted.machine.memory,
             network=NetworkHad(mac=network.mac, addresses=network.addresses, gateways=network.gateways) if network else None,
         )
 
     async def _copy(self, link: Link, held: int) -> None:
         """Send everything, first while the run goes on, then the rest of it."""
-
-        async def write(data: bytes) -> None:
-            for at in range(0, len(data), MAX_PAGES):
-                piece = data[at : at + MAX_PAGES]
-                await link.send(Pages(data=piece))
-                self._bytes += len(piece)
-
+        write = partial(self._write, link)
         await self._send_events(link)
         await self._machines.send_rounds(self._guest, write, held=held, limit_bytes_s=self._limit_bytes_s, progress=self._round)
         await self._send_events(link)
-        exchange = self._exchange
+        await self._hold()
+        self._paused = True
+        await self._machines.send_last(self._guest, write)
+        if not await self._exchange.stand_still():
+            raise NotMovableError("the run ended, or had not begun, when it was to be handed over", hint="move it while its program runs")
+        await self._send_events(link)
+        await self._hand(link, moment_of(self._exchange))
+
+    async def _copy_program(self, link: Link) -> None:
+        """Stop the program, and send its checkpoint: what the machine has besides stays behind."""
+        run, conversation = self._run, self._guest.conversation
+        await self._hold()
+        if conversation.phase is not Phase.STEP or not run.outcome.built:
+            raise NotMovableError("the program itself is not under way", hint="move the run while its program runs")
+        moment = moment_of(self._exchange)
+        run.carried = self._carried = Carried(run, moment.standing.plan())
+        await self._guest.process.write(conversation.signal(signal.SIGUSR1))
+        async with within(self._times.answer_s, "the program was not stopped"):
+            state = await asyncio.shield(self._carried.state)
+        if state is None:
+            raise RunEndedError("the run ended before it was moved")
+        await self._send_events(link)
+        await self._write(link, state)
+        standing = replace(moment.standing, start=self._carried.start().encode(), step=0, packet=b"", skipping=False)
+        await self._hand(link, replace(moment, standing=standing))
+
+    async def _write(self, link: Link, data: bytes) -> None:
+        for at in range(0, len(data), MAX_PAGES):
+            piece = data[at : at + MAX_PAGES]
+            await link.send(Pages(data=piece))
+            self._bytes += len(piece)
+
+    async def _hold(self) -> None:
+        """Send nothing more to the machine, and wait until it has taken what was sent."""
         try:
             self._run.going.clear()
-            await exchange.hold()
+            await self._exchange.hold()
         except ValueError as error:
             raise RunEndedError("the run ended before it was moved") from error
         self._held_at = time.monotonic()
         if not await self._guest.process.flushed(self._times.flush_s):
             raise MoveError("the machine does not take what was sent to it", hint="move the run later")
-        self._paused = True
-        await self._machines.send_last(self._guest, write)
-        if not await exchange.stand_still():
-            raise NotMovableError("the run ended, or had not begun, when it was to be handed over", hint="move it while its program runs")
-        await self._send_events(link)
-        moment = moment_of(exchange)
+
+    async def _hand(self, link: Link, moment: Moment) -> None:
+        """Send what the run is besides."""
         self._skip = len(moment.stdin)
         await link.send(Handed(moment=moment, phases=dict(self._run.phases)))
 
@@ -332,19 +374,19 @@ class Outgoing:
             await asyncio.sleep(self._times.again_s)
         hint = f"ask there for the run {self._run.id}"
         gone = MoveError(f"{self.to} does not answer; it is not known whether the run goes on there", hint=hint)
-        self._exchange.hand_over(partial(_fail, gone))
+        self._hand_over(partial(_fail, gone))
         raise gone
 
     async def _give(self, link: Link, taken: int) -> None:
         """The destination runs it: free the machine here, and follow the run."""
-        in_step = self._guest.conversation.phase is Phase.STEP
+        in_step = self._carried is not None or self._guest.conversation.phase is Phase.STEP
         followed = Followed(self._run, self.id, link, self._connect, to=self.to, skip=self._skip, in_step=in_step, times=self._times)
-        if self._exchange.over:  # the run was ended here in the meantime
+        if self._run.done.is_set() if self._carried else self._exchange.over:  # the run was ended here in the meantime
             await followed.cancel("the run was ended where it came from")
             await close_quietly(link)
         else:
             self._run.elsewhere = followed
-            self._exchange.hand_over(followed.follow)
+            self._hand_over(followed.follow)
         await self._guest.process.stop(0)
         self._freed()
 
