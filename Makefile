@@ -45,13 +45,15 @@ arm: setup agents
 	@test "$$(uname -m)" = aarch64 || scripts/build-image rust --arch aarch64 --compress lz4
 
 # What the whole counts boot besides: Debian's own kernel, Go (prepared in a machine: on an emulated host this takes long, once),
-# the compilers of Debian 12, a Rust image laid out as Docker's is, and Go for an emulated 64-bit Arm host.
+# the compilers of Debian 12, a Rust image laid out as Docker's is, Rust for WebAssembly, and Go for an emulated 64-bit Arm host.
 test-images: setup agent kernel python arm
 	@scripts/debian/cloud-kernel >/dev/null
 	@scripts/build-image go
 	@scripts/build-image go@1.19 --suite bookworm
 	@scripts/build-image rust@1.63 --suite bookworm
 	@scripts/build-image rust --layout docker --output build/rust-docker
+	@scripts/build-image wasm
+	@scripts/build-image rust-wasm --compress lz4
 	@test "$$(uname -m)" = aarch64 || scripts/build-image go --arch aarch64
 
 demo: setup kernel agent images

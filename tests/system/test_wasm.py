@@ -1,5 +1,5 @@
-"""A program in Rust, compiled to WebAssembly in a real guest, stopped there, and resumed in a guest
-that has neither its source nor a compiler.
+"""Programs of WebAssembly in real guests: stopped in one and resumed in another, which has neither
+their source nor a compiler; one of them is compiled from Rust in its guest.
 """
 
 import tempfile
@@ -13,6 +13,7 @@ from mayfly.client.blocking import BlockingRun, Client
 from mayfly.client.results import StdoutEvent
 from tests.kit import toy
 from tests.system.test_service import Server
+from tests.unit.wasm.test_checkpoints import echo
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -39,13 +40,17 @@ def expected() -> list[str]:
     return ["ready", *map(repr, sums[1:])]
 
 
+def need(language: str) -> None:
+    """Skip the test where the language has no image."""
+    if not paths.image_dir(language, toy.MACHINE).is_dir():
+        pytest.skip(f"there is no image of {language}: scripts/build-image {language}")
+
+
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
-    for language in ("rust-wasm", "wasm"):
-        if not paths.image_dir(language, toy.MACHINE).is_dir():
-            pytest.skip(f"there is no image of {language}: scripts/build-image {language}")
+    need("wasm")
     with tempfile.TemporaryDirectory(prefix="mayfly-") as name:
-        server = Server(Path(name), "--language", "rust-wasm", "--language", "wasm", "--language", "rust")
+        server = Server(Path(name), "--language", "rust-wasm", "--language", "wasm")
         with Client(server.socket) as client:
             yield client
         server.close()
@@ -61,7 +66,19 @@ def read(run: BlockingRun, lines: int) -> list[str]:
     return text.decode().splitlines()
 
 
+def test_a_module_goes_on_from_its_checkpoint(client: Client) -> None:
+    with client.start(echo().encoded(), language="wasm", interactive=True, stdin="before ") as first:
+        for event in first:
+            if isinstance(event, StdoutEvent):
+                break
+        state = first.checkpoint()
+        assert (first.result().stdout, first.result().exit_status) == ("before ", 75)
+    result = client.run(state, language="wasm", stdin="and after")
+    assert (result.stdout, result.exit_status) == ("and after", 0), result.stderr
+
+
 def test_a_rust_program_goes_on_from_its_checkpoint(client: Client) -> None:
+    need("rust-wasm")
     with client.start(SOURCE, language="rust", target="wasm", interactive=True) as first:
         assert read(first, 1) == ["ready"]
         first.send(LINES[0])
@@ -74,6 +91,7 @@ def test_a_rust_program_goes_on_from_its_checkpoint(client: Client) -> None:
 
 
 def test_it_is_built_with_its_mistakes_shown(client: Client) -> None:
+    need("rust-wasm")
     result = client.run('fn main() { let x: i32 = "text"; }', language="rust", target="wasm")
     assert result.status == "build_failed"
     assert "mismatched types" in result.stderr
