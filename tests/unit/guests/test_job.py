@@ -6,6 +6,8 @@ import pytest
 
 from mayfly.guests.job import Wanted
 from mayfly.images.store import Images
+from mayfly.protocol.frames import Start, Step
+from mayfly.schema import replace
 from mayfly.units import MIB
 from mayfly.vmm.config import Layer, MachineConfig
 from tests.kit.api_fakes import install_toys
@@ -27,6 +29,15 @@ def test_layers_are_mapped_and_the_last_ones_working_set_is_loaded(wanted: Wante
     assert layers(wanted.restored_from(CHAIN)) == [("/base", False, False), ("/diff", False, False), ("/more", False, True)]
     assert layers(wanted.restored_from(CHAIN[:1])) == [("/base", False, True)]
     assert wanted.restored_from([]) == wanted
+
+
+def test_a_loaded_function_has_its_working_set_before_it_runs(wanted: Wanted) -> None:
+    """But a machine that is to be saved has none."""
+    loaded = replace(wanted, loaded=Start((), (Step("function", ("shim",), function=True),), ()))
+    restored = loaded.restored_from(CHAIN)
+    assert [(layer.working_set, layer.eager) for layer in restored.machine.restore] == [(False, False), (False, False), (False, True)]
+    plain = tuple(Layer(folder=str(folder)) for folder in CHAIN)
+    assert loaded.restored_from(CHAIN, load_ws=False).machine.restore == restored.to_be_saved().machine.restore == plain
 
 
 def test_base_and_diffs_are_copied_apart(wanted: Wanted) -> None:
