@@ -111,6 +111,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     idle: int | UnsetType = UNSET
     memory_used: int | UnsetType = UNSET
     memory_budget: int | UnsetType = UNSET
+    quorum: Annotated[bool, Meta(description="of a fleet: whether most of its servers are there")] | UnsetType = UNSET
 
 
 class Version(msgspec.Struct, frozen=True, kw_only=True):

@@ -222,7 +222,13 @@ class Gateway:
         """What the fleet has to do."""
         totals = self.roll.totals()
         waiting = totals.waiting + sum(self._watch.waiting.values())
-        return Health(waiting=waiting, idle=totals.idle, memory_used=totals.memory_used, memory_budget=totals.memory_budget)
+        return Health(
+            waiting=waiting,
+            idle=totals.idle,
+            memory_used=totals.memory_used,
+            memory_budget=totals.memory_budget,
+            quorum=self._engine.connected and self._watch.quorum,
+        )
 
     @property
     def under_way(self) -> int:

@@ -13,17 +13,20 @@ from mayfly.host.snippet import Snippet, Terminal
 from mayfly.images.store import InstalledImage
 from mayfly.runs.repeats import Repeat
 from mayfly.runs.run import Run
-from mayfly.schema import Record
+from mayfly.schema import Record, msgspec
 from mayfly.snapshots.store import Snapshot
 
 
 class Health(Record, frozen=True, kw_only=True):
-    """Runs that wait for room, machines that wait for a run, bytes of memory of all machines."""
+    """Runs that wait for room, machines that wait for a run, bytes of memory of all machines; in a
+    fleet also whether most of its servers are there, so that runs can be stored.
+    """
 
     waiting: int
     idle: int
     memory_used: int
     memory_budget: int
+    quorum: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 CallBack = Callable[[Run, bytes, Callable[[bool], None]], None]

@@ -221,10 +221,12 @@ def test_a_server_that_is_killed_loses_no_run(tmp_path: Path) -> None:
             await asyncio.to_thread(fleet.server.stop, 9)
             async with way.client.post("/start", json=body("true")) as answer:
                 assert answer.status == 503, await answer.text()
+            assert (await get(way.client, "/healthz"))["quorum"] is False
             await asyncio.to_thread(fleet.server.start)
             for number, run_id in enumerate(running):
                 assert output(await events(way.client, run_id)) == f"{number}\n"
             assert len(log.read_text().split()) == 4, "no run began twice"
             assert (await run(way.client, "echo after"))["status"] == "ok"
+            assert (await get(way.client, "/healthz"))["quorum"] is True
 
     in_fleet(scenario, limit_s=90)
