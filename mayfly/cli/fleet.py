@@ -183,7 +183,7 @@ def top(every: float, times: int | None, **where: str) -> None:
 @click.option("--wait", "within_s", type=click.FloatRange(0, 86400), default=0, help="wait so many seconds until its runs have ended")
 @with_fleet
 def drain(host: str, within_s: float, **where: str) -> None:
-    """Have HOST take no more runs; those that it has go on to their end."""
+    """Have HOST take no more runs; long ones move to other hosts, the rest go on to their end."""
     from mayfly.fleet import operate
 
     async def work(engine: "Engine") -> None:

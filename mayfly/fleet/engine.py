@@ -391,7 +391,7 @@ class Engine:
         with _translated():
             return bytes((await self._client.request(subject, data, timeout=timeout_s)).data)
 
-    async def listen(self, subject: str, hear: Callable[[Message], None], queue: str = "") -> None:
+    async def listen(self, subject: str, hear: Callable[[Message], object], queue: str = "") -> None:
         """Have `hear` called with each message to the subject; of those who listen with the same
         `queue` one is.
         """

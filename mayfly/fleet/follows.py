@@ -171,7 +171,13 @@ class Follows:
 
     def begun(self, follow: Follow, host: str, message: Begun) -> None:
         """A host says that it has begun: what the client has typed so far goes there."""
-        if message.token != follow.registered.token or not follow.mirror.begun(host, message):
+        if message.token != follow.registered.token:
+            return
+        if follow.mirror.moved(host, message):
+            log.info("run %s: goes on at host %s, where it moved from %s", follow.run.id, host, message.moved_from)
+            self.spawn(self.attach(follow), f"attach {follow.run.id}")
+            return
+        if not follow.mirror.begun(host, message):
             return
         follow.changed.clear()
         follow.begun.set()
@@ -256,6 +262,9 @@ class Follows:
             self._conclude(follow, ending_of(follow.run, follow.mirror.host, RunEndedError("the run was deleted")))
             return
         registered = decode(entry.value, type=Registered)
-        if follow.number < 0 and registered.host:  # another gateway's: its host may be another one by now
-            self.begun(follow, registered.host, Begun(token=registered.token, delivered=registered.delivered, ack=""))
+        mirror = follow.mirror
+        moved_from = mirror.host if registered.delivered == mirror.delivered else ""
+        if registered.host and (follow.number < 0 or moved_from):  # the host may be another one by now
+            begun = Begun(token=registered.token, delivered=registered.delivered, ack="", moved_from=moved_from)
+            self.begun(follow, registered.host, begun)
         await self.attach(follow)

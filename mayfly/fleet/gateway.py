@@ -60,6 +60,8 @@ from mayfly.runs.runner import CallBack, Health
 from mayfly.snapshots.store import Snapshot
 
 log = logging.getLogger(__name__)
+MOVE_TRIES = 3
+"""To find the host of a run that moves."""
 
 
 class Gateway:
@@ -89,7 +91,7 @@ class Gateway:
         self._accounts = Accounts(buckets.accounts, registry, results)
         self._runs = Runs(config, sockets)
         self._follows = Follows(engine, registry, results, self._accounts, self._runs)
-        self._verdicts = Verdicts(engine, registry, results, self._follows)
+        self._verdicts = Verdicts(engine, registry, results, self._follows, self.roll)
         self._watch = Watch(engine, self.roll, self._follows)
         self._queues = Queues(engine, replicas=replicas, ack_wait_s=ack_wait_s)
         self._calls = Calls(engine, registry, results, self._follows, ack_wait_s=ack_wait_s)
@@ -305,10 +307,14 @@ class Gateway:
             raise RunEndedError("the run is over")
         if not follow.mirror.host:
             raise NotRunningError("no host has begun the run", hint="wait for the event of its stage")
-        try:
-            answer = decode(await self._engine.ask(f"host.{follow.mirror.host}.{run.id}", encode(message)), type=Answer)
-        except (NobodyError, SilenceError) as error:
-            raise NotRunningError("the host of the run does not answer", hint="try again") from error
+        for _ in range(MOVE_TRIES):
+            try:
+                answer = decode(await self._engine.ask(f"host.{follow.mirror.host}.{run.id}", encode(message)), type=Answer)
+                if not answer.moved:
+                    break
+                await self._follows.look_for(follow)
+            except (NobodyError, SilenceError) as error:
+                raise NotRunningError("the host of the run does not answer", hint="try again") from error
         if (problem := error_of(answer.error)) is not None:
             raise problem
 

@@ -14,6 +14,9 @@
     offers.HOST             Ask -> Offers      a host to a gateway: images that can be fetched
     keys, images            KeyChange, ImageChange -> Done   an operator to a gateway
     over.RUN                                   gateway to gateways: a result was stored, or removed
+    seek.HOST.RUN           Seek -> Found      which hosts could take a run?
+    move.HOST.FROM.LINK     Piece -> Verdict   host to host: a message of a run's move
+    take.HOST.FROM.RUN      Take -> Answer     host to host: the run that moved there is its work
 
 A decoder leaves out fields that it does not know, and those that are added have defaults: hosts and
 gateways of neighbouring versions understand each other.
@@ -146,10 +149,11 @@ class Registered(msgspec.Struct, kw_only=True):
 
 
 class Begin(msgspec.Struct, kw_only=True):
-    """A host has the run, given out for the `delivered`-th time."""
+    """A host has the run, given out for the `delivered`-th time; it may have moved from another."""
 
     token: str
     delivered: int
+    moved_from: str = ""
 
 
 class Verdict(msgspec.Struct, kw_only=True):
@@ -161,14 +165,15 @@ class Verdict(msgspec.Struct, kw_only=True):
 
 
 class Begun(msgspec.Struct, kw_only=True, tag="begun"):
-    """A host has begun, or `goes_on` though it was given the work once more. The work is given back
-    at `ack` if it dies.
+    """A host has begun, or `goes_on` though it was given the work once more, or with a run that
+    `moved_from` another one in its midst. The work is given back at `ack` if it dies.
     """
 
     token: str
     delivered: int
     ack: str
     goes_on: bool = False
+    moved_from: str = ""
 
 
 class Told(msgspec.Struct, kw_only=True, tag="told"):
@@ -265,9 +270,10 @@ class Cancel(msgspec.Struct, kw_only=True, tag="cancel"):
 
 
 class Answer(msgspec.Struct, kw_only=True):
-    """That something was done, or why not."""
+    """That something was done, or why not: if the run has `moved`, another host is to be asked."""
 
     error: Mapping[str, Any] | None = None
+    moved: bool = False
 
 
 class Beat(msgspec.Struct, kw_only=True):
@@ -292,6 +298,37 @@ class About(msgspec.Struct, kw_only=True):
     arch: str
     version: str
     images: list[bytes]
+
+
+class Seek(msgspec.Struct, kw_only=True):
+    """A host that is drained would give a run away."""
+
+    token: str
+
+
+class Found(msgspec.Struct, kw_only=True):
+    """Hosts that could have it, those with the most memory free first."""
+
+    hosts: list[str]
+
+
+class Take(msgspec.Struct, kw_only=True):
+    """The work that a run is which has moved, as far as it came, and the gateways that follow
+    it.
+    """
+
+    work: Work
+    delivered: int
+    ack: str
+    gateways: list[str]
+
+
+class Piece(msgspec.Struct, kw_only=True):
+    """The message `number` of a connection, from 1 on; 0 asks whether it is there, or `ends` it."""
+
+    number: int
+    data: bytes = b""
+    ends: bool = False
 
 
 class Wish(msgspec.Struct, kw_only=True):

@@ -173,6 +173,17 @@ class Mirror:
         self.host, self.ack, self.delivered = host, message.ack, message.delivered
         return not goes_on
 
+    def moved(self, host: str, message: Begun) -> bool:
+        """A host says that the run has moved there: whether that is so. The record goes on."""
+        if not message.moved_from or message.moved_from != self.host or host == self.host:
+            return False
+        if message.delivered != self.delivered or self.run.done.is_set():
+            return False
+        self.host, self.ack = host, message.ack or self.ack
+        self.ending = None
+        self._tail.clear()
+        return True
+
     def catch_up(self, stored: Run) -> None:
         """Take what is lacking of the record from the run as the fleet keeps it."""
         if not stored.record.has(self.position):  # of another attempt than what is here

@@ -16,6 +16,7 @@ from mayfly.fleet.worker import joined
 from mayfly.functions.service import Functions
 from mayfly.host.config import Config
 from mayfly.host.metrics import Metrics
+from mayfly.runs.moves.link import Machines
 from mayfly.runs.service import Service
 from mayfly.schema import Record
 
@@ -48,8 +49,11 @@ Served = tuple[Gateway, FleetFunctions, Measures, tuple[str, ...]]
 
 
 @contextlib.asynccontextmanager
-async def join(service: Service, functions: Functions, metrics: Metrics, place: Place) -> AsyncIterator[str]:
-    """Have a service work for the fleet too; gives the name that it has there.
+async def join(
+    service: Service, functions: Functions, metrics: Metrics, place: Place, machines: Machines | None = None
+) -> AsyncIterator[str]:
+    """Have a service work for the fleet too, whose `machines` move as usual if they are not given;
+    gives the name that it has there.
 
     Raises:
         FleetError, ConfigError: it cannot be joined.
@@ -57,7 +61,7 @@ async def join(service: Service, functions: Functions, metrics: Metrics, place: 
     name = place.named("host")
     async with (
         Engine.connect(place.urls, name, place.credentials) as engine,
-        joined(service, functions, metrics, engine, ack_wait_s=place.ack_wait_s),
+        joined(service, functions, metrics, engine, ack_wait_s=place.ack_wait_s, machines=machines),
     ):
         yield f"the fleet at {place.urls[0]}, as {name}"
 

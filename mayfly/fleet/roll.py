@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mayfly.errors import ImageError, UnknownLanguageError
-from mayfly.fleet.message import About, Beat, encode
+from mayfly.fleet.message import About, Beat, encode, name_of, token_of
 from mayfly.images.manifest import Manifest
 from mayfly.images.store import InstalledImage
 
@@ -124,6 +124,21 @@ class Roll:
             for host in self
             if host.about and host.about.arch == arch and host.beat and not host.beat.draining
         )
+
+    def others(self, name: str, arch: str, lang: str) -> list[str]:
+        """The hosts that could have a run of the host `name`: of the same version, with its image,
+        those with the most memory free first.
+        """
+        from_ = self._hosts.get(name)
+        version = from_.about.version if from_ and from_.about else ""
+        free = {
+            host.name: host.beat.memory_budget - host.beat.memory_used
+            for host in self
+            if host.name != name and host.about and host.beat and not host.beat.draining
+            if host.about.arch == arch and host.about.version == version
+            if any(token_of(name_of(image)) == lang for image in host.images)
+        }
+        return sorted(free, key=lambda host: -free[host])
 
     def totals(self) -> Totals:
         """What all have together."""

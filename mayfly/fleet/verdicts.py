@@ -11,9 +11,10 @@ from typing import Any
 from mayfly.errors import HostError
 from mayfly.fleet.engine import Bucket, Engine, Message, NobodyError, SilenceError
 from mayfly.fleet.follows import Follows
-from mayfly.fleet.message import ANY, Begin, Begun, Registered, Settle, Verdict, decode, encode, error_of
+from mayfly.fleet.message import ANY, Begin, Begun, Found, Registered, Seek, Settle, Verdict, decode, encode, error_of
 from mayfly.fleet.mirror import ending_of
 from mayfly.fleet.results import Results
+from mayfly.fleet.roll import Roll
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 3
@@ -25,8 +26,9 @@ SETTLE_S = 15.0
 class Verdicts:
     """Answers hosts, from the registry of runs and their results."""
 
-    def __init__(self, engine: Engine, registry: Bucket, results: Results, follows: Follows) -> None:
+    def __init__(self, engine: Engine, registry: Bucket, results: Results, follows: Follows, roll: Roll) -> None:
         self._engine, self._registry, self._results, self._follows = engine, registry, results, follows
+        self._roll = roll
 
     async def listen(self) -> None:
         """Answer from now on."""
@@ -34,6 +36,8 @@ class Verdicts:
         await engine.listen("begin.*.*", lambda message: self._reply(message, self._may_begin(message)), queue="gateways")
         await engine.listen(f"settle.{name}.*.*", lambda message: self._reply(message, self._settle(message)))
         await engine.listen(f"settle.{ANY}.*.*", lambda message: self._reply(message, self._settle(message)), queue="gateways")
+
+        await engine.listen("seek.*.*", lambda message: self._follows.spawn(self._find_room(message), "find room"), queue="gateways")
 
     def _reply(self, message: Message, work: Coroutine[Any, Any, str | None]) -> None:
         """Answer a host with the verdict; with `later` if there is none now: it asks again."""
@@ -61,8 +65,9 @@ class Verdicts:
                 return "done"
             if (host, asked.delivered) == (registered.host, registered.delivered):
                 return "go"
+            moved = bool(asked.moved_from) and (asked.moved_from, asked.delivered) == (registered.host, registered.delivered)
             registered.host, registered.delivered = host, asked.delivered
-            registered.attempts += 1
+            registered.attempts += not moved
             if registered.attempts > ATTEMPTS:
                 error = HostError(f"{ATTEMPTS} hosts began the run, and none ended it", hint="look at the hosts' logs")
                 await self._follows.give_up(registered, error)
@@ -71,6 +76,16 @@ class Verdicts:
                 stored, entry = await asyncio.gather(self._results.has(run_id), self._registry.get(run_id))
                 return "done" if stored or entry is None else "go"  # who ended it meanwhile did not know of this host
         return None
+
+    async def _find_room(self, message: Message) -> None:
+        """A host would give a run away: say which others could have it."""
+        _, host, run_id = message.subject.split(".")
+        entry = await self._registry.get(run_id)
+        registered = decode(entry.value, type=Registered) if entry else None
+        hosts = []
+        if registered is not None and registered.token == decode(message.data, type=Seek).token:
+            hosts = self._roll.others(host, registered.arch, registered.lang)
+        await self._engine.send(message.reply, encode(Found(hosts=hosts)))
 
     async def _settle(self, message: Message) -> str | None:
         """A host has ended a run: whether that is its result."""
@@ -95,6 +110,8 @@ class Verdicts:
         if (host, said.delivered) != (mirror.host, mirror.delivered):
             if said.delivered < mirror.delivered:
                 return "done"
+            if said.delivered == mirror.delivered:  # it has moved there
+                await self._follows.look_for(follow)
             self._follows.begun(follow, host, Begun(token=said.token, delivered=said.delivered, ack=""))
             await self._follows.attach(follow)
         with contextlib.suppress(TimeoutError):

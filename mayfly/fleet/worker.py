@@ -6,11 +6,12 @@ is a result, whatever it is.
 """
 
 import asyncio
+import collections
 import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from typing import Any
 
 from mayfly import __version__
@@ -31,6 +32,7 @@ from mayfly.fleet.feed import Feed
 from mayfly.fleet.fetch import Fetches
 from mayfly.fleet.functions.host import HostFunctions
 from mayfly.fleet.functions.messages import CREATING
+from mayfly.fleet.leaving import Leaving
 from mayfly.fleet.message import (
     ANY,
     About,
@@ -62,9 +64,11 @@ from mayfly.host.metrics import Metrics
 from mayfly.host.plan import want_machine
 from mayfly.host.snippet import Terminal
 from mayfly.images.store import InstalledImage
+from mayfly.runs.moves.link import Machines
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from mayfly.runs.stdin import StdinWriter
+from mayfly.schema import replace
 from mayfly.snapshots.making import find_base
 
 log = logging.getLogger(__name__)
@@ -79,11 +83,23 @@ LATER_S = 0.25
 CLOSE_S = 5.0
 """For giving back what is under way when the host stops."""
 RUNS_PER_CPU = 4
+GONE = 1000
+"""Runs that moved away of which that is remembered."""
 WARM, COLD, FETCH = 0, 4, 8
 """Priorities: hosts that have a language's base are served first, and last those that
 must fetch its image.
 """
-ELSEWHERE = ("kvm_failed", "kvm_unavailable", "host_failed", "network_failed", "zygote_lost", "boot_failed", "stopping", "image_broken")
+ELSEWHERE = (
+    "kvm_failed",
+    "kvm_unavailable",
+    "host_failed",
+    "network_failed",
+    "zygote_lost",
+    "boot_failed",
+    "stopping",
+    "image_broken",
+    "move_failed",
+)
 """Codes of errors that are this host's: other hosts may do better."""
 
 
@@ -99,12 +115,22 @@ class Active:
         self.unwanted = False
         self.received: dict[str, int] = {}
         self.writing = asyncio.Lock()
+        self.given_away = False
 
 
 class Worker:
     """The adapter between a service and the fleet. `engine` is connected under the host's name."""
 
-    def __init__(self, service: Service, functions: Functions, metrics: Metrics, engine: Engine, *, ack_wait_s: float) -> None:
+    def __init__(
+        self,
+        service: Service,
+        functions: Functions,
+        metrics: Metrics,
+        engine: Engine,
+        *,
+        ack_wait_s: float,
+        machines: Machines | None = None,
+    ) -> None:
         self._service = service
         self._metrics = metrics
         self._engine = engine
@@ -124,12 +150,15 @@ class Worker:
         self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._most = RUNS_PER_CPU * len(os.sched_getaffinity(0))
+        self._gone: collections.deque[str] = collections.deque(maxlen=GONE)
+        self._leaving = Leaving(self, service, engine, machines)
 
-    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
         """Do something beside."""
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
+        return task
 
     def _finished(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
@@ -152,6 +181,7 @@ class Worker:
         await engine.listen(f"measure.{name}", lambda message: self.spawn(engine.send(message.reply, self._metrics.text()), "measure"))
         await engine.listen(f"wish.{name}", lambda message: self.spawn(self._obey(message), "wish"))
         await self._functions.listen()
+        await self._leaving.begin()
         await engine.listen_for_work(self._delivered)
         engine.on_return.append(self._returned)
         self._service.admission.on_room.append(self._refill)
@@ -296,8 +326,13 @@ class Worker:
         work = active.work
         await self._tell(active, work.gateway, self._begun(active))
         self._feed(active, work.gateway).begin()
+        await self._ask_whether_right(active)
+
+    async def _ask_whether_right(self, active: Active, moved_from: str = "") -> bool:
+        """Ask a gateway; False, and the run is ended, if it is not to go on here."""
+        work = active.work
         for _ in range(3):
-            question = encode(Begin(token=work.token, delivered=active.delivery.delivered))
+            question = encode(Begin(token=work.token, delivered=active.delivery.delivered, moved_from=moved_from))
             try:
                 answer = await self._engine.ask(f"begin.{self._host}.{work.id}", question)
             except (NobodyError, SilenceError):
@@ -307,8 +342,9 @@ class Worker:
             if verdict == "done":
                 await self._drop(active)
             if verdict != "later":
-                return
+                return verdict != "done"
             await asyncio.sleep(LATER_S)
+        return True
 
     async def _drop(self, active: Active) -> None:
         """The fleet has a result of the run already, or does not want one."""
@@ -329,11 +365,47 @@ class Worker:
     async def _tell(self, active: Active, gateway: str, message: ToGateway) -> None:
         await self._engine.send(f"gw.{gateway}.{self._host}.{active.work.id}", encode(message))
 
+    # Runs that move
+
+    def active(self) -> list[Active]:
+        """The runs that this host has."""
+        return list(self._active.values())
+
+    async def let_go(self, active: Active) -> None:
+        """Another host has the run."""
+        active.given_away = True
+        for feed in active.feeds.values():
+            feed.close()
+        self._active.pop(active.work.id, None)
+        self._gone.append(active.work.id)
+        if active.run is not None:
+            await self._service.leave(active.run)
+            self._service.runs.drop(active.run)
+
+    async def adopt(self, work: Work, delivery: Delivery, run: Run, host: str, gateways: Iterable[str]) -> None:
+        """Have a run that moved here from `host`, in whose midst those gateways are."""
+        if work.id in self._active:
+            return
+        self._active[work.id] = active = Active(work, delivery)
+        active.run = run
+        self.spawn(self._await_end(active, run), f"await {run.id}")
+        log.info("run %s: host %s has it from %s, delivery %d", run.id, self._host, host, delivery.delivered)
+        if await self._ask_whether_right(active, moved_from=host):
+            begun = replace(self._begun(active), moved_from=host)
+            for gateway in {work.gateway, *gateways}:
+                await self._tell(active, gateway, begun)
+
+    async def _await_end(self, active: Active, run: Run) -> None:
+        await self._service.settled(run)
+        self._over(active)
+
     # The end
 
     def _over(self, active: Active) -> None:
         """The service is done with a run."""
         run = active.run
+        if active.given_away:
+            return
         assert run is not None  # noqa: S101 (it was started)
         error = run.outcome.error
         stopped = self._service.stopping and isinstance(error, RunEndedError)
@@ -384,8 +456,8 @@ class Worker:
             return
         if active is None or active.run is None:
             if message.reply:
-                over = to_wire(RunEndedError("the run is over"))
-                self.spawn(self._engine.send(message.reply, encode(Answer(error=over))), "answer")
+                over = Answer(error=to_wire(RunEndedError("the run is over")), moved=message.subject.rpartition(".")[2] in self._gone)
+                self.spawn(self._engine.send(message.reply, encode(over)), "answer")
             return
         match said:
             case Attach():
@@ -429,6 +501,7 @@ class Worker:
         self._draining = decode(message.data, type=Wish).drain
         log.info("fleet: this host %s", "takes no more runs" if self._draining else "takes runs")
         await self._engine.send(message.reply, encode(Answer()))
+        self._leaving.drain(self._draining)
         await self._send_beat()
         self._refill()
 
@@ -479,9 +552,13 @@ class Worker:
 
 
 @contextlib.asynccontextmanager
-async def joined(service: Service, functions: Functions, metrics: Metrics, engine: Engine, *, ack_wait_s: float) -> AsyncIterator[Worker]:
-    """Be one of the fleet's hosts while the block is under way."""
-    worker = Worker(service, functions, metrics, engine, ack_wait_s=ack_wait_s)
+async def joined(
+    service: Service, functions: Functions, metrics: Metrics, engine: Engine, *, ack_wait_s: float, machines: Machines | None = None
+) -> AsyncIterator[Worker]:
+    """Be one of the fleet's hosts while the block is under way. `machines` are how its machines
+    move, if not as usual.
+    """
+    worker = Worker(service, functions, metrics, engine, ack_wait_s=ack_wait_s, machines=machines)
     await worker.begin()
     try:
         yield worker

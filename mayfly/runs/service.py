@@ -407,6 +407,10 @@ class Service:
             task.cancel()
             await asyncio.wait([task])
 
+    async def leave(self, run: Run) -> None:
+        """End what is left here of a run that went elsewhere, where it goes on."""
+        await self._end(run, _stopping(run))
+
     async def forget(self, run_id: str) -> None:
         """End a run if it is under way, and keep nothing of it. An unknown id is fine."""
         try:

@@ -20,6 +20,7 @@ from mayfly.fleet.server import LocalServer
 from mayfly.host.listen import open_doors
 from mayfly.host.metrics import Metrics
 from mayfly.host.sockets import claim
+from mayfly.runs.moves.link import Machines
 from mayfly.runs.service import Service
 from tests.kit.api_fakes import factory, small_config
 
@@ -54,7 +55,7 @@ class Fleet:
         """For one who comes by that name."""
         return Place(urls=(self.server.url,), name=name, ack_wait_s=ACK_WAIT_S, credentials=self.credentials(name))
 
-    async def add_host(self, name: str, **changes: Any) -> Service:
+    async def add_host(self, name: str, machines: Callable[[Service], Machines] | None = None, **changes: Any) -> Service:
         """Have a host join."""
         joined: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
         self.leaving[name] = leave = asyncio.Event()
@@ -65,7 +66,7 @@ class Fleet:
             async with (
                 Service(config, factory(), sockets=None, observer=metrics) as service,
                 functions_beside(service) as functions,
-                join(service, functions, metrics, self.place(name)),
+                join(service, functions, metrics, self.place(name), machines and machines(service)),
             ):
                 joined.set_result(service)
                 await leave.wait()

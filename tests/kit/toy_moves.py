@@ -59,7 +59,7 @@ class World:
 class ToyProcess:
     """A vmm process whose guest counts on standard output until it has read `quit` or counted to
     the number in its source, and writes what it reads to standard error; slowly, if that number is
-    below 0. All of it is `state`.
+    below 0, where it never comes, or behind a `~`. All of it is `state`.
     """
 
     phases: dict[str, float] = {}  # noqa: RUF012 (never written)
@@ -149,7 +149,7 @@ class ToyProcess:
     async def _pump(self) -> None:
         while True:
             await self._going.wait()
-            slow = self.state["source"].startswith(b"-")
+            slow = self.state["source"].startswith((b"-", b"~"))
             idle = not self._sent and not self.state["out"]
             await asyncio.sleep(PACE_S if slow and idle else 0)
             if not self._going.is_set():
@@ -197,7 +197,7 @@ class ToyProcess:
 
     def _tick(self) -> None:
         state = self.state
-        if state["said"] == b"quit" or state["n"] == int(state["source"] or b"-1"):
+        if state["said"] == b"quit" or state["n"] == int(state["source"].lstrip(b"~") or b"-1"):
             state["ticking"] = False
             self._put(p.Exit(state["steps"] - 1, p.ExitHow.EXITED, 0, p.Limit.NONE, 1, 1, 1, (False, False)))
             self._put(p.Done())

@@ -60,7 +60,7 @@ class HostFunctions:
         arch: str,
         *,
         room: Callable[[], int],
-        spawn: Callable[[Coroutine[Any, Any, None], str], None],
+        spawn: Callable[[Coroutine[Any, Any, None], str], object],
         over: Callable[[], None],
     ) -> None:
         self._functions, self._engine, self._arch, self._room, self._spawn, self._over = functions, engine, arch, room, spawn, over

@@ -1,0 +1,154 @@
+"""How a host that is drained gives its long runs to other hosts, with their machines
+(docs/moves.md), and how it takes those of others.
+
+The run's machine moves first. Then the other host is told which work of the fleet that run is, and
+says in the registry and to the gateways that it has it; the record goes on there from the same
+position. Until then this host follows the run as any server does whose run has moved, so nothing is
+lost if the other one never says so.
+"""
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from mayfly.errors import MayflyError, NotMovableError, ServerLostError, to_wire
+from mayfly.fleet.engine import Delivery, Engine, Message, NobodyError, SilenceError
+from mayfly.fleet.links import HostLink, Links
+from mayfly.fleet.message import Answer, Found, Seek, Take, decode, encode, error_of
+from mayfly.runs.moves.desk import Moves, follow
+from mayfly.runs.moves.link import Link, Machines
+from mayfly.runs.moves.machines import HostMachines
+from mayfly.runs.run import Run
+from mayfly.runs.service import Service
+
+if TYPE_CHECKING:
+    from mayfly.fleet.worker import Active, Worker
+
+log = logging.getLogger(__name__)
+LONG_S = 3.0
+"""Runs that end within this time of a drain are not moved."""
+AGAIN_S = 2.0
+"""Until it is tried again to move what could not be: room comes and goes."""
+TAKE_TRIES = 5
+
+
+class Leaving:
+    """Gives the runs of a worker away, and takes others' runs for it."""
+
+    def __init__(self, worker: "Worker", service: Service, engine: Engine, machines: Machines | None = None) -> None:
+        self._worker = worker
+        self._service = service
+        self._engine = engine
+        self._moves = Moves(service, machines or HostMachines(service))
+        self._links = Links(engine, self._serve, worker.spawn)
+        self._draining: asyncio.Task[None] | None = None
+        self._staying: set[str] = set()
+
+    async def begin(self) -> None:
+        """Take what other hosts give."""
+        name = self._engine.name
+        await self._engine.listen(f"move.{name}.*.*", self._links.heard)
+        await self._engine.listen(f"take.{name}.*.*", lambda message: self._worker.spawn(self._take(message), "take a run"))
+
+    async def _serve(self, link: HostLink) -> None:
+        try:
+            await self._moves.serve(link)
+        except MayflyError as error:
+            log.info("fleet: the connection of %s: %s", link.to, error)
+
+    # Giving
+
+    def drain(self, wanted: bool) -> None:
+        """Begin to give runs away, or stop that."""
+        if self._draining is not None:
+            self._draining.cancel()
+            self._draining = None
+        if wanted:
+            self._draining = self._task(self._drain())
+
+    def _task(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        return self._worker.spawn(work, "drain")
+
+    async def _drain(self) -> None:
+        await asyncio.sleep(LONG_S)
+        while True:
+            for active in self._worker.active():
+                if active.run is not None and not active.run.done.is_set() and active.run.id not in self._staying:
+                    await self._move(active, active.run)
+            await asyncio.sleep(AGAIN_S)
+
+    async def _move(self, active: "Active", run: Run) -> None:
+        """Move a run to the first host that takes it, if one does."""
+        if run.is_interactive:  # what is typed finds its way to one host alone
+            self._stay(run, "it is interactive")
+            return
+        for host in await self._seek(active, run):
+            try:
+                going = self._moves.begin(run, partial(self._connect, host), to=host)
+            except NotMovableError as error:
+                self._stay(run, error.message)
+                return
+            except MayflyError:  # it has no machine yet, or none any more
+                return
+            try:
+                moved = await follow(going)
+            except MayflyError as error:
+                log.info("run %s: host %s does not take it: %s", run.id, host, error)
+            else:
+                log.info("run %s: moved from host %s to %s, stood still for %.3f s", run.id, self._engine.name, host, moved.pause_s)
+                await self._hand_over(active, run, host)
+                return
+            if run.done.is_set():
+                return
+
+    def _stay(self, run: Run, why: str) -> None:
+        log.info("run %s: stays at host %s: %s", run.id, self._engine.name, why)
+        self._staying.add(run.id)
+
+    async def _seek(self, active: "Active", run: Run) -> list[str]:
+        """The hosts that may have room for a run, as a gateway knows them."""
+        try:
+            answer = await self._engine.ask(f"seek.{self._engine.name}.{run.id}", encode(Seek(token=active.work.token)))
+        except (NobodyError, SilenceError) as error:
+            log.info("run %s: no gateway knows where it could go: %r", run.id, error)
+            return []
+        return decode(answer, type=Found).hosts
+
+    async def _connect(self, host: str) -> Link:
+        return self._links.connect(host)
+
+    async def _hand_over(self, active: "Active", run: Run, host: str) -> None:
+        """The machine is there: tell the host which work that is, and be done with the run."""
+        delivery = active.delivery
+        take = Take(work=active.work, delivered=delivery.delivered, ack=delivery.ack, gateways=list(active.feeds))
+        for _ in range(TAKE_TRIES):
+            try:
+                answer = decode(await self._engine.ask(f"take.{host}.{self._engine.name}.{run.id}", encode(take)), type=Answer)
+            except SilenceError:
+                continue
+            except NobodyError:
+                break
+            if (problem := error_of(answer.error)) is None:
+                await self._worker.let_go(active)
+                return
+            log.warning("run %s: host %s has its machine, but: %s", run.id, host, problem)
+            break
+        log.warning("run %s: follows host %s to its end", run.id, host)
+
+    # Taking
+
+    async def _take(self, message: Message) -> None:
+        """A run that came from another host is the fleet's work."""
+        _, _, host, run_id = message.subject.split(".")
+        said = decode(message.data, type=Take)
+        answer = Answer()
+        try:
+            run = self._service.get(run_id)
+            if said.work.id != run_id:
+                raise ServerLostError("the work is of another run")
+            await self._worker.adopt(said.work, Delivery(b"", said.ack, said.delivered), run, host, said.gateways)
+        except MayflyError as error:
+            answer = Answer(error=to_wire(error))
+        await self._engine.send(message.reply, encode(answer))

@@ -1,0 +1,205 @@
+"""A host that is drained gives its long runs to another host, in whose midst they go on; readers at
+the gateways see each byte once.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from mayfly.errors import ServerLostError
+from mayfly.fleet import leaving
+from mayfly.fleet.engine import Engine
+from mayfly.fleet.links import HostLink, Links
+from mayfly.fleet.operate import wait_until_idle, wish
+from mayfly.runs.moves.link import Machines
+from mayfly.runs.moves.messages import Commit, Events, Ready
+from mayfly.runs.service import Service
+from tests.kit import toy_moves
+from tests.kit.api_fakes import install_toys
+from tests.kit.fleet_kit import Fleet, in_fleet, until
+from tests.kit.toy_moves import ToyMachines, World, counted, play_toys
+from tests.unit.fleet.test_fleet import JSONL, output, start
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install_toys(monkeypatch, tmp_path)
+    monkeypatch.setattr(leaving, "LONG_S", 0.0)
+    monkeypatch.setattr(leaving, "AGAIN_S", 0.05)
+    monkeypatch.setattr(toy_moves, "PACE_S", 0.05)
+
+
+async def add(fleet: Fleet, name: str, world: World, fails: str = "") -> Service:
+    """A host whose guests are toys that count, and can move."""
+    service = await fleet.add_host(name, machines=lambda service: ToyMachines(service, world, fails), run_wall_s=WALL_S)
+    play_toys(service, world)
+    return service
+
+
+async def follow(client: aiohttp.ClientSession, run_id: str, seen: list[dict[str, Any]]) -> None:
+    async with client.get(f"/runs/{run_id}/events", headers=JSONL) as answer:
+        async for line in answer.content:
+            seen.append(json.loads(line))
+
+
+async def operate(fleet: Fleet, work: Callable[[Engine], Any]) -> None:
+    async with Engine.connect((fleet.server.url,), "operator") as engine:
+        await work(engine)
+
+
+WALL_S = 200.0
+drain = partial(wish, name="h1", drain=True)
+
+
+def test_a_drained_host_gives_its_runs_away() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        world = World()
+        h1 = await add(fleet, "h1", world)
+        async with fleet.gateway("g1") as one, fleet.gateway("g2") as two:
+            for way in (one, two):
+                await fleet.until_hosts(way, 1)
+            ids = [await start(one.client, f"~{number}") for number in (120, 140)]
+            seen: list[list[dict[str, Any]]] = [[], [], [], []]
+            readers = [
+                asyncio.create_task(follow(way.client, run_id, into))
+                for (way, run_id), into in zip([(way, run_id) for way in (one, two) for run_id in ids], seen, strict=True)
+            ]
+            await until(lambda: all("5\n" in output(each) for each in seen), 120)
+            h2 = await add(fleet, "h2", world)
+            for way in (one, two):
+                await fleet.until_hosts(way, 2)
+            await operate(fleet, drain)
+            await operate(fleet, lambda engine: wait_until_idle(engine, "h1", 200))
+            assert h1.under_way == 0
+            assert {run.id for run in h2.runs} == set(ids)
+            async with two.client.post(f"/runs/{ids[1]}/signal", json={"signal": "SIGUSR1"}) as answer:
+                assert answer.status == 204, await answer.text()
+            await fleet.remove_host("h1")
+            await asyncio.gather(*readers)
+            for each in seen:
+                assert not [event for event in each if event["event"] == "attempt"]
+                assert each[-1]["event"] == "done"
+            for run_id, way in ((run_id, way) for run_id in ids for way in (one, two)):
+                async with way.client.get(f"/runs/{run_id}") as answer:
+                    found = await answer.json()
+                assert found["status"] == "ok", found["error"]
+                assert counted(found["steps"][1]["stdout"]) == {ids[0]: 120, ids[1]: 140}[run_id]
+            assert [counted(output(each)) for each in seen] == [120, 140, 120, 140]
+            assert "<10>" in found["steps"][1]["stderr"]
+
+    in_fleet(scenario, limit_s=280)
+
+
+@pytest.mark.parametrize("fails", ["receive", "nobody"])
+def test_a_run_that_nobody_takes_goes_on(fails: str) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        world = World()
+        h1 = await add(fleet, "h1", world)
+        if fails != "nobody":
+            await add(fleet, "h2", world, fails)
+        async with fleet.gateway("g1") as way:
+            await fleet.until_hosts(way, len(fleet.hosts))
+            ids: list[str] = []
+            while not (here := [run.id for run in h1.runs]):  # either host may get it
+                ids.append(await start(way.client, "~80"))
+                await until(lambda: {run.id for host in fleet.hosts.values() for run in host.runs} == set(ids))
+            run_id = here[0]
+            seen: list[dict[str, Any]] = []
+            reader = asyncio.create_task(follow(way.client, run_id, seen))
+            await until(lambda: "5\n" in output(seen), 120)
+            await operate(fleet, drain)
+            await reader
+            assert seen[-1]["event"] == "done"
+            assert counted(output(seen)) == 80
+            assert h1.get(run_id).done.is_set()
+
+    in_fleet(scenario, limit_s=280)
+
+
+def test_a_host_that_is_undrained_keeps_its_runs() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        world = World()
+        machines: list[ToyMachines] = []
+
+        def endless(service: Service) -> Machines:
+            machines.append(ToyMachines(service, world))
+            machines[-1].endless = True
+            return machines[-1]
+
+        h1 = await fleet.add_host("h1", machines=endless, run_wall_s=WALL_S)
+        play_toys(h1, world)
+        async with fleet.gateway("g1") as way:
+            await fleet.until_hosts(way, 1)
+            run_id = await start(way.client, "~80")
+            await until(lambda: any(run.exchange is not None for run in h1.runs))
+            await add(fleet, "h2", world)
+            await fleet.until_hosts(way, 2)
+            await operate(fleet, drain)
+            run = h1.get(run_id)
+            await until(lambda: run.moving is not None)
+            await operate(fleet, lambda engine: wish(engine, "h1", drain=False))
+            await until(lambda: run.moving is None)
+            seen: list[dict[str, Any]] = []
+            await follow(way.client, run_id, seen)
+            assert counted(output(seen)) == 80
+            assert run.elsewhere is None
+
+    in_fleet(scenario, limit_s=280)
+
+
+def test_a_connection_between_hosts() -> None:
+    """Messages come in order and once, each is waited for, and both ends see when it is over."""
+
+    async def scenario(fleet: Fleet) -> None:
+        async with (
+            Engine.connect((fleet.server.url,), "h1") as h1,
+            Engine.connect((fleet.server.url,), "h2") as h2,
+        ):
+            tasks: set[asyncio.Task[None]] = set()
+            come: asyncio.Queue[HostLink] = asyncio.Queue()
+
+            def spawn(work: Any, name: str) -> "asyncio.Task[None]":
+                task = asyncio.create_task(work, name=name)
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+                return task
+
+            one, two = Links(h1, come.put, spawn), Links(h2, come.put, spawn)
+            await h1.listen("move.h1.*.*", one.heard)
+            await h2.listen("move.h2.*.*", two.heard)
+            here = one.connect("h2")
+            sending = asyncio.create_task(here.send(Commit()))
+            there = await come.get()
+            assert not sending.done()  # not before it was taken
+            assert isinstance(await there.receive(), Commit)
+            await sending
+            answered = asyncio.create_task(there.send(Ready()))
+            assert isinstance(await here.receive(), Ready)
+            await answered
+            for number in range(20):
+                sending = asyncio.create_task(here.send(Events(events=())))
+                assert isinstance(await there.receive(), Events), number
+                await sending
+            await there.close()
+            with pytest.raises(ServerLostError):
+                await here.receive()
+            with pytest.raises(ServerLostError):
+                await here.send(Commit())
+            nobody = one.connect("h3")
+            with pytest.raises(ServerLostError):
+                await nobody.send(Commit())
+            late = one.connect("h2")
+            sending = asyncio.create_task(late.send(Commit()))
+            forgotten = await come.get()
+            await forgotten.close()
+            with pytest.raises(ServerLostError):
+                await sending
+            await asyncio.gather(*tasks)
+
+    in_fleet(scenario)
