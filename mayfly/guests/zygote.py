@@ -11,9 +11,10 @@ from typing import Self
 import mayfly
 from mayfly.errors import ConfigError, HostError, ZygoteLostError
 from mayfly.protocol.report import pack, unpack
+from mayfly.protocol.spawning import MESSAGE_LIMIT, Reaped, Signal, Spawn
 from mayfly.schema import msgspec
 from mayfly.vmm.config import MachineConfig
-from mayfly.vmm.process.zygote import MESSAGE_LIMIT, Reaped, Signal, Spawn, load, main
+from mayfly.vmm.process.zygote import load, main
 
 CONTROL_FD = 3  # Of a zygote that is another Python, its end of the pair
 START = "import sys; from mayfly.vmm.process.zygote import main; main(int(sys.argv[1]), int(sys.argv[2]))"

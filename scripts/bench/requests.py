@@ -35,8 +35,8 @@ from mayfly.guests.zygote import Zygote
 from mayfly.host.config import Config
 from mayfly.protocol import frames
 from mayfly.protocol.report import End, Ended, Running, encode, pack, unpack
+from mayfly.protocol.spawning import MESSAGE_LIMIT, Reaped, Signal, Spawn
 from mayfly.units import MIB
-from mayfly.vmm.process.zygote import MESSAGE_LIMIT, Reaped, Signal, Spawn
 from tests.kit.api_fakes import MARKER, install_toys
 from tests.kit.processor_time import processor_s
 

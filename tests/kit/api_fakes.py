@@ -23,9 +23,9 @@ from mayfly.guests.zygote import Zygote
 from mayfly.host.config import Config
 from mayfly.images import manifest
 from mayfly.protocol.report import pack
+from mayfly.protocol.spawning import Reaped
 from mayfly.units import MIB
 from mayfly.vmm.config import MachineConfig
-from mayfly.vmm.process.zygote import Reaped
 
 ROOT = Path(__file__).parents[2]
 MARKER = "ab" * 32

@@ -15,8 +15,8 @@ import threading
 from pathlib import Path
 
 from mayfly.protocol.report import pack
+from mayfly.protocol.spawning import Reaped
 from mayfly.vmm.config import MachineConfig
-from mayfly.vmm.process.zygote import Reaped
 from tests.kit.api_fakes import MARKER, ROOT, FakeZygote
 
 MESSAGE = 8192

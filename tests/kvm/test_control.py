@@ -25,12 +25,12 @@ from mayfly.protocol.control import (
     Stats,
 )
 from mayfly.protocol.report import End, pack
+from mayfly.protocol.spawning import Reaped
 from mayfly.schema import replace
 from mayfly.units import MIB
 from mayfly.vmm.config import Channel, Layer, MachineConfig
 from mayfly.vmm.devices.virtio.registers import Register
 from mayfly.vmm.process.requests import serve
-from mayfly.vmm.process.zygote import Reaped
 from mayfly.vmm.snapshot import FILES, MEMORY
 from tests.kit import tiny
 from tests.kit.control_client import ControlClient

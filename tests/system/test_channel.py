@@ -17,10 +17,10 @@ from mayfly import paths
 from mayfly.guests.zygote import Zygote
 from mayfly.protocol import frames as p
 from mayfly.protocol.report import Ended
+from mayfly.protocol.spawning import Reaped
 from mayfly.schema import replace
 from mayfly.units import MIB
 from mayfly.vmm.config import CHANNEL_PORT, Channel, MachineConfig, NetworkBackend, NetworkConfig
-from mayfly.vmm.process.zygote import Reaped
 from tests.kit import net_kit, toy
 from tests.kit.agent_process import PATIENCE_S, AgentChannel, shell
 from tests.kit.net_kit import ip, make_tap

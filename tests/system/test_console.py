@@ -17,9 +17,9 @@ import pytest
 
 from mayfly import paths
 from mayfly.guests.zygote import Zygote
+from mayfly.protocol.spawning import Reaped
 from mayfly.units import MIB
 from mayfly.vmm.config import Channel, MachineConfig
-from mayfly.vmm.process.zygote import Reaped
 from tests.kit import toy
 from tests.kit.scale import scaled
 from tests.kit.spawned import Spawned

@@ -1,9 +1,7 @@
 """The zygote: a warm, single-threaded process that forks one vmm process per machine.
 
 It holds no KVM descriptor (KVM binds a VM to the address space that made it), and has neither
-asyncio nor aiohttp. It talks with its client (`guests/zygote.py`) over a SOCK_SEQPACKET pair, one
-message (`report.pack`) a packet: `Spawn`, with descriptors, and `Signal` to the zygote, `Reaped`
-from it.
+asyncio nor aiohttp. Its client is `guests/zygote.py`.
 
 A machine that cannot be forked is reaped all the same, and its report says why. When
 either end of the pair is closed, or the client dies, the zygote ends; when the zygote ends, so do
@@ -21,34 +19,9 @@ from collections import deque
 
 from mayfly.errors import HostError, MayflyError
 from mayfly.protocol.report import End, Ended, pack, unpack
-from mayfly.schema import Record, msgspec
+from mayfly.protocol.spawning import DESCRIPTORS, MESSAGE_LIMIT, NOBODY, NOT_FORKED, Reaped, Signal, Spawn
+from mayfly.schema import msgspec
 from mayfly.vmm.kvm.prctl import prctl
-
-MESSAGE_LIMIT = 64 * 1024
-DESCRIPTORS = 3  # Of a machine: its ends of the channel, the report pipe and the control socket
-NOT_FORKED = 1  # Status of a machine that never had a process
-NOBODY = 0  # No machine has this number: for a message that does not tell its machine's
-
-
-class Spawn(Record, tag="spawn", frozen=True, kw_only=True):
-    """Fork a vmm process; `config` is a MachineConfig, which that process alone decodes."""
-
-    machine: int
-    config: msgspec.Raw
-
-
-class Signal(Record, tag="signal", frozen=True, kw_only=True):
-    """Send the vmm process of `machine` a signal, if it still has one."""
-
-    machine: int
-    number: int
-
-
-class Reaped(Record, tag="reaped", frozen=True, kw_only=True):
-    """The vmm process of `machine` is gone; `status`: exit code, or minus the signal."""
-
-    machine: int
-    status: int
 
 
 def main(control_fd: int, client: int) -> None:

@@ -6,8 +6,8 @@ import socket
 
 from mayfly.guests.spawner import READ_SIZE, Spawner
 from mayfly.guests.zygote import Zygote
+from mayfly.protocol.spawning import Reaped
 from mayfly.vmm.config import MachineConfig
-from mayfly.vmm.process.zygote import Reaped
 
 
 class Idle(Zygote):
