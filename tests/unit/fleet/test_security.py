@@ -10,6 +10,7 @@ import click
 import pytest
 import yaml
 
+from mayfly.cli.fleet import drain
 from mayfly.cli.main import gateway, serve
 from mayfly.errors import ConfigError, FleetError
 from mayfly.fleet import engine, tokens
@@ -124,6 +125,6 @@ def test_the_manifests_name_options_that_there_are() -> None:
     documents = list(yaml.safe_load_all((ROOT / "examples/fleet/kubernetes.yaml").read_text()))
     assert [one["kind"] for one in documents] == ["ConfigMap", "Service", "StatefulSet", "StatefulSet", "Service", "DaemonSet"]
     texts = [(ROOT / "examples/fleet" / name).read_text() for name in ("kubernetes.yaml", "hosts.nomad.hcl")]
-    flags = [flag for command in (serve, gateway) for flag in command.get_params(click.Context(command))]
+    flags = [flag for command in (serve, gateway, drain) for flag in command.get_params(click.Context(command))]
     known = {option for flag in flags for option in flag.opts}
     assert set(re.findall(r"(?<![-\w])--[a-z][a-z-]+", "".join(texts))) <= known
