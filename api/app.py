@@ -243,6 +243,7 @@ async def on_host(
         contextlib.AsyncExitStack() as opened,
     ):
         service.warm_up(config.languages)
+        service.go_on()
         functions.begin()
         others = [await opened.enter_async_context(gateway(config, functions)) for gateway in gateways]
         if join is not None:

@@ -19,8 +19,8 @@ from mayfly.api.requests import Query, Signalling, parse_fields, parse_object
 from mayfly.errors import BusyError, RequestError, UnprocessableError, to_wire
 from mayfly.host.snippet import Terminal
 from mayfly.runs import render
-from mayfly.runs.record import START, Position, Reader, Record, RunEvent
-from mayfly.runs.result import AnyEvent, DoneEvent, describe
+from mayfly.runs.record import START, Position, Reader, Record, Restored, RunEvent
+from mayfly.runs.result import AnyEvent, DoneEvent, describe, id_of
 from mayfly.runs.run import Run
 from mayfly.runs.runner import Runner
 from mayfly.runs.stdin import StdinWriter
@@ -155,35 +155,35 @@ def make_renderer(run: Run, kind: str, after: Position, *, result: bool = False)
     """What renders the events behind `after` as the media type `kind`."""
 
     def write(event: RunEvent, position: Position) -> bytes:
-        value, name = _value(run, event, result=result), _name(position)
+        value, id_ = _value(run, event, result=result), id_of(position, len(run.record.lives))
         if kind == SSE:
-            return b"id: %b\ndata: %b\n\n" % (name.encode(), render.dump(value))
-        return render.dump(replace(value, id=name)) + b"\n"
+            return b"id: %b\ndata: %b\n\n" % (id_.encode(), render.dump(value))
+        return render.dump(replace(value, id=id_)) + b"\n"
 
     return render.Renderer(Reader(run.record, text=True, after=after, size=OUTPUT), write, PIECE)
-
-
-def _name(position: Position) -> str:
-    """The id of the event in front of a position."""
-    return f"{position.span}-{position.offset}"
 
 
 def _value(run: Run, event: RunEvent, *, result: bool) -> AnyEvent:
     """An event as clients get it; the last one has the run's result if `result`."""
     value = describe(event)
+    if isinstance(event, Restored):
+        return replace(value, after=id_of(event.mark.position, len(run.record.lives)))
     return replace(value, result=run.result()) if result and isinstance(value, DoneEvent) else value
 
 
 def find_position(name: str, record: Record) -> Position:
-    """The position that an event's id names, or START if there is none.
+    """The position that an event's id names, or START if there is none. One of a record that was
+    lost is behind what is left of that.
 
     Raises:
         UnprocessableError: the run had no such event.
     """
     if not name:
         return START
-    found = re.fullmatch(r"([0-9]{1,15})-([0-9]{1,15})", name)
+    found = re.fullmatch(r"([0-9]{1,15})-([0-9]{1,15})(?:\.([0-9]{1,3}))?", name)
     position = Position(int(found[1]), int(found[2])) if found else START
+    if found and int(found[3] or 0) < len(record.lives):
+        position = min(position, record.lives[int(found[3] or 0)])
     if not found or not record.has(position):
         raise UnprocessableError(f"the run had no event {show(name)}", hint="give the id of an event that was read, or none to have all")
     return position
@@ -287,7 +287,7 @@ class _Attached:
         while more:
             while (event := reader.take()) is not None:
                 value = _value(self._run, event, result=True)
-                await self._send(render.dump(replace(value, id=_name(reader.position))))
+                await self._send(render.dump(replace(value, id=id_of(reader.position, len(self._run.record.lives)))))
                 await asyncio.sleep(0)  # a reader that keeps up must not starve all others
             more = await reader.wait()
 

@@ -119,6 +119,10 @@ class Body(Query, frozen=True, kw_only=True):
     ) = UNSET
     stop_at_first_failure: Annotated[bool, Meta(description="skip the cases behind the first that does not pass")] = False
     parallel: Annotated[int, Meta(ge=1, le=MAX_CASES, description="most guests that do cases at a time")] | UnsetType = UNSET
+    checkpoint_every_s: (
+        Annotated[float, Meta(ge=1, le=MAX_TIME_S, description="save its machine so often, and go on from there if that is lost")]
+        | UnsetType
+    ) = UNSET
     collect: Annotated[tuple[Text, ...], Meta(max_length=MAX_GLOBS, description="patterns of files that are wanted back")] = ()
 
 
@@ -266,6 +270,8 @@ def parse_object(kind: type[_T], body: bytes) -> _T:
 def _callback(body: Body) -> Callback | None:
     if body.callback_url is UNSET and body.callback_secret is UNSET:
         return None
+    if body.checkpoint_every_s is not UNSET:
+        raise UnprocessableError("checkpoint_every_s is not for a run with a callback, which no save holds", hint="leave one of them out")
     if body.callback_url is UNSET or body.callback_secret is UNSET:
         raise UnprocessableError("callback_url and callback_secret go together", hint="give both: results are always signed")
     return Callback(body.callback_url, body.callback_secret)
@@ -300,6 +306,7 @@ def _snippet(body: Body) -> Snippet:
         stop_at_first_failure=body.stop_at_first_failure,
         parallel=None if body.parallel is UNSET else body.parallel,
         collect=body.collect,
+        checkpoint_every_s=0.0 if body.checkpoint_every_s is UNSET else body.checkpoint_every_s,
         **given,
     )
 

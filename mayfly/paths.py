@@ -61,6 +61,11 @@ def snapshots_dir() -> Path:
     return data_dir() / "snapshots"
 
 
+def saved_runs_dir() -> Path:
+    """The folder of runs that outlast their server, one folder each."""
+    return data_dir() / "runs"
+
+
 def kernel_path(arch: str) -> Path:
     """The guests' kernel, as `kernel/build` installs it."""
     return data_dir() / "kernel" / arch / KERNELS.get(arch, "vmlinux")

@@ -147,6 +147,12 @@ def gateway(urls: tuple[str, ...], **flags: Any) -> None:
 @click.option("--stop-at-first-failure", is_flag=True, help="skip the cases behind the first that does not pass")
 @click.option("--parallel", type=click.IntRange(1, 200), help="most guests that do cases at a time (default: as there is room)")
 @click.option("--collect", multiple=True, metavar="GLOB", help="want the files back that match when it has ended, such as 'out/**/*.png'")
+@click.option(
+    "--checkpoint-every",
+    type=click.FloatRange(min=1),
+    metavar="S",
+    help="save the machine every S seconds, and go on from there if it is lost; standard input is empty then",
+)
 @click.option("--collect-to", type=click.Path(file_okay=False, path_type=Path), help="folder that they are written to")
 def run(
     file: Path,
@@ -163,6 +169,7 @@ def run(
     cases: Path | None,
     stop_at_first_failure: bool,
     parallel: int | None,
+    checkpoint_every: float | None,
     collect: tuple[str, ...],
     collect_to: Path | None,
     **flags: Any,
@@ -179,7 +186,7 @@ def run(
     gc.disable()  # this process makes little that lasts, and ends soon
     flags["interactive_wall_s"] = flags["interactive_wall_s"] or flags["run_wall_s"]
     config = load_config(flags)
-    asked: dict[str, Any] = {"collect": collect}
+    asked: dict[str, Any] = {"collect": collect, "checkpoint_every_s": checkpoint_every or 0.0}
     if cases:
         from mayfly.cli.cases import read_cases
 

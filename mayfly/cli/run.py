@@ -22,7 +22,7 @@ from mayfly.host.snippet import Snippet
 from mayfly.images.store import InstalledImage
 from mayfly.protocol.frames import ExitHow, Limit, Stage, Stderr, Stdout
 from mayfly.runs.cases import CaseResult
-from mayfly.runs.record import Reader
+from mayfly.runs.record import Reader, Restored
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from mayfly.schema import replace
@@ -77,7 +77,8 @@ async def run_file(
         snippet = Snippet(source=source, args=args, options=options, network=network, interactive=interactive, **asked)
         with _local_terminal(stopped) if tty else contextlib.nullcontext() as terminal:
             if terminal is None:
-                run = service.start(snippet, image, FdStdin(0), snapshot=chosen)
+                stdin = None if snippet.checkpoint_every_s else FdStdin(0)
+                run = service.start(snippet, image, stdin, snapshot=chosen)
                 showing = asyncio.create_task(_nothing(run) if as_json else _show(run))
             else:
                 run = service.start(replace(snippet, tty=terminal.size), image, terminal.stdin, snapshot=chosen)
@@ -169,6 +170,8 @@ async def _show(run: Run, on_program: Callable[[], None] = lambda: None) -> None
                     building = event.step != last
                     if not building:
                         on_program()
+                case Restored():
+                    print(f"mayfly: {event.reason}; it goes on from its last save, and what it printed since comes again", file=sys.stderr)
                 case CaseResult() if run.cases:
                     await stdout.write(f"{plain(line(event, run.cases))}\n".encode())
                 case Stdout() | Stderr():

@@ -280,6 +280,15 @@ class AttemptEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event",
     reason: str = ""
 
 
+class RestoredEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="restored"):
+    """The machine was lost, and the run goes on from what was saved of it: output behind the event
+    with the id `after` counts for nothing, and comes again.
+    """
+
+    reason: str = ""
+    after: str = ""
+
+
 class ErrorEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="error"):
     """Mayfly or the machine failed, or the run was ended."""
 
@@ -299,7 +308,9 @@ class DoneEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", ta
     result: Result | None = None
 
 
-RunClientEvent: TypeAlias = StageEvent | StdoutEvent | StderrEvent | ExitEvent | CaseEvent | AttemptEvent | ErrorEvent | DoneEvent
+RunClientEvent: TypeAlias = (
+    StageEvent | StdoutEvent | StderrEvent | ExitEvent | CaseEvent | AttemptEvent | RestoredEvent | ErrorEvent | DoneEvent
+)
 
 
 class _Known(msgspec.Struct):
@@ -307,7 +318,7 @@ class _Known(msgspec.Struct):
     id: str = ""
 
 
-_KINDS = {"stage", "stdout", "stderr", "exit", "case", "attempt", "error", "done"}
+_KINDS = {"stage", "stdout", "stderr", "exit", "case", "attempt", "restored", "error", "done"}
 
 
 def decode_event(line: bytes | str) -> tuple[str, RunClientEvent | None]:

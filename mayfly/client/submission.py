@@ -54,6 +54,7 @@ class RunOptions(TypedDict, total=False):
     stop_at_first_failure: bool
     parallel: int
     collect: Sequence[str]
+    checkpoint_every_s: float
     interactive: bool
     tty: TerminalSize
     callback_url: str

@@ -260,6 +260,8 @@ class Gateway:
         if not self._watch.quorum:  # as it was known last
             await self._watch.look_at_servers()
         self.check_ready()
+        if snippet.checkpoint_every_s:
+            raise UnprocessableError("checkpoint_every_s is not for a fleet", hint="leave it out: a lost run begins again at another host")
         return await self._acceptance.begin(snippet, image, publish=publish, tenant=tenant, then=then, repeat=repeat, call=call)
 
     async def repeated(self, repeat: Repeat) -> Run | None:

@@ -185,6 +185,7 @@ class VmmProcess:
         phases: what its process has reported of its making, in seconds.
         reaped: set when its process is gone.
         reported: set when it has said that the machine is made, or has ended.
+        lost: it was stopped, and its process had ended before that, without a word.
     """
 
     def __init__(self, number: int, spawner: Spawner, channel: socket.socket, lines: int, commands: socket.socket) -> None:
@@ -192,6 +193,7 @@ class VmmProcess:
         self.reaped = asyncio.Event()
         self.reported = asyncio.Event()
         self.orphaned = False
+        self.lost = False
         self.stopping: asyncio.Task[Ended] | None = None
         self.phases: Mapping[str, float] = {}
         self._spawner = spawner
@@ -409,6 +411,7 @@ class VmmProcess:
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
         await asyncio.wait([self._report], timeout=grace_s)
+        self.lost = self.orphaned or (self._report.done() and self._ended.reason is End.VANISHED)
         self._spawner.signal(self.number, signal.SIGKILL)
         try:
             async with asyncio.timeout(REAP_S):

@@ -76,7 +76,8 @@ class Snippet(msgspec.Struct, frozen=True, kw_only=True):
     machine of `architecture`, or of any if that is empty.
     With `cases` the program is built once and runs for each; `parallel` is the most machines that
     do so at a time (None: as there is room). `collect` are patterns of files in the working folder
-    that are wanted back.
+    that are wanted back. Its machine is saved every `checkpoint_every_s` seconds (0: never), so
+    that the run outlasts it.
     """
 
     language: str = ""
@@ -100,6 +101,7 @@ class Snippet(msgspec.Struct, frozen=True, kw_only=True):
     interactive: bool = False
     tty: Terminal | None = None
     detach: bool = False
+    checkpoint_every_s: float = 0.0
 
     def __post_init__(self) -> None:
         if len(self.stdin) > MAX_FILES_SIZE:
@@ -113,8 +115,24 @@ class Snippet(msgspec.Struct, frozen=True, kw_only=True):
             raise UnprocessableError("a run with cases is not interactive", hint="give each case its stdin, or send a run of its own")
         if self.cases and self.collect:
             raise UnprocessableError('"collect" and "cases" do not go together', hint="collect the files of a run without cases")
+        if self.checkpoint_every_s:
+            self._check_lasting()
         check_globs(self.collect)
         check_paths(self.files)
+
+    def _check_lasting(self) -> None:
+        """Refuse what no save of a machine holds."""
+        what = (
+            "cases, which run in several machines"
+            if self.cases
+            else "a network, whose connections would be lost"
+            if self.network
+            else "an open standard input, of which what came after the last save would be lost"
+            if self.interactive or self.tty
+            else ""
+        )
+        if what:
+            raise UnprocessableError(f"checkpoint_every_s is not for a run with {what}", hint="leave one of them out")
 
 
 def check_globs(globs: Sequence[str]) -> None:

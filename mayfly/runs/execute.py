@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from typing import Protocol
 
 from mayfly.errors import HostError, MayflyError
 from mayfly.guests.converse import BytesStdin, Exchange, StdinSource, collect, converse
@@ -29,9 +30,29 @@ Copies = Callable[[Guest, int], AbstractAsyncContextManager[list[Guest]]]
 """What makes copies of an idle guest, as many as asked for or fewer."""
 
 
-async def execute(starting: Awaitable[Guest], work: Callable[[Guest], Awaitable[None]], run: Run, grace_s: float = GRACE_S) -> None:
+class Reviver(Protocol):
+    """Lets a run outlast its guest, while this block is under way."""
+
+    async def __aenter__(self) -> None: ...
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    async def revive(self, guest: Guest, error: MayflyError) -> Guest:
+        """Another guest in the place of one that ended with `error`. Raises that: there is none."""
+
+    async def work(self, guest: Guest) -> None:
+        """What is done with that."""
+
+
+async def execute(
+    starting: Awaitable[Guest],
+    work: Callable[[Guest], Awaitable[None]],
+    run: Run,
+    grace_s: float = GRACE_S,
+    lasting: Reviver | None = None,
+) -> None:
     """Have `work` done with the guest that `starting` gives. The guest is gone when this returns or
-    is cancelled.
+    is cancelled. A run that is `lasting` gets another one where that is lost.
 
     After a good end its process has `grace_s` to end by itself and report its exits. What goes
     wrong, with the guest or with this host, ends the run with an error; only a cancellation is
@@ -41,7 +62,17 @@ async def execute(starting: Awaitable[Guest], work: Callable[[Guest], Awaitable[
     try:
         guest = await starting
         process = guest.process
-        await work(guest)
+        if lasting is None:
+            await work(guest)
+        else:
+            async with lasting:
+                while True:
+                    try:
+                        await work(guest)
+                        break
+                    except MayflyError as error:
+                        guest, work = await lasting.revive(guest, error), lasting.work
+                        process = guest.process
         run.finish()
     except MayflyError as error:
         run.fail(error)

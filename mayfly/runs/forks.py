@@ -41,7 +41,8 @@ async def fork(service: Service, run: Run, count: int) -> list[Run]:
         for ticket, _ in places:
             await ticket.turn
         with snapshots.passing() as folder:
-            kept = await keep(run, exchange, folder)
+            async with run.alone:
+                kept = await keep(run, exchange, folder)
             guests = await live.clones(service.spawner, guest.wanted, folder, count)
         for (_, held), one in zip(places, guests, strict=True):
             held.push_async_callback(one.process.stop, 0)

@@ -12,7 +12,7 @@ from mayfly.guests.converse import BytesStdin, Exchange
 from mayfly.guests.start import Guest
 from mayfly.protocol.conversation import Conversation
 from mayfly.protocol.phases import Standing
-from mayfly.runs.record import Reader, RunEvent
+from mayfly.runs.record import Mark, Reader, RunEvent
 from mayfly.runs.run import Run
 from mayfly.runs.stdin import LiveStdin
 from mayfly.schema import Meta, Record, replace
@@ -37,11 +37,14 @@ class Moment(Record, frozen=True, kw_only=True):
 
 
 class Kept(NamedTuple):
-    """A moment of a run, what had happened in it until then, and its machine's bytes of memory."""
+    """A moment of a run, what had happened in it until then, that place in its record, and how many
+    steps had ended.
+    """
 
     moment: Moment
     events: tuple[RunEvent, ...]
-    memory_bytes: int
+    mark: Mark
+    steps: int
 
 
 def check_live(run: Run, done: str, refusal: type[RequestError]) -> Exchange:
@@ -107,13 +110,13 @@ def stdin_from(moment: Moment, run: Run) -> BytesStdin | LiveStdin:
 
 async def keep(run: Run, exchange: Exchange, folder: Path) -> Kept:
     """Save the machine of a run into the empty `folder`, while it goes on, with all that belongs to
-    that moment.
+    that moment. Who calls has the run `alone`.
 
     Raises:
         RunEndedError: the run ended meanwhile, or its program has not begun.
         MayflyError: the machine has ended, or cannot be saved.
     """
-    guest, kept = exchange.guest, list[tuple[Moment, tuple[RunEvent, ...]]]()
+    guest, kept = exchange.guest, list[Kept]()
 
     @contextlib.asynccontextmanager
     async def still() -> AsyncIterator[None]:
@@ -133,9 +136,10 @@ async def keep(run: Run, exchange: Exchange, folder: Path) -> Kept:
     async def at_rest() -> None:
         if not await exchange.stand_still():
             raise RunEndedError("the run ended meanwhile, or its program has not begun")
-        kept.append((moment_of(exchange), tuple(iter(Reader(run.record).take, None))))
+        reader, events = Reader(run.record), list[RunEvent]()
+        while (event := reader.take()) is not None:
+            events.append(event)
+        kept.append(Kept(moment_of(exchange), tuple(events), run.record.mark(), len(run.outcome.steps)))
 
-    async with run.alone:
-        memory_bytes = await live.save(guest, folder, still=still(), at_rest=at_rest)
-    ((moment, events),) = kept
-    return Kept(moment, events, memory_bytes)
+    await live.save(guest, folder, still=still(), at_rest=at_rest)
+    return kept[0]

@@ -32,10 +32,6 @@ class Attempt(NamedTuple):
     reason: str
 
 
-RunEvent: TypeAlias = Stage | Stdout | Stderr | StepResult | CaseResult | Attempt | Failed | Verdict
-"""What happens in a run: a Verdict is the last event, a Failed may come before it."""
-
-
 class Position(NamedTuple):
     """Where a reader of a record is; it means the same to every reader.
 
@@ -51,13 +47,46 @@ START = Position(-1, 0)
 """Where nothing has been read yet."""
 
 
+class Mark(NamedTuple):
+    """A place in a record to which its run may go back: the position, and for `Record` alone the
+    numbers of steps, and the bytes of each stream.
+    """
+
+    position: Position
+    first: int
+    step: int
+    sizes: dict[int, int]
+
+
+class Restored(NamedTuple):
+    """The run's machine, or its server, was lost, and the run goes on from what was saved of it at
+    `mark`: what it put out behind that counts for nothing, and comes again. `repeats`: this record
+    holds such output. `steps` had ended by then.
+    """
+
+    reason: str
+    mark: Mark
+    steps: int
+    repeats: bool
+
+
+RunEvent: TypeAlias = Stage | Stdout | Stderr | StepResult | CaseResult | Attempt | Restored | Failed | Verdict
+"""What happens in a run: a Verdict is the last event, a Failed may come before it."""
+
+
 class Record:
     """Append-only; `closed` when nothing more will come. Whoever appends bounds how much comes (the
     conversation's limits).
+
+    Attributes:
+        lives: where each earlier server's record of the run, which is lost, left this one: what
+            came behind that there is not here.
     """
 
     def __init__(self) -> None:
         self.closed = False
+        self.lives: tuple[Position, ...] = ()
+        self._before: dict[int, bytes] = {}  # what streams begin with that is in earlier ones
         self._streams: dict[int, bytearray] = {}
         self._first: dict[int, int] = {}  # span of each stream's beginning
         self._events: list[RunEvent] = []
@@ -70,6 +99,7 @@ class Record:
     def __len__(self) -> int:
         """About how many bytes of memory it takes."""
         output = sum(map(len, self._streams.values())) + self._of_cases
+        output += sum(map(len, self._before.values()))
         return output + self._spans.itemsize * len(self._spans) + EVENT_BYTES * len(self._events)
 
     def append(self, event: RunEvent) -> None:
@@ -81,6 +111,8 @@ class Record:
                 self._step = self._steps + event.step
             elif isinstance(event, Attempt):
                 self._step = self._steps = self._step + 1
+            elif isinstance(event, Restored):
+                self._go_back(event.mark)
             elif isinstance(event, CaseResult):
                 self._of_cases += len(event.stdout) + len(event.stderr)
             self._spans.append(len(self._events) << STREAM_BITS | EVENT)
@@ -115,7 +147,25 @@ class Record:
     def output(self, step: int) -> tuple[bytes, bytes]:
         """All of a step's standard output and standard error, in the last attempt."""
         step += self._steps
-        return bytes(self._streams.get(2 * step + 1, b"")), bytes(self._streams.get(2 * step + 2, b""))
+        return self._whole(2 * step + 1), self._whole(2 * step + 2)
+
+    def _whole(self, number: int) -> bytes:
+        return self._before.get(number, b"") + self._streams.get(number, b"")
+
+    def mark(self) -> Mark:
+        """This place."""
+        numbers = {number for number in (*self._streams, *self._before) if number > 2 * self._steps}
+        return Mark(self.end, self._steps, self._step, {number: len(self._streams.get(number, b"")) for number in numbers})
+
+    def _go_back(self, mark: Mark) -> None:
+        """What comes belongs behind `mark`. All that is here stays, for readers, but is no longer
+        part of what the run has put out.
+        """
+        steps = self._step + 1
+        for number, size in mark.sizes.items():
+            before = self._before.get(number, b"") + self._streams.get(number, b"")[:size]
+            self._before[number + 2 * (steps - mark.first)] = bytes(before)
+        self._step, self._steps = steps + mark.step - mark.first, steps
 
     @property
     def end(self) -> Position:

@@ -8,7 +8,7 @@ import msgspec
 from mayfly.host.snippet import Mode
 from mayfly.protocol.frames import Stderr, Stdout
 from mayfly.runs.cases import CaseResult
-from mayfly.runs.record import PIECE, START, Attempt, Position, Reader, Record, RunEvent
+from mayfly.runs.record import PIECE, START, Attempt, Position, Reader, Record, Restored, RunEvent
 from mayfly.runs.result import AnyEvent, describe
 
 _SEPARATORS = {separator.encode(): b"\\u%04x" % ord(separator) for separator in "\x85\u2028\u2029"}
@@ -42,7 +42,7 @@ def raw(event: RunEvent, _: Position = START) -> bytes:
     """
     if isinstance(event, CaseResult):
         return event.stdout + event.stderr
-    if isinstance(event, Attempt):
+    if isinstance(event, Attempt) or (isinstance(event, Restored) and event.repeats):
         raise ConnectionAbortedError("the run begins again, and what was sent cannot be taken back")
     return event.data if isinstance(event, Stdout | Stderr) else b""
 

@@ -19,7 +19,7 @@ from mayfly.protocol.conversation import Failed
 from mayfly.protocol.frames import ExitHow, Limit, Stage, Stderr, Stdout
 from mayfly.runs.cases import CaseResult, Cases, CaseVerdict
 from mayfly.runs.files import Files
-from mayfly.runs.record import Attempt, RunEvent
+from mayfly.runs.record import START, Attempt, Position, Restored, RunEvent
 
 LimitName: TypeAlias = Literal["wall", "cpu", "memory", "processes", "file_size"]
 Base64 = Annotated[str, Meta(description="in place of text, of bytes that are not UTF-8")]
@@ -188,6 +188,14 @@ class AttemptEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event",
     reason: str
 
 
+class RestoredEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="restored"):
+    """The run's machine, or its server, was lost, and the run goes on from what was saved of it."""
+
+    id: EventId | UnsetType = UNSET
+    reason: str
+    after: Annotated[str, Meta(description="id of the event behind which output counts for nothing, and comes again; empty: all")]
+
+
 class ErrorEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="error"):
     """Mayfly or the machine failed, or the run was ended."""
 
@@ -204,7 +212,14 @@ class DoneEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", ta
     result: Annotated[RunResult, Meta(description="of `POST /run?stream=`")] | UnsetType = UNSET
 
 
-AnyEvent: TypeAlias = StageEvent | StdoutEvent | StderrEvent | ExitEvent | CaseEvent | AttemptEvent | ErrorEvent | DoneEvent
+AnyEvent: TypeAlias = StageEvent | StdoutEvent | StderrEvent | ExitEvent | CaseEvent | AttemptEvent | RestoredEvent | ErrorEvent | DoneEvent
+
+
+def id_of(position: Position, life: int = 0) -> str:
+    """The id of the event in front of a position, of a record that is not the run's first one but
+    has `life` before it.
+    """
+    return "" if position == START else f"{position.span}-{position.offset}" + (f".{life}" if life else "")
 
 
 def describe(event: RunEvent) -> AnyEvent:
@@ -222,6 +237,8 @@ def describe(event: RunEvent) -> AnyEvent:
             return CaseEvent(**_case_fields(event))
         case Attempt():
             return AttemptEvent(attempt=event.number, reason=event.reason)
+        case Restored():
+            return RestoredEvent(reason=event.reason, after=id_of(event.mark.position))
         case Failed():
             return ErrorEvent(error=Problem.of(event.error))
         case Verdict():

@@ -20,7 +20,7 @@ from mayfly.protocol.conversation import Event, Failed
 from mayfly.protocol.frames import Done, Exit, Hello, Stage, Stderr, Stdout
 from mayfly.runs.cases import CaseResult, Cases
 from mayfly.runs.files import Files
-from mayfly.runs.record import Attempt, Record, RunEvent
+from mayfly.runs.record import Attempt, Record, Restored, RunEvent
 from mayfly.runs.result import Problem, RunResult, RunState, describe_cases, describe_files, describe_step
 from mayfly.runs.stdin import LiveStdin
 
@@ -70,7 +70,8 @@ class Run:
     when SIGUSR1 stops it, or empty; `moving` and `elsewhere` say whether it moves, or has moved.
     Who moves, saves or clones its machine is `alone` with it; it is `going`, and takes what is
     sent to it, unless it stands still for that; `carried` is its program while that is stopped to
-    go on in another machine. A clone is `forked_from` the run with that id.
+    go on in another machine. A clone is `forked_from` the run with that id. Its machine is saved
+    every `checkpoint_every_s` seconds, or never (0).
     """
 
     def __init__(
@@ -89,10 +90,12 @@ class Run:
         checkpoint: str = "",
         run_id: str = "",
         forked_from: str = "",
+        checkpoint_every_s: float = 0.0,
     ) -> None:
         self.id = run_id or os.urandom(16).hex()
         self.owner = owner
         self.forked_from = forked_from
+        self.checkpoint_every_s = checkpoint_every_s
         self.has_terminal = has_terminal
         self.language = language
         self.version = version
@@ -161,6 +164,8 @@ class Run:
                 self.outcome.steps.append(event)
             case CaseResult() if self.cases is not None:
                 self.cases.results.append(event)
+            case Restored():
+                del self.outcome.steps[event.steps :]
         self.record.append(event)
 
     def clone(self) -> "Run":
@@ -175,6 +180,7 @@ class Run:
             has_terminal=self.has_terminal,
             collect=self.collect,
             forked_from=self.id,
+            checkpoint_every_s=self.checkpoint_every_s,
         )
         found.checkpoint = self.checkpoint
         found.state, found.start, found.phases = self.state, self.start, dict(self.phases)

@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mayfly.errors import (
     BusyError,
@@ -19,6 +19,7 @@ from mayfly.errors import (
     StoppingError,
     UnknownLanguageError,
     UnknownRunError,
+    UnprocessableError,
 )
 from mayfly.guests.converse import BytesStdin, StdinSource
 from mayfly.guests.job import Wanted
@@ -47,6 +48,10 @@ from mayfly.runs.stdin import LiveStdin
 from mayfly.snapshots import store as snapshots
 from mayfly.snapshots.making import doing, is_usual, make, save
 from mayfly.snapshots.store import Snapshot
+from mayfly.vmm.config import Channel
+
+if TYPE_CHECKING:
+    from mayfly.runs.lasting import Lasting
 
 log = logging.getLogger(__name__)
 COPIES_WORTH_S = 2.0
@@ -86,6 +91,8 @@ class Service:
         self._guests: dict[str, tuple[Guest, ...]] = {}  # of a run that has begun: its own, then copies of it
         self._held: dict[str, contextlib.ExitStack] = {}  # what each run takes of this host
         self._places: dict[str, Ticket] = {}
+        self._lasting: dict[str, Lasting] = {}
+        self.home = str(config.socket.absolute()) if sockets is not None else ""
 
     async def __aenter__(self) -> "Service":
         return self
@@ -217,6 +224,7 @@ class Service:
                 collect=snippet.collect,
                 run_id=run_id,
                 checkpoint="" if snippet.cases else image.manifest.checkpoint,
+                checkpoint_every_s=snippet.checkpoint_every_s,
             )
             if tenant is not None:
                 tenant.check(plan.wanted.machine.memory)
@@ -227,6 +235,9 @@ class Service:
                 self.admission.charge(ticket, tenant)
             if idle:
                 taken.callback(self.spawner.stop, idle.guest.process, 0)  # if the run never came to it
+            if run.checkpoint_every_s:
+                self._make_lasting(run, plan.wanted, stdin)
+                taken.callback(self._forget_saves, run)
             self.runs.add(run, publish=publish)
             self._held[run.id], self._places[run.id] = taken.pop_all(), ticket
         if snippet.cases:
@@ -254,12 +265,60 @@ class Service:
         self._held[run.id] = held = contextlib.ExitStack()
         self._places[run.id] = ticket
         held.callback(self.admission.leave, ticket)
+        if run.checkpoint_every_s:
+            self._make_lasting(run, guest.wanted)
+            held.callback(self._forget_saves, run)
         if network := guest.wanted.machine.network:
             held.callback(self.networks.give_back, network)
         self._guests[run.id] = (guest,)
-        self._begin(run, execute(there(), do, run, self._grace_s), guest.wanted, then)
+        self._begin(run, execute(there(), do, run, self._grace_s, self._lasting.get(run.id)), guest.wanted, then)
 
-    def _begin(self, run: Run, work: Coroutine[Any, Any, None], wanted: Wanted, then: Callable[[Run], None] | None) -> None:
+    def take_back(self, run: Run, memory: int, come_back: Callable[[], Awaitable[Guest]], lasting: "Lasting") -> None:
+        """Take a run that an earlier server has saved; its machine has `memory` bytes."""
+        self.runs.add(run, publish=True)
+        self._lasting[run.id] = lasting
+        self._held[run.id] = held = contextlib.ExitStack()
+        held.callback(self._forget_saves, run)
+
+        async def starting() -> Guest:
+            ticket = self.admission.enter(memory)
+            held.callback(self.admission.leave, ticket)
+            self._places[run.id] = ticket
+            await ticket.turn
+            return await come_back()
+
+        self._begin(run, execute(starting(), lasting.work, run, self._grace_s, lasting), None, None)
+
+    def _make_lasting(self, run: Run, wanted: Wanted, stdin: StdinSource | None = None) -> None:
+        """Have the run outlast its machine. Raises UnprocessableError: it cannot."""
+        from mayfly.runs.lasting import Lasting  # only here: most runs need nothing of it
+
+        if wanted.machine.channel is Channel.TCP or stdin is not None:
+            what = "standard input that belongs to a client" if stdin is not None else "a channel that is a TCP connection"
+            raise UnprocessableError(f"checkpoint_every_s is not for a run with {what}", hint="leave one of them out")
+        self._lasting[run.id] = Lasting(self, run, run.checkpoint_every_s)
+
+    def _forget_saves(self, run: Run) -> None:
+        if lasting := self._lasting.pop(run.id, None):
+            lasting.close()
+
+    def now(self, run: Run, guest: Guest) -> None:
+        """The run has another guest than before."""
+        self._guests[run.id] = (guest,)
+
+    async def leave_saves(self, run: Run) -> None:
+        """Forget what is saved of a run that goes elsewhere, so that it never goes on here."""
+        if lasting := self._lasting.get(run.id):
+            await lasting.drop()
+
+    def go_on(self) -> None:
+        """Go on with the runs that an earlier server here has saved."""
+        from mayfly.runs.lasting import go_on_with_saved
+
+        if self.home:
+            go_on_with_saved(self)
+
+    def _begin(self, run: Run, work: Coroutine[Any, Any, None], wanted: Wanted | None, then: Callable[[Run], None] | None) -> None:
         task = asyncio.create_task(work, name=f"run {run.id}")
         self._tasks[run.id] = task
         task.add_done_callback(lambda _: self._over(run, wanted, then))
@@ -458,7 +517,7 @@ class Service:
     ) -> None:
         await ticket.turn
         run.booting()
-        await execute(self._machine(plan, run, idle, snapshot), do, run, self._grace_s)
+        await execute(self._machine(plan, run, idle, snapshot), do, run, self._grace_s, self._lasting.get(run.id))
 
     async def _machine(self, plan: Plan, run: Run, idle: Idle | None, snapshot: Snapshot | None) -> Guest:
         guest = idle.guest if idle else await self.supply.get(plan.wanted, snapshot)
@@ -484,7 +543,7 @@ class Service:
         if held := self._held.pop(run.id, None):
             held.close()
 
-    def _over(self, run: Run, wanted: Wanted, then: Callable[[Run], None] | None) -> None:
+    def _over(self, run: Run, wanted: Wanted | None, then: Callable[[Run], None] | None) -> None:
         """The run's task has ended and its machine is gone: what it held is free, and from here on
         it is only kept.
         """
@@ -496,7 +555,7 @@ class Service:
         run.fail(RunEndedError("the run was ended"))
         log.info("run %s: %s %s %s", run.id, run.language, *run.verdict())
         self.observer.ended(run.verdict().status, run.phases)
-        if not self.stopping:
+        if not self.stopping and wanted is not None:
             self.supply.run_over(wanted)
         self.runs.keep(run)
         if then is not None:

@@ -30,6 +30,7 @@ from mayfly.runs.service import Service
 from mayfly.schema import replace
 from mayfly.snapshots import live
 from mayfly.vmm.config import NetworkConfig
+from mayfly.vmm.snapshot import FILES, STATE
 from tests.kit.api_fakes import MARKER
 
 TIMES = Times(answer_s=20, ready_s=20, flush_s=20, lost_s=20, again_s=0.001)
@@ -69,6 +70,7 @@ class ToyProcess:
         world.made.append(self)
         self.number = len(world.made)
         self.reaped = asyncio.Event()
+        self.lost = False
         self.state: dict[str, Any] = state or {
             "out": b"",
             "begun": (b"", False),
@@ -138,6 +140,11 @@ class ToyProcess:
         self.kill()
         await asyncio.wait([self._pumping])
         return Ended(reason=End.VANISHED)
+
+    def die(self) -> None:
+        """End as a process does that is killed from outside."""
+        self.lost = True
+        self.kill()
 
     def kill(self) -> None:
         self._closed = True
@@ -315,10 +322,12 @@ def save_toys(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
                     await at_rest()
             finally:
                 await process.resume()
-        return (folder / "toy").write_bytes(state)
+        for name in FILES:
+            (folder / name).write_bytes(state if name == STATE else b"")
+        return len(state)
 
     async def clone(spawner: Spawner, wanted: Wanted, folder: Path) -> Guest:
-        state = pickle.loads((folder / "toy").read_bytes())
+        state = pickle.loads((folder / STATE).read_bytes())
         del state["lineage"]
         world.fail_sometimes()
         return make_guest(ToyProcess(world, state), wanted)

@@ -1,13 +1,16 @@
-"""A run whose machine is a real one moves between two services: a tiny guest plays the frames of an
-agent byte by byte, and its reader and its writer at the source notice nothing.
+"""A run whose machine is a real one moves between two services, is saved, cloned, and lost: a tiny
+guest plays the frames of an agent byte by byte, and its reader and its writer notice nothing.
 """
 
 import asyncio
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mayfly import paths
 from mayfly.errors import NotMovableError, UnknownLanguageError
 from mayfly.guests.job import Wanted
 from mayfly.guests.start import Guest
@@ -15,8 +18,11 @@ from mayfly.guests.zygote import Zygote
 from mayfly.host.snippet import Snippet
 from mayfly.images.store import InstalledImage
 from mayfly.protocol import frames as p
+from mayfly.runs.forks import fork
 from mayfly.runs.moves.desk import Moves, follow
 from mayfly.runs.moves.machines import HostMachines
+from mayfly.runs.record import Reader, Restored
+from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from mayfly.runs.stdin import StdinWriter
 from mayfly.schema import replace
@@ -185,5 +191,92 @@ def test_a_language_that_is_not_served_there_is_refused(monkeypatch: pytest.Monk
         there_config = replace(config, languages=("toy",))
         async with Service(config, Zygote.start) as here, Service(there_config, Zygote.start) as there:
             await asyncio.wait_for(scenario(here, there), patience(60))
+
+    asyncio.run(whole())
+
+
+def check_numbers(run: Run) -> None:
+    """What the program has put out is whole."""
+    numbers = [int(line) for line in run.record.output(0)[0].split(b"\n")[:-1]]
+    assert numbers == [index % CYCLE for index in range(len(numbers))]
+
+
+async def more(run: Run, size: int) -> None:
+    """Wait for so many bytes more."""
+    wanted = len(run.record.output(0)[0]) + size
+    while len(run.record.output(0)[0]) < wanted:
+        await run.record.changed()
+
+
+async def quit(service: Service, run: Run) -> None:
+    """Tell the program to end; all that it has put out is there."""
+    with StdinWriter(run.stdin) as writer:
+        await writer.write(b"quit")
+    await service.settled(run)
+    assert run.to_json()["status"] == "ok", run.to_json()["error"]
+    check_numbers(run)
+
+
+def test_a_run_is_saved_and_cloned_while_it_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install_toys(monkeypatch, tmp_path)
+    kernel = tiny.build(tmp_path, playing(tmp_path))
+    config = small_config(tmp_path, kernel=kernel, channel=Channel.SERIAL, interactive_wall_s=600.0)
+
+    async def scenario(service: Service) -> None:
+        play_tiny(service)
+        run = service.start(Snippet(language="py", source=b"quiet", interactive=True))
+        await more(run, 30)
+        saving = asyncio.create_task(service.save(run.id, "middle"))
+        await more(run, 10)
+        assert (await saving).manifest.run == run.id
+        assert not run.done.is_set()
+        await more(run, 30)
+        runs = [run]
+        for _ in range(2):  # the second is a clone's clone
+            runs += await fork(service, runs[-1], 1)
+            for one in runs[-2:]:
+                await more(one, 30)
+            await quit(service, runs[-2])
+        await quit(service, runs[-1])
+
+    async def whole() -> None:
+        async with Service(config, Zygote.start) as service:
+            await asyncio.wait_for(scenario(service), patience(90))
+
+    asyncio.run(whole())
+
+
+def test_a_run_outlasts_its_vmm_process_and_its_zygote(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install_toys(monkeypatch, tmp_path)
+    kernel = tiny.build(tmp_path, playing(tmp_path))
+    config = small_config(tmp_path, kernel=kernel, channel=Channel.SERIAL, run_wall_s=600.0)
+    zygotes: list[Zygote] = []
+
+    def start() -> Zygote:
+        zygotes.append(Zygote.start())
+        return zygotes[-1]
+
+    async def scenario(service: Service) -> None:
+        play_tiny(service)
+        run = service.start(Snippet(language="py", source=b"quiet", checkpoint_every_s=1000))
+        await more(run, 100)
+        for number, lost in enumerate(("process", "zygote"), 1):
+            await service._lasting[run.id].save()
+            await more(run, 20)
+            assert run.exchange
+            if lost == "process":
+                service.spawner.signal(run.exchange.guest.process.number, signal.SIGKILL)
+            else:
+                os.kill(zygotes[-1].pid, signal.SIGKILL)
+            while sum(isinstance(event, Restored) for event in iter(Reader(run.record).take, None)) < number:
+                await run.record.changed()
+            await more(run, 30)
+            check_numbers(run)
+        await service.forget(run.id)
+        assert not list(paths.saved_runs_dir().iterdir())
+
+    async def whole() -> None:
+        async with Service(config, start) as service:
+            await asyncio.wait_for(scenario(service), patience(90))
 
     asyncio.run(whole())

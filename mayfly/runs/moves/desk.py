@@ -70,6 +70,7 @@ class Moves:
             to=to,
             limit_bytes_s=limit_bytes_s,
             tell=tell,
+            forget=lambda: self._service.leave_saves(run),
             freed=lambda: self._service.release(run),
             times=self._times,
         )

@@ -365,6 +365,7 @@ def make_run(about: Description) -> Run:
         has_terminal=about.has_terminal,
         collect=tuple(glob for glob in about.collect if glob != about.checkpoint),
         checkpoint=about.checkpoint,
+        checkpoint_every_s=about.checkpoint_every_s,
     )
     run.state = RunState.RUNNING
     run.start = about.start

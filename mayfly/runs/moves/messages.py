@@ -17,7 +17,7 @@ from mayfly.host.snippet import Mode
 from mayfly.protocol.frames import Exit, FrameType, Stage, Stderr, Stdout
 from mayfly.runs.files import Left
 from mayfly.runs.moments import Moment
-from mayfly.runs.record import RunEvent
+from mayfly.runs.record import Mark, Position, Restored, RunEvent
 from mayfly.schema import Meta, Record, msgspec
 
 MAX_MESSAGE = 4 << 20
@@ -26,6 +26,8 @@ MAX_PAGES = 1 << 20
 """Bytes of the machine in one message."""
 MAX_EVENTS = 256 << 10
 """Bytes of output in one message, and a piece more."""
+RESTORED = 0
+"""The type of an event that is none of the channel's: a WentBack."""
 Id = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
 Count = Annotated[int, Meta(ge=0)]
 
@@ -46,6 +48,19 @@ class NetworkHad(Record, frozen=True, kw_only=True):
     gateways: tuple[str, ...]
 
 
+class WentBack(Record, frozen=True, kw_only=True, array_like=True):
+    """The run was restored; the fields are those of record.Restored and record.Mark."""
+
+    reason: str
+    span: int
+    offset: Count
+    first: Count
+    step: Count
+    sizes: dict[Count, Count]
+    steps: Count
+    repeats: bool
+
+
 class Description(Record, frozen=True, kw_only=True):
     """What the destination must know of a run to take it. `memory` is its machine's, in bytes;
     `collect` are the globs of the files that it gives back, `checkpoint` the one that its program
@@ -64,6 +79,7 @@ class Description(Record, frozen=True, kw_only=True):
     collect: tuple[str, ...]
     checkpoint: str
     memory: Count
+    checkpoint_every_s: Annotated[float, Meta(ge=0)] = 0.0
     network: NetworkHad | None = None
 
 
@@ -266,6 +282,10 @@ def happened(event: RunEvent) -> Happened | None:
             return Happened(type=event.type, payload=event.encode())
         case StepResult():
             return Happened(type=event.exit.type, payload=event.exit.encode(), name=event.name)
+        case Restored(reason=reason, mark=mark, steps=steps, repeats=repeats):
+            (span, offset), first, step, sizes = mark
+            went = WentBack(reason=reason, span=span, offset=offset, first=first, step=step, sizes=sizes, steps=steps, repeats=repeats)
+            return Happened(type=RESTORED, payload=msgspec.msgpack.encode(went))
     return None
 
 
@@ -281,6 +301,13 @@ def event_of(sent: Happened) -> RunEvent:
         FrameType.STDERR: Stderr,
         FrameType.EXIT: Exit,
     }
+    if sent.type == RESTORED:
+        try:
+            went = msgspec.msgpack.decode(sent.payload, type=WentBack)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise MoveError("the other server sent an event that cannot be read") from error
+        mark = Mark(Position(went.span, went.offset), went.first, went.step, went.sizes)
+        return Restored(went.reason, mark, went.steps, went.repeats)
     kind = kinds.get(sent.type)
     message = kind.decode(sent.payload) if kind else None
     if message is None:

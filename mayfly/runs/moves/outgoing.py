@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import NoReturn
 
@@ -63,7 +63,8 @@ class Moved(Record, frozen=True, kw_only=True):
 class Outgoing:
     """The move of `run` to the server that `connect` connects to and whose name is `to`.
 
-    `tell` is told of each round. `freed` is called when the run's machine here is gone.
+    `tell` is told of each round. `forget` is called before the machine is given up, and `freed`
+    when it is gone.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Outgoing:
         to: str,
         limit_bytes_s: int,
         tell: Callable[[Round], None],
+        forget: Callable[[], Awaitable[None]],
         freed: Callable[[], None],
         times: Times,
     ) -> None:
@@ -89,6 +91,7 @@ class Outgoing:
         self._machines = machines
         self._limit_bytes_s = limit_bytes_s
         self._tell = tell
+        self._forget = forget
         self._freed = freed
         self._times = times
         self._task: asyncio.Task[Moved] | None = None
@@ -255,6 +258,7 @@ class Outgoing:
             collect=run.collect,
             checkpoint=run.checkpoint,
             memory=self._guest.wanted.machine.memory,
+            checkpoint_every_s=run.checkpoint_every_s,
             network=NetworkHad(mac=network.mac, addresses=network.addresses, gateways=network.gateways) if network else None,
         )
 
@@ -325,6 +329,7 @@ class Outgoing:
         """Give the machine up, and see to it that the destination has it."""
         taken = None
         try:
+            await self._forget()
             await link.send(Commit())
             async with within(self._times.answer_s, "the destination did not answer"):
                 answer = await link.receive()

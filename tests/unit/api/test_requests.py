@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mayfly.api import requests
 from mayfly.api.answers import status_of
-from mayfly.api.requests import Body, Query, parse_json, parse_query, parse_request
+from mayfly.api.requests import Body, Query, parse_json, parse_query, parse_request, parse_submission
 from mayfly.errors import BodyTooLargeError, MayflyError, UnprocessableError
 from mayfly.host.snippet import MAX_CASES, Case, Compare, Snippet
 from mayfly.protocol.frames import MAX_FILES_SIZE
@@ -175,3 +175,17 @@ def test_much_in_all_cases_is_too_large() -> None:
     parse_json(json.dumps({"source": "", "cases": [{"stdin": half}, {"expected_stdout": half}]}).encode())
     with pytest.raises(BodyTooLargeError, match="16777217 bytes"):
         parse_json(json.dumps({"source": "", "cases": [{"stdin": half}, {"expected_stdout": half}, {"stdin": "x"}]}).encode())
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ({"checkpoint_every_s": 0.5}, "checkpoint_every_s is 0.5"),
+        ({"callback_url": "https://example.com/", "callback_secret": "s" * 16}, "a callback"),
+        ({"interactive": True}, "open standard input"),
+    ],
+)
+def test_what_a_run_that_is_saved_cannot_have(field: dict[str, object], words: str) -> None:
+    assert parse_json(b'{"source": "", "checkpoint_every_s": 5}').checkpoint_every_s == 5
+    with pytest.raises(UnprocessableError, match=words):
+        parse_submission("application/json", json.dumps({"source": "", "checkpoint_every_s": 5, **field}).encode())

@@ -4,13 +4,14 @@ import asyncio
 import base64
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mayfly.guests.outcome import Status, StepResult, Verdict
 from mayfly.host.snippet import Mode
 from mayfly.protocol.frames import Stage, Stderr, Stdout
-from mayfly.runs.record import PIECE, Reader, Record
+from mayfly.runs.record import PIECE, Reader, Record, Restored
 from mayfly.runs.render import Renderer
 from tests.kit.played_guest import EXIT
 
@@ -149,3 +150,34 @@ def test_many_short_pieces_are_rendered_together() -> None:
         record.append(Stderr(b"y"))
     renderer = Renderer.of(record, Mode.EVENTS)
     assert len((renderer.take() or b"").splitlines()) > 500
+
+
+def test_a_run_that_goes_back_has_each_byte_once() -> None:
+    record = Record()
+    for event in (Stage(0, "build"), Stderr(b"warning"), StepResult("build", EXIT), Stage(1, "run"), Stdout(b"a"), Stderr(b"x")):
+        record.append(event)
+    mark = record.mark()
+    for piece in (b"void", b"void too"):
+        record.append(Stdout(piece))
+        record.append(Restored("lost", mark, 1, repeats=True))
+    record.append(Stdout(b"b"))
+    late = record.mark()
+    record.append(Stdout(b"void again"))
+    record.append(Restored("lost", late, 1, repeats=True))
+    record.append(Stdout(b"c"))
+    assert (record.output(0), record.output(1)) == ((b"", b"warning"), (b"abc", b"x"))
+    assert drain(Renderer.of(record, Mode.EVENTS)).count(b'"restored"') == 3
+    with pytest.raises(ConnectionAbortedError):
+        drain(Renderer.of(record, Mode.RAW))
+
+
+def test_a_run_that_goes_back_to_before_its_step_does_that_step_anew() -> None:
+    record = Record()
+    record.append(Stage(0, "build"))
+    mark = record.mark()
+    for event in (Stderr(b"void"), StepResult("build", EXIT), Stage(1, "run"), Stdout(b"void")):
+        record.append(event)
+    record.append(Restored("lost", mark, 0, repeats=True))
+    for event in (Stderr(b"warning"), StepResult("build", EXIT), Stage(1, "run"), Stdout(b"out")):
+        record.append(event)
+    assert (record.output(0), record.output(1)) == ((b"", b"warning"), (b"out", b""))

@@ -1,0 +1,266 @@
+"""Runs that outlast their machine: it is saved every so many seconds, and when it is lost, or its
+server, the run goes on from the last save.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from mayfly.errors import HostError, MayflyError, NotRunningError, SnapshotError
+from mayfly.guests.job import Wanted
+from mayfly.guests.start import Guest
+from mayfly.host.plan import want_machine
+from mayfly.runs import saves
+from mayfly.runs.execute import go_on
+from mayfly.runs.moments import Kept, Moment, check_live, go_on_from, keep
+from mayfly.runs.moves.messages import event_of, happened
+from mayfly.runs.record import Mark, Position, Restored
+from mayfly.runs.result import RunState
+from mayfly.runs.run import Run
+from mayfly.runs.saves import SavedRun
+from mayfly.schema import replace
+from mayfly.snapshots import live
+from mayfly.snapshots import store as snapshots
+from mayfly.snapshots.store import Snapshot
+
+if TYPE_CHECKING:
+    from mayfly.runs.service import Service
+
+log = logging.getLogger(__name__)
+MAX_RESTORED = 3
+"""Times that a run goes on from one save: a program that brings its machine down does it again."""
+
+
+class Saved(NamedTuple):
+    """The last save of a run, as far as it is in memory."""
+
+    moment: Moment
+    mark: Mark
+    steps: int
+
+
+class Lasting:
+    """Sees to it that `run` outlasts its machine, while this block is under way: nothing that was
+    saved is left behind it.
+    """
+
+    def __init__(self, service: "Service", run: Run, every_s: float) -> None:
+        self._service = service
+        self._run = run
+        self._every_s = every_s
+        self._held: contextlib.ExitStack | None = None
+        self._saved: Saved | None = None
+        self._left = MAX_RESTORED
+        self._saving: asyncio.Task[None] | None = None
+
+    def resume(self, saved: Saved, held: contextlib.ExitStack) -> None:
+        """Begin with what was saved before; the run is claimed as long as `held`."""
+        self._saved, self._held = saved, held
+        held.callback(saves.forget, self._run.id)
+
+    def _claim(self) -> None:
+        """Have the place where the run is saved, until `close`. Raises HostError: it cannot be."""
+        if self._held is None:
+            with contextlib.ExitStack() as held:
+                try:
+                    held.enter_context(saves.claimed(self._run.id))
+                except OSError as error:
+                    raise HostError(f"{saves.folder_of(self._run.id)}: {error.strerror}", hint="see that it can be written") from error
+                held.callback(saves.forget, self._run.id)
+                self._held = held.pop_all()
+
+    async def __aenter__(self) -> None:
+        self._saving = asyncio.create_task(self._save_often(), name=f"save run {self._run.id}")
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._saving is not None:
+            self._saving.cancel()
+            await asyncio.wait([self._saving])
+        async with self._run.alone:
+            await asyncio.to_thread(self.close)
+
+    def close(self) -> None:
+        """Leave nothing that was saved."""
+        held, self._held, self._saved = self._held, None, None
+        if held is not None:
+            held.close()
+
+    async def drop(self) -> None:
+        """Leave nothing that was saved, until the next save: the run is about to go on elsewhere.
+        Who calls has it `alone`.
+        """
+        await asyncio.to_thread(self.close)
+
+    async def _save_often(self) -> None:
+        while True:
+            await asyncio.sleep(self._every_s)
+            try:
+                await self.save()
+            except MayflyError as error:
+                log.info("run %s is not saved now: %s", self._run.id, error)
+
+    async def save(self) -> None:
+        """Save the run, in the place of the last save.
+
+        Raises:
+            MayflyError: it cannot be saved now.
+        """
+        run = self._run
+        async with run.alone:
+            exchange = check_live(run, "saved", NotRunningError)
+            self._claim()
+            with contextlib.ExitStack() as done:
+                folder = done.enter_context(saves.saving(run.id))
+                kept = await keep(run, exchange, folder)
+                saved = self._describe(exchange.guest, kept)
+                await _whole(lambda: saves.write(folder, saved))
+                await _whole(done.pop_all().close)
+            self._saved, self._left = Saved(kept.moment, kept.mark, kept.steps), MAX_RESTORED
+
+    def _describe(self, guest: Guest, kept: Kept) -> SavedRun:
+        run, machine = self._run, guest.wanted.machine
+        return SavedRun(
+            socket=self._service.home,
+            id=run.id,
+            owner=run.owner,
+            language=run.language,
+            version=run.version,
+            mode=run.mode,
+            step_names=run.outcome.step_names,
+            start=run.start,
+            collect=run.collect,
+            checkpoint=run.checkpoint,
+            every_s=self._every_s,
+            memory=machine.memory,
+            cpus=machine.cpus,
+            image=guest.wanted.image.manifest.initramfs_digest,
+            parent=saves.parent_of(self._service.supply.origin(guest)),
+            moment=kept.moment,
+            events=tuple(filter(None, map(happened, kept.events))),
+            lives=tuple((life.span, life.offset) for life in run.record.lives),
+            phases=run.phases,
+        )
+
+    async def work(self, guest: Guest) -> None:
+        """What is to be done with the guest that `revive` gives, or one that was saved."""
+        assert self._run.exchange is not None  # noqa: S101 (_stand_up has set it)
+        await go_on(self._run.exchange, self._run, self._service.config)
+
+    async def revive(self, guest: Guest, error: MayflyError) -> Guest:
+        """After `error`, another guest for the run, which goes on as it was saved last.
+
+        Raises:
+            MayflyError: `error`, as that was not the loss of the machine, or nothing is saved of
+                it, or it was lost again and again.
+        """
+        run, saved = self._run, self._saved
+        if saved is None or not guest.process.lost or run.elsewhere is not None or self._left <= 0:
+            raise error
+        self._left -= 1
+        log.warning("run %s: its machine is lost (%s); it goes on from its last save", run.id, error)
+        run.exchange = None
+        async with run.alone:
+            try:
+                origin = self._service.supply.origin(guest)
+                found = await _stand_up(self._service, run, guest.wanted, saved.moment, origin)
+            except MayflyError as fault:
+                log.warning("run %s cannot go on from what was saved: %s", run.id, fault)
+                raise error from fault
+        run.replay(Restored("its machine was lost", saved.mark, saved.steps, run.record.end != saved.mark.position))
+        return found
+
+
+async def _stand_up(service: "Service", run: Run, wanted: Wanted, moment: Moment, origin: Snapshot | None) -> Guest:
+    """The guest of a run as it was saved, which goes on.
+
+    Raises:
+        MayflyError: it did not come up. Nothing of it is left.
+    """
+    guest = await live.clone(service.spawner, wanted, saves.folder_of(run.id))
+    try:
+        if origin is not None and not snapshots.is_current(origin):
+            raise SnapshotError(f"{origin.manifest.name}, which the run's machine stands on, was made anew", hint="start the run again")
+        service.supply.note(guest, origin)
+        guest = go_on_from(moment, guest, run).guest
+        await guest.process.resume()
+    except BaseException:
+        run.exchange = None
+        await guest.process.stop(0)
+        raise
+    service.now(run, guest)
+    return guest
+
+
+async def _whole(work: Callable[[], None]) -> None:
+    """Do it in a thread, and to its end even if the caller is cancelled."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
+
+def go_on_with_saved(service: "Service") -> list[Run]:
+    """Go on with the runs that an earlier server at this one's socket has left. What was left by
+    who had no socket is removed.
+    """
+    found = []
+    for run_id in saves.left():
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(saves.claimed(run_id))
+            except OSError:  # a server has it
+                continue
+            try:
+                saved = saves.read(run_id)
+            except SnapshotError as error:
+                log.warning("%s; it is removed", error)
+                saves.forget(run_id)
+                continue
+            if saved.socket == service.home:
+                found.append(_take_back(service, saved, held.pop_all()))
+            elif not saved.socket:
+                saves.forget(run_id)
+    return found
+
+
+def _take_back(service: "Service", saved: SavedRun, held: contextlib.ExitStack) -> Run:
+    """Go on with a run that was saved; it is claimed as long as `held`."""
+    run = Run(
+        run_id=saved.id,
+        owner=saved.owner,
+        language=saved.language,
+        version=saved.version,
+        mode=saved.mode,
+        step_names=saved.step_names,
+        collect=saved.collect,
+        checkpoint_every_s=saved.every_s,
+    )
+    run.checkpoint, run.start, run.phases = saved.checkpoint, saved.start, saved.phases
+    for event in saved.events:
+        run.replay(event_of(event))
+    mark, steps = run.record.mark(), len(run.outcome.steps)
+    run.record.lives = (*(Position(*life) for life in saved.lives), mark.position)
+    run.replay(Restored("its server was lost", mark, steps, repeats=False))
+    lasting = Lasting(service, run, saved.every_s)
+    lasting.resume(Saved(saved.moment, mark, steps), held)
+
+    async def come_back() -> Guest:
+        image = service.images.find(f"{saved.language}@{saved.version}")
+        if image.manifest.initramfs_digest != saved.image:
+            raise SnapshotError(f"the image of {saved.language} was made anew since the run was saved", hint="start the run again")
+        wanted = want_machine(image, service.config)
+        wanted = replace(wanted, machine=replace(wanted.machine, memory=saved.memory, cpus=saved.cpus))
+        origin = await asyncio.to_thread(saves.find_parent, saved.parent)
+        if origin is not None:
+            wanted = wanted.restored_from(origin.chain)
+        guest = await _stand_up(service, run, wanted, saved.moment, origin)
+        run.state = RunState.RUNNING
+        return guest
+
+    log.info("run %s: goes on from what an earlier server has saved", run.id)
+    service.take_back(run, saved.memory, come_back, lasting)
+    return run

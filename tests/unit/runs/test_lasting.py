@@ -1,0 +1,334 @@
+"""Runs that outlast their machines, which are toys, and their servers: each goes on from its last
+save, readers are told, and nothing that was saved is left behind.
+"""
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mayfly import paths
+from mayfly.api.events import find_position
+from mayfly.errors import UnprocessableError
+from mayfly.guests.converse import BytesStdin
+from mayfly.host.snippet import Case, Snippet, Terminal
+from mayfly.runs import saves
+from mayfly.runs.lasting import MAX_RESTORED
+from mayfly.runs.moves.desk import Moves, follow
+from mayfly.runs.record import Position, Reader, Restored
+from mayfly.runs.run import Run
+from mayfly.runs.service import Service
+from mayfly.schema import replace
+from tests.kit.api_fakes import factory, install_toys, open_descriptors, small_config
+from tests.kit.scale import patience
+from tests.kit.toy_moves import TIMES, Road, ToyMachines, World, counted, play_toys, save_toys
+
+Scenario = Callable[[Service, World], Awaitable[Any]]
+
+
+class Servers:
+    """Servers one after another, each with the same folders."""
+
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tmp_path = tmp_path
+        self.world = World()
+        self.sockets = tmp_path / "runs"
+        self.sockets.mkdir()
+        install_toys(monkeypatch, tmp_path)
+        save_toys(monkeypatch, self.world)
+
+    def __call__(self, scenario: Scenario, **changes: Any) -> Any:
+        """Run a scenario with a server around it."""
+
+        async def whole() -> Any:
+            async with Service(small_config(self.tmp_path, **changes), factory(), sockets=self.sockets) as service:
+                play_toys(service, self.world)
+                return await asyncio.wait_for(scenario(service, self.world), patience(60))
+
+        before = open_descriptors()
+        result = asyncio.run(whole())
+        assert open_descriptors() == before
+        assert not self.world.running
+        return result
+
+
+@pytest.fixture
+def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Servers:
+    return Servers(tmp_path, monkeypatch)
+
+
+def left() -> list[str]:
+    """What is there of saved runs."""
+    folder = paths.saved_runs_dir()
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+async def begun(service: Service, size: int = 100) -> Run:
+    """A run that counts without end, and has begun to."""
+    run = service.start(Snippet(language="toy", source=b"-1", checkpoint_every_s=1000), publish=True)
+    await until(run, size)
+    return run
+
+
+async def until(run: Run, size: int) -> None:
+    """Wait until its program has put out so many bytes."""
+    while len(run.record.output(1)[0]) < size:
+        await run.record.changed()
+
+
+async def save(service: Service, run: Run) -> Position:
+    """Save it now; where that was."""
+    lasting = service._lasting[run.id]
+    await lasting.save()
+    assert lasting._saved
+    return lasting._saved.mark.position
+
+
+async def until_restored(run: Run, count: int) -> None:
+    while len(restored(run)) < count:
+        await run.record.changed()
+
+
+def restored(run: Run) -> list[Restored]:
+    events = iter(Reader(run.record).take, None)
+    return [event for event in events if isinstance(event, Restored)]
+
+
+async def check_end(service: Service, world: World, run: Run) -> None:
+    """Have the program end; all that it has put out is there once."""
+    state = world.made[-1].state
+    state["source"] = b"%d" % (state["n"] + 20)
+    await service.settled(run)
+    result = run.result()
+    assert (result.status, result.error) == ("ok", None)
+    assert [step.step for step in result.steps] == ["build", "run"]
+    assert counted(result.steps[1].stdout or "") == state["n"]
+
+
+def test_a_run_outlasts_its_machine(serve: Servers) -> None:
+    async def scenario(service: Service, world: World) -> None:
+        run = await begun(service)
+        at = await save(service, run)
+        assert left() == [f".{run.id}.lock", run.id]
+        await until(run, len(run.record.output(1)[0]) + 100)
+        world.made[-1].die()
+        await until_restored(run, 1)
+        await check_end(service, world, run)
+        (event,) = restored(run)
+        assert (event.mark.position, event.repeats) == (at, True)
+        assert left() == []
+        assert service.admission.used == 0
+        assert [process.alive for process in world.made] == [False, False]
+
+    serve(scenario)
+
+
+def test_each_save_takes_the_place_of_the_one_before(serve: Servers) -> None:
+    async def scenario(service: Service, world: World) -> None:
+        run = await begun(service)
+        for _ in range(3):
+            await save(service, run)
+            assert left() == [f".{run.id}.lock", run.id]
+            await until(run, len(run.record.output(1)[0]) + 50)
+        world.made[-1].die()
+        await until_restored(run, 1)
+        await until(run, len(run.record.output(1)[0]) + 50)
+        await save(service, run)
+        await until(run, len(run.record.output(1)[0]) + 50)
+        world.made[-1].die()
+        await until_restored(run, 2)
+        await check_end(service, world, run)
+        assert len(restored(run)) == 2
+
+    serve(scenario)
+
+
+def test_a_machine_that_is_lost_again_and_again_is_given_up(serve: Servers) -> None:
+    async def scenario(service: Service, world: World) -> None:
+        run = await begun(service)
+        await save(service, run)
+        for number in range(MAX_RESTORED + 1):
+            await until_restored(run, number)
+            world.made[-1].die()
+        await service.settled(run)
+        assert run.to_json()["error"]["code"] == "guest_failed"
+        assert len(restored(run)) == MAX_RESTORED
+        assert left() == []
+
+    serve(scenario)
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_what_ends_otherwise_does_not_go_on(serve: Servers, saved: bool) -> None:
+    async def scenario(service: Service, world: World) -> None:
+        run = await begun(service)
+        if saved:
+            await save(service, run)
+            world.made[-1].kill()  # as a machine that says why it ends
+        else:
+            world.made[-1].die()
+        await service.settled(run)
+        assert run.to_json()["error"]["code"] == "guest_failed"
+        other = await begun(service)
+        await save(service, other)
+        await service.forget(other.id)
+        assert left() == []
+
+    serve(scenario)
+
+
+async def leave(service: Service, run: Run, aside: Path) -> None:
+    """Keep what a server leaves that is killed now."""
+    shutil.copytree(saves.folder_of(run.id), aside)
+
+
+def test_a_run_outlasts_its_server(serve: Servers, tmp_path: Path) -> None:
+    aside = tmp_path / "aside"
+
+    async def first(service: Service, world: World) -> tuple[str, Any, Any]:
+        run = await begun(service)
+        at, out = await save(service, run), run.record.output(1)[0]
+        await leave(service, run, aside)
+        await until(run, len(out) + 100)
+        return run.id, at, run.record.end
+
+    run_id, at, beyond = serve(first)
+    assert left() == []
+    shutil.copytree(aside, saves.folder_of(run_id))
+
+    async def second(service: Service, world: World) -> None:
+        service.go_on()
+        run = service.get(run_id)
+        assert run.record.lives == (at,)
+        assert find_position(f"{beyond.span}-{beyond.offset}", run.record) == at
+        assert find_position(f"{at.span}-{at.offset}", run.record) == at
+        await save_when_it_runs(service, run)
+        await check_end(service, world, run)
+        (event,) = restored(run)
+        assert (event.mark.position, event.repeats) == (at, False)
+        assert service.output_socket(run).exists()
+        end = run.record.end
+        assert find_position(f"{end.span}-{end.offset}.1", run.record) == end
+
+    serve(second)
+    assert left() == []
+
+
+async def save_when_it_runs(service: Service, run: Run) -> None:
+    while run.exchange is None:
+        await asyncio.sleep(0)
+    await until(run, 300)
+    await save(service, run)
+    assert len(saves.read(run.id).lives) == 1
+
+
+def test_only_the_server_at_the_same_socket_goes_on(serve: Servers, tmp_path: Path) -> None:
+    aside = tmp_path / "aside"
+
+    async def first(service: Service, world: World) -> str:
+        run = await begun(service)
+        await save(service, run)
+        await leave(service, run, aside)
+        service.go_on()  # it has the run itself
+        assert len(list(service.runs)) == 1
+        return run.id
+
+    run_id = serve(first)
+    shutil.copytree(aside, saves.folder_of(run_id))
+
+    async def other(service: Service, world: World) -> None:
+        service.go_on()
+        assert not list(service.runs)
+        assert run_id in left()
+        saves.write(saves.folder_of(run_id), replace(saves.read(run_id), socket=""))  # as `mayfly run` has none
+        service.go_on()
+        assert left() == []
+
+    serve(other, socket=tmp_path / "other.sock")
+
+
+@pytest.mark.parametrize("what", ["garbage", "image"])
+def test_what_cannot_go_on_says_so_and_leaves_nothing(serve: Servers, tmp_path: Path, what: str) -> None:
+    aside = tmp_path / "aside"
+
+    async def first(service: Service, world: World) -> str:
+        run = await begun(service)
+        await save(service, run)
+        await leave(service, run, aside)
+        return run.id
+
+    run_id = serve(first)
+    shutil.copytree(aside, saves.folder_of(run_id))
+    if what == "garbage":
+        (saves.folder_of(run_id) / saves.RUN).write_bytes(b"\x81")
+    else:
+        saves.write(saves.folder_of(run_id), replace(saves.read(run_id), image="sha256:other"))
+
+    async def second(service: Service, world: World) -> None:
+        service.go_on()
+        found = list(service.runs)
+        if what == "garbage":
+            assert not found
+        else:
+            (run,) = found
+            await service.settled(run)
+            assert run.to_json()["error"]["code"] == "snapshot_failed"
+            assert service.admission.used == 0
+        assert left() == []
+
+    serve(second)
+
+
+def test_a_run_that_moves_leaves_nothing_that_could_go_on_here(serve: Servers, tmp_path: Path) -> None:
+    async def scenario(service: Service, world: World) -> None:
+        config = small_config(tmp_path, socket=tmp_path / "there.sock")
+        sockets = tmp_path / "there"
+        sockets.mkdir()
+        async with Service(config, factory(), sockets=sockets) as there:
+            play_toys(there, world)
+            road = Road(Moves(there, ToyMachines(there, world), TIMES), iter(()))
+            run = await begun(service)
+            await save(service, run)
+            dropped: list[bool] = []
+            real = service.leave_saves
+
+            async def leave_saves(run: Run) -> None:
+                assert "Commit" not in road.log
+                await real(run)
+                dropped.append(saves.folder_of(run.id).exists())
+
+            service.leave_saves = leave_saves  # type: ignore[method-assign]
+            await follow(Moves(service, ToyMachines(service, world), TIMES).begin(run, road.connect, to="there"))
+            assert dropped == [False]
+            assert there.get(run.id).checkpoint_every_s == 1000
+            await check_end(service, world, run)
+            await road.close()
+
+    serve(scenario)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"cases": (Case(),)}, "cases"),
+        ({"network": True}, "network"),
+        ({"interactive": True}, "standard input"),
+        ({"tty": Terminal(columns=80, rows=24)}, "standard input"),
+    ],
+)
+def test_what_no_save_holds_is_refused_by_name(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(UnprocessableError, match=says):
+        Snippet(source=b"", checkpoint_every_s=5, **fields)
+
+
+def test_input_that_is_a_clients_is_refused(serve: Servers) -> None:
+    async def scenario(service: Service, world: World) -> None:
+        with pytest.raises(UnprocessableError, match="belongs to a client"):
+            service.start(Snippet(language="toy", source=b"1", checkpoint_every_s=5), stdin=BytesStdin(b""))
+        assert service.admission.used == 0
+        assert left() == []
+
+    serve(scenario)
