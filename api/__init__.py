@@ -1,3 +1,1 @@
-"""Snippets in, output out: runs, their machines and output sockets, the HTTP service, and the
-command line.
-"""
+"""The HTTP service, over a Unix socket and TCP."""
