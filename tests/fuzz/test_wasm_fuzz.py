@@ -1,5 +1,6 @@
 """Whatever bytes a module or a checkpoint has, the runtime refuses it or runs it, and ends by
-itself within bounded time and memory: by no signal, and without a panic.
+itself within bounded time and memory, or when it is asked to stop, as it may have come to sleep:
+by no signal, and without a panic.
 
 Mutations of compiled programs and of their checkpoints (bytes changed, cut, doubled, moved), from a
 fixed seed."""
@@ -15,10 +16,12 @@ from tests.kit.wasm import STOPPED, Ended, build, execute
 from tests.kit.wasm_programs import PROGRAMS, SOURCES, Program, compiled
 
 pytestmark = pytest.mark.timeout(1800)
-ROUNDS = scaled(4000)
-ROUNDS_OF_GO = scaled(400)
+ROUNDS = scaled(2000)
+ROUNDS_OF_GO = scaled(200)
 """Its library is in each of its modules, 2 MB of code."""
 TICKS = 2000
+ASLEEP_S = 3
+"""Then it is asked to stop."""
 MOST_KIB = 3 << 20
 HEAD = 4096
 """Bytes at the front, where a module's types, imports and tables are."""
@@ -44,7 +47,8 @@ def mutated(data: bytes, chance: random.Random, where: Callable[[], int]) -> byt
 
 def end(path: Path, state: Path, ticks: int) -> Ended:
     """What becomes of the file, with little to spend."""
-    runtime = ("sh", "-c", f'ulimit -v {MOST_KIB} && exec "$0" "$@"', build())
+    stopped = ("timeout", "--preserve-status", "--signal=USR1", str(ASLEEP_S))
+    runtime = (*stopped, "sh", "-c", f'ulimit -v {MOST_KIB} && exec "$0" "$@"', build())
     ended = execute("--save", state, "--stop-at", str(ticks), path, runtime=runtime)
     assert ended.status >= 0, ended
     assert "panicked" not in ended.stderr, ended
