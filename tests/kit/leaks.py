@@ -65,7 +65,11 @@ def _descriptors() -> Iterator[tuple[str, str]]:
 def _children() -> Iterator[tuple[str, str]]:
     """Children of any thread, zombies too."""
     for thread in Path("/proc/self/task").iterdir():
-        for pid in (thread / "children").read_text().split():
+        try:
+            pids = (thread / "children").read_text().split()
+        except FileNotFoundError:
+            continue  # the thread has ended: its children are another's now
+        for pid in pids:
             try:
                 yield pid, Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
             except OSError:
