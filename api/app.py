@@ -278,7 +278,7 @@ async def serve(config: Config, backend: Backend) -> None:
                 log.info("playground: %s", playground.invite(doors[0], keyring))
             if doors and not len(keyring):
                 log.info("nobody can come in over TCP yet; make a key: mayfly key create NAME")
-            if config.time_factor != 1:
+            if config.time_factor not in (0, 1):  # a gateway has none
                 log.info("time limits are multiplied by %g", config.time_factor)
             draining = asyncio.create_task(end_gracefully(service, functions, drain, stop))
             try:
