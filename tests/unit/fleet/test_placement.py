@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from mayfly.api.app import functions_beside
+from mayfly.fleet import engine as connections
 from mayfly.fleet import roll, worker
 from mayfly.fleet.engine import Engine
 from mayfly.fleet.worker import Worker
@@ -119,6 +120,7 @@ def test_runs_go_to_warm_hosts_and_then_beyond(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(worker, "LOOK_S", 3600.0)
     monkeypatch.setattr(worker, "EXPIRES_S", 30.0)
     monkeypatch.setattr(roll, "SILENT_S", 120.0)
+    monkeypatch.setattr(connections, "CONNECT_S", 300.0)
 
     async def scenario(fleet: Fleet) -> None:
         go_on = asyncio.Event()
