@@ -184,8 +184,8 @@ class Acceptance:
         work = Work(id=run.id, token=stored.token, gateway=stored.gateway, snippet=replace(snippet, language=name_of(image)))
         try:
             if call:  # before the work: a run that is carried out has its call
-                await self._calls.put(run.id, call)
-            number = await self._engine.put(stored.arch, stored.lang, encode(work), run.id)
+                await self._calls.put(run.id, call, stored.token)
+            number = await self._engine.put(stored.arch, stored.lang, encode(work), f"{run.id} {stored.token}")
             if before is not None:  # whoever registered it may not have come as far as this
                 return await self._join(follow)
             follow.number = number

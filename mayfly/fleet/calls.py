@@ -53,14 +53,14 @@ class Calls:
         self._engine.on_return.append(self._returned)
         self._refill()
 
-    async def put(self, run_id: str, about: bytes) -> None:
-        """Have somebody told when the run is over, or found not to exist.
+    async def put(self, run_id: str, about: bytes, token: str) -> None:
+        """Have somebody told when the run is over, or found not to exist; once for each `token`.
 
         Raises:
             FullError, TooLargeError: it cannot be stored.
             SilenceError, NobodyError: it may be stored or not.
         """
-        await self._engine.put(KIND, QUEUE, encode(Call(run=run_id, about=about)), f"call {run_id}")
+        await self._engine.put(KIND, QUEUE, encode(Call(run=run_id, about=about)), f"call {run_id} {token}")
 
     def over(self, run_id: str) -> None:
         """A run has its result."""

@@ -270,7 +270,10 @@ class Worker:
             log.error("fleet: a run cannot be read, and is left to hosts of another version: %s", error)
             self.spawn(self._engine.give_back(delivery.ack, BEAT_S), "give back")
             return
-        if (active := self._active.get(work.id)) is not None:  # the fleet heard too long nothing of it
+        if (active := self._active.get(work.id)) is not None and active.work.token != work.token:
+            self.spawn(self._engine.give_back(delivery.ack, LATER_S), "give back")  # what came before is not wanted, and ends
+            return
+        if active is not None:  # the fleet heard too long nothing of it
             active.delivery = delivery
             if active.run is not None:
                 self.spawn(self._tell(active, active.work.gateway, self._begun(active, goes_on=True)), "begun")
@@ -441,8 +444,8 @@ class Worker:
         for feed in active.feeds.values():
             feed.close()
         self._active.pop(work.id, None)
-        if run is not None and verdict == "again":
-            self._service.runs.drop(run)  # it may come back to this host
+        if run is not None and (verdict == "again" or active.unwanted):
+            self._service.runs.drop(run)  # one of its id may come to this host
         self._refill()
 
     # What gateways say

@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from mayfly.fleet.engine import Engine, SilenceError
 from tests.kit.api_fakes import install_toys
 from tests.kit.fleet_kit import Fleet, Way, in_fleet, until
 
@@ -169,6 +170,31 @@ def test_a_request_that_is_repeated_begins_one_run(tmp_path: Path) -> None:
             headers = {"Idempotency-Key": "key-1"}
             async with two.client.post("/run", json=body("echo other"), headers=headers) as answer:
                 assert (answer.status, (await answer.json())["error"]["code"]) == (422, "idempotency_key_reused")
+
+    in_fleet(scenario)
+
+
+def test_a_request_that_was_not_accepted_or_is_deleted_is_accepted_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The stream may have the work of before, and keeps what it knows from being stored again."""
+    stored = Engine.put
+
+    async def put(engine: Engine, *what: Any) -> int:
+        await stored(engine, *what)
+        monkeypatch.setattr(Engine, "put", stored)
+        raise SilenceError("no answer")
+
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with fleet.gateway("g1") as way:
+            await fleet.until_hosts(way, 1)
+            monkeypatch.setattr(Engine, "put", put)
+            async with way.client.post("/run", json=body("echo one"), headers={"Idempotency-Key": "k"}) as answer:
+                assert answer.status == 503, await answer.text()
+            for _ in range(2):
+                found = await run(way.client, "echo one", key="k")
+                assert found["steps"][1]["stdout"] == "one\n"
+                async with way.client.delete(f"/runs/{found['id']}") as answer:
+                    assert answer.status == 204
 
     in_fleet(scenario)
 
