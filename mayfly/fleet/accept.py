@@ -174,15 +174,15 @@ class Acceptance:
         self, follow: Follow, snippet: Snippet, image: InstalledImage, publish: bool, repeat: Repeat | None, call: bytes
     ) -> Run:
         run, registered = follow.run, follow.registered
-        await self._queues.ensure(registered.arch, registered.lang)
-        before = None
-        if not await self._registry.create(run.id, encode(registered)):
-            before = await self._accepted_before(follow, repeat)
-            if before is not None and (before.host or self._follows.knows(run.id)):
-                return await self._join(follow)
-        stored = before or registered
-        work = Work(id=run.id, token=stored.token, gateway=stored.gateway, snippet=replace(snippet, language=name_of(image)))
         try:
+            await self._queues.ensure(registered.arch, registered.lang)
+            before = None
+            if not await self._registry.create(run.id, encode(registered)):
+                before = await self._accepted_before(follow, repeat)
+                if before.host or self._follows.knows(run.id):
+                    return await self._join(follow)
+            stored = before or registered
+            work = Work(id=run.id, token=stored.token, gateway=stored.gateway, snippet=replace(snippet, language=name_of(image)))
             if call:  # before the work: a run that is carried out has its call
                 await self._calls.put(run.id, call, stored.token)
             number = await self._engine.put(stored.arch, stored.lang, encode(work), f"{run.id} {stored.token}")
@@ -205,12 +205,16 @@ class Acceptance:
         return run
 
     async def _unregister(self, registered: Registered) -> None:
-        """The run is not accepted."""
-        await self._registry.delete(registered.head.id)
+        """The run is not accepted. One that another gateway has registered under this id may be."""
+        run_id = registered.head.id
+        if (entry := await self._registry.get(run_id)) is not None:
+            if decode(entry.value, type=Registered).token != registered.token:
+                return
+            await self._registry.delete(run_id)
         if registered.charged:
-            await self._accounts.give_back(registered.head.owner, registered.head.id)
+            await self._accounts.give_back(registered.head.owner, run_id)
 
-    async def _accepted_before(self, follow: Follow, repeat: Repeat | None) -> Registered | None:
+    async def _accepted_before(self, follow: Follow, repeat: Repeat | None) -> Registered:
         """As what the run was registered when the same request came before, here or elsewhere.
 
         Raises:

@@ -199,6 +199,33 @@ def test_a_request_that_was_not_accepted_or_is_deleted_is_accepted_anew(monkeypa
     in_fleet(scenario)
 
 
+def test_a_repeated_request_that_fails_leaves_what_was_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = Engine.put
+
+    async def put(engine: Engine, *what: Any) -> int:
+        if engine.name == "g2":
+            raise SilenceError("no answer")
+        return await stored(engine, *what)
+
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with fleet.gateway("g1") as one, fleet.gateway("g2") as two:
+            for way in (one, two):
+                await fleet.until_hosts(way, 1)
+            await fleet.remove_host("h1")
+            monkeypatch.setattr(Engine, "put", put)
+            headers = {"Idempotency-Key": "k"}
+            async with one.client.post("/start", json=body("echo one"), headers=headers) as answer:
+                assert answer.status == 201
+                run_id = (await answer.json())["id"]
+            async with two.client.post("/start", json=body("echo one"), headers=headers) as answer:
+                assert answer.status == 503
+            await fleet.add_host("h2")
+            assert [event["status"] for event in await events(one.client, run_id) if event["event"] == "done"] == ["ok"]
+
+    in_fleet(scenario)
+
+
 def test_a_host_that_stops_gives_its_runs_back(tmp_path: Path) -> None:
     async def scenario(fleet: Fleet) -> None:
         await fleet.add_host("h1")
