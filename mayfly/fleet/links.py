@@ -21,6 +21,8 @@ from mayfly.runs.moves.messages import Message
 
 ANSWER_S = 5.0
 TRIES = 3
+LATER_S = 0.2
+"""From one look whether a piece was taken to the next."""
 QUIET_S = 5.0
 """After so long without a message the other end is asked whether it is there."""
 
@@ -60,6 +62,7 @@ class HostLink:
                 return
             if verdict != "later":
                 break
+            await asyncio.sleep(LATER_S)
         self._end()
         raise ServerLostError(f"the connection to {self.to} is lost")
 
@@ -82,7 +85,7 @@ class HostLink:
         """The other end sends something."""
         if piece.ends:
             self._end()
-        elif piece.number > 0 and piece.number == self._received + 1 and not self._closed:
+        elif piece.number > 0 and piece.number == self._received + 1 and not self._inbox and not self._closed:
             self._received += 1
             self._inbox.append((piece.data, reply))
             self._come.set()

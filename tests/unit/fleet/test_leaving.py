@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from mayfly.errors import ServerLostError
-from mayfly.fleet import leaving
+from mayfly.fleet import leaving, links
 from mayfly.fleet.engine import Engine
 from mayfly.fleet.links import HostLink, Links
 from mayfly.fleet.operate import wait_until_idle, wish
@@ -153,14 +153,17 @@ def test_a_host_that_is_undrained_keeps_its_runs() -> None:
     in_fleet(scenario, limit_s=280)
 
 
-def test_a_connection_between_hosts() -> None:
+def test_a_connection_between_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Messages come in order and once, each is waited for, and both ends see when it is over."""
 
     async def scenario(fleet: Fleet) -> None:
         async with (
             Engine.connect((fleet.server.url,), "h1") as h1,
             Engine.connect((fleet.server.url,), "h2") as h2,
+            Engine.connect((fleet.server.url,), "h4") as watcher,
         ):
+            monkeypatch.setattr(links, "ANSWER_S", 0.1)
+            monkeypatch.setattr(links, "TRIES", 1000)
             tasks: set[asyncio.Task[None]] = set()
             come: asyncio.Queue[HostLink] = asyncio.Queue()
 
@@ -191,6 +194,20 @@ def test_a_connection_between_hosts() -> None:
                 await here.receive()
             with pytest.raises(ServerLostError):
                 await here.send(Commit())
+            slow = one.connect("h2")
+            sending = asyncio.create_task(slow.send(Commit()))
+            reader = await come.get()
+            asked: list[str] = []
+            await watcher.listen(f"move.h2.h1.{slow.name}", lambda message: asked.append(message.reply))
+            await asyncio.sleep(0.5)
+            assert not sending.done()
+            assert len(asked) < 50, "what the other end has is not sent again and again"
+            with pytest.raises(ServerLostError):  # no more than one is on its way
+                flood = HostLink(h1, "h2", slow.name, lambda _: None)
+                flood._sent = 1
+                await flood.send(Commit())
+            assert isinstance(await reader.receive(), Commit)
+            await sending
             nobody = one.connect("h3")
             with pytest.raises(ServerLostError):
                 await nobody.send(Commit())
