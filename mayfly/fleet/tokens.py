@@ -18,6 +18,8 @@ from mayfly.fleet.message import ANY
 
 _LINE = re.compile(r"  (?P<user>\{.*\}),? # (?P<kind>host|gateway|operator) (?P<name>[A-Za-z0-9_-]{1,64})(?: (?P<arch>[a-z0-9_]+))?")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+ANSWER_MIN = 30
+"""How long a gateway may take to answer: it is asked to create functions."""
 HEAD = "# Written by `mayfly fleet token`. The servers include it: authorization { include FILE }\nusers: [\n"
 
 
@@ -50,7 +52,8 @@ def permissions(name: str, kind: str, arch: str) -> dict[str, Any]:
             heard += ["keys", "images", "functions"]
         case _:
             said, heard = ["about.*", "wish.*", "keys", "images", "functions"], ["beat.*"]
-    return {"publish": said, "subscribe": [*heard, inbox], "allow_responses": {"max": 1, "expires": "1m"}}
+    answers = {"max": 1, "expires": f"{ANSWER_MIN if kind == 'gateway' else 1}m"}
+    return {"publish": said, "subscribe": [*heard, inbox], "allow_responses": answers}
 
 
 def load(path: Path) -> list[Member]:

@@ -15,6 +15,7 @@ from mayfly.cli.main import gateway, serve
 from mayfly.errors import ConfigError, FleetError
 from mayfly.fleet import engine, tokens
 from mayfly.fleet.engine import Credentials, Engine, Message, NobodyError, SilenceError
+from mayfly.fleet.functions.gateway import CREATE_S
 from mayfly.fleet.message import Settle, Verdict, decode, encode
 from tests.kit.api_fakes import ROOT, install_toys
 from tests.kit.api_server import make_certificate
@@ -37,6 +38,12 @@ def test_tokens_are_kept_in_a_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         tokens.revoke(users, "h1")
     assert [one.name for one in tokens.load(users)] == ["g1"]
+
+
+def test_a_gateway_may_answer_when_a_function_is_made() -> None:
+    given = tokens.permissions("g1", "gateway", "")["allow_responses"]["expires"]
+    assert given.endswith("m")
+    assert 60 * int(given[:-1]) > 2 * CREATE_S
 
 
 def test_who_is_refused_hears_it_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
