@@ -262,28 +262,28 @@ class FleetFunctions:
 
     async def _look_at(self, waiting: Waiting) -> None:
         """The time of a request is over: see whether a host has begun it."""
-        name = waiting.function.function.name
-        entry = await self._registry.get(place_of(waiting.asked.id))
-        pending = decode(entry.value, type=Pending) if entry else waiting.pending
+        name, request_id, pending = waiting.function.function.name, waiting.asked.id, waiting.pending
         if waiting.begun:
+            entry = await self._registry.get(place_of(request_id))
+            pending = decode(entry.value, type=Pending) if entry else pending
             await self._verdicts.fail(
-                waiting.asked.id, pending, FunctionCrashedError("the request's host is silent", hint="look at the hosts' logs")
+                request_id, pending, FunctionCrashedError("the request's host is silent", hint="look at the hosts' logs")
             )
-        elif pending.host:
-            waiting.begun = True
-        else:
-            hint = "try again in 1 s, or add hosts"
-            await self._verdicts.fail(
-                waiting.asked.id, pending, ResourceExhaustedError(f"no host had room for {name} in time", hint=hint, resource="memory")
-            )
-            await self._engine.take_back(waiting.function.arch, waiting.number)
+            return
+        hint = "try again in 1 s, or add hosts"
+        error = ResourceExhaustedError(f"no host had room for {name} in time", hint=hint, resource="memory")
+        waiting.begun = not await self._give_up(waiting, error)
 
     async def _withdraw(self, waiting: Waiting) -> None:
         """Nobody waits for the request: unless a host has begun, it is not done."""
-        entry = await self._registry.get(place_of(waiting.asked.id))
-        if entry is not None and not decode(entry.value, type=Pending).host:
-            await self._verdicts.fail(waiting.asked.id, waiting.pending, RunEndedError("the client went away"))
+        await self._give_up(waiting, RunEndedError("the client went away"))
+
+    async def _give_up(self, waiting: Waiting, error: MayflyError) -> bool:
+        """End a request with an error, unless a host has begun it."""
+        given_up = await self._verdicts.give_up(waiting.asked.id, waiting.pending, error)
+        if given_up:
             await self._engine.take_back(waiting.function.arch, waiting.number)
+        return given_up
 
     def heard_over(self, place: str) -> None:
         """A request, or a run, has its result."""

@@ -49,6 +49,21 @@ class FunctionVerdicts:
         """Store an error as a request's result, unless it has one."""
         await self._decide(request_id, pending, failed(pending.function, pending.owner, error))
 
+    async def give_up(self, request_id: str, pending: Pending, error: MayflyError) -> bool:
+        """Store an error as the result of a request that no host has begun, and let none begin it.
+        False: one has begun. `pending` is as what it was registered.
+        """
+        place = place_of(request_id)
+        while (entry := await self._registry.get(place)) is not None:
+            pending = decode(entry.value, type=Pending)
+            if pending.host:
+                return False
+            pending.token = ""  # which no host has
+            if await self._registry.update(place, encode(pending), entry.revision):
+                break
+        await self.fail(request_id, pending, error)
+        return True
+
     async def _decide(self, request_id: str, pending: Pending, result: Result) -> None:
         """Store a request's result, unless it has one."""
         place = place_of(request_id)

@@ -16,6 +16,7 @@ from mayfly.fleet.functions.messages import Asked, Change, FleetFunction, queue_
 from mayfly.fleet.keys import KeyChange
 from mayfly.fleet.keys import change as change_keys
 from mayfly.fleet.message import Begin, Verdict, decode, encode
+from mayfly.fleet.results import Results
 from mayfly.functions.spec import FunctionSpec
 from mayfly.host import keys
 from mayfly.schema import msgspec
@@ -180,5 +181,38 @@ def test_a_request_waits_for_a_host_and_no_longer_than_it_may(tmp_path: Path, mo
             await until(lambda: way.runner.functions.under_way == 1)
             await fleet.add_host("h2")
             assert await waiting == b"there"
+
+    in_fleet(scenario)
+
+
+def test_what_has_failed_for_want_of_a_host_no_host_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host asks while the gateway stores that no host had begun."""
+    verdicts: list[str] = []
+    store = Results.create
+
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with fleet.gateway("g1") as way, Engine.connect((fleet.server.url,), "h9") as engine:
+            await fleet.until_hosts(way, 1)
+            (made,) = await create(fleet, "echo", queue_s=2)
+            await until(lambda: bool(way.runner.functions.all()))
+            await fleet.remove_host("h1")
+
+            async def ask_and_store(results: Results, place: str, data: bytes) -> bool:
+                monkeypatch.setattr(Results, "create", store)
+                request = decode(given.get_nowait().data, type=Asked)
+                question = encode(Begin(token=request.token, delivered=1))
+                verdicts.append(decode(await engine.ask(f"fn.begin.h9.{request.id}", question), type=Verdict).verdict)
+                return await store(results, place, data)
+
+            given: asyncio.Queue[Delivery] = asyncio.Queue()
+            await engine.listen_for_work(lambda _, delivery: given.put_nowait(delivery) if delivery else None)
+            asked = asyncio.create_task(ask(way.client, "echo", b"x", 503))
+            while given.empty():
+                await engine.pull(made.arch, queue_of("echo"), priority=0, expires_s=1)
+                await asyncio.sleep(0.2)
+            monkeypatch.setattr(Results, "create", ask_and_store)
+            assert json.loads(await asked)["error"]["code"] == "resource_exhausted"
+            assert verdicts == ["done"]
 
     in_fleet(scenario)
