@@ -12,6 +12,7 @@ KV_fleet     a bucket whose values stay
 """
 
 import asyncio
+import collections
 import contextlib
 import json
 import logging
@@ -41,6 +42,8 @@ MAX_AGE_S = 3600
 """How long work waits, and results are kept."""
 DUPLICATES_S = 120
 """How long a message's id keeps the same one from being stored again."""
+LOST_S = 5.0
+"""After a pull's time, until it is known to be lost: its server was killed, and says nothing."""
 MAX_WAITING = 8192
 """Pulls that wait at a consumer; a large fleet has more than the server's default of 512."""
 MADE_ALREADY = (10058, 10148)
@@ -178,6 +181,8 @@ class Engine:
         self._closing = False
         self._client = client
         self._stream = client.jetstream(timeout=TIMEOUT_S)
+        self._pulls: dict[str, collections.deque[asyncio.TimerHandle]] = collections.defaultdict(collections.deque)
+        self._hear_work: Callable[[str, Delivery | None], None] = lambda _, __: None
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -204,6 +209,8 @@ class Engine:
 
         async def returned() -> None:
             log.info("the fleet's servers are there again")
+            if known:
+                known[0]._forget_pulls()
             for call in known[0].on_return if known else ():
                 call()
 
@@ -252,6 +259,7 @@ class Engine:
     async def close(self) -> None:
         """Send what is to be sent, and leave."""
         self._closing = True
+        self._forget_pulls()
         with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
             if self._client.is_connected:
                 await asyncio.wait_for(self._client.flush(), 2)
@@ -403,14 +411,17 @@ class Engine:
 
     async def listen_for_work(self, hear: Callable[[str, Delivery | None], None]) -> None:
         """Have `hear` called with what the pulls of `pull` bring: the language, and the work, or
-        None when a pull has ended without any.
+        None when a pull has ended without any, or was lost with the server that had it.
         """
+        self._hear_work = hear
 
         async def called(message: Msg) -> None:
             lang = message.subject.rpartition(".")[2]
             status = (message.headers or {}).get("Status")
             if status == "100":
                 return
+            if self._pulls[lang]:
+                self._pulls[lang].popleft().cancel()
             if status is not None:
                 if status == "409":
                     log.debug("fleet: a pull of %s was refused: %s", lang, message.headers)
@@ -425,8 +436,19 @@ class Engine:
         """Ask for one piece of work; those who ask with a lower number are served first."""
         request = {"batch": 1, "expires": int(expires_s * NS), "group": GROUP, "priority": priority}
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{_stream_of(arch)}.{arch}_{lang}"
+        self._pulls[lang].append(asyncio.get_running_loop().call_later(expires_s + LOST_S, self._lose_pull, lang))
         with contextlib.suppress(nats.errors.Error, OSError):
             await self._client.publish(subject, json.dumps(request).encode(), reply=f"_INBOX_{self.name}.{PULL}.{lang}")
+
+    def _lose_pull(self, lang: str) -> None:
+        self._pulls[lang].popleft()
+        self._hear_work(lang, None)
+
+    def _forget_pulls(self) -> None:
+        for timers in self._pulls.values():
+            for timer in timers:
+                timer.cancel()
+        self._pulls.clear()
 
     async def done(self, ack: str) -> None:
         """The work is done, and must be known to be: it is given to nobody any more."""

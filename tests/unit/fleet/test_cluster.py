@@ -6,13 +6,16 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mayfly.fleet import engine
+from mayfly.fleet.engine import Delivery, Engine
 from mayfly.fleet.open import Place
 from mayfly.fleet.server import LocalServer
 from tests.kit.api_fakes import install_toys
-from tests.kit.fleet_kit import ACK_WAIT_S, Fleet
+from tests.kit.fleet_kit import ACK_WAIT_S, Fleet, in_fleet
 from tests.kit.scale import FULL
 from tests.unit.fleet.test_fleet import events, output, run, start
 
@@ -46,6 +49,29 @@ def cluster(folder: Path) -> Iterator[list[LocalServer]]:
                 )
                 for number, port in enumerate(places)
             ]
+
+
+def test_a_pull_that_is_lost_with_its_server_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a host would wait for its end for ever, and ask for no more runs."""
+    monkeypatch.setattr(engine, "LOST_S", 0.0)
+
+    async def scenario(fleet: Fleet) -> None:
+        async with Engine.connect((fleet.server.url,), "h1") as h1:
+            ended: asyncio.Queue[tuple[str, Delivery | None]] = asyncio.Queue()
+            await h1.listen_for_work(lambda lang, delivery: ended.put_nowait((lang, delivery)))
+
+            async def lose(*_: Any, **__: Any) -> None:
+                """Drop the request."""
+
+            monkeypatch.setattr(h1._client, "publish", lose)
+            for _ in range(2):
+                await h1.pull("x", "toy", priority=0, expires_s=0.1)
+            assert [await ended.get() for _ in range(2)] == [("toy", None)] * 2
+            await h1.pull("x", "toy", priority=0, expires_s=60)
+            h1._forget_pulls()
+            assert ended.empty()
+
+    in_fleet(scenario)
 
 
 @pytest.mark.slow
