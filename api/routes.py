@@ -194,8 +194,8 @@ async def save_run(request: web.Request) -> web.Response:
 
 async def fork_run(request: web.Request) -> web.Response:
     """Make clones of a run under way, each a run of its own from here on; the run goes on."""
-    body = parse_object(ForkBody, await request.app[BODIES].read(request))
     run, service = await _run(request), request.app[SERVICE]
+    body = parse_object(ForkBody, await request.app[BODIES].read(request))
     if not isinstance(service, Service):
         raise UnprocessableError("a fleet makes no clones of runs yet", hint="ask the host that has the run")
     clones = await fork(service, run, body.count)

@@ -20,7 +20,7 @@ from mayfly.images.store import Images
 from tests.kit.api_fakes import install_toys
 from tests.kit.fleet_kit import Fleet, in_fleet, until
 from tests.kit.played_host import NEWER, PlayedHost, newer
-from tests.unit.fleet.test_fleet import events, get, output, run, start
+from tests.unit.fleet.test_fleet import events, get, output, run, start, until_output
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +66,7 @@ def test_a_gateway_of_the_next_version_is_understood(tmp_path: Path) -> None:
             typed = newer(Input(gateway="g2", offset=0, data=b"typed\n"))
             answer = msgspec.msgpack.decode(await other.ask(f"host.h1.{run_id}", typed))
             assert answer["error"] is None
+            await until_output(way, run_id, "got typed\n")
             await other.ask("wish.h1", newer(Wish(drain=True)))
             async with way.client.post(f"/runs/{run_id}/signal", json={"signal": "KILL"}) as ended:
                 assert ended.status == 204
