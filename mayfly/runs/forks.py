@@ -52,8 +52,10 @@ async def fork(service: Service, run: Run, count: int) -> list[Run]:
         clones = []
         for (ticket, held), one in zip(places, guests, strict=True):
             service.supply.note(one, origin)
-            clones.append(await _begin(service, run, kept, one, ticket, held))
+            clones.append(_adopt(service, run, kept, one, ticket, held))
             failed.push_async_callback(service.forget, clones[-1].id)
+        for clone, one in zip(clones, guests, strict=True):
+            await _let_go(clone, one)
         failed.pop_all()
     log.info("run %s: forked into %s", run.id, ", ".join(clone.id for clone in clones))
     return clones
@@ -79,17 +81,20 @@ def _enter(service: Service, run: Run, guest: Guest, count: int, failed: AsyncEx
     return ticket, held
 
 
-async def _begin(service: Service, run: Run, kept: Kept, guest: Guest, ticket: Ticket, held: AsyncExitStack) -> Run:
-    """Let a clone go on, which has what is `held` from then on."""
+def _adopt(service: Service, run: Run, kept: Kept, guest: Guest, ticket: Ticket, held: AsyncExitStack) -> Run:
+    """Take a clone among the runs, which has what is `held` from then on; it stands still yet."""
     clone = run.clone()
     for event in kept.events:
         clone.replay(event)
     exchange = go_on_from(kept.moment, guest, clone, clone=True)
     service.adopt(clone, exchange.guest, ticket, lambda _: go_on(exchange, clone, service.config))
     held.pop_all()
+    return clone
+
+
+async def _let_go(clone: Run, guest: Guest) -> None:
     try:
         await guest.process.resume()
     except MayflyError as error:  # the clone sees that its machine is gone
         log.warning("run %s: its machine does not go on: %s", clone.id, error)
         await guest.process.stop(0)
-    return clone

@@ -131,9 +131,12 @@ async def clone(spawner: Spawner, wanted: Wanted, folder: Path) -> Guest:
 
 async def clones(spawner: Spawner, wanted: Wanted, folder: Path, count: int) -> list[Guest]:
     """So many guests as `clone` makes one, or none."""
-    made = await asyncio.gather(*(clone(spawner, wanted, folder) for _ in range(count)), return_exceptions=True)
-    guests = [each for each in made if isinstance(each, Guest)]
-    if len(guests) < count:
-        await asyncio.gather(*(each.process.stop(0) for each in guests))
-        raise next(each for each in made if isinstance(each, BaseException))
-    return guests
+    making = [asyncio.create_task(clone(spawner, wanted, folder), name=f"clone {number}") for number in range(count)]
+    try:
+        return await asyncio.gather(*making)
+    except BaseException:
+        for task in making:
+            task.cancel()
+        made = await asyncio.gather(*making, return_exceptions=True)
+        await asyncio.gather(*(each.process.stop(0) for each in made if isinstance(each, Guest)))
+        raise

@@ -17,10 +17,11 @@ from mayfly.runs.record import Reader
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from mayfly.runs.stdin import StdinWriter
+from mayfly.snapshots import live
 from mayfly.units import MIB
 from tests.kit.api_fakes import factory, install_toys, open_descriptors, small_config
 from tests.kit.scale import patience
-from tests.kit.toy_moves import World, counted, play_toys, save_toys
+from tests.kit.toy_moves import ToyProcess, World, counted, play_toys, save_toys
 
 Scenario = Callable[[Service, World], Awaitable[Any]]
 
@@ -177,6 +178,56 @@ def test_nothing_is_left_of_clones_one_of_which_does_not_come_up(play: Callable[
         assert counted(run.record.output(0)[0].decode()) == 200
 
     play(scenario)
+
+
+def test_nothing_is_left_when_who_asked_goes_away_while_clones_are_made(play: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(service: Service, world: World) -> None:
+        run = await begun(service, 200)
+        real, second = live.clone, asyncio.Event()
+
+        async def clone(*args: Any) -> Any:
+            if len(world.made) == 2:
+                second.set()
+                await asyncio.Event().wait()
+            return await real(*args)
+
+        monkeypatch.setattr(live, "clone", clone)
+        await cancelled(asyncio.create_task(fork(service, run, 2)), second)
+        assert not any(process.alive for process in world.made[1:])
+        assert service.admission.used == 128 * MIB
+        await service.settled(run)
+
+    play(scenario)
+
+
+def test_nothing_is_left_when_who_asked_goes_away_while_clones_are_let_go(
+    play: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(service: Service, world: World) -> None:
+        run = await begun(service, 200)
+        real, begun_to = ToyProcess.resume, asyncio.Event()
+
+        async def resume(process: ToyProcess) -> None:
+            if process.number == 3:
+                begun_to.set()
+                await asyncio.Event().wait()
+            await real(process)
+
+        monkeypatch.setattr(ToyProcess, "resume", resume)
+        await cancelled(asyncio.create_task(fork(service, run, 3)), begun_to)
+        assert list(service.runs) == [run]
+        assert not any(process.alive for process in world.made[1:])
+        assert service.admission.used == 128 * MIB
+        await service.settled(run)
+
+    play(scenario)
+
+
+async def cancelled(task: "asyncio.Task[Any]", when: asyncio.Event) -> None:
+    await when.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
 
 
 def test_what_cannot_be_cloned_is_refused(play: Callable[..., Any]) -> None:
