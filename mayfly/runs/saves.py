@@ -106,7 +106,8 @@ def saving(run_id: str) -> Iterator[Path]:
 
 
 def write(folder: Path, saved: SavedRun) -> None:
-    """Write what a save holds besides the machine. Raises OSError."""
+    """Write what a save holds besides the machine, for this user alone. Raises OSError."""
+    (folder / RUN).touch(mode=0o600)
     (folder / RUN).write_bytes(msgspec.msgpack.encode(saved))
 
 

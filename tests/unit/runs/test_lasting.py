@@ -113,6 +113,7 @@ def test_a_run_outlasts_its_machine(serve: Servers) -> None:
         run = await begun(service)
         at = await save(service, run)
         assert left() == [f".{run.id}.lock", run.id]
+        assert (saves.folder_of(run.id) / saves.RUN).stat().st_mode & 0o777 == 0o600  # it holds input and output
         await until(run, len(run.record.output(1)[0]) + 100)
         world.made[-1].die()
         await until_restored(run, 1)
