@@ -221,7 +221,13 @@ def go_on_with_saved(service: "Service") -> list[Run]:
                 saves.forget(run_id)
                 continue
             if saved.socket == service.home:
-                found.append(_take_back(service, saved, held.pop_all()))
+                taken = held.pop_all()
+                try:
+                    found.append(_take_back(service, saved, taken))
+                except MayflyError as error:
+                    log.warning("the run %s cannot go on from what was saved: %s; it is removed", run_id, error)
+                    with taken:
+                        saves.forget(run_id)
             elif not saved.socket:
                 saves.forget(run_id)
     return found

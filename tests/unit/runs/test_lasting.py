@@ -18,6 +18,7 @@ from mayfly.host.snippet import Case, Snippet, Terminal
 from mayfly.runs import saves
 from mayfly.runs.lasting import MAX_RESTORED
 from mayfly.runs.moves.desk import Moves, follow
+from mayfly.runs.moves.messages import Happened
 from mayfly.runs.record import Position, Reader, Restored
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
@@ -251,7 +252,7 @@ def test_only_the_server_at_the_same_socket_goes_on(serve: Servers, tmp_path: Pa
     serve(other, socket=tmp_path / "other.sock")
 
 
-@pytest.mark.parametrize("what", ["garbage", "image"])
+@pytest.mark.parametrize("what", ["garbage", "events", "image"])
 def test_what_cannot_go_on_says_so_and_leaves_nothing(serve: Servers, tmp_path: Path, what: str) -> None:
     aside = tmp_path / "aside"
 
@@ -265,13 +266,15 @@ def test_what_cannot_go_on_says_so_and_leaves_nothing(serve: Servers, tmp_path: 
     shutil.copytree(aside, saves.folder_of(run_id))
     if what == "garbage":
         (saves.folder_of(run_id) / saves.RUN).write_bytes(b"\x81")
+    elif what == "events":
+        saves.write(saves.folder_of(run_id), replace(saves.read(run_id), events=(Happened(type=99, payload=b""),)))
     else:
         saves.write(saves.folder_of(run_id), replace(saves.read(run_id), image="sha256:other"))
 
     async def second(service: Service, world: World) -> None:
         service.go_on()
         found = list(service.runs)
-        if what == "garbage":
+        if what != "image":
             assert not found
         else:
             (run,) = found
