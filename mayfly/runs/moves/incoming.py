@@ -209,15 +209,17 @@ class Incoming:
         return True
 
     async def _discard(self) -> None:
-        if self._guest is not None:
-            await self._guest.process.stop(0)
-        if self._ticket is not None:
-            self._service.admission.leave(self._ticket)
-            self._ticket = None
-        if self._network is not None:
-            self._service.networks.give_back(self._network)
-            self._network = None
-        self._kept.close()
+        try:
+            if self._guest is not None:
+                await self._guest.process.stop(0)
+        finally:  # also when the source asks meanwhile, which cancels this
+            if self._ticket is not None:
+                self._service.admission.leave(self._ticket)
+                self._ticket = None
+            if self._network is not None:
+                self._service.networks.give_back(self._network)
+                self._network = None
+            self._kept.close()
 
     async def _read(self, most: int) -> bytes:
         """Bytes of the machine, for whoever makes it."""

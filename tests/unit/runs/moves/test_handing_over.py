@@ -18,7 +18,7 @@ from mayfly.runs.service import Service
 from mayfly.runs.stdin import StdinWriter
 from tests.kit.api_fakes import factory, install_toys, open_descriptors, small_config
 from tests.kit.scale import patience
-from tests.kit.toy_moves import TIMES, Cut, Road, ToyMachines, World, counted, play_toys
+from tests.kit.toy_moves import TIMES, Cut, Road, ToyMachines, ToyProcess, World, counted, play_toys
 
 RUNNING = 11
 """Messages on the connection of a move that goes well, to RUNNING, or one more or less."""
@@ -294,6 +294,32 @@ def test_a_destination_that_is_lost_after_commit_gives_the_run_back(play: Callab
         assert run.elsewhere is None
 
     play(scenario, cuts=(Cut("Commit", arrives=True), None))
+
+
+def test_a_question_that_comes_while_the_machine_is_ended_leaves_nothing_of_it(
+    play: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(stage: Stage) -> None:
+        real, ending = ToyProcess.stop, asyncio.Event()
+
+        async def stop(process: ToyProcess, grace_s: float = 0) -> Any:
+            if process is stage.machines_there.last and not ending.is_set():
+                ending.set()
+                await asyncio.Event().wait()
+            return await real(process, grace_s)
+
+        monkeypatch.setattr(ToyProcess, "stop", stop)
+        run = stage.start()
+        await until(run, 100)
+        moving = asyncio.create_task(moved_or_not(stage, run))
+        await ending.wait()
+        (incoming,) = stage.moves_there._incoming.values()
+        assert await incoming.never()
+        assert stage.there.admission.used == 0
+        assert not await moving
+        await run.done.wait()
+
+    play(scenario, cuts=(Cut("Ready", arrives=False),))
 
 
 @pytest.mark.parametrize("first", range(RUNNING, RUNNING + 12, 3))
