@@ -261,15 +261,15 @@ class Service:
         async def there() -> Guest:
             return guest
 
-        self.runs.add(run, publish=True)
-        self._held[run.id] = held = contextlib.ExitStack()
-        self._places[run.id] = ticket
-        held.callback(self.admission.leave, ticket)
-        if run.checkpoint_every_s:
-            self._make_lasting(run, guest.wanted)
-            held.callback(self._forget_saves, run)
-        if network := guest.wanted.machine.network:
-            held.callback(self.networks.give_back, network)
+        with contextlib.ExitStack() as held:
+            if run.checkpoint_every_s:
+                self._make_lasting(run, guest.wanted)
+                held.callback(self._forget_saves, run)
+            self.runs.add(run, publish=True)
+            held.callback(self.admission.leave, ticket)
+            if network := guest.wanted.machine.network:
+                held.callback(self.networks.give_back, network)
+            self._held[run.id], self._places[run.id] = held.pop_all(), ticket
         self._guests[run.id] = (guest,)
         self._begin(run, execute(there(), do, run, self._grace_s, self._lasting.get(run.id)), guest.wanted, then)
 

@@ -314,9 +314,13 @@ class Incoming:
             await asyncio.wait([gone])
         if not isinstance(message, Commit):
             raise MoveError(f"the source sent {type(message).__name__} in place of COMMIT")
-        self._step(Input.COMMIT)  # from here on the run is here, whatever happens
 
     async def _run(self, run: Run, exchange: Exchange) -> None:
+        """Take the run among those of this server, and let it go on.
+
+        Raises:
+            HostError: it cannot be taken; it is the source's still.
+        """
         guest, ticket, service = self._guest, self._ticket, self._service
         assert guest is not None and ticket is not None  # noqa: S101 (they are there since READY)
         self._relay = relay = Relay(run, service)
@@ -325,7 +329,12 @@ class Incoming:
             relay.close()
             self._kept.close()
 
-        service.adopt(run, guest, ticket, lambda _: go_on(exchange, run, service.config, self._job), over)
+        try:
+            service.adopt(run, guest, ticket, lambda _: go_on(exchange, run, service.config, self._job), over)
+        except BaseException:
+            relay.close()
+            raise
+        self._step(Input.COMMIT)  # from here on the run is here, whatever happens
         if self._portable is not None:
             return
         try:

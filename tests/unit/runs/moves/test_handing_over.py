@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mayfly.errors import MayflyError
+from mayfly.errors import HostError, MayflyError
 from mayfly.host.snippet import Snippet
 from mayfly.runs.moves.desk import Moves, follow
 from mayfly.runs.record import Reader
@@ -320,6 +320,24 @@ def test_a_question_that_comes_while_the_machine_is_ended_leaves_nothing_of_it(
         await run.done.wait()
 
     play(scenario, cuts=(Cut("Ready", arrives=False),))
+
+
+def test_a_destination_that_cannot_keep_the_run_gives_it_back(play: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(stage: Stage) -> None:
+        def add(*_: Any, **__: Any) -> None:
+            raise HostError("no descriptors")
+
+        monkeypatch.setattr(stage.there.runs, "add", add)
+        run = stage.start()
+        await until(run, 100)
+        assert not await moved_or_not(stage, run)
+        assert stage.road.log[stage.road.log.index("Commit") + 1] == "Broken"
+        await run.done.wait()
+        await stage.road.close()
+        assert stage.there.admission.used == 0
+        assert counted(read_all(run)[0]) == 300
+
+    play(scenario)
 
 
 @pytest.mark.parametrize("first", range(RUNNING, RUNNING + 12, 3))
