@@ -101,12 +101,14 @@ async def until(run: Run, data: bytes) -> None:
         await run.record.changed()
 
 
-async def say(run: Run, words: list[bytes], moving: Callable[[], Awaitable[Any]]) -> None:
-    """Write words one by one, and hear each; `moving` is done in the middle."""
+async def say(run: Run, words: list[bytes], *moving: Callable[[], Awaitable[Any]]) -> None:
+    """Write words one by one, and hear each; what is `moving` is done from the middle on, with a
+    word between, so that the program is under way when it moves again.
+    """
     with StdinWriter(run.stdin) as writer:
         for place, word in enumerate(words):
-            if place == len(words) // 2:
-                await moving()
+            for move in moving[place - len(words) // 2 :][:1] if place >= len(words) // 2 else ():
+                await move()
             await writer.write(word)
             await until(run, b"".join(words[: place + 1]))
         writer.end()
@@ -125,15 +127,17 @@ def test_a_program_goes_on_at_another_server_and_comes_back(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         run = stage.start(echo(), interactive=True)
 
-        async def there_and_back() -> None:
+        async def there() -> None:
             await stage.move(run)
             assert run.result().moved_to == "there"
             assert stage.here.admission.used == 0
+
+        async def back() -> None:
             copy = stage.there.get(run.id)
             stage.here.runs.drop(run)  # the same id comes again
             await follow(stage.moves_there.begin(copy, stage.back.connect, to="here"))
 
-        await say(run, SAID, there_and_back)
+        await say(run, SAID, there, back)
         assert (run.record.output(0)[0], run.verdict().exit_status) == (b"".join(SAID), 0)
         assert [step.name for step in run.outcome.steps] == ["run"]
         assert stage.there.get(run.id).record.end == run.record.end
