@@ -15,7 +15,7 @@ from mayfly.host.plan import want_machine
 from mayfly.runs import saves
 from mayfly.runs.execute import go_on
 from mayfly.runs.moments import Kept, Moment, check_live, go_on_from, keep
-from mayfly.runs.moves.messages import event_of, happened
+from mayfly.runs.moves.messages import describe, event_of, happened, make_run
 from mayfly.runs.record import Mark, Position, Restored
 from mayfly.runs.result import RunState
 from mayfly.runs.run import Run
@@ -123,17 +123,7 @@ class Lasting:
         run, machine = self._run, guest.wanted.machine
         return SavedRun(
             socket=self._service.home,
-            id=run.id,
-            owner=run.owner,
-            language=run.language,
-            version=run.version,
-            mode=run.mode,
-            step_names=run.outcome.step_names,
-            start=run.start,
-            collect=run.collect,
-            checkpoint=run.checkpoint,
-            every_s=self._every_s,
-            memory=machine.memory,
+            run=describe(run, machine),
             cpus=machine.cpus,
             image=guest.wanted.image.manifest.initramfs_digest,
             parent=saves.parent_of(self._service.supply.origin(guest)),
@@ -235,31 +225,23 @@ def go_on_with_saved(service: "Service") -> list[Run]:
 
 def _take_back(service: "Service", saved: SavedRun, held: contextlib.ExitStack) -> Run:
     """Go on with a run that was saved; it is claimed as long as `held`."""
-    run = Run(
-        run_id=saved.id,
-        owner=saved.owner,
-        language=saved.language,
-        version=saved.version,
-        mode=saved.mode,
-        step_names=saved.step_names,
-        collect=saved.collect,
-        checkpoint_every_s=saved.every_s,
-    )
-    run.checkpoint, run.start, run.phases = saved.checkpoint, saved.start, saved.phases
+    about = saved.run
+    run = make_run(about)
+    run.phases = saved.phases
     for event in saved.events:
         run.replay(event_of(event))
     mark, steps = run.record.mark(), len(run.outcome.steps)
     run.record.lives = (*(Position(*life) for life in saved.lives), mark.position)
     run.replay(Restored("its server was lost", mark, steps, repeats=False))
-    lasting = Lasting(service, run, saved.every_s)
+    lasting = Lasting(service, run, about.checkpoint_every_s)
     lasting.resume(Saved(saved.moment, mark, steps), held)
 
     async def come_back() -> Guest:
-        image = service.images.find(f"{saved.language}@{saved.version}")
+        image = service.images.find(f"{about.language}@{about.version}")
         if image.manifest.initramfs_digest != saved.image:
-            raise SnapshotError(f"the image of {saved.language} was made anew since the run was saved", hint="start the run again")
+            raise SnapshotError(f"the image of {about.language} was made anew since the run was saved", hint="start the run again")
         wanted = want_machine(image, service.config)
-        wanted = replace(wanted, machine=replace(wanted.machine, memory=saved.memory, cpus=saved.cpus))
+        wanted = replace(wanted, machine=replace(wanted.machine, memory=about.memory, cpus=saved.cpus))
         origin = await asyncio.to_thread(saves.find_parent, saved.parent)
         if origin is not None:
             wanted = wanted.restored_from(origin.chain)
@@ -268,5 +250,5 @@ def _take_back(service: "Service", saved: SavedRun, held: contextlib.ExitStack) 
         return guest
 
     log.info("run %s: goes on from what an earlier server has saved", run.id)
-    service.take_back(run, saved.memory, come_back, lasting)
+    service.take_back(run, about.memory, come_back, lasting)
     return run

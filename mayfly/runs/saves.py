@@ -13,10 +13,8 @@ from pathlib import Path
 from mayfly import __version__, paths
 from mayfly.errors import SnapshotError
 from mayfly.files import ASIDE, clear, file_digest, locked, replacing, sync
-from mayfly.guests.start import StartKind
-from mayfly.host.snippet import Mode
 from mayfly.runs.moments import Moment
-from mayfly.runs.moves.messages import Happened
+from mayfly.runs.moves.messages import Description, Happened
 from mayfly.schema import Record, msgspec
 from mayfly.snapshots import store as snapshots
 from mayfly.snapshots.store import MANIFEST, Snapshot
@@ -33,17 +31,7 @@ class SavedRun(Record, frozen=True, kw_only=True):
 
     mayfly: str = __version__
     socket: str
-    id: str
-    owner: str
-    language: str
-    version: str
-    mode: Mode
-    step_names: tuple[str, ...]
-    start: StartKind | None
-    collect: tuple[str, ...]
-    checkpoint: str
-    every_s: float
-    memory: int
+    run: Description
     cpus: int
     image: str
     parent: tuple[str, str]
@@ -144,6 +132,6 @@ def read(run_id: str) -> SavedRun:
         found = msgspec.msgpack.decode((folder_of(run_id) / RUN).read_bytes(), type=SavedRun)
     except (OSError, ValueError, RecursionError) as error:
         raise SnapshotError(f"what was saved of the run {run_id} cannot be read: {error}") from error
-    if found.mayfly != __version__ or found.id != run_id:
+    if found.mayfly != __version__ or found.run.id != run_id:
         raise SnapshotError(f"what was saved of the run {run_id} was saved by another Mayfly ({found.mayfly}; this is {__version__})")
     return found

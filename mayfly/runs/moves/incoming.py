@@ -26,7 +26,6 @@ from mayfly.runs.moves.link import Link, Machines, Place, Times, within
 from mayfly.runs.moves.messages import (
     Broken,
     Commit,
-    Description,
     Events,
     Fits,
     Handed,
@@ -36,6 +35,7 @@ from mayfly.runs.moves.messages import (
     Pages,
     Ready,
     event_of,
+    make_run,
     problem_of,
 )
 from mayfly.runs.moves.relay import Relay
@@ -43,7 +43,6 @@ from mayfly.runs.record import Position
 from mayfly.runs.result import RunState
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
-from mayfly.runs.stdin import LiveStdin
 from mayfly.schema import replace
 from mayfly.snapshots import store as snapshots
 from mayfly.vmm.config import NetworkConfig
@@ -244,6 +243,7 @@ class Incoming:
             about = replace(about, language=image.language, version=image.version)
             receiving = self._receive_program(self._portable)
         run = make_run(about)
+        run.state = RunState.RUNNING
         making = asyncio.create_task(receiving, name=f"make the machine of run {self.run_id}")
         try:
             while True:
@@ -361,23 +361,3 @@ async def first(wanted: Coroutine[Any, Any, _T], beside: "asyncio.Task[Any]") ->
 async def _gone(guest: Guest) -> None:
     await guest.process.reaped.wait()
     raise GuestError("the machine ended before it could go on")
-
-
-def make_run(about: Description) -> Run:
-    """The run that is described, as far as nothing has happened in it."""
-    run = Run(
-        run_id=about.id,
-        owner=about.owner,
-        language=about.language,
-        version=about.version,
-        mode=about.mode,
-        step_names=about.step_names,
-        stdin=LiveStdin() if about.interactive else None,
-        has_terminal=about.has_terminal,
-        collect=tuple(glob for glob in about.collect if glob != about.checkpoint),
-        checkpoint=about.checkpoint,
-        checkpoint_every_s=about.checkpoint_every_s,
-    )
-    run.state = RunState.RUNNING
-    run.start = about.start
-    return run

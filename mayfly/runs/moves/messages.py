@@ -18,7 +18,10 @@ from mayfly.protocol.frames import Exit, FrameType, Stage, Stderr, Stdout
 from mayfly.runs.files import Left
 from mayfly.runs.moments import Moment
 from mayfly.runs.record import Mark, Position, Restored, RunEvent
+from mayfly.runs.run import Run
+from mayfly.runs.stdin import LiveStdin
 from mayfly.schema import Meta, Record, msgspec
+from mayfly.vmm.config import MachineConfig
 
 MAX_MESSAGE = 4 << 20
 """Bytes of a message; a larger one closes the connection."""
@@ -62,9 +65,9 @@ class WentBack(Record, frozen=True, kw_only=True, array_like=True):
 
 
 class Description(Record, frozen=True, kw_only=True):
-    """What the destination must know of a run to take it. `memory` is its machine's, in bytes;
-    `collect` are the globs of the files that it gives back, `checkpoint` the one that its program
-    writes when it is stopped, if it can be.
+    """What must be known of a run to go on with it, elsewhere or later. `memory` is its machine's,
+    in bytes; `collect` are the globs of the files that it gives back, `checkpoint` the one that its
+    program writes when it is stopped, if it can be.
     """
 
     id: Id
@@ -273,6 +276,46 @@ def decode(data: bytes) -> Message:
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise MoveError(f"the other server sent no message of a move: {str(error)[:200]}", hint="are both of the same version?") from error
     return found
+
+
+def describe(run: Run, machine: MachineConfig) -> Description:
+    """What a run is that has this machine."""
+    network = machine.network
+    return Description(
+        id=run.id,
+        owner=run.owner,
+        language=run.language,
+        version=run.version,
+        mode=run.mode,
+        step_names=run.outcome.step_names,
+        start=run.start,
+        interactive=run.is_interactive,
+        has_terminal=run.has_terminal,
+        collect=run.collect,
+        checkpoint=run.checkpoint,
+        memory=machine.memory,
+        checkpoint_every_s=run.checkpoint_every_s,
+        network=NetworkHad(mac=network.mac, addresses=network.addresses, gateways=network.gateways) if network else None,
+    )
+
+
+def make_run(about: Description) -> Run:
+    """The run that is described, as far as nothing has happened in it."""
+    run = Run(
+        run_id=about.id,
+        owner=about.owner,
+        language=about.language,
+        version=about.version,
+        mode=about.mode,
+        step_names=about.step_names,
+        stdin=LiveStdin() if about.interactive else None,
+        has_terminal=about.has_terminal,
+        collect=tuple(glob for glob in about.collect if glob != about.checkpoint),
+        checkpoint=about.checkpoint,
+        checkpoint_every_s=about.checkpoint_every_s,
+    )
+    run.start = about.start
+    return run
 
 
 def happened(event: RunEvent) -> Happened | None:

@@ -25,18 +25,17 @@ from mayfly.runs.moves.messages import (
     MAX_PAGES,
     Broken,
     Commit,
-    Description,
     Fits,
     Handed,
     Lacks,
     Message,
     Misfits,
-    NetworkHad,
     Offer,
     Pages,
     Ready,
     Running,
     batches,
+    describe,
     error_of,
 )
 from mayfly.runs.record import Reader
@@ -202,7 +201,9 @@ class Outgoing:
             NotMovableError: it does not fit there, or ended meanwhile.
             MayflyError: it cannot be moved.
         """
-        await link.send(Offer(move=self.id, run=self._description(), machine=await self._machines.offer(self._guest)))
+        await link.send(
+            Offer(move=self.id, run=describe(self._run, self._guest.wanted.machine), machine=await self._machines.offer(self._guest))
+        )
         async with within(self._times.answer_s, "the destination did not answer"):
             answer = await link.receive()
         image = self._guest.wanted.image
@@ -242,25 +243,6 @@ class Outgoing:
             self._step(Input.BROKEN)
             raise error_of(message.error)
         raise MoveError(f"the destination sent {type(message).__name__} where a move {self.state.value}")
-
-    def _description(self) -> Description:
-        run, network = self._run, self._guest.wanted.machine.network
-        return Description(
-            id=run.id,
-            owner=run.owner,
-            language=run.language,
-            version=run.version,
-            mode=run.mode,
-            step_names=run.outcome.step_names,
-            start=run.start,
-            interactive=run.is_interactive,
-            has_terminal=run.has_terminal,
-            collect=run.collect,
-            checkpoint=run.checkpoint,
-            memory=self._guest.wanted.machine.memory,
-            checkpoint_every_s=run.checkpoint_every_s,
-            network=NetworkHad(mac=network.mac, addresses=network.addresses, gateways=network.gateways) if network else None,
-        )
 
     async def _copy(self, link: Link, held: int) -> None:
         """Send everything, first while the run goes on, then the rest of it."""
