@@ -139,10 +139,12 @@ class Followed:
                     raise MoveError(f"the run moved to {self.to}, and was lost there", hint="start it again")
                 self._drop(taken)
                 self._files.clear()
-                if self._unacked:
-                    await link.send(Input(offset=self._acked, data=bytes(self._unacked)))
+                sent = 0
+                while data := bytes(self._unacked[sent:]):  # clients go on writing meanwhile
+                    await link.send(Input(offset=self._acked + sent, data=data))
+                    sent += len(data)
                 if self._ended_input:
-                    await link.send(Input(offset=self._acked + len(self._unacked), data=b""))
+                    await link.send(Input(offset=self._acked + sent, data=b""))
                 self._link = link
             except ServerLostError:
                 continue
