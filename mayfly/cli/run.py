@@ -104,7 +104,7 @@ async def run_file(
                 print(f"mayfly: {name:<16} {seconds * 1000:10.1f} ms", file=sys.stderr)
             for name, count in run.exits.items():
                 print(f"mayfly: exits {name:<10} {count:10}", file=sys.stderr)
-        if run.outcome.error is None and service.lacks_base(image, network=network):
+        if run.outcome.error is None and service.bases.lacks(image, network=network):
             await _make_base(service, image, stopped, network=network)
     return run.verdict().exit_status or (0 if kept else OUR_STATUS)
 
@@ -138,7 +138,7 @@ async def _make_base(service: Service, image: InstalledImage, stopped: asyncio.F
     """Make the snapshot from which later runs start, unless a signal comes."""
     kind = f"{image.manifest.language} {image.manifest.version}{' with a network' if network else ''}"
     print(f"mayfly: making a snapshot of {kind} for later runs (once; Ctrl-C skips it)", file=sys.stderr)
-    making = asyncio.create_task(service.make_base(image, network=network))
+    making = asyncio.create_task(service.bases.make(image, network=network))
     waiting: set[asyncio.Future[Any]] = {making, stopped}
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     if stopped.done():

@@ -59,10 +59,10 @@ async def _create(language: str, file: Path | None, *, name: str, parent: str, n
     async with Service(config, Zygote.start) as service:
         image = service.find_image(language)
         if file is not None:
-            return await service.make_snapshot(Snippet(source=read_source(file)), image, name=name, parent=parent, network=network)
+            return await service.bases.make_over(Snippet(source=read_source(file)), image, name=name, parent=parent, network=network)
         if name:
             raise ConfigError("a language's own snapshot has its name", hint="leave --name out, or give the FILE of a snippet")
-        return await service.make_base(image, network=network, again=True)
+        return await service.bases.make(image, network=network, again=True)
 
 
 def create_from_run(run: str, name: str, config: Config) -> None:

@@ -32,21 +32,23 @@ from mayfly.host.keys import ApiKey
 from mayfly.host.memory import available_memory
 from mayfly.host.networks import Networks
 from mayfly.host.observer import Observer
-from mayfly.host.plan import Plan, make_plan, want_machine
+from mayfly.host.plan import Plan, make_plan
 from mayfly.host.pool import Idle
 from mayfly.host.snippet import Snippet, Terminal
 from mayfly.host.supply import Supply
 from mayfly.images.store import Images, InstalledImage, targeted
 from mayfly.protocol.conversation import Conversation
 from mayfly.protocol.phases import Phase
+from mayfly.runs.bases import Bases
 from mayfly.runs.execute import do_cases, do_once, execute
 from mayfly.runs.kept import Runs
 from mayfly.runs.repeats import Repeat, Repeats
 from mayfly.runs.run import Run
 from mayfly.runs.runner import CallBack, Health, call_nobody
 from mayfly.runs.stdin import LiveStdin
+from mayfly.runs.work import Work
 from mayfly.snapshots import store as snapshots
-from mayfly.snapshots.making import doing, is_usual, make, save
+from mayfly.snapshots.making import save
 from mayfly.snapshots.store import Snapshot
 from mayfly.vmm.config import Channel
 
@@ -82,16 +84,13 @@ class Service:
         self.networks = Networks(config)
         self.observer = observer or Observer()
         self.supply = Supply(self.spawner, config, self.admission, self.observer, lasting=sockets is not None)
+        self.bases = Bases(config, self.networks, self.spawner, self.supply)
         self.stopping = False
         self._grace_s = grace_s
         self.runs = Runs(config, sockets)
         self._repeats = Repeats(self.runs)
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self.work: dict[str, Work] = {}  # of the runs whose machine is not gone yet
         self.call_back: CallBack = call_nobody
-        self._guests: dict[str, tuple[Guest, ...]] = {}  # of a run that has begun: its own, then copies of it
-        self._held: dict[str, contextlib.ExitStack] = {}  # what each run takes of this host
-        self._places: dict[str, Ticket] = {}
-        self._lasting: dict[str, Lasting] = {}
         self.home = str(config.socket.absolute()) if sockets is not None else ""
 
     async def __aenter__(self) -> "Service":
@@ -110,7 +109,7 @@ class Service:
         self.spawner.warm_up()
         snapshots.sweep()
         for name in languages:
-            self.supply.expect(self._wanted(self.images.find(name)))
+            self.bases.expect(self.images.find(name))
 
     def installed(self) -> list[InstalledImage]:
         """The images whose languages can be run."""
@@ -149,38 +148,6 @@ class Service:
         """What it has to do."""
         admission = self.admission
         return Health(waiting=admission.waiting, idle=len(self.supply.pool), memory_used=admission.used, memory_budget=admission.budget)
-
-    def _wanted(self, image: InstalledImage, *, network: bool = False) -> Wanted:
-        """A machine of the image, whose network is connected to nothing."""
-        return want_machine(image, self.config, self.networks.disconnected() if network else None)
-
-    def lacks_base(self, image: InstalledImage, *, network: bool = False) -> bool:
-        """Whether a run has missed its base, and more will come on such a machine."""
-        wanted = self._wanted(image, network=network)
-        return is_usual(wanted) and self.supply.lacks_base(wanted)
-
-    async def make_base(self, image: InstalledImage, *, network: bool = False, again: bool = False) -> Snapshot:
-        """The snapshot from which the image's runs start, made if need be.
-
-        Raises:
-            MayflyError: it cannot be made.
-        """
-        return await self.supply.ensure_base(self._wanted(image, network=network), again=again)
-
-    async def make_snapshot(
-        self, snippet: Snippet, image: InstalledImage, *, name: str, parent: str = "", network: bool = False
-    ) -> Snapshot:
-        """Run the snippet in a machine restored from the snapshot `parent`, or else from the base,
-        and save what has changed.
-
-        Raises:
-            MayflyError: it cannot be made.
-        """
-        wanted = self._wanted(image, network=network)
-        job = make_plan(snippet, image, self.config).job
-        over = snapshots.find(parent) if parent else await self.supply.ensure_base(wanted)
-        snapshots.check(over, image, wanted.machine)
-        return await make(self.spawner, wanted, doing(job.zeroing()), name=name, parent=over, again=True)
 
     def start(
         self,
@@ -235,17 +202,21 @@ class Service:
                 self.admission.charge(ticket, tenant)
             if idle:
                 taken.callback(self.spawner.stop, idle.guest.process, 0)  # if the run never came to it
-            if run.checkpoint_every_s:
-                self._make_lasting(run, plan.wanted, stdin)
-                taken.callback(self._forget_saves, run)
+            lasting = self._make_lasting(run, plan.wanted, taken, stdin)
             self.runs.add(run, publish=publish)
-            self._held[run.id], self._places[run.id] = taken.pop_all(), ticket
+            work = self.work[run.id] = Work(held=taken.pop_all(), place=ticket, lasting=lasting)
         if snippet.cases:
             copy, worth_s = partial(self._copies, run=run, beside=ticket), self.config.here(COPIES_WORTH_S)
             do = partial(do_cases, plan=plan, run=run, snippet=snippet, copy=copy, worth_s=worth_s)
         else:
             do = partial(do_once, plan=plan, run=run, stdin=stdin or live or BytesStdin(snippet.stdin), config=self.config)
-        self._begin(run, self._carry_out(ticket, plan, run, do, idle, snapshot), plan.wanted, then)
+
+        async def carry_out() -> None:
+            await ticket.turn
+            run.booting()
+            await execute(self._machine(plan, run, idle, snapshot), do, run, self._grace_s, lasting)
+
+        self._begin(run, work, carry_out(), plan.wanted, then)
         return run
 
     def adopt(
@@ -262,54 +233,52 @@ class Service:
             return guest
 
         with contextlib.ExitStack() as held:
-            if run.checkpoint_every_s:
-                self._make_lasting(run, guest.wanted)
-                held.callback(self._forget_saves, run)
+            lasting = self._make_lasting(run, guest.wanted, held)
             self.runs.add(run, publish=True)
             held.callback(self.admission.leave, ticket)
             if network := guest.wanted.machine.network:
                 held.callback(self.networks.give_back, network)
-            self._held[run.id], self._places[run.id] = held.pop_all(), ticket
-        self._guests[run.id] = (guest,)
-        self._begin(run, execute(there(), do, run, self._grace_s, self._lasting.get(run.id)), guest.wanted, then)
+            work = self.work[run.id] = Work(held=held.pop_all(), place=ticket, guests=(guest,), lasting=lasting)
+        self._begin(run, work, execute(there(), do, run, self._grace_s, lasting), guest.wanted, then)
 
     def take_back(self, run: Run, memory: int, come_back: Callable[[], Awaitable[Guest]], lasting: "Lasting") -> None:
         """Take a run that an earlier server has saved; its machine has `memory` bytes."""
         self.runs.add(run, publish=True)
-        self._lasting[run.id] = lasting
-        self._held[run.id] = held = contextlib.ExitStack()
-        held.callback(self._forget_saves, run)
+        work = self.work[run.id] = Work(held=contextlib.ExitStack(), lasting=lasting)
+        work.held.callback(lasting.close)
 
         async def starting() -> Guest:
-            ticket = self.admission.enter(memory)
-            held.callback(self.admission.leave, ticket)
-            self._places[run.id] = ticket
-            await ticket.turn
+            work.place = self.admission.enter(memory)
+            work.held.callback(self.admission.leave, work.place)
+            await work.place.turn
             return await come_back()
 
-        self._begin(run, execute(starting(), lasting.work, run, self._grace_s, lasting), None, None)
+        self._begin(run, work, execute(starting(), lasting.work, run, self._grace_s, lasting), None, None)
 
-    def _make_lasting(self, run: Run, wanted: Wanted, stdin: StdinSource | None = None) -> None:
-        """Have the run outlast its machine. Raises UnprocessableError: it cannot."""
+    def _make_lasting(self, run: Run, wanted: Wanted, held: contextlib.ExitStack, stdin: StdinSource | None = None) -> "Lasting | None":
+        """Have the run outlast its machine, as long as `held`, if that is asked for. Raises
+        UnprocessableError: it cannot.
+        """
+        if not run.checkpoint_every_s:
+            return None
         from mayfly.runs.lasting import Lasting  # only here: most runs need nothing of it
 
         if wanted.machine.channel is Channel.TCP or stdin is not None:
             what = "standard input that belongs to a client" if stdin is not None else "a channel that is a TCP connection"
             raise UnprocessableError(f"checkpoint_every_s is not for a run with {what}", hint="leave one of them out")
-        self._lasting[run.id] = Lasting(self, run, run.checkpoint_every_s)
-
-    def _forget_saves(self, run: Run) -> None:
-        if lasting := self._lasting.pop(run.id, None):
-            lasting.close()
+        lasting = Lasting(self, run, run.checkpoint_every_s)
+        held.callback(lasting.close)
+        return lasting
 
     def now(self, run: Run, guest: Guest) -> None:
         """The run has another guest than before."""
-        self._guests[run.id] = (guest,)
+        self.work[run.id].guests = (guest,)
 
     async def leave_saves(self, run: Run) -> None:
         """Forget what is saved of a run that goes elsewhere, so that it never goes on here."""
-        if lasting := self._lasting.get(run.id):
-            await lasting.drop()
+        work = self.work.get(run.id)
+        if work is not None and work.lasting is not None:
+            await work.lasting.drop()
 
     def go_on(self) -> None:
         """Go on with the runs that an earlier server here has saved."""
@@ -318,10 +287,11 @@ class Service:
         if self.home:
             go_on_with_saved(self)
 
-    def _begin(self, run: Run, work: Coroutine[Any, Any, None], wanted: Wanted | None, then: Callable[[Run], None] | None) -> None:
-        task = asyncio.create_task(work, name=f"run {run.id}")
-        self._tasks[run.id] = task
-        task.add_done_callback(lambda _: self._over(run, wanted, then))
+    def _begin(
+        self, run: Run, work: Work, doing: Coroutine[Any, Any, None], wanted: Wanted | None, then: Callable[[Run], None] | None
+    ) -> None:
+        work.task = asyncio.create_task(doing, name=f"run {run.id}")
+        work.task.add_done_callback(lambda task: self._over(run, task, wanted, then))
 
     async def begin(
         self,
@@ -387,7 +357,7 @@ class Service:
         """
         run = self.get(run_id)
         async with run.alone:
-            guests = self._guests.get(run.id)
+            guests = self._guests(run)
             if not guests or run.done.is_set():
                 raise RunEndedError("the run has no machine", hint="save it while it is running")
             guest = guests[0]
@@ -428,16 +398,21 @@ class Service:
 
     async def _send(self, run: Run, frame: Callable[[Conversation], bytes]) -> None:
         """Send a frame to each step that is under way."""
-        guests = [guest for guest in self._guests.get(run.id, ()) if guest.conversation.phase is Phase.STEP]
+        guests = [guest for guest in self._guests(run) if guest.conversation.phase is Phase.STEP]
         if run.done.is_set():
             raise RunEndedError("the run is over")
         if not guests:
             raise NotRunningError("no program of the run is running now", hint="wait for the event of its stage")
         await asyncio.gather(*(guest.process.write(frame(guest.conversation)) for guest in guests))
 
+    def _guests(self, run: Run) -> tuple[Guest, ...]:
+        work = self.work.get(run.id)
+        return work.guests if work else ()
+
     def place(self, run: Run) -> Ticket | None:
         """The place of the run's machine among all; None if it has none."""
-        return self._places.get(run.id)
+        work = self.work.get(run.id)
+        return work.place if work else None
 
     def output_socket(self, run: Run) -> Path:
         """The path of a run's output socket."""
@@ -445,9 +420,9 @@ class Service:
 
     async def settled(self, run: Run) -> None:
         """Wait until the run is over and its machine gone."""
-        task = self._tasks.get(run.id)
-        if task is not None:
-            await asyncio.wait([task])
+        work = self.work.get(run.id)
+        if work is not None:
+            await asyncio.wait([work.task])
 
     async def end(self, run: Run, reason: str) -> None:
         """End a run that is under way; its machine is gone when this returns, unless it went
@@ -461,10 +436,10 @@ class Service:
 
     async def _end(self, run: Run, reason: str) -> None:
         run.fail(RunEndedError(reason))
-        task = self._tasks.get(run.id)
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+        work = self.work.get(run.id)
+        if work is not None:
+            work.task.cancel()
+            await asyncio.wait([work.task])
 
     async def leave(self, run: Run) -> None:
         """End what is left here of a run that went elsewhere, where it goes on."""
@@ -482,7 +457,7 @@ class Service:
     async def drain(self, within_s: float) -> None:
         """Take no more runs, and wait until all have ended, or `within_s` has passed."""
         self.stopping = True
-        tasks = [self._tasks[run.id] for run in self.runs if run.id in self._tasks and run.elsewhere is None]
+        tasks = [self.work[run.id].task for run in self.runs if run.id in self.work and run.elsewhere is None]
         if tasks:
             await asyncio.wait(tasks, timeout=within_s)
 
@@ -506,50 +481,37 @@ class Service:
             self.observer.refused()
             raise
 
-    async def _carry_out(
-        self,
-        ticket: Ticket,
-        plan: Plan,
-        run: Run,
-        do: Callable[[Guest], Awaitable[None]],
-        idle: Idle | None,
-        snapshot: Snapshot | None,
-    ) -> None:
-        await ticket.turn
-        run.booting()
-        await execute(self._machine(plan, run, idle, snapshot), do, run, self._grace_s, self._lasting.get(run.id))
-
     async def _machine(self, plan: Plan, run: Run, idle: Idle | None, snapshot: Snapshot | None) -> Guest:
         guest = idle.guest if idle else await self.supply.get(plan.wanted, snapshot)
         self.observer.started(guest.kind, run.language)
         run.started(guest.kind, guest.hello)
-        self._guests[run.id] = (guest,)
+        self.now(run, guest)
         return guest
 
     @contextlib.asynccontextmanager
     async def _copies(self, guest: Guest, most: int, *, run: Run, beside: Ticket) -> AsyncIterator[list[Guest]]:
         """Copies of the run's guest, which are its own too until they are gone."""
         async with self.supply.copies(guest, most, beside=beside) as copies:
-            self._guests[run.id] = (guest, *copies)
+            work = self.work[run.id]
+            work.guests = (guest, *copies)
             try:
                 yield copies
             finally:
-                self._guests[run.id] = (guest,)
+                work.guests = (guest,)
 
     def release(self, run: Run) -> None:
         """Give back what a run took of this host: its machine is gone."""
-        self._guests.pop(run.id, None)
-        self._places.pop(run.id, None)
-        if held := self._held.pop(run.id, None):
-            held.close()
+        if work := self.work.get(run.id):
+            work.guests, work.place, work.lasting = (), None, None
+            work.held.close()
 
-    def _over(self, run: Run, wanted: Wanted | None, then: Callable[[Run], None] | None) -> None:
+    def _over(self, run: Run, task: asyncio.Task[None], wanted: Wanted | None, then: Callable[[Run], None] | None) -> None:
         """The run's task has ended and its machine is gone: what it held is free, and from here on
         it is only kept.
         """
         self.release(run)
         run.exchange = None
-        task = self._tasks.pop(run.id)
+        del self.work[run.id]
         if not task.cancelled() and task.exception() is not None:
             log.error("run %s", run.id, exc_info=task.exception())
         run.fail(RunEndedError("the run was ended"))

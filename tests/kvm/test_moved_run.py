@@ -261,7 +261,9 @@ def test_a_run_outlasts_its_vmm_process_and_its_zygote(monkeypatch: pytest.Monke
         run = service.start(Snippet(language="py", source=b"quiet", checkpoint_every_s=1000))
         await more(run, 100)
         for number, lost in enumerate(("process", "zygote"), 1):
-            await service._lasting[run.id].save()
+            lasting = service.work[run.id].lasting
+            assert lasting
+            await lasting.save()
             await more(run, 20)
             assert run.exchange
             if lost == "process":

@@ -174,7 +174,7 @@ async def move_one(source: str, language: str, *, based: bool) -> Told:
         here = await opened.enter_async_context(Service(config, Zygote.start))
         there = await opened.enter_async_context(Service(config, Zygote.start))
         if based:
-            await here.make_base(here.images.find(language))
+            await here.bases.make(here.images.find(language))
         road = Road(Moves(there, HostMachines(there)), iter(()))
         opened.push_async_callback(road.close)
         run = here.start(Snippet(language=language, source=source.encode(), interactive=True))

@@ -125,8 +125,8 @@ def test_its_snapshot_is_not_for_runs(serve: Callable[..., Any], spec: Callable[
         assert "loaded function" in run.to_json()["error"]["message"]
         image = service.find_image("toy")
         snippet = Snippet(language="toy", source=b"true")
-        await fails(SnapshotError, service.make_snapshot(snippet, image, name="mine", parent=diff.manifest.name))
-        await fails(ConfigError, service.make_snapshot(snippet, image, name=diff.manifest.name))
+        await fails(SnapshotError, service.bases.make_over(snippet, image, name="mine", parent=diff.manifest.name))
+        await fails(ConfigError, service.bases.make_over(snippet, image, name=diff.manifest.name))
 
     serve(scenario, cold=False)
 

@@ -157,7 +157,7 @@ def kernel(tmp_path: Path) -> None:
 
 async def make_base(service: Service) -> None:
     """Make what is beneath a guest that can be copied."""
-    await service.make_base(service.find_image("toy"))
+    await service.bases.make(service.find_image("toy"))
 
 
 def from_base(scenario: Callable[[Service], Awaitable[Run]]) -> Callable[[Service], Awaitable[Run]]:
@@ -213,7 +213,7 @@ def test_copies_go_on_without_a_guest_that_is_gone(serve: Callable[..., Any], ke
         run = service.start(Snippet(language="toy", source=ECHO, cases=cases, parallel=2))
         while not run.cases or len(run.cases.results) < 5:
             await run.record.changed()
-        made[0].kill(service._guests[run.id][0].process.number)
+        made[0].kill(service.work[run.id].guests[0].process.number)
         await run.done.wait()
         return run
 
@@ -230,7 +230,7 @@ def test_a_signal_reaches_the_programs_in_all_guests(serve: Callable[..., Any], 
     async def scenario(service: Service) -> Run:
         await make_base(service)
         run = service.start(Snippet(language="toy", source=source, cases=(Case(),) * 3, parallel=3))
-        while len(list(up.iterdir())) < 3 or any(guest.conversation.phase is not Phase.STEP for guest in service._guests[run.id]):
+        while len(list(up.iterdir())) < 3 or any(guest.conversation.phase is not Phase.STEP for guest in service.work[run.id].guests):
             assert not run.done.is_set()
             await asyncio.sleep(0.01)
         await service.signal(run, signal.SIGUSR1)

@@ -82,7 +82,8 @@ async def until(run: Run, size: int) -> None:
 
 async def save(service: Service, run: Run) -> Position:
     """Save it now; where that was."""
-    lasting = service._lasting[run.id]
+    lasting = service.work[run.id].lasting
+    assert lasting
     await lasting.save()
     assert lasting._saved
     return lasting._saved.mark.position
