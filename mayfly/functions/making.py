@@ -315,7 +315,7 @@ def forget_snapshots(name: str, *, but: str = "") -> None:
 def _failure(revision: Revision, outcome: Outcome, caught: GuestError) -> FunctionFailedError:
     """The error of a function that was not loaded."""
     name, output = revision.function.name, outcome.tail.decode(errors="replace").rstrip()
-    if not outcome.steps:
+    if not outcome.steps or outcome.built:
         what = caught.message
     elif failure := outcome.failure():
         what = f"the step {outcome.steps[-1].name!r} {failure.partition(';')[0]}"

@@ -46,8 +46,8 @@ async def load(guest: Guest, job: Job, listener: Listener) -> None:
     """Let the agent run the job, whose last step is a function, until that is loaded.
 
     Raises:
-        GuestError: a step failed, or the function ended before it was loaded; the message has the
-            end of its output.
+        GuestError: a step failed, or the function ended before it was loaded, or with that; the
+            message has the end of its output.
         MayflyError: as `converse`. In every case the guest is gone by then.
     """
     outcome = Outcome(job.step_names, kept=OUTPUT_SHOWN)
@@ -55,8 +55,9 @@ async def load(guest: Guest, job: Job, listener: Listener) -> None:
     if is_loaded(guest):
         return
     await guest.process.stop(0)
-    last = outcome.steps[-1]
-    raise GuestError(f"the step {last.name!r} {outcome.failure() or 'ended before it was loaded (exited 0)'}")
+    if outcome.built:
+        raise GuestError(f"the step {job.step_names[-1]!r} ended as soon as it was loaded")
+    raise GuestError(f"the step {outcome.steps[-1].name!r} {outcome.failure() or 'ended before it was loaded (exited 0)'}")
 
 
 def is_loaded(guest: Guest) -> bool:

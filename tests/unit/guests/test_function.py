@@ -239,6 +239,17 @@ def test_a_function_that_exits_well_before_it_is_loaded() -> None:
         asyncio.run(load(guest, job(), Log()))
 
 
+@pytest.mark.parametrize("steps", [(FUNCTION,), (p.Step("build", ("cc",), output=1), FUNCTION)])
+@pytest.mark.parametrize("ends", [(ENDED, p.Done()), (p.Error(p.ErrorCode.FUNCTION_BROKE_CONTRACT, "it did so"),)])
+def test_a_function_that_ends_as_soon_as_it_is_loaded(steps: tuple[p.Step, ...], ends: tuple[p.Message, ...]) -> None:
+    built = [message for number in range(len(steps) - 1) for message in (p.Stage(number, "build"), dataclasses.replace(ENDED, code=0))]
+    last = len(steps) - 1
+    stops = [dataclasses.replace(end, step=last) if isinstance(end, p.Exit) else end for end in ends]
+    guest = played(*built, p.Stage(last, "function"), p.Loaded(), *stops)
+    with pytest.raises(GuestError, match="'function' ended as soon as it was loaded"):
+        asyncio.run(load(guest, job(dataclasses.replace(START, steps=steps)), Log()))
+
+
 def test_a_function_that_never_loads() -> None:
     with pytest.raises(GuestError, match="did not finish within"):
         asyncio.run(load(played(STAGE, hangs=True), job(deadline_s=0.05), Log()))
