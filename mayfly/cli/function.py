@@ -20,6 +20,7 @@ from mayfly.cli.fleet import Where, of_fleet
 from mayfly.cli.messages import plain
 from mayfly.functions import store
 from mayfly.functions.lines import BadLine, RequestLine
+from mayfly.functions.making import forget_snapshots
 from mayfly.functions.openloop import Invoke, Reply, in_process
 from mayfly.functions.service import Functions
 from mayfly.functions.spec import FunctionSpec, load_specs
@@ -160,23 +161,17 @@ def logs(name: str, last: int, as_json: bool, **flags: Any) -> None:
             click.echo(f"{at} {line['request_id'][:8] or '-':<8} {plain(line['text'])}")
 
 
-@cli.command(cls=Configured, without=WITHOUT)
+@cli.command()
 @click.argument("names", nargs=-1, required=True)
 @of_fleet
-def rm(names: tuple[str, ...], fleet: Where | None, **flags: Any) -> None:
+def rm(names: tuple[str, ...], fleet: Where | None) -> None:
     """Remove the functions NAMES, and what was saved of them."""
-    if fleet is not None:
-        for name in names:
+    for name in names:
+        if fleet is not None:
             _change_there(fleet, name)
-        return
-    config = load_config(flags)
-
-    async def whole() -> None:
-        async with functions_here(config) as functions:
-            for name in names:
-                await functions.remove(name)
-
-    asyncio.run(whole())
+        else:
+            store.remove(name)
+            forget_snapshots(name)
 
 
 @asynccontextmanager

@@ -35,7 +35,9 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("spec", type=click.Path(path_type=Path))
-@click.option("--seed", type=int, default=0, show_default=True, help="another one gives another workload; the same one the same")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="another one gives another workload; the same one the same"
+)
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="end after so many seconds instead of the file's end_time")
 @click.option("--output", "-o", type=_OUTPUT, default="-", help="file for the requests (default: standard output)")
 def generate(spec: Path, seed: int, seconds: float | None, output: Path) -> None:

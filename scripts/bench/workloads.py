@@ -117,7 +117,7 @@ def linux(folder: Path, users: int) -> None:
         try:
             answers, _ = replay(on, {**MEDIUM, "num_users": users}, f"{users}-users")
         finally:
-            on.function("rm", *(name for name in NAMES if any(function.name == name for function in store.installed())))
+            on.run("function", "rm", *(name for name in NAMES if any(function.name == name for function in store.installed())))
         report(on, [answers], folder, "medium-emulated")
 
 

@@ -59,7 +59,7 @@ def test_500_requests_through_every_gateway(host: Host) -> None:
     host.check_records()
     assert host.sent["ok"] >= 500
     assert json.loads(host.statistics.read_text())["number of evictions"] > 0
-    host.function("rm", "two")
+    host.run("function", "rm", "two")
     assert [function["name"] for function in json.loads(host.run("function", "list", "--json"))] == ["one", "three"]
     assert "no function" not in host.run("function", "inspect", "one")
     host.run("function", "inspect", "two", status=1)
