@@ -176,19 +176,22 @@ class Acceptance:
         run, registered = follow.run, follow.registered
         try:
             await self._queues.ensure(registered.arch, registered.lang)
-            before = None
-            if not await self._registry.create(run.id, encode(registered)):
-                before = await self._accepted_before(follow, repeat)
-                if before.host or self._follows.knows(run.id):
+            snippet = replace(snippet, language=name_of(image))
+            if repeat is None and not call:
+                follow.revision, follow.number = await self._store(registered, snippet)
+            else:
+                before = None
+                if not (revision := await self._registry.create(run.id, encode(registered))):
+                    before = await self._accepted_before(follow, repeat)
+                    if before.host or self._follows.knows(run.id) or await self._results.has(run.id):
+                        return await self._join(follow)
+                stored = before or registered
+                if call:  # before the work: a run that is carried out has its call
+                    await self._calls.put(run.id, call, stored.token)
+                number = await self._queue(stored, snippet)
+                if before is not None:  # whoever registered it may not have come as far as this
                     return await self._join(follow)
-            stored = before or registered
-            work = Work(id=run.id, token=stored.token, gateway=stored.gateway, snippet=replace(snippet, language=name_of(image)))
-            if call:  # before the work: a run that is carried out has its call
-                await self._calls.put(run.id, call, stored.token)
-            number = await self._engine.put(stored.arch, stored.lang, encode(work), f"{run.id} {stored.token}")
-            if before is not None:  # whoever registered it may not have come as far as this
-                return await self._join(follow)
-            follow.number = number
+                follow.revision, follow.number = revision, number
         except TooLargeError as error:
             await self._unregister(registered)
             raise BodyTooLargeError(f"the run has {error}", hint="send less source, input or files") from error
@@ -203,6 +206,26 @@ class Acceptance:
         self.accepted += 1
         log.info("run %s: accepted by %s for %s on %s", run.id, self._engine.name, run.language, registered.arch)
         return run
+
+    async def _queue(self, registered: Registered, snippet: Snippet) -> int:
+        run_id = registered.head.id
+        work = Work(id=run_id, token=registered.token, gateway=registered.gateway, snippet=snippet)
+        return await self._engine.put(registered.arch, registered.lang, encode(work), f"{run_id} {registered.token}")
+
+    async def _store(self, registered: Registered, snippet: Snippet) -> tuple[int, int]:
+        """Register a run that nobody else can know, and queue it meanwhile: each waits for the
+        servers' disks. A host that is given the run before it is registered asks this gateway, or
+        sees to it that it cannot be registered any more.
+        """
+        both = self._registry.update(registered.head.id, encode(registered), 0), self._queue(registered, snippet)
+        revision, number = await asyncio.gather(*both, return_exceptions=True)
+        if isinstance(number, BaseException):
+            raise number
+        if isinstance(revision, BaseException):
+            raise revision
+        if not revision:
+            raise SilenceError("the run was not registered in time")
+        return revision, number
 
     async def _unregister(self, registered: Registered) -> None:
         """The run is not accepted. One that another gateway has registered under this id may be."""

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.js import JetStreamContext
 from nats.js.api import KeyValueConfig, StorageType
 from nats.js.errors import APIError, BucketNotFoundError, KeyNotFoundError, KeyWrongLastSequenceError, NotFoundError
 from nats.js.kv import KeyValue
@@ -48,6 +49,8 @@ MAX_WAITING = 8192
 """Pulls that wait at a consumer; a large fleet has more than the server's default of 512."""
 MADE_ALREADY = (10058, 10148)
 """Their codes for a stream and a consumer that are there, made with other settings."""
+WRONG_SEQUENCE = 10071
+"""The code for a subject whose last message is another one than expected."""
 ROOM = 1024
 """For a message's headers."""
 GROUP = "hosts"
@@ -127,8 +130,8 @@ def _translated() -> Iterator[None]:
 class Bucket:
     """Values by key. A key that was created cannot be created again."""
 
-    def __init__(self, store: KeyValue) -> None:
-        self._store = store
+    def __init__(self, store: KeyValue, name: str, stream: JetStreamContext) -> None:
+        self._store, self._name, self._stream = store, name, stream
 
     async def get(self, key: str) -> Entry | None:
         """The value, if there is one. Raises SilenceError."""
@@ -150,7 +153,9 @@ class Bucket:
                 return 0
 
     async def update(self, key: str, value: bytes, revision: int) -> int:
-        """Replace the value of that revision; the new one, or 0 if it was replaced meanwhile."""
+        """Replace the value of that revision; the new one, or 0 if it was replaced meanwhile. The
+        revision 0 is that of a key that never had any.
+        """
         with _translated():
             try:
                 return int(await self._store.update(key, value, last=revision))
@@ -166,6 +171,20 @@ class Bucket:
         """Remove the key; it can be created again."""
         with _translated():
             await self._store.purge(key)
+
+    async def bar(self, key: str) -> bool:
+        """Have a key that never had a value look removed: an `update` of revision 0, which may be
+        on its way, fails then. False: it has or had one.
+        """
+        headers = {"KV-Operation": "DEL", "Nats-Expected-Last-Subject-Sequence": "0"}
+        with _translated():
+            try:
+                await self._stream.publish(f"$KV.{self._name}.{key}", b"", headers=headers)
+            except APIError as error:
+                if error.err_code == WRONG_SEQUENCE:
+                    return False
+                raise
+        return True
 
 
 class Engine:
@@ -281,7 +300,7 @@ class Engine:
         for name in Buckets._fields:
             for tries_left in reversed(range(10)):  # the cluster may still be choosing its leader
                 try:
-                    found.append(Bucket(await self._bucket(name, replicas)))
+                    found.append(Bucket(await self._bucket(name, replicas), name, self._stream))
                     break
                 except (nats.errors.Error, TimeoutError) as error:
                     if not tries_left:

@@ -15,11 +15,21 @@ INPUT_S = 30.0
 
 
 class Follow:
-    """A run that this gateway follows. `number` is its work's in the stream, if it put it there."""
+    """A run that this gateway follows.
+
+    Attributes:
+        number: its work's in the stream, if this gateway put it there; -1: another one did.
+        known: set when the run is accepted, or is not.
+        revision: of its registration, while that says of no host that it has begun.
+        first: the host that began it first, and the delivery: to be registered.
+    """
 
     def __init__(self, run: Run, registered: Registered) -> None:
         self.mirror = Mirror(run)
         self.registered = registered
+        self.known = asyncio.Event()
+        self.revision = 0
+        self.first: tuple[str, int] | None = None
         self.heard_at = asyncio.get_running_loop().time()
         self.changed = asyncio.Event()
         self.number = 0

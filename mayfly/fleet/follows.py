@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine, Iterator
-from typing import Any
+from collections.abc import Iterator
+
+import msgspec
 
 from mayfly.errors import FleetError, HostError, MayflyError, RunEndedError, UnknownRunError
 from mayfly.fleet.accounts import Accounts
@@ -14,6 +15,7 @@ from mayfly.fleet.message import (
     WINDOW,
     Attach,
     Begun,
+    Cancel,
     Ending,
     Grant,
     Registered,
@@ -27,10 +29,14 @@ from mayfly.fleet.message import (
 )
 from mayfly.fleet.mirror import conclude, ending_of, make_run, restore, store
 from mayfly.fleet.results import Results
+from mayfly.fleet.tasks import Tasks
 from mayfly.runs.kept import Runs
 from mayfly.runs.run import Run
 
 log = logging.getLogger(__name__)
+BRIEF_S = 0.05
+LOOK_S, LONGEST_LOOK_S = 0.1, 2.0
+"""From one look for who has begun a run to the next."""
 
 
 class Follows:
@@ -40,28 +46,14 @@ class Follows:
         self.kept = kept
         self._engine, self._registry, self._results, self._accounts = engine, registry, results, accounts
         self._by_id: dict[str, Follow] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
+        self.spawn = self._tasks.spawn
 
     def __len__(self) -> int:
         return len(self._by_id)
 
     def __iter__(self) -> Iterator[Follow]:
         return iter(list(self._by_id.values()))
-
-    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
-        """Have work done while this is open."""
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
-        return task
-
-    def _finished(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            if isinstance(error, NobodyError | SilenceError | FleetError):
-                log.warning("fleet: %s: %s", task.get_name(), error)
-            else:
-                log.error("%s", task.get_name(), exc_info=error)
 
     def get(self, run_id: str) -> Follow | None:
         """How the run is followed, if it is."""
@@ -73,6 +65,7 @@ class Follows:
 
     def drop(self, follow: Follow) -> None:
         """Follow it no more: it was not accepted."""
+        follow.known.set()
         if self._by_id.get(follow.run.id) is follow:
             del self._by_id[follow.run.id]
 
@@ -80,10 +73,7 @@ class Follows:
         """Follow nothing any more. The runs go on."""
         for follow in self:
             follow.run.dismiss(0)
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.close()
         await self.kept.close()
 
     def keep(self, follow: Follow, *, publish: bool = False) -> None:
@@ -91,6 +81,7 @@ class Follows:
         run = follow.run
         self.kept.add(run, publish=publish)
         self._by_id[run.id] = follow
+        follow.known.set()
         if follow.registered.head.interactive:
             follow.typing = self.spawn(forward(self._engine, follow), f"input {run.id}")
 
@@ -111,6 +102,18 @@ class Follows:
             if registered.host:
                 self.begun(follow, registered.host, Begun(token=registered.token, delivered=registered.delivered, ack=""))
                 await self.attach(follow)
+            else:
+                self.spawn(self._look_for_host(follow), f"look for the host of {run_id}")
+
+    async def _look_for_host(self, follow: Follow) -> None:
+        """Find out soon which host begins a run of another gateway; later it is looked for as all
+        runs are.
+        """
+        wait_s = LOOK_S
+        while wait_s < LONGEST_LOOK_S and not follow.begun.is_set() and not follow.run.done.is_set():
+            await asyncio.sleep(wait_s)
+            await self.look_for(follow)
+            wait_s *= 2
 
     async def find(self, run_id: str, owner: str | None = None) -> Run:
         """The run with that id, begun at whichever gateway.
@@ -224,6 +227,31 @@ class Follows:
             await self.look_up(follow)
         await self._engine.send(f"over.{run_id}", b"")
 
+    async def record_begin(self, follow: Follow) -> None:
+        """Register the host that began a run first, unless that is done. Raises SilenceError."""
+        if follow.first is None or not follow.revision:
+            return
+        host, delivered = follow.first
+        registered = msgspec.structs.replace(follow.registered, host=host, delivered=delivered, attempts=1)
+        # 0: another gateway has registered a host meanwhile, or the run was deleted
+        await self._registry.update(follow.run.id, encode(registered), follow.revision)
+        follow.revision = 0
+
+    async def record_begin_soon(self, follow: Follow) -> None:
+        """The same of a run that has not ended within BRIEF_S: who else had to know of that host
+        finds the result instead.
+        """
+        wait_s = BRIEF_S
+        while follow.revision:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(follow.run.done.wait(), wait_s)
+                return
+            try:
+                await self.record_begin(follow)
+            except SilenceError as error:
+                log.warning("fleet: the host of the run %s is registered later: %s", follow.run.id, error)
+                wait_s = 1.0
+
     def heard_over(self, run_id: str) -> None:
         """A gateway has stored a run's result, or removed it."""
         follow = self._by_id.get(run_id)
@@ -236,7 +264,13 @@ class Follows:
         if data is not None and not follow.run.done.is_set():
             found = restore(data)
             follow.mirror.catch_up(found)
+            await self._cancel(follow)
             self._conclude(follow, ending_of(found, follow.mirror.host))
+
+    async def _cancel(self, follow: Follow) -> None:
+        """Have the host end a run that is over, if whoever ended it may not know of the host."""
+        if follow.first is not None and follow.revision:
+            await self.say(follow, Cancel())
 
     def _conclude(self, follow: Follow, ending: Ending) -> None:
         run = follow.run
@@ -259,6 +293,7 @@ class Follows:
             return
         entry = await self._registry.get(follow.run.id)
         if entry is None:
+            await self._cancel(follow)
             self._conclude(follow, ending_of(follow.run, follow.mirror.host, RunEndedError("the run was deleted")))
             return
         registered = decode(entry.value, type=Registered)

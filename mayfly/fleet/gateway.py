@@ -118,9 +118,8 @@ class Gateway:
 
     async def open(self) -> None:
         """Begin to listen, and learn which hosts there are."""
-        name, engine = self._engine.name, self._engine
+        engine = self._engine
         await engine.listen("beat.*", self._heard_beat)
-        await engine.listen(f"gw.{name}.*.*", self._follows.heard)
         await self._verdicts.listen()
         await engine.listen("over.*", self._heard_over)
         await self._lists.listen(self._creating)

@@ -11,9 +11,10 @@ import asyncio
 import logging
 from collections.abc import Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mayfly.errors import MayflyError, NotMovableError, ServerLostError, to_wire
+from mayfly.errors import MayflyError, NotMovableError, UnknownRunError, to_wire
+from mayfly.fleet.carrying import Active, Carrying
 from mayfly.fleet.engine import Delivery, Engine, Message, NobodyError, SilenceError
 from mayfly.fleet.links import HostLink, Links
 from mayfly.fleet.message import Answer, Found, Seek, Take, decode, encode, error_of
@@ -22,9 +23,6 @@ from mayfly.runs.moves.link import Link, Machines
 from mayfly.runs.moves.machines import HostMachines
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
-
-if TYPE_CHECKING:
-    from mayfly.fleet.worker import Active, Worker
 
 log = logging.getLogger(__name__)
 LONG_S = 3.0
@@ -35,14 +33,14 @@ TAKE_TRIES = 5
 
 
 class Leaving:
-    """Gives the runs of a worker away, and takes others' runs for it."""
+    """Gives the runs away that a host is carrying out, and takes others' runs."""
 
-    def __init__(self, worker: "Worker", service: Service, engine: Engine, machines: Machines | None = None) -> None:
-        self._worker = worker
+    def __init__(self, carrying: Carrying, service: Service, engine: Engine, machines: Machines | None = None) -> None:
+        self._carrying = carrying
         self._service = service
         self._engine = engine
         self._moves = Moves(service, machines or HostMachines(service))
-        self._links = Links(engine, self._serve, worker.spawn)
+        self._links = Links(engine, self._serve, carrying.spawn)
         self._draining: asyncio.Task[None] | None = None
         self._staying: set[str] = set()
 
@@ -50,7 +48,7 @@ class Leaving:
         """Take what other hosts give."""
         name = self._engine.name
         await self._engine.listen(f"move.{name}.*.*", self._links.heard)
-        await self._engine.listen(f"take.{name}.*.*", lambda message: self._worker.spawn(self._take(message), "take a run"))
+        await self._engine.listen(f"take.{name}.*.*", lambda message: self._carrying.spawn(self._take(message), "take a run"))
 
     async def _serve(self, link: HostLink) -> None:
         try:
@@ -69,17 +67,18 @@ class Leaving:
             self._draining = self._task(self._drain())
 
     def _task(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        return self._worker.spawn(work, "drain")
+        return self._carrying.spawn(work, "drain")
 
     async def _drain(self) -> None:
         await asyncio.sleep(LONG_S)
         while True:
-            for active in self._worker.active():
+            self._staying &= {active.work.id for active in self._carrying.active}
+            for active in self._carrying.active:
                 if active.run is not None and not active.run.done.is_set() and active.run.id not in self._staying:
                     await self._move(active, active.run)
             await asyncio.sleep(AGAIN_S)
 
-    async def _move(self, active: "Active", run: Run) -> None:
+    async def _move(self, active: Active, run: Run) -> None:
         """Move a run to the first host that takes it, if one does."""
         if run.is_interactive:  # what is typed finds its way to one host alone
             self._stay(run, "it is interactive")
@@ -107,7 +106,7 @@ class Leaving:
         log.info("run %s: stays at host %s: %s", run.id, self._engine.name, why)
         self._staying.add(run.id)
 
-    async def _seek(self, active: "Active", run: Run) -> list[str]:
+    async def _seek(self, active: Active, run: Run) -> list[str]:
         """The hosts that may have room for a run, as a gateway knows them."""
         try:
             answer = await self._engine.ask(f"seek.{self._engine.name}.{run.id}", encode(Seek(token=active.work.token)))
@@ -119,7 +118,7 @@ class Leaving:
     async def _connect(self, host: str) -> Link:
         return self._links.connect(host)
 
-    async def _hand_over(self, active: "Active", run: Run, host: str) -> None:
+    async def _hand_over(self, active: Active, run: Run, host: str) -> None:
         """The machine is there: tell the host which work that is, and be done with the run."""
         delivery = active.delivery
         take = Take(work=active.work, delivered=delivery.delivered, ack=delivery.ack, gateways=list(active.feeds))
@@ -131,7 +130,7 @@ class Leaving:
             except NobodyError:
                 break
             if (problem := error_of(answer.error)) is None:
-                await self._worker.let_go(active)
+                await self._carrying.let_go(active)
                 return
             log.warning("run %s: host %s has its machine, but: %s", run.id, host, problem)
             break
@@ -146,9 +145,10 @@ class Leaving:
         answer = Answer()
         try:
             run = self._service.get(run_id)
-            if said.work.id != run_id:
-                raise ServerLostError("the work is of another run")
-            await self._worker.adopt(said.work, Delivery(b"", said.ack, said.delivered), run, host, said.gateways)
+            link = self._moves.link_of(run_id)
+            if said.work.id != run_id or not isinstance(link, HostLink) or link.to != host:
+                raise UnknownRunError(f"no run {run_id} has moved here from the host {host}")
+            await self._carrying.adopt(said.work, Delivery(b"", said.ack, said.delivered), run, host, said.gateways)
         except MayflyError as error:
             answer = Answer(error=to_wire(error))
         await self._engine.send(message.reply, encode(answer))

@@ -4,19 +4,16 @@ run's result.
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import Coroutine
-from typing import Any
 
 from mayfly.errors import HostError
-from mayfly.fleet.engine import Bucket, Engine, Message, NobodyError, SilenceError
+from mayfly.fleet.engine import Bucket, Engine, Message
 from mayfly.fleet.follows import Follows
-from mayfly.fleet.message import ANY, Begin, Begun, Found, Registered, Seek, Settle, Verdict, decode, encode, error_of
+from mayfly.fleet.judging import GATEWAYS, judge, reply
+from mayfly.fleet.message import Begin, Begun, Found, Registered, Seek, Settle, ToGateway, decode, encode, error_of
 from mayfly.fleet.mirror import ending_of
 from mayfly.fleet.results import Results
 from mayfly.fleet.roll import Roll
 
-log = logging.getLogger(__name__)
 ATTEMPTS = 3
 """Hosts that begin a run before it is given up."""
 SETTLE_S = 15.0
@@ -32,32 +29,49 @@ class Verdicts:
 
     async def listen(self) -> None:
         """Answer from now on."""
-        engine, name = self._engine, self._engine.name
-        await engine.listen("begin.*.*", lambda message: self._reply(message, self._may_begin(message)), queue="gateways")
-        await engine.listen(f"settle.{name}.*.*", lambda message: self._reply(message, self._settle(message)))
-        await engine.listen(f"settle.{ANY}.*.*", lambda message: self._reply(message, self._settle(message)), queue="gateways")
+        engine, spawn = self._engine, self._follows.spawn
+        await judge(engine, spawn, "", begin=self._heard_begin, settle=self._settle)
+        await engine.listen(f"gw.{engine.name}.*.*", self._heard)
+        await engine.listen("seek.*.*", lambda message: spawn(self._find_room(message), "find room"), queue=GATEWAYS)
 
-        await engine.listen("seek.*.*", lambda message: self._follows.spawn(self._find_room(message), "find room"), queue="gateways")
+    def _heard(self, message: Message) -> None:
+        """A host says something of a run that it knows from this gateway; with `reply` it has
+        begun, and asks whether that is right.
+        """
+        self._follows.heard(message)
+        if message.reply:
+            reply(self._engine, self._follows.spawn, message, self._may_go_on)
 
-    def _reply(self, message: Message, work: Coroutine[Any, Any, str | None]) -> None:
-        """Answer a host with the verdict; with `later` if there is none now: it asks again."""
+    async def _may_go_on(self, message: Message) -> str | None:
+        """A host has begun a run that may be known here better than in the registry."""
+        _, _, host, run_id = message.subject.split(".")
+        said = decode(message.data, type=ToGateway)
+        if not isinstance(said, Begun):
+            return None
+        asked = Begin(token=said.token, delivered=said.delivered, moved_from=said.moved_from)
+        follow = self._follows.get(run_id)
+        if follow is None:
+            return await self._may_begin(host, run_id, asked)
+        await follow.known.wait()
+        fresh = follow.revision and follow.first is None and not follow.run.done.is_set()
+        if not fresh or self._follows.get(run_id) is not follow or asked.token != follow.registered.token:
+            await self._follows.record_begin(follow)
+            return await self._may_begin(host, run_id, asked)
+        follow.first = host, asked.delivered
+        self._follows.spawn(self._follows.record_begin_soon(follow), f"register who has {run_id}")
+        return "go"
 
-        async def answer() -> None:
-            verdict = None
-            try:
-                verdict = await work
-            except (NobodyError, SilenceError) as error:
-                log.warning("fleet: %s has no verdict now: %s", message.subject, error)
-            await self._engine.send(message.reply, encode(Verdict(verdict=verdict or "later")))
-
-        self._follows.spawn(answer(), f"answer {message.subject}")
-
-    async def _may_begin(self, message: Message) -> str | None:
+    async def _heard_begin(self, message: Message) -> str | None:
         """A host has been given a run: whether it may go on with it."""
         _, host, run_id = message.subject.split(".")
-        asked = decode(message.data, type=Begin)
+        return await self._may_begin(host, run_id, decode(message.data, type=Begin))
+
+    async def _may_begin(self, host: str, run_id: str, asked: Begin) -> str | None:
+        """The same, as the registry and the results have it."""
         for _ in range(5):
             stored, entry = await asyncio.gather(self._results.has(run_id), self._registry.get(run_id))
+            if not stored and entry is None and not await self._registry.bar(run_id):
+                entry = await self._registry.get(run_id)  # it may have been registered just now
             if stored or entry is None:
                 return "done"
             registered = decode(entry.value, type=Registered)
@@ -96,8 +110,10 @@ class Verdicts:
         follow = self._follows.get(run_id)
         if follow is None or follow.registered.token != said.token:
             return "done"
+        await follow.known.wait()
         mirror, error = follow.mirror, error_of(said.error)
         if not said.final and error is not None:
+            await self._follows.record_begin(follow)
             entry = await self._registry.get(run_id)
             registered = decode(entry.value, type=Registered) if entry else None
             if registered is None or registered.attempts < ATTEMPTS or error.code == "run_ended":

@@ -36,11 +36,12 @@ from mayfly.fleet.functions.messages import (
     place_of,
     queue_of,
 )
-from mayfly.fleet.functions.verdicts import FunctionVerdicts, Spawn
+from mayfly.fleet.functions.verdicts import FunctionVerdicts
 from mayfly.fleet.message import decode, encode
 from mayfly.fleet.results import Results
 from mayfly.fleet.roll import Roll
 from mayfly.fleet.shared import Done, Shared
+from mayfly.fleet.tasks import Spawn
 from mayfly.functions.answer import Answer, FunctionFigures, Invocation, LogLine
 from mayfly.functions.request import check
 from mayfly.functions.store import Function

@@ -8,6 +8,7 @@ that the host's own functions stay beside it, and requests to what it was before
 import asyncio
 import contextlib
 import logging
+import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
@@ -67,7 +68,7 @@ class HostFunctions:
         self._offered: Sequence[FleetFunction] = ()
         self._pulling: dict[str, int] = {}
         self._active: dict[str, tuple[Asked, Delivery]] = {}
-        self._making: dict[str, asyncio.Lock] = {}
+        self._making: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def listen(self) -> None:
         """Answer gateways from now on."""

@@ -3,21 +3,19 @@ whether what it brings is the request's result.
 """
 
 import asyncio
-import logging
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
 from mayfly.errors import FunctionCrashedError, MayflyError, StoppingError
 from mayfly.fleet.accounts import Accounts
-from mayfly.fleet.engine import Bucket, Engine, Message, NobodyError, SilenceError
+from mayfly.fleet.engine import Bucket, Engine, Message
 from mayfly.fleet.functions.messages import Answered, Pending, Result, failed, place_of
-from mayfly.fleet.message import ANY, Begin, Verdict, decode, encode, error_of
+from mayfly.fleet.judging import judge
+from mayfly.fleet.message import Begin, decode, encode, error_of
 from mayfly.fleet.results import Results
+from mayfly.fleet.tasks import Spawn
 
-log = logging.getLogger(__name__)
 ATTEMPTS = 3
 """Hosts that could not begin a request before it fails."""
-Spawn = Callable[[Coroutine[Any, Any, None], str], object]
 
 
 class FunctionVerdicts:
@@ -40,10 +38,7 @@ class FunctionVerdicts:
 
     async def listen(self) -> None:
         """Answer hosts from now on."""
-        name, listen = self._engine.name, self._engine.listen
-        await listen("fn.begin.*.*", lambda message: self._reply(message, self._may_begin(message)), queue="gateways")
-        await listen(f"fn.settle.{name}.*.*", lambda message: self._reply(message, self._settle(message)))
-        await listen(f"fn.settle.{ANY}.*.*", lambda message: self._reply(message, self._settle(message)), queue="gateways")
+        await judge(self._engine, self._spawn, "fn.", begin=self._may_begin, settle=self._settle)
 
     async def fail(self, request_id: str, pending: Pending, error: MayflyError) -> None:
         """Store an error as a request's result, unless it has one."""
@@ -70,19 +65,6 @@ class FunctionVerdicts:
         if await self._results.create(place, encode(result)) and pending.charged:
             await self._accounts.give_back(pending.owner, place)
         await self._engine.send(f"over.{place}", b"")
-
-    def _reply(self, message: Message, work: Coroutine[Any, Any, str]) -> None:
-        """Answer a host with the verdict; with `later` if there is none now: it asks again."""
-
-        async def answer() -> None:
-            verdict = "later"
-            try:
-                verdict = await work
-            except (NobodyError, SilenceError) as error:
-                log.warning("fleet: %s has no verdict now: %s", message.subject, error)
-            await self._engine.send(message.reply, encode(Verdict(verdict=verdict)))
-
-        self._spawn(answer(), f"answer {message.subject}")
 
     async def _may_begin(self, message: Message) -> str:
         """A host was given a request: whether it may begin, as the only one."""

@@ -8,6 +8,7 @@ from mayfly.errors import MayflyError, MoveError, NotMovableError
 from mayfly.guests.converse import Exchange
 from mayfly.host.admission import Tenant
 from mayfly.runs.moments import check_live
+from mayfly.runs.moves.handover import Destination
 from mayfly.runs.moves.incoming import Incoming
 from mayfly.runs.moves.link import Connect, Link, Machines, Round, Times, close_quietly, within
 from mayfly.runs.moves.messages import Ask, Offer, Unknown
@@ -121,6 +122,13 @@ class Moves:
                     raise MoveError(f"the other server began with {type(message).__name__}")
         finally:
             await close_quietly(link)
+
+    def link_of(self, run_id: str) -> Link | None:
+        """The connection over which a run came that goes on here; None if none did."""
+        for incoming in self._incoming.values():
+            if incoming.run_id == run_id and incoming.state is Destination.RUNNING:
+                return incoming.link
+        return None
 
     async def _take(self, offer: Offer, link: Link) -> None:
         for move, known in list(self._incoming.items()):  # those whose runs are no longer kept

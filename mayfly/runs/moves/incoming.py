@@ -59,6 +59,7 @@ class Incoming:
     def __init__(self, offer: Offer, service: Service, machines: Machines, times: Times, tenant: Tenant | None) -> None:
         self.state = Destination.OFFERED
         self.run_id = offer.run.id
+        self.link: Link | None = None
         self._offer = offer
         self._service = service
         self._machines = machines
@@ -102,6 +103,7 @@ class Incoming:
         Raises:
             MayflyError: the connection was lost, or the run could not be taken.
         """
+        self.link = link
         self._taking = asyncio.create_task(self._take(link), name=f"take run {self.run_id}")
         try:
             taken = await asyncio.shield(self._taking)

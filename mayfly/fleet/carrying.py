@@ -1,0 +1,344 @@
+"""The runs that a host of a fleet has: each goes on if a gateway says that this is right, is told
+to whoever follows it, and is brought to an end that a gateway has stored.
+"""
+
+import asyncio
+import collections
+import logging
+from collections.abc import Callable, Iterable
+
+from mayfly.errors import MayflyError, RequestError, RunEndedError, to_wire
+from mayfly.fleet.engine import Delivery, Engine, Message, NobodyError, SilenceError
+from mayfly.fleet.feed import Feed
+from mayfly.fleet.message import (
+    ANY,
+    Answer,
+    Attach,
+    Begin,
+    Begun,
+    Cancel,
+    Grant,
+    Input,
+    Settle,
+    Signal,
+    Size,
+    ToGateway,
+    ToHost,
+    Verdict,
+    Work,
+    decode,
+    encode,
+    wire,
+)
+from mayfly.fleet.mirror import ending_of
+from mayfly.fleet.tasks import Spawn
+from mayfly.host.snippet import Terminal
+from mayfly.images.store import InstalledImage
+from mayfly.runs.run import Run
+from mayfly.runs.service import Service
+from mayfly.runs.stdin import StdinWriter
+from mayfly.schema import replace
+
+log = logging.getLogger(__name__)
+LATER_S = 0.25
+"""Until work that was given back is given out again: else it would come back at once."""
+ASK_S = 2.0
+"""For the gateway that took a run to say whether it may begin; then any gateway is asked."""
+SETTLE_S = 20.0
+GONE = 1000
+"""Runs that moved away of which that is remembered."""
+ELSEWHERE = (
+    "kvm_failed",
+    "kvm_unavailable",
+    "host_failed",
+    "network_failed",
+    "zygote_lost",
+    "boot_failed",
+    "stopping",
+    "image_broken",
+    "move_failed",
+)
+"""Codes of errors that are this host's: other hosts may do better."""
+
+
+class Active:
+    """A run that this host has, or work that waits for its image."""
+
+    def __init__(self, work: Work, delivery: Delivery) -> None:
+        self.work = work
+        self.delivery = delivery
+        self.run: Run | None = None
+        self.feeds: dict[str, Feed] = {}
+        self.tail: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.unwanted = False
+        self.received: dict[str, int] = {}
+        self.writing = asyncio.Lock()
+        self.given_away = False
+
+
+class Carrying:
+    """The runs that a host has. `over` is called when it has one less."""
+
+    def __init__(self, service: Service, engine: Engine, spawn: Spawn, over: Callable[[], None]) -> None:
+        self.spawn = spawn
+        self._service, self._engine, self._over = service, engine, over
+        self._host = engine.name
+        self._active: dict[str, Active] = {}
+        self._gone: collections.deque[str] = collections.deque(maxlen=GONE)
+
+    async def listen(self) -> None:
+        """Hear what gateways say from now on."""
+        await self._engine.listen(f"host.{self._host}.*", self._hear)
+
+    def close(self) -> None:
+        """Tell nothing any more."""
+        for active in self._active.values():
+            for feed in active.feeds.values():
+                feed.close()
+
+    def __len__(self) -> int:
+        return len(self._active)
+
+    @property
+    def active(self) -> list[Active]:
+        """The runs that this host has."""
+        return list(self._active.values())
+
+    @property
+    def deliveries(self) -> list[Delivery]:
+        """Their work, which is to be given back if it is not done."""
+        return [active.delivery for active in self._active.values()]
+
+    # The beginning
+
+    def has(self, work: Work, delivery: Delivery) -> bool:
+        """Whether work that was given out is here: the fleet heard too long nothing of it."""
+        active = self._active.get(work.id)
+        if active is None:
+            return False
+        if active.work.token != work.token:  # what came before is not wanted, and ends
+            self.give_back(delivery)
+            return True
+        active.delivery = delivery
+        if active.run is not None:
+            self.spawn(self._tell(active, active.work.gateway, self._begun(active, goes_on=True)), "begun")
+        return True
+
+    def give_back(self, delivery: Delivery) -> None:
+        """Let others have work that is not begun here."""
+        self.spawn(self._engine.give_back(delivery.ack, LATER_S), "give back")
+
+    def hold(self, work: Work, delivery: Delivery) -> Active:
+        """Have work that cannot begin yet."""
+        self._active[work.id] = active = Active(work, delivery)
+        return active
+
+    def release(self, active: Active) -> None:
+        """Have it no more."""
+        self._active.pop(active.work.id, None)
+
+    def begin(self, work: Work, delivery: Delivery, image: InstalledImage) -> None:
+        """Begin a run.
+
+        Raises:
+            MayflyError: as `Service.start`; it is not here then.
+        """
+        active = Active(work, delivery)
+        active.run = run = self._service.start(work.snippet, image, publish=False, run_id=work.id)
+        self._active[work.id] = active
+        log.info("run %s: host %s has begun, delivery %d", work.id, self._host, delivery.delivered)
+        self.spawn(self._open(active), f"open {work.id}")
+        self.spawn(self._see_to_end(active, run), f"settle {work.id}")
+
+    def refuse(self, work: Work, delivery: Delivery, error: RequestError) -> None:
+        """No host can carry the run out."""
+        active = self.hold(work, delivery)
+        active.tail.set_result(b"")
+        self.spawn(self._settle(active, error, final=True), f"settle {work.id}")
+
+    def _begun(self, active: Active, *, goes_on: bool = False) -> Begun:
+        return Begun(token=active.work.token, delivered=active.delivery.delivered, ack=active.delivery.ack, goes_on=goes_on)
+
+    async def _open(self, active: Active) -> None:
+        """Tell the gateway of the run that this host has it, and ask whether that is right;
+        meanwhile its machine starts.
+        """
+        work = active.work
+        self._feed(active, work.gateway).begin()  # which says something after this
+        try:
+            answer = await self._engine.ask(self._place(active, work.gateway), encode(self._begun(active)), ASK_S)
+        except (NobodyError, SilenceError):
+            await self._ask_whether_right(active)
+            return
+        match decode(answer, type=Verdict).verdict:
+            case "done":
+                await self._drop(active)
+            case "later":
+                await self._ask_whether_right(active)
+
+    async def _ask_whether_right(self, active: Active, moved_from: str = "") -> bool:
+        """Ask any gateway; False, and the run is ended, if it is not to go on here."""
+        work = active.work
+        for _ in range(3):
+            question = encode(Begin(token=work.token, delivered=active.delivery.delivered, moved_from=moved_from))
+            try:
+                answer = await self._engine.ask(f"begin.{self._host}.{work.id}", question)
+            except (NobodyError, SilenceError):
+                await asyncio.sleep(LATER_S)
+                continue
+            verdict = decode(answer, type=Verdict).verdict
+            if verdict == "done":
+                await self._drop(active)
+            if verdict != "later":
+                return verdict != "done"
+            await asyncio.sleep(LATER_S)
+        return True
+
+    async def _drop(self, active: Active) -> None:
+        """The fleet has a result of the run already, or does not want one."""
+        active.unwanted = True
+        if active.run is not None:
+            await self._service.end(active.run, "the run was ended")
+
+    # What gateways hear
+
+    def _feed(self, active: Active, gateway: str) -> Feed:
+        if gateway not in active.feeds:
+            assert active.run is not None  # noqa: S101 (only then it is asked for)
+
+            async def send(message: ToGateway) -> None:
+                await self._tell(active, gateway, message)
+
+            active.feeds[gateway] = Feed(active.run, send, active.tail, lambda: active.delivery.delivered)
+        return active.feeds[gateway]
+
+    def _place(self, active: Active, gateway: str) -> str:
+        return f"gw.{gateway}.{self._host}.{active.work.id}"
+
+    async def _tell(self, active: Active, gateway: str, message: ToGateway) -> None:
+        await self._engine.send(self._place(active, gateway), encode(message))
+
+    # Runs that move
+
+    async def let_go(self, active: Active) -> None:
+        """Another host has the run."""
+        active.given_away = True
+        for feed in active.feeds.values():
+            feed.close()
+        self.release(active)
+        self._gone.append(active.work.id)
+        if active.run is not None:
+            await self._service.leave(active.run)
+            self._service.runs.drop(active.run)
+
+    async def adopt(self, work: Work, delivery: Delivery, run: Run, host: str, gateways: Iterable[str]) -> None:
+        """Have a run that moved here from `host`, in whose midst those gateways are."""
+        if work.id in self._active:
+            return
+        active = self.hold(work, delivery)
+        active.run = run
+        self.spawn(self._see_to_end(active, run), f"settle {run.id}")
+        log.info("run %s: host %s has it from %s, delivery %d", run.id, self._host, host, delivery.delivered)
+        if await self._ask_whether_right(active, moved_from=host):
+            begun = replace(self._begun(active), moved_from=host)
+            for gateway in {work.gateway, *gateways}:
+                await self._tell(active, gateway, begun)
+
+    # The end
+
+    async def _see_to_end(self, active: Active, run: Run) -> None:
+        """Bring a run to its end, which clients need not wait for its machine to go."""
+        await run.done.wait()
+        if active.given_away:
+            return
+        error = run.outcome.error
+        stopped = self._service.stopping and isinstance(error, RunEndedError)
+        elsewhere = error is not None and (stopped or error.code in ELSEWHERE)
+        if not active.tail.done():
+            active.tail.set_result(encode(ending_of(run, self._host)))
+        await self._settle(active, error if elsewhere else None, final=not elsewhere)
+
+    async def _settle(self, active: Active, error: MayflyError | None, *, final: bool) -> None:
+        """Bring the result to a gateway, until one has it."""
+        work, run = active.work, active.run
+        gateway, wait_s = work.gateway, 0.1
+        verdict = "done" if active.unwanted else ""
+        while not verdict:
+            message = Settle(token=work.token, delivered=active.delivery.delivered, error=wire(error), final=final)
+            try:
+                answer = await self._engine.ask(f"settle.{gateway}.{self._host}.{work.id}", encode(message), SETTLE_S)
+                verdict = decode(answer, type=Verdict).verdict
+                if verdict == "later":
+                    verdict = ""
+                    await asyncio.sleep(wait_s)
+            except NobodyError:
+                if gateway == ANY:
+                    await asyncio.sleep(wait_s)
+                gateway = ANY
+            except SilenceError:
+                await asyncio.sleep(wait_s)
+            wait_s = min(2, 2 * wait_s)
+        if run is not None and (verdict == "again" or active.unwanted):
+            await self._service.settled(run)
+            self._service.runs.drop(run)  # one of its id may come to this host
+        if verdict == "again":
+            await self._engine.give_back(active.delivery.ack, 0 if self._service.stopping else LATER_S)
+        else:
+            await self._engine.done(active.delivery.ack)
+        for feed in active.feeds.values():
+            feed.close()
+        self.release(active)
+        self._over()
+
+    # What gateways say
+
+    def _hear(self, message: Message) -> None:
+        run_id = message.subject.rpartition(".")[2]
+        active = self._active.get(run_id)
+        try:
+            said = decode(message.data, type=ToHost)
+        except ValueError as error:
+            log.error("fleet: a gateway's message cannot be read: %s", error)
+            return
+        if active is None or active.run is None:
+            if message.reply:
+                over = Answer(error=to_wire(RunEndedError("the run is over")), moved=run_id in self._gone)
+                self.spawn(self._engine.send(message.reply, encode(over)), "answer")
+            return
+        match said:
+            case Attach():
+                self._feed(active, said.gateway).attach(said)
+            case Grant():
+                if said.gateway in active.feeds:
+                    active.feeds[said.gateway].grant(said.count)
+            case Cancel():
+                self.spawn(self._drop(active), "cancel")
+            case Input() | Signal() | Size():
+                self.spawn(self._answer(active, active.run, said, message.reply), "answer")
+
+    async def _answer(self, active: Active, run: Run, said: Input | Signal | Size, reply: str) -> None:
+        answer = Answer()
+        try:
+            match said:
+                case Input():
+                    await self._write(active, run, said)
+                case Signal():
+                    await self._service.signal(run, said.number)
+                case Size():
+                    await self._service.resize(run, Terminal(columns=said.columns, rows=said.rows))
+        except MayflyError as error:
+            answer = Answer(error=to_wire(error))
+        if reply:
+            await self._engine.send(reply, encode(answer))
+
+    async def _write(self, active: Active, run: Run, said: Input) -> None:
+        """Give the program input, once, however often it comes."""
+        async with active.writing:
+            known = active.received.get(said.gateway, 0)
+            if said.offset > known:
+                raise RequestError("input is lacking")
+            with StdinWriter(run.stdin) as writer:
+                await writer.write(said.data[known - said.offset :])
+                active.received[said.gateway] = max(known, said.offset + len(said.data))
+                if said.end:
+                    writer.end()
