@@ -9,6 +9,7 @@ from mayfly.protocol.conversation import Failed
 from mayfly.protocol.frames import Stderr, Stdout
 from mayfly.runs.cases import CaseResult
 from mayfly.runs.record import START, Position, Reader
+from mayfly.runs.result import RunState
 from mayfly.runs.run import Run
 
 COST = 64
@@ -59,7 +60,8 @@ class Feed:
 
     async def _go(self, after: Position, tail: int) -> None:
         reader = Reader(self._run.record, after=after, size=SIZE)
-        state = None
+        # that it has begun the gateway knows
+        state: RunState | None = self._run.state if self._run.state in (RunState.QUEUED, RunState.BOOTING) else None
         more = True
         at = after  # the end of the record, without what the gateway makes itself
         while more:

@@ -170,6 +170,7 @@ class Mirror:
                 self._base = self.run.record.end.span + 1
             self.ending = None
             self._tail.clear()
+            self.run.state = RunState.BOOTING
         self.host, self.ack, self.delivered = host, message.ack, message.delivered
         return not goes_on
 

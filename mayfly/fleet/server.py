@@ -60,6 +60,12 @@ class LocalServer:
         return f"nats://127.0.0.1:{self.port}"
 
     @property
+    def pid(self) -> int:
+        """Its process, while it is up."""
+        assert self._process is not None  # noqa: S101 (it was started)
+        return self._process.pid
+
+    @property
     def log(self) -> Path:
         """What it says."""
         return self._folder / f"{self._name}.log"

@@ -70,6 +70,7 @@ class Worker:
         self._pulling: dict[str, int] = {}
         self._images: dict[str, InstalledImage] = {}
         self._warm: dict[str, bool] = {}
+        self._memory: dict[str, int] = {}
         self._about = About(name=self._host, arch=service.images.arch, version=__version__, images=[])
         self._digest = ""
         self._fetches = Fetches(self._look)
@@ -132,9 +133,13 @@ class Worker:
         """See what images there are."""
         self._images = {token_of(name_of(image)): image for image in self._service.installed()}
         self._warm = {lang: self._is_warm(image) for lang, image in self._images.items()}
+        self._memory = {lang: self._memory_of(image) for lang, image in self._images.items()}
         manifests = [image.manifest.to_json().encode() for image in self._images.values()]
         self._about = About(name=self._host, arch=self._service.images.arch, version=__version__, images=manifests)
         self._digest = hashlib.sha256(encode(self._about)).hexdigest()[:16]
+
+    def _memory_of(self, image: InstalledImage) -> int:
+        return want_machine(image, self._service.config).machine.memory
 
     def _is_warm(self, image: InstalledImage) -> bool:
         config = self._service.config
@@ -155,7 +160,7 @@ class Worker:
         for lang, image in {**self._images, **lacking}.items():
             if lang in lacking and not self._fetches.may(lang):
                 continue
-            fit = room // want_machine(image, self._service.config).machine.memory
+            fit = room // (self._memory.get(lang) or self._memory_of(image))
             priority = FETCH if lang in lacking else (WARM if self._warm[lang] else COLD)
             priority += room < self._service.admission.budget // 2
             while self._pulling.get(lang, 0) < min(PULLS, fit, left):
@@ -211,7 +216,7 @@ class Worker:
             if not self._takes:
                 raise StoppingError("this host takes no more runs")
             image = service.image_for(work.snippet)
-            if want_machine(image, service.config).machine.memory > self._room():
+            if self._memory_of(image) > self._room():
                 raise BusyError("no room")
             self._carrying.begin(work, delivery, image)
         except (BusyError, StoppingError, HostError, UnknownLanguageError) as error:

@@ -11,12 +11,15 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,7 @@ from aiohttp import web
 from mayfly.fleet.open import Place, join
 from mayfly.fleet.server import LocalServer
 from mayfly.host.config import Config
-from scripts.bench.requests import CLIENTS, WAIT_S, be_server, load
+from scripts.bench.requests import CLIENTS, WAIT_S, WARM_UP, be_server, load
 from tests.kit.api_fakes import install_toys
 
 HOSTS = 2
@@ -36,6 +39,8 @@ LONG = 8
 """Runs that are under way when something dies."""
 LASTS_S = 3
 READERS = 200
+COUNTED = 100
+IDLE_S = 3.0
 DOWN_S = 1.0
 """The server is started again after so long."""
 
@@ -119,7 +124,8 @@ def measure(requests: int, clients: int, rounds: int, sync: str) -> dict[str, An
     found: dict[str, list[Any]] = {"host": [], "proxy": [], "fleet": []}
     with tempfile.TemporaryDirectory(prefix="mayfly-") as name, contextlib.ExitStack() as running:
         folder = Path(name)
-        server = running.enter_context(LocalServer(folder / "nats", sync=sync))
+        monitor = _free_port()
+        server = running.enter_context(LocalServer(folder / "nats", sync=sync, more=f"http: 127.0.0.1:{monitor}"))
         doors = {"host": running.enter_context(process(folder / "one", "host"))}
         doors["proxy"] = running.enter_context(process(folder / "proxy", "proxy", "--behind", str(folder / "one" / "api.sock")))
         hosts = {
@@ -136,6 +142,9 @@ def measure(requests: int, clients: int, rounds: int, sync: str) -> dict[str, An
                     del one["ms"]
                     found[kind].append(one)
                     print(kind, one, file=sys.stderr)
+        counts: dict[str, float] = {}
+        with counted(server, monitor, COUNTED + WARM_UP, counts):
+            asyncio.run(load(folder / "gateway" / "api.sock", doors["fleet"].pid, 1, COUNTED))
         memory = {kind: _resident(door.pid) for kind, door in doors.items()} | {"host of the fleet": _resident(hosts["h0"].pid)}
         reader = asyncio.run(readers_cost(folder / "gateway", doors["fleet"].pid))
         running.enter_context(process(folder / "second", "gateway", "--url", server.url, "--name", "second"))
@@ -148,10 +157,37 @@ def measure(requests: int, clients: int, rounds: int, sync: str) -> dict[str, An
         "sync": sync,
         "loads": found,
         "p50_ratio": ratio(found),
+        "counts": counts,
         "resident_mib": memory,
         "reader_kib": reader,
         "recovery": recovery,
     }
+
+
+@contextlib.contextmanager
+def counted(server: LocalServer, monitor: int, runs: int, found: dict[str, float]) -> Iterator[None]:
+    """Count what a run costs the server: messages, and writes to its disk that are waited for."""
+
+    def messages() -> int:
+        with urllib.request.urlopen(f"http://127.0.0.1:{monitor}/varz", timeout=WAIT_S) as answer:
+            return int(json.load(answer)["in_msgs"])
+
+    strace = shutil.which("strace")
+    with tempfile.NamedTemporaryFile() as log:
+        command = [str(strace), "-f", "-e", "trace=fsync,fdatasync", "-o", log.name, "-p", str(server.pid)]
+        tracing = subprocess.Popen(command, stderr=subprocess.PIPE, text=True) if strace else None
+        if tracing and tracing.stderr:
+            tracing.stderr.readline()  # it is attached
+        before, began = messages(), time.monotonic()
+        yield
+        found["messages"], seconds = (messages() - before) / runs, time.monotonic() - began
+        before = messages()
+        time.sleep(IDLE_S)  # what comes without runs
+        found["messages"] = round(found["messages"] - (messages() - before) / IDLE_S * seconds / runs, 1)
+        if tracing:
+            tracing.terminate()
+            tracing.communicate()
+            found["fsyncs"] = round(sum("(" in line for line in Path(log.name).read_text().splitlines()) / runs, 1)
 
 
 def ratio(found: dict[str, list[Any]]) -> dict[str, float]:
@@ -244,6 +280,12 @@ async def readers_cost(folder: Path, gateway: int) -> float:
             group.create_task(times_of(client, runs[number % LONG]))
         await asyncio.sleep(3)
         return round(1024 * (_resident(gateway) - before) / READERS, 1)
+
+
+def _free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
 
 
 def _resident(pid: int) -> float:
