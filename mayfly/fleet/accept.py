@@ -16,7 +16,7 @@ from mayfly.fleet.calls import Calls
 from mayfly.fleet.engine import Bucket, Engine, FullError, NobodyError, SilenceError, TooLargeError
 from mayfly.fleet.follow import Follow
 from mayfly.fleet.follows import Follows
-from mayfly.fleet.message import Registered, Work, decode, encode, name_of, token_of
+from mayfly.fleet.message import Registered, Work, decode, encode, id_of, name_of, token_of
 from mayfly.fleet.mirror import head_of
 from mayfly.fleet.results import Results
 from mayfly.fleet.roll import Roll
@@ -210,7 +210,7 @@ class Acceptance:
     async def _queue(self, registered: Registered, snippet: Snippet) -> int:
         run_id = registered.head.id
         work = Work(id=run_id, token=registered.token, gateway=registered.gateway, snippet=snippet)
-        return await self._engine.put(registered.arch, registered.lang, encode(work), f"{run_id} {registered.token}")
+        return await self._engine.put(registered.arch, registered.lang, encode(work), id_of(run_id, registered.token))
 
     async def _store(self, registered: Registered, snippet: Snippet) -> tuple[int, int]:
         """Register a run that nobody else can know, and queue it meanwhile: each waits for the

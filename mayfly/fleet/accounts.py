@@ -13,18 +13,28 @@ import weakref
 import msgspec
 
 from mayfly.errors import FleetError, KeyLimitError
-from mayfly.fleet.engine import Bucket, NobodyError, SilenceError
-from mayfly.fleet.message import decode, encode
+from mayfly.fleet.engine import Bucket, Engine, NobodyError, SilenceError
+from mayfly.fleet.message import decode, encode, id_of
 from mayfly.fleet.results import Results
 from mayfly.host.admission import Tenant
 
 log = logging.getLogger(__name__)
 GRACE_S = 30.0
-"""How old a charge is whose run is not registered: a gateway may be about to do that."""
+"""How old a charge is whose run is not registered or not queued: a gateway may be about to do that.
+"""
 SWEEP_S = 1.0
 """From one look for charges that stayed behind to the next."""
 TRIES = 50
 """To change an account that others change meanwhile."""
+
+
+class Queued(msgspec.Struct, kw_only=True):
+    """Where the work is of what is registered, a run or a request to a function."""
+
+    token: str
+    arch: str = ""
+    lang: str = ""
+    host: str = ""
 
 
 class Account(msgspec.Struct, kw_only=True):
@@ -40,7 +50,8 @@ class Account(msgspec.Struct, kw_only=True):
 class Accounts:
     """The accounts of a fleet's keys, in `bucket`."""
 
-    def __init__(self, bucket: Bucket, registry: Bucket, results: Results) -> None:
+    def __init__(self, engine: Engine, bucket: Bucket, registry: Bucket, results: Results) -> None:
+        self._engine = engine
         self._bucket, self._registry, self._results = bucket, registry, results
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._swept_at: dict[str, float] = {}
@@ -115,4 +126,15 @@ class Accounts:
     async def _is_gone(self, run_id: str, since: float) -> bool:
         if await self._results.has(run_id):
             return True
-        return abs(time.time() - since) > GRACE_S and await self._registry.get(run_id) is None
+        if abs(time.time() - since) <= GRACE_S:
+            return False
+        entry = await self._registry.get(run_id)
+        if entry is None:
+            return True
+        queued = decode(entry.value, type=Queued)
+        if queued.host or await self._engine.holds(queued.arch, queued.lang, id_of(run_id, queued.token)):
+            return False
+        if not await self._results.has(run_id):  # whose work is done, it has one
+            log.warning("fleet: %s was registered, and its gateway died before it was queued", run_id)
+            await self._registry.delete(run_id)
+        return True

@@ -4,8 +4,8 @@ It gives five things: streams of work from which each piece goes to one host at 
 one acknowledges it; buckets whose keys can be created once; messages to whoever listens; requests
 to them, which fail at once if nobody does; and the order in which waiting hosts are served.
 
-RUNS_ARCH    stream of work for hosts of one architecture, subjects run.ARCH.LANG; written to disk
-             on every server of the cluster before it is acknowledged
+RUNS_ARCH    stream of work for hosts of one architecture, subjects run.ARCH.LANG.PIECE; written to
+             disk on every server of the cluster before it is acknowledged
 ARCH_LANG    its consumers; hosts pull from them, those with the lowest priority number first
 KV_runs, KV_results, KV_accounts    buckets; values are dropped after an hour
 KV_fleet     a bucket whose values stay
@@ -14,6 +14,7 @@ KV_fleet     a bucket whose values stay
 import asyncio
 import collections
 import contextlib
+import hashlib
 import json
 import logging
 import ssl
@@ -42,7 +43,9 @@ MOST_WORK = 100_000
 MAX_AGE_S = 3600
 """How long work waits, and results are kept."""
 DUPLICATES_S = 120
-"""How long a message's id keeps the same one from being stored again."""
+"""How long work's id keeps the same from being stored again when it is done; until then its subject
+does.
+"""
 LOST_S = 5.0
 """After a pull's time, until it is known to be lost: its server was killed, and says nothing."""
 MAX_WAITING = 8192
@@ -51,6 +54,8 @@ MADE_ALREADY = (10058, 10148)
 """Their codes for a stream and a consumer that are there, made with other settings."""
 WRONG_SEQUENCE = 10071
 """The code for a subject whose last message is another one than expected."""
+NOT_FOUND = (10037, 10059)
+"""The codes for a message and a stream that are not there."""
 ROOM = 1024
 """For a message's headers."""
 GROUP = "hosts"
@@ -327,20 +332,20 @@ class Engine:
         stream = _stream_of(arch)
         config: dict[str, Any] = {
             "name": stream,
-            "subjects": [f"run.{arch}.*"],
+            "subjects": [f"run.{arch}.*.*"],
             "retention": "workqueue",
             "storage": "file",
             "num_replicas": replicas,
             "discard": "new",
             "max_msgs": MOST_WORK,
             "max_age": MAX_AGE_S * NS,
-            "duplicate_window": DUPLICATES_S * NS,
+            "duplicate_window": int(DUPLICATES_S * NS),
             "max_consumers": -1,
         }
         await self._api(f"STREAM.CREATE.{stream}", config)
         consumer: dict[str, Any] = {
             "durable_name": f"{arch}_{lang}",
-            "filter_subject": f"run.{arch}.{lang}",
+            "filter_subject": f"run.{arch}.{lang}.*",
             "ack_policy": "explicit",
             "ack_wait": int(ack_wait_s * NS),
             "max_deliver": -1,
@@ -351,14 +356,14 @@ class Engine:
             "priority_groups": [GROUP],
             "priority_policy": "prioritized",
         }
-        await self._api(f"CONSUMER.CREATE.{stream}.{arch}_{lang}.run.{arch}.{lang}", {"stream_name": stream, "config": consumer})
+        await self._api(f"CONSUMER.CREATE.{stream}.{arch}_{lang}.run.{arch}.{lang}.*", {"stream_name": stream, "config": consumer})
 
-    async def _api(self, subject: str, body: dict[str, Any]) -> dict[str, Any]:
+    async def _api(self, subject: str, body: dict[str, Any], but: Sequence[int] = MADE_ALREADY) -> dict[str, Any]:
         with _translated():
             found = await self._client.request(f"$JS.API.{subject}", json.dumps(body).encode(), timeout=TIMEOUT_S)
         answer: dict[str, Any] = json.loads(found.data)
         problem = answer.get("error", {})
-        if problem and problem.get("err_code") not in MADE_ALREADY:
+        if problem and problem.get("err_code") not in but:
             raise FleetError(f"the fleet's servers refuse {subject}: {problem.get('description')}", hint="docs/fleet.md has the limits")
         return answer
 
@@ -380,7 +385,7 @@ class Engine:
 
     async def put(self, arch: str, lang: str, data: bytes, message_id: str) -> int:
         """Store work; it is safe when this returns, and its number in the stream is given. The same
-        id again stores nothing.
+        id again stores nothing; the number may be 0 then.
 
         Raises:
             FullError: there is too much of it already.
@@ -391,12 +396,20 @@ class Engine:
             raise TooLargeError(f"{len(data)} bytes; the fleet's servers take {self._client.max_payload - ROOM}")
         with _translated():
             try:
-                ack = await self._stream.publish(f"run.{arch}.{lang}", data, timeout=TIMEOUT_S, headers={"Nats-Msg-Id": message_id})
+                headers = {"Nats-Msg-Id": message_id, "Nats-Expected-Last-Subject-Sequence": "0"}
+                ack = await self._stream.publish(_subject_of(arch, lang, message_id), data, timeout=TIMEOUT_S, headers=headers)
             except NotFoundError:
                 raise
             except APIError as error:
+                if error.err_code == WRONG_SEQUENCE:
+                    return 0
                 raise FullError(error.description or "the stream refuses") from error
         return int(ack.seq)
+
+    async def holds(self, arch: str, lang: str, message_id: str) -> bool:
+        """Whether there is such work, waiting or under way. Raises SilenceError, FleetError."""
+        asked = {"last_by_subj": _subject_of(arch, lang, message_id)}
+        return "message" in await self._api(f"STREAM.MSG.GET.{_stream_of(arch)}", asked, but=NOT_FOUND)
 
     async def take_back(self, arch: str, number: int) -> None:
         """Remove work that no host has taken."""
@@ -435,7 +448,8 @@ class Engine:
         self._hear_work = hear
 
         async def called(message: Msg) -> None:
-            lang = message.subject.rpartition(".")[2]
+            words = message.subject.split(".")
+            lang = words[2] if words[0] == "run" else words[-1]
             status = (message.headers or {}).get("Status")
             if status == "100":
                 return
@@ -485,6 +499,11 @@ class Engine:
 
 def _stream_of(arch: str) -> str:
     return f"RUNS_{arch}"
+
+
+def _subject_of(arch: str, lang: str, message_id: str) -> str:
+    """Where work waits: a place of its own, so that it is there once."""
+    return f"run.{arch}.{lang}.{hashlib.blake2s(message_id.encode(), digest_size=16).hexdigest()}"
 
 
 def _is_refusal(said: str) -> bool:

@@ -88,7 +88,7 @@ class Gateway:
         self._engine = engine
         self._registry = registry = buckets.runs
         self._results = results = Results(buckets.results)
-        self._accounts = Accounts(buckets.accounts, registry, results)
+        self._accounts = Accounts(engine, buckets.accounts, registry, results)
         self._runs = Runs(config, sockets)
         self._follows = Follows(engine, registry, results, self._accounts, self._runs)
         self._verdicts = Verdicts(engine, registry, results, self._follows, self.roll)
@@ -117,7 +117,11 @@ class Gateway:
     # Its own life
 
     async def open(self) -> None:
-        """Begin to listen, and learn which hosts there are."""
+        """Begin to listen, and learn which hosts there are.
+
+        Raises:
+            FleetError: the servers do not answer.
+        """
         engine = self._engine
         await engine.listen("beat.*", self._heard_beat)
         await self._verdicts.listen()
@@ -126,8 +130,7 @@ class Gateway:
         await self.functions.listen()
         engine.on_return.append(self._follows.attach_all)
         self._watch.beside.append(self._lists.refresh)
-        with contextlib.suppress(SilenceError):  # it is looked again
-            await self._lists.refresh()
+        await self._lists.load()
         self._follows.spawn(self._watch.watch(), "watch the fleet")
         self._follows.spawn(self._begin_calls(), "begin calls")
 

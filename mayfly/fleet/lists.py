@@ -2,19 +2,22 @@
 functions. Hosts are told of what concerns them.
 """
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from mayfly.errors import FleetError
 from mayfly.fleet import catalog, keys
 from mayfly.fleet.accept import Queues
 from mayfly.fleet.catalog import Ask, Offers
-from mayfly.fleet.engine import Bucket, Engine, Message
+from mayfly.fleet.engine import Bucket, Engine, Message, NobodyError, SilenceError
 from mayfly.fleet.functions import creating
 from mayfly.fleet.functions.messages import CREATING, FleetFunction, queue_of
 from mayfly.fleet.message import decode, encode, name_of, token_of
 from mayfly.fleet.roll import Roll
 from mayfly.fleet.shared import Shared, answer
 
+TRIES, AGAIN_S = 10, 0.5
 Change = Callable[[bytes], Coroutine[Any, Any, bytes]]
 
 
@@ -30,6 +33,7 @@ class Lists:
         self.images = catalog.catalog(bucket)
         self.functions: Shared[FleetFunction] = creating.shared_functions(bucket)
         self._engine, self._roll, self._queues, self._spawn = engine, roll, queues, spawn
+        self._wanted: set[tuple[str, str]] = set()  # queues that are to be made
 
     async def listen(self, make: creating.Creating) -> None:
         """Do what operators ask for, with functions by `make`, and answer hosts."""
@@ -60,14 +64,36 @@ class Lists:
         self._spawn(self._engine.send(message.reply, encode(told)), "tell a host")
 
     async def refresh(self) -> None:
-        """Take notice of what operators have changed. Raises SilenceError."""
+        """Take notice of what operators have changed, and have queues for it; those that cannot be
+        made now are the next time.
+
+        Raises:
+            NobodyError, SilenceError, FleetError: not now.
+        """
         await self.keys.refresh()
         if await self.images.refresh():
             self._roll.offered = [offer.image for offer in self.images.all]
-            for image in self._roll.offered:
-                await self._queues.ensure(image.manifest.arch, token_of(name_of(image)))
+            self._wanted |= {(image.manifest.arch, token_of(name_of(image))) for image in self._roll.offered}
         if await self.functions.refresh():
-            for function in self.functions.all:
-                await self._queues.ensure(function.arch, queue_of(function.function.name))
-        for arch in {host.about.arch for host in self._roll if host.about}:
-            await self._queues.ensure(arch, CREATING)
+            self._wanted |= {(function.arch, queue_of(function.function.name)) for function in self.functions.all}
+        self._wanted |= {(host.about.arch, CREATING) for host in self._roll if host.about}
+        for queue in list(self._wanted):
+            await self._queues.ensure(*queue)
+            self._wanted.discard(queue)
+
+    async def load(self) -> None:
+        """Know the lists.
+
+        Raises:
+            FleetError: they cannot be had.
+        """
+        for tries_left in reversed(range(TRIES)):
+            try:
+                await self.refresh()
+            except (NobodyError, SilenceError) as error:
+                if not tries_left:
+                    hint = "see that the servers are up, with JetStream, and most of them"
+                    raise FleetError(f"the fleet's servers do not say what there is: {error or 'nobody answers'}", hint=hint) from error
+                await asyncio.sleep(AGAIN_S)
+            else:
+                return

@@ -1,6 +1,6 @@
 """What gateways and hosts of a fleet say to each other, as values and as bytes (MessagePack).
 
-    run.ARCH.LANG           Work               gateway to one host, through the stream
+    run.ARCH.LANG.PIECE     Work               gateway to one host, through the stream
     begin.HOST.RUN          Begin -> Verdict   a host has the run: may it?
     gw.GATEWAY.HOST.RUN     Begun, Told, Tail  host to a gateway: who has it, its record, its end
     settle.GATEWAY.HOST.RUN Settle -> Verdict  it has ended: is that the result?
@@ -50,6 +50,11 @@ def token_of(name: str) -> str:
     `python-3_12`.
     """
     return re.sub(r"[^A-Za-z0-9_+-]", "_", name.replace("@", "-"))
+
+
+def id_of(place: str, token: str) -> str:
+    """By what the work of what is registered at a place is stored once."""
+    return f"{place} {token}"
 
 
 def name_of(image: InstalledImage) -> str:

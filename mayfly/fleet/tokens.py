@@ -45,7 +45,7 @@ def permissions(name: str, kind: str, arch: str) -> dict[str, Any]:
             heard = [f"host.{name}.*", f"move.{name}.*.*", f"take.{name}.*.*"]
             heard += [*(f"{subject}.{name}" for subject in ("ping", "about", "measure", "wish", "fn.ask"))]
         case "gateway":
-            said = ["run.*.*", "host.*.*", "ping.*", "about.*", "measure.*", "wish.*", "over.*", "fn.ask.*"]
+            said = ["run.*.*.*", "host.*.*", "ping.*", "about.*", "measure.*", "wish.*", "over.*", "fn.ask.*"]
             said += ["$JS.API.>", "$JS.ACK.>", "$KV.runs.>", "$KV.results.>", "$KV.accounts.>", "$KV.fleet.>"]
             heard = [f"gw.{name}.*.*", "begin.*.*", f"settle.{name}.*.*", f"settle.{ANY}.*.*", "beat.*", "over.*", "seek.*.*"]
             heard += ["fn.begin.*.*", f"fn.settle.{name}.*.*", f"fn.settle.{ANY}.*.*", "fn.code.*", "offers.*"]

@@ -112,15 +112,14 @@ class Verdicts:
             return "done"
         await follow.known.wait()
         mirror, error = follow.mirror, error_of(said.error)
-        if not said.final and error is not None:
+        if error is not None:
             await self._follows.record_begin(follow)
             entry = await self._registry.get(run_id)
             registered = decode(entry.value, type=Registered) if entry else None
-            if registered is None or registered.attempts < ATTEMPTS or error.code == "run_ended":
+            if registered is not None and said.delivered < max(mirror.delivered, registered.delivered):
+                return "done"  # another host has it since
+            if not said.final and (registered is None or registered.attempts < ATTEMPTS or error.code == "run_ended"):
                 return "again"
-            await self._follows.decide(follow, follow.registered, follow.run, ending_of(follow.run, host, error))
-            return "done"
-        if error is not None:
             await self._follows.decide(follow, follow.registered, follow.run, ending_of(follow.run, host, error))
             return "done"
         if (host, said.delivered) != (mirror.host, mirror.delivered):

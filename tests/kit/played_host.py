@@ -90,6 +90,11 @@ class PlayedHost:
         asked = Begin(token=work.token, delivered=delivery.delivered)
         return str((await self.ask(f"begin.{self.engine.name}.{work.id}", asked))["verdict"])
 
+    async def open(self, work: Work, delivery: Delivery) -> str:
+        """Say to the gateway of the run that this host has begun it, and ask whether it may."""
+        begun = Begun(token=work.token, delivered=delivery.delivered, ack=delivery.ack)
+        return str((await self.ask(f"gw.{work.gateway}.{self.engine.name}.{work.id}", begun))["verdict"])
+
     async def say(self, work: Work, message: Any) -> None:
         """Tell the gateway of the run something."""
         await self.engine.send(f"gw.{work.gateway}.{self.engine.name}.{work.id}", newer(message))

@@ -37,7 +37,7 @@ from mayfly.fleet.functions.messages import (
     queue_of,
 )
 from mayfly.fleet.functions.verdicts import FunctionVerdicts
-from mayfly.fleet.message import decode, encode
+from mayfly.fleet.message import decode, encode, id_of
 from mayfly.fleet.results import Results
 from mayfly.fleet.roll import Roll
 from mayfly.fleet.shared import Done, Shared
@@ -208,7 +208,8 @@ class FleetFunctions:
             KeyLimitError: its key has reached a limit.
             FleetError: nothing can be stored, or it is not known whether it is.
         """
-        pending = Pending(token=request.token, function=function.function.name, owner=request.owner)
+        name, token = function.function.name, request.token
+        pending = Pending(token=token, function=name, arch=function.arch, lang=queue, owner=request.owner)
         waiting = self._waiting[request.id] = Waiting(function, request, pending)
         place = place_of(request.id)
         try:
@@ -217,7 +218,7 @@ class FleetFunctions:
             await self._queues.ensure(function.arch, queue)
             if not await self._registry.create(place, encode(pending)):
                 raise FleetError(f"the id {request.id} is taken", hint="try again")
-            waiting.number = await self._engine.put(function.arch, queue, encode(request), place)
+            waiting.number = await self._engine.put(function.arch, queue, encode(request), id_of(place, token))
         except (NobodyError, SilenceError, FullError, TooLargeError) as error:
             self._forget(waiting)
             with contextlib.suppress(NobodyError, SilenceError):  # if it was stored after all, no host may begin it

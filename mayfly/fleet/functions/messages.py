@@ -1,7 +1,7 @@
 """What gateways and hosts of a fleet say to each other of functions.
 
-    run.ARCH.FN-NAME           Asked               gateway to one host, through the stream
-    run.ARCH.FN                Asked               the same, for a function that is being created
+    run.ARCH.FN-NAME.PIECE     Asked               gateway to one host, through the stream
+    run.ARCH.FN.PIECE          Asked               the same, for a function that is being created
     fn.begin.HOST.ID           Begin -> Verdict    may the host do it? Nobody else will then
     fn.settle.GATEWAY.HOST.ID  Answered -> Verdict it is over: is that the answer?
     fn.code.HOST               CodeAsk -> Done     what a function is, with its code
@@ -95,10 +95,14 @@ class Asked(msgspec.Struct, kw_only=True):
 
 
 class Pending(msgspec.Struct, kw_only=True):
-    """A request as the fleet knows it until it has a result. `host` is who has begun it."""
+    """A request as the fleet knows it until it has a result: it waits at `arch` and `lang`, and
+    `host` has begun it.
+    """
 
     token: str
     function: str
+    arch: str = ""
+    lang: str = ""
     owner: str = ""
     charged: bool = False
     host: str = ""

@@ -15,7 +15,7 @@ from mayfly.fleet import accounts
 from mayfly.fleet.accounts import Accounts
 from mayfly.fleet.engine import Engine
 from mayfly.fleet.keys import KeyChange, change
-from mayfly.fleet.message import Head, Registered, encode
+from mayfly.fleet.message import Head, Registered, encode, id_of
 from mayfly.fleet.results import Results
 from mayfly.host import keys
 from mayfly.host.admission import Tenant
@@ -126,9 +126,9 @@ def test_a_run_that_is_repeated_elsewhere_is_charged_once(tmp_path: Path) -> Non
     in_fleet(scenario)
 
 
-def registered(run_id: str, owner: str) -> bytes:
+def registered(run_id: str, owner: str, host: str = "h1") -> bytes:
     head = Head(id=run_id, language="toy", version="1.0", mode=Mode.EVENTS, step_names=(), owner=owner)
-    return encode(Registered(head=head, token="t", gateway="dead", arch="x", lang="toy", charged=True))
+    return encode(Registered(head=head, token="t", gateway="dead", arch="x", lang="toy", host=host, charged=True))
 
 
 def test_what_a_dead_gateway_charged_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +136,7 @@ def test_what_a_dead_gateway_charged_is_given_back(monkeypatch: pytest.MonkeyPat
         async with Engine.connect((fleet.server.url,), "g1") as engine:
             buckets = await engine.prepare(1)
             results = Results(buckets.results)
-            dead, alive = (Accounts(buckets.accounts, buckets.runs, results) for _ in range(2))
+            dead, alive = (Accounts(engine, buckets.accounts, buckets.runs, results) for _ in range(2))
             tenant = Tenant("k1", concurrency=3, memory=1024 * MIB)
             for name in ("unregistered", "ended", "running"):
                 assert await dead.take(tenant, name, 128 * MIB)
@@ -158,6 +158,17 @@ def test_what_a_dead_gateway_charged_is_given_back(monkeypatch: pytest.MonkeyPat
                 await alive.take(tenant, "third", 128 * MIB)
             await alive.give_back("k1", "running")
             assert await alive.take(tenant, "third", 128 * MIB)
+            await buckets.runs.create("third", registered("third", "k1", host=""))
+            await engine.ensure_consumer("x", "toy", replicas=1, ack_wait_s=5)
+            await engine.put("x", "toy", b"", id_of("third", "t"))
+            with pytest.raises(KeyLimitError):
+                await alive.take(tenant, "fourth", 128 * MIB)
+            await alive.give_back("k1", "new")
+            await buckets.runs.create("fourth", registered("fourth", "k1", host=""))
+            assert await alive.take(tenant, "fourth", 128 * MIB)
+            assert await alive.take(tenant, "fifth", 128 * MIB), "one was registered, and not queued"
+            assert await buckets.runs.get("fourth") is None
+            assert await buckets.runs.get("third") is not None
 
     in_fleet(scenario)
 
@@ -168,7 +179,7 @@ def test_gateways_that_charge_at_once_keep_to_the_limit() -> None:
             gateways = []
             for engine in (one, two):
                 buckets = await engine.prepare(1)
-                gateways.append(Accounts(buckets.accounts, buckets.runs, Results(buckets.results)))
+                gateways.append(Accounts(engine, buckets.accounts, buckets.runs, Results(buckets.results)))
             tenant = Tenant("k1", concurrency=8)
 
             async def take(number: int) -> bool:

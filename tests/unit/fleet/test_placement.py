@@ -5,7 +5,7 @@ when those are full.
 import asyncio
 import contextlib
 import resource
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,10 @@ class Played(Service):
     def image_for(self, snippet: Snippet) -> InstalledImage:
         return self._installed[0]
 
-    def start(self, snippet: Snippet, image: InstalledImage | None = None, *_: Any, run_id: str = "", **more: Any) -> Run:
+    def start(self, snippet: Snippet, image: InstalledImage | None = None, *_: Any, run_id: str = "", **_more: Any) -> Run:
         image = image or self._installed[0]
         run = Run(language="py", version=image.manifest.version, mode=snippet.output, step_names=("run",), run_id=run_id)
         ticket = self.admission.enter(want_machine(image, self.config).machine.memory)
-        then: Callable[[Run], None] = more["then"]
 
         async def play() -> None:
             run.replay(Stage(0, "run"))
@@ -67,7 +66,6 @@ class Played(Service):
             run.finish()
             self._running -= 1
             self.admission.leave(ticket)
-            then(run)
 
         self.begun += 1
         self._running += 1

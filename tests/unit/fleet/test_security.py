@@ -99,7 +99,7 @@ def test_each_may_do_its_part_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: P
                     await h2.listen(subject, heard.append)
                 forged = encode(Settle(token="guessed", delivered=9))
                 for subject in (
-                    f"run.{arch}.toy-1_0",
+                    f"run.{arch}.toy-1_0.x",
                     f"settle.g1.h1.{run_id}",
                     f"begin.h1.{run_id}",
                     "$KV.results.x",

@@ -1,0 +1,226 @@
+"""What happens around the moment at which a run is accepted, or ends: messages that come late or in
+another order, and members that die between two steps.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mayfly.errors import FleetError, RequestError
+from mayfly.fleet import engine as connections
+from mayfly.fleet import follows, lists
+from mayfly.fleet.accept import Queues
+from mayfly.fleet.engine import Bucket, Engine, NobodyError, SilenceError
+from mayfly.fleet.message import Answer, Settle, Take, Work, decode, encode, error_of, wire
+from mayfly.host.snippet import Snippet
+from mayfly.images.store import Images
+from tests.kit.api_fakes import install_toys
+from tests.kit.fleet_kit import Fleet, in_fleet, until
+from tests.kit.played_host import PlayedHost
+from tests.unit.fleet.test_fleet import body, events, get, output, run, start, until_output
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install_toys(monkeypatch, tmp_path)
+
+
+@asynccontextmanager
+async def played(fleet: Fleet, name: str) -> AsyncIterator[PlayedHost]:
+    async with Engine.connect((fleet.server.url,), name) as engine:
+        host = PlayedHost(engine, Images().find("py"))
+        await host.join()
+        yield host
+
+
+PY = {"language": "py", "source": "print()"}
+
+
+def test_work_that_waits_for_long_is_stored_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(connections, "DUPLICATES_S", 0.1)
+
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with fleet.gateway("g1") as one, fleet.gateway("g2") as two, Engine.connect((fleet.server.url,), "watcher") as watcher:
+            for way in (one, two):
+                await fleet.until_hosts(way, 1)
+            arch = one.runner.installed()[0].manifest.arch
+            await fleet.remove_host("h1")
+            log = tmp_path / "log"
+            asked = body(f"echo x >> {log}")
+            ids = set()
+            for way in (one, two, one):
+                async with way.client.post("/start", json=asked, headers={"Idempotency-Key": "k"}) as answer:
+                    assert answer.status == 201, await answer.text()
+                    ids.add((await answer.json())["id"])
+                await asyncio.sleep(0.3)  # longer than the servers remember ids
+            assert len(ids) == 1
+            assert await watcher.waiting(arch, "toy-1_0") == 1
+            await fleet.add_host("h2")
+            await events(two.client, ids.pop())
+            assert log.read_text() == "x\n"
+
+    in_fleet(scenario)
+
+
+def late(monkeypatch: pytest.MonkeyPatch, until_then: asyncio.Event) -> None:
+    """Have registrations of new runs reach the servers late."""
+    update = Bucket.update
+
+    async def updated(bucket: Bucket, key: str, value: bytes, revision: int) -> int:
+        if not revision:
+            await until_then.wait()
+        return await update(bucket, key, value, revision)
+
+    monkeypatch.setattr(Bucket, "update", updated)
+
+
+def test_a_host_is_given_a_run_before_it_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        go_on = asyncio.Event()
+        late(monkeypatch, go_on)
+        service = await fleet.add_host("h1")
+        async with fleet.gateway("g1") as way:
+            await fleet.until_hosts(way, 1)
+            asked = asyncio.create_task(run(way.client, "echo early"))
+            await until(lambda: any(one.done.is_set() for one in service.runs))
+            assert not asked.done(), "it may not be accepted yet"
+            go_on.set()
+            assert (await asked)["steps"][1]["stdout"] == "early\n"
+
+    in_fleet(scenario)
+
+
+def test_what_others_have_seen_not_to_be_registered_is_not_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        go_on = asyncio.Event()
+        late(monkeypatch, go_on)
+        async with fleet.gateway("g1") as one, fleet.gateway("g2"), played(fleet, "h1") as host:
+            await until(lambda: bool(one.runner.installed()))
+            asked = asyncio.create_task(one.client.post("/start", json=PY))
+            work, delivery = await host.take()
+            assert await host.begin(work, delivery) == "done", "as far as any gateway can know, it is not"
+            go_on.set()
+            async with await asked as answer:
+                assert answer.status == 503, await answer.text()
+            await until(lambda: not one.runner.under_way)
+            async with one.client.get(f"/runs/{work.id}") as answer:
+                assert answer.status == 404
+
+    in_fleet(scenario)
+
+
+def test_a_run_is_ended_elsewhere_before_it_is_registered_who_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follows, "BRIEF_S", 600.0)
+
+    async def scenario(fleet: Fleet) -> None:
+        service = await fleet.add_host("h1")
+        async with fleet.gateway("g1") as one, fleet.gateway("g2") as two:
+            for way in (one, two):
+                await fleet.until_hosts(way, 1)
+            run_id = await start(one.client, "echo begun; sleep 600")
+            await until_output(one, run_id, "begun")
+            async with two.client.delete(f"/runs/{run_id}") as answer:
+                assert answer.status == 204
+            await until(lambda: not service.under_way)
+            await until(lambda: not one.runner.under_way and not two.runner.under_way)
+
+    in_fleet(scenario)
+
+
+def test_a_host_that_gives_a_run_back_at_once_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though that it began was not registered yet."""
+    monkeypatch.setattr(follows, "BRIEF_S", 600.0)
+
+    async def scenario(fleet: Fleet) -> None:
+        async with fleet.gateway("g1") as way, played(fleet, "h1") as host:
+            await until(lambda: bool(way.runner.installed()))
+            async with way.client.post("/start", json=PY) as answer:
+                run_id = (await answer.json())["id"]
+            failed = wire(FleetError("not here"))
+            verdicts = []
+            for _ in range(3):
+                work, delivery = await host.take()
+                assert await host.open(work, delivery) == "go"
+                settle = Settle(token=work.token, delivered=delivery.delivered, error=failed, final=False)
+                verdicts.append((await host.ask(f"settle.g1.h1.{work.id}", settle))["verdict"])
+                await host.engine.give_back(delivery.ack)
+            assert verdicts == ["again", "again", "done"]
+            assert (await get(way.client, f"/runs/{run_id}"))["status"] == "error"
+
+    in_fleet(scenario)
+
+
+def test_an_error_of_an_earlier_host_is_not_the_result() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        async with fleet.gateway("g1") as way, played(fleet, "h1") as first, played(fleet, "h2") as second:
+            await until(lambda: bool(way.runner.installed()))
+            async with way.client.post("/start", json=PY) as answer:
+                run_id = (await answer.json())["id"]
+            work, earlier = await first.take()
+            assert await first.open(work, earlier) == "go"
+            await first.engine.give_back(earlier.ack)
+            work, delivery = await second.take()
+            assert await second.open(work, delivery) == "go"
+            wrong = Settle(token=work.token, delivered=earlier.delivered, error=wire(RequestError("no")))
+            assert (await first.ask(f"settle.g1.h1.{run_id}", wrong))["verdict"] == "done"
+            await second.carry_out(work, delivery, b"said\n")
+            found = await get(way.client, f"/runs/{run_id}")
+            assert (found["status"], found["steps"][0]["stdout"]) == ("ok", "said\n")
+
+    in_fleet(scenario)
+
+
+def test_a_run_is_not_handed_over_that_did_not_move() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with fleet.gateway("g1") as way, Engine.connect((fleet.server.url,), "h9") as other:
+            await fleet.until_hosts(way, 1)
+            run_id = await start(way.client, "echo begun; read line; echo $line", interactive=True)
+            await until_output(way, run_id, "begun")
+            work = Work(id=run_id, token="guessed", gateway="g1", snippet=Snippet(language="toy"))
+            take = Take(work=work, delivered=1, ack="", gateways=["g1"])
+            problem = error_of(decode(await other.ask(f"take.h1.h9.{run_id}", encode(take)), type=Answer).error)
+            assert problem is not None
+            assert problem.code == "unknown_run"
+            async with way.client.post(f"/runs/{run_id}/stdin?eof=true", data=b"on\n") as answer:
+                assert answer.status == 204
+            assert output(await events(way.client, run_id)) == "begun\non\n"
+
+    in_fleet(scenario)
+
+
+def test_a_gateway_without_answers_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lists, "AGAIN_S", 0.0)
+
+    async def get_nothing(*_: Any) -> Any:
+        raise NobodyError
+
+    async def scenario(fleet: Fleet) -> None:
+        monkeypatch.setattr(Bucket, "get", get_nothing)
+        with pytest.raises(FleetError, match="do not say"):
+            async with fleet.gateway("g1"):
+                pass
+
+    in_fleet(scenario)
+
+
+def test_a_queue_that_could_not_be_made_is_made_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[str, str]] = []
+
+    async def ensure(_: Queues, arch: str, lang: str) -> None:
+        made.append((arch, lang))
+        if made.count((arch, lang)) == 1 and lang == "FN":
+            raise SilenceError("not now")
+
+    async def scenario(fleet: Fleet) -> None:
+        monkeypatch.setattr(Queues, "ensure", ensure)
+        async with fleet.gateway("g1") as way, played(fleet, "h1"):
+            await until(lambda: sum(lang == "FN" for _, lang in made) == 2)
+            assert way.runner.health().quorum
+
+    in_fleet(scenario)
