@@ -41,9 +41,9 @@ class Runs:
         """Take a run that begins; if it is to `publish`, with an output socket, which listens when
         this returns, and is closed when the run is dropped.
         """
-        if publish and self._sockets is not None:
-            self._outputs[run.id] = OutputSocket(self._sockets / f"{run.id}.sock", run.record, run.mode)
         self._runs[run.id] = run
+        if publish and self._sockets is not None:
+            self.output(run)
 
     def get(self, run_id: str, owner: str | None = None) -> Run:
         """The run with that id, whose owner is `owner` if that is said.
@@ -58,7 +58,10 @@ class Runs:
         return run
 
     def output(self, run: Run) -> OutputSocket:
-        """The run's output socket."""
+        """The run's output socket, which is made if it has none."""
+        if run.id not in self._outputs:
+            assert self._sockets is not None  # noqa: S101 (it is asked for only where there are sockets)
+            self._outputs[run.id] = OutputSocket(self._sockets / f"{run.id}.sock", run.record, run.mode)
         return self._outputs[run.id]
 
     def keep(self, run: Run) -> None:

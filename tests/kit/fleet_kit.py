@@ -103,6 +103,14 @@ class Fleet:
                         stop.set()
                         await server
 
+    @contextlib.asynccontextmanager
+    async def two_gateways(self, **changes: Any) -> AsyncIterator[tuple[Way, Way]]:
+        """Two gateways that know all hosts."""
+        async with self.gateway("g1", **changes) as one, self.gateway("g2", **changes) as two:
+            for way in (one, two):
+                await self.until_hosts(way, len(self.hosts))
+            yield one, two
+
     async def until_hosts(self, way: Way, count: int) -> None:
         """Wait until a gateway knows so many hosts, and their images."""
         await until(lambda: sum(bool(host.images) for host in way.runner.roll) == count)

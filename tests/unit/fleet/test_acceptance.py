@@ -45,9 +45,7 @@ def test_work_that_waits_for_long_is_stored_once(monkeypatch: pytest.MonkeyPatch
 
     async def scenario(fleet: Fleet) -> None:
         await fleet.add_host("h1")
-        async with fleet.gateway("g1") as one, fleet.gateway("g2") as two, Engine.connect((fleet.server.url,), "watcher") as watcher:
-            for way in (one, two):
-                await fleet.until_hosts(way, 1)
+        async with fleet.two_gateways() as (one, two), Engine.connect((fleet.server.url,), "watcher") as watcher:
             arch = one.runner.installed()[0].manifest.arch
             await fleet.remove_host("h1")
             log = tmp_path / "log"
@@ -119,9 +117,7 @@ def test_a_run_is_ended_elsewhere_before_it_is_registered_who_has_it(monkeypatch
 
     async def scenario(fleet: Fleet) -> None:
         service = await fleet.add_host("h1")
-        async with fleet.gateway("g1") as one, fleet.gateway("g2") as two:
-            for way in (one, two):
-                await fleet.until_hosts(way, 1)
+        async with fleet.two_gateways() as (one, two):
             run_id = await start(one.client, "echo begun; sleep 600")
             await until_output(one, run_id, "begun")
             async with two.client.delete(f"/runs/{run_id}") as answer:

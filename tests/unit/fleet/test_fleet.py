@@ -157,9 +157,7 @@ def test_a_request_that_is_repeated_begins_one_run(tmp_path: Path) -> None:
     async def scenario(fleet: Fleet) -> None:
         for name in ("h1", "h2"):
             await fleet.add_host(name)
-        async with fleet.gateway("g1") as one, fleet.gateway("g2") as two:
-            for way in (one, two):
-                await fleet.until_hosts(way, 2)
+        async with fleet.two_gateways() as (one, two):
             log = tmp_path / "log"
             source = f"echo $$ >> {log}; echo done"
             asked = [run(way.client, source, key=f"key-{number}") for number in range(6) for way in (one, two, one)]
@@ -209,9 +207,7 @@ def test_a_repeated_request_that_fails_leaves_what_was_accepted(monkeypatch: pyt
 
     async def scenario(fleet: Fleet) -> None:
         await fleet.add_host("h1")
-        async with fleet.gateway("g1") as one, fleet.gateway("g2") as two:
-            for way in (one, two):
-                await fleet.until_hosts(way, 1)
+        async with fleet.two_gateways() as (one, two):
             await fleet.remove_host("h1")
             monkeypatch.setattr(Engine, "put", put)
             headers = {"Idempotency-Key": "k"}

@@ -50,9 +50,7 @@ async def ask(client: aiohttp.ClientSession, name: str, payload: bytes, status: 
 def test_a_function_is_created_once_and_asked_anywhere(tmp_path: Path) -> None:
     async def scenario(fleet: Fleet) -> None:
         await fleet.add_host("h1")
-        async with fleet.gateway("g1") as one, fleet.gateway("g2") as two:
-            for way in (one, two):
-                await fleet.until_hosts(way, 1)
+        async with fleet.two_gateways() as (one, two):
             await ask(one.client, "echo", b"x", 404)
             with pytest.raises(FunctionFailedError):
                 await create(fleet, "echo", b"if")
@@ -122,9 +120,7 @@ def test_what_a_host_has_begun_no_other_does() -> None:
 def test_a_key_s_limits_hold_for_functions_too() -> None:
     async def scenario(fleet: Fleet) -> None:
         await fleet.add_host("h1")
-        async with fleet.gateway("g1") as one, fleet.gateway("g2") as two:
-            for way in (one, two):
-                await fleet.until_hosts(way, 1)
+        async with fleet.two_gateways() as (one, two):
             await create(fleet, "echo", timeout_s=60, concurrency_limit=2)
             await until(lambda: bool(one.runner.functions.all()) and bool(two.runner.functions.all()))
             key, token = keys.make("site", concurrency=1)

@@ -61,9 +61,7 @@ def test_a_key_is_made_once_and_its_limits_hold_at_all_gateways(tmp_path: Path) 
     async def scenario(fleet: Fleet) -> None:
         for name in ("h1", "h2"):
             await fleet.add_host(name)
-        async with fleet.gateway("g1") as one, fleet.gateway("g2") as two:
-            for way in (one, two):
-                await fleet.until_hosts(way, 2)
+        async with fleet.two_gateways() as (one, two):
             token = await make(fleet, "site", concurrency=2)
             with pytest.raises(ConfigError):
                 await make(fleet, "site")
@@ -107,9 +105,7 @@ def _cli(*words: str) -> str:
 def test_a_run_that_is_repeated_elsewhere_is_charged_once(tmp_path: Path) -> None:
     async def scenario(fleet: Fleet) -> None:
         await fleet.add_host("h1")
-        async with fleet.gateway("g1") as one, fleet.gateway("g2") as two:
-            for way in (one, two):
-                await fleet.until_hosts(way, 1)
+        async with fleet.two_gateways() as (one, two):
             token = await make(fleet, "site", concurrency=1)
             async with one.client_of(token) as here, two.client_of(token) as there:
                 for client in (here, there):

@@ -61,9 +61,7 @@ def test_a_drained_host_gives_its_runs_away() -> None:
     async def scenario(fleet: Fleet) -> None:
         world = World()
         h1 = await add(fleet, "h1", world)
-        async with fleet.gateway("g1") as one, fleet.gateway("g2") as two:
-            for way in (one, two):
-                await fleet.until_hosts(way, 1)
+        async with fleet.two_gateways() as (one, two):
             ids = [await start(one.client, f"~{number}") for number in (120, 140)]
             seen: list[list[dict[str, Any]]] = [[], [], [], []]
             readers = [

@@ -88,9 +88,7 @@ def apart(folder: Path) -> Iterator[list[Apart]]:
 async def scenario(fleet: ClusterFleet, servers: list[Apart]) -> None:
     for name in ("h1", "h2"):
         await fleet.add_host(name, run_wall_s=100.0)
-    async with fleet.gateway("g1") as one, fleet.gateway("g2") as two:
-        for way in (one, two):
-            await fleet.until_hosts(way, 2)
+    async with fleet.two_gateways() as (one, two):
         assert (await run(one.client, "echo three"))["steps"][1]["stdout"] == "three\n"
         for server in servers:
             running = [await begin(one.client, f"begun-{server.number}-{number}", f"sleep 1; echo {number}") for number in range(4)]
