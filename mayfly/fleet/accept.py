@@ -20,6 +20,7 @@ from mayfly.fleet.message import Registered, Work, decode, encode, id_of, name_o
 from mayfly.fleet.mirror import head_of
 from mayfly.fleet.results import Results
 from mayfly.fleet.roll import Roll
+from mayfly.fleet.steps import step
 from mayfly.fleet.watch import Watch
 from mayfly.host.admission import Tenant
 from mayfly.host.config import Config
@@ -204,7 +205,8 @@ class Acceptance:
             raise
         self._follows.keep(follow, publish=publish)
         self.accepted += 1
-        log.info("run %s: accepted by %s for %s on %s", run.id, self._engine.name, run.language, registered.arch)
+        told = step("accept", run.id, language=run.language, architecture=registered.arch)
+        log.info("run %s: accepted by %s for %s on %s", run.id, self._engine.name, run.language, registered.arch, extra=told)
         return run
 
     async def _queue(self, registered: Registered, snippet: Snippet) -> int:

@@ -31,6 +31,7 @@ from mayfly.fleet.message import (
     wire,
 )
 from mayfly.fleet.mirror import ending_of
+from mayfly.fleet.steps import step
 from mayfly.fleet.tasks import Spawn
 from mayfly.host.snippet import Terminal
 from mayfly.images.store import InstalledImage
@@ -146,7 +147,8 @@ class Carrying:
         active = Active(work, delivery)
         active.run = run = self._service.start(work.snippet, image, publish=False, run_id=work.id)
         self._active[work.id] = active
-        log.info("run %s: host %s has begun, delivery %d", work.id, self._host, delivery.delivered)
+        told = step("begin", work.id, host=self._host, delivery=delivery.delivered)
+        log.info("run %s: host %s has begun, delivery %d", work.id, self._host, delivery.delivered, extra=told)
         self.spawn(self._open(active), f"open {work.id}")
         self.spawn(self._see_to_end(active, run), f"settle {work.id}")
 
@@ -238,7 +240,8 @@ class Carrying:
         active = self.hold(work, delivery)
         active.run = run
         self.spawn(self._see_to_end(active, run), f"settle {run.id}")
-        log.info("run %s: host %s has it from %s, delivery %d", run.id, self._host, host, delivery.delivered)
+        told = step("move", run.id, host=self._host, moved_from=host, delivery=delivery.delivered)
+        log.info("run %s: host %s has it from %s, delivery %d", run.id, self._host, host, delivery.delivered, extra=told)
         if await self._ask_whether_right(active, moved_from=host):
             begun = replace(self._begun(active), moved_from=host)
             for gateway in {work.gateway, *gateways}:

@@ -29,6 +29,7 @@ from mayfly.fleet.message import (
 )
 from mayfly.fleet.mirror import conclude, ending_of, make_run, restore, store
 from mayfly.fleet.results import Results
+from mayfly.fleet.steps import step
 from mayfly.fleet.tasks import Tasks
 from mayfly.runs.kept import Runs
 from mayfly.runs.run import Run
@@ -177,11 +178,14 @@ class Follows:
         if message.token != follow.registered.token:
             return
         if follow.mirror.moved(host, message):
-            log.info("run %s: goes on at host %s, where it moved from %s", follow.run.id, host, message.moved_from)
+            told = step("move", follow.run.id, attempt=follow.mirror.attempts, host=host, moved_from=message.moved_from)
+            log.info("run %s: goes on at host %s, where it moved from %s", follow.run.id, host, message.moved_from, extra=told)
             self.spawn(self.attach(follow), f"attach {follow.run.id}")
             return
         if not follow.mirror.begun(host, message):
             return
+        told = step("begin", follow.run.id, attempt=follow.mirror.attempts, host=host)
+        log.info("run %s: attempt %d, at host %s", follow.run.id, follow.mirror.attempts, host, extra=told)
         follow.changed.clear()
         follow.begun.set()
         if follow.typing is None:
@@ -280,7 +284,9 @@ class Follows:
         follow.changed.set()
         if follow.typing is not None:
             follow.typing.cancel()
-        log.info("run %s: %s %s %s on %s", run.id, run.language, *run.verdict(), ending.host or "no host")
+        status, code = run.verdict()
+        told = step("end", run.id, attempt=follow.mirror.attempts, host=ending.host, status=status, exit_status=code)
+        log.info("run %s: %s %s %s on %s", run.id, run.language, status, code, ending.host or "no host", extra=told)
         self.kept.keep(run)
         if follow.then is not None:
             follow.then(run)

@@ -146,6 +146,11 @@ class Mirror:
         self._tail = bytearray()
 
     @property
+    def attempts(self) -> int:
+        """How many hosts have begun the run, as far as is known here."""
+        return self._attempts
+
+    @property
     def position(self) -> Position:
         """What is here, as the host counts it."""
         span, offset = self.run.record.end

@@ -12,6 +12,7 @@ from mayfly.fleet.engine import DEFAULT_ACK_WAIT_S, Credentials, Engine
 from mayfly.fleet.functions.gateway import FleetFunctions
 from mayfly.fleet.gateway import Gateway
 from mayfly.fleet.measures import Measures
+from mayfly.fleet.steps import noted
 from mayfly.fleet.worker import joined
 from mayfly.functions.service import Functions
 from mayfly.host.config import Config
@@ -59,11 +60,12 @@ async def join(
         FleetError, ConfigError: it cannot be joined.
     """
     name = place.named("host")
-    async with (
-        Engine.connect(place.urls, name, place.credentials) as engine,
-        joined(service, functions, metrics, engine, ack_wait_s=place.ack_wait_s, machines=machines),
-    ):
-        yield f"the fleet at {place.urls[0]}, as {name}"
+    with noted(service.config.audit_log, name):
+        async with (
+            Engine.connect(place.urls, name, place.credentials) as engine,
+            joined(service, functions, metrics, engine, ack_wait_s=place.ack_wait_s, machines=machines),
+        ):
+            yield f"the fleet at {place.urls[0]}, as {name}"
 
 
 @contextlib.asynccontextmanager
@@ -74,11 +76,12 @@ async def gateway(config: Config, sockets: Path, place: Place) -> AsyncIterator[
         FleetError, ConfigError: it cannot be reached, or not be set up.
     """
     name = place.named("gateway")
-    async with Engine.connect(place.urls, name, place.credentials) as engine:
-        buckets = await engine.prepare(place.replicas)
-        runner = Gateway(config, engine, buckets, sockets=sockets, replicas=place.replicas, ack_wait_s=place.ack_wait_s)
-        await runner.open()
-        try:
-            yield runner, runner.functions, Measures(engine, runner), (f"gateway {name} of the fleet at {place.urls[0]}",)
-        finally:
-            await runner.close()
+    with noted(config.audit_log, name):
+        async with Engine.connect(place.urls, name, place.credentials) as engine:
+            buckets = await engine.prepare(place.replicas)
+            runner = Gateway(config, engine, buckets, sockets=sockets, replicas=place.replicas, ack_wait_s=place.ack_wait_s)
+            await runner.open()
+            try:
+                yield runner, runner.functions, Measures(engine, runner), (f"gateway {name} of the fleet at {place.urls[0]}",)
+            finally:
+                await runner.close()

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from mayfly.fleet.engine import Engine, NobodyError, SilenceError
 from mayfly.fleet.follows import Follows
 from mayfly.fleet.roll import Roll
+from mayfly.fleet.steps import step
 
 log = logging.getLogger(__name__)
 WATCH_S = 0.5
@@ -80,7 +81,8 @@ class Watch:
             if mirror.host == host and mirror.ack and follow.given_back < mirror.delivered:
                 follow.given_back = mirror.delivered
                 self.given_back += 1
-                log.warning("run %s: the host %s is gone; another one begins it anew", follow.run.id, host)
+                told = step("give_back", follow.run.id, attempt=mirror.attempts, host=host)
+                log.warning("run %s: the host %s is gone; another one begins it anew", follow.run.id, host, extra=told)
                 await self._engine.give_back(mirror.ack)
 
     async def _look_for_results(self) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import platform
 from pathlib import Path
 from typing import Any
@@ -222,10 +223,13 @@ def test_a_repeated_request_that_fails_leaves_what_was_accepted(monkeypatch: pyt
     in_fleet(scenario)
 
 
-def test_a_host_that_stops_gives_its_runs_back(tmp_path: Path) -> None:
+def test_a_host_that_stops_gives_its_runs_back(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    caplog.set_level(logging.INFO, "mayfly.fleet")
+    audit = tmp_path / "audit"
+
     async def scenario(fleet: Fleet) -> None:
         await fleet.add_host("h1")
-        async with fleet.gateway("g1") as way:
+        async with fleet.gateway("g1", audit_log=str(audit)) as way:
             await fleet.until_hosts(way, 1)
             gate = tmp_path / "gate"
             run_id = await start(way.client, f"echo begun; while [ ! -e {gate} ]; do sleep 0.05; done; echo end")
@@ -237,6 +241,14 @@ def test_a_host_that_stops_gives_its_runs_back(tmp_path: Path) -> None:
             assert [event["attempt"] for event in seen if event["event"] == "attempt"] == [2]
             found = await get(way.client, f"/runs/{run_id}")
             assert (found["status"], found["steps"][1]["stdout"]) == ("ok", "begun\nend\n")
+            lines = [json.loads(line) for line in audit.read_text().splitlines()]
+            told = [one for one in lines if one.get("member") == "g1" and "attempt" in one]
+            assert {one["run"] for one in told} == {run_id}
+            assert [(one["action"], one["attempt"], one["host"]) for one in told] == [
+                ("begin", 1, "h1"),
+                ("begin", 2, "h2"),
+                ("end", 2, "h2"),
+            ]
 
     in_fleet(scenario)
 
