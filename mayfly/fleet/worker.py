@@ -75,7 +75,9 @@ class Worker:
         self._digest = ""
         self._fetches = Fetches(self._look)
         self._own_functions = functions
-        self._functions = HostFunctions(functions, engine, self._about.arch, room=self._room, spawn=tasks.spawn, over=self._refill)
+        self._functions = HostFunctions(
+            functions, engine, self._about.arch, fetches=self._fetches, room=self._room, spawn=tasks.spawn, over=self._refill
+        )
         self._offers = ""
         self._draining = False
         self._closed = False

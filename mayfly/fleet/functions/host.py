@@ -23,6 +23,7 @@ from mayfly.errors import (
     UnknownLanguageError,
 )
 from mayfly.fleet.engine import Delivery, Engine, Message, NobodyError, SilenceError
+from mayfly.fleet.fetch import Fetches
 from mayfly.fleet.functions.messages import CREATING, Answered, Asked, CodeAsk, FleetFunction, Question, Stored, queue_of, sent
 from mayfly.fleet.message import ANY, Begin, Verdict, decode, encode, error_of, wire
 from mayfly.fleet.shared import Done
@@ -37,8 +38,10 @@ PULLS = 4
 """That wait for requests to one function, at most."""
 EXPIRES_S = 5.0
 LATER_S = 0.25
-WARM, LOADED, KNOWN = 0, 2, 4
-"""Priorities: hosts with an idle guest of a function are served first, then those that had one."""
+WARM, LOADED, KNOWN, FETCH = 0, 2, 4, 8
+"""Priorities: hosts with an idle guest of a function are served first, then those that had one, and
+last those that must fetch its image.
+"""
 CODE_S = 20.0
 INSTALLS = 20
 """Tries to install a function, LATER_S apart."""
@@ -50,8 +53,9 @@ ELSEWHERE = ("kvm_failed", "kvm_unavailable", "host_failed", "network_failed", "
 
 
 class HostFunctions:
-    """The adapter between a host's functions and the fleet. `room` gives the bytes that a guest can
-    have now; `spawn` has work done beside, `over` is called when a request is.
+    """The adapter between a host's functions and the fleet. `fetches` brings images that lack,
+    `room` gives the bytes that a guest can have now; `spawn` has work done beside, `over` is called
+    when a request is.
     """
 
     def __init__(
@@ -60,11 +64,14 @@ class HostFunctions:
         engine: Engine,
         arch: str,
         *,
+        fetches: Fetches,
         room: Callable[[], int],
         spawn: Callable[[Coroutine[Any, Any, None], str], object],
         over: Callable[[], None],
     ) -> None:
         self._functions, self._engine, self._arch, self._room, self._spawn, self._over = functions, engine, arch, room, spawn, over
+        self._fetches = fetches
+        self._images: Mapping[str, InstalledImage] = {}
         self._offered: Sequence[FleetFunction] = ()
         self._pulling: dict[str, int] = {}
         self._active: dict[str, tuple[Asked, Delivery]] = {}
@@ -95,9 +102,14 @@ class HostFunctions:
 
     def refill(self, images: Mapping[str, InstalledImage]) -> None:
         """Have as many pulls waiting as requests can be answered."""
-        room, languages = self._room(), [image for image in images.values() if image.manifest.function is not None]
+        self._images = images
+        lacking = {lang: image for lang, image in self._fetches.lacking(images).items() if self._fetches.may(lang)}
+        room = self._room()
+        here, languages = (
+            [image for image in each.values() if image.manifest.function is not None] for each in (images, {**images, **lacking})
+        )
         if languages:
-            self._ask(CREATING, 1 - len(self._active), KNOWN)
+            self._ask(CREATING, 1 - len(self._active), KNOWN if here else FETCH)
         for each in self._offered:
             spec = each.function.spec
             if each.arch != self._arch or not any(image.answers(spec.language) for image in languages):
@@ -106,6 +118,8 @@ class HostFunctions:
             idle = self._functions.idle(local)
             fit = idle + room // max(1, each.memory)
             priority = WARM if idle > active else LOADED if self._functions.has(local) else KNOWN
+            if not any(image.answers(spec.language) for image in here):
+                priority = FETCH
             self._ask(queue_of(spec.name), min(PULLS, fit, spec.concurrency_limit - active), priority)
 
     def _ask(self, queue: str, most: int, priority: int) -> None:
@@ -216,6 +230,7 @@ class HostFunctions:
             local, code = stored.function.local, dict(stored.code)
             if stored.function.key != key or store.digest(code) != local.code_digest:
                 raise HostError(f"the function {local.name} is not what its digest says", hint="create it again")
+            await self._have_image(local.spec.language)
             for tries_left in reversed(range(INSTALLS)):
                 if self._functions.has(local.name):
                     break
@@ -226,6 +241,19 @@ class HostFunctions:
                         raise
                     await asyncio.sleep(LATER_S)
             return local.name
+
+    async def _have_image(self, language: str) -> None:
+        """Fetch the image that a function needs, if this host lacks it.
+
+        Raises:
+            MayflyError: it cannot be had now.
+        """
+        if any(image.answers(language) for image in self._images.values()):
+            return
+        for lang, image in self._fetches.lacking(self._images).items():
+            if image.answers(language):
+                await self._fetches.fetch(lang)
+                return
 
     async def _settle(self, asked: Asked, said: Answered) -> str:
         """Bring what came of it to a gateway, until one has it; what that one says."""

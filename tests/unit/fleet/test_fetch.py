@@ -22,8 +22,10 @@ from mayfly.imagegen.oci.artifact import export
 from mayfly.images import manifest
 from tests.kit.api_fakes import install_toys
 from tests.kit.fleet_kit import Fleet, Way, in_fleet, until
+from tests.kit.functions_kit import let_toys_load_functions
 from tests.kit.registry_kit import FakeRegistry
 from tests.unit.fleet.test_fleet import body, run
+from tests.unit.fleet.test_functions import ask, create
 
 
 @pytest.fixture(autouse=True)
@@ -133,6 +135,24 @@ def test_an_image_that_is_another_one_is_replaced(tmp_path: Path, monkeypatch: p
                 registry.faults.garble = False
                 assert {each["steps"][1]["stdout"] for each in await asyncio.gather(*running)} == {"new\n"}
                 assert archive in found.read_text()
+
+    in_fleet(scenario)
+
+
+def test_a_function_s_image_is_fetched(tmp_path: Path) -> None:
+    let_toys_load_functions(tmp_path)
+    layout, digest, archive = in_registry(tmp_path / "layout")
+
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        with FakeRegistry(layout) as registry:
+            async with fleet.gateway("g1") as way:
+                await fleet.until_hosts(way, 1)
+                await offer(fleet, way, f"{registry.address}/test@{digest}")
+                await create(fleet, "echo", timeout_s=30)
+                await until(lambda: bool(way.runner.functions.all()))
+                assert await ask(way.client, "echo", b"there") == b"there"
+                assert [path for path, _ in registry.requests].count(f"/v2/test/blobs/{archive}") == 1
 
     in_fleet(scenario)
 
