@@ -31,6 +31,7 @@ from mayfly.errors import BusyError, ConfigError, MayflyError, StoppingError, Un
 from mayfly.functions.runner import FunctionRunner
 from mayfly.functions.service import Functions
 from mayfly.guests.zygote import Zygote
+from mayfly.host import activation
 from mayfly.host.addresses import Targets
 from mayfly.host.checks import time_factor
 from mayfly.host.config import Config
@@ -266,13 +267,17 @@ async def serve(config: Config, backend: Backend) -> None:
     keyring = Keyring(default_path())
     if config.playground and not config.listen:
         config = replace(config, listen=playground.LISTEN)
-    with claim(config.socket) as (listener, folder), open_doors(config, addresses_of(config.compat)) as doors:
+    activated = activation.inherited()
+    with (
+        claim(config.socket, activated.unix) as (listener, folder),
+        open_doors(config, addresses_of(config.compat), activated.tcp) as doors,
+    ):
         if any(door.tls for door in doors):
             loop.add_signal_handler(signal.SIGHUP, renew, config, doors)
         async with backend(config, folder) as (service, functions, metrics, others):
             names = ", ".join(f"{image.manifest.language}@{image.manifest.version}" for image in service.installed())
             budget = service.health().memory_budget >> 20
-            where = ", ".join(filter(None, [str(config.socket), *(door.url for door in doors), *others]))
+            where = ", ".join(filter(None, [str(listener.getsockname()), *(door.url for door in doors), *others]))
             log.info("listening at %s; languages: %s; %d MiB for machines", where, names or "none", budget)
             if config.playground:
                 log.info("playground: %s", playground.invite(doors[0], keyring))
@@ -280,6 +285,7 @@ async def serve(config: Config, backend: Backend) -> None:
                 log.info("nobody can come in over TCP yet; make a key: mayfly key create NAME")
             if config.time_factor not in (0, 1):  # a gateway has none
                 log.info("time limits are multiplied by %g", config.time_factor)
+            activation.notify("READY=1")
             draining = asyncio.create_task(end_gracefully(service, functions, drain, stop))
             try:
                 await serve_http(service, functions, metrics, listener, stop, doors, keyring)
@@ -302,6 +308,7 @@ async def end_gracefully(service: Runner, functions: FunctionRunner, drain: asyn
     `stop`.
     """
     await drain.wait()
+    activation.notify("STOPPING=1")
     within_s = service.config.here(service.config.drain_s)
     if service.under_way and within_s:
         log.info("stopping: %d runs may go on for %g s; a second signal ends them", service.under_way, within_s)

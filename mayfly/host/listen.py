@@ -34,9 +34,9 @@ class Door(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_doors(config: Config, narrow: Mapping[str, str] = {}) -> Iterator[tuple[Door, ...]]:
-    """Listen at the TCP addresses of the configuration, and at those in `narrow`, which have a
-    prefix each; on leaving, no longer.
+def open_doors(config: Config, narrow: Mapping[str, str] = {}, activated: Iterable[socket.socket] = ()) -> Iterator[tuple[Door, ...]]:
+    """Listen at the TCP addresses of the configuration, at those in `narrow`, which have a prefix
+    each, and on the `activated` sockets; on leaving, no longer.
 
     Raises:
         ConfigError: an address is none, or would be open to other hosts without TLS.
@@ -44,8 +44,9 @@ def open_doors(config: Config, narrow: Mapping[str, str] = {}) -> Iterator[tuple
     """
     with contextlib.ExitStack() as opened:
         wanted = [*((text, "") for text in config.listen), *narrow.items()]
-        tls = load_tls(config) if wanted and config.tls_certificate else None
-        listeners = [(opened.enter_context(one), prefix) for text, prefix in wanted for one in _listen(parse_address(text))]
+        listeners = [(opened.enter_context(one), "") for one in activated]
+        tls = load_tls(config) if (wanted or listeners) and config.tls_certificate else None
+        listeners += [(opened.enter_context(one), prefix) for text, prefix in wanted for one in _listen(parse_address(text))]
         if tls is None and not config.insecure:
             hint = "set tls_certificate and tls_key, or --insecure behind a proxy that has TLS"
             _check_loopback([listener for listener, _ in listeners], "listen", "there is no TLS", hint)

@@ -22,18 +22,19 @@ LONGEST_RUN_NAME = "runs/" + 32 * "0" + ".sock"
 
 
 @contextlib.contextmanager
-def claim(path: Path) -> Iterator[tuple[socket.socket, Path]]:
+def claim(path: Path, activated: socket.socket | None = None) -> Iterator[tuple[socket.socket, Path]]:
     """Listen at `path` and make the folder for output sockets; give the listening socket and that
-    folder. On leaving, all of it is removed.
+    folder. On leaving, all of it is removed, but for a socket that was `activated`: it listens at
+    its own path, whoever made it.
 
     Raises:
         ConfigError: the path is too long for a socket, or is something other than one.
         HostError: a live server has it, or a folder belongs to somebody else.
     """
-    path = path.absolute()
+    path = Path(os.fsdecode(activated.getsockname())) if activated else path.absolute()
     if len(os.fsencode(path.parent / LONGEST_RUN_NAME)) > MAX_PATH or len(os.fsencode(path)) > MAX_PATH:
         raise ConfigError(f"{path}: too long, a socket's path has at most {MAX_PATH} bytes", hint="choose a shorter --socket")
-    if path.parent == paths.runtime_dir():
+    if path.parent == paths.runtime_dir() and not activated:  # else whoever made it says who may come
         make_private(path.parent)
     else:
         with _typed(path.parent):
@@ -41,20 +42,21 @@ def claim(path: Path) -> Iterator[tuple[socket.socket, Path]]:
     runs = path.parent / "runs"
     with _locked(path):
         make_private(runs)
-        remove_dead(path)
+        if not activated:
+            remove_dead(path)
         for left in runs.glob("*.sock"):
             with contextlib.suppress(HostError, ConfigError):  # another server's, in the same folder
                 remove_dead(left)
         try:
-            listener = listen(path)
+            listener = activated or listen(path)
         except OSError as error:
             raise HostError(f"{path}: cannot listen there: {error.strerror}", hint="choose another --socket") from error
         try:
             yield listener, runs
         finally:
             listener.close()
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+            if not activated:
+                path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # not empty: another server's
                 runs.rmdir()
 
