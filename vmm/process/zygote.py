@@ -39,8 +39,13 @@ def main(control_fd: int, client: int) -> None:
 
 
 def load() -> None:
-    """Import what machines need: only processes that fork them do that."""
-    import mayfly.vmm.process.child  # noqa: F401
+    """Import what machines need, and have ready what decodes: all of them share it. Only processes
+    that fork them do that.
+    """
+    from mayfly.vmm.process.child import DECODED
+
+    for kind in DECODED:
+        msgspec.json.Decoder(kind)
 
 
 class _Server:
