@@ -52,6 +52,7 @@ from tests.kit import tiny
 
 HELLO = b'fn main() { println!("hello from a machine"); }\n'
 READY_MADE = (LanguageStep(name="run", argv=("echo", "hello")),)
+KINDS = (StartKind.COLD, StartKind.RESTORED, StartKind.WARM)
 AT_ONCE = 10
 SNAPSHOT_MIB = 256
 IDLE_S = 1.0
@@ -164,7 +165,7 @@ async def measure_linux(rounds: int, language: str) -> dict[str, Any]:
         results["create"] = {"seconds": time.monotonic() - began, "memory_bytes": base.manifest.memory_bytes}
         for _ in range(rounds):
             for program, plan in plans.items():
-                for kind in StartKind:
+                for kind in KINDS:
                     results.setdefault(program, {}).setdefault(kind, []).append(await second(service, kind, plan))
             with unittest.mock.patch.object(VmmProcess, "pre_fault"):
                 unmapped = await second(service, StartKind.RESTORED, plans["compiled"])
@@ -173,7 +174,7 @@ async def measure_linux(rounds: int, language: str) -> dict[str, Any]:
                 seconds = await asyncio.to_thread(command, language, *flags)
                 results.setdefault("mayfly run", {}).setdefault(kind, []).append(seconds)
         for program, plan in plans.items():
-            for kind in StartKind:
+            for kind in KINDS:
                 several = await asyncio.gather(*(one(service, kind, plan) for _ in range(AT_ONCE)))
                 results.setdefault(f"{program}, {AT_ONCE} at once", {})[kind] = several
         results["resumed_s"] = [await resumed_again(service, plans["compiled"]) for _ in range(rounds)]
@@ -202,10 +203,10 @@ def show_linux(results: dict[str, Any]) -> None:
 
     print(f"making the base: {results['create']['seconds']:.1f} s, {results['create']['memory_bytes'] >> 20} MiB of memory")
     for program in ("ready-made", "compiled", f"ready-made, {AT_ONCE} at once", f"compiled, {AT_ONCE} at once"):
-        for kind in StartKind:
+        for kind in KINDS:
             figures = "  ".join(f"{key} {median(program, kind, key):9.3f}" for key in (*COLUMNS, "exits", "page_faults", "own_bytes"))
             print(f"{program:22} {kind:9} {figures}")
-    cold, restored, warm = (median("ready-made", kind, "hello_s") for kind in StartKind)
+    cold, restored, warm = (median("ready-made", kind, "hello_s") for kind in KINDS)
     print(f"restore takes {restored / cold:.3f} of a cold boot, a warm machine {warm / restored:.3f} of a restore, to HELLO")
     unmapped = statistics.median(result["done_s"] for result in results["without working set"])
     print(
@@ -276,9 +277,9 @@ def plot(results: dict[str, Any], picture: Path) -> None:
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 4))
     for axis, program, title in zip(axes, ("ready-made", "compiled"), ("a program that is there", "a compiled hello world"), strict=False):
         for number, (key, label) in enumerate(COLUMNS.items()):
-            values = [statistics.median(result[key] for result in results[program][kind]) for kind in StartKind]
+            values = [statistics.median(result[key] for result in results[program][kind]) for kind in KINDS]
             axis.bar([place + (number - 1) * 0.25 for place in range(len(values))], values, width=0.25, label=label)
-        axis.set_xticks(range(len(StartKind)), [str(kind) for kind in StartKind])
+        axis.set_xticks(range(len(StartKind)), [str(kind) for kind in KINDS])
         axis.set_title(title)
         axis.set_ylabel("seconds, median")
         axis.legend()
