@@ -279,7 +279,7 @@ def plot(results: dict[str, Any], picture: Path) -> None:
         for number, (key, label) in enumerate(COLUMNS.items()):
             values = [statistics.median(result[key] for result in results[program][kind]) for kind in KINDS]
             axis.bar([place + (number - 1) * 0.25 for place in range(len(values))], values, width=0.25, label=label)
-        axis.set_xticks(range(len(StartKind)), [str(kind) for kind in KINDS])
+        axis.set_xticks(range(len(KINDS)), [str(kind) for kind in KINDS])
         axis.set_title(title)
         axis.set_ylabel("seconds, median")
         axis.legend()
