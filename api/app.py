@@ -244,7 +244,6 @@ async def on_host(
         contextlib.AsyncExitStack() as opened,
     ):
         service.warm_up(config.languages)
-        service.go_on()
         functions.begin()
         others = [await opened.enter_async_context(gateway(config, functions)) for gateway in gateways]
         if join is not None:
@@ -275,6 +274,8 @@ async def serve(config: Config, backend: Backend) -> None:
         if any(door.tls for door in doors):
             loop.add_signal_handler(signal.SIGHUP, renew, config, doors)
         async with backend(config, folder) as (service, functions, metrics, others):
+            if isinstance(service, Service):
+                service.go_on(keyring.tenant)
             names = ", ".join(f"{image.manifest.language}@{image.manifest.version}" for image in service.installed())
             budget = service.health().memory_budget >> 20
             where = ", ".join(filter(None, [str(listener.getsockname()), *(door.url for door in doors), *others]))

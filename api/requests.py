@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from mayfly.errors import BodyTooLargeError, MalformedError, MediaTypeError, RequestError, SchemaError, UnprocessableError
-from mayfly.host.snippet import MAX_CASES, MAX_GLOBS, Case, Compare, Mode, Snippet, Terminal
+from mayfly.host.snippet import MAX_CASES, MAX_GLOBS, MIN_CHECKPOINT_S, Case, Compare, Mode, Snippet, Terminal
 from mayfly.protocol.frames import MAX_FILES_SIZE
 from mayfly.runs.callbacks import Callback
 from mayfly.runs.forks import MAX_CLONES
@@ -120,7 +120,9 @@ class Body(Query, frozen=True, kw_only=True):
     stop_at_first_failure: Annotated[bool, Meta(description="skip the cases behind the first that does not pass")] = False
     parallel: Annotated[int, Meta(ge=1, le=MAX_CASES, description="most guests that do cases at a time")] | UnsetType = UNSET
     checkpoint_every_s: (
-        Annotated[float, Meta(ge=1, le=MAX_TIME_S, description="save its machine so often, and go on from there if that is lost")]
+        Annotated[
+            float, Meta(ge=MIN_CHECKPOINT_S, le=MAX_TIME_S, description="save its machine so often, and go on from there if that is lost")
+        ]
         | UnsetType
     ) = UNSET
     collect: Annotated[tuple[Text, ...], Meta(max_length=MAX_GLOBS, description="patterns of files that are wanted back")] = ()

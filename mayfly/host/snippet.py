@@ -13,6 +13,7 @@ from mayfly.protocol.frames import MAX_FILES_SIZE, MAX_PAYLOAD
 from mayfly.schema import Meta, Record
 
 MAX_CASES = 200
+MIN_CHECKPOINT_S = 1.0
 MAX_GLOBS = 64
 MAX_PATTERN = 1000
 """Bytes of a pattern of files."""
@@ -122,6 +123,8 @@ class Snippet(msgspec.Struct, frozen=True, kw_only=True):
 
     def _check_lasting(self) -> None:
         """Refuse what no save of a machine holds."""
+        if not self.checkpoint_every_s >= MIN_CHECKPOINT_S:  # nor if it is no number
+            raise UnprocessableError(f"checkpoint_every_s is {self.checkpoint_every_s:g}; at least {MIN_CHECKPOINT_S:g} is taken")
         what = (
             "cases, which run in several machines"
             if self.cases

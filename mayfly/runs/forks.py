@@ -37,7 +37,8 @@ async def fork(service: Service, run: Run, count: int) -> list[Run]:
     if guest.wanted.machine.network is not None:
         raise NotForkableError("a machine with a network is not cloned: the clones would have its addresses", hint="start other runs")
     async with AsyncExitStack() as failed:
-        places = [_enter(service, run, guest, count, failed) for _ in range(count)]
+        with service.counting_refusals():
+            places = [_enter(service, run, guest, count, failed) for _ in range(count)]
         for ticket, _ in places:
             await ticket.turn
         with snapshots.passing() as folder:

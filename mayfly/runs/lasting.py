@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from mayfly.errors import HostError, MayflyError, NotRunningError, SnapshotError
 from mayfly.guests.job import Wanted
 from mayfly.guests.start import Guest
+from mayfly.host.admission import Tenant
 from mayfly.host.plan import want_machine
 from mayfly.runs import saves
 from mayfly.runs.execute import go_on
 from mayfly.runs.moments import Kept, Moment, check_live, go_on_from, keep
-from mayfly.runs.moves.messages import describe, event_of, happened, make_run
-from mayfly.runs.record import Mark, Position, Restored
+from mayfly.runs.moves.messages import describe, happened, make_run, replay
+from mayfly.runs.record import MAX_RESTORED, Mark, Position, Restored
 from mayfly.runs.result import RunState
 from mayfly.runs.run import Run
 from mayfly.runs.saves import SavedRun
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from mayfly.runs.service import Service
 
 log = logging.getLogger(__name__)
-MAX_RESTORED = 3
+MAX_OF_A_SAVE = 3
 """Times that a run goes on from one save: a program that brings its machine down does it again."""
 
 
@@ -52,7 +53,7 @@ class Lasting:
         self._every_s = every_s
         self._held: contextlib.ExitStack | None = None
         self._saved: Saved | None = None
-        self._left = MAX_RESTORED
+        self._left = MAX_OF_A_SAVE
         self._saving: asyncio.Task[None] | None = None
 
     def resume(self, saved: Saved, held: contextlib.ExitStack) -> None:
@@ -78,20 +79,21 @@ class Lasting:
         if self._saving is not None:
             self._saving.cancel()
             await asyncio.wait([self._saving])
-        async with self._run.alone:
-            await asyncio.to_thread(self.close)
+        await self.drop()  # whoever has the run alone now, as a move may for long, saves nothing
+
+    def _taken(self) -> contextlib.ExitStack:
+        held, self._held, self._saved = self._held, None, None
+        return held or contextlib.ExitStack()
 
     def close(self) -> None:
         """Leave nothing that was saved."""
-        held, self._held, self._saved = self._held, None, None
-        if held is not None:
-            held.close()
+        self._taken().close()
 
     async def drop(self) -> None:
-        """Leave nothing that was saved, until the next save: the run is about to go on elsewhere.
-        Who calls has it `alone`.
+        """Leave nothing that was saved, until the next save: the run is over here, or about to go
+        on elsewhere.
         """
-        await asyncio.to_thread(self.close)
+        await _whole(self._taken().close)
 
     async def _save_often(self) -> None:
         while True:
@@ -117,7 +119,7 @@ class Lasting:
                 saved = self._describe(exchange.guest, kept)
                 await _whole(lambda: saves.write(folder, saved))
                 await _whole(done.pop_all().close)
-            self._saved, self._left = Saved(kept.moment, kept.mark, kept.steps), MAX_RESTORED
+            self._saved, self._left = Saved(kept.moment, kept.mark, kept.steps), MAX_OF_A_SAVE
 
     def _describe(self, guest: Guest, kept: Kept) -> SavedRun:
         run, machine = self._run, guest.wanted.machine
@@ -146,7 +148,8 @@ class Lasting:
                 it, or it was lost again and again.
         """
         run, saved = self._run, self._saved
-        if saved is None or not guest.process.lost or run.elsewhere is not None or self._left <= 0:
+        often = self._left <= 0 or run.record.restored >= MAX_RESTORED
+        if saved is None or not guest.process.lost or run.elsewhere is not None or often:
             raise error
         self._left -= 1
         log.warning("run %s: its machine is lost (%s); it goes on from its last save", run.id, error)
@@ -193,9 +196,9 @@ async def _whole(work: Callable[[], None]) -> None:
         raise
 
 
-def go_on_with_saved(service: "Service") -> list[Run]:
-    """Go on with the runs that an earlier server at this one's socket has left. What was left by
-    who had no socket is removed.
+def go_on_with_saved(service: "Service", tenant_of: Callable[[str], Tenant | None]) -> list[Run]:
+    """Go on with the runs that an earlier server at this one's socket has left, each `tenant_of`
+    its owner. What was left by who had no socket is removed.
     """
     found = []
     for run_id in saves.left():
@@ -211,9 +214,10 @@ def go_on_with_saved(service: "Service") -> list[Run]:
                 saves.forget(run_id)
                 continue
             if saved.socket == service.home:
+                tenant = tenant_of(saved.run.owner)
                 taken = held.pop_all()
                 try:
-                    found.append(_take_back(service, saved, taken))
+                    found.append(_take_back(service, saved, taken, tenant))
                 except MayflyError as error:
                     log.warning("the run %s cannot go on from what was saved: %s; it is removed", run_id, error)
                     with taken:
@@ -223,13 +227,15 @@ def go_on_with_saved(service: "Service") -> list[Run]:
     return found
 
 
-def _take_back(service: "Service", saved: SavedRun, held: contextlib.ExitStack) -> Run:
-    """Go on with a run that was saved; it is claimed as long as `held`."""
+def _take_back(service: "Service", saved: SavedRun, held: contextlib.ExitStack, tenant: Tenant | None) -> Run:
+    """Go on with a run of the `tenant` that was saved; it is claimed as long as `held`."""
     about = saved.run
     run = make_run(about)
     run.phases = saved.phases
     for event in saved.events:
-        run.replay(event_of(event))
+        replay(run, event)
+    if run.record.restored >= MAX_RESTORED:
+        raise SnapshotError(f"it has gone on from a save {run.record.restored} times already", hint="start the run again")
     mark, steps = run.record.mark(), len(run.outcome.steps)
     run.record.lives = (*(Position(*life) for life in saved.lives), mark.position)
     run.replay(Restored("its server was lost", mark, steps, repeats=False))
@@ -250,5 +256,5 @@ def _take_back(service: "Service", saved: SavedRun, held: contextlib.ExitStack) 
         return guest
 
     log.info("run %s: goes on from what an earlier server has saved", run.id)
-    service.take_back(run, about.memory, come_back, lasting)
+    service.take_back(run, about.memory, come_back, lasting, tenant)
     return run

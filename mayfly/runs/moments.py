@@ -10,6 +10,7 @@ from typing import Annotated, NamedTuple
 from mayfly.errors import GuestError, MoveError, NotRunningError, RequestError, RunEndedError
 from mayfly.guests.converse import BytesStdin, Exchange
 from mayfly.guests.start import Guest
+from mayfly.images.manifest import Seconds
 from mayfly.protocol.conversation import Conversation
 from mayfly.protocol.phases import Standing
 from mayfly.runs.record import Mark, Reader, RunEvent
@@ -30,8 +31,8 @@ class Moment(Record, frozen=True, kw_only=True):
     """
 
     standing: Standing
-    left_s: float
-    rate: Annotated[float, Meta(gt=0)]
+    left_s: Seconds
+    rate: Annotated[float, Meta(ge=1)]
     stdin: bytes
     stdin_ended: bool
 
@@ -108,6 +109,23 @@ def stdin_from(moment: Moment, run: Run) -> BytesStdin | LiveStdin:
     return run.stdin
 
 
+async def hold(run: Run, exchange: Exchange, flush_s: float = FLUSH_S) -> None:
+    """Send nothing more to a run's machine, and wait until it has taken what was sent. The run's
+    `going` must be set again, when it goes on here or elsewhere.
+
+    Raises:
+        RunEndedError: it has ended.
+        GuestError: the machine does not take what was sent.
+    """
+    run.going.clear()
+    try:
+        await exchange.hold()
+    except ValueError as error:
+        raise RunEndedError("the run ended meanwhile") from error
+    if not await exchange.guest.process.flushed(flush_s):
+        raise GuestError("the machine does not take what was sent to it", hint="try again later")
+
+
 async def keep(run: Run, exchange: Exchange, folder: Path) -> Kept:
     """Save the machine of a run into the empty `folder`, while it goes on, with all that belongs to
     that moment. Who calls has the run `alone`.
@@ -120,14 +138,8 @@ async def keep(run: Run, exchange: Exchange, folder: Path) -> Kept:
 
     @contextlib.asynccontextmanager
     async def still() -> AsyncIterator[None]:
-        run.going.clear()
         try:
-            try:
-                await exchange.hold()
-            except ValueError as error:
-                raise RunEndedError("the run ended meanwhile") from error
-            if not await guest.process.flushed(FLUSH_S):
-                raise GuestError("the machine does not take what was sent to it", hint="try again later")
+            await hold(run, exchange)
             yield
         finally:
             exchange.go_on()

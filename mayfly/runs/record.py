@@ -18,9 +18,11 @@ from mayfly.runs.cases import CaseResult
 
 PIECE = 64 * 1024
 """A reader is given at most this many bytes of output at a time, unless it asks for less."""
-STREAM_BITS = 10
+STREAM_BITS = 20
 """Of a span: 0 for an event, else twice the step's number and 1 for stdout, 2 for stderr."""
 EVENT = 0
+MAX_RESTORED = 100
+"""Times that a run may go on from a save, in all: each needs stream numbers of its own."""
 EVENT_BYTES = 200
 """What an event is taken to cost, for limits on memory."""
 
@@ -79,12 +81,14 @@ class Record:
     conversation's limits).
 
     Attributes:
+        restored: how often its run has gone on from a save.
         lives: where each earlier server's record of the run, which is lost, left this one: what
             came behind that there is not here.
     """
 
     def __init__(self) -> None:
         self.closed = False
+        self.restored = 0
         self.lives: tuple[Position, ...] = ()
         self._before: dict[int, bytes] = {}  # what streams begin with that is in earlier ones
         self._streams: dict[int, bytearray] = {}
@@ -157,10 +161,17 @@ class Record:
         numbers = {number for number in (*self._streams, *self._before) if number > 2 * self._steps}
         return Mark(self.end, self._steps, self._step, {number: len(self._streams.get(number, b"")) for number in numbers})
 
+    def may_go_back(self, mark: Mark) -> bool:
+        """Whether a run can go back to `mark` here, as it can to a mark of its own record."""
+        first, step = mark.first, mark.step
+        known = 0 <= first <= self._steps and first <= step <= self._step
+        return known and self.restored < MAX_RESTORED and all(2 * first < number <= 2 * step + 2 for number in mark.sizes)
+
     def _go_back(self, mark: Mark) -> None:
         """What comes belongs behind `mark`. All that is here stays, for readers, but is no longer
         part of what the run has put out.
         """
+        self.restored += 1
         steps = self._step + 1
         for number, size in mark.sizes.items():
             before = self._before.get(number, b"") + self._streams.get(number, b"")[:size]

@@ -7,6 +7,7 @@ always holds one save, whole.
 """
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,13 +15,14 @@ from mayfly import __version__, paths
 from mayfly.errors import SnapshotError
 from mayfly.files import ASIDE, clear, file_digest, locked, replacing, sync
 from mayfly.runs.moments import Moment
-from mayfly.runs.moves.messages import Description, Happened
+from mayfly.runs.moves.messages import ID, Description, Happened
 from mayfly.schema import Record, msgspec
 from mayfly.snapshots import store as snapshots
 from mayfly.snapshots.store import MANIFEST, Snapshot
 from mayfly.vmm.snapshot import FILES
 
 RUN = "run.msgpack"
+_ID = re.compile(ID)
 
 
 class SavedRun(Record, frozen=True, kw_only=True):
@@ -119,7 +121,7 @@ def left() -> Iterator[str]:
     """The ids of the runs of which something is there."""
     folder = paths.saved_runs_dir()
     names = {path.name.lstrip(".").partition(".")[0] for path in folder.iterdir()} if folder.is_dir() else set()
-    yield from sorted(names)
+    yield from sorted(filter(_ID.fullmatch, names))
 
 
 def read(run_id: str) -> SavedRun:

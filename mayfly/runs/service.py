@@ -171,7 +171,7 @@ class Service:
         """
         self.check_ready()
         image = image or self.image_for(snippet)
-        with self._counting_refusals(), contextlib.ExitStack() as taken:
+        with self.counting_refusals(), contextlib.ExitStack() as taken:
             network = None
             if snippet.network:
                 network = self.networks.lease()
@@ -241,15 +241,22 @@ class Service:
             work = self.work[run.id] = Work(held=held.pop_all(), place=ticket, guests=(guest,), lasting=lasting)
         self._begin(run, work, execute(there(), do, run, self._grace_s, lasting), guest.wanted, then)
 
-    def take_back(self, run: Run, memory: int, come_back: Callable[[], Awaitable[Guest]], lasting: "Lasting") -> None:
-        """Take a run that an earlier server has saved; its machine has `memory` bytes."""
+    def take_back(
+        self, run: Run, memory: int, come_back: Callable[[], Awaitable[Guest]], lasting: "Lasting", tenant: Tenant | None
+    ) -> None:
+        """Take a run of the `tenant` that an earlier server has saved. Its machine has `memory`
+        bytes, and waits for them however many others do. The tenant's limits were checked when it
+        began.
+        """
         self.runs.add(run, publish=True)
         work = self.work[run.id] = Work(held=contextlib.ExitStack(), lasting=lasting)
         work.held.callback(lasting.close)
 
         async def starting() -> Guest:
-            work.place = self.admission.enter(memory)
+            work.place = self.admission.enter(memory, of_run=False)
             work.held.callback(self.admission.leave, work.place)
+            if tenant is not None:
+                self.admission.charge(work.place, tenant, begins=False)
             await work.place.turn
             return await come_back()
 
@@ -280,12 +287,12 @@ class Service:
         if work is not None and work.lasting is not None:
             await work.lasting.drop()
 
-    def go_on(self) -> None:
-        """Go on with the runs that an earlier server here has saved."""
+    def go_on(self, tenant_of: Callable[[str], Tenant | None] = lambda _: None) -> None:
+        """Go on with the runs that an earlier server here has saved, each `tenant_of` its owner."""
         from mayfly.runs.lasting import go_on_with_saved
 
         if self.home:
-            go_on_with_saved(self)
+            go_on_with_saved(self, tenant_of)
 
     def _begin(
         self, run: Run, work: Work, doing: Coroutine[Any, Any, None], wanted: Wanted | None, then: Callable[[Run], None] | None
@@ -474,7 +481,8 @@ class Service:
         await self.spawner.close()
 
     @contextlib.contextmanager
-    def _counting_refusals(self) -> Iterator[None]:
+    def counting_refusals(self) -> Iterator[None]:
+        """Have a refusal for lack of room counted."""
         try:
             yield
         except BusyError:

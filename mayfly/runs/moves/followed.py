@@ -4,6 +4,7 @@ connection.
 """
 
 import asyncio
+import contextlib
 import logging
 
 from mayfly.errors import MayflyError, MoveError, NotRunningError, ServerLostError
@@ -25,7 +26,7 @@ from mayfly.runs.moves.messages import (
     Taken,
     Unknown,
     error_of,
-    event_of,
+    replay,
 )
 from mayfly.runs.run import Run
 
@@ -93,9 +94,8 @@ class Followed:
         match message:
             case Events(events=events):
                 for sent in events:
-                    event = event_of(sent)
+                    event = replay(self._run, sent)
                     self._in_step = isinstance(event, Stage) or (self._in_step and not isinstance(event, StepResult))
-                    self._run.replay(event)
             case Taken(count=count):
                 self._drop(count)
             case FileSent(name=name, mode=mode, data=data):
@@ -206,6 +206,22 @@ class Followed:
             raise NotRunningError("no program of the run is running now", hint="wait for the event of its stage")
         if not await self._send(message):
             raise MoveError(f"{self.to}, where the run went, cannot be reached now", hint="try again in a moment")
+
+    async def end(self, reason: str) -> None:
+        """End the run there that nobody is to `follow` any more."""
+        following = asyncio.create_task(self._until_ended())
+        await self.cancel(reason)
+        following.cancel()
+        await asyncio.wait([following])
+        if self._link is not None:
+            await close_quietly(self._link)
+
+    async def _until_ended(self) -> None:
+        """Hear what comes to no use any more, until the run has ended or the connection is lost."""
+        with contextlib.suppress(MayflyError):
+            while self._link is not None and not isinstance(await self._link.receive(), Ended):
+                pass
+        self._over.set()
 
     async def cancel(self, reason: str) -> None:
         """End the run there, and wait for a moment until it has ended."""

@@ -34,9 +34,9 @@ from mayfly.runs.moves.messages import (
     Offer,
     Pages,
     Ready,
-    event_of,
     make_run,
     problem_of,
+    replay,
 )
 from mayfly.runs.moves.relay import Relay
 from mayfly.runs.record import Position
@@ -256,7 +256,7 @@ class Incoming:
                             await first(self._pages.put(data), making)
                     case Events(events=events):
                         for sent in events:
-                            run.replay(event_of(sent))
+                            replay(run, sent)
                     case Handed():
                         await first(self._pages.put(b""), making)
                         async with within(self._times.ready_s, "the machine was not there"):

@@ -13,10 +13,10 @@ from typing import Annotated, TypeAlias
 from mayfly.errors import MayflyError, MoveError, from_wire, to_wire
 from mayfly.guests.outcome import StepResult
 from mayfly.guests.start import StartKind
-from mayfly.host.snippet import Mode
+from mayfly.host.snippet import MIN_CHECKPOINT_S, Mode
 from mayfly.protocol.frames import Exit, FrameType, Stage, Stderr, Stdout
 from mayfly.runs.files import Left
-from mayfly.runs.moments import Moment
+from mayfly.runs.moments import Moment, Seconds
 from mayfly.runs.record import Mark, Position, Restored, RunEvent
 from mayfly.runs.run import Run
 from mayfly.runs.stdin import LiveStdin
@@ -31,7 +31,8 @@ MAX_EVENTS = 256 << 10
 """Bytes of output in one message, and a piece more."""
 RESTORED = 0
 """The type of an event that is none of the channel's: a WentBack."""
-Id = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
+ID = "[0-9a-f]{32}"
+Id = Annotated[str, Meta(pattern=f"^{ID}$")]
 Count = Annotated[int, Meta(ge=0)]
 
 
@@ -82,8 +83,12 @@ class Description(Record, frozen=True, kw_only=True):
     collect: tuple[str, ...]
     checkpoint: str
     memory: Count
-    checkpoint_every_s: Annotated[float, Meta(ge=0)] = 0.0
+    checkpoint_every_s: Seconds = 0.0
     network: NetworkHad | None = None
+
+    def __post_init__(self) -> None:
+        if 0 < self.checkpoint_every_s < MIN_CHECKPOINT_S:
+            raise ValueError(f"checkpoint_every_s is {self.checkpoint_every_s:g}, less than {MIN_CHECKPOINT_S}")
 
 
 class Offer(Record, frozen=True, kw_only=True, tag="offer"):
@@ -143,7 +148,7 @@ class Handed(Record, frozen=True, kw_only=True, tag="handed"):
     """
 
     moment: Moment
-    phases: dict[str, float]
+    phases: dict[str, Seconds]
 
 
 class Ready(Record, frozen=True, kw_only=True, tag="ready"):
@@ -230,7 +235,7 @@ class Ended(Record, frozen=True, kw_only=True, tag="ended"):
     error: dict[str, str | int] | None
     files_error: dict[str, str | int] | None
     has_files: bool
-    phases: dict[str, float]
+    phases: dict[str, Seconds]
     exits: dict[str, int]
 
 
@@ -356,6 +361,19 @@ def event_of(sent: Happened) -> RunEvent:
     if message is None:
         raise MoveError(f"the other server sent an event of type {sent.type} that cannot be read")
     return StepResult(sent.name, message) if isinstance(message, Exit) else message
+
+
+def replay(run: Run, sent: Happened) -> RunEvent:
+    """Have the event that travelled so happen in a run.
+
+    Raises:
+        MoveError: it is none, or cannot come now.
+    """
+    event = event_of(sent)
+    if isinstance(event, Restored) and not run.record.may_go_back(event.mark):
+        raise MoveError("the other server sent an event that leads back to where the run was not, or once too often")
+    run.replay(event)
+    return event
 
 
 def batches(events: Iterable[RunEvent]) -> Iterator[Events]:

@@ -16,7 +16,7 @@ from mayfly.errors import MayflyError, MoveError, NotMovableError, RunEndedError
 from mayfly.guests.converse import Elsewhere, Exchange
 from mayfly.protocol.phases import Phase
 from mayfly.runs.carried import Carried
-from mayfly.runs.moments import Moment, moment_of
+from mayfly.runs.moments import Moment, hold, moment_of
 from mayfly.runs.moves import images
 from mayfly.runs.moves.followed import Followed, ask
 from mayfly.runs.moves.handover import SOURCE, Input, Source
@@ -283,15 +283,8 @@ class Outgoing:
             self._bytes += len(piece)
 
     async def _hold(self) -> None:
-        """Send nothing more to the machine, and wait until it has taken what was sent."""
-        try:
-            self._run.going.clear()
-            await self._exchange.hold()
-        except ValueError as error:
-            raise RunEndedError("the run ended before it was moved") from error
         self._held_at = time.monotonic()
-        if not await self._guest.process.flushed(self._times.flush_s):
-            raise MoveError("the machine does not take what was sent to it", hint="move the run later")
+        await hold(self._run, self._exchange, self._times.flush_s)
 
     async def _hand(self, link: Link, moment: Moment) -> None:
         """Send what the run is besides."""
@@ -369,8 +362,7 @@ class Outgoing:
         in_step = self._carried is not None or self._guest.conversation.phase is Phase.STEP
         followed = Followed(self._run, self.id, link, self._connect, to=self.to, skip=self._skip, in_step=in_step, times=self._times)
         if self._run.done.is_set() if self._carried else self._exchange.over:  # the run was ended here in the meantime
-            await followed.cancel("the run was ended where it came from")
-            await close_quietly(link)
+            await followed.end("the run was ended where it came from")
         else:
             self._run.elsewhere = followed
             self._hand_over(followed.follow)

@@ -157,8 +157,11 @@ def test_a_key_pays_for_the_clones_of_its_run(play: Callable[..., Any]) -> None:
 def test_there_must_be_room_for_all_of_them(play: Callable[..., Any]) -> None:
     async def scenario(service: Service, world: World) -> None:
         run = await begun(service, interactive=True)
+        refused: list[None] = []
+        service.observer.refused = lambda: refused.append(None)  # type: ignore[method-assign]
         with pytest.raises(BusyError, match="no room for 4 machines"):
             await fork(service, run, 4)
+        assert len(refused) == 1
         assert service.admission.used == 128 * MIB
         assert len(world.made) == 1
         assert len(await fork(service, run, 3)) == 3

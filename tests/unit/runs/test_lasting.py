@@ -14,18 +14,21 @@ from mayfly import paths
 from mayfly.api.events import find_position
 from mayfly.errors import UnprocessableError
 from mayfly.guests.converse import BytesStdin
-from mayfly.host.snippet import Case, Snippet, Terminal
+from mayfly.host.admission import Tenant
+from mayfly.host.snippet import Case, Mode, Snippet, Terminal
+from mayfly.protocol.frames import Stage, Stdout
 from mayfly.runs import saves
-from mayfly.runs.lasting import MAX_RESTORED
+from mayfly.runs.lasting import MAX_OF_A_SAVE
 from mayfly.runs.moves.desk import Moves, follow
 from mayfly.runs.moves.messages import Happened
-from mayfly.runs.record import Position, Reader, Restored
+from mayfly.runs.record import MAX_RESTORED, Position, Reader, Restored
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from mayfly.schema import replace
+from mayfly.units import MIB
 from tests.kit.api_fakes import factory, install_toys, open_descriptors, small_config
 from tests.kit.scale import patience
-from tests.kit.toy_moves import TIMES, Road, ToyMachines, World, counted, play_toys, save_toys
+from tests.kit.toy_moves import TIMES, Cut, Road, ToyMachines, World, counted, play_toys, save_toys
 
 Scenario = Callable[[Service, World], Awaitable[Any]]
 
@@ -153,12 +156,12 @@ def test_a_machine_that_is_lost_again_and_again_is_given_up(serve: Servers) -> N
     async def scenario(service: Service, world: World) -> None:
         run = await begun(service)
         await save(service, run)
-        for number in range(MAX_RESTORED + 1):
+        for number in range(MAX_OF_A_SAVE + 1):
             await until_restored(run, number)
             world.made[-1].die()
         await service.settled(run)
         assert run.to_json()["error"]["code"] == "guest_failed"
-        assert len(restored(run)) == MAX_RESTORED
+        assert len(restored(run)) == MAX_OF_A_SAVE
         assert left() == []
 
     serve(scenario)
@@ -329,6 +332,12 @@ def test_what_no_save_holds_is_refused_by_name(fields: dict[str, Any], says: str
         Snippet(source=b"", checkpoint_every_s=5, **fields)
 
 
+@pytest.mark.parametrize("every_s", [float("nan"), 1e-300, -1.0])
+def test_no_machine_is_saved_all_the_time(every_s: float) -> None:
+    with pytest.raises(UnprocessableError, match="at least 1"):
+        Snippet(source=b"", checkpoint_every_s=every_s)
+
+
 def test_input_that_is_a_clients_is_refused(serve: Servers) -> None:
     async def scenario(service: Service, world: World) -> None:
         with pytest.raises(UnprocessableError, match="belongs to a client"):
@@ -337,3 +346,112 @@ def test_input_that_is_a_clients_is_refused(serve: Servers) -> None:
         assert left() == []
 
     serve(scenario)
+
+
+def test_a_run_goes_on_only_so_often_in_all(serve: Servers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """However often it is saved in between."""
+    monkeypatch.setattr("mayfly.runs.lasting.MAX_RESTORED", 5)
+    aside = tmp_path / "aside"
+
+    async def scenario(service: Service, world: World) -> str:
+        run = await begun(service)
+        for number in range(6):
+            await until_restored(run, number)
+            while run.exchange is None:
+                await asyncio.sleep(0)
+            await until(run, len(run.record.output(1)[0]) + 20)
+            await save(service, run)
+            if number == 5:
+                await leave(service, run, aside)
+            world.made[-1].die()
+        await service.settled(run)
+        assert run.to_json()["error"]["code"] == "guest_failed"
+        assert len(restored(run)) == 5
+        return run.id
+
+    run_id = serve(scenario)
+    shutil.copytree(aside, saves.folder_of(run_id))
+
+    async def second(service: Service, world: World) -> None:
+        service.go_on()
+        assert not list(service.runs)
+        assert left() == []
+
+    serve(second)
+
+
+def test_a_record_has_room_for_as_many_lives_as_there_may_be() -> None:
+    run = Run(language="toy", version="1", mode=Mode.RAW, step_names=("build",) * 255)
+    for number in range(MAX_RESTORED):
+        run.note(Stage(254, "run"))
+        run.note(Stdout(b"%d," % number))
+        mark = run.record.mark()
+        assert run.record.may_go_back(mark)
+        run.replay(Restored("lost", mark, 0, repeats=False))
+    assert run.record.output(254)[0] == b"".join(b"%d," % number for number in range(MAX_RESTORED))
+    assert not run.record.may_go_back(run.record.mark())
+
+
+def test_a_run_that_is_taken_back_waits_for_room_and_is_its_keys(serve: Servers, tmp_path: Path) -> None:
+    aside = tmp_path / "aside"
+
+    async def first(service: Service, world: World) -> str:
+        run = service.start(Snippet(language="toy", source=b"-1", checkpoint_every_s=1000), publish=True, tenant=Tenant("key"))
+        await until(run, 100)
+        await save(service, run)
+        await leave(service, run, aside)
+        return run.id
+
+    run_id = serve(first)
+    shutil.copytree(aside, saves.folder_of(run_id))
+
+    async def second(service: Service, world: World) -> None:
+        other = service.start(Snippet(language="toy", source=b"-1"))
+        tenant = Tenant("key", concurrency=1)
+        service.go_on({"key": tenant}.get)
+        run = service.get(run_id)
+        while not service.admission.first_waiting:
+            await asyncio.sleep(0)
+        assert not run.done.is_set()
+        await service.forget(other.id)
+        while run.exchange is None:
+            await asyncio.sleep(0)
+        assert (tenant.runs, tenant.memory_used) == (1, service.admission.used)
+        await until(run, len(run.record.output(1)[0]) + 100)
+        await check_end(service, world, run)
+        assert (tenant.runs, tenant.memory_used) == (0, 0)
+
+    serve(second, queue=0, memory_budget=128 * MIB)
+
+
+def test_a_run_is_ended_at_once_while_its_move_does_not_come_to_an_end(serve: Servers, tmp_path: Path) -> None:
+    async def scenario(service: Service, world: World) -> None:
+        async with Service(small_config(tmp_path, socket=tmp_path / "there.sock"), factory()) as there:
+            play_toys(there, world)
+            road = Road(Moves(there, ToyMachines(there, world), TIMES), iter((Cut("Commit", arrives=False),)))
+            run = await begun(service)
+            await save(service, run)
+            moving = asyncio.create_task(follow(Moves(service, ToyMachines(service, world), TIMES).begin(run, road.connect, to="there")))
+            while "Ready" not in road.log:
+                await asyncio.sleep(0)
+            road.closed = True  # it asks and asks
+            while "Commit" not in road.log:
+                await asyncio.sleep(0)
+            assert run.alone.locked()
+            await service._end(run, "it was deleted")
+            assert run.alone.locked()
+            assert left() == []
+            moving.cancel()
+            await road.close()
+            await asyncio.wait([moving])
+
+    serve(scenario)
+
+
+def test_only_what_has_an_id_is_a_saved_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    folder = paths.saved_runs_dir()
+    folder.mkdir(parents=True)
+    for name in ("...", ".lock", "other", f".{'0' * 32}.lock", "0" * 31):
+        (folder / name).touch()
+    assert list(saves.left()) == ["0" * 32]

@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import Iterator
 
+import pytest
+
 from mayfly.errors import ServerLostError
 from mayfly.host.snippet import Mode
 from mayfly.runs.moves.followed import Followed
 from mayfly.runs.moves.link import Link
-from mayfly.runs.moves.messages import Ask, Ended, Input, Message, Running
+from mayfly.runs.moves.messages import Ask, Cancelled, Ended, Input, Message, Running
 from mayfly.runs.run import Run
 from mayfly.runs.stdin import LiveStdin, StdinWriter
 from tests.kit.toy_moves import TIMES
@@ -75,5 +77,48 @@ def test_what_is_written_while_it_connects_again_is_sent_too() -> None:
             await writer.write(b"first ")
             await asyncio.wait_for(followed.follow(), 20)
         assert slow.come == b"first second third"
+
+    asyncio.run(scenario())
+
+
+class Ending(Link):
+    """A connection to a server that says that the run ended, when it is told to end it."""
+
+    def __init__(self) -> None:
+        self.said: list[Message] = []
+        self.closed = False
+        self._told = asyncio.Event()
+
+    async def send(self, message: Message) -> None:
+        self.said.append(message)
+        self._told.set()
+
+    async def receive(self) -> Message:
+        await self._told.wait()
+        return Ended(error=None, files_error=None, has_files=False, phases={}, exits={})
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_run_that_nobody_follows_is_ended_without_waiting(lost: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mayfly.runs.moves.followed.CANCEL_S", 1e6)
+
+    async def scenario() -> None:
+        run = Run(language="py", version="3", mode=Mode.RAW, step_names=("run",))
+        run.finish()
+        end = run.record.end
+        link: Lost | Ending = Lost() if lost else Ending()
+
+        async def connect() -> Link:
+            raise AssertionError
+
+        followed = Followed(run, "0" * 32, link, connect, to="there", skip=0, in_step=True, times=TIMES)
+        await asyncio.wait_for(followed.end("it was deleted"), 20)
+        assert run.record.end == end
+        if isinstance(link, Ending):
+            assert link.said == [Cancelled(reason="it was deleted")]
+            assert link.closed
 
     asyncio.run(scenario())
