@@ -42,10 +42,12 @@ CYCLE = 16
 EXIT = p.Exit(0, p.ExitHow.EXITED, 0, p.Limit.NONE, 1, 1, 1, (False, False))
 
 
-def playing(folder: Path) -> str:
+def playing(folder: Path, hello: p.Hello | None = None) -> str:
     """A guest that says its step has begun, then one number after another until it has read `quit`,
-    then that the step has ended. It writes to a page more for each byte.
+    then that the step has ended. It writes to a page more for each byte. One that says `hello`
+    waits then until it has read `go!!`.
     """
+    (folder / "greeting").write_bytes(p.encode_frame(hello, 0) if hello else b"")
     parts: dict[str, list[p.Message]] = {
         "opening": [p.Stage(0, "run"), p.Credit(1000)],
         "cycle": [p.Stdout(b"%d\n" % number) for number in range(CYCLE)],
@@ -53,7 +55,8 @@ def playing(folder: Path) -> str:
     }
     for name, messages in parts.items():
         (folder / name).write_bytes(b"".join(p.encode_frame(message, 1) for message in messages))
-    data = "".join(f'{name}: .incbin "{folder / name}"\n{name}_end:\n' for name in parts)
+    data = "".join(f'{name}: .incbin "{folder / name}"\n{name}_end:\n' for name in ("greeting", *parts))
+    first = "greeting" if hello else "opening"
     return f"""
         cli
         mov esp, 0x400000
@@ -63,8 +66,8 @@ def playing(folder: Path) -> str:
         xor ebx, ebx
         xor r9d, r9d
         xor r10d, r10d
-        lea rsi, [rip + opening]
-        lea r8, [rip + opening_end]
+        lea rsi, [rip + {first}]
+        lea r8, [rip + {first}_end]
 next:   mov dx, {LINE_STATUS}
         in al, dx
         test al, 1
@@ -73,9 +76,15 @@ next:   mov dx, {LINE_STATUS}
         in al, dx
         shl ebx, 8
         mov bl, al
+        cmp ebx, {int.from_bytes(b"go!!", "big"):#x}
+        je go
         cmp ebx, {int.from_bytes(b"quit", "big"):#x}
         jne next
         mov r10d, 1
+        jmp next
+go:     lea rsi, [rip + opening]
+        lea r8, [rip + opening_end]
+        xor r9d, r9d
         jmp next
 1:      test r9d, r9d
         jnz next
@@ -93,6 +102,9 @@ next:   mov dx, {LINE_STATUS}
         cmp rsi, r8
         jne next
         lea rdi, [rip + ending_end]
+        cmp rsi, rdi
+        je done
+        lea rdi, [rip + greeting_end]
         cmp rsi, rdi
         je done
         test r10d, r10d
