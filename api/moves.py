@@ -20,7 +20,7 @@ from mayfly.api.openapi import Route
 from mayfly.api.requests import parse_object
 from mayfly.errors import ForbiddenError, MayflyError, RequestError, ServerLostError, UnprocessableError
 from mayfly.runs.moves.desk import Moves, Went, follow
-from mayfly.runs.moves.link import Connect, Round
+from mayfly.runs.moves.link import Connect, ImageSent, Round
 from mayfly.runs.moves.messages import MAX_MESSAGE, Message, decode, encode
 from mayfly.runs.moves.outgoing import Moved
 from mayfly.runs.result import Problem
@@ -48,15 +48,17 @@ class MoveLine(msgspec.Struct, frozen=True, kw_only=True):
     """A line of a move, or of a drain. The last one of a move is `moved` or `stayed`, of a drain
     `drained`.
 
+    `image`: so many `bytes` of the `size` of the image have been sent, which that server lacks.
     `round`: so many `bytes` of a run's memory have been sent while it ran. `moved`: its machine
     stood still for `pause_s` seconds; `bytes` are of all of the machine. `stayed`: it could not be
     moved; the error says where it goes on, if not here. `drained`: how many runs moved and stayed.
     """
 
-    event: Literal["round", "moved", "stayed", "drained"]
+    event: Literal["image", "round", "moved", "stayed", "drained"]
     run: str | UnsetType = UNSET
     number: int | UnsetType = UNSET
     bytes: int | UnsetType = UNSET
+    size: int | UnsetType = UNSET
     to: str | UnsetType = UNSET
     total_s: float | UnsetType = UNSET
     pause_s: float | UnsetType = UNSET
@@ -173,8 +175,11 @@ async def move_run(request: web.Request) -> web.StreamResponse:
     run = await find_run(request, request.match_info["id"])
     events: asyncio.Queue[MoveLine | None] = asyncio.Queue()
 
-    def tell(one: Round) -> None:
-        events.put_nowait(MoveLine(event="round", run=run.id, number=one.number, bytes=one.bytes))
+    def tell(one: Round | ImageSent) -> None:
+        if isinstance(one, ImageSent):
+            events.put_nowait(MoveLine(event="image", run=run.id, bytes=one.bytes, size=one.size))
+        else:
+            events.put_nowait(MoveLine(event="round", run=run.id, number=one.number, bytes=one.bytes))
 
     going = _moves(request).begin(run, connect_to(body), to=body.to, limit_bytes_s=body.limit_bytes_s, tell=tell)
     note(request, "move", run.id, to=body.to)

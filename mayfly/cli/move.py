@@ -73,6 +73,8 @@ def _show(line: dict[str, Any], as_json: bool) -> None:
         click.echo(json.dumps(line))
         return
     match line["event"]:
+        case "image":
+            click.echo(f"image: {line['bytes'] / (1 << 20):.0f} of {line['size'] / (1 << 20):.0f} MiB", err=True)
         case "round":
             click.echo(f"round {line['number']}: {line['bytes'] / (1 << 20):.1f} MiB", err=True)
         case "moved":

@@ -11,7 +11,7 @@ from typing import Protocol
 from mayfly.errors import HostError, MayflyError
 from mayfly.guests.converse import BytesStdin, Exchange, StdinSource, collect, converse
 from mayfly.guests.job import Job
-from mayfly.guests.spawner import GRACE_S, VmmProcess
+from mayfly.guests.spawner import GRACE_S
 from mayfly.guests.start import Guest
 from mayfly.host.config import Config
 from mayfly.host.plan import Plan
@@ -58,10 +58,9 @@ async def execute(
     wrong, with the guest or with this host, ends the run with an error; only a cancellation is
     raised.
     """
-    process: VmmProcess | None = None
+    guest: Guest | None = None
     try:
         guest = await starting
-        process = guest.process
         if lasting is None:
             await work(guest)
         else:
@@ -71,8 +70,7 @@ async def execute(
                         await work(guest)
                         break
                     except MayflyError as error:
-                        guest, work = await lasting.revive(guest, error), lasting.work
-                        process = guest.process
+                        guest, work = await lasting.revive(_last(run, guest), error), lasting.work
         run.finish()
     except MayflyError as error:
         run.fail(error)
@@ -82,11 +80,17 @@ async def execute(
         log.exception("run %s", run.id)
         run.fail(HostError(f"a fault of ours: {type(error).__name__}", hint="see the server's log, and report it"))
     finally:
-        if process is not None:
+        if guest is not None:
+            process = _last(run, guest).process
             ended = await process.stop(grace_s if run.done.is_set() else 0)
             if run.elsewhere is None:
                 run.exits = ended.exits
             run.phases.update({f"vmm_{name}": seconds for name, seconds in (ended.phases or process.phases).items()})
+
+
+def _last(run: Run, guest: Guest) -> Guest:
+    """The guest that a run has now: another than its first `guest`, if it was elsewhere since."""
+    return run.exchange.guest if run.exchange is not None else guest
 
 
 async def do_once(guest: Guest, plan: Plan, run: Run, stdin: StdinSource, config: Config) -> None:

@@ -241,6 +241,16 @@ class Service:
             work = self.work[run.id] = Work(held=held.pop_all(), place=ticket, guests=(guest,), lasting=lasting)
         self._begin(run, work, execute(there(), do, run, self._grace_s, lasting), guest.wanted, then)
 
+    def have_again(self, run: Run, guest: Guest, ticket: Ticket) -> None:
+        """Have the machine of a run here again that was elsewhere, where it is `released` from."""
+        work = self.work[run.id]
+        if work.lasting is not None:
+            work.held.callback(work.lasting.close)
+        work.held.callback(self.admission.leave, ticket)
+        if network := guest.wanted.machine.network:
+            work.held.callback(self.networks.give_back, network)
+        work.place, work.guests = ticket, (guest,)
+
     def take_back(
         self, run: Run, memory: int, come_back: Callable[[], Awaitable[Guest]], lasting: "Lasting", tenant: Tenant | None
     ) -> None:
@@ -510,7 +520,7 @@ class Service:
     def release(self, run: Run) -> None:
         """Give back what a run took of this host: its machine is gone."""
         if work := self.work.get(run.id):
-            work.guests, work.place, work.lasting = (), None, None
+            work.guests, work.place = (), None
             work.held.close()
 
     def _over(self, run: Run, task: asyncio.Task[None], wanted: Wanted | None, then: Callable[[Run], None] | None) -> None:

@@ -36,8 +36,14 @@ class LiveStdin:
         return data
 
     def start_with(self, first: bytes) -> None:
-        """Have `first` come before what is written."""
-        self._first = BytesStdin(first)
+        """Have `first` come before what nobody has read yet."""
+        self._first = BytesStdin(first + self._first.waiting)
+
+    def skip(self, count: int) -> None:
+        """Have nobody read the next `count` bytes, which are there."""
+        waiting = self._first.waiting
+        self._first = BytesStdin(waiting[count:])
+        del self._waiting[: max(0, count - len(waiting))]
 
     @property
     def waiting(self) -> bytes:
@@ -69,6 +75,7 @@ class LiveStdin:
             self._hold(writer)
             piece = data[: ROOM - len(self._waiting)]
             self._waiting += piece
+            writer.written += len(piece)
             data = data[len(piece) :]
             if piece:
                 self._wake()
@@ -89,9 +96,13 @@ class LiveStdin:
 class StdinWriter:
     """One who may write to a run's standard input. Its first write keeps all others out until the
     block is left.
+
+    Attributes:
+        written: the bytes that standard input has taken of it.
     """
 
     def __init__(self, stdin: LiveStdin) -> None:
+        self.written = 0
         self._stdin = stdin
 
     def __enter__(self) -> Self:

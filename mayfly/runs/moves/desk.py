@@ -10,7 +10,7 @@ from mayfly.host.admission import Tenant
 from mayfly.runs.moments import check_live
 from mayfly.runs.moves.handover import Destination
 from mayfly.runs.moves.incoming import Incoming
-from mayfly.runs.moves.link import Connect, Link, Machines, Round, Times, close_quietly, within
+from mayfly.runs.moves.link import Connect, ImageSent, Link, Machines, Round, Times, close_quietly, within
 from mayfly.runs.moves.messages import Ask, Offer, Unknown
 from mayfly.runs.moves.outgoing import Moved, Outgoing
 from mayfly.runs.record import Position
@@ -50,12 +50,12 @@ class Moves:
     ) -> None:
         self._service = service
         self._machines = machines
-        self._times = times or Times()
+        self._times = times or Times().on(service.config)
         self._tenant_of = tenant_of
         self._incoming: dict[str, Incoming] = {}
 
     def begin(
-        self, run: Run, connect: Connect, *, to: str, limit_bytes_s: int = 0, tell: Callable[[Round], None] = lambda _: None
+        self, run: Run, connect: Connect, *, to: str, limit_bytes_s: int = 0, tell: Callable[[Round | ImageSent], None] = lambda _: None
     ) -> Outgoing:
         """Prepare to move a run to the server `to`.
 
@@ -63,12 +63,16 @@ class Moves:
             RunEndedError, NotRunningError: it has no machine that could be moved.
             NotMovableError: it cannot be moved at all.
         """
+        exchange = check_movable(run)
+        came = [incoming for incoming in self._incoming.values() if incoming.run_id == run.id and incoming.relay is not None]
         return Outgoing(
             run,
-            check_movable(run),
+            exchange,
             connect,
             self._machines,
             to=to,
+            came=came[-1].move if came else None,
+            relay=came[-1].relay if came else None,
             limit_bytes_s=limit_bytes_s,
             tell=tell,
             forget=lambda: self._service.leave_saves(run),

@@ -6,6 +6,7 @@ connection.
 import asyncio
 import contextlib
 import logging
+from collections.abc import Awaitable, Callable
 
 from mayfly.errors import MayflyError, MoveError, NotRunningError, ServerLostError
 from mayfly.guests.outcome import StepResult
@@ -44,8 +45,8 @@ class Followed:
 
     def __init__(self, run: Run, move: str, link: Link, connect: Connect, *, to: str, skip: int, in_step: bool, times: Times) -> None:
         self.to = to
+        self.move = move
         self._run = run
-        self._move = move
         self._link: Link | None = link
         self._connect = connect
         self._times = times
@@ -57,24 +58,51 @@ class Followed:
         self._in_step = in_step
         self._files: dict[str, Left] = {}
         self._over = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._back: Callable[[], Awaitable[None]] | None = None
 
     async def follow(self) -> None:
-        """Follow the run to its end.
+        """Follow the run to its end, there or, if it comes back, here.
 
         Raises:
             MayflyError: how it ended there, or that nobody knows.
         """
-        feeding = asyncio.create_task(self._feed(), name=f"input of run {self._run.id}") if self._run.is_interactive else None
+        if self._back is None:
+            await self._follow_there()
+        if self._back is not None:
+            await self._back()
+
+    async def _follow_there(self) -> None:
+        following = asyncio.create_task(self._follow(), name=f"follow run {self._run.id}")
+        self._tasks.append(following)
+        if self._run.is_interactive:
+            self._tasks.append(asyncio.create_task(self._feed(), name=f"input of run {self._run.id}"))
         try:
-            while not await self._follow_on():
-                await self._reconnect()
+            await asyncio.wait([following])
         finally:
             self._over.set()
-            if feeding is not None:
-                feeding.cancel()
-                await asyncio.wait([feeding])
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks)
             if self._link is not None:
                 await close_quietly(self._link)
+        if self._back is None:
+            following.result()
+
+    async def _follow(self) -> None:
+        while not await self._follow_on():
+            await self._reconnect()
+
+    def come_back(self, work: Callable[[], Awaitable[None]], taken: int) -> bytes:
+        """The run goes on here again, by `work`: follow it no more. There it took `taken` bytes of
+        the input that was sent since it went; the others, which come next.
+        """
+        self._run.elsewhere, self._back = None, work
+        for task in self._tasks:
+            task.cancel()
+        if self._run.is_interactive:
+            self._run.stdin.skip(self._skip)
+        return bytes(self._unacked[max(0, taken - self._acked) :])
 
     async def _follow_on(self) -> bool:
         """Take what comes on the present connection; whether that was the end."""
@@ -134,7 +162,7 @@ class Followed:
                 log.debug("run %s: %s", self._run.id, error)
                 continue
             try:
-                taken = await ask(link, self._move, self._run, self._times)
+                taken = await ask(link, self.move, self._run, self._times)
                 if taken is None:
                     raise MoveError(f"the run moved to {self.to}, and was lost there", hint="start it again")
                 self._drop(taken)

@@ -4,19 +4,21 @@ source sends it, and the destination keeps it for that run alone. No other run s
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 from mayfly.errors import ImageError, MoveError
 from mayfly.images.manifest import Manifest
 from mayfly.images.store import InstalledImage
-from mayfly.runs.moves.link import Link
+from mayfly.runs.moves.link import ImageSent, Link
 from mayfly.runs.moves.messages import MAX_PAGES, Image, Pages
 
 MANIFEST = "manifest.json"
+EACH_TOLD = 16 << 20
 
 
-async def send(link: Link, image: InstalledImage) -> None:
-    """Send an image.
+async def send(link: Link, image: InstalledImage, tell: Callable[[ImageSent], None]) -> None:
+    """Send an image; `tell` is told of each EACH_TOLD bytes, and of the end.
 
     Raises:
         ImageError: it is gone, or cannot be read.
@@ -26,8 +28,13 @@ async def send(link: Link, image: InstalledImage) -> None:
         manifest = (image.folder / MANIFEST).read_bytes()
         with image.initramfs.open("rb") as file:
             await link.send(Image(manifest=manifest))
+            sent = told = 0
             while piece := await asyncio.to_thread(file.read, MAX_PAGES):
                 await link.send(Pages(data=piece))
+                sent += len(piece)
+                if sent >= told + EACH_TOLD or sent == image.manifest.initramfs_size:
+                    tell(ImageSent(bytes=sent, size=image.manifest.initramfs_size))
+                    told = sent
     except OSError as error:
         raise ImageError(f"{image.folder}: {error.strerror}", hint="build the image again, and start the run again") from error
     await link.send(Pages(data=b""))

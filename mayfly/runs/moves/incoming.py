@@ -21,6 +21,7 @@ from mayfly.runs.carried import LANGUAGE, MAX_STATE, go_on_anew
 from mayfly.runs.execute import go_on
 from mayfly.runs.moments import go_on_from
 from mayfly.runs.moves import images
+from mayfly.runs.moves.followed import Followed
 from mayfly.runs.moves.handover import DESTINATION, Destination, Input
 from mayfly.runs.moves.link import Link, Machines, Place, Times, within
 from mayfly.runs.moves.messages import (
@@ -39,7 +40,7 @@ from mayfly.runs.moves.messages import (
     replay,
 )
 from mayfly.runs.moves.relay import Relay
-from mayfly.runs.record import Position
+from mayfly.runs.record import Position, Reader
 from mayfly.runs.result import RunState
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
@@ -58,7 +59,7 @@ class Incoming:
 
     def __init__(self, offer: Offer, service: Service, machines: Machines, times: Times, tenant: Tenant | None) -> None:
         self.state = Destination.OFFERED
-        self.run_id = offer.run.id
+        self.move, self.run_id = offer.move, offer.run.id
         self.link: Link | None = None
         self._offer = offer
         self._service = service
@@ -76,7 +77,8 @@ class Incoming:
         self._image: InstalledImage | None = None
         self._kept = contextlib.ExitStack()  # while the run is here
         self._guest: Guest | None = None
-        self._relay: Relay | None = None
+        self.relay: Relay | None = None
+        self._back: Followed | None = None  # what follows the run here, if it comes back
         self._taking: asyncio.Task[bool] | None = None
 
     def _step(self, happened: Input) -> None:
@@ -133,8 +135,8 @@ class Incoming:
         Raises:
             MayflyError: the connection was lost.
         """
-        if self._relay is not None:
-            await self._relay.serve(link, after)
+        if self.relay is not None:
+            await self.relay.serve(link, after)
 
     async def _misfits(self, link: Link) -> list[str]:
         """Why the run cannot be taken. An image that is lacking is taken if nothing else is in the
@@ -156,8 +158,7 @@ class Incoming:
         except MayflyError as error:
             reasons.append(error.message)
         with contextlib.suppress(UnknownRunError):
-            service.get(run.id)
-            reasons.append(f"the server has a run {run.id} already: it was there before")
+            reasons += self._there_before(service.get(run.id))
         if self._tenant is not None:
             try:
                 self._tenant.check(memory, begins=False)
@@ -182,6 +183,17 @@ class Incoming:
             reasons += self._place.misfits
         return reasons
 
+    def _there_before(self, old: Run) -> list[str]:
+        """Why the run cannot come where it was before, if it cannot come back."""
+        about, away = self._offer.run, old.elsewhere
+        if old.done.is_set() or away is None:
+            return [f"the server has a run {old.id} already; if it has ended there, it can be deleted there"]
+        if not isinstance(away, Followed) or away.move != self._offer.came:
+            return [f"the run was there before, and went to {away.to}; it comes back from there alone: move it there first"]
+        alike = old.owner == about.owner and old.outcome.step_names == about.step_names and old.is_interactive == about.interactive
+        self._back = away if alike else None
+        return [] if alike else [f"the server has another run {old.id}"]
+
     async def _take(self, link: Link) -> bool:
         """Take the run; whether it goes on here. Raises what went wrong."""
         try:
@@ -190,13 +202,13 @@ class Incoming:
                 await link.send(Misfits(reasons=tuple(reasons)))
                 return False
             self._step(Input.FITS)
-            await link.send(Fits(held=self._place.held, portable=self._portable is not None))
+            await link.send(Fits(held=self._place.held, portable=self._portable is not None, back=self._back is not None))
             run, handed = await self._receive(link)
             exchange = self._go_on_with(run, handed)
             self._step(Input.COPIED)
             await link.send(Ready())
             await self._commit(link)
-            await self._run(run, exchange)
+            await self._run(run, handed, exchange)
         except BaseException as error:
             if self.state not in (Destination.RUNNING, Destination.DISCARDED):
                 self._step(Input.CUT if isinstance(error, ServerLostError | asyncio.CancelledError) else Input.FAULT)
@@ -317,15 +329,31 @@ class Incoming:
         if not isinstance(message, Commit):
             raise MoveError(f"the source sent {type(message).__name__} in place of COMMIT")
 
-    async def _run(self, run: Run, exchange: Exchange) -> None:
+    async def _run(self, run: Run, handed: Handed, exchange: Exchange) -> None:
         """Take the run among those of this server, and let it go on.
 
         Raises:
-            HostError: it cannot be taken; it is the source's still.
+            MayflyError: it cannot be taken; it is the source's still.
         """
+        if self._back is not None:
+            self._have_again(run, handed, self._back)
+        else:
+            self._adopt(run, exchange)
+        self._step(Input.COMMIT)  # from here on the run is here, whatever happens
+        guest = self._guest
+        assert guest is not None  # noqa: S101 (it is there since READY)
+        if self._portable is not None:
+            return
+        try:
+            await guest.process.resume()
+        except MayflyError as error:  # the run sees that its machine is gone
+            log.warning("run %s: its machine does not go on: %s", run.id, error)
+            await guest.process.stop(0)
+
+    def _adopt(self, run: Run, exchange: Exchange) -> None:
         guest, ticket, service = self._guest, self._ticket, self._service
         assert guest is not None and ticket is not None  # noqa: S101 (they are there since READY)
-        self._relay = relay = Relay(run, service)
+        self.relay = relay = Relay(run, service)
 
         def over(_: Run) -> None:
             relay.close()
@@ -336,14 +364,32 @@ class Incoming:
         except BaseException:
             relay.close()
             raise
-        self._step(Input.COMMIT)  # from here on the run is here, whatever happens
-        if self._portable is not None:
-            return
-        try:
-            await guest.process.resume()
-        except MayflyError as error:  # the run sees that its machine is gone
-            log.warning("run %s: its machine does not go on: %s", run.id, error)
-            await guest.process.stop(0)
+
+    def _have_again(self, come: Run, handed: Handed, away: Followed) -> None:
+        """Have the run that was here before go on with what came: its readers and writers here
+        notice nothing.
+        """
+        guest, ticket, service = self._guest, self._ticket, self._service
+        assert guest is not None and ticket is not None  # noqa: S101 (they are there since READY)
+        run = service.get(come.id)
+        if run.done.is_set() or run.elsewhere is not away or not come.record.has(run.record.end):
+            raise MoveError("the run was ended where it comes back to", hint="look at that server's log")
+        rest_of_it = Reader(come.record, after=run.record.end)
+        while (event := rest_of_it.take()) is not None:
+            run.replay(event)
+
+        async def work() -> None:
+            try:
+                await go_on(exchange, run, service.config, self._job)
+            finally:
+                relay.close()
+                self._kept.close()
+
+        rest = away.come_back(work, handed.taken)
+        moment = replace(handed.moment, stdin=handed.moment.stdin + rest)
+        exchange = self._go_on_with(run, replace(handed, moment=moment))
+        service.have_again(run, guest, ticket)
+        self.relay = relay = Relay(run, service)
 
 
 async def first(wanted: Coroutine[Any, Any, _T], beside: "asyncio.Task[Any]") -> _T:

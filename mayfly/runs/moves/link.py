@@ -7,9 +7,10 @@ from typing import Protocol
 
 from mayfly.errors import MoveError, ServerLostError
 from mayfly.guests.start import Guest
+from mayfly.host.config import Config
 from mayfly.images.store import InstalledImage
 from mayfly.runs.moves.messages import Description, Message
-from mayfly.schema import Record
+from mayfly.schema import Record, replace
 from mayfly.vmm.config import NetworkConfig
 
 
@@ -98,6 +99,13 @@ class Machines(Protocol):
         ...
 
 
+class ImageSent(Record, frozen=True, kw_only=True):
+    """So many of the `size` bytes of the image have been sent that the other server lacks."""
+
+    bytes: int
+    size: int
+
+
 class Times(Record, frozen=True, kw_only=True):
     """How long each side waits, in seconds: for an answer that takes no work, for the machine to be
     there after its last byte, for the vmm process to take what was sent to it, for a server that is
@@ -109,6 +117,10 @@ class Times(Record, frozen=True, kw_only=True):
     flush_s: float = 2.0
     lost_s: float = 60.0
     again_s: float = 0.5
+
+    def on(self, config: Config) -> "Times":
+        """The same on a host where everything takes longer."""
+        return replace(self, answer_s=config.here(self.answer_s), ready_s=config.here(self.ready_s), flush_s=config.here(self.flush_s))
 
 
 @contextlib.asynccontextmanager

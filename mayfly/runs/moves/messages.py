@@ -14,9 +14,10 @@ from mayfly.errors import MayflyError, MoveError, from_wire, to_wire
 from mayfly.guests.outcome import StepResult
 from mayfly.guests.start import StartKind
 from mayfly.host.snippet import MIN_CHECKPOINT_S, Mode
+from mayfly.images.manifest import Seconds
 from mayfly.protocol.frames import Exit, FrameType, Stage, Stderr, Stdout
 from mayfly.runs.files import Left
-from mayfly.runs.moments import Moment, Seconds
+from mayfly.runs.moments import Moment
 from mayfly.runs.record import Mark, Position, Restored, RunEvent
 from mayfly.runs.run import Run
 from mayfly.runs.stdin import LiveStdin
@@ -93,21 +94,24 @@ class Description(Record, frozen=True, kw_only=True):
 
 class Offer(Record, frozen=True, kw_only=True, tag="offer"):
     """The first message of a move: the run, and what its `machine` needs (of
-    mayfly/snapshots/moving.py).
+    mayfly/snapshots/moving.py). It came to the source by the move `came`, if it did.
     """
 
     move: Id
     run: Description
     machine: bytes
+    came: Id | None = None
 
 
 class Fits(Record, frozen=True, kw_only=True, tag="fits"):
     """The destination takes the run, and has `held` of the layers that its machine stands on. If
-    it is `portable`, not the machine is to come but its program's checkpoint.
+    it is `portable`, not the machine is to come but its program's checkpoint. With `back` the run
+    came from the destination, where clients may write to it still.
     """
 
     held: Count
     portable: bool = False
+    back: bool = False
 
 
 class Misfits(Record, frozen=True, kw_only=True, tag="misfits"):
@@ -144,10 +148,12 @@ class Events(Record, frozen=True, kw_only=True, tag="events"):
 
 class Handed(Record, frozen=True, kw_only=True, tag="handed"):
     """All of the machine has been sent, and all events. Of a checkpoint the START in `moment` has
-    the step that lets the program go on.
+    the step that lets the program go on. Of a run that goes back, `taken` bytes of the input that
+    the destination sent since it gave it away are in `moment`, or went to the program.
     """
 
     moment: Moment
+    taken: Count = 0
     phases: dict[str, Seconds]
 
 

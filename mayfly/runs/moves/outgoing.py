@@ -20,7 +20,7 @@ from mayfly.runs.moments import Moment, hold, moment_of
 from mayfly.runs.moves import images
 from mayfly.runs.moves.followed import Followed, ask
 from mayfly.runs.moves.handover import SOURCE, Input, Source
-from mayfly.runs.moves.link import Connect, Link, Machines, Round, Times, close_quietly, within
+from mayfly.runs.moves.link import Connect, ImageSent, Link, Machines, Round, Times, close_quietly, within
 from mayfly.runs.moves.messages import (
     MAX_PAGES,
     Broken,
@@ -38,6 +38,7 @@ from mayfly.runs.moves.messages import (
     describe,
     error_of,
 )
+from mayfly.runs.moves.relay import Relay
 from mayfly.runs.record import Reader
 from mayfly.runs.run import Run
 from mayfly.schema import Record, replace
@@ -62,8 +63,9 @@ class Moved(Record, frozen=True, kw_only=True):
 class Outgoing:
     """The move of `run` to the server that `connect` connects to and whose name is `to`.
 
-    `tell` is told of each round. `forget` is called before the machine is given up, and `freed`
-    when it is gone.
+    It came here by the move `came`, if it did, and what its source sends comes by `relay`.
+    `tell` is told of each round, and of the image before. `forget` is called before the machine is
+    given up, and `freed` when it is gone.
     """
 
     def __init__(
@@ -74,8 +76,10 @@ class Outgoing:
         machines: Machines,
         *,
         to: str,
+        came: str | None,
+        relay: Relay | None,
         limit_bytes_s: int,
-        tell: Callable[[Round], None],
+        tell: Callable[[Round | ImageSent], None],
         forget: Callable[[], Awaitable[None]],
         freed: Callable[[], None],
         times: Times,
@@ -98,7 +102,10 @@ class Outgoing:
         self._rounds = self._bytes = 0
         self._paused = self._cancelled = False
         self._held_at = self._paused_s = 0.0
-        self._skip = 0
+        self._skip = self._taken = 0
+        self._came, self._relay = came, relay
+        self._back = False  # it goes where it came from
+        self._held_relay: Relay | None = None
         self._carried: Carried | None = None  # the program, if that moves without its machine
 
     def begin(self) -> "asyncio.Task[Moved]":
@@ -185,6 +192,9 @@ class Outgoing:
             self._hand_over(None)
             if not self._carried.stopped:
                 self._run.carried = None
+        if self._held_relay is not None:
+            self._held_relay.go_on()
+            self._held_relay = None
         self._exchange.go_on()
 
     def _hand_over(self, elsewhere: Elsewhere | None) -> None:
@@ -201,18 +211,18 @@ class Outgoing:
             NotMovableError: it does not fit there, or ended meanwhile.
             MayflyError: it cannot be moved.
         """
-        await link.send(
-            Offer(move=self.id, run=describe(self._run, self._guest.wanted.machine), machine=await self._machines.offer(self._guest))
-        )
+        about, machine = describe(self._run, self._guest.wanted.machine), await self._machines.offer(self._guest)
+        await link.send(Offer(move=self.id, run=about, machine=machine, came=self._came))
         async with within(self._times.answer_s, "the destination did not answer"):
             answer = await link.receive()
         image = self._guest.wanted.image
         if isinstance(answer, Lacks) and answer.digest == image.manifest.initramfs_digest:
-            await images.send(link, image)
+            await images.send(link, image, self._tell)
             async with within(self._times.ready_s, "the image was not there"):
                 answer = await link.receive()
         match answer:
-            case Fits(held=held, portable=portable):
+            case Fits(held=held, portable=portable, back=back):
+                self._back = back
                 self._step(Input.FITS)
             case Misfits(reasons=reasons):
                 self._step(Input.MISFITS)
@@ -285,11 +295,13 @@ class Outgoing:
     async def _hold(self) -> None:
         self._held_at = time.monotonic()
         await hold(self._run, self._exchange, self._times.flush_s)
+        if self._back and self._relay is not None:
+            self._held_relay, self._taken = self._relay, self._relay.hold()
 
     async def _hand(self, link: Link, moment: Moment) -> None:
         """Send what the run is besides."""
         self._skip = len(moment.stdin)
-        await link.send(Handed(moment=moment, phases=dict(self._run.phases)))
+        await link.send(Handed(moment=moment, phases=dict(self._run.phases), taken=self._taken))
 
     def _round(self, one: Round) -> None:
         self._rounds = one.number

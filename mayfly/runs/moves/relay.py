@@ -3,6 +3,7 @@ what the source's clients send comes from there, over one connection after anoth
 """
 
 import asyncio
+import collections
 import contextlib
 import logging
 
@@ -40,15 +41,29 @@ class Relay:
         self._service = service
         self._came = run.record.end
         self._link: Link | None = None
-        self._inputs: asyncio.Queue[bytes] = asyncio.Queue()
+        self._inputs: collections.deque[bytes] = collections.deque()  # the first of them may be taken in part
+        self._more = asyncio.Event()
         self._accepted = self._taken = 0
         self._writer = StdinWriter(run.stdin) if run.is_interactive else None
-        self._feeding = asyncio.create_task(self._feed(self._writer), name=f"input of run {run.id}") if self._writer else None
+        self._feeding: asyncio.Task[None] | None = None
+        self.go_on()
 
     def close(self) -> None:
-        """The run is over."""
+        """The run is over, or goes on where it came from."""
         if self._feeding is not None:
             self._feeding.cancel()
+
+    def hold(self) -> int:
+        """Give the run nothing more of the input that came, until `go_on`; how many bytes it has
+        taken of it.
+        """
+        self.close()
+        return self._writer.written if self._writer is not None else 0
+
+    def go_on(self) -> None:
+        """Give the run its input."""
+        if self._writer is not None:
+            self._feeding = asyncio.create_task(self._feed(self._writer), name=f"input of run {self._run.id}")
 
     async def serve(self, link: Link, after: Position | None) -> None:
         """Say that the run goes on here, then send what happens in it behind `after`, or since it
@@ -133,20 +148,26 @@ class Relay:
         new = data[self._accepted - offset :]
         if new or not data:
             self._accepted += len(new)
-            self._inputs.put_nowait(new)
+            self._inputs.append(new)
+            self._more.set()
 
     async def _feed(self, writer: StdinWriter) -> None:
         """Give the run its input, as fast as it takes that."""
         while True:
-            data = await self._inputs.get()
+            while not self._inputs:
+                self._more.clear()
+                await self._more.wait()
+            data = self._inputs[0]
             try:
                 if data:
-                    await writer.write(data)
+                    await writer.write(data[writer.written - self._taken :])
                 else:
                     writer.end()
             except RequestError as error:  # it ended, or a client here writes to it
                 log.info("run %s: input that came from where it was is not taken: %s", self._run.id, error)
+            self._inputs.popleft()
             self._taken += len(data)
+            writer.written = self._taken
             if self._link is not None:
                 with contextlib.suppress(ServerLostError):
                     await self._link.send(Taken(count=self._taken))

@@ -455,3 +455,25 @@ def test_only_what_has_an_id_is_a_saved_run(monkeypatch: pytest.MonkeyPatch, tmp
     for name in ("...", ".lock", "other", f".{'0' * 32}.lock", "0" * 31):
         (folder / name).touch()
     assert list(saves.left()) == ["0" * 32]
+
+
+def test_a_run_that_comes_back_is_saved_again_and_outlasts_its_machine(serve: Servers, tmp_path: Path) -> None:
+    async def scenario(service: Service, world: World) -> None:
+        async with Service(small_config(tmp_path, socket=tmp_path / "there.sock"), factory()) as there:
+            play_toys(there, world)
+            here, other = (Moves(one, ToyMachines(one, world), TIMES) for one in (service, there))
+            road, back = Road(other, iter(())), Road(here, iter(()))
+            run = await begun(service)
+            await save(service, run)
+            await follow(here.begin(run, road.connect, to="there"))
+            await follow(other.begin(there.get(run.id), back.connect, to="here"))
+            await until(run, len(run.record.output(1)[0]) + 100)
+            await save(service, run)
+            world.made[-1].die()
+            await until_restored(run, 1)
+            await check_end(service, world, run)
+            assert left() == []
+            await road.close()
+            await back.close()
+
+    serve(scenario)

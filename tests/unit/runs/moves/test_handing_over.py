@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import UNSET
 
-from mayfly.errors import HostError, MayflyError
+from mayfly.errors import HostError, MayflyError, NotMovableError, RunEndedError
 from mayfly.host.snippet import Snippet
 from mayfly.runs.moves.desk import Moves, follow
 from mayfly.runs.record import Reader
@@ -25,13 +26,13 @@ RUNNING = 11
 
 
 class Stage:
-    """Two servers, and the road from the first to the second."""
+    """Two servers, and the roads from the first to the second, and back."""
 
-    def __init__(self, here: Service, there: Service, world: World, cuts: Iterator[Cut | None]) -> None:
+    def __init__(self, here: Service, there: Service, world: World, cuts: Iterator[Cut | None], cuts_back: Iterator[Cut | None]) -> None:
         self.here, self.there, self.world = here, there, world
         self.machines_here, self.machines_there = ToyMachines(here, world), ToyMachines(there, world)
         self.moves_here, self.moves_there = Moves(here, self.machines_here, TIMES), Moves(there, self.machines_there, TIMES)
-        self.road = Road(self.moves_there, cuts)
+        self.road, self.road_back = Road(self.moves_there, cuts), Road(self.moves_here, cuts_back)
         for service in (here, there):
             play_toys(service, world)
 
@@ -41,6 +42,9 @@ class Stage:
     async def move(self, run: Run) -> Any:
         return await follow(self.moves_here.begin(run, self.road.connect, to="there"))
 
+    async def move_back(self, run: Run) -> Any:
+        return await follow(self.moves_there.begin(self.there.get(run.id), self.road_back.connect, to="here"))
+
 
 Scenario = Callable[[Stage], Awaitable[Any]]
 
@@ -49,18 +53,19 @@ Scenario = Callable[[Stage], Awaitable[Any]]
 def play(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
     install_toys(monkeypatch, tmp_path)
 
-    def call(scenario: Scenario, cuts: tuple[Cut | None, ...] = (), seed: int = 0) -> Any:
+    def call(scenario: Scenario, cuts: tuple[Cut | None, ...] = (), seed: int = 0, cuts_back: tuple[Cut | None, ...] = ()) -> Any:
         async def whole() -> Any:
             world = World(seed)
             async with (
                 Service(small_config(tmp_path), factory()) as here,
                 Service(small_config(tmp_path), factory()) as there,
             ):
-                stage = Stage(here, there, world, iter(cuts))
+                stage = Stage(here, there, world, iter(cuts), iter(cuts_back))
                 try:
                     return await asyncio.wait_for(scenario(stage), patience(60))
                 finally:
                     await stage.road.close()
+                    await stage.road_back.close()
 
         before = open_descriptors()
         result = asyncio.run(whole())
@@ -360,3 +365,128 @@ def test_a_connection_that_is_lost_again_and_again_loses_no_input(play: Callable
 
     cuts = (Cut(first, arrives=True), Cut(4, arrives=False), Cut(6, arrives=True), Cut(3, arrives=False), None)
     play(scenario, cuts=cuts, seed=first)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_run_comes_back_again_and_again(play: Callable[..., Any], seed: int) -> None:
+    """Who reads and writes where it began notices nothing, nor who reads where it was meanwhile."""
+
+    async def scenario(stage: Stage) -> None:
+        run = stage.start(1 << 30, interactive=True)  # in spite of all that is written to it
+        said, enough = bytearray(), asyncio.Event()
+
+        async def write() -> None:
+            with StdinWriter(run.stdin) as writer:
+                while not enough.is_set():
+                    words = b"".join(b"[%d]" % number for number in range(len(said), len(said) + 9))
+                    await writer.write(words)
+                    said.extend(words)
+                    await asyncio.sleep(0)
+                await writer.write(b"quit")
+
+        await until(run, 50)
+        writing = asyncio.create_task(write())
+        for _ in range(3):
+            await stage.move(run)
+            there = stage.there.get(run.id)
+            assert stage.here.admission.used == 0
+            size = len(there.record.output(0)[0])
+            await until(there, size + 50)
+            await stage.move_back(run)
+            assert run.result().moved_to is UNSET
+            assert there.result().moved_to == "here"
+            assert stage.there.admission.used == 0
+            await until(run, len(run.record.output(0)[0]) + 50)
+        enough.set()
+        await writing
+        await stage.here.settled(run)
+        out, err = read_all(run)
+        assert err == said.decode() + "quit"
+        counted(out)
+        assert run.to_json()["status"] == "ok"
+        await there.done.wait()
+        assert there.record.output(0) == run.record.output(0)
+        assert there.record.end == run.record.end
+        assert stage.here.admission.used == 0
+        assert not stage.here.work
+
+    play(scenario, seed=seed)
+
+
+@pytest.mark.parametrize("arrives", [False, True])
+@pytest.mark.parametrize("at", range(RUNNING + 4))
+def test_the_connection_is_lost_at_any_message_on_the_way_back(play: Callable[..., Any], at: int, arrives: bool) -> None:
+    async def scenario(stage: Stage) -> None:
+        run = stage.start(-1, interactive=True)
+        said = b"".join(b"[%d]" % number for number in range(200))
+        await until(run, 50)
+        await stage.move(run)
+        with StdinWriter(run.stdin) as writer:
+            await writer.write(said[:100])
+            moving = asyncio.create_task(stage.move_back(run))
+            for place in range(100, len(said), 10):
+                await writer.write(said[place : place + 10])
+                await asyncio.sleep(0)
+            await asyncio.wait([moving])
+            assert (run.elsewhere is None) == (moving.exception() is None)
+            await writer.write(b"quit")
+        await stage.here.settled(run)
+        out, err = read_all(run)
+        assert err == said.decode() + "quit"
+        counted(out)
+        assert run.to_json()["status"] == "ok"
+
+    play(scenario, cuts_back=(Cut(at, arrives), Cut(0, False), Cut(1, True), Cut(3, True), None), seed=at)
+
+
+def test_a_run_that_is_ended_while_it_comes_back_is_nowhere(play: Callable[..., Any]) -> None:
+    async def scenario(stage: Stage) -> None:
+        stage.machines_there.endless = True
+        run = stage.start(-1, interactive=True)
+        await until(run, 50)
+        await stage.move(run)
+        moving = asyncio.create_task(stage.move_back(run))
+        while stage.road_back.log.count("Pages") < 2:
+            await asyncio.sleep(0)
+        await stage.here.forget(run.id)
+        await asyncio.wait([moving])
+        await stage.road_back.close()
+        assert not stage.world.running
+        assert (stage.here.admission.used, stage.there.admission.used) == (0, 0)
+
+    play(scenario)
+
+
+def test_signals_and_the_end_go_to_a_run_that_came_back(play: Callable[..., Any]) -> None:
+    async def scenario(stage: Stage) -> None:
+        run = stage.start(-1, interactive=True)
+        await until(run, 50)
+        await stage.move(run)
+        await stage.move_back(run)
+        there = stage.there.get(run.id)
+        await stage.there.signal(there, 10)
+        await stage.here.signal(run, 12)
+        while not all(word in read_all(there)[1] for word in ("<10>", "<12>")):
+            await there.record.changed()
+        await stage.there.forget(there.id)
+        assert run.to_json()["error"]["code"] == "run_ended"
+        assert not stage.world.running
+
+    play(scenario)
+
+
+def test_a_run_that_was_there_before_comes_back_by_the_way_it_went_alone(play: Callable[..., Any]) -> None:
+    async def scenario(stage: Stage) -> None:
+        run = stage.start(-1, interactive=True)
+        await until(run, 50)
+        await stage.move(run)
+        stage.moves_there._incoming.clear()  # as if it had come from somewhere else
+        with pytest.raises(NotMovableError, match="comes back from there alone"):
+            await stage.move_back(run)
+        with StdinWriter(run.stdin) as writer:
+            await writer.write(b"quit")
+        await stage.here.settled(run)
+        with pytest.raises(RunEndedError):
+            await stage.move_back(run)
+
+    play(scenario)

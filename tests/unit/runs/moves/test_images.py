@@ -14,9 +14,11 @@ from mayfly.errors import MayflyError
 from mayfly.files import file_digest
 from mayfly.images.store import InstalledImage
 from mayfly.runs.moves import images
+from mayfly.runs.moves.desk import follow
+from mayfly.runs.moves.link import ImageSent
 from tests.kit.api_fakes import install_toys
 from tests.kit.toy_moves import Cut, Wire, counted, with_content
-from tests.unit.runs.moves.test_handing_over import Stage, moved_or_not, play, read_all, until
+from tests.unit.runs.moves.test_handing_over import Stage, play, read_all, until
 
 __all__ = ["play"]  # a fixture
 
@@ -31,7 +33,10 @@ def left() -> list[Path]:
 
 
 @pytest.mark.parametrize("cut", [None, *(Cut(at, arrives) for at in (1, 2, 3, 5, 6) for arrives in (False, True))])
-def test_an_image_that_is_lacking_is_sent_and_kept_for_the_run_alone(play: Callable[..., Any], cut: Cut | None) -> None:
+def test_an_image_that_is_lacking_is_sent_and_kept_for_the_run_alone(
+    play: Callable[..., Any], cut: Cut | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "EACH_TOLD", 2 * LARGE)
     _, digest = with_content(bytes(2 * LARGE) + b"the end")
     numbers = NUMBERS if cut is None else 300
 
@@ -39,9 +44,14 @@ def test_an_image_that_is_lacking_is_sent_and_kept_for_the_run_alone(play: Calla
         stage.machines_there.lacks = digest
         run = stage.start(numbers)
         await until(run, 100)
-        moved = await moved_or_not(stage, run)
+        told: list[Any] = []
+        going = stage.moves_here.begin(run, stage.road.connect, to="there", tell=told.append)
+        await asyncio.gather(follow(going), return_exceptions=True)
+        moved = run.elsewhere is not None
         assert moved == (cut is None)
         if moved:
+            assert told[0] == ImageSent(bytes=2 * LARGE, size=2 * LARGE + 7)
+            assert told[1] == ImageSent(bytes=2 * LARGE + 7, size=2 * LARGE + 7)
             (folder,) = left()
             assert file_digest(folder / "initramfs") == digest
         await run.done.wait()
@@ -78,7 +88,7 @@ def test_another_image_than_was_asked_for_is_not_taken(
         folder = tmp_path / "taken"
         folder.mkdir()
         async with asyncio.TaskGroup() as group:
-            group.create_task(images.send(source, image))
+            group.create_task(images.send(source, image, lambda _: None))
             group.create_task(images.receive(destination, folder, digest, 7))
 
     with pytest.raises(ExceptionGroup) as caught:
