@@ -43,13 +43,14 @@ ROUNDS = 5
 CALIBRATION_S = 0.2
 RDTSC = bytes.fromhex("0f31 48c1e220 4809d0 c3")
 """A function: rdtsc; shl rdx, 32; or rax, rdx; ret."""
+MAKES_UP = 10 * EACH_LINE  # Pages that it may be late with, some 100 ms
 SETTLE_LINES = 200
 CLONES = 2
 
 
 def writer(ticks: int) -> str:
     """A guest that writes a BATCH of pages each so many ticks of the time-stamp counter. It makes
-    up for what it is late, up to a line's time: not for a pause.
+    up for what it is late where others had its processor: not for a longer pause.
     """
     stores = "".join(f"        mov [rdi + {number * PAGE}], ebx\n" for number in range(BATCH))
     return f"""
@@ -89,7 +90,7 @@ next:   add ebx, {BATCH}
         or rax, rdx
         cmp rax, r9
         jb 4b
-        lea rcx, [r9 + {ticks * EACH_LINE // BATCH}]
+        lea rcx, [r9 + {ticks * MAKES_UP // BATCH}]
         cmp rax, rcx
         jb next
         mov r9, rax
