@@ -120,7 +120,9 @@ def test_a_run_that_nobody_takes_goes_on(fails: str) -> None:
     in_fleet(scenario, limit_s=280)
 
 
-def test_a_host_that_is_undrained_keeps_its_runs() -> None:
+def test_a_host_that_is_undrained_keeps_its_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toy_moves, "PACE_S", 1.0)  # it is there for as long as the other host needs to come
+
     async def scenario(fleet: Fleet) -> None:
         world = World()
         machines: list[ToyMachines] = []
@@ -143,6 +145,7 @@ def test_a_host_that_is_undrained_keeps_its_runs() -> None:
             await until(lambda: run.moving is not None)
             await operate(fleet, lambda engine: wish(engine, "h1", drain=False))
             await until(lambda: run.moving is None)
+            monkeypatch.setattr(toy_moves, "PACE_S", 0.01)
             seen: list[dict[str, Any]] = []
             await follow(way.client, run_id, seen)
             assert counted(output(seen)) == 80
