@@ -52,6 +52,7 @@ test-images: setup agent kernel python arm
 	@scripts/build-image go@1.19 --suite bookworm
 	@scripts/build-image rust@1.63 --suite bookworm
 	@scripts/build-image rust --layout docker --output build/rust-docker
+	@for name in javascript typescript java c cpp; do scripts/build-image $$name --compress lz4 || exit; done
 	@scripts/build-image wasm
 	@scripts/build-image rust-wasm --compress lz4
 	@test "$$(uname -m)" = aarch64 || scripts/build-image go --arch aarch64

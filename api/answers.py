@@ -74,6 +74,8 @@ class Language(msgspec.Struct, frozen=True, kw_only=True):
     extensions: Sequence[str]
     source_file: str
     steps: Sequence[str]
+    profiles: Annotated[Sequence[str], Meta(description="what else than running it can be done with a snippet")]
+    options: Annotated[Mapping[str, Sequence[str]], Meta(description="the values of each option")]
     memory: Annotated[int, Meta(description="bytes that a machine has at least")]
     image: str
 
@@ -90,6 +92,8 @@ class Language(msgspec.Struct, frozen=True, kw_only=True):
             extensions=manifest.extensions,
             source_file=manifest.source_file,
             steps=[step.name for step in manifest.steps],
+            profiles=list(manifest.profiles),
+            options={name: option.values for name, option in manifest.options.items()},
             memory=manifest.memory,
             image=manifest.source.reference,
         )

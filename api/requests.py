@@ -93,6 +93,9 @@ class Query(Record, frozen=True, kw_only=True):
     ) = UNSET
     target: Annotated[Literal["wasm"], Meta(description="what the program is compiled to; without it machine code")] | UnsetType = UNSET
     output: Annotated[Mode, Meta(description="what the output socket gives")] | UnsetType = UNSET
+    profile: (
+        Annotated[Literal["run", "test", "format", "lint"], Meta(description="what is done with it; run if it says nothing")] | UnsetType
+    ) = UNSET
     architecture: Annotated[Literal["x86_64", "aarch64"], Meta(description="of the machine; without it any")] | UnsetType = UNSET
     network: Annotated[bool, Meta(description="give the program a network")] | UnsetType = UNSET
     interactive: Annotated[bool, Meta(description="keep standard input open to clients")] | UnsetType = UNSET
@@ -104,11 +107,16 @@ class Body(Query, frozen=True, kw_only=True):
 
     source: Annotated[Content, Meta(description="goes to the file that the language names")] | UnsetType = UNSET
     files: Annotated[Mapping[Text, Content], Meta(max_length=MAX_ITEMS, description="content by relative name")] = {}
+    hidden_files: Annotated[
+        Mapping[Text, Content], Meta(max_length=MAX_ITEMS, description="beside the files, but never given back: tests, say")
+    ] = {}
     stdin: Annotated[Content, Meta(description="standard input of the program")] = ""
     args: Annotated[tuple[Text, ...], Meta(max_length=MAX_ITEMS, description="arguments of the program")] = ()
     env: Annotated[Texts, Meta(description="environment of the program")] = msgspec.field(default_factory=dict)
     build_env: Annotated[Texts, Meta(description="environment of the build step")] = msgspec.field(default_factory=dict)
-    options: Annotated[Texts, Meta(description="the language's options, such as the edition")] = msgspec.field(default_factory=dict)
+    options: Annotated[
+        Mapping[Text, Text | bool | int], Meta(max_length=MAX_ITEMS, description="the language's options, such as the edition")
+    ] = {}
     limits: Annotated[Mapping[Text, Limits], Meta(max_length=MAX_ITEMS, description="limits by step")] = {}
     tty: Annotated[Terminal, Meta(description="give the program a terminal; the run is interactive unless it says no")] | UnsetType = UNSET
     callback_url: Annotated[Line, Meta(description="where the result is posted when the run is over")] | UnsetType = UNSET
@@ -283,12 +291,19 @@ def _snippet(body: Body) -> Snippet:
     if body.source is UNSET and not body.files:
         raise UnprocessableError("there is nothing to run", hint='give "source", or "files" by name')
     cases = () if body.cases is UNSET else body.cases
-    named = [("args", body.args), ("files", body.files), ("limits", body.limits), ("collect", body.collect)]
+    options = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in body.options.items()}
+    named = [
+        ("args", body.args),
+        ("files", body.files),
+        ("hidden_files", body.hidden_files),
+        ("limits", body.limits),
+        ("collect", body.collect),
+    ]
     named += [(f"cases[{index}]", (case.name, *(case.args or ()))) for index, case in enumerate(cases)]
     for name, texts in named:
         for text in texts:
             check_text(name, text)
-    for name, table in (("env", body.env), ("build_env", body.build_env), ("options", body.options)):
+    for name, table in (("env", body.env), ("build_env", body.build_env), ("options", options)):
         _check_env(name, table)
     given = _given(body)
     if "language" in given:
@@ -298,11 +313,12 @@ def _snippet(body: Body) -> Snippet:
     return Snippet(
         source=None if body.source is UNSET else _bytes(body.source),
         files={name: _bytes(content) for name, content in body.files.items()},
+        hidden_files={name: _bytes(content) for name, content in body.hidden_files.items()},
         stdin=_bytes(body.stdin),
         args=body.args,
         env=body.env,
         build_env=body.build_env,
-        options=body.options,
+        options=options,
         limits={step: _given_limits(limits) for step, limits in body.limits.items()},
         cases=tuple(map(make_case, cases)),
         stop_at_first_failure=body.stop_at_first_failure,

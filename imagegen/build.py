@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import stat
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -72,10 +73,10 @@ def build(options: Options, progress: Progress) -> Built:
         with Spools(spool_folder) as spools:
             with progress.task("merging layers", sum(layer.path.stat().st_size for layer in layers)) as advance:
                 tree = merge(layers, spools, options.limits, lambda index: advance(layers[index].path.stat().st_size))
-            version = version_of(options.language, tree, spools)
+            version = version_of(options.language, tree, spools, image.config.env)
             if options.version and not f"{version}.".startswith(f"{options.version}."):
                 raise ImageError(f"the image has {options.language.name} {version}, not {options.version}", hint="give another --image")
-            removed = prune(tree, options.language.prune)
+            removed = prune(tree, options.language.globs)
             progress.say(f"{options.language.name} {version}; pruned {removed.total() // MIB} MiB")
             furnish(tree, spools, agent, runtime)
             under_way = Build(
@@ -178,9 +179,9 @@ def _same(folder: Path, recipe: str) -> Manifest | None:
     return known if known.recipe_digest == recipe else None
 
 
-def version_of(language: Language, tree: Tree, spools: Spools) -> str:
-    """The language's version as the image's files show it. Raises ImageError if they show none: it
-    is another image then.
+def version_of(language: Language, tree: Tree, spools: Spools, env: Mapping[str, str]) -> str:
+    """The language's version as the image's files or environment show it. Raises ImageError if none
+    does: it is another image then.
     """
 
     def read(path: str) -> bytes | None:
@@ -189,7 +190,7 @@ def version_of(language: Language, tree: Tree, spools: Spools) -> str:
             return None
         return spools.read(node.inode.content)
 
-    version = find_version(language.version, lambda: (path for path, _ in tree.walk()), read)
+    version = find_version(language.version, lambda: (path for path, _ in tree.walk()), read, env)
     if version is None:
         raise ImageError(f"the image shows no version of {language.name}", hint="is it an image of that language? give another --image")
     return version

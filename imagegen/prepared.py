@@ -50,7 +50,7 @@ def _prepared_path(options: Options, image: ResolvedImage) -> Path:
     made_of = {
         "manifest": image.manifest_digest,
         "prune": language.prune,
-        "env": environment(language, image),
+        "env": environment(msgspec.structs.replace(language, common_env={}), image),  # a locale changes nothing of it
         "prepare": msgspec.to_builtins(language.prepare),
         "version": language.version_command,
     }
@@ -133,7 +133,7 @@ def _write_unprepared(build: Build, folder: Path) -> None:
     if language.version_command:
         steps = (LanguageStep(name=VERSION_STEP, argv=language.version_command, wall_s=VERSION_S), *steps)
     memory = wanted.working_memory_mib or language.working_memory_mib
-    language = msgspec.structs.replace(language, steps=steps, warmup=Warmup(), function=None, working_memory_mib=memory)
+    language = msgspec.structs.replace(language, steps=steps, warmup=Warmup(), function=None, profiles={}, working_memory_mib=memory)
     # Without compression it is fastest to write, and to unpack where machines are emulated.
     unprepared = dataclasses.replace(build, options=dataclasses.replace(build.options, language=language, compression="none"), recipe="")
     archive = write(unprepared, folder / "initramfs")

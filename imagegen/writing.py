@@ -18,7 +18,7 @@ from mayfly.imagegen.rootfs.cpio import Summary, write_cpio
 from mayfly.imagegen.rootfs.layers import Spools
 from mayfly.imagegen.rootfs.prune import sizes
 from mayfly.imagegen.rootfs.tree import Tree
-from mayfly.images.manifest import ImageSource, LanguageStep, Manifest
+from mayfly.images.manifest import ImageSource, LanguageStep, Manifest, Profile
 from mayfly.units import MIB
 
 SHOWN = 1 * MIB
@@ -74,15 +74,21 @@ def describe(build: Build, archive: Archive) -> Manifest:
     function = language.function
     if function is not None:
         function = msgspec.structs.replace(function, steps=_steps(function.steps, image.config.working_dir))
+    profiles: dict[str, Profile] = {
+        name: msgspec.structs.replace(profile, steps=_steps(profile.steps, image.config.working_dir))
+        for name, profile in language.profiles.items()
+    }
     return Manifest(
         language=language.name,
         version=build.version,
         arch=options.arch,
         extensions=language.extensions,
         source_file=language.source_file,
+        source_files=language.source_files,
         steps=_steps(language.steps, image.config.working_dir),
         warmup=msgspec.structs.replace(language.warmup, steps=_steps(language.warmup.steps, image.config.working_dir)),
         function=function,
+        profiles=profiles,
         checkpoint=language.checkpoint,
         target=language.target,
         options=offered(language, build.version),
@@ -115,7 +121,7 @@ def large(found: Mapping[str, int]) -> dict[str, int]:
 
 def environment(language: Language, image: ResolvedImage) -> dict[str, str]:
     """What all of a language's programs get."""
-    return {"PATH": DEFAULT_PATH, **image.config.env, **language.env}
+    return {"PATH": DEFAULT_PATH, **language.common_env, **image.config.env, **language.env}
 
 
 def _steps(steps: tuple[LanguageStep, ...], working_dir: str) -> tuple[LanguageStep, ...]:

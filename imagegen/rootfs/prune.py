@@ -17,6 +17,8 @@ DEPTH = 3
 
 def translate(glob: str) -> str:
     """The regular expression of a glob, for a match of a path or of one of its parents."""
+    if "[" in glob:
+        raise ValueError(f"glob {glob!r} has a [, which is not one of ours")
     parts = []
     depth = 0
     for token in re.findall(r"\*\*/|\*\*|\*|\?|\{|\}|,|[^*?{},]+", glob):

@@ -32,7 +32,10 @@ ELSEWHERE = {
     "workload": "mayfly.cli.workload",
 }
 """Groups of commands in modules of their own, imported when they are called."""
-ALSO = {"drain": "mayfly.cli.move", "fork": "mayfly.cli.fork", "move": "mayfly.cli.move"}
+ALSO = {
+    **{"drain": "mayfly.cli.move", "fork": "mayfly.cli.fork", "move": "mayfly.cli.move"},
+    **{"fmt": "mayfly.cli.profiles", "lint": "mayfly.cli.profiles", "test": "mayfly.cli.profiles"},
+}
 """Commands in modules of their own, by the names that they have there."""
 
 
@@ -203,7 +206,7 @@ def run(
 
     return asyncio.run(
         run_file(
-            file,
+            (file,),
             args,
             language=language,
             target=target or "",
@@ -321,7 +324,7 @@ def _open_standard_descriptors() -> None:
 
 def main() -> None:
     """Run `mayfly`."""
-    _finish("mayfly", cli, OUR_STATUS if sys.argv[1:2] in (["run"], ["resume"]) else 1)
+    _finish("mayfly", cli, OUR_STATUS if sys.argv[1:2] in (["run"], ["resume"], ["test"], ["fmt"], ["lint"]) else 1)
 
 
 def imagegen() -> None:

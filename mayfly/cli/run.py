@@ -4,21 +4,23 @@ import asyncio
 import contextlib
 import functools
 import json
+import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mayfly.cli.cases import line, summary
 from mayfly.cli.descriptors import FdStdin, FdWriter, settle
 from mayfly.cli.messages import plain, report
-from mayfly.errors import HostError, MayflyError
+from mayfly.errors import HostError, MayflyError, UnknownLanguageError
 from mayfly.guests.outcome import LIMIT_STATUS, OUR_STATUS, Outcome, signal_name
 from mayfly.guests.spawner import GRACE_S
 from mayfly.guests.zygote import Zygote
 from mayfly.host.config import Config
-from mayfly.host.snippet import Snippet
+from mayfly.host.snippet import RUN, Snippet
+from mayfly.images.manifest import Manifest
 from mayfly.images.store import InstalledImage
 from mayfly.protocol.frames import ExitHow, Limit, Stage, Stderr, Stdout
 from mayfly.runs.cases import CaseResult
@@ -44,8 +46,47 @@ def read_source(path: Path) -> bytes:
         raise HostError(f"{path}: cannot be read: {error.strerror}", hint="give the path of a source file") from error
 
 
+def name_files(paths: Sequence[Path], manifest: Manifest, profile: str) -> dict[str, Path]:
+    """The names in the working folder of files, and of those in folders: a single one as the
+    language wants it, several as they lie beneath the folder that they have in common.
+
+    Raises:
+        HostError: a folder is empty, or a file is not there.
+    """
+    found = [file for path in paths for file in (_files_in(path) if path.is_dir() else [path])]
+    if len(found) == 1 and not paths[0].is_dir():
+        wanted = manifest.profiles[profile].source_file if profile in manifest.profiles else ""
+        return {wanted or manifest.source_name(found[0].name): found[0]}
+    whole = [Path(os.path.abspath(path)) for path in found]  # noqa: PTH100  # resolve() would follow links
+    folders = [os.path.abspath(path if path.is_dir() else path.parent) for path in paths]  # noqa: PTH100
+    common = os.path.commonpath(folders)
+    return {path.relative_to(common).as_posix(): given for path, given in zip(whole, found, strict=True)}
+
+
+def _find_image(service: Service, language: str, paths: Sequence[Path], target: str) -> InstalledImage:
+    """The image of a language; without one that for the first file, or for any of a folder.
+
+    Raises:
+        UnknownLanguageError: there is none.
+    """
+    files = _files_in(paths[0]) if paths[0].is_dir() else [paths[0]]
+    for path in files[:-1]:
+        with contextlib.suppress(UnknownLanguageError):
+            return service.find_image(language, path, target)
+    return service.find_image(language, files[-1], target)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    found = sorted(
+        path for path in folder.rglob("*") if path.is_file() and not any(part.startswith(".") for part in path.parts[len(folder.parts) :])
+    )
+    if not found:
+        raise HostError(f"{folder}: has no files", hint="give the path of source files")
+    return found
+
+
 async def run_file(
-    path: Path,
+    paths: Sequence[Path],
     args: tuple[str, ...],
     *,
     language: str,
@@ -61,9 +102,12 @@ async def run_file(
     zygote: Callable[[], Zygote],
     as_json: bool,
     verbose: bool,
+    hidden: Sequence[Path] = (),
+    finish: Callable[[Run, Mapping[str, Path]], int] | None = None,
 ) -> int:
-    """Run the file and give the exit status of docs/api.md. SIGINT and SIGTERM end the machine
-    first. `asked` are further fields of the snippet.
+    """Run the files, of which the first says the language, and give the exit status of docs/api.md.
+    SIGINT and SIGTERM end the machine first. `asked` are further fields of the snippet. With
+    `finish` nothing is shown meanwhile: it says what came of it, and the exit status.
     """
     loop = asyncio.get_running_loop()
     stopped: asyncio.Future[int] = loop.create_future()
@@ -71,15 +115,25 @@ async def run_file(
         loop.add_signal_handler(number, settle, stopped, 128 + number)
     grace_s = GRACE_S if as_json or verbose else 0
     async with Service(config, zygote, grace_s=grace_s) as service:
-        image = service.find_image(language, path, target)
-        source = read_source(path)
+        image = _find_image(service, language, paths, target)
+        named = name_files([*paths, *hidden], image.manifest, asked.get("profile", RUN))
+        contents = {name: read_source(path) for name, path in named.items()}
+        concealed = {name for name, path in named.items() if any(path.is_relative_to(one) for one in hidden)}
+        files = {name: content for name, content in contents.items() if name not in concealed}
+        asked = {"files": files, "hidden_files": {name: contents[name] for name in concealed}, **asked}
         chosen = find(snapshot) if snapshot else None
-        snippet = Snippet(source=source, args=args, options=options, network=network, interactive=interactive, **asked)
+        snippet = Snippet(
+            args=args,
+            options=options,
+            network=network,
+            interactive=interactive,
+            **asked,
+        )
         with _local_terminal(stopped) if tty else contextlib.nullcontext() as terminal:
             if terminal is None:
                 stdin = None if snippet.checkpoint_every_s else FdStdin(0)
                 run = service.start(snippet, image, stdin, snapshot=chosen)
-                showing = asyncio.create_task(_nothing(run) if as_json else _show(run))
+                showing = asyncio.create_task(_nothing(run) if as_json or finish else _show(run))
             else:
                 run = service.start(replace(snippet, tty=terminal.size), image, terminal.stdin, snapshot=chosen)
                 resize = functools.partial(service.resize, run)
@@ -98,7 +152,8 @@ async def run_file(
             print(json.dumps(run.to_json(), ensure_ascii=False), flush=True)
         else:
             explain(run.outcome, config.time_factor)
-        kept = not snippet.collect or _keep_files(run, collect_to)
+        status = finish(run, named) if finish and not as_json else run.verdict().exit_status
+        kept_files = not snippet.collect or _keep_files(run, collect_to)
         if verbose:
             for name, seconds in run.phases.items():
                 print(f"mayfly: {name:<16} {seconds * 1000:10.1f} ms", file=sys.stderr)
@@ -106,7 +161,7 @@ async def run_file(
                 print(f"mayfly: exits {name:<10} {count:10}", file=sys.stderr)
         if run.outcome.error is None and service.bases.lacks(image, network=network):
             await _make_base(service, image, stopped, network=network)
-    return run.verdict().exit_status or (0 if kept else OUR_STATUS)
+    return status or (0 if kept_files else OUR_STATUS)
 
 
 def _keep_files(run: Run, folder: Path | None) -> bool:

@@ -87,6 +87,18 @@ class _Encoded(msgspec.Struct, frozen=True):
     base64: bytes
 
 
+class TestOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """A test of the profile `test`. `outcome` is passed, failed, skipped, error or timeout."""
+
+    __test__ = False  # pytest takes it for tests of its own
+
+    name: str
+    outcome: str
+    message: str = ""
+    wall_ms: float | None = None
+    output: str = ""
+
+
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """A run, ended or as far as it is. `status` is None until its end, then: ok, failed, signal,
     limit, build_failed, error. `phases` are seconds. `moved_to` is the server where it goes on, or
@@ -106,6 +118,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     forked_from: str | None = None
     moved_to: str | None = None
     cases: CasesOutput | None = None
+    tests: tuple[TestOutput, ...] = ()
     collected: Mapping[str, _Encoded] = msgspec.field(name="files", default_factory=dict)
 
     @property
@@ -167,6 +180,7 @@ class LanguageInfo(msgspec.Struct, frozen=True, kw_only=True):
     extensions: tuple[str, ...] = ()
     source_file: str = ""
     steps: tuple[str, ...] = ()
+    profiles: tuple[str, ...] = ()
 
 
 class FunctionResult(msgspec.Struct, frozen=True, kw_only=True):

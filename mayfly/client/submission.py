@@ -41,12 +41,14 @@ class RunOptions(TypedDict, total=False):
 
     language: str
     target: str
+    profile: str
     files: Mapping[str, Content]
+    hidden_files: Mapping[str, Content]
     stdin: Content
     args: Sequence[str]
     env: Mapping[str, str]
     build_env: Mapping[str, str]
-    options: Mapping[str, str]
+    options: Mapping[str, str | bool | int]
     limits: Mapping[str, LimitsInput]
     network: bool
     architecture: str
@@ -69,6 +71,8 @@ def body(source: Content | None, options: RunOptions) -> dict[str, Any]:
         found["stdin"] = _content(options["stdin"])
     if "files" in options:
         found["files"] = {name: _content(content) for name, content in options["files"].items()}
+    if "hidden_files" in options:
+        found["hidden_files"] = {name: _content(content) for name, content in options["hidden_files"].items()}
     if "cases" in options:
         found["cases"] = [_case(case) for case in options["cases"]]
     for name in ("args", "collect"):

@@ -10,7 +10,7 @@ import msgspec
 from mayfly.errors import BodyTooLargeError, EncodeError, OversizeError, UnprocessableError
 from mayfly.guests.job import RATES, Job, Wanted
 from mayfly.host.config import Config
-from mayfly.host.snippet import Case, Snippet, check_paths
+from mayfly.host.snippet import RUN, Case, Snippet, check_paths
 from mayfly.images import manifest
 from mayfly.images.store import InstalledImage
 from mayfly.protocol.frames import FileEntry, Start, Step, check_start
@@ -34,6 +34,8 @@ class Plan(NamedTuple):
     job: Job
     step_names: tuple[str, ...]
     cases: tuple[Job, ...] = ()
+    tests: str = ""
+    collect: tuple[str, ...] = ()
 
 
 def want_machine(image: InstalledImage, config: Config, network: NetworkConfig | None = None) -> Wanted:
@@ -79,10 +81,11 @@ def make_plan(
             been done by then.
     """
     content = image.manifest
-    files = _files(snippet, content)
+    profile = _profile(snippet, content)
+    files = _files(snippet, content, profile)
     options = _options(snippet, content)
     wanted = want_machine(image, config, network)
-    asked_for = steps or snippet.steps or content.steps
+    asked_for = steps or snippet.steps or (profile.steps if profile else content.steps)
     unknown = set(snippet.limits) - {step.name for step in asked_for}
     if unknown:
         names = ", ".join(step.name for step in asked_for)
@@ -101,7 +104,10 @@ def make_plan(
     limited = [_step(step, snippet, options, config, free) for step in asked_for]
     step_names = tuple(step.name for step in limited)
     if not snippet.cases:
-        return Plan(wanted, make_job(limited, files), step_names)
+        job = make_job(limited, files)
+        return Plan(
+            wanted, job, step_names, (), profile.tests if profile else "", (*snippet.collect, *(profile.collect if profile else ()))
+        )
     program = asked_for[-1]
     of_cases = [_step(program, _for_case(snippet, case, program.name), options, config, free) for case in snippet.cases]
     jobs = tuple(make_job([step], {}, from_products=True) for step in of_cases)
@@ -124,12 +130,28 @@ def _for_case(snippet: Snippet, case: Case, step: str) -> Snippet:
     return msgspec.structs.replace(snippet, args=snippet.args if case.args is None else case.args, limits=limits)
 
 
-def _files(snippet: Snippet, content: manifest.Manifest) -> dict[str, bytes]:
-    files = dict(snippet.files)
+def _profile(snippet: Snippet, content: manifest.Manifest) -> manifest.Profile | None:
+    """What is to be done with the snippet; None to run it."""
+    if snippet.profile == RUN:
+        return None
+    if snippet.profile not in content.profiles:
+        known = ", ".join((RUN, *content.profiles))
+        raise UnprocessableError(f"{content.language} has no profile {snippet.profile[:80]!r}", hint=f"its profiles are {known}")
+    return content.profiles[snippet.profile]
+
+
+def _files(snippet: Snippet, content: manifest.Manifest, profile: manifest.Profile | None) -> dict[str, bytes]:
+    files = {**snippet.files, **snippet.hidden_files}
     if snippet.source is not None:
-        if content.source_file in files:
-            raise UnprocessableError(f'"source" and "files" both hold {content.source_file!r}', hint="give it once")
-        files = {content.source_file: snippet.source, **files}
+        name = (profile.source_file if profile else "") or content.source_file
+        if name in files:
+            raise UnprocessableError(f'"source" and "files" both hold {name!r}', hint="give it once")
+        files = {name: snippet.source, **files}
+        check_paths(files)
+    if profile and profile.files:
+        if taken := sorted({*profile.files} & {*files}):
+            raise UnprocessableError(f"the name {taken[0]!r} is taken by what runs the tests", hint="rename the file")
+        files |= {path: text.encode() for path, text in profile.files.items()}
         check_paths(files)
     return files
 
@@ -170,7 +192,8 @@ def _step(step: manifest.LanguageStep, snippet: Snippet, options: Mapping[str, s
             )
         return float(asked.get(name, most))
 
-    argv = [part for piece in step.argv for part in (snippet.args if piece == "{args}" else (_filled(piece, options),))]
+    several = {"{args}": snippet.args, "{hidden}": tuple(snippet.hidden_files)}
+    argv = [part for piece in step.argv for part in several.get(piece) or (() if piece in several else (_filled(piece, options),))]
     tty = snippet.tty if step.stdin else None
     memory = limit("memory") or max(MIN_STEP_MEMORY, free - KERNEL_RESERVE)
     return Step(

@@ -12,6 +12,8 @@ from mayfly.images.manifest import LanguageStep
 from mayfly.protocol.frames import MAX_FILES_SIZE, MAX_PAYLOAD
 from mayfly.schema import Meta, Record
 
+RUN = "run"
+"""The profile of a snippet that says none."""
 MAX_CASES = 200
 MIN_CHECKPOINT_S = 1.0
 MAX_GLOBS = 64
@@ -68,7 +70,8 @@ class Snippet(msgspec.Struct, frozen=True, kw_only=True):
 
     `env` is the program's environment, `build_env` that of the build step. `options` are the
     language's own choices (`edition`). `limits` are by step, then by name, as in the configuration.
-    `steps` are run in place of the language's.
+    `steps` are run in place of the language's. What is done with it is its `profile`; the
+    program's user cannot read `hidden_files` back, which are beside its `files`.
     Standard input is at its end behind `stdin`, unless the run is `interactive`. With `tty` the
     program has a terminal of that size, which its standard input, output and error are. With
     `detach` the run goes on when the client that waits for it goes away.
@@ -84,6 +87,8 @@ class Snippet(msgspec.Struct, frozen=True, kw_only=True):
     language: str = ""
     source: bytes | None = None
     files: Mapping[str, bytes] = {}
+    hidden_files: Mapping[str, bytes] = {}
+    profile: str = RUN
     stdin: bytes = b""
     args: tuple[str, ...] = ()
     env: Mapping[str, str] = {}
@@ -119,7 +124,13 @@ class Snippet(msgspec.Struct, frozen=True, kw_only=True):
         if self.checkpoint_every_s:
             self._check_lasting()
         check_globs(self.collect)
-        check_paths(self.files)
+        check_paths([*self.files, *self.hidden_files])
+        if both := sorted({*self.files} & {*self.hidden_files}):
+            raise UnprocessableError(f'"files" and "hidden_files" both hold {both[0][:80]!r}', hint="give it once")
+        if self.profile != RUN and (self.cases or self.checkpoint_every_s):
+            raise UnprocessableError(
+                f"the profile {self.profile[:80]!r} takes no cases and no checkpoint_every_s", hint="they are for the profile run"
+            )
 
     def _check_lasting(self) -> None:
         """Refuse what no save of a machine holds."""

@@ -8,8 +8,8 @@ name; times are in seconds, sizes in bytes.
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Self
+from pathlib import Path, PurePath
+from typing import Annotated, Any, Literal, Self
 
 import msgspec
 from msgspec import Meta
@@ -86,6 +86,23 @@ class Function(Record, frozen=True, kw_only=True):
             raise ValueError(f"{self.source_file} is the function's own file")
 
 
+class Profile(Record, frozen=True, kw_only=True):
+    """What else than running it can be done with a snippet: test, format or lint it.
+
+    A source that has no name goes to `source_file`, or to the language's own. `files` is the text
+    of what goes beside the snippet's own files, by paths relative to /work. `{hidden}` as a whole
+    element of a step's `argv` stands for the names of the request's hidden files. With `tests` the
+    last step puts out results of tests (mayfly.runs.tested says how). Files that match `collect`
+    are given back.
+    """
+
+    steps: Annotated[tuple[LanguageStep, ...], Meta(min_length=1)]
+    source_file: Annotated[str, Meta(pattern="^[^/]*$")] = ""
+    files: Mapping[str, str] = {}
+    tests: Literal["", "lines", "libtest", "gotest"] = ""
+    collect: tuple[str, ...] = ()
+
+
 class Option(Record, frozen=True, kw_only=True):
     """A choice that a snippet has, such as the edition of the language."""
 
@@ -111,7 +128,8 @@ class Manifest(Record, frozen=True, kw_only=True):
     image, and taken out of it. `recipe_digest` is over everything that went into it; an image of
     the same recipe need not be built again. `checkpoint` is the file in /work that the last step's
     program writes when SIGUSR1 stops it; empty if it cannot be stopped so. `target` is what the
-    programs are compiled to (`wasm`); empty if that is the machine's own code.
+    programs are compiled to (`wasm`); empty if that is the machine's own code. A source is written
+    to `source_file`, or to the one of `source_files` for the extension that it has.
     """
 
     language: str
@@ -119,6 +137,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     arch: str
     extensions: tuple[str, ...]
     source_file: str
+    source_files: Mapping[str, str] = {}
     steps: tuple[LanguageStep, ...]
     env: Mapping[str, str]
     source: ImageSource
@@ -136,6 +155,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     options: Mapping[str, Option] = {}
     warmup: Warmup = Warmup()
     function: Function | None = None
+    profiles: Mapping[str, Profile] = {}
     checkpoint: str = ""
     target: str = ""
     sizes: Mapping[str, Count] = {}
@@ -145,7 +165,8 @@ class Manifest(Record, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not re.fullmatch(VERSION, self.version):
             raise ImageError(f"the version {self.version[:80]!r} is not usable", hint="a version has letters, digits and . _ + ~ -")
-        jobs = (self.steps, self.warmup.steps, self.function.steps if self.function else ())
+        others = (profile.steps for profile in self.profiles.values())
+        jobs = (self.steps, self.warmup.steps, self.function.steps if self.function else (), *others)
         for env in (self.env, *(step.env for steps in jobs for step in steps)):
             _check_env(env)
         size = max(_size(self.env, steps) for steps in jobs)
@@ -153,6 +174,10 @@ class Manifest(Record, frozen=True, kw_only=True):
             raise ImageError(
                 f"environment and steps have {size} bytes; at most {MAX_START} can go to a guest", hint="use an image with less"
             )
+
+    def source_name(self, path: str) -> str:
+        """The name in the working folder of a source that is called `path` elsewhere."""
+        return self.source_files.get(PurePath(path).suffix, self.source_file)
 
     def to_json(self) -> str:
         """The manifest as JSON text, the same for equal manifests."""

@@ -130,6 +130,7 @@ async def _collect_files(exchange: Exchange, run: Run, config: Config) -> None:
     run.files = Files()
     try:
         run.files = await _collect(exchange, run.collect, config, config.collect_bytes)
+        run.files.hide(run.hidden)
     except MayflyError as error:
         run.files.error = error
     run.lap("files")

@@ -2,7 +2,7 @@
 
 import io
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from mayfly.errors import CollectError, MayflyError
@@ -53,6 +53,10 @@ class Files:
         except MayflyError as error:
             raise CollectError(f"the program left files that cannot be given back: {error.message}", hint=error.hint) from error
         self.by_name = {name: Left(stat.S_IMODE(mode), bytes(data)) for name, (mode, data) in self._taken.items()}
+
+    def hide(self, names: Iterable[str]) -> None:
+        """Leave out the files of these names."""
+        self.by_name = {name: left for name, left in self.by_name.items() if name not in set(names)}
 
     def __len__(self) -> int:
         """Bytes of their content."""

@@ -115,6 +115,18 @@ class CasesReport(msgspec.Struct, frozen=True, kw_only=True):
     results: Sequence[CaseReport]
 
 
+class TestReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A test: how it went, what it says of that, and what it put out. One that did not come to its
+    end is an error, or a timeout if a limit of time ended it.
+    """
+
+    name: str
+    outcome: Literal["passed", "failed", "skipped", "error", "timeout"]
+    message: str
+    wall_ms: float | None
+    output: str
+
+
 class FileContent(msgspec.Struct, frozen=True, kw_only=True):
     """A file that a program left."""
 
@@ -138,6 +150,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     forked_from: Annotated[str, Meta(description="the run whose clone it is")] | UnsetType = UNSET
     moved_to: Annotated[str, Meta(description="the server where it goes on, or ended")] | UnsetType = UNSET
     cases: CasesReport | UnsetType = UNSET
+    tests: Annotated[Sequence[TestReport], Meta(description="of the profile test; empty if they could not be built")] | UnsetType = UNSET
     files: Annotated[Mapping[str, FileContent], Meta(description="what was collected, by relative name")] | UnsetType = UNSET
     files_error: Annotated[Problem, Meta(description="why there are none")] | UnsetType = UNSET
 

@@ -21,8 +21,9 @@ from mayfly.protocol.frames import Done, Exit, Hello, Stage, Stderr, Stdout
 from mayfly.runs.cases import CaseResult, Cases
 from mayfly.runs.files import Files
 from mayfly.runs.record import Attempt, Record, Restored, RunEvent
-from mayfly.runs.result import Problem, RunResult, RunState, describe_cases, describe_files, describe_step
+from mayfly.runs.result import Problem, RunResult, RunState, TestReport, describe_cases, describe_files, describe_step
 from mayfly.runs.stdin import LiveStdin
+from mayfly.runs.tested import read_tests
 
 
 class Moving(Protocol):
@@ -64,14 +65,15 @@ class Run:
     """One run. `outcome` grows while it is under way; `step_names` are the steps of its job;
     `readers` are the time limits of those who read its record over HTTP; `owner` is the tenant
     whose it is, or empty; `cases` are None where the program runs once, `files` until there are
-    any that were asked for with `collect`. An interactive one has a `stdin` that clients write to;
-    one whose program is at a terminal `has_terminal`. `exchange` is the conversation of its
-    program, while there is one that can be held; `checkpoint` is the file that its program writes
-    when SIGUSR1 stops it, or empty; `moving` and `elsewhere` say whether it moves, or has moved.
-    Who moves, saves or clones its machine is `alone` with it; it is `going`, and takes what is
-    sent to it, unless it stands still for that; `carried` is its program while that is stopped to
-    go on in another machine. A clone is `forked_from` the run with that id. Its machine is saved
-    every `checkpoint_every_s` seconds, or never (0).
+    any that were asked for with `collect`, without those that are `hidden`. With `tests` its
+    last step puts out results of tests, in that form. An interactive one has a `stdin` that
+    clients write to; one whose program is at a terminal `has_terminal`. `exchange` is the
+    conversation of its program, while there is one that can be held; `checkpoint` is the file
+    that its program writes when SIGUSR1 stops it, or empty; `moving` and `elsewhere` say
+    whether it moves, or has moved. Who moves, saves or clones its machine is `alone` with it;
+    it is `going`, and takes what is sent to it, unless it stands still for that; `carried` is
+    its program while that is stopped to go on in another machine. A clone is `forked_from` the
+    run with that id. Its machine is saved every `checkpoint_every_s` seconds, or never (0).
     """
 
     def __init__(
@@ -87,6 +89,8 @@ class Run:
         stdin: LiveStdin | None = None,
         has_terminal: bool = False,
         collect: tuple[str, ...] = (),
+        hidden: tuple[str, ...] = (),
+        tests: str = "",
         checkpoint: str = "",
         run_id: str = "",
         forked_from: str = "",
@@ -107,6 +111,8 @@ class Run:
         self.outcome = Outcome(step_names)
         self.cases = Cases(cases, stop=stop_at_first_failure, tell=self.record.append) if cases else None
         self.collect = (*collect, checkpoint) if checkpoint else collect
+        self.hidden = hidden
+        self.tests = tests
         self.checkpoint = checkpoint
         self.files: Files | None = None
         self.exchange: Exchange | None = None
@@ -179,6 +185,8 @@ class Run:
             stdin=LiveStdin() if self.is_interactive else None,
             has_terminal=self.has_terminal,
             collect=self.collect,
+            hidden=self.hidden,
+            tests=self.tests,
             forked_from=self.id,
             checkpoint_every_s=self.checkpoint_every_s,
         )
@@ -272,8 +280,16 @@ class Run:
             forked_from=self.forked_from or UNSET,
             moved_to=UNSET if self.elsewhere is None else self.elsewhere.to,
             cases=describe_cases(self.cases) if self.cases is not None else UNSET,
+            tests=self._tests() if self.tests else UNSET,
             **(describe_files(self.files) if self.files is not None else {}),
         )
+
+    def _tests(self) -> list[TestReport]:
+        """The results of its tests; none while they are under way, or if they were not built."""
+        step = self.outcome.steps[-1] if self.outcome.steps else None
+        if step is None or len(self.outcome.steps) < len(self.outcome.step_names):
+            return []
+        return read_tests(self.tests, self.record.output(step.exit.step)[0], step.exit)
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain data."""

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,7 @@ def install(
     function: manifest.Function | None = None,
     checkpoint: str = "",
     target: str = "",
+    profiles: Mapping[str, manifest.Profile] | None = None,
 ) -> None:
     """Put an image into the data folder; its initramfs is a stand-in."""
     from mayfly import paths
@@ -143,6 +144,7 @@ def install(
         function=function,
         checkpoint=checkpoint,
         target=target,
+        profiles=profiles or {},
         env={"LANG": "C.UTF-8"},
         source=manifest.ImageSource(reference="oci:x", manifest_digest="", config_digest="", layers=()),
         compression="none",

@@ -109,7 +109,7 @@ def _files(image: InstalledImage, files: Sequence[Mapping[str, Any]]) -> dict[st
         name = file.get("name") or f"file{index}.code"
         if not isinstance(name, str):
             raise RequestError(f"files[{index}].name must be a string")
-        name = image.manifest.source_file if index == main else name.removeprefix("./")
+        name = image.manifest.source_name(name) if index == main else name.removeprefix("./")
         if name in found:
             raise RequestError(f"files[{index}].name is {name[:80]!r}, which is another file already", hint="rename it")
         try:

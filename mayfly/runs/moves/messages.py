@@ -86,6 +86,8 @@ class Description(Record, frozen=True, kw_only=True):
     memory: Count
     checkpoint_every_s: Seconds = 0.0
     network: NetworkHad | None = None
+    hidden: tuple[str, ...] = ()
+    tests: str = ""
 
     def __post_init__(self) -> None:
         if 0 < self.checkpoint_every_s < MIN_CHECKPOINT_S:
@@ -303,6 +305,8 @@ def describe(run: Run, machine: MachineConfig) -> Description:
         interactive=run.is_interactive,
         has_terminal=run.has_terminal,
         collect=run.collect,
+        hidden=run.hidden,
+        tests=run.tests,
         checkpoint=run.checkpoint,
         memory=machine.memory,
         checkpoint_every_s=run.checkpoint_every_s,
@@ -322,6 +326,8 @@ def make_run(about: Description) -> Run:
         stdin=LiveStdin() if about.interactive else None,
         has_terminal=about.has_terminal,
         collect=tuple(glob for glob in about.collect if glob != about.checkpoint),
+        hidden=about.hidden,
+        tests=about.tests,
         checkpoint=about.checkpoint,
         checkpoint_every_s=about.checkpoint_every_s,
     )

@@ -6,23 +6,30 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
-from mayfly.imagegen.languages import load_language, offered
+from mayfly.imagegen.languages import Language, load_language, offered
+from mayfly.images.manifest import LanguageStep
 from mayfly.protocol import frames as p
-from tests.kit.agent_process import AgentProcess, Result, greeted
+from tests.kit.agent_process import ROOT, AgentProcess, Result, greeted
 from tests.kit.agent_process import executable as executable
+from tests.kit.scale import FULL
 from tests.kit.wasm import TRAPPED
 from tests.kit.wasm import build as build_runtime
 from tests.kit.wasm_programs import compiler
 
 HAS_RUST = shutil.which("rustc") is not None
 HAS_GO = shutil.which("go") is not None
+HAS_NODE = shutil.which("node") is not None
+HAS_GCC = shutil.which("g++") is not None
 GO_CACHE, GO_CACHE_OF_RUN = "/var/cache/go", "/tmp/go-build"
 needs_rust = pytest.mark.skipif(not HAS_RUST, reason="rustc is not installed")
+needs_node = pytest.mark.skipif(not HAS_NODE, reason="node is not installed")
+needs_gcc = pytest.mark.skipif(not HAS_GCC, reason="g++ is not installed")
+needs_java = pytest.mark.skipif(shutil.which("javac") is None, reason="javac is not installed")
 needs_go = pytest.mark.skipif(not HAS_GO, reason="go is not installed")
 
 
@@ -41,11 +48,30 @@ def version_here(name: str) -> str:
     return found[0]
 
 
-def run(agent: AgentProcess, name: str, files: dict[str, str], stdin: bytes = b"", path: str = "") -> Result:
+def run(agent: AgentProcess, name: str, files: dict[str, str], stdin: bytes = b"", path: str = "", **options: str) -> Result:
     """Run files as a snippet of a language, with its compiler in `path` or wherever it is here."""
     language = load_language(name)
-    version = load_language(name).default_version if path else version_here(name)
+    agent.start(
+        *steps_here(agent, language, language.steps, path, options=options), files=[(path, text.encode()) for path, text in files.items()]
+    )
+    agent.send(p.Stdin(stdin), p.StdinEof())
+    return agent.result()
+
+
+def steps_here(
+    agent: AgentProcess,
+    language: Language,
+    steps: Sequence[LanguageStep],
+    path: str = "",
+    *,
+    wall_ms: int = 60_000,
+    hidden: Sequence[str] = (),
+    options: Mapping[str, str] = {},
+) -> list[p.Step]:
+    """Steps of a language with this host's places in them, and the options that are given."""
+    version = language.default_version if path else version_here(language.name)
     replaced = {f"{{{option}}}": found.default for option, found in offered(language, version).items()}
+    replaced |= {f"{{{option}}}": value for option, value in options.items()}
     replaced |= {"/usr/bin/mayfly-wasm": str(build_runtime())} if language.target else {}
     replaced |= {GO_CACHE: str(agent.work.parent / "cache"), GO_CACHE_OF_RUN: str(agent.work.parent / "run" / "cache")}
 
@@ -55,20 +81,18 @@ def run(agent: AgentProcess, name: str, files: dict[str, str], stdin: bytes = b"
         return text
 
     env = {"PATH": f"{path}:{os.environ['PATH']}", "HOME": str(Path.home()), **{key: local(value) for key, value in language.env.items()}}
-    steps = [
+    several = {"{args}": (), "{hidden}": tuple(hidden)}
+    return [
         p.Step(
             step.name,
-            tuple(local(part) for part in step.argv if part != "{args}"),
+            tuple(part for piece in step.argv for part in several.get(piece, (local(piece),))),
             cwd=step.cwd,
             env=tuple({**env, **step.env}.items()),
-            wall_ms=60_000,
+            wall_ms=wall_ms,
             stdin=step.stdin,
         )
-        for step in language.steps
+        for step in steps
     ]
-    agent.start(*steps, files=[(path, text.encode()) for path, text in files.items()])
-    agent.send(p.Stdin(stdin), p.StdinEof())
-    return agent.result()
 
 
 @pytest.fixture
@@ -205,3 +229,202 @@ def test_a_go_package_that_is_not_a_program_is_a_failed_build_for_webassembly_to
     result = run(go_agent, "go-wasm", {"leap.go": "package leap\n"}, path=str(compiler("go")))
     assert (result.stages, result.exit.code) == (["build"], 1)
     assert b"not a main package" in result.stderr
+
+
+HELLO_STDIN = {
+    "javascript": {"main.js": 'console.log("hello " + require("fs").readFileSync(0, "utf8").trim()); process.exitCode = 3;'},
+    "typescript": {
+        "main.ts": 'import * as fs from "fs";\n'
+        'const name: string = fs.readFileSync(0, "utf8").trim();\n'
+        "console.log(`hello ${name}`);\nprocess.exit(3);"
+    },
+    "java": {
+        "Main.java": "public class Greeter {\n  public static void main(String[] args) {\n"
+        '    System.out.println("hello " + new java.util.Scanner(System.in).next());\n    System.exit(3);\n  }\n}\n'
+    },
+    "c": {"main.c": '#include <stdio.h>\nint main(void) { char s[9]; scanf("%8s", s); printf("hello %s\\n", s); return 3; }'},
+    "cpp": {"main.cpp": '#include <iostream>\nint main() { std::string s; std::cin >> s; std::cout << "hello " << s << "\\n"; return 3; }'},
+}
+"""Programs that greet whom they are told, and end with 3."""
+
+
+@needs_node
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("main.js", 'import fs from "fs"; console.log(typeof require, typeof fs.openSync);'),
+        ("main.js", "console.log(typeof require, await Promise.resolve('function'));"),
+        ("main.mjs", "console.log(typeof require, typeof setTimeout);"),
+        ("main.cjs", "console.log(typeof await_, typeof require); var await_;"),
+    ],
+    ids=["import", "await", "mjs", "cjs"],
+)
+def test_a_script_is_what_its_extension_or_its_text_says(agent: AgentProcess, name: str, source: str) -> None:
+    result = run(agent, "javascript", {name: source})
+    assert (result.stages, result.stdout, result.stderr) == (["run"], b"undefined function\n", b"")
+
+
+@needs_node
+def test_scripts_find_the_files_beside_them(agent: AgentProcess) -> None:
+    files = {"main.js": 'console.log(require("./lib/sum")(1, 2));', "lib/sum.js": "module.exports = (a, b) => a + b;"}
+    assert run(agent, "javascript", files).stdout == b"3\n"
+    files = {
+        "main.mjs": 'import { sum } from "./lib/sum.mjs"; console.log(sum(1, 2));',
+        "lib/sum.mjs": "export const sum = (a, b) => a + b;",
+    }
+    assert run(agent, "javascript", files).stdout == b"3\n"
+
+
+@needs_node
+def test_what_is_wrong_with_a_script_is_nodes_to_say(agent: AgentProcess) -> None:
+    result = run(agent, "javascript", {"main.js": "let x = ;"})
+    assert (result.stages, result.exit.code) == (["run"], 1)
+    assert b"SyntaxError: Unexpected token ';'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("javascript", marks=needs_node),
+        pytest.param("java", marks=needs_java),
+        pytest.param("c", marks=needs_gcc),
+        pytest.param("cpp", marks=needs_gcc),
+    ],
+)
+def test_programs_read_write_and_end(agent: AgentProcess, name: str) -> None:
+    result = run(agent, name, HELLO_STDIN[name], b"world\n")
+    assert (result.stdout, result.exits[-1].code) == (b"hello world\n", 3), result.stderr
+
+
+@needs_gcc
+@pytest.mark.parametrize(("name", "message"), [("c", b"undeclared"), ("cpp", b"was not declared")])
+def test_an_error_of_c_is_a_failed_build(agent: AgentProcess, name: str, message: bytes) -> None:
+    result = run(agent, name, {load_language(name).source_file: "int main(void) { return undefined; }"})
+    assert (result.stages, result.exit.code, result.stdout) == (["build"], 1, b"")
+    assert message in result.stderr
+
+
+@needs_gcc
+def test_all_sources_in_the_folder_are_the_program(agent: AgentProcess) -> None:
+    files = {
+        "main.c": "int three(void);\nint main(void) { return three(); }",
+        "three.c": '#include "deep/n.h"\nint three(void) { return N; }',
+    }
+    assert run(agent, "c", {**files, "deep/n.h": "#define N 3\n"}).exits[-1].code == 3
+    files = {"main.cpp": "int three(); int main() { return three(); }", "three.cc": "int three() { return 3; }"}
+    assert run(agent, "cpp", files).exits[-1].code == 3
+
+
+@needs_gcc
+def test_options_of_c(agent: AgentProcess) -> None:
+    source = {"main.c": "int main(void) { int unused; return __STDC_VERSION__ == 199901L ? 9 : 8; }"}
+    plain = run(agent, "c", source)
+    assert (plain.exits[-1].code, plain.stderr) == (8, b"")
+    chosen = run(agent, "c", source, standard="c99", warnings="all")
+    assert chosen.exits[-1].code == 9
+    assert b"-Wunused-variable" in chosen.stderr
+    assert run(agent, "c", source, warnings="error").stages == ["build"]
+
+
+ESBUILD = shutil.which("esbuild", path=f"{os.environ['PATH']}:{ROOT / 'web' / 'node_modules' / '.bin'}")
+"""The playground's, once scripts/web has fetched it."""
+needs_esbuild = pytest.mark.skipif(not (ESBUILD and HAS_NODE), reason="node or esbuild is missing: scripts/web")
+
+
+@pytest.fixture
+def with_esbuild(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path that has it."""
+    monkeypatch.setenv("PATH", f"{os.environ['PATH']}:{Path(str(ESBUILD)).parent}")
+
+
+@needs_esbuild
+@pytest.mark.usefixtures("with_esbuild")
+def test_typescript_is_built_and_run(agent: AgentProcess) -> None:
+    result = run(agent, "typescript", HELLO_STDIN["typescript"], b"world\n")
+    assert (result.stages, result.stdout, result.exits[-1].code) == (["build", "run"], b"hello world\n", 3), result.stderr
+
+
+@needs_esbuild
+@pytest.mark.usefixtures("with_esbuild")
+def test_typescript_imports_enums_and_waiting(agent: AgentProcess) -> None:
+    files = {
+        "main.ts": 'import { Kind } from "./kind";\n'
+        'console.log(Kind[await Promise.resolve(Kind.Two)], (await import("node:os")).EOL.length);\n',
+        "kind.ts": "export enum Kind { One, Two }\n",
+    }
+    result = run(agent, "typescript", files)
+    assert (result.stdout, result.stderr) == (b"Two 1\n", b"")
+
+
+@needs_esbuild
+@pytest.mark.usefixtures("with_esbuild")
+def test_an_error_of_typescript_is_a_failed_build_and_types_are_not_checked(agent: AgentProcess) -> None:
+    result = run(agent, "typescript", {"main.ts": "const x: number = ;"})
+    assert (result.stages, result.exit.code) == (["build"], 1)
+    assert b'[ERROR] Unexpected ";"' in result.stderr
+    assert b"main.ts:1:18:" in result.stderr
+    assert run(agent, "typescript", {"main.ts": 'const x: number = "text"; console.log(x);'}).stdout == b"text\n"
+
+
+@needs_esbuild
+@pytest.mark.usefixtures("with_esbuild")
+def test_an_exception_in_typescript_names_its_line(agent: AgentProcess) -> None:
+    source = "interface A {\n  a: number;\n}\nfunction f(a: A) {\n  throw new Error('x');\n}\nf({ a: 1 });\n"
+    result = run(agent, "typescript", {"main.ts": source})
+    assert (result.stages, result.exits[-1].code) == (["build", "run"], 1)
+    assert b"main.ts:5:9" in result.stderr
+
+
+MAIN = "public static void main(String[] args) {"
+
+
+WITH_MAIN = {
+    "packages": {
+        "a/Other.java": "package a; public class Other { public int n() { return 1; } }",
+        "b/Start.java": f"package b; public class Start {{ {MAIN} System.out.println(new a.Other().n()); }} }}",
+    },
+    "another name": {
+        "Main.java": f"public final class Solver {{ class Inner {{}} {MAIN} System.out.println(1); }} }}",
+        "A.java": f"class A {{ {MAIN} System.out.println(2); }} }}",
+    },
+    "second class": {
+        "Main.java": f"class Other {{ int n() {{ return 1; }} }}\nclass Start {{ {MAIN} System.out.println(new Other().n()); }} }}"
+    },
+    "two mains": {
+        "Main.java": f"public class Main {{ {MAIN} System.out.println(1); }} }}",
+        "A.java": f"class A {{ {MAIN} System.out.println(2); }} }}",
+    },
+    "package in one file": {"Main.java": f"package x.y;\nimport java.util.*;\npublic class Main {{ {MAIN} System.out.println(1); }} }}"},
+}
+
+
+@needs_java
+@pytest.mark.parametrize("which", [*WITH_MAIN] if FULL else ["another name"])
+def test_the_class_with_main_is_found(agent: AgentProcess, which: str) -> None:
+    result = run(agent, "java", WITH_MAIN[which])
+    assert (result.stdout, result.stderr, result.exits[-1].code) == (b"1\n", b"", 0)
+
+
+@needs_java
+def test_errors_of_java(agent: AgentProcess) -> None:
+    wrong = run(agent, "java", {"Main.java": "class Main { int x = true; }"})
+    assert (wrong.stages, wrong.exit.code) == (["build"], 1)
+    assert b"Main.java:1: error: incompatible types" in wrong.stderr
+    none = run(agent, "java", {"Main.java": "class Main { int x = 1; }"})
+    assert (none.stages, none.exit.code) == (["build"], 1)
+    assert b"no class has a method main" in none.stderr
+    thrown = run(agent, "java", {"Main.java": f"class Main {{ {MAIN} int[] x = {{}}; x[1] = 2; }} }}"})
+    assert thrown.exits[-1].code == 1
+    assert b"ArrayIndexOutOfBoundsException" in thrown.stderr
+    assert b"Main.main(Main.java:1)" in thrown.stderr
+
+
+if FULL:
+
+    @needs_java
+    def test_options_of_java(agent: AgentProcess) -> None:
+        source = {"Main.java": f"class Main {{ record P(int a) {{}} {MAIN} System.out.println(new P(1)); java.util.List l = null; }} }}"}
+        assert run(agent, "java", source).stdout == b"P[a=1]\n"
+        old = run(agent, "java", source, release="11")
+        assert old.stages == ["build"], old.stderr
+        assert b"[rawtypes]" in run(agent, "java", source, warnings="all").stderr

@@ -5,6 +5,7 @@ snippet agree on.
 import json
 import platform
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,7 +15,7 @@ from mayfly.errors import BodyTooLargeError, ConfigError, RequestError, UnknownL
 from mayfly.host.config import Config
 from mayfly.host.plan import KERNEL_RESERVE, make_plan, want_machine
 from mayfly.host.snippet import Case, Snippet
-from mayfly.images.manifest import LanguageStep, Option
+from mayfly.images.manifest import LanguageStep, Option, Profile
 from mayfly.images.store import Images, InstalledImage, targeted
 from mayfly.protocol.frames import MAX_FILES_SIZE
 from mayfly.units import MIB
@@ -226,3 +227,46 @@ def test_a_bad_manifest_does_not_break_the_other_images(changes: dict[str, objec
     assert Images().find("toy").manifest.language == "toy"
     with pytest.raises(UnknownLanguageError):
         Images().find("py@1.0")
+
+
+def image_with_profiles() -> InstalledImage:
+    """An image whose language has tests and a formatter."""
+    test = Profile(
+        steps=(LanguageStep(name="build", argv=("cc", "{hidden}", "{args}")), LanguageStep(name="run", argv=("./t",))),
+        source_file="test.toy",
+        files={".mayfly/shim": "text"},
+        tests="lines",
+    )
+    form = Profile(steps=(LanguageStep(name="run", argv=("fmt", "{hidden}")),), collect=("*.toy",))
+    image = toy()
+    return image._replace(manifest=msgspec.structs.replace(image.manifest, profiles={"test": test, "format": form}))
+
+
+def test_a_profile_has_steps_and_files_of_its_own() -> None:
+    snippet = Snippet(source=b"s", hidden_files={"a.toy": b"a", "b": b"b"}, profile="test", args=("x",))
+    plan = make_plan(snippet, image_with_profiles(), Config())
+    assert (plan.step_names, plan.tests, plan.collect) == (("build", "run"), "lines", ())
+    assert plan.job.start.steps[0].argv == ("cc", "a.toy", "b", "x")
+    files = {entry.path: data for entry, data in zip(plan.job.start.files, plan.job.files, strict=True)}
+    assert files == {"test.toy": b"s", "a.toy": b"a", "b": b"b", ".mayfly/shim": b"text"}
+    plan = make_plan(Snippet(source=b"s", profile="format", collect=("x",)), image_with_profiles(), Config())
+    assert (plan.step_names, plan.tests, plan.collect) == (("run",), "", ("x", "*.toy"))
+    assert plan.job.start.steps[0].argv == ("fmt",)
+    assert make_plan(Snippet(source=b"s", hidden_files={"h": b""}), image_with_profiles(), Config()).step_names == ("build", "run")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"profile": "lint"}, "toy has no profile 'lint'"),
+        ({"profile": "test", "files": {".mayfly/shim": b""}}, "taken by what runs the tests"),
+        ({"profile": "test", "files": {"test.toy": b""}}, "both hold 'test.toy'"),
+        ({"profile": "test", "files": {"a": b""}, "hidden_files": {"a": b""}}, "both hold 'a'"),
+        ({"profile": "test", "hidden_files": {"../a": b""}}, "is not allowed"),
+        ({"profile": "test", "cases": (Case(),)}, "takes no cases"),
+    ],
+)
+def test_a_profile_that_does_not_fit(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(UnprocessableError) as caught:
+        make_plan(Snippet(source=b"s", **fields), image_with_profiles(), Config())
+    assert words in str(caught.value)

@@ -164,7 +164,7 @@ def test_the_manifest_says_what_the_image_is(layout: Path) -> None:
     assert manifest.initramfs_size == len(archive)
     assert manifest.agent_digest == f"sha256:{hashlib.sha256(AGENT).hexdigest()}"
     assert manifest.end_marker == _entries(built)[b"mayfly/end"].data.decode()
-    assert manifest.env == {"PATH": "/toy/bin", "A": "b\x1b[2J", "TOY": "1"}
+    assert manifest.env == {"PATH": "/toy/bin", "LANG": "C.UTF-8", "A": "b\x1b[2J", "TOY": "1"}
     assert [(step.name, step.cwd) for step in manifest.steps] == [("build", "/work"), ("run", "/srv")]
     assert manifest.warmup.files == {"main.toy": "hello"}
     assert [(step.argv, step.cwd) for step in manifest.warmup.steps] == [(("toyc", "main.toy"), "/srv")]

@@ -43,6 +43,11 @@ def test_globs(glob: str, path: bytes, matches: bool) -> None:
     assert (re.compile(translate(glob).encode(), re.DOTALL).fullmatch(path) is not None) is matches
 
 
+def test_a_class_of_letters_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"has a \["):
+        translate("gcc-[0-9]")
+
+
 def test_an_unclosed_brace_is_refused() -> None:
     with pytest.raises(ValueError, match="brace"):
         translate("a{b")
@@ -102,6 +107,72 @@ def test_a_change_of_a_language_changes_those_that_are_like_it(tmp_path: Path) -
     assert (changed.name, changed.source_file, changed.digest in digests) == ("y", "main.y", False)
 
 
+SHARED = ("sh", "cat", "echo", "env", "head", "ls", "mkdir", "mv", "printf", "pwd", "rm", "sleep", "sort", "tail", "touch", "true", "wc")
+"""Programs that every snippet may start."""
+NO_USE = (
+    *("boot/vmlinuz", "usr/sbin/useradd", "usr/bin/dpkg", "usr/bin/perl", "usr/bin/apt-get", "usr/share/doc/x/y"),
+    *("var/lib/dpkg/status", "etc/apt/sources.list", "etc/pam.d/login", "usr/lib/systemd/systemd"),
+    "usr/lib/x86_64-linux-gnu/libsystemd.so.0",
+)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_no_languages_globs_drift_from_the_others(name: str) -> None:
+    """What the machine's own programs may start is the same for all, and nothing stays that none
+    needs. A program of WebAssembly starts none, and sees no time zone.
+    """
+    gone = Pruner(load_language(name).prune)
+    assert [path for path in (b"usr/bin/%s" % tool.encode() for tool in SHARED) if gone(path)] == []
+    assert [path for path in NO_USE if not gone(path.encode())] == []
+    for library in ("libc.so.6", "libm.so.6", "libgcc_s.so.1", "ld-linux-x86-64.so.2"):
+        assert not gone(f"usr/lib/x86_64-linux-gnu/{library}".encode())
+
+
+def test_the_programs_of_gcc_stay() -> None:
+    for name, compiler in (("c", b"gcc"), ("cpp", b"g++")):
+        gone = Pruner(load_language(name).globs)
+        links = (compiler, compiler + b"-14", b"x86_64-linux-gnu-" + compiler + b"-14", b"x86_64-linux-gnu-ld.bfd", b"as")
+        assert [path for path in links if gone(b"usr/bin/" + path)] == []
+        assert not gone(b"usr/libexec/gcc/x86_64-linux-gnu/14/cc1")
+        assert gone(b"usr/libexec/gcc/x86_64-linux-gnu/14/cc1plus") is (name == "c")
+
+
+@pytest.mark.parametrize("name", sorted({*SOURCES} - {*TO_WASM, "go", "rust"}))
+def test_languages_have_the_shared_sets(name: str) -> None:
+    """Go and Rust have lists that are older than the sets, and smaller."""
+    gone = Pruner(load_language(name).prune)
+    assert not gone(b"usr/share/zoneinfo/Asia/Tokyo")
+    assert not gone(b"usr/lib/locale/C.utf8/LC_CTYPE")
+    assert load_language(name).common_env == {"LANG": "C.UTF-8"}
+
+
+def test_shared_globs_are_put_where_they_are_named(tmp_path: Path) -> None:
+    (tmp_path / "common.yaml").write_text("env: {LANG: x}\nprune: {two: [b, c]}\n")
+    found = parse_language(_yaml(prune="[a, '@two', d]"), "x.yaml", tmp_path / "functions")
+    assert (found.prune, found.common_env) == (("a", "b", "c", "d"), {"LANG": "x"})
+    before = found.digest
+    (tmp_path / "common.yaml").write_text("prune: {two: [b]}\n")
+    assert parse_language(_yaml(prune="[a, '@two', d]"), "x.yaml", tmp_path / "functions").digest != before
+    with pytest.raises(ConfigError, match="has no set 'three'"):
+        parse_language(_yaml(prune="['@three']"), "x.yaml", tmp_path / "functions")
+    (tmp_path / "common.yaml").write_text("prone: {}\n")
+    with pytest.raises(ConfigError, match=r"common\.yaml: "):
+        parse_language(_yaml(), "x.yaml", tmp_path / "functions")
+
+
+def test_what_is_shared_is_not_a_language() -> None:
+    assert "common" not in known_languages()
+    with pytest.raises(UnknownLanguageError):
+        load_language("common")
+
+
+def test_the_version_may_be_in_the_images_environment() -> None:
+    rules = load_language("javascript").version
+    assert find_version(rules, list, lambda _: None, {"NODE_VERSION": "24.11.1"}) == "24.11.1"
+    assert find_version(rules, list, lambda _: b"Package: nodejs\nVersion: 20.19.2+dfsg-1\n") == "20.19.2"
+    assert find_version(rules, list, lambda _: None, {"NODE_VERSION": "24"}) is None
+
+
 def test_compiled_programs_have_no_build_and_no_function() -> None:
     wasm = load_language("wasm")
     assert (wasm.extensions, wasm.source_file, wasm.function) == ((".wasm", ".checkpoint"), "main.wasm", None)
@@ -114,13 +185,16 @@ def test_each_language_is_a_file_that_can_be_read() -> None:
     for name in SOURCES:
         language = load_language(name)
         assert language.name == name
-        assert [step.stdin for step in language.steps] == [False, True]
+        assert [(step.name, step.stdin) for step in language.steps] in ([("build", False), ("run", True)], [("run", True)])
         assert language.warmup.steps == language.steps
         assert list(language.warmup.files) == [language.source_file]
 
 
-@pytest.mark.parametrize("name", [name for name in SOURCES if name not in TO_WASM])
-def test_each_language_can_load_functions(name: str) -> None:
+WITH_FUNCTIONS = [name for name in SOURCES if load_language(name).function]
+
+
+@pytest.mark.parametrize("name", sorted({"go", "python", "rust", *WITH_FUNCTIONS}))
+def test_languages_load_functions(name: str) -> None:
     found = load_language(name).function
     assert found is not None
     assert [step.name for step in found.steps] in (["function"], ["build", "function"])
@@ -254,6 +328,9 @@ def test_a_small_language() -> None:
         {"source_file": "a/b"},
         {"version": "[{path: '1'}]"},
         {"version": "[{path: '(('}]"},
+        {"version": "[{env: X, file: y, pattern: '(1)'}]"},
+        {"source_files": "{.y: main.y}"},
+        {"source_files": "{.x: a/b}"},
         {"working_memory_mib": "true"},
         {"working_memory_mib": "-1"},
         {"steps": "[]"},

@@ -1,0 +1,84 @@
+import java.io.*;
+import java.nio.file.*;
+import java.util.*;
+import org.junit.platform.engine.*;
+import org.junit.platform.engine.discovery.*;
+import org.junit.platform.launcher.*;
+import org.junit.platform.launcher.core.*;
+
+/** Run JUnit's tests and put out how each went, as lines of mayfly/runs/tested.py. Arguments: the folder of classes. */
+class MayflyTests implements TestExecutionListener {
+    private final PrintStream out = System.out;
+    private final Map<String, Long> began = new HashMap<>();
+    private ByteArrayOutputStream said = new ByteArrayOutputStream();
+    private boolean failed;
+
+    public static void main(String[] args) {
+        MayflyTests listener = new MayflyTests();
+        LauncherDiscoveryRequest request = LauncherDiscoveryRequestBuilder.request()
+            .selectors(DiscoverySelectors.selectClasspathRoots(Set.of(Path.of(args[0])))).build();
+        LauncherFactory.create().execute(request, listener);
+        System.out.flush();
+        System.exit(listener.failed ? 1 : 0);
+    }
+
+    private static String name(TestIdentifier test) {
+        TestSource source = test.getSource().orElse(null);
+        if (source instanceof org.junit.platform.engine.support.descriptor.MethodSource) {
+            var method = (org.junit.platform.engine.support.descriptor.MethodSource) source;
+            String shown = test.getDisplayName();
+            String plain = method.getMethodName() + "()";
+            boolean one = test.getLegacyReportingName().equals(plain) || shown.equals(plain);
+            return method.getClassName() + "." + method.getMethodName() + (one ? "" : " " + shown);
+        }
+        return test.getDisplayName();
+    }
+
+    public void executionStarted(TestIdentifier test) {
+        if (!test.isTest()) return;
+        began.put(test.getUniqueId(), System.nanoTime());
+        put("+" + name(test));
+        said = new ByteArrayOutputStream();
+        PrintStream held = new PrintStream(said, true);
+        System.setOut(held);
+        System.setErr(held);
+    }
+
+    public void executionFinished(TestIdentifier test, TestExecutionResult result) {
+        System.setOut(out);
+        System.setErr(out);
+        Throwable error = result.getThrowable().orElse(null);
+        boolean passed = result.getStatus() == TestExecutionResult.Status.SUCCESSFUL;
+        if (!test.isTest() && passed) return;
+        failed |= result.getStatus() == TestExecutionResult.Status.FAILED;
+        String outcome = passed ? "passed" : result.getStatus() == TestExecutionResult.Status.ABORTED ? "skipped"
+            : error instanceof AssertionError ? "failed" : "error";
+        String message = error == null ? "" : error instanceof AssertionError && error.getMessage() != null ? error.getMessage() : error.toString();
+        double ms = (System.nanoTime() - began.getOrDefault(test.getUniqueId(), System.nanoTime())) / 1e6;
+        ended(name(test), outcome, message, ms, said.toString());
+    }
+
+    public void executionSkipped(TestIdentifier test, String reason) {
+        ended(name(test), "skipped", reason, 0, "");
+    }
+
+    private void put(String line) {
+        out.print("\u001e" + line + "\n");
+        out.flush();
+    }
+
+    private void ended(String name, String outcome, String message, double ms, String output) {
+        put(String.format(Locale.ROOT, "{\"name\":%s,\"outcome\":\"%s\",\"message\":%s,\"wall_ms\":%.3f,\"output\":%s}",
+            json(name), outcome, json(message), ms, json(output)));
+    }
+
+    private static String json(String text) {
+        StringBuilder found = new StringBuilder("\"");
+        for (char letter : text.substring(0, Math.min(text.length(), 65536)).toCharArray()) {
+            if (letter == '"' || letter == '\\') found.append('\\').append(letter);
+            else if (letter < ' ' || Character.isSurrogate(letter)) found.append(String.format("\\u%04x", (int) letter));
+            else found.append(letter);
+        }
+        return found.append('"').toString();
+    }
+}

@@ -1,0 +1,219 @@
+"""Run Python's tests and put out how each went, as lines of mayfly/runs/tested.py.
+
+With pytest where the image has it, else with unittest, which also takes plain functions test_*.
+Arguments: names of files that are removed once the tests are loaded, then `--`, then words of which
+a test's name must have one.
+"""
+
+import contextlib
+import importlib.util
+import inspect
+import io
+import json
+import linecache
+import os
+import sys
+import time
+import traceback
+import unittest
+from typing import Any
+
+OUT = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace")
+MAX_OUTPUT = 64 * 1024
+
+
+def put(line: Any) -> None:
+    OUT.write("\x1e" + line + "\n")
+    OUT.flush()
+
+
+def ended(name: Any, outcome: Any, seconds: Any, message: Any = "", output: Any = "") -> None:
+    put(
+        json.dumps(
+            {"name": name, "outcome": outcome, "message": message, "wall_ms": round(seconds * 1000, 3), "output": output[:MAX_OUTPUT]}
+        )
+    )
+
+
+def remove(hidden: Any) -> None:
+    for path in hidden:
+        linecache.getlines(path)  # for what a failure shows
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
+def test_files() -> Any:
+    found: list[str] = []
+    for folder, folders, names in os.walk("."):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
+        for name in sorted(names):
+            stem, dot = os.path.splitext(name)
+            if dot == ".py" and (stem.startswith("test_") or stem.endswith("_test")):
+                found.append(os.path.normpath(os.path.join(folder, name)))
+    return found or sorted(name for name in os.listdir(".") if name.endswith(".py"))
+
+
+class Result(unittest.TestResult):
+    """Tells of each test when it has ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.buffer = False
+        self.failed = False
+        self._state = ("passed", "")
+        self._held = io.StringIO()
+        self._streams = sys.stdout, sys.stderr
+        self._began = 0.0
+
+    def startTest(self, test: Any) -> None:
+        super().startTest(test)
+        self._state = ("passed", "")
+        put("+" + name_of(test))
+        self._held = io.StringIO()
+        self._streams = sys.stdout, sys.stderr
+        sys.stdout = sys.stderr = self._held
+        self._began = time.perf_counter()
+
+    def stopTest(self, test: Any) -> None:
+        seconds = time.perf_counter() - self._began
+        sys.stdout, sys.stderr = self._streams
+        outcome, message = self._state
+        self.failed |= outcome not in ("passed", "skipped")
+        ended(name_of(test), outcome, seconds, message, self._held.getvalue())
+        super().stopTest(test)
+
+    def _note(self, outcome: Any, error: Any) -> None:
+        if self._state[0] == "passed":
+            self._state = (outcome, "".join(traceback.format_exception_only(error[0], error[1])).strip())
+
+    def addFailure(self, test: Any, err: Any) -> None:
+        self._note("failed", err)
+
+    def addError(self, test: Any, err: Any) -> None:
+        if isinstance(test, unittest.TestCase):
+            self._note("error", err)
+        else:  # of a class or a module
+            self.failed = True
+            ended(str(test), "error", 0, "".join(traceback.format_exception_only(err[0], err[1])).strip())
+
+    def addSkip(self, test: Any, reason: Any) -> None:
+        self._state = ("skipped", reason)
+
+    def addExpectedFailure(self, test: Any, err: Any) -> None:
+        self._state = ("passed", "failed as expected")
+
+    def addUnexpectedSuccess(self, test: Any) -> None:
+        self._state = ("failed", "passed, but was expected to fail")
+
+    def addSubTest(self, test: Any, subtest: Any, err: Any) -> None:
+        if err is not None:
+            self._note("failed" if issubclass(err[0], test.failureException) else "error", err)
+            outcome, message = self._state
+            self._state = (outcome, subtest._subDescription() + " " + message)
+
+
+def name_of(test: Any) -> Any:
+    function = getattr(test, "_testFunc", None)  # of a FunctionTestCase
+    if function is not None:
+        return function.__module__ + "." + function.__name__
+    return test.id()
+
+
+def load(path: Any) -> Any:
+    """The tests of a file, under the name by which others import it."""
+    name = os.path.splitext(path)[0].replace(os.sep, ".")
+    spec: Any = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    suite = unittest.defaultTestLoader.loadTestsFromModule(module)
+    for key, value in vars(module).items():
+        plain = key.startswith("test") and inspect.isfunction(value) and value.__module__ == name
+        if plain and not any(parameter.default is parameter.empty for parameter in inspect.signature(value).parameters.values()):
+            suite.addTest(unittest.FunctionTestCase(value))
+    return suite
+
+
+def flat(suite: Any) -> Any:
+    for test in suite:
+        if isinstance(test, unittest.TestSuite):
+            yield from flat(test)
+        else:
+            yield test
+
+
+def with_unittest(hidden: Any, words: Any) -> Any:
+    result = Result()
+    tests: list[Any] = []
+    for path in test_files():
+        try:
+            tests += flat(load(path))
+        except BaseException as error:  # a test's module may do anything
+            if isinstance(error, SystemExit) and not error.code:
+                continue
+            result.failed = True
+            traceback.print_exc()
+            ended(path, "error", 0, "".join(traceback.format_exception_only(type(error), error)).strip())
+    remove(hidden)
+    chosen = [test for test in tests if not words or any(word in name_of(test) for word in words)]
+    unittest.TestSuite(chosen).run(result)
+    return 1 if result.failed else 0
+
+
+def with_pytest(pytest: Any, hidden: Any, words: Any) -> Any:
+    class Plugin:
+        """Tells of each test when it has ended."""
+
+        def __init__(self) -> None:
+            self.open: dict[str, list[Any]] = {}
+
+        def pytest_collection_finish(self) -> None:
+            remove(hidden)
+
+        def pytest_collectreport(self, report: Any) -> None:
+            if report.failed:
+                ended(report.nodeid or "collection", "error", 0, last_line(report.longreprtext))
+
+        def pytest_runtest_logstart(self, nodeid: Any) -> None:
+            put("+" + nodeid)
+            self.open[nodeid] = ["passed", "", 0.0]
+
+        def pytest_runtest_logreport(self, report: Any) -> None:
+            state = self.open[report.nodeid]
+            state[2] += report.duration
+            if report.failed and state[0] != "failed":
+                crash = getattr(report.longrepr, "reprcrash", None)
+                message = crash.message if crash else last_line(report.longreprtext)
+                state[:2] = ["failed" if report.when == "call" else "error", message]
+            elif report.skipped:
+                reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else getattr(report, "wasxfail", "")
+                state[:2] = ["skipped", reason]
+            if report.when == "teardown":
+                output = report.capstdout + report.capstderr
+                ended(report.nodeid, state[0], state[2], state[1], output)
+
+    def last_line(text: Any) -> Any:
+        lines = [line for line in text.splitlines() if line.strip()]
+        return lines[-1] if lines else ""
+
+    select = ["-k", " or ".join(words)] if words else []
+    status = pytest.main(["-p", "no:cacheprovider", "-p", "no:terminal", *select, *test_files()], plugins=[Plugin()])
+    return 0 if status in (0, 5) else 1
+
+
+def main() -> Any:
+    at = sys.argv.index("--")
+    hidden, words = sys.argv[1:at], sys.argv[at + 1 :]
+    sys.dont_write_bytecode = True
+    sys.path[0] = os.getcwd()
+    try:
+        import pytest
+    except ImportError:
+        return with_unittest(hidden, words)
+    return with_pytest(pytest, hidden, words)
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    sys.exit(status)

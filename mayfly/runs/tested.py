@@ -1,0 +1,207 @@
+"""Results of tests, out of what a test program prints: a guest's bytes, of which nothing is
+believed but that they are somebody's words.
+
+    lines      control lines, each behind a byte 0x1e; what is between them is the output of a test:
+                   +NAME           a test begins
+                   -STATUS MS      a program that is a test has ended with that exit status
+                   {"name", "outcome", "message"?, "wall_ms"?, "output"?}   a test has ended
+    libtest    Rust's: `--format json`, an object a line
+    gotest     Go's: `-test.v`, lines as `--- PASS: TestX (0.00s)`
+"""
+
+import re
+import signal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+from mayfly.protocol.frames import Exit, ExitHow, Limit
+from mayfly.runs.result import TestReport
+
+MAX_TESTS = 10_000
+MAX_NAME = 500
+"""Letters of a test's name."""
+SKIPPED = 77
+"""The exit status of a test program that does not apply, as of automake and meson."""
+
+Outcome: TypeAlias = Literal["passed", "failed", "skipped", "error", "timeout"]
+_GO_END = re.compile(r"^(.*?)(?:\x16)?( *)--- (PASS|FAIL|SKIP): (\S+) \((\d+(?:\.\d+)?)s\)$")
+_GO_BEGIN = re.compile(r"^(.*?)(?:\x16)?=== (RUN|CONT|NAME|PAUSE) +(\S+)$")
+_GO_OUTCOMES: Mapping[str, Outcome] = {"PASS": "passed", "FAIL": "failed", "SKIP": "skipped"}
+_GO_PLACE = re.compile(r"^\s+\S+\.go:\d+: ")
+_RUST_PANIC = re.compile(r"panicked at [^\n]*:\d+:\d+:\n(.*?)(?:\nnote: |\Z)", re.DOTALL)
+_RUST_OLD_PANIC = re.compile(r"panicked at '(.*?)', [^\n]*:\d+:\d+$", re.DOTALL | re.MULTILINE)
+
+
+class _Ended(msgspec.Struct):
+    """A control line that is an object."""
+
+    name: str
+    outcome: Outcome
+    message: str = ""
+    wall_ms: float | None = None
+    output: str | None = None
+
+
+class _LibTest(msgspec.Struct):
+    """A line of Rust's."""
+
+    type: str
+    event: str
+    name: str = ""
+    stdout: str = ""
+    message: str = ""
+    exec_time: float | None = None
+
+
+class _Tests:
+    """Tests in the order in which they began; those that have not ended are `open`."""
+
+    def __init__(self) -> None:
+        self.open: dict[str, list[str]] = {}
+        self._ended: dict[str, TestReport | None] = {}
+
+    def begin(self, name: str) -> None:
+        name = name[:MAX_NAME]
+        if name not in self._ended and len(self._ended) < MAX_TESTS:
+            self.open[name] = []
+            self._ended[name] = None
+
+    def say(self, name: str, text: str) -> None:
+        """Something that a test puts out; lost if none is open."""
+        if name[:MAX_NAME] in self.open:
+            self.open[name[:MAX_NAME]].append(text)
+
+    def end(self, name: str, outcome: Outcome, message: str, wall_ms: float | None, output: str | None = None) -> None:
+        name = name[:MAX_NAME]
+        self.begin(name)
+        said = self.open.pop(name, None)
+        if said is not None:
+            output = "".join(said) if output is None else output
+            self._ended[name] = TestReport(name=name, outcome=outcome, message=message, wall_ms=wall_ms, output=output)
+
+    def finish(self, exit: Exit) -> list[TestReport]:  # as the frame is called
+        """All of them; what has not ended says how the program did."""
+        late = exit.limit in (Limit.WALL, Limit.CPU)
+        for name in tuple(self.open):
+            self.end(name, "timeout" if late else "error", _why(exit), None)
+        return [test for test in self._ended.values() if test is not None]
+
+
+def read_tests(form: str, stdout: bytes, exit: Exit) -> list[TestReport]:
+    """The results of tests that a program has put out in this form, and how it ended."""
+    tests = _Tests()
+    _READERS[form](stdout.decode("utf-8", "replace"), tests)
+    return tests.finish(exit)
+
+
+def _why(exit: Exit) -> str:
+    if exit.limit is not Limit.NONE:
+        return f"ended by its {exit.limit.name.lower().replace('_', ' ')} limit"
+    if exit.how is ExitHow.SIGNALED:
+        return _signalled(exit.code)
+    return f"the program ended before the test did, with status {exit.code}"
+
+
+def _signalled(number: int) -> str:
+    try:
+        return f"ended by {signal.Signals(number).name}"
+    except ValueError:
+        return f"ended by signal {number}"
+
+
+def _read_lines(text: str, tests: _Tests) -> None:
+    name = ""
+    for piece in text.split("\x1e")[1:]:
+        line, _, rest = piece.partition("\n")
+        if line.startswith("+"):
+            name = line[1:]
+            tests.begin(name)
+        elif found := re.fullmatch(r"-(\d{1,3}) (\d{1,9})", line):
+            _end_program(tests, name, int(found[1]), float(found[2]))
+            name = ""
+        elif line.startswith("{"):
+            try:
+                ended = msgspec.json.decode(line.encode(), type=_Ended)
+            except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+                continue
+            tests.end(ended.name, ended.outcome, ended.message, ended.wall_ms, ended.output)
+            name = ""
+        tests.say(name, rest)
+
+
+def _end_program(tests: _Tests, name: str, status: int, wall_ms: float) -> None:
+    """A program that is a test: what it said last is the reason if it failed."""
+    said = "".join(tests.open.get(name[:MAX_NAME], ())).strip().splitlines()
+    outcome: Outcome = "passed" if status == 0 else "skipped" if status == SKIPPED else "failed"
+    reason = said[-1] if said else _signalled(status - 128) if status > 128 else f"exit status {status}"
+    tests.end(name, outcome, "" if outcome == "passed" else reason, wall_ms)
+
+
+def _read_libtest(text: str, tests: _Tests) -> None:
+    outcomes: Mapping[str, Outcome] = {"ok": "passed", "failed": "failed", "ignored": "skipped"}
+    for line in text.splitlines():
+        if not line.startswith("{"):
+            continue
+        try:
+            found = msgspec.json.decode(line.encode(), type=_LibTest)
+        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+            continue
+        if found.type == "test" and found.event == "started":
+            tests.begin(found.name)
+        elif found.type == "test" and found.event in outcomes:
+            message = found.message or (_panic(found.stdout) if found.event == "failed" else "")
+            wall_ms = None if found.exec_time is None else round(found.exec_time * 1000, 3)
+            tests.end(found.name, outcomes[found.event], message, wall_ms, found.stdout)
+
+
+def _panic(stdout: str) -> str:
+    found = _RUST_PANIC.search(stdout) or _RUST_OLD_PANIC.search(stdout)
+    return found[1].strip() if found else stdout.strip()
+
+
+def _read_gotest(text: str, tests: _Tests) -> None:
+    current = ""
+    ended: dict[str, tuple[Outcome, float]] = {}
+    for line in text.splitlines(keepends=True):
+        bare = line.removesuffix("\n")
+        if found := _GO_BEGIN.match(bare):
+            if found[1]:
+                tests.say(current, found[1])
+            if found[2] == "RUN":
+                tests.begin(found[3])
+            if found[2] != "PAUSE":
+                current = found[3]
+        elif found := _GO_END.match(bare):
+            if found[1].strip():
+                tests.say(current, found[1])
+            current = found[4]
+            ended[current] = (_GO_OUTCOMES[found[3]], float(found[5]) * 1000)
+        elif bare in ("PASS", "FAIL", "\x16PASS", "\x16FAIL"):
+            current = ""
+        else:
+            tests.say(current, line)
+    for name, (outcome, wall_ms) in ended.items():  # output may come behind the end
+        said = "".join(tests.open.get(name[:MAX_NAME], ()))
+        tests.end(name, outcome, "" if outcome == "passed" else _go_message(said), wall_ms)
+
+
+def _go_message(said: str) -> str:
+    """The first line that a test logged, with what belongs to it; or the panic."""
+    lines = said.splitlines()
+    for index, line in enumerate(lines):
+        if line.startswith("panic: "):
+            return line
+        if place := _GO_PLACE.match(line):
+            indent = len(line) - len(line.lstrip())
+            more = [line[place.end() :]]
+            for following in lines[index + 1 :]:
+                if len(following) - len(following.lstrip()) <= indent:
+                    break
+                more.append(following.strip())
+            return "\n".join(more)
+    return said.strip()
+
+
+_READERS: Mapping[str, Callable[[str, Any], None]] = {"lines": _read_lines, "libtest": _read_libtest, "gotest": _read_gotest}

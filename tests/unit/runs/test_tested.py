@@ -1,0 +1,133 @@
+"""Results of tests out of what test programs print."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mayfly.protocol.frames import Exit, ExitHow, Limit
+from mayfly.runs.tested import MAX_NAME, MAX_TESTS, read_tests
+
+
+def ended(code: int = 0, how: ExitHow = ExitHow.EXITED, limit: Limit = Limit.NONE) -> Exit:
+    """The end of a program."""
+    return Exit(step=0, how=how, code=code, limit=limit, wall_us=0, cpu_us=0, peak_memory=0, cut=(False, False))
+
+
+def found(form: str, stdout: str, end: Exit | None = None) -> list[tuple[object, ...]]:
+    """Name, outcome, message and output of each test."""
+    return [(test.name, test.outcome, test.message, test.output) for test in read_tests(form, stdout.encode(), end or ended())]
+
+
+def test_lines() -> None:
+    stdout = (
+        'before\n\x1e+a\nsaid\x1e{"name": "a", "outcome": "passed"}\nlost\n'
+        '\x1e{"name": "b", "outcome": "failed", "message": "m", "wall_ms": 1.5, "output": "o"}\n'
+        "\x1e+c\none\ntwo\n\x1e-3 20\n\x1e+d\n\x1e-134 0\n\x1e+e\n\x1e-77 0\n\x1e+f\n\x1e-0 10\n"
+        '\x1e{"name": "g", "outcome": "odd"}\n\x1e{broken\n\x1e-x\n\x1e'
+    )
+    assert found("lines", stdout) == [
+        ("a", "passed", "", "said"),
+        ("b", "failed", "m", "o"),
+        ("c", "failed", "two", "one\ntwo\n"),
+        ("d", "failed", "ended by SIGABRT", ""),
+        ("e", "skipped", "exit status 77", ""),
+        ("f", "passed", "", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("end", "outcome", "message"),
+    [
+        (ended(9, ExitHow.SIGNALED, Limit.WALL), "timeout", "ended by its wall limit"),
+        (ended(9, ExitHow.SIGNALED, Limit.MEMORY), "error", "ended by its memory limit"),
+        (ended(11, ExitHow.SIGNALED), "error", "ended by SIGSEGV"),
+        (ended(99, ExitHow.SIGNALED), "error", "ended by signal 99"),
+        (ended(3), "error", "the program ended before the test did, with status 3"),
+    ],
+)
+def test_one_that_has_not_ended_says_how_the_program_did(end: Exit, outcome: str, message: str) -> None:
+    assert found("lines", "\x1e+a\nout", end) == [("a", outcome, message, "out")]
+
+
+LIBTEST = """
+{ "type": "suite", "event": "started", "test_count": 4 }
+{ "type": "test", "event": "started", "name": "adds" }
+noise
+{ "type": "test", "name": "adds", "event": "ok", "exec_time": 0.0015, "stdout": "seen\\n" }
+{ "type": "test", "event": "started", "name": "fails" }
+{ "type": "test", "name": "fails", "event": "failed", "stdout": "thread 'fails' panicked at x.rs:3:5:\\nfailed\\n  left: 1\\nnote: x" }
+{ "type": "test", "name": "old", "event": "failed", "stdout": "thread 'old' panicked at 'boom', main.rs:3:5\\n" }
+{ "type": "test", "name": "later", "event": "ignored", "message": "why" }
+{ "type": "test", "event": "started", "name": "hangs" }
+"""
+
+
+def test_libtest() -> None:
+    late = ended(9, ExitHow.SIGNALED, Limit.CPU)
+    tests = read_tests("libtest", LIBTEST.encode(), late)
+    assert [(test.name, test.outcome, test.message) for test in tests] == [
+        ("adds", "passed", ""),
+        ("fails", "failed", "failed\n  left: 1"),
+        ("old", "failed", "boom"),
+        ("later", "skipped", "why"),
+        ("hangs", "timeout", "ended by its cpu limit"),
+    ]
+    assert (tests[0].wall_ms, tests[0].output) == (1.5, "seen\n")
+
+
+GOTEST = """=== RUN   TestPasses
+seen
+no line end--- PASS: TestPasses (0.01s)
+=== RUN   TestFails
+    leap_test.go:9: one
+        two
+--- FAIL: TestFails (0.00s)
+=== RUN   TestTable
+=== RUN   TestTable/a_b
+    leap_test.go:12: not this
+=== RUN   TestTable/c
+--- FAIL: TestTable (0.00s)
+    --- FAIL: TestTable/a_b (0.00s)
+    --- PASS: TestTable/c (0.00s)
+=== RUN   TestSkips
+    leap_test.go:20: later
+--- SKIP: TestSkips (0.00s)
+=== RUN   TestPanics
+--- FAIL: TestPanics (0.00s)
+panic: boom [recovered]
+\tpanic: boom
+
+goroutine 6 [running]:
+"""
+
+
+def test_gotest() -> None:
+    tests = found("gotest", GOTEST, ended(2))
+    assert [(name, outcome, message) for name, outcome, message, _ in tests] == [
+        ("TestPasses", "passed", ""),
+        ("TestFails", "failed", "one\ntwo"),
+        ("TestTable", "failed", ""),
+        ("TestTable/a_b", "failed", "not this"),
+        ("TestTable/c", "passed", ""),
+        ("TestSkips", "skipped", "later"),
+        ("TestPanics", "failed", "panic: boom [recovered]"),
+    ]
+    assert tests[0][3] == "seen\nno line end"
+    assert found("gotest", "=== RUN   TestX\nout\n", ended(9, ExitHow.SIGNALED, Limit.WALL)) == [
+        ("TestX", "timeout", "ended by its wall limit", "out\n")
+    ]
+
+
+def test_there_is_an_end_to_tests_and_to_their_names() -> None:
+    many = "".join(f"\x1e+{number}\n\x1e-0 0\n" for number in range(MAX_TESTS + 5))
+    assert len(found("lines", many)) == MAX_TESTS
+    assert len(str(found("lines", f"\x1e+{'x' * 9999}\n\x1e-0 0\n")[0][0])) == MAX_NAME
+
+
+@given(
+    st.sampled_from(["lines", "libtest", "gotest"]),
+    st.binary(max_size=300) | st.text(alphabet='\x1e{}+-01"a:=\n RUN', max_size=80).map(str.encode),
+)
+def test_nothing_that_is_printed_breaks_it(form: str, stdout: bytes) -> None:
+    for test in read_tests(form, stdout, ended()):
+        assert test.outcome in ("passed", "failed", "skipped", "error", "timeout")
