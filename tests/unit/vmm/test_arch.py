@@ -36,6 +36,8 @@ def defined(arch: str, module: str) -> dict[str, str]:
                 argument.annotation = None if argument.arg == "controller" else argument.annotation
             own = node.name in ("create_interrupts", "save") or node.returns is None  # a type of its own
             found[node.name] = ast.unparse(node.args) + ("" if own else f" -> {ast.unparse(node.returns)}")  # type: ignore[arg-type]
+        elif isinstance(node, ast.ClassDef):
+            found[node.name] = ""
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             found |= {name.id: "" for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
