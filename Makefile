@@ -1,5 +1,5 @@
 # Each target does its set-up too. `make demo` and `make test` are all that a newcomer needs.
-.PHONY: setup kernel agent agents wasm web wheel images python arm test-images demo test test-all intel-check lint bench clean
+.PHONY: setup kernel agent agents wasm web wheel images python arm test-images demo test test-all soak intel-check lint bench clean
 
 LEVEL = test
 demo kernel agent images: LEVEL = demo
@@ -68,6 +68,10 @@ test: setup kernel agent images python arm
 test-all: setup kernel agent images python arm test-images
 	@scripts/web --if-possible
 	@MAYFLY_FULL=1 scripts/test --report docs/test-report.md
+
+# Chaos for HOURS hours; each server that falls is said with its seed.
+soak: setup
+	@.venv/bin/python -m scripts.chaos --hours $(or $(HOURS),8)
 
 # Before a release: our tests on Intel processors as Bochs emulates them, 20 minutes and once 10 to 20 for building Bochs.
 intel-check: setup kernel agent

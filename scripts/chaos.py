@@ -1,0 +1,374 @@
+"""Drive a real server through what may befall it, and look at what is left.
+
+    python -m scripts.chaos [--events N] [--seed N] [--clients N] [--hours N]
+
+A `mayfly serve` whose machines are ordinary processes (tests/kit/fake_mayfly.py) gets runs from
+several clients at a time, who cancel, half-close, vanish and send nonsense. Meanwhile its guests
+are killed and stopped, and it is itself stopped, killed and starved of descriptors and disk. All
+follows from the seed but the kernel's scheduling.
+
+The oracle: a run that was answered was answered right; a run that was not had an error with a code,
+or lost its connection in a disturbance; the server answers afterwards, its counts add up, and when
+it has ended no process, socket or file is left.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import random
+import re
+import resource
+import secrets
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.kit.api_fakes import ROOT, install_toys
+
+MARK = "MAYFLY_CHAOS"
+PATIENCE_S = 120.0
+HALF = b"POST /run?language=toy HTTP/1.1\r\nContent-Length: 99\r\n\r\nhalf"
+NONSENSE = (b"", b"GET", b"GET / HTTP/1.1\r\n", HALF, b"\x16\x03\x01\x02\x00", b"\0" * 99)
+PAGES = ("/metrics", "/healthz", "/languages", "/openapi.json")
+DISTURBANCES = ("kill a guest", "kill a guest", "stop a guest", "stop the server", "kill the server", "descriptors", "disk")
+BESIDES = ("runs", "api.sock.lock")  # A folder and a lock that the next server takes over
+OF_KILLED = re.compile(r"fake-agent-.*|[a-z0-9_]{8}")
+"""What stands for a killed guest's file system, and what Python's tempfile tries a folder with."""
+
+
+class WrongError(Exception):
+    """The oracle says no."""
+
+
+class Server:
+    """The server process, started again after it was killed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.socket = folder / "mayfly" / "api.sock"
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir()
+        self.mark = secrets.token_hex(8)
+        self.log = (folder / "log").open("wb")
+        self.disturbances = 0  # Begins and ends of them so far
+        self.process: asyncio.subprocess.Process
+
+    async def start(self) -> None:
+        words = ["serve", "--socket", str(self.socket), "--time-factor", "1", "--cold", "--memory-budget", "512M", "--drain-s", "5"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), MARK: self.mark, "TMPDIR": str(self.temporary)}
+        command = [sys.executable, "-P", "-m", "tests.kit.fake_mayfly", "-", *words]
+        self.process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environment, stderr=self.log, start_new_session=True)
+        await self.answers()
+
+    async def answers(self) -> None:
+        """Wait until it does."""
+        until = time.monotonic() + PATIENCE_S
+        while True:
+            with contextlib.suppress(aiohttp.ClientError, OSError):
+                async with self.client() as client, client.get("/healthz") as answer:
+                    if answer.status == 200:
+                        return
+            if time.monotonic() > until or self.process.returncode is not None:
+                raise WrongError(f"the server does not answer (status {self.process.returncode}); see {self.folder / 'log'}")
+            await asyncio.sleep(0.02)  # between two looks at what has no event to wait for
+
+    @contextlib.asynccontextmanager
+    async def client(self) -> AsyncIterator[aiohttp.ClientSession]:
+        timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
+        connector = aiohttp.UnixConnector(str(self.socket))
+        async with aiohttp.ClientSession("http://localhost", connector=connector, timeout=timeout) as session:
+            yield session
+
+    def processes(self) -> Iterator[int]:
+        """All that it has started, and itself."""
+        mark = f"{MARK}={self.mark}".encode()
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0"):
+                    yield int(entry.name)
+
+    def guests(self) -> list[int]:
+        """Machines, and the programs in them."""
+        found = []
+        for pid in self.processes():
+            with contextlib.suppress(OSError):
+                command = Path(f"/proc/{pid}/cmdline").read_bytes()
+                if b"fake_mayfly" not in command and (b"fake_nursery" not in command or parent(pid) != self.process.pid):
+                    found.append(pid)
+        return sorted(found)
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+class Chaos:
+    """Clients, disturbances and what became of them."""
+
+    def __init__(self, server: Server, seed: int, events: int) -> None:
+        self.server, self.rng, self.left = server, random.Random(seed), events  # noqa: S311
+        self.outcomes: Counter[str] = Counter()
+        self.quiet = asyncio.Lock()
+
+    async def client(self) -> None:
+        while self.left > 0:
+            self.left -= 1
+            act = self.rng.choice(("run", "run", "run", "cancel", "half-close", "vanish", "nonsense", "look", "disturb"))
+            await {
+                "run": self.run,
+                "cancel": self.cancel,
+                "half-close": self.half_close,
+                "vanish": self.vanish,
+                "nonsense": self.nonsense,
+                "look": self.look,
+                "disturb": self.disturb,
+            }[act]()
+
+    def program(self) -> tuple[str, str, int]:
+        """A program, what it prints, and its exit status."""
+        word, status = f"{self.rng.getrandbits(64):x}", self.rng.choice((0, 0, 0, 7))
+        times = self.rng.choice((1, 1, 500))
+        return f"i=0; while [ $i -lt {times} ]; do echo {word}; i=$((i+1)); done; exit {status}", f"{word}\n" * times, status
+
+    async def run(self) -> None:
+        source, prints, status = self.program()
+        before = self.server.disturbances
+        try:
+            async with self.server.client() as client, client.post("/run?language=toy", data=source) as answer:
+                self.judge(answer.status, await answer.json(), prints, status, before)
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            self.lost(error, before)
+
+    def judge(self, code: int, found: dict[str, Any], prints: str, status: int, before: int) -> None:
+        """Whether the answer is right, or an error that something explains."""
+        if code == 429:
+            self.outcomes["refused"] += 1
+        elif code == 200 and found.get("status") == ("ok" if status == 0 else "failed"):
+            said = found["steps"][-1].get("stdout")
+            if said != prints:
+                raise WrongError(f"a program that prints {len(prints)} characters was answered with {str(said)[:200]!r}")
+            self.outcomes["right"] += 1
+        elif self.disturbed(before):
+            if code != 200 and "code" not in found.get("error", {}):
+                raise WrongError(f"an error without a code: {found}")
+            self.outcomes["disturbed"] += 1
+        else:
+            raise WrongError(f"a run that nothing disturbed was answered with {code} {str(found)[:400]}")
+
+    def lost(self, error: Exception, before: int) -> None:
+        if not self.disturbed(before):
+            raise WrongError(f"a connection was lost, and nothing disturbed it: {error!r}")
+        self.outcomes["lost"] += 1
+
+    async def cancel(self) -> None:
+        before = self.server.disturbances
+        try:
+            async with self.server.client() as client:
+                async with client.post("/start?language=toy", data="sleep 60") as answer:
+                    found = await answer.json()
+                if answer.status == 201:
+                    await asyncio.sleep(self.rng.random() / 10)
+                    async with client.delete(f"/runs/{found['id']}") as answer:
+                        self.outcomes[f"cancelled {answer.status}"] += 1
+                else:
+                    self.outcomes[f"not started {answer.status}"] += 1
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            self.lost(error, before)
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        try:
+            return await asyncio.open_unix_connection(str(self.server.socket))
+        except OSError:
+            self.outcomes["no connection"] += 1
+            return None
+
+    def request(self, source: str) -> bytes:
+        return f"POST /run?language=toy HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(source)}\r\n\r\n{source}".encode()
+
+    async def half_close(self) -> None:
+        """Its run goes on: only a connection that is closed on both sides cancels."""
+        source, prints, status = self.program()
+        before = self.server.disturbances
+        if streams := await self.connect():
+            reader, writer = streams
+            try:
+                writer.write(self.request(source))
+                writer.write_eof()
+                head, _, body = (await asyncio.wait_for(reader.read(), PATIENCE_S)).partition(b"\r\n\r\n")
+                self.judge(int(head.split()[1]), json.loads(body), prints, status, before)
+            except (OSError, ValueError, IndexError) as error:
+                self.lost(error, before)
+            finally:
+                writer.close()
+
+    async def vanish(self) -> None:
+        if streams := await self.connect():
+            with contextlib.suppress(OSError):
+                streams[1].write(self.request("sleep 60"))
+                await asyncio.sleep(self.rng.random() / 10)
+            streams[1].close()
+            self.outcomes["vanished"] += 1
+
+    async def nonsense(self) -> None:
+        if streams := await self.connect():
+            with contextlib.suppress(OSError):
+                streams[1].write(self.rng.choice(NONSENSE))
+                await asyncio.sleep(self.rng.random() / 20)
+            streams[1].close()
+            self.outcomes["nonsense"] += 1
+
+    async def look(self) -> None:
+        before = self.server.disturbances
+        try:
+            async with (
+                self.server.client() as client,
+                client.get(self.rng.choice(PAGES)) as answer,
+            ):
+                await answer.read()
+                if answer.status != 200 and not self.disturbed(before):
+                    raise WrongError(f"{answer.url.path} answers {answer.status}")
+        except (aiohttp.ClientError, OSError) as error:
+            self.lost(error, before)
+        self.outcomes["looked"] += 1
+
+    async def disturb(self) -> None:
+        """One at a time."""
+        what = self.rng.choice(DISTURBANCES)
+        async with self.quiet:
+            self.server.disturbances += 1
+            try:
+                await self._disturb(what)
+            finally:
+                self.server.disturbances += 1
+        self.outcomes[what] += 1
+
+    def disturbed(self, before: int) -> bool:
+        """Whether there has been one since there were so many."""
+        return bool(before % 2) or self.server.disturbances != before
+
+    async def _disturb(self, what: str) -> None:
+        server = self.server.process.pid
+        pause = self.rng.random() / 10
+        guests = self.server.guests() if "guest" in what else []
+        if what == "kill a guest" and guests:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.rng.choice(guests), signal.SIGKILL)
+        elif what in ("stop a guest", "stop the server") and (guests or what == "stop the server"):
+            pid = self.rng.choice(guests) if guests else server
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+                await asyncio.sleep(pause)
+                os.kill(pid, signal.SIGCONT)
+        elif what == "kill the server":
+            self.server.process.kill()
+            await self.server.process.wait()
+            await self.server.start()
+        elif what == "descriptors":
+            with self.limited(resource.RLIMIT_NOFILE, len(list(Path(f"/proc/{server}/fd").iterdir())) + self.rng.randrange(8)):
+                await asyncio.sleep(pause)
+        elif what == "disk":
+            with self.limited(resource.RLIMIT_FSIZE, self.rng.choice((0, 4096))):
+                await asyncio.sleep(pause)
+
+    @contextlib.contextmanager
+    def limited(self, which: int, most: int) -> Iterator[None]:
+        usual = resource.prlimit(self.server.process.pid, which)
+        resource.prlimit(self.server.process.pid, which, (most, usual[1]))
+        try:
+            yield
+        finally:
+            resource.prlimit(self.server.process.pid, which, usual)
+
+    async def settle(self) -> None:
+        """After the last event: all runs end, the counts add up, and the next run is right."""
+        until = time.monotonic() + PATIENCE_S
+        async with self.server.client() as client:
+            while True:
+                async with client.get("/healthz") as answer:
+                    health = await answer.json()
+                if not health["memory_used"] and not health["waiting"]:
+                    break
+                if time.monotonic() > until:
+                    raise WrongError(f"runs do not end: {health}")
+                await asyncio.sleep(0.05)
+        if self.server.guests():
+            await asyncio.sleep(1)
+        if left := self.server.guests():
+            raise WrongError(f"machines of no run: {left}")
+        before = dict(self.outcomes)
+        await self.run()
+        if self.outcomes["right"] != before.get("right", 0) + 1:
+            raise WrongError("the last run was not answered")
+
+
+async def end(server: Server) -> None:
+    """Stop the server, and see that nothing is left."""
+    server.process.terminate()
+    status = await asyncio.wait_for(server.process.wait(), PATIENCE_S)
+    if status:
+        raise WrongError(f"the server ended with status {status}")
+    until = time.monotonic() + PATIENCE_S
+    while left := [pid for pid in server.processes() if pid != os.getpid()]:
+        if time.monotonic() > until:
+            raise WrongError(f"processes are left: {left}")
+        await asyncio.sleep(0.05)
+    files = [str(path) for path in server.socket.parent.rglob("*") if path.name not in BESIDES]
+    files += [str(path) for path in server.temporary.iterdir() if not OF_KILLED.fullmatch(path.name)]
+    if files:
+        raise WrongError(f"files are left: {files[:10]}")
+
+
+async def play(folder: Path, seed: int, events: int, clients: int) -> Counter[str]:
+    """All of it; what became of the events."""
+    server = Server(folder)
+    await server.start()
+    chaos = Chaos(server, seed, events)
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(clients):
+                group.create_task(chaos.client())
+        await chaos.settle()
+        await end(server)
+    finally:
+        if server.process.returncode is None:
+            server.process.kill()
+            await server.process.wait()
+        server.log.close()
+    return chaos.outcomes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--events", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--clients", type=int, default=6)
+    parser.add_argument("--hours", type=float, default=0.0, help="go on with the next seed until then")
+    options = parser.parse_args()
+    until = time.monotonic() + 3600 * options.hours
+    for seed in itertools.count(options.seed):
+        one(seed, options.events, options.clients)
+        if time.monotonic() >= until:
+            return
+
+
+def one(seed: int, events: int, clients: int) -> None:
+    """A server's life; what became of the events is printed."""
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder, pytest.MonkeyPatch.context() as monkeypatch:
+        install_toys(monkeypatch, Path(folder))
+        outcomes = asyncio.run(play(Path(folder), seed, events, clients))
+    print(f"seed {seed}, {events} events: {dict(sorted(outcomes.items()))}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

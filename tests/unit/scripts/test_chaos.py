@@ -1,0 +1,27 @@
+"""Whatever befalls a server, no run is answered wrongly and nothing is left."""
+
+import asyncio
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from scripts import chaos
+from tests.kit.api_fakes import install_toys
+from tests.kit.scale import FULL
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600 if FULL else 600)]
+
+SEEDS = range(1, 11) if FULL else (1,)
+EVENTS = 200
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.usefixtures("no_leaks")
+def test_a_server_survives(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="mayfly-") as folder:  # short enough for sockets
+        install_toys(monkeypatch, Path(folder))
+        outcomes = asyncio.run(chaos.play(Path(folder), seed, EVENTS, clients=6))
+    print(f"seed {seed}: {dict(sorted(outcomes.items()))}")
+    assert outcomes["right"] > EVENTS // 10
+    assert sum(outcomes[what] for what in chaos.DISTURBANCES) > EVENTS // 30
