@@ -37,6 +37,8 @@ pub struct Function {
     state: State,
     /// What the shim has said waits for room in the channel.
     held_up: bool,
+    /// The machine goes on from a snapshot, and the shim is not told yet.
+    resumed: bool,
     /// The shim has closed its end.
     closed: Option<Instant>,
     /// How it broke the contract.
@@ -78,7 +80,7 @@ impl Function {
     pub fn new(socket: UnixStream) -> io::Result<Function> {
         socket.set_nonblocking(true)?;
         let (to_shim, from_shim, state) = (VecDeque::new(), Vec::new(), State::Loading);
-        Ok(Function { socket, to_shim, from_shim, state, held_up: false, closed: None, breach: None })
+        Ok(Function { socket, to_shim, from_shim, state, held_up: false, resumed: false, closed: None, breach: None })
     }
 
     /// Whether it waits for requests.
@@ -130,6 +132,9 @@ impl Function {
         }
         if let State::Loaded = self.state {
             streams.renew();
+            if std::mem::take(&mut self.resumed) {
+                self.tell(RESUMED, 0, "", 0);
+            }
             self.tell(REQUEST, id, &content_type, size);
         }
         self.to_shim.extend(&data);
@@ -138,10 +143,10 @@ impl Function {
         Ok(())
     }
 
-    /// Tell the shim that the machine goes on from a snapshot.
+    /// Tell the shim with the next request that the machine goes on from a snapshot. The host may say so several times, and has
+    /// more of the machine's memory there by then.
     pub fn resumed(&mut self) {
-        self.tell(RESUMED, 0, "", 0);
-        self.write();
+        self.resumed = true;
     }
 
     fn tell(&mut self, kind: u8, id: u32, content_type: &str, size: u32) {
@@ -357,6 +362,25 @@ mod tests {
         assert!(message.kind == Kind::Response(ResponseKind::Exception));
         assert_eq!((message.id, message.took_us, message.content_type.as_str(), message.size), (5, 7, "text/plain", 3));
         assert_eq!(data, b"abc");
+    }
+
+    #[test]
+    fn a_shim_hears_once_that_it_goes_on_however_often_the_host_says_so() {
+        let (ours, mut shims) = UnixStream::pair().unwrap();
+        let mut streams = Streams::new(sys::pipe().unwrap(), sys::pipe().unwrap(), 1).unwrap();
+        let mut function = Function::new(ours).unwrap();
+        let asked = |id| Request { id, content_type: String::new(), size: 1, data: vec![b'x'] };
+        function.state = State::Loaded;
+        function.resumed();
+        function.resumed();
+        function.request(asked(7), &mut streams).unwrap();
+        let mut heard = [0; 2 * 11 + 1];
+        shims.read_exact(&mut heard).unwrap();
+        assert_eq!(heard[..12], [RESUMED, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, REQUEST]);
+        function.state = State::Loaded;
+        function.request(asked(8), &mut streams).unwrap();
+        shims.read_exact(&mut heard[..12]).unwrap();
+        assert_eq!(heard[..2], [REQUEST, 8]);
     }
 
     #[test]
