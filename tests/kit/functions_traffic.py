@@ -108,11 +108,12 @@ class Host:
         assert found["number of evictions"] == len(found["eviction timestamps"])
 
 
-async def over_http(host: Host, names: Sequence[str]) -> None:
-    """HTTP requests, ten at a time, and amid them a crash and a time-out of each function."""
-    each = (HTTP - 2) // (2 * len(names))
+async def over_http(host: Host, names: Sequence[str], *, crashing: Sequence[str], hanging: Sequence[str]) -> None:
+    """HTTP requests to one function after the other, many at a time, and amid them a crash of some
+    functions and a time-out of some.
+    """
     async with AsyncClient(host.socket) as client:
-        gate = asyncio.Semaphore(10)
+        gate = asyncio.Semaphore(40)
 
         async def one(name: str, payload: Any) -> None:
             async with gate:
@@ -127,17 +128,17 @@ async def over_http(host: Host, names: Sequence[str]) -> None:
                     await client.invoke(name, deed)
             host.sent[kind.code] += 1
 
-        for part in range(2):
-            for name in names:
-                work = [one(name, {"of": name, "part": part, "number": number}) for number in range(each)]
-                work[10:10] = [bad(name, b"!hang", FunctionTimeoutError) if part else bad(name, b"!exit 3", FunctionCrashedError)]
-                await asyncio.gather(*work)
+        work = []
+        for name in names:
+            each = [one(name, {"of": name, "number": number}) for number in range(HTTP // len(names))]
+            each[20:20] = [bad(name, b"!hang", FunctionTimeoutError)] if name in hanging else []
+            each[10:10] = [bad(name, b"!exit 3", FunctionCrashedError)] if name in crashing else []
+            work += each
+        await asyncio.gather(*work)
         for name in names:
             found = await client.invoke(name, b"!raise it")
             assert (found.status, found.json()["message"]) == ("exception", "it")
             host.sent["exception"] += 1
-        while host.sent["ok"] < HTTP:
-            await one(names[-1], {"number": host.sent["ok"]})
 
 
 def requests_file(path: Path, names: Sequence[str], count: int) -> list[Any]:

@@ -50,7 +50,7 @@ def test_500_requests_through_every_gateway(host: Host) -> None:
     host.serve("--memory-budget", str(BUDGET))
     assert create(host, "two", "three").count("toy") == 2
     assert [function["name"] for function in json.loads(host.run("function", "list", "--json"))] == sorted(NAMES)
-    asyncio.run(asyncio.wait_for(over_http(host, NAMES), patience(120)))
+    asyncio.run(asyncio.wait_for(over_http(host, NAMES, crashing=NAMES, hanging=NAMES), patience(120)))
     over_frames(host, NAMES)
     from_file(host, NAMES)
     assert json.loads(host.function("invoke", "one", "--data", '{"a": 1}')) == {"a": 1}
