@@ -97,7 +97,7 @@ def revise(function: Function, image: InstalledImage, config: Config, networks: 
     facts = (
         (function.code_digest, spec.language, spec.entry, dict(spec.env)),
         (spec.snapshot.base, spec.snapshot.diff, msgspec.to_builtins(shape(wanted.machine))),
-        (image.manifest.initramfs_digest, msgspec.to_builtins(_how(image))),
+        (image.manifest.initramfs_digest, msgspec.to_builtins(_how(image)), job.step_names),
     )
     key = hashlib.sha256(msgspec.json.encode(facts, order="sorted")).hexdigest()
     return Revision(function=function, image=image, wanted=wanted, loaded=job.start, key=key)
@@ -132,7 +132,8 @@ def _plan(function: Function, image: InstalledImage, code: Mapping[str, bytes], 
     plan = make_plan(Snippet(files=files, env=spec.env), image, _for_machine(spec, config), steps=steps)
     *build, program = plan.job.start.steps
     program = dataclasses.replace(program, wall_ms=0, cpu_ms=0, stdin=False, function=True)
-    zero = (ZERO_MEMORY,) if spec.snapshot.diff else ()  # what a compiler left would be in the snapshot
+    dirty = build or not spec.snapshot.base  # what a compiler or the kernel's start left would be in the snapshot
+    zero = (ZERO_MEMORY,) if dirty and spec.snapshot.diff and not config.cold else ()
     whole = dataclasses.replace(plan.job.start, steps=(*build, *zero, program))
     return replace(plan.job, start=whole, deadline_s=plan.job.deadline_s + config.here(config.build_wall_s)), plan.wanted
 

@@ -25,14 +25,17 @@ from mayfly.errors import (
     UnprocessableError,
 )
 from mayfly.functions import store
+from mayfly.functions.making import revise
 from mayfly.functions.service import Functions
 from mayfly.functions.spec import FunctionSpec, SnapshotOptions
 from mayfly.host.admission import Tenant
 from mayfly.host.snippet import Snippet
+from mayfly.images.store import Images
 from mayfly.runs.service import Service
+from mayfly.schema import replace
 from mayfly.snapshots import store as snapshots
 from mayfly.snapshots.store import Snapshot
-from tests.kit.api_fakes import factory, install_toys, open_descriptors, small_config
+from tests.kit.api_fakes import factory, install, install_toys, open_descriptors, small_config
 from tests.kit.function_fakes import invocation
 from tests.kit.scale import patience
 
@@ -141,6 +144,31 @@ def test_what_a_guest_starts_from(serve: Callable[..., Any], spec: Callable[...,
         answer = await functions.invoke(invocation("echo", b"x"))
         assert answer.start == ("cold" if cold or not (base or diff) else "restored")
         assert answer.payload == b"x"
+
+    serve(scenario, cold=cold)
+
+
+@pytest.mark.parametrize(
+    ("language", "base", "diff", "cold", "steps"),
+    [
+        ("toy", True, True, False, ["build", "zero", "function"]),
+        ("toy", True, False, False, ["build", "function"]),
+        ("toy", True, True, True, ["build", "function"]),
+        ("interpreted", True, True, False, ["function"]),
+        ("interpreted", False, True, False, ["zero", "function"]),
+    ],
+)
+def test_memory_is_zeroed_where_a_snapshot_would_hold_what_programs_left(
+    serve: Callable[..., Any], spec: Callable[..., FunctionSpec], language: str, base: bool, diff: bool, cold: bool, steps: list[str]
+) -> None:
+    how = Images().find("toy").manifest.function
+    assert how is not None
+    install("interpreted", ".i", how.steps[1:], function=replace(how, steps=how.steps[1:]))
+    function = store.make_function(spec(language=language, snapshot=SnapshotOptions(base=base, diff=diff)), {})
+
+    async def scenario(functions: Functions, service: Service) -> None:
+        revision = revise(function, service.images.find(language), service.config, service.networks)
+        assert [step.name for step in revision.loaded.steps] == steps
 
     serve(scenario, cold=cold)
 
