@@ -22,8 +22,8 @@ const MAX_CONTENT_TYPE: usize = 255;
 /// A response is passed on in pieces of this size: a frame has room for it besides the other fields.
 const PIECE: usize = frame::MAX_PAYLOAD - 512;
 const READ_SIZE: usize = 64 << 10;
-/// A program that ends closes its socket first. One that has closed it ends within this, or broke the contract.
-const ENDING: Duration = Duration::from_millis(500);
+/// A program that ends closes its socket first. One that has closed it ends within this, on a slow machine too, or broke the contract.
+const ENDING: Duration = Duration::from_secs(2);
 /// Kinds of messages to the shim.
 const REQUEST: u8 = 1;
 const RESUMED: u8 = 2;
