@@ -42,6 +42,8 @@ class StdinSource(Protocol):
 class BytesStdin:
     """Standard input that is there already."""
 
+    ended = True
+
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._position = 0

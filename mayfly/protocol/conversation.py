@@ -65,6 +65,8 @@ FRAME_OF_ONE = 24
 """Most bytes of a frame that carries one byte of output: 10 of a packet with each escaped, and two
 ENDs, rounded up.
 """
+STDIN_KEPT = 2 * 65536
+"""Bytes of standard input that an agent and the program's pipe hold at most."""
 MAX_HEAD = 64
 """Most bytes of a COLLECTED frame besides path and data: 26 of the packet, escaped, two ENDs."""
 
@@ -87,6 +89,7 @@ class Conversation:
     Attributes:
         credit: bytes of standard input that may be sent now.
         runs: how many runs have begun; the present run's number on the channel.
+        sent: bytes of standard input that were sent in this run.
         strays: ignored frames of other runs.
         failure: why the conversation is over, if it is.
     """
@@ -95,10 +98,12 @@ class Conversation:
         self.phase = Phase.RESUMING if loaded else Phase.GREETING
         self.credit = 0
         self.runs = 1 if loaded else 0
+        self.sent = 0
         self.strays = 0
         self.failure: MayflyError | None = None
         self._arch = arch
         self._end_marker = end_marker
+        self._recent = b""
         self._frames = FrameReader()
         self._start = loaded or Start((), (), ())
         self._step = len(self._start.steps) - 1
@@ -132,6 +137,8 @@ class Conversation:
             cut=(self._cut[Stdout], self._cut[Stderr]),
             packet=packet,
             skipping=skipping,
+            sent=self.sent,
+            recent=self._recent,
         )
 
     @classmethod
@@ -149,6 +156,7 @@ class Conversation:
         found._written = dict(zip((Stdout, Stderr), standing.written, strict=True))
         found._cut = dict(zip((Stdout, Stderr), standing.cut, strict=True))
         found._frames.begun = standing.packet, standing.skipping
+        found.sent, found._recent = standing.sent, standing.recent
         return found
 
     @property
@@ -321,7 +329,8 @@ class Conversation:
         """
         self._leave((Phase.IDLE,), Phase.STARTED)
         self.runs += 1
-        self.credit = 0
+        self.credit = self.sent = 0
+        self._recent = b""
         self._start, self._step, self._failed_step = start, -1, False
         self._allow_output(*start.steps)
         return self._opening(start, files)
@@ -393,7 +402,21 @@ class Conversation:
         if len(data) > self.stdin_room():
             raise ValueError(f"{len(data)} bytes of standard input, {self.stdin_room()} may be sent")
         self.credit -= len(data)
+        self.sent += len(data)
+        self._recent = (self._recent + data)[-STDIN_KEPT:]
         return encode_frame(Stdin(data), self.runs)
+
+    def unread(self, taken: int) -> bytes:
+        """The standard input that was sent in this run, but for the first `taken` bytes, which its
+        program has read.
+        """
+        count = self.sent - taken
+        return self._recent[-count:] if count > 0 else b""
+
+    @property
+    def written(self) -> int:
+        """Bytes of output of the present step, or of the last one: those of the larger stream."""
+        return max(self._written.values())
 
     def stdin_eof(self) -> bytes:
         """The frame that ends standard input."""

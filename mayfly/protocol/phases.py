@@ -83,7 +83,8 @@ MOVABLE = tuple(phase for phase in Phase if phase not in (Phase.GREETING, Phase.
 class Standing(Record, frozen=True, kw_only=True):
     """A conversation in the middle of a run, between two bytes of the channel. `start` is the run's
     START, encoded; `packet` are the bytes of a frame that has begun, still escaped (`skipping`: it
-    was too long, and its end has not come yet). The other fields are those of a Conversation.
+    was too long, and its end has not come yet); `recent` is the end of the standard input that was
+    sent. The other fields are those of a Conversation.
     """
 
     phase: Phase
@@ -99,6 +100,8 @@ class Standing(Record, frozen=True, kw_only=True):
     cut: tuple[bool, bool]
     packet: bytes
     skipping: bool
+    sent: int
+    recent: bytes
 
     def plan(self) -> Start:
         """The run's START.

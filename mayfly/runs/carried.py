@@ -1,10 +1,13 @@
-"""A program of WebAssembly that is stopped in the middle of its run, to go on in another machine:
-at another server, or here if that comes to nothing. Readers of the run notice a pause: the end of
-the program that was stopped is withheld, and what the next machine says continues the run.
+"""A program of WebAssembly that is stopped in the middle of its run, to go on from a file, or in
+another machine: at another server, or here if that comes to nothing. Readers of a run that goes on
+notice a pause: the end of the program that was stopped is withheld, and what the next machine says
+continues the run.
 """
 
 import asyncio
 import dataclasses
+import enum
+import struct
 
 from mayfly.guests.converse import Elsewhere, Exchange
 from mayfly.guests.job import Job
@@ -22,6 +25,17 @@ STOPPED = 75
 """The runtime's exit status when it has written a checkpoint (wasm/src/main.rs)."""
 MAX_STATE = MAX_FILES_SIZE
 """Bytes of a checkpoint that goes on: it goes to a machine as a file."""
+HEAD = struct.Struct("<8sIQ?")
+"""A checkpoint's first fields (wasm/src/checkpoint/mod.rs): magic, version, how many bytes of
+standard input its process had taken, whether nothing follows those that wait at the file's end.
+"""
+
+
+class Then(enum.Enum):
+    """What becomes of a program that was stopped, if it goes on at no other server."""
+
+    HERE = "it goes on here"
+    ENDS = "the run ends"
 
 
 class Carried:
@@ -38,12 +52,7 @@ class Carried:
         self._last = len(run.outcome.step_names) - 1
         self.end: Exit | None = None
         self.state: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
-        self._then: asyncio.Future[Elsewhere | None] = asyncio.get_running_loop().create_future()
-
-    @property
-    def stopped(self) -> bool:
-        """Whether the program was stopped as wanted."""
-        return self.end is not None
+        self._then: asyncio.Future[Elsewhere | Then] = asyncio.get_running_loop().create_future()
 
     def withholds(self, event: Event) -> bool:
         """Whether an event says only that the program was stopped."""
@@ -57,24 +66,36 @@ class Carried:
         if not self.state.done():
             self.state.set_result(None)
 
-    async def give(self, state: bytes) -> Elsewhere | None:
-        """Give the checkpoint to who wants it: what then sees to the run elsewhere, or nothing if
-        it is to go on here.
+    def whole(self, state: bytes, exchange: Exchange) -> bytes:
+        """The checkpoint, with what was sent of standard input and not read by the program."""
+        if len(state) < HEAD.size:
+            return state
+        magic, version, taken, ended = HEAD.unpack_from(state)
+        if ended:
+            return state
+        # What was typed at a terminal cannot be told from what its program read.
+        unread = b"" if self._run.has_terminal else exchange.guest.conversation.unread(taken)
+        return HEAD.pack(magic, version, taken, exchange.stdin_ended) + state[HEAD.size :] + unread
+
+    async def give(self, state: bytes) -> Elsewhere | Then:
+        """Give the checkpoint to who wants it; what becomes of the run: a function sees to it
+        elsewhere.
         """
         if not self.state.done():
             self.state.set_result(state)
         return await self._then
 
-    def decide(self, elsewhere: Elsewhere | None) -> None:
-        """Say where the run goes on, for `give`."""
+    def decide(self, then: Elsewhere | Then) -> None:
+        """Say where the run goes on, for `give`. What is said first counts."""
         if not self._then.done():
-            self._then.set_result(elsewhere)
+            self._then.set_result(then)
 
-    def start(self) -> Start:
-        """The program's step alone, with what is left of its limits."""
+    def start(self, written: int) -> Start:
+        """The program's step alone, with what is left of its limits when it has `written` so many
+        bytes.
+        """
         step, end = self._start.steps[-1], self.end
         if end is not None:
-            written = max(map(len, self._run.record.output(self._last)))
             step = dataclasses.replace(
                 step,
                 wall_ms=step.wall_ms and max(1, step.wall_ms - end.wall_us // 1000),
@@ -85,7 +106,8 @@ class Carried:
 
     def here(self, exchange: Exchange, state: bytes) -> tuple[Exchange, Job]:
         """The conversation in which the program goes on in the machine where it was stopped."""
-        job = resuming(self.start(), state, deadline_s=exchange.left_s, rate=exchange.rate)
+        start = self.start(exchange.guest.conversation.written)
+        job = resuming(start, state, deadline_s=exchange.left_s, rate=exchange.rate)
         listener = Continued(self._run)
         return Exchange(
             exchange.guest, listener, exchange.stdin, deadline_s=job.deadline_s, rate=job.rate, stdin_ended=exchange.stdin_ended

@@ -17,7 +17,7 @@ from mayfly.host.config import Config
 from mayfly.host.plan import Plan
 from mayfly.host.snippet import Snippet
 from mayfly.protocol.frames import WORK_FOLDER
-from mayfly.runs.carried import MAX_STATE, Carried
+from mayfly.runs.carried import MAX_STATE, Carried, Then
 from mayfly.runs.cases import Cases, Trial
 from mayfly.runs.files import MAX_FILES, Files
 from mayfly.runs.output import LACKING
@@ -103,23 +103,24 @@ async def do_once(guest: Guest, plan: Plan, run: Run, stdin: StdinSource, config
 
 async def go_on(exchange: Exchange, run: Run, config: Config, job: Job | None = None) -> None:
     """As `do_once`; without a job the conversation is in the middle of it. A program that is
-    stopped on the way goes on in another machine, or in the same one.
+    stopped on the way goes on in another machine, or in the same one, or the run ends with it.
     """
     while await exchange.run(job):
         carried = run.carried
         if isinstance(carried, Carried) and carried.end is not None:
             left = (await _collect(exchange, (run.checkpoint,), config, MAX_STATE)).by_name.get(run.checkpoint)
-            elsewhere = await carried.give(left.data) if left else None
+            state = carried.whole(left.data, exchange) if left else b""
+            then = await carried.give(state) if state else Then.ENDS
             run.carried = None
-            if elsewhere is not None:
-                await elsewhere()
+            if not isinstance(then, Then):
+                await then()
                 return
-            if left:
-                exchange, job = carried.here(exchange, left.data)
+            if then is Then.HERE:
+                exchange, job = carried.here(exchange, state)
                 run.exchange = exchange
                 continue
             carried.over()
-            run.note(carried.end)  # it was the program's own
+            run.note(carried.end)
         if run.collect and len(run.outcome.steps) == len(run.outcome.step_names):
             await _collect_files(exchange, run, config)
         return

@@ -110,7 +110,7 @@ class Run:
         self.record = Record()
         self.outcome = Outcome(step_names)
         self.cases = Cases(cases, stop=stop_at_first_failure, tell=self.record.append) if cases else None
-        self.collect = (*collect, checkpoint) if checkpoint else collect
+        self.collect = collect
         self.hidden = hidden
         self.tests = tests
         self.checkpoint = checkpoint

@@ -50,6 +50,11 @@ class LiveStdin:
         """What nobody has read yet."""
         return self._first.waiting + self._waiting
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing comes after what waits."""
+        return self._ended
+
     def close(self) -> None:
         """Say that the run is over; who waits in a write gets a RunEndedError."""
         self._closed = True

@@ -83,25 +83,22 @@ fn start(options: &Options) -> Result<i32, String> {
         stopped.wasi.stop_at(ticks);
     }
     let loaded = Instant::now();
+    let mut ran;
     let end = loop {
         let end = stopped.machine.run(&stopped.program, &mut stopped.wasi);
         stopped.wasi.ticks -= u64::from(std::mem::take(&mut stopped.machine.ticks_left));
-        if end != End::Stopped || !goes_on_instead(&mut stopped, options.most).map_err(|error| error.to_string())? {
+        ran = Instant::now();
+        if end != End::Stopped || stop(&mut stopped, options)? {
             break end;
         }
     };
-    let ran = Instant::now();
     let status = match end {
         End::Exit(status) => status as i32,
         End::Trap(text) => {
             complain(&format!("trap: {text}"));
             TRAPPED
         }
-        End::Stopped => {
-            let path = options.save.as_ref().expect("only a program that can be saved is stopped");
-            save(&stopped, path).map_err(|error| format!("{}: {error}", path.display()))?;
-            STOPPED
-        }
+        End::Stopped => STOPPED,
     };
     if let (Some(folder), true) = (&options.folder, status != STOPPED) {
         host_files::give(&stopped.wasi.tree, folder, &taken).map_err(|error| format!("{}: {error}", folder.display()))?;
@@ -125,17 +122,26 @@ fn begin(file: Vec<u8>, options: &Options) -> refusal::Result<Stopped> {
     Ok(Stopped { file, program, machine, wasi })
 }
 
-/// Whether a program that was asked to stop goes on, as its checkpoint would have more than so many bytes.
-fn goes_on_instead(stopped: &mut Stopped, most: Option<u64>) -> io::Result<bool> {
-    stopped.wasi.input.take_waiting()?;
-    let most = most.filter(|_| sys::stop_wanted());
-    let size = most.map(|_| checkpoint::size(stopped)).transpose()?;
-    if size <= most {
-        return Ok(false);
+/// Write the checkpoint of a program that was asked to stop. False if that is not possible, and the program goes on.
+fn stop(stopped: &mut Stopped, options: &Options) -> Result<bool, String> {
+    let path = options.save.as_ref().expect("only a program that can be saved is stopped");
+    let told = |error: io::Error| format!("{}: {error}", path.display());
+    stopped.wasi.input.take_waiting().map_err(told)?;
+    let size = options.most.map(|_| checkpoint::size(stopped)).transpose().map_err(told)?;
+    let written = match (size, options.most) {
+        (Some(size), Some(most)) if size > most => Err(format!("its checkpoint would have {size} bytes, at most {most} wanted")),
+        _ => save(stopped, path).map_err(told),
+    };
+    match written {
+        Ok(()) => Ok(true),
+        // Whoever said when to stop it wants nothing of it later.
+        Err(message) if options.stop_at.is_some() => Err(message),
+        Err(message) => {
+            complain(&format!("it is not stopped: {message}"));
+            sys::do_not_stop().map_err(told)?;
+            Ok(false)
+        }
     }
-    complain(&format!("it is not stopped: its checkpoint would have {} bytes, at most {} wanted", size.unwrap_or(0), most.unwrap_or(0)));
-    sys::do_not_stop()?;
-    Ok(true)
 }
 
 /// Write the whole checkpoint, or nothing that has its name.

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 pub const INPUT: c_short = 1;
 pub const OUTPUT: c_short = 4;
 const SIGUSR1: c_int = 10;
+const SIGXFSZ: c_int = 25;
+const SIG_IGN: usize = 1;
 const O_CLOEXEC: c_int = 0o2_000_000;
 
 /// As many bytes go into a pipe whole, once `poll` says that it has room (pipe(7), PIPE_BUF).
@@ -24,7 +26,7 @@ extern "C" {
     fn read(fd: c_int, to: *mut c_void, count: usize) -> isize;
     fn write(fd: c_int, from: *const c_void, count: usize) -> isize;
     fn pipe2(fds: *mut c_int, flags: c_int) -> c_int;
-    fn signal(number: c_int, handler: extern "C" fn(c_int)) -> usize;
+    fn signal(number: c_int, handler: usize) -> usize;
 }
 
 static WANTED: AtomicBool = AtomicBool::new(false);
@@ -37,7 +39,7 @@ extern "C" fn want_stop(_: c_int) {
     unsafe { write(WAKE[1].load(Ordering::SeqCst), [1u8].as_ptr().cast(), 1) };
 }
 
-/// From now on SIGUSR1 asks the program to stop.
+/// From now on SIGUSR1 asks the program to stop. A checkpoint for which there is no room does not end it.
 pub fn stop_on_signal() -> io::Result<()> {
     let mut fds = [-1; 2];
     // SAFETY: there is room for two descriptors.
@@ -46,8 +48,9 @@ pub fn stop_on_signal() -> io::Result<()> {
     }
     WAKE[0].store(fds[0], Ordering::SeqCst);
     WAKE[1].store(fds[1], Ordering::SeqCst);
+    let handler: extern "C" fn(c_int) = want_stop;
     // SAFETY: the handler does only what handlers may.
-    if unsafe { signal(SIGUSR1, want_stop) } == usize::MAX {
+    if unsafe { signal(SIGXFSZ, SIG_IGN) == usize::MAX || signal(SIGUSR1, handler as usize) == usize::MAX } {
         return Err(io::Error::last_os_error());
     }
     Ok(())

@@ -325,7 +325,7 @@ def make_run(about: Description) -> Run:
         step_names=about.step_names,
         stdin=LiveStdin() if about.interactive else None,
         has_terminal=about.has_terminal,
-        collect=tuple(glob for glob in about.collect if glob != about.checkpoint),
+        collect=about.collect,
         hidden=about.hidden,
         tests=about.tests,
         checkpoint=about.checkpoint,

@@ -15,7 +15,7 @@ from typing import NoReturn
 from mayfly.errors import MayflyError, MoveError, NotMovableError, RunEndedError, ServerLostError
 from mayfly.guests.converse import Elsewhere, Exchange
 from mayfly.protocol.phases import Phase
-from mayfly.runs.carried import Carried
+from mayfly.runs.carried import Carried, Then
 from mayfly.runs.moments import Moment, hold, moment_of
 from mayfly.runs.moves import images
 from mayfly.runs.moves.followed import Followed, ask
@@ -187,21 +187,17 @@ class Outgoing:
                 log.warning("run %s: its machine does not go on: %s", self._run.id, error)
             self._paused = False
         if self._carried is not None:
-            # Input that is sent to a program that is about to stop would be lost.
-            await asyncio.wait([self._carried.state], timeout=self._times.answer_s)
-            self._hand_over(None)
-            if not self._carried.stopped:
-                self._run.carried = None
+            self._carried.decide(Then.HERE)  # be it stopped already, or later
         if self._held_relay is not None:
             self._held_relay.go_on()
             self._held_relay = None
         self._exchange.go_on()
 
-    def _hand_over(self, elsewhere: Elsewhere | None) -> None:
-        """The run goes on elsewhere; or its program, which was stopped, here."""
+    def _hand_over(self, elsewhere: Elsewhere) -> None:
+        """The run goes on elsewhere."""
         if self._carried is not None:
             self._carried.decide(elsewhere)
-        elif elsewhere is not None:
+        else:
             self._exchange.hand_over(elsewhere)
 
     async def _prepare(self, link: Link) -> None:
@@ -283,7 +279,8 @@ class Outgoing:
             raise RunEndedError("the run ended before it was moved")
         await self._send_events(link)
         await self._write(link, state)
-        standing = replace(moment.standing, start=self._carried.start().encode(), step=0, packet=b"", skipping=False)
+        start = self._carried.start(conversation.written).encode()
+        standing = replace(moment.standing, start=start, step=0, packet=b"", skipping=False, sent=0, recent=b"")
         await self._hand(link, replace(moment, standing=standing))
 
     async def _write(self, link: Link, data: bytes) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from mayfly.errors import CollectError, NotCheckpointableError, RunEndedError
+from mayfly.errors import MayflyError, NotCheckpointableError, NotRunningError, RunEndedError
 from mayfly.host.snippet import Snippet
 from mayfly.imagegen.languages import load_language
+from mayfly.runs.carried import HEAD, MAX_STATE
 from mayfly.runs.checkpoints import checkpoint
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
@@ -19,9 +20,9 @@ from mayfly.schema import replace
 from tests.kit.agent_process import build_agent
 from tests.kit.api_fakes import factory, install, install_toys, small_config
 from tests.kit.wasm import build
-from tests.unit.wasm.test_checkpoints import counter, echo
+from tests.unit.wasm.test_checkpoints import counter, echo, held_echo, released
 
-PATIENCE_S = 60
+PATIENCE_S = 120
 
 
 @pytest.fixture
@@ -82,14 +83,55 @@ def test_a_program_without_a_checkpoint_is_not_stopped(serve: Callable[..., None
     serve(scenario)
 
 
-def test_a_state_that_is_too_large_is_told(serve: Callable[..., None]) -> None:
+def test_a_state_may_be_larger_than_what_comes_back_from_a_run(serve: Callable[..., None]) -> None:
     async def scenario(service: Service) -> None:
-        run = service.start(Snippet(language="wasm", source=echo().encoded(), stdin=b"x", interactive=True))
+        run = service.start(Snippet(language="wasm", source=echo().encoded(), stdin=b"x", interactive=True, collect=("main.wasm",)))
         await until_written(run, b"x")
-        with pytest.raises(CollectError):
-            await checkpoint(service, run)
+        assert len(await checkpoint(service, run)) > 100
+        assert run.files is not None and isinstance(run.files.error, MayflyError)
 
     serve(scenario, collect_bytes=100)
+
+
+NUMBERS = b"".join(b"%7d\n" % number for number in range(25_000))
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+def test_no_input_is_lost(serve: Callable[..., None], interactive: bool) -> None:
+    """Some was read, some waits in the program's pipe, in the agent, on the way, and here."""
+
+    async def scenario(service: Service) -> None:
+        first = service.start(Snippet(language="wasm", source=held_echo().encoded(), stdin=NUMBERS, interactive=interactive))
+        await until_written(first, NUMBERS[:1000])
+        state = await checkpoint(service, first)
+        assert (written(first), HEAD.unpack_from(state)[3]) == (NUMBERS[:1000], not interactive)
+        assert state.endswith(NUMBERS[1000:])
+        second = service.start(Snippet(language="wasm", source=released(state), stdin=b"and more"))
+        await service.settled(second)
+        assert written(second) == NUMBERS[1000:] + (b"and more" if interactive else b"")
+
+    serve(scenario)
+
+
+def test_a_program_goes_on_whose_input_does_not_fit(serve: Callable[..., None]) -> None:
+    async def scenario(service: Service) -> None:
+        async def stopped(run: Run) -> None:
+            while True:
+                try:
+                    await checkpoint(service, run)
+                except NotRunningError:  # it begins to go on here
+                    await asyncio.sleep(0.01)
+
+        stdin = bytes(MAX_STATE)
+        run = service.start(Snippet(language="wasm", source=held_echo().encoded(), stdin=stdin, interactive=True))
+        await until_written(run, bytes(1000))
+        for _ in range(2):
+            with pytest.raises(NotCheckpointableError, match="bytes"):
+                await stopped(run)
+        assert (written(run), run.done.is_set()) == (bytes(1000), False)
+        await service.end(run, "enough")
+
+    serve(scenario)
 
 
 def test_a_program_that_is_not_stopped_leaves_nothing(serve: Callable[..., None]) -> None:
@@ -97,7 +139,6 @@ def test_a_program_that_is_not_stopped_leaves_nothing(serve: Callable[..., None]
         run = service.start(Snippet(language="wasm", source=counter(3).encoded()))
         await service.settled(run)
         assert (len(written(run)), run.record.output(0)[1], run.verdict().exit_status) == (12, b"", 0)
-        assert run.files is not None
-        assert not run.files.by_name
+        assert run.files is None
 
     serve(scenario)

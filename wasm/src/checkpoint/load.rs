@@ -11,7 +11,7 @@ use crate::module::{Module, PAGE};
 use crate::refusal::{invalid, malformed, no_memory, unsupported, Refusal, Result};
 use crate::run::{slots, Frame, Machine, MOST_FRAMES, MOST_SLOTS};
 use crate::wasi::tree::{Content, Node, Tree, MOST_NODES};
-use crate::wasi::{Descriptor, Wasi};
+use crate::wasi::{Descriptor, Input, Wasi, MOST_PENDING};
 
 /// Read a checkpoint of `size` bytes.
 pub fn load(from: impl Read, size: u64) -> Result<Stopped> {
@@ -23,6 +23,8 @@ pub fn load(from: impl Read, size: u64) -> Result<Stopped> {
         VERSION => {}
         version => return unsupported(format!("a checkpoint of version {version} (this program knows {VERSION})")),
     }
+    from.u64()?; // of use to who had it stopped
+    let input_ended = from.flag()?;
     let file = from.bytes()?;
     let module = Module::read(&file)?;
     module.command()?;
@@ -31,9 +33,12 @@ pub fn load(from: impl Read, size: u64) -> Result<Stopped> {
     let machine = machine(&mut from, &module, stack)?;
     let mut wasi = wasi(&mut from)?;
     wasi.link(&module)?;
-    if from.left > 0 {
-        return malformed(format!("{} bytes after the end", from.left));
+    if from.left > MOST_PENDING as u64 {
+        return invalid(format!("{} bytes of standard input, at most {MOST_PENDING}", from.left));
     }
+    let mut waiting = vec![0; from.left as usize];
+    from.fill(&mut waiting)?;
+    wasi.input = Input { pending: waiting.into(), ended: input_ended, taken: 0 };
     Ok(Stopped { file, program, machine, wasi })
 }
 
@@ -130,8 +135,6 @@ fn wasi<R: Read>(from: &mut Source<R>) -> Result<Wasi> {
     if wasi.clock_before > u64::MAX / 2 || wasi.ticks > u64::MAX / 2 {
         return invalid("a clock beyond its range");
     }
-    wasi.input.ended = from.flag()?;
-    wasi.input.pending = from.bytes()?.into();
     let mut nodes = nodes(from)?;
     wasi.descriptors = descriptors(from, &mut nodes)?;
     wasi.tree = Tree::of_nodes(nodes).map_err(|what| Refusal::Invalid(format!("files: {what}")))?;

@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! magic "MAYFLYWC", version (4 bytes)
+//! input           bytes that this process took from the host's standard input (8); ended: nothing follows those at the file's end (1)
 //! module          bytes: the whole WebAssembly file, so that nothing else is needed
 //! frames          list, the outermost first: function (4), offset of the instruction in the function's code (4; 0 is the beginning)
 //! slots           list of 8 bytes: of each frame its locals and operands; of a frame that calls, without the arguments
@@ -13,12 +14,15 @@
 //! arguments, environment   lists of text
 //! directory       text: what the program calls its directory
 //! clock (8), asleep until (8; 0: awake), ticks (8)
-//! input           ended (1); bytes that wait
 //! files           list: kind (1; 0 none, 1 file, 2 directory, 3 link), modified (8), names (4), then bytes; of a directory instead
 //!                 list of name (text) and place in this list (4)
 //! descriptors     list: number (4), kind (1; 0 input, 1 and 2 output, 3 the directory, 4 directory, 5 file), then place (4); of a file
 //!                 also offset (8), flags (2), readable (1), writable (1)
+//! waiting         to the end of the file: standard input that the program has not read
 //! ```
+//!
+//! Who had the program stopped knows what it was sent, and adds what is not among the bytes that were taken; so the fields for that
+//! stand where they need not be looked for.
 //!
 //! A loader believes none of it: counts are held against the bytes that are left before anything is allocated, the module is
 //! validated as any other, and frames must be such as calls of this module leave.
@@ -34,7 +38,7 @@ pub use load::load;
 pub use save::{save, size};
 
 pub const MAGIC: &[u8; 8] = b"MAYFLYWC";
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Smaller than a page of linear memory: a program that touched little of a page is stored smaller.
 const BLOCK: usize = 4096;
 

@@ -12,6 +12,8 @@ pub fn save(stopped: &Stopped, to: &mut impl Write) -> io::Result<()> {
     let Stopped { file, program, machine, wasi } = stopped;
     to.0.write_all(MAGIC)?;
     to.u32(VERSION)?;
+    to.u64(wasi.input.taken)?;
+    to.u8(wasi.input.ended.into())?;
     to.bytes(file)?;
     to.count(machine.frames.len())?;
     for frame in &machine.frames {
@@ -68,11 +70,6 @@ fn wasi_state(wasi: &Wasi, to: &mut Sink<impl Write>) -> io::Result<()> {
     to.u64(wasi.clock())?;
     to.u64(wasi.asleep_until.unwrap_or(0))?;
     to.u64(wasi.ticks)?;
-    to.u8(wasi.input.ended.into())?;
-    let (first, second) = wasi.input.pending.as_slices();
-    to.count(first.len() + second.len())?;
-    to.0.write_all(first)?;
-    to.0.write_all(second)?;
     to.count(wasi.tree.nodes().len())?;
     for node in wasi.tree.nodes() {
         let node = match node {
@@ -121,7 +118,9 @@ fn wasi_state(wasi: &Wasi, to: &mut Sink<impl Write>) -> io::Result<()> {
             }
         }
     }
-    Ok(())
+    let (first, second) = wasi.input.pending.as_slices();
+    to.0.write_all(first)?;
+    to.0.write_all(second)
 }
 
 /// Runs of blocks that are not all zeros: the first and how many.

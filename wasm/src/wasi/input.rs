@@ -6,7 +6,7 @@ use super::{Errno, Pending, Unusual};
 use crate::sys::{self, Waited};
 
 /// As much as a checkpoint takes along of what waits in standard input.
-const MOST_PENDING: usize = 64 << 20;
+pub const MOST_PENDING: usize = 64 << 20;
 
 /// Standard input: what waits here comes before what the host has.
 #[derive(Default)]
@@ -14,6 +14,8 @@ pub struct Input {
     pub pending: Pending,
     /// The host has no more.
     pub ended: bool,
+    /// Bytes that this process took from the host.
+    pub taken: u64,
 }
 
 impl Input {
@@ -43,6 +45,7 @@ impl Input {
         }
         let count = sys::read_some(0, to).map_err(|_| Errno::Io)?;
         self.ended = count == 0;
+        self.taken += count as u64;
         Ok(count)
     }
 
@@ -52,6 +55,7 @@ impl Input {
         while !self.ended && self.pending.len() < MOST_PENDING && sys::has_input(0)? {
             let count = sys::read_some(0, &mut buffer)?;
             self.ended = count == 0;
+            self.taken += count as u64;
             self.pending.extend(&buffer[..count]);
         }
         Ok(())

@@ -21,7 +21,7 @@ pub mod tree;
 
 pub use calls::Call;
 pub use descriptors::Descriptor;
-pub use input::Input;
+pub use input::{Input, MOST_PENDING};
 use tree::Tree;
 
 /// Ticks between two looks at whether the program is to stop: some tenths of a millisecond.

@@ -193,6 +193,27 @@ def test_a_program_that_computes_goes_on(play: Play) -> None:
     play(scenario)
 
 
+def test_no_input_is_lost_that_is_under_way(play: Play) -> None:
+    wait = C.i32(20_000) + C.set(0) + C.loop() + C.get(0) + C.i32(-1) + C.i32_add + C.tee(0) + C.br_if(0) + C.end
+    data = b"".join(b"%7d\n" % number for number in range(30_000))
+
+    async def scenario(stage: Stage) -> None:
+        run = stage.start(echo(before=wait, locals=I32), stdin=data[:100_000], interactive=True)
+        while not run.record.output(0)[0]:
+            await run.record.changed()
+
+        async def write() -> None:
+            with StdinWriter(run.stdin) as writer:
+                await writer.write(data[100_000:])
+                writer.end()
+
+        await asyncio.gather(stage.move(run), write())
+        await run.done.wait()
+        assert (run.record.output(0)[0], run.verdict().exit_status) == (data, 0)
+
+    play(scenario)
+
+
 def test_a_server_that_cannot_run_it_says_what_it_lacks(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         run = stage.start(echo(), interactive=True)

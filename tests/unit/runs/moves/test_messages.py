@@ -45,6 +45,8 @@ STANDING = Standing(
     cut=(False, False),
     packet=b"",
     skipping=False,
+    sent=5,
+    recent=b"input",
 )
 MOMENT = Moment(standing=STANDING, left_s=1.0, rate=2048.0, stdin=b"", stdin_ended=True)
 
