@@ -20,6 +20,8 @@ mod instruction;
 #[allow(unsafe_code)]
 mod memory;
 mod module;
+#[allow(unsafe_code)]
+mod native;
 mod options;
 mod refusal;
 #[allow(unsafe_code)]
@@ -82,6 +84,7 @@ fn start(options: &Options) -> Result<i32, String> {
     if let Some(ticks) = options.stop_at {
         stopped.wasi.stop_at(ticks);
     }
+    stopped.machine.compile = options.compile;
     let loaded = Instant::now();
     let mut ran;
     let end = loop {

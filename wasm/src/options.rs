@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
+use crate::run::Compile;
+
 const USAGE: &str = "usage: mayfly-wasm [OPTION]... FILE [ARG]...
 Run the WebAssembly module FILE with arguments, or let the program of the checkpoint FILE go on.
   --dir FOLDER     fill the program's directory, which it sees as /, from this one, and write there what changed when it ends
@@ -12,6 +14,7 @@ Run the WebAssembly module FILE with arguments, or let the program of the checkp
   --save FILE      stop the program on SIGUSR1, write its checkpoint to FILE and exit with 75
   --most BYTES     let it go on instead if its checkpoint would have more
   --stop-at TICKS  the same after this many rounds of loops and calls of its whole life
+  --compile WHAT   make processor's code of functions: hot (those in which time is spent), always or never
   --stats          say what was spent, at the end";
 
 #[derive(Debug, PartialEq, Eq)]
@@ -24,12 +27,14 @@ pub struct Options {
     pub save: Option<PathBuf>,
     pub most: Option<u64>,
     pub stop_at: Option<u64>,
+    pub compile: Compile,
     pub stats: bool,
 }
 
 impl Options {
     pub fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Options, String> {
         let (mut folder, mut env, mut save, mut most, mut stop_at, mut stats) = (None, vec![], None, None, None, false);
+        let mut compile = Compile::Hot;
         let file = loop {
             let option = args.next().ok_or(USAGE)?;
             let mut value = || args.next().ok_or(format!("{} needs a value", option.to_string_lossy()));
@@ -47,6 +52,11 @@ impl Options {
                     let number = value()?.to_str().and_then(|number| number.parse().ok()).ok_or(format!("{name} needs a number"))?;
                     *(if name == "--most" { &mut most } else { &mut stop_at }) = Some(number);
                 }
+                Some("--compile") => {
+                    let value = value()?;
+                    let known = [("hot", Compile::Hot), ("always", Compile::Always), ("never", Compile::Never)];
+                    compile = known.iter().find(|known| value == known.0).ok_or("--compile needs hot, always or never")?.1;
+                }
                 Some("--stats") => stats = true,
                 Some(unknown) if unknown.starts_with("--") => return Err(format!("unknown option {unknown}\n{USAGE}")),
                 _ => break PathBuf::from(option),
@@ -57,6 +67,6 @@ impl Options {
         }
         let name = file.file_name().unwrap_or(file.as_os_str()).to_owned();
         let args = std::iter::once(name).chain(args).map(OsString::into_vec).collect();
-        Ok(Options { file, args, folder, env, save, most, stop_at, stats })
+        Ok(Options { file, args, folder, env, save, most, stop_at, compile, stats })
     }
 }

@@ -9,7 +9,7 @@ use crate::compile::compile;
 use crate::memory::Memory;
 use crate::module::{Module, PAGE};
 use crate::refusal::{invalid, malformed, no_memory, unsupported, Refusal, Result};
-use crate::run::{slots, Frame, Machine, MOST_FRAMES, MOST_SLOTS};
+use crate::run::{slots, Compile, Frame, Machine, MOST_FRAMES, MOST_SLOTS};
 use crate::wasi::tree::{Content, Node, Tree, MOST_NODES};
 use crate::wasi::{Descriptor, Input, Wasi, MOST_PENDING};
 
@@ -123,7 +123,7 @@ fn machine<R: Read>(from: &mut Source<R>, module: &Module, stack: Stack) -> Resu
     for (first, count) in runs {
         from.fill(&mut memory.bytes_mut()[first as usize * BLOCK..(first + count) as usize * BLOCK])?;
     }
-    Ok(Machine { memory, globals, slots, frames: stack.frames, ticks_left: 0 })
+    Ok(Machine { memory, globals, slots, frames: stack.frames, ticks_left: 0, compile: Compile::Hot })
 }
 
 fn wasi<R: Read>(from: &mut Source<R>) -> Result<Wasi> {

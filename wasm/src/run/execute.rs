@@ -5,9 +5,10 @@
 //! leave. On that rest all accesses through pointers here. Linear memory and the table of functions are the program's own to index,
 //! so each access to them is checked.
 
-use super::{Answer, End, Frame, Host, Machine, MOST_FRAMES};
+use super::{Answer, Compile, End, Frame, Host, Machine, MOST_FRAMES};
 use crate::code::{Instruction, Op, Program};
 use crate::float::{bits32, bits64, max32, max64, min32, min64, nearest32, nearest64, to_i32, to_i64, to_u32, to_u64};
+use crate::native::{Context, Entries, Native};
 
 impl Machine {
     /// Execute until the program ends or the host wants it to stop.
@@ -21,6 +22,10 @@ impl Machine {
         let mut memory: *mut u8;
         let mut memory_size: u64;
         let mut ticks: u32 = 0;
+        // The processor's own code of functions, and of the present one.
+        let mut natives: Vec<Option<Native>> = program.functions.iter().map(|_| None).collect();
+        let mut codes = vec![Entries::NONE; program.functions.len()];
+        let mut native: *const Native = std::ptr::null();
         // Take the pointers again, after others have had the slots and the memory.
         macro_rules! point {
             () => {{
@@ -189,12 +194,33 @@ impl Machine {
                 unsafe { at.write_unaligned(value) }
             }};
         }
+        macro_rules! choose {
+            () => {
+                native = natives[frame.function as usize].as_ref().map_or(std::ptr::null(), |native| native)
+            };
+        }
+        // The present function is a hot one.
+        macro_rules! compile {
+            () => {{
+                let place = &mut natives[frame.function as usize];
+                if place.is_none() {
+                    *place = Native::compile(program, frame.function);
+                    codes[frame.function as usize] = place.as_ref().map_or(Entries::NONE, Native::entries);
+                }
+            }};
+        }
         // The place to stop is the instruction itself: it is executed again.
         macro_rules! tick {
             ($pc:expr) => {
                 if ticks == 0 {
                     match host.ticks() {
-                        Some(given) => ticks = given - 1,
+                        Some(given) => {
+                            ticks = given - 1;
+                            if self.compile != Compile::Never {
+                                compile!();
+                                choose!();
+                            }
+                        }
                         None => {
                             self.stand(frame, $pc);
                             return End::Stopped;
@@ -220,11 +246,52 @@ impl Machine {
                 slots = unsafe { self.slots.as_mut_ptr().add(base) };
                 code = callee.code.as_ptr();
                 pc = 0;
+                // What hot code calls is hot.
+                if self.compile == Compile::Always || !native.is_null() {
+                    compile!();
+                }
+                choose!();
                 tick!(0)
             }};
         }
 
+        if self.compile == Compile::Always {
+            compile!();
+            choose!();
+        }
         loop {
+            // SAFETY: it is null or one of `natives`, which stay where they are.
+            if let Some(native) = unsafe { native.as_ref() } {
+                if native.has_entry(pc) {
+                    let room = self.frames.capacity().min(MOST_FRAMES);
+                    let (first_slot, first_frame) = (self.slots.as_mut_ptr(), self.frames.as_mut_ptr());
+                    let mut context = Context {
+                        slots,
+                        memory,
+                        memory_size,
+                        globals: self.globals.as_mut_ptr(),
+                        ticks: ticks.into(),
+                        first_slot,
+                        end_of_slots: first_slot.wrapping_add(self.slots.len()),
+                        first_frame,
+                        frames: first_frame.wrapping_add(self.frames.len()),
+                        end_of_frames: first_frame.wrapping_add(room),
+                        codes: codes.as_ptr(),
+                    };
+                    // SAFETY: there is an entry, and the context has all that is the program's. Frames that the code has added are
+                    // whole, and within the vector's capacity.
+                    unsafe {
+                        pc = native.run(&mut context, pc);
+                        self.frames.set_len(context.frames.offset_from(first_frame) as usize);
+                    }
+                    ticks = context.ticks as u32;
+                    frame = *self.frames.last().expect("code leaves the outermost frame to this loop");
+                    code = program.functions[frame.function as usize].code.as_ptr();
+                    // SAFETY: a frame's base is within the slots.
+                    slots = unsafe { self.slots.as_mut_ptr().add(frame.base as usize) };
+                    choose!();
+                }
+            }
             // SAFETY: code has no way past its end.
             let i = unsafe { &*code.add(pc) };
             pc += 1;
@@ -253,6 +320,7 @@ impl Machine {
                     slots = unsafe { self.slots.as_mut_ptr().add(frame.base as usize) };
                     code = program.functions[frame.function as usize].code.as_ptr();
                     pc = frame.pc as usize + 1;
+                    choose!();
                 }
                 Op::Call => enter!(i, i.imm as u32),
                 Op::CallIndirect => {

@@ -13,6 +13,7 @@ pub const MOST_FRAMES: usize = 1_000_000;
 
 /// A function that is under way. `pc` is where it goes on, or the call that it is in; `base` is its first slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
 pub struct Frame {
     pub function: u32,
     pub pc: u32,
@@ -27,6 +28,16 @@ pub struct Machine {
     pub frames: Vec<Frame>,
     /// Ticks that the host gave and that were not used when the program ended.
     pub ticks_left: u32,
+    pub compile: Compile,
+}
+
+/// Which functions run as the processor's own code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compile {
+    Never,
+    /// Those in which the program is found now and then.
+    Hot,
+    Always,
 }
 
 /// Why a program stands still.
@@ -68,7 +79,14 @@ impl Machine {
         }
         let globals = module.globals.iter().map(|global| global.value).collect();
         let frames = vec![Frame { function: start, pc: 0, base: 0 }];
-        Some(Machine { memory, globals, slots: slots(program.functions[start as usize].frame as usize)?, frames, ticks_left: 0 })
+        Some(Machine {
+            compile: Compile::Hot,
+            memory,
+            globals,
+            slots: slots(program.functions[start as usize].frame as usize)?,
+            frames,
+            ticks_left: 0,
+        })
     }
 
     /// The slots that the frames take.

@@ -1,0 +1,531 @@
+//! From three-address code to the processor's.
+
+use super::shapes::{shape, uses, Shape, Use};
+use super::target::Code;
+use super::{Alu, Assembler, CallOf, Condition, Extend, Float, Function, Instruction, Op, Patch, Program, Shift};
+
+const CANONICAL_32: u64 = 0x7fc0_0000;
+const CANONICAL_64: u64 = 0x7ff8_0000_0000_0000;
+/// An instruction counts as many times more for each loop that it is in.
+const ROUNDS: u64 = 8;
+const DEEPEST: u32 = 6;
+/// A call of a function with more locals besides its parameters is the interpreter's.
+const MOST_CLEARED: u32 = 64;
+
+/// Where a slot is while the code runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Memory,
+    Integer(u8),
+    Float(u8),
+}
+
+/// How often each instruction is executed, roughly.
+fn weights(function: &Function) -> Vec<u64> {
+    let mut ends = std::collections::BTreeMap::new();
+    for (pc, i) in function.code.iter().enumerate() {
+        let jumps = matches!(
+            shape(i.op),
+            Some(Shape::Jump | Shape::JumpIf(..) | Shape::JumpIfConst(..) | Shape::JumpAddNe | Shape::JumpAddNotZero)
+        );
+        let target = i.imm as u32 as usize;
+        if jumps && target <= pc {
+            ends.insert(target, pc);
+        }
+    }
+    let mut depths = vec![0i32; function.code.len() + 1];
+    for (first, last) in ends {
+        depths[first] += 1;
+        depths[last + 1] -= 1;
+    }
+    let mut depth = 0;
+    let count = |change: &i32| {
+        depth += change;
+        ROUNDS.pow((depth as u32).min(DEEPEST))
+    };
+    depths[..function.code.len()].iter().map(count).collect()
+}
+
+/// Give registers to the slots that are used most.
+fn places(function: &Function) -> Vec<Place> {
+    let mut counts = vec![(0u64, 0u64, 0u64); function.frame as usize + 1];
+    for (i, weight) in function.code.iter().zip(weights(function)) {
+        let (reads, write) = match shape(i.op) {
+            Some(shape) => uses(shape, i),
+            None => continue,
+        };
+        for (slot, of) in reads.into_iter().chain(write) {
+            let count = &mut counts[usize::from(slot)];
+            *match of {
+                Use::Integer => &mut count.0,
+                Use::Float => &mut count.1,
+                Use::Either => &mut count.2,
+            } += weight;
+        }
+    }
+    let mut order: Vec<usize> = (0..counts.len()).filter(|slot| counts[*slot] != (0, 0, 0)).collect();
+    order.sort_by_key(|slot| std::cmp::Reverse(counts[*slot].0 + counts[*slot].1 + counts[*slot].2));
+    let mut places = vec![Place::Memory; counts.len()];
+    let (mut integers, mut floats) = (Code::INTEGERS.iter(), Code::FLOATS.iter());
+    for slot in order {
+        places[slot] = if counts[slot].1 > counts[slot].0 {
+            floats.next().map_or(Place::Memory, |register| Place::Float(*register))
+        } else {
+            integers.next().map_or(Place::Memory, |register| Place::Integer(*register))
+        };
+    }
+    places
+}
+
+struct Lowering<'a> {
+    program: &'a Program,
+    function: &'a Function,
+    code: Code,
+    places: Vec<Place>,
+    /// By `pc`: where its code begins.
+    starts: Vec<usize>,
+    /// Jumps to an instruction, and out of the code to one.
+    jumps: Vec<(Patch, usize)>,
+    exits: Vec<(Patch, usize)>,
+    /// Jumps of a float that is NaN, its register, and where to go on.
+    nans: Vec<(Patch, u8, bool, usize)>,
+    /// Jumps out of the code that need to store nothing: the place is in the first scratch register.
+    leaves: Vec<Patch>,
+    /// The slots with a register that are written.
+    written: Vec<u16>,
+}
+
+/// A function's code, and by `pc` where it can be entered, or 0.
+pub fn lower(program: &Program, function: &Function) -> Option<(Vec<u8>, Vec<u32>)> {
+    let places = places(function);
+    let writes = function.code.iter().filter_map(|i| uses(shape(i.op)?, i).1);
+    let mut written: Vec<u16> = writes.map(|(slot, _)| slot).filter(|slot| places[usize::from(*slot)] != Place::Memory).collect();
+    written.sort_unstable();
+    written.dedup();
+    let mut lowering = Lowering {
+        program,
+        function,
+        code: Code::default(),
+        places,
+        leaves: vec![],
+        written,
+        starts: Vec::with_capacity(function.code.len()),
+        jumps: vec![],
+        exits: vec![],
+        nans: vec![],
+    };
+    lowering.code.begin();
+    for (pc, i) in function.code.iter().enumerate() {
+        lowering.starts.push(lowering.code.position());
+        match shape(i.op) {
+            Some(shape) => lowering.step(pc, shape, i),
+            None => {
+                let out = lowering.code.jump();
+                lowering.exits.push((out, pc));
+            }
+        }
+    }
+    let entries = lowering.entries();
+    lowering.finish();
+    Some((lowering.code.finish()?, entries))
+}
+
+impl Lowering<'_> {
+    /// The places where the interpreter leaves off.
+    fn entries(&mut self) -> Vec<u32> {
+        let code = &self.function.code;
+        let mut wanted = vec![false; code.len() + 1];
+        wanted[0] = true;
+        for (pc, i) in code.iter().enumerate() {
+            if matches!(i.op, Op::Loop | Op::Call) || shape(i.op).is_none() {
+                wanted[pc + 1] = true;
+            }
+        }
+        self.function.targets.iter().for_each(|target| wanted[*target as usize] = true);
+        let mut entries = vec![0; code.len() + 1];
+        for pc in 0..code.len() {
+            if wanted[pc] && shape(code[pc].op).is_some() {
+                entries[pc] = self.code.position() as u32;
+                for slot in 0..self.places.len() {
+                    match self.places[slot] {
+                        Place::Memory => {}
+                        Place::Integer(register) => self.code.load_slot(register, slot as u16),
+                        Place::Float(register) => self.code.load_float_slot(register, slot as u16),
+                    }
+                }
+                let jump = self.code.jump();
+                self.jumps.push((jump, pc));
+            }
+        }
+        entries
+    }
+
+    /// What all the jumps lead to that are left.
+    fn finish(&mut self) {
+        for (jump, register, double, back) in std::mem::take(&mut self.nans) {
+            self.code.patch(jump, self.code.position());
+            let [scratch, ..] = Code::SCRATCH;
+            self.code.constant(scratch, if double { CANONICAL_64 } else { CANONICAL_32 });
+            self.code.move_to_float(register, scratch);
+            let jump = self.code.jump();
+            self.code.patch(jump, back);
+        }
+        let mut out = vec![];
+        self.exits.sort_by_key(|exit| exit.1);
+        let mut last = None;
+        for (jump, pc) in std::mem::take(&mut self.exits) {
+            match last {
+                Some((same, at)) if same == pc => self.code.patch(jump, at),
+                _ => {
+                    let at = self.code.position();
+                    last = Some((pc, at));
+                    self.code.patch(jump, at);
+                    self.code.constant(Code::SCRATCH[0], pc as u64);
+                    out.push(self.code.jump());
+                }
+            }
+        }
+        let end = self.code.position();
+        out.into_iter().for_each(|jump| self.code.patch(jump, end));
+        self.store_all();
+        let leave = self.code.position();
+        std::mem::take(&mut self.leaves).into_iter().for_each(|jump| self.code.patch(jump, leave));
+        self.code.end();
+        for (jump, pc) in std::mem::take(&mut self.jumps) {
+            self.code.patch(jump, self.starts[pc]);
+        }
+    }
+
+    /// Bring every slot to where it belongs.
+    fn store_all(&mut self) {
+        for slot in self.written.clone() {
+            match self.places[usize::from(slot)] {
+                Place::Memory => {}
+                Place::Integer(register) => self.code.store_slot(register, slot),
+                Place::Float(register) => self.code.store_float_slot(register, slot),
+            }
+        }
+    }
+
+    /// The register that has an operand: its own, or the scratch register of that number.
+    fn integer(&mut self, slot: u16, scratch: usize) -> u8 {
+        let scratch = Code::SCRATCH[scratch];
+        match self.places[usize::from(slot)] {
+            Place::Integer(register) => return register,
+            Place::Float(register) => self.code.move_from_float(scratch, register),
+            Place::Memory => self.code.load_slot(scratch, slot),
+        }
+        scratch
+    }
+
+    fn float(&mut self, slot: u16, scratch: usize) -> u8 {
+        let scratch = Code::FLOAT_SCRATCH[scratch];
+        match self.places[usize::from(slot)] {
+            Place::Float(register) => return register,
+            Place::Integer(register) => self.code.move_to_float(scratch, register),
+            Place::Memory => self.code.load_float_slot(scratch, slot),
+        }
+        scratch
+    }
+
+    /// The register for a result: its own, or the first scratch register. `set` has to follow.
+    fn for_integer(&self, slot: u16) -> u8 {
+        match self.places[usize::from(slot)] {
+            Place::Integer(register) => register,
+            _ => Code::SCRATCH[0],
+        }
+    }
+
+    fn for_float(&self, slot: u16) -> u8 {
+        match self.places[usize::from(slot)] {
+            Place::Float(register) => register,
+            _ => Code::FLOAT_SCRATCH[0],
+        }
+    }
+
+    fn set(&mut self, slot: u16, register: u8) {
+        match self.places[usize::from(slot)] {
+            Place::Integer(own) => self.code.copy(own, register),
+            Place::Float(own) => self.code.move_to_float(own, register),
+            Place::Memory => self.code.store_slot(register, slot),
+        }
+    }
+
+    fn set_float(&mut self, slot: u16, register: u8) {
+        match self.places[usize::from(slot)] {
+            Place::Float(own) => self.code.copy_float(own, register),
+            Place::Integer(own) => self.code.move_from_float(own, register),
+            Place::Memory => self.code.store_float_slot(register, slot),
+        }
+    }
+
+    fn is_float(&self, slot: u16) -> bool {
+        matches!(self.places[usize::from(slot)], Place::Float(_))
+    }
+
+    /// A float that an operation made: a NaN becomes the canonical one.
+    fn canonical(&mut self, double: bool, register: u8) {
+        let jump = self.code.jump_if_nan(double, register);
+        self.nans.push((jump, register, double, self.code.position()));
+    }
+
+    /// Point at an operand's bytes; at another place the instruction is the interpreter's, which knows what to say.
+    fn point(&mut self, pc: usize, slot: u16, offset: u32, size: u8) {
+        let base = self.integer(slot, 0);
+        self.code.zero_extend(Code::SCRATCH[0], base);
+        let outside = self.code.address(Code::SCRATCH[0], offset, size);
+        self.exits.push((outside, pc));
+    }
+
+    fn constant(&mut self, value: u64) -> u8 {
+        self.code.constant(Code::SCRATCH[1], value);
+        Code::SCRATCH[1]
+    }
+
+    fn jump_to(&mut self, i: &Instruction, jump: Patch) {
+        self.jumps.push((jump, i.imm as u32 as usize));
+    }
+
+    fn step(&mut self, pc: usize, shape: Shape, i: &Instruction) {
+        let [first, second, _] = Code::SCRATCH;
+        match shape {
+            Shape::Copy if self.is_float(i.a) => {
+                let a = self.float(i.a, 0);
+                self.set_float(i.d, a);
+            }
+            Shape::Copy if self.is_float(i.d) => {
+                let a = self.float(i.a, 0);
+                self.set_float(i.d, a);
+            }
+            Shape::Copy => {
+                let a = self.integer(i.a, 0);
+                self.set(i.d, a);
+            }
+            Shape::Const => {
+                let to = self.for_integer(i.d);
+                self.code.constant(to, i.imm);
+                self.set(i.d, to);
+            }
+            Shape::Jump => {
+                let jump = self.code.jump();
+                self.jump_to(i, jump);
+            }
+            Shape::Loop => {
+                let none = self.code.tick();
+                self.exits.push((none, pc));
+            }
+            Shape::Select => {
+                let (a, b, by) = (self.integer(i.a, 0), self.integer(i.b, 1), self.integer(i.imm as u16, 2));
+                let to = self.for_integer(i.d);
+                self.code.select(to, by, a, b);
+                self.set(i.d, to);
+            }
+            Shape::GlobalGet => {
+                let to = self.for_integer(i.d);
+                self.code.load_global(to, i.imm as u32);
+                self.set(i.d, to);
+            }
+            Shape::GlobalSet => {
+                let a = self.integer(i.a, 0);
+                self.code.store_global(a, i.imm as u32);
+            }
+            Shape::Load(8, _) if self.is_float(i.d) => {
+                self.point(pc, i.a, i.imm as u32, 8);
+                let to = self.for_float(i.d);
+                self.code.load_double(to);
+            }
+            Shape::Load(size, extend) => {
+                self.point(pc, i.a, i.imm as u32, size);
+                let to = self.for_integer(i.d);
+                self.code.load(to, size, extend);
+                self.set(i.d, to);
+            }
+            Shape::LoadSum(size) => {
+                let (a, b) = (self.integer(i.a, 0), self.integer(i.b, 1));
+                self.code.alu(Alu::Add, false, first, a, b);
+                let outside = self.code.address(first, i.imm as u32, size);
+                self.exits.push((outside, pc));
+                if size == 8 && self.is_float(i.d) {
+                    let to = self.for_float(i.d);
+                    self.code.load_double(to);
+                } else {
+                    let to = self.for_integer(i.d);
+                    self.code.load(to, size, Extend::Zero);
+                    self.set(i.d, to);
+                }
+            }
+            Shape::Store(size) => {
+                self.point(pc, i.a, i.imm as u32, size);
+                if size == 8 && self.is_float(i.b) {
+                    let b = self.float(i.b, 0);
+                    self.code.store_double(b);
+                } else {
+                    let b = self.integer(i.b, 1);
+                    self.code.store(b, size);
+                }
+            }
+            Shape::Alu(alu, wide) => {
+                let (a, b, to) = (self.integer(i.a, 0), self.integer(i.b, 1), self.for_integer(i.d));
+                self.code.alu(alu, wide, to, a, b);
+                self.set(i.d, to);
+            }
+            Shape::AluConst(alu, wide) => {
+                let (a, to) = (self.integer(i.a, 0), self.for_integer(i.d));
+                let b = self.constant(if wide { i.imm } else { i.imm as u32 as u64 });
+                self.code.alu(alu, wide, to, a, b);
+                self.set(i.d, to);
+            }
+            Shape::Shift(shift, wide) => {
+                let (a, b, to) = (self.integer(i.a, 0), self.integer(i.b, 1), self.for_integer(i.d));
+                self.code.shift(shift, wide, to, a, b);
+                self.set(i.d, to);
+            }
+            Shape::ShiftConst(shift, wide) => {
+                let (a, to) = (self.integer(i.a, 0), self.for_integer(i.d));
+                self.code.shift_constant(shift, wide, to, a, i.imm as u8 & if wide { 63 } else { 31 });
+                self.set(i.d, to);
+            }
+            Shape::Compare(condition, wide) => {
+                let (a, b, to) = (self.integer(i.a, 0), self.integer(i.b, 1), self.for_integer(i.d));
+                self.code.compare(condition, wide, to, a, b);
+                self.set(i.d, to);
+            }
+            Shape::CompareConst(condition, wide) => {
+                let (a, to) = (self.integer(i.a, 0), self.for_integer(i.d));
+                let b = self.constant(i.imm);
+                self.code.compare(condition, wide, to, a, b);
+                self.set(i.d, to);
+            }
+            Shape::JumpIf(condition, wide) => {
+                let (a, b) = (self.integer(i.a, 0), self.integer(i.b, 1));
+                let jump = self.code.jump_if(condition, wide, a, b);
+                self.jump_to(i, jump);
+            }
+            Shape::JumpIfConst(condition, wide) => {
+                let a = self.integer(i.a, 0);
+                let b = self.constant((i.imm as i64 >> 32) as u64);
+                let jump = self.code.jump_if(condition, wide, a, b);
+                self.jump_to(i, jump);
+            }
+            Shape::JumpAddNe | Shape::JumpAddNotZero => {
+                let (a, to) = (self.integer(i.a, 0), self.for_integer(i.d));
+                let added = self.constant(i.imm >> 32);
+                self.code.alu(Alu::Add, false, to, a, added);
+                self.set(i.d, to);
+                let b = if matches!(shape, Shape::JumpAddNe) { self.integer(i.b, 1) } else { self.constant(0) };
+                let jump = self.code.jump_if(Condition::Ne, false, to, b);
+                self.jump_to(i, jump);
+            }
+            Shape::AddShl => {
+                let b = self.integer(i.b, 1);
+                self.code.shift_constant(Shift::Left, false, second, b, i.imm as u8 & 31);
+                let (a, to) = (self.integer(i.a, 0), self.for_integer(i.d));
+                self.code.alu(Alu::Add, false, to, a, second);
+                self.set(i.d, to);
+            }
+            Shape::ZeroExtend => {
+                let (a, to) = (self.integer(i.a, 0), self.for_integer(i.d));
+                self.code.zero_extend(to, a);
+                self.set(i.d, to);
+            }
+            Shape::SignExtend(bits, wide) => {
+                let (a, to) = (self.integer(i.a, 0), self.for_integer(i.d));
+                self.code.sign_extend(to, a, bits, wide);
+                self.set(i.d, to);
+            }
+            Shape::Float(float, double) => {
+                let (a, b, to) = (self.float(i.a, 0), self.float(i.b, 1), self.for_float(i.d));
+                self.made(i.d, float, double, to, a, b);
+            }
+            Shape::FloatLoad(float) => {
+                self.point(pc, i.a, i.imm as u32, 8);
+                let loaded = Code::FLOAT_SCRATCH[1];
+                self.code.load_double(loaded);
+                let (b, to) = (self.float(i.b, 0), self.for_float(i.d));
+                self.made(i.d, float, true, to, b, loaded);
+            }
+            Shape::MulAdd(float) => {
+                let product = Code::FLOAT_SCRATCH[1];
+                let (a, b) = (self.float(i.a, 0), self.float(i.b, 1));
+                self.code.float(Float::Mul, true, Code::FLOAT_SCRATCH[0], a, b);
+                self.code.copy_float(product, Code::FLOAT_SCRATCH[0]);
+                let (other, to) = (self.float(i.imm as u16, 0), self.for_float(i.d));
+                self.made(i.d, float, true, to, other, product);
+            }
+            Shape::MulAddLoad => {
+                self.point(pc, i.a, i.imm as u32, 8);
+                let [product, loaded] = Code::FLOAT_SCRATCH;
+                self.code.load_double(loaded);
+                let b = self.float(i.b, 0);
+                self.code.float(Float::Mul, true, product, b, loaded);
+                self.code.copy_float(loaded, product);
+                let (other, to) = (self.float((i.imm >> 32) as u16, 0), self.for_float(i.d));
+                self.made(i.d, Float::Add, true, to, other, loaded);
+            }
+            Shape::Root(double) => {
+                let (a, to) = (self.float(i.a, 0), self.for_float(i.d));
+                self.code.square_root(double, to, a);
+                self.canonical(double, to);
+                self.set_float(i.d, to);
+            }
+            Shape::CompareFloats(condition, double) => {
+                let (a, b, to) = (self.float(i.a, 0), self.float(i.b, 1), self.for_integer(i.d));
+                self.code.compare_floats(condition, double, to, a, b);
+                self.set(i.d, to);
+            }
+            Shape::Convert { double, wide, signed } => {
+                let (mut a, to) = (self.integer(i.a, 0), self.for_float(i.d));
+                if !signed {
+                    self.code.zero_extend(first, a);
+                    a = first;
+                }
+                self.code.convert(double, wide || !signed, to, a);
+                self.set_float(i.d, to);
+            }
+            Shape::Bits(alu, mask) => {
+                let a = self.integer(i.a, 0);
+                let mask = self.constant(mask);
+                self.code.alu(alu, true, first, a, mask);
+                self.set(i.d, first);
+            }
+            Shape::Call => {
+                let callee = &self.program.functions[i.imm as usize];
+                let call = CallOf {
+                    pc: pc as u32,
+                    d: i.d,
+                    function: i.imm as u32,
+                    frame: callee.frame,
+                    params: callee.params,
+                    locals: callee.locals,
+                };
+                let out = if callee.locals - callee.params > MOST_CLEARED {
+                    vec![self.code.jump()]
+                } else {
+                    self.store_all();
+                    self.code.call(&call)
+                };
+                self.exits.extend(out.into_iter().map(|jump| (jump, pc)));
+            }
+            Shape::Return if i.b > 1 => {
+                let out = self.code.jump();
+                self.exits.push((out, pc));
+            }
+            Shape::Return => {
+                let outermost = self.code.jump_if_outermost();
+                self.exits.push((outermost, pc));
+                if i.b == 1 {
+                    let a = self.integer(i.a, 0);
+                    self.code.store_slot(a, 0);
+                }
+                let leaves = self.code.go_back();
+                self.leaves.extend(leaves);
+            }
+        }
+    }
+
+    fn made(&mut self, slot: u16, float: Float, double: bool, to: u8, a: u8, b: u8) {
+        self.code.float(float, double, to, a, b);
+        self.canonical(double, to);
+        self.set_float(slot, to);
+    }
+}
