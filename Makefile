@@ -1,5 +1,5 @@
 # Each target does its set-up too. `make demo` and `make test` are all that a newcomer needs.
-.PHONY: setup kernel agent agents wasm web wheel images python arm test-images demo test test-all soak intel-check lint bench clean
+.PHONY: setup kernel agent agents wasm web wheel deb images python arm test-images demo test test-all soak intel-check lint bench clean
 
 LEVEL = test
 demo kernel agent images: LEVEL = demo
@@ -32,6 +32,12 @@ wheel: agents
 	@scripts/web --if-possible
 	@rm -rf build/lib* # what is gone from the tree would come from there
 	@.venv/bin/python -m pip wheel -q --no-deps --wheel-dir build .
+
+# With the service's units and the manual pages; wants debhelper and lintian.
+deb: agents
+	@scripts/web --if-possible
+	@rm -rf build/lib* # as for a wheel
+	@scripts/deb
 
 images: setup agent
 	@scripts/build-image rust --compress lz4
