@@ -36,6 +36,8 @@ PACKAGES = {
     "rust-wasm": ("rustc", "libstd-rust-dev-wasm32", "lld"),
     "c-wasm": ("clang", "lld", "wasi-libc", "libclang-rt-dev-wasm32"),
 }
+FOLDERS = {"java": ("usr/share/man/man1",)}
+"""Folders that scripts of a language's packages expect, and LEFT_OUT takes away."""
 SAME = {"go-wasm": "go"}
 """Languages whose image is the one of another language."""
 SUITES = ("trixie", "bookworm")
@@ -200,6 +202,7 @@ def install(language: str, layout: str, suite: str, part: Path) -> None:
         '--aptopt=APT::Install-Recommends "false"',
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT),
         f"--essential-hook={tar} '{part / 'base.tar'}' .",
+        *(f'--essential-hook=mkdir -p "$1/{folder}"' for folder in FOLDERS.get(language, ())),
         *(docker_hooks(language, part) if layout == "docker" else ()),
         f"--customize-hook={tar} '{part / 'full.tar'}' .",
         suite,

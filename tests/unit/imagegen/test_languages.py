@@ -134,6 +134,7 @@ def test_the_programs_of_gcc_stay() -> None:
         links = (compiler, compiler + b"-14", b"x86_64-linux-gnu-" + compiler + b"-14", b"x86_64-linux-gnu-ld.bfd", b"as")
         assert [path for path in links if gone(b"usr/bin/" + path)] == []
         assert not gone(b"usr/libexec/gcc/x86_64-linux-gnu/14/cc1")
+        assert not gone(b"usr/lib/linux/uapi/x86/asm/errno.h")
         assert gone(b"usr/libexec/gcc/x86_64-linux-gnu/14/cc1plus") is (name == "c")
 
 

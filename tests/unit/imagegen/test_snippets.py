@@ -42,7 +42,8 @@ class Expected:
 C = {
     "hello": ('#include <stdio.h>\nint main(void) { puts("hello"); }', "hello\n"),
     "library": (
-        "#include <complex.h>\n#include <math.h>\n#include <stdatomic.h>\n#include <stdio.h>\n#include <threads.h>\n#include <time.h>\n"
+        "#include <complex.h>\n#include <errno.h>\n#include <math.h>\n#include <stdatomic.h>\n"
+        "#include <stdio.h>\n#include <threads.h>\n#include <time.h>\n"
         "atomic_int n; int add(void *unused) { return n++; }\n"
         "int main(void) { thrd_t t; thrd_create(&t, add, 0); thrd_join(t, 0);\n"
         '  time_t zero = 0; printf("%d %.3f %.1f %d\\n", n, sqrt(2), cabs(3 + 4 * I), gmtime(&zero)->tm_year); }',
