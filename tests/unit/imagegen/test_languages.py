@@ -138,6 +138,14 @@ def test_the_programs_of_gcc_stay() -> None:
         assert gone(b"usr/libexec/gcc/x86_64-linux-gnu/14/cc1plus") is (name == "c")
 
 
+def test_the_programs_of_java_stay() -> None:
+    gone = Pruner(load_language("java").globs)
+    links = ("etc/alternatives/java", "etc/alternatives/javac", "usr/bin/javac", "usr/bin/grep", "opt/java/openjdk/bin/javac")
+    jvm = ("bin/java", "lib/modules", "lib/server/classes.jsa", "lib/server/libjvm.so", "lib/ct.sym", "conf/net.properties")
+    paths = (*links, *(f"usr/lib/jvm/java-21-openjdk-amd64/{name}" for name in jvm), "etc/java-21-openjdk/security/java.security")
+    assert [path for path in paths if gone(path.encode())] == []
+
+
 @pytest.mark.parametrize("name", sorted({*SOURCES} - {*TO_WASM, "go", "rust"}))
 def test_languages_have_the_shared_sets(name: str) -> None:
     """Go and Rust have lists that are older than the sets, and smaller."""
