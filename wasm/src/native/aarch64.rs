@@ -326,6 +326,23 @@ impl Assembler for Code {
         out
     }
 
+    fn jump_table(&mut self, last: u32) -> usize {
+        self.constant(1, last.into());
+        self.compare_integers(false, 0, 1);
+        self.three(0x1a80_9000, 0, 0, 1); // csel w0, w0, w1, if lower or same
+        self.word(0x1000_0081); // adr x1, four instructions on
+        self.three(0xb8a0_7800, 0, 1, 0); // ldrsw x0, [x1, x0, lsl 2]
+        self.three(0x8b00_0000, 0, 0, 1);
+        self.two(0xd61f_0000, 0, 0); // br x0
+        let table = self.position();
+        self.words.resize(self.words.len() + last as usize + 1, 0);
+        table
+    }
+
+    fn set_place(&mut self, table: usize, place: usize, to: usize) {
+        self.words[table / 4 + place] = (to as i32 - table as i32) as u32;
+    }
+
     fn jump_if_outermost(&mut self) -> Patch {
         self.field(0, FRAMES);
         self.with_constant(0xd100_0000, 0, 0, FRAME_SIZE as u32);

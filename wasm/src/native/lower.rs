@@ -87,6 +87,8 @@ struct Lowering<'a> {
     /// Jumps to an instruction, and out of the code to one.
     jumps: Vec<(Patch, usize)>,
     exits: Vec<(Patch, usize)>,
+    /// Tables of places, and where each leads.
+    tables: Vec<(usize, Vec<u32>)>,
     /// Jumps of a float that is NaN, its register, and where to go on.
     nans: Vec<(Patch, u8, bool, usize)>,
     /// Jumps out of the code that need to store nothing: the place is in the first scratch register.
@@ -112,6 +114,7 @@ pub fn lower(program: &Program, function: &Function) -> Option<(Vec<u8>, Vec<u32
         starts: Vec::with_capacity(function.code.len()),
         jumps: vec![],
         exits: vec![],
+        tables: vec![],
         nans: vec![],
     };
     lowering.code.begin();
@@ -141,7 +144,6 @@ impl Lowering<'_> {
                 wanted[pc + 1] = true;
             }
         }
-        self.function.targets.iter().for_each(|target| wanted[*target as usize] = true);
         let mut entries = vec![0; code.len() + 1];
         for pc in 0..code.len() {
             if wanted[pc] && shape(code[pc].op).is_some() {
@@ -193,6 +195,11 @@ impl Lowering<'_> {
         self.code.end();
         for (jump, pc) in std::mem::take(&mut self.jumps) {
             self.code.patch(jump, self.starts[pc]);
+        }
+        for (table, targets) in std::mem::take(&mut self.tables) {
+            for (place, target) in targets.iter().enumerate() {
+                self.code.set_place(table, place, self.starts[*target as usize]);
+            }
         }
     }
 
@@ -487,6 +494,13 @@ impl Lowering<'_> {
                 let mask = self.constant(mask);
                 self.code.alu(alu, true, first, a, mask);
                 self.set(i.d, first);
+            }
+            Shape::JumpTable => {
+                let a = self.integer(i.a, 0);
+                self.code.zero_extend(first, a);
+                let (begin, last) = (i.imm as u32 as usize, (i.imm >> 32) as u32);
+                let table = self.code.jump_table(last);
+                self.tables.push((table, self.function.targets[begin..=begin + last as usize].to_vec()));
             }
             Shape::Call => {
                 let callee = &self.program.functions[i.imm as usize];

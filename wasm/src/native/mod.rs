@@ -228,6 +228,10 @@ trait Assembler {
     fn jump_if(&mut self, condition: Condition, wide: bool, a: u8, b: u8) -> Patch;
     /// Call a function, or jump out before anything was changed. All slots are where they belong.
     fn call(&mut self, call: &CallOf) -> Vec<Patch>;
+    /// Jump by the table that follows this, to the place whose number is in the first scratch register, or to the `last`. Where the
+    /// table begins; its places are set later.
+    fn jump_table(&mut self, last: u32) -> usize;
+    fn set_place(&mut self, table: usize, place: usize, to: usize);
     /// Jump if there is no caller.
     fn jump_if_outermost(&mut self) -> Patch;
     /// Go back to the caller's code; jump with the place where it goes on in the first scratch register if it has none.

@@ -54,6 +54,7 @@ pub enum Shape {
     },
     /// The bits of a double, changed by a constant.
     Bits(Alu, u64),
+    JumpTable,
     Call,
     Return,
 }
@@ -183,6 +184,7 @@ pub fn shape(op: Op) -> Option<Shape> {
         Op::F64ConvertI64S => Convert { double: true, wide: true, signed: true },
         Op::F64Abs => Bits(self::Alu::And, !(1 << 63)),
         Op::F64Neg => Bits(self::Alu::Xor, 1 << 63),
+        Op::JumpTable => JumpTable,
         Op::Call => Call,
         Op::Return => Return,
         _ => return None,
@@ -210,7 +212,7 @@ pub fn uses(shape: Shape, i: &Instruction) -> Uses {
         Shape::Jump | Shape::Loop => (vec![], None),
         Shape::Select => (vec![(a, Either), (b, Either), (i.imm as u16, Integer)], Some((d, Either))),
         Shape::GlobalGet => (vec![], Some((d, Integer))),
-        Shape::GlobalSet => (vec![(a, Integer)], None),
+        Shape::GlobalSet | Shape::JumpTable => (vec![(a, Integer)], None),
         Shape::Load(8, _) => (vec![(a, Integer)], Some((d, Either))),
         Shape::LoadSum(8) => (vec![(a, Integer), (b, Integer)], Some((d, Either))),
         Shape::Load(..) => (vec![(a, Integer)], Some((d, Integer))),

@@ -336,6 +336,24 @@ impl Assembler for Code {
         out
     }
 
+    fn jump_table(&mut self, last: u32) -> usize {
+        self.constant(RCX, last.into());
+        self.registers(None, false, &[0x3b], RAX, RCX);
+        self.registers(None, false, &[0x0f, 0x47], RAX, RCX); // cmova
+        self.0.extend([0x48, 0x8d, 0x0d, 9, 0, 0, 0]); // lea rcx, [rip + 9]
+        self.0.extend([0x48, 0x63, 0x04, 0x81]); // movsxd rax, dword [rcx + rax * 4]
+        self.registers(None, true, &[0x03], RAX, RCX);
+        self.0.extend([0xff, 0xe0]); // jmp rax
+        let table = self.0.len();
+        self.0.resize(table + (last as usize + 1) * 4, 0);
+        table
+    }
+
+    fn set_place(&mut self, table: usize, place: usize, to: usize) {
+        let at = table + place * 4;
+        self.0[at..at + 4].copy_from_slice(&(to as i32 - table as i32).to_le_bytes());
+    }
+
     fn jump_if_outermost(&mut self) -> Patch {
         self.get(true, RAX, CONTEXT, FRAMES as i32);
         self.add(RAX, -FRAME_SIZE);
