@@ -5,7 +5,6 @@ machine's the packages are only unpacked.
 """
 
 import argparse
-import fcntl
 import gzip
 import hashlib
 import json
@@ -19,7 +18,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from mayfly import paths
+from mayfly import files, paths
 from scripts.debian import root as debianroot
 from scripts.debian.mirror import DEBIAN, KEYRING, SUITE, MirrorError, mirror
 
@@ -133,8 +132,7 @@ def cached(language: str, layout: str, suite: str, arch: str) -> Path:
     foreign = (debianroot.ESSENTIAL, debianroot.LINKS) if arch != MACHINE else ()
     recipe = json.dumps([EDITION, PACKAGES[language], LEFT_OUT, NOT_IN_A_LAYER, moved, foreign])
     folder = base / f"{language}-{suite}-{layout}-{arch}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
-    with (base / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with files.locked(folder):
         if not folder.exists():
             print(f"reference-image: making {language} ({layout}, {arch}) from Debian {suite}; a minute or two", file=sys.stderr)
             with tempfile.TemporaryDirectory(prefix=".part.", dir=base) as part:
