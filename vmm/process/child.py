@@ -14,9 +14,8 @@ from mayfly.vmm.arch import state
 from mayfly.vmm.build import build_machine
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.devices.serial import SerialState
+from mayfly.vmm.devices.virtio import device, mmio
 from mayfly.vmm.devices.virtio.console import ConsoleState
-from mayfly.vmm.devices.virtio.device import DeviceState
-from mayfly.vmm.devices.virtio.mmio import TransportState
 from mayfly.vmm.eventloop import EventLoop
 from mayfly.vmm.machine import usage
 from mayfly.vmm.process.requests import serve
@@ -24,7 +23,7 @@ from mayfly.vmm.sandbox.privileges import drop_privileges, keep_only
 from mayfly.vmm.snapshot.files import MachineState
 
 LIMIT = 4096
-DECODED = (MachineConfig, Request, MachineState, state.KvmState, TransportState, DeviceState, ConsoleState, SerialState)
+DECODED = (MachineConfig, Request, MachineState, state.KvmState, mmio.TransportState, device.DeviceState, ConsoleState, SerialState)
 """What a vmm process decodes. Learning how to takes msgspec 2 ms and half a megabyte."""
 
 

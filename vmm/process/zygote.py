@@ -39,9 +39,7 @@ def main(control_fd: int, client: int) -> None:
 
 
 def load() -> None:
-    """Import what machines need, and have ready what decodes: all of them share it. Only processes
-    that fork them do that.
-    """
+    """Import what machines need and have decoders ready: only processes that fork them do that."""
     from mayfly.vmm.process.child import DECODED
 
     for kind in DECODED:
