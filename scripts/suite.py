@@ -62,14 +62,14 @@ class Processes:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._running: set[subprocess.Popen[bytes]] = set()
+        self._running: dict[subprocess.Popen[bytes], Path] = {}
         self._ended = False
         # What a run leaves behind becomes our child, whatever session it is in (prctl(2)).
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
-    def call(self, command: list[str], environment: dict[str, str]) -> tuple[int, bytes]:
-        """Run a command to its end: its status and all that it printed. SystemExit after `end`."""
-        with self._lock:
+    def call(self, command: list[str], environment: dict[str, str], log: Path) -> int:
+        """Run a command to its end, its output into `log`: its status. SystemExit after `end`."""
+        with self._lock, log.open("wb") as output:
             if self._ended:
                 raise SystemExit
             process = subprocess.Popen(
@@ -77,22 +77,23 @@ class Processes:
                 cwd=ROOT,
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-            self._running.add(process)
-        output, _ = process.communicate()
+            self._running[process] = log
+        status = process.wait()
         with self._lock:
-            self._running.discard(process)
-        return process.returncode, output
+            self._running.pop(process, None)
+        return status
 
     def end(self) -> None:
-        """End all that runs, and let nothing begin. Tests get the time for their tear-downs."""
+        """End all that runs and say how far it came. Tests get the time for their tear-downs."""
         with self._lock:
             self._ended = True
-            running = list(self._running)
-        for process in running:
+            running = dict(self._running)
+        for process, log in running.items():
+            print(f"\ntest: {log.stem} had printed:\n{log.read_text(errors='replace')}", flush=True)
             _signal_group(process.pid, signal.SIGINT)
         until = time.monotonic() + GRACE_S
         for process in running:
@@ -114,8 +115,11 @@ def _signal_group(pid: int, number: signal.Signals) -> None:
 
 def children() -> list[int]:
     """The processes whose parent is this one."""
-    tasks = Path("/proc/self/task").iterdir()
-    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+    found: list[int] = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended
+            found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def run(name: str, extra: list[str], processes: Processes) -> tuple[int, dict[str, Any]]:
@@ -143,12 +147,13 @@ def run(name: str, extra: list[str], processes: Processes) -> tuple[int, dict[st
 def attempt(name: str, arguments: list[str], processes: Processes) -> tuple[int, dict[str, Any]]:
     """One call of pytest, its output shown when it is over."""
     counts = ROOT / "build" / f"tests-{name}.json"
+    log = counts.with_suffix(".log")
     counts.parent.mkdir(exist_ok=True)
     counts.unlink(missing_ok=True)
     command = [*RUNS[name][0], "-m", "pytest", *arguments]
     print(f"test: {' '.join(command)}", flush=True)
-    status, output = processes.call(command, {**os.environ, "MAYFLY_TEST_COUNTS": str(counts)})
-    print(f"\ntest: {name}:\n{output.decode(errors='replace')}", flush=True)
+    status = processes.call(command, {**os.environ, "MAYFLY_TEST_COUNTS": str(counts)}, log)
+    print(f"\ntest: {name}:\n{log.read_text(errors='replace')}", flush=True)
     return status, json.loads(counts.read_text()) if counts.exists() else {}
 
 

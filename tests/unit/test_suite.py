@@ -30,6 +30,7 @@ signal.signal(signal.SIGINT, signal.SIG_IGN)
 child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"], start_new_session=True)
 with open("started", "a") as file:
     print(sys.argv[1], os.getpid(), child.pid, file=file, flush=True)
+print("this is", sys.argv[1], flush=True)
 open("tell", "wb").write(b".")
 time.sleep(1000)
 """
@@ -77,6 +78,7 @@ def test_an_interrupt_ends_all_of_it_and_no_run_begins(tmp_path: Path, told: tup
         output, _ = process.communicate()
     assert process.returncode == 128 + number
     assert "ending what runs" in output
+    assert "this is one" in output and "this is two" in output
     lines = [line.split() for line in (tmp_path / "started").read_text().splitlines()]
     assert sorted(name for name, *_ in lines) == ["one", "two"]
     left = [pid for _, *pids in lines for pid in pids if Path(f"/proc/{pid}/cmdline").exists()]
