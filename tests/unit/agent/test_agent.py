@@ -66,7 +66,8 @@ def test_program_ends_by_a_signal(agent: AgentProcess) -> None:
 
 
 def test_signal_reaches_every_process_of_the_step(agent: AgentProcess) -> None:
-    agent.start(shell("sh -c 'trap \"echo child; exit\" TERM; echo ready; sleep 60 & wait' & trap 'wait; exit 5' TERM; wait"))
+    # The parent has its trap before its child can say that it is ready.
+    agent.start(shell("trap 'wait; exit 5' TERM; sh -c 'trap \"echo child; exit\" TERM; echo ready; sleep 60 & wait' & wait"))
     agent.expect(p.Stage)
     assert agent.expect(p.Stdout).data == b"ready\n"
     agent.send(p.Signal(15), p.Signal(0), p.Signal(200))
