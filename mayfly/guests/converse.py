@@ -202,6 +202,8 @@ class Exchange:
         if self._deadline is not None and not self._deadline.expired():
             self._deadline.reschedule(asyncio.get_running_loop().time() + self._time_s)
         self._decide(None)
+        if self._listening is not None:
+            self._listening.cancel()  # if it did not stand still: sending begins again with listening
 
     def hand_over(self, elsewhere: Elsewhere) -> None:
         """End this after `hold`: the job goes on elsewhere, and `elsewhere` sees to it."""

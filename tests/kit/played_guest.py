@@ -37,6 +37,9 @@ class PlayedProcess:
         self.sent += data
         return True
 
+    async def rest(self) -> bytes:
+        return b""
+
     async def stop(self, grace_s: float = 0) -> Ended:
         self.stopped = True
         return Ended(reason=End.VANISHED, console="last words\n")

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from mayfly.errors import CollectError, GuestError, MayflyError
-from mayfly.guests.converse import collect, converse
+from mayfly.guests.converse import Exchange, collect, converse
 from mayfly.guests.job import Job
 from mayfly.guests.outcome import Outcome, Status
 from mayfly.guests.start import Guest
 from mayfly.protocol import frames as p
+from mayfly.runs.stdin import LiveStdin, StdinWriter
 from tests.kit.played_guest import EXIT, RAN, STEP, PlayedProcess, frame, guest_of, played_guest
+from tests.kit.scale import patience
 
 JOB = Job(start=p.Start((), (STEP,), ()), deadline_s=30.0, rate=1e6)
 LAST = p.Collected(0, None, False, True, b"")
@@ -88,6 +90,29 @@ def test_late_frames_of_the_run_before_are_ignored() -> None:
     guest = guest_of(PlayedProcess([*map(frame, RAN), frame(p.Stdout(b"late")), *(frame(message, 2) for message in RAN)]))
     assert [run(guest).verdict().status for _ in range(2)] == [Status.OK] * 2
     assert guest.conversation.strays == 1
+
+
+@pytest.mark.parametrize("stands_still", [False, True])
+def test_a_conversation_that_was_held_sends_standard_input_again(stands_still: bool) -> None:
+    async def whole() -> None:
+        process = PlayedProcess([frame(p.Stage(0, "x")), frame(p.Credit(100))], hangs=True)
+        stdin = LiveStdin()
+        exchange = Exchange(guest_of(process), Outcome(JOB.step_names), stdin, deadline_s=30.0, rate=1e6)
+        running = asyncio.create_task(exchange.run(JOB))
+        with StdinWriter(stdin) as writer:
+            await writer.write(b"word 0")
+            for number in range(3):
+                while b"word %d" % number not in process.sent:
+                    await asyncio.sleep(0)
+                await exchange.hold()
+                if stands_still:
+                    assert await exchange.stand_still()
+                await writer.write(b"word %d" % (number + 1))
+                exchange.go_on()
+        running.cancel()
+        await asyncio.wait([running])
+
+    asyncio.run(asyncio.wait_for(whole(), patience(5)))
 
 
 # --- COLLECT ---
