@@ -25,7 +25,8 @@ from mayfly.imagegen.options import Options
 from mayfly.imagegen.prepared import add_prepared, can_ask
 from mayfly.imagegen.progress import Progress
 from mayfly.imagegen.rootfs.furnish import furnish
-from mayfly.imagegen.rootfs.layers import LAYERS_AT_ONCE, Layer, Limits, Spools, merge
+from mayfly.imagegen.rootfs.layers import LAYERS_AT_ONCE, merge
+from mayfly.imagegen.rootfs.spools import Layer, Limits, Spools
 from mayfly.imagegen.rootfs.prune import prune
 from mayfly.imagegen.rootfs.tree import Tree
 from mayfly.imagegen.writing import Build, describe, large, write

@@ -9,7 +9,7 @@ from mayfly.errors import ConfigError
 from mayfly.imagegen.languages import Language
 from mayfly.imagegen.oci.documents import MACHINE_TO_GOARCH
 from mayfly.imagegen.oci.reference import Reference
-from mayfly.imagegen.rootfs.layers import Limits
+from mayfly.imagegen.rootfs.spools import Limits
 from mayfly.images.manifest import COMPRESSIONS
 
 _VERSION = re.compile(r"[0-9][A-Za-z0-9.+_-]{0,31}")

@@ -27,7 +27,7 @@ from mayfly.guests.start import Guest, start
 from mayfly.guests.zygote import Zygote
 from mayfly.imagegen.progress import Progress
 from mayfly.imagegen.rootfs.collected import CollectedTar
-from mayfly.imagegen.rootfs.layers import Limits
+from mayfly.imagegen.rootfs.spools import Limits
 from mayfly.images.manifest import load
 from mayfly.images.store import InstalledImage
 from mayfly.paths import kernel_path

@@ -19,7 +19,8 @@ from mayfly.imagegen.options import Options
 from mayfly.imagegen.prepare import VERSION_STEP, prepare, why_not
 from mayfly.imagegen.rootfs.collected import VERSION_FILE
 from mayfly.imagegen.rootfs.furnish import RUNNER
-from mayfly.imagegen.rootfs.layers import Layer, add_layer
+from mayfly.imagegen.rootfs.layers import add_layer
+from mayfly.imagegen.rootfs.spools import Layer
 from mayfly.imagegen.rootfs.tree import Inode
 from mayfly.imagegen.writing import Build, describe, environment, write
 from mayfly.images.manifest import LanguageStep, Warmup

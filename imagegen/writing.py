@@ -15,7 +15,7 @@ from mayfly.imagegen.options import Options
 from mayfly.imagegen.progress import Progress
 from mayfly.imagegen.rootfs.compress import compressor
 from mayfly.imagegen.rootfs.cpio import Summary, write_cpio
-from mayfly.imagegen.rootfs.layers import Spools
+from mayfly.imagegen.rootfs.spools import Spools
 from mayfly.imagegen.rootfs.prune import sizes
 from mayfly.imagegen.rootfs.tree import Tree
 from mayfly.images.manifest import ImageSource, LanguageStep, Manifest, Profile

@@ -18,7 +18,7 @@ from mayfly.imagegen.languages import NAME
 from mayfly.imagegen.oci.documents import MACHINE_TO_GOARCH, Descriptor, Source, fetch_document, read_artifact
 from mayfly.imagegen.oci.registry import RegistrySource
 from mayfly.imagegen.progress import Progress
-from mayfly.imagegen.rootfs.layers import Limits
+from mayfly.imagegen.rootfs.spools import Limits
 from mayfly.images.manifest import Manifest, load
 from mayfly.paths import image_dir
 

@@ -14,7 +14,7 @@ import re
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import requests
 import urllib3.exceptions
@@ -22,9 +22,15 @@ import urllib3.exceptions
 from mayfly.errors import RegistryError
 from mayfly.imagegen.oci.accounts import Account
 from mayfly.imagegen.oci.reference import is_loopback
+from mayfly.imagegen.progress import Progress
 
 TIMEOUT_S = (10.0, 60.0)
 """To connect, and between two pieces of an answer."""
+ATTEMPTS = 6
+FIRST_PAUSE_S = 0.25
+MAX_PAUSE_S = 8.0
+MAX_ASKED_S = 60.0
+"""The longest pause that a registry is granted, as by skopeo."""
 MAX_REDIRECTS = 10
 MAX_TOKEN = 1 << 20
 MAX_REFUSAL = 64 << 10
@@ -45,6 +51,7 @@ _CHALLENGE_PART = re.compile(
 """A parameter (name, quoted value, plain value), or a scheme and the token68 that may follow."""
 
 Body = bytes | BinaryIO | None
+_T = TypeVar("_T")
 
 
 class TransientError(Exception):
@@ -217,6 +224,29 @@ class Client:
             if response.status_code != 200:
                 return ""
             return _token_in(b"".join(body(response, MAX_TOKEN)))
+
+
+def persistently(work: Callable[[], _T], what: str, hint: str, progress: Progress, pause: Callable[[float], None]) -> _T:
+    """Do `work`, and again after a growing pause where it failed in a way that may pass.
+
+    Raises:
+        RegistryError: it failed each time; it says `what` was wanted, and `hint`.
+    """
+    pause_s = FIRST_PAUSE_S
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return work()
+        except TransientError as error:
+            advice = error.hint or hint
+            if error.pause_s > MAX_ASKED_S:
+                raise RegistryError(f"{what}: {error}; it asks to wait {error.pause_s:.0f} s", hint=advice) from error
+            if attempt == ATTEMPTS:
+                raise RegistryError(f"{what}: {error}, {ATTEMPTS} times", hint=advice) from error
+            if error.pause_s > MAX_PAUSE_S:
+                progress.say(f"{error}; trying again in {error.pause_s:.0f} s, as it asks")
+            pause(max(pause_s, error.pause_s))
+            pause_s = min(2 * pause_s, MAX_PAUSE_S)
+    raise AssertionError("unreachable")
 
 
 def transient(host: str, response: requests.Response) -> TransientError:

@@ -19,17 +19,12 @@ from mayfly.errors import ConfigError, RegistryError
 from mayfly.files import atomic_write, storing, sync
 from mayfly.imagegen.digests import blob_path, digest_of, hasher_for, is_digest, short, spell
 from mayfly.imagegen.oci.accounts import find_account
-from mayfly.imagegen.oci.client import CHUNK, TRANSIENT, Body, Client, TransientError, body, said, transient
+from mayfly.imagegen.oci.client import CHUNK, TRANSIENT, Body, Client, TransientError, body, persistently, said, transient
 from mayfly.imagegen.oci.documents import INDEX_TYPES, MANIFEST_TYPES, MAX_DOCUMENT, Descriptor
 from mayfly.imagegen.oci.reference import RegistryReference
 from mayfly.imagegen.progress import Advance, Progress
 
 _T = TypeVar("_T")
-ATTEMPTS = 6
-FIRST_PAUSE_S = 0.25
-MAX_PAUSE_S = 8.0
-MAX_ASKED_S = 60.0
-"""The longest pause that a registry is granted, as by skopeo."""
 HASH_CHUNK = 1 << 20
 _LIES = "the registry is damaged or lies; do not use the image"
 _NO_REGISTRY = "is it up, and is the network? Without one, give a layout: --image oci:FOLDER"
@@ -252,22 +247,7 @@ class RegistrySource:
         return RegistryError(f"{self._reference}: the registry answers {status}{why}")
 
     def _retry(self, work: Callable[[], _T]) -> _T:
-        """Do `work`, and again after a growing pause where it failed in a way that may pass."""
-        pause_s = FIRST_PAUSE_S
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                return work()
-            except TransientError as error:
-                hint = error.hint or _NO_REGISTRY
-                if error.pause_s > MAX_ASKED_S:
-                    raise RegistryError(f"{self._reference}: {error}; it asks to wait {error.pause_s:.0f} s", hint=hint) from error
-                if attempt == ATTEMPTS:
-                    raise RegistryError(f"{self._reference}: {error}, {ATTEMPTS} times", hint=hint) from error
-                if error.pause_s > MAX_PAUSE_S:
-                    self._progress.say(f"{error}; trying again in {error.pause_s:.0f} s, as it asks")
-                self._pause(max(pause_s, error.pause_s))
-                pause_s = min(2 * pause_s, MAX_PAUSE_S)
-        raise AssertionError("unreachable")
+        return persistently(work, str(self._reference), _NO_REGISTRY, self._progress, self._pause)
 
     def _cached(self, digest: str) -> bytes | None:
         """A kept document, if it still is what its name says."""

@@ -2,7 +2,7 @@
 
 import stat
 
-from mayfly.imagegen.rootfs.layers import Spools
+from mayfly.imagegen.rootfs.spools import Spools
 from mayfly.imagegen.rootfs.tree import Inode, Tree
 from mayfly.units import MIB
 

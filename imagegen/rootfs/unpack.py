@@ -16,7 +16,7 @@ import zstandard
 from mayfly.errors import HostError, ImageError
 from mayfly.files import making
 from mayfly.imagegen.rootfs.cpio import Entry, read_cpio
-from mayfly.imagegen.rootfs.layers import ZSTD_WINDOW
+from mayfly.imagegen.rootfs.spools import ZSTD_WINDOW
 from mayfly.imagegen.rootfs.tree import MAX_PATH, show, split
 from mayfly.images.manifest import load
 

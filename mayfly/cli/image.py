@@ -26,7 +26,7 @@ from mayfly.imagegen.oci.registry import RegistrySource
 from mayfly.imagegen.options import Options
 from mayfly.imagegen.prepare import prepare
 from mayfly.imagegen.progress import Advance, Progress
-from mayfly.imagegen.rootfs.layers import Limits
+from mayfly.imagegen.rootfs.spools import Limits
 from mayfly.imagegen.rootfs.unpack import unpack
 from mayfly.images.manifest import COMPRESSIONS, load
 from mayfly.images.store import image_folders, remove

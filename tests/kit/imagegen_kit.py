@@ -14,7 +14,8 @@ from typing import Any
 import zstandard
 
 from mayfly.imagegen.languages import Language, parse_language
-from mayfly.imagegen.rootfs.layers import Limits, apply_layer
+from mayfly.imagegen.rootfs.layers import apply_layer
+from mayfly.imagegen.rootfs.spools import Limits
 from mayfly.imagegen.rootfs.tree import Content, Extent, Tree
 
 BLOCK = 512

@@ -34,7 +34,7 @@ from mayfly.imagegen.oci.documents import Descriptor
 from mayfly.imagegen.oci.reference import LayoutReference
 from mayfly.imagegen.options import Options
 from mayfly.imagegen.progress import Silent
-from mayfly.imagegen.rootfs.layers import Limits
+from mayfly.imagegen.rootfs.spools import Limits
 from mayfly.images.manifest import Manifest, load
 from mayfly.images.store import image_folders
 from mayfly.paths import image_dir

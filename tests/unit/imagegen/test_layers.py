@@ -15,7 +15,8 @@ import pytest
 import zstandard
 
 from mayfly.errors import LayerError
-from mayfly.imagegen.rootfs.layers import Layer, Limits, Spools, apply_layer, merge
+from mayfly.imagegen.rootfs.layers import apply_layer, merge
+from mayfly.imagegen.rootfs.spools import Layer, Limits, Spools
 from mayfly.imagegen.rootfs.tree import Inode, Tree, new_dir, split
 from tests.kit.imagegen_kit import BLOCK, digest, directory, hard_link, header, listing, member, merged, pax, symlink, tar
 from tests.kit.scale import scaled

@@ -24,7 +24,7 @@ from mayfly.imagegen.oci.reference import LayoutReference
 from mayfly.imagegen.options import Options
 from mayfly.imagegen.prepare import bring_home
 from mayfly.imagegen.progress import Silent
-from mayfly.imagegen.rootfs.layers import Limits
+from mayfly.imagegen.rootfs.spools import Limits
 from mayfly.images import manifest
 from mayfly.paths import kernel_path
 from mayfly.protocol import frames as p

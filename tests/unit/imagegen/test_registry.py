@@ -19,12 +19,14 @@ from pathlib import Path
 import pytest
 
 from mayfly.errors import HostError, LayerError, RegistryError
+from mayfly.imagegen.oci.client import ATTEMPTS
 from mayfly.imagegen.oci.documents import ResolvedImage, Source, resolve
 from mayfly.imagegen.oci.layout import LayoutSource
 from mayfly.imagegen.oci.reference import LayoutReference, RegistryReference, parse_reference
-from mayfly.imagegen.oci.registry import ATTEMPTS, RegistrySource
+from mayfly.imagegen.oci.registry import RegistrySource
 from mayfly.imagegen.progress import Silent
-from mayfly.imagegen.rootfs.layers import Layer, Limits, Spools, merge
+from mayfly.imagegen.rootfs.layers import merge
+from mayfly.imagegen.rootfs.spools import Layer, Limits, Spools
 from mayfly.images.manifest import load
 from mayfly.vmm.loader import elf
 from tests.kit.agent_process import build_agent

@@ -17,7 +17,8 @@ import zstandard
 from mayfly.imagegen.oci.documents import resolve
 from mayfly.imagegen.oci.layout import LayoutSource
 from mayfly.imagegen.oci.reference import LayoutReference
-from mayfly.imagegen.rootfs.layers import Layer, Limits, Spools, merge
+from mayfly.imagegen.rootfs.layers import merge
+from mayfly.imagegen.rootfs.spools import Layer, Limits, Spools
 from tests.kit.imagegen_kit import LayoutMaker, directory, hard_link, member, pax, symlink, tar
 from tests.kit.scale import FULL
 
