@@ -22,12 +22,14 @@ from mayfly.imagegen.oci.layout import LayoutSource
 from mayfly.imagegen.oci.reference import LayoutReference, Reference
 from mayfly.imagegen.oci.registry import RegistrySource
 from mayfly.imagegen.options import Options
+from mayfly.imagegen.packages import add_packages
+from mayfly.imagegen.packages.target import Target
 from mayfly.imagegen.prepared import add_prepared, can_ask
 from mayfly.imagegen.progress import Progress
 from mayfly.imagegen.rootfs.furnish import furnish
 from mayfly.imagegen.rootfs.layers import LAYERS_AT_ONCE, merge
-from mayfly.imagegen.rootfs.spools import Layer, Limits, Spools
 from mayfly.imagegen.rootfs.prune import prune
+from mayfly.imagegen.rootfs.spools import Layer, Limits, Spools
 from mayfly.imagegen.rootfs.tree import Tree
 from mayfly.imagegen.writing import Build, describe, large, write
 from mayfly.images.manifest import Manifest, load
@@ -79,6 +81,8 @@ def build(options: Options, progress: Progress) -> Built:
                 raise ImageError(f"the image has {options.language.name} {version}, not {options.version}", hint="give another --image")
             removed = prune(tree, options.language.globs)
             progress.say(f"{options.language.name} {version}; pruned {removed.total() // MIB} MiB")
+            target = Target(options=options, version=version, tree=tree, spools=spools, layer=len(layers) + 1, progress=progress)
+            packages = add_packages(target)
             furnish(tree, spools, agent, runtime)
             under_way = Build(
                 options=options,
@@ -88,6 +92,7 @@ def build(options: Options, progress: Progress) -> Built:
                 version=version,
                 tree=tree,
                 spools=spools,
+                packages=packages,
                 progress=progress,
             )
             with storing(cache_dir()):
@@ -158,7 +163,8 @@ def _generator_digest() -> str:
 
 def recipe_digest(options: Options, image: ResolvedImage, agent: bytes, runtime: bytes = b"") -> str:
     """A digest over all that decides on the bytes of an image. Where they came from does not: the
-    manifest's digest says what they are.
+    manifest's digest says what they are. Packages count as they were asked for: what they were
+    resolved to stays until a build is forced.
     """
     recipe = {
         "agent": hashlib.sha256(agent).hexdigest(),
@@ -167,6 +173,7 @@ def recipe_digest(options: Options, image: ResolvedImage, agent: bytes, runtime:
         "generator": _generator_digest(),
         "language": options.language.digest,
         "manifest": image.manifest_digest,
+        "packages": [options.packages, options.packages_from],
         "runtime": hashlib.sha256(runtime).hexdigest(),
     }
     return f"sha256:{hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()}"

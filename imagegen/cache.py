@@ -43,11 +43,18 @@ def prune_cache() -> list[tuple[Path, int]]:
     used = set()
     for folder in image_folders():
         with contextlib.suppress(ImageError):  # a broken image needs nothing
-            source = load(folder).source
-            used |= {digest.partition(":")[2] for digest in (source.manifest_digest, source.config_digest, *source.layers)}
+            manifest = load(folder)
+            source = manifest.source
+            packages = [package.digest for package in manifest.packages]
+            used |= {digest.partition(":")[2] for digest in (source.manifest_digest, source.config_digest, *source.layers, *packages)}
     removed = []
     with using_cache(alone=True), storing(cache_dir()):
-        left = [*cache_dir().glob("blobs/sha*/*"), *cache_dir().glob("blobs/tags/*"), *cache_dir().glob("prepare.*/*")]
+        left = [
+            *cache_dir().glob("blobs/sha*/*"),
+            *cache_dir().glob("blobs/tags/*"),
+            *cache_dir().glob("blobs/documents/*"),
+            *cache_dir().glob("prepare.*/*"),
+        ]
         for path in sorted(left):
             if path.name not in used:
                 removed.append((path, path.stat().st_size))

@@ -21,7 +21,8 @@ class Options:
 
     With a `version` (`1.63`) the image must have that one. It is kept beside the one without, which
     is the language's default. `prepare_with` is put before the command that runs prepare steps, for
-    hosts where no machine runs.
+    hosts where no machine runs. `packages` are what the image is to have besides, each as the
+    language's own tools write it, from the registry at `packages_from` or else the language's own.
     """
 
     language: Language
@@ -33,6 +34,8 @@ class Options:
     offline: bool = False
     force: bool = False
     prepare_with: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+    packages_from: str = ""
     limits: Limits = dataclasses.field(default_factory=Limits)
     folder: Path | None = None
 
@@ -43,6 +46,8 @@ class Options:
             raise ConfigError(f"compression {self.compression!r} is none of {', '.join(COMPRESSIONS)}")
         if self.version and not _VERSION.fullmatch(self.version):
             raise ConfigError(f"{self.version!r} is not a version", hint="write it as rust@1.63")
+        if self.packages and self.language.packages is None:
+            raise ConfigError(f"images of {self.language.name} take no packages", hint="leave out --package")
 
     @property
     def name(self) -> str:

@@ -111,7 +111,7 @@ def add_prepared(build: Build) -> str:
             file.write(file_digest(path).encode())
     digest = file_digest(path)
     layer = Layer(path=path, digest=digest, diff_id=digest)
-    add_layer(build.tree, len(image.layers) + 1, layer, build.spools, options.limits)
+    add_layer(build.tree, len(image.layers) + 2, layer, build.spools, options.limits)
     if not language.version_command:
         return ""
     said = build.tree.remove(VERSION_FILE.encode())  # it is for the manifest: the archive is the same where no machine could be asked

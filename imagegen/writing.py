@@ -15,10 +15,10 @@ from mayfly.imagegen.options import Options
 from mayfly.imagegen.progress import Progress
 from mayfly.imagegen.rootfs.compress import compressor
 from mayfly.imagegen.rootfs.cpio import Summary, write_cpio
-from mayfly.imagegen.rootfs.spools import Spools
 from mayfly.imagegen.rootfs.prune import sizes
+from mayfly.imagegen.rootfs.spools import Spools
 from mayfly.imagegen.rootfs.tree import Tree
-from mayfly.images.manifest import ImageSource, LanguageStep, Manifest, Profile
+from mayfly.images.manifest import ImageSource, LanguageStep, Manifest, Package, Profile
 from mayfly.units import MIB
 
 SHOWN = 1 * MIB
@@ -39,6 +39,7 @@ class Build:
     version: str
     tree: Tree
     spools: Spools
+    packages: tuple[Package, ...]
     progress: Progress
 
 
@@ -109,6 +110,7 @@ def describe(build: Build, archive: Archive) -> Manifest:
         agent_digest=f"sha256:{hashlib.sha256(build.agent).hexdigest()}",
         generator=f"imagegen {mayfly.__version__}",
         recipe_digest=build.recipe,
+        packages=build.packages,
         sizes=large(sizes(build.tree)),
     )
 

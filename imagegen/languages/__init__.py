@@ -78,6 +78,15 @@ class Prepare(Record, frozen=True, kw_only=True):
             raise ValueError("prepare needs all of steps, collect and working_memory_mib, or none")
 
 
+class Packages(Record, frozen=True, kw_only=True):
+    """How the language's third-party packages come into an image: of what kind they are, and the
+    address of the registry that has them.
+    """
+
+    kind: Literal["wheels"]
+    registry: Name
+
+
 class Choice(Record, frozen=True, kw_only=True):
     """An option that snippets have: its values, each with the first version of the language that
     has it (empty: every version). The last value that an image's version has is the default.
@@ -119,6 +128,7 @@ class Language(Record, frozen=True, kw_only=True):
     env: Mapping[str, str] = {}
     common_env: Mapping[str, str] = {}
     options: Mapping[Name, Choice] = {}
+    packages: Packages | None = None
     prepare: Prepare = Prepare()
     warmup: Warmup = Warmup()
     function: Function | None = None

@@ -120,6 +120,10 @@ def cli() -> None:
     metavar="COMMAND",
     help="Put before the command that runs prepare steps, as scripts/with-kvm of a checkout where no machine runs.",
 )
+@click.option(
+    "--package", "packages", multiple=True, metavar="NAME", help="A third-party package, as the language writes it; several times."
+)
+@click.option("--packages-from", default="", metavar="URL", help="The registry of packages. Default: the language's own.")
 @click.option("--max-entries", default=Limits.entries, show_default=True, help="Names that the image may have.")
 @click.option("--max-unpacked", default=Limits.unpacked, show_default=True, help="Bytes that its layers may unpack to.")
 @click.option("--max-ratio", default=Limits.ratio, show_default=True, help="How many times its size a layer may unpack to.")
@@ -134,6 +138,8 @@ def build_command(
     offline: bool,
     force: bool,
     prepare_with: str,
+    packages: tuple[str, ...],
+    packages_from: str,
     max_entries: int,
     max_unpacked: int,
     max_ratio: int,
@@ -152,6 +158,8 @@ def build_command(
         offline=offline,
         force=force,
         prepare_with=tuple(shlex.split(prepare_with)),
+        packages=packages,
+        packages_from=packages_from,
         limits=Limits(entries=max_entries, unpacked=max_unpacked, ratio=max_ratio),
         folder=output.absolute() if output else None,
     )
@@ -229,6 +237,7 @@ def inspect_command(image: str, arch: str, as_json: bool) -> None:
     ]
     lines += [f"  {step.name:8} {' '.join(step.argv)}" for step in manifest.steps]
     lines += [f"  warm-up  {' '.join(step.argv)}" for step in manifest.warmup.steps]
+    lines += [f"  package  {package.name} {package.version} {package.digest}" for package in manifest.packages]
     lines += [f"  env      {key}={value}" for key, value in sorted(manifest.env.items())]
     names = {*manifest.sizes, *manifest.pruned}
     rows = sorted(((manifest.sizes.get(name, 0), manifest.pruned.get(name, 0), name) for name in names), reverse=True)

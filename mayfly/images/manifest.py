@@ -119,6 +119,20 @@ class ImageSource(Record, frozen=True, kw_only=True):
     layers: tuple[str, ...]
 
 
+class Package(Record, frozen=True, kw_only=True):
+    """A third-party package in an image. `kind` is the type that package URLs have for it (`pypi`,
+    `npm`, …), `digest` that of the file it came in, at the address `source`; `license` is what it
+    says of itself, as an SPDX expression.
+    """
+
+    kind: str
+    name: str
+    version: str
+    digest: str = ""
+    source: str = ""
+    license: str = ""
+
+
 class Manifest(Record, frozen=True, kw_only=True):
     """An image. `memory` is what a machine of it needs: archive + every file rounded up to 4 KiB +
     working memory.
@@ -158,6 +172,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     profiles: Mapping[str, Profile] = {}
     checkpoint: str = ""
     target: str = ""
+    packages: tuple[Package, ...] = ()
     sizes: Mapping[str, Count] = {}
     pruned: Mapping[str, Count] = {}
     format: int = FORMAT

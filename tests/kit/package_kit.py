@@ -1,0 +1,116 @@
+"""Packages for tests: small ones made here, and installed ones packed again as they were, in a
+registry on loopback.
+"""
+
+import hashlib
+import http.server
+import importlib.metadata
+import io
+import json
+import threading
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+
+def pack(files: Mapping[str, bytes]) -> bytes:
+    """A zip of these files."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return packed.getvalue()
+
+
+def wheel(name: str, version: str, needs: Sequence[str] = (), files: Mapping[str, bytes] | None = None) -> bytes:
+    """A wheel of a module that has the package's name."""
+    folder = f"{name.replace('-', '_')}-{version}.dist-info"
+    metadata = [f"Metadata-Version: 2.4\nName: {name}\nVersion: {version}\nLicense-Expression: MIT"]
+    metadata += [f"Requires-Dist: {need}" for need in needs]
+    return pack(
+        {
+            f"{name.replace('-', '_')}/__init__.py": f"version = {version!r}\n".encode(),
+            f"{folder}/METADATA": ("\n".join(metadata) + "\n\n").encode(),
+            f"{folder}/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            f"{folder}/RECORD": b"",
+            **(files or {}),
+        }
+    )
+
+
+def packed_again(name: str) -> tuple[str, bytes]:
+    """The wheel of a package that is installed here, and the name of its file."""
+    found = importlib.metadata.distribution(name)
+    files = {}
+    for path in found.files or ():
+        if ".." not in path.parts and "__pycache__" not in path.parts:
+            files[str(path)] = Path(str(path.locate())).read_bytes()
+    tags = [value for key, value in _fields(found.read_text("WHEEL") or "") if key == "Tag"]
+    python, abi, _ = tags[0].split("-")
+    platforms = ".".join(tag.split("-")[2] for tag in tags)
+    return f"{found.name.replace('-', '_')}-{found.version}-{python}-{abi}-{platforms}.whl", pack(files)
+
+
+def _fields(text: str) -> list[tuple[str, str]]:
+    return [(key, value.strip()) for key, _, value in (line.partition(":") for line in text.splitlines())]
+
+
+class PackageServer:
+    """Answers GET of the paths in `pages` with their bytes, of a type by path. A context manager;
+    `asked` has the paths that were asked for.
+    """
+
+    def __init__(self, pages: Mapping[str, bytes] | None = None) -> None:
+        self.pages = dict(pages or {})
+        self.asked: list[str] = []
+        server = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                server.asked.append(self.path)
+                data = server.pages.get(self.path)
+                self.send_response(404 if data is None else 200)
+                self.send_header("Content-Length", str(len(data or b"")))
+                self.end_headers()
+                self.wfile.write(data or b"")
+                self.close_connection = True
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = False
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+
+    @property
+    def address(self) -> str:
+        """Its URL, without a slash at the end."""
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def add_wheels(self, wheels: Mapping[str, bytes], *, metadata: bool = True, **fields: Any) -> None:
+        """Serve wheels by the names of their files, in a simple index at `/simple/`."""
+        for file, data in wheels.items():
+            at = f"/simple/{file.partition('-')[0].lower().replace('_', '-')}/"
+            known = json.loads(self.pages.get(at, b'{"files": []}'))
+            entry: dict[str, Any] = {"filename": file, "url": f"../../files/{file}", "hashes": {"sha256": _sha256(data)}, **fields}
+            if metadata:
+                with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                    said = archive.read(next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA")))
+                self.pages[f"/files/{file}.metadata"] = said
+                entry["core-metadata"] = {"sha256": _sha256(said)}
+            self.pages[at] = json.dumps({"meta": {"api-version": "1.1"}, "files": [*known["files"], entry]}).encode()
+            self.pages[f"/files/{file}"] = data
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
