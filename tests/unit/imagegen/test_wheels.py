@@ -287,6 +287,7 @@ def test_on_the_command_line(layout: Path, server: PackageServer, tmp_path: Path
     image = f"oci:{_layout(tmp_path / 'python', base)}"
     server.add_wheels({"one-1.5-py3-none-any.whl": wheel("one", "1.5")})
     asked = ["build", "python", "--compress", "none", "--image", image, "--package", "one==1.*"]
+    asked += ["--packages-from", f"{server.address}/simple"]
     done = CliRunner().invoke(cli, asked)
     assert done.exit_code == 0, done.output
     assert "packages: one 1.5" in done.output
