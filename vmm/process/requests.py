@@ -30,7 +30,7 @@ def answer_next(control: socket.socket, carry_out: CarryOut) -> bool:
     An empty message counts as the end, which it cannot be told from.
     """
     try:
-        data, descriptors, flags, _ = socket.recv_fds(control, MESSAGE_LIMIT, MAX_DESCRIPTORS)
+        data, descriptors, flags, _ = socket.recv_fds(control, MESSAGE_LIMIT, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
     except BlockingIOError:
         return True
     except ConnectionError:
@@ -38,8 +38,6 @@ def answer_next(control: socket.socket, carry_out: CarryOut) -> bool:
     if not data:
         return False
     try:
-        for fd in descriptors:
-            os.set_inheritable(fd, False)
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise ConfigError(f"a request to a machine has more than {MESSAGE_LIMIT} bytes or {MAX_DESCRIPTORS} descriptors")
         answer = carry_out(decode_request(data, len(descriptors)), descriptors)

@@ -77,7 +77,7 @@ class _Server:
     def _take_request(self) -> bool:
         """Carry out one message; errors concern only its machine. False: the client is gone."""
         try:
-            data, fds, _, _ = socket.recv_fds(self._control, MESSAGE_LIMIT, DESCRIPTORS)
+            data, fds, _, _ = socket.recv_fds(self._control, MESSAGE_LIMIT, DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
         except ConnectionError:  # the client went without having read everything
             return False
         except OSError:  # no memory for it now; it is still there
