@@ -1,7 +1,6 @@
 """One virtual machine: how it runs, pauses, is saved and ends. `mayfly.vmm.build` makes it."""
 
 import contextlib
-import dataclasses
 import os
 import resource
 import time
@@ -14,6 +13,7 @@ from mayfly.errors import ConfigError, HostError, MayflyError
 from mayfly.protocol import control
 from mayfly.protocol.pages import Runs
 from mayfly.protocol.report import End
+from mayfly.schema import msgspec
 from mayfly.units import PAGE
 from mayfly.vmm.arch import layout, state
 from mayfly.vmm.config import Channel, MachineConfig
@@ -30,8 +30,7 @@ from mayfly.vmm.snapshot.state import raw
 Part = Serial | MmioTransport  # What a snapshot holds of a machine besides KVM's state and memory
 
 
-@dataclasses.dataclass(kw_only=True, eq=False)
-class Machine:
+class Machine(msgspec.Struct, kw_only=True, eq=False):
     """A machine that is ready to run: `run`, in the thread that made it, then `close`.
 
     While it runs, `finish` is for any thread, all else for the event loop's.

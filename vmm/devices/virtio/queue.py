@@ -19,10 +19,9 @@ driver's word on notifications is read (2.7.7, 2.7.10).
 import struct
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
-from mayfly.schema import Record
+from mayfly.schema import Record, msgspec
 from mayfly.vmm.devices.virtio.misuse import Misuse
 from mayfly.vmm.kvm import order
 from mayfly.vmm.memory import GuestAddressError, GuestMemory
@@ -46,8 +45,7 @@ class _BadChainError(Exception):
     """A chain breaks a rule, its argument; never leaves this module."""
 
 
-@dataclass(slots=True)
-class Chain:
+class Chain(msgspec.Struct):
     """A chain's buffers, as views of memory that the guest may change at any time.
 
     `head` is for `Queue.push`; `size` is the bytes of all buffers. A bad chain has no buffers.
