@@ -17,7 +17,7 @@ from mayfly.vmm.kvm._kvm import ffi
 from mayfly.vmm.kvm.kvm import Device
 from mayfly.vmm.kvm.mapping import Mapping
 from mayfly.vmm.memory import GuestAddressError, GuestMemory
-from mayfly.vmm.process.child import LIMIT, BootLog
+from mayfly.vmm.process.child import LIMIT, BootLog, traced
 from mayfly.vmm.snapshot.files import Shape, shape
 
 
@@ -186,3 +186,13 @@ def test_a_value_that_kvm_is_shown_by_its_address_keeps_its_size(value: bytes, m
     device = Device(-1)
     monkeypatch.setattr(device, "ioctl", ioctl)
     assert device.exchange_bytes("KVM_GET_DEVICE_ATTR", "struct kvm_device_attr", value) == value[::-1]
+
+
+def test_a_fault_of_the_monitor_is_told_with_its_traceback() -> None:
+    try:
+        raise ValueError("first")
+    except ValueError as caught:
+        text = traced(caught)
+    assert "Traceback (most recent call last):" in text
+    assert "in test_a_fault_of_the_monitor_is_told_with_its_traceback" in text
+    assert text.endswith("ValueError: first\n")
