@@ -56,17 +56,28 @@ class _LibTest(msgspec.Struct):
 
 
 class _Tests:
-    """Tests in the order in which they began; those that have not ended are `open`."""
+    """Tests in the order in which they began; those that have not ended are `open`. The second one
+    of a name has ` (2)` behind it.
+    """
 
     def __init__(self) -> None:
         self.open: dict[str, list[str]] = {}
+        """By the name that the program gives, what each has put out."""
+        self._as: dict[str, str] = {}
+        """Of those that are open, our names."""
+        self._times: dict[str, int] = {}
         self._ended: dict[str, TestReport | None] = {}
 
     def begin(self, name: str) -> None:
-        name = name[:MAX_NAME]
-        if name not in self._ended and len(self._ended) < MAX_TESTS:
-            self.open[name] = []
-            self._ended[name] = None
+        name = ours = name[:MAX_NAME]
+        if name in self.open or len(self._ended) >= MAX_TESTS:
+            return
+        while ours in self._ended:
+            self._times[name] = self._times.get(name, 1) + 1
+            ours = f"{name} ({self._times[name]})"
+        self.open[name] = []
+        self._as[name] = ours
+        self._ended[ours] = None
 
     def say(self, name: str, text: str) -> None:
         """Something that a test puts out; lost if none is open."""
@@ -79,7 +90,8 @@ class _Tests:
         said = self.open.pop(name, None)
         if said is not None:
             output = "".join(said) if output is None else output
-            self._ended[name] = TestReport(name=name, outcome=outcome, message=message, wall_ms=wall_ms, output=output)
+            ours = self._as.pop(name)
+            self._ended[ours] = TestReport(name=ours, outcome=outcome, message=message, wall_ms=wall_ms, output=output)
 
     def finish(self, exit: Exit) -> list[TestReport]:  # as the frame is called
         """All of them; what has not ended says how the program did."""

@@ -28,7 +28,7 @@ class MayflyTests implements TestExecutionListener {
             var method = (org.junit.platform.engine.support.descriptor.MethodSource) source;
             String shown = test.getDisplayName();
             String plain = method.getMethodName() + "()";
-            boolean one = test.getLegacyReportingName().equals(plain) || shown.equals(plain);
+            boolean one = Set.of(plain, method.getMethodName()).contains(shown) || test.getLegacyReportingName().equals(plain);
             return method.getClassName() + "." + method.getMethodName() + (one ? "" : " " + shown);
         }
         return test.getDisplayName();
@@ -53,7 +53,8 @@ class MayflyTests implements TestExecutionListener {
         failed |= result.getStatus() == TestExecutionResult.Status.FAILED;
         String outcome = passed ? "passed" : result.getStatus() == TestExecutionResult.Status.ABORTED ? "skipped"
             : error instanceof AssertionError ? "failed" : "error";
-        String message = error == null ? "" : error instanceof AssertionError && error.getMessage() != null ? error.getMessage() : error.toString();
+        boolean plain = error instanceof AssertionError || result.getStatus() == TestExecutionResult.Status.ABORTED;
+        String message = error == null ? "" : plain && error.getMessage() != null ? error.getMessage() : error.toString();
         double ms = (System.nanoTime() - began.getOrDefault(test.getUniqueId(), System.nanoTime())) / 1e6;
         ended(name(test), outcome, message, ms, said.toString());
     }

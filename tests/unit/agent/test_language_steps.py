@@ -95,15 +95,20 @@ def steps_here(
     ]
 
 
-@pytest.fixture
-def go_agent(agent: AgentProcess) -> AgentProcess:
-    """An agent beside a cache of Go as an image has it, and a place for the run's own."""
+def go_caches(agent: AgentProcess) -> None:
+    """Make a cache of Go beside an agent, as an image has it, and a place for the run's own."""
     (agent.work.parent / "run").mkdir(mode=0o777)
     (agent.work.parent / "run").chmod(0o777)
     for number in range(256):
         folder = agent.work.parent / "cache" / f"{number:02x}"
         folder.mkdir(parents=True)
         folder.chmod(0o777)
+
+
+@pytest.fixture
+def go_agent(agent: AgentProcess) -> AgentProcess:
+    """An agent beside a cache of Go."""
+    go_caches(agent)
     return agent
 
 
@@ -335,8 +340,9 @@ needs_esbuild = pytest.mark.skipif(not (ESBUILD and HAS_NODE), reason="node or e
 
 @pytest.fixture
 def with_esbuild(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A path that has it."""
-    monkeypatch.setenv("PATH", f"{os.environ['PATH']}:{Path(str(ESBUILD)).parent}")
+    """A path that has it, if it is here."""
+    if ESBUILD:
+        monkeypatch.setenv("PATH", f"{os.environ['PATH']}:{Path(ESBUILD).parent}")
 
 
 @needs_esbuild

@@ -35,6 +35,18 @@ def test_lines() -> None:
     ]
 
 
+def test_those_of_the_same_name_are_told_apart() -> None:
+    twice = '{"type": "test", "event": "%s", "name": "a", "stdout": "%s"}\n'
+    stdout = "".join(twice % fields for fields in (("started", ""), ("ok", "1"), ("started", ""), ("failed", "2"), ("started", "")))
+    assert found("libtest", stdout, ended(3)) == [
+        ("a", "passed", "", "1"),
+        ("a (2)", "failed", "2", "2"),
+        ("a (3)", "error", "the program ended before the test did, with status 3", ""),
+    ]
+    names = [name for name, *_ in found("lines", "\x1e+a\n\x1e-0 0\n" * 2 + "\x1e+a (2)\n\x1e-0 0\n")]
+    assert names == ["a", "a (2)", "a (2) (2)"]
+
+
 @pytest.mark.parametrize(
     ("end", "outcome", "message"),
     [
