@@ -6,7 +6,6 @@ import resource
 import time
 from collections.abc import Mapping as MappingOf
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from mayfly.errors import ConfigError, HostError, MayflyError
@@ -23,7 +22,7 @@ from mayfly.vmm.eventloop import EventLoop
 from mayfly.vmm.kvm.kvm import Kvm, Vcpu, Vm
 from mayfly.vmm.kvm.mapping import Mapping
 from mayfly.vmm.processors import Processors
-from mayfly.vmm.snapshot.files import Layers, MachineState, shape, write_snapshot
+from mayfly.vmm.snapshot.files import Layers, MachineState, read_file, shape, write_snapshot
 from mayfly.vmm.snapshot.sender import Sender
 from mayfly.vmm.snapshot.state import raw
 
@@ -192,6 +191,6 @@ def pre_fault(kvm: Kvm, vcpu: Vcpu, mapping: Mapping, runs: Runs) -> None:
 
 def usage() -> dict[str, int]:
     """This process's page faults and anonymous bytes (RssAnon in proc_pid_status(5))."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    own_kib = next((int(line.split()[1]) for line in lines if line.startswith("RssAnon:")), 0)
+    lines = read_file("/proc/self/status").splitlines()
+    own_kib = next((int(line.split()[1]) for line in lines if line.startswith(b"RssAnon:")), 0)
     return {"page-faults": resource.getrusage(resource.RUSAGE_SELF).ru_minflt, "own-bytes": own_kib * 1024}

@@ -45,10 +45,8 @@ def _heads(mapping: Mapping, runs: Runs) -> Iterator[Head]:
     for first, count in runs:
         for begin in range(first, first + count, BATCH):
             zero = bytearray(mapping.zero_pages(begin, min(BATCH, first + count - begin)))
-            zeros = [Head(Kind.ZEROS, pages, begin + at) for at, pages in runs_of(zero)]
-            others = runs_of(zero.translate(_OTHERWISE))
-            yield from zeros
-            for at, pages in others:
+            yield from [Head(Kind.ZEROS, pages, begin + at) for at, pages in runs_of(zero)]
+            for at, pages in runs_of(zero.translate(_OTHERWISE)):
                 for part in range(0, pages, MAX_PAGES):
                     yield Head(Kind.PAGES, min(MAX_PAGES, pages - part), begin + at + part)
 
