@@ -83,7 +83,7 @@ class Packages(Record, frozen=True, kw_only=True):
     address of the registry that has them.
     """
 
-    kind: Literal["wheels"]
+    kind: Literal["npm", "wheels"]
     registry: Name
 
 

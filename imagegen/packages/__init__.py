@@ -2,9 +2,14 @@
 unpacked into its tree.
 """
 
-from mayfly.imagegen.packages import wheels
+from collections.abc import Callable, Mapping
+
+from mayfly.imagegen.packages import npm, wheels
 from mayfly.imagegen.packages.target import Target
 from mayfly.images.manifest import Package
+
+ADD: Mapping[str, Callable[[Target], tuple[Package, ...]]] = {"npm": npm.add, "wheels": wheels.add}
+"""By the kind that a language's file says."""
 
 
 def add_packages(target: Target) -> tuple[Package, ...]:
@@ -15,8 +20,9 @@ def add_packages(target: Target) -> tuple[Package, ...]:
         ImageError: no set of packages fits together, or one is unsafe.
         RegistryError: the registry has not got them.
     """
-    if not target.options.packages:
+    known = target.options.language.packages
+    if known is None or not target.options.packages:
         return ()
-    added = wheels.add(target)
+    added = ADD[known.kind](target)
     target.progress.say(f"packages: {', '.join(f'{package.name} {package.version}' for package in added)}")
     return added

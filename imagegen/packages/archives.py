@@ -4,6 +4,7 @@ bounded before anything is unpacked.
 """
 
 import dataclasses
+import functools
 import stat
 import zipfile
 import zlib
@@ -11,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mayfly.errors import LayerError
-from mayfly.imagegen.rootfs.spools import CHUNK, RATIO_GRACE, Limits, Spools
+from mayfly.imagegen.rootfs.spools import CHUNK, PACKED_CHUNK, RATIO_GRACE, Limits, Spools, gunzip
+from mayfly.imagegen.rootfs.tar import Kind, read_members
 from mayfly.imagegen.rootfs.tree import Extent, show
 
 ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, OverflowError, ValueError)
@@ -65,6 +67,43 @@ def read_zip(path: Path, spools: Spools, limits: Limits) -> Iterator[Packed]:
         executable = bool(member.external_attr >> 16 & _EXECUTABLE)
         yield Packed(name=member.filename, executable=executable, content=Extent(where.spool, at, member.file_size))
         at += member.file_size
+
+
+def read_tgz(path: Path, spools: Spools, limits: Limits) -> Iterator[Packed]:
+    """The files of a tar that gzip packed, without the one folder that they are all in.
+
+    Raises:
+        LayerError: it is damaged or unsafe, or over a limit.
+    """
+    try:
+        where = spools.append(_bounded(path, limits), limits)
+    except (zlib.error, EOFError) as error:
+        raise LayerError(f"it is damaged: {error}") from error
+    read_at = functools.partial(_read_within, spools, where)
+    for member in read_members(read_at, where.size, limits.entries):
+        if member.kind is Kind.DIRECTORY:
+            continue
+        if member.kind is not Kind.FILE or member.pieces is not None:
+            raise LayerError(f"its member {show(member.name)} is a {member.kind.value}, not a plain file", hint="do not use the package")
+        name = safe_name(member.name.decode("utf-8", "surrogateescape").removeprefix("./")).partition("/")[2]
+        if name:
+            content = Extent(where.spool, where.offset + member.offset, member.size)
+            yield Packed(name=safe_name(name), executable=bool(member.mode & _EXECUTABLE), content=content)
+
+
+def _bounded(path: Path, limits: Limits) -> Iterator[bytes]:
+    size = 0
+    packed = path.stat().st_size
+    with path.open("rb") as file:
+        for piece in gunzip(iter(functools.partial(file.read, PACKED_CHUNK), b"")):
+            size += len(piece)
+            if size > RATIO_GRACE and size > limits.ratio * packed:
+                raise LayerError(f"it unpacks to more than {limits.ratio} times its size", hint="if that is right, raise --max-ratio")
+            yield piece
+
+
+def _read_within(spools: Spools, where: Extent, at: int, size: int) -> bytes:
+    return spools.read_at(where.spool, where.offset + at, min(size, where.size - at))
 
 
 def _pieces(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:

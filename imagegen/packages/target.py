@@ -1,6 +1,7 @@
 """The image that packages are put into."""
 
 import dataclasses
+import os
 import stat
 from collections.abc import Iterable
 
@@ -44,4 +45,4 @@ class Target:
         """
         for file in files:
             mode = stat.S_IFREG | (0o755 if file.executable else 0o644)
-            self.tree.put(f"{folder}/{safe_name(file.name)}".encode(), Inode(mode=mode, content=file.content), layer=self.layer)
+            self.tree.put(os.fsencode(f"{folder}/{safe_name(file.name)}"), Inode(mode=mode, content=file.content), layer=self.layer)

@@ -233,14 +233,15 @@ def _decompress(chunks: Iterator[bytes], compression: str) -> Iterator[bytes]:
     """
     match compression:
         case "gzip":
-            return _gunzip(chunks)
+            return gunzip(chunks)
         case "zstd":
             return _unzstd(chunks)
         case _:
             return chunks
 
 
-def _gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
+def gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Unpack gzip, all members of it. Raises EOFError where it ends early, zlib.error."""
     inflater = zlib.decompressobj(GZIP_WINDOW)
     members = 1
     for chunk in chunks:

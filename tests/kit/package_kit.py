@@ -2,11 +2,13 @@
 registry on loopback.
 """
 
+import base64
 import hashlib
 import http.server
 import importlib.metadata
 import io
 import json
+import tarfile
 import threading
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -110,6 +112,30 @@ class PackageServer:
                 entry["core-metadata"] = {"sha256": _sha256(said)}
             self.pages[at] = json.dumps({"meta": {"api-version": "1.1"}, "files": [*known["files"], entry]}).encode()
             self.pages[f"/files/{file}"] = data
+
+    def add_npm(self, name: str, version: str, files: Mapping[str, bytes] | None = None, **fields: Any) -> None:
+        """Serve a version of a package of npm's, the newest so far, as a registry at `/`."""
+        manifest = json.dumps({"name": name, "version": version, "main": "index.js"}).encode()
+        inside = {"package.json": manifest, "index.js": f"module.exports = '{version}';\n".encode(), **(files or {})}
+        data = tgz({f"package/{path}": text for path, text in inside.items()})
+        file = f"/{name}/-/{name.rpartition('/')[2]}-{version}.tgz"
+        self.pages[file] = data
+        integrity = f"sha512-{base64.b64encode(hashlib.sha512(data).digest()).decode()}"
+        at = f"/{name.replace('/', '%2F')}"
+        known = json.loads(self.pages.get(at, b'{"versions": {}}'))
+        known["versions"][version] = {"dist": {"tarball": f"{self.address}{file}", "integrity": integrity}, **fields}
+        self.pages[at] = json.dumps({**known, "dist-tags": {"latest": version}}).encode()
+
+
+def tgz(files: Mapping[str, bytes | tarfile.TarInfo]) -> bytes:
+    """A tar of these files, packed by gzip."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name, data in files.items():
+            member = data if isinstance(data, tarfile.TarInfo) else tarfile.TarInfo(name)
+            member.size = 0 if isinstance(data, tarfile.TarInfo) else len(data)
+            archive.addfile(member, None if isinstance(data, tarfile.TarInfo) else io.BytesIO(data))
+    return packed.getvalue()
 
 
 def _sha256(data: bytes) -> str:
