@@ -8,6 +8,7 @@ follow from these two files alone.
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from mayfly.imagegen.digests import blob_path, digest_of, hasher_for, spell
 from mayfly.imagegen.languages import NAME
 from mayfly.imagegen.oci.documents import MACHINE_TO_GOARCH, Descriptor, Source, fetch_document, read_artifact
 from mayfly.imagegen.oci.registry import RegistrySource
+from mayfly.imagegen.oci.signature import FILE, Signer, fetch_signature, push_signature, verify
 from mayfly.imagegen.progress import Progress
 from mayfly.imagegen.rootfs.spools import Limits
 from mayfly.images.manifest import Manifest, load
@@ -43,8 +45,9 @@ def describe(manifest: Manifest, config: bytes) -> bytes:
     return json.dumps(document, indent=2, sort_keys=True).encode()
 
 
-def push(folder: Path, target: RegistrySource) -> str:
-    """Put the image in `folder` into a registry; the artifact's digest.
+def push(folder: Path, target: RegistrySource, signer: Signer | None = None) -> str:
+    """Put the image in `folder` into a registry, with a signature if there is a signer; the
+    artifact's digest.
 
     Raises:
         ImageError: there is no image, or it is broken.
@@ -55,12 +58,19 @@ def push(folder: Path, target: RegistrySource) -> str:
     target.push(folder / "initramfs", manifest.initramfs_digest)
     target.push(config, digest_of(config.read_bytes()))
     target.push_manifest(document, MANIFEST_TYPE)
+    if signer is not None:
+        push_signature(target, document, signer.sign(document, _comment(manifest)))
     return digest_of(document)
 
 
-def export(folder: Path, layout: Path) -> str:
-    """Write the image in `folder` as an OCI layout, into a folder that is empty or not there; the
-    artifact's digest.
+def _comment(manifest: Manifest) -> str:
+    """What a signature says of an image in words."""
+    return f"{manifest.language} {manifest.version} for {manifest.arch}, {manifest.initramfs_digest}"
+
+
+def export(folder: Path, layout: Path, signer: Signer | None = None) -> str:
+    """Write the image in `folder` as an OCI layout, into a folder that is empty or not there, with
+    a signature if there is a signer; the artifact's digest.
 
     Raises:
         ImageError: there is no image, or it is broken, or the folder holds something.
@@ -76,16 +86,21 @@ def export(folder: Path, layout: Path) -> str:
         for data in (config, document):
             blob_path(blobs, digest_of(data)).write_bytes(data)
         (part / "index.json").write_text(json.dumps(index, indent=2, sort_keys=True))
+        if signer is not None:
+            (part / FILE).write_bytes(signer.sign(document, _comment(manifest)))
         (part / "oci-layout").write_text(json.dumps({"imageLayoutVersion": "1.0.0"}))
     return digest_of(document)
 
 
 class Found(NamedTuple):
-    """An image as a registry or layout has it: what it is, that as JSON, and its archive."""
+    """An image as a registry or layout has it: what it is, that as JSON, its archive, and the
+    artifact's manifest.
+    """
 
     manifest: Manifest
     data: bytes
     initramfs: Descriptor
+    document: bytes
 
 
 def inspect(source: Source) -> Found:
@@ -94,7 +109,7 @@ def inspect(source: Source) -> Found:
     Raises:
         RegistryError: it is not an image of ours.
     """
-    config, initramfs = _parts(source)
+    document, config, initramfs = _parts(source)
     data = fetch_document(source, config)
     manifest = Manifest.from_json(data.decode(errors="replace"), "the artifact's configuration")
     if (manifest.initramfs_digest, manifest.initramfs_size) != (initramfs.digest, initramfs.size):
@@ -103,19 +118,21 @@ def inspect(source: Source) -> Found:
         raise RegistryError(f"the artifact is for the language {manifest.language[:80]!r} and architecture {manifest.arch[:80]!r}")
     if initramfs.size > Limits.unpacked:
         raise RegistryError(f"the artifact's archive has {initramfs.size} bytes; {Limits.unpacked} are allowed", hint="do not use it")
-    return Found(manifest, data, initramfs)
+    return Found(manifest, data, initramfs, document)
 
 
-def pull(source: Source, name: str, progress: Progress) -> tuple[Manifest, Path]:
+def pull(source: Source, name: str, progress: Progress, keys: Sequence[str] = ()) -> tuple[Manifest, Path]:
     """Install the image of an artifact as `name`, or as the default image of its language where
-    that is empty.
+    that is empty. If there are `keys`, one of them must have signed it.
 
     Raises:
-        RegistryError: it is not an image of ours, or not what its digests say.
+        RegistryError: it is not an image of ours, or not what its digests say, or not signed.
     """
     if name and not INSTALLED_NAME.fullmatch(name):
         raise ConfigError(f"{name!r} is not the name of an image", hint="write it as rust@1.63")
-    manifest, data, initramfs = inspect(source)
+    manifest, data, initramfs, document = inspect(source)
+    if keys:
+        progress.say(f"signed: {verify(document, fetch_signature(source, document), keys)}")
     if name.partition("@")[0] not in ("", manifest.language):
         raise RegistryError(f"the artifact is for the language {manifest.language!r}, not for that of {name!r}")
     folder = image_dir(name or manifest.language, manifest.arch)
@@ -134,9 +151,9 @@ def pull(source: Source, name: str, progress: Progress) -> tuple[Manifest, Path]
     return manifest, folder
 
 
-def _parts(source: Source) -> tuple[Descriptor, Descriptor]:
-    """The descriptors of configuration and archive."""
-    config, layers = read_artifact(source)
+def _parts(source: Source) -> tuple[bytes, Descriptor, Descriptor]:
+    """The artifact's manifest, and the descriptors of configuration and archive."""
+    document, config, layers = read_artifact(source)
     if config.media_type != CONFIG_TYPE or [layer.media_type for layer in layers] != [INITRAMFS_TYPE]:
         raise RegistryError("this is not an image that imagegen pushed", hint="for a container image: imagegen build LANG --image REF")
-    return config, layers[0]
+    return document, config, layers[0]

@@ -8,7 +8,7 @@ same shape under other media types.
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Protocol, TypeVar
+from typing import Annotated, NamedTuple, Protocol, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -244,21 +244,31 @@ def _resolve_manifest(source: Source, data: bytes, document: Document, wanted: s
     return ResolvedImage(manifest_digest=digest_of(data), config_digest=config_at.digest, config=config, layers=layers)
 
 
-def read_artifact(source: Source) -> tuple[Descriptor, tuple[Descriptor, ...]]:
-    """The configuration and the layers of the one artifact that `source` has.
+class Artifact(NamedTuple):
+    """An artifact: its manifest, and what that says of its configuration and its layers."""
+
+    manifest: bytes
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+
+
+def read_artifact(source: Source) -> Artifact:
+    """The one artifact that `source` has.
 
     Raises:
         RegistryError: it has several, or something that is not an artifact.
     """
-    document = read(Document, source.root()[1], "manifest")
+    data = source.root()[1]
+    document = read(Document, data, "manifest")
     if document.is_index:  # a layout's
         entries = document.entries
         if len(entries) != 1:
             raise RegistryError(f"the layout holds {len(entries)} artifacts, not one", hint="give a folder with one artifact")
-        document = read(Document, fetch_document(source, entries[0][1]), "manifest")
+        data = fetch_document(source, entries[0][1])
+        document = read(Document, data, "manifest")
     if document.config is None or document.layers is None:
         raise RegistryError("the manifest lacks a configuration or layers", hint="push it again with a present-day tool")
-    return document.config, document.layers
+    return Artifact(data, document.config, document.layers)
 
 
 def _read_entry(raw: msgspec.Raw) -> Descriptor | None:

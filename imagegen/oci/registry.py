@@ -3,6 +3,7 @@ checked against its digest and kept by it.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import functools
 import hashlib
@@ -11,7 +12,7 @@ import time
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, Self, TypeVar
 
 import requests
 
@@ -52,12 +53,20 @@ class RegistrySource:
         self._reference = reference
         self._cache = cache
         self._tag = cache / "tags" / hashlib.sha256(str(reference).encode()).hexdigest()
+        self._insecure = insecure
         self._offline = offline
         self._progress = progress
         self._pause = pause
         self._base = f"{'http' if plain else 'https'}://{reference.endpoint}/v2/{reference.repository}"
         account = functools.cache(lambda: find_account(reference.registry, reference.repository))
         self._client = Client(self._base, account, f"repository:{reference.repository}:pull")
+
+    def under(self, tag: str) -> Self:
+        """The same repository, with what it has under another tag."""
+        reference = dataclasses.replace(self._reference, tag=tag, digest=None)
+        return type(self)(
+            reference, self._cache, insecure=self._insecure, offline=self._offline, progress=self._progress, pause=self._pause
+        )
 
     def root(self) -> tuple[str, bytes]:
         """The manifest or index of the reference's tag or digest.

@@ -17,12 +17,14 @@ import mayfly
 from mayfly.cli.messages import plain
 from mayfly.errors import ConfigError, ImageNotFoundError
 from mayfly.files import storing
+from mayfly.host.config import Config
 from mayfly.imagegen.build import Built, build, source_of
 from mayfly.imagegen.cache import prune_cache
 from mayfly.imagegen.languages import known_languages, load_language
 from mayfly.imagegen.oci.artifact import export, pull, push
 from mayfly.imagegen.oci.reference import RegistryReference, parse_reference
 from mayfly.imagegen.oci.registry import RegistrySource
+from mayfly.imagegen.oci.signature import read_signer
 from mayfly.imagegen.options import Options
 from mayfly.imagegen.prepare import prepare
 from mayfly.imagegen.progress import Advance, Progress
@@ -90,6 +92,11 @@ arch_option = click.option("--arch", default=platform.machine(), show_default=Tr
 def installed_names(*_: object) -> list[str]:
     """What may stand for an image on this host: `rust`, `rust@1.63`."""
     return sorted({folder.parent.name for folder in image_folders()})
+
+
+sign_option = click.option(
+    "--sign-with", type=click.Path(path_type=Path, dir_okay=False), help="Sign it with the secret key in this file of minisign's."
+)
 
 
 image_argument = click.argument("image", metavar="LANGUAGE[@VERSION]", shell_complete=installed_names)
@@ -285,14 +292,16 @@ def prune_command(as_json: bool) -> None:
 @click.argument("reference")
 @arch_option
 @insecure_option
+@sign_option
 @json_option
-def push_command(image: str, reference: str, arch: str, insecure: bool, as_json: bool) -> None:
+def push_command(image: str, reference: str, arch: str, insecure: bool, sign_with: Path | None, as_json: bool) -> None:
     """Store an image in a registry under REFERENCE, for hosts that `pull` it."""
     target = parse_reference(reference)
     if not isinstance(target, RegistryReference):
         raise ConfigError(f"{reference} is not in a registry", hint="to write a folder: imagegen export")
+    signer = read_signer(sign_with) if sign_with else None
     with showing_progress() as progress:
-        digest = push(_folder(image, arch), RegistrySource(target, cache_dir() / "blobs", insecure=insecure, progress=progress))
+        digest = push(_folder(image, arch), RegistrySource(target, cache_dir() / "blobs", insecure=insecure, progress=progress), signer)
     stored = f"{target.registry}/{target.repository}@{digest}"
     click.echo(json.dumps({"reference": stored, "digest": digest}) if as_json else f"pushed {stored}")
 
@@ -311,9 +320,10 @@ def pull_command(reference: str, name: str, insecure: bool, as_json: bool) -> No
 @image_argument
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @arch_option
-def export_command(image: str, folder: Path, arch: str) -> None:
+@sign_option
+def export_command(image: str, folder: Path, arch: str, sign_with: Path | None) -> None:
     """Write an image into FOLDER, to be carried to a host without network and imported there."""
-    click.echo(f"{folder}: {export(_folder(image, arch), folder)}")
+    click.echo(f"{folder}: {export(_folder(image, arch), folder, read_signer(sign_with) if sign_with else None)}")
 
 
 @cli.command("import")
@@ -328,7 +338,7 @@ def import_command(folder: Path, name: str, as_json: bool) -> None:
 def _install(reference: str, name: str, insecure: bool, as_json: bool) -> None:
     with showing_progress() as progress:
         source = source_of(parse_reference(reference), progress, insecure=insecure, offline=False)
-        manifest, folder = pull(source, name, progress)
+        manifest, folder = pull(source, name, progress, Config.load().image_keys)
     click.echo(manifest.to_json() if as_json else plain(f"{folder}: {manifest.language} {manifest.version}"), nl=not as_json)
 
 

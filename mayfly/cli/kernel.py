@@ -131,7 +131,7 @@ def install(source: Source) -> Path:
     Raises:
         RegistryError: it is not a kernel that we pushed, or not what its digests say.
     """
-    config, files = read_artifact(source)
+    _, config, files = read_artifact(source)
     layers = {layer.media_type: layer for layer in files}
     if config.media_type != CONFIG_TYPE or set(layers) != set(FILE_TYPES.values()):
         raise RegistryError("this is not a kernel that `mayfly kernel push` stored", hint="images are fetched with: mayfly image pull")

@@ -25,8 +25,9 @@ class Fetch:
         stopped: set it, and the fetch fails soon.
     """
 
-    def __init__(self, offer: Offer) -> None:
+    def __init__(self, offer: Offer, keys: Sequence[str] = ()) -> None:
         self.offer = offer
+        self._keys = keys
         self.stopped = False
         self._done = self._total = 0
 
@@ -39,7 +40,8 @@ class Fetch:
         """Fetch and install the image.
 
         Raises:
-            RegistryError: it cannot be had, or is not what its digest says.
+            RegistryError: it cannot be had, is not what its digest says, or is not signed with one
+                of the keys, if there are any.
             HostError: it cannot be kept here, or the fetch was stopped.
         """
         from mayfly.imagegen.build import source_of
@@ -48,7 +50,7 @@ class Fetch:
 
         log.info("fleet: fetching %s", self.offer.reference)
         source = source_of(parse_reference(self.offer.reference), self, insecure=self.offer.insecure, offline=False)
-        pull(source, name_of(self.offer.image), self)
+        pull(source, name_of(self.offer.image), self, self._keys)
         log.info("fleet: fetched %s", self.offer.reference)
 
     def say(self, message: str) -> None:
@@ -72,8 +74,9 @@ class Fetches:
     of its end.
     """
 
-    def __init__(self, installed: Callable[[], None]) -> None:
+    def __init__(self, installed: Callable[[], None], keys: Sequence[str] = ()) -> None:
         self._installed = installed
+        self._keys = keys
         self._offers: dict[str, Offer] = {}
         self._under_way: dict[str, tuple[Fetch, asyncio.Task[None]]] = {}
         self._not_before: dict[str, float] = {}
@@ -111,7 +114,7 @@ class Fetches:
         if not self.may(lang):
             raise HostError("the image could not be fetched a moment ago", hint="look at the host's log")
         if lang not in self._under_way:
-            fetch = Fetch(self._offers[lang])
+            fetch = Fetch(self._offers[lang], self._keys)
             self._under_way[lang] = fetch, asyncio.create_task(self._go(lang, fetch), name=f"fetch {lang}")
         await asyncio.shield(self._under_way[lang][1])
 

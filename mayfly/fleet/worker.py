@@ -73,7 +73,7 @@ class Worker:
         self._memory: dict[str, int] = {}
         self._about = About(name=self._host, arch=service.images.arch, version=__version__, images=[])
         self._digest = ""
-        self._fetches = Fetches(self._look)
+        self._fetches = Fetches(self._look, service.config.image_keys)
         self._own_functions = functions
         self._functions = HostFunctions(
             functions, engine, self._about.arch, fetches=self._fetches, room=self._room, spawn=tasks.spawn, over=self._refill

@@ -52,6 +52,9 @@ class Config(Record, frozen=True, kw_only=True):
     playground: Annotated[bool, key("serve a page to try it on at /")] = False
     function_listen: Annotated[str, key("HOST:PORT to take requests for functions on in SnapFaaS's frames, which have no keys")] = ""
     languages: Annotated[tuple[str, ...], key("languages to serve (name or name@version); none given: every installed one")] = ()
+    image_keys: Annotated[
+        tuple[str, ...], key("public keys of minisign, of which one must have signed an image that is pulled; none: unsigned ones too")
+    ] = ()
     kernel: Annotated[Path, key("the guests' kernel")] = field(default_factory=lambda: paths.kernel_path(platform.machine()))
     user: Annotated[str, key("of machines that root starts: each has its own id, in this user's group; empty: stay root")] = "nobody"
     channel: Annotated[
