@@ -22,7 +22,10 @@ MAX_FILE = 1 * MIB
 _SIZE = re.compile(r"([0-9]{1,12})([KMG]?)")
 _FACTORS = {"": 1, "K": KIB, "M": MIB, "G": GIB}
 _FILE_SYSTEMS = (".ext2", ".ext3", ".ext4", ".img", ".squashfs", ".sqfs")
-_RUNTIMES = {"python": "python", "python3": "python", "go": "go", "golang": "go", "rust": "rust"}
+_RUNTIMES = {
+    **{"python": "python", "python3": "python", "go": "go", "golang": "go", "rust": "rust"},
+    **{"javascript": "javascript", "node": "javascript", "nodejs": "javascript", "java": "java", "openjdk": "java"},
+}
 """SnapFaaS's names of runtimes, without what follows a dash or a dot, and our languages."""
 _OPTIONS = ("copy_base", "copy_diff", "load_ws", "dump_ws")
 

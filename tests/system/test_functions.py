@@ -247,7 +247,7 @@ def test_500_requests_of_python_and_rust(host: Host) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not FULL, reason="has images that only the whole counts have")
 def test_the_examples_of_all_languages(host: Host) -> None:
-    need("python", "rust", "go")
+    need("python", "rust", "go", "javascript", "java")
     file = ROOT / "examples" / "functions" / "functions.yaml"
     host.function("create", file)
     host.serve()

@@ -22,7 +22,7 @@ from tests.unit.agent.test_language_steps import version_here
 ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "examples" / "functions"
 SPECS = {spec["name"]: spec for spec in yaml.safe_load((EXAMPLES / "functions.yaml").read_text())}
-COMPILERS = {"go": "go", "rust": "rustc", "python": "python3"}
+COMPILERS = {"go": "go", "rust": "rustc", "python": "python3", "javascript": "node", "java": "javac"}
 JSON = "application/json"
 
 

@@ -101,7 +101,7 @@ def test_names_of_layers_say_which_there_are(load: Any, text: str, base: bool, d
         (LEAST + "code: ''", "code is empty"),
         ('{"name": "a\\n", "language": "go", "code": "x"}', "is not usable"),
         ("name: ../x\nlanguage: go\ncode: x", "name is '../x'"),
-        ("name: a\nruntimefs: nodejs.ext4\ncode: x", "write language: NAME in its place"),
+        ("name: a\nruntimefs: ruby.ext4\ncode: x", "write language: NAME in its place"),
         ("name: a\nlanguage: go\nruntimefs: go.ext4\ncode: x", "runtimefs and language mean the same"),
         ("name: a\nlanguage: go\nappfs: hello.ext2", "write code: PATH in its place"),
         (LEAST + "load_dir: a,b,c", "load_dir names 3 snapshots"),

@@ -202,7 +202,7 @@ def test_each_language_is_a_file_that_can_be_read() -> None:
 WITH_FUNCTIONS = [name for name in SOURCES if load_language(name).function]
 
 
-@pytest.mark.parametrize("name", sorted({"go", "python", "rust", *WITH_FUNCTIONS}))
+@pytest.mark.parametrize("name", sorted({"go", "java", "javascript", "python", "rust", *WITH_FUNCTIONS}))
 def test_languages_load_functions(name: str) -> None:
     found = load_language(name).function
     assert found is not None

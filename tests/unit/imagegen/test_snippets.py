@@ -310,6 +310,18 @@ FUNCTIONS = {
         "    if event is None: raise ValueError('empty')\n"
         "    return event\n"
     ),
+    "javascript": (
+        "process.stdout.write('once');\n"
+        "exports.handle = async (event) => {\n"
+        "  if (event === null) throw new Error('empty');\n"
+        "  return event;\n};\n"
+    ),
+    "java": (
+        'public class Handler {\n    static { System.out.print("once"); }\n'
+        "    byte[] handle(byte[] event) {\n"
+        '        if (event.length == 0) throw new IllegalArgumentException("empty");\n'
+        "        return event;\n    }\n}\n"
+    ),
 }
 """Functions that answer with what they are asked, and fail when that is nothing."""
 
