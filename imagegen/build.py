@@ -26,6 +26,7 @@ from mayfly.imagegen.packages import add_packages
 from mayfly.imagegen.packages.target import Target
 from mayfly.imagegen.prepared import add_prepared, can_ask
 from mayfly.imagegen.progress import Progress
+from mayfly.imagegen.rootfs.dpkg import distribution, installed, left
 from mayfly.imagegen.rootfs.furnish import furnish
 from mayfly.imagegen.rootfs.layers import LAYERS_AT_ONCE, merge
 from mayfly.imagegen.rootfs.prune import prune
@@ -79,6 +80,8 @@ def build(options: Options, progress: Progress) -> Built:
             version = version_of(options.language, tree, spools, image.config.env)
             if options.version and not f"{version}.".startswith(f"{options.version}."):
                 raise ImageError(f"the image has {options.language.name} {version}, not {options.version}", hint="give another --image")
+            system = installed(tree, spools)
+            of = distribution(tree, spools)
             removed = prune(tree, options.language.globs)
             progress.say(f"{options.language.name} {version}; pruned {removed.total() // MIB} MiB")
             target = Target(options=options, version=version, tree=tree, spools=spools, layer=len(layers) + 1, progress=progress)
@@ -99,7 +102,9 @@ def build(options: Options, progress: Progress) -> Built:
                 compiler = add_prepared(under_way)
             with replacing(folder) as part:
                 archive = write(under_way, part / "initramfs")
-                manifest = msgspec.structs.replace(describe(under_way, archive), compiler=compiler, pruned=large(removed))
+                manifest = msgspec.structs.replace(
+                    describe(under_way, archive), compiler=compiler, pruned=large(removed), distribution=of, system=left(tree, system)
+                )
                 with atomic_write(part / "manifest.json") as file:
                     file.write(manifest.to_json().encode())
     return Built(manifest=manifest, folder=folder, fresh=True)

@@ -1,6 +1,7 @@
 """`mayfly image`, which is `imagegen` too."""
 
 import contextlib
+import datetime
 import json
 import platform
 import shlex
@@ -30,6 +31,7 @@ from mayfly.imagegen.prepare import prepare
 from mayfly.imagegen.progress import Advance, Progress
 from mayfly.imagegen.rootfs.spools import Limits
 from mayfly.imagegen.rootfs.unpack import unpack
+from mayfly.imagegen.sbom import spdx
 from mayfly.images.manifest import COMPRESSIONS, load
 from mayfly.images.store import image_folders, remove
 from mayfly.paths import cache_dir, image_dir
@@ -231,10 +233,15 @@ def _folder(image: str, arch: str) -> Path:
 @image_argument
 @arch_option
 @json_option
-def inspect_command(image: str, arch: str, as_json: bool) -> None:
+@click.option("--sbom", is_flag=True, help="Print what it is made of, as SPDX 2.3 in JSON.")
+def inspect_command(image: str, arch: str, as_json: bool, sbom: bool) -> None:
     """Show what an image is, was made of, and needs, and where its bytes are."""
     folder = _folder(image, arch)
     manifest = load(folder)
+    if sbom:
+        created = datetime.datetime.fromtimestamp((folder / "manifest.json").stat().st_mtime, datetime.UTC)
+        click.echo(json.dumps(spdx(manifest, created), indent=2))
+        return
     if as_json:
         click.echo(manifest.to_json(), nl=False)
         return

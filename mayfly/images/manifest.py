@@ -143,7 +143,8 @@ class Manifest(Record, frozen=True, kw_only=True):
     the same recipe need not be built again. `checkpoint` is the file in /work that the last step's
     program writes when SIGUSR1 stops it; empty if it cannot be stopped so. `target` is what the
     programs are compiled to (`wasm`); empty if that is the machine's own code. A source is written
-    to `source_file`, or to the one of `source_files` for the extension that it has.
+    to `source_file`, or to the one of `source_files` for the extension that it has. `system` has
+    the versions of the distribution's packages of which a file is in the image.
     """
 
     language: str
@@ -173,6 +174,8 @@ class Manifest(Record, frozen=True, kw_only=True):
     checkpoint: str = ""
     target: str = ""
     packages: tuple[Package, ...] = ()
+    distribution: str = ""
+    system: Mapping[str, str] = {}
     sizes: Mapping[str, Count] = {}
     pruned: Mapping[str, Count] = {}
     format: int = FORMAT
