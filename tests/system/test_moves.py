@@ -118,6 +118,7 @@ class Client:
         reader = Reader(self.run.record)
         more = True
         while more:
+            more = await reader.wait()
             for event in iter(reader.take, None):
                 if isinstance(event, Stdout):
                     self.at += [time.monotonic()] * event.data.count(b"\n")
@@ -126,7 +127,6 @@ class Client:
                     self.err += event.data
             async with self._more:
                 self._more.notify_all()
-            more = await reader.wait()
 
     async def until(self, reached: Callable[[], bool]) -> None:
         async with self._more:

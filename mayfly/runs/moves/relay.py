@@ -101,7 +101,8 @@ class Relay:
         run, reader = self._run, Reader(self._run.record, after=after)
         more = True
         while more:
-            for batch in batches(iter(reader.take, None)):
+            # Each time anew, to the last event: what happens while one batch is sent is in another.
+            while batch := next(batches(iter(reader.take, None)), None):
                 await link.send(batch)
                 await asyncio.sleep(0)  # a reader that keeps up must not starve all others
             more = await reader.wait()

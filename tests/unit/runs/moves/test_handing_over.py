@@ -13,13 +13,14 @@ from msgspec import UNSET
 from mayfly.errors import HostError, MayflyError, NotMovableError, RunEndedError
 from mayfly.host.snippet import Snippet
 from mayfly.runs.moves.desk import Moves, follow
+from mayfly.runs.moves.messages import Message
 from mayfly.runs.record import Reader
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from mayfly.runs.stdin import StdinWriter
 from tests.kit.api_fakes import factory, install_toys, open_descriptors, small_config
 from tests.kit.scale import patience
-from tests.kit.toy_moves import TIMES, Cut, Road, ToyMachines, ToyProcess, World, counted, play_toys
+from tests.kit.toy_moves import PACE_S, TIMES, Cut, MemoryLink, Road, ToyMachines, ToyProcess, World, counted, play_toys
 
 RUNNING = 11
 """Messages on the connection of a move that goes well, to RUNNING, or one more or less."""
@@ -106,6 +107,27 @@ def test_a_run_moves_and_its_reader_loses_nothing(play: Callable[..., Any]) -> N
         assert there.record.end == run.record.end
         (identity,) = stage.world.identities  # where it goes on, and only once
         assert (len(identity.entropy), identity.hostname, identity.network) == (64, "", "")
+
+    for seed in range(3):
+        play(scenario, seed=seed)
+
+
+def test_what_a_program_says_last_comes_over_a_slow_connection(play: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def send(link: MemoryLink, message: Message) -> None:
+        await asyncio.sleep(5 * PACE_S)  # in which the program says something
+        link.wire.carry(link, message)
+
+    monkeypatch.setattr(MemoryLink, "send", send)
+
+    async def scenario(stage: Stage) -> None:
+        run = stage.start(-1, interactive=True)
+        await until(run, 50)
+        await stage.move(run)
+        with StdinWriter(run.stdin) as writer:
+            await writer.write(b"quit")
+        await run.done.wait()
+        assert run.to_json()["status"] == "ok"
+        assert read_all(run) == read_all(stage.there.get(run.id))
 
     for seed in range(3):
         play(scenario, seed=seed)
