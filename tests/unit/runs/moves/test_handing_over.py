@@ -25,6 +25,9 @@ from tests.kit.toy_moves import PACE_S, TIMES, Cut, MemoryLink, Road, ToyMachine
 RUNNING = 11
 """Messages on the connection of a move that goes well, to RUNNING, or one more or less."""
 
+MUCH = 500_000
+"""Bytes of input, far from the limit of output, in which a program repeats it."""
+
 
 class Stage:
     """Two servers, and the roads from the first to the second, and back."""
@@ -57,10 +60,8 @@ def play(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
     def call(scenario: Scenario, cuts: tuple[Cut | None, ...] = (), seed: int = 0, cuts_back: tuple[Cut | None, ...] = ()) -> Any:
         async def whole() -> Any:
             world = World(seed)
-            async with (
-                Service(small_config(tmp_path), factory()) as here,
-                Service(small_config(tmp_path), factory()) as there,
-            ):
+            config = small_config(tmp_path, run_wall_s=patience(60))
+            async with Service(config, factory()) as here, Service(config, factory()) as there:
                 stage = Stage(here, there, world, iter(cuts), iter(cuts_back))
                 try:
                     return await asyncio.wait_for(scenario(stage), patience(60))
@@ -400,6 +401,8 @@ def test_a_run_comes_back_again_and_again(play: Callable[..., Any], seed: int) -
         async def write() -> None:
             with StdinWriter(run.stdin) as writer:
                 while not enough.is_set():
+                    if len(said) > MUCH:
+                        await enough.wait()
                     words = b"".join(b"[%d]" % number for number in range(len(said), len(said) + 9))
                     await writer.write(words)
                     said.extend(words)
