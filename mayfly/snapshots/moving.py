@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mayfly import __version__
-from mayfly.errors import GuestError, MayflyError, SnapshotError
+from mayfly.errors import GuestError, MayflyError, MoveError, SnapshotError
 from mayfly.files import file_digest
 from mayfly.guests.job import Wanted
 from mayfly.guests.spawner import Spawner, VmmProcess
@@ -138,8 +138,11 @@ async def send_rounds(
     written (before Linux 6.7) nothing is sent yet.
 
     Raises:
+        MoveError: the machine stands on fewer layers.
         MayflyError: the machine has ended, or cannot be sent.
     """
+    if held > (count := len(guest.wanted.machine.restore)):
+        raise MoveError(f"the destination says that it has {held} layers of a machine that stands on {count}", hint="look at its log")
     await send_pages(guest, _Packed(Packer(write, limit_bytes_s)), held=held, progress=progress)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mayfly.errors import ConfigError, MayflyError, SnapshotError
+from mayfly.errors import ConfigError, MayflyError, MoveError, SnapshotError
 from mayfly.guests.job import Wanted
 from mayfly.guests.spawner import Spawner
 from mayfly.guests.start import Guest
@@ -109,6 +109,8 @@ def test_only_what_differs_from_the_layers_that_are_held_is_sent(wanted: Wanted,
         restored = wanted.restored_from([base])
         lines = Lines()
         guest = await cold(spawner, restored)
+        with pytest.raises(MoveError, match="2 layers of a machine that stands on 1"):
+            await moving.send_rounds(guest, nowhere, held=2)
         for number, held in enumerate((1, 1, 0, 0)):
             await lines.more(guest.process, 1)
             rounds: list[moving.Round] = []
@@ -125,6 +127,10 @@ def test_only_what_differs_from_the_layers_that_are_held_is_sent(wanted: Wanted,
 
     play(script)
     assert max(sizes[:2]) < 4 * MIB < min(sizes[2:])
+
+
+async def nowhere(_: bytes) -> None:
+    raise AssertionError("nothing is to be sent")
 
 
 def add(base: Path, place: int, content: bytes) -> None:
