@@ -20,16 +20,13 @@ from mayfly.api.openapi import Route
 from mayfly.api.requests import parse_object
 from mayfly.errors import ForbiddenError, MayflyError, RequestError, ServerLostError, UnprocessableError
 from mayfly.runs.moves.desk import Moves, Went, follow
-from mayfly.runs.moves.link import Connect, ImageSent, Round
+from mayfly.runs.moves.link import Connect, ImageSent, Round, Times
 from mayfly.runs.moves.messages import MAX_MESSAGE, Message, decode, encode
 from mayfly.runs.moves.outgoing import Moved
 from mayfly.runs.result import Problem
 from mayfly.schema import Record, msgspec
 
 MOVES: web.AppKey[Moves] = web.AppKey("moves", Moves)
-HEARTBEAT_S = 10.0
-"""A connection is lost whose other end answers no ping for half of this time."""
-CONNECT_S = 10.0
 CLOSE_S = 2.0
 
 
@@ -105,7 +102,7 @@ class SocketLink:
                 await self._session.close()
 
 
-def connect_to(body: MoveBody) -> Connect:
+def connect_to(body: MoveBody, times: Times) -> Connect:
     """What connects to the server that is named.
 
     Raises:
@@ -131,8 +128,8 @@ def connect_to(body: MoveBody) -> Connect:
         session = aiohttp.ClientSession(connector=connector, headers=headers)
         try:
             timeout = aiohttp.ClientWSTimeout(ws_close=CLOSE_S)
-            async with asyncio.timeout(CONNECT_S):
-                socket = await session.ws_connect(url, timeout=timeout, heartbeat=HEARTBEAT_S, max_msg_size=MAX_MESSAGE, compress=0)
+            async with asyncio.timeout(times.connect_s):
+                socket = await session.ws_connect(url, timeout=timeout, heartbeat=times.silent_s, max_msg_size=MAX_MESSAGE, compress=0)
         except BaseException as error:
             await session.close()
             if isinstance(error, aiohttp.WSServerHandshakeError):
@@ -157,13 +154,14 @@ async def take_run(request: web.Request) -> web.StreamResponse:
     tenant = caller_of(request).tenant
     if tenant is not None and not tenant.moves:
         raise ForbiddenError("this API key is not for moving runs", hint="make one that is: mayfly key create NAME --moves")
-    socket = web.WebSocketResponse(timeout=CLOSE_S, heartbeat=HEARTBEAT_S, compress=False, max_msg_size=MAX_MESSAGE)
+    moves = _moves(request)
+    socket = web.WebSocketResponse(timeout=CLOSE_S, heartbeat=moves.times.silent_s, compress=False, max_msg_size=MAX_MESSAGE)
     if not socket.can_prepare(request):
         raise RequestError("runs are taken over a WebSocket", hint="use mayfly move, of the server that has the run")
     await socket.prepare(request)
     audit(request, "take_run")
     try:
-        await _moves(request).serve(SocketLink(socket))
+        await moves.serve(SocketLink(socket))
     except MayflyError as error:
         audit(request, "run_not_taken", code=error.code, message=error.message)
     return socket
@@ -181,7 +179,8 @@ async def move_run(request: web.Request) -> web.StreamResponse:
         else:
             events.put_nowait(MoveLine(event="round", run=run.id, number=one.number, bytes=one.bytes))
 
-    going = _moves(request).begin(run, connect_to(body), to=body.to, limit_bytes_s=body.limit_bytes_s, tell=tell)
+    moves = _moves(request)
+    going = moves.begin(run, connect_to(body, moves.times), to=body.to, limit_bytes_s=body.limit_bytes_s, tell=tell)
     note(request, "move", run.id, to=body.to)
     moving = asyncio.create_task(follow(going))
     moving.add_done_callback(lambda _: events.put_nowait(None))
@@ -209,14 +208,15 @@ async def move_run(request: web.Request) -> web.StreamResponse:
 async def drain(request: web.Request) -> web.StreamResponse:
     """Take no more runs, and move those under way to another server; those that cannot be stay."""
     body = parse_object(MoveBody, await request.app[BODIES].read(request))
-    connect = connect_to(body)
+    moves = _moves(request)
+    connect = connect_to(body, moves.times)
     link = await connect()  # what is wrong with the address shows before anything happens
     await link.close()
     audit(request, "drain", to=body.to)
 
     async def lines() -> AsyncIterator[MoveLine]:
         counts = {True: 0, False: 0}
-        async with aclosing(_moves(request).drain(connect, to=body.to, limit_bytes_s=body.limit_bytes_s)) as found:
+        async with aclosing(moves.drain(connect, to=body.to, limit_bytes_s=body.limit_bytes_s)) as found:
             async for one in found:
                 counts[isinstance(one, Went)] += 1
                 yield _moved(one.run, one.moved) if isinstance(one, Went) else _stayed(one.run, one.error)

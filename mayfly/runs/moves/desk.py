@@ -50,7 +50,7 @@ class Moves:
     ) -> None:
         self._service = service
         self._machines = machines
-        self._times = times or Times().on(service.config)
+        self.times = times or Times().on(service.config)
         self._tenant_of = tenant_of
         self._incoming: dict[str, Incoming] = {}
 
@@ -77,7 +77,7 @@ class Moves:
             tell=tell,
             forget=lambda: self._service.leave_saves(run),
             freed=lambda: self._service.release(run),
-            times=self._times,
+            times=self.times,
         )
 
     async def drain(self, connect: Connect, *, to: str, limit_bytes_s: int = 0) -> AsyncGenerator[Went | Stayed, None]:
@@ -111,7 +111,7 @@ class Moves:
             MayflyError: the connection was lost, or the other server broke the protocol.
         """
         try:
-            async with within(self._times.answer_s, "the other server said nothing"):
+            async with within(self.times.answer_s, "the other server said nothing"):
                 message = await link.receive()
             match message:
                 case Offer():
@@ -140,9 +140,7 @@ class Moves:
                 del self._incoming[move]
         if offer.move in self._incoming:
             raise MoveError("the other server offered the same move twice")
-        self._incoming[offer.move] = incoming = Incoming(
-            offer, self._service, self._machines, self._times, self._tenant_of(offer.run.owner)
-        )
+        self._incoming[offer.move] = incoming = Incoming(offer, self._service, self._machines, self.times, self._tenant_of(offer.run.owner))
         log.info("run %s: offered by another server", offer.run.id)
         await incoming.serve(link)
 

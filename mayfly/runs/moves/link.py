@@ -107,11 +107,14 @@ class ImageSent(Record, frozen=True, kw_only=True):
 
 
 class Times(Record, frozen=True, kw_only=True):
-    """How long each side waits, in seconds: for an answer that takes no work, for the machine to be
-    there after its last byte, for the vmm process to take what was sent to it, for a server that is
-    lost, and before it is asked again.
+    """How long each side waits, in seconds: for a connection, for the other end of one to say
+    anything at all (half of that after it was asked to), for an answer that takes no work, for the
+    machine to be there after its last byte, for the vmm process to take what was sent to it, for a
+    server that is lost, and before it is asked again.
     """
 
+    connect_s: float = 10.0
+    silent_s: float = 10.0
     answer_s: float = 15.0
     ready_s: float = 30.0
     flush_s: float = 2.0
@@ -120,7 +123,8 @@ class Times(Record, frozen=True, kw_only=True):
 
     def on(self, config: Config) -> "Times":
         """The same on a host where everything takes longer."""
-        return replace(self, answer_s=config.here(self.answer_s), ready_s=config.here(self.ready_s), flush_s=config.here(self.flush_s))
+        slower = ("connect_s", "silent_s", "answer_s", "ready_s", "flush_s")
+        return replace(self, **{name: config.here(getattr(self, name)) for name in slower})
 
 
 @contextlib.asynccontextmanager

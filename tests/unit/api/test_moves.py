@@ -8,11 +8,16 @@ from typing import Any, NamedTuple
 
 import aiohttp
 import pytest
+from aiohttp import web
 from click.testing import CliRunner
 
+from mayfly.api.moves import MoveBody, connect_to
 from mayfly.cli.main import cli
-from tests.kit.api_fakes import install_toys
+from mayfly.errors import ServerLostError
+from mayfly.runs.moves.link import Times
+from tests.kit.api_fakes import install_toys, small_config
 from tests.kit.api_server import Served, make_key, serving_two
+from tests.kit.scale import patience
 from tests.kit.toy_moves import ToyMachines, World, counted, play_toys
 
 
@@ -230,3 +235,33 @@ def test_a_drain_moves_what_it_can(play: Callable[..., Any]) -> None:
             assert await two.output(two.here, run) == out
 
     play(scenario)
+
+
+def test_a_server_that_says_nothing_any_more_is_lost(tmp_path: Path) -> None:
+    silent = Times(silent_s=0.2)
+
+    async def say_nothing(request: web.Request) -> web.StreamResponse:
+        socket = web.WebSocketResponse(autoping=False)
+        await socket.prepare(request)
+        await socket.receive()  # the ping
+        await socket.receive()
+        return socket
+
+    async def scenario() -> None:
+        app = web.Application()
+        app.router.add_get("/moves", say_nothing)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.UnixSite(runner, str(tmp_path / "socket")).start()
+        link = await connect_to(MoveBody(to=str(tmp_path / "socket")), silent)()
+        with pytest.raises(ServerLostError):
+            await link.receive()
+        await link.close()
+        await runner.cleanup()
+
+    asyncio.run(asyncio.wait_for(scenario(), patience(5)))
+
+
+def test_a_slow_host_may_be_silent_for_longer(tmp_path: Path) -> None:
+    times, slow = Times(), Times().on(small_config(tmp_path, time_factor=5.0))
+    assert (slow.silent_s, slow.connect_s, slow.lost_s) == (5 * times.silent_s, 5 * times.connect_s, times.lost_s)
