@@ -8,6 +8,7 @@ import asyncio
 import dataclasses
 import enum
 import struct
+from collections.abc import Callable
 
 from mayfly.guests.converse import Elsewhere, Exchange
 from mayfly.guests.job import Job
@@ -68,14 +69,9 @@ class Carried:
 
     def whole(self, state: bytes, exchange: Exchange) -> bytes:
         """The checkpoint, with what was sent of standard input and not read by the program."""
-        if len(state) < HEAD.size:
-            return state
-        magic, version, taken, ended = HEAD.unpack_from(state)
-        if ended:
-            return state
         # What was typed at a terminal cannot be told from what its program read.
-        unread = b"" if self._run.has_terminal else exchange.guest.conversation.unread(taken)
-        return HEAD.pack(magic, version, taken, exchange.stdin_ended) + state[HEAD.size :] + unread
+        unread = (lambda _: b"") if self._run.has_terminal else exchange.guest.conversation.unread
+        return with_input(state, unread, ended=exchange.stdin_ended)
 
     async def give(self, state: bytes) -> Elsewhere | Then:
         """Give the checkpoint to who wants it; what becomes of the run: a function sees to it
@@ -129,6 +125,19 @@ class Continued:
             case Exit():
                 event = dataclasses.replace(event, step=self._step)
         self._run.note(event)
+
+
+def with_input(state: bytes, more: Callable[[int], bytes], *, ended: bool) -> bytes:
+    """The checkpoint with more standard input at its end: what `more` gives, told how many bytes
+    the process had taken; with `ended` nothing follows. Unchanged if nothing followed before, or it
+    is too short to be a checkpoint.
+    """
+    if len(state) < HEAD.size:
+        return state
+    magic, version, taken, had_ended = HEAD.unpack_from(state)
+    if had_ended:
+        return state
+    return HEAD.pack(magic, version, taken, ended) + state[HEAD.size :] + more(taken)
 
 
 def resuming(start: Start, state: bytes, *, deadline_s: float, rate: float) -> Job:

@@ -8,7 +8,7 @@ import signal
 from mayfly.errors import NotCheckpointableError, NotRunningError, RunEndedError
 from mayfly.guests.converse import BytesStdin, Exchange
 from mayfly.protocol.phases import Phase
-from mayfly.runs.carried import HEAD, MAX_STATE, Carried, Then
+from mayfly.runs.carried import MAX_STATE, Carried, Then, with_input
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from mayfly.runs.stdin import LiveStdin
@@ -80,12 +80,9 @@ def _with_input(state: bytes, exchange: Exchange) -> bytes:
         NotCheckpointableError: it would be too large.
     """
     stdin = exchange.stdin
-    if not isinstance(stdin, BytesStdin | LiveStdin) or len(state) < HEAD.size:
+    if not isinstance(stdin, BytesStdin | LiveStdin):
         return state
-    magic, version, taken, ended = HEAD.unpack_from(state)
-    if ended:
-        return state
-    whole = HEAD.pack(magic, version, taken, stdin.ended) + state[HEAD.size :] + stdin.waiting
+    whole = with_input(state, lambda _: stdin.waiting, ended=stdin.ended)
     if len(whole) > MAX_STATE:
         hint = f"a program goes on from {MAX_STATE} at most; this one goes on here"
         raise NotCheckpointableError(f"the checkpoint and the input that the program has not read have {len(whole)} bytes", hint=hint)
