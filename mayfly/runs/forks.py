@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from mayfly.errors import BusyError, MayflyError, NotForkableError
 from mayfly.guests.start import Guest
 from mayfly.host.admission import Ticket
+from mayfly.runs.described import clone_of
 from mayfly.runs.execute import go_on
 from mayfly.runs.moments import Kept, check_live, go_on_from, keep
 from mayfly.runs.run import Run
@@ -84,7 +85,7 @@ def _enter(service: Service, run: Run, guest: Guest, count: int, failed: AsyncEx
 
 def _adopt(service: Service, run: Run, kept: Kept, guest: Guest, ticket: Ticket, held: AsyncExitStack) -> Run:
     """Take a clone among the runs, which has what is `held` from then on; it stands still yet."""
-    clone = run.clone()
+    clone = clone_of(run, guest.wanted.machine)
     for event in kept.events:
         clone.replay(event)
     exchange = go_on_from(kept.moment, guest, clone, clone=True)

@@ -14,9 +14,9 @@ from mayfly.guests.start import Guest
 from mayfly.host.admission import Tenant
 from mayfly.host.plan import want_machine
 from mayfly.runs import saves
+from mayfly.runs.described import describe, happened, make_run, replay
 from mayfly.runs.execute import go_on
 from mayfly.runs.moments import Kept, Moment, check_live, go_on_from, keep
-from mayfly.runs.moves.messages import describe, happened, make_run, replay
 from mayfly.runs.record import MAX_RESTORED, Mark, Position, Restored
 from mayfly.runs.result import RunState
 from mayfly.runs.run import Run

@@ -93,12 +93,11 @@ class Run:
         tests: str = "",
         checkpoint: str = "",
         run_id: str = "",
-        forked_from: str = "",
         checkpoint_every_s: float = 0.0,
     ) -> None:
         self.id = run_id or os.urandom(16).hex()
         self.owner = owner
-        self.forked_from = forked_from
+        self.forked_from = ""
         self.checkpoint_every_s = checkpoint_every_s
         self.has_terminal = has_terminal
         self.language = language
@@ -173,26 +172,6 @@ class Run:
             case Restored():
                 del self.outcome.steps[event.steps :]
         self.record.append(event)
-
-    def clone(self) -> "Run":
-        """A run of the same kind with an id of its own, in which nothing has happened yet."""
-        found = Run(
-            language=self.language,
-            version=self.version,
-            mode=self.mode,
-            step_names=self.outcome.step_names,
-            owner=self.owner,
-            stdin=LiveStdin() if self.is_interactive else None,
-            has_terminal=self.has_terminal,
-            collect=self.collect,
-            hidden=self.hidden,
-            tests=self.tests,
-            forked_from=self.id,
-            checkpoint_every_s=self.checkpoint_every_s,
-        )
-        found.checkpoint = self.checkpoint
-        found.state, found.start, found.phases = self.state, self.start, dict(self.phases)
-        return found
 
     def restart(self, attempt: Attempt) -> None:
         """It begins again on another host. Readers of the record are told; nothing else is kept."""

@@ -14,8 +14,8 @@ from pathlib import Path
 from mayfly import __version__, paths
 from mayfly.errors import SnapshotError
 from mayfly.files import ASIDE, clear, file_digest, locked, replacing, sync
+from mayfly.runs.described import ID, Description, Happened
 from mayfly.runs.moments import Moment
-from mayfly.runs.moves.messages import ID, Description, Happened
 from mayfly.schema import Record, msgspec
 from mayfly.snapshots import store as snapshots
 from mayfly.snapshots.store import MANIFEST, Snapshot

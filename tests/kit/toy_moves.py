@@ -22,10 +22,11 @@ from mayfly.images.store import Images, InstalledImage
 from mayfly.protocol import frames as p
 from mayfly.protocol.conversation import Conversation
 from mayfly.protocol.report import End, Ended
+from mayfly.runs.described import Description
 from mayfly.runs.moves.desk import Moves
 from mayfly.runs.moves.images import MANIFEST
 from mayfly.runs.moves.link import Place, Read, Round, Times, Write
-from mayfly.runs.moves.messages import Description, Message, decode, encode
+from mayfly.runs.moves.messages import Message, decode, encode
 from mayfly.runs.service import Service
 from mayfly.schema import replace
 from mayfly.snapshots import live

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from mayfly.errors import MayflyError, MoveError, NotRunningError, ServerLostError
 from mayfly.guests.outcome import StepResult
 from mayfly.protocol.frames import Stage
+from mayfly.runs.described import replay
 from mayfly.runs.files import Files, Left
 from mayfly.runs.moves.link import Connect, Link, Times, close_quietly, within
 from mayfly.runs.moves.messages import (
@@ -27,7 +28,6 @@ from mayfly.runs.moves.messages import (
     Taken,
     Unknown,
     error_of,
-    replay,
 )
 from mayfly.runs.run import Run
 

@@ -10,43 +10,37 @@ import logging
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from mayfly.errors import GuestError, MayflyError, MoveError, ServerLostError, UnknownLanguageError, UnknownRunError
+from mayfly.errors import GuestError, MayflyError, MoveError, ServerLostError, UnknownRunError
 from mayfly.guests.converse import Exchange
 from mayfly.guests.job import Job, Wanted
 from mayfly.guests.start import Guest
-from mayfly.host.admission import Tenant, Ticket
-from mayfly.host.plan import want_machine
-from mayfly.images.store import InstalledImage
-from mayfly.runs.carried import LANGUAGE, MAX_STATE, go_on_anew
+from mayfly.host.admission import Tenant
+from mayfly.runs.carried import MAX_STATE, go_on_anew
+from mayfly.runs.described import make_run, replay
 from mayfly.runs.execute import go_on
 from mayfly.runs.moments import go_on_from
-from mayfly.runs.moves import images
 from mayfly.runs.moves.followed import Followed
 from mayfly.runs.moves.handover import DESTINATION, Destination, Input
-from mayfly.runs.moves.link import Link, Machines, Place, Times, within
+from mayfly.runs.moves.link import Link, Machines, Times, within
 from mayfly.runs.moves.messages import (
     Broken,
     Commit,
     Events,
     Fits,
     Handed,
-    Lacks,
     Misfits,
     Offer,
     Pages,
     Ready,
-    make_run,
     problem_of,
-    replay,
 )
 from mayfly.runs.moves.relay import Relay
+from mayfly.runs.moves.room import Room
 from mayfly.runs.record import Position, Reader
 from mayfly.runs.result import RunState
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from mayfly.schema import replace
-from mayfly.snapshots import store as snapshots
-from mayfly.vmm.config import NetworkConfig
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -65,20 +59,13 @@ class Incoming:
         self._service = service
         self._machines = machines
         self._times = times
-        self._tenant = tenant
+        self._room = Room(offer, service, machines, tenant)
         self._pages: asyncio.Queue[bytes] = asyncio.Queue(AHEAD)
         self._page = b""
-        self._portable: Wanted | None = None  # the machine for a program that comes without its own
         self._state = b""
         self._job: Job | None = None
-        self._place = Place()
-        self._ticket: Ticket | None = None
-        self._network: NetworkConfig | None = None
-        self._image: InstalledImage | None = None
-        self._kept = contextlib.ExitStack()  # while the run is here
         self._guest: Guest | None = None
         self.relay: Relay | None = None
-        self._back: Followed | None = None  # what follows the run here, if it comes back
         self._taking: asyncio.Task[bool] | None = None
 
     def _step(self, happened: Input) -> None:
@@ -138,71 +125,16 @@ class Incoming:
         if self.relay is not None:
             await self.relay.serve(link, after)
 
-    async def _misfits(self, link: Link) -> list[str]:
-        """Why the run cannot be taken. An image that is lacking is taken if nothing else is in the
-        way.
-        """
-        service, run = self._service, self._offer.run
-        self._place = await self._machines.look(run, self._offer.machine, None)
-        reasons = list(self._place.misfits)
-        if run.checkpoint and (reasons or self._place.lacks is not None):
-            try:
-                self._portable = want_machine(service.images.find(LANGUAGE), service.config)
-                reasons.clear()
-            except UnknownLanguageError as error:
-                if reasons:
-                    reasons.append(f"{error.message}, in which its program could go on without its machine")
-        memory = self._portable.machine.memory if self._portable else run.memory
-        try:
-            service.check_ready()
-        except MayflyError as error:
-            reasons.append(error.message)
-        with contextlib.suppress(UnknownRunError):
-            reasons += self._there_before(service.get(run.id))
-        if self._tenant is not None:
-            try:
-                self._tenant.check(memory, begins=False)
-            except MayflyError as error:
-                reasons.append(error.message)
-        if not reasons:
-            self._ticket = service.admission.enter_idle(memory)
-            if self._ticket is None:
-                reasons.append(f"there is no room for a machine of {memory >> 20} MiB now")
-            elif self._tenant is not None:
-                service.admission.charge(self._ticket, self._tenant, begins=False)
-        if not reasons and self._portable is None and (had := run.network):
-            try:
-                self._network = service.networks.lease_again(had.mac, had.addresses, had.gateways)
-            except MayflyError as error:
-                reasons.append(error.message)
-        if not reasons and self._portable is None and self._place.lacks is not None:
-            folder = self._kept.enter_context(snapshots.passing())
-            await link.send(Lacks(digest=self._place.lacks))
-            self._image = await images.receive(link, folder, self._place.lacks, run.memory)
-            self._place = await self._machines.look(run, self._offer.machine, self._image)
-            reasons += self._place.misfits
-        return reasons
-
-    def _there_before(self, old: Run) -> list[str]:
-        """Why the run cannot come where it was before, if it cannot come back."""
-        about, away = self._offer.run, old.elsewhere
-        if old.done.is_set() or away is None:
-            return [f"the server has a run {old.id} already; if it has ended there, it can be deleted there"]
-        if not isinstance(away, Followed) or away.move != self._offer.came:
-            return [f"the run was there before, and went to {away.to}; it comes back from there alone: move it there first"]
-        alike = old.owner == about.owner and old.outcome.step_names == about.step_names and old.is_interactive == about.interactive
-        self._back = away if alike else None
-        return [] if alike else [f"the server has another run {old.id}"]
-
     async def _take(self, link: Link) -> bool:
         """Take the run; whether it goes on here. Raises what went wrong."""
         try:
-            if reasons := await self._misfits(link):
+            if reasons := await self._room.prepare(link):
                 self._step(Input.MISFITS)
                 await link.send(Misfits(reasons=tuple(reasons)))
                 return False
             self._step(Input.FITS)
-            await link.send(Fits(held=self._place.held, portable=self._portable is not None, back=self._back is not None))
+            room = self._room
+            await link.send(Fits(held=room.place.held, portable=room.portable is not None, back=room.back is not None))
             run, handed = await self._receive(link)
             exchange = self._go_on_with(run, handed)
             self._step(Input.COPIED)
@@ -226,13 +158,7 @@ class Incoming:
             if self._guest is not None:
                 await self._guest.process.stop(0)
         finally:  # also when the source asks meanwhile, which cancels this
-            if self._ticket is not None:
-                self._service.admission.leave(self._ticket)
-                self._ticket = None
-            if self._network is not None:
-                self._service.networks.give_back(self._network)
-                self._network = None
-            self._kept.close()
+            self._room.give_up()
 
     async def _read(self, most: int) -> bytes:
         """Bytes of the machine, for whoever makes it."""
@@ -249,13 +175,13 @@ class Incoming:
         Raises:
             MayflyError: the connection was lost, or the machine cannot be made.
         """
-        about, machine, place = self._offer.run, self._offer.machine, self._place
-        if self._portable is None:
-            receiving = self._machines.receive(about, machine, self._read, held=place.held, network=self._network, image=self._image)
+        about, machine, room = self._offer.run, self._offer.machine, self._room
+        if room.portable is None:
+            receiving = self._machines.receive(about, machine, self._read, held=room.place.held, network=room.network, image=room.image)
         else:
-            image = self._portable.image.manifest
+            image = room.portable.image.manifest
             about = replace(about, language=image.language, version=image.version)
-            receiving = self._receive_program(self._portable)
+            receiving = self._receive_program(room.portable)
         run = make_run(about)
         run.state = RunState.RUNNING
         making = asyncio.create_task(receiving, name=f"make the machine of run {self.run_id}")
@@ -305,7 +231,7 @@ class Incoming:
             MayflyError: it cannot stand so.
         """
         assert self._guest is not None  # noqa: S101 (_receive has set it)
-        if self._portable is None:
+        if self._room.portable is None:
             exchange = go_on_from(handed.moment, self._guest, run)
             self._guest = exchange.guest
         else:
@@ -335,14 +261,14 @@ class Incoming:
         Raises:
             MayflyError: it cannot be taken; it is the source's still.
         """
-        if self._back is not None:
-            self._have_again(run, handed, self._back)
+        if self._room.back is not None:
+            self._have_again(run, handed, self._room.back)
         else:
             self._adopt(run, exchange)
         self._step(Input.COMMIT)  # from here on the run is here, whatever happens
         guest = self._guest
         assert guest is not None  # noqa: S101 (it is there since READY)
-        if self._portable is not None:
+        if self._room.portable is not None:
             return
         try:
             await guest.process.resume()
@@ -351,13 +277,13 @@ class Incoming:
             await guest.process.stop(0)
 
     def _adopt(self, run: Run, exchange: Exchange) -> None:
-        guest, ticket, service = self._guest, self._ticket, self._service
+        guest, ticket, service = self._guest, self._room.ticket, self._service
         assert guest is not None and ticket is not None  # noqa: S101 (they are there since READY)
         self.relay = relay = Relay(run, service)
 
         def over(_: Run) -> None:
             relay.close()
-            self._kept.close()
+            self._room.kept.close()
 
         try:
             service.adopt(run, guest, ticket, lambda _: go_on(exchange, run, service.config, self._job), over)
@@ -369,7 +295,7 @@ class Incoming:
         """Have the run that was here before go on with what came: its readers and writers here
         notice nothing.
         """
-        guest, ticket, service = self._guest, self._ticket, self._service
+        guest, ticket, service = self._guest, self._room.ticket, self._service
         assert guest is not None and ticket is not None  # noqa: S101 (they are there since READY)
         run = service.get(come.id)
         if run.done.is_set() or run.elsewhere is not away or not come.record.has(run.record.end):
@@ -383,7 +309,7 @@ class Incoming:
                 await go_on(exchange, run, service.config, self._job)
             finally:
                 relay.close()
-                self._kept.close()
+                self._room.kept.close()
 
         rest = away.come_back(work, handed.taken)
         moment = replace(handed.moment, stdin=handed.moment.stdin + rest)

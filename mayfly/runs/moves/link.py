@@ -9,7 +9,8 @@ from mayfly.errors import MoveError, ServerLostError
 from mayfly.guests.start import Guest
 from mayfly.host.config import Config
 from mayfly.images.store import InstalledImage
-from mayfly.runs.moves.messages import Description, Message
+from mayfly.runs.described import Description
+from mayfly.runs.moves.messages import Message
 from mayfly.schema import Record, replace
 from mayfly.vmm.config import NetworkConfig
 

@@ -8,8 +8,8 @@ from mayfly.guests.job import Wanted
 from mayfly.guests.start import Guest
 from mayfly.host.plan import want_machine
 from mayfly.images.store import InstalledImage
+from mayfly.runs.described import Description
 from mayfly.runs.moves.link import Place, Read, Round, Write
-from mayfly.runs.moves.messages import Description
 from mayfly.runs.service import Service
 from mayfly.schema import decode, msgspec, replace
 from mayfly.snapshots import moving

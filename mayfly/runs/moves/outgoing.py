@@ -16,6 +16,7 @@ from mayfly.errors import MayflyError, MoveError, NotMovableError, RunEndedError
 from mayfly.guests.converse import Elsewhere, Exchange
 from mayfly.protocol.phases import Phase
 from mayfly.runs.carried import Carried, Then
+from mayfly.runs.described import describe
 from mayfly.runs.moments import Moment, hold, moment_of
 from mayfly.runs.moves import images
 from mayfly.runs.moves.followed import Followed, ask
@@ -35,7 +36,6 @@ from mayfly.runs.moves.messages import (
     Ready,
     Running,
     batches,
-    describe,
     error_of,
 )
 from mayfly.runs.moves.relay import Relay

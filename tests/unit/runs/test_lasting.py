@@ -18,9 +18,9 @@ from mayfly.host.admission import Tenant
 from mayfly.host.snippet import Case, Mode, Snippet, Terminal
 from mayfly.protocol.frames import Stage, Stdout
 from mayfly.runs import saves
+from mayfly.runs.described import Happened
 from mayfly.runs.lasting import MAX_OF_A_SAVE
 from mayfly.runs.moves.desk import Moves, follow
-from mayfly.runs.moves.messages import Happened
 from mayfly.runs.record import MAX_RESTORED, Position, Reader, Restored
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service

@@ -19,9 +19,9 @@ from mayfly.imagegen.languages import load_language
 from mayfly.images.store import InstalledImage
 from mayfly.runs.carried import LANGUAGE, MAX_STATE, PROGRAM
 from mayfly.runs.checkpoints import checkpoint
+from mayfly.runs.described import Description
 from mayfly.runs.moves.desk import Moves, follow
 from mayfly.runs.moves.link import Place
-from mayfly.runs.moves.messages import Description
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from mayfly.runs.stdin import StdinWriter

@@ -10,8 +10,9 @@ from mayfly.errors import MoveError
 from mayfly.host.snippet import Mode
 from mayfly.protocol.frames import Stage, Stdout
 from mayfly.protocol.phases import Phase, Standing
+from mayfly.runs.described import Description, Happened, WentBack, happened, replay
 from mayfly.runs.moments import Moment
-from mayfly.runs.moves.messages import Description, Handed, Happened, Offer, WentBack, decode, encode, happened, replay
+from mayfly.runs.moves.messages import Handed, Offer, decode, encode
 from mayfly.runs.record import MAX_RESTORED, Mark, Position, Restored
 from mayfly.runs.run import Run
 from mayfly.schema import msgspec, replace
