@@ -1,81 +1,113 @@
 """Ask the server of this user over its Unix socket, without the libraries that a client of many
-requests needs.
+requests needs: loading http.client takes as long as all else that a short run's command does.
+
+Requests are of HTTP/1.0, so an answer ends with its connection and has no chunks.
 """
 
-import http.client
 import json
+import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, Self, TypeVar
 
-from mayfly.errors import HostError, from_wire
+from mayfly.errors import HostError, MayflyError, from_wire
 
 _T = TypeVar("_T")
+MAX_LINE = 65536
+"""Bytes of a line of an answer's head, as http.client has it."""
+FIRST_ERROR = 400
+"""The lowest status that refuses."""
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
+class Request:
+    """A request and its answer, whose head has been read. A context manager, which closes it.
 
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost")
+    Raises:
+        HostError: no server is there.
+        MayflyError: it refuses; the error is the server's own.
+    """
+
+    def __init__(self, path: Path, method: str, address: str, body: Any = None) -> None:
+        content = b"" if body is None else json.dumps(body).encode()
+        head = f"{method} {address} HTTP/1.0\r\nHost: mayfly\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
         self._path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._socket.connect(os.fspath(path))
+            self._socket.sendall(head.encode() + content)
+            self.body: IO[bytes] = self._socket.makefile("rb")
+            self.headers = self._head()
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            self._socket.close()
+            raise self.lost(error) from error
+        except BaseException:
+            self._socket.close()
+            raise
 
-    def connect(self) -> None:
-        """Connect to the server's socket."""
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.connect(str(self._path))
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.body.close()
+        self._socket.close()
+
+    def _head(self) -> dict[str, str]:
+        status = int(self._line().split()[1])
+        headers = {}
+        while line := self._line():
+            name, _, value = line.partition(":")
+            headers[name.lower()] = value.strip()
+        if status >= FIRST_ERROR:
+            raise from_wire(dict(json.loads(self.body.read())["error"]))
+        return headers
+
+    def _line(self) -> str:
+        line = self.body.readline(MAX_LINE)
+        if not line.endswith(b"\n"):
+            raise ValueError("it closed the connection" if len(line) < MAX_LINE else "not an answer of HTTP")
+        return line.decode("latin-1").rstrip("\r\n")
+
+    def read(self, decode: Callable[[bytes], _T]) -> _T:
+        """The whole answer."""
+        with self:
+            try:
+                return decode(self.body.read())
+            except (OSError, ValueError) as error:
+                raise self.lost(error) from error
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """Its lines of JSON, as they come."""
+        with self:
+            try:
+                for line in self.body:
+                    yield json.loads(line)
+            except (OSError, ValueError) as error:
+                raise self.lost(error) from error
+
+    def lost(self, error: BaseException) -> MayflyError:
+        """What a failed connection means."""
+        return HostError(f"{self._path}: no server of Mayfly answers: {error}", hint="start it: mayfly serve, or give its --socket")
 
 
 def lines_of(path: Path, address: str, body: Any) -> Iterator[dict[str, Any]]:
     """The lines of JSON that the server at the socket `path` answers a POST with, as they come.
 
     Raises:
-        HostError, MayflyError: as `ask`.
+        HostError, MayflyError: as `Request`.
     """
-    connection = _UnixConnection(path)
-    try:
-        connection.request("POST", address, json.dumps(body))
-        answer = connection.getresponse()
-        if answer.status >= http.HTTPStatus.BAD_REQUEST:
-            raise from_wire(dict(json.loads(answer.read())["error"]))
-        for line in answer:
-            yield json.loads(line)
-    except (OSError, ValueError, LookupError, TypeError, http.client.HTTPException) as error:
-        raise _silent(path, error) from error
-    finally:
-        connection.close()
-
-
-def _silent(path: Path, error: Exception) -> HostError:
-    return HostError(f"{path}: no server of Mayfly answers: {error}", hint="start it: mayfly serve, or give its --socket")
+    yield from Request(path, "POST", address, body).lines()
 
 
 def ask(path: Path, method: str, address: str, body: Any = None) -> Any:
     """The JSON that the server at the socket `path` answers.
 
     Raises:
-        HostError: no server is there.
-        MayflyError: it refuses; the error is the server's own.
+        HostError, MayflyError: as `Request`.
     """
-    return _ask(path, method, address, body, json.loads)
+    return Request(path, method, address, body).read(json.loads)
 
 
 def fetch(path: Path, method: str, address: str) -> bytes:
     """As `ask`, for an answer that is no JSON."""
-    return _ask(path, method, address, None, bytes)
-
-
-def _ask(path: Path, method: str, address: str, body: Any, decode: Callable[[bytes], _T]) -> _T:
-    connection = _UnixConnection(path)
-    try:
-        connection.request(method, address, None if body is None else json.dumps(body))
-        answer = connection.getresponse()
-        data = answer.read()
-        if answer.status >= http.HTTPStatus.BAD_REQUEST:
-            raise from_wire(dict(json.loads(data)["error"]))
-        return decode(data)
-    except (OSError, ValueError, LookupError, TypeError, http.client.HTTPException) as error:
-        raise _silent(path, error) from error
-    finally:
-        connection.close()
+    return Request(path, method, address).read(bytes)
