@@ -73,6 +73,8 @@ class Language(msgspec.Struct, frozen=True, kw_only=True):
     architecture: str
     extensions: Sequence[str]
     source_file: str
+    source_files: Annotated[Mapping[str, str], Meta(description="in place of `source_file`, by the extension of a file")]
+    target: Annotated[str, Meta(description="what its programs are compiled to; empty: machine code")]
     steps: Sequence[str]
     profiles: Annotated[Sequence[str], Meta(description="what else than running it can be done with a snippet")]
     options: Annotated[Mapping[str, Sequence[str]], Meta(description="the values of each option")]
@@ -91,6 +93,8 @@ class Language(msgspec.Struct, frozen=True, kw_only=True):
             architecture=manifest.arch,
             extensions=manifest.extensions,
             source_file=manifest.source_file,
+            source_files=manifest.source_files,
+            target=manifest.target,
             steps=[step.name for step in manifest.steps],
             profiles=list(manifest.profiles),
             options={name: option.values for name, option in manifest.options.items()},

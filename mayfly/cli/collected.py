@@ -6,6 +6,7 @@ written into it: nothing outside of the folder changes.
 """
 
 import contextlib
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,21 @@ from mayfly.errors import HostError
 from mayfly.runs.files import Left
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+def untar(data: bytes) -> dict[str, Left]:
+    """The files in a server's tar; it has nothing but files.
+
+    Raises:
+        HostError: it is not one.
+    """
+    import tarfile  # only here: files of this process's own runs need none
+
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            return {entry.name: Left(entry.mode, file.read()) for entry in archive if (file := archive.extractfile(entry))}
+    except tarfile.TarError as error:
+        raise HostError(f"the server's files are no tar: {error}") from error
 
 
 def write_files(files: Mapping[str, Left], folder: Path) -> None:

@@ -16,8 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from mayfly import __version__
-from mayfly.cli.flags import OF_SERVER, Configured, Size, load_config
-from mayfly.host.config import FIELDS
+from mayfly.cli.flags import OF_SERVER, Configured, OwnFirst, Size, load_config
 
 OUR_STATUS = 125
 """Exit status of `mayfly run` when Mayfly, not the program, failed."""
@@ -130,7 +129,7 @@ def gateway(urls: tuple[str, ...], **flags: Any) -> None:
     run_server(config, functools.partial(open_gateway, place=place))
 
 
-@cli.command(cls=Configured, without=OF_SERVER)
+@cli.command(cls=OwnFirst, without=OF_SERVER)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @click.option("--language", "-l", default="", help="language, or language@version; by default the one with the file's extension")
@@ -157,6 +156,7 @@ def gateway(urls: tuple[str, ...], **flags: Any) -> None:
     help="save the machine every S seconds, and go on from there if it is lost; standard input is empty then",
 )
 @click.option("--collect-to", type=click.Path(file_okay=False, path_type=Path), help="folder that they are written to")
+@click.option("--no-server", is_flag=True, help="start a machine of its own even if a server of yours could run it (docs/api.md)")
 def run(
     file: Path,
     args: tuple[str, ...],
@@ -175,9 +175,13 @@ def run(
     checkpoint_every: float | None,
     collect: tuple[str, ...],
     collect_to: Path | None,
+    no_server: bool,
     **flags: Any,
 ) -> int:
     """Run the snippet in FILE, with ARGS (after `--`), in a machine of its own.
+
+    The machine is that of your server, if one is running and the command needs no other settings
+    than the server has.
 
     Standard input and output pass through. Exit status: the program's; 128 + n for signal n; 124 if
     a limit ended it; 1 if it could not be built; 125 if Mayfly itself failed.
@@ -187,14 +191,21 @@ def run(
     if collect_to if not collect else not (collect_to or as_json):
         raise click.UsageError("--collect GLOB and --collect-to FOLDER go together; --json has the files in it")
     gc.disable()  # this process makes little that lasts, and ends soon
-    flags["interactive_wall_s"] = flags["interactive_wall_s"] or flags["run_wall_s"]
+    chosen = dict(option.partition("=")[::2] for option in options)
+    if not (no_server or flags or tty or snapshot or cases or checkpoint_every):
+        from mayfly.cli.served import run_at_server
+
+        wanted = {"options": chosen, "network": network, "args": list(args), "collect": list(collect), "target": target}
+        status = run_at_server(file, language, wanted, interactive=interactive, collect_to=collect_to, as_json=as_json, verbose=verbose)
+        if status is not None:
+            return status
+    flags["interactive_wall_s"] = flags.get("interactive_wall_s") or flags.get("run_wall_s")
     config = load_config(flags)
     asked: dict[str, Any] = {"collect": collect, "checkpoint_every_s": checkpoint_every or 0.0}
     if cases:
         from mayfly.cli.cases import read_cases
 
         asked |= {"cases": read_cases(cases), "stop_at_first_failure": stop_at_first_failure, "parallel": parallel}
-    chosen = dict(option.partition("=")[::2] for option in options)
     from mayfly.guests.zygote import Zygote
 
     zygote = Zygote.fork()
@@ -225,7 +236,7 @@ def run(
     )
 
 
-@cli.command(cls=Configured, without=tuple(name for name in FIELDS if name != "socket"))
+@cli.command(cls=Configured, only=("socket",))
 @click.argument("run_id", metavar="RUN")
 @click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="the file (default: RUN.checkpoint)")
 def checkpoint(run_id: str, output: Path | None, **flags: Any) -> None:

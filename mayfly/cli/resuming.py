@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mayfly.cli.descriptors import FdStdin, FdWriter
 from mayfly.cli.messages import report
-from mayfly.cli.run import read_source
+from mayfly.cli.sources import read_source
 from mayfly.client.asynchronous import AsyncAttachment, AsyncClient
 from mayfly.client.results import ErrorEvent, StderrEvent, StdoutEvent
 

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import functools
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -13,18 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 from mayfly.cli.cases import line, summary
 from mayfly.cli.descriptors import FdStdin, FdWriter, settle
+from mayfly.cli.ending import explain, show_costs
 from mayfly.cli.messages import plain, report
-from mayfly.errors import HostError, MayflyError, UnknownLanguageError
-from mayfly.guests.outcome import LIMIT_STATUS, OUR_STATUS, Outcome, signal_name
+from mayfly.cli.sources import files_in, name_files, read_source
+from mayfly.errors import MayflyError, UnknownLanguageError
+from mayfly.guests.outcome import OUR_STATUS
 from mayfly.guests.spawner import GRACE_S
 from mayfly.guests.zygote import Zygote
 from mayfly.host.config import Config
 from mayfly.host.snippet import RUN, Snippet
 from mayfly.images.manifest import Manifest
 from mayfly.images.store import InstalledImage
-from mayfly.protocol.frames import ExitHow, Limit, Stage, Stderr, Stdout
+from mayfly.protocol.frames import Stage, Stderr, Stdout
 from mayfly.runs.cases import CaseResult
 from mayfly.runs.record import Reader, Restored
+from mayfly.runs.result import describe_end
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from mayfly.schema import replace
@@ -34,55 +36,23 @@ if TYPE_CHECKING:
     from mayfly.cli.terminal import LocalTerminal
 
 
-def read_source(path: Path) -> bytes:
-    """The snippet's text.
-
-    Raises:
-        HostError: the file cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise HostError(f"{path}: cannot be read: {error.strerror}", hint="give the path of a source file") from error
-
-
-def name_files(paths: Sequence[Path], manifest: Manifest, profile: str) -> dict[str, Path]:
-    """The names in the working folder of files, and of those in folders: a single one as the
-    language wants it, several as they lie beneath the folder that they have in common.
-
-    Raises:
-        HostError: a folder is empty, or a file is not there.
-    """
-    found = [file for path in paths for file in (_files_in(path) if path.is_dir() else [path])]
-    if len(found) == 1 and not paths[0].is_dir():
-        wanted = manifest.profiles[profile].source_file if profile in manifest.profiles else ""
-        return {wanted or manifest.source_name(found[0].name): found[0]}
-    whole = [Path(os.path.abspath(path)) for path in found]  # noqa: PTH100  # resolve() would follow links
-    folders = [os.path.abspath(path if path.is_dir() else path.parent) for path in paths]  # noqa: PTH100
-    common = os.path.commonpath(folders)
-    return {path.relative_to(common).as_posix(): given for path, given in zip(whole, found, strict=True)}
-
-
 def _find_image(service: Service, language: str, paths: Sequence[Path], target: str) -> InstalledImage:
     """The image of a language; without one that for the first file, or for any of a folder.
 
     Raises:
         UnknownLanguageError: there is none.
     """
-    files = _files_in(paths[0]) if paths[0].is_dir() else [paths[0]]
+    files = files_in(paths[0])
     for path in files[:-1]:
         with contextlib.suppress(UnknownLanguageError):
             return service.find_image(language, path, target)
     return service.find_image(language, files[-1], target)
 
 
-def _files_in(folder: Path) -> list[Path]:
-    found = sorted(
-        path for path in folder.rglob("*") if path.is_file() and not any(part.startswith(".") for part in path.parts[len(folder.parts) :])
-    )
-    if not found:
-        raise HostError(f"{folder}: has no files", hint="give the path of source files")
-    return found
+def _source_name(manifest: Manifest, profile: str, name: str) -> str:
+    """The name that a language wants for its only file, which is called `name`."""
+    wanted = manifest.profiles[profile].source_file if profile in manifest.profiles else ""
+    return wanted or manifest.source_name(name)
 
 
 async def run_file(
@@ -116,7 +86,7 @@ async def run_file(
     grace_s = GRACE_S if as_json or verbose else 0
     async with Service(config, zygote, grace_s=grace_s) as service:
         image = _find_image(service, language, paths, target)
-        named = name_files([*paths, *hidden], image.manifest, asked.get("profile", RUN))
+        named = name_files([*paths, *hidden], functools.partial(_source_name, image.manifest, asked.get("profile", RUN)))
         contents = {name: read_source(path) for name, path in named.items()}
         concealed = {name for name, path in named.items() if any(path.is_relative_to(one) for one in hidden)}
         files = {name: content for name, content in contents.items() if name not in concealed}
@@ -151,14 +121,12 @@ async def run_file(
         if as_json:
             print(json.dumps(run.to_json(), ensure_ascii=False), flush=True)
         else:
-            explain(run.outcome, config.time_factor)
+            ends = [describe_end(step) for step in run.outcome.steps]
+            explain(ends, run.verdict().exit_status, config.time_factor, run.outcome.error)
         status = finish(run, named) if finish and not as_json else run.verdict().exit_status
         kept_files = not snippet.collect or _keep_files(run, collect_to)
         if verbose:
-            for name, seconds in run.phases.items():
-                print(f"mayfly: {name:<16} {seconds * 1000:10.1f} ms", file=sys.stderr)
-            for name, count in run.exits.items():
-                print(f"mayfly: exits {name:<10} {count:10}", file=sys.stderr)
+            show_costs(run.phases, run.exits)
         if run.outcome.error is None and service.bases.lacks(image, network=network):
             await _make_base(service, image, stopped, network=network)
     return status or (0 if kept_files else OUR_STATUS)
@@ -235,23 +203,3 @@ async def _show(run: Run, on_program: Callable[[], None] = lambda: None) -> None
             break
     if run.cases:
         await stdout.write(f"{summary(run.cases)}\n".encode())
-
-
-def explain(outcome: Outcome, factor: float) -> None:
-    """Say on standard error what the output does not show: cut streams, the limit or signal that
-    ended a step, an error of ours.
-    """
-    for step in outcome.steps:
-        for stream, cut in zip(("stdout", "stderr"), step.exit.cut, strict=True):
-            if cut:
-                print(f"mayfly: step {step.name}: {stream} was cut at its limit", file=sys.stderr)
-    if outcome.error is not None:
-        report(outcome.error)
-    elif outcome.verdict().exit_status == LIMIT_STATUS and outcome.steps[-1].exit.limit is not Limit.NONE:
-        last = outcome.steps[-1]
-        name = last.exit.limit.name.lower().replace("_", " ")
-        times = f" (times are multiplied by {factor:g} on this host)" if factor != 1 else ""
-        print(f"mayfly: step {last.name}: ended by its {name} limit after {last.exit.wall_us / 1e6:.1f} s{times}", file=sys.stderr)
-    elif outcome.steps and outcome.steps[-1].exit.how is ExitHow.SIGNALED:
-        last = outcome.steps[-1]
-        print(f"mayfly: step {last.name}: ended by {signal_name(last.exit.code)}", file=sys.stderr)

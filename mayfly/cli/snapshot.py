@@ -11,7 +11,7 @@ import msgspec
 
 from mayfly.cli.asking import ask
 from mayfly.cli.flags import OF_SERVER, Configured, load_config
-from mayfly.cli.run import read_source
+from mayfly.cli.sources import read_source
 from mayfly.errors import ConfigError
 from mayfly.guests.zygote import Zygote
 from mayfly.host.checks import time_factor
