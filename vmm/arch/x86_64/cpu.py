@@ -2,6 +2,7 @@
 guest with which guests/probe.py times this host's KVM.
 """
 
+import functools
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -47,9 +48,8 @@ def withhold(vm: Vm) -> None:
 
 def set_up(vm: Vm, vcpus: Sequence[Vcpu], *, entry: int) -> None:
     """Give all vCPUs CPUID and MTRRs. The first enters at `entry`, the others wait for an IPI."""
-    cpuid = offered_cpuid(vm.kvm)
     for vcpu in vcpus:
-        set_cpuid(cpuid, vcpu, len(vcpus))
+        set_cpuid(offered_cpuid(vm.kvm), vcpu, len(vcpus))
         set_msrs(vcpu, [(MSR_MTRR_DEFAULT, MTRR_ENABLED_WRITE_BACK)])
     _enter_at(vcpus[0], entry)
 
@@ -60,6 +60,7 @@ def set_msrs(vcpu: Vcpu, values: Sequence[tuple[int, int]]) -> int:
     return vcpu.ioctl("KVM_SET_MSRS", ffi.new("struct kvm_msrs *", {"nmsrs": len(entries), "entries": entries}))
 
 
+@functools.lru_cache(1)  # a restore asks twice
 def offered_cpuid(kvm: Kvm) -> list[Any]:
     """Entries of a struct kvm_cpuid2 (api.rst 4.46): what KVM supports and FEATURES allows."""
     cpuid = kvm.exchange("KVM_GET_SUPPORTED_CPUID", "struct kvm_cpuid2", {"nent": MAX_CPUID_ENTRIES, "entries": MAX_CPUID_ENTRIES})

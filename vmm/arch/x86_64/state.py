@@ -90,9 +90,8 @@ def save(vm: Vm, controller: None, vcpus: Sequence[Vcpu]) -> KvmState:
 def restore(vm: Vm, controller: None, vcpus: Sequence[Vcpu], saved: Saved) -> None:
     """Restore into as many new vCPUs and new controllers. Raises SnapshotError, KvmError."""
     state = saved.decode(KvmState)
-    cpuid = offered_cpuid(vm.kvm)
     for vcpu, of_vcpu in saved.pairs("vcpus", vcpus, state.vcpus):
-        set_cpuid(cpuid, vcpu, len(vcpus))  # of this host: a state could offer more
+        set_cpuid(offered_cpuid(vm.kvm), vcpu, len(vcpus))  # of this host: a state could offer more
         _restore_vcpu(vm.kvm, vcpu, of_vcpu, saved)
     for name, chip in _CHIPS.items():
         irqchip: Any = ffi.from_buffer("struct kvm_irqchip *", bytearray(getattr(state, name)))
