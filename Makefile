@@ -3,6 +3,7 @@
 
 LEVEL = test
 demo kernel agent images: LEVEL = demo
+deb: LEVEL = deb
 
 setup:
 	@scripts/setup $(LEVEL)
@@ -33,7 +34,7 @@ wheel: agents
 	@rm -rf build/lib* # what is gone from the tree would come from there
 	@.venv/bin/python -m pip wheel -q --no-deps --wheel-dir build .
 
-# With the service's units and the manual pages; wants debhelper and lintian.
+# With the service's units and the manual pages.
 deb: agents
 	@scripts/web --if-possible
 	@rm -rf build/lib* # as for a wheel
