@@ -3,9 +3,9 @@
     python -m scripts.chaos [--events N] [--seed N] [--clients N] [--hours N]
 
 A `mayfly serve` whose machines are ordinary processes (tests/kit/fake_mayfly.py) gets runs from
-several clients at a time, who cancel, half-close, vanish and send nonsense. Meanwhile its guests
-are killed and stopped, and it is itself stopped, killed and starved of descriptors and disk. All
-follows from the seed but the kernel's scheduling.
+several clients at a time, who cancel, half-close, vanish and send nonsense. Meanwhile guests,
+zygote and server are killed and stopped, lack descriptors, disk, forks and memory, the clock jumps
+and snapshots are damaged (disturb.py). All follows from the seed but the kernel's scheduling.
 
 The oracle: a run that was answered was answered right; a run that was not had an error with a code,
 or lost its connection in a disturbance; the server answers afterwards, its counts add up, and when
@@ -20,9 +20,7 @@ import json
 import os
 import random
 import re
-import resource
 import secrets
-import signal
 import sys
 import tempfile
 import time
@@ -34,6 +32,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from scripts.disturb import DISTURBANCES, Disturber
 from tests.kit.api_fakes import ROOT, install_toys
 
 MARK = "MAYFLY_CHAOS"
@@ -41,7 +40,6 @@ PATIENCE_S = 120.0
 HALF = b"POST /run?language=toy HTTP/1.1\r\nContent-Length: 99\r\n\r\nhalf"
 NONSENSE = (b"", b"GET", b"GET / HTTP/1.1\r\n", HALF, b"\x16\x03\x01\x02\x00", b"\0" * 99)
 PAGES = ("/metrics", "/healthz", "/languages", "/openapi.json")
-DISTURBANCES = ("kill a guest", "kill a guest", "stop a guest", "stop the server", "kill the server", "descriptors", "disk")
 BESIDES = ("runs", "api.sock.lock")  # A folder and a lock that the next server takes over
 OF_KILLED = re.compile(r"fake-agent-.*|[a-z0-9_]{8}")
 """What stands for a killed guest's file system, and what Python's tempfile tries a folder with."""
@@ -58,18 +56,35 @@ class Server:
         self.folder = folder
         self.socket = folder / "mayfly" / "api.sock"
         self.temporary = folder / "tmp"
+        self.clock = folder / "clock"
+        self.kernel = folder / "vmlinux"
+        self.kernel.write_bytes(b"what snapshots are made with")
         self.temporary.mkdir()
         self.mark = secrets.token_hex(8)
         self.log = (folder / "log").open("wb")
+        self.up = True
         self.disturbances = 0  # Begins and ends of them so far
         self.process: asyncio.subprocess.Process
 
     async def start(self) -> None:
-        words = ["serve", "--socket", str(self.socket), "--time-factor", "1", "--cold", "--memory-budget", "512M", "--drain-s", "5"]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), MARK: self.mark, "TMPDIR": str(self.temporary)}
-        command = [sys.executable, "-P", "-m", "tests.kit.fake_mayfly", "-", *words]
-        self.process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environment, stderr=self.log, start_new_session=True)
+        words = ["serve", "--socket", str(self.socket), "--kernel", str(self.kernel)]
+        words += ["--time-factor", "1", "--memory-budget", "512M", "--drain-s", "5"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), MARK: self.mark, "TMPDIR": str(self.temporary), "FAKE_CLOCK": str(self.clock)}
+        words = [sys.executable, "-P", "-m", "tests.kit.fake_mayfly", "-", *words]
+        self.process = await asyncio.create_subprocess_exec(*words, cwd=ROOT, env=environment, stderr=self.log, start_new_session=True)
         await self.answers()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    async def restart(self) -> None:
+        """Kill it, and start it again."""
+        self.up = False
+        self.process.kill()
+        await self.process.wait()
+        await self.start()
+        self.up = True
 
     async def answers(self) -> None:
         """Wait until it does."""
@@ -98,19 +113,31 @@ class Server:
                 if entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0"):
                     yield int(entry.name)
 
+    def zygote(self) -> int | None:
+        """What stands for it, if it is there."""
+        return next((pid for pid in self.processes() if self._is_zygote(pid)), None)
+
     def guests(self) -> list[int]:
         """Machines, and the programs in them."""
-        found = []
-        for pid in self.processes():
-            with contextlib.suppress(OSError):
-                command = Path(f"/proc/{pid}/cmdline").read_bytes()
-                if b"fake_mayfly" not in command and (b"fake_nursery" not in command or parent(pid) != self.process.pid):
-                    found.append(pid)
-        return sorted(found)
+        found = [(pid, command(pid)) for pid in self.processes()]
+        return sorted(pid for pid, words in found if words and b"fake_mayfly" not in words and not self._is_zygote(pid))
+
+    def _is_zygote(self, pid: int) -> bool:
+        return b"fake_nursery" in command(pid) and parent(pid) == self.pid
 
 
 def parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    """Its parent's id; 0 if it is gone."""
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
+
+
+def command(pid: int) -> bytes:
+    """Its command line; empty if it is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 class Chaos:
@@ -118,11 +145,15 @@ class Chaos:
 
     def __init__(self, server: Server, seed: int, events: int) -> None:
         self.server, self.rng, self.left = server, random.Random(seed), events  # noqa: S311
+        self.disturber = Disturber(server, self.rng)
         self.outcomes: Counter[str] = Counter()
         self.quiet = asyncio.Lock()
 
     async def client(self) -> None:
         while self.left > 0:
+            if not self.server.up:
+                async with self.quiet:
+                    pass  # all that is done now would come to the same
             self.left -= 1
             act = self.rng.choice(("run", "run", "run", "cancel", "half-close", "vanish", "nonsense", "look", "disturb"))
             await {
@@ -244,11 +275,11 @@ class Chaos:
 
     async def disturb(self) -> None:
         """One at a time."""
-        what = self.rng.choice(DISTURBANCES)
+        what = self.rng.choice(list(DISTURBANCES))
         async with self.quiet:
             self.server.disturbances += 1
             try:
-                await self._disturb(what)
+                await DISTURBANCES[what](self.disturber)
             finally:
                 self.server.disturbances += 1
         self.outcomes[what] += 1
@@ -256,39 +287,6 @@ class Chaos:
     def disturbed(self, before: int) -> bool:
         """Whether there has been one since there were so many."""
         return bool(before % 2) or self.server.disturbances != before
-
-    async def _disturb(self, what: str) -> None:
-        server = self.server.process.pid
-        pause = self.rng.random() / 10
-        guests = self.server.guests() if "guest" in what else []
-        if what == "kill a guest" and guests:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.rng.choice(guests), signal.SIGKILL)
-        elif what in ("stop a guest", "stop the server") and (guests or what == "stop the server"):
-            pid = self.rng.choice(guests) if guests else server
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
-                await asyncio.sleep(pause)
-                os.kill(pid, signal.SIGCONT)
-        elif what == "kill the server":
-            self.server.process.kill()
-            await self.server.process.wait()
-            await self.server.start()
-        elif what == "descriptors":
-            with self.limited(resource.RLIMIT_NOFILE, len(list(Path(f"/proc/{server}/fd").iterdir())) + self.rng.randrange(8)):
-                await asyncio.sleep(pause)
-        elif what == "disk":
-            with self.limited(resource.RLIMIT_FSIZE, self.rng.choice((0, 4096))):
-                await asyncio.sleep(pause)
-
-    @contextlib.contextmanager
-    def limited(self, which: int, most: int) -> Iterator[None]:
-        usual = resource.prlimit(self.server.process.pid, which)
-        resource.prlimit(self.server.process.pid, which, (most, usual[1]))
-        try:
-            yield
-        finally:
-            resource.prlimit(self.server.process.pid, which, usual)
 
     async def settle(self) -> None:
         """After the last event: all runs end, the counts add up, and the next run is right."""

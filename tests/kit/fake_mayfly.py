@@ -1,9 +1,13 @@
 """The `mayfly` command with machines that are ordinary processes; the first argument is the agents'
-fault, or `-`. FAKE_AGENT is the path of the real agent, if that is to be them.
+fault, or `-`. FAKE_AGENT is the path of the real agent, if that is to be them; FAKE_CLOCK that of a
+file with the seconds by which the wall clock is ahead, if it is there.
 """
 
+import functools
 import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import mayfly.guests.zygote
@@ -29,4 +33,15 @@ class Zygote(kind):  # type: ignore[misc,valid-type]
 
 
 mayfly.guests.zygote.Zygote = Zygote  # type: ignore[misc]
+
+
+def ahead(file: Path, now: Callable[[], float] = time.time) -> float:
+    try:
+        return now() + float(file.read_text())
+    except (OSError, ValueError):  # it is not there, or being written
+        return now()
+
+
+if "FAKE_CLOCK" in os.environ:
+    time.time = functools.partial(ahead, Path(os.environ["FAKE_CLOCK"]))
 cli.main()

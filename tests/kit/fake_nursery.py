@@ -12,10 +12,12 @@ import socket
 import subprocess
 import sys
 import threading
+import traceback
 from pathlib import Path
 
-from mayfly.protocol.report import pack
-from mayfly.protocol.spawning import Reaped
+from mayfly.errors import HostError
+from mayfly.protocol.report import End, Ended, encode, pack
+from mayfly.protocol.spawning import NOT_FORKED, Reaped
 from mayfly.vmm.config import MachineConfig
 from tests.kit.api_fakes import MARKER, ROOT, FakeZygote
 
@@ -48,6 +50,8 @@ class ForkingZygote(FakeZygote):
         with contextlib.suppress(OSError):
             while data := self._talk.recv(MESSAGE):
                 self._server.send(pack(Reaped(**json.loads(data))))
+        with contextlib.suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)  # the nursery is gone
 
     def kill(self, machine: int) -> None:
         with contextlib.suppress(OSError):
@@ -98,7 +102,18 @@ class Nursery:
                     if wanted["kill"] in self.by_machine:
                         kill_session(self.by_machine[wanted["kill"]])
                 else:
-                    self.fork(wanted, fds)
+                    try:
+                        self.fork(wanted, fds)
+                    except (OSError, MemoryError) as error:
+                        self.refuse(int(wanted["machine"]), fds, error)
+
+    def refuse(self, machine: int, fds: list[int], error: Exception) -> None:
+        """As the zygote does where it cannot fork."""
+        with contextlib.suppress(OSError):
+            os.write(fds[1], encode(Ended(reason=End.ERROR, error=HostError(f"no process for the machine: {error}"))))
+        for fd in fds:
+            os.close(fd)
+        self.control.send(json.dumps({"machine": machine, "status": NOT_FORKED}).encode())
 
     def fork(self, wanted: dict[str, str], fds: list[int]) -> None:
         """Fork an agent."""
@@ -107,15 +122,19 @@ class Nursery:
         if process == 0:
             from tests.kit import fake_agent
 
-            os.setsid()
-            self.ready.close()
-            self.control.close()
-            for fd in self.watched:
-                os.close(fd)
-            os.environ["FAKE_RESTORE"] = wanted["restore"]
-            fake_agent.MARKER = wanted["marker"]
-            fake_agent.main(fds[0], fds[1], fds[2], wanted["fault"])
-            os._exit(0)
+            try:
+                os.setsid()
+                self.ready.close()
+                self.control.close()
+                for fd in self.watched:
+                    os.close(fd)
+                os.environ["FAKE_RESTORE"] = wanted["restore"]
+                fake_agent.MARKER = wanted["marker"]
+                fake_agent.main(fds[0], fds[1], fds[2], wanted["fault"])
+            except Exception:
+                traceback.print_exc()
+            finally:
+                os._exit(0)
         for fd in fds:
             os.close(fd)
         watched = os.pidfd_open(process)
@@ -129,6 +148,7 @@ class Nursery:
         self.ready.unregister(watched)
         os.close(watched)
         del self.by_machine[machine]
+        kill_session(process)  # a machine's programs end with it
         _, status = os.waitpid(process, 0)
         with contextlib.suppress(OSError):
             self.control.send(json.dumps({"machine": machine, "status": os.waitstatus_to_exitcode(status)}).encode())

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from scripts import chaos
+from scripts.disturb import DISTURBANCES
 from tests.kit.api_fakes import install_toys
 from tests.kit.scale import FULL
 
@@ -24,4 +25,4 @@ def test_a_server_survives(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
         outcomes = asyncio.run(chaos.play(Path(folder), seed, EVENTS, clients=6))
     print(f"seed {seed}: {dict(sorted(outcomes.items()))}")
     assert outcomes["right"] > EVENTS // 10
-    assert sum(outcomes[what] for what in chaos.DISTURBANCES) > EVENTS // 30
+    assert sum(outcomes[what] for what in DISTURBANCES) > EVENTS // 30
