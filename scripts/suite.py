@@ -150,7 +150,7 @@ def attempt(name: str, arguments: list[str], processes: Processes) -> tuple[int,
     log = counts.with_suffix(".log")
     counts.parent.mkdir(exist_ok=True)
     counts.unlink(missing_ok=True)
-    command = [*RUNS[name][0], "-m", "pytest", *arguments]
+    command = [*RUNS[name][0], "-m", "pytest", "--durations=15", *arguments]
     print(f"test: {' '.join(command)}", flush=True)
     status = processes.call(command, {**os.environ, "MAYFLY_TEST_COUNTS": str(counts)}, log)
     print(f"\ntest: {name}:\n{log.read_text(errors='replace')}", flush=True)
