@@ -30,7 +30,7 @@ def until(agent: AgentProcess, text: bytes) -> bytes:
 def typed(agent: AgentProcess, script: str, *messages: p.Message, **settings: Any) -> Result:
     """What a program does that says `ready` (at its `READY`) and then gets these messages."""
     agent.start(at_terminal(script.replace("READY", "echo ready"), **settings))
-    assert until(agent, b"ready") == b"ready\r\n"
+    assert until(agent, b"\n") == b"ready\r\n"
     agent.send(*messages)
     return agent.result()
 

@@ -4,6 +4,7 @@ reason, and the next one is answered.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -28,9 +29,12 @@ import os, signal, struct, subprocess, sys, threading, time
 ANSWER, EXCEPTION = 1, 2
 requests = 0
 
-def say(kind, id=0, data=b"", size=None):
+def message(kind, id=0, data=b"", size=None):
     size = len(data) if size is None else size
-    send(struct.pack("<BIQH", kind, id, 0, 0) + struct.pack("<I", size) + data)
+    return struct.pack("<BIQH", kind, id, 0, 0) + struct.pack("<I", size) + data
+
+def say(*what, **more):
+    send(message(*what, **more))
 
 def send(data):
     while data:
@@ -80,8 +84,8 @@ def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_leaks: None) -> Ca
 
 
 BREACHES = {
-    "twice": "say(ANSWER, n, b'mine'); return b'again'",
-    "early": "say(ANSWER, n, b'mine'); say(ANSWER, n + 1, b'for the next'); time.sleep(60)",
+    "twice": "send(message(ANSWER, n, b'mine') * 2); time.sleep(60)",
+    "early": "send(message(ANSWER, n, b'mine') + message(ANSWER, n + 1, b'for the next')); time.sleep(60)",
     "another": "say(ANSWER, n + 1, b'mine'); time.sleep(60)",
     "not yet asked": "say(ANSWER, n + 7); time.sleep(60)",
     "loaded": "say(0); time.sleep(60)",
@@ -101,8 +105,9 @@ BREACHES = {
 def test_what_breaks_its_contract_is_ended_alone(serve: Callable[..., None], name: str) -> None:
     async def scenario(ask: Ask) -> None:
         assert (await ask(b"one")).payload == b"one"
-        with pytest.raises(FunctionCrashedError):
-            await ask(b"harm")
+        with contextlib.suppress(FunctionCrashedError):
+            answer = await ask(b"harm")  # the first of two answers is right, and may come before the fault is known
+            assert (name in ("twice", "early"), answer.payload) == (True, b"mine")
         answer = await ask(b"two")
         assert (answer.payload, answer.start) == (b"two", "cold")
 
