@@ -15,6 +15,7 @@ import rich.progress
 from click.shell_completion import get_completion_class
 
 import mayfly
+from mayfly.cli.check import check_command
 from mayfly.cli.messages import plain
 from mayfly.errors import ConfigError, ImageNotFoundError
 from mayfly.files import storing
@@ -347,6 +348,9 @@ def _install(reference: str, name: str, insecure: bool, as_json: bool) -> None:
         source = source_of(parse_reference(reference), progress, insecure=insecure, offline=False)
         manifest, folder = pull(source, name, progress, Config.load().image_keys)
     click.echo(manifest.to_json() if as_json else plain(f"{folder}: {manifest.language} {manifest.version}"), nl=not as_json)
+
+
+cli.add_command(check_command)
 
 
 @cli.command("completion")
