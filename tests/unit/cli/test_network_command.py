@@ -1,6 +1,8 @@
 """`mayfly network`, in a network namespace."""
 
+import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -84,3 +86,50 @@ def test_others_than_root_are_told_how(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(error, HostError)
     assert "sudo" in error.hint
     assert interfaces() == []
+
+
+BURST = 5
+needs_nft = pytest.mark.skipif(shutil.which("nft") is None, reason="nft is not installed")
+
+
+def arrived(tap: str, sent: int, payload: bytes = b"") -> int:
+    """How many of so many broadcasts of a guest reach the bridge."""
+    frame = net_kit.ethernet(0x88B5, payload, destination=net_kit.BROADCAST)  # a type for experiments (IEEE 802)
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88B5)) as bridge:
+        bridge.bind(("mayfly", 0x88B5))
+        backend = Tap(tap, [GUEST_MAC])
+        net_kit.wait_until_up(tap)
+        for _ in range(sent):
+            backend.send([bytearray(net_kit.PLAIN_HEADER + frame)])
+        backend.close()
+        bridge.setblocking(False)
+        count = 0
+        with contextlib.suppress(BlockingIOError):
+            while bridge.recv(1 << 16):
+                count += 1
+        return count
+
+
+@needs_nft
+def test_what_is_beyond_a_limit_is_dropped() -> None:
+    assert call("setup", "2") == 0
+    assert arrived("mayfly0", 200) == 200
+    assert call("setup", "2", "--packets", "50") == 0
+    assert BURST <= arrived("mayfly0", 200) < 200
+    assert call("setup", "2", "--rate", "1M") == 0
+    assert arrived("mayfly0", 50) == 50
+    assert 50 <= arrived("mayfly1", 1000, bytes(1400)) < 1000
+    assert call("cleanup", "2") == 0
+    assert "mayfly_limits" not in subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True).stdout
+
+
+@needs_nft
+def test_connections_are_counted_by_address() -> None:
+    assert call("setup", "1", "--connections", "100") == 0
+    rules = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True).stdout
+    assert "ip saddr ct count over 100" in rules
+    assert "ip6 saddr ct count over 100" in rules
+    assert call("setup", "1", "--connections", "7") == 0
+    rules = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True).stdout
+    assert rules.count("ct count over 7") == 2
+    assert "100" not in rules
