@@ -1,5 +1,5 @@
 # Each target does its set-up too. `make demo` and `make test` are all that a newcomer needs.
-.PHONY: setup kernel agent agents wasm web wheel deb images python arm test-images demo test test-all soak intel-check lint bench clean
+.PHONY: setup kernel agent agents wasm web wheel deb images python arm test-images demo test test-all soak intel-check lint bench bench-quick clean
 
 LEVEL = test
 demo kernel agent images: LEVEL = demo
@@ -109,6 +109,10 @@ bench: setup kernel agent images python arm
 	@.venv/bin/python -m scripts.bench.requests plot build/bench-requests.json build/bench-requests.png
 	@.venv/bin/python -m scripts.bench.functions plot build/bench-functions.json build/bench-functions.png
 	@ls build/bench* build/workload*
+
+# Counts against the last release's, no times: seconds, and part of .ci/run.
+bench-quick: setup
+	@.venv/bin/python -m scripts.bench.quick
 
 # What was built in this folder. Kernels, images and the emulated host's disk are in $$XDG_CACHE_HOME/mayfly and $$XDG_DATA_HOME/mayfly.
 clean:
