@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.scale import scaled
-from tests.kit.wasm import I32, I64, STOPPED, Code, Ended, Kind, Module, execute, leb, sleb, vector
+from tests.kit.wasm import I32, I64, STOPPED, TRAPPED, Code, Ended, Kind, Module, execute, leb, program, sleb, vector
 from tests.kit.wasm_programs import emulated_runtime
 from tests.unit.wasm.test_checkpoints import IOV
 
@@ -57,6 +57,8 @@ BINARY = {
     F64: {F64: (*codes(0xA0, 0xA6), *codes(0xA0, 0xA2) * 3)},
 }
 DIVIDING = {I32: codes(0x6D, 0x70), I64: codes(0x7F, 0x82)}
+TRUNCATING = {I32: {F32: codes(0xA8, 0xA9), F64: codes(0xAA, 0xAB)}, I64: {F32: codes(0xAE, 0xAF), F64: codes(0xB0, 0xB1)}}
+CONVERTING = {F32: codes(0xB2, 0xB2), F64: codes(0xB7, 0xB7)}
 LOADS = {I32: codes(0x28, 0x28) + codes(0x2C, 0x2F), I64: codes(0x29, 0x29) + codes(0x30, 0x35), F32: (b"\x2a",), F64: (b"\x2b",)}
 STORES = {I32: (b"\x36", *codes(0x3A, 0x3B)), I64: (b"\x37", *codes(0x3C, 0x3E)), F32: (b"\x38",), F64: (b"\x39",)}
 
@@ -94,7 +96,7 @@ class Writer:
         chance = self.chance
         if depth == 0:
             return chance.choice((C.get(self.local(kind)), C.get(self.local(kind)), self.constant(kind)))
-        match chance.randrange(10):
+        match chance.randrange(11):
             case 0:
                 return C.get(self.local(kind))
             case 1:
@@ -108,11 +110,17 @@ class Writer:
                 return self.value(kind, depth - 1) + b"\x22" + leb(self.local(kind))
             case 5 if kind in DIVIDING:
                 one = (C.i32(1) + b"\x72") if kind == I32 else (C.i64(1) + b"\x84")
+                one = one if chance.random() > 0.01 else b""
                 return self.value(kind, depth - 1) + self.value(kind, depth - 1) + one + chance.choice(DIVIDING[kind])
             case 6 if kind in (I64, F64):
                 return b"\x23" + leb(0 if kind == I64 else 1)
             case 7 if kind == F64 and self.callees:
                 return self.value(I32, depth - 1) + self.value(F64, depth - 1) + C.call(chance.choice(self.callees))
+            case 8 if kind in TRUNCATING:
+                source = chance.choice((F32, F64))
+                small = self.value(I32, depth - 1) + C.i32(0xFFFFF) + b"\x71" + chance.choice(CONVERTING[source])
+                number = small + self.constant(source) + chance.choice(codes(0x93, 0x94) if source == F32 else codes(0xA1, 0xA2))
+                return (number if chance.random() < 0.01 else small) + chance.choice(TRUNCATING[kind][source])
             case _:
                 source = chance.choice(list(BINARY[kind]))
                 return self.value(source, depth - 1) + self.value(source, depth - 1) + chance.choice(BINARY[kind][source])
@@ -177,6 +185,28 @@ def compare(path: Path, tmp_path: Path, chance: random.Random, runtime: Sequence
             ended = execute("--stats", "--compile", second, state, runtime=() if second == "never" else runtime)
             assert said(ended)[:3] == said(interpreted)[:3], tick
     return interpreted.status == 0
+
+
+def to_the_end_of_memory() -> Module:
+    """A program that reads and writes at several distances from one address, which goes up to where
+    only the first of them are inside memory. It writes what it has read each time.
+    """
+    reads = b"".join(C.get(0) + C.load(offset) + C.i32_add for offset in (0, 8))
+    rest = C.get(0) + C.get(1) + C.store(4) + C.get(1) + C.get(0) + C.load(24) + C.i32_add + C.set(1)
+    tell = C.i32(0) + C.get(1) + C.store() + C.i32(1) + C.i32(16) + C.i32(1) + C.i32(32) + C.call(0) + C.drop
+    turn = C.get(1) + reads + C.set(1) + C.get(0) + C.get(1) + C.store(16) + tell + rest
+    loop = C.loop() + turn + C.get(0) + C.i32(4) + C.i32_add + C.set(0) + C.br(0) + C.end
+    data = {16: struct.pack("<II", 0, 4), 65536 - 256: bytes(range(256))}
+    return program(C.i32(65536 - 256) + C.set(0) + loop, locals=I32 * 2, imports=("fd_write",), data=data)
+
+
+def test_it_traps_where_the_access_is_that_is_outside(tmp_path: Path) -> None:
+    path = tmp_path / "end.wasm"
+    path.write_bytes(to_the_end_of_memory().encoded())
+    interpreted, compiled = (execute("--stats", "--compile", how, path) for how in ("never", "always"))
+    assert said(compiled) == said(interpreted)
+    assert (compiled.status, len(compiled.stdout)) == (TRAPPED, 4 * (1 + (256 - 28) // 4 + 1))
+    assert "out of bounds memory access at 0x10000 " in compiled.stderr
 
 
 def test_random_programs_do_the_same(tmp_path: Path) -> None:

@@ -1,14 +1,15 @@
 //! 64-bit Arm (Arm Architecture Reference Manual, C6 and C7).
 
 use super::{
-    Alu, Assembler, CallOf, Condition, Extend, Float, Patch, Shift, BASE, BY_PC, CODES, END_OF_FRAMES, END_OF_SLOTS, ENTER, ENTRIES_SHIFT,
-    FIRST_FRAME, FIRST_SLOT, FRAMES, FRAME_SIZE, FUNCTION, GLOBALS, MEMORY, MEMORY_SIZE, PC, SLOTS, START, TICKS,
+    Alu, Assembler, CallOf, Condition, Division, Extend, Float, Patch, Shift, Truncation, BASE, BY_PC, CODES, END_OF_FRAMES, END_OF_SLOTS,
+    ENTER, ENTRIES_SHIFT, FIRST_FRAME, FIRST_SLOT, FRAMES, FRAME_SIZE, FUNCTION, GLOBALS, MEMORY, MEMORY_SIZE, PC, SLOTS, START, TICKS,
 };
 
-/// The frame's slots, linear memory, its size, the context. None of all these registers belongs to the caller (AAPCS64).
+/// The frame's slots, linear memory, its size, the ticks that are left, the context. None of all these registers belongs to the caller (AAPCS64).
 const FRAME: u8 = 16;
 const BYTES: u8 = 17;
 const SIZE: u8 = 7;
+const LEFT: u8 = 6;
 const CONTEXT: u8 = 8;
 /// For instructions that are several.
 const OWN: u8 = 15;
@@ -84,9 +85,21 @@ impl Code {
         }
     }
 
-    fn jump_if_zero(&mut self, register: u8) -> Patch {
-        self.word(0xb400_0000 | u32::from(register));
+    fn jump_if_zero(&mut self, wide: bool, register: u8) -> Patch {
+        self.word(sized(0x3400_0000, wide) | u32::from(register));
         Patch(self.words.len() - 1)
+    }
+
+    /// Compare a register with a constant.
+    fn compare_value(&mut self, wide: bool, a: u8, constant: u64) {
+        match near(wide, constant) {
+            Some((false, near)) => self.with_constant(sized(0x7100_001f, wide), 0, a, near),
+            Some((true, near)) => self.with_constant(sized(0x3100_001f, wide), 0, a, near),
+            None => {
+                self.constant(OWN, constant);
+                self.compare_integers(wide, a, OWN);
+            }
+        }
     }
 
     fn set_on(&mut self, condition: u32, to: u8) {
@@ -97,6 +110,12 @@ impl Code {
         self.word(0x5400_0000 | condition);
         Patch(self.words.len() - 1)
     }
+}
+
+/// A constant as instructions have it that add or compare: whether it is less than 0, and its amount.
+fn near(wide: bool, constant: u64) -> Option<(bool, u32)> {
+    let constant = if wide { constant as i64 } else { (constant as i32).into() };
+    (constant.unsigned_abs() < 4096).then_some((constant < 0, constant.unsigned_abs() as u32))
 }
 
 fn sized(word: u32, wide: bool) -> u32 {
@@ -125,7 +144,7 @@ fn code_of(condition: Condition) -> u32 {
 impl Assembler for Code {
     const SCRATCH: [u8; 3] = [0, 1, 2];
     const FLOAT_SCRATCH: [u8; 2] = [0, 1];
-    const INTEGERS: &'static [u8] = &[3, 4, 5, 6, 9, 10, 11, 12, 13, 14];
+    const INTEGERS: &'static [u8] = &[3, 4, 5, 9, 10, 11, 12, 13, 14];
     const FLOATS: &'static [u8] = &[2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31];
 
     fn position(&self) -> usize {
@@ -141,10 +160,12 @@ impl Assembler for Code {
         self.with_constant(0xf940_0000, FRAME, CONTEXT, SLOTS / 8);
         self.with_constant(0xf940_0000, BYTES, CONTEXT, MEMORY / 8);
         self.with_constant(0xf940_0000, SIZE, CONTEXT, MEMORY_SIZE / 8);
+        self.with_constant(0xf940_0000, LEFT, CONTEXT, TICKS / 8);
         self.two(0xd61f_0000, 0, 1); // br x1
     }
 
     fn end(&mut self) {
+        self.put_field(LEFT, TICKS);
         self.word(0xd65f_03c0);
     }
 
@@ -244,6 +265,45 @@ impl Assembler for Code {
         self.three(sized(word, wide), to, a, b);
     }
 
+    fn alu_constant(&mut self, alu: Alu, wide: bool, to: u8, a: u8, constant: u64) {
+        match near(wide, constant) {
+            Some((negative, near)) if alu == Alu::Add => {
+                self.with_constant(sized(if negative { 0x5100_0000 } else { 0x1100_0000 }, wide), to, a, near);
+            }
+            _ => {
+                self.constant(OWN, constant);
+                self.alu(alu, wide, to, a, OWN);
+            }
+        }
+    }
+
+    fn divide(&mut self, division: Division, wide: bool, to: u8, a: u8, b: u8) -> Vec<Patch> {
+        let mut out = vec![self.jump_if_zero(wide, b)];
+        let signed = matches!(division, Division::Signed | Division::SignedRemainder);
+        if signed {
+            self.compare_value(wide, b, u64::MAX);
+            out.push(self.jump_on(0));
+        }
+        let word = sized(if signed { 0x1ac0_0c00 } else { 0x1ac0_0800 }, wide);
+        if matches!(division, Division::Signed | Division::Unsigned) {
+            self.three(word, to, a, b);
+        } else {
+            self.three(word, OWN, a, b);
+            self.three(sized(0x1b00_8000, wide) | u32::from(a) << 10, to, OWN, b);
+            // msub
+        }
+        out
+    }
+
+    fn count_zeros(&mut self, from_highest: bool, wide: bool, to: u8, a: u8) {
+        let mut from = a;
+        if !from_highest {
+            self.two(sized(0x5ac0_0000, wide), OWN, a); // rbit
+            from = OWN;
+        }
+        self.two(sized(0x5ac0_1000, wide), to, from);
+    }
+
     fn shift(&mut self, shift: Shift, wide: bool, to: u8, a: u8, b: u8) {
         let (word, b) = match shift {
             Shift::Left => (0x1ac0_2000, b),
@@ -277,6 +337,11 @@ impl Assembler for Code {
         self.set_on(code_of(condition), to);
     }
 
+    fn compare_constant(&mut self, condition: Condition, wide: bool, to: u8, a: u8, constant: u64) {
+        self.compare_value(wide, a, constant);
+        self.set_on(code_of(condition), to);
+    }
+
     fn select(&mut self, to: u8, by: u8, a: u8, b: u8) {
         self.two(0x7100_001f, 0, by); // cmp by, #0
         self.three(0x9a80_1000, to, a, b); // csel, if not equal
@@ -289,6 +354,11 @@ impl Assembler for Code {
 
     fn jump_if(&mut self, condition: Condition, wide: bool, a: u8, b: u8) -> Patch {
         self.compare_integers(wide, a, b);
+        self.jump_on(code_of(condition))
+    }
+
+    fn jump_if_constant(&mut self, condition: Condition, wide: bool, a: u8, constant: u64) -> Patch {
+        self.compare_value(wide, a, constant);
         self.jump_on(code_of(condition))
     }
 
@@ -306,7 +376,7 @@ impl Assembler for Code {
         self.field(2, CODES);
         self.add(2, 2, call.function << ENTRIES_SHIFT);
         self.get(true, 2, 2, ENTER);
-        out.push(self.jump_if_zero(2));
+        out.push(self.jump_if_zero(true, 2));
         out.push(self.tick());
         self.constant(1, call.pc.into());
         self.put(false, 1, 0, PC - FRAME_SIZE);
@@ -364,9 +434,9 @@ impl Assembler for Code {
         self.field(1, CODES);
         self.three(0x8b00_0000 | u32::from(ENTRIES_SHIFT) << 10, 2, 1, 2);
         self.get(true, 1, 2, BY_PC);
-        let none = self.jump_if_zero(1);
+        let none = self.jump_if_zero(true, 1);
         self.three(0xb860_7800, 1, 1, 0); // ldr w1, [x1, x0, lsl 2]
-        let nowhere = self.jump_if_zero(1);
+        let nowhere = self.jump_if_zero(true, 1);
         self.get(true, 2, 2, START);
         self.three(0x8b00_0000, 1, 1, 2);
         self.two(0xd61f_0000, 0, 1); // br x1
@@ -374,29 +444,27 @@ impl Assembler for Code {
     }
 
     fn tick(&mut self) -> Patch {
-        self.field(OWN, TICKS);
-        let none = self.jump_if_zero(OWN);
-        self.with_constant(0xd100_0000, OWN, OWN, 1);
-        self.put_field(OWN, TICKS);
+        let none = self.jump_if_zero(true, LEFT);
+        self.with_constant(0xd100_0000, LEFT, LEFT, 1);
         none
     }
 
-    fn address(&mut self, base: u8, offset: u32, size: u8) -> Patch {
-        let end = u64::from(offset) + u64::from(size);
-        if end < 4096 {
-            self.with_constant(0x9100_0000, OWN, base, end as u32);
-        } else {
-            self.constant(1, end);
-            self.three(0x8b00_0000, OWN, base, 1);
+    fn point(&mut self, base: u8, offset: u32, size: u8, end: Option<u64>) -> (u32, Option<Patch>) {
+        let outside = end.map(|end| {
+            self.zero_extend(1, base);
+            self.alu_constant(Alu::Add, true, 1, 1, end);
+            self.compare_integers(true, 1, SIZE);
+            self.jump_on(8)
+        });
+        self.three(0x8b20_4000, 0, BYTES, base); // add, uxtw
+        if offset % u32::from(size) == 0 && offset / u32::from(size) < 4096 {
+            return (offset, outside);
         }
-        self.compare_integers(true, OWN, SIZE);
-        let outside = self.jump_on(8);
-        self.with_constant(0xd100_0000, OWN, OWN, size.into());
-        self.three(0x8b00_0000, 0, BYTES, OWN);
-        outside
+        self.alu_constant(Alu::Add, true, 0, 0, offset.into());
+        (0, outside)
     }
 
-    fn load(&mut self, to: u8, size: u8, extend: Extend) {
+    fn load(&mut self, to: u8, offset: u32, size: u8, extend: Extend) {
         let word = match (size, extend) {
             (1, Extend::Zero) => 0x3940_0000,
             (2, Extend::Zero) => 0x7940_0000,
@@ -408,25 +476,27 @@ impl Assembler for Code {
             (4, _) => 0xb980_0000,
             _ => 0xf940_0000,
         };
-        self.two(word, to, 0);
+        self.with_constant(word, to, 0, offset / u32::from(size));
     }
 
-    fn store(&mut self, from: u8, size: u8) {
+    fn store(&mut self, from: u8, offset: u32, size: u8) {
         let word = match size {
             1 => 0x3900_0000,
             2 => 0x7900_0000,
             4 => 0xb900_0000,
             _ => 0xf900_0000,
         };
-        self.two(word, from, 0);
+        self.with_constant(word, from, 0, offset / u32::from(size));
     }
 
-    fn load_double(&mut self, to: u8) {
-        self.two(0xfd40_0000, to, 0);
+    fn load_float(&mut self, to: u8, offset: u32, size: u8) {
+        let word = if size == 8 { 0xfd40_0000 } else { 0xbd40_0000 };
+        self.with_constant(word, to, 0, offset / u32::from(size));
     }
 
-    fn store_double(&mut self, from: u8) {
-        self.two(0xfd00_0000, from, 0);
+    fn store_float(&mut self, from: u8, offset: u32, size: u8) {
+        let word = if size == 8 { 0xfd00_0000 } else { 0xbd00_0000 };
+        self.with_constant(word, from, 0, offset / u32::from(size));
     }
 
     fn float(&mut self, float: Float, double: bool, to: u8, a: u8, b: u8) {
@@ -464,5 +534,34 @@ impl Assembler for Code {
 
     fn convert(&mut self, double: bool, wide: bool, to: u8, from: u8) {
         self.two(sized(precise(0x1e22_0000, double), wide), to, from);
+    }
+    fn change_precision(&mut self, double: bool, to: u8, a: u8) {
+        self.two(if double { 0x1e22_c000 } else { 0x1e62_4000 }, to, a);
+    }
+
+    fn truncate(&mut self, Truncation { double, wide, signed }: Truncation, a: u8) -> Vec<Patch> {
+        let mut out = vec![self.jump_if_nan(double, a)];
+        // To 64 bits with a sign; the nearest such integer if there is none.
+        self.two(precise(0x9e38_0000, double), 0, a);
+        if wide {
+            // Neither the least nor the greatest one; without a sign, none below 0.
+            self.three(0xca80_fc00, OWN, 0, 0); // eor, asr 63
+            self.with_constant(0xb100_001f, 0, OWN, 1); // cmn
+            out.push(self.jump_on(6));
+            if !signed {
+                self.compare_value(true, 0, 0);
+                out.push(self.jump_on(11));
+            }
+        } else {
+            if signed {
+                self.sign_extend(OWN, 0, 32, true);
+            } else {
+                self.zero_extend(OWN, 0);
+            }
+            self.compare_integers(true, OWN, 0);
+            out.push(self.jump_on(1));
+            self.zero_extend(0, 0);
+        }
+        out
     }
 }

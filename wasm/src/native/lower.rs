@@ -11,6 +11,8 @@ const ROUNDS: u64 = 8;
 const DEEPEST: u32 = 6;
 /// A call of a function with more locals besides its parameters is the interpreter's.
 const MOST_CLEARED: u32 = 64;
+/// So many instructions are looked at in advance.
+const AHEAD: usize = 64;
 
 /// Where a slot is while the code runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,16 +22,30 @@ enum Place {
     Float(u8),
 }
 
+/// Where an instruction jumps to.
+fn target(i: &Instruction) -> Option<usize> {
+    let jumps =
+        matches!(shape(i.op), Some(Shape::Jump | Shape::JumpIf(..) | Shape::JumpIfConst(..) | Shape::JumpAddNe | Shape::JumpAddNotZero));
+    jumps.then_some(i.imm as u32 as usize)
+}
+
+/// By `pc`: whether the interpreter leaves off there.
+fn entered(function: &Function) -> Vec<bool> {
+    let mut entered = vec![false; function.code.len() + 1];
+    entered[0] = true;
+    for (pc, i) in function.code.iter().enumerate() {
+        if matches!(i.op, Op::Loop | Op::Call) || shape(i.op).is_none() {
+            entered[pc + 1] = true;
+        }
+    }
+    entered
+}
+
 /// How often each instruction is executed, roughly.
 fn weights(function: &Function) -> Vec<u64> {
     let mut ends = std::collections::BTreeMap::new();
     for (pc, i) in function.code.iter().enumerate() {
-        let jumps = matches!(
-            shape(i.op),
-            Some(Shape::Jump | Shape::JumpIf(..) | Shape::JumpIfConst(..) | Shape::JumpAddNe | Shape::JumpAddNotZero)
-        );
-        let target = i.imm as u32 as usize;
-        if jumps && target <= pc {
+        if let Some(target) = target(i).filter(|target| *target <= pc) {
             ends.insert(target, pc);
         }
     }
@@ -82,6 +98,11 @@ struct Lowering<'a> {
     function: &'a Function,
     code: Code,
     places: Vec<Place>,
+    /// By `pc`: whether the code can be entered there, and whether it can be reached from elsewhere than the instruction before.
+    entered: Vec<bool>,
+    landings: Vec<bool>,
+    /// Slots behind whose value linear memory has so many bytes, at this place in the code.
+    checked: Vec<(u16, u64)>,
     /// By `pc`: where its code begins.
     starts: Vec<usize>,
     /// Jumps to an instruction, and out of the code to one.
@@ -104,11 +125,18 @@ pub fn lower(program: &Program, function: &Function) -> Option<(Vec<u8>, Vec<u32
     let mut written: Vec<u16> = writes.map(|(slot, _)| slot).filter(|slot| places[usize::from(*slot)] != Place::Memory).collect();
     written.sort_unstable();
     written.dedup();
+    let entered = entered(function);
+    let mut landings = entered.clone();
+    let targets = function.targets.iter().map(|target| *target as usize);
+    function.code.iter().filter_map(target).chain(targets).for_each(|target| landings[target] = true);
     let mut lowering = Lowering {
         program,
         function,
         code: Code::default(),
         places,
+        entered,
+        landings,
+        checked: vec![],
         leaves: vec![],
         written,
         starts: Vec::with_capacity(function.code.len()),
@@ -120,8 +148,16 @@ pub fn lower(program: &Program, function: &Function) -> Option<(Vec<u8>, Vec<u32
     lowering.code.begin();
     for (pc, i) in function.code.iter().enumerate() {
         lowering.starts.push(lowering.code.position());
+        if lowering.landings[pc] {
+            lowering.checked.clear();
+        }
         match shape(i.op) {
-            Some(shape) => lowering.step(pc, shape, i),
+            Some(shape) => {
+                lowering.step(pc, shape, i);
+                if let Some((written, _)) = uses(shape, i).1 {
+                    lowering.checked.retain(|(slot, _)| *slot != written);
+                }
+            }
             None => {
                 let out = lowering.code.jump();
                 lowering.exits.push((out, pc));
@@ -137,16 +173,9 @@ impl Lowering<'_> {
     /// The places where the interpreter leaves off.
     fn entries(&mut self) -> Vec<u32> {
         let code = &self.function.code;
-        let mut wanted = vec![false; code.len() + 1];
-        wanted[0] = true;
-        for (pc, i) in code.iter().enumerate() {
-            if matches!(i.op, Op::Loop | Op::Call) || shape(i.op).is_none() {
-                wanted[pc + 1] = true;
-            }
-        }
         let mut entries = vec![0; code.len() + 1];
         for pc in 0..code.len() {
-            if wanted[pc] && shape(code[pc].op).is_some() {
+            if self.entered[pc] && shape(code[pc].op).is_some() {
                 entries[pc] = self.code.position() as u32;
                 for slot in 0..self.places.len() {
                     match self.places[slot] {
@@ -270,18 +299,70 @@ impl Lowering<'_> {
         matches!(self.places[usize::from(slot)], Place::Float(_))
     }
 
-    /// A float that an operation made: a NaN becomes the canonical one.
-    fn canonical(&mut self, double: bool, register: u8) {
+    /// The instructions behind this one that are executed after it, as far as nothing else leads to them.
+    fn behind(&self, pc: usize) -> impl Iterator<Item = (Shape, &Instruction)> {
+        let places = (pc + 1..self.function.code.len()).take(AHEAD).take_while(|pc| !self.landings[*pc]);
+        places.map_while(|pc| {
+            let i = &self.function.code[pc];
+            Some((shape(i.op).filter(|shape| shape.goes_on())?, i))
+        })
+    }
+
+    /// Whether it can be seen which NaN an instruction put into a slot, before another value is there.
+    fn shows_nan(&self, pc: usize, made: u16) -> bool {
+        for (shape, i) in self.behind(pc) {
+            let (reads, write) = uses(shape, i);
+            let is_read = reads.iter().any(|(slot, _)| *slot == made);
+            if is_read && !shape.hides_nan() {
+                return true;
+            }
+            // An operand is read once.
+            if is_read && u32::from(made) >= self.function.locals || write.map_or(false, |(slot, _)| slot == made) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// A float that the instruction made for a slot: a NaN becomes the canonical one.
+    fn canonical(&mut self, pc: usize, slot: u16, double: bool, register: u8) {
+        if !self.shows_nan(pc, slot) {
+            return;
+        }
         let jump = self.code.jump_if_nan(double, register);
         self.nans.push((jump, register, double, self.code.position()));
     }
 
-    /// Point at an operand's bytes; at another place the instruction is the interpreter's, which knows what to say.
-    fn point(&mut self, pc: usize, slot: u16, offset: u32, size: u8) {
+    /// How many bytes behind a slot's value are asked for, by this instruction and those behind it.
+    fn reach(&self, pc: usize, slot: u16) -> u64 {
+        let own = &self.function.code[pc];
+        let mut most = 0;
+        for (shape, i) in shape(own.op).map(|shape| (shape, own)).into_iter().chain(self.behind(pc)) {
+            if let (Some(size), true) = (shape.size(), i.a == slot) {
+                most = most.max(u64::from(i.imm as u32) + u64::from(size));
+            }
+            if uses(shape, i).1.map_or(false, |(written, _)| written == slot) {
+                break;
+            }
+        }
+        most
+    }
+
+    /// Point at an operand's bytes. If not all that are asked for together are in linear memory, the interpreter goes on, which knows
+    /// what to say of the one that is not.
+    fn point(&mut self, pc: usize, slot: u16, offset: u32, size: u8) -> u32 {
         let base = self.integer(slot, 0);
-        self.code.zero_extend(Code::SCRATCH[0], base);
-        let outside = self.code.address(Code::SCRATCH[0], offset, size);
-        self.exits.push((outside, pc));
+        let end = u64::from(offset) + u64::from(size);
+        let known = self.checked.iter().any(|(checked, until)| *checked == slot && end <= *until);
+        let until = (!known).then(|| self.reach(pc, slot));
+        self.checked.extend(until.map(|until| (slot, until)));
+        self.point_at(pc, base, offset, size, until)
+    }
+
+    fn point_at(&mut self, pc: usize, base: u8, offset: u32, size: u8, until: Option<u64>) -> u32 {
+        let (offset, outside) = self.code.point(base, offset, size, until);
+        self.exits.extend(outside.map(|outside| (outside, pc)));
+        offset
     }
 
     fn constant(&mut self, value: u64) -> u8 {
@@ -336,39 +417,38 @@ impl Lowering<'_> {
                 let a = self.integer(i.a, 0);
                 self.code.store_global(a, i.imm as u32);
             }
-            Shape::Load(8, _) if self.is_float(i.d) => {
-                self.point(pc, i.a, i.imm as u32, 8);
+            Shape::Load(size @ 4, Extend::Zero) | Shape::Load(size @ 8, _) if self.is_float(i.d) => {
+                let offset = self.point(pc, i.a, i.imm as u32, size);
                 let to = self.for_float(i.d);
-                self.code.load_double(to);
+                self.code.load_float(to, offset, size);
             }
             Shape::Load(size, extend) => {
-                self.point(pc, i.a, i.imm as u32, size);
+                let offset = self.point(pc, i.a, i.imm as u32, size);
                 let to = self.for_integer(i.d);
-                self.code.load(to, size, extend);
+                self.code.load(to, offset, size, extend);
                 self.set(i.d, to);
             }
             Shape::LoadSum(size) => {
                 let (a, b) = (self.integer(i.a, 0), self.integer(i.b, 1));
                 self.code.alu(Alu::Add, false, first, a, b);
-                let outside = self.code.address(first, i.imm as u32, size);
-                self.exits.push((outside, pc));
-                if size == 8 && self.is_float(i.d) {
+                let offset = self.point_at(pc, first, i.imm as u32, size, Some(u64::from(i.imm as u32) + u64::from(size)));
+                if size >= 4 && self.is_float(i.d) {
                     let to = self.for_float(i.d);
-                    self.code.load_double(to);
+                    self.code.load_float(to, offset, size);
                 } else {
                     let to = self.for_integer(i.d);
-                    self.code.load(to, size, Extend::Zero);
+                    self.code.load(to, offset, size, Extend::Zero);
                     self.set(i.d, to);
                 }
             }
             Shape::Store(size) => {
-                self.point(pc, i.a, i.imm as u32, size);
-                if size == 8 && self.is_float(i.b) {
+                let offset = self.point(pc, i.a, i.imm as u32, size);
+                if size >= 4 && self.is_float(i.b) {
                     let b = self.float(i.b, 0);
-                    self.code.store_double(b);
+                    self.code.store_float(b, offset, size);
                 } else {
                     let b = self.integer(i.b, 1);
-                    self.code.store(b, size);
+                    self.code.store(b, offset, size);
                 }
             }
             Shape::Alu(alu, wide) => {
@@ -378,8 +458,18 @@ impl Lowering<'_> {
             }
             Shape::AluConst(alu, wide) => {
                 let (a, to) = (self.integer(i.a, 0), self.for_integer(i.d));
-                let b = self.constant(if wide { i.imm } else { i.imm as u32 as u64 });
-                self.code.alu(alu, wide, to, a, b);
+                self.code.alu_constant(alu, wide, to, a, i.imm);
+                self.set(i.d, to);
+            }
+            Shape::Divide(division, wide) => {
+                let (a, b, to) = (self.integer(i.a, 0), self.integer(i.b, 1), self.for_integer(i.d));
+                let out = self.code.divide(division, wide, to, a, b);
+                self.exits.extend(out.into_iter().map(|jump| (jump, pc)));
+                self.set(i.d, to);
+            }
+            Shape::CountZeros { from_highest, wide } => {
+                let (a, to) = (self.integer(i.a, 0), self.for_integer(i.d));
+                self.code.count_zeros(from_highest, wide, to, a);
                 self.set(i.d, to);
             }
             Shape::Shift(shift, wide) => {
@@ -399,8 +489,7 @@ impl Lowering<'_> {
             }
             Shape::CompareConst(condition, wide) => {
                 let (a, to) = (self.integer(i.a, 0), self.for_integer(i.d));
-                let b = self.constant(i.imm);
-                self.code.compare(condition, wide, to, a, b);
+                self.code.compare_constant(condition, wide, to, a, i.imm);
                 self.set(i.d, to);
             }
             Shape::JumpIf(condition, wide) => {
@@ -410,17 +499,19 @@ impl Lowering<'_> {
             }
             Shape::JumpIfConst(condition, wide) => {
                 let a = self.integer(i.a, 0);
-                let b = self.constant((i.imm as i64 >> 32) as u64);
-                let jump = self.code.jump_if(condition, wide, a, b);
+                let jump = self.code.jump_if_constant(condition, wide, a, (i.imm as i64 >> 32) as u64);
                 self.jump_to(i, jump);
             }
             Shape::JumpAddNe | Shape::JumpAddNotZero => {
                 let (a, to) = (self.integer(i.a, 0), self.for_integer(i.d));
-                let added = self.constant(i.imm >> 32);
-                self.code.alu(Alu::Add, false, to, a, added);
+                self.code.alu_constant(Alu::Add, false, to, a, i.imm >> 32);
                 self.set(i.d, to);
-                let b = if matches!(shape, Shape::JumpAddNe) { self.integer(i.b, 1) } else { self.constant(0) };
-                let jump = self.code.jump_if(Condition::Ne, false, to, b);
+                let jump = if matches!(shape, Shape::JumpAddNe) {
+                    let b = self.integer(i.b, 1);
+                    self.code.jump_if(Condition::Ne, false, to, b)
+                } else {
+                    self.code.jump_if_constant(Condition::Ne, false, to, 0)
+                };
                 self.jump_to(i, jump);
             }
             Shape::AddShl => {
@@ -442,38 +533,48 @@ impl Lowering<'_> {
             }
             Shape::Float(float, double) => {
                 let (a, b, to) = (self.float(i.a, 0), self.float(i.b, 1), self.for_float(i.d));
-                self.made(i.d, float, double, to, a, b);
+                self.made(pc, float, double, to, a, b);
             }
             Shape::FloatLoad(float) => {
-                self.point(pc, i.a, i.imm as u32, 8);
+                let offset = self.point(pc, i.a, i.imm as u32, 8);
                 let loaded = Code::FLOAT_SCRATCH[1];
-                self.code.load_double(loaded);
+                self.code.load_float(loaded, offset, 8);
                 let (b, to) = (self.float(i.b, 0), self.for_float(i.d));
-                self.made(i.d, float, true, to, b, loaded);
+                self.made(pc, float, true, to, b, loaded);
             }
             Shape::MulAdd(float) => {
                 let product = Code::FLOAT_SCRATCH[1];
                 let (a, b) = (self.float(i.a, 0), self.float(i.b, 1));
-                self.code.float(Float::Mul, true, Code::FLOAT_SCRATCH[0], a, b);
-                self.code.copy_float(product, Code::FLOAT_SCRATCH[0]);
+                self.code.float(Float::Mul, true, product, a, b);
                 let (other, to) = (self.float(i.imm as u16, 0), self.for_float(i.d));
-                self.made(i.d, float, true, to, other, product);
+                self.made(pc, float, true, to, other, product);
             }
             Shape::MulAddLoad => {
-                self.point(pc, i.a, i.imm as u32, 8);
-                let [product, loaded] = Code::FLOAT_SCRATCH;
-                self.code.load_double(loaded);
+                let offset = self.point(pc, i.a, i.imm as u32, 8);
+                let factor = Code::FLOAT_SCRATCH[1];
+                self.code.load_float(factor, offset, 8);
                 let b = self.float(i.b, 0);
-                self.code.float(Float::Mul, true, product, b, loaded);
-                self.code.copy_float(loaded, product);
+                self.code.float(Float::Mul, true, factor, b, factor);
                 let (other, to) = (self.float((i.imm >> 32) as u16, 0), self.for_float(i.d));
-                self.made(i.d, Float::Add, true, to, other, loaded);
+                self.made(pc, Float::Add, true, to, other, factor);
             }
             Shape::Root(double) => {
                 let (a, to) = (self.float(i.a, 0), self.for_float(i.d));
                 self.code.square_root(double, to, a);
-                self.canonical(double, to);
+                self.canonical(pc, i.d, double, to);
                 self.set_float(i.d, to);
+            }
+            Shape::ChangePrecision(double) => {
+                let (a, to) = (self.float(i.a, 0), self.for_float(i.d));
+                self.code.change_precision(double, to, a);
+                self.canonical(pc, i.d, double, to);
+                self.set_float(i.d, to);
+            }
+            Shape::Truncate(truncation) => {
+                let a = self.float(i.a, 0);
+                let out = self.code.truncate(truncation, a);
+                self.exits.extend(out.into_iter().map(|jump| (jump, pc)));
+                self.set(i.d, first);
             }
             Shape::CompareFloats(condition, double) => {
                 let (a, b, to) = (self.float(i.a, 0), self.float(i.b, 1), self.for_integer(i.d));
@@ -537,9 +638,10 @@ impl Lowering<'_> {
         }
     }
 
-    fn made(&mut self, slot: u16, float: Float, double: bool, to: u8, a: u8, b: u8) {
+    fn made(&mut self, pc: usize, float: Float, double: bool, to: u8, a: u8, b: u8) {
+        let slot = self.function.code[pc].d;
         self.code.float(float, double, to, a, b);
-        self.canonical(double, to);
+        self.canonical(pc, slot, double, to);
         self.set_float(slot, to);
     }
 }

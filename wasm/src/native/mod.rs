@@ -153,6 +153,14 @@ pub enum Alu {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Division {
+    Signed,
+    Unsigned,
+    SignedRemainder,
+    UnsignedRemainder,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shift {
     Left,
     RightS,
@@ -167,6 +175,14 @@ pub enum Float {
     Sub,
     Mul,
     Div,
+}
+
+/// What becomes an integer, and which: of which precision, how wide, and with a sign or without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Truncation {
+    pub double: bool,
+    pub wide: bool,
+    pub signed: bool,
 }
 
 /// What is loaded: how many bytes, and whether and to which width its sign is extended.
@@ -217,15 +233,22 @@ trait Assembler {
 
     /// Neither operand is the third scratch register.
     fn alu(&mut self, alu: Alu, wide: bool, to: u8, a: u8, b: u8);
-    /// Likewise.
+    fn alu_constant(&mut self, alu: Alu, wide: bool, to: u8, a: u8, constant: u64);
+    /// Jump where this is not for the processor: for a divisor of 0, and for one of -1 where there are signs.
+    fn divide(&mut self, division: Division, wide: bool, to: u8, a: u8, b: u8) -> Vec<Patch>;
+    /// Count zeros, from the highest bit or from the lowest one.
+    fn count_zeros(&mut self, from_highest: bool, wide: bool, to: u8, a: u8);
+    /// As with `alu`.
     fn shift(&mut self, shift: Shift, wide: bool, to: u8, a: u8, b: u8);
     fn shift_constant(&mut self, shift: Shift, wide: bool, to: u8, a: u8, count: u8);
     /// Set `to` to 1 or 0.
     fn compare(&mut self, condition: Condition, wide: bool, to: u8, a: u8, b: u8);
+    fn compare_constant(&mut self, condition: Condition, wide: bool, to: u8, a: u8, constant: u64);
     /// Set `to` to one of two values, `a` if the 32 bits of `by` are not 0.
     fn select(&mut self, to: u8, by: u8, a: u8, b: u8);
     fn jump(&mut self) -> Patch;
     fn jump_if(&mut self, condition: Condition, wide: bool, a: u8, b: u8) -> Patch;
+    fn jump_if_constant(&mut self, condition: Condition, wide: bool, a: u8, constant: u64) -> Patch;
     /// Call a function, or jump out before anything was changed. All slots are where they belong.
     fn call(&mut self, call: &CallOf) -> Vec<Patch>;
     /// Jump by the table that follows this, to the place whose number is in the first scratch register, or to the `last`. Where the
@@ -239,14 +262,15 @@ trait Assembler {
     /// Count a tick, or jump if there is none left.
     fn tick(&mut self) -> Patch;
 
-    /// Make the first scratch register the address of `size` bytes of linear memory, at `base` + `offset`, or jump if they are not all
-    /// inside. `base` has 32 bits with zeros above; it may be the first scratch register, and the second one is used up.
-    fn address(&mut self, base: u8, offset: u32, size: u8) -> Patch;
-    /// From and to where the first scratch register points.
-    fn load(&mut self, to: u8, size: u8, extend: Extend);
-    fn store(&mut self, from: u8, size: u8);
-    fn load_double(&mut self, to: u8);
-    fn store_double(&mut self, from: u8);
+    /// Let the first scratch register say where linear memory has `size` bytes, at the 32 bits of `base` + `offset`, for an access
+    /// with the offset that this returns. `base` may be that register. Before, jump unless there are `end` bytes behind `base`, if
+    /// that is not known. All scratch registers are used up.
+    fn point(&mut self, base: u8, offset: u32, size: u8, end: Option<u64>) -> (u32, Option<Patch>);
+    fn load(&mut self, to: u8, offset: u32, size: u8, extend: Extend);
+    fn store(&mut self, from: u8, offset: u32, size: u8);
+    /// 4 or 8 bytes.
+    fn load_float(&mut self, to: u8, offset: u32, size: u8);
+    fn store_float(&mut self, from: u8, offset: u32, size: u8);
 
     /// Neither operand is the second scratch register of floats, unless it is `b`.
     fn float(&mut self, float: Float, double: bool, to: u8, a: u8, b: u8);
@@ -257,4 +281,8 @@ trait Assembler {
     fn compare_floats(&mut self, condition: Condition, double: bool, to: u8, a: u8, b: u8);
     /// From a signed integer.
     fn convert(&mut self, double: bool, wide: bool, to: u8, from: u8);
+    /// From the other precision.
+    fn change_precision(&mut self, double: bool, to: u8, a: u8);
+    /// Make the first scratch register the integer of a float, or jump: if it has none, and in some more cases.
+    fn truncate(&mut self, truncation: Truncation, a: u8) -> Vec<Patch>;
 }

@@ -1,6 +1,6 @@
 //! What of three-address code becomes the processor's, and which slots that reads and writes.
 
-use super::{Alu, Condition, Extend, Float, Instruction, Op, Shift};
+use super::{Alu, Condition, Division, Extend, Float, Instruction, Op, Shift, Truncation};
 
 const CONDITIONS: [Condition; 10] = [
     Condition::Eq,
@@ -30,6 +30,11 @@ pub enum Shape {
     Store(u8),
     Alu(Alu, bool),
     AluConst(Alu, bool),
+    Divide(Division, bool),
+    CountZeros {
+        from_highest: bool,
+        wide: bool,
+    },
     Shift(Shift, bool),
     ShiftConst(Shift, bool),
     Compare(Condition, bool),
@@ -52,7 +57,10 @@ pub enum Shape {
         wide: bool,
         signed: bool,
     },
-    /// The bits of a double, changed by a constant.
+    /// To this precision, from the other one.
+    ChangePrecision(bool),
+    Truncate(Truncation),
+    /// The bits of a float, changed by a constant.
     Bits(Alu, u64),
     JumpTable,
     Call,
@@ -121,6 +129,18 @@ pub fn shape(op: Op) -> Option<Shape> {
         Op::I64AndImm => AluConst(self::Alu::And, true),
         Op::I64OrImm => AluConst(self::Alu::Or, true),
         Op::I64XorImm => AluConst(self::Alu::Xor, true),
+        Op::I32DivS => Divide(Division::Signed, false),
+        Op::I32DivU => Divide(Division::Unsigned, false),
+        Op::I32RemS => Divide(Division::SignedRemainder, false),
+        Op::I32RemU => Divide(Division::UnsignedRemainder, false),
+        Op::I64DivS => Divide(Division::Signed, true),
+        Op::I64DivU => Divide(Division::Unsigned, true),
+        Op::I64RemS => Divide(Division::SignedRemainder, true),
+        Op::I64RemU => Divide(Division::UnsignedRemainder, true),
+        Op::I32Clz => CountZeros { from_highest: true, wide: false },
+        Op::I32Ctz => CountZeros { from_highest: false, wide: false },
+        Op::I64Clz => CountZeros { from_highest: true, wide: true },
+        Op::I64Ctz => CountZeros { from_highest: false, wide: true },
         Op::I32Shl => Shift(self::Shift::Left, false),
         Op::I32ShrS => Shift(self::Shift::RightS, false),
         Op::I32ShrU => Shift(self::Shift::RightU, false),
@@ -182,6 +202,18 @@ pub fn shape(op: Op) -> Option<Shape> {
         Op::F64ConvertI32S => Convert { double: true, wide: false, signed: true },
         Op::F64ConvertI32U => Convert { double: true, wide: false, signed: false },
         Op::F64ConvertI64S => Convert { double: true, wide: true, signed: true },
+        Op::F32DemoteF64 => ChangePrecision(false),
+        Op::F64PromoteF32 => ChangePrecision(true),
+        Op::I32TruncF32S | Op::I32TruncSatF32S => Truncate(Truncation { double: false, wide: false, signed: true }),
+        Op::I32TruncF32U | Op::I32TruncSatF32U => Truncate(Truncation { double: false, wide: false, signed: false }),
+        Op::I32TruncF64S | Op::I32TruncSatF64S => Truncate(Truncation { double: true, wide: false, signed: true }),
+        Op::I32TruncF64U | Op::I32TruncSatF64U => Truncate(Truncation { double: true, wide: false, signed: false }),
+        Op::I64TruncF32S | Op::I64TruncSatF32S => Truncate(Truncation { double: false, wide: true, signed: true }),
+        Op::I64TruncF32U | Op::I64TruncSatF32U => Truncate(Truncation { double: false, wide: true, signed: false }),
+        Op::I64TruncF64S | Op::I64TruncSatF64S => Truncate(Truncation { double: true, wide: true, signed: true }),
+        Op::I64TruncF64U | Op::I64TruncSatF64U => Truncate(Truncation { double: true, wide: true, signed: false }),
+        Op::F32Abs => Bits(self::Alu::And, !(1 << 31)),
+        Op::F32Neg => Bits(self::Alu::Xor, 1 << 31),
         Op::F64Abs => Bits(self::Alu::And, !(1 << 63)),
         Op::F64Neg => Bits(self::Alu::Xor, 1 << 63),
         Op::JumpTable => JumpTable,
@@ -200,6 +232,29 @@ pub enum Use {
     Either,
 }
 
+impl Shape {
+    /// Whether it takes one NaN for another, and whatever it makes of one does not show which one it was.
+    pub fn hides_nan(self) -> bool {
+        use Shape::*;
+        matches!(self, Float(..) | FloatLoad(_) | MulAdd(_) | MulAddLoad | Root(_) | CompareFloats(..) | ChangePrecision(_) | Truncate(_))
+    }
+
+    /// How many bytes of linear memory it reads or writes behind the first operand and the constant's lower half.
+    pub fn size(self) -> Option<u8> {
+        match self {
+            Shape::Load(size, _) | Shape::Store(size) => Some(size),
+            Shape::FloatLoad(_) | Shape::MulAddLoad => Some(8),
+            _ => None,
+        }
+    }
+
+    /// Whether it goes on, if nothing is wrong, with the next instruction.
+    pub fn goes_on(self) -> bool {
+        use Shape::*;
+        !matches!(self, Jump | JumpIf(..) | JumpIfConst(..) | JumpAddNe | JumpAddNotZero | JumpTable | Loop | Call | Return)
+    }
+}
+
 /// The slots that an instruction reads, and the one that it writes.
 pub type Uses = (Vec<(u16, Use)>, Option<(u16, Use)>);
 
@@ -213,17 +268,22 @@ pub fn uses(shape: Shape, i: &Instruction) -> Uses {
         Shape::Select => (vec![(a, Either), (b, Either), (i.imm as u16, Integer)], Some((d, Either))),
         Shape::GlobalGet => (vec![], Some((d, Integer))),
         Shape::GlobalSet | Shape::JumpTable => (vec![(a, Integer)], None),
-        Shape::Load(8, _) => (vec![(a, Integer)], Some((d, Either))),
-        Shape::LoadSum(8) => (vec![(a, Integer), (b, Integer)], Some((d, Either))),
+        Shape::Load(4, Extend::Zero) | Shape::Load(8, _) => (vec![(a, Integer)], Some((d, Either))),
+        Shape::LoadSum(4 | 8) => (vec![(a, Integer), (b, Integer)], Some((d, Either))),
         Shape::Load(..) => (vec![(a, Integer)], Some((d, Integer))),
-        Shape::Store(8) => (vec![(a, Integer), (b, Either)], None),
+        Shape::Store(4 | 8) => (vec![(a, Integer), (b, Either)], None),
         Shape::Store(_) | Shape::JumpIf(..) => (vec![(a, Integer), (b, Integer)], None),
         Shape::JumpIfConst(..) => (vec![(a, Integer)], None),
-        Shape::LoadSum(_) | Shape::Alu(..) | Shape::Shift(..) | Shape::Compare(..) | Shape::JumpAddNe | Shape::AddShl => {
-            (vec![(a, Integer), (b, Integer)], Some((d, Integer)))
-        }
+        Shape::LoadSum(_)
+        | Shape::Alu(..)
+        | Shape::Divide(..)
+        | Shape::Shift(..)
+        | Shape::Compare(..)
+        | Shape::JumpAddNe
+        | Shape::AddShl => (vec![(a, Integer), (b, Integer)], Some((d, Integer))),
         Shape::AluConst(..)
         | Shape::ShiftConst(..)
+        | Shape::CountZeros { .. }
         | Shape::CompareConst(..)
         | Shape::JumpAddNotZero
         | Shape::ZeroExtend
@@ -232,8 +292,9 @@ pub fn uses(shape: Shape, i: &Instruction) -> Uses {
         Shape::FloatLoad(_) => (vec![(a, Integer), (b, Float)], Some((d, Float))),
         Shape::MulAdd(_) => (vec![(a, Float), (b, Float), (i.imm as u16, Float)], Some((d, Float))),
         Shape::MulAddLoad => (vec![(a, Integer), (b, Float), ((i.imm >> 32) as u16, Float)], Some((d, Float))),
-        Shape::Root(_) => (vec![(a, Float)], Some((d, Float))),
+        Shape::Root(_) | Shape::ChangePrecision(_) => (vec![(a, Float)], Some((d, Float))),
         Shape::CompareFloats(..) => (vec![(a, Float), (b, Float)], Some((d, Integer))),
+        Shape::Truncate(_) => (vec![(a, Float)], Some((d, Integer))),
         Shape::Convert { .. } => (vec![(a, Integer)], Some((d, Float))),
         Shape::Bits(..) => (vec![(a, Either)], Some((d, Either))),
         Shape::Return if b == 1 => (vec![(a, Either)], None),

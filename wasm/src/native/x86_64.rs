@@ -1,8 +1,8 @@
 //! x86-64 (Intel SDM, volume 2).
 
 use super::{
-    Alu, Assembler, CallOf, Condition, Extend, Float, Patch, Shift, BASE, BY_PC, CODES, END_OF_FRAMES, END_OF_SLOTS, ENTER, ENTRIES_SHIFT,
-    FIRST_FRAME, FIRST_SLOT, FRAMES, FRAME_SIZE, FUNCTION, GLOBALS, MEMORY, MEMORY_SIZE, PC, SLOTS, START, TICKS,
+    Alu, Assembler, CallOf, Condition, Division, Extend, Float, Patch, Shift, Truncation, BASE, BY_PC, CODES, END_OF_FRAMES, END_OF_SLOTS,
+    ENTER, ENTRIES_SHIFT, FIRST_FRAME, FIRST_SLOT, FRAMES, FRAME_SIZE, FUNCTION, GLOBALS, MEMORY, MEMORY_SIZE, PC, SLOTS, START, TICKS,
 };
 
 const RAX: u8 = 0;
@@ -15,10 +15,10 @@ const R13: u8 = 13;
 const R14: u8 = 14;
 const R15: u8 = 15;
 
-/// The frame's slots, linear memory, its size, the context.
+/// The frame's slots, linear memory, the ticks that are left, the context.
 const FRAME: u8 = RBX;
 const BYTES: u8 = R12;
-const SIZE: u8 = R13;
+const LEFT: u8 = R13;
 const CONTEXT: u8 = R15;
 const SAVED: [u8; 6] = [RBX, RBP, R12, R13, R14, R15];
 
@@ -53,17 +53,52 @@ impl Code {
     /// An instruction of a register and what is at a register's value and an offset.
     fn memory(&mut self, prefix: Option<u8>, wide: bool, opcode: &[u8], reg: u8, base: u8, offset: i32) {
         self.opcode(prefix, wide, opcode, [reg, 0, base], false);
-        self.byte(0x80 | (reg & 7) << 3 | base & 7);
+        let near = i8::try_from(offset);
+        self.byte((if near.is_ok() { 0x40 } else { 0x80 }) | (reg & 7) << 3 | base & 7);
         if base & 7 == 4 {
             self.byte(0x24);
         }
-        self.i32(offset);
+        match near {
+            Ok(near) => self.byte(near as u8),
+            Err(_) => self.i32(offset),
+        }
     }
 
-    /// An instruction of a register and what the first scratch register points to.
-    fn at_scratch(&mut self, prefix: Option<u8>, wide: bool, opcode: &[u8], reg: u8) {
-        self.opcode(prefix, wide, opcode, [reg, 0, RAX], prefix.is_none() && opcode == [0x88]);
-        self.byte((reg & 7) << 3 | RAX);
+    /// An instruction of a register and what is in linear memory at the first scratch register's value and an offset.
+    fn in_memory(&mut self, prefix: Option<u8>, wide: bool, opcode: &[u8], reg: u8, offset: u32) {
+        self.opcode(prefix, wide, opcode, [reg, RAX, BYTES], prefix.is_none() && opcode == [0x88]);
+        let near = i8::try_from(offset);
+        self.byte(0x04 | if near.is_ok() { 0x40 } else { 0x80 } | (reg & 7) << 3);
+        self.byte(RAX << 3 | BYTES & 7);
+        match near {
+            Ok(near) => self.byte(near as u8),
+            Err(_) => self.i32(offset as i32),
+        }
+    }
+
+    /// An instruction of a register and a constant, which is one of eight.
+    fn immediate(&mut self, which: u8, wide: bool, register: u8, constant: i32) {
+        match i8::try_from(constant) {
+            Ok(near) => {
+                self.registers(None, wide, &[0x83], which, register);
+                self.byte(near as u8);
+            }
+            Err(_) => {
+                self.registers(None, wide, &[0x81], which, register);
+                self.i32(constant);
+            }
+        }
+    }
+
+    /// Compare a register with a constant.
+    fn compare_value(&mut self, wide: bool, a: u8, constant: u64) {
+        match narrow(wide, constant) {
+            Some(constant) => self.immediate(7, wide, a, constant),
+            None => {
+                self.constant(RCX, constant);
+                self.registers(None, wide, &[0x3b], a, RCX);
+            }
+        }
     }
 
     fn jump_on(&mut self, code: u8) -> Patch {
@@ -83,8 +118,7 @@ impl Code {
 
     /// Add a constant to a register.
     fn add(&mut self, to: u8, value: i32) {
-        self.registers(None, true, &[0x81], 0, to);
-        self.i32(value);
+        self.immediate(0, true, to, value);
     }
 
     /// Compare a register with a field of the context.
@@ -103,6 +137,15 @@ impl Code {
         self.byte(0xc0 | to & 7);
         self.opcode(None, false, &[0x0f, 0xb6], [to, 0, to], true);
         self.byte(0xc0 | (to & 7) << 3 | to & 7);
+    }
+}
+
+/// A constant as instructions have it.
+fn narrow(wide: bool, constant: u64) -> Option<i32> {
+    if wide {
+        i32::try_from(constant as i64).ok()
+    } else {
+        Some(constant as i32)
     }
 }
 
@@ -147,11 +190,12 @@ impl Assembler for Code {
         self.registers(None, true, &[0x8b], CONTEXT, 7);
         self.memory(None, true, &[0x8b], FRAME, CONTEXT, SLOTS as i32);
         self.memory(None, true, &[0x8b], BYTES, CONTEXT, MEMORY as i32);
-        self.memory(None, true, &[0x8b], SIZE, CONTEXT, MEMORY_SIZE as i32);
+        self.memory(None, true, &[0x8b], LEFT, CONTEXT, TICKS as i32);
         self.0.extend([0xff, 0xe6]); // jmp rsi
     }
 
     fn end(&mut self) {
+        self.memory(None, true, &[0x89], LEFT, CONTEXT, TICKS as i32);
         for register in SAVED.iter().rev() {
             self.opcode(None, false, &[], [0, 0, *register], false);
             self.byte(0x58 | register & 7);
@@ -263,6 +307,59 @@ impl Assembler for Code {
         self.copy(to, to_now);
     }
 
+    fn alu_constant(&mut self, alu: Alu, wide: bool, to: u8, a: u8, constant: u64) {
+        let Some(narrow) = narrow(wide, constant) else {
+            self.constant(RCX, constant);
+            return self.alu(alu, wide, to, a, RCX);
+        };
+        let which = match alu {
+            Alu::Add if to != a => return self.memory(None, wide, &[0x8d], to, a, narrow), // lea
+            Alu::Mul => {
+                self.registers(None, wide, &[0x69], to, a);
+                return self.i32(narrow);
+            }
+            Alu::Add => 0,
+            Alu::Or => 1,
+            Alu::And => 4,
+            Alu::Sub => 5,
+            Alu::Xor => 6,
+        };
+        self.copy(to, a);
+        self.immediate(which, wide, to, narrow);
+    }
+
+    fn divide(&mut self, division: Division, wide: bool, to: u8, a: u8, b: u8) -> Vec<Patch> {
+        let signed = matches!(division, Division::Signed | Division::SignedRemainder);
+        self.registers(None, wide, &[0x85], b, b);
+        let mut out = vec![self.jump_on(4)];
+        if signed {
+            self.immediate(7, wide, b, -1);
+            out.push(self.jump_on(4));
+        }
+        self.copy(RAX, a);
+        if signed {
+            self.opcode(None, wide, &[0x99], [0; 3], false); // cdq
+        } else {
+            self.constant(RDX, 0);
+        }
+        self.registers(None, wide, &[0xf7], if signed { 7 } else { 6 }, b);
+        self.copy(to, if matches!(division, Division::Signed | Division::Unsigned) { RAX } else { RDX });
+        out
+    }
+
+    fn count_zeros(&mut self, from_highest: bool, wide: bool, to: u8, a: u8) {
+        let bits = if wide { 64 } else { 32 };
+        // The place of a bit, if there is one.
+        self.registers(None, wide, &[0x0f, if from_highest { 0xbd } else { 0xbc }], RAX, a);
+        self.0.extend([0xb9]); // mov ecx, which leaves the flags
+        self.i32(if from_highest { 2 * bits - 1 } else { bits });
+        self.registers(None, false, &[0x0f, 0x44], RAX, RCX); // cmovz
+        if from_highest {
+            self.immediate(6, false, RAX, bits - 1);
+        }
+        self.copy(to, RAX);
+    }
+
     fn shift(&mut self, shift: Shift, wide: bool, to: u8, a: u8, b: u8) {
         self.copy(RDX, a);
         self.copy(RCX, b);
@@ -280,6 +377,11 @@ impl Assembler for Code {
 
     fn compare(&mut self, condition: Condition, wide: bool, to: u8, a: u8, b: u8) {
         self.registers(None, wide, &[0x3b], a, b);
+        self.set_on(code_of(condition), to);
+    }
+
+    fn compare_constant(&mut self, condition: Condition, wide: bool, to: u8, a: u8, constant: u64) {
+        self.compare_value(wide, a, constant);
         self.set_on(code_of(condition), to);
     }
 
@@ -301,6 +403,11 @@ impl Assembler for Code {
 
     fn jump_if(&mut self, condition: Condition, wide: bool, a: u8, b: u8) -> Patch {
         self.registers(None, wide, &[0x3b], a, b);
+        self.jump_on(code_of(condition))
+    }
+
+    fn jump_if_constant(&mut self, condition: Condition, wide: bool, a: u8, constant: u64) -> Patch {
+        self.compare_value(wide, a, constant);
         self.jump_on(code_of(condition))
     }
 
@@ -383,57 +490,52 @@ impl Assembler for Code {
     }
 
     fn tick(&mut self) -> Patch {
-        // cmp qword [context + TICKS], 0 and dec
-        self.memory(None, true, &[0x81], 7, CONTEXT, TICKS as i32);
-        self.i32(0);
-        let none = self.jump_on(4);
-        self.memory(None, true, &[0xff], 1, CONTEXT, TICKS as i32);
+        let none = self.jump_if_zero(LEFT);
+        self.add(LEFT, -1);
         none
     }
 
-    fn address(&mut self, base: u8, offset: u32, size: u8) -> Patch {
-        let (offset, size) = (u64::from(offset), u64::from(size));
-        if offset + size <= i32::MAX as u64 {
-            self.memory(None, true, &[0x8d], RCX, base, (offset + size) as i32);
-        } else {
-            self.constant(RCX, offset + size);
-            self.registers(None, true, &[0x03], RCX, base);
+    fn point(&mut self, base: u8, offset: u32, _: u8, end: Option<u64>) -> (u32, Option<Patch>) {
+        self.zero_extend(RAX, base);
+        let outside = end.map(|end| {
+            self.alu_constant(Alu::Add, true, RCX, RAX, end);
+            self.compare_with(RCX, MEMORY_SIZE);
+            self.jump_on(7)
+        });
+        if i32::try_from(offset).is_ok() {
+            return (offset, outside);
         }
-        self.registers(None, true, &[0x3b], RCX, SIZE);
-        let outside = self.jump_on(7);
-        // lea rax, [BYTES + rcx - size]
-        self.opcode(None, true, &[0x8d], [RAX, RCX, BYTES], false);
-        self.0.extend([0x44, (RCX & 7) << 3 | BYTES & 7, (size as i8).wrapping_neg() as u8]);
-        outside
+        self.alu_constant(Alu::Add, true, RAX, RAX, offset.into());
+        (0, outside)
     }
 
-    fn load(&mut self, to: u8, size: u8, extend: Extend) {
+    fn load(&mut self, to: u8, offset: u32, size: u8, extend: Extend) {
         match (size, extend) {
-            (1, Extend::Zero) => self.at_scratch(None, false, &[0x0f, 0xb6], to),
-            (2, Extend::Zero) => self.at_scratch(None, false, &[0x0f, 0xb7], to),
-            (4, Extend::Zero) => self.at_scratch(None, false, &[0x8b], to),
-            (1, _) => self.at_scratch(None, extend == Extend::Sign64, &[0x0f, 0xbe], to),
-            (2, _) => self.at_scratch(None, extend == Extend::Sign64, &[0x0f, 0xbf], to),
-            (4, _) => self.at_scratch(None, true, &[0x63], to),
-            _ => self.at_scratch(None, true, &[0x8b], to),
+            (1, Extend::Zero) => self.in_memory(None, false, &[0x0f, 0xb6], to, offset),
+            (2, Extend::Zero) => self.in_memory(None, false, &[0x0f, 0xb7], to, offset),
+            (4, Extend::Zero) => self.in_memory(None, false, &[0x8b], to, offset),
+            (1, _) => self.in_memory(None, extend == Extend::Sign64, &[0x0f, 0xbe], to, offset),
+            (2, _) => self.in_memory(None, extend == Extend::Sign64, &[0x0f, 0xbf], to, offset),
+            (4, _) => self.in_memory(None, true, &[0x63], to, offset),
+            _ => self.in_memory(None, true, &[0x8b], to, offset),
         }
     }
 
-    fn store(&mut self, from: u8, size: u8) {
+    fn store(&mut self, from: u8, offset: u32, size: u8) {
         match size {
-            1 => self.at_scratch(None, false, &[0x88], from),
-            2 => self.at_scratch(Some(0x66), false, &[0x89], from),
-            4 => self.at_scratch(None, false, &[0x89], from),
-            _ => self.at_scratch(None, true, &[0x89], from),
+            1 => self.in_memory(None, false, &[0x88], from, offset),
+            2 => self.in_memory(Some(0x66), false, &[0x89], from, offset),
+            4 => self.in_memory(None, false, &[0x89], from, offset),
+            _ => self.in_memory(None, true, &[0x89], from, offset),
         }
     }
 
-    fn load_double(&mut self, to: u8) {
-        self.at_scratch(Some(0xf2), false, &[0x0f, 0x10], to);
+    fn load_float(&mut self, to: u8, offset: u32, size: u8) {
+        self.in_memory(prefix_of(size == 8), false, &[0x0f, 0x10], to, offset);
     }
 
-    fn store_double(&mut self, from: u8) {
-        self.at_scratch(Some(0xf2), false, &[0x0f, 0x11], from);
+    fn store_float(&mut self, from: u8, offset: u32, size: u8) {
+        self.in_memory(prefix_of(size == 8), false, &[0x0f, 0x11], from, offset);
     }
 
     fn float(&mut self, float: Float, double: bool, to: u8, a: u8, b: u8) {
@@ -443,6 +545,7 @@ impl Assembler for Code {
             Float::Sub => 0x5c,
             Float::Div => 0x5e,
         };
+        let (a, b) = if to == b && matches!(float, Float::Add | Float::Mul) { (b, a) } else { (a, b) };
         let to_now = if to == b && to != a { 0 } else { to };
         self.copy_float(to_now, a);
         self.registers(prefix_of(double), false, &[0x0f, opcode], to_now, b);
@@ -450,7 +553,9 @@ impl Assembler for Code {
     }
 
     fn square_root(&mut self, double: bool, to: u8, a: u8) {
-        self.registers(prefix_of(double), false, &[0x0f, 0x51], to, a);
+        // In place, as the instruction would wait for what else is in the register.
+        self.copy_float(to, a);
+        self.registers(prefix_of(double), false, &[0x0f, 0x51], to, to);
     }
 
     fn jump_if_nan(&mut self, double: bool, a: u8) -> Patch {
@@ -478,6 +583,39 @@ impl Assembler for Code {
     fn convert(&mut self, double: bool, wide: bool, to: u8, from: u8) {
         self.registers(None, false, &[0x0f, 0x57], to, to);
         self.registers(prefix_of(double), wide, &[0x0f, 0x2a], to, from);
+    }
+
+    fn change_precision(&mut self, double: bool, to: u8, a: u8) {
+        let from = if to == a { 1 } else { a };
+        self.copy_float(from, a);
+        self.registers(None, false, &[0x0f, 0x57], to, to);
+        self.registers(prefix_of(!double), false, &[0x0f, 0x5a], to, from);
+    }
+
+    fn truncate(&mut self, Truncation { double, wide, signed }: Truncation, a: u8) -> Vec<Patch> {
+        // To 64 bits with a sign; the least integer if there is none.
+        self.registers(prefix_of(double), true, &[0x0f, 0x2c], RAX, a);
+        let out = match (wide, signed) {
+            (true, true) => {
+                self.immediate(7, true, RAX, 1);
+                0 // overflow
+            }
+            (true, false) => {
+                self.registers(None, true, &[0x85], RAX, RAX);
+                8 // negative
+            }
+            (false, _) => {
+                if signed {
+                    self.sign_extend(RCX, RAX, 32, true);
+                } else {
+                    self.zero_extend(RCX, RAX);
+                }
+                self.registers(None, true, &[0x3b], RCX, RAX);
+                self.zero_extend(RAX, RAX);
+                5
+            }
+        };
+        vec![self.jump_on(out)]
     }
 }
 
