@@ -109,24 +109,31 @@ def of_machines() -> dict[str, int]:
     """Counts of a vmm process that boots a tiny guest, and of one that restores it: the least of
     ROUNDS, as other work on the machine only adds to them.
     """
-    with tempfile.TemporaryDirectory() as name, contextlib.closing(Zygote.start()) as zygote:
+    with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         boot = MachineConfig(kernel=str(tiny.build(work, SPEAK)), memory=16 * MIB, channel=Channel.SERIAL, user=None)
         saved = work / "saved"
         saved.mkdir()
-        with Spawned(zygote, boot) as machine, snapshot_files(saved) as descriptors:
-            _wait_for(machine, BYTES)
-            machine.control.ask(Snapshot(go_on=False), descriptors)
-        zygote.receive()
+        _save(boot, saved)
         restored = MachineConfig(
             kernel=boot.kernel, memory=boot.memory, channel=boot.channel, user=None, restore=(Layer(folder=str(saved)),)
         )
         found: dict[str, list[int]] = {}
-        for _ in range(ROUNDS):
-            for kind, config, size in (("boot", boot, BYTES), ("restore", restored, 0)):
-                for what, count in _one(zygote, config, size, work).items():
-                    found.setdefault(f"{what} of a {kind}", []).append(count)
+        with contextlib.closing(Zygote.start()) as zygote:
+            for _ in range(ROUNDS):
+                for kind, config, size in (("boot", boot, BYTES), ("restore", restored, 0)):
+                    for what, count in _one(zygote, config, size, work).items():
+                        found.setdefault(f"{what} of a {kind}", []).append(count)
     return {name: min(counts) for name, counts in found.items()}
+
+
+def _save(config: MachineConfig, folder: Path) -> None:
+    """Save such a machine. Its zygote may compile modules, and has what that leaves in memory; the
+    next one finds them compiled.
+    """
+    with contextlib.closing(Zygote.start()) as zygote, Spawned(zygote, config) as machine, snapshot_files(folder) as descriptors:
+        _wait_for(machine, BYTES)
+        machine.control.ask(Snapshot(go_on=False), descriptors)
 
 
 def _wait_for(machine: Spawned, size: int) -> None:
@@ -209,6 +216,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare counts with the last release's.")
     parser.add_argument("--write", action="store_true", help="make the file anew")
     arguments = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # for the zygotes
     found = count()
     if arguments.write:
         RELEASED.write_text(json.dumps(found, indent=1) + "\n")
