@@ -1,5 +1,5 @@
 # Each target does its set-up too. `make demo` and `make test` are all that a newcomer needs.
-.PHONY: setup kernel agent agents wasm web wheel deb images python arm test-images demo test test-all soak intel-check lint bench bench-quick clean
+.PHONY: setup kernel agent agents wasm web wheel deb images python arm test-images demo test test-all soak attack intel-check lint bench bench-quick clean
 
 LEVEL = test
 demo kernel agent images: LEVEL = demo
@@ -79,6 +79,10 @@ test-all: setup kernel agent images python arm test-images
 # Chaos for HOURS hours; each server that falls is said with its seed.
 soak: setup
 	@.venv/bin/python -m scripts.chaos --hours $(or $(HOURS),8)
+
+# Hostile snippets against this build, in the languages that have an image here (make test-images has all); some 15 minutes.
+attack: setup kernel agent python
+	@scripts/with-kvm python -m scripts.attack.main --report docs/attack-report.md
 
 # Before a release: our tests on Intel processors as Bochs emulates them, 20 minutes and once 10 to 20 for building Bochs.
 intel-check: setup kernel agent

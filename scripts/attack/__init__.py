@@ -1,0 +1,1 @@
+"""Hostile snippets against the current build, and what became of them."""
