@@ -1,5 +1,6 @@
-"""Admission: the machines that exist at one time fit into a memory budget; a bounded number of runs
-waits, in order of arrival. A tenant's runs are bounded besides.
+"""Admission: the machines that exist at one time fit into a memory budget, and are not more than
+the processors shall share; a bounded number of runs waits, in order of arrival. A tenant's runs are
+bounded besides.
 """
 
 import asyncio
@@ -113,17 +114,21 @@ class Ticket:
 
 
 class Admission:
-    """A budget of `budget` bytes, and room for `queue` runs that wait for their share of it.
+    """A budget of `budget` bytes and, unless 0, of `most` machines, and room for `queue` runs that
+    wait for their share of it.
 
     Attributes:
+        machines: how many hold a share now.
         reclaimers: each is called with the bytes that are lacking: begins to end machines that
             nobody uses, and says how many bytes such machines are about to give back.
         on_room: called some time after memory was given back that nobody waits for.
     """
 
-    def __init__(self, budget: int, queue: int) -> None:
+    def __init__(self, budget: int, queue: int, most: int = 0) -> None:
         self.budget = budget
+        self.most = most
         self.used = 0
+        self.machines = 0
         self.reclaimers: list[Callable[[int], int]] = []
         self.on_room: list[Callable[[], None]] = []
         self._queue = queue
@@ -162,7 +167,7 @@ class Admission:
             HostError: the budget is too small for it at any time.
         """
         self.check(memory)
-        missing = self._missing + memory
+        missing = self._missing(memory)
         covered = missing <= 0 or self._reclaim(missing) >= missing
         if of_run and not covered and self.waiting >= self._queue:
             wait = self.typical_wait_s(memory)
@@ -173,10 +178,19 @@ class Admission:
         self._grant()
         return ticket
 
-    @property
-    def _missing(self) -> int:
-        """Bytes that those who wait are lacking; less than 0 if there is room."""
-        return sum(ticket.memory for ticket in self._waiting) + self.used - self.budget
+    def _missing(self, *more: int) -> int:
+        """Bytes that those who wait are lacking, and `more` machines of such sizes; less than 0 if
+        there is room. Where the number of machines is what lacks, those of as many that are there.
+        """
+        asked = [*(ticket.memory for ticket in self._waiting), *more]
+        bytes_missing = sum(asked) + self.used - self.budget
+        over = len(asked) + self.machines - self.most
+        if self.most and over > 0:
+            return max(bytes_missing, over * -(-self.used // max(1, self.machines)), 1)
+        return bytes_missing
+
+    def _fits(self, memory: int) -> bool:
+        return self.used + memory <= self.budget and (not self.most or self.machines < self.most)
 
     def _reclaim(self, missing: int) -> int:
         freed = 0
@@ -187,19 +201,20 @@ class Admission:
 
     def press(self) -> None:
         """Have machines ended that nobody uses, for those who wait."""
-        if self._waiting and (missing := self._missing) > 0:
+        if self._waiting and (missing := self._missing()) > 0:
             self._reclaim(missing)
 
     def typical_wait_s(self, memory: int) -> int:
         """After how many seconds there may be room for a machine of this size."""
-        rounds = (len(self._waiting) + 1) * memory / self.budget
+        ahead = len(self._waiting) + 1
+        rounds = max(ahead * memory / self.budget, ahead / self.most if self.most else 0)
         return min(MAX_RETRY_S, max(1, math.ceil(self._typical_s * rounds)))
 
     def enter_idle(self, memory: int, beside: Ticket | None = None) -> Ticket | None:
         """A ticket for a machine that nobody waits for, if there is room beside all who do. It is
         one more for the run that has the ticket `beside`, if that is given.
         """
-        if self._waiting or self.used + memory > self.budget:
+        if self._waiting or not self._fits(memory):
             return None
         tenant = beside.tenant if beside else None
         if tenant is not None and tenant.memory and tenant.memory_used + memory > tenant.memory:
@@ -234,6 +249,7 @@ class Admission:
             if ticket.of_run:
                 self._typical_s = 0.8 * self._typical_s + 0.2 * (time.monotonic() - ticket.granted_at)
             self.used -= ticket.memory
+            self.machines -= 1
         self._grant()
         if not self._waiting and self.on_room and self._telling is None:
             self._telling = asyncio.get_running_loop().call_soon(self._tell)
@@ -244,9 +260,10 @@ class Admission:
             call()
 
     def _grant(self) -> None:
-        while self._waiting and self.used + self._waiting[0].memory <= self.budget:
+        while self._waiting and self._fits(self._waiting[0].memory):
             ticket = self._waiting.popleft()
             ticket.granted_at = time.monotonic()
             self.used += ticket.memory
+            self.machines += 1
             if not ticket.turn.done():  # it is when its run was ended while it waited; `leave` comes next
                 ticket.turn.set_result(None)

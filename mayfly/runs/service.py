@@ -80,7 +80,7 @@ class Service:
         self.config = config
         self.images = Images(config.languages)
         self.spawner = Spawner(zygote)
-        self.admission = Admission(config.memory_budget or int(available_memory() * DEFAULT_SHARE), config.queue)
+        self.admission = Admission(config.memory_budget or int(available_memory() * DEFAULT_SHARE), config.queue, config.machines)
         self.networks = Networks(config)
         self.observer = observer or Observer()
         self.supply = Supply(self.spawner, config, self.admission, self.observer, lasting=sockets is not None)

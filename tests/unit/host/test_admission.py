@@ -142,3 +142,28 @@ def test_who_wants_room_that_nobody_waits_for_is_told() -> None:
         assert told == [0]
 
     asyncio.run(scenario())
+
+
+def test_machines_are_counted_however_small_they_are() -> None:
+    async def scenario() -> None:
+        room, asked = Admission(1024 * MIB, queue=1, most=2), []
+
+        def pool(missing: int) -> int:
+            asked.append(missing)
+            return 0
+
+        room.reclaimers.append(pool)
+        first, idle = room.enter(64 * MIB), room.enter_idle(64 * MIB)
+        assert idle is not None
+        assert room.enter_idle(MIB) is None
+        waiting = room.enter(MIB)
+        assert (waiting.turn.done(), room.machines, asked) == (False, 2, [64 * MIB])  # the size of one that is there
+        with pytest.raises(BusyError, match="1 runs are waiting"):
+            room.enter(MIB)
+        room.leave(idle)
+        assert (waiting.turn.done(), room.machines) == (True, 2)
+        room.leave(first)
+        room.leave(waiting)
+        assert (room.machines, room.used) == (0, 0)
+
+    asyncio.run(scenario())
