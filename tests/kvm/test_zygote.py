@@ -15,7 +15,7 @@ import pytest
 
 from mayfly.errors import BootError, ConfigError, HostError, SchemaError
 from mayfly.guests import zygote as zygote_module
-from mayfly.guests.zygote import START, Zygote
+from mayfly.guests.zygote import OOM_SCORE, START, Zygote
 from mayfly.protocol.report import End, Ended, decode
 from mayfly.protocol.spawning import NOBODY, NOT_FORKED, Reaped
 from mayfly.units import MIB
@@ -68,6 +68,17 @@ def test_a_machine_reports_its_phases_its_exits_and_its_end(zygote: Zygote, tmp_
     assert exits.pop("own-bytes") > 0
     assert exits == {"io 0x3f8": 1, "io 0x64": 1, "total": 2, "channel-data": 0, "kicks": 0}
     assert zygote.receive() == Reaped(machine=7, status=0)
+    machine.close()
+
+
+def test_machines_end_before_their_server_where_memory_runs_out(zygote: Zygote, tmp_path: Path) -> None:
+    machine = spawned(zygote, tiny.build(tmp_path, SPIN))
+    machine.wait_running()
+    ours, theirs, its = (int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in ("self", zygote.pid, machine.pid))
+    assert (theirs, its) == (OOM_SCORE, OOM_SCORE)
+    assert ours < OOM_SCORE
+    machine.channel.close()
+    machine.wait_ended()
     machine.close()
 
 
