@@ -394,7 +394,7 @@ class Wire:
         if cut:
             self.lose()
             while self._when_lost:
-                asyncio.get_running_loop().call_later(0, self._when_lost.pop())
+                asyncio.get_running_loop().call_soon(self._when_lost.pop())  # before anybody connects again
 
     def lose(self) -> None:
         self.lost = True
