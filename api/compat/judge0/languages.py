@@ -49,14 +49,22 @@ NUMBERS: Mapping[int, Number] = {
     74: Number("typescript", "TypeScript", "3.7"),
     75: Number("c", "C", ""),
     76: Number("c++", "C++", ""),
-    # Of 1.14.0, for clients that have its numbers built in.
+    # Of later ones, for clients that have their numbers built in.
     91: Number("java", "Java", "17"),
+    92: Number("python", "Python", "3.11"),
+    93: Number("javascript", "JavaScript", "18.15"),
+    94: Number("typescript", "TypeScript", "5.0"),
+    95: Number("go", "Go", "1.18"),
+    97: Number("javascript", "JavaScript", "20.17"),
+    100: Number("python", "Python", "3.12"),
     101: Number("typescript", "TypeScript", "5.6"),
     102: Number("javascript", "JavaScript", "22.08"),
     103: Number("c", "C", "14.1"),
     105: Number("c++", "C++", "14.1"),
+    106: Number("go", "Go", "1.22"),
     107: Number("go", "Go", "1.23"),
     108: Number("rust", "Rust", "1.85"),
+    109: Number("python", "Python", "3.13"),
     113: Number("python", "Python", "3.14"),
 }
 """Only languages that there can be an image of."""
