@@ -30,7 +30,7 @@ from mayfly.host.snippet import Snippet
 from mayfly.runs.callbacks import Callback, Callbacks, Delivered, Message, signature
 from mayfly.runs.repeats import Repeat, check_key
 from mayfly.runs.run import Run
-from mayfly.runs.runner import Runner
+from mayfly.runs.runner import Order, Runner
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
 ATTEMPT_S = 10.0  # For a callback to be answered
@@ -219,8 +219,7 @@ async def submit(
 
     try:
         image = service.image_for(snippet)
-        tenant = caller_of(request).tenant
-        run = await service.begin(snippet, image, publish=publish, tenant=tenant, then=over, repeat=repeat, call=call)
+        run = await service.begin(Order(snippet, image, publish, caller_of(request).tenant, over, repeat, call))
     except MayflyError as error:
         audit.write(action="refuse", **who, language=snippet.language[:80], code=error.code)
         raise

@@ -8,7 +8,6 @@ import hashlib
 import logging
 import secrets
 import weakref
-from collections.abc import Callable
 
 from mayfly.errors import BodyTooLargeError, BusyError, FleetError, UnknownRunError
 from mayfly.fleet.accounts import Accounts
@@ -22,13 +21,12 @@ from mayfly.fleet.results import Results
 from mayfly.fleet.roll import Roll
 from mayfly.fleet.steps import step
 from mayfly.fleet.watch import Watch
-from mayfly.host.admission import Tenant
 from mayfly.host.config import Config
 from mayfly.host.plan import make_plan
 from mayfly.host.snippet import Snippet
-from mayfly.images.store import InstalledImage
 from mayfly.runs.repeats import Repeat
 from mayfly.runs.run import Run
+from mayfly.runs.runner import Order
 from mayfly.runs.stdin import LiveStdin
 from mayfly.schema import replace
 
@@ -91,39 +89,21 @@ class Acceptance:
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self.accepted = self.refused = 0
 
-    async def begin(
-        self,
-        snippet: Snippet,
-        image: InstalledImage,
-        *,
-        publish: bool = False,
-        tenant: Tenant | None = None,
-        then: Callable[[Run], None] | None = None,
-        repeat: Repeat | None = None,
-        call: bytes = b"",
-    ) -> Run:
-        """Accept a snippet. When this returns it is stored, and has a result some time, whatever
+    async def begin(self, order: Order) -> Run:
+        """Accept a run. When this returns it is stored, and has a result some time, whatever
         dies meanwhile.
 
         Raises:
             RequestError: it cannot be run as it stands, or too many wait.
             StoppingError, FleetError: not now; with the same key it may be tried again.
         """
-        if repeat is None:
-            return await self._begin(snippet, image, publish, tenant, then, None, call)
-        async with self._locks.setdefault(_id_of(repeat), asyncio.Lock()):
-            return await self.repeated(repeat) or await self._begin(snippet, image, publish, tenant, then, repeat, call)
+        if order.repeat is None:
+            return await self._begin(order)
+        async with self._locks.setdefault(_id_of(order.repeat), asyncio.Lock()):
+            return await self.repeated(order.repeat) or await self._begin(order)
 
-    async def _begin(
-        self,
-        snippet: Snippet,
-        image: InstalledImage,
-        publish: bool,
-        tenant: Tenant | None,
-        then: Callable[[Run], None] | None,
-        repeat: Repeat | None,
-        call: bytes,
-    ) -> Run:
+    async def _begin(self, order: Order) -> Run:
+        snippet, image, tenant, repeat = order.snippet, order.image, order.tenant, order.repeat
         plan = make_plan(snippet, image, self._config)
         arch, lang = image.manifest.arch, token_of(name_of(image))
         self._check_room(arch, lang)
@@ -148,12 +128,12 @@ class Acceptance:
             digest=repeat.digest if repeat else b"",
         )
         follow = Follow(run, registered)
-        follow.then = then
+        follow.then = order.then
         self._follows.begin(follow)
         try:
             if tenant is not None:
                 registered.charged = await self._accounts.take(tenant, run.id, plan.wanted.machine.memory)
-            return await self._accept(follow, snippet, image, publish, repeat, call)
+            return await self._accept(follow, order)
         except BaseException as error:
             self._follows.drop(follow)
             if isinstance(error, NobodyError | SilenceError):
@@ -171,14 +151,12 @@ class Acceptance:
             self.refused += 1
             raise BusyError(f"{waiting} runs are waiting already", hint="try again in 1 s", retry_after_s=1)
 
-    async def _accept(
-        self, follow: Follow, snippet: Snippet, image: InstalledImage, publish: bool, repeat: Repeat | None, call: bytes
-    ) -> Run:
-        run, registered = follow.run, follow.registered
+    async def _accept(self, follow: Follow, order: Order) -> Run:
+        run, registered, repeat = follow.run, follow.registered, order.repeat
         try:
             await self._queues.ensure(registered.arch, registered.lang)
-            snippet = replace(snippet, language=name_of(image))
-            if repeat is None and not call:
+            snippet = replace(order.snippet, language=name_of(order.image))
+            if repeat is None and not order.call:
                 follow.revision, follow.number = await self._store(registered, snippet)
             else:
                 before = None
@@ -187,8 +165,8 @@ class Acceptance:
                     if before.host or self._follows.knows(run.id) or await self._results.has(run.id):
                         return await self._join(follow)
                 stored = before or registered
-                if call:  # before the work: a run that is carried out has its call
-                    await self._calls.put(run.id, call, stored.token)
+                if order.call:  # before the work: a run that is carried out has its call
+                    await self._calls.put(run.id, order.call, stored.token)
                 number = await self._queue(stored, snippet)
                 if before is not None:  # whoever registered it may not have come as far as this
                     return await self._join(follow)
@@ -203,7 +181,7 @@ class Acceptance:
             with contextlib.suppress(NobodyError, SilenceError):  # if the work was stored after all, no host may begin it
                 await self._unregister(registered)
             raise
-        self._follows.keep(follow, publish=publish)
+        self._follows.keep(follow, publish=order.publish)
         self.accepted += 1
         told = step("accept", run.id, language=run.language, architecture=registered.arch)
         log.info("run %s: accepted by %s for %s on %s", run.id, self._engine.name, run.language, registered.arch, extra=told)

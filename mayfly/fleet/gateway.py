@@ -8,7 +8,7 @@ other gateway finds them.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mayfly.errors import (
@@ -48,7 +48,6 @@ from mayfly.fleet.results import Results
 from mayfly.fleet.roll import Roll
 from mayfly.fleet.verdicts import Verdicts
 from mayfly.fleet.watch import Watch
-from mayfly.host.admission import Tenant
 from mayfly.host.config import Config
 from mayfly.host.keys import ApiKey
 from mayfly.host.snippet import Snippet, Terminal
@@ -56,7 +55,7 @@ from mayfly.images.store import InstalledImage, targeted
 from mayfly.runs.kept import Runs
 from mayfly.runs.repeats import Repeat
 from mayfly.runs.run import Run
-from mayfly.runs.runner import CallBack, Health
+from mayfly.runs.runner import CallBack, Health, Order
 from mayfly.snapshots.store import Snapshot
 
 log = logging.getLogger(__name__)
@@ -241,18 +240,8 @@ class Gateway:
 
     # Taking runs
 
-    async def begin(
-        self,
-        snippet: Snippet,
-        image: InstalledImage,
-        *,
-        publish: bool = False,
-        tenant: Tenant | None = None,
-        then: Callable[[Run], None] | None = None,
-        repeat: Repeat | None = None,
-        call: bytes = b"",
-    ) -> Run:
-        """Accept a snippet. When this returns it is stored, and has a result some time, whatever
+    async def begin(self, order: Order) -> Run:
+        """Accept a run. When this returns it is stored, and has a result some time, whatever
         dies meanwhile.
 
         Raises:
@@ -262,9 +251,9 @@ class Gateway:
         if not self._watch.quorum:  # as it was known last
             await self._watch.look_at_servers()
         self.check_ready()
-        if snippet.checkpoint_every_s:
+        if order.snippet.checkpoint_every_s:
             raise UnprocessableError("checkpoint_every_s is not for a fleet", hint="leave it out: a lost run begins again at another host")
-        return await self._acceptance.begin(snippet, image, publish=publish, tenant=tenant, then=then, repeat=repeat, call=call)
+        return await self._acceptance.begin(order)
 
     async def repeated(self, repeat: Repeat) -> Run | None:
         """The run that the same request began before, at any gateway.

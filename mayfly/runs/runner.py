@@ -4,7 +4,7 @@ to follow needs to know no more.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from mayfly.host.admission import Tenant
 from mayfly.host.config import Config
@@ -38,6 +38,21 @@ is to be tried again elsewhere.
 def call_nobody(_: Run, __: bytes, told: Callable[[bool], None]) -> None:
     """Tell nobody."""
     told(True)
+
+
+class Order(NamedTuple):
+    """A run that is to begin. Its output socket (if `publish`) listens when it has begun. It is
+    `tenant`'s, within that one's limits. `then` is told of the run when it is over, if this server
+    is still there; the `call` is made in any case. The same `repeat` finds it again.
+    """
+
+    snippet: Snippet
+    image: InstalledImage
+    publish: bool = False
+    tenant: Tenant | None = None
+    then: Callable[[Run], None] | None = None
+    repeat: Repeat | None = None
+    call: bytes = b""
 
 
 class Runner(Protocol):
@@ -83,21 +98,8 @@ class Runner(Protocol):
     def health(self) -> Health:
         """What it has to do."""
 
-    async def begin(
-        self,
-        snippet: Snippet,
-        image: InstalledImage,
-        *,
-        publish: bool = False,
-        tenant: Tenant | None = None,
-        then: Callable[[Run], None] | None = None,
-        repeat: Repeat | None = None,
-        call: bytes = b"",
-    ) -> Run:
-        """Accept a snippet: from here on it has a result, whatever happens. Its output socket (if
-        `publish`) listens when this returns. It is `tenant`'s, within that one's limits. `then` is
-        told of the run when it is over, if this server is still there; the `call` is made in any
-        case. The same `repeat` finds it again.
+    async def begin(self, order: Order) -> Run:
+        """Accept a run: from here on it has a result, whatever happens.
 
         Raises:
             RequestError: the snippet cannot be run as it stands, or there is no room.

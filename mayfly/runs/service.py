@@ -44,7 +44,7 @@ from mayfly.runs.execute import do_cases, do_once, execute
 from mayfly.runs.kept import Runs
 from mayfly.runs.repeats import Repeat, Repeats
 from mayfly.runs.run import Run
-from mayfly.runs.runner import CallBack, Health, call_nobody
+from mayfly.runs.runner import CallBack, Health, Order, call_nobody
 from mayfly.runs.stdin import LiveStdin
 from mayfly.runs.work import Work
 from mayfly.snapshots import store as snapshots
@@ -312,28 +312,18 @@ class Service:
         work.task = asyncio.create_task(doing, name=f"run {run.id}")
         work.task.add_done_callback(lambda task: self._over(run, task, wanted, then))
 
-    async def begin(
-        self,
-        snippet: Snippet,
-        image: InstalledImage,
-        *,
-        publish: bool = False,
-        tenant: Tenant | None = None,
-        then: Callable[[Run], None] | None = None,
-        repeat: Repeat | None = None,
-        call: bytes = b"",
-    ) -> Run:
-        """As `start`; the same `repeat` finds the run again. The `call` is made once it is over."""
+    async def begin(self, order: Order) -> Run:
+        """As `start`."""
 
         def over(run: Run) -> None:
-            if then is not None:
-                then(run)
-            if call:
-                self.call_back(run, call, lambda _: None)
+            if order.then is not None:
+                order.then(run)
+            if order.call:
+                self.call_back(run, order.call, lambda _: None)
 
-        run = self.start(snippet, image, publish=publish, tenant=tenant, then=over)
-        if repeat is not None:
-            self._repeats.remember(repeat, run)
+        run = self.start(order.snippet, order.image, publish=order.publish, tenant=order.tenant, then=over)
+        if order.repeat is not None:
+            self._repeats.remember(order.repeat, run)
         return run
 
     async def repeated(self, repeat: Repeat) -> Run | None:

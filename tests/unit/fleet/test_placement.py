@@ -24,6 +24,7 @@ from mayfly.host.snippet import Snippet
 from mayfly.images.store import InstalledImage
 from mayfly.protocol.frames import Exit, ExitHow, Limit, Stage
 from mayfly.runs.run import Run
+from mayfly.runs.runner import Order
 from mayfly.runs.service import Service
 from tests.kit.api_fakes import factory, install_toys, small_config
 from tests.kit.fleet_kit import ACK_WAIT_S, Fleet, in_fleet, until
@@ -129,7 +130,7 @@ def test_runs_go_to_warm_hosts_and_then_beyond(monkeypatch: pytest.MonkeyPatch, 
             image = way.runner.image_for(snippet)
 
             async def begin(count: int) -> list[Run]:
-                return [await way.runner.begin(snippet, image) for _ in range(count)]
+                return [await way.runner.begin(Order(snippet, image)) for _ in range(count)]
 
             go_on.set()
             for _ in range(10):
