@@ -149,8 +149,9 @@ def digest_of(request: web.Request, body: bytes) -> bytes:
     return hashlib.sha256(about + body).digest()
 
 
-async def begin(request: web.Request, asked: Asked, *, publish: bool = False) -> Run:
-    """Begin a run, or find the one that the same request began before.
+async def begin(request: web.Request, asked: Asked, *, publish: bool = False, awaited: bool = False) -> Run:
+    """Begin a run, or find the one that the same request began before. If it is `awaited`, nothing
+    is answered before its end.
 
     Raises:
         KeyReusedError: another request came with its Idempotency-Key.
@@ -166,7 +167,7 @@ async def begin(request: web.Request, asked: Asked, *, publish: bool = False) ->
     if callback is not None:
         request.app[HOOKS].check(callback, owner)
         call = msgspec.json.encode(_Call(url=callback.url, secret=callback.secret, **_who(request)))
-    return await submit(request, snippet, publish=publish, repeat=repeat, call=call)
+    return await submit(request, snippet, publish=publish, repeat=repeat, call=call, awaited=awaited)
 
 
 class _Call(msgspec.Struct, kw_only=True):
@@ -199,9 +200,10 @@ async def submit(
     then: Callable[[Run], None] | None = None,
     repeat: Repeat | None = None,
     call: bytes = b"",
+    awaited: bool = False,
 ) -> Run:
     """Begin a run for whoever sent the request, within the limits of their key. `then` is told when
-    it is over; `call_back` makes the `call`, if there is one.
+    it is over; the rest is as of Order.
 
     Raises:
         RequestError: the snippet cannot be run as it stands, or there is no room, or a limit of the
@@ -219,7 +221,7 @@ async def submit(
 
     try:
         image = service.image_for(snippet)
-        run = await service.begin(Order(snippet, image, publish, caller_of(request).tenant, over, repeat, call))
+        run = await service.begin(Order(snippet, image, publish, caller_of(request).tenant, over, repeat, call, awaited))
     except MayflyError as error:
         audit.write(action="refuse", **who, language=snippet.language[:80], code=error.code)
         raise

@@ -63,7 +63,8 @@ async def run(request: web.Request) -> web.StreamResponse:
     if asked.submission.snippet.interactive and query.stream is UNSET:
         hint = "use POST /start, or say ?stream=jsonl: they tell the run's id before its end"
         raise UnprocessableError("nobody could write to this interactive run", hint=hint)
-    async with attended(request, await begin(request, asked), lasting=asked.lasting) as found:
+    awaited = query.stream is UNSET and not asked.lasting
+    async with attended(request, await begin(request, asked, awaited=awaited), lasting=asked.lasting) as found:
         if query.stream is not UNSET:
             return await events.send(request, found, events.KINDS[query.stream], result=True)
         await found.done.wait()

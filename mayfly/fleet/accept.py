@@ -156,7 +156,9 @@ class Acceptance:
         try:
             await self._queues.ensure(registered.arch, registered.lang)
             snippet = replace(order.snippet, language=name_of(order.image))
-            if repeat is None and not order.call:
+            if order.awaited:  # who else would have to know of it finds its result, or it is registered soon
+                follow.revision, follow.number = 0, await self._queue(registered, snippet, awaited=True)
+            elif repeat is None and not order.call:
                 follow.revision, follow.number = await self._store(registered, snippet)
             else:
                 before = None
@@ -182,14 +184,16 @@ class Acceptance:
                 await self._unregister(registered)
             raise
         self._follows.keep(follow, publish=order.publish)
+        if order.awaited:
+            self._follows.spawn(self._follows.register_soon(follow), f"register {run.id}")
         self.accepted += 1
         told = step("accept", run.id, language=run.language, architecture=registered.arch)
         log.info("run %s: accepted by %s for %s on %s", run.id, self._engine.name, run.language, registered.arch, extra=told)
         return run
 
-    async def _queue(self, registered: Registered, snippet: Snippet) -> int:
+    async def _queue(self, registered: Registered, snippet: Snippet, *, awaited: bool = False) -> int:
         run_id = registered.head.id
-        work = Work(id=run_id, token=registered.token, gateway=registered.gateway, snippet=snippet)
+        work = Work(id=run_id, token=registered.token, gateway=registered.gateway, snippet=snippet, awaited=awaited)
         return await self._engine.put(registered.arch, registered.lang, encode(work), id_of(run_id, registered.token))
 
     async def _store(self, registered: Registered, snippet: Snippet) -> tuple[int, int]:

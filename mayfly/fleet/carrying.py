@@ -4,8 +4,9 @@ to whoever follows it, and is brought to an end that a gateway has stored.
 
 import asyncio
 import collections
+import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from mayfly.errors import MayflyError, RequestError, RunEndedError, to_wire
 from mayfly.fleet.engine import Delivery, Engine, Message, NobodyError, SilenceError
@@ -22,8 +23,10 @@ from mayfly.fleet.message import (
     Settle,
     Signal,
     Size,
+    Tail,
     ToGateway,
     ToHost,
+    Told,
     Verdict,
     Work,
     decode,
@@ -46,6 +49,8 @@ LATER_S = 0.25
 ASK_S = 2.0
 """For the gateway that took a run to say whether it may begin; then any gateway is asked."""
 SETTLE_S = 20.0
+BRIEF_S = 0.02
+"""A run that is awaited and ends within this is told of once, whole."""
 GONE = 1000
 """Runs that moved away of which that is remembered."""
 ELSEWHERE = (
@@ -149,7 +154,7 @@ class Carrying:
         self._active[work.id] = active
         told = step("begin", work.id, host=self._host, delivery=delivery.delivered)
         log.info("run %s: host %s has begun, delivery %d", work.id, self._host, delivery.delivered, extra=told)
-        self.spawn(self._open(active), f"open {work.id}")
+        self.spawn(self._open(active, run), f"open {work.id}")
         self.spawn(self._see_to_end(active, run), f"settle {work.id}")
 
     def refuse(self, work: Work, delivery: Delivery, error: RequestError) -> None:
@@ -161,9 +166,19 @@ class Carrying:
     def _begun(self, active: Active, *, goes_on: bool = False) -> Begun:
         return Begun(token=active.work.token, delivered=active.delivery.delivered, ack=active.delivery.ack, goes_on=goes_on)
 
-    async def _open(self, active: Active) -> None:
-        """Tell the gateway of the run that this host has it, and ask whether that is right;
-        meanwhile its machine starts.
+    async def _open(self, active: Active, run: Run) -> None:
+        """Tell the gateway of the run that this host has it, unless it is over before that matters
+        to anybody.
+        """
+        if active.work.awaited:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(run.done.wait(), BRIEF_S)
+        if not (active.work.awaited and run.done.is_set()):
+            await self._say_begun(active)
+
+    async def _say_begun(self, active: Active) -> None:
+        """Say that this host has the run, and ask whether that is right; meanwhile its machine
+        starts.
         """
         work = active.work
         self._feed(active, work.gateway).begin()  # which says something after this
@@ -257,17 +272,23 @@ class Carrying:
         error = run.outcome.error
         stopped = self._service.stopping and isinstance(error, RunEndedError)
         elsewhere = error is not None and (stopped or error.code in ELSEWHERE)
+        tail = encode(ending_of(run, self._host))
         if not active.tail.done():
-            active.tail.set_result(encode(ending_of(run, self._host)))
-        await self._settle(active, error if elsewhere else None, final=not elsewhere)
+            active.tail.set_result(tail)
+        said: list[Told | Tail] = []
+        if not active.feeds and elsewhere:
+            await self._say_begun(active)  # it counts as an attempt
+        elif not active.feeds:
+            said = Feed.whole(run, tail, active.delivery.delivered)
+        await self._settle(active, error if elsewhere else None, final=not elsewhere, said=said)
 
-    async def _settle(self, active: Active, error: MayflyError | None, *, final: bool) -> None:
+    async def _settle(self, active: Active, error: MayflyError | None, *, final: bool, said: Sequence[Told | Tail] = ()) -> None:
         """Bring the result to a gateway, until one has it."""
         work, run = active.work, active.run
         gateway, wait_s = work.gateway, 0.1
         verdict = "done" if active.unwanted else ""
         while not verdict:
-            message = Settle(token=work.token, delivered=active.delivery.delivered, error=wire(error), final=final)
+            message = Settle(token=work.token, delivered=active.delivery.delivered, error=wire(error), final=final, said=said)
             try:
                 answer = await self._engine.ask(f"settle.{gateway}.{self._host}.{work.id}", encode(message), SETTLE_S)
                 verdict = decode(answer, type=Verdict).verdict

@@ -58,6 +58,17 @@ class Feed:
             self._task.cancel()
             self._task = None
 
+    @classmethod
+    def whole(cls, run: Run, tail: bytes, delivered: int) -> list[Told | Tail]:
+        """All that is to be said of a run that is over, if it is short; else nothing."""
+        reader = Reader(run.record, size=SIZE)
+        events, cost = cls._collect(reader)
+        if cost >= PIECE or len(tail) > PIECE:
+            return []
+        told = Told(delivered=delivered, after=place(START), events=events, state=run.state, cost=cost)
+        at = reader.position if events else START
+        return [told, Tail(delivered=delivered, after=place(at), offset=0, size=len(tail), data=tail)]
+
     async def _go(self, after: Position, tail: int) -> None:
         reader = Reader(self._run.record, after=after, size=SIZE)
         # that it has begun the gateway knows

@@ -20,16 +20,19 @@ class Follow:
     Attributes:
         number: its work's in the stream, if this gateway put it there; -1: another one did.
         known: set when the run is accepted, or is not.
-        revision: of its registration, while that says of no host that it has begun.
+        revision: of its registration, while that says of no host that it has begun: 0 while there
+            is none. None: all is registered, or was by another gateway.
         first: the host that began it first, and the delivery: to be registered.
+        registering: held while that is done.
     """
 
     def __init__(self, run: Run, registered: Registered) -> None:
         self.mirror = Mirror(run)
         self.registered = registered
         self.known = asyncio.Event()
-        self.revision = 0
+        self.revision: int | None = None
         self.first: tuple[str, int] | None = None
+        self.registering = asyncio.Lock()
         self.heard_at = asyncio.get_running_loop().time()
         self.changed = asyncio.Event()
         self.number = 0

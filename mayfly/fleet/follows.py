@@ -163,15 +163,23 @@ class Follows:
             return
         if not mirror.belongs(host, said.delivered):
             return
-        if not (mirror.told(said) if isinstance(said, Told) else mirror.take_tail(said)):
+        if not self.take(follow, said):
             self.spawn(self.attach(follow), f"attach {run_id}")
             return
         follow.owed += said.cost if isinstance(said, Told) else len(said.data)
         if follow.owed >= WINDOW // 4:
             count, follow.owed = follow.owed, 0
             self.spawn(self.say(follow, Grant(gateway=self._engine.name, count=count)), f"grant {run_id}")
-        if isinstance(said, Tail) and mirror.ending is not None:
+
+    @staticmethod
+    def take(follow: Follow, said: Told | Tail) -> bool:
+        """Take what a host says of its run. False: something before it is lacking."""
+        mirror = follow.mirror
+        if isinstance(said, Told):
+            return mirror.told(said)
+        if (fits := mirror.take_tail(said)) and mirror.ending is not None:
             follow.changed.set()
+        return fits
 
     def begun(self, follow: Follow, host: str, message: Begun) -> None:
         """A host says that it has begun: what the client has typed so far goes there."""
@@ -231,29 +239,45 @@ class Follows:
             await self.look_up(follow)
         await self._engine.send(f"over.{run_id}", b"")
 
-    async def record_begin(self, follow: Follow) -> None:
-        """Register the host that began a run first, unless that is done. Raises SilenceError."""
-        if follow.first is None or not follow.revision:
-            return
-        host, delivered = follow.first
-        registered = msgspec.structs.replace(follow.registered, host=host, delivered=delivered, attempts=1)
-        # 0: another gateway has registered a host meanwhile, or the run was deleted
-        await self._registry.update(follow.run.id, encode(registered), follow.revision)
-        follow.revision = 0
+    async def register(self, follow: Follow) -> None:
+        """Register what only this gateway knows: the run, and the host that began it first.
 
-    async def record_begin_soon(self, follow: Follow) -> None:
-        """The same of a run that has not ended within BRIEF_S: who else had to know of that host
-        finds the result instead.
+        Raises:
+            SilenceError: not now.
+        """
+        async with follow.registering:
+            while follow.revision == 0 or (follow.revision and follow.first is not None):
+                host, delivered = follow.first or ("", 0)
+                registered = msgspec.structs.replace(follow.registered, host=host, delivered=delivered, attempts=int(bool(host)))
+                revision = await self._registry.update(follow.run.id, encode(registered), follow.revision)
+                if revision or follow.revision:  # if not: another gateway has registered a host, or the run was deleted
+                    follow.revision = None if host else revision
+                    continue
+                entry = await self._registry.get(follow.run.id)  # a try whose answer was lost may have come before
+                found = decode(entry.value, type=Registered) if entry is not None else None
+                if entry is None or found is None or found.token != follow.registered.token:
+                    break
+                follow.revision = None if found.host else entry.revision
+            else:
+                return
+            follow.revision = None
+            error = HostError("the run was lost before it was registered", hint="try again, with an Idempotency-Key")
+            await self.give_up(follow.registered, error)
+
+    async def register_soon(self, follow: Follow) -> None:
+        """The same of a run that has not ended within BRIEF_S: who else had to know of it finds the
+        result instead.
         """
         wait_s = BRIEF_S
-        while follow.revision:
+        while not follow.run.done.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(follow.run.done.wait(), wait_s)
                 return
             try:
-                await self.record_begin(follow)
+                await self.register(follow)
+                return
             except SilenceError as error:
-                log.warning("fleet: the host of the run %s is registered later: %s", follow.run.id, error)
+                log.warning("fleet: the run %s is registered later: %s", follow.run.id, error)
                 wait_s = 1.0
 
     def heard_over(self, run_id: str) -> None:
@@ -268,13 +292,9 @@ class Follows:
         if data is not None and not follow.run.done.is_set():
             found = restore(data)
             follow.mirror.catch_up(found)
-            await self._cancel(follow)
+            if follow.first is not None and follow.revision is not None:  # whoever ended it may not know of the host
+                await self.say(follow, Cancel())
             self._conclude(follow, ending_of(found, follow.mirror.host))
-
-    async def _cancel(self, follow: Follow) -> None:
-        """Have the host end a run that is over, if whoever ended it may not know of the host."""
-        if follow.first is not None and follow.revision:
-            await self.say(follow, Cancel())
 
     def _conclude(self, follow: Follow, ending: Ending) -> None:
         run = follow.run
@@ -294,12 +314,14 @@ class Follows:
     async def look_for(self, follow: Follow) -> None:
         """Find out what became of a run of which nothing has been heard."""
         follow.heard_at = asyncio.get_running_loop().time()
+        if follow.revision == 0:  # else it would seem to be deleted
+            await self.register(follow)
         await self.look_up(follow)
         if follow.run.done.is_set():
             return
         entry = await self._registry.get(follow.run.id)
         if entry is None:
-            await self._cancel(follow)
+            await self.say(follow, Cancel())  # whoever deleted it may not have known of the host
             self._conclude(follow, ending_of(follow.run, follow.mirror.host, RunEndedError("the run was deleted")))
             return
         registered = decode(entry.value, type=Registered)

@@ -127,12 +127,15 @@ class Head(msgspec.Struct, kw_only=True):
 
 
 class Work(msgspec.Struct, kw_only=True):
-    """A run for whoever has room for it. The `token` shows that a host was given the run."""
+    """A run for whoever has room for it. The `token` shows that a host was given the run. Of one
+    that is `awaited` its gateway need hear nothing before it has ended, or lasts.
+    """
 
     id: str
     token: str
     gateway: str
     snippet: Snippet
+    awaited: bool = False
 
 
 class Registered(msgspec.Struct, kw_only=True):
@@ -224,13 +227,14 @@ class Ending(msgspec.Struct, kw_only=True):
 
 class Settle(msgspec.Struct, kw_only=True):
     """A host's run has ended. With `error` it is to be tried elsewhere, and why; `final`: that is
-    the result.
+    the result. `said` is all of the run, if nothing was said of it before.
     """
 
     token: str
     delivered: int
     error: Mapping[str, Any] | None = None
     final: bool = True
+    said: Sequence[Told | Tail] = ()
 
 
 class Attach(msgspec.Struct, kw_only=True, tag="attach"):

@@ -53,12 +53,12 @@ class Verdicts:
         if follow is None:
             return await self._may_begin(host, run_id, asked)
         await follow.known.wait()
-        fresh = follow.revision and follow.first is None and not follow.run.done.is_set()
+        fresh = follow.revision is not None and follow.first is None and not follow.run.done.is_set()
         if not fresh or self._follows.get(run_id) is not follow or asked.token != follow.registered.token:
-            await self._follows.record_begin(follow)
+            await self._follows.register(follow)
             return await self._may_begin(host, run_id, asked)
         follow.first = host, asked.delivered
-        self._follows.spawn(self._follows.record_begin_soon(follow), f"register who has {run_id}")
+        self._follows.spawn(self._follows.register_soon(follow), f"register who has {run_id}")
         return "go"
 
     async def _heard_begin(self, message: Message) -> str | None:
@@ -113,7 +113,7 @@ class Verdicts:
         await follow.known.wait()
         mirror, error = follow.mirror, error_of(said.error)
         if error is not None:
-            await self._follows.record_begin(follow)
+            await self._follows.register(follow)
             entry = await self._registry.get(run_id)
             registered = decode(entry.value, type=Registered) if entry else None
             if registered is not None and said.delivered < max(mirror.delivered, registered.delivered):
@@ -128,7 +128,9 @@ class Verdicts:
             if said.delivered == mirror.delivered:  # it has moved there
                 await self._follows.look_for(follow)
             self._follows.begun(follow, host, Begun(token=said.token, delivered=said.delivered, ack=""))
-            await self._follows.attach(follow)
+            here = mirror.belongs(host, said.delivered) and all([self._follows.take(follow, each) for each in said.said])
+            if not here or mirror.ending is None:
+                await self._follows.attach(follow)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(follow.changed.wait(), SETTLE_S)
         if follow.run.done.is_set():

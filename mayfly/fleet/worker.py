@@ -213,11 +213,11 @@ class Worker:
         self._start(active.work, active.delivery)
 
     def _start(self, work: Work, delivery: Delivery) -> None:
-        service = self._service
         try:
             if not self._takes:
                 raise StoppingError("this host takes no more runs")
-            image = service.image_for(work.snippet)
+            if (image := self._images.get(token_of(work.snippet.language))) is None:
+                raise UnknownLanguageError(f"this host has no {work.snippet.language}")
             if self._memory_of(image) > self._room():
                 raise BusyError("no room")
             self._carrying.begin(work, delivery, image)

@@ -43,7 +43,8 @@ def call_nobody(_: Run, __: bytes, told: Callable[[bool], None]) -> None:
 class Order(NamedTuple):
     """A run that is to begin. Its output socket (if `publish`) listens when it has begun. It is
     `tenant`'s, within that one's limits. `then` is told of the run when it is over, if this server
-    is still there; the `call` is made in any case. The same `repeat` finds it again.
+    is still there; the `call` is made in any case. The same `repeat` finds it again. Of one that is
+    `awaited` nobody hears before it is over, not even its id.
     """
 
     snippet: Snippet
@@ -53,6 +54,7 @@ class Order(NamedTuple):
     then: Callable[[Run], None] | None = None
     repeat: Repeat | None = None
     call: bytes = b""
+    awaited: bool = False
 
 
 class Runner(Protocol):

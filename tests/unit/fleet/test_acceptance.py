@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 
-from mayfly.errors import FleetError, RequestError
+from mayfly.errors import FleetError, HostError, RequestError
+from mayfly.fleet import carrying, follows, lists
 from mayfly.fleet import engine as connections
-from mayfly.fleet import follows, lists
 from mayfly.fleet.accept import Queues
 from mayfly.fleet.engine import Bucket, Engine, NobodyError, SilenceError
 from mayfly.fleet.message import Answer, Settle, Take, Work, decode, encode, error_of, wire
+from mayfly.fleet.verdicts import ATTEMPTS
 from mayfly.host.snippet import Snippet
 from mayfly.images.store import Images
+from mayfly.runs.service import Service
 from tests.kit.api_fakes import install_toys
 from tests.kit.fleet_kit import Fleet, in_fleet, until
 from tests.kit.played_host import PlayedHost
@@ -84,11 +86,88 @@ def test_a_host_is_given_a_run_before_it_is_registered(monkeypatch: pytest.Monke
         service = await fleet.add_host("h1")
         async with fleet.gateway("g1") as way:
             await fleet.until_hosts(way, 1)
-            asked = asyncio.create_task(run(way.client, "echo early"))
+            asked = asyncio.create_task(start(way.client, "echo early"))
             await until(lambda: any(one.done.is_set() for one in service.runs))
             assert not asked.done(), "it may not be accepted yet"
             go_on.set()
-            assert (await asked)["steps"][1]["stdout"] == "early\n"
+            assert output(await events(way.client, await asked)) == "early\n"
+
+    in_fleet(scenario)
+
+
+def test_a_run_that_is_awaited_and_brief_is_not_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follows, "BRIEF_S", 600.0)
+
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with fleet.two_gateways() as (one, two):
+            found = await run(one.client, "echo brief; exit 2")
+            assert await one.runner._registry.get(found["id"]) is None
+            assert await get(two.client, f"/runs/{found['id']}") == found
+            assert (found["exit_status"], found["steps"][1]["stdout"]) == (2, "brief\n")
+
+    in_fleet(scenario)
+
+
+@pytest.mark.parametrize("brief_s", [0.0, 2.0], ids=["told", "silent"])
+def test_a_run_that_is_awaited_and_lasts_is_known_everywhere(monkeypatch: pytest.MonkeyPatch, brief_s: float) -> None:
+    """Whether its host told of it, or only its gateway knows that it waits for one."""
+    monkeypatch.setattr(carrying, "BRIEF_S", brief_s)
+
+    async def scenario(fleet: Fleet) -> None:
+        service = await fleet.add_host("h1")
+        async with fleet.two_gateways() as (one, two):
+            asked = asyncio.create_task(run(one.client, "echo begun; sleep 600"))
+            await until(lambda: bool(list(service.runs)))
+            run_id = next(iter(service.runs)).id
+
+            async def registered() -> None:
+                while await one.runner._registry.get(run_id) is None:
+                    await asyncio.sleep(0.02)
+
+            await asyncio.wait_for(registered(), 30)
+            if not brief_s:
+                await until_output(two, run_id, "begun")
+            async with two.client.delete(f"/runs/{run_id}") as answer:
+                assert answer.status == 204
+            assert (await asked)["error"]["code"] == "run_ended"
+
+    in_fleet(scenario)
+
+
+def test_an_awaited_run_that_others_have_seen_not_to_be_registered_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        go_on = asyncio.Event()
+        late(monkeypatch, go_on)
+        async with fleet.gateway("g1") as one, played(fleet, "h1") as host:
+            await until(lambda: bool(one.runner.installed()))
+            asked = asyncio.create_task(one.client.post("/run", json=PY))
+            work, delivery = await host.take()
+            assert work.awaited
+            assert await host.begin(work, delivery) == "done"
+            go_on.set()
+            async with await asked as answer:
+                assert (await answer.json())["error"]["code"] == "host_failed"
+
+    in_fleet(scenario)
+
+
+def test_a_run_that_no_host_can_carry_out_is_tried_thrice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if each fails before it would have said that it has begun."""
+    tries: list[int] = []
+
+    async def fail(*_: Any) -> Any:
+        tries.append(1)
+        raise HostError("not here")
+
+    async def scenario(fleet: Fleet) -> None:
+        monkeypatch.setattr(carrying, "LATER_S", 0.05)
+        monkeypatch.setattr(Service, "_machine", fail)
+        await fleet.add_host("h1")
+        async with fleet.gateway("g1") as way:
+            await fleet.until_hosts(way, 1)
+            assert (await run(way.client, "true"))["error"]["code"] == "host_failed"
+            assert len(tries) == ATTEMPTS
 
     in_fleet(scenario)
 
