@@ -129,7 +129,8 @@ class Acceptance:
         )
         follow = Follow(run, registered)
         follow.then = order.then
-        self._follows.begin(follow)
+        if repeat is None:  # else the run may be followed already, as another gateway has accepted it
+            self._follows.begin(follow)
         try:
             if tenant is not None:
                 registered.charged = await self._accounts.take(tenant, run.id, plan.wanted.machine.memory)
@@ -166,6 +167,8 @@ class Acceptance:
                     before = await self._accepted_before(follow, repeat)
                     if before.host or self._follows.knows(run.id) or await self._results.has(run.id):
                         return await self._join(follow)
+                else:
+                    self._follows.begin(follow)
                 stored = before or registered
                 if order.call:  # before the work: a run that is carried out has its call
                     await self._calls.put(run.id, order.call, stored.token)

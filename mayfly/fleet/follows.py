@@ -298,8 +298,9 @@ class Follows:
 
     def _conclude(self, follow: Follow, ending: Ending) -> None:
         run = follow.run
-        if self._by_id.pop(run.id, None) is None or run.done.is_set():
+        if self._by_id.get(run.id) is not follow or run.done.is_set():
             return
+        del self._by_id[run.id]
         conclude(run, ending)
         follow.changed.set()
         if follow.typing is not None:

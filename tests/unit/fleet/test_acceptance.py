@@ -15,10 +15,12 @@ from mayfly.fleet import carrying, follows, lists
 from mayfly.fleet import engine as connections
 from mayfly.fleet.accept import Queues
 from mayfly.fleet.engine import Bucket, Engine, NobodyError, SilenceError
-from mayfly.fleet.message import Answer, Settle, Take, Work, decode, encode, error_of, wire
+from mayfly.fleet.message import Answer, Registered, Settle, Take, Work, decode, encode, error_of, wire
 from mayfly.fleet.verdicts import ATTEMPTS
 from mayfly.host.snippet import Snippet
 from mayfly.images.store import Images
+from mayfly.runs.repeats import Repeat
+from mayfly.runs.runner import Order
 from mayfly.runs.service import Service
 from tests.kit.api_fakes import install_toys
 from tests.kit.fleet_kit import Fleet, in_fleet, until
@@ -246,6 +248,28 @@ def test_an_error_of_an_earlier_host_is_not_the_result() -> None:
             await second.carry_out(work, delivery, b"said\n")
             found = await get(way.client, f"/runs/{run_id}")
             assert (found["status"], found["steps"][0]["stdout"]) == ("ok", "said\n")
+
+    in_fleet(scenario)
+
+
+def test_a_repeated_request_takes_no_run_from_who_follows_it(tmp_path: Path) -> None:
+    """This gateway got to know the run when it had just looked for it in vain."""
+
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with fleet.two_gateways() as (one, two):
+            asked = body(f"while [ ! -e {tmp_path / 'gate'} ]; do sleep 0.05; done; echo end")
+            async with two.client.post("/start", json=asked, headers={"Idempotency-Key": "k"}) as answer:
+                run_id = (await answer.json())["id"]
+            followed = await one.runner.find(run_id)
+            entry = await one.runner._registry.get(run_id)
+            assert entry is not None
+            repeat = Repeat("", "k", decode(entry.value, type=Registered).digest)
+            snippet = Snippet(language="toy", source=b"")
+            found = await one.runner._acceptance._begin(Order(snippet, one.runner.image_for(snippet), repeat=repeat))
+            assert found is followed
+            (tmp_path / "gate").touch()
+            assert output(await events(one.client, run_id)) == "end\n"
 
     in_fleet(scenario)
 
