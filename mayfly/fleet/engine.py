@@ -123,13 +123,20 @@ def _load_tls(ca: str) -> ssl.SSLContext | None:
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
-    """Name the engine's errors as the rest of the fleet knows them."""
+    """Name the engine's errors as the rest of the fleet knows them, and be cancelled when asked to:
+    in Python 3.11 `wait_for`, by which nats-py waits, forgets that if the answer comes just then.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
     try:
         yield
     except nats.errors.NoRespondersError as error:
         raise NobodyError from error
     except (TimeoutError, nats.errors.Error, OSError) as error:
         raise SilenceError(str(error) or type(error).__name__) from error
+    finally:
+        if task and task.cancelling() > before:
+            raise asyncio.CancelledError
 
 
 class Bucket:
