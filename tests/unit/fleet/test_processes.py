@@ -46,7 +46,7 @@ class Processes:
             "--time-factor",
             "1",
             "--ack-wait",
-            "2",
+            "6",
             "--memory-budget",
             "512M",
             "--wall",
