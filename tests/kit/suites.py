@@ -262,7 +262,9 @@ _C_TESTS = {
     "leap.c": '#include <stdio.h>\n#include "leap.h"\n\nint leap(int year) { printf("asked %d\\n", year); return year % 4 == 0; }\n',
     "leap.h": "int leap(int year);\n",
     "test_a.c": '#include <assert.h>\n#include "leap.h"\n\nint main(void) { assert(leap(16)); return 0; }\n',
-    "test_b.c": '#include <stdio.h>\n#include "leap.h"\n\nint main(void) { if (leap(20)) { puts("twenty"); return 2; } return 0; }\n',
+    "frame/frame.c": '#include <stdio.h>\n#include "frame.h"\n\nint fail(const char *why) { puts(why); return 2; }\n',
+    "frame/frame.h": "int fail(const char *why);\n",
+    "test_b.c": '#include "frame/frame.h"\n#include "leap.h"\n\nint main(void) { return leap(20) ? fail("twenty") : 0; }\n',
     "test_c.c": '#include "leap.h"\n\nint main(void) { int *none = 0; return leap(*(volatile int *)none); }\n',
     "test_d.c": "int main(void) { return 77; }\n",
 }
