@@ -84,7 +84,9 @@ def build(options: Options, progress: Progress) -> Built:
             of = distribution(tree, spools)
             removed = prune(tree, options.language.globs)
             progress.say(f"{options.language.name} {version}; pruned {removed.total() // MIB} MiB")
-            target = Target(options=options, version=version, tree=tree, spools=spools, layer=len(layers) + 1, progress=progress)
+            target = Target(
+                options=options, version=version, tree=tree, spools=spools, layer=len(layers) + 1, system=system, progress=progress
+            )
             packages = add_packages(target)
             furnish(tree, spools, agent, runtime)
             under_way = Build(
@@ -103,7 +105,7 @@ def build(options: Options, progress: Progress) -> Built:
             with replacing(folder) as part:
                 archive = write(under_way, part / "initramfs")
                 manifest = msgspec.structs.replace(
-                    describe(under_way, archive), compiler=compiler, pruned=large(removed), distribution=of, system=left(tree, system)
+                    describe(under_way, archive), compiler=compiler, pruned=large(removed), distribution=of.name, system=left(tree, system)
                 )
                 with atomic_write(part / "manifest.json") as file:
                     file.write(manifest.to_json().encode())

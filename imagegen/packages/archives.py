@@ -5,19 +5,30 @@ bounded before anything is unpacked.
 
 import dataclasses
 import functools
+import io
+import lzma
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+import zstandard
 
 from mayfly.errors import LayerError
-from mayfly.imagegen.rootfs.spools import CHUNK, PACKED_CHUNK, RATIO_GRACE, Limits, Spools, gunzip
+from mayfly.imagegen.rootfs.spools import CHUNK, PACKED_CHUNK, RATIO_GRACE, Limits, Spools, gunzip, unzstd
 from mayfly.imagegen.rootfs.tar import Kind, read_members
 from mayfly.imagegen.rootfs.tree import Extent, show
 
 ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, OverflowError, ValueError)
 """What zipfile raises for a zip that is not one, is damaged, encrypted or packed in a rare way."""
+XZ_MEMORY = 256 << 20
+"""What unpacking may take; Debian's packages take 64 MiB at most."""
+_AR = b"!<arch>\n"
+_AR_MEMBER = struct.Struct("16s32x10s2s")
+"""Name, (time, owner, group, mode,) size, magic."""
 _EXECUTABLE = 0o111
 
 
@@ -89,6 +100,56 @@ def read_tgz(path: Path, spools: Spools, limits: Limits) -> Iterator[Packed]:
         if name:
             content = Extent(where.spool, where.offset + member.offset, member.size)
             yield Packed(name=safe_name(name), executable=bool(member.mode & _EXECUTABLE), content=content)
+
+
+def unpack_deb(file: BinaryIO) -> Iterator[bytes]:
+    """The tar of a Debian package's files (deb(5)), as pieces.
+
+    Raises:
+        LayerError: it is damaged, or packed in a way that is not known.
+    """
+    try:
+        if file.read(len(_AR)) != _AR:
+            raise EOFError("not an archive of ar")
+        while True:
+            name, size, magic = _AR_MEMBER.unpack(file.read(_AR_MEMBER.size))
+            left = int(size)
+            if magic != b"`\n" or left < 0:
+                raise EOFError("not a member of ar")
+            pieces = _of(file, left)
+            match name.strip(b" /"):
+                case b"data.tar.xz":
+                    return (yield from unxz(pieces))
+                case b"data.tar.zst":
+                    return (yield from unzstd(pieces))
+                case b"data.tar.gz":
+                    return (yield from gunzip(pieces))
+                case b"data.tar":
+                    return (yield from pieces)
+            file.seek(left + left % 2, io.SEEK_CUR)
+    except (struct.error, ValueError, EOFError, lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:
+        raise LayerError(f"it is damaged: {error}") from error
+
+
+def _of(file: BinaryIO, left: int) -> Iterator[bytes]:
+    while left:
+        data = file.read(min(left, PACKED_CHUNK))
+        if not data:
+            raise EOFError(f"it ends {left} bytes early")
+        left -= len(data)
+        yield data
+
+
+def unxz(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Unpack xz. Raises EOFError where it ends early, LZMAError."""
+    inflater = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY)
+    for chunk in chunks:
+        yield inflater.decompress(chunk, CHUNK)
+        while not inflater.needs_input and not inflater.eof:
+            yield inflater.decompress(b"", CHUNK)
+        if inflater.eof:
+            return
+    raise EOFError("the xz stream ends early")
 
 
 def _bounded(path: Path, limits: Limits) -> Iterator[bytes]:

@@ -3,12 +3,13 @@
 import dataclasses
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from mayfly.imagegen.options import Options
 from mayfly.imagegen.packages.archives import Packed, safe_name
 from mayfly.imagegen.packages.downloads import Downloads
 from mayfly.imagegen.progress import Progress
+from mayfly.imagegen.rootfs.dpkg import Installed
 from mayfly.imagegen.rootfs.spools import Limits, Spools
 from mayfly.imagegen.rootfs.tree import Inode, Tree
 
@@ -16,7 +17,8 @@ from mayfly.imagegen.rootfs.tree import Inode, Tree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
     """An image under way: what was asked for, the version of its language, its merged and pruned
-    tree with the spools of its contents, and the number of the layer that packages are.
+    tree with the spools of its contents, the number of the layer that packages are, and what the
+    distribution's database said before it was pruned.
     """
 
     options: Options
@@ -24,6 +26,7 @@ class Target:
     tree: Tree
     spools: Spools
     layer: int
+    system: Mapping[str, Installed]
     progress: Progress
 
     @property

@@ -15,6 +15,15 @@ STATUS = b"var/lib/dpkg/status"
 INFO = b"var/lib/dpkg/info"
 _FIELD = re.compile(r"^(Package|Version|Status|Architecture): (.{1,200})$", re.MULTILINE)
 
+_RELEASE = re.compile(r"^(ID|VERSION_CODENAME)=\"?([a-z0-9._-]{1,40})\"?$", re.MULTILINE)
+
+
+class Distribution(NamedTuple):
+    """A system's short name, `debian`, and its suite, `trixie`; empty where it does not say."""
+
+    name: str
+    suite: str
+
 
 class Installed(NamedTuple):
     """A package that is installed: its version, and the paths of what it brought."""
@@ -43,15 +52,13 @@ def left(tree: Tree, packages: Mapping[str, Installed]) -> dict[str, str]:
     return {name: package.version for name, package in sorted(packages.items()) if any(_is_file(tree, path) for path in package.paths)}
 
 
-def distribution(tree: Tree, spools: Spools) -> str:
-    """The short name of the system that the image is one of, `debian`; empty where it does not
-    say (os-release(5), ID).
-    """
+def distribution(tree: Tree, spools: Spools) -> Distribution:
+    """The system that the image is one of (os-release(5))."""
     for path in (b"etc/os-release", b"usr/lib/os-release"):
-        found = re.search(r"^ID=\"?([a-z0-9._-]{1,40})\"?$", _text(tree.find(path), spools).decode("utf-8", "replace"), re.MULTILINE)
-        if found:
-            return found[1]
-    return ""
+        found = dict(_RELEASE.findall(_text(tree.find(path), spools).decode("utf-8", "replace")))
+        if "ID" in found:
+            return Distribution(found["ID"], found.get("VERSION_CODENAME", ""))
+    return Distribution("", "")
 
 
 def _lists(tree: Tree, spools: Spools) -> dict[str, tuple[bytes, ...]]:

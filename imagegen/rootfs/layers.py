@@ -50,25 +50,28 @@ def merge(layers: list[Layer], spools: Spools, limits: Limits, progress: Callabl
     return tree
 
 
-def add_layer(tree: Tree, number: int, layer: Layer, spools: Spools, limits: Limits) -> None:
-    """Unpack one layer and merge it into `tree` as number `number` (1, 2, …).
+def add_layer(tree: Tree, number: int, layer: Layer, spools: Spools, limits: Limits, *, as_dpkg: bool = False) -> None:
+    """Unpack one layer and merge it into `tree` as number `number` (1, 2, …). As dpkg does it, a
+    link to a directory stays where the layer has a directory.
 
     Raises:
         LayerError: it is damaged, unsafe or over a limit.
     """
-    _add(tree, number, layer, spools, spools.add(layer, limits), limits)
+    _add(tree, number, layer, spools, spools.add(layer, limits), limits, as_dpkg=as_dpkg)
 
 
-def _add(tree: Tree, number: int, layer: Layer, spools: Spools, spool: int, limits: Limits) -> None:
+def _add(tree: Tree, number: int, layer: Layer, spools: Spools, spool: int, limits: Limits, *, as_dpkg: bool = False) -> None:
     try:
         read_at = functools.partial(spools.read_at, spool)
-        holes = apply_layer(tree, number, read_at, spools.size(spool), spool, limits.entries)
+        holes = apply_layer(tree, number, read_at, spools.size(spool), spool, limits.entries, as_dpkg=as_dpkg)
         spools.count_holes(holes, limits)
     except LayerError as error:
         raise LayerError(f"layer {layer.digest}: {error.message}", hint=error.hint) from error
 
 
-def apply_layer(tree: Tree, number: int, read_at: Callable[[int, int], bytes], total: int, spool: int, max_members: int) -> int:
+def apply_layer(
+    tree: Tree, number: int, read_at: Callable[[int, int], bytes], total: int, spool: int, max_members: int, *, as_dpkg: bool = False
+) -> int:
     """Apply the tar of `total` bytes that `read_at` reads to `tree`, as layer `number` (1, 2, …);
     its contents are in `spool`. Gives the bytes of its sparse files that are not in the tar.
 
@@ -77,6 +80,8 @@ def apply_layer(tree: Tree, number: int, read_at: Callable[[int, int], bytes], t
     """
     holes = 0
     for member in read_members(read_at, total, max_members):
+        if as_dpkg and member.kind is Kind.DIRECTORY and tree.directory(split(member.name)) is not None:
+            continue
         _apply(tree, number, member, spool)
         if member.pieces is not None:
             holes += member.size - sum(size for _, size in member.pieces)

@@ -235,7 +235,7 @@ def _decompress(chunks: Iterator[bytes], compression: str) -> Iterator[bytes]:
         case "gzip":
             return gunzip(chunks)
         case "zstd":
-            return _unzstd(chunks)
+            return unzstd(chunks)
         case _:
             return chunks
 
@@ -261,7 +261,8 @@ def gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
         yield rest
 
 
-def _unzstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
+def unzstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Unpack zstd, all frames of it. Raises ZstdError."""
     decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW)
     reader = decompressor.stream_reader(cast("IO[bytes]", _Readable(chunks)), read_across_frames=True)
     while data := reader.read(CHUNK):

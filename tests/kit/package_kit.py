@@ -3,17 +3,21 @@ registry on loopback.
 """
 
 import base64
+import gzip
 import hashlib
 import http.server
 import importlib.metadata
 import io
 import json
+import lzma
 import tarfile
 import threading
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
+
+import zstandard
 
 
 def pack(files: Mapping[str, bytes]) -> bytes:
@@ -125,6 +129,36 @@ class PackageServer:
         known = json.loads(self.pages.get(at, b'{"versions": {}}'))
         known["versions"][version] = {"dist": {"tarball": f"{self.address}{file}", "integrity": integrity}, **fields}
         self.pages[at] = json.dumps({**known, "dist-tags": {"latest": version}}).encode()
+
+    def add_debs(self, debs: Sequence[tuple[Mapping[str, str], bytes]], suite: str, arch: str) -> None:
+        """Serve packages of Debian's, given as fields and file, as a suite's `main`, of an archive
+        at `/debian`.
+        """
+        paragraphs = []
+        for fields, data in debs:
+            file = f"pool/main/{fields['Package']}_{fields['Version']}.deb"
+            self.pages[f"/debian/{file}"] = data
+            known = {"Architecture": arch, **fields, "Filename": file, "Size": str(len(data)), "SHA256": _sha256(data)}
+            paragraphs.append("".join(f"{key}: {value}\n" for key, value in known.items()))
+        index = lzma.compress("\n".join(paragraphs).encode())
+        name = f"main/binary-{arch}/Packages.xz"
+        self.pages[f"/debian/dists/{suite}/{name}"] = index
+        release = f"Suite: {suite}\nSHA256:\n {_sha256(index)} {len(index):8} {name}\n"
+        self.pages[f"/debian/dists/{suite}/InRelease"] = release.encode()
+
+
+def deb(data: bytes, packing: str = "xz") -> bytes:
+    """A package of Debian's with this tar (deb(5))."""
+    packers: Mapping[str, Callable[[bytes], bytes]] = {
+        "xz": lzma.compress,
+        "gz": gzip.compress,
+        "zst": zstandard.ZstdCompressor().compress,
+    }
+    members = {"debian-binary": b"2.0\n", "control.tar.xz": lzma.compress(bytes(1024)), f"data.tar.{packing}": packers[packing](data)}
+    packed = b"!<arch>\n"
+    for name, content in members.items():
+        packed += f"{name:16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(content):<10}`\n".encode() + content + b"\n" * (len(content) % 2)
+    return packed
 
 
 def tgz(files: Mapping[str, bytes | tarfile.TarInfo]) -> bytes:
