@@ -83,7 +83,7 @@ class Packages(Record, frozen=True, kw_only=True):
     address of the registry that has them.
     """
 
-    kind: Literal["deb", "npm", "wheels"]
+    kind: Literal["deb", "maven", "npm", "wheels"]
     registry: Name
 
 

@@ -4,11 +4,11 @@ unpacked into its tree.
 
 from collections.abc import Callable, Mapping
 
-from mayfly.imagegen.packages import debs, npm, wheels
+from mayfly.imagegen.packages import debs, maven, npm, wheels
 from mayfly.imagegen.packages.target import Target
 from mayfly.images.manifest import Package
 
-ADD: Mapping[str, Callable[[Target], tuple[Package, ...]]] = {"deb": debs.add, "npm": npm.add, "wheels": wheels.add}
+ADD: Mapping[str, Callable[[Target], tuple[Package, ...]]] = {"deb": debs.add, "maven": maven.add, "npm": npm.add, "wheels": wheels.add}
 """By the kind that a language's file says."""
 
 

@@ -146,6 +146,21 @@ class PackageServer:
         release = f"Suite: {suite}\nSHA256:\n {_sha256(index)} {len(index):8} {name}\n"
         self.pages[f"/debian/dists/{suite}/InRelease"] = release.encode()
 
+    def add_maven(self, coordinates: str, pom: str = "", jar: bytes | None = None) -> None:
+        """Serve a package as a Maven repository at `/m2`, with what its POM has besides; without a
+        jar if that is None.
+        """
+        group, artifact, version = coordinates.split(":")
+        at = f"/m2/{group.replace('.', '/')}/{artifact}"
+        named = f"<groupId>{group}</groupId><artifactId>{artifact}</artifactId><version>{version}</version>"
+        text = f'<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>{named}{pom}</project>'
+        self.pages[f"{at}/maven-metadata.xml"] = f"<metadata><versioning><release>{version}</release></versioning></metadata>".encode()
+        for data, suffix in ((text.encode(), "pom"), (jar, "jar")):
+            if data is not None:
+                self.pages[f"{at}/{version}/{artifact}-{version}.{suffix}"] = data
+                digest = hashlib.sha1(data).hexdigest()
+                self.pages[f"{at}/{version}/{artifact}-{version}.{suffix}.sha1"] = f"{digest}\n".encode()
+
 
 def deb(data: bytes, packing: str = "xz") -> bytes:
     """A package of Debian's with this tar (deb(5))."""
