@@ -88,6 +88,9 @@ def build(options: Options, progress: Progress) -> Built:
                 options=options, version=version, tree=tree, spools=spools, layer=len(layers) + 1, system=system, progress=progress
             )
             packages = add_packages(target)
+            for package in packages:
+                if package.kind.startswith("deb/"):
+                    system.pop(package.name, None)  # of another version now
             furnish(tree, spools, agent, runtime)
             under_way = Build(
                 options=options,

@@ -4,9 +4,11 @@ unpacked into its tree.
 
 from collections.abc import Callable, Mapping
 
+from mayfly.files import storing
 from mayfly.imagegen.packages import debs, maven, npm, wheels
 from mayfly.imagegen.packages.target import Target
 from mayfly.images.manifest import Package
+from mayfly.paths import cache_dir
 
 ADD: Mapping[str, Callable[[Target], tuple[Package, ...]]] = {"deb": debs.add, "maven": maven.add, "npm": npm.add, "wheels": wheels.add}
 """By the kind that a language's file says."""
@@ -23,6 +25,7 @@ def add_packages(target: Target) -> tuple[Package, ...]:
     known = target.options.language.packages
     if known is None or not target.options.packages:
         return ()
-    added = ADD[known.kind](target)
+    with storing(cache_dir()):
+        added = ADD[known.kind](target)
     target.progress.say(f"packages: {', '.join(f'{package.name} {package.version}' for package in added)}")
     return added

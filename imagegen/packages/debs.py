@@ -10,7 +10,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 from mayfly.errors import ConfigError, ImageError, LayerError, RegistryError
 from mayfly.imagegen.oci.documents import MACHINE_TO_GOARCH
@@ -84,12 +84,12 @@ def add(target: Target) -> tuple[Package, ...]:
 def _unpack(target: Target, path: Path) -> None:
     with tempfile.NamedTemporaryFile(dir=cache_dir() / "spool") as file:
         with path.open("rb") as deb:
-            digest = _copy(unpack_deb(deb), file, target.limits)  # type: ignore[arg-type]
+            digest = _copy(unpack_deb(deb), file, target.limits)
         layer = Layer(path=Path(file.name), digest=digest, diff_id=digest)
         add_layer(target.tree, target.layer, layer, target.spools, target.limits, as_dpkg=True)
 
 
-def _copy(pieces: Iterator[bytes], out: BinaryIO, limits: Limits) -> str:
+def _copy(pieces: Iterator[bytes], out: IO[bytes], limits: Limits) -> str:
     hasher, size = hashlib.sha256(), 0
     for piece in pieces:
         size += len(piece)

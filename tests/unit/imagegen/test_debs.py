@@ -208,3 +208,5 @@ def test_the_manifest_tells_both_kinds_of_packages(layout: Path, server: Package
     manifest = json.loads((_build(layout, server, "zlib1g").folder / "manifest.json").read_text())
     assert manifest["system"] == {"libc6": "2.41-1", "libold1": "0.9-1"}
     assert [package["name"] for package in manifest["packages"]] == ["zlib1g"]
+    newer = json.loads((_build(layout, server, "libold1").folder / "manifest.json").read_text())
+    assert newer["system"] == {"libc6": "2.41-1"}
