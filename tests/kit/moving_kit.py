@@ -121,32 +121,34 @@ class Link:
         return data[:most]
 
 
-def _start(said: bytes) -> int | None:
+def _start(said: bytes, step: int) -> int | None:
     """Where a line begins in the first bytes of a channel; None: they are too few to tell."""
     for start in range(min(LINE.size, len(said) - 2 * LINE.size + 1)):
         (one,), (next_one,) = LINE.unpack_from(said, start), LINE.unpack_from(said, start + LINE.size)
-        if next_one == one + EACH_LINE:
+        if next_one == one + step:
             return start
     assert len(said) < 3 * LINE.size, f"the guest says {said!r}"
     return None
 
 
 class Lines:
-    """The counts that a guest says through its channel, whichever machine it is in.
+    """The counts that a guest says through its channel, whichever machine it is in: each by `step`
+    larger than the one before.
 
     A guest that was saved amid a line goes on with the rest of it, which is left out: the first two
     whole lines show where they begin.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, step: int = EACH_LINE) -> None:
         self.seen: list[int] = []
+        self._step = step
         self._part = b""
         self._aligned = False
 
     def take(self, data: bytes) -> None:
         """Bytes of the channel."""
         self._part += data
-        if not self._aligned and (start := _start(self._part)) is not None:
+        if not self._aligned and (start := _start(self._part, self._step)) is not None:
             self._aligned, self._part = True, self._part[start:]
         if not self._aligned:
             return

@@ -134,7 +134,7 @@ def test_clocks_do_not_go_back_and_timers_fire_once(tmp_path: Path, monkeypatch:
     install_toys(monkeypatch, tmp_path / "data")
     machine = MachineConfig(kernel=str(tiny.build(tmp_path, TIMING)), memory=16 * MIB, channel=Channel.SERIAL)
     wanted = Wanted(image=Images().find("toy"), machine=machine, timeout_s=60.0)
-    lines = Lines()
+    lines = Lines(step=1)
 
     async def script() -> None:
         spawner = Spawner(Zygote.start)
