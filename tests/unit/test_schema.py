@@ -83,7 +83,7 @@ def test_any_object_gives_a_record_or_the_error(value: object) -> None:
         assert error.message
 
 
-def test_the_command_loads_no_second_typing_module() -> None:
+def test_the_schema_loads_no_second_typing_module() -> None:
     """msgspec would load typing_extensions, which costs as much as msgspec itself."""
-    program = "import sys, mayfly.cli.main; assert 'msgspec' in sys.modules; print('typing_extensions' in sys.modules)"
+    program = "import sys, mayfly.schema; assert 'msgspec' in sys.modules; print('typing_extensions' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "False\n"
