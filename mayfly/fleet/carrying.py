@@ -31,11 +31,11 @@ from mayfly.fleet.message import (
     Work,
     decode,
     encode,
-    wire,
 )
 from mayfly.fleet.mirror import ending_of
 from mayfly.fleet.steps import step
 from mayfly.fleet.tasks import Spawn
+from mayfly.fleet.wire import wire
 from mayfly.host.snippet import Terminal
 from mayfly.images.store import InstalledImage
 from mayfly.runs.run import Run

@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from mayfly.fleet.message import PIECE, WINDOW, Attach, Tail, ToGateway, Told, WireEvent, from_event, place
+from mayfly.fleet.message import PIECE, WINDOW, Attach, Tail, ToGateway, Told
+from mayfly.fleet.wire import WireEvent, from_event, place
 from mayfly.guests.outcome import Verdict
 from mayfly.protocol.conversation import Failed
 from mayfly.protocol.frames import Stderr, Stdout

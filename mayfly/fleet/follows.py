@@ -11,26 +11,12 @@ from mayfly.errors import FleetError, HostError, MayflyError, RunEndedError, Unk
 from mayfly.fleet.accounts import Accounts
 from mayfly.fleet.engine import Bucket, Engine, Message, NobodyError, SilenceError
 from mayfly.fleet.follow import Follow, forward
-from mayfly.fleet.message import (
-    WINDOW,
-    Attach,
-    Begun,
-    Cancel,
-    Ending,
-    Grant,
-    Registered,
-    Tail,
-    ToGateway,
-    ToHost,
-    Told,
-    decode,
-    encode,
-    place,
-)
+from mayfly.fleet.message import WINDOW, Attach, Begun, Cancel, Ending, Grant, Registered, Tail, ToGateway, ToHost, Told, decode, encode
 from mayfly.fleet.mirror import conclude, ending_of, make_run, restore, store
 from mayfly.fleet.results import Results
 from mayfly.fleet.steps import step
 from mayfly.fleet.tasks import Tasks
+from mayfly.fleet.wire import place
 from mayfly.runs.kept import Runs
 from mayfly.runs.run import Run
 

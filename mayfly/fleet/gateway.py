@@ -29,25 +29,13 @@ from mayfly.fleet.follows import Follows
 from mayfly.fleet.functions.creating import Creating
 from mayfly.fleet.functions.gateway import FleetFunctions
 from mayfly.fleet.lists import Lists
-from mayfly.fleet.message import (
-    About,
-    Answer,
-    Beat,
-    Cancel,
-    Signal,
-    Size,
-    ToHost,
-    decode,
-    encode,
-    error_of,
-    name_of,
-    token_of,
-)
+from mayfly.fleet.message import About, Answer, Beat, Cancel, Signal, Size, ToHost, decode, encode, name_of, token_of
 from mayfly.fleet.mirror import ending_of
 from mayfly.fleet.results import Results
 from mayfly.fleet.roll import Roll
 from mayfly.fleet.verdicts import Verdicts
 from mayfly.fleet.watch import Watch
+from mayfly.fleet.wire import error_of
 from mayfly.host.config import Config
 from mayfly.host.keys import ApiKey
 from mayfly.host.snippet import Snippet, Terminal

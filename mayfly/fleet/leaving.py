@@ -17,7 +17,8 @@ from mayfly.errors import MayflyError, NotMovableError, UnknownRunError, to_wire
 from mayfly.fleet.carrying import Active, Carrying
 from mayfly.fleet.engine import Delivery, Engine, Message, NobodyError, SilenceError
 from mayfly.fleet.links import HostLink, Links
-from mayfly.fleet.message import Answer, Found, Seek, Take, decode, encode, error_of
+from mayfly.fleet.message import Answer, Found, Seek, Take, decode, encode
+from mayfly.fleet.wire import error_of
 from mayfly.runs.moves.desk import Moves, follow
 from mayfly.runs.moves.link import Link, Machines
 from mayfly.runs.moves.machines import HostMachines

@@ -3,22 +3,8 @@
 import msgspec
 
 from mayfly.errors import MayflyError
-from mayfly.fleet.message import (
-    Begun,
-    Ending,
-    FileLeft,
-    Head,
-    Tail,
-    Told,
-    WireEvent,
-    decode,
-    encode,
-    error_of,
-    from_event,
-    place,
-    to_event,
-    wire,
-)
+from mayfly.fleet.message import Begun, Ending, FileLeft, Head, Tail, Told, decode, encode
+from mayfly.fleet.wire import WireEvent, error_of, from_event, place, to_event, wire
 from mayfly.guests.outcome import Verdict
 from mayfly.host.snippet import Case
 from mayfly.protocol.conversation import Failed

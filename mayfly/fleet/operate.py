@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from mayfly.errors import FleetError, HostError
 from mayfly.fleet.engine import Engine, Message, NobodyError, SilenceError
-from mayfly.fleet.message import About, Answer, Beat, Wish, decode, encode, error_of
+from mayfly.fleet.message import About, Answer, Beat, Wish, decode, encode
+from mayfly.fleet.wire import error_of
 from mayfly.images.manifest import Manifest
 
 LISTEN_S = 1.3

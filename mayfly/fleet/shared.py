@@ -9,7 +9,8 @@ import msgspec
 
 from mayfly.errors import FleetError, MayflyError
 from mayfly.fleet.engine import Bucket, Engine, Message, NobodyError, SilenceError
-from mayfly.fleet.message import decode, encode, error_of, wire
+from mayfly.fleet.message import decode, encode
+from mayfly.fleet.wire import error_of, wire
 
 _T = TypeVar("_T")
 TRIES = 10

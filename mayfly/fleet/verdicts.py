@@ -9,10 +9,11 @@ from mayfly.errors import HostError
 from mayfly.fleet.engine import Bucket, Engine, Message
 from mayfly.fleet.follows import Follows
 from mayfly.fleet.judging import GATEWAYS, judge, reply
-from mayfly.fleet.message import Begin, Begun, Found, Registered, Seek, Settle, ToGateway, decode, encode, error_of
+from mayfly.fleet.message import Begin, Begun, Found, Registered, Seek, Settle, ToGateway, decode, encode
 from mayfly.fleet.mirror import ending_of
 from mayfly.fleet.results import Results
 from mayfly.fleet.roll import Roll
+from mayfly.fleet.wire import error_of
 
 ATTEMPTS = 3
 """Hosts that begin a run before it is given up."""

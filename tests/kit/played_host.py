@@ -8,22 +8,8 @@ from typing import Any
 import msgspec
 
 from mayfly.fleet.engine import Delivery, Engine, Message
-from mayfly.fleet.message import (
-    About,
-    Beat,
-    Begin,
-    Begun,
-    Ending,
-    Settle,
-    Tail,
-    Told,
-    Work,
-    decode,
-    encode,
-    from_event,
-    place,
-    token_of,
-)
+from mayfly.fleet.message import About, Beat, Begin, Begun, Ending, Settle, Tail, Told, Work, decode, encode, token_of
+from mayfly.fleet.wire import from_event, place
 from mayfly.guests.outcome import StepResult
 from mayfly.images.store import InstalledImage
 from mayfly.protocol.frames import Exit, ExitHow, Limit, Stage, Stdout

@@ -7,9 +7,10 @@ from mayfly.errors import ConfigError, UnknownFunctionError, UnprocessableError
 from mayfly.fleet.engine import Bucket, Engine
 from mayfly.fleet.functions.gateway import CREATE_S, FleetFunctions
 from mayfly.fleet.functions.messages import CREATING, Asked, Change, CodeAsk, FleetFunction, Stored, dump, load, make
-from mayfly.fleet.message import decode, encode, error_of
+from mayfly.fleet.message import decode, encode
 from mayfly.fleet.roll import Roll
 from mayfly.fleet.shared import Shared, ask
+from mayfly.fleet.wire import error_of
 from mayfly.functions.spec import FunctionSpec
 from mayfly.functions.store import make_function
 from mayfly.host.snippet import check_paths

@@ -25,8 +25,9 @@ from mayfly.errors import (
 from mayfly.fleet.engine import Delivery, Engine, Message, NobodyError, SilenceError
 from mayfly.fleet.fetch import Fetches
 from mayfly.fleet.functions.messages import CREATING, Answered, Asked, CodeAsk, FleetFunction, Question, Stored, queue_of, sent
-from mayfly.fleet.message import ANY, Begin, Verdict, decode, encode, error_of, wire
+from mayfly.fleet.message import ANY, Begin, Verdict, decode, encode
 from mayfly.fleet.shared import Done
+from mayfly.fleet.wire import error_of, wire
 from mayfly.functions import store
 from mayfly.functions.answer import Invocation
 from mayfly.functions.service import Functions

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import msgspec
 
 from mayfly.errors import MayflyError
-from mayfly.fleet.message import error_of, wire
+from mayfly.fleet.wire import error_of, wire
 from mayfly.functions.answer import Answer, Times
 from mayfly.functions.store import Function
 from mayfly.guests.start import StartKind

@@ -10,9 +10,10 @@ from mayfly.fleet.accounts import Accounts
 from mayfly.fleet.engine import Bucket, Engine, Message
 from mayfly.fleet.functions.messages import Answered, Pending, Result, failed, place_of
 from mayfly.fleet.judging import judge
-from mayfly.fleet.message import Begin, decode, encode, error_of
+from mayfly.fleet.message import Begin, decode, encode
 from mayfly.fleet.results import Results
 from mayfly.fleet.tasks import Spawn
+from mayfly.fleet.wire import error_of
 
 ATTEMPTS = 3
 """Hosts that could not begin a request before it fails."""

@@ -15,8 +15,9 @@ from mayfly.fleet import carrying, follows, lists
 from mayfly.fleet import engine as connections
 from mayfly.fleet.accept import Queues
 from mayfly.fleet.engine import Bucket, Engine, NobodyError, SilenceError
-from mayfly.fleet.message import Answer, Registered, Settle, Take, Work, decode, encode, error_of, wire
+from mayfly.fleet.message import Answer, Registered, Settle, Take, Work, decode, encode
 from mayfly.fleet.verdicts import ATTEMPTS
+from mayfly.fleet.wire import error_of, wire
 from mayfly.host.snippet import Snippet
 from mayfly.images.store import Images
 from mayfly.runs.repeats import Repeat

@@ -8,8 +8,9 @@ import pytest
 
 from mayfly.errors import BusyError, GuestError, HostError
 from mayfly.fleet.feed import Feed
-from mayfly.fleet.message import Attach, Begun, Head, Tail, ToGateway, Told, decode, encode, error_of, place, token_of, wire
+from mayfly.fleet.message import Attach, Begun, Head, Tail, ToGateway, Told, decode, encode, token_of
 from mayfly.fleet.mirror import Mirror, conclude, ending_of, head_of, make_run, restore, store
+from mayfly.fleet.wire import error_of, place, wire
 from mayfly.guests.outcome import Status
 from mayfly.host.snippet import Case, Mode
 from mayfly.protocol.frames import Done, Exit, ExitHow, Limit, Stage, Stderr, Stdout
