@@ -158,7 +158,8 @@ class Acceptance:
             await self._queues.ensure(registered.arch, registered.lang)
             snippet = replace(order.snippet, language=name_of(order.image))
             if order.awaited:  # who else would have to know of it finds its result, or it is registered soon
-                follow.revision, follow.number = 0, await self._queue(registered, snippet, awaited=True)
+                follow.revision = 0
+                follow.number = await self._queue(registered, snippet, awaited=True)
             elif repeat is None and not order.call:
                 follow.revision, follow.number = await self._store(registered, snippet)
             else:

@@ -65,6 +65,9 @@ class Verdicts:
     async def _heard_begin(self, message: Message) -> str | None:
         """A host has been given a run: whether it may go on with it."""
         _, host, run_id = message.subject.split(".")
+        follow = self._follows.get(run_id)
+        if follow is not None and follow.revision == 0:  # it is known here alone
+            await self._follows.register(follow)
         return await self._may_begin(host, run_id, decode(message.data, type=Begin))
 
     async def _may_begin(self, host: str, run_id: str, asked: Begin) -> str | None:
