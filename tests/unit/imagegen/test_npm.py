@@ -18,6 +18,7 @@ import pytest
 import mayfly.imagegen.build
 from mayfly.errors import ConfigError, ImageError, LayerError, MayflyError
 from mayfly.imagegen.build import Built, build
+from mayfly.imagegen.languages import load_language
 from mayfly.imagegen.oci.reference import LayoutReference
 from mayfly.imagegen.options import Options
 from mayfly.imagegen.progress import Silent
@@ -164,3 +165,23 @@ def test_hostile_tarballs_are_refused(layout: Path, server: PackageServer, data:
     server.pages["/p.tgz"] = data
     with pytest.raises(LayerError, match=message):
         _build(layout, server, "p", limits=Limits(entries=900))
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="no node on this host")
+@pytest.mark.parametrize(("language", "step"), [("javascript", "run"), ("typescript", "build")])
+def test_dependencies_that_are_not_there_are_said(tmp_path: Path, language: str, step: str) -> None:
+    """Before anything of the snippet runs."""
+    (tmp_path / "main.js").write_text("console.log('ran')\n")
+    (tmp_path / "node_modules/there").mkdir(parents=True)
+    script = next(found for found in load_language(language).steps if found.name == step).argv[2]
+    for dependencies, complaint in (
+        ({"there": "1", "left-pad": "^1.0"}, f'the image has no left-pad; add it: imagegen build {language} --package "left-pad@^1.0"'),
+        ({"there": "1"}, ""),
+        (None, ""),
+    ):
+        (tmp_path / "package.json").write_text(json.dumps({"type": "commonjs", **({"dependencies": dependencies} if dependencies else {})}))
+        done = subprocess.run(["sh", "-c", script, "sh"], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert complaint in done.stderr
+        assert "left-pad" not in done.stderr or complaint
+        if complaint or language == "javascript":
+            assert (done.returncode, done.stdout) == (1, "") if complaint else (0, "ran\n")
