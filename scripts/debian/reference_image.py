@@ -25,7 +25,7 @@ from scripts.debian.mirror import DEBIAN, KEYRING, SUITE, MirrorError, mirror
 PACKAGES = {
     "rust": ("rustc", "gcc", "libc6-dev"),
     "go": ("golang-go",),
-    "python": ("python3",),
+    "python": ("python3", "libstdc++6"),  # wheels with machine code need it, and the images on Docker Hub have it
     "javascript": ("nodejs", "tzdata"),
     "typescript": ("nodejs", "esbuild", "tzdata"),
     "java": ("default-jdk-headless", "junit5", "tzdata"),
