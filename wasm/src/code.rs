@@ -93,6 +93,8 @@ pub struct Function {
     pub sites: Vec<Site>,
     pub params: u32,
     pub locals: u32,
+    /// By local: whether it is an integer of 32 bits.
+    pub narrow: Vec<bool>,
     /// Slots of a frame: locals, operands at most, results.
     pub frame: u32,
     /// Equal for functions of equal types, so that an indirect call compares one number.

@@ -87,7 +87,28 @@ class Writer:
     def address(self, depth: int) -> bytes:
         if self.chance.random() < 0.001:
             return self.value(I32, depth)  # which may be anywhere
-        return self.value(I32, depth) + C.i32(MEMORY - 512) + b"\x71"
+        if self.chance.random() < 0.3:
+            # There are bits above those of the address.
+            base = self.value(I64, depth) + C.i64(-(1 << 32) | MEMORY - 512) + b"\x83" + C.i32_wrap
+        else:
+            base = self.value(I32, depth) + C.i32(MEMORY - 512) + b"\x71"
+        return base + (C.tee(self.local(I32)) if self.chance.random() < 0.3 else b"")
+
+    def accesses(self) -> bytes:
+        """Several by one address, which changes now and then; it may be half of a number."""
+        wide = self.chance.random() < 0.5
+        at = self.local(I64 if wide else I32)
+        above = C.i64(self.chance.randrange(-(1 << 31), 1 << 31) << 32) + b"\x84"
+        get, put = C.get(at) + C.i32_wrap * wide, (C.i64_extend_u + above) * wide + C.set(at)
+        code = self.address(1) + put
+        for _ in range(self.chance.randrange(2, 6)):
+            kind = self.chance.choice(KINDS)
+            if self.chance.random() < 0.5:
+                code += get + self.chance.choice(LOADS[kind]) + self.offset() + C.set(self.local(kind))
+                code += get + C.i32(MEMORY - 512) + b"\x71" + put
+            else:
+                code += get + C.get(self.local(kind)) + self.chance.choice(STORES[kind]) + self.offset()
+        return code
 
     def offset(self) -> bytes:
         return b"\x00" + leb(self.chance.choice((0, 0, 8, 500)))
@@ -127,7 +148,7 @@ class Writer:
 
     def statement(self, depth: int) -> bytes:
         kind = self.chance.choice(KINDS)
-        match self.chance.randrange(8):
+        match self.chance.randrange(9):
             case 0:
                 return self.address(1) + self.value(kind, 2) + self.chance.choice(STORES[kind]) + self.offset()
             case 1 if depth:
@@ -141,6 +162,8 @@ class Writer:
             case 4 if depth:
                 arms = C.block() + C.block() + C.block() + self.value(I32, 1) + C.br_table(0, 1, 2) + C.end
                 return arms + self.some(depth - 1) + C.end + self.some(depth - 1) + C.end
+            case 5:
+                return self.accesses()
             case _:
                 return self.value(kind, 3) + C.set(self.local(kind))
 

@@ -73,7 +73,8 @@ fn one(module: &Module, canonical: &[u32], kind: &FunctionType, body: &[u8]) -> 
     if !bytes.is_empty() {
         return malformed(format!("{} bytes after the function's end", bytes.left()));
     }
-    let function = emitter.finish();
+    let mut function = emitter.finish();
+    function.narrow = locals.iter().map(|kind| *kind == ValueType::I32).collect();
     if function.frame as usize > MOST_SLOTS {
         return unsupported(format!("{} locals and operands of one function, at most {MOST_SLOTS}", function.frame));
     }

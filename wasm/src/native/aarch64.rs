@@ -1,8 +1,9 @@
 //! 64-bit Arm (Arm Architecture Reference Manual, C6 and C7).
 
 use super::{
-    Alu, Assembler, CallOf, Condition, Division, Extend, Float, Patch, Shift, Truncation, BASE, BY_PC, CODES, END_OF_FRAMES, END_OF_SLOTS,
-    ENTER, ENTRIES_SHIFT, FIRST_FRAME, FIRST_SLOT, FRAMES, FRAME_SIZE, FUNCTION, GLOBALS, MEMORY, MEMORY_SIZE, PC, SLOTS, START, TICKS,
+    Alu, Assembler, At, CallOf, Condition, Division, Extend, Float, Patch, Shift, Truncation, BASE, BY_PC, CODES, END_OF_FRAMES,
+    END_OF_SLOTS, ENTER, ENTRIES_SHIFT, FIRST_FRAME, FIRST_SLOT, FRAMES, FRAME_SIZE, FUNCTION, GLOBALS, MEMORY, MEMORY_SIZE, PC, SLOTS,
+    START, TICKS,
 };
 
 /// The frame's slots, linear memory, its size, the ticks that are left, the context. None of all these registers belongs to the caller (AAPCS64).
@@ -449,7 +450,7 @@ impl Assembler for Code {
         none
     }
 
-    fn point(&mut self, base: u8, offset: u32, size: u8, end: Option<u64>) -> (u32, Option<Patch>) {
+    fn point(&mut self, base: u8, _: bool, offset: u32, size: u8, end: Option<u64>) -> (At, Option<Patch>) {
         let outside = end.map(|end| {
             self.zero_extend(1, base);
             self.alu_constant(Alu::Add, true, 1, 1, end);
@@ -458,13 +459,13 @@ impl Assembler for Code {
         });
         self.three(0x8b20_4000, 0, BYTES, base); // add, uxtw
         if offset % u32::from(size) == 0 && offset / u32::from(size) < 4096 {
-            return (offset, outside);
+            return (At { register: 0, offset }, outside);
         }
         self.alu_constant(Alu::Add, true, 0, 0, offset.into());
-        (0, outside)
+        (At { register: 0, offset: 0 }, outside)
     }
 
-    fn load(&mut self, to: u8, offset: u32, size: u8, extend: Extend) {
+    fn load(&mut self, to: u8, at: At, size: u8, extend: Extend) {
         let word = match (size, extend) {
             (1, Extend::Zero) => 0x3940_0000,
             (2, Extend::Zero) => 0x7940_0000,
@@ -476,27 +477,27 @@ impl Assembler for Code {
             (4, _) => 0xb980_0000,
             _ => 0xf940_0000,
         };
-        self.with_constant(word, to, 0, offset / u32::from(size));
+        self.with_constant(word, to, at.register, at.offset / u32::from(size));
     }
 
-    fn store(&mut self, from: u8, offset: u32, size: u8) {
+    fn store(&mut self, from: u8, at: At, size: u8) {
         let word = match size {
             1 => 0x3900_0000,
             2 => 0x7900_0000,
             4 => 0xb900_0000,
             _ => 0xf900_0000,
         };
-        self.with_constant(word, from, 0, offset / u32::from(size));
+        self.with_constant(word, from, at.register, at.offset / u32::from(size));
     }
 
-    fn load_float(&mut self, to: u8, offset: u32, size: u8) {
+    fn load_float(&mut self, to: u8, at: At, size: u8) {
         let word = if size == 8 { 0xfd40_0000 } else { 0xbd40_0000 };
-        self.with_constant(word, to, 0, offset / u32::from(size));
+        self.with_constant(word, to, at.register, at.offset / u32::from(size));
     }
 
-    fn store_float(&mut self, from: u8, offset: u32, size: u8) {
+    fn store_float(&mut self, from: u8, at: At, size: u8) {
         let word = if size == 8 { 0xfd00_0000 } else { 0xbd00_0000 };
-        self.with_constant(word, from, 0, offset / u32::from(size));
+        self.with_constant(word, from, at.register, at.offset / u32::from(size));
     }
 
     fn float(&mut self, float: Float, double: bool, to: u8, a: u8, b: u8) {

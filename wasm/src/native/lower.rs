@@ -2,7 +2,7 @@
 
 use super::shapes::{shape, uses, Shape, Use};
 use super::target::Code;
-use super::{Alu, Assembler, CallOf, Condition, Extend, Float, Function, Instruction, Op, Patch, Program, Shift};
+use super::{Alu, Assembler, At, CallOf, Condition, Extend, Float, Function, Instruction, Op, Patch, Program, Shift};
 
 const CANONICAL_32: u64 = 0x7fc0_0000;
 const CANONICAL_64: u64 = 0x7ff8_0000_0000_0000;
@@ -27,6 +27,18 @@ fn target(i: &Instruction) -> Option<usize> {
     let jumps =
         matches!(shape(i.op), Some(Shape::Jump | Shape::JumpIf(..) | Shape::JumpIfConst(..) | Shape::JumpAddNe | Shape::JumpAddNotZero));
     jumps.then_some(i.imm as u32 as usize)
+}
+
+/// By slot: whether its register has zeros above 32 bits. That goes for locals of so many by which linear memory is accessed.
+fn clean(function: &Function, places: &[Place]) -> Vec<bool> {
+    let mut clean = vec![false; places.len()];
+    for i in &function.code {
+        let base = usize::from(i.a);
+        if shape(i.op).and_then(Shape::size).is_some() && function.narrow.get(base) == Some(&true) {
+            clean[base] = matches!(places[base], Place::Integer(_));
+        }
+    }
+    clean
 }
 
 /// By `pc`: whether the interpreter leaves off there.
@@ -98,6 +110,7 @@ struct Lowering<'a> {
     function: &'a Function,
     code: Code,
     places: Vec<Place>,
+    clean: Vec<bool>,
     /// By `pc`: whether the code can be entered there, and whether it can be reached from elsewhere than the instruction before.
     entered: Vec<bool>,
     landings: Vec<bool>,
@@ -133,6 +146,7 @@ pub fn lower(program: &Program, function: &Function) -> Option<(Vec<u8>, Vec<u32
         program,
         function,
         code: Code::default(),
+        clean: clean(function, &places),
         places,
         entered,
         landings,
@@ -156,6 +170,9 @@ pub fn lower(program: &Program, function: &Function) -> Option<(Vec<u8>, Vec<u32
                 lowering.step(pc, shape, i);
                 if let Some((written, _)) = uses(shape, i).1 {
                     lowering.checked.retain(|(slot, _)| *slot != written);
+                    if !shape.is_narrow() {
+                        lowering.keep_clean(written);
+                    }
                 }
             }
             None => {
@@ -183,6 +200,7 @@ impl Lowering<'_> {
                         Place::Integer(register) => self.code.load_slot(register, slot as u16),
                         Place::Float(register) => self.code.load_float_slot(register, slot as u16),
                     }
+                    self.keep_clean(slot as u16);
                 }
                 let jump = self.code.jump();
                 self.jumps.push((jump, pc));
@@ -229,6 +247,13 @@ impl Lowering<'_> {
             for (place, target) in targets.iter().enumerate() {
                 self.code.set_place(table, place, self.starts[*target as usize]);
             }
+        }
+    }
+
+    /// Make zeros of what is above a slot's 32 bits, if others rely on them.
+    fn keep_clean(&mut self, slot: u16) {
+        if let (true, Place::Integer(register)) = (self.clean[usize::from(slot)], self.places[usize::from(slot)]) {
+            self.code.zero_extend(register, register);
         }
     }
 
@@ -350,19 +375,19 @@ impl Lowering<'_> {
 
     /// Point at an operand's bytes. If not all that are asked for together are in linear memory, the interpreter goes on, which knows
     /// what to say of the one that is not.
-    fn point(&mut self, pc: usize, slot: u16, offset: u32, size: u8) -> u32 {
+    fn point(&mut self, pc: usize, slot: u16, offset: u32, size: u8) -> At {
         let base = self.integer(slot, 0);
         let end = u64::from(offset) + u64::from(size);
         let known = self.checked.iter().any(|(checked, until)| *checked == slot && end <= *until);
         let until = (!known).then(|| self.reach(pc, slot));
         self.checked.extend(until.map(|until| (slot, until)));
-        self.point_at(pc, base, offset, size, until)
+        self.point_behind(pc, base, self.clean[usize::from(slot)], offset, size, until)
     }
 
-    fn point_at(&mut self, pc: usize, base: u8, offset: u32, size: u8, until: Option<u64>) -> u32 {
-        let (offset, outside) = self.code.point(base, offset, size, until);
+    fn point_behind(&mut self, pc: usize, base: u8, clean: bool, offset: u32, size: u8, until: Option<u64>) -> At {
+        let (at, outside) = self.code.point(base, clean, offset, size, until);
         self.exits.extend(outside.map(|outside| (outside, pc)));
-        offset
+        at
     }
 
     fn constant(&mut self, value: u64) -> u8 {
@@ -418,37 +443,37 @@ impl Lowering<'_> {
                 self.code.store_global(a, i.imm as u32);
             }
             Shape::Load(size @ 4, Extend::Zero) | Shape::Load(size @ 8, _) if self.is_float(i.d) => {
-                let offset = self.point(pc, i.a, i.imm as u32, size);
+                let at = self.point(pc, i.a, i.imm as u32, size);
                 let to = self.for_float(i.d);
-                self.code.load_float(to, offset, size);
+                self.code.load_float(to, at, size);
             }
             Shape::Load(size, extend) => {
-                let offset = self.point(pc, i.a, i.imm as u32, size);
+                let at = self.point(pc, i.a, i.imm as u32, size);
                 let to = self.for_integer(i.d);
-                self.code.load(to, offset, size, extend);
+                self.code.load(to, at, size, extend);
                 self.set(i.d, to);
             }
             Shape::LoadSum(size) => {
                 let (a, b) = (self.integer(i.a, 0), self.integer(i.b, 1));
                 self.code.alu(Alu::Add, false, first, a, b);
-                let offset = self.point_at(pc, first, i.imm as u32, size, Some(u64::from(i.imm as u32) + u64::from(size)));
+                let at = self.point_behind(pc, first, true, i.imm as u32, size, Some(u64::from(i.imm as u32) + u64::from(size)));
                 if size >= 4 && self.is_float(i.d) {
                     let to = self.for_float(i.d);
-                    self.code.load_float(to, offset, size);
+                    self.code.load_float(to, at, size);
                 } else {
                     let to = self.for_integer(i.d);
-                    self.code.load(to, offset, size, Extend::Zero);
+                    self.code.load(to, at, size, Extend::Zero);
                     self.set(i.d, to);
                 }
             }
             Shape::Store(size) => {
-                let offset = self.point(pc, i.a, i.imm as u32, size);
+                let at = self.point(pc, i.a, i.imm as u32, size);
                 if size >= 4 && self.is_float(i.b) {
                     let b = self.float(i.b, 0);
-                    self.code.store_float(b, offset, size);
+                    self.code.store_float(b, at, size);
                 } else {
                     let b = self.integer(i.b, 1);
-                    self.code.store(b, offset, size);
+                    self.code.store(b, at, size);
                 }
             }
             Shape::Alu(alu, wide) => {
@@ -536,9 +561,9 @@ impl Lowering<'_> {
                 self.made(pc, float, double, to, a, b);
             }
             Shape::FloatLoad(float) => {
-                let offset = self.point(pc, i.a, i.imm as u32, 8);
+                let at = self.point(pc, i.a, i.imm as u32, 8);
                 let loaded = Code::FLOAT_SCRATCH[1];
-                self.code.load_float(loaded, offset, 8);
+                self.code.load_float(loaded, at, 8);
                 let (b, to) = (self.float(i.b, 0), self.for_float(i.d));
                 self.made(pc, float, true, to, b, loaded);
             }
@@ -550,9 +575,9 @@ impl Lowering<'_> {
                 self.made(pc, float, true, to, other, product);
             }
             Shape::MulAddLoad => {
-                let offset = self.point(pc, i.a, i.imm as u32, 8);
+                let at = self.point(pc, i.a, i.imm as u32, 8);
                 let factor = Code::FLOAT_SCRATCH[1];
-                self.code.load_float(factor, offset, 8);
+                self.code.load_float(factor, at, 8);
                 let b = self.float(i.b, 0);
                 self.code.float(Float::Mul, true, factor, b, factor);
                 let (other, to) = (self.float((i.imm >> 32) as u16, 0), self.for_float(i.d));

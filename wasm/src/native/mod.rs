@@ -193,6 +193,13 @@ pub enum Extend {
     Sign64,
 }
 
+/// A place in linear memory: a register's value, and as many bytes on.
+#[derive(Clone, Copy, Debug)]
+struct At {
+    register: u8,
+    offset: u32,
+}
+
 /// A jump whose target is not known yet.
 #[derive(Clone, Copy, Debug)]
 struct Patch(usize);
@@ -262,15 +269,14 @@ trait Assembler {
     /// Count a tick, or jump if there is none left.
     fn tick(&mut self) -> Patch;
 
-    /// Let the first scratch register say where linear memory has `size` bytes, at the 32 bits of `base` + `offset`, for an access
-    /// with the offset that this returns. `base` may be that register. Before, jump unless there are `end` bytes behind `base`, if
-    /// that is not known. All scratch registers are used up.
-    fn point(&mut self, base: u8, offset: u32, size: u8, end: Option<u64>) -> (u32, Option<Patch>);
-    fn load(&mut self, to: u8, offset: u32, size: u8, extend: Extend);
-    fn store(&mut self, from: u8, offset: u32, size: u8);
+    /// Find `size` bytes of linear memory, at the 32 bits of `base` + `offset`; `clean` says that there are only zeros above those bits.
+    /// Before, jump unless there are `end` bytes behind `base`, if that is not known. All scratch registers are used up.
+    fn point(&mut self, base: u8, clean: bool, offset: u32, size: u8, end: Option<u64>) -> (At, Option<Patch>);
+    fn load(&mut self, to: u8, at: At, size: u8, extend: Extend);
+    fn store(&mut self, from: u8, at: At, size: u8);
     /// 4 or 8 bytes.
-    fn load_float(&mut self, to: u8, offset: u32, size: u8);
-    fn store_float(&mut self, from: u8, offset: u32, size: u8);
+    fn load_float(&mut self, to: u8, at: At, size: u8);
+    fn store_float(&mut self, from: u8, at: At, size: u8);
 
     /// Neither operand is the second scratch register of floats, unless it is `b`.
     fn float(&mut self, float: Float, double: bool, to: u8, a: u8, b: u8);

@@ -239,6 +239,21 @@ impl Shape {
         matches!(self, Float(..) | FloatLoad(_) | MulAdd(_) | MulAddLoad | Root(_) | CompareFloats(..) | ChangePrecision(_) | Truncate(_))
     }
 
+    /// Whether it makes a value of 32 bits, with zeros above.
+    pub fn is_narrow(self) -> bool {
+        use Shape::*;
+        match self {
+            Load(size, extend) => size < 8 && extend != Extend::Sign64,
+            LoadSum(size) => size < 8,
+            Alu(_, wide) | AluConst(_, wide) | Divide(_, wide) | self::Shape::Shift(_, wide) | ShiftConst(_, wide) => !wide,
+            CountZeros { .. } | Compare(..) | CompareConst(..) | CompareFloats(..) | JumpAddNe | JumpAddNotZero | AddShl | ZeroExtend => {
+                true
+            }
+            SignExtend(_, wide) | Truncate(Truncation { wide, .. }) => !wide,
+            _ => false,
+        }
+    }
+
     /// How many bytes of linear memory it reads or writes behind the first operand and the constant's lower half.
     pub fn size(self) -> Option<u8> {
         match self {

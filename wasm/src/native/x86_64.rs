@@ -1,8 +1,9 @@
 //! x86-64 (Intel SDM, volume 2).
 
 use super::{
-    Alu, Assembler, CallOf, Condition, Division, Extend, Float, Patch, Shift, Truncation, BASE, BY_PC, CODES, END_OF_FRAMES, END_OF_SLOTS,
-    ENTER, ENTRIES_SHIFT, FIRST_FRAME, FIRST_SLOT, FRAMES, FRAME_SIZE, FUNCTION, GLOBALS, MEMORY, MEMORY_SIZE, PC, SLOTS, START, TICKS,
+    Alu, Assembler, At, CallOf, Condition, Division, Extend, Float, Patch, Shift, Truncation, BASE, BY_PC, CODES, END_OF_FRAMES,
+    END_OF_SLOTS, ENTER, ENTRIES_SHIFT, FIRST_FRAME, FIRST_SLOT, FRAMES, FRAME_SIZE, FUNCTION, GLOBALS, MEMORY, MEMORY_SIZE, PC, SLOTS,
+    START, TICKS,
 };
 
 const RAX: u8 = 0;
@@ -64,15 +65,15 @@ impl Code {
         }
     }
 
-    /// An instruction of a register and what is in linear memory at the first scratch register's value and an offset.
-    fn in_memory(&mut self, prefix: Option<u8>, wide: bool, opcode: &[u8], reg: u8, offset: u32) {
-        self.opcode(prefix, wide, opcode, [reg, RAX, BYTES], prefix.is_none() && opcode == [0x88]);
-        let near = i8::try_from(offset);
+    /// An instruction of a register and what is in linear memory.
+    fn in_memory(&mut self, prefix: Option<u8>, wide: bool, opcode: &[u8], reg: u8, at: At) {
+        self.opcode(prefix, wide, opcode, [reg, at.register, BYTES], prefix.is_none() && opcode == [0x88]);
+        let near = i8::try_from(at.offset);
         self.byte(0x04 | if near.is_ok() { 0x40 } else { 0x80 } | (reg & 7) << 3);
-        self.byte(RAX << 3 | BYTES & 7);
+        self.byte((at.register & 7) << 3 | BYTES & 7);
         match near {
             Ok(near) => self.byte(near as u8),
-            Err(_) => self.i32(offset as i32),
+            Err(_) => self.i32(at.offset as i32),
         }
     }
 
@@ -495,47 +496,51 @@ impl Assembler for Code {
         none
     }
 
-    fn point(&mut self, base: u8, offset: u32, _: u8, end: Option<u64>) -> (u32, Option<Patch>) {
-        self.zero_extend(RAX, base);
+    fn point(&mut self, base: u8, clean: bool, offset: u32, _: u8, end: Option<u64>) -> (At, Option<Patch>) {
+        let mut register = base;
+        if !clean {
+            self.zero_extend(RAX, base);
+            register = RAX;
+        }
         let outside = end.map(|end| {
-            self.alu_constant(Alu::Add, true, RCX, RAX, end);
+            self.alu_constant(Alu::Add, true, RCX, register, end);
             self.compare_with(RCX, MEMORY_SIZE);
             self.jump_on(7)
         });
         if i32::try_from(offset).is_ok() {
-            return (offset, outside);
+            return (At { register, offset }, outside);
         }
-        self.alu_constant(Alu::Add, true, RAX, RAX, offset.into());
-        (0, outside)
+        self.alu_constant(Alu::Add, true, RAX, register, offset.into());
+        (At { register: RAX, offset: 0 }, outside)
     }
 
-    fn load(&mut self, to: u8, offset: u32, size: u8, extend: Extend) {
+    fn load(&mut self, to: u8, at: At, size: u8, extend: Extend) {
         match (size, extend) {
-            (1, Extend::Zero) => self.in_memory(None, false, &[0x0f, 0xb6], to, offset),
-            (2, Extend::Zero) => self.in_memory(None, false, &[0x0f, 0xb7], to, offset),
-            (4, Extend::Zero) => self.in_memory(None, false, &[0x8b], to, offset),
-            (1, _) => self.in_memory(None, extend == Extend::Sign64, &[0x0f, 0xbe], to, offset),
-            (2, _) => self.in_memory(None, extend == Extend::Sign64, &[0x0f, 0xbf], to, offset),
-            (4, _) => self.in_memory(None, true, &[0x63], to, offset),
-            _ => self.in_memory(None, true, &[0x8b], to, offset),
+            (1, Extend::Zero) => self.in_memory(None, false, &[0x0f, 0xb6], to, at),
+            (2, Extend::Zero) => self.in_memory(None, false, &[0x0f, 0xb7], to, at),
+            (4, Extend::Zero) => self.in_memory(None, false, &[0x8b], to, at),
+            (1, _) => self.in_memory(None, extend == Extend::Sign64, &[0x0f, 0xbe], to, at),
+            (2, _) => self.in_memory(None, extend == Extend::Sign64, &[0x0f, 0xbf], to, at),
+            (4, _) => self.in_memory(None, true, &[0x63], to, at),
+            _ => self.in_memory(None, true, &[0x8b], to, at),
         }
     }
 
-    fn store(&mut self, from: u8, offset: u32, size: u8) {
+    fn store(&mut self, from: u8, at: At, size: u8) {
         match size {
-            1 => self.in_memory(None, false, &[0x88], from, offset),
-            2 => self.in_memory(Some(0x66), false, &[0x89], from, offset),
-            4 => self.in_memory(None, false, &[0x89], from, offset),
-            _ => self.in_memory(None, true, &[0x89], from, offset),
+            1 => self.in_memory(None, false, &[0x88], from, at),
+            2 => self.in_memory(Some(0x66), false, &[0x89], from, at),
+            4 => self.in_memory(None, false, &[0x89], from, at),
+            _ => self.in_memory(None, true, &[0x89], from, at),
         }
     }
 
-    fn load_float(&mut self, to: u8, offset: u32, size: u8) {
-        self.in_memory(prefix_of(size == 8), false, &[0x0f, 0x10], to, offset);
+    fn load_float(&mut self, to: u8, at: At, size: u8) {
+        self.in_memory(prefix_of(size == 8), false, &[0x0f, 0x10], to, at);
     }
 
-    fn store_float(&mut self, from: u8, offset: u32, size: u8) {
-        self.in_memory(prefix_of(size == 8), false, &[0x0f, 0x11], from, offset);
+    fn store_float(&mut self, from: u8, at: At, size: u8) {
+        self.in_memory(prefix_of(size == 8), false, &[0x0f, 0x11], from, at);
     }
 
     fn float(&mut self, float: Float, double: bool, to: u8, a: u8, b: u8) {
