@@ -12,9 +12,9 @@ from tests.kit.scale import FULL
 from tests.kit.wasm import STOPPED, execute
 from tests.kit.wasm_programs import PROGRAMS, SOURCES, Program, compiled, emulated_runtime
 
-pytestmark = pytest.mark.timeout(1800)  # the first run fetches compilers, and builds what Go's library is made of
+pytestmark = pytest.mark.timeout(7200 if FULL else 1800)  # the first run fetches compilers, and builds what Go's library is made of
 STOPS = 200 if FULL else 20
-STOPS_ELSEWHERE = 20 if FULL else 4
+STOPS_ELSEWHERE = 200 if FULL else 4
 
 
 def stop_and_resume(program: Program, tmp_path: Path, stops: int, second: Sequence[Path] = (), back: bool = False) -> None:
