@@ -3,16 +3,18 @@ compiled and without, and checkpoints' sizes and times.
 
 Usage: python -m scripts.bench.wasm FILE [--wasmtime PYTHON]
 
-PYTHON is an interpreter that has the package `wasmtime`. Times are of the processor, the least of
-three; what a compiler takes before the program runs is not in them.
+PYTHON is an interpreter that has the package `wasmtime`. Times are of the processor, medians of
+seven in turns; what a compiler takes before the program runs is not in them.
 """
 
 import argparse
+import functools
 import json
 import resource
+import statistics
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from tests.kit.wasm_programs import LANGUAGES, SOURCES
 
 PROGRAMS = {"sieve.rs": "800", "nbody.rs": "2000000", "tree.rs": "1000", "chans.go": "1000", "gemm.c": "10000"}
 """Programs and their argument: some seconds of the interpreter."""
-ROUNDS = 3
+ROUNDS = 7
 DIRTY = """
 fn main() {
     let mut seed = 1u64;
@@ -74,12 +76,15 @@ def measure(python: str) -> dict[str, Any]:
         for source, argument in PROGRAMS.items():
             module, path = work / f"{source}.wasm", SOURCES / source
             subprocess.run([toolchain(LANGUAGES[path.suffix]), path, module], check=True)
-            found = {
-                name: min(spent([build(), "--compile", how, module, argument], work) for _ in range(ROUNDS))
+            runs: dict[str, Callable[[], float]] = {
+                name: functools.partial(spent, [build(), "--compile", how, module, argument], work)
                 for name, how in (("interpreted_s", "never"), ("compiled_s", "hot"))
             }
             if python:
-                found["wasmtime_s"] = min(in_wasmtime(python, module, argument, work) for _ in range(ROUNDS))
+                runs["wasmtime_s"] = functools.partial(in_wasmtime, python, module, argument, work)
+            rounds = [{name: run() for name, run in runs.items()} for _ in range(ROUNDS)]
+            found = {name: statistics.median(times[name] for times in rounds) for name in runs}
+            if python:
                 found["interpreted"] = round(found["interpreted_s"] / found["wasmtime_s"], 1)
                 found["compiled"] = round(found["compiled_s"] / found["wasmtime_s"], 1)
             programs[source] = found
