@@ -16,7 +16,11 @@ from typing import TypeAlias
 
 import pytest
 
+from mayfly.imagegen.checks import load_checks
+from mayfly.images.store import Images
+from mayfly.runs.result import TestReport as Report
 from tests.kit.scale import FULL
+from tests.kit.suites import SUITES, expected, told
 from tests.system.test_snapshots import own_memory
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
@@ -230,6 +234,30 @@ def test_a_program_is_built_once_for_fifty_cases(tmp_path: Path, extension: str)
         assert verdicts == ["passed"] * 7 + ["wrong_answer"] + ["passed"] * 42
         assert ([step["step"] for step in result["steps"]], result["cases"]["parallel"]) == (["build"], parallel)
         print(f"50 cases of {source.name} in {parallel} guests: {result['phases']}")
+
+
+@pytest.mark.skipif(not FULL, reason="boots images that only the whole counts have")
+@pytest.mark.timeout(4 * DEADLINE_S)
+@pytest.mark.parametrize("language", SUITES)
+def test_a_languages_own_checks(tmp_path: Path, language: str) -> None:
+    """Those of `imagegen check`, from its base, and a suite of tests."""
+    if language not in {image.manifest.language for image in Images().installed()}:
+        pytest.skip(f"there is no image of it: scripts/build-image {language}")
+    made = mayfly("snapshot", "create", language)
+    assert made.returncode == 0, made.stderr.decode(errors="replace")[-3000:]
+    done = mayfly("image", "check", "--json", language)
+    print(done.stdout.decode(), done.stderr.decode(errors="replace")[-3000:])
+    assert {check["name"]: check["fault"] for check in json.loads(done.stdout)} == dict.fromkeys(
+        (check.name for check in load_checks(language)), ""
+    )
+    suite = SUITES[language]
+    for path, text in suite.files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    hidden = [word for path in suite.hidden for word in ("--hidden", tmp_path / path)]
+    done = mayfly("test", "--json", "--language", language, *hidden, *(tmp_path / path for path in suite.files if path not in suite.hidden))
+    tests = [Report(**test) for test in json.loads(done.stdout)["tests"]]
+    assert told(tests) == expected(suite, tests), done.stderr.decode(errors="replace")[-3000:]
 
 
 def test_nothing_is_left(results: Results) -> None:
