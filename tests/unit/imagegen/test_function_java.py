@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.function_process import ANSWER, LOADED, RESUMED, BuildError, FunctionProcess, LoadError, function_of
+from tests.kit.scale import FULL
 
 pytestmark = pytest.mark.skipif(shutil.which("javac") is None, reason="javac is not installed")
 
@@ -97,18 +98,23 @@ def test_a_clone_has_other_random_numbers(process: FunctionProcess) -> None:
     assert len({*seen}) == 9
 
 
-@pytest.mark.parametrize(
-    ("source", "entry", "words"),
-    [
-        ("class Other {}", "", "the entry is Handler.handle, and there is no such class"),
-        ("class Handler { int handle(int n) { return n; } }", "", "the class has no such method that takes byte[] or String"),
-        ('class Handler { Handler() { throw new RuntimeException("at once"); } byte[] handle(byte[] n) { return n; } }', "", "at once"),
-        ("class Handler { static int n = 1 / 0; byte[] handle(byte[] n) { return n; } }", "", "ArithmeticException: / by zero"),
-        ("class Handler {}", "Handler", "it must be CLASS.METHOD, such as Handler.handle"),
-    ],
-    ids=["class", "method", "constructor", "static", "entry"],
-)
-def test_one_that_cannot_be_loaded(tmp_path: Path, source: str, entry: str, words: str) -> None:
+BROKEN = {
+    "class": ("class Other {}", "", "the entry is Handler.handle, and there is no such class"),
+    "method": ("class Handler { int handle(int n) { return n; } }", "", "the class has no such method that takes byte[] or String"),
+    "constructor": (
+        'class Handler { Handler() { throw new RuntimeException("at once"); } byte[] handle(byte[] n) { return n; } }',
+        "",
+        "at once",
+    ),
+    "static": ("class Handler { static int n = 1 / 0; byte[] handle(byte[] n) { return n; } }", "", "ArithmeticException: / by zero"),
+    "entry": ("class Handler {}", "Handler", "it must be CLASS.METHOD, such as Handler.handle"),
+}
+"""Sources that cannot be loaded, the entry, and what is said."""
+
+
+@pytest.mark.parametrize("which", BROKEN if FULL else ["constructor"])
+def test_one_that_cannot_be_loaded(tmp_path: Path, which: str) -> None:
+    source, entry, words = BROKEN[which]
     files = {"Handler.java": source}
     with FunctionProcess(function_of("java"), files, tmp_path, entry=entry) as process, pytest.raises(LoadError) as caught:
         process.load()
@@ -122,6 +128,7 @@ def test_one_that_does_not_compile(tmp_path: Path) -> None:
         FunctionProcess(function_of("java"), {"Handler.java": "class Handler { int n = true; }"}, tmp_path)
 
 
+@pytest.mark.skipif(not FULL, reason="builds once more; the whole counts do")
 def test_a_crash_ends_a_static_one_of_a_package_too(tmp_path: Path) -> None:
     files = {"deep/Echo.java": ECHO.replace("return event", "if (event.length == 0) System.exit(7); return event")}
     with FunctionProcess(function_of("java"), files, tmp_path, entry="deep.Echo.echo") as process:
