@@ -1,5 +1,5 @@
 # Each target does its set-up too. `make demo` and `make test` are all that a newcomer needs.
-.PHONY: setup kernel agent agents wasm web wheel deb images python arm test-images demo test test-all soak attack intel-check lint bench bench-quick clean
+.PHONY: setup kernel agent agents wasm web wheel deb images python arm test-images demo test test-all soak attack intel-check lint bench bench-quick bench-peers clean
 
 LEVEL = test
 demo kernel agent images: LEVEL = demo
@@ -117,6 +117,13 @@ bench: setup kernel agent images python arm
 # Counts against the last release's, no times: seconds, and part of .ci/run.
 bench-quick: setup
 	@.venv/bin/python -m scripts.bench.quick
+
+# Beside Firecracker and QEMU's microvm: in an emulated host, half an hour where nothing else runs.
+bench-peers: setup kernel agent
+	@mkdir -p build
+	@firecracker=$$(.venv/bin/python -m scripts.bench.peers fetch) && \
+		scripts/with-kvm python -m scripts.bench.peers measure build/bench-peers.json --firecracker "$$firecracker"
+	@.venv/bin/python -m scripts.bench.peers plot build/bench-peers.json build/bench-peers.png
 
 # What was built in this folder. Kernels, images and the emulated host's disk are in $$XDG_CACHE_HOME/mayfly and $$XDG_DATA_HOME/mayfly.
 clean:

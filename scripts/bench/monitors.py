@@ -1,0 +1,222 @@
+"""The monitors that scripts.bench.peers compares, each with the same ways to start a machine."""
+
+import contextlib
+import functools
+import itertools
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+import unittest.mock
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from mayfly.cli.asking import lines_of
+from mayfly.guests.spawner import snapshot_files
+from mayfly.guests.zygote import Zygote
+from mayfly.protocol.control import Snapshot
+from mayfly.schema import replace
+from mayfly.vmm.config import Channel, Layer, MachineConfig
+from scripts.bench import firecracker, microvm
+from tests.kit import toy
+from tests.kit.spawned import Spawned
+
+DEADLINE_S = 120.0
+SPOKEN, ANSWERED = b"\1", b"\2"
+"""What the guest says (speaker.c)."""
+
+
+class Alive(NamedTuple):
+    """A machine under way: its guest's channel, and the process that runs it."""
+
+    reader: int
+    writer: int
+    pid: Callable[[], int]
+
+    def wait_for(self, byte: bytes) -> None:
+        """Read until the guest says this.
+
+        Raises:
+            SystemExit: it ended, or took too long.
+        """
+        while True:
+            if not select.select([self.reader], [], [], DEADLINE_S)[0]:
+                raise SystemExit(f"bench: no byte from the guest within {DEADLINE_S:g} s")
+            data = os.read(self.reader, 1 << 16)
+            if byte in data:
+                return
+            if not data:
+                raise SystemExit("bench: the machine ended before its guest said anything")
+
+
+Start = contextlib.AbstractContextManager[Alive]
+
+
+class Monitor(Protocol):
+    """One of those that are compared. `boot` and `restore` may be called by several threads."""
+
+    helper: int
+    """A process of its besides each machine's, whose time counts too; 0: none."""
+    clones: bool
+    """Whether machines that go on share what is saved; else it is read whole for each."""
+
+    def boot(self) -> Start: ...
+
+    def save(self) -> None: ...
+
+    def restore(self) -> Start: ...
+
+
+class Ours:
+    """Mayfly's: the zygote, and a process for each machine."""
+
+    clones = True
+
+    def __init__(self, zygote: Zygote, config: MachineConfig, work: Path) -> None:
+        self.helper = zygote.pid
+        self._zygote, self._config, self._folder = zygote, config, work / "mayfly"
+        self._numbers = itertools.count(1)
+
+    @contextlib.contextmanager
+    def _started(self, restored: tuple[Layer, ...] = ()) -> Iterator[tuple[Spawned, Alive]]:
+        config = replace(self._config, restore=restored, cmdline="port=vport0p0", channel=Channel.VIRTIO)
+        with Spawned(self._zygote, config, next(self._numbers)) as machine:
+            yield machine, Alive(machine.channel.fileno(), machine.channel.fileno(), functools.partial(self._pid, machine))
+        self._zygote.receive()
+
+    @staticmethod
+    def _pid(machine: Spawned) -> int:
+        machine.wait_running()
+        return machine.pid
+
+    @contextlib.contextmanager
+    def boot(self) -> Iterator[Alive]:
+        """A machine that boots."""
+        with self._started() as (_, alive):
+            yield alive
+
+    def save(self) -> None:
+        """Save one that has booted."""
+        self._folder.mkdir()
+        with self._started() as (machine, alive):
+            alive.wait_for(SPOKEN)
+            with snapshot_files(self._folder) as descriptors:
+                machine.control.ask(Snapshot(go_on=False), descriptors)
+
+    @contextlib.contextmanager
+    def restore(self) -> Iterator[Alive]:
+        """A machine that goes on."""
+        with self._started((Layer(folder=str(self._folder)),)) as (_, alive):
+            yield alive
+
+
+def ask_ours(api: Path) -> float:
+    """Seconds from a request to the first byte of a program that a shell runs: its guest has an
+    agent, and is restored.
+    """
+    began = time.monotonic()
+    for event in lines_of(api, "/run?stream=jsonl", {"source": "echo x", "language": "toy"}):
+        if event["event"] == "stdout":
+            return time.monotonic() - began
+    raise SystemExit("bench: the program said nothing")
+
+
+@contextlib.contextmanager
+def serving(kernel: str, work: Path) -> Iterator[Path]:
+    """A server of ours with a toy language, whose base is made; its socket."""
+    environment = {**os.environ, "XDG_DATA_HOME": str(work / "data")}
+    with unittest.mock.patch.dict(os.environ, environment):
+        toy.build()
+    socket_path = work / "api.sock"
+    command = [sys.executable, "-P", "-m", "mayfly.cli.main"]
+    subprocess.run([*command, "snapshot", "create", "toy", "--kernel", kernel], env=environment, stdout=2, check=True)
+    serve = [*command, "serve", "--kernel", kernel, "--socket", str(socket_path)]
+    with subprocess.Popen(serve, env=environment, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr  # noqa: S101 (a pipe)
+        try:
+            for line in server.stderr:
+                if "listening" in line:
+                    break
+            yield socket_path
+        finally:
+            server.terminate()
+
+
+class Firecracker:
+    """Firecracker."""
+
+    helper = 0
+    clones = True
+
+    def __init__(self, binary: Path, config: MachineConfig, work: Path) -> None:
+        self._binary, self._folder = binary, work / "firecracker"
+        self._config = replace(config, cmdline=f"port={firecracker.PORT}")
+
+    @contextlib.contextmanager
+    def boot(self) -> Iterator[Alive]:
+        """A machine that boots."""
+        with firecracker.booted(self._binary, self._config) as process:
+            yield self._alive(process)
+
+    def save(self) -> None:
+        """Save one that has booted."""
+        with firecracker.served(self._binary) as (process, api):
+            firecracker.begin(api, self._config)
+            self._alive(process).wait_for(SPOKEN)
+            firecracker.save(api, self._folder)
+
+    @contextlib.contextmanager
+    def restore(self) -> Iterator[Alive]:
+        """A machine that goes on, in a new process."""
+        with firecracker.served(self._binary) as (process, api):
+            firecracker.restore(api, self._folder)
+            yield self._alive(process)
+
+    def by_api(self) -> float:
+        """Seconds from the request to a process that is there to the first byte."""
+        with firecracker.served(self._binary) as (process, api):
+            began = time.monotonic()
+            firecracker.restore(api, self._folder)
+            self._alive(process).wait_for(SPOKEN)
+            return time.monotonic() - began
+
+    @staticmethod
+    def _alive(process: subprocess.Popen[bytes]) -> Alive:
+        assert process.stdin and process.stdout  # noqa: S101 (pipes)
+        return Alive(process.stdout.fileno(), process.stdin.fileno(), lambda: process.pid)
+
+
+class Qemu:
+    """QEMU's microvm."""
+
+    helper = 0
+    clones = False
+
+    def __init__(self, config: MachineConfig, work: Path) -> None:
+        self._file = work / "qemu"
+        self._config = replace(config, cmdline="port=vport0p1", channel=Channel.VIRTIO)
+
+    @contextlib.contextmanager
+    def _started(self, *devices: str) -> Iterator[Alive]:
+        with microvm.started(self._config, devices) as channel:
+            yield Alive(channel.fileno(), channel.fileno(), lambda: _peer(channel))
+
+    def boot(self) -> Start:
+        """A machine that boots."""
+        return self._started()
+
+    def save(self) -> None:
+        """Save one that has booted."""
+        microvm.save(self._config, self._file, lambda channel: Alive(channel.fileno(), channel.fileno(), os.getpid).wait_for(SPOKEN))
+
+    def restore(self) -> Start:
+        """A machine that goes on."""
+        return self._started(*microvm.restoring(self._file))
+
+
+def _peer(connection: socket.socket) -> int:
+    """The process at the other end of a connection (unix(7), SO_PEERCRED)."""
+    return int.from_bytes(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], "little")

@@ -1,0 +1,254 @@
+"""Measure ours beside Firecracker and QEMU's microvm: the same kernel and initramfs, in one run.
+
+Usage: python -m scripts.bench.peers fetch
+       python -m scripts.bench.peers measure FILE [--firecracker PATH] [--rounds N] [--in-turn N]
+       python -m scripts.bench.peers plot FILE PICTURE
+
+`fetch` puts Firecracker into the cache and prints its path. `measure` runs where KVM runs Linux,
+that is through scripts/with-kvm. The guest is one program (speaker.c), which says a byte every 20
+ms and answers each byte. Peers take turns in every round, so that other load falls on all alike;
+quote medians and ratios. Each is timed from the request to the guest's first byte: ours from a warm
+zygote, which every user of it has; others from the start of their process. A monitor that does not
+come up is left out, with the reason.
+"""
+
+import argparse
+import contextlib
+import functools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from mayfly import paths
+from mayfly.errors import MayflyError
+from mayfly.guests.probe import probe
+from mayfly.guests.zygote import Zygote
+from mayfly.units import MIB
+from mayfly.vmm.config import MachineConfig
+from scripts.bench import firecracker
+from scripts.bench.exits import UserspaceExits
+from scripts.bench.monitors import ANSWERED, SPOKEN, Firecracker, Monitor, Ours, Qemu, Start, ask_ours, serving
+from tests.kit import toy
+
+MEMORY = 96 * MIB
+AT_ONCE = 10
+SPEAKER = Path(__file__).with_name("speaker.c")
+LEFT_OUT = dict.fromkeys(
+    ("microsandbox", "smolvm", "boxlite"),
+    "brings a kernel of its own and images from a registry, which the host that measures cannot reach",
+)
+"""Why these have no row."""
+
+
+def processor_s(pid: int) -> float:
+    """Seconds that a process's threads have had a processor (sched-stats.rst, schedstat)."""
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat") if pid else ()
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
+
+
+def private_dirty(pid: int) -> int:
+    """Bytes of a process's own, which nothing else shares and no file holds."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Private_Dirty:")) << 10
+
+
+def one(monitor: Monitor, start: Callable[[], Start], exits: UserspaceExits) -> dict[str, float]:
+    """One start, alone."""
+    helper = processor_s(monitor.helper)
+    exits.reset()
+    began = time.monotonic()
+    with start() as alive:
+        alive.wait_for(SPOKEN)
+        seconds = time.monotonic() - began
+        count = exits.count()
+        pid = alive.pid()
+        figures = {"first_s": seconds, "processor_s": processor_s(pid) + processor_s(monitor.helper) - helper}
+        figures |= {"private_bytes": private_dirty(pid)} | ({} if count is None else {"exits": count})
+        began = time.monotonic()
+        os.write(alive.writer, b"?")
+        alive.wait_for(ANSWERED)
+        return {**figures, "answer_s": time.monotonic() - began}
+
+
+def several(monitor: Monitor) -> dict[str, float]:
+    """Clones at once: seconds to the first one's byte, and to the last one's."""
+
+    def first_byte(_: int) -> float:
+        with monitor.restore() as alive:
+            alive.wait_for(SPOKEN)
+            return time.monotonic() - began
+
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        began = time.monotonic()
+        seconds = sorted(threads.map(first_byte, range(AT_ONCE)))
+    return {"first_s": seconds[0], "last_s": seconds[-1]}
+
+
+def in_turn(monitor: Monitor, count: int) -> float:
+    """Seconds of so many restores, each to its first byte and its end."""
+    began = time.monotonic()
+    for _ in range(count):
+        with monitor.restore() as alive:
+            alive.wait_for(SPOKEN)
+    return time.monotonic() - began
+
+
+def make_initramfs(folder: Path) -> Path:
+    """The initramfs of all."""
+    program = folder / "speaker"
+    subprocess.run(["gcc", "-static", "-Os", "-s", "-o", program, SPEAKER], check=True)
+    file = folder / "initramfs"
+    entries = [("dev", 0o040755, b""), ("init", 0o100755, program.read_bytes())]
+    file.write_bytes(toy.archive(entries) + toy.END)
+    return file
+
+
+def measure(rounds: int, turns: int, binary: Path | None) -> dict[str, Any]:
+    """All of it."""
+    results: dict[str, Any] = {"host": probe().reason, "machine": platform.platform(), "rounds": rounds, "in_turn": turns}
+    results |= {"left_out": dict(LEFT_OUT), "monitors": {}}
+    with contextlib.ExitStack() as resources:
+        work = Path(resources.enter_context(tempfile.TemporaryDirectory()))
+        exits = resources.enter_context(UserspaceExits())
+        zygote = resources.enter_context(contextlib.closing(Zygote.start()))
+        kernel = str(paths.kernel_path(os.uname().machine))
+        config = MachineConfig(kernel=kernel, initrd=str(make_initramfs(work)), memory=MEMORY, user=None)
+        monitors: dict[str, Monitor] = {"mayfly": Ours(zygote, config, work), "qemu": Qemu(config, work)}
+        if binary:
+            monitors["firecracker"] = Firecracker(binary, config, work)
+        else:
+            results["left_out"]["firecracker"] = "--firecracker does not say where it is"
+        found: dict[str, dict[str, list[Any]]] = results["monitors"]
+
+        def each(kind: str, act: Callable[[Monitor], Any], *, clones: bool = False) -> None:
+            for name, monitor in list(monitors.items()):
+                if clones and not monitor.clones:
+                    continue
+                try:
+                    result = act(monitor)
+                except (SystemExit, OSError, MayflyError) as error:
+                    results["left_out"][name] = f"{kind}: {error}"
+                    del monitors[name]
+                    continue
+                print(f"bench: {kind}: {name}: {result}", file=sys.stderr, flush=True)
+                if result is not None:
+                    found.setdefault(name, {}).setdefault(kind, []).append(result)
+
+        each("saved", lambda monitor: monitor.save())
+        for _ in range(rounds):
+            each("cold", lambda monitor: one(monitor, monitor.boot, exits))
+            each("restored", lambda monitor: one(monitor, monitor.restore, exits))
+            each("at once", several, clones=True)
+        each("in turn", lambda monitor: in_turn(monitor, turns), clones=True)
+        asking = {name: monitor.by_api for name, monitor in monitors.items() if isinstance(monitor, Firecracker)}
+        with serving(kernel, work) as api:
+            asking["mayfly"] = functools.partial(ask_ours, api)
+            ask_ours(api)  # once for what a server does at its first run
+            for _ in range(rounds):
+                for name, ask in asking.items():
+                    found.setdefault(name, {}).setdefault("by api", []).append(ask())
+    return results
+
+
+ROWS = (
+    ("cold boot to the first byte, s", "cold", "first_s", 1.0),
+    ("  processor time, s", "cold", "processor_s", 1.0),
+    ("  exits to user space", "cold", "exits", 1.0),
+    ("  private memory, MiB", "cold", "private_bytes", 1 / MIB),
+    ("restore to the first byte, s", "restored", "first_s", 1.0),
+    ("  processor time, s", "restored", "processor_s", 1.0),
+    ("  exits to user space", "restored", "exits", 1.0),
+    ("  private memory of the clone, MiB", "restored", "private_bytes", 1 / MIB),
+    ("a byte there and back, ms", "restored", "answer_s", 1000.0),
+    (f"{AT_ONCE} clones at once: the first, s", "at once", "first_s", 1.0),
+    (f"{AT_ONCE} clones at once: the last, s", "at once", "last_s", 1.0),
+    ("restores one after another, s", "in turn", "", 1.0),
+    ("restore by a request to its API, s", "by api", "", 1.0),
+)
+"""Label, kind of start, figure and its factor."""
+
+
+def figures(results: dict[str, Any], monitor: str, row: tuple[str, str, str, float]) -> list[float]:
+    """What the rounds gave."""
+    _, kind, key, factor = row
+    values = results["monitors"][monitor].get(kind, [])
+    return [factor * (value[key] if key else value) for value in values if not key or key in value]
+
+
+def show(results: dict[str, Any]) -> None:
+    """Print medians, least and most."""
+    names = list(results["monitors"])
+    print(f"{results['host']}; {results['rounds']} rounds; {results['in_turn']} restores one after another")
+    print(f"{'':38}" + "".join(f"{name:>28}" for name in names))
+    for row in ROWS:
+        cells = []
+        for name in names:
+            values = figures(results, name, row)
+            cells.append(f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})" if values else "-")
+        print(f"{row[0]:38}" + "".join(f"{cell:>28}" for cell in cells))
+    for name, reason in results["left_out"].items():
+        print(f"left out: {name}: {reason}")
+
+
+def plot(results: dict[str, Any], picture: Path) -> None:
+    """Bars of each figure, all monitors as shares of the largest."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as pyplot
+
+    figure, axis = pyplot.subplots(figsize=(10, 7))
+    names = list(results["monitors"])
+    for line, row in enumerate(ROWS):
+        medians = {name: statistics.median(values) for name in names if (values := figures(results, name, row))}
+        for place, name in enumerate(names):
+            if name in medians:
+                share = medians[name] / (max(medians.values()) or 1)
+                axis.barh(line + (place - 1) * 0.27, share, height=0.25, color=f"C{place}", label=name if line == 0 else None)
+                axis.text(share, line + (place - 1) * 0.27, f" {medians[name]:.3g}", va="center", fontsize=7)
+    axis.set_yticks(range(len(ROWS)), [label.strip() for label, *_ in ROWS])
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1.1)
+    axis.set_xticks([])
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=len(names))
+    axis.set_title(f"medians of {results['rounds']} rounds; {results['host']}", fontsize=8)
+    figure.tight_layout()
+    figure.savefig(picture, dpi=100)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Measure ours beside other monitors.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("fetch")
+    measuring = commands.add_parser("measure")
+    measuring.add_argument("file", type=Path)
+    measuring.add_argument("--firecracker", type=Path)
+    measuring.add_argument("--rounds", type=int, default=7)
+    measuring.add_argument("--in-turn", type=int, default=100)
+    plotting = commands.add_parser("plot")
+    plotting.add_argument("file", type=Path)
+    plotting.add_argument("picture", type=Path)
+    arguments = parser.parse_args()
+    match arguments.command:
+        case "fetch":
+            print(firecracker.fetch())
+        case "plot":
+            plot(json.loads(arguments.file.read_text()), arguments.picture)
+        case _:
+            results = measure(arguments.rounds, arguments.in_turn, arguments.firecracker)
+            arguments.file.write_text(json.dumps(results, indent=1) + "\n")
+            show(results)
+
+
+if __name__ == "__main__":
+    main()
