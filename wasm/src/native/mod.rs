@@ -10,6 +10,7 @@ use crate::run::Frame;
 
 mod lower;
 mod pages;
+mod places;
 mod shapes;
 
 #[cfg(target_arch = "aarch64")]
