@@ -232,6 +232,15 @@ def test_it_traps_where_the_access_is_that_is_outside(tmp_path: Path) -> None:
     assert "out of bounds memory access at 0x10000 " in compiled.stderr
 
 
+def test_what_is_known_of_an_address_goes_with_its_value(tmp_path: Path) -> None:
+    path = tmp_path / "changed.wasm"
+    read = C.get(0) + C.load(8) + C.drop
+    path.write_bytes(program(C.i32(16) + C.set(0) + read + C.get(0) + C.i32(65536) + C.i32_add + C.set(0) + read, I32).encoded())
+    interpreted, compiled = (execute("--stats", "--compile", how, path) for how in ("never", "always"))
+    assert said(compiled) == said(interpreted)
+    assert "out of bounds memory access at 0x10018 " in compiled.stderr
+
+
 def test_random_programs_do_the_same(tmp_path: Path) -> None:
     path, ended = tmp_path / "random.wasm", 0
     count = scaled(60)
