@@ -15,6 +15,8 @@ PATIENCE_S = 120.0
 STOPPED, TRAPPED, REFUSED = 75, 134, 126
 I32, I64, F32, F64 = b"\x7f", b"\x7e", b"\x7d", b"\x7c"
 PAGE = 65536
+PIPE = 65536
+"""Bytes that a pipe takes, as Linux makes them."""
 
 
 def leb(number: int) -> bytes:
@@ -213,11 +215,18 @@ class Ended(NamedTuple):
 
 
 def execute(*words: str | Path, stdin: bytes | Path = b"", runtime: Sequence[str | Path] = (), cwd: Path | None = None) -> Ended:
-    """Run the runtime to its end. Standard input comes through a pipe, or is a file."""
+    """Run the runtime to its end. Standard input comes through a pipe, or is a file. If a pipe has
+    room for all of it, it is there before the program begins, and so at each of its ticks.
+    """
     command = [*(runtime or (build(),)), *words]
     with contextlib.ExitStack() as stack:
         if isinstance(stdin, Path):
             source: Any = {"stdin": stack.enter_context(stdin.open("rb"))}
+        elif len(stdin) <= PIPE:
+            reading, writing = os.pipe()
+            with os.fdopen(writing, "wb") as pipe:
+                pipe.write(stdin)
+            source = {"stdin": stack.enter_context(os.fdopen(reading, "rb"))}
         else:
             source = {"input": stdin}
         done = subprocess.run(command, capture_output=True, timeout=PATIENCE_S, cwd=cwd, check=False, **source)
