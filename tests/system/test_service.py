@@ -85,8 +85,10 @@ class Server:
         flags = [*options, "--cold"] if cold else options
         self.process = subprocess.Popen(command("serve", "--socket", self.socket, *flags), stderr=subprocess.PIPE, cwd=folder)
         assert self.process.stderr is not None
+        said = b""
         while b"listening" not in (line := self.process.stderr.readline()):
-            assert line, "the server did not come up"
+            said += line
+            assert line, f"the server did not come up: {said.decode()}"
         self.urls = re.findall(r"https?://[0-9.:]+", line.decode())
 
     def request(self, method: str, address: str, body: bytes = b"", media_type: str = "text/plain") -> tuple[int, Any]:
