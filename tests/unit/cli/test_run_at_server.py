@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import pytest
 
 from mayfly.cli.served import USUAL_WALL_S, is_ours
 from mayfly.host.config import Config
-from tests.kit.api_fakes import ROOT, install_toys
+from tests.kit.api_fakes import ROOT, gone, install_toys
 from tests.kit.scale import patience
 
 AT_SERVER = re.compile(rb"mayfly: run \S+ of the server at \S+\n")
@@ -133,10 +132,7 @@ def test_a_signal_ends_the_run(start: Start, folder: Path, number: int) -> None:
     process.send_signal(number)
     assert process.wait(patience(60)) == 128 + number
     assert process.stderr.read() == b""
-    deadline = time.monotonic() + patience(30)
-    while Path(f"/proc/{mark.read_text().strip()}").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    assert gone(int(mark.read_text()))
 
 
 def test_a_reader_of_the_output_that_goes_away(start: Start, folder: Path) -> None:
