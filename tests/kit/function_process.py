@@ -162,7 +162,7 @@ class FunctionProcess:
         """
         try:
             return self.receive()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, ConnectionError):
             code = self.process.wait(PATIENCE_S)
             raise LoadError(code, self.log().decode()) from None
 

@@ -112,7 +112,7 @@ def test_a_rust_function_without_init_and_with_another_entry(tmp_path: Path) -> 
         process.load()
         assert process.ask(b"four").payload == b"4"
         process.process.terminate()
-        with pytest.raises((EOFError, ConnectionResetError)):
+        with pytest.raises((EOFError, ConnectionError)):
             process.ask()
 
 
