@@ -33,23 +33,26 @@ class Request:
         head = f"{method} {address} HTTP/1.0\r\nHost: mayfly\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.body: IO[bytes] = self._socket.makefile("rb")
         try:
             self._socket.connect(os.fspath(path))
             self._socket.sendall(head.encode() + content)
-            self.body: IO[bytes] = self._socket.makefile("rb")
             self.headers = self._head()
         except (OSError, ValueError, LookupError, TypeError) as error:
-            self._socket.close()
+            self._close()
             raise self.lost(error) from error
         except BaseException:
-            self._socket.close()
+            self._close()
             raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.body.close()
+        self._close()
+
+    def _close(self) -> None:
+        self.body.close()  # the socket stays open as long as this is
         self._socket.close()
 
     def _head(self) -> dict[str, str]:
