@@ -190,8 +190,8 @@ class Scheduler(Generic[R, G]):
                 self._guests.end(victim)
             else:
                 break
-        self._expire(desk)
         self._trim(desk)
+        self._expire(desk)
         self._close_desk(desk)
 
     def _idle_for(self, desk: Desk[R, G], request: Request) -> Instance[R, G] | None:

@@ -228,6 +228,7 @@ class Admission:
     def date(self, ticket: Ticket, since: float) -> None:
         """Have a ticket that waits be as old as what waits for its machine, which may change."""
         if ticket.entered_at != since and ticket.granted_at is None:
+            ticket.covered &= since <= ticket.entered_at  # what is about to be given back may be others' now
             ticket.entered_at = since
             self._waiting = collections.deque(sorted(self._waiting, key=lambda each: each.entered_at))
             self._grant()

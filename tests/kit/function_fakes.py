@@ -36,7 +36,7 @@ def invocation(function: str, payload: bytes = b"", content_type: str = "", *, t
 
 
 class FakeGuest:
-    """One guest. `asked` is the request that it has."""
+    """One guest. `asked` is the request that it has; it is to end soon once it is `evicted`."""
 
     def __init__(self, number: int, of: FakeRevision) -> None:
         self.number = number
@@ -48,7 +48,7 @@ class FakeGuest:
         self.asked: FunctionRequest | None = None
         self.tenants: set[str] = set()
         self.ids: list[int] = []
-        self.stopping = False
+        self.stopping = self.evicted = False
         self.used_at = 0  # the number of the last event that used it
         self.watched = False
 
@@ -60,7 +60,7 @@ class FakeGuest:
     @property
     def idle(self) -> bool:
         """Whether it has nothing to do, and is not ending."""
-        return self.started.done() and self.answer is None and not self.stopping
+        return self.started.done() and self.answer is None and not self.stopping and not self.evicted
 
     def respond(self) -> None:
         """Answer what was asked with its payload."""

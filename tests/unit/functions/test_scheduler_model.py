@@ -93,12 +93,13 @@ class Scheduling(RuleBasedStateMachine):
             self.machines.expect(surplus == [], "evicted although it was to be ready, and others were not")
         else:
             self.machines.expect(victim is min(surplus, key=lambda guest: guest.used_at), "evicted although another was used less lately")
+        victim.evicted = True
 
     def eviction_over(self, number: int, began: float, ended: float) -> None:
         self.watcher.eviction_over(number, began, ended)
 
     def is_to_be_ready(self, guest: FakeGuest) -> bool:
-        current = [each for each in self.machines.guests if each.of.key == self.seen[guest.name] and not each.stopping]
+        current = [each for each in self.machines.guests if each.of.key == self.seen[guest.name] and not each.stopping and not each.evicted]
         waiting = self.scheduler.guests(guest.name)["starting"] - sum(each.name == guest.name for each in self.machines.starting())
         return len(current) + waiting <= int(FIELDS[guest.name].get("min_guests", 0))
 

@@ -115,6 +115,20 @@ def test_several_give_back_memory_each_asked_for_what_is_still_lacking() -> None
     asyncio.run(scenario())
 
 
+def test_who_lets_others_go_first_does_not_count_on_what_was_about_to_be_given_back() -> None:
+    async def scenario() -> None:
+        room = Admission(128 * MIB, queue=9)
+        room.reclaimers.append(lambda missing: missing)
+        held, mine, other = (room.enter(128 * MIB, of_run=False) for _ in range(3))
+        assert (mine.covered, room.first_waiting) == (True, mine)
+        room.date(mine, other.entered_at + 1)
+        assert (mine.covered, room.first_waiting) == (False, other)
+        for ticket in (held, mine, other):
+            room.leave(ticket)
+
+    asyncio.run(scenario())
+
+
 def test_what_outlasts_runs_takes_no_place_among_those_that_wait() -> None:
     async def scenario() -> None:
         room = Admission(128 * MIB, queue=1)
