@@ -24,21 +24,21 @@ from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = str(ROOT / ".venv/bin/python")
-HERE = ["tests/unit", "tests/fuzz", "tests/kvm", "tests/page", "tests/system/test_with_kvm.py", "-m", "not system"]
+HERE = ["tests/unit", "tests/fuzz", "tests/kvm", "tests/page", "tests/system/test_with_kvm.py"]
 LINUX = ["-p", "no:hypothesispytest", "-m"]
 LONGEST = ("aarch64", "aarch64-test_snapshots", "aarch64-test_runs", "here", "test_snapshots", "test_runs", "aarch64-test_net")
 BOOTING = sorted(path.relative_to(ROOT) for path in ROOT.glob("tests/system/test_*.py") if path.stem != "test_with_kvm")
 ON_ARM = ["scripts/with-kvm", "--arch", "aarch64", "python"]
 RUNS = {
     # One emulated host for each file: if one breaks, the others' results stand. The longest first.
-    **{path.stem: (["scripts/with-kvm", PYTHON], [str(path), *LINUX, "system"]) for path in BOOTING},
-    "here": ([PYTHON], HERE),
+    **{path.stem: (["scripts/with-kvm", PYTHON], [str(path)], [*LINUX, "system"]) for path in BOOTING},
+    "here": ([PYTHON], HERE, ["-m", "not system"]),
 }
 if platform.machine() != "aarch64":
     if os.environ.get("MAYFLY_FULL") == "1":
-        RUNS |= {f"aarch64-{path.stem}": (ON_ARM, [str(path), *LINUX, "system"]) for path in BOOTING}
+        RUNS |= {f"aarch64-{path.stem}": (ON_ARM, [str(path)], [*LINUX, "system"]) for path in BOOTING}
     else:
-        RUNS["aarch64"] = (ON_ARM, ["tests/system", *LINUX, "system and aarch64"])
+        RUNS["aarch64"] = (ON_ARM, ["tests/system"], [*LINUX, "system and aarch64"])
 RUNS = {name: RUNS[name] for name in sorted(RUNS, key=[*LONGEST, *sorted(RUNS)].index)}
 AT_ONCE = 2
 """The emulated host has one processor, and with-kvm allows two such hosts."""
@@ -125,16 +125,16 @@ def children() -> list[int]:
 def run(name: str, extra: list[str], processes: Processes) -> tuple[int, dict[str, Any]]:
     """One run: its status, and what conftest.py counted (empty if it did not come so far).
 
-    QEMU's emulation now and then breaks a guest. So what failed in an emulated host runs once more,
-    in a new one; `again` in the result names those tests.
+    QEMU's emulation now and then breaks a guest, and a busy machine a test. So what failed runs once
+    more, in a new emulated host if it is of one; `again` in the result names those tests.
     """
-    _, arguments = RUNS[name]
+    _, paths, options = RUNS[name]
     began = time.monotonic()
-    status, result = attempt(name, [*arguments, *extra], processes)
+    status, result = attempt(name, [*paths, *options, *extra], processes)
     failed = [test for test, (outcome, _) in result.get("tests", {}).items() if outcome in ("failed", "error")]
-    if name != "here" and (status == EMULATOR_FAILED or failed):
-        print(f"test: {name}: once more, in a new emulated host: {' '.join(failed) or 'all of it'}", flush=True)
-        status, again = attempt(name, [*(failed or arguments[:1]), *arguments[1:], *extra], processes)
+    if status == EMULATOR_FAILED or failed:
+        print(f"test: {name}: once more: {' '.join(failed) or 'all of it'}", flush=True)
+        status, again = attempt(name, [*(failed or paths), *options, *extra], processes)
         result = {**again, **result} if failed else again
         for marker, counts in again.get("markers", {}).items() if failed else ():
             result["markers"][marker] = collections.Counter(result["markers"].get(marker, {})) + collections.Counter(counts)

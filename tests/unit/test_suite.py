@@ -20,7 +20,7 @@ suite.ROOT = Path(sys.argv[1])
 suite.GRACE_S = 0.5
 suite.BOOTING = []
 suite.must_run = lambda: ["kvm"]
-suite.RUNS = {name: ([sys.executable, sys.argv[1] + "/run.py", name], ["tests"]) for name in json.loads(sys.argv[2])}
+suite.RUNS = {name: ([sys.executable, sys.argv[1] + "/run.py", name], ["tests"], []) for name in json.loads(sys.argv[2])}
 sys.argv[1:] = json.loads(sys.argv[3])
 sys.exit(suite.main())
 """
