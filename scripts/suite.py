@@ -125,8 +125,8 @@ def children() -> list[int]:
 def run(name: str, extra: list[str], processes: Processes) -> tuple[int, dict[str, Any]]:
     """One run: its status, and what conftest.py counted (empty if it did not come so far).
 
-    QEMU's emulation now and then breaks a guest, and a busy machine a test. So what failed runs once
-    more, in a new emulated host if it is of one; `again` in the result names those tests.
+    QEMU's emulation now and then breaks a guest, and a busy machine a test. So what failed runs
+    once more, in a new emulated host if it is of one; `again` in the result names those tests.
     """
     _, paths, options = RUNS[name]
     began = time.monotonic()
