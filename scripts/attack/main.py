@@ -208,7 +208,7 @@ def report(alone: Sequence[float], rows: Sequence[Row], skipped: dict[str, str],
         *map(line_of, rows),
     ]
     if skipped:
-        lines += ["\nNot run: " + "; ".join(f"{name} ({why})" for name, why in skipped.items()) + "."]
+        lines += ["\nNot run:\n", *(f"- {name}: {why}" for name, why in skipped.items())]
     return "\n".join(lines) + "\n"
 
 
