@@ -5,9 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mayfly.cli.messages import report
-
-LIMIT_STATUS = 124
-"""Exit status of a run that a limit ended, as of timeout(1)."""
+from mayfly.exit_status import LIMIT_STATUS
 
 
 def explain(steps: Sequence[Mapping[str, Any]], exit_status: int, factor: float, error: Exception | None = None) -> None:

@@ -17,9 +17,8 @@ import click
 
 from mayfly import __version__
 from mayfly.cli.flags import OF_SERVER, Configured, OwnFirst, Size, load_config
+from mayfly.exit_status import OUR_STATUS
 
-OUR_STATUS = 125
-"""Exit status of `mayfly run` when Mayfly, not the program, failed."""
 ELSEWHERE = {
     "fleet": "mayfly.cli.fleet",
     "function": "mayfly.cli.function",

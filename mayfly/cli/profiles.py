@@ -10,8 +10,8 @@ import click
 
 from mayfly.cli.flags import OF_SERVER, Configured, load_config
 from mayfly.cli.messages import plain
+from mayfly.exit_status import OUR_STATUS
 from mayfly.files import atomic_write
-from mayfly.guests.outcome import OUR_STATUS
 from mayfly.runs.run import Run
 
 MARKS = {"passed": "ok", "failed": "FAILED", "skipped": "skipped", "error": "ERROR", "timeout": "TIMEOUT"}

@@ -16,7 +16,7 @@ from mayfly.cli.ending import explain, show_costs
 from mayfly.cli.messages import plain, report
 from mayfly.cli.sources import files_in, name_files, read_source
 from mayfly.errors import MayflyError, UnknownLanguageError
-from mayfly.guests.outcome import OUR_STATUS
+from mayfly.exit_status import OUR_STATUS
 from mayfly.guests.spawner import GRACE_S
 from mayfly.guests.zygote import Zygote
 from mayfly.host.config import Config

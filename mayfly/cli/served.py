@@ -18,15 +18,15 @@ from typing import Any, NoReturn
 
 from mayfly import paths
 from mayfly.cli.asking import Request, ask, fetch
-from mayfly.cli.ending import LIMIT_STATUS, explain, show_costs
+from mayfly.cli.ending import explain, show_costs
 from mayfly.cli.messages import report
 from mayfly.cli.sources import files_in, name_files, read_source
 from mayfly.errors import HostError, MayflyError, StoppingError, UnknownLanguageError, from_wire
+from mayfly.exit_status import LIMIT_STATUS, OUR_STATUS
 
 USUAL_WALL_S = 10.0
 """`run_wall_s`, if no file of configuration says otherwise."""
 PIECE = 65536
-OUR_STATUS = 125
 CREDENTIALS = "3i"
 """A process, its user and group."""
 

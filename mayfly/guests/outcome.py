@@ -5,13 +5,9 @@ import signal
 from typing import NamedTuple
 
 from mayfly.errors import GuestError, MayflyError
+from mayfly.exit_status import LIMIT_STATUS, OUR_STATUS
 from mayfly.protocol.conversation import Event, Failed
 from mayfly.protocol.frames import Done, Exit, ExitHow, Limit, Stderr, Stdout
-
-LIMIT_STATUS = 124
-"""Exit status of a job that a limit ended, as timeout(1) has it."""
-OUR_STATUS = 125
-"""Exit status where Mayfly, not the program, failed."""
 
 
 class Status(enum.StrEnum):

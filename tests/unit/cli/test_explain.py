@@ -4,7 +4,8 @@ import pytest
 
 from mayfly.cli.ending import explain
 from mayfly.errors import HostError
-from mayfly.guests.outcome import LIMIT_STATUS, StepResult, signal_name
+from mayfly.exit_status import LIMIT_STATUS
+from mayfly.guests.outcome import StepResult, signal_name
 from mayfly.protocol.frames import Exit, ExitHow, Limit
 from mayfly.runs.result import describe_end
 
