@@ -3,10 +3,11 @@
 import hashlib
 import re
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 DIGEST = r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}"
 """Those of algorithms that are known here, as a regular expression."""
+_CHUNK = 1 << 20
 
 
 class Hasher(Protocol):
@@ -45,6 +46,14 @@ def digest_of(data: bytes, like: str = "sha256:") -> str:
     """The digest of `data`, by the algorithm of the digest `like`."""
     hasher = hasher_for(like)
     hasher.update(data)
+    return spell(hasher)
+
+
+def digest_of_file(file: BinaryIO, like: str) -> str:
+    """The digest of what is left to read of a file, by the algorithm of the digest `like`."""
+    hasher = hasher_for(like)
+    while data := file.read(_CHUNK):
+        hasher.update(data)
     return spell(hasher)
 
 

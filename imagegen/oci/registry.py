@@ -18,7 +18,7 @@ import requests
 
 from mayfly.errors import ConfigError, RegistryError
 from mayfly.files import atomic_write, storing, sync
-from mayfly.imagegen.digests import blob_path, digest_of, hasher_for, is_digest, short, spell
+from mayfly.imagegen.digests import blob_path, digest_of, digest_of_file, hasher_for, is_digest, short, spell
 from mayfly.imagegen.oci.accounts import find_account
 from mayfly.imagegen.oci.client import CHUNK, TRANSIENT, Body, Client, TransientError, body, persistently, said, transient
 from mayfly.imagegen.oci.documents import INDEX_TYPES, MANIFEST_TYPES, MAX_DOCUMENT, Descriptor
@@ -26,7 +26,6 @@ from mayfly.imagegen.oci.reference import RegistryReference
 from mayfly.imagegen.progress import Advance, Progress
 
 _T = TypeVar("_T")
-HASH_CHUNK = 1 << 20
 _LIES = "the registry is damaged or lies; do not use the image"
 _NO_REGISTRY = "is it up, and is the network? Without one, give a layout: --image oci:FOLDER"
 
@@ -283,9 +282,6 @@ def _is_whole(path: Path, descriptor: Descriptor) -> bool:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size != descriptor.size:
                 return False
-            hasher = hasher_for(descriptor.digest)
-            while data := file.read(HASH_CHUNK):
-                hasher.update(data)
+            return digest_of_file(file, descriptor.digest) == descriptor.digest
     except FileNotFoundError:
         return False
-    return spell(hasher) == descriptor.digest

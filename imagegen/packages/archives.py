@@ -63,9 +63,7 @@ def read_zip(path: Path, spools: Spools, limits: Limits) -> Iterator[Packed]:
             members = [member for member in archive.infolist() if not member.is_dir()]
             if len(members) > limits.entries:
                 raise LayerError(f"it has more than {limits.entries} members", hint="if that is right, raise --max-entries")
-            size = sum(member.file_size for member in members)
-            if size > RATIO_GRACE and size > limits.ratio * path.stat().st_size:
-                raise LayerError(f"it unpacks to more than {limits.ratio} times its size", hint="if that is right, raise --max-ratio")
+            _check_ratio(sum(member.file_size for member in members), path.stat().st_size, limits)
             for member in members:
                 safe_name(member.filename)
                 if stat.S_ISLNK(member.external_attr >> 16):
@@ -158,9 +156,13 @@ def _bounded(path: Path, limits: Limits) -> Iterator[bytes]:
     with path.open("rb") as file:
         for piece in gunzip(iter(functools.partial(file.read, PACKED_CHUNK), b"")):
             size += len(piece)
-            if size > RATIO_GRACE and size > limits.ratio * packed:
-                raise LayerError(f"it unpacks to more than {limits.ratio} times its size", hint="if that is right, raise --max-ratio")
+            _check_ratio(size, packed, limits)
             yield piece
+
+
+def _check_ratio(size: int, packed: int, limits: Limits) -> None:
+    if size > RATIO_GRACE and size > limits.ratio * packed:
+        raise LayerError(f"it unpacks to more than {limits.ratio} times its size", hint="if that is right, raise --max-ratio")
 
 
 def _read_within(spools: Spools, where: Extent, at: int, size: int) -> bytes:

@@ -12,7 +12,7 @@ import requests
 
 from mayfly.errors import RegistryError
 from mayfly.files import atomic_write, storing
-from mayfly.imagegen.digests import blob_path, hasher_for, short, spell
+from mayfly.imagegen.digests import blob_path, digest_of_file, hasher_for, short, spell
 from mayfly.imagegen.oci.client import TRANSIENT, Client, body, origin_of, persistently, transient
 from mayfly.imagegen.progress import Progress
 from mayfly.paths import cache_dir
@@ -20,7 +20,6 @@ from mayfly.paths import cache_dir
 _T = TypeVar("_T")
 MAX_DOCUMENT = 64 << 20
 """Bytes of a document: what is known of all versions of a package."""
-HASH_CHUNK = 1 << 20
 _NO_REGISTRY = "is it up, and is the network? Another one: --packages-from URL"
 _LIES = "the package registry is damaged or lies; do not use it"
 
@@ -68,8 +67,10 @@ class Downloads:
             RegistryError: it cannot be had, or is another one.
         """
         path = blob_path(cache_dir() / "blobs", digest)
-        if path.exists() and _digest(path, digest) == digest:
-            return path
+        if path.exists():
+            with path.open("rb") as file:
+                if digest_of_file(file, digest) == digest:
+                    return path
         if self._offline:
             raise RegistryError(f"{url} is not in the cache", hint="build the image once without --offline")
 
@@ -100,11 +101,3 @@ class Downloads:
 
     def _persistently(self, work: Callable[[], _T], url: str) -> _T:
         return persistently(work, url, _NO_REGISTRY, self._progress, self._pause)
-
-
-def _digest(path: Path, like: str) -> str:
-    hasher = hasher_for(like)
-    with path.open("rb") as file:
-        while data := file.read(HASH_CHUNK):
-            hasher.update(data)
-    return spell(hasher)
