@@ -7,6 +7,7 @@ import functools
 import gzip
 import hashlib
 import json
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import zstandard
 
 from mayfly.imagegen.languages import Language, parse_language
+from mayfly.imagegen.oci.documents import MACHINE_TO_GOARCH
 from mayfly.imagegen.rootfs.layers import apply_layer
 from mayfly.imagegen.rootfs.spools import Limits
 from mayfly.imagegen.rootfs.tree import Content, Extent, Tree
@@ -260,3 +262,9 @@ class LayoutMaker:
         entry = {**descriptor, "annotations": {"org.opencontainers.image.ref.name": tag}}
         (self.folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]}))
         return self.folder
+
+
+def layout_of(folder: Path, layer: bytes) -> Path:
+    """An OCI layout of an image for this machine, with this tar for its only layer."""
+    maker = LayoutMaker(folder)
+    return maker.finish(maker.image([maker.layer(layer)], MACHINE_TO_GOARCH[platform.machine()]))

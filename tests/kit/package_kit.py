@@ -11,13 +11,19 @@ import io
 import json
 import lzma
 import tarfile
-import threading
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import zstandard
+
+from mayfly.imagegen.build import Built, build
+from mayfly.imagegen.languages import Language
+from mayfly.imagegen.oci.reference import LayoutReference
+from mayfly.imagegen.options import Options
+from mayfly.imagegen.progress import Silent
+from tests.kit.loopback import LoopbackServer
 
 
 def pack(files: Mapping[str, bytes]) -> bytes:
@@ -62,7 +68,7 @@ def _fields(text: str) -> list[tuple[str, str]]:
     return [(key, value.strip()) for key, _, value in (line.partition(":") for line in text.splitlines())]
 
 
-class PackageServer:
+class PackageServer(LoopbackServer):
     """Answers GET of the paths in `pages` with their bytes, of a type by path. A context manager;
     `asked` has the paths that were asked for.
     """
@@ -70,38 +76,22 @@ class PackageServer:
     def __init__(self, pages: Mapping[str, bytes] | None = None) -> None:
         self.pages = dict(pages or {})
         self.asked: list[str] = []
-        server = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                server.asked.append(self.path)
-                data = server.pages.get(self.path)
-                self.send_response(404 if data is None else 200)
-                self.send_header("Content-Length", str(len(data or b"")))
-                self.end_headers()
-                self.wfile.write(data or b"")
-                self.close_connection = True
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = False
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        super().__init__()
 
     @property
     def address(self) -> str:
         """Its URL, without a slash at the end."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"http://127.0.0.1:{self.port}"
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+    def answer(self, request: http.server.BaseHTTPRequestHandler) -> None:
+        """A page, or that there is none."""
+        self.asked.append(request.path)
+        data = self.pages.get(request.path)
+        request.send_response(404 if data is None else 200)
+        request.send_header("Content-Length", str(len(data or b"")))
+        request.end_headers()
+        request.wfile.write(data or b"")
+        request.close_connection = True
 
     def add_wheels(self, wheels: Mapping[str, bytes], *, metadata: bool = True, **fields: Any) -> None:
         """Serve wheels by the names of their files, in a simple index at `/simple/`."""
@@ -160,6 +150,14 @@ class PackageServer:
                 self.pages[f"{at}/{version}/{artifact}-{version}.{suffix}"] = data
                 digest = hashlib.sha1(data).hexdigest()
                 self.pages[f"{at}/{version}/{artifact}-{version}.{suffix}.sha1"] = f"{digest}\n".encode()
+
+
+def build_with(language: Language, layout: Path, registry: str, *packages: str, **changes: object) -> Built:
+    """Build the image in `layout` with packages from the registry at this address; `changes` are
+    other options.
+    """
+    usual = {"language": language, "reference": LayoutReference(path=layout), "compression": "none", "packages": packages}
+    return build(Options(**{**usual, "packages_from": registry, **changes}), Silent())  # type: ignore[arg-type]
 
 
 def deb(data: bytes, packing: str = "xz") -> bytes:

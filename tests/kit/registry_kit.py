@@ -4,10 +4,11 @@ import dataclasses
 import http.server
 import json
 import re
-import threading
 import urllib.parse
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
+
+from tests.kit.loopback import LoopbackServer
 
 
 @dataclasses.dataclass
@@ -43,7 +44,7 @@ class Faults:
     """Send whoever wants a blob to the registry at this address."""
 
 
-class FakeRegistry:
+class FakeRegistry(LoopbackServer):
     """Serves `layout` as repository `test`. A context manager; `requests` has what was asked, with
     its Range.
     """
@@ -53,34 +54,12 @@ class FakeRegistry:
         self.faults = faults or Faults()
         self.requests: list[tuple[str, str]] = []
         self.authorizations: list[str] = []
-        registry = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                registry.answer(self)
-
-            do_POST = do_GET  # noqa: N815 (http.server's name)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = False
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        super().__init__()
 
     @property
     def address(self) -> str:
         """host:port"""
-        return f"127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        return f"127.0.0.1:{self.port}"
 
     def answer(self, request: http.server.BaseHTTPRequestHandler) -> None:
         """One request."""

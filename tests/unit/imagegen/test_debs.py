@@ -12,18 +12,15 @@ from pathlib import Path
 
 import pytest
 
-import mayfly.imagegen.build
 from mayfly.errors import ConfigError, ImageError, LayerError, MayflyError, RegistryError
-from mayfly.imagegen.build import Built, build
+from mayfly.imagegen.build import Built
 from mayfly.imagegen.languages import load_language
-from mayfly.imagegen.oci.reference import LayoutReference
-from mayfly.imagegen.options import Options
 from mayfly.imagegen.packages.archives import unpack_deb
-from mayfly.imagegen.progress import Silent
 from mayfly.imagegen.rootfs.unpack import unpack
-from tests.kit.imagegen_kit import CpioEntry, LayoutMaker, directory, member, read_cpio, symlink, tar, toy_language
-from tests.kit.package_kit import PackageServer, deb
+from tests.kit.imagegen_kit import CpioEntry, directory, layout_of, member, read_cpio, symlink, tar, toy_language
+from tests.kit.package_kit import PackageServer, build_with, deb
 
+pytestmark = pytest.mark.usefixtures("own_folders")
 ARCH = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
 LIB = f"usr/lib/{platform.machine()}-linux-gnu".encode()
 LANGUAGE = toy_language(packages={"kind": "deb", "registry": "http://127.0.0.1:1"}, prune=["var", "usr/share", "**/libpruned*"])
@@ -86,15 +83,6 @@ DEBS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (tmp_path / "agents").mkdir()
-    (tmp_path / "agents" / f"mayfly-agent.{platform.machine()}").write_bytes(b"\x7fELF agent")
-    monkeypatch.setattr(mayfly.imagegen.build, "AGENTS", tmp_path / "agents")
-
-
 @pytest.fixture
 def server() -> Iterator[PackageServer]:
     with PackageServer() as server:
@@ -104,13 +92,11 @@ def server() -> Iterator[PackageServer]:
 
 @pytest.fixture
 def layout(tmp_path: Path) -> Path:
-    maker = LayoutMaker(tmp_path / "layout")
-    return maker.finish(maker.image([maker.layer(BASE)], ARCH))
+    return layout_of(tmp_path / "layout", BASE)
 
 
 def _build(layout: Path, server: PackageServer, *packages: str, **changes: object) -> Built:
-    usual = {"language": LANGUAGE, "reference": LayoutReference(path=layout), "compression": "none", "packages": packages}
-    return build(Options(**{**usual, "packages_from": f"{server.address}/debian", **changes}), Silent())  # type: ignore[arg-type]
+    return build_with(LANGUAGE, layout, f"{server.address}/debian", *packages, **changes)
 
 
 def _entries(built: Built) -> dict[bytes, CpioEntry]:

@@ -2,7 +2,6 @@
 that snippets are compiled with them.
 """
 
-import platform
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -10,27 +9,15 @@ from pathlib import Path
 
 import pytest
 
-import mayfly.imagegen.build
 from mayfly.errors import ConfigError, ImageError, MayflyError, RegistryError
-from mayfly.imagegen.build import Built, build
+from mayfly.imagegen.build import Built
 from mayfly.imagegen.languages import load_language
-from mayfly.imagegen.oci.reference import LayoutReference
-from mayfly.imagegen.options import Options
-from mayfly.imagegen.progress import Silent
 from mayfly.imagegen.rootfs.unpack import unpack
-from tests.kit.imagegen_kit import LayoutMaker, member, read_cpio, tar, toy_language
-from tests.kit.package_kit import PackageServer, pack
+from tests.kit.imagegen_kit import layout_of, member, read_cpio, tar, toy_language
+from tests.kit.package_kit import PackageServer, build_with, pack
 
+pytestmark = pytest.mark.usefixtures("own_folders")
 LANGUAGE = toy_language(packages={"kind": "maven", "registry": "http://127.0.0.1:1"})
-
-
-@pytest.fixture(autouse=True)
-def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (tmp_path / "agents").mkdir()
-    (tmp_path / "agents" / f"mayfly-agent.{platform.machine()}").write_bytes(b"\x7fELF agent")
-    monkeypatch.setattr(mayfly.imagegen.build, "AGENTS", tmp_path / "agents")
 
 
 @pytest.fixture
@@ -42,14 +29,11 @@ def server() -> Iterator[PackageServer]:
 
 @pytest.fixture
 def layout(tmp_path: Path) -> Path:
-    maker = LayoutMaker(tmp_path / "layout")
-    arch = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
-    return maker.finish(maker.image([maker.layer(tar(member(b"etc/toy-version", b"21.0")))], arch))
+    return layout_of(tmp_path / "layout", tar(member(b"etc/toy-version", b"21.0")))
 
 
 def _build(layout: Path, server: PackageServer, *packages: str, **changes: object) -> Built:
-    usual = {"language": LANGUAGE, "reference": LayoutReference(path=layout), "compression": "none", "packages": packages}
-    return build(Options(**{**usual, "packages_from": f"{server.address}/m2/", **changes}), Silent())  # type: ignore[arg-type]
+    return build_with(LANGUAGE, layout, f"{server.address}/m2/", *packages, **changes)
 
 
 def _needs(*needs: str) -> str:

@@ -15,29 +15,17 @@ from typing import Any
 
 import pytest
 
-import mayfly.imagegen.build
 from mayfly.errors import ConfigError, ImageError, LayerError, MayflyError
-from mayfly.imagegen.build import Built, build
+from mayfly.imagegen.build import Built
 from mayfly.imagegen.languages import load_language
-from mayfly.imagegen.oci.reference import LayoutReference
-from mayfly.imagegen.options import Options
-from mayfly.imagegen.progress import Silent
 from mayfly.imagegen.rootfs.spools import Limits
 from mayfly.imagegen.rootfs.unpack import unpack
-from tests.kit.imagegen_kit import LayoutMaker, member, read_cpio, tar, toy_language
-from tests.kit.package_kit import PackageServer, tgz
+from tests.kit.imagegen_kit import layout_of, member, read_cpio, tar, toy_language
+from tests.kit.package_kit import PackageServer, build_with, tgz
 
+pytestmark = pytest.mark.usefixtures("own_folders")
 LANGUAGE = toy_language(packages={"kind": "npm", "registry": "http://127.0.0.1:1"})
 CPU = {"x86_64": "x64", "aarch64": "arm64"}[platform.machine()]
-
-
-@pytest.fixture(autouse=True)
-def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (tmp_path / "agents").mkdir()
-    (tmp_path / "agents" / f"mayfly-agent.{platform.machine()}").write_bytes(b"\x7fELF agent")
-    monkeypatch.setattr(mayfly.imagegen.build, "AGENTS", tmp_path / "agents")
 
 
 @pytest.fixture
@@ -48,14 +36,11 @@ def server() -> Iterator[PackageServer]:
 
 @pytest.fixture
 def layout(tmp_path: Path) -> Path:
-    maker = LayoutMaker(tmp_path / "layout")
-    arch = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
-    return maker.finish(maker.image([maker.layer(tar(member(b"etc/toy-version", b"20.1")))], arch))
+    return layout_of(tmp_path / "layout", tar(member(b"etc/toy-version", b"20.1")))
 
 
 def _build(layout: Path, server: PackageServer, *packages: str, **changes: object) -> Built:
-    usual = {"language": LANGUAGE, "reference": LayoutReference(path=layout), "compression": "none", "packages": packages}
-    return build(Options(**{**usual, "packages_from": server.address, **changes}), Silent())  # type: ignore[arg-type]
+    return build_with(LANGUAGE, layout, server.address, *packages, **changes)
 
 
 def _folders(built: Built) -> dict[str, str]:

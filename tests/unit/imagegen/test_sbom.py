@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import mayfly.imagegen.build
 from mayfly.cli.image import cli
 from mayfly.imagegen.build import build
 from mayfly.imagegen.oci.reference import LayoutReference
@@ -17,7 +16,7 @@ from mayfly.imagegen.progress import Silent
 from mayfly.imagegen.sbom import spdx
 from mayfly.images.manifest import Package, load
 from mayfly.schema import replace
-from tests.kit.imagegen_kit import LayoutMaker, member, symlink, tar, toy_language
+from tests.kit.imagegen_kit import layout_of, member, symlink, tar, toy_language
 
 STATUS = b"""Package: libc6
 Status: install ok installed
@@ -61,15 +60,8 @@ OWN = (
 
 
 @pytest.fixture
-def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (tmp_path / "agents").mkdir()
-    (tmp_path / "agents" / f"mayfly-agent.{platform.machine()}").write_bytes(b"agent")
-    monkeypatch.setattr(mayfly.imagegen.build, "AGENTS", tmp_path / "agents")
-    maker = LayoutMaker(tmp_path / "layout")
-    arch = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
-    reference = LayoutReference(path=maker.finish(maker.image([maker.layer(BASE)], arch)))
+def image(tmp_path: Path, own_folders: None) -> Path:
+    reference = LayoutReference(path=layout_of(tmp_path / "layout", BASE))
     language = toy_language(prune=["usr/share", "var"])
     return build(Options(language=language, reference=reference, compression="none"), Silent()).folder
 

@@ -15,20 +15,17 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-import mayfly.imagegen.build
 from mayfly.cli.image import cli
 from mayfly.errors import ConfigError, ImageError, LayerError, MayflyError, RegistryError
-from mayfly.imagegen.build import Built, build
+from mayfly.imagegen.build import Built
 from mayfly.imagegen.languages import load_language
-from mayfly.imagegen.oci.reference import LayoutReference
-from mayfly.imagegen.options import Options
-from mayfly.imagegen.progress import Silent
 from mayfly.imagegen.rootfs.spools import Limits
 from mayfly.imagegen.rootfs.unpack import unpack
 from mayfly.images.manifest import load
-from tests.kit.imagegen_kit import CpioEntry, LayoutMaker, directory, member, read_cpio, tar, toy_language
-from tests.kit.package_kit import PackageServer, pack, packed_again, wheel
+from tests.kit.imagegen_kit import CpioEntry, directory, layout_of, member, read_cpio, tar, toy_language
+from tests.kit.package_kit import PackageServer, build_with, pack, packed_again, wheel
 
+pytestmark = pytest.mark.usefixtures("own_folders")
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 SITE = f"usr/local/lib/python{PYTHON}/site-packages"
 LANGUAGE = toy_language(packages={"kind": "wheels", "registry": "http://127.0.0.1:1/simple"}, prune=["usr/local/bin"])
@@ -36,15 +33,6 @@ LIBC = member(
     f"usr/lib/{platform.machine()}-linux-gnu/libc.so.6".encode(), b"\0GNU C Library (Debian GLIBC 2.36-9) stable release version 2.36.\n"
 )
 BASE = tar(member(b"etc/toy-version", PYTHON.encode()), LIBC, member(f"usr/local/lib/python{PYTHON}/os.py".encode()))
-
-
-@pytest.fixture(autouse=True)
-def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (tmp_path / "agents").mkdir()
-    (tmp_path / "agents" / f"mayfly-agent.{platform.machine()}").write_bytes(b"\x7fELF agent")
-    monkeypatch.setattr(mayfly.imagegen.build, "AGENTS", tmp_path / "agents")
 
 
 @pytest.fixture
@@ -55,18 +43,11 @@ def server() -> Iterator[PackageServer]:
 
 @pytest.fixture
 def layout(tmp_path: Path) -> Path:
-    return _layout(tmp_path / "layout", BASE)
-
-
-def _layout(folder: Path, base: bytes) -> Path:
-    maker = LayoutMaker(folder)
-    arch = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
-    return maker.finish(maker.image([maker.layer(base)], arch))
+    return layout_of(tmp_path / "layout", BASE)
 
 
 def _build(layout: Path, server: PackageServer, *packages: str, **changes: object) -> Built:
-    usual = {"language": LANGUAGE, "reference": LayoutReference(path=layout), "compression": "none", "packages": packages}
-    return build(Options(**{**usual, "packages_from": f"{server.address}/simple/", **changes}), Silent())  # type: ignore[arg-type]
+    return build_with(LANGUAGE, layout, f"{server.address}/simple/", *packages, **changes)
 
 
 def _entries(built: Built) -> dict[str, CpioEntry]:
@@ -179,7 +160,7 @@ def test_the_best_wheel_for_the_image_is_taken(layout: Path, server: PackageServ
 def test_an_image_without_glibc_gets_wheels_for_any_machine(tmp_path: Path, server: PackageServer) -> None:
     """And Debian's Python has a folder of its own."""
     arch, minor = platform.machine(), sys.version_info.minor
-    layout = _layout(tmp_path / "musl", tar(member(b"etc/toy-version", PYTHON.encode()), directory(b"usr")))
+    layout = layout_of(tmp_path / "musl", tar(member(b"etc/toy-version", PYTHON.encode()), directory(b"usr")))
     server.add_wheels({f"p-1.0-cp3{minor}-cp3{minor}-manylinux_2_17_{arch}.whl": wheel("p", "1.0")})
     with pytest.raises(ImageError, match=r"no wheel of p fits any version: the index has none for Python"):
         _build(layout, server, "p")
@@ -284,7 +265,7 @@ def test_an_index_that_is_none_is_said(layout: Path, server: PackageServer) -> N
 def test_on_the_command_line(layout: Path, server: PackageServer, tmp_path: Path) -> None:
     """Of a language that takes packages, and of one that does not."""
     base = tar(member(f"usr/local/lib/python{PYTHON}/os.py".encode()), LIBC)
-    image = f"oci:{_layout(tmp_path / 'python', base)}"
+    image = f"oci:{layout_of(tmp_path / 'python', base)}"
     server.add_wheels({"one-1.5-py3-none-any.whl": wheel("one", "1.5")})
     asked = ["build", "python", "--compress", "none", "--image", image, "--package", "one==1.*"]
     asked += ["--packages-from", f"{server.address}/simple"]
