@@ -30,6 +30,7 @@ from mayfly.api.routes import METRICS, ROUTES
 from mayfly.errors import BusyError, ConfigError, MayflyError, StoppingError, UnauthorizedError, to_wire
 from mayfly.functions.runner import FunctionRunner
 from mayfly.functions.service import Functions
+from mayfly.guests.cgroups import Groups
 from mayfly.guests.zygote import Zygote
 from mayfly.host import activation
 from mayfly.host.addresses import Targets
@@ -239,7 +240,7 @@ async def on_host(
     """A service of this host, with its functions, served also through `gateways`."""
     metrics = Metrics()
     async with (
-        Service(config, zygote, sockets=sockets, observer=metrics) as service,
+        Service(config, zygote, sockets=sockets, observer=metrics, groups=Groups.take()) as service,
         functions_beside(service) as functions,
         contextlib.AsyncExitStack() as opened,
     ):

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mayfly.errors import GuestError, HostError, MayflyError, SnapshotError, ZygoteLostError
+from mayfly.guests.cgroups import Groups
 from mayfly.guests.told import told
 from mayfly.guests.zygote import Zygote
 from mayfly.protocol import control, report
@@ -39,6 +40,8 @@ GRACE_S = 1.5
 """A vmm process ends by itself within a second of its channel's end; then it is killed."""
 REAP_S = 10.0
 """A killed process that is not reaped after this long is given up (it hangs in the kernel)."""
+EMPTYING_S = (0.001, 0.01, 0.1, 1.0, 5.0)
+"""Between looks whether processes that were killed have left their control group."""
 FLUSH_TICK_S = 0.001
 """Between two looks whether a vmm process has taken what was sent."""
 ARRIVING_BUFFER = 1 << 20
@@ -60,11 +63,13 @@ def snapshot_files(folder: Path) -> Iterator[list[int]]:
 
 class Spawner:
     """The asyncio side of the zygote. `start` makes one; it is made at the first machine, and again
-    after it has died.
+    after it has died. Each machine gets one of the control `groups`, if there are any.
     """
 
-    def __init__(self, start: Callable[[], Zygote]) -> None:
+    def __init__(self, start: Callable[[], Zygote], groups: Groups | None = None) -> None:
         self._start = start
+        self._groups = groups
+        self._emptying: set[asyncio.Task[None]] = set()
         self._zygote: Zygote | None = None
         self._numbers = itertools.count(1)
         self._machines: dict[int, VmmProcess] = {}
@@ -84,7 +89,8 @@ class Spawner:
         """Ask for a machine; whether it comes up shows on its channel and in its report.
 
         Raises:
-            HostError: the zygote cannot be started, or died over this.
+            HostError: the zygote cannot be started, or died over this; the kernel refuses a control
+                group.
         """
         self.warm_up()
         assert self._zygote is not None  # noqa: S101 (warm_up has set it)
@@ -106,8 +112,13 @@ class Spawner:
                 raise HostError(
                     f"there are no descriptors for another machine: {error.strerror}", hint="raise the limit of open files (ulimit -n)"
                 ) from error
+            group = []
+            if self._groups is not None:
+                group.append(self._groups.make(number, config))
+                ours.callback(self._groups.remove, number)
+                theirs.callback(os.close, group[0])
             try:
-                self._zygote.spawn(number, told(config), channel_end.fileno(), lines_end, commands_end.fileno())
+                self._zygote.spawn(number, told(config), channel_end.fileno(), lines_end, commands_end.fileno(), *group)
             except (OSError, EOFError, ZygoteLostError) as error:
                 self._lost(error)
                 raise HostError(f"the zygote died: {error}", hint="try again: it is started anew for the next run") from error
@@ -143,6 +154,8 @@ class Spawner:
             self.stop(machine, 0)
         while self._stopping:
             await asyncio.wait(self._stopping)
+        while self._emptying:
+            await asyncio.wait(self._emptying)
         if self._zygote is not None:
             asyncio.get_running_loop().remove_reader(self._zygote.fileno())
             self._zygote.close()
@@ -161,6 +174,18 @@ class Spawner:
         machine = self._machines.pop(number, None)
         if machine is not None:
             machine.reaped.set()
+            if self._groups is not None and not self._groups.remove(number):
+                emptying = asyncio.create_task(self._empty(self._groups, number), name=f"empty the group of machine {number}")
+                self._emptying.add(emptying)
+                emptying.add_done_callback(self._emptying.discard)
+
+    async def _empty(self, groups: Groups, number: int) -> None:
+        """Remove a machine's control group, in which its passt may be for a moment."""
+        for wait_s in EMPTYING_S:
+            await asyncio.sleep(wait_s)
+            if groups.remove(number):
+                return
+        log.error("the control group of machine %d does not become empty", number)
 
     def _lost(self, error: BaseException) -> None:
         """The zygote is dead, and its machines with it: they are its children and end when it

@@ -84,14 +84,15 @@ class Zygote:
         """Readable when `receive` has something."""
         return self._control.fileno()
 
-    def spawn(self, machine: int, config: MachineConfig, channel: int, report: int, control: int) -> None:
-        """Ask for a machine, by a positive number: `Reaped` will come for it.
+    def spawn(self, machine: int, config: MachineConfig, channel: int, report: int, control: int, *group: int) -> None:
+        """Ask for a machine, by a positive number: `Reaped` will come for it. Its process enters
+        the control `group`, if there is one.
 
         The descriptors are duplicated into the vmm process; the caller keeps and closes its own.
         Raises ConfigError: it is too large. ZygoteLostError: the zygote is gone. HostError: it
         cannot be asked now; no other machine is affected.
         """
-        self._send(Spawn(machine=machine, config=msgspec.Raw(msgspec.json.encode(config))), [channel, report, control])
+        self._send(Spawn(machine=machine, config=msgspec.Raw(msgspec.json.encode(config))), [channel, report, control, *group])
 
     def signal(self, machine: int, number: int) -> None:
         """Send the vmm process of `machine` a signal; nothing happens if it is gone already."""

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from mayfly import paths
 from mayfly.errors import HostError, MayflyError
+from mayfly.guests.cgroups import is_delegated, offered, own_group
 from mayfly.guests.probe import KvmProbe, probe
 from mayfly.host import processor
 from mayfly.host.admission import DEFAULT_SHARE
@@ -57,6 +58,7 @@ def examine(config: Config, probing: Callable[[], KvmProbe] = probe) -> Iterator
     yield Check(name="images", ok=bool(images), finding=found or f"none beneath {paths.data_dir() / 'images'}", fix="imagegen build rust")
     yield _memory(config, max((image.manifest.memory for image in images), default=0))
     yield _user(config)
+    yield _groups()
     if config.network_backend is not NetworkBackend.NONE:
         yield _network(config)
     if config.listen:
@@ -110,6 +112,16 @@ def _user(config: Config) -> Check:
             name="user", ok=False, finding=f"the service user {config.user!r} does not exist", fix=f"adduser --system {config.user}"
         )
     return Check(name="user", ok=True, finding=f"machines run as {config.user!r}")
+
+
+def _groups() -> Check:
+    """Whether machines of a server that is started here have control groups."""
+    group = own_group()
+    if group is None or not is_delegated(group):
+        finding = "not delegated to this process, so machines have none of their own (a service with Delegate=yes has them)"
+    else:
+        finding = f"{group} is delegated; machines' own limit {', '.join(offered(group)) or 'nothing'}"
+    return Check(name="cgroups", ok=True, finding=finding)
 
 
 def _listen(config: Config) -> Check:

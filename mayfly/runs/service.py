@@ -21,6 +21,7 @@ from mayfly.errors import (
     UnknownRunError,
     UnprocessableError,
 )
+from mayfly.guests.cgroups import Groups
 from mayfly.guests.converse import BytesStdin, StdinSource
 from mayfly.guests.job import Wanted
 from mayfly.guests.spawner import GRACE_S, Spawner
@@ -62,7 +63,8 @@ COPIES_WORTH_S = 2.0
 
 class Service:
     """Runs snippets. `sockets`: the folder for output sockets, or None for none. `grace_s`
-    is how long a machine that is done may take to report its exits before it is killed.
+    is how long a machine that is done may take to report its exits before it is killed. Machines
+    get control `groups` of their own, if there are any.
 
     Use it as `async with Service(...)`: on leaving, every run is ended and every machine, socket
     and the zygote is gone.
@@ -76,10 +78,11 @@ class Service:
         sockets: Path | None = None,
         grace_s: float = GRACE_S,
         observer: Observer | None = None,
+        groups: Groups | None = None,
     ) -> None:
         self.config = config
         self.images = Images(config.languages)
-        self.spawner = Spawner(zygote)
+        self.spawner = Spawner(zygote, groups)
         self.admission = Admission(config.memory_budget or int(available_memory() * DEFAULT_SHARE), config.queue, config.machines)
         self.networks = Networks(config)
         self.observer = observer or Observer()

@@ -49,7 +49,7 @@ class FakeZygote(Zygote):
         client, self._server = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         super().__init__(0, client)
 
-    def spawn(self, machine: int, config: MachineConfig, channel: int, report: int, control: int) -> None:
+    def spawn(self, machine: int, config: MachineConfig, channel: int, report: int, control: int, *group: int) -> None:
         if self._control.fileno() < 0 or self._server.fileno() < 0:
             raise BrokenPipeError("the zygote is dead")
         fds = [str(channel), str(report), str(control)]

@@ -38,7 +38,7 @@ class ForkingZygote(FakeZygote):
         self._hearing = threading.Thread(target=self._hear)
         self._hearing.start()
 
-    def spawn(self, machine: int, config: MachineConfig, channel: int, report: int, control: int) -> None:
+    def spawn(self, machine: int, config: MachineConfig, channel: int, report: int, control: int, *group: int) -> None:
         if self._control.fileno() < 0 or self._server.fileno() < 0:
             raise BrokenPipeError("the zygote is dead")
         restore = " ".join(layer.folder for layer in config.restore)

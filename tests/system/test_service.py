@@ -24,6 +24,7 @@ from mayfly import paths
 from mayfly.host.keys import create, default_path
 from mayfly.units import MIB
 from tests.kit import toy
+from tests.kit.groups import delegated, group_of, inside
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600), pytest.mark.usefixtures("toy_language")]
 
@@ -80,10 +81,11 @@ class UnixConnection(http.client.HTTPConnection):
 class Server:
     """A `mayfly serve`; `cold`, so that it has no machine but those of its runs."""
 
-    def __init__(self, folder: Path, *options: str, cold: bool = True) -> None:
+    def __init__(self, folder: Path, *options: str, cold: bool = True, group: Path | None = None) -> None:
         self.socket = folder / "api.sock"
         flags = [*options, "--cold"] if cold else options
-        self.process = subprocess.Popen(command("serve", "--socket", self.socket, *flags), stderr=subprocess.PIPE, cwd=folder)
+        serve = command("serve", "--socket", self.socket, *flags)
+        self.process = subprocess.Popen(inside(group, *serve) if group else serve, stderr=subprocess.PIPE, cwd=folder)
         assert self.process.stderr is not None
         said = b""
         while b"listening" not in (line := self.process.stderr.readline()):
@@ -385,3 +387,23 @@ def test_clients_of_other_contracts(server: Server, monkeypatch: pytest.MonkeyPa
     assert (answer.status_code, answer.json()) == (201, {"success": False, "output": {"stdout": "1", "stderr": ""}})
     codapi: Any = {"sandbox": "python", "command": "run", "files": {"": "echo 1"}}
     assert requests.post(f"{url}/codapi/v1/exec", json=codapi, timeout=DEADLINE_S).json()["stdout"] == "1"
+
+
+def test_a_machine_that_takes_more_memory_than_its_group_may_ends_alone(folder: Path) -> None:
+    with delegated() as group:
+        server = Server(folder, "--drain-s", "0", group=group)
+        one, other = server.started(), server.started()
+        machines = [group_of(pid) for pid in children(server.process.pid) if group_of(pid).name.startswith("machine-")]
+        assert (len(machines), len(set(machines))) == (2, 2)
+        if not (machines[0] / "memory.max").exists():
+            pytest.skip("this host's memory controller is version 1's")
+        (machines[0] / "memory.max").write_text(str(MIB))
+        first, second = (one, other) if select.select([one, other], [], [], DEADLINE_S)[0] == [one] else (other, one)
+        assert first.recv(1) == b""
+        assert not machines[0].exists()
+        assert machines[1].exists()
+        assert not select.select([second], [], [], 0)[0]
+        for reader in (one, other):
+            reader.close()
+        server.close()
+        assert [path.name for path in group.iterdir() if path.is_dir()] == ["server"]

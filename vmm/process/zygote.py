@@ -9,6 +9,7 @@ its machines.
 """
 
 import contextlib
+import errno
 import gc
 import os
 import select
@@ -16,10 +17,11 @@ import signal
 import socket
 import time
 from collections import deque
+from collections.abc import Sequence
 
 from mayfly.errors import HostError, MayflyError
 from mayfly.protocol.report import End, Ended, pack, unpack
-from mayfly.protocol.spawning import DESCRIPTORS, MESSAGE_LIMIT, NOBODY, NOT_FORKED, Reaped, Signal, Spawn
+from mayfly.protocol.spawning import DESCRIPTORS, GROUPS, MESSAGE_LIMIT, NOBODY, NOT_FORKED, Reaped, Signal, Spawn
 from mayfly.schema import msgspec
 from mayfly.vmm.kvm.prctl import prctl
 
@@ -77,7 +79,7 @@ class _Server:
     def _take_request(self) -> bool:
         """Carry out one message; errors concern only its machine. False: the client is gone."""
         try:
-            data, fds, _, _ = socket.recv_fds(self._control, MESSAGE_LIMIT, DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+            data, fds, flags, _ = socket.recv_fds(self._control, MESSAGE_LIMIT, DESCRIPTORS + GROUPS, socket.MSG_CMSG_CLOEXEC)
         except ConnectionError:  # the client went without having read everything
             return False
         except OSError:  # no memory for it now; it is still there
@@ -91,6 +93,8 @@ class _Server:
                 self._signal(message)
             else:
                 machine = message.machine
+                if flags & socket.MSG_CTRUNC:  # there was no room in this process's table
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
                 self._fork(message, fds)
         except (OSError, MemoryError) as error:
             hint = "raise this service's limits of processes, memory and descriptors, or run fewer machines at a time"
@@ -110,27 +114,34 @@ class _Server:
 
     def _fork(self, message: Spawn, fds: list[int]) -> None:
         began = time.monotonic()
-        channel, report, control = fds  # fewer where they found no room in this process's table
+        channel, report, control, *groups = fds
         pid = os.fork()
         if pid == 0:
-            self._become_machine(message.config, channel, report, control, began)
+            self._become_machine(message.config, channel, report, control, groups, began)
         self._machines[pid] = message.machine
 
     def _refuse(self, machine: int, fds: list[int], error: MayflyError) -> None:
         from mayfly.vmm.process.child import say
 
-        if len(fds) == DESCRIPTORS:
+        if len(fds) >= DESCRIPTORS:
             with contextlib.suppress(OSError):
                 say(fds[1], Ended(reason=End.ERROR, error=error))
         self._say(Reaped(machine=machine, status=NOT_FORKED))
 
-    def _become_machine(self, config: msgspec.Raw, channel: int, report: int, control: int, began: float) -> None:
+    def _become_machine(self, config: msgspec.Raw, channel: int, report: int, control: int, groups: Sequence[int], began: float) -> None:
         """In the child: everything up to its exit."""
-        from mayfly.vmm.process.child import run_process
+        from mayfly.vmm.process.child import run_process, say
 
         status = 1
         try:
             prctl("PR_SET_PDEATHSIG", signal.SIGKILL)
+            try:
+                for group in groups:
+                    os.write(group, b"0")
+            except OSError as error:
+                hint = "something else removes or fills control groups that are this server's"
+                say(report, Ended(reason=End.ERROR, error=HostError(f"the machine cannot enter its control group: {error}", hint=hint)))
+                return
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for end in (self._control, self._wakeup, self._wakeup_writer):

@@ -18,7 +18,7 @@ class Idle(Zygote):
         super().__init__(0, control)
         self.channel: socket.socket
 
-    def spawn(self, machine: int, config: MachineConfig, channel: int, report: int, control: int) -> None:
+    def spawn(self, machine: int, config: MachineConfig, channel: int, report: int, control: int, *group: int) -> None:
         self.channel = socket.socket(fileno=os.dup(channel))
 
     def close(self) -> None:
