@@ -60,6 +60,9 @@ class NetworkConfig(Record, frozen=True, kw_only=True):
     allow: tuple[str, ...] = ()  # Networks that it may reach besides the Internet
     deny: tuple[str, ...] = ()  # And those that it may not reach besides internal ones: the host's own addresses
     mtu: int = 1500  # Bytes of the largest IP packet
+    budget: int = 0  # Bytes of frames in all, both directions together; 0: any number
+    rate: int = 0  # Bytes a second, in each direction
+    packets: int = 0  # Packets a second, in each direction
 
     def __post_init__(self) -> None:
         if self.backend is NetworkBackend.NONE:
@@ -70,6 +73,8 @@ class NetworkConfig(Record, frozen=True, kw_only=True):
             raise ConfigError(f"mac is {self.mac!r}; it must be a unicast address such as 02:00:00:00:00:01")
         if not MIN_MTU <= self.mtu <= MAX_MTU:
             raise ConfigError(f"mtu is {self.mtu}; it must be from {MIN_MTU} to {MAX_MTU}")
+        if min(self.budget, self.rate, self.packets) < 0:
+            raise ConfigError(f"budget, rate and packets are {self.budget}, {self.rate} and {self.packets}; none may be less than 0")
         try:
             versions = [ipaddress.ip_interface(text).version for text in self.addresses]
             routed = [ipaddress.ip_address(text).version for text in self.gateways]
@@ -96,7 +101,12 @@ class NetworkConfig(Record, frozen=True, kw_only=True):
 
     def disconnected(self) -> Self:
         """The same device with nothing connected to it."""
-        return replace(self, tap="", addresses=(), gateways=(), nameservers=(), allow=(), deny=())
+        return replace(self, tap="", addresses=(), gateways=(), nameservers=(), allow=(), deny=(), budget=0, rate=0, packets=0)
+
+    @property
+    def limited(self) -> bool:
+        """Whether it has a limit of its own."""
+        return bool(self.budget or self.rate or self.packets)
 
 
 class Layer(Record, frozen=True, kw_only=True):

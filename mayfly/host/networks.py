@@ -125,5 +125,8 @@ class Networks:
             gateways=self._gateways,
             nameservers=config.network_nameservers,
             allow=config.network_allow,
+            budget=config.network_bytes,
+            rate=config.network_rate,
+            packets=config.network_packets,
             mtu=MTU[config.network_backend],
         )

@@ -9,6 +9,7 @@ from mayfly.vmm.devices.virtio.net import Backend, Net
 from mayfly.vmm.devices.virtio.packet import HEADER
 from mayfly.vmm.eventloop import READ, WRITE, EventLoop
 from mayfly.vmm.network.filter import ARP, ARP_ETHERNET_IPV4, BROADCAST, ETHERNET, PacketFilter, destinations
+from mayfly.vmm.network.metered import Metered
 from mayfly.vmm.network.passt import LOOPBACK, Passt
 from mayfly.vmm.network.tap import Tap
 
@@ -36,7 +37,8 @@ class Link:
             self.backend = Tap(network.tap, destinations(network.mac_bytes, addresses))
         else:
             self.backend = Passt(network, loop, channel=channel)
-        self.net = Net(network.mac_bytes, network.mtu, self.backend, self._filter.may_leave, on_room=self._resume, on_full=self._wait)
+        carrier = Metered(self.backend, network) if network.limited else self.backend
+        self.net = Net(network.mac_bytes, network.mtu, carrier, self._filter.may_leave, on_room=self._resume, on_full=self._wait)
 
     def connect(self, connection: socket.socket) -> None:
         """Begin to connect a non-blocking socket, past the filter. Raises OSError."""

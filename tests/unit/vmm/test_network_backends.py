@@ -200,6 +200,20 @@ def test_passt_carries_frames_both_ways(guests: list[Guest]) -> None:
     exchange(guests[0], UPLINK_ADDRESS)
 
 
+@pytest.mark.usefixtures("uplink")
+def test_what_is_beyond_a_machines_budget_does_not_leave_it(guests: list[Guest]) -> None:
+    guests.append(Guest(passt_network(budget=1000)))
+    guests[0].give(arp(GATEWAY))
+    gateway_mac = guests[0].wait_for(0x806)[6:12]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind((UPLINK_ADDRESS, 0))
+        server.settimeout(DEADLINE_S)
+        for data in (bytes(1000), b"small"):
+            packet = ipv4(UPLINK_ADDRESS, udp(data, destination=server.getsockname()[1]))
+            guests[0].give(ethernet(0x800, packet, destination=gateway_mac))
+        assert server.recv(2000) == b"small"
+
+
 @pytest.mark.usefixtures("namespace")
 def test_addresses_that_are_denied_are_not_reached(guests: list[Guest]) -> None:
     """A public address among them, which no rule of the filter's own denies."""
