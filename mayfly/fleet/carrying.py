@@ -180,10 +180,13 @@ class Carrying:
         """Say that this host has the run, and ask whether that is right; meanwhile its machine
         starts.
         """
-        work = active.work
-        self._feed(active, work.gateway).begin()  # which says something after this
+        self._feed(active, active.work.gateway).begin()  # which says something after this
+        await self._ask_its_gateway(active)
+
+    async def _ask_its_gateway(self, active: Active) -> None:
+        """Ask the gateway that took the run whether this host is to have it, or any other one."""
         try:
-            answer = await self._engine.ask(self._place(active, work.gateway), encode(self._begun(active)), ASK_S)
+            answer = await self._engine.ask(self._place(active, active.work.gateway), encode(self._begun(active)), ASK_S)
         except (NobodyError, SilenceError):
             await self._ask_whether_right(active)
             return
@@ -192,6 +195,12 @@ class Carrying:
                 await self._drop(active)
             case "later":
                 await self._ask_whether_right(active)
+
+    def returned(self) -> None:
+        """The connection is there again; what gateways said meanwhile is lost."""
+        for active in self._active.values():
+            if active.run is not None:
+                self.spawn(self._ask_its_gateway(active), f"ask about {active.work.id}")
 
     async def _ask_whether_right(self, active: Active, moved_from: str = "") -> bool:
         """Ask any gateway; False, and the run is ended, if it is not to go on here."""
@@ -214,7 +223,7 @@ class Carrying:
     async def _drop(self, active: Active) -> None:
         """The fleet has a result of the run already, or does not want one."""
         active.unwanted = True
-        if active.run is not None:
+        if active.run is not None and not active.run.done.is_set():
             await self._service.end(active.run, "the run was ended")
 
     # What gateways hear

@@ -269,7 +269,7 @@ class Follows:
     def heard_over(self, run_id: str) -> None:
         """A gateway has stored a run's result, or removed it."""
         follow = self._by_id.get(run_id)
-        if follow is not None and follow.number:
+        if follow is not None and follow.known.is_set():
             self.spawn(self.look_for(follow), f"look for {follow.run.id}")
 
     async def look_up(self, follow: Follow) -> None:
@@ -278,8 +278,7 @@ class Follows:
         if data is not None and not follow.run.done.is_set():
             found = restore(data)
             follow.mirror.catch_up(found)
-            if follow.first is not None and follow.revision is not None:  # whoever ended it may not know of the host
-                await self.say(follow, Cancel())
+            await self.say(follow, Cancel())  # whoever ended it may not have known of the host
             self._conclude(follow, ending_of(found, follow.mirror.host))
 
     def _conclude(self, follow: Follow, ending: Ending) -> None:

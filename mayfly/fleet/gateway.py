@@ -319,12 +319,12 @@ class Gateway:
         ending = ending_of(run, follow.mirror.host, RunEndedError(reason))
         try:
             await self._follows.decide(follow, follow.registered, run, ending)
-            host = follow.mirror.host or await self._follows.host_of(run.id)
+            hosts = {follow.mirror.host, await self._follows.host_of(run.id)} - {""}  # it may just have moved
         except (NobodyError, SilenceError) as error:
             raise FleetError(f"the fleet's servers do not answer: {error}", hint="try again") from error
-        if host:
+        for host in hosts:
             await self._engine.send(f"host.{host}.{run.id}", encode(Cancel()))
-        elif follow.number > 0:
+        if not hosts and follow.number > 0:
             await self._engine.take_back(follow.registered.arch, follow.number)
 
     async def forget(self, run_id: str) -> None:

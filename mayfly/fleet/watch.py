@@ -87,7 +87,7 @@ class Watch:
 
     async def _look_for_results(self) -> None:
         now = asyncio.get_running_loop().time()
-        quiet = [follow for follow in self._follows if now - follow.heard_at > QUIET_S and follow.number]
+        quiet = [follow for follow in self._follows if now - follow.heard_at > QUIET_S and follow.known.is_set()]
         await asyncio.gather(*(self._follows.look_for(follow) for follow in quiet))
 
     async def _count_waiting(self) -> None:

@@ -174,6 +174,7 @@ class Worker:
     def _returned(self) -> None:
         """The connection is there again; pulls that waited are not."""
         self._pulling.clear()
+        self._carrying.returned()
         self._functions.returned()
         self._refill()
 

@@ -15,7 +15,9 @@ from mayfly.fleet import carrying, follows, lists
 from mayfly.fleet import engine as connections
 from mayfly.fleet.accept import Queues
 from mayfly.fleet.engine import Bucket, Engine, NobodyError, SilenceError
-from mayfly.fleet.message import Answer, Registered, Settle, Take, Work, decode, encode
+from mayfly.fleet.follow import Follow
+from mayfly.fleet.follows import Follows
+from mayfly.fleet.message import Answer, Begin, Cancel, Registered, Settle, Take, ToHost, Work, decode, encode
 from mayfly.fleet.verdicts import ATTEMPTS
 from mayfly.fleet.wire import error_of, wire
 from mayfly.host.snippet import Snippet
@@ -43,6 +45,7 @@ async def played(fleet: Fleet, name: str) -> AsyncIterator[PlayedHost]:
 
 
 PY = {"language": "py", "source": "print()"}
+ENDLESS, LONG_S = "echo begun; sleep 600", 600.0
 
 
 def test_work_that_waits_for_long_is_stored_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -206,6 +209,87 @@ def test_a_run_is_ended_elsewhere_before_it_is_registered_who_has_it(monkeypatch
                 assert answer.status == 204
             await until(lambda: not service.under_way)
             await until(lambda: not one.runner.under_way and not two.runner.under_way)
+
+    in_fleet(scenario)
+
+
+def test_a_run_is_ended_elsewhere_while_it_is_registered_who_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gateway that ends it has just looked in vain, and the other one no longer has to register
+    anything when it hears of the end.
+    """
+    monkeypatch.setattr(follows, "BRIEF_S", 600.0)
+    host_of, look_for = Follows.host_of, Follows.look_for
+
+    async def scenario(fleet: Fleet) -> None:
+        looked = asyncio.Event()
+
+        async def found_none(self: Follows, run_id: str) -> str:
+            found = await host_of(self, run_id)
+            looked.set()
+            return found
+
+        async def registered_meanwhile(self: Follows, follow: Follow) -> None:
+            if self is one.runner._follows:
+                await looked.wait()
+                await self.register(follow)
+            await look_for(self, follow)
+
+        service = await fleet.add_host("h1", run_wall_s=LONG_S)
+        async with fleet.two_gateways() as (one, two):
+            run_id = await start(one.client, ENDLESS)
+            await until_output(one, run_id, "begun")
+            ended = await two.runner.find(run_id)
+            monkeypatch.setattr(Follows, "host_of", found_none)
+            monkeypatch.setattr(Follows, "look_for", registered_meanwhile)
+            await two.runner.end(ended, "the run was deleted")
+            await until(lambda: not service.under_way)
+
+    in_fleet(scenario)
+
+
+def test_a_run_is_ended_at_the_host_that_it_has_just_moved_to() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        async with fleet.two_gateways() as (one, two), played(fleet, "h1") as first, played(fleet, "h2") as second:
+            await until(lambda: bool(one.runner.installed() and two.runner.installed()))
+            async with one.client.post("/start", json=PY) as answer:
+                run_id = (await answer.json())["id"]
+            work, delivery = await first.take()
+            assert await first.begin(work, delivery) == "go"
+            ended = await two.runner.find(run_id)
+            moved = Begin(token=work.token, delivered=delivery.delivered, moved_from="h1")
+            assert (await second.ask(f"begin.h2.{run_id}", moved))["verdict"] == "go"
+            await two.runner.end(ended, "the run was deleted")
+            said = decode((await asyncio.wait_for(second.heard.get(), 10)).data, type=ToHost)
+            assert isinstance(said, Cancel)
+
+    in_fleet(scenario)
+
+
+def test_a_host_that_was_away_hears_that_its_run_was_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who ends a run tells its host once."""
+    send = Engine.send
+
+    async def scenario(fleet: Fleet) -> None:
+        lost = asyncio.Event()
+
+        async def send_no_cancel(engine: Engine, subject: str, data: bytes) -> None:
+            if subject.startswith("host.") and isinstance(decode(data, type=ToHost), Cancel):
+                lost.set()
+            else:
+                await send(engine, subject, data)
+
+        service = await fleet.add_host("h1", run_wall_s=LONG_S)
+        async with fleet.gateway("g1") as way:
+            await fleet.until_hosts(way, 1)
+            run_id = await start(way.client, ENDLESS)
+            await until_output(way, run_id, "begun")
+            monkeypatch.setattr(Engine, "send", send_no_cancel)
+            async with way.client.delete(f"/runs/{run_id}") as answer:
+                assert answer.status == 204
+            assert lost.is_set()
+            await asyncio.to_thread(fleet.server.stop)
+            await asyncio.to_thread(fleet.server.start)
+            await until(lambda: not service.under_way)
 
     in_fleet(scenario)
 
