@@ -215,10 +215,12 @@ def _step(step: manifest.LanguageStep, snippet: Snippet, options: Mapping[str, s
 
 def largest_limit(step: manifest.LanguageStep, name: str, config: Config, *, interactive: bool = False) -> float:
     """The highest limit `name` (`wall_s`, `memory` …) that a snippet, or one that is `interactive`,
-    may ask for; 0 if there is none.
+    may ask for; 0 if there is none. An image's time for a step is not for one that somebody talks
+    to.
     """
-    fixed = getattr(step, name)
-    return float(fixed if fixed is not None else getattr(config, _key_of(step, name, interactive=interactive)))
+    key = _key_of(step, name, interactive=interactive)
+    fixed = None if key == "interactive_wall_s" else getattr(step, name)
+    return float(fixed if fixed is not None else getattr(config, key))
 
 
 def _key_of(step: manifest.LanguageStep, name: str, *, interactive: bool) -> str:

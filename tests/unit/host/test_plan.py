@@ -109,6 +109,10 @@ def test_a_manifests_limit_goes_before_the_servers() -> None:
     image = image._replace(manifest=msgspec.structs.replace(image.manifest, steps=(step,)))
     (run,) = make_plan(Snippet(source=b"", limits={"run": {"wall_s": 20.0}}), image, Config()).job.start.steps
     assert (run.wall_ms, run.memory) == (20_000, 5 * MIB)
+    step = msgspec.structs.replace(step, stdin=True)
+    image = image._replace(manifest=msgspec.structs.replace(image.manifest, steps=(step,)))
+    (run,) = make_plan(Snippet(source=b"", interactive=True), image, Config()).job.start.steps
+    assert (run.wall_ms, run.memory) == (300_000, 5 * MIB)
 
 
 def test_memory_is_what_the_image_needs_or_more_and_steps_get_what_is_free() -> None:
