@@ -1,15 +1,16 @@
 """A server that is told to move runs, maybe in a host of its own: `python -m tests.kit.served_host
-PORT [OPTION OF mayfly serve]…`.
+PORT [OPTION OF mayfly serve]…`, in which $LOOPBACK stands for the address of the loopback of the
+machine with the other server.
 
-It first says which keys it takes, in a line of JSON: of a client, and of a server that moves runs
-here. Each line of standard input is a run that is to move, the port where LOOPBACK has the other
-server, and its key there; the answer are the exit status of `mayfly move` and its lines. The server
-ends with standard input.
+It has this host's kernels and images, and keeps what it installs besides no longer than it runs.
+It first says, in a line of JSON, which keys it takes (of a client, and of a server that moves runs
+here) and what LOOPBACK is. Each line of standard input is a run that is to move, the port where
+LOOPBACK has the other server, and its key there; the answer are the exit status of `mayfly move`
+and its lines. The server ends with standard input.
 """
 
 import json
 import os
-import secrets
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,8 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-from mayfly.host.keys import create, default_path, revoke
+from mayfly import paths
+from mayfly.host.keys import create, default_path
 
 
 def command(*arguments: str) -> list[str]:
@@ -32,20 +34,29 @@ def copy(lines: Iterable[str], listening: threading.Event) -> None:
     listening.set()
 
 
+def link_data(folder: Path) -> None:
+    """Make a data folder with this host's kernels and images."""
+    (folder / "images").mkdir(parents=True)
+    for entry in [paths.data_dir() / "kernel", *(paths.data_dir() / "images").iterdir()]:
+        (folder / entry.relative_to(paths.data_dir())).symlink_to(entry)
+
+
 def main() -> None:
-    names = {kind: f"{kind}-{secrets.token_hex(4)}" for kind in ("client", "moves")}
-    keys = {kind: create(default_path(), name, moves=kind == "moves") for kind, name in names.items()}
     listening = threading.Event()
     with tempfile.TemporaryDirectory(prefix="mayfly-") as folder:
+        link_data(Path(folder, "mayfly"))
+        os.environ["XDG_DATA_HOME"] = folder
+        keys = {kind: create(default_path(), kind, moves=kind == "moves") for kind in ("client", "moves")}
         socket = str(Path(folder) / "api.sock")
-        serve = command("serve", "--cold", "--socket", socket, "--listen", f"0.0.0.0:{sys.argv[1]}", "--insecure", *sys.argv[2:])
+        options = map(os.path.expandvars, sys.argv[2:])
+        serve = command("serve", "--cold", "--socket", socket, "--listen", f"0.0.0.0:{sys.argv[1]}", "--insecure", *options)
         with subprocess.Popen(serve, stderr=subprocess.PIPE, text=True) as server:
             assert server.stderr is not None
             copying = threading.Thread(target=copy, args=(server.stderr, listening))
             copying.start()
             try:
                 listening.wait()
-                print(json.dumps(keys), flush=True)
+                print(json.dumps({**keys, "loopback": os.environ["LOOPBACK"]}), flush=True)
                 for asked in sys.stdin:
                     run, port, key = json.loads(asked)
                     move = command("move", "--json", "--socket", socket, run, "--to", f"http://{os.environ['LOOPBACK']}:{port}")
@@ -53,8 +64,6 @@ def main() -> None:
                     print(json.dumps([done.returncode, *map(json.loads, done.stdout.splitlines())]), flush=True)
             finally:
                 server.terminate()
-                for name in names.values():
-                    revoke(default_path(), name)
                 copying.join()
 
 
