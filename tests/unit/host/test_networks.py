@@ -120,13 +120,13 @@ def test_a_run_holds_its_network_until_it_is_over(monkeypatch: pytest.MonkeyPatc
     asyncio.run(scenario())
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes network namespaces with interfaces")
 def test_each_machine_has_the_limits_of_the_configuration() -> None:
     config = Config(network_backend=PASST, network_bytes=3, network_rate=2, network_packets=1)
     found = Networks(config).lease()
     assert (found.budget, found.rate, found.packets) == (3, 2, 1)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes network namespaces with interfaces")
 def test_a_network_leads_to_no_address_of_the_host() -> None:
     networks = make(network_backend=PASST, network_subnets=("10.9.0.0/24",))
     with net_kit.namespace():
