@@ -1,5 +1,5 @@
 # Each target does its set-up too. `make demo` and `make test` are all that a newcomer needs.
-.PHONY: setup kernel agent agents wasm web wheel deb images python arm test-images demo test test-all soak attack intel-check lint bench bench-quick bench-peers clean
+.PHONY: setup kernel agent agents wasm web wheel deb images python c arm test-images demo test test-all soak attack intel-check lint bench bench-quick bench-peers clean
 
 LEVEL = test
 demo kernel agent images: LEVEL = demo
@@ -46,6 +46,9 @@ images: setup agent
 python: setup agent
 	@scripts/build-image python
 
+c: setup agent
+	@scripts/build-image c --compress lz4
+
 # What an emulated 64-bit Arm host boots, on a machine of another architecture.
 arm: setup agents
 	@test "$$(uname -m)" = aarch64 || kernel/build --arch aarch64
@@ -53,13 +56,13 @@ arm: setup agents
 
 # What the whole counts boot besides: Debian's own kernel, Go (prepared in a machine: on an emulated host this takes long, once),
 # the compilers of Debian 12, a Rust image laid out as Docker's is, Rust for WebAssembly, and Go for an emulated 64-bit Arm host.
-test-images: setup agent kernel python arm
+test-images: setup agent kernel python c arm
 	@scripts/debian/cloud-kernel >/dev/null
 	@scripts/build-image go
 	@scripts/build-image go@1.19 --suite bookworm
 	@scripts/build-image rust@1.63 --suite bookworm
 	@scripts/build-image rust --layout docker --output build/rust-docker
-	@for name in javascript typescript java c cpp; do scripts/build-image $$name --compress lz4 || exit; done
+	@for name in javascript typescript java cpp; do scripts/build-image $$name --compress lz4 || exit; done
 	@scripts/build-image wasm
 	@scripts/build-image rust-wasm --compress lz4
 	@test "$$(uname -m)" = aarch64 || scripts/build-image go --arch aarch64
@@ -68,11 +71,11 @@ demo: setup kernel agent images
 	@scripts/with-kvm scripts/demo
 
 # The reduced counts; test-all has the whole ones and writes its report.
-test: setup kernel agent images python arm
+test: setup kernel agent images python c arm
 	@scripts/web --if-possible
 	@scripts/test $(ARGS)
 
-test-all: setup kernel agent images python arm test-images
+test-all: setup kernel agent images python c arm test-images
 	@scripts/web --if-possible
 	@MAYFLY_FULL=1 scripts/test --report docs/test-report.md
 
