@@ -18,15 +18,8 @@ from mayfly.vmm.process.zygote import load, main
 
 CONTROL_FD = 3  # Of a zygote that is another Python, its end of the pair
 START = "import sys; from mayfly.vmm.process.zygote import main; main(int(sys.argv[1]), int(sys.argv[2]))"
-OOM_SCORE = 500
-"""Of a zygote and the machines that it forks: where memory runs out, they end before their server
-(proc_pid_oom_score_adj(5)). Of the two the machines do, which have more memory.
-"""
-
-
-def _ends_early(pid: int) -> None:
-    with contextlib.suppress(OSError):  # its client is to end earlier still
-        Path(f"/proc/{pid}/oom_score_adj").write_text(str(OOM_SCORE))
+NEEDED = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONHOME")
+"""Of its environment, which its machines can read: no key or password that the server was given."""
 
 
 @contextlib.contextmanager
@@ -56,8 +49,8 @@ class Zygote:
         path = os.pathsep.join(filter(None, [str(Path(mayfly.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
         with _pair() as (ours, theirs):
             files = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0), (os.POSIX_SPAWN_DUP2, theirs.fileno(), CONTROL_FD)]
-            pid = os.posix_spawn(sys.executable, command, {**os.environ, "PYTHONPATH": path}, file_actions=files, setsid=True)
-        _ends_early(pid)
+            environment = {name: os.environ[name] for name in NEEDED if name in os.environ} | {"PYTHONPATH": path}
+            pid = os.posix_spawn(sys.executable, command, environment, file_actions=files, setsid=True)
         return cls(pid, ours)
 
     @classmethod
@@ -77,7 +70,6 @@ class Zygote:
                     status = 0
                 finally:
                     os._exit(status)
-        _ends_early(pid)
         return cls(pid, ours)
 
     def fileno(self) -> int:

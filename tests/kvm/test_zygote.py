@@ -15,12 +15,13 @@ import pytest
 
 from mayfly.errors import BootError, ConfigError, HostError, SchemaError
 from mayfly.guests import zygote as zygote_module
-from mayfly.guests.zygote import OOM_SCORE, START, Zygote
+from mayfly.guests.zygote import START, Zygote
 from mayfly.protocol.report import End, Ended, decode
 from mayfly.protocol.spawning import NOBODY, NOT_FORKED, Reaped
 from mayfly.units import MIB
 from mayfly.vmm.config import Channel, MachineConfig
 from mayfly.vmm.kvm.prctl import prctl, scope_signals
+from mayfly.vmm.process.zygote import OOM_SCORE
 from mayfly.vmm.sandbox.privileges import FIRST_UID, drop_privileges
 from tests.kit import tiny
 from tests.kit.spawned import Spawned

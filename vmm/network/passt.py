@@ -89,7 +89,7 @@ class Passt(Backend):
         with theirs, os.fdopen(said, "wb"):
             try:  # not by `subprocess`, whose modules take 600 KiB in each machine
                 words = command(network, fd, way_in)
-                self._pid = os.posix_spawnp(PROGRAM, words, os.environ, file_actions=files, setsid=True, setsigdef=[signal.SIGPIPE])
+                self._pid = os.posix_spawnp(PROGRAM, words, {}, file_actions=files, setsid=True, setsigdef=[signal.SIGPIPE])
             except OSError as error:
                 self._socket.close()
                 self._log.close()

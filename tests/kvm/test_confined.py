@@ -1,0 +1,112 @@
+"""What the zygote and passt have given up, as the kernel tells it."""
+
+import contextlib
+import json
+import os
+import resource
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mayfly.guests.zygote import Zygote
+from mayfly.vmm.config import NetworkBackend, NetworkConfig
+from mayfly.vmm.eventloop import EventLoop
+from mayfly.vmm.kvm.prctl import prctl
+from mayfly.vmm.network.passt import Passt
+from mayfly.vmm.process.zygote import LIMITS, load
+from tests.kit import net_kit, tiny
+from tests.kit.net_kit import GATEWAY, GUEST, make_tap
+from tests.kvm.test_zygote import DEADLINE_S, NOBODY_UID, SPIN, spawned
+
+SECRET = "a-key-of-the-server"
+
+
+def status(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def links(pid: int) -> list[str]:
+    """What its descriptors are."""
+    return [str(entry.readlink()) for entry in sorted(Path(f"/proc/{pid}/fd").iterdir(), key=lambda entry: int(entry.name))]
+
+
+@pytest.mark.kvm
+def test_the_zygote_and_its_machines_have_what_they_need_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAYFLY_KEY", SECRET)
+    with (tmp_path / "open").open("w") as inherited:
+        os.set_inheritable(inherited.fileno(), True)
+        zygote = Zygote.start()
+    machine = spawned(zygote, tiny.build(tmp_path, SPIN))
+    machine.wait_running()
+    for pid in (zygote.pid, machine.pid):
+        assert status(pid)["NoNewPrivs"] == "1"
+        assert SECRET not in Path(f"/proc/{pid}/environ").read_text()
+        limits = [line.split() for line in Path(f"/proc/{pid}/limits").read_text().splitlines()]
+        found = {words[2]: (int(words[-3]), int(words[-2])) for words in limits if words[1:3] in (["core", "file"], ["open", "files"])}
+        assert found["file"] == (0, 0)
+        assert found["files"][0] == found["files"][1] <= LIMITS[resource.RLIMIT_NOFILE]
+    assert links(zygote.pid)[0] == os.devnull
+    assert all(link.startswith("socket:") for link in links(zygote.pid)[3:])  # its client's, and its own for SIGCHLD
+    machine.close()
+    zygote.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be several users")
+def test_nobody_of_the_same_user_has_a_hold_of_the_zygote() -> None:
+    load()
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setresuid(NOBODY_UID, NOBODY_UID, NOBODY_UID)
+            prctl("PR_SET_DUMPABLE", 1)  # as whoever was never root
+            zygote = Zygote.fork()
+            until = time.monotonic() + DEADLINE_S
+            while Path(f"/proc/{zygote.pid}/environ").stat().st_uid == NOBODY_UID and time.monotonic() < until:
+                os.sched_yield()
+            found = {}
+            for name in ("mem", "environ", "fd"):
+                try:
+                    found[name] = bool(os.open(f"/proc/{zygote.pid}/{name}", os.O_RDONLY))
+                except PermissionError:
+                    found[name] = False
+            os.write(write_end, json.dumps(found).encode())
+            zygote.close()
+        finally:
+            os._exit(0)
+    os.close(write_end)
+    with os.fdopen(read_end) as file:
+        text = file.read()
+    os.waitpid(pid, 0)
+    assert json.loads(text) == {"mem": False, "environ": False, "fd": False}
+
+
+@pytest.fixture
+def passt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Passt]:
+    """One that root has started, and whose machine waits."""
+    monkeypatch.setenv("MAYFLY_KEY", SECRET)
+    network = NetworkConfig(
+        backend=NetworkBackend.PASST, mac="02:00:00:00:00:05", addresses=(f"{GUEST}/16",), gateways=(GATEWAY,), allow=("198.51.100.1",)
+    )
+    with net_kit.namespace(), EventLoop() as loop:
+        make_tap("uplink", "198.51.100.1/24")
+        net_kit.ip("route", "add", "default", "via", "198.51.100.2", "dev", "uplink")
+        with contextlib.closing(Passt(network, loop)) as passt:
+            yield passt
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes network namespaces with interfaces")
+def test_passt_has_isolated_itself(passt: Passt) -> None:
+    pid = passt._pid
+    found = status(pid)
+    assert set(found["Uid"].split()) == {str(NOBODY_UID)}
+    assert (found["NoNewPrivs"], found["Seccomp"], int(found["CapEff"], 16), found["Groups"]) == ("1", "2", 0, "")
+    assert [entry.name for entry in Path(f"/proc/{pid}/root").iterdir()] == []
+    for kind in ("user", "mnt", "ipc", "uts"):
+        assert Path(f"/proc/{pid}/ns/{kind}").readlink() != Path(f"/proc/self/ns/{kind}").readlink(), kind
+    assert Path(f"/proc/{pid}/environ").read_text() == ""
+    kinds = {link.partition(":")[0] for link in links(pid)[3:]}
+    assert kinds <= {"socket", "pipe", "anon_inode", os.devnull}, kinds
