@@ -15,11 +15,12 @@ from mayfly.fleet.calls import Calls
 from mayfly.fleet.engine import Bucket, Engine, FullError, NobodyError, SilenceError, TooLargeError
 from mayfly.fleet.follow import Follow
 from mayfly.fleet.follows import Follows
-from mayfly.fleet.message import Registered, Work, decode, encode, id_of, name_of, token_of
+from mayfly.fleet.message import Registered, Taken, Work, decode, encode, id_of, name_of, token_of
 from mayfly.fleet.mirror import head_of
 from mayfly.fleet.results import Results
 from mayfly.fleet.roll import Roll
 from mayfly.fleet.steps import step
+from mayfly.fleet.verdicts import Verdicts
 from mayfly.fleet.watch import Watch
 from mayfly.host.config import Config
 from mayfly.host.plan import make_plan
@@ -37,7 +38,8 @@ class Queues:
     """Where work waits for hosts: made when it is needed first."""
 
     def __init__(self, engine: Engine, *, replicas: int, ack_wait_s: float) -> None:
-        self._engine, self._replicas, self._ack_wait_s = engine, replicas, ack_wait_s
+        self.ack_wait_s = ack_wait_s
+        self._engine, self._replicas = engine, replicas
         self._made: set[tuple[str, str]] = set()
 
     async def ensure(self, arch: str, lang: str) -> None:
@@ -48,7 +50,7 @@ class Queues:
             FleetError: the engine refuses.
         """
         if (arch, lang) not in self._made:
-            await self._engine.ensure_consumer(arch, lang, replicas=self._replicas, ack_wait_s=self._ack_wait_s)
+            await self._engine.ensure_consumer(arch, lang, replicas=self._replicas, ack_wait_s=self.ack_wait_s)
             self._made.add((arch, lang))
 
     async def ensure_soon(self, arch: str, lang: str) -> None:
@@ -78,13 +80,14 @@ class Acceptance:
         results: Results,
         accounts: Accounts,
         follows: Follows,
+        verdicts: Verdicts,
         calls: Calls,
         queues: Queues,
         roll: Roll,
         watch: Watch,
     ) -> None:
         self._config, self._engine, self._registry, self._results = config, engine, registry, results
-        self._calls = calls
+        self._verdicts, self._calls = verdicts, calls
         self._accounts, self._follows, self._queues, self._roll, self._watch = accounts, follows, queues, roll, watch
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self.accepted = self.refused = 0
@@ -154,12 +157,13 @@ class Acceptance:
 
     async def _accept(self, follow: Follow, order: Order) -> Run:
         run, registered, repeat = follow.run, follow.registered, order.repeat
+        taken = Taken()
         try:
             await self._queues.ensure(registered.arch, registered.lang)
             snippet = replace(order.snippet, language=name_of(order.image))
             if order.awaited:  # who else would have to know of it finds its result, or it is registered soon
                 follow.revision = 0
-                follow.number = await self._queue(registered, snippet, awaited=True)
+                taken = await self._hand(follow, snippet)
             elif repeat is None and not order.call:
                 follow.revision, follow.number = await self._store(registered, snippet)
             else:
@@ -188,17 +192,37 @@ class Acceptance:
                 await self._unregister(registered)
             raise
         self._follows.keep(follow, publish=order.publish)
-        if order.awaited:
+        if taken.ended is not None:
+            self._follows.spawn(self._verdicts.ended(follow, taken.host, taken.ended), f"store {run.id}")
+        elif order.awaited:
             self._follows.spawn(self._follows.register_soon(follow), f"register {run.id}")
         self.accepted += 1
         told = step("accept", run.id, language=run.language, architecture=registered.arch)
         log.info("run %s: accepted by %s for %s on %s", run.id, self._engine.name, run.language, registered.arch, extra=told)
         return run
 
-    async def _queue(self, registered: Registered, snippet: Snippet, *, awaited: bool = False) -> int:
-        run_id = registered.head.id
-        work = Work(id=run_id, token=registered.token, gateway=registered.gateway, snippet=snippet, awaited=awaited)
-        return await self._engine.put(registered.arch, registered.lang, encode(work), id_of(run_id, registered.token))
+    async def _hand(self, follow: Follow, snippet: Snippet) -> Taken:
+        """Have a host that has much room begin a run that nobody else can know, or queue it. If the
+        host dies within the time that it may be silent, another one begins the run anew.
+        """
+        registered = follow.registered
+        work = encode(_work_of(registered, snippet, awaited=True))
+        try:
+            answer = await self._engine.hand(registered.arch, registered.lang, work, self._queues.ack_wait_s)
+            if (taken := decode(answer, type=Taken)).host:
+                follow.work = work
+                return taken
+        except NobodyError:
+            pass
+        except SilenceError:
+            if not self._engine.connected:
+                raise
+        follow.number = await self._engine.put(registered.arch, registered.lang, work, id_of(follow.run.id, registered.token))
+        return Taken()
+
+    async def _queue(self, registered: Registered, snippet: Snippet) -> int:
+        work = encode(_work_of(registered, snippet))
+        return await self._engine.put(registered.arch, registered.lang, work, id_of(registered.head.id, registered.token))
 
     async def _store(self, registered: Registered, snippet: Snippet) -> tuple[int, int]:
         """Register a run that nobody else can know, and queue it meanwhile: each waits for the
@@ -263,6 +287,10 @@ class Acceptance:
         with contextlib.suppress(UnknownRunError):
             return await self._follows.find(run_id)
         return None
+
+
+def _work_of(registered: Registered, snippet: Snippet, *, awaited: bool = False) -> Work:
+    return Work(id=registered.head.id, token=registered.token, gateway=registered.gateway, snippet=snippet, awaited=awaited)
 
 
 def _id_of(repeat: Repeat) -> str:

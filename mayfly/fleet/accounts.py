@@ -35,6 +35,7 @@ class Queued(msgspec.Struct, kw_only=True):
     arch: str = ""
     lang: str = ""
     host: str = ""
+    delivered: int = 1
 
 
 class Account(msgspec.Struct, kw_only=True):
@@ -132,9 +133,20 @@ class Accounts:
         if entry is None:
             return True
         queued = decode(entry.value, type=Queued)
-        if queued.host or await self._engine.holds(queued.arch, queued.lang, id_of(run_id, queued.token)):
+        if queued.host and (queued.delivered or await self._is_there(queued.host)):
             return False
+        if await self._engine.holds(queued.arch, queued.lang, id_of(run_id, queued.token)):
+            return False
+        if queued.host:  # it was handed the run, and is gone; so is the gateway, or will have the run begun anew
+            return True
         if not await self._results.has(run_id):  # whose work is done, it has one
             log.warning("fleet: %s was registered, and its gateway died before it was queued", run_id)
             await self._registry.delete(run_id)
+        return True
+
+    async def _is_there(self, host: str) -> bool:
+        try:
+            await self._engine.ask(f"ping.{host}", b"", 1)
+        except NobodyError:
+            return False
         return True

@@ -24,6 +24,7 @@ from mayfly.fleet.message import (
     Signal,
     Size,
     Tail,
+    Taken,
     ToGateway,
     ToHost,
     Told,
@@ -132,7 +133,10 @@ class Carrying:
 
     def give_back(self, delivery: Delivery) -> None:
         """Let others have work that is not begun here."""
-        self.spawn(self._engine.give_back(delivery.ack, LATER_S), "give back")
+        if delivery.reply:
+            self.spawn(self._engine.send(delivery.reply, encode(Taken())), "give back")
+        else:
+            self.spawn(self._engine.give_back(delivery.ack, LATER_S), "give back")
 
     def hold(self, work: Work, delivery: Delivery) -> Active:
         """Have work that cannot begin yet."""
@@ -174,7 +178,14 @@ class Carrying:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(run.done.wait(), BRIEF_S)
         if not (active.work.awaited and run.done.is_set()):
+            await self._take(active)
             await self._say_begun(active)
+
+    async def _take(self, active: Active, ended: Settle | None = None) -> None:
+        """Answer the gateway that has handed the run over, if that was not done."""
+        if reply := active.delivery.reply:
+            active.delivery = active.delivery._replace(reply="")
+            await self._engine.send(reply, encode(Taken(host=self._host, ended=ended)))
 
     async def _say_begun(self, active: Active) -> None:
         """Say that this host has the run, and ask whether that is right; meanwhile its machine
@@ -286,6 +297,7 @@ class Carrying:
             active.tail.set_result(tail)
         said: list[Told | Tail] = []
         if not active.feeds and elsewhere:
+            await self._take(active)
             await self._say_begun(active)  # it counts as an attempt
         elif not active.feeds:
             said = Feed.whole(run, tail, active.delivery.delivered)
@@ -295,7 +307,9 @@ class Carrying:
         """Bring the result to a gateway, until one has it."""
         work, run = active.work, active.run
         gateway, wait_s = work.gateway, 0.1
-        verdict = "done" if active.unwanted else ""
+        ended = Settle(token=work.token, delivered=0, said=said) if active.delivery.reply and said else None
+        await self._take(active, ended)
+        verdict = "done" if active.unwanted or ended else ""
         while not verdict:
             message = Settle(token=work.token, delivered=active.delivery.delivered, error=wire(error), final=final, said=said)
             try:

@@ -4,6 +4,7 @@ It gives five things: streams of work from which each piece goes to one host at 
 one acknowledges it; buckets whose keys can be created once; messages to whoever listens; requests
 to them, which fail at once if nobody does; and the order in which waiting hosts are served.
 
+run.now.ARCH.LANG    subjects of no stream: work that a host takes at once, or not at all
 RUNS_ARCH    stream of work for hosts of one architecture, subjects run.ARCH.LANG.PIECE; written to
              disk on every server of the cluster before it is acknowledged
 ARCH_LANG    its consumers; hosts pull from them, those with the lowest priority number first
@@ -30,6 +31,7 @@ from nats.js.errors import APIError, BucketNotFoundError, KeyNotFoundError, KeyW
 from nats.js.kv import KeyValue
 
 from mayfly.errors import FleetError
+from mayfly.fleet.message import GROUP
 from mayfly.schema import Record
 
 log = logging.getLogger(__name__)
@@ -58,7 +60,6 @@ NOT_FOUND = (10037, 10059)
 """The codes for a message and a stream that are not there."""
 ROOM = 1024
 """For a message's headers."""
-GROUP = "hosts"
 PULL = "pull"
 
 
@@ -103,11 +104,15 @@ class Message(NamedTuple):
 
 
 class Delivery(NamedTuple):
-    """A piece of work: where it is acknowledged, and how often it was given out so far."""
+    """A piece of work: where it is acknowledged, and how often it was given out so far. Work that
+    was handed over directly has no `ack` and was given out 0 times; `reply` is where that is
+    answered.
+    """
 
     data: bytes
     ack: str
     delivered: int
+    reply: str = ""
 
 
 class Entry(NamedTuple):
@@ -490,18 +495,34 @@ class Engine:
                 timer.cancel()
         self._pulls.clear()
 
+    async def hand(self, arch: str, lang: str, data: bytes, timeout_s: float) -> bytes:
+        """Have one of those take work who `listen_for_handed`; its answer.
+
+        Raises:
+            NobodyError: nobody does.
+            SilenceError: who was chosen does not answer, and has it or not.
+        """
+        return await self.ask(f"run.now.{arch}.{lang}", data, timeout_s)
+
+    async def listen_for_handed(self, arch: str, lang: str, hear: Callable[[Delivery], object]) -> None:
+        """Have `hear` called with work that is handed over."""
+        await self.listen(f"run.now.{arch}.{lang}", lambda message: hear(Delivery(message.data, "", 0, message.reply)), queue=GROUP)
+
     async def done(self, ack: str) -> None:
         """The work is done, and must be known to be: it is given to nobody any more."""
         with contextlib.suppress(NobodyError, SilenceError):
-            await self.ask(ack, b"+ACK", 2)
+            if ack:
+                await self.ask(ack, b"+ACK", 2)
 
     async def still_busy(self, ack: str) -> None:
         """The work goes on."""
-        await self.send(ack, b"+WPI")
+        if ack:
+            await self.send(ack, b"+WPI")
 
     async def give_back(self, ack: str, after_s: float = 0) -> None:
         """Others may have the work, after some time."""
-        await self.send(ack, b'-NAK {"delay": %d}' % int(after_s * NS) if after_s else b"-NAK")
+        if ack:
+            await self.send(ack, b'-NAK {"delay": %d}' % int(after_s * NS) if after_s else b"-NAK")
 
 
 def _stream_of(arch: str) -> str:

@@ -19,6 +19,7 @@ class Follow:
 
     Attributes:
         number: its work's in the stream, if this gateway put it there; -1: another one did.
+        work: what its host was handed directly, for another one to begin it anew.
         known: set when the run is accepted, or is not.
         revision: of its registration, while that says of no host that it has begun: 0 while there
             is none. None: all is registered, or was by another gateway.
@@ -36,6 +37,7 @@ class Follow:
         self.heard_at = asyncio.get_running_loop().time()
         self.changed = asyncio.Event()
         self.number = 0
+        self.work = b""
         self.then: Callable[[Run], None] | None = None
         self.owed = 0  # bytes that the host may be granted anew
         self.given_back = 0  # the delivery that was

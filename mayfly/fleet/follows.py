@@ -11,7 +11,22 @@ from mayfly.errors import FleetError, HostError, MayflyError, RunEndedError, Unk
 from mayfly.fleet.accounts import Accounts
 from mayfly.fleet.engine import Bucket, Engine, Message, NobodyError, SilenceError
 from mayfly.fleet.follow import Follow, forward
-from mayfly.fleet.message import WINDOW, Attach, Begun, Cancel, Ending, Grant, Registered, Tail, ToGateway, ToHost, Told, decode, encode
+from mayfly.fleet.message import (
+    WINDOW,
+    Attach,
+    Begun,
+    Cancel,
+    Ending,
+    Grant,
+    Registered,
+    Tail,
+    ToGateway,
+    ToHost,
+    Told,
+    decode,
+    encode,
+    id_of,
+)
 from mayfly.fleet.mirror import conclude, ending_of, make_run, restore, store
 from mayfly.fleet.results import Results
 from mayfly.fleet.steps import step
@@ -206,6 +221,23 @@ class Follows:
         """Have all hosts send what is lacking: the engine was away."""
         for follow in self._by_id.values():
             self.spawn(self.attach(follow), f"attach {follow.run.id}")
+
+    async def give_back(self, follow: Follow) -> None:
+        """Have another host begin a run anew.
+
+        Raises:
+            SilenceError, FullError: not now.
+        """
+        if not follow.work:
+            await self._engine.give_back(follow.mirror.ack)
+            return
+        work, follow.work = follow.work, b""
+        arch, lang = follow.lang
+        try:
+            follow.number = await self._engine.put(arch, lang, work, id_of(follow.run.id, follow.registered.token))
+        except BaseException:
+            follow.work = work
+            raise
 
     async def give_up(self, registered: Registered, error: MayflyError) -> None:
         """A run has no result but an error."""

@@ -83,7 +83,17 @@ class Gateway:
         self._queues = Queues(engine, replicas=replicas, ack_wait_s=ack_wait_s)
         self._calls = Calls(engine, registry, results, self._follows, ack_wait_s=ack_wait_s)
         self._acceptance = Acceptance(
-            config, engine, registry, results, self._accounts, self._follows, self._calls, self._queues, self.roll, self._watch
+            config,
+            engine,
+            registry,
+            results,
+            self._accounts,
+            self._follows,
+            self._verdicts,
+            self._calls,
+            self._queues,
+            self.roll,
+            self._watch,
         )
         self._lists = lists = Lists(engine, buckets.fleet, self.roll, self._queues, self._follows.spawn)
         self.functions = FleetFunctions(

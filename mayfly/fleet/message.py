@@ -1,6 +1,7 @@
 """What gateways and hosts of a fleet say to each other, as values and as bytes (MessagePack).
 
     run.ARCH.LANG.PIECE     Work               gateway to one host, through the stream
+    run.now.ARCH.LANG       Work -> Taken      gateway to one host that has much room
     begin.HOST.RUN          Begin -> Verdict   a host has the run: may it?
     gw.GATEWAY.HOST.RUN     Begun, Told, Tail  host to a gateway: who has it, its record, its end
     settle.GATEWAY.HOST.RUN Settle -> Verdict  it has ended: is that the result?
@@ -36,6 +37,8 @@ from mayfly.runs.result import RunState
 
 ANY = "any"
 """In the place of a gateway's name: whichever."""
+GROUP = "hosts"
+"""Of them one gets each piece of work."""
 WINDOW = 256 * 1024
 """Bytes of a record that are on their way to a gateway at most."""
 PIECE = 32 * 1024
@@ -183,6 +186,15 @@ class Settle(msgspec.Struct, kw_only=True):
     error: Mapping[str, Any] | None = None
     final: bool = True
     said: Sequence[Told | Tail] = ()
+
+
+class Taken(msgspec.Struct, kw_only=True):
+    """The host that has the work which was handed to it, with the run's end if it has come by then;
+    without `host` it has too little room.
+    """
+
+    host: str = ""
+    ended: Settle | None = None
 
 
 class Attach(msgspec.Struct, kw_only=True, tag="attach"):

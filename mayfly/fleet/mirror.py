@@ -116,8 +116,8 @@ class Mirror:
 
     Attributes:
         host, ack: who has it, and where its work is given back; empty until somebody has.
-        delivered: how often it was given out by then. What comes of an earlier time counts for
-            nothing.
+        delivered: how often it was given out by then, 0 if it was handed over directly. What comes
+            of an earlier time counts for nothing.
         ending: how it ended on that host, once all of that is here.
     """
 
@@ -125,7 +125,7 @@ class Mirror:
         self.run = run
         self.host = ""
         self.ack = ""
-        self.delivered = 0
+        self.delivered = -1
         self.ending: Ending | None = None
         self._base = 0  # spans of earlier attempts
         self._attempts = 0

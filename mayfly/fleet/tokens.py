@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from mayfly.errors import ConfigError
 from mayfly.files import atomic_write, locked
-from mayfly.fleet.message import ANY
+from mayfly.fleet.message import ANY, GROUP
 
 _LINE = re.compile(r"  (?P<user>\{.*\}),? # (?P<kind>host|gateway|operator) (?P<name>[A-Za-z0-9_-]{1,64})(?: (?P<arch>[a-z0-9_]+))?")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -42,7 +42,7 @@ def permissions(name: str, kind: str, arch: str) -> dict[str, Any]:
             said += [f"fn.begin.{name}.*", f"fn.settle.*.{name}.*", f"fn.code.{name}"]
             said += [f"seek.{name}.*", f"move.*.{name}.*", f"take.*.{name}.*"]
             said += [f"$JS.API.CONSUMER.MSG.NEXT.{stream}.*", f"$JS.ACK.{stream}.>"]
-            heard = [f"host.{name}.*", f"move.{name}.*.*", f"take.{name}.*.*"]
+            heard = [f"run.now.{arch}.* {GROUP}", f"host.{name}.*", f"move.{name}.*.*", f"take.{name}.*.*"]
             heard += [*(f"{subject}.{name}" for subject in ("ping", "about", "measure", "wish", "fn.ask"))]
         case "gateway":
             said = ["run.*.*.*", "host.*.*", "ping.*", "about.*", "measure.*", "wish.*", "over.*", "fn.ask.*"]

@@ -4,9 +4,11 @@ run's result.
 
 import asyncio
 import contextlib
+import logging
 
 from mayfly.errors import HostError
-from mayfly.fleet.engine import Bucket, Engine, Message
+from mayfly.fleet.engine import Bucket, Engine, Message, NobodyError, SilenceError
+from mayfly.fleet.follow import Follow
 from mayfly.fleet.follows import Follows
 from mayfly.fleet.judging import GATEWAYS, judge, reply
 from mayfly.fleet.message import Begin, Begun, Found, Registered, Seek, Settle, ToGateway, decode, encode
@@ -15,8 +17,10 @@ from mayfly.fleet.results import Results
 from mayfly.fleet.roll import Roll
 from mayfly.fleet.wire import error_of
 
+log = logging.getLogger(__name__)
 ATTEMPTS = 3
 """Hosts that begin a run before it is given up."""
+AGAIN_S = 0.5
 SETTLE_S = 15.0
 """For what is lacking of a record when its run has ended."""
 
@@ -31,7 +35,7 @@ class Verdicts:
     async def listen(self) -> None:
         """Answer from now on."""
         engine, spawn = self._engine, self._follows.spawn
-        await judge(engine, spawn, "", begin=self._heard_begin, settle=self._settle)
+        await judge(engine, spawn, "", begin=self._heard_begin, settle=self._heard_settle)
         await engine.listen(f"gw.{engine.name}.*.*", self._heard)
         await engine.listen("seek.*.*", lambda message: spawn(self._find_room(message), "find room"), queue=GATEWAYS)
 
@@ -105,10 +109,21 @@ class Verdicts:
             hosts = self._roll.others(host, registered.arch, registered.lang)
         await self._engine.send(message.reply, encode(Found(hosts=hosts)))
 
-    async def _settle(self, message: Message) -> str | None:
+    async def _heard_settle(self, message: Message) -> str | None:
         """A host has ended a run: whether that is its result."""
         _, _, host, run_id = message.subject.split(".")
-        said = decode(message.data, type=Settle)
+        return await self._settle(host, run_id, decode(message.data, type=Settle))
+
+    async def ended(self, follow: Follow, host: str, said: Settle) -> None:
+        """A host that was handed a run has ended it: store that."""
+        while not follow.run.done.is_set():
+            try:
+                await self._settle(host, follow.run.id, said)
+            except (NobodyError, SilenceError) as error:
+                log.warning("fleet: the run %s is stored later: %s", follow.run.id, error)
+                await asyncio.sleep(AGAIN_S)
+
+    async def _settle(self, host: str, run_id: str, said: Settle) -> str | None:
         if self._follows.get(run_id) is None:
             await self._follows.fetch(run_id)
         follow = self._follows.get(run_id)
@@ -122,7 +137,10 @@ class Verdicts:
             registered = decode(entry.value, type=Registered) if entry else None
             if registered is not None and said.delivered < max(mirror.delivered, registered.delivered):
                 return "done"  # another host has it since
-            if not said.final and (registered is None or registered.attempts < ATTEMPTS or error.code == "run_ended"):
+            lost = not said.delivered and follow.number < 0  # who handed it over is gone, and alone had the work
+            if not (said.final or lost) and (registered is None or registered.attempts < ATTEMPTS or error.code == "run_ended"):
+                if follow.work:
+                    await self._follows.give_back(follow)
                 return "again"
             await self._follows.decide(follow, follow.registered, follow.run, ending_of(follow.run, host, error))
             return "done"

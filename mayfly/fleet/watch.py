@@ -35,6 +35,7 @@ class Watch:
         self.given_back = 0
         self._engine, self._roll, self._follows = engine, roll, follows
         self._missing: dict[str, int] = {}
+        self._silent: dict[str, int] = {}
         self.beside: list[Callable[[], Awaitable[None]]] = []
 
     async def watch(self) -> None:
@@ -61,8 +62,9 @@ class Watch:
 
     async def _look_at_hosts(self) -> None:
         """Give to others what hosts have that are gone: nobody listens in their name."""
-        hosts = {follow.mirror.host for follow in self._follows if follow.mirror.ack}
+        hosts = {follow.mirror.host for follow in self._follows if follow.mirror.ack or follow.work} - {""}
         self._missing = {host: count for host, count in self._missing.items() if host in hosts}
+        self._silent = {host: count for host, count in self._silent.items() if host in hosts}
         await asyncio.gather(*(self._look_at(host) for host in hosts))
 
     async def _look_at(self, host: str) -> None:
@@ -71,19 +73,20 @@ class Watch:
         except NobodyError:
             self._missing[host] = self._missing.get(host, 0) + 1
         except SilenceError:  # it hangs, or the engine does: the stream gives its work to others in time
-            return
+            self._silent[host] = self._silent.get(host, 0) + 1
         else:
             self._missing.pop(host, None)
-        if self._missing.get(host, 0) < MISSED:
-            return
+            self._silent.pop(host, None)
+        is_gone, hangs = self._missing.get(host, 0) >= MISSED, self._silent.get(host, 0) >= MISSED
         for follow in self._follows:
             mirror = follow.mirror
-            if mirror.host == host and mirror.ack and follow.given_back < mirror.delivered:
+            lost = (is_gone or hangs) if follow.work else (is_gone and mirror.ack and follow.given_back < mirror.delivered)
+            if mirror.host == host and lost:
                 follow.given_back = mirror.delivered
                 self.given_back += 1
                 told = step("give_back", follow.run.id, attempt=mirror.attempts, host=host)
                 log.warning("run %s: the host %s is gone; another one begins it anew", follow.run.id, host, extra=told)
-                await self._engine.give_back(mirror.ack)
+                await self._follows.give_back(follow)
 
     async def _look_for_results(self) -> None:
         now = asyncio.get_running_loop().time()

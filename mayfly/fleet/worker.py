@@ -71,6 +71,7 @@ class Worker:
         self._images: dict[str, InstalledImage] = {}
         self._warm: dict[str, bool] = {}
         self._memory: dict[str, int] = {}
+        self._handed_of: set[str] = set()
         self._about = About(name=self._host, arch=service.images.arch, version=__version__, images=[])
         self._digest = ""
         self._fetches = Fetches(self._look, service.config.image_keys)
@@ -202,6 +203,26 @@ class Worker:
             self._start(work, delivery)
         self._refill()
 
+    async def _hear_handed(self) -> None:
+        """Take work of all languages that are warm here directly."""
+        for lang in [lang for lang, warm in self._warm.items() if warm and lang not in self._handed_of]:
+            self._handed_of.add(lang)
+            await self._engine.listen_for_handed(self._about.arch, lang, self._handed)
+
+    def _handed(self, delivery: Delivery) -> None:
+        """A gateway hands over a run. It is for the stream to find a host if this one is half full
+        with it: work may be waiting there.
+        """
+        with contextlib.suppress(ValueError):
+            work = decode(delivery.data, type=Work)
+            lang = token_of(work.snippet.language)
+            fits = self._room() - self._memory.get(lang, 0) >= self._service.admission.budget // 2
+            current = self._warm.get(lang) and lang not in self._fetches.lacking(self._images)
+            if fits and current and len(self._carrying) < self._most:
+                self._start(work, delivery)
+                return
+        self._carrying.give_back(delivery)
+
     async def _fetch(self, active: Active, lang: str) -> None:
         """Begin a run when its image is here."""
         try:
@@ -258,6 +279,7 @@ class Worker:
             if (now := asyncio.get_running_loop().time()) - looked_at >= LOOK_S:
                 looked_at = now
                 await asyncio.to_thread(self._look)
+                await self._hear_handed()
                 await self._hear_offers()
             await self._send_beat()
             self._refill()

@@ -32,6 +32,7 @@ class PlayedHost:
         self.lang = token_of(f"{image.manifest.language}@{image.manifest.version}")
         self.work: asyncio.Queue[tuple[Work, Delivery]] = asyncio.Queue()
         self.heard: asyncio.Queue[Message] = asyncio.Queue()
+        self.hangs = False
 
     async def join(self) -> None:
         """Be one of the fleet's hosts."""
@@ -44,7 +45,11 @@ class PlayedHost:
         self.answers: set[asyncio.Task[None]] = set()
 
         def answering(data: bytes) -> Any:
-            return lambda message: self.answers.add(asyncio.ensure_future(answer(message, data)))
+            def heard(message: Message) -> None:
+                if not self.hangs:
+                    self.answers.add(asyncio.ensure_future(answer(message, data)))
+
+            return heard
 
         await self.engine.listen(f"about.{name}", answering(newer(about)))
         await self.engine.listen(f"ping.{name}", answering(b""))

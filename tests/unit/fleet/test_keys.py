@@ -122,9 +122,9 @@ def test_a_run_that_is_repeated_elsewhere_is_charged_once(tmp_path: Path) -> Non
     in_fleet(scenario)
 
 
-def registered(run_id: str, owner: str, host: str = "h1") -> bytes:
+def registered(run_id: str, owner: str, host: str = "h1", delivered: int = 1) -> bytes:
     head = Head(id=run_id, language="toy", version="1.0", mode=Mode.EVENTS, step_names=(), owner=owner)
-    return encode(Registered(head=head, token="t", gateway="dead", arch="x", lang="toy", host=host, charged=True))
+    return encode(Registered(head=head, token="t", gateway="dead", arch="x", lang="toy", host=host, delivered=delivered, charged=True))
 
 
 def test_what_a_dead_gateway_charged_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,6 +165,18 @@ def test_what_a_dead_gateway_charged_is_given_back(monkeypatch: pytest.MonkeyPat
             assert await alive.take(tenant, "fifth", 128 * MIB), "one was registered, and not queued"
             assert await buckets.runs.get("fourth") is None
             assert await buckets.runs.get("third") is not None
+            await alive.give_back("k1", "fifth")
+            answers: list[asyncio.Future[None]] = []
+            await buckets.runs.create("direct", registered("direct", "k1", host="h1", delivered=0))
+            assert await alive.take(tenant, "direct", 128 * MIB)
+            assert await alive.take(tenant, "sixth", 128 * MIB), "who had it is gone"
+            await alive.give_back("k1", "sixth")
+            await alive.give_back("k1", "direct")
+            await engine.listen("ping.h1", lambda message: answers.append(asyncio.ensure_future(engine.send(message.reply, b""))))
+            assert await alive.take(tenant, "direct", 128 * MIB)
+            with pytest.raises(KeyLimitError):
+                await alive.take(tenant, "sixth", 128 * MIB)
+            assert answers
 
     in_fleet(scenario)
 

@@ -95,8 +95,10 @@ def test_each_may_do_its_part_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: P
             await until_output(way, run_id, "begun")
             async with Engine.connect((fleet.server.url,), "h2", credentials("h2")) as h2:
                 heard: list[Message] = []
-                for subject in ("gw.>", "host.h1.*", "begin.*.*", "beat.*", f"_INBOX_h1.pull.{'*'}"):
+                for subject in ("gw.>", "host.h1.*", "begin.*.*", "beat.*", f"_INBOX_h1.pull.{'*'}", f"run.now.{arch}.*"):
                     await h2.listen(subject, heard.append)
+                monkeypatch.delattr(Engine, "put")  # nor is it needed
+                assert (await run(way.client, "echo handed"))["steps"][1]["stdout"] == "handed\n"
                 forged = encode(Settle(token="guessed", delivered=9))
                 for subject in (
                     f"run.{arch}.toy-1_0.x",

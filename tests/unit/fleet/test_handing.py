@@ -1,0 +1,153 @@
+"""Runs whose clients wait for them are handed to a host that has much room, past the stream."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from mayfly.fleet.engine import Delivery, Engine
+from mayfly.fleet.message import Begun, Taken, Work, decode, encode
+from mayfly.images.store import Images
+from mayfly.units import MIB
+from tests.kit.api_fakes import install_toys
+from tests.kit.fleet_kit import Fleet, in_fleet, until
+from tests.kit.played_host import PlayedHost
+from tests.unit.fleet.test_acceptance import PY
+from tests.unit.fleet.test_fleet import get, run, start
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install_toys(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def queued(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of work that comes into the stream."""
+    put, seen = Engine.put, []
+
+    async def putting(engine: Engine, arch: str, lang: str, data: bytes, message_id: str) -> int:
+        seen.append(message_id)
+        return await put(engine, arch, lang, data, message_id)
+
+    monkeypatch.setattr(Engine, "put", putting)
+    return seen
+
+
+class Handed:
+    """A host to which work is handed over: it has it, and says `answer`, or nothing."""
+
+    def __init__(self, host: PlayedHost, answer: Taken | None) -> None:
+        self.engine, self.lang, self._arch = host.engine, host.lang, host.image.manifest.arch
+        self.work: asyncio.Future[Work] = asyncio.get_running_loop().create_future()
+        self._answer = answer
+
+    async def listen(self) -> None:
+        await self.engine.listen_for_handed(self._arch, self.lang, self._take)
+
+    def _take(self, delivery: Delivery) -> None:
+        self.work.set_result(decode(delivery.data, type=Work))
+        if self._answer is not None:
+            self._answering = asyncio.ensure_future(self.engine.send(delivery.reply, encode(self._answer)))
+
+
+@asynccontextmanager
+async def played(fleet: Fleet, name: str, answer: Taken | None = None) -> AsyncIterator[tuple[PlayedHost, Handed]]:
+    async with Engine.connect((fleet.server.url,), name) as engine:
+        host = PlayedHost(engine, Images().find("py"))
+        await host.join()
+        handed = Handed(host, answer)
+        if name == "h1":
+            await handed.listen()
+        yield host, handed
+
+
+def test_a_run_is_carried_out_past_the_stream(queued: list[str]) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with fleet.two_gateways() as (one, two):
+            for source in ("echo out; exit 3", "echo out; sleep 0.3; exit 3", "head -c 99999 /dev/zero; exit 3"):
+                found = await run(one.client, source)
+                assert found["exit_status"] == 3
+                assert await get(two.client, f"/runs/{found['id']}") == found
+            assert not queued
+            await start(one.client, "true")
+            assert len(queued) == 1, "who hears of a run before its end has it from the stream"
+
+    in_fleet(scenario)
+
+
+def test_a_host_that_would_be_half_full_takes_runs_from_the_stream(queued: list[str]) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        service = await fleet.add_host("h1", memory_budget=512 * MIB)
+        async with fleet.gateway("g1") as way:
+            await fleet.until_hosts(way, 1)
+            for _ in range(2):
+                await start(way.client, "sleep 60")
+            await until(lambda: service.admission.used > 200 * MIB)
+            del queued[:]
+            assert (await run(way.client, "echo out"))["status"] == "ok"
+            assert len(queued) == 1
+
+    in_fleet(scenario)
+
+
+def test_a_host_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        async with fleet.gateway("g1") as way, played(fleet, "h1") as (_, silent), played(fleet, "h2") as (host, _):
+            monkeypatch.setattr(way.runner._queues, "ack_wait_s", 0.3)
+            await until(lambda: bool(way.runner.installed()))
+            asked = asyncio.create_task(way.client.post("/run", json=PY))
+            assert (await silent.work).awaited
+            work, delivery = await host.take()
+            assert work.id == (await silent.work).id
+            await host.carry_out(work, delivery, b"said\n")
+            async with await asked as answer:
+                assert (await answer.json())["steps"][0]["stdout"] == "said\n"
+
+    in_fleet(scenario)
+
+
+@pytest.mark.parametrize("dies", [True, False], ids=["dies", "hangs"])
+def test_a_run_begins_anew_whose_host_dies(dies: bool) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        async with fleet.gateway("g1") as way, played(fleet, "h2") as (host, _):
+            async with played(fleet, "h1", Taken(host="h1")) as (first, handed):
+                await until(lambda: bool(way.runner.installed()))
+                asked = asyncio.create_task(way.client.post("/run", json=PY))
+                work = await handed.work
+                assert await first.open(work, Delivery(b"", "", 0)) == "go"
+                if not dies:
+                    first.hangs = True
+                    again, delivery = await host.take()
+            if dies:
+                again, delivery = await host.take()
+            assert (again.id, delivery.delivered) == (work.id, 1)
+            late = Begun(token=work.token, delivered=0, ack="")
+            await host.carry_out(again, delivery, b"said\n")
+            async with await asked as answer:
+                found = await answer.json()
+            assert (found["status"], found["steps"][0]["stdout"]) == ("ok", "said\n")
+            assert (await host.ask(f"gw.g1.h2.{work.id}", late))["verdict"] == "done"
+
+    in_fleet(scenario)
+
+
+def test_a_host_that_stops_gives_back_what_was_handed_to_it(tmp_path: Path, queued: list[str]) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with fleet.gateway("g1") as way:
+            await fleet.until_hosts(way, 1)
+            log, gate = tmp_path / "log", tmp_path / "gate"
+            asked = asyncio.create_task(run(way.client, f"echo begun >> {log}; while [ ! -e {gate} ]; do sleep 0.05; done; echo end"))
+            await until(log.exists)
+            assert not queued
+            await fleet.add_host("h2")
+            await fleet.remove_host("h1")
+            gate.touch()
+            assert (await asked)["steps"][1]["stdout"] == "end\n"
+            assert log.read_text() == "begun\nbegun\n"
+
+    in_fleet(scenario)
