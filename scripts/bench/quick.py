@@ -10,12 +10,14 @@ restored; system calls are counted where strace is.
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import platform
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -28,9 +30,12 @@ from mayfly.guests.spawner import snapshot_files
 from mayfly.guests.zygote import Zygote
 from mayfly.protocol import frames
 from mayfly.protocol.control import Snapshot
+from mayfly.schema import replace
 from mayfly.units import MIB
+from mayfly.vmm.build import build_machine
 from mayfly.vmm.config import Channel, Layer, MachineConfig
 from mayfly.vmm.devices.virtio.console import TRANSMIT, Console
+from mayfly.vmm.eventloop import EventLoop
 from tests.kit import tiny
 from tests.kit.spawned import Spawned
 from tests.kit.virtio_driver import Driver
@@ -72,9 +77,15 @@ def instructions(act: Callable[[], object], folder: str) -> int:
     return count
 
 
+def has_kvm() -> bool:
+    """Whether tiny guests run here."""
+    return os.access("/dev/kvm", os.R_OK | os.W_OK)
+
+
 def of_python() -> dict[str, int]:
     """Counts that depend on Python alone."""
-    return {
+    of_kvm = {"instructions: a machine restored": _restoring()} if has_kvm() else {}
+    return of_kvm | {
         "instructions: output over the virtio console": _console(),
         "instructions: frames of output taken apart": instructions(_take_frames, "mayfly/protocol"),
         "modules of a run at the server": _modules(COMMAND),
@@ -100,6 +111,21 @@ def _take_frames() -> None:
         reader.feed(frame)
 
 
+def _restoring() -> int:
+    """Of making a machine that goes on, by a process whose zygote has done that once."""
+    with tempfile.TemporaryDirectory() as name:
+        _, restored = _tiny(Path(name))
+        _make(restored)
+        return instructions(functools.partial(_make, restored), "vmm")
+
+
+def _make(config: MachineConfig) -> None:
+    """Make a machine in this process, and give it up."""
+    ours, channel = socket.socketpair()
+    with ours, channel, EventLoop() as loop:
+        build_machine(config, loop=loop, channel=channel, console=lambda _: None).close()
+
+
 def _modules(names: str) -> int:
     code = f"import sys, {names}; print(len(sys.modules))"
     return int(subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, check=True).stdout)
@@ -111,13 +137,7 @@ def of_machines() -> dict[str, int]:
     """
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        boot = MachineConfig(kernel=str(tiny.build(work, SPEAK)), memory=16 * MIB, channel=Channel.SERIAL, user=None)
-        saved = work / "saved"
-        saved.mkdir()
-        _save(boot, saved)
-        restored = MachineConfig(
-            kernel=boot.kernel, memory=boot.memory, channel=boot.channel, user=None, restore=(Layer(folder=str(saved)),)
-        )
+        boot, restored = _tiny(work)
         found: dict[str, list[int]] = {}
         with contextlib.closing(Zygote.start()) as zygote:
             for _ in range(ROUNDS):
@@ -125,6 +145,15 @@ def of_machines() -> dict[str, int]:
                     for what, count in _one(zygote, config, size, work).items():
                         found.setdefault(f"{what} of a {kind}", []).append(count)
     return {name: min(counts) for name, counts in found.items()}
+
+
+def _tiny(work: Path) -> tuple[MachineConfig, MachineConfig]:
+    """A machine that boots, and one that is restored."""
+    boot = MachineConfig(kernel=str(tiny.build(work, SPEAK)), memory=16 * MIB, channel=Channel.SERIAL, user=None)
+    saved = work / "saved"
+    saved.mkdir()
+    _save(boot, saved)
+    return boot, replace(boot, restore=(Layer(folder=str(saved)),))
 
 
 def _save(config: MachineConfig, folder: Path) -> None:
@@ -190,7 +219,7 @@ def count() -> dict[str, Any]:
     versions = {"python": platform.python_version(), "kernel": platform.release()}
     found: dict[str, Any] = {name: ".".join(version.split(".")[:2]) for name, version in versions.items()}
     found["of python"] = of_python()
-    found["of machines"] = of_machines() if os.access("/dev/kvm", os.R_OK | os.W_OK) else {}
+    found["of machines"] = of_machines() if has_kvm() else {}
     return found
 
 

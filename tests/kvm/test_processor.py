@@ -1,12 +1,15 @@
 """What a guest finds of the processor when it looks for itself."""
 
+import os
 import struct
 from pathlib import Path
 
 import pytest
 
 from mayfly.protocol.report import End
+from mayfly.vmm.arch.x86_64.cpu import offered_cpuid
 from mayfly.vmm.arch.x86_64.features import ALLOWED
+from mayfly.vmm.kvm.kvm import Kvm
 from tests.kit import tiny
 from tests.kit.tiny import RESET, Running
 
@@ -49,3 +52,16 @@ def test_there_is_no_nested_virtualisation(started: list[Running], tmp_path: Pat
     """CR4.VMXE is reserved, as CPUID has no VMX."""
     running = tiny.start(started, tmp_path, "mov rax, cr4\nor rax, 0x2000\nmov cr4, rax\n" + RESET)
     assert running.run() is End.ERROR
+
+
+def test_the_processor_that_asks_changes_nothing() -> None:
+    """So a machine finds what its zygote made ready, whichever processor each of them is on."""
+    allowed, offered = os.sched_getaffinity(0), []
+    try:
+        for processor in allowed:
+            os.sched_setaffinity(0, {processor})
+            with Kvm() as kvm:
+                offered.append(offered_cpuid(kvm))
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert all(other is offered[0] for other in offered)

@@ -67,11 +67,17 @@ def confine() -> None:
 
 
 def load() -> None:
-    """Import what machines need and have decoders ready: only processes that fork them do that."""
+    """Import what machines need, and have ready what all of them make alike, decoders and the
+    processor that guests see: only processes that fork them do that.
+    """
+    from mayfly.vmm.arch import state
+    from mayfly.vmm.kvm.kvm import Kvm
     from mayfly.vmm.process.child import DECODED
 
     for kind in DECODED:
         msgspec.json.Decoder(kind)
+    with contextlib.suppress(MayflyError), Kvm() as kvm:  # machines will say why there is none
+        state.identity(kvm)
 
 
 class _Server:

@@ -6,6 +6,7 @@ GIC is read and written by its registers, as a processor sees them (Linux
 virt/kvm/devices/arm-vgic-v3.rst and arm-vgic.rst; GICv3 specification, 12; GICv2, 4).
 """
 
+import functools
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
@@ -84,6 +85,11 @@ class KvmState(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
 
 def identity(kvm: Kvm) -> str:
     """The host processor. KVM refuses ID registers that differ, so they need no comparison here."""
+    return _processor()
+
+
+@functools.cache
+def _processor() -> str:
     kept = [line for line in CPUINFO.read_text().split("\n\n")[0].splitlines() if not line.startswith(("processor", "BogoMIPS"))]
     return ", ".join(kept)
 

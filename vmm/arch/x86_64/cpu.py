@@ -5,7 +5,7 @@ guest with which guests/probe.py times this host's KVM.
 import functools
 import struct
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 from mayfly.vmm.arch.x86_64 import layout
 from mayfly.vmm.arch.x86_64.features import deny_msrs, reduce
@@ -16,6 +16,13 @@ from mayfly.vmm.memory import GuestMemory
 MAX_CPUID_ENTRIES = 256
 TCG = b"TCGTCGTCGTCG"
 CPUID_INDEX_SIGNIFICANT = 1
+_CPUID_HEADER = struct.Struct("=I4x")  # struct kvm_cpuid2 before its entries: how many they are
+_LEAF = struct.Struct("=7I12x")  # struct kvm_cpuid_entry2: function, index, flags, EAX, EBX, ECX, EDX
+_EBX = struct.Struct("=I")
+_PER_CPU_LEAVES = (1, 0xB, 0x1F, 0x8000_001E)
+"""Leaves that differ by the processor that asks: in its APIC id the first, in all others the rest
+(Intel SDM volume 2A; AMD APM volume 3, E.4).
+"""
 LEAF1_ECX_TSC_DEADLINE, LEAF1_ECX_HYPERVISOR = 1 << 24, 1 << 31  # Intel SDM volume 2A, CPUID
 PAGE_PRESENT, PAGE_WRITABLE, PAGE_LARGE = 1 << 0, 1 << 1, 1 << 7  # Intel SDM volume 3A, 4.5
 CR0_PE, CR0_ET, CR0_PG = 1 << 0, 1 << 4, 1 << 31  # Intel SDM volume 3A, 2.5
@@ -60,35 +67,61 @@ def set_msrs(vcpu: Vcpu, values: Sequence[tuple[int, int]]) -> int:
     return vcpu.ioctl("KVM_SET_MSRS", ffi.new("struct kvm_msrs *", {"nmsrs": len(entries), "entries": entries}))
 
 
+class Offered(NamedTuple):
+    """What a guest here may see of the processor."""
+
+    identity: str  # As text: a guest goes on only where it is the same
+    leaves: bytes  # Array of struct kvm_cpuid_entry2
+    apic: int  # Where in it leaf 1's EBX is
+
+
 @functools.lru_cache(1)  # a restore asks twice
-def offered_cpuid(kvm: Kvm) -> list[Any]:
-    """Entries of a struct kvm_cpuid2 (api.rst 4.46): what KVM supports and FEATURES allows."""
-    cpuid = kvm.exchange("KVM_GET_SUPPORTED_CPUID", "struct kvm_cpuid2", {"nent": MAX_CPUID_ENTRIES, "entries": MAX_CPUID_ENTRIES})
-    # Copies, as a cdata entry does not keep its array alive.
-    entries = reduce(ffi.new("struct kvm_cpuid_entry2 *", cpuid.entries[index]) for index in range(cpuid.nent))
+def offered_cpuid(kvm: Kvm) -> Offered:
+    """What KVM supports and FEATURES allows (api.rst 4.46). Quick in a process whose zygote asked
+    before, and was told the same.
+    """
+    supported = kvm.exchange("KVM_GET_SUPPORTED_CPUID", "struct kvm_cpuid2", {"nent": MAX_CPUID_ENTRIES, "entries": MAX_CPUID_ENTRIES})
+    words = memoryview(ffi.buffer(supported.entries, supported.nent * _LEAF.size)).cast("I")
+    for place, leaf in enumerate(words[:: _LEAF.size // words.itemsize].tolist()):
+        if leaf in _PER_CPU_LEAVES:
+            entry = supported.entries[place]
+            if leaf == 1:
+                entry.ebx &= 0xFFFF
+            else:
+                entry.eax = entry.ebx = entry.ecx = entry.edx = 0
+    return _offered(words.tobytes(), kvm.check_extension("KVM_CAP_TSC_DEADLINE_TIMER") > 0)
+
+
+@functools.lru_cache(1)
+def _offered(supported: bytes, deadline: bool) -> Offered:
+    """`deadline`: KVM has a TSC deadline timer, whose bit it leaves to us."""
+    array = ffi.from_buffer("struct kvm_cpuid_entry2[]", bytearray(supported))
+    entries = reduce(array[index] for index in range(len(array)))
+    shown = []
     for entry in entries:
-        if entry.function == 1:
-            # Without HYPERVISOR guests see no KVM or kvm-clock; KVM leaves the deadline bit to us.
-            deadline = kvm.check_extension("KVM_CAP_TSC_DEADLINE_TIMER") > 0
+        if entry.function == 1:  # without HYPERVISOR guests see no KVM or kvm-clock
             entry.ecx |= LEAF1_ECX_HYPERVISOR | (LEAF1_ECX_TSC_DEADLINE if deadline else 0)
-    return entries
+        if entry.function == 1 or entry.function not in _PER_CPU_LEAVES:
+            ebx = 0 if entry.function == 0xD else entry.ebx  # size of what is on now
+            shown.append(f"{entry.function:x}.{entry.index:x}: {entry.eax:x} {ebx:x} {entry.ecx:x} {entry.edx:x}")
+    leaf_1 = next(index for index, entry in enumerate(entries) if entry.function == 1)
+    leaves = b"".join(bytes(ffi.buffer(ffi.addressof(entry))) for entry in entries)
+    return Offered(", ".join(shown), leaves, leaf_1 * _LEAF.size + 4 * 4)
 
 
-def set_cpuid(entries: Sequence[Any], vcpu: Vcpu, cpus: int) -> None:
+def set_cpuid(offered: Offered, vcpu: Vcpu, cpus: int) -> None:
     """Give a vCPU its CPUID: what is offered to all, its APIC id, and the topology."""
-    leaves = [*(entry[0] for entry in entries), *(_topology(subleaf, vcpu.index, cpus) for subleaf in range(2))]
-    cpuid: Any = ffi.new("struct kvm_cpuid2 *", {"nent": len(leaves), "entries": leaves})
-    for index, entry in enumerate(entries):
-        if entry.function == 1:
-            cpuid.entries[index].ebx = entry.ebx & 0xFFFF | cpus << 16 | vcpu.index << 24
-    vcpu.ioctl("KVM_SET_CPUID2", cpuid)
+    leaves = offered.leaves + _topology(0, vcpu.index, cpus) + _topology(1, vcpu.index, cpus)
+    cpuid = bytearray(_CPUID_HEADER.pack(len(leaves) // _LEAF.size) + leaves)
+    (ebx,) = _EBX.unpack_from(offered.leaves, offered.apic)
+    _EBX.pack_into(cpuid, _CPUID_HEADER.size + offered.apic, ebx | cpus << 16 | vcpu.index << 24)
+    vcpu.ioctl("KVM_SET_CPUID2", ffi.from_buffer("struct kvm_cpuid2 *", cpuid))
 
 
-def _topology(subleaf: int, apic_id: int, cpus: int) -> dict[str, int]:
+def _topology(subleaf: int, apic_id: int, cpus: int) -> bytes:
     """CPUID leaf 0xB (Intel SDM volume 2A): one thread per core, all cores in one package."""
     shift, threads, level = ((0, 1, 1), ((cpus - 1).bit_length(), cpus, 2))[subleaf]
-    registers = {"eax": shift, "ebx": threads, "ecx": level << 8 | subleaf, "edx": apic_id}
-    return {"function": 0xB, "index": subleaf, "flags": CPUID_INDEX_SIGNIFICANT, **registers}
+    return _LEAF.pack(0xB, subleaf, CPUID_INDEX_SIGNIFICANT, shift, threads, level << 8 | subleaf, apic_id)
 
 
 def _enter_at(vcpu: Vcpu, entry: int) -> None:

@@ -80,6 +80,17 @@ DENIED_MSRS = (
     (0xC001_0200, 12),  # AMD's performance counters
 )
 """First and number (Intel SDM volume 4, table 2-2; AMD APM volume 2, appendix A), 16 at most."""
+# Of a range each MSR has a bit: all of them are 0, that is denied. In words of 64 bits.
+_BITMAPS = [ffi.new("uint8_t[]", -(-count // 64) * 8) for _, count in DENIED_MSRS]
+_FILTER = ffi.new(
+    "struct kvm_msr_filter *",
+    {
+        "ranges": [
+            {"flags": lib.KVM_MSR_FILTER_READ | lib.KVM_MSR_FILTER_WRITE, "base": first, "nmsrs": count, "bitmap": bits}
+            for (first, count), bits in zip(DENIED_MSRS, _BITMAPS, strict=True)
+        ]
+    },
+)
 
 
 def mask(names: str) -> int:
@@ -127,9 +138,4 @@ def deny_msrs(vm: Vm) -> None:
     """Deny the MSRs of withheld features. Before Linux 5.10 KVM goes by CPUID alone."""
     if vm.kvm.check_extension("KVM_CAP_X86_MSR_FILTER") <= 0:
         return
-    # Of a range each MSR has a bit: all of them are 0, that is denied. In words of 64 bits.
-    bitmaps = [ffi.new("uint8_t[]", -(-count // 64) * 8) for _, count in DENIED_MSRS]
-    both = lib.KVM_MSR_FILTER_READ | lib.KVM_MSR_FILTER_WRITE
-    denied = zip(DENIED_MSRS, bitmaps, strict=True)
-    ranges = [{"flags": both, "base": first, "nmsrs": count, "bitmap": bits} for (first, count), bits in denied]
-    vm.exchange("KVM_X86_SET_MSR_FILTER", "struct kvm_msr_filter", {"ranges": ranges})
+    vm.ioctl("KVM_X86_SET_MSR_FILTER", _FILTER)

@@ -39,8 +39,6 @@ MSR_TSC_DEADLINE = 0x6E0  # Intel SDM volume 4, table 2-2
 _MSR = struct.Struct("=I4xQ")  # struct kvm_msr_entry: index, data
 _XSAVE_BYTES = 4096
 """struct kvm_xsave; KVM_CAP_XSAVE2 says if guests may have more (api.rst 4.42, 4.134)."""
-_PER_CPU_LEAVES = (0xB, 0x1F, 0x8000_001E)
-"""Leaves that differ by processor (Intel SDM volume 2A; AMD APM volume 3, E.4)."""
 
 
 class VcpuState(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
@@ -69,13 +67,7 @@ class KvmState(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
 
 def identity(kvm: Kvm) -> str:
     """What a guest here may see of the processor, as text: it goes on only where it is the same."""
-    leaves = []
-    for entry in offered_cpuid(kvm):
-        if entry.function in _PER_CPU_LEAVES:
-            continue
-        ebx = entry.ebx & 0xFFFF if entry.function == 1 else 0 if entry.function == 0xD else entry.ebx  # APIC id; size of what is on now
-        leaves.append(f"{entry.function:x}.{entry.index:x}: {entry.eax:x} {ebx:x} {entry.ecx:x} {entry.edx:x}")
-    return ", ".join(leaves)
+    return offered_cpuid(kvm).identity
 
 
 def save(vm: Vm, controller: None, vcpus: Sequence[Vcpu]) -> KvmState:
