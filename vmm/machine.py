@@ -178,7 +178,7 @@ class Machine(msgspec.Struct, kw_only=True, eq=False):
 
 def pre_fault(kvm: Kvm, vcpu: Vcpu, mapping: Mapping, runs: Runs) -> None:
     """Map runs of pages of the memory for the guest, where KVM can."""
-    if not kvm.check_extension("KVM_CAP_PRE_FAULT_MEMORY"):
+    if not runs or not kvm.check_extension("KVM_CAP_PRE_FAULT_MEMORY"):
         return
     offset = 0
     for address, size in layout.ram_regions(mapping.size):
@@ -190,7 +190,6 @@ def pre_fault(kvm: Kvm, vcpu: Vcpu, mapping: Mapping, runs: Runs) -> None:
 
 
 def usage() -> dict[str, int]:
-    """This process's page faults and anonymous bytes (RssAnon in proc_pid_status(5))."""
-    lines = read_file("/proc/self/status").splitlines()
-    own_kib = next((int(line.split()[1]) for line in lines if line.startswith(b"RssAnon:")), 0)
-    return {"page-faults": resource.getrusage(resource.RUSAGE_SELF).ru_minflt, "own-bytes": own_kib * 1024}
+    """This process's page faults and anonymous bytes (proc_pid_statm(5): resident, less files')."""
+    _, resident, shared, *_ = map(int, read_file("/proc/self/statm").split())
+    return {"page-faults": resource.getrusage(resource.RUSAGE_SELF).ru_minflt, "own-bytes": (resident - shared) * PAGE}

@@ -53,7 +53,9 @@ def run_process(config: bytes, channel_fd: int, report_fd: int, control_fd: int,
     try:
         keep_only([channel_fd, report_fd, control_fd])
         wanted = decode(MachineConfig, config)
-        channel, control = socket.socket(fileno=channel_fd), socket.socket(fileno=control_fd)
+        # Told what they are, so that nobody asks the kernel.
+        channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, channel_fd)
+        control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, control_fd)
         with EventLoop() as loop:
             machine = build_machine(wanted, loop=loop, channel=channel, console=console.write)
             signal.signal(signal.SIGTERM, lambda *_: machine.finish(End.STOPPED))
