@@ -158,6 +158,8 @@ class Machine(msgspec.Struct, kw_only=True, eq=False):
             case control.Stats():
                 return control.Figures(paused=self.processors.paused, exits=self.exits() | usage())
             case control.Prefault():
+                if not self.config.page_by_page:
+                    self.mapping.use_huge_pages()
                 if runs := self.layers.working_set:
                     self.processors.threads[0].call(lambda vcpu: pre_fault(self.vm.kvm, vcpu, self.mapping, runs))
         return control.Done()

@@ -54,7 +54,9 @@ class Stats(Record, tag="stats", frozen=True, kw_only=True):
 
 
 class Prefault(Record, tag="prefault", frozen=True, kw_only=True):
-    """Map for the restored guest what it will touch soon; answered before that is done."""
+    """Map for the restored guest what it will touch soon, and let it have huge pages from now on;
+    answered before that is done.
+    """
 
 
 Request = Pause | Resume | Snapshot | Track | Send | Stats | Prefault

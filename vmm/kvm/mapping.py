@@ -13,10 +13,8 @@ _RUNS = 1024  # So many are asked for at a time
 
 
 class Mapping:
-    """Owns `size` bytes of anonymous, private memory that is not reserved ahead.
-
-    Aligned to huge pages and made of them: guests touch much memory, and a fault per 2 MiB is
-    cheaper than one per 4 KiB. `files`: offset and size of each file laid over it.
+    """Owns `size` bytes of anonymous, private memory that is not reserved ahead, aligned to huge
+    pages. `files`: offset and size of each file laid over it.
     """
 
     def __init__(self, size: int) -> None:
@@ -25,7 +23,6 @@ class Mapping:
         self._whole = mmap(ffi.NULL, size + HUGE_PAGE, lib.MAP_PRIVATE | lib.MAP_ANONYMOUS | lib.MAP_NORESERVE, -1)
         self._pointer = self._whole + -int(ffi.cast("uintptr_t", self._whole)) % HUGE_PAGE
         self.address = int(ffi.cast("uintptr_t", self._pointer))  # in this process, for KVM
-        lib.madvise(self._pointer, size, lib.MADV_HUGEPAGE)  # a kernel without huge pages just goes on with small ones
         self.view = memoryview(ffi.buffer(self._pointer, size))
 
     def overlay_file(self, offset: int, fd: int, size: int, file_offset: int = 0) -> None:
@@ -38,6 +35,17 @@ class Mapping:
             raise ValueError(f"[{offset:#x}, +{size:#x}) is not whole pages inside {self.size:#x} bytes")
         mmap(self._pointer + offset, size, lib.MAP_PRIVATE | lib.MAP_FIXED | lib.MAP_NORESERVE, fd, file_offset)
         self.files.append((offset, size))
+
+    def use_huge_pages(self) -> None:
+        """From now on have a page of 2 MiB where all of it is no file's and yet untouched: a fault
+        for it is cheaper than 512, but the first byte takes the whole. A kernel without them just
+        goes on with small ones.
+        """
+        end = 0
+        for offset, size in sorted([*self.files, (self.size, 0)]):
+            if offset - end >= HUGE_PAGE:
+                lib.madvise(self._pointer + end, offset - end, lib.MADV_HUGEPAGE)
+            end = max(end, offset + -(-size // PAGE) * PAGE)
 
     def read_page_by_page(self) -> None:
         """Have no page of a file read from the disk before it is touched itself."""

@@ -144,6 +144,7 @@ def write_snapshot(descriptors: Sequence[int], state: MachineState, mapping: Map
     fds = dict(zip(FILES, descriptors, strict=True))
     used = working_set(layers.pagemap, mapping) if layers.state else WorkingSet()
     with Mapping(mapping.size) as before:
+        before.use_huge_pages()
         layers.lay_over(before)
         runs = changed_pages(layers.pagemap, mapping, before)
     try:

@@ -76,6 +76,7 @@ class Sender:
             return written
         differs = bytearray(mapping.size // PAGE)
         with Mapping(mapping.size) as before:
+            before.use_huge_pages()
             self._layers.lay_over(before, self._held)
             for first, count in [*written, *(run for pages in self._layers.pages[self._held :] for run in pages)]:
                 for begin in range(first, first + count, BATCH):
