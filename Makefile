@@ -83,8 +83,8 @@ test-all: setup kernel agent images python c arm test-images
 soak: setup
 	@.venv/bin/python -m scripts.chaos --hours $(or $(HOURS),8)
 
-# Hostile snippets against this build, in the languages that have an image here (make test-images has all); some 15 minutes.
-attack: setup kernel agent python
+# Hostile snippets against this build, in the languages that have an image here (make test-images has all); some 12 minutes.
+attack: setup kernel agent images python
 	@scripts/with-kvm python -m scripts.attack.main --report docs/attack-report.md
 
 # Before a release: our tests on Intel processors as Bochs emulates them, 20 minutes and once 10 to 20 for building Bochs.

@@ -30,7 +30,7 @@ from mayfly.client import AsyncClient, Result
 from mayfly.guests.probe import probe
 from scripts.attack.snippets import ATTACKS, THROUGH, Attack
 
-ALONE = 10
+ALONE = 6
 """The neighbour's runs before the attacks, for comparison."""
 NEIGHBOUR = "print(6 * 7)"
 PATIENCE_S = 300.0

@@ -12,8 +12,9 @@ LIMITED = frozenset({"limit: wall", "limit: cpu", "limit: memory", "limit: proce
 ENDED = frozenset({"ok", "failed", "signal"}) | LIMITED
 BUILD_ENDED = frozenset({"build_failed", "failed", "signal"}) | LIMITED
 MIB = 1 << 20
-RUN = {"wall_s": 2.0, "memory": 64 * MIB, "processes": 32, "output": 64 * 1024}
-BUILD = {"wall_s": 8.0}
+RUN = {"wall_s": 1.0, "memory": 64 * MIB, "processes": 32, "output": 64 * 1024}
+BUILD = {"wall_s": 3.0}
+"""Times that the emulated host makes five times as long: enough for each to begin, no more."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
