@@ -4,12 +4,14 @@
 
 A `mayfly serve` whose machines are ordinary processes (tests/kit/fake_mayfly.py) gets runs from
 several clients at a time, who cancel, half-close, vanish and send nonsense. Meanwhile guests,
-zygote and server are killed and stopped, lack descriptors, disk, forks and memory, the clock jumps
-and snapshots are damaged (disturb.py). All follows from the seed but the kernel's scheduling.
+zygote and server are killed and stopped, lack descriptors, disk, forks and memory, the disk is
+full, the clock jumps and snapshots are damaged (disturb.py). All follows from the seed but the
+kernel's scheduling.
 
 The oracle: a run that was answered was answered right; a run that was not had an error with a code,
-or lost its connection in a disturbance; the server answers afterwards, its counts add up, and when
-it has ended no process, socket or file is left.
+or lost its connection in a disturbance; the server answers afterwards, its counts and metrics add
+up, it holds no more descriptors and hardly more memory than at its start, all its processes are in
+this one's namespaces; and when it has ended no process, socket, file or network interface is left.
 """
 
 import argparse
@@ -21,10 +23,11 @@ import os
 import random
 import re
 import secrets
+import socket
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,11 +35,15 @@ from typing import Any
 import aiohttp
 import pytest
 
-from scripts.disturb import DISTURBANCES, Disturber
+from scripts.disturb import DISTURBANCES, Disturber, small_disk
 from tests.kit.api_fakes import ROOT, install_toys
 
 MARK = "MAYFLY_CHAOS"
 PATIENCE_S = 120.0
+MOST_GROWTH = 64 << 20
+"""Bytes of memory that a server may have more than at its start; it may keep as much output."""
+LOG_SHOWN = 4096
+NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 HALF = b"POST /run?language=toy HTTP/1.1\r\nContent-Length: 99\r\n\r\nhalf"
 NONSENSE = (b"", b"GET", b"GET / HTTP/1.1\r\n", HALF, b"\x16\x03\x01\x02\x00", b"\0" * 99)
 PAGES = ("/metrics", "/healthz", "/languages", "/openapi.json")
@@ -61,7 +68,8 @@ class Server:
         self.kernel.write_bytes(b"what snapshots are made with")
         self.temporary.mkdir()
         self.mark = secrets.token_hex(8)
-        self.log = (folder / "log").open("wb")
+        self.log_file = folder / "log"
+        self.log = self.log_file.open("wb")
         self.up = True
         self.disturbances = 0  # Begins and ends of them so far
         self.process: asyncio.subprocess.Process
@@ -73,6 +81,7 @@ class Server:
         words = [sys.executable, "-P", "-m", "tests.kit.fake_mayfly", "-", *words]
         self.process = await asyncio.create_subprocess_exec(*words, cwd=ROOT, env=environment, stderr=self.log, start_new_session=True)
         await self.answers()
+        self.descriptors_before, self.memory_before = self.descriptors(), self.memory()
 
     @property
     def pid(self) -> int:
@@ -113,6 +122,15 @@ class Server:
                 if entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0"):
                     yield int(entry.name)
 
+    def descriptors(self) -> int:
+        """How many it has open."""
+        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+
+    def memory(self) -> int:
+        """Bytes of memory that it has (VmRSS, proc_pid_status(5))."""
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) * 1024
+
     def zygote(self) -> int | None:
         """What stands for it, if it is there."""
         return next((pid for pid in self.processes() if self._is_zygote(pid)), None)
@@ -131,6 +149,13 @@ def parent(pid: int) -> int:
     with contextlib.suppress(OSError):
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     return 0
+
+
+def namespace(pid: int, kind: str) -> str:
+    """The namespace that it is in; this process's own if it is gone."""
+    with contextlib.suppress(OSError):
+        return str(Path(f"/proc/{pid}/ns/{kind}").readlink())
+    return str(Path(f"/proc/self/ns/{kind}").readlink())
 
 
 def command(pid: int) -> bytes:
@@ -304,10 +329,30 @@ class Chaos:
             await asyncio.sleep(1)
         if left := self.server.guests():
             raise WrongError(f"machines of no run: {left}")
-        before = dict(self.outcomes)
+        before, (runs, starts) = dict(self.outcomes), await self.counted()
         await self.run()
         if self.outcomes["right"] != before.get("right", 0) + 1:
             raise WrongError("the last run was not answered")
+        while (now := await self.counted()) != (runs + 1, starts + 1) or self.server.descriptors() > self.server.descriptors_before:
+            if time.monotonic() > until:
+                held = f"{self.server.descriptors()} descriptors, {self.server.descriptors_before} at its start"
+                raise WrongError(f"a run made {runs:g} runs and {starts:g} starts {now}; the server has {held}")
+            await asyncio.sleep(0.05)
+        if (grown := self.server.memory() - self.server.memory_before) > MOST_GROWTH:
+            raise WrongError(f"the server has {grown >> 20} MiB more than at its start")
+        for pid in self.server.processes():
+            if others := [kind for kind in NAMESPACES if namespace(pid, kind) != namespace(os.getpid(), kind)]:
+                raise WrongError(f"process {pid} is in other namespaces: {others}")
+
+    async def counted(self) -> tuple[float, float]:
+        """Runs that are over, and machines that runs got, as the server's metrics have them."""
+        sums: defaultdict[str, float] = defaultdict(float)
+        async with self.server.client() as client, client.get("/metrics") as answer:
+            for line in (await answer.text()).splitlines():
+                name, _, value = line.rpartition(" ")
+                if not line.startswith("#"):
+                    sums[name.partition("{")[0]] += float(value)
+        return sums["mayfly_runs_total"], sums["mayfly_starts_total"]
 
 
 async def end(server: Server) -> None:
@@ -329,6 +374,7 @@ async def end(server: Server) -> None:
 
 async def play(folder: Path, seed: int, events: int, clients: int) -> Counter[str]:
     """All of it; what became of the events."""
+    interfaces = {name for _, name in socket.if_nameindex()}
     server = Server(folder)
     await server.start()
     chaos = Chaos(server, seed, events)
@@ -338,11 +384,16 @@ async def play(folder: Path, seed: int, events: int, clients: int) -> Counter[st
                 group.create_task(chaos.client())
         await chaos.settle()
         await end(server)
+    except BaseException:
+        print(server.log_file.read_text(errors="replace")[-LOG_SHOWN:], flush=True)
+        raise
     finally:
         if server.process.returncode is None:
             server.process.kill()
             await server.process.wait()
         server.log.close()
+    if left := [name for _, name in socket.if_nameindex() if name.startswith("mayfly") and name not in interfaces]:
+        raise WrongError(f"network interfaces are left: {left}")
     return chaos.outcomes
 
 
@@ -362,7 +413,7 @@ def main() -> None:
 
 def one(seed: int, events: int, clients: int) -> None:
     """A server's life; what became of the events is printed."""
-    with tempfile.TemporaryDirectory(prefix="chaos-") as folder, pytest.MonkeyPatch.context() as monkeypatch:
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder, pytest.MonkeyPatch.context() as monkeypatch, small_disk(Path(folder)):
         install_toys(monkeypatch, Path(folder))
         outcomes = asyncio.run(play(Path(folder), seed, events, clients))
     print(f"seed {seed}, {events} events: {dict(sorted(outcomes.items()))}", flush=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import random
 import resource
@@ -15,6 +16,8 @@ from mayfly.units import MIB
 
 CGROUPS = Path("/sys/fs/cgroup")
 HOUR_S = 3600.0
+DISK = 64 * MIB
+CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x2_0000, 0x4000, 1 << 18
 
 
 class Victim(Protocol):
@@ -22,6 +25,8 @@ class Victim(Protocol):
 
     clock: Path
     """A file with the seconds that its wall clock is ahead."""
+    folder: Path
+    """All that it writes is below it."""
 
     @property
     def pid(self) -> int: ...
@@ -77,6 +82,12 @@ class Disturber:
         with limited(self.victim.pid, resource.RLIMIT_FSIZE, self.rng.choice((0, 4096))):
             await asyncio.sleep(self._moment_s)
 
+    async def full_disk(self) -> None:
+        """But for some pages, or none; only on a disk of the server's own (`small_disk`)."""
+        if os.path.ismount(self.victim.folder):
+            with filled(self.victim.folder, self.rng.choice((0, 1, 16)) * 4096):
+                await asyncio.sleep(self._moment_s)
+
     async def forks(self) -> None:
         with without_forks(self.victim.zygote()):
             await asyncio.sleep(self._moment_s)
@@ -116,6 +127,7 @@ DISTURBANCES: Mapping[str, Callable[[Disturber], Awaitable[None]]] = {
     "kill the server": Disturber.kill_server,
     "descriptors": Disturber.descriptors,
     "disk": Disturber.disk,
+    "full disk": Disturber.full_disk,
     "forks": Disturber.forks,
     "memory": Disturber.memory,
     "clock": Disturber.clock,
@@ -138,6 +150,49 @@ def limited(pid: int, which: int, most: int) -> Iterator[None]:
     finally:
         with contextlib.suppress(ProcessLookupError):
             resource.prlimit(pid, which, usual)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """A disk of DISK bytes at `folder`, for this thread and what it starts: in a mount namespace of
+    their own, where this user may make one, else there is none.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    before = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if libc.unshare(CLONE_NEWNS):
+            yield
+            return
+        working = Path.cwd()
+        try:
+            flags = ctypes.c_ulong(MS_REC | MS_PRIVATE)
+            done = libc.mount(None, b"/", None, flags, None) or libc.mount(
+                b"chaos", os.fsencode(folder), b"tmpfs", ctypes.c_ulong(0), f"size={DISK}".encode()
+            )
+            if done:
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(folder))
+            yield
+        finally:
+            if libc.setns(before, CLONE_NEWNS):
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+            os.chdir(working)
+    finally:
+        os.close(before)
+
+
+@contextlib.contextmanager
+def filled(folder: Path, left: int) -> Iterator[None]:
+    """The disk at `folder` has no more than `left` bytes."""
+    ballast = folder / "ballast"
+    try:
+        with ballast.open("wb") as file, contextlib.suppress(OSError):
+            while free := os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize:  # others write too
+                os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), free)
+        with ballast.open("r+b") as file:
+            file.truncate(max(0, ballast.stat().st_size - left))
+        yield
+    finally:
+        ballast.unlink()
 
 
 @contextlib.contextmanager
