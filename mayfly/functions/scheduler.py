@@ -76,8 +76,8 @@ class Scheduler(Generic[R, G]):
         """
         if self._stopping:
             raise StoppingError("the server is stopping", hint="try again when it is back")
-        self._admission.check(revision.memory)
         spec = revision.spec
+        self._admission.check(revision.memory, spec.vcpus)
         request.queued_at = asyncio.get_running_loop().time()
         request.deadline = request.queued_at + self._factor * (spec.queue_s if wait_s is None else min(wait_s, spec.queue_s))
         desk = self.expect(revision)
@@ -153,7 +153,7 @@ class Scheduler(Generic[R, G]):
             if now < desk.fill_after:
                 continue
             while not desk.removed and desk.lasting < spec.min_guests and len(desk.instances) < spec.concurrency_limit:
-                ticket = self._admission.enter_idle(desk.revision.memory)
+                ticket = self._admission.enter_idle(desk.revision.memory, spec.vcpus)
                 if ticket is None:
                     return
                 ticket.of_run = False
@@ -206,7 +206,7 @@ class Scheduler(Generic[R, G]):
     def _start(self, desk: Desk[R, G]) -> bool:
         """Begin to start a guest, as soon as there is memory; false if that cannot be."""
         try:
-            ticket = self._admission.enter(desk.revision.memory, of_run=False)
+            ticket = self._admission.enter(desk.revision.memory, desk.revision.spec.vcpus, of_run=False)
         except MayflyError as error:  # the function was changed to one that is too large
             desk.fail_all(error)
             return False

@@ -170,7 +170,7 @@ class Functions:
     @contextlib.contextmanager
     def _place(self, revision: Revision) -> Iterator["asyncio.Future[None]"]:
         """A place for a guest in the memory budget; what is given is done when it may start."""
-        ticket = self._admission.enter(revision.memory)
+        ticket = self._admission.enter(revision.memory, revision.spec.vcpus)
         try:
             yield ticket.turn
         finally:

@@ -1,6 +1,6 @@
-"""Admission: the machines that exist at one time fit into a memory budget, and are not more than
-the processors shall share; a bounded number of runs waits, in order of arrival. A tenant's runs are
-bounded besides.
+"""Admission: the machines that exist at one time fit into a memory budget, and have no more threads
+than the processors shall share; a bounded number of runs waits, in order of arrival. A tenant's
+runs are bounded besides.
 """
 
 import asyncio
@@ -16,6 +16,11 @@ from mayfly.units import MIB
 DEFAULT_SHARE = 0.6
 """Of the memory available at the start, for all machines together."""
 MAX_RETRY_S = 60
+
+
+def threads_of(cpus: int) -> int:
+    """Of a machine: one for each virtual CPU, and the event loop's."""
+    return cpus + 1
 
 
 class Tenant:
@@ -102,8 +107,8 @@ class Ticket:
         covered: whether its memory was there when it was asked for, or about to be given back.
     """
 
-    def __init__(self, memory: int, *, of_run: bool = True) -> None:
-        self.memory = memory
+    def __init__(self, memory: int, threads: int, *, of_run: bool = True) -> None:
+        self.memory, self.threads = memory, threads
         self.of_run = of_run
         self.covered = True
         self.entered_at = time.monotonic()
@@ -114,11 +119,11 @@ class Ticket:
 
 
 class Admission:
-    """A budget of `budget` bytes and, unless 0, of `most` machines, and room for `queue` runs that
+    """A budget of `budget` bytes and, unless 0, of `most` threads, and room for `queue` runs that
     wait for their share of it.
 
     Attributes:
-        machines: how many hold a share now.
+        machines, threads: how many hold a share now.
         reclaimers: each is called with the bytes that are lacking: begins to end machines that
             nobody uses, and says how many bytes such machines are about to give back.
         on_room: called some time after memory was given back that nobody waits for.
@@ -128,7 +133,7 @@ class Admission:
         self.budget = budget
         self.most = most
         self.used = 0
-        self.machines = 0
+        self.machines = self.threads = 0
         self.reclaimers: list[Callable[[int], int]] = []
         self.on_room: list[Callable[[], None]] = []
         self._queue = queue
@@ -146,51 +151,57 @@ class Admission:
         """The ticket that is granted next."""
         return self._waiting[0] if self._waiting else None
 
-    def check(self, memory: int) -> None:
+    def check(self, memory: int, cpus: int = 1) -> None:
         """Refuse a machine that is too large at any time.
 
         Raises:
             HostError: it is.
         """
+        if self.most and threads_of(cpus) > self.most:
+            raise HostError(
+                f"a machine of {cpus} virtual CPUs has {threads_of(cpus)} threads; all machines together may have {self.most}",
+                hint="raise threads (--threads), or ask for fewer CPUs",
+            )
         if memory > self.budget:
             raise HostError(
                 f"a machine of {memory // MIB} MiB does not fit into the budget of {self.budget // MIB} MiB for all machines",
                 hint="raise memory_budget (--memory-budget), or serve from a host with more memory",
             )
 
-    def enter(self, memory: int, *, of_run: bool = True) -> Ticket:
-        """Ask for `memory` bytes of the budget. Await the ticket's `turn`, and give it back with
-        `leave` in any case. One that is not `of_run` takes no place among the runs that may wait.
+    def enter(self, memory: int, cpus: int = 1, *, of_run: bool = True) -> Ticket:
+        """Ask for a machine of `memory` bytes and so many virtual CPUs. Await the ticket's `turn`,
+        and give it back with `leave` in any case. One that is not `of_run` takes no place among the
+        runs that may wait.
 
         Raises:
             BusyError: the queue is full.
             HostError: the budget is too small for it at any time.
         """
-        self.check(memory)
-        missing = self._missing(memory)
+        self.check(memory, cpus)
+        ticket = Ticket(memory, threads_of(cpus), of_run=of_run)
+        missing = self._missing(ticket)
         covered = missing <= 0 or self._reclaim(missing) >= missing
         if of_run and not covered and self.waiting >= self._queue:
             wait = self.typical_wait_s(memory)
             raise BusyError(f"{self.waiting} runs are waiting already", hint=f"try again in {wait} s", retry_after_s=wait)
-        ticket = Ticket(memory, of_run=of_run)
         ticket.covered = covered
         self._waiting.append(ticket)
         self._grant()
         return ticket
 
-    def _missing(self, *more: int) -> int:
-        """Bytes that those who wait are lacking, and `more` machines of such sizes; less than 0 if
-        there is room. Where the number of machines is what lacks, those of as many that are there.
+    def _missing(self, *more: Ticket) -> int:
+        """Bytes that those who wait are lacking, and `more` machines; less than 0 if there is room.
+        Where threads are what lacks, the bytes of those that have as many.
         """
-        asked = [*(ticket.memory for ticket in self._waiting), *more]
-        bytes_missing = sum(asked) + self.used - self.budget
-        over = len(asked) + self.machines - self.most
+        asked = [*self._waiting, *more]
+        bytes_missing = sum(ticket.memory for ticket in asked) + self.used - self.budget
+        over = sum(ticket.threads for ticket in asked) + self.threads - self.most
         if self.most and over > 0:
-            return max(bytes_missing, over * -(-self.used // max(1, self.machines)), 1)
+            return max(bytes_missing, -(-over * self.used // max(1, self.threads)), 1)
         return bytes_missing
 
-    def _fits(self, memory: int) -> bool:
-        return self.used + memory <= self.budget and (not self.most or self.machines < self.most)
+    def _fits(self, memory: int, threads: int) -> bool:
+        return self.used + memory <= self.budget and (not self.most or self.threads + threads <= self.most)
 
     def _reclaim(self, missing: int) -> int:
         freed = 0
@@ -207,19 +218,20 @@ class Admission:
     def typical_wait_s(self, memory: int) -> int:
         """After how many seconds there may be room for a machine of this size."""
         ahead = len(self._waiting) + 1
-        rounds = max(ahead * memory / self.budget, ahead / self.most if self.most else 0)
+        threads = sum(ticket.threads for ticket in self._waiting) + threads_of(1)
+        rounds = max(ahead * memory / self.budget, threads / self.most if self.most else 0)
         return min(MAX_RETRY_S, max(1, math.ceil(self._typical_s * rounds)))
 
-    def enter_idle(self, memory: int, beside: Ticket | None = None) -> Ticket | None:
+    def enter_idle(self, memory: int, cpus: int = 1, *, beside: Ticket | None = None) -> Ticket | None:
         """A ticket for a machine that nobody waits for, if there is room beside all who do. It is
         one more for the run that has the ticket `beside`, if that is given.
         """
-        if self._waiting or not self._fits(memory):
+        if self._waiting or not self._fits(memory, threads_of(cpus)):
             return None
         tenant = beside.tenant if beside else None
         if tenant is not None and tenant.memory and tenant.memory_used + memory > tenant.memory:
             return None
-        ticket = self.enter(memory)
+        ticket = self.enter(memory, cpus)
         if tenant is not None:
             ticket.tenant, ticket.runs = tenant, 0
             tenant.take(memory, 0)
@@ -251,6 +263,7 @@ class Admission:
                 self._typical_s = 0.8 * self._typical_s + 0.2 * (time.monotonic() - ticket.granted_at)
             self.used -= ticket.memory
             self.machines -= 1
+            self.threads -= ticket.threads
         self._grant()
         if not self._waiting and self.on_room and self._telling is None:
             self._telling = asyncio.get_running_loop().call_soon(self._tell)
@@ -261,10 +274,11 @@ class Admission:
             call()
 
     def _grant(self) -> None:
-        while self._waiting and self._fits(self._waiting[0].memory):
+        while self._waiting and self._fits(self._waiting[0].memory, self._waiting[0].threads):
             ticket = self._waiting.popleft()
             ticket.granted_at = time.monotonic()
             self.used += ticket.memory
             self.machines += 1
+            self.threads += ticket.threads
             if not ticket.turn.done():  # it is when its run was ended while it waited; `leave` comes next
                 ticket.turn.set_result(None)

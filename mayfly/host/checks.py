@@ -98,7 +98,7 @@ def _memory(config: Config, largest: int) -> Check:
     available = available_memory()
     budget = config.memory_budget or int(available * DEFAULT_SHARE)
     finding = f"{available // MIB} MiB available, {budget // MIB} MiB of it for machines; the largest image needs {largest // MIB} MiB"
-    finding += f"; at most {config.machines} machines for {os.cpu_count()} processors" if config.machines else ""
+    finding += f"; at most {config.threads} threads of machines for {os.cpu_count()} processors" if config.threads else ""
     return Check(name="memory", ok=largest <= budget, finding=finding, fix="free memory, or set memory_budget")
 
 

@@ -94,8 +94,8 @@ class Config(Record, frozen=True, kw_only=True):
     collect_bytes: Annotated[int, key("files that come back from a run, all together", 0, 64 * MIB)] = 8 * MIB
 
     memory_budget: Annotated[int, key("memory for all machines together; 0: 60 % of what is available at the start", 0, 1 << 45)] = 0
-    machines: Annotated[
-        int, key("machines at a time, ready ones too, each with a thread a virtual CPU and one for its devices; 0: no limit", 0, 1 << 20)
+    threads: Annotated[
+        int, key("threads of all machines together, ready ones too; each has one a virtual CPU and one for its devices", 0, 1 << 20)
     ] = 0
     cold: Annotated[bool, key("boot a machine for each run instead of restoring it from a snapshot")] = False
     warm: Annotated[int, key("restored machines kept ready for each language that was asked for", 0, 10_000)] = 0

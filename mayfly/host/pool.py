@@ -95,7 +95,7 @@ class Pool:
                 kind.filling = asyncio.create_task(self._fill(kind), name=f"fill the pool with {kind.wanted.image.manifest.language}")
 
     async def _fill(self, kind: Shelf) -> None:
-        while len(kind.idle) < self._size and (ticket := self._admission.enter_idle(kind.wanted.machine.memory)):
+        while len(kind.idle) < self._size and (ticket := self._admission.enter_idle(kind.wanted.machine.memory, kind.wanted.machine.cpus)):
             with contextlib.ExitStack() as failed:
                 failed.callback(self._admission.leave, ticket)
                 try:

@@ -124,7 +124,8 @@ class Supply:
             places = 0
             if origin is not None and guest.wanted.machine.network is None and guest.process.alive:
                 # One is for the pages in which the copies differ from their origin.
-                while places < most + 1 and (ticket := self._admission.enter_idle(guest.wanted.machine.memory, beside)):
+                machine = guest.wanted.machine
+                while places < most + 1 and (ticket := self._admission.enter_idle(machine.memory, machine.cpus, beside=beside)):
                     held.callback(self._admission.leave, ticket)
                     places += 1
             if origin is not None and places > 1:
@@ -194,7 +195,7 @@ class Supply:
         self._not_before[name] = time.monotonic() + RETRY_S
         with contextlib.ExitStack() as held:
             try:
-                ticket = self._admission.enter(wanted.machine.memory)
+                ticket = self._admission.enter(wanted.machine.memory, wanted.machine.cpus)
                 held.callback(self._admission.leave, ticket)
                 await ticket.turn
                 snapshot = await self.ensure_base(wanted)

@@ -69,7 +69,7 @@ def _enter(service: Service, run: Run, guest: Guest, count: int, failed: AsyncEx
     tenant = place.tenant if place else None
     if tenant is not None:
         tenant.check(memory)
-    ticket = service.admission.enter(memory)
+    ticket = service.admission.enter(memory, guest.wanted.machine.cpus)
     held = AsyncExitStack()
     held.callback(service.admission.leave, ticket)
     failed.push_async_exit(held)

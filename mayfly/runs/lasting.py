@@ -256,5 +256,5 @@ def _take_back(service: "Service", saved: SavedRun, held: contextlib.ExitStack, 
         return guest
 
     log.info("run %s: goes on from what an earlier server has saved", run.id)
-    service.take_back(run, about.memory, come_back, lasting, tenant)
+    service.take_back(run, about.memory, saved.cpus, come_back, lasting, tenant)
     return run

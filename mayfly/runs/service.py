@@ -83,7 +83,7 @@ class Service:
         self.config = config
         self.images = Images(config.languages)
         self.spawner = Spawner(zygote, groups)
-        self.admission = Admission(config.memory_budget or int(available_memory() * DEFAULT_SHARE), config.queue, config.machines)
+        self.admission = Admission(config.memory_budget or int(available_memory() * DEFAULT_SHARE), config.queue, config.threads)
         self.networks = Networks(config)
         self.observer = observer or Observer()
         self.supply = Supply(self.spawner, config, self.admission, self.observer, lasting=sockets is not None)
@@ -201,7 +201,7 @@ class Service:
             if tenant is not None:
                 tenant.check(plan.wanted.machine.memory)
             idle = self.supply.idle(plan.wanted) if snapshot is None else None
-            ticket = idle.ticket if idle else self.admission.enter(plan.wanted.machine.memory)
+            ticket = idle.ticket if idle else self.admission.enter(plan.wanted.machine.memory, plan.wanted.machine.cpus)
             taken.callback(self.admission.leave, ticket)
             if tenant is not None:
                 self.admission.charge(ticket, tenant)
@@ -257,18 +257,18 @@ class Service:
         work.place, work.guests = ticket, (guest,)
 
     def take_back(
-        self, run: Run, memory: int, come_back: Callable[[], Awaitable[Guest]], lasting: "Lasting", tenant: Tenant | None
+        self, run: Run, memory: int, cpus: int, come_back: Callable[[], Awaitable[Guest]], lasting: "Lasting", tenant: Tenant | None
     ) -> None:
         """Take a run of the `tenant` that an earlier server has saved. Its machine has `memory`
-        bytes, and waits for them however many others do. The tenant's limits were checked when it
-        began.
+        bytes and so many virtual CPUs, and waits for them however many others do. The tenant's
+        limits were checked when it began.
         """
         self.runs.add(run, publish=True)
         work = self.work[run.id] = Work(held=contextlib.ExitStack(), lasting=lasting)
         work.held.callback(lasting.close)
 
         async def starting() -> Guest:
-            work.place = self.admission.enter(memory, of_run=False)
+            work.place = self.admission.enter(memory, cpus, of_run=False)
             work.held.callback(self.admission.leave, work.place)
             if tenant is not None:
                 self.admission.charge(work.place, tenant, begins=False)

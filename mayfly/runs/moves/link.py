@@ -57,12 +57,13 @@ class Round(Record, frozen=True, kw_only=True):
 class Place(Record, frozen=True, kw_only=True):
     """Why a machine cannot go on at a host, a sentence for each reason; or the digest of the image
     that this host lacks; or how many of the layers that it stands on, from the base on, that host
-    has too.
+    has too. The machine has `cpus` virtual CPUs.
     """
 
     misfits: tuple[str, ...] = ()
     lacks: str | None = None
     held: int = 0
+    cpus: int = 1
 
 
 class Machines(Protocol):

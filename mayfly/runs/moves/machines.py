@@ -37,15 +37,15 @@ class HostMachines:
         try:
             found = image or self._find(run)
             if found is None:
-                return Place(lacks=offered.image)
+                return Place(lacks=offered.image, cpus=offered.machine.cpus)
             network = self._service.networks.disconnected() if run.network else None
             here = await asyncio.to_thread(lambda: moving.offer_of(self._wanted(run, found, offered, network)[0]))
         except MayflyError as error:
             return Place(misfits=(f"{error.message} ({error.hint})" if error.hint else error.message,))
         if image is None and here.image != offered.image:
             others = moving.misfits(offered, replace(here, image=offered.image, machine=offered.machine))
-            return Place(misfits=tuple(others)) if others else Place(lacks=offered.image)
-        return Place(misfits=tuple(moving.misfits(offered, here)), held=moving.held(offered, here))
+            return Place(misfits=tuple(others)) if others else Place(lacks=offered.image, cpus=offered.machine.cpus)
+        return Place(misfits=tuple(moving.misfits(offered, here)), held=moving.held(offered, here), cpus=offered.machine.cpus)
 
     def _find(self, run: Description) -> InstalledImage | None:
         """The image of the run's language; None if it may be sent.

@@ -73,6 +73,7 @@ class Room:
                 if reasons:
                     reasons.append(f"{error.message}, in which its program could go on without its machine")
         memory = self.portable.machine.memory if self.portable else run.memory
+        cpus = self.portable.machine.cpus if self.portable else self.place.cpus
         try:
             service.check_ready()
         except MayflyError as error:
@@ -85,7 +86,7 @@ class Room:
             except MayflyError as error:
                 reasons.append(error.message)
         if not reasons:
-            self.ticket = service.admission.enter_idle(memory)
+            self.ticket = service.admission.enter_idle(memory, cpus)
             if self.ticket is None:
                 reasons.append(f"there is no room for a machine of {memory >> 20} MiB now")
             elif self._tenant is not None:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from mayfly.errors import BusyError, KeyLimitError, UnprocessableError
+from mayfly.errors import BusyError, HostError, KeyLimitError, UnprocessableError
 from mayfly.host import admission
 from mayfly.host.admission import Admission, Tenant
 from mayfly.units import MIB
@@ -158,26 +158,33 @@ def test_who_wants_room_that_nobody_waits_for_is_told() -> None:
     asyncio.run(scenario())
 
 
-def test_machines_are_counted_however_small_they_are() -> None:
+def test_threads_are_counted_however_small_their_machines_are() -> None:
     async def scenario() -> None:
-        room, asked = Admission(1024 * MIB, queue=1, most=2), []
+        room, asked = Admission(1024 * MIB, queue=1, most=5), []
 
         def pool(missing: int) -> int:
             asked.append(missing)
             return 0
 
         room.reclaimers.append(pool)
-        first, idle = room.enter(64 * MIB), room.enter_idle(64 * MIB)
+        first, idle = room.enter(64 * MIB), room.enter_idle(86 * MIB, 2)
         assert idle is not None
         assert room.enter_idle(MIB) is None
         waiting = room.enter(MIB)
-        assert (waiting.turn.done(), room.machines, asked) == (False, 2, [64 * MIB])  # the size of one that is there
+        assert (waiting.turn.done(), room.machines, room.threads) == (False, 2, 5)
+        assert asked == [60 * MIB]  # what two threads have of those that are there
         with pytest.raises(BusyError, match="1 runs are waiting"):
             room.enter(MIB)
         room.leave(idle)
-        assert (waiting.turn.done(), room.machines) == (True, 2)
+        assert (waiting.turn.done(), room.threads) == (True, 4)
+        wide = room.enter(MIB, 4)
         room.leave(first)
+        assert not wide.turn.done()
         room.leave(waiting)
-        assert (room.machines, room.used) == (0, 0)
+        assert wide.turn.done()
+        room.leave(wide)
+        assert (room.machines, room.threads, room.used) == (0, 0, 0)
+        with pytest.raises(HostError, match="5 virtual CPUs has 6 threads"):
+            room.enter(MIB, 5)
 
     asyncio.run(scenario())
