@@ -290,7 +290,7 @@ def _digest(path: Path, *stamp: int) -> str:
 def _layer_digest(layer: Layer) -> str:
     folder = Path(layer.folder)
     try:
-        manifest = SnapshotManifest.from_json((folder / MANIFEST).read_text(), layer.folder)
+        manifest = SnapshotManifest.from_json((folder / MANIFEST).read_bytes(), layer.folder)
     except OSError as error:
         raise SnapshotError(f"{folder}: {error.strerror}", hint="make the snapshot again") from error
     text = f"{manifest.files.get(MEMORY)} {manifest.files.get(PAGES)}"

@@ -74,7 +74,7 @@ class SnapshotManifest(Record, frozen=True, kw_only=True):
         return json.dumps(msgspec.to_builtins(self), indent=2, sort_keys=True) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, origin: str) -> Self:
+    def from_json(cls, text: bytes, origin: str) -> Self:
         """Parse and check.
 
         Raises:
@@ -126,7 +126,7 @@ def find(name: str) -> Snapshot:
     """
     folder = _folder(name)
     try:
-        manifest = SnapshotManifest.from_json((folder / MANIFEST).read_text(), str(folder))
+        manifest = SnapshotManifest.from_json((folder / MANIFEST).read_bytes(), str(folder))
     except FileNotFoundError as error:
         raise SnapshotNotFoundError(f"no snapshot {name!r}", hint="mayfly snapshot list shows them") from error
     except OSError as error:

@@ -372,6 +372,7 @@ def alter(name: str) -> Callable[[Path], None]:
         (change_manifest(kernel_digest="sha256:00"), "another kernel"),
         (change_manifest(machine={"memory": 1, "cpus": 1, "channel": "virtio", "devices": [], "network": None}), "another machine"),
         (lambda folder: (folder / MANIFEST).write_text("{"), "make the snapshot again"),
+        (lambda folder: (folder / MANIFEST).write_bytes(b"\xff{}"), "make the snapshot again"),
         (alter(MEMORY), "altered"),
         (alter(STATE), "altered"),
         (alter(PAGES), ""),
