@@ -1,4 +1,4 @@
-"""docs/architecture.md names files that exist."""
+"""docs/architecture.md and docs/threat-model.md name files that exist; each layer has tests."""
 
 import re
 from pathlib import Path
@@ -11,3 +11,11 @@ def test_each_file_that_it_names_exists() -> None:
     named = set(NAMED.findall((ROOT / "docs/architecture.md").read_text()))
     assert len(named) > 30
     assert {name for name in named if not (ROOT / name).exists() and not (ROOT / "mayfly" / name).exists()} == set()
+
+
+def test_each_layer_of_the_threat_model_has_tests_that_exist() -> None:
+    model = (ROOT / "docs/threat-model.md").read_text()
+    layers, tests = (re.findall(r"^\| (?!layer|---)([^|]+) \|", part, re.MULTILINE) for part in model.split("## Tests that hold it"))
+    assert layers == tests
+    named = set(re.findall(r"`((?:tests|kernel)/[\w/]+\.py)`", model))
+    assert {name for name in named if not (ROOT / name).exists()} == set()
