@@ -27,15 +27,22 @@ PYTHON = str(ROOT / ".venv/bin/python")
 HERE = ["tests/unit", "tests/fuzz", "tests/kvm", "tests/page", "tests/system/test_with_kvm.py"]
 LINUX = ["-p", "no:hypothesispytest", "-m"]
 LONGEST = ("aarch64", "aarch64-test_snapshots", "aarch64-test_runs", "here", "test_snapshots", "test_runs", "aarch64-test_net")
-BOOTING = sorted(path.relative_to(ROOT) for path in ROOT.glob("tests/system/test_*.py") if path.stem != "test_with_kvm")
+SYSTEM = sorted(path.relative_to(ROOT) for path in ROOT.glob("tests/system/test_*.py"))
+TWO_HOSTS = [path for path in SYSTEM if path.stem.startswith("test_two_")]
+BOOTING = [path for path in SYSTEM if path not in TWO_HOSTS and path.stem != "test_with_kvm"]
 ON_ARM = ["scripts/with-kvm", "--arch", "aarch64", "python"]
 RUNS = {
     # One emulated host for each file: if one breaks, the others' results stand. The longest first.
     **{path.stem: (["scripts/with-kvm", PYTHON], [str(path)], [*LINUX, "system"]) for path in BOOTING},
     "here": ([PYTHON], HERE, ["-m", "not system"]),
 }
+FULL = os.environ.get("MAYFLY_FULL") == "1"
+ALONE = "two-hosts"
+"""The run whose tests start two emulated hosts at once; no other one is under way then."""
+if FULL:
+    RUNS[ALONE] = ([PYTHON], [*map(str, TWO_HOSTS)], [])
 if platform.machine() != "aarch64":
-    if os.environ.get("MAYFLY_FULL") == "1":
+    if FULL:
         RUNS |= {f"aarch64-{path.stem}": (ON_ARM, [str(path)], [*LINUX, "system"]) for path in BOOTING}
     else:
         RUNS["aarch64"] = (ON_ARM, ["tests/system"], [*LINUX, "system and aarch64"])
@@ -171,7 +178,7 @@ def summary(outcomes: collections.Counter[str], again: int, seconds: float) -> s
 
 def report(results: dict[str, dict[str, Any]], line: str) -> str:
     """The runs as a page: each file's outcomes, and everything that did not pass."""
-    full = "whole counts" if os.environ.get("MAYFLY_FULL") == "1" else "a tenth of the counts"
+    full = "whole counts" if FULL else "a tenth of the counts"
     text = [f"# Test report\n\n{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, Python {platform.python_version()}, {full}.\n"]
     text.append(f"```\n{line.strip('= ')}\n```\n")
     for name, result in results.items():
@@ -212,8 +219,11 @@ def main() -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
-    futures = {name: pool.submit(run, name, [*extra, *(shuffle if "aarch64" not in name else ())], processes) for name in RUNS}
-    done = {name: future.result() for name, future in futures.items()}
+    done: dict[str, tuple[int, dict[str, Any]]] = {}
+    for alone in (True, False):
+        names = [name for name in RUNS if (name == ALONE) == alone]
+        futures = {name: pool.submit(run, name, [*extra, *(shuffle if "aarch64" not in name else ())], processes) for name in names}
+        done |= {name: future.result() for name, future in futures.items()}
     results = {name: result for name, (_, result) in done.items()}
     outcomes: collections.Counter[str] = collections.Counter()
     for result in results.values():

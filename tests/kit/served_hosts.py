@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from mayfly.client.asynchronous import AsyncClient, AsyncRun
-from mayfly.client.results import StderrEvent, StdoutEvent
+from mayfly.client.results import AttemptEvent, StderrEvent, StdoutEvent
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -78,11 +78,12 @@ def serving(*flags: str, host: Sequence[str] = (), python: str = sys.executable)
 
 
 class Following:
-    """A client that reads a run: what the program has put out, so far."""
+    """A client that reads a run: what the program has put out so far, and which attempts began."""
 
     def __init__(self, run: AsyncRun) -> None:
         self.run = run
         self.out, self.err = b"", b""
+        self.attempts: list[int] = []
         self._ended = False
         self._more = asyncio.Condition()
 
@@ -100,6 +101,7 @@ class Following:
             async with self._more:
                 self.out += event.data if isinstance(event, StdoutEvent) else b""
                 self.err += event.data if isinstance(event, StderrEvent) else b""
+                self.attempts += [event.attempt] if isinstance(event, AttemptEvent) else []
                 self._more.notify_all()
         self._ended = True
         async with self._more:

@@ -40,10 +40,10 @@ def expected() -> list[str]:
     return ["ready", *map(repr, sums[1:])]
 
 
-def need(language: str) -> None:
+def need(language: str, arch: str = toy.MACHINE) -> None:
     """Skip the test where the language has no image."""
-    if not paths.image_dir(language, toy.MACHINE).is_dir():
-        pytest.skip(f"there is no image of {language}: scripts/build-image {language}")
+    if not paths.image_dir(language, arch).is_dir():
+        pytest.skip(f"there is no image of {language}: scripts/build-image {language} --arch {arch}")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,84 @@
+"""Programs in real guests move between two hosts, while a client reads what they print and writes
+to them. Where this machine cannot run guests both hosts are emulated ones.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.kit.scale import FULL
+from tests.kit.served_hosts import ROOT, Following, ServedHost, serving
+from tests.system.test_moves import GO, RUST
+from tests.system.test_wasm import need
+
+pytestmark = [
+    pytest.mark.skipif(not FULL, reason="only in the whole counts (make test-all)"),
+    pytest.mark.slow,
+    pytest.mark.timeout(7200),
+]
+
+WITH_KVM = [str(ROOT / "scripts/with-kvm"), "--memory", "5000"]
+TICKS = 20
+"""Lines that are read before a move, and again behind it."""
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[list[ServedHost]]:
+    flags = ("--time-factor", "20", "--run-output", "16M")  # both share this machine with each other
+    with ExitStack() as opened:
+        yield [opened.enter_context(serving(*flags, host=WITH_KVM, python="python")) for _ in range(2)]
+
+
+class Writing:
+    """Writes a line to a run whenever the one before has come back, until told to stop."""
+
+    def __init__(self, following: Following) -> None:
+        self.following = following
+        self.said: list[str] = []
+        self.stop = False
+
+    async def write(self) -> None:
+        run = self.following.run
+        while not self.stop:
+            self.said.append(f"line {len(self.said)}")
+            await run.send(f"{self.said[-1]}\n")
+            await self.following.until(lambda: self.following.err.count(b"\n") == len(self.said))
+        await run.send(b"", end=True)
+
+    def check(self) -> None:
+        """That no line is missing or came twice, and that the guest's clock did not go back."""
+        assert self.following.err.decode() == "".join(f"{number} {line}\n" for number, line in enumerate(self.said))
+        lines = self.following.out.decode().splitlines()[:-1]  # the last may be cut by the end
+        ticks = [tuple(map(int, line.split())) for line in lines]
+        assert [tick[0] for tick in ticks] == list(range(len(ticks)))
+        assert all(earlier[1] <= later[1] for earlier, later in itertools.pairwise(ticks))
+
+
+@pytest.mark.parametrize(("language", "source"), [("rust", RUST), ("go", GO)])
+def test_a_program_moves_to_another_host(hosts: list[ServedHost], language: str, source: str) -> None:
+    need(language)
+    here, there = hosts
+
+    async def scenario() -> None:
+        async with (
+            here.client() as client,
+            client.start(source, language=language, interactive=True) as run,
+            Following.begin(run) as following,
+        ):
+            await following.lines(TICKS)
+            writer = Writing(following)
+            writing = asyncio.create_task(writer.write())
+            await following.lines(TICKS)
+            moved = await asyncio.to_thread(here.move, run.id, there)
+            print(language, moved)
+            await following.lines(TICKS)
+            writer.stop = True
+            await writing
+            result = await run.result()
+        assert (result.status, result.moved_to) == ("ok", moved["to"]), result
+        writer.check()
+
+    asyncio.run(scenario())
