@@ -53,7 +53,9 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
         if arriving := channel if config.arriving else None:
             layers.initrd_offset = stream.read_start(arriving, config.memory).initrd_offset
         mapping = resources.enter_context(Mapping(config.memory))
-        if config.arriving or not config.restore:  # a restored one touches little before `control.Prefault`
+        if config.restore and not config.arriving:  # it touches little before `control.Prefault`
+            mapping.use_small_pages()
+        else:
             mapping.use_huge_pages()
         layers.lay_over(mapping)
         for first, count in layers.eager.written:

@@ -8,20 +8,23 @@ from mayfly.units import PAGE
 from mayfly.vmm.kvm._kvm import ffi, lib
 
 HUGE_PAGE = 2 << 20
+_MADV_NOHUGEPAGE = 15
 _MADV_POPULATE_WRITE = 23  # Of Linux 5.14; this machine's headers may be older than its kernel
 _RUNS = 1024  # So many are asked for at a time
 
 
 class Mapping:
     """Owns `size` bytes of anonymous, private memory that is not reserved ahead, aligned to huge
-    pages. `files`: offset and size of each file laid over it.
+    pages if one fits. `files`: offset and size of each file laid over it.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.files: list[tuple[int, int]] = []
-        self._whole = mmap(ffi.NULL, size + HUGE_PAGE, lib.MAP_PRIVATE | lib.MAP_ANONYMOUS | lib.MAP_NORESERVE, -1)
-        self._pointer = self._whole + -int(ffi.cast("uintptr_t", self._whole)) % HUGE_PAGE
+        alignment = HUGE_PAGE if size >= HUGE_PAGE else PAGE
+        self._reserved = size + alignment - PAGE
+        self._whole = mmap(ffi.NULL, self._reserved, lib.MAP_PRIVATE | lib.MAP_ANONYMOUS | lib.MAP_NORESERVE, -1)
+        self._pointer = self._whole + -int(ffi.cast("uintptr_t", self._whole)) % alignment
         self.address = int(ffi.cast("uintptr_t", self._pointer))  # in this process, for KVM
         self.view = memoryview(ffi.buffer(self._pointer, size))
 
@@ -35,6 +38,10 @@ class Mapping:
             raise ValueError(f"[{offset:#x}, +{size:#x}) is not whole pages inside {self.size:#x} bytes")
         mmap(self._pointer + offset, size, lib.MAP_PRIVATE | lib.MAP_FIXED | lib.MAP_NORESERVE, fd, file_offset)
         self.files.append((offset, size))
+
+    def use_small_pages(self) -> None:
+        """Have none of 2 MiB until `use_huge_pages`, also where all memory else has them."""
+        lib.madvise(self._pointer, self.size, _MADV_NOHUGEPAGE)
 
     def use_huge_pages(self) -> None:
         """From now on have a page of 2 MiB where all of it is no file's and yet untouched: a fault
@@ -95,7 +102,7 @@ class Mapping:
         """Unmap. The view must not be in use any more."""
         if self._pointer is not None:
             self.view.release()
-            lib.munmap(self._whole, self.size + HUGE_PAGE)
+            lib.munmap(self._whole, self._reserved)
             self._pointer = None
 
     def __enter__(self) -> Self:
