@@ -48,6 +48,7 @@ from mayfly.runs.moves.machines import HostMachines
 from mayfly.runs.runner import Runner
 from mayfly.runs.service import Service
 from mayfly.schema import replace
+from mayfly.vmm.kvm.prctl import prctl
 
 log = logging.getLogger(__name__)
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
@@ -351,7 +352,10 @@ def prepare(config: Config) -> None:
 
 
 def run_server(config: Config, backend: Backend) -> None:
-    """Serve what `backend` makes, until a signal ends it. See `prepare`."""
+    """Serve what `backend` makes, until a signal ends it. See `prepare`. Nobody else of this user,
+    as machines may be, reads its memory or its environment.
+    """
+    prctl("PR_SET_DUMPABLE", 0)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # each run has an output socket, each reader one more
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mayfly.guests.zygote
+import mayfly.vmm.kvm.prctl
 from mayfly.cli import main as cli
 from tests.kit.api_fakes import FakeZygote
 from tests.kit.fake_nursery import ForkingZygote
@@ -33,6 +34,7 @@ class Zygote(kind):  # type: ignore[misc,valid-type]
 
 
 mayfly.guests.zygote.Zygote = Zygote  # type: ignore[misc]
+mayfly.vmm.kvm.prctl.prctl = lambda *_: None  # tests of an ordinary user look into a server's /proc
 
 
 def ahead(file: Path, now: Callable[[], float] = time.time) -> float:

@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,6 +84,28 @@ def test_nobody_of_the_same_user_has_a_hold_of_the_zygote() -> None:
         text = file.read()
     os.waitpid(pid, 0)
     assert json.loads(text) == {"mem": False, "environ": False, "fd": False}
+
+
+@pytest.mark.kvm
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts a process in another group")
+def test_nobody_of_the_same_user_has_a_hold_of_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files in /proc of a process that may not be traced are root's, whatever its user and group
+    (proc(5)).
+    """
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    command = [sys.executable, "-m", "mayfly.cli.main", "serve", "--socket", str(tmp_path / "api.sock"), "--time-factor", "1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, group=NOBODY_UID) as server:
+        try:
+            assert server.stderr is not None
+            said = b""
+            while b"listening" not in said:
+                line = server.stderr.readline()
+                assert line, said
+                said += line
+            assert Path(f"/proc/{server.pid}").stat().st_gid == NOBODY_UID
+            assert Path(f"/proc/{server.pid}/mem").stat().st_gid == 0
+        finally:
+            server.terminate()
 
 
 @pytest.fixture
