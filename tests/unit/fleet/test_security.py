@@ -4,14 +4,18 @@ import asyncio
 import os
 import platform
 import re
+import shlex
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from mayfly.cli.fleet import drain
-from mayfly.cli.main import gateway, serve
+from mayfly.cli.main import cli, gateway, serve
 from mayfly.errors import ConfigError, FleetError
 from mayfly.fleet import engine, tokens
 from mayfly.fleet.engine import Credentials, Engine, Message, NobodyError, SilenceError
@@ -46,6 +50,16 @@ def test_a_gateway_may_answer_when_a_function_is_made() -> None:
     assert 60 * int(given[:-1]) > 2 * CREATE_S
 
 
+def secured(certificate: Path, key: Path, users: Path) -> Callable[[Path], str]:
+    """A server's configuration, given its folder, beneath which an included file is taken to be."""
+
+    def more(folder: Path) -> str:
+        included = os.path.relpath(users, folder)
+        return f'tls {{ cert_file: "{certificate}", key_file: "{key}" }}\nauthorization {{ include "{included}" }}'
+
+    return more
+
+
 def test_who_is_refused_hears_it_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With a wrong token, and with a wrong authority."""
     monkeypatch.setattr(engine, "CONNECT_S", 3600.0)
@@ -58,17 +72,13 @@ def test_who_is_refused_hears_it_at_once(monkeypatch: pytest.MonkeyPatch, tmp_pa
     (tmp_path / "seed").write_bytes(seed)
     tokens.create(tmp_path / "users.conf", "h1", "host", "x86_64")
 
-    def more(folder: Path) -> str:
-        included = os.path.relpath(tmp_path / "users.conf", folder)
-        return f'tls {{ cert_file: "{certificate}", key_file: "{key}" }}\nauthorization {{ include "{included}" }}'
-
     async def scenario(fleet: Fleet) -> None:
         for authority, said in ((certificate, "Authorization Violation"), (other, "certificate verify failed")):
             with pytest.raises(FleetError, match=said):
                 async with Engine.connect((fleet.server.url,), "h1", Credentials(ca=str(authority), seed=str(tmp_path / "seed"))):
                     pass
 
-    in_fleet(scenario, more=more)
+    in_fleet(scenario, more=secured(certificate, key, tmp_path / "users.conf"))
 
 
 def test_each_may_do_its_part_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -77,10 +87,6 @@ def test_each_may_do_its_part_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     users, arch = tmp_path / "users.conf", platform.machine()
     for name, kind in (("g1", "gateway"), ("h1", "host"), ("h2", "host")):
         (tmp_path / f"{name}.seed").write_bytes(tokens.create(users, name, kind, arch if kind == "host" else ""))
-
-    def more(folder: Path) -> str:
-        included = os.path.relpath(users, folder)  # it is always taken as beneath the configuration's folder
-        return f'tls {{ cert_file: "{certificate}", key_file: "{key}" }}\nauthorization {{ include "{included}" }}'
 
     def credentials(name: str) -> Credentials:
         return Credentials(ca=str(certificate), seed=str(tmp_path / f"{name}.seed"))
@@ -127,11 +133,47 @@ def test_each_may_do_its_part_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: P
                         break
             assert (await run(way.client, "echo on"))["status"] == "ok"
 
-    in_fleet(scenario, more=more)
+    in_fleet(scenario, more=secured(certificate, key, users))
+
+
+def manifests() -> list[Any]:
+    return list(yaml.safe_load_all((ROOT / "examples/fleet/kubernetes.yaml").read_text()))
+
+
+def test_a_host_of_the_manifests_is_drained_before_it_stops(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By the command that is there, with the token that it names."""
+    install_toys(monkeypatch, tmp_path)
+    certificate, key = make_certificate(tmp_path)
+    (tmp_path / "ca.pem").write_bytes(certificate.read_bytes())
+    for name, kind in (("g1", "gateway"), ("h1", "host"), ("operator", "operator")):
+        (tmp_path / f"{name}.seed").write_bytes(tokens.create(tmp_path / "users.conf", name, kind, platform.machine()))
+    pod = manifests()[-1]["spec"]["template"]["spec"]
+    host = pod["containers"][0]
+    shell, flag, text = host["lifecycle"]["preStop"]["exec"]["command"]
+    assert (shell, flag) == ("sh", "-c")
+    words = shlex.split(text.replace("$NODE_NAME", "h1").replace("/secrets", str(tmp_path)))
+    waits_s = float(words[words.index("--wait") + 1])
+    given = shlex.split(host["args"][0])
+    assert waits_s + float(given[given.index("--drain-s") + 1]) < pod["terminationGracePeriodSeconds"]
+
+    async def scenario(fleet: Fleet) -> None:
+        fleet.credentials = lambda name: Credentials(ca=str(certificate), seed=str(tmp_path / f"{name}.seed"))
+        service = await fleet.add_host("h1")
+        async with fleet.gateway("g1") as way:
+            await fleet.until_hosts(way, 1)
+            run_id = await start(way.client, "sleep 1; echo end")
+            words[words.index("--fleet") + 1] = fleet.server.url
+            done = await asyncio.to_thread(CliRunner().invoke, cli, words[1:])
+            assert done.exit_code == 0, done.output
+            assert not service.under_way
+            assert output(await events(way.client, run_id)) == "end\n"
+            assert [host.beat.draining for host in way.runner.roll if host.beat] == [True]
+
+    in_fleet(scenario, more=secured(certificate, key, tmp_path / "users.conf"))
 
 
 def test_the_manifests_name_options_that_there_are() -> None:
-    documents = list(yaml.safe_load_all((ROOT / "examples/fleet/kubernetes.yaml").read_text()))
+    documents = manifests()
     assert [one["kind"] for one in documents] == ["ConfigMap", "Service", "StatefulSet", "StatefulSet", "Service", "DaemonSet"]
     texts = [(ROOT / "examples/fleet" / name).read_text() for name in ("kubernetes.yaml", "hosts.nomad.hcl")]
     flags = [flag for command in (serve, gateway, drain) for flag in command.get_params(click.Context(command))]
