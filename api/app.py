@@ -23,7 +23,7 @@ from mayfly.api.compat.dialect import Dialect
 from mayfly.api.compat.dialects import Narrow, addresses_of, make_dialects
 from mayfly.api.connections import Bodies, Connection, Connections, Handler
 from mayfly.api.functions import FUNCTIONS, add_headers
-from mayfly.api.intake import AUDIT, BODIES, HOOKS, SERVICE, Hooks, call_back
+from mayfly.api.intake import AUDIT, BODIES, HOOKS, MESSAGES, SERVICE, Hooks, Messages, call_back, message_of
 from mayfly.api.moves import MOVES
 from mayfly.api.requests import MAX_BODY
 from mayfly.api.routes import METRICS, ROUTES
@@ -161,6 +161,8 @@ def make_app(
     app[BODIES] = Bodies(MAX_BODY)
     app[AUDIT] = audit
     app[HOOKS] = hooks = Hooks(Targets(config.callback_hosts))
+    messages: Messages = {"": message_of}
+    app[MESSAGES] = messages
     service.call_back = functools.partial(call_back, app)
     for route in ROUTES:
         app.router.add_route(route.method, route.path, route.handler)

@@ -104,6 +104,14 @@ SERVICE: web.AppKey[Runner] = web.AppKey("service", Runner)
 BODIES: web.AppKey[Bodies] = web.AppKey("bodies", Bodies)
 AUDIT: web.AppKey[JsonLog] = web.AppKey("audit", JsonLog)
 HOOKS: web.AppKey[Hooks] = web.AppKey("hooks", Hooks)
+Messages = dict[str, Callable[[Run], Message]]
+MESSAGES: web.AppKey[Messages] = web.AppKey("messages", dict)
+"""What is said of a run that is over, by the contracts of others; ours has no name."""
+
+
+def message_of(run: Run) -> Message:
+    """What is said of a run that is over."""
+    return Message(run.id, json.dumps(run.to_json()).encode())
 
 
 class Asked(NamedTuple):
@@ -166,29 +174,40 @@ async def begin(request: web.Request, asked: Asked, *, publish: bool = False, aw
     call = b""
     if callback is not None:
         request.app[HOOKS].check(callback, owner)
-        call = msgspec.json.encode(_Call(url=callback.url, secret=callback.secret, **_who(request)))
+        call = make_call(request, callback)
     return await submit(request, snippet, publish=publish, repeat=repeat, call=call, awaited=awaited)
 
 
 class _Call(msgspec.Struct, kw_only=True):
-    """Where a run's result goes, and who asked for that."""
+    """Where a run's result goes, and who asked for that: by a contract of others, if it names
+    one.
+    """
 
     url: str
     secret: str
     request: str
     key: str
+    contract: str = ""
+
+
+def make_call(request: web.Request, callback: Callback, contract: str = "") -> bytes:
+    """The call of an Order. What is sent is the contract's to say, if there is one."""
+    return msgspec.json.encode(_Call(url=callback.url, secret=callback.secret, contract=contract, **_who(request)))
 
 
 def call_back(app: web.Application, run: Run, call: bytes, told: Callable[[bool], None]) -> None:
     """Have the result delivered. Until it is, neither the request nor the run is held."""
     wanted = msgspec.json.decode(call, type=_Call)
-    about = {"request": wanted.request, "key": wanted.key, "run": run.id, "host": urllib.parse.urlsplit(wanted.url).hostname}
+    if wanted.contract not in app[MESSAGES]:
+        told(False)
+        return
+    message = app[MESSAGES][wanted.contract](run)
+    about = {"request": wanted.request, "key": wanted.key, "run": message.id, "host": urllib.parse.urlsplit(wanted.url).hostname}
 
     def heard(how: Delivered) -> None:
         app[AUDIT].write(action="callback", **about, ok=how.ok, outcome=how.outcome, attempts=how.attempts)
         told(how.is_final)
 
-    message = Message(run.id, json.dumps(run.to_json()).encode())
     app[HOOKS].send(Callback(wanted.url, wanted.secret), message, run.owner, heard)
 
 
@@ -201,6 +220,8 @@ async def submit(
     repeat: Repeat | None = None,
     call: bytes = b"",
     awaited: bool = False,
+    about: bytes = b"",
+    run_id: str = "",
 ) -> Run:
     """Begin a run for whoever sent the request, within the limits of their key. `then` is told when
     it is over; the rest is as of Order.
@@ -221,14 +242,15 @@ async def submit(
 
     try:
         image = service.image_for(snippet)
-        run = await service.begin(Order(snippet, image, publish, caller_of(request).tenant, over, repeat, call, awaited))
+        tenant = caller_of(request).tenant
+        run = await service.begin(Order(snippet, image, publish, tenant, over, repeat, call, awaited, about, run_id))
     except MayflyError as error:
         audit.write(action="refuse", **who, language=snippet.language[:80], code=error.code)
         raise
     source = image.manifest.source
     limits = {step: dict(asked) for step, asked in snippet.limits.items()}
-    about = {"image": source.reference, "digest": source.manifest_digest, "limits": limits, "network": snippet.network}
-    audit.write(action="start", **who, run=run.id, language=f"{run.language}@{run.version}", **about)
+    shown = {"image": source.reference, "digest": source.manifest_digest, "limits": limits, "network": snippet.network}
+    audit.write(action="start", **who, run=run.id, language=f"{run.language}@{run.version}", **shown)
     return run
 
 

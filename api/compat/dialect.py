@@ -95,14 +95,16 @@ def parse_object(body: bytes) -> dict[str, Any]:
     return found
 
 
-async def start(request: web.Request, snippet: Snippet, image: InstalledImage) -> Run:
-    """Start a run of that image.
+async def start(
+    request: web.Request, snippet: Snippet, image: InstalledImage, call: bytes = b"", about: bytes = b"", run_id: str = ""
+) -> Run:
+    """Start a run of that image, with the rest as of Order.
 
     Raises:
         MayflyError: it is refused; nothing has been started.
     """
     name, version = image.manifest.language, image.manifest.version
-    return await submit(request, replace(snippet, language=f"{name}@{version}" if version else name))
+    return await submit(request, replace(snippet, language=f"{name}@{version}" if version else name), call=call, about=about, run_id=run_id)
 
 
 async def run_to_end(request: web.Request, snippet: Snippet, image: InstalledImage) -> Run:

@@ -120,8 +120,9 @@ class Acceptance:
             stop_at_first_failure=snippet.stop_at_first_failure,
             stdin=LiveStdin() if snippet.interactive else None,
             has_terminal=snippet.tty is not None,
-            run_id=_id_of(repeat) if repeat else "",
+            run_id=_id_of(repeat) if repeat else order.run_id,
         )
+        run.about = order.about
         registered = Registered(
             head=head_of(run, interactive=snippet.interactive, stop_at_first_failure=snippet.stop_at_first_failure),
             token=secrets.token_hex(16),

@@ -63,7 +63,7 @@ def name_of(image: InstalledImage) -> str:
 
 
 class Head(msgspec.Struct, kw_only=True):
-    """What a run is, before it has begun: enough to show it."""
+    """What a run is, before it has begun: enough to show it. What it is `about` gateways know."""
 
     id: str
     language: str
@@ -75,6 +75,7 @@ class Head(msgspec.Struct, kw_only=True):
     stop_at_first_failure: bool = False
     interactive: bool = False
     terminal: bool = False
+    about: bytes = b""
 
 
 class Work(msgspec.Struct, kw_only=True):

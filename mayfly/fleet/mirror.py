@@ -36,12 +36,13 @@ def head_of(run: Run, *, interactive: bool, stop_at_first_failure: bool) -> Head
         stop_at_first_failure=stop_at_first_failure,
         interactive=interactive,
         terminal=run.has_terminal,
+        about=run.about,
     )
 
 
 def make_run(head: Head, *, is_over: bool = False) -> Run:
     """The run, before it has begun."""
-    return Run(
+    run = Run(
         language=head.language,
         version=head.version,
         mode=head.mode,
@@ -53,6 +54,8 @@ def make_run(head: Head, *, is_over: bool = False) -> Run:
         has_terminal=head.terminal,
         run_id=head.id,
     )
+    run.about = head.about
+    return run
 
 
 def ending_of(run: Run, host: str, error: MayflyError | None = None) -> Ending:

@@ -97,6 +97,7 @@ class Run:
     ) -> None:
         self.id = run_id or os.urandom(16).hex()
         self.owner = owner
+        self.about = b""
         self.forked_from = ""
         self.checkpoint_every_s = checkpoint_every_s
         self.has_terminal = has_terminal
@@ -218,7 +219,7 @@ class Run:
     @property
     def kept_bytes(self) -> int:
         """About how much memory it takes."""
-        return len(self.record) + (len(self.files) if self.files else 0)
+        return len(self.record) + (len(self.files) if self.files else 0) + len(self.about)
 
     @property
     def is_interactive(self) -> bool:

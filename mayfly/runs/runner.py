@@ -44,7 +44,8 @@ class Order(NamedTuple):
     """A run that is to begin. Its output socket (if `publish`) listens when it has begun. It is
     `tenant`'s, within that one's limits. `then` is told of the run when it is over, if this server
     is still there; the `call` is made in any case. The same `repeat` finds it again. Of one that is
-    `awaited` nobody hears before it is over, not even its id.
+    `awaited` nobody hears before it is over, not even its id. What it is `about` is kept with it.
+    Without `run_id` it gets an id.
     """
 
     snippet: Snippet
@@ -55,6 +56,8 @@ class Order(NamedTuple):
     repeat: Repeat | None = None
     call: bytes = b""
     awaited: bool = False
+    about: bytes = b""
+    run_id: str = ""
 
 
 class Runner(Protocol):

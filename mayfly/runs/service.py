@@ -324,7 +324,8 @@ class Service:
             if order.call:
                 self.call_back(run, order.call, lambda _: None)
 
-        run = self.start(order.snippet, order.image, publish=order.publish, tenant=order.tenant, then=over)
+        run = self.start(order.snippet, order.image, publish=order.publish, tenant=order.tenant, then=over, run_id=order.run_id)
+        run.about = order.about
         if order.repeat is not None:
             self._repeats.remember(order.repeat, run)
         return run

@@ -1,9 +1,11 @@
 """The routes of Judge0 CE 1.13.1."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import urllib.parse
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,13 +13,14 @@ from aiohttp import web
 
 from mayfly.api.access import caller_of, owner_of
 from mayfly.api.compat.dialect import Dialect, Path, parse_object, start, text_of
+from mayfly.api.compat.images import is_interpreted
 from mayfly.api.compat.judge0 import about
 from mayfly.api.compat.judge0.fields import Errors, Fields, parse
 from mayfly.api.compat.judge0.languages import languages_of, name_of
 from mayfly.api.compat.judge0.snippets import Job, make_job
 from mayfly.api.compat.judge0.store import Store
 from mayfly.api.compat.judge0.submission import ALL_FIELDS, DEFAULT_FIELDS, Status, Submission
-from mayfly.api.intake import BODIES, HOOKS, SERVICE, note
+from mayfly.api.intake import BODIES, HOOKS, MESSAGES, SERVICE, find_run, make_call, note
 from mayfly.api.requests import MAX_ITEMS
 from mayfly.errors import BusyError, MediaTypeError, RequestError, UnknownRunError, UnprocessableError
 from mayfly.runs.callbacks import Callback, Delivered, Message
@@ -67,6 +70,7 @@ class Judge0(Dialect):
         """Add its routes, and a store of submissions that ends with the application."""
         super().mount(app)
         self._store = Store(app[SERVICE].config)
+        app[MESSAGES][self.name] = _message_of
         app.on_cleanup.append(self._close)
 
     async def _close(self, app: web.Application) -> None:
@@ -124,9 +128,12 @@ class Judge0(Dialect):
         Raises:
             MayflyError: it is refused; nothing has been started.
         """
-        run = await start(request, job.snippet, job.image)
         named = {"id": fields.language_id, "name": name_of(fields.language_id, job.image)}
-        submission = Submission(fields, named, owner_of(request))
+        submission = Submission(fields, named, owner_of(request), builds=not is_interpreted(job.image))
+        call = b""
+        if fields.callback_url and submission.is_one_run:
+            call = make_call(request, Callback(fields.callback_url, secret=""), self.name)
+        run = await start(request, job.snippet, job.image, call=call, about=submission.about, run_id=submission.id.hex)
         submission.run = run
         self._store.add(submission)
         task = asyncio.create_task(self._carry_out(request, submission, job, run), name=f"submission {submission.token}")
@@ -145,14 +152,14 @@ class Judge0(Dialect):
             raise busy
 
         try:
-            await submission.carry_out(job.image, run, again)
+            await submission.carry_out(run, again)
         except Exception as error:
             log.exception("submission %s", submission.token)
             submission.fail(f"it could not go on: {error}")
         finally:
             submission.fail("it was ended")
             self._store.keep(submission)
-        if submission.fields.callback_url:
+        if submission.fields.callback_url and not submission.is_one_run:
             _call_back(request, submission)
 
     async def _create_batch(self, request: web.Request) -> web.Response:
@@ -182,7 +189,7 @@ class Judge0(Dialect):
 
     async def _show(self, request: web.Request) -> web.Response:
         names = _field_names(request.query)
-        submission = self._find(request, request.match_info["token"])
+        submission = await self._find(request, request.match_info["token"])
         if submission is None:
             raise UnknownRunError("there is no such submission")
         try:
@@ -195,7 +202,7 @@ class Judge0(Dialect):
         tokens = (request.headers.get("tokens") or request.query.get("tokens", "")).strip()
         found = tokens.split(",") if tokens else []
         _check_batch(len(found))
-        return self._shown([self._find(request, token) for token in found], names, request)
+        return self._shown([await self._find(request, token) for token in found], names, request)
 
     def _shown(self, found: Sequence[Submission | None], names: Sequence[str], request: web.Request, **more: Any) -> web.Response:
         encoded = _is_encoded(request)
@@ -227,8 +234,13 @@ class Judge0(Dialect):
     async def _delete(self, request: web.Request) -> web.Response:
         raise RequestError("delete not allowed")
 
-    def _find(self, request: web.Request, token: str) -> Submission | None:
-        return self._store.get(token, _owner(request))
+    async def _find(self, request: web.Request, token: str) -> Submission | None:
+        """The submission, if whoever asks may see it; another gateway may have taken it."""
+        if (found := self._store.get(token, _owner(request))) is not None:
+            return found
+        with contextlib.suppress(UnknownRunError, ValueError):
+            return Submission.of(await find_run(request, uuid.UUID(token).hex))
+        return None
 
     async def _languages(self, request: web.Request) -> web.Response:
         found = [language for language in languages_of(request.app[SERVICE].installed()) if not language["is_archived"]]
@@ -278,9 +290,19 @@ def _call_back(request: web.Request, submission: Submission) -> None:
         host = urllib.parse.urlsplit(url).hostname
         note(request, "callback", submission.token, host=host, ok=how.ok, outcome=how.outcome, attempts=how.attempts)
 
+    request.app[HOOKS].send(Callback(url, secret=""), _message(submission), submission.owner, told)
+
+
+def _message(submission: Submission) -> Message:
     body = json.dumps(submission.to_json(DEFAULT_FIELDS, encoded=True)).encode()
-    message = Message(submission.token, body, method="PUT")
-    request.app[HOOKS].send(Callback(url, secret=""), message, submission.owner, told)
+    return Message(submission.token, body, method="PUT")
+
+
+def _message_of(run: Run) -> Message:
+    """What is sent when the one run of a submission is over."""
+    submission = Submission.of(run)
+    assert submission is not None  # noqa: S101 (only runs of submissions have such a call)
+    return _message(submission)
 
 
 def _owner(request: web.Request) -> str | None:

@@ -7,14 +7,13 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from mayfly.api.compat.images import is_interpreted
 from mayfly.api.compat.judge0.fields import Fields, encode
 from mayfly.api.compat.stages import StageResult, stages_of
 from mayfly.host.snippet import Compare
-from mayfly.images.store import InstalledImage
 from mayfly.runs.cases import matches
 from mayfly.runs.result import RunState
 from mayfly.runs.run import Run
+from mayfly.schema import msgspec
 
 DEFAULT_FIELDS = ("token", "time", "memory", "stdout", "stderr", "compile_output", "message", "status")
 CONTENT = ("source_code", "stdin", "expected_output", "stdout", "stderr", "compile_output")
@@ -65,17 +64,28 @@ SIGNALS = {
 }
 
 
+class About(msgspec.Struct, kw_only=True, tag="judge0"):
+    """What a run keeps of the submission that it is: `builds` if it has a step that compiles."""
+
+    fields: Fields
+    language: dict[str, Any]
+    builds: bool
+    created_at: datetime.datetime
+
+
 class Submission:
-    """One submission. `run` is the present run, or the last one; `owner` may see it.
+    """One submission. `run` is the present run, or the last one; `owner` may see it. Its first
+    run has its `id`. It `builds` in the first step, if there are several.
 
     `content` and `values` hold what is known of its end.
     """
 
-    def __init__(self, fields: Fields, language: dict[str, Any], owner: str) -> None:
-        self.token = str(uuid.uuid4())
+    def __init__(self, fields: Fields, language: dict[str, Any], owner: str, *, builds: bool) -> None:
+        self.id = uuid.uuid4()
         self.fields = fields
         self.language = language
         self.owner = owner
+        self.builds = builds
         self.created_at = datetime.datetime.now(datetime.UTC)
         self.finished_at: datetime.datetime | None = None
         self.status: Status | None = None
@@ -83,27 +93,58 @@ class Submission:
         self.content: dict[str, bytes | None] = {}
         self.values: dict[str, Any] = {}
 
+    @classmethod
+    def of(cls, run: Run) -> "Submission | None":
+        """The submission that one run is, whoever took it; None if it is none."""
+        if not run.about:
+            return None
+        about = msgspec.msgpack.decode(run.about, type=About)
+        found = cls(about.fields, about.language, run.owner, builds=about.builds)
+        found.created_at = about.created_at
+        found.run, found.id = run, uuid.UUID(run.id)
+        if run.done.is_set():
+            found._end([found._judge(run)])
+            found.finished_at = about.created_at + datetime.timedelta(seconds=sum(run.phases.values()))
+        return found
+
+    @property
+    def is_one_run(self) -> bool:
+        """Whether one run is all of it."""
+        return self.fields.numbers["number_of_runs"] == 1
+
+    @property
+    def about(self) -> bytes:
+        """What its run is to keep."""
+        about = About(fields=self.fields, language=self.language, builds=self.builds, created_at=self.created_at)
+        return msgspec.msgpack.encode(about) if self.is_one_run else b""
+
+    @property
+    def token(self) -> str:
+        """Its name."""
+        return str(self.id)
+
     @property
     def size(self) -> int:
         """Bytes of memory that it takes, about."""
         return self.fields.size + sum(len(data) for data in self.content.values() if data)
 
-    async def carry_out(self, image: InstalledImage, first: Run, again: Callable[[], Awaitable[Run]]) -> None:
+    async def carry_out(self, first: Run, again: Callable[[], Awaitable[Run]]) -> None:
         """Judge the first run, then those that `again` starts, as many as are wished for, until one
         is not accepted.
         """
-        uses: list[tuple[float, float]] = []
+        uses: list[tuple[float, float] | None] = []
         run = first
         while True:
             self.run = run
             await run.done.wait()
-            use = self._judge(run, image)
-            if use is not None:
-                uses.append(use)
+            uses.append(self._judge(run))
             if self.values["status"] is not Status.ACCEPTED or len(uses) >= self.fields.numbers["number_of_runs"]:
                 break
             run = await again()
-        if uses:
+        self._end(uses)
+
+    def _end(self, of_runs: Sequence[tuple[float, float] | None]) -> None:
+        if uses := [use for use in of_runs if use is not None]:
             self.values["time"] = sum(use[0] for use in uses) / len(uses)
             self.values["memory"] = sum(use[1] for use in uses) / len(uses)
         self._finish(self.values.pop("status"))
@@ -119,7 +160,7 @@ class Submission:
         self.finished_at = datetime.datetime.now(datetime.UTC)
         self.run = None  # its record is kept by the service alone
 
-    def _judge(self, run: Run, image: InstalledImage) -> tuple[float, float] | None:
+    def _judge(self, run: Run) -> tuple[float, float] | None:
         """Note a run's end; its CPU seconds and KiB of memory, if its program ran."""
         stages = stages_of(run)
         self.content, self.values = {}, {}
@@ -127,7 +168,7 @@ class Submission:
             message = run.outcome.error.message if run.outcome.error else "nothing ran"
             self.values.update(status=Status.INTERNAL_ERROR, message=message)
             return None
-        building = stages[0] if len(run.outcome.step_names) > 1 and not is_interpreted(image) else None
+        building = stages[0] if len(run.outcome.step_names) > 1 and self.builds else None
         if building is not None:
             self.content["compile_output"] = building.output
             if not building.ok:

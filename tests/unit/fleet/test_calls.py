@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from tests.kit.api_fakes import install_toys
+from mayfly.images import manifest
+from tests.kit.api_fakes import install, install_toys
 from tests.kit.fleet_kit import Fleet, in_fleet
-from tests.unit.fleet.test_fleet import body, start, until_output
+from tests.unit.fleet.test_fleet import body, get, start, until_output
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 CALLED = {"callback_hosts": ("127.0.0.1",)}
+CONTENTS = dict.fromkeys(("stdout", "stderr"))
+"""Fields that callbacks have as base64."""
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +41,7 @@ async def receiver() -> AsyncIterator[Receiver]:
         return web.Response()
 
     app = web.Application()
-    app.router.add_post("/", hear)
+    app.router.add_route("*", "/", hear)
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -81,5 +84,40 @@ def test_a_url_that_may_not_be_called_is_refused() -> None:
             await fleet.until_hosts(way, 1)
             async with way.client.post("/start", json=body("true", callback_url="http://127.0.0.1:1/", callback_secret=SECRET)) as answer:
                 assert answer.status == 422
+
+    in_fleet(scenario)
+
+
+def test_a_submission_of_judge0_is_known_at_all_gateways(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also how it ended, to the address that it named, if the gateway that took it is gone."""
+    build = manifest.LanguageStep(name="build", argv=("sh", "-n", "main.rs"))
+    install("rust", ".rs", (build, manifest.LanguageStep(name="run", argv=("sh", "main.rs"), stdin=True)))
+    served = {"compat": ("judge0",), **CALLED}
+
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with receiver() as taker, fleet.gateway("g2", **served) as two:
+            await fleet.until_hosts(two, 1)
+            gate = tmp_path / "gate"
+            source = f"while [ ! -e {gate} ]; do sleep 0.05; done; cat; echo err >&2"
+            asked = {"source_code": source, "language_id": 73, "stdin": "in", "expected_output": "in", "callback_url": taker.url}
+            async with fleet.gateway("g1", **served) as one:
+                await fleet.until_hosts(one, 1)
+                async with one.client.post("/judge0/submissions", json=asked) as answer:
+                    assert answer.status == 201, await answer.text()
+                    token = (await answer.json())["token"]
+                place = f"/judge0/submissions/{token}"
+                async with asyncio.timeout(30):
+                    while (await get(two.client, place))["status"]["description"] != "Processing":
+                        await asyncio.sleep(0.05)
+            gate.touch()
+            found = await called(taker)
+            assert (found["token"], found["status"]["description"]) == (token, "Accepted")
+            shown = await get(two.client, f"{place}?fields=*")
+            assert (shown["stdout"], shown["stderr"], shown["stdin"]) == ("in", "err\n", "in")
+            assert shown["created_at"] <= shown["finished_at"]
+            assert {name: shown[name] for name in found} | CONTENTS == found | CONTENTS
+            async with two.client.get("/judge0/submissions/x") as answer:
+                assert answer.status == 404
 
     in_fleet(scenario)

@@ -330,8 +330,8 @@ def test_an_ended_submission_is_kept_within_limits(limits: dict[str, Any], kept:
         fields = parse({"source_code": "x", "language_id": RUST}, encoded=False, network=False)
         assert isinstance(fields, Fields)
         store = Store(Config(**limits))
-        every = [Submission(fields, {}, owner) for owner in ("me", "me", "me", "you")]
-        unfinished = Submission(fields, {}, "me")
+        every = [Submission(fields, {}, owner, builds=False) for owner in ("me", "me", "me", "you")]
+        unfinished = Submission(fields, {}, "me", builds=False)
         for one in (unfinished, *every):
             store.add(one)
         for one in every:
