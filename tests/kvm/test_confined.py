@@ -16,7 +16,7 @@ from mayfly.guests.zygote import Zygote
 from mayfly.vmm.config import NetworkBackend, NetworkConfig
 from mayfly.vmm.eventloop import EventLoop
 from mayfly.vmm.kvm.prctl import prctl
-from mayfly.vmm.network.passt import Passt
+from mayfly.vmm.network.passt import FIRST_UID, Passt
 from mayfly.vmm.process.zygote import LIMITS, load
 from tests.kit import net_kit, tiny
 from tests.kit.net_kit import GATEWAY, GUEST, make_tap
@@ -126,7 +126,7 @@ def passt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Passt]:
 def test_passt_has_isolated_itself(passt: Passt) -> None:
     pid = passt._pid
     found = status(pid)
-    assert set(found["Uid"].split()) == {str(NOBODY_UID)}
+    assert {*found["Uid"].split(), *found["Gid"].split()} == {str(FIRST_UID + os.getpid())}
     assert (found["NoNewPrivs"], found["Seccomp"], int(found["CapEff"], 16), found["Groups"]) == ("1", "2", 0, "")
     assert [entry.name for entry in Path(f"/proc/{pid}/root").iterdir()] == []
     for kind in ("user", "mnt", "ipc", "uts"):

@@ -11,6 +11,7 @@ import socket
 import struct
 from collections.abc import Sequence
 from ipaddress import ip_interface
+from pathlib import Path
 from typing import Any
 
 from mayfly.errors import NetworkError
@@ -27,6 +28,10 @@ START_S = 10.0  # It takes some 30 ms; much longer where processors are emulated
 BUFFER = 4 << 20
 """Bytes under way to the guest. passt drops what does not fit, and resends it much later: with the
 usual 208 KiB, throughput falls to some 3 MB/s.
+"""
+FIRST_UID = 0x7040_0000
+"""User and group ids of root's: this plus the id of the vmm process (systemd.io/UIDS-GIDS has the
+range as free), so that no two machines' are one user's.
 """
 _SO_SNDBUFFORCE = 32
 _HINTS = (
@@ -53,7 +58,16 @@ def command(network: NetworkConfig, fd: int, way_in: str = "none") -> list[str]:
         words += ["--gateway", gateway]
     if len({address.version for address in addresses}) == 1:
         words.append(f"--ipv{addresses[0].version}-only")
+    own = FIRST_UID + os.getpid()
+    if os.geteuid() == 0 and _is_mapped(own):
+        words += ["--runas", f"{own}:{own}"]  # else nobody's
     return words
+
+
+def _is_mapped(uid: int) -> bool:
+    """Whether this process's user namespace has that id (user_namespaces(7))."""
+    ranges = [[int(word) for word in line.split()] for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    return any(first <= uid < first + count for first, _, count in ranges)
 
 
 def _free_port() -> int:
