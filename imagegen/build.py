@@ -82,7 +82,7 @@ def build(options: Options, progress: Progress) -> Built:
                 raise ImageError(f"the image has {options.language.name} {version}, not {options.version}", hint="give another --image")
             system = installed(tree, spools)
             of = distribution(tree, spools)
-            removed = prune(tree, options.language.globs)
+            removed = prune(tree, options.language.globs(options.with_packages))
             progress.say(f"{options.language.name} {version}; pruned {removed.total() // MIB} MiB")
             target = Target(
                 options=options, version=version, tree=tree, spools=spools, layer=len(layers) + 1, system=system, progress=progress

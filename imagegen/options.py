@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from mayfly.errors import ConfigError
-from mayfly.imagegen.languages import Language
+from mayfly.imagegen.languages import Language, Packages
 from mayfly.imagegen.oci.documents import MACHINE_TO_GOARCH
 from mayfly.imagegen.oci.reference import Reference
 from mayfly.imagegen.rootfs.spools import Limits
@@ -48,6 +48,11 @@ class Options:
             raise ConfigError(f"{self.version!r} is not a version", hint="write it as rust@1.63")
         if self.packages and self.language.packages is None:
             raise ConfigError(f"images of {self.language.name} take no packages", hint="leave out --package")
+
+    @property
+    def with_packages(self) -> Packages | None:
+        """How the packages come in that are asked for, if any are."""
+        return self.language.packages if self.packages else None
 
     @property
     def name(self) -> str:

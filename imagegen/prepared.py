@@ -8,12 +8,14 @@ import json
 import stat
 import subprocess
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from mayfly.errors import HostError, ImageError
 from mayfly.files import atomic_write, file_digest
+from mayfly.imagegen.languages import Prepare
 from mayfly.imagegen.oci.documents import ResolvedImage
 from mayfly.imagegen.options import Options
 from mayfly.imagegen.prepare import VERSION_STEP, prepare, why_not
@@ -21,7 +23,7 @@ from mayfly.imagegen.rootfs.collected import VERSION_FILE
 from mayfly.imagegen.rootfs.furnish import RUNNER
 from mayfly.imagegen.rootfs.layers import add_layer
 from mayfly.imagegen.rootfs.spools import Layer
-from mayfly.imagegen.rootfs.tree import Inode
+from mayfly.imagegen.rootfs.tree import Inode, Tree
 from mayfly.imagegen.writing import Build, describe, environment, write
 from mayfly.images.manifest import LanguageStep, Warmup
 from mayfly.paths import cache_dir
@@ -43,9 +45,9 @@ def _has_machine(options: Options) -> bool:
     return bool(options.prepare_with) or not why_not(options.arch)
 
 
-def _prepared_path(options: Options, image: ResolvedImage) -> Path:
+def _prepared_path(options: Options, image: ResolvedImage, packages: Sequence[str] = ()) -> Path:
     """Where the layer is kept that a machine made of this image, by the hash of all that decides on
-    it.
+    it; of its packages, if what decides on those is given.
     """
     language = options.language
     made_of = {
@@ -54,6 +56,7 @@ def _prepared_path(options: Options, image: ResolvedImage) -> Path:
         "env": environment(msgspec.structs.replace(language, common_env={}), image),  # a locale changes nothing of it
         "prepare": msgspec.to_builtins(language.prepare),
         "version": language.version_command,
+        **({"packages": packages} if packages else {}),
     }
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
     return cache_dir() / "prepared" / f"{digest}.tar"
@@ -83,26 +86,48 @@ def add_prepared(build: Build) -> str:
         ImageError: a step failed, or the compiler is of another version than the image's files
             show.
     """
-    options, image, progress = build.options, build.image, build.progress
+    options = build.options
     language = options.language
-    wanted = language.prepare
-    if not wanted.steps and not can_ask(options, image):
+    command = language.version_command
+    if language.prepare.steps or can_ask(options, build.image):
+        again = options.force and (bool(language.prepare.steps) or _has_machine(options))
+        _add(build, _prepared_path(options, build.image), language.prepare, command, layer=2, again=again)
+    if packages := options.with_packages:
+        found = [build.recipe, *(package.digest for package in build.packages)]
+        path = _prepared_path(options, build.image, found)
+        if packages.prepare.steps:
+            _add(build, path, packages.prepare, (), layer=3, again=options.force)
+    if not command:
         return ""
-    path = _prepared_path(options, image)
+    said = build.tree.remove(VERSION_FILE.encode())  # it is for the manifest: the archive is the same where no machine could be asked
+    if said is None:
+        return ""
+    compiler = "".join(letter for letter in build.spools.read(said.inode.content).decode(errors="replace").strip() if letter.isprintable())
+    if build.version not in compiler:
+        raise ImageError(f"the files show {language.name} {build.version}, the compiler says {compiler!r}", hint="give another --image")
+    return compiler[:MAX_COMPILER]
+
+
+def _add(build: Build, path: Path, wanted: Prepare, command: tuple[str, ...], *, layer: int, again: bool) -> None:
+    """Merge into the tree what these steps make, whose layer is kept at `path`; `again` makes it
+    anew. The `command` is asked for the compiler's version.
+    """
+    options, progress = build.options, build.progress
     whole = _is_whole(path)
     if not whole and path.exists():
         progress.say(f"{path} is damaged and is made anew")
-    if not whole or (options.force and (wanted.steps or _has_machine(options))):
-        progress.say(f"{'preparing' if wanted.steps else 'asking'} {language.name} {build.version} in a machine; this is done once")
+    if not whole or again:
+        name = f"{options.language.name} {build.version}"
+        progress.say(f"{'preparing' if wanted.steps else 'asking'} {name} in a machine; this is done once")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="prepare.", dir=cache_dir()) as folder:
-            _write_unprepared(build, Path(folder))
+            _write_unprepared(build, Path(folder), wanted, command)
             if options.prepare_with:
-                command = [*options.prepare_with, "imagegen", "prepare", folder, str(path), *wanted.collect]
+                line = [*options.prepare_with, "imagegen", "prepare", folder, str(path), *wanted.collect]
                 try:
-                    done = subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
+                    done = subprocess.run(line, stdin=subprocess.DEVNULL, check=False)
                 except OSError as error:
-                    raise HostError(f"{command[0]} cannot be started: {error.strerror}", hint="look at --prepare-with") from error
+                    raise HostError(f"{line[0]} cannot be started: {error.strerror}", hint="look at --prepare-with") from error
                 if done.returncode != 0:
                     raise ImageError(f"the image could not be prepared by {' '.join(options.prepare_with)}", hint="see above")
             else:
@@ -110,32 +135,33 @@ def add_prepared(build: Build) -> str:
         with atomic_write(_digest_path(path)) as file:
             file.write(file_digest(path).encode())
     digest = file_digest(path)
-    layer = Layer(path=path, digest=digest, diff_id=digest)
-    add_layer(build.tree, len(image.layers) + 2, layer, build.spools, options.limits)
-    if not language.version_command:
-        return ""
-    said = build.tree.remove(VERSION_FILE.encode())  # it is for the manifest: the archive is the same where no machine could be asked
-    text = build.spools.read(said.inode.content).decode(errors="replace") if said is not None else ""
-    compiler = "".join(letter for letter in text.strip() if letter.isprintable())[:MAX_COMPILER]
-    if build.version not in compiler:
-        raise ImageError(f"the files show {language.name} {build.version}, the compiler says {compiler!r}", hint="give another --image")
-    return compiler
+    add_layer(build.tree, len(build.image.layers) + layer, Layer(path=path, digest=digest, diff_id=digest), build.spools, options.limits)
 
 
-def _write_unprepared(build: Build, folder: Path) -> None:
-    """Write the image as it is before the prepare steps, which are the steps of its manifest; they
-    may write where it is collected.
+def _write_unprepared(build: Build, folder: Path, wanted: Prepare, command: tuple[str, ...]) -> None:
+    """Write the image as it is before the steps, which are those of its manifest; they may write
+    where it is collected.
     """
     language = build.options.language
-    wanted = language.prepare
-    for path in wanted.collect:
-        build.tree.put(path.encode(), Inode(mode=stat.S_IFDIR | 0o755, uid=RUNNER, gid=RUNNER))
+    _give(build.tree, wanted.collect, RUNNER)
     steps = wanted.steps
-    if language.version_command:
-        steps = (LanguageStep(name=VERSION_STEP, argv=language.version_command, wall_s=VERSION_S), *steps)
+    if command:
+        steps = (LanguageStep(name=VERSION_STEP, argv=command, wall_s=VERSION_S), *steps)
     memory = wanted.working_memory_mib or language.working_memory_mib
     language = msgspec.structs.replace(language, steps=steps, warmup=Warmup(), function=None, profiles={}, working_memory_mib=memory)
     # Without compression it is fastest to write, and to unpack where machines are emulated.
     unprepared = dataclasses.replace(build, options=dataclasses.replace(build.options, language=language, compression="none"), recipe="")
     archive = write(unprepared, folder / "initramfs")
     (folder / "manifest.json").write_text(describe(unprepared, archive).to_json())
+    _give(build.tree, wanted.collect, 0)
+
+
+def _give(tree: Tree, paths: Iterable[str], owner: int) -> None:
+    """Give these folders, and those in them, to a user; what is not there is made."""
+    for path in paths:
+        node = tree.find(path.encode()) or tree.put(path.encode(), Inode(mode=stat.S_IFDIR | 0o755))
+        todo = [node]
+        while todo:
+            node = todo.pop()
+            node.inode.uid = node.inode.gid = owner
+            todo += [child for child in node.children.values() if child.is_dir]

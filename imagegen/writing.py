@@ -93,7 +93,7 @@ def describe(build: Build, archive: Archive) -> Manifest:
         checkpoint=language.checkpoint,
         target=language.target,
         options=offered(language, build.version),
-        env=environment(language, image),
+        env={**environment(language, image), **(options.with_packages.env if options.with_packages else {})},
         source=ImageSource(
             reference=str(options.reference),
             manifest_digest=image.manifest_digest,

@@ -80,11 +80,15 @@ class Prepare(Record, frozen=True, kw_only=True):
 
 class Packages(Record, frozen=True, kw_only=True):
     """How the language's third-party packages come into an image: of what kind they are, and the
-    address of the registry that has them.
+    address of the registry that has them; what an image with packages has besides: files that stay,
+    environment, and what its machine makes of the packages.
     """
 
-    kind: Literal["deb", "maven", "npm", "wheels"]
+    kind: Literal["crates", "deb", "maven", "npm", "wheels"]
     registry: Name
+    keep: tuple[str, ...] = ()
+    env: Mapping[str, str] = {}
+    prepare: Prepare = Prepare()
 
 
 class Choice(Record, frozen=True, kw_only=True):
@@ -147,12 +151,13 @@ class Language(Record, frozen=True, kw_only=True):
             raise ValueError("warmup needs both files and steps, or none")
         if self.target and not self.name.endswith(f"-{self.target}"):
             raise ValueError(f"a language with the target {self.target} has the name of another one, and -{self.target}")
-        Pruner(self.globs)
+        Pruner(self.globs())
 
-    @property
-    def globs(self) -> tuple[str, ...]:
-        """What is pruned of an image, and after `!` what is not."""
-        return (*self.prune, *(f"!{glob}" for glob in self.keep))
+    def globs(self, packages: Packages | None = None) -> tuple[str, ...]:
+        """What is pruned of an image, and after `!` what is not; of one with packages, if these are
+        given.
+        """
+        return (*self.prune, *(f"!{glob}" for glob in (*self.keep, *(packages.keep if packages else ()))))
 
     @property
     def working_memory(self) -> int:
@@ -212,7 +217,9 @@ def parse_language(data: bytes, origin: str, functions: Path = FOLDER / "functio
         if isinstance(raw, dict):
             profiles = raw.get("profiles")
             profiles = profiles if isinstance(profiles, dict) else {}
-            for holder in (raw, raw.get("prepare"), raw.get("warmup"), raw.get("function"), *profiles.values()):
+            packages = raw.get("packages")
+            prepared = packages.get("prepare") if isinstance(packages, dict) else None
+            for holder in (raw, raw.get("prepare"), prepared, raw.get("warmup"), raw.get("function"), *profiles.values()):
                 _no_directory(holder)
             texts = _texts("function", raw.get("function"), functions)
             for name, profile in profiles.items():

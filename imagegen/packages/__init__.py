@@ -5,12 +5,18 @@ unpacked into its tree.
 from collections.abc import Callable, Mapping
 
 from mayfly.files import storing
-from mayfly.imagegen.packages import debs, maven, npm, wheels
+from mayfly.imagegen.packages import crates, debs, maven, npm, wheels
 from mayfly.imagegen.packages.target import Target
 from mayfly.images.manifest import Package
 from mayfly.paths import cache_dir
 
-ADD: Mapping[str, Callable[[Target], tuple[Package, ...]]] = {"deb": debs.add, "maven": maven.add, "npm": npm.add, "wheels": wheels.add}
+ADD: Mapping[str, Callable[[Target], tuple[Package, ...]]] = {
+    "crates": crates.add,
+    "deb": debs.add,
+    "maven": maven.add,
+    "npm": npm.add,
+    "wheels": wheels.add,
+}
 """By the kind that a language's file says."""
 
 
@@ -22,8 +28,8 @@ def add_packages(target: Target) -> tuple[Package, ...]:
         ImageError: no set of packages fits together, or one is unsafe.
         RegistryError: the registry has not got them.
     """
-    known = target.options.language.packages
-    if known is None or not target.options.packages:
+    known = target.options.with_packages
+    if known is None:
         return ()
     with storing(cache_dir()):
         added = ADD[known.kind](target)

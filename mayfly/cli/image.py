@@ -16,6 +16,7 @@ from click.shell_completion import get_completion_class
 
 import mayfly
 from mayfly.cli.check import check_command
+from mayfly.cli.features import FeaturesCommand
 from mayfly.cli.messages import plain
 from mayfly.errors import ConfigError, ImageNotFoundError
 from mayfly.files import storing
@@ -113,7 +114,7 @@ def cli() -> None:
     """
 
 
-@cli.command("build")
+@cli.command("build", cls=FeaturesCommand)
 @click.argument("language", metavar="LANGUAGE[@VERSION]", shell_complete=lambda *_: known_languages())
 @click.option("--image", "reference", metavar="REF", help="registry/repository:tag, or oci:FOLDER[:NAME]. Default: the language's own.")
 @arch_option
@@ -133,6 +134,7 @@ def cli() -> None:
 @click.option(
     "--package", "packages", multiple=True, metavar="NAME", help="A third-party package, as the language writes it; several times."
 )
+@click.option("--features", expose_value=False, metavar="A,B", help="Of the crate before it, those that are not on anyway.")
 @click.option("--packages-from", default="", metavar="URL", help="The registry of packages. Default: the language's own.")
 @click.option("--max-entries", default=Limits.entries, show_default=True, help="Names that the image may have.")
 @click.option("--max-unpacked", default=Limits.unpacked, show_default=True, help="Bytes that its layers may unpack to.")

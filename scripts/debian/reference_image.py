@@ -93,6 +93,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where the OCI layout goes; replaced if it is one already")
     parser.add_argument("--layout", choices=("debian", "docker"), default="debian", help="where programs lie in it")
     parser.add_argument("--suite", choices=SUITES, default=SUITE, help="the Debian release (default: %(default)s)")
+    parser.add_argument(
+        "--with", dest="more", action="append", default=[], metavar="PACKAGE", help="a package of Debian's that it has besides"
+    )
     parser.add_argument("--arch", choices=sorted(DEBIAN), action="append", help=f"a platform of it (default: {MACHINE})")
     options = parser.parse_args()
     options.language = SAME.get(options.language, options.language)
@@ -103,7 +106,7 @@ def main() -> None:
         parser.error(f"--layout docker is there for {', '.join(DOCKER)}")
     if options.folder.exists() and not (options.folder / "oci-layout").exists() and any(options.folder.iterdir()):
         sys.exit(f"reference-image: {options.folder} holds something that is no OCI layout; give another folder")
-    made = [cached(options.language, options.layout, options.suite, arch) for arch in arches]
+    made = [cached(options.language, options.layout, options.suite, arch, tuple(options.more)) for arch in arches]
     options.folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".reference-image.", dir=options.folder.parent) as part:
         for layout in made:
@@ -124,19 +127,20 @@ def link_or_copy(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def cached(language: str, layout: str, suite: str, arch: str) -> Path:
+def cached(language: str, layout: str, suite: str, arch: str, more: tuple[str, ...] = ()) -> Path:
     """The layout in the cache, made first if this recipe has never been followed here."""
     base = paths.cache_dir() / "reference-images"
     base.mkdir(parents=True, exist_ok=True)
     moved = (DOCKER[language], PROXY.read_text()) if layout == "docker" else ()
     foreign = (debianroot.ESSENTIAL, debianroot.LINKS) if arch != MACHINE else ()
-    recipe = json.dumps([EDITION, PACKAGES[language], LEFT_OUT, NOT_IN_A_LAYER, moved, foreign])
+    packages = (*PACKAGES[language], *more)
+    recipe = json.dumps([EDITION, packages, LEFT_OUT, NOT_IN_A_LAYER, moved, foreign])
     folder = base / f"{language}-{suite}-{layout}-{arch}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
     with files.locked(folder):
         if not folder.exists():
             print(f"reference-image: making {language} ({layout}, {arch}) from Debian {suite}; a minute or two", file=sys.stderr)
             with tempfile.TemporaryDirectory(prefix=".part.", dir=base) as part:
-                make(language, layout, suite, arch, Path(part))
+                make(language, packages, layout, suite, arch, Path(part))
                 (Path(part) / "layout").chmod(0o755)
                 (Path(part) / "layout").rename(folder)
     return folder
@@ -150,13 +154,13 @@ def check_host() -> None:
         sys.exit(f"reference-image: {KEYRING} missing: apt-get install debian-archive-keyring")
 
 
-def make(language: str, layout: str, suite: str, arch: str, part: Path) -> None:
+def make(language: str, packages: tuple[str, ...], layout: str, suite: str, arch: str, part: Path) -> None:
     """Make the layout `part`/layout: a base layer, and the toolchain's as the difference to it."""
     check_host()
     if arch == MACHINE:
-        install(language, layout, suite, part)
+        install(language, packages, layout, suite, part)
     else:
-        unpack(language, suite, arch, part)
+        unpack(packages, suite, arch, part)
     layers = part / "layout" / "blobs" / "sha256"
     layers.mkdir(parents=True)
     write_difference(part / "base.tar", part / "full.tar", part / "toolchain.tar")
@@ -166,9 +170,9 @@ def make(language: str, layout: str, suite: str, arch: str, part: Path) -> None:
     write_documents(part / "layout", arch, run, [base, toolchain])
 
 
-def unpack(language: str, suite: str, arch: str, part: Path) -> None:
+def unpack(wanted: tuple[str, ...], suite: str, arch: str, part: Path) -> None:
     """Write base.tar and full.tar of packages whose scripts are not run."""
-    for name, packages in (("base", ()), ("full", PACKAGES[language])):
+    for name, packages in (("base", ()), ("full", wanted)):
         tree = part / name
         try:
             debianroot.unpack(tree, [*debianroot.ESSENTIAL, *packages], DEBIAN[arch], suite=suite)
@@ -183,7 +187,7 @@ def unpack(language: str, suite: str, arch: str, part: Path) -> None:
         shutil.rmtree(tree)
 
 
-def install(language: str, layout: str, suite: str, part: Path) -> None:
+def install(language: str, packages: tuple[str, ...], layout: str, suite: str, part: Path) -> None:
     """Write base.tar and full.tar of packages that are installed as on any Debian."""
     try:
         source = mirror()
@@ -195,7 +199,7 @@ def install(language: str, layout: str, suite: str, part: Path) -> None:
         "mmdebstrap",
         "--quiet",
         "--variant=essential",
-        f"--include={','.join(PACKAGES[language])}",
+        f"--include={','.join(packages)}",
         f"--keyring={KEYRING}",
         '--aptopt=APT::Install-Recommends "false"',
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT),

@@ -98,12 +98,12 @@ class PackageServer(LoopbackServer):
         for file, data in wheels.items():
             at = f"/simple/{file.partition('-')[0].lower().replace('_', '-')}/"
             known = json.loads(self.pages.get(at, b'{"files": []}'))
-            entry: dict[str, Any] = {"filename": file, "url": f"../../files/{file}", "hashes": {"sha256": _sha256(data)}, **fields}
+            entry: dict[str, Any] = {"filename": file, "url": f"../../files/{file}", "hashes": {"sha256": sha256(data)}, **fields}
             if metadata:
                 with zipfile.ZipFile(io.BytesIO(data)) as archive:
                     said = archive.read(next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA")))
                 self.pages[f"/files/{file}.metadata"] = said
-                entry["core-metadata"] = {"sha256": _sha256(said)}
+                entry["core-metadata"] = {"sha256": sha256(said)}
             self.pages[at] = json.dumps({"meta": {"api-version": "1.1"}, "files": [*known["files"], entry]}).encode()
             self.pages[f"/files/{file}"] = data
 
@@ -128,12 +128,12 @@ class PackageServer(LoopbackServer):
         for fields, data in debs:
             file = f"pool/main/{fields['Package']}_{fields['Version']}.deb"
             self.pages[f"/debian/{file}"] = data
-            known = {"Architecture": arch, **fields, "Filename": file, "Size": str(len(data)), "SHA256": _sha256(data)}
+            known = {"Architecture": arch, **fields, "Filename": file, "Size": str(len(data)), "SHA256": sha256(data)}
             paragraphs.append("".join(f"{key}: {value}\n" for key, value in known.items()))
         index = lzma.compress("\n".join(paragraphs).encode())
         name = f"main/binary-{arch}/Packages.xz"
         self.pages[f"/debian/dists/{suite}/{name}"] = index
-        release = f"Suite: {suite}\nSHA256:\n {_sha256(index)} {len(index):8} {name}\n"
+        release = f"Suite: {suite}\nSHA256:\n {sha256(index)} {len(index):8} {name}\n"
         self.pages[f"/debian/dists/{suite}/InRelease"] = release.encode()
 
     def add_maven(self, coordinates: str, pom: str = "", jar: bytes | None = None) -> None:
@@ -185,5 +185,6 @@ def tgz(files: Mapping[str, bytes | tarfile.TarInfo]) -> bytes:
     return packed.getvalue()
 
 
-def _sha256(data: bytes) -> str:
+def sha256(data: bytes) -> str:
+    """The digest, in hex."""
     return hashlib.sha256(data).hexdigest()
