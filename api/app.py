@@ -34,7 +34,7 @@ from mayfly.guests.cgroups import Groups
 from mayfly.guests.zygote import Zygote
 from mayfly.host import activation
 from mayfly.host.addresses import Targets
-from mayfly.host.checks import time_factor
+from mayfly.host.checks import sandbox, time_factor
 from mayfly.host.config import Config
 from mayfly.host.handshakes import Handshakes
 from mayfly.host.keys import Keyring, default_path
@@ -339,6 +339,9 @@ def main(config: Config, zygote: Callable[[], Zygote] | None = None, gateways: S
     """
     prepare(config)
     config = config.scaled(time_factor(config))
+    level, parts = sandbox(config)
+    log.info("sandbox of machines: %s; %s", level, parts)
+    config = replace(config, sandbox=level)
     run_server(config, functools.partial(on_host, zygote=zygote or Zygote.start, gateways=gateways, join=join))
 
 

@@ -48,6 +48,8 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
     with contextlib.ExitStack() as resources:
         began = time.monotonic()
         kvm = resources.enter_context(Kvm())
+        statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        resources.callback(os.close, statm)
         layers = resources.enter_context(contextlib.closing(Layers(config.restore, config.initrd, page_by_page=config.page_by_page)))
         saved = layers.check(config, state.identity(kvm)) if config.restore else None
         if arriving := channel if config.arriving else None:
@@ -103,6 +105,7 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
             boot_console=boot_console,
             parts=wiring.parts,
             phases=phases,
+            statm=statm,
             resources=resources.pop_all(),
         )
 

@@ -18,9 +18,21 @@ MAX_CMDLINE = 2047
 MIN_MTU = 1280  # The least that IPv6 takes (RFC 8200, 5)
 MAX_MTU = 65520
 
+UID_RANGE = (0x7000_0000, 0x703F_FFFF)
+"""As many ids as Linux has processes at most (pid_max), in a free range (systemd.io/UIDS-GIDS)."""
+
 CHANNEL_PORT = 1023
 """Where the guest's agent listens, if the channel goes over TCP: unprivileged programs cannot."""
 CHANNEL_PORT_NAME = "mayfly.channel"  # Of a virtio console
+
+
+class Sandbox(StrEnum):
+    """What a machine does where its host lacks a part of the sandbox."""
+
+    AUTO = "auto"  # As best_effort; a server whose host lacks nothing makes it `required`
+    REQUIRED = "required"  # It does not run
+    BEST_EFFORT = "best_effort"  # It leaves that part out
+    OFF = "off"  # It gives up its user's privileges alone
 
 
 class Channel(StrEnum):
@@ -129,6 +141,8 @@ class MachineConfig(Record, frozen=True, kw_only=True):
     channel: Channel = Channel.NONE
     token: str = ""  # Shown first to who listens for a channel over TCP
     user: str | None = "nobody"  # Whom the vmm process becomes if root started it
+    uid_range: tuple[int, int] = UID_RANGE  # The first and the last id of root's machines, each of which gets its own
+    sandbox: Sandbox = Sandbox.BEST_EFFORT
     interactive: bool = False  # UART0 is the guest's console (`mayfly boot`), and there is a PIT
     network: NetworkConfig | None = None
     restore: tuple[Layer, ...] = ()  # A base and then its diffs, to go on from

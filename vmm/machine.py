@@ -4,15 +4,15 @@ import contextlib
 import os
 import resource
 import time
+from collections.abc import Callable, Sequence
 from collections.abc import Mapping as MappingOf
-from collections.abc import Sequence
 from typing import Any
 
 from mayfly.errors import ConfigError, HostError, MayflyError
 from mayfly.protocol import control
 from mayfly.protocol.pages import Runs
 from mayfly.protocol.report import End
-from mayfly.schema import msgspec
+from mayfly.schema import field, msgspec
 from mayfly.units import PAGE
 from mayfly.vmm.arch import layout, state
 from mayfly.vmm.config import Channel, MachineConfig
@@ -22,10 +22,12 @@ from mayfly.vmm.eventloop import EventLoop
 from mayfly.vmm.kvm.kvm import Kvm, Vcpu, Vm
 from mayfly.vmm.kvm.mapping import Mapping
 from mayfly.vmm.processors import Processors
-from mayfly.vmm.snapshot.files import Layers, MachineState, read_file, shape, write_snapshot
+from mayfly.vmm.snapshot.files import Layers, MachineState, shape, write_snapshot
 from mayfly.vmm.snapshot.sender import Sender
 from mayfly.vmm.snapshot.state import raw
+from mayfly.vmm.worker import Worker
 
+_STATM_BYTES = 256
 Part = Serial | MmioTransport  # What a snapshot holds of a machine besides KVM's state and memory
 
 
@@ -46,16 +48,20 @@ class Machine(msgspec.Struct, kw_only=True, eq=False):
     parts: MappingOf[str, Part]  # By names that are the same in each machine of this configuration
     phases: dict[str, float]  # Seconds that each part of the making took, and of the saving
     resources: contextlib.ExitStack  # Give back everything, in reverse order of creation
+    statm: int  # Descriptor of this process's /proc/self/statm
+    worker: Worker = field(default_factory=Worker)
     sender: Sender | None = None  # While the machine is sent elsewhere
 
     def finish(self, end: End, error: MayflyError | None = None) -> None:
         """End the machine for this reason; the first one counts. Any thread."""
         self.processors.finish(end, error)
 
-    def run(self) -> End:
-        """Start the vCPUs and serve the machine until it ends."""
+    def run(self, started: Callable[[], None] = lambda: None) -> End:
+        """Start all threads, call `started`, and serve the machine until it ends."""
         paused = self.config.paused or self.config.arriving
+        self.worker.start()
         self.processors.start(paused=paused)
+        started()
         if paused:
             self.loop.stand_still()
         self.loop.run()
@@ -98,7 +104,7 @@ class Machine(msgspec.Struct, kw_only=True, eq=False):
         self._check_channel()
         if self.sender is not None:
             self.sender.close()
-        self.sender = Sender(self.mapping, self.layers, held)
+        self.sender = Sender(self.mapping, self.layers, held, self.worker)
         return control.Tracking(live=self.sender.live)
 
     def send(self, fd: int, *, last: bool) -> None:
@@ -156,7 +162,7 @@ class Machine(msgspec.Struct, kw_only=True, eq=False):
             case control.Send(last=last):
                 self.send(descriptors[0], last=last)
             case control.Stats():
-                return control.Figures(paused=self.processors.paused, exits=self.exits() | usage())
+                return control.Figures(paused=self.processors.paused, exits=self.exits() | self.usage())
             case control.Prefault():
                 if not self.config.page_by_page:
                     self.mapping.use_huge_pages()
@@ -171,8 +177,14 @@ class Machine(msgspec.Struct, kw_only=True, eq=False):
         counted = {"total": causes.total(), "channel-data": channel.data_accesses if isinstance(channel, Serial) else 0}
         return {**causes, **counted, "kicks": sum(part.kicks for part in self.parts.values() if isinstance(part, MmioTransport))}
 
+    def usage(self) -> dict[str, int]:
+        """This process's page faults and anonymous bytes (proc_pid_statm(5): those of no file)."""
+        _, resident, shared, *_ = map(int, os.pread(self.statm, _STATM_BYTES, 0).split())
+        return {"page-faults": resource.getrusage(resource.RUSAGE_SELF).ru_minflt, "own-bytes": (resident - shared) * PAGE}
+
     def close(self) -> None:
         """Give everything back."""
+        self.worker.finish()
         if self.sender is not None:
             self.sender.close()
         self.resources.close()
@@ -189,9 +201,3 @@ def pre_fault(kvm: Kvm, vcpu: Vcpu, mapping: Mapping, runs: Runs) -> None:
             if begin < end:
                 vcpu.pre_fault(address + begin - offset, end - begin)
         offset += size
-
-
-def usage() -> dict[str, int]:
-    """This process's page faults and anonymous bytes (proc_pid_statm(5): resident, less files')."""
-    _, resident, shared, *_ = map(int, read_file("/proc/self/statm").split())
-    return {"page-faults": resource.getrusage(resource.RUSAGE_SELF).ru_minflt, "own-bytes": (resident - shared) * PAGE}

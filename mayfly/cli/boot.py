@@ -10,7 +10,8 @@ from mayfly.vmm.build import build_machine
 from mayfly.vmm.config import MachineConfig
 from mayfly.vmm.eventloop import READ, EventLoop
 from mayfly.vmm.machine import Machine
-from mayfly.vmm.sandbox.privileges import drop_privileges
+from mayfly.vmm.sandbox import landlock
+from mayfly.vmm.sandbox.privileges import drop_privileges, identity
 
 INTERRUPTED = 130
 
@@ -29,7 +30,9 @@ def boot_console(config: MachineConfig) -> int:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: machine.finish(End.STOPPED))
             _Keyboard(machine, loop)
-            drop_privileges(config.user)
+            drop_privileges(identity(config.user, config.uid_range))
+            with contextlib.suppress(OSError):  # this kernel has no Landlock
+                landlock.restrict(paths=False, network=False)
             end = machine.run()
         finally:
             machine.close()

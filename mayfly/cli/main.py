@@ -301,9 +301,9 @@ def doctor(as_json: bool, **flags: Any) -> int:
     for check in examine(config):
         checks.append(check)
         if not as_json:
-            click.echo(f"{'ok     ' if check.ok else 'problem'}  {check.name:<7} {check.finding}")
+            click.echo(f"{'ok     ' if check.ok else 'problem'}  {check.name:<10} {check.finding}")
             if not check.ok and check.fix:
-                click.echo(f"         {'':<7} -> {check.fix}")
+                click.echo(f"         {'':<10} -> {check.fix}")
     if as_json:
         click.echo(json.dumps({"ok": all(check.ok for check in checks), "checks": [check._asdict() for check in checks]}))
     return 0 if all(check.ok for check in checks) else 1

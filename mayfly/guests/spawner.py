@@ -46,6 +46,8 @@ FLUSH_TICK_S = 0.001
 """Between two looks whether a vmm process has taken what was sent."""
 ARRIVING_BUFFER = 1 << 20
 """Bytes that the channel of a machine that arrives may hold, as far as the host lets it."""
+REFUSED = "the machine's process asked for a system call that its sandbox forbids, and was ended (SIGSYS)"
+REFUSED_HINT = "its guest may have taken it over; otherwise report this, with what `dmesg | grep type=1326` says of the call"
 ANSWER_S = 10.0
 """A vmm process answers requests within this time, except for snapshots."""
 
@@ -168,11 +170,12 @@ class Spawner:
         except (OSError, EOFError) as error:
             self._lost(error)
             return
-        self._reaped(reaped.machine)
+        self._reaped(reaped.machine, reaped.status)
 
-    def _reaped(self, number: int) -> None:
+    def _reaped(self, number: int, status: int) -> None:
         machine = self._machines.pop(number, None)
         if machine is not None:
+            machine.refused = status == -signal.SIGSYS
             machine.reaped.set()
             if self._groups is not None and not self._groups.remove(number):
                 emptying = asyncio.create_task(self._empty(self._groups, number), name=f"empty the group of machine {number}")
@@ -200,7 +203,7 @@ class Spawner:
         self._zygote = None
         for number in list(self._machines):
             self._machines[number].orphaned = True
-            self._reaped(number)
+            self._reaped(number, 0)
 
 
 class VmmProcess:
@@ -217,7 +220,7 @@ class VmmProcess:
         self.number = number
         self.reaped = asyncio.Event()
         self.reported = asyncio.Event()
-        self.orphaned = False
+        self.orphaned = self.refused = False
         self.lost = False
         self.stopping: asyncio.Task[Ended] | None = None
         self.phases: Mapping[str, float] = {}
@@ -445,6 +448,8 @@ class VmmProcess:
         except TimeoutError:
             log.error("machine %d cannot be killed", self.number)
             self._report.cancel()
+        if self.refused and self._ended.error is None:
+            return replace(self._ended, error=GuestError(REFUSED, hint=REFUSED_HINT))
         if self.orphaned and self._ended.error is None:
             gone = HostError("the zygote died, and the machine with it", hint="try again: it is started anew for the next run")
             return replace(self._ended, error=gone)

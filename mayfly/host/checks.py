@@ -17,7 +17,7 @@ from mayfly.host.config import DEFAULT_EMULATED_FACTOR, Config
 from mayfly.host.memory import available_memory
 from mayfly.images.store import Images
 from mayfly.units import MIB
-from mayfly.vmm.config import NetworkBackend
+from mayfly.vmm.config import NetworkBackend, Sandbox
 from mayfly.vmm.kvm.kvm import Kvm
 from mayfly.vmm.network.passt import PROGRAM
 
@@ -35,6 +35,20 @@ def time_factor(config: Config, probing: Callable[[], KvmProbe] = probe) -> floa
     if not found.usable:
         raise HostError(f"no machine can run here: {found.reason}", hint=found.hint)
     return DEFAULT_EMULATED_FACTOR if found.emulated else 1.0
+
+
+def sandbox(config: Config) -> tuple[Sandbox, str]:
+    """The sandbox of the machines of a server here, and what it consists of."""
+    from mayfly.vmm.sandbox import parts  # only here, as its parts load ctypes
+
+    found = parts.look() if config.sandbox is not Sandbox.OFF else []
+    lacking = [f"{part.name} ({part.lacking})" for part in found if part.lacking]
+    text = "; ".join(f"{part.name}: {part.finding}" for part in found if part.finding) or "off"
+    if lacking:
+        text += f"; this host lacks {', '.join(lacking)}"
+    if config.sandbox is Sandbox.AUTO:
+        return Sandbox.BEST_EFFORT if lacking else Sandbox.REQUIRED, text
+    return config.sandbox, text
 
 
 class Check(NamedTuple):
@@ -59,6 +73,7 @@ def examine(config: Config, probing: Callable[[], KvmProbe] = probe) -> Iterator
     yield _memory(config, max((image.manifest.memory for image in images), default=0))
     yield _user(config)
     yield _groups()
+    yield from _sandbox(config)
     if config.network_backend is not NetworkBackend.NONE:
         yield _network(config)
     if config.listen:
@@ -122,6 +137,19 @@ def _groups() -> Check:
     else:
         finding = f"{group} is delegated; machines' own limit {', '.join(offered(group)) or 'nothing'}"
     return Check(name="cgroups", ok=True, finding=finding)
+
+
+def _sandbox(config: Config) -> Iterator[Check]:
+    """Each part of the sandbox; a lacking one matters where the sandbox is required."""
+    from mayfly.vmm.sandbox import parts
+
+    if config.sandbox is Sandbox.OFF:
+        yield Check(name="sandbox", ok=True, finding="off: a machine gives up its user's privileges alone")
+        return
+    for part in parts.look():
+        finding = f"{part.finding}{f'; this host refuses {part.lacking}' if part.lacking else ''}"
+        ok = not part.lacking or config.sandbox is not Sandbox.REQUIRED
+        yield Check(name=part.name, ok=ok, finding=finding, fix="set sandbox to best_effort, or allow it: docs/threat-model.md")
 
 
 def _listen(config: Config) -> Check:

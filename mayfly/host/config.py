@@ -6,6 +6,7 @@ flags and the documentation use that.
 """
 
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -14,13 +15,18 @@ from mayfly import paths
 from mayfly.errors import ConfigError, SchemaError
 from mayfly.schema import Meta, Record, convert, field, replace
 from mayfly.units import MIB
-from mayfly.vmm.config import Channel, NetworkBackend
+from mayfly.vmm.config import UID_RANGE, Channel, NetworkBackend, Sandbox
 
+MAX_UID = (1 << 32) - 1  # Which means none (setresuid(2))
 DEFAULT_EMULATED_FACTOR = 5.0
 """How much longer everything may take on a host whose KVM is emulated, unless `time_factor` says
 otherwise.
 """
-CHOICES: Mapping[Any, tuple[str, ...]] = {Channel: ("serial", "virtio", "tcp"), NetworkBackend: tuple(map(str, NetworkBackend))}
+CHOICES: Mapping[Any, tuple[str, ...]] = {
+    Channel: ("serial", "virtio", "tcp"),
+    NetworkBackend: tuple(map(str, NetworkBackend)),
+    Sandbox: tuple(map(str, Sandbox)),
+}
 """What may be said for a key of such a type."""
 
 
@@ -57,6 +63,12 @@ class Config(Record, frozen=True, kw_only=True):
     ] = ()
     kernel: Annotated[Path, key("the guests' kernel")] = field(default_factory=lambda: paths.kernel_path(platform.machine()))
     user: Annotated[str, key("of machines that root starts: each has its own id, in this user's group; empty: stay root")] = "nobody"
+    uid_range: Annotated[str, key("user ids FIRST-LAST of machines that root starts, as many as this host may have processes")] = (
+        f"{UID_RANGE[0]}-{UID_RANGE[1]}"
+    )
+    sandbox: Annotated[
+        Sandbox, key("of machines: required, best_effort or off; auto: required where this host has all parts, else best_effort")
+    ] = Sandbox.AUTO
     channel: Annotated[
         Channel, key("what carries the channel: serial, virtio or tcp (of runs with a network)", allowed="serial or virtio or tcp")
     ] = Channel.VIRTIO
@@ -118,6 +130,9 @@ class Config(Record, frozen=True, kw_only=True):
                 "channel is 'tcp', but no run has a network", hint="set network_backend to tap or passt, or channel to virtio"
             )
 
+        if not re.fullmatch(r"[1-9]\d{0,9}-[1-9]\d{0,9}", self.uid_range) or not self.uids[0] <= self.uids[1] < MAX_UID:
+            raise ConfigError(f"uid_range is {self.uid_range!r}; it must be FIRST-LAST, from 1 to {MAX_UID - 1}")
+
     @classmethod
     def load(cls, overrides: Mapping[str, Any] | None = None, path: Path | None = None) -> Self:
         """Read the configuration file, if there is one, and lay `overrides` over it.
@@ -133,6 +148,12 @@ class Config(Record, frozen=True, kw_only=True):
             usual = f"correct {path} or the flag; docs/api.md lists every key"
             message = error.message.replace("unknown field", f"{path}: unknown key")
             raise ConfigError(message, hint=error.hint.replace("fields", "keys") or usual) from error
+
+    @property
+    def uids(self) -> tuple[int, int]:
+        """`uid_range` as its ends."""
+        first, _, last = self.uid_range.partition("-")
+        return int(first), int(last)
 
     def scaled(self, factor: float) -> Self:
         """The same for a host where everything may take `factor` times as long."""

@@ -51,6 +51,8 @@ def want_machine(image: InstalledImage, config: Config, network: NetworkConfig |
         cpus=config.cpus,
         channel=channel,
         user=config.user or None,
+        uid_range=config.uids,
+        sandbox=config.sandbox,
         network=network,
     )
     return Wanted(image=image, machine=machine, timeout_s=config.here(config.boot_timeout_s))

@@ -1,5 +1,6 @@
 """vmm processes from a real zygote: reports, ends, and nothing left behind."""
 
+import contextlib
 import errno
 import json
 import os
@@ -19,10 +20,11 @@ from mayfly.guests.zygote import START, Zygote
 from mayfly.protocol.report import End, Ended, decode
 from mayfly.protocol.spawning import NOBODY, NOT_FORKED, Reaped
 from mayfly.units import MIB
-from mayfly.vmm.config import Channel, MachineConfig
-from mayfly.vmm.kvm.prctl import prctl, scope_signals
+from mayfly.vmm.config import UID_RANGE, Channel, MachineConfig
+from mayfly.vmm.kvm.prctl import prctl
 from mayfly.vmm.process.zygote import OOM_SCORE
-from mayfly.vmm.sandbox.privileges import FIRST_UID, drop_privileges
+from mayfly.vmm.sandbox import landlock
+from mayfly.vmm.sandbox.privileges import drop_privileges, identity
 from tests.kit import tiny
 from tests.kit.spawned import Spawned
 from tests.kit.tiny import RESET
@@ -61,7 +63,7 @@ def gone(pid: int) -> bool:
 def test_a_machine_reports_its_phases_its_exits_and_its_end(zygote: Zygote, tmp_path: Path) -> None:
     machine = spawned(zygote, tiny.build(tmp_path, "mov dx, 0x3f8\nmov al, '!'\nout dx, al\n" + RESET))
     running, ended = machine.wait_running(), machine.wait_ended()
-    assert set(running.phases) == {"process", "objects", "load"}
+    assert set(running.phases) == {"process", "objects", "load", "sandbox"}
     assert ended.reason is End.RESET
     assert ended.console == "!"
     exits = dict(ended.exits)
@@ -136,7 +138,7 @@ def test_a_vmm_process_of_root_drops_its_privileges(zygote: Zygote, tmp_path: Pa
     machine = spawned(zygote, tiny.build(tmp_path, SPIN))
     machine.wait_running()
     status = dict(line.split(":", 1) for line in Path(f"/proc/{machine.pid}/status").read_text().splitlines())
-    assert {int(uid) for uid in status["Uid"].split()} == {FIRST_UID + machine.pid}
+    assert {int(uid) for uid in status["Uid"].split()} == {UID_RANGE[0] + machine.pid}
     assert status["Gid"].split() == ["65534"] * 4
     assert status["Groups"].split() == []
     assert status["NoNewPrivs"].strip() == "1"
@@ -207,7 +209,9 @@ def refusals(attempts: dict[str, Callable[[], object]], user: str | None, become
         try:
             if become is not None:
                 os.setresuid(become, become, become)
-            drop_privileges(user)
+            drop_privileges(identity(user, UID_RANGE))
+            with contextlib.suppress(OSError):
+                landlock.restrict(paths=False, network=False)
             results: dict[str, str] = {}
             for name, attempt in attempts.items():
                 try:
@@ -263,12 +267,11 @@ def test_a_vmm_process_has_no_hold_of_its_sibling(zygote: Zygote, tmp_path: Path
 
 
 def scopes_signals() -> bool:
-    """Whether this kernel can; asked in a process of its own, as it cannot be undone."""
-    pid = os.fork()
-    if pid == 0:
-        prctl("PR_SET_NO_NEW_PRIVS", 1)
-        os._exit(0 if scope_signals() else 1)
-    return os.waitpid(pid, 0)[1] == 0
+    """Whether this kernel can."""
+    try:
+        return landlock.abi() >= landlock.SCOPES_ABI
+    except OSError:
+        return False
 
 
 def wait_for_uid(pid: int, uid: int) -> None:

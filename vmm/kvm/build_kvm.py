@@ -74,17 +74,6 @@ static long written_pages(int pagemap, uint64_t *at, uint64_t end, uint64_t *run
 static void fence_acquire(void) { __atomic_thread_fence(__ATOMIC_ACQUIRE); }
 static void fence_release(void) { __atomic_thread_fence(__ATOMIC_RELEASE); }
 static void fence_full(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-/* Landlock's scope of signals (landlock(7), of Linux 6.12); headers may be older. The numbers are the same on all architectures. */
-static int scope_signals(void)
-{
-    const uint64_t attributes[3] = {0, 0, 1 << 1}; /* files, network, scoped: LANDLOCK_SCOPE_SIGNAL */
-    int result, ruleset = syscall(444, attributes, sizeof attributes, 0);
-    if (ruleset < 0)
-        return -1;
-    result = syscall(446, ruleset, 0);
-    close(ruleset);
-    return result;
-}
 """
 
 ARM_REGISTERS = {

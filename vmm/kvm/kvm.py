@@ -28,6 +28,11 @@ class ExitReason(IntEnum):
 EVENT_SHUTDOWN, EVENT_RESET = 1, 2  # What SYSTEM_EVENT asks for (KVM_SYSTEM_EVENT_* in <linux/kvm.h>)
 
 
+def ioctl_number(name: str) -> int | None:
+    """The number of the ioctl `name` ("KVM_RUN"); none where this architecture has no such."""
+    return getattr(lib, name, None)
+
+
 class _Descriptor:
     """Owns one file descriptor, closed once. All its ioctls raise KvmError."""
 

@@ -1,4 +1,4 @@
-"""What a vmm process asks of its kernel, and Python lacks (prctl(2), landlock(7))."""
+"""What a vmm process asks of its kernel, and Python lacks (prctl(2))."""
 
 import os
 
@@ -10,8 +10,3 @@ def prctl(name: str, argument: int) -> None:
     """Set the option `name` ("PR_SET_DUMPABLE") of this process (prctl(2)). Raises HostError."""
     if lib.prctl(getattr(lib, name), argument, 0, 0, 0) < 0:
         raise HostError(f"prctl({name}) failed: {os.strerror(ffi.errno)}")
-
-
-def scope_signals() -> bool:
-    """Allow signals only to itself and children (Landlock ABI 6, Linux 6.12); false: it cannot."""
-    return bool(lib.scope_signals() == 0)

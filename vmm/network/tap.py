@@ -14,7 +14,7 @@ from mayfly.vmm.devices.virtio.packet import HEADER, NetFeature
 
 DEVICE = "/dev/net/tun"
 _TUNSETIFF = 0x4004_54CA
-_TUNSETOFFLOAD = 0x4004_54D0
+TUNSETOFFLOAD = 0x4004_54D0
 _TUNSETTXFILTER = 0x4004_54D1
 _TUNSETVNETHDRSZ = 0x4004_54D8
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
@@ -64,7 +64,7 @@ class Tap(Backend):
             fcntl.ioctl(self._fd, _TUNSETIFF, _IFREQ.pack(name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR))
             fcntl.ioctl(self._fd, _TUNSETTXFILTER, _FILTER.pack(0, len(destinations)) + b"".join(destinations))
             fcntl.ioctl(self._fd, _TUNSETVNETHDRSZ, _INT.pack(HEADER.size))
-            fcntl.ioctl(self._fd, _TUNSETOFFLOAD, 0)
+            fcntl.ioctl(self._fd, TUNSETOFFLOAD, 0)
         except OSError as error:
             self.close()
             raise NetworkError(
@@ -80,7 +80,7 @@ class Tap(Backend):
         What was queued was for another driver, or came before the filter: it is dropped.
         """
         with contextlib.suppress(OSError):
-            fcntl.ioctl(self._fd, _TUNSETOFFLOAD, offload_flags(negotiated))
+            fcntl.ioctl(self._fd, TUNSETOFFLOAD, offload_flags(negotiated))
             for _ in range(_QUEUED):
                 os.read(self._fd, HEADER.size)
 

@@ -1,12 +1,14 @@
 """The life of one vmm process, from the zygote's fork to its exit."""
 
 import contextlib
+import functools
 import io
 import os
 import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 
 from mayfly.errors import HostError, MayflyError
 from mayfly.protocol.control import Request
@@ -14,14 +16,16 @@ from mayfly.protocol.report import End, Ended, Line, Running, encode, is_shown
 from mayfly.schema import decode
 from mayfly.vmm.arch import state
 from mayfly.vmm.build import build_machine
-from mayfly.vmm.config import MachineConfig
+from mayfly.vmm.config import Channel, MachineConfig, Sandbox
 from mayfly.vmm.devices.serial import SerialState
 from mayfly.vmm.devices.virtio import device, mmio
 from mayfly.vmm.devices.virtio.console import ConsoleState
 from mayfly.vmm.eventloop import EventLoop
-from mayfly.vmm.machine import usage
 from mayfly.vmm.process.requests import serve
-from mayfly.vmm.sandbox.privileges import drop_privileges, keep_only
+from mayfly.vmm.sandbox import landlock, seccomp
+from mayfly.vmm.sandbox.descriptors import keep_only
+from mayfly.vmm.sandbox.namespaces import Cell
+from mayfly.vmm.sandbox.privileges import drop_privileges, identity
 from mayfly.vmm.snapshot.files import MachineState
 
 LIMIT = 4096
@@ -42,16 +46,16 @@ class BootLog(bytearray):
         return "".join(filter(is_shown, self.decode("utf-8", "replace").replace("\r\n", "\n")))
 
 
-def run_process(config: bytes, channel_fd: int, report_fd: int, control_fd: int, forked_at: float) -> None:
-    """Run the machine of an encoded MachineConfig to its end, and report it. Takes over all
-    descriptors, and closes all others.
+def run_process(config: bytes, channel_fd: int, report_fd: int, control_fd: int, forked_at: float, cell: Cell) -> None:
+    """Run the machine of an encoded MachineConfig to its end, in `cell`, and report it. Takes over
+    all descriptors, and closes all others.
     """
     console = BootLog()
     phases = {"process": time.monotonic() - forked_at}
     exits: dict[str, int] = {}
     end, error = End.ERROR, None
     try:
-        keep_only([channel_fd, report_fd, control_fd])
+        keep_only([channel_fd, report_fd, control_fd, *cell.descriptors.values()])
         wanted = decode(MachineConfig, config)
         # Told what they are, so that nobody asks the kernel.
         channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, channel_fd)
@@ -60,15 +64,17 @@ def run_process(config: bytes, channel_fd: int, report_fd: int, control_fd: int,
             machine = build_machine(wanted, loop=loop, channel=channel, console=console.write)
             signal.signal(signal.SIGTERM, lambda *_: machine.finish(End.STOPPED))
             serve(control, loop, machine.carry_out)
-            drop_privileges(wanted.user)
-            say(report_fd, Running(phases=phases | machine.phases))
             # On a shared processor the guest then runs until it waits, and many packets cost one
             # turn of the loop. Only for this thread: the vCPUs' keep the usual policy (sched(7)).
             os.sched_setscheduler(0, os.SCHED_BATCH | os.SCHED_RESET_ON_FORK, os.sched_param(0))
             began = time.monotonic()
-            end = machine.run()
+            seal = confine(wanted, cell)
+            phases["sandbox"] = time.monotonic() - began
+            say(report_fd, Running(phases=phases | machine.phases))
+            began = time.monotonic()
+            end = machine.run(started=seal)
             phases |= machine.phases | {"running": time.monotonic() - began}
-            exits, error = machine.exits(), machine.processors.error
+            exits, error = machine.exits() | machine.usage(), machine.processors.error
     except MayflyError as caught:
         error = caught
     except (OSError, MemoryError) as caught:
@@ -76,7 +82,34 @@ def run_process(config: bytes, channel_fd: int, report_fd: int, control_fd: int,
     except Exception as caught:
         error = MayflyError(f"a fault of the monitor: {caught!r}", hint=f"report it, with this text:\n{traced(caught)}")
     # Nothing is unmapped: the kernel does that faster, and when the reply is on its way.
-    say(report_fd, Ended(reason=end, error=error, console=console.text(), exits=exits | usage(), phases=phases))
+    say(report_fd, Ended(reason=end, error=error, console=console.text(), exits=exits, phases=phases))
+
+
+def confine(config: MachineConfig, cell: Cell) -> Callable[[], None]:
+    """Give up, in this order, what a running machine does not need of its host; the last of it by
+    what this returns, once all threads run. Raises ConfigError, HostError.
+    """
+    own = identity(config.user, config.uid_range)  # while there are files that tell
+    connects = config.channel is Channel.TCP
+    give_up = functools.partial(_give_up, config.sandbox)
+    give_up("namespaces", cell.join)
+    drop_privileges(own)
+    give_up("Landlock", lambda: landlock.restrict(network=not connects))
+    filtered = give_up("seccomp", lambda: seccomp.install(seccomp.first(connects=connects)))
+    return lambda: seccomp.install(seccomp.second(), all_threads=True) if filtered else None
+
+
+def _give_up(sandbox: Sandbox, part: str, action: Callable[[], None]) -> bool:
+    """Whether `action` is done, which a host may lack."""
+    if sandbox is Sandbox.OFF:
+        return False
+    try:
+        action()
+    except OSError as error:
+        if sandbox is Sandbox.REQUIRED:
+            raise HostError(f"sandbox is required, and this host lacks {part}: {error}", hint="see `mayfly doctor`") from error
+        return False
+    return True
 
 
 def traced(error: Exception) -> str:

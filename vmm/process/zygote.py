@@ -19,12 +19,17 @@ import socket
 import time
 from collections import deque
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from mayfly.errors import HostError, MayflyError
 from mayfly.protocol.report import End, Ended, pack, unpack
 from mayfly.protocol.spawning import DESCRIPTORS, GROUPS, MESSAGE_LIMIT, NOBODY, NOT_FORKED, Reaped, Signal, Spawn
 from mayfly.schema import msgspec
 from mayfly.vmm.kvm.prctl import prctl
+from mayfly.vmm.sandbox.descriptors import STANDARD_STREAMS, close_others
+
+if TYPE_CHECKING:
+    from mayfly.vmm.sandbox.namespaces import Cell
 
 OOM_SCORE = 500
 """Of a zygote and the machines that it forks: where memory runs out, they end before their server
@@ -38,16 +43,19 @@ two for each connection.
 
 def main(control_fd: int, client: int) -> None:
     """The zygote process: fork, reap, report, until the client is gone."""
+    from mayfly.vmm.sandbox.namespaces import Making  # not in its client, where it would take 2 ms
+
+    making = Making()
     load()
     prctl("PR_SET_PDEATHSIG", signal.SIGKILL)
     if os.getppid() != client:
         return
     # What the client inherited without close-on-exec, or had open when it forked this process.
-    os.closerange(3, control_fd)
-    os.closerange(control_fd + 1, 1 << 30)
+    cell = making.finish()
+    close_others([*STANDARD_STREAMS, control_fd, *cell.descriptors.values()])
     confine()
     with socket.socket(fileno=control_fd) as control:
-        _Server(control).serve()
+        _Server(control, cell).serve()
     signal.set_wakeup_fd(-1)
 
 
@@ -74,16 +82,19 @@ def load() -> None:
     from mayfly.vmm.arch import state
     from mayfly.vmm.kvm.kvm import Kvm
     from mayfly.vmm.process.child import DECODED
+    from mayfly.vmm.sandbox import seccomp
 
     for kind in DECODED:
         msgspec.json.Decoder(kind)
     with contextlib.suppress(MayflyError), Kvm() as kvm:  # machines will say why there is none
         state.identity(kvm)
+    seccomp.first(connects=False)
+    seccomp.second()
 
 
 class _Server:
-    def __init__(self, control: socket.socket) -> None:
-        self._control = control
+    def __init__(self, control: socket.socket, cell: "Cell") -> None:
+        self._control, self._cell = control, cell
         self._machines: dict[int, int] = {}
         self._unsaid: deque[bytes] = deque()
         self._wakeup, self._wakeup_writer = socket.socketpair()
@@ -180,7 +191,7 @@ class _Server:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for end in (self._control, self._wakeup, self._wakeup_writer):
                 end.close()
-            run_process(bytes(config), channel, report, control, began)
+            run_process(bytes(config), channel, report, control, began, self._cell)
             status = 0
         finally:
             os._exit(status)

@@ -1,57 +1,67 @@
-"""What a vmm process gives up: descriptors that are not its own, its user, its reach to others."""
+"""What a vmm process gives up of its user: root's id, capabilities, being traced, core dumps."""
 
 import contextlib
-import itertools
 import os
 import pwd
 import resource
 import signal
-from collections.abc import Iterable
+import struct
+from typing import NamedTuple
 
 from mayfly.errors import ConfigError
-from mayfly.vmm.kvm.prctl import prctl, scope_signals
+from mayfly.vmm.kvm.prctl import prctl
+from mayfly.vmm.sandbox.system import call
 
-FIRST_UID = 0x7000_0000
-"""User ids of root's machines: this plus the process id (a free range: systemd.io/UIDS-GIDS)."""
-_LAST_DESCRIPTOR = 1 << 30
-STANDARD_STREAMS = range(3)
+_CAPABILITY_VERSION = 0x2008_0522  # _LINUX_CAPABILITY_VERSION_3 (capset(2))
 
 
-def keep_only(descriptors: Iterable[int]) -> None:
-    """Close all other descriptors, and put /dev/null in place of the standard streams."""
-    null = os.open(os.devnull, os.O_RDWR)
-    for stream in STANDARD_STREAMS:
-        os.dup2(null, stream)
-    kept = sorted({*STANDARD_STREAMS, *descriptors})
-    for before, after in itertools.pairwise([*kept, _LAST_DESCRIPTOR]):
-        os.closerange(before + 1, after)
+class Identity(NamedTuple):
+    """Whom a process of root becomes: an id of its own, or where it is not mapped `uid`."""
+
+    own_uid: int
+    uid: int
+    gid: int
 
 
-def drop_privileges(user: str | None) -> None:
+def identity(user: str | None, uids: tuple[int, int]) -> Identity | None:
+    """The identity of this process as a machine of `user`, with an id from the range `uids`, both
+    ends included; none if it stays what it is. Raises ConfigError: there is no such user, or no
+    such id.
+    """
+    if user is None or os.geteuid() != 0:
+        return None
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError as error:
+        raise ConfigError(
+            f"the service user {user!r} does not exist", hint="name another with `user:` in config.yaml, or add it"
+        ) from error
+    first, last = uids
+    if first + os.getpid() > last:
+        raise ConfigError(
+            f"uid_range has {last - first + 1} ids, and none for the process {os.getpid()}",
+            hint="give it as many ids as this host may have processes (kernel.pid_max)",
+        )
+    return Identity(first + os.getpid(), entry.pw_uid, entry.pw_gid)
+
+
+def drop_privileges(identity: Identity | None) -> None:
     """Give up what this process could do to the host and to other machines, for good.
 
-    As root: become a user that no other machine has, in the group of `user`, so that machines
-    cannot signal each other or change each other's limits. Where such ids are not mapped (a user
-    namespace): become `user`. Where the kernel can scope signals, none leaves this process. Nobody
-    of the same user may trace it, and no core dump may hold a guest's memory. Raises ConfigError:
-    there is no such user.
+    It becomes a user that no other machine has, so that machines cannot signal each other or change
+    each other's limits; where such ids are not mapped (a user namespace), that of the service. It
+    has no capability, nobody of the same user may trace it, and no core dump may hold a guest's
+    memory.
     """
-    if user is not None and os.geteuid() == 0:
-        try:
-            entry = pwd.getpwnam(user)
-        except KeyError as error:
-            raise ConfigError(
-                f"the service user {user!r} does not exist", hint="name another with `user:` in config.yaml, or add it"
-            ) from error
+    if identity is not None:
         os.setgroups([])
-        os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
-        own = FIRST_UID + os.getpid()
+        os.setresgid(identity.gid, identity.gid, identity.gid)
         with contextlib.suppress(OSError):
-            os.setresuid(own, own, own)
+            os.setresuid(identity.own_uid, identity.own_uid, identity.own_uid)
         if os.geteuid() == 0:
-            os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
-        prctl("PR_SET_PDEATHSIG", signal.SIGKILL)  # again, as a change of user id clears it
+            os.setresuid(identity.uid, identity.uid, identity.uid)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    call("capset", struct.pack("=Ii", _CAPABILITY_VERSION, 0), bytes(24))
     prctl("PR_SET_NO_NEW_PRIVS", 1)
     prctl("PR_SET_DUMPABLE", 0)
-    scope_signals()  # while there are no other threads
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    prctl("PR_SET_PDEATHSIG", signal.SIGKILL)  # again, as a change of user id clears it

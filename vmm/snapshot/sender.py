@@ -2,10 +2,11 @@
 holds, then what was written meanwhile.
 
 Pages are write-protected when a round begins, and those that are written then (by the guest, a
-device or the kernel) are of the next round. A thread sends them, as it waits for whoever reads.
+device or the kernel) are of the next round. A worker sends them, as it waits for whoever reads.
 """
 
 import contextlib
+import functools
 import os
 import threading
 
@@ -17,6 +18,7 @@ from mayfly.vmm.kvm.mapping import Mapping
 from mayfly.vmm.snapshot import stream
 from mayfly.vmm.snapshot.files import Layers, MachineState
 from mayfly.vmm.snapshot.memory import BATCH
+from mayfly.vmm.worker import Worker
 
 _OWN = (1 << 63).to_bytes(8, "little")  # A pagemap entry of a page that is the process's own
 
@@ -28,13 +30,14 @@ class Sender:
     for the reader to end. Raises ConfigError: there are not so many layers.
     """
 
-    def __init__(self, mapping: Mapping, layers: Layers, held: int) -> None:
+    def __init__(self, mapping: Mapping, layers: Layers, held: int, worker: Worker) -> None:
         if held > len(layers.pages):
             raise ConfigError(f"the receiver holds {held} layers; the machine began with {len(layers.pages)}")
-        self._mapping, self._layers, self._held = mapping, layers, held
+        self._mapping, self._layers, self._held, self._worker = mapping, layers, held, worker
         self._first = self._whole = True
         self._stopped = False
-        self._thread = threading.Thread()
+        self._idle = threading.Event()
+        self._idle.set()
         self._tracking = -1
         with contextlib.suppress(OSError):
             self._tracking = mapping.track_writes()
@@ -53,21 +56,24 @@ class Sender:
         """Send a round to `fd`, which is closed at its end; with `state` it is the last one."""
         self._whole = False
         encoded = None if state is None else msgspec.json.encode(state)
-        self._thread = threading.Thread(target=self._send, args=(fd, encoded), name="sender", daemon=True)
-        self._thread.start()
+        self._idle.clear()
+        self._worker.do(functools.partial(self._send, fd, encoded))
 
     def _send(self, fd: int, state: bytes | None) -> None:
         """Without its end a round counts as cut off, here as at the reader."""
-        with contextlib.suppress(OSError, MayflyError), open(fd, "wb", buffering=0):
-            if self._first:
-                stream.write_start(fd, Start(memory=self._mapping.size, initrd_offset=self._layers.initrd_offset))
-            stream.write_pages(fd, self._mapping, self._runs())
-            self._first = False
-            self._whole = True  # before the reader knows, who may ask for another one at once
-            try:
-                stream.write_end(fd, state)
-            except OSError:
-                self._whole = False
+        try:
+            with contextlib.suppress(OSError, MayflyError), open(fd, "wb", buffering=0):
+                if self._first:
+                    stream.write_start(fd, Start(memory=self._mapping.size, initrd_offset=self._layers.initrd_offset))
+                stream.write_pages(fd, self._mapping, self._runs())
+                self._first = False
+                self._whole = True  # before the reader knows, who may ask for another one at once
+                try:
+                    stream.write_end(fd, state)
+                except OSError:
+                    self._whole = False
+        finally:
+            self._idle.set()
 
     def _runs(self) -> list[tuple[int, int]]:
         pagemap, mapping = self._layers.pagemap, self._mapping
@@ -94,5 +100,4 @@ class Sender:
     def close(self) -> None:
         """Stop, and wait until no thread reads the memory."""
         self.stop()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._idle.wait()

@@ -12,7 +12,6 @@ static long written_pages(int pagemap, uint64_t *at, uint64_t end, uint64_t *run
 static void fence_acquire(void);
 static void fence_release(void);
 static void fence_full(void);
-static int scope_signals(void);
 static void *const MAP_FAILED;
 
 struct kvm_userspace_memory_region {
