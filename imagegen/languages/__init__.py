@@ -84,7 +84,7 @@ class Packages(Record, frozen=True, kw_only=True):
     environment, and what its machine makes of the packages.
     """
 
-    kind: Literal["crates", "deb", "maven", "npm", "wheels"]
+    kind: Literal["crates", "deb", "maven", "modules", "npm", "wheels"]
     registry: Name
     keep: tuple[str, ...] = ()
     env: Mapping[str, str] = {}

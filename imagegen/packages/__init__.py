@@ -5,7 +5,7 @@ unpacked into its tree.
 from collections.abc import Callable, Mapping
 
 from mayfly.files import storing
-from mayfly.imagegen.packages import crates, debs, maven, npm, wheels
+from mayfly.imagegen.packages import crates, debs, maven, modules, npm, wheels
 from mayfly.imagegen.packages.target import Target
 from mayfly.images.manifest import Package
 from mayfly.paths import cache_dir
@@ -14,6 +14,7 @@ ADD: Mapping[str, Callable[[Target], tuple[Package, ...]]] = {
     "crates": crates.add,
     "deb": debs.add,
     "maven": maven.add,
+    "modules": modules.add,
     "npm": npm.add,
     "wheels": wheels.add,
 }
