@@ -33,15 +33,15 @@ SERVER_WEIGHT = 1000
 """Where processors are short; each machine has the usual 100."""
 
 
-def own_group(proc: Path = Path("/proc/self")) -> Path | None:
-    """The folder of this process's group in cgroup v2, or None where that is not mounted."""
-    for line in (proc / "cgroup").read_text().splitlines():
+def group_of(process: int | str = "self", proc: Path = Path("/proc")) -> Path | None:
+    """The folder of a process's group in cgroup v2, or None where this one cannot see it."""
+    for line in (proc / str(process) / "cgroup").read_text().splitlines():
         number, controllers, path = line.split(":", 2)
         if (number, controllers) == ("0", ""):
             break
     else:
         return None
-    for line in (proc / "mountinfo").read_text().splitlines():
+    for line in (proc / "self/mountinfo").read_text().splitlines():
         mount, _, rest = line.partition(" - ")  # proc_pid_mountinfo(5)
         if rest.split(" ", 1)[0] == "cgroup2":
             root, where = mount.split(" ")[3:5]
@@ -102,7 +102,7 @@ class Groups:
         """Those below this process's own group, which it leaves; None where it was not
         delegated.
         """
-        group = own_group()
+        group = group_of()
         if group is None or not is_delegated(group):
             return None
         try:

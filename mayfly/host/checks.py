@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from mayfly import paths
 from mayfly.errors import HostError, MayflyError
-from mayfly.guests.cgroups import is_delegated, offered, own_group
+from mayfly.guests.cgroups import group_of, is_delegated, offered
 from mayfly.guests.probe import KvmProbe, probe
 from mayfly.host import processor
 from mayfly.host.admission import DEFAULT_SHARE
@@ -131,7 +131,7 @@ def _user(config: Config) -> Check:
 
 def _groups() -> Check:
     """Whether machines of a server that is started here have control groups."""
-    group = own_group()
+    group = group_of()
     if group is None or not is_delegated(group):
         finding = "not delegated to this process, so machines have none of their own (a service with Delegate=yes has them)"
     else:

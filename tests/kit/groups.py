@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mayfly.guests.cgroups import CONTROLLERS, own_group
+from mayfly.guests.cgroups import CONTROLLERS, group_of
 
 DEADLINE_S = 30.0
 
@@ -18,7 +18,7 @@ def delegated() -> Iterator[Path]:
     """A new group below this process's own, whose processes are killed at the end. Skips the test
     where it cannot be made.
     """
-    own = own_group()
+    own = group_of()
     if own is None:
         pytest.skip("cgroup v2 is not mounted here")
     group = own / f"mayfly-test-{os.getpid()}"
@@ -45,10 +45,3 @@ def delegated() -> Iterator[Path]:
 def inside(group: Path, *command: str) -> list[str]:
     """The command, run in the group."""
     return ["sh", "-c", 'echo $$ >"$0" && exec "$@"', str(group / "cgroup.procs"), *command]
-
-
-def group_of(pid: int) -> Path:
-    """The folder of a process's group."""
-    found = own_group(Path(f"/proc/{pid}"))
-    assert found is not None
-    return found

@@ -11,33 +11,35 @@ from typing import Any
 import pytest
 
 from mayfly.errors import HostError
-from mayfly.guests.cgroups import OVERHEAD, PROCESSES, Groups, is_delegated, limits, own_group
+from mayfly.guests.cgroups import OVERHEAD, PROCESSES, Groups, group_of, is_delegated, limits
 from mayfly.guests.spawner import Spawner
 from mayfly.guests.zygote import Zygote
 from mayfly.units import MIB
 from mayfly.vmm.config import Channel, MachineConfig
 from tests.kit import tiny
 from tests.kit.api_fakes import ROOT
-from tests.kit.groups import delegated, group_of, inside
+from tests.kit.groups import delegated, inside
 
 SPIN = "1: jmp 1b\n"
 
 
 def test_only_a_group_that_is_marked_is_taken() -> None:
-    own = own_group()
+    own = group_of()
     assert own is None or not is_delegated(own)
     assert Groups.take() is None
 
 
 def test_a_group_is_found_wherever_version_2_is_mounted(tmp_path: Path) -> None:
-    (tmp_path / "cgroup").write_text("4:memory:/elsewhere\n0::/system.slice/mayfly.service\n")
+    for process in ("1", "self"):
+        (tmp_path / process).mkdir()
+    (tmp_path / "1/cgroup").write_text("4:memory:/elsewhere\n0::/system.slice/mayfly.service\n")
     mounts = "25 1 0:22 / /proc rw - proc proc rw\n30 1 0:26 /system.slice /some/where rw,relatime shared:4 - cgroup2 cgroup2 rw\n"
-    (tmp_path / "mountinfo").write_text(mounts)
-    assert own_group(tmp_path) == Path("/some/where/mayfly.service")
-    (tmp_path / "cgroup").write_text("0::/user.slice\n")
-    assert own_group(tmp_path) is None  # it lies above what is mounted
-    (tmp_path / "cgroup").write_text("4:memory:/elsewhere\n")
-    assert own_group(tmp_path) is None
+    (tmp_path / "self/mountinfo").write_text(mounts)
+    assert group_of(1, tmp_path) == Path("/some/where/mayfly.service")
+    (tmp_path / "1/cgroup").write_text("0::/user.slice\n")
+    assert group_of(1, tmp_path) is None  # it lies above what is mounted
+    (tmp_path / "1/cgroup").write_text("4:memory:/elsewhere\n")
+    assert group_of(1, tmp_path) is None
 
 
 def test_the_event_loops_thread_counts() -> None:
@@ -73,7 +75,8 @@ async def machines(kernel: str) -> dict[str, Any]:
     """Two machines in a server that is in a delegated group."""
     groups = Groups.take()
     assert groups is not None
-    group = group_of(os.getpid()).parent
+    server = group_of()
+    assert server is not None
     spawner = Spawner(Zygote.start, groups)
     config = MachineConfig(kernel=kernel, memory=16 * MIB, channel=Channel.SERIAL)
     started = [await spawner.spawn(config) for _ in range(2)]
@@ -81,25 +84,27 @@ async def machines(kernel: str) -> dict[str, Any]:
         await machine.comes_up()
     assert spawner._zygote is not None
     zygote = spawner._zygote.pid
-    processes = [int(pid) for pid in Path(f"/proc/{zygote}/task/{zygote}/children").read_text().split()]
+    processes = [pid for pid in Path(f"/proc/{zygote}/task/{zygote}/children").read_text().split()]
     found: dict[str, Any] = {
-        "server": str(group_of(os.getpid())),
+        "server": str(server),
         "zygote": str(group_of(zygote)),
         "machines": [str(group_of(pid)) for pid in processes],
         "controllers": groups.controllers,
         "limits": {
-            name: (group_of(processes[0]) / name).read_text().strip() for kind in groups.controllers for name in limits(config)[kind]
+            name: (Path(str(group_of(processes[0]))) / name).read_text().strip()
+            for kind in groups.controllers
+            for name in limits(config)[kind]
         },
     }
     for machine in started:
         await machine.stop()
-    (group / "cgroup.max.descendants").write_text("1")
+    (server.parent / "cgroup.max.descendants").write_text("1")
     try:
         await spawner.spawn(config)
     except HostError as error:
         found["refused"] = error.message
     await spawner.close()
-    found["left"] = sorted(path.name for path in group.iterdir() if path.is_dir())
+    found["left"] = sorted(path.name for path in server.parent.iterdir() if path.is_dir())
     return found
 
 
