@@ -47,7 +47,7 @@ FLUSH_TICK_S = 0.001
 ARRIVING_BUFFER = 1 << 20
 """Bytes that the channel of a machine that arrives may hold, as far as the host lets it."""
 REFUSED = "the machine's process asked for a system call that its sandbox forbids, and was ended (SIGSYS)"
-REFUSED_HINT = "its guest may have taken it over; otherwise report this, with what `dmesg | grep type=1326` says of the call"
+REFUSED_HINT = "its guest may have taken it over; if not, report this (where audit is on, `dmesg | grep type=1326` names the call)"
 ANSWER_S = 10.0
 """A vmm process answers requests within this time, except for snapshots."""
 

@@ -8,19 +8,24 @@ import os
 import platform
 import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from mayfly.protocol.report import End
+from mayfly.protocol.spawning import Reaped
 from mayfly.schema import replace
-from mayfly.vmm.config import Sandbox
+from mayfly.vmm.config import Channel, Sandbox
 from mayfly.vmm.process.zygote import load
 from mayfly.vmm.sandbox import landlock, namespaces, parts, seccomp
 from mayfly.vmm.sandbox.namespaces import Cell
 from tests.kit.intruder import SUCCEEDED, attempts, cell_of, intrude, spinning
-from tests.kit.sandbox_scenarios import SCENARIOS, play
-from tests.kit.scale import FULL
+from tests.kit.sandbox_scenarios import SCENARIOS, Stage, play
+from tests.kit.scale import FULL, scaled
+from tests.kit.tiny import start_virtio
+from tests.kvm.test_virtio import HOSTILE, RINGS
 
 pytestmark = pytest.mark.kvm
 
@@ -89,9 +94,29 @@ def test_without_the_sandbox_an_intruder_has_something(victim: int, open_folder:
     assert set(tried.values()) == {SUCCEEDED}, tried
 
 
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the tiny guests are for x86-64")
+@pytest.mark.parametrize("seed", range(1, scaled(30) + 1))
+def test_a_hostile_guest_makes_its_process_call_nothing_else(tmp_path: Path, seed: int) -> None:
+    """It drives the devices wrongly for a second: the monitor needs no other calls for that."""
+    starts = ""
+    for slot, count in enumerate((4, 1)):
+        rings = [RINGS + slot * 0x4000 + index * 0x1000 for index in range(count)]
+        starts += start_virtio(slot, [(16, ring, ring + 0x400, ring + 0x600) for ring in rings])
+    stage = Stage(tmp_path)
+    machine = stage.machine(HOSTILE.format(seed=seed, starts=starts), channel=Channel.VIRTIO)
+    timer = threading.Timer(1.0, stage.zygote.signal, (7, signal.SIGTERM))
+    timer.start()
+    ended = machine.wait_ended()
+    timer.join()
+    assert ended.reason is End.STOPPED or "triple fault" in str(ended.error)
+    assert stage.zygote.receive() == Reaped(machine=7, status=0)
+    stage.close()
+
+
 def lacks(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     """Pretend that this kernel lacks a part, or a kind of namespace."""
     if part == "Landlock":
+        monkeypatch.setattr(landlock, "abi", landlock.abi.__wrapped__)  # what it said before is kept
         monkeypatch.setattr(landlock, "_CREATE_RULESET", 999)  # ENOSYS, as of a kernel before 5.13
     elif part == "seccomp":
         monkeypatch.setitem(seccomp._NUMBERS, "seccomp", 999)

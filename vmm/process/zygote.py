@@ -82,12 +82,14 @@ def load() -> None:
     from mayfly.vmm.arch import state
     from mayfly.vmm.kvm.kvm import Kvm
     from mayfly.vmm.process.child import DECODED
-    from mayfly.vmm.sandbox import seccomp
+    from mayfly.vmm.sandbox import landlock, seccomp
 
     for kind in DECODED:
         msgspec.json.Decoder(kind)
     with contextlib.suppress(MayflyError), Kvm() as kvm:  # machines will say why there is none
         state.identity(kvm)
+    with contextlib.suppress(OSError):
+        landlock.abi()
     seccomp.first(connects=False)
     seccomp.second()
 

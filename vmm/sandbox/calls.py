@@ -4,7 +4,7 @@ Behind each: the scenarios that it was seen in, or why it is here without that.
 """
 
 RUNNING = {
-    "brk": (12, 214),  # malloc
+    "brk": (12, 214),  # commands, snapshots, move
     "clock_gettime": (228, 113),  # where the vDSO cannot tell the time
     "close": (3, 57),  # all
     "connect": (42, 203),  # tcp
@@ -12,7 +12,7 @@ RUNNING = {
     "epoll_ctl": (233, 21),  # channel, commands, snapshots, move, tap, tcp, passt
     "epoll_pwait": (281, 22),  # epoll_wait of other architectures and C libraries
     "epoll_wait": (232, None),  # all
-    "exit": (60, 93),  # boot, channel, crash, stop, commands, snapshots, move, tap, tcp, passt
+    "exit": (60, 93),  # all
     "exit_group": (231, 94),  # all
     "fadvise64": (221, 223),  # snapshots
     "fcntl": (72, 25),  # move
@@ -38,10 +38,10 @@ RUNNING = {
     "preadv": (295, 69),  # a diff's pages, with other C libraries
     "preadv2": (327, 286),  # snapshots
     "pwrite64": (18, 68),  # snapshots
-    "read": (0, 63),  # tap, tcp, passt
+    "read": (0, 63),  # tap, tcp
     "readv": (19, 65),  # tap, tcp
     "recvfrom": (45, 207),  # channel, passt
-    "recvmsg": (47, 212),  # commands, snapshots, move
+    "recvmsg": (47, 212),  # virtio, commands, snapshots, move
     "restart_syscall": (219, 128),  # the kernel: calls that a stop signal interrupted
     "rt_sigaction": (13, 134),  # all
     "rt_sigprocmask": (14, 135),  # all

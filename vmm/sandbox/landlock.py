@@ -4,6 +4,7 @@ Newer kernels bound more. The first, of Linux 5.13, knows file systems alone; 6.
 signals to processes outside, and their abstract Unix sockets.
 """
 
+import functools
 import os
 import struct
 
@@ -17,6 +18,7 @@ _NETWORK, NETWORK_ABI = (1 << 0) | (1 << 1), 4  # LANDLOCK_ACCESS_NET_BIND_TCP, 
 _SCOPES, SCOPES_ABI = (1 << 0) | (1 << 1), 6  # LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET, _SIGNAL
 
 
+@functools.cache
 def abi() -> int:
     """This kernel's version of Landlock. Raises OSError: it has none."""
     return call("syscall", _CREATE_RULESET, None, 0, _CREATE_RULESET_VERSION)

@@ -41,11 +41,12 @@ class Cell(NamedTuple):
     lacking: Mapping[str, str]
 
     def join(self) -> None:
-        """Enter those that there are. For a process with a single thread. Raises OSError: some are
-        lacking.
+        """Enter those that there are, and close them here. For a process with one thread. Raises
+        OSError: some are lacking.
         """
         for kind, fd in self.descriptors.items():
             call("setns", fd, KINDS[kind])
+            os.close(fd)
         if self.lacking:
             raise OSError(errno.EPERM, ", ".join(f"{kind}: {why}" for kind, why in self.lacking.items()))
 

@@ -2,10 +2,13 @@
 
 import asyncio
 import os
+import signal
 import socket
 
+from mayfly.errors import GuestError
 from mayfly.guests.spawner import READ_SIZE, Spawner
 from mayfly.guests.zygote import Zygote
+from mayfly.protocol.report import End
 from mayfly.protocol.spawning import Reaped
 from mayfly.vmm.config import MachineConfig
 
@@ -30,6 +33,31 @@ class Idle(Zygote):
 
     def receive(self) -> Reaped:
         raise EOFError
+
+
+class Refused(Idle):
+    """A zygote whose machines are ended by their filters of system calls at once."""
+
+    def spawn(self, machine: int, config: MachineConfig, channel: int, report: int, control: int, *group: int) -> None:
+        super().spawn(machine, config, channel, report, control, *group)
+        self._other.send(bytes([machine]))
+
+    def receive(self) -> Reaped:
+        return Reaped(machine=self._control.recv(1)[0], status=-signal.SIGSYS)
+
+
+def test_a_machine_that_its_sandbox_has_ended_says_so() -> None:
+    async def scenario() -> None:
+        zygote = Refused()
+        spawner = Spawner(lambda: zygote)
+        machine = await spawner.spawn(MachineConfig(kernel="/nowhere"))
+        ended = await machine.stop()
+        await spawner.close()
+        assert ended.reason is End.VANISHED
+        assert isinstance(ended.error, GuestError)
+        assert "SIGSYS" in ended.error.message
+
+    asyncio.run(scenario())
 
 
 def test_a_channel_that_is_never_empty_leaves_others_their_turn() -> None:
