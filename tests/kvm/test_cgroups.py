@@ -84,7 +84,7 @@ async def machines(kernel: str) -> dict[str, Any]:
         await machine.comes_up()
     assert spawner._zygote is not None
     zygote = spawner._zygote.pid
-    processes = [pid for pid in Path(f"/proc/{zygote}/task/{zygote}/children").read_text().split()]
+    processes = Path(f"/proc/{zygote}/task/{zygote}/children").read_text().split()
     found: dict[str, Any] = {
         "server": str(server),
         "zygote": str(group_of(zygote)),
