@@ -297,6 +297,14 @@ def prune_command(as_json: bool) -> None:
     click.echo(json.dumps({"removed": [str(path) for path, _ in removed], "bytes": size}) if as_json else text)
 
 
+def in_registry(reference: str) -> RegistryReference:
+    """The reference of something in a registry. Raises ConfigError: it is of a folder."""
+    found = parse_reference(reference)
+    if not isinstance(found, RegistryReference):
+        raise ConfigError(f"{reference} is not in a registry", hint="write it as HOST/NAME:TAG; to write a folder: imagegen export")
+    return found
+
+
 @cli.command("push")
 @image_argument
 @click.argument("reference")
@@ -306,9 +314,7 @@ def prune_command(as_json: bool) -> None:
 @json_option
 def push_command(image: str, reference: str, arch: str, insecure: bool, sign_with: Path | None, as_json: bool) -> None:
     """Store an image in a registry under REFERENCE, for hosts that `pull` it."""
-    target = parse_reference(reference)
-    if not isinstance(target, RegistryReference):
-        raise ConfigError(f"{reference} is not in a registry", hint="to write a folder: imagegen export")
+    target = in_registry(reference)
     signer = read_signer(sign_with) if sign_with else None
     with showing_progress() as progress:
         digest = push(_folder(image, arch), RegistrySource(target, cache_dir() / "blobs", insecure=insecure, progress=progress), signer)

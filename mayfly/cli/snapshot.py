@@ -17,6 +17,7 @@ from mayfly.guests.zygote import Zygote
 from mayfly.host.checks import time_factor
 from mayfly.host.config import Config
 from mayfly.host.snippet import Snippet
+from mayfly.paths import cache_dir
 from mayfly.runs.service import Service
 from mayfly.snapshots import store as snapshots
 from mayfly.snapshots.store import Snapshot
@@ -107,6 +108,41 @@ def rm(names: tuple[str, ...]) -> None:
     """Remove the snapshots NAMES."""
     for name in names:
         snapshots.remove(name)
+
+
+@cli.command()
+@click.argument("name")
+@click.argument("reference")
+@click.option("--insecure", is_flag=True, help="plain http to a registry that is not on this host")
+@click.option("--sign-with", type=click.Path(path_type=Path, dir_okay=False), help="sign it with the secret key in this file of minisign's")
+def push(name: str, reference: str, insecure: bool, sign_with: Path | None) -> None:
+    """Store the base snapshot NAME in a registry under REFERENCE, for hosts that pull it."""
+    from mayfly.cli.image import in_registry, showing_progress  # only here: they load much
+    from mayfly.host import artifacts
+    from mayfly.imagegen.oci.registry import RegistrySource
+    from mayfly.imagegen.oci.signature import read_signer
+
+    target = in_registry(reference)
+    signer = read_signer(sign_with) if sign_with else None
+    with showing_progress() as progress:
+        source = RegistrySource(target, cache_dir() / "blobs", insecure=insecure, progress=progress)
+        digest = artifacts.push(name, source, signer)
+    click.echo(f"pushed {target.registry}/{target.repository}@{digest}")
+
+
+@cli.command()
+@click.argument("reference")
+@click.option("--insecure", is_flag=True, help="plain http to a registry that is not on this host")
+def pull(reference: str, insecure: bool) -> None:
+    """Install the base snapshot that was pushed under REFERENCE (a tag, or @sha256:…)."""
+    from mayfly.cli.image import in_registry, showing_progress  # only here: they load much
+    from mayfly.host import artifacts
+    from mayfly.imagegen.oci.registry import RegistrySource
+
+    with showing_progress() as progress:
+        source = RegistrySource(in_registry(reference), cache_dir() / "blobs", insecure=insecure, progress=progress)
+        manifest = artifacts.pull(source, progress, Config.load().image_keys)
+    click.echo(_line(snapshots.find(manifest.name)))
 
 
 def _facts(snapshot: Snapshot) -> dict[str, Any]:

@@ -1,0 +1,160 @@
+"""Base snapshots as OCI artifacts: `push` writes one to a registry, `pull` installs it under its
+name (OCI image-spec, manifest.md, artifacts).
+
+The configuration is the snapshot's manifest.json. The layers are its files: of the memory those
+pages that are mapped, packed by zstd. What is pulled is compared with the digests of the manifest,
+and its state is checked like a guest's input when a machine starts from it; the kernel and the
+image that it is of must be on the host then.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import zstandard
+
+from mayfly.errors import RegistryError, SnapshotError
+from mayfly.files import atomic_write, file_digest, storing
+from mayfly.imagegen.digests import digest_of
+from mayfly.imagegen.oci.documents import Descriptor, Source, fetch_document, read_artifact
+from mayfly.imagegen.oci.registry import RegistrySource
+from mayfly.imagegen.oci.signature import Signer, fetch_signature, push_signature, verify
+from mayfly.imagegen.progress import Progress
+from mayfly.paths import cache_dir
+from mayfly.protocol.pages import joined, unpack_runs
+from mayfly.snapshots import store
+from mayfly.snapshots.store import MANIFEST, SnapshotManifest
+from mayfly.units import PAGE
+from mayfly.vmm.config import MAX_MEMORY
+from mayfly.vmm.snapshot import FILES, MEMORY, PAGES
+
+ARTIFACT_TYPE = "application/vnd.mayfly.snapshot.v1"
+CONFIG_TYPE = "application/vnd.mayfly.snapshot.config.v1+json"
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+LAYERS = {name: f"application/vnd.mayfly.snapshot.{name.partition('.')[0]}.v1" for name in FILES}
+"""The media type of each of a snapshot's files."""
+CHUNK = 1 << 20
+LEVEL = 3
+
+
+def push(name: str, target: RegistrySource, signer: Signer | None = None) -> str:
+    """Put the base snapshot `name` into a registry, with a signature if there is a signer; the
+    artifact's digest.
+
+    Raises:
+        SnapshotError: there is none, it is not a base, or it was altered.
+        RegistryError: the registry does not take it.
+    """
+    found = store.find(name)
+    if found.manifest.parent or found.manifest.run:
+        raise SnapshotError(f"{name} is not a base: it depends on what is on this host", hint="push the base of a language")
+    if store.digests(found.folder) != found.manifest.files:
+        raise SnapshotError(f"{found.folder} was altered", hint="remove the snapshot and make it again")
+    config = found.folder / MANIFEST
+    with storing(cache_dir()), tempfile.TemporaryDirectory(prefix="snapshot.", dir=_made(cache_dir())) as folder:
+        packed = Path(folder) / MEMORY
+        _pack(found.folder, packed)
+        paths = {file: packed if file == MEMORY else found.folder / file for file in FILES}
+        layers = [_descriptor(LAYERS[file], path) for file, path in paths.items()]
+        document = {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "artifactType": ARTIFACT_TYPE,
+            "config": _descriptor(CONFIG_TYPE, config),
+            "layers": layers,
+        }
+        for path in (*paths.values(), config):
+            target.push(path, file_digest(path))
+    data = json.dumps(document, indent=2, sort_keys=True).encode()
+    target.push_manifest(data, MANIFEST_TYPE)
+    if signer is not None:
+        push_signature(target, data, signer.sign(data, f"snapshot {name}, {digest_of(config.read_bytes())}"))
+    return digest_of(data)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _descriptor(media_type: str, path: Path) -> dict[str, object]:
+    return {"mediaType": media_type, "digest": file_digest(path), "size": path.stat().st_size}
+
+
+def _runs(folder: Path, size: int) -> list[tuple[int, int]]:
+    return list(joined(unpack_runs((folder / PAGES).read_bytes(), size)))
+
+
+def _pack(folder: Path, out: Path) -> None:
+    """Write a snapshot's mapped pages, packed."""
+    packer = zstandard.ZstdCompressor(level=LEVEL)
+    with (folder / MEMORY).open("rb") as memory, out.open("wb") as file, packer.stream_writer(file) as write:
+        for first, count in _runs(folder, os.fstat(memory.fileno()).st_size):
+            memory.seek(first * PAGE)
+            for size in _pieces(count * PAGE):
+                write.write(memory.read(size))
+
+
+def _pieces(size: int) -> Iterator[int]:
+    while size:
+        yield min(size, CHUNK)
+        size -= min(size, CHUNK)
+
+
+def pull(source: Source, progress: Progress, keys: Sequence[str] = ()) -> SnapshotManifest:
+    """Install the snapshot of an artifact under its name. If there are `keys`, one of them must
+    have signed it.
+
+    Raises:
+        RegistryError: it is not a snapshot of ours, or not what its digests say, or not signed.
+        SnapshotError: it is of another version of Mayfly, or cannot be written.
+    """
+    document, config, layers = read_artifact(source)
+    if config.media_type != CONFIG_TYPE or [layer.media_type for layer in layers] != [*LAYERS.values()]:
+        raise RegistryError("this is not a snapshot that mayfly pushed", hint="for an image: imagegen pull")
+    if keys:
+        progress.say(f"signed: {verify(document, fetch_signature(source, document), keys)}")
+    data = fetch_document(source, config)
+    manifest = SnapshotManifest.from_json(data, "the artifact's configuration")
+    store.check_name(manifest.name)
+    if manifest.parent or manifest.run or manifest.function:
+        raise RegistryError("the artifact's snapshot is not a base", hint="do not use it")
+    with store.claimed(manifest.name), store.replacing(manifest.name) as part:
+        for name, layer in zip(FILES, layers, strict=True):
+            if name != MEMORY:
+                (part / name).write_bytes(fetch_document(source, layer))
+        _unpack(source, layers[FILES.index(MEMORY)], part, manifest.machine.memory, progress)
+        if store.digests(part) != manifest.files:
+            raise RegistryError("the artifact's files are not those of its configuration", hint="do not use it")
+        with atomic_write(part / MANIFEST) as file:
+            file.write(data)
+    return manifest
+
+
+def _unpack(source: Source, layer: Descriptor, part: Path, memory: int, progress: Progress) -> None:
+    """Write the memory, with holes between the pages that are mapped."""
+    if not 0 < memory <= MAX_MEMORY:
+        raise RegistryError(f"the artifact's machine has {memory} bytes of memory; {MAX_MEMORY} are allowed", hint="do not use it")
+    try:
+        runs = _runs(part, memory)
+        with source.blob(layer).open("rb") as blob, open(part / MEMORY, "xb", opener=_private) as out:
+            out.truncate(memory)
+            with (
+                zstandard.ZstdDecompressor().stream_reader(blob) as read,
+                progress.task("installing the snapshot's memory", sum(count for _, count in runs) * PAGE) as advance,
+            ):
+                for first, count in runs:
+                    out.seek(first * PAGE)
+                    for size in _pieces(count * PAGE):
+                        out.write(read.read(size))
+                        advance(size)
+                if out.tell() != sum(runs[-1]) * PAGE or read.read(1):
+                    raise RegistryError("the artifact's memory has another size than its list of pages", hint="do not use it")
+    except (zstandard.ZstdError, SnapshotError, IndexError) as error:
+        raise RegistryError(f"the artifact's memory is damaged: {error}", hint="do not use it") from error
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -1,0 +1,107 @@
+"""A base snapshot goes to another host as an artifact in docker-registry, signed; what was changed
+on the way is refused.
+"""
+
+import asyncio
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from mayfly.errors import MayflyError, RegistryError, SnapshotError
+from mayfly.host import artifacts
+from mayfly.host.plan import want_machine
+from mayfly.imagegen.digests import digest_of
+from mayfly.imagegen.oci.reference import RegistryReference, parse_reference
+from mayfly.imagegen.oci.registry import RegistrySource
+from mayfly.imagegen.oci.signature import read_signer
+from mayfly.imagegen.progress import Silent
+from mayfly.paths import cache_dir
+from mayfly.runs.service import Service
+from mayfly.snapshots import store
+from mayfly.snapshots.store import MANIFEST, Snapshot
+from mayfly.vmm.snapshot import FILES, MEMORY
+from scripts.debian.local_registry import serving
+from tests.kit.api_fakes import factory, install_toys, small_config
+
+pytestmark = [
+    pytest.mark.skipif(not shutil.which("docker-registry"), reason="docker-registry is missing: scripts/setup"),
+    pytest.mark.skipif(not shutil.which("minisign"), reason="minisign is missing: scripts/setup"),
+]
+
+
+@pytest.fixture(scope="module")
+def registry() -> Iterator[str]:
+    with serving() as address:
+        yield address
+
+
+@pytest.fixture
+def base(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Snapshot:
+    """The base of the language `toy`, on a host of its own."""
+    install_toys(monkeypatch, tmp_path)
+    (tmp_path / "vmlinux").write_bytes(b"kernel")
+
+    async def make() -> Snapshot:
+        async with Service(small_config(tmp_path, cold=False), factory("")) as service:
+            return await service.supply.ensure_base(want_machine(service.images.find("toy"), service.config))
+
+    return asyncio.run(make())
+
+
+def _source(text: str) -> RegistrySource:
+    reference = parse_reference(text)
+    assert isinstance(reference, RegistryReference)
+    return RegistrySource(reference, cache_dir() / "blobs", progress=Silent(), pause=lambda _: None)
+
+
+def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("DATA", "CACHE", "STATE"):
+        monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / "there" / name))
+
+
+def test_pushed_here_and_pulled_by_digest_there(base: Snapshot, registry: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    secret, public = tmp_path / "key", tmp_path / "key.pub"
+    subprocess.run(["minisign", "-G", "-W", "-s", secret, "-p", public], check=True, stdout=subprocess.DEVNULL)
+    keys = (public.read_text().splitlines()[1],)
+    digest = artifacts.push(base.manifest.name, _source(f"{registry}/bases/toy:1"), read_signer(secret))
+    assert artifacts.push(base.manifest.name, _source(f"{registry}/bases/toy:2")) == digest
+    unsigned = artifacts.push(base.manifest.name, _source(f"{registry}/unsigned/toy:1"))
+    _elsewhere(monkeypatch, tmp_path)
+    with pytest.raises(RegistryError, match="no signature"):
+        artifacts.pull(_source(f"{registry}/unsigned/toy@{unsigned}"), Silent(), keys)
+    assert not list(store.installed())
+    assert artifacts.pull(_source(f"{registry}/bases/toy@{digest}"), Silent(), keys) == base.manifest
+    found = store.find(base.manifest.name)
+    assert found.folder != base.folder
+    for name in {MANIFEST, *FILES} - {MEMORY}:  # the fake machine's has no holes behind its pages
+        assert (found.folder / name).read_bytes() == (base.folder / name).read_bytes()
+    assert store.digests(found.folder) == base.manifest.files
+    memory = (found.folder / MEMORY).stat()
+    assert (memory.st_mode & 0o777, memory.st_size) == (0o600, base.manifest.machine.memory)
+    assert memory.st_blocks * 512 <= base.manifest.memory_bytes
+
+
+def test_what_was_altered_is_neither_pushed_nor_pulled(
+    base: Snapshot, registry: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    artifacts.push(base.manifest.name, _source(f"{registry}/altered/toy:1"))
+    manifest = msgspec.structs.replace(base.manifest, files={**base.manifest.files, MEMORY: digest_of(b"other pages")})
+    (base.folder / MANIFEST).write_text(manifest.to_json())
+    with pytest.raises(SnapshotError, match="was altered"):
+        artifacts.push(base.manifest.name, _source(f"{registry}/altered/toy:2"))
+    # An artifact whose configuration is of other files: its digests are right.
+    target = _source(f"{registry}/altered/toy:1")
+    document = json.loads(target.root()[1])
+    path = base.folder / MANIFEST
+    document["config"] |= {"digest": digest_of(path.read_bytes()), "size": path.stat().st_size}
+    target.push(path, document["config"]["digest"])
+    target.push_manifest(json.dumps(document).encode(), artifacts.MANIFEST_TYPE)
+    _elsewhere(monkeypatch, tmp_path)
+    with pytest.raises(MayflyError, match="are not those of its configuration"):
+        artifacts.pull(_source(f"{registry}/altered/toy:1"), Silent())
+    assert not list(store.installed())
