@@ -18,7 +18,8 @@ from mayfly.cli.fleet import drain
 from mayfly.cli.main import cli, gateway, serve
 from mayfly.errors import ConfigError, FleetError
 from mayfly.fleet import engine, tokens
-from mayfly.fleet.engine import Credentials, Engine, Message, NobodyError, SilenceError
+from mayfly.fleet.engine import Credentials, Engine, Message
+from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.functions.gateway import CREATE_S
 from mayfly.fleet.message import Settle, Verdict, decode, encode
 from tests.kit.api_fakes import ROOT, install_toys
@@ -161,12 +162,13 @@ def test_a_host_of_the_manifests_is_drained_before_it_stops(monkeypatch: pytest.
         service = await fleet.add_host("h1")
         async with fleet.gateway("g1") as way:
             await fleet.until_hosts(way, 1)
-            run_id = await start(way.client, "sleep 1; echo end")
+            run_id = await start(way.client, "echo begun; sleep 1; echo end")
+            await until_output(way, run_id, "begun")
             words[words.index("--fleet") + 1] = fleet.server.url
             done = await asyncio.to_thread(CliRunner().invoke, cli, words[1:])
             assert done.exit_code == 0, done.output
             assert not service.under_way
-            assert output(await events(way.client, run_id)) == "end\n"
+            assert output(await events(way.client, run_id)) == "begun\nend\n"
             assert [host.beat.draining for host in way.runner.roll if host.beat] == [True]
 
     in_fleet(scenario, more=secured(certificate, key, tmp_path / "users.conf"))
