@@ -11,8 +11,10 @@ import weakref
 
 from mayfly.errors import BodyTooLargeError, BusyError, FleetError, UnknownRunError
 from mayfly.fleet.accounts import Accounts
+from mayfly.fleet.buckets import Bucket
 from mayfly.fleet.calls import Calls
-from mayfly.fleet.engine import Bucket, Engine, FullError, NobodyError, SilenceError, TooLargeError
+from mayfly.fleet.engine import Engine
+from mayfly.fleet.failures import FullError, NobodyError, SilenceError, TooLargeError
 from mayfly.fleet.follow import Follow
 from mayfly.fleet.follows import Follows
 from mayfly.fleet.message import Registered, Taken, Work, decode, encode, id_of, name_of, token_of

@@ -13,7 +13,9 @@ import weakref
 import msgspec
 
 from mayfly.errors import FleetError, KeyLimitError
-from mayfly.fleet.engine import Bucket, Engine, NobodyError, SilenceError
+from mayfly.fleet.buckets import Bucket
+from mayfly.fleet.engine import Engine
+from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.message import decode, encode, id_of
 from mayfly.fleet.results import Results
 from mayfly.host.admission import Tenant

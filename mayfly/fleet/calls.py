@@ -12,7 +12,9 @@ import logging
 import msgspec
 
 from mayfly.errors import MayflyError, UnknownRunError
-from mayfly.fleet.engine import Bucket, Delivery, Engine, NobodyError, SilenceError
+from mayfly.fleet.buckets import Bucket
+from mayfly.fleet.engine import Delivery, Engine
+from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.follows import Follows
 from mayfly.fleet.message import decode, encode
 from mayfly.fleet.results import Results

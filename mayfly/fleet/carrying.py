@@ -9,7 +9,8 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 
 from mayfly.errors import MayflyError, RequestError, RunEndedError, to_wire
-from mayfly.fleet.engine import Delivery, Engine, Message, NobodyError, SilenceError
+from mayfly.fleet.engine import Delivery, Engine, Message
+from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.feed import Feed
 from mayfly.fleet.message import (
     ANY,

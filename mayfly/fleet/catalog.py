@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 
 from mayfly.errors import ConfigError
-from mayfly.fleet.engine import Bucket, Engine
+from mayfly.fleet.buckets import Bucket
+from mayfly.fleet.engine import Engine
 from mayfly.fleet.functions.messages import FleetFunction
 from mayfly.fleet.message import decode, encode, name_of
 from mayfly.fleet.shared import Shared, ask

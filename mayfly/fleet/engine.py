@@ -1,4 +1,5 @@
-"""The engine of a fleet: NATS with JetStream. No other module imports it.
+"""The engine of a fleet: NATS with JetStream, which only this module, buckets.py and failures.py
+know.
 
 It gives five things: streams of work from which each piece goes to one host at a time until that
 one acknowledges it; buckets whose keys can be created once; messages to whoever listens; requests
@@ -19,18 +20,17 @@ import hashlib
 import json
 import logging
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, NamedTuple
 
 import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js import JetStreamContext
-from nats.js.api import KeyValueConfig, StorageType
-from nats.js.errors import APIError, BucketNotFoundError, KeyNotFoundError, KeyWrongLastSequenceError, NotFoundError
-from nats.js.kv import KeyValue
+from nats.js.errors import APIError, NotFoundError
 
 from mayfly.errors import FleetError
+from mayfly.fleet.buckets import MAX_AGE_S, WRONG_SEQUENCE, Buckets, prepare
+from mayfly.fleet.failures import FullError, NobodyError, SilenceError, TooLargeError, translated
 from mayfly.fleet.message import GROUP
 from mayfly.schema import Record
 
@@ -42,8 +42,6 @@ TIMEOUT_S = 5.0
 DEFAULT_ACK_WAIT_S = 5.0
 MOST_WORK = 100_000
 """Messages in a stream; more are refused."""
-MAX_AGE_S = 3600
-"""How long work waits, and results are kept."""
 DUPLICATES_S = 120
 """How long work's id keeps the same from being stored again when it is done; until then its subject
 does.
@@ -54,38 +52,11 @@ MAX_WAITING = 8192
 """Pulls that wait at a consumer; a large fleet has more than the server's default of 512."""
 MADE_ALREADY = (10058, 10148)
 """Their codes for a stream and a consumer that are there, made with other settings."""
-WRONG_SEQUENCE = 10071
-"""The code for a subject whose last message is another one than expected."""
 NOT_FOUND = (10037, 10059)
 """The codes for a message and a stream that are not there."""
 ROOM = 1024
 """For a message's headers."""
 PULL = "pull"
-
-
-class NobodyError(Exception):
-    """Nobody listens to the subject of a request."""
-
-
-class SilenceError(Exception):
-    """There was no answer in time, or no connection."""
-
-
-class FullError(Exception):
-    """The stream holds as much as it may."""
-
-
-class TooLargeError(Exception):
-    """The servers take no message of that size."""
-
-
-class Buckets(NamedTuple):
-    """The fleet's: runs by their ids, their results, accounts by API keys, and what stays."""
-
-    runs: "Bucket"
-    results: "Bucket"
-    accounts: "Bucket"
-    fleet: "Bucket"
 
 
 class Credentials(Record, frozen=True, kw_only=True):
@@ -115,93 +86,8 @@ class Delivery(NamedTuple):
     reply: str = ""
 
 
-class Entry(NamedTuple):
-    """A value of a bucket, and its revision."""
-
-    value: bytes
-    revision: int
-
-
 def _load_tls(ca: str) -> ssl.SSLContext | None:
     return ssl.create_default_context(cafile=ca) if ca else None
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    """Name the engine's errors as the rest of the fleet knows them, and be cancelled when asked to:
-    in Python 3.11 `wait_for`, by which nats-py waits, forgets that if the answer comes just then.
-    """
-    task = asyncio.current_task()
-    before = task.cancelling() if task else 0
-    try:
-        yield
-    except nats.errors.NoRespondersError as error:
-        raise NobodyError from error
-    except (TimeoutError, nats.errors.Error, OSError) as error:
-        raise SilenceError(str(error) or type(error).__name__) from error
-    finally:
-        if task and task.cancelling() > before:
-            raise asyncio.CancelledError
-
-
-class Bucket:
-    """Values by key. A key that was created cannot be created again."""
-
-    def __init__(self, store: KeyValue, name: str, stream: JetStreamContext) -> None:
-        self._store, self._name, self._stream = store, name, stream
-
-    async def get(self, key: str) -> Entry | None:
-        """The value, if there is one. Raises SilenceError."""
-        with _translated():
-            try:
-                found = await self._store.get(key)
-            except KeyNotFoundError:
-                return None
-        return Entry(found.value or b"", found.revision or 0)
-
-    async def create(self, key: str, value: bytes) -> int:
-        """Store the value of a key that has none; its revision, or 0 if it has one. Raises
-        SilenceError: it may have been stored or not.
-        """
-        with _translated():
-            try:
-                return int(await self._store.create(key, value))
-            except KeyWrongLastSequenceError:
-                return 0
-
-    async def update(self, key: str, value: bytes, revision: int) -> int:
-        """Replace the value of that revision; the new one, or 0 if it was replaced meanwhile. The
-        revision 0 is that of a key that never had any.
-        """
-        with _translated():
-            try:
-                return int(await self._store.update(key, value, last=revision))
-            except (KeyWrongLastSequenceError, KeyNotFoundError):
-                return 0
-
-    async def put(self, key: str, value: bytes) -> None:
-        """Store a value, whatever was there."""
-        with _translated():
-            await self._store.put(key, value)
-
-    async def delete(self, key: str) -> None:
-        """Remove the key; it can be created again."""
-        with _translated():
-            await self._store.purge(key)
-
-    async def bar(self, key: str) -> bool:
-        """Have a key that never had a value look removed: an `update` of revision 0, which may be
-        on its way, fails then. False: it has or had one.
-        """
-        headers = {"KV-Operation": "DEL", "Nats-Expected-Last-Subject-Sequence": "0"}
-        with _translated():
-            try:
-                await self._stream.publish(f"$KV.{self._name}.{key}", b"", headers=headers)
-            except APIError as error:
-                if error.err_code == WRONG_SEQUENCE:
-                    return False
-                raise
-        return True
 
 
 class Engine:
@@ -313,26 +199,7 @@ class Engine:
         Raises:
             FleetError: it cannot be made.
         """
-        found = []
-        for name in Buckets._fields:
-            for tries_left in reversed(range(10)):  # the cluster may still be choosing its leader
-                try:
-                    found.append(Bucket(await self._bucket(name, replicas), name, self._stream))
-                    break
-                except (nats.errors.Error, TimeoutError) as error:
-                    if not tries_left:
-                        hint = "switch JetStream on, and see that enough servers are up"
-                        raise FleetError(f"the bucket {name} cannot be made: {error}", hint=hint) from error
-                    await asyncio.sleep(0.5)
-        return Buckets(*found)
-
-    async def _bucket(self, name: str, replicas: int) -> KeyValue:
-        try:
-            return await self._stream.key_value(name)
-        except BucketNotFoundError:
-            ttl = None if name == "fleet" else MAX_AGE_S
-            config = KeyValueConfig(bucket=name, ttl=ttl, history=1, storage=StorageType.FILE, replicas=replicas)
-            return await self._stream.create_key_value(config)
+        return await prepare(self._stream, replicas)
 
     async def ensure_consumer(self, arch: str, lang: str, *, replicas: int, ack_wait_s: float) -> None:
         """Make the stream of the architecture and its consumer of the language, if need be.
@@ -371,7 +238,7 @@ class Engine:
         await self._api(f"CONSUMER.CREATE.{stream}.{arch}_{lang}.run.{arch}.{lang}.*", {"stream_name": stream, "config": consumer})
 
     async def _api(self, subject: str, body: dict[str, Any], but: Sequence[int] = MADE_ALREADY) -> dict[str, Any]:
-        with _translated():
+        with translated():
             found = await self._client.request(f"$JS.API.{subject}", json.dumps(body).encode(), timeout=TIMEOUT_S)
         answer: dict[str, Any] = json.loads(found.data)
         problem = answer.get("error", {})
@@ -382,7 +249,7 @@ class Engine:
     async def quorum(self) -> bool:
         """Whether the servers can store something now."""
         try:
-            with _translated():
+            with translated():
                 found = await self._client.request("$JS.API.STREAM.INFO.KV_runs", b"", timeout=1)
             answer = json.loads(found.data)
         except (NobodyError, SilenceError):
@@ -406,7 +273,7 @@ class Engine:
         """
         if len(data) + ROOM > self._client.max_payload:
             raise TooLargeError(f"{len(data)} bytes; the fleet's servers take {self._client.max_payload - ROOM}")
-        with _translated():
+        with translated():
             try:
                 headers = {"Nats-Msg-Id": message_id, "Nats-Expected-Last-Subject-Sequence": "0"}
                 ack = await self._stream.publish(_subject_of(arch, lang, message_id), data, timeout=TIMEOUT_S, headers=headers)
@@ -440,7 +307,7 @@ class Engine:
             NobodyError: nobody listens.
             SilenceError: there is none in time.
         """
-        with _translated():
+        with translated():
             return bytes((await self._client.request(subject, data, timeout=timeout_s)).data)
 
     async def listen(self, subject: str, hear: Callable[[Message], object], queue: str = "") -> None:

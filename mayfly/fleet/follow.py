@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Callable
 
-from mayfly.fleet.engine import Engine, NobodyError, SilenceError
+from mayfly.fleet.engine import Engine
+from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.message import PIECE, Answer, Input, Registered, ToHost, decode, encode
 from mayfly.fleet.mirror import Mirror
 from mayfly.runs.run import Run

@@ -9,7 +9,9 @@ import msgspec
 
 from mayfly.errors import FleetError, HostError, MayflyError, RunEndedError, UnknownRunError
 from mayfly.fleet.accounts import Accounts
-from mayfly.fleet.engine import Bucket, Engine, Message, NobodyError, SilenceError
+from mayfly.fleet.buckets import Bucket
+from mayfly.fleet.engine import Engine, Message
+from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.follow import Follow, forward
 from mayfly.fleet.message import (
     WINDOW,

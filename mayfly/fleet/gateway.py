@@ -23,8 +23,10 @@ from mayfly.errors import (
 from mayfly.fleet import calls
 from mayfly.fleet.accept import Acceptance, Queues
 from mayfly.fleet.accounts import Accounts
+from mayfly.fleet.buckets import Buckets
 from mayfly.fleet.calls import Calls
-from mayfly.fleet.engine import Buckets, Engine, Message, NobodyError, SilenceError
+from mayfly.fleet.engine import Engine, Message
+from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.follows import Follows
 from mayfly.fleet.functions.creating import Creating
 from mayfly.fleet.functions.gateway import FleetFunctions

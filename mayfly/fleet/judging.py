@@ -4,7 +4,8 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from mayfly.fleet.engine import Engine, Message, NobodyError, SilenceError
+from mayfly.fleet.engine import Engine, Message
+from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.message import ANY, Verdict, encode
 from mayfly.fleet.tasks import Spawn
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from mayfly.fleet.engine import Bucket, Engine
+from mayfly.fleet.buckets import Bucket
+from mayfly.fleet.engine import Engine
 from mayfly.fleet.message import decode, encode
 from mayfly.fleet.shared import Shared, ask
 from mayfly.host import keys

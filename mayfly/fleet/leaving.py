@@ -15,7 +15,8 @@ from typing import Any
 
 from mayfly.errors import MayflyError, NotMovableError, UnknownRunError, to_wire
 from mayfly.fleet.carrying import Active, Carrying
-from mayfly.fleet.engine import Delivery, Engine, Message, NobodyError, SilenceError
+from mayfly.fleet.engine import Delivery, Engine, Message
+from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.links import HostLink, Links
 from mayfly.fleet.message import Answer, Found, Seek, Take, decode, encode
 from mayfly.fleet.wire import error_of

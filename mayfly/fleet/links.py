@@ -13,8 +13,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from mayfly.errors import ServerLostError
-from mayfly.fleet.engine import Engine, NobodyError, SilenceError
+from mayfly.fleet.engine import Engine
 from mayfly.fleet.engine import Message as Received
+from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.message import Piece, Verdict, decode, encode
 from mayfly.runs.moves import messages
 from mayfly.runs.moves.messages import Message

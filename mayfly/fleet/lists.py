@@ -9,8 +9,10 @@ from typing import Any
 from mayfly.errors import FleetError
 from mayfly.fleet import catalog, keys
 from mayfly.fleet.accept import Queues
+from mayfly.fleet.buckets import Bucket
 from mayfly.fleet.catalog import Ask, Offers
-from mayfly.fleet.engine import Bucket, Engine, Message, NobodyError, SilenceError
+from mayfly.fleet.engine import Engine, Message
+from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.functions import creating
 from mayfly.fleet.functions.messages import CREATING, FleetFunction, queue_of
 from mayfly.fleet.message import decode, encode, name_of, token_of

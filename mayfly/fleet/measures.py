@@ -4,7 +4,8 @@ import asyncio
 import re
 from collections.abc import Iterator
 
-from mayfly.fleet.engine import Engine, NobodyError, SilenceError
+from mayfly.fleet.engine import Engine
+from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.gateway import Gateway
 
 _SAMPLE = re.compile(r"(?P<name>[A-Za-z_:][A-Za-z0-9_:]*)(?:\{(?P<labels>.*)\})? (?P<value>.*)")

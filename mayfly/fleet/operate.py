@@ -4,7 +4,8 @@ import asyncio
 from typing import NamedTuple
 
 from mayfly.errors import FleetError, HostError
-from mayfly.fleet.engine import Engine, Message, NobodyError, SilenceError
+from mayfly.fleet.engine import Engine, Message
+from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.message import About, Answer, Beat, Wish, decode, encode
 from mayfly.fleet.wire import error_of
 from mayfly.images.manifest import Manifest

@@ -5,7 +5,8 @@ import secrets
 
 import msgspec
 
-from mayfly.fleet.engine import Bucket, SilenceError
+from mayfly.fleet.buckets import Bucket
+from mayfly.fleet.failures import SilenceError
 from mayfly.fleet.message import decode, encode
 
 PIECE = 512 * 1024

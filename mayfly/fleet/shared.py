@@ -8,7 +8,9 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from mayfly.errors import FleetError, MayflyError
-from mayfly.fleet.engine import Bucket, Engine, Message, NobodyError, SilenceError
+from mayfly.fleet.buckets import Bucket
+from mayfly.fleet.engine import Engine, Message
+from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.message import decode, encode
 from mayfly.fleet.wire import error_of, wire
 

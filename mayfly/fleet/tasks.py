@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from mayfly.errors import FleetError
-from mayfly.fleet.engine import NobodyError, SilenceError
+from mayfly.fleet.failures import NobodyError, SilenceError
 
 log = logging.getLogger(__name__)
 Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]

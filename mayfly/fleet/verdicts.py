@@ -7,7 +7,9 @@ import contextlib
 import logging
 
 from mayfly.errors import HostError
-from mayfly.fleet.engine import Bucket, Engine, Message, NobodyError, SilenceError
+from mayfly.fleet.buckets import Bucket
+from mayfly.fleet.engine import Engine, Message
+from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.follow import Follow
 from mayfly.fleet.follows import Follows
 from mayfly.fleet.judging import GATEWAYS, judge, reply

@@ -4,7 +4,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from mayfly.fleet.engine import Engine, NobodyError, SilenceError
+from mayfly.fleet.engine import Engine
+from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.follows import Follows
 from mayfly.fleet.roll import Roll
 from mayfly.fleet.steps import step

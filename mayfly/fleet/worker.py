@@ -16,7 +16,8 @@ from mayfly import __version__
 from mayfly.errors import BusyError, FleetError, HostError, MayflyError, RequestError, StoppingError, UnknownLanguageError
 from mayfly.fleet.carrying import LATER_S, Active, Carrying
 from mayfly.fleet.catalog import Ask, Offers
-from mayfly.fleet.engine import Delivery, Engine, Message, NobodyError, SilenceError
+from mayfly.fleet.engine import Delivery, Engine, Message
+from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.fetch import Fetches
 from mayfly.fleet.functions.host import HostFunctions
 from mayfly.fleet.functions.messages import CREATING

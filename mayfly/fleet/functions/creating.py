@@ -4,7 +4,8 @@ import asyncio
 import secrets
 
 from mayfly.errors import ConfigError, UnknownFunctionError, UnprocessableError
-from mayfly.fleet.engine import Bucket, Engine
+from mayfly.fleet.buckets import Bucket
+from mayfly.fleet.engine import Engine
 from mayfly.fleet.functions.gateway import CREATE_S, FleetFunctions
 from mayfly.fleet.functions.messages import CREATING, Asked, Change, CodeAsk, FleetFunction, Stored, dump, load, make
 from mayfly.fleet.message import decode, encode

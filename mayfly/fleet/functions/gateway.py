@@ -26,7 +26,9 @@ from mayfly.errors import (
 )
 from mayfly.fleet.accept import Queues
 from mayfly.fleet.accounts import Accounts
-from mayfly.fleet.engine import Bucket, Engine, FullError, NobodyError, SilenceError, TooLargeError
+from mayfly.fleet.buckets import Bucket
+from mayfly.fleet.engine import Engine
+from mayfly.fleet.failures import FullError, NobodyError, SilenceError, TooLargeError
 from mayfly.fleet.functions.messages import (
     Asked,
     FleetFunction,

@@ -22,7 +22,8 @@ from mayfly.errors import (
     UnknownFunctionError,
     UnknownLanguageError,
 )
-from mayfly.fleet.engine import Delivery, Engine, Message, NobodyError, SilenceError
+from mayfly.fleet.engine import Delivery, Engine, Message
+from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.fetch import Fetches
 from mayfly.fleet.functions.messages import CREATING, Answered, Asked, CodeAsk, FleetFunction, Question, Stored, queue_of, sent
 from mayfly.fleet.message import ANY, Begin, Verdict, decode, encode

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from mayfly.errors import FunctionCrashedError, MayflyError, StoppingError
 from mayfly.fleet.accounts import Accounts
-from mayfly.fleet.engine import Bucket, Engine, Message
+from mayfly.fleet.buckets import Bucket
+from mayfly.fleet.engine import Engine, Message
 from mayfly.fleet.functions.messages import Answered, Pending, Result, failed, place_of
 from mayfly.fleet.judging import judge
 from mayfly.fleet.message import Begin, decode, encode

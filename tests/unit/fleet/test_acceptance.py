@@ -14,7 +14,9 @@ from mayfly.errors import FleetError, HostError, RequestError
 from mayfly.fleet import carrying, follows, lists
 from mayfly.fleet import engine as connections
 from mayfly.fleet.accept import Queues
-from mayfly.fleet.engine import Bucket, Engine, NobodyError, SilenceError
+from mayfly.fleet.buckets import Bucket
+from mayfly.fleet.engine import Engine
+from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.follow import Follow
 from mayfly.fleet.follows import Follows
 from mayfly.fleet.message import Answer, Begin, Cancel, Registered, Settle, Take, ToHost, Work, decode, encode

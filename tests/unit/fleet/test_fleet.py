@@ -10,7 +10,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from mayfly.fleet.engine import Engine, SilenceError
+from mayfly.fleet.engine import Engine
+from mayfly.fleet.failures import SilenceError
 from tests.kit.api_fakes import install_toys
 from tests.kit.fleet_kit import Fleet, Way, in_fleet, until
 
