@@ -143,6 +143,8 @@ class Acceptance:
             return await self._accept(follow, order)
         except BaseException as error:
             self._follows.drop(follow)
+            if registered.charged and order.awaited:  # its client may have gone while a host was asked
+                self._follows.spawn(self._accounts.give_back(run.owner, run.id), f"give back {run.id}")
             if isinstance(error, NobodyError | SilenceError):
                 raise FleetError(
                     f"the fleet's servers do not answer: {error or 'nobody is there'}", hint="try again, with the same Idempotency-Key"

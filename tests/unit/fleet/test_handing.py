@@ -16,6 +16,7 @@ from tests.kit.fleet_kit import Fleet, in_fleet, until
 from tests.kit.played_host import PlayedHost
 from tests.unit.fleet.test_acceptance import PY
 from tests.unit.fleet.test_fleet import get, run, start
+from tests.unit.fleet.test_keys import make, until_status
 
 
 @pytest.fixture(autouse=True)
@@ -149,5 +150,24 @@ def test_a_host_that_stops_gives_back_what_was_handed_to_it(tmp_path: Path, queu
             gate.touch()
             assert (await asked)["steps"][1]["stdout"] == "end\n"
             assert log.read_text() == "begun\nbegun\n"
+
+    in_fleet(scenario)
+
+
+def test_a_client_that_goes_while_a_host_is_asked_is_charged_nothing() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        async with fleet.gateway("g1") as way, played(fleet, "h1") as (_, silent), played(fleet, "h2") as (host, _):
+            await until(lambda: bool(way.runner.installed()))
+            async with way.client_of(await make(fleet, "site", concurrency=1)) as client:
+                await until_status(client, 200)
+                asked = asyncio.create_task(client.post("/run", json=PY))
+                work = await silent.work
+                asked.cancel()
+                await until(lambda: not way.runner.under_way)
+                async with asyncio.timeout(10):
+                    while (answer := await client.post("/start", json=PY)).status == 429:
+                        await asyncio.sleep(0.05)
+                assert answer.status == 201
+                assert (await host.take())[0].id != work.id
 
     in_fleet(scenario)
