@@ -49,7 +49,7 @@ class Zygote:
         path = os.pathsep.join(filter(None, [str(Path(mayfly.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
         with _pair() as (ours, theirs):
             files = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0), (os.POSIX_SPAWN_DUP2, theirs.fileno(), CONTROL_FD)]
-            environment = {name: os.environ[name] for name in NEEDED if name in os.environ} | {"PYTHONPATH": path}
+            environment = {name: os.environ[name] for name in NEEDED if name in os.environ} | {"PYTHONPATH": path, "MALLOC_ARENA_MAX": "1"}
             pid = os.posix_spawn(sys.executable, command, environment, file_actions=files, setsid=True)
         return cls(pid, ours)
 

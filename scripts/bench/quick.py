@@ -114,7 +114,7 @@ def _take_frames() -> None:
 def _restoring() -> int:
     """Of making a machine that goes on, by a process whose zygote has done that once."""
     with tempfile.TemporaryDirectory() as name:
-        _, restored = _tiny(Path(name))
+        _, restored = saved_tiny(Path(name))
         _make(restored)
         return instructions(functools.partial(_make, restored), "vmm")
 
@@ -137,7 +137,7 @@ def of_machines() -> dict[str, int]:
     """
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        boot, restored = _tiny(work)
+        boot, restored = saved_tiny(work)
         found: dict[str, list[int]] = {}
         with contextlib.closing(Zygote.start()) as zygote:
             for _ in range(ROUNDS):
@@ -147,7 +147,7 @@ def of_machines() -> dict[str, int]:
     return {name: min(counts) for name, counts in found.items()}
 
 
-def _tiny(work: Path) -> tuple[MachineConfig, MachineConfig]:
+def saved_tiny(work: Path) -> tuple[MachineConfig, MachineConfig]:
     """A machine that boots, and one that is restored."""
     boot = MachineConfig(kernel=str(tiny.build(work, SPEAK)), memory=16 * MIB, channel=Channel.SERIAL, user=None)
     saved = work / "saved"

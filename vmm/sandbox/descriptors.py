@@ -20,4 +20,5 @@ def close_others(kept: Iterable[int]) -> None:
     """Close all descriptors but these, of which 0 is one."""
     kept = sorted({*kept})
     for before, after in itertools.pairwise([*kept, _LAST_DESCRIPTOR]):
-        os.closerange(before + 1, after)  # close_range(2), where the kernel has it
+        if before + 1 < after:
+            os.closerange(before + 1, after)  # close_range(2), where the kernel has it
