@@ -5,6 +5,7 @@ import platform
 import pwd
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from mayfly import paths
@@ -20,6 +21,8 @@ from mayfly.units import MIB
 from mayfly.vmm.config import NetworkBackend, Sandbox
 from mayfly.vmm.kvm.kvm import Kvm
 from mayfly.vmm.network.passt import PROGRAM
+
+PID_MAX = Path("/proc/sys/kernel/pid_max")
 
 
 def time_factor(config: Config, probing: Callable[[], KvmProbe] = probe) -> float:
@@ -126,7 +129,12 @@ def _user(config: Config) -> Check:
         return Check(
             name="user", ok=False, finding=f"the service user {config.user!r} does not exist", fix=f"adduser --system {config.user}"
         )
-    return Check(name="user", ok=True, finding=f"machines run as {config.user!r}")
+    first, last = config.uids
+    ids, processes = last - first + 1, int(PID_MAX.read_text())
+    finding = f"each machine has an id of its own from {first}, in the group of {config.user!r}"
+    if ids < processes:
+        finding = f"uid_range has {ids} ids; processes here have numbers up to {processes}, each of which may become a machine's"
+    return Check(name="user", ok=ids >= processes, finding=finding, fix=f"give uid_range {processes} ids, or lower kernel.pid_max")
 
 
 def _groups() -> Check:

@@ -19,7 +19,8 @@ from mayfly.guests.probe import KvmProbe
 from mayfly.host import checks, keys
 from mayfly.host.config import Config
 from mayfly.snapshots import store as snapshots
-from mayfly.vmm.config import NetworkBackend
+from mayfly.vmm.config import NetworkBackend, Sandbox
+from mayfly.vmm.sandbox.parts import Part
 from tests.kit.api_fakes import ROOT, gone, install_toys
 
 Mayfly = Callable[..., "subprocess.Popen[bytes]"]
@@ -290,6 +291,37 @@ def test_doctor_looks_for_what_clients_over_tcp_need(monkeypatch: pytest.MonkeyP
     assert look("listen", listen=("0.0.0.0:80",), **lost) == [(False, "/nowhere.crt cannot be read")]
     keys.default_path().write_text("{")
     assert [ok for ok, _ in look("listen", listen=("127.0.0.1:80",))] == [False]
+
+
+def test_doctor_shows_each_part_of_the_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is lacking matters only where it is required."""
+    found = [Part("namespaces", "net", "user: Operation not permitted"), Part("landlock", "paths (ABI 1)"), Part("seccomp", "two filters")]
+    monkeypatch.setattr("mayfly.vmm.sandbox.parts.look", lambda: found)
+    assert look("namespaces") == [(True, "net; this host refuses user: Operation not permitted")]
+    assert look("namespaces", sandbox=Sandbox.REQUIRED) == [(False, "net; this host refuses user: Operation not permitted")]
+    assert look("landlock", sandbox=Sandbox.REQUIRED) == [(True, "paths (ABI 1)")]
+    assert look("sandbox", sandbox=Sandbox.OFF) == [(True, "off: a machine gives up its user's privileges alone")]
+    assert look("seccomp", sandbox=Sandbox.OFF) == []
+
+
+def test_a_server_requires_what_its_host_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or names what is lacking."""
+    whole = [Part("landlock", "paths (ABI 1)"), Part("seccomp", "two filters")]
+    monkeypatch.setattr("mayfly.vmm.sandbox.parts.look", lambda: whole)
+    assert checks.sandbox(Config()) == (Sandbox.REQUIRED, "landlock: paths (ABI 1); seccomp: two filters")
+    assert checks.sandbox(Config(sandbox=Sandbox.BEST_EFFORT))[0] is Sandbox.BEST_EFFORT
+    assert checks.sandbox(Config(sandbox=Sandbox.OFF)) == (Sandbox.OFF, "off")
+    whole[0] = Part("landlock", "none", "Function not implemented")
+    level, text = checks.sandbox(Config())
+    assert level is Sandbox.BEST_EFFORT
+    assert "this host lacks landlock (Function not implemented)" in text
+    assert checks.sandbox(Config(sandbox=Sandbox.REQUIRED))[0] is Sandbox.REQUIRED
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only machines of root have ids of their own")
+def test_doctor_sees_a_range_of_ids_that_is_too_small() -> None:
+    assert [ok for ok, _ in look("user")] == [True]
+    assert [ok for ok, _ in look("user", uid_range="100000-100999")] == [False]
 
 
 def test_doctor_looks_for_what_the_network_needs(monkeypatch: pytest.MonkeyPatch) -> None:
