@@ -64,6 +64,7 @@ test-images: setup agent kernel python c arm
 	@scripts/build-image rust --layout docker --output build/rust-docker
 	@for name in javascript typescript java cpp; do scripts/build-image $$name --compress lz4 || exit; done
 	@scripts/build-image wasm
+	@test "$$(uname -m)" = aarch64 || scripts/build-image wasm --arch aarch64
 	@scripts/build-image rust-wasm --compress lz4
 	@test "$$(uname -m)" = aarch64 || scripts/build-image go --arch aarch64
 
