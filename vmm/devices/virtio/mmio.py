@@ -1,7 +1,7 @@
 """The modern virtio-mmio transport: registers, status, interrupts (virtio 1.2, 4.2)."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Annotated, Any
 
@@ -37,6 +37,17 @@ _NO_SHARED_MEMORY = 0xFFFF_FFFF
 """Length and base of a region that does not exist read as all ones (virtio 1.2, 4.2.2)."""
 _ANY_STATUS = int(LIVE | DeviceStatus.DEVICE_NEEDS_RESET | DeviceStatus.FAILED)
 _ANY_INTERRUPT = int(Interrupt.USED_BUFFER | Interrupt.CONFIG_CHANGE)
+
+
+_CHANGING = (
+    Register.DEVICE_FEATURES,
+    Register.QUEUE_NUM_MAX,
+    Register.QUEUE_READY,
+    Register.INTERRUPT_STATUS,
+    Register.STATUS,
+    Register.CONFIG_GENERATION,
+)
+"""What the guest reads that is not always the same."""
 
 
 class SetupState(Live, tag_field="version", tag=2, kw_only=True):
@@ -108,7 +119,7 @@ class MmioTransport(BusDevice):
             Register.SHM_SEL: lambda value: None,
         }
         device.host = self
-        self._show()
+        self._show(self._readers)
 
     def read(self, offset: int, size: int) -> int:
         """The guest reads a register or its device's configuration."""
@@ -210,9 +221,9 @@ class MmioTransport(BusDevice):
         for queue in self.device.queues.values():
             queue.stop()
 
-    def _show(self) -> None:
-        for register, reader in self._readers.items():
-            self._words[register // WORD] = reader()
+    def _show(self, registers: Iterable[int] = _CHANGING) -> None:
+        for register in registers:
+            self._words[register // WORD] = self._readers[register]()
         config = self.device.config[: REGION_BYTES - Register.CONFIG]
         self._bytes[Register.CONFIG : Register.CONFIG + len(config)] = config
 
