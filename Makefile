@@ -102,6 +102,7 @@ bench: setup kernel agent images python arm
 	@scripts/with-kvm python -m scripts.bench.snapshots linux build/bench-snapshots.json
 	@.venv/bin/python -m scripts.bench.snapshots tiny build/bench-tiny.json
 	@.venv/bin/python -m scripts.bench.requests measure build/bench-requests.json
+	@.venv/bin/python -m scripts.bench.split build/bench-split.json
 	@.venv/bin/python -m scripts.bench.readers build/bench-readers.json
 	@.venv/bin/python -m scripts.bench.readers build/bench-readers-tls.json --tls
 	@.venv/bin/python -m scripts.bench.functions tiny build/bench-functions.json
@@ -126,6 +127,7 @@ bench-quick: setup
 bench-peers: setup kernel agent
 	@mkdir -p build
 	@firecracker=$$(.venv/bin/python -m scripts.bench.peers fetch) && \
+		.venv/bin/python -m scripts.bench.native build/bench-native.json --firecracker "$$firecracker" && \
 		scripts/with-kvm python -m scripts.bench.peers measure build/bench-peers.json --firecracker "$$firecracker"
 	@.venv/bin/python -m scripts.bench.peers plot build/bench-peers.json build/bench-peers.png
 

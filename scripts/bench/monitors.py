@@ -75,14 +75,14 @@ class Ours:
 
     clones = True
 
-    def __init__(self, zygote: Zygote, config: MachineConfig, work: Path) -> None:
-        self.helper = zygote.pid
+    def __init__(self, zygote: Zygote, config: MachineConfig, work: Path, channel: Channel = Channel.VIRTIO) -> None:
+        self.helper, self._channel = zygote.pid, channel
         self._zygote, self._config, self._folder = zygote, config, work / "mayfly"
         self._numbers = itertools.count(1)
 
     @contextlib.contextmanager
     def _started(self, restored: tuple[Layer, ...] = ()) -> Iterator[tuple[Spawned, Alive]]:
-        config = replace(self._config, restore=restored, cmdline="port=vport0p0", channel=Channel.VIRTIO)
+        config = replace(self._config, restore=restored, cmdline="port=vport0p0", channel=self._channel)
         with Spawned(self._zygote, config, next(self._numbers)) as machine:
             yield machine, Alive(machine.channel.fileno(), machine.channel.fileno(), functools.partial(self._pid, machine))
         self._zygote.receive()
