@@ -5,6 +5,7 @@ The Cargo Book: registry index, dependency resolution, features, source replacem
 """
 
 import dataclasses
+import functools
 import json
 import re
 import tomllib
@@ -162,13 +163,17 @@ class Index:
                 raise RegistryError(f"{at} is not of an index of crates: {error}", hint="give another --packages-from") from error
         return self._versions[name]
 
-    def address(self, crate: Crate) -> str:
-        """Where a crate's file is (registry index, Index configuration)."""
+    @functools.cached_property
+    def _template(self) -> str:
         at = f"{self._downloads.base}/config.json"
         try:
-            template = str(json.loads(self._downloads.document(at) or b"")["dl"])
+            return str(json.loads(self._downloads.document(at) or b"")["dl"])
         except (ValueError, KeyError, TypeError) as error:
             raise RegistryError(f"{at} does not say where crates are", hint="give another --packages-from") from error
+
+    def address(self, crate: Crate) -> str:
+        """Where a crate's file is (registry index, Index configuration)."""
+        template = self._template
         name = crate.known.name
         values = {"crate": name, "version": crate.known.vers, "prefix": index_path(name).rpartition("/")[0]}
         values |= {"lowerprefix": index_path(name.lower()).rpartition("/")[0], "sha256-checksum": crate.known.cksum}
@@ -226,7 +231,7 @@ def add(target: Target) -> tuple[Package, ...]:
         if not is_digest(digest):
             raise RegistryError(f"{crate.label} has no digest in the index", hint="give another --packages-from")
         url = index.address(crate)
-        path = downloads.file(url, digest, target.limits.unpacked)
+        path = downloads.file(url, digest, target.limits.unpacked, crate.label)
         try:
             files = list(read_tgz(path, target.spools, target.limits))
             target.place(folder, (file for file in files if file.name != ".cargo-checksum.json"))

@@ -59,9 +59,9 @@ class Downloads:
             file.write(data)
         return data or None
 
-    def file(self, url: str, digest: str, limit: int) -> Path:
+    def file(self, url: str, digest: str, limit: int, name: str = "") -> Path:
         """A file of the cache with what is at an address, of this digest and of at most `limit`
-        bytes.
+        bytes; called `name` where it says that it is pulled.
 
         Raises:
             RegistryError: it cannot be had, or is another one.
@@ -76,7 +76,7 @@ class Downloads:
 
         def fetch() -> None:
             hasher = hasher_for(digest)
-            with self._get(url, "*/*") as response, self._progress.task(f"pulling {url.rpartition('/')[2]}", None) as advance:
+            with self._get(url, "*/*") as response, self._progress.task(f"pulling {name or url.rpartition('/')[2]}", None) as advance:
                 if response.status_code != 200:
                     raise RegistryError(f"{url} is not there", hint=_LIES)
                 with storing(path), atomic_write(path) as file:

@@ -1,5 +1,6 @@
-"""Debian's packaged crates in an image of Rust, from a loopback registry, compiled by the prepare
-steps of its file and used by snippets: in a chroot in the place of a machine.
+"""Debian's packaged crates and modules in images of Rust and Go, from a loopback registry, compiled
+by the prepare steps of the languages' files and used by snippets: in a chroot in the place of a
+machine.
 """
 
 import os
@@ -13,6 +14,7 @@ from mayfly.images.manifest import load
 from scripts.debian import root as debianroot
 from tests.kit.chroot_prepare import extract, run
 from tests.kit.crates_kit import add_debian_crates
+from tests.kit.modules_kit import add_debian_module
 from tests.kit.package_kit import PackageServer
 from tests.kit.scale import FULL
 
@@ -80,3 +82,46 @@ def test_snippets_and_projects_use_debians_crates(tmp_path: Path) -> None:
     done = run(root, manifest, {"Cargo.toml": CARGO + 'rand = "0.9"\n', "src/main.rs": DERIVES})
     assert done.returncode == 1
     assert "candidate versions found which didn't match: 0.8.5" in done.stderr
+
+
+EXP = "v0.0.0-20231006140011-7918f672742d"
+IMPORTS = """
+package main
+
+import (
+	"fmt"
+
+	"github.com/google/uuid"
+	"golang.org/x/exp/maps"
+	"golang.org/x/exp/slices"
+)
+
+func main() {
+	keys := maps.Keys(map[string]int{"b": 1, "a": 2})
+	slices.Sort(keys)
+	fmt.Println(keys, len(uuid.NewString()))
+}
+"""
+
+
+def test_snippets_and_modules_use_debians_modules(tmp_path: Path) -> None:
+    wanted = ["golang-golang-x-exp-dev", "golang-github-google-uuid-dev"]
+    debianroot.unpack(tmp_path / "debian", wanted, parts=("./usr/share/gocode",))
+    source = tmp_path / "debian/usr/share/gocode/src"
+    with PackageServer() as server:
+        add_debian_module(server, source, "golang.org/x/exp", EXP)
+        add_debian_module(server, source, "github.com/google/uuid", "v1.6.0")
+        folder = build(tmp_path, "go", (), server.address, "--package", "golang.org/x/exp", "--package", "github.com/google/uuid@v1")
+    manifest, root = load(folder), tmp_path / "root"
+    extract(folder / "initramfs", root)
+    own = "module own\n\ngo 1.21\n"
+    for files in ({}, {"go.mod": own}, {"go.mod": f"{own}\nrequire golang.org/x/exp {EXP}\n"}):
+        done = run(root, manifest, {"main.go": IMPORTS, **files})
+        assert (done.stdout, done.returncode) == ("[a b] 36\n", 0), done.stderr
+    done = run(root, manifest, {"main.go": IMPORTS, "go.mod": f"{own}\nrequire golang.org/x/exp v0.0.0-20221028150844-83b7d23a625f\n"})
+    name = "golang.org/x/exp@v0.0.0-20221028150844-83b7d23a625f"
+    assert done.returncode == 1
+    assert f"the image has no golang.org/x/exp; add its module: imagegen build go --package '{name}'\n" in done.stderr
+    done = run(root, manifest, {"main.go": IMPORTS.replace("x/exp/maps", "x/text/cases")})
+    assert done.returncode == 1
+    assert "add its module: imagegen build go --package 'golang.org/x/text/cases'\n" in done.stderr
