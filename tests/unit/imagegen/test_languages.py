@@ -73,7 +73,7 @@ def test_rust_is_there() -> None:
     assert rust.reference() == "docker.io/library/rust:1-slim"
     assert rust.reference("1.63") == "docker.io/library/rust:1.63-slim"
     assert [step.name for step in rust.steps] == ["build", "run"]
-    assert rust.steps[0].wall_s == 60
+    assert [step.wall_s for step in rust.steps] == [None, None]  # what the operator says
     assert rust.steps[1].stdin
     assert {step.cwd for step in rust.steps} == {"/work"}
     assert rust.extensions == (".rs",)
