@@ -214,7 +214,8 @@ class Acceptance:
         work = encode(_work_of(registered, snippet, awaited=True))
         try:
             answer = await self._engine.hand(registered.arch, registered.lang, work, self._queues.ack_wait_s)
-            if (taken := decode(answer, type=Taken)).host:
+            taken = decode(answer, type=Taken)
+            if taken.host and (taken.ended is None or taken.ended.token == registered.token):
                 follow.work = work
                 return taken
         except NobodyError:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from mayfly.fleet.engine import Engine, Message
-from mayfly.fleet.failures import NobodyError, SilenceError
+from mayfly.fleet.failures import FullError, NobodyError, SilenceError
 from mayfly.fleet.message import ANY, Verdict, encode
 from mayfly.fleet.tasks import Spawn
 
@@ -34,7 +34,7 @@ def reply(engine: Engine, spawn: Spawn, message: Message, judge: Judge) -> None:
         verdict = None
         try:
             verdict = await judge(message)
-        except (NobodyError, SilenceError) as error:
+        except (FullError, NobodyError, SilenceError) as error:
             log.warning("fleet: %s has no verdict now: %s", message.subject, error)
         await engine.send(message.reply, encode(Verdict(verdict=verdict or "later")))
 

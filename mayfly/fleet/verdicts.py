@@ -9,7 +9,7 @@ import logging
 from mayfly.errors import HostError
 from mayfly.fleet.buckets import Bucket
 from mayfly.fleet.engine import Engine, Message
-from mayfly.fleet.failures import NobodyError, SilenceError
+from mayfly.fleet.failures import FullError, NobodyError, SilenceError
 from mayfly.fleet.follow import Follow
 from mayfly.fleet.follows import Follows
 from mayfly.fleet.judging import GATEWAYS, judge, reply
@@ -117,13 +117,14 @@ class Verdicts:
         return await self._settle(host, run_id, decode(message.data, type=Settle))
 
     async def ended(self, follow: Follow, host: str, said: Settle) -> None:
-        """A host that was handed a run has ended it: store that."""
+        """A host that was handed a run has ended it: store that, unless another one has it since."""
         while not follow.run.done.is_set():
             try:
-                await self._settle(host, follow.run.id, said)
-            except (NobodyError, SilenceError) as error:
+                if await self._settle(host, follow.run.id, said) is not None:
+                    return
+            except (FullError, NobodyError, SilenceError) as error:
                 log.warning("fleet: the run %s is stored later: %s", follow.run.id, error)
-                await asyncio.sleep(AGAIN_S)
+            await asyncio.sleep(AGAIN_S)
 
     async def _settle(self, host: str, run_id: str, said: Settle) -> str | None:
         if self._follows.get(run_id) is None:

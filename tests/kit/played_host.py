@@ -90,18 +90,25 @@ class PlayedHost:
         """Tell the gateway of the run something."""
         await self.engine.send(f"gw.{work.gateway}.{self.engine.name}.{work.id}", newer(message))
 
-    async def carry_out(self, work: Work, delivery: Delivery, text: bytes) -> None:
-        """Say of the run that it put out `text`, and ended."""
+    def whole(self, delivered: int, text: bytes) -> tuple[Told, Tail]:
+        """All that is said of a run that put out `text`, and ended."""
         ended = Exit(0, ExitHow.EXITED, 0, Limit.NONE, 1000, 1000, 1000, (False, False))
         record = Record()
         events: list[RunEvent] = [Stage(0, "run"), Stdout(text), StepResult("run", ended)]
         for event in events:
             record.append(event)
         told = [sent for event in events if (sent := from_event(event)) is not None]
-        number, ending = delivery.delivered, newer(Ending(host=self.engine.name))
-        await self.say(work, Begun(token=work.token, delivered=number, ack=delivery.ack))
-        await self.say(work, Told(delivered=number, after=place(START), events=told, state=RunState.RUNNING, cost=len(text)))
-        await self.say(work, Tail(delivered=number, after=place(record.end), offset=0, size=len(ending), data=ending))
+        ending = newer(Ending(host=self.engine.name))
+        return (
+            Told(delivered=delivered, after=place(START), events=told, state=RunState.RUNNING, cost=len(text)),
+            Tail(delivered=delivered, after=place(record.end), offset=0, size=len(ending), data=ending),
+        )
+
+    async def carry_out(self, work: Work, delivery: Delivery, text: bytes) -> None:
+        """Say of the run that it put out `text`, and ended."""
+        await self.say(work, Begun(token=work.token, delivered=delivery.delivered, ack=delivery.ack))
+        for said in self.whole(delivery.delivered, text):
+            await self.say(work, said)
         settle = Settle(token=work.token, delivered=delivery.delivered)
         verdict = await self.ask(f"settle.{work.gateway}.{self.engine.name}.{work.id}", settle)
         assert verdict["verdict"] == "done"

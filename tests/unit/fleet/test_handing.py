@@ -1,14 +1,18 @@
 """Runs whose clients wait for them are handed to a host that has much room, past the stream."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from mayfly.errors import HostError
 from mayfly.fleet.engine import Delivery, Engine
-from mayfly.fleet.message import Begun, Taken, Work, decode, encode
+from mayfly.fleet.failures import SilenceError
+from mayfly.fleet.message import Begun, Settle, Taken, Work, decode, encode
+from mayfly.fleet.results import Results
+from mayfly.fleet.wire import wire
 from mayfly.images.store import Images
 from mayfly.units import MIB
 from tests.kit.api_fakes import install_toys
@@ -37,25 +41,28 @@ def queued(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-class Handed:
-    """A host to which work is handed over: it has it, and says `answer`, or nothing."""
+Answer = Callable[[Work], Taken]
 
-    def __init__(self, host: PlayedHost, answer: Taken | None) -> None:
+
+class Handed:
+    """A host to which work is handed over: it has it, and answers, or says nothing."""
+
+    def __init__(self, host: PlayedHost, answer: Answer | None) -> None:
         self.engine, self.lang, self._arch = host.engine, host.lang, host.image.manifest.arch
         self.work: asyncio.Future[Work] = asyncio.get_running_loop().create_future()
-        self._answer = answer
+        self.answer = answer
 
     async def listen(self) -> None:
         await self.engine.listen_for_handed(self._arch, self.lang, self._take)
 
     def _take(self, delivery: Delivery) -> None:
         self.work.set_result(decode(delivery.data, type=Work))
-        if self._answer is not None:
-            self._answering = asyncio.ensure_future(self.engine.send(delivery.reply, encode(self._answer)))
+        if self.answer is not None:
+            self._answering = asyncio.ensure_future(self.engine.send(delivery.reply, encode(self.answer(self.work.result()))))
 
 
 @asynccontextmanager
-async def played(fleet: Fleet, name: str, answer: Taken | None = None) -> AsyncIterator[tuple[PlayedHost, Handed]]:
+async def played(fleet: Fleet, name: str, answer: Answer | None = None) -> AsyncIterator[tuple[PlayedHost, Handed]]:
     async with Engine.connect((fleet.server.url,), name) as engine:
         host = PlayedHost(engine, Images().find("py"))
         await host.join()
@@ -115,7 +122,7 @@ def test_a_host_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.Monke
 def test_a_run_begins_anew_whose_host_dies(dies: bool) -> None:
     async def scenario(fleet: Fleet) -> None:
         async with fleet.gateway("g1") as way, played(fleet, "h2") as (host, _):
-            async with played(fleet, "h1", Taken(host="h1")) as (first, handed):
+            async with played(fleet, "h1", lambda _: Taken(host="h1")) as (first, handed):
                 await until(lambda: bool(way.runner.installed()))
                 asked = asyncio.create_task(way.client.post("/run", json=PY))
                 work = await handed.work
@@ -134,6 +141,67 @@ def test_a_run_begins_anew_whose_host_dies(dies: bool) -> None:
             assert (await host.ask(f"gw.g1.h2.{work.id}", late))["verdict"] == "done"
 
     in_fleet(scenario)
+
+
+def failed(work: Work) -> Taken:
+    return Taken(host="h1", ended=Settle(token=work.token, delivered=0, error=wire(HostError("not here")), final=False))
+
+
+def alien(_: Work) -> Taken:
+    return Taken(host="h1", ended=Settle(token="another run's", delivered=0))
+
+
+@pytest.mark.parametrize("answer", [failed, alien])
+def test_an_end_that_does_not_count_leaves_the_run_to_another_host(answer: Answer) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        async with fleet.gateway("g1") as way, played(fleet, "h1", answer), played(fleet, "h2") as (host, _):
+            await until(lambda: bool(way.runner.installed()))
+            asked = asyncio.create_task(way.client.post("/run", json=PY))
+            work, delivery = await host.take()
+            async with way.client.get("/healthz") as health:
+                assert health.status == 200
+            await host.carry_out(work, delivery, b"said\n")
+            async with await asked as answered:
+                assert (await answered.json())["steps"][0]["stdout"] == "said\n"
+
+    in_fleet(scenario)
+
+
+def test_an_end_that_cannot_be_stored_counts_no_more_when_another_host_has_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    create, stores, tries = Results.create, asyncio.Event(), 0
+
+    async def storing(results: Results, run_id: str, data: bytes) -> bool:
+        nonlocal tries
+        tries += 1
+        if not stores.is_set():
+            raise SilenceError("played")
+        return await create(results, run_id, data)
+
+    monkeypatch.setattr(Results, "create", storing)
+
+    async def scenario(fleet: Fleet) -> None:
+        async with fleet.gateway("g1") as way, played(fleet, "h2") as (host, _):
+            async with played(fleet, "h1") as (first, handed):
+                handed.answer = lambda work: Taken(host="h1", ended=Settle(token=work.token, delivered=0, said=first.whole(0, b"lost\n")))
+                await until(lambda: bool(way.runner.installed()))
+                asked = asyncio.create_task(way.client.post("/run", json=PY))
+                await until(lambda: tries > 0)
+            work, delivery = await host.take()
+            assert await host.open(work, delivery) == "go"
+            async with way.client.get("/healthz") as health:
+                assert health.status == 200
+            await until(lambda: not named("store "))
+            stores.set()
+            await host.carry_out(work, delivery, b"said\n")
+            async with await asked as answer:
+                assert (await answer.json())["steps"][0]["stdout"] == "said\n"
+
+    in_fleet(scenario)
+
+
+def named(prefix: str) -> list[str]:
+    """The tasks under way whose names begin so."""
+    return [name for task in asyncio.all_tasks() if (name := task.get_name()).startswith(prefix)]
 
 
 def test_a_host_that_stops_gives_back_what_was_handed_to_it(tmp_path: Path, queued: list[str]) -> None:
