@@ -117,7 +117,7 @@ class Verdicts:
         return await self._settle(host, run_id, decode(message.data, type=Settle))
 
     async def ended(self, follow: Follow, host: str, said: Settle) -> None:
-        """A host that was handed a run has ended it: store that, unless another one has it since."""
+        """A host that was handed a run has ended it: store that, if no other has it since."""
         while not follow.run.done.is_set():
             try:
                 if await self._settle(host, follow.run.id, said) is not None:
