@@ -147,8 +147,7 @@ def cell_of(uid: int | None) -> Iterator[namespaces.Cell]:
         os.seteuid(own)
     cell = making.finish()
     yield cell
-    for fd in cell.descriptors.values():
-        os.close(fd)
+    cell.close()
 
 
 def intrude(

@@ -20,11 +20,13 @@ from mayfly.guests.zygote import START, Zygote
 from mayfly.protocol.report import End, Ended, decode
 from mayfly.protocol.spawning import NOBODY, NOT_FORKED, Reaped
 from mayfly.units import MIB
-from mayfly.vmm.config import UID_RANGE, Channel, MachineConfig
+from mayfly.vmm.config import UID_RANGE, Channel, MachineConfig, Sandbox
 from mayfly.vmm.kvm.prctl import prctl
+from mayfly.vmm.process import zygote as vmm_zygote
 from mayfly.vmm.process.zygote import OOM_SCORE
-from mayfly.vmm.sandbox import landlock
+from mayfly.vmm.sandbox import landlock, namespaces
 from mayfly.vmm.sandbox.privileges import drop_privileges, identity
+from mayfly.vmm.sandbox.system import call
 from tests.kit import tiny
 from tests.kit.spawned import Spawned
 from tests.kit.tiny import RESET
@@ -122,6 +124,30 @@ def test_machines_die_with_the_zygote(tmp_path: Path) -> None:
         zygote.receive()
     zygote.close()
     machine.close()
+
+
+def test_namespaces_that_were_lacking_for_a_moment_are_made_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lacking = tmp_path / "lacking"
+    lacking.touch()
+
+    def missing(name: str, *values: int | bytes | None) -> int:
+        if name == "unshare" and lacking.exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return call(name, *values)
+
+    monkeypatch.setattr(namespaces, "call", missing)
+    monkeypatch.setattr(vmm_zygote, "AGAIN_S", 0.0)
+    zygote = Zygote.fork()
+    kernel = str(tiny.build(tmp_path, SPIN))
+    required = MachineConfig(kernel=kernel, memory=16 * MIB, channel=Channel.SERIAL, user="nobody", sandbox=Sandbox.REQUIRED)
+    with Spawned(zygote, required) as machine:
+        assert "sandbox is required, and this host lacks namespaces" in str(machine.wait_ended().error)
+    assert zygote.receive() == Reaped(machine=7, status=0)
+    lacking.unlink()
+    with Spawned(zygote, required) as machine:
+        machine.wait_running()
+        assert Path(f"/proc/{machine.pid}/ns/net").readlink() != Path("/proc/self/ns/net").readlink()
+    zygote.close()
 
 
 def test_closing_the_client_ends_zygote_and_machines(tmp_path: Path) -> None:

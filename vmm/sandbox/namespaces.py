@@ -7,6 +7,7 @@ the filters of system calls forbid sockets and shared memory. There is no PID na
 for children alone.
 """
 
+import contextlib
 import errno
 import os
 import platform
@@ -44,19 +45,34 @@ class Cell(NamedTuple):
         """Enter those that there are, and close them here. For a process with one thread. Raises
         OSError: some are lacking.
         """
-        for kind, fd in self.descriptors.items():
-            call("setns", fd, KINDS[kind])
-            os.close(fd)
+        try:
+            for kind, fd in self.descriptors.items():
+                call("setns", fd, KINDS[kind])
+        finally:
+            self.close()
         if self.lacking:
             raise OSError(errno.EPERM, ", ".join(f"{kind}: {why}" for kind, why in self.lacking.items()))
+
+    def close(self) -> None:
+        """Close the descriptors here."""
+        for fd in self.descriptors.values():
+            os.close(fd)
 
 
 class Making:
     """A process that makes a cell, while its parent does something else."""
 
     def __init__(self) -> None:
+        self._failed = ""
+        try:
+            self._begin()
+        except OSError as error:
+            self._failed = error.strerror or "refused"
+
+    def _begin(self) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+        with theirs, contextlib.ExitStack() as failed:
+            failed.callback(self._socket.close)
             self._pid = os.fork()
             if self._pid == 0:
                 status = 1
@@ -65,17 +81,29 @@ class Making:
                     status = 0
                 finally:
                     os._exit(status)
+            failed.pop_all()
 
     def finish(self) -> Cell:
-        """Wait for it. The caller closes the descriptors."""
+        """Wait for it. The caller closes the descriptors. Where there was no process, descriptor or
+        memory for it, all kinds are lacking.
+        """
+        if self._failed:
+            return _none(self._failed)
         with self._socket:
-            data, descriptors, _, _ = socket.recv_fds(self._socket, _MESSAGE_LIMIT, len(KINDS), socket.MSG_CMSG_CLOEXEC)
+            data, descriptors, flags, _ = socket.recv_fds(self._socket, _MESSAGE_LIMIT, len(KINDS), socket.MSG_CMSG_CLOEXEC)
         os.waitpid(self._pid, 0)
         if not data:
-            return Cell({}, dict.fromkeys(_wanted(), "it could not be made"))
+            return _none("it could not be made")
         words = dict(line.split(maxsplit=1) for line in data.decode().splitlines())
         made = [kind for kind, word in words.items() if word == _MADE]
+        if flags & socket.MSG_CTRUNC:  # there was no room in this process's table
+            Cell(dict(zip(made, descriptors, strict=False)), {}).close()
+            return _none(os.strerror(errno.EMFILE))
         return Cell(dict(zip(made, descriptors, strict=True)), {kind: word for kind, word in words.items() if word != _MADE})
+
+
+def _none(why: str) -> Cell:
+    return Cell({}, dict.fromkeys(_wanted(), why))
 
 
 def _wanted() -> list[str]:
