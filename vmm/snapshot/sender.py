@@ -62,7 +62,7 @@ class Sender:
     def _send(self, fd: int, state: bytes | None) -> None:
         """Without its end a round counts as cut off, here as at the reader."""
         try:
-            with contextlib.suppress(OSError, MayflyError), open(fd, "wb", buffering=0):
+            with contextlib.suppress(OSError, MemoryError, MayflyError), open(fd, "wb", buffering=0):
                 if self._first:
                     stream.write_start(fd, Start(memory=self._mapping.size, initrd_offset=self._layers.initrd_offset))
                 stream.write_pages(fd, self._mapping, self._runs())
@@ -70,7 +70,7 @@ class Sender:
                 self._whole = True  # before the reader knows, who may ask for another one at once
                 try:
                     stream.write_end(fd, state)
-                except OSError:
+                except (OSError, MemoryError):
                     self._whole = False
         finally:
             self._idle.set()

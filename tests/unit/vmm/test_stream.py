@@ -17,6 +17,9 @@ from mayfly.protocol.pages import HEAD, MAX_TEXT, Head, Kind, Start, parse
 from mayfly.units import MIB, PAGE
 from mayfly.vmm.kvm.mapping import Mapping
 from mayfly.vmm.snapshot import stream
+from mayfly.vmm.snapshot.files import Layers
+from mayfly.vmm.snapshot.sender import Sender
+from mayfly.vmm.worker import Worker
 
 SIZE = 16 * MIB
 PAGES = SIZE // PAGE
@@ -114,3 +117,23 @@ def test_a_stream_with_a_turned_bit_or_cut_off_never_raises_anything_else(data: 
         end = data.draw(st.integers(0, len(whole)))
         with contextlib.suppress(SnapshotError):
             carried(bytes(whole[:end]), here)
+
+
+def test_a_round_for_which_there_is_no_memory_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the thread is there for what comes after."""
+
+    def refuse(*_: object) -> None:
+        raise MemoryError
+
+    worker = Worker()
+    worker.start()
+    for lacks in ("write_pages", "write_end"):
+        with Mapping(SIZE) as mapping, contextlib.closing(Layers([], None)) as layers, monkeypatch.context() as patch:
+            patch.setattr(stream, lacks, refuse)
+            reading, writing = os.pipe()
+            with contextlib.closing(Sender(mapping, layers, 0, worker)) as sender, open(reading, "rb") as pipe:  # noqa: PTH123 (a descriptor)
+                sender.send(writing, None)
+                assert pipe.read()[-HEAD.size :] != Head(Kind.ROUND, 0, 0).pack()
+                assert not sender.ready
+    assert worker.is_alive()
+    worker.finish()
