@@ -134,7 +134,7 @@ class Index:
         """The newest version of a crate that fits all of what is wanted, if there is one.
 
         Raises:
-            ImageError: the index has no such crate.
+            ImageError: the index has no such crate, or spells it otherwise.
         """
         specs = [_spec(text, by) for text in wanted]
         for known in self._read(name, by):
@@ -157,6 +157,9 @@ class Index:
                 raise ImageError(f"{by} needs {name}, which the index has not", hint="is it spelled so? give another --packages-from")
             try:
                 found = [decode(_Version, line) for line in data.splitlines() if line.strip()]
+                if others := {known.name for known in found} - {name}:
+                    has = repr(min(others)[:80])
+                    raise ImageError(f"{by} needs {name}, which the index has as {has}", hint="spell it as the index does")
                 usable = [known for known in found if not known.yanked and _numbers(known.rust_version or "") <= self._rust]
                 self._versions[name] = sorted(usable, key=lambda known: Version(known.vers), reverse=True)
             except (SchemaError, ValueError) as error:

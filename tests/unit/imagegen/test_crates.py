@@ -123,6 +123,7 @@ def test_cargo_builds_with_them_without_a_network(layout: Path, server: PackageS
     ("wanted", "error", "message"),
     [
         (["nothing"], ImageError, "--package needs nothing, which the index has not"),
+        (["Left"], ImageError, "--package needs Left, which the index has as 'left'"),
         (["left@9"], ImageError, r"needs left@9, of which the index has no version: the newest for this compiler is 2\.0\.0"),
         (["low", "high"], ImageError, r"high-1\.0\.0 needs left@\^1\.4, and 1\.0\.0 is chosen"),
         (["left@1", "left@2"], ConfigError, "a crate is asked for twice"),
