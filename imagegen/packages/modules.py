@@ -33,12 +33,13 @@ MAX_SOURCE = 4 << 20
 """Bytes of a source file whose imports are read."""
 _PART = r"[A-Za-z0-9_~-][A-Za-z0-9._~-]*"
 _PATH = re.compile(rf"{_PART}(?:/{_PART})*")
-_VERSION = re.compile(r"v\d+\.\d+\.\d+(?:-[0-9A-Za-z.-]+)?(?:\+incompatible)?")
+_NUMBER = r"(?:0|[1-9][0-9]{0,18})"
+_WORD = rf"(?:{_NUMBER}|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
+_VERSION = re.compile(rf"v{_NUMBER}\.{_NUMBER}\.{_NUMBER}(?:-{_WORD}(?:\.{_WORD})*)?(?:\+incompatible)?")
 _QUERY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]*")
-_REQUIRED = re.compile(r"(?m)^\s*(?:require\s+)?\"?([^\s\"()]+)\"?\s+(v[^\s/]+)\s*(?://.*)?$")
-_BLOCK = re.compile(r"(?ms)^\s*(\w+)\s*\((.*?)^\s*\)")
-_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
-_CLAUSE = re.compile(r"\s*;?\s*import\s*(?:\(([^)]*)\)|((?:[\w.]+\s*)?(?:\"[^\"\n]*\"|`[^`\n]*`)))")
+_GO = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})*")
+_COMMENT = re.compile(r"//[^\n]*|/\*.*?(?:\*/|\Z)", re.DOTALL)
+_CLAUSE = re.compile(r"[\s;]*import\s*(?:\(([^)]*)\)|((?:[\w.]+\s*)?(?:\"[^\"\n]*\"|`[^`\n]*`)))")
 _PACKAGE = re.compile(r"\s*package\s+\w+")
 _IMPORTED = re.compile(r"[\"`]([^\"`\n]+)[\"`]")
 _PRUNES = (1, 17)
@@ -147,13 +148,21 @@ def _check(module: Module) -> None:
 
 def read_go_mod(data: bytes) -> GoMod:
     """Parse a go.mod, as far as those of dependencies count: `replace` and `exclude` do not."""
-    text = data.decode("utf-8", "replace")
-    bare = _BLOCK.sub("", text)
-    lines = [match[2] for match in _BLOCK.finditer(text) if match[1] == "require"]
-    lines += re.findall(r"(?m)^\s*require\s[^\n]*$", bare)
-    needs = tuple(Module(match[1], match[2]) for block in lines for match in _REQUIRED.finditer(block))
-    go = re.search(r"(?m)^\s*go\s+([0-9.]+)", bare)
-    return GoMod(text=data, go=tuple(int(part) for part in (go[1] if go else "1.16").split(".") if part), needs=needs)
+    needs = []
+    go, block = "1.16", ""
+    for line in data.decode("utf-8", "replace").split("\n"):
+        words = line.partition("//")[0].replace("(", " ( ").split()
+        if block and words == [")"]:
+            block = ""
+        elif words[1:] == ["("]:
+            block = words[0]
+        else:
+            match [block, *words] if block else words:
+                case ["require", path, version] if version.startswith("v"):
+                    needs.append(Module(path.strip('"`'), version))
+                case ["go", version] if numbers := _GO.match(version):
+                    go = numbers[0]
+    return GoMod(text=data, go=tuple(int(part) for part in go.split(".")), needs=tuple(needs))
 
 
 def imports(source: str) -> list[str]:

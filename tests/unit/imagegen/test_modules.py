@@ -22,6 +22,8 @@ from tests.kit.package_kit import PackageServer, build_with, pack, sha256
 pytestmark = pytest.mark.usefixtures("own_folders")
 LANGUAGE = toy_language(packages={"kind": "modules", "registry": "http://127.0.0.1:1", "env": {"GOSUMDB": "off"}})
 MOD = f"{FOLDER}/mod"
+HOSTILE = 1 << 17
+"""Bytes: by their square, time would be minutes."""
 PSEUDO = "v0.0.0-20231006140011-7918f672742d"
 
 
@@ -116,6 +118,21 @@ def test_go_mod_files_are_read() -> None:
     assert found.go == (1, 20)
     assert found.needs == (Module("a.b/c", "v1.0.0"), Module("a.b/d", "v0.1.0"), Module("a.b/f", "v2.0.0+incompatible"))
     assert read_go_mod(b"module x\n").go == (1, 16)
+    assert read_go_mod(b"go 1.21rc1\r\nrequire(\r\n\t`a.b/c` v1.0.0\r\n)\r\n").needs == (Module("a.b/c", "v1.0.0"),)
+    assert read_go_mod(b"go 1.21rc1\r\n").go == (1, 21)
+
+
+@pytest.mark.parametrize("text", ["\n", " ", "require (\n", "a (\n\n", "//", "require\n", "go 1.", "9", "("])
+def test_a_hostile_go_mod_takes_no_time(text: str) -> None:
+    """Nor an int() of more digits than Python reads."""
+    for begin in ("", "go 1."):
+        assert read_go_mod((begin + text * (HOSTILE // len(text))).encode()).go < (2,)
+
+
+@pytest.mark.parametrize("text", ["\n", ";\n", "/*", "//", "import ", "import (\n", 'import "', "x", "`"])
+def test_a_hostile_source_takes_no_time(text: str) -> None:
+    for begin in ("", "package x\n", "package x\nimport ", "package x\nimport ("):
+        imports(begin + text * (HOSTILE // len(text)))
 
 
 @pytest.mark.parametrize(
@@ -145,6 +162,9 @@ def test_imports_are_read(source: str, found: list[str]) -> None:
             r"the proxy has no go.mod of example.org/lost@v1\.0\.0|the proxy has no example.org/lost@v1\.0\.0",
         ),
         (["example.org/odd"], ImageError, "which is not a module"),
+        (["example.org/zeros"], ImageError, r"v1\.0\.0-01' is needed, which is not a module"),
+        (["example.org/digits"], ImageError, "which is not a module"),
+        (["example.org/listed"], ImageError, "the proxy has no module example.org/listed@latest"),
     ],
 )
 def test_what_cannot_be_had_is_said(layout: Path, server: PackageServer, wanted: list[str], error: type[MayflyError], message: str) -> None:
@@ -153,6 +173,9 @@ def test_what_cannot_be_had_is_said(layout: Path, server: PackageServer, wanted:
         server, "example.org/gone", "v1.0.0", {"gone.go": b'package gone\nimport "example.org/lost"\n'}, "require example.org/lost v1.0.0\n"
     )
     add_module(server, "example.org/odd", "v1.0.0", mod="require example.org/../../etc v1.0.0\n")
+    add_module(server, "example.org/zeros", "v1.0.0", mod="require example.org/right v1.0.0-01\n")
+    add_module(server, "example.org/digits", "v1.0.0", mod=f"require example.org/right v{'1' * 5000}.0.0\n")
+    server.pages["/example.org/listed/@v/list"] = b"v1.0.0-01\nv01.0.0\nv1.0.0-a..b\n"
     with pytest.raises(error, match=message):
         _build(layout, server, *wanted)
 
