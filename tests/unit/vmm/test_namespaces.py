@@ -1,4 +1,4 @@
-"""Cells of namespaces where something fails: nothing is raised that is not foreseen, or left open."""
+"""Cells of namespaces where something fails: errors are foreseen, and no descriptor stays open."""
 
 import errno
 import os
