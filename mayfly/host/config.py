@@ -84,9 +84,9 @@ class Config(Record, frozen=True, kw_only=True):
     ] = 2
     network_nameservers: Annotated[tuple[str, ...], key("name servers of machines with a network")] = ()
     network_allow: Annotated[tuple[str, ...], key("networks that machines may reach besides the public Internet")] = ()
-    network_bytes: Annotated[int, key("bytes that a machine may send and receive over its network in all", 0, 1 << 60)] = 0
-    network_rate: Annotated[int, key("bytes a second that a machine may send over its network, and receive", 0, 1 << 40)] = 0
-    network_packets: Annotated[int, key("packets a second, likewise", 0, 10**9)] = 0
+    network_bytes: Annotated[int, key("bytes that a machine may send and receive over its network in all; 0: no limit", 0, 1 << 60)] = 0
+    network_rate: Annotated[int, key("bytes a second that it may send, and receive; 0: no limit", 0, 1 << 40)] = 0
+    network_packets: Annotated[int, key("packets a second, likewise; 0: no limit", 0, 10**9)] = 0
     boot_timeout_s: Annotated[float, key("time for a machine to come up", 0.1, 3600)] = 30.0
     time_factor: Annotated[float, key("factor for all times on this host; 0: chosen by probing KVM", 0, 1000)] = 0.0
 
@@ -107,7 +107,7 @@ class Config(Record, frozen=True, kw_only=True):
 
     memory_budget: Annotated[int, key("memory for all machines together; 0: 60 % of what is available at the start", 0, 1 << 45)] = 0
     threads: Annotated[
-        int, key("threads of all machines together, ready ones too; each has one a virtual CPU and one for its devices", 0, 1 << 20)
+        int, key("threads of all machines, ready ones too: one a virtual CPU and one for devices, not an idle one; 0: no limit", 0, 1 << 20)
     ] = 0
     cold: Annotated[bool, key("boot a machine for each run instead of restoring it from a snapshot")] = False
     warm: Annotated[int, key("restored machines kept ready for each language that was asked for", 0, 10_000)] = 0

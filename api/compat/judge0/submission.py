@@ -95,7 +95,7 @@ class Submission:
 
     @classmethod
     def of(cls, run: Run) -> "Submission | None":
-        """The submission that one run is, whoever took it; None if it is none."""
+        """The submission that one run is, whoever took it; None if it is not one."""
         if not run.about:
             return None
         about = msgspec.msgpack.decode(run.about, type=About)
