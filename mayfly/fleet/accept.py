@@ -216,7 +216,7 @@ class Acceptance:
             answer = await self._engine.hand(registered.arch, registered.lang, work, self._queues.ack_wait_s)
             taken = decode(answer, type=Taken)
             if taken.host and (taken.ended is None or taken.ended.token == registered.token):
-                follow.work = work
+                follow.work, follow.handed_to = work, taken.host
                 return taken
         except NobodyError:
             pass

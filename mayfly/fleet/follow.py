@@ -20,7 +20,8 @@ class Follow:
 
     Attributes:
         number: its work's in the stream, if this gateway put it there; -1: another one did.
-        work: what its host was handed directly, for another one to begin it anew.
+        work: what a host was handed directly, for another one to begin it anew.
+        handed_to: that host, which may die before it says that it has begun.
         known: set when the run is accepted, or is not.
         revision: of its registration, while that says of no host that it has begun: 0 while there
             is none. None: all is registered, or was by another gateway.
@@ -38,7 +39,7 @@ class Follow:
         self.heard_at = asyncio.get_running_loop().time()
         self.changed = asyncio.Event()
         self.number = 0
-        self.work = b""
+        self.work, self.handed_to = b"", ""
         self.then: Callable[[Run], None] | None = None
         self.owed = 0  # bytes that the host may be granted anew
         self.given_back = 0  # the delivery that was
@@ -51,6 +52,11 @@ class Follow:
     def run(self) -> Run:
         """The run."""
         return self.mirror.run
+
+    @property
+    def host(self) -> str:
+        """Who has begun the run, or was handed it; empty if nobody was."""
+        return self.mirror.host or self.handed_to
 
     @property
     def lang(self) -> tuple[str, str]:

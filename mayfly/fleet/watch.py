@@ -63,7 +63,7 @@ class Watch:
 
     async def _look_at_hosts(self) -> None:
         """Give to others what hosts have that are gone: nobody listens in their name."""
-        hosts = {follow.mirror.host for follow in self._follows if follow.mirror.ack or follow.work} - {""}
+        hosts = {follow.host for follow in self._follows if follow.mirror.ack or follow.work} - {""}
         self._missing = {host: count for host, count in self._missing.items() if host in hosts}
         self._silent = {host: count for host, count in self._silent.items() if host in hosts}
         await asyncio.gather(*(self._look_at(host) for host in hosts))
@@ -73,8 +73,8 @@ class Watch:
             await self._engine.ask(f"ping.{host}", b"", 1)
         except NobodyError:
             self._missing[host] = self._missing.get(host, 0) + 1
-        except SilenceError:  # it hangs, or the engine does: the stream gives its work to others in time
-            self._silent[host] = self._silent.get(host, 0) + 1
+        except SilenceError:  # it hangs, unless the engine does: the stream gives its work to others in time
+            self._silent[host] = self._silent.get(host, 0) + 1 if self.quorum else 0
         else:
             self._missing.pop(host, None)
             self._silent.pop(host, None)
@@ -82,12 +82,12 @@ class Watch:
         for follow in self._follows:
             mirror = follow.mirror
             lost = (is_gone or hangs) if follow.work else (is_gone and mirror.ack and follow.given_back < mirror.delivered)
-            if mirror.host == host and lost:
+            if follow.host == host and lost:
                 follow.given_back = mirror.delivered
-                self.given_back += 1
                 told = step("give_back", follow.run.id, attempt=mirror.attempts, host=host)
-                log.warning("run %s: the host %s is gone; another one begins it anew", follow.run.id, host, extra=told)
                 await self._follows.give_back(follow)
+                self.given_back += 1
+                log.warning("run %s: the host %s is gone; another one begins it anew", follow.run.id, host, extra=told)
 
     async def _look_for_results(self) -> None:
         now = asyncio.get_running_loop().time()
