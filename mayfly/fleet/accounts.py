@@ -151,4 +151,6 @@ class Accounts:
             await self._engine.ask(f"ping.{host}", b"", 1)
         except NobodyError:
             return False
+        except SilenceError:  # it hangs: the run stays charged until that is known
+            return True
         return True
