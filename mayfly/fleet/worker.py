@@ -214,15 +214,19 @@ class Worker:
         """A gateway hands over a run. It is for the stream to find a host if this one is half full
         with it: work may be waiting there.
         """
-        with contextlib.suppress(ValueError):
+        try:
             work = decode(delivery.data, type=Work)
-            lang = token_of(work.snippet.language)
-            fits = self._room() - self._memory.get(lang, 0) >= self._service.admission.budget // 2
-            current = self._warm.get(lang) and lang not in self._fetches.lacking(self._images)
-            if fits and current and len(self._carrying) < self._most:
-                self._start(work, delivery)
-                return
-        self._carrying.give_back(delivery)
+        except ValueError as error:
+            log.error("fleet: a run that is handed over cannot be read: %s", error)
+            self._carrying.give_back(delivery)
+            return
+        lang = token_of(work.snippet.language)
+        fits = self._room() - self._memory.get(lang, 0) >= self._service.admission.budget // 2
+        current = self._warm.get(lang) and lang not in self._fetches.lacking(self._images)
+        if fits and current and len(self._carrying) < self._most:
+            self._start(work, delivery)
+        else:
+            self._carrying.give_back(delivery)
 
     async def _fetch(self, active: Active, lang: str) -> None:
         """Begin a run when its image is here."""
