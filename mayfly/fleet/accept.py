@@ -164,6 +164,7 @@ class Acceptance:
         run, registered, repeat = follow.run, follow.registered, order.repeat
         taken = Taken()
         try:
+            self._engine.check_size(encode(registered))  # it may be registered only later
             await self._queues.ensure(registered.arch, registered.lang)
             snippet = replace(order.snippet, language=name_of(order.image))
             if order.awaited:  # who else would have to know of it finds its result, or it is registered soon

@@ -271,8 +271,7 @@ class Engine:
             TooLargeError: it is too long.
             SilenceError: it may be stored or not.
         """
-        if len(data) + ROOM > self._client.max_payload:
-            raise TooLargeError(f"{len(data)} bytes; the fleet's servers take {self._client.max_payload - ROOM}")
+        self.check_size(data)
         with translated():
             try:
                 headers = {"Nats-Msg-Id": message_id, "Nats-Expected-Last-Subject-Sequence": "0"}
@@ -284,6 +283,11 @@ class Engine:
                     return 0
                 raise FullError(error.description or "the stream refuses") from error
         return int(ack.seq)
+
+    def check_size(self, data: bytes) -> None:
+        """Raises TooLargeError: the servers take no message with that."""
+        if len(data) + ROOM > self._client.max_payload:
+            raise TooLargeError(f"{len(data)} bytes; the fleet's servers take {self._client.max_payload - ROOM}")
 
     async def holds(self, arch: str, lang: str, message_id: str) -> bool:
         """Whether there is such work, waiting or under way. Raises SilenceError, FleetError."""
@@ -367,8 +371,10 @@ class Engine:
 
         Raises:
             NobodyError: nobody does.
+            TooLargeError: it is too long, also to be queued later.
             SilenceError: who was chosen does not answer, and has it or not.
         """
+        self.check_size(data)
         return await self.ask(f"run.now.{arch}.{lang}", data, timeout_s)
 
     async def listen_for_handed(self, arch: str, lang: str, hear: Callable[[Delivery], object]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mayfly.errors import FleetError, HostError, RequestError
+from mayfly.errors import BodyTooLargeError, FleetError, HostError, RequestError
 from mayfly.fleet import carrying, follows, lists
 from mayfly.fleet import engine as connections
 from mayfly.fleet.accept import Queues
@@ -27,6 +27,7 @@ from mayfly.images.store import Images
 from mayfly.runs.repeats import Repeat
 from mayfly.runs.runner import Order
 from mayfly.runs.service import Service
+from mayfly.units import MIB
 from tests.kit.api_fakes import install_toys
 from tests.kit.fleet_kit import Fleet, in_fleet, until
 from tests.kit.played_host import PlayedHost
@@ -357,6 +358,21 @@ def test_a_repeated_request_takes_no_run_from_who_follows_it(tmp_path: Path) -> 
             assert found is followed
             (tmp_path / "gate").touch()
             assert output(await events(one.client, run_id)) == "end\n"
+
+    in_fleet(scenario)
+
+
+@pytest.mark.parametrize("awaited", [True, False])
+def test_a_run_that_cannot_be_registered_is_too_large(awaited: bool) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with fleet.gateway("g1") as way:
+            await fleet.until_hosts(way, 1)
+            snippet = Snippet(language="toy", source=b"true")
+            order = Order(snippet, way.runner.image_for(snippet), awaited=awaited, about=bytes(32 * MIB))
+            with pytest.raises(BodyTooLargeError, match="the fleet's servers take"):
+                await way.runner.begin(order)
+            assert not way.runner.under_way
 
     in_fleet(scenario)
 
