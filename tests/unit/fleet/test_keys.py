@@ -177,6 +177,12 @@ def test_what_a_dead_gateway_charged_is_given_back(monkeypatch: pytest.MonkeyPat
             with pytest.raises(KeyLimitError):
                 await alive.take(tenant, "sixth", 128 * MIB)
             assert answers
+            await alive.give_back("k1", "direct")
+            await engine.listen("ping.h2", lambda _: None)
+            await buckets.runs.create("silent", registered("silent", "k1", host="h2", delivered=0))
+            assert await alive.take(tenant, "silent", 128 * MIB)
+            with pytest.raises(KeyLimitError):  # who has it hangs
+                await alive.take(tenant, "sixth", 128 * MIB)
 
     in_fleet(scenario)
 
