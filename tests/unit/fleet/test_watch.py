@@ -1,0 +1,79 @@
+"""Which hosts a gateway takes for gone."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+
+from mayfly.fleet.failures import FullError, SilenceError
+from mayfly.fleet.follow import Follow
+from mayfly.fleet.message import Head, Registered
+from mayfly.fleet.mirror import make_run
+from mayfly.fleet.watch import MISSED, Watch
+from mayfly.host.snippet import Mode
+
+
+class Hangs:
+    """An engine over which a host says nothing."""
+
+    async def ask(self, subject: str, data: bytes, timeout_s: float) -> bytes:
+        assert (subject, data) == ("ping.h1", b"")
+        raise SilenceError
+
+
+class Follows:
+    """One run, which h1 was handed. It is given back once there is room."""
+
+    def __init__(self) -> None:
+        head = Head(id="one", language="toy", version="1.0", mode=Mode.EVENTS, step_names=())
+        self.follow = Follow(make_run(head), Registered(head=head, token="t", gateway="g1", arch="x", lang="toy"))
+        self.follow.work, self.follow.handed_to = b"work", "h1"
+        self.full = False
+
+    def __iter__(self) -> Iterator[Follow]:
+        return iter([self.follow])
+
+    async def give_back(self, follow: Follow) -> None:
+        if self.full:
+            raise FullError
+        follow.work = b""
+
+
+def watching() -> tuple[Watch, Follows]:
+    follows = Follows()
+    return Watch(cast(Any, Hangs()), cast(Any, None), cast(Any, follows)), follows
+
+
+def test_hosts_do_not_hang_when_the_engine_does() -> None:
+    async def scenario() -> None:
+        watch, follows = watching()
+        watch.quorum = False
+        for _ in range(2 * MISSED):
+            await watch._look_at_hosts()
+        watch.quorum = True
+        for _ in range(MISSED - 1):
+            await watch._look_at_hosts()
+        assert follows.follow.work
+        await watch._look_at_hosts()
+        assert not follows.follow.work
+        assert watch.given_back == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_run_that_cannot_be_given_back_is_not_counted() -> None:
+    async def scenario() -> None:
+        watch, follows = watching()
+        follows.full = True
+        for _ in range(MISSED - 1):
+            await watch._look_at_hosts()
+        for _ in range(2):
+            with pytest.raises(FullError):
+                await watch._look_at_hosts()
+        assert watch.given_back == 0
+        follows.full = False
+        await watch._look_at_hosts()
+        assert watch.given_back == 1
+
+    asyncio.run(scenario())
