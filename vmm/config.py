@@ -20,6 +20,8 @@ MAX_MTU = 65520
 
 UID_RANGE = (0x7000_0000, 0x703F_FFFF)
 """As many ids as Linux has processes at most (pid_max), in a free range (systemd.io/UIDS-GIDS)."""
+PASST_UIDS = (0x7040_0000, 0x707F_FFFF)
+"""As many, behind them, for passt of machines that root starts."""
 
 CHANNEL_PORT = 1023
 """Where the guest's agent listens, if the channel goes over TCP: unprivileged programs cannot."""

@@ -15,7 +15,7 @@ from mayfly import paths
 from mayfly.errors import ConfigError, SchemaError
 from mayfly.schema import Meta, Record, convert, field, replace
 from mayfly.units import MIB
-from mayfly.vmm.config import UID_RANGE, Channel, NetworkBackend, Sandbox
+from mayfly.vmm.config import PASST_UIDS, UID_RANGE, Channel, NetworkBackend, Sandbox
 
 MAX_UID = (1 << 32) - 1  # Which means none (setresuid(2))
 DEFAULT_EMULATED_FACTOR = 5.0
@@ -132,6 +132,9 @@ class Config(Record, frozen=True, kw_only=True):
 
         if not re.fullmatch(r"[1-9]\d{0,9}-[1-9]\d{0,9}", self.uid_range) or not self.uids[0] <= self.uids[1] < MAX_UID:
             raise ConfigError(f"uid_range is {self.uid_range!r}; it must be FIRST-LAST, from 1 to {MAX_UID - 1}")
+        first, last = PASST_UIDS
+        if self.network_backend is NetworkBackend.PASST and self.uids[0] <= last and self.uids[1] >= first:
+            raise ConfigError(f"uid_range is {self.uid_range!r}, and passt's ids are {first}-{last}", hint="give a range beside them")
 
     @classmethod
     def load(cls, overrides: Mapping[str, Any] | None = None, path: Path | None = None) -> Self:

@@ -15,7 +15,7 @@ from ipaddress import ip_interface
 from typing import Any
 
 from mayfly.errors import NetworkError
-from mayfly.vmm.config import CHANNEL_PORT, NetworkConfig
+from mayfly.vmm.config import CHANNEL_PORT, PASST_UIDS, NetworkConfig
 from mayfly.vmm.devices.virtio.buffers import scatter
 from mayfly.vmm.devices.virtio.net import Backend
 from mayfly.vmm.devices.virtio.packet import ETHERNET_BYTES, HEADER, MAX_PACKET
@@ -29,9 +29,9 @@ BUFFER = 4 << 20
 """Bytes under way to the guest. passt drops what does not fit, and resends it much later: with the
 usual 208 KiB, throughput falls to some 3 MB/s.
 """
-FIRST_UID = 0x7040_0000
-"""User and group ids of root's: this plus the id of the vmm process (systemd.io/UIDS-GIDS has the
-range as free), so that no two machines' are one user's.
+FIRST_UID, _ = PASST_UIDS
+"""User and group ids of root's: this plus the id of the vmm process, so that no two machines' are
+one user's.
 """
 _SO_SNDBUFFORCE = 32
 _HINTS = (

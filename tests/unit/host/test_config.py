@@ -56,6 +56,7 @@ def test_overrides_win(tmp_path: Path) -> None:
         ("uid_range: 0-9\n", "FIRST-LAST"),
         ("uid_range: 9-8\n", "FIRST-LAST"),
         ("uid_range: 1-4294967295\n", "from 1 to 4294967294"),
+        ("network_backend: passt\nuid_range: 1879048192-1883242496\n", "passt's ids are 1883242496-1887436799"),
         ("network_backend: bridge\n", "none or tap or passt"),
         ("network_taps: mayfly0\n", "it must be a list"),
         ("channel: carrier-pigeon\n", "serial or virtio or tcp"),
