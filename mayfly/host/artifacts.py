@@ -7,6 +7,7 @@ and its state is checked like a guest's input when a machine starts from it; the
 image that it is of must be on the host then.
 """
 
+import contextlib
 import json
 import os
 import tempfile
@@ -18,7 +19,7 @@ import zstandard
 from mayfly.errors import RegistryError, SnapshotError
 from mayfly.files import atomic_write, file_digest, storing
 from mayfly.imagegen.digests import digest_of
-from mayfly.imagegen.oci.documents import Descriptor, Source, fetch_document, read_artifact
+from mayfly.imagegen.oci.documents import MAX_DOCUMENT, Descriptor, Source, fetch_document, read_artifact
 from mayfly.imagegen.oci.registry import RegistrySource
 from mayfly.imagegen.oci.signature import Signer, fetch_signature, push_signature, verify
 from mayfly.imagegen.progress import Progress
@@ -44,7 +45,7 @@ def push(name: str, target: RegistrySource, signer: Signer | None = None) -> str
     artifact's digest.
 
     Raises:
-        SnapshotError: there is none, it is not a base, or it was altered.
+        SnapshotError: there is none, it is not a base, it was altered, or a file is too large.
         RegistryError: the registry does not take it.
     """
     found = store.find(name)
@@ -53,6 +54,9 @@ def push(name: str, target: RegistrySource, signer: Signer | None = None) -> str
     if store.digests(found.folder) != found.manifest.files:
         raise SnapshotError(f"{found.folder} was altered", hint="remove the snapshot and make it again")
     config = found.folder / MANIFEST
+    for path in (config, *(found.folder / file for file in FILES if file != MEMORY)):
+        if path.stat().st_size > MAX_DOCUMENT:  # what fetch_document takes at a pull
+            raise SnapshotError(f"{path} has {path.stat().st_size} bytes; {MAX_DOCUMENT} can be pushed", hint="make it of less memory")
     with storing(cache_dir()), tempfile.TemporaryDirectory(prefix="snapshot.", dir=_made(cache_dir())) as folder:
         packed = Path(folder) / MEMORY
         _pack(found.folder, packed)
@@ -109,7 +113,8 @@ def pull(source: Source, progress: Progress, keys: Sequence[str] = ()) -> Snapsh
 
     Raises:
         RegistryError: it is not a snapshot of ours, or not what its digests say, or not signed.
-        SnapshotError: it is of another version of Mayfly, or cannot be written.
+        SnapshotError: it is of another version of Mayfly, cannot be written, or is being made or
+            removed.
     """
     document, config, layers = read_artifact(source)
     if config.media_type != CONFIG_TYPE or [layer.media_type for layer in layers] != [*LAYERS.values()]:
@@ -121,7 +126,7 @@ def pull(source: Source, progress: Progress, keys: Sequence[str] = ()) -> Snapsh
     store.check_name(manifest.name)
     if manifest.parent or manifest.run or manifest.function:
         raise RegistryError("the artifact's snapshot is not a base", hint="do not use it")
-    with store.claimed(manifest.name), store.replacing(manifest.name) as part:
+    with _claimed(manifest.name), store.replacing(manifest.name) as part:
         for name, layer in zip(FILES, layers, strict=True):
             if name != MEMORY:
                 (part / name).write_bytes(fetch_document(source, layer))
@@ -131,6 +136,16 @@ def pull(source: Source, progress: Progress, keys: Sequence[str] = ()) -> Snapsh
         with atomic_write(part / MANIFEST) as file:
             file.write(data)
     return manifest
+
+
+@contextlib.contextmanager
+def _claimed(name: str) -> Iterator[None]:
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(store.claimed(name))
+        except BlockingIOError as error:
+            raise SnapshotError(f"the snapshot {name} is being made or removed now", hint="try again") from error
+        yield
 
 
 def _unpack(source: Source, layer: Descriptor, part: Path, memory: int, progress: Progress) -> None:

@@ -75,6 +75,8 @@ def test_pushed_here_and_pulled_by_digest_there(base: Snapshot, registry: str, m
     with pytest.raises(RegistryError, match="no signature"):
         artifacts.pull(_source(f"{registry}/unsigned/toy@{unsigned}"), Silent(), keys)
     assert not list(store.installed())
+    with store.claimed(base.manifest.name), pytest.raises(SnapshotError, match="is being made or removed now"):
+        artifacts.pull(_source(f"{registry}/bases/toy@{digest}"), Silent(), keys)
     assert artifacts.pull(_source(f"{registry}/bases/toy@{digest}"), Silent(), keys) == base.manifest
     found = store.find(base.manifest.name)
     assert found.folder != base.folder
@@ -84,6 +86,12 @@ def test_pushed_here_and_pulled_by_digest_there(base: Snapshot, registry: str, m
     memory = (found.folder / MEMORY).stat()
     assert (memory.st_mode & 0o777, memory.st_size) == (0o600, base.manifest.machine.memory)
     assert memory.st_blocks * 512 <= base.manifest.memory_bytes
+
+
+def test_what_could_not_be_pulled_is_not_pushed(base: Snapshot, registry: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifacts, "MAX_DOCUMENT", 100)
+    with pytest.raises(SnapshotError, match="bytes; 100 can be pushed"):
+        artifacts.push(base.manifest.name, _source(f"{registry}/large/toy:1"))
 
 
 def test_what_was_altered_is_neither_pushed_nor_pulled(
