@@ -7,6 +7,7 @@ admin-guide/cgroup-v2.rst; systemd.io/CGROUP_DELEGATION).
 """
 
 import contextlib
+import errno
 import logging
 import os
 from collections.abc import Mapping
@@ -129,7 +130,8 @@ class Groups:
             return os.open(group / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
         except OSError as error:
             self.remove(machine)
-            hint = "too many groups may be there: see cgroup.max.descendants of the groups above"
+            many = error.errno == errno.EAGAIN
+            hint = f"see {'cgroup.max.descendants of the groups above: too many are there' if many else '`mayfly doctor`'}"
             raise HostError(f"no control group for the machine: {error.strerror}", hint=hint) from error
 
     def remove(self, machine: int) -> bool:

@@ -68,7 +68,9 @@ def test_a_machine_has_a_group_until_it_ends(tmp_path: Path) -> None:
         wanted = limits(MachineConfig(kernel="/k", memory=16 * MIB))
         assert found["limits"] == {name: value for kind in found["controllers"] for name, value in wanted[kind].items()}
         assert found["left"] == ["server"]
-        assert "no control group" in found["refused"]
+        assert found["refused"] == "see cgroup.max.descendants of the groups above: too many are there"
+        if not found["controllers"]:
+            pytest.skip("no controller can be delegated here: the machines' limits were not seen")
 
 
 async def machines(kernel: str) -> dict[str, Any]:
@@ -102,7 +104,7 @@ async def machines(kernel: str) -> dict[str, Any]:
     try:
         await spawner.spawn(config)
     except HostError as error:
-        found["refused"] = error.message
+        found["refused"] = error.hint
     await spawner.close()
     found["left"] = sorted(path.name for path in server.parent.iterdir() if path.is_dir())
     return found
