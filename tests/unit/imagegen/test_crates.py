@@ -5,7 +5,6 @@ host's cargo builds with them and without a network.
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -25,12 +24,6 @@ from tests.kit.package_kit import PackageServer, build_with, sha256, tgz
 pytestmark = pytest.mark.usefixtures("own_folders")
 LANGUAGE = toy_language(packages={"kind": "crates", "registry": "http://127.0.0.1:1"})
 CARGO = shutil.which("cargo")
-
-
-@pytest.fixture
-def server() -> Iterator[PackageServer]:
-    with PackageServer() as server:
-        yield server
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,12 +24,6 @@ MOD = f"{FOLDER}/mod"
 HOSTILE = 1 << 17
 """Bytes: by their square, time would be minutes."""
 PSEUDO = "v0.0.0-20231006140011-7918f672742d"
-
-
-@pytest.fixture
-def server() -> Iterator[PackageServer]:
-    with PackageServer() as server:
-        yield server
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import platform
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,6 @@ from tests.kit.package_kit import PackageServer, build_with, tgz
 pytestmark = pytest.mark.usefixtures("own_folders")
 LANGUAGE = toy_language(packages={"kind": "npm", "registry": "http://127.0.0.1:1"})
 CPU = {"x86_64": "x64", "aarch64": "arm64"}[platform.machine()]
-
-
-@pytest.fixture
-def server() -> Iterator[PackageServer]:
-    with PackageServer() as server:
-        yield server
 
 
 @pytest.fixture

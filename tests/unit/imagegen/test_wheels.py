@@ -8,7 +8,7 @@ import stat
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,6 @@ LIBC = member(
     f"usr/lib/{platform.machine()}-linux-gnu/libc.so.6".encode(), b"\0GNU C Library (Debian GLIBC 2.36-9) stable release version 2.36.\n"
 )
 BASE = tar(member(b"etc/toy-version", PYTHON.encode()), LIBC, member(f"usr/local/lib/python{PYTHON}/os.py".encode()))
-
-
-@pytest.fixture
-def server() -> Iterator[PackageServer]:
-    with PackageServer() as server:
-        yield server
 
 
 @pytest.fixture
