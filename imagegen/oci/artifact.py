@@ -16,7 +16,16 @@ from mayfly.errors import ConfigError, RegistryError
 from mayfly.files import atomic_write, locked, making, replacing, storing
 from mayfly.imagegen.digests import blob_path, digest_of, hasher_for, spell
 from mayfly.imagegen.languages import NAME
-from mayfly.imagegen.oci.documents import MACHINE_TO_GOARCH, Descriptor, Source, fetch_document, read_artifact
+from mayfly.imagegen.oci.documents import (
+    MACHINE_TO_GOARCH,
+    MANIFEST_TYPE,
+    Descriptor,
+    Source,
+    descriptor_of,
+    fetch_document,
+    read_artifact,
+    write_artifact,
+)
 from mayfly.imagegen.oci.registry import RegistrySource
 from mayfly.imagegen.oci.signature import FILE, Signer, fetch_signature, push_signature, verify
 from mayfly.imagegen.progress import Progress
@@ -27,7 +36,6 @@ from mayfly.paths import image_dir
 ARTIFACT_TYPE = "application/vnd.mayfly.image.v1"
 CONFIG_TYPE = "application/vnd.mayfly.image.config.v1+json"
 INITRAMFS_TYPE = "application/vnd.mayfly.image.initramfs.v1"
-MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 INSTALLED_NAME = re.compile(rf"{NAME.pattern}(@[0-9][A-Za-z0-9.+_-]*)?")
 CHUNK = 1 << 20
@@ -35,14 +43,8 @@ CHUNK = 1 << 20
 
 def describe(manifest: Manifest, config: bytes) -> bytes:
     """The artifact's manifest for the image of `manifest`, which is what `config` says."""
-    document = {
-        "schemaVersion": 2,
-        "mediaType": MANIFEST_TYPE,
-        "artifactType": ARTIFACT_TYPE,
-        "config": {"mediaType": CONFIG_TYPE, "digest": digest_of(config), "size": len(config)},
-        "layers": [{"mediaType": INITRAMFS_TYPE, "digest": manifest.initramfs_digest, "size": manifest.initramfs_size}],
-    }
-    return json.dumps(document, indent=2, sort_keys=True).encode()
+    initramfs = Descriptor(media_type=INITRAMFS_TYPE, digest=manifest.initramfs_digest, size=manifest.initramfs_size)
+    return write_artifact(ARTIFACT_TYPE, descriptor_of(CONFIG_TYPE, config), [initramfs])
 
 
 def push(folder: Path, target: RegistrySource, signer: Signer | None = None) -> str:

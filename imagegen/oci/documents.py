@@ -6,7 +6,8 @@ same shape under other media types.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple, Protocol, TypeVar
 
@@ -14,13 +15,15 @@ import msgspec
 from msgspec import Meta
 
 from mayfly.errors import ImageError, MalformedError, RegistryError, SchemaError
+from mayfly.files import file_digest
 from mayfly.imagegen.digests import DIGEST, digest_of
 from mayfly.schema import decode
 
 _T = TypeVar("_T")
 INDEX_TYPES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
 CONFIG_TYPES = ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json")
-MANIFEST_TYPES = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+MANIFEST_TYPES = (MANIFEST_TYPE, "application/vnd.docker.distribution.manifest.v2+json")
 MACHINE_TO_GOARCH: Mapping[str, str] = {"x86_64": "amd64", "aarch64": "arm64"}
 MAX_DOCUMENT = 4 << 20
 """Bytes of a manifest or configuration: what registries take at least (distribution-spec, Pushing
@@ -250,6 +253,35 @@ class Artifact(NamedTuple):
     manifest: bytes
     config: Descriptor
     layers: tuple[Descriptor, ...]
+
+
+def write_artifact(artifact_type: str, config: Descriptor, layers: Sequence[Descriptor], subject: Descriptor | None = None) -> bytes:
+    """An artifact's manifest (manifest.md, Guidelines for Artifact Usage); `subject`: what it is
+    about.
+    """
+    document = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST_TYPE,
+        "artifactType": artifact_type,
+        "config": _pointer(config),
+        "layers": [_pointer(layer) for layer in layers],
+        **({"subject": _pointer(subject)} if subject else {}),
+    }
+    return json.dumps(document, indent=2, sort_keys=True).encode()
+
+
+def _pointer(to: Descriptor) -> dict[str, object]:
+    return {"mediaType": to.media_type, "digest": to.digest, "size": to.size}
+
+
+def descriptor_of(media_type: str, data: bytes) -> Descriptor:
+    """The descriptor of a blob."""
+    return Descriptor(media_type=media_type, digest=digest_of(data), size=len(data))
+
+
+def descriptor_of_file(media_type: str, path: Path) -> Descriptor:
+    """The descriptor of a blob that is in a file."""
+    return Descriptor(media_type=media_type, digest=file_digest(path), size=path.stat().st_size)
 
 
 def read_artifact(source: Source) -> Artifact:

@@ -9,7 +9,6 @@ Public key format, Secret key format; keys without a password alone (`minisign -
 import base64
 import binascii
 import hashlib
-import json
 import struct
 import tempfile
 from collections.abc import Sequence
@@ -21,12 +20,11 @@ import nacl.signing
 
 from mayfly.errors import ConfigError, RegistryError
 from mayfly.imagegen.digests import digest_of, short
-from mayfly.imagegen.oci.documents import Source, fetch_document, read_artifact
+from mayfly.imagegen.oci.documents import MANIFEST_TYPE, Source, descriptor_of, fetch_document, read_artifact, write_artifact
 from mayfly.imagegen.oci.layout import LayoutSource
 from mayfly.imagegen.oci.registry import RegistrySource
 
 ARTIFACT_TYPE = "application/vnd.mayfly.signature.v1"
-MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
 SIGNATURE_TYPE = "application/vnd.mayfly.signature.minisign.v1"
 FILE = "signature.minisig"
@@ -119,21 +117,15 @@ def _parse_public(text: str) -> tuple[bytes, nacl.signing.VerifyKey]:
 def push_signature(target: RegistrySource, document: bytes, signature: bytes) -> None:
     """Put the signature of the artifact whose manifest is `document` beside it."""
     empty = b"{}"
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": MANIFEST_TYPE,
-        "artifactType": ARTIFACT_TYPE,
-        "config": {"mediaType": EMPTY_TYPE, "digest": digest_of(empty), "size": len(empty)},
-        "layers": [{"mediaType": SIGNATURE_TYPE, "digest": digest_of(signature), "size": len(signature)}],
-        "subject": {"mediaType": MANIFEST_TYPE, "digest": digest_of(document), "size": len(document)},
-    }
+    subject = descriptor_of(MANIFEST_TYPE, document)
+    manifest = write_artifact(ARTIFACT_TYPE, descriptor_of(EMPTY_TYPE, empty), [descriptor_of(SIGNATURE_TYPE, signature)], subject)
     beside = target.under(_tag(document))
     for data in (empty, signature):
         with tempfile.NamedTemporaryFile() as file:
             file.write(data)
             file.flush()
             beside.push(Path(file.name), digest_of(data))
-    beside.push_manifest(json.dumps(manifest, indent=2, sort_keys=True).encode(), MANIFEST_TYPE)
+    beside.push_manifest(manifest, MANIFEST_TYPE)
 
 
 def fetch_signature(source: Source, document: bytes) -> bytes:

@@ -19,13 +19,22 @@ from mayfly.errors import ConfigError, HostError, RegistryError
 from mayfly.files import atomic_write, file_digest
 from mayfly.imagegen.build import source_of
 from mayfly.imagegen.digests import digest_of
-from mayfly.imagegen.oci.documents import Descriptor, Source, fetch_document, read, read_artifact
+from mayfly.imagegen.oci.documents import (
+    MANIFEST_TYPE,
+    Descriptor,
+    Source,
+    descriptor_of,
+    descriptor_of_file,
+    fetch_document,
+    read,
+    read_artifact,
+    write_artifact,
+)
 from mayfly.imagegen.oci.reference import RegistryReference, parse_reference
 from mayfly.imagegen.oci.registry import RegistrySource
 from mayfly.paths import KERNELS, cache_dir, kernel_path
 
 SCRIPT = Path(mayfly.__file__).parent / "kernel" / "build"
-MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 ARTIFACT_TYPE = "application/vnd.mayfly.kernel.v1"
 CONFIG_TYPE = "application/vnd.mayfly.kernel.config.v1+json"
 FILE_TYPES = {"kernel": "application/vnd.mayfly.kernel.image.v1", "config": "application/vnd.mayfly.kernel.kconfig.v1"}
@@ -104,23 +113,14 @@ def store(arch: str, target: RegistrySource) -> str:
     if missing:
         raise HostError(f"there is no {missing[0]}", hint="make it first: mayfly kernel build")
     config = json.dumps({"arch": arch}, sort_keys=True).encode()
-    layers = [
-        {"mediaType": FILE_TYPES[kind], "digest": file_digest(path), "size": path.stat().st_size} for kind, path in sorted(files.items())
-    ]
-    document = {
-        "schemaVersion": 2,
-        "mediaType": MANIFEST_TYPE,
-        "artifactType": ARTIFACT_TYPE,
-        "config": {"mediaType": CONFIG_TYPE, "digest": digest_of(config), "size": len(config)},
-        "layers": layers,
-    }
+    layers = [descriptor_of_file(FILE_TYPES[kind], path) for kind, path in sorted(files.items())]
+    data = write_artifact(ARTIFACT_TYPE, descriptor_of(CONFIG_TYPE, config), layers)
     for _, path in sorted(files.items()):
         target.push(path, file_digest(path))
     with tempfile.NamedTemporaryFile() as file:
         file.write(config)
         file.flush()
         target.push(Path(file.name), digest_of(config))
-    data = json.dumps(document, indent=2, sort_keys=True).encode()
     target.push_manifest(data, MANIFEST_TYPE)
     return digest_of(data)
 

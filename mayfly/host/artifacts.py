@@ -8,7 +8,6 @@ image that it is of must be on the host then.
 """
 
 import contextlib
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,16 @@ import zstandard
 from mayfly.errors import RegistryError, SnapshotError
 from mayfly.files import atomic_write, file_digest, storing
 from mayfly.imagegen.digests import digest_of
-from mayfly.imagegen.oci.documents import MAX_DOCUMENT, Descriptor, Source, fetch_document, read_artifact
+from mayfly.imagegen.oci.documents import (
+    MANIFEST_TYPE,
+    MAX_DOCUMENT,
+    Descriptor,
+    Source,
+    descriptor_of_file,
+    fetch_document,
+    read_artifact,
+    write_artifact,
+)
 from mayfly.imagegen.oci.registry import RegistrySource
 from mayfly.imagegen.oci.signature import Signer, fetch_signature, push_signature, verify
 from mayfly.imagegen.progress import Progress
@@ -33,7 +41,6 @@ from mayfly.vmm.snapshot import FILES, MEMORY, PAGES
 
 ARTIFACT_TYPE = "application/vnd.mayfly.snapshot.v1"
 CONFIG_TYPE = "application/vnd.mayfly.snapshot.config.v1+json"
-MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 LAYERS = {name: f"application/vnd.mayfly.snapshot.{name.partition('.')[0]}.v1" for name in FILES}
 """The media type of each of a snapshot's files."""
 CHUNK = 1 << 20
@@ -61,17 +68,10 @@ def push(name: str, target: RegistrySource, signer: Signer | None = None) -> str
         packed = Path(folder) / MEMORY
         _pack(found.folder, packed)
         paths = {file: packed if file == MEMORY else found.folder / file for file in FILES}
-        layers = [_descriptor(LAYERS[file], path) for file, path in paths.items()]
-        document = {
-            "schemaVersion": 2,
-            "mediaType": MANIFEST_TYPE,
-            "artifactType": ARTIFACT_TYPE,
-            "config": _descriptor(CONFIG_TYPE, config),
-            "layers": layers,
-        }
+        layers = [descriptor_of_file(LAYERS[file], path) for file, path in paths.items()]
+        data = write_artifact(ARTIFACT_TYPE, descriptor_of_file(CONFIG_TYPE, config), layers)
         for path in (*paths.values(), config):
             target.push(path, file_digest(path))
-    data = json.dumps(document, indent=2, sort_keys=True).encode()
     target.push_manifest(data, MANIFEST_TYPE)
     if signer is not None:
         push_signature(target, data, signer.sign(data, f"snapshot {name}, {digest_of(config.read_bytes())}"))
@@ -81,10 +81,6 @@ def push(name: str, target: RegistrySource, signer: Signer | None = None) -> str
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def _descriptor(media_type: str, path: Path) -> dict[str, object]:
-    return {"mediaType": media_type, "digest": file_digest(path), "size": path.stat().st_size}
 
 
 def _runs(folder: Path, size: int) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ import pytest
 from mayfly.cli import kernel
 from mayfly.errors import MayflyError, RegistryError
 from mayfly.imagegen.build import source_of
-from mayfly.imagegen.oci.documents import Source
+from mayfly.imagegen.oci.documents import MANIFEST_TYPE, Source
 from mayfly.imagegen.oci.reference import parse_reference
 from mayfly.imagegen.progress import Silent
 from mayfly.paths import kernel_path
@@ -56,7 +56,7 @@ def layout(folder: Path, arch: str = "x86_64", **changes: Any) -> Source:
         "layers": [add(BYTES[kind], media_type) for kind, media_type in kernel.FILE_TYPES.items()],
         **changes,
     }
-    entry = add(json.dumps(document).encode(), kernel.MANIFEST_TYPE)
+    entry = add(json.dumps(document).encode(), MANIFEST_TYPE)
     (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
     (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
     return source_of(parse_reference(f"oci:{folder}"), Silent(), insecure=False, offline=False)

@@ -16,6 +16,7 @@ from mayfly.errors import MayflyError, RegistryError, SnapshotError
 from mayfly.host import artifacts
 from mayfly.host.plan import want_machine
 from mayfly.imagegen.digests import digest_of
+from mayfly.imagegen.oci.documents import MANIFEST_TYPE
 from mayfly.imagegen.oci.reference import RegistryReference, parse_reference
 from mayfly.imagegen.oci.registry import RegistrySource
 from mayfly.imagegen.oci.signature import read_signer
@@ -108,7 +109,7 @@ def test_what_was_altered_is_neither_pushed_nor_pulled(
     path = base.folder / MANIFEST
     document["config"] |= {"digest": digest_of(path.read_bytes()), "size": path.stat().st_size}
     target.push(path, document["config"]["digest"])
-    target.push_manifest(json.dumps(document).encode(), artifacts.MANIFEST_TYPE)
+    target.push_manifest(json.dumps(document).encode(), MANIFEST_TYPE)
     _elsewhere(monkeypatch, tmp_path)
     with pytest.raises(MayflyError, match="are not those of its configuration"):
         artifacts.pull(_source(f"{registry}/altered/toy:1"), Silent())

@@ -21,6 +21,7 @@ from mayfly.errors import ConfigError, HostError, ImageError, MayflyError, Regis
 from mayfly.imagegen.build import Built, build
 from mayfly.imagegen.cache import prune_cache, using_cache
 from mayfly.imagegen.oci import artifact
+from mayfly.imagegen.oci.documents import MANIFEST_TYPE
 from mayfly.imagegen.oci.layout import LayoutSource
 from mayfly.imagegen.oci.reference import LayoutReference, RegistryReference, parse_reference
 from mayfly.imagegen.oci.registry import RegistrySource
@@ -160,7 +161,7 @@ def _rewritten(**changes: object) -> Callable[[Path, Built], None]:
         maker = LayoutMaker(usb)
         config = maker.document({**json.loads(image.manifest.to_json()), **changes}, artifact.CONFIG_TYPE)
         layer = maker.blob((image.folder / "initramfs").read_bytes(), artifact.INITRAMFS_TYPE)
-        maker.finish(maker.document({"schemaVersion": 2, "config": config, "layers": [layer]}, artifact.MANIFEST_TYPE))
+        maker.finish(maker.document({"schemaVersion": 2, "config": config, "layers": [layer]}, MANIFEST_TYPE))
 
     return spoil
 
