@@ -49,8 +49,9 @@ def need(language: str, arch: str = toy.MACHINE) -> None:
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
     need("wasm")
+    languages = [name for name in ("wasm", "rust-wasm") if paths.image_dir(name, toy.MACHINE).is_dir()]
     with tempfile.TemporaryDirectory(prefix="mayfly-") as name:
-        server = Server(Path(name), "--language", "rust-wasm", "--language", "wasm")
+        server = Server(Path(name), *(part for name in languages for part in ("--language", name)))
         with Client(server.socket) as client:
             yield client
         server.close()
