@@ -1,7 +1,6 @@
 """What the zygote and passt have given up, as the kernel tells it."""
 
 import contextlib
-import json
 import os
 import resource
 import subprocess
@@ -20,6 +19,7 @@ from mayfly.vmm.network.passt import FIRST_UID, Passt
 from mayfly.vmm.process.zygote import LIMITS, load
 from mayfly.vmm.sandbox.namespaces import KINDS
 from tests.kit import net_kit, tiny
+from tests.kit.forked import answer_of_child
 from tests.kit.net_kit import GATEWAY, GUEST, make_tap
 from tests.kvm.test_zygote import DEADLINE_S, NOBODY_UID, SPIN, spawned
 
@@ -61,31 +61,24 @@ def test_the_zygote_and_its_machines_have_what_they_need_alone(tmp_path: Path, m
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be several users")
 def test_nobody_of_the_same_user_has_a_hold_of_the_zygote() -> None:
     load()
-    read_end, write_end = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.setresuid(NOBODY_UID, NOBODY_UID, NOBODY_UID)
-            prctl("PR_SET_DUMPABLE", 1)  # as whoever was never root
-            zygote = Zygote.fork()
-            until = time.monotonic() + DEADLINE_S
-            while Path(f"/proc/{zygote.pid}/environ").stat().st_uid == NOBODY_UID and time.monotonic() < until:
-                os.sched_yield()
-            found = {}
-            for name in ("mem", "environ", "fd"):
-                try:
-                    found[name] = bool(os.open(f"/proc/{zygote.pid}/{name}", os.O_RDONLY))
-                except PermissionError:
-                    found[name] = False
-            os.write(write_end, json.dumps(found).encode())
-            zygote.close()
-        finally:
-            os._exit(0)
-    os.close(write_end)
-    with os.fdopen(read_end) as file:
-        text = file.read()
-    os.waitpid(pid, 0)
-    assert json.loads(text) == {"mem": False, "environ": False, "fd": False}
+
+    def held() -> dict[str, bool]:
+        os.setresuid(NOBODY_UID, NOBODY_UID, NOBODY_UID)
+        prctl("PR_SET_DUMPABLE", 1)  # as whoever was never root
+        zygote = Zygote.fork()
+        until = time.monotonic() + DEADLINE_S
+        while Path(f"/proc/{zygote.pid}/environ").stat().st_uid == NOBODY_UID and time.monotonic() < until:
+            os.sched_yield()
+        found = {}
+        for name in ("mem", "environ", "fd"):
+            try:
+                found[name] = bool(os.open(f"/proc/{zygote.pid}/{name}", os.O_RDONLY))
+            except PermissionError:
+                found[name] = False
+        zygote.close()
+        return found
+
+    assert answer_of_child(held) == {"mem": False, "environ": False, "fd": False}
 
 
 @pytest.mark.kvm

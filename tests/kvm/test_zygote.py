@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import json
 import os
 import resource
 import select
@@ -28,6 +27,7 @@ from mayfly.vmm.sandbox import landlock, namespaces
 from mayfly.vmm.sandbox.privileges import drop_privileges, identity
 from mayfly.vmm.sandbox.system import call
 from tests.kit import tiny
+from tests.kit.forked import answer_of_child
 from tests.kit.spawned import Spawned
 from tests.kit.tiny import RESET
 from tests.kvm.test_machine import ECHO, OUT2_RTS
@@ -229,30 +229,23 @@ def test_nothing_that_the_client_inherited_reaches_a_vmm_process(tmp_path: Path)
 
 def refusals(attempts: dict[str, Callable[[], object]], user: str | None, become: int | None) -> dict[str, str]:
     """What each attempt ends with in a process that is `become` and has dropped its privileges."""
-    read_end, write_end = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            if become is not None:
-                os.setresuid(become, become, become)
-            drop_privileges(identity(user, UID_RANGE))
-            with contextlib.suppress(OSError):
-                landlock.restrict(paths=False, network=False)
-            results: dict[str, str] = {}
-            for name, attempt in attempts.items():
-                try:
-                    attempt()
-                    results[name] = "done"
-                except OSError as error:
-                    results[name] = errno.errorcode[error.errno or 0]
-            os.write(write_end, json.dumps(results).encode())
-        finally:
-            os._exit(0)
-    os.close(write_end)
-    with os.fdopen(read_end) as file:
-        text = file.read()
-    os.waitpid(pid, 0)
-    return dict(json.loads(text))
+
+    def results() -> dict[str, str]:
+        if become is not None:
+            os.setresuid(become, become, become)
+        drop_privileges(identity(user, UID_RANGE))
+        with contextlib.suppress(OSError):
+            landlock.restrict(paths=False, network=False)
+        found: dict[str, str] = {}
+        for name, attempt in attempts.items():
+            try:
+                attempt()
+                found[name] = "done"
+            except OSError as error:
+                found[name] = errno.errorcode[error.errno or 0]
+        return found
+
+    return dict(answer_of_child(results))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be several users")
