@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mayfly.imagegen.packages.crates import index_path
+from mayfly.imagegen.packages.crate_index import index_path
 from tests.kit.package_kit import PackageServer, sha256, tgz
 
 

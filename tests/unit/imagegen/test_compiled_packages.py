@@ -4,18 +4,14 @@ machine.
 """
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from mayfly.images.manifest import load
-from scripts.debian import root as debianroot
+from scripts.debian.package_images import EXP, build
 from tests.kit.chroot_prepare import extract, run
-from tests.kit.crates_kit import add_debian_crates
-from tests.kit.modules_kit import add_debian_module
-from tests.kit.package_kit import PackageServer
 from tests.kit.scale import FULL
 
 ROOT = Path(__file__).parents[3]
@@ -47,27 +43,15 @@ serde = { version = "1.0", features = ["derive"] }
 """
 
 
-def build(tmp_path: Path, language: str, more: tuple[str, ...], address: str, *packages: str) -> Path:
-    """Build the image of a language from Debian's reference image with more of its packages; gives
-    its folder.
-    """
-    oci, folder = tmp_path / "oci", tmp_path / "image"
-    words = [word for name in more for word in ("--with", name)]
-    subprocess.run([sys.executable, "-m", "scripts.debian.reference_image", language, str(oci), *words], cwd=ROOT, check=True)
-    command = [sys.executable, "-m", "mayfly.cli.main", "image", "build", language, "--image", f"oci:{oci}", "--output", str(folder)]
-    prepare = ["--prepare-with", f"env PYTHONPATH={ROOT} {sys.executable} -P -m tests.kit.chroot_prepare"]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}  # what a chroot makes is not for the machine's cache
-    subprocess.run([*command, *prepare, "--packages-from", address, *packages], cwd=ROOT, env=environment, check=True)
-    return folder
+def image(tmp_path: Path, language: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Build the image of a language with packages; gives its folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # what a chroot makes is not for the machine's cache
+    build(language, tmp_path / "image", ["--prepare-with", f"env PYTHONPATH={ROOT} {sys.executable} -P -m tests.kit.chroot_prepare"])
+    return tmp_path / "image"
 
 
-def test_snippets_and_projects_use_debians_crates(tmp_path: Path) -> None:
-    wanted = ["librust-serde-dev", "librust-serde-derive-dev", "librust-serde-json-dev", "librust-rand-dev"]
-    debianroot.unpack(tmp_path / "debian", wanted, parts=("./usr/share/cargo/registry",))
-    asked = ["--package", "serde@1", "--features", "derive", "--package", "serde_json", "--package", "rand@0.8"]
-    with PackageServer() as server:
-        add_debian_crates(server, tmp_path / "debian/usr/share/cargo/registry")
-        folder = build(tmp_path, "rust", ("cargo",), server.address, *asked)
+def test_snippets_and_projects_use_debians_crates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = image(tmp_path, "rust", monkeypatch)
     manifest, root = load(folder), tmp_path / "root"
     assert {"rand", "serde", "serde_derive", "serde_json", "syn"} <= {package.name for package in manifest.packages}
     extract(folder / "initramfs", root)
@@ -84,7 +68,6 @@ def test_snippets_and_projects_use_debians_crates(tmp_path: Path) -> None:
     assert "candidate versions found which didn't match: 0.8.5" in done.stderr
 
 
-EXP = "v0.0.0-20231006140011-7918f672742d"
 IMPORTS = """
 package main
 
@@ -104,14 +87,8 @@ func main() {
 """
 
 
-def test_snippets_and_modules_use_debians_modules(tmp_path: Path) -> None:
-    wanted = ["golang-golang-x-exp-dev", "golang-github-google-uuid-dev"]
-    debianroot.unpack(tmp_path / "debian", wanted, parts=("./usr/share/gocode",))
-    source = tmp_path / "debian/usr/share/gocode/src"
-    with PackageServer() as server:
-        add_debian_module(server, source, "golang.org/x/exp", EXP)
-        add_debian_module(server, source, "github.com/google/uuid", "v1.6.0")
-        folder = build(tmp_path, "go", (), server.address, "--package", "golang.org/x/exp", "--package", "github.com/google/uuid@v1")
+def test_snippets_and_modules_use_debians_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = image(tmp_path, "go", monkeypatch)
     manifest, root = load(folder), tmp_path / "root"
     extract(folder / "initramfs", root)
     own = "module own\n\ngo 1.21\n"

@@ -3,6 +3,7 @@ host's cargo builds with them and without a network.
 """
 
 import json
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,7 +15,7 @@ from mayfly.cli.features import joined
 from mayfly.errors import ConfigError, ImageError, LayerError, MayflyError
 from mayfly.imagegen.build import Built
 from mayfly.imagegen.languages import load_language
-from mayfly.imagegen.packages.cfg import holds
+from mayfly.imagegen.packages.cfg import Programs, holds
 from mayfly.imagegen.packages.crates import FOLDER
 from mayfly.imagegen.rootfs.unpack import unpack
 from tests.kit.crates_kit import add_crate
@@ -86,6 +87,19 @@ def test_crates_are_those_that_cargo_would_choose(layout: Path, server: PackageS
     assert {(package.kind, package.license) for package in built.manifest.packages} == {("cargo", "MIT")}
     for package in built.manifest.packages:
         assert package.digest == f"sha256:{sha256(server.pages[f'/crates/{package.name}/{package.version}/download'])}"
+
+
+@pytest.mark.parametrize("library", ["gnu", "musl"])
+def test_crates_are_those_for_the_images_c_library(tmp_path: Path, server: PackageServer, library: str) -> None:
+    loader = f"lib/ld-musl-{platform.machine()}.so.1" if library == "musl" else f"lib/{platform.machine()}-linux-gnu/libc.so.6"
+    layout = layout_of(tmp_path / "layout", tar(member(b"etc/toy-version", b"1.70.0"), member(loader.encode())))
+    needs = "".join(f'[target.\'cfg(target_env = "{env}")\'.dependencies]\n{env} = "1"\n' for env in ("gnu", "musl"))
+    triple = f'[target.{platform.machine()}-unknown-linux-musl.dependencies]\nby-triple = "1"\n'
+    add_crate(server, "system", "0.1.0", needs + triple)
+    for name in ("gnu", "musl", "by-triple"):
+        add_crate(server, name, "1.0.0")
+    built = _build(layout, server, "system")
+    assert [package.name for package in built.manifest.packages] == [*(["by-triple"] if library == "musl" else []), library, "system"]
 
 
 @pytest.mark.skipif(not CARGO, reason="no cargo on this host")
@@ -177,13 +191,13 @@ def test_another_crate_than_the_index_names_is_refused(layout: Path, server: Pac
     ],
 )
 def test_conditions_are_those_of_the_images_programs(target: str, is_it: bool) -> None:
-    assert holds(target, "x86_64") is is_it
+    assert holds(target, Programs("x86_64", "gnu")) is is_it
 
 
 @pytest.mark.parametrize("target", ["cfg(", "cfg()", "cfg(unix))", "cfg(unix unix)", "cfg(a =)", "cfg(%)", "cfg(" + "not(" * 600])
 def test_conditions_that_make_no_sense_are_refused(target: str) -> None:
     with pytest.raises(ImageError, match="makes no sense"):
-        holds(target, "x86_64")
+        holds(target, Programs("x86_64", "gnu"))
 
 
 def test_features_are_of_the_crate_before_them() -> None:
