@@ -26,7 +26,7 @@ from mayfly.imagegen.packages import add_packages
 from mayfly.imagegen.packages.target import Target
 from mayfly.imagegen.prepared import add_prepared, can_ask
 from mayfly.imagegen.progress import Progress
-from mayfly.imagegen.rootfs.dpkg import distribution, installed, left
+from mayfly.imagegen.rootfs.dpkg import distribution, installed, keyring, left
 from mayfly.imagegen.rootfs.furnish import furnish
 from mayfly.imagegen.rootfs.layers import LAYERS_AT_ONCE, merge
 from mayfly.imagegen.rootfs.prune import prune
@@ -82,10 +82,18 @@ def build(options: Options, progress: Progress) -> Built:
                 raise ImageError(f"the image has {options.language.name} {version}, not {options.version}", hint="give another --image")
             system = installed(tree, spools)
             of = distribution(tree, spools)
+            keys = keyring(tree, spools)
             removed = prune(tree, options.language.globs(options.with_packages))
             progress.say(f"{options.language.name} {version}; pruned {removed.total() // MIB} MiB")
             target = Target(
-                options=options, version=version, tree=tree, spools=spools, layer=len(layers) + 1, system=system, progress=progress
+                options=options,
+                version=version,
+                tree=tree,
+                spools=spools,
+                layer=len(layers) + 1,
+                system=system,
+                keyring=keys,
+                progress=progress,
             )
             packages = add_packages(target)
             for package in packages:

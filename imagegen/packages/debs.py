@@ -15,6 +15,7 @@ from typing import IO, NamedTuple
 from mayfly.errors import ConfigError, ImageError, LayerError, RegistryError
 from mayfly.imagegen.oci.documents import MACHINE_TO_GOARCH
 from mayfly.imagegen.packages.archives import unpack_deb, unxz
+from mayfly.imagegen.packages.debian_release import read_release
 from mayfly.imagegen.packages.downloads import Downloads
 from mayfly.imagegen.packages.target import Target
 from mayfly.imagegen.rootfs.dpkg import Installed, distribution
@@ -60,7 +61,7 @@ def add(target: Target) -> tuple[Package, ...]:
     system = distribution(target.tree, target.spools)
     if not system.suite:
         raise ImageError("the image does not say which suite of Debian it is of", hint="take an image of Debian: docker.io/library/gcc")
-    index = read_index(downloads, system.suite, target.options.arch)
+    index = read_index(downloads, system.suite, target)
     there = {name: package.version for name, package in target.system.items() if _is_whole(target.tree, package)}
     asked = {text.partition("=")[0] for text in target.options.packages}
     added, linked = [], set()
@@ -117,18 +118,19 @@ def _libraries(target: Target) -> set[str]:
     return {match[1].decode() for match in found if match}
 
 
-def read_index(downloads: Downloads, suite: str, arch: str) -> dict[str, Deb]:
-    """The packages of a suite's section `main`, by name.
+def read_index(downloads: Downloads, suite: str, target: Target) -> dict[str, Deb]:
+    """The packages of a suite's section `main` for an image, by name.
 
     Raises:
-        RegistryError: it is not there, or not what its Release file says.
+        RegistryError: it is not there, or not what its InRelease file says, or that is not signed.
     """
     at = f"{downloads.base}/dists/{suite}"
     release = downloads.document(f"{at}/InRelease")
     if release is None:
         raise RegistryError(f"{at} is not a suite of Debian's", hint="give another --packages-from")
-    name = f"main/binary-{MACHINE_TO_GOARCH[arch]}/Packages.xz"
-    found = re.search(rf"^ ([0-9a-f]{{64}}) +\d+ {re.escape(name)}$", release.decode("utf-8", "replace"), re.MULTILINE)
+    said = read_release(release, f"{at}/InRelease", suite, target.keyring, target.progress)
+    name = f"main/binary-{MACHINE_TO_GOARCH[target.options.arch]}/Packages.xz"
+    found = re.search(rf"^ ([0-9a-f]{{64}}) +\d+ {re.escape(name)}$", said, re.MULTILINE)
     if found is None:
         raise RegistryError(f"{at}/InRelease names no {name}", hint="give another --packages-from")
     path = downloads.file(f"{at}/{name}", f"sha256:{found[1]}", MAX_INDEX)

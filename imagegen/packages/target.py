@@ -17,8 +17,8 @@ from mayfly.imagegen.rootfs.tree import Inode, Tree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
     """An image under way: what was asked for, the version of its language, its merged and pruned
-    tree with the spools of its contents, the number of the layer that packages are, and what the
-    distribution's database said before it was pruned.
+    tree with the spools of its contents, the number of the layer that packages are, and, as they
+    were before it was pruned, what the distribution's database says and the keyring of its archive.
     """
 
     options: Options
@@ -27,6 +27,7 @@ class Target:
     spools: Spools
     layer: int
     system: Mapping[str, Installed]
+    keyring: bytes
     progress: Progress
 
     @property

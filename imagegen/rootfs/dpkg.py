@@ -13,6 +13,8 @@ MAX_TEXT = 16 * MIB
 """Of a file of dpkg's, read whole."""
 STATUS = b"var/lib/dpkg/status"
 INFO = b"var/lib/dpkg/info"
+KEYRINGS = ("usr/share/keyrings/debian-archive-keyring.pgp", "usr/share/keyrings/debian-archive-keyring.gpg")
+"""Of the keys that Debian's archive is signed with, the newer name first."""
 _FIELD = re.compile(r"^(Package|Version|Status|Architecture): (.{1,200})$", re.MULTILINE)
 
 _RELEASE = re.compile(r"^(ID|VERSION_CODENAME)=\"?([a-z0-9._-]{1,40})\"?$", re.MULTILINE)
@@ -59,6 +61,11 @@ def distribution(tree: Tree, spools: Spools) -> Distribution:
         if "ID" in found:
             return Distribution(found["ID"], found.get("VERSION_CODENAME", ""))
     return Distribution("", "")
+
+
+def keyring(tree: Tree, spools: Spools) -> bytes:
+    """The keyring that the image's own apt goes by; empty if it has none."""
+    return next((found for name in KEYRINGS if (found := _text(tree.find(name.encode()), spools))), b"")
 
 
 def _lists(tree: Tree, spools: Spools) -> dict[str, tuple[bytes, ...]]:

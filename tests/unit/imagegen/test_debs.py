@@ -154,7 +154,7 @@ def test_an_archive_that_is_damaged_or_lies(layout: Path, server: PackageServer)
     server.add_debs([({"Package": "bad", "Version": "1"}, deb(tar(member(b"./../../etc/passwd", b"x"))))], "trixie", ARCH)
     with pytest.raises(LayerError, match=r"leads above the root"):
         _build(layout, server, "bad")
-    server.pages["/debian/dists/trixie/InRelease"] = b"SHA256:\n"
+    server.pages["/debian/dists/trixie/InRelease"] = b"Suite: trixie\nSHA256:\n"
     with pytest.raises(RegistryError, match=r"names no main/binary-"):
         _build(layout, server, "round")
     del server.pages["/debian/dists/trixie/InRelease"]
