@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit import leaks
+from tests.kit.agent_groups import remove_left
 
 MARKERS = ("browser", "kvm", "system", "slow")
 STARTED = time.monotonic()
@@ -86,6 +87,10 @@ def end_in_order() -> None:
 
 def pytest_runtest_setup() -> None:
     end_in_order()  # again: an event loop that took the signal in a test before gives it back as it is by default
+
+
+def pytest_sessionfinish() -> None:
+    remove_left()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -17,6 +17,7 @@ import pytest
 from mayfly.host.config import DEFAULT_EMULATED_FACTOR
 from mayfly.protocol import frames as p
 from mayfly.vmm import arch
+from tests.kit.agent_groups import remove_left
 
 ROOT = Path(__file__).parent.parent.parent
 PATH_ENV = (("PATH", "/usr/local/bin:/usr/bin:/bin"),)
@@ -113,6 +114,7 @@ class AgentProcess(AgentChannel):
         super().__init__(ours)
         with theirs:
             command = [*prefix, str(executable), "--fd", str(theirs.fileno()), "--work", str(work), "--uid", str(uid)]
+            remove_left()
             self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
 
     def __enter__(self) -> Self:

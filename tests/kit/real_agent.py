@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from mayfly.protocol.report import End, Ended, Running, encode
+from tests.kit.agent_groups import remove_left
 
 
 def main(channel: int, report: int, executable: str, uid: str) -> None:
@@ -16,6 +17,7 @@ def main(channel: int, report: int, executable: str, uid: str) -> None:
         Path(folder).chmod(0o755)
         os.write(report, encode(Running(phases={})))
         command = [executable, "--fd", str(channel), "--work", f"{folder}/work", *(["--uid", uid] if os.geteuid() == 0 else [])]
+        remove_left()
         agent = subprocess.Popen(command, pass_fds=[channel])
         os.close(channel)
         agent.wait()

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from mayfly.guests.cgroups import group_of
+from mayfly.protocol import frames as p
 from tests.kit import leaks
+from tests.kit.agent_groups import remove_left
+from tests.kit.agent_process import AgentProcess, build_agent
 
 
 def test_nothing_left(no_leaks: None) -> None:
@@ -54,3 +58,16 @@ def test_a_leak_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         writer = os.open("/dev/null", os.O_RDONLY)
     os.close(reader)
     os.close(writer)
+
+
+def test_the_group_of_a_killed_agent_goes(tmp_path: Path) -> None:
+    own = group_of()
+    agent = AgentProcess(build_agent(), tmp_path / "work")
+    agent.expect(p.Hello, run=0)
+    agent.process.kill()
+    agent.process.wait()
+    agent.socket.close()
+    if own is None or not (group := own / f"mayfly-agent-{agent.process.pid}").exists():
+        pytest.skip("an agent may make no control groups here")
+    remove_left()
+    assert not group.exists()
