@@ -21,10 +21,12 @@ from mayfly.vmm.config import Channel, Sandbox
 from mayfly.vmm.process.zygote import load
 from mayfly.vmm.sandbox import landlock, namespaces, parts, seccomp
 from mayfly.vmm.sandbox.namespaces import Cell
+from tests.fuzz.test_virtio import CHAINS, SEEDS
 from tests.kit.intruder import SUCCEEDED, attempts, cell_of, intrude, spinning
 from tests.kit.sandbox_scenarios import SCENARIOS, Stage, play
 from tests.kit.scale import FULL, scaled
 from tests.kit.tiny import start_virtio
+from tests.kit.virtio_fuzzer import FUZZERS
 from tests.kvm.test_virtio import HOSTILE, RINGS
 
 pytestmark = pytest.mark.kvm
@@ -92,6 +94,24 @@ def test_without_the_sandbox_an_intruder_has_something(victim: int, open_folder:
     names = ("read a file", "make a file", "open an Internet socket", "fork", "make a thread", "make a pipe", "make a file in memory")
     tried = {name: intrude(config, attempts(victim, open_folder)[name], Cell({}, {})) for name in names}
     assert set(tried.values()) == {SUCCEEDED}, tried
+
+
+@pytest.mark.parametrize("seed", range(SEEDS if FULL else 2))
+@pytest.mark.parametrize("device", sorted(FUZZERS))
+def test_a_fuzzed_device_calls_nothing_else(open_folder: Path, device: str, seed: int) -> None:
+    """The inputs of tests/fuzz/test_virtio.py in the process of a running machine, in its event
+    loop or in a vCPU's thread: a call that is not allowed ends it by SIGSYS, one that is refused is
+    an exception.
+    """
+
+    def fuzz() -> None:
+        fuzzer = FUZZERS[device](seed)
+        while fuzzer.chains < scaled(CHAINS) // SEEDS:
+            fuzzer.step()
+        assert fuzzer.driver.interrupts
+
+    with cell_of(None) as cell:
+        assert intrude(spinning(open_folder), fuzz, cell, in_vcpu=seed % 2 == 1) == SUCCEEDED
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the tiny guests are for x86-64")
