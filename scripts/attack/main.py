@@ -27,6 +27,7 @@ import aiohttp
 
 from mayfly import __version__
 from mayfly.client import AsyncClient, Result
+from mayfly.errors import RequestError
 from mayfly.guests.probe import probe
 from scripts.attack.snippets import ATTACKS, THROUGH, Attack
 
@@ -97,6 +98,8 @@ async def attack_once(client: AsyncClient, attack: Attack, source: str, language
         while not running.done() or not beside:
             beside.append(await ask_neighbour(client, source, language))
         result = await running
+    except RequestError as error:
+        return Row(attack, "not taken", f"the server did not take it: {error.message}", "", time.monotonic() - began, beside)
     finally:
         running.cancel()
     return Row(attack, end_of(result), judge(attack, result), gist(result), time.monotonic() - began, beside)

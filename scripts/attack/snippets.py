@@ -325,8 +325,9 @@ attempt('host name', call, 'sethostname', ctypes.c_char_p(b'x'), 1)
 )
 
 
-def bomb(language: str, tries: str, source: str, ends: frozenset[str] = BUILD_ENDED) -> Attack:
-    return Attack(name=f"compile bomb, {language}", tries=tries, source=source, ends=ends, language=language, limits={"build": BUILD})
+def bomb(language: str, tries: str, source: str, step: str = "build") -> Attack:
+    """`step`: in which of the language's it is compiled."""
+    return Attack(name=f"compile bomb, {language}", tries=tries, source=source, ends=BUILD_ENDED, language=language, limits={step: BUILD})
 
 
 CPP = """template<int N, int M> struct F { static const int v = F<N - 1, M * 2>::v + F<N - 1, M * 2 + 1>::v; };
@@ -357,7 +358,7 @@ COMPILED = (
         "package main\n\nvar bomb = [1 << 35]byte{1<<35 - 1: 1}\n\nfunc main() { println(bomb[9]) }\n",
     ),
     bomb("java", "24 nested lambdas with two overloads each", JAVA),
-    bomb("javascript", "a source that doubles itself", "let s = '1'; for (;;) { s = s + '+' + s; new Function(s); }\n"),
+    bomb("javascript", "a source that doubles itself", "let s = '1'; for (;;) { s = s + '+' + s; new Function(s); }\n", step="run"),
     bomb("typescript", "a hundred thousand open brackets", "const x: unknown = " + "[" * 100_000 + ";\n"),
 )
 ATTACKS = (*PYTHON, *COMPILED)

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from mayfly.client import Result
+from mayfly.imagegen.languages import load_language
 from scripts.attack import main
 from scripts.attack.snippets import ATTACKS, PYTHON, THROUGH, Attack
 from tests.kit.api_server import Served, serving
@@ -13,6 +14,7 @@ from tests.kit.api_server import Served, serving
 HARMLESS = Attack(name="harmless", tries="print", source="echo 'mount: refused (EPERM)'", language="toy", limits={})
 WORKS = Attack(name="works", tries="get through", source=f"echo '{THROUGH}: mount'", language="toy", limits={})
 ENDS_OTHERWISE = Attack(name="fails", tries="end otherwise", source="exit 3", language="toy", limits={})
+NOT_TAKEN = Attack(name="not taken", tries="limit another step", source="", language="toy", limits={"link": {"wall_s": 1}})
 ABSENT = Attack(name="absent", tries="run", source="", language="cobol")
 
 
@@ -25,16 +27,16 @@ def toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_what_becomes_of_attacks_is_told_beside_a_neighbour(tmp_path: Path) -> None:
     async def scenario(served: Served) -> tuple[list[float], list[main.Row], dict[str, str]]:
-        attacks = (HARMLESS, WORKS, ENDS_OTHERWISE, ABSENT)
+        attacks = (HARMLESS, WORKS, ENDS_OTHERWISE, NOT_TAKEN, ABSENT)
         return await main.play(served.service.config.socket, attacks, minutes=5, source="echo 42", language="toy")
 
     alone, rows, skipped = serving(tmp_path, scenario)
-    assert [(row.end, bool(row.wrong)) for row in rows] == [("ok", False), ("ok", True), ("failed", True)]
+    assert [(row.end, bool(row.wrong)) for row in rows] == [("ok", False), ("ok", True), ("failed", True), ("not taken", True)]
     assert len(alone) == main.ALONE
     assert all(row.beside for row in rows)
     assert list(skipped) == ["absent"]
     page = main.report(alone, rows, skipped, "")
-    assert "3 snippets ran, 1 of them ended as they must" in page
+    assert "4 snippets ran, 1 of them ended as they must" in page
     assert f"**wrong:** {THROUGH}: mount" in page
     assert "1 attempts refused" in page
 
@@ -53,6 +55,11 @@ def test_a_limit_is_told_by_its_name() -> None:
         Result,
     )
     assert main.end_of(result) == "limit: memory"
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+def test_each_limit_is_of_a_step_of_the_language(attack: Attack) -> None:
+    assert attack.limits.keys() <= {step.name for step in load_language(attack.language).steps}
 
 
 @pytest.mark.parametrize("attack", PYTHON, ids=lambda attack: attack.name)
