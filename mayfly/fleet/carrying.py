@@ -8,9 +8,9 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
 
-from mayfly.errors import MayflyError, RequestError, RunEndedError, to_wire
+from mayfly.errors import HostError, MayflyError, RequestError, RunEndedError, UnprocessableError, to_wire
 from mayfly.fleet.engine import Delivery, Engine, Message
-from mayfly.fleet.failures import NobodyError, SilenceError
+from mayfly.fleet.failures import NobodyError, SilenceError, TooLargeError
 from mayfly.fleet.feed import Feed
 from mayfly.fleet.message import (
     ANY,
@@ -82,6 +82,7 @@ class Active:
         self.received: dict[str, int] = {}
         self.writing = asyncio.Lock()
         self.given_away = False
+        self.too_large = ""  # why something that happened in it cannot be told
 
 
 class Carrying:
@@ -162,7 +163,7 @@ class Carrying:
         self.spawn(self._open(active, run), f"open {work.id}")
         self.spawn(self._see_to_end(active, run), f"settle {work.id}")
 
-    def refuse(self, work: Work, delivery: Delivery, error: RequestError) -> None:
+    def refuse(self, work: Work, delivery: Delivery, error: MayflyError) -> None:
         """No host can carry the run out."""
         active = self.hold(work, delivery)
         active.tail.set_result(b"")
@@ -254,7 +255,13 @@ class Carrying:
         return f"gw.{gateway}.{self._host}.{active.work.id}"
 
     async def _tell(self, active: Active, gateway: str, message: ToGateway) -> None:
-        await self._engine.send(self._place(active, gateway), encode(message))
+        data = encode(message)
+        try:
+            self._engine.check_size(data)
+        except TooLargeError as error:
+            active.too_large = str(error)
+            return
+        await self._engine.send(self._place(active, gateway), data)
 
     # Runs that move
 
@@ -312,6 +319,9 @@ class Carrying:
         await self._take(active, ended)
         verdict = "done" if active.unwanted or ended else ""
         while not verdict:
+            if active.too_large:
+                hint = "print less, or have run_output lowered"
+                error, final, said = UnprocessableError(f"what a case put out cannot be told: {active.too_large}", hint=hint), True, ()
             message = Settle(token=work.token, delivered=active.delivery.delivered, error=wire(error), final=final, said=said)
             try:
                 answer = await self._engine.ask(f"settle.{gateway}.{self._host}.{work.id}", encode(message), SETTLE_S)
@@ -347,6 +357,9 @@ class Carrying:
             said = decode(message.data, type=ToHost)
         except ValueError as error:
             log.error("fleet: a gateway's message cannot be read: %s", error)
+            if message.reply:
+                unread = Answer(error=to_wire(HostError(f"the host cannot read this: {error}", hint="bring all to the same version")))
+                self.spawn(self._engine.send(message.reply, encode(unread)), "answer")
             return
         if active is None or active.run is None:
             if message.reply:

@@ -64,7 +64,7 @@ def load(data: bytes) -> list[Offer]:
 
 def catalog(bucket: Bucket) -> Shared[Offer]:
     """What is offered."""
-    return Shared(bucket, "images", load, encode)
+    return Shared(bucket, "images", load, encode, lambda offer: offer.image)
 
 
 async def change_images(shared: Shared[Offer], data: bytes) -> bytes:

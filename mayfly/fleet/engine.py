@@ -54,6 +54,8 @@ MADE_ALREADY = (10058, 10148)
 """Their codes for a stream and a consumer that are there, made with other settings."""
 NOT_FOUND = (10037, 10059)
 """The codes for a message and a stream that are not there."""
+LEAST_PAYLOAD = 8 << 20
+"""Bytes of a message that the servers must take: an answer of a function with what is around it."""
 ROOM = 1024
 """For a message's headers."""
 PULL = "pull"
@@ -126,6 +128,8 @@ class Engine:
                 refused.set()
             if isinstance(error, nats.errors.Error) and "permissions violation" in said.lower():
                 log.error("fleet: %s", said)
+            elif not isinstance(error, nats.errors.Error | OSError | TimeoutError):  # of whoever was told of a message
+                log.error("fleet: what came cannot be dealt with", exc_info=error)
             else:
                 log.debug("fleet: %r", error)
 
@@ -171,6 +175,10 @@ class Engine:
             with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
                 await client.close()
             raise FleetError(f"{', '.join(urls)}: {said or error or 'no server answers'}", hint=hint) from error
+        if client.max_payload < LEAST_PAYLOAD:
+            await client.close()
+            what = f"the fleet's servers take messages of {client.max_payload} bytes at most"
+            raise FleetError(f"{what}; {LEAST_PAYLOAD} are needed", hint="set max_payload: 32MB on all of them")
         engine = cls(client, name)
         known.append(engine)
         try:

@@ -15,6 +15,12 @@ class SilenceError(Exception):
     """There was no answer in time, or no connection."""
 
 
+class UnreadableError(SilenceError, ValueError):
+    """What was said, or lies in a bucket, cannot be read: as good as nothing, wherever that is
+    awaited.
+    """
+
+
 class FullError(Exception):
     """The stream holds as much as it may."""
 

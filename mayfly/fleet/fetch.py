@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from mayfly.errors import HostError, MayflyError
 from mayfly.fleet.catalog import Offer
 from mayfly.fleet.message import name_of, token_of
+from mayfly.fleet.shared import readable
 from mayfly.images.store import InstalledImage
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ class Fetches:
 
     def offered(self, offers: Sequence[Offer]) -> None:
         """The fleet offers these."""
-        self._offers = {token_of(name_of(offer.image)): offer for offer in offers}
+        self._offers = {token_of(name_of(offer.image)): offer for offer in readable(offers, lambda offer: offer.image)}
 
     def lacking(self, images: Mapping[str, InstalledImage]) -> dict[str, InstalledImage]:
         """The images that are offered and not among `images`, or are others there."""

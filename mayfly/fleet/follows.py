@@ -11,7 +11,7 @@ from mayfly.errors import FleetError, HostError, MayflyError, RunEndedError, Unk
 from mayfly.fleet.accounts import Accounts
 from mayfly.fleet.buckets import Bucket
 from mayfly.fleet.engine import Engine, Message
-from mayfly.fleet.failures import NobodyError, SilenceError
+from mayfly.fleet.failures import NobodyError, SilenceError, UnreadableError
 from mayfly.fleet.follow import Follow, forward
 from mayfly.fleet.message import (
     WINDOW,
@@ -178,9 +178,10 @@ class Follows:
     def take(follow: Follow, said: Told | Tail) -> bool:
         """Take what a host says of its run. False: something before it is lacking."""
         mirror = follow.mirror
-        if isinstance(said, Told):
-            return mirror.told(said)
-        if (fits := mirror.take_tail(said)) and mirror.ending is not None:
+        fits = mirror.told(said) if isinstance(said, Told) else mirror.take_tail(said)
+        if mirror.unreadable and not follow.changed.is_set():
+            log.error("run %s: what the host %s says cannot be read: %s", follow.run.id, mirror.host, mirror.unreadable)
+        if mirror.unreadable or mirror.ending is not None:
             follow.changed.set()
         return fits
 
@@ -310,7 +311,14 @@ class Follows:
         """End a run as the fleet has its result, if there is one."""
         data = await self._results.get(follow.run.id)
         if data is not None and not follow.run.done.is_set():
-            found = restore(data)
+            try:
+                found = restore(data)
+            except UnreadableError as error:
+                problem = FleetError(
+                    f"the run is over, and its result cannot be read here: {error}", hint="ask a gateway of a later version"
+                )
+                self._conclude(follow, ending_of(follow.run, follow.mirror.host, problem))
+                return
             follow.mirror.catch_up(found)
             await self.say(follow, Cancel())  # whoever ended it may not have known of the host
             self._conclude(follow, ending_of(found, follow.mirror.host))

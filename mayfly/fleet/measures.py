@@ -28,7 +28,7 @@ class Measures:
 
     async def _ask(self, name: str) -> str | None:
         try:
-            return (await self._engine.ask(f"measure.{name}", b"", ASK_S)).decode()
+            return (await self._engine.ask(f"measure.{name}", b"", ASK_S)).decode(errors="replace")
         except (NobodyError, SilenceError):
             return None
 

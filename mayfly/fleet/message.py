@@ -25,10 +25,11 @@ gateways of neighbouring versions understand each other.
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar, overload
 
 import msgspec
 
+from mayfly.fleet.failures import UnreadableError
 from mayfly.fleet.wire import WireEvent
 from mayfly.guests.start import StartKind
 from mayfly.host.snippet import Mode, Snippet
@@ -39,6 +40,7 @@ ANY = "any"
 """In the place of a gateway's name: whichever."""
 GROUP = "hosts"
 """Of them one gets each piece of work."""
+_T = TypeVar("_T")
 WINDOW = 256 * 1024
 """Bytes of a record that are on their way to a gateway at most."""
 PIECE = 32 * 1024
@@ -189,6 +191,15 @@ class Settle(msgspec.Struct, kw_only=True):
     said: Sequence[Told | Tail] = ()
 
 
+class Claim(msgspec.Struct, kw_only=True):
+    """Of a Work or a Settle what every version can read."""
+
+    token: str
+    id: str = ""
+    gateway: str = ""
+    delivered: int = 0
+
+
 class Taken(msgspec.Struct, kw_only=True):
     """The host that has the work which was handed to it, with the run's end if it has come by then;
     without `host` it has too little room.
@@ -310,4 +321,19 @@ class Wish(msgspec.Struct, kw_only=True):
 ToGateway: TypeAlias = Begun | Told | Tail
 ToHost: TypeAlias = Attach | Grant | Input | Signal | Size | Cancel
 encode = msgspec.msgpack.encode
-decode = msgspec.msgpack.decode
+
+
+@overload
+def decode(data: bytes | bytearray, *, type: type[_T]) -> _T: ...
+@overload
+def decode(data: bytes | bytearray, *, type: Any) -> Any: ...
+def decode(data: bytes | bytearray, *, type: Any) -> Any:
+    """The message, or what lies in a bucket.
+
+    Raises:
+        UnreadableError: it is none, of this version or of a neighbouring one.
+    """
+    try:
+        return msgspec.msgpack.decode(data, type=type)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise UnreadableError(f"{getattr(type, '__name__', type)} cannot be read: {str(error)[:200]}") from error

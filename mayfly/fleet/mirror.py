@@ -3,6 +3,7 @@
 import msgspec
 
 from mayfly.errors import MayflyError
+from mayfly.fleet.failures import UnreadableError
 from mayfly.fleet.message import Begun, Ending, FileLeft, Head, Tail, Told, decode, encode
 from mayfly.fleet.wire import WireEvent, error_of, from_event, place, to_event, wire
 from mayfly.guests.outcome import Verdict
@@ -104,7 +105,7 @@ def store(head: Head, run: Run, ending: Ending) -> bytes:
 
 
 def restore(data: bytes) -> Run:
-    """The run that was stored."""
+    """The run that was stored. Raises UnreadableError."""
     stored = decode(data, type=Stored)
     run = make_run(stored.head, is_over=True)
     for event in stored.events:
@@ -122,6 +123,7 @@ class Mirror:
         delivered: how often it was given out by then, 0 if it was handed over directly. What comes
             of an earlier time counts for nothing.
         ending: how it ended on that host, once all of that is here.
+        unreadable: why what that host says cannot be taken; nothing more of it is then.
     """
 
     def __init__(self, run: Run) -> None:
@@ -130,6 +132,7 @@ class Mirror:
         self.ack = ""
         self.delivered = -1
         self.ending: Ending | None = None
+        self.unreadable = ""
         self._base = 0  # spans of earlier attempts
         self._attempts = 0
         self._tail = bytearray()
@@ -162,8 +165,7 @@ class Mirror:
             if self._attempts > 1:
                 self.run.restart(Attempt(self._attempts, f"{self.host} is gone, or gave it back"))
                 self._base = self.run.record.end.span + 1
-            self.ending = None
-            self._tail.clear()
+            self._forget_end()
             self.run.state = RunState.BOOTING
         self.host, self.ack, self.delivered = host, message.ack, message.delivered
         return not goes_on
@@ -175,9 +177,12 @@ class Mirror:
         if message.delivered != self.delivered or self.run.done.is_set():
             return False
         self.host, self.ack = host, message.ack or self.ack
-        self.ending = None
-        self._tail.clear()
+        self._forget_end()
         return True
+
+    def _forget_end(self) -> None:
+        self.ending, self.unreadable = None, ""
+        self._tail.clear()
 
     def catch_up(self, stored: Run) -> None:
         """Take what is lacking of the record from the run as the fleet keeps it."""
@@ -195,20 +200,34 @@ class Mirror:
 
     def told(self, message: Told) -> bool:
         """Take events. False: something before them is lacking."""
+        if self.unreadable:
+            return True
         if message.after != place(self.position):
             return False
-        for event in message.events:
-            self.run.replay(to_event(event))
+        try:
+            events = [to_event(event) for event in message.events]
+        except UnreadableError as error:
+            self.unreadable = str(error)
+            return True
+        for event in events:
+            self.run.replay(event)
         if message.state is not RunState.DONE:  # it is when its Ending is here
             self.run.state = message.state
         return True
 
     def take_tail(self, message: Tail) -> bool:
         """Take a piece of the Ending. False: something before it is lacking."""
+        if self.unreadable:
+            return True
         if message.after != place(self.position) or message.offset > len(self._tail):
             return False
         if message.offset == len(self._tail):
             self._tail += message.data
-        if len(self._tail) == message.size and self.ending is None:
-            self.ending = decode(self._tail, type=Ending)
+        try:
+            if len(self._tail) > message.size:
+                raise UnreadableError(f"the end of {message.size} bytes has {len(self._tail)}")
+            if len(self._tail) == message.size and self.ending is None:
+                self.ending = decode(self._tail, type=Ending)
+        except UnreadableError as error:
+            self.unreadable = str(error)
         return True

@@ -7,6 +7,7 @@ from mayfly.errors import FleetError, HostError
 from mayfly.fleet.engine import Engine, Message
 from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.message import About, Answer, Beat, Wish, decode, encode
+from mayfly.fleet.shared import readable
 from mayfly.fleet.wire import error_of
 from mayfly.images.manifest import Manifest
 
@@ -24,7 +25,8 @@ class Seen(NamedTuple):
     @property
     def languages(self) -> list[str]:
         """What it can run."""
-        manifests = [Manifest.from_json(text) for text in self.about.images]
+        texts = readable(self.about.images, Manifest.from_json)
+        manifests = [Manifest.from_json(text) for text in texts]
         return [f"{manifest.language}@{manifest.version}" for manifest in manifests]
 
 

@@ -2,7 +2,8 @@
 take notice within a second.
 """
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -15,7 +16,21 @@ from mayfly.fleet.message import decode, encode
 from mayfly.fleet.wire import error_of, wire
 
 _T = TypeVar("_T")
+log = logging.getLogger(__name__)
 TRIES = 10
+
+
+def readable(items: Iterable[_T], read: Callable[[_T], object]) -> list[_T]:
+    """Those that `read` can read: what another version has put there is left out."""
+    found = []
+    for item in items:
+        try:
+            read(item)
+        except (MayflyError, ValueError) as error:
+            log.warning("fleet: something is left out that cannot be read: %s", error)
+        else:
+            found.append(item)
+    return found
 
 
 class Done(msgspec.Struct, kw_only=True):
@@ -26,16 +41,25 @@ class Done(msgspec.Struct, kw_only=True):
 
 
 class Shared(Generic[_T]):
-    """A list that lies at `place` in the bucket, as `dump` and `load` have it.
+    """A list that lies at `place` in the bucket, as `dump` and `load` have it. What `read` cannot
+    read stays there.
 
     Attributes:
         all: what is in it.
         revision: what tells one such list from the next.
     """
 
-    def __init__(self, bucket: Bucket, place: str, load: Callable[[bytes], Sequence[_T]], dump: Callable[[Sequence[_T]], bytes]) -> None:
+    def __init__(
+        self,
+        bucket: Bucket,
+        place: str,
+        load: Callable[[bytes], Sequence[_T]],
+        dump: Callable[[Sequence[_T]], bytes],
+        read: Callable[[_T], object] = lambda _: None,
+    ) -> None:
         self.all: Sequence[_T] = ()
         self._bucket, self._place, self._load, self._dump = bucket, place, load, dump
+        self._read = read
         self.revision = 0
 
     async def refresh(self) -> bool:
@@ -43,7 +67,7 @@ class Shared(Generic[_T]):
         entry = await self._bucket.get(self._place)
         if entry is None or entry.revision == self.revision:
             return False
-        self.all, self.revision = self._load(entry.value), entry.revision
+        self.all, self.revision = readable(self._load(entry.value), self._read), entry.revision
         return True
 
     async def change(self, edit: Callable[[list[_T]], None]) -> bytes:

@@ -9,15 +9,15 @@ import logging
 from mayfly.errors import HostError
 from mayfly.fleet.buckets import Bucket
 from mayfly.fleet.engine import Engine, Message
-from mayfly.fleet.failures import FullError, NobodyError, SilenceError
+from mayfly.fleet.failures import FullError, NobodyError, SilenceError, UnreadableError
 from mayfly.fleet.follow import Follow
 from mayfly.fleet.follows import Follows
 from mayfly.fleet.judging import GATEWAYS, judge, reply
-from mayfly.fleet.message import Begin, Begun, Found, Registered, Seek, Settle, ToGateway, decode, encode
+from mayfly.fleet.message import Begin, Begun, Claim, Found, Registered, Seek, Settle, ToGateway, decode, encode
 from mayfly.fleet.mirror import ending_of
 from mayfly.fleet.results import Results
 from mayfly.fleet.roll import Roll
-from mayfly.fleet.wire import error_of
+from mayfly.fleet.wire import error_of, wire
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 3
@@ -71,10 +71,13 @@ class Verdicts:
     async def _heard_begin(self, message: Message) -> str | None:
         """A host has been given a run: whether it may go on with it."""
         _, host, run_id = message.subject.split(".")
+        return await self._begin(host, run_id, decode(message.data, type=Begin))
+
+    async def _begin(self, host: str, run_id: str, asked: Begin) -> str | None:
         follow = self._follows.get(run_id)
         if follow is not None and follow.revision == 0:  # it is known here alone
             await self._follows.register(follow)
-        return await self._may_begin(host, run_id, decode(message.data, type=Begin))
+        return await self._may_begin(host, run_id, asked)
 
     async def _may_begin(self, host: str, run_id: str, asked: Begin) -> str | None:
         """The same, as the registry and the results have it."""
@@ -114,7 +117,19 @@ class Verdicts:
     async def _heard_settle(self, message: Message) -> str | None:
         """A host has ended a run: whether that is its result."""
         _, _, host, run_id = message.subject.split(".")
-        return await self._settle(host, run_id, decode(message.data, type=Settle))
+        try:
+            said = decode(message.data, type=Settle)
+        except UnreadableError as error:
+            claim = decode(message.data, type=Claim)
+            return await self._fail(host, run_id, claim.token, claim.delivered, str(error))
+        return await self._settle(host, run_id, said)
+
+    async def _fail(self, host: str, run_id: str, token: str, delivered: int, why: str) -> str | None:
+        """What a host says of its run cannot be read: it was an attempt, and others are to try."""
+        await self._begin(host, run_id, Begin(token=token, delivered=delivered))
+        hint = "bring gateways and hosts to the same version"
+        error = HostError(f"what the host {host} says of the run cannot be read: {why}", hint=hint)
+        return await self._settle(host, run_id, Settle(token=token, delivered=delivered, error=wire(error), final=False))
 
     async def ended(self, follow: Follow, host: str, said: Settle) -> None:
         """A host that was handed a run has ended it: store that, if no other has it since."""
@@ -128,7 +143,10 @@ class Verdicts:
 
     async def _settle(self, host: str, run_id: str, said: Settle) -> str | None:
         if self._follows.get(run_id) is None:
-            await self._follows.fetch(run_id)
+            try:
+                await self._follows.fetch(run_id)
+            except UnreadableError:
+                return "done" if await self._results.has(run_id) else None
         follow = self._follows.get(run_id)
         if follow is None or follow.registered.token != said.token:
             return "done"
@@ -160,7 +178,11 @@ class Verdicts:
             await asyncio.wait_for(follow.changed.wait(), SETTLE_S)
         if follow.run.done.is_set():
             return "done"
-        if mirror.ending is None or not mirror.belongs(host, said.delivered):
+        if not mirror.belongs(host, said.delivered):
+            return None
+        if mirror.unreadable:
+            return await self._fail(host, run_id, said.token, said.delivered, mirror.unreadable)
+        if mirror.ending is None:
             return None
         await self._follows.decide(follow, follow.registered, follow.run, mirror.ending)
         return "done"

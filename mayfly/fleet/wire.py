@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from mayfly.errors import MayflyError, from_wire, to_wire
+from mayfly.fleet.failures import UnreadableError
 from mayfly.guests.outcome import StepResult
 from mayfly.protocol.frames import Exit, ExitHow, Limit, Stage, Stderr, Stdout
 from mayfly.runs.cases import CaseResult, CaseVerdict
@@ -78,7 +79,11 @@ def error_of(fields: Mapping[str, Any] | None) -> MayflyError | None:
 
 
 def to_event(event: WireEvent) -> RunEvent:
-    """The event that came."""
+    """The event that came.
+
+    Raises:
+        UnreadableError: it says what this version does not know.
+    """
     match event:
         case Began():
             return Stage(event.step, event.name)
@@ -101,7 +106,10 @@ def to_event(event: WireEvent) -> RunEvent:
 
 
 def _step(event: StepEnded) -> StepResult:
-    how, limit = ExitHow(event.how), Limit(event.limit)
+    try:
+        how, limit = ExitHow(event.how), Limit(event.limit)
+    except ValueError as error:
+        raise UnreadableError(f"the end of a step cannot be read: {error}") from error
     ended = Exit(event.step, how, event.code, limit, event.wall_us, event.cpu_us, event.peak_memory, event.cut)
     return StepResult(event.name, ended)
 

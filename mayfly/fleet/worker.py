@@ -22,11 +22,12 @@ from mayfly.fleet.fetch import Fetches
 from mayfly.fleet.functions.host import HostFunctions
 from mayfly.fleet.functions.messages import CREATING
 from mayfly.fleet.leaving import Leaving
-from mayfly.fleet.message import About, Answer, Beat, Wish, Work, decode, encode, name_of, token_of
+from mayfly.fleet.message import About, Answer, Beat, Claim, Wish, Work, decode, encode, name_of, token_of
 from mayfly.fleet.tasks import Tasks
 from mayfly.functions.service import Functions
 from mayfly.host.metrics import Metrics
 from mayfly.host.plan import want_machine
+from mayfly.host.snippet import Snippet
 from mayfly.images.store import InstalledImage
 from mayfly.runs.moves.link import Machines
 from mayfly.runs.service import Service
@@ -41,6 +42,8 @@ LOOK_S = 5.0
 """From one look at the installed images to the next."""
 CLOSE_S = 5.0
 """For giving back what is under way when the host stops."""
+MOST_UNREAD = 20
+"""Times that a run which cannot be read is given to hosts."""
 RUNS_PER_CPU = 4
 WARM, COLD, FETCH = 0, 4, 8
 """Priorities: hosts that have a language's base are served first, and last those that
@@ -193,8 +196,7 @@ class Worker:
         try:
             work = decode(delivery.data, type=Work)
         except ValueError as error:
-            log.error("fleet: a run cannot be read, and is left to hosts of another version: %s", error)
-            self._tasks.spawn(self._engine.give_back(delivery.ack, BEAT_S), "give back")
+            self._leave_unread(delivery, error)
             return
         if self._carrying.has(work, delivery):
             return
@@ -203,6 +205,17 @@ class Worker:
         else:
             self._start(work, delivery)
         self._refill()
+
+    def _leave_unread(self, delivery: Delivery, error: ValueError) -> None:
+        """Leave a run that cannot be read to hosts of another version, unless there are none."""
+        log.error("fleet: a run cannot be read, and is left to hosts of another version: %s", error)
+        if delivery.delivered < MOST_UNREAD:
+            self._tasks.spawn(self._engine.give_back(delivery.ack, BEAT_S), "give back")
+            return
+        claim = decode(delivery.data, type=Claim)
+        work = Work(id=claim.id, token=claim.token, gateway=claim.gateway, snippet=Snippet(language=""))
+        problem = HostError(f"no host can read the run: {error}", hint="bring hosts and gateways to the same version")
+        self._carrying.refuse(work, delivery, problem)
 
     async def _hear_handed(self) -> None:
         """Take work of all languages that are warm here directly."""
@@ -281,13 +294,16 @@ class Worker:
     async def _beat(self) -> None:
         looked_at = -LOOK_S
         while True:
-            if (now := asyncio.get_running_loop().time()) - looked_at >= LOOK_S:
-                looked_at = now
-                await asyncio.to_thread(self._look)
-                await self._hear_handed()
-                await self._hear_offers()
-            await self._send_beat()
-            self._refill()
+            try:
+                if (now := asyncio.get_running_loop().time()) - looked_at >= LOOK_S:
+                    looked_at = now
+                    await asyncio.to_thread(self._look)
+                    await self._hear_handed()
+                    await self._hear_offers()
+                await self._send_beat()
+                self._refill()
+            except Exception:  # whatever it is, a host that says nothing is taken for dead
+                log.exception("fleet: beat")
             await asyncio.sleep(BEAT_S)
 
     async def _hear_offers(self) -> None:

@@ -22,7 +22,7 @@ SUBJECT = "functions"
 
 def shared_functions(bucket: Bucket) -> Shared[FleetFunction]:
     """The fleet's functions."""
-    return Shared(bucket, "functions", load, dump)
+    return Shared(bucket, "functions", load, dump, lambda each: each.function)
 
 
 class Creating:

@@ -28,7 +28,7 @@ from mayfly.fleet.accept import Queues
 from mayfly.fleet.accounts import Accounts
 from mayfly.fleet.buckets import Bucket
 from mayfly.fleet.engine import Engine
-from mayfly.fleet.failures import FullError, NobodyError, SilenceError, TooLargeError
+from mayfly.fleet.failures import FullError, NobodyError, SilenceError, TooLargeError, UnreadableError
 from mayfly.fleet.functions.messages import (
     Asked,
     FleetFunction,
@@ -258,6 +258,8 @@ class FleetFunctions:
                         return decode(data, type=Result)
                     if now() >= until:
                         await self._look_at(waiting)
+                except UnreadableError as error:
+                    raise FleetError(f"the answer cannot be read here: {error}", hint="ask a gateway of a later version") from error
                 except (NobodyError, SilenceError) as error:
                     log.warning("fleet: nothing is known of the request %s: %s", asked.id, error)
                     await asyncio.sleep(0.5)

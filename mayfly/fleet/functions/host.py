@@ -27,7 +27,7 @@ from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.fetch import Fetches
 from mayfly.fleet.functions.messages import CREATING, Answered, Asked, CodeAsk, FleetFunction, Question, Stored, queue_of, sent
 from mayfly.fleet.message import ANY, Begin, Verdict, decode, encode
-from mayfly.fleet.shared import Done
+from mayfly.fleet.shared import Done, readable
 from mayfly.fleet.wire import error_of, wire
 from mayfly.functions import store
 from mayfly.functions.answer import Invocation
@@ -45,6 +45,7 @@ WARM, LOADED, KNOWN, FETCH = 0, 2, 4, 8
 last those that must fetch its image.
 """
 CODE_S = 20.0
+BEGIN_TRIES = 100
 INSTALLS = 20
 """Tries to install a function, LATER_S apart."""
 SETTLE_S = 20.0
@@ -85,7 +86,7 @@ class HostFunctions:
 
     def offered(self, functions: Sequence[FleetFunction]) -> None:
         """The fleet has these functions; what this host has of others is removed."""
-        self._offered = functions
+        self._offered = readable(functions, lambda each: each.function)
         self._spawn(self._tidy(), "remove functions")
 
     async def _tidy(self) -> None:
@@ -157,12 +158,12 @@ class HostFunctions:
 
     async def _do(self, asked: Asked, delivery: Delivery) -> None:
         try:
-            if await self._may_begin(asked, delivery):
+            if may := await self._may_begin(asked, delivery):
                 said = await self._answer(asked)
                 said.delivered = delivery.delivered
                 verdict = await self._settle(asked, said)
             else:
-                verdict = "done"
+                verdict = "again" if may is None else "done"
             ack = self._active[asked.id][1].ack
             if verdict == "again":
                 await self._engine.give_back(ack, LATER_S)
@@ -172,15 +173,17 @@ class HostFunctions:
             self._active.pop(asked.id, None)
             self._over()
 
-    async def _may_begin(self, asked: Asked, delivery: Delivery) -> bool:
+    async def _may_begin(self, asked: Asked, delivery: Delivery) -> bool | None:
+        """Whether a gateway says so. None: none can say, for too long; others may have it."""
         question = encode(Begin(token=asked.token, delivered=delivery.delivered))
-        while True:
+        for _ in range(BEGIN_TRIES):
             with contextlib.suppress(NobodyError, SilenceError):
                 answer = await self._engine.ask(f"fn.begin.{self._engine.name}.{asked.id}", question)
                 verdict = decode(answer, type=Verdict).verdict
                 if verdict != "later":
                     return verdict == "go"
             await asyncio.sleep(LATER_S)
+        return None
 
     async def _answer(self, asked: Asked) -> Answered:
         """What this host can say to the request."""

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import msgspec
 
 from mayfly.errors import MayflyError
+from mayfly.fleet.message import decode
 from mayfly.fleet.wire import error_of, wire
 from mayfly.functions.answer import Answer, Times
 from mayfly.functions.store import Function
@@ -212,4 +213,4 @@ def dump(functions: Sequence[FleetFunction]) -> bytes:
 
 def load(data: bytes) -> list[FleetFunction]:
     """The functions as they were kept."""
-    return msgspec.msgpack.decode(data, type=list[FleetFunction])
+    return decode(data, type=list[FleetFunction])

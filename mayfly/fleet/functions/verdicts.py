@@ -9,12 +9,13 @@ from mayfly.errors import FunctionCrashedError, MayflyError, StoppingError
 from mayfly.fleet.accounts import Accounts
 from mayfly.fleet.buckets import Bucket
 from mayfly.fleet.engine import Engine, Message
+from mayfly.fleet.failures import UnreadableError
 from mayfly.fleet.functions.messages import Answered, Pending, Result, failed, place_of
 from mayfly.fleet.judging import judge
-from mayfly.fleet.message import Begin, decode, encode
+from mayfly.fleet.message import Begin, Claim, decode, encode
 from mayfly.fleet.results import Results
 from mayfly.fleet.tasks import Spawn
-from mayfly.fleet.wire import error_of
+from mayfly.fleet.wire import error_of, wire
 
 ATTEMPTS = 3
 """Hosts that could not begin a request before it fails."""
@@ -95,7 +96,13 @@ class FunctionVerdicts:
     async def _settle(self, message: Message) -> str:
         """A host is done with a request: whether that is its result."""
         _, _, _, host, request_id = message.subject.split(".")
-        said, place = decode(message.data, type=Answered), place_of(request_id)
+        place = place_of(request_id)
+        try:
+            said = decode(message.data, type=Answered)
+        except UnreadableError as unread:
+            claim = decode(message.data, type=Claim)
+            problem = FunctionCrashedError(f"what the host {host} answers cannot be read: {unread}", hint="bring all to the same version")
+            said = Answered(token=claim.token, delivered=claim.delivered, error=wire(problem))
         entry = await self._registry.get(place)
         if entry is None:
             return "done"
