@@ -16,7 +16,7 @@ from mayfly.fleet.calls import Calls
 from mayfly.fleet.engine import Engine
 from mayfly.fleet.failures import FullError, NobodyError, SilenceError, TooLargeError
 from mayfly.fleet.follow import Follow
-from mayfly.fleet.follows import Follows
+from mayfly.fleet.follows import Follows, about_of
 from mayfly.fleet.message import Registered, Taken, Work, decode, encode, id_of, name_of, token_of
 from mayfly.fleet.mirror import head_of
 from mayfly.fleet.results import Results
@@ -132,6 +132,7 @@ class Acceptance:
             arch=arch,
             lang=lang,
             digest=repeat.digest if repeat else b"",
+            has_about=bool(order.about),
         )
         follow = Follow(run, registered)
         follow.then = order.then
@@ -164,16 +165,18 @@ class Acceptance:
         run, registered, repeat = follow.run, follow.registered, order.repeat
         taken = Taken()
         try:
-            self._engine.check_size(encode(registered))  # it may be registered only later
+            for kept in (encode(registered), run.about):
+                self._engine.check_size(kept)  # it may be registered only later
             await self._queues.ensure(registered.arch, registered.lang)
             snippet = replace(order.snippet, language=name_of(order.image))
             if order.awaited:  # who else would have to know of it finds its result, or it is registered soon
                 follow.revision = 0
                 taken = await self._hand(follow, snippet)
             elif repeat is None and not order.call:
-                follow.revision, follow.number = await self._store(registered, snippet)
+                follow.revision, follow.number = await self._store(run, registered, snippet)
             else:
                 before = None
+                await self._follows.note_about(run)
                 if not (revision := await self._registry.create(run.id, encode(registered))):
                     before = await self._accepted_before(follow, repeat)
                     if before.host or self._follows.knows(run.id) or await self._results.has(run.id):
@@ -231,17 +234,19 @@ class Acceptance:
         work = encode(_work_of(registered, snippet))
         return await self._engine.put(registered.arch, registered.lang, work, id_of(registered.head.id, registered.token))
 
-    async def _store(self, registered: Registered, snippet: Snippet) -> tuple[int, int]:
+    async def _store(self, run: Run, registered: Registered, snippet: Snippet) -> tuple[int, int]:
         """Register a run that nobody else can know, and queue it meanwhile: each waits for the
         servers' disks. A host that is given the run before it is registered asks this gateway, or
         sees to it that it cannot be registered any more.
         """
         both = self._registry.update(registered.head.id, encode(registered), 0), self._queue(registered, snippet)
-        revision, number = await asyncio.gather(*both, return_exceptions=True)
+        revision, number, noted = await asyncio.gather(*both, self._follows.note_about(run), return_exceptions=True)
         if isinstance(number, BaseException):
             raise number
         if isinstance(revision, BaseException):
             raise revision
+        if isinstance(noted, BaseException):
+            raise noted
         if not revision:
             raise SilenceError("the run was not registered in time")
         return revision, number
@@ -253,6 +258,8 @@ class Acceptance:
             if decode(entry.value, type=Registered).token != registered.token:
                 return
             await self._registry.delete(run_id)
+            if registered.has_about:
+                await self._registry.delete(about_of(run_id))
         if registered.charged:
             await self._accounts.give_back(registered.head.owner, run_id)
 

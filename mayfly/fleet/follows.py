@@ -43,6 +43,11 @@ LOOK_S, LONGEST_LOOK_S = 0.1, 2.0
 """From one look for who has begun a run to the next."""
 
 
+def about_of(run_id: str) -> str:
+    """Where in the registry lies what a run is about."""
+    return f"about.{run_id}"
+
+
 class Follows:
     """The runs that are followed, and in `kept` those that have ended too."""
 
@@ -100,7 +105,10 @@ class Follows:
             self.kept.keep(run)
         elif entry is not None:
             registered = decode(entry.value, type=Registered)
-            follow = Follow(make_run(registered.head), registered)
+            run = await self._make(registered)
+            if self.knows(run_id):
+                return
+            follow = Follow(run, registered)
             follow.number = -1
             self.keep(follow)
             if registered.host:
@@ -108,6 +116,20 @@ class Follows:
                 await self.attach(follow)
             else:
                 self.spawn(self._look_for_host(follow), f"look for the host of {run_id}")
+
+    async def note_about(self, run: Run) -> None:
+        """Keep what a run is about, once however often its registration changes. Raises
+        SilenceError.
+        """
+        if run.about:
+            await self._registry.put(about_of(run.id), run.about)
+
+    async def _make(self, registered: Registered) -> Run:
+        """The run as it is registered."""
+        run = make_run(registered.head)
+        if registered.has_about and (entry := await self._registry.get(about_of(run.id))) is not None:
+            run.about = entry.value
+        return run
 
     async def _look_for_host(self, follow: Follow) -> None:
         """Find out soon which host begins a run of another gateway; later it is looked for as all
@@ -245,7 +267,7 @@ class Follows:
     async def give_up(self, registered: Registered, error: MayflyError) -> None:
         """A run has no result but an error."""
         follow = self._by_id.get(registered.head.id)
-        run = follow.run if follow else make_run(registered.head)
+        run = follow.run if follow else await self._make(registered)
         await self.decide(follow, registered, run, ending_of(run, "", error))
 
     async def decide(self, follow: Follow | None, registered: Registered, run: Run, ending: Ending) -> None:
@@ -267,6 +289,8 @@ class Follows:
             SilenceError: not now.
         """
         async with follow.registering:
+            if follow.revision == 0:
+                await self.note_about(follow.run)
             while follow.revision == 0 or (follow.revision and follow.first is not None):
                 host, delivered = follow.first or ("", 0)
                 registered = msgspec.structs.replace(follow.registered, host=host, delivered=delivered, attempts=int(bool(host)))

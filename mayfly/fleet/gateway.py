@@ -27,7 +27,7 @@ from mayfly.fleet.buckets import Buckets
 from mayfly.fleet.calls import Calls
 from mayfly.fleet.engine import Engine, Message
 from mayfly.fleet.failures import NobodyError, SilenceError
-from mayfly.fleet.follows import Follows
+from mayfly.fleet.follows import Follows, about_of
 from mayfly.fleet.functions.creating import Creating
 from mayfly.fleet.functions.gateway import FleetFunctions
 from mayfly.fleet.lists import Lists
@@ -349,6 +349,8 @@ class Gateway:
         self._runs.drop(run)
         try:
             await self._registry.delete(run_id)
+            if run.about:
+                await self._registry.delete(about_of(run_id))
             await self._results.delete(run_id)
             await self._engine.send(f"over.{run_id}", b"")
         except (NobodyError, SilenceError) as error:

@@ -65,7 +65,7 @@ def name_of(image: InstalledImage) -> str:
 
 
 class Head(msgspec.Struct, kw_only=True):
-    """What a run is, before it has begun: enough to show it. What it is `about` gateways know."""
+    """What a run is, before it has begun: enough to show it."""
 
     id: str
     language: str
@@ -77,7 +77,6 @@ class Head(msgspec.Struct, kw_only=True):
     stop_at_first_failure: bool = False
     interactive: bool = False
     terminal: bool = False
-    about: bytes = b""
 
 
 class Work(msgspec.Struct, kw_only=True):
@@ -95,7 +94,7 @@ class Work(msgspec.Struct, kw_only=True):
 class Registered(msgspec.Struct, kw_only=True):
     """A run as the fleet knows it until it has a result. `digest` tells its request from others of
     the same Idempotency-Key; `attempts` are hosts that began it. One that is `charged` stands in
-    its key's account.
+    its key's account. What it is about, if anything, gateways keep beside.
     """
 
     head: Head
@@ -108,6 +107,7 @@ class Registered(msgspec.Struct, kw_only=True):
     delivered: int = 0
     attempts: int = 0
     charged: bool = False
+    has_about: bool = False
 
 
 class Begin(msgspec.Struct, kw_only=True):

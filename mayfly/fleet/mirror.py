@@ -22,6 +22,7 @@ class Stored(msgspec.Struct, kw_only=True):
     head: Head
     events: list[WireEvent]
     ending: Ending
+    about: bytes = b""
 
 
 def head_of(run: Run, *, interactive: bool, stop_at_first_failure: bool) -> Head:
@@ -37,13 +38,12 @@ def head_of(run: Run, *, interactive: bool, stop_at_first_failure: bool) -> Head
         stop_at_first_failure=stop_at_first_failure,
         interactive=interactive,
         terminal=run.has_terminal,
-        about=run.about,
     )
 
 
 def make_run(head: Head, *, is_over: bool = False) -> Run:
     """The run, before it has begun."""
-    run = Run(
+    return Run(
         language=head.language,
         version=head.version,
         mode=head.mode,
@@ -55,8 +55,6 @@ def make_run(head: Head, *, is_over: bool = False) -> Run:
         has_terminal=head.terminal,
         run_id=head.id,
     )
-    run.about = head.about
-    return run
 
 
 def ending_of(run: Run, host: str, error: MayflyError | None = None) -> Ending:
@@ -101,13 +99,14 @@ def store(head: Head, run: Run, ending: Ending) -> bytes:
             events.clear()
         elif (sent := from_event(event)) is not None:
             events.append(sent)
-    return encode(Stored(head=head, events=events, ending=ending))
+    return encode(Stored(head=head, events=events, ending=ending, about=run.about))
 
 
 def restore(data: bytes) -> Run:
     """The run that was stored. Raises UnreadableError."""
     stored = decode(data, type=Stored)
     run = make_run(stored.head, is_over=True)
+    run.about = stored.about
     for event in stored.events:
         run.replay(to_event(event))
     conclude(run, stored.ending)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from mayfly.fleet.follows import about_of
 from mayfly.images import manifest
 from tests.kit.api_fakes import install, install_toys
 from tests.kit.fleet_kit import Fleet, in_fleet
@@ -110,6 +111,12 @@ def test_a_submission_of_judge0_is_known_at_all_gateways(monkeypatch: pytest.Mon
                 async with asyncio.timeout(30):
                     while (await get(two.client, place))["status"]["description"] != "Processing":
                         await asyncio.sleep(0.05)
+            runs, run_id = two.runner._registry, token.replace("-", "")
+            registered, about = await runs.get(run_id), await runs.get(about_of(run_id))
+            assert registered is not None
+            assert about is not None
+            assert source.encode() in about.value
+            assert source.encode() not in registered.value, "which is written again with each host"
             gate.touch()
             found = await called(taker)
             assert (found["token"], found["status"]["description"]) == (token, "Accepted")
@@ -117,6 +124,9 @@ def test_a_submission_of_judge0_is_known_at_all_gateways(monkeypatch: pytest.Mon
             assert (shown["stdout"], shown["stderr"], shown["stdin"]) == ("in", "err\n", "in")
             assert shown["created_at"] <= shown["finished_at"]
             assert {name: shown[name] for name in found} | CONTENTS == found | CONTENTS
+            async with two.client.delete(f"/runs/{run_id}") as answer:
+                assert answer.status == 204
+            assert await runs.get(about_of(run_id)) is None
             async with two.client.get("/judge0/submissions/x") as answer:
                 assert answer.status == 404
 
