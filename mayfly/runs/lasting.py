@@ -15,12 +15,13 @@ from mayfly.host.admission import Tenant
 from mayfly.host.plan import want_machine
 from mayfly.runs import saves
 from mayfly.runs.described import describe, happened, make_run, replay
-from mayfly.runs.execute import go_on
+from mayfly.runs.execute import execute, go_on
 from mayfly.runs.moments import Kept, Moment, check_live, go_on_from, keep
 from mayfly.runs.record import MAX_RESTORED, Mark, Position, Restored
 from mayfly.runs.result import RunState
 from mayfly.runs.run import Run
 from mayfly.runs.saves import SavedRun
+from mayfly.runs.work import Work
 from mayfly.schema import replace
 from mayfly.snapshots import live
 from mayfly.snapshots import store as snapshots
@@ -256,5 +257,20 @@ def _take_back(service: "Service", saved: SavedRun, held: contextlib.ExitStack, 
         return guest
 
     log.info("run %s: goes on from what an earlier server has saved", run.id)
-    service.take_back(run, about.memory, saved.cpus, come_back, lasting, tenant)
+    service.runs.add(run, publish=True)
+    work = service.work[run.id] = Work(held=contextlib.ExitStack(), lasting=lasting)
+    work.held.callback(lasting.close)
+
+    async def starting() -> Guest:
+        """Its machine waits for memory however many others do: its tenant's limits were checked
+        when it began.
+        """
+        work.place = service.admission.enter(about.memory, saved.cpus, of_run=False)
+        work.held.callback(service.admission.leave, work.place)
+        if tenant is not None:
+            service.admission.charge(work.place, tenant, begins=False)
+        await work.place.turn
+        return await come_back()
+
+    service.take_up(run, work, execute(starting(), lasting.work, run, service.grace_s, lasting), None)
     return run

@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mayfly.errors import (
     BusyError,
@@ -19,7 +19,6 @@ from mayfly.errors import (
     StoppingError,
     UnknownLanguageError,
     UnknownRunError,
-    UnprocessableError,
 )
 from mayfly.guests.cgroups import Groups
 from mayfly.guests.converse import BytesStdin, StdinSource
@@ -44,17 +43,13 @@ from mayfly.runs.bases import Bases
 from mayfly.runs.execute import do_cases, do_once, execute
 from mayfly.runs.kept import Runs
 from mayfly.runs.repeats import Repeat, Repeats
-from mayfly.runs.run import Run
+from mayfly.runs.run import Elsewhere, Run
 from mayfly.runs.runner import CallBack, Health, Order, call_nobody
 from mayfly.runs.stdin import LiveStdin
-from mayfly.runs.work import Work
+from mayfly.runs.work import Work, make_lasting
 from mayfly.snapshots import store as snapshots
 from mayfly.snapshots.making import save
 from mayfly.snapshots.store import Snapshot
-from mayfly.vmm.config import Channel
-
-if TYPE_CHECKING:
-    from mayfly.runs.lasting import Lasting
 
 log = logging.getLogger(__name__)
 COPIES_WORTH_S = 2.0
@@ -89,7 +84,7 @@ class Service:
         self.supply = Supply(self.spawner, config, self.admission, self.observer, lasting=sockets is not None)
         self.bases = Bases(config, self.networks, self.spawner, self.supply)
         self.stopping = False
-        self._grace_s = grace_s
+        self.grace_s = grace_s
         self.runs = Runs(config, sockets)
         self._repeats = Repeats(self.runs)
         self.work: dict[str, Work] = {}  # of the runs whose machine is not gone yet
@@ -207,7 +202,7 @@ class Service:
                 self.admission.charge(ticket, tenant)
             if idle:
                 taken.callback(self.spawner.stop, idle.guest.process, 0)  # if the run never came to it
-            lasting = self._make_lasting(run, plan.wanted, taken, stdin)
+            lasting = make_lasting(self, run, plan.wanted, taken, stdin)
             self.runs.add(run, publish=publish)
             work = self.work[run.id] = Work(held=taken.pop_all(), place=ticket, lasting=lasting)
         if snippet.cases:
@@ -219,9 +214,9 @@ class Service:
         async def carry_out() -> None:
             await ticket.turn
             run.booting()
-            await execute(self._machine(plan, run, idle, snapshot), do, run, self._grace_s, lasting)
+            await execute(self._machine(plan, run, idle, snapshot), do, run, self.grace_s, lasting)
 
-        self._begin(run, work, carry_out(), plan.wanted, then)
+        self.take_up(run, work, carry_out(), plan.wanted, then)
         return run
 
     def adopt(
@@ -238,13 +233,13 @@ class Service:
             return guest
 
         with contextlib.ExitStack() as held:
-            lasting = self._make_lasting(run, guest.wanted, held)
+            lasting = make_lasting(self, run, guest.wanted, held)
             self.runs.add(run, publish=True)
             held.callback(self.admission.leave, ticket)
             if network := guest.wanted.machine.network:
                 held.callback(self.networks.give_back, network)
             work = self.work[run.id] = Work(held=held.pop_all(), place=ticket, guests=(guest,), lasting=lasting)
-        self._begin(run, work, execute(there(), do, run, self._grace_s, lasting), guest.wanted, then)
+        self.take_up(run, work, execute(there(), do, run, self.grace_s, lasting), guest.wanted, then)
 
     def have_again(self, run: Run, guest: Guest, ticket: Ticket) -> None:
         """Have the machine of a run here again that was elsewhere, where it is `released` from."""
@@ -256,50 +251,13 @@ class Service:
             work.held.callback(self.networks.give_back, network)
         work.place, work.guests = ticket, (guest,)
 
-    def take_back(
-        self, run: Run, memory: int, cpus: int, come_back: Callable[[], Awaitable[Guest]], lasting: "Lasting", tenant: Tenant | None
-    ) -> None:
-        """Take a run of the `tenant` that an earlier server has saved. Its machine has `memory`
-        bytes and so many virtual CPUs, and waits for them however many others do. The tenant's
-        limits were checked when it began.
-        """
-        self.runs.add(run, publish=True)
-        work = self.work[run.id] = Work(held=contextlib.ExitStack(), lasting=lasting)
-        work.held.callback(lasting.close)
-
-        async def starting() -> Guest:
-            work.place = self.admission.enter(memory, cpus, of_run=False)
-            work.held.callback(self.admission.leave, work.place)
-            if tenant is not None:
-                self.admission.charge(work.place, tenant, begins=False)
-            await work.place.turn
-            return await come_back()
-
-        self._begin(run, work, execute(starting(), lasting.work, run, self._grace_s, lasting), None, None)
-
-    def _make_lasting(self, run: Run, wanted: Wanted, held: contextlib.ExitStack, stdin: StdinSource | None = None) -> "Lasting | None":
-        """Have the run outlast its machine, as long as `held`, if that is asked for. Raises
-        UnprocessableError: it cannot.
-        """
-        if not run.checkpoint_every_s:
-            return None
-        from mayfly.runs.lasting import Lasting  # only here: most runs need nothing of it
-
-        if wanted.machine.channel is Channel.TCP or stdin is not None:
-            what = "standard input that belongs to a client" if stdin is not None else "a channel that is a TCP connection"
-            raise UnprocessableError(f"checkpoint_every_s is not for a run with {what}", hint="leave one of them out")
-        lasting = Lasting(self, run, run.checkpoint_every_s)
-        held.callback(lasting.close)
-        return lasting
-
     def now(self, run: Run, guest: Guest) -> None:
         """The run has another guest than before."""
         self.work[run.id].guests = (guest,)
 
     async def leave_saves(self, run: Run) -> None:
         """Forget what is saved of a run that goes elsewhere, so that it never goes on here."""
-        work = self.work.get(run.id)
-        if work is not None and work.lasting is not None:
+        if (work := self.work.get(run.id)) and work.lasting:
             await work.lasting.drop()
 
     def go_on(self, tenant_of: Callable[[str], Tenant | None] = lambda _: None) -> None:
@@ -309,9 +267,12 @@ class Service:
         if self.home:
             go_on_with_saved(self, tenant_of)
 
-    def _begin(
-        self, run: Run, work: Work, doing: Coroutine[Any, Any, None], wanted: Wanted | None, then: Callable[[Run], None] | None
+    def take_up(
+        self, run: Run, work: Work, doing: Coroutine[Any, Any, None], wanted: Wanted | None, then: Callable[[Run], None] | None = None
     ) -> None:
+        """Have a run under way, whose end is seen to. `wanted` was its machine, if others may want
+        such a one.
+        """
         work.task = asyncio.create_task(doing, name=f"run {run.id}")
         work.task.add_done_callback(lambda task: self._over(run, task, wanted, then))
 
@@ -388,11 +349,7 @@ class Service:
             RunEndedError: the run is over.
             NotRunningError: no step is under way.
         """
-        await run.going.wait()
-        if run.elsewhere is not None and not run.done.is_set():
-            await run.elsewhere.signal(number)
-        else:
-            await self._send(run, lambda conversation: conversation.signal(number))
+        await self._tell(run, lambda there: there.signal(number), lambda conversation: conversation.signal(number))
 
     async def resize(self, run: Run, size: Terminal) -> None:
         """Give the terminal of the run's program another size.
@@ -403,20 +360,21 @@ class Service:
         """
         if not run.has_terminal:
             raise NotInteractiveError("the run has no terminal", hint='start the run with "tty": {"columns": …, "rows": …}')
+        columns, rows = size.columns, size.rows
+        await self._tell(run, lambda there: there.resize(columns, rows), lambda conversation: conversation.resize(columns, rows))
+
+    async def _tell(self, run: Run, there: Callable[[Elsewhere], Awaitable[None]], here: Callable[[Conversation], bytes]) -> None:
+        """Send a frame to each step that is under way, or tell the server to which the run went."""
         await run.going.wait()
         if run.elsewhere is not None and not run.done.is_set():
-            await run.elsewhere.resize(size.columns, size.rows)
-        else:
-            await self._send(run, lambda conversation: conversation.resize(size.columns, size.rows))
-
-    async def _send(self, run: Run, frame: Callable[[Conversation], bytes]) -> None:
-        """Send a frame to each step that is under way."""
+            await there(run.elsewhere)
+            return
         guests = [guest for guest in self._guests(run) if guest.conversation.phase is Phase.STEP]
         if run.done.is_set():
             raise RunEndedError("the run is over")
         if not guests:
             raise NotRunningError("no program of the run is running now", hint="wait for the event of its stage")
-        await asyncio.gather(*(guest.process.write(frame(guest.conversation)) for guest in guests))
+        await asyncio.gather(*(guest.process.write(here(guest.conversation)) for guest in guests))
 
     def _guests(self, run: Run) -> tuple[Guest, ...]:
         work = self.work.get(run.id)
@@ -433,8 +391,7 @@ class Service:
 
     async def settled(self, run: Run) -> None:
         """Wait until the run is over and its machine gone."""
-        work = self.work.get(run.id)
-        if work is not None:
+        if work := self.work.get(run.id):
             await asyncio.wait([work.task])
 
     async def end(self, run: Run, reason: str) -> None:
@@ -449,8 +406,7 @@ class Service:
 
     async def _end(self, run: Run, reason: str) -> None:
         run.fail(RunEndedError(reason))
-        work = self.work.get(run.id)
-        if work is not None:
+        if work := self.work.get(run.id):
             work.task.cancel()
             await asyncio.wait([work.task])
 
