@@ -84,7 +84,7 @@ test-all: setup kernel agent images python c arm test-images
 soak: setup
 	@.venv/bin/python -m scripts.chaos --hours $(or $(HOURS),8)
 
-# Hostile snippets against this build, in the languages that have an image here (make test-images has all); some 12 minutes.
+# Hostile snippets against this build, in the languages that have an image here (make test-images has all); some 20 minutes.
 attack: setup kernel agent images python
 	@scripts/with-kvm python -m scripts.attack.main --report docs/attack-report.md
 

@@ -231,7 +231,7 @@ async def run(arguments: argparse.Namespace) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="attack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the page there")
-    parser.add_argument("--minutes", type=float, default=15.0, help="begin no attack later (default: %(default)g)")
+    parser.add_argument("--minutes", type=float, default=30.0, help="begin no attack later (default: %(default)g)")
     parser.add_argument("names", nargs="*", metavar="NAME", help="run these alone")
     return asyncio.run(run(parser.parse_args()))
 
