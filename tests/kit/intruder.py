@@ -129,6 +129,7 @@ def attempts(victim: int, folder: Path) -> dict[str, Callable[[], object]]:
         "own signals of a descriptor": lambda: fcntl.ioctl(0, 0x8901, b"\0\0\0\0"),
         "have a descriptor signal": lambda: fcntl.fcntl(0, fcntl.F_SETOWN, victim),
         "give the guest other memory": lambda: fcntl.ioctl(0, kvm.ioctl_number("KVM_SET_USER_MEMORY_REGION") or 0, bytes(32)),
+        "make another virtual machine": lambda: fcntl.ioctl(0, kvm.ioctl_number("KVM_CREATE_VM") or 0),
         "make a device of KVM": lambda: fcntl.ioctl(0, kvm.ioctl_number("KVM_CREATE_DEVICE") or 0, bytes(12)),
         "loosen the filter": lambda: raw(317, 277, 1, 0, bytes(16)),
         "use another architecture's calls": lambda: raw(0x4000_0000 | 39, 0x4000_0000 | 172),

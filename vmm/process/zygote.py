@@ -89,7 +89,7 @@ def load() -> None:
     for kind in DECODED:
         msgspec.json.Decoder(kind)
     with contextlib.suppress(MayflyError), Kvm() as kvm:  # machines will say why there is none
-        state.identity(kvm)
+        state.prepare(kvm)
     with contextlib.suppress(OSError):
         landlock.abi()
     seccomp.first(connects=False)

@@ -39,6 +39,8 @@ MSR_TSC_DEADLINE = 0x6E0  # Intel SDM volume 4, table 2-2
 _MSR = struct.Struct("=I4xQ")  # struct kvm_msr_entry: index, data
 _XSAVE_BYTES = 4096
 """struct kvm_xsave; KVM_CAP_XSAVE2 says if guests may have more (api.rst 4.42, 4.134)."""
+_writable: dict[str, list[int]] = {}
+"""MSRs that can be written back, by what guests see of the processor."""
 
 
 class VcpuState(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
@@ -70,9 +72,17 @@ def identity(kvm: Kvm) -> str:
     return offered_cpuid(kvm).identity
 
 
+def prepare(kvm: Kvm) -> None:
+    """Find out what `save` has to know of this KVM, once for a process and its forks: that takes a
+    virtual machine, and a vmm process may make no other once its own runs.
+    """
+    if (known := identity(kvm)) not in _writable:
+        _writable[known] = _writable_msrs(kvm)
+
+
 def save(vm: Vm, controller: None, vcpus: Sequence[Vcpu]) -> KvmState:
     """All of it. The vCPUs stand still, with no access half done, and may go on afterwards."""
-    msrs = _writable_msrs(vm.kvm)
+    msrs = _writable[identity(vm.kvm)]
     saved = tuple(_save_vcpu(vm.kvm, vcpu, msrs) for vcpu in vcpus)
     chips = {name: vm.exchange("KVM_GET_IRQCHIP", "struct kvm_irqchip", {"chip_id": chip}) for name, chip in _CHIPS.items()}
     clock = vm.exchange("KVM_GET_CLOCK", "struct kvm_clock_data")
