@@ -14,9 +14,9 @@ kernel: setup
 agent: setup
 	@agent/build.sh
 
-# The runtime for programs of WebAssembly; an image of them has it.
-wasm: setup
-	@wasm/build.sh
+# The runtime for programs of WebAssembly, and an image that has nothing else.
+wasm: setup agent
+	@scripts/build-image wasm
 
 # Of both architectures: a wheel carries them, so that each kind of machine can build images for the other.
 agents: setup agent
@@ -55,28 +55,27 @@ arm: setup agents
 	@test "$$(uname -m)" = aarch64 || scripts/build-image rust --arch aarch64 --compress lz4
 
 # What the whole counts boot besides: Debian's own kernel, Go (prepared in a machine: on an emulated host this takes long, once),
-# the compilers of Debian 12, a Rust image laid out as Docker's is, Rust for WebAssembly, and Go for an emulated 64-bit Arm host.
-test-images: setup agent kernel python c arm
+# the compilers of Debian 12, a Rust image laid out as Docker's is, Rust and C for WebAssembly, and Go for an emulated 64-bit Arm host.
+test-images: setup agent kernel python c wasm arm
 	@scripts/debian/cloud-kernel >/dev/null
 	@scripts/build-image go
 	@scripts/build-image go@1.19 --suite bookworm
 	@scripts/build-image rust@1.63 --suite bookworm
 	@scripts/build-image rust --layout docker --output build/rust-docker
 	@for name in javascript typescript java cpp; do scripts/build-image $$name --compress lz4 || exit; done
-	@scripts/build-image wasm
 	@test "$$(uname -m)" = aarch64 || scripts/build-image wasm --arch aarch64
-	@scripts/build-image rust-wasm --compress lz4
+	@for name in rust-wasm c-wasm; do scripts/build-image $$name --compress lz4 || exit; done
 	@test "$$(uname -m)" = aarch64 || scripts/build-image go --arch aarch64
 
 demo: setup kernel agent images
 	@scripts/with-kvm scripts/demo
 
 # The reduced counts; test-all has the whole ones and writes its report.
-test: setup kernel agent images python c arm
+test: setup kernel agent images python c wasm arm
 	@scripts/web --if-possible
 	@scripts/test $(ARGS)
 
-test-all: setup kernel agent images python c arm test-images
+test-all: setup kernel agent images python c wasm arm test-images
 	@scripts/web --if-possible
 	@MAYFLY_FULL=1 scripts/test --report docs/test-report.md
 

@@ -4,9 +4,9 @@ machine with the other server.
 
 It has this host's kernels and images, and keeps what it installs besides no longer than it runs.
 It first says, in a line of JSON, which keys it takes (of a client, and of a server that moves runs
-here) and what LOOPBACK is. Each line of standard input is a run that is to move, the port where
-LOOPBACK has the other server, and its key there; the answer are the exit status of `mayfly move`
-and its lines. The server ends with standard input.
+here) and what LOOPBACK is. Each line of standard input has the words of a `mayfly` command, in
+which SOCKET stands for the server's, and the key that it is given of another server; the answer is
+its exit status and what it printed. The server ends with standard input.
 """
 
 import json
@@ -49,7 +49,7 @@ def main() -> None:
         keys = {kind: create(default_path(), kind, moves=kind == "moves") for kind in ("client", "moves")}
         socket = str(Path(folder) / "api.sock")
         options = map(os.path.expandvars, sys.argv[2:])
-        serve = command("serve", "--cold", "--socket", socket, "--listen", f"0.0.0.0:{sys.argv[1]}", "--insecure", *options)
+        serve = command("serve", "--socket", socket, "--listen", f"0.0.0.0:{sys.argv[1]}", "--insecure", *options)
         with subprocess.Popen(serve, stderr=subprocess.PIPE, text=True) as server:
             assert server.stderr is not None
             copying = threading.Thread(target=copy, args=(server.stderr, listening))
@@ -58,10 +58,10 @@ def main() -> None:
                 listening.wait()
                 print(json.dumps({**keys, "loopback": os.environ["LOOPBACK"]}), flush=True)
                 for asked in sys.stdin:
-                    run, port, key = json.loads(asked)
-                    move = command("move", "--json", "--socket", socket, run, "--to", f"http://{os.environ['LOOPBACK']}:{port}")
-                    done = subprocess.run(move, env={**os.environ, "MAYFLY_MOVE_KEY": key}, stdout=subprocess.PIPE, text=True, check=False)
-                    print(json.dumps([done.returncode, *map(json.loads, done.stdout.splitlines())]), flush=True)
+                    words, key = json.loads(asked)
+                    given = command(*(os.path.expandvars(socket if word == "SOCKET" else word) for word in words))
+                    done = subprocess.run(given, env={**os.environ, "MAYFLY_MOVE_KEY": key}, stdout=subprocess.PIPE, text=True, check=False)
+                    print(json.dumps([done.returncode, done.stdout]), flush=True)
             finally:
                 server.terminate()
                 copying.join()

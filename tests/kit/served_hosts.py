@@ -44,14 +44,20 @@ class ServedHost:
         assert line, "the server ended"
         return json.loads(line)
 
+    def mayfly(self, *words: str, key: str = "") -> str:
+        """Run a command in the server's host; what it printed. `key` is another server's."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([words, key]) + "\n")
+        self._process.stdin.flush()
+        status, printed = self._line()
+        assert status == 0, (words, printed)
+        return str(printed)
+
     def move(self, run_id: str, there: "ServedHost") -> dict[str, Any]:
         """Have `mayfly move` move the run; what it says in the end."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([run_id, there._port, there.told["moves"]]) + "\n")
-        self._process.stdin.flush()
-        status, *lines = self._line()
-        assert (status, lines[-1:] and lines[-1]["event"]) == (0, "moved"), lines
-        last: dict[str, Any] = lines[-1]
+        words = ("move", "--json", "--socket", "SOCKET", run_id, "--to", f"http://$LOOPBACK:{there._port}")
+        last: dict[str, Any] = json.loads(self.mayfly(*words, key=there.told["moves"]).splitlines()[-1])
+        assert last["event"] == "moved", last
         return last
 
     def kill(self) -> None:

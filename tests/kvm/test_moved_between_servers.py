@@ -40,7 +40,7 @@ def test_a_run_moves_to_another_server_and_back(monkeypatch: pytest.MonkeyPatch,
         numbers = [int(line) for line in following.out.split()]
         assert numbers == [index % CYCLE for index in range(len(numbers))]
 
-    flags = ["--kernel", str(kernel), "--channel", "serial", "--time-factor", "1", "--interactive-wall-s", "600"]
+    flags = ["--cold", "--kernel", str(kernel), "--channel", "serial", "--time-factor", "1", "--interactive-wall-s", "600"]
     with ExitStack() as opened:
         servers = [opened.enter_context(serving(*flags)) for _ in range(2)]
         asyncio.run(asyncio.wait_for(scenario(*servers), patience(90)))

@@ -57,7 +57,7 @@ class Stage:
     def host(self, name: str, arch: str) -> ServedHost:
         """Begin a host of the fleet."""
         join = ("--join", f"nats://$LOOPBACK:{self.server.port}", "--name", name)
-        return self._opened.enter_context(serving(*COMMON, *join, host=[*WITH_KVM, "--arch", arch], python="python"))
+        return self._opened.enter_context(serving("--cold", *COMMON, *join, host=[*WITH_KVM, "--arch", arch], python="python"))
 
     def client(self) -> AsyncClient:
         """A client of the gateway."""
@@ -116,6 +116,27 @@ def test_a_program_moves_to_another_architecture_and_back(stage: Stage) -> None:
             result = await run.result()
         assert result.status == "ok", result
         assert following.out == execute(module, stdin="".join(said).encode()).stdout
+
+    asyncio.run(scenario())
+
+
+def test_a_program_that_computes_moves_to_another_architecture_and_back(stage: Stage) -> None:
+    """It never waits for anything, and each bit of its floats is printed."""
+    module, arguments = compiled(SOURCES / "nbody.rs"), ("12000000",)
+
+    async def scenario() -> None:
+        async with (
+            stage.hosts[ARCHES[0]].client() as client,
+            client.start(module.read_bytes(), language="wasm", args=arguments, interactive=True) as run,
+            Following.begin(run) as following,
+        ):
+            here, there = stage.hosts.values()
+            for source, destination in ((here, there), (there, here)):
+                await following.lines(1)
+                print(await asyncio.to_thread(source.move, run.id, destination))
+            result = await run.result()
+        assert result.status == "ok", result
+        assert following.out == execute(module, *arguments).stdout
 
     asyncio.run(scenario())
 

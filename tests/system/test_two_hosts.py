@@ -1,5 +1,6 @@
 """Programs in real guests move between two hosts, while a client reads what they print and writes
-to them. Where this machine cannot run guests both hosts are emulated ones.
+to them. One of the hosts makes the language's base, and the other one pulls it. Where this machine
+cannot run guests both hosts are emulated ones.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from scripts.debian.local_registry import serving as registry
 from tests.kit.scale import FULL
 from tests.kit.served_hosts import ROOT, Following, ServedHost, serving
 from tests.system.test_moves import GO, RUST
@@ -21,15 +23,28 @@ pytestmark = [
 ]
 
 WITH_KVM = [str(ROOT / "scripts/with-kvm"), "--memory", "5000"]
+PATIENT = ("--time-factor", "20")  # the hosts share this machine with each other
 TICKS = 20
 """Lines that are read before a move, and again behind it."""
+PART = 150 << 20
+"""What a move may send that leaves out the base: of both languages that has some 400 MiB."""
 
 
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[list[ServedHost]]:
-    flags = ("--time-factor", "20", "--run-output", "16M")  # both share this machine with each other
     with ExitStack() as opened:
+        flags = (*PATIENT, "--run-output", "16M")
         yield [opened.enter_context(serving(*flags, host=WITH_KVM, python="python")) for _ in range(2)]
+
+
+def share_base(language: str, hosts: list[ServedHost]) -> None:
+    """Make a base on the first host, and install it on the second one through a registry."""
+    here, there = hosts
+    with registry() as address:
+        reference = f"$LOOPBACK:{address.rpartition(':')[2]}/bases/{language}:1"
+        here.mayfly("snapshot", "create", language, *PATIENT)
+        here.mayfly("snapshot", "push", language, reference, "--insecure")
+        there.mayfly("snapshot", "pull", reference, "--insecure")
 
 
 class Writing:
@@ -60,6 +75,7 @@ class Writing:
 @pytest.mark.parametrize(("language", "source"), [("rust", RUST), ("go", GO)])
 def test_a_program_moves_to_another_host(hosts: list[ServedHost], language: str, source: str) -> None:
     need(language)
+    share_base(language, hosts)
     here, there = hosts
 
     async def scenario() -> None:
@@ -79,6 +95,7 @@ def test_a_program_moves_to_another_host(hosts: list[ServedHost], language: str,
             await writing
             result = await run.result()
         assert (result.status, result.moved_to) == ("ok", moved["to"]), result
+        assert moved["bytes"] < PART
         writer.check()
 
     asyncio.run(scenario())

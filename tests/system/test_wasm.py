@@ -1,5 +1,5 @@
 """Programs of WebAssembly in real guests: stopped in one and resumed in another, which has neither
-their source nor a compiler; one of them is compiled from Rust in its guest.
+their source nor a compiler; some of them are compiled from Rust, Go and C in their guests.
 """
 
 import tempfile
@@ -17,7 +17,8 @@ from tests.unit.wasm.test_checkpoints import echo
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(1200)]
 
-SOURCE = """
+SOURCES = {
+    "rust": """
 fn main() {
     let mut line = String::new();
     let mut sum = 1.5f64;
@@ -28,16 +29,64 @@ fn main() {
         line.clear();
     }
 }
-"""
+""",
+    "go": """
+package main
+
+import (
+    "bufio"
+    "fmt"
+    "os"
+)
+
+func main() {
+    sums := make(chan float64)
+    go func() {
+        sum, lines := 1.5, bufio.NewScanner(os.Stdin)
+        for lines.Scan() {
+            sum = float64(sum*1.1) + float64(len(lines.Text())+1)
+            sums <- sum
+        }
+        close(sums)
+    }()
+    fmt.Println("ready")
+    for sum := range sums {
+        fmt.Println(sum)
+    }
+}
+""",
+    "c": """
+#include <stdio.h>
+#include <string.h>
+
+int main(void) {
+    char line[80];
+    double sum = 1.5;
+    puts("ready");
+    fflush(stdout);
+    while (fgets(line, sizeof line, stdin)) {
+        sum = sum * 1.1 + strlen(line);
+        printf("%.17g\\n", sum);
+        fflush(stdout);
+    }
+    return 0;
+}
+""",
+}
+MISTAKES = {
+    "rust": ('fn main() { let x: i32 = "text"; }', "mismatched types"),
+    "go": ("package main\n\nfn main() {}", "syntax error"),
+    "c": ("int main(void) { return missing; }", "undeclared identifier"),
+}
 LINES = ("one\n", "and two\n", "three, at last\n")
 
 
-def expected() -> list[str]:
-    """What the program writes."""
+def expected() -> list[float]:
+    """What the programs write behind their first line."""
     sums = [1.5]
     for line in LINES:
         sums.append(sums[-1] * 1.1 + len(line))
-    return ["ready", *map(repr, sums[1:])]
+    return sums[1:]
 
 
 def need(language: str, arch: str = toy.MACHINE) -> None:
@@ -49,7 +98,7 @@ def need(language: str, arch: str = toy.MACHINE) -> None:
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
     need("wasm")
-    languages = [name for name in ("wasm", "rust-wasm") if paths.image_dir(name, toy.MACHINE).is_dir()]
+    languages = [name for name in ("wasm", *(f"{name}-wasm" for name in SOURCES)) if paths.image_dir(name, toy.MACHINE).is_dir()]
     with tempfile.TemporaryDirectory(prefix="mayfly-") as name:
         server = Server(Path(name), *(part for name in languages for part in ("--language", name)))
         with Client(server.socket) as client:
@@ -78,21 +127,24 @@ def test_a_module_goes_on_from_its_checkpoint(client: Client) -> None:
     assert (result.stdout, result.exit_status) == ("and after", 0), result.stderr
 
 
-def test_a_rust_program_goes_on_from_its_checkpoint(client: Client) -> None:
-    need("rust-wasm")
-    with client.start(SOURCE, language="rust", target="wasm", interactive=True) as first:
+@pytest.mark.parametrize("language", SOURCES)
+def test_a_program_goes_on_from_its_checkpoint(client: Client, language: str) -> None:
+    need(f"{language}-wasm")
+    with client.start(SOURCES[language], language=language, target="wasm", interactive=True) as first:
         assert read(first, 1) == ["ready"]
         first.send(LINES[0])
-        before = read(first, 2)
+        before = read(first, 2)[1:]
         state = first.checkpoint()
         assert first.result().exit_status == 75
     with client.start(state, language="wasm", stdin="".join(LINES[1:])) as second:
         result = second.result()
-    assert (before + result.stdout.splitlines(), result.exit_status) == (expected(), 0), result.stderr
+    assert (list(map(float, before + result.stdout.splitlines())), result.exit_status) == (expected(), 0), result.stderr
 
 
-def test_it_is_built_with_its_mistakes_shown(client: Client) -> None:
-    need("rust-wasm")
-    result = client.run('fn main() { let x: i32 = "text"; }', language="rust", target="wasm")
+@pytest.mark.parametrize("language", MISTAKES)
+def test_it_is_built_with_its_mistakes_shown(client: Client, language: str) -> None:
+    need(f"{language}-wasm")
+    source, mistake = MISTAKES[language]
+    result = client.run(source, language=language, target="wasm")
     assert result.status == "build_failed"
-    assert "mismatched types" in result.stderr
+    assert mistake in result.stderr
