@@ -3,6 +3,7 @@ a client reads of a run there.
 """
 
 import asyncio
+import contextlib
 import functools
 import json
 import os
@@ -46,24 +47,39 @@ class ServedHost:
 
     def mayfly(self, *words: str, key: str = "") -> str:
         """Run a command in the server's host; what it printed. `key` is another server's."""
-        assert self._process.stdin is not None
+        assert self.told and self._process.stdin is not None  # what it says first is read
         self._process.stdin.write(json.dumps([words, key]) + "\n")
         self._process.stdin.flush()
         status, printed = self._line()
         assert status == 0, (words, printed)
         return str(printed)
 
-    def move(self, run_id: str, there: "ServedHost") -> dict[str, Any]:
+    def move(self, run_id: str, there: "ServedHost", *options: str) -> dict[str, Any]:
         """Have `mayfly move` move the run; what it says in the end."""
-        words = ("move", "--json", "--socket", "SOCKET", run_id, "--to", f"http://$LOOPBACK:{there._port}")
+        words = ("move", "--json", "--socket", "SOCKET", run_id, "--to", f"http://$LOOPBACK:{there._port}", *options)
         last: dict[str, Any] = json.loads(self.mayfly(*words, key=there.told["moves"]).splitlines()[-1])
         assert last["event"] == "moved", last
         return last
+
+    @property
+    def server(self) -> int:
+        """The process of `mayfly serve`, in this host."""
+        return next(_children(self._process.pid))
+
+    def machines(self) -> list[int]:
+        """Those of its machines, in this host."""
+        return [machine for zygote in _children(self.server) for machine in _children(zygote)]
 
     def kill(self) -> None:
         """kill -9: of a host of its own, all of that host."""
         self._process.kill()
         self._process.wait()
+
+
+def _children(pid: int) -> Iterator[int]:
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            yield from map(int, task.read_text().split())
 
 
 @contextmanager
