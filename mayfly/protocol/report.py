@@ -19,7 +19,7 @@ MAX_NAME = 64
 MAX_TEXT = 64 << 10
 MAX_COUNT = (1 << 63) - 1
 MAX_SECONDS = 1e9
-PHASES = frozenset({"process", "objects", "load", "sandbox", "running", "save"})
+PHASES = frozenset({"process", "turn", "objects", "load", "sandbox", "running", "save"})
 """Of a vmm process, which report the time that they took. No other name: each becomes a label of
 the server's metrics.
 """

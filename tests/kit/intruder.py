@@ -29,6 +29,7 @@ from mayfly.vmm.kvm import kvm
 from mayfly.vmm.kvm.prctl import prctl
 from mayfly.vmm.machine import Machine
 from mayfly.vmm.process import child
+from mayfly.vmm.process.turns import Turns
 from mayfly.vmm.sandbox import namespaces
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -215,7 +216,7 @@ def _become(
     building: Callable[..., Machine] = vars(child)["build_machine"]
     vars(child)["build_machine"] = build
     control, _ = socket.socketpair()
-    child.run_process(msgspec.json.encode(config), channel, report, control.detach(), time.monotonic(), cell)
+    child.run_process(msgspec.json.encode(config), channel, report, control.detach(), time.monotonic(), cell, Turns().of(1))
     sys.exit(0)
 
 

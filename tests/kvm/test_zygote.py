@@ -65,7 +65,7 @@ def gone(pid: int) -> bool:
 def test_a_machine_reports_its_phases_its_exits_and_its_end(zygote: Zygote, tmp_path: Path) -> None:
     machine = spawned(zygote, tiny.build(tmp_path, "mov dx, 0x3f8\nmov al, '!'\nout dx, al\n" + RESET))
     running, ended = machine.wait_running(), machine.wait_ended()
-    assert set(running.phases) == {"process", "objects", "load", "sandbox"}
+    assert set(running.phases) == {"process", "turn", "objects", "load", "sandbox"}
     assert ended.reason is End.RESET
     assert ended.console == "!"
     exits = dict(ended.exits)

@@ -22,6 +22,7 @@ from mayfly.vmm.devices.virtio import device, mmio
 from mayfly.vmm.devices.virtio.console import ConsoleState
 from mayfly.vmm.eventloop import EventLoop
 from mayfly.vmm.process.requests import serve
+from mayfly.vmm.process.turns import Turn
 from mayfly.vmm.sandbox import landlock, seccomp
 from mayfly.vmm.sandbox.descriptors import keep_only
 from mayfly.vmm.sandbox.namespaces import Cell
@@ -46,17 +47,21 @@ class BootLog(bytearray):
         return "".join(filter(is_shown, self.decode("utf-8", "replace").replace("\r\n", "\n")))
 
 
-def run_process(config: bytes, channel_fd: int, report_fd: int, control_fd: int, forked_at: float, cell: Cell) -> None:
-    """Run the machine of an encoded MachineConfig to its end, in `cell`, and report it. Takes over
-    all descriptors, and closes all others.
+def run_process(config: bytes, channel_fd: int, report_fd: int, control_fd: int, forked_at: float, cell: Cell, turn: Turn) -> None:
+    """Run the machine of an encoded MachineConfig to its end, in `cell`, and report it; it is made
+    when its `turn` has come. Takes over all descriptors, and closes all others.
     """
     console = BootLog()
     phases = {"process": time.monotonic() - forked_at}
     exits: dict[str, int] = {}
     end, error = End.ERROR, None
     try:
-        keep_only([channel_fd, report_fd, control_fd, *cell.descriptors.values()])
+        keep_only([channel_fd, report_fd, control_fd, turn.descriptor, *cell.descriptors.values()])
         wanted = decode(MachineConfig, config)
+        began = time.monotonic()
+        if not wanted.arriving:  # which waits for another host, not for a processor
+            turn.take()
+        phases["turn"] = time.monotonic() - began
         # Told what they are, so that nobody asks the kernel.
         channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, channel_fd)
         control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, control_fd)
@@ -71,6 +76,7 @@ def run_process(config: bytes, channel_fd: int, report_fd: int, control_fd: int,
             seal = confine(wanted, cell)
             phases["sandbox"] = time.monotonic() - began
             say(report_fd, Running(phases=phases | machine.phases))
+            turn.end()
             began = time.monotonic()
             end = machine.run(started=seal)
             phases |= machine.phases | {"running": time.monotonic() - began}

@@ -26,6 +26,7 @@ from mayfly.protocol.report import End, Ended, pack, unpack
 from mayfly.protocol.spawning import DESCRIPTORS, GROUPS, MESSAGE_LIMIT, NOBODY, NOT_FORKED, Reaped, Signal, Spawn
 from mayfly.schema import msgspec
 from mayfly.vmm.kvm.prctl import prctl
+from mayfly.vmm.process.turns import Turns
 from mayfly.vmm.sandbox.descriptors import STANDARD_STREAMS, close_others
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ class _Server:
         self._control, self._cell = control, cell
         self._made_at = time.monotonic()
         self._machines: dict[int, int] = {}
+        self._turns = Turns()
         self._unsaid: deque[bytes] = deque()
         self._wakeup, self._wakeup_writer = socket.socketpair()
         self._wakeup.setblocking(False)
@@ -168,7 +170,7 @@ class _Server:
         channel, report, control, *groups = fds
         pid = os.fork()
         if pid == 0:
-            self._become_machine(message.config, channel, report, control, groups, began)
+            self._become_machine(message, channel, report, control, groups, began)
         self._machines[pid] = message.machine
 
     def _complete_cell(self) -> None:
@@ -191,7 +193,7 @@ class _Server:
                 say(fds[1], Ended(reason=End.ERROR, error=error))
         self._say(Reaped(machine=machine, status=NOT_FORKED))
 
-    def _become_machine(self, config: msgspec.Raw, channel: int, report: int, control: int, groups: Sequence[int], began: float) -> None:
+    def _become_machine(self, message: Spawn, channel: int, report: int, control: int, groups: Sequence[int], began: float) -> None:
         """In the child: everything up to its exit."""
         from mayfly.vmm.process.child import run_process, say
 
@@ -210,7 +212,7 @@ class _Server:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for end in (self._control, self._wakeup, self._wakeup_writer):
                 end.close()
-            run_process(bytes(config), channel, report, control, began, self._cell)
+            run_process(bytes(message.config), channel, report, control, began, self._cell, self._turns.of(message.machine))
             status = 0
         finally:
             os._exit(status)
