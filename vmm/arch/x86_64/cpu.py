@@ -16,7 +16,8 @@ from mayfly.vmm.memory import GuestMemory
 MAX_CPUID_ENTRIES = 256
 TCG = b"TCGTCGTCGTCG"
 CPUID_INDEX_SIGNIFICANT = 1
-_CPUID_HEADER = struct.Struct("=I4x")  # struct kvm_cpuid2 before its entries: how many they are
+_COUNT = struct.Struct("=I4x")  # struct kvm_cpuid2 and struct kvm_msrs before their entries
+MSR = struct.Struct("=I4xQ")  # struct kvm_msr_entry: index, data
 _LEAF = struct.Struct("=7I12x")  # struct kvm_cpuid_entry2: function, index, flags, EAX, EBX, ECX, EDX
 _EBX = struct.Struct("=I")
 _PER_CPU_LEAVES = (1, 0xB, 0x1F, 0x8000_001E)
@@ -56,15 +57,15 @@ def withhold(vm: Vm) -> None:
 def set_up(vm: Vm, vcpus: Sequence[Vcpu], *, entry: int) -> None:
     """Give all vCPUs CPUID and MTRRs. The first enters at `entry`, the others wait for an IPI."""
     for vcpu in vcpus:
-        set_cpuid(offered_cpuid(vm.kvm), vcpu, len(vcpus))
-        set_msrs(vcpu, [(MSR_MTRR_DEFAULT, MTRR_ENABLED_WRITE_BACK)])
+        set_cpuid(offered_cpuid(), vcpu, len(vcpus))
+        set_msrs(vcpu, MSR.pack(MSR_MTRR_DEFAULT, MTRR_ENABLED_WRITE_BACK))
     _enter_at(vcpus[0], entry)
 
 
-def set_msrs(vcpu: Vcpu, values: Sequence[tuple[int, int]]) -> int:
-    """Set MSRs, (index, value) each; how many of them KVM has taken, from the first on."""
-    entries = [{"index": index, "data": value} for index, value in values]
-    return vcpu.ioctl("KVM_SET_MSRS", ffi.new("struct kvm_msrs *", {"nmsrs": len(entries), "entries": entries}))
+def set_msrs(vcpu: Vcpu, entries: bytes) -> int:
+    """Set MSRs, an array of struct kvm_msr_entry; how many KVM has taken, from the first on."""
+    msrs = bytearray(_COUNT.pack(len(entries) // MSR.size) + entries)
+    return vcpu.ioctl("KVM_SET_MSRS", ffi.from_buffer("struct kvm_msrs *", msrs))
 
 
 class Offered(NamedTuple):
@@ -75,35 +76,25 @@ class Offered(NamedTuple):
     apic: int  # Where in it leaf 1's EBX is
 
 
-@functools.lru_cache(1)  # a restore asks twice
-def offered_cpuid(kvm: Kvm) -> Offered:
-    """What KVM supports and FEATURES allows (api.rst 4.46). Quick in a process whose zygote asked
-    before, and was told the same.
+@functools.cache
+def offered_cpuid() -> Offered:
+    """What KVM supports and FEATURES allows (api.rst 4.46), as this process or its zygote found it
+    at first: in a virtual machine asking costs an exit for each leaf.
     """
-    supported = kvm.exchange("KVM_GET_SUPPORTED_CPUID", "struct kvm_cpuid2", {"nent": MAX_CPUID_ENTRIES, "entries": MAX_CPUID_ENTRIES})
-    words = memoryview(ffi.buffer(supported.entries, supported.nent * _LEAF.size)).cast("I")
-    for place, leaf in enumerate(words[:: _LEAF.size // words.itemsize].tolist()):
-        if leaf in _PER_CPU_LEAVES:
-            entry = supported.entries[place]
-            if leaf == 1:
-                entry.ebx &= 0xFFFF
-            else:
-                entry.eax = entry.ebx = entry.ecx = entry.edx = 0
-    return _offered(words.tobytes(), kvm.check_extension("KVM_CAP_TSC_DEADLINE_TIMER") > 0)
-
-
-@functools.lru_cache(1)
-def _offered(supported: bytes, deadline: bool) -> Offered:
-    """`deadline`: KVM has a TSC deadline timer, whose bit it leaves to us."""
-    array = ffi.from_buffer("struct kvm_cpuid_entry2[]", bytearray(supported))
-    entries = reduce(array[index] for index in range(len(array)))
+    with Kvm() as kvm:
+        supported = kvm.exchange("KVM_GET_SUPPORTED_CPUID", "struct kvm_cpuid2", {"nent": MAX_CPUID_ENTRIES, "entries": MAX_CPUID_ENTRIES})
+        deadline = kvm.check_extension("KVM_CAP_TSC_DEADLINE_TIMER") > 0  # whose bit KVM leaves to us
+    entries = reduce(supported.entries[0 : supported.nent])
     shown = []
     for entry in entries:
         if entry.function == 1:  # without HYPERVISOR guests see no KVM or kvm-clock
+            entry.ebx &= 0xFFFF
             entry.ecx |= LEAF1_ECX_HYPERVISOR | (LEAF1_ECX_TSC_DEADLINE if deadline else 0)
-        if entry.function == 1 or entry.function not in _PER_CPU_LEAVES:
-            ebx = 0 if entry.function == 0xD else entry.ebx  # size of what is on now
-            shown.append(f"{entry.function:x}.{entry.index:x}: {entry.eax:x} {ebx:x} {entry.ecx:x} {entry.edx:x}")
+        elif entry.function in _PER_CPU_LEAVES:
+            entry.eax = entry.ebx = entry.ecx = entry.edx = 0
+            continue
+        ebx = 0 if entry.function == 0xD else entry.ebx  # size of what is on now
+        shown.append(f"{entry.function:x}.{entry.index:x}: {entry.eax:x} {ebx:x} {entry.ecx:x} {entry.edx:x}")
     leaf_1 = next(index for index, entry in enumerate(entries) if entry.function == 1)
     leaves = b"".join(bytes(ffi.buffer(ffi.addressof(entry))) for entry in entries)
     return Offered(", ".join(shown), leaves, leaf_1 * _LEAF.size + 4 * 4)
@@ -112,9 +103,9 @@ def _offered(supported: bytes, deadline: bool) -> Offered:
 def set_cpuid(offered: Offered, vcpu: Vcpu, cpus: int) -> None:
     """Give a vCPU its CPUID: what is offered to all, its APIC id, and the topology."""
     leaves = offered.leaves + _topology(0, vcpu.index, cpus) + _topology(1, vcpu.index, cpus)
-    cpuid = bytearray(_CPUID_HEADER.pack(len(leaves) // _LEAF.size) + leaves)
+    cpuid = bytearray(_COUNT.pack(len(leaves) // _LEAF.size) + leaves)
     (ebx,) = _EBX.unpack_from(offered.leaves, offered.apic)
-    _EBX.pack_into(cpuid, _CPUID_HEADER.size + offered.apic, ebx | cpus << 16 | vcpu.index << 24)
+    _EBX.pack_into(cpuid, _COUNT.size + offered.apic, ebx | cpus << 16 | vcpu.index << 24)
     vcpu.ioctl("KVM_SET_CPUID2", ffi.from_buffer("struct kvm_cpuid2 *", cpuid))
 
 

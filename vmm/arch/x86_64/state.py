@@ -12,13 +12,12 @@ The order of restoring matters (Linux virt/kvm/api.rst, and what KVM's code does
 """
 
 import errno
-import struct
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 from mayfly.errors import KvmError
 from mayfly.schema import Meta, Record
-from mayfly.vmm.arch.x86_64.cpu import offered_cpuid, set_cpuid, set_msrs
+from mayfly.vmm.arch.x86_64.cpu import MSR, offered_cpuid, set_cpuid, set_msrs
 from mayfly.vmm.kvm._kvm import ffi, lib
 from mayfly.vmm.kvm.kvm import Kvm, Vcpu, Vm
 from mayfly.vmm.snapshot.state import U63, Saved, exactly
@@ -36,7 +35,6 @@ _CHIPS = {"pic_master": lib.KVM_IRQCHIP_PIC_MASTER, "pic_slave": lib.KVM_IRQCHIP
 MAX_MSRS = 1024
 MSR_TSC = 0x10
 MSR_TSC_DEADLINE = 0x6E0  # Intel SDM volume 4, table 2-2
-_MSR = struct.Struct("=I4xQ")  # struct kvm_msr_entry: index, data
 _XSAVE_BYTES = 4096
 """struct kvm_xsave; KVM_CAP_XSAVE2 says if guests may have more (api.rst 4.42, 4.134)."""
 _writable: dict[str, list[int]] = {}
@@ -54,7 +52,7 @@ class VcpuState(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
     events: Annotated[bytes, exactly(ffi.sizeof("struct kvm_vcpu_events"))]
     mp_state: Annotated[bytes, exactly(ffi.sizeof("struct kvm_mp_state"))]
     xsave: bytes
-    msrs: Annotated[bytes, Meta(max_length=MAX_MSRS * _MSR.size)]
+    msrs: Annotated[bytes, Meta(max_length=MAX_MSRS * MSR.size)]
 
 
 class KvmState(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
@@ -69,7 +67,7 @@ class KvmState(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
 
 def identity(kvm: Kvm) -> str:
     """What a guest here may see of the processor, as text: it goes on only where it is the same."""
-    return offered_cpuid(kvm).identity
+    return offered_cpuid().identity
 
 
 def prepare(kvm: Kvm) -> None:
@@ -93,7 +91,7 @@ def restore(vm: Vm, controller: None, vcpus: Sequence[Vcpu], saved: Saved) -> No
     """Restore into as many new vCPUs and new controllers. Raises SnapshotError, KvmError."""
     state = saved.decode(KvmState)
     for vcpu, of_vcpu in saved.pairs("vcpus", vcpus, state.vcpus):
-        set_cpuid(offered_cpuid(vm.kvm), vcpu, len(vcpus))  # of this host: a state could offer more
+        set_cpuid(offered_cpuid(), vcpu, len(vcpus))  # of this host: a state could offer more
         _restore_vcpu(vm.kvm, vcpu, of_vcpu, saved)
     for name, chip in _CHIPS.items():
         irqchip: Any = ffi.from_buffer("struct kvm_irqchip *", bytearray(getattr(state, name)))
@@ -105,7 +103,7 @@ def restore(vm: Vm, controller: None, vcpus: Sequence[Vcpu], saved: Saved) -> No
 
 def _save_vcpu(kvm: Kvm, vcpu: Vcpu, msrs: Sequence[int]) -> VcpuState:
     # The deadline before the LAPIC: a timer that fires meanwhile is in one of them at least.
-    saved = b"".join(_MSR.pack(*msr) for msr in _read_msrs(vcpu, msrs))
+    saved = b"".join(MSR.pack(*msr) for msr in _read_msrs(vcpu, msrs))
     # MP state first: asking for it lets KVM take in INIT and start-up IPIs that wait.
     structs = {}
     for name, (ioctl, kind) in [*reversed(_AFTER_MSRS.items()), *_BEFORE_MSRS.items()]:
@@ -123,8 +121,8 @@ def _restore_vcpu(kvm: Kvm, vcpu: Vcpu, state: VcpuState, saved: Saved) -> None:
     if len(state.xsave) != (wanted := _xsave_bytes(kvm)):
         raise saved.damaged(f"vcpus[{vcpu.index}].xsave has {len(state.xsave)} bytes, not {wanted}")
     vcpu.ioctl("KVM_SET_XSAVE", ffi.from_buffer("char[]", state.xsave))
-    msrs = list(_MSR.iter_unpack(state.msrs[: len(state.msrs) // _MSR.size * _MSR.size]))
-    if set_msrs(vcpu, msrs) != len(msrs):
+    count = len(state.msrs) // MSR.size
+    if set_msrs(vcpu, state.msrs[: count * MSR.size]) != count:
         raise saved.damaged(f"vcpus[{vcpu.index}].msrs has one that this KVM refuses")
     for name, (ioctl, kind) in _AFTER_MSRS.items():
         vcpu.ioctl(f"KVM_SET_{ioctl}", ffi.from_buffer(f"{kind} *", getattr(state, name)))
@@ -140,10 +138,10 @@ def _writable_msrs(kvm: Kvm) -> list[int]:
     with kvm.create_vm() as vm:
         vm.ioctl("KVM_CREATE_IRQCHIP")
         with vm.create_vcpu(0) as vcpu:
-            set_cpuid(offered_cpuid(kvm), vcpu, 1)
+            set_cpuid(offered_cpuid(), vcpu, 1)
             rest, written = _read_msrs(vcpu, indices), []
             while rest:
-                count = set_msrs(vcpu, rest)
+                count = set_msrs(vcpu, b"".join(MSR.pack(*msr) for msr in rest))
                 written += [index for index, _ in rest[:count]]
                 rest = rest[count + 1 :]  # what stopped it is refused
     return written
