@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from mayfly.vmm.devices.virtio.console import CONTROL_RECEIVE, CONTROL_TRANSMIT, MULTIPORT, RECEIVE, TRANSMIT, Console, Control
+from mayfly.vmm.devices.virtio.console import CONTROL_RECEIVE, CONTROL_TRANSMIT, MULTIPORT, RECEIVE, TRANSMIT, WINDOW, Console, Control
 from mayfly.vmm.devices.virtio.misuse import Misuse
 from mayfly.vmm.devices.virtio.registers import DeviceStatus, Interrupt, Register
 from tests.kit.virtio_driver import ALL, PLAIN, Buffer, Driver, give
@@ -128,12 +128,26 @@ def test_a_full_sink_leaves_chains_with_the_guest_until_resume(guest: Guest) -> 
     assert len(guest.queues[TRANSMIT].used()) == 2
 
 
-def test_a_batch_of_output_costs_one_interrupt(guest: Guest) -> None:
+def test_a_sink_that_is_full_amid_a_batch_gets_the_rest_once(guest: Guest) -> None:
+    guest.open()
+    guest.channel.room = 150
+    for letter in b"abc":
+        guest.queues[TRANSMIT].offer([Buffer(bytes([letter]) * 50), Buffer(bytes([letter]) * 50)])
+    guest.kick(TRANSMIT)
+    assert len(guest.queues[TRANSMIT].used()) == 1
+    guest.channel.room = 1000
+    guest.console.resume()
+    assert guest.channel.got == b"a" * 100 + b"b" * 100 + b"c" * 100
+    assert len(guest.queues[TRANSMIT].used()) == 2
+
+
+def test_a_batch_of_output_costs_two_calls_and_one_interrupt(guest: Guest) -> None:
     guest.open()
     for _ in range(20):
         guest.queues[TRANSMIT].offer([Buffer(b"0123")])
     guest.kick(TRANSMIT)
     assert len(guest.channel.got) == 80
+    assert guest.channel.calls == -(-20 // WINDOW)
     assert (guest.kicks, guest.interrupts) == (1, 1)
     assert guest.acknowledge() == Interrupt.USED_BUFFER
 

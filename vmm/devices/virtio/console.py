@@ -35,7 +35,8 @@ _CONTROL = struct.Struct("<IHH")  # id, event, value (virtio 1.2, 5.3.6)
 PORT = 0
 MULTIPORT = 1 << 1  # A feature (virtio 1.2, 5.3.3)
 WINDOW = 16
-"""Receive buffers offered to a `Fill` at once: 64 KiB with Linux (drivers/char/virtio_console.c).
+"""Chains offered to a `Fill` or a `Sink` at once: 64 KiB of receive buffers with Linux, or 16
+writes (drivers/char/virtio_console.c).
 
 16 chains of at most 64 descriptors fit the 1,024 pieces of a vectored system call.
 """
@@ -97,9 +98,8 @@ class Console(VirtioDevice):
     def _forget(self) -> None:
         self._guest_open = False
         self._ready: deque[Chain] = deque()  # chains for what `receive` brings
-        self._head: int | None = None  # the chain of output under way, and what is left of it
-        self._views: list[memoryview] = []
-        self._taken = 0  # its bytes that the sink has taken
+        self._leaving: deque[Chain] = deque()  # chains of output under way
+        self._taken = 0  # bytes of the first one that the sink has taken
         self._owed: list[Control] = []  # messages to the driver: each kind once at most, made up when there is a buffer
 
     def notify(self, index: int) -> None:
@@ -170,27 +170,27 @@ class Console(VirtioDevice):
             self._transmit()
 
     def _transmit(self) -> None:
-        """Give the sink what the guest wrote; chains that it took whole go back together."""
+        """Give the sink what the guest wrote, many writes at once; those that it took go back."""
         queue = self.queues.get(TRANSMIT)
         if queue is None:
             return
-        for _ in range(queue.size):
-            if self._head is None:
-                chain = queue.pop()
-                if chain is None:
-                    break
+        for _ in range(-(-queue.size // WINDOW)):
+            while len(self._leaving) < WINDOW and (chain := queue.pop()) is not None:
                 if not chain.readable:
                     self.host.report(Misuse.DIRECTION)
-                self._head, self._views = chain.head, advance(chain.readable, self._taken) if self._taken else chain.readable
-            if self._views:
-                count = self._sink(self._views)
-                self._taken += count
-                self._views = advance(self._views, count)
-            if self._views:
+                self._leaving.append(chain)
+            was_all = len(self._leaving) < WINDOW
+            views = [view for chain in self._leaving for view in chain.readable]
+            if self._taken:
+                views = advance(views, self._taken)
+            gone = self._taken + (self._sink(views) if views else 0)
+            while self._leaving and (size := sum(map(len, self._leaving[0].readable))) <= gone:
+                gone -= size
+                queue.push(self._leaving.popleft().head, 0)
+            self._taken = gone
+            if self._leaving or was_all:
                 break
-            queue.push(self._head, 0)
-            self._head, self._taken = None, 0
-        self.end_turn(TRANSMIT, more=self._head is None)
+        self.end_turn(TRANSMIT, more=not self._leaving)
 
     def _listen(self) -> None:
         """Take the driver's control messages, then answer them; one interrupt for both."""
