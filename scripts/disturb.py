@@ -93,8 +93,8 @@ class Disturber:
             await asyncio.sleep(self._moment_s)
 
     async def memory(self) -> None:
-        """Of the zygote and whoever it forks meanwhile."""
-        if pid := self.victim.zygote():
+        """Of the server, or of the zygote and whoever it forks meanwhile."""
+        if pid := self.rng.choice((self.victim.pid, self.victim.zygote())):
             with contextlib.suppress(OSError), limited(pid, resource.RLIMIT_AS, address_space(pid) + self.rng.randrange(1, 24) * MIB):
                 await asyncio.sleep(self._moment_s)
 
