@@ -45,7 +45,7 @@ AT_ONCE = 10
 SPEAKER = Path(__file__).with_name("speaker.c")
 LEFT_OUT = dict.fromkeys(
     ("microsandbox", "smolvm", "boxlite"),
-    "brings a kernel of its own and images from a registry, which the host that measures cannot reach",
+    "its package is there, but it takes neither the kernel nor the initramfs that the others have; not tried with a root of its own",
 )
 """Why these have no row."""
 

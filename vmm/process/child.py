@@ -75,8 +75,8 @@ def run_process(config: bytes, channel_fd: int, report_fd: int, control_fd: int,
             began = time.monotonic()
             seal = confine(wanted, cell)
             phases["sandbox"] = time.monotonic() - began
-            say(report_fd, Running(phases=phases | machine.phases))
             turn.end()
+            say(report_fd, Running(phases=phases | machine.phases))
             began = time.monotonic()
             end = machine.run(started=seal)
             phases |= machine.phases | {"running": time.monotonic() - began}
