@@ -6,7 +6,7 @@ import asyncio
 import collections
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from mayfly.errors import HostError, MayflyError, RequestError, RunEndedError, UnprocessableError, to_wire
 from mayfly.fleet.engine import Delivery, Engine, Message
@@ -25,6 +25,7 @@ from mayfly.fleet.message import (
     Signal,
     Size,
     Tail,
+    Take,
     Taken,
     ToGateway,
     ToHost,
@@ -276,18 +277,19 @@ class Carrying:
             await self._service.leave(active.run)
             self._service.runs.drop(active.run)
 
-    async def adopt(self, work: Work, delivery: Delivery, run: Run, host: str, gateways: Iterable[str]) -> None:
-        """Have a run that moved here from `host`, in whose midst those gateways are."""
+    async def adopt(self, take: Take, run: Run, host: str) -> None:
+        """Have a run that moved here from `host`."""
+        work = take.work
         if work.id in self._active:
             return
-        active = self.hold(work, delivery)
-        active.run = run
+        active = self.hold(work, Delivery(b"", take.ack, take.delivered))
+        active.run, active.received = run, dict(take.received)
         self.spawn(self._see_to_end(active, run), f"settle {run.id}")
-        told = step("move", run.id, host=self._host, moved_from=host, delivery=delivery.delivered)
-        log.info("run %s: host %s has it from %s, delivery %d", run.id, self._host, host, delivery.delivered, extra=told)
+        told = step("move", run.id, host=self._host, moved_from=host, delivery=take.delivered)
+        log.info("run %s: host %s has it from %s, delivery %d", run.id, self._host, host, take.delivered, extra=told)
         if await self._ask_whether_right(active, moved_from=host):
             begun = replace(self._begun(active), moved_from=host)
-            for gateway in {work.gateway, *gateways}:
+            for gateway in {work.gateway, *take.gateways}:
                 await self._tell(active, gateway, begun)
 
     # The end
@@ -388,13 +390,15 @@ class Carrying:
                 case Size():
                     await self._service.resize(run, Terminal(columns=said.columns, rows=said.rows))
         except MayflyError as error:
-            answer = Answer(error=to_wire(error))
+            answer = Answer(error=to_wire(error), moved=active.given_away)
         if reply:
             await self._engine.send(reply, encode(answer))
 
     async def _write(self, active: Active, run: Run, said: Input) -> None:
         """Give the program input, once, however often it comes."""
         async with active.writing:
+            if active.given_away:
+                raise RunEndedError("the run goes on at another host")
             known = active.received.get(said.gateway, 0)
             if said.offset > known:
                 raise RequestError("input is lacking")

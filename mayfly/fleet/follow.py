@@ -1,7 +1,7 @@
 """A run that a gateway follows, and what its client types on the way to the host that has it."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from mayfly.fleet.engine import Engine
 from mayfly.fleet.failures import NobodyError, SilenceError
@@ -64,12 +64,12 @@ class Follow:
         return self.registered.arch, self.registered.lang
 
 
-async def forward(engine: Engine, follow: Follow) -> None:
+async def forward(engine: Engine, follow: Follow, look: Callable[[], Awaitable[None]]) -> None:
     """Take what a client writes to the run's standard input to the host that has it, from the
-    beginning.
+    beginning. If the run moves from there to another, it goes on there; `look` finds which.
     """
     await follow.begun.wait()
-    run, host, sent, ended = follow.run, follow.mirror.host, 0, False
+    run, sent, ended = follow.run, 0, False
     while not run.done.is_set() and not ended:
         known = sent - follow.typed_from
         if known < len(follow.typed):
@@ -78,7 +78,7 @@ async def forward(engine: Engine, follow: Follow) -> None:
             data = await run.stdin.read(PIECE)
             ended = not data
             follow.typed += data
-        answer = await _ask_until_answered(engine, follow, host, Input(gateway=engine.name, offset=sent, data=data, end=ended))
+        answer = await _ask_until_answered(engine, follow, Input(gateway=engine.name, offset=sent, data=data, end=ended), look)
         if answer is None or answer.error is not None:
             return
         sent += len(data)
@@ -87,12 +87,19 @@ async def forward(engine: Engine, follow: Follow) -> None:
             follow.typed.clear()
 
 
-async def _ask_until_answered(engine: Engine, follow: Follow, host: str, message: ToHost) -> Answer | None:
-    while not follow.run.done.is_set() and follow.mirror.host == host:
+async def _ask_until_answered(engine: Engine, follow: Follow, message: ToHost, look: Callable[[], Awaitable[None]]) -> Answer | None:
+    while not follow.run.done.is_set():
+        host = follow.mirror.host
         try:
-            return decode(await engine.ask(f"host.{host}.{follow.run.id}", encode(message), INPUT_S), type=Answer)
-        except NobodyError:
-            await asyncio.sleep(RETRY_S)
+            answer = decode(await engine.ask(f"host.{host}.{follow.run.id}", encode(message), INPUT_S), type=Answer)
+            if not answer.moved:
+                return answer
+            if follow.mirror.host == host:
+                await look()
         except SilenceError:
             continue
+        except NobodyError:
+            pass
+        if follow.mirror.host == host:
+            await asyncio.sleep(RETRY_S)
     return None

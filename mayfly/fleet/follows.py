@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Iterator
+from functools import partial
 
 import msgspec
 
@@ -92,7 +93,11 @@ class Follows:
         self._by_id[run.id] = follow
         follow.known.set()
         if follow.registered.head.interactive:
-            follow.typing = self.spawn(forward(self._engine, follow), f"input {run.id}")
+            follow.typing = self._type(follow)
+
+    def _type(self, follow: Follow) -> asyncio.Task[None]:
+        """Have what a client writes come to the run's host."""
+        return self.spawn(forward(self._engine, follow, partial(self.look_for, follow)), f"input {follow.run.id}")
 
     async def fetch(self, run_id: str) -> None:
         """Get a run of another gateway, if there is one."""
@@ -229,7 +234,7 @@ class Follows:
             error = HostError("the host of the run is gone, and too much input came to begin anew", hint="start it again")
             self.spawn(self.give_up(follow.registered, error), f"give up {follow.run.id}")
         else:
-            follow.typing = self.spawn(forward(self._engine, follow), f"input {follow.run.id}")
+            follow.typing = self._type(follow)
 
     async def say(self, follow: Follow, message: ToHost) -> None:
         """Tell the host that has the run, if one has."""

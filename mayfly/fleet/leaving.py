@@ -3,8 +3,8 @@
 
 The run's machine moves first. Then the other host is told which work of the fleet that run is, and
 says in the registry and to the gateways that it has it; the record goes on there from the same
-position. Until then this host follows the run as any server does whose run has moved, so nothing is
-lost if the other one never says so.
+position, and input from the same byte. Until then this host follows the run as any server does
+whose run has moved, so nothing is lost if the other one never says so.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from typing import Any
 
 from mayfly.errors import MayflyError, NotMovableError, UnknownRunError, to_wire
 from mayfly.fleet.carrying import Active, Carrying
-from mayfly.fleet.engine import Delivery, Engine, Message
+from mayfly.fleet.engine import Engine, Message
 from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.links import HostLink, Links
 from mayfly.fleet.message import Answer, Found, Seek, Take, decode, encode
@@ -23,15 +23,18 @@ from mayfly.fleet.wire import error_of
 from mayfly.runs.moves.desk import Moves, follow
 from mayfly.runs.moves.link import Link, Machines
 from mayfly.runs.moves.machines import HostMachines
-from mayfly.runs.run import Run
+from mayfly.runs.run import Elsewhere, Run
 from mayfly.runs.service import Service
+from mayfly.runs.stdin import StdinWriter
 
 log = logging.getLogger(__name__)
 LONG_S = 3.0
 """Runs that end within this time of a drain are not moved."""
 AGAIN_S = 2.0
 """Until it is tried again to move what could not be: room comes and goes."""
-TAKE_TRIES = 5
+INPUT_S = 10.0
+"""For the other host to have all input that came here; then more of it is taken here for a while.
+"""
 
 
 class Leaving:
@@ -76,15 +79,13 @@ class Leaving:
         while True:
             self._staying &= {active.work.id for active in self._carrying.active}
             for active in self._carrying.active:
-                if active.run is not None and not active.run.done.is_set() and active.run.id not in self._staying:
-                    await self._move(active, active.run)
+                run = active.run
+                if run is not None and not run.done.is_set() and run.elsewhere is None and run.id not in self._staying:
+                    await self._move(active, run)
             await asyncio.sleep(AGAIN_S)
 
     async def _move(self, active: Active, run: Run) -> None:
         """Move a run to the first host that takes it, if one does."""
-        if run.is_interactive:  # what is typed finds its way to one host alone
-            self._stay(run, "it is interactive")
-            return
         for host in await self._seek(active, run):
             try:
                 going = self._moves.begin(run, partial(self._connect, host), to=host)
@@ -99,7 +100,7 @@ class Leaving:
                 log.info("run %s: host %s does not take it: %s", run.id, host, error)
             else:
                 log.info("run %s: moved from host %s to %s, stood still for %.3f s", run.id, self._engine.name, host, moved.pause_s)
-                await self._hand_over(active, run, host)
+                self._carrying.spawn(self._hand_over(active, run, host), f"hand over {run.id}")
                 return
             if run.done.is_set():
                 return
@@ -121,22 +122,44 @@ class Leaving:
         return self._links.connect(host)
 
     async def _hand_over(self, active: Active, run: Run, host: str) -> None:
-        """The machine is there: tell the host which work that is, and be done with the run."""
+        """The machine is there: tell the host which work that is, and be done with the run. Until
+        it has answered no input is taken here, as it may be taken there by then.
+        """
+        while not run.done.is_set() and (away := run.elsewhere) is not None:
+            try:
+                async with asyncio.timeout(INPUT_S) as limit, active.writing:
+                    await away.until_taken()
+                    limit.reschedule(None)
+                    if await self._give(active, run, host, away):
+                        return
+                    break
+            except TimeoutError:
+                await asyncio.sleep(AGAIN_S)
+        log.warning("run %s: follows host %s to its end", run.id, host)
+
+    async def _give(self, active: Active, run: Run, host: str, away: Elsewhere) -> bool:
+        """Have the other host take the work; whether it does."""
         delivery = active.delivery
-        take = Take(work=active.work, delivered=delivery.delivered, ack=delivery.ack, gateways=list(active.feeds))
-        for _ in range(TAKE_TRIES):
+        take = Take(
+            work=active.work,
+            delivered=delivery.delivered,
+            ack=delivery.ack,
+            gateways=list(active.feeds),
+            received=active.received,
+            ended=away.ended_input,
+        )
+        while not run.done.is_set():
             try:
                 answer = decode(await self._engine.ask(f"take.{host}.{self._engine.name}.{run.id}", encode(take)), type=Answer)
-            except SilenceError:
+            except (NobodyError, SilenceError):
+                await asyncio.sleep(AGAIN_S)
                 continue
-            except NobodyError:
-                break
             if (problem := error_of(answer.error)) is None:
                 await self._carrying.let_go(active)
-                return
+                return True
             log.warning("run %s: host %s has its machine, but: %s", run.id, host, problem)
-            break
-        log.warning("run %s: follows host %s to its end", run.id, host)
+            return False
+        return False
 
     # Taking
 
@@ -147,10 +170,16 @@ class Leaving:
         answer = Answer()
         try:
             run = self._service.get(run_id)
-            link = self._moves.link_of(run_id)
-            if said.work.id != run_id or not isinstance(link, HostLink) or link.to != host:
+            incoming = self._moves.came(run_id)
+            link = incoming.link if incoming is not None else None
+            if incoming is None or said.work.id != run_id or not isinstance(link, HostLink) or link.to != host:
                 raise UnknownRunError(f"no run {run_id} has moved here from the host {host}")
-            await self._carrying.adopt(said.work, Delivery(b"", said.ack, said.delivered), run, host, said.gateways)
+            if run.is_interactive and incoming.relay is not None:
+                incoming.relay.let_others_write()
+                if said.ended and not run.stdin.ended:
+                    with StdinWriter(run.stdin) as writer:
+                        writer.end()
+            await self._carrying.adopt(said, run, host)
         except MayflyError as error:
             answer = Answer(error=to_wire(error))
         await self._engine.send(message.reply, encode(answer))

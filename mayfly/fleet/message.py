@@ -294,14 +294,16 @@ class Found(msgspec.Struct, kw_only=True):
 
 
 class Take(msgspec.Struct, kw_only=True):
-    """The work that a run is which has moved, as far as it came, and the gateways that follow
-    it.
+    """The work that a run is which has moved, as far as it came, and the gateways that follow it.
+    So many bytes of input are `received` from each; after their end if it is `ended`.
     """
 
     work: Work
     delivered: int
     ack: str
     gateways: list[str]
+    received: Mapping[str, int] = {}
+    ended: bool = False
 
 
 class Piece(msgspec.Struct, kw_only=True):

@@ -51,6 +51,13 @@ class Elsewhere(Protocol):
 
     to: str
 
+    @property
+    def ended_input(self) -> bool:
+        """Whether the end of standard input was sent there."""
+
+    async def until_taken(self) -> None:
+        """Wait until all input that clients have written here is taken there."""
+
     async def signal(self, number: int) -> None:
         """Send a signal to the processes of the run's present step."""
 

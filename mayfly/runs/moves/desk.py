@@ -127,11 +127,11 @@ class Moves:
         finally:
             await close_quietly(link)
 
-    def link_of(self, run_id: str) -> Link | None:
-        """The connection over which a run came that goes on here; None if none did."""
+    def came(self, run_id: str) -> Incoming | None:
+        """How a run came that goes on here; None if none did."""
         for incoming in self._incoming.values():
             if incoming.run_id == run_id and incoming.state is Destination.RUNNING:
-                return incoming.link
+                return incoming
         return None
 
     async def _take(self, offer: Offer, link: Link) -> None:

@@ -53,7 +53,7 @@ class Followed:
         self._skip = skip
         self._unacked = bytearray()
         self._acked = 0
-        self._ended_input = False
+        self.ended_input = False
         self._room = asyncio.Event()
         self._in_step = in_step
         self._files: dict[str, Left] = {}
@@ -171,7 +171,7 @@ class Followed:
                 while data := bytes(self._unacked[sent:]):  # clients go on writing meanwhile
                     await link.send(Input(offset=self._acked + sent, data=data))
                     sent += len(data)
-                if self._ended_input:
+                if self.ended_input:
                     await link.send(Input(offset=self._acked + sent, data=b""))
                 self._link = link
             except ServerLostError:
@@ -195,15 +195,22 @@ class Followed:
                 self._room.clear()
                 await self._room.wait()
             data = await stdin.read(WINDOW - len(self._unacked))
+            self._room.set()
             left = data[self._skip :]
             self._skip = max(0, self._skip - len(data))
             offset = self._acked + len(self._unacked)
             self._unacked += left
-            self._ended_input = not data
+            self.ended_input = not data
             if left or not data:
                 await self._send(Input(offset=offset, data=left))
             if not data:
                 return
+
+    async def until_taken(self) -> None:
+        """Wait until the destination has taken all that clients wrote here."""
+        while self._run.is_interactive and (self._run.stdin.waiting or self._unacked):
+            self._room.clear()
+            await self._room.wait()
 
     async def _send(self, message: Message) -> bool:
         """Send a message now; false if the connection is lost."""

@@ -53,6 +53,11 @@ class Relay:
         if self._feeding is not None:
             self._feeding.cancel()
 
+    def let_others_write(self) -> None:
+        """The source has sent all input that it will."""
+        if self._writer is not None:
+            self._writer.release()
+
     def hold(self) -> int:
         """Give the run nothing more of the input that came, until `go_on`; how many bytes it has
         taken of it.

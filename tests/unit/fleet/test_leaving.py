@@ -15,11 +15,15 @@ import pytest
 
 from mayfly.errors import ServerLostError
 from mayfly.fleet import leaving, links
+from mayfly.fleet.carrying import Active
 from mayfly.fleet.engine import Engine
+from mayfly.fleet.leaving import Leaving
 from mayfly.fleet.links import HostLink, Links
 from mayfly.fleet.operate import wait_until_idle, wish
 from mayfly.runs.moves.link import Machines
 from mayfly.runs.moves.messages import Commit, Events, Ready
+from mayfly.runs.moves.relay import Relay
+from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from tests.kit import toy_moves
 from tests.kit.api_fakes import install_toys
@@ -93,6 +97,114 @@ def test_a_drained_host_gives_its_runs_away() -> None:
             assert "<10>" in found["steps"][1]["stderr"]
 
     in_fleet(scenario, limit_s=280)
+
+
+async def type_at(client: aiohttp.ClientSession, run_id: str, data: bytes, end: bool = False) -> None:
+    async with client.post(f"/runs/{run_id}/stdin", data=data, params={"eof": "true"} if end else {}) as answer:
+        assert answer.status in (200, 204), await answer.text()
+
+
+def test_what_is_typed_while_a_run_moves_comes_once() -> None:
+    """From two gateways, before, while and after it moves to a host and on to a third."""
+
+    async def scenario(fleet: Fleet) -> None:
+        world = World()
+        hosts = {"h1": await add(fleet, "h1", world)}
+        async with fleet.two_gateways() as (one, two):
+            run_id = await start(one.client, "~", interactive=True)
+            seen: list[list[dict[str, Any]]] = [[], []]
+            readers = [asyncio.create_task(follow(way.client, run_id, into)) for way, into in zip((one, two), seen, strict=True)]
+            await until(lambda: all("3\n" in output(each) for each in seen), 120)
+            typed: list[str] = []
+            stop = asyncio.Event()
+
+            async def type_on() -> None:
+                while not stop.is_set():
+                    typed.append(f"[{len(typed)}]")
+                    await type_at((one, two)[(len(typed) - 1) // 10 % 2].client, run_id, typed[-1].encode())
+                    if len(typed) % 10 == 0:  # the other gateway's come behind
+                        await until(lambda: err(seen[0]) == "".join(typed), 60)
+
+            typing = asyncio.create_task(type_on())
+            for source, destination in (("h1", "h2"), ("h2", "h3")):
+                hosts[destination] = await add(fleet, destination, world)
+                for way in (one, two):
+                    await fleet.until_hosts(way, len(fleet.hosts))
+                await operate(fleet, partial(wish, name=source, drain=True))
+                await operate(fleet, partial(wait_until_idle, name=source, within_s=100))
+                assert hosts[source].under_way == 0
+                assert [run.id for run in hosts[destination].runs] == [run_id]
+                await fleet.remove_host(source)
+                enough = len(typed) + 12
+                while len(typed) < enough and not typing.done():
+                    await asyncio.sleep(0.02)
+            stop.set()
+            await typing
+            await type_at(one.client, run_id, b"quit", end=True)
+            await asyncio.gather(*readers)
+            for each in seen:
+                assert not [event for event in each if event["event"] == "attempt"]
+                assert err(each) == "".join(typed) + "quit"
+                assert counted(output(each)) > 0
+                assert each[-1]["event"] == "done"
+
+    in_fleet(scenario, limit_s=280)
+
+
+def err(found: list[dict[str, Any]]) -> str:
+    return "".join(event["data"] for event in found if event["event"] == "stderr")
+
+
+def test_a_host_that_has_a_run_takes_no_input_it_cannot_pass_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the program reads nothing, its run stays where its input is."""
+    monkeypatch.setattr(leaving, "INPUT_S", 0.3)
+
+    async def scenario(fleet: Fleet) -> None:
+        world = World()
+        h1 = await add(fleet, "h1", world)
+        async with fleet.gateway("g1") as way:
+            await fleet.until_hosts(way, 1)
+            run_id = await start(way.client, "~", interactive=True)
+            seen: list[dict[str, Any]] = []
+            reader = asyncio.create_task(follow(way.client, run_id, seen))
+            await until(lambda: "3\n" in output(seen), 120)
+            h2 = await add(fleet, "h2", world)
+            await fleet.until_hosts(way, 2)
+            taking = asyncio.Event()
+            accept = Relay._accept
+
+            def late(relay: Relay, offset: int, data: bytes) -> None:
+                asyncio.get_running_loop().create_task(_later(taking, lambda: accept(relay, offset, data)))
+
+            monkeypatch.setattr(Relay, "_accept", late)
+            typed, hand_over = asyncio.Event(), Leaving._hand_over
+
+            async def when_typed(self: Leaving, active: Active, run: Run, host: str) -> None:
+                await typed.wait()
+                await until(lambda: active.received == {"g1": 3})
+                await hand_over(self, active, run, host)
+
+            monkeypatch.setattr(Leaving, "_hand_over", when_typed)
+            run = h1.get(run_id)
+            await operate(fleet, drain)
+            await until(lambda: run.elsewhere is not None, 60)
+            await type_at(way.client, run_id, b"[1]")
+            typed.set()
+            await asyncio.sleep(1)
+            assert h1.under_way == 1, "it is not given away while input lies here"
+            taking.set()
+            await operate(fleet, lambda engine: wait_until_idle(engine, "h1", 200))
+            assert [run.id for run in h2.runs] == [run_id]
+            await type_at(way.client, run_id, b"quit")
+            await reader
+            assert err(seen) == "[1]quit"
+
+    in_fleet(scenario, limit_s=280)
+
+
+async def _later(event: asyncio.Event, work: Callable[[], None]) -> None:
+    await event.wait()
+    work()
 
 
 @pytest.mark.parametrize("fails", ["receive", "nobody"])
