@@ -89,14 +89,14 @@ def add_prepared(build: Build) -> str:
     options = build.options
     language = options.language
     command = language.version_command
-    if language.prepare.steps or can_ask(options, build.image):
-        again = options.force and (bool(language.prepare.steps) or _has_machine(options))
-        _add(build, _prepared_path(options, build.image), language.prepare, command, layer=2, again=again)
+    path = _prepared_path(options, build.image)
+    if _is_wanted(language.prepare, path, build) or can_ask(options, build.image):
+        _add(build, path, language.prepare, command, layer=2)
     if packages := options.with_packages:
         found = [build.recipe, *(package.digest for package in build.packages)]
         path = _prepared_path(options, build.image, found)
-        if packages.prepare.steps:
-            _add(build, path, packages.prepare, (), layer=3, again=options.force)
+        if _is_wanted(packages.prepare, path, build):
+            _add(build, path, packages.prepare, (), layer=3)
     if not command:
         return ""
     said = build.tree.remove(VERSION_FILE.encode())  # it is for the manifest: the archive is the same where no machine could be asked
@@ -108,11 +108,22 @@ def add_prepared(build: Build) -> str:
     return compiler[:MAX_COMPILER]
 
 
-def _add(build: Build, path: Path, wanted: Prepare, command: tuple[str, ...], *, layer: int, again: bool) -> None:
-    """Merge into the tree what these steps make, whose layer is kept at `path`; `again` makes it
-    anew. The `command` is asked for the compiler's version.
+def _is_wanted(wanted: Prepare, path: Path, build: Build) -> bool:
+    """Whether there are steps whose layer, kept at `path`, is there or is to be made: those that
+    are optional where a machine can run.
+    """
+    if not wanted.steps or not wanted.optional or _is_whole(path) or _has_machine(build.options):
+        return bool(wanted.steps)
+    build.progress.say(f"no machine can run here: what it would make, {', '.join(step.name for step in wanted.steps)}, is left out")
+    return False
+
+
+def _add(build: Build, path: Path, wanted: Prepare, command: tuple[str, ...], *, layer: int) -> None:
+    """Merge into the tree what these steps make, whose layer is kept at `path`. The `command` is
+    asked for the compiler's version.
     """
     options, progress = build.options, build.progress
+    again = options.force and (_has_machine(options) or (bool(wanted.steps) and not wanted.optional))
     whole = _is_whole(path)
     if not whole and path.exists():
         progress.say(f"{path} is damaged and is made anew")

@@ -66,12 +66,14 @@ class VersionRule(Record, frozen=True, kw_only=True):
 
 class Prepare(Record, frozen=True, kw_only=True):
     """Steps to run once in a machine of the whole image, and the folders of which all files then
-    belong to the image. There may be none.
+    belong to the image. There may be none. Those that are `optional` only make programs quicker:
+    where no machine can run, the image comes without what they make.
     """
 
     steps: tuple[LanguageStep, ...] = ()
     collect: tuple[Annotated[str, Meta(pattern=_COLLECTED)], ...] = ()
     working_memory_mib: Mebibytes | None = None
+    optional: bool = False
 
     def __post_init__(self) -> None:
         if not bool(self.steps) == bool(self.collect) == bool(self.working_memory_mib):

@@ -3,7 +3,8 @@ believed but that they are somebody's words.
 
     lines      control lines, each behind a byte 0x1e; what is between them is the output of a test:
                    +NAME           a test begins
-                   -STATUS MS      a program that is a test has ended with that exit status
+                   -STATUS MS      a program that is a test has ended with that exit status; if it
+                                   put out Unity's lines (FILE:LINE:NAME:PASS), those are tests
                    {"name", "outcome", "message"?, "wall_ms"?, "output"?}   a test has ended
     libtest    Rust's: `--format json`, an object a line
     gotest     Go's: `-test.v`, lines as `--- PASS: TestX (0.00s)`
@@ -30,6 +31,9 @@ _GO_END = re.compile(r"^(.*?)(?:\x16)?( *)--- (PASS|FAIL|SKIP): (\S+) \((\d+(?:\
 _GO_BEGIN = re.compile(r"^(.*?)(?:\x16)?=== (RUN|CONT|NAME|PAUSE) +(\S+)$")
 _GO_OUTCOMES: Mapping[str, Outcome] = {"PASS": "passed", "FAIL": "failed", "SKIP": "skipped"}
 _GO_PLACE = re.compile(r"^\s+\S+\.go:\d+: ")
+_UNITY = re.compile(r"^[^:\n]+:\d+:(\w+):(PASS|FAIL|IGNORE)(?:: ?(.*))?\n?", re.MULTILINE)
+_UNITY_END = re.compile(r"^\d+ Tests \d+ Failures \d+ Ignored", re.MULTILINE)
+_UNITY_OUTCOMES: Mapping[str, Outcome] = {"PASS": "passed", "FAIL": "failed", "IGNORE": "skipped"}
 _RUST_PANIC = re.compile(r"panicked at [^\n]*:\d+:\d+:\n(.*?)(?:\nnote: |\Z)", re.DOTALL)
 _RUST_OLD_PANIC = re.compile(r"panicked at '(.*?)', [^\n]*:\d+:\d+$", re.DOTALL | re.MULTILINE)
 
@@ -83,6 +87,11 @@ class _Tests:
         """Something that a test puts out; lost if none is open."""
         if name[:MAX_NAME] in self.open:
             self.open[name[:MAX_NAME]].append(text)
+
+    def drop(self, name: str) -> None:
+        """Take back that a test has begun."""
+        if self.open.pop(name[:MAX_NAME], None) is not None:
+            del self._ended[self._as.pop(name[:MAX_NAME])]
 
     def end(self, name: str, outcome: Outcome, message: str, wall_ms: float | None, output: str | None = None) -> None:
         name = name[:MAX_NAME]
@@ -144,8 +153,22 @@ def _read_lines(text: str, tests: _Tests) -> None:
 
 
 def _end_program(tests: _Tests, name: str, status: int, wall_ms: float) -> None:
-    """A program that is a test: what it said last is the reason if it failed."""
-    said = "".join(tests.open.get(name[:MAX_NAME], ())).strip().splitlines()
+    """A program that is a test, or that has told of its tests: what it said last is the reason if
+    it failed.
+    """
+    text = "".join(tests.open.get(name[:MAX_NAME], ()))
+    if found := list(_UNITY.finditer(text)):
+        tests.drop(name)
+        at = 0
+        for match in found:
+            tests.end(match[1], _UNITY_OUTCOMES[match[2]], match[3] or "", None, text[at : match.start()])
+            at = match.end()
+        text = text[at:]
+        if _UNITY_END.search(text):
+            return
+        tests.begin(name)  # it ended before they did
+        tests.say(name, text)
+    said = text.strip().splitlines()
     outcome: Outcome = "passed" if status == 0 else "skipped" if status == SKIPPED else "failed"
     reason = said[-1] if said else _signalled(status - 128) if status > 128 else f"exit status {status}"
     tests.end(name, outcome, "" if outcome == "passed" else reason, wall_ms)
@@ -176,12 +199,21 @@ def _panic(stdout: str) -> str:
 def _read_gotest(text: str, tests: _Tests) -> None:
     current = ""
     ended: dict[str, tuple[Outcome, float]] = {}
+
+    def finish() -> None:  # late: output may come behind the end
+        for name, (outcome, wall_ms) in ended.items():
+            said = "".join(tests.open.get(name[:MAX_NAME], ()))
+            tests.end(name, outcome, "" if outcome == "passed" else _go_message(said), wall_ms)
+        ended.clear()
+
     for line in text.splitlines(keepends=True):
         bare = line.removesuffix("\n")
         if found := _GO_BEGIN.match(bare):
             if found[1]:
                 tests.say(current, found[1])
             if found[2] == "RUN":
+                if found[3] in ended:  # of another package
+                    finish()
                 tests.begin(found[3])
             if found[2] != "PAUSE":
                 current = found[3]
@@ -194,9 +226,7 @@ def _read_gotest(text: str, tests: _Tests) -> None:
             current = ""
         else:
             tests.say(current, line)
-    for name, (outcome, wall_ms) in ended.items():  # output may come behind the end
-        said = "".join(tests.open.get(name[:MAX_NAME], ()))
-        tests.end(name, outcome, "" if outcome == "passed" else _go_message(said), wall_ms)
+    finish()
 
 
 def _go_message(said: str) -> str:

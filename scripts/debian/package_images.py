@@ -78,6 +78,11 @@ def build(language: str, folder: Path, options: Sequence[str]) -> None:
 if __name__ == "__main__":
     match sys.argv[1:]:
         case [language, folder, *options] if language in PACKAGED:
-            build(language, Path(folder), ["--prepare-with", str(ROOT / "scripts/with-kvm"), *options])
+            try:
+                build(language, Path(folder), ["--prepare-with", str(ROOT / "scripts/with-kvm"), *options])
+            except subprocess.CalledProcessError as error:
+                sys.exit(error.returncode)
+            except debianroot.HostFilesError as error:
+                sys.exit(f"package-images: {error}")
         case _:
             sys.exit((__doc__ or "").strip())

@@ -6,6 +6,7 @@ compile, a test that never ends.
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from mayfly.runs.result import TestReport
 
@@ -307,7 +308,14 @@ def told(tests: Sequence[TestReport]) -> list[Told]:
     return [(test.name, test.outcome, test.message, test.output) for test in tests]
 
 
-def expected(suite: Suite, tests: Sequence[TestReport]) -> list[Told]:
+class Telling(Protocol):
+    """What has tests that tell something."""
+
+    @property
+    def told(self) -> tuple[Told, ...]: ...
+
+
+def expected(suite: Telling, tests: Sequence[TestReport]) -> list[Told]:
     """What a suite's tests should tell; of a text of which only the beginning counts, what `tests`
     have if it begins so.
     """

@@ -1,6 +1,9 @@
 // How each test of Node's test runner went, as lines of mayfly/runs/tested.py. It is loaded before the tests, and is their reporter.
+// Tests of Jest's find its words, and modules that are imported without an extension, as Jest does.
+import Module, { createRequire, register } from "node:module";
 import { beforeEach } from "node:test";
 import { setImmediate } from "node:timers";
+import { fileURLToPath } from "node:url";
 
 const write = process.stdout.write.bind(process.stdout);
 const names = [];
@@ -10,6 +13,29 @@ beforeEach(async (test) => {
   await new Promise((resolve) => setImmediate(resolve));
   write(`\x1e+${test.fullName ?? test.name}\n`);
 });
+
+const words = new URL("jest.cjs", import.meta.url);
+const jest = ["@jest/globals", "vitest"];
+const resolveFilename = Module._resolveFilename;
+Module._resolveFilename = (request, ...rest) => (jest.includes(request) ? fileURLToPath(words) : resolveFilename(request, ...rest));
+register(
+  `data:text/javascript,${encodeURIComponent(`
+    export async function resolve(name, context, next) {
+      if (${JSON.stringify(jest)}.includes(name)) return { url: ${JSON.stringify(words.href)}, shortCircuit: true };
+      try {
+        return await next(name, context);
+      } catch (error) {
+        if (!/^\\.{1,2}\\//.test(name) || !["ERR_MODULE_NOT_FOUND", "ERR_UNSUPPORTED_DIR_IMPORT"].includes(error.code)) throw error;
+        for (const more of [".js", ".mjs", ".cjs", ".ts", "/index.js", "/index.ts"]) {
+          try {
+            return await next(name + more, context);
+          } catch {}
+        }
+        throw error;
+      }
+    }`)}`,
+);
+Object.assign(globalThis, createRequire(import.meta.url)(fileURLToPath(words)));
 
 export default async function* report(source) {
   for await (const { type, data } of source) {

@@ -153,6 +153,8 @@ def with_unittest(hidden: Any, words: Any) -> Any:
                 continue
             result.failed = True
             traceback.print_exc()
+            if isinstance(error, ModuleNotFoundError) and error.name == "pytest":
+                print("the image has no pytest; add it: imagegen build python --package pytest", file=sys.stderr)
             ended(path, "error", 0, "".join(traceback.format_exception_only(type(error), error)).strip())
     remove(hidden)
     chosen = [test for test in tests if not words or any(word in name_of(test) for word in words)]

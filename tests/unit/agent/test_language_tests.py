@@ -13,6 +13,7 @@ from mayfly.protocol import frames as p
 from mayfly.runs.result import TestReport as Report
 from mayfly.runs.tested import read_tests
 from tests.kit.agent_process import AgentProcess, Result
+from tests.kit.layouts import LAYOUTS
 from tests.kit.scale import FULL
 from tests.kit.suites import SUITES, expected, told
 from tests.unit.agent.test_language_steps import (
@@ -69,7 +70,7 @@ def run(
     if name == "go":
         go_caches(agent)
     if name == "python" and not pytest:
-        files = {**files, "pytest.py": "raise ImportError\n"}
+        files = {**files, "pytest.py": "raise ModuleNotFoundError(name='pytest')\n"}
     *steps, last = steps_here(agent, language, chosen.steps, wall_ms=600_000, hidden=hidden)
     last.cpu_ms = cpu_ms
     agent.start(*steps, last, files=[(path, text.encode()) for path, text in {**chosen.files, **files}.items()])
@@ -114,6 +115,18 @@ def test_one_that_never_ends_is_a_timeout(agent: AgentProcess, name: str) -> Non
     result = run(agent, name, {**suite.files, **suite.endless}, suite.hidden, cpu_ms=10_000 if name == "java" else 2000)
     found = [(test.name, test.outcome, test.message) for test in results(name, result)]
     assert found == [(suite.ends[0], "passed", ""), (suite.ends[1], "timeout", "ended by its cpu limit")], result.stderr
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.usefixtures("with_esbuild")
+def test_an_exercise_as_sites_lay_it_out(agent: AgentProcess, name: str) -> None:
+    layout = LAYOUTS[name]
+    if why := MISSING[layout.language]:
+        pytest.skip(f"{why} is not installed")
+    result = run(agent, layout.language, layout.files)
+    tests = results(layout.language, result)
+    assert told(tests) == expected(layout, tests), result.stderr
+    assert layout.says in result.stderr.decode()
 
 
 def test_pythons_with_pytest(agent: AgentProcess) -> None:

@@ -214,7 +214,7 @@ def test_dependencies_that_are_not_there_are_said(tmp_path: Path) -> None:
         'rand="0.8"\nown = { path = "own" }\n\n[dependencies.tokio]\nversion = "1"\n\n[dev-dependencies]\nproptest = "1"'
     )
     step = next(found for found in load_language("rust").steps if found.name == "build")
-    done = subprocess.run([*step.argv[:4], "false"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run([*step.argv[:5], "false"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         f"Cargo.toml: the image has no {name.partition('@')[0]}; add it: imagegen build rust --package '{name}'"

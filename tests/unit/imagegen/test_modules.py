@@ -204,8 +204,8 @@ def test_modules_that_are_not_there_are_said(tmp_path: Path, said: str, name: st
     (tmp_path / "work/main.go").touch()
     step = next(found for found in load_language("go").steps if found.name == "build")
     # What the image has in the root and in /tmp has its own place here.
-    script = step.argv[2].replace("/tmp/", f"{tmp_path}/").replace("/var/cache/go", str(tmp_path))
+    words = [word.replace("/tmp/", f"{tmp_path}/").replace("/var/cache/go", str(tmp_path)) for word in step.argv]
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(["sh", "-c", script], cwd=tmp_path / "work", env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, cwd=tmp_path / "work", env=environment, capture_output=True, text=True, check=False)
     hint = f"the image has no {name.partition('@')[0]}; add its module: imagegen build go --package '{name}'\n" if name else ""
     assert (done.stderr, done.returncode) == (f"{said}\n{hint}", 1)

@@ -62,14 +62,14 @@ def machines(monkeypatch: pytest.MonkeyPatch) -> list[FakeZygote]:
     return zygotes
 
 
-def _options(tmp_path: Path, step: str = GOOD_STEP, **changes: object) -> Options:
+def _options(tmp_path: Path, step: str = GOOD_STEP, *, optional: bool = False, **changes: object) -> Options:
     layout = tmp_path / "layout"
     if not layout.exists():
         maker = LayoutMaker(layout)
         maker.finish(maker.image([maker.layer(tar(member(b"etc/toy-version", b"3")))], env=["PATH=/usr/bin:/bin"]))
     first = 'mkdir -p made/deep; echo "$WHAT" >made/deep/b; : >made/a; ln -s a made/link'
     steps = [{"name": name, "argv": ["sh", "-ec", script]} for name, script in (("first", first), ("second", step))]
-    prepared = {"working_memory_mib": 20, "steps": steps, "collect": ["/work/made"]}
+    prepared = {"working_memory_mib": 20, "steps": steps, "collect": ["/work/made"], "optional": optional}
     language = toy_language(prepare=prepared, env={"WHAT": "thing"})
     return Options(**{"language": language, "reference": LayoutReference(path=layout), "compression": "none", **changes})  # type: ignore[arg-type]
 
@@ -193,6 +193,20 @@ def test_a_host_without_machines_says_what_to_do(tmp_path: Path, monkeypatch: py
     with pytest.raises(HostError, match="there is no KVM") as caught:
         build(_options(tmp_path), Silent())
     assert "--prepare-with" in caught.value.hint
+
+
+def test_what_is_optional_is_made_once_there_is_a_machine(
+    machines: list[FakeZygote], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = Said()
+    with monkeypatch.context() as patch:
+        patch.setattr(mayfly.imagegen.prepare, "probe", lambda: SimpleNamespace(usable=False, reason="there is no KVM"))
+        without = build(_options(tmp_path, optional=True), said)
+        assert build(_options(tmp_path, optional=True, force=True), said).manifest == without.manifest
+    assert _made(without) == {}
+    assert "no machine can run here: what it would make, first, second, is left out" in said.lines
+    assert "work/made/a" in _made(build(_options(tmp_path, optional=True, force=True), said))
+    assert len(machines) == 1
 
 
 def test_another_command_may_run_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

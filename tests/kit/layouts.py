@@ -1,0 +1,285 @@
+"""Exercises as sites lay them out, with the test frameworks that they use, and what comes of their
+tests.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+from tests.kit.suites import Told
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """An exercise's files. Its tests tell `told`, or it does not build, for the reason `says`."""
+
+    language: str
+    files: Mapping[str, str]
+    told: tuple[Told, ...] = ()
+    says: str = ""
+
+
+_JEST = (
+    "describe('Leap', () => {\n"
+    "  let asked;\n"
+    "  beforeEach(() => { asked = jest.fn(isLeap); });\n"
+    "  test('sixteen', () => { expect(asked(16)).toBe(true); expect(asked).toHaveBeenCalledWith(16); });\n"
+    "  it('twenty', () => expect(isLeap(20)).toEqual(false));\n"
+    "  test('a word', () => expect(() => isLeap('x')).toThrow(new TypeError('no number: x')));\n"
+    "  test('another word', () => expect(() => isLeap('y')).not.toThrow());\n"
+    "  xtest('later', () => {});\n"
+    "  test.each([[4, true], [5, true]])('of %i', (year, is) => expect({ is: isLeap(year) }).toMatchObject({ is }));\n"
+    "  test('waits', (done) => { setTimeout(() => { expect(0.1 + 0.2).toBeCloseTo(0.3); done(); }, 1); });\n"
+    "  test('promises', () => expect(Promise.reject(new Error('no'))).rejects.toThrow('no'));\n"
+    "  test('what is not there', () => jest.useFakeTimers());\n"
+    "});\n"
+)
+_JEST_TOLD = (
+    ("Leap > sixteen", "passed", "", ""),
+    ("Leap > twenty", "failed", "expect(received).toEqual(expected)\n\nExpected: false\nReceived: true", ""),
+    ("Leap > a word", "passed", "", ""),
+    ("Leap > another word", "failed", "expect(received).not.toThrow()\n\nReceived: TypeError: no number: y", ""),
+    ("Leap > later", "skipped", "", ""),
+    ("Leap > of 4", "passed", "", ""),
+    ("Leap > of 5", "failed", "expect(received).toMatchObject(expected)\n\nExpected: { is: true }\nReceived: { is: false }", ""),
+    ("Leap > waits", "passed", "", ""),
+    ("Leap > promises", "passed", "", ""),
+    (
+        "Leap > what is not there",
+        "failed",
+        "jest.useFakeTimers is not there: these tests are node:test's, with the commonest words of Jest",
+        "",
+    ),
+)
+_NODE_PACKAGE = '{"name": "leap", "private": true, "devDependencies": {"@jest/globals": "^29.7.0", "jest": "^29.7.0"}}\n'
+_UNITY_H = (
+    "#include <stdio.h>\nextern int failed, ran, ignored, now;\n"
+    '#define RUN_TEST(test) (ran++, now = 0, setUp(), test(), tearDown(), now ? 0 : printf(__FILE__ ":1:" #test ":PASS\\n"))\n'
+    '#define TEST_ASSERT_TRUE(is) if (!(is)) { now = 1; failed++; printf(__FILE__ ":%d:%s:FAIL: Expected TRUE Was FALSE\\n", '
+    "__LINE__, __func__); return; }\n"
+    '#define TEST_IGNORE() { now = 1; ignored++; printf(__FILE__ ":%d:%s:IGNORE\\n", __LINE__, __func__); return; }\n'
+    "#define UNITY_BEGIN()\n"
+    '#define UNITY_END() (printf("\\n%d Tests %d Failures %d Ignored \\nFAIL\\n", ran, failed, ignored), failed)\n'
+    "void setUp(void); void tearDown(void);\n"
+)
+_UNITY_TESTS = (
+    '#include "test-framework/unity.h"\n#include "leap.h"\n\n'
+    "void setUp(void) {}\nvoid tearDown(void) {}\n\n"
+    "static void test_sixteen(void) { TEST_ASSERT_TRUE(leap(16)); }\n"
+    "static void test_five(void) { TEST_ASSERT_TRUE(leap(5)); }\n"
+    "static void test_later(void) { TEST_IGNORE(); }\n"
+)
+_UNITY_FILES = {
+    "leap.c": '#include "leap.h"\n#include <stdio.h>\n\nint leap(int year) { printf("asked %d\\n", year); return year % 4 == 0; }\n',
+    "leap.h": "int leap(int year);\n",
+    "makefile": "test: tests.out\n\t./tests.out\n",
+    "test-framework/unity.c": "int failed, ran, ignored, now;\n",
+    "test-framework/unity.h": _UNITY_H,
+}
+_CATCH = """
+// As much of Catch2 as a program of it shows: its words of the command line, and a test by its name.
+#include <cstring>
+#include <iostream>
+#include <vector>
+struct Test { const char *name; void (*body)(); };
+std::vector<Test> &tests();
+struct Add { Add(const char *name, void (*body)()) { tests().push_back({name, body}); } };
+extern bool failed;
+#define NAMED(one, two) one##two
+#define NAME(one, two) NAMED(one, two)
+#define TEST_CASE(name, ...) static void NAME(test, __LINE__)(); static Add NAME(add, __LINE__)(name, NAME(test, __LINE__)); \\
+    static void NAME(test, __LINE__)()
+#define REQUIRE(is) if (!(is)) { failed = true; std::cout << "FAILED: REQUIRE( " #is " )" << std::endl; return; }
+#ifdef CATCH_CONFIG_MAIN
+bool failed;
+std::vector<Test> &tests() { static std::vector<Test> all; return all; }
+#define START main
+int START(int count, char **words) {
+    if (count > 1 && !std::strcmp(words[1], "--list-test-names-only")) {
+        for (auto &test : tests()) std::cout << test.name << "\\n";
+        return tests().size();
+    }
+    for (auto &test : tests()) if (count > 1 && words[1] == '"' + std::string(test.name) + '"') { test.body(); return failed; }
+    return 2;
+}
+#endif
+"""
+LAYOUTS: Mapping[str, Layout] = {
+    "Jest": Layout(
+        language="javascript",
+        files={
+            "package.json": _NODE_PACKAGE,
+            "babel.config.js": "module.exports = { presets: [['@exercism/babel-preset-javascript', { corejs: '3.40' }]], plugins: [] };\n",
+            "leap.js": (
+                "export const isLeap = (year) => {\n"
+                "  if (typeof year !== 'number') throw new TypeError(`no number: ${year}`);\n"
+                "  return year % 4 === 0;\n};\n"
+            ),
+            "leap.spec.js": (
+                f"import {{ describe, expect, it, jest, test, xtest }} from '@jest/globals';\nimport {{ isLeap }} from './leap';\n\n{_JEST}"
+            ),
+        },
+        told=_JEST_TOLD,
+    ),
+    "Jest in CommonJS, by its globals": Layout(
+        language="javascript",
+        files={
+            "package.json": _NODE_PACKAGE,
+            "src/leap.js": (
+                "exports.isLeap = (year) => {\n"
+                "  if (typeof year !== 'number') throw new TypeError(`no number: ${year}`);\n"
+                "  return year % 4 === 0;\n};\n"
+            ),
+            "__tests__/leap.js": f"const {{ isLeap }} = require('../src/leap');\n\n{_JEST}",
+        },
+        told=_JEST_TOLD,
+    ),
+    "Jest in TypeScript": Layout(
+        language="typescript",
+        files={
+            "package.json": _NODE_PACKAGE,
+            "tsconfig.json": '{"compilerOptions": {"strict": true, "module": "node16", "esModuleInterop": true}}\n',
+            "leap.ts": (
+                "export function isLeap(year: unknown): boolean {\n"
+                "  if (typeof year !== 'number') throw new TypeError(`no number: ${year}`);\n"
+                "  return year % 4 === 0;\n}\n"
+            ),
+            "leap.test.ts": (
+                f"import {{ describe, expect, it, jest, test, xtest }} from '@jest/globals'\nimport {{ isLeap }} from './leap'\n\n{_JEST}"
+            ),
+        },
+        told=_JEST_TOLD,
+    ),
+    "Unity": Layout(
+        language="c",
+        files={
+            **_UNITY_FILES,
+            "test_leap.c": f"{_UNITY_TESTS}\n"
+            "int main(void) { UNITY_BEGIN(); RUN_TEST(test_sixteen); RUN_TEST(test_five); RUN_TEST(test_later); return UNITY_END(); }\n",
+        },
+        told=(
+            ("test_sixteen", "passed", "", "asked 16\n"),
+            ("test_five", "failed", "Expected TRUE Was FALSE", "asked 5\n"),
+            ("test_later", "skipped", "", ""),
+        ),
+    ),
+    "Unity, and a crash": Layout(
+        language="c",
+        files={
+            **_UNITY_FILES,
+            "test_leap.c": f"{_UNITY_TESTS}#include <stdlib.h>\n\n"
+            'int main(void) { setbuf(stdout, 0); UNITY_BEGIN(); RUN_TEST(test_sixteen); puts("more"); abort(); }\n',
+        },
+        told=(("test_sixteen", "passed", "", "asked 16\n"), ("test_leap", "failed", "more", "more\n")),
+    ),
+    "Catch2": Layout(
+        language="cpp",
+        files={
+            "leap.cpp": '#include "leap.h"\n\nnamespace leap {\nbool is_leap_year(int year) { return year % 4 == 0; }\n}\n',
+            "leap.h": "#pragma once\n\nnamespace leap {\nbool is_leap_year(int year);\n}\n",
+            "leap_test.cpp": (
+                '#include "leap.h"\n#include "test/catch.hpp"\n\n'
+                'TEST_CASE("sixteen, a leap year", "[a1]") { REQUIRE(leap::is_leap_year(16)); }\n\n'
+                'TEST_CASE("five") { REQUIRE(leap::is_leap_year(5)); }\n'
+            ),
+            "test/catch.hpp": _CATCH,
+            "test/tests-main.cpp": '#define CATCH_CONFIG_MAIN\n#include "catch.hpp"\n',
+            "CMakeLists.txt": "project(leap CXX)\n",
+        },
+        told=(("sixteen, a leap year", "passed", "", ""), ("five", "failed", "…", "FAILED: REQUIRE( leap::is_leap_year(5) )\n")),
+    ),
+    "Cargo": Layout(
+        language="rust",
+        files={
+            "Cargo.toml": (
+                '[package]\nname="leap-year"\nversion = "0.1.0"\nedition = "2018" # gen is a word of 2024\n\n[dependencies]\n\n[features]\n'
+            ),
+            "Cargo.lock": "version = 4\n",
+            "src/lib.rs": "mod years;\n\npub fn is_leap_year(gen: u64) -> bool {\n    years::four(gen)\n}\n",
+            "src/years.rs": "pub fn four(year: u64) -> bool {\n    year % 4 == 0\n}\n",
+            "tests/leap_year.rs": (
+                "use leap_year::*;\n\n#[test]\nfn sixteen() {\n    assert!(is_leap_year(16));\n}\n\n#[test]\n#[ignore]\nfn later() {}\n"
+            ),
+        },
+        told=(("later", "skipped", "", ""), ("sixteen", "passed", "", "")),
+    ),
+    "Cargo, with what the image lacks": Layout(
+        language="rust",
+        files={
+            "Cargo.toml": (
+                '[package]\nname = "leap"\nversion = "0.1.0"\nedition = "2021"\n\n[dependencies]\nnowhere-1 = "1"\n\n'
+                '[dev-dependencies]\nnowhere-2 = "0.3"\n'
+            ),
+            "src/lib.rs": "pub fn leap() {}\n",
+            "tests/leap.rs": "#[test]\nfn leaps() { nowhere_2::leap(); }\n",
+        },
+        says=(
+            "Cargo.toml: the image has no nowhere-1; add it: imagegen build rust --package 'nowhere-1@1'\n"
+            "Cargo.toml: the image has no nowhere-2; add it: imagegen build rust --package 'nowhere-2@0.3'\n"
+        ),
+    ),
+    "a module with packages in folders": Layout(
+        language="go",
+        files={
+            "go.mod": "module leap\n\ngo 1.18\n",
+            "leap.go": 'package leap\n\nimport "leap/years"\n\nfunc IsLeapYear(year int) bool { return years.Four(year) }\n',
+            "leap_test.go": (
+                "package leap\n\n"
+                'import "testing"\n\n'
+                "func TestLeap(t *testing.T) {\n"
+                "\tfor _, test := range testCases {\n"
+                "\t\tt.Run(test.name, func(t *testing.T) {\n"
+                '\t\t\tif IsLeapYear(test.year) != test.is { t.Errorf("%d", test.year) }\n\t\t})\n\t}\n}\n'
+            ),
+            "cases_test.go": (
+                'package leap\n\nvar testCases = []struct{ name string; year int; is bool }{{"a year", 16, true}, {"no year", 5, true}}\n'
+            ),
+            "years/years.go": "package years\n\nfunc Four(year int) bool { return year%4 == 0 }\n",
+            "years/years_test.go": (
+                'package years_test\n\nimport (\n\t"leap/years"\n\t"os"\n\t"testing"\n)\n\n'
+                "func TestLeap(t *testing.T) {\n"
+                '\tif _, err := os.Stat("testdata"); err != nil || !years.Four(4) { t.Fatal(err) }\n}\n'
+            ),
+            "years/testdata/empty": "",
+        },
+        told=(
+            ("TestLeap", "failed", "", ""),
+            ("TestLeap/a_year", "passed", "", ""),
+            ("TestLeap/no_year", "failed", "5", "…"),
+            ("TestLeap (2)", "passed", "", ""),
+        ),
+    ),
+    "a module with what the image lacks": Layout(
+        language="go",
+        files={
+            "go.mod": "module leap\n\ngo 1.18\n",
+            "leap.go": "package leap\n",
+            "leap_test.go": 'package leap\n\nimport (\n\t_ "example.org/nowhere"\n\t"testing"\n)\n\nfunc TestLeap(t *testing.T) {}\n',
+        },
+        says="add its module: imagegen build go --package 'example.org/nowhere'\n",
+    ),
+    "marks of pytest where there is none": Layout(
+        language="python",
+        files={
+            "leap.py": "def leap_year(year):\n    return year % 4 == 0\n",
+            "leap_test.py": (
+                "import unittest\nimport pytest\n\nclass LeapTest(unittest.TestCase):\n"
+                "    @pytest.mark.task(taskno=1)\n    def test_leap(self):\n        pass\n"
+            ),
+        },
+        told=(("leap_test.py", "error", "…", ""),),
+        says="the image has no pytest; add it: imagegen build python --package pytest\n",
+    ),
+    "AssertJ where there is none": Layout(
+        language="java",
+        files={
+            "build.gradle": 'dependencies { testImplementation "org.assertj:assertj-core:3.25.1" }\n',
+            "src/main/java/Leap.java": "class Leap { boolean isLeapYear(int year) { return year % 4 == 0; } }\n",
+            "src/test/java/LeapTest.java": (
+                "import org.junit.jupiter.api.Test;\nimport static org.nowhere.api.Assertions.assertThat;\n"
+                "import static org.assertj.core.api.Assertions.assertThat;\n\n"
+                "public class LeapTest { @Test void leaps() { assertThat(new Leap().isLeapYear(16)).isTrue(); } }\n"
+            ),
+        },
+        says="the image has no assertj-core; add it: imagegen build java --package org.assertj:assertj-core\n",
+    ),
+}

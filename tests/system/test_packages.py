@@ -1,0 +1,86 @@
+"""Images of Rust and Go with packages that a machine compiled, and snippets that use these in
+machines restored from the languages' bases.
+
+`scripts/debian/package_images.py` makes the images beforehand, outside of the emulated host.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mayfly import paths
+from tests.kit import toy
+from tests.kit.packaged import CARGO, DERIVES, GO_MISSING, GO_MOD, GO_OWN, IMPORTS, SAID
+from tests.kit.scale import FULL
+from tests.system.test_service import Server
+from tests.system.test_snapshots import mayfly
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),
+    pytest.mark.skipif(not FULL, reason="its images are made for the whole counts"),
+    pytest.mark.skipif(toy.MACHINE != "x86_64", reason="its images are of x86-64"),
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that has these images alone, and their bases."""
+    kernel = (paths.data_dir() / "kernel").resolve()
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="mayfly-") as name:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        (paths.data_dir() / "images").mkdir(parents=True)
+        (paths.data_dir() / "kernel").symlink_to(kernel)
+        for language in ("rust", "go"):
+            folder = ROOT / "build" / f"{language}-packages"
+            assert folder.is_dir(), f"make it first: python -m scripts.debian.package_images {language} {folder}"
+            paths.image_dir(language, toy.MACHINE).parent.mkdir()
+            paths.image_dir(language, toy.MACHINE).symlink_to(folder)
+            mayfly("snapshot", "create", language)
+        server = Server(Path(name), cold=False)
+        yield server
+        server.close()
+
+
+def run(server: Server, language: str, files: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The steps of a snippet of these files."""
+    body = json.dumps({"language": language, "files": files, "limits": {"build": {"wall_s": 600}}})
+    status, result = server.request("POST", "/run", body.encode(), "application/json")
+    assert (status, result["start"]) == (200, "restored"), result
+    print(language, sorted(files), [(step["step"], step["code"], step["cpu_ms"], step["wall_ms"]) for step in result["steps"]])
+    steps: list[dict[str, Any]] = result["steps"]
+    return steps
+
+
+@pytest.mark.parametrize(
+    "files",
+    [{"main.rs": DERIVES}, {"Cargo.toml": f'{CARGO}serde_json = "1"\nrand = "0.8"\n', "src/main.rs": DERIVES}],
+    ids=["a snippet", "a project"],
+)
+def test_rust_has_its_crates(server: Server, files: Mapping[str, str]) -> None:
+    steps = run(server, "rust", files)
+    assert (steps[-1]["step"], steps[-1]["stdout"]) == ("run", SAID), steps
+
+
+def test_a_crate_that_is_not_there_is_a_failed_build(server: Server) -> None:
+    (step,) = run(server, "rust", {"Cargo.toml": f'{CARGO}tokio = "1"\n', "src/main.rs": DERIVES})
+    assert (step["step"], step["code"]) == ("build", 1)
+    assert step["stderr"] == "Cargo.toml: the image has no tokio; add it: imagegen build rust --package 'tokio@1'\n"
+
+
+@pytest.mark.parametrize("mod", ["", GO_OWN, GO_MOD], ids=["a snippet", "a module", "a module with its requirements"])
+def test_go_has_its_modules(server: Server, mod: str) -> None:
+    steps = run(server, "go", {"main.go": IMPORTS, **({"go.mod": mod} if mod else {})})
+    assert (steps[-1]["step"], steps[-1]["stdout"]) == ("run", "[a b] 36\n"), steps
+
+
+def test_a_module_that_is_not_there_is_a_failed_build(server: Server) -> None:
+    (step,) = run(server, "go", {"main.go": IMPORTS.replace("x/exp/maps", "x/text/cases")})
+    assert (step["step"], step["code"]) == ("build", 1)
+    assert GO_MISSING in step["stderr"]
