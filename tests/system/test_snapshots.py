@@ -238,6 +238,7 @@ def test_a_diff_keeps_what_ran_before_it(base: str, tmp_path: Path) -> None:
     assert "no snapshot" in mayfly("run", "--snapshot", "two", snippet, status=125).stderr
 
 
+@pytest.mark.aarch64
 def test_two_processors_go_on(tmp_path: Path) -> None:
     snippet = tmp_path / "main.toy"
     snippet.write_text("(i=0; while [ $i -lt 2000 ]; do i=$((i+1)); done; echo a) & (echo b); wait; cat /proc/cpuinfo | head -c 0; echo $$")

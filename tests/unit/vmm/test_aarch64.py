@@ -302,3 +302,12 @@ def test_a_vcpu_is_given_power_calls_and_nothing_else(monkeypatch: pytest.Monkey
 
     cpu.reset(Fake(), [Fake(), Fake()])  # type: ignore[arg-type, list-item]
     assert seen == [[1 << 2, *[0] * 6], [1 << 2 | 1, *[0] * 6]]
+
+
+def test_the_processor_is_known_without_files_once_it_was_looked_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in a sandbox, where a machine is saved."""
+    kvm: Any = None
+    state._processor.cache_clear()
+    state.prepare(kvm)
+    monkeypatch.setattr(state, "CPUINFO", tmp_path / "gone")
+    assert state.identity(kvm)

@@ -89,7 +89,10 @@ def identity(kvm: Kvm) -> str:
 
 
 def prepare(kvm: Kvm) -> None:
-    """KVM tells all that `save` needs of the machine itself."""
+    """Find out what `identity` has to know, once for a process and its forks: in its sandbox a vmm
+    process has no file that tells.
+    """
+    _processor()
 
 
 @functools.cache
