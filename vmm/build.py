@@ -48,7 +48,7 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
     with contextlib.ExitStack() as resources:
         began = time.monotonic()
         kvm = resources.enter_context(Kvm())
-        state.prepare(kvm)
+        state.prepare()
         statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
         resources.callback(os.close, statm)
         layers = resources.enter_context(contextlib.closing(Layers(config.restore, config.initrd, page_by_page=config.page_by_page)))

@@ -15,7 +15,7 @@ whose signatures are equal (tests/unit/vmm/test_arch.py):
               `attach` adds this architecture's own devices
     state     what KVM keeps of a machine besides its memory, for snapshots: `identity`, what
               guests see of processor and KVM, which must be equal; `prepare`, before a machine
-              runs that may be saved; `save`, `restore`; `tell_of_pause`, before vCPUs that stood
+              runs in its sandbox; `save`, `restore`; `tell_of_pause`, before vCPUs that stood
               still go on
 """
 

@@ -83,14 +83,13 @@ def load() -> None:
     processor that guests see: only processes that fork them do that.
     """
     from mayfly.vmm.arch import state
-    from mayfly.vmm.kvm.kvm import Kvm
     from mayfly.vmm.process.child import DECODED
     from mayfly.vmm.sandbox import landlock, seccomp
 
     for kind in DECODED:
         msgspec.json.Decoder(kind)
-    with contextlib.suppress(MayflyError), Kvm() as kvm:  # machines will say why there is none
-        state.prepare(kvm)
+    with contextlib.suppress(MayflyError):  # machines will say why there is no KVM
+        state.prepare()
     with contextlib.suppress(OSError):
         landlock.abi()
     seccomp.first(connects=False)

@@ -308,6 +308,6 @@ def test_the_processor_is_known_without_files_once_it_was_looked_at(monkeypatch:
     """As in a sandbox, where a machine is saved."""
     kvm: Any = None
     state._processor.cache_clear()
-    state.prepare(kvm)
+    state.prepare()
     monkeypatch.setattr(state, "CPUINFO", tmp_path / "gone")
     assert state.identity(kvm)

@@ -88,7 +88,7 @@ def identity(kvm: Kvm) -> str:
     return _processor()
 
 
-def prepare(kvm: Kvm) -> None:
+def prepare() -> None:
     """Find out what `identity` has to know, once for a process and its forks: in its sandbox a vmm
     process has no file that tells.
     """

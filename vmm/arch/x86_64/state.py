@@ -12,6 +12,7 @@ The order of restoring matters (Linux virt/kvm/api.rst, and what KVM's code does
 """
 
 import errno
+import functools
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -37,8 +38,6 @@ MSR_TSC = 0x10
 MSR_TSC_DEADLINE = 0x6E0  # Intel SDM volume 4, table 2-2
 _XSAVE_BYTES = 4096
 """struct kvm_xsave; KVM_CAP_XSAVE2 says if guests may have more (api.rst 4.42, 4.134)."""
-_writable: dict[str, list[int]] = {}
-"""MSRs that can be written back, by what guests see of the processor."""
 
 
 class VcpuState(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
@@ -70,17 +69,16 @@ def identity(kvm: Kvm) -> str:
     return offered_cpuid().identity
 
 
-def prepare(kvm: Kvm) -> None:
-    """Find out what `save` has to know of this KVM, once for a process and its forks: that takes a
-    virtual machine, and a vmm process may make no other once its own runs.
+def prepare() -> None:
+    """Find out what `identity` and `save` have to know, once for a process and its forks: that
+    takes a virtual machine, and a vmm process may make no other once its own runs.
     """
-    if (known := identity(kvm)) not in _writable:
-        _writable[known] = _writable_msrs(kvm)
+    _writable_msrs()
 
 
 def save(vm: Vm, controller: None, vcpus: Sequence[Vcpu]) -> KvmState:
     """All of it. The vCPUs stand still, with no access half done, and may go on afterwards."""
-    msrs = _writable[identity(vm.kvm)]
+    msrs = _writable_msrs()
     saved = tuple(_save_vcpu(vm.kvm, vcpu, msrs) for vcpu in vcpus)
     chips = {name: vm.exchange("KVM_GET_IRQCHIP", "struct kvm_irqchip", {"chip_id": chip}) for name, chip in _CHIPS.items()}
     clock = vm.exchange("KVM_GET_CLOCK", "struct kvm_clock_data")
@@ -128,14 +126,15 @@ def _restore_vcpu(kvm: Kvm, vcpu: Vcpu, state: VcpuState, saved: Saved) -> None:
         vcpu.ioctl(f"KVM_SET_{ioctl}", ffi.from_buffer(f"{kind} *", getattr(state, name)))
 
 
-def _writable_msrs(kvm: Kvm) -> list[int]:
+@functools.cache
+def _writable_msrs() -> list[int]:
     """The MSRs that can be read and written back, in the order of restoring.
 
     Some can only be read. A vCPU of another machine, with the same CPUID, shows which.
     """
-    known = kvm.exchange("KVM_GET_MSR_INDEX_LIST", "struct kvm_msr_list", {"nmsrs": MAX_MSRS, "indices": MAX_MSRS})
-    indices = sorted(set(known.indices[0 : known.nmsrs]), key=lambda index: (index == MSR_TSC_DEADLINE, index != MSR_TSC, index))
-    with kvm.create_vm() as vm:
+    with Kvm() as kvm, kvm.create_vm() as vm:
+        known = kvm.exchange("KVM_GET_MSR_INDEX_LIST", "struct kvm_msr_list", {"nmsrs": MAX_MSRS, "indices": MAX_MSRS})
+        indices = sorted(set(known.indices[0 : known.nmsrs]), key=lambda index: (index == MSR_TSC_DEADLINE, index != MSR_TSC, index))
         vm.ioctl("KVM_CREATE_IRQCHIP")
         with vm.create_vcpu(0) as vcpu:
             set_cpuid(offered_cpuid(), vcpu, 1)
