@@ -6,8 +6,8 @@ the agent.
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("no_leaks")]
 
 SLOW = ("--limit", "500")
 """A move with this takes minutes."""
+either = pytest.mark.parametrize("killed", [lambda host: host.server, lambda host: host.machines()[0]], ids=["server", "machine"])
 
 
 @pytest.fixture
@@ -44,6 +45,18 @@ def in_time(scenario: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(scenario, patience(90)))
 
 
+@asynccontextmanager
+async def under_way(host: ServedHost) -> AsyncIterator[tuple[AsyncRun, Following]]:
+    """A run that has printed for a while."""
+    async with (
+        host.client() as client,
+        client.start(b"go!!", language="py", interactive=True) as run,
+        Following.begin(run) as following,
+    ):
+        await following.lines(3 * CYCLE)
+        yield run, following
+
+
 async def to_the_end(run: AsyncRun, following: Following) -> None:
     """Let the run end, and see that no line is missing or came twice."""
     await following.lines(3 * CYCLE)
@@ -58,12 +71,7 @@ def test_a_run_moves_to_another_server_and_back(servers: list[ServedHost]) -> No
     here, there = servers
 
     async def scenario() -> None:
-        async with (
-            here.client() as client,
-            client.start(b"go!!", language="py", interactive=True) as run,
-            Following.begin(run) as following,
-        ):
-            await following.lines(3 * CYCLE)
+        async with under_way(here) as (run, following):
             for source, destination in ((here, there), (there, here), (here, there)):
                 await asyncio.to_thread(source.move, run.id, destination)
                 await following.lines(3 * CYCLE)
@@ -72,18 +80,13 @@ def test_a_run_moves_to_another_server_and_back(servers: list[ServedHost]) -> No
     in_time(scenario())
 
 
-@pytest.mark.parametrize("killed", [lambda host: host.server, lambda host: host.machines()[0]], ids=["server", "machine"])
+@either
 def test_a_run_goes_on_when_what_takes_it_is_killed(servers: list[ServedHost], killed: Callable[[ServedHost], int]) -> None:
     """Amid the move, the server there or the machine that is being made in it."""
     here, there = servers
 
     async def scenario() -> None:
-        async with (
-            here.client() as client,
-            client.start(b"go!!", language="py", interactive=True) as run,
-            Following.begin(run) as following,
-        ):
-            await following.lines(3 * CYCLE)
+        async with under_way(here) as (run, following):
             moving = await amid_a_move(run, here, there)
             os.kill(killed(there), signal.SIGKILL)
             with pytest.raises(AssertionError):
@@ -93,7 +96,7 @@ def test_a_run_goes_on_when_what_takes_it_is_killed(servers: list[ServedHost], k
     in_time(scenario())
 
 
-@pytest.mark.parametrize("killed", [lambda host: host.server, lambda host: host.machines()[0]], ids=["server", "machine"])
+@either
 def test_nothing_is_left_there_of_a_run_that_is_lost(servers: list[ServedHost], killed: Callable[[ServedHost], int]) -> None:
     """Amid the move its server is killed, or its machine."""
     here, there = servers
