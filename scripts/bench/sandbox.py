@@ -36,14 +36,7 @@ SEND = f"""
         mov word ptr [{CONSOLE[3][1] + 2:#x}], 1
         {tiny.start_virtio(0, [(8, *queue) for queue in CONSOLE])}
         {tiny.write(Register.QUEUE_NOTIFY, 3)}
-        xor ebx, ebx
-next:   inc ebx
-        mov word ptr [{CONSOLE[1][1] + 2:#x}], bx
-        {tiny.write(Register.QUEUE_NOTIFY, 1)}
-wait:   cmp word ptr [{CONSOLE[1][2] + 2:#x}], bx
-        jne wait
-        cmp ebx, {SENT}
-        jne next
+        {tiny.offer_again(1, CONSOLE[1], SENT)}
         {tiny.RESET}
 opening: .byte {", ".join(map(str, PORT_OPEN))}
 """

@@ -59,14 +59,7 @@ ENTROPY = f"""
         mov qword ptr [{RINGS[0][0]:#x}], 0x600000
         mov dword ptr [{RINGS[0][0] + 8:#x}], 1
         mov word ptr [{RINGS[0][0] + 12:#x}], 2
-        xor ebx, ebx
-next:   inc ebx
-        mov word ptr [{RINGS[0][1] + 2:#x}], bx
-        {tiny.write(Register.QUEUE_NOTIFY, 0)}
-wait:   cmp word ptr [{RINGS[0][2] + 2:#x}], bx
-        jne wait
-        cmp ebx, 200
-        jne next
+        {tiny.offer_again(0, RINGS[0], 200)}
         {tiny.RESET}
 """
 

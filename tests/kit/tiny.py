@@ -54,6 +54,23 @@ def start_virtio(slot: int, queues: Iterable[tuple[int, int, int, int]], feature
     return "".join(write(register, value, slot) for register, value in writes)
 
 
+def offer_again(index: int, queue: tuple[int, int, int], times: int) -> str:
+    """Offer the first chain of a queue (addresses as for `start_virtio`) of the device in slot 0 so
+    many times, each once the one before was used.
+    """
+    _, available, used = queue
+    return f"""
+        xor ebx, ebx
+next:   inc ebx
+        mov word ptr [{available + 2:#x}], bx
+        {write(Register.QUEUE_NOTIFY, index)}
+wait:   cmp word ptr [{used + 2:#x}], bx
+        jne wait
+        cmp ebx, {times}
+        jne next
+    """
+
+
 def start_second(source: str, code: str) -> str:
     """`source` behind the start of a second processor, which runs `code` in real mode, 32 bytes at
     most, at 0x8000: x2APIC on, then INIT and a start-up IPI to APIC 1.
