@@ -24,7 +24,7 @@ from mayfly.imagegen.oci.registry import RegistrySource
 from mayfly.imagegen.options import Options
 from mayfly.imagegen.packages import add_packages
 from mayfly.imagegen.packages.target import Target
-from mayfly.imagegen.prepared import add_prepared, can_ask
+from mayfly.imagegen.prepared import add_packages_prepared, add_prepared, can_ask
 from mayfly.imagegen.progress import Progress
 from mayfly.imagegen.rootfs.dpkg import distribution, installed, keyring, left
 from mayfly.imagegen.rootfs.furnish import furnish
@@ -85,12 +85,26 @@ def build(options: Options, progress: Progress) -> Built:
             keys = keyring(tree, spools)
             removed = prune(tree, options.language.globs(options.with_packages))
             progress.say(f"{options.language.name} {version}; pruned {removed.total() // MIB} MiB")
+            furnish(tree, spools, agent, runtime)
+            plain = Build(
+                options=dataclasses.replace(options, packages=()),
+                image=image,
+                agent=agent,
+                recipe=recipe,
+                version=version,
+                tree=tree,
+                spools=spools,
+                packages=(),
+                progress=progress,
+            )
+            with storing(cache_dir()):
+                compiler = add_prepared(plain)  # before there are packages: what it makes is for every image of this source
             target = Target(
                 options=options,
                 version=version,
                 tree=tree,
                 spools=spools,
-                layer=len(layers) + 1,
+                layer=len(layers) + 2,
                 system=system,
                 keyring=keys,
                 progress=progress,
@@ -99,20 +113,10 @@ def build(options: Options, progress: Progress) -> Built:
             for package in packages:
                 if package.kind.startswith("deb/"):
                     system.pop(package.name, None)  # of another version now
-            furnish(tree, spools, agent, runtime)
-            under_way = Build(
-                options=options,
-                image=image,
-                agent=agent,
-                recipe=recipe,
-                version=version,
-                tree=tree,
-                spools=spools,
-                packages=packages,
-                progress=progress,
-            )
+            furnish(tree, spools, agent, runtime)  # what packages brought is read-only to snippets too
+            under_way = dataclasses.replace(plain, options=options, packages=packages)
             with storing(cache_dir()):
-                compiler = add_prepared(under_way)
+                add_packages_prepared(under_way)
             with replacing(folder) as part:
                 archive = write(under_way, part / "initramfs")
                 manifest = msgspec.structs.replace(

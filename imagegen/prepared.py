@@ -75,8 +75,8 @@ def _is_whole(prepared: Path) -> bool:
 
 
 def add_prepared(build: Build) -> str:
-    """Merge into the tree what the language's prepare steps make in a machine, which runs once for
-    an image.
+    """Merge into a tree without packages what the language's prepare steps make in a machine, which
+    runs once for an image.
 
     Gives what the compiler said of itself there. Where there are no steps, and no machine to ask it
     in, that is nothing.
@@ -91,12 +91,7 @@ def add_prepared(build: Build) -> str:
     command = language.version_command
     path = _prepared_path(options, build.image)
     if _is_wanted(language.prepare, path, build) or can_ask(options, build.image):
-        _add(build, path, language.prepare, command, layer=2)
-    if packages := options.with_packages:
-        found = [build.recipe, *(package.digest for package in build.packages)]
-        path = _prepared_path(options, build.image, found)
-        if _is_wanted(packages.prepare, path, build):
-            _add(build, path, packages.prepare, (), layer=3)
+        _add(build, path, language.prepare, command, layer=1)
     if not command:
         return ""
     said = build.tree.remove(VERSION_FILE.encode())  # it is for the manifest: the archive is the same where no machine could be asked
@@ -106,6 +101,20 @@ def add_prepared(build: Build) -> str:
     if build.version not in compiler:
         raise ImageError(f"the files show {language.name} {build.version}, the compiler says {compiler!r}", hint="give another --image")
     return compiler[:MAX_COMPILER]
+
+
+def add_packages_prepared(build: Build) -> None:
+    """Merge into the tree what a machine makes of its packages, once for each set of them.
+
+    Raises:
+        HostError: there are steps, and no machine.
+        ImageError: a step failed.
+    """
+    if packages := build.options.with_packages:
+        found = [build.recipe, *(package.digest for package in build.packages)]
+        path = _prepared_path(build.options, build.image, found)
+        if _is_wanted(packages.prepare, path, build):
+            _add(build, path, packages.prepare, (), layer=3)
 
 
 def _is_wanted(wanted: Prepare, path: Path, build: Build) -> bool:

@@ -29,7 +29,7 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Build:
     """A build under way: what was asked for, what it was resolved to, and the merged tree with the
-    spools of its contents, which `furnish` and `add_prepared` complete.
+    spools of its contents, which `furnish`, packages and prepare steps complete.
     """
 
     options: Options

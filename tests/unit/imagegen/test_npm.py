@@ -4,11 +4,13 @@ there is one.
 
 import base64
 import hashlib
+import io
 import json
 import platform
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +165,28 @@ def test_dependencies_that_are_not_there_are_said(tmp_path: Path, language: str,
         assert "left-pad" not in done.stderr or complaint
         if complaint or language == "javascript":
             assert (done.returncode, done.stdout) == (1, "") if complaint else (0, "ran\n")
+
+
+def test_what_a_machine_makes_of_a_package_is_not_for_another_version(
+    layout: Path, server: PackageServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Python's modules are compiled: what is not compiled yet, first without packages."""
+
+    def compile_all(folder: Path, collect: Sequence[str], out: Path, *_: object) -> None:
+        there = {entry.name.decode(): entry.data for entry in read_cpio((folder / "initramfs").read_bytes())}
+        with tarfile.open(out, "w") as made:
+            for name, data in there.items():
+                if name.endswith(".js") and f"{name}c" not in there:
+                    member = tarfile.TarInfo(f"{name}c")
+                    member.size = len(data)
+                    made.addfile(member, io.BytesIO(data))
+
+    monkeypatch.setattr("mayfly.imagegen.prepared.prepare", compile_all)
+    monkeypatch.setattr("mayfly.imagegen.prepared.why_not", lambda _: "")
+    compiled = {"steps": [{"name": "compile", "argv": ["node"]}], "collect": ["/node_modules"], "working_memory_mib": 7}
+    language = toy_language(prepare=compiled, packages={"kind": "npm", "registry": "http://127.0.0.1:1", "prepare": compiled})
+    for version in ("1.0.0", "2.0.0"):
+        server.add_npm("left", version)
+        built = build_with(language, layout, server.address, f"left@{version}")
+        files = {entry.name: entry.data for entry in read_cpio((built.folder / "initramfs").read_bytes())}
+        assert files[b"node_modules/left/index.jsc"] == files[b"node_modules/left/index.js"] == f"module.exports = '{version}';\n".encode()
