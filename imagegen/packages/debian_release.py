@@ -1,9 +1,11 @@
 """The InRelease file of a suite of Debian's, and whose signature it bears: gpgv is asked, by the
-keyring that the image's own apt goes by, or else this host's.
+keyring that the image's own apt goes by, or else this host's. And until when it counts.
 
-apt-secure(8); gpgv(1); GnuPG doc/DETAILS (status lines); Debian's repository format.
+apt-secure(8); gpgv(1); GnuPG doc/DETAILS (status lines); Debian's repository format (Valid-Until).
 """
 
+import datetime
+import email.utils
 import re
 import shutil
 import subprocess
@@ -17,17 +19,20 @@ from mayfly.imagegen.progress import Progress
 from mayfly.imagegen.rootfs.dpkg import KEYRINGS
 
 GPGV_S = 60
+_SNAPSHOT = re.compile(r"/\d{8}T\d{6}Z/")
+"""In the address of an archive as it was at a time (snapshot.debian.org): such has expired."""
 _LIES = "the archive is damaged or lies; do not use it"
 
 
 def read_release(data: bytes, url: str, suite: str, keyring: bytes, progress: Progress) -> str:
     """What an InRelease file says, if one of these keys signed it. An archive on loopback is
     trusted without a signature; so is one that is asked over https where gpgv or a keyring is
-    missing.
+    missing. Where it says until when it is valid, that time must not have passed, but in a snapshot
+    of an archive.
 
     Raises:
-        RegistryError: it is not signed by any of these keys, or is of another suite, or cannot be
-            trusted.
+        RegistryError: it is not signed by any of these keys, or is of another suite, or has
+            expired, or cannot be trusted.
     """
     address = urllib.parse.urlsplit(url)
     text = data.decode("utf-8", "replace")
@@ -42,7 +47,19 @@ def read_release(data: bytes, url: str, suite: str, keyring: bytes, progress: Pr
             progress.say(f"{url}: its signature is not checked: {lacks}")
     if not re.search(rf"^(Suite|Codename): {re.escape(suite)}$", text, re.MULTILINE):
         raise RegistryError(f"{url} is of another suite than {suite}", hint=_LIES)
+    until = re.search(r"^Valid-Until: *(.*)$", text, re.MULTILINE)
+    if until and not _SNAPSHOT.search(address.path) and _has_passed(until[1]):
+        hint = "look at this host's clock, or ask an archive that is kept up to date; of a snapshot the address has its time"
+        raise RegistryError(f"{url} has expired: it was valid until {until[1]}", hint=hint)
     return text
+
+
+def _has_passed(time: str) -> bool:
+    """Whether a time, written as in RFC 5322, is over; one that nobody can read is."""
+    try:
+        return email.utils.parsedate_to_datetime(time).astimezone(datetime.UTC) < datetime.datetime.now(datetime.UTC)
+    except (ValueError, OverflowError):
+        return True
 
 
 def _of_this_host() -> bytes:
@@ -62,7 +79,10 @@ def _signed(data: bytes, url: str, keyring: bytes) -> str:
         keys.write_bytes(keyring)
         file.write_bytes(data)
         command = ["gpgv", "--homedir", name, "--keyring", str(keys), "--status-fd", "1", "--output", str(text), str(file)]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=GPGV_S, check=False)
+        try:
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=GPGV_S, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise RegistryError(f"{url}: gpgv did not check its signature in {GPGV_S} s", hint="try again") from error
         states = set(re.findall(rb"^\[GNUPG:\] (GOODSIG|BADSIG) ", done.stdout, re.MULTILINE))
         if states != {b"GOODSIG"} or not text.exists():
             said = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2][:200]

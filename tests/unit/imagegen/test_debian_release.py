@@ -105,6 +105,31 @@ def test_where_nothing_can_be_checked_https_is_trusted_and_http_is_not(
         monkeypatch.setitem(os.environ, "PATH", str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("until", "counts"), [("5 Dec 2076 02:53:00 UTC", True), ("Sat, 05 Dec 2015 02:53:00 UTC", False), ("soon", False)]
+)
+def test_what_has_expired_is_refused_but_of_a_snapshot(keys: list[Keys], until: str, counts: bool) -> None:
+    signed = keys[0].signed(f"{TEXT}Valid-Until: {until}\n")
+    snapshot = URL.replace("/debian/", "/archive/debian/20151205T025300Z/")
+    assert "Valid-Until" in read_release(signed, snapshot, "trixie", keys[0].keyring(), Silent())
+    if counts:
+        assert "Valid-Until" in read_release(signed, URL, "trixie", keys[0].keyring(), Silent())
+        return
+    with pytest.raises(RegistryError, match=f"has expired: it was valid until {until}") as caught:
+        read_release(signed, URL, "trixie", keys[0].keyring(), Silent())
+    assert "clock" in caught.value.hint
+
+
+def test_a_gpgv_that_does_not_answer_is_an_error_of_the_archive(keys: list[Keys], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    keyring, signed = keys[0].keyring(), keys[0].signed(TEXT)
+    (tmp_path / "gpgv").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "gpgv").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("mayfly.imagegen.packages.debian_release.GPGV_S", 0.05)
+    with pytest.raises(RegistryError, match="gpgv did not check its signature"):
+        read_release(signed, URL, "trixie", keyring, Silent())
+
+
 def test_an_archive_on_loopback_needs_no_signature() -> None:
     assert read_release(TEXT.encode(), "http://127.0.0.1:80/InRelease", "trixie", b"", Silent()) == TEXT
 
