@@ -31,8 +31,9 @@ _GO_END = re.compile(r"^(.*?)(?:\x16)?( *)--- (PASS|FAIL|SKIP): (\S+) \((\d+(?:\
 _GO_BEGIN = re.compile(r"^(.*?)(?:\x16)?=== (RUN|CONT|NAME|PAUSE) +(\S+)$")
 _GO_OUTCOMES: Mapping[str, Outcome] = {"PASS": "passed", "FAIL": "failed", "SKIP": "skipped"}
 _GO_PLACE = re.compile(r"^\s+\S+\.go:\d+: ")
-_UNITY = re.compile(r"^[^:\n]+:\d+:(\w+):(PASS|FAIL|IGNORE)(?:: ?(.*))?\n?", re.MULTILINE)
-_UNITY_END = re.compile(r"^\d+ Tests \d+ Failures \d+ Ignored", re.MULTILINE)
+_UNITY = re.compile(r":\d+:(\w+(?:\([^:\n]*\))?):(PASS|FAIL|IGNORE)\b(?:: ?(.*))?\n?")
+"""Behind a file's name, which may stand behind what the test put out."""
+_UNITY_END = re.compile(r"^(\d{1,9}) Tests (\d{1,9}) Failures (\d{1,9}) Ignored", re.MULTILINE)
 _UNITY_OUTCOMES: Mapping[str, Outcome] = {"PASS": "passed", "FAIL": "failed", "IGNORE": "skipped"}
 _RUST_PANIC = re.compile(r"panicked at [^\n]*:\d+:\d+:\n(.*?)(?:\nnote: |\Z)", re.DOTALL)
 _RUST_OLD_PANIC = re.compile(r"panicked at '(.*?)', [^\n]*:\d+:\d+$", re.DOTALL | re.MULTILINE)
@@ -159,19 +160,50 @@ def _end_program(tests: _Tests, name: str, status: int, wall_ms: float) -> None:
     text = "".join(tests.open.get(name[:MAX_NAME], ()))
     if found := list(_UNITY.finditer(text)):
         tests.drop(name)
+        summaries = _UNITY_END.findall(text)
         at = 0
         for match in found:
-            tests.end(match[1], _UNITY_OUTCOMES[match[2]], match[3] or "", None, text[at : match.start()])
+            said = text[at : match.start()].removesuffix(_unity_file(text[at : match.start()], name))
+            tests.end(match[1], _UNITY_OUTCOMES[match[2]], match[3] or "", None, said)
             at = match.end()
         text = text[at:]
         if _UNITY_END.search(text):
+            counts = tuple(sum(map(int, column)) for column in zip(*summaries, strict=True))
+            told = (len(found), *(sum(match[2] == word for match in found) for word in ("FAIL", "IGNORE")))
+            _end_unity(tests, name, counts, told, status, wall_ms)
             return
         tests.begin(name)  # it ended before they did
         tests.say(name, text)
-    said = text.strip().splitlines()
+    printed = text.strip().splitlines()
     outcome: Outcome = "passed" if status == 0 else "skipped" if status == SKIPPED else "failed"
-    reason = said[-1] if said else _signalled(status - 128) if status > 128 else f"exit status {status}"
-    tests.end(name, outcome, "" if outcome == "passed" else reason, wall_ms)
+    tests.end(name, outcome, "" if outcome == "passed" else printed[-1] if printed else _status(status), wall_ms)
+
+
+def _unity_file(said: str, program: str) -> str:
+    """The name of the test's file at the end of what was put out: as the program is called, or else
+    the last word.
+    """
+    line = said[said.rfind("\n") + 1 :]
+    at = line.rfind(f"{program}.")
+    return line[at if at >= 0 else line.rfind(" ") + 1 :]
+
+
+def _end_unity(tests: _Tests, name: str, counts: tuple[int, ...], told: tuple[int, ...], status: int, wall_ms: float) -> None:
+    """A program whose tests have ended. It is a row of its own if it was not well besides: it ended
+    with another status than of its failed tests, or its summary has tests that were not told.
+    """
+    failures = counts[1]
+    if status not in ((0, 1, failures % 256) if failures else (0,)):
+        tests.end(name, "failed", f"all tests ended, and then the program: {_status(status)}", wall_ms)
+    elif counts != told:
+        words = "{} tests, {} failures, {} ignored"
+        message = f"its summary has {words.format(*counts)}; {words.format(*told)} were told"
+        tests.end(name, "error" if counts[1] != told[1] else "passed", message, wall_ms)
+
+
+def _status(status: int) -> str:
+    """A shell's status of a program."""
+    return _signalled(status - 128) if status > 128 else f"exit status {status}"
 
 
 def _read_libtest(text: str, tests: _Tests) -> None:

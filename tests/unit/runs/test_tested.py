@@ -130,6 +130,48 @@ def test_gotest() -> None:
     ]
 
 
+UNITY_LINES = "asked 16\nt_leap.c:5:test_a:PASS\nasked 5t_leap.c:12:test_b:FAIL: Expected 1 Was 0\nt_leap.c:9:test_c(1, 2):IGNORE\n"
+TOLD = "3 tests, 1 failures, 1 ignored were told"
+UNITY_TOLD = [
+    ("test_a", "passed", "", "asked 16\n"),
+    ("test_b", "failed", "Expected 1 Was 0", "asked 5"),
+    ("test_c(1, 2)", "skipped", "", ""),
+]
+
+
+@pytest.mark.parametrize(
+    ("summary", "status", "more"),
+    [
+        ("3 Tests 1 Failures 1 Ignored", 1, []),
+        ("3 Tests 1 Failures 1 Ignored", 0, []),
+        ("3 Tests 1 Failures 1 Ignored", 139, [("failed", "all tests ended, and then the program: ended by SIGSEGV")]),
+        ("3 Tests 1 Failures 1 Ignored", 23, [("failed", "all tests ended, and then the program: exit status 23")]),
+        (
+            "4 Tests 2 Failures 1 Ignored",
+            2,
+            [("error", f"its summary has 4 tests, 2 failures, 1 ignored; {TOLD}")],
+        ),
+        (
+            "4 Tests 1 Failures 1 Ignored",
+            1,
+            [("passed", f"its summary has 4 tests, 1 failures, 1 ignored; {TOLD}")],
+        ),
+        ("1 Tests 0 Failures 1 Ignored\nmore\n2 Tests 1 Failures 0 Ignored", 1, []),
+    ],
+)
+def test_unity(summary: str, status: int, more: list[tuple[str, str]]) -> None:
+    told = found("lines", f"\x1e+t_leap\n{UNITY_LINES}\n-----\n{summary} \nFAIL\n\x1e-{status} 10\n")
+    assert told[:3] == UNITY_TOLD
+    assert [(name, outcome, message) for name, outcome, message, _ in told[3:]] == [("t_leap", *row) for row in more]
+
+
+def test_unitys_that_pass_in_a_program_that_does_not() -> None:
+    lines = "x.c:1:a:PASS\n\n-----\n1 Tests 0 Failures 0 Ignored\nOK\nleaked\n"
+    assert found("lines", f"\x1e+x\n{lines}\x1e-0 1\n") == [("a", "passed", "", "")]
+    told = found("lines", f"\x1e+x\n{lines}\x1e-1 1\n")
+    assert [row[:3] for row in told] == [("a", "passed", ""), ("x", "failed", "all tests ended, and then the program: exit status 1")]
+
+
 def test_there_is_an_end_to_tests_and_to_their_names() -> None:
     many = "".join(f"\x1e+{number}\n\x1e-0 0\n" for number in range(MAX_TESTS + 5))
     assert len(found("lines", many)) == MAX_TESTS
