@@ -2,27 +2,46 @@
 
 Others wait for their turn. If all were made together, each would get its share of the processors,
 so that the first would come up hardly before the last, and every change from one to another costs
-caches. A turn is a lock of the process (fcntl(2), F_SETLKW), which ends with it at the latest.
+caches. A turn is a lock of the process (fcntl(2), F_SETLKW), which ends with it at the latest; who
+has waited for long goes without, as behind a machine that hangs.
 """
 
+import contextlib
 import fcntl
 import os
-from typing import NamedTuple
+import signal
+from typing import Any, NamedTuple
+
+PATIENCE_S = 3.0
+"""Until a machine is made without its turn."""
 
 
 class Turn(NamedTuple):
-    """One machine's. `descriptor`: of a file that is there for its locks only."""
+    """One machine's. `descriptor`: of a file that is there for its places' locks only."""
 
     descriptor: int
-    place: int
+    machine: int
+    places: int
 
     def take(self) -> None:
-        """Wait until it has come."""
-        fcntl.lockf(self.descriptor, fcntl.LOCK_EX, 1, self.place)
+        """Wait until it has come, or for PATIENCE_S. Needs SIGALRM and ITIMER_REAL for itself."""
+        for place in range(self.places):
+            with contextlib.suppress(BlockingIOError):
+                fcntl.lockf(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+                return
+        with contextlib.suppress(TimeoutError):
+            signal.signal(signal.SIGALRM, _give_up)
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
+            fcntl.lockf(self.descriptor, fcntl.LOCK_EX, 1, self.machine % self.places)
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def end(self) -> None:
         """Let the next one begin, and close the descriptor here."""
         os.close(self.descriptor)
+
+
+def _give_up(*_: Any) -> None:
+    raise TimeoutError
 
 
 class Turns:
@@ -35,4 +54,4 @@ class Turns:
 
     def of(self, machine: int) -> Turn:
         """The turn of the machine with this number."""
-        return Turn(self._writer, machine % self._places)
+        return Turn(self._writer, machine, self._places)

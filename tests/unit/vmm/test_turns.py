@@ -1,18 +1,24 @@
-"""Turns of real processes: one at a time of each place, and the next when one ends, however."""
+"""Turns of real processes: as many at a time as there are places, and the next when one ends."""
 
 import os
+import select
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from mayfly.vmm.process import turns
 from mayfly.vmm.process.turns import Turn, Turns
+
+End = Callable[[Turn], None]
+Start = Callable[..., "Taker"]
 
 
 class Taker:
     """A process that takes a turn, says so, and ends it when told."""
 
-    def __init__(self, turn: Turn, end: Callable[[Turn], None]) -> None:
+    def __init__(self, turn: Turn, end: End = Turn.end) -> None:
         self.said, saying = os.pipe()
         told, self._tell = os.pipe()
         self.pid = os.fork()
@@ -32,6 +38,13 @@ class Taker:
         """Until it has its turn."""
         assert os.read(self.said, 1) == b"x"
 
+    def waits(self) -> bool:
+        """Whether it waits for its turn, once that or the turn is there (proc(5), locks)."""
+        while not select.select([self.said], [], [], 0)[0]:
+            if any("->" in line and str(self.pid) in line.split() for line in Path("/proc/locks").read_text().splitlines()):
+                return True
+        return False
+
     def end(self) -> None:
         """Have it end its turn."""
         os.write(self._tell, b"x")
@@ -43,18 +56,39 @@ class Taker:
         os.close(self._tell)
 
 
-@pytest.mark.parametrize("end", [Turn.end, lambda _: os._exit(0)], ids=["ended", "died"])
-def test_the_next_has_its_turn_when_one_ends_it(end: Callable[[Turn], None]) -> None:
-    turns = Turns()
-    first = Taker(turns.of(0), end)
-    first.wait()
-    second = Taker(turns.of(len(os.sched_getaffinity(0))), end)  # of the same place
-    os.set_blocking(second.said, False)
-    with pytest.raises(BlockingIOError):
-        os.read(second.said, 1)
-    os.set_blocking(second.said, True)
-    first.end()
-    second.wait()
-    for taker in (first, second):
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    """Starts takers, on a machine of two processors."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    takers: list[Taker] = []
+
+    def started(turn: Turn, end: End = Turn.end) -> Taker:
+        takers.append(Taker(turn, end))
+        return takers[-1]
+
+    yield started
+    for taker in takers:
         taker.close()
-    os.close(turns.of(0).descriptor)
+
+
+@pytest.mark.parametrize("end", [Turn.end, lambda _: os._exit(0)], ids=["ended", "died"])
+def test_the_next_has_its_turn_when_one_ends_it(start: Start, end: End) -> None:
+    of = Turns().of
+    first = start(of(0), end)
+    first.wait()
+    second = start(of(2))  # beside it, though its own place is the same
+    assert not second.waits()
+    third = start(of(4))
+    assert third.waits()
+    first.end()
+    third.wait()
+
+
+def test_who_has_waited_for_long_goes_without(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "PATIENCE_S", 0.2)
+    of = Turns().of
+    for machine in range(2):
+        start(of(machine)).wait()
+    third = start(of(2))
+    assert third.waits()
+    third.wait()
