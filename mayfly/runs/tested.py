@@ -35,6 +35,7 @@ _UNITY = re.compile(r":\d+:(\w+(?:\([^:\n]*\))?):(PASS|FAIL|IGNORE)\b(?:: ?(.*))
 """Behind a file's name, which may stand behind what the test put out."""
 _UNITY_END = re.compile(r"^(\d{1,9}) Tests (\d{1,9}) Failures (\d{1,9}) Ignored", re.MULTILINE)
 _UNITY_OUTCOMES: Mapping[str, Outcome] = {"PASS": "passed", "FAIL": "failed", "IGNORE": "skipped"}
+_CATCH_SKIPPED = "\ntest cases: 1 | 1 skipped\n"
 _RUST_PANIC = re.compile(r"panicked at [^\n]*:\d+:\d+:\n(.*?)(?:\nnote: |\Z)", re.DOTALL)
 _RUST_OLD_PANIC = re.compile(r"panicked at '(.*?)', [^\n]*:\d+:\d+$", re.DOTALL | re.MULTILINE)
 
@@ -174,9 +175,18 @@ def _end_program(tests: _Tests, name: str, status: int, wall_ms: float) -> None:
             return
         tests.begin(name)  # it ended before they did
         tests.say(name, text)
+    outcome: Outcome = "skipped" if status == SKIPPED or (status == 0 and _CATCH_SKIPPED in text) else "failed" if status else "passed"
     printed = text.strip().splitlines()
-    outcome: Outcome = "passed" if status == 0 else "skipped" if status == SKIPPED else "failed"
-    tests.end(name, outcome, "" if outcome == "passed" else printed[-1] if printed else _status(status), wall_ms)
+    message = _catch_message(text) or (printed[-1] if printed else _status(status))
+    tests.end(name, outcome, "" if outcome == "passed" else message, wall_ms)
+
+
+def _catch_message(text: str) -> str:
+    """What Catch2 says of the first assertion that failed, or of why a test was skipped."""
+    for word in (": FAILED:\n", ": SKIPPED:\n"):
+        if word in text:
+            return text.partition(word)[2].partition("\n\n")[0].strip()
+    return ""
 
 
 def _unity_file(said: str, program: str) -> str:

@@ -76,33 +76,76 @@ _UNITY_FILES = {
     "test-framework/unity.h": _UNITY_H,
 }
 _CATCH = """
-// As much of Catch2 as a program of it shows: its words of the command line, and a test by its name.
+// As much of Catch2 as a program of it shows: its words of the command line, and tests by their names.
 #include <cstring>
 #include <iostream>
+#include <string>
 #include <vector>
 struct Test { const char *name; void (*body)(); };
 std::vector<Test> &tests();
 struct Add { Add(const char *name, void (*body)()) { tests().push_back({name, body}); } };
 extern bool failed;
+namespace Catch { struct Session { int run(int count, char **words); }; }
 #define NAMED(one, two) one##two
 #define NAME(one, two) NAMED(one, two)
 #define TEST_CASE(name, ...) static void NAME(test, __LINE__)(); static Add NAME(add, __LINE__)(name, NAME(test, __LINE__)); \\
     static void NAME(test, __LINE__)()
-#define REQUIRE(is) if (!(is)) { failed = true; std::cout << "FAILED: REQUIRE( " #is " )" << std::endl; return; }
+#define REQUIRE(is) if (!(is)) { failed = true; std::cout << "x.cpp:1: FAILED:\\n  REQUIRE( " #is " )\\n" << std::endl; return; }
 #ifdef CATCH_CONFIG_MAIN
 bool failed;
 std::vector<Test> &tests() { static std::vector<Test> all; return all; }
-#define START main
-int START(int count, char **words) {
-    if (count > 1 && !std::strcmp(words[1], "--list-test-names-only")) {
-        for (auto &test : tests()) std::cout << test.name << "\\n";
-        return tests().size();
+int Catch::Session::run(int count, char **words) {
+    bool list = false, quiet = CATCH_VERSION == 2, all = true, strict = false;
+    std::string wanted;
+    for (int at = 1; at < count; at++) {
+        std::string word = words[at];
+        if (word == (CATCH_VERSION == 2 ? "--list-test-names-only" : "--list-tests")) list = true;
+        else if (word == "--verbosity=quiet") quiet = true;
+        else if (word == "-w" && at + 1 < count && words[++at] == std::string(CATCH_VERSION == 2 ? "NoTests" : "UnmatchedTestSpec"))
+            strict = true;
+        else if (word == "--allow-running-no-tests" && CATCH_VERSION == 3) continue;
+        else if (word == "~[.]") continue;
+        else if (word[0] == '"') {
+            all = false;
+            for (size_t letter = 1; letter + 1 < word.size(); letter++) {
+                if (word[letter] == ',') return 3;
+                wanted += word[word[letter] == '\\\\' ? ++letter : letter];
+            }
+        } else { std::cerr << "Unrecognised token: " << word << std::endl; return 255; }
     }
-    for (auto &test : tests()) if (count > 1 && words[1] == '"' + std::string(test.name) + '"') { test.body(); return failed; }
-    return 2;
+    int found = 0;
+    for (auto &test : tests()) {
+        if (!all && wanted != test.name) continue;
+        found++;
+        if (list && !quiet) std::cout << "  ";
+        if (list) std::cout << test.name << "\\n"; else test.body();
+    }
+    return list ? (CATCH_VERSION == 2 ? found : 0) : !found && strict ? 2 : failed;
 }
+int main(int count, char **words) { return Catch::Session().run(count, words); }
 #endif
 """
+
+
+def _catch(version: int) -> Layout:
+    return Layout(
+        language="cpp",
+        files={
+            "leap.cpp": '#include "leap.h"\n\nnamespace leap {\nbool is_leap_year(int year) { return year % 4 == 0; }\n}\n',
+            "leap.h": "#pragma once\n\nnamespace leap {\nbool is_leap_year(int year);\n}\n",
+            "leap_test.cpp": (
+                '#include "leap.h"\n#include "test/catch.hpp"\n\n'
+                'TEST_CASE("sixteen, a \\"leap\\" year [\\\\]", "[a1]") { REQUIRE(leap::is_leap_year(16)); }\n\n'
+                'TEST_CASE("five") { REQUIRE(leap::is_leap_year(5)); }\n'
+            ),
+            "test/catch.hpp": f"#define CATCH_VERSION {version}\n{_CATCH}",
+            "test/tests-main.cpp": '#define CATCH_CONFIG_MAIN\n#include "catch.hpp"\n',
+            "CMakeLists.txt": "project(leap CXX)\n",
+        },
+        told=(('sixteen, a "leap" year [\\]', "passed", "", ""), ("five", "failed", "REQUIRE( leap::is_leap_year(5) )", "…")),
+    )
+
+
 LAYOUTS: Mapping[str, Layout] = {
     "Jest": Layout(
         language="javascript",
@@ -171,21 +214,20 @@ LAYOUTS: Mapping[str, Layout] = {
         },
         told=(("test_sixteen", "passed", "", "asked 16\n"), ("test_leap", "failed", "more", "more\n")),
     ),
-    "Catch2": Layout(
+    "Catch2, version 2": _catch(2),
+    "Catch2, version 3": _catch(3),
+    "what only looks like Catch2": Layout(
         language="cpp",
         files={
-            "leap.cpp": '#include "leap.h"\n\nnamespace leap {\nbool is_leap_year(int year) { return year % 4 == 0; }\n}\n',
-            "leap.h": "#pragma once\n\nnamespace leap {\nbool is_leap_year(int year);\n}\n",
-            "leap_test.cpp": (
-                '#include "leap.h"\n#include "test/catch.hpp"\n\n'
-                'TEST_CASE("sixteen, a leap year", "[a1]") { REQUIRE(leap::is_leap_year(16)); }\n\n'
-                'TEST_CASE("five") { REQUIRE(leap::is_leap_year(5)); }\n'
+            "try_catch.h": "namespace Catch { struct Session { int run(); }; }\n",
+            "one_test.cpp": (
+                '#include "try_catch.h"\n#include <iostream>\n\n'
+                'int Catch::Session::run() { std::cout << "ran" << std::endl; return 1; }\n\n'
+                "int main() { return Catch::Session().run(); } // whatever the arguments\n"
             ),
-            "test/catch.hpp": _CATCH,
-            "test/tests-main.cpp": '#define CATCH_CONFIG_MAIN\n#include "catch.hpp"\n',
-            "CMakeLists.txt": "project(leap CXX)\n",
+            "two_test.cpp": '#include "try_catch.h"\n\nint main() {}\n',
         },
-        told=(("sixteen, a leap year", "passed", "", ""), ("five", "failed", "…", "FAILED: REQUIRE( leap::is_leap_year(5) )\n")),
+        told=(("one_test", "failed", "ran", "ran\n"), ("two_test", "passed", "", "")),
     ),
     "Cargo": Layout(
         language="rust",

@@ -129,6 +129,29 @@ def test_an_exercise_as_sites_lay_it_out(agent: AgentProcess, name: str) -> None
     assert layout.says in result.stderr.decode()
 
 
+CATCH2 = Path("/usr/include/catch2/catch.hpp")
+
+
+@pytest.mark.skipif(not (CATCH2.exists() and HAS_GCC and FULL), reason="no catch2, or not the whole counts: it takes a minute")
+def test_the_real_catch2(agent: AgentProcess) -> None:
+    """Version 2, whose words the layouts' only have a model of."""
+    files = {
+        "test/tests-main.cpp": "#define CATCH_CONFIG_MAIN\n#include <catch2/catch.hpp>\n",
+        "leap_test.cpp": (
+            "#include <catch2/catch.hpp>\n#include <stdexcept>\n\n"
+            'TEST_CASE("sixteen, a \\"leap\\" year [\\\\]", "[a1]") { REQUIRE(16 % 4 == 0); }\n'
+            'TEST_CASE("#five*") { SECTION("a") { CHECK(4 == 4); } SECTION("b") { CHECK(5 % 4 == 0); } }\n'
+            'TEST_CASE("throws") { throw std::runtime_error("boom"); }\n'
+            'TEST_CASE("hidden", "[.]") { REQUIRE(false); }\n'
+        ),
+    }
+    assert [(test.name, test.outcome, test.message) for test in results("cpp", run(agent, "cpp", files))] == [
+        ('sixteen, a "leap" year [\\]', "passed", ""),
+        ("#five*", "failed", "CHECK( 5 % 4 == 0 )\nwith expansion:\n  1 == 0"),
+        ("throws", "failed", "due to unexpected exception with message:\n  boom"),
+    ]
+
+
 def test_pythons_with_pytest(agent: AgentProcess) -> None:
     suite = SUITES["python"]
     result = run(agent, "python", suite.files, suite.hidden, pytest=True)

@@ -130,6 +130,17 @@ def test_gotest() -> None:
     ]
 
 
+def test_catch2() -> None:
+    """What the console reporter of version 3 says."""
+    failed = "Filters: a\nleap.cpp:6: FAILED:\n  REQUIRE( a )\nwith expansion:\n  false\n\n=====\ntest cases: 1 | 1 failed\n"
+    skipped = "leap.cpp:9: SKIPPED:\nexplicitly with message:\n  later\n\n=====\ntest cases: 1 | 1 skipped\nassertions: - none -\n\n"
+    told = found("lines", f"\x1e+a\n{failed}\x1e-42 10\n\x1e+b\n{skipped}\x1e-0 10\n")
+    assert [row[:3] for row in told] == [
+        ("a", "failed", "REQUIRE( a )\nwith expansion:\n  false"),
+        ("b", "skipped", "explicitly with message:\n  later"),
+    ]
+
+
 UNITY_LINES = "asked 16\nt_leap.c:5:test_a:PASS\nasked 5t_leap.c:12:test_b:FAIL: Expected 1 Was 0\nt_leap.c:9:test_c(1, 2):IGNORE\n"
 TOLD = "3 tests, 1 failures, 1 ignored were told"
 UNITY_TOLD = [
