@@ -17,14 +17,15 @@ import functools
 import hashlib
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from mayfly import __version__
 from mayfly.errors import GuestError, MayflyError, MoveError, SnapshotError
 from mayfly.files import file_digest
 from mayfly.guests.job import Wanted
+from mayfly.guests.meanwhile import while_alive
 from mayfly.guests.spawner import Spawner, VmmProcess
 from mayfly.guests.start import Guest, StartKind, explain
 from mayfly.protocol.conversation import Conversation
@@ -173,7 +174,7 @@ async def receive(spawner: Spawner, wanted: Wanted, read: Read) -> Guest:
     return await standing(process, wanted, fill)
 
 
-async def standing(process: VmmProcess, wanted: Wanted, fill: Callable[[], Awaitable[None]] | None = None) -> Guest:
+async def standing(process: VmmProcess, wanted: Wanted, fill: Callable[[], Coroutine[Any, Any, None]] | None = None) -> Guest:
     """The guest in a machine that is being made, by `fill` too, and stands still.
 
     Raises:
@@ -181,7 +182,7 @@ async def standing(process: VmmProcess, wanted: Wanted, fill: Callable[[], Await
     """
     try:
         if fill:
-            await fill()
+            await while_alive(process, fill())
         async with asyncio.timeout(wanted.timeout_s):
             await process.comes_up()
     except BaseException as caught:

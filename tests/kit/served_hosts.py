@@ -67,8 +67,10 @@ class ServedHost:
         return next(_children(self._process.pid))
 
     def machines(self) -> list[int]:
-        """Those of its machines, in this host."""
-        return [machine for zygote in _children(self.server) for machine in _children(zygote)]
+        """Those of its machines, in this host: a zygote has another child at first, which makes
+        namespaces before it gives its privileges up.
+        """
+        return [machine for zygote in _children(self.server) for machine in _children(zygote) if _is_confined(machine)]
 
     def kill(self) -> None:
         """kill -9: of a host of its own, all of that host."""
@@ -80,6 +82,12 @@ def _children(pid: int) -> Iterator[int]:
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):  # it has ended meanwhile
             yield from map(int, task.read_text().split())
+
+
+def _is_confined(pid: int) -> bool:
+    with contextlib.suppress(OSError):  # it has ended meanwhile
+        return "NoNewPrivs:\t1" in Path(f"/proc/{pid}/status").read_text()
+    return False
 
 
 @contextmanager

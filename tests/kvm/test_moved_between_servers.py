@@ -27,7 +27,7 @@ from tests.kvm.test_moved_run import CYCLE, playing
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("no_leaks")]
 
 SLOW = ("--limit", "500")
-"""A move with this takes minutes."""
+"""A move with this takes long: 9 kB are sent of this machine while it runs."""
 either = pytest.mark.parametrize("killed", [lambda host: host.server, lambda host: host.machines()[0]], ids=["server", "machine"])
 
 

@@ -7,12 +7,13 @@ import asyncio
 import contextlib
 import random
 import shutil
+import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from mayfly.errors import ConfigError, MayflyError, MoveError, SnapshotError
+from mayfly.errors import ConfigError, GuestError, MayflyError, MoveError, SnapshotError
 from mayfly.guests.job import Wanted
 from mayfly.guests.spawner import Spawner
 from mayfly.guests.start import Guest
@@ -26,7 +27,7 @@ from mayfly.vmm.snapshot import MEMORY, PAGES
 from tests.kit import tiny
 from tests.kit.api_fakes import install_toys
 from tests.kit.moving_kit import EACH_LINE, Lines, Link, cold, counting, move
-from tests.kit.scale import scaled
+from tests.kit.scale import patience, scaled
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("no_leaks")]
 
@@ -186,6 +187,19 @@ def test_a_machine_that_stands_still_takes_nothing_of_its_channel(wanted: Wanted
         assert [(await one.process.stats()).exits["kicks"] for one in (guest, moved)] == before
         with pytest.raises(ConfigError, match="track it first"):
             await moved.process.send_round(1, last=False)
+
+    play(script)
+
+
+def test_a_machine_that_ends_while_nothing_comes_for_it_is_noticed(wanted: Wanted) -> None:
+    async def script(spawner: Spawner) -> None:
+        async def nothing(_: int) -> bytes:
+            spawner.signal(1, signal.SIGKILL)  # the spawner's first machine
+            await asyncio.Event().wait()
+            return b""
+
+        with pytest.raises(GuestError, match="before it could go on"):
+            await asyncio.wait_for(moving.receive(spawner, wanted, nothing), patience(60))
 
     play(script)
 

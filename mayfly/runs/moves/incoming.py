@@ -7,12 +7,11 @@ Until COMMIT has been read, every loss ends the machine here, and the run goes o
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine
-from typing import Any, TypeVar
 
-from mayfly.errors import GuestError, MayflyError, MoveError, ServerLostError, UnknownRunError
+from mayfly.errors import MayflyError, MoveError, ServerLostError, UnknownRunError
 from mayfly.guests.converse import Exchange
 from mayfly.guests.job import Job, Wanted
+from mayfly.guests.meanwhile import first, while_alive
 from mayfly.guests.start import Guest
 from mayfly.host.admission import Tenant
 from mayfly.runs.carried import MAX_STATE, go_on_anew
@@ -43,7 +42,6 @@ from mayfly.runs.service import Service
 from mayfly.schema import replace
 
 log = logging.getLogger(__name__)
-_T = TypeVar("_T")
 AHEAD = 8
 """Messages of the machine that wait for whoever makes it."""
 
@@ -246,12 +244,7 @@ class Incoming:
             MayflyError: the connection was lost, or the machine.
         """
         assert self._guest is not None  # noqa: S101 (_receive has set it)
-        gone = asyncio.create_task(_gone(self._guest))
-        try:
-            message = await first(link.receive(), gone)
-        finally:
-            gone.cancel()
-            await asyncio.wait([gone])
+        message = await while_alive(self._guest.process, link.receive())
         if not isinstance(message, Commit):
             raise MoveError(f"the source sent {type(message).__name__} in place of COMMIT")
 
@@ -316,22 +309,3 @@ class Incoming:
         exchange = self._go_on_with(run, replace(handed, moment=moment))
         service.have_again(run, guest, ticket)
         self.relay = relay = Relay(run, service)
-
-
-async def first(wanted: Coroutine[Any, Any, _T], beside: "asyncio.Task[Any]") -> _T:
-    """What `wanted` gives, unless `beside` fails before that: then its error is raised."""
-    task = asyncio.ensure_future(wanted)
-    try:
-        await asyncio.wait([task, beside], return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            beside.result()
-        return await task
-    finally:
-        if not task.done():
-            task.cancel()
-            await asyncio.wait([task])
-
-
-async def _gone(guest: Guest) -> None:
-    await guest.process.reaped.wait()
-    raise GuestError("the machine ended before it could go on")
