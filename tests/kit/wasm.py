@@ -141,6 +141,7 @@ class Kind(NamedTuple):
 WASI = {
     "fd_write": Kind(I32 * 4, I32),
     "fd_read": Kind(I32 * 4, I32),
+    "fd_fdstat_set_flags": Kind(I32 * 2, I32),
     "proc_exit": Kind(I32),
     "clock_time_get": Kind(I32 + I64 + I32, I32),
     "poll_oneoff": Kind(I32 * 4, I32),

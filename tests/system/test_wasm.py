@@ -11,7 +11,7 @@ import pytest
 from mayfly import paths
 from mayfly.client.blocking import BlockingRun, Client
 from mayfly.client.results import StdoutEvent
-from tests.kit import toy
+from tests.kit import toy, wasm_programs
 from tests.kit.scale import FULL
 from tests.system.test_service import Server
 from tests.unit.wasm.test_checkpoints import echo
@@ -31,31 +31,7 @@ fn main() {
     }
 }
 """,
-    "go": """
-package main
-
-import (
-    "bufio"
-    "fmt"
-    "os"
-)
-
-func main() {
-    sums := make(chan float64)
-    go func() {
-        sum, lines := 1.5, bufio.NewScanner(os.Stdin)
-        for lines.Scan() {
-            sum = float64(sum*1.1) + float64(len(lines.Text())+1)
-            sums <- sum
-        }
-        close(sums)
-    }()
-    fmt.Println("ready")
-    for sum := range sums {
-        fmt.Println(sum)
-    }
-}
-""",
+    "go": (wasm_programs.SOURCES / "sums.go").read_text(),
     "c": """
 #include <stdio.h>
 #include <string.h>

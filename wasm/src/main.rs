@@ -34,7 +34,7 @@ mod wasi;
 use checkpoint::Stopped;
 use options::Options;
 use run::{End, Machine};
-use wasi::{host_files, Wasi};
+use wasi::{host_files, Descriptor, Wasi};
 
 /// The program was stopped, and its checkpoint is written.
 const STOPPED: i32 = 75;
@@ -119,6 +119,7 @@ fn begin(file: Vec<u8>, options: &Options) -> refusal::Result<Stopped> {
     let module = module::Module::read(&file)?;
     let start = module.command()?;
     let mut wasi = Wasi::new(options.args.clone(), options.env.clone(), b"/".to_vec());
+    wasi.descriptors.insert(0, Descriptor::Input { nonblocking: module.is_go });
     wasi.link(&module)?;
     let program = compile::compile(&module, &file)?;
     let machine = Machine::new(&module, &program, &file, start).ok_or_else(refusal::no_memory)?;

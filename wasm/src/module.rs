@@ -65,6 +65,9 @@ pub struct Module {
     pub bodies: Vec<Range<usize>>,
     /// The function that a command begins with.
     pub start: Option<u32>,
+    /// Go's linker made it. While a read waits for standard input, none of the program's goroutines would run; where such a read says
+    /// that there is nothing yet, Go waits by `poll_oneoff`, and only if no goroutine can run.
+    pub is_go: bool,
     has_table: bool,
     exports_memory: bool,
 }
@@ -89,7 +92,7 @@ impl Module {
             let mut section = Bytes::new(&file[..start + bytes.take(size)?.len()]);
             section.take(start)?;
             if id == 0 {
-                section.name()?;
+                module.is_go |= section.name()? == "go:buildid";
                 continue;
             }
             let order = section_order(id)?;

@@ -20,6 +20,8 @@ from tests.kit.wasm import I32, PATIENCE_S, REFUSED, STOPPED, TRAPPED, Code, Kin
 C = Code
 IOV, WORD = 64, 128
 """Where a program's buffer vector and its number are in memory."""
+NONBLOCK, AGAIN = 4, 6
+"""Of WASI: a flag of a descriptor, and the error of a read that would wait."""
 SPIN = b"\xf1\x5e\xed\x0f"
 """What is in a program's memory in front of its number."""
 VERSION_AT, MODULE_AT = 8, 21
@@ -170,6 +172,20 @@ def test_input_that_waits_travels_along(tmp_path: Path) -> None:
     first = execute("--save", state, "--stop-at", "0", path, stdin=tmp_path / "input")
     assert (first.status, first.stdout) == (STOPPED, b"")
     assert execute(state, stdin=b"not this").stdout == b"all of it"
+
+
+def test_input_that_is_not_waited_for_stays_so(tmp_path: Path) -> None:
+    """A program asks for that, and reads where there is nothing."""
+    path, state = tmp_path / "hurried.wasm", tmp_path / "state"
+    ask = C.i32(0) + C.i32(NONBLOCK) + C.call(0) + C.drop
+    linger = C.loop() + C.get(0) + C.i32(1) + C.i32_add + C.tee(0) + C.i32(100) + C.i32_lt_s + C.br_if(0) + C.end
+    read = C.i32(0) + C.i32(IOV) + C.i32(1) + C.i32(32) + C.call(1) + C.call(2)
+    imports = ("fd_fdstat_set_flags", "fd_read", "proc_exit")
+    path.write_bytes(program(ask + linger + read, I32, imports=imports, data={IOV: struct.pack("<II", WORD, 4)}).encoded())
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb"), os.fdopen(writing, "wb"):
+        for words, status in ((path,), AGAIN), (("--save", state, "--stop-at", "50", path), STOPPED), ((state,), AGAIN):
+            assert subprocess.run([build(), *words], stdin=reading, timeout=PATIENCE_S, check=False).returncode == status
 
 
 def sleeper(ms: int) -> Module:

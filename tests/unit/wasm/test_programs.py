@@ -3,13 +3,15 @@ architecture and on another one, with every byte of output as if nothing had bee
 """
 
 import random
+import signal
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.kit.scale import FULL
-from tests.kit.wasm import STOPPED, execute
+from tests.kit.wasm import PATIENCE_S, STOPPED, build, execute
 from tests.kit.wasm_programs import PROGRAMS, SOURCES, Program, compiled, emulated_runtime
 
 pytestmark = pytest.mark.timeout(7200 if FULL else 1800)  # the first run fetches compilers, and builds what Go's library is made of
@@ -50,6 +52,22 @@ def test_a_stopped_program_goes_on_in_another_process(program: Program, tmp_path
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.source)
 def test_a_stopped_program_goes_on_on_another_architecture(program: Program, back: bool, tmp_path: Path) -> None:
     stop_and_resume(program, tmp_path, STOPS_ELSEWHERE, emulated_runtime(), back)
+
+
+def test_goroutines_run_while_one_waits_for_input(tmp_path: Path, no_leaks: None) -> None:
+    """Here and from a checkpoint."""
+    state = tmp_path / "state"
+    sums = [1.5, 1.5 * 1.1 + 4, (1.5 * 1.1 + 4) * 1.1 + 4]
+    for file, before in ((compiled(SOURCES / "sums.go"), b"ready\n"), (state, b"")):
+        with subprocess.Popen([build(), "--save", state, file], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdin and process.stdout
+            assert not before or process.stdout.readline() == before
+            process.stdin.write(b"one\n")
+            process.stdin.flush()
+            sums.pop(0)
+            assert float(process.stdout.readline()) == sums[0]
+            process.send_signal(signal.SIGUSR1)
+            assert process.wait(PATIENCE_S) == STOPPED
 
 
 def test_what_a_program_wrote_is_in_its_folder_at_the_end(tmp_path: Path) -> None:

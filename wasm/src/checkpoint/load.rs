@@ -180,7 +180,7 @@ fn descriptors<R: Read>(from: &mut Source<R>, nodes: &mut [Option<Node>]) -> Res
     for _ in 0..from.count(5)? {
         let (fd, kind) = (from.u32()?, from.array::<1>()?[0]);
         let descriptor = match kind {
-            0 => Descriptor::Input,
+            0 | 6 => Descriptor::Input { nonblocking: kind == 6 },
             1 | 2 => Descriptor::Output(kind),
             3 => Descriptor::Preopened,
             4 => Descriptor::Directory { node: from.u32()? as usize },

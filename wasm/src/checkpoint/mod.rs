@@ -16,8 +16,8 @@
 //! clock (8), asleep until (8; 0: awake), ticks (8)
 //! files           list: kind (1; 0 none, 1 file, 2 directory, 3 link), modified (8), names (4), then bytes; of a directory instead
 //!                 list of name (text) and place in this list (4)
-//! descriptors     list: number (4), kind (1; 0 input, 1 and 2 output, 3 the directory, 4 directory, 5 file), then place (4); of a file
-//!                 also offset (8), flags (2), readable (1), writable (1)
+//! descriptors     list: number (4), kind (1; 0 input, 1 and 2 output, 3 the directory, 4 directory, 5 file, 6 input that is not
+//!                 waited for), then of 4 and 5 place (4); of a file also offset (8), flags (2), readable (1), writable (1)
 //! waiting         to the end of the file: standard input that the program has not read
 //! ```
 //!

@@ -101,7 +101,8 @@ fn wasi_state(wasi: &Wasi, to: &mut Sink<impl Write>) -> io::Result<()> {
     for (fd, descriptor) in &wasi.descriptors {
         to.u32(*fd)?;
         match descriptor {
-            Descriptor::Input => to.u8(0)?,
+            Descriptor::Input { nonblocking: false } => to.u8(0)?,
+            Descriptor::Input { nonblocking: true } => to.u8(6)?,
             Descriptor::Output(which) => to.u8(*which)?,
             Descriptor::Preopened => to.u8(3)?,
             Descriptor::Directory { node } => {

@@ -14,7 +14,10 @@ pub const APPEND: u16 = 1;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Descriptor {
-    Input,
+    /// Standard input; whether a read ends at once where there is nothing.
+    Input {
+        nonblocking: bool,
+    },
     /// Standard output (1) or error (2).
     Output(u8),
     /// The program's directory.
@@ -33,14 +36,14 @@ pub enum Descriptor {
 }
 
 pub fn standard() -> BTreeMap<u32, Descriptor> {
-    let all = [Descriptor::Input, Descriptor::Output(1), Descriptor::Output(2), Descriptor::Preopened];
+    let all = [Descriptor::Input { nonblocking: false }, Descriptor::Output(1), Descriptor::Output(2), Descriptor::Preopened];
     (0..=PREOPENED).zip(all).collect()
 }
 
 impl Descriptor {
     pub fn node(&self) -> Option<usize> {
         match self {
-            Descriptor::Input | Descriptor::Output(_) => None,
+            Descriptor::Input { .. } | Descriptor::Output(_) => None,
             Descriptor::Preopened => Some(ROOT),
             Descriptor::Directory { node } | Descriptor::File { node, .. } => Some(*node),
         }
@@ -49,7 +52,7 @@ impl Descriptor {
     /// WASI's `filetype`.
     pub fn file_type(&self) -> u8 {
         match self {
-            Descriptor::Input | Descriptor::Output(_) => 2,
+            Descriptor::Input { .. } | Descriptor::Output(_) => 2,
             Descriptor::Preopened | Descriptor::Directory { .. } => 3,
             Descriptor::File { .. } => 4,
         }

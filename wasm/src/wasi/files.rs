@@ -19,10 +19,10 @@ impl Wasi {
     pub fn fd_read(&mut self, args: Args, memory: &mut Memory) -> Outcome {
         let pieces = pieces(memory, args.u32(1), args.u32(2))?;
         let count = match self.descriptors.get_mut(&args.u32(0)).ok_or(Errno::BadF)? {
-            Descriptor::Input => {
+            Descriptor::Input { nonblocking } => {
                 let first = pieces.iter().find(|piece| piece.1 > 0);
                 let (at, room) = first.copied().unwrap_or((0, 0));
-                self.input.read(memory.get_mut(at, room)?)?
+                self.input.read(memory.get_mut(at, room)?, *nonblocking)?
             }
             Descriptor::File { node, offset, read: true, .. } => {
                 let count = read_file(self.tree.file(*node)?, *offset, &pieces, memory)?;
@@ -39,7 +39,7 @@ impl Wasi {
         let pieces = pieces(memory, args.u32(1), args.u32(2))?;
         let count = match self.descriptor(args.u32(0))? {
             Descriptor::File { node, read: true, .. } => read_file(self.tree.file(*node)?, args.u64(3), &pieces, memory)?,
-            Descriptor::Input | Descriptor::Output(_) => return Err(Errno::SPipe.into()),
+            Descriptor::Input { .. } | Descriptor::Output(_) => return Err(Errno::SPipe.into()),
             _ => return Err(Errno::BadF.into()),
         };
         Ok(memory.put(args.u32(4), &(count as u32).to_le_bytes())?)
@@ -70,7 +70,7 @@ impl Wasi {
                 let node = *node;
                 self.tree.write(node, args.u64(3), &bytes, real_time())?;
             }
-            Descriptor::Input | Descriptor::Output(_) => return Err(Errno::SPipe.into()),
+            Descriptor::Input { .. } | Descriptor::Output(_) => return Err(Errno::SPipe.into()),
             _ => return Err(Errno::BadF.into()),
         }
         Ok(memory.put(args.u32(4), &(bytes.len() as u32).to_le_bytes())?)
@@ -90,7 +90,7 @@ impl Wasi {
                 *offset = position.ok_or(Errno::Inval)?;
                 *offset
             }
-            Descriptor::Input | Descriptor::Output(_) => return Err(Errno::SPipe.into()),
+            Descriptor::Input { .. } | Descriptor::Output(_) => return Err(Errno::SPipe.into()),
             _ => return Err(Errno::BadF.into()),
         };
         Ok(memory.put(args.u32(3), &position.to_le_bytes())?)
@@ -99,7 +99,7 @@ impl Wasi {
     pub fn fd_tell(&mut self, args: Args, memory: &mut Memory) -> Outcome {
         match self.descriptor(args.u32(0))? {
             Descriptor::File { offset, .. } => Ok(memory.put(args.u32(1), &offset.to_le_bytes())?),
-            Descriptor::Input | Descriptor::Output(_) => Err(Errno::SPipe.into()),
+            Descriptor::Input { .. } | Descriptor::Output(_) => Err(Errno::SPipe.into()),
             _ => Err(Errno::BadF.into()),
         }
     }
@@ -129,7 +129,8 @@ impl Wasi {
     pub fn fd_fdstat_get(&mut self, args: Args, memory: &mut Memory) -> Outcome {
         let descriptor = self.descriptor(args.u32(0))?;
         let (flags, rights) = match descriptor {
-            Descriptor::Input | Descriptor::Output(_) => (0, ALL_RIGHTS & !SEEK_AND_TELL),
+            Descriptor::Input { nonblocking } => (if *nonblocking { NONBLOCK } else { 0 }, ALL_RIGHTS & !SEEK_AND_TELL),
+            Descriptor::Output(_) => (0, ALL_RIGHTS & !SEEK_AND_TELL),
             Descriptor::Preopened | Descriptor::Directory { .. } => (0, ALL_RIGHTS),
             Descriptor::File { flags, read, write, .. } => {
                 let without = if *read { 0 } else { READ } | if *write { 0 } else { WRITE };
@@ -148,7 +149,7 @@ impl Wasi {
         match self.descriptors.get_mut(&args.u32(0)).ok_or(Errno::BadF)? {
             Descriptor::File { flags, .. } => *flags = args.u32(1) as u16,
             // The host's end is shared with others: it stays as it is.
-            Descriptor::Input if args.u32(1) as u16 & NONBLOCK != 0 => return Err(Errno::NotSup.into()),
+            Descriptor::Input { nonblocking } => *nonblocking = args.u32(1) as u16 & NONBLOCK != 0,
             _ => {}
         }
         Ok(())

@@ -23,8 +23,8 @@ impl Input {
         self.ended || !self.pending.is_empty()
     }
 
-    /// Read some bytes; none at the end.
-    pub fn read(&mut self, to: &mut [u8]) -> Result<usize, Unusual> {
+    /// Read some bytes; none at the end. Where there is nothing yet, `nonblocking` says so and does not wait.
+    pub fn read(&mut self, to: &mut [u8], nonblocking: bool) -> Result<usize, Unusual> {
         if to.is_empty() {
             return Ok(0);
         }
@@ -37,6 +37,9 @@ impl Input {
         }
         if self.ended {
             return Ok(0);
+        }
+        if nonblocking && !sys::has_input(0).map_err(|_| Errno::Io)? {
+            return Err(Errno::Again.into());
         }
         match sys::wait(0, sys::INPUT, None) {
             Ok(Waited::Stop) => return Err(Unusual::Interrupted),

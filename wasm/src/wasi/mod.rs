@@ -30,6 +30,7 @@ const SLICE: u32 = 20_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Errno {
+    Again = 6,
     BadF = 8,
     Busy = 10,
     Exist = 20,

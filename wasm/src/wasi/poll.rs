@@ -80,7 +80,7 @@ impl Wasi {
                 Kind::Clock { .. } => {}
                 Kind::Write(_) => return Ok(()),
                 Kind::Read(fd) => match self.descriptor(fd) {
-                    Ok(Descriptor::Input) if !self.input.is_ready() => waits_for_input = true,
+                    Ok(Descriptor::Input { .. }) if !self.input.is_ready() => waits_for_input = true,
                     _ => return Ok(()),
                 },
             }
@@ -99,8 +99,8 @@ impl Wasi {
     /// How many bytes can be read without waiting, if reading would not wait.
     fn readable(&self, fd: u32) -> Result<Option<u64>, Errno> {
         match self.descriptor(fd)? {
-            Descriptor::Input if self.input.is_ready() => Ok(Some(self.input.pending.len() as u64)),
-            Descriptor::Input => Ok(sys::has_input(0).map_err(|_| Errno::Io)?.then_some(1)),
+            Descriptor::Input { .. } if self.input.is_ready() => Ok(Some(self.input.pending.len() as u64)),
+            Descriptor::Input { .. } => Ok(sys::has_input(0).map_err(|_| Errno::Io)?.then_some(1)),
             Descriptor::File { node, offset, .. } => Ok(Some((self.tree.file(*node)?.len() as u64).saturating_sub(*offset))),
             _ => Err(Errno::BadF),
         }
