@@ -282,11 +282,16 @@ LAYOUTS: Mapping[str, Layout] = {
                 '\tif _, err := os.Stat("testdata"); err != nil || !years.Four(4) { t.Fatal(err) }\n}\n'
             ),
             "years/testdata/empty": "",
+            "tests/years_test.go": 'package tests\n\nimport "testing"\n\nfunc TestInTests(t *testing.T) {}\n',
+            "a/b/c/d/deep_test.go": 'package d\n\nimport "testing"\n\nfunc TestDeep(t *testing.T) { t.Skip("later") }\n',
+            "a/none.go": "package a\n",
         },
         told=(
             ("TestLeap", "failed", "", ""),
             ("TestLeap/a_year", "passed", "", ""),
             ("TestLeap/no_year", "failed", "5", "…"),
+            ("TestDeep", "skipped", "later", "…"),
+            ("TestInTests", "passed", "", ""),
             ("TestLeap (2)", "passed", "", ""),
         ),
     ),
