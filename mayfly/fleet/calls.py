@@ -87,8 +87,7 @@ class Calls:
         try:
             call = decode(delivery.data, type=Call)
         except ValueError as error:
-            log.error("fleet: a call cannot be read, and is left to gateways of another version: %s", error)
-            self._follows.spawn(self._engine.give_back(delivery.ack, AGAIN_S), "give back")
+            self._follows.spawn(self._engine.leave(delivery, error), "leave call")
         else:
             self._held += 1
             self._follows.spawn(self._make(call, delivery), f"call for {call.run}")

@@ -54,6 +54,9 @@ MADE_ALREADY = (10058, 10148)
 """Their codes for a stream and a consumer that are there, made with other settings."""
 NOT_FOUND = (10037, 10059)
 """The codes for a message and a stream that are not there."""
+MOST_UNREAD = 20
+"""Times that work which cannot be read is given out, UNREAD_S apart."""
+UNREAD_S = 1.0
 LEAST_PAYLOAD = 8 << 20
 """Bytes of a message that the servers must take: an answer of a function with what is around it."""
 ROOM = 1024
@@ -404,6 +407,17 @@ class Engine:
         """Others may have the work, after some time."""
         if ack:
             await self.send(ack, b'-NAK {"delay": %d}' % int(after_s * NS) if after_s else b"-NAK")
+
+    async def leave(self, delivery: Delivery, error: ValueError) -> None:
+        """Leave work that cannot be read here to members of another version. If there are none, it
+        is removed.
+        """
+        if delivery.delivered < MOST_UNREAD:
+            log.error("fleet: work cannot be read, and is left to members of another version: %s", error)
+            await self.give_back(delivery.ack, UNREAD_S)
+        elif delivery.ack:
+            log.error("fleet: work is removed, as nobody can read it: %s", error)
+            await self.send(delivery.ack, b"+TERM")
 
 
 def _stream_of(arch: str) -> str:

@@ -1,18 +1,22 @@
 """A run that a gateway follows, and what its client types on the way to the host that has it."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 
 from mayfly.fleet.engine import Engine
-from mayfly.fleet.failures import NobodyError, SilenceError
+from mayfly.fleet.failures import NobodyError, SilenceError, UnreadableError
 from mayfly.fleet.message import PIECE, Answer, Input, Registered, ToHost, decode, encode
 from mayfly.fleet.mirror import Mirror
 from mayfly.runs.run import Run
 
+log = logging.getLogger(__name__)
 RETRY_S = 0.5
 REPLAYED = 256 * 1024
 """Bytes of input that are kept for another attempt; a run that got more has only one."""
 INPUT_S = 30.0
+UNREAD_TRIES = 20
+"""Answers of a run's host that cannot be read, RETRY_S apart, until it is asked no more."""
 
 
 class Follow:
@@ -88,6 +92,7 @@ async def forward(engine: Engine, follow: Follow, look: Callable[[], Awaitable[N
 
 
 async def _ask_until_answered(engine: Engine, follow: Follow, message: ToHost, look: Callable[[], Awaitable[None]]) -> Answer | None:
+    unread = 0
     while not follow.run.done.is_set():
         host = follow.mirror.host
         try:
@@ -96,6 +101,11 @@ async def _ask_until_answered(engine: Engine, follow: Follow, message: ToHost, l
                 return answer
             if follow.mirror.host == host:
                 await look()
+        except UnreadableError as error:  # this one comes at once
+            unread += 1
+            if unread >= UNREAD_TRIES:
+                log.error("run %s: no more input goes to the host %s: %s", follow.run.id, host, error)
+                return None
         except SilenceError:
             continue
         except NobodyError:

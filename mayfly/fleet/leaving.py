@@ -13,19 +13,21 @@ from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
-from mayfly.errors import MayflyError, NotMovableError, UnknownRunError, to_wire
+from mayfly.errors import HostError, MayflyError, NotMovableError, UnknownRunError, to_wire
 from mayfly.fleet.carrying import Active, Carrying
 from mayfly.fleet.engine import Engine, Message
-from mayfly.fleet.failures import NobodyError, SilenceError
+from mayfly.fleet.failures import NobodyError, SilenceError, UnreadableError
 from mayfly.fleet.links import HostLink, Links
 from mayfly.fleet.message import Answer, Found, Seek, Take, decode, encode
 from mayfly.fleet.wire import error_of
+from mayfly.host.snippet import Snippet
 from mayfly.runs.moves.desk import Moves, follow
 from mayfly.runs.moves.link import Link, Machines
 from mayfly.runs.moves.machines import HostMachines
-from mayfly.runs.run import Elsewhere, Run
+from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from mayfly.runs.stdin import StdinWriter
+from mayfly.schema import replace
 
 log = logging.getLogger(__name__)
 LONG_S = 3.0
@@ -35,6 +37,8 @@ AGAIN_S = 2.0
 INPUT_S = 10.0
 """For the other host to have all input that came here; then more of it is taken here for a while.
 """
+TAKE_TRIES = 5
+"""Questions without an answer whether the other host takes the work, until a gateway is asked."""
 
 
 class Leaving:
@@ -86,7 +90,12 @@ class Leaving:
 
     async def _move(self, active: Active, run: Run) -> None:
         """Move a run to the first host that takes it, if one does."""
-        for host in await self._seek(active, run):
+        try:
+            hosts = (await self._seek(active, run)).hosts
+        except (NobodyError, SilenceError) as error:
+            log.info("run %s: no gateway knows where it could go: %r", run.id, error)
+            return
+        for host in hosts:
             try:
                 going = self._moves.begin(run, partial(self._connect, host), to=host)
             except NotMovableError as error:
@@ -109,14 +118,14 @@ class Leaving:
         log.info("run %s: stays at host %s: %s", run.id, self._engine.name, why)
         self._staying.add(run.id)
 
-    async def _seek(self, active: Active, run: Run) -> list[str]:
-        """The hosts that may have room for a run, as a gateway knows them."""
-        try:
-            answer = await self._engine.ask(f"seek.{self._engine.name}.{run.id}", encode(Seek(token=active.work.token)))
-        except (NobodyError, SilenceError) as error:
-            log.info("run %s: no gateway knows where it could go: %r", run.id, error)
-            return []
-        return decode(answer, type=Found).hosts
+    async def _seek(self, active: Active, run: Run) -> Found:
+        """The hosts that may have room for a run, and the one that has it, as a gateway knows them.
+
+        Raises:
+            NobodyError, SilenceError: no gateway answers.
+        """
+        question = encode(Seek(token=active.work.token))
+        return decode(await self._engine.ask(f"seek.{self._engine.name}.{run.id}", question), type=Found)
 
     async def _connect(self, host: str) -> Link:
         return self._links.connect(host)
@@ -130,35 +139,42 @@ class Leaving:
                 async with asyncio.timeout(INPUT_S) as limit, active.writing:
                     await away.until_taken()
                     limit.reschedule(None)
-                    if await self._give(active, run, host, away):
+                    if await self._give(active, run, host):
                         return
                     break
             except TimeoutError:
                 await asyncio.sleep(AGAIN_S)
         log.warning("run %s: follows host %s to its end", run.id, host)
 
-    async def _give(self, active: Active, run: Run, host: str, away: Elsewhere) -> bool:
-        """Have the other host take the work; whether it does."""
-        delivery = active.delivery
+    async def _give(self, active: Active, run: Run, host: str) -> bool:
+        """Have the other host take the work; whether it does. Only where it began is its source
+        needed.
+        """
+        delivery, tries_left = active.delivery, TAKE_TRIES
         take = Take(
-            work=active.work,
+            work=replace(active.work, snippet=Snippet(language=active.work.snippet.language)),
             delivered=delivery.delivered,
             ack=delivery.ack,
             gateways=list(active.feeds),
             received=active.received,
-            ended=away.ended_input,
+            ended=run.is_interactive and run.stdin.ended,
         )
         while not run.done.is_set():
             try:
-                answer = decode(await self._engine.ask(f"take.{host}.{self._engine.name}.{run.id}", encode(take)), type=Answer)
+                if tries_left:
+                    tries_left -= 1
+                    answer = decode(await self._engine.ask(f"take.{host}.{self._engine.name}.{run.id}", encode(take)), type=Answer)
+                    taken, why = answer.error is None, str(error_of(answer.error))
+                else:
+                    taken, why = (await self._seek(active, run)).host == host, "it does not answer"
             except (NobodyError, SilenceError):
                 await asyncio.sleep(AGAIN_S)
                 continue
-            if (problem := error_of(answer.error)) is None:
+            if taken:
                 await self._carrying.let_go(active)
-                return True
-            log.warning("run %s: host %s has its machine, but: %s", run.id, host, problem)
-            return False
+            else:
+                log.warning("run %s: host %s has its machine, but: %s", run.id, host, why)
+            return taken
         return False
 
     # Taking
@@ -166,9 +182,9 @@ class Leaving:
     async def _take(self, message: Message) -> None:
         """A run that came from another host is the fleet's work."""
         _, _, host, run_id = message.subject.split(".")
-        said = decode(message.data, type=Take)
         answer = Answer()
         try:
+            said = decode(message.data, type=Take)
             run = self._service.get(run_id)
             incoming = self._moves.came(run_id)
             link = incoming.link if incoming is not None else None
@@ -180,6 +196,9 @@ class Leaving:
                     with StdinWriter(run.stdin) as writer:
                         writer.end()
             await self._carrying.adopt(said, run, host)
+        except UnreadableError as error:
+            unread = HostError(f"the host cannot read this: {error}", hint="bring all to the same version")
+            answer = Answer(error=to_wire(unread))
         except MayflyError as error:
             answer = Answer(error=to_wire(error))
         await self._engine.send(message.reply, encode(answer))

@@ -288,9 +288,10 @@ class Seek(msgspec.Struct, kw_only=True):
 
 
 class Found(msgspec.Struct, kw_only=True):
-    """Hosts that could have it, those with the most memory free first."""
+    """Hosts that could have it, those with the most memory free first, and the one that has it."""
 
     hosts: list[str]
+    host: str = ""
 
 
 class Take(msgspec.Struct, kw_only=True):

@@ -109,10 +109,10 @@ class Verdicts:
         _, host, run_id = message.subject.split(".")
         entry = await self._registry.get(run_id)
         registered = decode(entry.value, type=Registered) if entry else None
-        hosts = []
+        found = Found(hosts=[])
         if registered is not None and registered.token == decode(message.data, type=Seek).token:
-            hosts = self._roll.others(host, registered.arch, registered.lang)
-        await self._engine.send(message.reply, encode(Found(hosts=hosts)))
+            found = Found(hosts=self._roll.others(host, registered.arch, registered.lang), host=registered.host)
+        await self._engine.send(message.reply, encode(found))
 
     async def _heard_settle(self, message: Message) -> str | None:
         """A host has ended a run: whether that is its result."""

@@ -16,7 +16,7 @@ from mayfly import __version__
 from mayfly.errors import BusyError, FleetError, HostError, MayflyError, RequestError, StoppingError, UnknownLanguageError
 from mayfly.fleet.carrying import LATER_S, Active, Carrying
 from mayfly.fleet.catalog import Ask, Offers
-from mayfly.fleet.engine import Delivery, Engine, Message
+from mayfly.fleet.engine import MOST_UNREAD, Delivery, Engine, Message
 from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.fetch import Fetches
 from mayfly.fleet.functions.host import HostFunctions
@@ -42,8 +42,6 @@ LOOK_S = 5.0
 """From one look at the installed images to the next."""
 CLOSE_S = 5.0
 """For giving back what is under way when the host stops."""
-MOST_UNREAD = 20
-"""Times that a run which cannot be read is given to hosts."""
 RUNS_PER_CPU = 4
 WARM, COLD, FETCH = 0, 4, 8
 """Priorities: hosts that have a language's base are served first, and last those that
@@ -207,15 +205,15 @@ class Worker:
         self._refill()
 
     def _leave_unread(self, delivery: Delivery, error: ValueError) -> None:
-        """Leave a run that cannot be read to hosts of another version, unless there are none."""
-        log.error("fleet: a run cannot be read, and is left to hosts of another version: %s", error)
-        if delivery.delivered < MOST_UNREAD:
-            self._tasks.spawn(self._engine.give_back(delivery.ack, BEAT_S), "give back")
-            return
-        claim = decode(delivery.data, type=Claim)
-        work = Work(id=claim.id, token=claim.token, gateway=claim.gateway, snippet=Snippet(language=""))
-        problem = HostError(f"no host can read the run: {error}", hint="bring hosts and gateways to the same version")
-        self._carrying.refuse(work, delivery, problem)
+        """Leave a run that cannot be read to hosts of another version; without any, it ends."""
+        if delivery.delivered >= MOST_UNREAD:
+            with contextlib.suppress(ValueError):
+                claim = decode(delivery.data, type=Claim)
+                work = Work(id=claim.id, token=claim.token, gateway=claim.gateway, snippet=Snippet(language=""))
+                problem = HostError(f"no host can read the run: {error}", hint="bring hosts and gateways to the same version")
+                self._carrying.refuse(work, delivery, problem)
+                return
+        self._tasks.spawn(self._engine.leave(delivery, error), "leave work")
 
     async def _hear_handed(self) -> None:
         """Take work of all languages that are warm here directly."""

@@ -51,10 +51,6 @@ class Elsewhere(Protocol):
 
     to: str
 
-    @property
-    def ended_input(self) -> bool:
-        """Whether the end of standard input was sent there."""
-
     async def until_taken(self) -> None:
         """Wait until all input that clients have written here is taken there."""
 

@@ -145,8 +145,7 @@ class HostFunctions:
         try:
             asked = decode(delivery.data, type=Asked)
         except ValueError as error:
-            log.error("fleet: a request cannot be read, and is left to hosts of another version: %s", error)
-            self._spawn(self._engine.give_back(delivery.ack, 1), "give back")
+            self._spawn(self._engine.leave(delivery, error), "leave request")
             return
         if asked.id in self._active:  # the fleet heard too long nothing of it
             self._active[asked.id] = asked, self._active[asked.id][1]._replace(ack=delivery.ack)

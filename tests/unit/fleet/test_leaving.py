@@ -16,12 +16,13 @@ import pytest
 from mayfly.errors import ServerLostError
 from mayfly.fleet import leaving, links
 from mayfly.fleet.carrying import Active
-from mayfly.fleet.engine import Engine
+from mayfly.fleet.engine import Engine, Message
 from mayfly.fleet.leaving import Leaving
 from mayfly.fleet.links import HostLink, Links
 from mayfly.fleet.operate import wait_until_idle, wish
+from mayfly.runs.moves.followed import Followed
 from mayfly.runs.moves.link import Machines
-from mayfly.runs.moves.messages import Commit, Events, Ready
+from mayfly.runs.moves.messages import Commit, Events, Input, Ready
 from mayfly.runs.moves.relay import Relay
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
@@ -140,6 +141,7 @@ def test_what_is_typed_while_a_run_moves_comes_once() -> None:
                     await asyncio.sleep(0.02)
             stop.set()
             await typing
+            await until(lambda: err(seen[0]) == "".join(typed), 60)  # the other gateway's come behind
             await type_at(one.client, run_id, b"quit", end=True)
             await asyncio.gather(*readers)
             for each in seen:
@@ -198,6 +200,89 @@ def test_a_host_that_has_a_run_takes_no_input_it_cannot_pass_on(monkeypatch: pyt
             await type_at(way.client, run_id, b"quit")
             await reader
             assert err(seen) == "[1]quit"
+
+    in_fleet(scenario, limit_s=280)
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_host_that_never_says_that_it_takes_a_run(taken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is typed comes to the program, by the host that has the run or by the other one."""
+    monkeypatch.setattr(leaving, "TAKE_TRIES", 1)
+
+    async def scenario(fleet: Fleet) -> None:
+        world = World()
+        h1 = await add(fleet, "h1", world)
+        take = Leaving._take
+        asked = asyncio.Event()
+
+        async def silent(self: Leaving, message: Message) -> None:
+            asked.set()
+            if taken:
+                await take(self, message._replace(reply=""))
+
+        monkeypatch.setattr(Leaving, "_take", silent)
+        async with fleet.gateway("g1") as way:
+            await fleet.until_hosts(way, 1)
+            run_id = await start(way.client, "~", interactive=True)
+            seen: list[dict[str, Any]] = []
+            reader = asyncio.create_task(follow(way.client, run_id, seen))
+            await until(lambda: "3\n" in output(seen), 120)
+            h2 = await add(fleet, "h2", world)
+            await fleet.until_hosts(way, 2)
+            await operate(fleet, drain)
+            await asked.wait()
+            await type_at(way.client, run_id, b"[1]")
+            await type_at(way.client, run_id, b"quit", end=True)
+            await asyncio.wait_for(reader, 60)
+            assert err(seen) == "[1]quit"
+            assert counted(output(seen)) > 0
+            assert [run.id for run in h2.runs] == [run_id]
+            assert [run.id for run in h1.runs] == ([] if taken else [run_id])
+
+    in_fleet(scenario, limit_s=280)
+
+
+def test_the_end_of_input_goes_with_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that came while what was typed before it was on its way."""
+
+    async def scenario(fleet: Fleet) -> None:
+        world = World()
+        h1 = await add(fleet, "h1", world)
+        async with fleet.gateway("g1") as way:
+            await fleet.until_hosts(way, 1)
+            run_id = await start(way.client, "~", interactive=True)
+            seen: list[dict[str, Any]] = []
+            reader = asyncio.create_task(follow(way.client, run_id, seen))
+            await until(lambda: "3\n" in output(seen), 120)
+            h2 = await add(fleet, "h2", world)
+            await fleet.until_hosts(way, 2)
+            typed, hand_over, send = asyncio.Event(), Leaving._hand_over, Followed._send
+
+            async def when_typed(self: Leaving, active: Active, run: Run, host: str) -> None:
+                await typed.wait()
+                await hand_over(self, active, run, host)
+
+            async def for_ever(self: Followed, message: Any) -> bool:
+                sent = await send(self, message)
+                if isinstance(message, Input):
+                    await asyncio.Event().wait()
+                return sent
+
+            monkeypatch.setattr(Leaving, "_hand_over", when_typed)
+            monkeypatch.setattr(Followed, "_send", for_ever)
+            run = h1.get(run_id)
+            await operate(fleet, drain)
+            await until(lambda: run.elsewhere is not None, 60)
+            await type_at(way.client, run_id, b"[1]")
+            await type_at(way.client, run_id, b"", end=True)
+            await until(lambda: run.stdin.ended)
+            typed.set()
+            await operate(fleet, lambda engine: wait_until_idle(engine, "h1", 200))
+            assert h2.get(run_id).stdin.ended
+            async with way.client.delete(f"/runs/{run_id}") as answer:
+                assert answer.status == 204
+            await reader
+            assert err(seen) == "[1]"
 
     in_fleet(scenario, limit_s=280)
 

@@ -2,18 +2,25 @@
 
 import asyncio
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
 
 from mayfly.errors import FleetError
-from mayfly.fleet import accept, worker
+from mayfly.fleet import accept, calls, worker
+from mayfly.fleet import engine as engines
+from mayfly.fleet import follow as follow_module
 from mayfly.fleet.catalog import Offer
 from mayfly.fleet.engine import Delivery, Engine
 from mayfly.fleet.failures import SilenceError
-from mayfly.fleet.message import Begun, Verdict, Work, decode, encode
+from mayfly.fleet.follow import Follow, forward
+from mayfly.fleet.message import Answer, Begun, Head, Registered, Verdict, Work, decode, encode, token_of
+from mayfly.fleet.mirror import make_run
+from mayfly.fleet.wire import error_of
+from mayfly.host.snippet import Mode
 from mayfly.images.store import Images
+from mayfly.runs.stdin import StdinWriter
 from tests.kit.api_fakes import install_toys
 from tests.kit.fleet_kit import Fleet, Way, in_fleet, until
 from tests.kit.played_host import PlayedHost
@@ -97,9 +104,14 @@ def test_a_run_whose_result_cannot_be_read_ends_for_who_follows_it() -> None:
     in_fleet(scenario)
 
 
+def most_unread(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    for module in (engines, worker):
+        monkeypatch.setattr(module, "MOST_UNREAD", most)
+    monkeypatch.setattr(engines, "UNREAD_S", 0.1)
+
+
 def test_a_run_that_no_host_can_read_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "MOST_UNREAD", 2)
-    monkeypatch.setattr(worker, "BEAT_S", 0.1)
+    most_unread(monkeypatch, 2)
 
     def of_tomorrow(registered: Any, *_: Any, **__: Any) -> dict[str, Any]:
         return {"id": registered.head.id, "token": registered.token, "gateway": registered.gateway, "snippet": 7}
@@ -117,6 +129,62 @@ def test_a_run_that_no_host_can_read_ends(monkeypatch: pytest.MonkeyPatch) -> No
             assert (await run(way.client, "true"))["status"] == "ok"
 
     in_fleet(scenario)
+
+
+@pytest.mark.parametrize("queue", ["a language", "callbacks"])
+def test_what_is_no_work_at_all_is_removed(queue: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    most_unread(monkeypatch, 2)
+
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with fleet.gateway("g1") as way, Engine.connect((fleet.server.url,), "stranger") as engine:
+            await fleet.until_hosts(way, 1)
+            manifest = Images().find("toy").manifest
+            place = (manifest.arch, f"toy-{token_of(manifest.version)}") if queue == "a language" else (calls.KIND, calls.QUEUE)
+            await way.runner._queues.ensure(*place)
+            await engine.put(*place, b"\xc1", "poison")
+            async with asyncio.timeout(20):
+                while await engine.holds(*place, "poison"):
+                    await asyncio.sleep(0.05)
+            assert caplog.text.count("work is removed, as nobody can read it") == 1
+            assert (await run(way.client, "true"))["status"] == "ok"
+
+    in_fleet(scenario)
+
+
+def test_input_is_not_sent_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To a host whose answers to it cannot be read."""
+    monkeypatch.setattr(follow_module, "RETRY_S", 0.01)
+
+    class Babbler:
+        """An engine by which a host answers what nobody can read."""
+
+        name, asked = "g1", 0
+
+        async def ask(self, subject: str, data: bytes, timeout_s: float) -> bytes:
+            await asyncio.sleep(0)
+            self.asked += 1
+            return b"\xc1"
+
+    async def look() -> None:
+        raise AssertionError("the run has not moved")
+
+    async def scenario() -> None:
+        head = Head(id="one", language="toy", version="1.0", mode=Mode.EVENTS, step_names=(), interactive=True)
+        follow = Follow(make_run(head), Registered(head=head, token="t", gateway="g1", arch="x", lang="toy"))
+        follow.mirror.host = "h1"
+        follow.begun.set()
+        engine = Babbler()
+        forwarding = asyncio.create_task(forward(cast(Any, engine), follow, look))
+        with StdinWriter(follow.run.stdin) as writer:
+            await writer.write(b"typed")
+        began = asyncio.get_running_loop().time()
+        await asyncio.wait_for(forwarding, 10)
+        waited = asyncio.get_running_loop().time() - began
+        assert engine.asked == follow_module.UNREAD_TRIES
+        assert waited >= (engine.asked - 1) * 0.01
+
+    asyncio.run(scenario())
 
 
 def test_lists_that_cannot_be_read_stop_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,6 +205,16 @@ def test_lists_that_cannot_be_read_stop_nobody(monkeypatch: pytest.MonkeyPatch) 
             await asyncio.sleep(4)  # longer than a silent host is counted
             assert [host.name for host in way.runner.roll] == ["h1"]
             assert (await run(way.client, "true"))["status"] == "ok"
+
+    in_fleet(scenario)
+
+
+def test_a_handing_over_that_cannot_be_read_is_answered() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with Engine.connect((fleet.server.url,), "h2") as engine:
+            answer = decode(await engine.ask("take.h1.h2.run", b"\xc1"), type=Answer)
+            assert "the host cannot read this: Take cannot be read" in str(error_of(answer.error))
 
     in_fleet(scenario)
 
