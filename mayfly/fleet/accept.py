@@ -16,7 +16,7 @@ from mayfly.fleet.calls import Calls
 from mayfly.fleet.engine import Engine
 from mayfly.fleet.failures import FullError, NobodyError, SilenceError, TooLargeError
 from mayfly.fleet.follow import Follow
-from mayfly.fleet.follows import Follows, about_of
+from mayfly.fleet.follows import Follows
 from mayfly.fleet.message import Registered, Taken, Work, decode, encode, id_of, name_of, token_of
 from mayfly.fleet.mirror import head_of
 from mayfly.fleet.results import Results
@@ -176,8 +176,9 @@ class Acceptance:
                 follow.revision, follow.number = await self._store(run, registered, snippet)
             else:
                 before = None
-                await self._follows.note_about(run)
+                await self._follows.note_about(registered, run.about)
                 if not (revision := await self._registry.create(run.id, encode(registered))):
+                    await self._follows.unregister(registered)  # as what is registered is another one, only what this is about
                     before = await self._accepted_before(follow, repeat)
                     if before.host or self._follows.knows(run.id) or await self._results.has(run.id):
                         return await self._join(follow)
@@ -240,7 +241,8 @@ class Acceptance:
         sees to it that it cannot be registered any more.
         """
         both = self._registry.update(registered.head.id, encode(registered), 0), self._queue(registered, snippet)
-        revision, number, noted = await asyncio.gather(*both, self._follows.note_about(run), return_exceptions=True)
+        noting = self._follows.note_about(registered, run.about)
+        revision, number, noted = await asyncio.gather(*both, noting, return_exceptions=True)
         if isinstance(number, BaseException):
             raise number
         if isinstance(revision, BaseException):
@@ -253,15 +255,8 @@ class Acceptance:
 
     async def _unregister(self, registered: Registered) -> None:
         """The run is not accepted. One that another gateway has registered under this id may be."""
-        run_id = registered.head.id
-        if (entry := await self._registry.get(run_id)) is not None:
-            if decode(entry.value, type=Registered).token != registered.token:
-                return
-            await self._registry.delete(run_id)
-            if registered.has_about:
-                await self._registry.delete(about_of(run_id))
-        if registered.charged:
-            await self._accounts.give_back(registered.head.owner, run_id)
+        if await self._follows.unregister(registered) and registered.charged:
+            await self._accounts.give_back(registered.head.owner, registered.head.id)
 
     async def _accepted_before(self, follow: Follow, repeat: Repeat | None) -> Registered:
         """As what the run was registered when the same request came before, here or elsewhere.

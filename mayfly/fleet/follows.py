@@ -44,9 +44,11 @@ LOOK_S, LONGEST_LOOK_S = 0.1, 2.0
 """From one look for who has begun a run to the next."""
 
 
-def about_of(run_id: str) -> str:
-    """Where in the registry lies what a run is about."""
-    return f"about.{run_id}"
+def about_of(registered: Registered) -> str:
+    """Where in the registry lies what a run is about, apart from that of other requests with its
+    id.
+    """
+    return f"about.{registered.head.id}.{registered.token}"
 
 
 class Follows:
@@ -122,18 +124,33 @@ class Follows:
             else:
                 self.spawn(self._look_for_host(follow), f"look for the host of {run_id}")
 
-    async def note_about(self, run: Run) -> None:
-        """Keep what a run is about, once however often its registration changes. Raises
+    async def note_about(self, registered: Registered, about: bytes) -> None:
+        """Keep what a run is about, for as long as its registration from now on. Raises
         SilenceError.
         """
-        if run.about:
-            await self._registry.put(about_of(run.id), run.about)
+        if about:
+            await self._registry.put(about_of(registered), about)
+
+    async def about(self, registered: Registered) -> bytes:
+        """What a run is about. Raises SilenceError."""
+        entry = await self._registry.get(about_of(registered)) if registered.has_about else None
+        return entry.value if entry is not None else b""
+
+    async def unregister(self, registered: Registered) -> bool:
+        """Have a run be registered no more; False: what is registered is another one."""
+        if registered.has_about:
+            await self._registry.delete(about_of(registered))
+        run_id = registered.head.id
+        if (entry := await self._registry.get(run_id)) is not None:
+            if decode(entry.value, type=Registered).token != registered.token:
+                return False
+            await self._registry.delete(run_id)
+        return True
 
     async def _make(self, registered: Registered) -> Run:
         """The run as it is registered."""
         run = make_run(registered.head)
-        if registered.has_about and (entry := await self._registry.get(about_of(run.id))) is not None:
-            run.about = entry.value
+        run.about = await self.about(registered)
         return run
 
     async def _look_for_host(self, follow: Follow) -> None:
@@ -294,10 +311,9 @@ class Follows:
             SilenceError: not now.
         """
         async with follow.registering:
-            if follow.revision == 0:
-                await self.note_about(follow.run)
             while follow.revision == 0 or (follow.revision and follow.first is not None):
                 host, delivered = follow.first or ("", 0)
+                await self.note_about(follow.registered, follow.run.about)
                 registered = msgspec.structs.replace(follow.registered, host=host, delivered=delivered, attempts=int(bool(host)))
                 revision = await self._registry.update(follow.run.id, encode(registered), follow.revision)
                 if revision or follow.revision:  # if not: another gateway has registered a host, or the run was deleted

@@ -27,11 +27,11 @@ from mayfly.fleet.buckets import Buckets
 from mayfly.fleet.calls import Calls
 from mayfly.fleet.engine import Engine, Message
 from mayfly.fleet.failures import NobodyError, SilenceError
-from mayfly.fleet.follows import Follows, about_of
+from mayfly.fleet.follows import Follows
 from mayfly.fleet.functions.creating import Creating
 from mayfly.fleet.functions.gateway import FleetFunctions
 from mayfly.fleet.lists import Lists
-from mayfly.fleet.message import About, Answer, Beat, Cancel, Signal, Size, ToHost, decode, encode, name_of, token_of
+from mayfly.fleet.message import About, Answer, Beat, Cancel, Registered, Signal, Size, ToHost, decode, encode, name_of, token_of
 from mayfly.fleet.mirror import ending_of
 from mayfly.fleet.results import Results
 from mayfly.fleet.roll import Roll
@@ -348,9 +348,8 @@ class Gateway:
         await self.end(run, "the run was deleted")
         self._runs.drop(run)
         try:
-            await self._registry.delete(run_id)
-            if run.about:
-                await self._registry.delete(about_of(run_id))
+            if (entry := await self._registry.get(run_id)) is not None:
+                await self._follows.unregister(decode(entry.value, type=Registered))
             await self._results.delete(run_id)
             await self._engine.send(f"over.{run_id}", b"")
         except (NobodyError, SilenceError) as error:

@@ -99,6 +99,7 @@ class Verdicts:
                 error = HostError(f"{ATTEMPTS} hosts began the run, and none ended it", hint="look at the hosts' logs")
                 await self._follows.give_up(registered, error)
                 return "done"
+            await self._follows.note_about(registered, await self._follows.about(registered))
             if await self._registry.update(run_id, encode(registered), entry.revision):
                 stored, entry = await asyncio.gather(self._results.has(run_id), self._registry.get(run_id))
                 return "done" if stored or entry is None else "go"  # who ended it meanwhile did not know of this host

@@ -18,8 +18,8 @@ from mayfly.fleet.buckets import Bucket
 from mayfly.fleet.engine import Engine
 from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.follow import Follow
-from mayfly.fleet.follows import Follows
-from mayfly.fleet.message import Answer, Begin, Cancel, Registered, Settle, Take, ToHost, Work, decode, encode
+from mayfly.fleet.follows import Follows, about_of
+from mayfly.fleet.message import Answer, Begin, Cancel, Registered, Settle, Take, ToHost, Verdict, Work, decode, encode
 from mayfly.fleet.verdicts import ATTEMPTS
 from mayfly.fleet.wire import error_of, wire
 from mayfly.host.snippet import Snippet
@@ -358,6 +358,38 @@ def test_a_repeated_request_takes_no_run_from_who_follows_it(tmp_path: Path) -> 
             assert found is followed
             (tmp_path / "gate").touch()
             assert output(await events(one.client, run_id)) == "end\n"
+
+    in_fleet(scenario)
+
+
+def test_what_a_run_is_about_stays(tmp_path: Path) -> None:
+    """Whoever repeats its request, and for as long as its registration."""
+
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with fleet.two_gateways() as (one, two):
+            snippet = Snippet(language="toy", source=f"while [ ! -e {tmp_path / 'gate'} ]; do sleep 0.05; done".encode())
+            repeat = Repeat("", "k", b"digest")
+            image = one.runner.image_for(snippet)
+            run = await one.runner.begin(Order(snippet, image, repeat=repeat, about=b"first"))
+            registry = one.runner._registry
+            entry = await registry.get(run.id)
+            assert entry is not None
+            registered = decode(entry.value, type=Registered)
+            kept = await registry.get(about_of(registered))
+            assert kept is not None
+            repeated = await two.runner._acceptance._begin(Order(snippet, image, repeat=repeat, about=b"second"))
+            assert (repeated.id, repeated.about) == (run.id, b"first")
+            asked = Begin(token=registered.token, delivered=registered.delivered + 1)
+            async with Engine.connect((fleet.server.url,), "h2") as h2:
+                assert decode(await h2.ask(f"begin.h2.{run.id}", encode(asked)), type=Verdict).verdict == "go"
+            renewed = await registry.get(about_of(registered))
+            assert renewed is not None
+            assert renewed.value == b"first"
+            assert renewed.revision > kept.revision, "it goes an hour after it was written"
+            assert await one.runner._follows.unregister(registered)
+            assert await registry.get(about_of(registered)) is None
+            (tmp_path / "gate").touch()
 
     in_fleet(scenario)
 

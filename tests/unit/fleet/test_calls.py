@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from mayfly.fleet.follows import about_of
+from mayfly.fleet.message import Registered, decode
 from mayfly.images import manifest
 from tests.kit.api_fakes import install, install_toys
 from tests.kit.fleet_kit import Fleet, in_fleet
@@ -112,8 +113,10 @@ def test_a_submission_of_judge0_is_known_at_all_gateways(monkeypatch: pytest.Mon
                     while (await get(two.client, place))["status"]["description"] != "Processing":
                         await asyncio.sleep(0.05)
             runs, run_id = two.runner._registry, token.replace("-", "")
-            registered, about = await runs.get(run_id), await runs.get(about_of(run_id))
+            registered = await runs.get(run_id)
             assert registered is not None
+            kept_at = about_of(decode(registered.value, type=Registered))
+            about = await runs.get(kept_at)
             assert about is not None
             assert source.encode() in about.value
             assert source.encode() not in registered.value, "which is written again with each host"
@@ -126,7 +129,7 @@ def test_a_submission_of_judge0_is_known_at_all_gateways(monkeypatch: pytest.Mon
             assert {name: shown[name] for name in found} | CONTENTS == found | CONTENTS
             async with two.client.delete(f"/runs/{run_id}") as answer:
                 assert answer.status == 204
-            assert await runs.get(about_of(run_id)) is None
+            assert await runs.get(kept_at) is None
             async with two.client.get("/judge0/submissions/x") as answer:
                 assert answer.status == 404
 
