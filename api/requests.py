@@ -97,6 +97,9 @@ class Query(Record, frozen=True, kw_only=True):
         Annotated[Literal["run", "test", "format", "lint"], Meta(description="what is done with it; run if it says nothing")] | UnsetType
     ) = UNSET
     architecture: Annotated[Literal["x86_64", "aarch64"], Meta(description="of the machine; without it any")] | UnsetType = UNSET
+    snapshot: (
+        Annotated[str, Meta(max_length=64, description="what its machine starts from, in place of its language's own")] | UnsetType
+    ) = UNSET
     network: Annotated[bool, Meta(description="give the program a network")] | UnsetType = UNSET
     interactive: Annotated[bool, Meta(description="keep standard input open to clients")] | UnsetType = UNSET
     detach: Annotated[bool, Meta(description="go on when the client that waits goes away")] | UnsetType = UNSET

@@ -52,6 +52,7 @@ class RunOptions(TypedDict, total=False):
     limits: Mapping[str, LimitsInput]
     network: bool
     architecture: str
+    snapshot: str
     cases: Sequence[CaseInput]
     stop_at_first_failure: bool
     parallel: int

@@ -13,7 +13,7 @@ import os
 from collections.abc import AsyncIterator
 
 from mayfly import __version__
-from mayfly.errors import BusyError, FleetError, HostError, MayflyError, RequestError, StoppingError, UnknownLanguageError
+from mayfly.errors import BusyError, FleetError, HostError, MayflyError, RequestError, SnapshotError, StoppingError, UnknownLanguageError
 from mayfly.fleet.carrying import LATER_S, Active, Carrying
 from mayfly.fleet.catalog import Ask, Offers
 from mayfly.fleet.engine import MOST_UNREAD, Delivery, Engine, Message
@@ -262,7 +262,7 @@ class Worker:
         except (BusyError, StoppingError, HostError, UnknownLanguageError) as error:
             log.debug("fleet: %s is given back: %s", work.id, error)
             self._carrying.give_back(delivery)
-        except RequestError as error:
+        except (RequestError, SnapshotError) as error:
             self._carrying.refuse(work, delivery, error)
 
     async def _obey(self, message: Message) -> None:

@@ -77,7 +77,8 @@ class Snippet(msgspec.Struct, frozen=True, kw_only=True):
     `detach` the run goes on when the client that waits for it goes away.
 
     Its program is compiled to `target`, or to the machine's own code if that is empty. It runs on a
-    machine of `architecture`, or of any if that is empty.
+    machine of `architecture`, or of any if that is empty. That begins as the `snapshot` of that
+    name was left, or as its language's own if that is empty.
     With `cases` the program is built once and runs for each; `parallel` is the most machines that
     do so at a time (None: as there is room). `collect` are patterns of files in the working folder
     that are wanted back. Its machine is saved every `checkpoint_every_s` seconds (0: never), so
@@ -100,6 +101,7 @@ class Snippet(msgspec.Struct, frozen=True, kw_only=True):
     network: bool = False
     target: str = ""
     architecture: str = ""
+    snapshot: str = ""
     cases: tuple[Case, ...] = ()
     stop_at_first_failure: bool = False
     parallel: int | None = None

@@ -160,15 +160,18 @@ class Service:
     ) -> Run:
         """Accept a snippet, or refuse it at once; what happens to it later is in the run. Its
         output socket (if `publish`) listens when this returns. It runs in a machine restored from
-        `snapshot`, if one is given. It is `tenant`'s, within that one's limits. `then` is told of
-        the run when it is over and its machine gone. Without `run_id` it gets an id.
+        `snapshot`, or from the one that the snippet names. It is `tenant`'s, within that one's
+        limits. `then` is told of the run when it is over and its machine gone. Without `run_id` it
+        gets an id.
 
         Raises:
-            RequestError: the snippet cannot be run as it stands, or there is no room.
+            RequestError, SnapshotError: the snippet cannot be run so, or there is no room.
             StoppingError, HostError: this host serves nobody now.
         """
         self.check_ready()
         image = image or self.image_for(snippet)
+        if snippet.snapshot:
+            snapshot = snapshots.named(snippet.snapshot, image.manifest.language)
         with self.counting_refusals(), contextlib.ExitStack() as taken:
             network = None
             if snippet.network:

@@ -14,7 +14,7 @@ import os
 import re
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -36,6 +36,8 @@ from mayfly.vmm.snapshot.files import Shape, shape
 FORMAT = 5
 MANIFEST, VERIFIED = "manifest.json", "verified.json"
 NAME = re.compile(r"[a-z0-9][A-Za-z0-9@._+-]{0,63}")
+SHOWN = 20
+"""Names of snapshots in an error."""
 FUNCTION_PREFIX = "@"
 """What the names of functions' snapshots begin with, and no other."""
 FUNCTION_NAME = re.compile(rf"{FUNCTION_PREFIX}([A-Za-z0-9_-]{{1,48}})\.[0-9a-f]{{12}}")
@@ -160,6 +162,32 @@ def installed() -> Iterator[Snapshot | SnapshotError]:
             yield find(path.parent.name)
         except (SnapshotError, ConfigError) as error:
             yield SnapshotError(error.message, hint=error.hint)
+
+
+def named(name: str, language: str) -> Snapshot:
+    """The snapshot `name`, from which any run of the language may start; its files are not looked
+    at.
+
+    Raises:
+        SnapshotNotFoundError: there is none, or it is not for that.
+        SnapshotError: as of `find`.
+    """
+    if NAME.fullmatch(name):
+        with contextlib.suppress(SnapshotNotFoundError):
+            if (found := find(name)) in startable([found]) and found.manifest.language == language:
+                return found
+    raise not_found(name, language, [found.manifest.name for found in startable(installed()) if found.manifest.language == language])
+
+
+def startable(found: Iterable[Snapshot | SnapshotError]) -> list[Snapshot]:
+    """Those from which runs may start: not those of functions, or of runs in their midst."""
+    return [one for one in found if isinstance(one, Snapshot) and not (one.manifest.run or one.manifest.function)]
+
+
+def not_found(name: str, language: str, known: Sequence[str]) -> SnapshotNotFoundError:
+    """What is raised for a name that is not among those that are `known`."""
+    hint = f"there are: {', '.join(known[:SHOWN])}" if known else "mayfly snapshot create"
+    return SnapshotNotFoundError(f"no snapshot {name[:80]!r} of {language}", hint=hint)
 
 
 def of_function(name: str) -> list[str]:
