@@ -173,6 +173,7 @@ class Chaos:
         self.disturber = Disturber(server, self.rng)
         self.outcomes: Counter[str] = Counter()
         self.quiet = asyncio.Lock()
+        self.ended: list[tuple[str, float]] = []  # Disturbances, and when
 
     async def client(self) -> None:
         while self.left > 0:
@@ -220,7 +221,7 @@ class Chaos:
                 raise WrongError(f"an error without a code: {found}")
             self.outcomes["disturbed"] += 1
         else:
-            raise WrongError(f"a run that nothing disturbed was answered with {code} {str(found)[:400]}")
+            raise WrongError(f"a run that nothing disturbed was answered with {code} {str(found)[:400]}; {self.latest}")
 
     def lost(self, error: Exception, before: int) -> None:
         if not self.disturbed(before):
@@ -307,7 +308,13 @@ class Chaos:
                 await DISTURBANCES[what](self.disturber)
             finally:
                 self.server.disturbances += 1
+                self.ended.append((what, time.monotonic()))
         self.outcomes[what] += 1
+
+    @property
+    def latest(self) -> str:
+        """The disturbances that ended last."""
+        return "before it: " + ", ".join(f"{what} ({time.monotonic() - ended:.2f} s ago)" for what, ended in self.ended[-3:])
 
     def disturbed(self, before: int) -> bool:
         """Whether there has been one since there were so many."""

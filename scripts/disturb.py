@@ -93,7 +93,7 @@ class Disturber:
             await asyncio.sleep(self._moment_s)
 
     async def memory(self) -> None:
-        """Of the server, or of the zygote and whoever it forks meanwhile."""
+        """Of the server, or of the zygote, and of whoever they start meanwhile."""
         if pid := self.rng.choice((self.victim.pid, self.victim.zygote())):
             with contextlib.suppress(OSError), limited(pid, resource.RLIMIT_AS, address_space(pid) + self.rng.randrange(1, 24) * MIB):
                 await asyncio.sleep(self._moment_s)
@@ -143,13 +143,25 @@ def send(pid: int | None, number: int) -> None:
 
 @contextlib.contextmanager
 def limited(pid: int, which: int, most: int) -> Iterator[None]:
+    """The process has this limit, and so have those that it starts: the zygote may be one, which
+    would keep it for all later runs if it were not lifted there too.
+    """
     usual = resource.prlimit(pid, which)
     resource.prlimit(pid, which, (most, usual[1]))
     try:
         yield
     finally:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
             resource.prlimit(pid, which, usual)
+            for child in children(pid):
+                with contextlib.suppress(ProcessLookupError):
+                    if resource.prlimit(child, which)[0] == most:
+                        resource.prlimit(child, which, usual)
+
+
+def children(pid: int) -> list[int]:
+    """Those that its threads have started (proc_tid_children(5))."""
+    return [int(child) for thread in Path(f"/proc/{pid}/task").iterdir() for child in (thread / "children").read_text().split()]
 
 
 @contextlib.contextmanager

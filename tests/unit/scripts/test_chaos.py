@@ -2,13 +2,15 @@
 
 import asyncio
 import os
+import resource
+import subprocess
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from scripts import chaos
-from scripts.disturb import DISTURBANCES, filled, small_disk
+from scripts.disturb import DISTURBANCES, filled, limited, small_disk
 from tests.kit.api_fakes import install_toys
 from tests.kit.scale import FULL
 
@@ -39,3 +41,14 @@ def test_a_full_disk_is_full_and_this_processs_alone(tmp_path: Path) -> None:
                 (tmp_path / "one more").write_bytes(bytes(4096))
         (tmp_path / "later").write_bytes(bytes(1 << 20))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_limit_is_lifted_from_whoever_was_started_meanwhile() -> None:
+    which = resource.RLIMIT_MSGQUEUE
+    usual = resource.getrlimit(which)
+    with limited(os.getpid(), which, usual[0] - 1):
+        started = subprocess.Popen(["sleep", "60"])
+        assert resource.prlimit(started.pid, which)[0] == usual[0] - 1
+    with started:
+        assert resource.prlimit(started.pid, which) == usual == resource.getrlimit(which)
+        started.kill()
