@@ -50,6 +50,42 @@ _JEST_TOLD = (
         "",
     ),
 )
+_JEST_ONLY = (
+    "describe('before', () => { test('one', () => { throw 1; }); });\n"
+    "describe('a', () => {\n"
+    "  beforeEach(() => expect.hasAssertions());\n"
+    "  test('left out', () => { throw 1; });\n"
+    "  test.only('no assertion', () => {});\n"
+    "  it.only('too few', () => { expect.assertions(2); expect(1).toBe(1); });\n"
+    "  fit('counted', async () => { expect.assertions(1); await expect(Promise.resolve(1)).resolves.toBe(1); });\n"
+    "});\n"
+    "fdescribe('b', () => {\n"
+    "  test.each([1, 2])('%i of $x', (value) => expect(value).toBe(1));\n"
+    "  test.each([['a', { b: [1] }]])('%s %p %#', () => {});\n"
+    "  test.each([{ a: 'x', b: { c: 1 } }])('$a $b.c $b $nothing', () => {});\n"
+    "  test.each`x | y\n    ${1} | ${'two'}\n  `('$x is $y', ({ x, y }) => expect([x, y]).toEqual([1, 'two']));\n"
+    "  xtest('skipped', () => {});\n"
+    "  test.failing('fails', () => { throw 1; });\n"
+    "  test.todo('later');\n"
+    "});\n"
+    "describe.skip('c', () => { beforeAll(() => { throw 1; }); test('of c', () => {}); });\n"
+)
+_JEST_ONLY_TOLD = (
+    ("before > one", "skipped", "", ""),
+    ("a > left out", "skipped", "", ""),
+    ("a > no assertion", "failed", "expect.hasAssertions()\n\nExpected: at least one assertion\nReceived: none", ""),
+    ("a > too few", "failed", "expect.assertions(2)\n\nExpected: 2 assertions\nReceived: 1", ""),
+    ("a > counted", "passed", "", ""),
+    ("b > 1 of $x", "passed", "", ""),
+    ("b > 2 of $x", "failed", "expect(received).toBe(expected)\n\nExpected: 1\nReceived: 2", ""),
+    ('b > a {"b": [Array]} 0', "passed", "", ""),
+    ('b > x 1 {"c": 1} $nothing', "passed", "", ""),
+    ("b > 1 is two", "passed", "", ""),
+    ("b > skipped", "skipped", "", ""),
+    ("b > fails", "passed", "", ""),
+    ("b > later", "skipped", "", ""),
+    ("c > of c", "skipped", "", ""),
+)
 _NODE_PACKAGE = '{"name": "leap", "private": true, "devDependencies": {"@jest/globals": "^29.7.0", "jest": "^29.7.0"}}\n'
 _UNITY_H = (
     "#include <stdio.h>\nextern int failed, ran, ignored, now;\n"
@@ -162,6 +198,11 @@ LAYOUTS: Mapping[str, Layout] = {
             ),
         },
         told=_JEST_TOLD,
+    ),
+    "Jest, tests that others leave out": Layout(
+        language="javascript",
+        files={"src/deep/only.test.js": _JEST_ONLY, "node_modules/x/x.test.js": "throw 1;\n"},
+        told=_JEST_ONLY_TOLD,
     ),
     "Jest in CommonJS, by its globals": Layout(
         language="javascript",

@@ -10,6 +10,7 @@ const names = [];
 
 // An endless test leaves nobody else a turn: what the reporter has is put out before, and what runs next.
 beforeEach(async (test) => {
+  begin();
   await new Promise((resolve) => setImmediate(resolve));
   write(`\x1e+${test.fullName ?? test.name}\n`);
 });
@@ -35,7 +36,9 @@ register(
       }
     }`)}`,
 );
-Object.assign(globalThis, createRequire(import.meta.url)(fileURLToPath(words)));
+const require = createRequire(import.meta.url);
+Object.assign(globalThis, require(fileURLToPath(words)));
+const { begin } = require("./expect.cjs");
 
 export default async function* report(source) {
   for await (const { type, data } of source) {

@@ -1,0 +1,20 @@
+# The files of tests whose names end with this, js or ts, as Jest and `node --test` find them; of none the main file.
+list() {
+    for file in "$1"*; do
+        case $file in
+        node_modules | */node_modules) continue ;;
+        *.test.$x | *.test.[cm]$x | *.spec.$x | *.spec.[cm]$x | *[-_]test.$x | *[-_]test.[cm]$x) ;;
+        test.$x | test.[cm]$x | test/*.$x | test/*.[cm]$x | tests/*.$x | tests/*.[cm]$x) ;;
+        __tests__/*.$x | __tests__/*.[cm]$x | */__tests__/*.$x | */__tests__/*.[cm]$x) ;;
+        *) [ ! -d "$file" ] || [ -L "$file" ] || list "$file/"; continue ;;
+        esac
+        [ ! -d "$file" ] || continue
+        none=
+        printf '%s\n' "$file"
+    done
+}
+x=$1 none=1
+list ''
+for file in "main.m$x" "main.c$x" "main.$x"; do
+    [ -z "$none" ] || [ ! -e "$file" ] || { printf '%s\n' "$file"; none=; }
+done
