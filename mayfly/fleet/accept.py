@@ -17,7 +17,7 @@ from mayfly.fleet.engine import Engine
 from mayfly.fleet.failures import FullError, NobodyError, SilenceError, TooLargeError
 from mayfly.fleet.follow import Follow
 from mayfly.fleet.follows import Follows
-from mayfly.fleet.message import Registered, Taken, Work, decode, encode, id_of, name_of, token_of
+from mayfly.fleet.message import Registered, Taken, Work, decode, encode, id_of, name_of, queue_of
 from mayfly.fleet.mirror import head_of
 from mayfly.fleet.results import Results
 from mayfly.fleet.roll import Roll
@@ -110,7 +110,7 @@ class Acceptance:
     async def _begin(self, order: Order) -> Run:
         snippet, image, tenant, repeat = order.snippet, order.image, order.tenant, order.repeat
         plan = make_plan(snippet, image, self._config)
-        arch, lang = image.manifest.arch, token_of(name_of(image))
+        arch, lang = image.manifest.arch, queue_of(name_of(image), snippet.snapshot)
         self._check_room(arch, lang)
         run = Run(
             language=image.manifest.language,

@@ -66,6 +66,7 @@ ELSEWHERE = (
     "stopping",
     "image_broken",
     "move_failed",
+    "snapshot_failed",
 )
 """Codes of errors that are this host's: other hosts may do better."""
 

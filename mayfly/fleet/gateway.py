@@ -31,7 +31,7 @@ from mayfly.fleet.follows import Follows
 from mayfly.fleet.functions.creating import Creating
 from mayfly.fleet.functions.gateway import FleetFunctions
 from mayfly.fleet.lists import Lists
-from mayfly.fleet.message import About, Answer, Beat, Cancel, Registered, Signal, Size, ToHost, decode, encode, name_of, token_of
+from mayfly.fleet.message import About, Answer, Beat, Cancel, Registered, Signal, Size, ToHost, decode, encode, name_of, queue_of, token_of
 from mayfly.fleet.mirror import ending_of
 from mayfly.fleet.results import Results
 from mayfly.fleet.roll import Roll
@@ -196,6 +196,8 @@ class Gateway:
         about = decode(await self._engine.ask(f"about.{name}", b""), type=About)
         for image in self.roll.told(name, about):
             await self._queues.ensure(about.arch, token_of(name_of(image)))
+        for held in about.snapshots:
+            await self._queues.ensure(about.arch, queue_of(held.image, held.name))
 
     def installed(self) -> list[InstalledImage]:
         """The images of all hosts."""
@@ -205,9 +207,9 @@ class Gateway:
         """The image that a snippet asks for.
 
         Raises:
-            UnknownLanguageError: no host has it.
+            UnknownLanguageError, SnapshotNotFoundError: no host has it.
         """
-        return self.roll.find(targeted(snippet.language, snippet.target), snippet.architecture)
+        return self.roll.find(targeted(snippet.language, snippet.target), snippet.architecture, snippet.snapshot)
 
     def check_ready(self) -> None:
         """See that runs are taken.

@@ -23,6 +23,7 @@ A decoder leaves out fields that it does not know, and those that are added have
 gateways of neighbouring versions understand each other.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar, overload
@@ -38,6 +39,8 @@ from mayfly.runs.result import RunState
 
 ANY = "any"
 """In the place of a gateway's name: whichever."""
+SNAPSHOT = "SN"
+"""Where runs wait that name a snapshot. Languages have small letters."""
 GROUP = "hosts"
 """Of them one gets each piece of work."""
 _T = TypeVar("_T")
@@ -51,6 +54,15 @@ def token_of(name: str) -> str:
     `python-3_12`.
     """
     return re.sub(r"[^A-Za-z0-9_+-]", "_", name.replace("@", "-"))
+
+
+def queue_of(image: str, snapshot: str = "") -> str:
+    """Where runs wait for an image of that name, and for a snapshot, if they start from one. Names
+    that would be one word are told apart.
+    """
+    if not snapshot:
+        return token_of(image)
+    return f"{SNAPSHOT}-{token_of(snapshot)}-{hashlib.sha256(f'{snapshot} {image}'.encode()).hexdigest()[:12]}"
 
 
 def id_of(place: str, token: str) -> str:
@@ -77,6 +89,11 @@ class Head(msgspec.Struct, kw_only=True):
     stop_at_first_failure: bool = False
     interactive: bool = False
     terminal: bool = False
+
+    @property
+    def image(self) -> str:
+        """The name by which exactly its image is asked for."""
+        return f"{self.language}@{self.version}" if self.version else self.language
 
 
 class Work(msgspec.Struct, kw_only=True):
@@ -272,13 +289,24 @@ class Beat(msgspec.Struct, kw_only=True):
     fetching: Mapping[str, int] = {}
 
 
+class Held(msgspec.Struct, kw_only=True, frozen=True):
+    """A snapshot that a host has, from which runs on an image of that language and version may
+    start; the digest is of its manifest.
+    """
+
+    name: str
+    image: str
+    digest: str
+
+
 class About(msgspec.Struct, kw_only=True):
-    """What a host is; its images' manifests as JSON."""
+    """What a host is; its images' manifests as JSON, and its snapshots."""
 
     name: str
     arch: str
     version: str
     images: list[bytes]
+    snapshots: list[Held] = []
 
 
 class Seek(msgspec.Struct, kw_only=True):

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mayfly.errors import ImageError, UnknownLanguageError
-from mayfly.fleet.message import About, Beat, encode, name_of, token_of
+from mayfly.fleet.message import About, Beat, encode, name_of
 from mayfly.images.manifest import Manifest
 from mayfly.images.store import InstalledImage
+from mayfly.snapshots.store import not_found
 
 log = logging.getLogger(__name__)
 SILENT_S = 3.5
@@ -103,12 +104,21 @@ class Roll:
                 found.setdefault((image.manifest.language, image.manifest.version, image.manifest.arch), image)
         return [found[key] for key in sorted(found)]
 
-    def find(self, name: str, arch: str = "") -> InstalledImage:
+    def snapshots(self) -> dict[str, set[tuple[str, str]]]:
+        """Of which architecture and image there are snapshots, by their names."""
+        found: dict[str, set[tuple[str, str]]] = {}
+        for host in self._hosts.values():
+            for held in host.about.snapshots if host.about else ():
+                found.setdefault(held.name, set()).add((host.about.arch if host.about else "", held.image))
+        return found
+
+    def find(self, name: str, arch: str = "", snapshot: str = "") -> InstalledImage:
         """The image of a language, or of a version of it: of the architecture whose hosts have the
-        most memory free, unless it is named.
+        most memory free, unless it is named. With `snapshot` there is one of that name on it.
 
         Raises:
             UnknownLanguageError: no host has it.
+            SnapshotNotFoundError: no host has a snapshot of that name on it.
         """
         fitting = [image for image in self.installed() if image.answers(name) and arch in ("", image.manifest.arch)]
         if not fitting:
@@ -116,6 +126,11 @@ class Roll:
             where = f" and {arch} machines" if arch else ""
             hint = f"there are: {known}" if known else "see that hosts are there: mayfly fleet list"
             raise UnknownLanguageError(f"no host of the fleet has an image for the language {name[:80]!r}{where}", hint=hint)
+        if snapshot:
+            there, places = self.snapshots(), {(image.manifest.arch, name_of(image)) for image in fitting}
+            fitting = [image for image in fitting if (image.manifest.arch, name_of(image)) in there.get(snapshot, ())]
+            if not fitting:
+                raise not_found(snapshot, name[:80], sorted(one for one, where in there.items() if where & places))
         return max(fitting, key=lambda image: (self._free(image.manifest.arch), image.manifest.version))
 
     def _free(self, arch: str) -> int:
@@ -125,9 +140,9 @@ class Roll:
             if host.about and host.about.arch == arch and host.beat and not host.beat.draining
         )
 
-    def others(self, name: str, arch: str, lang: str) -> list[str]:
-        """The hosts that could have a run of the host `name`: of the same version, with its image,
-        those with the most memory free first.
+    def others(self, name: str, arch: str, wanted: str) -> list[str]:
+        """The hosts that could have a run of the host `name`: of the same version, with the image
+        `wanted`, those with the most memory free first.
         """
         from_ = self._hosts.get(name)
         version = from_.about.version if from_ and from_.about else ""
@@ -136,7 +151,7 @@ class Roll:
             for host in self
             if host.name != name and host.about and host.beat and not host.beat.draining
             if host.about.arch == arch and host.about.version == version
-            if any(token_of(name_of(image)) == lang for image in host.images)
+            if any(name_of(image) == wanted for image in host.images)
         }
         return sorted(free, key=lambda host: -free[host])
 

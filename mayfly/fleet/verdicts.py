@@ -112,7 +112,7 @@ class Verdicts:
         registered = decode(entry.value, type=Registered) if entry else None
         found = Found(hosts=[])
         if registered is not None and registered.token == decode(message.data, type=Seek).token:
-            found = Found(hosts=self._roll.others(host, registered.arch, registered.lang), host=registered.host)
+            found = Found(hosts=self._roll.others(host, registered.arch, registered.head.image), host=registered.host)
         await self._engine.send(message.reply, encode(found))
 
     async def _heard_settle(self, message: Message) -> str | None:

@@ -21,8 +21,9 @@ from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.fetch import Fetches
 from mayfly.fleet.functions.host import HostFunctions
 from mayfly.fleet.functions.messages import CREATING
+from mayfly.fleet.held import held
 from mayfly.fleet.leaving import Leaving
-from mayfly.fleet.message import About, Answer, Beat, Claim, Wish, Work, decode, encode, name_of, token_of
+from mayfly.fleet.message import About, Answer, Beat, Claim, Wish, Work, decode, encode, name_of, queue_of, token_of
 from mayfly.fleet.tasks import Tasks
 from mayfly.functions.service import Functions
 from mayfly.host.metrics import Metrics
@@ -73,6 +74,7 @@ class Worker:
         self._images: dict[str, InstalledImage] = {}
         self._warm: dict[str, bool] = {}
         self._memory: dict[str, int] = {}
+        self._snapshots: dict[str, InstalledImage] = {}
         self._handed_of: set[str] = set()
         self._about = About(name=self._host, arch=service.images.arch, version=__version__, images=[])
         self._digest = ""
@@ -140,7 +142,10 @@ class Worker:
         self._warm = {lang: self._is_warm(image) for lang, image in self._images.items()}
         self._memory = {lang: self._memory_of(image) for lang, image in self._images.items()}
         manifests = [image.manifest.to_json().encode() for image in self._images.values()]
-        self._about = About(name=self._host, arch=self._service.images.arch, version=__version__, images=manifests)
+        found = held(self._images.values(), self._service.config)
+        self._snapshots = {queue_of(one.image, one.name): self._images[token_of(one.image)] for one in found}
+        arch = self._service.images.arch
+        self._about = About(name=self._host, arch=arch, version=__version__, images=manifests, snapshots=found)
         self._digest = hashlib.sha256(encode(self._about)).hexdigest()[:16]
 
     def _memory_of(self, image: InstalledImage) -> int:
@@ -168,11 +173,17 @@ class Worker:
             fit = room // (self._memory.get(lang) or self._memory_of(image))
             priority = FETCH if lang in lacking else (WARM if self._warm[lang] else COLD)
             priority += room < self._service.admission.budget // 2
-            while self._pulling.get(lang, 0) < min(PULLS, fit, left):
-                self._pulling[lang] = self._pulling.get(lang, 0) + 1
-                pull = self._engine.pull(self._about.arch, lang, priority=priority, expires_s=EXPIRES_S)
-                self._tasks.spawn(pull, f"pull {lang}")
+            self._pull(lang, min(PULLS, fit, left), priority)
+        for queue, image in self._snapshots.items():
+            self._pull(queue, min(PULLS, room // self._memory_of(image), left), WARM + (room < self._service.admission.budget // 2))
         self._functions.refill(self._images)
+
+    def _pull(self, queue: str, most: int, priority: int) -> None:
+        """Have so many pulls waiting there."""
+        while self._pulling.get(queue, 0) < most:
+            self._pulling[queue] = self._pulling.get(queue, 0) + 1
+            pull = self._engine.pull(self._about.arch, queue, priority=priority, expires_s=EXPIRES_S)
+            self._tasks.spawn(pull, f"pull {queue}")
 
     def _returned(self) -> None:
         """The connection is there again; pulls that waited are not."""
@@ -216,8 +227,9 @@ class Worker:
         self._tasks.spawn(self._engine.leave(delivery, error), "leave work")
 
     async def _hear_handed(self) -> None:
-        """Take work of all languages that are warm here directly."""
-        for lang in [lang for lang, warm in self._warm.items() if warm and lang not in self._handed_of]:
+        """Take work of all languages that are warm here directly, and of all snapshots."""
+        warm = [*(lang for lang, warm in self._warm.items() if warm), *self._snapshots]
+        for lang in [lang for lang in warm if lang not in self._handed_of]:
             self._handed_of.add(lang)
             await self._engine.listen_for_handed(self._about.arch, lang, self._handed)
 
@@ -233,7 +245,8 @@ class Worker:
             return
         lang = token_of(work.snippet.language)
         fits = self._room() - self._memory.get(lang, 0) >= self._service.admission.budget // 2
-        current = self._warm.get(lang) and lang not in self._fetches.lacking(self._images)
+        warm = queue_of(work.snippet.language, work.snippet.snapshot) in self._snapshots if work.snippet.snapshot else self._warm.get(lang)
+        current = warm and lang not in self._fetches.lacking(self._images)
         if fits and current and len(self._carrying) < self._most:
             self._start(work, delivery)
         else:
@@ -259,10 +272,10 @@ class Worker:
             if self._memory_of(image) > self._room():
                 raise BusyError("no room")
             self._carrying.begin(work, delivery, image)
-        except (BusyError, StoppingError, HostError, UnknownLanguageError) as error:
+        except (BusyError, StoppingError, HostError, SnapshotError, UnknownLanguageError) as error:
             log.debug("fleet: %s is given back: %s", work.id, error)
             self._carrying.give_back(delivery)
-        except (RequestError, SnapshotError) as error:
+        except RequestError as error:
             self._carrying.refuse(work, delivery, error)
 
     async def _obey(self, message: Message) -> None:
