@@ -10,7 +10,8 @@ const tag = (value) => Object.prototype.toString.call(value);
 const isObject = (value) => typeof value === "object" && value !== null;
 const asymmetric = (value) => typeof value?.asymmetricMatch === "function";
 const keysOf = (value) => Reflect.ownKeys(value).filter((key) => Object.prototype.propertyIsEnumerable.call(value, key));
-const above = (value, key) => isObject(value) && value !== Object.prototype && (Object.hasOwn(value, key) || above(Object.getPrototypeOf(value), key));
+const above = (value, key) =>
+  isObject(value) && value !== Object.prototype && (Object.hasOwn(value, key) || above(Object.getPrototypeOf(value), key));
 const added = []; // by expect.addEqualityTesters
 
 // Testers say whether two values are equal, or undefined if they do not know.
@@ -34,7 +35,9 @@ function equals(a, b, testers = [], strict = false, open = []) {
   const inner = [...open, [a, b]];
   return (
     keysOf(b).every((key) => Object.hasOwn(a, key) || absent(b, key)) &&
-    [...new Set([...keysOf(a), ...keysOf(b)])].every((key) => (Object.hasOwn(b, key) || absent(a, key)) && equals(a[key], b[key], testers, strict, inner))
+    [...new Set([...keysOf(a), ...keysOf(b)])].every(
+      (key) => (Object.hasOwn(b, key) || absent(a, key)) && equals(a[key], b[key], testers, strict, inner),
+    )
   );
 }
 
@@ -49,14 +52,23 @@ function iterables(a, b, testers, strict, open) {
   if (a.size !== undefined && a.size !== b.size) return false;
   if (tag(a) === "[object Set]") return [...a].every((one) => b.has(one) || [...b].some((other) => same(one, other)));
   if (tag(a) === "[object Map]") {
-    return [...a].every(([key, value]) => (b.has(key) && same(value, b.get(key))) || [...b].some(([k, v]) => same(key, k) && same(value, v)));
+    return [...a].every(
+      ([key, value]) => (b.has(key) && same(value, b.get(key))) || [...b].some(([k, v]) => same(key, k) && same(value, v)),
+    );
   }
-  const left = a[Symbol.iterator](), right = b[Symbol.iterator]();
+  const left = a[Symbol.iterator](),
+    right = b[Symbol.iterator]();
   for (;;) {
-    const one = left.next(), other = right.next();
+    const one = left.next(),
+      other = right.next();
     if (one.done || other.done) {
       if (!one.done || !other.done) return false;
-      const own = (value) => Object.fromEntries(keysOf(value).filter((key) => key !== Symbol.iterator).map((key) => [key, value[key]]));
+      const own = (value) =>
+        Object.fromEntries(
+          keysOf(value)
+            .filter((key) => key !== Symbol.iterator)
+            .map((key) => [key, value[key]]),
+        );
       return equals(own(a), own(b));
     }
     if (!same(one.value, other.value)) return false;
@@ -69,18 +81,38 @@ function types(a, b) {
 
 function sparse(a, b, testers) {
   if (!Array.isArray(a) || !Array.isArray(b)) return undefined;
-  return equals(a, b, testers.filter((tester) => tester !== sparse), true) && equals(Object.keys(a), Object.keys(b));
+  return (
+    equals(
+      a,
+      b,
+      testers.filter((tester) => tester !== sparse),
+      true,
+    ) && equals(Object.keys(a), Object.keys(b))
+  );
 }
 
 function bytes(a, b) {
-  const view = (value) => (ArrayBuffer.isView(value) ? Buffer.from(value.buffer, value.byteOffset, value.byteLength) : value instanceof ArrayBuffer ? Buffer.from(value) : null);
+  const view = (value) =>
+    ArrayBuffer.isView(value)
+      ? Buffer.from(value.buffer, value.byteOffset, value.byteLength)
+      : value instanceof ArrayBuffer
+        ? Buffer.from(value)
+        : null;
   const [one, other] = [view(a), view(b)];
   return one && other ? one.equals(other) : undefined;
 }
 
 function subset(open = []) {
   return function within(object, part, testers) {
-    if (!isObject(part) || part instanceof Error || Array.isArray(part) || part instanceof Date || part instanceof Set || part instanceof Map) return undefined;
+    if (
+      !isObject(part) ||
+      part instanceof Error ||
+      Array.isArray(part) ||
+      part instanceof Date ||
+      part instanceof Set ||
+      part instanceof Map
+    )
+      return undefined;
     if (open.includes(part)) return undefined;
     const inner = [...testers.filter((tester) => tester.name !== "within"), subset([...open, part])];
     return keysOf(part).every((key) => above(object, key) && equals(object[key], part[key], inner));
@@ -99,7 +131,15 @@ class Asymmetric {
   }
 }
 
-const TYPES = { String: "string", Number: "number", Boolean: "boolean", BigInt: "bigint", Symbol: "symbol", Function: "function", Object: "object" };
+const TYPES = {
+  String: "string",
+  Number: "number",
+  Boolean: "boolean",
+  BigInt: "bigint",
+  Symbol: "symbol",
+  Function: "function",
+  Object: "object",
+};
 const isOf = (type, name) => (value) => tag(value) === `[object ${name}]`;
 
 function wanted(is, what, value) {
@@ -110,19 +150,39 @@ const aString = isOf(String, "String");
 const pattern = (value) => aString(value) || tag(value) === "[object RegExp]";
 
 const asymmetrics = (not) => ({
-  arrayContaining: (part) => new Asymmetric(`ArrayContaining ${inspect(part)}`, (value) =>
-    wanted(Array.isArray, "an array", part).length === 0 || (Array.isArray(value) && part.every((one) => value.some((other) => equals(one, other, added)))), not),
-  arrayOf: (one) => new Asymmetric(`ArrayOf ${inspect(one)}`, (value) => Array.isArray(value) && value.every((other) => equals(one, other, added)), not),
-  closeTo: (number, digits = 2) => new Asymmetric(`NumberCloseTo ${number}`, (value) => typeof value === "number" && close(value, number, digits), not),
+  arrayContaining: (part) =>
+    new Asymmetric(
+      `ArrayContaining ${inspect(part)}`,
+      (value) =>
+        wanted(Array.isArray, "an array", part).length === 0 ||
+        (Array.isArray(value) && part.every((one) => value.some((other) => equals(one, other, added)))),
+      not,
+    ),
+  arrayOf: (one) =>
+    new Asymmetric(`ArrayOf ${inspect(one)}`, (value) => Array.isArray(value) && value.every((other) => equals(one, other, added)), not),
+  closeTo: (number, digits = 2) =>
+    new Asymmetric(`NumberCloseTo ${number}`, (value) => typeof value === "number" && close(value, number, digits), not),
   objectContaining: (part) => {
     const has = (value, key) => Boolean(value) && (Object.hasOwn(value, key) || has(Object.getPrototypeOf(value), key));
     // Jest says of what is no object that it does not match, with `not` too.
-    const made = new Asymmetric(`ObjectContaining ${inspect(part)}`, (value) => keysOf(wanted((it) => typeof it === "object", "an object", part)).every((key) => has(value, key) && equals(part[key], value[key], added)), not);
+    const made = new Asymmetric(
+      `ObjectContaining ${inspect(part)}`,
+      (value) =>
+        keysOf(wanted((it) => typeof it === "object", "an object", part)).every(
+          (key) => has(value, key) && equals(part[key], value[key], added),
+        ),
+      not,
+    );
     const { asymmetricMatch } = made;
     made.asymmetricMatch = (value) => typeof value === "object" && !Array.isArray(value) && asymmetricMatch(value);
     return made;
   },
-  stringContaining: (part) => new Asymmetric(`StringContaining ${inspect(wanted(aString, "a string", part))}`, (value) => aString(value) && value.includes(part), not),
+  stringContaining: (part) =>
+    new Asymmetric(
+      `StringContaining ${inspect(wanted(aString, "a string", part))}`,
+      (value) => aString(value) && value.includes(part),
+      not,
+    ),
   stringMatching: (part) => {
     const made = new RegExp(wanted(pattern, "a string or a regular expression", part));
     return new Asymmetric(`StringMatching ${inspect(made)}`, (value) => aString(value) && made.test(value), not);
@@ -132,7 +192,9 @@ const asymmetrics = (not) => ({
 function any(type) {
   if (type === undefined) throw new TypeError("any() wants a constructor; anything() is for all that is not null or undefined");
   const name = TYPES[type.name] && globalThis[type.name] === type ? TYPES[type.name] : "";
-  return new Asymmetric(`Any<${type.name}>`, (value) => (type === Array ? Array.isArray(value) : (name && typeof value === name) || (type !== Object && value instanceof type)));
+  return new Asymmetric(`Any<${type.name}>`, (value) =>
+    type === Array ? Array.isArray(value) : (name && typeof value === name) || (type !== Object && value instanceof type),
+  );
 }
 
 // --- matchers ---
@@ -155,7 +217,7 @@ function pathOf(path) {
   if (Array.isArray(path)) return path.length ? path : refuse("expected path must not be an empty array", path);
   if (typeof path !== "string") refuse("expected path must be a string or array", path);
   if (path === "") return [""];
-  return [...(path[0] === "." ? [""] : []), ...path.match(/[^.[\]]+|(?=\.(?:\.|$))/g) ?? []];
+  return [...(path[0] === "." ? [""] : []), ...(path.match(/[^.[\]]+|(?=\.(?:\.|$))/g) ?? [])];
 }
 
 function property(object, path, ...value) {
@@ -189,16 +251,21 @@ function thrown(received, expected, { promise }) {
   else if (typeof expected?.test === "function") pass &&= expected.test(message);
   else if (asymmetric(expected)) pass &&= expected.asymmetricMatch(error);
   else if (isObject(expected)) {
-    const causes = (one) => (one?.cause === undefined ? "" : one.cause instanceof Error ? `${one.cause.message}: ${causes(one.cause)}` : inspect(one.cause));
+    const causes = (one) =>
+      one?.cause === undefined ? "" : one.cause instanceof Error ? `${one.cause.message}: ${causes(one.cause)}` : inspect(one.cause);
     pass &&= message === expected.message && causes(error) === causes(expected);
-    if (error instanceof Error && expected instanceof Error && expected.constructor !== Error) pass &&= error instanceof expected.constructor;
+    if (error instanceof Error && expected instanceof Error && expected.constructor !== Error)
+      pass &&= error instanceof expected.constructor;
   } else if (expected !== undefined) refuse("expected value must be a string, a regular expression, a class or an error", expected);
   return { pass, got: found ? error : "nothing thrown" };
 }
 
 const mocked = (received) => received?.mock ?? refuse("received value must be a function of jest.fn", received);
 const calls = (received) => mocked(received).calls;
-const returned = (received) => mocked(received).results.filter((result) => result.type === "return").map((result) => result.value);
+const returned = (received) =>
+  mocked(received)
+    .results.filter((result) => result.type === "return")
+    .map((result) => result.value);
 const result = (entry, value) => entry?.type === "return" && alike(value, entry.value);
 const nth = (number) => (Number.isSafeInteger(number) && number > 0 ? number - 1 : refuse("n must be a positive integer", number));
 const called = (call, words) => call !== undefined && call.length === words.length && alike(words, call);
@@ -225,12 +292,24 @@ const MATCHERS = {
   toBeInstanceOf: (a, b) => (typeof b === "function" ? a instanceof b : refuse("expected value must be a function", b)),
   toBeTypeOf: (a, b) => typeof a === b,
   toBeOneOf: (a, b) => from(b).some((one) => alike(a, one)),
-  toContain: (a, b) => (typeof a !== "string" ? from(a).indexOf(b) >= 0 : typeof b === "string" ? a.includes(b) : refuse("expected value must be a string if received is", b)),
+  toContain: (a, b) =>
+    typeof a !== "string"
+      ? from(a).indexOf(b) >= 0
+      : typeof b === "string"
+        ? a.includes(b)
+        : refuse("expected value must be a string if received is", b),
   toContainEqual: (a, b) => from(a).some((one) => alike(one, b)),
-  toHaveLength: (a, b) => (typeof a?.length === "number" ? whole(b) && a.length === b : refuse("received value must have a length property whose value is a number", a)),
+  toHaveLength: (a, b) =>
+    typeof a?.length === "number"
+      ? whole(b) && a.length === b
+      : refuse("received value must have a length property whose value is a number", a),
   toMatch: (a, b) => {
     if (typeof a !== "string") refuse("received value must be a string", a);
-    return typeof b === "string" ? a.includes(b) : typeof b?.test === "function" ? new RegExp(b).test(a) : refuse("expected value must be a string or a regular expression", b);
+    return typeof b === "string"
+      ? a.includes(b)
+      : typeof b?.test === "function"
+        ? new RegExp(b).test(a)
+        : refuse("expected value must be a string or a regular expression", b);
   },
   toMatchObject: (a, b) => {
     for (const value of [a, b]) if (!isObject(value)) refuse("received and expected value must be non-null objects", value);
@@ -251,12 +330,30 @@ const MATCHERS = {
   toHaveNthReturnedWith: (a, number, value) => result(mocked(a).results[nth(number)], value),
 };
 const OLD_NAMES = {
-  toThrowError: "toThrow", toBeCalled: "toHaveBeenCalled", toBeCalledTimes: "toHaveBeenCalledTimes", toBeCalledWith: "toHaveBeenCalledWith",
-  lastCalledWith: "toHaveBeenLastCalledWith", nthCalledWith: "toHaveBeenNthCalledWith", toReturn: "toHaveReturned", toReturnTimes: "toHaveReturnedTimes",
-  toReturnWith: "toHaveReturnedWith", lastReturnedWith: "toHaveLastReturnedWith", nthReturnedWith: "toHaveNthReturnedWith",
+  toThrowError: "toThrow",
+  toBeCalled: "toHaveBeenCalled",
+  toBeCalledTimes: "toHaveBeenCalledTimes",
+  toBeCalledWith: "toHaveBeenCalledWith",
+  lastCalledWith: "toHaveBeenLastCalledWith",
+  nthCalledWith: "toHaveBeenNthCalledWith",
+  toReturn: "toHaveReturned",
+  toReturnTimes: "toHaveReturnedTimes",
+  toReturnWith: "toHaveReturnedWith",
+  lastReturnedWith: "toHaveLastReturnedWith",
+  nthReturnedWith: "toHaveNthReturnedWith",
 };
 for (const [old, name] of Object.entries(OLD_NAMES)) MATCHERS[old] = MATCHERS[name];
-const ALONE = new Set(["toBeNull", "toBeUndefined", "toBeDefined", "toBeNullable", "toBeTruthy", "toBeFalsy", "toBeNaN", "toHaveBeenCalled", "toHaveReturned"]);
+const ALONE = new Set([
+  "toBeNull",
+  "toBeUndefined",
+  "toBeDefined",
+  "toBeNullable",
+  "toBeTruthy",
+  "toBeFalsy",
+  "toBeNaN",
+  "toHaveBeenCalled",
+  "toHaveReturned",
+]);
 
 // --- expect ---
 
@@ -266,9 +363,12 @@ const begin = () => Object.assign(state, { calls: 0, wanted: null, some: false }
 // What expect.assertions and expect.hasAssertions asked for, once a test has ended well.
 function finish() {
   if (state.wanted !== null && state.calls !== state.wanted) {
-    throw new AssertionError({ message: `expect.assertions(${state.wanted})\n\nExpected: ${state.wanted} assertions\nReceived: ${state.calls}` });
+    throw new AssertionError({
+      message: `expect.assertions(${state.wanted})\n\nExpected: ${state.wanted} assertions\nReceived: ${state.calls}`,
+    });
   }
-  if (state.some && state.calls === 0) throw new AssertionError({ message: "expect.hasAssertions()\n\nExpected: at least one assertion\nReceived: none" });
+  if (state.some && state.calls === 0)
+    throw new AssertionError({ message: "expect.hasAssertions()\n\nExpected: at least one assertion\nReceived: none" });
 }
 
 function tell(name, received, words, not, outcome) {
@@ -292,7 +392,11 @@ function judge(name, received, words, not, promise = "") {
   if (ALONE.has(name) && words.length) refuse(`${name} takes no expected value`, words[0]);
   const context = { equals, isNot: not, promise, utils, customTesters: added };
   const own = MATCHERS[name].own;
-  const outcome = own ? own.call(context, received, ...words) : name.startsWith("toThrow") ? thrown(received, words[0], context) : MATCHERS[name](received, ...words);
+  const outcome = own
+    ? own.call(context, received, ...words)
+    : name.startsWith("toThrow")
+      ? thrown(received, words[0], context)
+      : MATCHERS[name](received, ...words);
   if (typeof outcome?.then === "function") return outcome.then((later) => tell(name, received, words, not, later));
   return tell(name, received, words, not, outcome);
 }
@@ -318,7 +422,8 @@ const settle = {
 function matchers(received, not, promise) {
   const made = {};
   for (const name of Object.keys(MATCHERS)) {
-    made[name] = (...words) => (promise ? settle[promise](received).then((value) => judge(name, value, words, not, promise)) : judge(name, received, words, not));
+    made[name] = (...words) =>
+      promise ? settle[promise](received).then((value) => judge(name, value, words, not, promise)) : judge(name, received, words, not);
   }
   return made;
 }
@@ -334,7 +439,10 @@ Object.assign(expect, asymmetrics(false), {
   extend: (more) => {
     for (const [name, own] of Object.entries(more)) {
       MATCHERS[name] = Object.assign(() => {}, { own });
-      const made = (not) => (...words) => new Asymmetric(name, (value) => own.call({ equals, isNot: not, utils, customTesters: added }, value, ...words).pass, not);
+      const made =
+        (not) =>
+        (...words) =>
+          new Asymmetric(name, (value) => own.call({ equals, isNot: not, utils, customTesters: added }, value, ...words).pass, not);
       expect[name] = made(false);
       expect.not[name] = made(true);
     }

@@ -34,7 +34,8 @@ function modeOf(entry) {
 }
 
 function register(group, only) {
-  const left = (entry) => (isTest(entry) ? ["skip", "todo"].includes(modeOf(entry)) || (only && modeOf(entry) !== "only") : entry.children.every(left));
+  const left = (entry) =>
+    isTest(entry) ? ["skip", "todo"].includes(modeOf(entry)) || (only && modeOf(entry) !== "only") : entry.children.every(left);
   if (group === root || !left(group)) for (const [add, body] of group.hooks) add(body);
   for (const entry of group.children) {
     if (!isTest(entry)) node.describe(entry.name, () => register(entry, only));
@@ -44,13 +45,15 @@ function register(group, only) {
 }
 
 // A callback that takes `done` ends when that is called.
-const awaited = (body, count = 0) => (...words) =>
-  body.length > count
-    ? new Promise((resolve, reject) => {
-        const done = (error) => (error ? reject(error instanceof Error ? error : new Error(inspect(error))) : resolve());
-        body(...words.slice(0, count), done);
-      })
-    : body(...words.slice(0, count));
+const awaited =
+  (body, count = 0) =>
+  (...words) =>
+    body.length > count
+      ? new Promise((resolve, reject) => {
+          const done = (error) => (error ? reject(error instanceof Error ? error : new Error(inspect(error))) : resolve());
+          body(...words.slice(0, count), done);
+        })
+      : body(...words.slice(0, count));
 
 function counted(body, fails) {
   return async () => {
@@ -96,24 +99,34 @@ function describing(mode) {
 }
 
 function withEach(declared, withWords) {
-  declared.each = (table, ...values) => (name, body, more) => {
-    const listed = rows(table, values);
-    listed.forEach((row, index) => withWords(title(name, row, index, listed), body, more, Array.isArray(row) ? row : [row]));
-  };
+  declared.each =
+    (table, ...values) =>
+    (name, body, more) => {
+      const listed = rows(table, values);
+      listed.forEach((row, index) => withWords(title(name, row, index, listed), body, more, Array.isArray(row) ? row : [row]));
+    };
   return declared;
 }
 
 const test = Object.assign(testing(), {
-  only: testing("only"), skip: testing("skip"), failing: testing(undefined, true), concurrent: testing(),
+  only: testing("only"),
+  skip: testing("skip"),
+  failing: testing(undefined, true),
+  concurrent: testing(),
   todo: (name) => declare({ name: named(name), mode: "todo" }),
 });
 const describe = Object.assign(describing(), { only: describing("only"), skip: describing("skip"), todo: (name) => test.todo(name) });
 const it = test;
-const xtest = test.skip, xit = test.skip, xdescribe = describe.skip;
-const fit = test.only, fdescribe = describe.only;
+const xtest = test.skip,
+  xit = test.skip,
+  xdescribe = describe.skip;
+const fit = test.only,
+  fdescribe = describe.only;
 const hook = (add) => (body) => void open.hooks.push([add, awaited(body)]);
-const beforeEach = hook(node.beforeEach), afterEach = hook(node.afterEach);
-const beforeAll = hook(node.before), afterAll = hook(node.after);
+const beforeEach = hook(node.beforeEach),
+  afterEach = hook(node.afterEach);
+const beforeAll = hook(node.before),
+  afterAll = hook(node.after);
 
 // --- test.each ---
 
@@ -121,7 +134,9 @@ const beforeAll = hook(node.before), afterAll = hook(node.after);
 function rows(table, values) {
   if (!table.raw) return table;
   const keys = table[0].split("|").map((key) => key.trim());
-  return Array.from({ length: values.length / keys.length }, (_, at) => Object.fromEntries(keys.map((key, place) => [key, values[at * keys.length + place]])));
+  return Array.from({ length: values.length / keys.length }, (_, at) =>
+    Object.fromEntries(keys.map((key, place) => [key, values[at * keys.length + place]])),
+  );
 }
 
 function pretty(value, deep = true) {
@@ -133,14 +148,18 @@ function pretty(value, deep = true) {
   if (!deep) return `[${name}]`;
   if (Array.isArray(value)) return `[${value.map((one) => pretty(one, false)).join(", ")}]`;
   if (value instanceof Set || value instanceof Map || ArrayBuffer.isView(value)) return inspect(value);
-  const fields = Object.entries(value).map(([key, one]) => `"${key}": ${pretty(one, false)}`).join(", ");
+  const fields = Object.entries(value)
+    .map(([key, one]) => `"${key}": ${pretty(one, false)}`)
+    .join(", ");
   return `${name === "Object" ? "" : `${name} `}{${fields}}`;
 }
 
 const PLACES = /%[sdifjoOp#$]/;
 
 function title(name, row, index, all) {
-  let text = named(name).replace("%#", index).replace("%$", index + 1);
+  let text = named(name)
+    .replace("%#", index)
+    .replace("%$", index + 1);
   const objects = all.every((one) => one !== null && typeof one === "object" && !Array.isArray(one));
   if (objects && !PLACES.test(text)) {
     const shown = (path) => path.split(".").reduce((at, key) => at?.[key], row);
@@ -161,7 +180,15 @@ function title(name, row, index, all) {
 
 function fn(body) {
   const once = [];
-  const mock = { calls: [], results: [], instances: [], contexts: [], get lastCall() { return this.calls.at(-1); } };
+  const mock = {
+    calls: [],
+    results: [],
+    instances: [],
+    contexts: [],
+    get lastCall() {
+      return this.calls.at(-1);
+    },
+  };
   function called(...words) {
     const result = { type: "incomplete", value: undefined };
     mock.calls.push(words);
@@ -185,7 +212,10 @@ function fn(body) {
     _isMockFunction: true,
     mockImplementation: set,
     mockImplementationOnce: then,
-    mockReturnThis: () => set(function () { return this; }),
+    mockReturnThis: () =>
+      set(function () {
+        return this;
+      }),
     mockName: (name) => ((called.mocked = name), called),
     getMockName: () => called.mocked ?? "jest.fn()",
     getMockImplementation: () => body,
@@ -193,8 +223,14 @@ function fn(body) {
     mockReturnValueOnce: (value) => then(() => value),
     mockResolvedValue: (value) => set(async () => value),
     mockResolvedValueOnce: (value) => then(async () => value),
-    mockRejectedValue: (error) => set(async () => { throw error; }),
-    mockRejectedValueOnce: (error) => then(async () => { throw error; }),
+    mockRejectedValue: (error) =>
+      set(async () => {
+        throw error;
+      }),
+    mockRejectedValueOnce: (error) =>
+      then(async () => {
+        throw error;
+      }),
     mockClear: () => (["calls", "results", "instances", "contexts"].forEach((list) => (mock[list] = [])), called),
     mockReset: () => ((once.length = 0), set(undefined).mockClear()),
     mockRestore: () => called.mockReset(),
@@ -226,7 +262,8 @@ const lacking = (what) => ({
 const all = (set, act) => () => void [...set].forEach(act);
 const jest = new Proxy(
   {
-    fn, spyOn,
+    fn,
+    spyOn,
     setTimeout: () => {},
     isMockFunction: (value) => Boolean(value?._isMockFunction),
     mocked: (value) => value,
@@ -238,4 +275,20 @@ const jest = new Proxy(
 );
 const vi = jest;
 
-module.exports = { afterAll, afterEach, beforeAll, beforeEach, describe, expect, fdescribe, fit, it, jest, test, vi, xdescribe, xit, xtest };
+module.exports = {
+  afterAll,
+  afterEach,
+  beforeAll,
+  beforeEach,
+  describe,
+  expect,
+  fdescribe,
+  fit,
+  it,
+  jest,
+  test,
+  vi,
+  xdescribe,
+  xit,
+  xtest,
+};
