@@ -120,8 +120,8 @@ def make_initramfs(folder: Path) -> Path:
     return file
 
 
-def measure(rounds: int, turns: int, binary: Path | None) -> dict[str, Any]:
-    """All of it."""
+def measure(file: Path, rounds: int, turns: int, binary: Path | None) -> dict[str, Any]:
+    """All of it; `file` has, as JSON, what there is so far."""
     results: dict[str, Any] = {"host": probe().reason, "machine": platform.platform(), "rounds": rounds, "in_turn": turns}
     results |= {"left_out": dict(LEFT_OUT), "monitors": {}}
     with contextlib.ExitStack() as resources:
@@ -137,6 +137,10 @@ def measure(rounds: int, turns: int, binary: Path | None) -> dict[str, Any]:
             results["left_out"]["firecracker"] = "--firecracker does not say where it is"
         found: dict[str, dict[str, list[Any]]] = results["monitors"]
 
+        def note(name: str, kind: str, result: Any) -> None:
+            found.setdefault(name, {}).setdefault(kind, []).append(result)
+            file.write_text(json.dumps(results, indent=1) + "\n")
+
         def each(kind: str, act: Callable[[Monitor], Any], *, clones: bool = False) -> None:
             for name, monitor in list(monitors.items()):
                 if clones and not monitor.clones:
@@ -149,7 +153,7 @@ def measure(rounds: int, turns: int, binary: Path | None) -> dict[str, Any]:
                     continue
                 print(f"bench: {kind}: {name}: {result}", file=sys.stderr, flush=True)
                 if result is not None:
-                    found.setdefault(name, {}).setdefault(kind, []).append(result)
+                    note(name, kind, result)
 
         each("saved", lambda monitor: monitor.save())
         for _ in range(rounds):
@@ -163,7 +167,7 @@ def measure(rounds: int, turns: int, binary: Path | None) -> dict[str, Any]:
             ask_ours(api)  # once for what a server does at its first run
             for _ in range(rounds):
                 for name, ask in asking.items():
-                    found.setdefault(name, {}).setdefault("by api", []).append(ask())
+                    note(name, "by api", ask())
     return results
 
 
@@ -253,9 +257,7 @@ def main() -> None:
         case "plot":
             plot(json.loads(arguments.file.read_text()), arguments.picture)
         case _:
-            results = measure(arguments.rounds, arguments.in_turn, arguments.firecracker)
-            arguments.file.write_text(json.dumps(results, indent=1) + "\n")
-            show(results)
+            show(measure(arguments.file, arguments.rounds, arguments.in_turn, arguments.firecracker))
 
 
 if __name__ == "__main__":
