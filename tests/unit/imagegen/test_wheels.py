@@ -287,10 +287,23 @@ def test_requirements_that_are_not_there_fail_the_build(tmp_path: Path, requirem
     (tmp_path / "main.py").write_text("print(1)\n")
     (tmp_path / "requirements.txt").write_text(requirements)
     build_step = load_language("python").steps[0]
-    argv = [word.replace("/tmp/pycache", str(tmp_path / "pycache")) for word in build_step.argv]
-    done = subprocess.run([sys.executable, *argv[1:]], cwd=tmp_path, capture_output=True, text=True, check=False)
+    command = [sys.executable, *build_step.argv[1:]]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, complaint in done.stderr) == (1 if complaint else 0, True), done.stderr
-    (tmp_path / "requirements.txt").unlink()
-    (tmp_path / "main.py").write_text("print(1\n")
-    done = subprocess.run([sys.executable, *argv[1:]], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (done.returncode, "SyntaxError" in done.stderr, done.stdout) == (1, True, "")
+
+
+def test_a_build_finds_errors_and_imports_nothing_of_the_snippet(tmp_path: Path) -> None:
+    command = [sys.executable, *load_language("python").steps[0].argv[1:]]
+    for name in ("re", "traceback", "linecache"):
+        (tmp_path / f"{name}.py").write_text("import os\nos.abort()\n")
+    for source, said in {
+        "print(1": "  File \"main.py\", line 1\n    print(1\n         ^\nSyntaxError: '(' was never closed\n",
+        "if 1:\nprint(1)": "IndentationError: expected an indented block after 'if' statement on line 1\n",
+        "\0": "source code string cannot contain null bytes\n",
+        "'\\d'": "",  # a warning, which the run gives
+    }.items():
+        (tmp_path / "main.py").write_text(source)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (1 if said else 0, ""), done.stderr
+        assert done.stderr.endswith(said) if said else not done.stderr
+    assert not (tmp_path / "__pycache__").exists()
