@@ -55,8 +55,8 @@ arm: setup agents
 	@test "$$(uname -m)" = aarch64 || scripts/build-image rust --arch aarch64 --compress lz4
 
 # What the whole counts boot besides: Debian's own kernel, Go (prepared in a machine: on an emulated host this takes long, once),
-# the compilers of Debian 12, a Rust image laid out as Docker's is, Rust and Go with packages, Rust and C for WebAssembly, and Go for
-# an emulated 64-bit Arm host.
+# the compilers of Debian 12, a Rust image laid out as Docker's is, Rust and Go with packages, Rust, C and Go for WebAssembly (Go
+# is prepared as its own image is), and Go for an emulated 64-bit Arm host.
 test-images: setup agent kernel python c wasm arm
 	@scripts/debian/cloud-kernel >/dev/null
 	@scripts/build-image go
@@ -66,7 +66,7 @@ test-images: setup agent kernel python c wasm arm
 	@for name in rust go; do .venv/bin/python -P -m scripts.debian.package_images $$name build/$$name-packages || exit; done
 	@for name in javascript typescript java cpp; do scripts/build-image $$name --compress lz4 || exit; done
 	@test "$$(uname -m)" = aarch64 || scripts/build-image wasm --arch aarch64
-	@for name in rust-wasm c-wasm; do scripts/build-image $$name --compress lz4 || exit; done
+	@for name in rust-wasm c-wasm go-wasm; do scripts/build-image $$name --compress lz4 || exit; done
 	@test "$$(uname -m)" = aarch64 || scripts/build-image go --arch aarch64
 
 demo: setup kernel agent images
