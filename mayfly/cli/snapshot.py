@@ -116,7 +116,7 @@ def rm(names: tuple[str, ...]) -> None:
 @click.option("--insecure", is_flag=True, help="plain http to a registry that is not on this host")
 @click.option("--sign-with", type=click.Path(path_type=Path, dir_okay=False), help="sign it with the secret key in this file of minisign's")
 def push(name: str, reference: str, insecure: bool, sign_with: Path | None) -> None:
-    """Store the base snapshot NAME in a registry under REFERENCE, for hosts that pull it."""
+    """Store the snapshot NAME in a registry under REFERENCE, for hosts that pull it."""
     from mayfly.cli.image import in_registry, showing_progress  # only here: they load much
     from mayfly.host import artifacts
     from mayfly.imagegen.oci.registry import RegistrySource
@@ -134,7 +134,7 @@ def push(name: str, reference: str, insecure: bool, sign_with: Path | None) -> N
 @click.argument("reference")
 @click.option("--insecure", is_flag=True, help="plain http to a registry that is not on this host")
 def pull(reference: str, insecure: bool) -> None:
-    """Install the base snapshot that was pushed under REFERENCE (a tag, or @sha256:…)."""
+    """Install the snapshot that was pushed under REFERENCE (a tag, or @sha256:…)."""
     from mayfly.cli.image import in_registry, showing_progress  # only here: they load much
     from mayfly.host import artifacts
     from mayfly.imagegen.oci.registry import RegistrySource

@@ -1,5 +1,5 @@
-"""Base snapshots as OCI artifacts: `push` writes one to a registry, `pull` installs it under its
-name (OCI image-spec, manifest.md, artifacts).
+"""Snapshots as OCI artifacts: `push` writes one to a registry, as a base, `pull` installs it under
+its name (OCI image-spec, manifest.md, artifacts).
 
 The configuration is the snapshot's manifest.json. The layers are its files: of the memory those
 pages that are mapped, packed by zstd. What is pulled is compared with the digests of the manifest,
@@ -34,7 +34,8 @@ from mayfly.imagegen.progress import Progress
 from mayfly.paths import cache_dir
 from mayfly.protocol.pages import joined, unpack_runs
 from mayfly.snapshots import store
-from mayfly.snapshots.store import MANIFEST, SnapshotManifest
+from mayfly.snapshots.flat import flatten
+from mayfly.snapshots.store import MANIFEST, Snapshot, SnapshotManifest
 from mayfly.units import PAGE
 from mayfly.vmm.config import MAX_MEMORY
 from mayfly.vmm.snapshot import FILES, MEMORY, PAGES
@@ -48,34 +49,46 @@ LEVEL = 3
 
 
 def push(name: str, target: RegistrySource, signer: Signer | None = None) -> str:
-    """Put the base snapshot `name` into a registry, with a signature if there is a signer; the
-    artifact's digest.
+    """Put the snapshot `name` into a registry, with those that it differs from, and with a
+    signature if there is a signer; the artifact's digest.
 
     Raises:
-        SnapshotError: there is none, it is not a base, it was altered, or a file is too large.
+        SnapshotError: there is none, no run can start from it, it was altered, or a file is too
+            large.
         RegistryError: the registry does not take it.
     """
     found = store.find(name)
-    if found.manifest.parent or found.manifest.run:
-        raise SnapshotError(f"{name} is not a base: it depends on what is on this host", hint="push the base of a language")
-    if store.digests(found.folder) != found.manifest.files:
-        raise SnapshotError(f"{found.folder} was altered", hint="remove the snapshot and make it again")
-    config = found.folder / MANIFEST
-    for path in (config, *(found.folder / file for file in FILES if file != MEMORY)):
-        if path.stat().st_size > MAX_DOCUMENT:  # what fetch_document takes at a pull
-            raise SnapshotError(f"{path} has {path.stat().st_size} bytes; {MAX_DOCUMENT} can be pushed", hint="make it of less memory")
-    with storing(cache_dir()), tempfile.TemporaryDirectory(prefix="snapshot.", dir=_made(cache_dir())) as folder:
-        packed = Path(folder) / MEMORY
-        _pack(found.folder, packed)
-        paths = {file: packed if file == MEMORY else found.folder / file for file in FILES}
+    if not store.startable([found]):
+        raise SnapshotError(f"{name} is of a function, or in the midst of a run", hint="push one from which runs start")
+    _check(found)
+    with storing(cache_dir()), tempfile.TemporaryDirectory(prefix="snapshot.", dir=_made(cache_dir())) as scratch:
+        folder, packed = found.folder, Path(scratch) / MEMORY
+        if found.parent:
+            folder = _made(Path(scratch) / "flat")
+            flatten(found, folder)
+        config = folder / MANIFEST
+        for path in (config, *(folder / file for file in FILES if file != MEMORY)):
+            if path.stat().st_size > MAX_DOCUMENT:  # what fetch_document takes at a pull
+                raise SnapshotError(f"{path} has {path.stat().st_size} bytes; {MAX_DOCUMENT} can be pushed", hint="make it of less memory")
+        _pack(folder, packed)
+        paths = {file: packed if file == MEMORY else folder / file for file in FILES}
         layers = [descriptor_of_file(LAYERS[file], path) for file, path in paths.items()]
         data = write_artifact(ARTIFACT_TYPE, descriptor_of_file(CONFIG_TYPE, config), layers)
         for path in (*paths.values(), config):
             target.push(path, file_digest(path))
+        of = digest_of(config.read_bytes())
     target.push_manifest(data, MANIFEST_TYPE)
     if signer is not None:
-        push_signature(target, data, signer.sign(data, f"snapshot {name}, {digest_of(config.read_bytes())}"))
+        push_signature(target, data, signer.sign(data, f"snapshot {name}, {of}"))
     return digest_of(data)
+
+
+def _check(snapshot: Snapshot) -> None:
+    """Raises SnapshotError: a file of its chain was altered."""
+    if snapshot.parent:
+        _check(snapshot.parent)
+    if store.digests(snapshot.folder) != snapshot.manifest.files:
+        raise SnapshotError(f"{snapshot.folder} was altered", hint="remove the snapshot and make it again")
 
 
 def _made(folder: Path) -> Path:
@@ -112,16 +125,10 @@ def pull(source: Source, progress: Progress, keys: Sequence[str] = ()) -> Snapsh
         SnapshotError: it is of another version of Mayfly, cannot be written, or is being made or
             removed.
     """
-    document, config, layers = read_artifact(source)
-    if config.media_type != CONFIG_TYPE or [layer.media_type for layer in layers] != [*LAYERS.values()]:
-        raise RegistryError("this is not a snapshot that mayfly pushed", hint="for an image: imagegen pull")
+    document, data, layers = _read(source)
     if keys:
         progress.say(f"signed: {verify(document, fetch_signature(source, document), keys)}")
-    data = fetch_document(source, config)
-    manifest = SnapshotManifest.from_json(data, "the artifact's configuration")
-    store.check_name(manifest.name)
-    if manifest.parent or manifest.run or manifest.function:
-        raise RegistryError("the artifact's snapshot is not a base", hint="do not use it")
+    manifest = _manifest(data)
     with _claimed(manifest.name), store.replacing(manifest.name) as part:
         for name, layer in zip(FILES, layers, strict=True):
             if name != MEMORY:
@@ -131,6 +138,37 @@ def pull(source: Source, progress: Progress, keys: Sequence[str] = ()) -> Snapsh
             raise RegistryError("the artifact's files are not those of its configuration", hint="do not use it")
         with atomic_write(part / MANIFEST) as file:
             file.write(data)
+    return manifest
+
+
+def inspect(source: Source) -> bytes | None:
+    """What the snapshot of an artifact is, as its manifest.json; None if the artifact is of
+    something else.
+
+    Raises:
+        RegistryError: it cannot be had, or no run can start from it.
+        SnapshotError: it is of another version of Mayfly.
+    """
+    if read_artifact(source).config.media_type != CONFIG_TYPE:
+        return None
+    data = _read(source)[1]
+    _manifest(data)
+    return data
+
+
+def _read(source: Source) -> tuple[bytes, bytes, Sequence[Descriptor]]:
+    """The artifact's manifest, its configuration, and its layers."""
+    document, config, layers = read_artifact(source)
+    if config.media_type != CONFIG_TYPE or [layer.media_type for layer in layers] != [*LAYERS.values()]:
+        raise RegistryError("this is not a snapshot that mayfly pushed", hint="for an image: imagegen pull")
+    return document, fetch_document(source, config), layers
+
+
+def _manifest(data: bytes) -> SnapshotManifest:
+    manifest = SnapshotManifest.from_json(data, "the artifact's configuration")
+    store.check_name(manifest.name)
+    if manifest.parent or manifest.run or manifest.function:
+        raise RegistryError("the artifact's snapshot is not a base", hint="do not use it")
     return manifest
 
 

@@ -25,9 +25,10 @@ from mayfly.paths import cache_dir
 from mayfly.runs.service import Service
 from mayfly.snapshots import store
 from mayfly.snapshots.store import MANIFEST, Snapshot
-from mayfly.vmm.snapshot import FILES, MEMORY
+from mayfly.vmm.snapshot import FILES, MEMORY, STATE
 from scripts.debian.local_registry import serving
 from tests.kit.api_fakes import factory, install_toys, small_config
+from tests.kit.named_snapshots import make_snapshot
 
 pytestmark = [
     pytest.mark.skipif(not shutil.which("docker-registry"), reason="docker-registry is missing: scripts/setup"),
@@ -87,6 +88,30 @@ def test_pushed_here_and_pulled_by_digest_there(base: Snapshot, registry: str, m
     memory = (found.folder / MEMORY).stat()
     assert (memory.st_mode & 0o777, memory.st_size) == (0o600, base.manifest.machine.memory)
     assert memory.st_blocks * 512 <= base.manifest.memory_bytes
+
+
+def test_a_diff_is_pushed_as_one(base: Snapshot, registry: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def make() -> Snapshot:
+        async with Service(small_config(tmp_path, cold=False), factory("")) as service:
+            return await make_snapshot(service, "ours")
+
+    diff = asyncio.run(make())
+    assert diff.manifest.parent == "toy"
+    digest = artifacts.push("ours", _source(f"{registry}/diffs/ours:1"))
+    _elsewhere(monkeypatch, tmp_path)
+    source = _source(f"{registry}/diffs/ours@{digest}")
+    told = artifacts.inspect(source)
+    assert told is not None
+    pulled = artifacts.pull(source, Silent())
+    assert pulled.to_json().encode() == told
+    assert (pulled.name, pulled.parent, pulled.files[STATE]) == ("ours", "", diff.manifest.files[STATE])
+    assert store.find("ours").chain == (store.find("ours").folder,)
+
+
+def test_what_no_run_starts_from_is_not_pushed(base: Snapshot, registry: str) -> None:
+    (base.folder / MANIFEST).write_text(msgspec.structs.replace(base.manifest, run="a" * 32).to_json())
+    with pytest.raises(SnapshotError, match="in the midst of a run"):
+        artifacts.push(base.manifest.name, _source(f"{registry}/midst/toy:1"))
 
 
 def test_what_could_not_be_pulled_is_not_pushed(base: Snapshot, registry: str, monkeypatch: pytest.MonkeyPatch) -> None:
