@@ -207,7 +207,9 @@ def undrain(host: str, **where: str) -> None:
 
 @cli.group("image")
 def images() -> None:
-    """Offer images that are in a registry to hosts, which fetch them when a run wants them."""
+    """Offer images and snapshots that are in a registry to hosts, which fetch them when a run wants
+    them.
+    """
 
 
 @images.command("add")
@@ -217,7 +219,8 @@ def images() -> None:
 @with_fleet
 def add_image(reference: str, insecure: bool, **where: str) -> None:
     """Offer the image at REFERENCE (mayfly image push), in the place of one of the same language,
-    version and architecture.
+    version and architecture; or the snapshot there (mayfly snapshot push), in the place of one of
+    the same name and architecture.
     """
     from mayfly.fleet import catalog
 
@@ -232,10 +235,10 @@ def add_image(reference: str, insecure: bool, **where: str) -> None:
 def list_images(**where: str) -> None:
     """List what is offered."""
     from mayfly.fleet import catalog
-    from mayfly.fleet.message import name_of
 
     for offer in ask_fleet(lambda engine: catalog.change(engine, catalog.ImageChange()), **where):
-        click.echo(f"{name_of(offer.image):<24} {offer.image.manifest.arch:<8} {offer.reference}")
+        name, arch = offer.what
+        click.echo(f"{name:<24} {arch:<8} {offer.reference}")
 
 
 @images.command("rm")
@@ -243,7 +246,7 @@ def list_images(**where: str) -> None:
 @click.argument("image")
 @with_fleet
 def remove_image(image: str, **where: str) -> None:
-    """Offer IMAGE (python@3.13) no more. Hosts keep what they have."""
+    """Offer IMAGE (python@3.13), or a snapshot of that name, no more. Hosts keep what they have."""
     from mayfly.fleet import catalog
 
     ask_fleet(lambda engine: catalog.change(engine, catalog.ImageChange(remove=image)), **where)

@@ -1,7 +1,8 @@
-"""The images that a fleet has in a registry, by digest: hosts that lack one fetch it there when a
-run wants it.
+"""The images and snapshots that a fleet has in a registry, by digest: hosts that lack one fetch it
+there when a run wants it.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,22 +12,48 @@ from mayfly.errors import ConfigError
 from mayfly.fleet.buckets import Bucket
 from mayfly.fleet.engine import Engine
 from mayfly.fleet.functions.messages import FleetFunction
-from mayfly.fleet.message import decode, encode, name_of
+from mayfly.fleet.message import Held, decode, encode, name_of
 from mayfly.fleet.shared import Shared, ask
 from mayfly.images.manifest import Manifest
 from mayfly.images.store import InstalledImage
+from mayfly.snapshots.store import SnapshotManifest
+from mayfly.vmm.snapshot import STATE
 
 SUBJECT = "images"
 
 
 class Offer(msgspec.Struct, kw_only=True, frozen=True):
-    """An image in a registry: where, with its digest; what it is, as JSON; whether the registry
-    speaks plain HTTP.
+    """An image in a registry, or a snapshot: where, with its digest; what it is, as JSON; whether
+    the registry speaks plain HTTP.
     """
 
     reference: str
     manifest: bytes
     insecure: bool = False
+    is_snapshot: bool = False
+
+    @property
+    def what(self) -> tuple[str, str]:
+        """Its name and architecture, which no other offer of its kind has.
+
+        Raises:
+            ImageError, SnapshotError: it cannot be read here.
+        """
+        if self.is_snapshot:
+            return self.held.name, self.snapshot.arch
+        return name_of(self.image), self.image.manifest.arch
+
+    @property
+    def snapshot(self) -> SnapshotManifest:
+        """The snapshot. Raises SnapshotError."""
+        return SnapshotManifest.from_json(self.manifest, f"the snapshot {self.reference}")
+
+    @property
+    def held(self) -> Held:
+        """The snapshot as a host has it that has fetched it. Raises SnapshotError."""
+        found = self.snapshot
+        image = f"{found.language}@{found.version}" if found.version else found.language
+        return Held(name=found.name, image=image, digest=found.files[STATE])
 
     @property
     def image(self) -> InstalledImage:
@@ -64,7 +91,7 @@ def load(data: bytes) -> list[Offer]:
 
 def catalog(bucket: Bucket) -> Shared[Offer]:
     """What is offered."""
-    return Shared(bucket, "images", load, encode, lambda offer: offer.image)
+    return Shared(bucket, "images", load, encode, lambda offer: offer.what)
 
 
 async def change_images(shared: Shared[Offer], data: bytes) -> bytes:
@@ -73,19 +100,15 @@ async def change_images(shared: Shared[Offer], data: bytes) -> bytes:
 
     def edit(offers: list[Offer]) -> None:
         if change.add is not None:
-            wanted = _key(change.add)
-            offers[:] = [*(offer for offer in offers if _key(offer) != wanted), change.add]
+            wanted = change.add.is_snapshot, *change.add.what
+            offers[:] = [*(offer for offer in offers if (offer.is_snapshot, *offer.what) != wanted), change.add]
         elif change.remove:
-            left = [offer for offer in offers if name_of(offer.image) != change.remove]
+            left = [offer for offer in offers if offer.what[0] != change.remove]
             if len(left) == len(offers):
-                raise ConfigError(f"the image {change.remove[:80]!r} is not offered", hint="mayfly fleet image list")
+                raise ConfigError(f"{change.remove[:80]!r} is not offered", hint="mayfly fleet image list")
             offers[:] = left
 
     return await shared.change(edit)
-
-
-def _key(offer: Offer) -> tuple[str, str]:
-    return name_of(offer.image), offer.image.manifest.arch
 
 
 async def change(engine: Engine, wanted: ImageChange) -> Sequence[Offer]:
@@ -102,9 +125,11 @@ def make_offer(reference: str, *, insecure: bool = False) -> Offer:
     """What a registry has under a reference, as it can be offered.
 
     Raises:
-        ConfigError: it names no registry.
-        RegistryError: it cannot be had, or is no image of ours.
+        ConfigError: it names no registry, or a language's own snapshot, which each host makes.
+        RegistryError: it cannot be had, or is no image of ours, and no snapshot.
+        SnapshotError: it is a snapshot of another version of Mayfly.
     """
+    from mayfly.host import artifacts
     from mayfly.imagegen.build import source_of
     from mayfly.imagegen.digests import digest_of
     from mayfly.imagegen.oci.artifact import inspect
@@ -115,6 +140,10 @@ def make_offer(reference: str, *, insecure: bool = False) -> Offer:
     if not isinstance(parsed, RegistryReference):
         raise ConfigError(f"{reference} is not in a registry", hint="put it into one: mayfly image push")
     source = source_of(parsed, Silent(), insecure=insecure, offline=False)
-    found = inspect(source)
+    snapshot = artifacts.inspect(source)
+    data = snapshot or inspect(source).data
     where = f"{parsed.registry}/{parsed.repository}@{parsed.digest or digest_of(source.root()[1])}"
-    return Offer(reference=where, manifest=found.data, insecure=insecure)
+    offer = Offer(reference=where, manifest=data, insecure=insecure, is_snapshot=snapshot is not None)
+    if offer.is_snapshot and re.split("[@.]", offer.held.name)[0] == offer.snapshot.language:
+        raise ConfigError(f"{offer.held.name} is the name of a language's own snapshot", hint="push one that has another --name")
+    return offer

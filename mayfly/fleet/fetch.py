@@ -1,5 +1,5 @@
-"""How a host gets an image that the fleet offers and it lacks: from the registry, by digest, once
-however many runs wait for it.
+"""How a host gets an image or a snapshot that the fleet offers and it lacks: from the registry, by
+digest, once however many runs wait for it.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from mayfly.errors import HostError, MayflyError
 from mayfly.fleet.catalog import Offer
-from mayfly.fleet.message import name_of, token_of
+from mayfly.fleet.message import Held, name_of, queue_of, token_of
 from mayfly.fleet.shared import readable
 from mayfly.images.store import InstalledImage
 
@@ -38,20 +38,24 @@ class Fetch:
         return 100 * self._done // self._total if self._total else 0
 
     def run(self) -> None:
-        """Fetch and install the image.
+        """Fetch and install it.
 
         Raises:
             RegistryError: it cannot be had, is not what its digest says, or is not signed with one
                 of the keys, if there are any.
-            HostError: it cannot be kept here, or the fetch was stopped.
+            HostError, SnapshotError: it cannot be kept here, or the fetch was stopped.
         """
+        from mayfly.host import artifacts
         from mayfly.imagegen.build import source_of
         from mayfly.imagegen.oci.artifact import pull
         from mayfly.imagegen.oci.reference import parse_reference
 
         log.info("fleet: fetching %s", self.offer.reference)
         source = source_of(parse_reference(self.offer.reference), self, insecure=self.offer.insecure, offline=False)
-        pull(source, name_of(self.offer.image), self, self._keys)
+        if self.offer.is_snapshot:
+            artifacts.pull(source, self, self._keys)
+        else:
+            pull(source, name_of(self.offer.image), self, self._keys)
         log.info("fleet: fetched %s", self.offer.reference)
 
     def say(self, message: str) -> None:
@@ -79,27 +83,41 @@ class Fetches:
         self._installed = installed
         self._keys = keys
         self._offers: dict[str, Offer] = {}
+        self._snapshots: dict[str, Held] = {}
         self._under_way: dict[str, tuple[Fetch, asyncio.Task[None]]] = {}
         self._not_before: dict[str, float] = {}
 
     def offered(self, offers: Sequence[Offer]) -> None:
         """The fleet offers these."""
-        self._offers = {token_of(name_of(offer.image)): offer for offer in readable(offers, lambda offer: offer.image)}
+        found = readable(offers, lambda offer: offer.what)
+        self._offers = {token_of(name_of(offer.image)): offer for offer in found if not offer.is_snapshot}
+        self._snapshots = {queue_of(offer.held.image, offer.held.name): offer.held for offer in found if offer.is_snapshot}
+        self._offers |= {queue_of(offer.held.image, offer.held.name): offer for offer in found if offer.is_snapshot}
 
     def lacking(self, images: Mapping[str, InstalledImage]) -> dict[str, InstalledImage]:
         """The images that are offered and not among `images`, or are others there."""
         found = {}
         for lang, offer in self._offers.items():
+            if offer.is_snapshot:
+                continue
             mine, wanted = images.get(lang), offer.image
             same = mine is not None and mine.manifest.initramfs_digest == wanted.manifest.initramfs_digest
             if not same:
                 found[lang] = wanted
         return found
 
+    def lacking_snapshots(self, held: Mapping[str, Held]) -> dict[str, Held]:
+        """The snapshots that are offered and not among those, or are others there, by queues."""
+        return {queue: one for queue, one in self._snapshots.items() if queue not in held or held[queue].digest != one.digest}
+
     def may(self, lang: str) -> bool:
-        """Whether an image may be fetched now: not soon after a fetch that failed."""
+        """Whether it may be fetched now, or used: not soon after that failed."""
         now = asyncio.get_running_loop().time()
         return now >= self._not_before.get(lang, now)
+
+    def put_off(self, lang: str, seconds: float) -> None:
+        """Do not ask for such runs for some time."""
+        self._not_before[lang] = asyncio.get_running_loop().time() + seconds
 
     @property
     def progress(self) -> dict[str, int]:
@@ -107,13 +125,13 @@ class Fetches:
         return {lang: fetch.percent for lang, (fetch, _) in self._under_way.items()}
 
     async def fetch(self, lang: str) -> None:
-        """Have the image of the language, which is offered.
+        """Have the image of the language, or the snapshot of the queue, which is offered.
 
         Raises:
             MayflyError: it cannot be had now.
         """
         if not self.may(lang):
-            raise HostError("the image could not be fetched a moment ago", hint="look at the host's log")
+            raise HostError("it could not be fetched a moment ago", hint="look at the host's log")
         if lang not in self._under_way:
             fetch = Fetch(self._offers[lang], self._keys)
             self._under_way[lang] = fetch, asyncio.create_task(self._go(lang, fetch), name=f"fetch {lang}")
@@ -125,7 +143,7 @@ class Fetches:
             await asyncio.to_thread(self._installed)
         except MayflyError as error:
             log.error("fleet: %s cannot be fetched: %s", fetch.offer.reference, error)
-            self._not_before[lang] = asyncio.get_running_loop().time() + RETRY_S
+            self.put_off(lang, RETRY_S)
             raise
         finally:
             del self._under_way[lang]

@@ -4,13 +4,13 @@ import contextlib
 from collections.abc import Iterable
 
 from mayfly.errors import SnapshotError
-from mayfly.files import file_digest
 from mayfly.fleet.message import Held, name_of
 from mayfly.host.config import Config
 from mayfly.host.plan import want_machine
 from mayfly.images.store import InstalledImage
 from mayfly.snapshots import store
 from mayfly.snapshots.making import base_name
+from mayfly.vmm.snapshot import STATE
 
 
 def held(images: Iterable[InstalledImage], config: Config) -> list[Held]:
@@ -25,6 +25,5 @@ def held(images: Iterable[InstalledImage], config: Config) -> list[Held]:
                 continue
             with contextlib.suppress(SnapshotError, OSError):
                 store.check(one, image, wanted.machine)
-                digest = file_digest(one.folder / store.MANIFEST)
-                found.append(Held(name=one.manifest.name, image=name_of(image), digest=digest))
+                found.append(Held(name=one.manifest.name, image=name_of(image), digest=one.manifest.files[STATE]))
     return found

@@ -14,8 +14,9 @@ from mayfly.fleet.catalog import Ask, Offers
 from mayfly.fleet.engine import Engine, Message
 from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.functions import creating
-from mayfly.fleet.functions.messages import CREATING, FleetFunction, queue_of
-from mayfly.fleet.message import decode, encode, name_of, token_of
+from mayfly.fleet.functions import messages as functions
+from mayfly.fleet.functions.messages import CREATING, FleetFunction
+from mayfly.fleet.message import decode, encode, name_of, queue_of, token_of
 from mayfly.fleet.roll import Roll
 from mayfly.fleet.shared import Shared, answer
 
@@ -61,7 +62,7 @@ class Lists:
         known = f"{self.images.revision}.{self.functions.revision}"
         told = Offers(known=known)
         if known != asked.known:
-            told.offers = [offer for offer in self.images.all if offer.image.manifest.arch == asked.arch]
+            told.offers = [offer for offer in self.images.all if offer.what[1] == asked.arch]
             told.functions = [function for function in self.functions.all if function.arch == asked.arch]
         self._spawn(self._engine.send(message.reply, encode(told)), "tell a host")
 
@@ -74,10 +75,12 @@ class Lists:
         """
         await self.keys.refresh()
         if await self.images.refresh():
-            self._roll.offered = [offer.image for offer in self.images.all]
+            self._roll.offered = [offer.image for offer in self.images.all if not offer.is_snapshot]
+            self._roll.snapshots_offered = [(offer.held, offer.snapshot.arch) for offer in self.images.all if offer.is_snapshot]
             self._wanted |= {(image.manifest.arch, token_of(name_of(image))) for image in self._roll.offered}
+            self._wanted |= {(arch, queue_of(held.image, held.name)) for held, arch in self._roll.snapshots_offered}
         if await self.functions.refresh():
-            self._wanted |= {(function.arch, queue_of(function.function.name)) for function in self.functions.all}
+            self._wanted |= {(function.arch, functions.queue_of(function.function.name)) for function in self.functions.all}
         self._wanted |= {(host.about.arch, CREATING) for host in self._roll if host.about}
         for queue in list(self._wanted):
             await self._queues.ensure(*queue)

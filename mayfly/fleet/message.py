@@ -291,7 +291,7 @@ class Beat(msgspec.Struct, kw_only=True):
 
 class Held(msgspec.Struct, kw_only=True, frozen=True):
     """A snapshot that a host has, from which runs on an image of that language and version may
-    start; the digest is of its manifest.
+    start; the digest is of its machine's state, which no two have.
     """
 
     name: str

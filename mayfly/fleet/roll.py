@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mayfly.errors import ImageError, UnknownLanguageError
-from mayfly.fleet.message import About, Beat, encode, name_of
+from mayfly.fleet.message import About, Beat, Held, encode, name_of
 from mayfly.images.manifest import Manifest
 from mayfly.images.store import InstalledImage
 from mayfly.snapshots.store import not_found
@@ -62,13 +62,15 @@ class Roll:
     """Hosts by name. `ask_about` is called with one whose About is not known.
 
     Attributes:
-        offered: the images that hosts can fetch.
+        offered, snapshots_offered: the images that hosts can fetch, and the snapshots, each with
+            its architecture.
     """
 
     def __init__(self, ask_about: Callable[[str], object]) -> None:
         self._ask_about = ask_about
         self._hosts: dict[str, Host] = {}
         self.offered: list[InstalledImage] = []
+        self.snapshots_offered: list[tuple[Held, str]] = []
 
     def heard(self, name: str, beat: Beat) -> None:
         """A host is there."""
@@ -107,9 +109,9 @@ class Roll:
     def snapshots(self) -> dict[str, set[tuple[str, str]]]:
         """Of which architecture and image there are snapshots, by their names."""
         found: dict[str, set[tuple[str, str]]] = {}
-        for host in self._hosts.values():
-            for held in host.about.snapshots if host.about else ():
-                found.setdefault(held.name, set()).add((host.about.arch if host.about else "", held.image))
+        abouts = [host.about for host in self._hosts.values() if host.about]
+        for held, arch in [*self.snapshots_offered, *((held, about.arch) for about in abouts for held in about.snapshots)]:
+            found.setdefault(held.name, set()).add((arch, held.image))
         return found
 
     def find(self, name: str, arch: str = "", snapshot: str = "") -> InstalledImage:

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from mayfly import __version__
 from mayfly.errors import BusyError, FleetError, HostError, MayflyError, RequestError, SnapshotError, StoppingError, UnknownLanguageError
@@ -23,7 +23,7 @@ from mayfly.fleet.functions.host import HostFunctions
 from mayfly.fleet.functions.messages import CREATING
 from mayfly.fleet.held import held
 from mayfly.fleet.leaving import Leaving
-from mayfly.fleet.message import About, Answer, Beat, Claim, Wish, Work, decode, encode, name_of, queue_of, token_of
+from mayfly.fleet.message import About, Answer, Beat, Claim, Held, Wish, Work, decode, encode, name_of, queue_of, token_of
 from mayfly.fleet.tasks import Tasks
 from mayfly.functions.service import Functions
 from mayfly.host.metrics import Metrics
@@ -43,6 +43,8 @@ LOOK_S = 5.0
 """From one look at the installed images to the next."""
 CLOSE_S = 5.0
 """For giving back what is under way when the host stops."""
+UNFIT_S = 600.0
+"""For which a host asks for no runs from a snapshot that its machines cannot go on from."""
 RUNS_PER_CPU = 4
 WARM, COLD, FETCH = 0, 4, 8
 """Priorities: hosts that have a language's base are served first, and last those that
@@ -70,11 +72,12 @@ class Worker:
         self._ack_wait_s = ack_wait_s
         self._tasks = tasks = Tasks()
         self._carrying = Carrying(service, engine, tasks.spawn, self._refill)
+        self._carrying.unfit = self._unfit
         self._pulling: dict[str, int] = {}
         self._images: dict[str, InstalledImage] = {}
         self._warm: dict[str, bool] = {}
         self._memory: dict[str, int] = {}
-        self._snapshots: dict[str, InstalledImage] = {}
+        self._snapshots: dict[str, Held] = {}
         self._handed_of: set[str] = set()
         self._about = About(name=self._host, arch=service.images.arch, version=__version__, images=[])
         self._digest = ""
@@ -143,7 +146,7 @@ class Worker:
         self._memory = {lang: self._memory_of(image) for lang, image in self._images.items()}
         manifests = [image.manifest.to_json().encode() for image in self._images.values()]
         found = held(self._images.values(), self._service.config)
-        self._snapshots = {queue_of(one.image, one.name): self._images[token_of(one.image)] for one in found}
+        self._snapshots = {queue_of(one.image, one.name): one for one in found}
         arch = self._service.images.arch
         self._about = About(name=self._host, arch=arch, version=__version__, images=manifests, snapshots=found)
         self._digest = hashlib.sha256(encode(self._about)).hexdigest()[:16]
@@ -174,8 +177,14 @@ class Worker:
             priority = FETCH if lang in lacking else (WARM if self._warm[lang] else COLD)
             priority += room < self._service.admission.budget // 2
             self._pull(lang, min(PULLS, fit, left), priority)
-        for queue, image in self._snapshots.items():
-            self._pull(queue, min(PULLS, room // self._memory_of(image), left), WARM + (room < self._service.admission.budget // 2))
+        lacking_snapshots = self._fetches.lacking_snapshots(self._snapshots)
+        known = {**self._images, **lacking}
+        for queue, one in {**self._snapshots, **lacking_snapshots}.items():
+            lang = token_of(one.image)
+            if lang in known and self._fetches.may(queue) and self._fetches.may(lang):
+                priority = FETCH if queue in lacking_snapshots or lang in lacking else WARM
+                priority += room < self._service.admission.budget // 2
+                self._pull(queue, min(PULLS, room // self._memory_of(known[lang]), left), priority)
         self._functions.refill(self._images)
 
     def _pull(self, queue: str, most: int, priority: int) -> None:
@@ -209,11 +218,21 @@ class Worker:
             return
         if self._carrying.has(work, delivery):
             return
-        if (lang := token_of(work.snippet.language)) in self._fetches.lacking(self._images):
-            self._tasks.spawn(self._fetch(self._carrying.hold(work, delivery), lang), f"fetch for {work.id}")
+        if lacking := self._lacking(work):
+            self._tasks.spawn(self._fetch(self._carrying.hold(work, delivery), lacking), f"fetch for {work.id}")
         else:
             self._start(work, delivery)
         self._refill()
+
+    def _lacking(self, work: Work) -> list[str]:
+        """What a run needs that the fleet offers and this host lacks."""
+        lang, queue = token_of(work.snippet.language), queue_of(work.snippet.language, work.snippet.snapshot)
+        lacking = [lang] if lang in self._fetches.lacking(self._images) else []
+        return [*lacking, queue] if queue in self._fetches.lacking_snapshots(self._snapshots) else lacking
+
+    def _unfit(self, work: Work) -> None:
+        """A run cannot start from its snapshot here: others may do better."""
+        self._fetches.put_off(queue_of(work.snippet.language, work.snippet.snapshot), UNFIT_S)
 
     def _leave_unread(self, delivery: Delivery, error: ValueError) -> None:
         """Leave a run that cannot be read to hosts of another version; without any, it ends."""
@@ -245,17 +264,22 @@ class Worker:
             return
         lang = token_of(work.snippet.language)
         fits = self._room() - self._memory.get(lang, 0) >= self._service.admission.budget // 2
-        warm = queue_of(work.snippet.language, work.snippet.snapshot) in self._snapshots if work.snippet.snapshot else self._warm.get(lang)
-        current = warm and lang not in self._fetches.lacking(self._images)
+        queue = queue_of(work.snippet.language, work.snippet.snapshot)
+        warm = self._warm.get(lang) or (queue in self._snapshots and self._fetches.may(queue))
+        current = warm and not self._lacking(work)
         if fits and current and len(self._carrying) < self._most:
             self._start(work, delivery)
         else:
             self._carrying.give_back(delivery)
 
-    async def _fetch(self, active: Active, lang: str) -> None:
-        """Begin a run when its image is here."""
+    async def _fetch(self, active: Active, lacking: Sequence[str]) -> None:
+        """Begin a run when its image and snapshot are here."""
         try:
-            await self._fetches.fetch(lang)
+            for what in lacking:
+                await self._fetches.fetch(what)
+            if active.work.snippet.snapshot and self._lacking(active.work):  # it is of another kernel, say
+                self._unfit(active.work)
+                raise HostError("what was fetched does not fit here")
         except MayflyError:
             await self._engine.give_back(active.delivery.ack, LATER_S)
             return

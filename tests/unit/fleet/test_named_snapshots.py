@@ -1,14 +1,29 @@
 """Runs that name a snapshot go to hosts that have it."""
 
 import asyncio
+import logging
+import platform
+import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from mayfly.fleet import worker
+from mayfly.cli.main import cli
+from mayfly.errors import ConfigError
+from mayfly.fleet import catalog, worker
+from mayfly.fleet.catalog import ImageChange
+from mayfly.fleet.engine import Engine
 from mayfly.fleet.message import queue_of
 from mayfly.guests.start import StartKind
+from mayfly.host import artifacts
+from mayfly.imagegen.oci.reference import RegistryReference, parse_reference
+from mayfly.imagegen.oci.registry import RegistrySource
+from mayfly.imagegen.progress import Silent
+from mayfly.paths import cache_dir
+from mayfly.snapshots import store
 from mayfly.units import MIB
+from scripts.debian.local_registry import serving
 from tests.kit.api_fakes import install_toys
 from tests.kit.fleet_kit import Fleet, in_fleet, until
 from tests.kit.named_snapshots import make_snapshot
@@ -77,3 +92,75 @@ def test_names_that_would_be_one_word_are_told_apart() -> None:
     assert len(queues) == 5
     assert queue_of("rust@1.85") == "rust-1_85"
     assert all(len(queue.split(".")) == 1 for queue in queues)
+
+
+needs_registry = pytest.mark.skipif(not shutil.which("docker-registry"), reason="docker-registry is missing: scripts/setup")
+
+
+def push(name: str, reference: str) -> str:
+    """Put a snapshot into a registry, and remove it here; where it is, with its digest."""
+    parsed = parse_reference(reference)
+    assert isinstance(parsed, RegistryReference)
+    digest = artifacts.push(name, RegistrySource(parsed, cache_dir() / "blobs", progress=Silent()))
+    store.remove(name)
+    return f"{parsed.registry}/{parsed.repository}@{digest}"
+
+
+async def offer(fleet: Fleet, reference: str) -> None:
+    made = await asyncio.to_thread(catalog.make_offer, reference)
+    async with Engine.connect((fleet.server.url,), "operator") as engine:
+        await catalog.change(engine, ImageChange(add=made))
+
+
+@needs_registry
+def test_a_host_fetches_a_snapshot_that_is_offered(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for many runs, by its digest; and no more once it is there. One whose machines cannot go
+    on from it leaves such runs to others.
+    """
+    caplog.set_level(logging.INFO, "mayfly.fleet.fetch")
+    monkeypatch.setattr(worker, "FETCH", 1)  # either host may be the first to ask
+
+    async def scenario(fleet: Fleet) -> None:
+        with serving() as address:
+            h1 = await fleet.add_host("h1")
+            h2 = await fleet.add_host("h2", memory=ANOTHER)
+            made = await make_snapshot(h1, "ours")
+            reference = await asyncio.to_thread(push, "ours", f"{address}/snapshots/ours:1")
+            async with fleet.two_gateways() as (one, two):
+                await offer(fleet, reference)
+                await until(lambda: all(way.runner.roll.snapshots_offered for way in (one, two)))
+                found = await asyncio.gather(*(run((one, two)[n % 2].client, "true", snapshot="ours") for n in range(4)))
+                assert {(each["status"], each["start"]) for each in found} == {("ok", StartKind.RESTORED)}
+                assert not list(h2.runs)
+                pulled = store.find("ours").manifest
+                assert (pulled.parent, pulled.files["state.json"]) == ("", made.manifest.files["state.json"])
+                fetched = sum("fetched" in line for line in caplog.messages)
+                assert 1 <= fetched <= 2, "once at each host"
+                assert (await run(one.client, "true", snapshot="ours"))["status"] == "ok"
+                assert sum("fetched" in line for line in caplog.messages) == fetched
+                listed = await asyncio.to_thread(_cli, "list", "--fleet", fleet.server.url)
+                assert listed.split() == ["ours", platform.machine(), reference]
+                await asyncio.to_thread(_cli, "rm", "ours", "--fleet", fleet.server.url)
+                await until(lambda: not one.runner.roll.snapshots_offered)
+                assert (await run(one.client, "true", snapshot="ours"))["status"] == "ok"
+
+    in_fleet(scenario)
+
+
+@needs_registry
+def test_the_base_of_a_language_is_not_offered() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        with serving() as address:
+            await make_snapshot(await fleet.add_host("h1"), "ours")
+            store.remove("ours")
+            reference = await asyncio.to_thread(push, "toy", f"{address}/snapshots/toy:1")
+            with pytest.raises(ConfigError, match="a language's own"):
+                await offer(fleet, reference)
+
+    in_fleet(scenario)
+
+
+def _cli(*words: str) -> str:
+    done = CliRunner().invoke(cli, ["fleet", "image", *words])
+    assert done.exit_code == 0, done.output
+    return done.output
