@@ -402,6 +402,10 @@ WITH_MAIN = {
         "Main.java": f"public class Main {{ {MAIN} System.out.println(1); }} }}",
         "A.java": f"class A {{ {MAIN} System.out.println(2); }} }}",
     },
+    "misnamed, after a comment": {
+        "Main.java": f"/*\npublic class Wrong is said here\n*/\n  @Deprecated public class Right {{ {MAIN} System.out.println(1); }} }}",
+        "A.java": f"class A {{ {MAIN} System.out.println(2); }} }}",
+    },
     "package in one file": {"Main.java": f"package x.y;\nimport java.util.*;\npublic class Main {{ {MAIN} System.out.println(1); }} }}"},
 }
 
