@@ -340,6 +340,14 @@ LAYOUTS: Mapping[str, Layout] = {
             ("TestLeap (2)", "passed", "", ""),
         ),
     ),
+    "a module for a newer Go": Layout(
+        language="go",
+        files={
+            "go.mod": "module leap\n\ngo 1.999\n",
+            "leap_test.go": 'package leap\n\nimport "testing"\n\nfunc TestLeap(t *testing.T) {}\n',
+        },
+        says="go: go.mod requires go >= 1.999",
+    ),
     "a module with what the image lacks": Layout(
         language="go",
         files={
