@@ -55,6 +55,15 @@ class Queues:
             await self._engine.ensure_consumer(arch, lang, replicas=self._replicas, ack_wait_s=self.ack_wait_s)
             self._made.add((arch, lang))
 
+    def forget(self, arch: str, lang: str) -> None:
+        """The queue may be gone: `ensure` sees to it again."""
+        self._made.discard((arch, lang))
+
+    async def remove(self, arch: str, lang: str) -> None:
+        """Have no queue of the language: nothing is to wait there any more. Raises as `ensure`."""
+        self.forget(arch, lang)
+        await self._engine.remove_consumer(arch, lang)
+
     async def ensure_soon(self, arch: str, lang: str) -> None:
         """The same, as soon as the engine is able to."""
         while True:

@@ -52,8 +52,8 @@ MAX_WAITING = 8192
 """Pulls that wait at a consumer; a large fleet has more than the server's default of 512."""
 MADE_ALREADY = (10058, 10148)
 """Their codes for a stream and a consumer that are there, made with other settings."""
-NOT_FOUND = (10037, 10059)
-"""The codes for a message and a stream that are not there."""
+NOT_FOUND = (10014, 10037, 10059)
+"""The codes for a consumer, a message and a stream that are not there."""
 MOST_UNREAD = 20
 """Times that work which cannot be read is given out, UNREAD_S apart."""
 UNREAD_S = 1.0
@@ -248,9 +248,18 @@ class Engine:
         }
         await self._api(f"CONSUMER.CREATE.{stream}.{arch}_{lang}.run.{arch}.{lang}.*", {"stream_name": stream, "config": consumer})
 
+    async def remove_consumer(self, arch: str, lang: str) -> None:
+        """Have no consumer of the language, if there is one.
+
+        Raises:
+            SilenceError: not now.
+            FleetError: the engine refuses.
+        """
+        await self._api(f"CONSUMER.DELETE.{_stream_of(arch)}.{arch}_{lang}", {}, but=NOT_FOUND)
+
     async def _api(self, subject: str, body: dict[str, Any], but: Sequence[int] = MADE_ALREADY) -> dict[str, Any]:
         with translated():
-            found = await self._client.request(f"$JS.API.{subject}", json.dumps(body).encode(), timeout=TIMEOUT_S)
+            found = await self._client.request(f"$JS.API.{subject}", json.dumps(body).encode() if body else b"", timeout=TIMEOUT_S)
         answer: dict[str, Any] = json.loads(found.data)
         problem = answer.get("error", {})
         if problem and problem.get("err_code") not in but:

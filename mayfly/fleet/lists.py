@@ -37,6 +37,7 @@ class Lists:
         self.functions: Shared[FleetFunction] = creating.shared_functions(bucket)
         self._engine, self._roll, self._queues, self._spawn = engine, roll, queues, spawn
         self._wanted: set[tuple[str, str]] = set()  # queues that are to be made
+        self._functions: set[str] = set()  # the keys of those that have theirs
 
     async def listen(self, make: creating.Creating) -> None:
         """Do what operators ask for, with functions by `make`, and answer hosts."""
@@ -79,8 +80,13 @@ class Lists:
             self._roll.snapshots_offered = [(offer.held, offer.snapshot.arch) for offer in self.images.all if offer.is_snapshot]
             self._wanted |= {(image.manifest.arch, token_of(name_of(image))) for image in self._roll.offered}
             self._wanted |= {(arch, queue_of(held.image, held.name)) for held, arch in self._roll.snapshots_offered}
-        if await self.functions.refresh():
-            self._wanted |= {(function.arch, functions.queue_of(function.function.name)) for function in self.functions.all}
+        await self.functions.refresh()
+        for function in self.functions.all:
+            if function.key not in self._functions:  # there may have been another of its name, which was removed
+                queue = function.arch, functions.queue_of(function.function.name)
+                self._queues.forget(*queue)
+                self._wanted.add(queue)
+        self._functions = {function.key for function in self.functions.all}
         self._wanted |= {(host.about.arch, CREATING) for host in self._roll if host.about}
         for queue in list(self._wanted):
             await self._queues.ensure(*queue)

@@ -46,6 +46,8 @@ class Creating:
         gone = [each for each in self._shared.all if each.function.name == change.remove]
         kept = await self._shared.change(edit)
         await self._forget(gone)
+        for function in gone:
+            await self._functions.remove_queue(function)
         return kept
 
     async def _create(self, spec: FunctionSpec, code: dict[str, bytes]) -> bytes:

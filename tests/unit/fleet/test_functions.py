@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from mayfly.errors import FunctionFailedError, UnknownFunctionError
+from mayfly.errors import FleetError, FunctionFailedError, UnknownFunctionError
 from mayfly.fleet import worker
 from mayfly.fleet.engine import Delivery, Engine
 from mayfly.fleet.functions import creating, gateway
@@ -83,6 +83,28 @@ def test_a_function_is_created_once_and_asked_anywhere(tmp_path: Path) -> None:
             await ask(one.client, "echo", b"x", 404)
             with pytest.raises(UnknownFunctionError):
                 await change(fleet, Change(remove="echo"))
+
+    in_fleet(scenario)
+
+
+def test_a_function_s_queue_goes_with_it(tmp_path: Path) -> None:
+    """And comes with another of its name, at whichever gateway."""
+
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with fleet.two_gateways() as (one, two):
+            for number in range(2):
+                await create(fleet, "echo", b"true # %d" % number)
+                for way in (one, two):
+                    await until(lambda way=way: bool(way.runner.functions.all()))  # type: ignore[misc]
+                    assert await ask(way.client, "echo", b"hello") == b"hello"
+                made = one.runner._lists.functions.all[0]
+                assert await one.runner._engine.waiting(made.arch, queue_of("echo")) == 0
+                await change(fleet, Change(remove="echo"))
+                with pytest.raises(FleetError, match="consumer not found"):
+                    await one.runner._engine.waiting(made.arch, queue_of("echo"))
+                for way in (one, two):
+                    await until(lambda way=way: not way.runner.functions.all())  # type: ignore[misc]
 
     in_fleet(scenario)
 
