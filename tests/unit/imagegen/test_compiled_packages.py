@@ -78,8 +78,12 @@ def test_modules_of_python_are_compiled_once(tmp_path: Path, monkeypatch: pytest
     with PackageServer() as server:
         server.add_wheels({"toy-1-py3-none-any.whl": wheel("toy", "1", files={**files, "toy/template.py": b"{{ name }} {%\n"})})
         built = build_with(load_language("python"), layout, f"{server.address}/simple", "toy", prepare_with=PREPARE)
+        extract(built.folder / "initramfs", tmp_path / "root")
+        server.add_wheels({"toy-2-py3-none-any.whl": wheel("toy", "2", files={"toy/__init__.py": b"version = 2\n"})})
+        newer = build_with(load_language("python"), layout, f"{server.address}/simple", "toy==2", prepare_with=PREPARE)
+    extract(newer.folder / "initramfs", tmp_path / "newer")
+    assert run(tmp_path / "newer", newer.manifest, {"main.py": "import toy\nprint(toy.version)\n"}).stdout == "2\n"
     root = tmp_path / "root"
-    extract(built.folder / "initramfs", root)
     site = root / "usr/local/lib/python3.13/dist-packages/toy"
     assert sorted(path.name for path in site.iterdir()) == ["__init__.py", "__pycache__", "inner.py", "template.py"]
     compiled = {path.name: path.read_bytes() for path in (site / "__pycache__").iterdir()}
