@@ -199,6 +199,8 @@ class ToyProcess:
                     self._put(p.Credit(len(data)))
                 case p.Signal(number=number):
                     self._put(p.Stderr(b"<%d>" % number))
+                case p.Resize(columns=columns, rows=rows):
+                    self._put(p.Stderr(b"<%dx%d>" % (columns, rows)))
                 case p.Moved():
                     self.world.identities.append(frame.message)
         self.state["begun"] = reader.begun

@@ -153,6 +153,39 @@ def test_what_is_typed_while_a_run_moves_comes_once() -> None:
     in_fleet(scenario, limit_s=280)
 
 
+def test_a_terminal_goes_on_at_another_host() -> None:
+    """Its size and what is typed come to the program there, from either gateway."""
+
+    async def scenario(fleet: Fleet) -> None:
+        world = World()
+        h1 = await add(fleet, "h1", world)
+        async with fleet.two_gateways() as (one, two):
+            run_id = await start(one.client, "~", tty={"columns": 80, "rows": 24})
+            seen: list[dict[str, Any]] = []
+            reader = asyncio.create_task(follow(two.client, run_id, seen))
+            expected = ""
+            for way, width in ((one, 81), (two, 82)):
+                if way is two:
+                    h2 = await add(fleet, "h2", world)
+                    for each in (one, two):
+                        await fleet.until_hosts(each, 2)
+                    await operate(fleet, drain)
+                    await operate(fleet, lambda engine: wait_until_idle(engine, "h1", 200))
+                    assert (h1.under_way, [run.id for run in h2.runs]) == (0, [run_id])
+                await until(lambda: "3\n" in output(seen), 120)
+                async with way.client.post(f"/runs/{run_id}/resize", json={"columns": width, "rows": 24}) as answer:
+                    assert answer.status == 204, await answer.text()
+                await type_at(one.client, run_id, b"ls")
+                expected += f"<{width}x24>ls"
+                await until(lambda expected=expected: len(err(seen)) == len(expected), 60)  # type: ignore[misc]
+            await type_at(one.client, run_id, b"quit", end=True)
+            await reader
+            assert err(seen) == expected + "quit"
+            assert not [event for event in seen if event["event"] == "attempt"]
+
+    in_fleet(scenario, limit_s=280)
+
+
 def err(found: list[dict[str, Any]]) -> str:
     return "".join(event["data"] for event in found if event["event"] == "stderr")
 
