@@ -13,6 +13,16 @@ fn main() {
     println!("{text} {:?} {}", serde_json::from_str::<Point>(&text).unwrap(), rand::random::<u8>() as u16 <= 255);
 }
 """
+DERIVED = """
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+struct Point { x: i32, y: i32 }
+
+fn main() {
+    println!("{:?}", Point { x: 1, y: 2 });
+}
+"""
+PLAIN = DERIVED.replace(", serde::Serialize, serde::Deserialize", "")
+POINT = "Point { x: 1, y: 2 }\n"
 SAID = '{"x":1,"y":2} Point { x: 1, y: 2 } true\n'
 CARGO = """
 [package]

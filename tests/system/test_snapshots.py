@@ -23,6 +23,7 @@ from mayfly import paths
 from mayfly.protocol.pages import unpack_runs
 from mayfly.snapshots import store as snapshots
 from mayfly.units import MIB, PAGE
+from scripts.debian.local_registry import serving as registry
 from tests.kit import toy
 from tests.kit.scale import FULL, scaled
 from tests.system.test_service import DEADLINE_S, Server, children, command, connect, read_all, wait_gone
@@ -87,6 +88,21 @@ def test_run_makes_the_base_once_and_starts_from_it(tmp_path: Path) -> None:
     assert {option: result["start"] for option, result in kinds.items()} == {(): "restored", ("--cold",): "cold"}
     restored, cold = (result["exits"]["total"] for result in kinds.values())
     assert restored < cold
+
+
+@pytest.mark.skipif(not shutil.which("docker-registry"), reason="docker-registry is missing: scripts/setup")
+@pytest.mark.usefixtures("no_snapshots")
+def test_a_pulled_base_is_restored(tmp_path: Path) -> None:
+    snippet = tmp_path / "hello.toy"
+    snippet.write_text("echo hello")
+    mayfly("snapshot", "create", "toy")
+    with registry() as address:
+        mayfly("snapshot", "push", "toy", f"{address}/bases/toy:1")
+        mayfly("snapshot", "rm", "toy")
+        mayfly("snapshot", "pull", f"{address}/bases/toy:1")
+    ran = mayfly("run", "--json", snippet)
+    result = json.loads(ran.stdout)
+    assert (result["start"], result["steps"][-1]["stdout"], "making a snapshot" in ran.stderr) == ("restored", "hello\n", False)
 
 
 def test_every_clone_is_another_machine(base: str, folder: Path) -> None:
