@@ -110,41 +110,29 @@ pub fn wait(fd: i32, events: c_short, timeout_ns: Option<u64>) -> io::Result<Wai
 pub fn has_input(fd: i32) -> io::Result<bool> {
     let mut fds = [PollFd { fd, events: INPUT, revents: 0 }];
     // SAFETY: the array lives through the call.
-    match unsafe { poll(fds.as_mut_ptr(), 1, 0) } {
-        ready if ready < 0 => Err(io::Error::last_os_error()),
-        ready => Ok(ready > 0),
-    }
+    again(|| unsafe { poll(fds.as_mut_ptr(), 1, 0) } as isize).map(|ready| ready > 0)
 }
 
 /// Without std's buffer, so that what is not asked for stays in the pipe.
 pub fn read_some(fd: i32, to: &mut [u8]) -> io::Result<usize> {
-    loop {
-        // SAFETY: the pointer and the count are the slice's.
-        let count = unsafe { read(fd, to.as_mut_ptr().cast(), to.len()) };
-        match usize::try_from(count) {
-            Ok(count) => return Ok(count),
-            Err(_) => {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(error);
-                }
-            }
-        }
-    }
+    // SAFETY: the pointer and the count are the slice's.
+    again(|| unsafe { read(fd, to.as_mut_ptr().cast(), to.len()) })
 }
 
 pub fn write_some(fd: i32, from: &[u8]) -> io::Result<usize> {
+    // SAFETY: the pointer and the count are the slice's.
+    again(|| unsafe { write(fd, from.as_ptr().cast(), from.len()) })
+}
+
+/// What a system call gives, made again for as long as a signal comes between.
+fn again(mut call: impl FnMut() -> isize) -> io::Result<usize> {
     loop {
-        // SAFETY: the pointer and the count are the slice's.
-        let count = unsafe { write(fd, from.as_ptr().cast(), from.len()) };
-        match usize::try_from(count) {
-            Ok(count) => return Ok(count),
-            Err(_) => {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(error);
-                }
-            }
+        if let Ok(given) = usize::try_from(call()) {
+            return Ok(given);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
         }
     }
 }

@@ -38,7 +38,7 @@ pub use load::load;
 pub use save::{save, size};
 
 pub const MAGIC: &[u8; 8] = b"MAYFLYWC";
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Smaller than a page of linear memory: a program that touched little of a page is stored smaller.
 const BLOCK: usize = 4096;
 
