@@ -255,6 +255,8 @@ class Gateway:
         self.check_ready()
         if order.snippet.checkpoint_every_s:
             raise UnprocessableError("checkpoint_every_s is not for a fleet", hint="leave it out: a lost run begins again at another host")
+        if order.snippet.snapshot and order.snippet.network:
+            raise UnprocessableError("a fleet's snapshots are of machines without a network", hint="leave snapshot or network out")
         return await self._acceptance.begin(order)
 
     async def repeated(self, repeat: Repeat) -> Run | None:

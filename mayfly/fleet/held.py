@@ -14,7 +14,9 @@ from mayfly.vmm.snapshot import STATE
 
 
 def held(images: Iterable[InstalledImage], config: Config) -> list[Held]:
-    """Those that machines of these images can go on from here, but not the languages' own."""
+    """Those that machines of these images can go on from here without a network,
+    but not the languages' own.
+    """
     found = []
     snapshots = store.startable(store.installed())
     for image in images:

@@ -19,6 +19,7 @@ from mayfly.errors import (
     StoppingError,
     UnknownLanguageError,
     UnknownRunError,
+    UnprocessableError,
 )
 from mayfly.guests.cgroups import Groups
 from mayfly.guests.converse import BytesStdin, StdinSource
@@ -172,6 +173,10 @@ class Service:
         image = image or self.image_for(snippet)
         if snippet.snapshot:
             snapshot = snapshots.named(snippet.snapshot, image.manifest.language)
+            if (snapshot.manifest.machine.network is not None) != snippet.network:
+                has = "no" if snippet.network else "a"
+                hint = "leave network out" if snippet.network else 'ask for one: "network": true'
+                raise UnprocessableError(f"the machine of the snapshot {snippet.snapshot} has {has} network", hint=hint)
         with self.counting_refusals(), contextlib.ExitStack() as taken:
             network = None
             if snippet.network:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mayfly.errors import SnapshotNotFoundError
+from mayfly.errors import SnapshotNotFoundError, UnprocessableError
 from mayfly.guests.start import StartKind
 from mayfly.host.snippet import Snippet
 from mayfly.runs.service import Service
@@ -44,6 +44,18 @@ def test_a_snapshot_that_is_not_there(serving: Callable[[], Service], name: str,
             with pytest.raises(SnapshotNotFoundError, match="no snapshot") as caught:
                 service.start(Snippet(language=language, source=b"", snapshot=name))
             assert caught.value.hint == ("there are: ours, toy" if language == "toy" else "mayfly snapshot create")
+            assert not list(service.runs)
+
+    asyncio.run(scenario())
+
+
+def test_a_network_that_the_snapshot_lacks_is_refused(serving: Callable[[], Service], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with serving() as service:
+            await make_snapshot(service, "ours")
+            monkeypatch.setattr(service.networks, "lease", lambda: pytest.fail("it is refused before it has one"))
+            with pytest.raises(UnprocessableError, match="ours has no network"):
+                service.start(Snippet(language="toy", source=b"true", snapshot="ours", network=True))
             assert not list(service.runs)
 
     asyncio.run(scenario())

@@ -87,6 +87,23 @@ def test_a_snapshot_that_no_host_has(name: str, language: str) -> None:
     in_fleet(scenario)
 
 
+@pytest.mark.parametrize("path", ["/run", "/start"])
+def test_a_snapshot_with_a_network_is_refused(path: str) -> None:
+    """Before a host has it: that would take it for one that cannot start from the snapshot."""
+
+    async def scenario(fleet: Fleet) -> None:
+        await make_snapshot(await fleet.add_host("h1"), "ours")
+        async with fleet.gateway("g1") as way:
+            await until(lambda: "ours" in way.runner.roll.snapshots())
+            async with way.client.post(path, json=body("true", snapshot="ours", network=True)) as answer:
+                error = (await answer.json())["error"]
+                assert (answer.status, error["code"]) == (422, "invalid_value"), error
+                assert "without a network" in error["message"]
+            assert (await run(way.client, "true", snapshot="ours"))["start"] == StartKind.RESTORED
+
+    in_fleet(scenario)
+
+
 def test_names_that_would_be_one_word_are_told_apart() -> None:
     queues = {queue_of("rust@1.85", name) for name in ("a.b", "a@b", "a_b", "")} | {queue_of("rust@1.86", "a.b")}
     assert len(queues) == 5
@@ -141,7 +158,7 @@ def test_a_host_fetches_a_snapshot_that_is_offered(caplog: pytest.LogCaptureFixt
                 listed = await asyncio.to_thread(_cli, "list", "--fleet", fleet.server.url)
                 assert listed.split() == ["ours", platform.machine(), reference]
                 await asyncio.to_thread(_cli, "rm", "ours", "--fleet", fleet.server.url)
-                await until(lambda: not one.runner.roll.snapshots_offered)
+                await until(lambda: not one.runner.roll.snapshots_offered and "ours" in one.runner.roll.snapshots())
                 assert (await run(one.client, "true", snapshot="ours"))["status"] == "ok"
 
     in_fleet(scenario)
