@@ -221,6 +221,16 @@ LAYOUTS: Mapping[str, Layout] = {
         },
         told=_JEST_TOLD,
     ),
+    "Jest, in files with no name of tests": Layout(
+        language="javascript",
+        files={"solution.js": "module.exports = 1;\n", "solution.tests.js": "test('x', () => { throw 1; });\n"},
+        says="there are no tests: they are in files *.test.js, ",
+    ),
+    "Jest in TypeScript, in files with no name of tests": Layout(
+        language="typescript",
+        files={"solution.ts": "export const x = 1;\n", "solution.tests.ts": "test('x', () => { throw 1; });\n"},
+        says="there are no tests: they are in files *.test.ts, ",
+    ),
     "Jest in TypeScript": Layout(
         language="typescript",
         files={

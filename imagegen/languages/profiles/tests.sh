@@ -1,4 +1,5 @@
-# The files of tests whose names end with this, js or ts, as Jest and `node --test` find them; of none the main file.
+# The files of tests whose names end with this, js or ts, as Jest and `node --test` find them; of none the main file,
+# and without that an error.
 list() {
     for file in "$1"*; do
         case $file in
@@ -18,3 +19,4 @@ list ''
 for file in "main.m$x" "main.c$x" "main.$x"; do
     [ -z "$none" ] || [ ! -e "$file" ] || { printf '%s\n' "$file"; none=; }
 done
+[ -z "$none" ] || { echo "there are no tests: they are in files *.test.$x, *.spec.$x or in folders test or __tests__" >&2; exit 1; }

@@ -127,6 +127,7 @@ def test_an_exercise_as_sites_lay_it_out(agent: AgentProcess, name: str) -> None
     tests = results(layout.language, result)
     assert told(tests) == expected(layout, tests), result.stderr
     assert layout.says in result.stderr.decode()
+    assert result.exits[-1].code != 0 or not layout.says
 
 
 CATCH2 = Path("/usr/include/catch2/catch.hpp")
