@@ -173,8 +173,11 @@ def _end_program(tests: _Tests, name: str, status: int, wall_ms: float) -> None:
             told = (len(found), *(sum(match[2] == word for match in found) for word in ("FAIL", "IGNORE")))
             _end_unity(tests, name, counts, told, status, wall_ms)
             return
-        tests.begin(name)  # it ended before they did
+        tests.begin(name)
         tests.say(name, text)
+        if status in (0, SKIPPED):
+            tests.end(name, "error", f"the program ended before its tests did, with status {status}", wall_ms)
+            return
     outcome: Outcome = "skipped" if status == SKIPPED or (status == 0 and _CATCH_SKIPPED in text) else "failed" if status else "passed"
     printed = text.strip().splitlines()
     message = _catch_message(text) or (printed[-1] if printed else _status(status))

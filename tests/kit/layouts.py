@@ -269,6 +269,18 @@ LAYOUTS: Mapping[str, Layout] = {
         },
         told=(("test_sixteen", "passed", "", "asked 16\n"), ("test_leap", "failed", "more", "more\n")),
     ),
+    "Unity, and an early end": Layout(
+        language="c",
+        files={
+            **_UNITY_FILES,
+            "test_leap.c": f"{_UNITY_TESTS}#include <stdlib.h>\n\n"
+            'int main(void) { setbuf(stdout, 0); UNITY_BEGIN(); RUN_TEST(test_sixteen); puts("more"); exit(0); }\n',
+        },
+        told=(
+            ("test_sixteen", "passed", "", "asked 16\n"),
+            ("test_leap", "error", "the program ended before its tests did, with status 0", "more\n"),
+        ),
+    ),
     "Catch2, version 2": _catch(2),
     "Catch2, version 3": _catch(3),
     "what only looks like Catch2": Layout(

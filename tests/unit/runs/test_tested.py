@@ -183,6 +183,20 @@ def test_unitys_that_pass_in_a_program_that_does_not() -> None:
     assert [row[:3] for row in told] == [("a", "passed", ""), ("x", "failed", "all tests ended, and then the program: exit status 1")]
 
 
+@pytest.mark.parametrize(
+    ("status", "outcome", "message"),
+    [
+        (0, "error", "the program ended before its tests did, with status 0"),
+        (77, "error", "the program ended before its tests did, with status 77"),
+        (3, "failed", "bye"),
+        (139, "failed", "bye"),
+    ],
+)
+def test_a_program_that_ends_amid_unitys_tests(status: int, outcome: str, message: str) -> None:
+    told = found("lines", f"\x1e+x\nx.c:10:a:PASS\nbye\n\x1e-{status} 1\n")
+    assert told == [("a", "passed", "", ""), ("x", outcome, message, "bye\n")]
+
+
 def test_there_is_an_end_to_tests_and_to_their_names() -> None:
     many = "".join(f"\x1e+{number}\n\x1e-0 0\n" for number in range(MAX_TESTS + 5))
     assert len(found("lines", many)) == MAX_TESTS
