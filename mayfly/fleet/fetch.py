@@ -111,7 +111,7 @@ class Fetches:
         return {queue: one for queue, one in self._snapshots.items() if queue not in held or held[queue].digest != one.digest}
 
     def may(self, lang: str) -> bool:
-        """Whether it may be fetched now, or used: not soon after that failed."""
+        """Whether it may be fetched now: not soon after that failed."""
         now = asyncio.get_running_loop().time()
         return now >= self._not_before.get(lang, now)
 

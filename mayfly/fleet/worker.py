@@ -9,7 +9,10 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import math
 import os
+import threading
+import time
 from collections.abc import AsyncIterator, Sequence
 
 from mayfly import __version__
@@ -72,12 +75,14 @@ class Worker:
         self._ack_wait_s = ack_wait_s
         self._tasks = tasks = Tasks()
         self._carrying = Carrying(service, engine, tasks.spawn, self._refill)
-        self._carrying.unfit = self._unfit
+        self._carrying.unfit = self._cannot_start
         self._pulling: dict[str, int] = {}
         self._images: dict[str, InstalledImage] = {}
         self._warm: dict[str, bool] = {}
         self._memory: dict[str, int] = {}
         self._snapshots: dict[str, Held] = {}
+        self._unfit: dict[tuple[str, str], float] = {}  # until when, by snapshot and image
+        self._looking = threading.Lock()
         self._handed_of: set[str] = set()
         self._about = About(name=self._host, arch=service.images.arch, version=__version__, images=[])
         self._digest = ""
@@ -140,7 +145,11 @@ class Worker:
     # Pulling
 
     def _look(self) -> None:
-        """See what images there are."""
+        """See what images and snapshots there are."""
+        with self._looking:  # else an older look could put back what it saw
+            self._look_now()
+
+    def _look_now(self) -> None:
         self._images = {token_of(name_of(image)): image for image in self._service.installed()}
         self._warm = {lang: self._is_warm(image) for lang, image in self._images.items()}
         self._memory = {lang: self._memory_of(image) for lang, image in self._images.items()}
@@ -181,7 +190,9 @@ class Worker:
         known = {**self._images, **lacking}
         for queue, one in {**self._snapshots, **lacking_snapshots}.items():
             lang = token_of(one.image)
-            if lang in known and self._fetches.may(queue) and self._fetches.may(lang):
+            key = one.digest, self._images[lang].manifest.initramfs_digest if lang in self._images else ""
+            fits = self._unfit.get(key, 0) <= time.monotonic()
+            if fits and lang in known and self._fetches.may(queue) and self._fetches.may(lang):
                 priority = FETCH if queue in lacking_snapshots or lang in lacking else WARM
                 priority += room < self._service.admission.budget // 2
                 self._pull(queue, min(PULLS, room // self._memory_of(known[lang]), left), priority)
@@ -218,7 +229,9 @@ class Worker:
             return
         if self._carrying.has(work, delivery):
             return
-        if lacking := self._lacking(work):
+        if not self._fits(work):  # it was asked for before that was known
+            self._carrying.give_back(delivery)
+        elif lacking := self._lacking(work):
             self._tasks.spawn(self._fetch(self._carrying.hold(work, delivery), lacking), f"fetch for {work.id}")
         else:
             self._start(work, delivery)
@@ -230,9 +243,20 @@ class Worker:
         lacking = [lang] if lang in self._fetches.lacking(self._images) else []
         return [*lacking, queue] if queue in self._fetches.lacking_snapshots(self._snapshots) else lacking
 
-    def _unfit(self, work: Work) -> None:
-        """A run cannot start from its snapshot here: others may do better."""
-        self._fetches.put_off(queue_of(work.snippet.language, work.snippet.snapshot), UNFIT_S)
+    def _key(self, work: Work) -> tuple[str, str]:
+        """The digest of the snapshot that a run names, and that of the image it would have here."""
+        queue = queue_of(work.snippet.language, work.snippet.snapshot)
+        found = self._fetches.lacking_snapshots(self._snapshots).get(queue) or self._snapshots.get(queue)
+        image = self._images.get(token_of(work.snippet.language))
+        return found.digest if found else "", image.manifest.initramfs_digest if image else ""
+
+    def _fits(self, work: Work) -> bool:
+        """Whether machines here are not known to fail to go on from the run's snapshot."""
+        return not work.snippet.snapshot or self._unfit.get(self._key(work), 0) <= time.monotonic()
+
+    def _cannot_start(self, work: Work) -> None:
+        """A run could not start from its snapshot here: others may do better."""
+        self._unfit[self._key(work)] = time.monotonic() + UNFIT_S
 
     def _leave_unread(self, delivery: Delivery, error: ValueError) -> None:
         """Leave a run that cannot be read to hosts of another version; without any, it ends."""
@@ -265,8 +289,8 @@ class Worker:
         lang = token_of(work.snippet.language)
         fits = self._room() - self._memory.get(lang, 0) >= self._service.admission.budget // 2
         queue = queue_of(work.snippet.language, work.snippet.snapshot)
-        warm = self._warm.get(lang) or (queue in self._snapshots and self._fetches.may(queue))
-        current = warm and not self._lacking(work)
+        warm = queue in self._snapshots if work.snippet.snapshot else self._warm.get(lang)
+        current = warm and self._fits(work) and not self._lacking(work)
         if fits and current and len(self._carrying) < self._most:
             self._start(work, delivery)
         else:
@@ -277,8 +301,9 @@ class Worker:
         try:
             for what in lacking:
                 await self._fetches.fetch(what)
-            if active.work.snippet.snapshot and self._lacking(active.work):  # it is of another kernel, say
-                self._unfit(active.work)
+            snippet = active.work.snippet
+            if queue_of(snippet.language, snippet.snapshot) in self._fetches.lacking_snapshots(self._snapshots):
+                self._unfit[self._key(active.work)] = math.inf  # it is of another kernel, say
                 raise HostError("what was fetched does not fit here")
         except MayflyError:
             await self._engine.give_back(active.delivery.ack, LATER_S)

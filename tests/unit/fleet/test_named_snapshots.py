@@ -10,12 +10,12 @@ import pytest
 from click.testing import CliRunner
 
 from mayfly.cli.main import cli
-from mayfly.errors import ConfigError
-from mayfly.fleet import catalog, worker
+from mayfly.errors import ConfigError, SnapshotError
+from mayfly.fleet import catalog, fetch, worker
 from mayfly.fleet.catalog import ImageChange
 from mayfly.fleet.engine import Engine
 from mayfly.fleet.message import queue_of
-from mayfly.guests.start import StartKind
+from mayfly.guests.start import Guest, StartKind
 from mayfly.host import artifacts
 from mayfly.imagegen.oci.reference import RegistryReference, parse_reference
 from mayfly.imagegen.oci.registry import RegistrySource
@@ -87,6 +87,27 @@ def test_a_snapshot_that_no_host_has(name: str, language: str) -> None:
     in_fleet(scenario)
 
 
+def test_a_host_that_cannot_start_from_a_snapshot_is_handed_no_more_runs_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        await make_snapshot(await fleet.add_host("h1"), "ours")
+        other = await fleet.add_host("h2")
+        tried = []
+
+        async def fail(*_: object) -> Guest:
+            tried.append(1)
+            raise SnapshotError("its processor is another one")
+
+        monkeypatch.setattr(other, "_machine", fail)
+        async with fleet.gateway("g1") as way:
+            await fleet.until_hosts(way, 2)
+            await until(lambda: "ours" in way.runner.roll.snapshots())
+            for _ in range(12):
+                assert (await run(way.client, "true", snapshot="ours"))["status"] == "ok"
+            assert len(tried) <= 1
+
+    in_fleet(scenario)
+
+
 @pytest.mark.parametrize("path", ["/run", "/start"])
 def test_a_snapshot_with_a_network_is_refused(path: str) -> None:
     """Before a host has it: that would take it for one that cannot start from the snapshot."""
@@ -136,6 +157,7 @@ def test_a_host_fetches_a_snapshot_that_is_offered(caplog: pytest.LogCaptureFixt
     """
     caplog.set_level(logging.INFO, "mayfly.fleet.fetch")
     monkeypatch.setattr(worker, "FETCH", 1)  # either host may be the first to ask
+    monkeypatch.setattr(fetch, "RETRY_S", 0.5)  # they have one folder, where one of them may write at a time
 
     async def scenario(fleet: Fleet) -> None:
         with serving() as address:
