@@ -33,11 +33,13 @@ function equals(a, b, testers = [], strict = false, open = []) {
   if (strict && Array.isArray(a) && a.length !== b.length) return false;
   const absent = (one, key) => !strict && (one[key] === undefined || asymmetric(one[key]));
   const inner = [...open, [a, b]];
+  const [left, right] = [keysOf(a), keysOf(b)];
+  const lacked = (one, keys, other) => keys.filter((key) => absent(one, key) && !Object.hasOwn(other, key));
+  left.push(...lacked(b, right, a));
+  right.push(...lacked(a, left, b));
   return (
-    keysOf(b).every((key) => Object.hasOwn(a, key) || absent(b, key)) &&
-    [...new Set([...keysOf(a), ...keysOf(b)])].every(
-      (key) => (Object.hasOwn(b, key) || absent(a, key)) && equals(a[key], b[key], testers, strict, inner),
-    )
+    left.length === right.length &&
+    left.every((key) => (Object.hasOwn(b, key) || absent(a, key)) && equals(a[key], b[key], testers, strict, inner))
   );
 }
 
@@ -147,7 +149,15 @@ function wanted(is, what, value) {
   return value;
 }
 const aString = isOf(String, "String");
+const aNumber = isOf(Number, "Number");
 const pattern = (value) => aString(value) || tag(value) === "[object RegExp]";
+
+// What is of another type does not match, with `not` either.
+function only(is, made) {
+  const { asymmetricMatch } = made;
+  made.asymmetricMatch = (value) => is(value) && asymmetricMatch(value);
+  return made;
+}
 
 const asymmetrics = (not) => ({
   arrayContaining: (part) =>
@@ -161,21 +171,15 @@ const asymmetrics = (not) => ({
   arrayOf: (one) =>
     new Asymmetric(`ArrayOf ${inspect(one)}`, (value) => Array.isArray(value) && value.every((other) => equals(one, other, added)), not),
   closeTo: (number, digits = 2) =>
-    new Asymmetric(`NumberCloseTo ${number}`, (value) => typeof value === "number" && close(value, number, digits), not),
+    only(aNumber, new Asymmetric(`NumberCloseTo ${wanted(aNumber, "a number", number)}`, (value) => close(value, number, digits), not)),
   objectContaining: (part) => {
     const has = (value, key) => Boolean(value) && (Object.hasOwn(value, key) || has(Object.getPrototypeOf(value), key));
-    // Jest says of what is no object that it does not match, with `not` too.
-    const made = new Asymmetric(
-      `ObjectContaining ${inspect(part)}`,
-      (value) =>
-        keysOf(wanted((it) => typeof it === "object", "an object", part)).every(
-          (key) => has(value, key) && equals(part[key], value[key], added),
-        ),
-      not,
-    );
-    const { asymmetricMatch } = made;
-    made.asymmetricMatch = (value) => typeof value === "object" && !Array.isArray(value) && asymmetricMatch(value);
-    return made;
+    const matches = (value) =>
+      keysOf(wanted((it) => typeof it === "object", "an object", part)).every(
+        (key) => has(value, key) && equals(part[key], value[key], added),
+      );
+    const anObject = (value) => typeof value === "object" && !Array.isArray(value);
+    return only(anObject, new Asymmetric(`ObjectContaining ${inspect(part)}`, matches, not));
   },
   stringContaining: (part) =>
     new Asymmetric(
@@ -211,7 +215,7 @@ function numbers(a, b) {
 }
 const close = (a, b, digits) => (Math.abs(a) === Infinity || Math.abs(b) === Infinity ? a === b : Math.abs(b - a) < 10 ** -digits / 2);
 const whole = (value) => (Number.isSafeInteger(value) && value >= 0) || refuse("expected value must be a non-negative integer", value);
-const from = (value) => (value == null ? refuse("received value must not be null nor undefined", value) : Array.from(value));
+const from = (value) => (typeof value?.[Symbol.iterator] === "function" ? [...value] : refuse("received value must be iterable", value));
 
 function pathOf(path) {
   if (Array.isArray(path)) return path.length ? path : refuse("expected path must not be an empty array", path);
