@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from mayfly.errors import ConfigError
+from mayfly.errors import ConfigError, ImageError
 from mayfly.fleet.buckets import Bucket
 from mayfly.fleet.engine import Engine
 from mayfly.fleet.functions.messages import FleetFunction
@@ -24,36 +24,31 @@ SUBJECT = "images"
 
 class Offer(msgspec.Struct, kw_only=True, frozen=True):
     """An image in a registry, or a snapshot: where, with its digest; what it is, as JSON; whether
-    the registry speaks plain HTTP.
+    the registry speaks plain HTTP. Of a snapshot also what another version of Mayfly can read: how
+    hosts have it that have fetched it, and its architecture.
     """
 
     reference: str
     manifest: bytes
     insecure: bool = False
-    is_snapshot: bool = False
+    snapshot: Held | None = None
+    arch: str = ""
 
     @property
     def what(self) -> tuple[str, str]:
-        """Its name and architecture, which no other offer of its kind has.
-
-        Raises:
-            ImageError, SnapshotError: it cannot be read here.
+        """Its name and architecture, which no other offer of its kind has; of an image that
+        cannot be read here, its reference.
         """
-        if self.is_snapshot:
-            return self.held.name, self.snapshot.arch
-        return name_of(self.image), self.image.manifest.arch
+        if self.snapshot:
+            return self.snapshot.name, self.arch
+        try:
+            return name_of(self.image), self.image.manifest.arch
+        except ImageError:
+            return self.reference, ""
 
-    @property
-    def snapshot(self) -> SnapshotManifest:
-        """The snapshot. Raises SnapshotError."""
-        return SnapshotManifest.from_json(self.manifest, f"the snapshot {self.reference}")
-
-    @property
-    def held(self) -> Held:
-        """The snapshot as a host has it that has fetched it. Raises SnapshotError."""
-        found = self.snapshot
-        image = f"{found.language}@{found.version}" if found.version else found.language
-        return Held(name=found.name, image=image, digest=found.files[STATE])
+    def read(self) -> object:
+        """Its manifest. Raises ImageError, SnapshotError: hosts of this version cannot use it."""
+        return SnapshotManifest.from_json(self.manifest, f"the snapshot {self.reference}") if self.snapshot else self.image
 
     @property
     def image(self) -> InstalledImage:
@@ -89,26 +84,39 @@ def load(data: bytes) -> list[Offer]:
     return decode(data, type=list[Offer])
 
 
-def catalog(bucket: Bucket) -> Shared[Offer]:
-    """What is offered."""
-    return Shared(bucket, "images", load, encode, lambda offer: offer.what)
+def images(bucket: Bucket) -> Shared[Offer]:
+    """The images that are offered."""
+    return Shared(bucket, "images", load, encode, Offer.read)
 
 
-async def change_images(shared: Shared[Offer], data: bytes) -> bytes:
-    """Do what an operator asks for."""
+def snapshots(bucket: Bucket) -> Shared[Offer]:
+    """The snapshots that are offered, where gateways do not see them that know of none."""
+    return Shared(bucket, "snapshots", load, encode, Offer.read)
+
+
+async def change_images(images: Shared[Offer], snapshots: Shared[Offer], data: bytes) -> bytes:
+    """Do what an operator asks for; all that is offered then."""
     change = decode(data, type=ImageChange)
+    removed: list[Offer] = []
 
-    def edit(offers: list[Offer]) -> None:
+    def add(offers: list[Offer]) -> None:
         if change.add is not None:
-            wanted = change.add.is_snapshot, *change.add.what
-            offers[:] = [*(offer for offer in offers if (offer.is_snapshot, *offer.what) != wanted), change.add]
-        elif change.remove:
-            left = [offer for offer in offers if offer.what[0] != change.remove]
-            if len(left) == len(offers):
-                raise ConfigError(f"{change.remove[:80]!r} is not offered", hint="mayfly fleet image list")
-            offers[:] = left
+            offers[:] = [*(offer for offer in offers if offer.what != change.add.what), change.add]
 
-    return await shared.change(edit)
+    def remove(offers: list[Offer]) -> None:
+        gone = [offer for offer in offers if offer.what[0] == change.remove]
+        removed.extend(gone)
+        offers[:] = [offer for offer in offers if offer not in gone]
+
+    def keep(_: list[Offer]) -> None:
+        pass
+
+    found: list[Offer] = []
+    for shared, is_here in ((images, change.add and not change.add.snapshot), (snapshots, change.add and change.add.snapshot)):
+        found += load(await shared.change(add if is_here else remove if change.remove else keep))
+    if change.remove and not removed:
+        raise ConfigError(f"{change.remove[:80]!r} is not offered", hint="mayfly fleet image list")
+    return encode(found)
 
 
 async def change(engine: Engine, wanted: ImageChange) -> Sequence[Offer]:
@@ -143,7 +151,11 @@ def make_offer(reference: str, *, insecure: bool = False) -> Offer:
     snapshot = artifacts.inspect(source)
     data = snapshot or inspect(source).data
     where = f"{parsed.registry}/{parsed.repository}@{parsed.digest or digest_of(source.root()[1])}"
-    offer = Offer(reference=where, manifest=data, insecure=insecure, is_snapshot=snapshot is not None)
-    if offer.is_snapshot and re.split("[@.]", offer.held.name)[0] == offer.snapshot.language:
-        raise ConfigError(f"{offer.held.name} is the name of a language's own snapshot", hint="push one that has another --name")
-    return offer
+    if snapshot is None:
+        return Offer(reference=where, manifest=data, insecure=insecure)
+    found = SnapshotManifest.from_json(data, where)
+    if re.split("[@.]", found.name)[0] == found.language:
+        raise ConfigError(f"{found.name} is the name of a language's own snapshot", hint="push one that has another --name")
+    image = f"{found.language}@{found.version}" if found.version else found.language
+    held = Held(name=found.name, image=image, digest=found.files[STATE])
+    return Offer(reference=where, manifest=data, insecure=insecure, snapshot=held, arch=found.arch)

@@ -52,7 +52,7 @@ class Fetch:
 
         log.info("fleet: fetching %s", self.offer.reference)
         source = source_of(parse_reference(self.offer.reference), self, insecure=self.offer.insecure, offline=False)
-        if self.offer.is_snapshot:
+        if self.offer.snapshot:
             artifacts.pull(source, self, self._keys)
         else:
             pull(source, name_of(self.offer.image), self, self._keys)
@@ -89,16 +89,19 @@ class Fetches:
 
     def offered(self, offers: Sequence[Offer]) -> None:
         """The fleet offers these."""
-        found = readable(offers, lambda offer: offer.what)
-        self._offers = {token_of(name_of(offer.image)): offer for offer in found if not offer.is_snapshot}
-        self._snapshots = {queue_of(offer.held.image, offer.held.name): offer.held for offer in found if offer.is_snapshot}
-        self._offers |= {queue_of(offer.held.image, offer.held.name): offer for offer in found if offer.is_snapshot}
+        self._offers, self._snapshots = {}, {}
+        for offer in readable(offers, Offer.read):
+            if held := offer.snapshot:
+                queue = queue_of(held.image, held.name)
+                self._offers[queue], self._snapshots[queue] = offer, held
+            else:
+                self._offers[token_of(name_of(offer.image))] = offer
 
     def lacking(self, images: Mapping[str, InstalledImage]) -> dict[str, InstalledImage]:
         """The images that are offered and not among `images`, or are others there."""
         found = {}
         for lang, offer in self._offers.items():
-            if offer.is_snapshot:
+            if offer.snapshot:
                 continue
             mine, wanted = images.get(lang), offer.image
             same = mine is not None and mine.manifest.initramfs_digest == wanted.manifest.initramfs_digest
@@ -133,6 +136,8 @@ class Fetches:
         if not self.may(lang):
             raise HostError("it could not be fetched a moment ago", hint="look at the host's log")
         if lang not in self._under_way:
+            if lang not in self._offers:
+                raise HostError(f"{lang} is offered no more")
             fetch = Fetch(self._offers[lang], self._keys)
             self._under_way[lang] = fetch, asyncio.create_task(self._go(lang, fetch), name=f"fetch {lang}")
         await asyncio.shield(self._under_way[lang][1])

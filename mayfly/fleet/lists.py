@@ -33,7 +33,8 @@ class Lists:
         self, engine: Engine, bucket: Bucket, roll: Roll, queues: Queues, spawn: Callable[[Coroutine[Any, Any, None], str], object]
     ) -> None:
         self.keys = keys.shared_keys(bucket)
-        self.images = catalog.catalog(bucket)
+        self.images = catalog.images(bucket)
+        self.snapshots = catalog.snapshots(bucket)
         self.functions: Shared[FleetFunction] = creating.shared_functions(bucket)
         self._engine, self._roll, self._queues, self._spawn = engine, roll, queues, spawn
         self._wanted: set[tuple[str, str]] = set()  # queues that are to be made
@@ -44,7 +45,7 @@ class Lists:
         listen = self._engine.listen
         changes: dict[str, Change] = {
             keys.SUBJECT: lambda data: keys.change_keys(self.keys, data),
-            catalog.SUBJECT: lambda data: catalog.change_images(self.images, data),
+            catalog.SUBJECT: lambda data: catalog.change_images(self.images, self.snapshots, data),
             creating.SUBJECT: make.change,
         }
         for subject, change in changes.items():
@@ -60,10 +61,10 @@ class Lists:
 
     def _heard_ask(self, message: Message) -> None:
         asked = decode(message.data, type=Ask)
-        known = f"{self.images.revision}.{self.functions.revision}"
+        known = f"{self.images.revision}.{self.snapshots.revision}.{self.functions.revision}"
         told = Offers(known=known)
         if known != asked.known:
-            told.offers = [offer for offer in self.images.all if offer.what[1] == asked.arch]
+            told.offers = [offer for offer in (*self.images.all, *self.snapshots.all) if offer.what[1] == asked.arch]
             told.functions = [function for function in self.functions.all if function.arch == asked.arch]
         self._spawn(self._engine.send(message.reply, encode(told)), "tell a host")
 
@@ -76,9 +77,10 @@ class Lists:
         """
         await self.keys.refresh()
         if await self.images.refresh():
-            self._roll.offered = [offer.image for offer in self.images.all if not offer.is_snapshot]
-            self._roll.snapshots_offered = [(offer.held, offer.snapshot.arch) for offer in self.images.all if offer.is_snapshot]
+            self._roll.offered = [offer.image for offer in self.images.all]
             self._wanted |= {(image.manifest.arch, token_of(name_of(image))) for image in self._roll.offered}
+        if await self.snapshots.refresh():
+            self._roll.snapshots_offered = [(offer.snapshot, offer.arch) for offer in self.snapshots.all if offer.snapshot]
             self._wanted |= {(arch, queue_of(held.image, held.name)) for held, arch in self._roll.snapshots_offered}
         await self.functions.refresh()
         for function in self.functions.all:

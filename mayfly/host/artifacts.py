@@ -169,6 +169,8 @@ def _manifest(data: bytes) -> SnapshotManifest:
     store.check_name(manifest.name)
     if manifest.parent or manifest.run or manifest.function:
         raise RegistryError("the artifact's snapshot is not a base", hint="do not use it")
+    if set(manifest.files) != set(FILES):
+        raise RegistryError("the artifact's configuration has not the digests of its files", hint="do not use it")
     return manifest
 
 

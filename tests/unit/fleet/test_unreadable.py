@@ -7,15 +7,15 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from mayfly.errors import FleetError
-from mayfly.fleet import accept, calls, worker
+from mayfly.errors import ConfigError, FleetError
+from mayfly.fleet import accept, calls, catalog, worker
 from mayfly.fleet import engine as engines
 from mayfly.fleet import follow as follow_module
-from mayfly.fleet.catalog import Offer
+from mayfly.fleet.catalog import ImageChange, Offer
 from mayfly.fleet.engine import Delivery, Engine
 from mayfly.fleet.failures import SilenceError
 from mayfly.fleet.follow import Follow, forward
-from mayfly.fleet.message import Answer, Begun, Head, Registered, Verdict, Work, decode, encode, token_of
+from mayfly.fleet.message import Answer, Begun, Head, Held, Registered, Verdict, Work, decode, encode, token_of
 from mayfly.fleet.mirror import make_run
 from mayfly.fleet.wire import error_of
 from mayfly.host.snippet import Mode
@@ -205,6 +205,24 @@ def test_lists_that_cannot_be_read_stop_nobody(monkeypatch: pytest.MonkeyPatch) 
             await asyncio.sleep(4)  # longer than a silent host is counted
             assert [host.name for host in way.runner.roll] == ["h1"]
             assert (await run(way.client, "true"))["status"] == "ok"
+
+    in_fleet(scenario)
+
+
+def test_a_snapshot_of_another_version_can_be_removed() -> None:
+    """Nor does it keep others from being offered."""
+
+    async def scenario(fleet: Fleet) -> None:
+        async with fleet.gateway("g1") as way:
+            held = [Held(name=name, image="toy", digest="sha256:0") for name in ("ours", "theirs")]
+            one, two = (Offer(reference=f"registry.example/{each.name}", manifest=b"{}", snapshot=each, arch="x86_64") for each in held)
+            await way.runner._lists.snapshots._bucket.put("snapshots", encode([one]))
+            async with Engine.connect((fleet.server.url,), "operator") as engine:
+                assert await catalog.change(engine, ImageChange(add=two)) == [one, two]
+                assert await catalog.change(engine, ImageChange(remove="ours")) == [two]
+                assert await catalog.change(engine, ImageChange()) == [two]
+                with pytest.raises(ConfigError, match="not offered"):
+                    await catalog.change(engine, ImageChange(remove="ours"))
 
     in_fleet(scenario)
 
