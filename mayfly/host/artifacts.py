@@ -122,14 +122,15 @@ def pull(source: Source, progress: Progress, keys: Sequence[str] = ()) -> Snapsh
 
     Raises:
         RegistryError: it is not a snapshot of ours, or not what its digests say, or not signed.
-        SnapshotError: it is of another version of Mayfly, cannot be written, or is being made or
-            removed.
+        SnapshotError: it is of another version of Mayfly, cannot be written, is being made or
+            removed, or what is here of its name is another language's, or another one's parent.
     """
     document, data, layers = _read(source)
     if keys:
         progress.say(f"signed: {verify(document, fetch_signature(source, document), keys)}")
     manifest = _manifest(data)
     with _claimed(manifest.name), store.replacing(manifest.name) as part:
+        _check_place(manifest)
         for name, layer in zip(FILES, layers, strict=True):
             if name != MEMORY:
                 (part / name).write_bytes(fetch_document(source, layer))
@@ -172,6 +173,17 @@ def _manifest(data: bytes) -> SnapshotManifest:
     if set(manifest.files) != set(FILES):
         raise RegistryError("the artifact's configuration has not the digests of its files", hint="do not use it")
     return manifest
+
+
+def _check_place(manifest: SnapshotManifest) -> None:
+    """Raises SnapshotError: what is here under that name is not to be replaced."""
+    name, there = manifest.name, None
+    if dependent := store.children(name):
+        raise SnapshotError(f"{name} is here the parent of {', '.join(dependent)}", hint="remove those first")
+    with contextlib.suppress(SnapshotError):  # what cannot be used may be replaced
+        there = store.find(name)
+    if there and there.manifest.language != manifest.language:
+        raise SnapshotError(f"{name} is here a snapshot of {there.manifest.language}", hint="push one that has another --name")
 
 
 @contextlib.contextmanager

@@ -108,6 +108,37 @@ def test_a_diff_is_pushed_as_one(base: Snapshot, registry: str, monkeypatch: pyt
     assert store.find("ours").chain == (store.find("ours").folder,)
 
 
+def test_what_others_need_is_not_replaced(base: Snapshot, registry: str, tmp_path: Path) -> None:
+    """By what is pulled: neither a parent nor a snapshot of another language."""
+
+    async def make() -> None:
+        async with Service(small_config(tmp_path, cold=False), factory("")) as service:
+            await make_snapshot(service, "ours")
+
+    asyncio.run(make())
+    artifacts.push("toy", _source(f"{registry}/kept/toy:1"))
+    with pytest.raises(SnapshotError, match="toy is here the parent of ours"):
+        artifacts.pull(_source(f"{registry}/kept/toy:1"), Silent())
+    store.remove("ours")
+    other = msgspec.structs.replace(base.manifest, language="py")
+    (base.folder / MANIFEST).write_text(other.to_json())
+    with pytest.raises(SnapshotError, match="toy is here a snapshot of py"):
+        artifacts.pull(_source(f"{registry}/kept/toy:1"), Silent())
+    assert store.find("toy").manifest == other
+
+
+def test_an_artifact_without_digests_of_its_files_is_refused(base: Snapshot, registry: str) -> None:
+    artifacts.push("toy", _source(f"{registry}/nodigests/toy:1"))
+    target = _source(f"{registry}/nodigests/toy:1")
+    document, config = json.loads(target.root()[1]), base.folder / MANIFEST
+    config.write_text(msgspec.structs.replace(base.manifest, files={}).to_json())
+    document["config"] |= {"digest": digest_of(config.read_bytes()), "size": config.stat().st_size}
+    target.push(config, document["config"]["digest"])
+    target.push_manifest(json.dumps(document).encode(), MANIFEST_TYPE)
+    with pytest.raises(RegistryError, match="has not the digests of its files"):
+        artifacts.inspect(_source(f"{registry}/nodigests/toy:1"))
+
+
 def test_what_no_run_starts_from_is_not_pushed(base: Snapshot, registry: str) -> None:
     (base.folder / MANIFEST).write_text(msgspec.structs.replace(base.manifest, run="a" * 32).to_json())
     with pytest.raises(SnapshotError, match="in the midst of a run"):
