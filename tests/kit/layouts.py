@@ -221,6 +221,26 @@ LAYOUTS: Mapping[str, Layout] = {
         },
         told=_JEST_TOLD,
     ),
+    "Jest, tests that never settle": Layout(
+        language="javascript",
+        files={
+            "never.test.js": (
+                "jest.setTimeout(60);\n"
+                "test('awaits', async () => { await new Promise(() => {}); });\n"
+                "test('is not done', (done) => {}, 50);\n"
+                "test('has more time', () => new Promise((resolve) => setTimeout(resolve, 100)), 60_000);\n"
+                "describe('hook', () => { beforeEach(() => new Promise(() => {}), 70); test('waits for it', () => {}); });\n"
+                "test('behind', () => expect(1).toBe(2));\n"
+            )
+        },
+        told=(
+            ("awaits", "timeout", "test timed out after 60ms", ""),
+            ("is not done", "timeout", "test timed out after 50ms", ""),
+            ("has more time", "passed", "", ""),
+            ("hook > waits for it", "failed", "…", ""),
+            ("behind", "failed", "expect(received).toBe(expected)\n\nExpected: 2\nReceived: 1", ""),
+        ),
+    ),
     "Jest, in files with no name of tests": Layout(
         language="javascript",
         files={"solution.js": "module.exports = 1;\n", "solution.tests.js": "test('x', () => { throw 1; });\n"},

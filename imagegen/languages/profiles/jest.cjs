@@ -2,6 +2,7 @@
 // take them for granted. What is not here says so by name.
 "use strict";
 const node = require("node:test");
+const { clearTimeout, setTimeout } = require("node:timers");
 const { inspect, format } = require("node:util");
 const { expect, finish } = require("./expect.cjs");
 
@@ -10,6 +11,7 @@ const { expect, finish } = require("./expect.cjs");
 const root = { children: [], hooks: [] };
 let open = root;
 let registers = false;
+let patience = 5000; // ms for a test or a hook, as Jest has it
 
 function declare(entry) {
   open.children.push(Object.assign(entry, { parent: open }));
@@ -36,13 +38,28 @@ function modeOf(entry) {
 function register(group, only) {
   const left = (entry) =>
     isTest(entry) ? ["skip", "todo"].includes(modeOf(entry)) || (only && modeOf(entry) !== "only") : entry.children.every(left);
-  if (group === root || !left(group)) for (const [add, body] of group.hooks) add(body);
+  if (group === root || !left(group)) for (const [add, body, timeout = patience] of group.hooks) add(kept(body, timeout), { timeout });
   for (const entry of group.children) {
     if (!isTest(entry)) node.describe(entry.name, () => register(entry, only));
     else if (entry.mode === "todo") node.test(entry.name, { todo: true });
-    else node.test(entry.name, { skip: left(entry), timeout: entry.timeout }, left(entry) ? undefined : entry.body);
+    else {
+      const { body, timeout = patience } = entry;
+      node.test(entry.name, { skip: left(entry), timeout }, left(entry) ? undefined : kept(body, timeout));
+    }
   }
 }
+
+// Node's own timer of a test does not keep the process when nothing else does: with this one the tests behind it have their turn.
+const kept =
+  (body, ms) =>
+  async (...words) => {
+    const timer = setTimeout(() => {}, Math.min(ms + 100, 2 ** 31 - 1));
+    try {
+      return await body(...words);
+    } finally {
+      clearTimeout(timer);
+    }
+  };
 
 // A callback that takes `done` ends when that is called.
 const awaited =
@@ -122,7 +139,7 @@ const xtest = test.skip,
   xdescribe = describe.skip;
 const fit = test.only,
   fdescribe = describe.only;
-const hook = (add) => (body) => void open.hooks.push([add, awaited(body)]);
+const hook = (add) => (body, timeout) => void open.hooks.push([add, awaited(body), timeout]);
 const beforeEach = hook(node.beforeEach),
   afterEach = hook(node.afterEach);
 const beforeAll = hook(node.before),
@@ -264,7 +281,7 @@ const jest = new Proxy(
   {
     fn,
     spyOn,
-    setTimeout: () => {},
+    setTimeout: (ms) => ((patience = ms), jest),
     isMockFunction: (value) => Boolean(value?._isMockFunction),
     mocked: (value) => value,
     clearAllMocks: all(made, (one) => one.mockClear()),
