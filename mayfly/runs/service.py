@@ -172,7 +172,7 @@ class Service:
         self.check_ready()
         image = image or self.image_for(snippet)
         if snippet.snapshot:
-            snapshot = snapshots.named(snippet.snapshot, image.manifest.language)
+            snapshot = snapshots.named(snippet.snapshot, image)
             if (snapshot.manifest.machine.network is not None) != snippet.network:
                 has = "no" if snippet.network else "a"
                 hint = "leave network out" if snippet.network else 'ask for one: "network": true'

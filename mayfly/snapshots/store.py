@@ -164,9 +164,8 @@ def installed() -> Iterator[Snapshot | SnapshotError]:
             yield SnapshotError(error.message, hint=error.hint)
 
 
-def named(name: str, language: str) -> Snapshot:
-    """The snapshot `name`, from which any run of the language may start; its files are not looked
-    at.
+def named(name: str, image: InstalledImage) -> Snapshot:
+    """The snapshot `name`, from which any run of the image may start; its files are not looked at.
 
     Raises:
         SnapshotNotFoundError: there is none, or it is not for that.
@@ -174,9 +173,15 @@ def named(name: str, language: str) -> Snapshot:
     """
     if NAME.fullmatch(name):
         with contextlib.suppress(SnapshotNotFoundError):
-            if (found := find(name)) in startable([found]) and found.manifest.language == language:
+            if (found := find(name)) in startable([found]) and _is_of(found, image):
                 return found
-    raise not_found(name, language, [found.manifest.name for found in startable(installed()) if found.manifest.language == language])
+    language = f"{image.manifest.language} {image.manifest.version}".rstrip()
+    raise not_found(name, language, [found.manifest.name for found in startable(installed()) if _is_of(found, image)])
+
+
+def _is_of(found: Snapshot, image: InstalledImage) -> bool:
+    of = found.manifest.language, found.manifest.initramfs_digest
+    return of == (image.manifest.language, image.manifest.initramfs_digest)
 
 
 def startable(found: Iterable[Snapshot | SnapshotError]) -> list[Snapshot]:

@@ -10,6 +10,7 @@ from mayfly.errors import SnapshotNotFoundError, UnprocessableError
 from mayfly.guests.start import StartKind
 from mayfly.host.snippet import Snippet
 from mayfly.runs.service import Service
+from mayfly.schema import replace
 from mayfly.snapshots import store
 from tests.kit.api_fakes import factory, install_toys, small_config
 from tests.kit.named_snapshots import make_snapshot
@@ -45,6 +46,21 @@ def test_a_snapshot_that_is_not_there(serving: Callable[[], Service], name: str,
                 service.start(Snippet(language=language, source=b"", snapshot=name))
             assert caught.value.hint == ("there are: ours, toy" if language == "toy" else "mayfly snapshot create")
             assert not list(service.runs)
+
+    asyncio.run(scenario())
+
+
+def test_a_snapshot_of_another_image_of_the_language(serving: Callable[[], Service]) -> None:
+    """It is refused at once: a machine of this image could not go on from it."""
+
+    async def scenario() -> None:
+        async with serving() as service:
+            made = await make_snapshot(service, "ours")
+            older = replace(made.manifest, version="0.9", initramfs_digest="sha256:0")
+            (made.folder / store.MANIFEST).write_text(older.to_json())
+            with pytest.raises(SnapshotNotFoundError, match="no snapshot 'ours' of toy") as caught:
+                service.start(Snippet(language="toy", source=b"true", snapshot="ours"))
+            assert caught.value.hint == "there are: toy"
 
     asyncio.run(scenario())
 
