@@ -4,9 +4,12 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from mayfly.errors import SnapshotNotFoundError
 from mayfly.fleet.engine import Engine
 from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.follows import Follows
+from mayfly.fleet.message import SNAPSHOT, queue_of
+from mayfly.fleet.mirror import ending_of
 from mayfly.fleet.roll import Roll
 from mayfly.fleet.steps import step
 
@@ -14,6 +17,10 @@ log = logging.getLogger(__name__)
 WATCH_S = 0.5
 QUIET_S = 2.0
 """After so long without a word of a run it is looked for among the results."""
+GONE_S = 15.0
+"""After so long without the snapshot that it names a run is ended: one that is made anew is away
+for a moment.
+"""
 MISSED = 3
 """Looks at a host that is not there, WATCH_S apart, before its runs are given to others: when a
 server of the engine restarts, all hosts are away for a moment.
@@ -37,6 +44,7 @@ class Watch:
         self._engine, self._roll, self._follows = engine, roll, follows
         self._missing: dict[str, int] = {}
         self._silent: dict[str, int] = {}
+        self._without: dict[str, float] = {}  # since when no host has the snapshot of runs that wait
         self.beside: list[Callable[[], Awaitable[None]]] = []
 
     async def watch(self) -> None:
@@ -58,7 +66,7 @@ class Watch:
             self._roll.expire()
             if not self._engine.connected:
                 continue
-            own = (self._look_at_hosts(), self._look_for_results(), self._count_waiting())
+            own = (self._look_at_hosts(), self._look_for_results(), self._count_waiting(), self._look_for_snapshots())
             await asyncio.gather(*own, *(look() for look in self.beside), return_exceptions=True)
 
     async def _look_at_hosts(self) -> None:
@@ -93,6 +101,25 @@ class Watch:
         now = asyncio.get_running_loop().time()
         quiet = [follow for follow in self._follows if now - follow.heard_at > QUIET_S and follow.known.is_set()]
         await asyncio.gather(*(self._follows.look_for(follow) for follow in quiet))
+
+    async def _look_for_snapshots(self) -> None:
+        """End the runs taken here that wait for a snapshot which no host has or can fetch."""
+        now = asyncio.get_running_loop().time()
+        there = {(arch, queue_of(image, name)) for name, where in self._roll.snapshots().items() for arch, image in where}
+        waiting = [
+            follow
+            for follow in self._follows
+            if follow.lang[1].startswith(f"{SNAPSHOT}-") and follow.lang not in there
+            if not follow.mirror.host and follow.known.is_set() and follow.registered.gateway == self._engine.name
+        ]
+        self._without = {follow.run.id: self._without.get(follow.run.id, now) for follow in waiting}
+        for follow in waiting:
+            if now - self._without[follow.run.id] < GONE_S:
+                continue
+            error = SnapshotNotFoundError("no host has the run's snapshot any more", hint="mayfly snapshot create")
+            await self._follows.decide(follow, follow.registered, follow.run, ending_of(follow.run, "", error))
+            if follow.number > 0:
+                await self._engine.take_back(follow.registered.arch, follow.number)
 
     async def _count_waiting(self) -> None:
         wanted = {follow.lang for follow in self._follows if not follow.mirror.host} | set(self.waiting)

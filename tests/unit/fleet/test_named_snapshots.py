@@ -11,15 +11,16 @@ from click.testing import CliRunner
 
 from mayfly.cli.main import cli
 from mayfly.errors import ConfigError, SnapshotError
-from mayfly.fleet import catalog, fetch, worker
+from mayfly.fleet import catalog, fetch, watch, worker
 from mayfly.fleet.catalog import ImageChange
 from mayfly.fleet.engine import Engine
-from mayfly.fleet.message import queue_of
+from mayfly.fleet.message import name_of, queue_of
 from mayfly.guests.start import Guest, StartKind
 from mayfly.host import artifacts
 from mayfly.imagegen.oci.reference import RegistryReference, parse_reference
 from mayfly.imagegen.oci.registry import RegistrySource
 from mayfly.imagegen.progress import Silent
+from mayfly.images.store import Images
 from mayfly.paths import cache_dir
 from mayfly.snapshots import store
 from mayfly.units import MIB
@@ -104,6 +105,27 @@ def test_a_host_that_cannot_start_from_a_snapshot_is_handed_no_more_runs_of_it(m
             for _ in range(12):
                 assert (await run(way.client, "true", snapshot="ours"))["status"] == "ok"
             assert len(tried) <= 1
+
+    in_fleet(scenario)
+
+
+def test_a_run_whose_snapshot_is_removed_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "GONE_S", 0.5)
+
+    async def scenario(fleet: Fleet) -> None:
+        await make_snapshot(await fleet.add_host("h1"), "ours")
+        async with fleet.gateway("g1") as way:
+            await until(lambda: "ours" in way.runner.roll.snapshots())
+            store.remove("ours")
+            run_id = await start(way.client, "true", snapshot="ours")
+            assert (await events(way.client, run_id))[-1]["status"] == "error"
+            error = (await way.runner.find(run_id)).outcome.error
+            assert error is not None
+            assert error.code == "snapshot_not_found"
+            async with way.client.post("/run", json=body("true", snapshot="ours")) as answer:
+                assert answer.status == 404
+            await until(lambda: not way.runner.under_way)
+            assert not await way.runner._engine.waiting(platform.machine(), queue_of(name_of(Images().find("toy")), "ours"))
 
     in_fleet(scenario)
 
