@@ -132,8 +132,12 @@ class Follows:
             await self._registry.put(about_of(registered), about)
 
     async def about(self, registered: Registered) -> bytes:
-        """What a run is about. Raises SilenceError."""
-        entry = await self._registry.get(about_of(registered)) if registered.has_about else None
+        """What a run is about, also where gateways of the version before keep it. Raises
+        SilenceError.
+        """
+        if not registered.has_about:
+            return b""
+        entry = await self._registry.get(about_of(registered)) or await self._registry.get(f"about.{registered.head.id}")
         return entry.value if entry is not None else b""
 
     async def unregister(self, registered: Registered) -> bool:

@@ -387,6 +387,9 @@ def test_what_a_run_is_about_stays(tmp_path: Path) -> None:
             assert renewed is not None
             assert renewed.value == b"first"
             assert renewed.revision > kept.revision, "it goes an hour after it was written"
+            await registry.put(f"about.{run.id}", renewed.value)  # where gateways of the version before keep it
+            await registry.delete(about_of(registered))
+            assert await one.runner._follows.about(registered) == b"first"
             assert await one.runner._follows.unregister(registered)
             assert await registry.get(about_of(registered)) is None
             (tmp_path / "gate").touch()
