@@ -24,7 +24,7 @@ from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.fetch import Fetches
 from mayfly.fleet.functions.host import HostFunctions
 from mayfly.fleet.functions.messages import CREATING
-from mayfly.fleet.held import held
+from mayfly.fleet.held import Failed, held
 from mayfly.fleet.leaving import Leaving
 from mayfly.fleet.message import About, Answer, Beat, Claim, Held, Wish, Work, decode, encode, name_of, queue_of, token_of
 from mayfly.fleet.tasks import Tasks
@@ -82,6 +82,7 @@ class Worker:
         self._memory: dict[str, int] = {}
         self._snapshots: dict[str, Held] = {}
         self._unfit: dict[tuple[str, str], float] = {}  # until when, by snapshot and image
+        self._failed: Failed = {}
         self._looking = threading.Lock()
         self._handed_of: set[str] = set()
         self._about = About(name=self._host, arch=service.images.arch, version=__version__, images=[])
@@ -154,7 +155,7 @@ class Worker:
         self._warm = {lang: self._is_warm(image) for lang, image in self._images.items()}
         self._memory = {lang: self._memory_of(image) for lang, image in self._images.items()}
         manifests = [image.manifest.to_json().encode() for image in self._images.values()]
-        found = held(self._images.values(), self._service.config)
+        found = held(self._images.values(), self._service.config, self._failed)
         self._snapshots = {queue_of(one.image, one.name): one for one in found}
         arch = self._service.images.arch
         self._about = About(name=self._host, arch=arch, version=__version__, images=manifests, snapshots=found)

@@ -111,7 +111,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {name: memory_digest(folder) if name == MEMORY else file_digest(folder / name) for name in FILES}
 
 
-def _stamps(folder: Path, kernel: Path) -> dict[str, list[int]]:
+def stamps(folder: Path, kernel: Path) -> dict[str, list[int]]:
     """What shows that neither the kernel nor a file of the snapshot has changed, for
     `verified.json`.
     """
@@ -236,9 +236,9 @@ def _check_files(snapshot: Snapshot, kernel: Path) -> None:
         _check_files(snapshot.parent, kernel)
     folder, manifest = snapshot.folder, snapshot.manifest
     try:
-        stamps = _stamps(folder, kernel)
+        now = stamps(folder, kernel)
         noted = json.loads((folder / VERIFIED).read_text()) if (folder / VERIFIED).exists() else {}
-        if noted == stamps:
+        if noted == now:
             return
         if file_digest(kernel) != manifest.kernel_digest:
             raise SnapshotError(f"the snapshot {manifest.name} is of another kernel than {kernel}", hint="make it again")
@@ -248,7 +248,7 @@ def _check_files(snapshot: Snapshot, kernel: Path) -> None:
     except (OSError, ValueError, struct.error) as error:
         raise SnapshotError(f"the snapshot {manifest.name} cannot be read: {error}", hint="remove it and make it again") from error
     with contextlib.suppress(OSError):  # a state folder that cannot be written costs time, no more
-        (folder / VERIFIED).write_text(json.dumps(stamps))
+        (folder / VERIFIED).write_text(json.dumps(now))
 
 
 @contextlib.contextmanager
@@ -329,7 +329,7 @@ def complete(
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
     (part / MANIFEST).write_text(manifest.to_json())
-    (part / VERIFIED).write_text(json.dumps(_stamps(part, Path(machine.kernel))))
+    (part / VERIFIED).write_text(json.dumps(stamps(part, Path(machine.kernel))))
     for item in (MANIFEST, VERIFIED, *FILES):
         sync(part / item)
 

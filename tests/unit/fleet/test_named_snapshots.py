@@ -14,6 +14,7 @@ from mayfly.errors import ConfigError, SnapshotError
 from mayfly.fleet import catalog, fetch, watch, worker
 from mayfly.fleet.catalog import ImageChange
 from mayfly.fleet.engine import Engine
+from mayfly.fleet.held import held
 from mayfly.fleet.message import name_of, queue_of
 from mayfly.guests.start import Guest, StartKind
 from mayfly.host import artifacts
@@ -106,6 +107,25 @@ def test_a_host_that_cannot_start_from_a_snapshot_is_handed_no_more_runs_of_it(m
                 assert (await run(way.client, "true", snapshot="ours"))["status"] == "ok"
             assert len(tried) <= 1
 
+    in_fleet(scenario)
+
+
+def test_why_a_snapshot_is_left_out_is_said_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor are its files read again until they change."""
+
+    async def scenario(fleet: Fleet) -> None:
+        host = await fleet.add_host("h1")
+        made = await make_snapshot(host, "ours")
+        images, failed = host.installed(), {}  # type: ignore[var-annotated]
+        assert [one.name for one in held(images, host.config, failed)] == ["ours"]
+        (made.folder / "memory").write_bytes(b"x" * 8192)
+        caplog.clear()
+        assert not held(images, host.config, failed)
+        monkeypatch.setattr(store, "digests", lambda _: pytest.fail("it is read again"))
+        assert not held(images, host.config, failed)
+        assert sum("ours is left out" in line and "was altered" in line for line in caplog.messages) >= 1
+
+    monkeypatch.setattr(worker, "LOOK_S", 600)
     in_fleet(scenario)
 
 
