@@ -167,7 +167,10 @@ def test_a_snippet_is_compiled_and_run_with_what_came(layout: Path, server: Pack
     (work / "tmp").mkdir(parents=True)
     (work / "Main.java").write_text("class Main { public static void main(String[] a) { System.out.println(sevens.Seven.seven()); } }")
     for step in load_language("java").steps:
-        script = step.argv[2].replace("/tmp/", f"{work}/tmp/").replace("/usr/lib/mayfly", str(tmp_path / "root/usr/lib/mayfly"))
-        done = subprocess.run(["sh", "-c", script, "sh", "newest", "default"], cwd=work, capture_output=True, text=True, check=False)
+        script, name = (
+            text.replace("/tmp/", f"{work}/tmp/").replace("/usr/lib/mayfly", str(tmp_path / "root/usr/lib/mayfly"))
+            for text in step.argv[2:4]
+        )
+        done = subprocess.run(["sh", "-c", script, name, "newest", "default"], cwd=work, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     assert done.stdout == "7\n"
