@@ -1,7 +1,7 @@
 """Work that comes to nothing when something beside it fails, such as a machine's process."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from mayfly.errors import GuestError
@@ -36,6 +36,18 @@ async def while_alive(process: VmmProcess, wanted: Coroutine[Any, Any, _T]) -> _
     finally:
         gone.cancel()
         await asyncio.wait([gone])
+
+
+async def whole(work: Callable[[], _T]) -> _T:
+    """Do it in a thread, and to its end even if the caller is cancelled: what it works on may be
+    closed then.
+    """
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 async def _gone(process: VmmProcess) -> None:

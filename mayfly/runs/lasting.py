@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mayfly.errors import HostError, MayflyError, NotRunningError, SnapshotError
 from mayfly.guests.job import Wanted
+from mayfly.guests.meanwhile import whole
 from mayfly.guests.start import Guest
 from mayfly.host.admission import Tenant
 from mayfly.host.plan import want_machine
@@ -94,7 +95,7 @@ class Lasting:
         """Leave nothing that was saved, until the next save: the run is over here, or about to go
         on elsewhere.
         """
-        await _whole(self._taken().close)
+        await whole(self._taken().close)
 
     async def _save_often(self) -> None:
         while True:
@@ -118,8 +119,8 @@ class Lasting:
                 folder = done.enter_context(saves.saving(run.id))
                 kept = await keep(run, exchange, folder)
                 saved = self._describe(exchange.guest, kept)
-                await _whole(lambda: saves.write(folder, saved))
-                await _whole(done.pop_all().close)
+                await whole(lambda: saves.write(folder, saved))
+                await whole(done.pop_all().close)
             self._saved, self._left = Saved(kept.moment, kept.mark, kept.steps), MAX_OF_A_SAVE
 
     def _describe(self, guest: Guest, kept: Kept) -> SavedRun:
@@ -185,16 +186,6 @@ async def _stand_up(service: "Service", run: Run, wanted: Wanted, moment: Moment
         raise
     service.now(run, guest)
     return guest
-
-
-async def _whole(work: Callable[[], None]) -> None:
-    """Do it in a thread, and to its end even if the caller is cancelled."""
-    task = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
 
 
 def go_on_with_saved(service: "Service", tenant_of: Callable[[str], Tenant | None]) -> list[Run]:

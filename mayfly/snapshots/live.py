@@ -14,6 +14,7 @@ from typing import Self
 
 from mayfly.errors import ConfigError, MayflyError, SnapshotError
 from mayfly.guests.job import Wanted
+from mayfly.guests.meanwhile import whole
 from mayfly.guests.spawner import Spawner, snapshot_files
 from mayfly.guests.start import Guest
 from mayfly.protocol.pages import Head, Kind, pack_runs, runs_of
@@ -109,7 +110,7 @@ async def save(guest: Guest, folder: Path, *, still: AbstractAsyncContextManager
                     await at_rest()
             finally:
                 await _go_on(guest)
-        return await asyncio.to_thread(sink.finish)
+        return await whole(sink.finish)
 
 
 async def _go_on(guest: Guest) -> None:
