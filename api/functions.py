@@ -71,6 +71,7 @@ class FunctionInfo(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float
     keep_alive_s: Annotated[float, Meta(description="how long a guest that is not asked stays")]
     min_guests: int
+    checkpoint_every_s: Annotated[float, Meta(description="how often a guest that answers is saved; 0: never")]
     queue: Annotated[int, Meta(description="requests that may wait")]
     queue_s: Annotated[float, Meta(description="how long they may")]
     network: bool

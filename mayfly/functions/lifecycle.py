@@ -138,8 +138,9 @@ class Lifecycle(Generic[R, G]):
                     return
             asked = FunctionRequest(id=instance.served, content_type=request.content_type, payload=request.payload)
             request.sent()
-            timeout_s = instance.revision.spec.timeout_s * self._factor
-            response = await self._machines.ask(instance.guest, asked, request, timeout_s)
+            spec = instance.desk.revision.spec
+            timeout_s, every_s = spec.timeout_s * self._factor, spec.checkpoint_every_s * self._factor
+            instance.guest, response = await self._machines.ask(instance.guest, asked, request, timeout_s, every_s)
         except MayflyError as caught:
             error = caught
         except Exception as fault:

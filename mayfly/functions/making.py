@@ -23,9 +23,10 @@ from mayfly.errors import (
     UnprocessableError,
 )
 from mayfly.functions import store
+from mayfly.functions.lasting import Lasting
+from mayfly.functions.request import Request
 from mayfly.functions.spec import FunctionSpec
 from mayfly.functions.store import Function
-from mayfly.guests.converse import Listener
 from mayfly.guests.function import FunctionRequest, FunctionResponse, ask, is_loaded, load, watch
 from mayfly.guests.job import ZERO_MEMORY, Job, Wanted
 from mayfly.guests.outcome import Outcome
@@ -192,7 +193,9 @@ class FunctionMachines:
         restored = replace(wanted, loaded=revision.loaded).restored_from(
             snapshot.chain, copy_base=options.copy_base, copy_diff=options.copy_diff, load_ws=options.load_ws
         )
-        return await start(self._spawner, restored)
+        guest = await start(self._spawner, restored)
+        self._supply.note(guest, snapshot)
+        return guest
 
     async def _boot(self, revision: Revision, code: Mapping[str, bytes], wanted: Wanted) -> Guest:
         """A guest that builds and loads the function itself, from the base if it may."""
@@ -261,13 +264,18 @@ class FunctionMachines:
         guest = await self._boot(revision, code, revision.wanted)
         await guest.process.stop(0)
 
-    async def ask(self, guest: Guest, request: FunctionRequest, listener: Listener, timeout_s: float) -> FunctionResponse:
-        """The function's answer.
+    async def ask(
+        self, guest: Guest, asked: FunctionRequest, request: Request, timeout_s: float, every_s: float
+    ) -> tuple[Guest, FunctionResponse]:
+        """The function's answer, and the guest that gave it: another one if the first was lost, and
+        had been saved, as it is every `every_s` seconds (0: never).
 
         Raises:
             MayflyError: there is none; the guest is gone.
         """
-        return await ask(guest, request, listener, timeout_s)
+        if every_s:
+            return await Lasting(self._spawner, self._supply, guest, asked, request, timeout_s, every_s).ask()
+        return guest, await ask(guest, asked, request, timeout_s)
 
     async def stop(self, guest: Guest) -> None:
         """End the guest."""

@@ -3,8 +3,8 @@
 from typing import Protocol, TypeVar
 
 from mayfly.errors import MayflyError
+from mayfly.functions.request import Request
 from mayfly.functions.spec import FunctionSpec
-from mayfly.guests.converse import Listener
 from mayfly.guests.function import FunctionRequest, FunctionResponse
 from mayfly.guests.start import StartKind
 
@@ -52,8 +52,11 @@ class Machines(Protocol[R_contra, G]):
     async def start(self, revision: R_contra) -> tuple[G, StartKind]:
         """A guest with the function loaded, and how it started."""
 
-    async def ask(self, guest: G, request: FunctionRequest, listener: Listener, timeout_s: float) -> FunctionResponse:
-        """Its answer. At an error the guest is of no more use."""
+    async def ask(self, guest: G, asked: FunctionRequest, request: Request, timeout_s: float, every_s: float) -> tuple[G, FunctionResponse]:
+        """Its answer to what is asked for `request`, and the guest then: another one if it was lost
+        and had been saved, as it is every `every_s` seconds (0: never). At an error neither is of
+        any more use.
+        """
 
     async def stop(self, guest: G) -> None:
         """End it; it is gone when this returns."""

@@ -3,7 +3,8 @@
 import asyncio
 import os
 import time
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 from mayfly.errors import BodyTooLargeError, FunctionGuestError, MayflyError, UnprocessableError
 from mayfly.functions.answer import Answer, Invocation, Times
@@ -33,11 +34,12 @@ def check(asked: Invocation) -> None:
         )
 
 
-class Piece:
+class Piece(NamedTuple):
     """What a function printed, as it came; `at` is Unix time."""
 
-    def __init__(self, stream: Literal["stdout", "stderr"], data: bytes, at: float) -> None:
-        self.stream, self.data, self.at = stream, data, at
+    stream: Literal["stdout", "stderr"]
+    data: bytes
+    at: float
 
 
 class Request:
@@ -87,8 +89,13 @@ class Request:
             if len(first.data) <= over:
                 self._log_bytes -= len(self.log.pop(0).data)
             else:
-                first.data = first.data[over:]
+                self.log[0] = first._replace(data=first.data[over:])
                 self._log_bytes -= over
+
+    def go_back(self, log: Sequence[Piece]) -> None:
+        """Forget what was printed since the log was this: the function goes on from there."""
+        self.log = list(log)
+        self._log_bytes = sum(len(piece.data) for piece in log)
 
     def taken(self, kind: StartKind, guest: int) -> None:
         """A guest is there for it."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from mayfly.errors import ConfigError, SchemaError
+from mayfly.host.snippet import MIN_CHECKPOINT_S
 from mayfly.schema import Meta, Record, convert, replace
 from mayfly.units import GIB, KIB, MIB
 from mayfly.vmm.config import MAX_CPUS, MAX_MEMORY, MIN_MEMORY
@@ -55,7 +56,8 @@ class FunctionSpec(Record, frozen=True, kw_only=True):
     that. `concurrency_limit` is the most guests at a time, `min_guests` how many stay ready while
     there is room for them; a further one that was not asked for `keep_alive_s` is ended. `queue` is
     how many requests may wait for a guest, each for `queue_s`; `timeout_s` is for one request with
-    its guest.
+    its guest. A guest that answers is saved every `checkpoint_every_s` (0: never), so that its
+    request outlasts it.
     """
 
     name: Annotated[str, Meta(pattern=f"^{NAME}$")]
@@ -72,6 +74,7 @@ class FunctionSpec(Record, frozen=True, kw_only=True):
     min_guests: Annotated[int, Meta(ge=0, le=10_000)] = 0
     queue: Annotated[int, Meta(ge=0, le=100_000)] = 64
     queue_s: Annotated[float, Meta(ge=0, le=86400)] = 10.0
+    checkpoint_every_s: Annotated[float, Meta(ge=0, le=86400)] = 0.0
     snapshot: SnapshotOptions = SnapshotOptions()
 
     def __post_init__(self) -> None:
@@ -86,9 +89,28 @@ class FunctionSpec(Record, frozen=True, kw_only=True):
             raise ConfigError(
                 f"min_guests is {self.min_guests}, concurrency_limit {self.concurrency_limit}", hint="it cannot be more than that"
             )
+        if self.checkpoint_every_s:
+            self._check_lasting()
         for name, value in self.env.items():
             if not name or "=" in name or "\0" in name + value:
                 raise ConfigError(f"env: {name[:80]!r} is not usable", hint="a name is not empty and has no =, nothing a NUL")
+
+    def _check_lasting(self) -> None:
+        """Refuse what no save holds, or could ever be made of."""
+        every_s = self.checkpoint_every_s
+        if not every_s >= MIN_CHECKPOINT_S:  # nor if it is no number
+            raise ConfigError(
+                f"checkpoint_every_s is {every_s:g}; at least {MIN_CHECKPOINT_S:g} is taken", hint="leave it out, or raise it"
+            )
+        if self.network:
+            raise ConfigError(
+                "checkpoint_every_s is not for a function with a network, whose connections would be lost", hint="leave one of them out"
+            )
+        if every_s >= self.timeout_s:
+            raise ConfigError(
+                f"checkpoint_every_s is {every_s:g}, timeout_s {self.timeout_s:g}: no request takes so long",
+                hint="lower the one, or raise the other",
+            )
 
 
 def load_specs(path: Path) -> list[FunctionSpec]:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from mayfly.errors import GuestError, MayflyError
@@ -17,7 +18,7 @@ from mayfly.guests.job import Job
 from mayfly.guests.start import Guest, explain, going_on
 from mayfly.protocol.conversation import Event, Failed
 from mayfly.protocol.frames import Collected, Credit, Done, Loaded, Stderr, Stdout
-from mayfly.protocol.phases import IN_A_RUN
+from mayfly.protocol.phases import IN_A_RUN, Phase
 
 log = logging.getLogger(__name__)
 
@@ -128,17 +129,28 @@ class Exchange:
             MayflyError: as `converse`, or what `hand_over` was given raises.
         """
         try:
-            async with _watched(self.guest, self._time_s) as self._deadline:
-                conversation = self.guest.conversation
-                self._opening = (
-                    conversation.begin(job.start, job.files) if job is not None else iter((going_on(conversation, clone=self._clone),))
-                )
+            async with self.watched(self._time_s) as self._deadline:
+                self._opening = self.begun(job)
                 elsewhere = await self._talk()
         finally:
             self.over = True
         if elsewhere is not None:
             await elsewhere()
         return elsewhere is None
+
+    def watched(self, left_s: float) -> AbstractAsyncContextManager[asyncio.Timeout]:
+        """What stops the guest if it ends badly within the block, or is late."""
+        return _watched(self.guest, left_s)
+
+    def begun(self, job: Job | None) -> Iterator[bytes]:
+        """The frames that begin the job, or let it go on."""
+        conversation = self.guest.conversation
+        return iter((going_on(conversation, clone=self._clone),)) if job is None else conversation.begin(job.start, job.files)
+
+    def heard(self, event: Event) -> bool:
+        """Tell the listener; whether it was the last event."""
+        self._listener.note(event)
+        return isinstance(event, Done | Loaded)
 
     async def _talk(self) -> Elsewhere | None:
         while True:
@@ -188,7 +200,7 @@ class Exchange:
                 self._finished |= self._note(event)
         except MayflyError as error:
             self._fault = error
-        return self._opened and self._fault is None and self.guest.conversation.phase in IN_A_RUN
+        return self._opened and self._fault is None and self.guest.conversation.phase in (*IN_A_RUN, Phase.ASKED)
 
     @property
     def left_s(self) -> float:
@@ -223,14 +235,12 @@ class Exchange:
                     break
 
     def _note(self, event: Event) -> bool:
-        """Tell the listener; whether it was the last event."""
         if isinstance(event, Credit):
             self._credited.set()
             return False
-        self._listener.note(event)
         if isinstance(event, Stdout | Stderr):
             self._extend(len(event.data))  # not for all bytes: noise would keep a guest alive
-        return isinstance(event, Done | Loaded)
+        return self.heard(event)
 
     def _extend(self, count: int) -> None:
         """Give the job more time, for so many bytes."""

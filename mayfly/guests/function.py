@@ -5,17 +5,22 @@ A guest that has been asked answers, or is stopped: no request ever meets what i
 """
 
 import asyncio
-from typing import Literal
+import contextlib
+import copy
+import math
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager
+from typing import Literal, NamedTuple
 
 from mayfly.errors import EncodeError, FunctionCrashedError, FunctionTimeoutError, GuestError, MayflyError
-from mayfly.guests.converse import Listener, converse, hear
+from mayfly.guests.converse import NO_STDIN, Exchange, Listener, converse, hear
 from mayfly.guests.job import Job
 from mayfly.guests.outcome import Outcome, signal_name
 from mayfly.guests.start import Guest, explain
-from mayfly.protocol.conversation import Event
+from mayfly.protocol.conversation import Conversation, Event
 from mayfly.protocol.frames import Exit, ExitHow, Limit, Response, ResponseKind, Stderr, Stdout
 from mayfly.protocol.phases import Phase
-from mayfly.schema import Record
+from mayfly.schema import Record, replace
 
 OUTPUT_SHOWN = 2000
 """Bytes of output that the error of a function that does not load has."""
@@ -76,14 +81,85 @@ async def ask(guest: Guest, request: FunctionRequest, listener: Listener, timeou
         MayflyError: the machine failed. But for the first one, and also when whoever asks is
             cancelled, the guest is gone by then.
     """
+    async with _asked(guest, timeout_s, timeout_s):
+        for frame in _frames(guest, request):
+            if not await guest.process.write(frame):
+                break  # the reader finds the channel's end too
+        answer = _Answer()
+        while True:
+            for event in await hear(guest):
+                if answer.take(event, listener):
+                    return answer.response()
+
+
+class Moment(NamedTuple):
+    """A request in the middle of its answer: its conversation, what had come of the answer, and the
+    seconds that it had left.
+    """
+
+    conversation: Conversation
+    answer: "_Answer"
+    left_s: float
+
+
+class Asking(Exchange):
+    """A request under way that can be held, and go on in another machine: as `ask`, or since a
+    moment that `at_rest` gave of another one, whose guest is gone.
+    """
+
+    def __init__(self, guest: Guest, request: FunctionRequest, listener: Listener, timeout_s: float, since: Moment | None = None) -> None:
+        if since is not None:
+            guest = replace(guest, conversation=copy.deepcopy(since.conversation))
+        left_s = since.left_s if since else timeout_s
+        super().__init__(guest, listener, NO_STDIN, deadline_s=left_s, rate=math.inf, stdin_ended=True)
+        self._request = None if since else request
+        self._timeout_s = timeout_s
+        self._answer = copy.deepcopy(since.answer) if since else _Answer()
+
+    async def answer(self) -> FunctionResponse:
+        """The function's answer. Raises as `ask`."""
+        await self.run()
+        return self._answer.response()
+
+    async def at_rest(self) -> Moment:
+        """This moment, while it is held and the guest stands still.
+
+        Raises:
+            GuestError: the function has answered or ended meanwhile, or does not have all of the
+                request yet.
+        """
+        if not await self.stand_still():
+            raise GuestError("the request is over, or not sent yet")
+        return Moment(copy.deepcopy(self.guest.conversation), copy.deepcopy(self._answer), self.left_s)
+
+    def watched(self, left_s: float) -> AbstractAsyncContextManager[asyncio.Timeout]:
+        """As `ask` does it."""
+        return _asked(self.guest, left_s, self._timeout_s)
+
+    def begun(self, job: Job | None) -> Iterator[bytes]:
+        """The frames of the request, or what lets it go on."""
+        return _frames(self.guest, self._request) if self._request else super().begun(job)
+
+    def heard(self, event: Event) -> bool:
+        """Take the event; whether the answer is whole."""
+        return self._answer.take(event, self._listener)
+
+
+def _frames(guest: Guest, request: FunctionRequest) -> Iterator[bytes]:
+    """The frames of a request, for a guest that takes one. Raises MayflyError: it takes none."""
+    if not is_loaded(guest):
+        raise guest.conversation.failure or GuestError("the function has ended since its last request")
+    return guest.conversation.request(request.id, request.content_type, request.payload)
+
+
+@contextlib.asynccontextmanager
+async def _asked(guest: Guest, left_s: float, timeout_s: float) -> AsyncIterator[asyncio.Timeout]:
+    """Stop the guest if it comes to a bad end or does not answer in the time that is left, and
+    raise the error that says why. Gives its deadline.
+    """
     try:
-        if not is_loaded(guest):
-            raise guest.conversation.failure or GuestError("the function has ended since its last request")
-        async with asyncio.timeout(timeout_s):
-            for frame in guest.conversation.request(request.id, request.content_type, request.payload):
-                if not await guest.process.write(frame):
-                    break  # the reader finds the channel's end too
-            return await _response(guest, listener)
+        async with asyncio.timeout(left_s) as deadline:
+            yield deadline
     except EncodeError:
         raise
     except BaseException as caught:
@@ -104,31 +180,40 @@ async def watch(guest: Guest) -> None:
         guest.conversation.feed(data)
 
 
-async def _response(guest: Guest, listener: Listener) -> FunctionResponse:
-    """Listen to the end of the response.
+class _Answer:
+    """A response as far as it has come."""
 
-    Raises:
-        GuestError: there will be none.
-    """
-    pieces: list[bytes] = []
-    missing = -1
-    while True:
-        for event in await hear(guest):
-            match event:
-                case Stdout() | Stderr():
-                    listener.note(event)
-                case Exit():
-                    raise GuestError(f"the function {_ended(event)}", hint="look at its log; the next request gets another guest")
-                case Response(kind=kind, content_type=content_type, guest_us=guest_us):
-                    pieces.append(event.data)
-                    missing = (event.size if missing < 0 else missing) - len(event.data)
-                    if not missing:
-                        return FunctionResponse(
-                            kind="answer" if kind is ResponseKind.ANSWER else "exception",
-                            content_type=content_type,
-                            payload=b"".join(pieces),
-                            guest_us=guest_us,
-                        )
+    def __init__(self) -> None:
+        self._pieces: list[Response] = []
+        self._missing = -1
+
+    def take(self, event: Event, listener: Listener) -> bool:
+        """Take an event; whether the response is whole. What comes behind that is dropped.
+
+        Raises:
+            GuestError: there will be none.
+        """
+        if not self._missing:
+            return True
+        match event:
+            case Stdout() | Stderr():
+                listener.note(event)
+            case Exit():
+                raise GuestError(f"the function {_ended(event)}", hint="look at its log; the next request gets another guest")
+            case Response():
+                self._pieces.append(event)
+                self._missing = (event.size if self._missing < 0 else self._missing) - len(event.data)
+        return not self._missing
+
+    def response(self) -> FunctionResponse:
+        """The response, which is whole."""
+        last = self._pieces[-1]
+        return FunctionResponse(
+            kind="answer" if last.kind is ResponseKind.ANSWER else "exception",
+            content_type=last.content_type,
+            payload=b"".join(piece.data for piece in self._pieces),
+            guest_us=last.guest_us,
+        )
 
 
 def _ended(ended: Exit) -> str:

@@ -31,7 +31,7 @@ from mayfly.errors import MayflyError
 from mayfly.functions.making import FunctionMachines, Revision, revise
 from mayfly.functions.service import Functions
 from mayfly.functions.spec import SnapshotOptions, load_specs
-from mayfly.guests.function import FunctionRequest
+from mayfly.guests.function import FunctionRequest, ask
 from mayfly.guests.zygote import Zygote
 from mayfly.host.checks import time_factor
 from mayfly.host.config import Config
@@ -203,12 +203,12 @@ async def answer_linux(machines: FunctionMachines, revision: Revision) -> tuple[
     faults, began = kvm_faults(), time.monotonic()
     guest, _ = await machines.start(revision)
     started = time.monotonic() - began
-    await machines.ask(guest, FunctionRequest(id=1, content_type="", payload=PAYLOAD), Silent(), revision.wanted.timeout_s)
+    await ask(guest, FunctionRequest(id=1, content_type="", payload=PAYLOAD), Silent(), revision.wanted.timeout_s)
     answered = time.monotonic() - began
     faults = kvm_faults() - faults
     counted = (await guest.process.stats()).exits
     began = time.monotonic()
-    await machines.ask(guest, FunctionRequest(id=2, content_type="", payload=PAYLOAD), Silent(), revision.wanted.timeout_s)
+    await ask(guest, FunctionRequest(id=2, content_type="", payload=PAYLOAD), Silent(), revision.wanted.timeout_s)
     warm = time.monotonic() - began
     again = (await guest.process.stats()).exits
     await machines.stop(guest)

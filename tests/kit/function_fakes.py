@@ -6,8 +6,8 @@ from typing import Any
 
 from mayfly.errors import FunctionCrashedError, MayflyError
 from mayfly.functions.answer import Invocation
+from mayfly.functions.request import Request
 from mayfly.functions.spec import FunctionSpec
-from mayfly.guests.converse import Listener
 from mayfly.guests.function import FunctionRequest, FunctionResponse
 from mayfly.guests.start import StartKind
 from mayfly.host.admission import Tenant
@@ -36,7 +36,9 @@ def invocation(function: str, payload: bytes = b"", content_type: str = "", *, t
 
 
 class FakeGuest:
-    """One guest. `asked` is the request that it has; it is to end soon once it is `evicted`."""
+    """One guest. `asked` is the request that it has; it is to end soon once it is `evicted`. It is
+    lost in its next request if it has a `successor`, which answers that.
+    """
 
     def __init__(self, number: int, of: FakeRevision) -> None:
         self.number = number
@@ -46,6 +48,7 @@ class FakeGuest:
         self.stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.answer: asyncio.Future[FunctionResponse] | None = None
         self.asked: FunctionRequest | None = None
+        self.successor: FakeGuest | None = None
         self.tenants: set[str] = set()
         self.ids: list[int] = []
         self.stopping = self.evicted = False
@@ -84,6 +87,7 @@ class FakeMachines:
         self.guests: list[FakeGuest] = []
         self.broken: list[str] = []
         self.automatic = automatic
+        self.saved_every_s = -1.0
         self._numbers = itertools.count(1)
         self._events = itertools.count(1)
 
@@ -108,23 +112,27 @@ class FakeMachines:
         guest.used_at = next(self._events)
         return guest, StartKind.RESTORED
 
-    async def ask(self, guest: FakeGuest, request: FunctionRequest, listener: Listener, timeout_s: float) -> FunctionResponse:
-        tenant = request.payload.decode().split("/")[0]
+    async def ask(
+        self, guest: FakeGuest, asked: FunctionRequest, request: Request, timeout_s: float, every_s: float
+    ) -> tuple[FakeGuest, FunctionResponse]:
+        self.saved_every_s = every_s
+        tenant = asked.payload.decode().split("/")[0]
         self.expect(guest.started.done(), "asked before it had started")
         self.expect(guest.answer is None, "asked while it had a request")
         self.expect(not guest.stopping, "asked while it ended")
         self.expect(not guest.watched, "asked while it was watched")
         self.expect(guest.tenants <= {tenant}, "asked for two tenants")
-        self.expect(request.payload.decode().split("/")[1] == guest.name, "asked for another function")
-        self.expect(not guest.ids or request.id > guest.ids[-1], "asked with an id that it knows")
+        self.expect(asked.payload.decode().split("/")[1] == guest.name, "asked for another function")
+        self.expect(not guest.ids or asked.id > guest.ids[-1], "asked with an id that it knows")
         guest.tenants.add(tenant)
-        guest.ids.append(request.id)
-        guest.asked = request
+        guest.ids.append(asked.id)
+        guest.asked = asked
         guest.answer = asyncio.get_running_loop().create_future()
         if self.automatic:
             guest.respond()
         try:
-            return await guest.answer
+            response = await guest.answer
+            return guest.successor or guest, response
         finally:
             guest.answer = guest.asked = None
             guest.used_at = next(self._events)
@@ -147,6 +155,14 @@ class FakeMachines:
             await asyncio.shield(guest.dead)
         finally:
             guest.watched = False
+
+    def succeed(self, guest: FakeGuest) -> FakeGuest:
+        """Another guest, which takes this one's place in its request."""
+        other = guest.successor = FakeGuest(next(self._numbers), guest.of)
+        other.started.set_result(None)
+        other.tenants |= guest.tenants
+        self.guests[self.guests.index(guest)] = other
+        return other
 
     def starting(self) -> list[FakeGuest]:
         """Those that have not started."""

@@ -61,7 +61,8 @@ class World:
 class ToyProcess:
     """A vmm process whose guest counts on standard output until it has read `quit` or counted to
     the number in its source, and writes what it reads to standard error; slowly, if that number is
-    below 0, where it never comes, or behind a `~`. All of it is `state`.
+    below 0, where it never comes, or behind a `~`. All of it is `state`. Asked as a function it
+    counts to the number in the request, and answers with how far it has counted.
     """
 
     phases: dict[str, float] = {}  # noqa: RUF012 (never written)
@@ -193,6 +194,8 @@ class ToyProcess:
                     self._put(p.Stage(self.state["steps"] - 1, ""))
                     self._put(p.Credit(CREDIT))
                     self.state["ticking"] = True
+                case p.Request(id=number, data=data):
+                    self.state |= {"run": frame.run, "asked": number, "source": data, "ticking": True}
                 case p.Stdin(data=data):
                     self.state["said"] = (self.state["said"] + data)[-4:]
                     self._put(p.Stderr(data))
@@ -209,6 +212,10 @@ class ToyProcess:
         state = self.state
         if state["said"] == b"quit" or state["n"] == int(state["source"].lstrip(b"~") or b"-1"):
             state["ticking"] = False
+            if "asked" in state:
+                data = b"%d" % state["n"]
+                self._put(p.Response(state["asked"], p.ResponseKind.ANSWER, 5, "text/plain", len(data), data))
+                return
             self._put(p.Exit(state["steps"] - 1, p.ExitHow.EXITED, 0, p.Limit.NONE, 1, 1, 1, (False, False)))
             self._put(p.Done())
         else:
@@ -225,7 +232,7 @@ def counted(text: str) -> int:
 
 def make_guest(process: ToyProcess | VmmProcess, wanted: Wanted) -> Guest:
     hello = p.Hello(p.PROTOCOL_VERSION, "toy", wanted.image.manifest.arch, 1, MARKER)
-    conversation = Conversation(arch=wanted.image.manifest.arch, end_marker=MARKER)
+    conversation = Conversation(arch=wanted.image.manifest.arch, end_marker=MARKER, loaded=wanted.loaded)
     conversation.feed(p.encode_frame(hello, 0))
     return Guest(wanted=wanted, process=process, conversation=conversation, hello=hello, kind=StartKind.RESTORED)  # type: ignore[arg-type]
 

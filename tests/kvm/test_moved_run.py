@@ -5,6 +5,7 @@ guest plays the frames of an agent byte by byte, and its reader and its writer n
 import asyncio
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +43,26 @@ CYCLE = 16
 EXIT = p.Exit(0, p.ExitHow.EXITED, 0, p.Limit.NONE, 1, 1, 1, (False, False))
 
 
-def playing(folder: Path, hello: p.Hello | None = None) -> str:
-    """A guest that says its step has begun, then one number after another until it has read `quit`,
-    then that the step has ended. It writes to a page more for each byte. One that says `hello`
-    waits then until it has read `go!!`.
+STEP = (p.Stage(0, "run"), p.Credit(1000))
+
+
+def playing(
+    folder: Path,
+    hello: p.Hello | None = None,
+    *,
+    opening: Sequence[p.Message] = STEP,
+    ending: Sequence[p.Message] = (EXIT, p.Done()),
+    until: bytes = b"quit",
+) -> str:
+    """A guest that says its step has begun (`opening`), then one number after another until it has
+    read four bytes, then that the step has ended. It writes to a page more for each byte. One that
+    says `hello` waits then until it has read `go!!`.
     """
     (folder / "greeting").write_bytes(p.encode_frame(hello, 0) if hello else b"")
     parts: dict[str, list[p.Message]] = {
-        "opening": [p.Stage(0, "run"), p.Credit(1000)],
+        "opening": [*opening],
         "cycle": [p.Stdout(b"%d\n" % number) for number in range(CYCLE)],
-        "ending": [EXIT, p.Done()],
+        "ending": [*ending],
     }
     for name, messages in parts.items():
         (folder / name).write_bytes(b"".join(p.encode_frame(message, 1) for message in messages))
@@ -78,7 +89,7 @@ next:   mov dx, {LINE_STATUS}
         mov bl, al
         cmp ebx, {int.from_bytes(b"go!!", "big"):#x}
         je go
-        cmp ebx, {int.from_bytes(b"quit", "big"):#x}
+        cmp ebx, {int.from_bytes(until, "big"):#x}
         jne next
         mov r10d, 1
         jmp next

@@ -123,6 +123,20 @@ def test_the_first_request_starts_a_guest_and_the_next_finds_it(bench: Bench) ->
     assert bench.scheduler.guests("f") == {"starting": 0, "idle": 1, "in_use": 0, "ending": 0}
 
 
+def test_a_guest_that_took_anothers_place_in_a_request_has_the_next_one(bench: Bench) -> None:
+    saved = revision("f", timeout_s=10, checkpoint_every_s=2)
+    first = bench.ask(saved)
+    lost = bench.start()
+    other = bench.call(bench.machines.succeed, lost)
+    bench.call(lost.respond)
+    assert first.answer.done()
+    assert bench.machines.saved_every_s == 2
+    assert bench.respond(bench.ask(saved)) is other
+    assert len(bench.watcher.started) == 1
+    bench.serve(F)
+    assert bench.machines.saved_every_s == 0
+
+
 def test_one_request_at_a_time_in_the_order_in_which_they_came(bench: Bench) -> None:
     requests = [bench.ask(F) for _ in range(3)]
     bench.start()

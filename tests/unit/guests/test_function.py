@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mayfly.errors import FunctionCrashedError, FunctionTimeoutError, GuestError, OversizeError
-from mayfly.guests.function import FunctionRequest, FunctionResponse, ask, is_loaded, load, watch
+from mayfly.guests.function import Asking, FunctionRequest, FunctionResponse, ask, is_loaded, load, watch
 from mayfly.guests.job import Job, Wanted
 from mayfly.guests.spawner import Spawner
 from mayfly.guests.start import Guest, StartKind, start
@@ -231,6 +231,65 @@ def test_what_comes_with_the_response_does_not_spoil_it() -> None:
     assert asyncio.run(scenario(p.Stdout(b"x"))) == (expected, True)
     assert asyncio.run(scenario(ENDED, p.Done())) == (expected, False)
     assert asyncio.run(scenario(response)) == (expected, False)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 15])
+def test_a_request_goes_on_in_another_machine_in_the_middle_of_its_answer(cut: int) -> None:
+    first, second = (frame(p.Response(7, p.ResponseKind.ANSWER, 5, "text/plain", 4, data)) for data in (b"ok", b"ay"))
+
+    async def scenario() -> None:
+        guest = guest_of(
+            PlayedProcess([b"".join(map(frame, (STAGE, p.Loaded()))), frame(p.Stdout(b"x")), first + second[:cut]], hangs=True)
+        )
+        log = Log()
+        await load(guest, job(), Log())
+        asking = Asking(guest, request(), log, 30)
+        answering = asyncio.create_task(asking.answer())
+        while not log.printed:
+            await asyncio.sleep(0)
+        for _ in range(9):  # until all that is played is read
+            await asyncio.sleep(0)
+        await asking.hold()
+        moment = await asking.at_rest()
+        asking.go_on()
+        answering.cancel()
+        await asyncio.wait([answering])
+        assert guest.process.stopped  # type: ignore[attr-defined]
+        for _ in range(2):  # a moment serves more than once
+            played = PlayedProcess([second[cut:] + frame(p.Stdout(b"late"))])
+            other = Asking(guest_of(played), request(), log, 30, moment)
+            response = await other.answer()
+            assert (response.kind, response.payload, response.content_type) == ("answer", b"okay", "text/plain")
+            assert is_loaded(other.guest)
+            (sent,) = p.FrameReader(p.FROM_HOST).feed(played.sent)
+            assert isinstance(sent.message, p.Moved)
+        assert log.printed == b"x"
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+@pytest.mark.parametrize("after", [(), (ENDED, p.Done())])
+def test_a_request_that_is_answered_is_at_rest_no_more(after: tuple[p.Message, ...]) -> None:
+    class Late(PlayedProcess):
+        async def rest(self) -> bytes:
+            return b"".join(map(frame, (p.Response(7, p.ResponseKind.ANSWER, 5, "", 2, b"ok"), *after)))
+
+    async def scenario() -> None:
+        guest = guest_of(Late([b"".join(map(frame, (STAGE, p.Loaded()))), frame(p.Stdout(b"x"))], hangs=True))
+        log = Log()
+        await load(guest, job(), Log())
+        asking = Asking(guest, request(), log, 30)
+        answering = asyncio.create_task(asking.answer())
+        while not log.printed:
+            await asyncio.sleep(0)
+        await asking.hold()
+        with pytest.raises(GuestError, match="is over"):
+            await asking.at_rest()
+        asking.go_on()
+        assert (await answering).payload == b"ok"
+        assert is_loaded(guest) == (not after)
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
 def test_a_function_that_exits_well_before_it_is_loaded() -> None:

@@ -1,0 +1,175 @@
+"""Requests that outlast their guest's machine: it is saved every so many seconds while it answers,
+and when it is lost, the request goes on from the last save in another one.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mayfly.errors import GuestError, MayflyError, SnapshotError
+from mayfly.functions.request import Piece, Request
+from mayfly.guests.function import Asking, FunctionRequest, FunctionResponse, Moment
+from mayfly.guests.meanwhile import whole
+from mayfly.guests.spawner import Spawner
+from mayfly.guests.start import Guest
+from mayfly.host.supply import Supply
+from mayfly.snapshots import live
+from mayfly.snapshots import store as snapshots
+
+log = logging.getLogger(__name__)
+MAX_OF_A_SAVE = 3
+"""Times that a request goes on from one save: a function that brings its machine down does it
+again.
+"""
+FLUSH_S = 2.0
+"""For the vmm process to take what was sent to it."""
+
+
+class Saved(NamedTuple):
+    """The last save of a request: its machine's folder, which goes with `held`, the moment, and
+    what had been printed until then.
+    """
+
+    folder: Path
+    held: contextlib.ExitStack
+    moment: Moment
+    log: Sequence[Piece]
+
+
+class Lasting:
+    """Has a guest answer `asked` for `request` in `timeout_s`, and saves it meanwhile. What was
+    saved is not for another server: it goes with the request.
+
+    Attributes:
+        asking: what is asked of its present guest.
+        request: whose log goes back to the save.
+    """
+
+    def __init__(
+        self,
+        spawner: Spawner,
+        supply: Supply,
+        guest: Guest,
+        asked: FunctionRequest,
+        request: Request,
+        timeout_s: float,
+        every_s: float,
+    ) -> None:
+        self.asking = Asking(guest, asked, request, timeout_s)
+        self.request = request
+        self._spawner = spawner
+        self._supply = supply
+        self._asked = asked
+        self._timeout_s = timeout_s
+        self._every_s = every_s
+        self._saved: Saved | None = None
+        self._left = MAX_OF_A_SAVE
+
+    async def ask(self) -> tuple[Guest, FunctionResponse]:
+        """The answer, and the guest that gave it.
+
+        Raises:
+            MayflyError: as guests.function.ask; nothing is left of any guest.
+        """
+        try:
+            try:
+                response = await self._outlast()
+            finally:
+                await self._drop()
+        except BaseException:
+            await self.asking.guest.process.stop(0)  # another one than whoever asks knows, maybe
+            raise
+        return self.asking.guest, response
+
+    async def _outlast(self) -> FunctionResponse:
+        while True:
+            try:
+                return await self._answer()
+            except MayflyError as error:
+                self.asking = await self._revive(self.asking.guest, error)
+
+    async def _answer(self) -> FunctionResponse:
+        saving = asyncio.create_task(self._save_often(), name=f"save request {self.request.id}")
+        try:
+            return await self.asking.answer()
+        finally:
+            saving.cancel()
+            await asyncio.wait([saving])
+
+    async def _save_often(self) -> None:
+        while True:
+            await asyncio.sleep(self._every_s)
+            try:
+                await self.save()
+            except MayflyError as error:
+                log.info("request %s is not saved now: %s", self.request.id, error)
+
+    async def save(self) -> None:
+        """Save the guest, in the place of the last save.
+
+        Raises:
+            MayflyError: it cannot be saved now.
+        """
+        asking, moments = self.asking, list[tuple[Moment, Sequence[Piece]]]()
+
+        @contextlib.asynccontextmanager
+        async def still() -> AsyncIterator[None]:
+            try:
+                await asking.hold()
+            except ValueError as error:
+                raise GuestError("the request is over") from error
+            try:
+                if not await asking.guest.process.flushed(FLUSH_S):
+                    raise GuestError("the machine does not take what was sent to it")
+                yield
+            finally:
+                asking.go_on()
+
+        async def at_rest() -> None:
+            moments.append((await asking.at_rest(), tuple(self.request.log)))
+
+        with contextlib.ExitStack() as held:
+            folder = held.enter_context(snapshots.passing())
+            await live.save(asking.guest, folder, still=still(), at_rest=at_rest)
+            before, self._saved = self._saved, Saved(folder, held.pop_all(), *moments[0])
+            self._left = MAX_OF_A_SAVE
+        if before is not None:
+            await whole(before.held.close)
+
+    async def _drop(self) -> None:
+        saved, self._saved = self._saved, None
+        if saved is not None:
+            await whole(saved.held.close)
+
+    async def _revive(self, lost: Guest, error: MayflyError) -> Asking:
+        """After `error`, the request as it was saved last, with another guest.
+
+        Raises:
+            MayflyError: `error`, as that was not the loss of the machine, or nothing is saved of
+                it, or it was lost again and again.
+        """
+        saved, origin = self._saved, self._supply.origin(lost)
+        if saved is None or not lost.process.lost or self._left <= 0:
+            raise error
+        self._left -= 1
+        log.warning(
+            "request %s to %s: its machine is lost (%s); it goes on from its last save", self.request.id, self.request.function, error
+        )
+        try:
+            found = await live.clone(self._spawner, lost.wanted, saved.folder)
+            try:
+                if origin is not None and not snapshots.is_current(origin):
+                    raise SnapshotError(f"{origin.manifest.name}, which the machine stands on, was made anew")
+                self._supply.note(found, origin)
+                await found.process.resume()
+            except BaseException:
+                await found.process.stop(0)
+                raise
+        except MayflyError as fault:
+            log.warning("request %s cannot go on from what was saved: %s", self.request.id, fault)
+            raise error from fault
+        self.request.go_back(saved.log)
+        return Asking(found, self._asked, self.request, self._timeout_s, saved.moment)
