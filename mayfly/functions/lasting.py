@@ -100,7 +100,7 @@ class Lasting:
             await asyncio.wait([saving])
 
     async def _save_often(self) -> None:
-        while True:
+        while not self.asking.over:
             await asyncio.sleep(self._every_s)
             try:
                 await self.save()

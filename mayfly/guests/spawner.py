@@ -384,7 +384,8 @@ class VmmProcess:
     async def _ask(self, request: control.Request, descriptors: Sequence[int] = (), timeout_s: float = ANSWER_S) -> control.Answer:
         await self.opened
         try:
-            return await asyncio.wait_for(self._send(request, descriptors), timeout_s)
+            async with asyncio.timeout(timeout_s):  # wait_for forgets a cancellation that comes with the answer (Python 3.11)
+                return await self._send(request, descriptors)
         except TimeoutError as error:
             raise HostError(f"the machine did not answer within {timeout_s:g} s", hint="it is stopped, or this host is slow") from error
         except GuestError as error:

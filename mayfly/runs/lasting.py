@@ -78,9 +78,10 @@ class Lasting:
         self._saving = asyncio.create_task(self._save_often(), name=f"save run {self._run.id}")
 
     async def __aexit__(self, *_: object) -> None:
-        if self._saving is not None:
-            self._saving.cancel()
-            await asyncio.wait([self._saving])
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.cancel()
+            await asyncio.wait([saving])
         await self.drop()  # whoever has the run alone now, as a move may for long, saves nothing
 
     def _taken(self) -> contextlib.ExitStack:
@@ -98,7 +99,7 @@ class Lasting:
         await whole(self._taken().close)
 
     async def _save_often(self) -> None:
-        while True:
+        while self._saving is not None:
             await asyncio.sleep(self._every_s)
             try:
                 await self.save()

@@ -3,6 +3,7 @@ answered once, and leaves nothing that was saved.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -200,6 +201,30 @@ def test_a_request_that_is_over_is_not_saved(serve: Callable[[Scenario], None]) 
         check_whole(bench, (await request.ask())[1], 5)
         with pytest.raises(GuestError, match="is over"):
             await request.save()
+
+    serve(scenario)
+
+
+def test_an_answer_comes_though_its_save_hears_of_no_cancellation(
+    serve: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saving = asyncio.Event()
+
+    async def save(self: Lasting) -> None:
+        saving.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(Lasting, "save", save)
+
+    async def scenario(bench: Bench) -> None:
+        request = await bench.begin()
+        request._every_s = 0
+        answering = asyncio.create_task(request.ask())
+        await saving.wait()
+        await bench.until(100)
+        count = bench.finish()
+        check_whole(bench, (await answering)[1], count)
 
     serve(scenario)
 

@@ -8,7 +8,8 @@ import socket
 from mayfly.errors import GuestError
 from mayfly.guests.spawner import READ_SIZE, Spawner
 from mayfly.guests.zygote import Zygote
-from mayfly.protocol.report import End
+from mayfly.protocol.control import Done
+from mayfly.protocol.report import End, pack
 from mayfly.protocol.spawning import Reaped
 from mayfly.vmm.config import MachineConfig
 
@@ -56,6 +57,37 @@ def test_a_machine_that_its_sandbox_has_ended_says_so() -> None:
         assert ended.reason is End.VANISHED
         assert isinstance(ended.error, GuestError)
         assert "SIGSYS" in ended.error.message
+
+    asyncio.run(scenario())
+
+
+class Commanded(Idle):
+    """A zygote of a machine whose test answers its requests."""
+
+    commands: socket.socket
+
+    def spawn(self, machine: int, config: MachineConfig, channel: int, report: int, control: int, *group: int) -> None:
+        super().spawn(machine, config, channel, report, control, *group)
+        self.commands = socket.socket(fileno=os.dup(control))
+
+
+def test_whoever_is_cancelled_as_the_answer_comes_is_cancelled() -> None:
+    async def scenario() -> None:
+        zygote = Commanded()
+        spawner = Spawner(lambda: zygote)
+        machine = await spawner.spawn(MachineConfig(kernel="/nowhere"))
+        asking = asyncio.create_task(machine.pause())
+        while not machine._awaited:
+            await asyncio.sleep(0)
+        zygote.commands.send(pack(Done()))
+        machine._take_answer()
+        asking.cancel()
+        await asyncio.wait([asking])
+        assert asking.cancelled()
+        zygote.commands.close()
+        zygote.channel.close()
+        machine.reaped.set()
+        await spawner.close()
 
     asyncio.run(scenario())
 

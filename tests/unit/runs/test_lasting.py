@@ -3,6 +3,7 @@ save, readers are told, and nothing that was saved is left behind.
 """
 
 import asyncio
+import contextlib
 import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from mayfly.host.snippet import Case, Mode, Snippet, Terminal
 from mayfly.protocol.frames import Stage, Stdout
 from mayfly.runs import saves
 from mayfly.runs.described import Happened
-from mayfly.runs.lasting import MAX_OF_A_SAVE
+from mayfly.runs.lasting import MAX_OF_A_SAVE, Lasting
 from mayfly.runs.moves.desk import Moves, follow
 from mayfly.runs.record import MAX_RESTORED, Position, Reader, Restored
 from mayfly.runs.run import Run
@@ -182,6 +183,25 @@ def test_what_ends_otherwise_does_not_go_on(serve: Servers, saved: bool) -> None
         await save(service, other)
         await service.forget(other.id)
         assert left() == []
+
+    serve(scenario)
+
+
+def test_a_run_ends_though_its_save_hears_of_no_cancellation(serve: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    saving = asyncio.Event()
+
+    async def hang(self: Lasting) -> None:
+        saving.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(Lasting, "save", hang)
+
+    async def scenario(service: Service, world: World) -> None:
+        run = service.start(Snippet(language="toy", source=b"-1", checkpoint_every_s=1), publish=True)
+        await saving.wait()
+        await until(run, 100)
+        await check_end(service, world, run)
 
     serve(scenario)
 
