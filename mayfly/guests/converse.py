@@ -197,7 +197,9 @@ class Exchange:
             return False
         try:
             for event in _good(self.guest.conversation.feed(await self.guest.process.rest())):
-                self._finished |= self._note(event)
+                self._finished = self._note(event)
+                if self._finished:  # what comes behind the last event is not this job's
+                    break
         except MayflyError as error:
             self._fault = error
         return self._opened and self._fault is None and self.guest.conversation.phase in (*IN_A_RUN, Phase.ASKED)

@@ -268,7 +268,7 @@ def test_a_request_goes_on_in_another_machine_in_the_middle_of_its_answer(cut: i
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
-@pytest.mark.parametrize("after", [(), (ENDED, p.Done())])
+@pytest.mark.parametrize("after", [(), (ENDED, p.Done()), (p.Response(7, p.ResponseKind.ANSWER, 5, "", 2, b"ok"),)])
 def test_a_request_that_is_answered_is_at_rest_no_more(after: tuple[p.Message, ...]) -> None:
     class Late(PlayedProcess):
         async def rest(self) -> bytes:
