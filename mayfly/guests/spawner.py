@@ -213,7 +213,8 @@ class VmmProcess:
         phases: what its process has reported of its making, in seconds.
         reaped: set when its process is gone.
         reported: set when it has said that the machine is made, or has ended.
-        lost: it was stopped, and its process had ended before that, without a word.
+        lost: it was stopped, and its process had ended before that, without a word, and not by its
+            sandbox.
     """
 
     def __init__(self, number: int, spawner: Spawner, channel: socket.socket, lines: int, commands: socket.socket) -> None:
@@ -449,6 +450,7 @@ class VmmProcess:
         except TimeoutError:
             log.error("machine %d cannot be killed", self.number)
             self._report.cancel()
+        self.lost = self.lost and not self.refused
         if self.refused and self._ended.error is None:
             return replace(self._ended, error=GuestError(REFUSED, hint=REFUSED_HINT))
         if self.orphaned and self._ended.error is None:

@@ -55,6 +55,7 @@ def test_a_machine_that_its_sandbox_has_ended_says_so() -> None:
         ended = await machine.stop()
         await spawner.close()
         assert ended.reason is End.VANISHED
+        assert not machine.lost
         assert isinstance(ended.error, GuestError)
         assert "SIGSYS" in ended.error.message
 
