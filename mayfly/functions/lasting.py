@@ -131,18 +131,26 @@ class Lasting:
         async def at_rest() -> None:
             moments.append((await asking.at_rest(), tuple(self.request.log)))
 
-        with contextlib.ExitStack() as held:
-            folder = held.enter_context(snapshots.passing())
+        void = contextlib.ExitStack()
+        try:
+            folder = void.enter_context(snapshots.passing())
             await live.save(asking.guest, folder, still=still(), at_rest=at_rest)
-            before, self._saved = self._saved, Saved(folder, held.pop_all(), *moments[0])
+            before, self._saved = self._saved, Saved(folder, void.pop_all(), *moments[0])
             self._left = MAX_OF_A_SAVE
-        if before is not None:
-            await whole(before.held.close)
+            void = before.held if before else void
+        finally:
+            await self._remove(void)
 
     async def _drop(self) -> None:
         saved, self._saved = self._saved, None
         if saved is not None:
-            await whole(saved.held.close)
+            await self._remove(saved.held)
+
+    async def _remove(self, held: contextlib.ExitStack) -> None:
+        try:
+            await whole(held.close)
+        except (MayflyError, OSError) as error:  # the request is none the worse
+            log.warning("request %s: a save of it cannot be removed: %s", self.request.id, error)
 
     async def _revive(self, lost: Guest, error: MayflyError) -> Asking:
         """After `error`, the request as it was saved last, with another guest.

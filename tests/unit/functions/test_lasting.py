@@ -4,6 +4,9 @@ answered once, and leaves nothing that was saved.
 
 import asyncio
 import contextlib
+import errno
+import os
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from mayfly import paths
+from mayfly import files, paths
 from mayfly.errors import FunctionCrashedError, FunctionTimeoutError, GuestError
+from mayfly.files import clear
 from mayfly.functions import store
 from mayfly.functions.answer import Answer
 from mayfly.functions.lasting import MAX_OF_A_SAVE, Lasting
@@ -225,6 +229,53 @@ def test_an_answer_comes_though_its_save_hears_of_no_cancellation(
         await bench.until(100)
         count = bench.finish()
         check_whole(bench, (await answering)[1], count)
+
+    serve(scenario)
+
+
+def test_an_answer_comes_though_no_save_can_be_removed(serve: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(folder: Path) -> None:
+        clear(folder)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(files, "clear", fail)
+
+    async def scenario(bench: Bench) -> None:
+        request = await bench.begin()
+        answering = asyncio.create_task(request.ask())
+        await bench.until(100)
+        await request.save()
+        await request.save()
+        count = bench.finish()
+        check_whole(bench, (await answering)[1], count)
+
+    serve(scenario)
+
+
+def test_a_save_that_is_cut_off_is_removed_beside_the_loop(serve: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+
+    def note(folder: Path) -> None:
+        threads.append(threading.current_thread())
+        clear(folder)
+
+    async def hang(*_: object, **__: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(files, "clear", note)
+    monkeypatch.setattr("mayfly.functions.lasting.live.save", hang)
+
+    async def scenario(bench: Bench) -> None:
+        request = await bench.begin()
+        saving = asyncio.create_task(request.save())
+        while not left():
+            await asyncio.sleep(0)
+        saving.cancel()
+        await asyncio.wait([saving])
+        assert saving.cancelled()
+        assert threads
+        assert threading.main_thread() not in threads
+        await request.asking.guest.process.stop()
 
     serve(scenario)
 
