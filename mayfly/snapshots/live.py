@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Self
 
-from mayfly.errors import ConfigError, MayflyError, SnapshotError
+from mayfly.errors import ConfigError, HostError, MayflyError, SnapshotError
 from mayfly.guests.job import Wanted
 from mayfly.guests.meanwhile import whole
 from mayfly.guests.spawner import Spawner, snapshot_files
@@ -92,7 +92,8 @@ async def save(guest: Guest, folder: Path, *, still: AbstractAsyncContextManager
     Raises:
         ConfigError: it has a network, whose addresses a snapshot does not hold.
         SnapshotError: it could not be written.
-        MayflyError: the machine has ended, or cannot be saved.
+        MayflyError: the machine has ended, cannot be saved, or stood still for longer than it may
+            take to come up.
     """
     machine = guest.wanted.machine
     if machine.network is not None and machine.network.connected:
@@ -105,7 +106,11 @@ async def save(guest: Guest, folder: Path, *, still: AbstractAsyncContextManager
             raise
         async with still or contextlib.nullcontext():
             try:
-                await send_round(guest, sink, last=True)
+                try:
+                    async with asyncio.timeout(guest.wanted.timeout_s):
+                        await send_round(guest, sink, last=True)
+                except TimeoutError as error:
+                    raise HostError("the machine stood still for too long to be saved", hint="this host is slow") from error
                 if at_rest:
                     await at_rest()
             finally:

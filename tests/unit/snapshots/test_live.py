@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mayfly.errors import HostError
 from mayfly.guests.meanwhile import whole
 from mayfly.snapshots import live
 from mayfly.units import MIB
@@ -35,7 +36,7 @@ def test_whoever_is_cancelled_while_the_last_is_written_closes_nothing_before_it
     monkeypatch.setattr(live, "send_pages", nothing)
     monkeypatch.setattr(live, "send_round", nothing)
     machine = SimpleNamespace(network=None, memory=64 * MIB, restore=())
-    guest: Any = SimpleNamespace(wanted=SimpleNamespace(machine=machine), process=SimpleNamespace(resume=nothing))
+    guest: Any = SimpleNamespace(wanted=SimpleNamespace(machine=machine, timeout_s=patience(10)), process=SimpleNamespace(resume=nothing))
 
     async def scenario() -> None:
         saving = asyncio.create_task(live.save(guest, tmp_path))
@@ -50,6 +51,25 @@ def test_whoever_is_cancelled_while_the_last_is_written_closes_nothing_before_it
         assert {path.name for path in tmp_path.iterdir()} == set(FILES)
 
     asyncio.run(asyncio.wait_for(scenario(), patience(20)))
+
+
+def test_a_machine_does_not_stand_still_for_ever(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_leaks: None) -> None:
+    calls = []
+
+    async def hang(*_: Any, **__: Any) -> None:
+        calls.append("stands still")
+        await asyncio.Event().wait()
+
+    async def resume() -> None:
+        calls.append("goes on")
+
+    monkeypatch.setattr(live, "send_pages", nothing)
+    monkeypatch.setattr(live, "send_round", hang)
+    machine = SimpleNamespace(network=None, memory=MIB, restore=())
+    guest: Any = SimpleNamespace(wanted=SimpleNamespace(machine=machine, timeout_s=0.01), process=SimpleNamespace(resume=resume))
+    with pytest.raises(HostError, match="stood still"):
+        asyncio.run(asyncio.wait_for(live.save(guest, tmp_path), patience(10)))
+    assert calls == ["stands still", "goes on"]
 
 
 def test_what_is_done_whole_gives_what_it_gives() -> None:
