@@ -38,6 +38,7 @@ MANIFEST, VERIFIED = "manifest.json", "verified.json"
 NAME = re.compile(r"[a-z0-9][A-Za-z0-9@._+-]{0,63}")
 SHOWN = 20
 """Names of snapshots in an error."""
+_PASSING = re.compile(r"passing-[0-9a-f]{16}")
 FUNCTION_PREFIX = "@"
 """What the names of functions' snapshots begin with, and no other."""
 FUNCTION_NAME = re.compile(rf"{FUNCTION_PREFIX}([A-Za-z0-9_-]{{1,48}})\.[0-9a-f]{{12}}")
@@ -372,6 +373,8 @@ def sweep() -> None:
     for folder in left:
         with contextlib.suppress(OSError), locked(folder, wait=False):  # else its creator is alive
             clear(folder)
+            if _PASSING.fullmatch(folder.name):  # nobody takes such a name again
+                (folder.parent / f".{folder.name}.lock").unlink()
 
 
 def disk_bytes(snapshot: Snapshot) -> int:

@@ -464,6 +464,15 @@ def test_what_a_killed_creator_left_is_swept_but_not_what_a_live_one_needs(serve
     assert not (paths.snapshots_dir() / ".toy.part").exists()
 
 
+def test_no_lock_is_left_of_a_save_whose_server_was_killed(serve: Callable[..., Any]) -> None:
+    paths.snapshots_dir().mkdir(parents=True)
+    (paths.snapshots_dir() / f".passing-{'0' * 16}.part").mkdir()
+    (paths.snapshots_dir() / f".passing-{'0' * 16}.lock").touch()
+    with snapshots.passing() as living:
+        snapshots.sweep()
+        assert {path.name for path in paths.snapshots_dir().iterdir()} == {living.name, f"{living.stem}.lock"}
+
+
 def test_what_another_makes_is_left_alone_though_its_name_begins_the_same(serve: Callable[..., Any]) -> None:
     with snapshots.claimed("toy.tap"), snapshots.replacing("toy.tap") as part, snapshots.claimed("toy"), snapshots.replacing("toy"):
         assert part.exists()
