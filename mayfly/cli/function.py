@@ -23,7 +23,7 @@ from mayfly.functions.lines import BadLine, RequestLine
 from mayfly.functions.making import forget_snapshots
 from mayfly.functions.openloop import Invoke, Reply, in_process
 from mayfly.functions.service import Functions
-from mayfly.functions.spec import FunctionSpec, load_specs
+from mayfly.functions.spec import FunctionSpec, fields_of, load_specs
 from mayfly.functions.store import Function
 from mayfly.gateways.lines import replay
 from mayfly.guests.zygote import Zygote
@@ -80,17 +80,19 @@ def _create_there(fleet: Where, spec: FunctionSpec) -> Function:
     from mayfly.fleet.functions.messages import Change
 
     code = store.read_code(Path(spec.code), "")
-    change = Change(spec=msgspec.json.encode(replace(spec, code="fleet")), code=code)
+    change = Change(spec=msgspec.json.encode(fields_of(replace(spec, code="fleet"))), code=code)
     made = fleet.ask(lambda engine: creating.change(engine, change))
-    return next(each.function for each in made if each.function.name == spec.name)
+    return next(each.function for each in made if each.name == spec.name)
 
 
 def _change_there(fleet: Where, remove: str = "") -> list[Function]:
     """Remove a function of a fleet, if one is named; those that it has then."""
     from mayfly.fleet.functions import creating
     from mayfly.fleet.functions.messages import Change
+    from mayfly.fleet.shared import readable
 
-    return [each.function for each in fleet.ask(lambda engine: creating.change(engine, Change(remove=remove)))]
+    made = fleet.ask(lambda engine: creating.change(engine, Change(remove=remove)))
+    return [each.function for each in readable(made, lambda each: each.function)]
 
 
 @cli.command("list")

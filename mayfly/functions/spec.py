@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from mayfly.errors import ConfigError, SchemaError
 from mayfly.host.snippet import MIN_CHECKPOINT_S
-from mayfly.schema import Meta, Record, convert, replace
+from mayfly.schema import Meta, Record, convert, msgspec, replace
 from mayfly.units import GIB, KIB, MIB
 from mayfly.vmm.config import MAX_CPUS, MAX_MEMORY, MIN_MEMORY
 
@@ -28,6 +28,8 @@ _RUNTIMES = {
     **{"javascript": "javascript", "node": "javascript", "nodejs": "javascript", "java": "java", "openjdk": "java"},
 }
 """SnapFaaS's names of runtimes, without what follows a dash or a dot, and our languages."""
+_ADDED = ("checkpoint_every_s",)
+"""Fields that a build of the same version may not know: it refuses them."""
 _OPTIONS = ("copy_base", "copy_diff", "load_ws", "dump_ws")
 
 
@@ -111,6 +113,14 @@ class FunctionSpec(Record, frozen=True, kw_only=True):
                 f"checkpoint_every_s is {every_s:g}, timeout_s {self.timeout_s:g}: no request takes so long",
                 hint="lower the one, or raise the other",
             )
+
+
+def fields_of(spec: FunctionSpec) -> dict[str, Any]:
+    """The spec as it is sent and kept where builds before read it: fields that they may not know
+    are left out unless they are used.
+    """
+    fields = msgspec.to_builtins(spec)
+    return {name: value for name, value in fields.items() if value or name not in _ADDED}
 
 
 def load_specs(path: Path) -> list[FunctionSpec]:

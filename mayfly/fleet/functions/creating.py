@@ -37,13 +37,14 @@ class Creating:
         if change.spec:
             return await self._create(from_json(FunctionSpec, change.spec), dict(change.code))
 
-        def edit(functions: list[FleetFunction]) -> None:
-            left = [each for each in functions if each.function.name != change.remove]
-            if change.remove and len(left) == len(functions):
-                raise UnknownFunctionError(f"the fleet has no function {change.remove[:64]!r}", hint="mayfly function list --fleet URL")
-            functions[:] = left
+        gone: list[FleetFunction] = []
 
-        gone = [each for each in self._shared.all if each.function.name == change.remove]
+        def edit(functions: list[FleetFunction]) -> None:
+            gone[:] = [each for each in functions if change.remove and each.name == change.remove]
+            if change.remove and not gone:
+                raise UnknownFunctionError(f"the fleet has no function {change.remove[:64]!r}", hint="mayfly function list --fleet URL")
+            functions[:] = [each for each in functions if each not in gone]
+
         kept = await self._shared.change(edit)
         await self._forget(gone)
         for function in gone:
@@ -65,13 +66,14 @@ class Creating:
         memory = max(spec.memory, image.manifest.memory)
         function = make(make_function(spec, code), image.manifest.arch, memory)
         await self._bucket.put(f"code.{function.key}", encode(Stored(function=function, code=code)))
+        before: list[FleetFunction] = []
         try:
             await self._try_out(function)
 
             def edit(functions: list[FleetFunction]) -> None:
-                functions[:] = [*(each for each in functions if each.function.name != spec.name), function]
+                before[:] = [each for each in functions if each.name == spec.name]
+                functions[:] = [*(each for each in functions if each not in before), function]
 
-            before = [each for each in self._shared.all if each.function.name == spec.name]
             kept = await self._shared.change(edit)
         except BaseException:
             await asyncio.shield(self._forget([function]))

@@ -235,7 +235,7 @@ class FleetFunctions:
 
     async def remove_queue(self, function: FleetFunction) -> None:
         """No requests come to the function any more. Raises SilenceError, FleetError."""
-        await self._queues.remove(function.arch, queue_of(function.function.name))
+        await self._queues.remove(function.arch, queue_of(function.name))
 
     def _forget(self, waiting: Waiting) -> None:
         self._waiting.pop(waiting.asked.id, None)

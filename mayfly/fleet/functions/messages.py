@@ -22,6 +22,7 @@ from mayfly.errors import MayflyError
 from mayfly.fleet.message import decode
 from mayfly.fleet.wire import error_of, wire
 from mayfly.functions.answer import Answer, Times
+from mayfly.functions.spec import fields_of
 from mayfly.functions.store import Function
 from mayfly.guests.start import StartKind
 from mayfly.schema import convert, replace
@@ -43,6 +44,16 @@ def place_of(request_id: str) -> str:
     return f"f-{request_id}"
 
 
+class _Named(msgspec.Struct):
+    name: str
+
+
+class _About(msgspec.Struct):
+    """Of a Function what every version can read."""
+
+    spec: _Named
+
+
 class FleetFunction(msgspec.Struct, kw_only=True, frozen=True):
     """A function: what it is, as JSON; the architecture that it is for; bytes of a guest; a key
     that nothing else has, not even the function before it was changed.
@@ -59,6 +70,14 @@ class FleetFunction(msgspec.Struct, kw_only=True, frozen=True):
         return from_json(Function, self.about)
 
     @property
+    def name(self) -> str:
+        """Its name, also if another version has made it; empty if even that cannot be read."""
+        try:
+            return msgspec.json.decode(self.about, type=_About).spec.name
+        except (msgspec.DecodeError, ValueError, RecursionError):
+            return ""
+
+    @property
     def local(self) -> Function:
         """What it is on a host, beside others of its name."""
         function = self.function
@@ -67,7 +86,7 @@ class FleetFunction(msgspec.Struct, kw_only=True, frozen=True):
 
 def make(function: Function, arch: str, memory: int) -> FleetFunction:
     """A function that is being created."""
-    about = msgspec.json.encode(function)
+    about = msgspec.json.encode({**msgspec.to_builtins(function), "spec": fields_of(function.spec)})
     return FleetFunction(about=about, arch=arch, memory=memory, key=hashlib.sha256(about).hexdigest()[:12])
 
 

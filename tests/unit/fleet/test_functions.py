@@ -12,14 +12,15 @@ from mayfly.errors import FleetError, FunctionFailedError, UnknownFunctionError
 from mayfly.fleet import worker
 from mayfly.fleet.engine import Delivery, Engine
 from mayfly.fleet.functions import creating, gateway
-from mayfly.fleet.functions.messages import Asked, Change, FleetFunction, queue_of
+from mayfly.fleet.functions.messages import Asked, Change, FleetFunction, make, queue_of
 from mayfly.fleet.keys import KeyChange
 from mayfly.fleet.keys import change as change_keys
 from mayfly.fleet.message import Begin, Verdict, decode, encode
 from mayfly.fleet.results import Results
 from mayfly.functions.spec import FunctionSpec
+from mayfly.functions.store import make_function
 from mayfly.host import keys
-from mayfly.schema import msgspec
+from mayfly.schema import msgspec, replace
 from tests.kit.fleet_kit import Fleet, Way, in_fleet, until
 from tests.kit.functions_kit import install_echo
 
@@ -107,6 +108,42 @@ def test_a_function_s_queue_goes_with_it(tmp_path: Path) -> None:
                     await until(lambda way=way: not way.runner.functions.all())  # type: ignore[misc]
 
     in_fleet(scenario)
+
+
+def test_a_function_of_another_version_is_in_nobody_s_way() -> None:
+    """It stays while others are created and removed, and can be replaced and removed itself."""
+
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with fleet.gateway("g1") as way:
+            await fleet.until_hosts(way, 1)
+            theirs = [
+                FleetFunction(about=b'{"spec": {"name": "%s", "newer": 1}}' % name, arch="x86_64", memory=1, key=name.decode())
+                for name in (b"theirs", b"replaced")
+            ]
+            shared = way.runner._lists.functions
+            await shared._bucket.put("functions", encode(theirs))
+            made = await create(fleet, "ours")
+            assert [each.name for each in made] == ["theirs", "replaced", "ours"]
+            assert [each.name for each in await create(fleet, "replaced")] == ["theirs", "ours", "replaced"]
+            assert [each.name for each in await change(fleet, Change(remove="ours"))] == ["theirs", "replaced"]
+            assert [each.name for each in await change(fleet, Change(remove="theirs"))] == ["replaced"]
+            with pytest.raises(UnknownFunctionError):
+                await change(fleet, Change(remove="theirs"))
+
+    in_fleet(scenario)
+
+
+def test_a_build_that_knows_no_saves_reads_what_is_created() -> None:
+    """Unless they are asked for: such a build could not keep to that."""
+    known = {"name", "language", "code", "entry", "memory", "vcpus", "concurrency_limit", "timeout_s", "env", "network"}
+    known |= {"keep_alive_s", "min_guests", "queue", "queue_s", "snapshot"}
+    spec = FunctionSpec(name="hello", language="toy", code="/code")
+    for wanted, more in ((spec, set[str]()), (replace(spec, checkpoint_every_s=5), {"checkpoint_every_s"})):
+        made = make(make_function(wanted, {"a": b"b"}), "x86_64", 1)
+        assert set(msgspec.json.decode(made.about)["spec"]) == known | more
+        assert (made.function.spec, made.name) == (wanted, "hello")
+    assert FleetFunction(about=b"\xc1", arch="x86_64", memory=1, key="k").name == ""
 
 
 def test_what_a_host_has_begun_no_other_does() -> None:
