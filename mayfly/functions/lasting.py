@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from mayfly.errors import GuestError, MayflyError, SnapshotError
 from mayfly.functions.request import Piece, Request
+from mayfly.functions.spec import MAX_OF_A_SAVE
 from mayfly.guests.function import Asking, FunctionRequest, FunctionResponse, Moment
 from mayfly.guests.meanwhile import whole
 from mayfly.guests.spawner import Spawner
@@ -20,10 +21,6 @@ from mayfly.snapshots import live
 from mayfly.snapshots import store as snapshots
 
 log = logging.getLogger(__name__)
-MAX_OF_A_SAVE = 3
-"""Times that a request goes on from one save: a function that brings its machine down does it
-again.
-"""
 FLUSH_S = 2.0
 """For the vmm process to take what was sent to it."""
 

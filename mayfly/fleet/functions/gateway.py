@@ -26,7 +26,7 @@ from mayfly.errors import (
 )
 from mayfly.fleet.accept import Queues
 from mayfly.fleet.accounts import Accounts
-from mayfly.fleet.buckets import Bucket
+from mayfly.fleet.buckets import MAX_AGE_S, Bucket
 from mayfly.fleet.engine import Engine
 from mayfly.fleet.failures import FullError, NobodyError, SilenceError, TooLargeError, UnreadableError
 from mayfly.fleet.functions.messages import (
@@ -46,6 +46,7 @@ from mayfly.fleet.shared import Done, Shared
 from mayfly.fleet.tasks import Spawn
 from mayfly.functions.answer import Answer, FunctionFigures, Invocation, LogLine
 from mayfly.functions.request import check
+from mayfly.functions.spec import MAX_OF_A_SAVE, FunctionSpec
 from mayfly.functions.store import Function
 from mayfly.host.admission import Tenant
 from mayfly.schema import decode as from_json
@@ -59,6 +60,14 @@ CREATE_S = 600.0
 """For creating a function, and for a host to have room for that."""
 LATE_S = 30.0
 """Over its own time, until a request that a host has begun has failed."""
+
+
+def longest_s(spec: FunctionSpec) -> float:
+    """Seconds that a request may take with all its guests: one that goes on from its saves takes
+    more than its own time, but nothing is known of it for longer than results are kept.
+    """
+    times = 1 + MAX_OF_A_SAVE if spec.checkpoint_every_s else 1
+    return max(spec.timeout_s, min(spec.timeout_s * times, MAX_AGE_S))
 
 
 class Waiting:
@@ -248,7 +257,7 @@ class FleetFunctions:
         """
         spec, asked = waiting.function.function.spec, waiting.asked
         now = asyncio.get_running_loop().time
-        queue_s, own_s = (CREATE_S, CREATE_S) if asked.creates else (spec.queue_s, spec.timeout_s)
+        queue_s, own_s = (CREATE_S, CREATE_S) if asked.creates else (spec.queue_s, longest_s(spec))
         begin_by = now() + self._here(min(queue_s, queue_s if asked.wait_s is None else asked.wait_s))
         end_by = begin_by + self._here(own_s) + LATE_S
         try:

@@ -146,6 +146,14 @@ def test_a_build_that_knows_no_saves_reads_what_is_created() -> None:
     assert FleetFunction(about=b"\xc1", arch="x86_64", memory=1, key="k").name == ""
 
 
+def test_a_request_that_outlasts_its_machine_has_the_time_for_that() -> None:
+    spec = FunctionSpec(name="hello", language="toy", code="/code", timeout_s=600)
+    assert gateway.longest_s(spec) == 600
+    assert gateway.longest_s(replace(spec, checkpoint_every_s=5)) == 2400
+    assert gateway.longest_s(replace(spec, checkpoint_every_s=5, timeout_s=1000)) == 3600
+    assert gateway.longest_s(replace(spec, checkpoint_every_s=5, timeout_s=5000)) == 5000
+
+
 def test_what_a_host_has_begun_no_other_does() -> None:
     """A request whose host is given it once more, or another host, fails."""
 
