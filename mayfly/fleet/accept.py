@@ -59,6 +59,11 @@ class Queues:
         """The queue may be gone: `ensure` sees to it again."""
         self._made.discard((arch, lang))
 
+    async def mend(self, arch: str, lang: str) -> None:
+        """The queue is gone: make it again, for what waits there. Raises as `ensure`."""
+        self.forget(arch, lang)
+        await self.ensure(arch, lang)
+
     async def remove(self, arch: str, lang: str) -> None:
         """Have no queue of the language: nothing is to wait there any more. Raises as `ensure`."""
         self.forget(arch, lang)

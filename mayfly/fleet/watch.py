@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from mayfly.errors import SnapshotNotFoundError
+from mayfly.errors import FleetError, SnapshotNotFoundError
 from mayfly.fleet.engine import Engine
 from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.follows import Follows
@@ -28,7 +28,7 @@ server of the engine restarts, all hosts are away for a moment.
 
 
 class Watch:
-    """Looks at hosts, runs and queues, again and again.
+    """Looks at hosts, runs and queues, again and again. `mend` makes a queue that is gone.
 
     Attributes:
         quorum: whether the engine can store anything.
@@ -37,11 +37,12 @@ class Watch:
         beside: what else is looked at each time.
     """
 
-    def __init__(self, engine: Engine, roll: Roll, follows: Follows) -> None:
+    def __init__(self, engine: Engine, roll: Roll, follows: Follows, mend: Callable[[str, str], Awaitable[None]]) -> None:
         self.quorum = True
         self.waiting: dict[tuple[str, str], int] = {}
         self.given_back = 0
         self._engine, self._roll, self._follows = engine, roll, follows
+        self._mend = mend
         self._missing: dict[str, int] = {}
         self._silent: dict[str, int] = {}
         self._without: dict[str, float] = {}  # since when no host has the snapshot of runs that wait
@@ -122,9 +123,15 @@ class Watch:
                 await self._engine.take_back(follow.registered.arch, follow.number)
 
     async def _count_waiting(self) -> None:
-        wanted = {follow.lang for follow in self._follows if not follow.mirror.host} | set(self.waiting)
-        for arch, lang in wanted:
-            count = await self._engine.waiting(arch, lang)
+        needed = {follow.lang for follow in self._follows if not follow.mirror.host}
+        for arch, lang in needed | set(self.waiting):
+            try:
+                count = await self._engine.waiting(arch, lang)
+            except FleetError as error:  # an operator has removed it, maybe
+                log.warning("fleet: the queue %s of %s is lacking: %s", lang, arch, error)
+                count = 0
+                if (arch, lang) in needed:
+                    await self._mend(arch, lang)
             if count:
                 self.waiting[arch, lang] = count
             else:

@@ -67,6 +67,8 @@ def test_a_run_waits_for_a_host_with_its_snapshot() -> None:
             run_id = await start(way.client, "echo end", snapshot="ours")
             assert (await run(way.client, "echo other"))["status"] == "ok"
             assert not (await way.runner.find(run_id)).done.is_set()
+            async with Engine.connect((fleet.server.url,), "operator") as engine:  # as an operator may do, by mistake
+                await engine.remove_consumer(platform.machine(), queue_of(name_of(Images().find("toy")), "ours"))
             await fleet.add_host("h3")
             assert output(await events(way.client, run_id)) == "end\n"
 

@@ -40,9 +40,13 @@ class Follows:
         follow.work = b""
 
 
+async def nobody(arch: str, lang: str) -> None:
+    pytest.fail(f"{lang} of {arch} is there")
+
+
 def watching() -> tuple[Watch, Follows]:
     follows = Follows()
-    return Watch(cast(Any, Hangs()), cast(Any, None), cast(Any, follows)), follows
+    return Watch(cast(Any, Hangs()), cast(Any, None), cast(Any, follows), nobody), follows
 
 
 def test_hosts_do_not_hang_when_the_engine_does() -> None:
