@@ -104,13 +104,16 @@ class Watch:
         await asyncio.gather(*(self._follows.look_for(follow) for follow in quiet))
 
     async def _look_for_snapshots(self) -> None:
-        """End the runs taken here that wait for a snapshot which no host has or can fetch."""
+        """End the runs taken here that wait for a snapshot which no host has or can fetch, while a
+        host is there that might.
+        """
         now = asyncio.get_running_loop().time()
         there = {(arch, queue_of(image, name)) for name, where in self._roll.snapshots().items() for arch, image in where}
+        known = {host.about.arch for host in self._roll if host.about}  # of others nobody says what they have
         waiting = [
             follow
             for follow in self._follows
-            if follow.lang[1].startswith(f"{SNAPSHOT}-") and follow.lang not in there
+            if follow.lang[0] in known and follow.lang[1].startswith(f"{SNAPSHOT}-") and follow.lang not in there
             if not follow.mirror.host and follow.known.is_set() and follow.registered.gateway == self._engine.name
         ]
         self._without = {follow.run.id: self._without.get(follow.run.id, now) for follow in waiting}

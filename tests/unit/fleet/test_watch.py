@@ -6,16 +6,20 @@ from typing import Any, cast
 
 import pytest
 
+from mayfly.fleet import watch
 from mayfly.fleet.failures import FullError, SilenceError
 from mayfly.fleet.follow import Follow
-from mayfly.fleet.message import Head, Registered
+from mayfly.fleet.message import About, Beat, Head, Registered, queue_of
 from mayfly.fleet.mirror import make_run
+from mayfly.fleet.roll import Roll
 from mayfly.fleet.watch import MISSED, Watch
 from mayfly.host.snippet import Mode
 
 
 class Hangs:
     """An engine over which a host says nothing."""
+
+    name = "g1"
 
     async def ask(self, subject: str, data: bytes, timeout_s: float) -> bytes:
         assert (subject, data) == ("ping.h1", b"")
@@ -62,6 +66,32 @@ def test_hosts_do_not_hang_when_the_engine_does() -> None:
         await watch._look_at_hosts()
         assert not follows.follow.work
         assert watch.given_back == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_run_waits_for_its_snapshot_while_no_host_says_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a gateway has begun anew before its hosts have."""
+    monkeypatch.setattr(watch, "GONE_S", 0)
+
+    async def scenario() -> None:
+        roll, decided = Roll(lambda _: None), []
+        follows = Follows()
+        follows.follow.known.set()
+        follows.follow.registered.lang = queue_of("toy", "ours")
+
+        async def decide(*_: object) -> None:
+            decided.append(1)
+
+        follows.decide = decide  # type: ignore[attr-defined]
+        looking = Watch(cast(Any, Hangs()), roll, cast(Any, follows), nobody)
+        for name, arch, expected in (("", "", 0), ("h2", "y", 0), ("h1", "x", 1)):
+            if name:
+                roll.heard(name, Beat(about="", memory_used=0, memory_budget=1, running=0))
+                await looking._look_for_snapshots()
+                roll.told(name, About(name=name, arch=arch, version="1", images=[]))
+            await looking._look_for_snapshots()
+            assert len(decided) == expected
 
     asyncio.run(scenario())
 
