@@ -178,10 +178,12 @@ def _manifest(data: bytes) -> SnapshotManifest:
 def _check_place(manifest: SnapshotManifest) -> None:
     """Raises SnapshotError: what is here under that name is not to be replaced."""
     name, there = manifest.name, None
-    if dependent := store.children(name):
-        raise SnapshotError(f"{name} is here the parent of {', '.join(dependent)}", hint="remove those first")
     with contextlib.suppress(SnapshotError):  # what cannot be used may be replaced
         there = store.find(name)
+    if there and there.manifest == manifest:
+        return  # what stands on it can stand on the same again
+    if dependent := store.children(name):
+        raise SnapshotError(f"{name} is here the parent of {', '.join(dependent)}", hint="remove those first")
     if there and there.manifest.language != manifest.language:
         raise SnapshotError(f"{name} is here a snapshot of {there.manifest.language}", hint="push one that has another --name")
 

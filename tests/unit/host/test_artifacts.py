@@ -108,7 +108,7 @@ def test_a_diff_is_pushed_as_one(base: Snapshot, registry: str, monkeypatch: pyt
     assert store.find("ours").chain == (store.find("ours").folder,)
 
 
-def test_what_others_need_is_not_replaced(base: Snapshot, registry: str, tmp_path: Path) -> None:
+def test_what_others_need_is_not_replaced(base: Snapshot, registry: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """By what is pulled: neither a parent nor a snapshot of another language."""
 
     async def make() -> None:
@@ -117,7 +117,11 @@ def test_what_others_need_is_not_replaced(base: Snapshot, registry: str, tmp_pat
 
     asyncio.run(make())
     artifacts.push("toy", _source(f"{registry}/kept/toy:1"))
-    with pytest.raises(SnapshotError, match="toy is here the parent of ours"):
+    assert artifacts.pull(_source(f"{registry}/kept/toy:1"), Silent()) == base.manifest, "it is the same"
+    assert store.find("ours").parent == store.find("toy")
+    read = artifacts._manifest
+    with monkeypatch.context() as changed, pytest.raises(SnapshotError, match="toy is here the parent of ours"):
+        changed.setattr(artifacts, "_manifest", lambda data: msgspec.structs.replace(read(data), created="another time"))
         artifacts.pull(_source(f"{registry}/kept/toy:1"), Silent())
     store.remove("ours")
     other = msgspec.structs.replace(base.manifest, language="py")
