@@ -14,6 +14,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 
 from mayfly import __version__
 from mayfly.errors import BusyError, FleetError, HostError, MayflyError, RequestError, SnapshotError, StoppingError, UnknownLanguageError
@@ -299,12 +300,14 @@ class Worker:
 
     async def _fetch(self, active: Active, lacking: Sequence[str]) -> None:
         """Begin a run when its image and snapshot are here."""
+        snippet, wanted = active.work.snippet, self._key(active.work)[0]
         try:
             for what in lacking:
                 await self._fetches.fetch(what)
-            snippet = active.work.snippet
             if queue_of(snippet.language, snippet.snapshot) in self._fetches.lacking_snapshots(self._snapshots):
-                self._unfit[self._key(active.work)] = math.inf  # it is of another kernel, say
+                if (key := self._key(active.work))[0] == wanted:  # else another one was offered meanwhile
+                    refused = any(Path(folder).name == snippet.snapshot for folder, _ in self._failed)  # it is of another kernel, say
+                    self._unfit[key] = math.inf if refused else time.monotonic() + UNFIT_S
                 raise HostError("what was fetched does not fit here")
         except MayflyError:
             await self._engine.give_back(active.delivery.ack, LATER_S)

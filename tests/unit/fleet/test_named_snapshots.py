@@ -5,6 +5,8 @@ import logging
 import platform
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -15,14 +17,17 @@ from mayfly.fleet import catalog, fetch, watch, worker
 from mayfly.fleet.catalog import ImageChange
 from mayfly.fleet.engine import Engine
 from mayfly.fleet.held import held
-from mayfly.fleet.message import name_of, queue_of
+from mayfly.fleet.message import Held, Work, name_of, queue_of, token_of
+from mayfly.fleet.worker import Worker
 from mayfly.guests.start import Guest, StartKind
 from mayfly.host import artifacts
+from mayfly.host.snippet import Snippet
 from mayfly.imagegen.oci.reference import RegistryReference, parse_reference
 from mayfly.imagegen.oci.registry import RegistrySource
 from mayfly.imagegen.progress import Silent
 from mayfly.images.store import Images
 from mayfly.paths import cache_dir
+from mayfly.schema import replace
 from mayfly.snapshots import store
 from mayfly.units import MIB
 from scripts.debian.local_registry import serving
@@ -167,6 +172,37 @@ def test_a_snapshot_with_a_network_is_refused(path: str) -> None:
             assert (await run(way.client, "true", snapshot="ours"))["start"] == StartKind.RESTORED
 
     in_fleet(scenario)
+
+
+def test_a_snapshot_that_is_offered_anew_while_one_is_fetched_is_fetched_next() -> None:
+    """What is remembered as unfit is what was fetched."""
+
+    async def scenario() -> None:
+        queue, offered = queue_of("toy", "ours"), Held(name="ours", image="toy", digest="a")
+        host, work = object.__new__(Worker), Work(id="r", token="t", gateway="g", snippet=Snippet(language="toy", snapshot="ours"))
+        image = SimpleNamespace(manifest=SimpleNamespace(initramfs_digest="sha256:i"))
+        host.__dict__.update(_unfit={}, _failed={}, _snapshots={}, _images={token_of("toy"): image})
+        host._fetches = fetches = fetch.Fetches(lambda: None)
+        given = []
+
+        async def give_back(*_: object) -> None:
+            given.append(1)
+
+        host._engine, host._carrying = SimpleNamespace(give_back=give_back), SimpleNamespace(release=lambda _: None)  # type: ignore[assignment]
+        fetches._snapshots[queue] = offered
+
+        async def fetched(lang: str) -> None:
+            if not given:
+                host._snapshots, fetches._snapshots[queue] = {queue: offered}, replace(offered, digest="b")
+
+        fetches.fetch = fetched  # type: ignore[method-assign]
+        active: Any = SimpleNamespace(work=work, delivery=SimpleNamespace(ack=""))
+        await host._fetch(active, [queue])
+        assert (len(given), host._fits(work)) == (1, True), "the other one may fit"
+        await host._fetch(active, [queue])
+        assert (len(given), host._fits(work)) == (2, False), "it was fetched, and is not there"
+
+    asyncio.run(scenario())
 
 
 def test_names_that_would_be_one_word_are_told_apart() -> None:
