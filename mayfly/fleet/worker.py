@@ -120,6 +120,7 @@ class Worker:
         await engine.listen_for_work(self._delivered)
         engine.on_return.append(self._returned)
         self._service.admission.on_room.append(self._refill)
+        spawn(self._look_often(), "look")
         spawn(self._beat(), "beat")
         spawn(self._keep(), "keep work")
 
@@ -152,11 +153,12 @@ class Worker:
             self._look_now()
 
     def _look_now(self) -> None:
-        self._images = {token_of(name_of(image)): image for image in self._service.installed()}
-        self._warm = {lang: self._is_warm(image) for lang, image in self._images.items()}
-        self._memory = {lang: self._memory_of(image) for lang, image in self._images.items()}
-        manifests = [image.manifest.to_json().encode() for image in self._images.values()]
-        found = held(self._images.values(), self._service.config, self._failed)
+        images = {token_of(name_of(image)): image for image in self._service.installed()}
+        warm = {lang: self._is_warm(image) for lang, image in images.items()}
+        memory = {lang: self._memory_of(image) for lang, image in images.items()}
+        manifests = [image.manifest.to_json().encode() for image in images.values()]
+        found = held(images.values(), self._service.config, self._failed)
+        self._warm, self._memory, self._images = warm, memory, images
         self._snapshots = {queue_of(one.image, one.name): one for one in found}
         arch = self._service.images.arch
         self._about = About(name=self._host, arch=arch, version=__version__, images=manifests, snapshots=found)
@@ -356,19 +358,26 @@ class Worker:
         await self._engine.send(f"beat.{self._host}", encode(beat))
 
     async def _beat(self) -> None:
-        looked_at = -LOOK_S
         while True:
             try:
-                if (now := asyncio.get_running_loop().time()) - looked_at >= LOOK_S:
-                    looked_at = now
-                    await asyncio.to_thread(self._look)
-                    await self._hear_handed()
-                    await self._hear_offers()
                 await self._send_beat()
                 self._refill()
             except Exception:  # whatever it is, a host that says nothing is taken for dead
                 log.exception("fleet: beat")
             await asyncio.sleep(BEAT_S)
+
+    async def _look_often(self) -> None:
+        """Beside the beats: to read a new snapshot whole takes longer than a host may be silent."""
+        while True:
+            try:
+                await asyncio.to_thread(self._look)
+                await self._hear_handed()
+                await self._hear_offers()
+                await self._send_beat()
+                self._refill()
+            except Exception:  # whatever it is, the next look may see more
+                log.exception("fleet: look")
+            await asyncio.sleep(LOOK_S)
 
     async def _hear_offers(self) -> None:
         """Ask which images the fleet has in a registry."""

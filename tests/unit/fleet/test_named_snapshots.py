@@ -4,6 +4,7 @@ import asyncio
 import logging
 import platform
 import shutil
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from mayfly.cli.main import cli
 from mayfly.errors import ConfigError, SnapshotError
 from mayfly.fleet import catalog, fetch, watch, worker
 from mayfly.fleet.catalog import ImageChange
-from mayfly.fleet.engine import Engine
+from mayfly.fleet.engine import Engine, Message
 from mayfly.fleet.held import held
 from mayfly.fleet.message import Held, Work, name_of, queue_of, token_of
 from mayfly.fleet.worker import Worker
@@ -203,6 +204,31 @@ def test_a_snapshot_that_is_offered_anew_while_one_is_fetched_is_fetched_next() 
         assert (len(given), host._fits(work)) == (2, False), "it was fetched, and is not there"
 
     asyncio.run(scenario())
+
+
+def test_a_host_is_there_while_it_reads_a_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which may take longer than it may be silent."""
+    read = threading.Event()
+
+    def held(*_: object) -> list[Held]:
+        read.wait(60)
+        return []
+
+    monkeypatch.setattr(worker, "held", held)
+
+    async def scenario(fleet: Fleet) -> None:
+        async with Engine.connect((fleet.server.url,), "g1") as engine:
+            beats: asyncio.Queue[Message] = asyncio.Queue()
+            await engine.listen("beat.h1", beats.put_nowait)
+            adding = asyncio.create_task(fleet.add_host("h1"))
+            try:
+                for _ in range(3):
+                    await asyncio.wait_for(beats.get(), 30)
+            finally:
+                read.set()
+            await adding
+
+    in_fleet(scenario)
 
 
 def test_names_that_would_be_one_word_are_told_apart() -> None:
