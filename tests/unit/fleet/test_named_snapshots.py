@@ -111,9 +111,12 @@ def test_a_host_that_cannot_start_from_a_snapshot_is_handed_no_more_runs_of_it(m
         async with fleet.gateway("g1") as way:
             await fleet.until_hosts(way, 2)
             await until(lambda: "ours" in way.runner.roll.snapshots())
-            for _ in range(12):
+            async with asyncio.timeout(40):
+                while not tried:  # either of them is chosen
+                    assert (await run(way.client, "true", snapshot="ours"))["status"] == "ok"
+            for _ in range(8):
                 assert (await run(way.client, "true", snapshot="ours"))["status"] == "ok"
-            assert len(tried) <= 1
+            assert len(tried) == 1
 
     in_fleet(scenario)
 
@@ -131,9 +134,9 @@ def test_why_a_snapshot_is_left_out_is_said_once(caplog: pytest.LogCaptureFixtur
         assert not held(images, host.config, failed)
         monkeypatch.setattr(store, "digests", lambda _: pytest.fail("it is read again"))
         assert not held(images, host.config, failed)
-        assert sum("ours is left out" in line and "was altered" in line for line in caplog.messages) >= 1
+        assert sum("ours is left out" in line and "was altered" in line for line in caplog.messages) == 1
 
-    monkeypatch.setattr(worker, "LOOK_S", 600)
+    monkeypatch.setattr(worker, "held", lambda *_: [])  # who would say it too
     in_fleet(scenario)
 
 
