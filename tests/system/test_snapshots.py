@@ -92,17 +92,31 @@ def test_run_makes_the_base_once_and_starts_from_it(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not shutil.which("docker-registry"), reason="docker-registry is missing: scripts/setup")
 @pytest.mark.usefixtures("no_snapshots")
-def test_a_pulled_base_is_restored(tmp_path: Path) -> None:
-    snippet = tmp_path / "hello.toy"
-    snippet.write_text("echo hello")
+def test_pulled_snapshots_are_restored(tmp_path: Path) -> None:
+    """A diff without its parent, which is no more here; then the base alone. The numbers of their
+    processes tell them apart.
+    """
+    snippet, forks = tmp_path / "number.toy", tmp_path / "forks.toy"
+    snippet.write_text("echo $$")
+    forks.write_text("i=0; while [ $i -lt 300 ]; do (:); i=$((i+1)); done")
+
+    def number(*options: str) -> int:
+        done = mayfly("run", "--json", *options, snippet)
+        result = json.loads(done.stdout)
+        assert (result["start"], "making a snapshot" in done.stderr) == ("restored", False)
+        return int(result["steps"][-1]["stdout"])
+
     mayfly("snapshot", "create", "toy")
+    mayfly("snapshot", "create", "toy", forks, "--name", "ours", "--parent", "toy")
     with registry() as address:
-        mayfly("snapshot", "push", "toy", f"{address}/bases/toy:1")
-        mayfly("snapshot", "rm", "toy")
+        for name in ("ours", "toy"):
+            mayfly("snapshot", "push", name, f"{address}/bases/{name}:1")
+        mayfly("snapshot", "rm", "ours", "toy")
+        mayfly("snapshot", "pull", f"{address}/bases/ours:1")
+        assert (snapshots.find("ours").manifest.parent, len(list(snapshots.installed()))) == ("", 1)
+        of_diff = number("--snapshot", "ours")
         mayfly("snapshot", "pull", f"{address}/bases/toy:1")
-    ran = mayfly("run", "--json", snippet)
-    result = json.loads(ran.stdout)
-    assert (result["start"], result["steps"][-1]["stdout"], "making a snapshot" in ran.stderr) == ("restored", "hello\n", False)
+    assert of_diff > number() + 200
 
 
 def test_every_clone_is_another_machine(base: str, folder: Path) -> None:
