@@ -4,7 +4,9 @@ test_serve_functions.py asks the same of guests that are ordinary processes.
 """
 
 import asyncio
+import hashlib
 import json
+import os
 import platform
 import signal
 import subprocess
@@ -17,7 +19,7 @@ import pytest
 
 from mayfly import paths
 from mayfly.cli.asking import ask as ask_server
-from mayfly.client import Client
+from mayfly.client import AsyncClient, Client
 from mayfly.errors import FunctionCrashedError, FunctionFailedError, FunctionTimeoutError
 from mayfly.functions import store
 from mayfly.functions.answer import Answer
@@ -32,12 +34,13 @@ from mayfly.protocol import frames as p
 from mayfly.runs.service import Service
 from mayfly.snapshots import store as snapshots
 from mayfly.units import MIB
+from mayfly.vmm.snapshot import STATE
 from tests.kit import toy
 from tests.kit.api_fakes import ROOT
 from tests.kit.function_fakes import invocation
 from tests.kit.functions_traffic import Host, from_file, over_frames, over_http, while_it_stops
 from tests.kit.scale import FULL, patience, time_factor
-from tests.system.test_service import children, wait_gone
+from tests.system.test_service import children, direct_children, wait_gone
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
@@ -242,6 +245,72 @@ def test_500_requests_of_python_and_rust(host: Host) -> None:
     host.check_records()
     assert host.sent["ok"] >= 500
     assert json.loads(host.statistics.read_text())["number of evictions"] >= 4
+
+
+LASTING = """
+import hashlib
+import time
+
+requests = 0
+
+
+def handle(event):
+    global requests
+    requests += 1
+    digest = b""
+    for number in range(event["lines"]):
+        until = time.monotonic() + event["each_s"]
+        digest = hashlib.sha256(digest).digest()
+        print(number, digest.hex(), flush=True)
+        while time.monotonic() < until:
+            pass
+    return {"requests": requests, "digest": digest.hex()}
+"""
+
+
+@pytest.mark.slow
+def test_a_request_of_python_outlasts_its_machine(host: Host) -> None:
+    """It is killed after a save, and lines that it printed since then."""
+    need("python")
+    (host.folder / "lasting.py").write_text(LASTING)
+    spec = {"name": "lasting", "language": "python", "code": "lasting.py", "checkpoint_every_s": 1}
+    (host.folder / "functions.yaml").write_text(json.dumps(spec))
+    host.function("create", host.folder / "functions.yaml")
+    host.serve()
+    assert host.server is not None
+    [zygote] = direct_children(host.server.pid)
+    unit_s = time_factor()  # between two saves
+    lines = ["0 " + (digest := hashlib.sha256()).hexdigest()]
+    for number in range(1, 120):
+        digest = hashlib.sha256(digest.digest())
+        lines.append(f"{number} {digest.hexdigest()}")
+
+    async def until_saved() -> None:
+        while not any(state.stat().st_size for state in paths.snapshots_dir().glob(f".passing-*/{STATE}")):
+            await asyncio.sleep(0.1)
+
+    async def scenario() -> None:
+        async with AsyncClient(host.socket) as client:
+            answering = asyncio.create_task(client.invoke("lasting", {"lines": len(lines), "each_s": unit_s / 40}))
+            await until_saved()
+            await asyncio.sleep(unit_s / 10)
+            [lost] = direct_children(zygote)
+            os.kill(lost, signal.SIGKILL)
+            first = await answering
+            assert first.json() == {"requests": 1, "digest": digest.hexdigest()}
+            [guest] = direct_children(zygote)
+            second = await client.invoke("lasting", {"lines": 1, "each_s": 0})
+            assert (second.start, second.json()["requests"], direct_children(zygote)) == ("warm", 2, [guest])
+            assert guest != lost
+            logged = ask_server(host.socket, "GET", "/functions/lasting/logs?last=1000")["lines"]
+            assert [line["text"] for line in logged if line["request_id"] == first.request_id] == lines
+            assert [line["text"] for line in logged if line["request_id"] == second.request_id] == lines[:1]
+
+    asyncio.run(asyncio.wait_for(scenario(), patience(10)))
+    assert not list(paths.snapshots_dir().glob("*passing*"))
+    host.sent["ok"] += 2
+    host.close()
+    host.check_records()
 
 
 @pytest.mark.slow
