@@ -19,11 +19,11 @@ from mayfly.errors import FunctionCrashedError, FunctionTimeoutError, GuestError
 from mayfly.files import clear
 from mayfly.functions import store
 from mayfly.functions.answer import Answer
-from mayfly.functions.lasting import MAX_OF_A_SAVE, Lasting
+from mayfly.functions.lasting import Lasting
 from mayfly.functions.making import FunctionMachines, Revision
 from mayfly.functions.request import KEPT_LOG, Piece, Request
 from mayfly.functions.service import Functions
-from mayfly.functions.spec import FunctionSpec
+from mayfly.functions.spec import MAX_OF_A_SAVE, FunctionSpec
 from mayfly.guests.function import FunctionRequest, FunctionResponse
 from mayfly.guests.start import Guest, StartKind
 from mayfly.host.plan import want_machine
