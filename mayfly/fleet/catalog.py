@@ -12,7 +12,7 @@ from mayfly.errors import ConfigError, ImageError
 from mayfly.fleet.buckets import Bucket
 from mayfly.fleet.engine import Engine
 from mayfly.fleet.functions.messages import FleetFunction
-from mayfly.fleet.message import Held, decode, encode, name_of
+from mayfly.fleet.message import Held, decode, encode, exact_name, name_of
 from mayfly.fleet.shared import Shared, ask
 from mayfly.images.manifest import Manifest
 from mayfly.images.store import InstalledImage
@@ -156,6 +156,5 @@ def make_offer(reference: str, *, insecure: bool = False) -> Offer:
     found = SnapshotManifest.from_json(data, where)
     if re.split("[@.]", found.name)[0] == found.language:
         raise ConfigError(f"{found.name} is the name of a language's own snapshot", hint="push one that has another --name")
-    image = f"{found.language}@{found.version}" if found.version else found.language
-    held = Held(name=found.name, image=image, digest=found.files[STATE])
+    held = Held(name=found.name, image=exact_name(found.language, found.version), digest=found.files[STATE])
     return Offer(reference=where, manifest=data, insecure=insecure, snapshot=held, arch=found.arch)

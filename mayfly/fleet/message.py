@@ -72,8 +72,12 @@ def id_of(place: str, token: str) -> str:
 
 def name_of(image: InstalledImage) -> str:
     """The name by which exactly this image's language and version is asked for."""
-    manifest = image.manifest
-    return f"{manifest.language}@{manifest.version}" if manifest.version else manifest.language
+    return exact_name(image.manifest.language, image.manifest.version)
+
+
+def exact_name(language: str, version: str) -> str:
+    """The name of exactly this version of a language."""
+    return f"{language}@{version}" if version else language
 
 
 class Head(msgspec.Struct, kw_only=True):
@@ -93,7 +97,7 @@ class Head(msgspec.Struct, kw_only=True):
     @property
     def image(self) -> str:
         """The name by which exactly its image is asked for."""
-        return f"{self.language}@{self.version}" if self.version else self.language
+        return exact_name(self.language, self.version)
 
 
 class Work(msgspec.Struct, kw_only=True):

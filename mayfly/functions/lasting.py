@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mayfly.errors import GuestError, MayflyError, SnapshotError
+from mayfly.errors import GuestError, MayflyError
 from mayfly.functions.request import Piece, Request
-from mayfly.functions.spec import MAX_OF_A_SAVE
 from mayfly.guests.function import Asking, FunctionRequest, FunctionResponse, Moment
 from mayfly.guests.meanwhile import whole
 from mayfly.guests.spawner import Spawner
 from mayfly.guests.start import Guest
+from mayfly.host.snippet import MAX_OF_A_SAVE
 from mayfly.host.supply import Supply
 from mayfly.snapshots import live
 from mayfly.snapshots import store as snapshots
@@ -164,15 +164,8 @@ class Lasting:
             "request %s to %s: its machine is lost (%s); it goes on from its last save", self.request.id, self.request.function, error
         )
         try:
-            found = await live.clone(self._spawner, lost.wanted, saved.folder)
-            try:
-                if origin is not None and not snapshots.is_current(origin):
-                    raise SnapshotError(f"{origin.manifest.name}, which the machine stands on, was made anew")
-                self._supply.note(found, origin)
-                await found.process.resume()
-            except BaseException:
-                await found.process.stop(0)
-                raise
+            async with self._supply.stood_up(lost.wanted, saved.folder, origin) as found:
+                pass
         except MayflyError as fault:
             log.warning("request %s cannot go on from what was saved: %s", self.request.id, fault)
             raise error from fault

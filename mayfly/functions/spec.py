@@ -20,10 +20,6 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,47}"
 ENTRY = r"([A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*)?"
 MAX_FILE = 1 * MIB
 """Bytes of a function file."""
-MAX_OF_A_SAVE = 3
-"""Times that a request goes on from one save: a function that brings its machine down does it
-again.
-"""
 _SIZE = re.compile(r"([0-9]{1,12})([KMG]?)")
 _FACTORS = {"": 1, "K": KIB, "M": MIB, "G": GIB}
 _FILE_SYSTEMS = (".ext2", ".ext3", ".ext4", ".img", ".squashfs", ".sqfs")

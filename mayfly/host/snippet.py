@@ -16,6 +16,10 @@ RUN = "run"
 """The profile of a snippet that says none."""
 MAX_CASES = 200
 MIN_CHECKPOINT_S = 1.0
+MAX_OF_A_SAVE = 3
+"""Times that a run or a request goes on from one save: a program that brings its machine down does
+it again.
+"""
 MAX_GLOBS = 64
 MAX_PATTERN = 1000
 """Bytes of a pattern of files."""

@@ -11,8 +11,9 @@ import logging
 import time
 import weakref
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 
-from mayfly.errors import BusyError, HostError, MayflyError, NetworkError
+from mayfly.errors import BusyError, HostError, MayflyError, NetworkError, SnapshotError
 from mayfly.guests.job import Wanted
 from mayfly.guests.spawner import Spawner, VmmProcess
 from mayfly.guests.start import Guest, StartKind, start
@@ -22,6 +23,7 @@ from mayfly.host.observer import Observer
 from mayfly.host.plan import make_warmup
 from mayfly.host.pool import Idle, Pool
 from mayfly.schema import replace
+from mayfly.snapshots import live
 from mayfly.snapshots import store as snapshots
 from mayfly.snapshots.making import base_name, doing, find_base, make
 from mayfly.snapshots.store import Snapshot
@@ -110,6 +112,25 @@ class Supply:
     def origin(self, guest: Guest) -> Snapshot | None:
         """What the guest was restored from; None if it booted."""
         return self._origins.get(guest.process)
+
+    @contextlib.asynccontextmanager
+    async def stood_up(self, wanted: Wanted, folder: Path, origin: Snapshot | None) -> AsyncIterator[Guest]:
+        """A guest that stands still, as it was saved in `folder`, over `origin` if over any. It
+        goes on at the end of the block, or is gone if that fails.
+
+        Raises:
+            MayflyError: it did not come up. Nothing of it is left.
+        """
+        guest = await live.clone(self._spawner, wanted, folder)
+        try:
+            if origin is not None and not snapshots.is_current(origin):
+                raise SnapshotError(f"{origin.manifest.name}, which the run's machine stands on, was made anew", hint="start the run again")
+            self.note(guest, origin)
+            yield guest
+            await guest.process.resume()
+        except BaseException:
+            await guest.process.stop(0)
+            raise
 
     @contextlib.asynccontextmanager
     async def copies(self, guest: Guest, most: int, *, beside: Ticket) -> AsyncIterator[list[Guest]]:

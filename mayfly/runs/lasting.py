@@ -14,6 +14,7 @@ from mayfly.guests.meanwhile import whole
 from mayfly.guests.start import Guest
 from mayfly.host.admission import Tenant
 from mayfly.host.plan import want_machine
+from mayfly.host.snippet import MAX_OF_A_SAVE
 from mayfly.runs import saves
 from mayfly.runs.described import describe, happened, make_run, replay
 from mayfly.runs.execute import execute, go_on
@@ -24,16 +25,12 @@ from mayfly.runs.run import Run
 from mayfly.runs.saves import SavedRun
 from mayfly.runs.work import Work
 from mayfly.schema import replace
-from mayfly.snapshots import live
-from mayfly.snapshots import store as snapshots
 from mayfly.snapshots.store import Snapshot
 
 if TYPE_CHECKING:
     from mayfly.runs.service import Service
 
 log = logging.getLogger(__name__)
-MAX_OF_A_SAVE = 3
-"""Times that a run goes on from one save: a program that brings its machine down does it again."""
 
 
 class Saved(NamedTuple):
@@ -174,16 +171,11 @@ async def _stand_up(service: "Service", run: Run, wanted: Wanted, moment: Moment
     Raises:
         MayflyError: it did not come up. Nothing of it is left.
     """
-    guest = await live.clone(service.spawner, wanted, saves.folder_of(run.id))
     try:
-        if origin is not None and not snapshots.is_current(origin):
-            raise SnapshotError(f"{origin.manifest.name}, which the run's machine stands on, was made anew", hint="start the run again")
-        service.supply.note(guest, origin)
-        guest = go_on_from(moment, guest, run).guest
-        await guest.process.resume()
+        async with service.supply.stood_up(wanted, saves.folder_of(run.id), origin) as guest:
+            guest = go_on_from(moment, guest, run).guest
     except BaseException:
         run.exchange = None
-        await guest.process.stop(0)
         raise
     service.now(run, guest)
     return guest

@@ -46,9 +46,10 @@ from mayfly.fleet.shared import Done, Shared
 from mayfly.fleet.tasks import Spawn
 from mayfly.functions.answer import Answer, FunctionFigures, Invocation, LogLine
 from mayfly.functions.request import check
-from mayfly.functions.spec import MAX_OF_A_SAVE, FunctionSpec
+from mayfly.functions.spec import FunctionSpec
 from mayfly.functions.store import Function
 from mayfly.host.admission import Tenant
+from mayfly.host.snippet import MAX_OF_A_SAVE
 from mayfly.schema import decode as from_json
 
 log = logging.getLogger(__name__)

@@ -23,10 +23,11 @@ from mayfly.functions.lasting import Lasting
 from mayfly.functions.making import FunctionMachines, Revision
 from mayfly.functions.request import KEPT_LOG, Piece, Request
 from mayfly.functions.service import Functions
-from mayfly.functions.spec import MAX_OF_A_SAVE, FunctionSpec
+from mayfly.functions.spec import FunctionSpec
 from mayfly.guests.function import FunctionRequest, FunctionResponse
 from mayfly.guests.start import Guest, StartKind
 from mayfly.host.plan import want_machine
+from mayfly.host.snippet import MAX_OF_A_SAVE
 from mayfly.protocol import frames as p
 from mayfly.runs.service import Service
 from mayfly.schema import replace

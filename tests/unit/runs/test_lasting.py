@@ -16,11 +16,11 @@ from mayfly.api.events import find_position
 from mayfly.errors import UnprocessableError
 from mayfly.guests.converse import BytesStdin
 from mayfly.host.admission import Tenant
-from mayfly.host.snippet import Case, Mode, Snippet, Terminal
+from mayfly.host.snippet import MAX_OF_A_SAVE, Case, Mode, Snippet, Terminal
 from mayfly.protocol.frames import Stage, Stdout
 from mayfly.runs import saves
 from mayfly.runs.described import Happened
-from mayfly.runs.lasting import MAX_OF_A_SAVE, Lasting
+from mayfly.runs.lasting import Lasting
 from mayfly.runs.moves.desk import Moves, follow
 from mayfly.runs.record import MAX_RESTORED, Position, Reader, Restored
 from mayfly.runs.run import Run
