@@ -10,7 +10,8 @@ use crate::cgroup::{Cgroup, Door};
 use crate::frame::StepSpec;
 use crate::function;
 use crate::sys;
-use crate::workspace::{User, Workspace};
+use crate::user::User;
+use crate::workspace::Workspace;
 
 const OPEN_FILES: u64 = 1024;
 const SOFT_STACK: u64 = 64 << 20;

@@ -12,7 +12,8 @@ use crate::frame::Identity;
 use crate::log::complain;
 use crate::network;
 use crate::sys::{self, PollSet, MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID};
-use crate::workspace::{User, WORK};
+use crate::user::User;
+use crate::workspace::WORK;
 
 const END_MARKER: &str = "/mayfly/end";
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";

@@ -39,6 +39,7 @@ mod streams;
 #[allow(unsafe_code)]
 mod sys;
 mod terminal;
+mod user;
 mod workspace;
 mod zero;
 
@@ -47,7 +48,8 @@ use channel::Channel;
 use frame::{ErrorCode, ToHost};
 use log::complain;
 use run::Agent;
-use workspace::{User, Workspace};
+use user::User;
+use workspace::Workspace;
 
 /// The user `runner`, whom programs of a run belong to.
 const RUNNER: User = User { uid: 1000, gid: 1000 };

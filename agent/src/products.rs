@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::procfs;
 use crate::sys::{self, MS_BIND};
-use crate::workspace::User;
+use crate::user::User;
 
 pub struct Products {
     /// Only the agent gets in here: no program may change what later ones begin with.

@@ -14,6 +14,7 @@ use std::path::{Component, Path, PathBuf};
 use crate::frame::{FileEntry, Start};
 use crate::products::Products;
 use crate::sys;
+use crate::user::User;
 
 /// The working folder's name in the protocol.
 pub const WORK: &str = "/work";
@@ -21,16 +22,10 @@ pub const WORK: &str = "/work";
 const VAULT: &str = "/mayfly/products";
 const MAX_FILES_SIZE: u64 = 16 << 20;
 
-/// Whom steps run as; None when the agent is no root itself.
-#[derive(Clone, Copy)]
-pub struct User {
-    pub uid: u32,
-    pub gid: u32,
-}
-
 pub struct Workspace {
     /// Where the working folder really is.
     work: PathBuf,
+    /// Whom steps run as; None when the agent is no root itself.
     user: Option<User>,
     /// In a machine: how to put empty folders over what the user may have written to.
     renew: Option<fn(User) -> io::Result<()>>,
