@@ -117,7 +117,8 @@ class Calls:
                 if await self._registry.get(call.run) is None:
                     return True  # it was not accepted, or was deleted
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(over.wait(), LOOK_S)
+                    async with asyncio.timeout(LOOK_S):
+                        await over.wait()
         finally:
             self._over.pop(call.run, None)
         try:

@@ -185,7 +185,8 @@ class Carrying:
         """
         if active.work.awaited:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(run.done.wait(), BRIEF_S)
+                async with asyncio.timeout(BRIEF_S):
+                    await run.done.wait()
         if not (active.work.awaited and run.done.is_set()):
             await self._take(active)
             await self._say_begun(active)

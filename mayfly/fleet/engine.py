@@ -193,9 +193,9 @@ class Engine:
         """Send what is to be sent, and leave."""
         self._closing = True
         self._forget_pulls()
-        with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
+        with contextlib.suppress(NobodyError, SilenceError), translated():
             if self._client.is_connected:
-                await asyncio.wait_for(self._client.flush(), 2)
+                await self._client.flush(2)
         with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
             await self._client.close()
 

@@ -341,7 +341,8 @@ class Follows:
         wait_s = BRIEF_S
         while not follow.run.done.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(follow.run.done.wait(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    await follow.run.done.wait()
                 return
             try:
                 await self.register(follow)

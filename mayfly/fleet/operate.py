@@ -80,6 +80,7 @@ async def wait_until_idle(engine: Engine, name: str, within_s: float) -> None:
 
     await engine.listen(f"beat.{name}", hear)
     try:
-        await asyncio.wait_for(idle.wait(), within_s)
+        async with asyncio.timeout(within_s):
+            await idle.wait()
     except TimeoutError as error:
         raise FleetError(f"{name} has runs after {within_s:g} s", hint="give it longer with --wait") from error

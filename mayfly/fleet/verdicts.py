@@ -176,7 +176,8 @@ class Verdicts:
             if not here or mirror.ending is None:
                 await self._follows.attach(follow)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(follow.changed.wait(), SETTLE_S)
+            async with asyncio.timeout(SETTLE_S):
+                await follow.changed.wait()
         if follow.run.done.is_set():
             return "done"
         if not mirror.belongs(host, said.delivered):

@@ -147,7 +147,8 @@ class Callbacks(abc.ABC):
     async def _ends_within(self, seconds: float) -> bool:
         """Wait, unless the server ends: then say so at once."""
         try:
-            await asyncio.wait_for(self._closing.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
         except TimeoutError:
             return False
         return True

@@ -265,7 +265,8 @@ class FleetFunctions:
             while True:
                 until = end_by if waiting.begun else begin_by
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(waiting.over.wait(), min(LOOK_S, max(0.01, until - now())))
+                    async with asyncio.timeout(min(LOOK_S, max(0.01, until - now()))):
+                        await waiting.over.wait()
                 waiting.over.clear()
                 try:
                     if (data := await self._results.get(place_of(asked.id))) is not None:
@@ -353,7 +354,8 @@ class FleetFunctions:
         if self._waiting:
             self._quiet.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._quiet.wait(), None if within_s == float("inf") else within_s)
+                async with asyncio.timeout(within_s):
+                    await self._quiet.wait()
 
     async def close(self) -> None:
         """Take no more. Requests go on without this gateway."""
