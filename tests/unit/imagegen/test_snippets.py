@@ -223,6 +223,7 @@ class Image:
 
     def build(self, source: str, *arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
         """Build a snippet by the image's own step; where it has none, run it."""
+        self.renew()
         step = self.manifest.steps[0]
         (self.root / "work" / self.manifest.source_file).write_text(source)
         chosen = {name: option.default for name, option in self.manifest.options.items()}
@@ -350,8 +351,31 @@ if FULL:
 
     @pytest.mark.parametrize("image", GO, indirect=True)
     def test_go_compiles_only_the_snippet(image: Image) -> None:
-        """With -v go names each package that it compiles: none of the standard library is one."""
+        """With -v go names each package that it compiles: none of the standard library is one. A
+        directive has it build what is else compiled and linked without it.
+        """
         everything = {line for source, _ in image.expected.snippets.values() for line in source.splitlines() if line.startswith("import ")}
-        source = "\n".join(["package main", *(f"import _ {line.split()[1]}" for line in sorted(everything)), "func main() {}"])
+        imports = [f"import _ {line.split()[1]}" for line in sorted(everything)]
+        source = "\n".join(["//go:build linux", "package main", *imports, "func main() {}"])
         built = image.build(source, GOFLAGS=f"{image.manifest.env['GOFLAGS']} -v")
         assert (built.returncode, built.stderr) == (0, "command-line-arguments\n")
+
+    @pytest.mark.parametrize("image", GO, indirect=True)
+    def test_go_is_asked_only_for_what_it_alone_knows(image: Image) -> None:
+        """With flags that are wrong go builds nothing."""
+        main = 'import _ "embed"\n\nfunc main() { println(1) }\n'
+        assert image.build(f"package main\n\n{main}", GOFLAGS="-wrong").returncode == 0
+        traces = []
+        for source in ("package main\n", "package main // as //go: has it\n"):
+            built = image.build(f'{source}func main() {{ var list []int; defer println("end"); println(list[1]) }}\n')
+            assert (built.returncode, built.stderr) == (0, "")
+            traces.append(image.run("./main").stderr)
+        assert traces[0] == traces[1]
+        assert "/work/main.go:2" in traces[0]
+        for source in (
+            f"//go:build linux\n\npackage main\n\n{main}",
+            'package main\n\nimport "runtime/debug"\n\nfunc main() { debug.FreeOSMemory() }\n',
+            'package main\n\nimport "internal/abi"\n\nfunc main() { println(abi.FuncPCABI0) }\n',
+            f"package other\n\n{main}",
+        ):
+            assert "-wrong" in image.build(source, GOFLAGS="-wrong").stderr, source
