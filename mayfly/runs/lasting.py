@@ -95,6 +95,20 @@ class Lasting:
         """
         await whole(self._taken().close)
 
+    async def leave(self) -> None:
+        """As `drop`, for a run that is about to go on elsewhere.
+
+        Raises:
+            HostError: what was saved cannot be removed.
+        """
+        if self._held is not None:
+            try:
+                await whole(lambda: saves.drop(self._run.id))
+            except OSError as error:
+                message = f"what is saved of the run cannot be removed, so it stays here: {error}"
+                raise HostError(message, hint="see that its folder can be written") from error
+        await self.drop()
+
     async def _save_often(self) -> None:
         while self._saving is not None:
             await asyncio.sleep(self._every_s)
@@ -133,6 +147,7 @@ class Lasting:
             events=tuple(filter(None, map(happened, kept.events))),
             lives=tuple((life.span, life.offset) for life in run.record.lives),
             phases=run.phases,
+            came=run.came,
         )
 
     async def work(self, guest: Guest) -> None:
@@ -216,7 +231,7 @@ def _take_back(service: "Service", saved: SavedRun, held: contextlib.ExitStack, 
     """Go on with a run of the `tenant` that was saved; it is claimed as long as `held`."""
     about = saved.run
     run = make_run(about)
-    run.phases = saved.phases
+    run.phases, run.came = saved.phases, saved.came
     for event in saved.events:
         replay(run, event)
     if run.record.restored >= MAX_RESTORED:

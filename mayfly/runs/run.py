@@ -75,8 +75,9 @@ class Run:
     that its program writes when SIGUSR1 stops it, or empty; `moving` and `elsewhere` say
     whether it moves, or has moved. Who moves, saves or clones its machine is `alone` with it;
     it is `going`, and takes what is sent to it, unless it stands still for that; `carried` is
-    its program while that is stopped to go on in another machine. A clone is `forked_from` the
-    run with that id. Its machine is saved every `checkpoint_every_s` seconds, or never (0).
+    its program while that is stopped to go on in another machine. A clone is `forked_from` the run
+    with that id; one from another server `came` by the move with that id. Its machine is saved
+    every `checkpoint_every_s` seconds, or never (0).
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Run:
         self.owner = owner
         self.about = b""
         self.forked_from = ""
+        self.came = ""
         self.checkpoint_every_s = checkpoint_every_s
         self.has_terminal = has_terminal
         self.language = language

@@ -28,7 +28,7 @@ _ID = re.compile(ID)
 class SavedRun(Record, frozen=True, kw_only=True):
     """A run, but for its machine. Only the server at `socket` goes on with it. `image` is the
     digest of its initramfs, `parent` the snapshot beneath its machine, and the digest of that one's
-    manifest; `lives` are of Record.
+    manifest; `lives` are of Record, `came` is of Run.
     """
 
     mayfly: str = __version__
@@ -40,6 +40,7 @@ class SavedRun(Record, frozen=True, kw_only=True):
     moment: Moment
     events: tuple[Happened, ...]
     lives: tuple[tuple[int, int], ...]
+    came: str = ""
     phases: dict[str, float]
 
 
@@ -102,11 +103,14 @@ def write(folder: Path, saved: SavedRun) -> None:
 
 
 def drop(run_id: str) -> None:
-    """Forget what is saved of a run, if anything is, in one step. Raises OSError."""
+    """Forget what is saved of a run, if anything is, in one step that lasts through a crash. Raises
+    OSError.
+    """
     folder = folder_of(run_id)
     clear(folder)
     if folder.exists():
         folder.rename(folder.with_name(f".{folder.name}{ASIDE}"))
+        sync(folder.parent)
         clear(folder)
 
 

@@ -264,9 +264,11 @@ class Service:
         self.work[run.id].guests = (guest,)
 
     async def leave_saves(self, run: Run) -> None:
-        """Forget what is saved of a run that goes elsewhere, so that it never goes on here."""
+        """Forget what is saved of a run that goes elsewhere, so that it never goes on here. Raises
+        HostError: that cannot be removed.
+        """
         if (work := self.work.get(run.id)) and work.lasting:
-            await work.lasting.drop()
+            await work.lasting.leave()
 
     def go_on(self, tenant_of: Callable[[str], Tenant | None] = lambda _: None) -> None:
         """Go on with the runs that an earlier server here has saved, each `tenant_of` its owner."""

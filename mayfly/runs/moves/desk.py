@@ -116,8 +116,10 @@ class Moves:
             match message:
                 case Offer():
                     await self._take(message, link)
-                case Ask(move=move, span=span, offset=offset):
+                case Ask(move=move, span=span, offset=offset, holds=holds):
                     incoming = self._incoming.get(move)
+                    if incoming is None and holds:
+                        await self._never(move)
                     if incoming is None or await incoming.never():
                         await link.send(Unknown())
                     else:
@@ -126,6 +128,13 @@ class Moves:
                     raise MoveError(f"the other server began with {type(message).__name__}")
         finally:
             await close_quietly(link)
+
+    async def _never(self, move: str) -> None:
+        """End what goes on here from a save that an earlier server made after the move: its source
+        lets its own machine go on.
+        """
+        for run in [run for run in self._service.runs if run.came == move]:
+            await self._service.forget(run.id)
 
     def came(self, run_id: str) -> Incoming | None:
         """How a run came that goes on here; None if none did."""

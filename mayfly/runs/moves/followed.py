@@ -162,7 +162,7 @@ class Followed:
                 log.debug("run %s: %s", self._run.id, error)
                 continue
             try:
-                taken = await ask(link, self.move, self._run, self._times)
+                taken = await ask(link, self.move, self._run, self._times, holds=False)
                 if taken is None:
                     raise MoveError(f"the run moved to {self.to}, and was lost there", hint="start it again")
                 self._drop(taken)
@@ -268,16 +268,17 @@ class Followed:
                 log.warning("run %s: %s did not say that it ended", self._run.id, self.to)
 
 
-async def ask(link: Link, move: str, run: Run, times: Times) -> int | None:
+async def ask(link: Link, move: str, run: Run, times: Times, *, holds: bool) -> int | None:
     """Ask what became of a run: the bytes of input that the destination has taken, if the run goes
-    on there; its events behind those of `run` follow then. None if it never will.
+    on there; its events behind those of `run` follow then. None if it never will; if the
+    source `holds` its machine, that may go on then.
 
     Raises:
         ServerLostError: the connection is lost.
         MoveError: the answer is none, or does not come.
     """
     span, offset = run.record.end
-    await link.send(Ask(move=move, span=span, offset=offset))
+    await link.send(Ask(move=move, span=span, offset=offset, holds=holds))
     async with within(times.answer_s, "the destination did not answer"):
         match await link.receive():
             case Running(taken=taken):

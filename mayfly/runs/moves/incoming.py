@@ -255,9 +255,10 @@ class Incoming:
             MayflyError: it cannot be taken; it is the source's still.
         """
         if self._room.back is not None:
-            self._have_again(run, handed, self._room.back)
+            run = self._have_again(run, handed, self._room.back)
         else:
             self._adopt(run, exchange)
+        run.came = self.move
         self._step(Input.COMMIT)  # from here on the run is here, whatever happens
         guest = self._guest
         assert guest is not None  # noqa: S101 (it is there since READY)
@@ -284,9 +285,9 @@ class Incoming:
             relay.close()
             raise
 
-    def _have_again(self, come: Run, handed: Handed, away: Followed) -> None:
-        """Have the run that was here before go on with what came: its readers and writers here
-        notice nothing.
+    def _have_again(self, come: Run, handed: Handed, away: Followed) -> Run:
+        """Have the run that was here before go on with what came, and give it: its readers and
+        writers here notice nothing.
         """
         guest, ticket, service = self._guest, self._room.ticket, self._service
         assert guest is not None and ticket is not None  # noqa: S101 (they are there since READY)
@@ -309,3 +310,4 @@ class Incoming:
         exchange = self._go_on_with(run, replace(handed, moment=moment))
         service.have_again(run, guest, ticket)
         self.relay = relay = Relay(run, service)
+        return run

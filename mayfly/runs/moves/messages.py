@@ -103,12 +103,13 @@ class Commit(Record, frozen=True, kw_only=True, tag="commit"):
 
 class Ask(Record, frozen=True, kw_only=True, tag="ask"):
     """The first message of a further connection of a move. The source has the run's events as far
-    as the position (`span`, `offset`).
+    as the position (`span`, `offset`), and its machine, if it `holds` that still.
     """
 
     move: Id
     span: int
     offset: Count
+    holds: bool
 
 
 class Running(Record, frozen=True, kw_only=True, tag="running"):

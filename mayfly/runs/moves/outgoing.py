@@ -65,7 +65,7 @@ class Outgoing:
 
     It came here by the move `came`, if it did, and what its source sends comes by `relay`.
     `tell` is told of each round, and of the image before. `forget` is called before the machine is
-    given up, and `freed` when it is gone.
+    given up, which it is not if that raises a MayflyError, and `freed` when it is gone.
     """
 
     def __init__(
@@ -156,6 +156,7 @@ class Outgoing:
         link = await self._connect()
         try:
             await self._prepare(link)
+            await self._forget()
             self._step(Input.READY)
         except BaseException as error:
             await self._keep(error)
@@ -313,7 +314,6 @@ class Outgoing:
         """Give the machine up, and see to it that the destination has it."""
         taken = None
         try:
-            await self._forget()
             await link.send(Commit())
             async with within(self._times.answer_s, "the destination did not answer"):
                 answer = await link.receive()
@@ -349,7 +349,7 @@ class Outgoing:
             try:
                 link = await self._connect()
                 try:
-                    taken = await ask(link, self.id, self._run, self._times)
+                    taken = await ask(link, self.id, self._run, self._times, holds=True)
                 except BaseException:
                     await close_quietly(link)
                     raise

@@ -4,8 +4,9 @@ save, readers are told, and nothing that was saved is left behind.
 
 import asyncio
 import contextlib
+import errno
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from mayfly import paths
 from mayfly.api.events import find_position
-from mayfly.errors import UnprocessableError
+from mayfly.errors import HostError, MoveError, ServerLostError, UnprocessableError
 from mayfly.guests.converse import BytesStdin
 from mayfly.host.admission import Tenant
 from mayfly.host.snippet import MAX_OF_A_SAVE, Case, Mode, Snippet, Terminal
@@ -29,7 +30,7 @@ from mayfly.schema import replace
 from mayfly.units import MIB
 from tests.kit.api_fakes import factory, install_toys, open_descriptors, small_config
 from tests.kit.scale import patience
-from tests.kit.toy_moves import TIMES, Cut, Road, ToyMachines, World, counted, play_toys, save_toys
+from tests.kit.toy_moves import TIMES, Cut, MemoryLink, Road, ToyMachines, World, counted, play_toys, save_toys
 
 Scenario = Callable[[Service, World], Awaitable[Any]]
 
@@ -103,9 +104,11 @@ def restored(run: Run) -> list[Restored]:
     return [event for event in events if isinstance(event, Restored)]
 
 
-async def check_end(service: Service, world: World, run: Run) -> None:
-    """Have the program end; all that it has put out is there once."""
-    state = world.made[-1].state
+async def check_end(service: Service, world: World, run: Run, machine: int = -1) -> None:
+    """Have the program end, which is in that one of all machines; what it has put out is there
+    once.
+    """
+    state = world.made[machine].state
     state["source"] = b"%d" % (state["n"] + 20)
     await service.settled(run)
     result = run.result()
@@ -310,13 +313,19 @@ def test_what_cannot_go_on_says_so_and_leaves_nothing(serve: Servers, tmp_path: 
     serve(second)
 
 
+@contextlib.asynccontextmanager
+async def another(tmp_path: Path, world: World) -> AsyncIterator[Service]:
+    """Another server, which takes runs that move."""
+    sockets = tmp_path / "there"
+    sockets.mkdir()
+    async with Service(small_config(tmp_path, socket=tmp_path / "there.sock"), factory(), sockets=sockets) as there:
+        play_toys(there, world)
+        yield there
+
+
 def test_a_run_that_moves_leaves_nothing_that_could_go_on_here(serve: Servers, tmp_path: Path) -> None:
     async def scenario(service: Service, world: World) -> None:
-        config = small_config(tmp_path, socket=tmp_path / "there.sock")
-        sockets = tmp_path / "there"
-        sockets.mkdir()
-        async with Service(config, factory(), sockets=sockets) as there:
-            play_toys(there, world)
+        async with another(tmp_path, world) as there:
             road = Road(Moves(there, ToyMachines(there, world), TIMES), iter(()))
             run = await begun(service)
             await save(service, run)
@@ -333,6 +342,80 @@ def test_a_run_that_moves_leaves_nothing_that_could_go_on_here(serve: Servers, t
             assert dropped == [False]
             assert there.get(run.id).checkpoint_every_s == 1000
             await check_end(service, world, run)
+            await road.close()
+
+    serve(scenario)
+
+
+def test_a_run_whose_save_cannot_be_removed_does_not_move(serve: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next server here would go on with it, while it runs there."""
+    faults = [OSError(errno.EIO, "Input/output error"), None]
+
+    def drop(run_id: str, real: Callable[[str], None] = saves.drop) -> None:
+        if faults and (fault := faults.pop(0)):
+            raise fault
+        real(run_id)
+
+    monkeypatch.setattr(saves, "drop", drop)
+
+    async def scenario(service: Service, world: World) -> None:
+        async with another(tmp_path, world) as there:
+            road = Road(Moves(there, ToyMachines(there, world), TIMES), iter(()))
+            run = await begun(service)
+            await save(service, run)
+            moves = Moves(service, ToyMachines(service, world), TIMES)
+            with pytest.raises(HostError, match=r"it stays here: .*Input/output error"):
+                await follow(moves.begin(run, road.connect, to="there"))
+            assert "Ready" in road.log
+            assert "Commit" not in road.log
+            assert run.elsewhere is None
+            assert saves.folder_of(run.id).exists()
+            await until(run, len(run.record.output(1)[0]) + 100)
+            await follow(moves.begin(run, road.connect, to="there"))
+            assert not saves.folder_of(run.id).exists()
+            await check_end(service, world, run)
+            await road.close()
+
+    serve(scenario)
+
+
+def test_what_a_lost_destination_saved_does_not_go_on_beside_the_source(serve: Servers, tmp_path: Path) -> None:
+    """It is killed after COMMIT, before the source knows that it has read it."""
+    aside = tmp_path / "aside"
+
+    restarted: list[bool] = []
+
+    async def scenario(service: Service, world: World) -> None:
+        run = await begun(service)
+        async with another(tmp_path, world) as there:
+            road = Road(Moves(there, ToyMachines(there, world), TIMES), iter((Cut("Running", arrives=False),)))
+
+            async def connect() -> MemoryLink:
+                if "Commit" in road.log and not restarted:
+                    raise ServerLostError("there is no server")
+                return await road.connect()
+
+            moving = asyncio.ensure_future(follow(Moves(service, ToyMachines(service, world), TIMES).begin(run, connect, to="there")))
+            while not any(one.id == run.id for one in there.runs):
+                await asyncio.sleep(0)
+            come = there.get(run.id)
+            await until(come, len(come.record.output(1)[0]) + 100)
+            await save(there, come)
+            await leave(there, come, aside)
+        shutil.rmtree(tmp_path / "there")
+        shutil.copytree(aside, saves.folder_of(run.id))
+        async with another(tmp_path, world) as there:
+            there.go_on()
+            come = there.get(run.id)
+            await until(come, 100)
+            road.there = Moves(there, ToyMachines(there, world), TIMES)
+            restarted.append(True)
+            with pytest.raises(MoveError, match="it goes on here"):
+                await moving
+            assert not list(there.runs)
+            assert "Unknown" in road.log
+            assert left() == []
+            await check_end(service, world, run, 0)
             await road.close()
 
     serve(scenario)
