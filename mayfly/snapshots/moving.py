@@ -34,7 +34,7 @@ from mayfly.protocol.pages import HEAD, Head, Kind, damaged, parse
 from mayfly.schema import Record, replace
 from mayfly.snapshots.store import MANIFEST, SnapshotManifest
 from mayfly.snapshots.wire import Packer, Read, Write, unpacked
-from mayfly.units import PAGE
+from mayfly.units import MIB, PAGE
 from mayfly.vmm.config import Layer
 from mayfly.vmm.snapshot import MEMORY, PAGES
 from mayfly.vmm.snapshot.files import Shape, shape
@@ -47,8 +47,8 @@ _READ_AHEAD = 1 << 20
 
 class Offer(Record, frozen=True, kw_only=True):
     """What a machine goes on with, and so needs on another host. Digests are `sha256:` and
-    hexadecimal; `identity` is of what guests see of processor and KVM, `layers` of the memory that
-    the machine began with, a base and its diffs.
+    hexadecimal, `layers` of the memory that the machine began with, a base and its diffs;
+    `identity` is what guests see of processor and KVM.
     """
 
     mayfly: str
@@ -108,12 +108,16 @@ def misfits(offered: Offer, here: Offer) -> list[str]:
         ("Mayfly", offered.mayfly, here.mayfly),
         ("protocol", offered.protocol, here.protocol),
         ("architecture", offered.arch, here.arch),
-        ("processor and KVM", offered.identity, here.identity),
         ("kernel", offered.kernel, here.kernel),
         (f"image of {offered.language}", offered.image, here.image),
-        ("machine", offered.machine, here.machine),
+        *((f"machine's {name}", *(_said(name, one) for one in (offered.machine, here.machine))) for name in Shape.__struct_fields__),
     )
-    return [f"The {what} there is {theirs}, here {ours}." for what, theirs, ours in pairs if theirs != ours]
+    found = [f"The {what} there is {theirs}, here {ours}." for what, theirs, ours in pairs if theirs != ours]
+    if offered.arch == here.arch and offered.identity != here.identity:
+        from mayfly.vmm.arch import state  # loads cffi, which the rest of a server does without
+
+        found.append(f"What guests see of processor and KVM differs: {state.difference(offered.identity, here.identity)}.")
+    return found
 
 
 def held(offered: Offer, here: Offer) -> int:
@@ -136,7 +140,7 @@ async def send_rounds(
 ) -> None:
     """Send what the receiver, who holds the first `held` layers, lacks, in rounds until one is
     small or they shrink no more. The guest runs. On a kernel that does not tell which pages are
-    written (before Linux 6.7) nothing is sent yet.
+    written (before Linux 6.7, on arm64 6.10) nothing is sent yet.
 
     Raises:
         MoveError: the machine stands on fewer layers.
@@ -272,14 +276,25 @@ async def send_round(guest: Guest, sink: Sink, *, last: bool) -> int:
                 raise damaged(f"a round ends with {head.kind.name}")
 
 
+def _said(name: str, machine: Shape) -> str:
+    """A field of a machine, in words."""
+    match getattr(machine, name):
+        case tuple() as several:
+            return ", ".join(map(str, several)) or "none"
+        case int() as count if name == "memory":
+            return f"{count / MIB:g} MiB"
+        case value:
+            return str(value).lower()
+
+
 @functools.cache
 def _identity() -> str:
-    """The digest of what guests here see of processor and KVM."""
-    from mayfly.vmm.arch import state  # loads cffi, which the rest of a server does without
+    """What guests here see of processor and KVM."""
+    from mayfly.vmm.arch import state
     from mayfly.vmm.kvm.kvm import Kvm
 
     with Kvm() as kvm:
-        return f"sha256:{hashlib.sha256(state.identity(kvm).encode()).hexdigest()}"
+        return state.identity(kvm)
 
 
 @functools.lru_cache(maxsize=8)

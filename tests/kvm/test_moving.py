@@ -5,6 +5,7 @@ Tiny guests on the real /dev/kvm; source and destination are two vmm processes o
 
 import asyncio
 import contextlib
+import errno
 import random
 import shutil
 import signal
@@ -23,6 +24,7 @@ from mayfly.protocol.pages import pack_runs, unpack_runs
 from mayfly.snapshots import live, moving
 from mayfly.units import MIB, PAGE
 from mayfly.vmm.config import Channel, MachineConfig
+from mayfly.vmm.kvm.mapping import Mapping
 from mayfly.vmm.snapshot import MEMORY, PAGES
 from tests.kit import tiny
 from tests.kit.api_fakes import install_toys
@@ -44,11 +46,11 @@ def wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wanted:
     return Wanted(image=Images().find("toy"), machine=machine, timeout_s=60.0)
 
 
-def play(script: Callable[[Spawner], Awaitable[None]]) -> None:
+def play(script: Callable[[Spawner], Awaitable[None]], start: Callable[[], Zygote] = Zygote.start) -> None:
     """Run a script with a spawner that ends with it."""
 
     async def whole() -> None:
-        spawner = Spawner(Zygote.start)
+        spawner = Spawner(start)
         try:
             await script(spawner)
         finally:
@@ -64,6 +66,14 @@ async def saved(guest: Guest, folder: Path) -> tuple[bytes, bytes]:
     return (folder / MEMORY).read_bytes(), (folder / PAGES).read_bytes()
 
 
+async def alike(guest: Guest, moved: Guest, tmp_path: Path) -> None:
+    """See that both stand still with the same memory."""
+    folders = tmp_path / "source", tmp_path / "destination"
+    assert await saved(guest, folders[0]) == await saved(moved, folders[1])
+    for folder in folders:
+        shutil.rmtree(folder)
+
+
 def whole(lines: Lines) -> bool:
     """Whether no line is missing, none came twice, and the guest found each page right."""
     return lines.seen == list(range(lines.seen[0], lines.seen[0] + EACH_LINE * len(lines.seen), EACH_LINE))
@@ -76,11 +86,10 @@ def test_a_guest_is_moved_fifty_times_while_it_runs(wanted: Wanted, tmp_path: Pa
     async def script(spawner: Spawner) -> None:
         lines = Lines()
         guest = await cold(spawner, wanted)
-        for number in range(50):
+        for _ in range(50):
             await lines.more(guest.process, 3)
             moved = await move(spawner, guest, wanted, progress=rounds.append)
-            if number % 5 == 0:
-                assert await saved(guest, tmp_path / f"there{number}") == await saved(moved, tmp_path / f"here{number}")
+            await alike(guest, moved, tmp_path)
             await lines.rest(guest, spawner)
             await moved.process.resume()
             guest = moved
@@ -90,6 +99,33 @@ def test_a_guest_is_moved_fifty_times_while_it_runs(wanted: Wanted, tmp_path: Pa
 
     play(script)
     assert len(rounds) >= 50
+
+
+def test_without_tracking_all_is_sent_while_the_guest_stands_still(wanted: Wanted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a kernel before Linux 6.7."""
+
+    def refuse(_: Mapping) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(Mapping, "track_writes", refuse)
+    rounds: list[moving.Round] = []
+
+    async def script(spawner: Spawner) -> None:
+        lines = Lines()
+        guest = await cold(spawner, wanted)
+        for _ in range(5):
+            await lines.more(guest.process, 3)
+            moved = await move(spawner, guest, wanted, progress=rounds.append)
+            await alike(guest, moved, tmp_path)
+            await lines.rest(guest, spawner)
+            await moved.process.resume()
+            guest = moved
+        await lines.more(guest.process, 2 * PAGES_WRITTEN // EACH_LINE)
+        assert lines.seen[0] == EACH_LINE
+        assert whole(lines)
+
+    play(script, Zygote.fork)  # whose machines are of this process
+    assert not rounds
 
 
 def test_only_what_differs_from_the_layers_that_are_held_is_sent(wanted: Wanted, tmp_path: Path) -> None:

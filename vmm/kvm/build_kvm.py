@@ -42,7 +42,8 @@ static void zero_pages(const char *memory, size_t count, uint8_t *zero)
     for (size_t page = 0; page < count; page++, memory += 4096)
         zero[page] = !*memory && !memcmp(memory, memory + 1, 4095);
 }
-/* Have the kernel note writes to pages (userfaultfd(2), asynchronous: of Linux 6.7); the descriptor that ends it, or -errno. */
+/* Have the kernel note writes to pages (userfaultfd(2), asynchronous: of Linux 6.7, on arm64 6.10); the descriptor that ends it,
+   or -errno. */
 static int track_writes(const char *memory, size_t size)
 {
     struct uffdio_api api = {.api = UFFD_API, .features = 1 << 15}; /* UFFD_FEATURE_WP_ASYNC; headers may be older */

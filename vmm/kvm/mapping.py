@@ -78,7 +78,8 @@ class Mapping:
 
     def track_writes(self) -> int:
         """Have the kernel note which pages are written, for `written_pages`, while the descriptor
-        that this returns is open. Raises OSError: this kernel cannot (Linux 6.7 and newer can).
+        that this returns is open. Raises OSError: this kernel cannot (Linux 6.7 and newer can,
+        on arm64 6.10).
         """
         fd: int = lib.track_writes(self._pointer, self.size)
         if fd < 0:

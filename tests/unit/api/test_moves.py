@@ -158,6 +158,24 @@ def test_all_that_does_not_fit_is_said(play: Callable[..., Any], monkeypatch: py
     play(scenario)
 
 
+def test_a_server_without_room_says_so(play: Callable[..., Any]) -> None:
+    """It has room for four machines, and four runs."""
+
+    async def scenario(two: Two) -> None:
+        others = [await two.start(there=True) for _ in range(4)]
+        run = await two.start()
+        key = make_key("mover", moves=True)
+        status, lines = await two.move(run, key=key)
+        assert (status, lines[0]["error"]["code"]) == (409, "not_movable")
+        assert "there is no room for a machine of 128 MiB now" in lines[0]["error"]["message"]
+        await two.quit(two.there, others.pop())
+        assert (await two.move(run, key=key))[0] == 200
+        for server, one in ((two.here, run), *((two.there, other) for other in others)):
+            await two.quit(server, one)
+
+    play(scenario)
+
+
 def test_the_limits_of_a_key_hold_at_the_destination(play: Callable[..., Any]) -> None:
     """A run that moves is one of its key's runs there, though none that begins there."""
 

@@ -88,6 +88,25 @@ def identity(kvm: Kvm) -> str:
     return _processor()
 
 
+def difference(theirs: str, ours: str) -> str:
+    """What differs in two of these, in words: features by name, all else by the kernel's words."""
+    there, here = (dict(map(_pair, text.split(", "))) for text in (theirs, ours))
+    features = [set(lines.pop("Features", "").split()) for lines in (there, here)]
+    said = [
+        f"{name}: {there.get(name, 'none')} there, {here.get(name, 'none')} here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
+    ]
+    for what, more in (("only there", features[0] - features[1]), ("only here", features[1] - features[0])):
+        said += [f"{what}: {', '.join(sorted(more))}"] if more else []
+    return "; ".join(said)
+
+
+def _pair(line: str) -> tuple[str, str]:
+    name, _, value = line.partition(":")
+    return name.strip(), value.strip()
+
+
 def prepare() -> None:
     """Find out what `identity` has to know, once for a process and its forks: in its sandbox a vmm
     process has no file that tells.

@@ -9,6 +9,8 @@ Names are Linux's (arch/x86/include/asm/cpufeatures.h); bits are from Intel SDM 
 AMD APM volume 3, appendix E, and, for KVM's own, Linux virt/kvm/x86/cpuid.rst.
 """
 
+import contextlib
+import struct
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -107,6 +109,46 @@ def _masks() -> dict[tuple[int, int], list[int]]:
 
 ALLOWED = _masks()  # By leaf and subleaf: the bits of each register that a guest may see
 _STATES = mask(FEATURES[_XSAVE_LEAF, 0, "eax"])
+
+
+def difference(theirs: str, ours: str) -> str:
+    """What guests see otherwise at two hosts, whose cpu.Offered has these identities: features by
+    name, and other registers by leaf and subleaf, of which some are the processor's name.
+    """
+    there, here = _registers(theirs), _registers(ours)
+    only_there: list[str] = []
+    only_here: list[str] = []
+    others: list[str] = []
+    for place in sorted(there.keys() | here.keys()):
+        differs = there.get(place, 0) ^ here.get(place, 0)
+        for feature in FEATURES.get(place, "").split():
+            name, _, bit = feature.partition(":")
+            if differs >> int(bit) & 1:
+                (only_there if there.get(place, 0) >> int(bit) & 1 else only_here).append(name)
+        if differs and place not in FEATURES:
+            others.append(f"{place[0]:#x}.{place[1]}")
+    said = (("only there", only_there), ("only here", only_here), ("other numbers in CPUID", others))
+    names = [_processor(registers) for registers in (there, here)]
+    parts = [f"{names[0]} there, {names[1]} here"] if names[0] != names[1] else []
+    return "; ".join(parts + [f"{what}: {', '.join(dict.fromkeys(found))}" for what, found in said if found])
+
+
+def _registers(identity: str) -> dict[tuple[int, int, str], int]:
+    found = {}
+    with contextlib.suppress(ValueError):  # of another server, which may say anything
+        for entry in filter(None, identity.split(", ")):
+            place, _, values = entry.partition(": ")
+            leaf, _, index = place.partition(".")
+            for register, value in zip(REGISTERS, values.split(), strict=True):
+                found[int(leaf, 16), int(index, 16), register] = int(value, 16)
+    return found
+
+
+def _processor(registers: Mapping[tuple[int, int, str], int]) -> str:
+    """Its name (Intel SDM volume 2A, CPUID, "Processor Brand String")."""
+    words = [registers.get((leaf, 0, register), 0) & _ALL for leaf in range(0x8000_0002, 0x8000_0005) for register in REGISTERS]
+    text = struct.pack("<12I", *words).partition(b"\0")[0].decode(errors="replace")
+    return " ".join("".join(filter(str.isprintable, text)).split()) or "an unnamed processor"
 
 
 def reduce(entries: Iterable[Any]) -> list[Any]:

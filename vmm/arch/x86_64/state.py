@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 from mayfly.errors import KvmError
 from mayfly.schema import Meta, Record
+from mayfly.vmm.arch.x86_64 import features
 from mayfly.vmm.arch.x86_64.cpu import MSR, offered_cpuid, set_cpuid, set_msrs
 from mayfly.vmm.kvm._kvm import ffi, lib
 from mayfly.vmm.kvm.kvm import Kvm, Vcpu, Vm
@@ -67,6 +68,11 @@ class KvmState(Record, tag_field="version", tag=1, frozen=True, kw_only=True):
 def identity(kvm: Kvm) -> str:
     """What a guest here may see of the processor, as text: it goes on only where it is the same."""
     return offered_cpuid().identity
+
+
+def difference(theirs: str, ours: str) -> str:
+    """What differs in two of these, in words."""
+    return features.difference(theirs, ours)
 
 
 def prepare() -> None:
