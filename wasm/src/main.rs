@@ -22,6 +22,8 @@ mod memory;
 mod module;
 #[allow(unsafe_code)]
 mod native;
+#[allow(unsafe_code)]
+mod net;
 mod options;
 mod refusal;
 #[allow(unsafe_code)]
@@ -34,6 +36,7 @@ mod wasi;
 use checkpoint::Stopped;
 use options::Options;
 use run::{End, Machine};
+use wasi::sockets::Socket;
 use wasi::{host_files, Descriptor, Wasi};
 
 /// The program was stopped, and its checkpoint is written.
@@ -68,7 +71,9 @@ fn start(options: &Options) -> Result<i32, String> {
     let goes_on = file.fill_buf().map_err(|error| told(&error))?.starts_with(checkpoint::MAGIC);
     let mut taken = Vec::new();
     let mut stopped = if goes_on {
-        checkpoint::load(file, about.len()).map_err(|error| told(&error))?
+        let mut stopped = checkpoint::load(file, about.len()).map_err(|error| told(&error))?;
+        stopped.wasi.sockets().for_each(Socket::reopen);
+        stopped
     } else {
         let mut module = Vec::new();
         file.read_to_end(&mut module).map_err(|error| told(&error))?;
@@ -121,6 +126,9 @@ fn begin(file: Vec<u8>, options: &Options) -> refusal::Result<Stopped> {
     let mut wasi = Wasi::new(options.args.clone(), options.env.clone(), b"/".to_vec());
     wasi.descriptors.insert(0, Descriptor::Input { nonblocking: module.is_go });
     wasi.link(&module)?;
+    for address in &options.listen {
+        wasi.listen(*address, module.is_go).map_err(|error| refusal::Refusal::Invalid(format!("cannot listen at {address}: {error}")))?;
+    }
     let program = compile::compile(&module, &file)?;
     let machine = Machine::new(&module, &program, &file, start).ok_or_else(refusal::no_memory)?;
     Ok(Stopped { file, program, machine, wasi })
@@ -131,6 +139,7 @@ fn stop(stopped: &mut Stopped, options: &Options) -> Result<bool, String> {
     let path = options.save.as_ref().expect("only a program that can be saved is stopped");
     let told = |error: io::Error| format!("{}: {error}", path.display());
     stopped.wasi.input.take_waiting().map_err(told)?;
+    stopped.wasi.sockets().for_each(Socket::take_waiting);
     let size = options.most.map(|_| checkpoint::size(stopped)).transpose().map_err(told)?;
     let written = match (size, options.most) {
         (Some(size), Some(most)) if size > most => Err(format!("its checkpoint would have {size} bytes, at most {most} wanted")),

@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
@@ -11,6 +12,7 @@ Run the WebAssembly module FILE with arguments, or let the program of the checkp
   --dir FOLDER     fill the program's directory, which it sees as /, from this one, and write there what changed when it ends
   --env NAME=VALUE
   --inherit-env    give it the environment that there is
+  --listen ADDRESSES   open sockets for it that listen, the first as its descriptor 4: 0.0.0.0:8080,[::]:8081 (empty: none)
   --save FILE      stop the program on SIGUSR1, write its checkpoint to FILE and exit with 75
   --most BYTES     let it go on instead if its checkpoint would have more
   --stop-at TICKS  the same after this many rounds of loops and calls of its whole life
@@ -24,6 +26,7 @@ pub struct Options {
     pub args: Vec<Vec<u8>>,
     pub folder: Option<PathBuf>,
     pub env: Vec<Vec<u8>>,
+    pub listen: Vec<SocketAddr>,
     pub save: Option<PathBuf>,
     pub most: Option<u64>,
     pub stop_at: Option<u64>,
@@ -34,7 +37,7 @@ pub struct Options {
 impl Options {
     pub fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Options, String> {
         let (mut folder, mut env, mut save, mut most, mut stop_at, mut stats) = (None, vec![], None, None, None, false);
-        let mut compile = Compile::Hot;
+        let (mut compile, mut listen) = (Compile::Hot, vec![]);
         let file = loop {
             let option = args.next().ok_or(USAGE)?;
             let mut value = || args.next().ok_or(format!("{} needs a value", option.to_string_lossy()));
@@ -47,6 +50,14 @@ impl Options {
                     pair.extend(value.into_vec());
                     pair
                 })),
+                Some("--listen") => {
+                    let value = value()?;
+                    for address in value.to_string_lossy().split(',').filter(|_| !value.is_empty()) {
+                        listen.push(
+                            address.parse().map_err(|_| format!("--listen: {address:?} is not an address and a port, as 0.0.0.0:8080"))?,
+                        );
+                    }
+                }
                 Some("--save") => save = Some(PathBuf::from(value()?)),
                 Some(name @ ("--most" | "--stop-at")) => {
                     let number = value()?.to_str().and_then(|number| number.parse().ok()).ok_or(format!("{name} needs a number"))?;
@@ -67,6 +78,6 @@ impl Options {
         }
         let name = file.file_name().unwrap_or(file.as_os_str()).to_owned();
         let args = std::iter::once(name).chain(args).map(OsString::into_vec).collect();
-        Ok(Options { file, args, folder, env, save, most, stop_at, compile, stats })
+        Ok(Options { file, args, folder, env, listen, save, most, stop_at, compile, stats })
     }
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 pub const INPUT: c_short = 1;
 pub const OUTPUT: c_short = 4;
+pub const HUNG_UP: c_short = 16;
 const SIGUSR1: c_int = 10;
 const SIGXFSZ: c_int = 25;
 const SIG_IGN: usize = 1;
@@ -80,6 +81,11 @@ pub enum Waited {
 
 /// Wait until a descriptor is ready, a number of nanoseconds has passed, or the program is to stop. Without a descriptor, `fd` is -1.
 pub fn wait(fd: i32, events: c_short, timeout_ns: Option<u64>) -> io::Result<Waited> {
+    wait_any(&[(fd, events)], timeout_ns)
+}
+
+/// The same for several descriptors, until one of them is ready.
+pub fn wait_any(wanted: &[(i32, c_short)], timeout_ns: Option<u64>) -> io::Result<Waited> {
     let began = std::time::Instant::now();
     loop {
         if stop_wanted() {
@@ -87,9 +93,11 @@ pub fn wait(fd: i32, events: c_short, timeout_ns: Option<u64>) -> io::Result<Wai
         }
         let left = timeout_ns.map(|timeout| timeout.saturating_sub(began.elapsed().as_nanos() as u64));
         let left_ms = left.map_or(-1, |left| ((left + 999_999) / 1_000_000).min(i32::MAX as u64) as c_int);
-        let mut fds = [PollFd { fd, events, revents: 0 }, PollFd { fd: WAKE[0].load(Ordering::SeqCst), events: INPUT, revents: 0 }];
-        // SAFETY: the array lives through the call. Negative descriptors are passed over.
-        let ready = unsafe { poll(fds.as_mut_ptr(), 2, left_ms) };
+        let wake = (WAKE[0].load(Ordering::SeqCst), INPUT);
+        let mut fds: Vec<PollFd> =
+            wanted.iter().chain([&wake]).map(|(fd, events)| PollFd { fd: *fd, events: *events, revents: 0 }).collect();
+        // SAFETY: the vector lives through the call. Negative descriptors are passed over.
+        let ready = unsafe { poll(fds.as_mut_ptr(), fds.len() as c_ulong, left_ms) };
         if ready < 0 {
             let error = io::Error::last_os_error();
             if error.kind() == io::ErrorKind::Interrupted {
@@ -97,7 +105,7 @@ pub fn wait(fd: i32, events: c_short, timeout_ns: Option<u64>) -> io::Result<Wai
             }
             return Err(error);
         }
-        if fds[0].revents != 0 {
+        if fds[..wanted.len()].iter().any(|fd| fd.revents != 0) {
             return Ok(Waited::Ready);
         }
         if left.map_or(false, |left| left <= u64::from(left_ms as u32) * 1_000_000) && ready == 0 {
@@ -108,9 +116,14 @@ pub fn wait(fd: i32, events: c_short, timeout_ns: Option<u64>) -> io::Result<Wai
 
 /// Whether a read would not wait.
 pub fn has_input(fd: i32) -> io::Result<bool> {
-    let mut fds = [PollFd { fd, events: INPUT, revents: 0 }];
+    ready(fd, INPUT).map(|ready| ready != 0)
+}
+
+/// Which of the events have come, and whether the other side has hung up (`HUNG_UP`).
+pub fn ready(fd: i32, events: c_short) -> io::Result<c_short> {
+    let mut fds = [PollFd { fd, events, revents: 0 }];
     // SAFETY: the array lives through the call.
-    again(|| unsafe { poll(fds.as_mut_ptr(), 1, 0) } as isize).map(|ready| ready > 0)
+    again(|| unsafe { poll(fds.as_mut_ptr(), 1, 0) } as isize).map(|_| fds[0].revents)
 }
 
 /// Without std's buffer, so that what is not asked for stays in the pipe.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 
-use super::{Stopped, BLOCK, MAGIC, VERSION};
+use super::{sockets, Stopped, BLOCK, MAGIC, VERSION};
 use crate::code::{Op, Program, Stand};
 use crate::compile::compile;
 use crate::memory::Memory;
@@ -191,6 +191,7 @@ fn descriptors<R: Read>(from: &mut Source<R>, nodes: &mut [Option<Node>]) -> Res
                 read: from.flag()?,
                 write: from.flag()?,
             },
+            7 => Descriptor::Socket(Box::new(sockets::load(from)?)),
             _ => return malformed(format!("a descriptor of kind {kind}")),
         };
         let fits = match &descriptor {
@@ -213,7 +214,7 @@ fn descriptors<R: Read>(from: &mut Source<R>, nodes: &mut [Option<Node>]) -> Res
     Ok(descriptors)
 }
 
-struct Source<R: Read> {
+pub struct Source<R: Read> {
     from: R,
     left: u64,
 }
@@ -227,21 +228,21 @@ impl<R: Read> Source<R> {
         self.from.read_exact(to).map_err(|error| Refusal::Malformed(format!("cannot be read: {error}")))
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+    pub fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
         let mut array = [0; N];
         self.fill(&mut array)?;
         Ok(array)
     }
 
-    fn u32(&mut self) -> Result<u32> {
+    pub fn u32(&mut self) -> Result<u32> {
         self.array().map(u32::from_le_bytes)
     }
 
-    fn u64(&mut self) -> Result<u64> {
+    pub fn u64(&mut self) -> Result<u64> {
         self.array().map(u64::from_le_bytes)
     }
 
-    fn flag(&mut self) -> Result<bool> {
+    pub fn flag(&mut self) -> Result<bool> {
         match self.array()? {
             [0] => Ok(false),
             [1] => Ok(true),
@@ -250,7 +251,7 @@ impl<R: Read> Source<R> {
     }
 
     /// A count of entries that take at least so many bytes each.
-    fn count(&mut self, least: u64) -> Result<usize> {
+    pub fn count(&mut self, least: u64) -> Result<usize> {
         let count = self.u32()?;
         if u64::from(count) * least > self.left {
             return malformed(format!("{count} entries announced, {} bytes left", self.left));
@@ -258,7 +259,7 @@ impl<R: Read> Source<R> {
         Ok(count as usize)
     }
 
-    fn bytes(&mut self) -> Result<Vec<u8>> {
+    pub fn bytes(&mut self) -> Result<Vec<u8>> {
         let mut bytes = vec![0; self.count(1)?];
         self.fill(&mut bytes)?;
         Ok(bytes)

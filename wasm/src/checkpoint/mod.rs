@@ -17,7 +17,11 @@
 //! files           list: kind (1; 0 none, 1 file, 2 directory, 3 link), modified (8), names (4), then bytes; of a directory instead
 //!                 list of name (text) and place in this list (4)
 //! descriptors     list: number (4), kind (1; 0 input, 1 and 2 output, 3 the directory, 4 directory, 5 file, 6 input that is not
-//!                 waited for), then of 4 and 5 place (4); of a file also offset (8), flags (2), readable (1), writable (1)
+//!                 waited for, 7 socket), then of 4 and 5 place (4); of a file also offset (8), flags (2), readable (1), writable (1)
+//!                 of a socket IPv6 (1), stream (1), state (1; 0 unconnected, 1 listening, 2 connecting, 3 connected, 4 accepted),
+//!                 what it is bound to, its other side, backlog (4), receives no more (1), sends no more (1), is not waited for (1),
+//!                 list of options: number (1), value (8); end (1; 0 open, 1 ended, 2 broken, 3 and the program knows), bytes that
+//!                 were not read, list of datagrams: sender, bytes. An address is its kind (1; 0 none, 4, 6), the IP, the port (2)
 //! waiting         to the end of the file: standard input that the program has not read
 //! ```
 //!
@@ -33,12 +37,13 @@ use crate::wasi::Wasi;
 
 mod load;
 mod save;
+mod sockets;
 
 pub use load::load;
 pub use save::{save, size};
 
 pub const MAGIC: &[u8; 8] = b"MAYFLYWC";
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Smaller than a page of linear memory: a program that touched little of a page is stored smaller.
 const BLOCK: usize = 4096;
 

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::{Stopped, BLOCK, MAGIC, VERSION};
+use super::{sockets, Stopped, BLOCK, MAGIC, VERSION};
 use crate::wasi::tree::Content;
 use crate::wasi::{Descriptor, Wasi};
 
@@ -117,6 +117,10 @@ fn wasi_state(wasi: &Wasi, to: &mut Sink<impl Write>) -> io::Result<()> {
                 to.u8((*read).into())?;
                 to.u8((*write).into())?;
             }
+            Descriptor::Socket(socket) => {
+                to.u8(7)?;
+                sockets::save(socket, to)?;
+            }
         }
     }
     let (first, second) = wasi.input.pending.as_slices();
@@ -139,26 +143,26 @@ fn runs(memory: &[u8]) -> Vec<(u32, u32)> {
     runs
 }
 
-struct Sink<'a, W: Write>(&'a mut W);
+pub struct Sink<'a, W: Write>(pub &'a mut W);
 
 impl<W: Write> Sink<'_, W> {
-    fn u8(&mut self, value: u8) -> io::Result<()> {
+    pub fn u8(&mut self, value: u8) -> io::Result<()> {
         self.0.write_all(&[value])
     }
 
-    fn u32(&mut self, value: u32) -> io::Result<()> {
+    pub fn u32(&mut self, value: u32) -> io::Result<()> {
         self.0.write_all(&value.to_le_bytes())
     }
 
-    fn u64(&mut self, value: u64) -> io::Result<()> {
+    pub fn u64(&mut self, value: u64) -> io::Result<()> {
         self.0.write_all(&value.to_le_bytes())
     }
 
-    fn count(&mut self, count: usize) -> io::Result<()> {
+    pub fn count(&mut self, count: usize) -> io::Result<()> {
         self.u32(u32::try_from(count).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?)
     }
 
-    fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.count(bytes.len())?;
         self.0.write_all(bytes)
     }

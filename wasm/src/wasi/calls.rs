@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 
-use super::{real_time, Args, Errno, Outcome, Unusual, Wasi};
+use super::{real_time, socket_calls, Args, Errno, Outcome, Unusual, Wasi};
 use crate::memory::Memory;
 use crate::module::ValueType::{self, I32, I64};
 
@@ -56,7 +56,7 @@ const CALLS: [(&str, &[ValueType], Call); 42] = [
 ];
 
 pub fn find(name: &str) -> Option<(&'static [ValueType], Call)> {
-    CALLS.iter().find(|call| call.0 == name).map(|call| (call.1, call.2))
+    CALLS.iter().chain(&socket_calls::CALLS).find(|call| call.0 == name).map(|call| (call.1, call.2))
 }
 
 impl Wasi {

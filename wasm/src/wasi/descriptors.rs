@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::sockets::Socket;
 use super::tree::{Content, ROOT};
 use super::{Errno, Wasi};
 
@@ -12,7 +13,6 @@ const PREOPENED: u32 = 3;
 
 pub const APPEND: u16 = 1;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Descriptor {
     /// Standard input; whether a read ends at once where there is nothing.
     Input {
@@ -33,6 +33,7 @@ pub enum Descriptor {
         read: bool,
         write: bool,
     },
+    Socket(Box<Socket>),
 }
 
 pub fn standard() -> BTreeMap<u32, Descriptor> {
@@ -43,7 +44,7 @@ pub fn standard() -> BTreeMap<u32, Descriptor> {
 impl Descriptor {
     pub fn node(&self) -> Option<usize> {
         match self {
-            Descriptor::Input { .. } | Descriptor::Output(_) => None,
+            Descriptor::Input { .. } | Descriptor::Output(_) | Descriptor::Socket(_) => None,
             Descriptor::Preopened => Some(ROOT),
             Descriptor::Directory { node } | Descriptor::File { node, .. } => Some(*node),
         }
@@ -55,6 +56,7 @@ impl Descriptor {
             Descriptor::Input { .. } | Descriptor::Output(_) => 2,
             Descriptor::Preopened | Descriptor::Directory { .. } => 3,
             Descriptor::File { .. } => 4,
+            Descriptor::Socket(socket) => socket.file_type(),
         }
     }
 }
@@ -79,8 +81,13 @@ impl Wasi {
         self.tree.directory(node).map(|_| node)
     }
 
+    /// The number that the next one gets.
+    pub fn free_descriptor(&self) -> Result<u32, Errno> {
+        (0..MOST).find(|fd| !self.descriptors.contains_key(fd)).ok_or(Errno::MFile)
+    }
+
     pub fn add_descriptor(&mut self, descriptor: Descriptor) -> Result<u32, Errno> {
-        let fd = (0..MOST).find(|fd| !self.descriptors.contains_key(fd)).ok_or(Errno::MFile)?;
+        let fd = self.free_descriptor()?;
         if let Some(node) = descriptor.node() {
             self.tree.open(node);
         }

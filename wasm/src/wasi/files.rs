@@ -29,6 +29,7 @@ impl Wasi {
                 *offset += count as u64;
                 count
             }
+            Descriptor::Socket(_) => self.receive(args, 0, memory)?.bytes.len(),
             Descriptor::Directory { .. } | Descriptor::Preopened => return Err(Errno::IsDir.into()),
             _ => return Err(Errno::BadF.into()),
         };
@@ -39,7 +40,7 @@ impl Wasi {
         let pieces = pieces(memory, args.u32(1), args.u32(2))?;
         let count = match self.descriptor(args.u32(0))? {
             Descriptor::File { node, read: true, .. } => read_file(self.tree.file(*node)?, args.u64(3), &pieces, memory)?,
-            Descriptor::Input { .. } | Descriptor::Output(_) => return Err(Errno::SPipe.into()),
+            Descriptor::Input { .. } | Descriptor::Output(_) | Descriptor::Socket(_) => return Err(Errno::SPipe.into()),
             _ => return Err(Errno::BadF.into()),
         };
         Ok(memory.put(args.u32(4), &(count as u32).to_le_bytes())?)
@@ -58,6 +59,7 @@ impl Wasi {
                 *offset += bytes.len() as u64;
                 bytes.len()
             }
+            Descriptor::Socket(_) => self.send(args.u32(0), &bytes, None)? as usize,
             _ => return Err(Errno::BadF.into()),
         };
         Ok(memory.put(args.u32(3), &(count as u32).to_le_bytes())?)
@@ -70,7 +72,7 @@ impl Wasi {
                 let node = *node;
                 self.tree.write(node, args.u64(3), &bytes, real_time())?;
             }
-            Descriptor::Input { .. } | Descriptor::Output(_) => return Err(Errno::SPipe.into()),
+            Descriptor::Input { .. } | Descriptor::Output(_) | Descriptor::Socket(_) => return Err(Errno::SPipe.into()),
             _ => return Err(Errno::BadF.into()),
         }
         Ok(memory.put(args.u32(4), &(bytes.len() as u32).to_le_bytes())?)
@@ -90,7 +92,7 @@ impl Wasi {
                 *offset = position.ok_or(Errno::Inval)?;
                 *offset
             }
-            Descriptor::Input { .. } | Descriptor::Output(_) => return Err(Errno::SPipe.into()),
+            Descriptor::Input { .. } | Descriptor::Output(_) | Descriptor::Socket(_) => return Err(Errno::SPipe.into()),
             _ => return Err(Errno::BadF.into()),
         };
         Ok(memory.put(args.u32(3), &position.to_le_bytes())?)
@@ -99,7 +101,7 @@ impl Wasi {
     pub fn fd_tell(&mut self, args: Args, memory: &mut Memory) -> Outcome {
         match self.descriptor(args.u32(0))? {
             Descriptor::File { offset, .. } => Ok(memory.put(args.u32(1), &offset.to_le_bytes())?),
-            Descriptor::Input { .. } | Descriptor::Output(_) => Err(Errno::SPipe.into()),
+            Descriptor::Input { .. } | Descriptor::Output(_) | Descriptor::Socket(_) => Err(Errno::SPipe.into()),
             _ => Err(Errno::BadF.into()),
         }
     }
@@ -131,6 +133,7 @@ impl Wasi {
         let (flags, rights) = match descriptor {
             Descriptor::Input { nonblocking } => (if *nonblocking { NONBLOCK } else { 0 }, ALL_RIGHTS & !SEEK_AND_TELL),
             Descriptor::Output(_) => (0, ALL_RIGHTS & !SEEK_AND_TELL),
+            Descriptor::Socket(socket) => (if socket.nonblocking { NONBLOCK } else { 0 }, ALL_RIGHTS & !SEEK_AND_TELL),
             Descriptor::Preopened | Descriptor::Directory { .. } => (0, ALL_RIGHTS),
             Descriptor::File { flags, read, write, .. } => {
                 let without = if *read { 0 } else { READ } | if *write { 0 } else { WRITE };
@@ -150,6 +153,7 @@ impl Wasi {
             Descriptor::File { flags, .. } => *flags = args.u32(1) as u16,
             // The host's end is shared with others: it stays as it is.
             Descriptor::Input { nonblocking } => *nonblocking = args.u32(1) as u16 & NONBLOCK != 0,
+            Descriptor::Socket(socket) => socket.nonblocking = args.u32(1) as u16 & NONBLOCK != 0,
             _ => {}
         }
         Ok(())
@@ -269,7 +273,7 @@ pub fn file_stat(index: usize, node: &Node) -> [u8; 64] {
 }
 
 /// The places and sizes of a vector of buffers, whose sum is bounded.
-fn pieces(memory: &Memory, at: u32, count: u32) -> Result<Vec<(u32, u32)>, Unusual> {
+pub fn pieces(memory: &Memory, at: u32, count: u32) -> Result<Vec<(u32, u32)>, Unusual> {
     let mut pieces = Vec::new();
     let mut left = MOST_AT_ONCE;
     for place in 0..count {
@@ -287,7 +291,7 @@ fn pieces(memory: &Memory, at: u32, count: u32) -> Result<Vec<(u32, u32)>, Unusu
     Ok(pieces)
 }
 
-fn gather(memory: &Memory, at: u32, count: u32) -> Result<Vec<u8>, Unusual> {
+pub fn gather(memory: &Memory, at: u32, count: u32) -> Result<Vec<u8>, Unusual> {
     let mut bytes = Vec::new();
     for (start, size) in pieces(memory, at, count)? {
         bytes.extend(memory.get(start, size)?);

@@ -2,6 +2,8 @@
 //! input keeps what was taken from the host and not yet read.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::net::SocketAddr;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crate::memory::{Memory, OutOfBounds};
@@ -17,11 +19,16 @@ pub mod host_files;
 mod input;
 mod paths;
 mod poll;
+mod resolve;
+mod socket_calls;
+pub mod socket_options;
+pub mod sockets;
 pub mod tree;
 
 pub use calls::Call;
 pub use descriptors::Descriptor;
 pub use input::{Input, MOST_PENDING};
+use sockets::Socket;
 use tree::Tree;
 
 /// Ticks between two looks at whether the program is to stop: some tenths of a millisecond.
@@ -30,26 +37,73 @@ const SLICE: u32 = 20_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Errno {
+    Acces = 2,
+    AddrInUse = 3,
+    AddrNotAvail = 4,
+    AfNoSupport = 5,
     Again = 6,
+    Already = 7,
     BadF = 8,
     Busy = 10,
+    ConnAborted = 13,
+    ConnRefused = 14,
+    ConnReset = 15,
+    DestAddrReq = 17,
     Exist = 20,
     Fault = 21,
     FBig = 22,
+    HostUnreach = 23,
+    InProgress = 26,
     Inval = 28,
     Io = 29,
+    IsConn = 30,
     IsDir = 31,
     Loop = 32,
     MFile = 33,
+    MsgSize = 35,
     NameTooLong = 37,
+    NetDown = 38,
+    NetUnreach = 40,
+    NFile = 41,
+    NoBufs = 42,
     NoEnt = 44,
+    NoMem = 48,
+    NoProtoOpt = 50,
     NoSpc = 51,
+    NotConn = 53,
     NotDir = 54,
     NotEmpty = 55,
+    NotSock = 57,
     NotSup = 58,
+    Perm = 63,
     Pipe = 64,
+    ProtoNoSupport = 66,
     SPipe = 70,
+    TimedOut = 73,
     NotCapable = 76,
+}
+
+/// The host's numbers of errors that sockets have (Linux, include/uapi/asm-generic/errno.h).
+#[rustfmt::skip]
+const OF_HOST: [(i32, Errno); 31] = [
+    (1, Errno::Perm), (9, Errno::BadF), (11, Errno::Again), (12, Errno::NoMem), (13, Errno::Acces), (14, Errno::Fault), (22, Errno::Inval),
+    (23, Errno::NFile), (24, Errno::MFile), (32, Errno::Pipe), (88, Errno::NotSock), (89, Errno::DestAddrReq), (90, Errno::MsgSize),
+    (92, Errno::NoProtoOpt), (93, Errno::ProtoNoSupport), (95, Errno::NotSup), (97, Errno::AfNoSupport), (98, Errno::AddrInUse),
+    (99, Errno::AddrNotAvail), (100, Errno::NetDown), (101, Errno::NetUnreach), (103, Errno::ConnAborted), (104, Errno::ConnReset),
+    (105, Errno::NoBufs), (106, Errno::IsConn), (107, Errno::NotConn), (110, Errno::TimedOut), (111, Errno::ConnRefused),
+    (113, Errno::HostUnreach), (114, Errno::Already), (115, Errno::InProgress),
+];
+
+impl From<&io::Error> for Errno {
+    fn from(error: &io::Error) -> Errno {
+        OF_HOST.iter().find(|known| error.raw_os_error() == Some(known.0)).map_or(Errno::Io, |known| known.1)
+    }
+}
+
+impl From<io::Error> for Errno {
+    fn from(error: io::Error) -> Errno {
+        Errno::from(&error)
+    }
 }
 
 /// Why a call gives no plain success.
@@ -122,21 +176,28 @@ impl Wasi {
                     module => unsupported(format!("import of {module}.{name} (only wasi_snapshot_preview1 is there)")),
                 };
             }
-            if name.starts_with("sock_") {
-                return unsupported(format!("sockets ({name} is imported)"));
-            }
             let (params, call) = match calls::find(name) {
                 Some(found) => found,
+                None if name.starts_with("sock_") => return unsupported(format!("sockets other than WAMR's ({name} is imported)")),
                 None => return unsupported(format!("wasi_snapshot_preview1.{name}")),
             };
             let kind = &module.types[import.kind as usize];
             let results: &[ValueType] = if name == "proc_exit" { &[] } else { &[ValueType::I32] };
             if kind.params != params || kind.results != results {
+                if name.starts_with("sock_") {
+                    return unsupported(format!("sockets other than WAMR's ({name} is imported with another type)"));
+                }
                 return invalid(format!("wasi_snapshot_preview1.{name} is imported with another type than it has"));
             }
             self.calls.push(call);
         }
         Ok(())
+    }
+
+    /// Open a socket that listens, before the program begins.
+    pub fn listen(&mut self, address: SocketAddr, nonblocking: bool) -> io::Result<()> {
+        let socket = Socket::listener(address, nonblocking)?;
+        self.add_descriptor(Descriptor::Socket(Box::new(socket))).map(drop).map_err(|_| io::ErrorKind::Other.into())
     }
 
     /// Stop when the program's life has had this many ticks.

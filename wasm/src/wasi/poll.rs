@@ -1,5 +1,6 @@
-//! Waiting: for a time, and for standard input.
+//! Waiting: for a time, for standard input, and for sockets.
 
+use super::sockets::Socket;
 use super::{real_time, Args, Descriptor, Errno, Outcome, Unusual, Wasi};
 use crate::memory::Memory;
 use crate::sys::{self, Waited};
@@ -48,24 +49,23 @@ impl Wasi {
         let slept = first.is_some() && until.map_or(false, |until| until <= now);
         let mut ready = 0;
         for subscription in &subscriptions {
-            let (errno, bytes) = match subscription.kind {
-                Kind::Clock { until } if until <= now || slept => (0, 0),
+            let found = match subscription.kind {
+                Kind::Clock { until } if until <= now || slept => Ok(Some((0, false))),
                 Kind::Clock { .. } => continue,
-                Kind::Read(fd) => match self.readable(fd) {
-                    Ok(Some(bytes)) => (0, bytes),
-                    Ok(None) => continue,
-                    Err(errno) => (errno as u16, 0),
-                },
-                Kind::Write(fd) => match self.descriptor(fd) {
-                    Ok(_) => (0, sys::PIPE_ROOM as u64),
-                    Err(errno) => (errno as u16, 0),
-                },
+                Kind::Read(fd) => self.readable(fd),
+                Kind::Write(fd) => self.has_room(fd),
+            };
+            let (errno, bytes, hung_up) = match found {
+                Ok(Some((bytes, hung_up))) => (0, bytes, hung_up),
+                Ok(None) => continue,
+                Err(errno) => (errno as u16, 0, false),
             };
             let mut event = [0; EVENT as usize];
             event[..8].copy_from_slice(&subscription.user_data.to_le_bytes());
             event[8..10].copy_from_slice(&errno.to_le_bytes());
             event[10] = subscription.tag;
             event[16..24].copy_from_slice(&bytes.to_le_bytes());
+            event[24] = hung_up.into();
             memory.put(events + ready * EVENT, &event)?;
             ready += 1;
         }
@@ -74,19 +74,26 @@ impl Wasi {
 
     /// Wait until one of the subscriptions has something to tell.
     fn wait(&mut self, subscriptions: &[Subscription], until: Option<u64>) -> Outcome {
-        let mut waits_for_input = false;
+        let mut wanted = Vec::new();
         for subscription in subscriptions {
-            match subscription.kind {
-                Kind::Clock { .. } => {}
-                Kind::Write(_) => return Ok(()),
-                Kind::Read(fd) => match self.descriptor(fd) {
-                    Ok(Descriptor::Input { .. }) if !self.input.is_ready() => waits_for_input = true,
-                    _ => return Ok(()),
-                },
+            let (fd, events) = match subscription.kind {
+                Kind::Clock { .. } => continue,
+                Kind::Read(fd) => (fd, sys::INPUT),
+                Kind::Write(fd) => (fd, sys::OUTPUT),
+            };
+            match self.descriptors.get_mut(&fd) {
+                Some(Descriptor::Input { .. }) if events == sys::INPUT && !self.input.is_ready() => wanted.push((0, events)),
+                Some(Descriptor::Socket(socket)) if !socket.is_cut() && (events == sys::OUTPUT || !socket.has_kept()) => {
+                    match socket.host() {
+                        Ok(host) => wanted.push((host.fd(), events)),
+                        Err(_) => return Ok(()),
+                    }
+                }
+                _ => return Ok(()),
             }
         }
         let left = until.map(|until| until.saturating_sub(self.clock()));
-        match sys::wait(if waits_for_input { 0 } else { -1 }, sys::INPUT, left) {
+        match sys::wait_any(&wanted, left) {
             Ok(Waited::Stop) => {
                 self.asleep_until = until;
                 Err(Unusual::Interrupted)
@@ -96,15 +103,34 @@ impl Wasi {
         }
     }
 
-    /// How many bytes can be read without waiting, if reading would not wait.
-    fn readable(&self, fd: u32) -> Result<Option<u64>, Errno> {
-        match self.descriptor(fd)? {
-            Descriptor::Input { .. } if self.input.is_ready() => Ok(Some(self.input.pending.len() as u64)),
-            Descriptor::Input { .. } => Ok(sys::has_input(0).map_err(|_| Errno::Io)?.then_some(1)),
-            Descriptor::File { node, offset, .. } => Ok(Some((self.tree.file(*node)?.len() as u64).saturating_sub(*offset))),
-            _ => Err(Errno::BadF),
+    /// How many bytes can be read without waiting, if reading would not wait, and whether the other side has hung up.
+    fn readable(&mut self, fd: u32) -> Result<Option<(u64, bool)>, Errno> {
+        let bytes = match self.descriptors.get_mut(&fd).ok_or(Errno::BadF)? {
+            Descriptor::Input { .. } if self.input.is_ready() => Some(self.input.pending.len() as u64),
+            Descriptor::Input { .. } => sys::has_input(0).map_err(|_| Errno::Io)?.then_some(1),
+            Descriptor::File { node, offset, .. } => Some((self.tree.file(*node)?.len() as u64).saturating_sub(*offset)),
+            Descriptor::Socket(socket) if socket.has_kept() => Some(socket.bytes.len() as u64),
+            Descriptor::Socket(socket) => return ready(socket, sys::INPUT),
+            _ => return Err(Errno::BadF),
+        };
+        Ok(bytes.map(|bytes| (bytes, false)))
+    }
+
+    fn has_room(&mut self, fd: u32) -> Result<Option<(u64, bool)>, Errno> {
+        match self.descriptors.get_mut(&fd).ok_or(Errno::BadF)? {
+            Descriptor::Socket(socket) => ready(socket, sys::OUTPUT),
+            _ => Ok(Some((sys::PIPE_ROOM as u64, false))),
         }
     }
+}
+
+/// What the host says of a socket. Of one that it cannot open, the next call says why.
+fn ready(socket: &mut Socket, events: i16) -> Result<Option<(u64, bool)>, Errno> {
+    let ready = match socket.host() {
+        Ok(host) => sys::ready(host.fd(), events)?,
+        Err(_) => events,
+    };
+    Ok((ready != 0).then_some((1, ready & sys::HUNG_UP != 0)))
 }
 
 fn subscription(memory: &Memory, from: u32, place: u32, now: u64) -> Result<Subscription, Unusual> {
