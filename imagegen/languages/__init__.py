@@ -95,10 +95,16 @@ class Packages(Record, frozen=True, kw_only=True):
 
 class Choice(Record, frozen=True, kw_only=True):
     """An option that snippets have: its values, each with the first version of the language that
-    has it (empty: every version). The last value that an image's version has is the default.
+    has it (empty: every version), or what it `takes` instead. The last value that an image's
+    version has is the default; addresses are none by default.
     """
 
-    values: Annotated[Mapping[Name, str], Meta(min_length=1)]
+    values: Mapping[Name, str] = {}
+    takes: Literal["", "addresses"] = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.values) == bool(self.takes):
+            raise ValueError("an option needs either values or takes")
 
 
 class Common(Record, frozen=True, kw_only=True):
@@ -293,7 +299,9 @@ def offered(language: Language, version: str) -> dict[str, Option]:
     options = {}
     for name, choice in language.options.items():
         values = tuple(value for value, first in choice.values.items() if _numbers(first) <= _numbers(version))
-        if values:
+        if choice.takes:
+            options[name] = Option(values=(), default="", takes=choice.takes)
+        elif values:
             options[name] = Option(values=values, default=values[-1])
     return options
 

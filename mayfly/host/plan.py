@@ -2,7 +2,9 @@
 its files, the time for it all.
 """
 
+import re
 from collections.abc import Mapping, Sequence
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import NamedTuple
 
 import msgspec
@@ -23,6 +25,10 @@ SLACK_S = 10.0
 KERNEL_RESERVE = 48 * MIB
 """Memory that the guest's kernel and agent use themselves."""
 MIN_STEP_MEMORY = 64 * MIB
+
+MAX_ADDRESSES = 16
+"""Sockets that are opened for a program."""
+PORT = re.compile("[0-9]{1,5}")
 
 
 class Plan(NamedTuple):
@@ -167,12 +173,36 @@ def _options(snippet: Snippet, content: manifest.Manifest) -> dict[str, str]:
                 f"options.{name[:80]}: {content.language} has no such option",
                 hint=f"its options are {', '.join(content.options) or 'none'}",
             )
-        if value not in content.options[name].values:
+        option = content.options[name]
+        if option.takes:
+            _check_addresses(name, value)
+        elif value not in option.values:
             raise UnprocessableError(
-                f"options.{name} is {value[:80]!r}; {content.language} {content.version} has {', '.join(content.options[name].values)}"
+                f"options.{name} is {value[:80]!r}; {content.language} {content.version} has {', '.join(option.values)}"
             )
         chosen[name] = value
     return chosen
+
+
+def _check_addresses(name: str, value: str) -> None:
+    """Check an option's text of IP addresses with ports. Raises UnprocessableError."""
+    addresses = value.split(",") if value else []
+    if len(addresses) > MAX_ADDRESSES:
+        raise UnprocessableError(f"options.{name} has {len(addresses)} addresses; at most {MAX_ADDRESSES} are wanted")
+    for address in addresses:
+        if not _is_address(address):
+            hint = "an IP address, a colon and a port from 1 to 65535, with commas between several: 0.0.0.0:8080,[::]:8081"
+            raise UnprocessableError(f"options.{name} has {address[:80]!r}, which is not an address", hint=hint)
+
+
+def _is_address(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    six = host.startswith("[") and host.endswith("]") and "%" not in host
+    try:
+        _ = IPv6Address(host[1:-1]) if six else IPv4Address(host)
+    except AddressValueError:
+        return False
+    return PORT.fullmatch(port) is not None and 0 < int(port) < 65536
 
 
 def _step(step: manifest.LanguageStep, snippet: Snippet, options: Mapping[str, str], config: Config, free: int) -> Step:

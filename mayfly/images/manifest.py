@@ -104,10 +104,13 @@ class Profile(Record, frozen=True, kw_only=True):
 
 
 class Option(Record, frozen=True, kw_only=True):
-    """A choice that a snippet has, such as the edition of the language."""
+    """A choice that a snippet has, such as the edition of the language: one of the values. An
+    option that `takes` addresses has none; it is such as `0.0.0.0:8080,[::]:8081`, or empty.
+    """
 
     values: tuple[str, ...]
     default: str
+    takes: Literal["", "addresses"] = ""
 
 
 class ImageSource(Record, frozen=True, kw_only=True):

@@ -187,6 +187,39 @@ def test_options_fill_the_steps() -> None:
         argv(color="red")
 
 
+def test_an_option_takes_addresses() -> None:
+    image = toy()
+    step = msgspec.structs.replace(image.manifest.steps[1], argv=("sh", "--listen", "{listen}"))
+    options = {"listen": Option(values=(), default="", takes="addresses")}
+    image = image._replace(manifest=msgspec.structs.replace(image.manifest, steps=(step,), options=options))
+
+    def listen(value: str) -> str:
+        return make_plan(Snippet(source=b"", options={"listen": value}), image, Config()).job.start.steps[0].argv[2]
+
+    assert make_plan(Snippet(source=b""), image, Config()).job.start.steps[0].argv == ("sh", "--listen", "")
+    for good in ("", "0.0.0.0:8080", "127.0.0.1:1,[::1]:65535"):
+        assert listen(good) == good
+    for bad in (
+        ":80",
+        "localhost:80",
+        "1.2.3.4",
+        "1.2.3.4:0",
+        "1.2.3.4:65536",
+        "1.2.3.4:+8",
+        "1.2.3.4:٣",
+        "::1:80",
+        "[1.2.3.4]:80",
+        "[fe80::1%1]:80",
+    ):
+        with pytest.raises(UnprocessableError, match=r"options.listen has .*, which is not an address") as raised:
+            listen(f"0.0.0.0:8080,{bad}")
+        assert repr(bad) in str(raised.value)
+    with pytest.raises(UnprocessableError, match="'', which is not an address"):
+        listen("0.0.0.0:80,")
+    with pytest.raises(UnprocessableError, match="17 addresses; at most 16"):
+        listen(",".join(["0.0.0.0:80"] * 17))
+
+
 def test_source_and_files_that_exclude_each_other() -> None:
     with pytest.raises(UnprocessableError, match=r"'main\.toy' is both a file and the folder of 'main\.toy/x'"):
         make_plan(Snippet(source=b"", files={"main.toy/x": b""}), toy(), Config())

@@ -383,3 +383,14 @@ def test_options_are_those_that_the_version_has() -> None:
     assert offered(language, "1.85.1")["edition"] == Option(values=("2015", "2021", "2024"), default="2024")
     assert offered(language, "1.63")["edition"].default == "2021"
     assert offered(language, "1.9")["edition"].values == ("2015",)
+
+
+def test_programs_of_webassembly_listen_where_a_snippet_says() -> None:
+    for name in ("wasm", *TO_WASM):
+        language = load_language(name)
+        assert offered(language, "1")["listen"] == Option(values=(), default="", takes="addresses")
+        argv = language.steps[-1].argv
+        assert argv[argv.index("--listen") + 1] == "{listen}"
+    for wrong in ("{}", "{takes: addresses, values: {a: ''}}", "{takes: names}"):
+        with pytest.raises(ConfigError):
+            parse_language(_yaml(options=f"{{listen: {wrong}}}"), "x.yaml")
