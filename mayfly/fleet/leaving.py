@@ -17,6 +17,7 @@ from mayfly.errors import HostError, MayflyError, NotMovableError, UnknownRunErr
 from mayfly.fleet.carrying import Active, Carrying
 from mayfly.fleet.engine import Engine, Message
 from mayfly.fleet.failures import NobodyError, SilenceError, UnreadableError
+from mayfly.fleet.functions.leaving import Requests
 from mayfly.fleet.links import HostLink, Links
 from mayfly.fleet.message import Answer, Found, Seek, Take, decode, encode
 from mayfly.fleet.wire import error_of
@@ -24,6 +25,7 @@ from mayfly.host.snippet import Snippet
 from mayfly.runs.moves.desk import Moves, follow
 from mayfly.runs.moves.link import Link, Machines
 from mayfly.runs.moves.machines import HostMachines
+from mayfly.runs.moves.messages import Other
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from mayfly.runs.stdin import StdinWriter
@@ -44,10 +46,11 @@ TAKE_TRIES = 5
 class Leaving:
     """Gives the runs away that a host is carrying out, and takes others' runs."""
 
-    def __init__(self, carrying: Carrying, service: Service, engine: Engine, machines: Machines | None = None) -> None:
+    def __init__(self, carrying: Carrying, service: Service, engine: Engine, requests: Requests, machines: Machines | None = None) -> None:
         self._carrying = carrying
         self._service = service
         self._engine = engine
+        self._requests = requests
         self._moves = Moves(service, machines or HostMachines(service))
         self._links = Links(engine, self._serve, carrying.spawn)
         self._draining: asyncio.Task[None] | None = None
@@ -61,7 +64,11 @@ class Leaving:
 
     async def _serve(self, link: HostLink) -> None:
         try:
-            await self._moves.serve(link)
+            first = await link.receive()
+            if isinstance(first, Other):
+                await self._requests.take(first, link)
+            else:
+                await self._moves.serve(link, first)
         except MayflyError as error:
             log.info("fleet: the connection of %s: %s", link.to, error)
 
@@ -74,6 +81,7 @@ class Leaving:
             self._draining = None
         if wanted:
             self._draining = self._task(self._drain())
+        self._requests.drain(wanted)
 
     def _task(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         return self._carrying.spawn(work, "drain")
@@ -127,8 +135,12 @@ class Leaving:
         question = encode(Seek(token=active.work.token))
         return decode(await self._engine.ask(f"seek.{self._engine.name}.{run.id}", question), type=Found)
 
-    async def _connect(self, host: str) -> Link:
+    def connect(self, host: str) -> HostLink:
+        """A connection to another host."""
         return self._links.connect(host)
+
+    async def _connect(self, host: str) -> Link:
+        return self.connect(host)
 
     async def _hand_over(self, active: Active, run: Run, host: str) -> None:
         """The machine is there: tell the host which work that is, and be done with the run. Until

@@ -132,16 +132,19 @@ class Registered(msgspec.Struct, kw_only=True):
 
 
 class Begin(msgspec.Struct, kw_only=True):
-    """A host has the run, given out for the `delivered`-th time; it may have moved from another."""
+    """A host has the run, given out for the `delivered`-th time; it may have moved from another. Of
+    a request to a function: it is `moved_to` another one's from now on.
+    """
 
     token: str
     delivered: int
     moved_from: str = ""
+    moved_to: str = ""
 
 
 class Verdict(msgspec.Struct, kw_only=True):
     """What becomes of a host's run: `go` on, `done` (it is settled, and needs no host any more),
-    `again` (others are to try), or `later` (nobody can say now).
+    `again` (others are to try), `moved` (it is the other host's), or `later` (nobody can say now).
     """
 
     verdict: str

@@ -143,8 +143,8 @@ class Roll:
         )
 
     def others(self, name: str, arch: str, wanted: str) -> list[str]:
-        """The hosts that could have a run of the host `name`: of the same version, with the image
-        `wanted`, those with the most memory free first.
+        """The hosts that could have a run of the host `name`: of the same version, with an image of
+        the language or version `wanted`, those with the most memory free first.
         """
         from_ = self._hosts.get(name)
         version = from_.about.version if from_ and from_.about else ""
@@ -153,7 +153,7 @@ class Roll:
             for host in self
             if host.name != name and host.about and host.beat and not host.beat.draining
             if host.about.arch == arch and host.about.version == version
-            if any(name_of(image) == wanted for image in host.images)
+            if any(image.answers(wanted) for image in host.images)
         }
         return sorted(free, key=lambda host: -free[host])
 

@@ -40,7 +40,7 @@ def permissions(name: str, kind: str, arch: str) -> dict[str, Any]:
             stream = f"RUNS_{arch}"
             said = [f"begin.{name}.*", f"settle.*.{name}.*", f"gw.*.{name}.*", f"beat.{name}", f"offers.{name}"]
             said += [f"fn.begin.{name}.*", f"fn.settle.*.{name}.*", f"fn.code.{name}"]
-            said += [f"seek.{name}.*", f"move.*.{name}.*", f"take.*.{name}.*"]
+            said += [f"seek.{name}.*", f"fn.seek.{name}.*", f"move.*.{name}.*", f"take.*.{name}.*"]
             said += [f"$JS.API.CONSUMER.MSG.NEXT.{stream}.*", f"$JS.ACK.{stream}.>"]
             heard = [f"run.now.{arch}.* {GROUP}", f"host.{name}.*", f"move.{name}.*.*", f"take.{name}.*.*"]
             heard += [*(f"{subject}.{name}" for subject in ("ping", "about", "measure", "wish", "fn.ask"))]
@@ -48,7 +48,7 @@ def permissions(name: str, kind: str, arch: str) -> dict[str, Any]:
             said = ["run.*.*.*", "host.*.*", "ping.*", "about.*", "measure.*", "wish.*", "over.*", "fn.ask.*"]
             said += ["$JS.API.>", "$JS.ACK.>", "$KV.runs.>", "$KV.results.>", "$KV.accounts.>", "$KV.fleet.>"]
             heard = [f"gw.{name}.*.*", "begin.*.*", f"settle.{name}.*.*", f"settle.{ANY}.*.*", "beat.*", "over.*", "seek.*.*"]
-            heard += ["fn.begin.*.*", f"fn.settle.{name}.*.*", f"fn.settle.{ANY}.*.*", "fn.code.*", "offers.*"]
+            heard += ["fn.begin.*.*", "fn.seek.*.*", f"fn.settle.{name}.*.*", f"fn.settle.{ANY}.*.*", "fn.code.*", "offers.*"]
             heard += ["keys", "images", "functions"]
         case _:
             said, heard = ["about.*", "wish.*", "keys", "images", "functions"], ["beat.*"]

@@ -34,7 +34,7 @@ from mayfly.host.metrics import Metrics
 from mayfly.host.plan import want_machine
 from mayfly.host.snippet import Snippet
 from mayfly.images.store import InstalledImage
-from mayfly.runs.moves.link import Machines
+from mayfly.runs.moves.link import Machines, Times
 from mayfly.runs.service import Service
 from mayfly.snapshots.making import find_base
 
@@ -91,13 +91,23 @@ class Worker:
         self._fetches = Fetches(self._look, service.config.image_keys)
         self._own_functions = functions
         self._functions = HostFunctions(
-            functions, engine, self._about.arch, fetches=self._fetches, room=self._room, spawn=tasks.spawn, over=self._refill
+            functions,
+            engine,
+            self._about.arch,
+            fetches=self._fetches,
+            room=self._room,
+            spawn=tasks.spawn,
+            over=self._refill,
+            takes=lambda: self._takes,
+            connect=lambda host: self._leaving.connect(host),
+            spawner=service.spawner,
+            times=Times().on(service.config),
         )
         self._offers = ""
         self._draining = False
         self._closed = False
         self._most = RUNS_PER_CPU * len(os.sched_getaffinity(0))
-        self._leaving = Leaving(self._carrying, service, engine, machines)
+        self._leaving = Leaving(self._carrying, service, engine, self._functions.requests, machines)
 
     async def begin(self) -> None:
         """Be one of the fleet.

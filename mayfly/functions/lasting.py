@@ -1,5 +1,6 @@
 """Requests that outlast their guest's machine: it is saved every so many seconds while it answers,
-and when it is lost, the request goes on from the last save in another one.
+and when it is lost, the request goes on from the last save in another one. And requests whose
+machine goes to another host in their midst, or comes from one.
 """
 
 import asyncio
@@ -9,8 +10,8 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mayfly.errors import GuestError, MayflyError
-from mayfly.functions.request import Piece, Request
+from mayfly.errors import GuestError, MayflyError, MoveError
+from mayfly.functions.request import Arrival, Piece, Request
 from mayfly.guests.function import Asking, FunctionRequest, FunctionResponse, Moment
 from mayfly.guests.meanwhile import whole
 from mayfly.guests.spawner import Spawner
@@ -21,8 +22,6 @@ from mayfly.snapshots import live
 from mayfly.snapshots import store as snapshots
 
 log = logging.getLogger(__name__)
-FLUSH_S = 2.0
-"""For the vmm process to take what was sent to it."""
 
 
 class Saved(NamedTuple):
@@ -37,12 +36,13 @@ class Saved(NamedTuple):
 
 
 class Lasting:
-    """Has a guest answer `asked` for `request` in `timeout_s`, and saves it meanwhile. What was
-    saved is not for another server: it goes with the request.
+    """Has a guest answer `asked` for `request` in `timeout_s`, and saves it meanwhile, unless
+    `every_s` is 0. What was saved is not for another server: it goes with the request.
 
     Attributes:
         asking: what is asked of its present guest.
         request: whose log goes back to the save.
+        alone: held by who saves the guest, or moves it.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Lasting:
     ) -> None:
         self.asking = Asking(guest, asked, request, timeout_s)
         self.request = request
+        self.alone = asyncio.Lock()
         self._spawner = spawner
         self._supply = supply
         self._asked = asked
@@ -72,9 +73,13 @@ class Lasting:
             MayflyError: as guests.function.ask; nothing is left of any guest.
         """
         try:
+            self.request.going = self
             try:
+                if self.request.arrival is not None:
+                    self.asking = await self._receive(self.request.arrival)
                 response = await self._outlast()
             finally:
+                self.request.going = None
                 await self._drop()
         except BaseException:
             await self.asking.guest.process.stop(0)  # another one than whoever asks knows, maybe
@@ -86,9 +91,25 @@ class Lasting:
             try:
                 return await self._answer()
             except MayflyError as error:
+                if self.request.answer.cancelled():  # it went
+                    raise
                 self.asking = await self._revive(self.asking.guest, error)
 
+    async def _receive(self, arrival: Arrival) -> Asking:
+        """What goes on here in the place of the guest. Raises MayflyError: it does not."""
+        found, moment, log = await arrival(self.asking.guest)
+        try:
+            asking = Asking(found, self._asked, self.request, self._timeout_s, moment)
+            await found.process.resume()
+        except BaseException:
+            await found.process.stop(0)
+            raise
+        self.request.go_back(log)
+        return asking
+
     async def _answer(self) -> FunctionResponse:
+        if not self._every_s:
+            return await self.asking.answer()
         saving = asyncio.create_task(self._save_often(), name=f"save request {self.request.id}")
         try:
             return await self.asking.answer()
@@ -110,20 +131,38 @@ class Lasting:
         Raises:
             MayflyError: it cannot be saved now.
         """
-        asking, moments = self.asking, list[tuple[Moment, Sequence[Piece]]]()
+        async with self.alone:
+            await self._save()
 
-        @contextlib.asynccontextmanager
-        async def still() -> AsyncIterator[None]:
+    @contextlib.asynccontextmanager
+    async def still(self) -> AsyncIterator[None]:
+        """Hold the request during the block; who calls has it `alone`.
+
+        Raises:
+            GuestError: it is over, or its machine does not take what was sent to it.
+        """
+        asking = self.asking
+        try:
             try:
-                await asking.hold()
+                await asking.hold_flushed()
             except ValueError as error:
                 raise GuestError("the request is over") from error
-            try:
-                if not await asking.guest.process.flushed(FLUSH_S):
-                    raise GuestError("the machine does not take what was sent to it")
-                yield
-            finally:
+            yield
+        finally:
+            if not self.request.answer.cancelled():
                 asking.go_on()
+
+    def go(self, to: str) -> None:
+        """The request, which is held, goes on at the host `to`, and is over here."""
+
+        async def gone() -> None:
+            raise MoveError(f"the request went to the host {to}")
+
+        self.request.went()
+        self.asking.hand_over(gone)
+
+    async def _save(self) -> None:
+        asking, moments = self.asking, list[tuple[Moment, Sequence[Piece]]]()
 
         async def at_rest() -> None:
             moments.append((await asking.at_rest(), tuple(self.request.log)))
@@ -131,7 +170,7 @@ class Lasting:
         void = contextlib.ExitStack()
         try:
             folder = void.enter_context(snapshots.passing())
-            await live.save(asking.guest, folder, still=still(), at_rest=at_rest)
+            await live.save(asking.guest, folder, still=self.still(), at_rest=at_rest)
             before, self._saved = self._saved, Saved(folder, void.pop_all(), *moments[0])
             self._left = MAX_OF_A_SAVE
             void = before.held if before else void

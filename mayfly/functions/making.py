@@ -268,12 +268,13 @@ class FunctionMachines:
         self, guest: Guest, asked: FunctionRequest, request: Request, timeout_s: float, every_s: float
     ) -> tuple[Guest, FunctionResponse]:
         """The function's answer, and the guest that gave it: another one if the first was lost, and
-        had been saved, as it is every `every_s` seconds (0: never).
+        had been saved, as it is every `every_s` seconds (0: never), or if the request came with a
+        machine of its own.
 
         Raises:
             MayflyError: there is none; the guest is gone.
         """
-        if every_s:
+        if every_s or (request.movable and guest.wanted.machine.network is None):
             return await Lasting(self._spawner, self._supply, guest, asked, request, timeout_s, every_s).ask()
         return guest, await ask(guest, asked, request, timeout_s)
 

@@ -3,15 +3,18 @@
 import asyncio
 import os
 import time
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from mayfly.errors import BodyTooLargeError, FunctionGuestError, MayflyError, UnprocessableError
 from mayfly.functions.answer import Answer, Invocation, Times
-from mayfly.guests.function import FunctionResponse
-from mayfly.guests.start import StartKind
+from mayfly.guests.function import FunctionResponse, Moment
+from mayfly.guests.start import Guest, StartKind
 from mayfly.protocol.conversation import Event
 from mayfly.protocol.frames import MAX_BODY, MAX_CONTENT_TYPE, Stderr, Stdout
+
+if TYPE_CHECKING:
+    from mayfly.functions.lasting import Lasting
 
 KEPT_LOG = 64 * 1024
 """Bytes of what a function prints in one request that are kept, the last ones."""
@@ -42,6 +45,13 @@ class Piece(NamedTuple):
     at: float
 
 
+Arrival: TypeAlias = Callable[[Guest], Awaitable[tuple[Guest, Moment, Sequence[Piece]]]]
+"""Has the machine of a request that another host has begun come in the place of a guest, which is
+gone then: its guest, which stands still, the moment, and what was printed until then. Raises
+MayflyError: it does not come; nothing of it is left, maybe the guest.
+"""
+
+
 class Request:
     """One request. `tenant` is the name of whose it is, or empty; `received` Unix time at the
     gateway; other times are the event loop's, 0 until it has come so far.
@@ -50,6 +60,9 @@ class Request:
         answer: its end.
         kind: how its guest started, once it has one; `guest` is that one's number.
         log: what the function printed meanwhile.
+        movable: whether its machine may go elsewhere with it.
+        arrival: how its machine comes, if another host has begun it.
+        going: what asks its guest, if that is to outlast its machine, or may go elsewhere.
         deadline: until when it waits in the queue.
     """
 
@@ -67,6 +80,9 @@ class Request:
         self.guest = 0
         self.guest_us = 0
         self.log: list[Piece] = []
+        self.movable = False
+        self.arrival: Arrival | None = None
+        self.going: Lasting | None = None
         self.queued_at = self.started_at = self.sent_at = self.answered_at = 0.0
         self.deadline = float("inf")
         self.expiry: asyncio.TimerHandle | None = None
@@ -96,6 +112,11 @@ class Request:
         """Forget what was printed since the log was this: the function goes on from there."""
         self.log = list(log)
         self._log_bytes = sum(len(piece.data) for piece in log)
+
+    def went(self) -> None:
+        """It goes on elsewhere, where all of it is told."""
+        self.go_back(())
+        self.answer.cancel()
 
     def taken(self, kind: StartKind, guest: int) -> None:
         """A guest is there for it."""

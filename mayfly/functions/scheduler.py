@@ -54,6 +54,10 @@ class Scheduler(Generic[R, G]):
         """Requests that wait or are with a guest."""
         return len(self._open)
 
+    def request(self, request_id: str) -> Request | None:
+        """The request of that id, if it waits or is with a guest."""
+        return next((request for request in self._open if request.id == request_id), None)
+
     def waiting(self, name: str) -> int:
         """How many requests wait for a guest of the function."""
         desk = self._desks.get(name)

@@ -11,6 +11,7 @@ from typing import Any
 from mayfly.errors import (
     ForbiddenError,
     MayflyError,
+    StoppingError,
     UnknownFunctionError,
     UnknownRequestError,
 )
@@ -19,8 +20,9 @@ from mayfly.functions import store
 from mayfly.functions.answer import Answer, FunctionFigures, Invocation, LogLine
 from mayfly.functions.desk import State
 from mayfly.functions.kept import Log, Results, outcome
+from mayfly.functions.lasting import Lasting
 from mayfly.functions.making import FunctionMachines, Revision, forget_snapshots, revise
-from mayfly.functions.request import Request, check
+from mayfly.functions.request import Arrival, Request, check
 from mayfly.functions.revisions import Revisions
 from mayfly.functions.scheduler import Scheduler
 from mayfly.functions.spec import FunctionSpec
@@ -213,18 +215,32 @@ class Functions:
             self._scheduler.withdraw(request)
             raise
 
-    async def attempt(self, asked: Invocation) -> tuple[Answer | MayflyError, bool]:
-        """Ask the function as `invoke` does: what came of it, and whether a guest was given the
-        request.
+    async def attempt(self, asked: Invocation, arrival: Arrival | None = None) -> tuple[Answer | MayflyError | None, bool]:
+        """Ask the function as `invoke` does, or go on with a request whose machine comes by
+        `arrival`: what came of it, and whether a guest was given the request. None: it went to
+        another host.
         """
         try:
-            request = self._enter(asked)
+            request = self._enter(asked, arrival, movable=True)
         except MayflyError as error:
             return error, False
+        await asyncio.wait([request.answer])
+        if request.answer.cancelled():
+            return None, True
         try:
-            return await asyncio.shield(request.answer), True
+            return request.answer.result(), True
         except MayflyError as error:
             return error, bool(request.sent_at)
+
+    def going(self, request_id: str) -> Lasting | None:
+        """What asks the guest of a request that may go elsewhere now."""
+        request = self._scheduler.request(request_id)
+        return request.going if request else None
+
+    def turn_away(self, request_id: str) -> None:
+        """Have a request fail that no guest has been given: others are to do it."""
+        if (request := self._scheduler.request(request_id)) is not None:
+            self._scheduler.withdraw(request, StoppingError("the host takes no more requests", hint="try again"))
 
     async def submit(self, asked: Invocation) -> str:
         """Ask the function; `result` has the answer under the id that this returns.
@@ -285,7 +301,7 @@ class Functions:
         """Requests that wait or are with a guest."""
         return self._scheduler.under_way
 
-    def _enter(self, asked: Invocation) -> Request:
+    def _enter(self, asked: Invocation, arrival: Arrival | None = None, *, movable: bool = False) -> Request:
         name, tenant = asked.function, asked.tenant
         check(asked)
         revision = self._current(name)
@@ -294,6 +310,7 @@ class Functions:
             if tenant is not None:
                 tenant.check(revision.memory)
             request = Request(asked)
+            request.movable, request.arrival = movable, arrival
             self._scheduler.enter(request, revision, asked.wait_s)
         except MayflyError as error:
             self._statistics.request_refused(name, error)

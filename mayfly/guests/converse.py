@@ -21,6 +21,8 @@ from mayfly.protocol.frames import Collected, Credit, Done, Loaded, Stderr, Stdo
 from mayfly.protocol.phases import IN_A_RUN, Phase
 
 log = logging.getLogger(__name__)
+FLUSH_S = 2.0
+"""For the vmm process to take what was sent to it."""
 
 
 class Listener(Protocol):
@@ -185,6 +187,17 @@ class Exchange:
         self._time_s = max(0.0, when - asyncio.get_running_loop().time()) if when is not None else self._time_s
         self._deadline.reschedule(None)
         await self._stop_sending()
+
+    async def hold_flushed(self, flush_s: float = FLUSH_S) -> None:
+        """Hold it, and wait until the machine has taken what was sent.
+
+        Raises:
+            ValueError: as `hold`.
+            GuestError: the machine does not take it. It is held.
+        """
+        await self.hold()
+        if not await self.guest.process.flushed(flush_s):
+            raise GuestError("the machine does not take what was sent to it", hint="try again later")
 
     async def stand_still(self) -> bool:
         """Hear what the channel still holds of the guest, which stands still; then no more. False

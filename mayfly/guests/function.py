@@ -6,20 +6,21 @@ A guest that has been asked answers, or is stopped: no request ever meets what i
 
 import asyncio
 import contextlib
-import copy
 import math
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from mayfly.errors import EncodeError, FunctionCrashedError, FunctionTimeoutError, GuestError, MayflyError
+from mayfly.errors import EncodeError, FunctionCrashedError, FunctionTimeoutError, GuestError, MayflyError, SchemaError
 from mayfly.guests.converse import NO_STDIN, Exchange, Listener, converse, hear
 from mayfly.guests.job import Job
 from mayfly.guests.outcome import Outcome, signal_name
 from mayfly.guests.start import Guest, explain
+from mayfly.images.manifest import Seconds
+from mayfly.protocol.answers import ResponseSoFar
 from mayfly.protocol.conversation import Conversation, Event
 from mayfly.protocol.frames import Exit, ExitHow, Limit, Response, ResponseKind, Stderr, Stdout
-from mayfly.protocol.phases import Phase
+from mayfly.protocol.phases import Phase, Standing
 from mayfly.schema import Record, replace
 
 OUTPUT_SHOWN = 2000
@@ -92,14 +93,34 @@ async def ask(guest: Guest, request: FunctionRequest, listener: Listener, timeou
                     return answer.response()
 
 
-class Moment(NamedTuple):
-    """A request in the middle of its answer: its conversation, what had come of the answer, and the
-    seconds that it had left.
+class Moment(Record, frozen=True, kw_only=True):
+    """A request in the middle of its answer: where its conversation stood, its id there, what had
+    come of the answer (payloads of RESPONSE), and the seconds that it had left.
     """
 
-    conversation: Conversation
-    answer: "_Answer"
-    left_s: float
+    standing: Standing
+    id: int
+    came: tuple[bytes, ...]
+    left_s: Seconds
+
+    def conversation(self, *, arch: str, end_marker: str) -> Conversation:
+        """The conversation, to go on in another process.
+
+        Raises:
+            SchemaError: it cannot stand so.
+        """
+        response = ResponseSoFar(self.id)
+        wrong = [response.take(piece) for piece in self.pieces()]
+        if any(wrong) or response.whole:
+            raise SchemaError("a request that is carried over is not in the middle of its answer")
+        return Conversation.going_on(self.standing, arch=arch, end_marker=end_marker, response=response)
+
+    def pieces(self) -> list[Response]:
+        """What had come of the answer. Raises SchemaError: it cannot be read."""
+        pieces = [Response.decode(payload) for payload in self.came]
+        if None in pieces:
+            raise SchemaError("an answer that is carried over has pieces that are none")
+        return [piece for piece in pieces if piece is not None]
 
 
 class Asking(Exchange):
@@ -109,12 +130,16 @@ class Asking(Exchange):
 
     def __init__(self, guest: Guest, request: FunctionRequest, listener: Listener, timeout_s: float, since: Moment | None = None) -> None:
         if since is not None:
-            guest = replace(guest, conversation=copy.deepcopy(since.conversation))
+            hello = guest.hello
+            guest = replace(guest, conversation=since.conversation(arch=hello.arch, end_marker=hello.end_marker))
         left_s = since.left_s if since else timeout_s
         super().__init__(guest, listener, NO_STDIN, deadline_s=left_s, rate=math.inf, stdin_ended=True)
         self._request = None if since else request
+        self._id = since.id if since else request.id
         self._timeout_s = timeout_s
-        self._answer = copy.deepcopy(since.answer) if since else _Answer()
+        self._answer = _Answer()
+        for piece in since.pieces() if since else ():
+            self._answer.take(piece, listener)
 
     async def answer(self) -> FunctionResponse:
         """The function's answer. Raises as `ask`."""
@@ -130,7 +155,8 @@ class Asking(Exchange):
         """
         if not await self.stand_still():
             raise GuestError("the request is over, or not sent yet")
-        return Moment(copy.deepcopy(self.guest.conversation), copy.deepcopy(self._answer), self.left_s)
+        came = tuple(piece.encode() for piece in self._answer.pieces)
+        return Moment(standing=self.guest.conversation.standing(), id=self._id, came=came, left_s=self.left_s)
 
     def watched(self, left_s: float) -> AbstractAsyncContextManager[asyncio.Timeout]:
         """As `ask` does it."""
@@ -184,7 +210,7 @@ class _Answer:
     """A response as far as it has come."""
 
     def __init__(self) -> None:
-        self._pieces: list[Response] = []
+        self.pieces: list[Response] = []
         self._missing = -1
 
     def take(self, event: Event, listener: Listener) -> bool:
@@ -201,17 +227,17 @@ class _Answer:
             case Exit():
                 raise GuestError(f"the function {_ended(event)}", hint="look at its log; the next request gets another guest")
             case Response():
-                self._pieces.append(event)
+                self.pieces.append(event)
                 self._missing = (event.size if self._missing < 0 else self._missing) - len(event.data)
         return not self._missing
 
     def response(self) -> FunctionResponse:
         """The response, which is whole."""
-        last = self._pieces[-1]
+        last = self.pieces[-1]
         return FunctionResponse(
             kind="answer" if last.kind is ResponseKind.ANSWER else "exception",
             content_type=last.content_type,
-            payload=b"".join(piece.data for piece in self._pieces),
+            payload=b"".join(piece.data for piece in self.pieces),
             guest_us=last.guest_us,
         )
 

@@ -115,13 +115,14 @@ class Conversation:
         self._response = ResponseSoFar(0)
 
     def standing(self) -> Standing:
-        """All that it takes to go on with this run's conversation in another process.
+        """All that it takes to go on with this run's conversation in another process, but for what
+        has come of the response to a request.
 
         Raises:
             GuestError: as `begin`.
-            ValueError: not in the middle of a run.
+            ValueError: not in the middle of a run, or of a request.
         """
-        self._leave(IN_A_RUN, self.phase)
+        self._leave((*IN_A_RUN, Phase.ASKED), self.phase)
         packet, skipping = self._frames.begun
         return Standing(
             phase=self.phase,
@@ -142,14 +143,16 @@ class Conversation:
         )
 
     @classmethod
-    def going_on(cls, standing: Standing, *, arch: str, end_marker: str) -> Self:
-        """The conversation that stood so in another process.
+    def going_on(cls, standing: Standing, *, arch: str, end_marker: str, response: ResponseSoFar | None = None) -> Self:
+        """The conversation that stood so in another process, in the middle of a request if a
+        `response` had come so far.
 
         Raises:
             SchemaError: none can stand so.
         """
         found = cls(arch=arch, end_marker=end_marker)
-        found._start = standing.plan()
+        found._start = standing.plan(asked=response is not None)
+        found._response = response or found._response
         found.phase, found.credit, found.runs, found.strays = standing.phase, standing.credit, standing.runs, standing.strays
         found._step, found._failed_step = standing.step, standing.failed_step
         found._received, found._allowed = standing.received, standing.allowed

@@ -81,7 +81,8 @@ MOVABLE = tuple(phase for phase in Phase if phase not in (Phase.GREETING, Phase.
 
 
 class Standing(Record, frozen=True, kw_only=True):
-    """A conversation in the middle of a run, between two bytes of the channel. `start` is the run's
+    """A conversation in the middle of a run, or of a request, between two bytes of the channel.
+    `start` is the run's
     START, encoded; `packet` are the bytes of a frame that has begun, still escaped (`skipping`: it
     was too long, and its end has not come yet); `recent` is the end of the standard input that was
     sent. The other fields are those of a Conversation.
@@ -103,15 +104,17 @@ class Standing(Record, frozen=True, kw_only=True):
     sent: int
     recent: bytes
 
-    def plan(self) -> Start:
-        """The run's START.
+    def plan(self, *, asked: bool = False) -> Start:
+        """The run's START, whose last step is a function that is `asked`, or none is one.
 
         Raises:
             SchemaError: it is none, or the conversation cannot stand so in it.
         """
         start = Start.decode(self.start)
-        if start is None or self.phase not in IN_A_RUN or any(step.function for step in start.steps):
-            raise SchemaError("a conversation that is carried over is not in the middle of a run")
+        functions = [index for index, step in enumerate(start.steps) if step.function] if start else []
+        fits = (self.phase is Phase.ASKED and functions == [self.step]) if asked else (self.phase in IN_A_RUN and not functions)
+        if start is None or not fits:
+            raise SchemaError("a conversation that is carried over is not in the middle of a run, or of a request")
         first = 0 if self.phase is not Phase.STARTED else -1
         if not first <= self.step < len(start.steps) or self.runs < 1:
             raise SchemaError(f"a conversation that is carried over is in step {self.step} of {len(start.steps)}")

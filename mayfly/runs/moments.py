@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-from mayfly.errors import GuestError, MoveError, NotRunningError, RequestError, RunEndedError
-from mayfly.guests.converse import BytesStdin, Exchange
+from mayfly.errors import MoveError, NotRunningError, RequestError, RunEndedError
+from mayfly.guests.converse import FLUSH_S, BytesStdin, Exchange
 from mayfly.guests.start import Guest
 from mayfly.images.manifest import Seconds
 from mayfly.protocol.conversation import Conversation
@@ -19,9 +19,6 @@ from mayfly.runs.stdin import LiveStdin
 from mayfly.schema import Meta, Record, replace
 from mayfly.snapshots import live
 from mayfly.vmm.config import Channel
-
-FLUSH_S = 2.0
-"""For the vmm process to take what was sent to it."""
 
 
 class Moment(Record, frozen=True, kw_only=True):
@@ -119,11 +116,9 @@ async def hold(run: Run, exchange: Exchange, flush_s: float = FLUSH_S) -> None:
     """
     run.going.clear()
     try:
-        await exchange.hold()
+        await exchange.hold_flushed(flush_s)
     except ValueError as error:
         raise RunEndedError("the run ended meanwhile") from error
-    if not await exchange.guest.process.flushed(flush_s):
-        raise GuestError("the machine does not take what was sent to it", hint="try again later")
 
 
 async def keep(run: Run, exchange: Exchange, folder: Path) -> Kept:

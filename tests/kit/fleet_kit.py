@@ -17,6 +17,7 @@ from mayfly.fleet.gateway import Gateway
 from mayfly.fleet.open import Place, join
 from mayfly.fleet.open import gateway as open_gateway
 from mayfly.fleet.server import LocalServer
+from mayfly.guests.zygote import Zygote
 from mayfly.host.listen import open_doors
 from mayfly.host.metrics import Metrics
 from mayfly.host.sockets import claim
@@ -55,8 +56,10 @@ class Fleet:
         """For one who comes by that name."""
         return Place(urls=(self.server.url,), name=name, ack_wait_s=ACK_WAIT_S, credentials=self.credentials(name))
 
-    async def add_host(self, name: str, machines: Callable[[Service], Machines] | None = None, **changes: Any) -> Service:
-        """Have a host join."""
+    async def add_host(
+        self, name: str, machines: Callable[[Service], Machines] | None = None, begin: Callable[[], Zygote] | None = None, **changes: Any
+    ) -> Service:
+        """Have a host join, whose processes come from what `begin` begins."""
         joined: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
         self.leaving[name] = leave = asyncio.Event()
 
@@ -64,7 +67,7 @@ class Fleet:
             metrics = Metrics()
             config = small_config(self.folder, **changes)
             async with (
-                Service(config, factory(), sockets=None, observer=metrics) as service,
+                Service(config, begin or factory(), sockets=None, observer=metrics) as service,
                 functions_beside(service) as functions,
                 join(service, functions, metrics, self.place(name), machines and machines(service)),
             ):

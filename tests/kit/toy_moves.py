@@ -29,9 +29,10 @@ from mayfly.runs.moves.link import Place, Read, Round, Times, Write
 from mayfly.runs.moves.messages import Message, decode, encode
 from mayfly.runs.service import Service
 from mayfly.schema import replace
-from mayfly.snapshots import live
-from mayfly.vmm.config import NetworkConfig
+from mayfly.snapshots import live, moving
+from mayfly.vmm.config import MachineConfig, NetworkConfig
 from mayfly.vmm.snapshot import FILES, STATE
+from mayfly.vmm.snapshot.files import shape
 from tests.kit.api_fakes import MARKER
 
 TIMES = Times(answer_s=20, ready_s=20, flush_s=20, lost_s=20, again_s=0.001)
@@ -344,6 +345,37 @@ def save_toys(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
 
     monkeypatch.setattr(live, "save", save)
     monkeypatch.setattr(live, "clone", clone)
+
+
+def move_toys(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
+    """Have toys travel where machines do as moving.py has it."""
+
+    async def send_rounds(guest: Guest, write: Write, *, held: int) -> None:
+        await write(b"r" * 1000)
+
+    async def send_last(guest: Guest, write: Write) -> None:
+        await guest.process.pause()
+        state = pickle.dumps(guest.process.state)  # type: ignore[attr-defined]
+        await write(len(state).to_bytes(4, "big") + state)
+
+    async def receive(spawner: Spawner, wanted: Wanted, read: Read) -> Guest:
+        async def exactly(size: int) -> bytes:
+            data = b""
+            while len(data) < size:
+                data += await read(size - len(data))
+            return data
+
+        await exactly(1000)
+        state = pickle.loads(await exactly(int.from_bytes(await exactly(4), "big")))
+        return make_guest(ToyProcess(world, state), wanted)
+
+    for name, call in (("send_rounds", send_rounds), ("send_last", send_last), ("receive", receive)):
+        monkeypatch.setattr(moving, name, call)
+    monkeypatch.setattr(moving, "offer", lambda guest: moving.Offer(**dict.fromkeys(TEXTS, ""), protocol=1, machine=SHAPE, layers=()))
+
+
+TEXTS = ("mayfly", "arch", "identity", "kernel", "image", "language")
+SHAPE = shape(MachineConfig(kernel="k"))
 
 
 class Cut(NamedTuple):

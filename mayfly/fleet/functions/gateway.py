@@ -104,7 +104,7 @@ class FleetFunctions:
         self._accounts, self._queues, self._roll, self._shared = accounts, queues, roll, shared
         self._here, self._check_ready, self._spawn = here, check_ready, spawn
         self._waiting: dict[str, Waiting] = {}
-        self._verdicts = FunctionVerdicts(engine, registry, results, accounts, spawn=spawn, begun=self._begun)
+        self._verdicts = FunctionVerdicts(engine, registry, results, accounts, spawn=spawn, begun=self._begun, others=self._others)
         self._quiet = asyncio.Event()
         self._stopping = False
 
@@ -115,6 +115,14 @@ class FleetFunctions:
     def _begun(self, request_id: str, has_begun: bool) -> None:
         if (waiting := self._waiting.get(request_id)) is not None:
             waiting.begun = has_begun
+
+    def _others(self, host: str, pending: Pending) -> list[str]:
+        """The hosts that could have a request of the host."""
+        try:
+            language = self._find(pending.function).function.spec.language
+        except UnknownFunctionError:
+            return []
+        return self._roll.others(host, pending.arch, language)
 
     # What there is
 

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import weakref
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -25,15 +25,20 @@ from mayfly.errors import (
 from mayfly.fleet.engine import Delivery, Engine, Message
 from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.fetch import Fetches
-from mayfly.fleet.functions.messages import CREATING, Answered, Asked, CodeAsk, FleetFunction, Question, Stored, queue_of, sent
+from mayfly.fleet.functions.leaving import Coming, Requests, UnderWay
+from mayfly.fleet.functions.messages import CREATING, Answered, Asked, CodeAsk, FleetFunction, Given, Question, Stored, queue_of, sent
+from mayfly.fleet.links import HostLink
 from mayfly.fleet.message import ANY, Begin, Verdict, decode, encode
 from mayfly.fleet.shared import Done, readable
+from mayfly.fleet.tasks import Spawn
 from mayfly.fleet.wire import error_of, wire
 from mayfly.functions import store
 from mayfly.functions.answer import Invocation
 from mayfly.functions.service import Functions
+from mayfly.guests.spawner import Spawner
 from mayfly.host.admission import Tenant
 from mayfly.images.store import InstalledImage
+from mayfly.runs.moves.link import Times
 
 log = logging.getLogger(__name__)
 PULLS = 4
@@ -58,7 +63,11 @@ ELSEWHERE = ("kvm_failed", "kvm_unavailable", "host_failed", "network_failed", "
 class HostFunctions:
     """The adapter between a host's functions and the fleet. `fetches` brings images that lack,
     `room` gives the bytes that a guest can have now; `spawn` has work done beside, `over` is called
-    when a request is.
+    when a request is. `takes` says whether this host takes more, `connect` begins a connection to
+    another one.
+
+    Attributes:
+        requests: gives requests to other hosts, and takes theirs.
     """
 
     def __init__(
@@ -69,15 +78,29 @@ class HostFunctions:
         *,
         fetches: Fetches,
         room: Callable[[], int],
-        spawn: Callable[[Coroutine[Any, Any, None], str], object],
+        spawn: Spawn,
         over: Callable[[], None],
+        takes: Callable[[], bool],
+        connect: Callable[[str], HostLink],
+        spawner: Spawner,
+        times: Times,
     ) -> None:
         self._functions, self._engine, self._arch, self._room, self._spawn, self._over = functions, engine, arch, room, spawn, over
-        self._fetches = fetches
+        self._fetches, self._takes = fetches, takes
+        self.requests = Requests(
+            functions,
+            engine,
+            spawner,
+            times=times,
+            under_way=lambda: list(self._active.values()),
+            answer=self._go_on,
+            connect=connect,
+            spawn=spawn,
+        )
         self._images: Mapping[str, InstalledImage] = {}
         self._offered: Sequence[FleetFunction] = ()
         self._pulling: dict[str, int] = {}
-        self._active: dict[str, tuple[Asked, Delivery]] = {}
+        self._active: dict[str, UnderWay] = {}
         self._making: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def listen(self) -> None:
@@ -148,9 +171,9 @@ class HostFunctions:
             self._spawn(self._engine.leave(delivery, error), "leave request")
             return
         if asked.id in self._active:  # the fleet heard too long nothing of it
-            self._active[asked.id] = asked, self._active[asked.id][1]._replace(ack=delivery.ack)
+            self._active[asked.id] = UnderWay(asked, self._active[asked.id].delivery._replace(ack=delivery.ack))
             return
-        self._active[asked.id] = asked, delivery
+        self._active[asked.id] = UnderWay(asked, delivery)
         self._spawn(self._do(asked, delivery), f"settle {asked.id}")
 
     # Doing
@@ -158,19 +181,43 @@ class HostFunctions:
     async def _do(self, asked: Asked, delivery: Delivery) -> None:
         try:
             if may := await self._may_begin(asked, delivery):
-                said = await self._answer(asked)
-                said.delivered = delivery.delivered
-                verdict = await self._settle(asked, said)
+                if (said := await self._answer(asked)) is not None:
+                    await self._settle(asked, said)
             else:
-                verdict = "again" if may is None else "done"
-            ack = self._active[asked.id][1].ack
-            if verdict == "again":
-                await self._engine.give_back(ack, LATER_S)
-            else:
-                await self._engine.done(ack)
+                await self._be_done(asked, "again" if may is None else "done")
         finally:
             self._active.pop(asked.id, None)
             self._over()
+
+    async def _go_on(self, given: Given, coming: Coming) -> MayflyError | None:
+        """Answer a request that comes from another host; why it stays there, if it does."""
+        asked = given.asked
+        if not self._takes() or asked.id in self._active:
+            return StoppingError("the host takes no more requests", hint="try another one")
+
+        def ours() -> None:
+            self._active[asked.id] = UnderWay(asked, Delivery(b"", given.ack, given.delivered))
+
+        coming.on_ours = ours
+        try:
+            said = await self._answer(asked, coming)
+            if not coming.ours:
+                return error_of(said.error) if said else None
+            if said is not None:
+                await self._settle(asked, said)
+        finally:
+            if coming.ours:
+                self._active.pop(asked.id, None)
+            self._over()
+        return None
+
+    async def _be_done(self, asked: Asked, verdict: str) -> None:
+        """Acknowledge a request's work, or have others do it again."""
+        ack = self._active[asked.id].delivery.ack
+        if verdict == "again":
+            await self._engine.give_back(ack, LATER_S)
+        else:
+            await self._engine.done(ack)
 
     async def _may_begin(self, asked: Asked, delivery: Delivery) -> bool | None:
         """Whether a gateway says so. None: none can say, for too long; others may have it."""
@@ -184,8 +231,8 @@ class HostFunctions:
             await asyncio.sleep(LATER_S)
         return None
 
-    async def _answer(self, asked: Asked) -> Answered:
-        """What this host can say to the request."""
+    async def _answer(self, asked: Asked, coming: Coming | None = None) -> Answered | None:
+        """What this host can say to the request, which may be `coming`; None: another host does."""
         said = Answered(token=asked.token, delivered=0)
         try:
             local = await self._have(asked.key, creates=asked.creates)
@@ -206,7 +253,9 @@ class HostFunctions:
             wait_s=asked.wait_s,
             request_id=asked.id,
         )
-        found, has_begun = await self._functions.attempt(invocation)
+        found, has_begun = await self._functions.attempt(invocation, coming.arrival if coming else None)
+        if found is None:
+            return None
         if isinstance(found, MayflyError):
             said.error = wire(found)
             said.again = not has_begun and (isinstance(found, BusyError | StoppingError) or found.code in ELSEWHERE)
@@ -259,20 +308,22 @@ class HostFunctions:
                 await self._fetches.fetch(lang)
                 return
 
-    async def _settle(self, asked: Asked, said: Answered) -> str:
-        """Bring what came of it to a gateway, until one has it; what that one says."""
+    async def _settle(self, asked: Asked, said: Answered) -> None:
+        """Bring what came of it to a gateway, until one has it, and do as that one says."""
+        said.delivered = self._active[asked.id].delivery.delivered
         gateway, wait_s, message = asked.gateway, 0.1, encode(said)
         while True:
             try:
                 answer = await self._engine.ask(f"fn.settle.{gateway}.{self._engine.name}.{asked.id}", message, SETTLE_S)
                 if (verdict := decode(answer, type=Verdict).verdict) != "later":
-                    return verdict
+                    break
             except NobodyError:
                 gateway = ANY
             except SilenceError:
                 pass
             await asyncio.sleep(wait_s)
             wait_s = min(2, 2 * wait_s)
+        await self._be_done(asked, verdict)
 
     # What gateways ask
 

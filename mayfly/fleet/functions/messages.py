@@ -4,6 +4,7 @@
     run.ARCH.FN.PIECE          Asked               the same, for a function that is being created
     fn.begin.HOST.ID           Begin -> Verdict    may the host do it? Nobody else will then
     fn.settle.GATEWAY.HOST.ID  Answered -> Verdict it is over: is that the answer?
+    fn.seek.HOST.ID            Seek -> Found    which hosts could take it, and which one has it?
     fn.code.HOST               CodeAsk -> Done     what a function is, with its code
     fn.ask.HOST                Question -> Done    what the function has done there, and printed
     functions                  Change -> Done      an operator to a gateway
@@ -22,8 +23,10 @@ from mayfly.errors import MayflyError
 from mayfly.fleet.message import decode
 from mayfly.fleet.wire import error_of, wire
 from mayfly.functions.answer import Answer, Times
+from mayfly.functions.request import Piece
 from mayfly.functions.spec import fields_of
 from mayfly.functions.store import Function
+from mayfly.guests.function import Moment
 from mayfly.guests.start import StartKind
 from mayfly.schema import convert, replace
 from mayfly.schema import decode as from_json
@@ -112,6 +115,25 @@ class Asked(msgspec.Struct, kw_only=True):
     received: float = 0.0
     wait_s: float | None = None
     owner: str = ""
+
+
+class Given(msgspec.Struct, kw_only=True):
+    """A request that a host gives to another with its guest's machine, of which `machine` is what
+    mayfly/snapshots/moving.py says. It was given out for the `delivered`-th time, and is
+    acknowledged at `ack`.
+    """
+
+    asked: Asked
+    delivered: int
+    ack: str
+    machine: bytes
+
+
+class Rest(msgspec.Struct, kw_only=True):
+    """What belongs to the machine, which was sent: the moment, and what was printed before."""
+
+    moment: Moment
+    log: Sequence[Piece]
 
 
 class Pending(msgspec.Struct, kw_only=True):

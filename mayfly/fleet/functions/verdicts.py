@@ -11,8 +11,8 @@ from mayfly.fleet.buckets import Bucket
 from mayfly.fleet.engine import Engine, Message
 from mayfly.fleet.failures import UnreadableError
 from mayfly.fleet.functions.messages import Answered, Pending, Result, failed, place_of
-from mayfly.fleet.judging import judge
-from mayfly.fleet.message import Begin, Claim, decode, encode
+from mayfly.fleet.judging import GATEWAYS, judge
+from mayfly.fleet.message import Begin, Claim, Found, Seek, decode, encode
 from mayfly.fleet.results import Results
 from mayfly.fleet.tasks import Spawn
 from mayfly.fleet.wire import error_of, wire
@@ -23,7 +23,8 @@ ATTEMPTS = 3
 
 class FunctionVerdicts:
     """Answers hosts, from the registry and the results. `begun` is told of a request that a host
-    has begun, or has given back; `spawn` has work done beside.
+    has begun, or has given back; `others` are the hosts that could have one of a host's; `spawn`
+    has work done beside.
     """
 
     def __init__(
@@ -35,12 +36,14 @@ class FunctionVerdicts:
         *,
         spawn: Spawn,
         begun: Callable[[str, bool], None],
+        others: Callable[[str, Pending], list[str]],
     ) -> None:
         self._engine, self._registry, self._results, self._accounts = engine, registry, results, accounts
-        self._spawn, self._begun = spawn, begun
+        self._spawn, self._begun, self._others = spawn, begun, others
 
     async def listen(self) -> None:
         """Answer hosts from now on."""
+        await self._engine.listen("fn.seek.*.*", lambda message: self._spawn(self._find_room(message), "find room"), queue=GATEWAYS)
         await judge(self._engine, self._spawn, "fn.", begin=self._may_begin, settle=self._settle)
 
     async def fail(self, request_id: str, pending: Pending, error: MayflyError) -> None:
@@ -79,6 +82,8 @@ class FunctionVerdicts:
         pending = decode(entry.value, type=Pending)
         if pending.token != asked.token or asked.delivered < pending.delivered:
             return "done"
+        if asked.moved_to:
+            return await self._move(host, asked, pending, place, entry.revision)
         if pending.host:
             if (host, asked.delivered) == (pending.host, pending.delivered):
                 return "go"
@@ -92,6 +97,25 @@ class FunctionVerdicts:
             return "later"
         self._begun(request_id, True)
         return "go"
+
+    async def _move(self, host: str, asked: Begin, pending: Pending, place: str, revision: int) -> str:
+        """A host gives a request that it has begun to another one."""
+        if (asked.moved_to, asked.delivered) == (pending.host, pending.delivered):
+            return "moved"
+        if (host, asked.delivered) != (pending.host, pending.delivered):
+            return "done"
+        pending.host = asked.moved_to
+        return "moved" if await self._registry.update(place, encode(pending), revision) else "later"
+
+    async def _find_room(self, message: Message) -> None:
+        """A host would give a request away, or asks whose it is."""
+        _, _, host, request_id = message.subject.split(".")
+        entry = await self._registry.get(place_of(request_id))
+        pending = decode(entry.value, type=Pending) if entry else None
+        found = Found(hosts=[])
+        if pending is not None and pending.token == decode(message.data, type=Seek).token:
+            found = Found(hosts=self._others(host, pending), host=pending.host)
+        await self._engine.send(message.reply, encode(found))
 
     async def _settle(self, message: Message) -> str:
         """A host is done with a request: whether that is its result."""

@@ -11,7 +11,7 @@ from mayfly.runs.moments import check_live
 from mayfly.runs.moves.handover import Destination
 from mayfly.runs.moves.incoming import Incoming
 from mayfly.runs.moves.link import Connect, ImageSent, Link, Machines, Round, Times, close_quietly, within
-from mayfly.runs.moves.messages import Ask, Offer, Unknown
+from mayfly.runs.moves.messages import Ask, Message, Offer, Unknown
 from mayfly.runs.moves.outgoing import Moved, Outgoing
 from mayfly.runs.record import Position
 from mayfly.runs.run import Run
@@ -104,15 +104,15 @@ class Moves:
                 task.cancel()
             await asyncio.gather(*moves, return_exceptions=True)
 
-    async def serve(self, link: Link) -> None:
-        """Serve a connection of another server, to its end.
+    async def serve(self, link: Link, first: Message | None = None) -> None:
+        """Serve a connection of another server, to its end; `first` is what came over it already.
 
         Raises:
             MayflyError: the connection was lost, or the other server broke the protocol.
         """
         try:
             async with within(self.times.answer_s, "the other server said nothing"):
-                message = await link.receive()
+                message = first or await link.receive()
             match message:
                 case Offer():
                     await self._take(message, link)

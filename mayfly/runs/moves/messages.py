@@ -176,6 +176,12 @@ class Ended(Record, frozen=True, kw_only=True, tag="ended"):
     exits: dict[str, int]
 
 
+class Other(Record, frozen=True, kw_only=True, tag="other"):
+    """Of the move of something else than a run, as it has it (mayfly/fleet/functions)."""
+
+    data: bytes
+
+
 Message: TypeAlias = (
     Offer
     | Fits
@@ -198,6 +204,7 @@ Message: TypeAlias = (
     | Cancelled
     | FileSent
     | Ended
+    | Other
 )
 _decoder = msgspec.msgpack.Decoder(Message)
 

@@ -224,7 +224,7 @@ def test_an_answer_comes_though_its_save_hears_of_no_cancellation(
 
     async def scenario(bench: Bench) -> None:
         request = await bench.begin()
-        request._every_s = 0
+        request._every_s = 0.001
         answering = asyncio.create_task(request.ask())
         await saving.wait()
         await bench.until(100)

@@ -1,0 +1,180 @@
+"""A host that is drained gives requests to functions away: those that no guest has at once, and
+those that last with their guest's machine, which is a toy that counts. Each is answered once, with
+each line that it printed once, and no two of its machines run at a time.
+"""
+
+import asyncio
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mayfly.errors import MoveError, ServerLostError
+from mayfly.fleet import worker
+from mayfly.fleet.functions import leaving
+from mayfly.fleet.functions.verdicts import FunctionVerdicts
+from mayfly.fleet.links import HostLink
+from mayfly.fleet.operate import wait_until_idle, wish
+from mayfly.functions.making import FunctionMachines, Revision
+from mayfly.guests.start import Guest, StartKind
+from mayfly.runs.moves.messages import Commit, Message
+from mayfly.schema import replace
+from mayfly.snapshots import moving
+from tests.kit import toy_moves
+from tests.kit.fleet_kit import Fleet, Way, in_fleet, until
+from tests.kit.functions_kit import install_echo
+from tests.kit.toy_moves import ToyProcess, World, make_guest, move_toys
+from tests.unit.fleet.test_functions import ask, create
+from tests.unit.fleet.test_leaving import operate
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    install_echo(monkeypatch, tmp_path)
+    world = World()
+    move_toys(monkeypatch, world)
+
+    async def begin(self: FunctionMachines, revision: Revision) -> tuple[Guest, StartKind]:
+        process = ToyProcess(world)
+        await process.resume()
+        return make_guest(process, replace(revision.wanted, loaded=revision.loaded)), StartKind.COLD
+
+    monkeypatch.setattr(FunctionMachines, "start", begin)
+    monkeypatch.setattr(worker, "LOOK_S", 0.2)
+    monkeypatch.setattr(leaving, "LONG_S", 0.0)
+    monkeypatch.setattr(leaving, "AGAIN_S", 0.05)
+    monkeypatch.setattr(toy_moves, "PACE_S", 0.05)
+    return world
+
+
+def printed(world: World) -> int:
+    """How far the request has counted."""
+    return max((process.state["n"] for process in world.made if process.alive), default=0)
+
+
+async def lines(way: Way) -> list[str]:
+    async with way.client.get("/functions/count/logs") as answer:
+        return [line["text"] for line in (await answer.json())["lines"]]
+
+
+async def begin(fleet: Fleet, way: Way, world: World, payload: bytes = b"~150") -> "asyncio.Task[bytes]":
+    """A request that has printed something at the host h1."""
+    await fleet.until_hosts(way, 1)
+    await create(fleet, "count", timeout_s=500, queue_s=60)
+    await until(lambda: bool(way.runner.functions.all()))
+    asked = asyncio.create_task(ask(way.client, "count", payload))
+    await until(lambda: printed(world) > 3)
+    return asked
+
+
+async def move(fleet: Fleet, source: str) -> None:
+    await operate(fleet, partial(wish, name=source, drain=True))
+    await operate(fleet, partial(wait_until_idle, name=source, within_s=60))
+
+
+def test_a_drained_host_s_request_goes_on_elsewhere_and_back(world: World) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with fleet.gateway("g1") as way:
+            asked = await begin(fleet, way, world)
+            await fleet.add_host("h2")
+            await fleet.until_hosts(way, 2)
+            await move(fleet, "h1")
+            await operate(fleet, partial(wish, name="h1", drain=False))
+            came = printed(world)
+            await until(lambda: printed(world) > came + 3)
+            await until(lambda: not any(host.beat and host.beat.draining for host in way.runner.roll if host.name == "h1"))
+            await move(fleet, "h2")
+            await fleet.remove_host("h2")
+            assert not asked.done()
+            assert await asked == b"150"
+            assert await lines(way) == [str(number) for number in range(50, 150)]  # as many are shown
+            assert len(world.identities) == 2
+
+    in_fleet(scenario, limit_s=200)
+
+
+@pytest.mark.parametrize("fault", ["machine", "room", "registry"])
+def test_a_request_that_cannot_move_stays(world: World, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    """As the other host has no room, its machine fails there, or no gateway registers the move."""
+    tried = asyncio.Event()
+
+    async def fail(*given: Any, **named: Any) -> Any:
+        tried.set()
+        if fault == "registry":
+            return "done"
+        raise MoveError("it fails")
+
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with fleet.gateway("g1") as way:
+            asked = await begin(fleet, way, world)
+            await fleet.add_host("h2")
+            await fleet.until_hosts(way, 2)
+            place, name = {
+                "machine": (moving, "receive"),
+                "room": (FunctionMachines, "start"),
+                "registry": (FunctionVerdicts, "_move"),
+            }[fault]
+            monkeypatch.setattr(place, name, fail)
+            await operate(fleet, partial(wish, name="h1", drain=True))
+            await tried.wait()
+            assert await asked == b"150"
+            assert await lines(way) == [str(number) for number in range(50, 150)]
+            assert not world.identities, "it went on where it was"
+            await until(lambda: not any(process.alive for process in world.made if process.state["ticking"]))
+
+    in_fleet(scenario, limit_s=100)
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+def test_a_request_is_where_the_gateway_says(world: World, monkeypatch: pytest.MonkeyPatch, arrives: bool) -> None:
+    """Though the hosts lose their connection then."""
+    send = HostLink.send
+
+    async def lose(self: HostLink, message: Message) -> None:
+        if isinstance(message, Commit):
+            if arrives:
+                await send(self, message)
+            raise ServerLostError("the connection is lost")
+        await send(self, message)
+
+    monkeypatch.setattr(HostLink, "send", lose)
+
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with fleet.gateway("g1") as way:
+            asked = await begin(fleet, way, world)
+            await fleet.add_host("h2")
+            await fleet.until_hosts(way, 2)
+            await move(fleet, "h1")
+            await fleet.remove_host("h1")
+            assert await asked == b"150"
+            assert await lines(way) == [str(number) for number in range(50, 150)]
+
+    in_fleet(scenario, limit_s=100)
+
+
+def test_a_request_that_no_guest_has_is_given_back_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with fleet.gateway("g1") as way:
+            await fleet.until_hosts(way, 1)
+            await create(fleet, "count", timeout_s=500, queue_s=60)
+            await until(lambda: bool(way.runner.functions.all()))
+            start, starting = FunctionMachines.start, asyncio.Event()
+
+            async def hang(self: FunctionMachines, revision: Revision) -> Any:
+                starting.set()
+                await asyncio.Event().wait()
+
+            monkeypatch.setattr(FunctionMachines, "start", hang)
+            asked = asyncio.create_task(ask(way.client, "count", b"3"))
+            await starting.wait()
+            monkeypatch.setattr(FunctionMachines, "start", start)
+            await fleet.add_host("h2")
+            await operate(fleet, partial(wish, name="h1", drain=True))
+            assert await asked == b"3"
+
+    in_fleet(scenario)
