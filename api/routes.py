@@ -142,6 +142,7 @@ async def post_stdin(request: web.Request) -> web.Response:
             await writer.write(piece)
         if query.eof:
             writer.end()
+    await run.stdin.kept()
     return web.Response(status=204)
 
 

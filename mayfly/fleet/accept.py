@@ -22,6 +22,7 @@ from mayfly.fleet.mirror import head_of
 from mayfly.fleet.results import Results
 from mayfly.fleet.roll import Roll
 from mayfly.fleet.steps import step
+from mayfly.fleet.typed import KeptStdin
 from mayfly.fleet.verdicts import Verdicts
 from mayfly.fleet.watch import Watch
 from mayfly.host.config import Config
@@ -30,7 +31,6 @@ from mayfly.host.snippet import Snippet
 from mayfly.runs.repeats import Repeat
 from mayfly.runs.run import Run
 from mayfly.runs.runner import Order
-from mayfly.runs.stdin import LiveStdin
 from mayfly.schema import replace
 
 log = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ class Acceptance:
             owner=tenant.name if tenant else "",
             cases=snippet.cases,
             stop_at_first_failure=snippet.stop_at_first_failure,
-            stdin=LiveStdin() if snippet.interactive else None,
+            stdin=KeptStdin() if snippet.interactive else None,
             has_terminal=snippet.tty is not None,
             run_id=_id_of(repeat) if repeat else order.run_id,
         )

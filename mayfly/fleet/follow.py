@@ -3,17 +3,29 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeVar
 
+from mayfly.errors import HostError, MayflyError, StdinEndedError
+from mayfly.fleet.buckets import Bucket
 from mayfly.fleet.engine import Engine
-from mayfly.fleet.failures import NobodyError, SilenceError, UnreadableError
-from mayfly.fleet.message import PIECE, Answer, Input, Registered, ToHost, decode, encode
+from mayfly.fleet.failures import FullError, NobodyError, SilenceError, UnreadableError
+from mayfly.fleet.message import PIECE, Answer, Input, Registered, decode, encode
 from mayfly.fleet.mirror import Mirror
+from mayfly.fleet.tasks import Spawn
+from mayfly.fleet.typed import KeptStdin, Typed
+from mayfly.fleet.wire import error_of
 from mayfly.runs.run import Run
 
 log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 RETRY_S = 0.5
-REPLAYED = 256 * 1024
-"""Bytes of input that are kept for another attempt; a run that got more has only one."""
+LOOK_S = 5.0
+"""From one look for what was typed at other gateways to the next: one may die before it told a
+host.
+"""
+KEPT_INPUT = ""
+"""In the place of a gateway's name: input that all gateways know."""
 INPUT_S = 30.0
 UNREAD_TRIES = 20
 """Answers of a run's host that cannot be read, RETRY_S apart, until it is asked no more."""
@@ -48,9 +60,7 @@ class Follow:
         self.owed = 0  # bytes that the host may be granted anew
         self.given_back = 0  # the delivery that was
         self.begun = asyncio.Event()
-        self.typing: asyncio.Task[None] | None = None
-        self.typed = bytearray()  # since `typed_from` bytes of it
-        self.typed_from = 0
+        self.typing: Typing | None = None
 
     @property
     def run(self) -> Run:
@@ -68,48 +78,125 @@ class Follow:
         return self.registered.arch, self.registered.lang
 
 
-async def forward(engine: Engine, follow: Follow, look: Callable[[], Awaitable[None]]) -> None:
-    """Take what a client writes to the run's standard input to the host that has it, from the
-    beginning. If the run moves from there to another, it goes on there; `look` finds which.
+class Typing:
+    """What clients type for a followed run at this gateway: it is kept, and taken to the host that
+    has the run, with what was typed at others. `look` finds which host that is when the run moves.
     """
-    await follow.begun.wait()
-    run, sent, ended = follow.run, 0, False
-    while not run.done.is_set() and not ended:
-        known = sent - follow.typed_from
-        if known < len(follow.typed):
-            data = bytes(follow.typed[known : known + PIECE])
-        else:
-            data = await run.stdin.read(PIECE)
-            ended = not data
-            follow.typed += data
-        answer = await _ask_until_answered(engine, follow, Input(gateway=engine.name, offset=sent, data=data, end=ended), look)
-        if answer is None or answer.error is not None:
-            return
-        sent += len(data)
-        if len(follow.typed) > REPLAYED:
-            follow.typed_from += len(follow.typed)
-            follow.typed.clear()
 
+    def __init__(self, engine: Engine, bucket: Bucket, follow: Follow, look: Callable[[], Awaitable[None]]) -> None:
+        stdin = follow.run.stdin
+        assert isinstance(stdin, KeptStdin)  # noqa: S101 (runs of gateways are made with it)
+        self._engine, self._follow, self._stdin, self._look = engine, follow, stdin, look
+        self._typed = Typed(bucket, follow.registered)
+        self._read: bytes | None = None  # and not kept yet
+        self._unkept = 0  # bytes that went to a host, and are kept nowhere
+        self._task: asyncio.Task[None] | None = None
 
-async def _ask_until_answered(engine: Engine, follow: Follow, message: ToHost, look: Callable[[], Awaitable[None]]) -> Answer | None:
-    unread = 0
-    while not follow.run.done.is_set():
-        host = follow.mirror.host
+    @property
+    def for_one_attempt(self) -> bool:
+        """Whether a host has got what another one would lack."""
+        return self._unkept > 0
+
+    def begin(self, spawn: Spawn) -> None:
+        """Take it to the host that has begun the run, from the first byte on."""
+        self.end()
+        self._task = spawn(self._carry(), f"input {self._follow.run.id}")
+
+    def end(self) -> None:
+        """Take it nowhere any more."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _carry(self) -> None:
         try:
-            answer = decode(await engine.ask(f"host.{host}.{follow.run.id}", encode(message), INPUT_S), type=Answer)
-            if not answer.moved:
-                return answer
+            await self._carry_kept()
+            await self._carry_unkept()
+        except MayflyError as error:
+            self._stdin.refuse(error)
+        except UnreadableError as error:
+            problem = f"what was typed cannot be read: {error}"
+            self._stdin.refuse(HostError(problem, hint="bring all gateways to the same version"))
+
+    async def _carry_kept(self) -> None:
+        """Return when no more is kept. Raises StdinEndedError: the end has come."""
+        typed, sent, takes = self._typed, 0, self._follow.begun.is_set()
+        await _until_kept(typed.look)
+        while True:
+            while takes and (sent < len(typed.data) or typed.ended):
+                data = bytes(typed.data[sent : sent + PIECE])
+                ends = typed.ended and sent + len(data) == len(typed.data)
+                answer = await self._say(Input(gateway=KEPT_INPUT, offset=sent, data=data, end=ends))
+                sent += len(data)
+                takes = answer.error is None and not ends
+            if typed.ended:
+                raise StdinEndedError("the run's standard input is at its end", hint="nothing more can be sent")
+            if typed.closed:
+                return
+            try:
+                async with asyncio.timeout(LOOK_S):
+                    data = await self._next()
+            except TimeoutError:
+                await _until_kept(typed.look)
+            else:
+                if await _until_kept(partial(typed.add, data)):
+                    self._settled(data)
+
+    async def _carry_unkept(self) -> None:
+        """Raises MayflyError: the host takes no more."""
+        await self._follow.begun.wait()
+        while True:
+            data = await self._next()
+            answer = await self._say(Input(gateway=self._typed.name, offset=self._unkept, data=data, end=not data))
+            if (error := error_of(answer.error)) is not None:
+                raise error
+            self._unkept += len(data)
+            self._settled(data)
+            if not data:
+                return
+
+    async def _next(self) -> bytes:
+        if self._read is None:
+            self._read = await self._stdin.read(PIECE)
+        return self._read
+
+    def _settled(self, data: bytes) -> None:
+        self._read = None
+        self._stdin.settled(data)
+
+    async def _say(self, message: Input) -> Answer:
+        """Say it to the host that has the run, until that answers. Raises HostError: in a way that
+        cannot be understood.
+        """
+        follow, unread = self._follow, 0
+        while True:
+            host = follow.mirror.host
+            try:
+                answer = decode(await self._engine.ask(f"host.{host}.{follow.run.id}", encode(message), INPUT_S), type=Answer)
+                if not answer.moved:
+                    return answer
+                if follow.mirror.host == host:
+                    await self._look()
+            except UnreadableError as error:  # this one comes at once
+                unread += 1
+                if unread >= UNREAD_TRIES:
+                    log.error("run %s: no more input goes to the host %s: %s", follow.run.id, host, error)
+                    hint = "bring hosts and gateways to the same version"
+                    raise HostError(f"the host's answer cannot be read: {error}", hint=hint) from error
+            except SilenceError:
+                continue
+            except NobodyError:
+                pass
             if follow.mirror.host == host:
-                await look()
-        except UnreadableError as error:  # this one comes at once
-            unread += 1
-            if unread >= UNREAD_TRIES:
-                log.error("run %s: no more input goes to the host %s: %s", follow.run.id, host, error)
-                return None
-        except SilenceError:
-            continue
-        except NobodyError:
-            pass
-        if follow.mirror.host == host:
+                await asyncio.sleep(RETRY_S)
+
+
+async def _until_kept(work: Callable[[], Awaitable[_T]]) -> _T:
+    """Do what the engine cannot do now as soon as it can. Raises UnreadableError."""
+    while True:
+        try:
+            return await work()
+        except UnreadableError:
+            raise
+        except (FullError, NobodyError, SilenceError) as error:
+            log.warning("fleet: what was typed is kept later: %s", error)
             await asyncio.sleep(RETRY_S)
-    return None

@@ -13,7 +13,7 @@ from mayfly.fleet.accounts import Accounts
 from mayfly.fleet.buckets import Bucket
 from mayfly.fleet.engine import Engine, Message
 from mayfly.fleet.failures import NobodyError, SilenceError, UnreadableError
-from mayfly.fleet.follow import Follow, forward
+from mayfly.fleet.follow import Follow, Typing
 from mayfly.fleet.message import (
     WINDOW,
     Attach,
@@ -34,6 +34,7 @@ from mayfly.fleet.mirror import conclude, ending_of, make_run, restore, store
 from mayfly.fleet.results import Results
 from mayfly.fleet.steps import step
 from mayfly.fleet.tasks import Tasks
+from mayfly.fleet.typed import KEPT, Typed
 from mayfly.fleet.wire import place
 from mayfly.runs.kept import Runs
 from mayfly.runs.run import Run
@@ -49,6 +50,11 @@ def about_of(registered: Registered) -> str:
     id.
     """
     return f"about.{registered.head.id}.{registered.token}"
+
+
+def too_much_typed() -> HostError:
+    """Another host cannot begin a run, as it would lack input."""
+    return HostError(f"the host of the run is gone, and more than {KEPT} bytes were typed", hint="start it again")
 
 
 class Follows:
@@ -95,11 +101,8 @@ class Follows:
         self._by_id[run.id] = follow
         follow.known.set()
         if follow.registered.head.interactive:
-            follow.typing = self._type(follow)
-
-    def _type(self, follow: Follow) -> asyncio.Task[None]:
-        """Have what a client writes come to the run's host."""
-        return self.spawn(forward(self._engine, follow, partial(self.look_for, follow)), f"input {follow.run.id}")
+            follow.typing = Typing(self._engine, self._registry, follow, partial(self.look_for, follow))
+            follow.typing.begin(self.spawn)
 
     async def fetch(self, run_id: str) -> None:
         """Get a run of another gateway, if there is one."""
@@ -140,10 +143,22 @@ class Follows:
         entry = await self._registry.get(about_of(registered)) or await self._registry.get(f"about.{registered.head.id}")
         return entry.value if entry is not None else b""
 
+    async def may_begin_anew(self, registered: Registered) -> bool:
+        """Whether another host would get all that was typed for a run; it is kept as long as if it
+        came now. Raises SilenceError.
+        """
+        if not registered.head.interactive:
+            return True
+        typed = Typed(self._registry, registered)
+        await typed.look(renew=True)
+        return not typed.closed
+
     async def unregister(self, registered: Registered) -> bool:
         """Have a run be registered no more; False: what is registered is another one."""
         if registered.has_about:
             await self._registry.delete(about_of(registered))
+        if registered.head.interactive:
+            await Typed(self._registry, registered).forget()
         run_id = registered.head.id
         if (entry := await self._registry.get(run_id)) is not None:
             if decode(entry.value, type=Registered).token != registered.token:
@@ -234,7 +249,7 @@ class Follows:
         return fits
 
     def begun(self, follow: Follow, host: str, message: Begun) -> None:
-        """A host says that it has begun: what the client has typed so far goes there."""
+        """A host says that it has begun: what clients have typed so far goes there."""
         if message.token != follow.registered.token:
             return
         if follow.mirror.moved(host, message):
@@ -250,12 +265,11 @@ class Follows:
         follow.begun.set()
         if follow.typing is None:
             return
-        follow.typing.cancel()
-        if follow.typed_from:
-            error = HostError("the host of the run is gone, and too much input came to begin anew", hint="start it again")
-            self.spawn(self.give_up(follow.registered, error), f"give up {follow.run.id}")
+        if follow.typing.for_one_attempt:
+            follow.typing.end()
+            self.spawn(self.give_up(follow.registered, too_much_typed()), f"give up {follow.run.id}")
         else:
-            follow.typing = self._type(follow)
+            follow.typing.begin(self.spawn)
 
     async def say(self, follow: Follow, message: ToHost) -> None:
         """Tell the host that has the run, if one has."""
@@ -381,7 +395,7 @@ class Follows:
         conclude(run, ending)
         follow.changed.set()
         if follow.typing is not None:
-            follow.typing.cancel()
+            follow.typing.end()
         status, code = run.verdict()
         told = step("end", run.id, attempt=follow.mirror.attempts, host=ending.host, status=status, exit_status=code)
         log.info("run %s: %s %s %s on %s", run.id, run.language, status, code, ending.host or "no host", extra=told)

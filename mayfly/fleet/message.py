@@ -249,7 +249,9 @@ class Grant(msgspec.Struct, kw_only=True, tag="grant"):
 
 
 class Input(msgspec.Struct, kw_only=True, tag="input"):
-    """Standard input, behind `offset` bytes that this gateway sent before; `end`: no more comes."""
+    """Standard input, behind `offset` bytes that this gateway sent before; `end`: no more comes.
+    All gateways send what they keep of it by the same name.
+    """
 
     gateway: str
     offset: int

@@ -5,6 +5,7 @@ import msgspec
 from mayfly.errors import MayflyError
 from mayfly.fleet.failures import UnreadableError
 from mayfly.fleet.message import Begun, Ending, FileLeft, Head, Tail, Told, decode, encode
+from mayfly.fleet.typed import KeptStdin
 from mayfly.fleet.wire import WireEvent, error_of, from_event, place, to_event, wire
 from mayfly.guests.outcome import Verdict
 from mayfly.host.snippet import Case
@@ -13,7 +14,6 @@ from mayfly.runs.files import Files, Left
 from mayfly.runs.record import START, Attempt, Position, Reader
 from mayfly.runs.result import RunState
 from mayfly.runs.run import Run
-from mayfly.runs.stdin import LiveStdin
 
 
 class Stored(msgspec.Struct, kw_only=True):
@@ -51,7 +51,7 @@ def make_run(head: Head, *, is_over: bool = False) -> Run:
         owner=head.owner,
         cases=[Case(name=name) for name in head.cases],
         stop_at_first_failure=head.stop_at_first_failure,
-        stdin=LiveStdin() if head.interactive and not is_over else None,
+        stdin=KeptStdin() if head.interactive and not is_over else None,
         has_terminal=head.terminal,
         run_id=head.id,
     )

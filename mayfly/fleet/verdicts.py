@@ -11,7 +11,7 @@ from mayfly.fleet.buckets import Bucket
 from mayfly.fleet.engine import Engine, Message
 from mayfly.fleet.failures import FullError, NobodyError, SilenceError, UnreadableError
 from mayfly.fleet.follow import Follow
-from mayfly.fleet.follows import Follows
+from mayfly.fleet.follows import Follows, too_much_typed
 from mayfly.fleet.judging import GATEWAYS, judge, reply
 from mayfly.fleet.message import Begin, Begun, Claim, Found, Registered, Seek, Settle, ToGateway, decode, encode
 from mayfly.fleet.mirror import ending_of
@@ -98,6 +98,9 @@ class Verdicts:
             if registered.attempts > ATTEMPTS:
                 error = HostError(f"{ATTEMPTS} hosts began the run, and none ended it", hint="look at the hosts' logs")
                 await self._follows.give_up(registered, error)
+                return "done"
+            if registered.attempts > 1 and not moved and not await self._follows.may_begin_anew(registered):
+                await self._follows.give_up(registered, too_much_typed())
                 return "done"
             await self._follows.note_about(registered, await self._follows.about(registered))
             if await self._registry.update(run_id, encode(registered), entry.revision):

@@ -55,6 +55,11 @@ class LiveStdin:
         """Whether nothing comes after what waits."""
         return self._ended
 
+    async def kept(self) -> None:
+        """Wait until what was written is where it is not lost before the run is. Raises as
+        StdinWriter.write.
+        """
+
     def close(self) -> None:
         """Say that the run is over; who waits in a write gets a RunEndedError."""
         self._closed = True

@@ -244,6 +244,7 @@ def test_a_host_that_stops_gives_its_runs_back(caplog: pytest.LogCaptureFixture,
             assert (found["status"], found["steps"][1]["stdout"]) == ("ok", "begun\nend\n")
             lines = [json.loads(line) for line in audit.read_text().splitlines()]
             told = [one for one in lines if one.get("member") == "g1" and "attempt" in one]
+            told = [one for one in told if one["action"] != "give_back"]  # as the gateway may see first that the host is gone
             assert {one["run"] for one in told} == {run_id}
             assert [(one["action"], one["attempt"], one["host"]) for one in told] == [
                 ("begin", 1, "h1"),

@@ -17,6 +17,7 @@ from mayfly.errors import ServerLostError
 from mayfly.fleet import leaving, links
 from mayfly.fleet.carrying import Active
 from mayfly.fleet.engine import Engine, Message
+from mayfly.fleet.follow import KEPT_INPUT
 from mayfly.fleet.leaving import Leaving
 from mayfly.fleet.links import HostLink, Links
 from mayfly.fleet.operate import wait_until_idle, wish
@@ -216,7 +217,7 @@ def test_a_host_that_has_a_run_takes_no_input_it_cannot_pass_on(monkeypatch: pyt
 
             async def when_typed(self: Leaving, active: Active, run: Run, host: str) -> None:
                 await typed.wait()
-                await until(lambda: active.received == {"g1": 3})
+                await until(lambda: active.received == {KEPT_INPUT: 3})
                 await hand_over(self, active, run, host)
 
             monkeypatch.setattr(Leaving, "_hand_over", when_typed)

@@ -7,14 +7,14 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from mayfly.errors import ConfigError, FleetError
+from mayfly.errors import ConfigError, FleetError, HostError
 from mayfly.fleet import accept, calls, catalog, worker
 from mayfly.fleet import engine as engines
 from mayfly.fleet import follow as follow_module
 from mayfly.fleet.catalog import ImageChange, Offer
 from mayfly.fleet.engine import Delivery, Engine
 from mayfly.fleet.failures import SilenceError
-from mayfly.fleet.follow import Follow, forward
+from mayfly.fleet.follow import Follow, Typing
 from mayfly.fleet.message import Answer, Begun, Head, Held, Registered, Verdict, Work, decode, encode, token_of
 from mayfly.fleet.mirror import make_run
 from mayfly.fleet.wire import error_of
@@ -166,6 +166,15 @@ def test_input_is_not_sent_again_and_again(monkeypatch: pytest.MonkeyPatch) -> N
             self.asked += 1
             return b"\xc1"
 
+    class Willing:
+        """A bucket that is empty, and keeps all."""
+
+        async def get(self, key: str) -> None:
+            pass
+
+        async def update(self, key: str, value: bytes, revision: int) -> int:
+            return revision + 1
+
     async def look() -> None:
         raise AssertionError("the run has not moved")
 
@@ -175,11 +184,16 @@ def test_input_is_not_sent_again_and_again(monkeypatch: pytest.MonkeyPatch) -> N
         follow.mirror.host = "h1"
         follow.begun.set()
         engine = Babbler()
-        forwarding = asyncio.create_task(forward(cast(Any, engine), follow, look))
+        typing = Typing(cast(Any, engine), cast(Any, Willing()), follow, look)
+        began = asyncio.get_running_loop().time()
         with StdinWriter(follow.run.stdin) as writer:
             await writer.write(b"typed")
-        began = asyncio.get_running_loop().time()
-        await asyncio.wait_for(forwarding, 10)
+            typing.begin(lambda work, name: asyncio.create_task(work, name=name))
+            with pytest.raises(HostError, match="the host's answer cannot be read"):
+                async with asyncio.timeout(10):
+                    while True:
+                        await writer.write(b"")
+                        await asyncio.sleep(0.01)
         waited = asyncio.get_running_loop().time() - began
         assert engine.asked == follow_module.UNREAD_TRIES
         assert waited >= (engine.asked - 1) * 0.01

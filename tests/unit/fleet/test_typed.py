@@ -1,0 +1,180 @@
+"""What clients type at several gateways: one order, for each attempt of the run."""
+
+import asyncio
+import random
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from mayfly.fleet import typed as typed_module
+from mayfly.fleet.buckets import Bucket, Entry
+from mayfly.fleet.failures import SilenceError
+from mayfly.fleet.message import Head, Registered
+from mayfly.fleet.typed import CHUNK, Typed
+from mayfly.host.snippet import Mode
+from tests.kit.api_fakes import install_toys
+from tests.kit.fleet_kit import Fleet, Way, in_fleet
+from tests.unit.fleet.test_fleet import events, get, start, until_output
+
+ECHO = "while read line; do echo got $line; done; echo end"
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install_toys(monkeypatch, tmp_path)
+
+
+async def send(way: Way, run_id: str, data: bytes, *, eof: bool = False) -> tuple[int, str]:
+    """Type; the status, and the code of the error."""
+    params = {"eof": "true"} if eof else {}
+    async with way.client.post(f"/runs/{run_id}/stdin", data=data, params=params) as answer:
+        return answer.status, "" if answer.status == 204 else (await answer.json())["error"]["code"]
+
+
+async def ends(way: Way, run_id: str) -> tuple[str, str]:
+    """How a run ends: its status, and what its last attempt put out."""
+    await asyncio.wait_for(events(way.client, run_id), 30)
+    found = await get(way.client, f"/runs/{run_id}")
+    return found["status"], found["steps"][-1]["stdout"]
+
+
+def test_another_attempt_gets_what_was_typed_at_all_gateways_in_the_same_order() -> None:
+    """Also at one that has gone, and one that came again by its name."""
+
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with fleet.gateway("g2") as two:
+            async with fleet.gateway("g1") as one:
+                for way in (one, two):
+                    await fleet.until_hosts(way, 1)
+                ids = [await start(one.client, ECHO, interactive=True) for _ in range(2)]
+                for number in range(6):
+                    assert await send((one, two)[number % 2], ids[0], b"%d\n" % number) == (204, "")
+                    assert await send(one, ids[1], b"%d\n" % number) == (204, "")
+                for run_id in ids:
+                    await until_output(one, run_id, "got 5")
+            async with fleet.gateway("g1") as again:
+                await fleet.until_hosts(again, 1)
+                for run_id in ids:
+                    assert await send(again, run_id, b"6\n") == (204, "")
+                    await until_output(again, run_id, "got 6")
+            await fleet.add_host("h2")
+            await fleet.until_hosts(two, 2)
+            await fleet.remove_host("h1")
+            lines = [*(f"got {number}\n" for number in range(7)), "got last\n", "end\n"]
+            for run_id in ids:
+                assert await send(two, run_id, b"last\n", eof=True) == (204, "")
+                assert await ends(two, run_id) == ("ok", "".join(lines))
+
+    in_fleet(scenario, limit_s=120)
+
+
+def test_a_run_that_got_more_than_is_kept_has_one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever gateway knows: nobody takes what lacks some of it for the result."""
+    monkeypatch.setattr(typed_module, "KEPT", 1000)
+
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with fleet.gateway("g2") as two:
+            async with fleet.gateway("g1") as one:
+                for way in (one, two):
+                    await fleet.until_hosts(way, 1)
+                ids = [await start(two.client, ECHO, interactive=True) for _ in range(3)]
+                for run_id in ids:
+                    for number, way in enumerate((one, two, one, one, two, one)):
+                        assert await send(way, run_id, b"%d" % number * 300 + b"\n") == (204, "")
+                        await until_output(two, run_id, f"got {number}")
+                assert await send(two, ids[0], b"", eof=True) == (204, "")
+                whole = "".join(f"got {str(number) * 300}\n" for number in range(6))
+                assert await ends(two, ids[0]) == ("ok", f"{whole}end\n")
+            async with two.client.delete(f"/runs/{ids[1]}") as answer:
+                assert answer.status == 204
+            await fleet.add_host("h2")
+            await fleet.until_hosts(two, 2)
+            await fleet.remove_host("h1")
+            await asyncio.wait_for(events(two.client, ids[2]), 30)
+            found = await get(two.client, f"/runs/{ids[2]}")
+            assert (found["status"], found["error"]["code"]) == ("error", "host_failed"), found
+
+    in_fleet(scenario, limit_s=120)
+
+
+def test_input_that_has_ended_at_one_gateway_has_ended_at_all() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with fleet.two_gateways() as (one, two):
+            run_id = await start(one.client, "cat; sleep 600", interactive=True)
+            assert await send(two, run_id, b"typed\n", eof=True) == (204, "")
+            assert await send(one, run_id, b"more\n") == (409, "stdin_ended")
+            assert await send(one, run_id, b"", eof=True) == (409, "stdin_ended")
+            await until_output(one, run_id, "typed")
+            async with one.client.delete(f"/runs/{run_id}") as answer:
+                assert answer.status == 204
+
+    in_fleet(scenario)
+
+
+class Unheard:
+    """A bucket that now and then is not asked, or whose answer is lost."""
+
+    def __init__(self, bucket: Bucket, random: random.Random) -> None:
+        self._bucket, self._random = bucket, random
+
+    async def get(self, key: str) -> Entry | None:
+        """As a bucket has it."""
+        return await self._bucket.get(key)
+
+    async def update(self, key: str, value: bytes, revision: int) -> int:
+        """As a bucket has it, but for the answer."""
+        if self._random.random() < 0.2:
+            raise SilenceError("not asked")
+        answer = await self._bucket.update(key, value, revision)
+        if self._random.random() < 0.2:
+            raise SilenceError("not heard")
+        return answer
+
+
+def test_what_several_add_at_once_has_one_order() -> None:
+    """Nothing of it is lost or comes twice, though answers are lost; then nothing is left."""
+
+    async def scenario(fleet: Fleet) -> None:
+        async with fleet.gateway("g1") as way:
+            bucket = way.runner._registry
+            head = Head(id="one", language="toy", version="1.0", mode=Mode.EVENTS, step_names=(), interactive=True)
+            registered = Registered(head=head, token="t", gateway="g1", arch="x", lang="toy")
+            source = random.Random(18)
+            sizes = (1, 10, 500)
+            said = {who: [b"%d-%d " % (who, number) * source.choice(sizes) for number in range(30)] for who in range(3)}
+            everybody = [Typed(cast(Any, Unheard(bucket, random.Random(who))), registered) for who in said]
+
+            async def add(typed: Typed, data: bytes) -> bool:
+                while True:
+                    try:
+                        return await typed.add(data)
+                    except SilenceError:
+                        await typed.look()
+
+            async def add_all(who: int) -> None:
+                for data in said[who]:
+                    assert await add(everybody[who], data)
+
+            await asyncio.gather(*map(add_all, said))
+            assert await add(everybody[0], b"")
+            for typed in everybody[1:]:
+                assert not await add(typed, b"late")
+            last = Typed(bucket, registered)
+            await last.look(renew=True)
+            assert len(last.data) > 5 * CHUNK
+            for typed in everybody:
+                assert typed.data == last.data
+            for who, pieces in said.items():
+                words = [word for word in last.data.split() if word.startswith(b"%d-" % who)]
+                assert words == b"".join(pieces).split()
+            assert last.ended
+            await last.forget()
+            nothing = Typed(bucket, registered)
+            await nothing.look()
+            assert not nothing.data
+
+    in_fleet(scenario)
