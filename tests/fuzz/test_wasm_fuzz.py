@@ -5,14 +5,21 @@ by no signal, and without a panic.
 Mutations of compiled programs and of their checkpoints (bytes changed, cut, doubled, moved), from a
 fixed seed."""
 
+import contextlib
+import os
 import random
+import signal
+import socket
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.kit import net_kit
 from tests.kit.scale import scaled
-from tests.kit.wasm import STOPPED, Ended, build, execute
+from tests.kit.wasm import PATIENCE_S, STOPPED, Ended, build, execute
 from tests.kit.wasm_programs import PROGRAMS, SOURCES, Program, compiled
 
 pytestmark = pytest.mark.timeout(1800)
@@ -45,9 +52,9 @@ def mutated(data: bytes, chance: random.Random, where: Callable[[], int]) -> byt
     return bytes(out)
 
 
-def end(path: Path, state: Path, ticks: int) -> Ended:
+def end(path: Path, state: Path, ticks: int, asleep_s: float = ASLEEP_S) -> Ended:
     """What becomes of the file, with little to spend."""
-    stopped = ("timeout", "--preserve-status", "--signal=USR1", str(ASLEEP_S))
+    stopped = ("timeout", "--preserve-status", "--signal=USR1", str(asleep_s))
     runtime = (*stopped, "sh", "-c", f'ulimit -v {MOST_KIB} && exec "$0" "$@"', build())
     ended = execute("--save", state, "--stop-at", str(ticks), path, runtime=runtime)
     assert ended.status >= 0, ended
@@ -83,3 +90,42 @@ def test_damaged_checkpoints(source: str, tmp_path: Path) -> None:
         path.write_bytes(mutated(data, chance, where))
         refused += "mayfly-wasm: " in end(path, state, ticks + TICKS).stderr
     assert refused > 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace of its own needs root")
+def test_damaged_sockets(tmp_path: Path) -> None:
+    """Of a server that listens, has a connection, and has received what it did not read, which
+    ends it. There is no network to which they could lead.
+    """
+    path, good, state, refused = tmp_path / "damaged", tmp_path / "good", tmp_path / "state", 0
+    with net_kit.namespace():
+        module = compiled(SOURCES / "sockets.c")
+        with subprocess.Popen([build(), "--save", good, module, "server", "4", "4000"]) as process:
+            connection = connected(4000)
+            with connection, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+                connection.sendall(b"one\n")
+                assert connection.recv(100)
+                process.send_signal(signal.SIGSTOP)
+                connection.sendall(b"quit\n")
+                asking.sendto(b"two\n", ("127.0.0.1", 4000))
+                process.send_signal(signal.SIGUSR1)
+                process.send_signal(signal.SIGCONT)
+                assert process.wait(PATIENCE_S) == STOPPED
+        data = good.read_bytes()
+        assert b"quit\n" in data
+        assert b"two\n" in data
+        chance = random.Random("sockets")
+        for _ in range(ROUNDS):
+            path.write_bytes(mutated(data, chance, lambda: len(data) - 1 - chance.randrange(chance.choice((200, 300)))))
+            refused += "mayfly-wasm: " in end(path, state, 1 << 40, asleep_s=0.2).stderr
+    assert refused > 0
+
+
+def connected(port: int) -> socket.socket:
+    """A connection to a server that may not listen yet."""
+    until = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until:
+        with contextlib.suppress(ConnectionRefusedError):
+            return socket.create_connection(("127.0.0.1", port))
+        time.sleep(0.005)
+    raise TimeoutError(f"nobody listens at {port}")

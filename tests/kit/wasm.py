@@ -146,7 +146,11 @@ WASI = {
     "clock_time_get": Kind(I32 + I64 + I32, I32),
     "poll_oneoff": Kind(I32 * 4, I32),
     "sched_yield": Kind(b"", I32),
-    "sock_open": Kind(I32 * 3, I32),
+    "sock_accept": Kind(I32 * 3, I32),
+    "sock_open": Kind(I32 * 4, I32),
+    "sock_connect": Kind(I32 * 2, I32),
+    # As WasmEdge has them.
+    "sock_bind": Kind(I32 * 3, I32),
     "sock_getsockopt": Kind(I32 * 5, I32),
 }
 

@@ -49,10 +49,9 @@ def reserved(family: str = "4") -> Iterator[int]:
 class Answering:
     """A server in a thread, which answers each line of each connection."""
 
-    def __init__(self, family: str = "4") -> None:
-        self.lines = 0
+    def __init__(self, family: str = "4", host: str = "") -> None:
         self.connections: list[socket.socket] = []
-        self._listener = socket.create_server((FAMILIES[family][1], 0), family=FAMILIES[family][0])
+        self._listener = socket.create_server((host or FAMILIES[family][1], 0), family=FAMILIES[family][0])
         self._threads = [threading.Thread(target=self._accept)]
         self.port: int = self._listener.getsockname()[1]
 
@@ -81,7 +80,6 @@ class Answering:
     def _serve(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError), connection.makefile("rb") as lines:
             for line in lines:
-                self.lines += 1
                 connection.sendall(answer(line))
 
 

@@ -15,7 +15,7 @@ use crate::wasi::{Descriptor, Input, Wasi, MOST_PENDING};
 
 /// Read a checkpoint of `size` bytes.
 pub fn load(from: impl Read, size: u64) -> Result<Stopped> {
-    let mut from = Source { from, left: size };
+    let mut from = Source::new(from, size);
     if size < MAGIC.len() as u64 || from.array()? != *MAGIC {
         return malformed("not a checkpoint");
     }
@@ -220,6 +220,10 @@ pub struct Source<R: Read> {
 }
 
 impl<R: Read> Source<R> {
+    pub fn new(from: R, size: u64) -> Source<R> {
+        Source { from, left: size }
+    }
+
     fn fill(&mut self, to: &mut [u8]) -> Result<()> {
         if to.len() as u64 > self.left {
             return malformed(format!("{} bytes wanted, {} left", to.len(), self.left));

@@ -125,3 +125,87 @@ fn wrong(socket: &Socket) -> Option<&'static str> {
     }
     (socket.bytes.len().max(kept) > MOST_BYTES).then_some("has received more than any keeps")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wasi::socket_options::{LINGER, REUSE_ADDR};
+
+    fn address(text: &str) -> Option<SocketAddr> {
+        Some(text.parse().unwrap())
+    }
+
+    fn with(mut socket: Socket, change: impl FnOnce(&mut Socket)) -> Socket {
+        change(&mut socket);
+        socket
+    }
+
+    fn saved(socket: &Socket) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        save(socket, &mut Sink(&mut bytes)).unwrap();
+        bytes
+    }
+
+    fn loaded(bytes: &[u8]) -> Result<Socket> {
+        load(&mut Source::new(bytes, bytes.len() as u64))
+    }
+
+    fn connection(state: State, end: End) -> Socket {
+        with(Socket::new(true, true), |socket| {
+            (socket.state, socket.end, socket.shut) = (state, end, [true, false]);
+            (socket.local, socket.peer) = (address("[::1]:80"), address("[2001:db8::7]:8080"));
+            socket.options = [(REUSE_ADDR, 1), (LINGER, 1 << 32 | 5)].into_iter().collect();
+            socket.bytes = b"kept".to_vec().into();
+        })
+    }
+
+    #[test]
+    fn sockets_come_back_and_connections_are_broken() {
+        for (before, after) in [(End::Open, End::Broken), (End::Ended, End::Ended), (End::BrokenAndTold, End::BrokenAndTold)] {
+            let socket = connection(State::Accepted, before);
+            let back = loaded(&saved(&socket)).ok().unwrap();
+            assert_eq!((back.state, back.end, back.local, back.peer), (State::Accepted, after, socket.local, socket.peer));
+            assert_eq!((back.shut, back.options, back.bytes), (socket.shut, socket.options, socket.bytes));
+        }
+        let socket = with(Socket::new(false, false), |socket| {
+            (socket.local, socket.nonblocking) = (address("0.0.0.0:53"), true);
+            socket.datagrams.push_back((address("127.0.0.1:9").unwrap(), b"one".to_vec()));
+        });
+        let back = loaded(&saved(&socket)).ok().unwrap();
+        assert_eq!((back.v6, back.stream, back.end, back.nonblocking, back.local), (false, false, End::Open, true, socket.local));
+        assert_eq!(back.datagrams, socket.datagrams);
+    }
+
+    #[test]
+    fn what_no_socket_is_has_its_name() {
+        let stream = |change: fn(&mut Socket)| with(Socket::new(false, true), change);
+        let large = |socket: &mut Socket| socket.bytes = vec![0; MOST_BYTES + 1].into();
+        let peer: fn(&mut Socket) = |socket| (socket.state, socket.peer) = (State::Connecting, address("1.2.3.4:1"));
+        let wrong = [
+            (stream(|socket| socket.local = address("[::]:1")), "another family"),
+            (stream(|socket| socket.peer = address("1.2.3.4:1")), "is not connected"),
+            (stream(|socket| socket.state = State::Connected), "connected to nobody"),
+            (with(Socket::new(false, false), peer), "for datagrams"),
+            (stream(|socket| socket.state = State::Listening), "listens nowhere"),
+            (stream(|socket| socket.end = End::Ended), "without a connection"),
+            (stream(|socket| socket.bytes.push_back(1)), "without a connection"),
+            (stream(|socket| socket.datagrams.push_back((address("127.0.0.1:9").unwrap(), vec![]))), "has datagrams"),
+            (with(connection(State::Connected, End::Open), large), "more than any keeps"),
+            (stream(|socket| socket.options = [(COUNT, 1)].into_iter().collect()), "option 19"),
+        ];
+        for (socket, name) in wrong {
+            let refusal = loaded(&saved(&socket)).err().unwrap().to_string();
+            assert!(refusal.contains(name), "{refusal}");
+        }
+        let bytes = saved(&connection(State::Connected, End::Open));
+        for end in 0..bytes.len() {
+            assert!(loaded(&bytes[..end]).is_err());
+        }
+        for (place, name) in [(0, "flag"), (2, "a socket's state"), (3, "an address of kind")] {
+            let mut bytes = bytes.clone();
+            bytes[place] = 9;
+            let refusal = loaded(&bytes).err().unwrap().to_string();
+            assert!(refusal.contains(name), "{refusal}");
+        }
+    }
+}
