@@ -53,7 +53,7 @@ def image_dir(language: str, arch: str) -> Path:
     """The folder of one built image: `initramfs` and `manifest.json`. `language` may carry a
     version (`rust@1.85`).
     """
-    return data_dir() / "images" / language / arch
+    return data_dir().joinpath("images", language, arch)
 
 
 def snapshots_dir() -> Path:

@@ -3,11 +3,12 @@ asked of a function that a job has loaded: guests/function.py.)
 
 Reading and sending go on side by side: one task feeds the conversation what the channel brings and
 tells the listener; the other sends the files, and then standard input as the guest grants credit.
-Back-pressure is the sockets' own: at most a frame waits here in either direction.
+Back-pressure is the sockets' own: at most a piece of frames waits here in either direction.
 """
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -23,6 +24,8 @@ from mayfly.protocol.phases import IN_A_RUN, Phase
 log = logging.getLogger(__name__)
 FLUSH_S = 2.0
 """For the vmm process to take what was sent to it."""
+PIECE = 16 * 1024
+"""Bytes of frames at which they are sent."""
 
 
 class Listener(Protocol):
@@ -87,7 +90,7 @@ class Exchange:
     are those of `converse`; the job has `deadline_s` left. With `stdin_ended` its standard input
     was ended before. A `clone` goes on besides the guest that it was made of, and is told so.
 
-    Nothing is lost when it is held: a frame is handed to the channel whole or not at all, and what
+    Nothing is lost when it is held: frames are handed to the channel whole or not at all, and what
     was read has been told to the listener.
 
     Attributes:
@@ -145,9 +148,16 @@ class Exchange:
         return _watched(self.guest, left_s)
 
     def begun(self, job: Job | None) -> Iterator[bytes]:
-        """The frames that begin the job, or let it go on."""
+        """The frames that begin the job, or let it go on, in pieces of some at a time."""
         conversation = self.guest.conversation
-        return iter((going_on(conversation, clone=self._clone),)) if job is None else conversation.begin(job.start, job.files)
+        if job is None:
+            return iter((going_on(conversation, clone=self._clone),))
+        frames = conversation.begin(job.start, job.files)
+        if isinstance(self.stdin, BytesStdin) and not self.stdin.waiting and any(step.stdin for step in job.start.steps):
+            if not self.stdin_ended:
+                frames = itertools.chain(frames, (conversation.stdin_eof(),))
+            self.stdin_ended = True
+        return _joined(frames)
 
     def heard(self, event: Event) -> bool:
         """Tell the listener; whether it was the last event."""
@@ -271,9 +281,9 @@ class Exchange:
         listener sees that too. It can be cancelled, and begun again.
         """
         process, conversation = self.guest.process, self.guest.conversation
-        for frame in self._opening:
-            self._extend(len(frame))
-            if not await process.write(frame):
+        for piece in self._opening:
+            self._extend(len(piece))
+            if not await process.write(piece):
                 return
         self._opened = True
         while not self.stdin_ended:
@@ -295,10 +305,25 @@ class Exchange:
 
 async def _end(task: "asyncio.Task[None]") -> None:
     """Cancel a task and wait until it has ended."""
-    task.cancel()
-    await asyncio.wait([task])
+    if not task.done():
+        task.cancel()
+        await asyncio.wait([task])
     if not task.cancelled():
         task.exception()  # whoever wants it asks for it
+
+
+def _joined(frames: Iterator[bytes]) -> Iterator[bytes]:
+    """The frames, as many together as are worth it: for each piece there is a system call, and the
+    guest is woken.
+    """
+    piece = bytearray()
+    for frame in frames:
+        piece += frame
+        if len(piece) >= PIECE:
+            yield bytes(piece)
+            piece.clear()
+    if piece:
+        yield bytes(piece)
 
 
 def _extend(deadline: asyncio.Timeout, seconds: float) -> None:

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+from mayfly import paths
 from mayfly.errors import BusyError, HostError, MayflyError, NetworkError, SnapshotError
 from mayfly.guests.job import Wanted
 from mayfly.guests.spawner import Spawner, VmmProcess
@@ -43,6 +44,7 @@ class Supply:
         self._config = config
         self._admission = admission
         self._observer = observer
+        self._bases: dict[str, tuple[object, Snapshot | None]] = {}  # with what shows that it is still the same
         self._missed: set[str] = set()
         self._broken: set[str] = set()
         self._making: dict[str, asyncio.Task[None]] = {}
@@ -73,7 +75,7 @@ class Supply:
             await asyncio.to_thread(snapshots.check, snapshot, wanted.image, wanted.machine)
             return await self._from(snapshot, wanted)
         if not self._config.cold and wanted.machine.channel is not Channel.TCP:  # no snapshot holds a connection
-            base = await asyncio.to_thread(find_base, wanted)
+            base = await self._base(wanted)
             if base is not None:
                 try:
                     return await self._from(base, wanted)
@@ -84,6 +86,21 @@ class Supply:
                     self._broken.add(base.manifest.name)
             self._missed.add(base_name(wanted))
         return await start(self._spawner, wanted)
+
+    async def _base(self, wanted: Wanted) -> Snapshot | None:
+        """The base for such a machine, if there is one. It is looked at in a thread, as that may
+        mean to read all of it, unless it was found before and nothing has changed since.
+        """
+        name = base_name(wanted)
+        try:
+            now = wanted, snapshots.stamps(paths.snapshots_dir() / name, Path(wanted.machine.kernel))
+        except OSError:
+            now = None
+        before, base = self._bases.get(name, (None, None))
+        if base is None or now is None or now != before:
+            base = await asyncio.to_thread(find_base, wanted)
+            self._bases[name] = now, base
+        return base
 
     def run_over(self, wanted: Wanted) -> None:
         """A run on such a machine is over: a lasting supply makes what it has missed, as far as

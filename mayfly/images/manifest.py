@@ -244,6 +244,15 @@ def _size(env: Mapping[str, str], steps: tuple[LanguageStep, ...]) -> int:
     return sum(len(word.encode(errors="surrogatepass")) for word in words)
 
 
+def stamps(folder: Path) -> object:
+    """What is another once an image, or a file of it, is; None: it cannot be read."""
+    try:
+        found = [(folder / name).stat() for name in ("manifest.json", "initramfs")]
+    except OSError:
+        return None
+    return [(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns) for status in found]
+
+
 def load(folder: Path) -> Manifest:
     """Read the manifest of the image in `folder`.
 

@@ -58,6 +58,7 @@ class Images:
     def __init__(self, languages: tuple[str, ...] = (), arch: str = "") -> None:
         self.arch = arch or platform.machine()
         self._languages = languages
+        self._known: dict[Path, tuple[object, Manifest]] = {}  # with what shows that it is still the same
 
     def installed(self) -> list[InstalledImage]:
         """All that are whole, by language, of each the default first, then the highest version; a
@@ -117,11 +118,16 @@ class Images:
         return not self._languages or any(image.answers(name) for name in self._languages)
 
     def _load(self, folder: Path) -> manifest.Manifest:
+        now = manifest.stamps(folder)
+        before, known = self._known.get(folder, (None, None))
+        if known is not None and now == before:
+            return known
         found = manifest.load(folder)
         if found.arch != self.arch:
             raise ImageError(
                 f"{folder}: the image is for {found.arch}, machines here are {self.arch}", hint="build it again: imagegen build LANG"
             )
+        self._known[folder] = now, found
         return found
 
     def _refuse_broken(self, name: str) -> None:

@@ -254,7 +254,8 @@ class Conversation:
             return self._fail(f"the agent ended step {ended.step} out of order")
         self._failed_step = ended.how is not ExitHow.EXITED or ended.code != 0 or ended.limit is not Limit.NONE
         stdout, stderr = ended.cut
-        return dataclasses.replace(ended, cut=(stdout or self._cut[Stdout], stderr or self._cut[Stderr]))
+        cut = stdout or self._cut[Stdout], stderr or self._cut[Stderr]
+        return ended if cut == ended.cut else dataclasses.replace(ended, cut=cut)
 
     def _output(self, message: Stdout | Stderr) -> list[Event]:
         """Pass output on up to its limit: the agent cuts there too, but a guest is not to be

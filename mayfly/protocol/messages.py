@@ -28,6 +28,7 @@ from mayfly.protocol.wire import (
     exactly,
     list_of,
     nested,
+    numbers,
     rest,
 )
 
@@ -135,7 +136,7 @@ class Message(Fields):
 
 Env = tuple[tuple[str, str], ...]
 _ARGV, _STEP_FLAGS = list_of(RAW), bits(2)
-_STEP_LIMITS = (U32, U32, U64, U32, U64, U64)
+_STEP_LIMITS = numbers("IIQIQQ")
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -163,16 +164,15 @@ class Step(Fields):
 
     def encode(self) -> bytes:
         """The fields as bytes; both flags are in one."""
-        limits = (self.wall_ms, self.cpu_ms, self.memory, self.processes, self.output, self.file_size)
+        limits = _STEP_LIMITS.write((self.wall_ms, self.cpu_ms, self.memory, self.processes, self.output, self.file_size))
         program = STR.write(self.name) + _ARGV.write(self.argv) + RAW.write(self.cwd) + ENV.write(self.env)
-        numbers = b"".join(wire.write(value) for wire, value in zip(_STEP_LIMITS, limits, strict=True))
-        return program + numbers + _STEP_FLAGS.write((self.stdin, self.function)) + U16.write(self.columns) + U16.write(self.rows)
+        return program + limits + _STEP_FLAGS.write((self.stdin, self.function)) + U16.write(self.columns) + U16.write(self.rows)
 
     @classmethod
     def read(cls, cursor: Cursor) -> Self:
         """Read the fields from the cursor."""
         program = STR.read(cursor), _ARGV.read(cursor), RAW.read(cursor), ENV.read(cursor)
-        wall_ms, cpu_ms, memory, processes, output, file_size = (wire.read(cursor) for wire in _STEP_LIMITS)
+        wall_ms, cpu_ms, memory, processes, output, file_size = _STEP_LIMITS.read(cursor)
         stdin, function = _STEP_FLAGS.read(cursor)
         columns, rows = U16.read(cursor), U16.read(cursor)
         return cls(*program, wall_ms, cpu_ms, memory, processes, output, file_size, stdin, columns, rows, function)

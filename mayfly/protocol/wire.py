@@ -52,6 +52,19 @@ class Wire(Generic[_T]):
     read: Callable[[Cursor], _T]
 
 
+def numbers(layout: str) -> Wire[tuple[int, ...]]:
+    """Numbers of a fixed size each, which `layout` gives in the letters of `struct`."""
+    form = struct.Struct("<" + layout)
+
+    def write(values: tuple[int, ...]) -> bytes:
+        try:
+            return form.pack(*values)
+        except struct.error as error:
+            raise EncodeError(f"of the numbers {values} one does not fit: {error}") from error
+
+    return Wire(write, lambda cursor: form.unpack(cursor.take(form.size)))
+
+
 def _number(layout: str) -> Wire[int]:
     form = struct.Struct("<" + layout)
 
@@ -61,10 +74,7 @@ def _number(layout: str) -> Wire[int]:
         except struct.error as error:
             raise EncodeError(f"the number {value} does not fit in {form.size} bytes") from error
 
-    def read(cursor: Cursor) -> int:
-        return int(form.unpack(cursor.take(form.size))[0])
-
-    return Wire(write, read)
+    return Wire(write, lambda cursor: int(form.unpack(cursor.take(form.size))[0]))
 
 
 U8, U16, U32, U64 = _number("B"), _number("H"), _number("I"), _number("Q")
@@ -178,8 +188,7 @@ class Fields:
 
     def encode(self) -> bytes:
         """The fields in their order, as bytes."""
-        fields = dataclasses.fields(self)
-        return b"".join(wire.write(getattr(self, field.name)) for wire, field in zip(self.layout, fields, strict=True))
+        return b"".join([wire.write(value) for wire, value in zip(self.layout, vars(self).values(), strict=True)])
 
     @classmethod
     def read(cls, cursor: Cursor) -> Self:

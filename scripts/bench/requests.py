@@ -5,8 +5,9 @@ Usage: python -m scripts.bench.requests measure FILE [--requests N] [--clients N
 
 A server of its own process serves POST /run. Its machines are played by another process: the
 agents answer at once, and no vmm process is forked, so that what is measured is the API, placing
-and the session with the guest. Each run has a new machine. First one client sends one request
-after another, then CLIENTS do; the server's processor time is what Linux has counted for it.
+and the session with the guest. Each run has a new machine, restored from the language's base as far
+as the server knows. First one client sends one request after another, then CLIENTS do; the server's
+processor time is what Linux has counted for it.
 """
 
 import argparse
@@ -30,13 +31,19 @@ from typing import Any
 import aiohttp
 import pytest
 
+from mayfly import paths
 from mayfly.api.app import Join, on_host, serve
 from mayfly.guests.zygote import Zygote
 from mayfly.host.config import Config
+from mayfly.host.plan import want_machine
+from mayfly.images.store import Images
 from mayfly.protocol import frames
 from mayfly.protocol.report import End, Ended, Running, encode, pack, unpack
 from mayfly.protocol.spawning import MESSAGE_LIMIT, Reaped, Signal, Spawn
+from mayfly.snapshots import store
+from mayfly.snapshots.making import base_name
 from mayfly.units import MIB
+from mayfly.vmm.snapshot import FILES
 from tests.kit.api_fakes import MARKER, install_toys
 from tests.kit.processor_time import processor_s
 
@@ -56,8 +63,8 @@ class PlayedZygote(Zygote):
 
 
 class PlayedAgent(asyncio.Protocol):
-    """Says hello, and answers each run at once, or after the seconds that its source is a number
-    of.
+    """Says hello when it is resumed, and answers each run at once, or after the seconds that its
+    source is a number of.
     """
 
     def __init__(self, machine: int, report: int, control: int, zygote: socket.socket) -> None:
@@ -70,14 +77,15 @@ class PlayedAgent(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 (a stream's is one)
         self.transport = transport
         os.write(self.report, encode(Running(phases={"process": 0.001})))
-        hello = frames.Hello(frames.PROTOCOL_VERSION, "played", platform.machine(), 1000, MARKER)
-        transport.write(frames.encode_frame(hello, 0))
 
     def data_received(self, data: bytes) -> None:
         for frame in self.frames.feed(data):
             match frame.message:
+                case frames.Resumed():
+                    self.say(frames.Hello(frames.PROTOCOL_VERSION, "played", platform.machine(), 1000, MARKER), 0)
                 case frames.Start(steps=steps):
                     self.steps = steps
+                    self.say(frames.Credit(1 << 16), frame.run)
                 case frames.File(data=data):
                     self.source += data
                 case frames.Begin() if self.source.isdigit():
@@ -129,6 +137,18 @@ async def play(zygote: socket.socket) -> None:
     await over.wait()
 
 
+def save_base(config: Config) -> None:
+    """Have a base of the language, without anything in it."""
+    config.kernel.touch()
+    wanted = want_machine(Images().find(BODY["language"]), config)
+    paths.snapshots_dir().mkdir(parents=True)
+    name = base_name(wanted)
+    with store.replacing(name) as part:
+        for each in FILES:
+            (part / each).touch()
+        store.complete(part, name=name, image=wanted.image, machine=wanted.machine, parent=None, memory_bytes=0)
+
+
 def be_server(folder: Path, join: Join | None = None) -> None:
     """Serve in `folder` until SIGTERM, also those whom it shall `join`."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -145,8 +165,8 @@ def be_server(folder: Path, join: Join | None = None) -> None:
             memory_budget=CLIENTS * 128 * MIB,
             queue=4 * CLIENTS,
             time_factor=1.0,
-            cold=True,
         )
+        save_base(config)
         asyncio.run(serve(config, functools.partial(on_host, zygote=lambda: PlayedZygote(0, ours), join=join)))
     os.waitpid(pid, 0)
 

@@ -24,6 +24,7 @@ class PlayedProcess:
         self._played = played if isinstance(played, AsyncIterator) else iter(played)
         self._hangs = hangs
         self.sent = b""
+        self.pieces: list[bytes] = []  # of it
         self.stopped = False
 
     async def read(self) -> bytes:
@@ -35,6 +36,7 @@ class PlayedProcess:
 
     async def write(self, data: bytes) -> bool:
         self.sent += data
+        self.pieces.append(data)
         return True
 
     async def rest(self) -> bytes:

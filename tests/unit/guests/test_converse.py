@@ -3,6 +3,7 @@ runs one after another.
 """
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -113,6 +114,25 @@ def test_a_conversation_that_was_held_sends_standard_input_again(stands_still: b
         await asyncio.wait([running])
 
     asyncio.run(asyncio.wait_for(whole(), patience(5)))
+
+
+@pytest.mark.parametrize(("size", "pieces"), [(100, 1), (200_000, 4)])
+def test_a_job_begins_in_few_pieces_of_whole_frames(size: int, pieces: int) -> None:
+    step = dataclasses.replace(STEP, stdin=True)
+    start = p.Start((), (step,), (p.FileEntry("a", 0o644, size), p.FileEntry("b", 0o644, 0)))
+    guest = played_guest(*RAN)
+    run(guest, Job(start=start, files=(bytes(size), b""), deadline_s=30.0, rate=1e6))
+    reader = p.FrameReader(p.FROM_HOST)
+    found: list[p.Message] = []
+    process = guest.process
+    assert isinstance(process, PlayedProcess)
+    for piece in process.pieces:
+        found += [each.message for each in reader.feed(piece)]
+        assert reader.begun == (b"", False)
+    assert len(process.pieces) == pieces
+    assert found[0] == start
+    assert sum(len(each.data) for each in found if isinstance(each, p.File)) == size
+    assert [type(each) for each in found[-2:]] == [p.Begin, p.StdinEof]
 
 
 # --- COLLECT ---

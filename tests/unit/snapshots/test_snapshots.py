@@ -24,6 +24,7 @@ from mayfly.errors import BusyError, ConfigError, FunctionCrashedError, RunEnded
 from mayfly.guests.job import Wanted
 from mayfly.guests.start import Guest
 from mayfly.guests.told import network_words
+from mayfly.host import supply
 from mayfly.host.metrics import Metrics
 from mayfly.host.plan import want_machine
 from mayfly.host.snippet import Snippet
@@ -393,6 +394,23 @@ def test_what_does_not_fit_is_refused_and_made_again(
     assert serve(scenario)[1] == "restored"
     assert "a snapshot is not used" in caplog.text
     assert says in caplog.text or says == "make the snapshot again"
+
+
+def test_a_base_is_looked_at_again_when_it_has_changed(serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+
+    def look(wanted: Wanted) -> Snapshot | None:
+        looks.append(wanted)
+        return find_base(wanted)
+
+    async def scenario(service: Service) -> list[tuple[str, int]]:
+        base = await made(service)
+        monkeypatch.setattr(supply, "find_base", look)
+        starts = [(str((await run(service))["start"]), len(looks)) for _ in range(2)]
+        alter(STATE)(base.folder)
+        return [*starts, (str((await run(service))["start"]), len(looks))]
+
+    assert serve(scenario, lasting=False) == [("restored", 1), ("restored", 1), ("cold", 2)]
 
 
 def test_a_new_kernel_is_noticed(serve: Callable[..., Any], tmp_path: Path) -> None:
