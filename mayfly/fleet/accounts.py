@@ -103,6 +103,12 @@ class Accounts:
         except (NobodyError, SilenceError) as error:
             log.warning("fleet: the run %s stays charged for a while: %s", run_id, error)
 
+    async def renew(self, owner: str) -> None:
+        """Keep a key's account for as long from now on. Raises SilenceError."""
+        account, revision = await self._load(owner)
+        if revision:
+            await self._save(owner, account, revision)  # if not, it was written meanwhile
+
     def _lock(self, name: str) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())
 

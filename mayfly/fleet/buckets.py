@@ -13,7 +13,11 @@ from mayfly.errors import FleetError
 from mayfly.fleet.failures import translated
 
 MAX_AGE_S = 3600
-"""How long work waits, and results are kept."""
+"""How long a value is kept after it was written: a result, and what is known of a run, which the
+host that has it renews.
+"""
+RENEW_S = MAX_AGE_S / 4
+"""From one time to the next that this is done."""
 WRONG_SEQUENCE = 10071
 """The code for a subject whose last message is another one than expected."""
 

@@ -223,11 +223,11 @@ class Carrying:
             if active.run is not None:
                 self.spawn(self._ask_its_gateway(active), f"ask about {active.work.id}")
 
-    async def _ask_whether_right(self, active: Active, moved_from: str = "") -> bool:
+    async def _ask_whether_right(self, active: Active, moved_from: str = "", *, renew: bool = False) -> bool:
         """Ask any gateway; False, and the run is ended, if it is not to go on here."""
         work = active.work
         for _ in range(3):
-            question = encode(Begin(token=work.token, delivered=active.delivery.delivered, moved_from=moved_from))
+            question = encode(Begin(token=work.token, delivered=active.delivery.delivered, moved_from=moved_from, renew=renew))
             try:
                 answer = await self._engine.ask(f"begin.{self._host}.{work.id}", question)
             except (NobodyError, SilenceError):
@@ -240,6 +240,12 @@ class Carrying:
                 return verdict != "done"
             await asyncio.sleep(LATER_S)
         return True
+
+    async def renew(self) -> None:
+        """Have what is known of runs that last kept on."""
+        for active in self.active:
+            if active.run is not None and not active.run.done.is_set():
+                await self._ask_whether_right(active, renew=True)
 
     async def _drop(self, active: Active) -> None:
         """The fleet has a result of the run already, or does not want one."""

@@ -9,7 +9,7 @@ run.now.ARCH.LANG    subjects of no stream: work that a host takes at once, or n
 RUNS_ARCH    stream of work for hosts of one architecture, subjects run.ARCH.LANG.PIECE; written to
              disk on every server of the cluster before it is acknowledged
 ARCH_LANG    its consumers; hosts pull from them, those with the lowest priority number first
-KV_runs, KV_results, KV_accounts    buckets; values are dropped after an hour
+KV_runs, KV_results, KV_accounts    buckets; values are dropped an hour after they were written
 KV_fleet     a bucket whose values stay
 """
 
@@ -29,7 +29,7 @@ from nats.aio.msg import Msg
 from nats.js.errors import APIError, NotFoundError
 
 from mayfly.errors import FleetError
-from mayfly.fleet.buckets import MAX_AGE_S, WRONG_SEQUENCE, Buckets, prepare
+from mayfly.fleet.buckets import WRONG_SEQUENCE, Buckets, prepare
 from mayfly.fleet.failures import FullError, NobodyError, SilenceError, TooLargeError, translated
 from mayfly.fleet.message import GROUP
 from mayfly.schema import Record
@@ -42,6 +42,10 @@ TIMEOUT_S = 5.0
 DEFAULT_ACK_WAIT_S = 5.0
 MOST_WORK = 100_000
 """Messages in a stream; more are refused."""
+WORK_AGE_S = 4 * 86_400
+"""How long work is kept, waiting or under way: three attempts of the longest step that a
+configuration permits, and some time. What is done is removed.
+"""
 DUPLICATES_S = 120
 """How long work's id keeps the same from being stored again when it is done; until then its subject
 does.
@@ -228,11 +232,15 @@ class Engine:
             "num_replicas": replicas,
             "discard": "new",
             "max_msgs": MOST_WORK,
-            "max_age": MAX_AGE_S * NS,
+            "max_age": int(WORK_AGE_S * NS),
             "duplicate_window": int(DUPLICATES_S * NS),
             "max_consumers": -1,
         }
-        await self._api(f"STREAM.CREATE.{stream}", config)
+        made = await self._api(f"STREAM.CREATE.{stream}", config)
+        if "error" in made:  # it is there; a build before may have made it, for less time
+            there = (await self._api(f"STREAM.INFO.{stream}", {}))["config"]
+            if there["max_age"] < config["max_age"]:
+                await self._api(f"STREAM.UPDATE.{stream}", {**there, "max_age": config["max_age"]})
         consumer: dict[str, Any] = {
             "durable_name": f"{arch}_{lang}",
             "filter_subject": f"run.{arch}.{lang}.*",

@@ -10,7 +10,7 @@ import msgspec
 
 from mayfly.errors import FleetError, HostError, MayflyError, RunEndedError, UnknownRunError
 from mayfly.fleet.accounts import Accounts
-from mayfly.fleet.buckets import Bucket
+from mayfly.fleet.buckets import Bucket, Entry
 from mayfly.fleet.engine import Engine, Message
 from mayfly.fleet.failures import NobodyError, SilenceError, UnreadableError
 from mayfly.fleet.follow import Follow, Typing
@@ -133,6 +133,13 @@ class Follows:
         """
         if about:
             await self._registry.put(about_of(registered), about)
+
+    async def renew(self, registered: Registered, entry: Entry) -> None:
+        """Keep what is registered of a run for as long from now on. Raises SilenceError."""
+        await self.note_about(registered, await self.about(registered))
+        await self._registry.update(registered.head.id, entry.value, entry.revision)  # if not, it was written meanwhile
+        if registered.charged:
+            await self._accounts.renew(registered.head.owner)
 
     async def about(self, registered: Registered) -> bytes:
         """What a run is about, also where gateways of the version before keep it. Raises

@@ -133,13 +133,15 @@ class Registered(msgspec.Struct, kw_only=True):
 
 class Begin(msgspec.Struct, kw_only=True):
     """A host has the run, given out for the `delivered`-th time; it may have moved from another. Of
-    a request to a function: it is `moved_to` another one's from now on.
+    a request to a function: it is `moved_to` another one's from now on. With `renew` the host has
+    it for long: what is known of it is to be kept on.
     """
 
     token: str
     delivered: int
     moved_from: str = ""
     moved_to: str = ""
+    renew: bool = False
 
 
 class Verdict(msgspec.Struct, kw_only=True):

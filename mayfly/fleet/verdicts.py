@@ -91,6 +91,10 @@ class Verdicts:
             if registered.token != asked.token or asked.delivered < registered.delivered:
                 return "done"
             if (host, asked.delivered) == (registered.host, registered.delivered):
+                if asked.renew:
+                    await self._follows.renew(registered, entry)
+                return "go"
+            if asked.renew:  # it is on its way between two hosts
                 return "go"
             moved = bool(asked.moved_from) and (asked.moved_from, asked.delivered) == (registered.host, registered.delivered)
             registered.host, registered.delivered = host, asked.delivered

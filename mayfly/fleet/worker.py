@@ -18,6 +18,7 @@ from pathlib import Path
 
 from mayfly import __version__
 from mayfly.errors import BusyError, FleetError, HostError, MayflyError, RequestError, SnapshotError, StoppingError, UnknownLanguageError
+from mayfly.fleet.buckets import RENEW_S
 from mayfly.fleet.carrying import LATER_S, Active, Carrying
 from mayfly.fleet.catalog import Ask, Offers
 from mayfly.fleet.engine import MOST_UNREAD, Delivery, Engine, Message
@@ -133,6 +134,7 @@ class Worker:
         spawn(self._look_often(), "look")
         spawn(self._beat(), "beat")
         spawn(self._keep(), "keep work")
+        spawn(self._renew(), "renew what is known")
 
     async def close(self) -> None:
         """Take no more. What was under way has been ended by the service, and is given back."""
@@ -406,6 +408,16 @@ class Worker:
             await asyncio.sleep(self._ack_wait_s / 3)
             for delivery in self._under_way:
                 await self._engine.still_busy(delivery.ack)
+
+    async def _renew(self) -> None:
+        """Have what is known of long runs and requests kept on."""
+        while True:
+            await asyncio.sleep(RENEW_S)
+            try:
+                await self._carrying.renew()
+                await self._functions.renew()
+            except Exception:  # whatever it is, the next time may do
+                log.exception("fleet: renew")
 
 
 @contextlib.asynccontextmanager

@@ -26,7 +26,7 @@ from mayfly.errors import (
 )
 from mayfly.fleet.accept import Queues
 from mayfly.fleet.accounts import Accounts
-from mayfly.fleet.buckets import MAX_AGE_S, Bucket
+from mayfly.fleet.buckets import Bucket
 from mayfly.fleet.engine import Engine
 from mayfly.fleet.failures import FullError, NobodyError, SilenceError, TooLargeError, UnreadableError
 from mayfly.fleet.functions.messages import (
@@ -65,10 +65,9 @@ LATE_S = 30.0
 
 def longest_s(spec: FunctionSpec) -> float:
     """Seconds that a request may take with all its guests: one that goes on from its saves takes
-    more than its own time, but nothing is known of it for longer than results are kept.
+    more than its own time.
     """
-    times = 1 + MAX_OF_A_SAVE if spec.checkpoint_every_s else 1
-    return max(spec.timeout_s, min(spec.timeout_s * times, MAX_AGE_S))
+    return spec.timeout_s * (1 + MAX_OF_A_SAVE if spec.checkpoint_every_s else 1)
 
 
 class Waiting:

@@ -124,6 +124,13 @@ class HostFunctions:
         """The requests that this host has."""
         return [delivery for _, delivery in self._active.values()]
 
+    async def renew(self) -> None:
+        """Have what is known of requests that last kept on."""
+        for asked, delivery in list(self._active.values()):
+            with contextlib.suppress(NobodyError, SilenceError):
+                question = encode(Begin(token=asked.token, delivered=delivery.delivered, renew=True))
+                await self._engine.ask(f"fn.begin.{self._engine.name}.{asked.id}", question)
+
     # Pulling
 
     def refill(self, images: Mapping[str, InstalledImage]) -> None:

@@ -82,10 +82,16 @@ class FunctionVerdicts:
         pending = decode(entry.value, type=Pending)
         if pending.token != asked.token or asked.delivered < pending.delivered:
             return "done"
+        if asked.renew and pending.host != host:  # it is on its way between two hosts
+            return "done"
         if asked.moved_to:
             return await self._move(host, asked, pending, place, entry.revision)
         if pending.host:
             if (host, asked.delivered) == (pending.host, pending.delivered):
+                if asked.renew:
+                    await self._registry.update(place, entry.value, entry.revision)  # if not, it was written meanwhile
+                    if pending.charged:
+                        await self._accounts.renew(pending.owner)
                 return "go"
             error = FunctionCrashedError(
                 f"the host {pending.host} began the request, and did not answer", hint="what it did may have had effects"
