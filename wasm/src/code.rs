@@ -106,9 +106,11 @@ impl Function {
         self.sites.binary_search_by_key(&offset, |site| site.offset).ok().map(|at| &self.sites[at])
     }
 
-    pub fn site_at(&self, pc: u32) -> Option<&Site> {
+    /// Where a function stands in a call, or elsewhere. A call that a function or a loop begins with is at the same place in the code.
+    pub fn site_at(&self, pc: u32, in_call: bool) -> Option<&Site> {
         // The compiler writes code and sites in one order.
-        self.sites.binary_search_by_key(&pc, |site| site.pc).ok().map(|at| &self.sites[at])
+        let first = self.sites.partition_point(|site| site.pc < pc);
+        self.sites[first..].iter().take_while(|site| site.pc == pc).find(|site| (site.stand == Stand::Call) == in_call)
     }
 }
 

@@ -64,6 +64,28 @@ def test_it_goes_on_from_every_place(module: Path, tmp_path: Path) -> None:
         assert (second.status, first.stdout + second.stdout) == (0, whole.stdout), tick
 
 
+def test_it_goes_on_from_calls_that_functions_and_loops_begin_with(tmp_path: Path) -> None:
+    """Where a function is about to go on and where it is in its call are one place in the code."""
+    path, state = tmp_path / "calls.wasm", tmp_path / "state"
+    add = C.get(0) + C.i32(1) + C.i32_add
+    linger = (Kind(), I32, C.loop() + add + C.tee(0) + C.i32(3) + C.i32_lt_s + C.br_if(0) + C.end)
+    straight = (Kind(), b"", C.call(1) + C.call(1))
+    rounds = (
+        Kind(),
+        I32,
+        C.loop() + C.call(2) + C.loop() + C.call(1) + add + C.tee(0) + C.i32(4) + C.i32_lt_s + C.br_if(0) + C.end + C.end,
+    )
+    start = (Kind(), I32, C.call(3) + C.i32(7) + C.set(0) + write_number(0) + C.call(2))
+    data = {IOV: struct.pack("<II", WORD, 4)}
+    path.write_bytes(Module(imports=("fd_write",), functions=[linger, straight, rounds, start], data=data).encoded())
+    ticks = int(execute("--stats", path).stats["ticks"])
+    assert ticks > 20
+    for tick in range(ticks):
+        first = execute("--save", state, "--stop-at", str(tick), path)
+        second = execute(state)
+        assert (first.status, second.status, first.stdout + second.stdout) == (STOPPED, 0, struct.pack("<I", 7)), (tick, second)
+
+
 def test_it_goes_on_through_many_stops(module: Path, tmp_path: Path) -> None:
     state = tmp_path / "state"
     whole = execute("--stats", module)

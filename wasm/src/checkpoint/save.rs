@@ -16,8 +16,9 @@ pub fn save(stopped: &Stopped, to: &mut impl Write) -> io::Result<()> {
     to.u8(wasi.input.ended.into())?;
     to.bytes(file)?;
     to.count(machine.frames.len())?;
-    for frame in &machine.frames {
-        let site = program.functions[frame.function as usize].site_at(frame.pc).expect("a program stands only at sites");
+    for (place, frame) in machine.frames.iter().enumerate() {
+        let in_call = place + 1 < machine.frames.len();
+        let site = program.functions[frame.function as usize].site_at(frame.pc, in_call).expect("a program stands only at sites");
         to.u32(frame.function)?;
         to.u32(site.offset)?;
     }

@@ -93,7 +93,7 @@ impl Machine {
     pub fn used_slots(&self, program: &Program) -> usize {
         let top = self.frames.last().expect("the program runs");
         let function = &program.functions[top.function as usize];
-        let operands = function.site_at(top.pc).map_or(0, |site| site.operands);
+        let operands = function.site_at(top.pc, false).map_or(0, |site| site.operands);
         (top.base + function.locals + operands) as usize
     }
     /// Have room for so many slots; false if there is none.
