@@ -91,7 +91,7 @@ def make_plan(
     content = image.manifest
     profile = _profile(snippet, content)
     files = _files(snippet, content, profile)
-    options = _options(snippet, content)
+    options = {"time_factor": f"{config.here(1):g}", **_options(snippet, content)}
     wanted = want_machine(image, config, network)
     asked_for = steps or snippet.steps or (profile.steps if profile else content.steps)
     unknown = set(snippet.limits) - {step.name for step in asked_for}
@@ -208,7 +208,8 @@ def _is_address(text: str) -> bool:
 def _step(step: manifest.LanguageStep, snippet: Snippet, options: Mapping[str, str], config: Config, free: int) -> Step:
     """The step with its environment and its limits.
 
-    `{name}` in an argument stands for the value of the language's option `name`. A limit is the
+    `{name}` in an argument stands for the value of the language's option `name`, `{time_factor}`
+    for how much longer everything may take on this host. A limit is the
     server's, or the manifest's, or the snippet's if that asks for less. A snippet's `env` is for
     its program; the compiler gets `build_env`.
     """

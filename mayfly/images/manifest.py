@@ -91,9 +91,9 @@ class Profile(Record, frozen=True, kw_only=True):
 
     A source that has no name goes to `source_file`, or to the language's own. `files` is the text
     of what goes beside the snippet's own files, by paths relative to /work. `{hidden}` as a whole
-    element of a step's `argv` stands for the names of the request's hidden files. With `tests` the
-    last step puts out results of tests (mayfly.runs.tested says how). Files that match `collect`
-    are given back.
+    element of a step's `argv` stands for the names of the request's hidden files, `{time_factor}`
+    for how much longer everything may take on the host. With `tests` the last step puts out results
+    of tests (mayfly.runs.tested says how). Files that match `collect` are given back.
     """
 
     steps: Annotated[tuple[LanguageStep, ...], Meta(min_length=1)]

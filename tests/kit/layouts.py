@@ -241,6 +241,39 @@ LAYOUTS: Mapping[str, Layout] = {
             ("behind", "failed", "expect(received).toBe(expected)\n\nExpected: 2\nReceived: 1", ""),
         ),
     ),
+    "Jest, times that are none": Layout(
+        language="javascript",
+        files={
+            "x.test.js": (
+                "const later = () => new Promise((resolve) => setTimeout(resolve, 20));\n"
+                "jest.setTimeout(-1);\n"
+                "[undefined, 0, NaN, Infinity, 1e12, 'x', '60000'].forEach((ms) => test(`${ms}`, later, { timeout: ms }));\n"
+                "beforeEach(later, NaN);\n"
+            )
+        },
+        told=tuple((name, "passed", "", "") for name in ("undefined", "0", "NaN", "Infinity", "1000000000000", "x", "60000")),
+    ),
+    "Jest, files that cannot be loaded": Layout(
+        language="javascript",
+        files={
+            "a.test.js": "test('one', () => {}); let x = ;\n",
+            "b.test.mjs": "import { x } from './missing.mjs';\ntest('one', () => {});\n",
+            "c.test.js": "test('one', () => {});\nthrow new TypeError('of the file');\n",
+            "d.test.js": "describe('group', () => { test('one', () => {}); throw null; });\n",
+            "e.test.js": "process.exit(3);\n",
+            "f.test.js": "test('two', () => {});\n",
+        },
+        told=(
+            ("a.test.js", "error", "Unexpected token ';'", "…"),
+            ("b.test.mjs", "error", "…", "…"),
+            ("c.test.js", "error", "of the file", "…"),
+            ("one", "passed", "", ""),
+            ("d.test.js", "error", "null", ""),
+            ("group > one", "passed", "", ""),
+            ("e.test.js", "error", "the file ended with status 3 outside of its tests", ""),
+            ("two", "passed", "", ""),
+        ),
+    ),
     "Jest, in files with no name of tests": Layout(
         language="javascript",
         files={"solution.js": "module.exports = 1;\n", "solution.tests.js": "test('x', () => { throw 1; });\n"},

@@ -11,7 +11,11 @@ const { expect, finish } = require("./expect.cjs");
 const root = { children: [], hooks: [] };
 let open = root;
 let registers = false;
+const slow = Number(process.env.MAYFLY_TIME_FACTOR) || 1; // how much longer all takes on this host
 let patience = 5000; // ms for a test or a hook, as Jest has it
+
+// What is no time is as if nobody had said it, and the longest is that of Node's timers.
+const allowed = (ms) => Math.min((ms > 0 ? Number(ms) : 5000) * slow, 2 ** 31 - 1);
 
 function declare(entry) {
   open.children.push(Object.assign(entry, { parent: open }));
@@ -38,12 +42,14 @@ function modeOf(entry) {
 function register(group, only) {
   const left = (entry) =>
     isTest(entry) ? ["skip", "todo"].includes(modeOf(entry)) || (only && modeOf(entry) !== "only") : entry.children.every(left);
-  if (group === root || !left(group)) for (const [add, body, timeout = patience] of group.hooks) add(kept(body, timeout), { timeout });
+  if (group === root || !left(group))
+    for (const [add, body, ms = patience] of group.hooks) add(kept(body, allowed(ms)), { timeout: allowed(ms) });
   for (const entry of group.children) {
     if (!isTest(entry)) node.describe(entry.name, () => register(entry, only));
     else if (entry.mode === "todo") node.test(entry.name, { todo: true });
     else {
-      const { body, timeout = patience } = entry;
+      const { body, timeout: ms = patience } = entry;
+      const timeout = allowed(ms);
       node.test(entry.name, { skip: left(entry), timeout }, left(entry) ? undefined : kept(body, timeout));
     }
   }

@@ -7,12 +7,32 @@ import { fileURLToPath } from "node:url";
 
 const write = process.stdout.write.bind(process.stdout);
 const names = [];
+const begun = new Set();
+let failed = false;
+let told = false;
+let thrown;
 
 // An endless test leaves nobody else a turn: what the reporter has is put out before, and what runs next.
 beforeEach(async (test) => {
   begin();
   await new Promise((resolve) => setImmediate(resolve));
+  begun.add(test.fullName ?? test.name);
   write(`\x1e+${test.fullName ?? test.name}\n`);
+});
+
+// What nothing else tells: the file was not loaded, or something went wrong or ended the program outside of its tests.
+function tell(message, output = "") {
+  write(`\x1e${JSON.stringify({ name: process.env.MAYFLY_FILE ?? "file", outcome: "error", message, output })}\n`);
+  told = true;
+}
+process.on("uncaughtExceptionMonitor", (error) => {
+  thrown = [String(error?.message ?? error), String(error?.stack ?? "")];
+  if (begun.size === 0) tell(...thrown);
+});
+process.on("exit", (status) => {
+  if (!status || told || failed) return;
+  if (thrown) tell(...thrown);
+  else if (begun.size === 0) tell(`the file ended with status ${status} outside of its tests`);
 });
 
 const words = new URL("jest.cjs", import.meta.url);
@@ -50,8 +70,10 @@ export default async function* report(source) {
     const cause = error?.cause ?? error;
     const skipped = data.skip !== undefined || data.todo !== undefined;
     const reason = skipped ? [data.skip, data.todo].find((word) => typeof word === "string") ?? "" : cause ? String(cause.message ?? cause) : "";
+    failed ||= type === "test:fail" && !skipped;
     const outcome = skipped ? "skipped" : type === "test:pass" ? "passed" : error?.failureType === "testTimeoutFailure" ? "timeout" : "failed";
     const name = [...names.slice(0, data.nesting), data.name].join(" > ");
+    begun.delete(name);
     yield `\x1e${JSON.stringify({ name, outcome, message: reason, wall_ms: data.details?.duration_ms ?? null })}\n`;
   }
 }

@@ -61,6 +61,7 @@ def run(
     profile: ProfileName = "test",
     cpu_ms: int = 0,
     pytest: bool = False,
+    options: Mapping[str, str] = {},
 ) -> Result:
     """Do with files of a language what the profile says, with a limit on the processor time of its
     last step; Python's tests without pytest unless asked for.
@@ -71,7 +72,7 @@ def run(
         go_caches(agent)
     if name == "python" and not pytest:
         files = {**files, "pytest.py": "raise ModuleNotFoundError(name='pytest')\n"}
-    *steps, last = steps_here(agent, language, chosen.steps, wall_ms=600_000, hidden=hidden)
+    *steps, last = steps_here(agent, language, chosen.steps, wall_ms=600_000, hidden=hidden, options=options)
     last.cpu_ms = cpu_ms
     agent.start(*steps, last, files=[(path, text.encode()) for path, text in {**chosen.files, **files}.items()])
     agent.send(p.StdinEof())
@@ -128,6 +129,12 @@ def test_an_exercise_as_sites_lay_it_out(agent: AgentProcess, name: str) -> None
     assert told(tests) == expected(layout, tests), result.stderr
     assert layout.says in result.stderr.decode()
     assert result.exits[-1].code != 0 or not layout.says
+
+
+@pytest.mark.skipif(not HAS_NODE, reason="node is not installed")
+def test_jests_times_are_longer_where_everything_takes_longer(agent: AgentProcess) -> None:
+    result = run(agent, "javascript", {"x.test.js": "test('never', () => new Promise(() => {}), 40);\n"}, options={"time_factor": "3"})
+    assert [test.message for test in results("javascript", result)] == ["test timed out after 120ms"], result.stderr
 
 
 CATCH2 = Path("/usr/include/catch2/catch.hpp")

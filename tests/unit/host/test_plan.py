@@ -279,6 +279,15 @@ def image_with_profiles() -> InstalledImage:
     return image._replace(manifest=msgspec.structs.replace(image.manifest, profiles={"test": test, "format": form}))
 
 
+def test_a_step_is_told_how_much_longer_everything_takes() -> None:
+    image = toy()
+    slow = LanguageStep(name="run", argv=("sleep", "{time_factor}"))
+    image = image._replace(manifest=msgspec.structs.replace(image.manifest, steps=(slow,)))
+    for factor, word in ((0.0, "1"), (1.0, "1"), (2.5, "2.5"), (20.0, "20")):
+        plan = make_plan(Snippet(source=b"s"), image, Config(time_factor=factor))
+        assert plan.job.start.steps[0].argv == ("sleep", word)
+
+
 def test_a_profile_has_steps_and_files_of_its_own() -> None:
     snippet = Snippet(source=b"s", hidden_files={"a.toy": b"a", "b": b"b"}, profile="test", args=("x",))
     plan = make_plan(snippet, image_with_profiles(), Config())
