@@ -26,7 +26,7 @@ def spdx(manifest: Manifest, created: datetime.datetime) -> dict[str, Any]:
     }
     system = manifest.distribution or "debian"
     contents = [_system(name, version, system) for name, version in manifest.system.items()]
-    contents += [_own(package) for package in manifest.packages]
+    contents += {found["SPDXID"]: found for found in map(_own, manifest.packages)}.values()  # npm may have one at several places
     return {
         "spdxVersion": "SPDX-2.3",
         "dataLicense": "CC0-1.0",

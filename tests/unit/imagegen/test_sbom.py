@@ -81,7 +81,7 @@ def test_the_document(image: Path) -> None:
 
 
 def test_packages_of_the_language(image: Path) -> None:
-    manifest = replace(load(image), packages=OWN)
+    manifest = replace(load(image), packages=(*OWN, OWN[1]))  # at two places
     document = spdx(manifest, datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC))
     assert document["creationInfo"]["created"] == "2026-01-02T03:04:05Z"
     found = {package["name"]: package for package in document["packages"]}
