@@ -82,12 +82,24 @@ class Proxy:
         """Where a module's versions are."""
         return f"{self._downloads.base}/{escaped(path)}"
 
-    def version(self, path: str, query: str) -> str:
-        """The version that `go get PATH@QUERY` takes: of those with a number the highest release,
-        else what the proxy says.
+    def module(self, path: str, query: str) -> Module:
+        """The module that `go get PATH@QUERY` takes: the path's, or the one that has it as a
+        package (Go Modules Reference, "Resolving a package to a module").
 
         Raises:
             ImageError: there is none.
+        """
+        for prefix in _prefixes(path):
+            if version := self._version(prefix, query):
+                module = Module(prefix, version)
+                if prefix != path and path.removeprefix(f"{prefix}/") not in _Sources(module, self).folders:
+                    raise ImageError(f"the module {module} has no package {path}", hint="is it spelled so? another version may have it")
+                return module
+        raise ImageError(f"the proxy has no module with {path}@{query}", hint="is it spelled so? give another --packages-from")
+
+    def _version(self, path: str, query: str) -> str:
+        """The version of a module that fits: of those with a number the highest release, else what
+        the proxy says; "" if there is none.
         """
         listed = (self._downloads.document(f"{self.address(path)}/@v/list") or b"").decode("utf-8", "replace").split()
         fitting = [
@@ -101,10 +113,7 @@ class Proxy:
             found = json.loads(data or b"{}").get("Version", "")
         except (ValueError, AttributeError):
             found = ""
-        if not isinstance(found, str) or not _VERSION.fullmatch(found):
-            hint = "is it spelled so? give a module, not one of its packages, or another --packages-from"
-            raise ImageError(f"the proxy has no module {path}@{query}", hint=hint)
-        return found
+        return found if isinstance(found, str) and _VERSION.fullmatch(found) else ""
 
     def mod(self, module: Module) -> GoMod:
         """A module's go.mod. Raises RegistryError: it is not there."""
@@ -197,7 +206,7 @@ def resolve(wanted: Iterable[str], proxy: Proxy) -> list[Module]:
         ConfigError: a module is named in a way that makes no sense.
         ImageError, RegistryError: one cannot be had.
     """
-    asked = [Module(path, proxy.version(path, query)) for path, query in map(parse, wanted)]
+    asked = [proxy.module(path, query) for path, query in map(parse, wanted)]
     chosen = _highest(asked)
     used = {module.path for module in asked}
     for _ in range(MAX_PASSES):

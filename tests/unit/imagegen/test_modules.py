@@ -65,6 +65,7 @@ def _fill(server: PackageServer) -> None:
     [
         (["example.org/right"], ["right@v1.10.0"]),
         (["example.org/right@v1.2"], ["right@v1.2.0"]),
+        (["example.org/top/in@v1"], ["Deep/x@v0.1.0", "left@v1.1.0", "top@v1.0.0"]),  # a package of it
         (["example.org/right@v2.0.0-rc.1"], ["right@v2.0.0-rc.1"]),
         (["example.org/bare"], [f"bare@{PSEUDO}"]),
         (["example.org/bare@main"], [f"bare@{PSEUDO}"]),
@@ -145,8 +146,9 @@ def test_imports_are_read(source: str, found: list[str]) -> None:
 @pytest.mark.parametrize(
     ("wanted", "error", "message"),
     [
-        (["example.org/nothing"], ImageError, "the proxy has no module example.org/nothing@latest"),
-        (["example.org/right@v9"], ImageError, "the proxy has no module example.org/right@v9"),
+        (["example.org/nothing"], ImageError, "the proxy has no module with example.org/nothing@latest"),
+        (["example.org/right@v9"], ImageError, "the proxy has no module with example.org/right@v9"),
+        (["example.org/right/none"], ImageError, r"the module example.org/right@v1\.10\.0 has no package example.org/right/none"),
         (["left"], ConfigError, "is not a module"),
         (["example.org/../left"], ConfigError, "is not a module"),
         (
@@ -157,7 +159,7 @@ def test_imports_are_read(source: str, found: list[str]) -> None:
         (["example.org/odd"], ImageError, "which is not a module"),
         (["example.org/zeros"], ImageError, r"v1\.0\.0-01' is needed, which is not a module"),
         (["example.org/digits"], ImageError, "which is not a module"),
-        (["example.org/listed"], ImageError, "the proxy has no module example.org/listed@latest"),
+        (["example.org/listed"], ImageError, "the proxy has no module with example.org/listed@latest"),
     ],
 )
 def test_what_cannot_be_had_is_said(layout: Path, server: PackageServer, wanted: list[str], error: type[MayflyError], message: str) -> None:
