@@ -25,6 +25,8 @@ from mayfly.schema import decode
 ACCEPT = "application/vnd.npm.install-v1+json"
 MAX_PACKAGES = 2000
 _NAME = re.compile(r"(?:@[a-z0-9~-][a-z0-9._~-]*/)?[a-zA-Z0-9~_-][a-zA-Z0-9._~-]*")
+_LOOSE = re.compile(r"(?<=[<>=~^])\s+(?:v(?=\d))?|(?<![\w.+-])v(?=\d)")
+"""What npm passes over in a range: spaces behind an operator, a `v` before a version."""
 _CPUS = {"x86_64": "x64", "aarch64": "arm64"}
 _ASKED = "--package"
 
@@ -108,6 +110,18 @@ class _Registry:
         except SchemaError as error:
             raise RegistryError(f"{name}@{found} in the registry: {error.message}", hint="ask for another version") from error
 
+    def fits(self, name: str, version: str, wanted: str, by: str) -> bool:
+        """Whether a version that is there is what is wanted. Raises ImageError: that is neither a
+        range nor a tag.
+        """
+        try:
+            return _fits(version, wanted)
+        except ImageError:
+            tagged = self._document(name, by).dist_tags.get(wanted)
+            if tagged is None:
+                raise
+            return version == tagged
+
     def _document(self, name: str, by: str) -> _Document:
         if name not in self._documents:
             at = f"{self._downloads.base}/{urllib.parse.quote(name, safe='@')}"
@@ -135,7 +149,7 @@ def _allows(listed: tuple[str, ...] | str, value: str) -> bool:
 def _fits(version: str, wanted: str) -> bool:
     """Whether a version is in a range. Raises ImageError: it is not a range of versions."""
     try:
-        spec = NpmSpec(re.sub(r"([<>=~^])\s+", r"\1", wanted.strip()) or "*")
+        spec = NpmSpec(_LOOSE.sub("", wanted.strip().replace("~>", "~")) or "*")
     except ValueError as error:
         raise ImageError(f"{wanted!r} is not a range of versions in a registry", hint="only those are taken: no URL, no file") from error
     try:
@@ -180,7 +194,7 @@ def resolve(wanted: Iterable[str], registry: _Registry) -> list[_Placed]:
         who = f"{by.name}@{by.version}" if by.name else _ASKED
         alias = re.fullmatch(r"npm:(.+)@([^@/]+)", range_)
         there = by.find(name)
-        if there is not None and (alias or _fits(there.version, range_)):
+        if there is not None and (alias or registry.fits(name, there.version, range_, who)):
             return
         if there is not None and (peer or by is top):
             raise ImageError(f"{who} needs {name}@{range_}, and {there.version} is chosen", hint="ask for versions that go together")

@@ -60,6 +60,7 @@ def _fill(server: PackageServer) -> None:
     server.add_npm("native-mac", "1.0.0", os=["!linux"])
     optional = {"native-here": "1", "native-musl": "1", "native-mac": "1"}
     server.add_npm("native", "1.0.0", optionalDependencies=optional, dependencies=optional)
+    server.add_npm("tagged", "1.0.0", dependencies={"left": "latest"})
     server.add_npm("round", "1.0.0", dependencies={"about": "*"})
     server.add_npm("about", "1.0.0", dependencies={"round": "*"})
 
@@ -72,6 +73,11 @@ def _fill(server: PackageServer) -> None:
         (["left@>=1 <3"], {"left": "2.0.0"}),
         (["@scope/tool@1.4", "left@2"], {"@scope/tool": "1.4.0", "left": "2.0.0", "@scope/tool/node_modules/left": "1.0.0"}),
         (["@scope/tool"], {"@scope/tool": "1.5.0", "left": "1.0.0", "alias": "1.0.0"}),
+        (["left@~> 1.0"], {"left": "1.0.0"}),
+        (["left@^v1.0.0 || v2"], {"left": "2.0.0"}),
+        (["left@>= v1 <v2.0.0"], {"left": "1.0.0"}),
+        (["tagged", "left@2"], {"tagged": "1.0.0", "left": "2.0.0", "tagged/node_modules/left": "3.0.0-beta.1"}),
+        (["tagged", "left"], {"tagged": "1.0.0", "left": "3.0.0-beta.1"}),
         (["plugin", "left@1"], {"plugin": "1.0.0", "left": "1.0.0"}),
         (["plugin"], {"plugin": "1.0.0", "left": "2.0.0"}),
         (["native"], {"native": "1.0.0", "native-here": "1.0.0"}),
