@@ -247,13 +247,21 @@ class Index:
                 raise LayerError(f"{wheel.url} is damaged: {error}") from error
         return parse_email(data)[0]
 
+    def wants(self, requirement: Requirement, extras: Iterable[str] = ()) -> bool:
+        """Whether the requirement is one for the image's Python, with these extras of who has it.
+
+        Raises:
+            UndefinedEnvironmentName: its marker makes no sense.
+        """
+        environments = [{**self._python.environment(), "extra": extra} for extra in ("", *extras)]
+        return requirement.marker is None or any(map(requirement.marker.evaluate, environments))
+
     def dependencies(self, wheel: Wheel, extras: Iterable[str]) -> Iterator[Requirement]:
         """What the wheel needs, with these extras of it."""
         for text in self.metadata(wheel).get("requires_dist", ()):
             try:
                 requirement = Requirement(text)
-                environments = [{**self._python.environment(), "extra": extra} for extra in ("", *extras)]
-                wanted = requirement.marker is None or any(map(requirement.marker.evaluate, environments))
+                wanted = self.wants(requirement, extras)
             except (InvalidRequirement, UndefinedEnvironmentName) as error:
                 raise ImageError(f"{wheel.name} {wheel.version} needs {text!r}, which makes no sense: {error}") from error
             if wanted:
@@ -327,8 +335,10 @@ def resolve(wanted: Sequence[str], index: Index) -> list[Wheel]:
     wishes = []
     for text in wanted:
         try:
-            wishes.append(_Wish(Requirement(text), "the command line"))
-        except InvalidRequirement as error:
+            requirement = Requirement(text)
+            if index.wants(requirement):
+                wishes.append(_Wish(requirement, "the command line"))
+        except (InvalidRequirement, UndefinedEnvironmentName) as error:
             raise ConfigError(f"--package {text!r}: {error}", hint="write it as numpy, 'numpy==2.*' or 'requests[socks]>=2'") from error
     search = _Search(index)
     found = search.choose(wishes, {})
