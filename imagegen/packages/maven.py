@@ -30,7 +30,7 @@ MAX_EXPANSIONS = 50
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 _ASKED = re.compile(rf"({_PART}):({_PART})(?::({_PART}))?")
 _PROPERTY = re.compile(r"\$\{([^}]*)\}")
-_JARS = ("jar", "bundle", "maven-plugin", "ejb", "test-jar")
+_JARS = ("jar", "bundle", "maven-plugin", "ejb")
 
 
 class Name(NamedTuple):
