@@ -359,7 +359,17 @@ impl Socket {
             return;
         }
         if self.is_connection() {
-            while self.bytes.len() < MOST_KEPT && matches!(self.fill(AT_ONCE), Ok(true)) {}
+            while self.bytes.len() < MOST_KEPT {
+                match self.fill(AT_ONCE) {
+                    Ok(true) => {}
+                    Ok(false) | Err(Errno::Again) => break,
+                    // The host tells it once, and the program has not seen it.
+                    Err(_) => {
+                        self.end = End::Broken;
+                        break;
+                    }
+                }
+            }
         } else if !self.stream {
             let mut kept: usize = self.datagrams.iter().map(|(_, bytes)| bytes.len() + 1).sum();
             while kept < MOST_KEPT && self.fill_datagram().is_ok() {
