@@ -5,7 +5,7 @@ import functools
 import json
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -70,18 +70,27 @@ def _asks(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--fleet-ca", default="", metavar="FILE", help="authority of the servers' certificates (PEM)"),
         click.option("--fleet-seed", default="", metavar="FILE", help="seed of an operator's token"),
         click.option("--name", default="operator", help="name of that token"),
-        click.option("--fleet", "url", default=DEFAULT_URL, show_default=True, envvar="MAYFLY_FLEET", help="URL of a server of the fleet"),
+        click.option(
+            "--fleet",
+            "urls",
+            multiple=True,
+            default=[DEFAULT_URL],
+            show_default=True,
+            envvar="MAYFLY_FLEET",
+            metavar="URL",
+            help="a server of the fleet; of several, one that is there is asked",
+        ),
     ):
         command = option(command)
     return command
 
 
-def ask_fleet(work: "Callable[[Engine], Coroutine[Any, Any, _T]]", url: str, name: str, fleet_seed: str, fleet_ca: str) -> _T:
+def ask_fleet(work: "Callable[[Engine], Coroutine[Any, Any, _T]]", urls: Sequence[str], name: str, fleet_seed: str, fleet_ca: str) -> _T:
     """Do `work` with a connection to the fleet, as an operator."""
     from mayfly.fleet.engine import Credentials, Engine
 
     async def whole() -> _T:
-        async with Engine.connect((url,), name, Credentials(seed=fleet_seed, ca=fleet_ca)) as engine:
+        async with Engine.connect(urls, name, Credentials(seed=fleet_seed, ca=fleet_ca)) as engine:
             return await work(engine)
 
     return asyncio.run(whole())
@@ -90,14 +99,14 @@ def ask_fleet(work: "Callable[[Engine], Coroutine[Any, Any, _T]]", url: str, nam
 class Where(NamedTuple):
     """The fleet that a command is about, and who comes."""
 
-    url: str
+    urls: Sequence[str]
     name: str
     seed: str
     ca: str
 
     def ask(self, work: "Callable[[Engine], Coroutine[Any, Any, _T]]") -> _T:
         """Do `work` with a connection to it."""
-        return ask_fleet(work, self.url, self.name, self.seed, self.ca)
+        return ask_fleet(work, self.urls, self.name, self.seed, self.ca)
 
 
 def of_fleet(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -106,15 +115,17 @@ def of_fleet(command: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(command)
-    def called(*args: Any, url: str, fleet_name: str, fleet_seed: str, fleet_ca: str, **kwargs: Any) -> Any:
-        fleet = Where(url, fleet_name, fleet_seed, fleet_ca) if url else None
+    def called(*args: Any, urls: Sequence[str], fleet_name: str, fleet_seed: str, fleet_ca: str, **kwargs: Any) -> Any:
+        fleet = Where(urls, fleet_name, fleet_seed, fleet_ca) if urls else None
         return with_fleet(command)(*args, fleet=fleet, **kwargs)
 
     for option in (
         click.option("--fleet-ca", default="", metavar="FILE", help="authority of the servers' certificates (PEM)"),
         click.option("--fleet-seed", default="", metavar="FILE", help="seed of an operator's token"),
         click.option("--fleet-name", default="operator", help="name of that token"),
-        click.option("--fleet", "url", default="", metavar="URL", help="those of the fleet with a server at this URL"),
+        click.option(
+            "--fleet", "urls", multiple=True, metavar="URL", help="those of the fleet with a server at this URL, or at one of several"
+        ),
     ):
         called = option(called)
     return called
@@ -124,7 +135,7 @@ def of_fleet(command: Callable[..., Any]) -> Callable[..., Any]:
 @_asks
 @click.option("--json", "as_json", is_flag=True, help="print them as JSON")
 @with_fleet
-def list_hosts(as_json: bool, **where: str) -> None:
+def list_hosts(as_json: bool, **where: Any) -> None:
     """List the hosts that are there."""
     from mayfly.fleet import operate
 
@@ -164,7 +175,7 @@ def _show(seen: "list[Seen]", *, as_json: bool = False) -> None:
 @click.option("--every", type=click.FloatRange(0, 60), default=1.0, show_default=True, help="seconds between two looks")
 @click.option("--times", type=click.IntRange(1), help="how often (default: until you stop it)")
 @with_fleet
-def top(every: float, times: int | None, **where: str) -> None:
+def top(every: float, times: int | None, **where: Any) -> None:
     """Show the hosts and their load, again and again."""
     from mayfly.fleet import operate
 
@@ -182,7 +193,7 @@ def top(every: float, times: int | None, **where: str) -> None:
 @click.argument("host")
 @click.option("--wait", "within_s", type=click.FloatRange(0, 86400), default=0, help="wait so many seconds until its runs have ended")
 @with_fleet
-def drain(host: str, within_s: float, **where: str) -> None:
+def drain(host: str, within_s: float, **where: Any) -> None:
     """Have HOST take no more runs; long ones move to other hosts, the rest go on to their end."""
     from mayfly.fleet import operate
 
@@ -198,7 +209,7 @@ def drain(host: str, within_s: float, **where: str) -> None:
 @_asks
 @click.argument("host")
 @with_fleet
-def undrain(host: str, **where: str) -> None:
+def undrain(host: str, **where: Any) -> None:
     """Have HOST take runs again."""
     from mayfly.fleet import operate
 
@@ -217,7 +228,7 @@ def images() -> None:
 @click.argument("reference")
 @click.option("--insecure", is_flag=True, help="the registry speaks plain HTTP")
 @with_fleet
-def add_image(reference: str, insecure: bool, **where: str) -> None:
+def add_image(reference: str, insecure: bool, **where: Any) -> None:
     """Offer the image at REFERENCE (mayfly image push), in the place of one of the same language,
     version and architecture; or the snapshot there (mayfly snapshot push), in the place of one of
     the same name and architecture.
@@ -232,7 +243,7 @@ def add_image(reference: str, insecure: bool, **where: str) -> None:
 @images.command("list")
 @_asks
 @with_fleet
-def list_images(**where: str) -> None:
+def list_images(**where: Any) -> None:
     """List what is offered."""
     from mayfly.fleet import catalog
 
@@ -245,7 +256,7 @@ def list_images(**where: str) -> None:
 @_asks
 @click.argument("image")
 @with_fleet
-def remove_image(image: str, **where: str) -> None:
+def remove_image(image: str, **where: Any) -> None:
     """Offer IMAGE (python@3.13), or a snapshot of that name, no more. Hosts keep what they have."""
     from mayfly.fleet import catalog
 

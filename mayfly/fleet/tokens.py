@@ -40,10 +40,10 @@ def permissions(name: str, kind: str, arch: str) -> dict[str, Any]:
             stream = f"RUNS_{arch}"
             said = [f"begin.{name}.*", f"settle.*.{name}.*", f"gw.*.{name}.*", f"beat.{name}", f"offers.{name}"]
             said += [f"fn.begin.{name}.*", f"fn.settle.*.{name}.*", f"fn.code.{name}"]
-            said += [f"seek.{name}.*", f"fn.seek.{name}.*", f"move.*.{name}.*", f"take.*.{name}.*"]
+            said += [f"ping.{name}", f"wish.{name}", f"seek.{name}.*", f"fn.seek.{name}.*", f"move.*.{name}.*", f"take.*.{name}.*"]
             said += [f"$JS.API.CONSUMER.MSG.NEXT.{stream}.*", f"$JS.ACK.{stream}.>"]
             heard = [f"run.now.{arch}.* {GROUP}", f"host.{name}.*", f"move.{name}.*.*", f"take.{name}.*.*"]
-            heard += [*(f"{subject}.{name}" for subject in ("ping", "about", "measure", "wish", "fn.ask"))]
+            heard += [*(f"{subject}.{name}" for subject in ("ping", "about", "measure", "wish", "fn.ask", "beat"))]
         case "gateway":
             said = ["run.*.*.*", "host.*.*", "ping.*", "about.*", "measure.*", "wish.*", "over.*", "fn.ask.*"]
             said += ["$JS.API.>", "$JS.ACK.>", "$KV.runs.>", "$KV.results.>", "$KV.accounts.>", "$KV.fleet.>"]

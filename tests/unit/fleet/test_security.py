@@ -1,6 +1,7 @@
 """Who has no token stays out, and who has one can do no more than it says."""
 
 import asyncio
+import json
 import os
 import platform
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import jsonschema_rs
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -27,7 +29,18 @@ from tests.kit.api_server import make_certificate
 from tests.kit.fleet_kit import Fleet, in_fleet
 from tests.unit.fleet.test_fleet import events, output, run, start, until_output
 
-OF_OTHERS = ("fn.settle.g1.h1.x", "fn.begin.h1.x", "fn.code.h1", "fn.ask.h1", "offers.h1", "keys", "images", "functions", "$KV.fleet.keys")
+OF_OTHERS = (
+    "wish.h1",
+    "fn.settle.g1.h1.x",
+    "fn.begin.h1.x",
+    "fn.code.h1",
+    "fn.ask.h1",
+    "offers.h1",
+    "keys",
+    "images",
+    "functions",
+    "$KV.fleet.keys",
+)
 """Subjects that the host h2 has nothing to say to."""
 
 
@@ -123,6 +136,8 @@ def test_each_may_do_its_part_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: P
                     pass
                 assert output(await events(way.client, run_id)) == "begun\nmine\n"
                 assert heard == []
+            async with Engine.connect((fleet.server.url,), "h1", credentials("h1")) as again:
+                assert await again.ask("ping.h1", b"") == b"", "a second one of its name finds the first"
             tokens.revoke(users, "h2")
             fleet.server.reload()
             async with asyncio.timeout(30):
@@ -142,17 +157,20 @@ def manifests() -> list[Any]:
 
 
 def test_a_host_of_the_manifests_is_drained_before_it_stops(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """By the command that is there, with the token that it names."""
+    """By the command that is there, with its own token, though one server is away."""
     install_toys(monkeypatch, tmp_path)
     certificate, key = make_certificate(tmp_path)
     (tmp_path / "ca.pem").write_bytes(certificate.read_bytes())
-    for name, kind in (("g1", "gateway"), ("h1", "host"), ("operator", "operator")):
+    for name, kind in (("g1", "gateway"), ("h1", "host")):
         (tmp_path / f"{name}.seed").write_bytes(tokens.create(tmp_path / "users.conf", name, kind, platform.machine()))
     pod = manifests()[-1]["spec"]["template"]["spec"]
     host = pod["containers"][0]
     shell, flag, text = host["lifecycle"]["preStop"]["exec"]["command"]
     assert (shell, flag) == ("sh", "-c")
-    words = shlex.split(text.replace("$NODE_NAME", "h1").replace("/secrets", str(tmp_path)))
+    assert "operator" not in text
+    words = shlex.split(
+        text.replace("$NODE_NAME", "h1").replace("/etc/mayfly/host.seed", f"{tmp_path}/h1.seed").replace("/etc/mayfly", str(tmp_path))
+    )
     waits_s = float(words[words.index("--wait") + 1])
     given = shlex.split(host["args"][0])
     assert waits_s + float(given[given.index("--drain-s") + 1]) < pod["terminationGracePeriodSeconds"]
@@ -164,7 +182,9 @@ def test_a_host_of_the_manifests_is_drained_before_it_stops(monkeypatch: pytest.
             await fleet.until_hosts(way, 1)
             run_id = await start(way.client, "echo begun; sleep 1; echo end")
             await until_output(way, run_id, "begun")
-            words[words.index("--fleet") + 1] = fleet.server.url
+            servers = [place + 1 for place, word in enumerate(words) if word == "--fleet"]
+            for place, url in zip(servers, ("tls://127.0.0.1:1", fleet.server.url, fleet.server.url), strict=True):
+                words[place] = url
             done = await asyncio.to_thread(CliRunner().invoke, cli, words[1:])
             assert done.exit_code == 0, done.output
             assert not service.under_way
@@ -172,6 +192,29 @@ def test_a_host_of_the_manifests_is_drained_before_it_stops(monkeypatch: pytest.
             assert [host.beat.draining for host in way.runner.roll if host.beat] == [True]
 
     in_fleet(scenario, more=secured(certificate, key, tmp_path / "users.conf"))
+
+
+def test_the_manifests_fit_kubernetes() -> None:
+    """Its schemas, in which no other fields are allowed than those that it knows."""
+    schema = json.loads((ROOT / "tests/kit/kubernetes.schema.json").read_text())
+
+    def check(document: dict[str, Any]) -> None:
+        group = "apps" if document["apiVersion"] == "apps/v1" else "core"
+        name = f"io.k8s.api.{group}.v1.{document['kind']}"
+        jsonschema_rs.validate({**schema, "$ref": f"#/$defs/{name}"}, document)
+
+    documents = manifests()
+    for document in documents:
+        check(document)
+    documents[-1]["spec"]["template"]["spec"]["containers"][0]["lifecycle"]["prestop"] = {}
+    with pytest.raises(jsonschema_rs.ValidationError, match="prestop"):
+        check(documents[-1])
+
+
+def test_a_host_has_no_secret_but_its_own() -> None:
+    """Who breaks out of its pod has what its node has: the token of one host."""
+    host = manifests()[-1]["spec"]["template"]["spec"]
+    assert [volume["hostPath"]["path"] for volume in host["volumes"]] == ["/dev/kvm", "/etc/mayfly"]
 
 
 def test_the_manifests_name_options_that_there_are() -> None:
