@@ -4,9 +4,9 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from mayfly.errors import FleetError, SnapshotNotFoundError
+from mayfly.errors import FleetError, MayflyError, SnapshotNotFoundError
 from mayfly.fleet.engine import Engine
-from mayfly.fleet.failures import NobodyError, SilenceError
+from mayfly.fleet.failures import FullError, NobodyError, SilenceError
 from mayfly.fleet.follows import Follows
 from mayfly.fleet.message import SNAPSHOT, queue_of
 from mayfly.fleet.mirror import ending_of
@@ -46,6 +46,7 @@ class Watch:
         self._missing: dict[str, int] = {}
         self._silent: dict[str, int] = {}
         self._without: dict[str, float] = {}  # since when no host has the snapshot of runs that wait
+        self._wrong: dict[str, str] = {}  # of each look, if its last one failed
         self.beside: list[Callable[[], Awaitable[None]]] = []
 
     async def watch(self) -> None:
@@ -59,7 +60,7 @@ class Watch:
     async def _watch_servers(self) -> None:
         while True:
             await asyncio.sleep(WATCH_S)
-            await self.look_at_servers()
+            await self._try(self.look_at_servers)
 
     async def _watch_fleet(self) -> None:
         while True:
@@ -67,8 +68,22 @@ class Watch:
             self._roll.expire()
             if not self._engine.connected:
                 continue
-            own = (self._look_at_hosts(), self._look_for_results(), self._count_waiting(), self._look_for_snapshots())
-            await asyncio.gather(*own, *(look() for look in self.beside), return_exceptions=True)
+            own = (self._look_at_hosts, self._look_for_results, self._count_waiting, self._look_for_snapshots)
+            await asyncio.gather(*map(self._try, (*own, *self.beside)))
+
+    async def _try(self, look: Callable[[], Awaitable[None]]) -> None:
+        """Look once. What goes wrong concerns no other look, and is said once until it is well."""
+        name = getattr(look, "__qualname__", repr(look))
+        try:
+            await look()
+        except Exception as error:  # whatever it is, the next look may see more
+            what = repr(error)
+            if self._wrong.get(name) != what:
+                expected = isinstance(error, FullError | NobodyError | SilenceError | MayflyError)
+                log.warning("fleet: %s: %s", name, what, exc_info=None if expected else error)
+            self._wrong[name] = what
+        else:
+            self._wrong.pop(name, None)
 
     async def _look_at_hosts(self) -> None:
         """Give to others what hosts have that are gone: nobody listens in their name."""

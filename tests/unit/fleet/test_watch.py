@@ -111,3 +111,38 @@ def test_a_run_that_cannot_be_given_back_is_not_counted() -> None:
         assert watch.given_back == 1
 
     asyncio.run(scenario())
+
+
+def test_a_look_that_fails_is_told_once_and_stops_no_other(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(watch, "WATCH_S", 0)
+
+    class Silent(Hangs):
+        """An engine whose servers are there."""
+
+        connected = True
+
+        async def waiting(self, arch: str, lang: str) -> int:
+            return 0
+
+    async def scenario() -> None:
+        looking = Watch(cast(Any, Silent()), Roll(lambda _: None), cast(Any, Follows()), nobody)
+        words, looks = iter(("broken", "broken", "", "broken", "otherwise")), 0
+
+        async def fails() -> None:
+            if word := next(words, ""):
+                raise ValueError(word)
+
+        async def counts() -> None:
+            nonlocal looks
+            looks += 1
+
+        looking.beside = [fails, counts]
+        watching = asyncio.create_task(looking._watch_fleet())
+        async with asyncio.timeout(30):
+            while looks < 6:
+                await asyncio.sleep(0)
+        watching.cancel()
+
+    asyncio.run(scenario())
+    told = [(one.getMessage().rpartition(": ")[2], bool(one.exc_info)) for one in caplog.records if "fails" in one.getMessage()]
+    assert told == [("ValueError('broken')", True), ("ValueError('broken')", True), ("ValueError('otherwise')", True)]
