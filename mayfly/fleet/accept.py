@@ -19,6 +19,7 @@ from mayfly.fleet.follow import Follow
 from mayfly.fleet.follows import Follows
 from mayfly.fleet.message import Registered, Taken, Work, decode, encode, id_of, name_of, queue_of
 from mayfly.fleet.mirror import head_of
+from mayfly.fleet.queues import Queues
 from mayfly.fleet.results import Results
 from mayfly.fleet.roll import Roll
 from mayfly.fleet.steps import step
@@ -34,51 +35,6 @@ from mayfly.runs.runner import Order
 from mayfly.schema import replace
 
 log = logging.getLogger(__name__)
-
-
-class Queues:
-    """Where work waits for hosts: made when it is needed first."""
-
-    def __init__(self, engine: Engine, *, replicas: int, ack_wait_s: float) -> None:
-        self.ack_wait_s = ack_wait_s
-        self._engine, self._replicas = engine, replicas
-        self._made: set[tuple[str, str]] = set()
-
-    async def ensure(self, arch: str, lang: str) -> None:
-        """Have a queue of the language for hosts of the architecture.
-
-        Raises:
-            SilenceError: not now.
-            FleetError: the engine refuses.
-        """
-        if (arch, lang) not in self._made:
-            await self._engine.ensure_consumer(arch, lang, replicas=self._replicas, ack_wait_s=self.ack_wait_s)
-            self._made.add((arch, lang))
-
-    def forget(self, arch: str, lang: str) -> None:
-        """The queue may be gone: `ensure` sees to it again."""
-        self._made.discard((arch, lang))
-
-    async def mend(self, arch: str, lang: str) -> None:
-        """The queue is gone: make it again, for what waits there. Raises as `ensure`."""
-        self.forget(arch, lang)
-        await self.ensure(arch, lang)
-
-    async def remove(self, arch: str, lang: str) -> None:
-        """Have no queue of the language: nothing is to wait there any more. Raises as `ensure`."""
-        self.forget(arch, lang)
-        await self._engine.remove_consumer(arch, lang)
-
-    async def ensure_soon(self, arch: str, lang: str) -> None:
-        """The same, as soon as the engine is able to."""
-        while True:
-            try:
-                await self.ensure(arch, lang)
-            except (FleetError, NobodyError, SilenceError) as error:
-                log.warning("fleet: no queue %s of %s yet: %s", lang, arch, error)
-                await asyncio.sleep(1)
-            else:
-                return
 
 
 class Acceptance:

@@ -290,6 +290,23 @@ class Engine:
         answer = await self._api(f"CONSUMER.INFO.{_stream_of(arch)}.{arch}_{lang}", {})
         return int(answer.get("num_pending", 0))
 
+    async def held(self, arch: str, lang: str) -> int:
+        """Work of the consumer that waits, or that a host has. Raises SilenceError, FleetError."""
+        answer = await self._api(f"CONSUMER.INFO.{_stream_of(arch)}.{arch}_{lang}", {})
+        return int(answer.get("num_pending", 0)) + int(answer.get("num_ack_pending", 0))
+
+    async def consumers(self, arch: str) -> list[str]:
+        """The languages, and other queues, that the stream of the architecture has. Raises
+        SilenceError, FleetError.
+        """
+        found: list[str] = []
+        while True:
+            answer = await self._api(f"CONSUMER.NAMES.{_stream_of(arch)}", {"offset": len(found)}, but=NOT_FOUND)
+            names = answer.get("consumers") or []
+            found += names
+            if not names or len(found) >= answer["total"]:
+                return [name.removeprefix(f"{arch}_") for name in found]
+
     async def put(self, arch: str, lang: str, data: bytes, message_id: str) -> int:
         """Store work; it is safe when this returns, and its number in the stream is given. The same
         id again stores nothing; the number may be 0 then.

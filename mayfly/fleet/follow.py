@@ -58,9 +58,14 @@ class Follow:
         self.work, self.handed_to = b"", ""
         self.then: Callable[[Run], None] | None = None
         self.owed = 0  # bytes that the host may be granted anew
-        self.given_back = 0  # the delivery that was
+        self.given_back = -1  # the delivery that was
         self.begun = asyncio.Event()
         self.typing: Typing | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether no host has it, as far as is known here."""
+        return not self.mirror.host or self.given_back >= self.mirror.delivered
 
     @property
     def run(self) -> Run:

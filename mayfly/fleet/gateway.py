@@ -21,7 +21,7 @@ from mayfly.errors import (
     UnprocessableError,
 )
 from mayfly.fleet import calls
-from mayfly.fleet.accept import Acceptance, Queues
+from mayfly.fleet.accept import Acceptance
 from mayfly.fleet.accounts import Accounts
 from mayfly.fleet.buckets import Buckets
 from mayfly.fleet.calls import Calls
@@ -33,6 +33,7 @@ from mayfly.fleet.functions.gateway import FleetFunctions
 from mayfly.fleet.lists import Lists
 from mayfly.fleet.message import About, Answer, Beat, Cancel, Registered, Signal, Size, ToHost, decode, encode, name_of, queue_of, token_of
 from mayfly.fleet.mirror import ending_of
+from mayfly.fleet.queues import Queues, Stale
 from mayfly.fleet.results import Results
 from mayfly.fleet.roll import Roll
 from mayfly.fleet.verdicts import Verdicts
@@ -131,6 +132,7 @@ class Gateway:
         self._watch.beside.append(self._lists.refresh)
         await self._lists.load()
         self._follows.spawn(self._watch.watch(), "watch the fleet")
+        self._follows.spawn(Stale(engine, self.roll, self._queues).sweep(), "sweep queues")
         self._follows.spawn(self._begin_calls(), "begin calls")
 
     async def _begin_calls(self) -> None:

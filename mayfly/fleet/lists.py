@@ -8,7 +8,6 @@ from typing import Any
 
 from mayfly.errors import FleetError
 from mayfly.fleet import catalog, keys
-from mayfly.fleet.accept import Queues
 from mayfly.fleet.buckets import Bucket
 from mayfly.fleet.catalog import Ask, Offers
 from mayfly.fleet.engine import Engine, Message
@@ -17,6 +16,7 @@ from mayfly.fleet.functions import creating
 from mayfly.fleet.functions import messages as functions
 from mayfly.fleet.functions.messages import CREATING, FleetFunction
 from mayfly.fleet.message import decode, encode, name_of, queue_of, token_of
+from mayfly.fleet.queues import Queues
 from mayfly.fleet.roll import Roll
 from mayfly.fleet.shared import Shared, answer
 

@@ -311,13 +311,16 @@ class Held(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class About(msgspec.Struct, kw_only=True):
-    """What a host is; its images' manifests as JSON, and its snapshots."""
+    """What a host is; its images' manifests as JSON, and its snapshots. Its machines cannot go on
+    from those of the queues that are `unfit`.
+    """
 
     name: str
     arch: str
     version: str
     images: list[bytes]
     snapshots: list[Held] = []
+    unfit: list[str] = []
 
 
 class Seek(msgspec.Struct, kw_only=True):

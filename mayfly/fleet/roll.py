@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mayfly.errors import ImageError, UnknownLanguageError
-from mayfly.fleet.message import About, Beat, Held, encode, name_of
+from mayfly.fleet.message import About, Beat, Held, encode, name_of, queue_of
 from mayfly.images.manifest import Manifest
 from mayfly.images.store import InstalledImage
 from mayfly.snapshots.store import not_found
@@ -113,6 +113,25 @@ class Roll:
         for held, arch in [*self.snapshots_offered, *((held, about.arch) for about in abouts for held in about.snapshots)]:
             found.setdefault(held.name, set()).add((arch, held.image))
         return found
+
+    def queues(self) -> set[tuple[str, str]]:
+        """The queues of snapshots that hosts have, or can fetch."""
+        return {(arch, queue_of(image, name)) for name, where in self.snapshots().items() for arch, image in where}
+
+    def fitting(self) -> set[tuple[str, str]]:
+        """Those of them that a host may take runs of: it does not say that its machines cannot."""
+        abouts = [host.about for host in self._hosts.values() if host.about]
+        offered = {(arch, queue_of(one.image, one.name)) for one, arch in self.snapshots_offered}
+        return {
+            (about.arch, queue)
+            for about in abouts
+            for arch, queue in offered | {(about.arch, queue_of(one.image, one.name)) for one in about.snapshots}
+            if arch == about.arch and queue not in about.unfit
+        }
+
+    def unfit(self, arch: str, queue: str) -> list[str]:
+        """The hosts that say that their machines cannot go on from its snapshot."""
+        return [name for name, host in sorted(self._hosts.items()) if host.about and host.about.arch == arch and queue in host.about.unfit]
 
     def find(self, name: str, arch: str = "", snapshot: str = "") -> InstalledImage:
         """The image of a language, or of a version of it: of the architecture whose hosts have the

@@ -170,6 +170,7 @@ class Verdicts:
             if not (said.final or lost) and (registered is None or registered.attempts < ATTEMPTS or error.code == "run_ended"):
                 if follow.work:
                     await self._follows.give_back(follow)
+                follow.given_back = mirror.delivered
                 return "again"
             await self._follows.decide(follow, follow.registered, follow.run, ending_of(follow.run, host, error))
             return "done"

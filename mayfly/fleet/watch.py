@@ -4,11 +4,11 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from mayfly.errors import FleetError, MayflyError, SnapshotNotFoundError
+from mayfly.errors import FleetError, MayflyError, SnapshotError, SnapshotNotFoundError
 from mayfly.fleet.engine import Engine
 from mayfly.fleet.failures import FullError, NobodyError, SilenceError
 from mayfly.fleet.follows import Follows
-from mayfly.fleet.message import SNAPSHOT, queue_of
+from mayfly.fleet.message import SNAPSHOT
 from mayfly.fleet.mirror import ending_of
 from mayfly.fleet.roll import Roll
 from mayfly.fleet.steps import step
@@ -21,6 +21,8 @@ GONE_S = 15.0
 """After so long without the snapshot that it names a run is ended: one that is made anew is away
 for a moment.
 """
+SHOWN = 8
+"""Hosts that an error names."""
 MISSED = 3
 """Looks at a host that is not there, WATCH_S apart, before its runs are given to others: when a
 server of the engine restarts, all hosts are away for a moment.
@@ -119,23 +121,25 @@ class Watch:
         await asyncio.gather(*(self._follows.look_for(follow) for follow in quiet))
 
     async def _look_for_snapshots(self) -> None:
-        """End the runs taken here that wait for a snapshot which no host has or can fetch, while a
-        host is there that might.
+        """End the runs that wait for a snapshot which no host has or can fetch, or from which none
+        can go on, while a host is there that might.
         """
-        now = asyncio.get_running_loop().time()
-        there = {(arch, queue_of(image, name)) for name, where in self._roll.snapshots().items() for arch, image in where}
+        now, there = asyncio.get_running_loop().time(), self._roll.fitting()
         known = {host.about.arch for host in self._roll if host.about}  # of others nobody says what they have
         waiting = [
             follow
             for follow in self._follows
             if follow.lang[0] in known and follow.lang[1].startswith(f"{SNAPSHOT}-") and follow.lang not in there
-            if not follow.mirror.host and follow.known.is_set() and follow.registered.gateway == self._engine.name
+            if follow.waits and follow.known.is_set()
         ]
         self._without = {follow.run.id: self._without.get(follow.run.id, now) for follow in waiting}
         for follow in waiting:
             if now - self._without[follow.run.id] < GONE_S:
                 continue
-            error = SnapshotNotFoundError("no host has the run's snapshot any more", hint="mayfly snapshot create")
+            error: MayflyError = SnapshotNotFoundError("no host has the run's snapshot any more", hint="mayfly snapshot create")
+            if unfit := self._roll.unfit(*follow.lang):
+                what = f"no host can go on from the run's snapshot, whose machine does not fit to {', '.join(unfit[:SHOWN])}"
+                error = SnapshotError(what, hint="make it on a host of their kind, or add hosts of its own kind")
             await self._follows.decide(follow, follow.registered, follow.run, ending_of(follow.run, "", error))
             if follow.number > 0:
                 await self._engine.take_back(follow.registered.arch, follow.number)

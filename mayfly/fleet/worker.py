@@ -173,7 +173,9 @@ class Worker:
         self._warm, self._memory, self._images = warm, memory, images
         self._snapshots = {queue_of(one.image, one.name): one for one in found}
         arch = self._service.images.arch
-        self._about = About(name=self._host, arch=arch, version=__version__, images=manifests, snapshots=found)
+        known = {**self._snapshots, **self._fetches.lacking_snapshots(self._snapshots)}
+        unfit = [queue for queue, one in known.items() if self._is_unfit(one)]
+        self._about = About(name=self._host, arch=arch, version=__version__, images=manifests, snapshots=found, unfit=unfit)
         self._digest = hashlib.sha256(encode(self._about)).hexdigest()[:16]
 
     def _memory_of(self, image: InstalledImage) -> int:
@@ -206,9 +208,7 @@ class Worker:
         known = {**self._images, **lacking}
         for queue, one in {**self._snapshots, **lacking_snapshots}.items():
             lang = token_of(one.image)
-            key = one.digest, self._images[lang].manifest.initramfs_digest if lang in self._images else ""
-            fits = self._unfit.get(key, 0) <= time.monotonic()
-            if fits and lang in known and self._fetches.may(queue) and self._fetches.may(lang):
+            if not self._is_unfit(one) and lang in known and self._fetches.may(queue) and self._fetches.may(lang):
                 priority = FETCH if queue in lacking_snapshots or lang in lacking else WARM
                 priority += room < self._service.admission.budget // 2
                 self._pull(queue, min(PULLS, room // self._memory_of(known[lang]), left), priority)
@@ -263,8 +263,15 @@ class Worker:
         """The digest of the snapshot that a run names, and that of the image it would have here."""
         queue = queue_of(work.snippet.language, work.snippet.snapshot)
         found = self._fetches.lacking_snapshots(self._snapshots).get(queue) or self._snapshots.get(queue)
-        image = self._images.get(token_of(work.snippet.language))
-        return found.digest if found else "", image.manifest.initramfs_digest if image else ""
+        return self._key_of(found.digest if found else "", work.snippet.language)
+
+    def _key_of(self, digest: str, image: str) -> tuple[str, str]:
+        here = self._images.get(token_of(image))
+        return digest, here.manifest.initramfs_digest if here else ""
+
+    def _is_unfit(self, one: Held) -> bool:
+        """Whether machines here are known to fail to go on from the snapshot."""
+        return self._unfit.get(self._key_of(one.digest, one.image), 0) > time.monotonic()
 
     def _fits(self, work: Work) -> bool:
         """Whether machines here are not known to fail to go on from the run's snapshot."""
@@ -323,7 +330,9 @@ class Worker:
                     refused = any(Path(folder).name == snippet.snapshot for folder, _ in self._failed)  # it is of another kernel, say
                     self._unfit[key] = math.inf if refused else time.monotonic() + UNFIT_S
                 raise HostError("what was fetched does not fit here")
-        except MayflyError:
+        except MayflyError as error:
+            if isinstance(error, SnapshotError) and error.__cause__ is None:  # else it may pass
+                self._unfit[self._key(active.work)] = time.monotonic() + UNFIT_S
             await self._engine.give_back(active.delivery.ack, LATER_S)
             return
         finally:

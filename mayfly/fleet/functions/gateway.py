@@ -24,7 +24,6 @@ from mayfly.errors import (
     UnknownFunctionError,
     UnknownRequestError,
 )
-from mayfly.fleet.accept import Queues
 from mayfly.fleet.accounts import Accounts
 from mayfly.fleet.buckets import Bucket
 from mayfly.fleet.engine import Engine
@@ -40,6 +39,7 @@ from mayfly.fleet.functions.messages import (
 )
 from mayfly.fleet.functions.verdicts import FunctionVerdicts
 from mayfly.fleet.message import decode, encode, id_of
+from mayfly.fleet.queues import Queues
 from mayfly.fleet.results import Results
 from mayfly.fleet.roll import Roll
 from mayfly.fleet.shared import Done, Shared

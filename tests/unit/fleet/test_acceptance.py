@@ -13,13 +13,13 @@ import pytest
 from mayfly.errors import BodyTooLargeError, FleetError, HostError, RequestError
 from mayfly.fleet import carrying, follows, lists
 from mayfly.fleet import engine as connections
-from mayfly.fleet.accept import Queues
 from mayfly.fleet.buckets import Bucket
 from mayfly.fleet.engine import Engine
 from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.follow import Follow
 from mayfly.fleet.follows import Follows, about_of
 from mayfly.fleet.message import Answer, Begin, Cancel, Registered, Settle, Take, ToHost, Verdict, Work, decode, encode
+from mayfly.fleet.queues import Queues
 from mayfly.fleet.verdicts import ATTEMPTS
 from mayfly.fleet.wire import error_of, wire
 from mayfly.host.snippet import Snippet

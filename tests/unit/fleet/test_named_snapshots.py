@@ -14,11 +14,12 @@ from click.testing import CliRunner
 
 from mayfly.cli.main import cli
 from mayfly.errors import ConfigError, SnapshotError
-from mayfly.fleet import catalog, fetch, watch, worker
+from mayfly.fleet import catalog, fetch, queues, watch, worker
 from mayfly.fleet.catalog import ImageChange
 from mayfly.fleet.engine import Engine, Message
 from mayfly.fleet.held import held
 from mayfly.fleet.message import Held, Work, name_of, queue_of, token_of
+from mayfly.fleet.queues import Stale
 from mayfly.fleet.worker import Worker
 from mayfly.guests.start import Guest, StartKind
 from mayfly.host import artifacts
@@ -33,7 +34,7 @@ from mayfly.snapshots import store
 from mayfly.units import MIB
 from scripts.debian.local_registry import serving
 from tests.kit.api_fakes import install_toys
-from tests.kit.fleet_kit import Fleet, in_fleet, until
+from tests.kit.fleet_kit import Fleet, Way, in_fleet, until
 from tests.kit.named_snapshots import make_snapshot
 from tests.unit.fleet.test_fleet import body, events, output, run, start
 
@@ -161,6 +162,77 @@ def test_a_run_whose_snapshot_is_removed_is_told_so(monkeypatch: pytest.MonkeyPa
     in_fleet(scenario)
 
 
+def test_a_run_from_whose_snapshot_no_host_can_go_on_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the gateway that took it is gone, by one that is asked for it."""
+    monkeypatch.setattr(watch, "GONE_S", 0.5)
+
+    async def fail(*_: object) -> Guest:
+        raise SnapshotError("its processor is another one")
+
+    async def scenario(fleet: Fleet) -> None:
+        host = await fleet.add_host("h1")
+        await make_snapshot(host, "ours")
+        monkeypatch.setattr(host, "_machine", fail)
+        queue = platform.machine(), queue_of(name_of(Images().find("toy")), "ours")
+
+        async def check(way: Way, run_id: str) -> None:
+            assert (await events(way.client, run_id))[-1]["status"] == "error"
+            error = (await way.runner.find(run_id)).outcome.error
+            assert error is not None and error.code == "snapshot_failed", error
+            assert "does not fit to h1" in error.message
+
+        async with fleet.gateway("g2") as two:
+            async with fleet.gateway("g1") as one:
+                await until(lambda: all("ours" in way.runner.roll.snapshots() for way in (one, two)))
+                await check(one, await start(one.client, "true", snapshot="ours"))
+                error = (await run(one.client, "true", snapshot="ours"))["error"]
+                assert error["code"] == "snapshot_failed"
+                assert one.runner.roll.unfit(*queue) == ["h1"]
+                monkeypatch.setattr(watch, "GONE_S", 1000)
+                waiting = await start(one.client, "true", snapshot="ours")
+            monkeypatch.setattr(watch, "GONE_S", 0.5)
+            await check(two, waiting)
+
+    in_fleet(scenario, limit_s=100)
+
+
+def test_the_queue_of_a_snapshot_goes_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not before, nor while a run waits there; and it comes again."""
+    monkeypatch.setattr(queues, "STALE_S", 0)
+    monkeypatch.setattr(watch, "GONE_S", 1000)
+
+    async def scenario(fleet: Fleet) -> None:
+        host = await fleet.add_host("h1")
+        await make_snapshot(host, "ours")
+        queue = platform.machine(), queue_of(name_of(Images().find("toy")), "ours")
+        async with fleet.gateway("g1") as way:
+            engine = way.runner._engine
+            stale = Stale(engine, way.runner.roll, way.runner._queues)
+
+            async def is_there() -> bool:
+                await stale.look()
+                return queue[1] in await engine.consumers(queue[0])
+
+            await until(lambda: "ours" in way.runner.roll.snapshots())
+            assert (await run(way.client, "true", snapshot="ours"))["status"] == "ok"
+            assert await is_there()
+            store.remove("ours")
+            waiting = await start(way.client, "echo end", snapshot="ours")
+            await until(lambda: "ours" not in way.runner.roll.snapshots())
+            assert await is_there()
+            await make_snapshot(host, "ours")
+            assert output(await events(way.client, waiting)) == "end\n"
+            store.remove("ours")
+            await until(lambda: "ours" not in way.runner.roll.snapshots())
+            assert not await is_there()
+            assert any(not name.startswith("SN-") for name in await engine.consumers(queue[0]))
+            await make_snapshot(host, "ours")
+            await until(lambda: "ours" in way.runner.roll.snapshots())
+            assert (await run(way.client, "true", snapshot="ours"))["status"] == "ok"
+
+    in_fleet(scenario)
+
+
 @pytest.mark.parametrize("path", ["/run", "/start"])
 def test_a_snapshot_with_a_network_is_refused(path: str) -> None:
     """Before a host has it: that would take it for one that cannot start from the snapshot."""
@@ -235,10 +307,10 @@ def test_a_host_is_there_while_it_reads_a_snapshot(monkeypatch: pytest.MonkeyPat
 
 
 def test_names_that_would_be_one_word_are_told_apart() -> None:
-    queues = {queue_of("rust@1.85", name) for name in ("a.b", "a@b", "a_b", "")} | {queue_of("rust@1.86", "a.b")}
-    assert len(queues) == 5
+    found = {queue_of("rust@1.85", name) for name in ("a.b", "a@b", "a_b", "")} | {queue_of("rust@1.86", "a.b")}
+    assert len(found) == 5
     assert queue_of("rust@1.85") == "rust-1_85"
-    assert all(len(queue.split(".")) == 1 for queue in queues)
+    assert all(len(queue.split(".")) == 1 for queue in found)
 
 
 needs_registry = pytest.mark.skipif(not shutil.which("docker-registry"), reason="docker-registry is missing: scripts/setup")
