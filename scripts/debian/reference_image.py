@@ -28,7 +28,7 @@ PACKAGES = {
     "python": ("python3", "libstdc++6"),  # wheels with machine code need it, and the images on Docker Hub have it
     "javascript": ("nodejs", "tzdata"),
     "typescript": ("nodejs", "esbuild", "tzdata"),
-    "java": ("default-jdk-headless", "junit5", "tzdata"),
+    "java": ("default-jdk-headless", "junit5", "libassertj-core-java", "tzdata"),
     "c": ("gcc", "libc6-dev", "tzdata"),
     "cpp": ("g++", "libc6-dev", "tzdata"),
     "wasm": ("base-files",),
