@@ -5,15 +5,17 @@ believed but that they are somebody's words.
                    +NAME           a test begins
                    -STATUS MS      a program that is a test has ended with that exit status; if it
                                    put out Unity's lines (FILE:LINE:NAME:PASS), those are tests
+                   {"name"}        a test begins; the name may have more than one line
                    {"name", "outcome", "message"?, "wall_ms"?, "output"?}   a test has ended
     libtest    Rust's: `--format json`, an object a line
     gotest     Go's: `-test.v`, lines as `--- PASS: TestX (0.00s)`
 """
 
+import json
 import re
 import signal
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -25,7 +27,12 @@ MAX_NAME = 500
 """Letters of a test's name."""
 SKIPPED = 77
 """The exit status of a test program that does not apply, as of automake and meson."""
+SIGNALS = frozenset(128 + number for number in signal.valid_signals())
+"""A shell's statuses of programs that a signal ended."""
+CRASHES = SIGNALS - {128 + signal.SIGABRT}
+"""Of those, of which the program itself says nothing."""
 
+T = TypeVar("T")
 Outcome: TypeAlias = Literal["passed", "failed", "skipped", "error", "timeout"]
 _GO_END = re.compile(r"^(.*?)(?:\x16)?( *)--- (PASS|FAIL|SKIP): (\S+) \((\d+(?:\.\d+)?)s\)$")
 _GO_BEGIN = re.compile(r"^(.*?)(?:\x16)?=== (RUN|CONT|NAME|PAUSE) +(\S+)$")
@@ -36,15 +43,18 @@ _UNITY = re.compile(r":\d+:(\w+(?:\([^:\n]*\))?):(PASS|FAIL|IGNORE)\b(?:: ?(.*))
 _UNITY_END = re.compile(r"^(\d{1,9}) Tests (\d{1,9}) Failures (\d{1,9}) Ignored", re.MULTILINE)
 _UNITY_OUTCOMES: Mapping[str, Outcome] = {"PASS": "passed", "FAIL": "failed", "IGNORE": "skipped"}
 _CATCH_SKIPPED = "\ntest cases: 1 | 1 skipped\n"
-_RUST_PANIC = re.compile(r"panicked at [^\n]*:\d+:\d+:\n(.*?)(?:\nnote: |\Z)", re.DOTALL)
+_JAVA_THROWN = re.compile(r'^Exception in thread "[^"\n]*" (.*?)(?:\n\tat |\n?\Z)', re.DOTALL | re.MULTILINE)
+_RUST_LINE = re.compile(r'\{ ?"type": ?"test".*')
+"""May stand behind what a test put out past the runner."""
+_RUST_PANIC = re.compile(r"panicked at [^\n]*:\d+:\d+:\n(.*?)(?:\nnote: run with|\n\nthread '|\Z)", re.DOTALL)
 _RUST_OLD_PANIC = re.compile(r"panicked at '(.*?)', [^\n]*:\d+:\d+$", re.DOTALL | re.MULTILINE)
 
 
-class _Ended(msgspec.Struct):
-    """A control line that is an object."""
+class _Told(msgspec.Struct):
+    """A control line that is an object. Without an outcome the test begins."""
 
     name: str
-    outcome: Outcome
+    outcome: Outcome | None = None
     message: str = ""
     wall_ms: float | None = None
     output: str | None = None
@@ -116,7 +126,25 @@ def read_tests(form: str, stdout: bytes, exit: Exit) -> list[TestReport]:
     """The results of tests that a program has put out in this form, and how it ended."""
     tests = _Tests()
     _READERS[form](stdout.decode("utf-8", "replace"), tests)
-    return tests.finish(exit)
+    found = tests.finish(exit)
+    if not found and (exit.how, exit.code, exit.limit) == (ExitHow.EXITED, 0, Limit.NONE):
+        return [TestReport(name="tests", outcome="error", message="there are no tests", wall_ms=None, output="")]
+    return found
+
+
+def _decode(text: str, type: type[T]) -> T | None:
+    """An object out of JSON, or None if it is another. Halves of a surrogate pair, which strings of
+    Python, Java and JavaScript may have, become question marks.
+    """
+    try:
+        return msgspec.json.decode(text, type=type)
+    except (msgspec.DecodeError, RecursionError):
+        pass
+    try:
+        whole = json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8", "replace")
+        return msgspec.json.decode(whole, type=type)
+    except (ValueError, RecursionError):  # msgspec's errors are the former
+        return None
 
 
 def _why(exit: Exit) -> str:
@@ -145,12 +173,15 @@ def _read_lines(text: str, tests: _Tests) -> None:
             _end_program(tests, name, int(found[1]), float(found[2]))
             name = ""
         elif line.startswith("{"):
-            try:
-                ended = msgspec.json.decode(line.encode(), type=_Ended)
-            except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+            told = _decode(line, _Told)
+            if told is None:
                 continue
-            tests.end(ended.name, ended.outcome, ended.message, ended.wall_ms, ended.output)
-            name = ""
+            if told.outcome is None:
+                name = told.name
+                tests.begin(name)
+            else:
+                tests.end(told.name, told.outcome, told.message, told.wall_ms, told.output)
+                name = ""
         tests.say(name, rest)
 
 
@@ -180,8 +211,14 @@ def _end_program(tests: _Tests, name: str, status: int, wall_ms: float) -> None:
             return
     outcome: Outcome = "skipped" if status == SKIPPED or (status == 0 and _CATCH_SKIPPED in text) else "failed" if status else "passed"
     printed = text.strip().splitlines()
-    message = _catch_message(text) or (printed[-1] if printed else _status(status))
+    message = _catch_message(text) or _thrown(text) or (printed[-1] if printed and status not in CRASHES else _status(status))
     tests.end(name, outcome, "" if outcome == "passed" else message, wall_ms)
+
+
+def _thrown(text: str) -> str:
+    """What Java says of an exception that ended a program."""
+    found = _JAVA_THROWN.search(text)
+    return found[1] if found else ""
 
 
 def _catch_message(text: str) -> str:
@@ -216,21 +253,18 @@ def _end_unity(tests: _Tests, name: str, counts: tuple[int, ...], told: tuple[in
 
 def _status(status: int) -> str:
     """A shell's status of a program."""
-    return _signalled(status - 128) if status > 128 else f"exit status {status}"
+    return _signalled(status - 128) if status in SIGNALS else f"exit status {status}"
 
 
 def _read_libtest(text: str, tests: _Tests) -> None:
     outcomes: Mapping[str, Outcome] = {"ok": "passed", "failed": "failed", "ignored": "skipped"}
-    for line in text.splitlines():
-        if not line.startswith("{"):
+    for match in _RUST_LINE.finditer(text):
+        found = _decode(match[0], _LibTest)
+        if found is None:
             continue
-        try:
-            found = msgspec.json.decode(line.encode(), type=_LibTest)
-        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
-            continue
-        if found.type == "test" and found.event == "started":
+        if found.event == "started":
             tests.begin(found.name)
-        elif found.type == "test" and found.event in outcomes:
+        elif found.event in outcomes:
             message = found.message or (_panic(found.stdout) if found.event == "failed" else "")
             wall_ms = None if found.exec_time is None else round(found.exec_time * 1000, 3)
             tests.end(found.name, outcomes[found.event], message, wall_ms, found.stdout)

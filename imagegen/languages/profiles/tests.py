@@ -1,11 +1,12 @@
 """Run Python's tests and put out how each went, as lines of mayfly/runs/tested.py.
 
-With pytest where the image has it, else with unittest, which also takes plain functions test_*.
-Arguments: names of files that are removed once the tests are loaded, then `--`, then words of which
-a test's name must have one.
+With pytest where the image has it, else with unittest, which also takes plain functions test_*;
+what only pytest would run is an error. Arguments: names of files that are removed once the tests
+are loaded, then `--`, then words of which a test's name must have one.
 """
 
 import contextlib
+import functools
 import importlib.util
 import inspect
 import io
@@ -20,19 +21,33 @@ from typing import Any
 
 OUT = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace")
 MAX_OUTPUT = 64 * 1024
+OUTCOMES: set[str] = set()
+"""Those of tests that have ended."""
+LACKS = "takes pytest; add it: imagegen build python --package pytest"
 
 
-def put(line: Any) -> None:
-    OUT.write("\x1e" + line + "\n")
+def put(**fields: Any) -> None:
+    OUT.write("\x1e" + json.dumps(fields) + "\n")
     OUT.flush()
 
 
 def ended(name: Any, outcome: Any, seconds: Any, message: Any = "", output: Any = "") -> None:
-    put(
-        json.dumps(
-            {"name": name, "outcome": outcome, "message": message, "wall_ms": round(seconds * 1000, 3), "output": output[:MAX_OUTPUT]}
-        )
-    )
+    OUTCOMES.add(outcome)
+    put(name=name, outcome=outcome, message=message, wall_ms=round(seconds * 1000, 3), output=output[:MAX_OUTPUT])
+
+
+def called(function: Any) -> Any:
+    """What a test's function gives back; a coroutine or a generator has not run."""
+    value = function()
+    if inspect.iscoroutine(value) or inspect.isgenerator(value) or inspect.isasyncgen(value):
+        getattr(value, "close", lambda: None)()
+        raise TypeError(f"{function.__name__} gave back a {type(value).__name__}, which has not run: it {LACKS}")
+    return value
+
+
+def kept(outcome: Any) -> bool:
+    """Whether a worse outcome may not replace this one."""
+    return outcome not in ("passed", "skipped")
 
 
 def remove(hidden: Any) -> None:
@@ -59,7 +74,6 @@ class Result(unittest.TestResult):
     def __init__(self) -> None:
         super().__init__()
         self.buffer = False
-        self.failed = False
         self._state = ("passed", "")
         self._held = io.StringIO()
         self._streams = sys.stdout, sys.stderr
@@ -68,7 +82,7 @@ class Result(unittest.TestResult):
     def startTest(self, test: Any) -> None:
         super().startTest(test)
         self._state = ("passed", "")
-        put("+" + name_of(test))
+        put(name=name_of(test))
         self._held = io.StringIO()
         self._streams = sys.stdout, sys.stderr
         sys.stdout = sys.stderr = self._held
@@ -78,12 +92,11 @@ class Result(unittest.TestResult):
         seconds = time.perf_counter() - self._began
         sys.stdout, sys.stderr = self._streams
         outcome, message = self._state
-        self.failed |= outcome not in ("passed", "skipped")
         ended(name_of(test), outcome, seconds, message, self._held.getvalue())
         super().stopTest(test)
 
     def _note(self, outcome: Any, error: Any) -> None:
-        if self._state[0] == "passed":
+        if not kept(self._state[0]):
             self._state = (outcome, "".join(traceback.format_exception_only(error[0], error[1])).strip())
 
     def addFailure(self, test: Any, err: Any) -> None:
@@ -93,11 +106,11 @@ class Result(unittest.TestResult):
         if isinstance(test, unittest.TestCase):
             self._note("error", err)
         else:  # of a class or a module
-            self.failed = True
             ended(str(test), "error", 0, "".join(traceback.format_exception_only(err[0], err[1])).strip())
 
     def addSkip(self, test: Any, reason: Any) -> None:
-        self._state = ("skipped", reason)
+        if self._state[0] == "passed" and not hasattr(test, "_subDescription"):
+            self._state = ("skipped", reason)
 
     def addExpectedFailure(self, test: Any, err: Any) -> None:
         self._state = ("passed", "failed as expected")
@@ -106,7 +119,7 @@ class Result(unittest.TestResult):
         self._state = ("failed", "passed, but was expected to fail")
 
     def addSubTest(self, test: Any, subtest: Any, err: Any) -> None:
-        if err is not None:
+        if err is not None and not kept(self._state[0]):
             self._note("failed" if issubclass(err[0], test.failureException) else "error", err)
             outcome, message = self._state
             self._state = (outcome, subtest._subDescription() + " " + message)
@@ -128,9 +141,16 @@ def load(path: Any) -> Any:
     spec.loader.exec_module(module)
     suite = unittest.defaultTestLoader.loadTestsFromModule(module)
     for key, value in vars(module).items():
-        plain = key.startswith("test") and inspect.isfunction(value) and value.__module__ == name
-        if plain and not any(parameter.default is parameter.empty for parameter in inspect.signature(value).parameters.values()):
-            suite.addTest(unittest.FunctionTestCase(value))
+        if key.startswith("test") and inspect.isfunction(value):
+            parameters = inspect.signature(value, follow_wrapped=False).parameters.values()
+            if any(one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in parameters):
+                ended(name + "." + key, "error", 0, f"it has parameters: it {LACKS}")
+            else:
+                suite.addTest(unittest.FunctionTestCase(functools.wraps(value)(functools.partial(called, value))))
+        elif key.startswith("Test") and inspect.isclass(value) and not issubclass(value, unittest.TestCase):
+            methods = [word for word, _ in inspect.getmembers(value, inspect.isroutine) if word.startswith("test")]
+            if methods and value.__init__ is object.__init__:
+                ended(name + "." + key, "error", 0, f"a class that is no unittest.TestCase {LACKS}")
     return suite
 
 
@@ -143,23 +163,21 @@ def flat(suite: Any) -> Any:
 
 
 def with_unittest(hidden: Any, words: Any) -> Any:
-    result = Result()
     tests: list[Any] = []
     for path in test_files():
         try:
             tests += flat(load(path))
+        except unittest.SkipTest as skip:
+            ended(path, "skipped", 0, str(skip))
         except BaseException as error:  # a test's module may do anything
-            if isinstance(error, SystemExit) and not error.code:
-                continue
-            result.failed = True
             traceback.print_exc()
             if isinstance(error, ModuleNotFoundError) and error.name == "pytest":
                 print("the image has no pytest; add it: imagegen build python --package pytest", file=sys.stderr)
             ended(path, "error", 0, "".join(traceback.format_exception_only(type(error), error)).strip())
     remove(hidden)
     chosen = [test for test in tests if not words or any(word in name_of(test) for word in words)]
-    unittest.TestSuite(chosen).run(result)
-    return 1 if result.failed else 0
+    unittest.TestSuite(chosen).run(Result())
+    return 0
 
 
 def with_pytest(pytest: Any, hidden: Any, words: Any) -> Any:
@@ -175,19 +193,21 @@ def with_pytest(pytest: Any, hidden: Any, words: Any) -> Any:
         def pytest_collectreport(self, report: Any) -> None:
             if report.failed:
                 ended(report.nodeid or "collection", "error", 0, last_line(report.longreprtext))
+            elif report.skipped:
+                ended(report.nodeid, "skipped", 0, report.longrepr[2])
 
         def pytest_runtest_logstart(self, nodeid: Any) -> None:
-            put("+" + nodeid)
+            put(name=nodeid)
             self.open[nodeid] = ["passed", "", 0.0]
 
         def pytest_runtest_logreport(self, report: Any) -> None:
             state = self.open[report.nodeid]
             state[2] += report.duration
-            if report.failed and state[0] != "failed":
+            if report.failed and not kept(state[0]):
                 crash = getattr(report.longrepr, "reprcrash", None)
                 message = crash.message if crash else last_line(report.longreprtext)
                 state[:2] = ["failed" if report.when == "call" else "error", message]
-            elif report.skipped:
+            elif report.skipped and state[0] == "passed":
                 reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else getattr(report, "wasxfail", "")
                 state[:2] = ["skipped", reason]
             if report.when == "teardown":
@@ -199,8 +219,10 @@ def with_pytest(pytest: Any, hidden: Any, words: Any) -> Any:
         return lines[-1] if lines else ""
 
     select = ["-k", " or ".join(words)] if words else []
-    status = pytest.main(["-p", "no:cacheprovider", "-p", "no:terminal", *select, *test_files()], plugins=[Plugin()])
-    return 0 if status in (0, 5) else 1
+    options = ["-o", "cache_dir=/tmp/pytest", "--capture=fd"]  # behind those of the project's own configuration
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # what it says besides
+        status = pytest.main([*options, *select, *test_files()], plugins=[Plugin()])
+    return 0 if status == 5 else status
 
 
 def main() -> Any:
@@ -208,11 +230,17 @@ def main() -> Any:
     hidden, words = sys.argv[1:at], sys.argv[at + 1 :]
     sys.dont_write_bytecode = True
     sys.path[0] = os.getcwd()
+    case: Any = unittest.TestCase
+    case._callTestMethod = lambda _, method: called(method)
     try:
         import pytest
     except ImportError:
-        return with_unittest(hidden, words)
-    return with_pytest(pytest, hidden, words)
+        status = with_unittest(hidden, words)
+    else:
+        status = with_pytest(pytest, hidden, words)
+    if not OUTCOMES and not status:
+        print("there are no tests: they are in files test_*.py and *_test.py", file=sys.stderr)
+    return 0 if OUTCOMES and not status and not any(map(kept, OUTCOMES)) else 1
 
 
 if __name__ == "__main__":

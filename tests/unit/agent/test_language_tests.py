@@ -13,9 +13,10 @@ from mayfly.protocol import frames as p
 from mayfly.runs.result import TestReport as Report
 from mayfly.runs.tested import read_tests
 from tests.kit.agent_process import AgentProcess, Result
-from tests.kit.layouts import LAYOUTS
+from tests.kit.layouts import LAYOUTS, Layout
 from tests.kit.scale import FULL
 from tests.kit.suites import SUITES, expected, told
+from tests.kit.traps import TRAPS
 from tests.unit.agent.test_language_steps import (
     ESBUILD,
     HAS_GCC,
@@ -118,10 +119,9 @@ def test_one_that_never_ends_is_a_timeout(agent: AgentProcess, name: str) -> Non
     assert found == [(suite.ends[0], "passed", ""), (suite.ends[1], "timeout", "ended by its cpu limit")], result.stderr
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("layout", [pytest.param(layout, id=name) for name, layout in {**LAYOUTS, **TRAPS}.items()])
 @pytest.mark.usefixtures("with_esbuild")
-def test_an_exercise_as_sites_lay_it_out(agent: AgentProcess, name: str) -> None:
-    layout = LAYOUTS[name]
+def test_an_exercise_as_sites_lay_it_out(agent: AgentProcess, layout: Layout) -> None:
     if why := MISSING[layout.language]:
         pytest.skip(f"{why} is not installed")
     result = run(agent, layout.language, layout.files)
@@ -173,6 +173,30 @@ def test_pythons_with_pytest(agent: AgentProcess) -> None:
         f"{of_class}test_e_raises": ("passed", "", "asked None\n"),
     }
     assert result.exits[-1].code == 1
+
+
+def test_pythons_with_a_configuration_of_pytest(agent: AgentProcess) -> None:
+    files = {
+        "pytest.ini": "[pytest]\naddopts = -v -ra -s --tb=short --color=yes --ff -p no:randomly\n",
+        "a_test.py": "import pytest\n\npytest.skip('not here', allow_module_level=True)\n",
+        "b_test.py": (
+            "import pytest\n\n@pytest.fixture\ndef late():\n    yield\n    pytest.skip('late')\n\n"
+            "def test_a(late):\n    print('said')\n    assert 0, 'early'\n\ndef test_b(): pass\n"
+        ),
+    }
+    result = run(agent, "python", files, pytest=True)
+    assert told(results("python", result)) == [
+        ("a_test.py", "skipped", "Skipped: not here", ""),
+        ("b_test.py::test_a", "failed", "AssertionError: early\nassert 0", "said\n"),
+        ("b_test.py::test_b", "passed", "", ""),
+    ], result.stderr
+    assert result.exits[-1].code == 1
+
+
+def test_pytests_that_are_none(agent: AgentProcess) -> None:
+    result = run(agent, "python", {"a_test.py": ""}, pytest=True)
+    assert (result.exits[-1].code, results("python", result)) == (1, [])
+    assert b"there are no tests" in result.stderr
 
 
 @pytest.mark.parametrize("with_pytest", [True, False], ids=["pytest", "unittest"])

@@ -67,7 +67,7 @@ LIBTEST = """
 noise
 { "type": "test", "name": "adds", "event": "ok", "exec_time": 0.0015, "stdout": "seen\\n" }
 { "type": "test", "event": "started", "name": "fails" }
-{ "type": "test", "name": "fails", "event": "failed", "stdout": "thread 'fails' panicked at x.rs:3:5:\\nfailed\\n  left: 1\\nnote: x" }
+{ "type": "test", "name": "fails", "event": "failed", "stdout": "panicked at x.rs:3:5:\\nfailed\\n  left: 1\\nnote: x\\nnote: run with" }
 { "type": "test", "name": "old", "event": "failed", "stdout": "thread 'old' panicked at 'boom', main.rs:3:5\\n" }
 { "type": "test", "name": "later", "event": "ignored", "message": "why" }
 { "type": "test", "event": "started", "name": "hangs" }
@@ -79,12 +79,21 @@ def test_libtest() -> None:
     tests = read_tests("libtest", LIBTEST.encode(), late)
     assert [(test.name, test.outcome, test.message) for test in tests] == [
         ("adds", "passed", ""),
-        ("fails", "failed", "failed\n  left: 1"),
+        ("fails", "failed", "failed\n  left: 1\nnote: x"),
         ("old", "failed", "boom"),
         ("later", "skipped", "why"),
         ("hangs", "timeout", "ended by its cpu limit"),
     ]
     assert (tests[0].wall_ms, tests[0].output) == (1.5, "seen\n")
+
+
+def test_libtests_lines_behind_output_and_with_other_ends_of_lines() -> None:
+    stdout = (
+        'a child{ "type": "test", "event": "started", "name": "a" }\n'
+        '\u2028{ "type": "test", "name": "a", "event": "ok", "stdout": "\u2028\x85" }\n'
+        '{ "type": "test", "name": "b", "event": "failed", "stdout": "panicked at x.rs:3:5:\\nm\x85n\\n\\nthread \'b\' panicked at y" }\n'
+    )
+    assert [row[:3] for row in found("libtest", stdout)] == [("a", "passed", ""), ("b", "failed", "m\x85n")]
 
 
 GOTEST = """=== RUN   TestPasses
@@ -128,6 +137,42 @@ def test_gotest() -> None:
     assert found("gotest", "=== RUN   TestX\nout\n", ended(9, ExitHow.SIGNALED, Limit.WALL)) == [
         ("TestX", "timeout", "ended by its wall limit", "out\n")
     ]
+
+
+@pytest.mark.parametrize("form", ["lines", "libtest", "gotest"])
+def test_no_tests_are_an_error(form: str) -> None:
+    assert found(form, "PASS\n") == [("tests", "error", "there are no tests", "")]
+    assert found(form, "", ended(1)) == []  # the program says why
+
+
+def test_names_of_several_lines() -> None:
+    stdout = '\x1e{"name": "a\\nb"}\nsaid\x1e{"name": "a\\nb", "outcome": "passed"}\n\x1e{"name": "c\\nd"}\n'
+    assert found("lines", stdout, ended(3))[0] == ("a\nb", "passed", "", "said")
+    assert [row[:2] for row in found("lines", stdout, ended(3))] == [("a\nb", "passed"), ("c\nd", "error")]
+
+
+def test_halves_of_surrogate_pairs() -> None:
+    ends = '{"name": "a \\ud83d", "outcome": "failed", "message": "\\ude00 é \\ud83d\\ude00", "output": "\\ud83d"}'
+    assert found("lines", f'\x1e{{"name": "a \\ud83d"}}\n\x1e{ends}\n') == [("a ?", "failed", "? é 😀", "?")]
+    assert found("lines", '\x1e{"name": "a", "outcome": "failed", "wall_ms": NaN}\n', ended(1)) == []
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "message"),
+    [
+        (139, "last line\n", "ended by SIGSEGV"),
+        (134, "assertion failed\n", "assertion failed"),
+        (255, "", "exit status 255"),
+        (255, "last line\n", "last line"),
+        (
+            1,
+            'Exception in thread "main" java.lang.AssertionError: two\nlines\n\tat A.main(A.java:3)\n',
+            "java.lang.AssertionError: two\nlines",
+        ),
+    ],
+)
+def test_why_a_program_failed(status: int, said: str, message: str) -> None:
+    assert found("lines", f"\x1e+a\n{said}\x1e-{status} 0\n") == [("a", "failed", message, said)]
 
 
 def test_catch2() -> None:
@@ -189,7 +234,8 @@ def test_unitys_that_pass_in_a_program_that_does_not() -> None:
         (0, "error", "the program ended before its tests did, with status 0"),
         (77, "error", "the program ended before its tests did, with status 77"),
         (3, "failed", "bye"),
-        (139, "failed", "bye"),
+        (134, "failed", "bye"),
+        (139, "failed", "ended by SIGSEGV"),
     ],
 )
 def test_a_program_that_ends_amid_unitys_tests(status: int, outcome: str, message: str) -> None:

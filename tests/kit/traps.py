@@ -1,0 +1,69 @@
+"""Suites whose tests are easily told wrongly: those that fail as passed, those that pass as failed,
+or some not at all.
+"""
+
+from collections.abc import Mapping
+
+from tests.kit.layouts import Layout
+
+_PYTEST = "takes pytest; add it: imagegen build python --package pytest"
+
+TRAPS: Mapping[str, Layout] = {
+    "Python's that only pytest runs": Layout(
+        language="python",
+        files={
+            "leap_test.py": (
+                "import functools\nfrom unittest import TestCase, mock\n\n"
+                "async def test_a(): assert 0\n\ndef test_b():\n    assert 0\n    yield\n\ndef test_c(tmp_path): assert 0\n\n"
+                "class TestD:\n    def test_d(self): assert 0\n\n"
+                "class TestE(TestCase):\n    async def test_e(self): assert 0\n\n"
+                "@mock.patch('os.getcwd')\ndef test_f(getcwd): assert 0, 'patched'\n\n"
+                "def named(function):\n    @functools.wraps(function)\n    def inner(*words): return function(*words)\n    return inner\n\n"
+                "@named\nasync def test_g(): assert 0\n"
+            )
+        },
+        told=(
+            ("leap_test.test_c", "error", f"it has parameters: it {_PYTEST}", ""),
+            ("leap_test.TestD", "error", f"a class that is no unittest.TestCase {_PYTEST}", ""),
+            ("leap_test.TestE.test_e", "error", f"TypeError: test_e gave back a coroutine, which has not run: it {_PYTEST}", "…"),
+            ("leap_test.test_a", "error", f"TypeError: test_a gave back a coroutine, which has not run: it {_PYTEST}", "…"),
+            ("leap_test.test_b", "error", f"TypeError: test_b gave back a generator, which has not run: it {_PYTEST}", ""),
+            ("leap_test.test_f", "failed", "AssertionError: patched", ""),
+            ("leap_test.test_g", "error", f"TypeError: test_g gave back a coroutine, which has not run: it {_PYTEST}", "…"),
+        ),
+    ),
+    "Python's subtests, skips and names": Layout(
+        language="python",
+        files={
+            "leap_test.py": (
+                "import unittest\n\nclass T(unittest.TestCase):\n"
+                "    def test_a(self):\n        with self.subTest('one'): self.fail('a')\n"
+                "        with self.subTest('two'): self.skipTest('no')\n"
+                "    def test_b(self):\n        with self.subTest('one'): self.skipTest('no')\n"
+                "        with self.subTest('two'): self.fail('b')\n"
+                "    def test_c(self):\n        for i in (1, 3):\n            with self.subTest(i=i): self.fail(f'is {i}')\n"
+                "    def test_d(self):\n        with self.subTest('one'): self.skipTest('no')\n"
+                "    def test_e(self):\n        self.addCleanup(self.skipTest, 'late')\n        self.fail('early')\n"
+                "    def test_f(self):\n        print('\\udc80')\n        raise ValueError('\\ud83d')\n"
+            ),
+            "other_test.py": "import unittest\n\nraise unittest.SkipTest('not here')\n",
+            "third_test.py": "import sys\n\ndef test_a(): pass\n\nsys.exit(0)\n",
+        },
+        told=(
+            ("other_test.py", "skipped", "not here", ""),
+            ("third_test.py", "error", "SystemExit: 0", ""),
+            ("leap_test.T.test_a", "failed", "[one] AssertionError: a", ""),
+            ("leap_test.T.test_b", "failed", "[two] AssertionError: b", ""),
+            ("leap_test.T.test_c", "failed", "(i=1) AssertionError: is 1", ""),
+            ("leap_test.T.test_d", "passed", "", ""),
+            ("leap_test.T.test_e", "failed", "AssertionError: early", ""),
+            ("leap_test.T.test_f", "error", "ValueError: ?", "?\n"),
+        ),
+    ),
+    "Python's that are none": Layout(
+        language="python",
+        files={"leap_test.py": "def leap_test():\n    assert 0\n"},
+        says="there are no tests: they are in files test_*.py and *_test.py\n",
+    ),
+}
+"""By what is wrong with them."""
