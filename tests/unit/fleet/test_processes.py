@@ -130,6 +130,48 @@ def test_who_is_killed_takes_no_run_along(fleet: Processes, tmp_path: Path) -> N
     asyncio.run(asyncio.wait_for(scenario(), 240))
 
 
+def test_a_host_that_hangs_has_its_runs_done_by_others(fleet: Processes, tmp_path: Path) -> None:
+    """What it brings when it goes on is not their result."""
+    fleet.gateway("g1")
+    fleet.host("h1")
+    for member in fleet.members.values():
+        member.wait_until_ready()
+    log, gate = tmp_path / "log", tmp_path / "gate"
+    source = f"echo $$ >> {log}; echo begun; while [ ! -e {gate} ]; do sleep 0.05; done; echo $$"
+
+    def begun() -> list[str]:
+        return log.read_text().split() if log.exists() else []
+
+    async def scenario() -> None:
+        async with fleet.client("g1") as one:
+            await until_languages(one)
+            ids = [await start(one, source) for _ in range(2)]
+            while len(begun()) < 2:
+                await asyncio.sleep(0.02)
+            fleet.host("h2")
+            await asyncio.to_thread(fleet.members["h2"].wait_until_ready)
+            hanging = fleet.members["h1"].process
+            hanging.send_signal(signal.SIGSTOP)
+            try:
+                while len(begun()) < 4:
+                    await asyncio.sleep(0.05)
+                gate.touch()
+                followed = [await events(one, run_id) for run_id in ids]
+            finally:
+                hanging.send_signal(signal.SIGCONT)
+            while await sample(one, "mayfly_fleet_running"):
+                await asyncio.sleep(0.1)
+            for run_id, seen in zip(ids, followed, strict=True):
+                assert [event["attempt"] for event in seen if event["event"] == "attempt"] == [2]
+                async with one.get(f"/runs/{run_id}") as answer:
+                    found: dict[str, Any] = await answer.json()
+                assert found["status"] == "ok"
+                assert found["steps"][1]["stdout"].split()[1] in begun()[2:]
+            assert len(begun()) == 4
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
 def test_who_is_killed_takes_no_call_and_no_answer_along(fleet: Processes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     let_toys_load_functions(tmp_path)
     code = tmp_path / "echo.toy"
@@ -180,15 +222,15 @@ async def ask(client: aiohttp.ClientSession, path: str, payload: bytes) -> tuple
 
 
 UP = """
+import functools
 import sys
-from pathlib import Path
-from mayfly.fleet.engine import Engine
-from mayfly.fleet.local import serve_locally
+from mayfly.cli.main import cli
+from mayfly.fleet import local
 
-place = Path(sys.argv[1])
-say = lambda text: print(text, flush=True)
-options = dict(port=-1, socket=place / "up" / "api.sock", of_gateway=(), of_hosts=("--time-factor", "1"), say=say)
-serve_locally(2, place / "fleet", program=(sys.executable, "-m", "tests.kit.fake_mayfly", "-"), **options)
+serve, program = local.serve_locally, (sys.executable, "-m", "tests.kit.fake_mayfly", "-")
+local.serve_locally = lambda *where, **how: serve(*where, **{**how, "of_hosts": ("--time-factor", "1"), "program": program})
+place = sys.argv[1]
+cli(["fleet", "up", "--local", "2", "--port", "0", "--socket", f"{place}/up/api.sock", "--folder", f"{place}/fleet"])
 """
 
 
@@ -198,9 +240,10 @@ def test_a_whole_fleet_comes_up_on_one_machine_and_goes(monkeypatch: pytest.Monk
     monkeypatch.chdir(ROOT)
     with tempfile.TemporaryDirectory(prefix="mayfly-") as name:
         socket = Path(name) / "up" / "api.sock"
-        with subprocess.Popen([sys.executable, "-c", UP, name], stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            assert any("2 hosts" in line for line in iter(process.stdout.readline, ""))
+        with subprocess.Popen([sys.executable, "-c", UP, name], stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            url = process.stderr.readline().rpartition(" ")[2].strip()
+            assert "2 hosts" in process.stderr.readline()
 
             async def scenario() -> None:
                 connector = aiohttp.UnixConnector(path=str(socket))
@@ -209,8 +252,12 @@ def test_a_whole_fleet_comes_up_on_one_machine_and_goes(monkeypatch: pytest.Monk
                     assert (await run(client, "echo up"))["steps"][1]["stdout"] == "up\n"
 
             asyncio.run(asyncio.wait_for(scenario(), 60))
+            top = [*PROGRAM, "fleet", "top", "--times", "2", "--every", "0", "--fleet", url]
+            shown = subprocess.run(top, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+            assert [line.partition("  ")[2] for line in shown if "hosts," in line] == ["2 hosts, 0 runs"] * 2
+            assert [line.split()[0] for line in shown if " serving " in line] == ["host-1", "host-2"] * 2
             process.terminate()
-            assert process.stdout.read() == "stopping\n"
+            assert process.stderr.read() == "fleet: stopping\n"
             assert process.wait(60) == 0
         assert not socket.exists()
 
