@@ -6,11 +6,11 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
 
-from mayfly.errors import HostError, MayflyError, StdinEndedError
+from mayfly.errors import HostError, MayflyError, NotRunningError, StdinEndedError
 from mayfly.fleet.buckets import Bucket
 from mayfly.fleet.engine import Engine
 from mayfly.fleet.failures import FullError, NobodyError, SilenceError, UnreadableError
-from mayfly.fleet.message import PIECE, Answer, Input, Registered, decode, encode
+from mayfly.fleet.message import PIECE, Answer, Input, Registered, Size, decode, encode
 from mayfly.fleet.mirror import Mirror
 from mayfly.fleet.tasks import Spawn
 from mayfly.fleet.typed import KeptStdin, Typed
@@ -95,7 +95,7 @@ class Typing:
         self._typed = Typed(bucket, follow.registered)
         self._read: bytes | None = None  # and not kept yet
         self._unkept = 0  # bytes that went to a host, and are kept nowhere
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def for_one_attempt(self) -> bool:
@@ -105,12 +105,24 @@ class Typing:
     def begin(self, spawn: Spawn) -> None:
         """Take it to the host that has begun the run, from the first byte on."""
         self.end()
-        self._task = spawn(self._carry(), f"input {self._follow.run.id}")
+        self._tasks = [spawn(self._carry(), f"input {self._follow.run.id}")]
+        if self._follow.run.has_terminal and self._follow.begun.is_set():
+            self._tasks.append(spawn(self._resize(), f"resize {self._follow.run.id}"))
 
     def end(self) -> None:
         """Take it nowhere any more."""
-        if self._task is not None:
-            self._task.cancel()
+        for task in self._tasks:
+            task.cancel()
+
+    async def resized(self, size: Size) -> None:
+        """Keep the size that the terminal has got."""
+        await _until_kept(partial(self._typed.keep_size, size))
+
+    async def _resize(self) -> None:
+        """Give the terminal the size that it had last, once there is a program that has it."""
+        if (size := await _until_kept(self._typed.size)) is not None:
+            while isinstance(error_of((await self._say(size)).error), NotRunningError):
+                await asyncio.sleep(RETRY_S)
 
     async def _carry(self) -> None:
         try:
@@ -126,6 +138,8 @@ class Typing:
         """Return when no more is kept. Raises StdinEndedError: the end has come."""
         typed, sent, takes = self._typed, 0, self._follow.begun.is_set()
         await _until_kept(typed.look)
+        if self._read is not None:  # whoever was about to keep it may have come as far as that
+            await self._keep(self._read)
         while True:
             while takes and (sent < len(typed.data) or typed.ended):
                 data = bytes(typed.data[sent : sent + PIECE])
@@ -143,8 +157,11 @@ class Typing:
             except TimeoutError:
                 await _until_kept(typed.look)
             else:
-                if await _until_kept(partial(typed.add, data)):
-                    self._settled(data)
+                await self._keep(data)
+
+    async def _keep(self, data: bytes) -> None:
+        if await _until_kept(partial(self._typed.add, data)):
+            self._settled(data)
 
     async def _carry_unkept(self) -> None:
         """Raises MayflyError: the host takes no more."""
@@ -168,7 +185,7 @@ class Typing:
         self._read = None
         self._stdin.settled(data)
 
-    async def _say(self, message: Input) -> Answer:
+    async def _say(self, message: Input | Size) -> Answer:
         """Say it to the host that has the run, until that answers. Raises HostError: in a way that
         cannot be understood.
         """
@@ -184,7 +201,7 @@ class Typing:
             except UnreadableError as error:  # this one comes at once
                 unread += 1
                 if unread >= UNREAD_TRIES:
-                    log.error("run %s: no more input goes to the host %s: %s", follow.run.id, host, error)
+                    log.error("run %s: nothing more of what is typed goes to the host %s: %s", follow.run.id, host, error)
                     hint = "bring hosts and gateways to the same version"
                     raise HostError(f"the host's answer cannot be read: {error}", hint=hint) from error
             except SilenceError:

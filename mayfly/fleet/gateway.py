@@ -298,7 +298,11 @@ class Gateway:
         """
         if not run.has_terminal:
             raise NotInteractiveError("the run has no terminal", hint='start the run with "tty": {"columns": …, "rows": …}')
-        await self._do(run, Size(columns=size.columns, rows=size.rows))
+        told = Size(columns=size.columns, rows=size.rows)
+        await self._do(run, told)
+        follow = self._follows.get(run.id)
+        if follow is not None and follow.typing is not None:
+            await follow.typing.resized(told)
 
     async def _do(self, run: Run, message: ToHost) -> None:
         follow = self._follows.get(run.id)

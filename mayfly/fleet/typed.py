@@ -10,7 +10,7 @@ import msgspec
 
 from mayfly.errors import MayflyError, RunEndedError
 from mayfly.fleet.buckets import Bucket
-from mayfly.fleet.message import Registered, decode, encode
+from mayfly.fleet.message import Registered, Size, decode, encode
 from mayfly.runs.stdin import LiveStdin, StdinWriter
 
 KEPT = 256 * 1024
@@ -21,8 +21,7 @@ CHUNK = 4 * 1024
 
 class Chunk(msgspec.Struct, kw_only=True):
     """A piece of the input. `by` has the bytes of each who typed, from the beginning on. Nothing
-    follows a chunk that is `ended`, or `closed`, as there was more than is kept. The `size` is the
-    terminal's, columns and rows, if it got another one.
+    follows a chunk that is `ended`, or `closed`, as there was more than is kept.
     """
 
     data: bytes = b""
@@ -52,11 +51,14 @@ class Typed:
         self._added = 0
 
     async def look(self, *, renew: bool = False) -> None:
-        """Learn what others have added. With `renew` it is kept as long as if it came now. Raises
+        """Learn what others have added. With `renew` all is kept as long as if it came now. Raises
         SilenceError.
         """
+        if renew and (size := await self.size()) is not None:
+            await self.keep_size(size)
         while not (self.ended or self.closed):
-            if (entry := await self._bucket.get(self._key)) is None:
+            entry = await self._bucket.get(self._key)
+            if entry is None or entry.revision <= self._revision:  # an older one, of a server that lags behind
                 return
             if renew:
                 await self._bucket.update(self._key, entry.value, entry.revision)
@@ -86,9 +88,19 @@ class Typed:
         self._added = added
         return True
 
+    async def size(self) -> Size | None:
+        """The size that the terminal got last, if it got another one. Raises SilenceError."""
+        entry = await self._bucket.get(f"{self._place}.size")
+        return decode(entry.value, type=Size) if entry is not None else None
+
+    async def keep_size(self, size: Size) -> None:
+        """The terminal has got another size. Raises SilenceError."""
+        await self._bucket.put(f"{self._place}.size", encode(size))
+
     async def forget(self) -> None:
         """Keep nothing of it. Raises SilenceError."""
         await self.look()
+        await self._bucket.delete(f"{self._place}.size")
         for number in range(self._number + 1):
             await self._bucket.delete(f"{self._place}.{number}")
 

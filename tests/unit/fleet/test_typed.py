@@ -10,13 +10,18 @@ import pytest
 from mayfly.fleet import typed as typed_module
 from mayfly.fleet.buckets import Bucket, Entry
 from mayfly.fleet.failures import SilenceError
-from mayfly.fleet.message import Head, Registered
+from mayfly.fleet.follow import Follow, Typing
+from mayfly.fleet.message import Answer, Head, Input, Registered, ToHost, decode, encode
+from mayfly.fleet.mirror import make_run
+from mayfly.fleet.tasks import Tasks
 from mayfly.fleet.typed import CHUNK, Typed
 from mayfly.host.snippet import Mode
+from mayfly.runs.stdin import StdinWriter
 from tests.kit.api_fakes import install_toys
-from tests.kit.fleet_kit import Fleet, Way, in_fleet
+from tests.kit.fleet_kit import Fleet, Way, in_fleet, until
 from tests.unit.fleet.test_fleet import events, get, start, until_output
 
+HEAD = Head(id="one", language="toy", version="1.0", mode=Mode.EVENTS, step_names=(), interactive=True)
 ECHO = "while read line; do echo got $line; done; echo end"
 
 
@@ -70,6 +75,36 @@ def test_another_attempt_gets_what_was_typed_at_all_gateways_in_the_same_order()
     in_fleet(scenario, limit_s=120)
 
 
+def test_the_terminal_of_another_attempt_has_the_size_that_it_got_last() -> None:
+    """Also if the gateway where it was resized has gone."""
+
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with fleet.gateway("g2") as two:
+            async with fleet.gateway("g1") as one:
+                for way in (one, two):
+                    await fleet.until_hosts(way, 1)
+                source = "echo ready; while read line; do stty size; done"
+                run_id = await start(one.client, source, tty={"columns": 80, "rows": 24})
+                await until_output(one, run_id, "ready")
+                for columns in (90, 100):
+                    async with one.client.post(f"/runs/{run_id}/resize", json={"columns": columns, "rows": 30}) as answer:
+                        assert answer.status == 204, await answer.text()
+                await until_output(two, run_id, "ready")
+            await fleet.add_host("h2")
+            await fleet.until_hosts(two, 2)
+            await fleet.remove_host("h1")
+            run = await two.runner.find(run_id)
+            async with asyncio.timeout(30):
+                while b"30 100" not in run.record.output(1)[0]:
+                    assert await send(two, run_id, b"x\n") == (204, "")
+                    await asyncio.sleep(0.2)
+            async with two.client.delete(f"/runs/{run_id}") as answer:
+                assert answer.status == 204
+
+    in_fleet(scenario, limit_s=80)
+
+
 def test_a_run_that_got_more_than_is_kept_has_one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever gateway knows: nobody takes what lacks some of it for the result."""
     monkeypatch.setattr(typed_module, "KEPT", 1000)
@@ -115,6 +150,62 @@ def test_input_that_has_ended_at_one_gateway_has_ended_at_all() -> None:
     in_fleet(scenario)
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_what_is_kept_while_a_host_begins_comes_to_it_once(last: bool) -> None:
+    """Who keeps it is taken away before he hears that it is: the first bytes, or the end."""
+
+    class Slow:
+        """A bucket that never says what it has done."""
+
+        def __init__(self, bucket: Bucket) -> None:
+            self.get = bucket.get
+            self.stored, self._update, self._left = asyncio.Event(), bucket.update, 1 + last
+
+        async def update(self, key: str, value: bytes, revision: int) -> int:
+            answer = await self._update(key, value, revision)
+            self._left -= 1
+            if not self._left:
+                self.stored.set()
+                await asyncio.Event().wait()
+            return answer
+
+    class Host:
+        """An engine over which a host takes input."""
+
+        name = "g1"
+
+        def __init__(self) -> None:
+            self.told: list[Input] = []
+
+        async def ask(self, subject: str, data: bytes, timeout_s: float) -> bytes:
+            self.told.append(decode(data, type=ToHost))
+            return encode(Answer())
+
+    async def nowhere() -> None:
+        pytest.fail("the run has not moved")
+
+    async def scenario(fleet: Fleet) -> None:
+        async with fleet.gateway("g1") as way:
+            bucket, host = Slow(way.runner._registry), Host()
+            follow = Follow(make_run(HEAD), Registered(head=HEAD, token="t", gateway="g1", arch="x", lang="toy"))
+            typing = Typing(cast(Any, host), cast(Any, bucket), follow, nowhere)
+            tasks = Tasks()
+            typing.begin(tasks.spawn)
+            with StdinWriter(follow.run.stdin) as writer:
+                await writer.write(b"typed")
+                writer.end()
+            await bucket.stored.wait()
+            follow.mirror.host = "h1"
+            follow.begun.set()
+            typing.begin(tasks.spawn)
+            await follow.run.stdin.kept()
+            await until(lambda: bool(host.told) and host.told[-1].end)
+            assert b"".join(one.data for one in host.told) == b"typed"
+            await tasks.close()
+
+    in_fleet(scenario)
+
+
 class Unheard:
     """A bucket that now and then is not asked, or whose answer is lost."""
 
@@ -141,8 +232,7 @@ def test_what_several_add_at_once_has_one_order() -> None:
     async def scenario(fleet: Fleet) -> None:
         async with fleet.gateway("g1") as way:
             bucket = way.runner._registry
-            head = Head(id="one", language="toy", version="1.0", mode=Mode.EVENTS, step_names=(), interactive=True)
-            registered = Registered(head=head, token="t", gateway="g1", arch="x", lang="toy")
+            registered = Registered(head=HEAD, token="t", gateway="g1", arch="x", lang="toy")
             source = random.Random(18)
             sizes = (1, 10, 500)
             said = {who: [b"%d-%d " % (who, number) * source.choice(sizes) for number in range(30)] for who in range(3)}
