@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 
 from mayfly import paths
+from mayfly.cli.flags import Size
 
 if TYPE_CHECKING:  # what a fleet needs may not be installed, and takes long to load
     from mayfly.fleet.engine import Engine
@@ -192,13 +193,14 @@ def top(every: float, times: int | None, **where: Any) -> None:
 @_asks
 @click.argument("host")
 @click.option("--wait", "within_s", type=click.FloatRange(0, 86400), default=0, help="wait so many seconds until its runs have ended")
+@click.option("--limit", type=Size(), default=0, help="bytes of runs that may be sent a second, such as 50M (default: no limit)")
 @with_fleet
-def drain(host: str, within_s: float, **where: Any) -> None:
+def drain(host: str, within_s: float, limit: int, **where: Any) -> None:
     """Have HOST take no more runs; long ones move to other hosts, the rest go on to their end."""
     from mayfly.fleet import operate
 
     async def work(engine: "Engine") -> None:
-        await operate.wish(engine, host, drain=True)
+        await operate.wish(engine, host, drain=True, limit_bytes_s=limit)
         if within_s:
             await operate.wait_until_idle(engine, host, within_s)
 

@@ -74,29 +74,31 @@ class Leaving:
 
     # Giving
 
-    def drain(self, wanted: bool) -> None:
-        """Begin to give runs away, or stop that."""
+    def drain(self, wanted: bool, limit_bytes_s: int = 0) -> None:
+        """Begin to give runs away, or stop that. So many bytes of them are sent a second, 0: no
+        limit.
+        """
         if self._draining is not None:
             self._draining.cancel()
             self._draining = None
         if wanted:
-            self._draining = self._task(self._drain())
-        self._requests.drain(wanted)
+            self._draining = self._task(self._drain(limit_bytes_s))
+        self._requests.drain(wanted, limit_bytes_s)
 
     def _task(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         return self._carrying.spawn(work, "drain")
 
-    async def _drain(self) -> None:
+    async def _drain(self, limit_bytes_s: int) -> None:
         await asyncio.sleep(LONG_S)
         while True:
             self._staying &= {active.work.id for active in self._carrying.active}
             for active in self._carrying.active:
                 run = active.run
                 if run is not None and not run.done.is_set() and run.elsewhere is None and run.id not in self._staying:
-                    await self._move(active, run)
+                    await self._move(active, run, limit_bytes_s)
             await asyncio.sleep(AGAIN_S)
 
-    async def _move(self, active: Active, run: Run) -> None:
+    async def _move(self, active: Active, run: Run, limit_bytes_s: int) -> None:
         """Move a run to the first host that takes it, if one does."""
         try:
             hosts = (await self._seek(active, run)).hosts
@@ -105,7 +107,7 @@ class Leaving:
             return
         for host in hosts:
             try:
-                going = self._moves.begin(run, partial(self._connect, host), to=host)
+                going = self._moves.begin(run, partial(self._connect, host), to=host, limit_bytes_s=limit_bytes_s)
             except NotMovableError as error:
                 self._stay(run, error.message)
                 return

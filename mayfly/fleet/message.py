@@ -358,9 +358,12 @@ class Piece(msgspec.Struct, kw_only=True):
 
 
 class Wish(msgspec.Struct, kw_only=True):
-    """What a host is to do."""
+    """What a host is to do. Of machines that it gives away it sends so many bytes a second at most,
+    0: no limit.
+    """
 
     drain: bool
+    limit_bytes_s: int = 0
 
 
 ToGateway: TypeAlias = Begun | Told | Tail

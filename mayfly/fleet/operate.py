@@ -51,14 +51,15 @@ async def look(engine: Engine) -> list[Seen]:
     return [Seen(name, beats[name], about) for name, about in zip(names, abouts, strict=True) if about is not None]
 
 
-async def wish(engine: Engine, name: str, *, drain: bool) -> None:
-    """Have a host take no more runs, or take some again; those under way go on.
+async def wish(engine: Engine, name: str, *, drain: bool, limit_bytes_s: int = 0) -> None:
+    """Have a host take no more runs, or take some again; those under way go on. Of machines that it
+    gives away so many bytes are sent a second, 0: no limit.
 
     Raises:
         HostError: there is no such host, or it does not answer.
     """
     try:
-        answer = decode(await engine.ask(f"wish.{name}", encode(Wish(drain=drain))), type=Answer)
+        answer = decode(await engine.ask(f"wish.{name}", encode(Wish(drain=drain, limit_bytes_s=limit_bytes_s))), type=Answer)
     except (NobodyError, SilenceError) as error:
         raise HostError(f"no host {name!r} answers", hint="mayfly fleet list shows those that are there") from error
     if (problem := error_of(answer.error)) is not None:

@@ -355,10 +355,11 @@ class Worker:
             self._carrying.refuse(work, delivery, error)
 
     async def _obey(self, message: Message) -> None:
-        self._draining = decode(message.data, type=Wish).drain
+        wish = decode(message.data, type=Wish)
+        self._draining = wish.drain
         log.info("fleet: this host %s", "takes no more runs" if self._draining else "takes runs")
         await self._engine.send(message.reply, encode(Answer()))
-        self._leaving.drain(self._draining)
+        self._leaving.drain(self._draining, wish.limit_bytes_s)
         await self._send_beat()
         self._refill()
 

@@ -49,6 +49,8 @@ class World:
         self.identities: list[p.Moved] = []
         self.running: dict[int, ToyProcess] = {}
         self.made: list[ToyProcess] = []
+        self.limits: list[int] = []
+        """Bytes a second of each move."""
         self.clones_left = 1 << 30
         """That come up; the one after them does not."""
 
@@ -267,6 +269,7 @@ class ToyMachines:
     async def send_rounds(self, guest: Guest, write: Write, *, held: int, limit_bytes_s: int, progress: Callable[[Round], None]) -> None:
         assert held == 1
         self._fail("send_rounds")
+        self.world.limits.append(limit_bytes_s)
         for number in (1, 2):
             await write(b"%c" % number * 1000)
             progress(Round(number=number, bytes=1000))

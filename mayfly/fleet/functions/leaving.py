@@ -81,11 +81,15 @@ class Requests:
         self._functions, self._engine, self._spawner, self._times = functions, engine, spawner, times
         self._under_way, self._answer, self._connect, self._spawn = under_way, answer, connect, spawn
         self._draining: asyncio.Task[None] | None = None
+        self._limit_bytes_s = 0
 
     # Giving
 
-    def drain(self, wanted: bool) -> None:
-        """Begin to give requests away, or stop that."""
+    def drain(self, wanted: bool, limit_bytes_s: int = 0) -> None:
+        """Begin to give requests away, or stop that. So many bytes of them are sent a second, 0: no
+        limit.
+        """
+        self._limit_bytes_s = limit_bytes_s
         if self._draining is not None:
             self._draining.cancel()
             self._draining = None
@@ -148,7 +152,7 @@ class Requests:
             for at in range(0, len(data), MAX_PAGES):
                 await link.send(Pages(data=data[at : at + MAX_PAGES]))
 
-        await moving.send_rounds(guest, write, held=fits.held)
+        await moving.send_rounds(guest, write, held=fits.held, limit_bytes_s=self._limit_bytes_s or None)
         async with going.still():
             try:
                 await moving.send_last(guest, write)

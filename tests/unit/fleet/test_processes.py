@@ -4,7 +4,6 @@ import asyncio
 import collections
 import json
 import os
-import platform
 import random
 import signal
 import subprocess
@@ -279,11 +278,11 @@ async def all_of(works: Iterable[Coroutine[Any, Any, None]]) -> None:
     await asyncio.gather(*map(one, works))
 
 
-async def sample(client: aiohttp.ClientSession, name: str) -> float:
-    """The sum of a metric."""
+async def sample(client: aiohttp.ClientSession, name: str, of: str = "") -> float:
+    """The sum of a metric, over what has a label."""
     async with client.get("/metrics") as answer:
         lines = (await answer.text()).splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name}{{") or line.startswith(f"{name} "))
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name}{{", f"{name} ")) and of in line)
 
 
 @pytest.mark.timeout(600)
@@ -302,6 +301,8 @@ def test_five_hundred_runs_whoever_comes_and_goes(fleet: Processes, tmp_path: Pa
 
     def slow(number: int) -> str:
         return f"echo {number} >> {log}; sleep 0.5; echo {number}"
+
+    lost: dict[str, float] = {}  # metrics of members that are killed then
 
     def executed() -> collections.Counter[int]:
         return collections.Counter(map(int, log.read_text().split()))
@@ -379,11 +380,13 @@ def test_five_hundred_runs_whoever_comes_and_goes(fleet: Processes, tmp_path: Pa
 
         work = asyncio.create_task(all_of(stubborn(number) for number in range(FIRST, FIRST + SECOND)))
         await until_done(SECOND // 8)
+        lost["mayfly_runs_total"] = await sample(clients[0], "mayfly_runs_total", 'host="h2"')
         fleet.kill("h2")
         await until_done(SECOND // 4)
         await asyncio.to_thread(fleet.server.stop, signal.SIGKILL)
         await asyncio.to_thread(fleet.server.start)
         await until_done(SECOND // 2)
+        lost["mayfly_fleet_accepted"] = await sample(clients[1], "mayfly_fleet_accepted")
         fleet.kill("g2")
         await clients.pop().close()
         await work
@@ -395,6 +398,9 @@ def test_five_hundred_runs_whoever_comes_and_goes(fleet: Processes, tmp_path: Pa
             async with asyncio.timeout(30):
                 while await sample(clients[0], name):
                     await asyncio.sleep(0.2)
+        for name, expected in (("mayfly_runs_total", sum(counts.values())), ("mayfly_fleet_accepted", len(counts))):
+            told = lost[name] + await sample(clients[0], name)  # who was killed may have counted more meanwhile
+            assert abs(expected - told) <= AT_ONCE, name
 
     async def no_more_than_may_wait(client: aiohttp.ClientSession) -> None:
         names = [name for name in fleet.members if name.startswith("h")]
@@ -422,9 +428,16 @@ def test_five_hundred_runs_whoever_comes_and_goes(fleet: Processes, tmp_path: Pa
                 assert output(await events(client, run_id)) == "waited\n"
 
     async def nothing_is_left() -> None:
+        """No work, call or charge; for an hour registered runs, each with its result."""
         async with Engine.connect((fleet.server.url,), "operator") as engine:
-            found = await engine._api(f"STREAM.INFO.RUNS_{platform.machine()}", {})
-            assert found["state"]["messages"] == 0
+            names = (await engine._api("STREAM.NAMES", {}))["streams"]
+            found = {name: (await engine._api(f"STREAM.INFO.{name}", {"subjects_filter": ">"}))["state"] for name in names}
+            assert {name for name, state in found.items() if state["messages"]} <= {"KV_runs", "KV_results", "KV_fleet"}
+            registered, stored = (
+                {words[2] for subject in found[name]["subjects"] if len(words := subject.split(".")) == 3}
+                for name in ("KV_runs", "KV_results")
+            )
+            assert registered <= stored
 
     async def scenario() -> None:
         async with fleet.client("g1") as one:
