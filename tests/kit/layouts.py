@@ -364,6 +364,21 @@ LAYOUTS: Mapping[str, Layout] = {
         },
         told=(("later", "skipped", "", ""), ("sixteen", "passed", "", "")),
     ),
+    "Cargo, a library and a program": Layout(
+        language="rust",
+        files={
+            "Cargo.toml": '[package]\nname = "leap-year"\nversion = "0.1.0"\n\n[features]\ndefault = ["std"]\nstd = []\n',
+            "src/lib.rs": '#[cfg(feature = "std")]\npub fn four() -> u8 { 4 }\n',
+            "src/main.rs": "fn main() {}\n\n#[test]\nfn of_the_program() {\n    assert_eq!(leap_year::four(), 4);\n}\n",
+            "tests/folder/main.rs": (
+                "mod years;\n\n#[test]\nfn in_a_folder() {\n"
+                '    assert_eq!(std::path::Path::new(env!("CARGO_MANIFEST_DIR")), std::env::current_dir().unwrap());\n'
+                "    assert!(years::none());\n}\n"
+            ),
+            "tests/folder/years.rs": "pub fn none() -> bool {\n    false\n}\n",
+        },
+        told=(("of_the_program", "passed", "", ""), ("in_a_folder", "failed", "assertion failed: years::none()", "…")),
+    ),
     "Cargo, with what the image lacks": Layout(
         language="rust",
         files={
@@ -431,6 +446,14 @@ LAYOUTS: Mapping[str, Layout] = {
             "leap_test.go": 'package leap\n\nimport (\n\t_ "example.org/nowhere"\n\t"testing"\n)\n\nfunc TestLeap(t *testing.T) {}\n',
         },
         says="add its module: imagegen build go --package 'example.org/nowhere'\n",
+    ),
+    "a module that names what the image lacks": Layout(
+        language="go",
+        files={
+            "go.mod": "module leap\n\ngo 1.18\n\nrequire example.org/nowhere v1.0.0\n",
+            "leap_test.go": 'package leap\n\nimport (\n\t_ "example.org/nowhere/deep"\n\t"testing"\n)\n\nfunc TestLeap(t *testing.T) {}\n',
+        },
+        says="add its module: imagegen build go --package 'example.org/nowhere/deep'\n",
     ),
     "marks of pytest where there is none": Layout(
         language="python",
