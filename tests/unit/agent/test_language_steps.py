@@ -2,6 +2,7 @@
 gets is what the language's own tool does.
 """
 
+import dataclasses
 import os
 import re
 import shutil
@@ -140,6 +141,26 @@ def test_a_rust_library_is_a_failed_build(agent: AgentProcess, source: str) -> N
     result = run(agent, "rust", {"main.rs": source})
     assert (result.stages, result.exit.code) == (["build"], 1)
     assert b"`main` function not found in crate `main`" in result.stderr
+
+
+@needs_rust
+def test_a_rust_project_is_built_without_cargo(agent: AgentProcess, tmp_path: Path) -> None:
+    """As images without packages are."""
+    for tool in ("rustc", "cc", "ld", "sh"):
+        (tmp_path / tool).symlink_to(shutil.which(tool) or tool)
+    files = {
+        "Cargo.toml": (
+            '[package]\nname = "leap-year"\nversion = "0.3.1"\nedition = "2018"\n\n[features]\ndefault = ["std", \'more\']\nstd = []\n'
+        ),
+        "src/lib.rs": '#[cfg(all(feature = "std", feature = "more"))]\npub fn number() -> u8 { let gen = 3; gen }\n',
+        "src/main.rs": 'fn main() { println!("{} {} {}", leap_year::number(), env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")); }\n',
+    }
+    step, *rest = steps_here(agent, load_language("rust"), load_language("rust").steps)
+    env = tuple((name, str(tmp_path) if name == "PATH" else value) for name, value in step.env)
+    agent.start(dataclasses.replace(step, env=env), *rest, files=[(path, text.encode()) for path, text in files.items()])
+    agent.send(p.StdinEof())
+    result = agent.result()
+    assert (result.stages, result.stdout) == (["build", "run"], b"3 leap-year 0.3.1\n"), result.stderr
 
 
 @needs_rust

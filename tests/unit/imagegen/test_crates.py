@@ -211,12 +211,15 @@ def test_dependencies_that_are_not_there_are_said(tmp_path: Path) -> None:
     """By the build step, before anything is compiled."""
     (tmp_path / "Cargo.toml").write_text(
         '[package]\nname = "x"\nversion = "0.1.0"\n\n# dependencies:\n[dependencies]\nserde = { version = "1", features = ["derive"] }\n'
-        'rand="0.8"\nown = { path = "own" }\n\n[dependencies.tokio]\nversion = "1"\n\n[dev-dependencies]\nproptest = "1"'
+        'rand="0.8"\nown = { path = "own" }\nnumbers = { features = [], version="0.4", package = \'num\' }\n  pathfinding.version = "4"\n'
+        'any = "*"\nshared.workspace = true\nmaybe = { version = "1", optional = true }\n'
+        "\n[target.'cfg(windows)'.dependencies]\nwinapi = '0.3'\n"
+        '\n[dependencies.tokio]\nversion = "1"\n\n[dev-dependencies]\nproptest = "1"'
     )
     step = next(found for found in load_language("rust").steps if found.name == "build")
     done = subprocess.run([*step.argv[:5], "false"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         f"Cargo.toml: the image has no {name.partition('@')[0]}; add it: imagegen build rust --package '{name}'"
-        for name in ("serde@1", "rand@0.8", "tokio")
+        for name in ("serde@1", "rand@0.8", "num@0.4", "pathfinding@4", "any@*", "tokio")
     ]
