@@ -65,5 +65,46 @@ TRAPS: Mapping[str, Layout] = {
         files={"leap_test.py": "def leap_test():\n    assert 0\n"},
         says="there are no tests: they are in files test_*.py and *_test.py\n",
     ),
+    "Java's of several lines, of halves of letters, and late": Layout(
+        language="java",
+        files={
+            "LeapTest.java": (
+                "import java.time.Duration;\nimport org.junit.jupiter.api.*;\nimport org.junit.jupiter.params.*;\n"
+                "import org.junit.jupiter.params.provider.*;\n\n"
+                "@TestMethodOrder(MethodOrderer.MethodName.class)\nclass LeapTest {\n"
+                '    @ParameterizedTest @ValueSource(strings = {"a\\nb"}) void a(String text) { System.out.print(text); }\n'
+                '    @Test void b() { System.out.print("\\ud83d."); Assertions.assertEquals("x", "\\ude00"); }\n'
+                "    @Test @Timeout(1) void c() throws Exception { Thread.sleep(60_000); }\n"
+                "    @Test void d() { Assertions.assertTimeoutPreemptively(Duration.ofMillis(100), () -> { for (;;); }); }\n}\n"
+            )
+        },
+        told=(
+            ("LeapTest.a [1] a\nb", "passed", "", "a\nb"),
+            ("LeapTest.b", "failed", "expected: <x> but was: <?>", "?."),
+            ("LeapTest.c", "timeout", "java.util.concurrent.TimeoutException: c() timed out after 1 second", ""),
+            ("LeapTest.d", "timeout", "execution timed out after 100 ms", ""),
+        ),
+    ),
+    "Java's in a machine without memory": Layout(
+        language="java",
+        files={
+            "LeapTest.java": (
+                "import java.time.Duration;\nimport org.junit.jupiter.api.*;\n\n"
+                "@TestMethodOrder(MethodOrderer.MethodName.class)\nclass LeapTest {\n"
+                "    @Test void a() { Assertions.assertTimeoutPreemptively(Duration.ofMillis(100), () -> { for (;;); }); }\n"
+                "    @Test void b() { long[] many = new long[Integer.MAX_VALUE]; }\n}\n"
+            )
+        },
+        told=(
+            ("LeapTest.a", "timeout", "execution timed out after 100 ms", ""),
+            ("LeapTest.b", "error", "…", "…"),
+        ),
+    ),
+    "Java's that are none": Layout(
+        language="java",
+        files={"LeapTest.java": "import org.junit.jupiter.api.*;\n\nclass LeapTest { void leap() {} }\n"},
+        says="there are no tests",
+    ),
+    "Java's that are none, without JUnit": Layout(language="java", files={"Leap.java": "class Leap { }\n"}, says="there are no tests"),
 }
 """By what is wrong with them."""

@@ -9,17 +9,27 @@ import org.junit.platform.launcher.core.*;
 /** Run JUnit's tests and put out how each went, as lines of mayfly/runs/tested.py. Arguments: the folder of classes. */
 class MayflyTests implements TestExecutionListener {
     private final PrintStream out = System.out;
+    private final PrintStream err = System.err;
     private final Map<String, Long> began = new HashMap<>();
     private ByteArrayOutputStream said = new ByteArrayOutputStream();
     private boolean failed;
+    private boolean told;
 
     public static void main(String[] args) {
         MayflyTests listener = new MayflyTests();
         LauncherDiscoveryRequest request = LauncherDiscoveryRequestBuilder.request()
             .selectors(DiscoverySelectors.selectClasspathRoots(Set.of(Path.of(args[0])))).build();
-        LauncherFactory.create().execute(request, listener);
-        System.out.flush();
-        System.exit(listener.failed ? 1 : 0);
+        int status = 1; // threads that tests left do not keep the program, whatever JUnit throws
+        try {
+            LauncherFactory.create().execute(request, listener);
+            if (!listener.told) listener.err.println("there are no tests: JUnit finds none in these classes");
+            status = listener.failed || !listener.told ? 1 : 0;
+        } catch (Throwable error) {
+            error.printStackTrace(listener.err);
+        } finally {
+            System.out.flush();
+            System.exit(status);
+        }
     }
 
     private static String name(TestIdentifier test) {
@@ -37,7 +47,7 @@ class MayflyTests implements TestExecutionListener {
     public void executionStarted(TestIdentifier test) {
         if (!test.isTest()) return;
         began.put(test.getUniqueId(), System.nanoTime());
-        put("+" + name(test));
+        put("{\"name\":" + json(name(test)) + "}");
         said = new ByteArrayOutputStream();
         PrintStream held = new PrintStream(said, true);
         System.setOut(held);
@@ -51,7 +61,8 @@ class MayflyTests implements TestExecutionListener {
         boolean passed = result.getStatus() == TestExecutionResult.Status.SUCCESSFUL;
         if (!test.isTest() && passed) return;
         failed |= result.getStatus() == TestExecutionResult.Status.FAILED;
-        String outcome = passed ? "passed" : result.getStatus() == TestExecutionResult.Status.ABORTED ? "skipped"
+        boolean late = error != null && String.valueOf(error.getMessage()).contains(" timed out after "); // as JUnit has it
+        String outcome = passed ? "passed" : result.getStatus() == TestExecutionResult.Status.ABORTED ? "skipped" : late ? "timeout"
             : error instanceof AssertionError ? "failed" : "error";
         boolean plain = error instanceof AssertionError || result.getStatus() == TestExecutionResult.Status.ABORTED;
         String message = error == null ? "" : plain && error.getMessage() != null ? error.getMessage() : error.toString();
@@ -69,6 +80,7 @@ class MayflyTests implements TestExecutionListener {
     }
 
     private void ended(String name, String outcome, String message, double ms, String output) {
+        told = true;
         put(String.format(Locale.ROOT, "{\"name\":%s,\"outcome\":\"%s\",\"message\":%s,\"wall_ms\":%.3f,\"output\":%s}",
             json(name), outcome, json(message), ms, json(output)));
     }
