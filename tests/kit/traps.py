@@ -106,5 +106,26 @@ TRAPS: Mapping[str, Layout] = {
         says="there are no tests",
     ),
     "Java's that are none, without JUnit": Layout(language="java", files={"Leap.java": "class Leap { }\n"}, says="there are no tests"),
+    **{
+        f"{name}'s in folders": Layout(
+            language=language,
+            files={
+                f"src/leap{suffix}": '#include "leap.h"\n\nint leap(int year) { return year % 4 == 0; }\n',
+                "src/leap.h": "int leap(int year);\n",
+                f"src/main{suffix}": "int main(void) { return 0; }\n",
+                f"test_a{suffix}": '#include "src/leap.h"\n\nint main(void) { return !leap(4); }\n',
+                f"tests/test_a{suffix}": '#include "../src/leap.h"\n\nint main(void) { return leap(4) + 2; }\n',
+                f"tests/unit/deep/leap_test{suffix}": (
+                    '#include <stdio.h>\n\nint main(void) { volatile int *none = 0; puts("said"); fflush(stdout); return *none; }\n'
+                ),
+            },
+            told=(
+                ("test_a", "passed", "", ""),
+                ("tests/test_a", "failed", "exit status 3", ""),
+                ("tests/unit/deep/leap_test", "failed", "ended by SIGSEGV", "…"),
+            ),
+        )
+        for language, name, suffix in (("c", "C", ".c"), ("cpp", "C++", ".cc"))
+    },
 }
 """By what is wrong with them."""
