@@ -4,22 +4,27 @@ Usage: python -m scripts.bench.network FILE [--seconds N] [--rounds N]
 
 Run it as root where KVM works, that is through scripts/with-kvm. Each machine has an initramfs with
 the agent and Debian's iperf3. It talks to an iperf3 on the host, first as the sender, then as the
-receiver. All machines exist all the time and take turns of some seconds, round after round, so that
-other load on the host falls on all alike. All of them are in a network namespace of their own. QEMU
-serves the device itself (no vhost), as our monitor does.
+receiver. Over a tap the host also tries to connect to a port that nobody listens at, which the
+guest's kernel refuses: a packet there and one back. All machines exist all the time and take turns
+of some seconds, round after round, so that other load on the host falls on all alike. All of them
+are in a network namespace of their own. QEMU serves the device itself (no vhost), as our monitor
+does.
 """
 
 import argparse
 import asyncio
 import contextlib
+import errno
 import functools
 import json
 import os
 import re
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +49,8 @@ UPLINK = "198.51.100.1"
 """The host's address towards the Internet, as passt sees it."""
 MEMORY = 192 * MIB
 DEADLINE_S = 120.0
+PACKETS = 100
+CLOSED_PORT = 9
 IPERF = Path("/usr/bin/iperf3")
 LOADER = "/bin/ld-linux-x86-64.so.2"
 """In the guest, where nothing is in the folders in which the kernel and iperf3 would look."""
@@ -121,9 +128,23 @@ async def rate(runs: Runs, address: str, seconds: int, options: Sequence[str]) -
     return float(json.loads(outcome.tail)["end"]["sum_received"]["bits_per_second"]) / 1e9
 
 
+def answer_ms(address: str) -> float:
+    """Milliseconds until the guest's kernel refuses a connection; the median of PACKETS."""
+
+    def one() -> float:
+        with socket.socket() as connection:
+            began = time.monotonic()
+            if connection.connect_ex((address, CLOSED_PORT)) != errno.ECONNREFUSED:
+                raise SystemExit(f"bench-network: {address} does not refuse a connection")
+            return 1000 * (time.monotonic() - began)
+
+    return statistics.median(one() for _ in range(PACKETS))
+
+
 async def measure(seconds: int, rounds: int) -> dict[str, Any]:
     """All of it, in this network namespace."""
     results: dict[str, dict[str, list[float]]] = {kind: {direction: [] for direction in DIRECTIONS} for kind in KINDS}
+    answers: dict[str, list[float]] = {}
     spawner = Spawner(Zygote.start)
     try:
         with contextlib.ExitStack() as machines:
@@ -143,12 +164,15 @@ async def measure(seconds: int, rounds: int) -> dict[str, Any]:
                 runs = start_qemu(machines, wanted) if kind.startswith("qemu") else await start_ours(spawner, wanted)
                 guests[kind] = runs, given.allow[0]
             for _ in range(rounds):
+                for number, (kind, backend) in enumerate(KINDS.items()):
+                    if backend is NetworkBackend.TAP:
+                        answers.setdefault(kind, []).append(answer_ms(network(number, backend).addresses[0].partition("/")[0]))
                 for direction, options in DIRECTIONS.items():
                     for kind, (runs, address) in guests.items():
                         results[kind][direction].append(await rate(runs, address, seconds, options))
     finally:
         await spawner.close()
-    return {"host": probe().reason, "seconds": seconds, "gigabits_per_second": results}
+    return {"host": probe().reason, "seconds": seconds, "gigabits_per_second": results, "answer_ms": answers}
 
 
 def show(results: dict[str, Any]) -> None:
@@ -160,6 +184,8 @@ def show(results: dict[str, Any]) -> None:
         print(f"{kind:18} " + ", ".join(f"{rate:6.3f} Gbit/s {direction}" for direction, rate in medians[kind].items()))
     for direction, rate in medians["qemu microvm, tap"].items():
         print(f"over tap, {direction}: {medians['ours, tap'][direction] / rate:.2f} of QEMU's")
+    for kind, rounds in results["answer_ms"].items():
+        print(f"{kind:18} a packet there and one back: {statistics.median(rounds):.2f} ms")
 
 
 def set_up() -> None:
