@@ -25,8 +25,8 @@ class Seen(NamedTuple):
     @property
     def languages(self) -> list[str]:
         """What it can run."""
-        texts = readable(self.about.images, Manifest.from_json)
-        manifests = [Manifest.from_json(text) for text in texts]
+        manifests: list[Manifest] = []
+        readable(self.about.images, lambda text: manifests.append(Manifest.from_json(text)))
         return [f"{manifest.language}@{manifest.version}" for manifest in manifests]
 
 

@@ -113,6 +113,11 @@ class Lasting:
         saving = asyncio.create_task(self._save_often(), name=f"save request {self.request.id}")
         try:
             return await self.asking.answer()
+        except MayflyError:
+            if self.asking.guest.process.lost:
+                async with self.alone:  # a save that needs its machine no more is whole then
+                    pass
+            raise
         finally:
             saving.cancel()
             await asyncio.wait([saving])

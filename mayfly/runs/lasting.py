@@ -5,7 +5,9 @@ server, the run goes on from the last save.
 import asyncio
 import contextlib
 import logging
+import sys
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from mayfly.errors import HostError, MayflyError, NotRunningError, SnapshotError
@@ -127,12 +129,16 @@ class Lasting:
         async with run.alone:
             exchange = check_live(run, "saved", NotRunningError)
             self._claim()
-            with contextlib.ExitStack() as done:
-                folder = done.enter_context(saves.saving(run.id))
+            done = contextlib.ExitStack()
+            folder = done.enter_context(saves.saving(run.id))
+            try:
                 kept = await keep(run, exchange, folder)
                 saved = self._describe(exchange.guest, kept)
                 await whole(lambda: saves.write(folder, saved))
-                await whole(done.pop_all().close)
+            except BaseException:
+                await whole(partial(done.__exit__, *sys.exc_info()))
+                raise
+            await whole(done.close)
             self._saved, self._left = Saved(kept.moment, kept.mark, kept.steps), MAX_OF_A_SAVE
 
     def _describe(self, guest: Guest, kept: Kept) -> SavedRun:
@@ -162,14 +168,16 @@ class Lasting:
             MayflyError: `error`, as that was not the loss of the machine, or nothing is saved of
                 it, or it was lost again and again.
         """
-        run, saved = self._run, self._saved
-        often = self._left <= 0 or run.record.restored >= MAX_RESTORED
-        if saved is None or not guest.process.lost or run.elsewhere is not None or often:
+        run = self._run
+        if not guest.process.lost or run.elsewhere is not None or run.record.restored >= MAX_RESTORED:
             raise error
-        self._left -= 1
-        log.warning("run %s: its machine is lost (%s); it goes on from its last save", run.id, error)
-        run.exchange = None
-        async with run.alone:
+        async with run.alone:  # a save that needs its machine no more is whole then
+            saved = self._saved
+            if saved is None or self._left <= 0:
+                raise error
+            self._left -= 1
+            log.warning("run %s: its machine is lost (%s); it goes on from its last save", run.id, error)
+            run.exchange = None
             try:
                 origin = self._service.supply.origin(guest)
                 found = await _stand_up(self._service, run, guest.wanted, saved.moment, origin)

@@ -19,7 +19,6 @@ from mayfly.errors import (
     StoppingError,
     UnknownLanguageError,
     UnknownRunError,
-    UnprocessableError,
 )
 from mayfly.guests.cgroups import Groups
 from mayfly.guests.converse import BytesStdin, StdinSource
@@ -47,7 +46,7 @@ from mayfly.runs.repeats import Repeat, Repeats
 from mayfly.runs.run import Elsewhere, Run
 from mayfly.runs.runner import CallBack, Health, Order, call_nobody
 from mayfly.runs.stdin import LiveStdin
-from mayfly.runs.work import Work, make_lasting
+from mayfly.runs.work import Work, make_lasting, make_run, named_in
 from mayfly.snapshots import store as snapshots
 from mayfly.snapshots.making import save
 from mayfly.snapshots.store import Snapshot
@@ -161,9 +160,9 @@ class Service:
     ) -> Run:
         """Accept a snippet, or refuse it at once; what happens to it later is in the run. Its
         output socket (if `publish`) listens when this returns. It runs in a machine restored from
-        `snapshot`, or from the one that the snippet names. It is `tenant`'s, within that one's
-        limits. `then` is told of the run when it is over and its machine gone. Without `run_id` it
-        gets an id.
+        `snapshot`, or from the one that the snippet names, which is read now. It is `tenant`'s,
+        within that one's limits. `then` is told of the run when it is over and its machine gone.
+        Without `run_id` it gets an id.
 
         Raises:
             RequestError, SnapshotError: the snippet cannot be run so, or there is no room.
@@ -171,12 +170,7 @@ class Service:
         """
         self.check_ready()
         image = image or self.image_for(snippet)
-        if snippet.snapshot:
-            snapshot = snapshots.named(snippet.snapshot, image)
-            if (snapshot.manifest.machine.network is not None) != snippet.network:
-                has = "no" if snippet.network else "a"
-                hint = "leave network out" if snippet.network else 'ask for one: "network": true'
-                raise UnprocessableError(f"the machine of the snapshot {snippet.snapshot} has {has} network", hint=hint)
+        snapshot = snapshot or named_in(snippet, image)
         with self.counting_refusals(), contextlib.ExitStack() as taken:
             network = None
             if snippet.network:
@@ -184,23 +178,7 @@ class Service:
                 taken.callback(self.networks.give_back, network)
             plan = make_plan(snippet, image, self.config, network)
             live = LiveStdin(snippet.stdin) if snippet.interactive and stdin is None else None
-            run = Run(
-                language=image.manifest.language,
-                version=image.manifest.version,
-                mode=snippet.output,
-                step_names=plan.step_names,
-                owner=tenant.name if tenant else "",
-                cases=snippet.cases,
-                stop_at_first_failure=snippet.stop_at_first_failure,
-                stdin=live,
-                has_terminal=snippet.tty is not None,
-                collect=plan.collect,
-                hidden=tuple(snippet.hidden_files),
-                tests=plan.tests,
-                run_id=run_id,
-                checkpoint="" if snippet.cases else image.manifest.checkpoint,
-                checkpoint_every_s=snippet.checkpoint_every_s,
-            )
+            run = make_run(snippet, image, plan, owner=tenant.name if tenant else "", stdin=live, run_id=run_id)
             if tenant is not None:
                 tenant.check(plan.wanted.machine.memory)
             idle = self.supply.idle(plan.wanted) if snapshot is None else None
@@ -295,7 +273,9 @@ class Service:
             if order.call:
                 self.call_back(run, order.call, lambda _: None)
 
-        run = self.start(order.snippet, order.image, publish=order.publish, tenant=order.tenant, then=over, run_id=order.run_id)
+        image = order.image or self.image_for(order.snippet)
+        snapshot = await asyncio.to_thread(named_in, order.snippet, image) if order.snippet.snapshot else None
+        run = self.start(order.snippet, image, None, order.publish, snapshot, order.tenant, over, order.run_id)
         run.about = order.about
         if order.repeat is not None:
             self._repeats.remember(order.repeat, run)

@@ -1,4 +1,4 @@
-"""What a run that is under way has of its host."""
+"""What a run begins with, and what it has of its host while it is under way."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,13 @@ from mayfly.guests.converse import StdinSource
 from mayfly.guests.job import Wanted
 from mayfly.guests.start import Guest
 from mayfly.host.admission import Ticket
+from mayfly.host.plan import Plan
+from mayfly.host.snippet import Snippet
+from mayfly.images.store import InstalledImage
 from mayfly.runs.run import Run
+from mayfly.runs.stdin import LiveStdin
+from mayfly.snapshots import store as snapshots
+from mayfly.snapshots.store import Snapshot
 from mayfly.vmm.config import Channel
 
 if TYPE_CHECKING:
@@ -35,6 +41,44 @@ class Work:
     guests: tuple[Guest, ...] = ()
     lasting: "Lasting | None" = None
     task: asyncio.Task[None] = field(init=False)
+
+
+def named_in(snippet: Snippet, image: InstalledImage) -> Snapshot | None:
+    """The snapshot that a snippet names, if it does.
+
+    Raises:
+        SnapshotError: there is none, or it cannot be used.
+        UnprocessableError: its machine has a network, and the snippet wants none, or otherwise.
+    """
+    if not snippet.snapshot:
+        return None
+    snapshot = snapshots.named(snippet.snapshot, image)
+    if (snapshot.manifest.machine.network is not None) != snippet.network:
+        has = "no" if snippet.network else "a"
+        hint = "leave network out" if snippet.network else 'ask for one: "network": true'
+        raise UnprocessableError(f"the machine of the snapshot {snippet.snapshot} has {has} network", hint=hint)
+    return snapshot
+
+
+def make_run(snippet: Snippet, image: InstalledImage, plan: Plan, *, owner: str, stdin: LiveStdin | None, run_id: str) -> Run:
+    """The run of a snippet, which is to be carried out as the plan has it."""
+    return Run(
+        language=image.manifest.language,
+        version=image.manifest.version,
+        mode=snippet.output,
+        step_names=plan.step_names,
+        owner=owner,
+        cases=snippet.cases,
+        stop_at_first_failure=snippet.stop_at_first_failure,
+        stdin=stdin,
+        has_terminal=snippet.tty is not None,
+        collect=plan.collect,
+        hidden=tuple(snippet.hidden_files),
+        tests=plan.tests,
+        run_id=run_id,
+        checkpoint="" if snippet.cases else image.manifest.checkpoint,
+        checkpoint_every_s=snippet.checkpoint_every_s,
+    )
 
 
 def make_lasting(

@@ -9,6 +9,7 @@ size or times are others than those that were noted then (`verified.json`).
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -178,7 +179,8 @@ def named(name: str, image: InstalledImage) -> Snapshot:
             if (found := find(name)) in startable([found]) and _is_of(found, image):
                 return found
     language = f"{image.manifest.language} {image.manifest.version}".rstrip()
-    raise not_found(name, language, [found.manifest.name for found in startable(installed()) if _is_of(found, image)])
+    others = (one.manifest.name for found in installed() for one in startable([found]) if _is_of(one, image))
+    raise not_found(name, language, list(itertools.islice(others, SHOWN)))  # each is read
 
 
 def _is_of(found: Snapshot, image: InstalledImage) -> bool:

@@ -316,6 +316,7 @@ def main() -> None:
         case "gateway":
             be_gateway(asked.folder, asked.url, asked.name)
         case path:
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # servers and hosts end with it
             Path(path).write_text(json.dumps(measure(asked.requests, asked.clients, asked.rounds, asked.sync), indent=1) + "\n")
 
 

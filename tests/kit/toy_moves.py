@@ -350,6 +350,21 @@ def save_toys(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
     monkeypatch.setattr(live, "clone", clone)
 
 
+def lose_toys_while_saved(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
+    """Have the first toy that is saved die when nothing more is needed of it for that."""
+    real = live.save
+
+    async def save(guest: Guest, *given: Any, **named: Any) -> int:
+        size = await real(guest, *given, **named)
+        if len(world.made) == 1:
+            guest.process.die()  # type: ignore[attr-defined]
+            for _ in range(50):
+                await asyncio.sleep(0)
+        return size
+
+    monkeypatch.setattr(live, "save", save)
+
+
 def move_toys(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
     """Have toys travel where machines do as moving.py has it."""
 

@@ -35,7 +35,7 @@ from mayfly.snapshots.store import Snapshot
 from tests.kit.api_fakes import factory, install_toys, open_descriptors, small_config
 from tests.kit.function_fakes import invocation
 from tests.kit.scale import patience
-from tests.kit.toy_moves import ToyProcess, World, counted, make_guest, save_toys
+from tests.kit.toy_moves import ToyProcess, World, counted, lose_toys_while_saved, make_guest, save_toys
 
 LOADED = p.Start((), (p.Step("function", ("f",), function=True),), ())
 ENDLESS = b"-1"
@@ -136,6 +136,21 @@ def test_a_request_outlasts_its_machine(serve: Callable[[Scenario], None]) -> No
         guest.process.state["n"] = 0  # type: ignore[attr-defined]
         other = Lasting(bench.service.spawner, bench.service.supply, guest, again, bench.request, 1000.0, 1000.0)
         assert (await other.ask())[1].payload == b"3"
+
+    serve(scenario)
+
+
+def test_a_save_that_is_whole_counts_though_the_machine_is_lost_then(
+    serve: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(bench: Bench) -> None:
+        lose_toys_while_saved(monkeypatch, bench.world)
+        request = await bench.begin()
+        request._every_s = 0.01
+        answering = asyncio.create_task(request.ask())
+        await bench.until_made(2)
+        count = bench.finish()
+        check_whole(bench, (await answering)[1], count)
 
     serve(scenario)
 

@@ -6,15 +6,17 @@ import asyncio
 import contextlib
 import errno
 import shutil
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mayfly import paths
+from mayfly import files, paths
 from mayfly.api.events import find_position
-from mayfly.errors import HostError, MoveError, ServerLostError, UnprocessableError
+from mayfly.errors import GuestError, HostError, MoveError, ServerLostError, UnprocessableError
+from mayfly.files import clear
 from mayfly.guests.converse import BytesStdin
 from mayfly.host.admission import Tenant
 from mayfly.host.snippet import MAX_OF_A_SAVE, Case, Mode, Snippet, Terminal
@@ -27,10 +29,11 @@ from mayfly.runs.record import MAX_RESTORED, Position, Reader, Restored
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from mayfly.schema import replace
+from mayfly.snapshots import live
 from mayfly.units import MIB
 from tests.kit.api_fakes import factory, install_toys, open_descriptors, small_config
 from tests.kit.scale import patience
-from tests.kit.toy_moves import TIMES, Cut, MemoryLink, Road, ToyMachines, World, counted, play_toys, save_toys
+from tests.kit.toy_moves import TIMES, Cut, MemoryLink, Road, ToyMachines, World, counted, lose_toys_while_saved, play_toys, save_toys
 
 Scenario = Callable[[Service, World], Awaitable[Any]]
 
@@ -132,6 +135,42 @@ def test_a_run_outlasts_its_machine(serve: Servers) -> None:
         assert left() == []
         assert service.admission.used == 0
         assert [process.alive for process in world.made] == [False, False]
+
+    serve(scenario)
+
+
+def test_a_save_that_is_whole_counts_though_the_machine_is_lost_then(serve: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(service: Service, world: World) -> None:
+        lose_toys_while_saved(monkeypatch, world)
+        run = await begun(service)
+        await save(service, run)
+        await until_restored(run, 1)
+        await check_end(service, world, run)
+
+    serve(scenario)
+
+
+def test_a_save_that_is_cut_off_is_removed_beside_the_loop(serve: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+
+    async def scenario(service: Service, world: World) -> None:
+        run = await begun(service)
+
+        def note(folder: Path) -> None:
+            threads.append(threading.current_thread())
+            clear(folder)
+
+        async def fail(*_: object, **__: object) -> None:
+            monkeypatch.setattr(files, "clear", note)
+            raise GuestError("it is cut off")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(live, "save", fail)
+            with pytest.raises(GuestError, match="cut off"):
+                await save(service, run)
+        assert threads and threading.main_thread() not in threads
+        assert left() == [f".{run.id}.lock"]
+        await check_end(service, world, run)
 
     serve(scenario)
 
