@@ -84,6 +84,7 @@ class Active:
         self.received: dict[str, int] = {}
         self.writing = asyncio.Lock()
         self.given_away = False
+        self.attempt = 0  # of the run, once it is known
         self.too_large = ""  # why something that happened in it cannot be told
 
 
@@ -165,10 +166,17 @@ class Carrying:
         active = Active(work, delivery)
         active.run = run = self._service.start(work.snippet, image, publish=False, run_id=work.id)
         self._active[work.id] = active
-        told = step("begin", work.id, host=self._host, delivery=delivery.delivered)
-        log.info("run %s: host %s has begun, delivery %d", work.id, self._host, delivery.delivered, extra=told)
+        if delivery.delivered <= (not work.awaited):  # nobody else can have begun; otherwise a gateway says which attempt it is
+            self._note_begun(active, 1)
         self.spawn(self._open(active, run), f"open {work.id}")
         self.spawn(self._see_to_end(active, run), f"settle {work.id}")
+
+    def _note_begun(self, active: Active, attempt: int) -> None:
+        """Log once that the run has begun here."""
+        if attempt and not active.attempt:
+            active.attempt = attempt
+            told = step("begin", active.work.id, attempt=attempt, host=self._host)
+            log.info("run %s: host %s has begun, attempt %d", active.work.id, self._host, attempt, extra=told)
 
     def refuse(self, work: Work, delivery: Delivery, error: MayflyError) -> None:
         """No host can carry the run out."""
@@ -211,7 +219,10 @@ class Carrying:
         except (NobodyError, SilenceError):
             await self._ask_whether_right(active)
             return
-        match decode(answer, type=Verdict).verdict:
+        said = decode(answer, type=Verdict)
+        match said.verdict:
+            case "go":
+                self._note_begun(active, said.attempt)
             case "done":
                 await self._drop(active)
             case "later":
@@ -233,11 +244,15 @@ class Carrying:
             except (NobodyError, SilenceError):
                 await asyncio.sleep(LATER_S)
                 continue
-            verdict = decode(answer, type=Verdict).verdict
-            if verdict == "done":
+            said = decode(answer, type=Verdict)
+            if said.verdict == "done":
                 await self._drop(active)
-            if verdict != "later":
-                return verdict != "done"
+            elif said.verdict == "go" and moved_from:
+                active.attempt = said.attempt
+            elif said.verdict == "go":
+                self._note_begun(active, said.attempt)
+            if said.verdict != "later":
+                return said.verdict != "done"
             await asyncio.sleep(LATER_S)
         return True
 
@@ -298,9 +313,10 @@ class Carrying:
         active = self.hold(work, Delivery(b"", take.ack, take.delivered))
         active.run, active.received = run, dict(take.received)
         self.spawn(self._see_to_end(active, run), f"settle {run.id}")
-        told = step("move", run.id, host=self._host, moved_from=host, delivery=take.delivered)
-        log.info("run %s: host %s has it from %s, delivery %d", run.id, self._host, host, take.delivered, extra=told)
-        if await self._ask_whether_right(active, moved_from=host):
+        right = await self._ask_whether_right(active, moved_from=host)
+        told = step("move", run.id, attempt=active.attempt, host=self._host, moved_from=host)
+        log.info("run %s: host %s has it from %s, attempt %d", run.id, self._host, host, active.attempt, extra=told)
+        if right:
             begun = replace(self._begun(active), moved_from=host)
             for gateway in {work.gateway, *take.gateways}:
                 await self._tell(active, gateway, begun)

@@ -138,6 +138,7 @@ class Follows:
         """Keep what is registered of a run for as long from now on. Raises SilenceError."""
         await self.note_about(registered, await self.about(registered))
         await self._registry.update(registered.head.id, entry.value, entry.revision)  # if not, it was written meanwhile
+        await self.keep_typed(registered)
         if registered.charged:
             await self._accounts.renew(registered.head.owner)
 
@@ -150,9 +151,9 @@ class Follows:
         entry = await self._registry.get(about_of(registered)) or await self._registry.get(f"about.{registered.head.id}")
         return entry.value if entry is not None else b""
 
-    async def may_begin_anew(self, registered: Registered) -> bool:
-        """Whether another host would get all that was typed for a run; it is kept as long as if it
-        came now. Raises SilenceError.
+    async def keep_typed(self, registered: Registered) -> bool:
+        """Keep what was typed for a run for as long from now on. False: another host would lack
+        some of it. Raises SilenceError.
         """
         if not registered.head.interactive:
             return True

@@ -12,7 +12,7 @@ from mayfly.fleet.tasks import Spawn
 log = logging.getLogger(__name__)
 GATEWAYS = "gateways"
 """Of them one answers what is asked of all."""
-Judge = Callable[[Message], Coroutine[Any, Any, str | None]]
+Judge = Callable[[Message], Coroutine[Any, Any, str | Verdict | None]]
 """Gives a verdict, or None: there is none now."""
 
 
@@ -31,11 +31,11 @@ def reply(engine: Engine, spawn: Spawn, message: Message, judge: Judge) -> None:
     """Answer a host with the verdict; with `later` if there is none now: it asks again."""
 
     async def answer() -> None:
-        verdict = None
+        verdict: str | Verdict | None = None
         try:
             verdict = await judge(message)
         except (FullError, NobodyError, SilenceError) as error:
             log.warning("fleet: %s has no verdict now: %s", message.subject, error)
-        await engine.send(message.reply, encode(Verdict(verdict=verdict or "later")))
+        await engine.send(message.reply, encode(verdict if isinstance(verdict, Verdict) else Verdict(verdict=verdict or "later")))
 
     spawn(answer(), f"answer {message.subject}")

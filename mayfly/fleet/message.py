@@ -147,9 +147,11 @@ class Begin(msgspec.Struct, kw_only=True):
 class Verdict(msgspec.Struct, kw_only=True):
     """What becomes of a host's run: `go` on, `done` (it is settled, and needs no host any more),
     `again` (others are to try), `moved` (it is the other host's), or `later` (nobody can say now).
+    Who is to go on hears which `attempt` of the run that is.
     """
 
     verdict: str
+    attempt: int = 0
 
 
 class Begun(msgspec.Struct, kw_only=True, tag="begun"):

@@ -13,7 +13,7 @@ from mayfly.fleet.failures import FullError, NobodyError, SilenceError, Unreadab
 from mayfly.fleet.follow import Follow
 from mayfly.fleet.follows import Follows, too_much_typed
 from mayfly.fleet.judging import GATEWAYS, judge, reply
-from mayfly.fleet.message import Begin, Begun, Claim, Found, Registered, Seek, Settle, ToGateway, decode, encode
+from mayfly.fleet.message import Begin, Begun, Claim, Found, Registered, Seek, Settle, ToGateway, Verdict, decode, encode
 from mayfly.fleet.mirror import ending_of
 from mayfly.fleet.results import Results
 from mayfly.fleet.roll import Roll
@@ -49,7 +49,7 @@ class Verdicts:
         if message.reply:
             reply(self._engine, self._follows.spawn, message, self._may_go_on)
 
-    async def _may_go_on(self, message: Message) -> str | None:
+    async def _may_go_on(self, message: Message) -> str | Verdict | None:
         """A host has begun a run that may be known here better than in the registry."""
         _, _, host, run_id = message.subject.split(".")
         said = decode(message.data, type=ToGateway)
@@ -66,20 +66,20 @@ class Verdicts:
             return await self._may_begin(host, run_id, asked)
         follow.first = host, asked.delivered
         self._follows.spawn(self._follows.register_soon(follow), f"register who has {run_id}")
-        return "go"
+        return Verdict(verdict="go", attempt=1)
 
-    async def _heard_begin(self, message: Message) -> str | None:
+    async def _heard_begin(self, message: Message) -> str | Verdict | None:
         """A host has been given a run: whether it may go on with it."""
         _, host, run_id = message.subject.split(".")
         return await self._begin(host, run_id, decode(message.data, type=Begin))
 
-    async def _begin(self, host: str, run_id: str, asked: Begin) -> str | None:
+    async def _begin(self, host: str, run_id: str, asked: Begin) -> str | Verdict | None:
         follow = self._follows.get(run_id)
         if follow is not None and follow.revision == 0:  # it is known here alone
             await self._follows.register(follow)
         return await self._may_begin(host, run_id, asked)
 
-    async def _may_begin(self, host: str, run_id: str, asked: Begin) -> str | None:
+    async def _may_begin(self, host: str, run_id: str, asked: Begin) -> str | Verdict | None:
         """The same, as the registry and the results have it."""
         for _ in range(5):
             stored, entry = await asyncio.gather(self._results.has(run_id), self._registry.get(run_id))
@@ -93,9 +93,9 @@ class Verdicts:
             if (host, asked.delivered) == (registered.host, registered.delivered):
                 if asked.renew:
                     await self._follows.renew(registered, entry)
-                return "go"
+                return Verdict(verdict="go", attempt=registered.attempts)
             if asked.renew:  # it is on its way between two hosts
-                return "go"
+                return Verdict(verdict="go", attempt=registered.attempts)
             moved = bool(asked.moved_from) and (asked.moved_from, asked.delivered) == (registered.host, registered.delivered)
             registered.host, registered.delivered = host, asked.delivered
             registered.attempts += not moved
@@ -103,13 +103,15 @@ class Verdicts:
                 error = HostError(f"{ATTEMPTS} hosts began the run, and none ended it", hint="look at the hosts' logs")
                 await self._follows.give_up(registered, error)
                 return "done"
-            if registered.attempts > 1 and not moved and not await self._follows.may_begin_anew(registered):
+            if registered.attempts > 1 and not moved and not await self._follows.keep_typed(registered):
                 await self._follows.give_up(registered, too_much_typed())
                 return "done"
             await self._follows.note_about(registered, await self._follows.about(registered))
             if await self._registry.update(run_id, encode(registered), entry.revision):
                 stored, entry = await asyncio.gather(self._results.has(run_id), self._registry.get(run_id))
-                return "done" if stored or entry is None else "go"  # who ended it meanwhile did not know of this host
+                if stored or entry is None:  # who ended it meanwhile did not know of this host
+                    return "done"
+                return Verdict(verdict="go", attempt=registered.attempts)
         return None
 
     async def _find_room(self, message: Message) -> None:

@@ -253,8 +253,13 @@ def test_what_several_add_at_once_has_one_order() -> None:
             assert await add(everybody[0], b"")
             for typed in everybody[1:]:
                 assert not await add(typed, b"late")
+            before = [await bucket.get(f"typed.one.t.{number}") for number in (0, 1)]
+            await way.runner._follows.renew(registered, Entry(b"", 1))
+            for number, entry in enumerate(before):
+                after = await bucket.get(f"typed.one.t.{number}")
+                assert entry and after and (after.value, after.revision > entry.revision) == (entry.value, True)
             last = Typed(bucket, registered)
-            await last.look(renew=True)
+            await last.look()
             assert len(last.data) > 5 * CHUNK
             for typed in everybody:
                 assert typed.data == last.data
