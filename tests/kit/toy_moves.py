@@ -368,7 +368,7 @@ def lose_toys_while_saved(monkeypatch: pytest.MonkeyPatch, world: World) -> None
 def move_toys(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
     """Have toys travel where machines do as moving.py has it."""
 
-    async def send_rounds(guest: Guest, write: Write, *, held: int) -> None:
+    async def send_rounds(guest: Guest, write: Write, *, held: int, limit_bytes_s: float | None) -> None:
         await write(b"r" * 1000)
 
     async def send_last(guest: Guest, write: Write) -> None:
