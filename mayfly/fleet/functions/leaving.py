@@ -82,6 +82,7 @@ class Requests:
         self._under_way, self._answer, self._connect, self._spawn = under_way, answer, connect, spawn
         self._draining: asyncio.Task[None] | None = None
         self._limit_bytes_s = 0
+        self._misfits: set[tuple[str, str]] = set()  # requests and hosts that they do not fit to
 
     # Giving
 
@@ -94,6 +95,7 @@ class Requests:
             self._draining.cancel()
             self._draining = None
         if wanted:
+            self._misfits.clear()
             for asked, _ in self._under_way():
                 self._functions.turn_away(asked.id)
             self._draining = self._spawn(self._drain(), "drain functions")
@@ -115,12 +117,16 @@ class Requests:
             log.info("request %s: no gateway knows where it could go: %r", request_id, error)
             return
         for host in hosts:
+            if (request_id, host) in self._misfits:
+                continue
             link = self._connect(host)
             try:
                 async with going.alone:
                     await self._give(one, going, host, link)
             except MayflyError as error:
                 log.info("request %s: host %s does not take it: %s", request_id, host, error)
+                if isinstance(error, NotMovableError):
+                    self._misfits.add((request_id, host))
             else:
                 log.info("request %s: moved from host %s to %s", request_id, self._engine.name, host)
                 return

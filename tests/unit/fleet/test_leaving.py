@@ -3,12 +3,13 @@ the gateways see each byte once.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 import pytest
@@ -29,7 +30,7 @@ from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from tests.kit import toy_moves
 from tests.kit.api_fakes import install_toys
-from tests.kit.fleet_kit import Fleet, in_fleet, until
+from tests.kit.fleet_kit import Fleet, Way, in_fleet, until
 from tests.kit.toy_moves import ToyMachines, World, counted, play_toys
 from tests.unit.fleet.test_fleet import JSONL, output, start
 
@@ -58,6 +59,33 @@ async def follow(client: aiohttp.ClientSession, run_id: str, seen: list[dict[str
 async def operate(fleet: Fleet, work: Callable[[Engine], Any]) -> None:
     async with Engine.connect((fleet.server.url,), "operator") as engine:
         await work(engine)
+
+
+class TypedRun(NamedTuple):
+    """A run at the host h1 to which a client of a gateway writes, beside the host h2."""
+
+    way: Way
+    h1: Service
+    h2: Service
+    run_id: str
+    seen: list[dict[str, Any]]
+    reader: "asyncio.Task[None]"
+
+
+@contextlib.asynccontextmanager
+async def typed_run(fleet: Fleet) -> AsyncIterator[TypedRun]:
+    """Such a run, of which something was read."""
+    world = World()
+    h1 = await add(fleet, "h1", world)
+    async with fleet.gateway("g1") as way:
+        await fleet.until_hosts(way, 1)
+        run_id = await start(way.client, "~", interactive=True)
+        seen: list[dict[str, Any]] = []
+        reader = asyncio.create_task(follow(way.client, run_id, seen))
+        await until(lambda: "3\n" in output(seen), 120)
+        h2 = await add(fleet, "h2", world)
+        await fleet.until_hosts(way, 2)
+        yield TypedRun(way, h1, h2, run_id, seen, reader)
 
 
 WALL_S = 200.0
@@ -197,16 +225,7 @@ def test_a_host_that_has_a_run_takes_no_input_it_cannot_pass_on(monkeypatch: pyt
     monkeypatch.setattr(leaving, "INPUT_S", 0.3)
 
     async def scenario(fleet: Fleet) -> None:
-        world = World()
-        h1 = await add(fleet, "h1", world)
-        async with fleet.gateway("g1") as way:
-            await fleet.until_hosts(way, 1)
-            run_id = await start(way.client, "~", interactive=True)
-            seen: list[dict[str, Any]] = []
-            reader = asyncio.create_task(follow(way.client, run_id, seen))
-            await until(lambda: "3\n" in output(seen), 120)
-            h2 = await add(fleet, "h2", world)
-            await fleet.until_hosts(way, 2)
+        async with typed_run(fleet) as (way, h1, h2, run_id, seen, reader):
             taking = asyncio.Event()
             accept = Relay._accept
 
@@ -245,8 +264,6 @@ def test_a_host_that_never_says_that_it_takes_a_run(taken: bool, monkeypatch: py
     monkeypatch.setattr(leaving, "TAKE_TRIES", 1)
 
     async def scenario(fleet: Fleet) -> None:
-        world = World()
-        h1 = await add(fleet, "h1", world)
         take = Leaving._take
         asked = asyncio.Event()
 
@@ -256,14 +273,7 @@ def test_a_host_that_never_says_that_it_takes_a_run(taken: bool, monkeypatch: py
                 await take(self, message._replace(reply=""))
 
         monkeypatch.setattr(Leaving, "_take", silent)
-        async with fleet.gateway("g1") as way:
-            await fleet.until_hosts(way, 1)
-            run_id = await start(way.client, "~", interactive=True)
-            seen: list[dict[str, Any]] = []
-            reader = asyncio.create_task(follow(way.client, run_id, seen))
-            await until(lambda: "3\n" in output(seen), 120)
-            h2 = await add(fleet, "h2", world)
-            await fleet.until_hosts(way, 2)
+        async with typed_run(fleet) as (way, h1, h2, run_id, seen, reader):
             await operate(fleet, drain)
             await asked.wait()
             await type_at(way.client, run_id, b"[1]")
@@ -281,16 +291,7 @@ def test_the_end_of_input_goes_with_a_run(monkeypatch: pytest.MonkeyPatch) -> No
     """Also one that came while what was typed before it was on its way."""
 
     async def scenario(fleet: Fleet) -> None:
-        world = World()
-        h1 = await add(fleet, "h1", world)
-        async with fleet.gateway("g1") as way:
-            await fleet.until_hosts(way, 1)
-            run_id = await start(way.client, "~", interactive=True)
-            seen: list[dict[str, Any]] = []
-            reader = asyncio.create_task(follow(way.client, run_id, seen))
-            await until(lambda: "3\n" in output(seen), 120)
-            h2 = await add(fleet, "h2", world)
-            await fleet.until_hosts(way, 2)
+        async with typed_run(fleet) as (way, h1, h2, run_id, seen, reader):
             typed, hand_over, send = asyncio.Event(), Leaving._hand_over, Followed._send
 
             async def when_typed(self: Leaving, active: Active, run: Run, host: str) -> None:

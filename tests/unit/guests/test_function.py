@@ -233,6 +233,17 @@ def test_what_comes_with_the_response_does_not_spoil_it() -> None:
     assert asyncio.run(scenario(response)) == (expected, False)
 
 
+async def asked(guest: Guest) -> tuple[Asking, "asyncio.Task[FunctionResponse]", Log]:
+    """A request whose function has printed something."""
+    log = Log()
+    await load(guest, job(), Log())
+    asking = Asking(guest, request(), log, 30)
+    answering = asyncio.create_task(asking.answer())
+    while not log.printed:
+        await asyncio.sleep(0)
+    return asking, answering, log
+
+
 @pytest.mark.parametrize("cut", [0, 1, 15])
 def test_a_request_goes_on_in_another_machine_in_the_middle_of_its_answer(cut: int) -> None:
     first, second = (frame(p.Response(7, p.ResponseKind.ANSWER, 5, "text/plain", 4, data)) for data in (b"ok", b"ay"))
@@ -241,12 +252,7 @@ def test_a_request_goes_on_in_another_machine_in_the_middle_of_its_answer(cut: i
         guest = guest_of(
             PlayedProcess([b"".join(map(frame, (STAGE, p.Loaded()))), frame(p.Stdout(b"x")), first + second[:cut]], hangs=True)
         )
-        log = Log()
-        await load(guest, job(), Log())
-        asking = Asking(guest, request(), log, 30)
-        answering = asyncio.create_task(asking.answer())
-        while not log.printed:
-            await asyncio.sleep(0)
+        asking, answering, log = await asked(guest)
         for _ in range(9):  # until all that is played is read
             await asyncio.sleep(0)
         await asking.hold()
@@ -276,12 +282,7 @@ def test_a_request_that_is_answered_is_at_rest_no_more(after: tuple[p.Message, .
 
     async def scenario() -> None:
         guest = guest_of(Late([b"".join(map(frame, (STAGE, p.Loaded()))), frame(p.Stdout(b"x"))], hangs=True))
-        log = Log()
-        await load(guest, job(), Log())
-        asking = Asking(guest, request(), log, 30)
-        answering = asyncio.create_task(asking.answer())
-        while not log.printed:
-            await asyncio.sleep(0)
+        asking, answering, _ = await asked(guest)
         await asking.hold()
         with pytest.raises(GuestError, match="is over"):
             await asking.at_rest()
