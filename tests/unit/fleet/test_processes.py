@@ -129,6 +129,32 @@ def test_who_is_killed_takes_no_run_along(fleet: Processes, tmp_path: Path) -> N
     asyncio.run(asyncio.wait_for(scenario(), 240))
 
 
+def test_what_was_typed_at_a_gateway_that_is_killed_comes_to_the_next_host(fleet: Processes) -> None:
+    fleet.gateway("g1")
+    fleet.gateway("g2")
+    fleet.host("h1")
+    for member in fleet.members.values():
+        member.wait_until_ready()
+
+    async def scenario() -> None:
+        async with fleet.client("g1") as one, fleet.client("g2") as two:
+            await until_languages(one)
+            run_id = await start(one, "cat; echo end", interactive=True)
+            for client, data in ((one, b"1"), (two, b"2"), (one, b"3")):
+                async with client.post(f"/runs/{run_id}/stdin", data=data) as answer:
+                    assert answer.status == 204
+            fleet.kill("g1")  # whether or not it has told the host
+            fleet.host("h2")
+            await asyncio.to_thread(fleet.members["h2"].wait_until_ready)
+            fleet.kill("h1")
+            async with two.post(f"/runs/{run_id}/stdin?eof=true", data=b"4\n") as answer:
+                assert answer.status == 204
+            seen = await events(two, run_id)
+            assert (output(seen).endswith("1234\nend\n"), seen[-1]["event"]) == (True, "done"), seen
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
 def test_a_host_that_hangs_has_its_runs_done_by_others(fleet: Processes, tmp_path: Path) -> None:
     """What it brings when it goes on is not their result."""
     fleet.gateway("g1")
