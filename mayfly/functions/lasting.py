@@ -97,8 +97,10 @@ class Lasting:
 
     async def _receive(self, arrival: Arrival) -> Asking:
         """What goes on here in the place of the guest. Raises MayflyError: it does not."""
-        found, moment, log = await arrival(self.asking.guest)
+        guest = self.asking.guest
+        found, moment, log = await arrival(guest)
         try:
+            self._supply.note(found, self._supply.origin(guest) if found.wanted.machine.restore else None)
             asking = Asking(found, self._asked, self.request, self._timeout_s, moment)
             await found.process.resume()
         except BaseException:

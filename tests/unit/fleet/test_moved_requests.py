@@ -4,6 +4,7 @@ each line that it printed once, and no two of its machines run at a time.
 """
 
 import asyncio
+import platform
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,22 +12,27 @@ from typing import Any
 import pytest
 
 from mayfly.errors import MoveError, ServerLostError
-from mayfly.fleet import worker
-from mayfly.fleet.functions import leaving
+from mayfly.fleet import tokens, worker
+from mayfly.fleet.engine import Credentials, Engine
+from mayfly.fleet.functions import creating, leaving
+from mayfly.fleet.functions.messages import Change
 from mayfly.fleet.functions.verdicts import FunctionVerdicts
 from mayfly.fleet.links import HostLink
 from mayfly.fleet.operate import wait_until_idle, wish
 from mayfly.functions.making import FunctionMachines, Revision
+from mayfly.functions.spec import FunctionSpec
 from mayfly.guests.start import Guest, StartKind
 from mayfly.runs.moves.messages import Commit, Message
-from mayfly.schema import replace
+from mayfly.schema import msgspec, replace
 from mayfly.snapshots import moving
 from tests.kit import toy_moves
+from tests.kit.api_server import make_certificate
 from tests.kit.fleet_kit import Fleet, Way, in_fleet, until
 from tests.kit.functions_kit import install_echo
 from tests.kit.toy_moves import ToyProcess, World, make_guest, move_toys
 from tests.unit.fleet.test_functions import ask, create
 from tests.unit.fleet.test_leaving import operate
+from tests.unit.fleet.test_security import secured
 
 
 @pytest.fixture
@@ -178,3 +184,33 @@ def test_a_request_that_no_guest_has_is_given_back_at_once(world: World, monkeyp
             assert await asked == b"3"
 
     in_fleet(scenario)
+
+
+def test_tokens_let_hosts_move_requests(world: World, tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path)
+    users, arch = tmp_path / "users.conf", platform.machine()
+    for name, kind in (("g1", "gateway"), ("h1", "host"), ("h2", "host"), ("operator", "operator")):
+        (tmp_path / f"{name}.seed").write_bytes(tokens.create(users, name, kind, arch if kind == "host" else ""))
+
+    def credentials(name: str) -> Credentials:
+        return Credentials(ca=str(certificate), seed=str(tmp_path / f"{name}.seed"))
+
+    async def scenario(fleet: Fleet) -> None:
+        fleet.credentials = credentials
+        await fleet.add_host("h1")
+        async with fleet.gateway("g1") as way, Engine.connect((fleet.server.url,), "operator", credentials("operator")) as operator:
+            await fleet.until_hosts(way, 1)
+            spec = FunctionSpec(name="count", language="toy", code="/code", timeout_s=500)
+            await creating.change(operator, Change(spec=msgspec.json.encode(spec), code={"": b"true"}))
+            await until(lambda: bool(way.runner.functions.all()))
+            asked = asyncio.create_task(ask(way.client, "count", b"~150"))
+            await until(lambda: printed(world) > 3)
+            await fleet.add_host("h2")
+            await fleet.until_hosts(way, 2)
+            await wish(operator, "h1", drain=True)
+            await wait_until_idle(operator, "h1", 60)
+            assert not asked.done()
+            assert await asked == b"150"
+            assert len(world.identities) == 1
+
+    in_fleet(scenario, limit_s=100, more=secured(certificate, key, users))
