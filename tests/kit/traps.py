@@ -106,6 +106,46 @@ TRAPS: Mapping[str, Layout] = {
         says="there are no tests",
     ),
     "Java's that are none, without JUnit": Layout(language="java", files={"Leap.java": "class Leap { }\n"}, says="there are no tests"),
+    "JavaScript's of several lines, of halves of letters, and none": Layout(
+        language="javascript",
+        files={
+            "a.test.js": (
+                "test.each(['a\\nb'])('%s', () => {});\ntest('c \\ud83d', () => {});\ntest('d', () => { throw new Error('\\ude00'); });\n"
+            ),
+            "b.test.js": "test('e\\nf', () => process.exit(0));\n",
+            "c.test.js": "require('assert').equal(1, 1);\n",
+            "d.test.js": "describe('g', () => {});\n",
+            "e.test.js": "test.skip('h', () => {});\n",
+            "f.test.js": "require('node:test').test('i', { skip: true }, () => {});\n",
+        },
+        told=(
+            ("a\nb", "passed", "", ""),
+            ("c ?", "passed", "", ""),
+            ("d", "failed", "?", ""),
+            ("e\nf", "error", "the program ended before the test did, with status 1", ""),
+            ("c.test.js", "error", "there are no tests in this file", ""),
+            ("d.test.js", "error", "there are no tests in this file", ""),
+            ("h", "skipped", "", ""),
+            ("i", "skipped", "", ""),
+        ),
+    ),
+    "Rust's that say what a line does not hold": Layout(
+        language="rust",
+        files={
+            "main.rs": (
+                'use std::io::Write;\n\n#[test]\nfn a() {\n    println!("x\\u{2028}y");\n}\n\n'
+                '#[test]\nfn b() {\n    panic!("m\\u{85}n\\nnote: more");\n}\n\n'
+                "#[test]\nfn c() {\n    let mut out = std::io::stdout().lock();\n"
+                '    write!(out, "no line").unwrap();\n    out.flush().unwrap();\n}\n'
+            )
+        },
+        told=(
+            ("a", "passed", "", "x\u2028y\n"),
+            ("b", "failed", "m\x85n\nnote: more", "…"),
+            ("c", "passed", "", ""),
+        ),
+    ),
+    "Rust's that are none": Layout(language="rust", files={"main.rs": "fn main() {}\n"}, says="there are no tests: they are functions"),
     **{
         f"{name}'s in folders": Layout(
             language=language,

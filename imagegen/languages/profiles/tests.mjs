@@ -10,6 +10,7 @@ const names = [];
 const begun = new Set();
 let failed = false;
 let told = false;
+let tested = false;
 let thrown;
 
 // An endless test leaves nobody else a turn: what the reporter has is put out before, and what runs next.
@@ -17,7 +18,7 @@ beforeEach(async (test) => {
   begin();
   await new Promise((resolve) => setImmediate(resolve));
   begun.add(test.fullName ?? test.name);
-  write(`\x1e+${test.fullName ?? test.name}\n`);
+  write(`\x1e${JSON.stringify({ name: test.fullName ?? test.name })}\n`);
 });
 
 // What nothing else tells: the file was not loaded, or something went wrong or ended the program outside of its tests.
@@ -30,6 +31,10 @@ process.on("uncaughtExceptionMonitor", (error) => {
   if (begun.size === 0) tell(...thrown);
 });
 process.on("exit", (status) => {
+  if (!status && !tested && begun.size === 0) {
+    tell("there are no tests in this file");
+    process.exitCode = 1;
+  }
   if (!status || told || failed) return;
   if (thrown) tell(...thrown);
   else if (begun.size === 0) tell(`the file ended with status ${status} outside of its tests`);
@@ -74,6 +79,7 @@ export default async function* report(source) {
     const outcome = skipped ? "skipped" : type === "test:pass" ? "passed" : error?.failureType === "testTimeoutFailure" ? "timeout" : "failed";
     const name = [...names.slice(0, data.nesting), data.name].join(" > ");
     begun.delete(name);
+    tested = true;
     yield `\x1e${JSON.stringify({ name, outcome, message: reason, wall_ms: data.details?.duration_ms ?? null })}\n`;
   }
 }
