@@ -146,6 +146,32 @@ TRAPS: Mapping[str, Layout] = {
         ),
     ),
     "Rust's that are none": Layout(language="rust", files={"main.rs": "fn main() {}\n"}, says="there are no tests: they are functions"),
+    "TypeScript's beside their files": Layout(
+        language="typescript",
+        files={
+            "src/data/a.txt": "text",
+            "src/a.test.ts": (
+                "import * as fs from 'fs';\nimport * as path from 'path';\n"
+                "test('by the folder', () => expect(fs.readFileSync(path.join(__dirname, 'data/a.txt'), 'utf8')).toBe('text'));\n"
+                "test('by the URL', () => expect(fs.existsSync(new URL('./data/a.txt', import.meta.url))).toBe(true));\n"
+                "test('lowered', () => { class A { accessor a = 1; } expect(new A().a).toBe(2); });\n"
+            ),
+            "src/a.test.mts": "test('of the same name', () => { throw new Error(import.meta.dirname.slice(-3)); });\n",
+            "none.test.ts": "export {};\n",
+        },
+        told=(
+            ("none.test.ts", "error", "there are no tests in this file", ""),
+            ("of the same name", "failed", "src", ""),
+            ("by the folder", "passed", "", ""),
+            ("by the URL", "passed", "", ""),
+            ("lowered", "failed", "expect(received).toBe(expected)\n\nExpected: 2\nReceived: 1", ""),
+        ),
+    ),
+    "Go's that are none": Layout(
+        language="go",
+        files={"go.mod": "module leap\n\ngo 1.18\n", "leap_test.go": "package leap\n\nfunc leap() {}\n"},
+        told=(("tests", "error", "there are no tests", ""),),
+    ),
     **{
         f"{name}'s in folders": Layout(
             language=language,
