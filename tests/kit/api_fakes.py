@@ -126,6 +126,7 @@ def install(
     checkpoint: str = "",
     target: str = "",
     profiles: Mapping[str, manifest.Profile] | None = None,
+    options: Mapping[str, manifest.Option] | None = None,
 ) -> None:
     """Put an image into the data folder; its initramfs is a stand-in."""
     from mayfly import paths
@@ -145,6 +146,7 @@ def install(
         checkpoint=checkpoint,
         target=target,
         profiles=profiles or {},
+        options=options or {},
         env={"LANG": "C.UTF-8"},
         source=manifest.ImageSource(reference="oci:x", manifest_digest="", config_digest="", layers=()),
         compression="none",

@@ -13,7 +13,7 @@ import pytest
 
 from mayfly.client.blocking import Client
 from mayfly.client.results import StdoutEvent
-from mayfly.imagegen.languages import load_language
+from mayfly.imagegen.languages import load_language, offered
 from mayfly.schema import replace
 from tests.kit.agent_process import build_agent
 from tests.kit.api_fakes import ROOT, install, install_toys
@@ -30,7 +30,8 @@ def mayfly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Mayfly:
     install_toys(monkeypatch, tmp_path)
     language = load_language("wasm")
     argv = (str(build()), *language.steps[0].argv[1:])
-    install("wasm", ".wasm", (replace(language.steps[0], argv=argv),), marker="", checkpoint=language.checkpoint)
+    steps = (replace(language.steps[0], argv=argv),)
+    install("wasm", ".wasm", steps, marker="", checkpoint=language.checkpoint, options=offered(language, "1.0"))
     env = {**os.environ, "PYTHONPATH": str(ROOT), "FAKE_AGENT": str(build_agent())}
 
     def start(*words: str | Path) -> "subprocess.Popen[bytes]":

@@ -11,7 +11,7 @@ import pytest
 
 from mayfly.errors import MayflyError, NotCheckpointableError, NotRunningError, RunEndedError
 from mayfly.host.snippet import Snippet
-from mayfly.imagegen.languages import load_language
+from mayfly.imagegen.languages import load_language, offered
 from mayfly.runs.carried import HEAD, MAX_STATE
 from mayfly.runs.checkpoints import checkpoint
 from mayfly.runs.run import Run
@@ -31,7 +31,8 @@ def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_leaks: None) -> Ca
     install_toys(monkeypatch, tmp_path)
     language = load_language("wasm")
     argv = (str(build()), *language.steps[0].argv[1:])
-    install("wasm", ".wasm", (replace(language.steps[0], argv=argv),), marker="", checkpoint=language.checkpoint)
+    steps = (replace(language.steps[0], argv=argv),)
+    install("wasm", ".wasm", steps, marker="", checkpoint=language.checkpoint, options=offered(language, "1.0"))
     executable = build_agent()
 
     def call(scenario: Callable[[Service], Awaitable[None]], **config: Any) -> None:

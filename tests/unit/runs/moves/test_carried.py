@@ -15,7 +15,7 @@ import pytest
 from mayfly.errors import MayflyError, NotMovableError
 from mayfly.guests.start import Guest
 from mayfly.host.snippet import Snippet
-from mayfly.imagegen.languages import load_language
+from mayfly.imagegen.languages import load_language, offered
 from mayfly.images.store import InstalledImage
 from mayfly.runs.carried import LANGUAGE, MAX_STATE, PROGRAM
 from mayfly.runs.checkpoints import checkpoint
@@ -75,7 +75,8 @@ def play(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_leaks: None) -> Pla
     install_toys(monkeypatch, tmp_path)
     language = load_language("wasm")
     argv = (str(build()), *language.steps[0].argv[1:])
-    install("wasm", ".wasm", (replace(language.steps[0], argv=argv),), marker="", checkpoint=language.checkpoint)
+    steps = (replace(language.steps[0], argv=argv),)
+    install("wasm", ".wasm", steps, marker="", checkpoint=language.checkpoint, options=offered(language, "1.0"))
     executable = build_agent()
 
     def call(scenario: Callable[[Stage], Awaitable[None]], *cuts: Cut | None) -> None:
