@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -25,7 +26,7 @@ class ServedHost:
     """A server that is told to move runs."""
 
     def __init__(self, process: "subprocess.Popen[str]", port: int) -> None:
-        self._process, self._port = process, port
+        self._process, self.port = process, port
 
     @functools.cached_property
     def told(self) -> dict[str, str]:
@@ -37,7 +38,7 @@ class ServedHost:
 
     def client(self) -> AsyncClient:
         """A client of the server."""
-        return AsyncClient(f"http://127.0.0.1:{self._port}", key=self.told["client"])
+        return AsyncClient(f"http://127.0.0.1:{self.port}", key=self.told["client"])
 
     def _line(self) -> Any:
         assert self._process.stdout is not None
@@ -54,9 +55,11 @@ class ServedHost:
         assert status == 0, (words, printed)
         return str(printed)
 
-    def move(self, run_id: str, there: "ServedHost", *options: str) -> dict[str, Any]:
-        """Have `mayfly move` move the run; what it says in the end."""
-        words = ("move", "--json", "--socket", "SOCKET", run_id, "--to", f"http://$LOOPBACK:{there._port}", *options)
+    def move(self, run_id: str, there: "ServedHost", *options: str, port: int = 0) -> dict[str, Any]:
+        """Have `mayfly move` move the run, by way of `port` if that is given; what it says in the
+        end.
+        """
+        words = ("move", "--json", "--socket", "SOCKET", run_id, "--to", f"http://$LOOPBACK:{port or there.port}", *options)
         last: dict[str, Any] = json.loads(self.mayfly(*words, key=there.told["moves"]).splitlines()[-1])
         assert last["event"] == "moved", last
         return last
@@ -108,11 +111,14 @@ def serving(*flags: str, host: Sequence[str] = (), python: str = sys.executable)
 
 
 class Following:
-    """A client that reads a run: what the program has put out so far, and which attempts began."""
+    """A client that reads a run: what the program has put out so far, when each line of its
+    standard output was there (Unix time), and which attempts began.
+    """
 
     def __init__(self, run: AsyncRun) -> None:
         self.run = run
         self.out, self.err = b"", b""
+        self.at: list[float] = []
         self.attempts: list[int] = []
         self._ended = False
         self._more = asyncio.Condition()
@@ -129,7 +135,9 @@ class Following:
     async def _read(self) -> None:
         async for event in self.run:
             async with self._more:
-                self.out += event.data if isinstance(event, StdoutEvent) else b""
+                if isinstance(event, StdoutEvent):
+                    self.out += event.data
+                    self.at += [time.time()] * event.data.count(b"\n")
                 self.err += event.data if isinstance(event, StderrEvent) else b""
                 self.attempts += [event.attempt] if isinstance(event, AttemptEvent) else []
                 self._more.notify_all()

@@ -137,6 +137,10 @@ class ToyProcess:
         assert self.world.running.setdefault(self.state["lineage"], self) is self, "two machines of one run"
         self._going.set()
 
+    async def stats(self) -> None:
+        if self._closed:
+            raise MayflyError("the machine has ended")
+
     def _stand(self) -> None:
         if self.world.running.get(self.state["lineage"]) is self:
             del self.world.running[self.state["lineage"]]

@@ -238,7 +238,7 @@ class Incoming:
         return exchange
 
     async def _commit(self, link: Link) -> None:
-        """Wait for COMMIT.
+        """Wait for COMMIT, with a machine that is still there when it has come.
 
         Raises:
             MayflyError: the connection was lost, or the machine.
@@ -247,6 +247,8 @@ class Incoming:
         message = await while_alive(self._guest.process, link.receive())
         if not isinstance(message, Commit):
             raise MoveError(f"the source sent {type(message).__name__} in place of COMMIT")
+        if self._room.portable is None:
+            await self._guest.process.stats()  # one that ended a moment ago does not answer, and the source has another
 
     async def _run(self, run: Run, handed: Handed, exchange: Exchange) -> None:
         """Take the run among those of this server, and let it go on.
