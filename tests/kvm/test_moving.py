@@ -6,6 +6,7 @@ Tiny guests on the real /dev/kvm; source and destination are two vmm processes o
 import asyncio
 import contextlib
 import errno
+import itertools
 import random
 import shutil
 import signal
@@ -21,6 +22,7 @@ from mayfly.guests.start import Guest
 from mayfly.guests.zygote import Zygote
 from mayfly.images.store import Images
 from mayfly.protocol.pages import pack_runs, unpack_runs
+from mayfly.schema import replace
 from mayfly.snapshots import live, moving
 from mayfly.units import MIB, PAGE
 from mayfly.vmm.config import Channel, MachineConfig
@@ -30,6 +32,8 @@ from tests.kit import tiny
 from tests.kit.api_fakes import install_toys
 from tests.kit.moving_kit import EACH_LINE, Lines, Link, cold, counting, move
 from tests.kit.scale import patience, scaled
+from tests.kvm.test_control import COPY, SECOND_COUNTER, TOGETHER
+from tests.kvm.test_control import COUNTER as TOGETHER_COUNTER
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("no_leaks")]
 
@@ -99,6 +103,36 @@ def test_a_guest_is_moved_fifty_times_while_it_runs(wanted: Wanted, tmp_path: Pa
 
     play(script)
     assert len(rounds) >= 50
+
+
+def test_two_vcpus_that_agree_are_moved(wanted: Wanted, tmp_path: Path) -> None:
+    """They and three places in memory fit together: each next machine goes on, which takes both."""
+    tiny.build(tmp_path, TOGETHER)
+    two = replace(wanted, machine=replace(wanted.machine, cpus=2))
+    folders = itertools.count()
+
+    async def counted(guest: Guest) -> list[int]:
+        memory, _ = await saved(guest, tmp_path / f"count{next(folders)}")
+        return [int.from_bytes(memory[place : place + 4], "little") for place in (TOGETHER_COUNTER, SECOND_COUNTER, COPY)]
+
+    async def script(spawner: Spawner) -> None:
+        guest = await cold(spawner, two)
+        before = 0
+        for _ in range(scaled(30)):
+            while (await counted(guest))[0] <= before:
+                pass
+            moved = await move(spawner, guest, two)
+            await alike(guest, moved, tmp_path)
+            first, second, copy = await counted(moved)
+            assert before < first
+            assert first - second in (0, 1)
+            assert copy - second in (0, 1)
+            before = first
+            await guest.process.stop(0)
+            await moved.process.resume()
+            guest = moved
+
+    play(script)
 
 
 def test_without_tracking_all_is_sent_while_the_guest_stands_still(wanted: Wanted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

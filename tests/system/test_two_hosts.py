@@ -7,6 +7,7 @@ import asyncio
 import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import NamedTuple
 
 import pytest
 
@@ -37,6 +38,32 @@ def hosts() -> Iterator[list[ServedHost]]:
         yield [opened.enter_context(serving(*flags, host=WITH_KVM, python="python")) for _ in range(2)]
 
 
+class Tick(NamedTuple):
+    """When a line was read (Unix time), and the guest's two clocks as of it, in ms."""
+
+    read_s: float
+    clock: int
+    day: int
+
+
+def check_clocks(ticks: list[Tick], pause_s: float) -> None:
+    """See that the pause is in the guest's time of day, and not in its monotonic clock; print how
+    long guest and reader missed a line.
+    """
+    first, last = ticks[0], ticks[-1]
+    ahead_ms = (last.day - first.day) - (last.clock - first.clock)
+    steps = [
+        (later.clock - earlier.clock, later.day - earlier.day, later.read_s - earlier.read_s)
+        for earlier, later in itertools.pairwise(ticks)
+    ]
+    gaps = [max(gap) for gap in zip(*steps, strict=True)]
+    print(f"longest gap between lines: {gaps[0]} ms of the guest's clock, {gaps[1]} of its day, {1000 * gaps[2]:.0f} at the reader")
+    behind = [1000 * tick.read_s - tick.day for tick in (first, last)]
+    print(f"the day gained {ahead_ms} ms on the clock; it is {behind[0]:.0f} ms behind the reader's at first, {behind[1]:.0f} at last")
+    assert ahead_ms > pause_s * 1000 / 2
+    assert abs(behind[1]) < 60_000
+
+
 def share_base(language: str, hosts: list[ServedHost]) -> None:
     """Make a base on the first host, and install it on the second one through a registry."""
     here, there = hosts
@@ -63,13 +90,14 @@ class Writing:
             await self.following.until(lambda: self.following.err.count(b"\n") == len(self.said))
         await run.send(b"", end=True)
 
-    def check(self) -> None:
+    def check(self) -> Iterator[Tick]:
         """That no line is missing or came twice, and that the guest's clock did not go back."""
         assert self.following.err.decode() == "".join(f"{number} {line}\n" for number, line in enumerate(self.said))
         lines = self.following.out.decode().splitlines()[:-1]  # the last may be cut by the end
-        ticks = [tuple(map(int, line.split())) for line in lines]
-        assert [tick[0] for tick in ticks] == list(range(len(ticks)))
-        assert all(earlier[1] <= later[1] for earlier, later in itertools.pairwise(ticks))
+        numbers, clock, day = zip(*(map(int, line.split()) for line in lines), strict=True)
+        assert numbers == tuple(range(len(lines)))
+        assert all(earlier <= later for earlier, later in itertools.pairwise(clock))
+        return map(Tick, self.following.at, clock, day)
 
 
 @pytest.mark.parametrize(("language", "source"), [("rust", RUST), ("go", GO)])
@@ -96,6 +124,6 @@ def test_a_program_moves_to_another_host(hosts: list[ServedHost], language: str,
             result = await run.result()
         assert (result.status, result.moved_to) == ("ok", moved["to"]), result
         assert moved["bytes"] < PART
-        writer.check()
+        check_clocks(list(writer.check()), moved["pause_s"])
 
     asyncio.run(scenario())
