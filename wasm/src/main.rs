@@ -33,7 +33,7 @@ mod sys;
 mod validate;
 mod wasi;
 
-use checkpoint::Stopped;
+use checkpoint::{AtMost, Stopped};
 use options::Options;
 use run::{End, Machine};
 use wasi::sockets::Socket;
@@ -140,12 +140,7 @@ fn stop(stopped: &mut Stopped, options: &Options) -> Result<bool, String> {
     let told = |error: io::Error| format!("{}: {error}", path.display());
     stopped.wasi.input.take_waiting().map_err(told)?;
     stopped.wasi.sockets().for_each(Socket::take_waiting);
-    let size = options.most.map(|_| checkpoint::size(stopped)).transpose().map_err(told)?;
-    let written = match (size, options.most) {
-        (Some(size), Some(most)) if size > most => Err(format!("its checkpoint would have {size} bytes, at most {most} wanted")),
-        _ => save(stopped, path).map_err(told),
-    };
-    match written {
+    match save(stopped, path, options.most.unwrap_or(u64::MAX)).map_err(told) {
         Ok(()) => Ok(true),
         // Whoever said when to stop it wants nothing of it later.
         Err(message) if options.stop_at.is_some() => Err(message),
@@ -157,13 +152,13 @@ fn stop(stopped: &mut Stopped, options: &Options) -> Result<bool, String> {
     }
 }
 
-/// Write the whole checkpoint, or nothing that has its name.
-fn save(stopped: &Stopped, path: &Path) -> io::Result<()> {
+/// Write the whole checkpoint, or nothing that has its name: so if it would have more than `most` bytes.
+fn save(stopped: &Stopped, path: &Path, most: u64) -> io::Result<()> {
     let mut part = path.as_os_str().to_owned();
     part.push(".part");
     let part = PathBuf::from(part);
     let written = File::create(&part).and_then(|file| {
-        let mut to = BufWriter::with_capacity(1 << 20, file);
+        let mut to = AtMost { most, left: most, to: BufWriter::with_capacity(1 << 20, file) };
         checkpoint::save(stopped, &mut to)?;
         to.flush()
     });

@@ -17,11 +17,13 @@ from mayfly.runs.checkpoints import checkpoint
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from mayfly.schema import replace
+from mayfly.units import MIB
 from tests.kit.agent_process import build_agent
 from tests.kit.api_fakes import factory, install, install_toys, small_config
-from tests.kit.wasm import build
+from tests.kit.wasm import I32, Code, Module, build
 from tests.unit.wasm.test_checkpoints import counter, echo, held_echo, released
 
+C = Code
 PATIENCE_S = 120
 
 
@@ -71,6 +73,31 @@ def test_a_program_goes_on_in_another_run(serve: Callable[..., None]) -> None:
             await checkpoint(service, second)
 
     serve(scenario)
+
+
+def large_echo(pages: int) -> Module:
+    """As `echo`, but when it has read for the first time it fills its memory, and looks at all of
+    it each further time.
+    """
+    value = C.get(0) + C.i32(4096) + C.i32_div_s
+    each = C.get(0) + C.i32(4) + C.i32_add + C.tee(0) + C.i32(pages << 16) + C.i32_lt_s + C.br_if(0) + C.end
+    fill = C.loop() + C.get(0) + value + C.store() + each
+    look = C.loop() + C.get(0) + C.load() + value + C.i32_eq + C.i32_eqz + C.when() + C.unreachable + C.end + each
+    first = C.i32(1 << 16) + C.tee(0) + C.load() + C.i32_eqz
+    return echo(before=first + C.when() + fill + C.otherwise + look + C.end, pages=pages, locals=I32)
+
+
+def test_a_program_with_128_mib_of_memory_goes_on(serve: Callable[..., None]) -> None:
+    async def scenario(service: Service) -> None:
+        first = service.start(Snippet(language="wasm", source=large_echo(2048).encoded(), stdin=b"before ", interactive=True))
+        await until_written(first, b"before ")
+        state = await checkpoint(service, first)
+        assert len(state) < MAX_STATE
+        second = service.start(Snippet(language="wasm", source=state, stdin=b"and after"))
+        await service.settled(second)
+        assert (written(second), second.verdict().exit_status) == (b"and after", 0), second.record.output(0)
+
+    serve(scenario, memory=400 * MIB)
 
 
 def test_a_program_without_a_checkpoint_is_not_stopped(serve: Callable[..., None]) -> None:

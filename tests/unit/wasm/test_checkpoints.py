@@ -161,7 +161,7 @@ def test_it_says_how_much_input_was_taken(tmp_path: Path) -> None:
     path.write_bytes(echo().encoded())
     (tmp_path / "input").write_bytes(b"all of it")
     assert execute("--save", state, "--stop-at", "0", path, stdin=tmp_path / "input").status == STOPPED
-    assert HEAD.unpack_from(state.read_bytes()) == (b"MAYFLYWC", 4, 9, True)
+    assert HEAD.unpack_from(state.read_bytes()) == (b"MAYFLYWC", 5, 9, True)
     with state.open("ab") as file:
         file.write(b", and more")
     assert execute(state, stdin=b"not this").stdout == b"all of it, and more"

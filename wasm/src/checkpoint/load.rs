@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 
+use super::lz::{unpack, PIECE};
 use super::{sockets, Stopped, BLOCK, MAGIC, VERSION};
 use crate::code::{Op, Program, Stand};
 use crate::compile::compile;
@@ -116,12 +117,25 @@ fn machine<R: Read>(from: &mut Source<R>, module: &Module, stack: Stack) -> Resu
         end = first + count;
         total += count;
     }
-    if (total * BLOCK) as u64 > from.left {
+    if (total * BLOCK / PIECE * 4) as u64 > from.left {
+        // not even the lengths
         return malformed(format!("{total} blocks of memory announced, {} bytes left", from.left));
     }
     let mut memory = Memory::new(pages, most).ok_or_else(no_memory)?;
+    let mut packed = vec![0; PIECE];
     for (first, count) in runs {
-        from.fill(&mut memory.bytes_mut()[first as usize * BLOCK..(first + count) as usize * BLOCK])?;
+        for piece in memory.bytes_mut()[first as usize * BLOCK..(first + count) as usize * BLOCK].chunks_mut(PIECE) {
+            let size = from.count(1)?;
+            match packed.get_mut(..size) {
+                _ if size == piece.len() => from.fill(piece)?,
+                Some(packed) if size < piece.len() => {
+                    from.fill(packed)?;
+                    unpack(packed, piece)
+                        .ok_or_else(|| Refusal::Malformed(format!("memory that is not packed, at block {first} or later")))?;
+                }
+                _ => return malformed(format!("{size} bytes for {} of memory", piece.len())),
+            }
+        }
     }
     Ok(Machine { memory, globals, slots, frames: stack.frames, ticks_left: 0, compile: Compile::Hot })
 }

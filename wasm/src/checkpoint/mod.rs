@@ -10,7 +10,8 @@
 //! frames          list, the outermost first: function (4), offset of the instruction in the function's code (4; 0 is the beginning)
 //! slots           list of 8 bytes: of each frame its locals and operands; of a frame that calls, without the arguments
 //! globals         list of 8 bytes
-//! memory          pages of 64 KiB (4); list of runs of blocks of 4 KiB that are not zero: first (4), count (4); then their bytes
+//! memory          pages of 64 KiB (4); list of runs of blocks of 4 KiB that are not zero: first (4), count (4); then of
+//!                 each run for each 64 KiB, the last less, bytes: packed as in lz.rs, or if there are as many as of memory, those
 //! arguments, environment   lists of text
 //! directory       text: what the program calls its directory
 //! clock (8), asleep until (8; 0: awake), ticks (8)
@@ -36,14 +37,15 @@ use crate::run::Machine;
 use crate::wasi::Wasi;
 
 mod load;
+mod lz;
 mod save;
 mod sockets;
 
 pub use load::load;
-pub use save::{save, size};
+pub use save::{save, AtMost};
 
 pub const MAGIC: &[u8; 8] = b"MAYFLYWC";
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// Smaller than a page of linear memory: a program that touched little of a page is stored smaller.
 const BLOCK: usize = 4096;
 

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use super::lz::{pack, PIECE};
 use super::{sockets, Stopped, BLOCK, MAGIC, VERSION};
 use crate::wasi::tree::Content;
 use crate::wasi::{Descriptor, Wasi};
@@ -33,30 +34,39 @@ pub fn save(stopped: &Stopped, to: &mut impl Write) -> io::Result<()> {
         to.u32(*first)?;
         to.u32(*count)?;
     }
+    let mut packed = Vec::with_capacity(2 * PIECE);
     for (first, count) in runs {
-        to.0.write_all(&memory[first as usize * BLOCK..(first + count) as usize * BLOCK])?;
+        for piece in memory[first as usize * BLOCK..(first + count) as usize * BLOCK].chunks(PIECE) {
+            packed.clear();
+            pack(piece, &mut packed);
+            to.bytes(if packed.len() < piece.len() { &packed } else { piece })?;
+        }
     }
     wasi_state(wasi, &mut to)
 }
 
-/// The bytes that `save` would write.
-pub fn size(stopped: &Stopped) -> io::Result<u64> {
-    let mut count = Count(0);
-    save(stopped, &mut count)?;
-    Ok(count.0)
+/// Takes so many bytes, and fails at the next.
+pub struct AtMost<W: Write> {
+    pub most: u64,
+    pub left: u64,
+    pub to: W,
 }
 
-/// Counts what is written to it.
-struct Count(u64);
-
-impl Write for Count {
+impl<W: Write> Write for AtMost<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0 += bytes.len() as u64;
+        match self.left.checked_sub(bytes.len() as u64) {
+            Some(left) => self.left = left,
+            None => {
+                let text = format!("its checkpoint would be larger, at most {} bytes are wanted", self.most);
+                return Err(io::Error::new(io::ErrorKind::Other, text));
+            }
+        }
+        self.to.write_all(bytes)?;
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        self.to.flush()
     }
 }
 
