@@ -7,10 +7,10 @@ from typing import Any
 import click
 
 from mayfly.cli.asking import ask
-from mayfly.cli.flags import OF_SERVER, Configured, load_config
+from mayfly.cli.flags import Configured, load_config
 
 
-@click.command(cls=Configured, without=tuple(name for name in OF_SERVER if name != "socket"))
+@click.command(cls=Configured, only=("socket",))
 @click.argument("run")
 @click.option("--count", type=click.IntRange(1), default=1, show_default=True, help="how many clones")
 @click.option("--json", "as_json", is_flag=True, help="print the answer as JSON")

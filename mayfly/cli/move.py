@@ -9,10 +9,9 @@ from typing import Any
 import click
 
 from mayfly.cli.asking import lines_of
-from mayfly.cli.flags import OF_SERVER, Configured, Size, load_config
+from mayfly.cli.flags import Configured, Size, load_config
 from mayfly.errors import from_wire
 
-WITHOUT = tuple(name for name in OF_SERVER if name != "socket")
 KEY = "MAYFLY_MOVE_KEY"
 
 
@@ -35,7 +34,7 @@ def _body(to: str, limit: int, certificates: Path | None) -> dict[str, Any]:
     return {**given, "certificates": str(certificates.resolve())} if certificates else given
 
 
-@click.command(cls=Configured, without=WITHOUT)
+@click.command(cls=Configured, only=("socket",))
 @click.argument("run")
 @_options
 def move(run: str, to: str, limit: int, certificates: Path | None, as_json: bool, **flags: Any) -> None:
@@ -52,7 +51,7 @@ def move(run: str, to: str, limit: int, certificates: Path | None, as_json: bool
             raise from_wire(line["error"])
 
 
-@click.command(cls=Configured, without=WITHOUT)
+@click.command(cls=Configured, only=("socket",))
 @_options
 def drain(to: str, limit: int, certificates: Path | None, as_json: bool, **flags: Any) -> int:
     """Take no more runs, and move those under way to the server at ADDRESS.

@@ -283,3 +283,11 @@ def test_a_server_that_says_nothing_any_more_is_lost(tmp_path: Path) -> None:
 def test_a_slow_host_may_be_silent_for_longer(tmp_path: Path) -> None:
     times, slow = Times(), Times().on(small_config(tmp_path, time_factor=5.0))
     assert (slow.silent_s, slow.connect_s, slow.lost_s) == (5 * times.silent_s, 5 * times.connect_s, times.lost_s)
+
+
+@pytest.mark.parametrize("command", ["move", "drain", "fork", "checkpoint"])
+def test_a_command_for_a_server_has_no_flag_of_a_machine(command: str) -> None:
+    said = CliRunner().invoke(cli, [command, "--help"])
+    assert said.exit_code == 0
+    assert "--socket" in said.output
+    assert "--memory" not in said.output
