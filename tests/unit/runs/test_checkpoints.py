@@ -20,7 +20,7 @@ from mayfly.schema import replace
 from mayfly.units import MIB
 from tests.kit.agent_process import build_agent
 from tests.kit.api_fakes import factory, install, install_toys, small_config
-from tests.kit.wasm import I32, Code, Module, build
+from tests.kit.wasm import I32, Code, Module, build, section, text
 from tests.unit.wasm.test_checkpoints import counter, echo, held_echo, released
 
 C = Code
@@ -151,7 +151,8 @@ def test_a_program_goes_on_whose_input_does_not_fit(serve: Callable[..., None]) 
                     await asyncio.sleep(0.01)
 
         stdin = bytes(MAX_STATE)
-        run = service.start(Snippet(language="wasm", source=held_echo().encoded(), stdin=stdin, interactive=True))
+        source = held_echo().encoded() + section(0, text("more than it reads") + bytes(4000))
+        run = service.start(Snippet(language="wasm", source=source, stdin=stdin, interactive=True))
         await until_written(run, bytes(1000))
         for _ in range(2):
             with pytest.raises(NotCheckpointableError, match="bytes"):
