@@ -46,18 +46,28 @@ TRAPS: Mapping[str, Layout] = {
                 "    def test_e(self):\n        self.addCleanup(self.skipTest, 'late')\n        self.fail('early')\n"
                 "    def test_f(self):\n        print('\\udc80')\n        raise ValueError('\\ud83d')\n"
             ),
+            "class_test.py": (
+                "import unittest\n\nclass T(unittest.TestCase):\n    @classmethod\n"
+                "    def setUpClass(cls): raise unittest.SkipTest('no class')\n    def test_a(self): pass\n"
+            ),
+            "module_test.py": (
+                "import unittest\n\ndef setUpModule(): raise unittest.SkipTest('no module')\n\n"
+                "class T(unittest.TestCase):\n    def test_a(self): pass\n"
+            ),
             "other_test.py": "import unittest\n\nraise unittest.SkipTest('not here')\n",
             "third_test.py": "import sys\n\ndef test_a(): pass\n\nsys.exit(0)\n",
         },
         told=(
             ("other_test.py", "skipped", "not here", ""),
             ("third_test.py", "error", "SystemExit: 0", ""),
+            ("setUpClass (class_test.T)", "skipped", "no class", ""),
             ("leap_test.T.test_a", "failed", "[one] AssertionError: a", ""),
             ("leap_test.T.test_b", "failed", "[two] AssertionError: b", ""),
             ("leap_test.T.test_c", "failed", "(i=1) AssertionError: is 1", ""),
             ("leap_test.T.test_d", "passed", "", ""),
             ("leap_test.T.test_e", "failed", "AssertionError: early", ""),
             ("leap_test.T.test_f", "error", "ValueError: ?", "?\n"),
+            ("setUpModule (module_test)", "skipped", "no module", ""),
         ),
     ),
     "Python's that are none": Layout(

@@ -109,7 +109,9 @@ class Result(unittest.TestResult):
             ended(str(test), "error", 0, "".join(traceback.format_exception_only(err[0], err[1])).strip())
 
     def addSkip(self, test: Any, reason: Any) -> None:
-        if self._state[0] == "passed" and not hasattr(test, "_subDescription"):
+        if not isinstance(test, unittest.TestCase):  # of a class or a module
+            ended(str(test), "skipped", 0, reason)
+        elif self._state[0] == "passed" and not hasattr(test, "_subDescription"):
             self._state = ("skipped", reason)
 
     def addExpectedFailure(self, test: Any, err: Any) -> None:
