@@ -150,10 +150,11 @@ def test_a_rust_project_is_built_without_cargo(agent: AgentProcess, tmp_path: Pa
         (tmp_path / tool).symlink_to(shutil.which(tool) or tool)
     files = {
         "Cargo.toml": (
-            '[package]\nname = "leap-year"\nversion = "0.3.1"\nedition = "2018"\n\n[features]\ndefault = ["std", \'more\']\nstd = []\n'
+            '[package]\nname = "leap-year"\nversion = "0.3.1"\nedition = "2018"\n\n[features]\ndefault = ["std", \'more\']\n'
+            'default-impl = ["other"]\nother = []\nstd = []\n\n[lib]\nname = "leap"\n'
         ),
-        "src/lib.rs": '#[cfg(all(feature = "std", feature = "more"))]\npub fn number() -> u8 { let gen = 3; gen }\n',
-        "src/main.rs": 'fn main() { println!("{} {} {}", leap_year::number(), env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")); }\n',
+        "src/lib.rs": '#[cfg(all(feature = "std", feature = "more", not(feature = "other")))]\npub fn number() -> u8 { let gen = 3; gen }\n',
+        "src/main.rs": 'fn main() { println!("{} {} {}", leap::number(), env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")); }\n',
     }
     step, *rest = steps_here(agent, load_language("rust"), load_language("rust").steps)
     env = tuple((name, str(tmp_path) if name == "PATH" else value) for name, value in step.env)
