@@ -153,7 +153,9 @@ def test_a_rust_project_is_built_without_cargo(agent: AgentProcess, tmp_path: Pa
             '[package]\nname = "leap-year"\nversion = "0.3.1"\nedition = "2018"\n\n[features]\ndefault = ["std", \'more\']\n'
             'default-impl = ["other"]\nother = []\nstd = []\n\n[lib]\nname = "leap"\n'
         ),
-        "src/lib.rs": '#[cfg(all(feature = "std", feature = "more", not(feature = "other")))]\npub fn number() -> u8 { let gen = 3; gen }\n',
+        "src/lib.rs": (
+            '#[cfg(all(feature = "std", feature = "more", not(feature = "other")))]\npub fn number() -> u8 { let gen = 3; gen }\n'
+        ),
         "src/main.rs": 'fn main() { println!("{} {} {}", leap::number(), env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")); }\n',
     }
     step, *rest = steps_here(agent, load_language("rust"), load_language("rust").steps)
