@@ -90,15 +90,17 @@ fn take<'a>(from: &mut &'a [u8], count: usize) -> Option<&'a [u8]> {
 }
 
 fn take_length(from: &mut &[u8], token: usize) -> Option<usize> {
+    if token < 15 {
+        return Some(token);
+    }
     let mut length = token;
-    while token == 15 {
+    loop {
         let more = take(from, 1)?[0];
         length += usize::from(more);
         if more < 255 {
-            break;
+            return Some(length);
         }
     }
-    Some(length)
 }
 
 #[cfg(test)]
