@@ -2,6 +2,7 @@
  *   sockets client FAMILY PORT LINES    asks a server a line at a time, on a socket that is used again when its connection broke
  *   sockets server FAMILY PORT          answers lines of connections and datagrams, until one of them is "quit"
  *   sockets options FAMILY PORT         sets options and reads them again
+ *   sockets all FAMILY PORT             asks a server, and waits for more than the answer: says how much it got
  *   sockets resolve NAME                writes the addresses of a name
  */
 #include <errno.h>
@@ -181,6 +182,16 @@ static int options(struct address server) {
     return 0;
 }
 
+static int all(struct address server) {
+    char got[64];
+    int fd = opened(&server, 1);
+    check(sock_connect(fd, &server), "connect");
+    if (send(fd, "line\n", 5, 0) != 5 || recv(fd, got, 1, MSG_PEEK) != 1) return 1;
+    check(sock_set_recv_timeout(fd, 20000), "timeout");
+    for (int round = 0; round < 2; round++) printf("%d\n", (int)recv(fd, got, sizeof got, MSG_WAITALL));
+    return 0;
+}
+
 static int resolve(const char *name) {
     struct found found[8];
     struct hints hints = {.type = 1, .family = 0, .enabled = 1};
@@ -198,5 +209,6 @@ int main(int count, char **args) {
     if (count > 4 && !strcmp(args[1], "client")) return client(loopback(args[2], args[3]), atoi(args[4]));
     if (count > 3 && !strcmp(args[1], "server")) return server(loopback(args[2], args[3]));
     if (count > 3 && !strcmp(args[1], "options")) return options(loopback(args[2], args[3]));
+    if (count > 3 && !strcmp(args[1], "all")) return all(loopback(args[2], args[3]));
     return count > 2 && !strcmp(args[1], "resolve") ? resolve(args[2]) : 2;
 }

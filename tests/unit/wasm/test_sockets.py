@@ -3,6 +3,7 @@ this architecture and on another one: each question gets its right answer.
 """
 
 import contextlib
+import os
 import random
 import signal
 import socket
@@ -231,9 +232,13 @@ def test_what_was_received_is_read_and_then_the_connection_is_broken(tmp_path: P
             first, _ = server.accept()
             with first, first.makefile("rb") as lines:
                 asked = lines.readline()
-                first.sendall(answer(asked)[:4])
                 wait_until_blocked(process)
+                # While it stands still: the socket keeps it, and not the memory, which is packed.
+                process.send_signal(signal.SIGSTOP)
+                os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+                first.sendall(answer(asked)[:4])
                 process.send_signal(signal.SIGUSR1)
+                process.send_signal(signal.SIGCONT)
                 assert process.wait(PATIENCE_S) == STOPPED
         assert answer(asked)[:4] in state.read_bytes()
         with subprocess.Popen([build(), state], stdout=subprocess.PIPE) as process:
@@ -305,6 +310,13 @@ def test_options_travel(tmp_path: Path) -> None:
         assert (whole.status, whole.stdout) == (0, b"Resource temporarily unavailable\n1 1 1 5 20000\n")
         assert execute("--save", state, "--stop-at", str(int(whole.stats["ticks"]) // 2), module, *words).status == STOPPED
         assert execute(state).stdout == b"Connection reset by peer\n1 1 1 5 20000\n"
+
+
+def test_who_waits_for_all_gets_what_has_come_in_time() -> None:
+    """As SO_RCVTIMEO has it (socket(7)): an error only if nothing has."""
+    with Answering() as server:
+        ended = execute(compiled(SOURCES / "sockets.c"), "all", "4", str(server.port))
+    assert (ended.status, ended.stdout) == (0, b"9\n-1\n"), ended
 
 
 def test_names_are_resolved() -> None:

@@ -106,7 +106,7 @@ fn load_address<R: Read>(from: &mut Source<R>) -> Result<Option<SocketAddr>> {
 fn wrong(socket: &Socket) -> Option<&'static str> {
     let mut addresses = socket.local.iter().chain(&socket.peer).chain(socket.datagrams.iter().map(|(from, _)| from));
     let has_peer = socket.peer.is_some();
-    let kept: usize = socket.datagrams.iter().map(|(_, bytes)| bytes.len()).sum();
+    let kept: usize = socket.datagrams.iter().map(|(_, bytes)| bytes.len() + 1).sum();
     if addresses.any(|address| address.is_ipv6() != socket.v6) {
         return Some("has an address of another family");
     }
@@ -180,6 +180,7 @@ mod tests {
     fn what_no_socket_is_has_its_name() {
         let stream = |change: fn(&mut Socket)| with(Socket::new(false, true), change);
         let large = |socket: &mut Socket| socket.bytes = vec![0; MOST_BYTES + 1].into();
+        let many = |socket: &mut Socket| socket.datagrams = vec![(address("127.0.0.1:9").unwrap(), vec![0; MOST_BYTES / 2]); 2].into();
         let peer: fn(&mut Socket) = |socket| (socket.state, socket.peer) = (State::Connecting, address("1.2.3.4:1"));
         let wrong = [
             (stream(|socket| socket.local = address("[::]:1")), "another family"),
@@ -191,6 +192,7 @@ mod tests {
             (stream(|socket| socket.bytes.push_back(1)), "without a connection"),
             (stream(|socket| socket.datagrams.push_back((address("127.0.0.1:9").unwrap(), vec![]))), "has datagrams"),
             (with(connection(State::Connected, End::Open), large), "more than any keeps"),
+            (with(Socket::new(false, false), many), "more than any keeps"),
             (stream(|socket| socket.options = [(COUNT, 1)].into_iter().collect()), "option 19"),
         ];
         for (socket, name) in wrong {

@@ -198,9 +198,12 @@ impl Wasi {
     pub fn receive(&mut self, args: Args, flags: u32, memory: &mut Memory) -> Result<Received, Unusual> {
         let pieces = pieces(memory, args.u32(1), args.u32(2))?;
         let room = pieces.iter().map(|piece| piece.1 as usize).sum();
-        let received = self.when_ready(args.u32(0), sys::INPUT, |socket| {
-            socket.receive(room, flags & PEEK != 0, flags & WAIT_ALL != 0 && !socket.nonblocking)
-        })?;
+        let (fd, peek, all) = (args.u32(0), flags & PEEK != 0, flags & WAIT_ALL != 0);
+        let received = match self.when_ready(fd, sys::INPUT, |socket| socket.receive(room, peek, all && !socket.nonblocking)) {
+            // No more came in time than is there.
+            Err(Unusual::Errno(Errno::Again)) if all => self.socket(fd)?.receive(room, peek, false)?,
+            received => received?,
+        };
         let mut rest = &received.bytes[..];
         for (start, size) in pieces {
             let now = rest.len().min(size as usize);
