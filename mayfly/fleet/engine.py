@@ -65,6 +65,8 @@ LEAST_PAYLOAD = 8 << 20
 """Bytes of a message that the servers must take: an answer of a function with what is around it."""
 ROOM = 1024
 """For a message's headers."""
+INBOX = "_INBOX_"
+"""Before a member's name: where answers to it go, and nothing else."""
 PULL = "pull"
 
 
@@ -76,11 +78,17 @@ class Credentials(Record, frozen=True, kw_only=True):
 
 
 class Message(NamedTuple):
-    """A message; `reply` is where an answer goes, if one is wanted."""
+    """A message; `reply` is where an answer goes, an inbox, if one is wanted."""
 
     subject: str
     data: bytes
     reply: str
+
+    def reply_to(self, name: str) -> str:
+        """Where an answer to this member goes; "" if that is not an inbox of its own: whoever
+        answers may say more, and elsewhere, than who asks.
+        """
+        return self.reply if self.reply.startswith(f"{INBOX}{name}.") else ""
 
 
 class Delivery(NamedTuple):
@@ -174,7 +182,7 @@ class Engine:
                 connect_timeout=5,
                 ping_interval=5,
                 max_outstanding_pings=2,
-                inbox_prefix=f"_INBOX_{name}".encode(),
+                inbox_prefix=f"{INBOX}{name}".encode(),
                 **options,
             )
             await _within(CONNECT_S, connecting, refused)  # by itself it would try for ever
@@ -345,7 +353,9 @@ class Engine:
             await self._api(f"STREAM.MSG.DELETE.{_stream_of(arch)}", {"seq": number, "no_erase": True})
 
     async def send(self, subject: str, data: bytes) -> None:
-        """Send to whoever listens, if anybody does; without a connection it is lost."""
+        """Send to whoever listens, if anybody does; without a subject or a connection to nobody."""
+        if not subject:
+            return
         with contextlib.suppress(nats.errors.Error, OSError):
             await self._client.publish(subject, data)
 
@@ -365,7 +375,7 @@ class Engine:
         """
 
         async def called(message: Msg) -> None:
-            hear(Message(message.subject, message.data, message.reply))
+            hear(Message(message.subject, message.data, message.reply if message.reply.startswith(INBOX) else ""))
 
         await self._client.subscribe(subject, queue=queue, cb=called, pending_msgs_limit=-1, pending_bytes_limit=-1)
 
@@ -390,7 +400,7 @@ class Engine:
                 return
             hear(lang, Delivery(message.data, message.reply, message.metadata.num_delivered))
 
-        prefix = f"_INBOX_{self.name}.{PULL}"
+        prefix = f"{INBOX}{self.name}.{PULL}"
         await self._client.subscribe(f"{prefix}.*", cb=called, pending_msgs_limit=-1, pending_bytes_limit=-1)
 
     async def pull(self, arch: str, lang: str, *, priority: int, expires_s: float) -> None:
@@ -399,7 +409,7 @@ class Engine:
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{_stream_of(arch)}.{arch}_{lang}"
         self._pulls[lang].append(asyncio.get_running_loop().call_later(expires_s + LOST_S, self._lose_pull, lang))
         with contextlib.suppress(nats.errors.Error, OSError):
-            await self._client.publish(subject, json.dumps(request).encode(), reply=f"_INBOX_{self.name}.{PULL}.{lang}")
+            await self._client.publish(subject, json.dumps(request).encode(), reply=f"{INBOX}{self.name}.{PULL}.{lang}")
 
     def _lose_pull(self, lang: str) -> None:
         self._pulls[lang].popleft()

@@ -36,6 +36,7 @@ def reply(engine: Engine, spawn: Spawn, message: Message, judge: Judge) -> None:
             verdict = await judge(message)
         except (FullError, NobodyError, SilenceError) as error:
             log.warning("fleet: %s has no verdict now: %s", message.subject, error)
-        await engine.send(message.reply, encode(verdict if isinstance(verdict, Verdict) else Verdict(verdict=verdict or "later")))
+        host = message.subject.split(".")[-2]
+        await engine.send(message.reply_to(host), encode(verdict if isinstance(verdict, Verdict) else Verdict(verdict=verdict or "later")))
 
     spawn(answer(), f"answer {message.subject}")

@@ -66,7 +66,8 @@ class Lists:
         if known != asked.known:
             told.offers = [offer for offer in (*self.images.all, *self.snapshots.all) if offer.what[1] == asked.arch]
             told.functions = [function for function in self.functions.all if function.arch == asked.arch]
-        self._spawn(self._engine.send(message.reply, encode(told)), "tell a host")
+        host = message.subject.split(".")[-1]
+        self._spawn(self._engine.send(message.reply_to(host), encode(told)), "tell a host")
 
     async def refresh(self) -> None:
         """Take notice of what operators have changed, and have queues for it; those that cannot be

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from mayfly.errors import ConfigError
 from mayfly.files import atomic_write, locked
+from mayfly.fleet.engine import INBOX
 from mayfly.fleet.message import ANY, GROUP
 
 _LINE = re.compile(r"  (?P<user>\{.*\}),? # (?P<kind>host|gateway|operator) (?P<name>[A-Za-z0-9_-]{1,64})(?: (?P<arch>[a-z0-9_]+))?")
@@ -34,7 +35,7 @@ class Member(NamedTuple):
 
 def permissions(name: str, kind: str, arch: str) -> dict[str, Any]:
     """What a member may publish and subscribe to."""
-    inbox = f"_INBOX_{name}.>"
+    inbox = f"{INBOX}{name}.>"
     match kind:
         case "host":
             stream = f"RUNS_{arch}"

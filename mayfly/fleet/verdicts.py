@@ -122,7 +122,7 @@ class Verdicts:
         found = Found(hosts=[])
         if registered is not None and registered.token == decode(message.data, type=Seek).token:
             found = Found(hosts=self._roll.others(host, registered.arch, registered.head.image), host=registered.host)
-        await self._engine.send(message.reply, encode(found))
+        await self._engine.send(message.reply_to(host), encode(found))
 
     async def _heard_settle(self, message: Message) -> str | None:
         """A host has ended a run: whether that is its result."""

@@ -121,7 +121,7 @@ class FunctionVerdicts:
         found = Found(hosts=[])
         if pending is not None and pending.token == decode(message.data, type=Seek).token:
             found = Found(hosts=self._others(host, pending), host=pending.host)
-        await self._engine.send(message.reply, encode(found))
+        await self._engine.send(message.reply_to(host), encode(found))
 
     async def _settle(self, message: Message) -> str:
         """A host is done with a request: whether that is its result."""

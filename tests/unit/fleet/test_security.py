@@ -20,13 +20,14 @@ from mayfly.cli.fleet import drain
 from mayfly.cli.main import cli, gateway, serve
 from mayfly.errors import ConfigError, FleetError
 from mayfly.fleet import engine, tokens
+from mayfly.fleet.catalog import Ask
 from mayfly.fleet.engine import Credentials, Engine, Message
 from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.functions.gateway import CREATE_S
-from mayfly.fleet.message import Settle, Verdict, decode, encode
+from mayfly.fleet.message import Begin, Settle, Verdict, decode, encode
 from tests.kit.api_fakes import ROOT, install_toys
 from tests.kit.api_server import make_certificate
-from tests.kit.fleet_kit import Fleet, in_fleet
+from tests.kit.fleet_kit import Fleet, in_fleet, until
 from tests.unit.fleet.test_fleet import events, output, run, start, until_output
 
 OF_OTHERS = (
@@ -42,6 +43,7 @@ OF_OTHERS = (
     "$KV.fleet.keys",
 )
 """Subjects that the host h2 has nothing to say to."""
+NOT_ITS_OWN = ("$KV.fleet.keys", "$KV.runs.x", "$JS.API.STREAM.DELETE.x", "_INBOX_h1.pull.x", "_INBOX_h22.x")
 
 
 def test_tokens_are_kept_in_a_file(tmp_path: Path) -> None:
@@ -130,6 +132,19 @@ def test_each_may_do_its_part_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: P
                 ):
                     with pytest.raises((SilenceError, NobodyError)):
                         await h2.ask(subject, forged, 0.3)
+                sent, send = list[str](), Engine.send
+
+                async def record(self: Engine, subject: str, data: bytes) -> None:
+                    sent.append(subject)
+                    await send(self, subject, data)
+
+                monkeypatch.setattr(Engine, "send", record)
+                begins, asks = encode(Begin(token="guessed", delivered=1)), encode(Ask(arch=arch))
+                for subject in ("begin.h2.x", "fn.begin.h2.x", "fn.seek.h2.x", "seek.h2.x", "offers.h2"):
+                    for place in NOT_ITS_OWN:  # where an answer would be stored, or be taken for work
+                        await h2._client.publish(subject, asks if subject == "offers.h2" else begins, reply=place)
+                await until(lambda: sent.count("") == 5 * len(NOT_ITS_OWN))
+                assert not {*NOT_ITS_OWN} & {*sent}
                 answer = await h2.ask(f"settle.g1.h2.{run_id}", forged)
                 assert decode(answer, type=Verdict).verdict == "done"  # it has nothing to do with that run
                 async with way.client.post(f"/runs/{run_id}/stdin?eof=true", data=b"mine\n"):
