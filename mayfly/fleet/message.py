@@ -133,14 +133,15 @@ class Registered(msgspec.Struct, kw_only=True):
 
 class Begin(msgspec.Struct, kw_only=True):
     """A host has the run, given out for the `delivered`-th time; it may have moved from another. Of
-    a request to a function: it is `moved_to` another one's from now on. With `renew` the host has
-    it for long: what is known of it is to be kept on.
+    a request to a function: it is `moved_to` another one's from now on, by this `move`. With
+    `renew` the host has it for long: what is known of it is to be kept on.
     """
 
     token: str
     delivered: int
     moved_from: str = ""
     moved_to: str = ""
+    move: str = ""
     renew: bool = False
 
 
@@ -326,9 +327,12 @@ class About(msgspec.Struct, kw_only=True):
 
 
 class Seek(msgspec.Struct, kw_only=True):
-    """A host that is drained would give a run away."""
+    """A host that is drained would give a run away. Of a request to a function: it asks whether
+    this `move` to it is registered.
+    """
 
     token: str
+    move: str = ""
 
 
 class Found(msgspec.Struct, kw_only=True):

@@ -7,16 +7,18 @@ of others.
                            <── Fits ──          request, and makes room in its place
     Pages, Other(Rest)     ── link ──>          the machine is there, and stands still
     (it stands still)      <── Ready ──
-    asks a gateway to have the request registered as B's: from that moment on it is
+    asks a gateway to have the move registered: from that moment on the request is B's
     Commit                 ── link ──>          it goes on, and brings the answer to a gateway
 
 The gateway decides alone. While it does not answer A asks again, and both machines stand still. B
-asks it whose the request is if the connection is lost meanwhile.
+asks it whether the move is registered if the connection is lost meanwhile: if it is not, it never
+will be.
 """
 
 import asyncio
 import contextlib
 import logging
+import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -52,6 +54,7 @@ LATER_S = 0.25
 TRIES = 100
 """Questions whose request it is, where the host that had it is silent, until it is given up."""
 _M = TypeVar("_M", bound=Message)
+_T = TypeVar("_T")
 
 
 class UnderWay(NamedTuple):
@@ -112,7 +115,7 @@ class Requests:
         """Move a request to the first host that takes it, if one does."""
         request_id = one.asked.id
         try:
-            hosts = (await self._seek(one.asked)).hosts
+            hosts = (await self._seek(Seek(token=one.asked.token), request_id)).hosts
         except (NobodyError, SilenceError) as error:
             log.info("request %s: no gateway knows where it could go: %r", request_id, error)
             return
@@ -133,12 +136,11 @@ class Requests:
             finally:
                 await close_quietly(link)
 
-    async def _seek(self, asked: Asked) -> Found:
-        """The hosts that may have room for a request, and the one that has it. Raises NobodyError,
-        SilenceError: no gateway answers.
+    async def _seek(self, question: Seek, request_id: str) -> Found:
+        """The hosts that may have room for a request, or the one that it moved to. Raises
+        NobodyError, SilenceError: no gateway answers.
         """
-        place = f"fn.seek.{self._engine.name}.{asked.id}"
-        return decode(await self._engine.ask(place, encode(Seek(token=asked.token))), type=Found)
+        return decode(await self._engine.ask(f"fn.seek.{self._engine.name}.{request_id}", encode(question)), type=Found)
 
     async def _give(self, one: UnderWay, going: Lasting, host: str, link: HostLink) -> None:
         """Give a request to the host.
@@ -149,7 +151,7 @@ class Requests:
         guest, asking, times = going.asking.guest, going.asking, self._times
         machine = msgspec.json.encode(await asyncio.to_thread(moving.offer, guest))
         asked = msgspec.structs.replace(one.asked, payload=b"")  # which the machine has
-        given = Given(asked=asked, delivered=one.delivery.delivered, ack=one.delivery.ack, machine=machine)
+        given = Given(move=secrets.token_hex(8), asked=asked, delivered=one.delivery.delivered, ack=one.delivery.ack, machine=machine)
         await link.send(Other(data=encode(given)))
         async with within(GUEST_S, "the host had no guest"):
             fits = expect(Fits, await link.receive())
@@ -166,7 +168,7 @@ class Requests:
                 await link.send(Other(data=encode(rest)))
                 async with within(times.ready_s, "the machine was not there"):
                     expect(Ready, await link.receive())
-                await to_its_end(self._let_go(one, going, host))
+                moved = await to_its_end(self._let_go(one, going, host, given.move))
             except MayflyError as error:
                 with contextlib.suppress(ServerLostError):
                     await link.send(Broken(error=problem_of(error)))
@@ -175,25 +177,27 @@ class Requests:
                 if not going.request.answer.cancelled():
                     with contextlib.suppress(MayflyError):  # it has ended, which its channel tells
                         await guest.process.resume()
-        with contextlib.suppress(ServerLostError):  # the other host asks the gateway then
-            await link.send(Commit())
+        if moved:
+            with contextlib.suppress(ServerLostError):  # the other host asks the gateway then
+                await link.send(Commit())
 
-    async def _let_go(self, one: UnderWay, going: Lasting, host: str) -> None:
-        """Have the request registered as that host's, and be done with it.
+    async def _let_go(self, one: UnderWay, going: Lasting, host: str, move: str) -> bool:
+        """Have the request registered as that host's, and be done with it. False: it was this
+        host's no more.
 
         Raises:
-            MoveError: no gateway does that.
+            MoveError: it stays this host's.
         """
-        question = encode(Begin(token=one.asked.token, delivered=one.delivery.delivered, moved_to=host))
+        question = encode(Begin(token=one.asked.token, delivered=one.delivery.delivered, moved_to=host, move=move))
         place = f"fn.begin.{self._engine.name}.{one.asked.id}"
         while True:
             with contextlib.suppress(NobodyError, SilenceError):
                 verdict = decode(await self._engine.ask(place, question), type=Verdict).verdict
-                if verdict == "moved":
+                if verdict in ("moved", "done"):
                     going.go(host)
-                    return
+                    return verdict == "moved"
                 if verdict != "later":
-                    raise MoveError("no gateway registers the move")
+                    raise MoveError("the other host has let go of it, or no gateway registers the move")
             await asyncio.sleep(LATER_S)
 
     # Taking
@@ -209,11 +213,12 @@ class Requests:
         finally:
             await close_quietly(link)
 
-    async def _is_ours(self, asked: Asked) -> bool:
-        """Whether a request that came is registered as this host's."""
+    async def _is_ours(self, given: Given) -> bool:
+        """Whether a request that came is registered as this host's; if not, it never will be."""
+        question = Seek(token=given.asked.token, move=given.move)
         for _ in range(TRIES):
             with contextlib.suppress(NobodyError, SilenceError):
-                return (await self._seek(asked)).host == self._engine.name
+                return (await self._seek(question, given.asked.id)).host == self._engine.name
             await asyncio.sleep(LATER_S)
         return False
 
@@ -225,7 +230,7 @@ class Coming:
         ours: whether it is this host's.
     """
 
-    def __init__(self, given: Given, link: HostLink, spawner: Spawner, times: Times, is_ours: Callable[[Asked], Awaitable[bool]]) -> None:
+    def __init__(self, given: Given, link: HostLink, spawner: Spawner, times: Times, is_ours: Callable[[Given], Awaitable[bool]]) -> None:
         self.ours = False
         self.on_ours: Callable[[], None] = lambda: None
         self._given, self._link, self._spawner, self._times, self._is_ours = given, link, spawner, times, is_ours
@@ -271,7 +276,7 @@ class Coming:
         try:
             message = await while_alive(found.process, self._link.receive())
         except MayflyError:
-            if not await self._is_ours(self._given.asked):
+            if not await self._is_ours(self._given):
                 raise
         else:
             expect(Commit, message)
@@ -286,11 +291,13 @@ def expect(kind: type[_M], message: Message) -> _M:
     raise error_of(message.error) if isinstance(message, Broken) else MoveError(f"the other host sent {type(message).__name__}")
 
 
-async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
-    """Do it, and to its end even if the caller is cancelled: else nobody knows where it got to."""
+async def to_its_end(work: Coroutine[Any, Any, _T]) -> _T:
+    """Do it, and to its end even if the caller is cancelled, who would not know where it got to."""
     task = asyncio.ensure_future(work)
     try:
-        await asyncio.shield(task)
+        return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait([task])
+        if (error := task.exception()) is not None:
+            log.info("what was cancelled meanwhile has failed: %s", error)
         raise

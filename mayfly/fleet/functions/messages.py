@@ -120,9 +120,10 @@ class Asked(msgspec.Struct, kw_only=True):
 class Given(msgspec.Struct, kw_only=True):
     """A request that a host gives to another with its guest's machine, of which `machine` is what
     mayfly/snapshots/moving.py says. It was given out for the `delivered`-th time, and is
-    acknowledged at `ack`.
+    acknowledged at `ack`. No other `move` has this name.
     """
 
+    move: str
     asked: Asked
     delivered: int
     ack: str
@@ -138,7 +139,8 @@ class Rest(msgspec.Struct, kw_only=True):
 
 class Pending(msgspec.Struct, kw_only=True):
     """A request as the fleet knows it until it has a result: it waits at `arch` and `lang`, and
-    `host` has begun it.
+    `host` has begun it, which it came to by the last `move`. Hosts have let go of the moves that
+    are `refused`.
     """
 
     token: str
@@ -150,6 +152,8 @@ class Pending(msgspec.Struct, kw_only=True):
     host: str = ""
     delivered: int = 0
     attempts: int = 0
+    move: str = ""
+    refused: Sequence[str] = ()
 
 
 class Sent(msgspec.Struct, kw_only=True):

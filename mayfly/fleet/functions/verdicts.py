@@ -17,6 +17,8 @@ from mayfly.fleet.results import Results
 from mayfly.fleet.tasks import Spawn
 from mayfly.fleet.wire import error_of, wire
 
+MOST_REFUSED = 8
+"""Moves of a request that are known not to have come; its host tries one at a time."""
 ATTEMPTS = 3
 """Hosts that could not begin a request before it fails."""
 
@@ -106,21 +108,34 @@ class FunctionVerdicts:
 
     async def _move(self, host: str, asked: Begin, pending: Pending, place: str, revision: int) -> str:
         """A host gives a request that it has begun to another one."""
-        if (asked.moved_to, asked.delivered) == (pending.host, pending.delivered):
+        if asked.move == pending.move:
             return "moved"
         if (host, asked.delivered) != (pending.host, pending.delivered):
             return "done"
-        pending.host = asked.moved_to
+        if asked.move in pending.refused:
+            return "go"
+        pending.host, pending.move = asked.moved_to, asked.move
         return "moved" if await self._registry.update(place, encode(pending), revision) else "later"
 
     async def _find_room(self, message: Message) -> None:
-        """A host would give a request away, or asks whose it is."""
+        """A host would give a request away, or asks whether one has come to it: if not, it never
+        will.
+        """
         _, _, host, request_id = message.subject.split(".")
-        entry = await self._registry.get(place_of(request_id))
-        pending = decode(entry.value, type=Pending) if entry else None
-        found = Found(hosts=[])
-        if pending is not None and pending.token == decode(message.data, type=Seek).token:
-            found = Found(hosts=self._others(host, pending), host=pending.host)
+        asked, place, found = decode(message.data, type=Seek), place_of(request_id), Found(hosts=[])
+        while (entry := await self._registry.get(place)) is not None:
+            pending = decode(entry.value, type=Pending)
+            if pending.token != asked.token:
+                break
+            if not asked.move:
+                found = Found(hosts=self._others(host, pending))
+            elif asked.move == pending.move:
+                found = Found(hosts=[], host=pending.host)
+            elif asked.move not in pending.refused:
+                pending.refused = [*pending.refused, asked.move][-MOST_REFUSED:]
+                if not await self._registry.update(place, encode(pending), entry.revision):
+                    continue
+            break
         await self._engine.send(message.reply_to(host), encode(found))
 
     async def _settle(self, message: Message) -> str:

@@ -14,15 +14,16 @@ import pytest
 from mayfly.errors import MoveError, ServerLostError
 from mayfly.fleet import tokens, worker
 from mayfly.fleet.engine import Credentials, Engine
+from mayfly.fleet.failures import SilenceError
 from mayfly.fleet.functions import creating, leaving
-from mayfly.fleet.functions.messages import Change
+from mayfly.fleet.functions.messages import Change, Given
 from mayfly.fleet.functions.verdicts import FunctionVerdicts
 from mayfly.fleet.links import HostLink
 from mayfly.fleet.operate import wait_until_idle, wish
 from mayfly.functions.making import FunctionMachines, Revision
 from mayfly.functions.spec import FunctionSpec
 from mayfly.guests.start import Guest, StartKind
-from mayfly.runs.moves.messages import Commit, Message
+from mayfly.runs.moves.messages import Commit, Message, Ready
 from mayfly.schema import msgspec, replace
 from mayfly.snapshots import moving
 from tests.kit import toy_moves
@@ -109,7 +110,7 @@ def test_a_request_that_cannot_move_stays(world: World, monkeypatch: pytest.Monk
     async def fail(*given: Any, **named: Any) -> Any:
         tried.set()
         if fault == "registry":
-            return "done"
+            return "go"
         raise MoveError("it fails")
 
     async def scenario(fleet: Fleet) -> None:
@@ -158,6 +159,85 @@ def test_a_request_is_where_the_gateway_says(world: World, monkeypatch: pytest.M
             await fleet.remove_host("h1")
             assert await asked == b"150"
             assert await lines(way) == [str(number) for number in range(50, 150)]
+
+    in_fleet(scenario, limit_s=100)
+
+
+def test_a_host_that_hears_nothing_of_a_move_leaves_the_request_where_it_is(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It loses its connection, and asks the gateway before that has registered the move."""
+    send, move, asked_whose = HostLink.send, FunctionVerdicts._move, asyncio.Event()
+    is_ours, verdicts = leaving.Requests._is_ours, list[str]()
+
+    async def lose(self: HostLink, message: Message) -> None:
+        await send(self, message)
+        if isinstance(message, Ready):
+            self._end()
+
+    async def ask_whose(self: leaving.Requests, given: Given) -> bool:
+        found = await is_ours(self, given)
+        asked_whose.set()
+        return found
+
+    async def late(self: FunctionVerdicts, *given: Any) -> str:
+        if not asked_whose.is_set():
+            return "later"
+        verdicts.append(await move(self, *given))
+        return verdicts[-1]
+
+    monkeypatch.setattr(HostLink, "send", lose)
+    monkeypatch.setattr(leaving.Requests, "_is_ours", ask_whose)
+    monkeypatch.setattr(FunctionVerdicts, "_move", late)
+
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with fleet.gateway("g1") as way:
+            asked = await begin(fleet, way, world)
+            await fleet.add_host("h2")
+            await fleet.until_hosts(way, 2)
+            await operate(fleet, partial(wish, name="h1", drain=True))
+            await asked_whose.wait()
+            assert await asked == b"150"
+            assert await lines(way) == [str(number) for number in range(50, 150)]
+            assert verdicts[0] == "go"
+
+    in_fleet(scenario, limit_s=100)
+
+
+def test_a_host_that_hears_late_of_a_move_does_not_go_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gateway's answer to it is lost, and the connection; the request is over when it asks
+    again.
+    """
+    send, ask_engine = HostLink.send, Engine.ask
+    over, lost = asyncio.Event(), asyncio.Event()
+
+    async def lose(self: HostLink, message: Message) -> None:
+        await send(self, message)
+        if isinstance(message, Ready):
+            asyncio.get_running_loop().call_later(0.5, self._end)
+
+    async def ask_late(self: Engine, subject: str, data: bytes, timeout_s: float = 5.0) -> bytes:
+        answer = await ask_engine(self, subject, data, timeout_s)
+        if subject.startswith("fn.begin.h1.") and b"h2" in data and not lost.is_set():
+            lost.set()
+            await over.wait()
+            raise SilenceError("the answer is lost")
+        return answer
+
+    monkeypatch.setattr(HostLink, "send", lose)
+    monkeypatch.setattr(Engine, "ask", ask_late)
+
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with fleet.gateway("g1") as way:
+            asked = await begin(fleet, way, world, b"~40")
+            await fleet.add_host("h2")
+            await fleet.until_hosts(way, 2)
+            await operate(fleet, partial(wish, name="h1", drain=True))
+            assert await asked == b"40"
+            over.set()
+            await operate(fleet, partial(wait_until_idle, name="h1", within_s=60))
+            assert await lines(way) == [str(number) for number in range(40)]
+            assert len(world.identities) == 1
 
     in_fleet(scenario, limit_s=100)
 
