@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
 
-from mayfly.errors import HostError, MayflyError, NotRunningError, StdinEndedError
+from mayfly.errors import HostError, MayflyError, NotRunningError, RequestError, RunEndedError, StdinEndedError
 from mayfly.fleet.buckets import Bucket
 from mayfly.fleet.engine import Engine
 from mayfly.fleet.failures import FullError, NobodyError, SilenceError, UnreadableError
@@ -135,7 +135,12 @@ class Typing:
             self._stdin.refuse(HostError(problem, hint="bring all gateways to the same version"))
 
     async def _carry_kept(self) -> None:
-        """Return when no more is kept. Raises StdinEndedError: the end has come."""
+        """Return when no more is kept.
+
+        Raises:
+            StdinEndedError: the end has come.
+            MayflyError: the host takes no more, and no other one will.
+        """
         typed, sent, takes = self._typed, 0, self._follow.begun.is_set()
         await _until_kept(typed.look)
         if self._read is not None:  # whoever was about to keep it may have come as far as that
@@ -145,8 +150,15 @@ class Typing:
                 data = bytes(typed.data[sent : sent + PIECE])
                 ends = typed.ended and sent + len(data) == len(typed.data)
                 answer = await self._say(Input(gateway=KEPT_INPUT, offset=sent, data=data, end=ends))
+                if (error := error_of(answer.error)) is not None:
+                    log.warning("run %s: its host takes no more of what is typed: %s", self._follow.run.id, error)
+                if isinstance(error, RequestError) and sent:  # another attempt has begun there, which lacks what came before
+                    sent = 0
+                    continue
+                if error is not None and not isinstance(error, (RunEndedError, StdinEndedError)):
+                    raise error
                 sent += len(data)
-                takes = answer.error is None and not ends
+                takes = error is None and not ends
             if typed.ended:
                 raise StdinEndedError("the run's standard input is at its end", hint="nothing more can be sent")
             if typed.closed:

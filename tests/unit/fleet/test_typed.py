@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from mayfly.errors import HostError, MayflyError, RequestError, RunEndedError
 from mayfly.fleet import typed as typed_module
 from mayfly.fleet.buckets import Bucket, Entry
 from mayfly.fleet.failures import SilenceError
@@ -15,6 +16,7 @@ from mayfly.fleet.message import Answer, Head, Input, Registered, ToHost, decode
 from mayfly.fleet.mirror import make_run
 from mayfly.fleet.tasks import Tasks
 from mayfly.fleet.typed import CHUNK, Typed
+from mayfly.fleet.wire import wire
 from mayfly.host.snippet import Mode
 from mayfly.runs.stdin import StdinWriter
 from tests.kit.api_fakes import install_toys
@@ -201,6 +203,85 @@ def test_what_is_kept_while_a_host_begins_comes_to_it_once(last: bool) -> None:
             await follow.run.stdin.kept()
             await until(lambda: bool(host.told) and host.told[-1].end)
             assert b"".join(one.data for one in host.told) == b"typed"
+            await tasks.close()
+
+    in_fleet(scenario)
+
+
+class Taking:
+    """An engine over which a host takes input as hosts do, or answers with an error."""
+
+    name = "g1"
+
+    def __init__(self) -> None:
+        self.got, self.asked = b"", 0
+        self.error: MayflyError | None = None
+
+    async def ask(self, subject: str, data: bytes, timeout_s: float) -> bytes:
+        """As an engine has it."""
+        said = decode(data, type=ToHost)
+        assert isinstance(said, Input)
+        self.asked += 1
+        if (error := self.error) is None and said.offset > len(self.got):
+            error = RequestError("input is lacking")
+        if error is None:
+            self.got += said.data[len(self.got) - said.offset :]
+        return encode(Answer(error=wire(error)))
+
+
+def typing_at(host: Taking, bucket: Bucket) -> tuple[Follow, Typing]:
+    """A run that a host has begun, and who takes there what is typed."""
+
+    async def nowhere() -> None:
+        pytest.fail("the run has not moved")
+
+    follow = Follow(make_run(HEAD), Registered(head=HEAD, token="t", gateway="g1", arch="x", lang="toy"))
+    follow.mirror.host = "h1"
+    follow.begun.set()
+    return follow, Typing(cast(Any, host), bucket, follow, nowhere)
+
+
+def test_another_attempt_of_which_nothing_was_heard_yet_gets_all_that_was_typed() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        async with fleet.gateway("g1") as way:
+            host, tasks = Taking(), Tasks()
+            follow, typing = typing_at(host, way.runner._registry)
+            typing.begin(tasks.spawn)
+            with StdinWriter(follow.run.stdin) as writer:
+                await writer.write(b"one ")
+                await until(lambda: host.got == b"one ")
+                host.got = b""
+                await writer.write(b"two")
+                await until(lambda: host.got == b"one two")
+            await tasks.close()
+
+    in_fleet(scenario)
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_who_types_is_told_that_the_host_takes_no_more(over: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Unless it is over there: another attempt may begin, and get it."""
+
+    async def scenario(fleet: Fleet) -> None:
+        async with fleet.gateway("g1") as way:
+            host, tasks = Taking(), Tasks()
+            host.error = RunEndedError("over") if over else HostError("broken")
+            follow, typing = typing_at(host, way.runner._registry)
+            typing.begin(tasks.spawn)
+            with StdinWriter(follow.run.stdin) as writer:
+                await writer.write(b"one ")
+                await until(lambda: "takes no more" in caplog.text)
+                if over:
+                    await writer.write(b"two")
+                    await follow.run.stdin.kept()
+                    assert host.asked == 1
+                    host.error = None
+                    typing.begin(tasks.spawn)
+                    await until(lambda: host.got == b"one two")
+                else:
+                    with pytest.raises(HostError, match="broken"):
+                        await writer.write(b"two")
+                        await follow.run.stdin.kept()
             await tasks.close()
 
     in_fleet(scenario)
