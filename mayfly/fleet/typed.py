@@ -20,8 +20,9 @@ CHUNK = 4 * 1024
 
 
 class Chunk(msgspec.Struct, kw_only=True):
-    """A piece of the input. `by` has the bytes of each who typed, from the beginning on. Nothing
-    follows a chunk that is `ended`, or `closed`, as there was more than is kept.
+    """A piece of the input. `by` has the bytes, from the beginning on, of each who added to it or
+    to the one before. Nothing follows a chunk that is `ended`, or `closed`, as there was more than
+    is kept.
     """
 
     data: bytes = b""
@@ -48,7 +49,8 @@ class Typed:
         self._place = f"typed.{registered.head.id}.{registered.token}"
         self._number, self._start, self._revision = 0, 0, 0  # of the chunk that is added to
         self._by: Mapping[str, int] = {}
-        self._added = 0
+        self._by_before = self._by  # as the chunk began
+        self._added = self._ours = 0  # of these, those that are known to be kept
 
     async def look(self, *, renew: bool = False) -> None:
         """Learn what others have added. With `renew` all is kept as long as if it came now. Raises
@@ -75,7 +77,7 @@ class Typed:
             SilenceError: it may be kept or not. The same once more finds out.
         """
         added = self._added + len(data)
-        while self._by.get(self.name, 0) < added or not (data or self.ended):
+        while self._ours < added or not (data or self.ended):
             if self.ended or self.closed:
                 return False
             chunk = Chunk(data=bytes(self.data[self._start :]) + data, by={**self._by, self.name: added}, ended=not data)
@@ -111,8 +113,10 @@ class Typed:
     def _take(self, chunk: Chunk, revision: int) -> None:
         self.data[self._start :] = chunk.data
         self.ended, self.closed, self._by, self._revision = chunk.ended, chunk.closed, chunk.by, revision
+        self._ours = max(self._ours, chunk.by.get(self.name, 0))
         if len(chunk.data) >= CHUNK and not (chunk.ended or chunk.closed):
             self._number, self._start, self._revision = self._number + 1, len(self.data), 0
+            self._by = self._by_before = {who: count for who, count in chunk.by.items() if self._by_before.get(who) != count}
 
 
 class KeptStdin(LiveStdin):

@@ -15,7 +15,7 @@ from mayfly.fleet.follow import Follow, Typing
 from mayfly.fleet.message import Answer, Head, Input, Registered, ToHost, decode, encode
 from mayfly.fleet.mirror import make_run
 from mayfly.fleet.tasks import Tasks
-from mayfly.fleet.typed import CHUNK, Typed
+from mayfly.fleet.typed import CHUNK, Chunk, Typed
 from mayfly.fleet.wire import wire
 from mayfly.host.snippet import Mode
 from mayfly.runs.stdin import StdinWriter
@@ -305,6 +305,43 @@ class Unheard:
         if self._random.random() < 0.2:
             raise SilenceError("not heard")
         return answer
+
+
+def test_a_chunk_names_those_who_added_to_it_or_the_one_before() -> None:
+    """Who did not hear that it had added, and comes back later, adds nothing twice."""
+
+    class Lost:
+        """A bucket whose answers are lost."""
+
+        def __init__(self, bucket: Bucket) -> None:
+            self.get, self._bucket = bucket.get, bucket
+
+        async def update(self, key: str, value: bytes, revision: int) -> int:
+            if await self._bucket.update(key, value, revision):
+                raise SilenceError("not heard")
+            return 0
+
+    async def scenario(fleet: Fleet) -> None:
+        async with fleet.gateway("g1") as way:
+            bucket = way.runner._registry
+            registered = Registered(head=HEAD, token="t", gateway="g1", arch="x", lang="toy")
+            for _ in range(20):
+                assert await Typed(bucket, registered).add(b".")
+            unheard, typed = Typed(cast(Any, Lost(bucket)), registered), Typed(bucket, registered)
+            with pytest.raises(SilenceError):
+                await unheard.add(b"once")
+            for _ in range(4):
+                assert await typed.add(b"-" * CHUNK)
+            assert await unheard.add(b"once")
+            assert (unheard.data, typed.data.count(b"once")) == (typed.data, 1)
+            named = []
+            for number in range(4):
+                entry = await bucket.get(f"typed.one.t.{number}")
+                assert entry is not None
+                named.append(len(decode(entry.value, type=Chunk).by))
+            assert named == [22, 22, 1, 1]
+
+    in_fleet(scenario)
 
 
 def test_what_several_add_at_once_has_one_order() -> None:
