@@ -82,10 +82,9 @@ MOVABLE = tuple(phase for phase in Phase if phase not in (Phase.GREETING, Phase.
 
 class Standing(Record, frozen=True, kw_only=True):
     """A conversation in the middle of a run, or of a request, between two bytes of the channel.
-    `start` is the run's
-    START, encoded; `packet` are the bytes of a frame that has begun, still escaped (`skipping`: it
-    was too long, and its end has not come yet); `recent` is the end of the standard input that was
-    sent. The other fields are those of a Conversation.
+    `start` is the run's START, encoded; `packet` are the bytes of a frame that has begun, still
+    escaped (`skipping`: it was too long, and its end has not come yet); `recent` is the end of the
+    standard input that was sent. The other fields are those of a Conversation.
     """
 
     phase: Phase
