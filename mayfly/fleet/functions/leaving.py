@@ -47,7 +47,8 @@ log = logging.getLogger(__name__)
 LONG_S = 3.0
 """Requests that end within this time of a drain are not moved."""
 AGAIN_S = 2.0
-"""Until it is tried again to move what could not be."""
+"""Until it is tried again to move what could not be; then for twice as long each time."""
+LONGEST_AGAIN_S = 30.0
 GUEST_S = 60.0
 """For the other host to have a guest of the function, whose place the request takes."""
 LATER_S = 0.25
@@ -105,11 +106,13 @@ class Requests:
 
     async def _drain(self) -> None:
         await asyncio.sleep(LONG_S)
+        wait_s = AGAIN_S
         while True:
             for one in self._under_way():
                 if (going := self._functions.going(one.asked.id)) is not None:
                     await self._move(one, going)
-            await asyncio.sleep(AGAIN_S)
+            await asyncio.sleep(wait_s)
+            wait_s = min(LONGEST_AGAIN_S, 2 * wait_s)
 
     async def _move(self, one: UnderWay, going: Lasting) -> None:
         """Move a request to the first host that takes it, if one does."""
