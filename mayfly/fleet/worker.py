@@ -416,7 +416,7 @@ class Worker:
         """Say of each run that it goes on."""
         while True:
             await asyncio.sleep(self._ack_wait_s / 3)
-            for delivery in self._under_way:
+            for delivery in (*self._under_way, *self._functions.coming):
                 await self._engine.still_busy(delivery.ack)
 
     async def _renew(self) -> None:

@@ -101,6 +101,7 @@ class HostFunctions:
         self._offered: Sequence[FleetFunction] = ()
         self._pulling: dict[str, int] = {}
         self._active: dict[str, UnderWay] = {}
+        self._coming: dict[str, UnderWay] = {}
         self._making: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def listen(self) -> None:
@@ -113,7 +114,7 @@ class HostFunctions:
         self._spawn(self._tidy(), "remove functions")
 
     async def _tidy(self) -> None:
-        wanted = {each.key for each in self._offered} | {request.key for request, _ in self._active.values()}
+        wanted = {each.key for each in self._offered} | {request.key for request, _ in (*self._active.values(), *self._coming.values())}
         for function in await asyncio.to_thread(store.installed):
             if function.owner == OWNER and function.name.rpartition("_")[2] not in wanted:
                 with contextlib.suppress(MayflyError):
@@ -123,6 +124,11 @@ class HostFunctions:
     def under_way(self) -> list[Delivery]:
         """The requests that this host has."""
         return [delivery for _, delivery in self._active.values()]
+
+    @property
+    def coming(self) -> list[Delivery]:
+        """Those that come from other hosts, whose they still are."""
+        return [delivery for _, delivery in self._coming.values()]
 
     async def renew(self) -> None:
         """Have what is known of requests that last kept on."""
@@ -177,9 +183,10 @@ class HostFunctions:
         except ValueError as error:
             self._spawn(self._engine.leave(delivery, error), "leave request")
             return
-        if asked.id in self._active:  # the fleet heard too long nothing of it
-            self._active[asked.id] = UnderWay(asked, self._active[asked.id].delivery._replace(ack=delivery.ack))
-            return
+        for known in (self._active, self._coming):
+            if asked.id in known:  # the fleet heard too long nothing of it
+                known[asked.id] = UnderWay(asked, known[asked.id].delivery._replace(ack=delivery.ack))
+                return
         self._active[asked.id] = UnderWay(asked, delivery)
         self._spawn(self._do(asked, delivery), f"settle {asked.id}")
 
@@ -199,11 +206,12 @@ class HostFunctions:
     async def _go_on(self, given: Given, coming: Coming) -> MayflyError | None:
         """Answer a request that comes from another host; why it stays there, if it does."""
         asked = given.asked
-        if not self._takes() or asked.id in self._active:
+        if not self._takes() or asked.id in self._active or asked.id in self._coming:
             return StoppingError("the host takes no more requests", hint="try another one")
+        self._coming[asked.id] = UnderWay(asked, Delivery(b"", given.ack, given.delivered))
 
         def ours() -> None:
-            self._active[asked.id] = UnderWay(asked, Delivery(b"", given.ack, given.delivered))
+            self._active[asked.id] = self._coming.pop(asked.id)
 
         coming.on_ours = ours
         try:
@@ -213,6 +221,7 @@ class HostFunctions:
             if said is not None:
                 await self._settle(asked, said)
         finally:
+            self._coming.pop(asked.id, None)
             if coming.ours:
                 self._active.pop(asked.id, None)
             self._over()

@@ -5,6 +5,7 @@ each line that it printed once, and no two of its machines run at a time.
 
 import asyncio
 import platform
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from mayfly.schema import msgspec, replace
 from mayfly.snapshots import moving
 from tests.kit import toy_moves
 from tests.kit.api_server import make_certificate
-from tests.kit.fleet_kit import Fleet, Way, in_fleet, until
+from tests.kit.fleet_kit import ACK_WAIT_S, Fleet, Way, in_fleet, until
 from tests.kit.functions_kit import install_echo
 from tests.kit.toy_moves import ToyProcess, World, make_guest, move_toys
 from tests.unit.fleet.test_functions import ask, create
@@ -75,7 +76,7 @@ async def begin(fleet: Fleet, way: Way, world: World, payload: bytes = b"~150") 
     return asked
 
 
-async def move(fleet: Fleet, source: str) -> None:
+async def move_away(fleet: Fleet, source: str) -> None:
     await operate(fleet, partial(wish, name=source, drain=True))
     await operate(fleet, partial(wait_until_idle, name=source, within_s=60))
 
@@ -87,12 +88,12 @@ def test_a_drained_host_s_request_goes_on_elsewhere_and_back(world: World) -> No
             asked = await begin(fleet, way, world)
             await fleet.add_host("h2")
             await fleet.until_hosts(way, 2)
-            await move(fleet, "h1")
+            await move_away(fleet, "h1")
             await operate(fleet, partial(wish, name="h1", drain=False))
             came = printed(world)
             await until(lambda: printed(world) > came + 3)
             await until(lambda: not any(host.beat and host.beat.draining for host in way.runner.roll if host.name == "h1"))
-            await move(fleet, "h2")
+            await move_away(fleet, "h2")
             await fleet.remove_host("h2")
             assert not asked.done()
             assert await asked == b"150"
@@ -155,7 +156,7 @@ def test_a_request_is_where_the_gateway_says(world: World, monkeypatch: pytest.M
             asked = await begin(fleet, way, world)
             await fleet.add_host("h2")
             await fleet.until_hosts(way, 2)
-            await move(fleet, "h1")
+            await move_away(fleet, "h1")
             await fleet.remove_host("h1")
             assert await asked == b"150"
             assert await lines(way) == [str(number) for number in range(50, 150)]
@@ -237,6 +238,34 @@ def test_a_host_that_hears_late_of_a_move_does_not_go_on(world: World, monkeypat
             over.set()
             await operate(fleet, partial(wait_until_idle, name="h1", within_s=60))
             assert await lines(way) == [str(number) for number in range(40)]
+            assert len(world.identities) == 1
+
+    in_fleet(scenario, limit_s=100)
+
+
+def test_a_request_that_waits_for_the_gateway_is_given_to_nobody(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the host that it comes from says no more that it is busy with it."""
+    move, busy, began = FunctionVerdicts._move, Engine.still_busy, list[float]()
+
+    async def slow(self: FunctionVerdicts, *given: Any) -> str:
+        began.append(time.monotonic())
+        return await move(self, *given) if began[-1] - began[0] > 2 * ACK_WAIT_S else "later"
+
+    async def be_busy(self: Engine, ack: str) -> None:
+        if self.name == "h2" or not began:
+            await busy(self, ack)
+
+    monkeypatch.setattr(FunctionVerdicts, "_move", slow)
+    monkeypatch.setattr(Engine, "still_busy", be_busy)
+
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with fleet.gateway("g1") as way:
+            asked = await begin(fleet, way, world)
+            await fleet.add_host("h2")
+            await fleet.until_hosts(way, 2)
+            await move_away(fleet, "h1")
+            assert await asked == b"150"
             assert len(world.identities) == 1
 
     in_fleet(scenario, limit_s=100)
