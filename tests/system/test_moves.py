@@ -206,6 +206,7 @@ def tell(name: str, told: Told, based: bool) -> None:
             file.write(json.dumps({**figures, "moved": {name: getattr(told.moved, name) for name in told.moved.__struct_fields__}}) + "\n")
 
 
+@pytest.mark.aarch64
 @pytest.mark.usefixtures("toy_language")
 def test_a_program_in_a_linux_guest_moves() -> None:
     tell("shell", asyncio.run(move_one(SHELL, "toy", based=False)), based=False)
