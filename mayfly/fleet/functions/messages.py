@@ -153,7 +153,7 @@ class Pending(msgspec.Struct, kw_only=True):
     delivered: int = 0
     attempts: int = 0
     move: str = ""
-    refused: Sequence[str] = ()
+    refused: tuple[str, ...] = ()
 
 
 class Sent(msgspec.Struct, kw_only=True):

@@ -132,7 +132,7 @@ class FunctionVerdicts:
             elif asked.move == pending.move:
                 found = Found(hosts=[], host=pending.host)
             elif asked.move not in pending.refused:
-                pending.refused = [*pending.refused, asked.move][-MOST_REFUSED:]
+                pending.refused = (*pending.refused, asked.move)[-MOST_REFUSED:]
                 if not await self._registry.update(place, encode(pending), entry.revision):
                     continue
             break
