@@ -108,6 +108,7 @@ bench: setup kernel agent images python arm
 	@.venv/bin/python -m scripts.bench.readers build/bench-readers-tls.json --tls
 	@.venv/bin/python -m scripts.bench.functions tiny build/bench-functions.json
 	@.venv/bin/python -m scripts.bench.moves build/bench-moves.json
+	@.venv/bin/python -m scripts.bench.wasm build/bench-wasm.json
 	@.venv/bin/python -m scripts.bench.fleet build/bench-fleet.json
 	@scripts/with-kvm python -m scripts.bench.functions linux build/bench-functions.json
 	@.venv/bin/python -m scripts.bench.workloads native build

@@ -1,16 +1,19 @@
-"""What the runtime of WebAssembly costs: processor time against wasmtime, with hot functions
-compiled and without, and checkpoints' sizes and times.
+"""What the runtime of WebAssembly costs: processor time against wasmtime and native code,
+with hot functions compiled and without, and checkpoints' sizes and times.
 
 Usage: python -m scripts.bench.wasm FILE [--wasmtime PYTHON]
 
 PYTHON is an interpreter that has the package `wasmtime`. Times are of the processor, medians of
-seven in turns; what a compiler takes before the program runs is not in them.
+seven in turns; what a compiler takes before the program runs is not in them. The machine's own code
+is of rustc (-O) and cc (-O2), where they are, and of Go as the WebAssembly is.
 """
 
 import argparse
 import functools
 import json
+import os
 import resource
+import shutil
 import statistics
 import subprocess
 import tempfile
@@ -54,6 +57,24 @@ print(time.process_time() - began, file=sys.stderr)
 """
 
 
+def natively(source: Path, to: Path) -> bool:
+    """Compile a program for this machine; false if there is no compiler."""
+    go = next(toolchain("go").parent.glob("usr/lib/go-*/bin/go")) if source.suffix == ".go" else None
+    words: dict[str, list[str | Path]] = {
+        ".rs": ["rustc", "--edition", "2021", "-O", "-o", to, source],
+        ".c": ["cc", "-O2", "-o", to, source, "-lm"],
+        ".go": [go or "go", "build", "-o", to, source],
+    }
+    command = words[source.suffix]
+    environment = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
+    if go is not None:
+        environment |= {"GOROOT": str(go.parents[1]), "GOCACHE": str(to.parent / "go-cache")}
+    if shutil.which(command[0]) is None:
+        return False
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    return True
+
+
 def spent(command: Sequence[str | Path], cwd: Path) -> float:
     """Seconds of the processor that a command takes."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -80,6 +101,8 @@ def measure(python: str) -> dict[str, Any]:
                 name: functools.partial(spent, [build(), "--compile", how, module, argument], work)
                 for name, how in (("interpreted_s", "never"), ("compiled_s", "hot"))
             }
+            if natively(path, work / path.stem):
+                runs["native_s"] = functools.partial(spent, [work / path.stem, argument], work)
             if python:
                 runs["wasmtime_s"] = functools.partial(in_wasmtime, python, module, argument, work)
             rounds = [{name: run() for name, run in runs.items()} for _ in range(ROUNDS)]
@@ -88,7 +111,8 @@ def measure(python: str) -> dict[str, Any]:
                 found["interpreted"] = round(found["interpreted_s"] / found["wasmtime_s"], 1)
                 found["compiled"] = round(found["compiled_s"] / found["wasmtime_s"], 1)
             programs[source] = found
-        return {"programs": programs, "checkpoint": checkpoint(work)}
+        load = os.getloadavg()[0]
+        return {"load": load, "programs": programs, "checkpoint": checkpoint(work)}
 
 
 def checkpoint(work: Path) -> dict[str, Any]:
