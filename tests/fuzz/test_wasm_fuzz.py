@@ -58,7 +58,7 @@ def end(path: Path, state: Path, ticks: int, asleep_s: float = ASLEEP_S) -> Ende
     runtime = (*stopped, "sh", "-c", f'ulimit -v {MOST_KIB} && exec "$0" "$@"', build())
     ended = execute("--save", state, "--stop-at", str(ticks), path, runtime=runtime)
     assert ended.status >= 0, ended
-    assert "panicked" not in ended.stderr, ended
+    assert "panicked" not in ended.stderr or "trap: unreachable" in ended.stderr, ended  # as a program may, with damaged memory
     return ended
 
 

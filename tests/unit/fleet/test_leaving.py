@@ -109,7 +109,7 @@ def test_a_drained_host_gives_its_runs_away() -> None:
                 await fleet.until_hosts(way, 2)
             await operate(fleet, partial(drain, limit_bytes_s=50_000_000))
             await operate(fleet, lambda engine: wait_until_idle(engine, "h1", 200))
-            assert world.limits == [50_000_000] * 2
+            assert len(world.limits) >= 2 and set(world.limits) == {50_000_000}
             assert h1.under_way == 0
             assert {run.id for run in h2.runs} == set(ids)
             async with two.client.post(f"/runs/{ids[1]}/signal", json={"signal": "SIGUSR1"}) as answer:
