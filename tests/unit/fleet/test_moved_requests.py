@@ -6,6 +6,8 @@ each line that it printed once, and no two of its machines run at a time.
 import asyncio
 import platform
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,17 @@ async def begin(fleet: Fleet, way: Way, world: World, payload: bytes = b"~150") 
     return asked
 
 
+@asynccontextmanager
+async def between_two(fleet: Fleet, world: World, payload: bytes = b"~150") -> AsyncIterator[tuple[Way, "asyncio.Task[bytes]"]]:
+    """A request that has printed something at the host h1, and could go to h2; and the gateway."""
+    await fleet.add_host("h1")
+    async with fleet.gateway("g1") as way:
+        asked = await begin(fleet, way, world, payload)
+        await fleet.add_host("h2")
+        await fleet.until_hosts(way, 2)
+        yield way, asked
+
+
 async def move_away(fleet: Fleet, source: str) -> None:
     await operate(fleet, partial(wish, name=source, drain=True))
     await operate(fleet, partial(wait_until_idle, name=source, within_s=60))
@@ -83,11 +96,7 @@ async def move_away(fleet: Fleet, source: str) -> None:
 
 def test_a_drained_host_s_request_goes_on_elsewhere_and_back(world: World) -> None:
     async def scenario(fleet: Fleet) -> None:
-        await fleet.add_host("h1")
-        async with fleet.gateway("g1") as way:
-            asked = await begin(fleet, way, world)
-            await fleet.add_host("h2")
-            await fleet.until_hosts(way, 2)
+        async with between_two(fleet, world) as (way, asked):
             await move_away(fleet, "h1")
             await operate(fleet, partial(wish, name="h1", drain=False))
             came = printed(world)
@@ -115,11 +124,7 @@ def test_a_request_that_cannot_move_stays(world: World, monkeypatch: pytest.Monk
         raise MoveError("it fails")
 
     async def scenario(fleet: Fleet) -> None:
-        await fleet.add_host("h1")
-        async with fleet.gateway("g1") as way:
-            asked = await begin(fleet, way, world)
-            await fleet.add_host("h2")
-            await fleet.until_hosts(way, 2)
+        async with between_two(fleet, world) as (way, asked):
             place, name = {
                 "machine": (moving, "receive"),
                 "room": (FunctionMachines, "start"),
@@ -151,11 +156,7 @@ def test_a_request_is_where_the_gateway_says(world: World, monkeypatch: pytest.M
     monkeypatch.setattr(HostLink, "send", lose)
 
     async def scenario(fleet: Fleet) -> None:
-        await fleet.add_host("h1")
-        async with fleet.gateway("g1") as way:
-            asked = await begin(fleet, way, world)
-            await fleet.add_host("h2")
-            await fleet.until_hosts(way, 2)
+        async with between_two(fleet, world) as (way, asked):
             await move_away(fleet, "h1")
             await fleet.remove_host("h1")
             assert await asked == b"150"
@@ -190,11 +191,7 @@ def test_a_host_that_hears_nothing_of_a_move_leaves_the_request_where_it_is(worl
     monkeypatch.setattr(FunctionVerdicts, "_move", late)
 
     async def scenario(fleet: Fleet) -> None:
-        await fleet.add_host("h1")
-        async with fleet.gateway("g1") as way:
-            asked = await begin(fleet, way, world)
-            await fleet.add_host("h2")
-            await fleet.until_hosts(way, 2)
+        async with between_two(fleet, world) as (way, asked):
             await operate(fleet, partial(wish, name="h1", drain=True))
             await asked_whose.wait()
             assert await asked == b"150"
@@ -228,11 +225,7 @@ def test_a_host_that_hears_late_of_a_move_does_not_go_on(world: World, monkeypat
     monkeypatch.setattr(Engine, "ask", ask_late)
 
     async def scenario(fleet: Fleet) -> None:
-        await fleet.add_host("h1")
-        async with fleet.gateway("g1") as way:
-            asked = await begin(fleet, way, world, b"~40")
-            await fleet.add_host("h2")
-            await fleet.until_hosts(way, 2)
+        async with between_two(fleet, world, b"~40") as (way, asked):
             await operate(fleet, partial(wish, name="h1", drain=True))
             assert await asked == b"40"
             over.set()
@@ -259,11 +252,7 @@ def test_a_request_that_waits_for_the_gateway_is_given_to_nobody(world: World, m
     monkeypatch.setattr(Engine, "still_busy", be_busy)
 
     async def scenario(fleet: Fleet) -> None:
-        await fleet.add_host("h1")
-        async with fleet.gateway("g1") as way:
-            asked = await begin(fleet, way, world)
-            await fleet.add_host("h2")
-            await fleet.until_hosts(way, 2)
+        async with between_two(fleet, world) as (_, asked):
             await move_away(fleet, "h1")
             assert await asked == b"150"
             assert len(world.identities) == 1
