@@ -83,23 +83,30 @@ def whole(lines: Lines) -> bool:
     return lines.seen == list(range(lines.seen[0], lines.seen[0] + EACH_LINE * len(lines.seen), EACH_LINE))
 
 
+async def move_often(spawner: Spawner, wanted: Wanted, folder: Path, times: int, rounds: list[moving.Round]) -> None:
+    """Move a guest so many times while it runs: each time both machines stand still with the same
+    memory, and the next one goes on.
+    """
+    lines = Lines()
+    guest = await cold(spawner, wanted)
+    for _ in range(times):
+        await lines.more(guest.process, 3)
+        moved = await move(spawner, guest, wanted, progress=rounds.append)
+        await alike(guest, moved, folder)
+        await lines.rest(guest, spawner)
+        await moved.process.resume()
+        guest = moved
+    await lines.more(guest.process, 2 * PAGES_WRITTEN // EACH_LINE)  # each page is looked at once more
+    assert lines.seen[0] == EACH_LINE
+    assert whole(lines)
+
+
 def test_a_guest_is_moved_fifty_times_while_it_runs(wanted: Wanted, tmp_path: Path) -> None:
     """Each time both machines stand still with the same memory, and the next one goes on."""
     rounds: list[moving.Round] = []
 
     async def script(spawner: Spawner) -> None:
-        lines = Lines()
-        guest = await cold(spawner, wanted)
-        for _ in range(50):
-            await lines.more(guest.process, 3)
-            moved = await move(spawner, guest, wanted, progress=rounds.append)
-            await alike(guest, moved, tmp_path)
-            await lines.rest(guest, spawner)
-            await moved.process.resume()
-            guest = moved
-        await lines.more(guest.process, 2 * PAGES_WRITTEN // EACH_LINE)  # each page is looked at once more
-        assert lines.seen[0] == EACH_LINE
-        assert whole(lines)
+        await move_often(spawner, wanted, tmp_path, 50, rounds)
 
     play(script)
     assert len(rounds) >= 50
@@ -145,18 +152,7 @@ def test_without_tracking_all_is_sent_while_the_guest_stands_still(wanted: Wante
     rounds: list[moving.Round] = []
 
     async def script(spawner: Spawner) -> None:
-        lines = Lines()
-        guest = await cold(spawner, wanted)
-        for _ in range(5):
-            await lines.more(guest.process, 3)
-            moved = await move(spawner, guest, wanted, progress=rounds.append)
-            await alike(guest, moved, tmp_path)
-            await lines.rest(guest, spawner)
-            await moved.process.resume()
-            guest = moved
-        await lines.more(guest.process, 2 * PAGES_WRITTEN // EACH_LINE)
-        assert lines.seen[0] == EACH_LINE
-        assert whole(lines)
+        await move_often(spawner, wanted, tmp_path, 5, rounds)
 
     play(script, Zygote.fork)  # whose machines are of this process
     assert not rounds
