@@ -19,8 +19,8 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -35,7 +35,7 @@ from mayfly.functions.lasting import Lasting
 from mayfly.functions.request import Arrival, Piece
 from mayfly.functions.service import Functions
 from mayfly.guests.function import Moment
-from mayfly.guests.meanwhile import while_alive
+from mayfly.guests.meanwhile import to_its_end, while_alive
 from mayfly.guests.spawner import Spawner
 from mayfly.guests.start import Guest
 from mayfly.runs.moves.link import Times, close_quietly, within
@@ -55,7 +55,6 @@ LATER_S = 0.25
 TRIES = 100
 """Questions whose request it is, where the host that had it is silent, until it is given up."""
 _M = TypeVar("_M", bound=Message)
-_T = TypeVar("_T")
 
 
 class UnderWay(NamedTuple):
@@ -292,15 +291,3 @@ def expect(kind: type[_M], message: Message) -> _M:
     if isinstance(message, kind):
         return message
     raise error_of(message.error) if isinstance(message, Broken) else MoveError(f"the other host sent {type(message).__name__}")
-
-
-async def to_its_end(work: Coroutine[Any, Any, _T]) -> _T:
-    """Do it, and to its end even if the caller is cancelled, who would not know where it got to."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        if (error := task.exception()) is not None:
-            log.info("what was cancelled meanwhile has failed: %s", error)
-        raise
