@@ -42,6 +42,7 @@ from mayfly.host.listen import Door, load_tls, open_doors
 from mayfly.host.logs import open_log
 from mayfly.host.metrics import Measured, Metrics
 from mayfly.host.sockets import claim
+from mayfly.runs import left
 from mayfly.runs.moves.desk import Moves
 from mayfly.runs.moves.link import Machines
 from mayfly.runs.moves.machines import HostMachines
@@ -279,7 +280,7 @@ async def serve(config: Config, backend: Backend) -> None:
             loop.add_signal_handler(signal.SIGHUP, renew, config, doors)
         async with backend(config, folder) as (service, functions, metrics, others):
             if isinstance(service, Service):
-                service.go_on(keyring.tenant)
+                left.go_on(service, keyring.tenant)
             names = ", ".join(f"{image.manifest.language}@{image.manifest.version}" for image in service.installed())
             budget = service.health().memory_budget >> 20
             where = ", ".join(filter(None, [str(listener.getsockname()), *(door.url for door in doors), *others]))

@@ -1,36 +1,29 @@
-"""Runs that outlast their machine: it is saved every so many seconds, and when it is lost, or its
-server, the run goes on from the last save.
+"""Runs that outlast their machine: it is saved every so many seconds, and when it is lost, the run
+goes on from the last save.
 """
 
 import asyncio
 import contextlib
 import logging
 import sys
-from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
-from mayfly.errors import HostError, MayflyError, NotRunningError, SnapshotError
+from mayfly.errors import HostError, MayflyError, NotRunningError
 from mayfly.guests.job import Wanted
 from mayfly.guests.meanwhile import whole
 from mayfly.guests.start import Guest
-from mayfly.host.admission import Tenant
-from mayfly.host.plan import want_machine
+from mayfly.host.config import Config
 from mayfly.host.snippet import MAX_OF_A_SAVE
+from mayfly.host.supply import Supply
 from mayfly.runs import saves
-from mayfly.runs.described import describe, happened, make_run, replay
-from mayfly.runs.execute import execute, go_on
+from mayfly.runs.described import describe, happened
+from mayfly.runs.execute import go_on
 from mayfly.runs.moments import Kept, Moment, check_live, go_on_from, keep
-from mayfly.runs.record import MAX_RESTORED, Mark, Position, Restored
-from mayfly.runs.result import RunState
+from mayfly.runs.record import MAX_RESTORED, Mark, Restored
 from mayfly.runs.run import Run
 from mayfly.runs.saves import SavedRun
-from mayfly.runs.work import Work
-from mayfly.schema import replace
 from mayfly.snapshots.store import Snapshot
-
-if TYPE_CHECKING:
-    from mayfly.runs.service import Service
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +36,24 @@ class Saved(NamedTuple):
     steps: int
 
 
+class Server(Protocol):
+    """What a run that outlasts its machine needs of its server. `home`: its socket, or empty."""
+
+    home: str
+    config: Config
+    supply: Supply
+
+    def now(self, run: Run, guest: Guest) -> None:
+        """The run has another guest than before."""
+
+
 class Lasting:
     """Sees to it that `run` outlasts its machine, while this block is under way: nothing that was
     saved is left behind it.
     """
 
-    def __init__(self, service: "Service", run: Run, every_s: float) -> None:
-        self._service = service
+    def __init__(self, server: Server, run: Run, every_s: float) -> None:
+        self._server = server
         self._run = run
         self._every_s = every_s
         self._held: contextlib.ExitStack | None = None
@@ -144,11 +148,11 @@ class Lasting:
     def _describe(self, guest: Guest, kept: Kept) -> SavedRun:
         run, machine = self._run, guest.wanted.machine
         return SavedRun(
-            socket=self._service.home,
+            socket=self._server.home,
             run=describe(run, machine),
             cpus=machine.cpus,
             image=guest.wanted.image.manifest.initramfs_digest,
-            parent=saves.parent_of(self._service.supply.origin(guest)),
+            parent=saves.parent_of(self._server.supply.origin(guest)),
             moment=kept.moment,
             events=tuple(filter(None, map(happened, kept.events))),
             lives=tuple((life.span, life.offset) for life in run.record.lives),
@@ -158,8 +162,8 @@ class Lasting:
 
     async def work(self, guest: Guest) -> None:
         """What is to be done with the guest that `revive` gives, or one that was saved."""
-        assert self._run.exchange is not None  # noqa: S101 (_stand_up has set it)
-        await go_on(self._run.exchange, self._run, self._service.config)
+        assert self._run.exchange is not None  # noqa: S101 (stand_up has set it)
+        await go_on(self._run.exchange, self._run, self._server.config)
 
     async def revive(self, guest: Guest, error: MayflyError) -> Guest:
         """After `error`, another guest for the run, which goes on as it was saved last.
@@ -179,105 +183,26 @@ class Lasting:
             log.warning("run %s: its machine is lost (%s); it goes on from its last save", run.id, error)
             run.exchange = None
             try:
-                origin = self._service.supply.origin(guest)
-                found = await _stand_up(self._service, run, guest.wanted, saved.moment, origin)
+                origin = self._server.supply.origin(guest)
+                found = await self.stand_up(guest.wanted, saved.moment, origin)
             except MayflyError as fault:
                 log.warning("run %s cannot go on from what was saved: %s", run.id, fault)
                 raise error from fault
         run.replay(Restored("its machine was lost", saved.mark, saved.steps, run.record.end != saved.mark.position))
         return found
 
+    async def stand_up(self, wanted: Wanted, moment: Moment, origin: Snapshot | None) -> Guest:
+        """The guest of the run as it was saved, which goes on.
 
-async def _stand_up(service: "Service", run: Run, wanted: Wanted, moment: Moment, origin: Snapshot | None) -> Guest:
-    """The guest of a run as it was saved, which goes on.
-
-    Raises:
-        MayflyError: it did not come up. Nothing of it is left.
-    """
-    try:
-        async with service.supply.stood_up(wanted, saves.folder_of(run.id), origin) as guest:
-            guest = go_on_from(moment, guest, run).guest
-    except BaseException:
-        run.exchange = None
-        raise
-    service.now(run, guest)
-    return guest
-
-
-def go_on_with_saved(service: "Service", tenant_of: Callable[[str], Tenant | None]) -> list[Run]:
-    """Go on with the runs that an earlier server at this one's socket has left, each `tenant_of`
-    its owner. What was left by who had no socket is removed.
-    """
-    found = []
-    for run_id in saves.left():
-        with contextlib.ExitStack() as held:
-            try:
-                held.enter_context(saves.claimed(run_id))
-            except OSError:  # a server has it
-                continue
-            try:
-                saved = saves.read(run_id)
-            except SnapshotError as error:
-                log.warning("%s; it is removed", error)
-                saves.forget(run_id)
-                continue
-            if saved.socket == service.home:
-                tenant = tenant_of(saved.run.owner)
-                taken = held.pop_all()
-                try:
-                    found.append(_take_back(service, saved, taken, tenant))
-                except MayflyError as error:
-                    log.warning("the run %s cannot go on from what was saved: %s; it is removed", run_id, error)
-                    with taken:
-                        saves.forget(run_id)
-            elif not saved.socket:
-                saves.forget(run_id)
-    return found
-
-
-def _take_back(service: "Service", saved: SavedRun, held: contextlib.ExitStack, tenant: Tenant | None) -> Run:
-    """Go on with a run of the `tenant` that was saved; it is claimed as long as `held`."""
-    about = saved.run
-    run = make_run(about)
-    run.phases, run.came = saved.phases, saved.came
-    for event in saved.events:
-        replay(run, event)
-    if run.record.restored >= MAX_RESTORED:
-        raise SnapshotError(f"it has gone on from a save {run.record.restored} times already", hint="start the run again")
-    mark, steps = run.record.mark(), len(run.outcome.steps)
-    run.record.lives = (*(Position(*life) for life in saved.lives), mark.position)
-    run.replay(Restored("its server was lost", mark, steps, repeats=False))
-    lasting = Lasting(service, run, about.checkpoint_every_s)
-    lasting.resume(Saved(saved.moment, mark, steps), held)
-
-    async def come_back() -> Guest:
-        image = service.images.find(f"{about.language}@{about.version}")
-        if image.manifest.initramfs_digest != saved.image:
-            raise SnapshotError(f"the image of {about.language} was made anew since the run was saved", hint="start the run again")
-        wanted = want_machine(image, service.config)
-        wanted = replace(wanted, machine=replace(wanted.machine, memory=about.memory, cpus=saved.cpus))
-        origin = await asyncio.to_thread(saves.find_parent, saved.parent)
-        if origin is not None:
-            wanted = wanted.restored_from(origin.chain)
-        guest = await _stand_up(service, run, wanted, saved.moment, origin)
-        run.state = RunState.RUNNING
-        return guest
-
-    log.info("run %s: goes on from what an earlier server has saved", run.id)
-    service.runs.add(run, publish=True)
-    work = service.work[run.id] = Work(held=contextlib.ExitStack(), lasting=lasting)
-    work.held.callback(lasting.close)
-
-    async def starting() -> Guest:
-        """Its machine waits for memory however many others do: its tenant's limits were checked
-        when it began.
+        Raises:
+            MayflyError: it did not come up. Nothing of it is left.
         """
-        work.place = service.admission.enter(about.memory, saved.cpus, of_run=False)
-        work.held.callback(service.admission.leave, work.place)
-        if tenant is not None:
-            service.admission.charge(work.place, tenant, begins=False)
-        await work.place.turn
-        return await come_back()
-
-    service.take_up(run, work, execute(starting(), lasting.work, run, service.grace_s, lasting), None)
-    return run
+        run = self._run
+        try:
+            async with self._server.supply.stood_up(wanted, saves.folder_of(run.id), origin) as guest:
+                guest = go_on_from(moment, guest, run).guest
+        except BaseException:
+            run.exchange = None
+            raise
+        self._server.now(run, guest)
+        return guest

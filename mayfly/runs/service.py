@@ -248,13 +248,6 @@ class Service:
         if (work := self.work.get(run.id)) and work.lasting:
             await work.lasting.leave()
 
-    def go_on(self, tenant_of: Callable[[str], Tenant | None] = lambda _: None) -> None:
-        """Go on with the runs that an earlier server here has saved, each `tenant_of` its owner."""
-        from mayfly.runs.lasting import go_on_with_saved
-
-        if self.home:
-            go_on_with_saved(self, tenant_of)
-
     def take_up(
         self, run: Run, work: Work, doing: Coroutine[Any, Any, None], wanted: Wanted | None, then: Callable[[Run], None] | None = None
     ) -> None:

@@ -20,8 +20,7 @@ from mayfly.snapshots.store import Snapshot
 from mayfly.vmm.config import Channel
 
 if TYPE_CHECKING:
-    from mayfly.runs.lasting import Lasting
-    from mayfly.runs.service import Service
+    from mayfly.runs.lasting import Lasting, Server
 
 
 @dataclass(slots=True, kw_only=True)
@@ -82,7 +81,7 @@ def make_run(snippet: Snippet, image: InstalledImage, plan: Plan, *, owner: str,
 
 
 def make_lasting(
-    service: "Service", run: Run, wanted: Wanted, held: contextlib.ExitStack, stdin: StdinSource | None = None
+    server: "Server", run: Run, wanted: Wanted, held: contextlib.ExitStack, stdin: StdinSource | None = None
 ) -> "Lasting | None":
     """Have a run outlast its machine, as long as `held`, if that is asked for.
 
@@ -96,6 +95,6 @@ def make_lasting(
     if wanted.machine.channel is Channel.TCP or stdin is not None:
         what = "standard input that belongs to a client" if stdin is not None else "a channel that is a TCP connection"
         raise UnprocessableError(f"checkpoint_every_s is not for a run with {what}", hint="leave one of them out")
-    lasting = Lasting(service, run, run.checkpoint_every_s)
+    lasting = Lasting(server, run, run.checkpoint_every_s)
     held.callback(lasting.close)
     return lasting

@@ -24,6 +24,7 @@ from mayfly.protocol.frames import Stage, Stdout
 from mayfly.runs import saves
 from mayfly.runs.described import Happened
 from mayfly.runs.lasting import Lasting
+from mayfly.runs.left import go_on
 from mayfly.runs.moves.desk import Moves, follow
 from mayfly.runs.record import MAX_RESTORED, Position, Reader, Restored
 from mayfly.runs.run import Run
@@ -268,7 +269,7 @@ def test_a_run_outlasts_its_server(serve: Servers, tmp_path: Path) -> None:
     shutil.copytree(aside, saves.folder_of(run_id))
 
     async def second(service: Service, world: World) -> None:
-        service.go_on()
+        go_on(service)
         run = service.get(run_id)
         assert run.record.lives == (at,)
         assert find_position(f"{beyond.span}-{beyond.offset}", run.record) == at
@@ -300,7 +301,7 @@ def test_only_the_server_at_the_same_socket_goes_on(serve: Servers, tmp_path: Pa
         run = await begun(service)
         await save(service, run)
         await leave(service, run, aside)
-        service.go_on()  # it has the run itself
+        go_on(service)  # it has the run itself
         assert len(list(service.runs)) == 1
         return run.id
 
@@ -308,11 +309,11 @@ def test_only_the_server_at_the_same_socket_goes_on(serve: Servers, tmp_path: Pa
     shutil.copytree(aside, saves.folder_of(run_id))
 
     async def other(service: Service, world: World) -> None:
-        service.go_on()
+        go_on(service)
         assert not list(service.runs)
         assert run_id in left()
         saves.write(saves.folder_of(run_id), replace(saves.read(run_id), socket=""))  # as `mayfly run` has none
-        service.go_on()
+        go_on(service)
         assert left() == []
 
     serve(other, socket=tmp_path / "other.sock")
@@ -338,7 +339,7 @@ def test_what_cannot_go_on_says_so_and_leaves_nothing(serve: Servers, tmp_path: 
         saves.write(saves.folder_of(run_id), replace(saves.read(run_id), image="sha256:other"))
 
     async def second(service: Service, world: World) -> None:
-        service.go_on()
+        go_on(service)
         found = list(service.runs)
         if what != "image":
             assert not found
@@ -444,7 +445,7 @@ def test_what_a_lost_destination_saved_does_not_go_on_beside_the_source(serve: S
         shutil.rmtree(tmp_path / "there")
         shutil.copytree(aside, saves.folder_of(run.id))
         async with another(tmp_path, world) as there:
-            there.go_on()
+            go_on(there)
             come = there.get(run.id)
             await until(come, 100)
             road.there = Moves(there, ToyMachines(there, world), TIMES)
@@ -492,7 +493,8 @@ def test_input_that_is_a_clients_is_refused(serve: Servers) -> None:
 
 def test_a_run_goes_on_only_so_often_in_all(serve: Servers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """However often it is saved in between."""
-    monkeypatch.setattr("mayfly.runs.lasting.MAX_RESTORED", 5)
+    for module in ("lasting", "left"):
+        monkeypatch.setattr(f"mayfly.runs.{module}.MAX_RESTORED", 5)
     aside = tmp_path / "aside"
 
     async def scenario(service: Service, world: World) -> str:
@@ -515,7 +517,7 @@ def test_a_run_goes_on_only_so_often_in_all(serve: Servers, monkeypatch: pytest.
     shutil.copytree(aside, saves.folder_of(run_id))
 
     async def second(service: Service, world: World) -> None:
-        service.go_on()
+        go_on(service)
         assert not list(service.runs)
         assert left() == []
 
@@ -550,7 +552,7 @@ def test_a_run_that_is_taken_back_waits_for_room_and_is_its_keys(serve: Servers,
     async def second(service: Service, world: World) -> None:
         other = service.start(Snippet(language="toy", source=b"-1"))
         tenant = Tenant("key", concurrency=1)
-        service.go_on({"key": tenant}.get)
+        go_on(service, {"key": tenant}.get)
         run = service.get(run_id)
         while not service.admission.first_waiting:
             await asyncio.sleep(0)
