@@ -79,7 +79,7 @@ test: setup kernel agent images python c wasm arm
 
 test-all: setup kernel agent images python c wasm arm test-images
 	@scripts/web --if-possible
-	@MAYFLY_FULL=1 scripts/test --report docs/test-report.md
+	@MAYFLY_FULL=1 scripts/test --report docs/test-report.md $(ARGS)
 
 # Chaos for HOURS hours; each server that falls is said with its seed.
 soak: setup

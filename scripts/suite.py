@@ -176,31 +176,34 @@ def summary(outcomes: collections.Counter[str], again: int, seconds: float) -> s
     return f" {words(outcomes)} in {time_words}, {again} needed a second go ".center(100, "=")
 
 
-def report(results: dict[str, dict[str, Any]], line: str) -> str:
-    """The runs as a page: each file's outcomes, and everything that did not pass."""
+def report(results: dict[str, dict[str, Any]], before: str) -> str:
+    """The runs as a page: each file's outcomes, and everything that did not pass. Of a run that was
+    not done now the page has what it had `before`.
+    """
     full = "whole counts" if FULL else "a tenth of the counts"
-    text = [f"# Test report\n\n{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, Python {platform.python_version()}, {full}.\n"]
-    text.append(f"```\n{line.strip('= ')}\n```\n")
+    head = f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, Python {platform.python_version()}, {full}"
+    sections = {section.split("\n", 1)[0]: section.rstrip() for section in before.split("\n## ")[1:]}
     for name, result in results.items():
         files: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
         seconds: collections.Counter[str] = collections.Counter()
         for test, (outcome, took) in result.get("tests", {}).items():
             files[test.split("::")[0]][outcome] += 1
             seconds[test.split("::")[0]] += took
-        text.append(f"## {name}\n\n| file | outcomes | seconds |\n|---|---|---|")
-        for file, counts in sorted(files.items()):
-            text.append(
-                f"| {file} | {', '.join(f'{count} {outcome}' for outcome, count in sorted(counts.items()))} | {seconds[file]:.1f} |"
-            )
-        text += ["", *(f"- {outcome}: `{test}`" for test, (outcome, _) in result.get("tests", {}).items() if outcome != "passed")]
-    return "\n".join(text).rstrip() + "\n"
+        counts = words(collections.Counter(result.get("outcomes", {})))
+        text = [f"{name}\n\n{head}: {counts} in {result['wall_s']:.0f} s.\n\n| file | outcomes | seconds |\n|---|---|---|"]
+        for file, outcomes in sorted(files.items()):
+            text.append(f"| {file} | {words(outcomes)} | {seconds[file]:.1f} |")
+        others = [f"- {outcome}: `{test}`" for test, (outcome, _) in result.get("tests", {}).items() if outcome != "passed"]
+        sections[name] = "\n".join([*text, *(["", *others] if others else [])])
+    return "\n\n## ".join(["# Test report", *(sections[name] for name in RUNS if name in sections)]) + "\n"
 
 
 def main() -> int:
     """Run, sum up, say."""
     parser = argparse.ArgumentParser(prog="scripts/test", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.epilog = "Other arguments go to pytest. With MAYFLY_FULL=1 the tests have their whole counts."
-    parser.add_argument("--report", type=Path, metavar="FILE", help="write a page about every file's outcomes")
+    parser.add_argument("--run", action="append", choices=RUNS, metavar="PART", help=f"do only this; may be given again: {', '.join(RUNS)}")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write into a page what every file's outcomes were")
     parser.add_argument("--random", metavar="SEED", help="run the tests in random order (not on an emulated Arm host)")
     parser.add_argument("--most-retries", type=int, metavar="N", help="fail if more tests needed a second go")
     arguments, extra = parser.parse_known_args()
@@ -221,7 +224,7 @@ def main() -> int:
         signal.signal(number, stop)
     done: dict[str, tuple[int, dict[str, Any]]] = {}
     for alone in (True, False):
-        names = [name for name in RUNS if (name == ALONE) == alone]
+        names = [name for name in arguments.run or RUNS if (name == ALONE) == alone]
         futures = {name: pool.submit(run, name, [*extra, *(shuffle if "aarch64" not in name else ())], processes) for name in names}
         done |= {name: future.result() for name, future in futures.items()}
     results = {name: result for name, (_, result) in done.items()}
@@ -231,8 +234,10 @@ def main() -> int:
     again = [test for result in results.values() for test in result.get("again", [])]
     line = summary(outcomes, len(again), time.monotonic() - began)
     if arguments.report:
-        arguments.report.write_text(report(results, line))
-    idle = [m for m in must_run() if not any(result.get("markers", {}).get(m, {}).get("passed") for result in results.values())]
+        before = arguments.report.read_text() if arguments.report.exists() else ""
+        arguments.report.write_text(report(results, before))
+    must = [] if arguments.run else must_run()
+    idle = [m for m in must if not any(result.get("markers", {}).get(m, {}).get("passed") for result in results.values())]
     arm = [result for name, result in results.items() if name.startswith("aarch64")]
     if arm and not any(result.get("outcomes", {}).get("passed") for result in arm):
         idle.append("aarch64")

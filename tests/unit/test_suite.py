@@ -107,6 +107,20 @@ def test_a_marker_that_was_skipped_as_a_whole_fails_it(tmp_path: Path) -> None:
     assert "test: no test passed of: kvm" in lines
 
 
+def test_a_report_keeps_what_was_not_done_anew(tmp_path: Path) -> None:
+    page = tmp_path / "report.md"
+    names = ["good", "broken", "shaky"]
+    ended(tmp_path, names, "--report", str(page))
+    parts = page.read_text().split("\n\n## ")
+    assert [part.split("\n")[0] for part in parts] == ["# Test report", *names]
+    assert re.search(r"^20\d\d-\d\d-\d\d, \w+, Python [\d.]+, a tenth of the counts: 1 failed in 0 s\.$", parts[2], re.MULTILINE)
+    assert "- failed: `broken`" in parts[2] and "- " not in parts[3]
+    page.write_text(page.read_text().replace(" in 0 s", " in 7 s"))
+    status, lines = ended(tmp_path, names, "--report", str(page), "--run", "good", "--run", "shaky")
+    assert status == 0 and lines[-1].strip("= ").startswith("2 passed in ")
+    assert re.findall(r" in (\d+) s", page.read_text()) == ["0", "7", "0"]
+
+
 FIXTURE = """
 import os, signal, subprocess, sys
 import pytest
