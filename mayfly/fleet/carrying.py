@@ -138,7 +138,7 @@ class Carrying:
             return True
         active.delivery = delivery
         if active.run is not None:
-            self.spawn(self._tell(active, active.work.gateway, self._begun(active, goes_on=True)), "begun")
+            self.spawn(self._say_goes_on(active), f"{work.id} goes on")
         return True
 
     def give_back(self, delivery: Delivery) -> None:
@@ -212,12 +212,19 @@ class Carrying:
         self._feed(active, active.work.gateway).begin()  # which says something after this
         await self._ask_its_gateway(active)
 
-    async def _ask_its_gateway(self, active: Active) -> None:
+    async def _say_goes_on(self, active: Active) -> None:
+        """Say to all who follow the run that it was given out to this host once more."""
+        for gateway in active.feeds.keys() - {active.work.gateway}:
+            await self._tell(active, gateway, self._begun(active, goes_on=True))
+        await self._ask_its_gateway(active, goes_on=True)
+
+    async def _ask_its_gateway(self, active: Active, *, goes_on: bool = False) -> None:
         """Ask the gateway that took the run whether this host is to have it, or any other one."""
+        begun = self._begun(active, goes_on=goes_on)
         try:
-            answer = await self._engine.ask(self._place(active, active.work.gateway), encode(self._begun(active)), ASK_S)
+            answer = await self._engine.ask(self._place(active, active.work.gateway), encode(begun), ASK_S)
         except (NobodyError, SilenceError):
-            await self._ask_whether_right(active)
+            await self._ask_whether_right(active, goes_on=goes_on)
             return
         said = decode(answer, type=Verdict)
         match said.verdict:
@@ -226,7 +233,7 @@ class Carrying:
             case "done":
                 await self._drop(active)
             case "later":
-                await self._ask_whether_right(active)
+                await self._ask_whether_right(active, goes_on=goes_on)
 
     def returned(self) -> None:
         """The connection is there again; what gateways said meanwhile is lost."""
@@ -234,11 +241,12 @@ class Carrying:
             if active.run is not None:
                 self.spawn(self._ask_its_gateway(active), f"ask about {active.work.id}")
 
-    async def _ask_whether_right(self, active: Active, moved_from: str = "", *, renew: bool = False) -> bool:
+    async def _ask_whether_right(self, active: Active, moved_from: str = "", *, goes_on: bool = False, renew: bool = False) -> bool:
         """Ask any gateway; False, and the run is ended, if it is not to go on here."""
         work = active.work
         for _ in range(3):
-            question = encode(Begin(token=work.token, delivered=active.delivery.delivered, moved_from=moved_from, renew=renew))
+            asked = Begin(token=work.token, delivered=active.delivery.delivered, moved_from=moved_from, goes_on=goes_on, renew=renew)
+            question = encode(asked)
             try:
                 answer = await self._engine.ask(f"begin.{self._host}.{work.id}", question)
             except (NobodyError, SilenceError):

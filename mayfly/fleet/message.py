@@ -132,9 +132,10 @@ class Registered(msgspec.Struct, kw_only=True):
 
 
 class Begin(msgspec.Struct, kw_only=True):
-    """A host has the run, given out for the `delivered`-th time; it may have moved from another. Of
-    a request to a function: it is `moved_to` another one's from now on, by this `move`. With
-    `renew` the host has it for long: what is known of it is to be kept on.
+    """A host has the run, given out for the `delivered`-th time; it may have moved from another, or
+    `goes_on` at this host, which was given it once more. Of a request to a function: it is
+    `moved_to` another one's from now on, by this `move`. With `renew` the host has it for long:
+    what is known of it is to be kept on.
     """
 
     token: str
@@ -142,6 +143,7 @@ class Begin(msgspec.Struct, kw_only=True):
     moved_from: str = ""
     moved_to: str = ""
     move: str = ""
+    goes_on: bool = False
     renew: bool = False
 
 

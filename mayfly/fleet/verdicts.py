@@ -55,7 +55,7 @@ class Verdicts:
         said = decode(message.data, type=ToGateway)
         if not isinstance(said, Begun):
             return None
-        asked = Begin(token=said.token, delivered=said.delivered, moved_from=said.moved_from)
+        asked = Begin(token=said.token, delivered=said.delivered, moved_from=said.moved_from, goes_on=said.goes_on)
         follow = self._follows.get(run_id)
         if follow is None:
             return await self._may_begin(host, run_id, asked)
@@ -97,13 +97,14 @@ class Verdicts:
             if asked.renew:  # it is on its way between two hosts
                 return Verdict(verdict="go", attempt=registered.attempts)
             moved = bool(asked.moved_from) and (asked.moved_from, asked.delivered) == (registered.host, registered.delivered)
+            anew = not (moved or (asked.goes_on and host == registered.host))
             registered.host, registered.delivered = host, asked.delivered
-            registered.attempts += not moved
+            registered.attempts += anew
             if registered.attempts > ATTEMPTS:
                 error = HostError(f"{ATTEMPTS} hosts began the run, and none ended it", hint="look at the hosts' logs")
                 await self._follows.give_up(registered, error)
                 return "done"
-            if registered.attempts > 1 and not moved and not await self._follows.keep_typed(registered):
+            if registered.attempts > 1 and anew and not await self._follows.keep_typed(registered):
                 await self._follows.give_up(registered, too_much_typed())
                 return "done"
             await self._follows.note_about(registered, await self._follows.about(registered))

@@ -1,0 +1,71 @@
+"""A run that the servers give out once more to the host that has it goes on, for all who follow."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from mayfly.fleet.engine import Engine
+from mayfly.fleet.message import Registered, decode
+from tests.kit.api_fakes import install_toys
+from tests.kit.fleet_kit import Fleet, Way, in_fleet
+from tests.unit.fleet.test_fleet import events, output, start, until_output
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install_toys(monkeypatch, tmp_path)
+
+
+async def registered(way: Way, run_id: str) -> Registered:
+    entry = await way.runner._registry.get(run_id)
+    assert entry is not None
+    return decode(entry.value, type=Registered)
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["its gateway is there", "its gateway is gone"])
+def test_a_run_that_is_given_out_again_goes_on_for_all(is_there: bool) -> None:
+    """Those who followed it before, and one who does so now; it is the same attempt."""
+
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with fleet.gateway("g2") as two:
+            async with fleet.gateway("g1") as one:
+                for way in (one, two):
+                    await fleet.until_hosts(way, 1)
+                run_id = await start(one.client, "while read line; do echo got $line; done", interactive=True)
+                await until_typed(one, two, run_id, "1")
+                (ack,) = (follow.mirror.ack for follow in one.runner._follows)
+                if is_there:
+                    await give_back(fleet, ack)
+                    await until_given(two, run_id)
+                    await until_typed(one, one, run_id, "2")
+            if not is_there:
+                await give_back(fleet, ack)
+                await until_given(two, run_id)
+            await until_typed(two, two, run_id, "3")
+            async with fleet.gateway("g3") as three:
+                await fleet.until_hosts(three, 1)
+                await until_typed(three, three, run_id, "4")
+                async with three.client.post(f"/runs/{run_id}/stdin?eof=true", data=b"") as answer:
+                    assert answer.status == 204
+                for way in (two, three):
+                    seen = await events(way.client, run_id)
+                    assert output(seen) == "".join(f"got {word}\n" for word in ("1", *("2" * is_there), "3", "4"))
+                    assert not [event for event in seen if event["event"] == "attempt"]
+                assert (await registered(two, run_id)).attempts == 1
+
+    async def until_typed(way: Way, sees: Way, run_id: str, word: str) -> None:
+        async with way.client.post(f"/runs/{run_id}/stdin", data=f"{word}\n") as answer:
+            assert answer.status == 204
+        await until_output(sees, run_id, f"got {word}")
+
+    async def give_back(fleet: Fleet, ack: str) -> None:
+        async with Engine.connect((fleet.server.url,), "operator") as engine:
+            await engine.give_back(ack)
+
+    async def until_given(way: Way, run_id: str) -> None:
+        while (await registered(way, run_id)).delivered < 2:
+            await asyncio.sleep(0.02)
+
+    in_fleet(scenario)
