@@ -14,10 +14,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import pytest
 
 from mayfly.guests.zygote import Zygote
 from mayfly.host.config import Config
@@ -26,6 +25,9 @@ from mayfly.protocol.report import pack
 from mayfly.protocol.spawning import Reaped
 from mayfly.units import MIB
 from mayfly.vmm.config import MachineConfig
+
+if TYPE_CHECKING:
+    import pytest  # which processes of tests.kit.fake_mayfly need not load
 
 ROOT = Path(__file__).parents[2]
 MARKER = "ab" * 32
@@ -166,7 +168,7 @@ def rename(argv: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(part.replace("main.toy", "main.real") for part in argv)
 
 
-def install_toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def install_toys(monkeypatch: "pytest.MonkeyPatch", tmp_path: Path) -> None:
     """Private XDG folders, with `toy` (shell, whose build step is a syntax check; the fake agent
     plays its functions), `py` (one step) and `real` (as `toy`, for the real agent, which has no end
     marker as an ordinary process)."""

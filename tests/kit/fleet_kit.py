@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
+import pytest
 
 from mayfly.api.app import functions_beside, serve_http
+from mayfly.fleet import worker
 from mayfly.fleet.engine import Credentials
 from mayfly.fleet.gateway import Gateway
 from mayfly.fleet.open import Place, join
@@ -27,6 +29,10 @@ from tests.kit.api_fakes import factory, small_config
 
 ACK_WAIT_S = 6.0
 """Longer than a loaded machine keeps a host from saying that its runs go on."""
+QUICK = {"BEAT_S": 0.1, "LOOK_S": 0.2, "CLOSE_S": 1.0}
+"""How soon gateways and hosts know of one another, and how long hosts without a gateway wait when
+they stop.
+"""
 
 
 class Way(NamedTuple):
@@ -138,7 +144,9 @@ def in_fleet(scenario: Callable[[Fleet], Awaitable[Any]], limit_s: float = 60, m
             for name in list(fleet.tasks):
                 await fleet.remove_host(name)
 
-    with tempfile.TemporaryDirectory(prefix="mayfly-") as name:
+    with tempfile.TemporaryDirectory(prefix="mayfly-") as name, pytest.MonkeyPatch.context() as patch:
+        for setting, seconds in QUICK.items():
+            patch.setattr(worker, setting, seconds)
         folder = Path(name)
         with LocalServer(folder / "nats", more=more(folder / "nats")) as server:
             return asyncio.run(whole(Fleet(server, folder)))

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from mayfly import paths
 from mayfly.cli.main import cli
 from mayfly.errors import ConfigError, HostError
-from mayfly.fleet import catalog, fetch, worker
+from mayfly.fleet import catalog, fetch
 from mayfly.fleet.catalog import ImageChange, make_offer
 from mayfly.fleet.engine import Engine
 from mayfly.imagegen.digests import digest_of
@@ -31,7 +31,6 @@ from tests.unit.fleet.test_functions import ask, create
 @pytest.fixture(autouse=True)
 def toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     install_toys(monkeypatch, tmp_path)
-    monkeypatch.setattr(worker, "LOOK_S", 0.2)
 
 
 def in_registry(folder: Path) -> tuple[Path, str, str]:

@@ -9,7 +9,6 @@ import aiohttp
 import pytest
 
 from mayfly.errors import FleetError, FunctionFailedError, UnknownFunctionError
-from mayfly.fleet import worker
 from mayfly.fleet.engine import Delivery, Engine
 from mayfly.fleet.functions import creating, gateway
 from mayfly.fleet.functions.messages import Asked, Change, FleetFunction, make, queue_of
@@ -28,7 +27,6 @@ from tests.kit.functions_kit import install_echo
 @pytest.fixture(autouse=True)
 def echo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     install_echo(monkeypatch, tmp_path)
-    monkeypatch.setattr(worker, "LOOK_S", 0.2)
 
 
 async def change(fleet: Fleet, wanted: Change) -> list[FleetFunction]:

@@ -13,7 +13,7 @@ from tests.kit.functions_kit import let_toys_load_functions
 from tests.unit.fleet.test_fleet import events, get, output, start
 from tests.unit.fleet.test_functions import create
 
-AGE_S = 4
+AGE_S = 3
 
 
 @pytest.fixture(autouse=True)
@@ -21,45 +21,34 @@ def toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     install_toys(monkeypatch, tmp_path)
 
 
-def test_what_is_known_of_a_run_is_kept_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gateway that has never heard of it finds it, and its result when it is over."""
+def test_what_is_known_of_what_lasts_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A gateway that has never heard of a run, or a request, finds it, and its result when it is
+    over.
+    """
+    let_toys_load_functions(tmp_path)
     monkeypatch.setattr(buckets, "MAX_AGE_S", AGE_S)
-    monkeypatch.setattr(worker, "RENEW_S", AGE_S / 4)
+    monkeypatch.setattr(worker, "RENEW_S", AGE_S / 6)
 
     async def scenario(fleet: Fleet) -> None:
         await fleet.add_host("h1", run_wall_s=60)
         async with fleet.gateway("g1") as one:
             await fleet.until_hosts(one, 1)
-            run_id = await start(one.client, f"sleep {3 * AGE_S}; echo ended")
+            await create(fleet, "echo", timeout_s=60)
+            await until(lambda: bool(one.runner.functions.all()))
+            run_id = await start(one.client, f"while [ ! -e {tmp_path / 'gate'} ]; do sleep 0.05; done; echo ended")
+            async with one.client.post("/functions/echo?async", data=b"!sleep %d" % (2 * AGE_S)) as answer:
+                place = answer.headers["Location"]
             await until(lambda: fleet.hosts["h1"].under_way == 1)
-            await asyncio.sleep(2 * AGE_S)
+            await asyncio.sleep(1.5 * AGE_S)
             async with fleet.gateway("g2") as two:
                 async with two.client.get(f"/runs/{run_id}") as answer:
                     found = await answer.json()
                     assert (answer.status, found.get("status")) == (200, None), found
-                assert output(await events(two.client, run_id)) == "ended\n"
-                assert (await get(two.client, f"/runs/{run_id}"))["status"] == "ok"
-
-    in_fleet(scenario)
-
-
-def test_what_is_known_of_a_request_is_kept_while_it_lasts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    let_toys_load_functions(tmp_path)
-    monkeypatch.setattr(buckets, "MAX_AGE_S", AGE_S)
-    monkeypatch.setattr(worker, "RENEW_S", AGE_S / 4)
-
-    async def scenario(fleet: Fleet) -> None:
-        await fleet.add_host("h1")
-        async with fleet.gateway("g1") as one:
-            await fleet.until_hosts(one, 1)
-            await create(fleet, "echo", timeout_s=60)
-            await until(lambda: bool(one.runner.functions.all()))
-            async with one.client.post("/functions/echo?async", data=b"!sleep %d" % (3 * AGE_S)) as answer:
-                place = answer.headers["Location"]
-            await asyncio.sleep(2 * AGE_S)
-            async with fleet.gateway("g2") as two:
                 async with two.client.get(place) as answer:
                     assert answer.status == 202, await answer.text()
+                (tmp_path / "gate").touch()
+                assert output(await events(two.client, run_id)) == "ended\n"
+                assert (await get(two.client, f"/runs/{run_id}"))["status"] == "ok"
                 async with two.client.get(place, params={"wait": "true"}) as answer:
                     assert answer.status == 200, await answer.text()
 

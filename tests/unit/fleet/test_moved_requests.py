@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from mayfly.errors import MoveError, ServerLostError
-from mayfly.fleet import tokens, worker
+from mayfly.fleet import tokens
 from mayfly.fleet.engine import Credentials, Engine
 from mayfly.fleet.failures import SilenceError
 from mayfly.fleet.functions import creating, leaving
@@ -29,9 +29,9 @@ from mayfly.guests.start import Guest, StartKind
 from mayfly.runs.moves.messages import Commit, Message, Ready
 from mayfly.schema import msgspec, replace
 from mayfly.snapshots import moving
-from tests.kit import toy_moves
+from tests.kit import fleet_kit, toy_moves
 from tests.kit.api_server import make_certificate
-from tests.kit.fleet_kit import ACK_WAIT_S, Fleet, Way, in_fleet, until
+from tests.kit.fleet_kit import Fleet, Way, in_fleet, until
 from tests.kit.functions_kit import install_echo
 from tests.kit.toy_moves import ToyProcess, World, make_guest, move_toys
 from tests.unit.fleet.test_functions import ask, create
@@ -51,7 +51,6 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
         return make_guest(process, replace(revision.wanted, loaded=revision.loaded)), StartKind.COLD
 
     monkeypatch.setattr(FunctionMachines, "start", begin)
-    monkeypatch.setattr(worker, "LOOK_S", 0.2)
     monkeypatch.setattr(leaving, "LONG_S", 0.0)
     monkeypatch.setattr(leaving, "AGAIN_S", 0.05)
     monkeypatch.setattr(toy_moves, "PACE_S", 0.05)
@@ -61,6 +60,13 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
 def printed(world: World) -> int:
     """How far the request has counted."""
     return max((process.state["n"] for process in world.made if process.alive), default=0)
+
+
+async def ends(asked: "asyncio.Task[bytes]") -> bytes:
+    """The answer to a request that needs to last no longer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy_moves, "PACE_S", 0.002)
+        return await asked
 
 
 async def lines(way: Way) -> list[str]:
@@ -105,7 +111,7 @@ def test_a_drained_host_s_request_goes_on_elsewhere_and_back(world: World) -> No
             await move_away(fleet, "h2")
             await fleet.remove_host("h2")
             assert not asked.done()
-            assert await asked == b"150"
+            assert await ends(asked) == b"150"
             assert await lines(way) == [str(number) for number in range(50, 150)]  # as many are shown
             assert len(world.identities) == 2
 
@@ -133,7 +139,7 @@ def test_a_request_that_cannot_move_stays(world: World, monkeypatch: pytest.Monk
             monkeypatch.setattr(place, name, fail)
             await operate(fleet, partial(wish, name="h1", drain=True))
             await tried.wait()
-            assert await asked == b"150"
+            assert await ends(asked) == b"150"
             assert await lines(way) == [str(number) for number in range(50, 150)]
             assert not world.identities, "it went on where it was"
             await until(lambda: not any(process.alive for process in world.made if process.state["ticking"]))
@@ -159,7 +165,7 @@ def test_a_request_is_where_the_gateway_says(world: World, monkeypatch: pytest.M
         async with between_two(fleet, world) as (way, asked):
             await move_away(fleet, "h1")
             await fleet.remove_host("h1")
-            assert await asked == b"150"
+            assert await ends(asked) == b"150"
             assert await lines(way) == [str(number) for number in range(50, 150)]
 
     in_fleet(scenario, limit_s=100)
@@ -193,8 +199,8 @@ def test_a_host_that_hears_nothing_of_a_move_leaves_the_request_where_it_is(worl
     async def scenario(fleet: Fleet) -> None:
         async with between_two(fleet, world) as (way, asked):
             await operate(fleet, partial(wish, name="h1", drain=True))
-            await asked_whose.wait()
-            assert await asked == b"150"
+            await until(lambda: bool(verdicts))
+            assert await ends(asked) == b"150"
             assert await lines(way) == [str(number) for number in range(50, 150)]
             assert verdicts[0] == "go"
 
@@ -227,7 +233,8 @@ def test_a_host_that_hears_late_of_a_move_does_not_go_on(world: World, monkeypat
     async def scenario(fleet: Fleet) -> None:
         async with between_two(fleet, world, b"~40") as (way, asked):
             await operate(fleet, partial(wish, name="h1", drain=True))
-            assert await asked == b"40"
+            await lost.wait()
+            assert await ends(asked) == b"40"
             over.set()
             await operate(fleet, partial(wait_until_idle, name="h1", within_s=60))
             assert await lines(way) == [str(number) for number in range(40)]
@@ -238,23 +245,24 @@ def test_a_host_that_hears_late_of_a_move_does_not_go_on(world: World, monkeypat
 
 def test_a_request_that_waits_for_the_gateway_is_given_to_nobody(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though the host that it comes from says no more that it is busy with it."""
-    move, busy, began = FunctionVerdicts._move, Engine.still_busy, list[float]()
+    move, busy, began, ack_wait_s = FunctionVerdicts._move, Engine.still_busy, list[float](), 3.0
 
     async def slow(self: FunctionVerdicts, *given: Any) -> str:
         began.append(time.monotonic())
-        return await move(self, *given) if began[-1] - began[0] > 2 * ACK_WAIT_S else "later"
+        return await move(self, *given) if began[-1] - began[0] > 2 * ack_wait_s else "later"
 
     async def be_busy(self: Engine, ack: str) -> None:
         if self.name == "h2" or not began:
             await busy(self, ack)
 
+    monkeypatch.setattr(fleet_kit, "ACK_WAIT_S", ack_wait_s)
     monkeypatch.setattr(FunctionVerdicts, "_move", slow)
     monkeypatch.setattr(Engine, "still_busy", be_busy)
 
     async def scenario(fleet: Fleet) -> None:
         async with between_two(fleet, world) as (_, asked):
             await move_away(fleet, "h1")
-            assert await asked == b"150"
+            assert await ends(asked) == b"150"
             assert len(world.identities) == 1
 
     in_fleet(scenario, limit_s=100)
@@ -308,7 +316,7 @@ def test_tokens_let_hosts_move_requests(world: World, tmp_path: Path) -> None:
             await wish(operator, "h1", drain=True)
             await wait_until_idle(operator, "h1", 60)
             assert not asked.done()
-            assert await asked == b"150"
+            assert await ends(asked) == b"150"
             assert len(world.identities) == 1
 
     in_fleet(scenario, limit_s=100, more=secured(certificate, key, users))

@@ -45,7 +45,6 @@ ANOTHER = 160 * MIB
 @pytest.fixture(autouse=True)
 def toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     install_toys(monkeypatch, tmp_path)
-    monkeypatch.setattr(worker, "LOOK_S", 0.2)
 
 
 def test_runs_that_name_a_snapshot_go_where_it_is() -> None:

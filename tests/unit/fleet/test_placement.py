@@ -26,6 +26,7 @@ from mayfly.protocol.frames import Exit, ExitHow, Limit, Stage
 from mayfly.runs.run import Run
 from mayfly.runs.runner import Order
 from mayfly.runs.service import Service
+from tests.kit import fleet_kit
 from tests.kit.api_fakes import factory, install_toys, small_config
 from tests.kit.fleet_kit import ACK_WAIT_S, Fleet, in_fleet, until
 from tests.kit.scale import FULL
@@ -115,8 +116,7 @@ async def thousand(fleet: Fleet, go_on: asyncio.Event) -> AsyncIterator[list[Pla
 @pytest.mark.skipif(not FULL, reason="a thousand hosts take minutes: only with MAYFLY_FULL=1")
 def test_runs_go_to_warm_hosts_and_then_beyond(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     install_toys(monkeypatch, tmp_path)
-    monkeypatch.setattr(worker, "BEAT_S", 5.0)  # they are all in one process
-    monkeypatch.setattr(worker, "LOOK_S", 3600.0)
+    monkeypatch.setattr(fleet_kit, "QUICK", {"BEAT_S": 5.0, "LOOK_S": 3600.0})  # they are all in one process
     monkeypatch.setattr(worker, "EXPIRES_S", 30.0)
     monkeypatch.setattr(roll, "SILENT_S", 120.0)
     monkeypatch.setattr(connections, "CONNECT_S", 300.0)

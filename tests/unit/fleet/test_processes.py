@@ -18,6 +18,7 @@ import pytest
 
 from mayfly.fleet.engine import Engine
 from mayfly.fleet.local import Member
+from mayfly.fleet.operate import wish
 from mayfly.fleet.server import LocalServer
 from tests.kit.api_fakes import ROOT, install_toys
 from tests.kit.functions_kit import let_toys_load_functions
@@ -81,7 +82,7 @@ def fleet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Processes
     with tempfile.TemporaryDirectory(prefix="mayfly-") as name, LocalServer(Path(name) / "nats") as server:
         processes = Processes(Path(name), server)
         yield processes
-        for member in processes.members.values():
+        for member in reversed(processes.members.values()):  # hosts while gateways are there
             member.stop()
 
 
@@ -326,7 +327,7 @@ def test_five_hundred_runs_whoever_comes_and_goes(fleet: Processes, tmp_path: Pa
         return f"echo {number} >> {log}; echo {number}"
 
     def slow(number: int) -> str:
-        return f"echo {number} >> {log}; sleep 0.5; echo {number}"
+        return f"echo {number} >> {log}; sleep 0.2; echo {number}"
 
     lost: dict[str, float] = {}  # metrics of members that are killed then
 
@@ -428,10 +429,14 @@ def test_five_hundred_runs_whoever_comes_and_goes(fleet: Processes, tmp_path: Pa
             told = lost[name] + await sample(clients[0], name)  # who was killed may have counted more meanwhile
             assert abs(expected - told) <= AT_ONCE, name
 
+    async def all_wish(names: Sequence[str], *, drain: bool) -> None:
+        async with Engine.connect((fleet.server.url,), "operator") as engine:
+            for name in names:
+                await wish(engine, name, drain=drain)
+
     async def no_more_than_may_wait(client: aiohttp.ClientSession) -> None:
         names = [name for name in fleet.members if name.startswith("h")]
-        for name in names:
-            await asyncio.to_thread(fleet.command, "drain", name)
+        await all_wish(names, drain=True)
         fleet.gateway("g3", "--queue", "1")
         await asyncio.to_thread(fleet.members["g3"].wait_until_ready)
         async with fleet.client("g3") as strict:
@@ -448,8 +453,7 @@ def test_five_hundred_runs_whoever_comes_and_goes(fleet: Processes, tmp_path: Pa
                 assert answer.status == 204
             listed = {host["name"]: host for host in json.loads(await asyncio.to_thread(fleet.command, "list", "--json"))}
             assert {name: host["draining"] for name, host in listed.items()} == dict.fromkeys(names, True)
-            for name in names:
-                await asyncio.to_thread(fleet.command, "undrain", name)
+            await all_wish(names, drain=False)
             for run_id in waiting:
                 assert output(await events(client, run_id)) == "waited\n"
 

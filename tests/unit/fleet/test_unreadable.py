@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from mayfly.errors import ConfigError, FleetError, HostError
-from mayfly.fleet import accept, calls, catalog, worker
+from mayfly.fleet import accept, calls, catalog, roll, worker
 from mayfly.fleet import engine as engines
 from mayfly.fleet import follow as follow_module
 from mayfly.fleet.catalog import ImageChange, Offer
@@ -202,7 +202,7 @@ def test_input_is_not_sent_again_and_again(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_lists_that_cannot_be_read_stop_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "LOOK_S", 0.1)
+    monkeypatch.setattr(roll, "SILENT_S", 1.0)
 
     async def scenario(fleet: Fleet) -> None:
         await fleet.add_host("h1")
@@ -216,8 +216,8 @@ def test_lists_that_cannot_be_read_stop_nobody(monkeypatch: pytest.MonkeyPatch) 
             lists = way.runner._lists
             await until(lambda: bool(lists.images.revision and lists.functions.revision))
             await until(lambda: [image.manifest.language for image in way.runner.roll.offered] == ["toy"])
-            await asyncio.sleep(4)  # longer than a silent host is counted
-            assert [host.name for host in way.runner.roll] == ["h1"]
+            await asyncio.sleep(1.5)  # longer than a silent host is counted
+            await until(lambda: [host.name for host in way.runner.roll] == ["h1"])
             assert (await run(way.client, "true"))["status"] == "ok"
 
     in_fleet(scenario)
