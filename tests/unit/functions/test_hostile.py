@@ -5,6 +5,8 @@ reason, and the next one is answered.
 
 import asyncio
 import contextlib
+import os
+import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from mayfly.functions.service import Functions
 from mayfly.functions.spec import FunctionSpec, SnapshotOptions
 from mayfly.runs.service import Service
 from tests.kit.agent_process import build_agent
-from tests.kit.api_fakes import factory, install, install_toys, open_descriptors, small_config
+from tests.kit.api_fakes import factory, gone, install, install_toys, open_descriptors, small_config
 from tests.kit.function_fakes import invocation
 from tests.kit.function_process import function_of
 from tests.kit.scale import patience
@@ -115,23 +117,23 @@ def test_what_breaks_its_contract_is_ended_alone(serve: Callable[..., None], nam
 
 
 def test_what_is_said_between_requests_answers_none(serve: Callable[..., None]) -> None:
-    """A thread answers the next request soon, whether or not it has been asked."""
+    """An answer to the next request, before that is asked: the function is ended for it at once."""
     code = """
-def late(n):
-    time.sleep(n % 5 / 100)
-    say(ANSWER, n + 1, b"mine")
-
 def harm(n):
-    threading.stack_size(1 << 20)
-    threading.Thread(target=late, args=(n,)).start()
-    return b"done"
+    signal.signal(signal.SIGUSR1, lambda *_: say(ANSWER, n + 1, b"mine"))
+    return b"%d" % os.getpid()
 """
 
     async def scenario(ask: Ask) -> None:
-        for _ in range(5):
-            answers = await asyncio.gather(ask(b"harm"), *(ask(b"%d" % number) for number in range(20)), return_exceptions=True)
-            for expected, answer in zip([b"done", *(b"%d" % number for number in range(20))], answers, strict=True):
-                assert isinstance(answer, FunctionCrashedError) or (isinstance(answer, Answer) and answer.payload == expected)
+        for number in range(3):
+            process = int((await ask(b"harm")).payload)
+            os.kill(process, signal.SIGUSR1)
+            assert await asyncio.to_thread(gone, process)
+            try:
+                answer = await ask(b"%d" % number)
+            except FunctionCrashedError:  # it was asked before the server knew
+                answer = await ask(b"%d" % number)
+            assert (answer.payload, answer.start) == (b"%d" % number, "cold")
 
     serve(code, scenario)
 
