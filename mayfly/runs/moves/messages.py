@@ -24,13 +24,17 @@ MAX_EVENTS = 256 << 10
 
 class Offer(Record, frozen=True, kw_only=True, tag="offer"):
     """The first message of a move: the run, and what its `machine` needs (of
-    mayfly/snapshots/moving.py). It came to the source by the move `came`, if it did.
+    mayfly/snapshots/moving.py). It came to the source by the move `came`, if it did. What its
+    program needs without that machine: an image that the same `generator` made, and `room` bytes of
+    memory beside it.
     """
 
     move: Id
     run: Description
     machine: bytes
     came: Id | None = None
+    generator: str = ""
+    room: Count = 0
 
 
 class Fits(Record, frozen=True, kw_only=True, tag="fits"):

@@ -39,6 +39,7 @@ from mayfly.runs.moves.messages import (
     error_of,
 )
 from mayfly.runs.moves.relay import Relay
+from mayfly.runs.moves.room import beside
 from mayfly.runs.record import Reader
 from mayfly.runs.run import Run
 from mayfly.schema import Record, replace
@@ -208,11 +209,20 @@ class Outgoing:
             NotMovableError: it does not fit there, or ended meanwhile.
             MayflyError: it cannot be moved.
         """
-        about, machine = describe(self._run, self._guest.wanted.machine), await self._machines.offer(self._guest)
-        await link.send(Offer(move=self.id, run=about, machine=machine, came=self._came))
+        wanted, machine = self._guest.wanted, await self._machines.offer(self._guest)
+        image = wanted.image
+        await link.send(
+            Offer(
+                move=self.id,
+                run=describe(self._run, wanted.machine),
+                machine=machine,
+                came=self._came,
+                generator=image.manifest.generator,
+                room=beside(wanted),
+            )
+        )
         async with within(self._times.answer_s, "the destination did not answer"):
             answer = await link.receive()
-        image = self._guest.wanted.image
         if isinstance(answer, Lacks) and answer.digest == image.manifest.initramfs_digest:
             await images.send(link, image, self._tell)
             async with within(self._times.ready_s, "the image was not there"):

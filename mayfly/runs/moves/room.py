@@ -4,7 +4,7 @@ until it is here, or will not come.
 
 import contextlib
 
-from mayfly.errors import MayflyError, UnknownLanguageError, UnknownRunError
+from mayfly.errors import MayflyError, NotMovableError, UnknownLanguageError, UnknownRunError
 from mayfly.guests.job import Wanted
 from mayfly.host.admission import Tenant, Ticket
 from mayfly.host.plan import want_machine
@@ -16,8 +16,19 @@ from mayfly.runs.moves.link import Link, Machines, Place
 from mayfly.runs.moves.messages import Lacks, Offer
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
+from mayfly.schema import replace
 from mayfly.snapshots import store as snapshots
+from mayfly.units import MIB
 from mayfly.vmm.config import NetworkConfig
+
+ALIKE = 16 * MIB
+"""By so much less of memory a program's next machine is as good as the one before."""
+
+
+def beside(wanted: Wanted) -> int:
+    """Bytes of memory that the machine has beside its image, which is in it."""
+    manifest = wanted.image.manifest
+    return max(0, wanted.machine.memory - manifest.initramfs_size - manifest.unpacked_size)
 
 
 class Room:
@@ -67,11 +78,13 @@ class Room:
         reasons = list(self.place.misfits)
         if run.checkpoint and (reasons or self.place.lacks is not None):
             try:
-                self.portable = want_machine(service.images.find(LANGUAGE), service.config)
+                self.portable = self._want_portable()
                 reasons.clear()
             except UnknownLanguageError as error:
                 if reasons:
                     reasons.append(f"{error.message}, in which its program could go on without its machine")
+            except NotMovableError as error:
+                reasons.append(error.message)
         memory = self.portable.machine.memory if self.portable else run.memory
         cpus = self.portable.machine.cpus if self.portable else self.place.cpus
         try:
@@ -103,6 +116,24 @@ class Room:
             self.place = await self._machines.look(run, self._offer.machine, self.image)
             reasons += self.place.misfits
         return reasons
+
+    def _want_portable(self) -> Wanted:
+        """The machine in which the program can go on without its own.
+
+        Raises:
+            UnknownLanguageError: the language for that is not served here.
+            NotMovableError: the runtime in its image may be another one than the program's.
+        """
+        wanted = want_machine(self._service.images.find(LANGUAGE), self._service.config)
+        made, offered = wanted.image.manifest.generator, self._offer.generator
+        if made != offered:
+            others = f"the image of {LANGUAGE} there is of {made}, the program's own of {offered or 'an older one'}"
+            raise NotMovableError(f"its program could not go on without its machine either: {others}")
+        lacking = self._offer.room - beside(wanted)
+        if lacking > ALIKE:
+            memory = wanted.machine.memory + lacking
+            wanted = replace(wanted, machine=replace(wanted.machine, memory=memory + -memory % MIB))
+        return wanted
 
     def _there_before(self, old: Run) -> list[str]:
         """Why the run cannot come where it was before, if it cannot come back."""

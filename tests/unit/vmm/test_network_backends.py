@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -239,6 +240,61 @@ def test_a_tap_that_is_taken_away_takes_the_link_down(guests: list[Guest]) -> No
     assert guests[0].acknowledge() & Interrupt.CONFIG_CHANGE
     guests[0].give(arp(GATEWAY))
     assert len(guests[0].queues[TRANSMIT].used()) == 1
+
+
+SYN, RST, PUSH, ACK = 2, 4, 8, 16
+FIRST, SECOND = 40_000, 40_001
+"""The guest's ports."""
+
+
+def segment(source: int, target: int, number: int, confirmed: int, flags: int, data: bytes = b"") -> bytes:
+    """A packet of TCP to the uplink's address (RFC 9293, 3.1)."""
+    head = struct.pack("!HHIIBBHHH", source, target, number, confirmed, 5 << 4, flags, 65_000, 0, 0)
+    ends = net_kit.packed(GUEST) + net_kit.packed(UPLINK_ADDRESS) + struct.pack("!HH", 6, len(head + data))
+    total = net_kit.checksum(ends + head + data + bytes(len(data) % 2))
+    return ipv4(UPLINK_ADDRESS, head[:16] + struct.pack("!HH", total, 0) + data, protocol=6)
+
+
+def receive_segment(guest: Guest) -> tuple[int, int, int]:
+    """The guest's port, the number and the flags of the next packet of TCP for it."""
+    while (packet := guest.wait_for(0x800)[14:])[9] != 6:
+        pass
+    port, number, _, _, flags = struct.unpack_from("!HIIBB", packet, 20 + 2)
+    return port, number, flags
+
+
+@pytest.mark.usefixtures("uplink")
+def test_connections_do_not_outlast_their_passt(guests: list[Guest]) -> None:
+    """As when a machine moves: their other side is told at once, and another passt, which knows
+    nothing of them, resets them or, as in Debian 12, gives no answer. New ones are made.
+    """
+    here, there = Guest(passt_network()), Guest(passt_network())
+    guests += [here, there]
+    macs = []
+    for guest in guests:
+        guest.give(arp(GATEWAY))
+        macs.append(guest.wait_for(0x806)[6:12])
+    with socket.create_server((UPLINK_ADDRESS, 0)) as server:
+        server.settimeout(DEADLINE_S)
+        port = server.getsockname()[1]
+        here.give(ethernet(0x800, segment(FIRST, port, 1000, 0, SYN), destination=macs[0]))
+        _, number, flags = receive_segment(here)
+        assert flags == SYN | ACK
+        for flags, data in ((ACK, b""), (PUSH | ACK, b"question")):
+            here.give(ethernet(0x800, segment(FIRST, port, 1001, number + 1, flags, data), destination=macs[0]))
+        connection, _ = server.accept()
+        with connection:
+            connection.settimeout(DEADLINE_S)
+            assert connection.recv(100) == b"question"
+            here.close()
+            guests.remove(here)
+            with contextlib.suppress(ConnectionResetError):
+                assert connection.recv(100) == b""
+        there.give(ethernet(0x800, segment(FIRST, port, 1009, number + 1, PUSH | ACK, b"more"), destination=macs[1]))
+        there.give(ethernet(0x800, segment(SECOND, port, 1000, 0, SYN), destination=macs[1]))
+        while (answer := receive_segment(there))[0] == FIRST:
+            assert answer[2] & RST
+        assert answer[2] == SYN | ACK
 
 
 @pytest.mark.usefixtures("uplink")

@@ -26,6 +26,7 @@ from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from mayfly.runs.stdin import StdinWriter
 from mayfly.schema import replace
+from mayfly.units import MIB
 from tests.kit.agent_process import build_agent
 from tests.kit.api_fakes import factory, install, install_toys, small_config
 from tests.kit.scale import FULL, patience
@@ -228,6 +229,43 @@ def test_a_server_that_cannot_run_it_says_what_it_lacks(play: Play) -> None:
 
         await say(run, SAID, refused)
         assert (run.record.output(0)[0], run.verdict().exit_status) == (b"".join(SAID), 0)
+
+    play(scenario)
+
+
+def test_a_server_whose_runtime_is_another_one_does_not_take_it(play: Play) -> None:
+    """It could not read the checkpoint, and says so before the program is stopped."""
+
+    async def scenario(stage: Stage) -> None:
+        run = stage.start(echo(), interactive=True)
+        image = stage.there.images.find(LANGUAGE)
+        other = image._replace(manifest=replace(image.manifest, generator="imagegen 0.0"))
+        stage.there.images.find = lambda name: other  # type: ignore[method-assign]
+
+        async def refused() -> None:
+            with pytest.raises(NotMovableError, match=r"the image of wasm there is of imagegen 0\.0, the program's own of"):
+                await stage.move(run)
+
+        await say(run, SAID, refused)
+        assert (run.record.output(0)[0], run.verdict().exit_status) == (b"".join(SAID), 0)
+
+    play(scenario)
+
+
+def test_a_program_has_as_much_memory_where_it_goes(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        stage.here.config = replace(stage.here.config, memory=200 * MIB)
+        run = stage.start(echo(), interactive=True)
+        had: list[tuple[int, int]] = []
+
+        async def there() -> None:
+            await stage.move(run)
+            exchange = stage.there.get(run.id).exchange
+            assert exchange is not None
+            had.append((exchange.guest.wanted.machine.memory, stage.there.admission.used))
+
+        await say(run, SAID, there)
+        assert had == [(200 * MIB, 200 * MIB)]
 
     play(scenario)
 
