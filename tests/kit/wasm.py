@@ -165,7 +165,9 @@ class Module:
     data: dict[int, bytes] = field(default_factory=dict)
     table: Sequence[int] = ()
     pages: int = 1
-    """At the start; it may grow by 63."""
+    """At the start."""
+    growth: int = 63
+    """Pages by which it may grow."""
     extra: dict[int, bytes] = field(default_factory=dict)
     """Sections as they are, in the stead of ours or besides."""
 
@@ -182,7 +184,7 @@ class Module:
             2: vector(text("wasi_snapshot_preview1") + text(name) + b"\x00" + leb(kinds.index(WASI[name])) for name in self.imports),
             3: vector(leb(kinds.index(kind)) for kind, _, _ in self.functions),
             4: vector([b"\x70\x00" + leb(len(self.table))] if self.table else []),
-            5: vector([b"\x01" + leb(self.pages) + leb(self.pages + 63)]),
+            5: vector([b"\x01" + leb(self.pages) + leb(self.pages + self.growth)]),
             7: vector([text("_start") + b"\x00" + leb(len(self.imports) + len(self.functions) - 1), text("memory") + b"\x02\x00"]),
             9: vector([b"\x00\x41\x00\x0b" + vector(map(leb, self.table))] if self.table else []),
             10: vector(text(vector(b"\x01" + bytes((local,)) for local in locals) + code + b"\x0b") for _, locals, code in self.functions),

@@ -139,7 +139,7 @@ fn stop(stopped: &mut Stopped, options: &Options) -> Result<bool, String> {
     let path = options.save.as_ref().expect("only a program that can be saved is stopped");
     let told = |error: io::Error| format!("{}: {error}", path.display());
     stopped.wasi.input.take_waiting().map_err(told)?;
-    stopped.wasi.sockets().for_each(Socket::take_waiting);
+    stopped.wasi.quiesce_sockets();
     match save(stopped, path, options.most.unwrap_or(u64::MAX)).map_err(told) {
         Ok(()) => Ok(true),
         // Whoever said when to stop it wants nothing of it later.

@@ -1,6 +1,7 @@
 //! Linear memory.
 
 use std::alloc::{alloc_zeroed, Layout};
+use std::fs;
 
 use crate::module::PAGE;
 
@@ -73,6 +74,14 @@ impl Memory {
         self.bytes.copy_within(from as usize..from as usize + count as usize, to as usize);
         Ok(())
     }
+}
+
+/// Bytes that the system can give without ending processes for them (proc_meminfo(5), MemAvailable); without end if it does not say.
+pub fn available() -> u64 {
+    let told = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = told.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kib.map_or(u64::MAX, |kib| kib * 1024)
 }
 
 /// Zeroed memory that the system gives page by page as it is touched; `vec![0; size]` would end the process where there is too little.

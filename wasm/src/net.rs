@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::raw::{c_int, c_void};
+use std::os::raw::{c_int, c_ulong, c_void};
 use std::os::unix::io::{AsRawFd, FromRawFd, OwnedFd};
 
 const AF_INET: u16 = 2;
@@ -15,6 +15,7 @@ const SOCK_CLOEXEC: c_int = 0o2_000_000;
 const MSG_NOSIGNAL: c_int = 0x4000;
 const SOL_SOCKET: c_int = 1;
 const SO_REUSEADDR: c_int = 2;
+const SIOCOUTQ: c_ulong = 0x5411;
 
 /// A `sockaddr_in` (16 bytes: family, port, address) or `sockaddr_in6` (28: family, port, flow, address, scope).
 type Raw = [u8; 28];
@@ -32,6 +33,7 @@ extern "C" {
     fn getsockopt(fd: c_int, level: c_int, name: c_int, value: *mut c_void, size: *mut u32) -> c_int;
     fn setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, size: u32) -> c_int;
     fn shutdown(fd: c_int, how: c_int) -> c_int;
+    fn ioctl(fd: c_int, request: c_ulong, count: *mut c_int) -> c_int;
 }
 
 pub struct Host(OwnedFd);
@@ -111,6 +113,13 @@ impl Host {
     pub fn set_option(&self, level: c_int, name: c_int, value: &[u8]) -> io::Result<()> {
         // SAFETY: pointer and size are the slice's.
         done(unsafe { setsockopt(self.fd(), level, name, value.as_ptr().cast(), value.len() as u32) })
+    }
+
+    /// Bytes of a connection that were sent and that the other side's host has not confirmed (tcp(7), SIOCOUTQ).
+    pub fn unconfirmed(&self) -> io::Result<usize> {
+        let mut count = 0;
+        // SAFETY: there is room for a number.
+        done(unsafe { ioctl(self.fd(), SIOCOUTQ, &mut count) }).map(|()| count as usize)
     }
 
     /// An address that connections of before still hold can be bound nevertheless.

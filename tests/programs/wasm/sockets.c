@@ -3,6 +3,7 @@
  *   sockets server FAMILY PORT          answers lines of connections and datagrams, until one of them is "quit"
  *   sockets options FAMILY PORT         sets options and reads them again
  *   sockets all FAMILY PORT             asks a server, and waits for more than the answer: says how much it got
+ *   sockets pour FAMILY PORT SIZE       sends so many bytes and waits; the connection breaks when the process ends
  *   sockets resolve NAME                writes the addresses of a name
  */
 #include <errno.h>
@@ -192,6 +193,21 @@ static int all(struct address server) {
     return 0;
 }
 
+static int pour(struct address server, int size) {
+    char *bytes = malloc(size), byte;
+    int fd = opened(&server, 1);
+    memset(bytes, 'x', size);
+    check(sock_set_linger(fd, 1, 0), "linger");
+    check(sock_connect(fd, &server), "connect");
+    for (int sent = 0; sent < size;) {
+        ssize_t count = send(fd, bytes + sent, size - sent, 0);
+        if (count < 0) check(errno, "send");
+        sent += count;
+    }
+    puts("sent");
+    return recv(fd, &byte, 1, 0) != 0;
+}
+
 static int resolve(const char *name) {
     struct found found[8];
     struct hints hints = {.type = 1, .family = 0, .enabled = 1};
@@ -210,5 +226,6 @@ int main(int count, char **args) {
     if (count > 3 && !strcmp(args[1], "server")) return server(loopback(args[2], args[3]));
     if (count > 3 && !strcmp(args[1], "options")) return options(loopback(args[2], args[3]));
     if (count > 3 && !strcmp(args[1], "all")) return all(loopback(args[2], args[3]));
+    if (count > 4 && !strcmp(args[1], "pour")) return pour(loopback(args[2], args[3]), atoi(args[4]));
     return count > 2 && !strcmp(args[1], "resolve") ? resolve(args[2]) : 2;
 }

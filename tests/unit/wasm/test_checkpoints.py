@@ -293,6 +293,45 @@ def test_a_caller_that_needs_more_of_the_stack_than_its_callee_goes_on(tmp_path:
     assert execute(state).stdout == struct.pack("<I", wide)
 
 
+PIECE = 65536
+"""Bytes of memory that are packed together."""
+
+
+def bloated(state: bytes, pages: int) -> bytes:
+    """The checkpoint of a program that has no zeros in so many pages of memory, which pack well."""
+
+    def behind(at: int, size: int) -> int:
+        count: int = struct.unpack_from("<I", state, at)[0]
+        return at + 4 + count * size
+
+    begin = end = behind(behind(behind(behind(MODULE_AT, 1), 8), 8), 8)  # frames, slots and globals
+    end = behind(begin + 4, 8)
+    for place in range(begin + 8, end, 8):
+        for _ in range(-(-struct.unpack_from("<II", state, place)[1] // (PIECE // 4096))):
+            end = behind(end, 1)
+    # One literal, a match of all that follows, and five literals.
+    more = PIECE - 1 - 5 - 4 - 15
+    packed = b"\x1f\x01" + struct.pack("<H", 1) + b"\xff" * (more // 255) + bytes((more % 255,)) + b"\x50" + b"\x01" * 5
+    memory = struct.pack("<IIII", pages, 1, 0, pages * (PIECE // 4096)) + (struct.pack("<I", len(packed)) + packed) * pages
+    return state[:begin] + memory + state[end:]
+
+
+def bloated_echo(folder: Path, pages: int) -> bytes:
+    """The same of a program that copies standard input."""
+    path, state = folder / "echo.wasm", folder / "state"
+    path.write_bytes(echo(growth=65_000).encoded())
+    assert execute("--save", state, "--stop-at", "0", path).status == STOPPED
+    return bloated(state.read_bytes(), pages)
+
+
+def test_memory_that_packs_well_is_unpacked(tmp_path: Path) -> None:
+    state = tmp_path / "bloated"
+    state.write_bytes(bloated_echo(tmp_path, 64))
+    ended = execute("--save", tmp_path / "again", "--stop-at", "0", state)
+    assert ended.status == STOPPED, ended
+    assert (tmp_path / "again").stat().st_size < state.stat().st_size + 4096
+
+
 def test_a_checkpoint_of_another_version_is_refused_by_it(module: Path, tmp_path: Path) -> None:
     state = tmp_path / "state"
     execute("--save", state, "--stop-at", "9", module)

@@ -251,6 +251,27 @@ def test_what_was_received_is_read_and_then_the_connection_is_broken(tmp_path: P
             assert process.wait(PATIENCE_S) == 0
 
 
+def test_what_was_sent_arrives_before_the_program_stops(tmp_path: Path) -> None:
+    """The other side reads only then, and the end of the process breaks the connection at once."""
+    size = 300_000
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        words: list[str | Path] = [compiled(SOURCES / "sockets.c"), "pour", "4", str(server.getsockname()[1]), str(size)]
+        with subprocess.Popen([build(), "--save", tmp_path / "state", *words], stdout=subprocess.PIPE) as process:
+            connection, _ = server.accept()
+            with connection:
+                assert process.stdout and process.stdout.readline() == b"sent\n"
+                wait_until_blocked(process)
+                process.send_signal(signal.SIGUSR1)
+                got = 0
+                with contextlib.suppress(ConnectionResetError):
+                    while given := connection.recv(65536):
+                        got += len(given)
+                assert (got, process.wait(PATIENCE_S)) == (size, STOPPED)
+
+
 def test_who_is_not_there_any_more_is_told_as_an_error(tmp_path: Path) -> None:
     module, state = compiled(SOURCES / "sockets.c"), tmp_path / "state"
     with Answering() as server:

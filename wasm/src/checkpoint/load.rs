@@ -7,7 +7,7 @@ use super::lz::{unpack, PIECE};
 use super::{sockets, Stopped, BLOCK, MAGIC, VERSION};
 use crate::code::{Op, Program, Stand};
 use crate::compile::compile;
-use crate::memory::Memory;
+use crate::memory::{available, Memory};
 use crate::module::{Module, PAGE};
 use crate::refusal::{invalid, malformed, no_memory, unsupported, Refusal, Result};
 use crate::run::{slots, Compile, Frame, Machine, MOST_FRAMES, MOST_SLOTS};
@@ -16,6 +16,11 @@ use crate::wasi::{Descriptor, Input, Wasi, MOST_PENDING};
 
 /// Read a checkpoint of `size` bytes.
 pub fn load(from: impl Read, size: u64) -> Result<Stopped> {
+    load_within(available(), from, size)
+}
+
+/// The same, if the memory that it unpacks is no more than there is.
+fn load_within(room: u64, from: impl Read, size: u64) -> Result<Stopped> {
     let mut from = Source::new(from, size);
     if size < MAGIC.len() as u64 || from.array()? != *MAGIC {
         return malformed("not a checkpoint");
@@ -31,7 +36,7 @@ pub fn load(from: impl Read, size: u64) -> Result<Stopped> {
     module.command()?;
     let program = compile(&module, &file)?;
     let stack = stack(&mut from, &program)?;
-    let machine = machine(&mut from, &module, stack)?;
+    let machine = machine(room, &mut from, &module, stack)?;
     let mut wasi = wasi(&mut from)?;
     wasi.link(&module)?;
     if from.left > MOST_PENDING as u64 {
@@ -94,7 +99,7 @@ fn stack<R: Read>(from: &mut Source<R>, program: &Program) -> Result<Stack> {
     Ok(Stack { frames, used: base, reach })
 }
 
-fn machine<R: Read>(from: &mut Source<R>, module: &Module, stack: Stack) -> Result<Machine> {
+fn machine<R: Read>(room: u64, from: &mut Source<R>, module: &Module, stack: Stack) -> Result<Machine> {
     let mut slots = slots(stack.reach).ok_or_else(no_memory)?;
     from.numbers(&mut slots[..stack.used], "slots")?;
     let mut globals = vec![0; module.globals.len()];
@@ -120,6 +125,9 @@ fn machine<R: Read>(from: &mut Source<R>, module: &Module, stack: Stack) -> Resu
     if (total * BLOCK / PIECE * 4) as u64 > from.left {
         // not even the lengths
         return malformed(format!("{total} blocks of memory announced, {} bytes left", from.left));
+    }
+    if (total * BLOCK) as u64 > room {
+        return Err(no_memory());
     }
     let mut memory = Memory::new(pages, most).ok_or_else(no_memory)?;
     let mut packed = vec![0; PIECE];

@@ -4,6 +4,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::socket_options::{self as options, Number};
 use super::{Errno, Unusual, Wasi};
@@ -16,6 +18,9 @@ pub const MOST_KEPT: usize = 4 << 20;
 const AT_ONCE: usize = 64 << 10;
 /// Connections that wait to be accepted at a socket that is opened for the program.
 const BACKLOG: u32 = 128;
+/// A program that stops waits so long for what it sent to arrive, and looks so often.
+const ARRIVING: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(5);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
@@ -352,8 +357,14 @@ impl Socket {
         }
     }
 
+    /// Whether something that was sent has not come to the other side's host.
+    fn is_sending(&self) -> bool {
+        let unconfirmed = self.host.as_ref().filter(|_| self.is_connection()).map(Host::unconfirmed);
+        matches!(unconfirmed, Some(Ok(1..)))
+    }
+
     /// Take what waits at the host, so that it travels with the program.
-    pub fn take_waiting(&mut self) {
+    fn take_waiting(&mut self) {
         self.settle();
         if self.host.is_none() {
             return;
@@ -393,6 +404,18 @@ impl Wasi {
             super::Descriptor::Socket(socket) => Some(&mut **socket),
             _ => None,
         })
+    }
+
+    /// Take what waits at the host, and let arrive what the program sent, as far as that comes to be within two seconds.
+    pub fn quiesce_sockets(&mut self) {
+        let began = Instant::now();
+        loop {
+            self.sockets().for_each(Socket::take_waiting);
+            if began.elapsed() > ARRIVING || !self.sockets().any(|socket| socket.is_sending()) {
+                break;
+            }
+            thread::sleep(LOOK);
+        }
     }
 
     /// Do something with a socket when it can be done; a socket that is not waited for says that it cannot.
