@@ -3,6 +3,7 @@ ordinary processes with the real agent.
 """
 
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -75,6 +76,23 @@ def test_a_program_goes_on_at_another_server(mayfly: Mayfly, server: Path, tmp_p
     status, out, err = finish(mayfly("resume", state, "--to", server), b"and after")
     assert (status, out) == (0, b"and after"), err
     assert b"mayfly: run " in err
+
+
+def test_a_file_for_which_there_is_no_room_does_not_end_the_program(mayfly: Mayfly, server: Path, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Client(server) as client, client.start(echo().encoded(), language="wasm", interactive=True, stdin="before ") as run:
+        for event in run:
+            if isinstance(event, StdoutEvent):
+                break
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+        try:
+            process = mayfly("checkpoint", run.id, "--output", tmp_path / "state", "--socket", server)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        status, _, err = finish(process)
+        assert (status, b"state: cannot be written: File too large" in err) == (1, True), err
+        run.send("and after", end=True)
+        assert (run.result().stdout, list(tmp_path.glob("*state*"))) == ("before and after", [])
 
 
 def test_what_goes_elsewhere_takes_no_further_words(mayfly: Mayfly, tmp_path: Path) -> None:
