@@ -187,6 +187,32 @@ async def moved_or_not(stage: Stage, run: Run) -> bool:
     return True
 
 
+@pytest.mark.parametrize("at", range(RUNNING + 1))
+def test_a_move_is_cancelled_at_any_message(play: Callable[..., Any], at: int) -> None:
+    """It is taken back, or says that it is too late for that and goes on."""
+
+    async def scenario(stage: Stage) -> None:
+        run = stage.start(300)
+        await until(run, 100)
+        going = stage.moves_here.begin(run, stage.road.connect, to="there")
+        moving = going.begin()
+        while len(stage.road.log) < at and not moving.done():
+            await asyncio.sleep(0)
+        taken_back = going.cancel()
+        await asyncio.wait([moving])
+        assert taken_back == moving.cancelled() == (run.elsewhere is None)
+        await run.done.wait()
+        assert counted(read_all(run)[0]) == 300
+        assert run.to_json()["status"] == "ok"
+        await stage.road.close()
+        await asyncio.gather(*(service.settled(run) for service in (stage.here, stage.there)))
+        assert (stage.here.admission.used, stage.there.admission.used) == (0, 0)
+        assert not stage.world.running
+
+    for seed in range(3):
+        play(scenario, seed=seed)
+
+
 async def being_sent(stage: Stage) -> tuple[Run, "asyncio.Task[bool]"]:
     """A run whose machine is being sent, without an end."""
     stage.machines_here.endless = True

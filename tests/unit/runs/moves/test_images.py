@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mayfly import paths
-from mayfly.errors import MayflyError
+from mayfly.errors import ImageError, MayflyError
 from mayfly.files import file_digest
 from mayfly.images.store import InstalledImage
 from mayfly.runs.moves import images
@@ -96,3 +96,21 @@ def test_another_image_than_was_asked_for_is_not_taken(
         asyncio.run(asyncio.wait_for(scenario(), 20))
     (error,) = caught.value.exceptions
     assert isinstance(error, MayflyError) and why in str(error)
+
+
+def test_a_disk_that_is_full_is_an_error_with_its_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install_toys(monkeypatch, tmp_path)
+    image, digest = with_content(b"content")
+
+    async def scenario() -> None:
+        source, destination = Wire(None, [], []).ends
+        folder = tmp_path / "taken"
+        folder.mkdir()
+        (folder / "initramfs").symlink_to("/dev/full")
+        sending = asyncio.create_task(images.send(source, image, lambda _: None))
+        with pytest.raises(ImageError, match="No space left on device") as caught:
+            await images.receive(destination, folder, digest, 7)
+        assert "make room" in caught.value.hint
+        await sending
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
