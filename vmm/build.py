@@ -84,8 +84,9 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
             wiring.add_serial_channel(channel)
         for slot, device in enumerate(config.devices):
             wiring.add_virtio(slot, wiring.make_device(device, config, channel))
+        set_back = None
         if saved:
-            _restore(vm, controller, vcpus, wiring.parts, saved)
+            set_back = _restore(vm, controller, vcpus, wiring.parts, saved)
             pre_fault(kvm, vcpus[0], mapping, layers.eager.all)
         else:
             cmdline = command_line(config)
@@ -107,6 +108,7 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
             parts=wiring.parts,
             phases=phases,
             statm=statm,
+            set_back=set_back,
             resources=resources.pop_all(),
         )
 
@@ -155,15 +157,16 @@ def _registers(config: MachineConfig, vm: Vm, resources: contextlib.ExitStack) -
     return registers.view
 
 
-def _restore(vm: Vm, controller: Any, vcpus: Sequence[Vcpu], parts: MappingOf[str, Part], saved: MachineState) -> None:
+def _restore(vm: Vm, controller: Any, vcpus: Sequence[Vcpu], parts: MappingOf[str, Part], saved: MachineState) -> Callable[[], None]:
     if parts.keys() != saved.parts.keys():
         raise SnapshotError(f"the snapshot's state has the parts {sorted(saved.parts)}, not {sorted(parts)}", hint=AGAIN)
     try:
-        state.restore(vm, controller, vcpus, Saved("kvm", saved.kvm))
+        set_back = state.restore(vm, controller, vcpus, Saved("kvm", saved.kvm))
         for name, part in parts.items():
             part.restore(Saved(name, saved.parts[name]))
     except KvmError as error:
         raise SnapshotError(f"this KVM does not take the snapshot's state: {error}", hint=AGAIN) from error
+    return set_back
 
 
 class _Wiring:

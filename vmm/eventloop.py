@@ -59,6 +59,15 @@ class EventLoop:
         else:
             self._epoll.register(fd, events)
 
+    def replace(self, file: "HasFileno", fd: int) -> None:
+        """Let `file`, which nobody else has open, be what `fd` is, which is closed, and watch it as
+        it was.
+        """
+        os.dup2(fd, file.fileno(), inheritable=False)  # what was open there is watched no more (epoll(7), Q6)
+        os.close(fd)
+        if file.fileno() in self._watched:
+            self._epoll.register(file, self._watched[file.fileno()][0])
+
     def add_eventfd(self, fd: int, callback: Callable[[], None]) -> None:
         """Call `callback` after writes to the eventfd, once for many; the loop owns it now."""
         self._stack.callback(os.close, fd)

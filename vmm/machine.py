@@ -49,6 +49,7 @@ class Machine(msgspec.Struct, kw_only=True, eq=False):
     phases: dict[str, float]  # Seconds that each part of the making took, and of the saving
     resources: contextlib.ExitStack  # Give back everything, in reverse order of creation
     statm: int  # Descriptor of this process's /proc/self/statm
+    set_back: Callable[[], None] | None = None  # Gives a restored guest the time of its snapshot anew
     worker: Worker = field(default_factory=Worker)
     sender: Sender | None = None  # While the machine is sent elsewhere
 
@@ -56,14 +57,24 @@ class Machine(msgspec.Struct, kw_only=True, eq=False):
         """End the machine for this reason; the first one counts. Any thread."""
         self.processors.finish(end, error)
 
-    def run(self, started: Callable[[], None] = lambda: None) -> End:
-        """Start all threads, call `started`, and serve the machine until it ends."""
-        paused = self.config.paused or self.config.arriving
+    def stand_by(self) -> None:
+        """Start all threads ahead; the guest does not run before `run`. Raises HostError."""
         self.worker.start()
-        self.processors.start(paused=paused)
+        self.processors.start(paused=True)
+
+    def run(self, started: Callable[[], None] = lambda: None) -> End:
+        """Start all threads, unless they stand by, call `started`, and serve the machine until it
+        ends.
+        """
+        paused, standing_by = self.config.paused or self.config.arriving, self.processors.paused
+        if not standing_by:
+            self.worker.start()
+            self.processors.start(paused=paused)
         started()
         if paused:
             self.loop.stand_still()
+        elif standing_by:
+            self.processors.resume()
         self.loop.run()
         self.processors.join()
         return self.processors.end or End.STOPPED

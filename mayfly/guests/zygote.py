@@ -55,7 +55,9 @@ class Zygote:
 
     @classmethod
     def fork(cls) -> Self:
-        """Start a zygote as a copy of this single-threaded process, which saves the imports."""
+        """Start a zygote as a copy of this single-threaded process, which saves the imports. It has
+        no spares: such a process starts few machines, and ends soon.
+        """
         load()
         client = os.getpid()
         with _pair() as (ours, theirs):
@@ -66,7 +68,7 @@ class Zygote:
                     ours.close()
                     os.setsid()
                     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
-                    main(theirs.detach(), client)
+                    main(theirs.detach(), client, spares=False)
                     status = 0
                 finally:
                     os._exit(status)

@@ -28,7 +28,8 @@ from mayfly.vmm.config import Channel, MachineConfig, Sandbox
 from mayfly.vmm.kvm import kvm
 from mayfly.vmm.kvm.prctl import prctl
 from mayfly.vmm.machine import Machine
-from mayfly.vmm.process import child
+from mayfly.vmm.process import child, spares
+from mayfly.vmm.process.spares import Ends
 from mayfly.vmm.process.turns import Turns
 from mayfly.vmm.sandbox import namespaces
 
@@ -153,21 +154,33 @@ def cell_of(uid: int | None) -> Iterator[namespaces.Cell]:
 
 
 def intrude(
-    config: MachineConfig, attempt: Callable[[], object], cell: namespaces.Cell, *, in_vcpu: bool = False, uid: int | None = None
+    config: MachineConfig,
+    attempt: Callable[[], object],
+    cell: namespaces.Cell,
+    *,
+    in_vcpu: bool = False,
+    uid: int | None = None,
+    spare: bool = False,
 ) -> str:
-    """What becomes of `attempt` in the process of such a machine: SUCCEEDED, an error's name, or
-    that of the signal that ended the process.
+    """What becomes of `attempt` in the process of such a machine, which may be a `spare`:
+    SUCCEEDED, an error's name, or that of the signal that ended the process.
     """
     reading, writing = os.pipe()
     channel, theirs = socket.socketpair()
+    control, its_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    link, its_link = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ends = Ends(theirs.fileno(), writing, its_control.fileno())
+    if spare:
+        spares.send(link, ends, time.monotonic())
     pid = os.fork()
     if pid == 0:
         with contextlib.suppress(BaseException):
-            _become(config, attempt, cell, in_vcpu, uid, theirs.detach(), writing)
+            _become(config, attempt, cell, in_vcpu, uid, its_link if spare else ends)
         os._exit(99)
-    theirs.close()
+    for end in (theirs, its_control, its_link):
+        end.close()
     os.close(writing)
-    with channel, open(reading, "rb") as report:  # noqa: PTH123 (a descriptor)
+    with channel, control, link, open(reading, "rb") as report:  # noqa: PTH123 (a descriptor)
         lines = report.read().splitlines()
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if status < 0:
@@ -182,9 +195,9 @@ def _become(
     cell: namespaces.Cell,
     in_vcpu: bool,
     uid: int | None,
-    channel: int,
-    report: int,
+    given: Ends | socket.socket,
 ) -> NoReturn:
+    reports = [given.report] if isinstance(given, Ends) else []
     kvm_fd = os.open(kvm.DEVICE, os.O_RDWR | os.O_CLOEXEC)  # an ordinary user here may not be in its group
     if uid is not None:
         os.setgroups([])
@@ -204,7 +217,7 @@ def _become(
             found = errno.errorcode[error.errno or 0]
         except MayflyError as error:
             found = next(name for number, name in errno.errorcode.items() if os.strerror(number) in error.message)
-        os.write(report, json.dumps({"attempt": found}).encode() + b"\n")
+        os.write(reports[-1], json.dumps({"attempt": found}).encode() + b"\n")
         os._exit(0)
 
     def build(*arguments: Any, loop: Any, **options: Any) -> Machine:
@@ -213,10 +226,19 @@ def _become(
         loop.call_later(0, (lambda: thread.call(lambda _: work())) if in_vcpu else work)
         return machine
 
+    def wait(link: socket.socket) -> tuple[float, Ends] | None:
+        taken = waiting(link)
+        reports.extend([taken[1].report] if taken else [])
+        return taken
+
+    waiting: Callable[[socket.socket], tuple[float, Ends] | None] = vars(spares)["wait"]
+    vars(spares)["wait"] = wait
     building: Callable[..., Machine] = vars(child)["build_machine"]
     vars(child)["build_machine"] = build
-    control, _ = socket.socketpair()
-    child.run_process(msgspec.json.encode(config), channel, report, control.detach(), time.monotonic(), cell, Turns().of(1))
+    if isinstance(given, Ends):
+        child.run_process(msgspec.json.encode(config), given, time.monotonic(), cell, Turns().of(1))
+    else:
+        child.run_spare(msgspec.json.encode(config), given, cell, Turns().of(1))
     sys.exit(0)
 
 

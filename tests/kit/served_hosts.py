@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from mayfly.client.asynchronous import AsyncClient, AsyncRun
 from mayfly.client.results import AttemptEvent, StderrEvent, StdoutEvent
+from tests.kit.machines import machines_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -70,10 +71,8 @@ class ServedHost:
         return next(_children(self._process.pid))
 
     def machines(self) -> list[int]:
-        """Those of its machines, in this host: a zygote has another child at first, which makes
-        namespaces before it gives its privileges up.
-        """
-        return [machine for zygote in _children(self.server) for machine in _children(zygote) if _is_confined(machine)]
+        """Those of its machines, in this host."""
+        return [machine for zygote in _children(self.server) for machine in machines_of(zygote)]
 
     def kill(self) -> None:
         """kill -9: of a host of its own, all of that host."""
@@ -85,12 +84,6 @@ def _children(pid: int) -> Iterator[int]:
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):  # it has ended meanwhile
             yield from map(int, task.read_text().split())
-
-
-def _is_confined(pid: int) -> bool:
-    with contextlib.suppress(OSError):  # it has ended meanwhile
-        return "NoNewPrivs:\t1" in Path(f"/proc/{pid}/status").read_text()
-    return False
 
 
 @contextmanager

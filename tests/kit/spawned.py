@@ -1,5 +1,6 @@
 """A vmm process from a real zygote, for threads that may wait."""
 
+import contextlib
 import os
 import socket
 from pathlib import Path
@@ -22,6 +23,7 @@ class Spawned:
         self.lines = os.fdopen(read_end, "rb")
         self.control = ControlClient(self.commands)
         with channel, commands:
+            self._socket = f"socket:[{os.fstat(channel.fileno()).st_ino}]"
             zygote.spawn(number, told(config), channel.fileno(), write_end, commands.fileno())
         os.close(write_end)
         self._zygote = zygote
@@ -32,12 +34,15 @@ class Spawned:
         return decode(self.lines.readline())
 
     def wait_running(self) -> Running:
-        """Its first line, if it came up. `pid` is known then, if it is the latest machine."""
+        """Its first line, if it came up. `pid` is known then."""
         line = self.next_line()
         assert isinstance(line, Running), line
         pid = self._zygote.pid
-        if children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():  # unless it has ended already
-            self.pid = int(children[-1])
+        for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+            self.pid = child  # the latest one, where this user may not look
+            with contextlib.suppress(OSError):
+                if self._socket in [str(fd.readlink()) for fd in Path(f"/proc/{child}/fd").iterdir()]:
+                    break
         return line
 
     def wait_ended(self) -> Ended:

@@ -14,12 +14,15 @@ from mayfly.errors import HostError
 from mayfly.guests.cgroups import OVERHEAD, PROCESSES, Groups, group_of, is_delegated, limits
 from mayfly.guests.spawner import Spawner
 from mayfly.guests.zygote import Zygote
+from mayfly.schema import replace
 from mayfly.units import MIB
-from mayfly.vmm.config import Channel, MachineConfig
+from mayfly.vmm.config import Channel, Layer, MachineConfig
 from tests.kit import tiny
 from tests.kit.api_fakes import ROOT
 from tests.kit.groups import delegated, inside
+from tests.kvm.test_spares import waiting
 
+DEADLINE_S = 30.0
 SPIN = "1: jmp 1b\n"
 
 
@@ -67,6 +70,9 @@ def test_a_machine_has_a_group_until_it_ends(tmp_path: Path) -> None:
         assert len(set(found["machines"])) == 2
         wanted = limits(MachineConfig(kernel="/k", memory=16 * MIB))
         assert found["limits"] == {name: value for kind in found["controllers"] for name, value in wanted[kind].items()}
+        assert found["spare"] == str(group / "server")
+        assert Path(found["taken"]).parent == group
+        assert found["taken"] not in (found["spare"], *found["machines"])
         assert found["left"] == ["server"]
         assert found["refused"] == "see cgroup.max.descendants of the groups above: too many are there"
         if not found["controllers"]:
@@ -100,6 +106,7 @@ async def machines(kernel: str) -> dict[str, Any]:
     }
     for machine in started:
         await machine.stop()
+    found |= await spare(spawner, config, Path(kernel).with_name("base"))
     (server.parent / "cgroup.max.descendants").write_text("1")
     try:
         await spawner.spawn(config)
@@ -108,6 +115,26 @@ async def machines(kernel: str) -> dict[str, Any]:
     await spawner.close()
     found["left"] = sorted(path.name for path in server.parent.iterdir() if path.is_dir())
     return found
+
+
+async def spare(spawner: Spawner, config: MachineConfig, folder: Path) -> dict[str, str]:
+    """The groups of a spare before and after a start has taken it."""
+    folder.mkdir()
+    saved = await spawner.spawn(config)
+    await saved.comes_up()
+    await saved.snapshot(folder, timeout_s=DEADLINE_S)
+    restored = replace(config, restore=(Layer(folder=str(folder)),))
+    first = await spawner.spawn(restored)
+    await first.comes_up()
+    await first.stop()
+    assert spawner._zygote is not None
+    pid = waiting(spawner._zygote)
+    before = group_of(pid)
+    taken = await spawner.spawn(restored)
+    await taken.comes_up()
+    after = group_of(pid)
+    await taken.stop()
+    return {"spare": str(before), "taken": str(after)}
 
 
 if __name__ == "__main__":

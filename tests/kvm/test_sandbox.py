@@ -72,15 +72,19 @@ def open_folder() -> Iterator[Path]:
         yield folder
 
 
-@pytest.mark.parametrize("uid", [None, pytest.param(NOBODY, marks=of_root)], ids=["as-it-is", "of-a-user"])
-def test_an_intruder_has_nothing(victim: int, open_folder: Path, uid: int | None) -> None:
+@pytest.mark.parametrize(
+    ("uid", "spare"),
+    [(None, False), pytest.param(NOBODY, False, marks=of_root), (None, True)],
+    ids=["as-it-is", "of-a-user", "spare"],
+)
+def test_an_intruder_has_nothing(victim: int, open_folder: Path, uid: int | None, spare: bool) -> None:
     """Each attempt in a process of its own: in its event loop, in a vCPU's thread, or in both."""
     config = spinning(open_folder)
     tried = {}
     with cell_of(uid) as cell:
         for number, (name, attempt) in enumerate(attempts(victim, open_folder).items()):
             for in_vcpu in (False, True) if FULL else (number % 2 == 1,):
-                tried[name, in_vcpu] = intrude(config, attempt, cell, in_vcpu=in_vcpu, uid=uid)
+                tried[name, in_vcpu] = intrude(config, attempt, cell, in_vcpu=in_vcpu, uid=uid, spare=spare)
     assert len(tried) >= 40
     assert {name: end for name, end in tried.items() if end not in REFUSALS} == {}
     os.kill(victim, 0)

@@ -39,6 +39,7 @@ from tests.kit import toy
 from tests.kit.api_fakes import ROOT
 from tests.kit.function_fakes import invocation
 from tests.kit.functions_traffic import Host, from_file, over_frames, over_http, while_it_stops
+from tests.kit.machines import machines_of
 from tests.kit.scale import FULL, patience, time_factor
 from tests.system.test_service import children, direct_children, wait_gone
 
@@ -294,13 +295,13 @@ def test_a_request_of_python_outlasts_its_machine(host: Host) -> None:
             answering = asyncio.create_task(client.invoke("lasting", {"lines": len(lines), "each_s": unit_s / 40}))
             await until_saved()
             await asyncio.sleep(unit_s / 10)
-            [lost] = direct_children(zygote)
+            [lost] = machines_of(zygote)
             os.kill(lost, signal.SIGKILL)
             first = await answering
             assert first.json() == {"requests": 1, "digest": digest.hexdigest()}
-            [guest] = direct_children(zygote)
+            [guest] = machines_of(zygote)
             second = await client.invoke("lasting", {"lines": 1, "each_s": 0})
-            assert (second.start, second.json()["requests"], direct_children(zygote)) == ("warm", 2, [guest])
+            assert (second.start, second.json()["requests"], machines_of(zygote)) == ("warm", 2, [guest])
             assert guest != lost
             logged = ask_server(host.socket, "GET", "/functions/lasting/logs?last=1000")["lines"]
             assert [line["text"] for line in logged if line["request_id"] == first.request_id] == lines

@@ -25,8 +25,9 @@ from mayfly.snapshots import store as snapshots
 from mayfly.units import MIB, PAGE
 from scripts.debian.local_registry import serving as registry
 from tests.kit import toy
+from tests.kit.machines import machines_of
 from tests.kit.scale import FULL, scaled
-from tests.system.test_service import DEADLINE_S, Server, children, command, connect, read_all, wait_gone
+from tests.system.test_service import DEADLINE_S, Server, children, command, connect, direct_children, read_all, wait_gone
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900), pytest.mark.usefixtures("toy_language")]
 
@@ -289,7 +290,8 @@ def test_the_serial_channel_goes_on(tmp_path: Path) -> None:
 
 def test_warm_machines_wait_for_runs(base: str, folder: Path) -> None:
     server = Server(folder, "--warm", "2", "--language", "toy", cold=False)
-    until(lambda: len(children(server.process.pid)) == 3)  # the zygote and two machines
+    (zygote,) = direct_children(server.process.pid)
+    until(lambda: len(machines_of(zygote)) == 2)
     until(lambda: server.request("GET", "/healthz")[1]["idle"] == 2)
     assert ran(server, "echo warm", "warm") == "warm\n"
     text = metrics(server)
@@ -369,7 +371,8 @@ def own_memory(folder: Path, language: str, count: int) -> list[int]:
     server = Server(folder, "--warm", str(count), "--language", language, "--memory-budget", "1000G", cold=False)
     until(lambda: server.request("GET", "/healthz")[1]["idle"] == count)
     sizes = []
-    for pid in children(server.process.pid):
+    (zygote,) = direct_children(server.process.pid)
+    for pid in (zygote, *machines_of(zygote)):
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
         sizes.append(int(next(line.split()[1] for line in rollup.splitlines() if line.startswith("Private_Dirty"))))
     server.close()

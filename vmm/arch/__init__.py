@@ -15,8 +15,8 @@ whose signatures are equal (tests/unit/vmm/test_arch.py):
               `attach` adds this architecture's own devices
     state     what KVM keeps of a machine besides its memory, for snapshots: `identity`, what
               guests see of processor and KVM, which must be equal, `difference`, how two of these
-              differ; `prepare`, before a machine runs in its sandbox; `save`, `restore`;
-              `tell_of_pause`, before vCPUs that stood still go on
+              differ; `prepare`, before a machine runs in its sandbox; `save`, `restore`, which
+              gives what sets the time back; `tell_of_pause`, before vCPUs that stood still go on
 """
 
 import platform

@@ -21,7 +21,10 @@ from mayfly.vmm.devices.serial import SerialState
 from mayfly.vmm.devices.virtio import device, mmio
 from mayfly.vmm.devices.virtio.console import ConsoleState
 from mayfly.vmm.eventloop import EventLoop
+from mayfly.vmm.machine import Machine
+from mayfly.vmm.process import spares
 from mayfly.vmm.process.requests import serve
+from mayfly.vmm.process.spares import Ends
 from mayfly.vmm.process.turns import Turn
 from mayfly.vmm.sandbox import landlock, seccomp
 from mayfly.vmm.sandbox.descriptors import keep_only
@@ -47,40 +50,78 @@ class BootLog(bytearray):
         return "".join(filter(is_shown, self.decode("utf-8", "replace").replace("\r\n", "\n")))
 
 
-def run_process(config: bytes, channel_fd: int, report_fd: int, control_fd: int, forked_at: float, cell: Cell, turn: Turn) -> None:
+def run_process(config: bytes, ends: Ends, forked_at: float, cell: Cell, turn: Turn) -> None:
     """Run the machine of an encoded MachineConfig to its end, in `cell`, and report it; it is made
     when its `turn` has come. Takes over all descriptors, and closes all others.
     """
-    console = BootLog()
-    phases = {"process": time.monotonic() - forked_at}
-    exits: dict[str, int] = {}
-    end, error = End.ERROR, None
-    try:
-        keep_only([channel_fd, report_fd, control_fd, turn.descriptor, *cell.descriptors.values()])
-        wanted = decode(MachineConfig, config)
-        began = time.monotonic()
+    console, phases = BootLog(), {"process": time.monotonic() - forked_at}
+
+    def make() -> tuple[Machine, Callable[[], None]]:
+        keep_only([*(end for end in ends if end is not None), turn.descriptor, *cell.descriptors.values()])
+        if ends.group is not None:
+            _enter(ends.group)
+        wanted, began = decode(MachineConfig, config), time.monotonic()
         if not wanted.arriving:  # which waits for another host, not for a processor
             turn.take()
         phases["turn"] = time.monotonic() - began
         # Told what they are, so that nobody asks the kernel.
-        channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, channel_fd)
-        control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, control_fd)
-        with EventLoop() as loop:
-            machine = build_machine(wanted, loop=loop, channel=channel, console=console.write)
-            signal.signal(signal.SIGTERM, lambda *_: machine.finish(End.STOPPED))
-            serve(control, loop, machine.carry_out)
-            # On a shared processor the guest then runs until it waits, and many packets cost one
-            # turn of the loop. Only for this thread: the vCPUs' keep the usual policy (sched(7)).
-            os.sched_setscheduler(0, os.SCHED_BATCH | os.SCHED_RESET_ON_FORK, os.sched_param(0))
-            began = time.monotonic()
-            seal = confine(wanted, cell)
-            phases["sandbox"] = time.monotonic() - began
-            turn.end()
-            say(report_fd, Running(phases=phases | machine.phases))
-            began = time.monotonic()
-            end = machine.run(started=seal)
-            phases |= machine.phases | {"running": time.monotonic() - began}
-            exits, error = machine.exits() | machine.usage(), machine.processors.error
+        channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, ends.channel)
+        machine = build_machine(wanted, loop=EventLoop(), channel=channel, console=console.write)
+        machine.resources.callback(channel.close)  # a machine without a channel does not hold it
+        began = time.monotonic()
+        _yield_to_guest()
+        seal = confine(wanted, cell)
+        phases["sandbox"] = time.monotonic() - began
+        turn.end()
+        return machine, seal
+
+    _live(ends, make, console, phases)
+
+
+def run_spare(config: bytes, link: socket.socket, cell: Cell, turn: Turn) -> None:
+    """As `run_process`, but make the machine ahead, with all of its sandbox but the filters of
+    system calls, and have it stand by until its descriptors come over `link`. End without a word if
+    something fails before, or `link` is closed.
+    """
+    keep_only([link.fileno(), turn.descriptor, *cell.descriptors.values()])
+    console, (placeholder, other) = BootLog(), socket.socketpair()
+    other.close()
+    turn.take()
+    machine = build_machine(decode(MachineConfig, config), loop=EventLoop(), channel=placeholder, console=console.write)
+    _yield_to_guest()
+    seal = confine(machine.config, cell, threads=True)
+    machine.stand_by()
+    turn.end()
+    taken = spares.wait(link)
+    if taken is None:
+        return
+    asked_at, ends = taken
+
+    def connect() -> tuple[Machine, Callable[[], None]]:
+        os.set_blocking(ends.channel, False)
+        machine.loop.replace(placeholder, ends.channel)
+        if machine.set_back is not None:
+            machine.set_back()
+        machine.phases.clear()  # of what nobody has waited for
+        return machine, seal
+
+    _live(ends, connect, console, {"process": time.monotonic() - asked_at})
+
+
+def _live(ends: Ends, make: Callable[[], tuple[Machine, Callable[[], None]]], console: BootLog, phases: dict[str, float]) -> None:
+    """Run the machine that `make` gives, and the rest of its sandbox, and report it."""
+    exits: dict[str, int] = {}
+    end, error = End.ERROR, None
+    try:
+        machine, seal = make()
+        signal.signal(signal.SIGTERM, lambda *_: machine.finish(End.STOPPED))
+        control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, ends.control)
+        serve(control, machine.loop, machine.carry_out)
+        say(ends.report, Running(phases=phases | machine.phases))
+        began = time.monotonic()
+        end = machine.run(started=seal)
+        phases |= machine.phases | {"running": time.monotonic() - began}
+        exits, error = machine.exits() | machine.usage(), machine.processors.error
     except MayflyError as caught:
         error = caught
     except (OSError, MemoryError) as caught:
@@ -88,12 +129,29 @@ def run_process(config: bytes, channel_fd: int, report_fd: int, control_fd: int,
     except Exception as caught:
         error = MayflyError(f"a fault of the monitor: {caught!r}", hint=f"report it, with this text:\n{traced(caught)}")
     # Nothing is unmapped: the kernel does that faster, and when the reply is on its way.
-    say(report_fd, Ended(reason=end, error=error, console=console.text(), exits=exits, phases=phases))
+    say(ends.report, Ended(reason=end, error=error, console=console.text(), exits=exits, phases=phases))
 
 
-def confine(config: MachineConfig, cell: Cell) -> Callable[[], None]:
+def _yield_to_guest() -> None:
+    # On a shared processor the guest then runs until it waits, and many packets cost one turn of
+    # the loop. Only for this thread: the vCPUs' keep the usual policy (sched(7)).
+    os.sched_setscheduler(0, os.SCHED_BATCH | os.SCHED_RESET_ON_FORK, os.sched_param(0))
+
+
+def _enter(group: int) -> None:
+    try:
+        os.write(group, b"0")
+    except OSError as error:
+        hint = "something else removes or fills control groups that are this server's"
+        raise HostError(f"the machine cannot enter its control group: {error}", hint=hint) from error
+    finally:
+        os.close(group)
+
+
+def confine(config: MachineConfig, cell: Cell, *, threads: bool = False) -> Callable[[], None]:
     """Give up, in this order, what a running machine does not need of its host; the last of it by
-    what this returns, once all threads run. Raises ConfigError, HostError.
+    what this returns, once all threads run. With `threads` they start behind this already, and the
+    first filter of system calls is part of the last. Raises ConfigError, HostError.
     """
     own = identity(config.user, config.uid_range)  # while there are files that tell
     connects = config.channel is Channel.TCP
@@ -101,8 +159,14 @@ def confine(config: MachineConfig, cell: Cell) -> Callable[[], None]:
     give_up("namespaces", cell.join)
     drop_privileges(own)
     give_up("Landlock", lambda: landlock.restrict(network=not connects))
-    filtered = give_up("seccomp", lambda: seccomp.install(seccomp.first(connects=connects)))
-    return lambda: seccomp.install(seccomp.second(), all_threads=True) if filtered else None
+    first = seccomp.first(connects=connects)
+    filtered = not threads and give_up("seccomp", lambda: seccomp.install(first))
+
+    def seal() -> None:
+        if filtered or (threads and give_up("seccomp", lambda: seccomp.install(first, all_threads=True))):
+            seccomp.install(seccomp.second(), all_threads=True)
+
+    return seal
 
 
 def _give_up(sandbox: Sandbox, part: str, action: Callable[[], None]) -> bool:

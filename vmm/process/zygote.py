@@ -18,7 +18,7 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mayfly.errors import HostError, MayflyError
@@ -26,6 +26,7 @@ from mayfly.protocol.report import End, Ended, pack, unpack
 from mayfly.protocol.spawning import DESCRIPTORS, GROUPS, MESSAGE_LIMIT, NOBODY, NOT_FORKED, Reaped, Signal, Spawn
 from mayfly.schema import msgspec
 from mayfly.vmm.kvm.prctl import prctl
+from mayfly.vmm.process.spares import Ends, Spares
 from mayfly.vmm.process.turns import Turns
 from mayfly.vmm.sandbox.descriptors import STANDARD_STREAMS, close_others
 
@@ -44,8 +45,10 @@ AGAIN_S = 1.0
 """Between the start of a machine that tries to make lacking namespaces, and the next that does."""
 
 
-def main(control_fd: int, client: int) -> None:
-    """The zygote process: fork, reap, report, until the client is gone."""
+def main(control_fd: int, client: int, *, spares: bool = True) -> None:
+    """The zygote process: fork, reap, report, until the client is gone. With `spares`, as many
+    machines stand by as there are processors.
+    """
     from mayfly.vmm.sandbox.namespaces import Making  # not in its client, where it would take 2 ms
 
     making = Making()
@@ -58,7 +61,7 @@ def main(control_fd: int, client: int) -> None:
     close_others([*STANDARD_STREAMS, control_fd, *cell.descriptors.values()])
     confine()
     with socket.socket(fileno=control_fd) as control:
-        _Server(control, cell).serve()
+        _Server(control, cell, len(os.sched_getaffinity(0)) if spares else 0).serve()
     signal.set_wakeup_fd(-1)
 
 
@@ -97,11 +100,12 @@ def load() -> None:
 
 
 class _Server:
-    def __init__(self, control: socket.socket, cell: "Cell") -> None:
+    def __init__(self, control: socket.socket, cell: "Cell", most_spares: int) -> None:
         self._control, self._cell = control, cell
         self._made_at = time.monotonic()
         self._machines: dict[int, int] = {}
         self._turns = Turns()
+        self._spares = Spares(most_spares)
         self._unsaid: deque[bytes] = deque()
         self._wakeup, self._wakeup_writer = socket.socketpair()
         self._wakeup.setblocking(False)
@@ -117,13 +121,18 @@ class _Server:
         poller.register(self._wakeup, select.POLLIN)
         while True:
             poller.register(self._control, select.POLLIN | (select.POLLOUT if self._unsaid else 0))
-            ready = dict(poller.poll())
+            ready = dict(poller.poll(self._spares.wait_ms))
+            if not ready:
+                self._spares.make(self._fork_spare)
+            self._spares.look()
             if self._wakeup.fileno() in ready:
                 self._wakeup.recv(4096)
                 self._reap()
             if self._control.fileno() in ready:
                 self._say()
                 if ready[self._control.fileno()] & ~select.POLLOUT and not self._take_request():
+                    for pid in self._spares.drop_all():
+                        os.waitpid(pid, 0)
                     return
 
     def _take_request(self) -> bool:
@@ -145,7 +154,7 @@ class _Server:
                 machine = message.machine
                 if flags & socket.MSG_CTRUNC:  # there was no room in this process's table
                     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-                self._fork(message, fds)
+                self._start(message, fds)
         except (OSError, MemoryError) as error:
             hint = "raise this service's limits of processes, memory and descriptors, or run fewer machines at a time"
             self._refuse(machine, fds, HostError(f"no process for the machine: {error}", hint=hint))
@@ -162,15 +171,40 @@ class _Server:
                 with contextlib.suppress(OSError):
                     os.kill(pid, message.number)
 
-    def _fork(self, message: Spawn, fds: list[int]) -> None:
+    def _start(self, message: Spawn, fds: list[int]) -> None:
+        from mayfly.vmm.process.child import run_process
+
         began = time.monotonic()
         if self._cell.lacking and began - self._made_at >= AGAIN_S:
             self._complete_cell()
-        channel, report, control, *groups = fds
-        pid = os.fork()
-        if pid == 0:
-            self._become_machine(message, channel, report, control, groups, began)
+        config, ends = bytes(message.config), Ends(*fds)
+        pid = self._spares.hand_over(config, ends, began)
+        if pid is None:
+            pid = self._fork(lambda: run_process(config, ends, began, self._cell, self._turns.of(message.machine)))
         self._machines[pid] = message.machine
+
+    def _fork_spare(self, config: bytes, link: socket.socket) -> int:
+        from mayfly.vmm.process.child import run_spare
+
+        return self._fork(lambda: run_spare(config, link, self._cell, self._turns.of(NOBODY)))
+
+    def _fork(self, live: Callable[[], None]) -> int:
+        """Fork a vmm process, which does this and exits; its number."""
+        pid = os.fork()
+        if pid:
+            return pid
+        status = 1
+        try:
+            prctl("PR_SET_PDEATHSIG", signal.SIGKILL)
+            prctl("PR_SET_DUMPABLE", 1)  # so that its files in /proc are its user's, until it drops its privileges
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for end in (self._control, self._wakeup, self._wakeup_writer):
+                end.close()
+            live()
+            status = 0
+        finally:
+            os._exit(status)
 
     def _complete_cell(self) -> None:
         """Make the cell again: what it lacks may have been lacking for a moment, as processes and
@@ -181,6 +215,7 @@ class _Server:
         cell = Making().finish()
         if len(cell.lacking) < len(self._cell.lacking):
             cell, self._cell = self._cell, cell
+            self._spares.drop_all()  # they are in the old one
         cell.close()
         self._made_at = time.monotonic()
 
@@ -192,36 +227,18 @@ class _Server:
                 say(fds[1], Ended(reason=End.ERROR, error=error))
         self._say(Reaped(machine=machine, status=NOT_FORKED))
 
-    def _become_machine(self, message: Spawn, channel: int, report: int, control: int, groups: Sequence[int], began: float) -> None:
-        """In the child: everything up to its exit."""
-        from mayfly.vmm.process.child import run_process, say
-
-        status = 1
-        try:
-            prctl("PR_SET_PDEATHSIG", signal.SIGKILL)
-            prctl("PR_SET_DUMPABLE", 1)  # so that its files in /proc are its user's, until it drops its privileges
-            try:
-                for group in groups:
-                    os.write(group, b"0")
-            except OSError as error:
-                hint = "something else removes or fills control groups that are this server's"
-                say(report, Ended(reason=End.ERROR, error=HostError(f"the machine cannot enter its control group: {error}", hint=hint)))
-                return
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for end in (self._control, self._wakeup, self._wakeup_writer):
-                end.close()
-            run_process(bytes(message.config), channel, report, control, began, self._cell, self._turns.of(message.machine))
-            status = 0
-        finally:
-            os._exit(status)
-
     def _reap(self) -> None:
-        while self._machines:
-            pid, status = os.waitpid(-1, os.WNOHANG)
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
             if pid == 0:
                 return
-            self._say(Reaped(machine=self._machines.pop(pid), status=os.waitstatus_to_exitcode(status)))
+            if pid in self._machines:
+                self._say(Reaped(machine=self._machines.pop(pid), status=os.waitstatus_to_exitcode(status)))
+            else:
+                self._spares.forget(pid)
 
     def _say(self, message: Reaped | None = None) -> None:
         """Send what is unsaid, and `message` behind it; what finds no room waits until it does."""

@@ -3,6 +3,7 @@ descriptors.
 """
 
 import os
+import socket
 import time
 
 import pytest
@@ -72,3 +73,16 @@ def test_a_loop_that_stands_still_can_be_stopped() -> None:
         loop.stand_still()
         loop.stop()
         loop.run()
+
+
+def test_a_socket_that_takes_the_place_of_another_is_watched_as_that_was() -> None:
+    heard: list[bytes] = []
+    placeholder, peer = socket.socketpair()
+    ours, theirs = socket.socketpair()
+    with EventLoop() as loop, placeholder, ours, peer:
+        loop.watch(placeholder, READ, lambda: (heard.append(placeholder.recv(100)), loop.stop()))  # type: ignore[func-returns-value, arg-type]
+        peer.close()
+        loop.replace(placeholder, theirs.detach())
+        loop.call_later(0, lambda: ours.sendall(b"hello"))
+        loop.run()
+    assert heard == [b"hello"]

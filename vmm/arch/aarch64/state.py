@@ -8,7 +8,7 @@ virt/kvm/devices/arm-vgic-v3.rst and arm-vgic.rst; GICv3 specification, 12; GICv
 
 import functools
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +22,10 @@ from mayfly.vmm.snapshot.state import U32, U63, Saved, exactly
 
 CPUINFO = Path("/proc/cpuinfo")
 MAX_REGISTERS = 2048
+COUNTERS = (0x6030_0000_0013_DF1A, 0x6030_0000_0013_DF01)
+"""KVM_REG_ARM_TIMER_CNT and KVM_REG_ARM_PTIMER_CNT (Linux asm/kvm.h): the virtual counter, and the
+physical one, where KVM has that for each machine.
+"""
 PRIVATE = 32  # SGIs and PPIs, which each processor has of its own; SPIs come behind them
 
 
@@ -126,8 +130,10 @@ def save(vm: Vm, controller: Gic, vcpus: Sequence[Vcpu]) -> KvmState:
     return KvmState(vcpus=tuple(map(_save_vcpu, vcpus)), gic=struct.pack(f"<{len(gic)}Q", *gic))
 
 
-def restore(vm: Vm, controller: Gic, vcpus: Sequence[Vcpu], saved: Saved) -> None:
-    """Restore into as many new vCPUs and a new GIC. Raises SnapshotError, KvmError."""
+def restore(vm: Vm, controller: Gic, vcpus: Sequence[Vcpu], saved: Saved) -> Callable[[], None]:
+    """Restore into as many new vCPUs and a new GIC. What this returns sets their time back to the
+    snapshot's, for a machine that did not run at once. Both raise SnapshotError, KvmError.
+    """
     state = saved.decode(KvmState)
     reset(vm, vcpus)
     for vcpu, of_vcpu in saved.pairs("vcpus", vcpus, state.vcpus):  # the last one's counter is the latest, and holds for all
@@ -138,6 +144,13 @@ def restore(vm: Vm, controller: Gic, vcpus: Sequence[Vcpu], saved: Saved) -> Non
         if value >> 8 * size:
             raise saved.damaged(f"gic has {value:#x} for a register of {size} bytes")
         controller.device.set_int(group, attribute, size, value)
+    return functools.partial(_set_back, vcpus[-1], state.vcpus[-1])
+
+
+def _set_back(vcpu: Vcpu, state: VcpuState) -> None:
+    for register, value in state.registers:
+        if register in COUNTERS:
+            set_register(vcpu, register, value)
 
 
 def tell_of_pause(vcpus: Sequence[Vcpu]) -> None:

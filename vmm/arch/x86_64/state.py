@@ -13,7 +13,7 @@ The order of restoring matters (Linux virt/kvm/api.rst, and what KVM's code does
 
 import errno
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from mayfly.errors import KvmError
@@ -36,6 +36,7 @@ _CHIPS = {"pic_master": lib.KVM_IRQCHIP_PIC_MASTER, "pic_slave": lib.KVM_IRQCHIP
 
 MAX_MSRS = 1024
 MSR_TSC = 0x10
+_ANOTHER_TSC = 1 << 60  # After ten years at 3 GHz
 MSR_TSC_DEADLINE = 0x6E0  # Intel SDM volume 4, table 2-2
 _XSAVE_BYTES = 4096
 """struct kvm_xsave; KVM_CAP_XSAVE2 says if guests may have more (api.rst 4.42, 4.134)."""
@@ -91,8 +92,10 @@ def save(vm: Vm, controller: None, vcpus: Sequence[Vcpu]) -> KvmState:
     return KvmState(vcpus=saved, clock_ns=clock.clock, **{name: bytes(ffi.buffer(chip)) for name, chip in chips.items()})
 
 
-def restore(vm: Vm, controller: None, vcpus: Sequence[Vcpu], saved: Saved) -> None:
-    """Restore into as many new vCPUs and new controllers. Raises SnapshotError, KvmError."""
+def restore(vm: Vm, controller: None, vcpus: Sequence[Vcpu], saved: Saved) -> Callable[[], None]:
+    """Restore into as many new vCPUs and new controllers. What this returns sets their time back to
+    the snapshot's, for a machine that did not run at once. Both raise SnapshotError, KvmError.
+    """
     state = saved.decode(KvmState)
     for vcpu, of_vcpu in saved.pairs("vcpus", vcpus, state.vcpus):
         set_cpuid(offered_cpuid(), vcpu, len(vcpus))  # of this host: a state could offer more
@@ -101,8 +104,23 @@ def restore(vm: Vm, controller: None, vcpus: Sequence[Vcpu], saved: Saved) -> No
         irqchip: Any = ffi.from_buffer("struct kvm_irqchip *", bytearray(getattr(state, name)))
         irqchip.chip_id = chip
         vm.ioctl("KVM_SET_IRQCHIP", irqchip)
-    vm.exchange("KVM_SET_CLOCK", "struct kvm_clock_data", {"clock": state.clock_ns})
+    _set_clock(vm, state.clock_ns)
     tell_of_pause(vcpus)
+    return functools.partial(_set_back, vm, vcpus, state)
+
+
+def _set_clock(vm: Vm, clock_ns: int) -> None:
+    vm.exchange("KVM_SET_CLOCK", "struct kvm_clock_data", {"clock": clock_ns})
+
+
+def _set_back(vm: Vm, vcpus: Sequence[Vcpu], state: KvmState) -> None:
+    # KVM takes a TSC within a second of what it is now for what it is now (kvm_synchronize_tsc), so
+    # another one comes first; all vCPUs have each of them at about the same time.
+    for vcpu in vcpus:
+        set_msrs(vcpu, MSR.pack(MSR_TSC, _ANOTHER_TSC))
+    for vcpu, of_vcpu in zip(vcpus, state.vcpus, strict=True):
+        set_msrs(vcpu, of_vcpu.msrs)
+    _set_clock(vm, state.clock_ns)
 
 
 def _save_vcpu(kvm: Kvm, vcpu: Vcpu, msrs: Sequence[int]) -> VcpuState:

@@ -1,0 +1,163 @@
+"""Which spares a zygote keeps: real processes, which only wait, stand for their machines."""
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mayfly.schema import msgspec, replace
+from mayfly.units import MIB
+from mayfly.vmm.config import Channel, Layer, MachineConfig, NetworkBackend, NetworkConfig
+from mayfly.vmm.process import spares
+from mayfly.vmm.process.spares import Ends, Spares
+from mayfly.vmm.snapshot import FILES
+
+NETWORK = NetworkConfig(
+    backend=NetworkBackend.TAP, tap="tap0", mac="02:00:00:00:00:01", addresses=("10.87.0.2/16",), gateways=("10.87.0.1",)
+)
+
+
+class Zygote:
+    """Forks processes that wait as spares do."""
+
+    def __init__(self) -> None:
+        self.spares = Spares(2)
+        self.forked: list[int] = []
+        self.ends, self.others = os.pipe(), socket.socketpair()
+
+    def fork(self, config: bytes, link: socket.socket) -> int:
+        pid = os.fork()
+        if pid == 0:
+            with contextlib.suppress(BaseException):
+                taken = spares.wait(link)
+                if taken is not None:
+                    os.write(taken[1].report, config[:1])
+            os._exit(0)
+        self.forked.append(pid)
+        return pid
+
+    def ask(self, config: MachineConfig) -> int | None:
+        """As a start does, which waits until a spare that is being made is ready."""
+        for spare in self.spares._waiting:
+            spare.link.recv(1, socket.MSG_PEEK)
+        return self.hand_over(config)
+
+    def hand_over(self, config: MachineConfig) -> int | None:
+        _, report = self.ends
+        return self.spares.hand_over(msgspec.json.encode(config), Ends(self.others[0].fileno(), report, self.others[1].fileno()), 0.0)
+
+    def tend(self) -> None:
+        self.spares._looked_at = 0.0
+        self.spares.look()
+        self.spares.make(self.fork)
+
+    def close(self) -> None:
+        self.spares.drop_all()
+        for pid in self.forked:
+            os.waitpid(pid, 0)
+        for end in self.ends:
+            os.close(end)
+        for other in self.others:
+            other.close()
+
+
+@pytest.fixture
+def zygote() -> Iterator[Zygote]:
+    with contextlib.closing(Zygote()) as zygote:
+        yield zygote
+
+
+def machine(folder: Path, name: str = "base") -> MachineConfig:
+    """One that goes on from a snapshot with that name."""
+    (folder / name).mkdir()
+    for file in FILES:
+        (folder / name / file).touch()
+    return MachineConfig(kernel="kernel", memory=16 * MIB, channel=Channel.VIRTIO, restore=(Layer(folder=str(folder / name)),))
+
+
+def test_a_start_makes_a_spare_wanted_and_the_next_one_takes_it(zygote: Zygote, tmp_path: Path) -> None:
+    config = machine(tmp_path)
+    assert zygote.spares.wait_ms is None
+    assert zygote.ask(config) is None
+    assert zygote.spares.wait_ms == spares.QUIET_MS
+    zygote.tend()
+    assert zygote.spares.wait_ms == spares.LOOK_MS
+    assert zygote.ask(replace(config, cpus=2)) is None
+    assert zygote.spares.wait_ms == spares.QUIET_MS
+    assert zygote.ask(config) == zygote.forked[0]
+    assert os.read(zygote.ends[0], 1) == b"{"
+    assert zygote.spares.wait_ms == spares.QUIET_MS
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"restore": ()},
+        {"channel": Channel.NONE},
+        {"network": NETWORK},
+        {"page_by_page": True},
+        {"restore": (Layer(folder="base", eager=True),)},
+        {"restore": (Layer(folder="base", copied=True),)},
+        {"restore": (Layer(folder="absent"),)},
+        {"initrd": "absent"},
+    ],
+)
+def test_other_machines_have_none(zygote: Zygote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert zygote.ask(replace(machine(tmp_path), **change)) is None
+    zygote.tend()
+    assert zygote.forked == []
+
+
+def test_there_are_so_many_and_the_newest_stay(zygote: Zygote, tmp_path: Path) -> None:
+    configs = [machine(tmp_path, name) for name in "abc"]
+    for config in configs:
+        assert zygote.ask(config) is None
+        zygote.tend()
+    assert [zygote.ask(config) for config in configs] == [None, *zygote.forked[1:]]
+
+
+@pytest.mark.parametrize("ending", ["memory", "time", "file", "folder"])
+def test_what_is_not_wanted_any_more_ends(zygote: Zygote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+    config = machine(tmp_path)
+    monkeypatch.setattr(spares, "MOST_S", 0.0 if ending == "time" else spares.MOST_S)
+    zygote.ask(config)
+    zygote.tend()
+    (pid,) = zygote.forked
+    if ending == "memory":
+        (tmp_path / "meminfo").write_text("MemTotal: 1600 kB\nMemFree: 0 kB\nMemAvailable: 99 kB\n")
+        monkeypatch.setattr(spares, "_MEMORY", str(tmp_path / "meminfo"))
+    elif ending == "file":
+        (tmp_path / "base/memory").write_bytes(b"x")
+    elif ending == "folder":
+        (tmp_path / "base").rename(tmp_path / "other")
+    zygote.tend()
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert zygote.spares.wait_ms is None
+    assert zygote.ask(config) is None
+
+
+def test_a_spare_that_is_not_ready_or_has_ended_is_not_taken(zygote: Zygote, tmp_path: Path) -> None:
+    config = machine(tmp_path)
+    zygote.ask(config)
+    begin, begin_writer = os.pipe()
+    waiting, spares.wait = spares.wait, lambda link: (os.read(begin, 1), waiting(link))[1]
+    try:
+        zygote.tend()
+    finally:
+        spares.wait = waiting
+    assert zygote.hand_over(config) is None
+    assert zygote.spares.wait_ms == spares.LOOK_MS  # it stays
+    os.write(begin_writer, b"x")
+    os.close(begin)
+    os.close(begin_writer)
+    os.kill(zygote.forked[0], signal.SIGKILL)
+    os.waitid(os.P_PID, zygote.forked[0], os.WEXITED | os.WNOWAIT)
+    assert zygote.hand_over(config) is None
+    assert zygote.spares.wait_ms == spares.QUIET_MS
+    zygote.tend()
+    assert zygote.ask(config) == zygote.forked[1]
