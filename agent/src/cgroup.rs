@@ -42,22 +42,13 @@ impl Cgroups {
         Ok(Cgroups { folder, made: 0, owned: true })
     }
 
-    /// Make the cgroup of a step. Limits that the kernel has no controller for are left to rlimits.
+    /// Make the cgroup of a step.
     pub fn make(&mut self, spec: &StepSpec) -> io::Result<Cgroup> {
         let path = self.folder.join(format!("step-{}", self.made));
         self.made += 1;
         fs::create_dir(&path)?;
         let cgroup = Cgroup { path };
-        if spec.processes > 0 && cgroup.has("pids.max") {
-            cgroup.set("pids.max", &spec.processes.to_string())?;
-        }
-        if spec.memory > 0 && cgroup.has("memory.max") {
-            cgroup.set("memory.max", &spec.memory.to_string())?;
-            cgroup.set("memory.oom.group", "1")?;
-            if cgroup.has("memory.swap.max") {
-                cgroup.set("memory.swap.max", "0")?;
-            }
-        }
+        cgroup.limit(spec)?;
         Ok(cgroup)
     }
 }
@@ -76,6 +67,21 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
+    /// Set what the step may use. Limits that the kernel has no controller for are left to rlimits.
+    pub fn limit(&self, spec: &StepSpec) -> io::Result<()> {
+        if spec.processes > 0 && self.has("pids.max") {
+            self.set("pids.max", &spec.processes.to_string())?;
+        }
+        if spec.memory > 0 && self.has("memory.max") {
+            self.set("memory.max", &spec.memory.to_string())?;
+            self.set("memory.oom.group", "1")?;
+            if self.has("memory.swap.max") {
+                self.set("memory.swap.max", "0")?;
+            }
+        }
+        Ok(())
+    }
+
     fn has(&self, file: &str) -> bool {
         self.path.join(file).exists()
     }

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::cgroup::{Cgroup, Door};
 use crate::frame::StepSpec;
@@ -16,6 +17,27 @@ use crate::workspace::Workspace;
 const OPEN_FILES: u64 = 1024;
 const SOFT_STACK: u64 = 64 << 20;
 
+/// What each process of a step may use, where its cgroup does not say it: resource, soft limit, hard limit. `used`: the CPU time that its
+/// program has used before.
+pub fn limits(spec: &StepSpec, cgroup: Option<&Cgroup>, used: Duration) -> Vec<(i32, u64, u64)> {
+    let mut rlimits = Vec::new();
+    if spec.file_size > 0 {
+        rlimits.push((sys::RLIMIT_FSIZE, spec.file_size, spec.file_size));
+    }
+    if spec.cpu_ms > 0 {
+        // A backstop per process; the sum over all of them is what `enforce` looks at.
+        let seconds = u64::from(spec.cpu_ms / 1000) + 2 + used.as_secs();
+        rlimits.push((sys::RLIMIT_CPU, seconds, seconds + 1));
+    }
+    if spec.processes > 0 && !cgroup.map_or(false, Cgroup::limits_processes) {
+        rlimits.push((sys::RLIMIT_NPROC, spec.processes.into(), spec.processes.into()));
+    }
+    if spec.memory > 0 && !cgroup.map_or(false, Cgroup::limits_memory) {
+        rlimits.push((sys::RLIMIT_DATA, spec.memory, spec.memory));
+    }
+    rlimits
+}
+
 /// The way from root to the unprivileged user, with what it needs opened before.
 pub struct Preparation {
     door: Option<Door>,
@@ -23,7 +45,7 @@ pub struct Preparation {
     user: Option<User>,
     cwd: PathBuf,
     rlimits: Vec<(i32, u64, u64)>,
-    /// A function's end of its socket.
+    /// The program's end of its socket: a function's, or that of what stands by.
     socket: Option<UnixStream>,
 }
 
@@ -31,20 +53,7 @@ impl Preparation {
     pub fn new(spec: &StepSpec, cgroup: Option<&Cgroup>, workspace: &Workspace, socket: Option<UnixStream>) -> io::Result<Preparation> {
         let mut rlimits =
             vec![(sys::RLIMIT_CORE, 0, 0), (sys::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES), (sys::RLIMIT_STACK, SOFT_STACK, u64::MAX)];
-        if spec.file_size > 0 {
-            rlimits.push((sys::RLIMIT_FSIZE, spec.file_size, spec.file_size));
-        }
-        if spec.cpu_ms > 0 {
-            // A backstop per process; the sum over all of them is what `enforce` looks at.
-            let seconds = u64::from(spec.cpu_ms / 1000) + 2;
-            rlimits.push((sys::RLIMIT_CPU, seconds, seconds + 1));
-        }
-        if spec.processes > 0 && !cgroup.map_or(false, Cgroup::limits_processes) {
-            rlimits.push((sys::RLIMIT_NPROC, spec.processes.into(), spec.processes.into()));
-        }
-        if spec.memory > 0 && !cgroup.map_or(false, Cgroup::limits_memory) {
-            rlimits.push((sys::RLIMIT_DATA, spec.memory, spec.memory));
-        }
+        rlimits.extend(limits(spec, cgroup, Duration::ZERO));
         let door = cgroup.map(Cgroup::door).transpose()?;
         let (user, cwd) = (workspace.user(), workspace.real(spec.cwd.as_ref()));
         Ok(Preparation { door, terminal: spec.has_terminal(), user, cwd, rlimits, socket })
@@ -62,7 +71,7 @@ impl Preparation {
         let _ = fs::write("/proc/self/oom_score_adj", "1000");
         for &(resource, soft, hard) in &self.rlimits {
             // An ordinary process may be unable to raise what it was given.
-            sys::limit(resource, soft, hard).or_else(|error| if sys::is_root() { Err(error) } else { Ok(()) })?;
+            sys::limit(0, resource, soft, hard).or_else(|error| if sys::is_root() { Err(error) } else { Ok(()) })?;
         }
         sys::umask(0o022);
         if let Some(user) = self.user {

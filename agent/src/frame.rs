@@ -7,7 +7,7 @@ pub use cursor::Cursor;
 
 pub const MAX_PAYLOAD: usize = 65536;
 pub const MAX_PACKET: usize = MAX_PAYLOAD + 9;
-pub const PROTOCOL_VERSION: u16 = 5;
+pub const PROTOCOL_VERSION: u16 = 6;
 const MIN_ENTROPY: usize = 16;
 const MAX_ENTROPY: usize = 512;
 
@@ -75,6 +75,10 @@ pub struct StepSpec {
     /// Columns and rows of its terminal; both 0: it has none.
     pub terminal: (u16, u16),
     pub function: bool,
+    /// Its program does not end: it stands by for a step of a later run.
+    pub standby: bool,
+    /// What stands by may be its program.
+    pub by_standby: bool,
 }
 
 impl StepSpec {
@@ -271,9 +275,25 @@ impl Cursor<'_> {
     fn step(&mut self) -> Option<StepSpec> {
         let (name, argv, cwd, env) = (self.text()?, self.list(Cursor::raw)?, self.raw()?, self.env()?);
         let (wall_ms, cpu_ms, memory, processes) = (self.u32()?, self.u32()?, self.u64()?, self.u32()?);
-        let (output, file_size, [stdin, function]) = (self.u64()?, self.u64()?, self.flags()?);
+        let (output, file_size, [stdin, function, standby, by_standby]) = (self.u64()?, self.u64()?, self.flags()?);
         let terminal = (self.u16()?, self.u16()?);
-        Some(StepSpec { name, argv, cwd, env, wall_ms, cpu_ms, memory, processes, output, file_size, stdin, terminal, function })
+        Some(StepSpec {
+            name,
+            argv,
+            cwd,
+            env,
+            wall_ms,
+            cpu_ms,
+            memory,
+            processes,
+            output,
+            file_size,
+            stdin,
+            terminal,
+            function,
+            standby,
+            by_standby,
+        })
     }
 
     fn file_entry(&mut self) -> Option<FileEntry> {

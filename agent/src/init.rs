@@ -63,7 +63,7 @@ pub fn set_up(user: User) -> io::Result<()> {
     // Of all processes the kernel takes this one last.
     fs::write("/proc/self/oom_score_adj", "-1000").map_err(within("oom_score_adj"))?;
     sys::forbid_tracing()?;
-    sys::limit(sys::RLIMIT_SIGPENDING, WAITING_SIGNALS, WAITING_SIGNALS).map_err(within("waiting signals"))?;
+    sys::limit(0, sys::RLIMIT_SIGPENDING, WAITING_SIGNALS, WAITING_SIGNALS).map_err(within("waiting signals"))?;
     for (place, value) in SETTINGS {
         if let Err(error) = fs::write(place, value) {
             complain(&format!("{place}: {error}"));

@@ -33,6 +33,7 @@ mod procfs;
 mod products;
 mod run;
 mod slip;
+mod standby;
 mod start;
 mod step;
 mod streams;

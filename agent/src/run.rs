@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::cgroup::Cgroups;
 use crate::channel::Channel;
 use crate::collect::Collection;
-use crate::frame::{Ended, ErrorCode, Exit, Frame, FromHost, Identity, Limit, Request, Start, ToHost};
+use crate::frame::{Ended, Env, ErrorCode, Exit, Frame, FromHost, Identity, Limit, Request, Start, StepSpec, ToHost};
 use crate::input::Input;
 use crate::log;
 use crate::start;
@@ -43,6 +43,9 @@ pub struct Agent {
     run: u32,
     input: Input,
     shutdown: bool,
+    /// What stands by for a step of the next run, and the run that left it.
+    standby: Option<Box<Step>>,
+    standby_run: u32,
 }
 
 impl Agent {
@@ -57,7 +60,21 @@ impl Agent {
         identify: Option<fn(&Identity) -> io::Result<()>>,
     ) -> Agent {
         let (state, input) = (State::Idle, Input::default());
-        Agent { began, channel, children, workspace, cgroups, end_marker, identify, state, run: 0, input, shutdown: false }
+        Agent {
+            began,
+            channel,
+            children,
+            workspace,
+            cgroups,
+            end_marker,
+            identify,
+            state,
+            run: 0,
+            input,
+            shutdown: false,
+            standby: None,
+            standby_run: 0,
+        }
     }
 
     /// Say HELLO and serve the host until SHUTDOWN or the end of the channel; then nothing of any run is alive.
@@ -141,9 +158,13 @@ impl Agent {
         let now = Instant::now();
         loop {
             match (sys::wait_any(), &mut self.state) {
+                (Wait::StillRunning, State::Running(_, _, step)) if self.standby.as_ref().map_or(false, |standby| standby.is_alone()) => {
+                    return step.all_reaped()
+                }
                 (Wait::StillRunning, _) => return,
                 (Wait::NoChildren, State::Running(_, _, step)) => return step.all_reaped(),
                 (Wait::NoChildren, _) => return,
+                (Wait::Reaped(child), _) if self.standby.as_ref().map_or(false, |standby| standby.is_of(&child)) => self.standby = None,
                 (Wait::Reaped(child), State::Running(_, _, step)) => step.reaped(&child, now),
                 (Wait::Reaped(_), _) => {}
             }
@@ -248,6 +269,9 @@ impl Agent {
         }
         self.run = run;
         self.input = Input::default();
+        if !start.steps.iter().any(|step| self.stands_by_for(step, &start.env)) {
+            self.end_standby();
+        }
         if let Err(text) = self.workspace.begin(&start) {
             self.error(run, ErrorCode::FileNotWritten, &text);
             return self.done();
@@ -295,7 +319,12 @@ impl Agent {
     fn run_step(&mut self, start: Start, index: usize) {
         let number = index as u8;
         self.channel.send(self.run, &ToHost::Stage { step: number, name: &start.steps[index].name });
-        match Step::start(number, &start.steps[index], &start.env, &mut self.cgroups, &self.workspace) {
+        let spec = &start.steps[index];
+        if let Some(step) = self.take_standby(number, spec, &start.env) {
+            self.state = State::Running(start, index, step);
+            return;
+        }
+        match Step::start(number, spec, &start.env, &mut self.cgroups, &self.workspace) {
             Ok(step) => self.state = State::Running(start, index, Box::new(step)),
             Err(NotStarted(errno)) => {
                 let ended = Ended::NotStarted(errno);
@@ -303,6 +332,31 @@ impl Agent {
                 self.channel.send(self.run, &ToHost::Exit(exit));
                 self.done();
             }
+        }
+    }
+
+    fn stands_by_for(&self, spec: &StepSpec, env: &Env) -> bool {
+        self.standby.as_ref().map_or(false, |standby| standby.stands_by_for(spec, env))
+    }
+
+    /// What stands by as this step, if it fits; one that cannot be told so is ended. No other process is alive.
+    fn take_standby(&mut self, number: u8, spec: &StepSpec, env: &Env) -> Option<Box<Step>> {
+        if !self.stands_by_for(spec, env) {
+            return None;
+        }
+        let mut step = self.standby.take()?;
+        if let Err(error) = step.take_over(number, spec, &self.workspace) {
+            log::complain(&format!("what stood by is of no use: {error}"));
+            self.kill_everything();
+            return None;
+        }
+        Some(step)
+    }
+
+    /// End what stands by, when no other process is alive.
+    fn end_standby(&mut self) {
+        if let Some(_until_reaped) = self.standby.take() {
+            self.kill_everything();
         }
     }
 
@@ -326,6 +380,10 @@ impl Agent {
         }
         self.channel.send(self.run, &ToHost::Exit(exit));
         let (start, index) = match std::mem::replace(&mut self.state, State::Idle) {
+            State::Running(start, index, step) if step.stands_by() => {
+                (self.standby, self.standby_run) = (Some(step), self.run);
+                (start, index)
+            }
             // The step's cgroup goes here, before the next one's is made.
             State::Running(start, index, _) => (start, index),
             _ => return,
@@ -342,6 +400,10 @@ impl Agent {
     fn done(&mut self) {
         self.state = State::Idle;
         self.input = Input { gone: true, ..Input::default() };
+        if self.standby_run != self.run {
+            // A run's programs may have done something to it.
+            self.end_standby();
+        }
         self.channel.send(self.run, &ToHost::Done);
     }
 
@@ -387,6 +449,7 @@ impl Agent {
     /// Kill what runs and wait for the end of all of it.
     fn kill_everything(&mut self) {
         loop {
+            self.standby.iter().for_each(|standby| standby.kill());
             match &self.state {
                 State::Running(_, _, step) => step.kill(),
                 _ => step::kill_descendants(),

@@ -50,6 +50,9 @@ fn check_step(step: &StepSpec) -> Result<(), String> {
     if step.function && (step.stdin || step.has_terminal()) {
         return Err("a function has neither standard input nor a terminal".into());
     }
+    if step.standby && (step.function || step.has_terminal() || step.by_standby) {
+        return Err("what stands by is not a function, has no terminal, and starts anew".into());
+    }
     check_env(step.env.iter())
 }
 

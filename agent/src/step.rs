@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 
 use crate::cgroup::{Cgroup, Cgroups};
 use crate::channel::Channel;
-use crate::child::Preparation;
+use crate::child::{self, Preparation};
 use crate::elf;
 use crate::frame::{Ended, Env, Exit, Limit, Request, StepSpec, StreamKind};
 use crate::function::Function;
 use crate::login;
 use crate::procfs;
+use crate::standby::Standby;
 use crate::streams::{self, Streams};
 use crate::sys::{self, PollSet, Reaped, Slot};
 use crate::terminal::Terminal;
@@ -35,6 +36,10 @@ struct Stopwatch {
 }
 
 impl Stopwatch {
+    fn started(now: Instant) -> Stopwatch {
+        Stopwatch { counted: Duration::ZERO, since: Some(now) }
+    }
+
     fn set_running(&mut self, running: bool, now: Instant) {
         match (running, self.since) {
             (true, None) => self.since = Some(now),
@@ -58,6 +63,7 @@ pub struct Slots {
     streams: streams::Slots,
     terminal: Option<Slot>,
     function: Option<Slot>,
+    standby: Option<Slot>,
 }
 
 /// Where a step's output goes.
@@ -74,12 +80,15 @@ pub struct Step {
     pub stdin: Option<File>,
     output: Output,
     function: Option<Function>,
+    standby: Option<Standby>,
     clock: Stopwatch,
     next_cpu_check: Option<Instant>,
     ended: Option<Ended>,
     tripped: Limit,
     all_reaped: bool,
     reaped_cpu: Duration,
+    /// What its program had used before it became the step's.
+    earlier_cpu: Duration,
     largest_rss: u64,
 }
 
@@ -89,6 +98,19 @@ struct Limits {
     /// What no single segment of the program can be larger than.
     segment: u64,
     program: PathBuf,
+}
+
+impl Limits {
+    fn new(spec: &StepSpec, cgroup: Option<&Cgroup>, workspace: &Workspace) -> Limits {
+        let limit = |ms: u32| (ms > 0).then(|| Duration::from_millis(ms.into()));
+        Limits {
+            wall: limit(spec.wall_ms),
+            cpu: limit(spec.cpu_ms),
+            segment: largest_possible_segment(spec, cgroup),
+            // As exec finds it; a program that is looked for in PATH is the image's, and not too large.
+            program: workspace.real(spec.cwd.as_ref()).join(&spec.argv[0]),
+        }
+    }
 }
 
 /// A step's program that could not be started, with the errno.
@@ -102,8 +124,8 @@ impl Step {
 
     fn spawn(number: u8, spec: &StepSpec, env: &Env, cgroups: &mut Option<Cgroups>, workspace: &Workspace) -> io::Result<Step> {
         let cgroup = cgroups.as_mut().map(|cgroups| cgroups.make(spec)).transpose()?;
-        let limit = if spec.output > 0 { spec.output } else { u64::MAX };
-        let (output, stdin, descriptors) = if spec.has_terminal() { at_terminal(spec, limit)? } else { at_pipes(spec, limit)? };
+        let limit = output_limit(spec);
+        let (output, mut stdin, descriptors) = if spec.has_terminal() { at_terminal(spec, limit)? } else { at_pipes(spec, limit)? };
         if let Some(user) = workspace.user() {
             // So that the program can open /dev/stdin, /dev/stdout and /dev/stderr, or /dev/tty.
             for fd in descriptors.iter().flatten() {
@@ -116,36 +138,63 @@ impl Step {
         command.envs(env.iter().cloned()).envs(spec.env.iter().cloned());
         let [stdin_of_child, stdout_of_child, stderr_of_child] = descriptors.map(|fd| fd.map_or_else(Stdio::null, Stdio::from));
         command.stdin(stdin_of_child).stdout(stdout_of_child).stderr(stderr_of_child);
-        let (function, socket) = match spec.function {
-            true => UnixStream::pair().and_then(|(ours, theirs)| Ok((Some(Function::new(ours)?), Some(theirs))))?,
-            false => (None, None),
-        };
+        let (mut function, mut standby, mut socket) = (None, None, None);
+        if spec.function || spec.standby {
+            let (ours, theirs) = UnixStream::pair()?;
+            socket = Some(theirs);
+            if spec.function {
+                function = Some(Function::new(ours)?);
+            } else {
+                standby = Some(Standby::new(ours, spec, env, stdin.take())?);
+            }
+        }
         let mut preparation = Preparation::new(spec, cgroup.as_ref(), workspace, socket)?;
         let child = sys::spawn(&mut command, move || preparation.apply())?;
         let now = Instant::now();
-        let limit = |ms: u32| (ms > 0).then(|| Duration::from_millis(ms.into()));
         Ok(Step {
             number,
             pid: child.id() as i32,
-            spec: Limits {
-                wall: limit(spec.wall_ms),
-                cpu: limit(spec.cpu_ms),
-                segment: largest_possible_segment(spec, cgroup.as_ref()),
-                // As exec finds it; a program that is looked for in PATH is the image's, and not too large.
-                program: workspace.real(spec.cwd.as_ref()).join(&spec.argv[0]),
-            },
+            spec: Limits::new(spec, cgroup.as_ref(), workspace),
             cgroup,
             stdin,
             output,
             function,
-            clock: Stopwatch { counted: Duration::ZERO, since: Some(now) },
+            standby,
+            clock: Stopwatch::started(now),
             next_cpu_check: (spec.cpu_ms > 0).then_some(now),
             ended: None,
             tripped: Limit::None,
             all_reaped: false,
             reaped_cpu: Duration::ZERO,
+            earlier_cpu: Duration::ZERO,
             largest_rss: 0,
         })
+    }
+
+    /// Whether its program stands by, ready to be that of a step as asked for.
+    pub fn stands_by_for(&self, spec: &StepSpec, env: &Env) -> bool {
+        self.standby.as_ref().map_or(false, |standby| standby.is_ready() && standby.fits(spec, env))
+    }
+
+    /// Become the step `number`, whose program is what stood by.
+    pub fn take_over(&mut self, number: u8, spec: &StepSpec, workspace: &Workspace) -> io::Result<()> {
+        self.earlier_cpu = self.cpu();
+        self.number = number;
+        self.spec = Limits::new(spec, self.cgroup.as_ref(), workspace);
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.limit(spec)?;
+        }
+        for (resource, soft, hard) in child::limits(spec, self.cgroup.as_ref(), self.earlier_cpu) {
+            sys::limit(self.pid, resource, soft, hard)?;
+        }
+        if let Output::Pipes(streams) = &mut self.output {
+            streams.limit(output_limit(spec));
+        }
+        let now = Instant::now();
+        self.clock = Stopwatch::started(now);
+        self.next_cpu_check = (spec.cpu_ms > 0).then_some(now);
+        self.stdin = self.standby.take().map_or(Ok(None), |standby| standby.tell(&spec.argv))?;
+        Ok(())
     }
 
     /// Add what the step waits for. `stdin_waits`: there are bytes for its standard input; `blocked`: the channel takes no output now.
@@ -155,8 +204,9 @@ impl Step {
             return Slots { stdin, ..Slots::default() };
         }
         let function = self.function.as_ref().and_then(|function| function.watch(set));
+        let standby = self.standby.as_ref().map(|standby| standby.watch(set));
         match &self.output {
-            Output::Pipes(streams) => Slots { stdin, streams: streams.watch(set), terminal: None, function },
+            Output::Pipes(streams) => Slots { stdin, streams: streams.watch(set), terminal: None, function, standby },
             Output::Terminal(terminal) => Slots { stdin, terminal: terminal.watch(set), ..Slots::default() },
         }
     }
@@ -313,8 +363,11 @@ impl Step {
         }
     }
 
-    /// Pass on what its function says, and kill it if that breaks the contract.
+    /// Pass on what its function says, and kill it if that breaks the contract. Hear whether what is to stand by is ready.
     pub fn serve(&mut self, slots: &Slots, set: &PollSet, now: Instant, run: u32, channel: &mut Channel) {
+        if let Some(standby) = self.standby.as_mut().filter(|_| set.ready(slots.standby)) {
+            standby.hear();
+        }
         let broken = match (&mut self.function, &mut self.output) {
             (Some(function), Output::Pipes(streams)) => function.serve((slots.function, set), now, run, channel, streams),
             _ => false,
@@ -329,13 +382,29 @@ impl Step {
         self.function.as_ref().and_then(Function::breach)
     }
 
-    /// How the step ended, once it is over altogether.
+    /// Whether this child is its program.
+    pub fn is_of(&self, child: &Reaped) -> bool {
+        self.pid == child.pid
+    }
+
+    /// Whether no other process descends from us than its program.
+    pub fn is_alone(&self) -> bool {
+        procfs::descendants().iter().all(|process| process.pid == self.pid)
+    }
+
+    /// Whether its program stands by, or has just become ready to.
+    pub fn stands_by(&self) -> bool {
+        self.ended.is_none() && self.standby.as_ref().map_or(false, Standby::is_ready)
+    }
+
+    /// How the step ended, once it is over altogether; what stands by ended well, for the host.
     pub fn exit(&self, now: Instant) -> Option<Exit> {
         let (over, cut) = match &self.output {
             Output::Pipes(streams) => (streams.are_over(), streams.cut()),
             Output::Terminal(terminal) => (terminal.is_over(), [terminal.was_cut(), false]),
         };
-        let ended = self.ended.filter(|_| self.all_reaped && over)?;
+        let stands_by = (self.stands_by() && self.output_patience(now).is_none()).then_some(Ended::Exited(0));
+        let ended = self.ended.filter(|_| self.all_reaped && over).or(stands_by)?;
         Some(Exit {
             step: self.number,
             ended,
@@ -369,7 +438,16 @@ impl Step {
 
     fn cpu(&self) -> Duration {
         let living = || procfs::descendants().into_iter().map(|process| process.cpu).sum::<Duration>();
-        self.cgroup.as_ref().and_then(Cgroup::cpu).unwrap_or_else(|| self.reaped_cpu + living())
+        self.cgroup.as_ref().and_then(Cgroup::cpu).unwrap_or_else(|| self.reaped_cpu + living()).saturating_sub(self.earlier_cpu)
+    }
+}
+
+/// Bytes of each stream that are passed on at most.
+fn output_limit(spec: &StepSpec) -> u64 {
+    if spec.output > 0 {
+        spec.output
+    } else {
+        u64::MAX
     }
 }
 

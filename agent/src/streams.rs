@@ -196,6 +196,12 @@ impl Streams {
         output.pieces
     }
 
+    /// Begin to count anew what is passed on, up to another limit.
+    pub fn limit(&mut self, limit: u64) {
+        self.streams.iter_mut().for_each(|stream| stream.limit = limit);
+        self.renew();
+    }
+
     /// Begin to count anew what is passed on.
     pub fn renew(&mut self) {
         for stream in &mut self.streams {

@@ -317,10 +317,10 @@ fn prctl_flag(option: c_int, value: c_ulong) -> io::Result<()> {
     check(unsafe { prctl(option, value, 0 as c_ulong, 0 as c_ulong, 0 as c_ulong) }).map(drop)
 }
 
-/// Set a resource limit, hard and soft.
-pub fn limit(resource: c_int, soft: u64, hard: u64) -> io::Result<()> {
-    // SAFETY: the pointer is to a whole rlimit on our stack.
-    check(unsafe { setrlimit(resource, &RLimit { soft, hard }) }).map(drop)
+/// Set a resource limit of a process, hard and soft; 0 is this one.
+pub fn limit(pid: i32, resource: c_int, soft: u64, hard: u64) -> io::Result<()> {
+    // SAFETY: the pointer is to a whole rlimit on our stack; the old limit is not asked for.
+    check(unsafe { prlimit(pid, resource, &RLimit { soft, hard }, std::ptr::null_mut()) }).map(drop)
 }
 
 /// Send a signal to a process, to a process group (-pid); one that is gone is no error.

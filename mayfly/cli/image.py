@@ -254,6 +254,7 @@ def inspect_command(image: str, arch: str, as_json: bool, sbom: bool) -> None:
     ]
     lines += [f"  {step.name:8} {' '.join(step.argv)}" for step in manifest.steps]
     lines += [f"  warm-up  {' '.join(step.argv)}" for step in manifest.warmup.steps]
+    lines += [f"  standby  {' '.join(step.standby)}" for step in manifest.steps if step.standby]
     lines += [f"  package  {package.name} {package.version} {package.digest}" for package in manifest.packages]
     lines += [f"  env      {key}={value}" for key, value in sorted(manifest.env.items())]
     names = {*manifest.sizes, *manifest.pruned}

@@ -2,6 +2,7 @@
 its files, the time for it all.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
@@ -17,6 +18,7 @@ from mayfly.images import manifest
 from mayfly.images.store import InstalledImage
 from mayfly.protocol.frames import FileEntry, Start, Step, check_start
 from mayfly.protocol.frames import pack as check_fits
+from mayfly.schema import replace
 from mayfly.units import MIB
 from mayfly.vmm.config import Channel, MachineConfig, NetworkConfig
 
@@ -72,6 +74,17 @@ def make_warmup(image: InstalledImage, config: Config) -> Job | None:
     files = {path: text.encode() for path, text in warmup.files.items()}
     slow = msgspec.structs.replace(config, run_wall_s=config.build_wall_s)
     return make_plan(Snippet(files=files), image, slow, steps=warmup.steps).job
+
+
+def make_standby(image: InstalledImage, config: Config) -> Job | None:
+    """What stands by for a step of the image's language, as a job, if something does."""
+    steps = [step for step in image.manifest.steps if step.standby]
+    if not steps:
+        return None
+    slow = msgspec.structs.replace(config, run_wall_s=config.build_wall_s)
+    job = make_plan(Snippet(files={}), image, slow, steps=[msgspec.structs.replace(step, argv=step.standby) for step in steps]).job
+    started = tuple(dataclasses.replace(step, standby=True, by_standby=False) for step in job.start.steps)
+    return replace(job, start=dataclasses.replace(job.start, steps=started))
 
 
 def make_plan(
@@ -228,12 +241,13 @@ def _step(step: manifest.LanguageStep, snippet: Snippet, options: Mapping[str, s
     several = {"{args}": snippet.args, "{hidden}": tuple(snippet.hidden_files)}
     argv = [part for piece in step.argv for part in several.get(piece) or (() if piece in several else (_filled(piece, options),))]
     tty = snippet.tty if step.stdin else None
+    own_env = snippet.build_env if kind == "build" else snippet.env
     memory = limit("memory") or max(MIN_STEP_MEMORY, free - KERNEL_RESERVE)
     return Step(
         name=step.name,
         argv=tuple(argv),
         cwd=step.cwd,
-        env=tuple({**step.env, **(snippet.build_env if kind == "build" else snippet.env)}.items()),
+        env=tuple({**step.env, **own_env}.items()),
         wall_ms=max(1, _ms(config.here(limit("wall_s")))),
         cpu_ms=_ms(config.here(limit("cpu_s"))),
         memory=int(memory),
@@ -243,6 +257,7 @@ def _step(step: manifest.LanguageStep, snippet: Snippet, options: Mapping[str, s
         stdin=step.stdin,
         columns=tty.columns if tty else 0,
         rows=tty.rows if tty else 0,
+        by_standby=bool(step.standby) and not own_env and not tty,
     )
 
 

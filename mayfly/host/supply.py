@@ -21,7 +21,7 @@ from mayfly.guests.start import Guest, StartKind, start
 from mayfly.host.admission import Admission, Ticket
 from mayfly.host.config import Config
 from mayfly.host.observer import Observer
-from mayfly.host.plan import make_warmup
+from mayfly.host.plan import make_standby, make_warmup
 from mayfly.host.pool import Idle, Pool
 from mayfly.schema import replace
 from mayfly.snapshots import live
@@ -207,10 +207,11 @@ class Supply:
         """
         name = base_name(wanted)
         warmup = make_warmup(wanted.image, self._config)
+        jobs = [job for job in (warmup, make_standby(wanted.image, self._config)) if job]
         base = await make(
             self._spawner,
             wanted,
-            doing(warmup.zeroing()) if warmup else None,
+            doing(*jobs[:-1], jobs[-1].zeroing()) if jobs else None,
             name=name,
             again=again or name in self._broken,
             use=(wanted, doing(warmup)) if warmup else None,

@@ -39,6 +39,11 @@ class LanguageStep(Record, frozen=True, kw_only=True):
     `{args}` as a whole element of `argv` stands for the request's arguments, `{name}` for the value
     of the option `name`. `stdin`: the request's standard input goes to this step. A limit of None
     means the server's default for a step of this name.
+
+    `standby` is the command of a program that is started before a snapshot is taken, and may be
+    this step's program afterwards (agent/PROTOCOL.md). At most one of the language's own steps has
+    it; other steps of that name, such as a profile's, may be done by the same program if they name
+    it too.
     """
 
     name: str
@@ -51,6 +56,7 @@ class LanguageStep(Record, frozen=True, kw_only=True):
     memory: Count | None = None
     processes: Count | None = None
     output: Count | None = None
+    standby: tuple[str, ...] = ()
 
 
 class Warmup(Record, frozen=True, kw_only=True):
@@ -240,7 +246,11 @@ def _check_env(env: Mapping[str, str]) -> None:
 
 def _size(env: Mapping[str, str], steps: tuple[LanguageStep, ...]) -> int:
     """Bytes of what goes to a guest for these steps."""
-    words = [*env, *env.values(), *(word for step in steps for word in (step.name, step.cwd, *step.argv, *step.env, *step.env.values()))]
+    words = [
+        *env,
+        *env.values(),
+        *(word for step in steps for word in (step.name, step.cwd, *step.argv, *step.standby, *step.env, *step.env.values())),
+    ]
     return sum(len(word.encode(errors="surrogatepass")) for word in words)
 
 

@@ -18,6 +18,7 @@ from typing import NamedTuple, Self, TypeAlias
 from mayfly.errors import BootError, CollectError, GuestError, MayflyError, OversizeError
 from mayfly.protocol.answers import CollectedSoFar, ResponseSoFar
 from mayfly.protocol.frames import (
+    EARLIER_VERSIONS,
     MAX_BODY,
     MAX_BODY_CHUNK,
     MAX_CONTENT_TYPE,
@@ -224,7 +225,7 @@ class Conversation:
     def _hello(self, hello: Hello) -> Event:
         wrong = (
             f"speaks protocol {hello.version}, this host {PROTOCOL_VERSION}"
-            if hello.version != PROTOCOL_VERSION
+            if hello.version not in (PROTOCOL_VERSION, *EARLIER_VERSIONS)
             else f"is of architecture {hello.arch!r}, its image of {self._arch!r}"
             if hello.arch != self._arch
             else f"found the end marker {hello.end_marker!r}, the manifest has {self._end_marker!r}"

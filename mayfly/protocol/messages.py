@@ -32,7 +32,9 @@ from mayfly.protocol.wire import (
     rest,
 )
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
+EARLIER_VERSIONS = (5,)
+"""Of agents whose images still run: what came since is for images that ask for it."""
 MAX_PAYLOAD = 65536
 MAX_FILE_CHUNK = MAX_PAYLOAD - 10
 """Bytes of a file that one FILE frame of the host can carry."""
@@ -135,7 +137,7 @@ class Message(Fields):
 
 
 Env = tuple[tuple[str, str], ...]
-_ARGV, _STEP_FLAGS = list_of(RAW), bits(2)
+_ARGV, _STEP_FLAGS = list_of(RAW), bits(4)
 _STEP_LIMITS = numbers("IIQIQQ")
 
 
@@ -145,6 +147,8 @@ class Step(Fields):
 
     With `columns` and `rows` its standard input, output and error are one terminal of that size. A
     `function` is the last step: once loaded it answers requests, and `output` is a limit on each.
+    The program of a `standby` stays, for the step of this name of the next run, if that may have
+    its program `by_standby`.
     """
 
     name: str
@@ -161,21 +165,24 @@ class Step(Fields):
     columns: int = 0
     rows: int = 0
     function: bool = False
+    standby: bool = False
+    by_standby: bool = False
 
     def encode(self) -> bytes:
-        """The fields as bytes; both flags are in one."""
+        """The fields as bytes; all flags are in one."""
         limits = _STEP_LIMITS.write((self.wall_ms, self.cpu_ms, self.memory, self.processes, self.output, self.file_size))
         program = STR.write(self.name) + _ARGV.write(self.argv) + RAW.write(self.cwd) + ENV.write(self.env)
-        return program + limits + _STEP_FLAGS.write((self.stdin, self.function)) + U16.write(self.columns) + U16.write(self.rows)
+        flags = _STEP_FLAGS.write((self.stdin, self.function, self.standby, self.by_standby))
+        return program + limits + flags + U16.write(self.columns) + U16.write(self.rows)
 
     @classmethod
     def read(cls, cursor: Cursor) -> Self:
         """Read the fields from the cursor."""
         program = STR.read(cursor), _ARGV.read(cursor), RAW.read(cursor), ENV.read(cursor)
         wall_ms, cpu_ms, memory, processes, output, file_size = _STEP_LIMITS.read(cursor)
-        stdin, function = _STEP_FLAGS.read(cursor)
+        stdin, *flags = _STEP_FLAGS.read(cursor)
         columns, rows = U16.read(cursor), U16.read(cursor)
-        return cls(*program, wall_ms, cpu_ms, memory, processes, output, file_size, stdin, columns, rows, function)
+        return cls(*program, wall_ms, cpu_ms, memory, processes, output, file_size, stdin, columns, rows, *flags)
 
 
 @dataclasses.dataclass(eq=False, repr=False)

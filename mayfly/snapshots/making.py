@@ -91,14 +91,15 @@ def find_base(wanted: Wanted) -> Snapshot | None:
         return None
 
 
-def doing(job: Job) -> Prepare:
-    """Do the job. Raises SnapshotError if its program fails."""
+def doing(*jobs: Job) -> Prepare:
+    """Do the jobs, one after another. Raises SnapshotError if a program fails."""
 
     async def do(guest: Guest) -> None:
-        outcome = Outcome(job.step_names, kept=OUTPUT_SHOWN)
-        await converse(guest, job, outcome)
-        if failure := outcome.failure():
-            raise SnapshotError(f"the program for the snapshot {failure}", hint="fix it, or the image")
+        for job in jobs:
+            outcome = Outcome(job.step_names, kept=OUTPUT_SHOWN)
+            await converse(guest, job, outcome)
+            if failure := outcome.failure():
+                raise SnapshotError(f"the program for the snapshot {failure}", hint="fix it, or the image")
 
     return do
 

@@ -205,7 +205,7 @@ extern "C" {
     pub fn setgroups(count: usize, groups: *const c_uint) -> c_int;
     pub fn setresuid(real: c_uint, effective: c_uint, saved: c_uint) -> c_int;
     pub fn setresgid(real: c_uint, effective: c_uint, saved: c_uint) -> c_int;
-    pub fn setrlimit(resource: c_int, limit: *const RLimit) -> c_int;
+    pub fn prlimit(pid: c_int, resource: c_int, new: *const RLimit, old: *mut RLimit) -> c_int;
     pub fn prctl(option: c_int, ...) -> c_int;
     #[link_name = "chown"]
     pub fn c_chown(path: *const c_char, uid: c_uint, gid: c_uint) -> c_int;

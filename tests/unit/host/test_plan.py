@@ -13,8 +13,8 @@ import pytest
 from mayfly import paths
 from mayfly.errors import BodyTooLargeError, ConfigError, RequestError, UnknownLanguageError, UnprocessableError
 from mayfly.host.config import Config
-from mayfly.host.plan import KERNEL_RESERVE, make_plan, want_machine
-from mayfly.host.snippet import Case, Snippet
+from mayfly.host.plan import KERNEL_RESERVE, make_plan, make_standby, want_machine
+from mayfly.host.snippet import Case, Snippet, Terminal
 from mayfly.images.manifest import LanguageStep, Option, Profile
 from mayfly.images.store import Images, InstalledImage, targeted
 from mayfly.protocol.frames import MAX_FILES_SIZE
@@ -286,6 +286,40 @@ def test_a_step_is_told_how_much_longer_everything_takes() -> None:
     for factor, word in ((0.0, "1"), (1.0, "1"), (2.5, "2.5"), (20.0, "20")):
         plan = make_plan(Snippet(source=b"s"), image, Config(time_factor=factor))
         assert plan.job.start.steps[0].argv == ("sleep", word)
+
+
+def test_what_stands_by_is_started_as_its_step_would_be() -> None:
+    steps = (
+        LanguageStep(name="build", argv=("cc", "{mode}"), env={"A": "B"}, standby=("ccd", "{mode}"), wall_s=7),
+        LanguageStep(name="run", argv=("./a.out",), stdin=True),
+    )
+    install("warm", ".w", steps, options={"mode": Option(values=("x", "y"), default="y")})
+    image = Images().find("warm")
+    job = make_standby(image, Config())
+    assert job is not None
+    (standby,) = job.start.steps
+    (build, run) = make_plan(Snippet(source=b""), image, Config()).job.start.steps
+    assert (standby.name, standby.argv, standby.standby, standby.by_standby) == ("build", ("ccd", "y"), True, False)
+    assert (standby.cwd, standby.env, standby.stdin) == (build.cwd, build.env, build.stdin)
+    assert ((build.by_standby, build.standby), (run.by_standby, run.standby)) == ((True, False), (False, False))
+    assert make_standby(toy(), Config()) is None
+
+
+def test_a_request_that_its_program_could_not_have_met_is_not_for_what_stands_by() -> None:
+    steps = (
+        LanguageStep(name="build", argv=("cc",), standby=("ccd",)),
+        LanguageStep(name="run", argv=("vm",), stdin=True, standby=("vm", "standby")),
+    )
+    install("warm", ".w", steps)
+    image, source = Images().find("warm"), b""
+    for snippet, used in [
+        (Snippet(source=source), (True, True)),
+        (Snippet(source=source, args=("a",), limits={"run": {"wall_s": 1}}), (True, True)),
+        (Snippet(source=source, build_env={"A": "B"}), (False, True)),
+        (Snippet(source=source, env={"A": "B"}), (True, False)),
+        (Snippet(source=source, tty=Terminal(columns=80, rows=24), interactive=True), (True, False)),
+    ]:
+        assert tuple(step.by_standby for step in make_plan(snippet, image, Config()).job.start.steps) == used, snippet
 
 
 def test_a_profile_has_steps_and_files_of_its_own() -> None:

@@ -74,6 +74,7 @@ def test_the_opening_frames() -> None:
     ("hello", "words"),
     [
         (dataclasses.replace(HELLO, version=99), "protocol 99"),
+        (dataclasses.replace(HELLO, version=4), "protocol 4"),
         (dataclasses.replace(HELLO, arch="aarch64"), "aarch64"),
         (dataclasses.replace(HELLO, end_marker="cd"), "'cd'"),
         (dataclasses.replace(HELLO, end_marker=""), "''"),
@@ -85,6 +86,11 @@ def test_a_hello_that_does_not_fit_is_a_boot_error(hello: p.Hello, words: str) -
     assert isinstance(event, Failed)
     assert isinstance(event.error, BootError)
     assert words in event.error.message
+
+
+def test_an_agent_of_an_earlier_version_is_taken() -> None:
+    hello = dataclasses.replace(HELLO, version=5)
+    assert Conversation(arch="x86_64", end_marker="ab").feed(frame(hello)) == [hello]
 
 
 def test_an_incomplete_root_is_a_boot_error() -> None:
