@@ -11,8 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
+from msgspec.structs import replace
+
 from mayfly.imagegen.languages import load_language
 from mayfly.images.manifest import Function, LanguageStep
+from tests.kit.prepared_here import here, prepared_here
 
 TO_FUNCTION = struct.Struct("<BIH")
 FROM_FUNCTION = struct.Struct("<BIQH")
@@ -52,7 +55,8 @@ def function_of(language: str) -> Function:
     """How a language loads a function."""
     found = load_language(language).function
     assert found is not None
-    return found
+    steps = (replace(step, argv=tuple(here(part, prepared_here(language)) for part in step.argv)) for step in found.steps)
+    return replace(found, steps=tuple(steps))
 
 
 class FunctionProcess:

@@ -17,6 +17,7 @@ from mayfly.images.manifest import LanguageStep
 from mayfly.protocol import frames as p
 from tests.kit.agent_process import ROOT, AgentProcess, Result, greeted
 from tests.kit.agent_process import executable as executable
+from tests.kit.prepared_here import prepared_here
 from tests.kit.scale import FULL
 from tests.kit.wasm import TRAPPED
 from tests.kit.wasm import build as build_runtime
@@ -74,6 +75,7 @@ def steps_here(
     replaced = {f"{{{option}}}": found.default for option, found in offered(language, version).items()}
     replaced |= {f"{{{option}}}": value for option, value in options.items()}
     replaced |= {"/usr/bin/mayfly-wasm": str(build_runtime())} if language.target else {}
+    replaced |= prepared_here(language.name)
     replaced |= {GO_CACHE: str(agent.work.parent / "cache"), GO_CACHE_OF_RUN: str(agent.work.parent / "run" / "cache")}
 
     def local(text: str) -> str:
