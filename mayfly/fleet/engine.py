@@ -1,5 +1,5 @@
-"""The engine of a fleet: NATS with JetStream, which only this module, buckets.py and failures.py
-know.
+"""The engine of a fleet: NATS with JetStream, which only this module, streams.py, buckets.py and
+failures.py know.
 
 It gives five things: streams of work from which each piece goes to one host at a time until that
 one acknowledges it; buckets whose keys can be created once; messages to whoever listens; requests
@@ -14,9 +14,9 @@ KV_fleet     a bucket whose values stay
 """
 
 import asyncio
+import base64
 import collections
 import contextlib
-import hashlib
 import json
 import logging
 import ssl
@@ -32,28 +32,16 @@ from mayfly.errors import FleetError
 from mayfly.fleet.buckets import WRONG_SEQUENCE, Buckets, prepare
 from mayfly.fleet.failures import FullError, NobodyError, SilenceError, TooLargeError, translated
 from mayfly.fleet.message import GROUP
+from mayfly.fleet.streams import NS, STREAM, consumer_config, stream_config, stream_of, subject_of
 from mayfly.schema import Record
 
 log = logging.getLogger(__name__)
-NS = 1_000_000_000
 CONNECT_S = 10.0
 TIMEOUT_S = 5.0
 """For an answer of the engine itself."""
 DEFAULT_ACK_WAIT_S = 5.0
-MOST_WORK = 100_000
-"""Messages in a stream; more are refused."""
-WORK_AGE_S = 4 * 86_400
-"""How long work is kept, waiting or under way: three attempts of the longest step that a
-configuration permits, and some time. What is done is removed.
-"""
-DUPLICATES_S = 120
-"""How long work's id keeps the same from being stored again when it is done; until then its subject
-does.
-"""
 LOST_S = 5.0
 """After a pull's time, until it is known to be lost: its server was killed, and says nothing."""
-MAX_WAITING = 8192
-"""Pulls that wait at a consumer; a large fleet has more than the server's default of 512."""
 MADE_ALREADY = (10058, 10148)
 """Their codes for a stream and a consumer that are there, made with other settings."""
 NOT_FOUND = (10014, 10037, 10059)
@@ -89,6 +77,16 @@ class Message(NamedTuple):
         answers may say more, and elsewhere, than who asks.
         """
         return self.reply if self.reply.startswith(f"{INBOX}{name}.") else ""
+
+
+class Load(NamedTuple):
+    """Work of a consumer: what no host has had yet, what was given out and is not done, and how
+    much of that was given out more than once.
+    """
+
+    waiting: int
+    given: int
+    again: int
 
 
 class Delivery(NamedTuple):
@@ -231,38 +229,15 @@ class Engine:
             SilenceError: not now.
             FleetError: the engine refuses.
         """
-        stream = _stream_of(arch)
-        config: dict[str, Any] = {
-            "name": stream,
-            "subjects": [f"run.{arch}.*.*"],
-            "retention": "workqueue",
-            "storage": "file",
-            "num_replicas": replicas,
-            "discard": "new",
-            "max_msgs": MOST_WORK,
-            "max_age": int(WORK_AGE_S * NS),
-            "duplicate_window": int(DUPLICATES_S * NS),
-            "max_consumers": -1,
-        }
+        config = stream_config(arch, replicas)
+        stream = config["name"]
         made = await self._api(f"STREAM.CREATE.{stream}", config)
         if "error" in made:  # it is there; a build before may have made it, for less time
             there = (await self._api(f"STREAM.INFO.{stream}", {}))["config"]
             if there["max_age"] < config["max_age"]:
                 await self._api(f"STREAM.UPDATE.{stream}", {**there, "max_age": config["max_age"]})
-        consumer: dict[str, Any] = {
-            "durable_name": f"{arch}_{lang}",
-            "filter_subject": f"run.{arch}.{lang}.*",
-            "ack_policy": "explicit",
-            "ack_wait": int(ack_wait_s * NS),
-            "max_deliver": -1,
-            "max_ack_pending": MOST_WORK,
-            "max_waiting": MAX_WAITING,
-            "deliver_policy": "all",
-            "replay_policy": "instant",
-            "priority_groups": [GROUP],
-            "priority_policy": "prioritized",
-        }
-        await self._api(f"CONSUMER.CREATE.{stream}.{arch}_{lang}.run.{arch}.{lang}.*", {"stream_name": stream, "config": consumer})
+        consumer = {"stream_name": stream, "config": consumer_config(arch, lang, ack_wait_s)}
+        await self._api(f"CONSUMER.CREATE.{stream}.{arch}_{lang}.run.{arch}.{lang}.*", consumer)
 
     async def remove_consumer(self, arch: str, lang: str) -> None:
         """Have no consumer of the language, if there is one.
@@ -271,7 +246,7 @@ class Engine:
             SilenceError: not now.
             FleetError: the engine refuses.
         """
-        await self._api(f"CONSUMER.DELETE.{_stream_of(arch)}.{arch}_{lang}", {}, but=NOT_FOUND)
+        await self._api(f"CONSUMER.DELETE.{stream_of(arch)}.{arch}_{lang}", {}, but=NOT_FOUND)
 
     async def _api(self, subject: str, body: dict[str, Any], but: Sequence[int] = MADE_ALREADY) -> dict[str, Any]:
         with translated():
@@ -293,15 +268,23 @@ class Engine:
         cluster = answer.get("cluster")
         return "error" not in answer and (cluster is None or bool(cluster.get("leader")))
 
-    async def waiting(self, arch: str, lang: str) -> int:
-        """Work of the consumer that no host has taken. Raises SilenceError, FleetError."""
-        answer = await self._api(f"CONSUMER.INFO.{_stream_of(arch)}.{arch}_{lang}", {})
-        return int(answer.get("num_pending", 0))
+    async def load(self, arch: str, lang: str) -> Load:
+        """How much work of the consumer there is. Raises SilenceError, FleetError."""
+        answer = await self._api(f"CONSUMER.INFO.{stream_of(arch)}.{arch}_{lang}", {})
+        return Load(*(int(answer.get(f"num_{what}", 0)) for what in ("pending", "ack_pending", "redelivered")))
 
-    async def held(self, arch: str, lang: str) -> int:
-        """Work of the consumer that waits, or that a host has. Raises SilenceError, FleetError."""
-        answer = await self._api(f"CONSUMER.INFO.{_stream_of(arch)}.{arch}_{lang}", {})
-        return int(answer.get("num_pending", 0)) + int(answer.get("num_ack_pending", 0))
+    async def next_work(self, arch: str, lang: str, number: int) -> tuple[int, bytes] | None:
+        """The first work of the consumer with that number or a higher one, waiting or under way;
+        its number, and the work. Raises SilenceError, FleetError.
+        """
+        asked = {"seq": number, "next_by_subj": f"run.{arch}.{lang}.*"}
+        found = (await self._api(f"STREAM.MSG.GET.{stream_of(arch)}", asked, but=NOT_FOUND)).get("message")
+        return (int(found["seq"]), base64.b64decode(found.get("data", ""))) if found else None
+
+    async def archs(self) -> list[str]:
+        """The architectures that have a stream. Raises SilenceError, FleetError."""
+        names = (await self._api("STREAM.NAMES", {"subject": "run.>"})).get("streams") or []
+        return [name.removeprefix(STREAM) for name in names]
 
     async def consumers(self, arch: str) -> list[str]:
         """The languages, and other queues, that the stream of the architecture has. Raises
@@ -309,7 +292,7 @@ class Engine:
         """
         found: list[str] = []
         while True:
-            answer = await self._api(f"CONSUMER.NAMES.{_stream_of(arch)}", {"offset": len(found)}, but=NOT_FOUND)
+            answer = await self._api(f"CONSUMER.NAMES.{stream_of(arch)}", {"offset": len(found)}, but=NOT_FOUND)
             names = answer.get("consumers") or []
             found += names
             if not names or len(found) >= answer["total"]:
@@ -328,7 +311,7 @@ class Engine:
         with translated():
             try:
                 headers = {"Nats-Msg-Id": message_id, "Nats-Expected-Last-Subject-Sequence": "0"}
-                ack = await self._stream.publish(_subject_of(arch, lang, message_id), data, timeout=TIMEOUT_S, headers=headers)
+                ack = await self._stream.publish(subject_of(arch, lang, message_id), data, timeout=TIMEOUT_S, headers=headers)
             except NotFoundError:
                 raise
             except APIError as error:
@@ -344,13 +327,13 @@ class Engine:
 
     async def holds(self, arch: str, lang: str, message_id: str) -> bool:
         """Whether there is such work, waiting or under way. Raises SilenceError, FleetError."""
-        asked = {"last_by_subj": _subject_of(arch, lang, message_id)}
-        return "message" in await self._api(f"STREAM.MSG.GET.{_stream_of(arch)}", asked, but=NOT_FOUND)
+        asked = {"last_by_subj": subject_of(arch, lang, message_id)}
+        return "message" in await self._api(f"STREAM.MSG.GET.{stream_of(arch)}", asked, but=NOT_FOUND)
 
     async def take_back(self, arch: str, number: int) -> None:
         """Remove work that no host has taken."""
         with contextlib.suppress(FleetError, NobodyError, SilenceError):
-            await self._api(f"STREAM.MSG.DELETE.{_stream_of(arch)}", {"seq": number, "no_erase": True})
+            await self._api(f"STREAM.MSG.DELETE.{stream_of(arch)}", {"seq": number, "no_erase": True})
 
     async def send(self, subject: str, data: bytes) -> None:
         """Send to whoever listens, if anybody does; without a subject or a connection to nobody."""
@@ -406,7 +389,7 @@ class Engine:
     async def pull(self, arch: str, lang: str, *, priority: int, expires_s: float) -> None:
         """Ask for one piece of work; those who ask with a lower number are served first."""
         request = {"batch": 1, "expires": int(expires_s * NS), "group": GROUP, "priority": priority}
-        subject = f"$JS.API.CONSUMER.MSG.NEXT.{_stream_of(arch)}.{arch}_{lang}"
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream_of(arch)}.{arch}_{lang}"
         self._pulls[lang].append(asyncio.get_running_loop().call_later(expires_s + LOST_S, self._lose_pull, lang))
         with contextlib.suppress(nats.errors.Error, OSError):
             await self._client.publish(subject, json.dumps(request).encode(), reply=f"{INBOX}{self.name}.{PULL}.{lang}")
@@ -462,15 +445,6 @@ class Engine:
         elif delivery.ack:
             log.error("fleet: work is removed, as nobody can read it: %s", error)
             await self.send(delivery.ack, b"+TERM")
-
-
-def _stream_of(arch: str) -> str:
-    return f"RUNS_{arch}"
-
-
-def _subject_of(arch: str, lang: str, message_id: str) -> str:
-    """Where work waits: a place of its own, so that it is there once."""
-    return f"run.{arch}.{lang}.{hashlib.blake2s(message_id.encode(), digest_size=16).hexdigest()}"
 
 
 def _is_refusal(said: str) -> bool:

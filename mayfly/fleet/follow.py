@@ -67,6 +67,11 @@ class Follow:
         """Whether no host has it, as far as is known here."""
         return not self.mirror.host or self.given_back >= self.mirror.delivered
 
+    def noted(self, registered: Registered) -> None:
+        """It is registered so, maybe by another gateway."""
+        if registered.given_back:
+            self.given_back = max(self.given_back, registered.delivered)
+
     @property
     def run(self) -> Run:
         """The run."""

@@ -123,6 +123,7 @@ class Follows:
             self.keep(follow)
             if registered.host:
                 self.begun(follow, registered.host, Begun(token=registered.token, delivered=registered.delivered, ack=""))
+                follow.noted(registered)
                 await self.attach(follow)
             else:
                 self.spawn(self._look_for_host(follow), f"look for the host of {run_id}")
@@ -430,4 +431,5 @@ class Follows:
         if registered.host and (follow.number < 0 or moved_from):  # the host may be another one by now
             begun = Begun(token=registered.token, delivered=registered.delivered, ack="", moved_from=moved_from)
             self.begun(follow, registered.host, begun)
+        follow.noted(registered)
         await self.attach(follow)

@@ -37,6 +37,7 @@ from mayfly.fleet.queues import Queues, Stale
 from mayfly.fleet.results import Results
 from mayfly.fleet.roll import Roll
 from mayfly.fleet.verdicts import Verdicts
+from mayfly.fleet.waiting import Waiting
 from mayfly.fleet.watch import Watch
 from mayfly.fleet.wire import error_of
 from mayfly.host.config import Config
@@ -133,6 +134,7 @@ class Gateway:
         await self._lists.load()
         self._follows.spawn(self._watch.watch(), "watch the fleet")
         self._follows.spawn(Stale(engine, self.roll, self._queues).sweep(), "sweep queues")
+        self._follows.spawn(Waiting(engine, self._registry, self._follows, self.roll).sweep(), "sweep work that waits")
         self._follows.spawn(self._begin_calls(), "begin calls")
 
     async def _begin_calls(self) -> None:

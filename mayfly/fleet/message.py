@@ -114,8 +114,9 @@ class Work(msgspec.Struct, kw_only=True):
 
 class Registered(msgspec.Struct, kw_only=True):
     """A run as the fleet knows it until it has a result. `digest` tells its request from others of
-    the same Idempotency-Key; `attempts` are hosts that began it. One that is `charged` stands in
-    its key's account. What it is about, if anything, gateways keep beside.
+    the same Idempotency-Key; `attempts` are hosts that began it, of which `host` was the last one;
+    it may have `given_back` the run. One that is `charged` stands in its key's account. What it is
+    about, if anything, gateways keep beside.
     """
 
     head: Head
@@ -127,6 +128,7 @@ class Registered(msgspec.Struct, kw_only=True):
     host: str = ""
     delivered: int = 0
     attempts: int = 0
+    given_back: bool = False
     charged: bool = False
     has_about: bool = False
 

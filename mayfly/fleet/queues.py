@@ -94,6 +94,6 @@ class Stale:
         }
         self._since = {queue: self._since.get(queue, now) for queue in stale}
         for arch, lang in stale:
-            if now - self._since[arch, lang] >= STALE_S and not await self._engine.held(arch, lang):
+            if now - self._since[arch, lang] >= STALE_S and not any(await self._engine.load(arch, lang)):
                 await self._queues.remove(arch, lang)
                 log.info("fleet: the queue %s of %s is removed: no host has its snapshot", lang, arch)

@@ -98,7 +98,7 @@ class Verdicts:
                 return Verdict(verdict="go", attempt=registered.attempts)
             moved = bool(asked.moved_from) and (asked.moved_from, asked.delivered) == (registered.host, registered.delivered)
             anew = not (moved or (asked.goes_on and host == registered.host))
-            registered.host, registered.delivered = host, asked.delivered
+            registered.host, registered.delivered, registered.given_back = host, asked.delivered, False
             registered.attempts += anew
             if registered.attempts > ATTEMPTS:
                 error = HostError(f"{ATTEMPTS} hosts began the run, and none ended it", hint="look at the hosts' logs")
@@ -174,6 +174,9 @@ class Verdicts:
                 if follow.work:
                     await self._follows.give_back(follow)
                 follow.given_back = mirror.delivered
+                if registered is not None and entry is not None and (registered.host, registered.delivered) == (host, said.delivered):
+                    registered.given_back = True
+                    await self._registry.update(run_id, encode(registered), entry.revision)  # if not, another one has begun
                 return "again"
             await self._follows.decide(follow, follow.registered, follow.run, ending_of(follow.run, host, error))
             return "done"

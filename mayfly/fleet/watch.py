@@ -89,7 +89,7 @@ class Watch:
 
     async def _look_at_hosts(self) -> None:
         """Give to others what hosts have that are gone: nobody listens in their name."""
-        hosts = {follow.host for follow in self._follows if follow.mirror.ack or follow.work} - {""}
+        hosts = {follow.host for follow in self._follows} - {""}
         self._missing = {host: count for host, count in self._missing.items() if host in hosts}
         self._silent = {host: count for host, count in self._silent.items() if host in hosts}
         await asyncio.gather(*(self._look_at(host) for host in hosts))
@@ -107,9 +107,11 @@ class Watch:
         is_gone, hangs = self._missing.get(host, 0) >= MISSED, self._silent.get(host, 0) >= MISSED
         for follow in self._follows:
             mirror = follow.mirror
-            lost = (is_gone or hangs) if follow.work else (is_gone and mirror.ack and follow.given_back < mirror.delivered)
+            lost = (is_gone or hangs) if follow.work else (is_gone and follow.given_back < mirror.delivered)
             if follow.host == host and lost:
                 follow.given_back = mirror.delivered
+                if not (mirror.ack or follow.work):  # the stream gives it to others in time
+                    continue
                 told = step("give_back", follow.run.id, attempt=mirror.attempts, host=host)
                 await self._follows.give_back(follow)
                 self.given_back += 1
@@ -148,7 +150,7 @@ class Watch:
         needed = {follow.lang for follow in self._follows if not follow.mirror.host}
         for arch, lang in needed | set(self.waiting):
             try:
-                count = await self._engine.waiting(arch, lang)
+                count = (await self._engine.load(arch, lang)).waiting
             except FleetError as error:  # an operator has removed it, maybe
                 log.warning("fleet: the queue %s of %s is lacking: %s", lang, arch, error)
                 count = 0

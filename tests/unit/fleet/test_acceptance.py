@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from mayfly.errors import BodyTooLargeError, FleetError, HostError, RequestError
-from mayfly.fleet import carrying, follows, lists
-from mayfly.fleet import engine as connections
+from mayfly.fleet import carrying, follows, lists, streams
 from mayfly.fleet.buckets import Bucket
 from mayfly.fleet.engine import Engine
 from mayfly.fleet.failures import NobodyError, SilenceError
@@ -52,7 +51,7 @@ ENDLESS, LONG_S = "echo begun; sleep 600", 600.0
 
 
 def test_work_that_waits_for_long_is_stored_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(connections, "DUPLICATES_S", 0.1)
+    monkeypatch.setattr(streams, "DUPLICATES_S", 0.1)
 
     async def scenario(fleet: Fleet) -> None:
         await fleet.add_host("h1")
@@ -68,7 +67,7 @@ def test_work_that_waits_for_long_is_stored_once(monkeypatch: pytest.MonkeyPatch
                     ids.add((await answer.json())["id"])
                 await asyncio.sleep(0.3)  # longer than the servers remember ids
             assert len(ids) == 1
-            assert await watcher.waiting(arch, "toy-1_0") == 1
+            assert (await watcher.load(arch, "toy-1_0")).waiting == 1
             await fleet.add_host("h2")
             await events(two.client, ids.pop())
             assert log.read_text() == "x\n"

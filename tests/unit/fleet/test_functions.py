@@ -98,10 +98,10 @@ def test_a_function_s_queue_goes_with_it(tmp_path: Path) -> None:
                     await until(lambda way=way: bool(way.runner.functions.all()))  # type: ignore[misc]
                     assert await ask(way.client, "echo", b"hello") == b"hello"
                 made = one.runner._lists.functions.all[0]
-                assert await one.runner._engine.waiting(made.arch, queue_of("echo")) == 0
+                assert (await one.runner._engine.load(made.arch, queue_of("echo"))).waiting == 0
                 await change(fleet, Change(remove="echo"))
                 with pytest.raises(FleetError, match="consumer not found"):
-                    await one.runner._engine.waiting(made.arch, queue_of("echo"))
+                    await one.runner._engine.load(made.arch, queue_of("echo"))
                 for way in (one, two):
                     await until(lambda way=way: not way.runner.functions.all())  # type: ignore[misc]
 

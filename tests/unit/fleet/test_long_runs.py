@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mayfly.fleet import buckets, engine, worker
+from mayfly.fleet import buckets, streams, worker
 from mayfly.fleet.engine import Delivery, Engine
 from tests.kit.api_fakes import install_toys
 from tests.kit.fleet_kit import Fleet, in_fleet, until
@@ -61,11 +61,11 @@ def test_a_stream_that_keeps_work_for_less_is_changed(monkeypatch: pytest.Monkey
     async def scenario(fleet: Fleet) -> None:
         async def ages() -> list[float]:
             info = await one._api("STREAM.INFO.RUNS_mips", {})
-            return [info["config"]["max_age"] / engine.NS, info["state"]["messages"]]
+            return [info["config"]["max_age"] / streams.NS, info["state"]["messages"]]
 
         async with Engine.connect((fleet.server.url,), "g1") as one:
-            for age_s, expected in ((3600, 3600), (engine.WORK_AGE_S, engine.WORK_AGE_S), (3600, engine.WORK_AGE_S)):
-                monkeypatch.setattr(engine, "WORK_AGE_S", age_s)
+            for age_s, expected in ((3600, 3600), (streams.WORK_AGE_S, streams.WORK_AGE_S), (3600, streams.WORK_AGE_S)):
+                monkeypatch.setattr(streams, "WORK_AGE_S", age_s)
                 await one.ensure_consumer("mips", "toy", replicas=1, ack_wait_s=5)
                 await one.put("mips", "toy", b"work", "the only one")
                 assert await ages() == [expected, 1]

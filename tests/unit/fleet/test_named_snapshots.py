@@ -156,7 +156,8 @@ def test_a_run_whose_snapshot_is_removed_is_told_so(monkeypatch: pytest.MonkeyPa
             async with way.client.post("/run", json=body("true", snapshot="ours")) as answer:
                 assert answer.status == 404
             await until(lambda: not way.runner.under_way)
-            assert not await way.runner._engine.waiting(platform.machine(), queue_of(name_of(Images().find("toy")), "ours"))
+            load = await way.runner._engine.load(platform.machine(), queue_of(name_of(Images().find("toy")), "ours"))
+            assert load.waiting == 0
 
     in_fleet(scenario)
 

@@ -1,0 +1,79 @@
+"""Work that waits for long, whose gateway may be gone."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+
+from mayfly.errors import FleetError
+from mayfly.fleet import roll
+from mayfly.fleet.buckets import RENEW_S, Bucket
+from mayfly.fleet.engine import Engine
+from mayfly.fleet.failures import NobodyError, SilenceError, UnreadableError
+from mayfly.fleet.follows import Follows
+from mayfly.fleet.message import SNAPSHOT, Claim, Registered, decode
+from mayfly.fleet.queues import SWEEP_S
+from mayfly.fleet.roll import Roll
+
+log = logging.getLogger(__name__)
+
+
+class Waiting:
+    """Keeps on what is known of runs that wait, and follows those that wait for a snapshot which no
+    host can use: Watch ends them.
+    """
+
+    def __init__(self, engine: Engine, registry: Bucket, follows: Follows, roll: Roll) -> None:
+        self._engine, self._registry, self._follows, self._roll = engine, registry, follows, roll
+
+    async def sweep(self) -> None:
+        """Do both, again and again: a gateway ends nothing before it can know all hosts that others
+        know.
+        """
+        loop = asyncio.get_running_loop()
+        began = renewed = loop.time()
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            try:
+                if loop.time() - began >= roll.KNOWN_S:
+                    await self.follow()
+                if loop.time() - renewed >= RENEW_S:
+                    renewed = loop.time()
+                    await self.renew()
+            except (FleetError, NobodyError, SilenceError) as error:
+                log.info("fleet: the work that waits is looked at later: %s", error or "nobody answers")
+
+    async def follow(self) -> None:
+        """Follow the runs of snapshots that no host can use now.
+
+        Raises:
+            FleetError, NobodyError, SilenceError: not now.
+        """
+        fitting = self._roll.fitting()
+        for arch in {host.about.arch for host in self._roll if host.about}:
+            for lang in await self._engine.consumers(arch):
+                if lang.startswith(f"{SNAPSHOT}-") and (arch, lang) not in fitting:
+                    async for claim in self._work(arch, lang):
+                        await self._follows.fetch(claim.id)
+
+    async def renew(self) -> None:
+        """Keep on what is known of runs in queues where some wait. Raises as `follow`."""
+        for arch in await self._engine.archs():
+            for lang in await self._engine.consumers(arch):
+                load = await self._engine.load(arch, lang)
+                if not (load.waiting or load.again):
+                    continue
+                async for claim in self._work(arch, lang):
+                    entry = await self._registry.get(claim.id)  # of other work than runs there is none
+                    if entry is not None and (registered := decode(entry.value, type=Registered)).token == claim.token:
+                        await self._follows.renew(registered, entry)
+
+    async def _work(self, arch: str, lang: str) -> AsyncIterator[Claim]:
+        number = 0
+        while (found := await self._engine.next_work(arch, lang, number + 1)) is not None:
+            number, data = found
+            claim = None
+            with contextlib.suppress(UnreadableError):
+                claim = decode(data, type=Claim)
+            if claim is not None and claim.id:
+                yield claim
