@@ -142,6 +142,22 @@ def test_a_program_that_waits_for_input_stops_and_reads_on(tmp_path: Path, no_le
     assert execute(state, stdin=b"and after").stdout == b"and after"
 
 
+def test_a_program_whose_output_nobody_reads_stops(tmp_path: Path, no_leaks: None) -> None:
+    """No byte of it is missing then, or comes twice."""
+    path, state, rounds = tmp_path / "writer.wasm", tmp_path / "state", 30_000
+    step = write_number(0) + C.get(0) + C.i32(1) + C.i32_add + C.tee(0)
+    loop = C.loop() + step + C.i32(rounds) + C.i32_lt_s + C.br_if(0) + C.end
+    path.write_bytes(program(loop, I32, imports=("fd_write",), data={IOV: struct.pack("<II", WORD, 4)}).encoded())
+    with subprocess.Popen([build(), "--save", state, path], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        wait_until_blocked(process)
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(PATIENCE_S) == STOPPED
+        before = process.stdout.read()
+    assert 0 < len(before) < 4 * rounds
+    assert before + execute(state).stdout == struct.pack(f"<{rounds}I", *range(rounds))
+
+
 def held_echo() -> Module:
     """As `echo`, but when it has written for the first time it goes on only from a checkpoint that
     was `released`.

@@ -170,6 +170,31 @@ def test_the_connection_is_lost_at_any_message(play: Play, at: int, arrives: boo
     play(scenario, Cut(at, arrives))
 
 
+@pytest.mark.parametrize("at", range(MESSAGES))
+def test_a_move_is_cancelled_at_any_message(play: Play, at: int) -> None:
+    if not FULL and at % 3:
+        pytest.skip("a third of all")
+
+    async def scenario(stage: Stage) -> None:
+        run = stage.start(echo(), interactive=True)
+
+        async def move() -> None:
+            going = stage.moves_here.begin(run, stage.road.connect, to="there")
+            moving = going.begin()
+            while len(stage.road.log) < at and not moving.done():
+                await asyncio.sleep(0.001)
+            taken_back = going.cancel()
+            await asyncio.wait([moving])
+            assert taken_back == moving.cancelled() == (run.elsewhere is None)
+            if run.elsewhere is not None:
+                await until(stage.there.get(run.id), b"".join(SAID[:2]))
+
+        await say(run, SAID, move)
+        assert (run.record.output(0)[0], run.verdict().exit_status) == (b"".join(SAID), 0)
+
+    play(scenario)
+
+
 def computing(rounds: int) -> Module:
     """A program that counts to `rounds`, takes a while for each number, and writes it."""
     wait = C.i32(100_000) + C.set(1) + C.loop() + C.get(1) + C.i32(-1) + C.i32_add + C.tee(1) + C.br_if(0) + C.end
