@@ -4,7 +4,7 @@ with hot functions compiled and without, and checkpoints' sizes and times.
 Usage: python -m scripts.bench.wasm FILE [--wasmtime PYTHON]
 
 PYTHON is an interpreter that has the package `wasmtime`. Times are of the processor, medians of
-seven in turns; what a compiler takes before the program runs is not in them. The machine's own code
+three in turns; what a compiler takes before the program runs is not in them. The machine's own code
 is of rustc (-O) and cc (-O2), where they are, and of Go as the WebAssembly is.
 """
 
@@ -27,7 +27,7 @@ from tests.kit.wasm_programs import LANGUAGES, SOURCES
 
 PROGRAMS = {"sieve.rs": "800", "nbody.rs": "2000000", "tree.rs": "1000", "chans.go": "1000", "gemm.c": "10000"}
 """Programs and their argument: some seconds of the interpreter."""
-ROUNDS = 7
+ROUNDS = 3
 DIRTY = """
 fn main() {
     let mut seed = 1u64;

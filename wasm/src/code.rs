@@ -40,16 +40,16 @@ pub enum Op {
     JumpI64EqImm, JumpI64NeImm, JumpI64LtSImm, JumpI64LtUImm, JumpI64GtSImm, JumpI64GtUImm, JumpI64LeSImm, JumpI64LeUImm,
     JumpI64GeSImm, JumpI64GeUImm,
     // Two and more in one.
-    /// d = a + the upper half of `imm`; a jump if d is not b, or not 0.
-    JumpI32AddNe, JumpI32AddNotZero,
+    /// d = a + the upper half of `imm`; a jump if d is not b, or not the constant that is in b's place.
+    JumpI32AddNe, JumpI32AddNeImm,
     /// d = a + (b << imm)
     I32AddShl,
     /// Loads from a + b.
     Load8USum, Load32USum, Load64Sum,
     /// d = b op what is loaded from a
-    F64AddLoad, F64SubLoad, F64MulLoad,
+    F64AddLoad, F64SubLoad, F64MulLoad, F32MulLoad,
     /// d = the slot `imm` ± a * b; of `…Load`: the slot in the upper half of `imm` + b * what is loaded from a
-    F64MulAdd, F64MulSub, F64MulAddLoad,
+    F64MulAdd, F64MulSub, F64MulAddLoad, F32MulAddLoad,
 }
 
 /// `d` is the slot of the result, or a call's first argument; `a` and `b` are slots of operands. A jump has its target in the low half of

@@ -65,6 +65,8 @@ pub fn joined(op: Op, made: Instruction, other: u16, is_second: bool) -> Option<
         (Op::F64Add, Op::F64Mul) => (Op::F64MulAdd, a, b, other.into()),
         (Op::F64Sub, Op::F64Mul) if is_second => (Op::F64MulSub, a, b, other.into()),
         (Op::F64Add, Op::F64MulLoad) => (Op::F64MulAddLoad, a, b, imm | u64::from(other) << 32),
+        (Op::F32Mul, Op::Load32U) => (Op::F32MulLoad, a, other, imm),
+        (Op::F32Add, Op::F32MulLoad) => (Op::F32MulAddLoad, a, b, imm | u64::from(other) << 32),
         _ => return None,
     };
     Some(Instruction { op, d, a, b, imm })
@@ -86,12 +88,12 @@ pub fn jumping(condition: Condition, made: Instruction) -> Option<Instruction> {
     if made.op != Op::I32AddImm || made.d != condition.a {
         return None;
     }
-    let op = match (condition.op, condition.constant) {
-        (Op::JumpI32Ne, _) => Op::JumpI32AddNe,
-        (Op::JumpI32NeImm, 0) => Op::JumpI32AddNotZero,
+    let (op, b) = match condition.op {
+        Op::JumpI32Ne => (Op::JumpI32AddNe, condition.b),
+        Op::JumpI32NeImm => (Op::JumpI32AddNeImm, u16::try_from(condition.constant).ok()?),
         _ => return None,
     };
-    Some(Instruction { op, b: condition.b, imm: made.imm << 32, ..made })
+    Some(Instruction { op, b, imm: made.imm << 32, ..made })
 }
 
 /// The form of an instruction whose second operand is a constant.

@@ -434,7 +434,7 @@ impl Lowering<'_> {
                 let jump = self.code.jump_if_constant(condition, wide, a, (i.imm as i64 >> 32) as u64);
                 self.jump_to(i, jump);
             }
-            Shape::JumpAddNe | Shape::JumpAddNotZero => {
+            Shape::JumpAddNe | Shape::JumpAddNeConst => {
                 let (a, to) = (self.integer(i.a, 0), self.for_integer(i.d));
                 self.code.alu_constant(Alu::Add, false, to, a, i.imm >> 32);
                 self.set(i.d, to);
@@ -442,7 +442,7 @@ impl Lowering<'_> {
                     let b = self.integer(i.b, 1);
                     self.code.jump_if(Condition::Ne, false, to, b)
                 } else {
-                    self.code.jump_if_constant(Condition::Ne, false, to, 0)
+                    self.code.jump_if_constant(Condition::Ne, false, to, i.b.into())
                 };
                 self.jump_to(i, jump);
             }
@@ -467,12 +467,13 @@ impl Lowering<'_> {
                 let (a, b, to) = (self.float(i.a, 0), self.float(i.b, 1), self.for_float(i.d));
                 self.made(pc, float, double, to, a, b);
             }
-            Shape::FloatLoad(float) => {
-                let at = self.point(pc, i.a, i.imm as u32, 8);
+            Shape::FloatLoad(float, double) => {
+                let size = if double { 8 } else { 4 };
+                let at = self.point(pc, i.a, i.imm as u32, size);
                 let loaded = Code::FLOAT_SCRATCH[1];
-                self.code.load_float(loaded, at, 8);
+                self.code.load_float(loaded, at, size);
                 let (b, to) = (self.float(i.b, 0), self.for_float(i.d));
-                self.made(pc, float, true, to, b, loaded);
+                self.made(pc, float, double, to, b, loaded);
             }
             Shape::MulAdd(float) => {
                 let product = Code::FLOAT_SCRATCH[1];
@@ -481,14 +482,15 @@ impl Lowering<'_> {
                 let (other, to) = (self.float(i.imm as u16, 0), self.for_float(i.d));
                 self.made(pc, float, true, to, other, product);
             }
-            Shape::MulAddLoad => {
-                let at = self.point(pc, i.a, i.imm as u32, 8);
+            Shape::MulAddLoad(double) => {
+                let size = if double { 8 } else { 4 };
+                let at = self.point(pc, i.a, i.imm as u32, size);
                 let factor = Code::FLOAT_SCRATCH[1];
-                self.code.load_float(factor, at, 8);
+                self.code.load_float(factor, at, size);
                 let b = self.float(i.b, 0);
-                self.code.float(Float::Mul, true, factor, b, factor);
+                self.code.float(Float::Mul, double, factor, b, factor);
                 let (other, to) = (self.float((i.imm >> 32) as u16, 0), self.for_float(i.d));
-                self.made(pc, Float::Add, true, to, other, factor);
+                self.made(pc, Float::Add, double, to, other, factor);
             }
             Shape::Root(double) => {
                 let (a, to) = (self.float(i.a, 0), self.for_float(i.d));

@@ -19,7 +19,7 @@ pub enum Place {
 /// Where an instruction jumps to.
 pub fn target(i: &Instruction) -> Option<usize> {
     let jumps =
-        matches!(shape(i.op), Some(Shape::Jump | Shape::JumpIf(..) | Shape::JumpIfConst(..) | Shape::JumpAddNe | Shape::JumpAddNotZero));
+        matches!(shape(i.op), Some(Shape::Jump | Shape::JumpIf(..) | Shape::JumpIfConst(..) | Shape::JumpAddNe | Shape::JumpAddNeConst));
     jumps.then_some(i.imm as u32 as usize)
 }
 

@@ -42,14 +42,14 @@ pub enum Shape {
     JumpIf(Condition, bool),
     JumpIfConst(Condition, bool),
     JumpAddNe,
-    JumpAddNotZero,
+    JumpAddNeConst,
     AddShl,
     ZeroExtend,
     SignExtend(u8, bool),
     Float(Float, bool),
-    FloatLoad(Float),
+    FloatLoad(Float, bool),
     MulAdd(Float),
-    MulAddLoad,
+    MulAddLoad(bool),
     Root(bool),
     CompareFloats(Condition, bool),
     Convert {
@@ -160,7 +160,7 @@ pub fn shape(op: Op) -> Option<Shape> {
         Op::I64ShrUImm => ShiftConst(self::Shift::RightU, true),
         Op::I64RotlImm => ShiftConst(self::Shift::RotateLeft, true),
         Op::JumpI32AddNe => JumpAddNe,
-        Op::JumpI32AddNotZero => JumpAddNotZero,
+        Op::JumpI32AddNeImm => JumpAddNeConst,
         Op::I32AddShl => AddShl,
         Op::I64ExtendI32U => ZeroExtend,
         Op::I64ExtendI32S | Op::I64Extend32S => SignExtend(32, true),
@@ -176,12 +176,14 @@ pub fn shape(op: Op) -> Option<Shape> {
         Op::F64Sub => Float(self::Float::Sub, true),
         Op::F64Mul => Float(self::Float::Mul, true),
         Op::F64Div => Float(self::Float::Div, true),
-        Op::F64AddLoad => FloatLoad(self::Float::Add),
-        Op::F64SubLoad => FloatLoad(self::Float::Sub),
-        Op::F64MulLoad => FloatLoad(self::Float::Mul),
+        Op::F64AddLoad => FloatLoad(self::Float::Add, true),
+        Op::F64SubLoad => FloatLoad(self::Float::Sub, true),
+        Op::F64MulLoad => FloatLoad(self::Float::Mul, true),
         Op::F64MulAdd => MulAdd(self::Float::Add),
         Op::F64MulSub => MulAdd(self::Float::Sub),
-        Op::F64MulAddLoad => MulAddLoad,
+        Op::F32MulLoad => FloatLoad(self::Float::Mul, false),
+        Op::F64MulAddLoad => MulAddLoad(true),
+        Op::F32MulAddLoad => MulAddLoad(false),
         Op::F32Sqrt => Root(false),
         Op::F64Sqrt => Root(true),
         Op::F32Eq => CompareFloats(Condition::Eq, false),
@@ -236,7 +238,10 @@ impl Shape {
     /// Whether it takes one NaN for another, and whatever it makes of one does not show which one it was.
     pub fn hides_nan(self) -> bool {
         use Shape::*;
-        matches!(self, Float(..) | FloatLoad(_) | MulAdd(_) | MulAddLoad | Root(_) | CompareFloats(..) | ChangePrecision(_) | Truncate(_))
+        matches!(
+            self,
+            Float(..) | FloatLoad(..) | MulAdd(_) | MulAddLoad(_) | Root(_) | CompareFloats(..) | ChangePrecision(_) | Truncate(_)
+        )
     }
 
     /// Whether it makes a value of 32 bits, with zeros above.
@@ -246,7 +251,7 @@ impl Shape {
             Load(size, extend) => size < 8 && extend != Extend::Sign64,
             LoadSum(size) => size < 8,
             Alu(_, wide) | AluConst(_, wide) | Divide(_, wide) | self::Shape::Shift(_, wide) | ShiftConst(_, wide) => !wide,
-            CountZeros { .. } | Compare(..) | CompareConst(..) | CompareFloats(..) | JumpAddNe | JumpAddNotZero | AddShl | ZeroExtend => {
+            CountZeros { .. } | Compare(..) | CompareConst(..) | CompareFloats(..) | JumpAddNe | JumpAddNeConst | AddShl | ZeroExtend => {
                 true
             }
             SignExtend(_, wide) | Truncate(Truncation { wide, .. }) => !wide,
@@ -258,7 +263,7 @@ impl Shape {
     pub fn size(self) -> Option<u8> {
         match self {
             Shape::Load(size, _) | Shape::Store(size) => Some(size),
-            Shape::FloatLoad(_) | Shape::MulAddLoad => Some(8),
+            Shape::FloatLoad(_, double) | Shape::MulAddLoad(double) => Some(if double { 8 } else { 4 }),
             _ => None,
         }
     }
@@ -266,7 +271,7 @@ impl Shape {
     /// Whether it goes on, if nothing is wrong, with the next instruction.
     pub fn goes_on(self) -> bool {
         use Shape::*;
-        !matches!(self, Jump | JumpIf(..) | JumpIfConst(..) | JumpAddNe | JumpAddNotZero | JumpTable | Loop | Call | Return)
+        !matches!(self, Jump | JumpIf(..) | JumpIfConst(..) | JumpAddNe | JumpAddNeConst | JumpTable | Loop | Call | Return)
     }
 }
 
@@ -300,13 +305,13 @@ pub fn uses(shape: Shape, i: &Instruction) -> Uses {
         | Shape::ShiftConst(..)
         | Shape::CountZeros { .. }
         | Shape::CompareConst(..)
-        | Shape::JumpAddNotZero
+        | Shape::JumpAddNeConst
         | Shape::ZeroExtend
         | Shape::SignExtend(..) => (vec![(a, Integer)], Some((d, Integer))),
         Shape::Float(..) => (vec![(a, Float), (b, Float)], Some((d, Float))),
-        Shape::FloatLoad(_) => (vec![(a, Integer), (b, Float)], Some((d, Float))),
+        Shape::FloatLoad(..) => (vec![(a, Integer), (b, Float)], Some((d, Float))),
         Shape::MulAdd(_) => (vec![(a, Float), (b, Float), (i.imm as u16, Float)], Some((d, Float))),
-        Shape::MulAddLoad => (vec![(a, Integer), (b, Float), ((i.imm >> 32) as u16, Float)], Some((d, Float))),
+        Shape::MulAddLoad(_) => (vec![(a, Integer), (b, Float), ((i.imm >> 32) as u16, Float)], Some((d, Float))),
         Shape::Root(_) | Shape::ChangePrecision(_) => (vec![(a, Float)], Some((d, Float))),
         Shape::CompareFloats(..) => (vec![(a, Float), (b, Float)], Some((d, Integer))),
         Shape::Truncate(_) => (vec![(a, Float)], Some((d, Integer))),

@@ -159,7 +159,8 @@ impl Machine {
             ($base:expr, $offset:expr, $kind:ty) => {{
                 let at = u64::from($base) + $offset;
                 if at + std::mem::size_of::<$kind>() as u64 > memory_size {
-                    trap!("out of bounds memory access at {at:#x}")
+                    let told = at; // a copy, so that `at` itself need not be in memory
+                    trap!("out of bounds memory access at {told:#x}")
                 }
                 // SAFETY: just checked.
                 unsafe { memory.add(at as usize).cast::<$kind>() }
@@ -181,10 +182,10 @@ impl Machine {
                 set!($i.d, value.into())
             }};
         }
-        macro_rules! loaded64 {
-            ($i:ident, $offset:expr) => {{
-                let at = address!(get!($i.a) as u32, $offset, u64);
-                f64::from_bits(unsafe { at.read_unaligned() })
+        macro_rules! loaded {
+            ($i:ident, $offset:expr, $kind:ty, $float:ty) => {{
+                let at = address!(get!($i.a) as u32, $offset, $kind);
+                <$float>::from_bits(unsafe { at.read_unaligned() })
             }};
         }
         macro_rules! store {
@@ -616,10 +617,10 @@ impl Machine {
                         jump!(i)
                     }
                 }
-                Op::JumpI32AddNotZero => {
+                Op::JumpI32AddNeImm => {
                     let sum = (get!(i.a) as u32).wrapping_add((i.imm >> 32) as u32);
                     set!(i.d, sum.into());
-                    if sum != 0 {
+                    if sum != u32::from(i.b) {
                         jump!(i)
                     }
                 }
@@ -627,14 +628,19 @@ impl Machine {
                 Op::Load8USum => load_sum!(i, u8),
                 Op::Load32USum => load_sum!(i, u32),
                 Op::Load64Sum => load_sum!(i, u64),
-                Op::F64AddLoad => set!(i.d, bits64(f64!(i.b) + loaded64!(i, i.imm))),
-                Op::F64SubLoad => set!(i.d, bits64(f64!(i.b) - loaded64!(i, i.imm))),
-                Op::F64MulLoad => set!(i.d, bits64(f64!(i.b) * loaded64!(i, i.imm))),
+                Op::F64AddLoad => set!(i.d, bits64(f64!(i.b) + loaded!(i, i.imm, u64, f64))),
+                Op::F64SubLoad => set!(i.d, bits64(f64!(i.b) - loaded!(i, i.imm, u64, f64))),
+                Op::F64MulLoad => set!(i.d, bits64(f64!(i.b) * loaded!(i, i.imm, u64, f64))),
+                Op::F32MulLoad => set!(i.d, bits32(f32!(i.b) * loaded!(i, i.imm, u32, f32))),
                 Op::F64MulAdd => set!(i.d, bits64(f64!(i.imm as u16) + f64!(i.a) * f64!(i.b))),
                 Op::F64MulSub => set!(i.d, bits64(f64!(i.imm as u16) - f64!(i.a) * f64!(i.b))),
                 Op::F64MulAddLoad => {
-                    let factor = loaded64!(i, u64::from(i.imm as u32));
+                    let factor = loaded!(i, u64::from(i.imm as u32), u64, f64);
                     set!(i.d, bits64(f64!((i.imm >> 32) as u16) + f64!(i.b) * factor))
+                }
+                Op::F32MulAddLoad => {
+                    let factor = loaded!(i, u64::from(i.imm as u32), u32, f32);
+                    set!(i.d, bits32(f32!((i.imm >> 32) as u16) + f32!(i.b) * factor))
                 }
             }
         }
