@@ -306,3 +306,24 @@ impl<R: Read> Source<R> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A command that does nothing, with a memory of one page at least and two at most.
+    const MODULE: &[u8] = b"\0asm\x01\0\0\0\
+        \x01\x04\x01\x60\0\0\x03\x02\x01\0\x05\x04\x01\x01\x01\x02\
+        \x07\x13\x02\x06_start\0\0\x06memory\x02\0\x0a\x04\x01\x02\0\x0b";
+
+    #[test]
+    fn memory_for_which_there_is_no_room_is_refused_before_it_is_unpacked() {
+        let mut state = [&MAGIC[..], &VERSION.to_le_bytes(), &[0; 9], &(MODULE.len() as u32).to_le_bytes(), MODULE].concat();
+        // One frame at its function's beginning, no slots, no globals; two pages, of which the second is in the file.
+        state.extend([1, 0, 0, 0, 0, 2, 1, 16, 16].into_iter().flat_map(u32::to_le_bytes));
+        state.extend([0; 64]);
+        let loaded = |room| load_within(room, &state[..], state.len() as u64).err().unwrap().to_string();
+        assert_eq!(loaded(PAGE as u64 - 1), no_memory().to_string());
+        assert_eq!(loaded(PAGE as u64), "malformed: memory that is not packed, at block 16 or later");
+    }
+}
