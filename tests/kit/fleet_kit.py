@@ -98,7 +98,7 @@ class Fleet:
 
     @contextlib.asynccontextmanager
     async def gateway(self, name: str, **changes: Any) -> AsyncIterator[Way]:
-        """A gateway with its server."""
+        """A gateway with its server, which knows all hosts."""
         config = small_config(self.folder, **{"socket": self.folder / name / "api.sock", "listen": ("127.0.0.1:0",), **changes})
         stop = asyncio.Event()
         with claim(config.socket) as (listener, sockets), open_doors(config) as doors:
@@ -107,6 +107,7 @@ class Fleet:
                 connector = aiohttp.UnixConnector(path=str(config.socket), limit=0)
                 async with aiohttp.ClientSession("http://mayfly", connector=connector) as client:
                     try:
+                        await until(lambda: {host.name for host in runner.roll if host.about} >= self.hosts.keys())
                         yield Way(runner, client, doors[0].url)
                     finally:
                         stop.set()
@@ -114,10 +115,8 @@ class Fleet:
 
     @contextlib.asynccontextmanager
     async def two_gateways(self, **changes: Any) -> AsyncIterator[tuple[Way, Way]]:
-        """Two gateways that know all hosts."""
+        """Two gateways."""
         async with self.gateway("g1", **changes) as one, self.gateway("g2", **changes) as two:
-            for way in (one, two):
-                await self.until_hosts(way, len(self.hosts))
             yield one, two
 
     async def until_hosts(self, way: Way, count: int) -> None:

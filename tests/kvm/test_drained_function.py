@@ -57,7 +57,6 @@ def test_a_request_moves_with_its_machine(monkeypatch: pytest.MonkeyPatch, tmp_p
     async def scenario(fleet: Fleet) -> None:
         h1 = await fleet.add_host("h1", begin=Zygote.start, **machine)
         async with fleet.gateway("g1") as way:
-            await fleet.until_hosts(way, 1)
             await create(fleet, "count", timeout_s=600)
             await until(lambda: bool(way.runner.functions.all()))
             asked = asyncio.create_task(ask(way.client, "count", b"go!!"))

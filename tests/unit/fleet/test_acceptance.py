@@ -93,7 +93,6 @@ def test_a_host_is_given_a_run_before_it_is_registered(monkeypatch: pytest.Monke
         late(monkeypatch, go_on)
         service = await fleet.add_host("h1")
         async with fleet.gateway("g1") as way:
-            await fleet.until_hosts(way, 1)
             asked = asyncio.create_task(start(way.client, "echo early"))
             await until(lambda: any(one.done.is_set() for one in service.runs))
             assert not asked.done(), "it may not be accepted yet"
@@ -173,7 +172,6 @@ def test_a_run_that_no_host_can_carry_out_is_tried_thrice(monkeypatch: pytest.Mo
         monkeypatch.setattr(Service, "_machine", fail)
         await fleet.add_host("h1")
         async with fleet.gateway("g1") as way:
-            await fleet.until_hosts(way, 1)
             assert (await run(way.client, "true"))["error"]["code"] == "host_failed"
             assert len(tries) == ATTEMPTS
 
@@ -282,7 +280,6 @@ def test_a_host_that_was_away_hears_that_its_run_was_ended(monkeypatch: pytest.M
 
         service = await fleet.add_host("h1", run_wall_s=LONG_S)
         async with fleet.gateway("g1") as way:
-            await fleet.until_hosts(way, 1)
             run_id = await start(way.client, ENDLESS)
             await until_output(way, run_id, "begun")
             monkeypatch.setattr(Engine, "send", send_no_cancel)
@@ -401,7 +398,6 @@ def test_a_run_that_cannot_be_registered_is_too_large(awaited: bool) -> None:
     async def scenario(fleet: Fleet) -> None:
         await fleet.add_host("h1")
         async with fleet.gateway("g1") as way:
-            await fleet.until_hosts(way, 1)
             snippet = Snippet(language="toy", source=b"true")
             order = Order(snippet, way.runner.image_for(snippet), awaited=awaited, about=bytes(32 * MIB))
             with pytest.raises(BodyTooLargeError, match="the fleet's servers take"):
@@ -415,7 +411,6 @@ def test_a_run_is_not_handed_over_that_did_not_move() -> None:
     async def scenario(fleet: Fleet) -> None:
         await fleet.add_host("h1")
         async with fleet.gateway("g1") as way, Engine.connect((fleet.server.url,), "h9") as other:
-            await fleet.until_hosts(way, 1)
             run_id = await start(way.client, "echo begun; read line; echo $line", interactive=True)
             await until_output(way, run_id, "begun")
             work = Work(id=run_id, token="guessed", gateway="g1", snippet=Snippet(language="toy"))

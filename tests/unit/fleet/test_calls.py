@@ -62,11 +62,9 @@ async def called(taker: Receiver) -> dict[str, Any]:
 def test_whoever_is_there_calls(tmp_path: Path) -> None:
     async def scenario(fleet: Fleet) -> None:
         await fleet.add_host("h1")
-        async with receiver() as taker, fleet.gateway("g2", **CALLED) as two:
-            await fleet.until_hosts(two, 1)
+        async with receiver() as taker, fleet.gateway("g2", **CALLED):
             gate = tmp_path / "gate"
             async with fleet.gateway("g1", **CALLED) as one:
-                await fleet.until_hosts(one, 1)
                 quick = await start(one.client, "echo quick", callback_url=taker.url, callback_secret=SECRET)
                 assert (await called(taker))["id"] == quick
                 source = f"echo begun; while [ ! -e {gate} ]; do sleep 0.05; done; echo end"
@@ -82,10 +80,9 @@ def test_whoever_is_there_calls(tmp_path: Path) -> None:
 def test_a_url_that_may_not_be_called_is_refused() -> None:
     async def scenario(fleet: Fleet) -> None:
         await fleet.add_host("h1")
-        async with fleet.gateway("g1") as way:
-            await fleet.until_hosts(way, 1)
-            async with way.client.post("/start", json=body("true", callback_url="http://127.0.0.1:1/", callback_secret=SECRET)) as answer:
-                assert answer.status == 422
+        asked = body("true", callback_url="http://127.0.0.1:1/", callback_secret=SECRET)
+        async with fleet.gateway("g1") as way, way.client.post("/start", json=asked) as answer:
+            assert answer.status == 422
 
     in_fleet(scenario)
 
@@ -99,12 +96,10 @@ def test_a_submission_of_judge0_is_known_at_all_gateways(monkeypatch: pytest.Mon
     async def scenario(fleet: Fleet) -> None:
         await fleet.add_host("h1")
         async with receiver() as taker, fleet.gateway("g2", **served) as two:
-            await fleet.until_hosts(two, 1)
             gate = tmp_path / "gate"
             source = f"while [ ! -e {gate} ]; do sleep 0.05; done; cat; echo err >&2"
             asked = {"source_code": source, "language_id": 73, "stdin": "in", "expected_output": "in", "callback_url": taker.url}
             async with fleet.gateway("g1", **served) as one:
-                await fleet.until_hosts(one, 1)
                 async with one.client.post("/judge0/submissions", json=asked) as answer:
                     assert answer.status == 201, await answer.text()
                     token = (await answer.json())["token"]

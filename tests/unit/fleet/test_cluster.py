@@ -83,7 +83,6 @@ def test_a_leader_that_is_killed_takes_no_run_along(monkeypatch: pytest.MonkeyPa
         for name in ("h1", "h2"):
             await fleet.add_host(name)
         async with fleet.gateway("g1") as way:
-            await fleet.until_hosts(way, 2)
             assert (await run(way.client, "echo three"))["steps"][1]["stdout"] == "three\n"
             for server in fleet.servers:
                 running = [await start(way.client, f"sleep 1; echo {number}") for number in range(4)]

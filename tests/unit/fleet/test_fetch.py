@@ -61,7 +61,6 @@ def test_a_host_fetches_what_it_lacks_once(tmp_path: Path, caplog: pytest.LogCap
         await fleet.add_host("h1")
         with FakeRegistry(layout) as registry:
             async with fleet.gateway("g1") as way:
-                await fleet.until_hosts(way, 1)
                 async with way.client.post("/run", json=body("true")) as answer:
                     assert (answer.status, (await answer.json())["error"]["code"]) == (404, "unknown_language")
                 reference = f"{registry.address}/test@{digest}"
@@ -96,7 +95,6 @@ def test_what_is_not_of_its_digest_is_not_taken(tmp_path: Path, monkeypatch: pyt
         await fleet.add_host("h1")
         with FakeRegistry(layout) as registry:
             async with fleet.gateway("g1") as way:
-                await fleet.until_hosts(way, 1)
                 await offer(fleet, way, f"{registry.address}/test@{digest}")
                 registry.faults.garble = True
                 running = asyncio.create_task(run(way.client, "echo there"))
@@ -120,7 +118,6 @@ def test_an_image_that_is_another_one_is_replaced(tmp_path: Path, monkeypatch: p
         await fleet.add_host("h1")
         with FakeRegistry(layout) as registry:
             async with fleet.gateway("g1") as way:
-                await fleet.until_hosts(way, 1)
                 assert (await run(way.client, "echo old"))["status"] == "ok"
                 await offer(fleet, way, f"{registry.address}/test@{digest}")
                 registry.faults.garble = True
@@ -146,7 +143,6 @@ def test_a_function_s_image_is_fetched(tmp_path: Path) -> None:
         await fleet.add_host("h1")
         with FakeRegistry(layout) as registry:
             async with fleet.gateway("g1") as way:
-                await fleet.until_hosts(way, 1)
                 await offer(fleet, way, f"{registry.address}/test@{digest}")
                 await create(fleet, "echo", timeout_s=30)
                 await until(lambda: bool(way.runner.functions.all()))

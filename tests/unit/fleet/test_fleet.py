@@ -1,6 +1,7 @@
 """Runs through a fleet: a run that was accepted has one result, whoever dies."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import platform
@@ -75,8 +76,6 @@ def test_a_run_and_all_that_belongs_to_it(tmp_path: Path) -> None:
     async def scenario(fleet: Fleet) -> None:
         await fleet.add_host("h1")
         async with fleet.gateway("g1") as one, fleet.gateway("g2") as two:
-            await fleet.until_hosts(one, 1)
-            await fleet.until_hosts(two, 1)
             found = await run(one.client, "echo out; echo err >&2; exit 3")
             assert (found["status"], found["exit_status"], found["steps"][1]["stdout"]) == ("failed", 3, "out\n")
             assert found["steps"][1]["stderr"] == "err\n"
@@ -118,8 +117,6 @@ def test_who_follows_a_run_may_talk_to_it_at_any_gateway(tmp_path: Path) -> None
     async def scenario(fleet: Fleet) -> None:
         service = await fleet.add_host("h1")
         async with fleet.gateway("g1") as one, fleet.gateway("g2") as two:
-            await fleet.until_hosts(one, 1)
-            await fleet.until_hosts(two, 1)
             source = "trap 'echo signalled' USR1; while read line; do echo got $line; done; echo end"
             run_id = await start(one.client, source, interactive=True, stdin="first\n")
             following = asyncio.create_task(events(two.client, run_id))
@@ -186,7 +183,6 @@ def test_a_request_that_was_not_accepted_or_is_deleted_is_accepted_anew(monkeypa
     async def scenario(fleet: Fleet) -> None:
         await fleet.add_host("h1")
         async with fleet.gateway("g1") as way:
-            await fleet.until_hosts(way, 1)
             monkeypatch.setattr(Engine, "put", put)
             async with way.client.post("/run", json=body("echo one"), headers={"Idempotency-Key": "k"}) as answer:
                 assert answer.status == 503, await answer.text()
@@ -231,7 +227,6 @@ def test_a_host_that_stops_gives_its_runs_back(caplog: pytest.LogCaptureFixture,
     async def scenario(fleet: Fleet) -> None:
         await fleet.add_host("h1")
         async with fleet.gateway("g1", audit_log=str(audit)) as way:
-            await fleet.until_hosts(way, 1)
             gate = tmp_path / "gate"
             run_id = await start(way.client, f"echo begun; while [ ! -e {gate} ]; do sleep 0.05; done; echo end")
             await until_output(way, run_id, "begun")
@@ -254,11 +249,33 @@ def test_a_host_that_stops_gives_its_runs_back(caplog: pytest.LogCaptureFixture,
     in_fleet(scenario)
 
 
+def test_raw_output_is_cut_off_when_another_host_begins(tmp_path: Path) -> None:
+    """What was sent cannot be taken back, and nothing of another attempt follows it."""
+
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with fleet.gateway("g1") as way:
+            gate = tmp_path / "gate"
+            asked = body(f"echo begun; while [ ! -e {gate} ]; do sleep 0.05; done; echo end", output="raw")
+            async with way.client.post("/start", json=asked) as answer:
+                started = await answer.json()
+            reader, writer = await asyncio.open_unix_connection(started["output_socket"])
+            assert await reader.readline() == b"begun\n"
+            await fleet.add_host("h2")
+            await fleet.remove_host("h1")
+            with contextlib.suppress(ConnectionResetError):
+                assert await asyncio.wait_for(reader.read(), 30) == b""
+            writer.close()
+            gate.touch()
+            assert output(await events(way.client, started["id"])).endswith("begun\nend\n")
+
+    in_fleet(scenario)
+
+
 def test_a_run_waits_for_a_host(tmp_path: Path) -> None:
     async def scenario(fleet: Fleet) -> None:
         await fleet.add_host("h1")
         async with fleet.gateway("g1", queue=2) as way:
-            await fleet.until_hosts(way, 1)
             await fleet.remove_host("h1")
             waiting = [await start(way.client, "echo there") for _ in range(2)]
             async with way.client.post("/start", json=body("echo there")) as answer:
@@ -276,7 +293,6 @@ def test_a_server_that_is_killed_loses_no_run(tmp_path: Path) -> None:
         for name in ("h1", "h2"):
             await fleet.add_host(name)
         async with fleet.gateway("g1") as way:
-            await fleet.until_hosts(way, 2)
             log = tmp_path / "log"
             running = [await start(way.client, f"echo {number} >> {log}; sleep 1; echo {number}") for number in range(4)]
             await until(lambda: log.exists() and len(log.read_text().split()) == 4)

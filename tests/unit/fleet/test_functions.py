@@ -114,7 +114,6 @@ def test_a_function_of_another_version_is_in_nobody_s_way() -> None:
     async def scenario(fleet: Fleet) -> None:
         await fleet.add_host("h1")
         async with fleet.gateway("g1") as way:
-            await fleet.until_hosts(way, 1)
             theirs = [
                 FleetFunction(about=b'{"spec": {"name": "%s", "newer": 1}}' % name, arch="x86_64", memory=1, key=name.decode())
                 for name in (b"theirs", b"replaced")
@@ -156,7 +155,6 @@ def test_what_a_host_has_begun_no_other_does() -> None:
     async def scenario(fleet: Fleet) -> None:
         await fleet.add_host("h1")
         async with fleet.gateway("g1") as way, Engine.connect((fleet.server.url,), "h9") as engine:
-            await fleet.until_hosts(way, 1)
             (made,) = await create(fleet, "echo", timeout_s=60, queue_s=60)
             await until(lambda: bool(way.runner.functions.all()))
             await fleet.remove_host("h1")
@@ -204,7 +202,6 @@ def test_a_host_that_stops_gives_back_what_no_guest_has() -> None:
     async def scenario(fleet: Fleet) -> None:
         await fleet.add_host("h1")
         async with fleet.gateway("g1") as way:
-            await fleet.until_hosts(way, 1)
             await create(fleet, "echo", timeout_s=60, queue_s=60, concurrency_limit=2)
             await until(lambda: bool(way.runner.functions.all()))
             begun = asyncio.create_task(ask(way.client, "echo", b"!sleep 60", 503))
@@ -229,7 +226,6 @@ def test_a_request_waits_for_a_host_and_no_longer_than_it_may(tmp_path: Path, mo
     async def scenario(fleet: Fleet) -> None:
         await fleet.add_host("h1")
         async with fleet.gateway("g1") as way:
-            await fleet.until_hosts(way, 1)
             await create(fleet, "short", queue_s=0.5)
             await create(fleet, "long", b"true # long", queue_s=60)
             await until(lambda: len(way.runner.functions.all()) == 2)
@@ -252,7 +248,6 @@ def test_what_has_failed_for_want_of_a_host_no_host_begins(monkeypatch: pytest.M
     async def scenario(fleet: Fleet) -> None:
         await fleet.add_host("h1")
         async with fleet.gateway("g1") as way, Engine.connect((fleet.server.url,), "h9") as engine:
-            await fleet.until_hosts(way, 1)
             (made,) = await create(fleet, "echo", queue_s=2)
             await until(lambda: bool(way.runner.functions.all()))
             await fleet.remove_host("h1")

@@ -92,7 +92,6 @@ def test_a_host_that_would_be_half_full_takes_runs_from_the_stream(queued: list[
     async def scenario(fleet: Fleet) -> None:
         service = await fleet.add_host("h1", memory_budget=512 * MIB)
         async with fleet.gateway("g1") as way:
-            await fleet.until_hosts(way, 1)
             for _ in range(2):
                 await start(way.client, "sleep 60")
             await until(lambda: service.admission.used > 200 * MIB)
@@ -212,7 +211,6 @@ def test_a_host_that_stops_gives_back_what_was_handed_to_it(tmp_path: Path, queu
     async def scenario(fleet: Fleet) -> None:
         await fleet.add_host("h1")
         async with fleet.gateway("g1") as way:
-            await fleet.until_hosts(way, 1)
             log, gate = tmp_path / "log", tmp_path / "gate"
             asked = asyncio.create_task(run(way.client, f"echo begun >> {log}; while [ ! -e {gate} ]; do sleep 0.05; done; echo end"))
             await until(log.exists)

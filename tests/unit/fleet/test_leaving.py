@@ -78,7 +78,6 @@ async def typed_run(fleet: Fleet) -> AsyncIterator[TypedRun]:
     world = World()
     h1 = await add(fleet, "h1", world)
     async with fleet.gateway("g1") as way:
-        await fleet.until_hosts(way, 1)
         run_id = await start(way.client, "~", interactive=True)
         seen: list[dict[str, Any]] = []
         reader = asyncio.create_task(follow(way.client, run_id, seen))
@@ -339,7 +338,6 @@ def test_a_run_that_nobody_takes_goes_on(fails: str, monkeypatch: pytest.MonkeyP
         if fails != "nobody":
             await add(fleet, "h2", world, fails)
         async with fleet.gateway("g1") as way:
-            await fleet.until_hosts(way, len(fleet.hosts))
             ids: list[str] = []
             while not (here := [run.id for run in h1.runs]):  # either host may get it
                 ids.append(await start(way.client, "~60"))
@@ -373,7 +371,6 @@ def test_a_host_that_is_undrained_keeps_its_runs(monkeypatch: pytest.MonkeyPatch
         h1 = await fleet.add_host("h1", machines=endless, run_wall_s=WALL_S)
         play_toys(h1, world)
         async with fleet.gateway("g1") as way:
-            await fleet.until_hosts(way, 1)
             run_id = await start(way.client, "~80")
             await until(lambda: any(run.exchange is not None for run in h1.runs))
             await add(fleet, "h2", world)

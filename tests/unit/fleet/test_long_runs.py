@@ -32,7 +32,6 @@ def test_what_is_known_of_what_lasts_is_kept(monkeypatch: pytest.MonkeyPatch, tm
     async def scenario(fleet: Fleet) -> None:
         await fleet.add_host("h1", run_wall_s=60)
         async with fleet.gateway("g1") as one:
-            await fleet.until_hosts(one, 1)
             await create(fleet, "echo", timeout_s=60)
             await until(lambda: bool(one.runner.functions.all()))
             run_id = await start(one.client, f"while [ ! -e {tmp_path / 'gate'} ]; do sleep 0.05; done; echo ended")

@@ -8,7 +8,7 @@ import pytest
 
 from mayfly.errors import BusyError, GuestError, HostError
 from mayfly.fleet.feed import Feed
-from mayfly.fleet.message import Attach, Begun, Head, Tail, ToGateway, Told, decode, encode, token_of
+from mayfly.fleet.message import PIECE, WINDOW, Attach, Begun, Head, Tail, ToGateway, Told, decode, encode, token_of
 from mayfly.fleet.mirror import Mirror, conclude, ending_of, head_of, make_run, restore, store
 from mayfly.fleet.wire import error_of, place, wire
 from mayfly.guests.outcome import Status
@@ -86,6 +86,35 @@ def test_the_record_is_the_same(passes: Callable[[int], bool]) -> None:
         assert events_of(seen) == events_of(run)
         assert seen.record.end == run.record.end
         assert seen.result() == run.result()
+
+    asyncio.run(scenario())
+
+
+def test_no_more_is_on_its_way_than_was_granted() -> None:
+    """However much a run puts out, and however slowly the gateway takes it."""
+
+    async def scenario() -> None:
+        run = make()
+        costs: list[int] = []
+
+        async def send(message: ToGateway) -> None:
+            assert isinstance(message, Told)
+            costs.append(message.cost)
+
+        feed = Feed(run, send, asyncio.get_running_loop().create_future(), lambda: 1)
+        step(run, 1, b"x" * (4 * WINDOW))
+        feed.begin()
+        granted = WINDOW
+        for _ in range(3):
+            await _until_it_waits()
+            assert granted <= sum(costs) < granted + 2 * PIECE
+            feed.grant(WINDOW // 2)
+            granted += WINDOW // 2
+        feed.close()
+
+    async def _until_it_waits() -> None:
+        for _ in range(1000):
+            await asyncio.sleep(0)
 
     asyncio.run(scenario())
 

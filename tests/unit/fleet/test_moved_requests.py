@@ -76,7 +76,6 @@ async def lines(way: Way) -> list[str]:
 
 async def begin(fleet: Fleet, way: Way, world: World, payload: bytes = b"~150") -> "asyncio.Task[bytes]":
     """A request that has printed something at the host h1."""
-    await fleet.until_hosts(way, 1)
     await create(fleet, "count", timeout_s=500, queue_s=60)
     await until(lambda: bool(way.runner.functions.all()))
     asked = asyncio.create_task(ask(way.client, "count", payload))
@@ -272,7 +271,6 @@ def test_a_request_that_no_guest_has_is_given_back_at_once(world: World, monkeyp
     async def scenario(fleet: Fleet) -> None:
         await fleet.add_host("h1")
         async with fleet.gateway("g1") as way:
-            await fleet.until_hosts(way, 1)
             await create(fleet, "count", timeout_s=500, queue_s=60)
             await until(lambda: bool(way.runner.functions.all()))
             start, starting = FunctionMachines.start, asyncio.Event()
@@ -305,7 +303,6 @@ def test_tokens_let_hosts_move_requests(world: World, tmp_path: Path) -> None:
         fleet.credentials = credentials
         await fleet.add_host("h1")
         async with fleet.gateway("g1") as way, Engine.connect((fleet.server.url,), "operator", credentials("operator")) as operator:
-            await fleet.until_hosts(way, 1)
             spec = FunctionSpec(name="count", language="toy", code="/code", timeout_s=500)
             await creating.change(operator, Change(spec=msgspec.json.encode(spec), code={"": b"true"}))
             await until(lambda: bool(way.runner.functions.all()))

@@ -109,7 +109,6 @@ def test_a_host_that_cannot_start_from_a_snapshot_is_handed_no_more_runs_of_it(m
 
         monkeypatch.setattr(other, "_machine", fail)
         async with fleet.gateway("g1") as way:
-            await fleet.until_hosts(way, 2)
             await until(lambda: "ours" in way.runner.roll.snapshots())
             async with asyncio.timeout(40):
                 while not tried:  # either of them is chosen

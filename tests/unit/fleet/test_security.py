@@ -111,7 +111,6 @@ def test_each_may_do_its_part_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         fleet.credentials = credentials
         await fleet.add_host("h1")
         async with fleet.gateway("g1") as way:
-            await fleet.until_hosts(way, 1)
             assert (await run(way.client, "echo safe"))["steps"][1]["stdout"] == "safe\n"
             run_id = await start(way.client, "echo begun; read line; echo $line", interactive=True)
             await until_output(way, run_id, "begun")
@@ -194,7 +193,6 @@ def test_a_host_of_the_manifests_is_drained_before_it_stops(monkeypatch: pytest.
         fleet.credentials = lambda name: Credentials(ca=str(certificate), seed=str(tmp_path / f"{name}.seed"))
         service = await fleet.add_host("h1")
         async with fleet.gateway("g1") as way:
-            await fleet.until_hosts(way, 1)
             run_id = await start(way.client, "echo begun; sleep 1; echo end")
             await until_output(way, run_id, "begun")
             servers = [place + 1 for place, word in enumerate(words) if word == "--fleet"]

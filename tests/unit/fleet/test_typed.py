@@ -53,8 +53,6 @@ def test_another_attempt_gets_what_was_typed_at_all_gateways_in_the_same_order()
         await fleet.add_host("h1")
         async with fleet.gateway("g2") as two:
             async with fleet.gateway("g1") as one:
-                for way in (one, two):
-                    await fleet.until_hosts(way, 1)
                 ids = [await start(one.client, ECHO, interactive=True) for _ in range(2)]
                 for number in range(6):
                     assert await send((one, two)[number % 2], ids[0], b"%d\n" % number) == (204, "")
@@ -62,7 +60,6 @@ def test_another_attempt_gets_what_was_typed_at_all_gateways_in_the_same_order()
                 for run_id in ids:
                     await until_output(one, run_id, "got 5")
             async with fleet.gateway("g1") as again:
-                await fleet.until_hosts(again, 1)
                 for run_id in ids:
                     assert await send(again, run_id, b"6\n") == (204, "")
                     await until_output(again, run_id, "got 6")
@@ -84,8 +81,6 @@ def test_the_terminal_of_another_attempt_has_the_size_that_it_got_last() -> None
         await fleet.add_host("h1")
         async with fleet.gateway("g2") as two:
             async with fleet.gateway("g1") as one:
-                for way in (one, two):
-                    await fleet.until_hosts(way, 1)
                 source = "echo ready; while read line; do stty size; done"
                 run_id = await start(one.client, source, tty={"columns": 80, "rows": 24})
                 await until_output(one, run_id, "ready")
@@ -115,8 +110,6 @@ def test_a_run_that_got_more_than_is_kept_has_one_attempt(monkeypatch: pytest.Mo
         await fleet.add_host("h1")
         async with fleet.gateway("g2") as two:
             async with fleet.gateway("g1") as one:
-                for way in (one, two):
-                    await fleet.until_hosts(way, 1)
                 ids = [await start(two.client, ECHO, interactive=True) for _ in range(3)]
                 for run_id in ids:
                     for number, way in enumerate((one, two, one, one, two, one)):

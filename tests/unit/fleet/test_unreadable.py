@@ -119,7 +119,6 @@ def test_a_run_that_no_host_can_read_ends(monkeypatch: pytest.MonkeyPatch) -> No
     async def scenario(fleet: Fleet) -> None:
         await fleet.add_host("h1")
         async with fleet.gateway("g1") as way:
-            await fleet.until_hosts(way, 1)
             with monkeypatch.context() as patch:
                 patch.setattr(accept, "_work_of", of_tomorrow)
                 run_id = await start(way.client, "true")
@@ -138,7 +137,6 @@ def test_what_is_no_work_at_all_is_removed(queue: str, monkeypatch: pytest.Monke
     async def scenario(fleet: Fleet) -> None:
         await fleet.add_host("h1")
         async with fleet.gateway("g1") as way, Engine.connect((fleet.server.url,), "stranger") as engine:
-            await fleet.until_hosts(way, 1)
             manifest = Images().find("toy").manifest
             place = (manifest.arch, f"toy-{token_of(manifest.version)}") if queue == "a language" else (calls.KIND, calls.QUEUE)
             await way.runner._queues.ensure(*place)
@@ -207,7 +205,6 @@ def test_lists_that_cannot_be_read_stop_nobody(monkeypatch: pytest.MonkeyPatch) 
     async def scenario(fleet: Fleet) -> None:
         await fleet.add_host("h1")
         async with fleet.gateway("g1") as way:
-            await fleet.until_hosts(way, 1)
             bucket = way.runner._lists.images._bucket
             known = Images().find("toy").manifest.to_json().encode()
             offers = [Offer(reference="registry.example/x@sha256:0", manifest=text) for text in (b"{}", known)]

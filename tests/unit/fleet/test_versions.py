@@ -61,7 +61,6 @@ def test_a_gateway_of_the_next_version_is_understood(tmp_path: Path) -> None:
     async def scenario(fleet: Fleet) -> None:
         await fleet.add_host("h1")
         async with fleet.gateway("g1") as way, Engine.connect((fleet.server.url,), "g2") as other:
-            await fleet.until_hosts(way, 1)
             run_id = await start(way.client, "read line; echo got $line; sleep 600", interactive=True)
             await until(lambda: way.runner.health().memory_used > 0)
             typed = newer(Input(gateway="g2", offset=0, data=b"typed\n"))
