@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable, Callable
 
 from mayfly.errors import FleetError
 from mayfly.fleet import roll
@@ -53,27 +53,25 @@ class Waiting:
         for arch in {host.about.arch for host in self._roll if host.about}:
             for lang in await self._engine.consumers(arch):
                 if lang.startswith(f"{SNAPSHOT}-") and (arch, lang) not in fitting:
-                    async for claim in self._work(arch, lang):
-                        await self._follows.fetch(claim.id)
+                    await self._for_all(arch, lang, lambda claim: self._follows.fetch(claim.id))
 
     async def renew(self) -> None:
         """Keep on what is known of runs in queues where some wait. Raises as `follow`."""
         for arch in await self._engine.archs():
             for lang in await self._engine.consumers(arch):
                 load = await self._engine.load(arch, lang)
-                if not (load.waiting or load.again):
-                    continue
-                async for claim in self._work(arch, lang):
-                    entry = await self._registry.get(claim.id)  # of other work than runs there is none
-                    if entry is not None and (registered := decode(entry.value, type=Registered)).token == claim.token:
-                        await self._follows.renew(registered, entry)
+                if load.waiting or load.again:
+                    await self._for_all(arch, lang, self._renew)
 
-    async def _work(self, arch: str, lang: str) -> AsyncIterator[Claim]:
+    async def _renew(self, claim: Claim) -> None:
+        entry = await self._registry.get(claim.id)  # of other work than runs there is none
+        if entry is not None and (registered := decode(entry.value, type=Registered)).token == claim.token:
+            await self._follows.renew(registered, entry)
+
+    async def _for_all(self, arch: str, lang: str, see_to: Callable[[Claim], Awaitable[None]]) -> None:
         number = 0
         while (found := await self._engine.next_work(arch, lang, number + 1)) is not None:
             number, data = found
-            claim = None
-            with contextlib.suppress(UnreadableError):
-                claim = decode(data, type=Claim)
-            if claim is not None and claim.id:
-                yield claim
+            with contextlib.suppress(UnreadableError):  # it concerns no other one
+                if (claim := decode(data, type=Claim)).id:
+                    await see_to(claim)

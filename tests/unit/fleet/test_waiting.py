@@ -7,11 +7,13 @@ import pytest
 
 from mayfly.errors import SnapshotError
 from mayfly.fleet import buckets, roll, waiting, watch
+from mayfly.fleet.message import name_of, queue_of
 from mayfly.fleet.mirror import restore
 from mayfly.guests.start import Guest
+from mayfly.images.store import Images
 from mayfly.units import MIB
 from tests.kit.api_fakes import install_toys
-from tests.kit.fleet_kit import Fleet, in_fleet, until
+from tests.kit.fleet_kit import Fleet, Way, in_fleet, until
 from tests.kit.named_snapshots import make_snapshot
 from tests.unit.fleet.test_fleet import events, output, start, until_output
 
@@ -70,11 +72,21 @@ def test_what_is_known_of_a_run_is_kept_while_it_waits(monkeypatch: pytest.Monke
         async with fleet.gateway("g2") as two:
             async with fleet.gateway("g1") as one:
                 await fleet.remove_host("h1")
+                place = await poison(one)
                 run_id = await start(one.client, "echo ended")
             await asyncio.sleep(1.5 * AGE_S)
             async with two.client.get(f"/runs/{run_id}") as answer:
                 assert answer.status == 200, await answer.text()
+            assert await two.runner._engine.holds(*place, "poison")
             await fleet.add_host("h2")
             assert output(await events(two.client, run_id)) == "ended\n"
+
+    async def poison(way: Way) -> tuple[str, str]:
+        """Work before the run's that nobody can read."""
+        image = Images().find("toy")
+        place = image.manifest.arch, queue_of(name_of(image))
+        await way.runner._queues.ensure(*place)
+        await way.runner._engine.put(*place, b"\xc1", "poison")
+        return place
 
     in_fleet(scenario)
