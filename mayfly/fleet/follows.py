@@ -329,7 +329,8 @@ class Follows:
             self._conclude(follow, ending)
         elif follow is not None:
             await self.look_up(follow)
-        await self._engine.send(f"over.{run_id}", b"")
+        if follow is None or follow.revision != 0 or follow.registering.locked():  # else nobody else can know it
+            await self._engine.send(f"over.{run_id}", b"")
 
     async def register(self, follow: Follow) -> None:
         """Register what only this gateway knows: the run, and the host that began it first.
