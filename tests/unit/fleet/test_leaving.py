@@ -91,7 +91,7 @@ WALL_S = 200.0
 drain = partial(wish, name="h1", drain=True)
 
 
-def test_a_drained_host_gives_its_runs_away() -> None:
+def test_a_drained_host_gives_its_runs_away(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(fleet: Fleet) -> None:
         world = World()
         h1 = await add(fleet, "h1", world)
@@ -114,6 +114,7 @@ def test_a_drained_host_gives_its_runs_away() -> None:
             async with two.client.post(f"/runs/{ids[1]}/signal", json={"signal": "SIGUSR1"}) as answer:
                 assert answer.status == 204, await answer.text()
             await fleet.remove_host("h1")
+            monkeypatch.setattr(toy_moves, "PACE_S", 0.002)  # they need not last any more
             await asyncio.gather(*readers)
             for each in seen:
                 assert not [event for event in each if event["event"] == "attempt"]
@@ -261,6 +262,12 @@ def test_a_host_that_has_a_run_takes_no_input_it_cannot_pass_on(monkeypatch: pyt
 def test_a_host_that_never_says_that_it_takes_a_run(taken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is typed comes to the program, by the host that has the run or by the other one."""
     monkeypatch.setattr(leaving, "TAKE_TRIES", 1)
+    ask = Engine.ask
+
+    async def ask_briefly(self: Engine, subject: str, data: bytes, timeout_s: float = 5.0) -> bytes:
+        return await ask(self, subject, data, 1.0 if subject.startswith("take.") else timeout_s)
+
+    monkeypatch.setattr(Engine, "ask", ask_briefly)
 
     async def scenario(fleet: Fleet) -> None:
         take = Leaving._take
@@ -347,6 +354,11 @@ def test_a_run_that_nobody_takes_goes_on(fails: str, monkeypatch: pytest.MonkeyP
             reader = asyncio.create_task(follow(way.client, run_id, seen))
             await until(lambda: "5\n" in output(seen), 120)
             await operate(fleet, drain)
+            if fails == "nobody":
+                await asyncio.sleep(2 * leaving.AGAIN_S)
+            else:
+                await until(lambda: "does not take it" in caplog.text)
+            monkeypatch.setattr(toy_moves, "PACE_S", 0.002)
             await reader
             assert seen[-1]["event"] == "done"
             assert counted(output(seen)) == 60

@@ -35,7 +35,7 @@ def test_what_is_known_of_what_lasts_is_kept(monkeypatch: pytest.MonkeyPatch, tm
             await create(fleet, "echo", timeout_s=60)
             await until(lambda: bool(one.runner.functions.all()))
             run_id = await start(one.client, f"while [ ! -e {tmp_path / 'gate'} ]; do sleep 0.05; done; echo ended")
-            async with one.client.post("/functions/echo?async", data=b"!sleep %d" % (2 * AGE_S)) as answer:
+            async with one.client.post("/functions/echo?async", data=b"!sleep %d" % (1.7 * AGE_S)) as answer:
                 place = answer.headers["Location"]
             await until(lambda: fleet.hosts["h1"].under_way == 1)
             await asyncio.sleep(1.5 * AGE_S)
