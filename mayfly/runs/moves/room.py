@@ -4,7 +4,7 @@ until it is here, or will not come.
 
 import contextlib
 
-from mayfly.errors import MayflyError, NotMovableError, UnknownLanguageError, UnknownRunError
+from mayfly.errors import MayflyError, NotMovableError, UnknownRunError
 from mayfly.guests.job import Wanted
 from mayfly.host.admission import Tenant, Ticket
 from mayfly.host.plan import want_machine
@@ -80,11 +80,9 @@ class Room:
             try:
                 self.portable = self._want_portable()
                 reasons.clear()
-            except UnknownLanguageError as error:
+            except MayflyError as error:
                 if reasons:
-                    reasons.append(f"{error.message}, in which its program could go on without its machine")
-            except NotMovableError as error:
-                reasons.append(error.message)
+                    reasons.append(f"its program could not go on without its machine either: {error.message}")
         memory = self.portable.machine.memory if self.portable else run.memory
         cpus = self.portable.machine.cpus if self.portable else self.place.cpus
         try:
@@ -127,8 +125,7 @@ class Room:
         wanted = want_machine(self._service.images.find(LANGUAGE), self._service.config)
         made, offered = wanted.image.manifest.generator, self._offer.generator
         if made != offered:
-            others = f"the image of {LANGUAGE} there is of {made}, the program's own of {offered or 'an older one'}"
-            raise NotMovableError(f"its program could not go on without its machine either: {others}")
+            raise NotMovableError(f"the image of {LANGUAGE} there is of {made}, the program's own of {offered or 'an older one'}")
         lacking = self._offer.room - beside(wanted)
         if lacking > ALIKE:
             memory = wanted.machine.memory + lacking

@@ -13,10 +13,12 @@ from mayfly import paths
 from mayfly.errors import ImageError, MayflyError
 from mayfly.files import file_digest
 from mayfly.images.store import InstalledImage
+from mayfly.runs.carried import LANGUAGE
 from mayfly.runs.moves import images
 from mayfly.runs.moves.desk import follow
 from mayfly.runs.moves.link import ImageSent
 from mayfly.runs.stdin import StdinWriter
+from mayfly.schema import replace
 from tests.kit.api_fakes import install_toys
 from tests.kit.toy_moves import Cut, Wire, counted, with_content
 from tests.unit.runs.moves.test_handing_over import Stage, play, read_all, until
@@ -64,6 +66,26 @@ def test_an_image_that_is_lacking_is_sent_and_kept_for_the_run_alone(
         assert stage.there.admission.used == 0
 
     play(scenario, (cut,))
+
+
+def test_an_image_is_sent_where_the_runtime_could_not_read_the_programs_checkpoint(play: Callable[..., Any]) -> None:
+    image, digest = with_content(b"content")
+    other = image._replace(manifest=replace(image.manifest, generator="imagegen 0.0"))
+
+    async def scenario(stage: Stage) -> None:
+        find = stage.there.images.find
+        stage.there.images.find = lambda name: other if name == LANGUAGE else find(name)  # type: ignore[method-assign]
+        stage.machines_there.lacks = digest
+        run = stage.start(-1, interactive=True)
+        run.checkpoint = "main.checkpoint"
+        await until(run, 100)
+        await stage.move(run)
+        with StdinWriter(run.stdin) as writer:
+            await writer.write(b"quit")
+        await run.done.wait()
+        assert (run.to_json()["status"], stage.road.log.count("Image")) == ("ok", 1)
+
+    play(scenario)
 
 
 @pytest.mark.parametrize(
