@@ -357,9 +357,10 @@ impl Socket {
         }
     }
 
-    /// Whether something that was sent has not come to the other side's host.
+    /// Whether something that was sent has not come to the other side's host, and still may.
     fn is_sending(&self) -> bool {
-        let unconfirmed = self.host.as_ref().filter(|_| self.is_connection()).map(Host::unconfirmed);
+        let goes_on = self.is_connection() && matches!(self.end, End::Open | End::Ended);
+        let unconfirmed = self.host.as_ref().filter(|_| goes_on).map(Host::unconfirmed);
         matches!(unconfirmed, Some(Ok(1..)))
     }
 
