@@ -228,7 +228,7 @@ class Outgoing:
             async with within(self._times.ready_s, "the image was not there"):
                 answer = await link.receive()
         match answer:
-            case Fits(held=held, portable=portable, back=back):
+            case Fits(held=held, portable=portable, back=back) if self._run.checkpoint or not portable:
                 self._back = back
                 self._step(Input.FITS)
             case Misfits(reasons=reasons):

@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 from msgspec import UNSET
 
-from mayfly.errors import HostError, MayflyError, NotMovableError, RunEndedError
+from mayfly.errors import HostError, MayflyError, MoveError, NotMovableError, RunEndedError
 from mayfly.host.snippet import Snippet
 from mayfly.runs.moves.desk import Moves, follow
-from mayfly.runs.moves.messages import Message
+from mayfly.runs.moves.messages import Fits, Message
 from mayfly.runs.record import Reader
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from mayfly.runs.stdin import StdinWriter
+from mayfly.schema import replace
 from tests.kit.api_fakes import factory, install_toys, open_descriptors, small_config
 from tests.kit.scale import patience
 from tests.kit.toy_moves import PACE_S, TIMES, Cut, MemoryLink, Road, ToyMachines, ToyProcess, World, counted, play_toys
@@ -132,6 +133,26 @@ def test_what_a_program_says_last_comes_over_a_slow_connection(play: Callable[..
 
     for seed in range(3):
         play(scenario, seed=seed)
+
+
+def test_a_program_that_has_no_checkpoint_is_not_stopped_for_one(play: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the destination says."""
+
+    async def send(link: MemoryLink, message: Message) -> None:
+        await real(link, replace(message, portable=True) if isinstance(message, Fits) else message)
+
+    real = MemoryLink.send
+    monkeypatch.setattr(MemoryLink, "send", send)
+
+    async def scenario(stage: Stage) -> None:
+        run = stage.start()
+        await until(run, 100)
+        with pytest.raises(MoveError, match="sent Fits"):
+            await stage.move(run)
+        await run.done.wait()
+        assert (counted(read_all(run)[0]), read_all(run)[1]) == (300, "")
+
+    play(scenario)
 
 
 def test_a_writer_at_the_source_goes_on_writing(play: Callable[..., Any]) -> None:
