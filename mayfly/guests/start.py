@@ -94,15 +94,16 @@ async def resume(process: VmmProcess, conversation: Conversation, network: Netwo
     return hello
 
 
-def going_on(conversation: Conversation, *, clone: bool = False) -> bytes:
+def going_on(conversation: Conversation, *, clone: bool = False, ago_s: int = 0) -> bytes:
     """The frame for a machine that goes on in the middle of a run, as the first on its channel: new
-    entropy and the time of day, and for a `clone` a boot id and a name of its own.
+    entropy and the time of day, or that `ago_s` before, and for a `clone` a boot id and a name of
+    its own.
 
     Raises:
         MayflyError: as Conversation.moved.
     """
     boot_id, name = _own() if clone else (bytes(16), "")
-    return conversation.moved(Moved(time.time_ns(), boot_id, name, "", os.urandom(ENTROPY_BYTES)))
+    return conversation.moved(Moved(time.time_ns() - ago_s * 10**9, boot_id, name, "", os.urandom(ENTROPY_BYTES)))
 
 
 def _own() -> tuple[bytes, str]:

@@ -26,7 +26,7 @@ from mayfly.host.pool import Idle, Pool
 from mayfly.schema import replace
 from mayfly.snapshots import live
 from mayfly.snapshots import store as snapshots
-from mayfly.snapshots.making import base_name, doing, find_base, make
+from mayfly.snapshots.making import base_name, doing, find_base, make, making_ready
 from mayfly.snapshots.store import Snapshot
 from mayfly.vmm.config import Channel
 
@@ -207,11 +207,10 @@ class Supply:
         """
         name = base_name(wanted)
         warmup = make_warmup(wanted.image, self._config)
-        jobs = [job for job in (warmup, make_standby(wanted.image, self._config)) if job]
         base = await make(
             self._spawner,
             wanted,
-            doing(*jobs[:-1], jobs[-1].zeroing()) if jobs else None,
+            making_ready(warmup, make_standby(wanted.image, self._config)),
             name=name,
             again=again or name in self._broken,
             use=(wanted, doing(warmup)) if warmup else None,

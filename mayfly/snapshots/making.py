@@ -14,7 +14,7 @@ from mayfly.guests.converse import converse
 from mayfly.guests.job import Job, Wanted
 from mayfly.guests.outcome import Outcome
 from mayfly.guests.spawner import Spawner
-from mayfly.guests.start import Guest, start
+from mayfly.guests.start import Guest, going_on, start
 from mayfly.snapshots import live
 from mayfly.snapshots import store as snapshots
 from mayfly.snapshots.store import Snapshot
@@ -23,6 +23,7 @@ from mayfly.vmm.snapshot import MEMORY, WORKING_SET
 
 log = logging.getLogger(__name__)
 OUTPUT_SHOWN = 2000
+DAY_S = 24 * 3600
 CLAIM_S = 0.05
 """Between two looks whether a snapshot is still being made."""
 Prepare = Callable[[Guest], Awaitable[None]]
@@ -91,15 +92,33 @@ def find_base(wanted: Wanted) -> Snapshot | None:
         return None
 
 
-def doing(*jobs: Job) -> Prepare:
-    """Do the jobs, one after another. Raises SnapshotError if a program fails."""
+def doing(job: Job) -> Prepare:
+    """Do the job. Raises SnapshotError if its program fails."""
 
     async def do(guest: Guest) -> None:
-        for job in jobs:
-            outcome = Outcome(job.step_names, kept=OUTPUT_SHOWN)
-            await converse(guest, job, outcome)
-            if failure := outcome.failure():
-                raise SnapshotError(f"the program for the snapshot {failure}", hint="fix it, or the image")
+        outcome = Outcome(job.step_names, kept=OUTPUT_SHOWN)
+        await converse(guest, job, outcome)
+        if failure := outcome.failure():
+            raise SnapshotError(f"the program for the snapshot {failure}", hint="fix it, or the image")
+
+    return do
+
+
+def making_ready(warmup: Job | None, standby: Job | None) -> Prepare | None:
+    """Warm up, start what stands by, and zero what is free. Raises SnapshotError if a program
+    fails.
+
+    What stands by starts a day ago: OpenSSL's generator of random numbers, which clones of the
+    machine would have in common, is seeded anew when it is used an hour after its last time.
+    """
+    if standby is None:
+        return doing(warmup.zeroing()) if warmup else None
+
+    async def do(guest: Guest) -> None:
+        if warmup:
+            await doing(warmup)(guest)
+        await guest.process.write(going_on(guest.conversation, ago_s=DAY_S))
+        await doing(standby.zeroing())(guest)
 
     return do
 

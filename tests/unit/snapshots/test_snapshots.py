@@ -29,9 +29,11 @@ from mayfly.host.metrics import Metrics
 from mayfly.host.plan import want_machine
 from mayfly.host.snippet import Snippet
 from mayfly.images.manifest import LanguageStep, Warmup
+from mayfly.protocol import frames as p
+from mayfly.protocol.conversation import Conversation
 from mayfly.runs.service import Service
 from mayfly.snapshots import store as snapshots
-from mayfly.snapshots.making import Prepare, base_name, find_base, make
+from mayfly.snapshots.making import DAY_S, Prepare, base_name, find_base, make
 from mayfly.snapshots.store import MANIFEST, Snapshot
 from mayfly.units import MIB
 from mayfly.vmm.config import Layer, NetworkBackend
@@ -282,6 +284,26 @@ def test_a_base_notes_what_its_first_restored_machine_touches(serve: Callable[..
     assert [Path(layer.folder).parent for layer in restored.restore] == [folder.parent]
     assert (folder / WORKING_SET).read_bytes() == struct.pack("<QQ", 0, 1)
     assert {path.name for path in folder.iterdir()} == {*FILES, MANIFEST, snapshots.VERIFIED}
+
+
+def test_what_stands_by_is_started_last_a_day_ago(serve: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, moved = tmp_path / "log", list[p.Moved]()
+    steps = (LanguageStep(name="run", argv=("sh", "-c", f"echo warm >>{log}"), standby=("sh", "-c", f"echo standby >>{log}")),)
+    install("standing", ".standing", steps, warmup=Warmup(files={"x.standing": ""}, steps=steps))
+
+    def note(_: Conversation, identity: p.Moved) -> bytes:
+        moved.append(identity)
+        return p.encode_frame(identity, 0)
+
+    monkeypatch.setattr(Conversation, "moved", note)
+
+    async def scenario(service: Service) -> Snapshot:
+        return await made(service, "standing")
+
+    serve(scenario)
+    assert log.read_text().split() == ["warm", "standby", "warm"]  # the last in the machine that goes on from the base
+    (identity,) = moved
+    assert 0 <= time.time_ns() - identity.time_ns - DAY_S * 10**9 < 600 * 10**9
 
 
 def test_a_diff_notes_what_its_first_restored_machine_touches(serve: Callable[..., Any]) -> None:
