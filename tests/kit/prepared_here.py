@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mayfly.imagegen.languages import load_language
 
-PREPARED = {"java"}
+PREPARED = {"java", "javascript"}
 """Languages whose steps need it here."""
 
 

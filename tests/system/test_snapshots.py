@@ -196,6 +196,27 @@ def test_a_program_draws_other_numbers_in_each_clone(program: Callable[[Path], b
     assert len(set(drawn)) == len(drawn)
 
 
+NODE_IDENTITY = """
+const crypto = require('crypto');
+console.log(Math.random(), Math.random(), crypto.randomInt(2 ** 47), crypto.randomUUID(), crypto.randomBytes(8).toString('hex'));
+"""
+
+
+@pytest.mark.skipif(not FULL, reason="makes a base of Node; the whole counts do")
+def test_node_that_stood_by_draws_other_numbers_in_each_clone(tmp_path: Path) -> None:
+    """OpenSSL's generator too, which was used before the base was made."""
+    if not (INSTALLED / "images/javascript" / toy.MACHINE).is_dir():
+        pytest.skip("there is no image of JavaScript: make test-images")
+    source = tmp_path / "identity.js"
+    source.write_text(NODE_IDENTITY)
+    environment = {**os.environ, "XDG_DATA_HOME": str(INSTALLED.parent)}
+    runs = [
+        subprocess.run(command("run", source), capture_output=True, check=True, stdin=subprocess.DEVNULL, env=environment) for _ in range(4)
+    ]
+    for values in zip(*(run.stdout.split() for run in runs), strict=True):
+        assert len(set(values)) == len(runs), values
+
+
 def test_the_time_of_day_is_the_hosts(base: str, tmp_path: Path) -> None:
     """The guest says the time between a question and its answer; the median of several restored
     machines, each alone.
