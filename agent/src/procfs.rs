@@ -26,6 +26,11 @@ impl Process {
 
 /// All descendants that are alive or not yet reaped. Orphans are among them, for they are our own children.
 pub fn descendants() -> Vec<Process> {
+    descendants_of(std::process::id() as i32)
+}
+
+/// The same of another process.
+pub fn descendants_of(pid: i32) -> Vec<Process> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     let stats = pids.filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/stat")).ok());
@@ -35,7 +40,7 @@ pub fn descendants() -> Vec<Process> {
         children.entry(process.parent).or_default().push(process.pid);
     }
     let mut found = HashSet::new();
-    let mut waiting = vec![std::process::id() as i32];
+    let mut waiting = vec![pid];
     while let Some(pid) = waiting.pop() {
         // A pid that is used again while we look could close a circle; none is followed twice.
         waiting.extend(children.remove(&pid).into_iter().flatten().filter(|&child| found.insert(child)));

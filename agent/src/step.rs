@@ -387,9 +387,12 @@ impl Step {
         self.pid == child.pid
     }
 
-    /// Whether no other process descends from us than its program.
+    /// Whether no other process descends from us than those of this step.
     pub fn is_alone(&self) -> bool {
-        procfs::descendants().iter().all(|process| process.pid == self.pid)
+        let mut own = self.cgroup.as_ref().map_or_else(Vec::new, Cgroup::processes);
+        // A cgroup does not list those that have ended, and that their parent has not waited for.
+        own.extend(procfs::descendants_of(self.pid).iter().map(|process| process.pid));
+        procfs::descendants().iter().all(|process| process.pid == self.pid || own.contains(&process.pid))
     }
 
     /// Whether its program stands by, or has just become ready to.

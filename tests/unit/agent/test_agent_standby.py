@@ -100,6 +100,14 @@ def test_it_waits_for_its_step_and_does_not_hold_up_those_before(agent: AgentPro
     assert [exit.code for exit in result.exits] == [0, 0]
 
 
+@pytest.mark.parametrize("child", [["sleep", "1000"], ["true"], ["sh", "-c", "(setsid sleep 1000 &)"]])
+def test_a_child_that_it_should_not_have_holds_nothing_up(agent: AgentProcess, child: list[str]) -> None:
+    agent.start(p.Step("run", ("/usr/bin/python3", "-c", f"import subprocess\nsubprocess.Popen({child})\n{TOY}"), standby=True))
+    assert agent.result().exit.code == 0
+    result = done(agent, shell("exit 0", "build"), step("print('done')"))
+    assert [exit.code for exit in result.exits] == [0, 0]
+
+
 def test_a_run_that_fails_before_its_step_ends_it(agent: AgentProcess) -> None:
     stand_by(agent)
     assert [exit.code for exit in done(agent, shell("exit 1", "build"), step()).exits] == [1]
