@@ -26,7 +26,7 @@ from mayfly.schema import replace
 from mayfly.units import MIB
 from mayfly.vmm.config import Channel, MachineConfig
 from scripts.bench.monitors import SPOKEN, Firecracker, Monitor, Ours
-from scripts.bench.peers import AT_ONCE, in_turn, own_memory, several
+from scripts.bench.peers import AT_ONCE, in_turn, own_memory, rest, several
 from tests.kit import tiny
 
 SPEAK = f"""
@@ -89,6 +89,7 @@ def measure(rounds: int, turns: int, binary: Path) -> dict[str, Any]:
         for _ in range(rounds):
             for name, monitor in monitors.items():
                 found[name].append(one_round(monitor, turns))
+                rest(monitor)
     return {"machine": platform.platform(), "rounds": rounds, "in_turn": turns, "monitors": found}
 
 
