@@ -69,11 +69,12 @@ pub struct Cgroup {
 impl Cgroup {
     /// Set what the step may use. Limits that the kernel has no controller for are left to rlimits.
     pub fn limit(&self, spec: &StepSpec) -> io::Result<()> {
-        if spec.processes > 0 && self.has("pids.max") {
-            self.set("pids.max", &spec.processes.to_string())?;
+        let text = |limit: u64| if limit > 0 { limit.to_string() } else { "max".to_owned() };
+        if self.limits_processes() {
+            self.set("pids.max", &text(spec.processes.into()))?;
         }
-        if spec.memory > 0 && self.has("memory.max") {
-            self.set("memory.max", &spec.memory.to_string())?;
+        if self.limits_memory() {
+            self.set("memory.max", &text(spec.memory))?;
             self.set("memory.oom.group", "1")?;
             if self.has("memory.swap.max") {
                 self.set("memory.swap.max", "0")?;
@@ -134,8 +135,8 @@ impl Cgroup {
         self.number("memory.events", "oom_kill").unwrap_or(0) > 0
     }
 
-    pub fn refused_a_fork(&self) -> bool {
-        self.number("pids.events", "max").unwrap_or(0) > 0
+    pub fn refused_forks(&self) -> u64 {
+        self.number("pids.events", "max").unwrap_or(0)
     }
 }
 

@@ -20,15 +20,10 @@ const SOFT_STACK: u64 = 64 << 20;
 /// What each process of a step may use, where its cgroup does not say it: resource, soft limit, hard limit. `used`: the CPU time that its
 /// program has used before.
 pub fn limits(spec: &StepSpec, cgroup: Option<&Cgroup>, used: Duration) -> Vec<(i32, u64, u64)> {
-    let mut rlimits = Vec::new();
-    if spec.file_size > 0 {
-        rlimits.push((sys::RLIMIT_FSIZE, spec.file_size, spec.file_size));
-    }
-    if spec.cpu_ms > 0 {
-        // A backstop per process; the sum over all of them is what `enforce` looks at.
-        let seconds = u64::from(spec.cpu_ms / 1000) + 2 + used.as_secs();
-        rlimits.push((sys::RLIMIT_CPU, seconds, seconds + 1));
-    }
+    let file_size = if spec.file_size > 0 { spec.file_size } else { u64::MAX };
+    // A backstop per process; the sum over all of them is what `enforce` looks at.
+    let seconds = if spec.cpu_ms > 0 { u64::from(spec.cpu_ms / 1000) + 2 + used.as_secs() } else { u64::MAX };
+    let mut rlimits = vec![(sys::RLIMIT_FSIZE, file_size, file_size), (sys::RLIMIT_CPU, seconds, seconds.saturating_add(1))];
     if spec.processes > 0 && !cgroup.map_or(false, Cgroup::limits_processes) {
         rlimits.push((sys::RLIMIT_NPROC, spec.processes.into(), spec.processes.into()));
     }

@@ -43,9 +43,9 @@ pub struct Agent {
     run: u32,
     input: Input,
     shutdown: bool,
-    /// What stands by for a step of the next run, and the run that left it.
+    /// What stands by for a step of the next run, and whether the run under way has left it.
     standby: Option<Box<Step>>,
-    standby_run: u32,
+    standby_is_new: bool,
 }
 
 impl Agent {
@@ -73,7 +73,7 @@ impl Agent {
             input,
             shutdown: false,
             standby: None,
-            standby_run: 0,
+            standby_is_new: false,
         }
     }
 
@@ -269,6 +269,7 @@ impl Agent {
         }
         self.run = run;
         self.input = Input::default();
+        self.standby_is_new = false;
         if !start.steps.iter().any(|step| self.stands_by_for(step, &start.env)) {
             self.end_standby();
         }
@@ -381,7 +382,7 @@ impl Agent {
         self.channel.send(self.run, &ToHost::Exit(exit));
         let (start, index) = match std::mem::replace(&mut self.state, State::Idle) {
             State::Running(start, index, step) if step.stands_by() => {
-                (self.standby, self.standby_run) = (Some(step), self.run);
+                (self.standby, self.standby_is_new) = (Some(step), true);
                 (start, index)
             }
             // The step's cgroup goes here, before the next one's is made.
@@ -400,7 +401,7 @@ impl Agent {
     fn done(&mut self) {
         self.state = State::Idle;
         self.input = Input { gone: true, ..Input::default() };
-        if self.standby_run != self.run {
+        if !self.standby_is_new {
             // A run's programs may have done something to it.
             self.end_standby();
         }

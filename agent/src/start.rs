@@ -33,6 +33,9 @@ pub fn check(run: u32, start: &Start, has_products: bool) -> Result<(), String> 
     if start.steps.iter().filter(|step| step.stdin).count() > 1 {
         return Err("more than one step takes standard input".into());
     }
+    if start.steps.iter().filter(|step| step.standby).count() > 1 {
+        return Err("more than one program stands by".into());
+    }
     check_env(start.env.iter())?;
     Workspace::check(&start.files)
 }

@@ -89,6 +89,8 @@ pub struct Step {
     reaped_cpu: Duration,
     /// What its program had used before it became the step's.
     earlier_cpu: Duration,
+    /// How many forks it had been refused by then.
+    earlier_refusals: u64,
     largest_rss: u64,
 }
 
@@ -145,7 +147,8 @@ impl Step {
             if spec.function {
                 function = Some(Function::new(ours)?);
             } else {
-                standby = Some(Standby::new(ours, spec, env, stdin.take())?);
+                let limits = child::limits(spec, cgroup.as_ref(), Duration::ZERO);
+                standby = Some(Standby::new(ours, spec, env, stdin.take(), limits)?);
             }
         }
         let mut preparation = Preparation::new(spec, cgroup.as_ref(), workspace, socket)?;
@@ -167,6 +170,7 @@ impl Step {
             all_reaped: false,
             reaped_cpu: Duration::ZERO,
             earlier_cpu: Duration::ZERO,
+            earlier_refusals: 0,
             largest_rss: 0,
         })
     }
@@ -179,13 +183,17 @@ impl Step {
     /// Become the step `number`, whose program is what stood by.
     pub fn take_over(&mut self, number: u8, spec: &StepSpec, workspace: &Workspace) -> io::Result<()> {
         self.earlier_cpu = self.cpu();
+        self.earlier_refusals = self.cgroup.as_ref().map_or(0, Cgroup::refused_forks);
         self.number = number;
         self.spec = Limits::new(spec, self.cgroup.as_ref(), workspace);
         if let Some(cgroup) = &self.cgroup {
             cgroup.limit(spec)?;
         }
+        let before = self.standby.as_ref().map_or(&[][..], |standby| &standby.limits);
         for (resource, soft, hard) in child::limits(spec, self.cgroup.as_ref(), self.earlier_cpu) {
-            sys::limit(self.pid, resource, soft, hard)?;
+            if !before.contains(&(resource, soft, hard)) {
+                sys::limit(self.pid, resource, soft, hard)?;
+            }
         }
         if let Output::Pipes(streams) = &mut self.output {
             streams.limit(output_limit(spec));
@@ -204,7 +212,7 @@ impl Step {
             return Slots { stdin, ..Slots::default() };
         }
         let function = self.function.as_ref().and_then(|function| function.watch(set));
-        let standby = self.standby.as_ref().map(|standby| standby.watch(set));
+        let standby = self.standby.as_ref().and_then(|standby| standby.watch(set));
         match &self.output {
             Output::Pipes(streams) => Slots { stdin, streams: streams.watch(set), terminal: None, function, standby },
             Output::Terminal(terminal) => Slots { stdin, terminal: terminal.watch(set), ..Slots::default() },
@@ -430,7 +438,7 @@ impl Step {
             // A program that does not fit is killed by exec itself: it is too late then for an error.
             (_, Ended::Signaled(signal)) if signal == sys::SIGSEGV as u32 && self.is_too_large() => Limit::Memory,
             (_, Ended::Signaled(signal)) if used_up && (signal == sys::SIGXCPU as u32 || signal == sys::SIGKILL as u32) => Limit::Cpu,
-            (Some(cgroup), _) if cgroup.refused_a_fork() => Limit::Processes,
+            (Some(cgroup), _) if cgroup.refused_forks() > self.earlier_refusals => Limit::Processes,
             _ => Limit::None,
         }
     }

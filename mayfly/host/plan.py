@@ -83,7 +83,7 @@ def make_standby(image: InstalledImage, config: Config) -> Job | None:
         return None
     slow = msgspec.structs.replace(config, run_wall_s=config.build_wall_s)
     job = make_plan(Snippet(files={}), image, slow, steps=[msgspec.structs.replace(step, argv=step.standby) for step in steps]).job
-    started = tuple(dataclasses.replace(step, standby=True, by_standby=False) for step in job.start.steps)
+    started = tuple(dataclasses.replace(step, standby=True, by_standby=False, cpu_ms=0) for step in job.start.steps)
     return replace(job, start=dataclasses.replace(job.start, steps=started))
 
 

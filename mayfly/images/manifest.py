@@ -192,6 +192,8 @@ class Manifest(Record, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not re.fullmatch(VERSION, self.version):
             raise ImageError(f"the version {self.version[:80]!r} is not usable", hint="a version has letters, digits and . _ + ~ -")
+        if sum(bool(step.standby) for step in self.steps) > 1:
+            raise ImageError("more than one step has a standby", hint="have one program stand by, for the step that takes longest")
         others = (profile.steps for profile in self.profiles.values())
         jobs = (self.steps, self.warmup.steps, self.function.steps if self.function else (), *others)
         for env in (self.env, *(step.env for steps in jobs for step in steps)):

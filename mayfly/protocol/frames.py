@@ -164,8 +164,8 @@ def check_start(start: Start) -> None:
             twice, its mode has more than permission bits; a variable's name is empty or holds `=`;
             the steps are not 1 to MAX_STEPS (with `keep` 0 to MAX_STEPS) with a program and an
             absolute directory each, or two of them take standard input; a function is not the last
-            one, or takes standard input or has a terminal; so has what stands by; files beside
-            products.
+            one, or takes standard input or has a terminal; so has what stands by, which is at most
+            one program; files beside products.
         OversizeError: the files have more than MAX_FILES_SIZE bytes together.
     """
     _check_files(start.files)
@@ -184,6 +184,8 @@ def check_start(start: Start) -> None:
         raise EncodeError("a function is the last step, and has neither standard input nor a terminal")
     if any(step.standby and (step.function or step.columns or step.rows or step.by_standby) for step in start.steps):
         raise EncodeError("what stands by is not a function, has no terminal, and starts anew")
+    if sum(step.standby for step in start.steps) > 1:
+        raise EncodeError("more than one program stands by")
     for name, _ in (*start.env, *(pair for step in start.steps for pair in step.env)):
         if not name or "=" in name:
             raise EncodeError(f"{name!r} is no name of an environment variable", hint="a name is not empty and holds no =")

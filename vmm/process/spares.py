@@ -87,14 +87,18 @@ class Spares:
         if spare is None:
             return None
         try:
-            if spare.link.recv(1, socket.MSG_DONTWAIT) != _READY or _look(spare.kind.paths) != spare.kind.files:
+            said = spare.link.recv(1, socket.MSG_DONTWAIT)
+        except BlockingIOError:  # it is being made
+            self._wanted = None
+            return None
+        except OSError:
+            said = b""
+        try:
+            if said != _READY or _look(spare.kind.paths) != spare.kind.files:
                 raise OSError
             if ends.group is not None:
                 os.write(ends.group, str(spare.pid).encode())
             send(spare.link, ends, asked_at)
-        except BlockingIOError:  # it is being made
-            self._wanted = None
-            return None
         except OSError:  # it has ended, or is of another snapshot
             self._drop(spare)
             return None

@@ -131,8 +131,7 @@ class _Server:
             if self._control.fileno() in ready:
                 self._say()
                 if ready[self._control.fileno()] & ~select.POLLOUT and not self._take_request():
-                    for pid in self._spares.drop_all():
-                        os.waitpid(pid, 0)
+                    self._end_spares()
                     return
 
     def _take_request(self) -> bool:
@@ -180,13 +179,29 @@ class _Server:
         config, ends = bytes(message.config), Ends(*fds)
         pid = self._spares.hand_over(config, ends, began)
         if pid is None:
-            pid = self._fork(lambda: run_process(config, ends, began, self._cell, self._turns.of(message.machine)))
+
+            def live() -> None:
+                run_process(config, ends, began, self._cell, self._turns.of(message.machine))
+
+            try:
+                pid = self._fork(live)
+            except OSError:
+                if not self._end_spares():
+                    raise
+                pid = self._fork(live)  # which had what it lacked
         self._machines[pid] = message.machine
 
     def _fork_spare(self, config: bytes, link: socket.socket) -> int:
         from mayfly.vmm.process.child import run_spare
 
         return self._fork(lambda: run_spare(config, link, self._cell, self._turns.of(NOBODY)))
+
+    def _end_spares(self) -> bool:
+        """End and reap all; whether there was one."""
+        ended = self._spares.drop_all()
+        for pid in ended:
+            os.waitpid(pid, 0)
+        return bool(ended)
 
     def _fork(self, live: Callable[[], None]) -> int:
         """Fork a vmm process, which does this and exits; its number."""

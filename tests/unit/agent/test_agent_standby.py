@@ -58,6 +58,11 @@ def done(agent: AgentProcess, *steps: p.Step, run: int = 2) -> Result:
     return result
 
 
+def processor_ticks(pid: int) -> int:
+    """Hundredths of a second of a processor, of its own (proc(5), /proc/PID/stat)."""
+    return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+
+
 def was_used(result: Result) -> bool:
     return not result.stdout.startswith(b"anew")
 
@@ -83,6 +88,7 @@ def test_a_step_that_it_does_not_fit_is_started_as_always(agent: AgentProcess) -
         {"env": (("A", "B"),)},
         {"stdin": True},
         {"columns": 80, "rows": 24},
+        {"memory": 1 << 40},
     ]
     for number, fields in enumerate(others):
         stand_by(agent)
@@ -153,7 +159,7 @@ def test_its_limits_are_the_steps(agent: AgentProcess) -> None:
     stand_by(agent)
     source = "print(*(resource.getrlimit(name) for name in (resource.RLIMIT_FSIZE, resource.RLIMIT_CPU)))"
     assert done(agent, step(source, file_size=1 << 16, cpu_ms=20_000)).stdout == b"(65536, 65536) (22, 23)\n"
-    stand_by(agent)
+    stand_by(agent, memory=100 * MIB)
     result = done(agent, step("held = bytearray(400 << 20); print('so much')", memory=100 * MIB))
     assert (result.stdout, result.exit.code != 0) == (b"", True)
 
@@ -183,3 +189,25 @@ def test_what_cannot_stand_by_is_refused(agent: AgentProcess) -> None:
     for fields in ({"function": True}, {"columns": 80, "rows": 24}, {"by_standby": True}):
         agent.send(p.Start(PATH_ENV, (p.Step("run", ("true",), standby=True, **fields),), ()))
         assert agent.expect(p.Error).code is p.ErrorCode.START_REFUSED
+    agent.send(p.Start(PATH_ENV, (p.Step("run", ("true",), standby=True),) * 2, ()))
+    assert agent.expect(p.Error).code is p.ErrorCode.START_REFUSED
+
+
+def test_a_run_of_the_same_number_that_fails_ends_it_too(agent: AgentProcess) -> None:
+    """As in a restored machine, whose host begins to count anew."""
+    stand_by(agent)
+    assert [exit.code for exit in done(agent, shell("exit 1", "build"), step(), run=1).exits] == [1]
+
+
+def test_one_that_closes_its_socket_before_it_is_ready_costs_nothing(agent: AgentProcess) -> None:
+    agent.start(p.Step("run", ("sh", "-c", "exec 3>&-; sleep 1"), standby=True, wall_ms=20_000))
+    before = processor_ticks(agent.process.pid)
+    assert agent.result().exit.code == 0
+    assert processor_ticks(agent.process.pid) - before < 50
+
+
+@others_limits
+def test_a_step_without_limits_has_none(agent: AgentProcess) -> None:
+    stand_by(agent, file_size=1 << 16, cpu_ms=20_000)
+    source = "print(*(resource.getrlimit(name) == (-1, -1) for name in (resource.RLIMIT_FSIZE, resource.RLIMIT_CPU)))"
+    assert done(agent, step(source)).stdout == b"True True\n"

@@ -306,12 +306,10 @@ def test_what_stands_by_is_started_as_its_step_would_be() -> None:
 
 
 def test_a_request_that_its_program_could_not_have_met_is_not_for_what_stands_by() -> None:
-    steps = (
-        LanguageStep(name="build", argv=("cc",), standby=("ccd",)),
-        LanguageStep(name="run", argv=("vm",), stdin=True, standby=("vm", "standby")),
-    )
-    install("warm", ".w", steps)
-    image, source = Images().find("warm"), b""
+    build, run = LanguageStep(name="build", argv=("cc",)), LanguageStep(name="run", argv=("vm",), stdin=True)
+    install("build", ".b", (msgspec.structs.replace(build, standby=("ccd",)), run))
+    install("run", ".r", (build, msgspec.structs.replace(run, standby=("vm", "standby"))))
+    source, images = b"", Images()
     for snippet, used in [
         (Snippet(source=source), (True, True)),
         (Snippet(source=source, args=("a",), limits={"run": {"wall_s": 1}}), (True, True)),
@@ -319,7 +317,9 @@ def test_a_request_that_its_program_could_not_have_met_is_not_for_what_stands_by
         (Snippet(source=source, env={"A": "B"}), (True, False)),
         (Snippet(source=source, tty=Terminal(columns=80, rows=24), interactive=True), (True, False)),
     ]:
-        assert tuple(step.by_standby for step in make_plan(snippet, image, Config()).job.start.steps) == used, snippet
+        plans = [make_plan(snippet, images.find(name), Config()).job.start.steps for name in ("build", "run")]
+        assert (plans[0][0].by_standby, plans[1][1].by_standby) == used, snippet
+        assert not plans[0][1].by_standby and not plans[1][0].by_standby
 
 
 def test_a_profile_has_steps_and_files_of_its_own() -> None:

@@ -306,6 +306,17 @@ def test_what_stands_by_is_started_last_a_day_ago(serve: Callable[..., Any], tmp
     assert 0 <= time.time_ns() - identity.time_ns - DAY_S * 10**9 < 600 * 10**9
 
 
+def test_a_base_does_without_what_fails_to_stand_by(serve: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+    steps = (LanguageStep(name="run", argv=("true",), standby=("sh", "-c", "exit 3")),)
+    install("standing", ".standing", steps, warmup=Warmup(files={"x.standing": ""}, steps=steps))
+
+    async def scenario(service: Service) -> Snapshot:
+        return await made(service, "standing")
+
+    assert serve(scenario).manifest
+    assert "nothing stands by in the snapshot" in caplog.text
+
+
 def test_a_diff_notes_what_its_first_restored_machine_touches(serve: Callable[..., Any]) -> None:
     """Nothing is mapped ahead in machines that are to be saved."""
     seen: list[str] = []
