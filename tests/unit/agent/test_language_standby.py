@@ -24,6 +24,7 @@ JAVA: dict[str, dict[str, str]] = {
     "a warning": {"Main.java": f"class Main {{ {MAIN} System.out.println(1); new Thread().stop(); }} }}"},
     "no class": {"Main.java": ""},
     "no main": {"Main.java": "class Main { int x = 1; }"},
+    "nested": {"Main.java": f"class Main {{ int x = {'(' * 2000}1{')' * 2000}; {MAIN} }} }}"},
     "no folder": {"Main.java": f"class Main {{ {MAIN} }} }}", ".mayfly/classes": ""},
 }
 ABOUT = """
