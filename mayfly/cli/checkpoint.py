@@ -27,5 +27,6 @@ def save(run: str, output: Path | None, config: Config) -> str:
             file.write(data)
             file.truncate()
     except OSError as error:
-        raise HostError(f"{path}: cannot be written: {error.strerror}", hint="give another --output") from error
+        hint = f"give another --output, where a file of {MAX_FILES_SIZE >> 20} MiB may be"
+        raise HostError(f"{path}: cannot be written: {error.strerror}", hint=hint) from error
     return f"{path}: {len(data)} bytes; it goes on with: mayfly resume {path}"

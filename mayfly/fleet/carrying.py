@@ -214,9 +214,9 @@ class Carrying:
 
     async def _say_goes_on(self, active: Active) -> None:
         """Say to all who follow the run that it was given out to this host once more."""
-        for gateway in active.feeds.keys() - {active.work.gateway}:
-            await self._tell(active, gateway, self._begun(active, goes_on=True))
-        await self._ask_its_gateway(active, goes_on=True)
+        others = active.feeds.keys() - {active.work.gateway}
+        telling = (self._tell(active, gateway, self._begun(active, goes_on=True)) for gateway in others)
+        await asyncio.gather(self._ask_its_gateway(active, goes_on=True), *telling)
 
     async def _ask_its_gateway(self, active: Active, *, goes_on: bool = False) -> None:
         """Ask the gateway that took the run whether this host is to have it, or any other one."""
