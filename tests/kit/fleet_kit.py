@@ -4,6 +4,7 @@ machines are ordinary processes (api_fakes.py).
 
 import asyncio
 import contextlib
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -147,5 +148,9 @@ def in_fleet(scenario: Callable[[Fleet], Awaitable[Any]], limit_s: float = 60, m
         for setting, seconds in QUICK.items():
             patch.setattr(worker, setting, seconds)
         folder = Path(name)
-        with LocalServer(folder / "nats", more=more(folder / "nats")) as server:
+        server = LocalServer(folder / "nats", more=more(folder / "nats"))
+        server.start()
+        try:
             return asyncio.run(whole(Fleet(server, folder)))
+        finally:
+            server.stop(signal.SIGKILL)  # it would take its time

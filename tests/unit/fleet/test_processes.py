@@ -21,6 +21,7 @@ from mayfly.fleet.local import Member
 from mayfly.fleet.operate import wish
 from mayfly.fleet.server import LocalServer
 from tests.kit.api_fakes import ROOT, install_toys
+from tests.kit.fleet_kit import QUICK
 from tests.kit.functions_kit import let_toys_load_functions
 from tests.unit.fleet.test_calls import SECRET, called, receiver
 from tests.unit.fleet.test_fleet import events, output, run, start
@@ -78,6 +79,7 @@ class Processes:
 def fleet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Processes]:
     install_toys(monkeypatch, tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("FAKE_QUICK", json.dumps(QUICK))
     monkeypatch.chdir(ROOT)
     with tempfile.TemporaryDirectory(prefix="mayfly-") as name, LocalServer(Path(name) / "nats") as server:
         processes = Processes(Path(name), server)

@@ -121,9 +121,6 @@ def test_a_look_that_fails_is_told_once_and_stops_no_other(monkeypatch: pytest.M
 
         connected = True
 
-        async def waiting(self, arch: str, lang: str) -> int:
-            return 0
-
     async def scenario() -> None:
         looking = Watch(cast(Any, Silent()), Roll(lambda _: None), cast(Any, Follows()), nobody)
         words, looks = iter(("broken", "broken", "", "broken", "otherwise")), 0
