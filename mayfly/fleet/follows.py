@@ -262,6 +262,7 @@ class Follows:
         if message.token != follow.registered.token:
             return
         if follow.mirror.moved(host, message):
+            follow.given_back = -1  # whoever it came from may have been taken for gone
             told = step("move", follow.run.id, attempt=follow.mirror.attempts, host=host, moved_from=message.moved_from)
             log.info("run %s: goes on at host %s, where it moved from %s", follow.run.id, host, message.moved_from, extra=told)
             self.spawn(self.attach(follow), f"attach {follow.run.id}")
