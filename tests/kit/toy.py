@@ -61,6 +61,7 @@ def build(
     agent: bytes | None = None,
     programs: Mapping[str, bytes] | None = None,
     warmup: str = "",
+    standby: str = "",
     function: manifest.Function | None = None,
 ) -> Path:
     """Write the image of a toy language (extension .toy) to where mayfly looks for it; its folder.
@@ -72,6 +73,7 @@ def build(
         agent: another init.
         programs: executables for /bin.
         warmup: a script to run before a base is saved.
+        standby: a script that stands by for the run step.
         function: how it loads functions.
     """
     folders = ("bin", "dev", "proc", "sys", "tmp", "mayfly", "etc", "work", "run")
@@ -99,7 +101,9 @@ def build(
         source_file="main.toy",
         steps=(
             manifest.LanguageStep(name="build", argv=("sh", "-n", "main.toy")),
-            manifest.LanguageStep(name="run", argv=("sh", "main.toy", "{args}"), stdin=True),
+            manifest.LanguageStep(
+                name="run", argv=("sh", "main.toy", "{args}"), stdin=True, standby=("sh", "-c", standby) if standby else ()
+            ),
         ),
         env={"PATH": "/bin"},
         warmup=manifest.Warmup(steps=(manifest.LanguageStep(name="warm", argv=("sh", "-c", warmup)),) if warmup else ()),

@@ -341,6 +341,56 @@ def test_a_machine_under_way_is_saved_and_goes_on(base: str, folder: Path) -> No
     mayfly("snapshot", "rm", "under-way")
 
 
+STANDS_BY = """
+stood=yes
+ballast=$(busybox head -c 4000000 /dev/zero | busybox tr '\\0' x)
+printf r >&3
+set -- $(busybox tr '\\0' '\\n' <&3)
+exec 3<&-
+shift 2
+cd /work
+. ./main.toy
+"""
+ASKS = """
+read line
+echo "stood by: ${stood:-no}, said $line, given $*, files $(echo *)"
+exec 2>/dev/null
+group=/sys/fs/cgroup$(busybox cut -d: -f3 /proc/self/cgroup)
+echo "$(ulimit -f) $(ulimit -t) $(cat $group/memory.max) $(cat $group/pids.max) $(busybox wc -l <$group/cgroup.procs)"
+"""
+
+
+def test_what_stands_by_is_the_next_runs_program(folder: Path) -> None:
+    """In a restored machine, once; it meets what a program meets that is started for the run."""
+    image = toy.build("standing", standby=STANDS_BY)
+    mayfly("snapshot", "create", "standing")
+    server = Server(folder, cold=False)
+
+    def asked(**more: Any) -> list[str]:
+        body = {"language": "standing", "source": ASKS, "stdin": "something\n", "args": ["a", "b"], **more}
+        status, result = server.request("POST", "/run", json.dumps(body).encode(), "application/json")
+        assert (status, result["status"]) == (200, "ok"), result
+        return str(result["steps"][-1]["stdout"]).splitlines()
+
+    limits = {"run": {"cpu_s": 7, "processes": 17}}
+    used, usual = asked(limits=limits), asked(limits=limits, env={"A": "B"})
+    assert used[0] == "stood by: yes, said something, given a b, files main.toy"
+    assert usual[0] == used[0].replace("yes", "no")
+    assert used[1].split()[2:4] == usual[1].split()[2:4]
+    assert used[1].split()[3] == "17"
+    assert used[1].split()[0] == usual[1].split()[0]
+    assert int(usual[1].split()[1]) <= int(used[1].split()[1]) < int(usual[1].split()[1]) + 60
+    assert asked(limits={"run": {"memory": 40 * MIB}})[0] == usual[0], "a program may choose by its limit how much it uses"
+    loops = {"language": "standing", "source": "while :; do :; done", "limits": {"run": {"cpu_s": 1}}}
+    _, result = server.request("POST", "/run", json.dumps(loops).encode(), "application/json")
+    assert (result["status"], result["steps"][-1]["limit"]) == ("limit", "cpu"), result
+    large = {"language": "standing", "source": "x=x; while :; do x=$x$x; done"}
+    _, result = server.request("POST", "/run", json.dumps(large).encode(), "application/json")
+    assert (result["status"], result["steps"][-1]["limit"]) == ("limit", "memory"), result
+    server.close()
+    shutil.rmtree(image.parent)  # the next tests' snippets are toy's
+
+
 def test_cases_run_in_one_guest_and_in_copies_of_it(base: str, folder: Path) -> None:
     """The same verdicts, and no program sees what another left. Files come back from such a guest
     too.
