@@ -15,6 +15,7 @@ from mayfly.imagegen.languages import load_language
 from mayfly.imagegen.rootfs.unpack import unpack
 from tests.kit.imagegen_kit import layout_of, member, read_cpio, tar, toy_language
 from tests.kit.package_kit import PackageServer, build_with, pack
+from tests.kit.prepared_here import here
 
 pytestmark = pytest.mark.usefixtures("own_folders")
 LANGUAGE = toy_language(packages={"kind": "maven", "registry": "http://127.0.0.1:1"})
@@ -164,13 +165,15 @@ def test_a_snippet_is_compiled_and_run_with_what_came(layout: Path, server: Pack
     server.add_maven("org.a:sevens:1", "", jar)
     unpack(_build(layout, server, "org.a:sevens").folder, tmp_path / "root")
     work = tmp_path / "work"
-    (work / "tmp").mkdir(parents=True)
+    for folder in (work, tmp_path / "prepared", tmp_path / "made"):
+        folder.mkdir()
     (work / "Main.java").write_text("class Main { public static void main(String[] a) { System.out.println(sevens.Seven.seven()); } }")
-    for step in load_language("java").steps:
-        script, name = (
-            text.replace("/tmp/", f"{work}/tmp/").replace("/usr/lib/mayfly", str(tmp_path / "root/usr/lib/mayfly"))
-            for text in step.argv[2:4]
-        )
-        done = subprocess.run(["sh", "-c", script, name, "newest", "default"], cwd=work, capture_output=True, text=True, check=False)
+    language = load_language("java")
+    places = {"/usr/lib/mayfly": str(tmp_path / "root/usr/lib/mayfly"), "/var/cache/java": str(tmp_path / "made")}
+    places |= {"{release}": "newest", "{warnings}": "default"}
+    for step in (*language.prepare.steps, *language.steps):
+        argv = [here(part, places) for part in step.argv if part != "{args}"]
+        cwd = work if step in language.steps else tmp_path / "prepared"
+        done = subprocess.run(argv, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     assert done.stdout == "7\n"
