@@ -71,8 +71,14 @@ class ServedHost:
         return next(_children(self._process.pid))
 
     def machines(self) -> list[int]:
-        """Those of its machines, in this host."""
+        """Those of its machines whose guests run, in this host."""
         return [machine for zygote in _children(self.server) for machine in machines_of(zygote)]
+
+    def made(self) -> list[int]:
+        """Those that are being made, too, and spares of machines that were restored here. A zygote
+        has another child at first, which makes namespaces before it gives its privileges up.
+        """
+        return [child for zygote in _children(self.server) for child in _children(zygote) if _is_confined(child)]
 
     def kill(self) -> None:
         """kill -9: of a host of its own, all of that host."""
@@ -84,6 +90,12 @@ def _children(pid: int) -> Iterator[int]:
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):  # it has ended meanwhile
             yield from map(int, task.read_text().split())
+
+
+def _is_confined(pid: int) -> bool:
+    with contextlib.suppress(OSError):  # it has ended meanwhile
+        return "NoNewPrivs:\t1" in Path(f"/proc/{pid}/status").read_text()
+    return False
 
 
 @contextmanager

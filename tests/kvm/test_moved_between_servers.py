@@ -28,7 +28,9 @@ pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("no_leaks")]
 
 SLOW = ("--limit", "500")
 """A move with this takes long: 9 kB are sent of this machine while it runs."""
-either = pytest.mark.parametrize("killed", [lambda host: host.server, lambda host: host.machines()[0]], ids=["server", "machine"])
+either = pytest.mark.parametrize(
+    "killed", [lambda host: host.server, lambda host: (host.machines() or host.made())[0]], ids=["server", "machine"]
+)
 
 
 @pytest.fixture
@@ -109,7 +111,7 @@ def test_nothing_is_left_there_of_a_run_that_is_lost(servers: list[ServedHost], 
             os.kill(killed(here), signal.SIGKILL)
             with pytest.raises(AssertionError):
                 await moving
-            while there.machines():
+            while there.made():
                 await asyncio.sleep(0.05)
             with pytest.raises(UnknownRunError):
                 await others.get(run.id).state()
@@ -120,7 +122,7 @@ def test_nothing_is_left_there_of_a_run_that_is_lost(servers: list[ServedHost], 
 async def amid_a_move(run: AsyncRun, here: ServedHost, there: ServedHost) -> "asyncio.Task[Any]":
     """Begin to move the run; a machine is being made for it then, and will be for long."""
     moving = asyncio.create_task(asyncio.to_thread(here.move, run.id, there, *SLOW))
-    while not there.machines():
+    while not there.made():
         assert not moving.done(), await moving
         await asyncio.sleep(0.05)
     return moving
