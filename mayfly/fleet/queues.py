@@ -60,6 +60,16 @@ class Queues:
                 return
 
 
+async def of_snapshots(engine: Engine, roll: Roll) -> set[tuple[str, str]]:
+    """The queues of snapshots that there are, for the architectures of the hosts that are known.
+
+    Raises:
+        FleetError, NobodyError, SilenceError: not now.
+    """
+    archs = {host.about.arch for host in roll if host.about}
+    return {(arch, lang) for arch in archs for lang in await engine.consumers(arch) if lang.startswith(f"{SNAPSHOT}-")}
+
+
 class Stale:
     """Finds the queues of snapshots that no host has, or can have, any more, and removes those
     where nothing waits. One that is wanted again is made again (`Queues.mend`).
@@ -85,13 +95,7 @@ class Stale:
             FleetError, NobodyError, SilenceError: not now.
         """
         now, there = asyncio.get_running_loop().time(), self._roll.queues()
-        archs = {host.about.arch for host in self._roll if host.about}
-        stale = {
-            (arch, lang)
-            for arch in archs
-            for lang in await self._engine.consumers(arch)
-            if lang.startswith(f"{SNAPSHOT}-") and (arch, lang) not in there
-        }
+        stale = await of_snapshots(self._engine, self._roll) - there
         self._since = {queue: self._since.get(queue, now) for queue in stale}
         for arch, lang in stale:
             if now - self._since[arch, lang] >= STALE_S and not any(await self._engine.load(arch, lang)):

@@ -11,8 +11,8 @@ from mayfly.fleet.buckets import RENEW_S, Bucket
 from mayfly.fleet.engine import Engine
 from mayfly.fleet.failures import NobodyError, SilenceError, UnreadableError
 from mayfly.fleet.follows import Follows
-from mayfly.fleet.message import SNAPSHOT, Claim, Registered, decode
-from mayfly.fleet.queues import SWEEP_S
+from mayfly.fleet.message import Claim, Registered, decode
+from mayfly.fleet.queues import SWEEP_S, of_snapshots
 from mayfly.fleet.roll import Roll
 
 log = logging.getLogger(__name__)
@@ -50,10 +50,8 @@ class Waiting:
             FleetError, NobodyError, SilenceError: not now.
         """
         fitting = self._roll.fitting()
-        for arch in {host.about.arch for host in self._roll if host.about}:
-            for lang in await self._engine.consumers(arch):
-                if lang.startswith(f"{SNAPSHOT}-") and (arch, lang) not in fitting:
-                    await self._for_all(arch, lang, lambda claim: self._follows.fetch(claim.id))
+        for arch, lang in await of_snapshots(self._engine, self._roll) - fitting:
+            await self._for_all(arch, lang, lambda claim: self._follows.fetch(claim.id))
 
     async def renew(self) -> None:
         """Keep on what is known of runs in queues where some wait. Raises as `follow`."""
