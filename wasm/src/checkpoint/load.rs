@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 
+use super::coding::Source;
 use super::lz::{unpack, PIECE};
 use super::{sockets, Stopped, BLOCK, MAGIC, VERSION};
 use crate::code::{Op, Program, Stand};
@@ -234,77 +235,6 @@ fn descriptors<R: Read>(from: &mut Source<R>, nodes: &mut [Option<Node>]) -> Res
         }
     }
     Ok(descriptors)
-}
-
-pub struct Source<R: Read> {
-    from: R,
-    left: u64,
-}
-
-impl<R: Read> Source<R> {
-    pub fn new(from: R, size: u64) -> Source<R> {
-        Source { from, left: size }
-    }
-
-    fn fill(&mut self, to: &mut [u8]) -> Result<()> {
-        if to.len() as u64 > self.left {
-            return malformed(format!("{} bytes wanted, {} left", to.len(), self.left));
-        }
-        self.left -= to.len() as u64;
-        self.from.read_exact(to).map_err(|error| Refusal::Malformed(format!("cannot be read: {error}")))
-    }
-
-    pub fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
-        let mut array = [0; N];
-        self.fill(&mut array)?;
-        Ok(array)
-    }
-
-    pub fn u32(&mut self) -> Result<u32> {
-        self.array().map(u32::from_le_bytes)
-    }
-
-    pub fn u64(&mut self) -> Result<u64> {
-        self.array().map(u64::from_le_bytes)
-    }
-
-    pub fn flag(&mut self) -> Result<bool> {
-        match self.array()? {
-            [0] => Ok(false),
-            [1] => Ok(true),
-            [value] => malformed(format!("flag {value}")),
-        }
-    }
-
-    /// A count of entries that take at least so many bytes each.
-    pub fn count(&mut self, least: u64) -> Result<usize> {
-        let count = self.u32()?;
-        if u64::from(count) * least > self.left {
-            return malformed(format!("{count} entries announced, {} bytes left", self.left));
-        }
-        Ok(count as usize)
-    }
-
-    pub fn bytes(&mut self) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; self.count(1)?];
-        self.fill(&mut bytes)?;
-        Ok(bytes)
-    }
-
-    fn texts(&mut self) -> Result<Vec<Vec<u8>>> {
-        (0..self.count(4)?).map(|_| self.bytes()).collect()
-    }
-
-    fn numbers(&mut self, to: &mut [u64], what: &str) -> Result<()> {
-        let count = self.count(8)?;
-        if count != to.len() {
-            return invalid(format!("{count} {what}, {} wanted", to.len()));
-        }
-        for number in to {
-            *number = self.u64()?;
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -36,6 +36,7 @@ use crate::code::Program;
 use crate::run::Machine;
 use crate::wasi::Wasi;
 
+mod coding;
 mod load;
 mod lz;
 mod save;

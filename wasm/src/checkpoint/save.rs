@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use super::coding::Sink;
 use super::lz::{pack, PIECE};
 use super::{sockets, Stopped, BLOCK, MAGIC, VERSION};
 use crate::wasi::tree::Content;
@@ -152,34 +153,4 @@ fn runs(memory: &[u8]) -> Vec<(u32, u32)> {
         }
     }
     runs
-}
-
-pub struct Sink<'a, W: Write>(pub &'a mut W);
-
-impl<W: Write> Sink<'_, W> {
-    pub fn u8(&mut self, value: u8) -> io::Result<()> {
-        self.0.write_all(&[value])
-    }
-
-    pub fn u32(&mut self, value: u32) -> io::Result<()> {
-        self.0.write_all(&value.to_le_bytes())
-    }
-
-    pub fn u64(&mut self, value: u64) -> io::Result<()> {
-        self.0.write_all(&value.to_le_bytes())
-    }
-
-    pub fn count(&mut self, count: usize) -> io::Result<()> {
-        self.u32(u32::try_from(count).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?)
-    }
-
-    pub fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.count(bytes.len())?;
-        self.0.write_all(bytes)
-    }
-
-    fn numbers(&mut self, numbers: &[u64]) -> io::Result<()> {
-        self.count(numbers.len())?;
-        numbers.iter().try_for_each(|number| self.u64(*number))
-    }
 }

@@ -3,8 +3,7 @@
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr};
 
-use super::load::Source;
-use super::save::Sink;
+use super::coding::{Sink, Source};
 use crate::refusal::{invalid, malformed, Result};
 use crate::wasi::socket_options::COUNT;
 use crate::wasi::sockets::{End, Socket, State, MOST_KEPT};

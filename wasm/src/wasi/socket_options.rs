@@ -2,11 +2,9 @@
 
 use std::io;
 
-use super::sockets::Socket;
 use super::{Args, Errno, Outcome, Wasi};
 use crate::memory::Memory;
 use crate::net::Host;
-use crate::sys;
 
 /// A place in `OPTIONS`, or one of those behind it.
 pub type Number = u8;
@@ -73,12 +71,6 @@ pub fn read(host: &Host, number: Number) -> io::Result<u64> {
     // Two numbers of 4 bytes: whether it is on, and the seconds.
     let linger = u64::from_le_bytes(host.option(SOL_SOCKET, SO_LINGER)?);
     Ok(if linger as u32 != 0 { IS_ON | linger >> 32 } else { linger >> 32 })
-}
-
-/// How long a socket is waited for at most.
-pub fn timeout_ns(socket: &Socket, events: i16) -> Option<u64> {
-    let number = if events == sys::INPUT { RECV_TIMEOUT } else { SEND_TIMEOUT };
-    socket.options.get(&number).filter(|limit| **limit > 0).map(|limit| limit.saturating_mul(1000))
 }
 
 impl Wasi {

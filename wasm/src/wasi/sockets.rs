@@ -344,6 +344,12 @@ impl Socket {
         Ok(())
     }
 
+    /// How long it is waited for at most.
+    fn limit_ns(&self, events: i16) -> Option<u64> {
+        let number = if events == sys::INPUT { options::RECV_TIMEOUT } else { options::SEND_TIMEOUT };
+        self.options.get(&number).filter(|limit| **limit > 0).map(|limit| limit.saturating_mul(1000))
+    }
+
     /// Whether receiving would not wait, whatever the host has.
     pub fn has_kept(&self) -> bool {
         !self.bytes.is_empty() || !self.datagrams.is_empty() || self.shut[0] || self.end != End::Open
@@ -428,7 +434,7 @@ impl Wasi {
                 self.asleep_until = None;
                 return Ok(result?);
             }
-            let limit = options::timeout_ns(socket, events);
+            let limit = socket.limit_ns(events);
             let host = socket.host()?.fd();
             // A wait that was interrupted ends when it would have ended.
             let until = self.asleep_until.or_else(|| limit.map(|limit| self.clock().saturating_add(limit)));
