@@ -73,13 +73,11 @@ class Lasting:
             MayflyError: as guests.function.ask; nothing is left of any guest.
         """
         try:
-            self.request.going = self
             try:
                 if self.request.arrival is not None:
                     self.asking = await self._receive(self.request.arrival)
                 response = await self._outlast()
             finally:
-                self.request.going = None
                 await self._drop()
         except BaseException:
             await self.asking.guest.process.stop(0)  # another one than whoever asks knows, maybe

@@ -152,6 +152,7 @@ class FunctionMachines:
         self._supply = supply
         self._networks = networks
         self._leases: dict[VmmProcess, NetworkConfig] = {}
+        self._lasting: dict[str, Lasting] = {}
 
     async def start(self, revision: Revision) -> tuple[Guest, StartKind]:
         """A guest with the function loaded, and how it started. The snapshot is made if need be.
@@ -275,8 +276,18 @@ class FunctionMachines:
             MayflyError: there is none; the guest is gone.
         """
         if every_s or (request.movable and guest.wanted.machine.network is None):
-            return await Lasting(self._spawner, self._supply, guest, asked, request, timeout_s, every_s).ask()
+            lasting = Lasting(self._spawner, self._supply, guest, asked, request, timeout_s, every_s)
+            self._lasting[request.id] = lasting
+            try:
+                return await lasting.ask()
+            finally:
+                if self._lasting.get(request.id) is lasting:  # it may have gone elsewhere, and come back
+                    del self._lasting[request.id]
         return guest, await ask(guest, asked, request, timeout_s)
+
+    def going(self, request_id: str) -> Lasting | None:
+        """What asks the guest of a request that outlasts its machine, or may go elsewhere now."""
+        return self._lasting.get(request_id)
 
     async def stop(self, guest: Guest) -> None:
         """End the guest."""

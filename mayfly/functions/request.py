@@ -4,7 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from mayfly.errors import BodyTooLargeError, FunctionGuestError, MayflyError, UnprocessableError
 from mayfly.functions.answer import Answer, Invocation, Times
@@ -12,9 +12,6 @@ from mayfly.guests.function import FunctionResponse, Moment
 from mayfly.guests.start import Guest, StartKind
 from mayfly.protocol.conversation import Event
 from mayfly.protocol.frames import MAX_BODY, MAX_CONTENT_TYPE, Stderr, Stdout
-
-if TYPE_CHECKING:
-    from mayfly.functions.lasting import Lasting
 
 KEPT_LOG = 64 * 1024
 """Bytes of what a function prints in one request that are kept, the last ones."""
@@ -62,7 +59,6 @@ class Request:
         log: what the function printed meanwhile.
         movable: whether its machine may go elsewhere with it.
         arrival: how its machine comes, if another host has begun it.
-        going: what asks its guest, if that is to outlast its machine, or may go elsewhere.
         deadline: until when it waits in the queue.
     """
 
@@ -82,7 +78,6 @@ class Request:
         self.log: list[Piece] = []
         self.movable = False
         self.arrival: Arrival | None = None
-        self.going: Lasting | None = None
         self.queued_at = self.started_at = self.sent_at = self.answered_at = 0.0
         self.deadline = float("inf")
         self.expiry: asyncio.TimerHandle | None = None

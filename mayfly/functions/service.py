@@ -234,8 +234,7 @@ class Functions:
 
     def going(self, request_id: str) -> Lasting | None:
         """What asks the guest of a request that may go elsewhere now."""
-        request = self._scheduler.request(request_id)
-        return request.going if request else None
+        return self._machines.going(request_id) if self._scheduler.request(request_id) else None
 
     def turn_away(self, request_id: str) -> None:
         """Have a request fail that no guest has been given: others are to do it."""
