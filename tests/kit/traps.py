@@ -70,6 +70,36 @@ TRAPS: Mapping[str, Layout] = {
             ("setUpModule (module_test)", "skipped", "no module", ""),
         ),
     ),
+    "Python's that are plain asserts, or programs": Layout(
+        language="python",
+        files={
+            "a_test.py": (
+                "from leap import leap\n\ndef check(candidate):\n    assert candidate(4)\n    assert candidate(3)\n\ncheck(leap)\n"
+            ),
+            "b_test.py": "from leap import leap\n\nassert leap(4)\n",
+            "c_test.py": (
+                "import unittest\n\nclass T(unittest.TestCase):\n    def test_a(self): pass\n"
+                "    def test_b(self): raise KeyboardInterrupt\n\nunittest.main(argv=['x'])\n"
+            ),
+            "d_test.py": "if __name__ == '__main__':\n    assert 0\n",
+            "src/leap.py": "def leap(year):\n    return year % 4 == 0\n",
+        },
+        told=(
+            ("a_test.py", "failed", "AssertionError: assert candidate(3)", ""),
+            ("b_test.py", "passed", "", ""),
+            ("c_test.T.test_a", "passed", "", ""),
+            ("c_test.T.test_b", "error", "KeyboardInterrupt", ""),
+        ),
+    ),
+    "Python's beside what they import": Layout(
+        language="python",
+        files={
+            "src/leap.py": "def leap(year):\n    return year % 4 == 0\n",
+            "tests/helper.py": "four = 4\n",
+            "tests/leap_test.py": "from helper import four\nfrom leap import leap\n\ndef test_leap():\n    assert not leap(four)\n",
+        },
+        told=(("tests.leap_test.test_leap", "failed", "AssertionError: assert not leap(four)", ""),),
+    ),
     "Python's that are none": Layout(
         language="python",
         files={"leap_test.py": "def leap_test():\n    assert 0\n"},

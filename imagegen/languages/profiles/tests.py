@@ -1,18 +1,22 @@
 """Run Python's tests and put out how each went, as lines of mayfly/runs/tested.py.
 
 With pytest where the image has it, else with unittest, which also takes plain functions test_*;
-what only pytest would run is an error. Arguments: names of files that are removed once the tests
-are loaded, then `--`, then words of which a test's name must have one.
+what only pytest would run is an error. A file without either that asserts something as it is loaded
+is a test itself. Arguments: names of files that are removed once the tests are loaded, then `--`,
+then words of which a test's name must have one.
 """
 
+import ast
 import contextlib
 import functools
+import importlib
 import importlib.util
 import inspect
 import io
 import json
 import linecache
 import os
+import re
 import sys
 import time
 import traceback
@@ -45,6 +49,15 @@ def called(function: Any) -> Any:
     return value
 
 
+def why(error: Any) -> Any:
+    """An exception in words; of an assertion that has none, its line."""
+    said = "".join(traceback.format_exception_only(type(error), error)).strip()
+    if isinstance(error, AssertionError) and not error.args and error.__traceback__ is not None:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{said}: {frame.line}" if frame.line else said
+    return said
+
+
 def kept(outcome: Any) -> bool:
     """Whether a worse outcome may not replace this one."""
     return outcome not in ("passed", "skipped")
@@ -55,6 +68,38 @@ def remove(hidden: Any) -> None:
         linecache.getlines(path)  # for what a failure shows
         with contextlib.suppress(OSError):
             os.unlink(path)
+
+
+def find_modules_of(path: Any) -> None:
+    """Let a test import what lies beside it, and what is in `src`, as if that were installed."""
+    folder = os.path.dirname(path)
+    if folder and not os.path.exists(os.path.join(folder, "__init__.py")):
+        sys.path.insert(1, os.path.abspath(folder))
+    if os.path.isdir("src") and not os.path.exists("src/__init__.py"):
+        sys.path.insert(1, os.path.abspath("src"))
+
+
+def asserts(path: Any) -> Any:
+    """Whether a file asserts something as it is loaded, or calls a function in it that does."""
+    functions: dict[str, Any] = {}
+    called = set()
+
+    def walk(node: Any) -> Any:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            functions[node.name] = any(isinstance(inner, ast.Assert) for inner in ast.walk(node))
+        elif isinstance(node, ast.If) and "__name__" in ast.dump(node.test):
+            return False
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
+            return False
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            called.add(node.func.id)
+        return isinstance(node, ast.Assert) | any([walk(inner) for inner in ast.iter_child_nodes(node)])
+
+    try:
+        with open(path, "rb") as file:
+            return walk(ast.parse(file.read())) or any(functions.get(name) for name in called)
+    except (SyntaxError, ValueError, RecursionError):  # a test for whoever loads it
+        return False
 
 
 def test_files() -> Any:
@@ -91,13 +136,15 @@ class Result(unittest.TestResult):
     def stopTest(self, test: Any) -> None:
         seconds = time.perf_counter() - self._began
         sys.stdout, sys.stderr = self._streams
+        if isinstance(sys.exc_info()[1], KeyboardInterrupt):  # the one that unittest lets through
+            self._note("error", sys.exc_info())
         outcome, message = self._state
         ended(name_of(test), outcome, seconds, message, self._held.getvalue())
         super().stopTest(test)
 
     def _note(self, outcome: Any, error: Any) -> None:
         if not kept(self._state[0]):
-            self._state = (outcome, "".join(traceback.format_exception_only(error[0], error[1])).strip())
+            self._state = (outcome, why(error[1]))
 
     def addFailure(self, test: Any, err: Any) -> None:
         self._note("failed", err)
@@ -106,7 +153,7 @@ class Result(unittest.TestResult):
         if isinstance(test, unittest.TestCase):
             self._note("error", err)
         else:  # of a class or a module
-            ended(str(test), "error", 0, "".join(traceback.format_exception_only(err[0], err[1])).strip())
+            ended(str(test), "error", 0, why(err[1]))
 
     def addSkip(self, test: Any, reason: Any) -> None:
         if not isinstance(test, unittest.TestCase):  # of a class or a module
@@ -167,15 +214,25 @@ def flat(suite: Any) -> Any:
 def with_unittest(hidden: Any, words: Any) -> Any:
     tests: list[Any] = []
     for path in test_files():
+        began = time.perf_counter()
         try:
-            tests += flat(load(path))
+            alone = asserts(path)
+            find_modules_of(path)
+            found = list(flat(load(path)))
+            tests += found
+            if alone and not found:
+                ended(path, "passed", time.perf_counter() - began)
         except unittest.SkipTest as skip:
             ended(path, "skipped", 0, str(skip))
         except BaseException as error:  # a test's module may do anything
-            traceback.print_exc()
+            frames = error.__traceback__
+            while frames is not None and os.path.abspath(frames.tb_frame.f_code.co_filename) != os.path.abspath(path):
+                frames = frames.tb_next
+            traceback.print_exception(type(error), error, frames)
             if isinstance(error, ModuleNotFoundError) and error.name == "pytest":
                 print("the image has no pytest; add it: imagegen build python --package pytest", file=sys.stderr)
-            ended(path, "error", 0, "".join(traceback.format_exception_only(type(error), error)).strip())
+            outcome = "failed" if isinstance(error, AssertionError) else "error"
+            ended(path, outcome, 0, why(error))
     remove(hidden)
     chosen = [test for test in tests if not words or any(word in name_of(test) for word in words)]
     unittest.TestSuite(chosen).run(Result())
@@ -188,13 +245,22 @@ def with_pytest(pytest: Any, hidden: Any, words: Any) -> Any:
 
         def __init__(self) -> None:
             self.open: dict[str, list[Any]] = {}
+            self.loaded: set[str] = set()
+            """Files that are told as they are, as what they raised."""
 
-        def pytest_collection_finish(self) -> None:
+        def pytest_collection_finish(self, session: Any) -> None:
+            told = self.loaded | {str(item.path) for item in session.items}
+            for path in alone:
+                if os.path.abspath(path) not in told:
+                    ended(path, "passed", 0)
             remove(hidden)
 
         def pytest_collectreport(self, report: Any) -> None:
+            if report.outcome != "passed":
+                self.loaded.add(os.path.abspath(report.nodeid))
             if report.failed:
-                ended(report.nodeid or "collection", "error", 0, last_line(report.longreprtext))
+                asserted = re.search(r"^E +(assert |AssertionError)", report.longreprtext, re.MULTILINE)
+                ended(report.nodeid or "collection", "failed" if asserted else "error", 0, last_line(report.longreprtext))
             elif report.skipped:
                 ended(report.nodeid, "skipped", 0, report.longrepr[2])
 
@@ -222,8 +288,12 @@ def with_pytest(pytest: Any, hidden: Any, words: Any) -> Any:
 
     select = ["-k", " or ".join(words)] if words else []
     options = ["-o", "cache_dir=/tmp/pytest", "--capture=fd"]  # behind those of the project's own configuration
+    files = test_files()
+    alone = [path for path in files if asserts(path)]
+    for path in files:
+        find_modules_of(path)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # what it says besides
-        status = pytest.main([*options, *select, *test_files()], plugins=[Plugin()])
+        status = pytest.main([*options, *select, *files], plugins=[Plugin()])
     return 0 if status == 5 else status
 
 
@@ -234,12 +304,13 @@ def main() -> Any:
     sys.path[0] = os.getcwd()
     case: Any = unittest.TestCase
     case._callTestMethod = lambda _, method: called(method)
+    module: Any = unittest
+    module.main = lambda *_, **__: None  # files call it that are programs too
     try:
-        import pytest
+        pytest: Any = importlib.import_module("pytest")
     except ImportError:
-        status = with_unittest(hidden, words)
-    else:
-        status = with_pytest(pytest, hidden, words)
+        pytest = None
+    status = with_pytest(pytest, hidden, words) if pytest else with_unittest(hidden, words)
     if not OUTCOMES and not status:
         print("there are no tests: they are in files test_*.py and *_test.py", file=sys.stderr)
     return 0 if OUTCOMES and not status and not any(map(kept, OUTCOMES)) else 1

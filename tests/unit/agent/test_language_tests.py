@@ -193,6 +193,35 @@ def test_pythons_with_a_configuration_of_pytest(agent: AgentProcess) -> None:
     assert result.exits[-1].code == 1
 
 
+def test_plain_asserts_beside_pytests(agent: AgentProcess) -> None:
+    files = {
+        "a_test.py": "def check(candidate):\n    assert candidate(3)\n\ncheck(bool)\n",
+        "b_test.py": "assert 1 == 2\n",
+        "c_test.py": "import unittest\n\nclass T(unittest.TestCase):\n    def test_c(self): pass\n\nunittest.main()\n",
+    }
+    result = run(agent, "python", files, pytest=True)
+    assert [(test.name, test.outcome) for test in results("python", result)] == [
+        ("b_test.py", "failed"),
+        ("a_test.py", "passed"),
+    ], result.stderr
+    del files["b_test.py"]
+    result = run(agent, "python", files, pytest=True)
+    assert [(test.name, test.outcome) for test in results("python", result)] == [
+        ("a_test.py", "passed"),
+        ("c_test.py::T::test_c", "passed"),
+    ], result.stderr
+
+
+def test_a_file_that_raises_says_where(agent: AgentProcess) -> None:
+    """Without what of the runner was under way."""
+    files = {"leap.py": "def leap(year):\n    return 1 / 0\n", "leap_test.py": "from leap import leap\n\nleap(1)\n"}
+    said = run(agent, "python", files).stderr.decode()
+    assert said.startswith("Traceback (most recent call last):\n  File ")
+    assert said.splitlines()[1].endswith('leap_test.py", line 3, in <module>')
+    assert said.endswith("ZeroDivisionError: division by zero\n")
+    assert "tests.py" not in said.replace("leap_test.py", "")
+
+
 def test_pytests_that_are_none(agent: AgentProcess) -> None:
     result = run(agent, "python", {"a_test.py": ""}, pytest=True)
     assert (result.exits[-1].code, results("python", result)) == (1, [])
