@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mayfly.imagegen.languages import load_language
 
-PREPARED = {"java", "javascript"}
+PREPARED = {"java", "javascript", "typescript"}
 """Languages whose steps need it here."""
 
 

@@ -15,6 +15,7 @@ from tests.kit.agent_process import executable as executable
 from tests.kit.scale import FULL
 from tests.unit.agent.test_language_steps import WITH_MAIN, steps_here
 from tests.unit.agent.test_language_steps import agent as agent
+from tests.unit.agent.test_language_steps import with_esbuild as with_esbuild
 
 MAIN = "public static void main(String[] args) {"
 JAVA: dict[str, dict[str, str]] = {
@@ -61,10 +62,14 @@ JAVASCRIPT: dict[str, dict[str, str]] = {
     "a rejection": {"main.js": "Promise.reject(new Error('r'))"},
     "much": {"main.js": "process.stdout.write('x'.repeat(3000000), () => process.exit(3))"},
 }
-LANGUAGES = {"java": JAVA, "javascript": JAVASCRIPT}
+TYPESCRIPT: dict[str, dict[str, str]] = {
+    "an exception": {"main.ts": "interface A {\n  a: number;\n}\nfunction f(a: A) {\n  throw new Error('x');\n}\nf({ a: 1 });\n"},
+    "a module": {"main.ts": "console.log(process.argv, import.meta.url, await 3);"},
+}
+LANGUAGES = {"java": JAVA, "javascript": JAVASCRIPT, "typescript": TYPESCRIPT}
 
 
-NEEDS = {"java": "javac", "javascript": "node"}
+NEEDS = {"java": "javac", "javascript": "node", "typescript": "esbuild"}
 
 
 def result_of(agent: AgentProcess, steps: list[p.Step], files: Mapping[str, str], run: int) -> Result:
@@ -79,6 +84,7 @@ def comparable(output: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("name", LANGUAGES)
+@pytest.mark.usefixtures("with_esbuild")
 def test_what_stood_by_does_what_the_steps_program_does(agent: AgentProcess, name: str) -> None:
     if not shutil.which(NEEDS[name]):
         pytest.skip(f"{NEEDS[name]} is not installed")
