@@ -31,17 +31,18 @@ class Wanted(Record, frozen=True, kw_only=True):
         diffs.
 
         Either is mapped, or copied: read at once into memory of the machine's own. With `load_ws`
-        the pages that the last one notes are mapped for the guest before it asks for them: before
-        it runs where a function is loaded, whose first request is what uses them.
+        the pages that the last one notes are mapped for the guest before it asks for them. Those of
+        a base, and of a loaded function, are what the guest is going to use, whatever it is asked:
+        they are mapped before it runs, and copied where it is going to write.
         """
         last = len(chain) - 1
-        loaded = self.loaded is not None
+        used = last == 0 or self.loaded is not None
         layers = (
             Layer(
                 folder=str(folder),
                 copied=copy_diff if number else copy_base,
-                working_set=load_ws and number == last and not loaded,
-                eager=load_ws and number == last and loaded,
+                working_set=load_ws and number == last and not used,
+                eager=load_ws and number == last and used,
             )
             for number, folder in enumerate(chain)
         )
@@ -52,8 +53,12 @@ class Wanted(Record, frozen=True, kw_only=True):
         reads noted exactly, so none are mapped ahead.
         """
         network = self.machine.network and self.machine.network.disconnected()
-        layers = tuple(replace(layer, working_set=False, eager=False) for layer in self.machine.restore)
-        return replace(self, machine=replace(self.machine, network=network, restore=layers, page_by_page=True))
+        return replace(self, machine=replace(self.machine, network=network, restore=self.layers, page_by_page=True))
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers that it is restored from, without a word of what is mapped ahead."""
+        return tuple(replace(layer, working_set=False, eager=False) for layer in self.machine.restore)
 
 
 class Job(Record, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ announces:
 Who reads it takes it for hostile: the machine that is sent may have hijacked its monitor.
 """
 
+import itertools
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
@@ -92,6 +93,21 @@ def joined(runs: Runs, apart: Iterable[tuple[int, int]] = (), gap: int = GAP) ->
                 continue
         whole.append((first, count))
     return whole
+
+
+def common(runs: Runs, others: Runs) -> list[tuple[int, int]]:
+    """The pages that are in both."""
+    found: list[tuple[int, int]] = []
+    passed = 0
+    for first, count in runs:
+        while passed < len(others) and sum(others[passed]) <= first:
+            passed += 1
+        for other, length in itertools.islice(others, passed, None):
+            if other >= first + count:
+                break
+            begin = max(first, other)
+            found.append((begin, min(first + count, other + length) - begin))
+    return found
 
 
 class WorkingSet(NamedTuple):

@@ -130,7 +130,7 @@ async def clone(spawner: Spawner, wanted: Wanted, folder: Path) -> Guest:
     Raises:
         MayflyError: it did not come up. Nothing is left of it.
     """
-    layers = (*wanted.machine.restore, Layer(folder=str(folder)))
+    layers = (*wanted.layers, Layer(folder=str(folder)))
     process = await spawner.spawn(replace(wanted.machine, restore=layers, paused=True))
     return await standing(process, wanted)
 

@@ -25,7 +25,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import unittest.mock
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,6 @@ from mayfly.errors import MayflyError
 from mayfly.guests.converse import converse
 from mayfly.guests.job import Job
 from mayfly.guests.outcome import Outcome
-from mayfly.guests.spawner import VmmProcess
 from mayfly.guests.start import Guest, StartKind, resume, start
 from mayfly.guests.zygote import Zygote
 from mayfly.host.checks import time_factor
@@ -94,11 +92,11 @@ async def finish(guest: Guest, job: Job, began: float) -> dict[str, Any]:
     }
 
 
-async def one(service: Service, kind: StartKind, plan: Plan) -> dict[str, Any]:
+async def one(service: Service, kind: StartKind, plan: Plan, *, load_ws: bool = True) -> dict[str, Any]:
     """One machine of this kind from request to end."""
     wanted = plan.wanted
     base = await service.supply.ensure_base(wanted)
-    restored = wanted.restored_from(base.chain)
+    restored = wanted.restored_from(base.chain, load_ws=load_ws)
     guest = await start(service.spawner, restored) if kind is StartKind.WARM else None
     if guest:
         await asyncio.sleep(IDLE_S)
@@ -109,10 +107,10 @@ async def one(service: Service, kind: StartKind, plan: Plan) -> dict[str, Any]:
     return {"hello_s": hello, **await finish(guest, plan.job, began)}
 
 
-async def second(service: Service, kind: StartKind, plan: Plan) -> dict[str, Any]:
+async def second(service: Service, kind: StartKind, plan: Plan, *, load_ws: bool = True) -> dict[str, Any]:
     """The second of two such machines, one after the other."""
-    await one(service, kind, plan)
-    return await one(service, kind, plan)
+    await one(service, kind, plan, load_ws=load_ws)
+    return await one(service, kind, plan, load_ws=load_ws)
 
 
 async def resumed_again(service: Service, plan: Plan) -> float:
@@ -167,8 +165,7 @@ async def measure_linux(rounds: int, language: str) -> dict[str, Any]:
             for program, plan in plans.items():
                 for kind in KINDS:
                     results.setdefault(program, {}).setdefault(kind, []).append(await second(service, kind, plan))
-            with unittest.mock.patch.object(VmmProcess, "pre_fault"):
-                unmapped = await second(service, StartKind.RESTORED, plans["compiled"])
+            unmapped = await second(service, StartKind.RESTORED, plans["compiled"], load_ws=False)
             results.setdefault("without working set", []).append(unmapped)
             for kind, flags in ((StartKind.RESTORED, ()), (StartKind.COLD, ("--cold",))) * 2:
                 seconds = await asyncio.to_thread(command, language, *flags)

@@ -173,13 +173,13 @@ def wait(link: socket.socket) -> tuple[float, Ends] | None:
 
 def _kind(config: bytes) -> _Kind | None:
     """None where a spare cannot be: the machine is none of a snapshot, has a network of its own, or
-    would have pages of its own before its guest runs.
+    would have all pages of a snapshot of its own before its guest runs.
     """
     try:
         wanted = decode(MachineConfig, config)
         if not wanted.restore or wanted.channel not in (Channel.VIRTIO, Channel.SERIAL) or wanted.arriving or wanted.page_by_page:
             return None
-        if (wanted.network and wanted.network.connected) or any(layer.copied or layer.eager for layer in wanted.restore):
+        if (wanted.network and wanted.network.connected) or any(layer.copied for layer in wanted.restore):
             return None
         paths = [f"{layer.folder}/{name}" for layer in wanted.restore for name in FILES]
         paths += [wanted.initrd] if wanted.initrd else []

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 
 from mayfly.errors import SnapshotError
-from mayfly.protocol.pages import Runs, WorkingSet, pack_runs, unpack_runs, unpack_working_set
+from mayfly.protocol.pages import Runs, WorkingSet, common, pack_runs, unpack_runs, unpack_working_set
 from mayfly.schema import Record, msgspec
 from mayfly.units import PAGE
 from mayfly.vmm.config import Channel, DeviceKind, Layer, MachineConfig, NetworkBackend
@@ -65,15 +65,16 @@ class Layers:
         with contextlib.ExitStack() as stack:
             self.pagemap = _open(stack, "/proc/self/pagemap")
             self.initrd = stack.enter_context(open_file(initrd, "initramfs")).fileno() if initrd else None
-            for layer in layers:
+            for number, layer in enumerate(layers):
                 try:
                     fd = _open(stack, f"{layer.folder}/{MEMORY}")
                     size = os.fstat(fd).st_size
-                    self._files.append((fd, size, unpack_runs(read_file(f"{layer.folder}/{PAGES}"), size), layer.copied))
+                    pages = unpack_runs(read_file(f"{layer.folder}/{PAGES}"), size)
+                    self._files.append((fd, size, pages, layer.copied))
                     if layer.eager or layer.working_set:
                         noted = unpack_working_set(read_file(f"{layer.folder}/{WORKING_SET}"), size)
-                        if layer.eager:
-                            self.eager = noted
+                        if layer.eager:  # what a base's guests write beside comes 2 MiB at a time
+                            self.eager = noted if number else noted._replace(written=common(noted.written, pages))
                         else:
                             self.working_set += noted.read
                     saved = Saved("state", read_file(f"{layer.folder}/{STATE}"))

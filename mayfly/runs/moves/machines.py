@@ -69,7 +69,7 @@ class HostMachines:
         machine = replace(wanted.machine, memory=run.memory, cpus=offered.machine.cpus, channel=offered.machine.channel)
         wanted = replace(wanted, machine=machine)
         base = find_base(wanted)
-        return (wanted.restored_from(base.chain) if base else wanted), base
+        return (wanted.restored_from(base.chain, load_ws=False) if base else wanted), base
 
     async def send_rounds(self, guest: Guest, write: Write, *, held: int, limit_bytes_s: int, progress: Callable[[Round], None]) -> None:
         """As link.Machines."""

@@ -102,7 +102,7 @@ def test_the_first_runs_boot_and_the_base_is_made_once_behind_them(serve: Callab
 
     zygotes: list[FakeZygote] = []
     assert serve(scenario, made=zygotes, memory_budget=256 * MIB) == ["cold", "cold", "restored"]
-    base = Layer(folder=str(paths.snapshots_dir() / "toy"), working_set=True)
+    base = Layer(folder=str(paths.snapshots_dir() / "toy"), eager=True)
     assert [config.restore for config in zygotes[0].configs] == [(), (), (), (base,)]
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mayfly.errors import SnapshotError
-from mayfly.protocol.pages import HEAD, MAX_TEXT, Head, Kind, Start, parse
+from mayfly.protocol.pages import HEAD, MAX_TEXT, Head, Kind, Start, common, parse, runs_of
 from mayfly.units import MIB, PAGE
 from mayfly.vmm.kvm.mapping import Mapping
 from mayfly.vmm.snapshot import stream
@@ -137,3 +137,9 @@ def test_a_round_for_which_there_is_no_memory_is_cut_off(monkeypatch: pytest.Mon
                 assert not sender.ready
     assert worker.is_alive()
     worker.finish()
+
+
+@given(st.sets(st.integers(0, 40)), st.sets(st.integers(0, 40)))
+def test_common_pages_are_those_of_both(some: set[int], others: set[int]) -> None:
+    runs, more = (list(runs_of(bytearray(page in pages for page in range(41)))) for pages in (some, others))
+    assert {page for first, count in common(runs, more) for page in range(first, first + count)} == some & others
