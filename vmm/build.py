@@ -13,6 +13,7 @@ from mayfly.errors import ConfigError, GuestError, KvmError, SnapshotError
 from mayfly.protocol.report import End
 from mayfly.units import PAGE
 from mayfly.vmm.arch import boot, cpu, hardware, layout, state
+from mayfly.vmm.channels.carrier import Carrier
 from mayfly.vmm.channels.serial import SerialChannel
 from mayfly.vmm.channels.tcp import TcpChannel
 from mayfly.vmm.channels.virtio import VirtioChannel
@@ -108,6 +109,7 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
             parts=wiring.parts,
             phases=phases,
             statm=statm,
+            carrier=wiring.carrier,
             set_back=set_back,
             resources=resources.pop_all(),
         )
@@ -176,6 +178,7 @@ class _Wiring:
         self, vm: Vm, loop: EventLoop, memory: GuestMemory, registers: memoryview, vcpus: Sequence[Vcpu], resources: contextlib.ExitStack
     ) -> None:
         self.parts: dict[str, Part] = {}
+        self.carrier: Carrier | None = None
         self.processors = Processors(vcpus, wake=loop.stop)
         self._closed = functools.partial(self.processors.finish, End.CHANNEL_CLOSED)
         self._vm, self._loop, self._memory, self._registers, self._resources = vm, loop, memory, registers, resources
@@ -187,7 +190,7 @@ class _Wiring:
 
     def add_serial_channel(self, channel: socket.socket) -> None:
         interrupt, lock = self._interrupt(layout.UART1_GSI), self.processors.lock
-        serial = SerialChannel(channel, self._loop, lock, interrupt=interrupt, closed=self._closed)
+        self.carrier = serial = SerialChannel(channel, self._loop, lock, interrupt=interrupt, closed=self._closed)
         self._add_uart("uart1", layout.UART1, serial.serial)
 
     def make_device(self, device: DeviceKind, config: MachineConfig, channel: socket.socket | None) -> VirtioDevice:
@@ -195,7 +198,8 @@ class _Wiring:
         if device is DeviceKind.CONSOLE:
             if channel is None:
                 raise ConfigError("a machine with a virtio channel needs the channel's socket")
-            return VirtioChannel(channel, self._loop, closed=self._closed).console
+            self.carrier = virtio = VirtioChannel(channel, self._loop, closed=self._closed)
+            return virtio.console
         if device is DeviceKind.ENTROPY:
             entropy = Entropy(os.urandom, time.monotonic, later=lambda delay_s: self._loop.call_later(delay_s, entropy.resume))
             return entropy

@@ -15,6 +15,7 @@ from mayfly.protocol.report import End
 from mayfly.schema import field, msgspec
 from mayfly.units import PAGE
 from mayfly.vmm.arch import layout, state
+from mayfly.vmm.channels.carrier import Carrier
 from mayfly.vmm.config import Channel, MachineConfig
 from mayfly.vmm.devices.serial import Serial
 from mayfly.vmm.devices.virtio.mmio import MmioTransport
@@ -49,6 +50,7 @@ class Machine(msgspec.Struct, kw_only=True, eq=False):
     phases: dict[str, float]  # Seconds that each part of the making took, and of the saving
     resources: contextlib.ExitStack  # Give back everything, in reverse order of creation
     statm: int  # Descriptor of this process's /proc/self/statm
+    carrier: Carrier | None = None  # Of the channel, unless it goes over TCP
     set_back: Callable[[], None] | None = None  # Gives a restored guest the time of its snapshot anew
     worker: Worker = field(default_factory=Worker)
     sender: Sender | None = None  # While the machine is sent elsewhere

@@ -68,7 +68,7 @@ class Zygote:
                     ours.close()
                     os.setsid()
                     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
-                    main(theirs.detach(), client, spares=False)
+                    main(theirs.detach(), client, spares=0)
                     status = 0
                 finally:
                     os._exit(status)

@@ -44,7 +44,7 @@ from tests.kit import toy
 MEMORY = 96 * MIB
 AT_ONCE = 10
 REST_S = 1.0
-"""Behind a turn of a monitor with a helper, which goes on working: ours has spares made."""
+"""Without a new process of a monitor's helper, until its turn is over: ours has spares made."""
 SPEAKER = Path(__file__).with_name("speaker.c")
 
 
@@ -108,8 +108,10 @@ def in_turn(monitor: Monitor, count: int) -> float:
 
 def rest(monitor: Monitor) -> None:
     """Let what a monitor does behind its turn not fall on the next one's."""
-    if monitor.helper:
+    before, children = None, ""
+    while monitor.helper and children != before:
         time.sleep(REST_S)
+        before, children = children, Path(f"/proc/{monitor.helper}/task/{monitor.helper}/children").read_text()
 
 
 def make_initramfs(folder: Path) -> Path:
@@ -163,7 +165,7 @@ def measure(file: Path, rounds: int, turns: int, binary: Path | None, others: Pa
             each("cold", lambda monitor: one(monitor, monitor.boot, exits))
             each("restored", lambda monitor: one(monitor, monitor.restore, exits))
             each("at once", several, clones=True)
-            each("in turn", lambda monitor: in_turn(monitor, turns // rounds), clones=True)
+            each("in turn", lambda monitor: in_turn(monitor, turns), clones=True)
         asking = {name: monitor.by_api for name, monitor in monitors.items() if isinstance(monitor, Firecracker)}
         with serving(kernel, work) as api:
             asking["mayfly"] = functools.partial(ask_ours, api)
@@ -214,7 +216,7 @@ def figures(results: dict[str, Any], monitor: str, row: tuple[str, str, str, flo
 def show(results: dict[str, Any]) -> None:
     """Print medians, least and most."""
     names = list(results["monitors"])
-    print(f"{results['host']}; {results['rounds']} rounds; {results['in_turn']} restores one after another in all of them")
+    print(f"{results['host']}; {results['rounds']} rounds; {results['in_turn']} restores one after another in each")
     print(f"{'':38}" + "".join(f"{name:>28}" for name in names))
     for row in ROWS:
         cells = []

@@ -226,12 +226,12 @@ def _become(
         loop.call_later(0, (lambda: thread.call(lambda _: work())) if in_vcpu else work)
         return machine
 
-    def wait(link: socket.socket) -> tuple[float, Ends] | None:
-        taken = waiting(link)
+    def wait(link: socket.socket, *, made: bool) -> tuple[float, Ends] | None:
+        taken = waiting(link, made=made)
         reports.extend([taken[1].report] if taken else [])
         return taken
 
-    waiting: Callable[[socket.socket], tuple[float, Ends] | None] = vars(spares)["wait"]
+    waiting: Callable[..., tuple[float, Ends] | None] = vars(spares)["wait"]
     vars(spares)["wait"] = wait
     building: Callable[..., Machine] = vars(child)["build_machine"]
     vars(child)["build_machine"] = build

@@ -41,6 +41,7 @@ class SerialChannel(Carrier):
                 output = self.serial.output
             if not output:
                 return
+            self._first_word()
             try:
                 sent = self._socket.send(output)
             except BlockingIOError:

@@ -40,6 +40,7 @@ class VirtioChannel(Carrier):
 
     def _send(self, views: list[memoryview]) -> int:
         size = sum(map(len, views))
+        self._first_word()
         try:
             sent = self._socket.sendmsg(views)
         except BlockingIOError:

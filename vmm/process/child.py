@@ -33,6 +33,8 @@ from mayfly.vmm.sandbox.privileges import drop_privileges, identity
 from mayfly.vmm.snapshot.files import MachineState
 
 LIMIT = 4096
+FIRST_WORD_S = 0.1
+"""How long a restored guest that says nothing keeps its turn."""
 DECODED = (MachineConfig, Request, MachineState, state.KvmState, mmio.TransportState, device.DeviceState, ConsoleState, SerialState)
 """What a vmm process decodes. Learning how to takes msgspec 2 ms and half a megabyte."""
 
@@ -72,7 +74,7 @@ def run_process(config: bytes, ends: Ends, forked_at: float, cell: Cell, turn: T
         _yield_to_guest()
         seal = confine(wanted, cell)
         phases["sandbox"] = time.monotonic() - began
-        turn.end()
+        _end_turn(turn, machine)
         return machine, seal
 
     _live(ends, make, console, phases)
@@ -80,32 +82,53 @@ def run_process(config: bytes, ends: Ends, forked_at: float, cell: Cell, turn: T
 
 def run_spare(config: bytes, link: socket.socket, cell: Cell, turn: Turn) -> None:
     """As `run_process`, but make the machine ahead, with all of its sandbox but the filters of
-    system calls, and have it stand by until its descriptors come over `link`. End without a word if
-    something fails before, or `link` is closed.
+    system calls, and have it stand by until its descriptors come over `link`. If something fails
+    before they do, or `link` is closed, end without a word.
     """
     keep_only([link.fileno(), turn.descriptor, *cell.descriptors.values()])
     console, (placeholder, other) = BootLog(), socket.socketpair()
     other.close()
     turn.take()
-    machine = build_machine(decode(MachineConfig, config), loop=EventLoop(), channel=placeholder, console=console.write)
-    _yield_to_guest()
-    seal = confine(machine.config, cell, threads=True)
-    machine.stand_by()
-    turn.end()
-    taken = spares.wait(link)
+    failed: Exception | None = None
+    try:
+        machine = build_machine(decode(MachineConfig, config), loop=EventLoop(), channel=placeholder, console=console.write)
+        _yield_to_guest()
+        seal = confine(machine.config, cell, threads=True)
+        machine.stand_by()
+    except Exception as error:
+        failed = error
+    turn.give_back()
+    taken = spares.wait(link, made=failed is None)
     if taken is None:
         return
     asked_at, ends = taken
 
     def connect() -> tuple[Machine, Callable[[], None]]:
+        if failed is not None:
+            raise failed
+        turn.take()
         os.set_blocking(ends.channel, False)
         machine.loop.replace(placeholder, ends.channel)
         if machine.set_back is not None:
             machine.set_back()
         machine.phases.clear()  # of what nobody has waited for
+        _end_turn(turn, machine)
         return machine, seal
 
     _live(ends, connect, console, {"process": time.monotonic() - asked_at})
+
+
+def _end_turn(turn: Turn, machine: Machine) -> None:
+    """Let the next machine begin when the guest of this one, which goes on, has said a word, or
+    soon; now if it boots.
+    """
+    if not machine.config.restore or machine.config.paused or machine.config.arriving or machine.carrier is None:
+        turn.end()
+        return
+    ending = contextlib.ExitStack()
+    ending.callback(turn.end)
+    machine.carrier.on_first_word = ending.close
+    machine.loop.call_later(FIRST_WORD_S, ending.close)
 
 
 def _live(ends: Ends, make: Callable[[], tuple[Machine, Callable[[], None]]], console: BootLog, phases: dict[str, float]) -> None:

@@ -2,8 +2,9 @@
 lately stands by, confined but for the filters of system calls. Its guest has not run. What comes
 with a start is what no two machines have alike: descriptors, control group; and the guest's time.
 
-The machine of a start that finds no spare is made then, as that of one whose snapshot is another by
-now. Spares end with their zygote at the latest.
+A start may take one that is still being made, which goes on as its machine then. The machine of a
+start that finds none is made then, as that of one whose snapshot is another by now. Spares end with
+their zygote at the latest.
 """
 
 import contextlib
@@ -24,6 +25,8 @@ from mayfly.vmm.snapshot import FILES
 
 QUIET_MS = 200
 """Without a request, until one is made: on few processors it would hold up those that start."""
+PATIENCE = 10
+"""So many times QUIET_MS one waits for a processor that is free."""
 LOOK_MS = 1000
 """Between two looks whether those that wait are still wanted."""
 MOST_S = 300.0
@@ -32,8 +35,8 @@ LEAST_AVAILABLE = 16
 """Where less than this part of the host's memory is available there are none; each takes MiBs."""
 
 _ASKED_AT = struct.Struct("=d")
-_READY = b"\1"
 _MEMORY = "/proc/meminfo"
+_LOAD = "/proc/loadavg"
 
 
 class Ends(NamedTuple):
@@ -48,11 +51,14 @@ class Ends(NamedTuple):
 
 
 class _Kind(NamedTuple):
-    """Machines that are alike: their encoded configuration, and what its files are."""
+    """Machines that are alike: their encoded configuration, what its files are, and whether pages
+    of their guests are there ahead, which may be many MiBs.
+    """
 
     config: bytes
     paths: Sequence[str]
     files: Sequence[tuple[int, ...]]
+    eager: bool
 
 
 class _Spare(NamedTuple):
@@ -63,47 +69,44 @@ class _Spare(NamedTuple):
 
 
 class Spares:
-    """A zygote's: one of each kind, and `most` in all."""
+    """A zygote's, at most so many: one for each start that was asked for, of its kind. Of eager
+    ones there are no more than processors.
+    """
 
     def __init__(self, most: int) -> None:
         self._waiting: list[_Spare] = []
-        self._wanted: bytes | None = None  # The configuration of the start before
+        self._wanted = b""  # The configuration of the start before
+        self._number = 0  # of those that are to be made of it
+        self._waited = 0  # for a free processor, in QUIET_MS
         self._looked_at = 0.0
         self._most = most
 
     @property
     def wait_ms(self) -> int | None:
         """After how long without a request `make` or `look` is due."""
-        if self._wanted is not None:
+        if self._number:
             return QUIET_MS
         return LOOK_MS if self._waiting else None
 
     def hand_over(self, config: bytes, ends: Ends, asked_at: float) -> int | None:
-        """Have a spare run as the machine that was asked for then; its process, none if no spare is
-        ready for that.
+        """Have a spare run as the machine that was asked for then; its process, none if there is
+        none for that.
         """
-        spare = next((spare for spare in self._waiting if spare.kind.config == config), None)
-        self._wanted = config if self._most else None
-        if spare is None:
-            return None
-        try:
-            said = spare.link.recv(1, socket.MSG_DONTWAIT)
-        except BlockingIOError:  # it is being made
-            self._wanted = None
-            return None
-        except OSError:
-            said = b""
-        try:
-            if said != _READY or _look(spare.kind.paths) != spare.kind.files:
-                raise OSError
-            if ends.group is not None:
-                os.write(ends.group, str(spare.pid).encode())
-            send(spare.link, ends, asked_at)
-        except OSError:  # it has ended, or is of another snapshot
-            self._drop(spare)
-            return None
-        self.forget(spare.pid)
-        return spare.pid
+        self._number = min(self._number + 1 if config == self._wanted else 1, self._most)
+        self._wanted, self._waited = config, 0
+        for spare in [spare for spare in self._waiting if spare.kind.config == config]:
+            try:
+                if _look(spare.kind.paths) != spare.kind.files:
+                    raise OSError
+                if ends.group is not None:
+                    os.write(ends.group, str(spare.pid).encode())
+                send(spare.link, ends, asked_at)
+            except OSError:  # it is of another snapshot, or has ended
+                self._drop(spare)
+                continue
+            self.forget(spare.pid)
+            return spare.pid
+        return None
 
     def look(self) -> None:
         """End those that are not wanted any more, once in LOOK_MS."""
@@ -122,12 +125,16 @@ class Spares:
         """Have one made of the kind that was asked for last, if there may be one: `fork` gives its
         process, from a configuration and its end of a link.
         """
-        kind = None if self._wanted is None else _kind(self._wanted)
-        self._wanted = None
-        if kind is None or _memory_is_scarce():
+        if not self._number:
             return
-        if len(self._waiting) >= self._most:
-            self._drop(self._waiting[0])
+        if self._waited < PATIENCE and _processors_are_busy():
+            self._waited += 1
+            return
+        kind = None if _memory_is_scarce() else _kind(self._wanted)
+        if kind is None or not self._make_room(kind):
+            self._number = 0
+            return
+        self._number -= 1
         with contextlib.suppress(OSError, MemoryError), contextlib.ExitStack() as failed:
             link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             failed.callback(link.close)
@@ -135,6 +142,19 @@ class Spares:
                 pid = fork(kind.config, theirs)
             failed.pop_all()
             self._waiting.append(_Spare(pid, link, kind, time.monotonic() + MOST_S))
+
+    def _make_room(self, kind: _Kind) -> bool:
+        """Whether there is room for one more of this kind, for which an older one may end."""
+        limits = [(self._waiting, self._most)]
+        if kind.eager:
+            limits.insert(0, ([spare for spare in self._waiting if spare.kind.eager], len(os.sched_getaffinity(0))))
+        for waiting, most in limits:
+            if len(waiting) >= most:
+                other = next((spare for spare in waiting if spare.kind.config != kind.config), None)
+                if other is None:
+                    return False
+                self._drop(other)
+        return True
 
     def forget(self, pid: int) -> None:
         """This process is none that waits any more."""
@@ -161,12 +181,13 @@ def send(link: socket.socket, ends: Ends, asked_at: float) -> None:
     socket.send_fds(link, [_ASKED_AT.pack(asked_at)], [ends.channel, ends.report, ends.control])
 
 
-def wait(link: socket.socket) -> tuple[float, Ends] | None:
-    """In a spare that is ready: when its machine was asked for, and its ends, once they are there;
-    none if they will not be. Closes `link`.
+def wait(link: socket.socket, *, made: bool) -> tuple[float, Ends] | None:
+    """In a spare: when its machine was asked for, and its ends, once they are there; none if they
+    will not be. One that could not be `made` takes only what was sent by now. Closes `link`.
     """
     with link:
-        link.send(_READY)
+        if not made:
+            link.shutdown(socket.SHUT_RD)  # to send would be an error now
         data, descriptors, _, _ = socket.recv_fds(link, _ASKED_AT.size, DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
     return (*_ASKED_AT.unpack(data), Ends(*descriptors)) if data else None
 
@@ -183,7 +204,7 @@ def _kind(config: bytes) -> _Kind | None:
             return None
         paths = [f"{layer.folder}/{name}" for layer in wanted.restore for name in FILES]
         paths += [wanted.initrd] if wanted.initrd else []
-        return _Kind(config, paths, _look(paths))
+        return _Kind(config, paths, _look(paths), any(layer.eager for layer in wanted.restore))
     except (MayflyError, OSError):
         return None
 
@@ -194,12 +215,23 @@ def _look(paths: Sequence[str]) -> list[tuple[int, ...]]:
 
 
 def _memory_is_scarce() -> bool:
+    found = re.match(rb"MemTotal: +(\d+) kB\nMemFree: .*\nMemAvailable: +(\d+) kB\n", _read(_MEMORY))
+    return found is None or int(found[2]) * LEAST_AVAILABLE < int(found[1])
+
+
+def _processors_are_busy() -> bool:
+    """Whether there is work for all of them, besides this thread (proc_loadavg(5))."""
+    found = re.match(rb"\S+ \S+ \S+ (\d+)/", _read(_LOAD))
+    return found is not None and int(found[1]) > len(os.sched_getaffinity(0))
+
+
+def _read(path: str) -> bytes:
+    """The beginning of such a file; nothing if it cannot be opened."""
     try:
-        file = os.open(_MEMORY, os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return True
+        return b""
     try:
-        found = re.match(rb"MemTotal: +(\d+) kB\nMemFree: .*\nMemAvailable: +(\d+) kB\n", os.read(file, 1 << 12))
+        return os.read(file, 1 << 12)
     finally:
         os.close(file)
-    return found is None or int(found[2]) * LEAST_AVAILABLE < int(found[1])

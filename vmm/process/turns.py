@@ -35,6 +35,10 @@ class Turn(NamedTuple):
             fcntl.lockf(self.descriptor, fcntl.LOCK_EX, 1, self.machine % self.places)
             signal.setitimer(signal.ITIMER_REAL, 0)
 
+    def give_back(self) -> None:
+        """Let the next one begin; it may be taken again."""
+        fcntl.lockf(self.descriptor, fcntl.LOCK_UN)
+
     def end(self) -> None:
         """Let the next one begin, and close the descriptor here."""
         os.close(self.descriptor)

@@ -41,13 +41,15 @@ LIMITS = {resource.RLIMIT_CORE: 0, resource.RLIMIT_NOFILE: 1024}
 """Of each of its processes; a machine of 64 virtual CPUs has some 300 descriptors, and its passt
 two for each connection.
 """
+MOST_SPARES = 16
+"""Machines that stand by, each with some 4 MiB."""
 AGAIN_S = 1.0
 """Between the start of a machine that tries to make lacking namespaces, and the next that does."""
 
 
-def main(control_fd: int, client: int, *, spares: bool = True) -> None:
-    """The zygote process: fork, reap, report, until the client is gone. With `spares`, as many
-    machines stand by as there are processors.
+def main(control_fd: int, client: int, *, spares: int = MOST_SPARES) -> None:
+    """The zygote process: fork, reap, report, until the client is gone. At most so many `spares`
+    stand by.
     """
     from mayfly.vmm.sandbox.namespaces import Making  # not in its client, where it would take 2 ms
 
@@ -61,7 +63,7 @@ def main(control_fd: int, client: int, *, spares: bool = True) -> None:
     close_others([*STANDARD_STREAMS, control_fd, *cell.descriptors.values()])
     confine()
     with socket.socket(fileno=control_fd) as control:
-        _Server(control, cell, len(os.sched_getaffinity(0)) if spares else 0).serve()
+        _Server(control, cell, spares).serve()
     signal.set_wakeup_fd(-1)
 
 

@@ -25,7 +25,7 @@ class Zygote:
     """Forks processes that wait as spares do."""
 
     def __init__(self) -> None:
-        self.spares = Spares(2)
+        self.spares, self.made = Spares(2), True
         self.forked: list[int] = []
         self.ends, self.others = os.pipe(), socket.socketpair()
 
@@ -33,7 +33,7 @@ class Zygote:
         pid = os.fork()
         if pid == 0:
             with contextlib.suppress(BaseException):
-                taken = spares.wait(link)
+                taken = spares.wait(link, made=self.made)
                 if taken is not None:
                     os.write(taken[1].report, config[:1])
             os._exit(0)
@@ -41,12 +41,7 @@ class Zygote:
         return pid
 
     def ask(self, config: MachineConfig) -> int | None:
-        """As a start does, which waits until a spare that is being made is ready."""
-        for spare in self.spares._waiting:
-            spare.link.recv(1, socket.MSG_PEEK)
-        return self.hand_over(config)
-
-    def hand_over(self, config: MachineConfig) -> int | None:
+        """As a start does."""
         _, report = self.ends
         return self.spares.hand_over(msgspec.json.encode(config), Ends(self.others[0].fileno(), report, self.others[1].fileno()), 0.0)
 
@@ -66,7 +61,16 @@ class Zygote:
 
 
 @pytest.fixture
-def zygote() -> Iterator[Zygote]:
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What says how many threads of this host have work: this one."""
+    file = tmp_path / "loadavg"
+    file.write_text("0.50 0.40 0.30 1/999 12345\n")
+    monkeypatch.setattr(spares, "_LOAD", str(file))
+    return file
+
+
+@pytest.fixture
+def zygote(load: Path) -> Iterator[Zygote]:
     with contextlib.closing(Zygote()) as zygote:
         yield zygote
 
@@ -112,12 +116,47 @@ def test_other_machines_have_none(zygote: Zygote, tmp_path: Path, monkeypatch: p
     assert zygote.forked == []
 
 
+def test_there_are_as_many_as_starts_were_asked_for_at_a_time(zygote: Zygote, tmp_path: Path) -> None:
+    config = machine(tmp_path)
+    assert [zygote.ask(config) for _ in range(3)] == [None] * 3
+    zygote.tend()
+    assert zygote.spares.wait_ms == spares.QUIET_MS
+    for _ in range(3):
+        zygote.tend()
+        assert zygote.spares.wait_ms == spares.LOOK_MS
+    assert [zygote.ask(config) for _ in range(3)] == [*zygote.forked, None]
+    assert len(zygote.forked) == 2  # the most
+
+
 def test_there_are_so_many_and_the_newest_stay(zygote: Zygote, tmp_path: Path) -> None:
     configs = [machine(tmp_path, name) for name in "abc"]
     for config in configs:
         assert zygote.ask(config) is None
         zygote.tend()
     assert [zygote.ask(config) for config in configs] == [None, *zygote.forked[1:]]
+
+
+def test_eager_ones_are_as_many_as_processors(zygote: Zygote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    eager = [
+        replace(config, restore=(replace(config.restore[0], eager=True),)) for config in (machine(tmp_path, "a"), machine(tmp_path, "b"))
+    ]
+    other = machine(tmp_path, "c")
+    for config in (eager[0], eager[0], other, eager[1]):
+        assert zygote.ask(config) is None or config is eager[0]
+        zygote.tend()
+    assert len(zygote.forked) == 4
+    assert [zygote.ask(config) for config in (*eager, other)] == [None, zygote.forked[3], zygote.forked[2]]
+
+
+def test_no_more_eager_ones_than_processors_for_starts_at_once(zygote: Zygote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    config = machine(tmp_path)
+    config = replace(config, restore=(replace(config.restore[0], eager=True),))
+    assert [zygote.ask(config) for _ in range(2)] == [None] * 2
+    for _ in range(2):
+        zygote.tend()
+    assert len(zygote.forked) == 1
 
 
 @pytest.mark.parametrize("ending", ["memory", "time", "file", "folder"])
@@ -140,23 +179,47 @@ def test_what_is_not_wanted_any_more_ends(zygote: Zygote, tmp_path: Path, monkey
     assert zygote.ask(config) is None
 
 
-def test_a_spare_that_is_not_ready_or_has_ended_is_not_taken(zygote: Zygote, tmp_path: Path) -> None:
-    config = machine(tmp_path)
-    zygote.ask(config)
-    begin, begin_writer = os.pipe()
-    waiting, spares.wait = spares.wait, lambda link: (os.read(begin, 1), waiting(link))[1]
-    try:
+def test_while_processors_are_busy_one_is_made_after_some_time_only(zygote: Zygote, tmp_path: Path, load: Path) -> None:
+    zygote.ask(machine(tmp_path))
+    load.write_text(f"0.50 0.40 0.30 {len(os.sched_getaffinity(0)) + 1}/999 12345\n")
+    for _ in range(spares.PATIENCE):
         zygote.tend()
-    finally:
-        spares.wait = waiting
-    assert zygote.hand_over(config) is None
-    assert zygote.spares.wait_ms == spares.LOOK_MS  # it stays
-    os.write(begin_writer, b"x")
-    os.close(begin)
-    os.close(begin_writer)
+        assert zygote.forked == []
+        assert zygote.spares.wait_ms == spares.QUIET_MS
+    zygote.tend()
+    assert len(zygote.forked) == 1
+
+
+def test_one_that_has_ended_is_not_taken(zygote: Zygote, tmp_path: Path) -> None:
+    config = machine(tmp_path)
+    assert [zygote.ask(config) for _ in range(2)] == [None] * 2
+    zygote.tend()
+    zygote.tend()
     os.kill(zygote.forked[0], signal.SIGKILL)
     os.waitid(os.P_PID, zygote.forked[0], os.WEXITED | os.WNOWAIT)
-    assert zygote.hand_over(config) is None
-    assert zygote.spares.wait_ms == spares.QUIET_MS
-    zygote.tend()
     assert zygote.ask(config) == zygote.forked[1]
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_one_that_is_being_made_takes_what_it_is_sent(made: bool) -> None:
+    link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    reader, writer = os.pipe()
+    spares.send(link, Ends(writer, writer, writer), 1.5)
+    os.close(writer)
+    link.close()
+    taken = spares.wait(theirs, made=made)
+    assert taken is not None
+    asked_at, ends = taken
+    assert asked_at == 1.5
+    os.write(ends.channel, b"x")
+    assert os.read(reader, 2) == b"x"
+    for end in (reader, ends.channel, ends.report, ends.control):
+        os.close(end)
+
+
+def test_one_that_could_not_be_made_takes_nothing_that_comes_later() -> None:
+    link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with link, theirs.dup():
+        assert spares.wait(theirs, made=False) is None
+        with pytest.raises(BrokenPipeError):
+            spares.send(link, Ends(0, 1, 2), 1.5)

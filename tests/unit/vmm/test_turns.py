@@ -71,7 +71,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
         taker.close()
 
 
-@pytest.mark.parametrize("end", [Turn.end, lambda _: os._exit(0)], ids=["ended", "died"])
+@pytest.mark.parametrize("end", [Turn.end, Turn.give_back, lambda _: os._exit(0)], ids=["ended", "given back", "died"])
 def test_the_next_has_its_turn_when_one_ends_it(start: Start, end: End) -> None:
     of = Turns().of
     first = start(of(0), end)
