@@ -387,7 +387,7 @@ class Carrying:
         for feed in active.feeds.values():
             feed.close()
         self.release(active)
-        self._over()
+        asyncio.get_running_loop().call_soon(self._over)  # what was said goes out first
 
     # What gateways say
 

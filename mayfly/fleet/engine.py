@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.js.errors import APIError, NotFoundError
 
 from mayfly.errors import FleetError
@@ -40,6 +41,7 @@ CONNECT_S = 10.0
 TIMEOUT_S = 5.0
 """For an answer of the engine itself."""
 DEFAULT_ACK_WAIT_S = 5.0
+LEAVE_S = 2
 LOST_S = 5.0
 """After a pull's time, until it is known to be lost: its server was killed, and says nothing."""
 MADE_ALREADY = (10058, 10148)
@@ -120,6 +122,7 @@ class Engine:
         self._stream = client.jetstream(timeout=TIMEOUT_S)
         self._pulls: dict[str, collections.deque[asyncio.TimerHandle]] = collections.defaultdict(collections.deque)
         self._hear_work: Callable[[str, Delivery | None], None] = lambda _, __: None
+        self._of_work: list[Subscription] = []
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -205,7 +208,7 @@ class Engine:
         self._forget_pulls()
         with contextlib.suppress(NobodyError, SilenceError), translated():
             if self._client.is_connected:
-                await self._client.flush(2)
+                await self._client.flush(LEAVE_S)
         with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
             await self._client.close()
 
@@ -356,11 +359,14 @@ class Engine:
         """Have `hear` called with each message to the subject; of those who listen with the same
         `queue` one is.
         """
+        await self._subscribe(subject, hear, queue)
+
+    async def _subscribe(self, subject: str, hear: Callable[[Message], object], queue: str) -> Subscription:
 
         async def called(message: Msg) -> None:
             hear(Message(message.subject, message.data, message.reply if message.reply.startswith(INBOX) else ""))
 
-        await self._client.subscribe(subject, queue=queue, cb=called, pending_msgs_limit=-1, pending_bytes_limit=-1)
+        return await self._client.subscribe(subject, queue=queue, cb=called, pending_msgs_limit=-1, pending_bytes_limit=-1)
 
     async def listen_for_work(self, hear: Callable[[str, Delivery | None], None]) -> None:
         """Have `hear` called with what the pulls of `pull` bring: the language, and the work, or
@@ -384,7 +390,16 @@ class Engine:
             hear(lang, Delivery(message.data, message.reply, message.metadata.num_delivered))
 
         prefix = f"{INBOX}{self.name}.{PULL}"
-        await self._client.subscribe(f"{prefix}.*", cb=called, pending_msgs_limit=-1, pending_bytes_limit=-1)
+        self._of_work.append(await self._client.subscribe(f"{prefix}.*", cb=called, pending_msgs_limit=-1, pending_bytes_limit=-1))
+
+    async def hear_no_work(self) -> None:
+        """Get no more work, which is to come to others; what was on its way has come when this
+        returns.
+        """
+        with contextlib.suppress(NobodyError, SilenceError), translated():
+            async with asyncio.timeout(LEAVE_S):
+                for subscription in self._of_work if self.connected else ():
+                    await subscription.drain()  # type: ignore[no-untyped-call]
 
     async def pull(self, arch: str, lang: str, *, priority: int, expires_s: float) -> None:
         """Ask for one piece of work; those who ask with a lower number are served first."""
@@ -417,7 +432,8 @@ class Engine:
 
     async def listen_for_handed(self, arch: str, lang: str, hear: Callable[[Delivery], object]) -> None:
         """Have `hear` called with work that is handed over."""
-        await self.listen(f"run.now.{arch}.{lang}", lambda message: hear(Delivery(message.data, "", 0, message.reply)), queue=GROUP)
+        subject = f"run.now.{arch}.{lang}"
+        self._of_work.append(await self._subscribe(subject, lambda message: hear(Delivery(message.data, "", 0, message.reply)), GROUP))
 
     async def done(self, ack: str) -> None:
         """The work is done, and must be known to be: it is given to nobody any more."""

@@ -140,6 +140,7 @@ class Worker:
         """Take no more. What was under way has been ended by the service, and is given back."""
         self._closed = True
         self._service.admission.on_room.remove(self._refill)
+        await self._engine.hear_no_work()  # else what is given back may come here, and be lost for a while
         await self._fetches.close()
         if settling := self._tasks.named("settle"):
             await asyncio.wait(settling, timeout=CLOSE_S)
@@ -343,9 +344,10 @@ class Worker:
         try:
             if not self._takes:
                 raise StoppingError("this host takes no more runs")
-            if (image := self._images.get(token_of(work.snippet.language))) is None:
+            lang = token_of(work.snippet.language)
+            if (image := self._images.get(lang)) is None:
                 raise UnknownLanguageError(f"this host has no {work.snippet.language}")
-            if self._memory_of(image) > self._room():
+            if self._memory.get(lang, 0) > self._room():
                 raise BusyError("no room")
             self._carrying.begin(work, delivery, image)
         except (BusyError, StoppingError, HostError, SnapshotError, UnknownLanguageError) as error:

@@ -1,11 +1,14 @@
-"""A run that the servers give out once more to the host that has it goes on, for all who follow."""
+"""A run that the servers give out once more goes on at the host that has it, for all who follow.
+None comes to a host that stops.
+"""
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from mayfly.fleet.engine import Engine
+from mayfly.fleet.engine import Delivery, Engine
 from mayfly.fleet.message import Registered, decode
 from tests.kit.api_fakes import install_toys
 from tests.kit.fleet_kit import Fleet, Way, in_fleet
@@ -64,5 +67,31 @@ def test_a_run_that_is_given_out_again_goes_on_for_all(is_there: bool) -> None:
     async def until_given(way: Way, run_id: str) -> None:
         while (await registered(way, run_id)).delivered < 2:
             await asyncio.sleep(0.02)
+
+    in_fleet(scenario)
+
+
+def test_what_a_host_gives_back_that_stops_comes_to_another() -> None:
+    """Although the first one has asked for more before."""
+
+    async def scenario(fleet: Fleet) -> None:
+        async with Engine.connect((fleet.server.url,), "h1") as h1, Engine.connect((fleet.server.url,), "h2") as h2:
+            given: dict[Engine, asyncio.Queue[Delivery]] = {engine: asyncio.Queue() for engine in (h1, h2)}
+
+            def hear(engine: Engine, _: str, delivery: Delivery | None) -> None:
+                if delivery is not None:
+                    given[engine].put_nowait(delivery)
+
+            for engine in given:
+                await engine.listen_for_work(partial(hear, engine))
+            await h1.ensure_consumer("x", "toy", replicas=1, ack_wait_s=600)
+            for _ in range(2):
+                await h1.pull("x", "toy", priority=0, expires_s=60)
+            await h1.put("x", "toy", b"work", "once")
+            first = await given[h1].get()
+            await h1.hear_no_work()
+            await h1.give_back(first.ack)
+            await h2.pull("x", "toy", priority=0, expires_s=60)
+            assert ((await given[h2].get()).delivered, given[h1].empty()) == (2, True)
 
     in_fleet(scenario)
