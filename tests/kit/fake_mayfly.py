@@ -1,10 +1,11 @@
 """The `mayfly` command with machines that are ordinary processes; the first argument is the agents'
 fault, or `-`. FAKE_AGENT is the path of the real agent, if that is to be them; FAKE_CLOCK that of a
 file with the seconds by which the wall clock is ahead, if it is there. FAKE_QUICK has times of a
-host in a fleet, as JSON.
+fleet's members, as JSON.
 """
 
 import functools
+import importlib
 import json
 import os
 import sys
@@ -48,8 +49,8 @@ def ahead(file: Path, now: Callable[[], float] = time.time) -> float:
 
 if "FAKE_CLOCK" in os.environ:
     time.time = functools.partial(ahead, Path(os.environ["FAKE_CLOCK"]))
-if "FAKE_QUICK" in os.environ and "--join" in sys.argv:
-    from mayfly.fleet import worker
-
-    vars(worker).update(json.loads(os.environ["FAKE_QUICK"]))
+if "FAKE_QUICK" in os.environ and {"--join", "gateway", "fleet"} & {*sys.argv}:
+    for setting, seconds in json.loads(os.environ["FAKE_QUICK"]).items():
+        module, _, name = setting.partition(".")
+        setattr(importlib.import_module(f"mayfly.fleet.{module}"), name, seconds)
 cli.main()

@@ -3,7 +3,9 @@ they need forks one for each message that comes over its socket. They end with i
 whoever holds the other end of the socket.
 """
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import selectors
@@ -24,17 +26,47 @@ from tests.kit.api_fakes import MARKER, ROOT, FakeZygote
 MESSAGE = 8192
 
 
-class ForkingZygote(FakeZygote):
-    """A zygote whose machines are forks of a nursery."""
+def begin_nursery(control: socket.socket) -> subprocess.Popen[bytes]:
+    """A nursery in a process of its own, whose end of the socket that is."""
+    with control:
+        command = [sys.executable, "-m", "tests.kit.fake_nursery", str(control.fileno())]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.Popen(command, pass_fds=[control.fileno()], env=env, cwd=ROOT, start_new_session=True)
 
-    def __init__(self, fault: str = "", executable: Path | None = None) -> None:
+
+@functools.cache
+def mother() -> socket.socket:
+    """To a nursery that forks others, as long as this process is there."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    process = begin_nursery(theirs)
+
+    def end() -> None:
+        ours.close()
+        process.wait()
+
+    atexit.register(end)
+    return ours
+
+
+def nursed() -> "ForkingZygote":
+    """A zygote that has nothing to wait for when it begins, and whose machines have not either."""
+    return ForkingZygote(is_forked=True)
+
+
+class ForkingZygote(FakeZygote):
+    """A zygote whose machines are forks of a nursery, which has a process of its own, or
+    `is_forked`.
+    """
+
+    def __init__(self, fault: str = "", executable: Path | None = None, *, is_forked: bool = False) -> None:
         super().__init__(fault, executable)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            command = [sys.executable, "-m", "tests.kit.fake_nursery", str(theirs.fileno())]
-            env = {**os.environ, "PYTHONPATH": str(ROOT)}
-            self._nursery = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=env, cwd=ROOT, start_new_session=True)
-        self._talk = ours
+        self._talk, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._nursery: subprocess.Popen[bytes] | None = None
+        if is_forked:
+            with theirs:
+                socket.send_fds(mother(), [json.dumps({"nursery": True}).encode()], [theirs.fileno()])
+        else:
+            self._nursery = begin_nursery(theirs)
         self._hearing = threading.Thread(target=self._hear)
         self._hearing.start()
 
@@ -59,7 +91,8 @@ class ForkingZygote(FakeZygote):
 
     def close(self) -> None:
         self._talk.shutdown(socket.SHUT_RDWR)
-        self._nursery.wait()
+        if self._nursery is not None:
+            self._nursery.wait()
         self._hearing.join()
         self._talk.close()
         super().close()
@@ -101,11 +134,28 @@ class Nursery:
                 if "kill" in wanted:
                     if wanted["kill"] in self.by_machine:
                         kill_session(self.by_machine[wanted["kill"]])
+                elif "nursery" in wanted:
+                    self.fork_nursery(fds[0])
                 else:
                     try:
                         self.fork(wanted, fds)
                     except (OSError, MemoryError) as error:
                         self.refuse(int(wanted["machine"]), fds, error)
+
+    def fork_nursery(self, control: int) -> None:
+        """Fork one like this, whose end of its socket that is."""
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+        if os.fork():
+            os.close(control)
+            return
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.setsid()
+        self.ready.close()
+        self.control.close()
+        try:
+            Nursery(socket.socket(fileno=control)).serve()
+        finally:
+            os._exit(0)
 
     def refuse(self, machine: int, fds: list[int], error: Exception) -> None:
         """As the zygote does where it cannot fork."""

@@ -4,9 +4,10 @@ machines are ordinary processes (api_fakes.py).
 
 import asyncio
 import contextlib
+import os
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,14 +27,34 @@ from mayfly.host.metrics import Metrics
 from mayfly.host.sockets import claim
 from mayfly.runs.moves.link import Machines
 from mayfly.runs.service import Service
-from tests.kit.api_fakes import factory, small_config
+from tests.kit.api_fakes import small_config
+from tests.kit.fake_nursery import nursed
 
 ACK_WAIT_S = 6.0
 """Longer than a loaded machine keeps a host from saying that its runs go on."""
-QUICK = {"BEAT_S": 0.1, "LOOK_S": 0.2, "CLOSE_S": 1.0}
-"""How soon gateways and hosts know of one another, and how long hosts without a gateway wait when
-they stop.
+QUICK = {
+    "worker.BEAT_S": 0.1,
+    "worker.LOOK_S": 0.2,
+    "worker.CLOSE_S": 1.0,
+    "watch.QUIET_S": 0.5,
+    "follow.LOOK_S": 0.5,
+}
+"""How soon members of a fleet know of one another, and how long hosts without a gateway wait when
+they stop: names in `mayfly.fleet`.
 """
+MEMORY = Path("/dev/shm")
+ROOM = 1 << 30
+
+
+@contextlib.contextmanager
+def server_folder() -> Iterator[Path]:
+    """A folder in memory, if that has the room: a server writes each run to its disk, and waits for
+    that. Tests kill processes, not machines.
+    """
+    stat = os.statvfs(MEMORY) if MEMORY.is_dir() else None
+    roomy = stat is not None and stat.f_bavail * stat.f_frsize >= ROOM
+    with tempfile.TemporaryDirectory(prefix="mayfly-", dir=MEMORY if roomy else None) as name:
+        yield Path(name)
 
 
 class Way(NamedTuple):
@@ -74,7 +95,7 @@ class Fleet:
             metrics = Metrics()
             config = small_config(self.folder, **changes)
             async with (
-                Service(config, begin or factory(), sockets=None, observer=metrics) as service,
+                Service(config, begin or nursed, sockets=None, observer=metrics) as service,
                 functions_beside(service) as functions,
                 join(service, functions, metrics, self.place(name), machines and machines(service)),
             ):
@@ -141,13 +162,13 @@ def in_fleet(scenario: Callable[[Fleet], Awaitable[Any]], limit_s: float = 60, m
         try:
             return await asyncio.wait_for(scenario(fleet), limit_s)
         finally:
+            patch.setattr(worker, "CLOSE_S", 0.0)  # no gateway is there any more
             for name in list(fleet.tasks):
                 await fleet.remove_host(name)
 
-    with tempfile.TemporaryDirectory(prefix="mayfly-") as name, pytest.MonkeyPatch.context() as patch:
+    with server_folder() as folder, pytest.MonkeyPatch.context() as patch:
         for setting, seconds in QUICK.items():
-            patch.setattr(worker, setting, seconds)
-        folder = Path(name)
+            patch.setattr(f"mayfly.fleet.{setting}", seconds)
         server = LocalServer(folder / "nats", more=more(folder / "nats"))
         server.start()
         try:

@@ -116,7 +116,7 @@ async def thousand(fleet: Fleet, go_on: asyncio.Event) -> AsyncIterator[list[Pla
 @pytest.mark.skipif(not FULL, reason="a thousand hosts take minutes: only with MAYFLY_FULL=1")
 def test_runs_go_to_warm_hosts_and_then_beyond(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     install_toys(monkeypatch, tmp_path)
-    monkeypatch.setattr(fleet_kit, "QUICK", {"BEAT_S": 5.0, "LOOK_S": 3600.0})  # they are all in one process
+    monkeypatch.setattr(fleet_kit, "QUICK", {"worker.BEAT_S": 5.0, "worker.LOOK_S": 3600.0})  # they are all in one process
     monkeypatch.setattr(worker, "EXPIRES_S", 30.0)
     monkeypatch.setattr(roll, "SILENT_S", 120.0)
     monkeypatch.setattr(connections, "CONNECT_S", 300.0)
