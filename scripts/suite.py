@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = str(ROOT / ".venv/bin/python")
 HERE = ["tests/unit", "tests/fuzz", "tests/kvm", "tests/page", "tests/system/test_with_kvm.py"]
+FLEET = "tests/unit/fleet"
 LINUX = ["-p", "no:hypothesispytest", "-m"]
 LONGEST = ("aarch64", "aarch64-test_snapshots", "aarch64-test_runs", "here", "test_snapshots", "test_runs", "aarch64-test_net")
 SYSTEM = sorted(path.relative_to(ROOT) for path in ROOT.glob("tests/system/test_*.py"))
@@ -34,11 +35,16 @@ ON_ARM = ["scripts/with-kvm", "--arch", "aarch64", "python"]
 RUNS = {
     # One emulated host for each file: if one breaks, the others' results stand. The longest first.
     **{path.stem: (["scripts/with-kvm", PYTHON], [str(path)], [*LINUX, "system"]) for path in BOOTING},
-    "here": ([PYTHON], HERE, ["-m", "not system"]),
+    "here": ([PYTHON], HERE, ["-m", "not system", f"--ignore={FLEET}"]),
+    "fleet": ([PYTHON], [FLEET], ["-m", "not system"]),
 }
 FULL = os.environ.get("MAYFLY_FULL") == "1"
 ALONE = "two-hosts"
 """The run whose tests start two emulated hosts at once; no other one is under way then."""
+BESIDE = () if FULL else ("fleet",)
+"""Runs that wait most of the time: beside AT_ONCE others. The whole counts have clusters, which
+want a processor.
+"""
 if FULL:
     RUNS[ALONE] = ([PYTHON], [*map(str, TWO_HOSTS)], [])
 if platform.machine() != "aarch64":
@@ -210,12 +216,13 @@ def main() -> int:
     shuffle = ["-p", "randomly", f"--randomly-seed={arguments.random}"] if arguments.random else []
     began = time.monotonic()
     processes = Processes()
-    pool = ThreadPoolExecutor(AT_ONCE)
+    pool, beside = ThreadPoolExecutor(AT_ONCE), ThreadPoolExecutor(1)
 
     def stop(number: int, _frame: object) -> NoReturn:
         for another in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(another, signal.SIG_IGN)
-        pool.shutdown(wait=False, cancel_futures=True)
+        for each in (pool, beside):
+            each.shutdown(wait=False, cancel_futures=True)
         print(f"test: ended by signal {number}; ending what runs", flush=True)
         processes.end()
         os._exit(128 + number)
@@ -225,7 +232,10 @@ def main() -> int:
     done: dict[str, tuple[int, dict[str, Any]]] = {}
     for alone in (True, False):
         names = [name for name in arguments.run or RUNS if (name == ALONE) == alone]
-        futures = {name: pool.submit(run, name, [*extra, *(shuffle if "aarch64" not in name else ())], processes) for name in names}
+        futures = {
+            name: (beside if name in BESIDE else pool).submit(run, name, [*extra, *(shuffle if "aarch64" not in name else ())], processes)
+            for name in names
+        }
         done |= {name: future.result() for name, future in futures.items()}
     results = {name: result for name, (_, result) in done.items()}
     outcomes: collections.Counter[str] = collections.Counter()
