@@ -13,6 +13,11 @@ class GuestMemory:
     def __init__(self, regions: Sequence[tuple[int, memoryview]]) -> None:
         self._regions = tuple((base, len(view), view) for base, view in regions)
 
+    @property
+    def regions(self) -> list[tuple[int, memoryview]]:
+        """Guest physical address and bytes of each region."""
+        return [(base, view) for base, _, view in self._regions]
+
     def slice(self, address: int, length: int) -> memoryview:
         """The bytes of a range, which the guest may change. Raises GuestAddressError: no RAM."""
         for base, size, view in self._regions:

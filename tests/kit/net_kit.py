@@ -10,12 +10,12 @@ import struct
 import subprocess
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from ipaddress import ip_address
 
-from mayfly.vmm.devices.virtio.buffers import scatter
 from mayfly.vmm.devices.virtio.net import Backend
 from mayfly.vmm.devices.virtio.packet import HEADER, NetFeature
+from mayfly.vmm.kvm.chains import Batch
 from tests.kit.scale import patience
 
 UP_DEADLINE_S = patience(5)
@@ -90,7 +90,6 @@ class MemoryBackend(Backend):
         self.waiting: deque[bytes] = deque()
         self.room = 1 << 30
         self.gone = False
-        self.most_buffers = 0
         self.negotiated = 0
 
     def make_room(self) -> bool:
@@ -99,15 +98,14 @@ class MemoryBackend(Backend):
     def set_offloads(self, negotiated: int) -> None:
         self.negotiated = negotiated
 
-    def send(self, parts: Sequence[bytearray | memoryview]) -> None:
+    def send(self, packets: Batch, packet: int) -> None:
         assert self.room
         self.room -= 1
-        self.sent.append(b"".join(parts))
+        self.sent.append(packets.join(packet))
 
-    def receive(self, buffers: list[memoryview]) -> int:
-        self.most_buffers = max(self.most_buffers, len(buffers))
+    def receive(self, buffers: Batch) -> int:
         if self.waiting:
-            return scatter(self.waiting.popleft(), buffers)
+            return buffers.fill(self.waiting.popleft())
         if self.gone:
             raise EOFError
         return 0

@@ -9,6 +9,7 @@ comes in between. Everything follows from the seed.
 """
 
 import argparse
+import ctypes
 import random
 import struct
 import time
@@ -22,6 +23,7 @@ from mayfly.vmm.devices.virtio.mmio import REGION_BYTES
 from mayfly.vmm.devices.virtio.net import Net
 from mayfly.vmm.devices.virtio.packet import HEADER
 from mayfly.vmm.devices.virtio.registers import LIVE, Register
+from mayfly.vmm.kvm.chains import Batch
 from mayfly.vmm.memory import GuestMemory
 from mayfly.vmm.network.filter import PacketFilter
 from tests.kit.net_kit import (
@@ -302,17 +304,42 @@ class EntropyFuzzer(Fuzzer):
         return [Buffer(b"read me"), *rooms] if self.rng.random() < 0.2 else rooms
 
 
+class WatchedBackend(MemoryBackend):
+    """Checks on its own that each piece of a packet lies in guest RAM, or is a copy."""
+
+    limits: tuple[int, int] = (0, 0)
+    own: Batch | None = None  # the device's, for a packet that waits
+
+    def send(self, packets: Batch, packet: int) -> None:
+        self.watch(packets, packet, copied=1)
+        super().send(packets, packet)
+
+    def receive(self, buffers: Batch) -> int:
+        for chain in range(buffers.done, buffers.count) if buffers is not self.own else ():
+            self.watch(buffers, chain, copied=0)
+        return super().receive(buffers)
+
+    def watch(self, batch: Batch, chain: int, copied: int) -> None:
+        low, high = self.limits
+        for address, length in batch.places(chain)[copied:]:
+            assert low <= address <= address + length <= high, f"[{address:#x}, +{length:#x}) is outside guest RAM"
+
+
 class NetFuzzer(Fuzzer):
     """The guest sends what it may and what it may not, the host has packets of any size, and room
     or not: what leaves is the guest's.
     """
 
     def make_device(self) -> VirtioDevice:
-        self.backend = MemoryBackend()
+        self.backend = WatchedBackend()
         addresses = [ip_interface(f"{GUEST}/16"), ip_interface(f"{GUEST6}/64")]
         self.filter = PacketFilter(GUEST_MAC, addresses, [GATEWAY, GATEWAY6], [], [])
         self.net = Net(GUEST_MAC, 1500, self.backend, self.filter.may_leave, on_room=lambda: None, on_full=lambda: None)
         return self.net
+
+    def greet(self) -> None:
+        at = ctypes.addressof(ctypes.c_char.from_buffer(self.driver.ram.bytes))
+        self.backend.limits, self.backend.own = (at, at + RAM_BYTES), self.net._packet
 
     def act_as_host(self) -> None:
         for packet in self.backend.sent:

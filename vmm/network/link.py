@@ -6,7 +6,6 @@ from ipaddress import ip_interface
 
 from mayfly.vmm.config import CHANNEL_PORT, NetworkBackend, NetworkConfig
 from mayfly.vmm.devices.virtio.net import Backend, Net
-from mayfly.vmm.devices.virtio.packet import HEADER
 from mayfly.vmm.eventloop import READ, WRITE, EventLoop
 from mayfly.vmm.network.filter import ARP, ARP_ETHERNET_IPV4, BROADCAST, ETHERNET, PacketFilter, destinations
 from mayfly.vmm.network.metered import Metered
@@ -58,7 +57,7 @@ class Link:
         if isinstance(self.backend, Tap):
             body = ARP.pack(*ARP_ETHERNET_IPV4, _RARP_REQUEST, mac, bytes(4), mac, bytes(4))
             frame = ETHERNET.pack(BROADCAST, mac, _RARP_TYPE) + body
-            self.backend.send([bytearray(HEADER.size) + frame.ljust(_MIN_FRAME, b"\0")])
+            self.backend.announce(frame.ljust(_MIN_FRAME, b"\0"))
 
     def _watch(self) -> None:
         if isinstance(self.backend, Tap | Passt):

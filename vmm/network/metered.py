@@ -3,11 +3,12 @@ lost, as on a line that is full.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from mayfly.vmm.config import NetworkConfig
 from mayfly.vmm.devices.virtio.net import Backend
 from mayfly.vmm.devices.virtio.packet import HEADER, MAX_PACKET
+from mayfly.vmm.kvm.chains import Batch
 
 LEAST_BURST = 2 * MAX_PACKET
 """Bytes at once within any rate: two packets as segmentation offload makes them."""
@@ -66,12 +67,12 @@ class Metered(Backend):
         self._left -= size
         return True
 
-    def send(self, parts: Sequence[bytearray | memoryview]) -> None:
+    def send(self, packets: Batch, packet: int) -> None:
         """See `Backend.send`."""
-        if self._may(sum(map(len, parts)), self._out):
-            self._backend.send(parts)
+        if self._may(packets.size(packet), self._out):
+            self._backend.send(packets, packet)
 
-    def receive(self, buffers: list[memoryview]) -> int:
+    def receive(self, buffers: Batch) -> int:
         """See `Backend.receive`."""
         for _ in range(DROPPED_AT_ONCE):
             size = self._backend.receive(buffers)

@@ -10,16 +10,15 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import Sequence
 from ipaddress import ip_interface
 from typing import Any
 
 from mayfly.errors import NetworkError
 from mayfly.vmm.config import CHANNEL_PORT, PASST_UIDS, NetworkConfig
-from mayfly.vmm.devices.virtio.buffers import scatter
 from mayfly.vmm.devices.virtio.net import Backend
-from mayfly.vmm.devices.virtio.packet import ETHERNET_BYTES, HEADER, MAX_PACKET
+from mayfly.vmm.devices.virtio.packet import ETHERNET_BYTES, HEADER
 from mayfly.vmm.eventloop import READ, EventLoop
+from mayfly.vmm.kvm.chains import Batch
 from mayfly.vmm.network.filter import ARP, ARP_ETHERNET_IPV4, ARP_REQUEST, ARP_TYPE, BROADCAST, ETHERNET
 
 PROGRAM = "passt"
@@ -122,9 +121,9 @@ class Passt(Backend):
 
     def _greet(self, network: NetworkConfig) -> None:
         self._socket.settimeout(START_S)
-        self.send([bytearray(_NO_HEADER + question(network))])
+        self._send(question(network))
         try:
-            self.receive([memoryview(bytearray(MAX_PACKET))])
+            self._receive()
         except TimeoutError as error:
             raise NetworkError(f"{PROGRAM} does not answer within {START_S:g} s") from error
         except EOFError as error:
@@ -152,14 +151,21 @@ class Passt(Backend):
                     self._unsent = b""  # it has ended, which `receive` finds out
         return not self._unsent
 
-    def send(self, parts: Sequence[bytearray | memoryview]) -> None:
+    def send(self, packets: Batch, packet: int) -> None:
         """Send a frame; what does not fit into the socket waits for `make_room`."""
-        frame = b"".join(parts)[HEADER.size :]
+        self._send(packets.join(packet)[HEADER.size :])
+
+    def _send(self, frame: bytes) -> None:
         self._unsent = _LENGTH.pack(len(frame)) + frame
         self.make_room()
 
-    def receive(self, buffers: list[memoryview]) -> int:
+    def receive(self, buffers: Batch) -> int:
         """See `Backend.receive`."""
+        frame = self._receive()
+        return buffers.fill(_NO_HEADER + frame) if frame else 0
+
+    def _receive(self) -> bytes:
+        """The next frame; nothing if there is none. Raises EOFError: passt has ended."""
         try:
             while missing := self._missing():
                 data = self._socket.recv(missing)
@@ -167,13 +173,12 @@ class Passt(Backend):
                     raise EOFError(f"{PROGRAM} has ended")
                 self._part += data
         except BlockingIOError:
-            return 0
+            return b""
         except ConnectionError as error:
             raise EOFError(f"{PROGRAM} has ended") from error
-        packet = _NO_HEADER + self._part[_LENGTH.size :]
-        scatter(packet, buffers)
+        frame = bytes(self._part[_LENGTH.size :])
         self._part.clear()
-        return len(packet)
+        return frame
 
     def _missing(self) -> int:
         """Bytes that the present frame, or its length, still lacks."""

@@ -100,7 +100,7 @@ def arrived(tap: str, sent: int, payload: bytes = b"") -> int:
         backend = Tap(tap, [GUEST_MAC])
         net_kit.wait_until_up(tap)
         for _ in range(sent):
-            backend.send([bytearray(net_kit.PLAIN_HEADER + frame)])
+            backend.announce(frame)
         backend.close()
         bridge.setblocking(False)
         count = 0

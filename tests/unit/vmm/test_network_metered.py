@@ -5,6 +5,7 @@ import pytest
 from mayfly.schema import replace
 from mayfly.vmm.config import NetworkBackend, NetworkConfig
 from mayfly.vmm.devices.virtio.packet import HEADER, MAX_PACKET
+from mayfly.vmm.kvm.chains import Batch
 from mayfly.vmm.network.metered import DROPPED_AT_ONCE, LEAST_BURST, Metered
 from tests.kit.net_kit import MemoryBackend
 
@@ -27,12 +28,12 @@ class Line:
 
     def send(self, size: int = FRAME) -> bool:
         before = len(self.behind.sent)
-        self.metered.send([bytearray(HEADER.size), memoryview(bytes(size))])
+        self.metered.send(Batch(bytearray(HEADER.size + size)), 0)
         return len(self.behind.sent) > before
 
     def receive(self, size: int = FRAME) -> bool:
         self.behind.waiting.append(bytes(HEADER.size + size))
-        return self.metered.receive([memoryview(bytearray(MAX_PACKET))]) == HEADER.size + size
+        return self.metered.receive(Batch(bytearray(MAX_PACKET))) == HEADER.size + size
 
 
 def test_a_budget_is_of_both_directions_and_never_comes_back() -> None:
@@ -70,7 +71,7 @@ def test_a_flood_that_is_dropped_leaves_others_their_turn() -> None:
     line = Line(packets=1)
     assert line.receive()
     line.behind.waiting.extend(bytes(HEADER.size + FRAME) for _ in range(2 * DROPPED_AT_ONCE))
-    assert line.metered.receive([memoryview(bytearray(MAX_PACKET))]) == 0
+    assert line.metered.receive(Batch(bytearray(MAX_PACKET))) == 0
     assert len(line.behind.waiting) == DROPPED_AT_ONCE
 
 

@@ -6,8 +6,10 @@ import random
 
 import pytest
 
-from mayfly.vmm.devices.virtio.buffers import advance, copy_start, scatter
+from mayfly.vmm.devices.virtio.buffers import copy_start, scatter
+from mayfly.vmm.devices.virtio.packet import HEADER, NUM_BUFFERS
 from mayfly.vmm.devices.virtio.queue import Chain, Queue, QueueLayout
+from mayfly.vmm.kvm.chains import START, Batch
 from tests.kit.scale import scaled
 from tests.kit.virtio_driver import DriverQueue, Ram
 from tests.kit.virtio_model import ModelQueue
@@ -53,7 +55,7 @@ class Twins:
         if not free or not most:
             return
         count = most if rng.random() < 0.02 else rng.randint(1, min(most, 6))
-        readable = rng.randint(0, count)
+        readable = self.split(count)
         places = []
         for position in range(count):
             length = rng.choice((1, 2, rng.randint(1, 64), rng.randint(1, 1024)))
@@ -64,6 +66,10 @@ class Twins:
         rng.shuffle(self.driver.free)
         direct = rng.randint(0, min(count - 1, free - 1)) if indirect else 0
         self.driver.offer_places(places, indirect=indirect, direct=direct)
+
+    def split(self, count: int) -> int:
+        """How many of a chain's buffers are to be read."""
+        return self.rng.randint(0, count)
 
     def round(self) -> None:
         """The driver offers some chains and sets its wishes; both devices serve some, in the same
@@ -93,36 +99,20 @@ class Twins:
         assert self.ram.bytes == self.copy
         assert not self.misuse
 
-    def pop(self) -> list[Chain]:
-        """The next chain, or several of one buffer each."""
-        if self.rng.random() < 0.5:
-            heads, length, views = self.queue.pop_buffers()
-            chains = []
-            for head in heads:
-                chains.append(Chain(head, [], [views[0][:length]], length))
-                views = advance(views, length)
-            if chains:
-                return chains
-        chain = self.queue.pop()
-        return [chain] if chain else []
-
     def serve(self, limit: int) -> None:
         taken: list[tuple[Chain, list[tuple[int, int]]]] = []
         while len(taken) < limit:
-            chains = self.pop()
-            for chain in chains:
-                expected = self.model.take()
-                assert expected is not None
-                head, readable, writable = expected
-                assert chain.head == head
-                assert [bytes(view) for view in chain.readable] == [self.model.read(*place) for place in readable]
-                assert [len(view) for view in chain.writable] == [length for _, length in writable]
-                taken.append((chain, writable))
-            if not chains:
-                assert self.model.take() is None
+            chain, expected = self.queue.pop(), self.model.take()
+            if chain is None:
+                assert expected is None
                 break
+            assert expected is not None
+            head, readable, writable = expected
+            assert chain.head == head
+            assert [bytes(view) for view in chain.readable] == [self.model.read(*place) for place in readable]
+            assert [len(view) for view in chain.writable] == [length for _, length in writable]
+            taken.append((chain, writable))
         self.rng.shuffle(taken)
-        returned = []
         for chain, writable in taken:
             answer = bytes(copy_start(chain.readable, 4096)[0])[::-1] + self.rng.randbytes(self.rng.randint(0, 300))
             written = scatter(answer, chain.writable)
@@ -130,15 +120,80 @@ class Twins:
             for address, length in writable:
                 self.model.write(address, rest[:length])
                 rest = rest[length:]
-            returned.append((chain.head, written))
+            self.queue.push(chain.head, written)
             self.model.give(chain.head, written)
-        if self.rng.random() < 0.5:
-            self.queue.push_all([head for head, _ in returned], [written for _, written in returned])
-        else:
-            for head, written in returned:
-                self.queue.push(head, written)
         self.done += len(taken)
         assert self.queue.publish() == self.model.expose()
+
+
+class BatchTwins(Twins):
+    """The same with batches, of chains that are all to be read, or all to be written."""
+
+    def __init__(self, rng: random.Random, size: int, *, event_idx: bool, writable: bool) -> None:
+        self.writable, self.batch = writable, Batch()
+        self.taken: list[tuple[int, list[tuple[int, int]]]] = []
+        self.starts: list[bytes] = []
+        super().__init__(rng, size, event_idx=event_idx)
+
+    def split(self, count: int) -> int:
+        return 0 if self.writable else count
+
+    def serve(self, limit: int) -> None:
+        before = self.queue._taken
+        self.queue.take(self.batch, writable=self.writable, most=limit)
+        for _ in range((self.queue._taken - before) & 0xFFFF):
+            chain = self.model.take()
+            assert chain is not None
+            self.taken.append((chain[0], chain[1] + chain[2]))
+            self.starts.append(self.join(chain[1])[:START])
+        for _ in range(self.rng.randint(0, 3)):
+            (self.write if self.writable else self.read)()
+        self.queue.give_back(self.batch)
+        assert self.queue.publish() == self.model.expose()
+
+    def join(self, places: list[tuple[int, int]]) -> bytes:
+        return b"".join(self.model.read(*place) for place in places)
+
+    def read(self) -> None:
+        """The next packet. Its start is as it was when it was taken, the rest as it is now."""
+        if self.taken:
+            number = self.batch.done
+            head, places = self.taken.pop(0)
+            packet, start = self.join(places), self.starts.pop(0)
+            assert self.batch.join(number) == start + packet[START:]
+            assert self.batch.size(number) == len(packet)
+            assert self.batch.start(number) == start
+            self.batch.done += 1
+            self.model.give(head, 0)
+            self.done += 1
+
+    def write(self) -> None:
+        """A packet to as many chains as it takes, whose header says how many."""
+        assert self.batch.room == sum(length for _, places in self.taken for _, length in places)
+        if self.batch.room < HEADER.size:
+            self.batch.give_up()
+            for head, _ in self.taken:
+                self.model.give(head, 0)
+            self.done += len(self.taken)
+            self.taken.clear()
+            return
+        packet = self.rng.randbytes(self.rng.randint(HEADER.size, min(self.batch.room, 600)))
+        assert self.batch.fill(packet) == len(packet)
+        self.batch.complete(len(packet))
+        counted: list[int] = []  # where its header's count is
+        left, chains = packet, 0
+        while left:
+            head, places = self.taken.pop(0)
+            before = len(left)
+            for address, length in places:
+                self.model.write(address, left[:length])
+                counted += range(address, address + min(length, len(left)))
+                left = left[length:]
+            self.model.give(head, before - len(left))
+            chains += 1
+        for address, byte in zip(counted[NUM_BUFFERS], chains.to_bytes(2, "little"), strict=True):
+            self.model.write(address, bytes([byte]))
+        self.done += chains
 
 
 @pytest.mark.parametrize("event_idx", [True, False], ids=["event-idx", "plain"])
@@ -146,4 +201,13 @@ class Twins:
 def test_memory_is_the_same_after_every_round(size: int, event_idx: bool) -> None:
     twins = Twins(random.Random(size * 2 + event_idx), size, event_idx=event_idx)
     while twins.done < scaled(CHAINS) // (2 * len(SIZES)):
+        twins.round()
+
+
+@pytest.mark.parametrize("event_idx", [True, False], ids=["event-idx", "plain"])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("writable", [True, False], ids=["writable", "readable"])
+def test_batches_do_the_same(size: int, event_idx: bool, writable: bool) -> None:
+    twins = BatchTwins(random.Random(size * 2 + event_idx), size, event_idx=event_idx, writable=writable)
+    while twins.done < scaled(CHAINS) // (4 * len(SIZES)):
         twins.round()

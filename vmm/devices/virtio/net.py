@@ -12,23 +12,19 @@ and one interrupt stands for all that a kick has led to.
 """
 
 import struct
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from mayfly.vmm.devices.virtio.buffers import copy_start, scatter
 from mayfly.vmm.devices.virtio.device import NETWORK, VirtioDevice
 from mayfly.vmm.devices.virtio.misuse import Misuse
 from mayfly.vmm.devices.virtio.packet import HEADER, MAX_PACKET, MIN_PACKET, NEEDS_CSUM, NUM_BUFFERS, NetFeature, offload_allowed
-from mayfly.vmm.devices.virtio.queue import Chain, Queue
-from mayfly.vmm.devices.virtio.receive import ReceiveBuffers
+from mayfly.vmm.devices.virtio.queue import Queue
+from mayfly.vmm.kvm.chains import START, Batch
 
 _NO_BUFFERS = b"\0\0"
 _CONFIG = struct.Struct("<6sHHH")  # mac, status, max_virtqueue_pairs, mtu (virtio 1.2, 5.1.4)
 _LINK_UP = 1  # In the configuration's status (virtio 1.2, 5.1.4)
-FILTERED_BYTES = 128
-"""So much of a frame at least the filter sees in one piece: more than all headers it looks at."""
-_LOOKED_AT = HEADER.size + FILTERED_BYTES
-PIECES = 1024  # As many buffers take one vectored system call (IOV_MAX, readv(2))
+FILTERED_BYTES = START - HEADER.size
+"""So much of a frame at most the filter sees: more than all headers it looks at."""
 RECEIVE, TRANSMIT = range(2)  # Queues (virtio 1.2, 5.1.2)
 
 
@@ -44,11 +40,11 @@ class Backend:
     def set_offloads(self, negotiated: int) -> None:
         """What `receive` may give from now on: any combination of `offloads`. Any thread."""
 
-    def send(self, parts: Sequence[bytearray | memoryview]) -> None:
-        """Send a guest's packet on, or lose it. The parts are good during the call only."""
+    def send(self, packets: Batch, packet: int) -> None:
+        """Send a guest's packet on, or lose it."""
 
-    def receive(self, buffers: list[memoryview]) -> int:
-        """Write the next packet to `buffers` (at least MAX_PACKET bytes); its size, 0 if none.
+    def receive(self, buffers: Batch) -> int:
+        """Write the next packet to the room in `buffers`, MAX_PACKET at least; its size, 0 if none.
 
         The device sets num_buffers itself. Raises EOFError: the back end is gone for good.
         """
@@ -85,14 +81,17 @@ class Net(VirtioDevice):
         self._mac, self._mtu = mac, mtu
         self._backend, self._may_leave, self._on_room, self._on_full = backend, may_leave, on_room, on_full
         self.on_first_packet: Callable[[], None] | None = None
-        self._packet = memoryview(bytearray(MAX_PACKET))  # one that waits for more buffers
+        self._outgoing, self._incoming = Batch(), Batch()
+        self._memory = bytearray(MAX_PACKET)  # for a packet that waits for more buffers
+        self._packet = Batch(self._memory)
         self._forget()
         self._configure(link_up=True)
 
     def _forget(self) -> None:
         self._starved = True
-        self._outgoing: deque[tuple[int, list[bytearray | memoryview]]] = deque()  # heads of chains, and what of them is to be sent
-        self._buffers = ReceiveBuffers()
+        self._outgoing.clear()
+        self._incoming.clear()
+        self._refused: set[int] = set()  # of what is outgoing
         self._held = 0  # bytes of the packet that waits; 0: there is none
 
     def _configure(self, *, link_up: bool) -> None:
@@ -146,16 +145,16 @@ class Net(VirtioDevice):
         except EOFError:  # the back end is gone: the guest is told, and lives on without a network
             self._configure(link_up=False)
             self.host.config_changed()
-        self._buffers.give_back(queue)
+        queue.give_back(self._incoming)
         interrupt = queue.publish()
         self.want_kicks(RECEIVE, more=self._starved)
         return interrupt
 
     def _fill(self, queue: Queue) -> None:
         """Have the back end write packets to the guest's buffers, up to a queue's size of them."""
-        buffers, receive = self._buffers, self._backend.receive
+        buffers, receive = self._incoming, self._backend.receive
         for _ in range(queue.size):
-            size = receive(buffers.views) if buffers.room >= MAX_PACKET and not self._held else self._receive_short(queue)
+            size = receive(buffers) if buffers.room >= MAX_PACKET and not self._held else self._receive_short(queue)
             if not size:
                 return
             buffers.complete(size)
@@ -165,22 +164,22 @@ class Net(VirtioDevice):
 
         If the driver can add buffers, the packet is held and the guest starved; else it is lost.
         """
-        buffers = self._buffers
+        buffers = self._incoming
         final = self._collect(queue)
         if not self._held:
             if buffers.room >= MAX_PACKET:
-                return self._backend.receive(buffers.views)
+                return self._backend.receive(buffers)
             if not buffers.room:
                 self._starved = True
                 return 0
-            self._held = self._backend.receive([self._packet])
+            self._held = self._backend.receive(self._packet)
         size = self._held
         if size > buffers.room and not final:
             self._starved = True
             return 0
         self._held = 0
         if size <= buffers.room:
-            return scatter(self._packet[:size], buffers.views)
+            return buffers.fill(self._memory[:size]) if size else 0
         self.host.report(Misuse.DIRECTION)
         buffers.give_up()
         return 0
@@ -189,57 +188,51 @@ class Net(VirtioDevice):
         """Have buffers ready for any packet; false if the driver has to make more available.
 
         With MRG_RXBUF that is as many chains as it takes, without it one (virtio 1.2, 5.1.6.3.1 and
-        5.1.6.4). Slivers end that early, as a packet must fit into PIECES.
+        5.1.6.4). Slivers end that early, as a batch has so many pieces only.
         """
-        buffers, mergeable = self._buffers, self.negotiated & NetFeature.MRG_RXBUF
-        most = PIECES - queue.size  # the next chain, or all that are alike, bring a queue's size more
-        while buffers.room < MAX_PACKET and buffers.chains < (queue.size if mergeable else 1) and len(buffers.views) <= most:
-            if mergeable and buffers.take_alike(queue):
-                continue
-            chain = queue.pop()
-            if chain is None:
-                return False
-            if chain.readable or not chain.writable:
-                self.host.report(Misuse.DIRECTION)
-                queue.push(chain.head, 0)
-            else:
-                buffers.add(chain)
-        return True
+        buffers = self._incoming
+        queue.give_back(buffers)
+        most = queue.size if self.negotiated & NetFeature.MRG_RXBUF else 1
+        fits = queue.take(buffers, writable=True, most=most - buffers.unfinished)
+        return not fits or buffers.room >= MAX_PACKET or buffers.unfinished >= most
 
     def _transmit(self) -> bool:
         """Send what the guest made available; whether the driver asks for an interrupt."""
         queue = self.queues.get(TRANSMIT)
         if queue is None:
             return False
-        backend, outgoing = self._backend, self._outgoing
+        backend, packets, refused = self._backend, self._outgoing, self._refused
+        sent, new = packets.done, packets.count
+        queue.take(packets, writable=False)
+        count = packets.count
         # Check all before sending one: sending wakes the receiver, which may take this processor.
-        while len(outgoing) < queue.size and (chain := queue.pop()) is not None:
-            outgoing.append((chain.head, self._checked(chain)))
-        sent: list[int] = []
-        while outgoing and backend.make_room():
-            head, packet = outgoing.popleft()
-            if packet:
-                backend.send(packet)
-            sent.append(head)
-        queue.push_all(sent, [0] * len(sent))
+        refused.update(packet for packet in range(new, count) if not self._may_pass(packets.size(packet), packets.start(packet)))
+        while sent < count and backend.make_room():
+            if sent not in refused:
+                backend.send(packets, sent)
+            sent += 1
+        packets.done = sent
+        queue.give_back(packets)
         interrupt = queue.publish()
-        self.want_kicks(TRANSMIT, more=not outgoing)
-        if outgoing:
+        self.want_kicks(TRANSMIT, more=sent == count)
+        if sent < count:
             self._on_full()
+        else:
+            refused.clear()
         return interrupt
 
-    def _checked(self, chain: Chain) -> list[bytearray | memoryview]:
-        """The packet in `chain` in parts for the back end, or nothing if it may not leave."""
-        if chain.writable or not MIN_PACKET <= chain.size <= MAX_PACKET:
+    def _may_pass(self, size: int, start: memoryview) -> bool:
+        """Whether a packet of `size` bytes may leave, whose start is made as it will be sent.
+
+        What is looked at is a copy, which the guest cannot change. Nobody checks what lies behind.
+        """
+        if not MIN_PACKET <= size <= MAX_PACKET:
             self.host.report(Misuse.PACKET)
-            return []
-        # A copy, so that the guest cannot change what was checked. Nobody checks what lies behind.
-        packet = copy_start(chain.readable, _LOOKED_AT)
-        start = packet[0]
+            return False
         # The one flag with a meaning in this direction, and no buffer count (virtio 1.2, 5.1.6.2).
         start[0] &= NEEDS_CSUM
         start[NUM_BUFFERS] = _NO_BUFFERS
-        if not offload_allowed(start, chain.size, self._mtu, self.negotiated):
+        if not offload_allowed(start, size, self._mtu, self.negotiated):
             self.host.report(Misuse.PACKET)
         elif not self._may_leave(start[HEADER.size :]):
             self.host.report(Misuse.FILTERED)
@@ -247,5 +240,5 @@ class Net(VirtioDevice):
             if self.on_first_packet is not None:
                 tell, self.on_first_packet = self.on_first_packet, None
                 tell()
-            return packet
-        return []
+            return True
+        return False

@@ -17,13 +17,13 @@ driver's word on notifications is read (2.7.7, 2.7.10).
 """
 
 import struct
-from array import array
 from collections.abc import Callable
 from typing import NamedTuple
 
 from mayfly.schema import Record, msgspec
-from mayfly.vmm.devices.virtio.misuse import Misuse
+from mayfly.vmm.devices.virtio.misuse import FATAL, Misuse
 from mayfly.vmm.kvm import order
+from mayfly.vmm.kvm.chains import Batch, Ring
 from mayfly.vmm.memory import GuestAddressError, GuestMemory
 from mayfly.vmm.snapshot.state import U16
 
@@ -34,9 +34,17 @@ TURN_DESCRIPTORS = 2048
 
 _DESCRIPTOR = struct.Struct("<QIHH")  # address, length, flags, next (virtio 1.2, 2.7.5)
 _DESCRIPTOR_BYTES = _DESCRIPTOR.size
-_PLACE_AND_KIND = struct.Struct("<Q6s2x")  # The same for comparing: address; length and flags
-_KIND = struct.Struct("<IH")  # length, flags
 NEXT, WRITE, INDIRECT = 1, 2, 4  # Flags (virtio 1.2, 2.7.5)
+FAULTS = (
+    Misuse.HEAD,
+    Misuse.NEXT_INDEX,
+    Misuse.INDIRECT,
+    Misuse.BUFFER_LENGTH,
+    Misuse.DIRECTION,
+    Misuse.OUTSIDE_RAM,
+    Misuse.CHAIN_LENGTH,
+)
+"""What `Batch.take` says of a chain, from 1 on."""
 _NO_INTERRUPT = _NO_NOTIFY = 1
 """The flags word of a ring, of use only without EVENT_IDX (virtio 1.2, 2.7.6 and 2.7.8)."""
 
@@ -97,6 +105,7 @@ class Queue:
         # Free-running 16-bit counts: chains taken, seen available, given back, and published.
         self._taken = self._offered = self._returned = self._published = 0
         self._left = TURN_DESCRIPTORS
+        self._ring: Ring | None = None  # for batches
 
     def pop(self) -> Chain | None:
         """Take the next chain. None: none is there, the queue has stopped, or the turn is over."""
@@ -120,47 +129,33 @@ class Queue:
             self._report(Misuse.OUTSIDE_RAM)
         return Chain(head, [], [], 0)
 
-    def pop_buffers(self) -> tuple[list[int], int, list[memoryview]]:
-        """Take available chains while each is one writable buffer as long as the first one.
-
-        Much quicker than `pop`, as a large packet takes many. None is taken where one is wrong.
-
-        Returns: heads, the length of each, and their bytes; adjacent buffers are one view.
+    def take(self, batch: Batch, *, writable: bool, most: int = MAX_SIZE) -> bool:
+        """Take what is available, `most` chains at most, of buffers that are all to be written or
+        all to be read. Bad chains go back at once. False: the batch has no room for the next one.
         """
-        heads = self._offered_heads() if self._left > 0 else []
-        self._left -= len(heads)
-        if not heads or max(heads) >= self.size:
-            return [], 0, []
-        descriptors, read = self._descriptors, _PLACE_AND_KIND.unpack_from
-        buffers = [read(descriptors, head * _DESCRIPTOR_BYTES) for head in heads]
-        _, wanted = buffers[0]
-        length, flags = _KIND.unpack(wanted)
-        if flags != WRITE or not length:
-            return [], 0, []
-        starts: list[int] = []
-        ends: list[int] = []
-        end = -1
-        for address, kind in buffers:
-            if kind != wanted:
-                break
-            if address != end:
-                starts.append(address)
-                ends.append(end)
-            end = address + length
-        sizes = [after - start for start, after in zip(starts, [*ends[1:], end], strict=True)]
-        try:
-            views = [*map(self._memory.slice, starts, sizes)]
-        except GuestAddressError:
-            return [], 0, []
-        count = sum(sizes) // length
-        self._taken = (self._taken + count) & 0xFFFF
-        return heads[:count], length, views
-
-    def _offered_heads(self) -> list[int]:
+        ring = self._ring = self._ring or self._make_ring()
         self._look()
-        begin, count = self._taken % self.size, (self._offered - self._taken) & 0xFFFF
-        ring = self._available[2:-1]
-        return ring[begin : begin + count].tolist() + ring[: max(0, begin + count - self.size)].tolist()
+        while (wanted := min(most, (self._offered - self._taken) & 0xFFFF)) and self._left > 0:
+            count, fault, head = batch.take(ring, self._taken, wanted, WRITE if writable else 0)
+            self._taken = (self._taken + count) & 0xFFFF
+            if not fault:
+                return count == wanted
+            if (misuse := FAULTS[fault - 1]) in FATAL:
+                self._stop(misuse)
+                break
+            self._report(misuse)
+            self.push(head, 0)
+            self._left -= self.size  # so many descriptors may have been read
+        return True
+
+    def give_back(self, batch: Batch) -> None:
+        """Give the batch's finished chains back. `publish` shows them to the driver."""
+        if self._ring is not None:
+            self._returned = (self._returned + batch.give_back(self._ring, self._returned)) & 0xFFFF
+
+    def _make_ring(self) -> Ring:
+        ring = self._available[2 : 2 + self.size]
+        return Ring(self._memory.regions, self._descriptors, ring, self._used_ring, indirect=self._indirect)
 
     def push(self, head: int, length: int) -> None:
         """Give a chain back with `length` bytes written. `publish` shows it to the driver."""
@@ -168,17 +163,6 @@ class Queue:
         self._used_ring[slot] = head
         self._used_ring[slot + 1] = length
         self._returned = (self._returned + 1) & 0xFFFF
-
-    def push_all(self, heads: list[int], lengths: list[int]) -> None:
-        """As `push`, for several, which are not more than the queue's size."""
-        elements = heads + lengths
-        elements[::2], elements[1::2] = heads, lengths
-        begin = 2 * (self._returned % self.size)
-        fits = 2 * self.size - begin
-        self._used_ring[begin : begin + len(elements)] = array("I", elements[:fits])
-        if len(elements) > fits:
-            self._used_ring[: len(elements) - fits] = array("I", elements[fits:])
-        self._returned = (self._returned + len(heads)) & 0xFFFF
 
     def publish(self) -> bool:
         """End a turn, and show what was pushed; whether the driver wants an interrupt (2.7.7)."""

@@ -1,0 +1,149 @@
+"""Chains of virtqueues as pieces of guest memory, which system calls take without Python's help.
+
+What the guest wrote is checked in C (cdef/chains.c), each field of it read once.
+"""
+
+import errno
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from mayfly.vmm.kvm._kvm import ffi, lib
+
+CHAINS: int = lib.CHAINS
+"""So many are in a batch at most; a queue that is served by one has no more entries."""
+PIECES: int = lib.PIECES  # As many take one vectored system call (IOV_MAX, readv(2))
+START: int = lib.START  # Bytes of a chain from the driver that are copied before anybody looks
+_NOTHING = (-errno.EAGAIN, -errno.EINTR)
+_FIELDS = 5  # of struct taken: head, size, written, first, end
+
+
+class Ring:
+    """Where a queue and the memory of its buffers are, which has to stay as long as this."""
+
+    def __init__(
+        self, regions: Sequence[tuple[int, memoryview]], descriptors: memoryview, heads: memoryview, used: memoryview, *, indirect: bool
+    ) -> None:
+        self._regions = ffi.new("struct region[]", [(base, len(view), _address(view, "char *")) for base, view in regions])
+        parts = _address(descriptors, "char *"), _address(heads, "uint16_t *"), _address(used, "uint32_t *")
+        self.pointer = ffi.new("struct ring *", [self._regions, *parts, len(regions), len(heads), indirect])
+
+
+def _address(view: memoryview | bytearray, kind: str) -> Any:
+    # No more: a `from_buffer` in a cycle of objects has crashed Python's collector (cffi 2.1).
+    return ffi.cast(kind, ffi.from_buffer(view))
+
+
+class Batch:
+    """Chains of one queue that a device has taken and not given back yet, in their order.
+
+    Those before `done` are finished. `room` is the bytes in the others.
+    """
+
+    def __init__(self, memory: bytearray | None = None) -> None:
+        """With `memory` of our own: one chain, which that is."""
+        batch: Any = ffi.new("struct batch *")
+        self._batch = batch
+        self._chains = memoryview(ffi.buffer(batch.chains)).cast("I")
+        self._starts = memoryview(ffi.buffer(batch.starts))
+        if memory is not None:
+            self._memory = memory
+            batch.pieces[0] = _address(memory, "void *"), len(memory)
+            batch.chains[0] = 0, len(memory), 0, 0, 1
+            batch.count, batch.room = 1, len(memory)
+
+    @property
+    def count(self) -> int:
+        """How many chains are there, finished ones too."""
+        return int(self._batch.count)
+
+    @property
+    def done(self) -> int:
+        """How many of them are finished."""
+        return int(self._batch.done)
+
+    @done.setter
+    def done(self, count: int) -> None:
+        self._batch.done = count
+
+    @property
+    def unfinished(self) -> int:
+        """How many are not."""
+        return int(self._batch.count - self._batch.done)
+
+    @property
+    def room(self) -> int:
+        """Bytes in the chains that are not finished."""
+        return int(self._batch.room)
+
+    def size(self, chain: int) -> int:
+        """Bytes in a chain."""
+        return self._chains[_FIELDS * chain + 1]
+
+    def start(self, chain: int) -> memoryview:
+        """The copy of the first START bytes of a chain to be read, which is what is sent."""
+        begin = START * chain
+        return self._starts[begin : begin + min(START, self._chains[_FIELDS * chain + 1])]
+
+    def take(self, ring: Ring, at: int, count: int, kind: int) -> tuple[int, int, int]:
+        """Take up to `count` chains of `kind` (WRITE or 0), from entry `at` of the available ring.
+
+        Returns: how many; what is wrong with the last one (FAULTS), and its head. A bad one is not
+        in the batch.
+        """
+        batch = self._batch
+        return lib.batch_take(batch, ring.pointer, at, count, kind), batch.fault, batch.bad_head
+
+    def complete(self, size: int) -> None:
+        """Finish the chains that the first `size` bytes of the room take: a packet."""
+        lib.batch_complete(self._batch, size)
+
+    def give_up(self) -> None:
+        """Finish all chains, with nothing written to them."""
+        self._batch.done, self._batch.room = self._batch.count, 0
+
+    def give_back(self, ring: Ring, at: int) -> int:
+        """Put the finished chains into the used ring, from entry `at` on; how many they are."""
+        return int(lib.batch_give_back(self._batch, ring.pointer, at))
+
+    def clear(self) -> None:
+        """Forget all chains."""
+        batch = self._batch
+        batch.given = batch.done = batch.count = batch.room = 0
+
+    def read(self, fd: int) -> int:
+        """Read a packet from `fd` into the room; its size, 0 if there is none. Raises OSError."""
+        size: int = lib.batch_read(self._batch, fd)
+        if size >= 0:
+            return size
+        if size in _NOTHING:
+            return 0
+        raise OSError(-size, os.strerror(-size))
+
+    def write(self, chain: int, fd: int) -> None:
+        """Write a chain to `fd` at once. What that refuses is lost."""
+        lib.batch_write(self._batch, chain, fd)
+
+    def places(self, chain: int) -> list[tuple[int, int]]:
+        """Address in this process and length of each piece of a chain."""
+        return [(int(ffi.cast("uintptr_t", piece.iov_base)), piece.iov_len) for piece in self._pieces(chain)]
+
+    def join(self, chain: int) -> bytes:
+        """All bytes of a chain."""
+        return b"".join(ffi.buffer(piece.iov_base, piece.iov_len) for piece in self._pieces(chain))
+
+    def fill(self, data: bytes | bytearray) -> int:
+        """Copy a packet into the room, which is large enough; its size."""
+        done = 0
+        for chain in range(self.done, self.count):
+            for piece in self._pieces(chain):
+                part = data[done : done + piece.iov_len]
+                ffi.memmove(piece.iov_base, part, len(part))
+                done += len(part)
+                if done == len(data):
+                    return done
+        raise ValueError(f"a packet of {len(data)} bytes does not fit into {done}")
+
+    def _pieces(self, chain: int) -> list[Any]:
+        first, end = self._chains[_FIELDS * chain + 3 : _FIELDS * chain + 5]
+        return [self._batch.pieces[piece] for piece in range(first, end)]
