@@ -33,7 +33,7 @@ from mayfly.fleet.functions.gateway import FleetFunctions
 from mayfly.fleet.lists import Lists
 from mayfly.fleet.message import About, Answer, Beat, Cancel, Registered, Signal, Size, ToHost, decode, encode, name_of, queue_of, token_of
 from mayfly.fleet.mirror import ending_of
-from mayfly.fleet.queues import Queues, Stale
+from mayfly.fleet.queues import Queues, Stale, sweep
 from mayfly.fleet.results import Results
 from mayfly.fleet.roll import Roll
 from mayfly.fleet.verdicts import Verdicts
@@ -133,8 +133,9 @@ class Gateway:
         self._watch.beside.append(self._lists.refresh)
         await self._lists.load()
         self._follows.spawn(self._watch.watch(), "watch the fleet")
-        self._follows.spawn(Stale(engine, self.roll, self._queues).sweep(), "sweep queues")
-        self._follows.spawn(Waiting(engine, self._registry, self._follows, self.roll).sweep(), "sweep work that waits")
+        stale, waiting = Stale(engine, self.roll, self._queues), Waiting(engine, self._registry, self._follows, self.roll)
+        self._follows.spawn(sweep(stale.look, "the queues are"), "sweep queues")
+        self._follows.spawn(sweep(waiting.look, "the work that waits is"), "sweep work that waits")
         self._follows.spawn(self._begin_calls(), "begin calls")
 
     async def _begin_calls(self) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 
 from mayfly.errors import FleetError
 from mayfly.fleet.engine import Engine
@@ -70,6 +71,16 @@ async def of_snapshots(engine: Engine, roll: Roll) -> set[tuple[str, str]]:
     return {(arch, lang) for arch in archs for lang in await engine.consumers(arch) if lang.startswith(f"{SNAPSHOT}-")}
 
 
+async def sweep(look: Callable[[], Awaitable[None]], what: str) -> None:
+    """Look again and again; what cannot be done now is done later."""
+    while True:
+        await asyncio.sleep(SWEEP_S)
+        try:
+            await look()
+        except (FleetError, NobodyError, SilenceError) as error:
+            log.info("fleet: %s looked at later: %s", what, error or "nobody answers")
+
+
 class Stale:
     """Finds the queues of snapshots that no host has, or can have, any more, and removes those
     where nothing waits. One that is wanted again is made again (`Queues.mend`).
@@ -78,15 +89,6 @@ class Stale:
     def __init__(self, engine: Engine, roll: Roll, queues: Queues) -> None:
         self._engine, self._roll, self._queues = engine, roll, queues
         self._since: dict[tuple[str, str], float] = {}
-
-    async def sweep(self) -> None:
-        """Look for them, again and again."""
-        while True:
-            await asyncio.sleep(SWEEP_S)
-            try:
-                await self.look()
-            except (FleetError, NobodyError, SilenceError) as error:
-                log.info("fleet: the queues are looked at later: %s", error or "nobody answers")
 
     async def look(self) -> None:
         """Remove those that were stale for long.

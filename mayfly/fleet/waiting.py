@@ -2,20 +2,16 @@
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Awaitable, Callable
 
-from mayfly.errors import FleetError
 from mayfly.fleet import roll
 from mayfly.fleet.buckets import RENEW_S, Bucket
 from mayfly.fleet.engine import Engine
-from mayfly.fleet.failures import NobodyError, SilenceError, UnreadableError
+from mayfly.fleet.failures import UnreadableError
 from mayfly.fleet.follows import Follows
 from mayfly.fleet.message import Claim, Registered, decode
-from mayfly.fleet.queues import SWEEP_S, of_snapshots
+from mayfly.fleet.queues import of_snapshots
 from mayfly.fleet.roll import Roll
-
-log = logging.getLogger(__name__)
 
 
 class Waiting:
@@ -25,36 +21,34 @@ class Waiting:
 
     def __init__(self, engine: Engine, registry: Bucket, follows: Follows, roll: Roll) -> None:
         self._engine, self._registry, self._follows, self._roll = engine, registry, follows, roll
+        self._began = self._renewed = asyncio.get_running_loop().time()
 
-    async def sweep(self) -> None:
-        """Do both, again and again: a gateway ends nothing before it can know all hosts that others
+    async def look(self) -> None:
+        """Do both, when it is time: a gateway ends nothing before it can know all hosts that others
         know.
-        """
-        loop = asyncio.get_running_loop()
-        began = renewed = loop.time()
-        while True:
-            await asyncio.sleep(SWEEP_S)
-            try:
-                if loop.time() - began >= roll.KNOWN_S:
-                    await self.follow()
-                if loop.time() - renewed >= RENEW_S:
-                    renewed = loop.time()
-                    await self.renew()
-            except (FleetError, NobodyError, SilenceError) as error:
-                log.info("fleet: the work that waits is looked at later: %s", error or "nobody answers")
-
-    async def follow(self) -> None:
-        """Follow the runs of snapshots that no host can use now.
 
         Raises:
             FleetError, NobodyError, SilenceError: not now.
         """
+        now = asyncio.get_running_loop().time()
+        if now - self._began >= roll.KNOWN_S:
+            await self.follow()
+        if now - self._renewed >= RENEW_S:
+            self._renewed = now
+            await self.renew()
+
+    async def follow(self) -> None:
+        """Follow the runs of snapshots that no host can use now. Raises as `look`."""
         fitting = self._roll.fitting()
         for arch, lang in await of_snapshots(self._engine, self._roll) - fitting:
-            await self._for_all(arch, lang, lambda claim: self._follows.fetch(claim.id))
+            await self._for_all(arch, lang, self._follow)
+
+    async def _follow(self, claim: Claim) -> None:
+        if not self._follows.knows(claim.id):
+            await self._follows.fetch(claim.id)
 
     async def renew(self) -> None:
-        """Keep on what is known of runs in queues where some wait. Raises as `follow`."""
+        """Keep on what is known of runs in queues where some wait. Raises as `look`."""
         for arch in await self._engine.archs():
             for lang in await self._engine.consumers(arch):
                 load = await self._engine.load(arch, lang)

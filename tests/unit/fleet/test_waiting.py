@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mayfly.errors import SnapshotError
-from mayfly.fleet import buckets, roll, waiting, watch
+from mayfly.fleet import buckets, queues, roll, waiting, watch
 from mayfly.fleet.message import name_of, queue_of
 from mayfly.fleet.mirror import restore
 from mayfly.guests.start import Guest
@@ -25,7 +25,7 @@ AGE_S = 3
 @pytest.fixture(autouse=True)
 def toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     install_toys(monkeypatch, tmp_path)
-    monkeypatch.setattr(waiting, "SWEEP_S", 0.2)
+    monkeypatch.setattr(queues, "SWEEP_S", 0.2)
 
 
 @pytest.mark.parametrize("gone", [False, True], ids=["its host failed", "its host is gone"])
