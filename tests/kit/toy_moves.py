@@ -1,5 +1,5 @@
 """Moves without machines: two services in one process, whose guests are toys with a state that can
-travel, and connections between them that can be cut at any message.
+travel (over the connections of road.py).
 """
 
 import asyncio
@@ -7,13 +7,13 @@ import contextlib
 import hashlib
 import pickle
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from mayfly.errors import MayflyError, ServerLostError
+from mayfly.errors import MayflyError
 from mayfly.guests.job import Wanted
 from mayfly.guests.spawner import Spawner, VmmProcess
 from mayfly.guests.start import Guest, StartKind
@@ -23,10 +23,8 @@ from mayfly.protocol import frames as p
 from mayfly.protocol.conversation import Conversation
 from mayfly.protocol.report import End, Ended
 from mayfly.runs.described import Description
-from mayfly.runs.moves.desk import Moves
 from mayfly.runs.moves.images import MANIFEST
 from mayfly.runs.moves.link import Place, Read, Round, Times, Write
-from mayfly.runs.moves.messages import Message, decode, encode
 from mayfly.runs.service import Service
 from mayfly.schema import replace
 from mayfly.snapshots import live, moving
@@ -398,104 +396,3 @@ def move_toys(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
 
 TEXTS = ("mayfly", "arch", "identity", "kernel", "image", "language")
 SHAPE = shape(MachineConfig(kernel="k"))
-
-
-class Cut(NamedTuple):
-    """The connection is lost at the message `at` of all that go over it (a number from 0, or a
-    name), which still arrives if `arrives`.
-    """
-
-    at: int | str
-    arrives: bool
-
-    def is_now(self, names: list[str]) -> bool:
-        """Whether it is lost at the last one of these messages."""
-        return names[-1] == self.at if isinstance(self.at, str) else len(names) > self.at
-
-
-class MemoryLink:
-    """One end of a connection."""
-
-    def __init__(self, wire: "Wire", number: int) -> None:
-        self.wire = wire
-        self.number = number
-        self.inbox: asyncio.Queue[bytes] = asyncio.Queue()
-
-    async def send(self, message: Message) -> None:
-        await asyncio.sleep(0)
-        self.wire.carry(self, message)
-
-    async def receive(self) -> Message:
-        if self.wire.lost and self.inbox.empty():
-            raise ServerLostError("the connection is lost")
-        if not (data := await self.inbox.get()):
-            self.inbox.put_nowait(b"")
-            raise ServerLostError("the connection is lost")
-        return decode(data)
-
-    async def close(self) -> None:
-        self.wire.lose()
-
-
-class Wire:
-    """A connection that is lost at some message; `log` has what went over it."""
-
-    def __init__(self, cut: Cut | None, log: list[str], lost: list[Callable[[], None]]) -> None:
-        self.cut, self.log, self._when_lost = cut, log, lost
-        self.lost = False
-        self.names: list[str] = []
-        self.ends = (MemoryLink(self, 0), MemoryLink(self, 1))
-
-    def carry(self, sender: MemoryLink, message: Message) -> None:
-        if self.lost:
-            raise ServerLostError("the connection is lost")
-        self.names.append(type(message).__name__)
-        self.log.append(self.names[-1])
-        cut = self.cut is not None and self.cut.is_now(self.names)
-        if not cut or (self.cut is not None and self.cut.arrives):
-            self.ends[1 - sender.number].inbox.put_nowait(encode(message))
-        if cut:
-            self.lose()
-            while self._when_lost:
-                asyncio.get_running_loop().call_soon(self._when_lost.pop())  # before anybody connects again
-
-    def lose(self) -> None:
-        self.lost = True
-        for end in self.ends:
-            end.inbox.put_nowait(b"")
-
-
-class Road:
-    """The connections from one server to another; `cuts` are those of the next ones, in their
-    order. `closed` keeps all further ones from being made; what is in `lost` is called when the
-    next one is cut.
-    """
-
-    def __init__(self, there: Moves, cuts: Iterator[Cut | None]) -> None:
-        self.there, self.cuts = there, cuts
-        self.log: list[str] = []
-        self.wires: list[Wire] = []
-        self.closed = False
-        self.lost: list[Callable[[], None]] = []
-        self.serving: set[asyncio.Task[None]] = set()
-
-    async def connect(self) -> MemoryLink:
-        if self.closed:
-            raise ServerLostError("there is no server")
-        wire = Wire(next(self.cuts, None), self.log, self.lost)
-        self.wires.append(wire)
-        task = asyncio.create_task(self._serve(wire.ends[1]))
-        self.serving.add(task)
-        return wire.ends[0]
-
-    async def _serve(self, link: MemoryLink) -> None:
-        try:
-            await self.there.serve(link)
-        except MayflyError as error:
-            self.log.append(f"! {error}")
-
-    async def close(self) -> None:
-        for wire in self.wires:
-            wire.lose()
-        if self.serving:
-            await asyncio.wait(self.serving)

@@ -27,8 +27,9 @@ from tests.kit import tiny
 from tests.kit.api_fakes import install_toys, small_config
 from tests.kit.moving_kit import LINE_STATUS, UART
 from tests.kit.net_kit import ip, namespace, packet_socket
+from tests.kit.road import Road
 from tests.kit.scale import patience
-from tests.kit.toy_moves import TIMES, Road
+from tests.kit.toy_moves import TIMES
 from tests.kvm.test_moved_run import EXIT, MODEM_CONTROL, play_tiny
 
 pytestmark = [

@@ -31,8 +31,9 @@ from mayfly.vmm.config import Channel
 from tests.kit import tiny
 from tests.kit.api_fakes import install_toys, small_config
 from tests.kit.moving_kit import LINE_STATUS, UART
+from tests.kit.road import Road
 from tests.kit.scale import patience
-from tests.kit.toy_moves import TIMES, Road, make_guest, with_content
+from tests.kit.toy_moves import TIMES, make_guest, with_content
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("no_leaks")]
 

@@ -28,8 +28,8 @@ from mayfly.runs.record import Reader
 from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from mayfly.runs.stdin import StdinWriter
+from tests.kit.road import Road
 from tests.kit.scale import FULL, time_factor
-from tests.kit.toy_moves import Road
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
 

@@ -16,7 +16,8 @@ from mayfly.runs.run import Run
 from mayfly.runs.service import Service
 from tests.kit.api_fakes import factory, small_config
 from tests.kit.lasting_kit import Servers, another, begun, check_end, leave, left, save, until, until_restored
-from tests.kit.toy_moves import TIMES, Cut, MemoryLink, Road, ToyMachines, World, play_toys
+from tests.kit.road import Cut, MemoryLink, Road
+from tests.kit.toy_moves import TIMES, ToyMachines, World, play_toys
 
 
 @pytest.fixture

@@ -29,8 +29,9 @@ from mayfly.schema import replace
 from mayfly.units import MIB
 from tests.kit.agent_process import build_agent
 from tests.kit.api_fakes import factory, install, install_toys, small_config
+from tests.kit.road import Cut, Road, cancelled_at
 from tests.kit.scale import FULL, patience
-from tests.kit.toy_moves import TIMES, Cut, Road, ToyMachines, World
+from tests.kit.toy_moves import TIMES, ToyMachines, World
 from tests.kit.wasm import I32, Code, Module, build, program
 from tests.unit.wasm.test_checkpoints import IOV, WORD, echo, write_number
 
@@ -180,12 +181,7 @@ def test_a_move_is_cancelled_at_any_message(play: Play, at: int) -> None:
 
         async def move() -> None:
             going = stage.moves_here.begin(run, stage.road.connect, to="there")
-            moving = going.begin()
-            while len(stage.road.log) < at and not moving.done():
-                await asyncio.sleep(0.001)
-            taken_back = going.cancel()
-            await asyncio.wait([moving])
-            assert taken_back == moving.cancelled() == (run.elsewhere is None)
+            assert await cancelled_at(going, stage.road, at, 0.001) == (run.elsewhere is None)
             if run.elsewhere is not None:
                 await until(stage.there.get(run.id), b"".join(SAID[:2]))
 

@@ -20,8 +20,9 @@ from mayfly.runs.service import Service
 from mayfly.runs.stdin import StdinWriter
 from mayfly.schema import replace
 from tests.kit.api_fakes import factory, install_toys, open_descriptors, small_config
+from tests.kit.road import Cut, MemoryLink, Road, cancelled_at
 from tests.kit.scale import patience
-from tests.kit.toy_moves import PACE_S, TIMES, Cut, MemoryLink, Road, ToyMachines, ToyProcess, World, counted, play_toys
+from tests.kit.toy_moves import PACE_S, TIMES, ToyMachines, ToyProcess, World, counted, play_toys
 
 RUNNING = 11
 """Messages on the connection of a move that goes well, to RUNNING, or one more or less."""
@@ -216,12 +217,7 @@ def test_a_move_is_cancelled_at_any_message(play: Callable[..., Any], at: int) -
         run = stage.start(300)
         await until(run, 100)
         going = stage.moves_here.begin(run, stage.road.connect, to="there")
-        moving = going.begin()
-        while len(stage.road.log) < at and not moving.done():
-            await asyncio.sleep(0)
-        taken_back = going.cancel()
-        await asyncio.wait([moving])
-        assert taken_back == moving.cancelled() == (run.elsewhere is None)
+        assert await cancelled_at(going, stage.road, at) == (run.elsewhere is None)
         await run.done.wait()
         assert counted(read_all(run)[0]) == 300
         assert run.to_json()["status"] == "ok"

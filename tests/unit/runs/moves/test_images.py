@@ -20,7 +20,8 @@ from mayfly.runs.moves.link import ImageSent
 from mayfly.runs.stdin import StdinWriter
 from mayfly.schema import replace
 from tests.kit.api_fakes import install_toys
-from tests.kit.toy_moves import Cut, Wire, counted, with_content
+from tests.kit.road import Cut, Wire
+from tests.kit.toy_moves import counted, with_content
 from tests.unit.runs.moves.test_handing_over import Stage, play, read_all, until
 
 __all__ = ["play"]  # a fixture
