@@ -6,7 +6,6 @@ import itertools
 import os
 import select
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
@@ -33,7 +32,7 @@ class EventLoop:
         self._running = True
         self._kept: list[int] = []
         self._still: select.epoll | None = None
-        self._ready: deque[tuple[int, int]] = deque()
+        self._ready: list[tuple[int, int]] = []
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_numbers = itertools.count()
         self.stop = self.add_event(self._leave)  # Make `run` return, from any thread
@@ -110,10 +109,9 @@ class EventLoop:
                     self._call(fd, ready)
                 continue
             timeout = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
-            if not self._ready:
-                self._ready.extend(self._epoll.poll(timeout))
-            while self._ready and self._still is None:  # what is left, which may be edges, waits for `go_on`
-                self._call(*self._ready.popleft())
+            waiting = self._ready = self._ready or self._epoll.poll(timeout)
+            while waiting and self._still is None:  # what is left, which may be edges, waits for `go_on`
+                self._call(*waiting.pop(0))
             while self._timers and self._timers[0][0] <= time.monotonic() and self._still is None:
                 heapq.heappop(self._timers)[2]()
 

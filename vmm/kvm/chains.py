@@ -22,11 +22,24 @@ class Ring:
     """Where a queue and the memory of its buffers are, which has to stay as long as this."""
 
     def __init__(
-        self, regions: Sequence[tuple[int, memoryview]], descriptors: memoryview, heads: memoryview, used: memoryview, *, indirect: bool
+        self,
+        regions: Sequence[tuple[int, memoryview]],
+        descriptors: memoryview,
+        available: memoryview,
+        used: memoryview,
+        *,
+        indirect: bool,
+        event_idx: bool,
     ) -> None:
         self._regions = ffi.new("struct region[]", [(base, len(view), _address(view, "char *")) for base, view in regions])
-        parts = _address(descriptors, "char *"), _address(heads, "uint16_t *"), _address(used, "uint32_t *")
-        self.pointer = ffi.new("struct ring *", [self._regions, *parts, len(regions), len(heads), indirect])
+        parts = _address(descriptors, "char *"), _address(available, "uint16_t *"), _address(used, "uint16_t *")
+        self.pointer = ffi.new("struct ring *", [self._regions, *parts, len(regions), len(descriptors) // 16, indirect, event_idx])
+
+    def publish(self, published: int, returned: int) -> bool:
+        """Show the driver, who knows of those before number `published`, the chains before number
+        `returned`; whether it wants an interrupt (virtio 1.2, 2.7.7).
+        """
+        return bool(lib.ring_publish(self.pointer, published, returned))
 
 
 def _address(view: memoryview | bytearray, kind: str) -> Any:
@@ -76,23 +89,20 @@ class Batch:
         """Bytes in the chains that are not finished."""
         return int(self._batch.room)
 
-    def size(self, chain: int) -> int:
-        """Bytes in a chain."""
-        return self._chains[_FIELDS * chain + 1]
+    def packet(self, chain: int) -> tuple[int, memoryview]:
+        """Bytes in a chain to be read; the copy of its first START bytes, which is what is sent."""
+        size, begin = self._chains[_FIELDS * chain + 1], START * chain
+        return size, self._starts[begin : begin + (START if size > START else size)]
 
-    def start(self, chain: int) -> memoryview:
-        """The copy of the first START bytes of a chain to be read, which is what is sent."""
-        begin = START * chain
-        return self._starts[begin : begin + min(START, self._chains[_FIELDS * chain + 1])]
+    def take(self, ring: Ring, at: int, returned: int, most: int, kind: int) -> tuple[int, int, int]:
+        """Take up to `most` chains of `kind` (WRITE or 0), the first of which is number `at`, while
+        those before number `returned` are the driver's again.
 
-    def take(self, ring: Ring, at: int, count: int, kind: int) -> tuple[int, int, int]:
-        """Take up to `count` chains of `kind` (WRITE or 0), from entry `at` of the available ring.
-
-        Returns: how many; what is wrong with the last one (FAULTS), and its head. A bad one is not
-        in the batch.
+        Returns: how many; the fault that ended it (0: none), and the last one's head. A bad chain
+        is counted, but not in the batch.
         """
         batch = self._batch
-        return lib.batch_take(batch, ring.pointer, at, count, kind), batch.fault, batch.bad_head
+        return lib.batch_take(batch, ring.pointer, at, returned, most, kind), batch.fault, batch.bad_head
 
     def complete(self, size: int) -> None:
         """Finish the chains that the first `size` bytes of the room take: a packet."""
@@ -103,7 +113,7 @@ class Batch:
         self._batch.done, self._batch.room = self._batch.count, 0
 
     def give_back(self, ring: Ring, at: int) -> int:
-        """Put the finished chains into the used ring, from entry `at` on; how many they are."""
+        """Put the finished chains into the used ring, as numbers from `at` on; how many."""
         return int(lib.batch_give_back(self._batch, ring.pointer, at))
 
     def clear(self) -> None:

@@ -73,9 +73,11 @@ class Link:
         self._watch()
 
     def _pump(self) -> None:
+        before = self._reading, self._full
         if self._full and self.backend.make_room():
             self._full = False
             self.net.resume()
         if self._reading:
             self._reading = self.net.receive()
-        self._watch()
+        if (self._reading, self._full) != before:
+            self._watch()

@@ -69,7 +69,7 @@ class Metered(Backend):
 
     def send(self, packets: Batch, packet: int) -> None:
         """See `Backend.send`."""
-        if self._may(packets.size(packet), self._out):
+        if self._may(packets.packet(packet)[0], self._out):
             self._backend.send(packets, packet)
 
     def receive(self, buffers: Batch) -> int:

@@ -35,6 +35,8 @@ _DEVICE_FEATURES, _DRIVER_FEATURES, _QUEUE = range(len(SELECTORS))  # Indices of
 _LOW = 0xFFFF_FFFF
 _NO_SHARED_MEMORY = 0xFFFF_FFFF
 """Length and base of a region that does not exist read as all ones (virtio 1.2, 4.2.2)."""
+_INTERRUPT_STATUS = Register.INTERRUPT_STATUS // WORD
+_USED_BUFFER = int(Interrupt.USED_BUFFER)
 _ANY_STATUS = int(LIVE | DeviceStatus.DEVICE_NEEDS_RESET | DeviceStatus.FAILED)
 _ANY_INTERRUPT = int(Interrupt.USED_BUFFER | Interrupt.CONFIG_CHANGE)
 
@@ -155,7 +157,7 @@ class MmioTransport(BusDevice):
             self._state.generation = (self._state.generation + 1) & _LOW
             self._show()
             if self._state.status & DeviceStatus.DRIVER_OK:
-                self._raise(Interrupt.CONFIG_CHANGE)
+                self._raise(int(Interrupt.CONFIG_CHANGE))
 
     def save(self) -> TransportState:
         """Registers, queues and the device, for a snapshot; nothing else uses the device."""
@@ -205,7 +207,7 @@ class MmioTransport(BusDevice):
 
     def interrupt_used(self) -> None:
         """Tell the driver of used buffers: after `Queue.publish` said so."""
-        self._raise(Interrupt.USED_BUFFER)
+        self._raise(_USED_BUFFER)
 
     def report(self, misuse: Misuse) -> None:
         """Count a driver's error; a senseless ring needs a reset (virtio 1.2, 2.1.2)."""
@@ -215,7 +217,7 @@ class MmioTransport(BusDevice):
         self._stop_queues()
         self._state.status |= DeviceStatus.DEVICE_NEEDS_RESET
         self._show()
-        self._raise(Interrupt.CONFIG_CHANGE)
+        self._raise(int(Interrupt.CONFIG_CHANGE))
 
     def _stop_queues(self) -> None:
         for queue in self.device.queues.values():
@@ -227,9 +229,9 @@ class MmioTransport(BusDevice):
         config = self.device.config[: REGION_BYTES - Register.CONFIG]
         self._bytes[Register.CONFIG : Register.CONFIG + len(config)] = config
 
-    def _raise(self, cause: Interrupt) -> None:
-        self._state.interrupt_status |= int(cause)
-        self._words[Register.INTERRUPT_STATUS // WORD] = self._state.interrupt_status
+    def _raise(self, cause: int) -> None:
+        self._state.interrupt_status |= cause
+        self._words[_INTERRUPT_STATUS] = self._state.interrupt_status
         self._interrupt()
 
     def _acknowledge(self, value: int) -> None:

@@ -113,7 +113,9 @@ class Net(VirtioDevice):
         if index == TRANSMIT:
             interrupt = self._transmit()
             # The host's own network has often answered by then.
-            self._interrupt(interrupt, not self._starved and self._receive())
+            answered = not self._starved and self._receive()
+            if interrupt or answered:
+                self.host.interrupt_used()
         elif self._starved:
             self._starved = False
             self._on_room()
@@ -121,17 +123,15 @@ class Net(VirtioDevice):
     def resume(self) -> None:
         """The back end has room again."""
         with self.lock:
-            self._interrupt(self._transmit())
+            if self._transmit():
+                self.host.interrupt_used()
 
     def receive(self) -> bool:
         """Move packets to the guest, a queue's size at most; false: not again before `on_room`."""
         with self.lock:
-            self._interrupt(self._receive())
+            if self._receive():
+                self.host.interrupt_used()
             return self.link_up and not self._starved
-
-    def _interrupt(self, *asked: bool) -> None:
-        if any(asked):
-            self.host.interrupt_used()
 
     def _receive(self) -> bool:
         """What `receive` says; whether the driver asks for an interrupt."""
@@ -206,7 +206,9 @@ class Net(VirtioDevice):
         queue.take(packets, writable=False)
         count = packets.count
         # Check all before sending one: sending wakes the receiver, which may take this processor.
-        refused.update(packet for packet in range(new, count) if not self._may_pass(packets.size(packet), packets.start(packet)))
+        for packet in range(new, count):
+            if not self._may_pass(*packets.packet(packet)):
+                refused.add(packet)
         while sent < count and backend.make_room():
             if sent not in refused:
                 backend.send(packets, sent)

@@ -35,7 +35,9 @@ TURN_DESCRIPTORS = 2048
 _DESCRIPTOR = struct.Struct("<QIHH")  # address, length, flags, next (virtio 1.2, 2.7.5)
 _DESCRIPTOR_BYTES = _DESCRIPTOR.size
 NEXT, WRITE, INDIRECT = 1, 2, 4  # Flags (virtio 1.2, 2.7.5)
+FULL = 1  # See `Batch.take`
 FAULTS = (
+    Misuse.AVAILABLE_INDEX,
     Misuse.HEAD,
     Misuse.NEXT_INDEX,
     Misuse.INDIRECT,
@@ -44,7 +46,7 @@ FAULTS = (
     Misuse.OUTSIDE_RAM,
     Misuse.CHAIN_LENGTH,
 )
-"""What `Batch.take` says of a chain, from 1 on."""
+"""What it says of a chain, from FULL + 1 on."""
 _NO_INTERRUPT = _NO_NOTIFY = 1
 """The flags word of a ring, of use only without EVENT_IDX (virtio 1.2, 2.7.6 and 2.7.8)."""
 
@@ -98,7 +100,7 @@ class Queue:
         self._memory, self._event_idx, self._indirect, self._report = memory, event_idx, indirect, report
         self._descriptors = memory.slice(layout.descriptors, _DESCRIPTOR_BYTES * size)
         self._available = memory.slice(layout.available, 6 + 2 * size).cast("H")
-        used = memory.slice(layout.used, 6 + 8 * size)
+        self._used = used = memory.slice(layout.used, 6 + 8 * size)
         self._used_header = used[:4].cast("H")
         self._used_ring = used[4:-2].cast("I")
         self._avail_event = used[-2:].cast("H")
@@ -134,13 +136,12 @@ class Queue:
         all to be read. Bad chains go back at once. False: the batch has no room for the next one.
         """
         ring = self._ring = self._ring or self._make_ring()
-        self._look()
-        while (wanted := min(most, (self._offered - self._taken) & 0xFFFF)) and self._left > 0:
-            count, fault, head = batch.take(ring, self._taken, wanted, WRITE if writable else 0)
-            self._taken = (self._taken + count) & 0xFFFF
-            if not fault:
-                return count == wanted
-            if (misuse := FAULTS[fault - 1]) in FATAL:
+        while self._left > 0 and not self.stopped:
+            count, fault, head = batch.take(ring, self._taken, self._returned, most, WRITE if writable else 0)
+            self._taken = self._offered = (self._taken + count) & 0xFFFF
+            if fault <= FULL:
+                return fault < FULL
+            if (misuse := FAULTS[fault - FULL - 1]) in FATAL:
                 self._stop(misuse)
                 break
             self._report(misuse)
@@ -154,8 +155,8 @@ class Queue:
             self._returned = (self._returned + batch.give_back(self._ring, self._returned)) & 0xFFFF
 
     def _make_ring(self) -> Ring:
-        ring = self._available[2 : 2 + self.size]
-        return Ring(self._memory.regions, self._descriptors, ring, self._used_ring, indirect=self._indirect)
+        parts = self._descriptors, self._available, self._used
+        return Ring(self._memory.regions, *parts, indirect=self._indirect, event_idx=self._event_idx)
 
     def push(self, head: int, length: int) -> None:
         """Give a chain back with `length` bytes written. `publish` shows it to the driver."""
@@ -170,6 +171,9 @@ class Queue:
         old, new = self._published, self._returned
         if old == new:
             return False
+        if self._ring is not None:
+            self._published = new
+            return self._ring.publish(old, new)
         order.release()
         self._used_header[1] = new
         self._published = new

@@ -7,15 +7,15 @@
 
 enum { CHAINS = 256, PIECES = 1024 /* IOV_MAX, readv(2) */, START = 140, LARGEST_PACKET = 65561, HEADER = 12, NUM_BUFFERS = 10 };
 enum { NEXT = 1, WRITE = 2, INDIRECT = 4 }; /* flags of a descriptor (virtio 1.2, 2.7.5) */
-enum { FINE, BAD_HEAD, BAD_NEXT, BAD_INDIRECT, BAD_LENGTH, BAD_DIRECTION, BAD_ADDRESS, TOO_LONG }; /* the faults: FAULTS in queue.py */
+enum { FINE, FULL, BAD_INDEX, BAD_HEAD, BAD_NEXT, BAD_INDIRECT, BAD_LENGTH, BAD_DIRECTION, BAD_ADDRESS, TOO_LONG }; /* the faults: FAULTS in queue.py */
 
 struct region { uint64_t base, size; char *at; };
 struct ring {
     const struct region *regions;
     const char *descriptors;
-    const uint16_t *heads; /* of the available ring */
-    uint32_t *used;        /* {head, length} of each */
-    uint32_t region_count, size, indirect;
+    const uint16_t *available; /* flags, index, head of each, used_event: for `word` */
+    uint16_t *used;            /* flags, index, {head, length} of each, avail_event */
+    uint32_t region_count, size, indirect, event_idx;
 };
 struct taken { uint32_t head, size, written, first, end; }; /* a chain: of `size` bytes, in pieces [first, end) */
 /* Chains in order: [given, done) are finished, [done, count) are not. */
@@ -26,8 +26,12 @@ struct batch {
     struct iovec pieces[PIECES];
     char starts[CHAINS][START];
 };
-typedef const volatile uint64_t __attribute__((aligned(1))) guest_word;
+typedef const volatile uint64_t __attribute__((aligned(1))) half; /* of a descriptor */
 
+static uint16_t word(const struct ring *ring, uint32_t index)
+{
+    return ((const volatile uint16_t *)ring->available)[index];
+}
 static char *inside(const struct ring *ring, uint64_t address, uint64_t length)
 {
     for (uint32_t i = 0; i < ring->region_count; i++) {
@@ -46,7 +50,7 @@ static uint32_t walk(struct batch *batch, const struct ring *ring, uint32_t head
     for (uint32_t piece = first; piece < first + ring->size;) {
         if (index >= entries)
             return BAD_NEXT;
-        guest_word *descriptor = (guest_word *)(table + 16 * (size_t)index);
+        half *descriptor = (half *)(table + 16 * (size_t)index);
         uint64_t address = descriptor[0], rest = descriptor[1];
         uint32_t length = rest, flags = rest >> 32 & 0xffff;
         char *at = inside(ring, address, length);
@@ -90,12 +94,15 @@ static void copy_start(struct batch *batch, struct taken *chain)
     }
     batch->pieces[--chain->first] = (struct iovec){start, copied};
 }
-/* Take up to `count` chains, from entry `at` of the available ring on; how many. It ends early when the batch is full, and behind a bad
-   chain, `bad_head`, which is not in the batch (a head outside the table is not even taken). */
-static uint32_t batch_take(struct batch *batch, const struct ring *ring, uint32_t at, uint32_t count, uint32_t kind)
+/* Take up to `most` chains, the first of which is number `at`, while those before `returned` are with the driver again; how many. It ends
+   early when the batch is FULL, and behind a bad chain, `bad_head`, which is not in the batch (a head outside the table is not even taken). */
+static uint32_t batch_take(struct batch *batch, const struct ring *ring, uint16_t at, uint16_t returned, uint32_t most, uint32_t kind)
 {
     uint32_t taken = 0, gone = batch->given, freed;
-    batch->fault = FINE;
+    uint16_t offered = word(ring, 1) - at;
+    __atomic_thread_fence(__ATOMIC_ACQUIRE);
+    batch->fault = offered + (uint16_t)(at - returned) > ring->size ? BAD_INDEX : FINE; /* those that are out count too */
+    most = offered < most ? offered : most;
     if (kind && gone) { /* make room; starts do not move, so what is to be sent stays */
         freed = batch->chains[gone].first;
         memmove(batch->pieces, batch->pieces + freed, (batch->chains[batch->count - 1].end - freed) * sizeof *batch->pieces);
@@ -104,19 +111,21 @@ static uint32_t batch_take(struct batch *batch, const struct ring *ring, uint32_
         for (uint32_t i = 0; i < batch->count; i++)
             batch->chains[i].first -= freed, batch->chains[i].end -= freed;
     }
-    while (taken < count && batch->count < CHAINS && !batch->fault) {
-        uint32_t first = (batch->count ? batch->chains[batch->count - 1].end : 0) + !kind, head = ((const volatile uint16_t *)ring->heads)[(at + taken) % ring->size];
-        if (first + ring->size > PIECES)
+    while (taken < most && !batch->fault) {
+        uint32_t first = (batch->count ? batch->chains[batch->count - 1].end : 0) + !kind, head;
+        if (batch->count == CHAINS || first + ring->size > PIECES) {
+            batch->fault = FULL;
             break;
+        }
+        head = word(ring, 2 + (at + taken) % ring->size);
         if (head >= ring->size) {
             batch->fault = BAD_HEAD;
             break;
         }
         taken++;
-        if ((batch->fault = walk(batch, ring, head, kind, first))) {
-            batch->bad_head = head;
+        batch->bad_head = head;
+        if ((batch->fault = walk(batch, ring, head, kind, first)))
             break;
-        }
         struct taken *chain = &batch->chains[batch->count++];
         batch->room += chain->size;
         if (!kind)
@@ -124,17 +133,30 @@ static uint32_t batch_take(struct batch *batch, const struct ring *ring, uint32_
     }
     return taken;
 }
-/* Give the finished chains back, from entry `at` of the used ring on; how many. */
-static uint32_t batch_give_back(struct batch *batch, const struct ring *ring, uint32_t at)
+/* Give the finished chains back, as numbers from `at` on; how many. */
+static uint32_t batch_give_back(struct batch *batch, const struct ring *ring, uint16_t at)
 {
-    uint32_t begin = batch->given, count = batch->done - begin;
+    uint32_t count = batch->done - batch->given;
+    uint32_t *elements = (uint32_t *)(ring->used + 2);
     for (; batch->given < batch->done; batch->given++, at++) {
-        ring->used[2 * (at % ring->size)] = batch->chains[batch->given].head;
-        ring->used[2 * (at % ring->size) + 1] = batch->chains[batch->given].written;
+        elements[2 * (at % ring->size)] = batch->chains[batch->given].head;
+        elements[2 * (at % ring->size) + 1] = batch->chains[batch->given].written;
     }
     if (batch->given == batch->count)
         batch->given = batch->done = batch->count = batch->room = 0;
     return count;
+}
+/* Show the driver, who knows of those before `published`, what is given back, before number `returned`; whether it wants an interrupt. */
+static uint32_t ring_publish(const struct ring *ring, uint16_t published, uint16_t returned)
+{
+    if (published == returned)
+        return 0;
+    __atomic_thread_fence(__ATOMIC_RELEASE);
+    *(volatile uint16_t *)&ring->used[1] = returned;
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    if (!ring->event_idx)
+        return !(word(ring, 0) & 1);
+    return (uint16_t)(returned - word(ring, 2 + ring->size) - 1) < (uint16_t)(returned - published);
 }
 /* The first `size` bytes of the room are a packet now: its chains are finished, and its header says how many they are. */
 static void batch_complete(struct batch *batch, uint32_t size)

@@ -16,13 +16,17 @@ static void *const MAP_FAILED;
 
 struct iovec { void *iov_base; size_t iov_len; };
 struct region { uint64_t base, size; char *at; };
-struct ring { const struct region *regions; const char *descriptors; const uint16_t *heads; uint32_t *used; uint32_t region_count, size, indirect; ...; };
+struct ring {
+    const struct region *regions; const char *descriptors; const uint16_t *available; uint16_t *used;
+    uint32_t region_count, size, indirect, event_idx; ...;
+};
 struct taken { uint32_t head, size, written, first, end; };
 struct batch {
     uint32_t given, done, count, fault, bad_head; uint64_t room; struct taken chains[...]; struct iovec pieces[...]; char starts[...][140]; ...;
 };
-static uint32_t batch_take(struct batch *batch, const struct ring *ring, uint32_t at, uint32_t count, uint32_t kind);
-static uint32_t batch_give_back(struct batch *batch, const struct ring *ring, uint32_t at);
+static uint32_t batch_take(struct batch *batch, const struct ring *ring, uint16_t at, uint16_t returned, uint32_t most, uint32_t kind);
+static uint32_t batch_give_back(struct batch *batch, const struct ring *ring, uint16_t at);
+static uint32_t ring_publish(const struct ring *ring, uint16_t published, uint16_t returned);
 static void batch_complete(struct batch *batch, uint32_t size);
 static long batch_read(const struct batch *batch, int fd);
 static long batch_write(const struct batch *batch, uint32_t chain, int fd);
