@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from mayfly.protocol.pages import pack_runs, runs_of, unpack_runs
+from mayfly.protocol.pages import pack_runs, runs_of, unpack_runs, unpack_working_set
 from mayfly.schema import replace
 from mayfly.snapshots.store import MANIFEST, Snapshot, SnapshotManifest, digests
 from mayfly.units import PAGE
@@ -33,8 +33,11 @@ def flatten(snapshot: Snapshot, into: Path) -> SnapshotManifest:
                         out.seek(at)
                         out.write(memory.read(min(CHUNK, (first + count) * PAGE - at)))
     (into / PAGES).write_bytes(pack_runs(list(runs_of(there))))
-    for name in (STATE, WORKING_SET):
-        shutil.copyfile(snapshot.folder / name, into / name)
+    shutil.copyfile(snapshot.folder / STATE, into / STATE)
+    noted = unpack_working_set((snapshot.folder / WORKING_SET).read_bytes(), size)
+    if snapshot.parent and not snapshot.manifest.function:  # of its preparation: the machines that go on do not write all that again
+        noted = noted._replace(written=())
+    (into / WORKING_SET).write_bytes(noted.pack())
     manifest = replace(snapshot.manifest, parent="", parent_digest="", files=digests(into), memory_bytes=sum(there) * PAGE)
     (into / MANIFEST).write_text(manifest.to_json())
     return manifest

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mayfly.errors import SnapshotError
-from mayfly.protocol.pages import pack_runs, unpack_runs
+from mayfly.protocol.pages import WorkingSet, pack_runs, unpack_runs, unpack_working_set
 from mayfly.schema import replace
 from mayfly.snapshots.flat import flatten
 from mayfly.snapshots.store import MANIFEST, Snapshot, SnapshotManifest, digests
@@ -16,6 +16,7 @@ from mayfly.vmm.snapshot import MEMORY, PAGES, STATE, WORKING_SET
 from mayfly.vmm.snapshot.files import Shape
 
 COUNT = 2000
+NOTED = WorkingSet([(3, 2)], [(5, 1)])
 MANIFEST_OF = SnapshotManifest(
     name="ours",
     language="toy",
@@ -45,7 +46,7 @@ def layer(folder: Path, runs: list[tuple[int, int]], memory: bytearray, parent: 
             memory[first * PAGE : (first + count) * PAGE] = data
     (folder / PAGES).write_bytes(pack_runs(runs))
     (folder / STATE).write_text(folder.name)
-    (folder / WORKING_SET).write_bytes(b"")
+    (folder / WORKING_SET).write_bytes(NOTED.pack())
     return Snapshot(folder, replace(MANIFEST_OF, parent=parent.manifest.name if parent else ""), parent)
 
 
@@ -65,6 +66,18 @@ def test_each_page_is_as_the_last_layer_has_it(tmp_path: Path) -> None:
     assert (made.parent, made.parent_digest, made.memory_bytes) == ("", "", 755 * PAGE)
     assert made.files == digests(flat)
     assert SnapshotManifest.from_json((flat / MANIFEST).read_bytes(), "flat") == made
+
+
+def test_what_a_diffs_preparation_wrote_is_not_what_its_machines_write(tmp_path: Path) -> None:
+    memory = bytearray(COUNT * PAGE)
+    base = layer(tmp_path / "base", [(0, 700)], memory, None)
+    diff = layer(tmp_path / "diff", [(5, 1)], memory, base)
+    function = diff._replace(manifest=replace(diff.manifest, function="f"))
+    for number, (snapshot, noted) in enumerate([(base, NOTED), (diff, WorkingSet(NOTED.read, [])), (function, NOTED)]):
+        flat = tmp_path / str(number)
+        flat.mkdir()
+        flatten(snapshot, flat)
+        assert unpack_working_set((flat / WORKING_SET).read_bytes(), len(memory)) == noted
 
 
 def test_a_damaged_layer_is_told_of(tmp_path: Path) -> None:
