@@ -5,8 +5,9 @@ Usage: python -m scripts.bench.languages FILE LANGUAGE…
 The program is the first of the language's checks (`imagegen check`); the checks themselves run when
 all languages are measured. It starts scripts/with-kvm's host itself, in which the images that are
 there run. A time is that from the request to the end of the run, by the clock and as seconds that
-the emulator took of a processor: on a busy machine the latter's ratios hold. FILE has a row for
-each language, written whenever one of its figures is there; rows of other languages stay.
+the emulator took of a processor: on a busy machine the latter's ratios hold. A machine is asked for
+when its host has been at rest, so the second one is a spare. FILE has a row for each language,
+written whenever one of its figures is there; rows of other languages stay.
 """
 
 import argparse
@@ -33,6 +34,8 @@ from mayfly.runs.service import Service
 from mayfly.snapshots import store
 
 KINDS = ("restored", "restored", "cold")
+REST_S = 3.0
+"""Before each: a spare for the next machine is made by then, and what was written is stored."""
 PYTHON = (sys.executable, "-P", "-m")
 
 
@@ -52,6 +55,7 @@ async def measure(service: Service, language: str) -> None:
     base = await service.supply.ensure_base(plan.wanted, again=True)
     say(language, "base", {**facts, "base_disk": store.disk_bytes(base), "wall_s": time.monotonic() - began})
     for kind in KINDS:
+        await asyncio.sleep(REST_S)
         say(language, "begin", kind)
         began = time.monotonic()
         guest = await start(service.spawner, plan.wanted if kind == "cold" else plan.wanted.restored_from(base.chain))
