@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from ipaddress import ip_interface
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -35,10 +36,15 @@ from mayfly.units import MIB
 from mayfly.vmm.build import build_machine
 from mayfly.vmm.config import Channel, Layer, MachineConfig
 from mayfly.vmm.devices.virtio.console import TRANSMIT, Console
+from mayfly.vmm.devices.virtio.net import RECEIVE, Backend, Net
+from mayfly.vmm.devices.virtio.net import TRANSMIT as SENT
+from mayfly.vmm.devices.virtio.packet import MAX_PACKET
 from mayfly.vmm.eventloop import EventLoop
-from tests.kit import tiny
+from mayfly.vmm.kvm.chains import Batch
+from mayfly.vmm.network.filter import PacketFilter
+from tests.kit import net_kit, tiny
 from tests.kit.spawned import Spawned
-from tests.kit.virtio_driver import Driver
+from tests.kit.virtio_driver import Buffer, Driver
 
 RELEASED = Path(__file__).resolve().parents[2] / "docs/bench-quick.json"
 MORE = 1.1
@@ -87,6 +93,7 @@ def of_python() -> dict[str, int]:
     of_kvm = {"instructions: a machine restored": _restoring()} if has_kvm() else {}
     return of_kvm | {
         "instructions: output over the virtio console": _console(),
+        "instructions: packets over a network device": _packets(),
         "instructions: frames of output taken apart": instructions(_take_frames, "mayfly/protocol"),
         "modules of a run at the server": _modules(COMMAND),
         "modules of the zygote": _modules(ZYGOTE),
@@ -103,6 +110,46 @@ def _console() -> int:
             driver.queues[TRANSMIT].used()
 
     return instructions(send, "vmm")
+
+
+class _Network(Backend):
+    """Takes all packets, and gives as many as `waiting` says."""
+
+    waiting = 0
+
+    def send(self, packets: Batch, packet: int) -> None:
+        """See `Backend.send`."""
+
+    def receive(self, buffers: Batch) -> int:
+        """See `Backend.receive`."""
+        self.waiting -= 1
+        return BYTES if self.waiting >= 0 else 0
+
+
+def _packets() -> int:
+    """Of three turns: two to four packets from the guest, and one to three to it."""
+    network = _Network()
+    packet_filter = PacketFilter(net_kit.GUEST_MAC, [ip_interface(f"{net_kit.GUEST}/16")], [], [], [])
+    driver = Driver(Net(net_kit.GUEST_MAC, 1500, network, packet_filter.may_leave, on_room=lambda: None, on_full=lambda: None))
+    driver.start()
+    frame = net_kit.ethernet(0x800, net_kit.ipv4(net_kit.PUBLIC, net_kit.udp(b"x" * BYTES)))
+
+    def turn(count: int) -> None:
+        for _ in range(count + 1):
+            driver.queues[RECEIVE].offer([Buffer(room=MAX_PACKET)])
+            driver.queues[SENT].offer([Buffer(net_kit.PLAIN_HEADER + frame)])
+        network.waiting = count
+        driver.kick(SENT, always=True)
+        for queue in driver.queues:
+            queue.used()
+
+    def turns() -> None:
+        for count in (1, 2, 3):
+            turn(count)
+
+    turn(1)
+    driver.device.notify(RECEIVE)
+    return instructions(turns, "vmm")
 
 
 def _take_frames() -> None:
