@@ -101,7 +101,7 @@ class MemoryBackend(Backend):
     def send(self, packets: Batch, packet: int) -> None:
         assert self.room
         self.room -= 1
-        self.sent.append(packets.join(packet))
+        self.sent.append(bytes(packets.join(packet)))
 
     def receive(self, buffers: Batch) -> int:
         if self.waiting:

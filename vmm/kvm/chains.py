@@ -136,24 +136,17 @@ class Batch:
 
     def places(self, chain: int) -> list[tuple[int, int]]:
         """Address in this process and length of each piece of a chain."""
-        return [(int(ffi.cast("uintptr_t", piece.iov_base)), piece.iov_len) for piece in self._pieces(chain)]
+        first, end = self._chains[_FIELDS * chain + 3 : _FIELDS * chain + 5]
+        pieces = [self._batch.pieces[piece] for piece in range(first, end)]
+        return [(int(ffi.cast("uintptr_t", piece.iov_base)), piece.iov_len) for piece in pieces]
 
-    def join(self, chain: int) -> bytes:
+    def join(self, chain: int) -> bytearray:
         """All bytes of a chain."""
-        return b"".join(ffi.buffer(piece.iov_base, piece.iov_len) for piece in self._pieces(chain))
+        data = bytearray(self.packet(chain)[0])
+        lib.batch_copy(self._batch, chain, chain + 1, ffi.from_buffer(data), len(data), 1)
+        return data
 
     def fill(self, data: bytes | bytearray) -> int:
         """Copy a packet into the room, which is large enough; its size."""
-        done = 0
-        for chain in range(self.done, self.count):
-            for piece in self._pieces(chain):
-                part = data[done : done + piece.iov_len]
-                ffi.memmove(piece.iov_base, part, len(part))
-                done += len(part)
-                if done == len(data):
-                    return done
-        raise ValueError(f"a packet of {len(data)} bytes does not fit into {done}")
-
-    def _pieces(self, chain: int) -> list[Any]:
-        first, end = self._chains[_FIELDS * chain + 3 : _FIELDS * chain + 5]
-        return [self._batch.pieces[piece] for piece in range(first, end)]
+        lib.batch_copy(self._batch, self.done, self.count, ffi.from_buffer(data), len(data), 0)
+        return len(data)

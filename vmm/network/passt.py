@@ -155,7 +155,7 @@ class Passt(Backend):
         """Send a frame; what does not fit into the socket waits for `make_room`."""
         self._send(packets.join(packet)[HEADER.size :])
 
-    def _send(self, frame: bytes) -> None:
+    def _send(self, frame: bytes | bytearray) -> None:
         self._unsent = _LENGTH.pack(len(frame)) + frame
         self.make_room()
 
@@ -164,7 +164,7 @@ class Passt(Backend):
         frame = self._receive()
         return buffers.fill(_NO_HEADER + frame) if frame else 0
 
-    def _receive(self) -> bytes:
+    def _receive(self) -> bytearray:
         """The next frame; nothing if there is none. Raises EOFError: passt has ended."""
         try:
             while missing := self._missing():
@@ -173,10 +173,10 @@ class Passt(Backend):
                     raise EOFError(f"{PROGRAM} has ended")
                 self._part += data
         except BlockingIOError:
-            return b""
+            return bytearray()
         except ConnectionError as error:
             raise EOFError(f"{PROGRAM} has ended") from error
-        frame = bytes(self._part[_LENGTH.size :])
+        frame = self._part[_LENGTH.size :]
         self._part.clear()
         return frame
 

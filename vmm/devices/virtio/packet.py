@@ -50,15 +50,17 @@ NEEDED: dict[int, int] = {
 }
 """Features that a driver must have negotiated to send such packets (virtio 1.2, 5.1.6.2.1)."""
 
-_TYPE = slice(12, 14)
-_IPV4, _IPV6 = b"\x08\x00", b"\x86\xdd"
+_IP = struct.Struct("!12xHB5xHxB")
+"""Behind the Ethernet addresses: type, then IPv4's version, fragment and protocol (RFC 791)."""
+_IPV4, _IPV6 = 0x0800, 0x86DD
 _IPV4_WITHOUT_OPTIONS = 0x45
 _FRAGMENTED = 0x3FFF  # More fragments follow, or this is not the first one (RFC 791)
 _TCP = 6
 _CHECKSUM = {_TCP: 16, 17: 6, 58: 2}
 """Where the checksum is in headers of TCP (RFC 9293, 3.1), UDP (RFC 768), ICMPv6 (RFC 4443)."""
 _TCP_BYTES = 20
-_SEGMENTED = {Segmentation.TCPV4: _IPV4, Segmentation.TCPV6: _IPV6}
+_IPV4_END, _IPV6_END = 34, 54  # Where the transport header is
+_SEGMENTED: dict[int, int] = {Segmentation.TCPV4: _IPV4_END, Segmentation.TCPV6: _IPV6_END}
 
 
 def offload_allowed(start: bytes | bytearray | memoryview, size: int, mtu: int, negotiated: int) -> bool:
@@ -69,27 +71,28 @@ def offload_allowed(start: bytes | bytearray | memoryview, size: int, mtu: int, 
     needed = NEEDED.get(kind)
     if not flags & NEEDS_CSUM or not negotiated & NetFeature.CSUM or needed is None or needed & ~negotiated:
         return False
-    frame = start[HEADER.size :]
-    transport, protocol = _transport(frame)
-    frame_bytes = size - HEADER.size
+    transport, protocol = _transport(start)
+    frame_bytes, seen = size - HEADER.size, len(start) - HEADER.size
     if checksum_start != transport or checksum_offset != _CHECKSUM.get(protocol) or header_bytes > frame_bytes:
         return False
-    if kind == Segmentation.NONE:
-        return bool(transport + checksum_offset + 2 <= len(frame))
-    if protocol != _TCP or frame[_TYPE] != _SEGMENTED[Segmentation(kind)] or transport + _TCP_BYTES > len(frame):
+    if not kind:
+        return bool(transport + checksum_offset + 2 <= seen)
+    if protocol != _TCP or transport != _SEGMENTED[kind] or transport + _TCP_BYTES > seen:
         return False
-    tcp_bytes = 4 * (frame[transport + 12] >> 4)
+    tcp_bytes = 4 * (start[HEADER.size + transport + 12] >> 4)
     largest = mtu - (transport - ETHERNET_BYTES) - _TCP_BYTES
     return transport + tcp_bytes <= frame_bytes and tcp_bytes >= _TCP_BYTES and bool(MIN_SEGMENT <= segment <= largest)
 
 
-def _transport(frame: bytes | bytearray | memoryview) -> tuple[int, int]:
+def _transport(start: bytes | bytearray | memoryview) -> tuple[int, int]:
     """Offset and protocol of the transport header as the filter sees it; (0, -1) for none.
 
     The filter drops options, extension headers and VLAN tags, and fragments are left alone.
     """
-    kind = frame[_TYPE]
-    if kind == _IPV4 and len(frame) >= 34 and frame[14] == _IPV4_WITHOUT_OPTIONS:
-        fragmented = int.from_bytes(frame[20:22], "big") & _FRAGMENTED
-        return (0, -1) if fragmented else (34, frame[23])
-    return (54, frame[20]) if kind == _IPV6 and len(frame) >= 54 else (0, -1)
+    seen = len(start) - HEADER.size
+    if seen < _IPV4_END:
+        return 0, -1
+    kind, version, fragment, protocol = _IP.unpack_from(start, HEADER.size)
+    if kind == _IPV4 and version == _IPV4_WITHOUT_OPTIONS:
+        return (0, -1) if fragment & _FRAGMENTED else (_IPV4_END, protocol)
+    return (_IPV6_END, fragment >> 8) if kind == _IPV6 and seen >= _IPV6_END else (0, -1)  # at IPv4's fragment: the next header

@@ -189,3 +189,15 @@ static long batch_write(const struct batch *batch, uint32_t chain, int fd)
     const struct taken *packet = &batch->chains[chain];
     return writev(fd, &batch->pieces[packet->first], packet->end - packet->first);
 }
+/* Copy `data` into the chains [chain, end), or (`out`) what they hold into it, as far as both go. */
+static void batch_copy(const struct batch *batch, uint32_t chain, uint32_t end, char *data, size_t size, int out)
+{
+    if (chain == end)
+        return;
+    for (uint32_t i = batch->chains[chain].first; size && i < batch->chains[end - 1].end; i++) {
+        const struct iovec *piece = &batch->pieces[i];
+        size_t part = piece->iov_len < size ? piece->iov_len : size;
+        memcpy(out ? data : piece->iov_base, out ? piece->iov_base : data, part);
+        data += part, size -= part;
+    }
+}

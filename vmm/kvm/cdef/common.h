@@ -30,6 +30,7 @@ static uint32_t ring_publish(const struct ring *ring, uint16_t published, uint16
 static void batch_complete(struct batch *batch, uint32_t size);
 static long batch_read(const struct batch *batch, int fd);
 static long batch_write(const struct batch *batch, uint32_t chain, int fd);
+static void batch_copy(const struct batch *batch, uint32_t chain, uint32_t end, char *data, size_t size, int out);
 
 struct kvm_userspace_memory_region {
     uint32_t slot; uint32_t flags; uint64_t guest_phys_addr; uint64_t memory_size; uint64_t userspace_addr; ...;
