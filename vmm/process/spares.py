@@ -25,7 +25,7 @@ from mayfly.vmm.snapshot import FILES
 
 QUIET_MS = 200
 """Without a request, until one is made: on few processors it would hold up those that start."""
-PATIENCE = 10
+PATIENCE = 50
 """So many times QUIET_MS one waits for a processor that is free."""
 LOOK_MS = 1000
 """Between two looks whether those that wait are still wanted."""
