@@ -1,6 +1,7 @@
 """`--package serde@1 --features derive`: what stands behind a package is of that one."""
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 
 import click
 
@@ -27,12 +28,18 @@ def joined(arguments: Iterable[str]) -> list[str]:
         if name != "--features":
             found.append(argument)
             if name == "--package":
-                found += [] if equals else [next(rest, "")]
+                found += [] if equals else list(itertools.islice(rest, 1))
                 package = len(found) - 1
             continue
         if package is None:
             raise click.UsageError("--features stands behind the --package that has them")
-        features = ",".join((value if equals else next(rest, "")).replace(",", " ").split())
+        features = ",".join((value if equals else _after(rest)).replace(",", " ").split())
         before = found[package]
         found[package] = f"{before[:-1]},{features}]" if before.endswith("]") else f"{before}[{features}]"
     return found
+
+
+def _after(rest: Iterator[str]) -> str:
+    for argument in rest:
+        return argument
+    raise click.UsageError("Option '--features' requires an argument.")

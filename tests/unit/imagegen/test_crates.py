@@ -205,6 +205,9 @@ def test_features_are_of_the_crate_before_them() -> None:
     assert joined(words.split()) == ["rust", "--package", "serde@1[derive,rc,std]", "--package=rand@0.8", "--json"]
     with pytest.raises(click.UsageError):
         joined(["--features", "derive", "--package", "serde"])
+    with pytest.raises(click.UsageError, match="'--features' requires an argument"):
+        joined(["--package", "serde", "--features"])
+    assert joined(["rust", "--package"]) == ["rust", "--package"]  # click says what it lacks
 
 
 def test_dependencies_that_are_not_there_are_said(tmp_path: Path) -> None:
