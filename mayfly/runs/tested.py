@@ -4,11 +4,13 @@ believed but that they are somebody's words.
     lines      control lines, each behind a byte 0x1e; what is between them is the output of a test:
                    +NAME           a test begins
                    -STATUS MS      a program that is a test has ended with that exit status; if it
-                                   put out Unity's lines (FILE:LINE:NAME:PASS), those are tests
+                                   put out Unity's lines (FILE:LINE:NAME:PASS), those are tests,
+                                   and so are GoogleTest's (`[ RUN      ] NAME`)
                    {"name"}        a test begins; the name may have more than one line
                    {"name", "outcome", "message"?, "wall_ms"?, "output"?}   a test has ended
     libtest    Rust's: `--format json`, an object a line
-    gotest     Go's: `-test.v`, lines as `--- PASS: TestX (0.00s)`
+    gotest     Go's: `-test.v`, lines as `--- PASS: TestX (0.00s)`; before those of each package of
+               several, behind a byte 0x16, `=== PACKAGE FOLDER`, which is before its tests' names
 """
 
 import json
@@ -36,12 +38,20 @@ T = TypeVar("T")
 Outcome: TypeAlias = Literal["passed", "failed", "skipped", "error", "timeout"]
 _GO_END = re.compile(r"^(.*?)(?:\x16)?( *)--- (PASS|FAIL|SKIP): (\S+) \((\d+(?:\.\d+)?)s\)$")
 _GO_BEGIN = re.compile(r"^(.*?)(?:\x16)?=== (RUN|CONT|NAME|PAUSE) +(\S+)$")
+_GO_PACKAGE = re.compile(r"^(.*?)\x16=== PACKAGE (?:\./)?(.*)$")
+_GO_CRASH = re.compile(r"^(?:panic|fatal error): .*", re.MULTILINE)
 _GO_OUTCOMES: Mapping[str, Outcome] = {"PASS": "passed", "FAIL": "failed", "SKIP": "skipped"}
 _GO_PLACE = re.compile(r"^\s+\S+\.go:\d+: ")
 _UNITY = re.compile(r":\d+:(\w+(?:\([^:\n]*\))?):(PASS|FAIL|IGNORE)\b(?:: ?(.*))?\n?")
 """Behind a file's name, which may stand behind what the test put out."""
 _UNITY_END = re.compile(r"^(\d{1,9}) Tests (\d{1,9}) Failures (\d{1,9}) Ignored", re.MULTILINE)
 _UNITY_OUTCOMES: Mapping[str, Outcome] = {"PASS": "passed", "FAIL": "failed", "IGNORE": "skipped"}
+_GOOGLE = re.compile(
+    r"\[ RUN      \] (\S+)\n((?:(?!\[ RUN      \] ).)*?)(?:\[ +(OK|FAILED|SKIPPED) +\] \1(?:, where [^\n]*)? \((\d{1,9}) ms\)\n|\Z)",
+    re.DOTALL,
+)
+_GOOGLE_OUTCOMES: Mapping[str, Outcome] = {"OK": "passed", "FAILED": "failed", "SKIPPED": "skipped"}
+_TERMINATED = re.compile(r"^terminate called .*", re.DOTALL | re.MULTILINE)
 _CATCH_SKIPPED = "\ntest cases: 1 | 1 skipped\n"
 _JAVA_THROWN = re.compile(r'^Exception in thread "[^"\n]*" (.*?)(?:\n\tat |\n?\Z)', re.DOTALL | re.MULTILINE)
 _RUST_LINE = re.compile(r'\{ ?"type": ?"test".*')
@@ -152,6 +162,8 @@ def _why(exit: Exit) -> str:
         return f"ended by its {exit.limit.name.lower().replace('_', ' ')} limit"
     if exit.how is ExitHow.SIGNALED:
         return _signalled(exit.code)
+    if exit.code in SIGNALS:  # a shell's status
+        return _signalled(exit.code - 128)
     return f"the program ended before the test did, with status {exit.code}"
 
 
@@ -209,9 +221,16 @@ def _end_program(tests: _Tests, name: str, status: int, wall_ms: float) -> None:
         if status in (0, SKIPPED):
             tests.end(name, "error", f"the program ended before its tests did, with status {status}", wall_ms)
             return
+    if _end_google(tests, name, text, status, wall_ms):
+        return
     outcome: Outcome = "skipped" if status == SKIPPED or (status == 0 and _CATCH_SKIPPED in text) else "failed" if status else "passed"
     printed = text.strip().splitlines()
-    message = _catch_message(text) or _thrown(text) or (printed[-1] if printed and status not in CRASHES else _status(status))
+    message = (
+        _catch_message(text)
+        or _thrown(text)
+        or _terminated(text)
+        or (printed[-1] if printed and status not in CRASHES else _status(status))
+    )
     tests.end(name, outcome, "" if outcome == "passed" else message, wall_ms)
 
 
@@ -219,6 +238,31 @@ def _thrown(text: str) -> str:
     """What Java says of an exception that ended a program."""
     found = _JAVA_THROWN.search(text)
     return found[1] if found else ""
+
+
+def _terminated(text: str) -> str:
+    """What C++ says of one."""
+    found = _TERMINATED.search(text)
+    return found[0].strip() if found else ""
+
+
+def _end_google(tests: _Tests, name: str, text: str, status: int, wall_ms: float) -> bool:
+    """Whether a program was one of GoogleTest's. It is a row of its own if it failed though none of
+    its tests did.
+    """
+    found = list(_GOOGLE.finditer(text))
+    if not found:
+        return False
+    tests.drop(name)
+    for test, said, word, ms in (match.groups() for match in found):
+        if word is None:
+            tests.end(test, "error", _status(status), None, said)
+        else:
+            message = "" if word == "OK" else said.partition(" Failure\n")[2].strip() or said.strip()
+            tests.end(test, _GOOGLE_OUTCOMES[word], message, float(ms), said)
+    if status and all(match[3] in ("OK", "SKIPPED") for match in found):
+        tests.end(name, "failed", f"all tests ended, and then the program: {_status(status)}", wall_ms)
+    return True
 
 
 def _catch_message(text: str) -> str:
@@ -276,7 +320,7 @@ def _panic(stdout: str) -> str:
 
 
 def _read_gotest(text: str, tests: _Tests) -> None:
-    current = ""
+    current = prefix = ""
     ended: dict[str, tuple[Outcome, float]] = {}
 
     def finish() -> None:  # late: output may come behind the end
@@ -284,22 +328,31 @@ def _read_gotest(text: str, tests: _Tests) -> None:
             said = "".join(tests.open.get(name[:MAX_NAME], ()))
             tests.end(name, outcome, "" if outcome == "passed" else _go_message(said), wall_ms)
         ended.clear()
+        for name, pieces in tuple(tests.open.items()):
+            said = "".join(pieces)
+            crash = _GO_CRASH.search(said)
+            if crash and "\ngoroutine " in said:
+                tests.end(name, "failed", crash[0], None)
 
     for line in text.splitlines(keepends=True):
         bare = line.removesuffix("\n")
-        if found := _GO_BEGIN.match(bare):
+        if found := _GO_PACKAGE.match(bare):
+            tests.say(current, found[1])
+            finish()
+            for name in tuple(tests.open):
+                tests.end(name, "error", "the program ended before the test did", None)
+            current, prefix = "", "" if found[2] == "." else f"{found[2]}."
+        elif found := _GO_BEGIN.match(bare):
             if found[1]:
                 tests.say(current, found[1])
             if found[2] == "RUN":
-                if found[3] in ended:  # of another package
-                    finish()
-                tests.begin(found[3])
+                tests.begin(prefix + found[3])
             if found[2] != "PAUSE":
-                current = found[3]
+                current = prefix + found[3]
         elif found := _GO_END.match(bare):
             if found[1].strip():
                 tests.say(current, found[1])
-            current = found[4]
+            current = prefix + found[4]
             ended[current] = (_GO_OUTCOMES[found[3]], float(found[5]) * 1000)
         elif bare in ("PASS", "FAIL", "\x16PASS", "\x16FAIL"):
             current = ""
@@ -312,7 +365,7 @@ def _go_message(said: str) -> str:
     """The first line that a test logged, with what belongs to it; or the panic."""
     lines = said.splitlines()
     for index, line in enumerate(lines):
-        if line.startswith("panic: "):
+        if _GO_CRASH.match(line):
             return line
         if place := _GO_PLACE.match(line):
             indent = len(line) - len(line.lstrip())

@@ -91,6 +91,19 @@ TRAPS: Mapping[str, Layout] = {
             ("c_test.T.test_b", "error", "KeyboardInterrupt", ""),
         ),
     ),
+    "Python's of what is not there": Layout(
+        language="python",
+        files={
+            "leap_test.py": "import nowhere.deep\n\ndef test_leap(): pass\n",
+            "other_test.py": "import own.deep\n\ndef test_other(): pass\n",
+            "own/__init__.py": "",
+        },
+        told=(
+            ("leap_test.py", "error", "ModuleNotFoundError: No module named 'nowhere'", ""),
+            ("other_test.py", "error", "ModuleNotFoundError: No module named 'own.deep'", ""),
+        ),
+        says="the image has no nowhere; add it: imagegen build python --package nowhere\n",
+    ),
     "Python's beside what they import": Layout(
         language="python",
         files={
@@ -140,6 +153,19 @@ TRAPS: Mapping[str, Layout] = {
             ("LeapTest.b", "error", "…", "…"),
         ),
     ),
+    "Java's of Maven, of JUnit 3, and of classes that fail": Layout(
+        language="java",
+        files={
+            "src/main/java/a/Leap.java": "package a; class Leap { static boolean is(int year) { return year % 4 == 0; } }\n",
+            "src/test/java/a/LeapTest.java": (
+                "package a;\n\npublic class LeapTest extends junit.framework.TestCase {\n"
+                "    public void testA() { assertTrue(Leap.is(5)); }\n"
+                '    public void testB() { assertNotNull(getClass().getResource("/b")); }\n}\n'
+            ),
+            "src/test/resources/b": "",
+        },
+        told=(("a.LeapTest.testA", "failed", "…", ""), ("a.LeapTest.testB", "passed", "", "")),
+    ),
     "Java's that are none": Layout(
         language="java",
         files={"LeapTest.java": "import org.junit.jupiter.api.*;\n\nclass LeapTest { void leap() {} }\n"},
@@ -163,10 +189,78 @@ TRAPS: Mapping[str, Layout] = {
             ("c ?", "passed", "", ""),
             ("d", "failed", "?", ""),
             ("e\nf", "error", "the program ended before the test did, with status 1", ""),
-            ("c.test.js", "error", "there are no tests in this file", ""),
+            ("c.test.js", "passed", "", ""),
             ("d.test.js", "error", "there are no tests in this file", ""),
             ("h", "skipped", "", ""),
             ("i", "skipped", "", ""),
+        ),
+    ),
+    "Jest's of a clock that stands still": Layout(
+        language="javascript",
+        files={
+            "a.test.js": (
+                "beforeEach(() => jest.useFakeTimers({ now: new Date('2024-02-29') }));\n"
+                "test('waits', () => {\n  const late = jest.fn();\n  setTimeout(late, 500);\n  jest.advanceTimersByTime(499);\n"
+                "  expect(late).not.toHaveBeenCalled();\n  jest.advanceTimersByTime(1);\n  expect(late).toHaveBeenCalledTimes(1);\n});\n"
+                "test('day', () => expect(new Date().getDate()).toBe(28));\n"
+                "test('later', async () => {\n  const waited = new Promise((all) => setTimeout(all, 60_000, 'waited'));\n"
+                "  jest.runAllTimers();\n  jest.useRealTimers();\n  expect(await waited).toBe('waited');\n});\n"
+                "test('async', async () => {\n  let told = '';\n  setTimeout(async () => (told = await 'told'), 10);\n"
+                "  await jest.advanceTimersByTimeAsync(10);\n  expect(told).toBe('told');\n});\n"
+            )
+        },
+        told=(
+            ("waits", "passed", "", ""),
+            ("day", "failed", "expect(received).toBe(expected)\n\nExpected: 28\nReceived: 29", ""),
+            ("later", "passed", "", ""),
+            ("async", "passed", "", ""),
+        ),
+    ),
+    "JavaScript's beside helpers, and that leave something open": Layout(
+        language="javascript",
+        files={
+            "a.test.js": "const assert = require('assert');\nassert.equal(1, 2);\n",
+            "b.test.js": "const assert = require('assert');\nrequire('node:test').describe('none', () => {});\n",
+            "c.test.js": "const { expect } = require('@x/chai/more');\ntest('a', () => {});\n",
+            "tests/helper.js": "exports.one = 1;\n",
+            "tests/setup.mjs": "export const one = 1;\n",
+            "tests/a.js": (
+                "const { one } = require('./helper');\ntest('opens', (done) => { require('http').createServer().listen(0, done); });\n"
+                "test('repeats', () => { setInterval(() => {}, 1000); });\ntest('one', () => expect(one).toBe(2));\n"
+            ),
+        },
+        told=(
+            ("a.test.js", "error", "1 == 2", "…"),
+            ("b.test.js", "error", "there are no tests in this file", ""),
+            ("c.test.js", "error", "Cannot find module '@x/chai/more'…", "…"),
+            ("opens", "passed", "", ""),
+            ("repeats", "passed", "", ""),
+            ("one", "failed", "expect(received).toBe(expected)\n\nExpected: 2\nReceived: 1", ""),
+        ),
+        says="the image has no @x/chai; add it: imagegen build javascript --package '@x/chai'\n",
+    ),
+    "TypeScript's with elements, and that wait": Layout(
+        language="typescript",
+        files={
+            "a.test.tsx": (
+                "const React = { createElement: (...all: unknown[]) => all };\n"
+                "test('element', () => expect(<b id='x'>y</b>).toEqual(['b', { id: 'x' }, 'z']));\n"
+            ),
+            "b.test.ts": (
+                "const two: number = await Promise.resolve(2);\n"
+                "test('waited', () => { const path = require('path'); expect(path.sep + two).toBe('/3'); });\n"
+            ),
+            "c.test.ts": "import assert from 'assert';\nassert.equal(1 as number, 1);\n",
+        },
+        told=(
+            (
+                "element",
+                "failed",
+                "expect(received).toEqual(expected)\n\nExpected: [ 'b', { id: 'x' }, 'z' ]\nReceived: [ 'b', { id: 'x' }, 'y' ]",
+                "",
+            ),
+            ("waited", "failed", "expect(received).toBe(expected)\n\nExpected: '/3'\nReceived: '/2'", ""),
+            ("c.test.ts", "passed", "", ""),
         ),
     ),
     "Rust's that say what a line does not hold": Layout(
@@ -184,6 +278,19 @@ TRAPS: Mapping[str, Layout] = {
             ("b", "failed", "m\x85n\nnote: more", "…"),
             ("c", "passed", "", ""),
         ),
+    ),
+    "Rust's beside what they test": Layout(
+        language="rust",
+        files={
+            "a.rs": "pub fn leap(year: u16) -> bool { year % 4 == 0 }\n",
+            "b.rs": "mod a;\n\n#[test]\nfn four() {\n    assert!(!a::leap(4));\n}\n",
+        },
+        told=(("four", "failed", "assertion failed: !a::leap(4)", "…"),),
+    ),
+    "Rust's of a workspace": Layout(
+        language="rust",
+        files={"Cargo.toml": '[workspace]\nmembers = ["a"]\n', "a/src/lib.rs": "#[test]\nfn a() {}\n"},
+        says="of a workspace send one member\n",
     ),
     "Rust's that are none": Layout(language="rust", files={"main.rs": "fn main() {}\n"}, says="there are no tests: they are functions"),
     "TypeScript's beside their files": Layout(
@@ -207,10 +314,44 @@ TRAPS: Mapping[str, Layout] = {
             ("lowered", "failed", "expect(received).toBe(expected)\n\nExpected: 2\nReceived: 1", ""),
         ),
     ),
+    "Go's that end the program": Layout(
+        language="go",
+        files={
+            "go.mod": "module leap\n\ngo 1.18\n",
+            "leap_test.go": (
+                'package leap\n\nimport "testing"\n\nfunc TestA(t *testing.T) {\n\tgo func() { panic("of another") }()\n\tselect {}\n}\n'
+            ),
+            "b/b_test.go": 'package b\n\nimport (\n\t"os"\n\t"testing"\n)\n\nfunc TestA(t *testing.T) { os.Exit(0) }\n',
+            "c/c_test.go": 'package c\n\nimport "testing"\n\nfunc TestA(t *testing.T) { <-make(chan int) }\n',
+        },
+        told=(
+            ("TestA", "failed", "panic: of another", "…"),
+            ("b.TestA", "failed", "panic: unexpected call to os.Exit(0) during test…", "…"),
+            ("c.TestA", "failed", "fatal error: all goroutines are asleep - deadlock!", "…"),
+        ),
+    ),
     "Go's that are none": Layout(
         language="go",
         files={"go.mod": "module leap\n\ngo 1.18\n", "leap_test.go": "package leap\n\nfunc leap() {}\n"},
         told=(("tests", "error", "there are no tests", ""),),
+    ),
+    "C's beside C++'s": Layout(
+        language="cpp",
+        files={
+            "four.c": "int four(void) { int new = 4; return new; }\n",
+            "leap_test.cc": 'extern "C" int four(void);\n\nint main() { return four(); }\n',
+        },
+        told=(("leap_test", "failed", "exit status 4", ""),),
+    ),
+    "GoogleTest where there is none": Layout(
+        language="cpp",
+        files={"leap_test.cc": '#include "gtest/gtest.h"\n\nTEST(Leap, Four) {}\n'},
+        says="the image has no libgtest-dev; add it: imagegen build cpp --package libgtest-dev\n",
+    ),
+    "Check where there is none": Layout(
+        language="c",
+        files={"test_leap.c": "#include <check.h>\n\nint main(void) { return 0; }\n"},
+        says="the image has no check; add it: imagegen build c --package check\n",
     ),
     **{
         f"{name}'s in folders": Layout(
@@ -219,6 +360,10 @@ TRAPS: Mapping[str, Layout] = {
                 f"src/leap{suffix}": '#include "leap.h"\n\nint leap(int year) { return year % 4 == 0; }\n',
                 "src/leap.h": "int leap(int year);\n",
                 f"src/main{suffix}": "int main(void) { return 0; }\n",
+                "include/five.h": "int five(void);\n",
+                f"program{suffix}": "int five(void) { return 5; }\n\nint main(void) { return 0; }\n",
+                f"test_b{suffix}": '#include "five.h"\n#include "leap.h"\n\nint main(void) { return leap(five()); }\n',
+                f"test_c{suffix}": "#include <assert.h>\n\nint main(void) { assert(0); }\n",
                 f"test_a{suffix}": '#include "src/leap.h"\n\nint main(void) { return !leap(4); }\n',
                 f"tests/test_a{suffix}": '#include "../src/leap.h"\n\nint main(void) { return leap(4) + 2; }\n',
                 f"tests/unit/deep/leap_test{suffix}": (
@@ -227,6 +372,8 @@ TRAPS: Mapping[str, Layout] = {
             },
             told=(
                 ("test_a", "passed", "", ""),
+                ("test_b", "passed", "", ""),
+                ("test_c", "failed", "test_c: test_c…", "…"),
                 ("tests/test_a", "failed", "exit status 3", ""),
                 ("tests/unit/deep/leap_test", "failed", "ended by SIGSEGV", "…"),
             ),

@@ -457,4 +457,5 @@ Object.assign(expect, asymmetrics(false), {
   getState: () => ({ assertionCalls: state.calls, expectedAssertionsNumber: state.wanted, isExpectingAssertions: state.some }),
 });
 
-module.exports = { begin, expect, finish };
+const seen = { tests: false }; // whether a file has groups or tests
+module.exports = { begin, expect, finish, seen };

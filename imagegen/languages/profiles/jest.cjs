@@ -2,9 +2,9 @@
 // take them for granted. What is not here says so by name.
 "use strict";
 const node = require("node:test");
-const { clearTimeout, setTimeout } = require("node:timers");
+const { clearTimeout, setImmediate, setTimeout } = require("node:timers"); // the real ones
 const { inspect, format } = require("node:util");
-const { expect, finish } = require("./expect.cjs");
+const { expect, finish, seen } = require("./expect.cjs");
 
 // --- a file's tests: declared first, then given to node:test, since `only` of a late one leaves out those before ---
 
@@ -18,6 +18,7 @@ let patience = 5000; // ms for a test or a hook, as Jest has it
 const allowed = (ms) => Math.min((ms > 0 ? Number(ms) : 5000) * slow, 2 ** 31 - 1);
 
 function declare(entry) {
+  seen.tests = true;
   open.children.push(Object.assign(entry, { parent: open }));
   if (registers) return;
   registers = true;
@@ -276,6 +277,23 @@ function spyOn(object, name, access) {
   return spy;
 }
 
+// --- time that stands still: Node's own ---
+
+const TIMERS = ["setTimeout", "setInterval", "setImmediate", "Date"];
+const timers = {
+  useFakeTimers: ({ now = Date.now() } = {}) => (node.mock.timers.reset(), node.mock.timers.enable({ apis: TIMERS, now: Number(now) }), jest),
+  useRealTimers: () => (node.mock.timers.reset(), jest),
+  advanceTimersByTime: (ms) => (node.mock.timers.tick(ms), jest),
+  advanceTimersByTimeAsync: async (ms) => {
+    await null;
+    node.mock.timers.tick(ms);
+    await new Promise(setImmediate);
+  },
+  runAllTimers: () => (node.mock.timers.runAll(), jest),
+  runOnlyPendingTimers: () => (node.mock.timers.runAll(), jest),
+  setSystemTime: (now = 0) => (node.mock.timers.setTime(Number(now)), jest),
+};
+
 const lacking = (what) => ({
   get(there, name) {
     if (name in there || typeof name === "symbol" || name === "then") return there[name];
@@ -287,6 +305,7 @@ const jest = new Proxy(
   {
     fn,
     spyOn,
+    ...timers,
     setTimeout: (ms) => ((patience = ms), jest),
     isMockFunction: (value) => Boolean(value?._isMockFunction),
     mocked: (value) => value,

@@ -66,7 +66,8 @@ class MayflyTests implements TestExecutionListener {
             : error instanceof AssertionError ? "failed" : "error";
         boolean plain = error instanceof AssertionError || result.getStatus() == TestExecutionResult.Status.ABORTED;
         String message = error == null ? "" : plain && error.getMessage() != null ? error.getMessage() : error.toString();
-        double ms = (System.nanoTime() - began.getOrDefault(test.getUniqueId(), System.nanoTime())) / 1e6;
+        long now = System.nanoTime();
+        double ms = (now - began.getOrDefault(test.getUniqueId(), now)) / 1e6;
         ended(name(test), outcome, message, ms, said.toString());
     }
 

@@ -63,6 +63,13 @@ def kept(outcome: Any) -> bool:
     return outcome not in ("passed", "skipped")
 
 
+def tell_lacking(module: Any) -> None:
+    """Say how a module comes into an image, unless the snippet has one of the name."""
+    name = str(module).partition(".")[0]
+    if name == "pytest" or not any(os.path.exists(path) for path in (name, name + ".py", "src/" + name)):
+        print(f"the image has no {name}; add it: imagegen build python --package {name}", file=sys.stderr)
+
+
 def remove(hidden: Any) -> None:
     for path in hidden:
         linecache.getlines(path)  # for what a failure shows
@@ -229,8 +236,8 @@ def with_unittest(hidden: Any, words: Any) -> Any:
             while frames is not None and os.path.abspath(frames.tb_frame.f_code.co_filename) != os.path.abspath(path):
                 frames = frames.tb_next
             traceback.print_exception(type(error), error, frames)
-            if isinstance(error, ModuleNotFoundError) and error.name == "pytest":
-                print("the image has no pytest; add it: imagegen build python --package pytest", file=sys.stderr)
+            if isinstance(error, ModuleNotFoundError):
+                tell_lacking(error.name)
             outcome = "failed" if isinstance(error, AssertionError) else "error"
             ended(path, outcome, 0, why(error))
     remove(hidden)
@@ -260,6 +267,8 @@ def with_pytest(pytest: Any, hidden: Any, words: Any) -> Any:
                 self.loaded.add(os.path.abspath(report.nodeid))
             if report.failed:
                 asserted = re.search(r"^E +(assert |AssertionError)", report.longreprtext, re.MULTILINE)
+                for module in re.findall(r"^E +ModuleNotFoundError: No module named '(.*)'$", report.longreprtext, re.MULTILINE):
+                    tell_lacking(module)
                 ended(report.nodeid or "collection", "failed" if asserted else "error", 0, last_line(report.longreprtext))
             elif report.skipped:
                 ended(report.nodeid, "skipped", 0, report.longrepr[2])

@@ -5,6 +5,7 @@ list() {
         case $file in
         node_modules | */node_modules) continue ;;
         *.test.$x | *.test.[cm]$x | *.spec.$x | *.spec.[cm]$x | *[-_]test.$x | *[-_]test.[cm]$x) ;;
+        *.test.tsx | *.spec.tsx | __tests__/*.tsx | */__tests__/*.tsx) [ $x = ts ] || continue ;;
         test.$x | test.[cm]$x | test/*.$x | test/*.[cm]$x | tests/*.$x | tests/*.[cm]$x) ;;
         __tests__/*.$x | __tests__/*.[cm]$x | */__tests__/*.$x | */__tests__/*.[cm]$x) ;;
         *) [ ! -d "$file" ] || [ -L "$file" ] || list "$file/"; continue ;;

@@ -328,6 +328,33 @@ def test_programs_read_write_and_end(agent: AgentProcess, name: str) -> None:
 
 
 @needs_gcc
+@pytest.mark.parametrize(("name", "suffix"), [("c", ".c"), ("cpp", ".cc")])
+def test_a_project_in_folders_is_compiled(agent: AgentProcess, name: str, suffix: str) -> None:
+    files = {
+        "include/lib.h": "int number(void);\n",
+        f"src/lib{suffix}": '#include "lib.h"\nint number(void) { return 3; }\n',
+        f"src/other{suffix}": "int main(void) { return 4; }\n",
+        f"tests/test_lib{suffix}": "int number(void) { return 5; }\n",
+    }
+    main = '#include "lib.h"\nint main(void) { return number(); }\n'
+    beside = run(agent, name, {f"main{suffix}": main, **files})
+    assert (beside.stages, beside.exits[-1].code) == (["build", "run"], 3), beside.stderr
+    included = f'#include "src/lib{suffix}"\nint main(void) {{ return number(); }}\n'
+    assert run(agent, name, {f"main{suffix}": included, **files}).exits[-1].code == 3
+    wrong = run(agent, name, {f"main{suffix}": "int nowhere(void);\nint main(void) { return nowhere(); }\n", **files})
+    assert (wrong.stages, b"undefined reference to `nowhere" in wrong.stderr) == (["build"], True)
+
+
+@needs_gcc
+def test_c_beside_cpp_is_c(agent: AgentProcess) -> None:
+    files = {
+        "main.cpp": 'extern "C" int three(void);\nint main() { return three(); }\n',
+        "three.c": "int three(void) { int new = 3; return new; }\n",
+    }
+    assert run(agent, "cpp", files).exits[-1].code == 3
+
+
+@needs_gcc
 @pytest.mark.parametrize(("name", "message"), [("c", b"undeclared"), ("cpp", b"was not declared")])
 def test_an_error_of_c_is_a_failed_build(agent: AgentProcess, name: str, message: bytes) -> None:
     result = run(agent, name, {load_language(name).source_file: "int main(void) { return undefined; }"})
@@ -402,6 +429,15 @@ def test_an_error_of_typescript_is_a_failed_build_and_types_are_not_checked(agen
 
 @needs_esbuild
 @pytest.mark.usefixtures("with_esbuild")
+def test_typescript_has_elements_and_waits_beside_require(agent: AgentProcess) -> None:
+    source = "const React = { createElement: (...all: unknown[]) => all };\nconsole.log(...(<b>x</b> as unknown[]));\n"
+    assert run(agent, "typescript", {"main.tsx": source}).stdout == b"b null x\n"
+    source = "const two: number = await Promise.resolve(2);\nconst path = require('path');\nconsole.log(path.sep, two);\n"
+    assert run(agent, "typescript", {"main.ts": source}).stdout == b"/ 2\n"
+
+
+@needs_esbuild
+@pytest.mark.usefixtures("with_esbuild")
 def test_an_exception_in_typescript_names_its_line(agent: AgentProcess) -> None:
     source = "interface A {\n  a: number;\n}\nfunction f(a: A) {\n  throw new Error('x');\n}\nf({ a: 1 });\n"
     result = run(agent, "typescript", {"main.ts": source})
@@ -432,12 +468,19 @@ WITH_MAIN = {
         "Main.java": f"/*\npublic class Wrong is said here\n*/\n  @Deprecated public class Right {{ {MAIN} System.out.println(1); }} }}",
         "A.java": f"class A {{ {MAIN} System.out.println(2); }} }}",
     },
+    "Maven's": {
+        "src/main/java/a/Start.java": (
+            f'package a; public class Start {{ {MAIN} System.out.println(Start.class.getResource("/one") == null ? 0 : 1); }} }}'
+        ),
+        "src/main/resources/one": "",
+        "src/test/java/a/StartTest.java": "package a; import org.nowhere.Test; class StartTest { @Test void a() {} }",
+    },
     "package in one file": {"Main.java": f"package x.y;\nimport java.util.*;\npublic class Main {{ {MAIN} System.out.println(1); }} }}"},
 }
 
 
 @needs_java
-@pytest.mark.parametrize("which", [*WITH_MAIN] if FULL else ["another name"])
+@pytest.mark.parametrize("which", [*WITH_MAIN] if FULL else ["another name", "Maven's"])
 def test_the_class_with_main_is_found(agent: AgentProcess, which: str) -> None:
     result = run(agent, "java", WITH_MAIN[which])
     assert (result.stdout, result.stderr, result.exits[-1].code) == (b"1\n", b"", 0)

@@ -277,6 +277,9 @@ def test_javas_without_junit(agent: AgentProcess, name: str) -> None:
         "Leap.java": "class Leap { static boolean leap(int year) { return year % 4 == 0; } }\n",
         "PassTest.java": "class PassTest { public static void main(String[] a) { assert Leap.leap(4); } }\n",
         "FailTest.java": 'class FailTest { public static void main(String[] a) { assert Leap.leap(3) : "three"; } }\n',
+        "Main.java": "class Main { public static void main(String[] a) { System.exit(3); } }\n",
     }
     result = run(agent, name, files)
     assert {test.name: test.outcome for test in results(name, result)} == {"FailTest": "failed", "PassTest": "passed"}, result.stderr
+    result = run(agent, name, {path: text for path, text in files.items() if path in ("Leap.java", "Main.java")})
+    assert {test.name: test.outcome for test in results(name, result)} == {"Main": "failed"}, result.stderr

@@ -54,6 +54,7 @@ def test_those_of_the_same_name_are_told_apart() -> None:
         (ended(9, ExitHow.SIGNALED, Limit.MEMORY), "error", "ended by its memory limit"),
         (ended(11, ExitHow.SIGNALED), "error", "ended by SIGSEGV"),
         (ended(99, ExitHow.SIGNALED), "error", "ended by signal 99"),
+        (ended(137), "error", "ended by SIGKILL"),
         (ended(3), "error", "the program ended before the test did, with status 3"),
     ],
 )
@@ -137,6 +138,82 @@ def test_gotest() -> None:
     assert found("gotest", "=== RUN   TestX\nout\n", ended(9, ExitHow.SIGNALED, Limit.WALL)) == [
         ("TestX", "timeout", "ended by its wall limit", "out\n")
     ]
+
+
+def test_gos_of_several_packages() -> None:
+    """Of programs that ended before their tests did, too."""
+    crash = "panic: a\n\ngoroutine 7 [running]:\n"
+    stdout = (
+        f"\x16=== PACKAGE .\n=== RUN   TestA\n{crash}\x16=== PACKAGE ./b/c\n=== RUN   TestA\nout"
+        "\x16=== PACKAGE ./d\n=== RUN   TestA\npanic: logged\n--- PASS: TestA (0.00s)\nPASS\n=== RUN   TestB\npanic: said\n"
+    )
+    assert found("gotest", stdout, ended(9, ExitHow.SIGNALED, Limit.WALL)) == [
+        ("TestA", "failed", "panic: a", crash),
+        ("b/c.TestA", "error", "the program ended before the test did", "out"),
+        ("d.TestA", "passed", "", "panic: logged\n"),
+        ("d.TestB", "timeout", "ended by its wall limit", "panic: said\n"),
+    ]
+
+
+GOOGLE = """[==========] Running 4 tests from 1 test suite.
+[----------] 4 tests from Leap
+[ RUN      ] Leap.Four
+said[       OK ] Leap.Four (2 ms)
+[ RUN      ] Leap.Five
+leap_test.cc:5: Failure
+Expected equality of these values:
+  5 % 4
+    Which is: 1
+  0
+
+[  FAILED  ] Leap.Five (0 ms)
+[ RUN      ] Leap.Later
+leap_test.cc:7: Skipped
+later
+[  SKIPPED ] Leap.Later (0 ms)
+[ RUN      ] Years/Leap.Is/0
+leap_test.cc:9: Failure
+Failed
+
+[  FAILED  ] Years/Leap.Is/0, where GetParam() = 5 (0 ms)
+"""
+GOOGLE_END = """[----------] 4 tests from Leap (2 ms total)
+
+[  PASSED  ] 1 test.
+[  FAILED  ] 1 test, listed below:
+[  FAILED  ] Leap.Five
+"""
+
+
+def test_googles() -> None:
+    rows = [
+        ("Leap.Four", "passed", "", "said"),
+        (
+            "Leap.Five",
+            "failed",
+            "Expected equality of these values:\n  5 % 4\n    Which is: 1\n  0",
+            "leap_test.cc:5: Failure\nExpected equality of these values:\n  5 % 4\n    Which is: 1\n  0\n\n",
+        ),
+        ("Leap.Later", "skipped", "leap_test.cc:7: Skipped\nlater", "leap_test.cc:7: Skipped\nlater\n"),
+        ("Years/Leap.Is/0", "failed", "Failed", "leap_test.cc:9: Failure\nFailed\n\n"),
+    ]
+    assert found("lines", f"\x1e+leap_test\n{GOOGLE}{GOOGLE_END}\x1e-1 20\n", ended(1)) == rows
+    crashed = f"\x1e+leap_test\n{GOOGLE}[ RUN      ] Leap.Crash\nout\x1e-139 20\n"
+    assert found("lines", crashed, ended(1)) == [*rows, ("Leap.Crash", "error", "ended by SIGSEGV", "out")]
+    late = "\x1e+leap_test\n[ RUN      ] Leap.Four\n[       OK ] Leap.Four (2 ms)\nbye\x1e-139 20\n"
+    assert found("lines", late, ended(1)) == [
+        ("Leap.Four", "passed", "", ""),
+        ("leap_test", "failed", "all tests ended, and then the program: ended by SIGSEGV", ""),
+    ]
+
+
+def test_what_ended_a_program_of_cpp() -> None:
+    said = "before\nterminate called after throwing an instance of 'std::runtime_error'\n  what():  boom\n"
+    assert found("lines", f"\x1e+a\n{said}\x1e-134 0\n", ended(1))[0][:3] == (
+        "a",
+        "failed",
+        "terminate called after throwing an instance of 'std::runtime_error'\n  what():  boom",
+    )
 
 
 @pytest.mark.parametrize("form", ["lines", "libtest", "gotest"])
