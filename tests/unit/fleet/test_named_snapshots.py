@@ -353,10 +353,9 @@ def test_a_host_fetches_a_snapshot_that_is_offered(caplog: pytest.LogCaptureFixt
                 assert not list(h2.runs)
                 pulled = store.find("ours").manifest
                 assert (pulled.parent, pulled.files["state.json"]) == ("", made.manifest.files["state.json"])
-                fetched = sum("fetched" in line for line in caplog.messages)
-                assert 1 <= fetched <= 2, "once at each host"
                 assert (await run(one.client, "true", snapshot="ours"))["status"] == "ok"
-                assert sum("fetched" in line for line in caplog.messages) == fetched
+                fetched = sum(line.startswith("fleet: fetched") for line in caplog.messages)
+                assert 1 <= fetched <= 2, "once at each host; the other one may have failed at first"
                 listed = await asyncio.to_thread(_cli, "list", "--fleet", fleet.server.url)
                 assert listed.split() == ["ours", platform.machine(), reference]
                 await asyncio.to_thread(_cli, "rm", "ours", "--fleet", fleet.server.url)
