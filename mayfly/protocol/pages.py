@@ -13,7 +13,6 @@ announces:
 Who reads it takes it for hostile: the machine that is sent may have hijacked its monitor.
 """
 
-import itertools
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
@@ -102,7 +101,8 @@ def common(runs: Runs, others: Runs) -> list[tuple[int, int]]:
     for first, count in runs:
         while passed < len(others) and sum(others[passed]) <= first:
             passed += 1
-        for other, length in itertools.islice(others, passed, None):
+        for place in range(passed, len(others)):
+            other, length = others[place]
             if other >= first + count:
                 break
             begin = max(first, other)
