@@ -194,17 +194,19 @@ def wait(link: socket.socket, *, made: bool) -> tuple[float, Ends] | None:
 
 def _kind(config: bytes) -> _Kind | None:
     """None where a spare cannot be: the machine is none of a snapshot, has a network of its own, or
-    would have all pages of a snapshot of its own before its guest runs.
+    would have pages of its own before its guest runs, but those that a base's warm-up writes:
+    whoever runs code decides how many others are, and no budget counts them.
     """
     try:
         wanted = decode(MachineConfig, config)
         if not wanted.restore or wanted.channel not in (Channel.VIRTIO, Channel.SERIAL) or wanted.arriving or wanted.page_by_page:
             return None
-        if (wanted.network and wanted.network.connected) or any(layer.copied for layer in wanted.restore):
+        base, *diffs = wanted.restore
+        if (wanted.network and wanted.network.connected) or base.copied or any(diff.copied or diff.eager for diff in diffs):
             return None
         paths = [f"{layer.folder}/{name}" for layer in wanted.restore for name in FILES]
         paths += [wanted.initrd] if wanted.initrd else []
-        return _Kind(config, paths, _look(paths), any(layer.eager for layer in wanted.restore))
+        return _Kind(config, paths, _look(paths), base.eager)
     except (MayflyError, OSError):
         return None
 
