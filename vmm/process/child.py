@@ -119,10 +119,10 @@ def run_spare(config: bytes, link: socket.socket, cell: Cell, turn: Turn) -> Non
 
 
 def _end_turn(turn: Turn, machine: Machine) -> None:
-    """Let the next machine begin when the guest of this one, which goes on, has said a word, or
-    soon; now if it boots.
+    """Let the next machine begin when the guest of this one has said a word, or soon, if it goes on
+    from a base, whose agent alone speaks then; else now, as other code is not to hold a turn.
     """
-    if not machine.config.restore or machine.config.paused or machine.config.arriving or machine.carrier is None:
+    if len(machine.config.restore) != 1 or machine.config.paused or machine.config.arriving or machine.carrier is None:
         turn.end()
         return
     ending = contextlib.ExitStack()

@@ -196,7 +196,7 @@ class _Server:
     def _fork_spare(self, config: bytes, link: socket.socket) -> int:
         from mayfly.vmm.process.child import run_spare
 
-        return self._fork(lambda: run_spare(config, link, self._cell, self._turns.of(NOBODY)))
+        return self._fork(lambda: run_spare(config, link, self._cell, self._turns.of(os.getpid())))
 
     def _end_spares(self) -> bool:
         """End and reap all; whether there was one."""

@@ -5,10 +5,14 @@ import select
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from mayfly.vmm.process import turns
+from mayfly.units import MIB
+from mayfly.vmm.config import Layer, MachineConfig
+from mayfly.vmm.process import child, turns
 from mayfly.vmm.process.turns import Turn, Turns
 
 End = Callable[[Turn], None]
@@ -92,3 +96,24 @@ def test_who_has_waited_for_long_goes_without(start: Start, monkeypatch: pytest.
     third = start(of(2))
     assert third.waits()
     third.wait()
+
+
+@pytest.mark.parametrize(("layers", "ends"), [(0, "at once"), (1, "first word"), (1, "time"), (2, "at once")])
+def test_only_what_goes_on_from_a_base_keeps_its_turn_for_a_moment(layers: int, ends: str) -> None:
+    """Other guests may have been taken over."""
+    config = MachineConfig(kernel="kernel", memory=16 * MIB, restore=(Layer(folder="base"),) * layers)
+    ended, later = [], []
+    machine: Any = SimpleNamespace(
+        config=config, carrier=SimpleNamespace(on_first_word=None), loop=SimpleNamespace(call_later=lambda *call: later.append(call))
+    )
+    turn: Any = SimpleNamespace(end=lambda: ended.append(1))
+    child._end_turn(turn, machine)
+    if ends == "at once":
+        assert (ended, machine.carrier.on_first_word, later) == ([1], None, [])
+        return
+    assert ended == []
+    ((delay, end),) = later
+    assert delay == child.FIRST_WORD_S
+    for call in (machine.carrier.on_first_word, end) if ends == "first word" else (end, machine.carrier.on_first_word):
+        call()
+        assert ended == [1]
