@@ -92,7 +92,7 @@ def asserts(path: Any) -> Any:
     called = set()
 
     def walk(node: Any) -> Any:
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        if isinstance(node, ast.FunctionDef):
             functions[node.name] = any(isinstance(inner, ast.Assert) for inner in ast.walk(node))
         elif isinstance(node, ast.If) and "__name__" in ast.dump(node.test):
             return False
@@ -105,7 +105,7 @@ def asserts(path: Any) -> Any:
     try:
         with open(path, "rb") as file:
             return walk(ast.parse(file.read())) or any(functions.get(name) for name in called)
-    except (SyntaxError, ValueError, RecursionError):  # a test for whoever loads it
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # a test for whoever loads it
         return False
 
 
@@ -252,19 +252,13 @@ def with_pytest(pytest: Any, hidden: Any, words: Any) -> Any:
 
         def __init__(self) -> None:
             self.open: dict[str, list[Any]] = {}
-            self.loaded: set[str] = set()
-            """Files that are told as they are, as what they raised."""
 
-        def pytest_collection_finish(self, session: Any) -> None:
-            told = self.loaded | {str(item.path) for item in session.items}
-            for path in alone:
-                if os.path.abspath(path) not in told:
-                    ended(path, "passed", 0)
+        def pytest_collection_finish(self) -> None:
             remove(hidden)
 
         def pytest_collectreport(self, report: Any) -> None:
-            if report.outcome != "passed":
-                self.loaded.add(os.path.abspath(report.nodeid))
+            if report.passed and not report.result and report.nodeid in alone:
+                ended(report.nodeid, "passed", 0)
             if report.failed:
                 asserted = re.search(r"^E +(assert |AssertionError)", report.longreprtext, re.MULTILINE)
                 for module in re.findall(r"^E +ModuleNotFoundError: No module named '(.*)'$", report.longreprtext, re.MULTILINE):
@@ -296,7 +290,7 @@ def with_pytest(pytest: Any, hidden: Any, words: Any) -> Any:
         return lines[-1] if lines else ""
 
     select = ["-k", " or ".join(words)] if words else []
-    options = ["-o", "cache_dir=/tmp/pytest", "--capture=fd"]  # behind those of the project's own configuration
+    options = ["-o", "cache_dir=/tmp/pytest", "--capture=fd", "--rootdir=."]  # behind those of the project's own configuration
     files = test_files()
     alone = [path for path in files if asserts(path)]
     for path in files:

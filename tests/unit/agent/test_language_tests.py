@@ -201,8 +201,8 @@ def test_plain_asserts_beside_pytests(agent: AgentProcess) -> None:
     }
     result = run(agent, "python", files, pytest=True)
     assert [(test.name, test.outcome) for test in results("python", result)] == [
-        ("b_test.py", "failed"),
         ("a_test.py", "passed"),
+        ("b_test.py", "failed"),
     ], result.stderr
     del files["b_test.py"]
     result = run(agent, "python", files, pytest=True)
@@ -210,6 +210,30 @@ def test_plain_asserts_beside_pytests(agent: AgentProcess) -> None:
         ("a_test.py", "passed"),
         ("c_test.py::T::test_c", "passed"),
     ], result.stderr
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        pytest.param(
+            {"pytest.ini": "[pytest]\naddopts = -x\n", "a_test.py": "assert 1 == 2\n", "b_test.py": "assert 1 == 3\n"},
+            [("a_test.py", "failed")],
+            id="not loaded",
+        ),
+        pytest.param(
+            {"tests/pytest.ini": "[pytest]\n", "tests/a_test.py": "assert 1 == 2\n"}, [("tests/a_test.py", "failed")], id="another root"
+        ),
+        pytest.param(
+            {"pytest.ini": "[pytest]\naddopts = -k other\n", "a_test.py": "assert 1\n\ndef test_a(): assert 0\n"}, [], id="not asked for"
+        ),
+        pytest.param({"a_test.py": "async def check(): assert 0\n\ncheck().close()\n"}, [], id="never run"),
+    ],
+)
+def test_a_file_is_not_told_as_passed_that_asserted_nothing(
+    agent: AgentProcess, files: dict[str, str], expected: list[tuple[str, str]]
+) -> None:
+    result = run(agent, "python", files, pytest=True)
+    assert [(test.name, test.outcome) for test in results("python", result)] == expected, result.stderr
 
 
 def test_a_file_that_raises_says_where(agent: AgentProcess) -> None:
