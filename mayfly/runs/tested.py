@@ -36,7 +36,7 @@ CRASHES = SIGNALS - {128 + signal.SIGABRT}
 
 T = TypeVar("T")
 Outcome: TypeAlias = Literal["passed", "failed", "skipped", "error", "timeout"]
-_GO_END = re.compile(r"^(.*?)(?:\x16)?( *)--- (PASS|FAIL|SKIP): (\S+) \((\d+(?:\.\d+)?)s\)$")
+_GO_END = re.compile(r"--- (PASS|FAIL|SKIP): (\S+) \((\d+(?:\.\d+)?)s\)$")
 _GO_BEGIN = re.compile(r"^(.*?)(?:\x16)?=== (RUN|CONT|NAME|PAUSE) +(\S+)$")
 _GO_PACKAGE = re.compile(r"^(.*?)\x16=== PACKAGE (?:\./)?(.*)$")
 _GO_CRASH = re.compile(r"^(?:panic|fatal error): .*", re.MULTILINE)
@@ -47,7 +47,7 @@ _UNITY = re.compile(r":\d+:(\w+(?:\([^:\n]*\))?):(PASS|FAIL|IGNORE)\b(?:: ?(.*))
 _UNITY_END = re.compile(r"^(\d{1,9}) Tests (\d{1,9}) Failures (\d{1,9}) Ignored", re.MULTILINE)
 _UNITY_OUTCOMES: Mapping[str, Outcome] = {"PASS": "passed", "FAIL": "failed", "IGNORE": "skipped"}
 _GOOGLE = re.compile(
-    r"\[ RUN      \] (\S+)\n((?:(?!\[ RUN      \] ).)*?)(?:\[ +(OK|FAILED|SKIPPED) +\] \1(?:, where [^\n]*)? \((\d{1,9}) ms\)\n|\Z)",
+    r"\[ RUN      \] (\S+)\n((?:(?!\[ RUN      \] ).)*?)(?:\[ +(OK|FAILED|SKIPPED) +\] \1(?:, where [^\n]{0,2000})? \((\d{1,9}) ms\)\n|\Z)",
     re.DOTALL,
 )
 _GOOGLE_OUTCOMES: Mapping[str, Outcome] = {"OK": "passed", "FAILED": "failed", "SKIPPED": "skipped"}
@@ -56,8 +56,9 @@ _CATCH_SKIPPED = "\ntest cases: 1 | 1 skipped\n"
 _JAVA_THROWN = re.compile(r'^Exception in thread "[^"\n]*" (.*?)(?:\n\tat |\n?\Z)', re.DOTALL | re.MULTILINE)
 _RUST_LINE = re.compile(r'\{ ?"type": ?"test".*')
 """May stand behind what a test put out past the runner."""
-_RUST_PANIC = re.compile(r"panicked at [^\n]*:\d+:\d+:\n(.*?)(?:\nnote: run with|\n\nthread '|\Z)", re.DOTALL)
-_RUST_OLD_PANIC = re.compile(r"panicked at '(.*?)', [^\n]*:\d+:\d+$", re.DOTALL | re.MULTILINE)
+_RUST_PLACE = re.compile(r":\d+:\d+:$")
+_RUST_PANIC_END = re.compile(r"\nnote: run with|\n\nthread '|\Z")
+_RUST_OLD_PANIC_END = re.compile(r"', [^\n']*:\d+:\d+$", re.MULTILINE)
 
 
 class _Told(msgspec.Struct):
@@ -315,8 +316,13 @@ def _read_libtest(text: str, tests: _Tests) -> None:
 
 
 def _panic(stdout: str) -> str:
-    found = _RUST_PANIC.search(stdout) or _RUST_OLD_PANIC.search(stdout)
-    return found[1].strip() if found else stdout.strip()
+    lines = stdout.split("\n")
+    for number, line in enumerate(lines[:-1], 1):
+        if "panicked at " in line and _RUST_PLACE.search(line):
+            return _RUST_PANIC_END.split("\n".join(lines[number:]), 1)[0].strip()
+    _, old, said = stdout.partition("panicked at '")  # before Rust 1.73
+    end = _RUST_OLD_PANIC_END.search(said)
+    return said[: end.start()].strip() if old and end else stdout.strip()
 
 
 def _read_gotest(text: str, tests: _Tests) -> None:
@@ -349,11 +355,12 @@ def _read_gotest(text: str, tests: _Tests) -> None:
                 tests.begin(prefix + found[3])
             if found[2] != "PAUSE":
                 current = prefix + found[3]
-        elif found := _GO_END.match(bare):
-            if found[1].strip():
-                tests.say(current, found[1])
-            current = prefix + found[4]
-            ended[current] = (_GO_OUTCOMES[found[3]], float(found[5]) * 1000)
+        elif found := _GO_END.search(bare):
+            before = bare[: found.start()].rstrip(" ").removesuffix("\x16")
+            if before.strip():
+                tests.say(current, before)
+            current = prefix + found[2]
+            ended[current] = (_GO_OUTCOMES[found[1]], float(found[3]) * 1000)
         elif bare in ("PASS", "FAIL", "\x16PASS", "\x16FAIL"):
             current = ""
         else:

@@ -326,6 +326,29 @@ def test_there_is_an_end_to_tests_and_to_their_names() -> None:
     assert len(str(found("lines", f"\x1e+{'x' * 9999}\n\x1e-0 0\n")[0][0])) == MAX_NAME
 
 
+LONG = 1 << 20
+LAST = '{"type": "test", "event": "failed", "name": "a", "stdout": "%s"}\n'
+
+
+@pytest.mark.parametrize(
+    ("form", "stdout"),
+    [
+        pytest.param("gotest", "=== RUN   a\n" + " " * LONG + "\n", id="spaces"),
+        pytest.param("gotest", "=== RUN   a\n" + " --- PASS: a (1" * (LONG // 15) + "\n", id="ends"),
+        pytest.param("gotest", "=== RUN   a\n" + "=== RUN " * (LONG // 8) + "\n", id="begins"),
+        pytest.param("lines", "\x1e+a\n[ RUN      ] a\n" + "[  OK ] a, where " * (LONG // 17) + "\n\x1e-0 0\n", id="GoogleTest's ends"),
+        pytest.param("lines", "\x1e+a\n" + ":1:a(" * (LONG // 5) + "\n\x1e-0 0\n", id="Unity's tests"),
+        pytest.param("lines", "\x1e+a\n" + 'Exception in thread "' * (LONG // 21) + "\n\x1e-1 0\n", id="Java's exceptions"),
+        pytest.param("libtest", LAST % ("panicked at a:1:1" * (LONG // 17)), id="panics"),
+        pytest.param("libtest", LAST % ("panicked at 'a', " * (LONG // 17)), id="older panics"),
+        pytest.param("libtest", '{"type": "test"' * (LONG // 15), id="objects"),
+    ],
+)
+def test_what_resembles_results_is_read_in_one_pass(form: str, stdout: str) -> None:
+    """Programs print what they like: by squares of its length this would take hours."""
+    assert len(read_tests(form, stdout.encode(), ended())) == 1
+
+
 @given(
     st.sampled_from(["lines", "libtest", "gotest"]),
     st.binary(max_size=300) | st.text(alphabet='\x1e{}+-01"a:=\n RUN', max_size=80).map(str.encode),
