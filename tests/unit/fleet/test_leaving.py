@@ -288,7 +288,7 @@ def test_a_host_that_never_says_that_it_takes_a_run(taken: bool, monkeypatch: py
             assert err(seen) == "[1]quit"
             assert counted(output(seen)) > 0
             assert [run.id for run in h2.runs] == [run_id]
-            assert [run.id for run in h1.runs] == ([] if taken else [run_id])
+            await until(lambda: [run.id for run in h1.runs] == ([] if taken else [run_id]))
 
     in_fleet(scenario, limit_s=280)
 
@@ -321,6 +321,7 @@ def test_the_end_of_input_goes_with_a_run(monkeypatch: pytest.MonkeyPatch) -> No
             typed.set()
             await operate(fleet, lambda engine: wait_until_idle(engine, "h1", 200))
             assert h2.get(run_id).stdin.ended
+            await until(lambda: err(seen) == "[1]")
             async with way.client.delete(f"/runs/{run_id}") as answer:
                 assert answer.status == 204
             await reader
@@ -424,6 +425,7 @@ def test_a_connection_between_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
             one, two = Links(h1, come.put, spawn), Links(h2, come.put, spawn)
             await h1.listen("move.h1.*.*", one.heard)
             await h2.listen("move.h2.*.*", two.heard)
+            await h2._client.flush()  # or else the first piece may find nobody
             here = one.connect("h2")
             sending = asyncio.create_task(here.send(Commit()))
             there = await come.get()
