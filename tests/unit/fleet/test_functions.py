@@ -20,6 +20,7 @@ from mayfly.functions.spec import FunctionSpec
 from mayfly.functions.store import make_function
 from mayfly.host import keys
 from mayfly.schema import msgspec, replace
+from mayfly.units import MIB
 from tests.kit.fleet_kit import Fleet, Way, in_fleet, until
 from tests.kit.functions_kit import install_echo
 
@@ -200,9 +201,9 @@ def test_a_key_s_limits_hold_for_functions_too() -> None:
 
 def test_a_host_that_stops_gives_back_what_no_guest_has() -> None:
     async def scenario(fleet: Fleet) -> None:
-        await fleet.add_host("h1")
+        await fleet.add_host("h1", memory_budget=400 * MIB)  # has room for one guest
         async with fleet.gateway("g1") as way:
-            await create(fleet, "echo", timeout_s=60, queue_s=60, concurrency_limit=2)
+            await create(fleet, "echo", timeout_s=60, queue_s=60, concurrency_limit=2, memory=256 * MIB)
             await until(lambda: bool(way.runner.functions.all()))
             begun = asyncio.create_task(ask(way.client, "echo", b"!sleep 60", 503))
             await until(lambda: fleet.hosts["h1"].health().memory_used > 0 and any(_begun(way)))
