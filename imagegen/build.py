@@ -22,7 +22,7 @@ from mayfly.imagegen.oci.layout import LayoutSource
 from mayfly.imagegen.oci.reference import LayoutReference, Reference
 from mayfly.imagegen.oci.registry import RegistrySource
 from mayfly.imagegen.options import Options
-from mayfly.imagegen.packages import add_packages
+from mayfly.imagegen.packages import add_packages, check_packages
 from mayfly.imagegen.packages.target import Target
 from mayfly.imagegen.prepared import add_packages_prepared, add_prepared, can_ask
 from mayfly.imagegen.progress import Progress
@@ -57,6 +57,7 @@ def build(options: Options, progress: Progress) -> Built:
     Raises:
         MayflyError: whatever stands in the way; the image that was there before is untouched.
     """
+    check_packages(options)
     progress.say(f"{options.name} for {options.arch} from {options.reference}")
     source = source_of(options.reference, progress, insecure=options.insecure, offline=options.offline)
     agent = read_agent(options.arch)

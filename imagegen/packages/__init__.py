@@ -5,6 +5,7 @@ unpacked into its tree.
 from collections.abc import Callable, Mapping
 
 from mayfly.files import storing
+from mayfly.imagegen.options import Options
 from mayfly.imagegen.packages import crates, debs, maven, modules, npm, wheels
 from mayfly.imagegen.packages.target import Target
 from mayfly.images.manifest import Package
@@ -19,6 +20,28 @@ ADD: Mapping[str, Callable[[Target], tuple[Package, ...]]] = {
     "wheels": wheels.add,
 }
 """By the kind that a language's file says."""
+PARSE: Mapping[str, Callable[[str], object]] = {
+    "crates": crates.parse,
+    "deb": debs.parse,
+    "maven": maven.parse,
+    "modules": modules.parse,
+    "npm": npm.parse,
+    "wheels": wheels.parse,
+}
+"""What reads the name of one that is asked for."""
+
+
+def check_packages(options: Options) -> None:
+    """Refuse packages whose names make no sense, before anything is fetched.
+
+    Raises:
+        ConfigError: one is named so.
+        ImageError: one is wanted in versions that no registry has.
+    """
+    known = options.with_packages
+    if known is not None:
+        for text in options.packages:
+            PARSE[known.kind](text)
 
 
 def add_packages(target: Target) -> tuple[Package, ...]:

@@ -13,7 +13,7 @@ from mayfly.errors import ConfigError, LayerError, RegistryError
 from mayfly.imagegen.digests import is_digest
 from mayfly.imagegen.packages.archives import Packed, read_tgz
 from mayfly.imagegen.packages.cfg import Programs
-from mayfly.imagegen.packages.crate_index import NAME, Index
+from mayfly.imagegen.packages.crate_index import NAME, Index, spec
 from mayfly.imagegen.packages.crate_resolver import Crate, resolve
 from mayfly.imagegen.packages.target import Target
 from mayfly.images.manifest import Package
@@ -138,8 +138,10 @@ def parse(text: str) -> tuple[str, str, frozenset[str]]:
 
     Raises:
         ConfigError: it makes no sense.
+        ImageError: the requirement is no range of versions.
     """
     asked = _ASKED.fullmatch(text)
     if asked is None:
         raise ConfigError(f"--package {text!r} is not a crate", hint="write it as serde, serde@1 or serde@1 --features derive")
+    spec(asked[2] or "*", "--package")
     return asked[1], asked[2] or "*", frozenset(asked[3].split(",") if asked[3] else ())

@@ -63,7 +63,7 @@ def add(target: Target) -> tuple[Package, ...]:
         raise ImageError("the image does not say which suite of Debian it is of", hint="take an image of Debian: docker.io/library/gcc")
     index = read_index(downloads, system.suite, target)
     there = {name: package.version for name, package in target.system.items() if _is_whole(target.tree, package)}
-    asked = {text.partition("=")[0] for text in target.options.packages}
+    asked = {parse(text)[0] for text in target.options.packages}
     added, linked = [], set()
     for deb in resolve(target.options.packages, index, there):
         before = _libraries(target)
@@ -156,6 +156,18 @@ def _read_deb(paragraph: str) -> Deb | None:
     return Deb(fields["Package"], fields["Version"], tuple(needs), tuple(provides), fields["Filename"], digest)
 
 
+def parse(text: str) -> tuple[str, str]:
+    """`zlib1g-dev=1.3` as name and version, which may be empty.
+
+    Raises:
+        ConfigError: it makes no sense.
+    """
+    asked = _ASKED.fullmatch(text)
+    if asked is None:
+        raise ConfigError(f"--package {text!r} is not a name of Debian's", hint="write it as zlib1g-dev or zlib1g-dev=VERSION")
+    return asked[1], asked[2] or ""
+
+
 def resolve(wanted: Sequence[str], index: Mapping[str, Deb], there: Mapping[str, str]) -> list[Deb]:
     """The packages that are wanted, and what they need besides those that are `there`, sorted by
     name. One suite fits together: of versions only exact ones count.
@@ -178,15 +190,12 @@ def resolve(wanted: Sequence[str], index: Mapping[str, Deb], there: Mapping[str,
         if len(chosen) > MAX_PACKAGES:
             raise ImageError(f"these are more than {MAX_PACKAGES} packages", hint="ask for fewer")
 
-    for text in wanted:
-        asked = _ASKED.fullmatch(text)
-        if asked is None:
-            raise ConfigError(f"--package {text!r} is not a name of Debian's", hint="write it as zlib1g-dev or zlib1g-dev=VERSION")
-        if asked[1] not in index:
-            raise ImageError(f"the suite has no package {asked[1]!r}", hint="look it up: https://packages.debian.org")
-        if asked[2] and asked[2] != index[asked[1]].version:
-            raise ImageError(f"the suite has {asked[1]} {index[asked[1]].version}, not {asked[2]}", hint="ask for that, or for any")
-        choose(asked[1])
+    for name, version in map(parse, wanted):
+        if name not in index:
+            raise ImageError(f"the suite has no package {name!r}", hint="look it up: https://packages.debian.org")
+        if version and version != index[name].version:
+            raise ImageError(f"the suite has {name} {index[name].version}, not {version}", hint="ask for that, or for any")
+        choose(name)
     while todo:
         name = todo.pop()
         for clause in index[name].needs:

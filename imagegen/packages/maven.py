@@ -197,6 +197,20 @@ def _needs(root: ElementTree.Element, path: str) -> list[Need]:
     ]
 
 
+def parse(text: str) -> tuple[Name, str]:
+    """`org.json:json:20240303` as name and version, which may be empty.
+
+    Raises:
+        ConfigError: it makes no sense.
+    """
+    asked = _ASKED.fullmatch(text)
+    if asked is None:
+        raise ConfigError(
+            f"--package {text!r} is not Maven's name of a package", hint="write it as GROUP:ARTIFACT or GROUP:ARTIFACT:VERSION"
+        )
+    return Name(asked[1], asked[2]), asked[3] or ""
+
+
 def resolve(wanted: Iterable[str], repository: Repository) -> list[Pom]:
     """The packages that are wanted and what they need, sorted by name: of one that is needed in
     several versions the one nearest to what was asked for.
@@ -207,14 +221,8 @@ def resolve(wanted: Iterable[str], repository: Repository) -> list[Pom]:
     """
     chosen: dict[Name, Pom] = {}
     todo: deque[tuple[Name, str, frozenset[Name]]] = deque()
-    for text in wanted:
-        asked = _ASKED.fullmatch(text)
-        if asked is None:
-            raise ConfigError(
-                f"--package {text!r} is not Maven's name of a package", hint="write it as GROUP:ARTIFACT or GROUP:ARTIFACT:VERSION"
-            )
-        name = Name(asked[1], asked[2])
-        todo.append((name, asked[3] or repository.newest(name), frozenset()))
+    for name, version in map(parse, wanted):
+        todo.append((name, version or repository.newest(name), frozenset()))
     while todo:
         name, version, excluded = todo.popleft()
         if name in chosen:

@@ -25,6 +25,7 @@ from mayfly.schema import decode
 ACCEPT = "application/vnd.npm.install-v1+json"
 MAX_PACKAGES = 2000
 _NAME = re.compile(r"(?:@[a-z0-9~-][a-z0-9._~-]*/)?[a-zA-Z0-9~_-][a-zA-Z0-9._~-]*")
+_TAG = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 _LOOSE = re.compile(r"(?<=[<>=~^])\s+(?:v(?=\d))?|(?<![\w.+-])v(?=\d)")
 """What npm passes over in a range: spaces behind an operator, a `v` before a version."""
 _CPUS = {"x86_64": "x64", "aarch64": "arm64"}
@@ -210,8 +211,7 @@ def resolve(wanted: Iterable[str], registry: _Registry) -> list[_Placed]:
         if len(placed) > MAX_PACKAGES:
             raise ImageError(f"these are more than {MAX_PACKAGES} packages", hint="ask for fewer")
 
-    for text in wanted:
-        name, range_ = _parse(text)
+    for name, range_ in map(parse, wanted):
         need(top, name, range_)
     while todo:
         package = todo.popleft()
@@ -231,12 +231,19 @@ def resolve(wanted: Iterable[str], registry: _Registry) -> list[_Placed]:
     return placed
 
 
-def _parse(text: str) -> tuple[str, str]:
-    """`lodash`, `lodash@4`, `@types/node@^20` as name and range."""
+def parse(text: str) -> tuple[str, str]:
+    """`lodash`, `lodash@4`, `@types/node@^20` as name and range.
+
+    Raises:
+        ConfigError: it makes no sense.
+        ImageError: the range is none, nor the name of a version.
+    """
     at = text.find("@", 1)
     name, range_ = (text, "latest") if at < 0 else (text[:at], text[at + 1 :])
     if not _NAME.fullmatch(name):
         raise ConfigError(f"--package {text!r} is not a name of npm's", hint="write it as lodash, lodash@4 or @types/node@^20")
+    if not _TAG.fullmatch(range_):
+        _fits("0.0.0", range_)
     return name, range_
 
 

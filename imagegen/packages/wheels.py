@@ -324,6 +324,24 @@ class _Search:
         return [_Wish(need, by) for need in self.index.dependencies(wheel, sorted(extras))]
 
 
+def parse(text: str) -> Requirement:
+    """`requests[socks]>=2` as a requirement.
+
+    Raises:
+        ConfigError: it makes no sense, or is an address.
+    """
+    hint = "write it as numpy, 'numpy==2.*' or 'requests[socks]>=2'"
+    try:
+        requirement = Requirement(text)
+        if requirement.marker is not None:
+            requirement.marker.evaluate({"extra": ""})
+    except (InvalidRequirement, UndefinedEnvironmentName) as error:
+        raise ConfigError(f"--package {text!r}: {error}", hint=hint) from error
+    if requirement.url is not None:
+        raise ConfigError(f"--package {text!r} is at an address, which is not in an index", hint=hint)
+    return requirement
+
+
 def resolve(wanted: Sequence[str], index: Index) -> list[Wheel]:
     """The wheels of the packages that are `wanted` and of all that they need, sorted by name.
 
@@ -332,14 +350,7 @@ def resolve(wanted: Sequence[str], index: Index) -> list[Wheel]:
         ImageError: there is no set of wheels that fits.
         RegistryError: the index cannot be read.
     """
-    wishes = []
-    for text in wanted:
-        try:
-            requirement = Requirement(text)
-            if index.wants(requirement):
-                wishes.append(_Wish(requirement, "the command line"))
-        except (InvalidRequirement, UndefinedEnvironmentName) as error:
-            raise ConfigError(f"--package {text!r}: {error}", hint="write it as numpy, 'numpy==2.*' or 'requests[socks]>=2'") from error
+    wishes = [_Wish(requirement, "the command line") for requirement in map(parse, wanted) if index.wants(requirement)]
     search = _Search(index)
     found = search.choose(wishes, {})
     if found is None:

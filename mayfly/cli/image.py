@@ -225,11 +225,21 @@ def list_command(as_json: bool) -> None:
 def _folder(image: str, arch: str) -> Path:
     """The image's folder. The names come from the user and become part of a path, so they must be
     plain.
+
+    Raises:
+        ImageNotFoundError: there is none.
     """
     for name in (image, arch):
         if "/" in name or name.startswith("."):
             raise ImageNotFoundError(f"there is no image {name!r}", hint="see what there is: imagegen list")
-    return image_dir(image, arch)
+    folder = image_dir(image, arch)
+    if not folder.is_dir():
+        there = sorted({one.parent.name for one in image_folders() if one.name == arch})
+        known = known_languages()
+        hint = f"build it: imagegen build {image}" if image.partition("@")[0] in known else f"languages are {', '.join(known)}"
+        has = f"; images here are {', '.join(there)}" if there else ""
+        raise ImageNotFoundError(f"there is no image {image!r} for {arch} machines", hint=hint + has)
+    return folder
 
 
 @cli.command("inspect")
@@ -281,8 +291,6 @@ def unpack_command(image: str, folder: Path, arch: str) -> None:
 def rm_command(image: str, arch: str, as_json: bool) -> None:
     """Remove an image. Machines that run from it are not disturbed."""
     folder = _folder(image, arch)
-    if not folder.is_dir():
-        raise ImageNotFoundError(f"{folder}: no image there", hint="see what there is: imagegen list")
     with storing(folder):
         remove(folder)
     click.echo(json.dumps({"removed": str(folder)}) if as_json else f"removed {folder}")

@@ -190,7 +190,7 @@ def test_data_of_a_wheel_goes_to_its_places(layout: Path, server: PackageServer)
         ("c>=2", ImageError, r"b 1\.0 needs c<2, not 2\.0|no wheel of c fits <2,>=2|no wheel of c fits >=2,<2"),
         ("a==", ConfigError, "--package 'a=='"),
         ("../a", ConfigError, r"--package '\.\./a'"),
-        ("a @ http://127.0.0.1/a.whl", ImageError, "which is not in an index"),
+        ("a @ http://127.0.0.1/a.whl", ConfigError, "which is not in an index"),
     ],
 )
 def test_what_cannot_be_had_is_said(layout: Path, server: PackageServer, wanted: str, error: type[MayflyError], message: str) -> None:
