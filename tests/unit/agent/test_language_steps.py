@@ -425,6 +425,7 @@ def test_an_error_of_typescript_is_a_failed_build_and_types_are_not_checked(agen
     assert b'[ERROR] Unexpected ";"' in result.stderr
     assert b"main.ts:1:18:" in result.stderr
     assert run(agent, "typescript", {"main.ts": 'const x: number = "text"; console.log(x);'}).stdout == b"text\n"
+    assert b"there is no main.ts" in run(agent, "typescript", {"index.ts": ""}).stderr
 
 
 @needs_esbuild
@@ -432,8 +433,29 @@ def test_an_error_of_typescript_is_a_failed_build_and_types_are_not_checked(agen
 def test_typescript_has_elements_and_waits_beside_require(agent: AgentProcess) -> None:
     source = "const React = { createElement: (...all: unknown[]) => all };\nconsole.log(...(<b>x</b> as unknown[]));\n"
     assert run(agent, "typescript", {"main.tsx": source}).stdout == b"b null x\n"
+    plain = source.replace(": unknown[]", "").replace("(<b>x</b> as unknown[])", "<b>x</b>")
+    assert run(agent, "typescript", {"main.jsx": plain}).stdout == b"b null x\n"
     source = "const two: number = await Promise.resolve(2);\nconst path = require('path');\nconsole.log(path.sep, two);\n"
     assert run(agent, "typescript", {"main.ts": source}).stdout == b"/ 2\n"
+
+
+@needs_esbuild
+@pytest.mark.usefixtures("with_esbuild")
+@pytest.mark.parametrize("first", ["", "await null;\n"], ids=["CommonJS", "a module"])
+def test_typescript_built_in_knows_where_it_is(agent: AgentProcess, first: str) -> None:
+    main = "if (require.main === module) console.log('main');\n"
+    files = {
+        "main.ts": f"import {{ said, url }} from './lib/deep/data';\nimport own from './own';\n{first}{main}"
+        "console.log(said(), url, own, import.meta.dirname === __dirname && own === __dirname);\n",
+        "lib/deep/data.ts": f"{main}import * as fs from 'fs';\nexport const url = import.meta.url.slice(-16);\n"
+        "export const said = () => fs.readFileSync(__dirname + '/said.txt', 'utf8');\n",
+        "lib/deep/said.txt": "said",
+        "own.ts": "import { dirname } from 'path';\nimport { fileURLToPath } from 'url';\n"
+        "const __filename = fileURLToPath(import.meta.url);\nconst __dirname = dirname(__filename);\n"
+        "if (process.argv[1] === __filename) console.log('own');\nexport default __dirname;\n",
+    }
+    result = run(agent, "typescript", files)
+    assert result.stdout.decode() == f"main\nsaid lib/deep/data.ts {agent.work} true\n", result.stderr
 
 
 @needs_esbuild
