@@ -8,9 +8,11 @@ believed but that they are somebody's words.
                                    and so are GoogleTest's (`[ RUN      ] NAME`)
                    {"name"}        a test begins; the name may have more than one line
                    {"name", "outcome", "message"?, "wall_ms"?, "output"?}   a test has ended
-    libtest    Rust's: `--format json`, an object a line
-    gotest     Go's: `-test.v`, lines as `--- PASS: TestX (0.00s)`; before those of each package of
-               several, behind a byte 0x16, `=== PACKAGE FOLDER`, which is before its tests' names
+    libtest    Rust's: `--format json`, an object a line; or lines as above, of a program that is a
+               test
+    gotest     Go's: `-test.v`, lines as `--- PASS: TestX (0.00s)`, since 1.20 behind a byte 0x16;
+               before those of each package of several, behind such a byte too, `=== PACKAGE
+               FOLDER`, which is before its tests' names
 """
 
 import json
@@ -29,6 +31,8 @@ MAX_NAME = 500
 """Letters of a test's name."""
 SKIPPED = 77
 """The exit status of a test program that does not apply, as of automake and meson."""
+RUST_PANICKED = 101
+"""The exit status of a program of Rust's that has panicked."""
 SIGNALS = frozenset(128 + number for number in signal.valid_signals())
 """A shell's statuses of programs that a signal ended."""
 CRASHES = SIGNALS - {128 + signal.SIGABRT}
@@ -36,12 +40,16 @@ CRASHES = SIGNALS - {128 + signal.SIGABRT}
 
 T = TypeVar("T")
 Outcome: TypeAlias = Literal["passed", "failed", "skipped", "error", "timeout"]
-_GO_END = re.compile(r"--- (PASS|FAIL|SKIP): (\S+) \((\d+(?:\.\d+)?)s\)$")
-_GO_BEGIN = re.compile(r"^(.*?)(?:\x16)?=== (RUN|CONT|NAME|PAUSE) +(\S+)$")
-_GO_PACKAGE = re.compile(r"^(.*?)\x16=== PACKAGE (?:\./)?(.*)$")
+_GO_END = re.compile(r"--- (PASS|FAIL|SKIP): (\S+) \((\d+(?:\.\d+)?)s\)")
+_GO_BEGIN = re.compile(r"=== (RUN|CONT|NAME|PAUSE) +(\S+)")
+_GO_PACKAGE = re.compile(r"=== PACKAGE (?:\./)?(.*)")
+_GO_MARKED = re.compile(r"\x16(?:=== RUN |--- |PASS\n|FAIL\n)")
+_GO_UNMARKED = re.compile(rf"(?:{_GO_END.pattern}|{_GO_BEGIN.pattern}|\A(?:PASS|FAIL))\Z")
 _GO_CRASH = re.compile(r"^(?:panic|fatal error): .*", re.MULTILINE)
 _GO_OUTCOMES: Mapping[str, Outcome] = {"PASS": "passed", "FAIL": "failed", "SKIP": "skipped"}
 _GO_PLACE = re.compile(r"^\s+\S+\.go:\d+: ")
+_GO_BEHIND = re.compile(r"(?<=\S) {4}[^\s:]+_test\.go:\d+: ")
+"""That behind a line without an end."""
 _UNITY = re.compile(r":\d+:(\w+(?:\([^:\n]*\))?):(PASS|FAIL|IGNORE)\b(?:: ?(.*))?\n?")
 """Behind a file's name, which may stand behind what the test put out."""
 _UNITY_END = re.compile(r"^(\d{1,9}) Tests (\d{1,9}) Failures (\d{1,9}) Ignored", re.MULTILINE)
@@ -230,6 +238,7 @@ def _end_program(tests: _Tests, name: str, status: int, wall_ms: float) -> None:
         _catch_message(text)
         or _thrown(text)
         or _terminated(text)
+        or (_panic(text) if status == RUST_PANICKED else "")
         or (printed[-1] if printed and status not in CRASHES else _status(status))
     )
     tests.end(name, outcome, "" if outcome == "passed" else message, wall_ms)
@@ -302,6 +311,8 @@ def _status(status: int) -> str:
 
 
 def _read_libtest(text: str, tests: _Tests) -> None:
+    if text.startswith("\x1e"):
+        _read_lines(text, tests)
     outcomes: Mapping[str, Outcome] = {"ok": "passed", "failed": "failed", "ignored": "skipped"}
     for match in _RUST_LINE.finditer(text):
         found = _decode(match[0], _LibTest)
@@ -340,32 +351,41 @@ def _read_gotest(text: str, tests: _Tests) -> None:
             if crash and "\ngoroutine " in said:
                 tests.end(name, "failed", crash[0], None)
 
+    marked = _GO_MARKED.search(text) is not None
     for line in text.splitlines(keepends=True):
-        bare = line.removesuffix("\n")
-        if found := _GO_PACKAGE.match(bare):
-            tests.say(current, found[1])
+        said, words = _go_words(line.removesuffix("\n"), marked)
+        if found := _GO_PACKAGE.fullmatch(words):
+            tests.say(current, said)
             finish()
             for name in tuple(tests.open):
                 tests.end(name, "error", "the program ended before the test did", None)
-            current, prefix = "", "" if found[2] == "." else f"{found[2]}."
-        elif found := _GO_BEGIN.match(bare):
-            if found[1]:
-                tests.say(current, found[1])
-            if found[2] == "RUN":
-                tests.begin(prefix + found[3])
-            if found[2] != "PAUSE":
-                current = prefix + found[3]
-        elif found := _GO_END.search(bare):
-            before = bare[: found.start()].rstrip(" ").removesuffix("\x16")
-            if before.strip():
-                tests.say(current, before)
+            current, prefix = "", "" if found[1] == "." else f"{found[1]}."
+        elif found := _GO_BEGIN.fullmatch(words):
+            tests.say(current, said)
+            if found[1] == "RUN":
+                tests.begin(prefix + found[2])
+            if found[1] != "PAUSE":
+                current = prefix + found[2]
+        elif found := _GO_END.fullmatch(words):
+            if said.strip():
+                tests.say(current, said.rstrip(" "))
             current = prefix + found[2]
             ended[current] = (_GO_OUTCOMES[found[1]], float(found[3]) * 1000)
-        elif bare in ("PASS", "FAIL", "\x16PASS", "\x16FAIL"):
+        elif words in ("PASS", "FAIL", "=== NAME  "):  # nobody's turn
+            tests.say(current, said)
             current = ""
         else:
             tests.say(current, line)
     finish()
+
+
+def _go_words(line: str, marked: bool) -> tuple[str, str]:
+    """What a test has put out before the runner's own words in a line, and these."""
+    said, mark, words = line.rpartition("\x16")
+    if marked or mark:
+        return said, words if mark else ""
+    found = _GO_UNMARKED.search(line)
+    return (line[: found.start()], found[0]) if found else (line, "")
 
 
 def _go_message(said: str) -> str:
@@ -382,7 +402,8 @@ def _go_message(said: str) -> str:
                     break
                 more.append(following.strip())
             return "\n".join(more)
-    return said.strip()
+    behind = _GO_BEHIND.search(said)
+    return _go_message(said[behind.start() :]) if behind else said.strip()
 
 
 _READERS: Mapping[str, Callable[[str, Any], None]] = {"lines": _read_lines, "libtest": _read_libtest, "gotest": _read_gotest}

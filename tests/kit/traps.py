@@ -87,6 +87,7 @@ TRAPS: Mapping[str, Layout] = {
         told=(
             ("a_test.py", "failed", "AssertionError: assert candidate(3)", ""),
             ("b_test.py", "passed", "", ""),
+            ("d_test.py", "failed", "AssertionError: assert 0", ""),
             ("c_test.T.test_a", "passed", "", ""),
             ("c_test.T.test_b", "error", "KeyboardInterrupt", ""),
         ),
@@ -239,6 +240,11 @@ TRAPS: Mapping[str, Layout] = {
         ),
         says="the image has no @x/chai; add it: imagegen build javascript --package '@x/chai'\n",
     ),
+    "JavaScript's with elements": Layout(
+        language="javascript",
+        files={"src/__tests__/a.jsx": "test('element', () => expect(<b />).toBe(1));\n"},
+        says="src/__tests__/a.jsx: elements take TypeScript's image: send it in the language typescript\n",
+    ),
     "TypeScript's with elements, and that wait": Layout(
         language="typescript",
         files={
@@ -251,6 +257,7 @@ TRAPS: Mapping[str, Layout] = {
                 "test('waited', () => { const path = require('path'); expect(path.sep + two).toBe('/3'); });\n"
             ),
             "c.test.ts": "import assert from 'assert';\nassert.equal(1 as number, 1);\n",
+            "d.test.jsx": "const h = (...all) => all;\n/** @jsx h */\ntest('of none', () => expect(<b />).toEqual(['b', null]));\n",
         },
         told=(
             (
@@ -261,6 +268,7 @@ TRAPS: Mapping[str, Layout] = {
             ),
             ("waited", "failed", "expect(received).toBe(expected)\n\nExpected: '/3'\nReceived: '/2'", ""),
             ("c.test.ts", "passed", "", ""),
+            ("of none", "passed", "", ""),
         ),
     ),
     "Rust's that say what a line does not hold": Layout(
@@ -291,6 +299,18 @@ TRAPS: Mapping[str, Layout] = {
         language="rust",
         files={"Cargo.toml": '[workspace]\nmembers = ["a"]\n', "a/src/lib.rs": "#[test]\nfn a() {}\n"},
         says="of a workspace send one member\n",
+    ),
+    "Rust's that are a program": Layout(
+        language="rust",
+        files={
+            "Cargo.toml": '[package]\nname = "leap-year"\nversion = "1.0.0"\n',
+            "src/lib.rs": "pub fn leap(year: u16) -> bool { year % 4 == 0 }\n",
+            "src/main.rs": (
+                "use leap_year::leap;\n\nfn main() {\n    assert!(leap(4));\n"
+                '    println!("asked");\n    assert_eq!(leap(5), true, "five");\n}\n'
+            ),
+        },
+        told=(("src/main", "failed", "assertion `left == right` failed: five\n  left: false\n right: true", "…"),),
     ),
     "Rust's that are none": Layout(language="rust", files={"main.rs": "fn main() {}\n"}, says="there are no tests: they are functions"),
     "TypeScript's beside their files": Layout(
@@ -329,6 +349,34 @@ TRAPS: Mapping[str, Layout] = {
             ("b.TestA", "failed", "panic: unexpected call to os.Exit(0) during test…", "…"),
             ("c.TestA", "failed", "fatal error: all goroutines are asleep - deadlock!", "…"),
         ),
+    ),
+    "Go's that print what looks like results": Layout(
+        language="go",
+        files={
+            "go.mod": "module leap\n\ngo 1.18\n",
+            "leap_test.go": (
+                'package leap\n\nimport (\n\t"fmt"\n\t"testing"\n)\n\nfunc TestA(t *testing.T) {\n'
+                '\tfmt.Print("--- FAIL: TestGhost (0.00s)\\n=== RUN   TestGhost\\nPASS\\nno end")\n'
+                '\tt.Run("b", func(t *testing.T) { t.Log("--- FAIL: TestGhost (0.00s)") })\n}\n'
+            ),
+        },
+        told=(
+            ("TestA", "passed", "", "--- FAIL: TestGhost (0.00s)\n=== RUN   TestGhost\nPASS\nno end"),
+            ("TestA/b", "passed", "", "    leap_test.go:10: --- FAIL: TestGhost (0.00s)\n"),
+        ),
+    ),
+    "Go's that import their own package without a module": Layout(
+        language="go",
+        files={
+            "leap.go": "package leap\n\nfunc Is() bool { return true }\n",
+            "leap_test.go": 'package leap_test\n\nimport "testing"\nimport "example.com/leap"\n\nfunc TestA(t *testing.T) { leap.Is() }\n',
+        },
+        says="there is no go.mod, which says where example.com/leap is: send one\n",
+    ),
+    "Go's in a folder that is no package": Layout(
+        language="go",
+        files={"go.mod": "module leap\n\ngo 1.18\n", "a b/leap_test.go": "package leap\n"},
+        says="malformed import path \"leap/a b\": invalid char ' '\n",
     ),
     "Go's that are none": Layout(
         language="go",

@@ -2,13 +2,14 @@
 
 With pytest where the image has it, else with unittest, which also takes plain functions test_*;
 what only pytest would run is an error. A file without either that asserts something as it is loaded
-is a test itself. Arguments: names of files that are removed once the tests are loaded, then `--`,
-then words of which a test's name must have one.
+or as a program, or has doctest do so, is a test itself. Arguments: names of files that are removed
+once the tests are loaded, then `--`, then words of which a test's name must have one.
 """
 
 import ast
 import contextlib
 import functools
+import glob
 import importlib
 import importlib.util
 import inspect
@@ -17,7 +18,9 @@ import json
 import linecache
 import os
 import re
+import runpy
 import sys
+import textwrap
 import time
 import traceback
 import unittest
@@ -28,6 +31,18 @@ MAX_OUTPUT = 64 * 1024
 OUTCOMES: set[str] = set()
 """Those of tests that have ended."""
 LACKS = "takes pytest; add it: imagegen build python --package pytest"
+PLUGINS = {
+    "--asyncio-mode": "pytest-asyncio",
+    "--benchmark": "pytest-benchmark",
+    "--cov": "pytest-cov",
+    "--html": "pytest-html",
+    "--json-report": "pytest-json-report",
+    "--numprocesses": "pytest-xdist",
+    "--reruns": "pytest-rerunfailures",
+    "--timeout": "pytest-timeout",
+    "-n": "pytest-xdist",
+}
+"""By the options that configurations name most, those of pytest's plugins that have them."""
 
 
 def put(**fields: Any) -> None:
@@ -87,26 +102,93 @@ def find_modules_of(path: Any) -> None:
 
 
 def asserts(path: Any) -> Any:
-    """Whether a file asserts something as it is loaded, or calls a function in it that does."""
+    """Whether a file asserts something, itself or in a function that it calls: `loaded` if as it is
+    loaded, `main` if as a program, or has doctest do so.
+    """
     functions: dict[str, Any] = {}
-    called = set()
+    called: dict[str, set[str]] = {"loaded": set(), "main": set()}
+    found = set()
 
-    def walk(node: Any) -> Any:
+    def walk(node: Any, when: Any) -> Any:
         if isinstance(node, ast.FunctionDef):
             functions[node.name] = any(isinstance(inner, ast.Assert) for inner in ast.walk(node))
         elif isinstance(node, ast.If) and "__name__" in ast.dump(node.test):
-            return False
+            when = "main"
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
-            return False
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            called.add(node.func.id)
-        return isinstance(node, ast.Assert) | any([walk(inner) for inner in ast.iter_child_nodes(node)])
+            return
+        if isinstance(node, ast.Call):
+            name = getattr(node.func, "id", "")
+            called[when].add(name)
+            if "testmod" in (name, getattr(node.func, "attr", "")):
+                found.add("main")
+        if isinstance(node, ast.Assert):
+            found.add(when)
+        for inner in ast.iter_child_nodes(node):
+            walk(inner, when)
 
     try:
         with open(path, "rb") as file:
-            return walk(ast.parse(file.read())) or any(functions.get(name) for name in called)
+            walk(ast.parse(file.read()), "loaded")
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # a test for whoever loads it
-        return False
+        return ""
+    for when, names in called.items():
+        if any(functions.get(name) for name in names):
+            found.add(when)
+    return "loaded" if "loaded" in found else "main" if found else ""
+
+
+def test_alone(path: Any, when: Any) -> None:
+    """Tell of a file that asserts something, is loaded and has no tests."""
+    if when == "loaded":
+        ended(path, "passed", 0)
+        return
+    doctest: Any = importlib.import_module("doctest")  # only here: it takes its time
+    original = doctest.testmod
+
+    def testmod(*words: Any, **named: Any) -> Any:
+        """doctest's, which only prints what has failed."""
+        found = original(*words, **named)
+        if found.failed:
+            raise AssertionError(f"{found.failed} of {found.attempted} examples failed")
+        return found
+
+    doctest.testmod = testmod
+    began = time.perf_counter()
+    put(name=path)
+    outcome, message = "passed", ""
+    capture = Capture()
+    try:
+        runpy.run_path(path, run_name="__main__")
+    except SystemExit as exit:
+        if exit.code not in (None, 0):
+            outcome, message = "failed", why(exit)
+    except BaseException as error:  # a program may do anything
+        outcome, message = "failed" if isinstance(error, AssertionError) else "error", why(error)
+    doctest.testmod = original
+    ended(path, outcome, time.perf_counter() - began, message, capture.end())
+
+
+class Capture:
+    """Holds what is put out, by programs that are started too, until its end."""
+
+    def __init__(self) -> None:
+        self._file = os.memfd_create("output")
+        self._streams = sys.stdout, sys.stderr
+        self._places = os.dup(1), os.dup(2)
+        for number in (1, 2):
+            os.dup2(self._file, number)
+        sys.stdout, sys.stderr = (
+            io.TextIOWrapper(io.FileIO(number, "w", closefd=False), "utf-8", "replace", write_through=True) for number in (1, 2)
+        )
+
+    def end(self) -> Any:
+        sys.stdout, sys.stderr = self._streams
+        for number in (1, 2):
+            os.dup2(self._places[number - 1], number)
+            os.close(self._places[number - 1])
+        said = os.pread(self._file, MAX_OUTPUT, 0)
+        os.close(self._file)
+        return said.decode("utf-8", "replace")
 
 
 def test_files() -> Any:
@@ -115,7 +197,7 @@ def test_files() -> Any:
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
         for name in sorted(names):
             stem, dot = os.path.splitext(name)
-            if dot == ".py" and (stem.startswith("test_") or stem.endswith("_test")):
+            if dot == ".py" and (stem.startswith("test_") or stem.endswith("_test") or stem in ("test", "tests")):
                 found.append(os.path.normpath(os.path.join(folder, name)))
     return found or sorted(name for name in os.listdir(".") if name.endswith(".py"))
 
@@ -127,26 +209,23 @@ class Result(unittest.TestResult):
         super().__init__()
         self.buffer = False
         self._state = ("passed", "")
-        self._held = io.StringIO()
-        self._streams = sys.stdout, sys.stderr
+        self._capture: Any = None
         self._began = 0.0
 
     def startTest(self, test: Any) -> None:
         super().startTest(test)
         self._state = ("passed", "")
         put(name=name_of(test))
-        self._held = io.StringIO()
-        self._streams = sys.stdout, sys.stderr
-        sys.stdout = sys.stderr = self._held
+        self._capture = Capture()
         self._began = time.perf_counter()
 
     def stopTest(self, test: Any) -> None:
         seconds = time.perf_counter() - self._began
-        sys.stdout, sys.stderr = self._streams
+        output = self._capture.end()
         if isinstance(sys.exc_info()[1], KeyboardInterrupt):  # the one that unittest lets through
             self._note("error", sys.exc_info())
         outcome, message = self._state
-        ended(name_of(test), outcome, seconds, message, self._held.getvalue())
+        ended(name_of(test), outcome, seconds, message, output)
         super().stopTest(test)
 
     def _note(self, outcome: Any, error: Any) -> None:
@@ -221,14 +300,13 @@ def flat(suite: Any) -> Any:
 def with_unittest(hidden: Any, words: Any) -> Any:
     tests: list[Any] = []
     for path in test_files():
-        began = time.perf_counter()
         try:
             alone = asserts(path)
             find_modules_of(path)
             found = list(flat(load(path)))
             tests += found
             if alone and not found:
-                ended(path, "passed", time.perf_counter() - began)
+                test_alone(path, alone)
         except unittest.SkipTest as skip:
             ended(path, "skipped", 0, str(skip))
         except BaseException as error:  # a test's module may do anything
@@ -246,6 +324,19 @@ def with_unittest(hidden: Any, words: Any) -> Any:
     return 0
 
 
+def tell_plugins() -> None:
+    """Say how plugins of pytest come into an image whose options a configuration names."""
+    lacking: set[str] = set()
+    for path in ("pytest.ini", "pyproject.toml", "tox.ini", "setup.cfg"):
+        with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
+            words = re.findall(r"(?<![\w-])--?[a-z]+(?:-[a-z]+)*", file.read())
+            lacking.update(
+                plugin for option, plugin in PLUGINS.items() for word in words if word == option or word.startswith(option + "-")
+            )
+    for plugin in sorted(lacking):
+        print(f"the image has no {plugin}; add it: imagegen build python --package {plugin}", file=sys.stderr)
+
+
 def with_pytest(pytest: Any, hidden: Any, words: Any) -> Any:
     class Plugin:
         """Tells of each test when it has ended."""
@@ -253,17 +344,38 @@ def with_pytest(pytest: Any, hidden: Any, words: Any) -> Any:
         def __init__(self) -> None:
             self.open: dict[str, list[Any]] = {}
 
+        def pytest_configure(self, config: Any) -> None:
+            """Where a configuration says which files are tests, pytest looks for them."""
+            paths = [path for place in config.getini("testpaths") for path in sorted(glob.glob(str(place), recursive=True))]
+            if paths or config.getini("python_files") != ["test_*.py", "*_test.py"]:
+                config.args = paths or ["."]
+
+        def collecting(self, collector: Any) -> Any:
+            """A file that ends the program as it is loaded ends its own collection alone."""
+            collect = collector.collect
+
+            def collected() -> Any:
+                try:
+                    return list(collect())
+                except SystemExit as exit:
+                    raise collector.CollectError(f"SystemExit: {exit.code}") from exit
+
+            collector.collect = collected
+            yield
+
+        pytest_make_collect_report = pytest.hookimpl(hookwrapper=True)(collecting)
+
         def pytest_collection_finish(self) -> None:
             remove(hidden)
 
         def pytest_collectreport(self, report: Any) -> None:
-            if report.passed and not report.result and report.nodeid in alone:
-                ended(report.nodeid, "passed", 0)
+            if report.passed and not report.result and alone.get(report.nodeid):
+                test_alone(report.nodeid, alone[report.nodeid])
             if report.failed:
                 asserted = re.search(r"^E +(assert |AssertionError)", report.longreprtext, re.MULTILINE)
                 for module in re.findall(r"^E +ModuleNotFoundError: No module named '(.*)'$", report.longreprtext, re.MULTILINE):
                     tell_lacking(module)
-                ended(report.nodeid or "collection", "failed" if asserted else "error", 0, last_line(report.longreprtext))
+                ended(report.nodeid or "collection", "failed" if asserted else "error", 0, said(report.longreprtext))
             elif report.skipped:
                 ended(report.nodeid, "skipped", 0, report.longrepr[2])
 
@@ -276,27 +388,35 @@ def with_pytest(pytest: Any, hidden: Any, words: Any) -> Any:
             state[2] += report.duration
             if report.failed and not kept(state[0]):
                 crash = getattr(report.longrepr, "reprcrash", None)
-                message = crash.message if crash else last_line(report.longreprtext)
+                message = crash.message if crash else said(report.longreprtext)
                 state[:2] = ["failed" if report.when == "call" else "error", message]
             elif report.skipped and state[0] == "passed":
-                reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else getattr(report, "wasxfail", "")
+                reason = (
+                    report.longrepr[2] if isinstance(report.longrepr, tuple) else re.sub(r"\Areason: ", "", getattr(report, "wasxfail", ""))
+                )
                 state[:2] = ["skipped", reason]
             if report.when == "teardown":
                 output = report.capstdout + report.capstderr
                 ended(report.nodeid, state[0], state[2], state[1], output)
 
-    def last_line(text: Any) -> Any:
-        lines = [line for line in text.splitlines() if line.strip()]
-        return lines[-1] if lines else ""
+    def said(text: Any) -> Any:
+        """The error that pytest shows behind each E, or else what a file's examples expected."""
+        lines = textwrap.dedent("\n".join(line[1:] for line in text.splitlines() if re.match("E {3}", line))).split("\n")
+        while lines and lines[0].startswith(" "):
+            del lines[0]
+        found = re.search(r"^Expected:\n.*(?=\n\n.*: DocTestFailure\Z)", text, re.DOTALL | re.MULTILINE)
+        return "\n".join(lines).strip() or (found[0] if found else text.strip())
 
     select = ["-k", " or ".join(words)] if words else []
     options = ["-o", "cache_dir=/tmp/pytest", "--capture=fd", "--rootdir=."]  # behind those of the project's own configuration
     files = test_files()
-    alone = [path for path in files if asserts(path)]
+    alone = {path: asserts(path) for path in files}
     for path in files:
         find_modules_of(path)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # what it says besides
         status = pytest.main([*options, *select, *files], plugins=[Plugin()])
+    if status == 4:
+        tell_plugins()
     return 0 if status == 5 else status
 
 

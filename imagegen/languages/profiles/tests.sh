@@ -5,12 +5,13 @@ list() {
         case $file in
         node_modules | */node_modules) continue ;;
         *.test.$x | *.test.[cm]$x | *.spec.$x | *.spec.[cm]$x | *[-_]test.$x | *[-_]test.[cm]$x) ;;
-        *.test.tsx | *.spec.tsx | __tests__/*.tsx | */__tests__/*.tsx) [ $x = ts ] || continue ;;
+        *.test.[jt]sx | *.spec.[jt]sx | __tests__/*.[jt]sx | */__tests__/*.[jt]sx) ;;
         test.$x | test.[cm]$x | test/*.$x | test/*.[cm]$x | tests/*.$x | tests/*.[cm]$x) ;;
         __tests__/*.$x | __tests__/*.[cm]$x | */__tests__/*.$x | */__tests__/*.[cm]$x) ;;
         *) [ ! -d "$file" ] || [ -L "$file" ] || list "$file/"; continue ;;
         esac
         [ ! -d "$file" ] || continue
+        case $x$file in js*.?sx) echo "$file: elements take TypeScript's image: send it in the language typescript" >&2; exit 1 ;; esac
         none=
         printf '%s\n' "$file"
     done

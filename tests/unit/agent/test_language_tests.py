@@ -15,6 +15,7 @@ from mayfly.runs.tested import read_tests
 from tests.kit.agent_process import AgentProcess, Result
 from tests.kit.layouts import LAYOUTS, Layout
 from tests.kit.scale import FULL
+from tests.kit.strangers import STRANGERS
 from tests.kit.suites import SUITES, expected, told
 from tests.kit.traps import TRAPS
 from tests.unit.agent.test_language_steps import (
@@ -119,7 +120,7 @@ def test_one_that_never_ends_is_a_timeout(agent: AgentProcess, name: str) -> Non
     assert found == [(suite.ends[0], "passed", ""), (suite.ends[1], "timeout", "ended by its cpu limit")], result.stderr
 
 
-@pytest.mark.parametrize("layout", [pytest.param(layout, id=name) for name, layout in {**LAYOUTS, **TRAPS}.items()])
+@pytest.mark.parametrize("layout", [pytest.param(layout, id=name) for name, layout in {**LAYOUTS, **TRAPS, **STRANGERS}.items()])
 @pytest.mark.usefixtures("with_esbuild")
 def test_an_exercise_as_sites_lay_it_out(agent: AgentProcess, layout: Layout) -> None:
     if why := MISSING[layout.language]:
@@ -234,6 +235,60 @@ def test_a_file_is_not_told_as_passed_that_asserted_nothing(
 ) -> None:
     result = run(agent, "python", files, pytest=True)
     assert [(test.name, test.outcome) for test in results("python", result)] == expected, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("files", "expected", "says"),
+    [
+        pytest.param(
+            {"a_test.py": "import sys\n\nsys.exit(3)\n", "b_test.py": "1 / 0\n"},
+            [("a_test.py", "error", "SystemExit: 3"), ("b_test.py", "error", "ZeroDivisionError: division by zero")],
+            "",
+            id="one that ends the program",
+        ),
+        pytest.param(
+            {"a_test.py": "from sol import f\n", "b_test.py": "assert 1 == 2, 'b'\n", "sol.py": "def f() return 1\n"},
+            [("a_test.py", "error", "SyntaxError: expected ':'"), ("b_test.py", "failed", "AssertionError: b\nassert 1 == 2")],
+            "",
+            id="reasons",
+        ),
+        pytest.param(
+            {"a_test.py": "def test_a(nothing): pass\n", "sol.py": "", "pytest.ini": "[pytest]\naddopts = --doctest-modules\n"},
+            [("a_test.py::test_a", "error", "fixture 'nothing' not found")],
+            "",
+            id="no fixture",
+        ),
+        pytest.param(
+            {
+                "pyproject.toml": "[tool.pytest.ini_options]\ntestpaths = ['spec']\npython_files = ['check_*.py']\n",
+                "spec/check_a.py": "def test_a(): pass\n",
+                "a_test.py": "def test_b(): pass\n",
+            },
+            [("spec/check_a.py::test_a", "passed", "")],
+            "",
+            id="files of a configuration",
+        ),
+        pytest.param(
+            {"setup.cfg": "[tool:pytest]\naddopts = --timeout-method=thread\n", "a_test.py": "def test_a(): pass\n"},
+            [],
+            "the image has no pytest-timeout; add it: imagegen build python --package pytest-timeout\n",
+            id="no plugin",
+        ),
+        pytest.param(
+            {
+                "a.py": 'def f():\n    """\n    >>> f()\n    2\n    """\n    return 1\n',
+                "pytest.ini": "[pytest]\naddopts = --doctest-modules\n",
+            },
+            [("a.py::a.f", "failed", "Expected:\n    2\nGot:\n    1")],
+            "",
+            id="examples",
+        ),
+    ],
+)
+def test_what_pytest_makes_of_odd_files(agent: AgentProcess, files: dict[str, str], expected: list[tuple[str, ...]], says: str) -> None:
+    result = run(agent, "python", files, pytest=True)
+    assert [(test.name, test.outcome, test.message) for test in results("python", result)] == expected, result.stderr
+    assert says in result.stderr.decode()
 
 
 def test_a_file_that_raises_says_where(agent: AgentProcess) -> None:

@@ -75,6 +75,11 @@ noise
 """
 
 
+def test_a_program_of_rusts() -> None:
+    said = "one\n\nthread 'main' (7) panicked at src/main.rs:2:28:\nassertion failed: two\nnote: run with `RUST_BACKTRACE=1`\n"
+    assert found("libtest", f"\x1e+src/main\n{said}\x1e-101 10\n", ended(101)) == [("src/main", "failed", "assertion failed: two", said)]
+
+
 def test_libtest() -> None:
     late = ended(9, ExitHow.SIGNALED, Limit.CPU)
     tests = read_tests("libtest", LIBTEST.encode(), late)
@@ -138,6 +143,22 @@ def test_gotest() -> None:
     assert found("gotest", "=== RUN   TestX\nout\n", ended(9, ExitHow.SIGNALED, Limit.WALL)) == [
         ("TestX", "timeout", "ended by its wall limit", "out\n")
     ]
+
+
+def test_gotest_with_marks() -> None:
+    """What a test prints is nothing else, whatever it looks like."""
+    printed = "=== RUN   TestGhost\n    --- FAIL: TestGhost (0.00s)\n--- PASS: TestA (0.00s)\nPASS\n"
+    stdout = (
+        f"{printed}\x16=== RUN   TestA\n{printed}no line end\x16=== RUN   TestA/b\nof b\x16--- PASS: TestA/b (0.01s)\n"
+        "\x16=== NAME  \nlost\n\x16=== NAME  TestA\n    a_test.go:7: one\n        === RUN   two\n"
+        "\x16--- FAIL: TestA (0.00s)\n\x16FAIL\nlost\n"
+    )
+    assert found("gotest", stdout, ended(1)) == [
+        ("TestA", "failed", "one\n=== RUN   two", f"{printed}no line end    a_test.go:7: one\n        === RUN   two\n"),
+        ("TestA/b", "passed", "", "of b"),
+    ]
+    two = "\x16=== PACKAGE .\n\x16=== RUN   TestA\nx\x16--- PASS: TestA (0.00s)\ny\x16PASS\n\x16=== PACKAGE ./b\n\x16=== RUN   TestA\n"
+    assert found("gotest", two, ended(1))[0] == ("TestA", "passed", "", "xy")
 
 
 def test_gos_of_several_packages() -> None:
