@@ -410,6 +410,8 @@ class Carrying:
         match said:
             case Attach():
                 self._feed(active, said.gateway).attach(said)
+                if message.reply:
+                    self.spawn(self._engine.send(message.reply, encode(Answer())), "answer")
             case Grant():
                 if said.gateway in active.feeds:
                     active.feeds[said.gateway].grant(said.count)

@@ -16,6 +16,7 @@ from mayfly.fleet.failures import NobodyError, SilenceError, UnreadableError
 from mayfly.fleet.follow import Follow, Typing
 from mayfly.fleet.message import (
     WINDOW,
+    Answer,
     Attach,
     Begun,
     Cancel,
@@ -288,9 +289,11 @@ class Follows:
 
     async def attach(self, follow: Follow) -> None:
         """Have the host send what is lacking."""
-        mirror = follow.mirror
+        await self.say(follow, self._attaching(follow))
+
+    def _attaching(self, follow: Follow) -> Attach:
         follow.owed = 0
-        await self.say(follow, Attach(gateway=self._engine.name, after=place(mirror.position), tail=mirror.tail))
+        return Attach(gateway=self._engine.name, after=place(follow.mirror.position), tail=follow.mirror.tail)
 
     def attach_all(self) -> None:
         """Have all hosts send what is lacking: the engine was away."""
@@ -434,4 +437,25 @@ class Follows:
             begun = Begun(token=registered.token, delivered=registered.delivered, ack="", moved_from=moved_from)
             self.begun(follow, registered.host, begun)
         follow.noted(registered)
-        await self.attach(follow)
+        if not (follow.work and follow.host and await self._is_lost(follow)):
+            await self.attach(follow)
+
+    async def _is_lost(self, follow: Follow) -> bool:
+        """Have another host begin a run that was handed to one which knows nothing of it: it may
+        have died, and be back already. Whether that was so.
+        """
+        host = follow.host
+        try:
+            answer = await self._engine.ask(f"host.{host}.{follow.run.id}", encode(self._attaching(follow)))
+            knows_nothing = (said := decode(answer, type=Answer)).error is not None and not said.moved
+        except (NobodyError, SilenceError):  # that concerns all that the host has
+            return False
+        if not knows_nothing or self._tasks.named(f"store {follow.run.id}"):
+            return False
+        await self.look_up(follow)  # it may have ended just now
+        if follow.run.done.is_set() or not follow.work or follow.host != host:
+            return False
+        told = step("give_back", follow.run.id, attempt=follow.mirror.attempts, host=host)
+        await self.give_back(follow)
+        log.warning("run %s: the host %s knows nothing of it; another one begins it anew", follow.run.id, host, extra=told)
+        return True

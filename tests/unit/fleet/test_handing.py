@@ -146,6 +146,25 @@ def test_a_run_begins_anew_whose_host_dies(dies: bool, begun: bool) -> None:
     in_fleet(scenario)
 
 
+@pytest.mark.parametrize("begun", [True, False], ids=["begun", "taken"])
+def test_a_run_begins_anew_whose_host_dies_and_is_back_at_once(begun: bool) -> None:
+    """Nobody has seen it gone, and the stream has no work that would be given out again."""
+
+    async def scenario(fleet: Fleet) -> None:
+        async with fleet.gateway("g1") as way:
+            async with played(fleet, "h1", lambda _: Taken(host="h1")) as (first, handed):
+                await until(lambda: bool(way.runner.installed()))
+                asked = asyncio.create_task(run(way.client, "", language="py"))
+                work = await handed.work
+                if begun:
+                    assert await first.open(work, Delivery(b"", "", 0)) == "go"
+                await until(lambda: any(follow.host for follow in way.runner._follows))
+            await fleet.add_host("h1")
+            assert (await asked)["status"] == "ok"
+
+    in_fleet(scenario)
+
+
 def failed(work: Work) -> Taken:
     return Taken(host="h1", ended=Settle(token=work.token, delivered=0, error=wire(HostError("not here")), final=False))
 
