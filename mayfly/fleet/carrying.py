@@ -8,7 +8,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 
-from mayfly.errors import HostError, MayflyError, RequestError, RunEndedError, SnapshotError, UnprocessableError, to_wire
+from mayfly.errors import HostError, MayflyError, RequestError, RunEndedError, UnprocessableError, to_wire
 from mayfly.fleet.engine import Delivery, Engine, Message
 from mayfly.fleet.failures import NobodyError, SilenceError, TooLargeError
 from mayfly.fleet.feed import Feed
@@ -92,12 +92,12 @@ class Carrying:
     """The runs that a host has. `over` is called when it has one less.
 
     Attributes:
-        unfit: called with a run that could not start from its snapshot here.
+        ended: called with a run that has ended here while this host goes on, and its error.
     """
 
     def __init__(self, service: Service, engine: Engine, spawn: Spawn, over: Callable[[], None]) -> None:
         self.spawn = spawn
-        self.unfit: Callable[[Work], None] = lambda _: None
+        self.ended: Callable[[Work, MayflyError | None], None] = lambda _, __: None
         self._service, self._engine, self._over = service, engine, over
         self._host = engine.name
         self._active: dict[str, Active] = {}
@@ -339,8 +339,8 @@ class Carrying:
         error = run.outcome.error
         stopped = self._service.stopping and isinstance(error, RunEndedError)
         elsewhere = error is not None and (stopped or error.code in ELSEWHERE)
-        if active.work.snippet.snapshot and isinstance(error, SnapshotError):
-            self.unfit(active.work)
+        if not stopped:
+            self.ended(active.work, error)
         tail = encode(ending_of(run, self._host))
         if not active.tail.done():
             active.tail.set_result(tail)

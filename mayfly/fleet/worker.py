@@ -19,9 +19,10 @@ from pathlib import Path
 from mayfly import __version__
 from mayfly.errors import BusyError, FleetError, HostError, MayflyError, RequestError, SnapshotError, StoppingError, UnknownLanguageError
 from mayfly.fleet.buckets import RENEW_S
-from mayfly.fleet.carrying import LATER_S, Active, Carrying
+from mayfly.fleet.carrying import ELSEWHERE, LATER_S, Active, Carrying
 from mayfly.fleet.catalog import Ask, Offers
 from mayfly.fleet.engine import MOST_UNREAD, Delivery, Engine, Message
+from mayfly.fleet.failing import Failing
 from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.fetch import Fetches
 from mayfly.fleet.functions.host import HostFunctions
@@ -50,6 +51,8 @@ CLOSE_S = 5.0
 """For giving back what is under way when the host stops."""
 UNFIT_S = 600.0
 """For which a host asks for no runs from a snapshot that its machines cannot go on from."""
+OF_SOME = ("network_failed", "move_failed")
+"""Codes of errors that say nothing of other runs, which have no network or have not moved."""
 RUNS_PER_CPU = 4
 WARM, COLD, FETCH = 0, 4, 8
 """Priorities: hosts that have a language's base are served first, and last those that
@@ -77,7 +80,8 @@ class Worker:
         self._ack_wait_s = ack_wait_s
         self._tasks = tasks = Tasks()
         self._carrying = Carrying(service, engine, tasks.spawn, self._refill)
-        self._carrying.unfit = self._cannot_start
+        self._carrying.ended = self._ended
+        self._failing = Failing()
         self._pulling: dict[str, int] = {}
         self._images: dict[str, InstalledImage] = {}
         self._warm: dict[str, bool] = {}
@@ -96,6 +100,7 @@ class Worker:
             engine,
             self._about.arch,
             fetches=self._fetches,
+            failing=self._failing,
             room=self._room,
             spawn=tasks.spawn,
             over=self._refill,
@@ -196,7 +201,7 @@ class Worker:
         """Have as many pulls waiting as there is room for."""
         if not self._takes:
             return
-        room, left = self._room(), self._most - len(self._carrying)
+        room = self._room()
         lacking = self._fetches.lacking(self._images)
         for lang, image in {**self._images, **lacking}.items():
             if lang in lacking and not self._fetches.may(lang):
@@ -204,7 +209,7 @@ class Worker:
             fit = room // (self._memory.get(lang) or self._memory_of(image))
             priority = FETCH if lang in lacking else (WARM if self._warm[lang] else COLD)
             priority += room < self._service.admission.budget // 2
-            self._pull(lang, min(PULLS, fit, left), priority)
+            self._pull(lang, min(PULLS, fit, self._left(lang)), priority)
         lacking_snapshots = self._fetches.lacking_snapshots(self._snapshots)
         known = {**self._images, **lacking}
         for queue, one in {**self._snapshots, **lacking_snapshots}.items():
@@ -212,8 +217,15 @@ class Worker:
             if not self._is_unfit(one) and lang in known and self._fetches.may(queue) and self._fetches.may(lang):
                 priority = FETCH if queue in lacking_snapshots or lang in lacking else WARM
                 priority += room < self._service.admission.budget // 2
-                self._pull(queue, min(PULLS, room // self._memory_of(known[lang]), left), priority)
+                self._pull(queue, min(PULLS, room // self._memory_of(known[lang]), self._left(queue)), priority)
         self._functions.refill(self._images)
+
+    def _left(self, queue: str) -> int:
+        """How many more runs from there this host may have, if it has the memory."""
+        left = self._most - len(self._carrying)
+        if self._failing.is_well(queue):
+            return left
+        return min(left, self._failing.most(queue) - sum(_queue_of(active.work) == queue for active in self._carrying.active))
 
     def _pull(self, queue: str, most: int, priority: int) -> None:
         """Have so many pulls waiting there."""
@@ -246,7 +258,7 @@ class Worker:
             return
         if self._carrying.has(work, delivery):
             return
-        if not self._fits(work):  # it was asked for before that was known
+        if self._leaves(work):  # it was asked for before that was known
             self._carrying.give_back(delivery)
         elif lacking := self._lacking(work):
             self._tasks.spawn(self._fetch(self._carrying.hold(work, delivery), lacking), f"fetch for {work.id}")
@@ -256,13 +268,13 @@ class Worker:
 
     def _lacking(self, work: Work) -> list[str]:
         """What a run needs that the fleet offers and this host lacks."""
-        lang, queue = token_of(work.snippet.language), queue_of(work.snippet.language, work.snippet.snapshot)
+        lang, queue = token_of(work.snippet.language), _queue_of(work)
         lacking = [lang] if lang in self._fetches.lacking(self._images) else []
         return [*lacking, queue] if queue in self._fetches.lacking_snapshots(self._snapshots) else lacking
 
     def _key(self, work: Work) -> tuple[str, str]:
         """The digest of the snapshot that a run names, and that of the image it would have here."""
-        queue = queue_of(work.snippet.language, work.snippet.snapshot)
+        queue = _queue_of(work)
         found = self._fetches.lacking_snapshots(self._snapshots).get(queue) or self._snapshots.get(queue)
         return self._key_of(found.digest if found else "", work.snippet.language)
 
@@ -278,9 +290,20 @@ class Worker:
         """Whether machines here are not known to fail to go on from the run's snapshot."""
         return not work.snippet.snapshot or self._unfit.get(self._key(work), 0) <= time.monotonic()
 
-    def _cannot_start(self, work: Work) -> None:
-        """A run could not start from its snapshot here: others may do better."""
-        self._unfit[self._key(work)] = time.monotonic() + UNFIT_S
+    def _leaves(self, work: Work) -> bool:
+        """Whether work is left to others, who may do better."""
+        queue = _queue_of(work)
+        fails = not self._failing.is_well(queue) and self._left(queue) <= 0
+        return not self._fits(work) or self._failing.leaves(work.id) or fails
+
+    def _ended(self, work: Work, error: MayflyError | None) -> None:
+        """A run has ended here. Where it could not be carried out others may do better."""
+        if work.snippet.snapshot and isinstance(error, SnapshotError):
+            self._unfit[self._key(work)] = time.monotonic() + UNFIT_S
+        elif error is not None and error.code in ELSEWHERE:
+            self._failing.failed(_queue_of(work), work.id, error, counts=error.code not in OF_SOME)
+        elif error is None:
+            self._failing.done(_queue_of(work))
 
     def _leave_unread(self, delivery: Delivery, error: ValueError) -> None:
         """Leave a run that cannot be read to hosts of another version; without any, it ends."""
@@ -312,9 +335,9 @@ class Worker:
             return
         lang = token_of(work.snippet.language)
         fits = self._room() - self._memory.get(lang, 0) >= self._service.admission.budget // 2
-        queue = queue_of(work.snippet.language, work.snippet.snapshot)
+        queue = _queue_of(work)
         warm = queue in self._snapshots if work.snippet.snapshot else self._warm.get(lang)
-        current = warm and self._fits(work) and not self._lacking(work)
+        current = warm and self._fits(work) and not self._lacking(work) and self._failing.is_well(queue)
         if fits and current and len(self._carrying) < self._most:
             self._start(work, delivery)
         else:
@@ -326,7 +349,7 @@ class Worker:
         try:
             for what in lacking:
                 await self._fetches.fetch(what)
-            if queue_of(snippet.language, snippet.snapshot) in self._fetches.lacking_snapshots(self._snapshots):
+            if _queue_of(active.work) in self._fetches.lacking_snapshots(self._snapshots):
                 if (key := self._key(active.work))[0] == wanted:  # else another one was offered meanwhile
                     refused = any(Path(folder).name == snippet.snapshot for folder, _ in self._failed)  # it is of another kernel, say
                     self._unfit[key] = math.inf if refused else time.monotonic() + UNFIT_S
@@ -430,6 +453,10 @@ class Worker:
                 await self._functions.renew()
             except Exception:  # whatever it is, the next time may do
                 log.exception("fleet: renew")
+
+
+def _queue_of(work: Work) -> str:
+    return queue_of(work.snippet.language, work.snippet.snapshot)
 
 
 @contextlib.asynccontextmanager

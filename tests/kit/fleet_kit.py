@@ -37,6 +37,7 @@ QUICK = {
     "worker.LOOK_S": 0.2,
     "worker.CLOSE_S": 1.0,
     "watch.QUIET_S": 0.5,
+    "failing.FIRST_S": 0.1,
     "follow.LOOK_S": 0.5,
 }
 """How soon members of a fleet know of one another, and how long hosts without a gateway wait when

@@ -23,6 +23,7 @@ from mayfly.errors import (
     UnknownLanguageError,
 )
 from mayfly.fleet.engine import Delivery, Engine, Message
+from mayfly.fleet.failing import Failing
 from mayfly.fleet.failures import NobodyError, SilenceError
 from mayfly.fleet.fetch import Fetches
 from mayfly.fleet.functions.leaving import Coming, Requests, UnderWay
@@ -62,9 +63,9 @@ ELSEWHERE = ("kvm_failed", "kvm_unavailable", "host_failed", "network_failed", "
 
 class HostFunctions:
     """The adapter between a host's functions and the fleet. `fetches` brings images that lack,
-    `room` gives the bytes that a guest can have now; `spawn` has work done beside, `over` is called
-    when a request is. `takes` says whether this host takes more, `connect` begins a connection to
-    another one.
+    `failing` knows what fails here, `room` gives the bytes that a guest can have now; `spawn` has
+    work done beside, `over` is called when a request is. `takes` says whether this host takes more,
+    `connect` begins a connection to another one.
 
     Attributes:
         requests: gives requests to other hosts, and takes theirs.
@@ -77,6 +78,7 @@ class HostFunctions:
         arch: str,
         *,
         fetches: Fetches,
+        failing: Failing,
         room: Callable[[], int],
         spawn: Spawn,
         over: Callable[[], None],
@@ -86,7 +88,7 @@ class HostFunctions:
         times: Times,
     ) -> None:
         self._functions, self._engine, self._arch, self._room, self._spawn, self._over = functions, engine, arch, room, spawn, over
-        self._fetches, self._takes = fetches, takes
+        self._fetches, self._failing, self._takes = fetches, failing, takes
         self.requests = Requests(
             functions,
             engine,
@@ -148,7 +150,7 @@ class HostFunctions:
             [image for image in each.values() if image.manifest.function is not None] for each in (images, {**images, **lacking})
         )
         if languages:
-            self._ask(CREATING, 1 - len(self._active), KNOWN if here else FETCH)
+            self._ask(CREATING, min(1, self._failing.most(CREATING)) - len(self._active), KNOWN if here else FETCH)
         for each in self._offered:
             spec = each.function.spec
             if each.arch != self._arch or not any(image.answers(spec.language) for image in languages):
@@ -159,7 +161,8 @@ class HostFunctions:
             priority = WARM if idle > active else LOADED if self._functions.has(local) else KNOWN
             if not any(image.answers(spec.language) for image in here):
                 priority = FETCH
-            self._ask(queue_of(spec.name), min(PULLS, fit, spec.concurrency_limit - active), priority)
+            queue = queue_of(spec.name)
+            self._ask(queue, min(PULLS, fit, min(spec.concurrency_limit, self._failing.most(queue)) - active), priority)
 
     def _ask(self, queue: str, most: int, priority: int) -> None:
         while self._pulling.get(queue, 0) < most:
@@ -175,7 +178,7 @@ class HostFunctions:
         self._pulling[queue] = max(0, self._pulling.get(queue, 0) - 1)
         if delivery is None:
             return
-        if not takes:
+        if not takes or not self._failing.most(queue):
             self._spawn(self._engine.give_back(delivery.ack, LATER_S), "give back")
             return
         try:
@@ -187,21 +190,33 @@ class HostFunctions:
             if asked.id in known:  # the fleet heard too long nothing of it
                 known[asked.id] = UnderWay(asked, known[asked.id].delivery._replace(ack=delivery.ack))
                 return
+        if self._failing.leaves(asked.id):
+            self._spawn(self._engine.give_back(delivery.ack, LATER_S), "give back")
+            return
         self._active[asked.id] = UnderWay(asked, delivery)
-        self._spawn(self._do(asked, delivery), f"settle {asked.id}")
+        self._spawn(self._do(queue, asked, delivery), f"settle {asked.id}")
 
     # Doing
 
-    async def _do(self, asked: Asked, delivery: Delivery) -> None:
+    async def _do(self, queue: str, asked: Asked, delivery: Delivery) -> None:
         try:
             if may := await self._may_begin(asked, delivery):
                 if (said := await self._answer(asked)) is not None:
+                    self._note(queue, asked, said)
                     await self._settle(asked, said)
             else:
                 await self._be_done(asked, "again" if may is None else "done")
         finally:
             self._active.pop(asked.id, None)
             self._over()
+
+    def _note(self, queue: str, asked: Asked, said: Answered) -> None:
+        """A request was answered, or could not be for want of this host."""
+        error = error_of(said.error)
+        if error is None:
+            self._failing.done(queue)
+        elif said.again and not isinstance(error, BusyError | StoppingError):
+            self._failing.failed(queue, asked.id, error)
 
     async def _go_on(self, given: Given, coming: Coming) -> MayflyError | None:
         """Answer a request that comes from another host; why it stays there, if it does."""
