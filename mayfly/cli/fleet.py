@@ -49,7 +49,7 @@ def cli() -> None:
 @click.option("--playground", is_flag=True, help="serve a page to try it on at the gateway")
 @with_fleet
 def up(hosts: int, port: int, socket: Path | None, folder: Path | None, listen: tuple[str, ...], playground: bool) -> None:
-    """Serve a whole fleet on this machine until SIGTERM or SIGINT: a server, a gateway, N hosts."""
+    """Serve a fleet on this machine until it is told to stop: a server, a gateway, N hosts."""
     from mayfly.fleet import local
 
     of_gateway = [word for address in listen for word in ("--listen", address)] + ["--playground"] * playground

@@ -19,11 +19,12 @@ START_S = 60.0
 
 
 class Member:
-    """A process of the fleet; what it says is in `log`."""
+    """A process of the fleet; what it says comes to what is in `log`."""
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
         self.log = log
         with log.open("ab") as output:
+            self._from = output.tell()  # another one may have said more before
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
 
     def wait_until_ready(self) -> None:
@@ -33,7 +34,7 @@ class Member:
             FleetError: it has ended, or takes too long.
         """
         deadline = time.monotonic() + START_S
-        while READY not in (said := self.log.read_text(errors="replace")):
+        while READY not in (said := self.log.read_bytes()[self._from :].decode(errors="replace")):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise FleetError(f"a process of the fleet did not start: {said[-400:].strip()}", hint=f"{self.log} has the whole")
             time.sleep(0.05)
@@ -60,8 +61,9 @@ def serve_locally(
     say: Callable[[str], None],
     program: Sequence[str] = (sys.executable, "-m", "mayfly.cli.main"),
 ) -> None:
-    """Serve until SIGTERM or SIGINT; then nothing of it is left but what stands in `folder`. Each
-    host has an equal part of the memory that one alone would take.
+    """Serve until SIGTERM, SIGINT, or SIGHUP (the terminal is closed) if that is not ignored; then
+    nothing of it is left but what stands in `folder`. Each host has an equal part of the memory
+    that one alone would take.
 
     Raises:
         FleetError, HostError: a part of it does not start.
@@ -69,8 +71,9 @@ def serve_locally(
     share = int(available_memory() * DEFAULT_SHARE) // hosts
     (folder / "log").mkdir(parents=True, exist_ok=True)
     stop = threading.Event()
-    for ending in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(ending, lambda *_: stop.set())
+    for ending in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if ending is not signal.SIGHUP or signal.getsignal(ending) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(ending, lambda *_: stop.set())
     with LocalServer(folder / "nats", port=port) as server, contextlib.ExitStack() as running:
         say(f"nats-server at {server.url}")
 

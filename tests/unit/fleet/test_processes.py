@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from mayfly.errors import FleetError
 from mayfly.fleet.engine import Engine
 from mayfly.fleet.local import Member
 from mayfly.fleet.operate import wish
@@ -284,10 +285,18 @@ def test_a_whole_fleet_comes_up_on_one_machine_and_goes(monkeypatch: pytest.Monk
             shown = subprocess.run(top, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
             assert [line.partition("  ")[2] for line in shown if "hosts," in line] == ["2 hosts, 0 runs"] * 2
             assert [line.split()[0] for line in shown if " serving " in line] == ["host-1", "host-2"] * 2
-            process.terminate()
+            process.send_signal(signal.SIGHUP)  # as its terminal does that is closed
             assert process.stderr.read() == "fleet: stopping\n"
             assert process.wait(60) == 0
         assert not socket.exists()
+
+
+def test_what_another_process_has_said_before_makes_none_ready(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("listening at another time\n")
+    with pytest.raises(FleetError, match="not this time"):
+        Member(["sh", "-c", "echo not this time"], log).wait_until_ready()
+    assert log.read_text() == "listening at another time\nnot this time\n"
 
 
 FIRST, SECOND = 300, 200
