@@ -291,11 +291,15 @@ def create_token(name: str, kind: str, arch: str, output: Path, users: Path) -> 
     """
     from mayfly.fleet import tokens
 
-    if output.exists():
-        raise click.BadParameter(f"{output} exists", param_hint="--output")
-    seed = tokens.create(users, name, kind, arch if kind == "host" else "")
-    output.touch(0o600)
-    output.write_bytes(seed)
+    try:
+        output.touch(0o600, exist_ok=False)  # before there is a token whose seed nobody has
+    except OSError as error:
+        raise click.BadParameter(f"{output}: {error.strerror}", param_hint="--output") from error
+    try:
+        output.write_bytes(tokens.create(users, name, kind, arch if kind == "host" else ""))
+    except BaseException:
+        output.unlink()
+        raise
 
 
 @token.command("list")

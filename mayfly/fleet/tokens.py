@@ -1,8 +1,9 @@
 """Who may come into a fleet: an nkey for each, with the least that it needs to say and to hear.
 
 The servers read a file of users, one a line, from `authorization { include FILE }`, and again when
-they are told to reload. A host can take only its own architecture's work, speak only in its own
-name, and store nothing: a result goes to a gateway, which looks whether the host was given the run.
+they are told to reload. Lines of others in it stay. A host can take only its own architecture's
+work, speak only in its own name, and store nothing: a result goes to a gateway, which looks whether
+the host was given the run.
 """
 
 import json
@@ -21,7 +22,8 @@ _LINE = re.compile(r"  (?P<user>\{.*\}),? # (?P<kind>host|gateway|operator) (?P<
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 ANSWER_MIN = 30
 """How long a gateway may take to answer: it is asked to create functions."""
-HEAD = "# Written by `mayfly fleet token`. The servers include it: authorization { include FILE }\nusers: [\n"
+HEAD = ("# Written by `mayfly fleet token`. The servers include it: authorization { include FILE }", "users: [")
+END = "]"
 
 
 class Member(NamedTuple):
@@ -63,14 +65,22 @@ def load(path: Path) -> list[Member]:
     Raises:
         ConfigError: it cannot be read.
     """
+    return [member for line in _lines(path) if (member := _read(line))]
+
+
+def _lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text().splitlines()
+        return path.read_text().splitlines()
     except FileNotFoundError:
-        return []
+        return [*HEAD, END]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    found = [match for line in lines if (match := _LINE.fullmatch(line))]
-    return [Member(match["name"], match["kind"], match["arch"] or "", match["user"]) for match in found]
+
+
+def _read(line: str) -> Member | None:
+    """The member of a line; None if that is another one."""
+    found = _LINE.fullmatch(line)
+    return Member(found["name"], found["kind"], found["arch"] or "", found["user"]) if found else None
 
 
 def create(path: Path, name: str, kind: str, arch: str = "") -> bytes:
@@ -84,10 +94,14 @@ def create(path: Path, name: str, kind: str, arch: str = "") -> bytes:
     seed, public = make_key()
     user = json.dumps({"nkey": public, "permissions": permissions(name, kind, arch)})
     with locked(path.parent):
-        members = load(path)
-        if any(member.name == name for member in members):
+        lines = _lines(path)
+        if any((member := _read(line)) and member.name == name for line in lines):
             raise ConfigError(f"there is a token {name!r} already", hint="revoke it first, or choose another name")
-        _save(path, [*members, Member(name, kind, arch, user)])
+        ends = [number for number, line in enumerate(lines) if line.strip() == END]
+        if not ends:
+            raise ConfigError(f"{path} has no users that end with a line {END}", hint="choose another file: it is made if it is not there")
+        lines.insert(ends[-1], f"  {user}, # {' '.join(filter(None, (kind, name, arch)))}")
+        _save(path, lines)
     return seed
 
 
@@ -98,18 +112,17 @@ def revoke(path: Path, name: str) -> None:
         ConfigError: there is no such token.
     """
     with locked(path.parent):
-        members = load(path)
-        left = [member for member in members if member.name != name]
-        if left == members:
+        lines = _lines(path)
+        left = [line for line in lines if not ((member := _read(line)) and member.name == name)]
+        if left == lines:
             raise ConfigError(f"there is no token {name[:80]!r}", hint="mayfly fleet token list shows them")
         _save(path, left)
 
 
-def _save(path: Path, members: Sequence[Member]) -> None:
-    lines = [f"  {member.user}, # {' '.join(filter(None, (member.kind, member.name, member.arch)))}\n" for member in members]
+def _save(path: Path, lines: Sequence[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
-        file.write((HEAD + "".join(lines) + "]\n").encode())
+        file.write("".join(f"{line}\n" for line in lines).encode())
 
 
 def make_key() -> tuple[bytes, str]:

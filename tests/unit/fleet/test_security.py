@@ -60,6 +60,38 @@ def test_tokens_are_kept_in_a_file(tmp_path: Path) -> None:
     assert [one.name for one in tokens.load(users)] == ["g1"]
 
 
+def test_lines_of_others_stay_in_the_file(tmp_path: Path) -> None:
+    users = tmp_path / "users.conf"
+    tokens.create(users, "h1", "host", "x86_64")
+    head, ours, end = users.read_text().splitlines()[0], *users.read_text().splitlines()[2:]
+    other = '  { user: nats-cli, password: "secret" } # ours'
+    before = f"{head}\nusers: [\n{ours}\n{other}\n{end}\ndefault_permissions: {{ publish: [] }}\n"
+    users.write_text(before)
+    tokens.create(users, "g1", "gateway")
+    assert [one.name for one in tokens.load(users)] == ["h1", "g1"]
+    tokens.revoke(users, "g1")
+    assert users.read_text() == before
+    users.write_text("users: []\n")
+    with pytest.raises(ConfigError):
+        tokens.create(users, "g1", "gateway")
+    assert users.read_text() == "users: []\n"
+
+
+def test_a_token_whose_seed_cannot_be_kept_is_not_made(tmp_path: Path) -> None:
+    users, seed = tmp_path / "users.conf", tmp_path / "h1.seed"
+
+    def create(output: Path) -> int:
+        return CliRunner().invoke(cli, ["fleet", "token", "create", "h1", "--users", str(users), "--output", str(output)]).exit_code
+
+    assert create(tmp_path / "nowhere" / "h1.seed") == 2
+    assert not users.exists()
+    assert create(seed) == 0
+    assert (seed.stat().st_mode & 0o777, seed.read_bytes()[:2]) == (0o600, b"SU")
+    assert create(seed) == 2, "it is there"
+    assert create(tmp_path / "again.seed") == 1, "so is the name"
+    assert not (tmp_path / "again.seed").exists()
+
+
 def test_a_gateway_may_answer_when_a_function_is_made() -> None:
     given = tokens.permissions("g1", "gateway", "")["allow_responses"]["expires"]
     assert given.endswith("m")
