@@ -60,6 +60,7 @@ _GOOGLE = re.compile(
 )
 _GOOGLE_OUTCOMES: Mapping[str, Outcome] = {"OK": "passed", "FAILED": "failed", "SKIPPED": "skipped"}
 _TERMINATED = re.compile(r"^terminate called .*", re.DOTALL | re.MULTILINE)
+_DOCTEST = re.compile(r":\d+: (?:FATAL )?ERROR: (.*?)(?:\n\n|\Z)", re.DOTALL)
 _CATCH_SKIPPED = "\ntest cases: 1 | 1 skipped\n"
 _JAVA_THROWN = re.compile(r'^Exception in thread "[^"\n]*" (.*?)(?:\n\tat |\n?\Z)', re.DOTALL | re.MULTILINE)
 _RUST_LINE = re.compile(r'\{ ?"type": ?"test".*')
@@ -167,6 +168,8 @@ def _decode(text: str, type: type[T]) -> T | None:
 
 
 def _why(exit: Exit) -> str:
+    if exit.cut[0]:
+        return "more was put out than the output limit takes: how it ended is not known"
     if exit.limit is not Limit.NONE:
         return f"ended by its {exit.limit.name.lower().replace('_', ' ')} limit"
     if exit.how is ExitHow.SIGNALED:
@@ -191,7 +194,8 @@ def _read_lines(text: str, tests: _Tests) -> None:
             name = line[1:]
             tests.begin(name)
         elif found := re.fullmatch(r"-(\d{1,3}) (\d{1,9})", line):
-            _end_program(tests, name, int(found[1]), float(found[2]))
+            if name:  # else what it put out was taken for an end
+                _end_program(tests, name, int(found[1]), float(found[2]))
             name = ""
         elif line.startswith("{"):
             told = _decode(line, _Told)
@@ -276,11 +280,14 @@ def _end_google(tests: _Tests, name: str, text: str, status: int, wall_ms: float
 
 
 def _catch_message(text: str) -> str:
-    """What Catch2 says of the first assertion that failed, or of why a test was skipped."""
+    """What Catch2 or doctest says of the first assertion that failed, or of why a test was
+    skipped.
+    """
     for word in (": FAILED:\n", ": SKIPPED:\n"):
         if word in text:
             return text.partition(word)[2].partition("\n\n")[0].strip()
-    return ""
+    found = _DOCTEST.search(text) if text.startswith("[doctest]") else None
+    return found[1].strip() if found else ""
 
 
 def _unity_file(said: str, program: str) -> str:

@@ -4,6 +4,54 @@ from tests.kit.layouts import Layout
 
 _GHOST = '\\x1e{"name": "ghost", "outcome": "passed"}\\n'
 
+# As much of doctest as a program of it shows.
+_DOCTEST = r"""#pragma once
+#include <iostream>
+#include <string>
+#include <vector>
+
+namespace doctest {
+struct Test { std::string name; void (*body)(); };
+inline std::vector<Test> tests;
+inline bool failed;
+struct Added { Added(std::string name, void (*body)()) { tests.push_back({name, body}); } };
+struct Context {
+    int run(int count, char **words);
+};
+}
+#define JOINED(a, b) a##b
+#define NAMED(name, number) \
+    static void JOINED(test, number)(); \
+    static doctest::Added JOINED(added, number)(name, JOINED(test, number)); \
+    static void JOINED(test, number)()
+#define TEST_CASE(name) NAMED(name, __LINE__)
+#define CHECK(what) \
+    if (!(what)) { std::cout << __FILE__ ":1: ERROR: CHECK( " #what " ) is NOT correct!\n  values: none\n\n"; doctest::failed = true; }
+#ifdef DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+int doctest::Context::run(int count, char **words) {
+    std::string wanted;
+    bool listing = false;
+    for (int at = 1; at < count; at++) {
+        std::string word = words[at];
+        if (word == "-ltc") listing = true;
+        if (word.rfind("-tc=", 0) == 0) wanted = word.substr(4);
+    }
+    int found = 0;
+    std::cout << "[doctest] " << (listing ? "listing all test case names" : "version") << "\n" << std::string(80, '=') << "\n";
+    for (auto &test : tests) {
+        bool fits = wanted.empty() || wanted.size() == test.name.size();
+        for (std::size_t at = 0; fits && at < wanted.size(); at++) fits = wanted[at] == '?' || wanted[at] == test.name[at];
+        found += fits;
+        if (fits && listing) std::cout << test.name << "\n";
+        if (fits && !listing) test.body();
+    }
+    if (listing) std::cout << std::string(80, '=') << "\n[doctest] unskipped test cases passing the current filters: " << found << "\n";
+    return failed;
+}
+int main(int count, char **words) { return doctest::Context().run(count, words); }
+#endif
+"""
+
 STRANGERS: dict[str, Layout] = {
     "Python's that are programs": Layout(
         language="python",
@@ -44,5 +92,35 @@ STRANGERS: dict[str, Layout] = {
             ("test_a.A.test_f", "passed", "", "well\n"),
         ),
     ),
+    "doctest's, in two files": Layout(
+        language="cpp",
+        files={
+            "doctest.h": _DOCTEST,
+            "test_a.cpp": '#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN\n#include "doctest.h"\n\n'
+            'TEST_CASE("one, two \\\\ [x] \\"y\\"") { CHECK(1 == 1) }\n',
+            "test_b.cpp": '#include "doctest.h"\n\nTEST_CASE("b") { CHECK(1 == 2) }\n',
+        },
+        told=(
+            ('one, two \\ [x] "y"', "passed", "", "…"),
+            ("b", "failed", "CHECK( 1 == 2 ) is NOT correct!\n  values: none", "…"),
+        ),
+    ),
+    **{
+        f"{name}'s that include what they test, and put out ends": Layout(
+            language=language,
+            files={
+                f"sol{suffix}": "static int own(void) { return 1; }\nint sol(void) { return own(); }\n",
+                f"more{suffix}": "int more(void) { return 1; }\n",
+                f"test_a{suffix}": f'# include "./sol{suffix}"\nint more(void);\n\nint main(void) {{ return own() - more(); }}\n',
+                f"tests/b{suffix}": '#include <stdio.h>\n\nint main(void) { puts("\\036-0 1\\n\\036+c\\n\\036-0 1"); return 3; }\n',
+            },
+            told=(
+                ("test_a", "passed", "", ""),
+                ("tests/b", "passed", "", ""),
+                ("c", "passed", "", ""),
+            ),
+        )
+        for language, name, suffix in (("c", "C", ".c"), ("cpp", "C++", ".cc"))
+    },
 }
 """By what is odd about them."""

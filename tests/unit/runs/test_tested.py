@@ -13,6 +13,11 @@ def ended(code: int = 0, how: ExitHow = ExitHow.EXITED, limit: Limit = Limit.NON
     return Exit(step=0, how=how, code=code, limit=limit, wall_us=0, cpu_us=0, peak_memory=0, cut=(False, False))
 
 
+def cut() -> Exit:
+    """That of one that has put out more than it may."""
+    return Exit(step=0, how=ExitHow.EXITED, code=0, limit=Limit.NONE, wall_us=0, cpu_us=0, peak_memory=0, cut=(True, False))
+
+
 def found(form: str, stdout: str, end: Exit | None = None) -> list[tuple[object, ...]]:
     """Name, outcome, message and output of each test."""
     return [(test.name, test.outcome, test.message, test.output) for test in read_tests(form, stdout.encode(), end or ended())]
@@ -55,6 +60,7 @@ def test_those_of_the_same_name_are_told_apart() -> None:
         (ended(11, ExitHow.SIGNALED), "error", "ended by SIGSEGV"),
         (ended(99, ExitHow.SIGNALED), "error", "ended by signal 99"),
         (ended(137), "error", "ended by SIGKILL"),
+        (cut(), "error", "more was put out than the output limit takes: how it ended is not known"),
         (ended(3), "error", "the program ended before the test did, with status 3"),
     ],
 )
