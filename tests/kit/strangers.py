@@ -92,6 +92,31 @@ STRANGERS: dict[str, Layout] = {
             ("test_a.A.test_f", "passed", "", "well\n"),
         ),
     ),
+    "Mocha's, and words of Vitest's": Layout(
+        language="javascript",
+        files={
+            "test.js": (
+                "describe('of Mocha', function () {\n  this.timeout(60).slow(5);\n\n"
+                "  before(function () { this.timeout(1000); this.one = 1; });\n"
+                "  after(() => {});\n  it('has a this', function () { this.slow(9).retries(2); expect(this.one).toBe(2); });\n"
+                "  context('of describe', () => specify('waits', () => new Promise((done) => setTimeout(done, 5000))));\n"
+                "  xcontext('left out', () => it('is', () => {}));\n});\n"
+            ),
+            "vitest.test.mjs": (
+                "import { expect, it } from 'vitest';\n\nit.skipIf(true)('skipped', () => {});\nit.runIf(true)('run', () => {});\n"
+                "it.fails('fails', () => { throw 1; });\nit.sequential('soft', () => expect.soft(1).toBe(2));\n"
+            ),
+        },
+        told=(
+            ("of Mocha > has a this", "failed", "expect(received).toBe(expected)\n\nExpected: 2\nReceived: 1", ""),
+            ("of Mocha > of describe > waits", "timeout", "test timed out after 60ms", ""),
+            ("of Mocha > left out > is", "skipped", "", ""),
+            ("skipped", "skipped", "", ""),
+            ("run", "passed", "", ""),
+            ("fails", "passed", "", ""),
+            ("soft", "failed", "expect(received).toBe(expected)\n\nExpected: 2\nReceived: 1", ""),
+        ),
+    ),
     "doctest's, in two files": Layout(
         language="cpp",
         files={

@@ -1,5 +1,5 @@
 // The words of Jest for node:test: describe, test, expect and the commonest of jest, for tests that import @jest/globals or vitest, or
-// take them for granted. What is not here says so by name.
+// take them, or Mocha's, for granted. What is not here says so by name.
 "use strict";
 const node = require("node:test");
 const { clearTimeout, setImmediate, setTimeout } = require("node:timers"); // the real ones
@@ -30,6 +30,9 @@ function declare(entry) {
   });
 }
 
+// The time of a test is its own, or that of what it is in.
+const timeOf = (entry) => (entry ? entry.timeout ?? timeOf(entry.parent) : patience);
+
 const isTest = (entry) => entry.children === undefined;
 const focused = (entry) => (isTest(entry) ? modeOf(entry) === "only" : entry.children.some(focused));
 
@@ -49,8 +52,8 @@ function register(group, only) {
     if (!isTest(entry)) node.describe(entry.name, () => register(entry, only));
     else if (entry.mode === "todo") node.test(entry.name, { todo: true });
     else {
-      const { body, timeout: ms = patience } = entry;
-      const timeout = allowed(ms);
+      const { body } = entry;
+      const timeout = allowed(timeOf(entry));
       node.test(entry.name, { skip: left(entry), timeout }, left(entry) ? undefined : kept(body, timeout));
     }
   }
@@ -68,6 +71,10 @@ const kept =
     }
   };
 
+// What is `this` for Mocha's callbacks: their times are asked for before they run, or not at all.
+const context = (timeout = () => context()) => ({ timeout, retries: () => context(), slow: () => context() });
+const shared = context();
+
 // A callback that takes `done` ends when that is called.
 const awaited =
   (body, count = 0) =>
@@ -75,9 +82,9 @@ const awaited =
     body.length > count
       ? new Promise((resolve, reject) => {
           const done = (error) => (error ? reject(error instanceof Error ? error : new Error(inspect(error))) : resolve());
-          body(...words.slice(0, count), done);
+          body.call(shared, ...words.slice(0, count), done);
         })
-      : body(...words.slice(0, count));
+      : body.call(shared, ...words.slice(0, count));
 
 function counted(body, fails) {
   return async () => {
@@ -114,7 +121,7 @@ function describing(mode) {
     const before = open;
     open = group;
     try {
-      callback(name, body)(...words);
+      callback(name, body).call(context((ms) => ((group.timeout = ms), context())), ...words);
     } finally {
       open = before;
     }
@@ -137,9 +144,20 @@ const test = Object.assign(testing(), {
   skip: testing("skip"),
   failing: testing(undefined, true),
   concurrent: testing(),
+  fails: testing(undefined, true),
+  sequential: testing(),
   todo: (name) => declare({ name: named(name), mode: "todo" }),
 });
-const describe = Object.assign(describing(), { only: describing("only"), skip: describing("skip"), todo: (name) => test.todo(name) });
+const describe = Object.assign(describing(), {
+  only: describing("only"),
+  skip: describing("skip"),
+  sequential: describing(),
+  todo: (name) => test.todo(name),
+});
+for (const word of [test, describe]) {
+  word.skipIf = (is) => (is ? word.skip : word);
+  word.runIf = (is) => (is ? word : word.skip);
+}
 const it = test;
 const xtest = test.skip,
   xit = test.skip,
@@ -151,6 +169,14 @@ const beforeEach = hook(node.beforeEach),
   afterEach = hook(node.afterEach);
 const beforeAll = hook(node.before),
   afterAll = hook(node.after);
+const mochas = {
+  before: beforeAll,
+  after: afterAll,
+  context: describe,
+  specify: it,
+  xcontext: xdescribe,
+  xspecify: xtest,
+};
 
 // --- test.each ---
 
@@ -318,6 +344,7 @@ const jest = new Proxy(
 const vi = jest;
 
 module.exports = {
+  ...mochas,
   afterAll,
   afterEach,
   beforeAll,
