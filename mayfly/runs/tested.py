@@ -168,10 +168,10 @@ def _decode(text: str, type: type[T]) -> T | None:
 
 
 def _why(exit: Exit) -> str:
-    if exit.cut[0]:
-        return "more was put out than the output limit takes: how it ended is not known"
     if exit.limit is not Limit.NONE:
         return f"ended by its {exit.limit.name.lower().replace('_', ' ')} limit"
+    if exit.cut[0]:
+        return "more was put out than the output limit takes: how it ended is not known"
     if exit.how is ExitHow.SIGNALED:
         return _signalled(exit.code)
     if exit.code in SIGNALS:  # a shell's status

@@ -117,6 +117,24 @@ STRANGERS: dict[str, Layout] = {
             ("soft", "failed", "expect(received).toBe(expected)\n\nExpected: 2\nReceived: 1", ""),
         ),
     ),
+    "Rust's in the folder of tests alone": Layout(
+        language="rust",
+        files={
+            "src/solution.rs": "pub fn one() -> i32 {\n    1\n}\n",
+            "tests/test.rs": '#[path = "../src/solution.rs"]\nmod solution;\n\n#[test]\nfn one() {\n    assert_eq!(solution::one(), 2)\n}\n',
+        },
+        told=(("one", "failed", "assertion `left == right` failed\n  left: 1\n right: 2", "…"),),
+    ),
+    "Java's that takes all memory": Layout(
+        language="java",
+        files={
+            "ATest.java": (
+                "import java.util.*;\nimport org.junit.jupiter.api.*;\n\nclass ATest {\n"
+                "    @Test void a() { List<long[]> all = new ArrayList<>(); while (true) all.add(new long[1 << 22]); }\n}\n"
+            )
+        },
+        told=(("ATest.a", "error", "java.lang.OutOfMemoryError: Java heap space", ""),),
+    ),
     "doctest's, in two files": Layout(
         language="cpp",
         files={

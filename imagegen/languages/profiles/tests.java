@@ -14,19 +14,24 @@ class MayflyTests implements TestExecutionListener {
     private ByteArrayOutputStream said = new ByteArrayOutputStream();
     private boolean failed;
     private boolean told;
+    private volatile String running;
 
     public static void main(String[] args) {
         MayflyTests listener = new MayflyTests();
         LauncherDiscoveryRequest request = LauncherDiscoveryRequestBuilder.request()
             .selectors(DiscoverySelectors.selectClasspathRoots(Set.of(Path.of(args[0])))).build();
+        // A test that ends the program has not passed.
+        Runtime.getRuntime().addShutdownHook(new Thread(() -> { if (listener.running != null) Runtime.getRuntime().halt(1); }));
         int status = 1; // threads that tests left do not keep the program, whatever JUnit throws
         try {
             LauncherFactory.create().execute(request, listener);
             if (!listener.told) listener.err.println("there are no tests: JUnit finds none in these classes");
             status = listener.failed || !listener.told ? 1 : 0;
         } catch (Throwable error) {
+            if (listener.running != null) listener.ended(listener.running, "error", error.toString(), 0, listener.said.toString());
             error.printStackTrace(listener.err);
         } finally {
+            listener.running = null;
             System.out.flush();
             System.exit(status);
         }
@@ -47,7 +52,8 @@ class MayflyTests implements TestExecutionListener {
     public void executionStarted(TestIdentifier test) {
         if (!test.isTest()) return;
         began.put(test.getUniqueId(), System.nanoTime());
-        put("{\"name\":" + json(name(test)) + "}");
+        running = name(test);
+        put("{\"name\":" + json(running) + "}");
         said = new ByteArrayOutputStream();
         PrintStream held = new PrintStream(said, true);
         System.setOut(held);
@@ -57,6 +63,7 @@ class MayflyTests implements TestExecutionListener {
     public void executionFinished(TestIdentifier test, TestExecutionResult result) {
         System.setOut(out);
         System.setErr(out);
+        if (test.isTest()) running = null;
         Throwable error = result.getThrowable().orElse(null);
         boolean passed = result.getStatus() == TestExecutionResult.Status.SUCCESSFUL;
         if (!test.isTest() && passed) return;

@@ -47,6 +47,7 @@ process.on("exit", (status) => {
       process.exitCode = 1;
     }
   }
+  if (!status && begun.size) process.exitCode = 1; // a test that ends the program has not passed
   if (!status || told || failed) return;
   if (thrown) tell(...thrown);
   else if (begun.size === 0) tell(`the file ended with status ${status} outside of its tests`);

@@ -132,6 +132,18 @@ def test_an_exercise_as_sites_lay_it_out(agent: AgentProcess, layout: Layout) ->
     assert result.exits[-1].code != 0 or not layout.says
 
 
+@languages(["javascript", "java"])
+def test_one_that_ends_the_program_has_not_passed(agent: AgentProcess, name: str) -> None:
+    """Whatever status it ends it with."""
+    files = {
+        "javascript": {"a.test.js": "test('a', () => process.exit(0));\n"},
+        "java": {"ATest.java": "import org.junit.jupiter.api.*;\n\nclass ATest { @Test void a() { System.exit(0); } }\n"},
+    }
+    result = run(agent, name, files[name])
+    assert [test.outcome for test in results(name, result)] == ["error"], result.stderr
+    assert result.exits[-1].code == 1
+
+
 @pytest.mark.skipif(not HAS_NODE, reason="node is not installed")
 def test_jests_times_are_longer_where_everything_takes_longer(agent: AgentProcess) -> None:
     result = run(agent, "javascript", {"x.test.js": "test('never', () => new Promise(() => {}), 40);\n"}, options={"time_factor": "3"})
