@@ -121,7 +121,7 @@ STRANGERS: dict[str, Layout] = {
         language="rust",
         files={
             "src/solution.rs": "pub fn one() -> i32 {\n    1\n}\n",
-            "tests/test.rs": '#[path = "../src/solution.rs"]\nmod solution;\n\n#[test]\nfn one() {\n    assert_eq!(solution::one(), 2)\n}\n',
+            "tests/t.rs": '#[path = "../src/solution.rs"]\nmod solution;\n\n#[test]\nfn one() {\n    assert_eq!(solution::one(), 2)\n}\n',
         },
         told=(("one", "failed", "assertion `left == right` failed\n  left: 1\n right: 2", "…"),),
     ),
