@@ -117,6 +117,13 @@ STRANGERS: dict[str, Layout] = {
             ("soft", "failed", "expect(received).toBe(expected)\n\nExpected: 2\nReceived: 1", ""),
         ),
     ),
+    "JavaScript's that assert on the console": Layout(
+        language="javascript",
+        files={
+            "main.js": "console.assert(1 === 1);\nconsole.assert(1 === 2, 'one is %d', 2);\nconsole.assert(false);\n",
+        },
+        told=(("main.js", "failed", "one is 2", ""),),
+    ),
     "Rust's in the folder of tests alone": Layout(
         language="rust",
         files={

@@ -231,7 +231,7 @@ TRAPS: Mapping[str, Layout] = {
             ),
         },
         told=(
-            ("a.test.js", "error", "1 == 2", "…"),
+            ("a.test.js", "failed", "1 == 2", "…"),
             ("b.test.js", "error", "there are no tests in this file", ""),
             ("c.test.js", "error", "Cannot find module '@x/chai/more'…", "…"),
             ("opens", "passed", "", ""),

@@ -5,6 +5,7 @@ import Module, { createRequire, register } from "node:module";
 import { beforeEach } from "node:test";
 import timers from "node:timers";
 import { fileURLToPath } from "node:url";
+import { format } from "node:util";
 
 const write = process.stdout.write.bind(process.stdout);
 const { clearTimeout, setImmediate, setTimeout } = timers; // the real ones
@@ -27,12 +28,19 @@ beforeEach(async (test) => {
 });
 
 // What nothing else tells: the file was not loaded, or something went wrong or ended the program outside of its tests.
-function tell(message, output = "") {
-  write(`\x1e${JSON.stringify({ name: file, outcome: "error", message, output })}\n`);
+function tell(message, output = "", outcome = "error") {
+  write(`\x1e${JSON.stringify({ name: file, outcome, message, output })}\n`);
   told = true;
 }
+// What console.assert only prints: a file that has nothing else to say has failed by it.
+const { assert } = console;
+let refused;
+console.assert = (is, ...words) => {
+  if (!is) refused ??= words.length ? format(...words) : "console.assert";
+  assert.call(console, is, ...words);
+};
 process.on("uncaughtExceptionMonitor", (error) => {
-  thrown = [String(error?.message ?? error), String(error?.stack ?? "")];
+  thrown = [String(error?.message ?? error), String(error?.stack ?? ""), error?.code === "ERR_ASSERTION" && !seen.tests ? "failed" : "error"];
   if (begun.size === 0) tell(...thrown);
   const [, name] = /^Cannot find (?:module|package) '((?:@[^'/]+\/)?[^'/.:]+)/.exec(thrown[0]) ?? [];
   if (!name || !/MODULE_NOT_FOUND$/.test(error?.code)) return;
@@ -41,11 +49,9 @@ process.on("uncaughtExceptionMonitor", (error) => {
 });
 process.on("exit", (status) => {
   if (!status && !tested && begun.size === 0) {
-    if (!seen.tests && /\bassert\b/.test(text)) write(`\x1e${JSON.stringify({ name: file, outcome: "passed" })}\n`);
-    else if (named) {
-      tell("there are no tests in this file");
-      process.exitCode = 1;
-    }
+    if (!seen.tests && /\bassert\b/.test(text)) tell(refused ?? "", "", refused === undefined ? "passed" : "failed");
+    else if (named) tell((refused = "there are no tests in this file"));
+    if (refused !== undefined) process.exitCode = 1;
   }
   if (!status && begun.size) process.exitCode = 1; // a test that ends the program has not passed
   if (!status || told || failed) return;
