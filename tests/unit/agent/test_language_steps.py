@@ -146,7 +146,8 @@ def test_a_rust_library_is_a_failed_build(agent: AgentProcess, source: str) -> N
 
 
 @needs_rust
-def test_a_rust_project_is_built_without_cargo(agent: AgentProcess, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("main", "says"), [("src/main.rs", ""), ("src/p.rs", '\n[[bin]]\nname = "p"\npath = "src/p.rs"\n')])
+def test_a_rust_project_is_built_without_cargo(agent: AgentProcess, tmp_path: Path, main: str, says: str) -> None:
     """As images without packages are."""
     for tool in ("rustc", "cc", "ld", "sh"):
         (tmp_path / tool).symlink_to(shutil.which(tool) or tool)
@@ -154,11 +155,12 @@ def test_a_rust_project_is_built_without_cargo(agent: AgentProcess, tmp_path: Pa
         "Cargo.toml": (
             '[package]\nname = "leap-year"\nversion = "0.3.1"\nedition = "2018"\n\n[features]\ndefault = ["std", \'more\']\n'
             'default-impl = ["other"]\nother = []\nstd = []\n\n[lib]\nname = "leap"\n'
+            f"{says}"
         ),
         "src/lib.rs": (
             '#[cfg(all(feature = "std", feature = "more", not(feature = "other")))]\npub fn number() -> u8 { let gen = 3; gen }\n'
         ),
-        "src/main.rs": 'fn main() { println!("{} {} {}", leap::number(), env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")); }\n',
+        main: 'fn main() { println!("{} {} {}", leap::number(), env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")); }\n',
     }
     step, *rest = steps_here(agent, load_language("rust"), load_language("rust").steps)
     env = tuple((name, str(tmp_path) if name == "PATH" else value) for name, value in step.env)
@@ -172,6 +174,14 @@ def test_a_rust_project_is_built_without_cargo(agent: AgentProcess, tmp_path: Pa
 def test_a_rust_program_that_calls_itself_a_library_runs(agent: AgentProcess) -> None:
     result = run(agent, "rust", {"main.rs": '#![crate_type = "lib"]\nfn main() { println!("ran"); }\n'})
     assert (result.stages, result.stdout) == (["build", "run"], b"ran\n")
+
+
+@needs_rust
+def test_a_rust_program_in_src_needs_no_cargo_toml(agent: AgentProcess) -> None:
+    result = run(
+        agent, "rust", {"src/main.rs": 'mod a;\n\nfn main() { println!("{}", a::ONE); }\n', "src/a.rs": "pub const ONE: u8 = 1;\n"}
+    )
+    assert result.stdout == b"1\n", result.stderr
 
 
 @needs_go
