@@ -378,7 +378,7 @@ def _read_gotest(text: str, tests: _Tests) -> None:
                 tests.say(current, said.rstrip(" "))
             current = prefix + found[2]
             ended[current] = (_GO_OUTCOMES[found[1]], float(found[3]) * 1000)
-        elif words in ("PASS", "FAIL", "=== NAME  "):  # nobody's turn
+        elif words.rstrip(" ") in ("PASS", "FAIL", "=== NAME"):  # nobody's turn
             tests.say(current, said)
             current = ""
         else:

@@ -43,6 +43,12 @@ PLUGINS = {
     "-n": "pytest-xdist",
 }
 """By the options that configurations name most, those of pytest's plugins that have them."""
+WORDS = {
+    "async def function": "pytest-asyncio",
+    "fixture 'benchmark' not found": "pytest-benchmark",
+    "fixture 'mocker' not found": "pytest-mock",
+}
+"""Those that would not have said so."""
 
 
 def put(**fields: Any) -> None:
@@ -82,7 +88,11 @@ def tell_lacking(module: Any) -> None:
     """Say how a module comes into an image, unless the snippet has one of the name."""
     name = str(module).partition(".")[0]
     if name == "pytest" or not any(os.path.exists(path) for path in (name, name + ".py", "src/" + name)):
-        print(f"the image has no {name}; add it: imagegen build python --package {name}", file=sys.stderr)
+        add(name)
+
+
+def add(package: Any) -> None:
+    print(f"the image has no {package}; add it: imagegen build python --package {package}", file=sys.stderr)
 
 
 def remove(hidden: Any) -> None:
@@ -325,7 +335,9 @@ def with_unittest(hidden: Any, words: Any) -> Any:
 
 
 def tell_plugins() -> None:
-    """Say how plugins of pytest come into an image whose options a configuration names."""
+    """Say how plugins of pytest come into an image whose options a configuration names, and what a
+    conftest.py imports.
+    """
     lacking: set[str] = set()
     for path in ("pytest.ini", "pyproject.toml", "tox.ini", "setup.cfg"):
         with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
@@ -333,8 +345,16 @@ def tell_plugins() -> None:
             lacking.update(
                 plugin for option, plugin in PLUGINS.items() for word in words if word == option or word.startswith(option + "-")
             )
+    for path in ("conftest.py", "test/conftest.py", "tests/conftest.py"):
+        with contextlib.suppress(OSError, SyntaxError, ValueError), open(path, "rb") as file:
+            for node in ast.walk(ast.parse(file.read())):
+                names = [name.name for name in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+                for name in names:
+                    if importlib.util.find_spec(name.partition(".")[0]) is None:
+                        tell_lacking(name)
     for plugin in sorted(lacking):
-        print(f"the image has no {plugin}; add it: imagegen build python --package {plugin}", file=sys.stderr)
+        add(plugin)
 
 
 def with_pytest(pytest: Any, hidden: Any, words: Any) -> Any:
@@ -343,6 +363,7 @@ def with_pytest(pytest: Any, hidden: Any, words: Any) -> Any:
 
         def __init__(self) -> None:
             self.open: dict[str, list[Any]] = {}
+            self.lacking: set[str] = set()
 
         def pytest_configure(self, config: Any) -> None:
             """Where a configuration says which files are tests, pytest looks for them."""
@@ -396,6 +417,7 @@ def with_pytest(pytest: Any, hidden: Any, words: Any) -> Any:
                 )
                 state[:2] = ["skipped", reason]
             if report.when == "teardown":
+                self.lacking.update(plugin for words, plugin in WORDS.items() if words in state[1])
                 output = report.capstdout + report.capstderr
                 ended(report.nodeid, state[0], state[2], state[1], output)
 
@@ -413,8 +435,15 @@ def with_pytest(pytest: Any, hidden: Any, words: Any) -> Any:
     alone = {path: asserts(path) for path in files}
     for path in files:
         find_modules_of(path)
+    plugin = Plugin()
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # what it says besides
-        status = pytest.main([*options, *select, *files], plugins=[Plugin()])
+        try:
+            status = pytest.main([*options, *select, *files], plugins=[plugin])
+        except SystemExit as exit:  # of a conftest.py
+            print(f"conftest.py ended the program: {exit.code}", file=sys.stderr)
+            status = 1
+    for name in sorted(plugin.lacking):
+        add(name)
     if status == 4:
         tell_plugins()
     return 0 if status == 5 else status

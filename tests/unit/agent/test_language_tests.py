@@ -287,6 +287,19 @@ def test_a_file_is_not_told_as_passed_that_asserted_nothing(
             id="no plugin",
         ),
         pytest.param(
+            {"a_test.py": "def test_a(mocker): pass\n"},
+            [("a_test.py::test_a", "error", "fixture 'mocker' not found")],
+            "the image has no pytest-mock; add it: imagegen build python --package pytest-mock\n",
+            id="no fixture of a plugin",
+        ),
+        pytest.param(
+            {"conftest.py": "import os\nfrom nowhere.deep import x\n", "a_test.py": "def test_a(): pass\n"},
+            [],
+            "the image has no nowhere; add it: imagegen build python --package nowhere\n",
+            id="a conftest that lacks something",
+        ),
+        pytest.param({"conftest.py": "exit(3)\n", "a_test.py": ""}, [], "conftest.py ended the program: 3\n", id="a conftest that ends"),
+        pytest.param(
             {
                 "a.py": 'def f():\n    """\n    >>> f()\n    2\n    """\n    return 1\n',
                 "pytest.ini": "[pytest]\naddopts = --doctest-modules\n",

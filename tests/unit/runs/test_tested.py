@@ -156,7 +156,7 @@ def test_gotest_with_marks() -> None:
     printed = "=== RUN   TestGhost\n    --- FAIL: TestGhost (0.00s)\n--- PASS: TestA (0.00s)\nPASS\n"
     stdout = (
         f"{printed}\x16=== RUN   TestA\n{printed}no line end\x16=== RUN   TestA/b\nof b\x16--- PASS: TestA/b (0.01s)\n"
-        "\x16=== NAME  \nlost\n\x16=== NAME  TestA\n    a_test.go:7: one\n        === RUN   two\n"
+        "\x16=== NAME   \nlost\n\x16=== NAME  TestA\n    a_test.go:7: one\n        === RUN   two\n"
         "\x16--- FAIL: TestA (0.00s)\n\x16FAIL\nlost\n"
     )
     assert found("gotest", stdout, ended(1)) == [
