@@ -14,15 +14,23 @@ from pathlib import Path
 
 import pytest
 
+from mayfly.host.snippet import Snippet
 from mayfly.images.manifest import Manifest, load
+from mayfly.runs.tested import read_tests
 from mayfly.units import MIB
-from tests.kit import go_snippets, rust_snippets
+from tests.kit import go_snippets, rust_snippets, suites
+from tests.kit.chroot_agent import run_in
 from tests.kit.function_process import ANSWER, EXCEPTION, LOADED, RESUMED, FunctionProcess
+from tests.kit.layouts import LAYOUTS
 from tests.kit.scale import FULL
+from tests.kit.strangers import STRANGERS
+from tests.kit.traps import TRAPS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[3]
+ASSERTJ = "AssertJ where there is none"
+"""A suite that an image with AssertJ takes otherwise."""
 CHROOT = shutil.which("chroot", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") or "chroot"
 
 
@@ -285,6 +293,24 @@ def test_a_compile_error_is_the_compilers(image: Image) -> None:
     built = image.build(source)
     assert built.returncode in (1, 2)  # 2: go up to 1.19
     assert message in built.stderr
+
+
+if FULL:
+
+    def test_it_tells_tests_as_sites_lay_them_out(image: Image) -> None:
+        """With the compilers that hosts of these tests have not, too."""
+        if image.expected is not EXPECTED[image.manifest.language]:
+            pytest.skip("its compiler is another one than the tests are of")
+        wrong = {}
+        for name, layout in {**LAYOUTS, **TRAPS, **STRANGERS}.items():
+            if layout.language != image.manifest.language or (name == ASSERTJ and image.manifest.language == "java"):
+                continue
+            snippet = Snippet(profile="test", files={path: text.encode() for path, text in layout.files.items()})
+            plan, result = run_in(image.root, image.manifest, snippet)
+            tests = read_tests(plan.tests, result.stdout, result.exits[-1])
+            if suites.told(tests) != suites.expected(layout, tests) or layout.says not in result.stderr.decode():
+                wrong[name] = suites.told(tests), result.stderr
+        assert wrong == {}
 
 
 FUNCTIONS = {
