@@ -201,6 +201,19 @@ def test_a_folder_with_the_go_programs_name_is_a_failed_build(go_agent: AgentPro
 
 
 @needs_go
+def test_a_go_program_may_be_in_a_folder_of_its_module(go_agent: AgentProcess) -> None:
+    files = {
+        "go.mod": "module leap\n\ngo 1.18\n",
+        "cmd/app/main.go": 'package main\n\nimport "leap/lib"\n\nfunc main() { println(lib.One) }\n',
+        "lib/lib.go": "package lib\n\nconst One = 1\n",
+    }
+    result = run(go_agent, "go", files)
+    assert (result.stages, result.stderr) == (["build", "run"], b"1\n")
+    result = run(go_agent, "go", {**files, "cmd/b/b.go": "package main\n\nfunc main() {}\n"})
+    assert b"several programs" in result.stderr
+
+
+@needs_go
 def test_go_tests_beside_a_program_are_left_out(go_agent: AgentProcess) -> None:
     program = 'package main\n\nfunc main() { println("ran") }\n'
     test = 'package main\n\nimport "testing"\n\nfunc TestIt(t *testing.T) { undefined() }\n'
