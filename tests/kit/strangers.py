@@ -60,11 +60,11 @@ STRANGERS: dict[str, Layout] = {
             "tests.py": "def check():\n    assert 1 + 1 == 2\n\ndef main():\n    check()\n\nif __name__ == '__main__':\n    check()\n",
             "sol_test.py": 'def inc(n):\n    """\n    >>> inc(1)\n    3\n    """\n    return n + 1\n\nif __name__ == "__main__":\n'
             "    import doctest\n    doctest.testmod()\n",
-            "exit_test.py": "import sys\n\nif __name__ == '__main__':\n    assert True\n    sys.exit('not well')\n",
+            "exit_tests.py": "import sys\n\nif __name__ == '__main__':\n    assert True\n    sys.exit('not well')\n",
             "sol.py": "def inc(n):\n    return n + 1\n",
         },
         told=(
-            ("exit_test.py", "failed", "SystemExit: not well", ""),
+            ("exit_tests.py", "failed", "SystemExit: not well", ""),
             ("sol_test.py", "failed", "AssertionError: 1 of 1 examples failed", "…"),
             ("test.py", "failed", "AssertionError: one", "asked\n"),
             ("tests.py", "passed", "", ""),
@@ -161,11 +161,11 @@ STRANGERS: dict[str, Layout] = {
             files={
                 f"sol{suffix}": "static int own(void) { return 1; }\nint sol(void) { return own(); }\n",
                 f"more{suffix}": "int more(void) { return 1; }\n",
-                f"test_a{suffix}": f'# include "./sol{suffix}"\nint more(void);\n\nint main(void) {{ return own() - more(); }}\n',
+                f"a_tests{suffix}": f'# include "./sol{suffix}"\nint more(void);\n\nint main(void) {{ return own() - more(); }}\n',
                 f"tests/b{suffix}": '#include <stdio.h>\n\nint main(void) { puts("\\036-0 1\\n\\036+c\\n\\036-0 1"); return 3; }\n',
             },
             told=(
-                ("test_a", "passed", "", ""),
+                ("a_tests", "passed", "", ""),
                 ("tests/b", "passed", "", ""),
                 ("c", "passed", "", ""),
             ),

@@ -207,7 +207,7 @@ def test_files() -> Any:
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
         for name in sorted(names):
             stem, dot = os.path.splitext(name)
-            if dot == ".py" and (stem.startswith("test_") or stem.endswith("_test") or stem in ("test", "tests")):
+            if dot == ".py" and (stem.startswith("test_") or stem.endswith(("_test", "_tests")) or stem in ("test", "tests")):
                 found.append(os.path.normpath(os.path.join(folder, name)))
     return found or sorted(name for name in os.listdir(".") if name.endswith(".py"))
 
