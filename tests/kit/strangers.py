@@ -117,6 +117,11 @@ STRANGERS: dict[str, Layout] = {
             ("soft", "failed", "expect(received).toBe(expected)\n\nExpected: 2\nReceived: 1", ""),
         ),
     ),
+    "JavaScript's that are TypeScript's": Layout(
+        language="javascript",
+        files={"src/a.test.ts": "test('a', () => {});\n", "src/a.ts": ""},
+        says="there are some of the language typescript: send it as that\n",
+    ),
     "JavaScript's that assert on the console": Layout(
         language="javascript",
         files={

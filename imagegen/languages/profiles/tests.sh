@@ -21,4 +21,8 @@ list ''
 for file in "main.m$x" "main.c$x" "main.$x"; do
     [ -z "$none" ] || [ ! -e "$file" ] || { printf '%s\n' "$file"; none=; }
 done
-[ -z "$none" ] || { echo "there are no tests: they are in files *.test.$x, *.spec.$x or in folders test or __tests__" >&2; exit 1; }
+[ -n "$none" ] || exit 0
+echo "there are no tests: they are in files *.test.$x, *.spec.$x or in folders test or __tests__" >&2
+case $x in js) x=ts language=typescript ;; *) x=js language=javascript ;; esac
+[ -z "$(list '')" ] || echo "there are some of the language $language: send it as that" >&2
+exit 1
