@@ -33,6 +33,7 @@ from mayfly.fleet.functions.gateway import FleetFunctions
 from mayfly.fleet.lists import Lists
 from mayfly.fleet.message import About, Answer, Beat, Cancel, Registered, Signal, Size, ToHost, decode, encode, name_of, queue_of, token_of
 from mayfly.fleet.mirror import ending_of
+from mayfly.fleet.presence import claim_name
 from mayfly.fleet.queues import Queues, Stale, sweep
 from mayfly.fleet.results import Results
 from mayfly.fleet.roll import Roll
@@ -121,9 +122,10 @@ class Gateway:
         """Begin to listen, and learn which hosts there are.
 
         Raises:
-            FleetError: the servers do not answer.
+            FleetError: the servers do not answer, or another member has this one's name.
         """
         engine = self._engine
+        await claim_name(engine, self._follows.spawn)
         await engine.listen("beat.*", self._heard_beat)
         await self._verdicts.listen()
         await engine.listen("over.*", self._heard_over)

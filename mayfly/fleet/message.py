@@ -9,7 +9,7 @@
                             Input, Signal, Size, Cancel -> Answer
     beat.HOST               Beat               every second
     about.HOST              -> About           what it can run
-    ping.HOST               -> nothing         whether it is there at all
+    ping.MEMBER             -> nothing         whether it is there at all
     wish.HOST               Wish -> Answer     drain, or serve again
     measure.HOST            -> text            its metrics
     offers.HOST             Ask -> Offers      a host to a gateway: images that can be fetched

@@ -52,7 +52,7 @@ def permissions(name: str, kind: str, arch: str) -> dict[str, Any]:
             said += ["$JS.API.>", "$JS.ACK.>", "$KV.runs.>", "$KV.results.>", "$KV.accounts.>", "$KV.fleet.>"]
             heard = [f"gw.{name}.*.*", "begin.*.*", f"settle.{name}.*.*", f"settle.{ANY}.*.*", "beat.*", "over.*", "seek.*.*"]
             heard += ["fn.begin.*.*", "fn.seek.*.*", f"fn.settle.{name}.*.*", f"fn.settle.{ANY}.*.*", "fn.code.*", "offers.*"]
-            heard += ["keys", "images", "functions"]
+            heard += [f"ping.{name}", "keys", "images", "functions"]
         case _:
             said, heard = ["about.*", "wish.*", "keys", "images", "functions"], ["beat.*"]
     answers = {"max": 1, "expires": f"{ANSWER_MIN if kind == 'gateway' else 1}m"}

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from mayfly import __version__
-from mayfly.errors import BusyError, FleetError, HostError, MayflyError, RequestError, SnapshotError, StoppingError, UnknownLanguageError
+from mayfly.errors import BusyError, HostError, MayflyError, RequestError, SnapshotError, StoppingError, UnknownLanguageError
 from mayfly.fleet.buckets import RENEW_S
 from mayfly.fleet.carrying import ELSEWHERE, LATER_S, Active, Carrying
 from mayfly.fleet.catalog import Ask, Offers
@@ -30,6 +30,7 @@ from mayfly.fleet.functions.messages import CREATING
 from mayfly.fleet.held import Failed, held
 from mayfly.fleet.leaving import Leaving
 from mayfly.fleet.message import About, Answer, Beat, Claim, Held, Wish, Work, decode, encode, name_of, queue_of, token_of
+from mayfly.fleet.presence import claim_name
 from mayfly.fleet.tasks import Tasks
 from mayfly.functions.service import Functions
 from mayfly.host.metrics import Metrics
@@ -119,15 +120,12 @@ class Worker:
         """Be one of the fleet.
 
         Raises:
-            FleetError: another host has this one's name.
+            FleetError: another member has this one's name.
         """
         name, engine = self._host, self._engine
-        with contextlib.suppress(NobodyError, SilenceError):
-            await engine.ask(f"ping.{name}", b"", 1)
-            raise FleetError(f"the fleet has a host {name!r} already", hint="give this one another --name")
         spawn = self._tasks.spawn
+        await claim_name(engine, spawn)
         await self._carrying.listen()
-        await engine.listen(f"ping.{name}", lambda message: spawn(engine.send(message.reply, b""), "pong"))
         await engine.listen(f"about.{name}", lambda message: spawn(engine.send(message.reply, encode(self._about)), "about"))
         await engine.listen(f"measure.{name}", lambda message: spawn(engine.send(message.reply, self._metrics.text()), "measure"))
         await engine.listen(f"wish.{name}", lambda message: spawn(self._obey(message), "wish"))

@@ -177,6 +177,8 @@ def test_each_may_do_its_part_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: P
                 assert heard == []
             async with Engine.connect((fleet.server.url,), "h1", credentials("h1")) as again:
                 assert await again.ask("ping.h1", b"") == b"", "a second one of its name finds the first"
+            async with Engine.connect((fleet.server.url,), "g1", credentials("g1")) as again:
+                assert await again.ask("ping.g1", b"") == b""
             tokens.revoke(users, "h2")
             fleet.server.reload()
             async with asyncio.timeout(30):
@@ -193,6 +195,25 @@ def test_each_may_do_its_part_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 def manifests() -> list[Any]:
     return list(yaml.safe_load_all((ROOT / "examples/fleet/kubernetes.yaml").read_text()))
+
+
+def test_no_two_members_have_one_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install_toys(monkeypatch, tmp_path)
+
+    async def scenario(fleet: Fleet) -> None:
+        await fleet.add_host("h1")
+        async with fleet.gateway("g1") as way:
+            for name in ("g1", "h1"):
+                with pytest.raises(FleetError, match=f"called '{name}' already"):
+                    async with fleet.gateway(name, socket=fleet.folder / "other" / "api.sock"):
+                        pass
+                with pytest.raises(FleetError, match=f"called '{name}' already"):
+                    await Fleet(fleet.server, fleet.folder).add_host(name)
+            assert (await run(way.client, "echo on"))["status"] == "ok"
+        async with fleet.gateway("g1") as way:
+            assert (await run(way.client, "echo on"))["status"] == "ok"
+
+    in_fleet(scenario)
 
 
 def test_a_host_of_the_manifests_is_drained_before_it_stops(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
