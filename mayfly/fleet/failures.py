@@ -5,6 +5,12 @@ import contextlib
 from collections.abc import Iterator
 
 import nats
+from nats.js.errors import APIError
+
+NO_ROOM = (10002, 10023, 10047, 10077)
+"""The servers' codes for an account, a server and a disk that are full, and for a message that
+could not be written.
+"""
 
 
 class NobodyError(Exception):
@@ -13,6 +19,10 @@ class NobodyError(Exception):
 
 class SilenceError(Exception):
     """There was no answer in time, or no connection."""
+
+
+class RefusedError(SilenceError):
+    """The servers have no room to store it."""
 
 
 class UnreadableError(SilenceError, ValueError):
@@ -41,6 +51,8 @@ def translated() -> Iterator[None]:
     except nats.errors.NoRespondersError as error:
         raise NobodyError from error
     except (TimeoutError, nats.errors.Error, OSError) as error:
+        if isinstance(error, APIError) and error.err_code in NO_ROOM:
+            raise RefusedError(error.description) from error
         raise SilenceError(str(error) or type(error).__name__) from error
     finally:
         if task and task.cancelling() > before:

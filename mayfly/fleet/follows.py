@@ -12,7 +12,7 @@ from mayfly.errors import FleetError, HostError, MayflyError, RunEndedError, Unk
 from mayfly.fleet.accounts import Accounts
 from mayfly.fleet.buckets import Bucket, Entry
 from mayfly.fleet.engine import Engine, Message
-from mayfly.fleet.failures import NobodyError, SilenceError, UnreadableError
+from mayfly.fleet.failures import NobodyError, RefusedError, SilenceError, UnreadableError
 from mayfly.fleet.follow import Follow, Typing
 from mayfly.fleet.message import (
     WINDOW,
@@ -324,17 +324,37 @@ class Follows:
         await self.decide(follow, registered, run, ending_of(run, "", error))
 
     async def decide(self, follow: Follow | None, registered: Registered, run: Run, ending: Ending) -> None:
-        """Store the run with this end, unless it has a result: then that is the end."""
+        """Store the run with this end, unless it has a result: then that is the end. If the servers
+        refuse that, and nobody else can know the run, it is lost.
+        """
         run_id = registered.head.id
-        stored = await self._results.create(run_id, store(registered.head, run, ending))
+        try:
+            stored = await self._results.create(run_id, store(registered.head, run, ending))
+        except RefusedError as error:
+            if follow is None or self._is_known(follow):
+                raise
+            await self._lose(follow, error)
+            return
         if stored and registered.charged:
             await self._accounts.give_back(registered.head.owner, run_id)
         if follow is not None and stored:
             self._conclude(follow, ending)
         elif follow is not None:
             await self.look_up(follow)
-        if follow is None or follow.revision != 0 or follow.registering.locked():  # else nobody else can know it
+        if follow is None or self._is_known(follow):
             await self._engine.send(f"over.{run_id}", b"")
+
+    @staticmethod
+    def _is_known(follow: Follow) -> bool:
+        """Whether others can know of the run."""
+        return follow.revision != 0 or follow.registering.locked()
+
+    async def _lose(self, follow: Follow, error: Exception) -> None:
+        """A run that only this gateway knows ends without being stored."""
+        problem = FleetError(f"the fleet's servers do not store the result: {error}", hint="try again later, or see to their disks")
+        self._conclude(follow, ending_of(follow.run, follow.host, problem))
+        if follow.registered.charged:
+            await self._accounts.give_back(follow.registered.head.owner, follow.run.id)
 
     async def register(self, follow: Follow) -> None:
         """Register what only this gateway knows: the run, and the host that began it first.

@@ -85,7 +85,7 @@ class Gateway:
         self._follows = Follows(engine, registry, results, self._accounts, self._runs)
         self._verdicts = Verdicts(engine, registry, results, self._follows, self.roll)
         self._queues = Queues(engine, replicas=replicas, ack_wait_s=ack_wait_s)
-        self._watch = Watch(engine, self.roll, self._follows, self._queues.mend)
+        self._watch = Watch(engine, self.roll, self._follows, results, self._queues.mend)
         self._calls = Calls(engine, registry, results, self._follows, ack_wait_s=ack_wait_s)
         self._acceptance = Acceptance(
             config,

@@ -6,12 +6,13 @@ import secrets
 import msgspec
 
 from mayfly.fleet.buckets import Bucket
-from mayfly.fleet.failures import SilenceError
+from mayfly.fleet.failures import RefusedError, SilenceError
 from mayfly.fleet.message import decode, encode
 
 PIECE = 512 * 1024
 """Bytes of a value: a longer result lies in several, and the one that names them makes it whole."""
 TRIES = 3
+TRIAL = "trial"
 
 
 class Value(msgspec.Struct, kw_only=True):
@@ -23,9 +24,14 @@ class Value(msgspec.Struct, kw_only=True):
 
 
 class Results:
-    """Results by the ids of runs."""
+    """Results by the ids of runs.
+
+    Attributes:
+        refused: whether the servers would not store the last one.
+    """
 
     def __init__(self, bucket: Bucket) -> None:
+        self.refused = False
         self._bucket = bucket
 
     async def has(self, run_id: str) -> bool:
@@ -49,6 +55,21 @@ class Results:
         Raises:
             SilenceError: nothing can be stored now.
         """
+        try:
+            stored = await self._create(run_id, data)
+        except RefusedError:
+            self.refused = True
+            raise
+        self.refused = False
+        return stored
+
+    async def try_one(self) -> None:
+        """See whether one can be stored by now. Raises SilenceError: not now."""
+        await self._bucket.put(TRIAL, bytes(PIECE))
+        await self._bucket.delete(TRIAL)
+        self.refused = False
+
+    async def _create(self, run_id: str, data: bytes) -> bool:
         stamp = secrets.token_hex(16)
         value = Value(stamp=stamp, data=data)
         if len(data) > PIECE:
@@ -61,6 +82,8 @@ class Results:
                 if await self._bucket.create(run_id, encode(value)):
                     return True
                 break
+            except RefusedError:
+                raise
             except SilenceError:
                 if not tries_left:
                     raise

@@ -10,6 +10,7 @@ from mayfly.fleet.failures import FullError, NobodyError, SilenceError
 from mayfly.fleet.follows import Follows
 from mayfly.fleet.message import SNAPSHOT
 from mayfly.fleet.mirror import ending_of
+from mayfly.fleet.results import Results
 from mayfly.fleet.roll import Roll
 from mayfly.fleet.steps import step
 
@@ -39,11 +40,11 @@ class Watch:
         beside: what else is looked at each time.
     """
 
-    def __init__(self, engine: Engine, roll: Roll, follows: Follows, mend: Callable[[str, str], Awaitable[None]]) -> None:
+    def __init__(self, engine: Engine, roll: Roll, follows: Follows, results: Results, mend: Callable[[str, str], Awaitable[None]]) -> None:
         self.quorum = True
         self.waiting: dict[tuple[str, str], int] = {}
         self.given_back = 0
-        self._engine, self._roll, self._follows = engine, roll, follows
+        self._engine, self._roll, self._follows, self._results = engine, roll, follows, results
         self._mend = mend
         self._missing: dict[str, int] = {}
         self._silent: dict[str, int] = {}
@@ -57,7 +58,14 @@ class Watch:
 
     async def look_at_servers(self) -> None:
         """See whether the engine can store anything now."""
-        self.quorum = await self._engine.quorum()
+        quorum = await self._engine.quorum()
+        if quorum and self._results.refused:
+            try:
+                await self._results.try_one()
+            except SilenceError as error:
+                log.warning("fleet: the servers store nothing: %s", error)
+                quorum = False
+        self.quorum = quorum
 
     async def _watch_servers(self) -> None:
         while True:

@@ -26,6 +26,10 @@ class Hangs:
         raise SilenceError
 
 
+class Stores:
+    refused = False
+
+
 class Follows:
     """One run, which h1 was handed. It is given back once there is room."""
 
@@ -50,7 +54,7 @@ async def nobody(arch: str, lang: str) -> None:
 
 def watching() -> tuple[Watch, Follows]:
     follows = Follows()
-    return Watch(cast(Any, Hangs()), cast(Any, None), cast(Any, follows), nobody), follows
+    return Watch(cast(Any, Hangs()), cast(Any, None), cast(Any, follows), cast(Any, Stores()), nobody), follows
 
 
 def test_hosts_do_not_hang_when_the_engine_does() -> None:
@@ -84,7 +88,7 @@ def test_a_run_waits_for_its_snapshot_while_no_host_says_what_it_has(monkeypatch
             decided.append(1)
 
         follows.decide = decide  # type: ignore[attr-defined]
-        looking = Watch(cast(Any, Hangs()), roll, cast(Any, follows), nobody)
+        looking = Watch(cast(Any, Hangs()), roll, cast(Any, follows), cast(Any, Stores()), nobody)
         for name, arch, expected in (("", "", 0), ("h2", "y", 0), ("h1", "x", 1)):
             if name:
                 roll.heard(name, Beat(about="", memory_used=0, memory_budget=1, running=0))
@@ -122,7 +126,7 @@ def test_a_look_that_fails_is_told_once_and_stops_no_other(monkeypatch: pytest.M
         connected = True
 
     async def scenario() -> None:
-        looking = Watch(cast(Any, Silent()), Roll(lambda _: None), cast(Any, Follows()), nobody)
+        looking = Watch(cast(Any, Silent()), Roll(lambda _: None), cast(Any, Follows()), cast(Any, Stores()), nobody)
         words, looks = iter(("broken", "broken", "", "broken", "otherwise")), 0
 
         async def fails() -> None:
