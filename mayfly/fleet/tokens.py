@@ -20,6 +20,7 @@ from mayfly.fleet.message import ANY, GROUP
 
 _LINE = re.compile(r"  (?P<user>\{.*\}),? # (?P<kind>host|gateway|operator) (?P<name>[A-Za-z0-9_-]{1,64})(?: (?P<arch>[a-z0-9_]+))?")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_BEGIN = re.compile(r"\s*users\s*[:=]?\s*\[\s*(?:#.*)?")
 ANSWER_MIN = 30
 """How long a gateway may take to answer: it is asked to create functions."""
 HEAD = ("# Written by `mayfly fleet token`. The servers include it: authorization { include FILE }", "users: [")
@@ -83,6 +84,16 @@ def _read(line: str) -> Member | None:
     return Member(found["name"], found["kind"], found["arch"] or "", found["user"]) if found else None
 
 
+def _end(lines: Sequence[str], path: Path) -> int:
+    """Where the users end: other lists may be in them, and behind them."""
+    begun = next((number for number, line in enumerate(lines) if _BEGIN.fullmatch(line)), len(lines))
+    indent = "".join(lines[begun : begun + 1]).partition("users")[0]
+    for number, line in enumerate(lines[begun:], begun):
+        if line.rstrip() == indent + END:
+            return number
+    raise ConfigError(f"{path} has no users that end with a line {END}", hint="choose another file: it is made if it is not there")
+
+
 def create(path: Path, name: str, kind: str, arch: str = "") -> bytes:
     """Let somebody in; gives the seed, which is kept nowhere else.
 
@@ -97,10 +108,7 @@ def create(path: Path, name: str, kind: str, arch: str = "") -> bytes:
         lines = _lines(path)
         if any((member := _read(line)) and member.name == name for line in lines):
             raise ConfigError(f"there is a token {name!r} already", hint="revoke it first, or choose another name")
-        ends = [number for number, line in enumerate(lines) if line.strip() == END]
-        if not ends:
-            raise ConfigError(f"{path} has no users that end with a line {END}", hint="choose another file: it is made if it is not there")
-        lines.insert(ends[-1], f"  {user}, # {' '.join(filter(None, (kind, name, arch)))}")
+        lines.insert(_end(lines, path), f"  {user}, # {' '.join(filter(None, (kind, name, arch)))}")
         _save(path, lines)
     return seed
 

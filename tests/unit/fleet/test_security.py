@@ -64,11 +64,15 @@ def test_lines_of_others_stay_in_the_file(tmp_path: Path) -> None:
     users = tmp_path / "users.conf"
     tokens.create(users, "h1", "host", "x86_64")
     head, ours, end = users.read_text().splitlines()[0], *users.read_text().splitlines()[2:]
-    other = '  { user: nats-cli, password: "secret" } # ours'
-    before = f"{head}\nusers: [\n{ours}\n{other}\n{end}\ndefault_permissions: {{ publish: [] }}\n"
+    other = (
+        '  { user: nats-cli, password: "secret", permissions: { publish: [\n    a\n  ] } }\n'
+        "  { user: b, allowed_connection_types: [\n    STANDARD\n  ]\n  }"
+    )
+    before = f"{head}\nusers = [ # all\n{ours}\n{other}\n{end}\ndefault_permissions: {{ publish: [\n]\n}}\n"
     users.write_text(before)
     tokens.create(users, "g1", "gateway")
     assert [one.name for one in tokens.load(users)] == ["h1", "g1"]
+    assert users.read_text().splitlines()[-4:] == [end, *before.splitlines()[-3:]]
     tokens.revoke(users, "g1")
     assert users.read_text() == before
     users.write_text("users: []\n")
