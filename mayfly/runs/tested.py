@@ -320,6 +320,7 @@ def _status(status: int) -> str:
 def _read_libtest(text: str, tests: _Tests) -> None:
     if text.startswith("\x1e"):
         _read_lines(text, tests)
+        return
     outcomes: Mapping[str, Outcome] = {"ok": "passed", "failed": "failed", "ignored": "skipped"}
     for match in _RUST_LINE.finditer(text):
         found = _decode(match[0], _LibTest)

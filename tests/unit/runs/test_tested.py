@@ -82,7 +82,8 @@ noise
 
 
 def test_a_program_of_rusts() -> None:
-    said = "one\n\nthread 'main' (7) panicked at src/main.rs:2:28:\nassertion failed: two\nnote: run with `RUST_BACKTRACE=1`\n"
+    ghost = '{"type": "test", "event": "ok", "name": "ghost"}\n'
+    said = f"one\n{ghost}\nthread 'main' (7) panicked at src/main.rs:2:28:\nassertion failed: two\nnote: run with `RUST_BACKTRACE=1`\n"
     assert found("libtest", f"\x1e+src/main\n{said}\x1e-101 10\n", ended(101)) == [("src/main", "failed", "assertion failed: two", said)]
 
 
