@@ -426,8 +426,8 @@ def with_pytest(pytest: Any, hidden: Any, words: Any) -> Any:
         lines = textwrap.dedent("\n".join(line[1:] for line in text.splitlines() if re.match("E {3}", line))).split("\n")
         while lines and lines[0].startswith(" "):
             del lines[0]
-        found = re.search(r"^Expected:\n.*(?=\n\n.*: DocTestFailure\Z)", text, re.DOTALL | re.MULTILINE)
-        return "\n".join(lines).strip() or (found[0] if found else text.strip())
+        shown = text.partition("\nExpected:\n")[2].rpartition("\n\n")[0] if text.endswith(": DocTestFailure") else ""
+        return "\n".join(lines).strip() or (f"Expected:\n{shown}" if shown else text.strip())
 
     select = ["-k", " or ".join(words)] if words else []
     options = ["-o", "cache_dir=/tmp/pytest", "--capture=fd", "--rootdir=."]  # behind those of the project's own configuration
