@@ -41,13 +41,14 @@ def agent_in(root: Path) -> Iterator[AgentChannel]:
     command = ["unshare", "--mount", "--net", "--pid", "--fork", "sh", "-c", _WITHIN, str(root), "/usr/sbin/chroot", str(root)]
     with ours, theirs:
         command += ["/init", "--fd", str(theirs.fileno()), "--work", "/work", "--uid", str(UID)]
-        with subprocess.Popen(command, pass_fds=[theirs.fileno()], stderr=subprocess.DEVNULL) as process:
+        with subprocess.Popen(command, pass_fds=[theirs.fileno()], stderr=subprocess.DEVNULL):
             theirs.close()
             channel = AgentChannel(ours)
-            channel.expect(p.Hello, run=0)
-            yield channel
-            ours.close()
-            process.wait(channel.patience_s)
+            try:
+                channel.expect(p.Hello, run=0)
+                yield channel
+            finally:
+                ours.close()  # or the agent, which is waited for, would wait for more
 
 
 def run_in(root: Path, manifest: Manifest, snippet: Snippet) -> tuple[Plan, Result]:
