@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Iterator
 from ipaddress import ip_address
 
+import pytest
+
 from mayfly.vmm.devices.virtio.net import Backend
 from mayfly.vmm.devices.virtio.packet import HEADER, NetFeature
 from mayfly.vmm.kvm.chains import Batch
@@ -114,6 +116,14 @@ class MemoryBackend(Backend):
 def ip(*words: str) -> str:
     """The command `ip`; what it prints."""
     return subprocess.run(["ip", *words], check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def add_bridge(name: str) -> None:
+    """A bridge; where the kernel has none, as in an emulated host, the test is skipped."""
+    made = subprocess.run(["ip", "link", "add", name, "type", "bridge"], check=False, stderr=subprocess.PIPE, text=True)
+    if "Unknown device type" in made.stderr:
+        pytest.skip("this kernel has no bridges: its module bridge is neither loaded nor to be found")
+    assert not made.returncode, made.stderr
 
 
 @contextlib.contextmanager

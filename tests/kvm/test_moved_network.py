@@ -26,7 +26,7 @@ from mayfly.vmm.network.filter import BROADCAST
 from tests.kit import tiny
 from tests.kit.api_fakes import install_toys, small_config
 from tests.kit.moving_kit import LINE_STATUS, UART
-from tests.kit.net_kit import ip, namespace, packet_socket
+from tests.kit.net_kit import add_bridge, ip, namespace, packet_socket
 from tests.kit.road import Road
 from tests.kit.scale import patience
 from tests.kit.toy_moves import TIMES
@@ -202,7 +202,7 @@ ring:   .word {ring}
 
 def make_bridge() -> None:
     """A bridge with the gateway's address, and two taps on it."""
-    ip("link", "add", "bridge", "type", "bridge")
+    add_bridge("bridge")
     for name in ("tap0", "tap1"):
         ip("tuntap", "add", "dev", name, "mode", "tap", "vnet_hdr")
     for name in ("bridge", "tap0", "tap1"):

@@ -19,6 +19,7 @@ import pytest
 
 from mayfly.fleet.server import LocalServer, find_server
 from tests.kit.api_fakes import ROOT, install_toys
+from tests.kit.net_kit import add_bridge
 from tests.kit.scale import FULL
 from tests.unit.fleet.test_cluster import ClusterFleet
 from tests.unit.fleet.test_fleet import events, get, output, run
@@ -71,7 +72,7 @@ def apart(folder: Path) -> Iterator[list[Apart]]:
     (folder / "nats-server").write_text(WRAPPER.format(server=find_server()))
     (folder / "nats-server").chmod(0o755)
     ip("link", "set", "lo", "up")
-    ip("link", "add", "hub", "type", "bridge")
+    add_bridge("hub")
     ip("link", "set", "hub", "up")
     ip("addr", "add", "10.77.0.100/24", "dev", "hub")
     for number in range(SERVERS):
