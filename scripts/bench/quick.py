@@ -93,7 +93,8 @@ def of_python() -> dict[str, int]:
     of_kvm = {"instructions: a machine restored": _restoring()} if has_kvm() else {}
     return of_kvm | {
         "instructions: output over the virtio console": _console(),
-        "instructions: packets over a network device": _packets(),
+        "instructions: packets over a network device": _packets(_Network()),
+        "instructions: packets over a tap": _over_tap(),
         "instructions: frames of output taken apart": instructions(_take_frames, "mayfly/protocol"),
         "modules of a run at the server": _modules(COMMAND),
         "modules of the zygote": _modules(ZYGOTE),
@@ -113,9 +114,11 @@ def _console() -> int:
 
 
 class _Network(Backend):
-    """Takes all packets, and gives as many as `waiting` says."""
+    """Takes all packets, and gives as many as `arrive` says."""
 
-    waiting = 0
+    def arrive(self, count: int) -> None:
+        """So many packets for the guest."""
+        self.waiting = count
 
     def send(self, packets: Batch, packet: int) -> None:
         """See `Backend.send`."""
@@ -126,9 +129,21 @@ class _Network(Backend):
         return BYTES if self.waiting >= 0 else 0
 
 
-def _packets() -> int:
+class _Tap(net_kit.SocketBackend):
+    """A back end as a tap is one."""
+
+    def arrive(self, count: int) -> None:
+        """So many packets for the guest."""
+        self.waiting += [bytes(BYTES)] * count
+
+
+def _over_tap() -> int:
+    with contextlib.closing(_Tap()) as network:
+        return _packets(network)
+
+
+def _packets(network: _Network | _Tap) -> int:
     """Of three turns: two to four packets from the guest, and one to three to it."""
-    network = _Network()
     packet_filter = PacketFilter(net_kit.GUEST_MAC, [ip_interface(f"{net_kit.GUEST}/16")], [], [], [])
     driver = Driver(Net(net_kit.GUEST_MAC, 1500, network, packet_filter.may_leave, on_room=lambda: None, on_full=lambda: None))
     driver.start()
@@ -138,7 +153,7 @@ def _packets() -> int:
         for _ in range(count + 1):
             driver.queues[RECEIVE].offer([Buffer(room=MAX_PACKET)])
             driver.queues[SENT].offer([Buffer(net_kit.PLAIN_HEADER + frame)])
-        network.waiting = count
+        network.arrive(count)
         driver.kick(SENT, always=True)
         for queue in driver.queues:
             queue.used()

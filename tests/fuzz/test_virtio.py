@@ -2,12 +2,13 @@
 of CPU, no growth over 1 MiB.
 """
 
+import contextlib
 import tracemalloc
 
 import pytest
 
 from tests.kit.scale import scaled
-from tests.kit.virtio_fuzzer import FUZZERS, KICK_LIMIT_S
+from tests.kit.virtio_fuzzer import FUZZERS, KICK_LIMIT_S, Fuzzer
 
 CHAINS = 200_000
 SEEDS = 8
@@ -18,9 +19,9 @@ GROWTH_LIMIT = 1 << 20
 @pytest.mark.parametrize("seed", range(SEEDS))
 @pytest.mark.parametrize("device", sorted(FUZZERS))
 def test_no_exception_and_no_slow_kick(device: str, seed: int) -> None:
-    fuzzer = FUZZERS[device](seed)
-    while fuzzer.chains < scaled(CHAINS) // SEEDS:
-        fuzzer.step()
+    with contextlib.closing(FUZZERS[device](seed)) as fuzzer:
+        while fuzzer.chains < scaled(CHAINS) // SEEDS:
+            fuzzer.step()
     assert fuzzer.slowest < KICK_LIMIT_S
     assert fuzzer.driver.interrupts
     assert len(fuzzer.driver.transport.misuse) >= 10  # it got to many of the things that a guest can do wrong
@@ -28,7 +29,14 @@ def test_no_exception_and_no_slow_kick(device: str, seed: int) -> None:
 
 @pytest.mark.parametrize("device", sorted(FUZZERS))
 def test_no_growth(device: str) -> None:
-    fuzzer = FUZZERS[device](1)
+    with contextlib.closing(FUZZERS[device](1)) as fuzzer:
+        before, after, peak = traced(fuzzer)
+    assert after - before < GROWTH_LIMIT
+    assert peak - before < GROWTH_LIMIT
+
+
+def traced(fuzzer: Fuzzer) -> tuple[int, int, int]:
+    """Bytes before and after so many chains, and the most meanwhile."""
     while fuzzer.chains < GROWTH_CHAINS // 4:
         fuzzer.step()
     fuzzer.take_back()
@@ -38,8 +46,6 @@ def test_no_growth(device: str) -> None:
         while fuzzer.chains < GROWTH_CHAINS:
             fuzzer.step()
         fuzzer.take_back()
-        after, peak = tracemalloc.get_traced_memory()
+        return before, *tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert after - before < GROWTH_LIMIT
-    assert peak - before < GROWTH_LIMIT

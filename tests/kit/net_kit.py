@@ -5,13 +5,15 @@ tests with real interfaces.
 import contextlib
 import ctypes
 import os
+import select
 import socket
 import struct
 import subprocess
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
+from typing import Self
 
 import pytest
 
@@ -111,6 +113,56 @@ class MemoryBackend(Backend):
         if self.gone:
             raise EOFError
         return 0
+
+
+class SocketBackend(Backend):
+    """A back end as a tap is one: its network is the other end of a socket pair."""
+
+    offloads = MemoryBackend.offloads
+
+    def __init__(self) -> None:
+        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.plain_fd = self._ours.fileno()
+        self.waiting = _Waiting(theirs, self._ours)
+        self.received: list[bytes] = []
+        for end in (self._ours, theirs):
+            end.setblocking(False)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+
+    @property
+    def sent(self) -> list[bytes]:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self.received.append(self.waiting.end.recv(1 << 17))
+        return self.received
+
+    def send(self, packets: Batch, packet: int) -> None:
+        packets.write(packet, self.plain_fd)
+
+    def receive(self, buffers: Batch) -> int:
+        return buffers.read(self.plain_fd)
+
+    def close(self) -> None:
+        self._ours.close()
+        self.waiting.end.close()
+
+
+class _Waiting:
+    """Packets for the guest. True: there are some."""
+
+    def __init__(self, end: socket.socket, other: socket.socket) -> None:
+        self.end, self._other = end, other
+
+    def append(self, packet: bytes) -> None:
+        self.end.send(packet)
+
+    def __iadd__(self, packets: Iterable[bytes]) -> Self:
+        for packet in packets:
+            self.append(packet)
+        return self
+
+    def __bool__(self) -> bool:
+        return bool(select.select([self._other], [], [], 0)[0])
 
 
 def ip(*words: str) -> str:

@@ -9,6 +9,7 @@ comes in between. Everything follows from the seed.
 """
 
 import argparse
+import contextlib
 import ctypes
 import random
 import struct
@@ -38,6 +39,7 @@ from tests.kit.net_kit import (
     PUBLIC,
     PUBLIC6,
     MemoryBackend,
+    SocketBackend,
     arp,
     discovery,
     ethernet,
@@ -93,6 +95,9 @@ class Fuzzer:
 
     def make_device(self) -> VirtioDevice:
         raise NotImplementedError
+
+    def close(self) -> None:
+        """Give back what it holds."""
 
     def act_as_host(self) -> None:
         raise NotImplementedError
@@ -373,6 +378,27 @@ class NetFuzzer(Fuzzer):
         return [Buffer(part) for part in (packet[:cut], packet[cut:]) if part]
 
 
+class PlainNetFuzzer(NetFuzzer):
+    """The same where packets as allowed ones before take no way through Python."""
+
+    def make_device(self) -> VirtioDevice:
+        super().make_device()
+        self.socket = SocketBackend()
+        self.net = Net(GUEST_MAC, 1500, self.socket, self.filter.may_leave, on_room=lambda: None, on_full=lambda: None)
+        return self.net
+
+    def act_as_host(self) -> None:
+        self.backend.sent += self.socket.sent
+        self.socket.sent.clear()
+        super().act_as_host()
+        while self.backend.waiting:
+            with contextlib.suppress(BlockingIOError):
+                self.socket.waiting.append(self.backend.waiting.popleft())
+
+    def close(self) -> None:
+        self.socket.close()
+
+
 def as_the_kernel_completes(packet: bytes, rng: random.Random) -> bytes:
     """The frame of a packet that left, with any checksum where its header wants one."""
     flags, _, _, _, start, offset, _ = HEADER.unpack_from(packet)
@@ -396,7 +422,7 @@ FRAMES = (
     discovery(135, GATEWAY6, option=b"\x01\x01" + GUEST_MAC),
 )
 
-FUZZERS: dict[str, type[Fuzzer]] = {"console": ConsoleFuzzer, "entropy": EntropyFuzzer, "net": NetFuzzer}
+FUZZERS: dict[str, type[Fuzzer]] = {"console": ConsoleFuzzer, "entropy": EntropyFuzzer, "net": NetFuzzer, "plain-net": PlainNetFuzzer}
 
 
 def main() -> None:
@@ -409,9 +435,9 @@ def main() -> None:
     end, seed, chains = time.monotonic() + arguments.seconds, arguments.seed, 0
     while time.monotonic() < end:
         print(f"seed {seed}", flush=True)
-        fuzzer = FUZZERS[arguments.device](seed)
-        while fuzzer.chains < 5000:
-            fuzzer.step()
+        with contextlib.closing(FUZZERS[arguments.device](seed)) as fuzzer:
+            while fuzzer.chains < 5000:
+                fuzzer.step()
         if fuzzer.slowest > KICK_LIMIT_S:
             raise SystemExit(f"seed {seed}: a kick took {fuzzer.slowest:.3f} s")
         chains += fuzzer.chains

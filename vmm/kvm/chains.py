@@ -14,6 +14,11 @@ CHAINS: int = lib.CHAINS
 """So many are in a batch at most; a queue that is served by one has no more entries."""
 PIECES: int = lib.PIECES  # As many take one vectored system call (IOV_MAX, readv(2))
 START: int = lib.START  # Bytes of a chain from the driver that are copied before anybody looks
+LIKE: int = lib.LIKE  # Bytes of a packet's start that `Passes` look at
+INTERRUPT: int = lib.INTERRUPT
+AGAIN: int = lib.AGAIN
+UNUSUAL: int = lib.UNUSUAL
+"""What `send` and `receive` lead to: an interrupt for the driver, another turn, one in Python."""
 _NOTHING = (-errno.EAGAIN, -errno.EINTR)
 _FIELDS = 5  # of struct taken: head, size, written, first, end
 
@@ -27,19 +32,33 @@ class Ring:
         descriptors: memoryview,
         available: memoryview,
         used: memoryview,
+        counts: memoryview,
         *,
         indirect: bool,
         event_idx: bool,
     ) -> None:
         self._regions = ffi.new("struct region[]", [(base, len(view), _address(view, "char *")) for base, view in regions])
-        parts = _address(descriptors, "char *"), _address(available, "uint16_t *"), _address(used, "uint16_t *")
+        parts = _address(descriptors, "char *"), *(_address(view, "uint16_t *") for view in (available, used, counts))
         self.pointer = ffi.new("struct ring *", [self._regions, *parts, len(regions), len(descriptors) // 16, indirect, event_idx])
 
-    def publish(self, published: int, returned: int) -> bool:
-        """Show the driver, who knows of those before number `published`, the chains before number
-        `returned`; whether it wants an interrupt (virtio 1.2, 2.7.7).
-        """
-        return bool(lib.ring_publish(self.pointer, published, returned))
+    def publish(self) -> bool:
+        """Show the driver what is given back; whether it wants an interrupt (virtio 1.2, 2.7.7)."""
+        return bool(lib.ring_publish(self.pointer))
+
+
+class Passes:
+    """What packets that may leave look like: the last ones that `add` was told of."""
+
+    def __init__(self) -> None:
+        self.pointer: Any = ffi.new("struct passes *")
+
+    def clear(self) -> None:
+        """No packet may leave."""
+        self.pointer.count = 0
+
+    def add(self, start: memoryview, mask: bytes, least: int) -> None:
+        """Of `least` bytes or more, whose first LIKE are as `start`, as far as `mask` says."""
+        lib.passes_add(self.pointer, ffi.from_buffer(start), mask, least)
 
 
 def _address(view: memoryview | bytearray, kind: str) -> Any:
@@ -94,15 +113,24 @@ class Batch:
         size, begin = self._chains[_FIELDS * chain + 1], START * chain
         return size, self._starts[begin : begin + (START if size > START else size)]
 
-    def take(self, ring: Ring, at: int, returned: int, most: int, kind: int) -> tuple[int, int, int]:
-        """Take up to `most` chains of `kind` (WRITE or 0), the first of which is number `at`, while
-        those before number `returned` are the driver's again.
+    def take(self, ring: Ring, most: int, kind: int) -> tuple[int, int]:
+        """Take up to `most` chains of `kind` (WRITE or 0).
 
-        Returns: how many; the fault that ended it (0: none), and the last one's head. A bad chain
-        is counted, but not in the batch.
+        Returns: the fault that ended it (0: none), which is a bad chain's that is not taken, unless
+        it is FULL; and that one's head.
         """
         batch = self._batch
-        return lib.batch_take(batch, ring.pointer, at, returned, most, kind), batch.fault, batch.bad_head
+        return lib.batch_take(batch, ring.pointer, most, kind), batch.bad_head
+
+    def send(self, ring: Ring, passes: Passes, fd: int) -> int:
+        """Take the packets that there are, if nothing is here, and write them to `fd`, if they all
+        may leave; what that leads to.
+        """
+        return int(lib.batch_send(self._batch, ring.pointer, passes.pointer, fd))
+
+    def receive(self, ring: Ring, fd: int) -> int:
+        """Read packets from `fd` into chains, as many as are needed; what that leads to."""
+        return int(lib.batch_receive(self._batch, ring.pointer, fd))
 
     def complete(self, size: int) -> None:
         """Finish the chains that the first `size` bytes of the room take: a packet."""
@@ -112,9 +140,9 @@ class Batch:
         """Finish all chains, with nothing written to them."""
         self._batch.done, self._batch.room = self._batch.count, 0
 
-    def give_back(self, ring: Ring, at: int) -> int:
-        """Put the finished chains into the used ring, as numbers from `at` on; how many."""
-        return int(lib.batch_give_back(self._batch, ring.pointer, at))
+    def give_back(self, ring: Ring) -> None:
+        """Put the finished chains into the used ring."""
+        lib.batch_give_back(self._batch, ring.pointer)
 
     def clear(self) -> None:
         """Forget all chains."""

@@ -58,14 +58,14 @@ class Tap(Backend):
         except OSError as error:
             raise NetworkError(f"there is no tap interface {name!r}", hint="mayfly network setup makes them") from error
         try:
-            self._fd = os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            self.plain_fd = os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise NetworkError(f"{DEVICE} cannot be opened: {error.strerror}", hint="modprobe tun; it wants mode 0666") from error
         try:
-            fcntl.ioctl(self._fd, _TUNSETIFF, _IFREQ.pack(name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR))
-            fcntl.ioctl(self._fd, _TUNSETTXFILTER, _FILTER.pack(0, len(destinations)) + b"".join(destinations))
-            fcntl.ioctl(self._fd, _TUNSETVNETHDRSZ, _INT.pack(HEADER.size))
-            fcntl.ioctl(self._fd, TUNSETOFFLOAD, 0)
+            fcntl.ioctl(self.plain_fd, _TUNSETIFF, _IFREQ.pack(name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR))
+            fcntl.ioctl(self.plain_fd, _TUNSETTXFILTER, _FILTER.pack(0, len(destinations)) + b"".join(destinations))
+            fcntl.ioctl(self.plain_fd, _TUNSETVNETHDRSZ, _INT.pack(HEADER.size))
+            fcntl.ioctl(self.plain_fd, TUNSETOFFLOAD, 0)
         except OSError as error:
             self.close()
             raise NetworkError(
@@ -74,34 +74,34 @@ class Tap(Backend):
 
     def fileno(self) -> int:
         """Readable when there are packets for the guest."""
-        return self._fd
+        return self.plain_fd
 
     def set_offloads(self, negotiated: int) -> None:
         """Have the interface give what the driver takes; `receive` notices one that is gone.
         What was queued was for another driver, or came before the filter: it is dropped.
         """
         with contextlib.suppress(OSError):
-            fcntl.ioctl(self._fd, TUNSETOFFLOAD, offload_flags(negotiated))
+            fcntl.ioctl(self.plain_fd, TUNSETOFFLOAD, offload_flags(negotiated))
             for _ in range(_QUEUED):
-                os.read(self._fd, HEADER.size)
+                os.read(self.plain_fd, HEADER.size)
 
     def send(self, packets: Batch, packet: int) -> None:
         """To the host's network. What it refuses (bad header, interface down) is lost."""
-        packets.write(packet, self._fd)
+        packets.write(packet, self.plain_fd)
 
     def announce(self, frame: bytes) -> None:
         """Send a frame of our own."""
         with contextlib.suppress(OSError):
-            os.write(self._fd, bytes(HEADER.size) + frame)
+            os.write(self.plain_fd, bytes(HEADER.size) + frame)
 
     def receive(self, buffers: Batch) -> int:
         """See `Backend.receive`."""
         try:
-            return buffers.read(self._fd)
+            return buffers.read(self.plain_fd)
         except OSError as error:
             raise EOFError(f"the tap interface is gone: {error.strerror}") from error
 
     def close(self) -> None:
         """Give the interface back."""
-        os.close(self._fd)
-        self._fd = -1
+        os.close(self.plain_fd)
+        self.plain_fd = -1

@@ -8,7 +8,7 @@ import pytest
 
 from mayfly.vmm.devices.virtio.buffers import copy_start, scatter
 from mayfly.vmm.devices.virtio.packet import HEADER, NUM_BUFFERS
-from mayfly.vmm.devices.virtio.queue import Chain, Queue, QueueLayout
+from mayfly.vmm.devices.virtio.queue import Chain, Queue, QueueLayout, QueueState
 from mayfly.vmm.kvm.chains import START, Batch
 from tests.kit.scale import scaled
 from tests.kit.virtio_driver import DriverQueue, Ram
@@ -42,7 +42,7 @@ class Twins:
         """As if so many chains had gone by already: the 16-bit indices wrap soon."""
         driver, queue = self.driver, self.queue
         driver.offered = driver.kicked = driver.seen = self.model.last_avail = index
-        queue._taken = queue._offered = queue._returned = queue._published = index
+        queue.restore(QueueState(returned=index & 0xFFFF, stopped=False))
         self.ram.put16(driver.available + 2, index)
         self.ram.put16(driver.used_ring + 2, index)
 
@@ -139,9 +139,9 @@ class BatchTwins(Twins):
         return 0 if self.writable else count
 
     def serve(self, limit: int) -> None:
-        before = self.queue._taken
+        before = self.batch.unfinished
         self.queue.take(self.batch, writable=self.writable, most=limit)
-        for _ in range((self.queue._taken - before) & 0xFFFF):
+        for _ in range(self.batch.unfinished - before):
             chain = self.model.take()
             assert chain is not None
             self.taken.append((chain[0], chain[1] + chain[2]))

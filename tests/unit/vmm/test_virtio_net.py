@@ -2,7 +2,8 @@
 
 import random
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,20 @@ from mayfly.vmm.devices.virtio.net import RECEIVE, TRANSMIT, Net
 from mayfly.vmm.devices.virtio.packet import ETHERNET_BYTES, HEADER, MAX_PACKET, NEEDED, NetFeature, Segmentation
 from mayfly.vmm.devices.virtio.queue import TURN_DESCRIPTORS, Queue
 from mayfly.vmm.devices.virtio.registers import DeviceStatus, Interrupt, Register
-from tests.kit.net_kit import GUEST_MAC, HOST_MAC, PLAIN_HEADER, PUBLIC, PUBLIC6, MemoryBackend, ethernet, ipv4, ipv6, tcp, udp
+from tests.kit.net_kit import (
+    GUEST_MAC,
+    HOST_MAC,
+    PLAIN_HEADER,
+    PUBLIC,
+    PUBLIC6,
+    MemoryBackend,
+    SocketBackend,
+    ethernet,
+    ipv4,
+    ipv6,
+    tcp,
+    udp,
+)
 from tests.kit.virtio_driver import ALL, DESCRIPTOR, PLAIN, Buffer, Driver
 
 FRAME = ethernet(0x800, ipv4(PUBLIC, udp(b"to whom it may concern")))
@@ -36,8 +50,8 @@ class Open:
 class Guest(Driver):
     """A driver for the net device, with `take` and `give` in place of Linux's network stack."""
 
-    def __init__(self, features: int = ALL, *, mergeable: bool = True) -> None:
-        self.backend = MemoryBackend()
+    def __init__(self, features: int = ALL, *, mergeable: bool = True, backend: Any = None) -> None:
+        self.backend: Any = backend or MemoryBackend()
         self.rooms = 0
         self.fulls = 0
         self.net = Net(GUEST_MAC, MTU, self.backend, Open().may_leave, on_room=self.on_room, on_full=self.on_full)
@@ -92,6 +106,15 @@ def guest(request: pytest.FixtureRequest) -> Guest:
     return Guest(request.param)
 
 
+@pytest.fixture(params=[(ALL, MemoryBackend), (PLAIN, MemoryBackend), (ALL, SocketBackend), (PLAIN, SocketBackend)], ids=str)
+def any_guest(request: pytest.FixtureRequest) -> Iterator[Guest]:
+    """One whose packets Python or C moves."""
+    features, kind = request.param
+    backend = kind()
+    yield Guest(features, backend=backend)
+    backend.close()
+
+
 def test_says_who_it_is(guest: Guest) -> None:
     assert guest.read(Register.DEVICE_ID) == 1
     config = bytes(guest.transport.read(Register.CONFIG + at, 1) for at in range(12))
@@ -101,25 +124,25 @@ def test_says_who_it_is(guest: Guest) -> None:
     assert guest.backend.negotiated & guest.net.features == guest.net.features
 
 
-def test_frames_leave_in_order_for_one_interrupt(guest: Guest) -> None:
+def test_frames_leave_in_order_for_one_interrupt(any_guest: Guest) -> None:
     packets = [PLAIN_HEADER + FRAME + bytes([number]) for number in range(20)]
-    guest.give(*packets)
-    assert guest.backend.sent == packets
-    assert guest.interrupts == 1
-    assert [length for _, length, _ in guest.queues[TRANSMIT].used()] == [0] * 20
+    any_guest.give(*packets)
+    assert any_guest.backend.sent == packets
+    assert any_guest.interrupts == 1
+    assert [length for _, length, _ in any_guest.queues[TRANSMIT].used()] == [0] * 20
 
 
-def test_a_packet_may_lie_in_many_buffers(guest: Guest) -> None:
+def test_a_packet_may_lie_in_many_buffers(any_guest: Guest) -> None:
     packet = PLAIN_HEADER + FRAME
-    guest.queues[TRANSMIT].offer([Buffer(packet[at : at + 9]) for at in range(0, len(packet), 9)])
-    guest.kick(TRANSMIT)
-    assert guest.backend.sent == [packet]
+    any_guest.queues[TRANSMIT].offer([Buffer(packet[at : at + 9]) for at in range(0, len(packet), 9)])
+    any_guest.kick(TRANSMIT)
+    assert any_guest.backend.sent == [packet]
 
 
-def test_the_header_is_passed_on_as_far_as_it_means_something(guest: Guest) -> None:
+def test_the_header_is_passed_on_as_far_as_it_means_something(any_guest: Guest) -> None:
     frame = SEGMENTED[Segmentation.TCPV4]
-    guest.give(guest.header(Segmentation.TCPV4, flags=0xFF) + frame)
-    assert guest.backend.sent == [HEADER.pack(1, Segmentation.TCPV4, 54, 1300, 34, 16, 0) + frame]
+    any_guest.give(any_guest.header(Segmentation.TCPV4, flags=0xFF) + frame)
+    assert any_guest.backend.sent == [HEADER.pack(1, Segmentation.TCPV4, 54, 1300, 34, 16, 0) + frame]
 
 
 @pytest.mark.parametrize(("kind", "needed"), sorted(NEEDED.items()))
@@ -163,22 +186,22 @@ def test_a_packet_of_an_impossible_size_is_misuse(size: int) -> None:
     assert len(guest.queues[TRANSMIT].used()) == 1
 
 
-def test_the_largest_packet_leaves(guest: Guest) -> None:
-    guest.give(bytes(MAX_PACKET))
-    assert guest.backend.sent == [bytes(MAX_PACKET)]
+def test_the_largest_packet_leaves(any_guest: Guest) -> None:
+    any_guest.give(bytes(MAX_PACKET))
+    assert any_guest.backend.sent == [bytes(MAX_PACKET)]
 
 
-def test_what_the_filter_refuses_goes_nowhere(guest: Guest) -> None:
-    guest.give(PLAIN_HEADER + Open.refused, PLAIN_HEADER + FRAME)
-    assert guest.backend.sent == [PLAIN_HEADER + FRAME]
-    assert guest.transport.misuse == {Misuse.FILTERED: 1}
+def test_what_the_filter_refuses_goes_nowhere(any_guest: Guest) -> None:
+    any_guest.give(PLAIN_HEADER + Open.refused, PLAIN_HEADER + FRAME)
+    assert any_guest.backend.sent == [PLAIN_HEADER + FRAME]
+    assert any_guest.transport.misuse == {Misuse.FILTERED: 1}
 
 
-def test_a_packet_with_a_buffer_to_write_to_is_misuse(guest: Guest) -> None:
-    guest.queues[TRANSMIT].offer([Buffer(PLAIN_HEADER + FRAME), Buffer(room=8)])
-    guest.kick(TRANSMIT)
-    assert not guest.backend.sent
-    assert guest.transport.misuse == {Misuse.DIRECTION: 1}
+def test_a_packet_with_a_buffer_to_write_to_is_misuse(any_guest: Guest) -> None:
+    any_guest.queues[TRANSMIT].offer([Buffer(PLAIN_HEADER + FRAME), Buffer(room=8)])
+    any_guest.kick(TRANSMIT)
+    assert not any_guest.backend.sent
+    assert any_guest.transport.misuse == {Misuse.DIRECTION: 1}
 
 
 def test_what_was_filtered_is_what_is_sent() -> None:
@@ -198,14 +221,14 @@ def test_what_was_filtered_is_what_is_sent() -> None:
     assert guest.backend.sent == [PLAIN_HEADER + FRAME]
 
 
-def test_frames_arrive_in_order_for_one_interrupt(guest: Guest) -> None:
-    guest.post(*[2000] * 11)
-    assert guest.rooms == 1
-    guest.backend.waiting += [PLAIN_HEADER + INBOUND + bytes([number]) for number in range(10)]
-    assert guest.net.receive()
-    assert guest.take() == [HEADER.pack(0, 0, 0, 0, 0, 0, 1) + INBOUND + bytes([number]) for number in range(10)]
-    assert guest.interrupts == 1
-    assert guest.acknowledge() == Interrupt.USED_BUFFER
+def test_frames_arrive_in_order_for_one_interrupt(any_guest: Guest) -> None:
+    any_guest.post(*[2000] * 11)
+    assert any_guest.rooms == 1
+    any_guest.backend.waiting += [PLAIN_HEADER + INBOUND + bytes([number]) for number in range(10)]
+    assert any_guest.net.receive()
+    assert any_guest.take() == [HEADER.pack(0, 0, 0, 0, 0, 0, 1) + INBOUND + bytes([number]) for number in range(10)]
+    assert any_guest.interrupts == 1
+    assert any_guest.acknowledge() == Interrupt.USED_BUFFER
 
 
 LINUX_CHAIN = (HEADER.size, 4080, *[4096] * 17)
@@ -242,60 +265,60 @@ def test_a_packet_that_does_not_fit_into_its_chain_is_lost_and_no_other(rooms: S
     assert guest.transport.misuse == ({} if fits else {Misuse.DIRECTION: 1})
 
 
-def test_a_chain_that_breaks_a_rule_takes_no_packet(guest: Guest) -> None:
-    queue = guest.queues[RECEIVE]
-    outside = guest.ram.base + len(guest.ram.bytes)
-    for places in ([(outside, 2000, True)], [(guest.ram.allocate(4096), 4096, True), (outside, 70000, True)]):
+def test_a_chain_that_breaks_a_rule_takes_no_packet(any_guest: Guest) -> None:
+    queue = any_guest.queues[RECEIVE]
+    outside = any_guest.ram.base + len(any_guest.ram.bytes)
+    for places in ([(outside, 2000, True)], [(any_guest.ram.allocate(4096), 4096, True), (outside, 70000, True)]):
         queue.offer_places(places)
-    guest.post(2000)
-    guest.backend.waiting += [PLAIN_HEADER + INBOUND]
-    guest.net.receive()
+    any_guest.post(2000)
+    any_guest.backend.waiting += [PLAIN_HEADER + INBOUND]
+    any_guest.net.receive()
     assert [length for _, length, _ in queue.used()] == [0, 0, HEADER.size + len(INBOUND)]
-    assert guest.transport.misuse == {Misuse.OUTSIDE_RAM: 2}
+    assert any_guest.transport.misuse == {Misuse.OUTSIDE_RAM: 2}
 
 
 @pytest.mark.parametrize("rooms", [[40000, 40000], [1000] * 66, [4096] * 17, [5, 9, 1, 70000], [1] * 20 + [66000]])
-def test_packets_of_any_size_take_as_many_mergeable_buffers_as_they_need(guest: Guest, rooms: list[int]) -> None:
+def test_packets_of_any_size_take_as_many_mergeable_buffers_as_they_need(any_guest: Guest, rooms: list[int]) -> None:
     sizes = (65000, 0, 65000, 2048)
-    packets = [guest.header(Segmentation.TCPV4) + INBOUND + random.Random(size).randbytes(size) for size in sizes]
-    guest.backend.waiting += packets
+    packets = [any_guest.header(Segmentation.TCPV4) + INBOUND + random.Random(size).randbytes(size) for size in sizes]
+    any_guest.backend.waiting += packets
     got = []
     for _ in sizes:
-        guest.post(*rooms)
-        while guest.net.receive() and guest.backend.waiting:
+        any_guest.post(*rooms)
+        while any_guest.net.receive() and any_guest.backend.waiting:
             pass
-        got += guest.take()
+        got += any_guest.take()
     assert [packet[HEADER.size :] for packet in got] == [packet[HEADER.size :] for packet in packets]
-    assert not guest.transport.misuse
+    assert not any_guest.transport.misuse
 
 
-def test_buffers_are_refilled_while_others_are_left(guest: Guest) -> None:
+def test_buffers_are_refilled_while_others_are_left(any_guest: Guest) -> None:
     """Turn after turn, of packets that leave any number of buffers over."""
-    rng, queue = random.Random(1), guest.queues[RECEIVE]
-    spots = [guest.ram.allocate(1536) for _ in queue.free]
+    rng, queue = random.Random(1), any_guest.queues[RECEIVE]
+    spots = [any_guest.ram.allocate(1536) for _ in queue.free]
     for _ in range(100):
         packets = [PLAIN_HEADER + INBOUND + rng.randbytes(rng.choice((0, 1400, 60_000))) for _ in range(rng.randint(1, 5))]
-        guest.backend.waiting += packets
+        any_guest.backend.waiting += packets
         got = []
-        while guest.backend.waiting:
+        while any_guest.backend.waiting:
             while queue.free:
                 queue.offer_places([(spots[queue.free[0]], 1536, True)])
-            assert guest.net.receive()
-            got += guest.take()
+            assert any_guest.net.receive()
+            got += any_guest.take()
         assert [packet[HEADER.size :] for packet in got] == [packet[HEADER.size :] for packet in packets]
-    assert not guest.transport.misuse
+    assert not any_guest.transport.misuse
 
 
-def test_a_packet_waits_for_mergeable_buffers_and_is_not_lost(guest: Guest) -> None:
+def test_a_packet_waits_for_mergeable_buffers_and_is_not_lost(any_guest: Guest) -> None:
     packet = PLAIN_HEADER + INBOUND + bytes(range(250)) * 12
-    guest.backend.waiting += [packet, packet]
+    any_guest.backend.waiting += [packet, packet]
     for rooms, room in ((1, 1000), (2, 2000), (3, 3000)):
-        guest.post(room)
-        assert guest.rooms == rooms
-        assert not guest.net.receive()
-    guest.post(4000, 4000)
-    assert guest.net.receive()
-    assert [got[HEADER.size :] for got in guest.take()] == [packet[HEADER.size :]] * 2
+        any_guest.post(room)
+        assert any_guest.rooms == rooms
+        assert not any_guest.net.receive()
+    any_guest.post(4000, 4000)
+    assert any_guest.net.receive()
+    assert [got[HEADER.size :] for got in any_guest.take()] == [packet[HEADER.size :]] * 2
 
 
 def test_a_ring_that_can_never_hold_a_packet_is_given_back() -> None:
@@ -326,13 +349,13 @@ def test_a_packet_waits_for_a_buffer_and_is_not_lost(guest: Guest) -> None:
 
 
 @pytest.mark.parametrize("wrong", [[Buffer(b"not for writing")], [Buffer(b"read"), Buffer(room=2000)]])
-def test_a_buffer_to_read_from_comes_back_empty(guest: Guest, wrong: list[Buffer]) -> None:
-    guest.queues[RECEIVE].offer(wrong)
-    guest.post(2000, 2000)
-    guest.backend.waiting.append(PLAIN_HEADER + INBOUND)
-    assert guest.net.receive()
-    assert [length for _, length, _ in guest.queues[RECEIVE].used()] == [0, HEADER.size + len(INBOUND)]
-    assert guest.transport.misuse == {Misuse.DIRECTION: 1}
+def test_a_buffer_to_read_from_comes_back_empty(any_guest: Guest, wrong: list[Buffer]) -> None:
+    any_guest.queues[RECEIVE].offer(wrong)
+    any_guest.post(2000, 2000)
+    any_guest.backend.waiting.append(PLAIN_HEADER + INBOUND)
+    assert any_guest.net.receive()
+    assert [length for _, length, _ in any_guest.queues[RECEIVE].used()] == [0, HEADER.size + len(INBOUND)]
+    assert any_guest.transport.misuse == {Misuse.DIRECTION: 1}
 
 
 def test_a_full_back_end_leaves_chains_with_the_guest_until_resume(guest: Guest) -> None:

@@ -1,16 +1,44 @@
 """What a packet's header may ask of the host's kernel: work on the filtered header only."""
 
+import contextlib
+import random
 import struct
-from ipaddress import ip_interface
+from ipaddress import ip_address, ip_interface
 
 import pytest
 
 from mayfly.vmm.devices.virtio.misuse import Misuse
-from mayfly.vmm.devices.virtio.net import FILTERED_BYTES, Net
-from mayfly.vmm.devices.virtio.packet import HEADER, MAX_PACKET, MIN_SEGMENT, NEEDS_CSUM, NetFeature, Segmentation, offload_allowed
+from mayfly.vmm.devices.virtio.net import FILTERED_BYTES, TRANSMIT, Net
+from mayfly.vmm.devices.virtio.packet import (
+    HEADER,
+    MAX_PACKET,
+    MIN_PACKET,
+    MIN_SEGMENT,
+    NEEDS_CSUM,
+    NetFeature,
+    Segmentation,
+    likeness,
+    offload_allowed,
+)
 from mayfly.vmm.network.filter import PacketFilter
-from tests.kit.net_kit import GATEWAY, GUEST, GUEST6, GUEST_MAC, PUBLIC, PUBLIC6, MemoryBackend, arp, ethernet, ipv4, ipv6, tcp, udp
-from tests.kit.virtio_driver import Driver
+from tests.kit.net_kit import (
+    GATEWAY,
+    GUEST,
+    GUEST6,
+    GUEST_MAC,
+    PUBLIC,
+    PUBLIC6,
+    MemoryBackend,
+    SocketBackend,
+    arp,
+    ethernet,
+    ipv4,
+    ipv6,
+    tcp,
+    udp,
+)
+from tests.kit.scale import scaled
+from tests.kit.virtio_driver import Buffer, Driver
 
 MTU = 1500
 ALL_FEATURES = 0xFFFF_FFFF
@@ -117,3 +145,62 @@ def test_no_checksum_rewrites_what_the_filter_has_passed() -> None:
     assert driver.transport.misuse == {Misuse.PACKET: 3}
     driver.send(1, struct.pack("<BBHHHHH", 1, 0, 0, 0, 54, 6, 0) + UDP6)
     assert len(net._backend.sent) == 1
+
+
+@pytest.mark.parametrize("frame", [TCP4, TCP6, UDP4, UDP6, with_byte(TCP4, 46, 0x80)], ids=["tcp4", "tcp6", "udp4", "udp6", "tcp options"])
+def test_what_is_like_an_allowed_packet_is_allowed(frame: bytes) -> None:
+    """Headers with something wrong here and there; from each that may leave, packets that differ as
+    much as they may.
+    """
+    rng, kinds = random.Random(1), 0
+    guard = PacketFilter(GUEST_MAC, [ip_interface(f"{GUEST}/16"), ip_interface(f"{GUEST6}/64")], [], [], [])
+    guard.open_connection(40_000, GATEWAY, 80)
+    own = frame[:30] + ip_address(GATEWAY).packed + frame[34:]  # the channel's connection
+
+    def passes(packet: bytes | bytearray) -> bool:
+        start = packet[: HEADER.size + FILTERED_BYTES]
+        return offload_allowed(start, len(packet), MTU, ALL_FEATURES) and guard.may_leave(start[HEADER.size :])
+
+    for _ in range(scaled(3000)):
+        asks = rng.choice((0, 1)), rng.choice((0, KINDS.get(frame, 0))), rng.choice((0, 54, 200)), rng.choice((48, 1400))
+        header = HEADER.pack(*asks, *FIELDS.get(frame, FIELDS[TCP4]), 0)
+        packet = bytearray(header + rng.choice((frame, frame, own)))
+        for _ in range(rng.choice((0, 1, 2))):
+            packet[rng.randrange(min(80, len(packet)))] = rng.randrange(256)
+        packet = packet[: rng.choice((len(packet), len(packet), rng.randint(MIN_PACKET, 150)))]
+        like = likeness(memoryview(packet)[: HEADER.size + FILTERED_BYTES])
+        if like is None or not passes(packet):
+            continue
+        mask, least = like
+        kinds += 1
+        for _ in range(10):
+            other = rng.randbytes(rng.choice((least, least + 1, least + 2000, MAX_PACKET)))
+            kept = bytes((new & ~bits) | (old & bits) for new, old, bits in zip(other, packet, mask, strict=False))
+            assert passes(kept + other[len(kept) :])
+    assert kinds > scaled(3000) / 10
+
+
+def test_packets_as_one_before_are_not_looked_at_again_until_driver_or_filter_is_another() -> None:
+    seen: list[bytes] = []
+    backend = SocketBackend()
+
+    def may_leave(frame: bytes | bytearray | memoryview) -> bool:
+        seen.append(bytes(frame))
+        return True
+
+    net = Net(GUEST_MAC, MTU, backend, may_leave, on_room=lambda: None, on_full=lambda: None)
+    with contextlib.closing(backend):
+        driver = Driver(net)
+        driver.start()
+        for number, frames in enumerate([[TCP4], [TCP4, with_byte(TCP4, 40, 7)], [TCP4, TCP6], [TCP6, TCP4]]):
+            for frame in frames:
+                driver.queues[TRANSMIT].offer([Buffer(bytes(HEADER.size) + frame)])
+            driver.kick(TRANSMIT)
+            assert len(seen) == (1, 1, 3, 3)[number]
+            driver.queues[TRANSMIT].used()
+        assert [packet[HEADER.size :] for packet in backend.sent] == [TCP4, TCP4, with_byte(TCP4, 40, 7), TCP4, TCP6, TCP6, TCP4]
+        for count, change in enumerate((driver.start, net.filter_changed), 4):
+            change()
+            driver.queues[TRANSMIT].offer([Buffer(bytes(HEADER.size) + TCP4)])
+            driver.kick(TRANSMIT)
+            assert len(seen) == count

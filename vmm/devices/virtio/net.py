@@ -8,7 +8,10 @@ which there are too few buffers. While the guest has no buffers, the back end is
 back end has no room, the guest's chains are not given back.
 
 Each packet costs Python's time, so bytes go straight between the guest's buffers and the back end,
-and one interrupt stands for all that a kick has led to.
+and one interrupt stands for all that a kick has led to. Where the back end is a descriptor
+(`Backend.plain_fd`), C does a whole turn, as long as all is as usual: packets from the guest are
+like those that were found to be allowed, and there is room for any packet to it. What is not comes
+here, where all that is decided is.
 """
 
 import struct
@@ -16,9 +19,9 @@ from collections.abc import Callable
 
 from mayfly.vmm.devices.virtio.device import NETWORK, VirtioDevice
 from mayfly.vmm.devices.virtio.misuse import Misuse
-from mayfly.vmm.devices.virtio.packet import HEADER, MAX_PACKET, MIN_PACKET, NEEDS_CSUM, NUM_BUFFERS, NetFeature, offload_allowed
+from mayfly.vmm.devices.virtio.packet import HEADER, MAX_PACKET, MIN_PACKET, NEEDS_CSUM, NUM_BUFFERS, NetFeature, likeness, offload_allowed
 from mayfly.vmm.devices.virtio.queue import Queue
-from mayfly.vmm.kvm.chains import START, Batch
+from mayfly.vmm.kvm.chains import AGAIN, INTERRUPT, START, UNUSUAL, Batch, Passes
 
 _NO_BUFFERS = b"\0\0"
 _CONFIG = struct.Struct("<6sHHH")  # mac, status, max_virtqueue_pairs, mtu (virtio 1.2, 5.1.4)
@@ -32,6 +35,10 @@ class Backend:
     """Moves packets (header and frame) between the device and a network: here to nowhere."""
 
     offloads = 0  # The features among checksum and segmentation offload that it can carry
+    plain_fd = -1
+    """The descriptor that takes and gives packets as they are, each by one writev(2) or readv(2),
+    and has always room; -1: there is none such.
+    """
 
     def make_room(self) -> bool:
         """Whether `send` may be called: what is left of an earlier packet has gone."""
@@ -84,6 +91,7 @@ class Net(VirtioDevice):
         self._outgoing, self._incoming = Batch(), Batch()
         self._memory = bytearray(MAX_PACKET)  # for a packet that waits for more buffers
         self._packet = Batch(self._memory)
+        self._passes = Passes()
         self._forget()
         self._configure(link_up=True)
 
@@ -92,6 +100,8 @@ class Net(VirtioDevice):
         self._outgoing.clear()
         self._incoming.clear()
         self._refused: set[int] = set()  # of what is outgoing
+        self._passes.clear()
+        self._in_c = False  # whether packets that are as usual may move without Python
         self._held = 0  # bytes of the packet that waits; 0: there is none
 
     def _configure(self, *, link_up: bool) -> None:
@@ -102,6 +112,11 @@ class Net(VirtioDevice):
         """The driver is ready: the back end learns what it may send."""
         super().activate(queues, negotiated)
         self._backend.set_offloads(negotiated)
+        self._in_c = self._backend.plain_fd >= 0 and bool(negotiated & NetFeature.MRG_RXBUF)
+
+    def filter_changed(self) -> None:
+        """Another packet may leave than before: look at each anew."""
+        self._passes.clear()
 
     def reset(self) -> None:
         """Forget the driver."""
@@ -140,13 +155,18 @@ class Net(VirtioDevice):
             self._starved = True
             return False
         self._starved = False
+        led = 0
+        if self._in_c and not self._held and not queue.stopped:
+            led = self._incoming.receive(queue.ring, self._backend.plain_fd)
+            if not led & UNUSUAL:
+                return bool(led & INTERRUPT)
         try:
             self._fill(queue)
         except EOFError:  # the back end is gone: the guest is told, and lives on without a network
             self._configure(link_up=False)
             self.host.config_changed()
         queue.give_back(self._incoming)
-        interrupt = queue.publish()
+        interrupt = queue.publish() or bool(led & INTERRUPT)
         self.want_kicks(RECEIVE, more=self._starved)
         return interrupt
 
@@ -202,6 +222,13 @@ class Net(VirtioDevice):
         if queue is None:
             return False
         backend, packets, refused = self._backend, self._outgoing, self._refused
+        led = 0
+        if self._in_c and self.link_up and not packets.count and not queue.stopped:
+            led = packets.send(queue.ring, self._passes, backend.plain_fd)
+            if led & AGAIN:
+                self.host.kick(TRANSMIT)
+            if not led & UNUSUAL:
+                return bool(led & INTERRUPT)
         sent, new = packets.done, packets.count
         queue.take(packets, writable=False)
         count = packets.count
@@ -215,7 +242,7 @@ class Net(VirtioDevice):
             sent += 1
         packets.done = sent
         queue.give_back(packets)
-        interrupt = queue.publish()
+        interrupt = queue.publish() or bool(led & INTERRUPT)
         self.want_kicks(TRANSMIT, more=sent == count)
         if sent < count:
             self._on_full()
@@ -242,5 +269,7 @@ class Net(VirtioDevice):
             if self.on_first_packet is not None:
                 tell, self.on_first_packet = self.on_first_packet, None
                 tell()
+            if self._in_c and (like := likeness(start)):
+                self._passes.add(start, *like)
             return True
         return False

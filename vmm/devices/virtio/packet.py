@@ -8,6 +8,8 @@ header that the filter saw, and segments that the kernel cuts along that header.
 import struct
 from enum import IntEnum
 
+from mayfly.vmm.kvm.chains import LIKE
+
 HEADER = struct.Struct("<BBHHHHH")
 """flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers (VERSION_1: always)."""
 NEEDS_CSUM = 1  # A flag (virtio 1.2, 5.1.6)
@@ -55,8 +57,8 @@ _IP = struct.Struct("!12xHB5xHxB")
 _IPV4, _IPV6 = 0x0800, 0x86DD
 _IPV4_WITHOUT_OPTIONS = 0x45
 _FRAGMENTED = 0x3FFF  # More fragments follow, or this is not the first one (RFC 791)
-_TCP = 6
-_CHECKSUM = {_TCP: 16, 17: 6, 58: 2}
+_TCP, _UDP = 6, 17
+_CHECKSUM = {_TCP: 16, _UDP: 6, 58: 2}
 """Where the checksum is in headers of TCP (RFC 9293, 3.1), UDP (RFC 768), ICMPv6 (RFC 4443)."""
 _TCP_BYTES = 20
 _IPV4_END, _IPV6_END = 34, 54  # Where the transport header is
@@ -96,3 +98,35 @@ def _transport(start: bytes | bytearray | memoryview) -> tuple[int, int]:
     if kind == _IPV4 and version == _IPV4_WITHOUT_OPTIONS:
         return (0, -1) if fragment & _FRAGMENTED else (_IPV4_END, protocol)
     return (_IPV6_END, fragment >> 8) if kind == _IPV6 and seen >= _IPV6_END else (0, -1)  # at IPv4's fragment: the next header
+
+
+def likeness(start: memoryview) -> tuple[bytes, int] | None:
+    """What makes another packet as allowed as this one is, by offloads and filter, if that can be
+    told: the same bits, of those that a mask has, and at least so many bytes.
+    """
+    mask = _LIKENESS.get(_transport(start))
+    if mask is None or len(start) < len(mask):
+        return None
+    _, _, header_bytes, *_ = HEADER.unpack_from(start)
+    return mask.ljust(LIKE, b"\0"), max(len(start), HEADER.size + header_bytes)
+
+
+def _mask(*varying: slice, known: int) -> bytes:
+    """All bits of the first `known` bytes of a frame and of the header before it, but `varying`."""
+    mask = bytearray(b"\xff" * known)
+    for part in varying:
+        mask[part] = bytes(len(mask[part]))
+    return b"\xff" * HEADER.size + bytes(mask)
+
+
+_IPV4_VARIES = slice(16, 20), slice(24, 26)  # length and identification, checksum (RFC 791)
+_IPV6_VARIES = slice(18, 20)  # length (RFC 8200)
+_LIKENESS = {
+    (_IPV4_END, _TCP): _mask(*_IPV4_VARIES, slice(_IPV4_END + 4, _IPV4_END + 12), known=_IPV4_END + 13),
+    (_IPV4_END, _UDP): _mask(*_IPV4_VARIES, known=_IPV4_END + 4),
+    (_IPV6_END, _TCP): _mask(_IPV6_VARIES, slice(_IPV6_END + 4, _IPV6_END + 12), known=_IPV6_END + 13),
+    (_IPV6_END, _UDP): _mask(_IPV6_VARIES, known=_IPV6_END + 4),
+}
+"""By `_transport`: up to TCP's data offset, without its numbers, or up to UDP's ports. No check
+looks at what is behind these, nor at the fields that vary from packet to packet.
+"""

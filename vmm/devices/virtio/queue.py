@@ -16,6 +16,7 @@ for (2.7.13.3), release between used elements and their index (2.7.8.2), a full 
 driver's word on notifications is read (2.7.7, 2.7.10).
 """
 
+import functools
 import struct
 from collections.abc import Callable
 from typing import NamedTuple
@@ -47,6 +48,7 @@ FAULTS = (
     Misuse.CHAIN_LENGTH,
 )
 """What it says of a chain, from FULL + 1 on."""
+_TAKEN, _RETURNED, _PUBLISHED = range(3)  # Counts of chains
 _NO_INTERRUPT = _NO_NOTIFY = 1
 """The flags word of a ring, of use only without EVENT_IDX (virtio 1.2, 2.7.6 and 2.7.8)."""
 
@@ -104,21 +106,21 @@ class Queue:
         self._used_header = used[:4].cast("H")
         self._used_ring = used[4:-2].cast("I")
         self._avail_event = used[-2:].cast("H")
-        # Free-running 16-bit counts: chains taken, seen available, given back, and published.
-        self._taken = self._offered = self._returned = self._published = 0
+        self._counts = memoryview(bytearray(6)).cast("H")  # free-running, which C has too for batches
+        self._offered = 0  # chains seen available
         self._left = TURN_DESCRIPTORS
-        self._ring: Ring | None = None  # for batches
 
     def pop(self) -> Chain | None:
         """Take the next chain. None: none is there, the queue has stopped, or the turn is over."""
-        if self._left <= 0 or (self._taken == self._offered and not self._look()):
+        taken = self._counts[_TAKEN]
+        if self._left <= 0 or (taken == self._offered and not self._look()):
             return None
         self._left -= 1
-        head = self._available[2 + self._taken % self.size]
+        head = self._available[2 + taken % self.size]
         if head >= self.size:
             self._stop(Misuse.HEAD)
             return None
-        self._taken = (self._taken + 1) & 0xFFFF
+        self._counts[_TAKEN] = (taken + 1) & 0xFFFF
         try:
             address, length, flags, _ = _DESCRIPTOR.unpack_from(self._descriptors, head * _DESCRIPTOR_BYTES)
             if not flags & ~WRITE and length:  # one buffer, as most chains are
@@ -135,48 +137,48 @@ class Queue:
         """Take what is available, `most` chains at most, of buffers that are all to be written or
         all to be read. Bad chains go back at once. False: the batch has no room for the next one.
         """
-        ring = self._ring = self._ring or self._make_ring()
+        fits = True
         while self._left > 0 and not self.stopped:
-            count, fault, head = batch.take(ring, self._taken, self._returned, most, WRITE if writable else 0)
-            self._taken = self._offered = (self._taken + count) & 0xFFFF
+            fault, head = batch.take(self.ring, most, WRITE if writable else 0)
             if fault <= FULL:
-                return fault < FULL
+                fits = fault < FULL
+                break
             if (misuse := FAULTS[fault - FULL - 1]) in FATAL:
                 self._stop(misuse)
                 break
             self._report(misuse)
+            self._counts[_TAKEN] = (self._counts[_TAKEN] + 1) & 0xFFFF
             self.push(head, 0)
             self._left -= self.size  # so many descriptors may have been read
-        return True
+        self._offered = self._counts[_TAKEN]
+        return fits
 
     def give_back(self, batch: Batch) -> None:
         """Give the batch's finished chains back. `publish` shows them to the driver."""
-        if self._ring is not None:
-            self._returned = (self._returned + batch.give_back(self._ring, self._returned)) & 0xFFFF
+        batch.give_back(self.ring)
 
-    def _make_ring(self) -> Ring:
-        parts = self._descriptors, self._available, self._used
+    @functools.cached_property
+    def ring(self) -> Ring:
+        """For batches."""
+        parts = self._descriptors, self._available, self._used, self._counts
         return Ring(self._memory.regions, *parts, indirect=self._indirect, event_idx=self._event_idx)
 
     def push(self, head: int, length: int) -> None:
         """Give a chain back with `length` bytes written. `publish` shows it to the driver."""
-        slot = 2 * (self._returned % self.size)
+        returned = self._counts[_RETURNED]
+        slot = 2 * (returned % self.size)
         self._used_ring[slot] = head
         self._used_ring[slot + 1] = length
-        self._returned = (self._returned + 1) & 0xFFFF
+        self._counts[_RETURNED] = (returned + 1) & 0xFFFF
 
     def publish(self) -> bool:
         """End a turn, and show what was pushed; whether the driver wants an interrupt (2.7.7)."""
         self._left = TURN_DESCRIPTORS
-        old, new = self._published, self._returned
+        _, new, old = self._counts
         if old == new:
             return False
-        if self._ring is not None:
-            self._published = new
-            return self._ring.publish(old, new)
         order.release()
-        self._used_header[1] = new
-        self._published = new
+        self._used_header[1] = self._counts[_PUBLISHED] = new
         order.full()
         if not self._event_idx:
             return not self._available[0] & _NO_INTERRUPT
@@ -186,7 +188,7 @@ class Queue:
     def enable_notify(self) -> bool:
         """Ask for a kick at the next chain. True: one is there already, and may bring no kick."""
         if self._event_idx:
-            self._avail_event[0] = self._taken
+            self._avail_event[0] = self._counts[_TAKEN]
         else:
             self._used_header[0] = 0
         order.full()
@@ -199,21 +201,22 @@ class Queue:
 
     def save(self) -> QueueState:
         """For a snapshot: chains taken and not given back count as not taken."""
-        return QueueState(returned=self._returned, stopped=self.stopped)
+        return QueueState(returned=self._counts[_RETURNED], stopped=self.stopped)
 
     def restore(self, state: QueueState) -> None:
         """Go on where `save` was called; the driver has seen all that was returned by then."""
-        self._taken = self._offered = self._returned = self._published = state.returned
+        self._offered = state.returned
+        self._counts[:] = memoryview(struct.pack("3H", *[state.returned] * 3)).cast("H")
         self.stopped = state.stopped
 
     def has_chains(self) -> bool:
         """Whether the driver has made a chain available that was not taken."""
-        return self._available[1] != self._taken
+        return self._available[1] != self._counts[_TAKEN]
 
     def stop(self) -> None:
         """Take no more chains; those already taken may still be given back."""
         self.stopped = True
-        self._offered = self._taken
+        self._offered = self._counts[_TAKEN]
 
     def _stop(self, misuse: Misuse) -> None:
         self.stop()
@@ -225,12 +228,12 @@ class Queue:
             return False
         offered = self._available[1]
         order.acquire()
-        out = (self._taken - self._returned) & 0xFFFF
-        if (offered - self._taken) & 0xFFFF > self.size - out:
+        taken, returned, _ = self._counts
+        if (offered - taken) & 0xFFFF > self.size - ((taken - returned) & 0xFFFF):
             self._stop(Misuse.AVAILABLE_INDEX)
             return False
         self._offered = offered
-        return offered != self._taken
+        return offered != taken
 
     def _walk(self, head: int) -> Chain:
         """Follow a chain of `size` descriptors at most, each read once (virtio 1.2, 2.7.5.3)."""

@@ -7,7 +7,8 @@
 
 enum { CHAINS = 256, PIECES = 1024 /* IOV_MAX, readv(2) */, START = 140, LARGEST_PACKET = 65561, HEADER = 12, NUM_BUFFERS = 10 };
 enum { NEXT = 1, WRITE = 2, INDIRECT = 4 }; /* flags of a descriptor (virtio 1.2, 2.7.5) */
-enum { FINE, FULL, BAD_INDEX, BAD_HEAD, BAD_NEXT, BAD_INDIRECT, BAD_LENGTH, BAD_DIRECTION, BAD_ADDRESS, TOO_LONG }; /* the faults: FAULTS in queue.py */
+/* The faults: FAULTS in queue.py. */
+enum { FINE, FULL, BAD_INDEX, BAD_HEAD, BAD_NEXT, BAD_INDIRECT, BAD_LENGTH, BAD_DIRECTION, BAD_ADDRESS, TOO_LONG };
 
 struct region { uint64_t base, size; char *at; };
 struct ring {
@@ -15,12 +16,14 @@ struct ring {
     const char *descriptors;
     const uint16_t *available; /* flags, index, head of each, used_event: for `word` */
     uint16_t *used;            /* flags, index, {head, length} of each, avail_event */
+    uint16_t *counts;          /* of chains, free-running: our own, which queue.py has too */
     uint32_t region_count, size, indirect, event_idx;
 };
+enum { TAKEN, RETURNED, PUBLISHED }; /* counts */
 struct taken { uint32_t head, size, written, first, end; }; /* a chain: of `size` bytes, in pieces [first, end) */
 /* Chains in order: [given, done) are finished, [done, count) are not. */
 struct batch {
-    uint32_t given, done, count, fault, bad_head;
+    uint32_t given, done, count, bad_head;
     uint64_t room; /* bytes in [done, count) */
     struct taken chains[CHAINS];
     struct iovec pieces[PIECES];
@@ -94,15 +97,14 @@ static void copy_start(struct batch *batch, struct taken *chain)
     }
     batch->pieces[--chain->first] = (struct iovec){start, copied};
 }
-/* Take up to `most` chains, the first of which is number `at`, while those before `returned` are with the driver again; how many. It ends
-   early when the batch is FULL, and behind a bad chain, `bad_head`, which is not in the batch (a head outside the table is not even taken). */
-static uint32_t batch_take(struct batch *batch, const struct ring *ring, uint16_t at, uint16_t returned, uint32_t most, uint32_t kind)
+/* Take up to `most` chains. It ends early when the batch is FULL, and before a bad chain, `bad_head`. */
+static uint32_t batch_take(struct batch *batch, const struct ring *ring, uint32_t most, uint32_t kind)
 {
-    uint32_t taken = 0, gone = batch->given, freed;
-    uint16_t offered = word(ring, 1) - at;
+    uint32_t gone = batch->given, freed;
+    uint16_t *at = &ring->counts[TAKEN], offered = word(ring, 1) - *at;
     __atomic_thread_fence(__ATOMIC_ACQUIRE);
-    batch->fault = offered + (uint16_t)(at - returned) > ring->size ? BAD_INDEX : FINE; /* those that are out count too */
-    most = offered < most ? offered : most;
+    if (offered + (uint16_t)(*at - ring->counts[RETURNED]) > ring->size) /* those that are out count too */
+        return BAD_INDEX;
     if (kind && gone) { /* make room; starts do not move, so what is to be sent stays */
         freed = batch->chains[gone].first;
         memmove(batch->pieces, batch->pieces + freed, (batch->chains[batch->count - 1].end - freed) * sizeof *batch->pieces);
@@ -111,52 +113,64 @@ static uint32_t batch_take(struct batch *batch, const struct ring *ring, uint16_
         for (uint32_t i = 0; i < batch->count; i++)
             batch->chains[i].first -= freed, batch->chains[i].end -= freed;
     }
-    while (taken < most && !batch->fault) {
-        uint32_t first = (batch->count ? batch->chains[batch->count - 1].end : 0) + !kind, head;
-        if (batch->count == CHAINS || first + ring->size > PIECES) {
-            batch->fault = FULL;
-            break;
-        }
-        head = word(ring, 2 + (at + taken) % ring->size);
-        if (head >= ring->size) {
-            batch->fault = BAD_HEAD;
-            break;
-        }
-        taken++;
-        batch->bad_head = head;
-        if ((batch->fault = walk(batch, ring, head, kind, first)))
-            break;
+    for (most = offered < most ? offered : most; most; most--) {
+        uint32_t first = (batch->count ? batch->chains[batch->count - 1].end : 0) + !kind, fault;
+        if (batch->count == CHAINS || first + ring->size > PIECES)
+            return FULL;
+        batch->bad_head = word(ring, 2 + *at % ring->size);
+        if (batch->bad_head >= ring->size)
+            return BAD_HEAD;
+        if ((fault = walk(batch, ring, batch->bad_head, kind, first)))
+            return fault;
         struct taken *chain = &batch->chains[batch->count++];
         batch->room += chain->size;
+        ++*at;
         if (!kind)
             copy_start(batch, chain);
     }
-    return taken;
+    return FINE;
 }
-/* Give the finished chains back, as numbers from `at` on; how many. */
-static uint32_t batch_give_back(struct batch *batch, const struct ring *ring, uint16_t at)
+/* Give the finished chains back. */
+static void batch_give_back(struct batch *batch, const struct ring *ring)
 {
-    uint32_t count = batch->done - batch->given;
     uint32_t *elements = (uint32_t *)(ring->used + 2);
-    for (; batch->given < batch->done; batch->given++, at++) {
-        elements[2 * (at % ring->size)] = batch->chains[batch->given].head;
-        elements[2 * (at % ring->size) + 1] = batch->chains[batch->given].written;
+    for (; batch->given < batch->done; batch->given++) {
+        uint32_t slot = 2 * (ring->counts[RETURNED]++ % ring->size);
+        elements[slot] = batch->chains[batch->given].head;
+        elements[slot + 1] = batch->chains[batch->given].written;
     }
     if (batch->given == batch->count)
         batch->given = batch->done = batch->count = batch->room = 0;
-    return count;
 }
-/* Show the driver, who knows of those before `published`, what is given back, before number `returned`; whether it wants an interrupt. */
-static uint32_t ring_publish(const struct ring *ring, uint16_t published, uint16_t returned)
+/* Show the driver what is given back; whether it wants an interrupt (virtio 1.2, 2.7.7). */
+static uint32_t ring_publish(const struct ring *ring)
 {
+    uint16_t published = ring->counts[PUBLISHED], returned = ring->counts[RETURNED];
     if (published == returned)
         return 0;
     __atomic_thread_fence(__ATOMIC_RELEASE);
-    *(volatile uint16_t *)&ring->used[1] = returned;
+    *(volatile uint16_t *)&ring->used[1] = ring->counts[PUBLISHED] = returned;
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     if (!ring->event_idx)
         return !(word(ring, 0) & 1);
     return (uint16_t)(returned - word(ring, 2 + ring->size) - 1) < (uint16_t)(returned - published);
+}
+/* Have kicks, or with EVENT_IDX the next one; whether a chain is there already, which may bring none (virtio 1.2, 2.7.10). */
+static uint32_t ring_ask(const struct ring *ring)
+{
+    volatile uint16_t *used = ring->used;
+    if (ring->event_idx)
+        used[2 + 4 * ring->size] = ring->counts[TAKEN];
+    else
+        used[0] = 0;
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    return word(ring, 1) != ring->counts[TAKEN];
+}
+/* Have no kicks. With EVENT_IDX the stale event index does that (virtio 1.2, 2.7.10). */
+static void ring_hush(const struct ring *ring)
+{
+    if (!ring->event_idx)
+        *(volatile uint16_t *)ring->used = 1;
 }
 /* The first `size` bytes of the room are a packet now: its chains are finished, and its header says how many they are. */
 static void batch_complete(struct batch *batch, uint32_t size)
@@ -200,4 +214,86 @@ static void batch_copy(const struct batch *batch, uint32_t chain, uint32_t end, 
         memcpy(out ? data : piece->iov_base, out ? piece->iov_base : data, part);
         data += part, size -= part;
     }
+}
+/* Packets from the guest that may leave: those of `least` bytes or more whose first LIKE ones are as `value`, where `mask` is set. */
+enum { LIKE = 80, PASSES = 64 };
+struct pass { uint64_t value[LIKE / 8], mask[LIKE / 8]; uint32_t least; };
+struct passes { struct pass passes[PASSES]; uint32_t count, next; };
+typedef const uint64_t __attribute__((aligned(1), may_alias)) word64;
+
+static void passes_add(struct passes *passes, const char *start, const char *mask, uint32_t least)
+{
+    struct pass *pass = &passes->passes[passes->next];
+    memcpy(pass->mask, mask, LIKE);
+    for (int i = 0; i < LIKE / 8; i++)
+        pass->value[i] = ((word64 *)start)[i] & pass->mask[i];
+    pass->least = least;
+    passes->next = (passes->next + 1) % PASSES;
+    if (passes->count < PASSES)
+        passes->count++;
+}
+/* Whether a packet may leave, whose header is made as it will be sent first. */
+static int may_leave(const struct passes *passes, char *start, uint32_t size)
+{
+    start[0] &= 1; /* NEEDS_CSUM, the one flag with a meaning here, and no buffer count (virtio 1.2, 5.1.6.2) */
+    memset(start + NUM_BUFFERS, 0, HEADER - NUM_BUFFERS);
+    for (const struct pass *pass = passes->passes; pass < passes->passes + passes->count; pass++) {
+        int i = LIKE / 8; /* from behind, as addresses and ports differ most */
+        while (i && (((word64 *)start)[i - 1] & pass->mask[i - 1]) == pass->value[i - 1])
+            i--;
+        if (!i && size >= pass->least && size <= LARGEST_PACKET)
+            return 1;
+    }
+    return 0;
+}
+/* What a turn leads to: an interrupt, another turn, or one in Python, for what is not as usual. */
+enum { INTERRUPT = 1, AGAIN = 2, UNUSUAL = 4 };
+
+/* Write the guest's packets, which an empty batch takes, to `fd`: all that there are, or none, if one is not known to be allowed. */
+static uint32_t batch_send(struct batch *batch, const struct ring *ring, const struct passes *passes, int fd)
+{
+    uint32_t wanted = 0, seen = 0;
+    do {
+        uint32_t fault = batch_take(batch, ring, CHAINS, 0), count = batch->count;
+        for (uint32_t i = 0; i < count; i++) /* all before the first is sent: that wakes its receiver, which may take this processor */
+            if (!may_leave(passes, batch->starts[i], batch->chains[i].size)) {
+                ring->counts[TAKEN] -= count;
+                batch->count = batch->room = 0;
+                return wanted | UNUSUAL;
+            }
+        for (; batch->done < count; batch->done++)
+            batch_write(batch, batch->done, fd);
+        seen += count ? batch->chains[count - 1].end : 1;
+        batch_give_back(batch, ring);
+        wanted |= ring_publish(ring);
+        if (fault > FULL)
+            return wanted | UNUSUAL;
+        if (!ring_ask(ring))
+            return wanted;
+    } while (seen < PIECES / 2);
+    return wanted | AGAIN;
+}
+/* Read packets, a queue's size at most, from `fd` into the driver's buffers, as long as these have room for any packet. */
+static uint32_t batch_receive(struct batch *batch, const struct ring *ring, int fd)
+{
+    uint32_t wanted = 0;
+    for (uint32_t packets = 0; packets < ring->size; packets++) {
+        if (batch->room < LARGEST_PACKET) {
+            batch_give_back(batch, ring);
+            uint32_t fault = batch_take(batch, ring, ring->size - (batch->count - batch->done), WRITE);
+            if (fault > FULL || batch->room < LARGEST_PACKET) {
+                wanted = UNUSUAL;
+                break;
+            }
+        }
+        long size = batch_read(batch, fd);
+        if (size <= 0) {
+            wanted = size && size != -EAGAIN && size != -EINTR ? UNUSUAL : 0;
+            break;
+        }
+        batch_complete(batch, size);
+    }
+    batch_give_back(batch, ring);
+    ring_hush(ring);
+    return wanted | ring_publish(ring);
 }

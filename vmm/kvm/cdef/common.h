@@ -17,16 +17,21 @@ static void *const MAP_FAILED;
 struct iovec { void *iov_base; size_t iov_len; };
 struct region { uint64_t base, size; char *at; };
 struct ring {
-    const struct region *regions; const char *descriptors; const uint16_t *available; uint16_t *used;
+    const struct region *regions; const char *descriptors; const uint16_t *available; uint16_t *used; uint16_t *counts;
     uint32_t region_count, size, indirect, event_idx; ...;
 };
 struct taken { uint32_t head, size, written, first, end; };
 struct batch {
-    uint32_t given, done, count, fault, bad_head; uint64_t room; struct taken chains[...]; struct iovec pieces[...]; char starts[...][140]; ...;
+    uint32_t given, done, count, bad_head; uint64_t room; struct taken chains[...]; struct iovec pieces[...]; char starts[...][140]; ...;
 };
-static uint32_t batch_take(struct batch *batch, const struct ring *ring, uint16_t at, uint16_t returned, uint32_t most, uint32_t kind);
-static uint32_t batch_give_back(struct batch *batch, const struct ring *ring, uint16_t at);
-static uint32_t ring_publish(const struct ring *ring, uint16_t published, uint16_t returned);
+struct passes { uint32_t count; ...; };
+static uint32_t batch_take(struct batch *batch, const struct ring *ring, uint32_t most, uint32_t kind);
+static void batch_give_back(struct batch *batch, const struct ring *ring);
+static uint32_t ring_publish(const struct ring *ring);
+static uint32_t ring_ask(const struct ring *ring);
+static void passes_add(struct passes *passes, const char *start, const char *mask, uint32_t least);
+static uint32_t batch_send(struct batch *batch, const struct ring *ring, const struct passes *passes, int fd);
+static uint32_t batch_receive(struct batch *batch, const struct ring *ring, int fd);
 static void batch_complete(struct batch *batch, uint32_t size);
 static long batch_read(const struct batch *batch, int fd);
 static long batch_write(const struct batch *batch, uint32_t chain, int fd);
