@@ -129,6 +129,15 @@ STRANGERS: dict[str, Layout] = {
         },
         told=(("main.js", "failed", "one is 2", ""),),
     ),
+    "Rust's of a library that is elsewhere": Layout(
+        language="rust",
+        files={
+            "Cargo.toml": '[package]\nname = "calc"\nversion = "0.1.0"\nedition = "2021"\n\n[lib]\npath = "source/calc.rs"\n',
+            "source/calc.rs": "pub fn one() -> i32 {\n    1\n}\n",
+            "tests/it.rs": "#[test]\nfn one() {\n    assert_eq!(calc::one(), 1);\n}\n",
+        },
+        told=(("one", "passed", "", ""),),
+    ),
     "Rust's in the folder of tests alone": Layout(
         language="rust",
         files={
@@ -164,6 +173,8 @@ STRANGERS: dict[str, Layout] = {
         f"{name}'s that include what they test, and put out ends": Layout(
             language=language,
             files={
+                f"src/main{suffix}": "int beside(void) { return 0; }\nint main(void) { return 1; }\n",
+                f"tests/c{suffix}": "int beside(void);\nint main(void) { return beside(); }\n",
                 f"sol{suffix}": "static int own(void) { return 1; }\nint sol(void) { return own(); }\n",
                 f"more{suffix}": "int more(void) { return 1; }\n",
                 f"a_tests{suffix}": f'# include "./sol{suffix}"\nint more(void);\n\nint main(void) {{ return own() - more(); }}\n',
@@ -173,6 +184,7 @@ STRANGERS: dict[str, Layout] = {
                 ("a_tests", "passed", "", ""),
                 ("tests/b", "passed", "", ""),
                 ("c", "passed", "", ""),
+                ("tests/c", "passed", "", ""),
             ),
         )
         for language, name, suffix in (("c", "C", ".c"), ("cpp", "C++", ".cc"))
