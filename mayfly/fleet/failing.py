@@ -9,7 +9,7 @@ import logging
 
 log = logging.getLogger(__name__)
 IN_A_ROW = 3
-FIRST_S, LONGEST_S = 1.0, 30.0
+FIRST_S, LONGEST_S = 1.0, 5.0
 MANY = 1 << 30
 
 
