@@ -61,6 +61,7 @@ _GOOGLE = re.compile(
 _GOOGLE_OUTCOMES: Mapping[str, Outcome] = {"OK": "passed", "FAILED": "failed", "SKIPPED": "skipped"}
 _TERMINATED = re.compile(r"^terminate called .*", re.DOTALL | re.MULTILINE)
 _DOCTEST = re.compile(r":\d+: (?:FATAL )?ERROR: (.*?)(?:\n\n|\Z)", re.DOTALL)
+_DOCTEST_RAN = re.compile(r"^\[doctest\] test cases: +[1-9]", re.MULTILINE)
 _CATCH_SKIPPED = "\ntest cases: 1 | 1 skipped\n"
 _JAVA_THROWN = re.compile(r'^Exception in thread "[^"\n]*" (.*?)(?:\n\tat |\n?\Z)', re.DOTALL | re.MULTILINE)
 _RUST_LINE = re.compile(r'\{ ?"type": ?"test".*')
@@ -235,6 +236,9 @@ def _end_program(tests: _Tests, name: str, status: int, wall_ms: float) -> None:
             tests.end(name, "error", f"the program ended before its tests did, with status {status}", wall_ms)
             return
     if _end_google(tests, name, text, status, wall_ms):
+        return
+    if not status and text.startswith("[doctest]") and not _DOCTEST_RAN.search(text):
+        tests.end(name, "error", "the program ended with status 0, and no test had", wall_ms)
         return
     outcome: Outcome = "skipped" if status == SKIPPED or (status == 0 and _CATCH_SKIPPED in text) else "failed" if status else "passed"
     printed = text.strip().splitlines()

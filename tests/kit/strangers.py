@@ -39,13 +39,15 @@ int doctest::Context::run(int count, char **words) {
     int found = 0;
     std::cout << "[doctest] " << (listing ? "listing all test case names" : "version") << "\n" << std::string(80, '=') << "\n";
     for (auto &test : tests) {
-        bool fits = wanted.empty() || wanted.size() == test.name.size();
-        for (std::size_t at = 0; fits && at < wanted.size(); at++) fits = wanted[at] == '?' || wanted[at] == test.name[at];
+        std::size_t star = wanted.find('*'), end = star == std::string::npos ? wanted.size() : star;
+        bool fits = wanted.empty() || (end < wanted.size() ? test.name.size() >= end : test.name.size() == end);
+        for (std::size_t at = 0; fits && at < end; at++) fits = wanted[at] == '?' || wanted[at] == test.name[at];
         found += fits;
         if (fits && listing) std::cout << test.name << "\n";
         if (fits && !listing) test.body();
     }
     if (listing) std::cout << std::string(80, '=') << "\n[doctest] unskipped test cases passing the current filters: " << found << "\n";
+    else std::cout << "[doctest] test cases: " << found << " |\n";
     return failed;
 }
 int main(int count, char **words) { return doctest::Context().run(count, words); }
@@ -162,11 +164,12 @@ STRANGERS: dict[str, Layout] = {
             "doctest.h": _DOCTEST,
             "test_a.cpp": '#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN\n#include "doctest.h"\n\n'
             'TEST_CASE("one, two \\\\ [x] \\"y\\"") { CHECK(1 == 1) }\n',
-            "test_b.cpp": '#include "doctest.h"\n\nTEST_CASE("b") { CHECK(1 == 2) }\n',
+            "test_b.cpp": '#include "doctest.h"\n\nTEST_CASE("b") { CHECK(1 == 2) }\nTEST_CASE("b*") { CHECK(1 == 1) }\n',
         },
         told=(
             ('one, two \\ [x] "y"', "passed", "", "…"),
             ("b", "failed", "CHECK( 1 == 2 ) is NOT correct!\n  values: none", "…"),
+            ("b*", "passed", "", "…"),
         ),
     ),
     **{

@@ -87,6 +87,14 @@ def test_a_program_of_rusts() -> None:
     assert found("libtest", f"\x1e+src/main\n{said}\x1e-101 10\n", ended(101)) == [("src/main", "failed", "assertion failed: two", said)]
 
 
+def test_doctests_that_have_not_ended() -> None:
+    """One may end the program, or be of no name that doctest knows."""
+    start = '[doctest] doctest version is "2.4.9"\n[doctest] run with "--help" for options\n'
+    none, one = (f"[doctest] test cases: {count} | {count} passed | 0 failed | 9 skipped\n" for count in (0, 1))
+    for said, outcome in (("", "error"), (none, "error"), (one, "passed")):
+        assert found("lines", f"\x1e+a\n{start}{said}\x1e-0 10\n")[0][:2] == ("a", outcome)
+
+
 def test_libtest() -> None:
     late = ended(9, ExitHow.SIGNALED, Limit.CPU)
     tests = read_tests("libtest", LIBTEST.encode(), late)
