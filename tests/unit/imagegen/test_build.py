@@ -549,31 +549,3 @@ def test_list_inspect_and_rm(layout: Path) -> None:
     assert run(cli, ["rm", "toy"]).exit_code == 0
     assert not built.folder.parent.exists()
     assert isinstance(run(cli, ["rm", "toy"]).exception, ImageNotFoundError)
-
-
-def test_an_image_that_is_not_there_says_which_are(layout: Path) -> None:
-    build(_options(layout), Silent())
-    for command in (["inspect"], ["rm"], ["unpack"], ["export"]):
-        for image, hint in (
-            ("haskell", "languages are c, c-wasm, cpp"),
-            ("rust@1.63", "build it: imagegen build rust@1.63; images here are toy"),
-        ):
-            more = ["folder"] if command[0] in ("unpack", "export") else []
-            refused = CliRunner().invoke(cli, [*command, image, *more]).exception
-            assert isinstance(refused, ImageNotFoundError)
-            assert refused.message.startswith(f"there is no image '{image}' for ")
-            assert refused.hint.startswith(hint)
-            assert refused.hint.endswith("; images here are toy")
-
-
-@pytest.mark.parametrize(
-    ("language", "package"),
-    [("python", "nump y"), ("python", "a==>1"), ("rust", "ser de"), ("rust", "serde@1..2"), ("go", "left"), ("javascript", "lo dash"),
-     ("typescript", "left@git+https://example.org/left"), ("java", "json"), ("c", "Zlib"), ("cpp", "zlib1g dev")],
-)  # fmt: skip
-def test_a_package_that_is_not_a_name_is_refused_before_anything_is_fetched(language: str, package: str, tmp_path: Path) -> None:
-    refused = CliRunner().invoke(cli, ["build", language, "--image", f"oci:{tmp_path}/none", "--package", package])
-    assert isinstance(refused.exception, ConfigError | ImageError)
-    assert package.rpartition("@")[2] in refused.exception.message
-    assert refused.exception.hint
-    assert refused.output == ""
