@@ -204,3 +204,24 @@ def test_packets_as_one_before_are_not_looked_at_again_until_driver_or_filter_is
             driver.queues[TRANSMIT].offer([Buffer(bytes(HEADER.size) + TCP4)])
             driver.kick(TRANSMIT)
             assert len(seen) == count
+
+
+def test_packets_that_are_looked_at_again_put_no_others_out_of_mind() -> None:
+    """As those are that come beside one which is not known."""
+    seen: list[bytes] = []
+    backend = SocketBackend()
+
+    def may_leave(frame: bytes | bytearray | memoryview) -> bool:
+        seen.append(bytes(frame[:60]))
+        return True
+
+    net = Net(GUEST_MAC, MTU, backend, may_leave, on_room=lambda: None, on_full=lambda: None)
+    with contextlib.closing(backend):
+        driver = Driver(net)
+        driver.start()
+        for frames in ([TCP6], *[[TCP4, arp(GATEWAY)]] * 100, [TCP6]):
+            for frame in frames:
+                driver.queues[TRANSMIT].offer([Buffer(bytes(HEADER.size) + frame)])
+            driver.kick(TRANSMIT)
+            driver.queues[TRANSMIT].used()
+        assert (seen.count(TCP6[:60]), seen.count(TCP4[:60])) == (1, 100)

@@ -221,17 +221,6 @@ struct pass { uint64_t value[LIKE / 8], mask[LIKE / 8]; uint32_t least; };
 struct passes { struct pass passes[PASSES]; uint32_t count, next; };
 typedef const uint64_t __attribute__((aligned(1), may_alias)) word64;
 
-static void passes_add(struct passes *passes, const char *start, const char *mask, uint32_t least)
-{
-    struct pass *pass = &passes->passes[passes->next];
-    memcpy(pass->mask, mask, LIKE);
-    for (int i = 0; i < LIKE / 8; i++)
-        pass->value[i] = ((word64 *)start)[i] & pass->mask[i];
-    pass->least = least;
-    passes->next = (passes->next + 1) % PASSES;
-    if (passes->count < PASSES)
-        passes->count++;
-}
 /* Whether a packet may leave, whose header is made as it will be sent first. */
 static int may_leave(const struct passes *passes, char *start, uint32_t size)
 {
@@ -245,6 +234,19 @@ static int may_leave(const struct passes *passes, char *start, uint32_t size)
             return 1;
     }
     return 0;
+}
+static void passes_add(struct passes *passes, char *start, const char *mask, uint32_t least)
+{
+    if (may_leave(passes, start, least)) /* it was looked at beside another one */
+        return;
+    struct pass *pass = &passes->passes[passes->next];
+    memcpy(pass->mask, mask, LIKE);
+    for (int i = 0; i < LIKE / 8; i++)
+        pass->value[i] = ((word64 *)start)[i] & pass->mask[i];
+    pass->least = least;
+    passes->next = (passes->next + 1) % PASSES;
+    if (passes->count < PASSES)
+        passes->count++;
 }
 /* What a turn leads to: an interrupt, another turn, or one in Python, for what is not as usual. */
 enum { INTERRUPT = 1, AGAIN = 2, UNUSUAL = 4 };
