@@ -54,7 +54,7 @@ class Passes:
 
     def clear(self) -> None:
         """No packet may leave."""
-        self.pointer.count = 0
+        self.pointer.count = self.pointer.next = 0
 
     def add(self, start: memoryview, mask: bytes, least: int) -> None:
         """Of `least` bytes or more, whose first LIKE are as `start`, as far as `mask` says."""

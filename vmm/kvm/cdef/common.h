@@ -24,7 +24,7 @@ struct taken { uint32_t head, size, written, first, end; };
 struct batch {
     uint32_t given, done, count, bad_head; uint64_t room; struct taken chains[...]; struct iovec pieces[...]; char starts[...][140]; ...;
 };
-struct passes { uint32_t count; ...; };
+struct passes { uint32_t count, next; ...; };
 static uint32_t batch_take(struct batch *batch, const struct ring *ring, uint32_t most, uint32_t kind);
 static void batch_give_back(struct batch *batch, const struct ring *ring);
 static uint32_t ring_publish(const struct ring *ring);
