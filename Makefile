@@ -56,7 +56,8 @@ arm: setup agents
 
 # What the whole counts boot besides: Debian's own kernel, Go (prepared in a machine: on an emulated host this takes long, once),
 # the compilers of Debian 12, a Rust image laid out as Docker's is, Rust and Go with packages, Rust, C and Go for WebAssembly (Go
-# is prepared as its own image is), and Go for an emulated 64-bit Arm host.
+# is prepared as its own image is), and the other languages for an emulated 64-bit Arm host (of Go, C++, JavaScript, TypeScript and
+# Java parts are prepared in one).
 test-images: setup agent kernel python c wasm arm
 	@scripts/debian/cloud-kernel >/dev/null
 	@scripts/build-image go
@@ -68,6 +69,8 @@ test-images: setup agent kernel python c wasm arm
 	@test "$$(uname -m)" = aarch64 || scripts/build-image wasm --arch aarch64
 	@for name in rust-wasm c-wasm go-wasm; do scripts/build-image $$name --compress lz4 || exit; done
 	@test "$$(uname -m)" = aarch64 || scripts/build-image go --arch aarch64
+	@test "$$(uname -m)" = aarch64 || for name in c python javascript typescript java cpp; do \
+		scripts/build-image $$name --arch aarch64 --compress lz4 || exit; done
 
 demo: setup kernel agent images
 	@scripts/with-kvm scripts/demo

@@ -1,7 +1,8 @@
 """Make an OCI image of a language from Debian's packages, for hosts that reach no registry.
 
 With several --arch it has an index of as many platforms. For another architecture than this
-machine's the packages are only unpacked.
+machine's the packages are only unpacked, and what their scripts do foreign.py does as far as it
+matters.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import tempfile
 from pathlib import Path
 
 from mayfly import files, paths
+from scripts.debian import foreign
 from scripts.debian import root as debianroot
 from scripts.debian.mirror import DEBIAN, KEYRING, SUITE, MirrorError, mirror
 
@@ -132,9 +134,9 @@ def cached(language: str, layout: str, suite: str, arch: str, more: tuple[str, .
     base = paths.cache_dir() / "reference-images"
     base.mkdir(parents=True, exist_ok=True)
     moved = (DOCKER[language], PROXY.read_text()) if layout == "docker" else ()
-    foreign = (debianroot.ESSENTIAL, debianroot.LINKS) if arch != MACHINE else ()
+    unpacked = (debianroot.ESSENTIAL, debianroot.LINKS, foreign.EDITION) if arch != MACHINE else ()
     packages = (*PACKAGES[language], *more)
-    recipe = json.dumps([EDITION, packages, LEFT_OUT, NOT_IN_A_LAYER, moved, foreign])
+    recipe = json.dumps([EDITION, packages, LEFT_OUT, NOT_IN_A_LAYER, moved, unpacked])
     folder = base / f"{language}-{suite}-{layout}-{arch}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
     with files.locked(folder):
         if not folder.exists():
@@ -176,11 +178,10 @@ def unpack(wanted: tuple[str, ...], suite: str, arch: str, part: Path) -> None:
         tree = part / name
         try:
             debianroot.unpack(tree, [*debianroot.ESSENTIAL, *packages], DEBIAN[arch], suite=suite)
+            debianroot.finish(tree)
+            foreign.configure(tree, arch)
         except debianroot.HostFilesError as error:
             sys.exit(f"reference-image: {error}")
-        debianroot.finish(tree)
-        if (tree / "usr/bin/gcc").exists():
-            (tree / "usr/bin/cc").symlink_to("gcc")
         excludes = [f"--exclude=./{pattern.removeprefix('.').removeprefix('/')}" for pattern in (*LEFT_OUT, *NOT_IN_A_LAYER)]
         owner = ["--owner=0", "--group=0", "--numeric-owner", "--mtime=@0", "--sort=name"]
         subprocess.run(["tar", *owner, *excludes, "-C", tree, "-cf", part / f"{name}.tar", "."], check=True)

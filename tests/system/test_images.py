@@ -69,13 +69,22 @@ func main() {
 	fmt.Print(string(said))
 }
 """
-PYTHON = 'import subprocess\nsubprocess.run(["python3", "--version"], check=True)\n'
+PYTHON = """import os
+import subprocess
+
+assert os.path.exists(subprocess.__cached__)
+subprocess.run(["python3", "--version"], check=True)
+"""
 JAVASCRIPT = 'process.stdout.write(require("child_process").execSync("node --version"));'
 TYPESCRIPT = 'import { execSync } from "child_process";\nconst said: Buffer = execSync("node --version");\nprocess.stdout.write(said);'
 C = '#include <stdlib.h>\nint main(void) { return system("gcc --version | head -n1"); }'
 CPP = '#include <cstdlib>\nint main() { return std::system("g++ --version | head -n1"); }'
-JAVA = """public class Program {
+JAVA = """import java.io.File;
+import java.security.KeyStore;
+
+public class Program {
     public static void main(String[] args) throws Exception {
+        KeyStore.getInstance(new File("/etc/ssl/certs/java/cacerts"), "changeit".toCharArray()).aliases().nextElement();
         new ProcessBuilder("javac", "--version").inheritIO().start().waitFor();
     }
 }
@@ -92,8 +101,11 @@ LANGUAGES = {
     "c": (C, "gcc (Debian 14.2."),
     "cpp": (CPP, "g++ (Debian 14.2."),
 }
-"""Programs that ask their compiler, and how its answer begins."""
-INSTALLED = {"x86_64": tuple(LANGUAGES), "aarch64": ("rust", "go")}[toy.MACHINE]
+"""Programs that ask their compiler, and how its answer begins. Python's library has to be compiled,
+and Java to have certificates.
+"""
+INSTALLED = tuple(name for name in LANGUAGES if toy.MACHINE == "x86_64" or "@" not in name)
+"""Other versions are made for one architecture."""
 
 
 @pytest.fixture

@@ -240,7 +240,7 @@ def test_a_program_is_built_once_for_fifty_cases(tmp_path: Path, extension: str)
 @pytest.mark.parametrize("language", SUITES if FULL else ["c"])
 def test_a_languages_own_checks(tmp_path: Path, language: str) -> None:
     """Those of `imagegen check`, from its base, and a suite of tests."""
-    if language not in {image.manifest.language for image in Images().installed()}:
+    if not FULL and language not in {image.manifest.language for image in Images().installed()}:
         pytest.skip(f"there is no image of it: scripts/build-image {language}")
     made = mayfly("snapshot", "create", language)
     assert made.returncode == 0, made.stderr.decode(errors="replace")[-3000:]
