@@ -48,7 +48,9 @@ def run(tree: Path, arch: str, *command: str, told: str = "") -> None:
     # Python's files have their sources' hashes then, not their times, which a layer does not keep.
     environment = {"PATH": os.environ["PATH"], "SOURCE_DATE_EPOCH": "0"}
     line = [*as_root, "chroot", tree, "/emulator", *command]
-    done = subprocess.run(line, env=environment, input=told, capture_output=True, text=True, check=False)
-    inside.unlink()
+    try:
+        done = subprocess.run(line, env=environment, input=told, capture_output=True, text=True, check=False)
+    finally:
+        inside.unlink()
     if done.returncode:
         raise HostFilesError(f"{command[0]} of {arch} failed: {(done.stderr or done.stdout).strip()[-2000:]}")
