@@ -18,19 +18,26 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from mayfly.errors import MayflyError
+from mayfly.protocol.pages import unpack_working_set
 from mayfly.protocol.spawning import DESCRIPTORS
 from mayfly.schema import decode
+from mayfly.units import MIB, PAGE
 from mayfly.vmm.config import Channel, MachineConfig
-from mayfly.vmm.snapshot import FILES
+from mayfly.vmm.snapshot import FILES, WORKING_SET
+from mayfly.vmm.snapshot.files import read_file
 
 QUIET_MS = 200
-"""Without a request, until one is made: on few processors it would hold up those that start."""
-PATIENCE = 50
-"""So many times QUIET_MS one waits for a processor that is free."""
+"""Without a request, until one is made: on one processor it would hold up those that start."""
+SOON_MS = 10
+"""The same where there are more processors: one is made beside the machine that runs."""
+PATIENCE_S = 10.0
+"""How long it waits for a processor that is free."""
 LOOK_MS = 1000
 """Between two looks whether those that wait are still wanted."""
 MOST_S = 300.0
 """How long one waits to be taken."""
+MOST_AHEAD = 32 * MIB
+"""Bytes of guests' pages that those that wait have ahead; at most one a processor may have more."""
 LEAST_AVAILABLE = 16
 """Where less than this part of the host's memory is available there are none; each takes MiBs."""
 
@@ -51,14 +58,14 @@ class Ends(NamedTuple):
 
 
 class _Kind(NamedTuple):
-    """Machines that are alike: their encoded configuration, what its files are, and whether pages
-    of their guests are there ahead, which may be many MiBs.
+    """Machines that are alike: their encoded configuration, what its files are, and how many bytes
+    of pages each of their guests has of its own ahead, at most.
     """
 
     config: bytes
     paths: Sequence[str]
     files: Sequence[tuple[int, ...]]
-    eager: bool
+    ahead: int
 
 
 class _Spare(NamedTuple):
@@ -69,15 +76,16 @@ class _Spare(NamedTuple):
 
 
 class Spares:
-    """A zygote's, at most so many: one for each start that was asked for, of its kind. Of eager
-    ones there are no more than processors.
+    """A zygote's, at most so many: one for each start that was asked for, of its kind. Of those
+    whose guests have pages ahead there are no more than processors, or as MOST_AHEAD has room for.
     """
 
     def __init__(self, most: int) -> None:
         self._waiting: list[_Spare] = []
         self._wanted = b""  # The configuration of the start before
         self._number = 0  # of those that are to be made of it
-        self._waited = 0  # for a free processor, in QUIET_MS
+        self._asked_at = 0.0  # when that start came
+        self._wait_ms = QUIET_MS  # from now on
         self._looked_at = 0.0
         self._most = most
 
@@ -85,7 +93,7 @@ class Spares:
     def wait_ms(self) -> int | None:
         """After how long without a request `make` or `look` is due."""
         if self._number:
-            return QUIET_MS
+            return self._wait_ms
         return LOOK_MS if self._waiting else None
 
     def hand_over(self, config: bytes, ends: Ends, asked_at: float) -> int | None:
@@ -93,7 +101,8 @@ class Spares:
         none for that.
         """
         self._number = min(self._number + 1 if config == self._wanted else 1, self._most)
-        self._wanted, self._waited = config, 0
+        self._wanted, self._asked_at = config, time.monotonic()
+        self._wait_ms = SOON_MS if len(os.sched_getaffinity(0)) > 1 else QUIET_MS
         for spare in [spare for spare in self._waiting if spare.kind.config == config]:
             try:
                 if _look(spare.kind.paths) != spare.kind.files:
@@ -121,15 +130,16 @@ class Spares:
                     continue
             self._drop(spare)
 
-    def make(self, fork: Callable[[bytes, socket.socket], int]) -> None:
+    def make(self, fork: Callable[[bytes, socket.socket], int], *, may_begin: bool) -> None:
         """Have one made of the kind that was asked for last, if there may be one: `fork` gives its
-        process, from a configuration and its end of a link.
+        process, from a configuration and its end of a link. `may_begin`: there is a turn for it.
         """
         if not self._number:
             return
-        if self._waited < PATIENCE and _processors_are_busy():
-            self._waited += 1
+        if time.monotonic() < self._asked_at + PATIENCE_S and (not may_begin or _processors_are_busy()):
+            self._wait_ms = min(2 * self._wait_ms, QUIET_MS)
             return
+        self._wait_ms = QUIET_MS
         kind = None if _memory_is_scarce() else _kind(self._wanted)
         if kind is None or not self._make_room(kind):
             self._number = 0
@@ -146,8 +156,9 @@ class Spares:
     def _make_room(self, kind: _Kind) -> bool:
         """Whether there is room for one more of this kind, for which an older one may end."""
         limits = [(self._waiting, self._most)]
-        if kind.eager:
-            limits.insert(0, ([spare for spare in self._waiting if spare.kind.eager], len(os.sched_getaffinity(0))))
+        if kind.ahead:
+            most = max(len(os.sched_getaffinity(0)), MOST_AHEAD // kind.ahead)
+            limits.insert(0, ([spare for spare in self._waiting if spare.kind.ahead], most))
         for waiting, most in limits:
             if len(waiting) >= most:
                 other = next((spare for spare in waiting if spare.kind.config != kind.config), None)
@@ -206,7 +217,8 @@ def _kind(config: bytes) -> _Kind | None:
             return None
         paths = [f"{layer.folder}/{name}" for layer in wanted.restore for name in FILES]
         paths += [wanted.initrd] if wanted.initrd else []
-        return _Kind(config, paths, _look(paths), base.eager)
+        ahead = unpack_working_set(read_file(f"{base.folder}/{WORKING_SET}"), wanted.memory).written if base.eager else []
+        return _Kind(config, paths, _look(paths), PAGE * sum(count for _, count in ahead))
     except (MayflyError, OSError):
         return None
 

@@ -125,7 +125,7 @@ class _Server:
             poller.register(self._control, select.POLLIN | (select.POLLOUT if self._unsaid else 0))
             ready = dict(poller.poll(self._spares.wait_ms))
             if not ready:
-                self._spares.make(self._fork_spare)
+                self._spares.make(self._fork_spare, may_begin=self._turns.one_is_free())
             self._spares.look()
             if self._wakeup.fileno() in ready:
                 self._wakeup.recv(4096)

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from mayfly.protocol.pages import WorkingSet
 from mayfly.schema import msgspec, replace
-from mayfly.units import MIB
+from mayfly.units import MIB, PAGE
 from mayfly.vmm.config import Channel, Layer, MachineConfig, NetworkBackend, NetworkConfig
 from mayfly.vmm.process import spares
 from mayfly.vmm.process.spares import Ends, Spares
-from mayfly.vmm.snapshot import FILES
+from mayfly.vmm.snapshot import FILES, WORKING_SET
 
 NETWORK = NetworkConfig(
     backend=NetworkBackend.TAP, tap="tap0", mac="02:00:00:00:00:01", addresses=("10.87.0.2/16",), gateways=("10.87.0.1",)
@@ -45,10 +46,10 @@ class Zygote:
         _, report = self.ends
         return self.spares.hand_over(msgspec.json.encode(config), Ends(self.others[0].fileno(), report, self.others[1].fileno()), 0.0)
 
-    def tend(self) -> None:
+    def tend(self, *, may_begin: bool = True) -> None:
         self.spares._looked_at = 0.0
         self.spares.look()
-        self.spares.make(self.fork)
+        self.spares.make(self.fork, may_begin=may_begin)
 
     def close(self) -> None:
         self.spares.drop_all()
@@ -62,7 +63,8 @@ class Zygote:
 
 @pytest.fixture
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What says how many threads of this host have work: this one."""
+    """What says how many threads of this host, of one processor, have work: this one."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     file = tmp_path / "loadavg"
     file.write_text("0.50 0.40 0.30 1/999 12345\n")
     monkeypatch.setattr(spares, "_LOAD", str(file))
@@ -137,27 +139,37 @@ def test_there_are_so_many_and_the_newest_stay(zygote: Zygote, tmp_path: Path) -
     assert [zygote.ask(config) for config in configs] == [None, *zygote.forked[1:]]
 
 
-def test_eager_ones_are_as_many_as_processors(zygote: Zygote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
-    eager = [
-        replace(config, restore=(replace(config.restore[0], eager=True),)) for config in (machine(tmp_path, "a"), machine(tmp_path, "b"))
-    ]
-    other = machine(tmp_path, "c")
-    for config in (eager[0], eager[0], other, eager[1]):
-        assert zygote.ask(config) is None or config is eager[0]
+def eager(folder: Path, name: str = "base", pages: int = spares.MOST_AHEAD // PAGE) -> MachineConfig:
+    """One whose guest has so many pages of its own ahead."""
+    config = machine(folder, name)
+    (folder / name / WORKING_SET).write_bytes(WorkingSet(written=[(1, pages)]).pack() if pages else b"")
+    return replace(config, memory=2 * spares.MOST_AHEAD, restore=(replace(config.restore[0], eager=True),))
+
+
+def test_eager_ones_are_as_many_as_processors(zygote: Zygote, tmp_path: Path) -> None:
+    first, second, other = eager(tmp_path, "a"), eager(tmp_path, "b"), machine(tmp_path, "c")
+    for config in (first, first, other, second):
+        assert zygote.ask(config) is None or config is first
         zygote.tend()
     assert len(zygote.forked) == 4
-    assert [zygote.ask(config) for config in (*eager, other)] == [None, zygote.forked[3], zygote.forked[2]]
+    assert [zygote.ask(config) for config in (first, second, other)] == [None, zygote.forked[3], zygote.forked[2]]
 
 
-def test_no_more_eager_ones_than_processors_for_starts_at_once(zygote: Zygote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
-    config = machine(tmp_path)
-    config = replace(config, restore=(replace(config.restore[0], eager=True),))
+@pytest.mark.parametrize(("pages", "forked"), [(0, 2), (spares.MOST_AHEAD // PAGE // 2, 2), (spares.MOST_AHEAD // PAGE // 2 + 1, 1)])
+def test_eager_ones_for_starts_at_once_are_as_many_as_their_pages_have_room(
+    zygote: Zygote, tmp_path: Path, pages: int, forked: int
+) -> None:
+    config = eager(tmp_path, pages=pages)
     assert [zygote.ask(config) for _ in range(2)] == [None] * 2
     for _ in range(2):
         zygote.tend()
-    assert len(zygote.forked) == 1
+    assert len(zygote.forked) == forked
+
+
+def test_none_is_made_of_a_damaged_working_set(zygote: Zygote, tmp_path: Path) -> None:
+    zygote.ask(eager(tmp_path, pages=2 * spares.MOST_AHEAD // PAGE))
+    zygote.tend()
+    assert zygote.forked == []
 
 
 @pytest.mark.parametrize("ending", ["memory", "time", "file", "folder"])
@@ -180,15 +192,41 @@ def test_what_is_not_wanted_any_more_ends(zygote: Zygote, tmp_path: Path, monkey
     assert zygote.ask(config) is None
 
 
-def test_while_processors_are_busy_one_is_made_after_some_time_only(zygote: Zygote, tmp_path: Path, load: Path) -> None:
+@pytest.mark.parametrize("busy", ["processors", "turns"])
+def test_what_keeps_processors_busy_holds_one_up_for_some_time_only(
+    zygote: Zygote, tmp_path: Path, load: Path, monkeypatch: pytest.MonkeyPatch, busy: str
+) -> None:
+    if busy == "processors":
+        load.write_text("0.50 0.40 0.30 2/999 12345\n")
     zygote.ask(machine(tmp_path))
-    load.write_text(f"0.50 0.40 0.30 {len(os.sched_getaffinity(0)) + 1}/999 12345\n")
-    for _ in range(spares.PATIENCE):
-        zygote.tend()
+    for _ in range(3):
+        zygote.tend(may_begin=busy != "turns")
         assert zygote.forked == []
         assert zygote.spares.wait_ms == spares.QUIET_MS
-    zygote.tend()
+    monkeypatch.setattr(spares, "PATIENCE_S", 0.0)
+    zygote.tend(may_begin=busy != "turns")
     assert len(zygote.forked) == 1
+
+
+def test_one_is_made_soon_where_there_are_processors_but_the_others_take_their_time(
+    zygote: Zygote, tmp_path: Path, load: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    config = machine(tmp_path)
+    for _ in range(2):
+        zygote.ask(config)
+        assert zygote.spares.wait_ms == spares.SOON_MS
+    load.write_text("0.50 0.40 0.30 3/999 12345\n")
+    waits = []
+    for _ in range(7):
+        zygote.tend()
+        waits.append(zygote.spares.wait_ms)
+    assert waits == [20, 40, 80, 160, 200, 200, 200]
+    load.write_text("0.50 0.40 0.30 2/999 12345\n")
+    zygote.ask(config)
+    assert zygote.spares.wait_ms == spares.SOON_MS
+    zygote.tend()
+    assert (len(zygote.forked), zygote.spares.wait_ms) == (1, spares.QUIET_MS)
 
 
 def test_one_that_has_ended_is_not_taken(zygote: Zygote, tmp_path: Path) -> None:

@@ -88,6 +88,19 @@ def test_the_next_has_its_turn_when_one_ends_it(start: Start, end: End) -> None:
     third.wait()
 
 
+def test_one_is_free_until_as_many_are_taken_as_there_are_processors(start: Start) -> None:
+    turns = Turns()
+    taken = []
+    for machine in range(2):
+        assert turns.one_is_free()
+        taken.append(start(turns.of(machine), lambda _: os._exit(0)))
+        taken[-1].wait()
+    assert not turns.one_is_free()
+    taken[0].end()
+    os.waitid(os.P_PID, taken[0].pid, os.WEXITED | os.WNOWAIT)
+    assert turns.one_is_free()
+
+
 def test_who_has_waited_for_long_goes_without(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "PATIENCE_S", 0.2)
     of = Turns().of
