@@ -5,6 +5,7 @@ import functools
 import itertools
 import os
 import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -65,7 +66,8 @@ class Monitor(Protocol):
 
     def boot(self) -> Start: ...
 
-    def save(self) -> None: ...
+    def save(self) -> None:
+        """Save one that has booted, in the place of the one before."""
 
     def restore(self) -> Start: ...
 
@@ -99,7 +101,8 @@ class Ours:
             yield alive
 
     def save(self) -> None:
-        """Save one that has booted."""
+        """See `Monitor`."""
+        shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir()
         with self._started() as (machine, alive):
             alive.wait_for(SPOKEN)
@@ -162,7 +165,8 @@ class Firecracker:
             yield self._alive(process)
 
     def save(self) -> None:
-        """Save one that has booted."""
+        """See `Monitor`."""
+        shutil.rmtree(self._folder, ignore_errors=True)
         with firecracker.served(self._binary) as (process, api):
             firecracker.begin(api, self._config)
             self._alive(process).wait_for(SPOKEN)
@@ -209,7 +213,7 @@ class Qemu:
         return self._started()
 
     def save(self) -> None:
-        """Save one that has booted."""
+        """See `Monitor`."""
         microvm.save(self._config, self._file, lambda channel: Alive(channel.fileno(), channel.fileno(), os.getpid).wait_for(SPOKEN))
 
     def restore(self) -> Start:

@@ -7,10 +7,10 @@ Usage: python -m scripts.bench.peers fetch
 
 `fetch` puts Firecracker into the cache and prints its path. `measure` runs where KVM runs Linux,
 that is through scripts/with-kvm. The guest is one program (speaker.c), which says a byte every 20
-ms and answers each byte. Peers take turns in every round, so that other load falls on all alike;
-quote medians and ratios. Each is timed from the request to the guest's first byte: ours from a warm
-zygote, which every user of it has; others from the start of their process. A monitor that does not
-come up is left out, with the reason.
+ms and answers each byte. Peers take turns in every round, so that other load falls on all alike,
+and save a machine anew in each; quote medians and ratios. Each is timed from the request to the
+guest's first byte: ours from a warm zygote, which every user of it has; others from the start of
+their process. A monitor that does not come up is left out, with the reason.
 """
 
 import argparse
@@ -106,6 +106,15 @@ def in_turn(monitor: Monitor, count: int) -> float:
     return (time.monotonic() - began) / count
 
 
+def save(monitor: Monitor) -> None:
+    """Save a machine anew: what going on costs depends on what its guest was doing then, and on how
+    long ago that was. It goes on once, unmeasured, for what a monitor does at the first time.
+    """
+    monitor.save()
+    with monitor.restore() as alive:
+        alive.wait_for(SPOKEN)
+
+
 def rest(monitor: Monitor) -> None:
     """Let what a monitor does behind its turn not fall on the next one's."""
     before, children = None, ""
@@ -160,8 +169,8 @@ def measure(file: Path, rounds: int, turns: int, binary: Path | None, others: Pa
                     note(name, kind, result)
                 rest(monitor)
 
-        each("saved", lambda monitor: monitor.save())
         for _ in range(rounds):
+            each("saved", save)
             each("cold", lambda monitor: one(monitor, monitor.boot, exits))
             each("restored", lambda monitor: one(monitor, monitor.restore, exits))
             each("at once", several, clones=True)
