@@ -21,6 +21,7 @@ from mayfly.guests.zygote import Zygote
 from mayfly.protocol.control import Snapshot
 from mayfly.schema import replace
 from mayfly.vmm.config import Channel, Layer, MachineConfig
+from mayfly.vmm.snapshot import WORKING_SET
 from scripts.bench import firecracker, microvm
 from tests.kit import toy
 from tests.kit.spawned import Spawned
@@ -83,8 +84,8 @@ class Ours:
         self._numbers = itertools.count(1)
 
     @contextlib.contextmanager
-    def _started(self, restored: tuple[Layer, ...] = ()) -> Iterator[tuple[Spawned, Alive]]:
-        config = replace(self._config, restore=restored, cmdline="port=vport0p0", channel=self._channel)
+    def _started(self, restored: tuple[Layer, ...] = (), *, page_by_page: bool = False) -> Iterator[tuple[Spawned, Alive]]:
+        config = replace(self._config, restore=restored, cmdline="port=vport0p0", channel=self._channel, page_by_page=page_by_page)
         with Spawned(self._zygote, config, next(self._numbers)) as machine:
             yield machine, Alive(machine.channel.fileno(), machine.channel.fileno(), functools.partial(self._pid, machine))
         self._zygote.receive()
@@ -101,18 +102,24 @@ class Ours:
             yield alive
 
     def save(self) -> None:
-        """See `Monitor`."""
+        """See `Monitor`. What a machine uses that goes on is noted, as a server does for a base."""
         shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir()
-        with self._started() as (machine, alive):
+        scratch = self._folder / "scratch"
+        scratch.mkdir(parents=True)
+        self._save(self._folder)
+        self._save(scratch, (Layer(folder=str(self._folder)),))
+        (scratch / WORKING_SET).replace(self._folder / WORKING_SET)
+        shutil.rmtree(scratch)
+
+    def _save(self, folder: Path, restored: tuple[Layer, ...] = ()) -> None:
+        with self._started(restored, page_by_page=bool(restored)) as (machine, alive), snapshot_files(folder) as descriptors:
             alive.wait_for(SPOKEN)
-            with snapshot_files(self._folder) as descriptors:
-                machine.control.ask(Snapshot(go_on=False), descriptors)
+            machine.control.ask(Snapshot(go_on=False), descriptors)
 
     @contextlib.contextmanager
     def restore(self) -> Iterator[Alive]:
         """A machine that goes on."""
-        with self._started((Layer(folder=str(self._folder)),)) as (_, alive):
+        with self._started((Layer(folder=str(self._folder), eager=True),)) as (_, alive):
             yield alive
 
 
