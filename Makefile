@@ -133,7 +133,7 @@ bench-peers: setup kernel agent
 	@mkdir -p build
 	@firecracker=$$(.venv/bin/python -m scripts.bench.peers fetch) && boxes=$$(.venv/bin/python -m scripts.bench.boxes fetch) && \
 		.venv/bin/python -m scripts.bench.native build/bench-native.json --firecracker "$$firecracker" && \
-		scripts/with-kvm python -m scripts.bench.peers measure build/bench-peers.json --firecracker "$$firecracker" --boxes "$$boxes"
+		scripts/with-kvm --cpus 2 python -m scripts.bench.peers measure build/bench-peers.json --firecracker "$$firecracker" --boxes "$$boxes"
 	@.venv/bin/python -m scripts.bench.peers plot build/bench-peers.json build/bench-peers.png
 
 # What was built in this folder. Kernels, images and the emulated host's disk are in $$XDG_CACHE_HOME/mayfly and $$XDG_DATA_HOME/mayfly.
