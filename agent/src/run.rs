@@ -158,7 +158,9 @@ impl Agent {
         let now = Instant::now();
         loop {
             match (sys::wait_any(), &mut self.state) {
-                (Wait::StillRunning, State::Running(_, _, step)) if self.standby.as_ref().map_or(false, |standby| standby.is_alone()) => {
+                (Wait::StillRunning, State::Running(_, _, step))
+                    if step.spares_others() && self.standby.as_ref().map_or(false, |standby| standby.is_alone()) =>
+                {
                     return step.all_reaped()
                 }
                 (Wait::StillRunning, _) => return,

@@ -277,6 +277,11 @@ impl Step {
         }
     }
 
+    /// Whether `kill` leaves what else descends from us alone.
+    pub fn spares_others(&self) -> bool {
+        self.cgroup.is_some()
+    }
+
     /// Take note of a child that has ended, the program or an orphan that came to us.
     pub fn reaped(&mut self, child: &Reaped, now: Instant) {
         self.reaped_cpu += child.cpu;
