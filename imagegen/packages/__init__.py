@@ -2,7 +2,8 @@
 unpacked into its tree.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Protocol
 
 from mayfly.files import storing
 from mayfly.imagegen.options import Options
@@ -11,24 +12,19 @@ from mayfly.imagegen.packages.target import Target
 from mayfly.images.manifest import Package
 from mayfly.paths import cache_dir
 
-ADD: Mapping[str, Callable[[Target], tuple[Package, ...]]] = {
-    "crates": crates.add,
-    "deb": debs.add,
-    "maven": maven.add,
-    "modules": modules.add,
-    "npm": npm.add,
-    "wheels": wheels.add,
-}
+
+class Kind(Protocol):
+    """A module for packages of one kind."""
+
+    def add(self, target: Target) -> tuple[Package, ...]:
+        """Put those that are asked for, with all that they need, into the image's tree."""
+
+    def parse(self, text: str) -> object:
+        """Read the name of one that is asked for. Raises ConfigError, ImageError."""
+
+
+KINDS: Mapping[str, Kind] = {"crates": crates, "deb": debs, "maven": maven, "modules": modules, "npm": npm, "wheels": wheels}
 """By the kind that a language's file says."""
-PARSE: Mapping[str, Callable[[str], object]] = {
-    "crates": crates.parse,
-    "deb": debs.parse,
-    "maven": maven.parse,
-    "modules": modules.parse,
-    "npm": npm.parse,
-    "wheels": wheels.parse,
-}
-"""What reads the name of one that is asked for."""
 
 
 def check_packages(options: Options) -> None:
@@ -41,7 +37,7 @@ def check_packages(options: Options) -> None:
     known = options.with_packages
     if known is not None:
         for text in options.packages:
-            PARSE[known.kind](text)
+            KINDS[known.kind].parse(text)
 
 
 def add_packages(target: Target) -> tuple[Package, ...]:
@@ -56,6 +52,6 @@ def add_packages(target: Target) -> tuple[Package, ...]:
     if known is None:
         return ()
     with storing(cache_dir()):
-        added = ADD[known.kind](target)
+        added = KINDS[known.kind].add(target)
     target.progress.say(f"packages: {', '.join(f'{package.name} {package.version}' for package in added)}")
     return added

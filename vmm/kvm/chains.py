@@ -41,10 +41,6 @@ class Ring:
         parts = _address(descriptors, "char *"), *(_address(view, "uint16_t *") for view in (available, used, counts))
         self.pointer = ffi.new("struct ring *", [self._regions, *parts, len(regions), len(descriptors) // 16, indirect, event_idx])
 
-    def publish(self) -> bool:
-        """Show the driver what is given back; whether it wants an interrupt (virtio 1.2, 2.7.7)."""
-        return bool(lib.ring_publish(self.pointer))
-
 
 class Passes:
     """What packets that may leave look like: the last ones that `add` was told of."""

@@ -67,6 +67,12 @@ class _Kind(NamedTuple):
     files: Sequence[tuple[int, ...]]
     ahead: int
 
+    def is_as_it_was(self) -> bool:
+        """Whether its files are still the same."""
+        with contextlib.suppress(OSError):
+            return _look(self.paths) == self.files
+        return False
+
 
 class _Spare(NamedTuple):
     pid: int
@@ -84,6 +90,7 @@ class Spares:
         self._waiting: list[_Spare] = []
         self._wanted = b""  # The configuration of the start before
         self._number = 0  # of those that are to be made of it
+        self._kind: _Kind | None = None  # of the one made last
         self._asked_at = 0.0  # when that start came
         self._wait_ms = QUIET_MS  # from now on
         self._looked_at = 0.0
@@ -105,7 +112,7 @@ class Spares:
         self._wait_ms = SOON_MS if len(os.sched_getaffinity(0)) > 1 else QUIET_MS
         for spare in [spare for spare in self._waiting if spare.kind.config == config]:
             try:
-                if _look(spare.kind.paths) != spare.kind.files:
+                if not spare.kind.is_as_it_was():
                     raise OSError
                 if ends.group is not None:
                     os.write(ends.group, str(spare.pid).encode())
@@ -125,10 +132,8 @@ class Spares:
         self._looked_at = now
         scarce = _memory_is_scarce()
         for spare in list(self._waiting):
-            with contextlib.suppress(OSError):
-                if not scarce and now < spare.until and _look(spare.kind.paths) == spare.kind.files:
-                    continue
-            self._drop(spare)
+            if scarce or now >= spare.until or not spare.kind.is_as_it_was():
+                self._drop(spare)
 
     def make(self, fork: Callable[[bytes, socket.socket], int], *, may_begin: bool) -> None:
         """Have one made of the kind that was asked for last, if there may be one: `fork` gives its
@@ -140,7 +145,7 @@ class Spares:
             self._wait_ms = min(2 * self._wait_ms, QUIET_MS)
             return
         self._wait_ms = QUIET_MS
-        kind = None if _memory_is_scarce() else _kind(self._wanted)
+        kind = None if _memory_is_scarce() else self._kind_wanted()
         if kind is None or not self._make_room(kind):
             self._number = 0
             return
@@ -152,6 +157,12 @@ class Spares:
                 pid = fork(kind.config, theirs)
             failed.pop_all()
             self._waiting.append(_Spare(pid, link, kind, time.monotonic() + MOST_S))
+
+    def _kind_wanted(self) -> _Kind | None:
+        """Of the start before; only what has changed is read again."""
+        if self._kind is None or self._kind.config != self._wanted or not self._kind.is_as_it_was():
+            self._kind = _kind(self._wanted)
+        return self._kind
 
     def _make_room(self, kind: _Kind) -> bool:
         """Whether there is room for one more of this kind, for which an older one may end."""

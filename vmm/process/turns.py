@@ -25,15 +25,21 @@ class Turn(NamedTuple):
 
     def take(self) -> None:
         """Wait until it has come, or for PATIENCE_S. Needs SIGALRM and ITIMER_REAL for itself."""
-        for place in range(self.places):
-            with contextlib.suppress(BlockingIOError):
-                fcntl.lockf(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
-                return
+        if self.take_free():
+            return
         with contextlib.suppress(TimeoutError):
             signal.signal(signal.SIGALRM, _give_up)
             signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
             fcntl.lockf(self.descriptor, fcntl.LOCK_EX, 1, self.machine % self.places)
             signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def take_free(self) -> bool:
+        """Take it if it has come; whether that was so."""
+        for place in range(self.places):
+            with contextlib.suppress(BlockingIOError):
+                fcntl.lockf(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+                return True
+        return False
 
     def give_back(self) -> None:
         """Let the next one begin; it may be taken again."""
@@ -58,12 +64,10 @@ class Turns:
 
     def one_is_free(self) -> bool:
         """Whether a machine can be made at once. For the zygote, which has no turn itself."""
-        for place in range(self._places):
-            with contextlib.suppress(BlockingIOError):
-                fcntl.lockf(self._writer, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
-                fcntl.lockf(self._writer, fcntl.LOCK_UN, 1, place)
-                return True
-        return False
+        turn = self.of(0)
+        free = turn.take_free()
+        turn.give_back()
+        return free
 
     def of(self, machine: int) -> Turn:
         """The turn of the machine with this number."""

@@ -27,8 +27,6 @@ struct batch {
 struct passes { uint32_t count, next; ...; };
 static uint32_t batch_take(struct batch *batch, const struct ring *ring, uint32_t most, uint32_t kind);
 static void batch_give_back(struct batch *batch, const struct ring *ring);
-static uint32_t ring_publish(const struct ring *ring);
-static uint32_t ring_ask(const struct ring *ring);
 static void passes_add(struct passes *passes, char *start, const char *mask, uint32_t least);
 static uint32_t batch_send(struct batch *batch, const struct ring *ring, const struct passes *passes, int fd);
 static uint32_t batch_receive(struct batch *batch, const struct ring *ring, int fd);
