@@ -14,6 +14,7 @@ import importlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from scripts.bench.wheels import wheel
 from scripts.debian.cached import cached
@@ -31,6 +32,9 @@ MEMORY_MIB = 256
 DEADLINE_S = 240.0
 BUSYBOX = Path("/bin/busybox")
 ECHO = ("/bin/busybox", "echo", "x")
+
+
+Times = dict[str, float]
 
 
 class Box(NamedTuple):
@@ -78,15 +82,16 @@ def _unpack(folder: Path) -> None:
             (folder / name / program).chmod(0o755)
 
 
-def one(name: str, folder: Path, work: Path) -> dict[str, float]:
-    """Seconds until a program's first byte is here that runs in a new machine, and for another one
-    in the same machine.
+def measure(name: str, folder: Path, work: Path, rounds: int) -> dict[str, list[Any]]:
+    """What `use` says of it.
 
     Raises:
-        SystemExit: it does not come up, or does not within DEADLINE_S.
+        SystemExit: it does not come up, or not within DEADLINE_S for each.
     """
+    work.chmod(0o711)  # where it gives each machine a user of its own
+    own = shutil.copytree(folder / name, work / name)
     home = {"HOME": str(work), "XDG_DATA_HOME": f"{work}/data", "XDG_CACHE_HOME": f"{work}/cache"}
-    command = [sys.executable, "-m", "scripts.bench.boxes", name, str(folder / name), str(work)]
+    command = [sys.executable, "-m", "scripts.bench.boxes", name, str(own), str(work), str(rounds)]
     log = work / "said"
     with (
         log.open("wb") as said,
@@ -95,8 +100,9 @@ def one(name: str, folder: Path, work: Path) -> dict[str, float]:
         ) as user,
     ):
         late = False
+        deadline_s = DEADLINE_S * (1 + rounds)
         try:
-            user.wait(DEADLINE_S)
+            user.wait(deadline_s)
         except subprocess.TimeoutExpired:
             late = True
         finally:
@@ -104,7 +110,7 @@ def one(name: str, folder: Path, work: Path) -> dict[str, float]:
                 os.killpg(user.pid, signal.SIGKILL)  # and the machine
     last = log.read_text(errors="replace").strip().rpartition("\n")[2][:500]
     if late:
-        raise SystemExit(f"no byte of a program within {DEADLINE_S:g} s; {last or 'it says nothing'}")
+        raise SystemExit(f"no byte of a program within {deadline_s:g} s; {last or 'it says nothing'}")
     if user.returncode:
         raise SystemExit(last or f"it ended with {user.returncode}")
     return dict(json.loads(last))
@@ -130,8 +136,14 @@ def make_layout(folder: Path) -> None:
         entry = tarfile.TarInfo("bin/sh")
         entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
         tar.addfile(entry)
+        for path, line in (("etc/passwd", b"root:x:0:0:root:/:/bin/sh\n"), ("etc/group", b"root:x:0:\n")):
+            entry = tarfile.TarInfo(path)
+            entry.size = len(line)
+            tar.addfile(entry, io.BytesIO(line))
     layer = blob("layer.v1.tar", packed.getvalue())
-    about = {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]}}
+    program = {"Cmd": [str(BUSYBOX), "sleep", "1000000"], "Env": ["PATH=/bin"]}
+    root = {"type": "layers", "diff_ids": [layer["digest"]]}
+    about = {"architecture": "amd64", "os": "linux", "config": program, "rootfs": root}
     config = blob("config.v1+json", json.dumps(about).encode())
     manifest = blob("manifest.v1+json", json.dumps({"schemaVersion": 2, "config": config, "layers": [layer]}).encode())
     manifest |= {"annotations": {"org.opencontainers.image.ref.name": "busybox:bench"}}
@@ -139,68 +151,135 @@ def make_layout(folder: Path) -> None:
     (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
 
 
-Times = dict[str, float]
+class User(Protocol):
+    """What uses one of them."""
+
+    forks: bool
+    """Whether it has forks."""
+
+    def start(self) -> None:
+        """Start a machine, and run a program in it."""
+
+    def answer(self) -> None:
+        """Run a program in the machine that was started last."""
+
+    def fork(self) -> None:
+        """Fork the first machine, and run a program in the fork, which is the one started last."""
+
+    def end(self) -> None:
+        """End the machine that was started last, if it is not the first."""
 
 
-def _timed(first: Callable[[], object], answer: Callable[[], object]) -> Times:
-    began = time.monotonic()
-    first()
-    up = time.monotonic()
-    answer()
-    return {"first_s": up - began, "answer_s": time.monotonic() - up}
-
-
-def microsandbox(folder: Path, work: Path) -> Times:
+class Microsandbox:
     """By its command."""
 
-    def msb(*arguments: str) -> None:
-        subprocess.run([folder / BOXES["microsandbox"].programs[0], *arguments], check=True, stdout=sys.stderr)
+    forks = True
 
-    with tarfile.open(work / "layout.tar", "w") as tar:
-        tar.add(work / "layout", ".")
-    msb("load", "-q", "-i", str(work / "layout.tar"))
+    def __init__(self, folder: Path, layout: Path) -> None:
+        self._program = folder / BOXES["microsandbox"].programs[0]
+        self._number = 0
+        archive = layout.with_suffix(".tar")
+        with tarfile.open(archive, "w") as tar:
+            tar.add(layout, ".")
+        self._msb("load", "-q", "-i", str(archive))
 
-    def first() -> None:
-        msb("create", "-q", "--name", "bench", "--memory", f"{MEMORY_MIB}M", "--cpus", "1", "busybox:bench")
-        answer()
+    def _msb(self, *arguments: str) -> None:
+        subprocess.run([self._program, *arguments], check=True, stdout=sys.stderr)
 
-    def answer() -> None:
-        msb("exec", "bench", "--", *ECHO)
+    def start(self) -> None:
+        self._number += 1
+        self._msb("create", "-q", "--name", f"bench{self._number}", "--memory", f"{MEMORY_MIB}M", "--cpus", "1", "busybox:bench")
+        self.answer()
 
-    return _timed(first, answer)
+    def answer(self) -> None:
+        self._msb("exec", f"bench{self._number}", "--", *ECHO)
+
+    def fork(self) -> None:
+        self._number += 1
+        self._msb("fork", "-q", "--name", f"bench{self._number}", "bench1")
+        self.answer()
+
+    def end(self) -> None:
+        if self._number > 1:
+            self._msb("remove", "-q", "-f", f"bench{self._number}")
 
 
-def smolvm(folder: Path, work: Path) -> Times:
+class Smolvm:
     """By its library."""
-    sys.path.insert(0, str(folder))
-    smol: Any = importlib.import_module("smol")
-    machine: Any = None
 
-    def first() -> None:
-        nonlocal machine
-        machine = smol.Machine.create(smol.MachineConfig(resources=smol.ResourceSpec(cpus=1, memory_mb=MEMORY_MIB)))
-        answer()
+    forks = True
 
-    def answer() -> None:
-        machine.exec(["echo", "x"])
+    def __init__(self, folder: Path, _layout: Path) -> None:
+        sys.path.insert(0, str(folder))
+        self._smol: Any = importlib.import_module("smol")
+        self._machines: list[Any] = []
+        self._number = 0
 
-    return _timed(first, answer)
+    def start(self) -> None:
+        resources = self._smol.ResourceSpec(cpus=1, memory_mb=MEMORY_MIB)
+        self._machines.append(self._smol.Machine.create(self._smol.MachineConfig(resources=resources, branchable=not self._machines)))
+        self.answer()
+
+    def answer(self) -> None:
+        self._machines[-1].exec(["echo", "x"])
+
+    def fork(self) -> None:
+        self._number += 1
+        self._machines.append(self._machines[0].branch(f"fork{self._number}"))
+        self.answer()
+
+    def end(self) -> None:
+        if len(self._machines) > 1:
+            self._machines.pop().delete()
 
 
-def boxlite(folder: Path, work: Path) -> Times:
+class Boxlite:
     """By its library."""
-    sys.path.insert(0, str(folder))
-    library: Any = importlib.import_module("boxlite")
 
-    async def both() -> Times:
+    forks = False
+
+    def __init__(self, folder: Path, layout: Path) -> None:
+        sys.path.insert(0, str(folder))
+        self._library: Any = importlib.import_module("boxlite")
+        self._layout = layout
+        self._loop = asyncio.new_event_loop()
+        self._box: Any = None
+
+    def start(self) -> None:
+        self._box = self._library.SimpleBox(rootfs_path=str(self._layout), memory_mib=MEMORY_MIB, cpus=1)
+        self._loop.run_until_complete(self._box.__aenter__())
+        self.answer()
+
+    def answer(self) -> None:
+        self._loop.run_until_complete(self._box.exec(*ECHO))
+
+    def fork(self) -> None:
+        raise NotImplementedError
+
+    def end(self) -> None:
+        self._loop.run_until_complete(self._box.__aexit__(None, None, None))
+
+
+def use(user: User, rounds: int) -> dict[str, list[Any]]:
+    """Start so many machines, besides a first for what is done at the first time, and forks of that
+    one. `by api` is what their users wait for.
+    """
+
+    def timed(begin: Callable[[], None]) -> Times:
         began = time.monotonic()
-        async with library.SimpleBox(rootfs_path=str(work / "layout"), memory_mib=MEMORY_MIB, cpus=1) as box:
-            await box.exec(*ECHO)
-            up = time.monotonic()
-            await box.exec(*ECHO)
-            return {"first_s": up - began, "answer_s": time.monotonic() - up}
+        begin()
+        up = time.monotonic()
+        user.answer()
+        times = {"first_s": up - began, "answer_s": time.monotonic() - up}
+        user.end()
+        return times
 
-    return asyncio.run(both())
+    timed(user.start)
+    times: dict[str, list[Any]] = {"cold": [timed(user.start) for _ in range(rounds)]}
+    if user.forks:
+        timed(user.fork)
+        times["restored"] = [timed(user.fork) for _ in range(rounds)]
+    return times | {"by api": [each["first_s"] for each in times.get("restored", times["cold"])]}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -208,11 +287,12 @@ def main(arguments: Sequence[str]) -> None:
     if arguments == ["fetch"]:
         print(fetch())
         return
-    name, folder, work = arguments
-    uses = {"microsandbox": microsandbox, "smolvm": smolvm, "boxlite": boxlite}
+    name, folder, work, rounds = arguments
+    users: dict[str, Callable[[Path, Path], User]] = {"microsandbox": Microsandbox, "smolvm": Smolvm, "boxlite": Boxlite}
     with tempfile.TemporaryDirectory(dir=work) as place:
-        make_layout(Path(place) / "layout")
-        print(json.dumps(uses[name](Path(folder), Path(place))))
+        layout = Path(place) / "layout"
+        make_layout(layout)
+        print(json.dumps(use(users[name](Path(folder), layout), int(rounds))))
 
 
 if __name__ == "__main__":

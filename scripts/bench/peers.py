@@ -188,9 +188,8 @@ def measure(file: Path, rounds: int, turns: int, binary: Path | None, others: Pa
                 results["left_out"][name] = "--boxes does not say where it is"
                 continue
             try:
-                for _ in range(rounds):
-                    with tempfile.TemporaryDirectory() as folder:
-                        note(name, "cold", boxes.one(name, others, Path(folder)))
+                with tempfile.TemporaryDirectory() as folder:
+                    found[name] = boxes.measure(name, others, Path(folder), rounds)
             except SystemExit as error:
                 results["left_out"][name] = str(error)
         file.write_text(json.dumps(results, indent=1) + "\n")

@@ -28,15 +28,48 @@ def test_the_root_is_an_image_with_busybox(monkeypatch: pytest.MonkeyPatch, tmp_
         assert program.read() == b"program"
 
 
-@pytest.mark.parametrize(
-    ("library", "says"),
-    [("raise RuntimeError('no machine')", "no machine"), ("print('hm', flush=True); import time; time.sleep(60)", "within 2 s; hm")],
-)
-def test_one_that_does_not_come_up_is_left_out_with_its_reason(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, library: str, says: str
-) -> None:
-    monkeypatch.setattr(boxes, "DEADLINE_S", 2.0)
-    (tmp_path / "smolvm").mkdir()
-    (tmp_path / "smolvm" / "smol.py").write_text(library)
+LIBRARY = """
+import time
+from types import SimpleNamespace as MachineConfig, SimpleNamespace as ResourceSpec
+
+class Machine:
+    def create(config):
+        return Machine()
+    def branch(self, name):
+        assert not name.endswith("1") or not DEAD, "no fork"
+        return Machine()
+    def exec(self, command):
+        time.sleep(0.01)
+    def delete(self):
+        print("deleted")
+"""
+
+
+def library(folder: Path, text: str) -> None:
+    """A package that is none of theirs."""
+    (folder / "fetched" / "smolvm").mkdir(parents=True)
+    (folder / "fetched" / "smolvm" / "smol.py").write_text(text)
+    (folder / "work").mkdir()
+
+
+def test_each_start_and_fork_is_timed_but_the_first(tmp_path: Path) -> None:
+    library(tmp_path, LIBRARY + "DEAD = False")
+    times = boxes.measure("smolvm", tmp_path / "fetched", tmp_path / "work", 2)
+    assert {kind: len(each) for kind, each in times.items()} == {"cold": 2, "restored": 2, "by api": 2}
+    assert all(each["first_s"] >= 0.01 and each["answer_s"] >= 0.01 for each in [*times["cold"], *times["restored"]])
+    assert times["by api"] == [each["first_s"] for each in times["restored"]]
+    assert (tmp_path / "work" / "said").read_text().count("deleted") == 5  # all but the one that is forked
+
+
+@pytest.mark.parametrize(("text", "says"), [("raise RuntimeError('no machine')", "no machine"), (LIBRARY + "DEAD = True", "no fork")])
+def test_one_that_does_not_come_up_is_left_out_with_its_reason(tmp_path: Path, text: str, says: str) -> None:
+    library(tmp_path, text)
     with pytest.raises(SystemExit, match=says):
-        boxes.one("smolvm", tmp_path, tmp_path)
+        boxes.measure("smolvm", tmp_path / "fetched", tmp_path / "work", 1)
+
+
+def test_one_that_hangs_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(boxes, "DEADLINE_S", 3.0)
+    library(tmp_path, "print('hm', flush=True); import time; time.sleep(60)")
+    with pytest.raises(SystemExit, match="within 6 s; hm"):
+        boxes.measure("smolvm", tmp_path / "fetched", tmp_path / "work", 1)
