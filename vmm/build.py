@@ -1,6 +1,5 @@
 """From a MachineConfig to a Machine, which is complete when it is made."""
 
-import contextlib
 import functools
 import os
 import socket
@@ -31,6 +30,7 @@ from mayfly.vmm.machine import Machine, Part, pre_fault
 from mayfly.vmm.memory import GuestMemory
 from mayfly.vmm.network.link import Link
 from mayfly.vmm.processors import Processors
+from mayfly.vmm.resources import Resources
 from mayfly.vmm.snapshot import stream
 from mayfly.vmm.snapshot.files import Layers, MachineState
 from mayfly.vmm.snapshot.state import AGAIN, Saved
@@ -46,17 +46,17 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
         BootError, ConfigError: the kernel, initramfs or command line does not fit, or is missing.
         SnapshotError: the snapshot is damaged, or not for this machine or host.
     """
-    with contextlib.ExitStack() as resources:
+    with Resources() as resources:
         began = time.monotonic()
-        kvm = resources.enter_context(Kvm())
+        kvm = resources.own(Kvm())
         state.prepare()
         statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
         resources.callback(os.close, statm)
-        layers = resources.enter_context(contextlib.closing(Layers(config.restore, config.initrd, page_by_page=config.page_by_page)))
+        layers = resources.own(Layers(config.restore, config.initrd, page_by_page=config.page_by_page))
         saved = layers.check(config, state.identity(kvm)) if config.restore else None
         if arriving := channel if config.arriving else None:
             layers.initrd_offset = stream.read_start(arriving, config.memory).initrd_offset
-        mapping = resources.enter_context(Mapping(config.memory))
+        mapping = resources.own(Mapping(config.memory))
         if config.restore and not config.arriving:  # it touches little before `control.Prefault`
             mapping.use_small_pages()
         else:
@@ -64,13 +64,13 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
         layers.lay_over(mapping)
         for first, count in layers.eager.written:
             mapping.write_ahead(first * PAGE, count * PAGE)
-        vm = resources.enter_context(kvm.create_vm())
+        vm = resources.own(kvm.create_vm())
         memory = _guest_memory(vm, mapping)
         resources.callback(memory.release)
         registers = _registers(config, vm, resources)
         cpu.withhold(vm)
         controller = hardware.create_interrupts(vm, pit=config.interactive)
-        vcpus = [resources.enter_context(vm.create_vcpu(index)) for index in range(config.cpus)]
+        vcpus = [resources.own(vm.create_vcpu(index)) for index in range(config.cpus)]
         hardware.start_interrupts(controller)
         if arriving:
             layers.state = stream.read_memory(arriving, mapping).decode(MachineState)
@@ -111,7 +111,7 @@ def build_machine(config: MachineConfig, *, loop: EventLoop, channel: socket.soc
             statm=statm,
             carrier=wiring.carrier,
             set_back=set_back,
-            resources=resources.pop_all(),
+            resources=resources.keep(),
         )
 
 
@@ -150,10 +150,10 @@ def _guest_memory(vm: Vm, mapping: Mapping) -> GuestMemory:
     return GuestMemory(regions)
 
 
-def _registers(config: MachineConfig, vm: Vm, resources: contextlib.ExitStack) -> memoryview:
+def _registers(config: MachineConfig, vm: Vm, resources: Resources) -> memoryview:
     """Memory for virtio devices' registers. Where the guest sees it, no read of them is an exit."""
     size = len(config.devices) * layout.VIRTIO_MMIO_SIZE
-    registers = resources.enter_context(Mapping(size))
+    registers = resources.own(Mapping(size))
     if layout.VIRTIO_READABLE_AS_MEMORY:
         vm.set_memory(len(layout.ram_regions(config.memory)), layout.VIRTIO_MMIO, registers.address, size, read_only=True)
     return registers.view
@@ -175,7 +175,7 @@ class _Wiring:
     """Buses, interrupt lines and threads of the machine in the making, and its devices."""
 
     def __init__(
-        self, vm: Vm, loop: EventLoop, memory: GuestMemory, registers: memoryview, vcpus: Sequence[Vcpu], resources: contextlib.ExitStack
+        self, vm: Vm, loop: EventLoop, memory: GuestMemory, registers: memoryview, vcpus: Sequence[Vcpu], resources: Resources
     ) -> None:
         self.parts: dict[str, Part] = {}
         self.carrier: Carrier | None = None

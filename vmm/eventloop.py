@@ -1,6 +1,5 @@
 """The event loop of a vmm process: descriptors, events that vCPU threads trigger, and timers."""
 
-import contextlib
 import heapq
 import itertools
 import os
@@ -8,6 +7,8 @@ import select
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
+
+from mayfly.vmm.resources import Resources
 
 if TYPE_CHECKING:
     from _typeshed import HasFileno
@@ -26,7 +27,7 @@ class EventLoop:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._stack = contextlib.ExitStack()
+        self._stack = Resources()
         self._stack.callback(self._epoll.close)
         self._watched: dict[int, tuple[int, Callable[[], None], Callable[[], None] | None]] = {}
         self._running = True

@@ -23,6 +23,7 @@ from mayfly.vmm.eventloop import EventLoop
 from mayfly.vmm.kvm.kvm import Kvm, Vcpu, Vm
 from mayfly.vmm.kvm.mapping import Mapping
 from mayfly.vmm.processors import Processors
+from mayfly.vmm.resources import Resources
 from mayfly.vmm.snapshot.files import Layers, MachineState, shape, write_snapshot
 from mayfly.vmm.snapshot.sender import Sender
 from mayfly.vmm.snapshot.state import raw
@@ -48,7 +49,7 @@ class Machine(msgspec.Struct, kw_only=True, eq=False):
     boot_console: Serial
     parts: MappingOf[str, Part]  # By names that are the same in each machine of this configuration
     phases: dict[str, float]  # Seconds that each part of the making took, and of the saving
-    resources: contextlib.ExitStack  # Give back everything, in reverse order of creation
+    resources: Resources  # Give back everything, in reverse order of creation
     statm: int  # Descriptor of this process's /proc/self/statm
     carrier: Carrier | None = None  # Of the channel, unless it goes over TCP
     set_back: Callable[[], None] | None = None  # Gives a restored guest the time of its snapshot anew
@@ -187,7 +188,7 @@ class Machine(msgspec.Struct, kw_only=True, eq=False):
         """Returns of KVM_RUN by cause, `total`, `channel-data` and `kicks` (eventfd wakes)."""
         causes = self.processors.exits()
         channel = self.parts.get("uart1")
-        counted = {"total": causes.total(), "channel-data": channel.data_accesses if isinstance(channel, Serial) else 0}
+        counted = {"total": sum(causes.values()), "channel-data": channel.data_accesses if isinstance(channel, Serial) else 0}
         return {**causes, **counted, "kicks": sum(part.kicks for part in self.parts.values() if isinstance(part, MmioTransport))}
 
     def usage(self) -> dict[str, int]:

@@ -1,25 +1,35 @@
 """A thread for what would keep the event loop, made ahead, as the sandbox forbids new threads."""
 
-import threading
+import _thread
 from collections.abc import Callable
 from queue import SimpleQueue
 
 from mayfly.errors import HostError
 
 
-class Worker(threading.Thread):
-    """Does one piece of work after another. `do` and `finish` are for the event loop's thread."""
+class Worker:
+    """Does one piece of work after another. `do` and `finish` are for the event loop's thread.
+
+    Its thread is none of threading's, with which few machines would do anything more.
+    """
 
     def __init__(self) -> None:
-        super().__init__(name="worker", daemon=True)
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._running = _thread.allocate_lock()
 
     def start(self) -> None:
-        """Start the thread. Raises HostError: there is none."""
+        """Start the thread, and wait until it runs: the sandbox forbids later what only starting
+        takes. Raises HostError: there is none.
+        """
+        begun = _thread.allocate_lock()
+        begun.acquire()
+        self._running.acquire()
         try:
-            super().start()
+            _thread.start_new_thread(self._run, (begun,))
         except RuntimeError as error:
+            self._running.release()
             raise HostError(f"no thread for a machine: {error}", hint="raise this service's limits of processes and memory") from error
+        begun.acquire()
 
     def do(self, work: Callable[[], None]) -> None:
         """Have the thread call `work`, which raises nothing, when it has done what was before."""
@@ -28,10 +38,13 @@ class Worker(threading.Thread):
     def finish(self) -> None:
         """Wait until all is done, and end the thread if it runs."""
         self._work.put(None)
-        if self.is_alive():
-            self.join()
+        with self._running:
+            pass
 
-    def run(self) -> None:
-        """Thread body."""
-        while work := self._work.get():
-            work()
+    def _run(self, begun: _thread.LockType) -> None:
+        begun.release()
+        try:
+            while work := self._work.get():
+                work()
+        finally:
+            self._running.release()

@@ -42,7 +42,7 @@ def time_factor(config: Config, probing: Callable[[], KvmProbe] = probe) -> floa
 
 def sandbox(config: Config) -> tuple[Sandbox, str]:
     """The sandbox of the machines of a server here, and what it consists of."""
-    from mayfly.vmm.sandbox import parts  # only here, as its parts load ctypes
+    from mayfly.vmm.sandbox import parts  # only here, as few commands need its parts
 
     found = parts.look() if config.sandbox is not Sandbox.OFF else []
     lacking = [f"{part.name} ({part.lacking})" for part in found if part.lacking]

@@ -27,7 +27,7 @@ from mayfly.host.plan import make_plan
 from mayfly.host.snippet import Snippet
 from mayfly.imagegen.rootfs.unpack import unpack
 from mayfly.images.store import Images
-from mayfly.vmm.sandbox.system import call
+from mayfly.vmm.kvm.system import call
 from scripts.bench import quick, requests
 from tests.kit.spawned import Spawned
 

@@ -38,12 +38,13 @@ KERNELS = {"echo": ECHO, "spin": "1: jmp 1b\n", "reset": RESET, "crash": "mov ra
 FAILING_FORK = """
 import errno, os
 from pathlib import Path
-fork = os.fork
+from mayfly.vmm.process import zygote
+fork = zygote.fork
 def fork_unless_starved():
     if Path({flag!r}).exists():
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
     return fork()
-os.fork = fork_unless_starved
+zygote.fork = fork_unless_starved
 """
 
 

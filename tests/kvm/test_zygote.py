@@ -21,11 +21,11 @@ from mayfly.protocol.spawning import NOBODY, NOT_FORKED, Reaped
 from mayfly.units import MIB
 from mayfly.vmm.config import UID_RANGE, Channel, MachineConfig, Sandbox
 from mayfly.vmm.kvm.prctl import prctl
+from mayfly.vmm.kvm.system import call
 from mayfly.vmm.process import zygote as vmm_zygote
 from mayfly.vmm.process.zygote import OOM_SCORE
 from mayfly.vmm.sandbox import landlock, namespaces
 from mayfly.vmm.sandbox.privileges import drop_privileges, identity
-from mayfly.vmm.sandbox.system import call
 from tests.kit import tiny
 from tests.kit.forked import answer_of_child
 from tests.kit.spawned import Spawned
@@ -303,11 +303,11 @@ def wait_for_uid(pid: int, uid: int) -> None:
 def test_a_fork_that_fails_concerns_its_machine_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flag = tmp_path / "no-more"
     failing = (
-        "import errno, os; from pathlib import Path; fork = os.fork\n"
+        "import errno, os; from pathlib import Path; from mayfly.vmm.process import zygote; fork = zygote.fork\n"
         "def fail_sometimes():\n"
         f"    if Path({str(flag)!r}).exists(): raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))\n"
         "    return fork()\n"
-        "os.fork = fail_sometimes\n"
+        "zygote.fork = fail_sometimes\n"
     )
     monkeypatch.setattr(zygote_module, "START", failing + START)
     zygote = Zygote.start()

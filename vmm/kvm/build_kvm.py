@@ -71,6 +71,11 @@ static long written_pages(int pagemap, uint64_t *at, uint64_t end, uint64_t *run
     *at = scan.walk_end;
     return found < 0 ? -errno : found;
 }
+/* syscall(2), whose arguments are whole registers. */
+static long system_call(long number, intptr_t a, intptr_t b, intptr_t c, intptr_t d, intptr_t e)
+{
+    return syscall(number, a, b, c, d, e);
+}
 /* Memory order between a device's thread and a driver on another processor (virtio 1.2, 2.7.8.2 and 2.7.13.3). */
 static void fence_acquire(void) { __atomic_thread_fence(__ATOMIC_ACQUIRE); }
 static void fence_release(void) { __atomic_thread_fence(__ATOMIC_RELEASE); }
@@ -103,6 +108,7 @@ static void host_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t registers[4])
 CONSTANTS = {
     "common": """
         PROT_READ PROT_WRITE MAP_SHARED MAP_PRIVATE MAP_ANONYMOUS MAP_NORESERVE MAP_FIXED MADV_HUGEPAGE MADV_RANDOM
+        SYS_setns SYS_unshare SYS_capset SYS_mount SYS_umount2 SYS_pivot_root
         PR_SET_PDEATHSIG PR_SET_NO_NEW_PRIVS PR_SET_DUMPABLE
         KVM_API_VERSION KVM_CAP_PRE_FAULT_MEMORY KVM_IOEVENTFD_FLAG_DATAMATCH KVM_MEM_READONLY
         KVM_GET_API_VERSION KVM_CREATE_VM KVM_CHECK_EXTENSION KVM_GET_VCPU_MMAP_SIZE KVM_CREATE_VCPU KVM_SET_USER_MEMORY_REGION

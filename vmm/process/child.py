@@ -26,10 +26,12 @@ from mayfly.vmm.process import spares
 from mayfly.vmm.process.requests import serve
 from mayfly.vmm.process.spares import Ends
 from mayfly.vmm.process.turns import Turn
+from mayfly.vmm.resources import Resources
 from mayfly.vmm.sandbox import landlock, seccomp
 from mayfly.vmm.sandbox.descriptors import keep_only
 from mayfly.vmm.sandbox.namespaces import Cell
 from mayfly.vmm.sandbox.privileges import drop_privileges, identity
+from mayfly.vmm.signals import handle
 from mayfly.vmm.snapshot.files import MachineState
 
 LIMIT = 4096
@@ -52,13 +54,17 @@ class BootLog(bytearray):
         return "".join(filter(is_shown, self.decode("utf-8", "replace").replace("\r\n", "\n")))
 
 
+Make = Callable[[], tuple[Machine, Callable[[], None]]]
+"""Gives a machine, and the rest of its sandbox."""
+
+
 def run_process(config: bytes, ends: Ends, forked_at: float, cell: Cell, turn: Turn) -> None:
     """Run the machine of an encoded MachineConfig to its end, in `cell`, and report it; it is made
     when its `turn` has come. Takes over all descriptors, and closes all others.
     """
     console, phases = BootLog(), {"process": time.monotonic() - forked_at}
 
-    def make() -> tuple[Machine, Callable[[], None]]:
+    def make():  # type: ignore[no-untyped-def] # what would be said here would be made anew in each machine
         keep_only([*(end for end in ends if end is not None), turn.descriptor, *cell.descriptors.values()])
         if ends.group is not None:
             _enter(ends.group)
@@ -103,7 +109,7 @@ def run_spare(config: bytes, link: socket.socket, cell: Cell, turn: Turn) -> Non
         return
     asked_at, ends = taken
 
-    def connect() -> tuple[Machine, Callable[[], None]]:
+    def connect():  # type: ignore[no-untyped-def]
         if failed is not None:
             raise failed
         turn.take()
@@ -125,19 +131,19 @@ def _end_turn(turn: Turn, machine: Machine) -> None:
     if len(machine.config.restore) != 1 or machine.config.paused or machine.config.arriving or machine.carrier is None:
         turn.end()
         return
-    ending = contextlib.ExitStack()
+    ending = Resources()
     ending.callback(turn.end)
     machine.carrier.on_first_word = ending.close
     machine.loop.call_later(FIRST_WORD_S, ending.close)
 
 
-def _live(ends: Ends, make: Callable[[], tuple[Machine, Callable[[], None]]], console: BootLog, phases: dict[str, float]) -> None:
+def _live(ends: Ends, make: Make, console: BootLog, phases: dict[str, float]) -> None:
     """Run the machine that `make` gives, and the rest of its sandbox, and report it."""
     exits: dict[str, int] = {}
     end, error = End.ERROR, None
     try:
         machine, seal = make()
-        signal.signal(signal.SIGTERM, lambda *_: machine.finish(End.STOPPED))
+        handle(signal.SIGTERM, lambda *_: machine.finish(End.STOPPED))
         control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, ends.control)
         serve(control, machine.loop, machine.carry_out)
         say(ends.report, Running(phases=phases | machine.phases))

@@ -12,6 +12,8 @@ import os
 import signal
 from typing import Any, NamedTuple
 
+from mayfly.vmm.signals import handle
+
 PATIENCE_S = 3.0
 """Until a machine is made without its turn."""
 
@@ -28,7 +30,7 @@ class Turn(NamedTuple):
         if self.take_free():
             return
         with contextlib.suppress(TimeoutError):
-            signal.signal(signal.SIGALRM, _give_up)
+            handle(signal.SIGALRM, _give_up)
             signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
             fcntl.lockf(self.descriptor, fcntl.LOCK_EX, 1, self.machine % self.places)
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -36,9 +38,11 @@ class Turn(NamedTuple):
     def take_free(self) -> bool:
         """Take it if it has come; whether that was so."""
         for place in range(self.places):
-            with contextlib.suppress(BlockingIOError):
+            try:
                 fcntl.lockf(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
-                return True
+            except BlockingIOError:
+                continue
+            return True
         return False
 
     def give_back(self) -> None:

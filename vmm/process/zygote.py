@@ -26,9 +26,11 @@ from mayfly.protocol.report import End, Ended, pack, unpack
 from mayfly.protocol.spawning import DESCRIPTORS, GROUPS, MESSAGE_LIMIT, NOBODY, NOT_FORKED, Reaped, Signal, Spawn
 from mayfly.schema import msgspec
 from mayfly.vmm.kvm.prctl import prctl
+from mayfly.vmm.kvm.system import fork
 from mayfly.vmm.process.spares import Ends, Spares
 from mayfly.vmm.process.turns import Turns
 from mayfly.vmm.sandbox.descriptors import STANDARD_STREAMS, close_others
+from mayfly.vmm.signals import DEFAULT, handle
 
 if TYPE_CHECKING:
     from mayfly.vmm.sandbox.namespaces import Cell
@@ -207,7 +209,7 @@ class _Server:
 
     def _fork(self, live: Callable[[], None]) -> int:
         """Fork a vmm process, which does this and exits; its number."""
-        pid = os.fork()
+        pid = fork()
         if pid:
             return pid
         status = 1
@@ -215,10 +217,8 @@ class _Server:
             prctl("PR_SET_PDEATHSIG", signal.SIGKILL)
             prctl("PR_SET_DUMPABLE", 1)  # so that its files in /proc are its user's, until it drops its privileges
             signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for end in (self._control, self._wakeup, self._wakeup_writer):
-                end.close()
-            live()
+            handle(signal.SIGCHLD, DEFAULT)
+            live()  # which closes the descriptors
             status = 0
         finally:
             os._exit(status)

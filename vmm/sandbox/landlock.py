@@ -8,7 +8,7 @@ import functools
 import os
 import struct
 
-from mayfly.vmm.sandbox.system import call
+from mayfly.vmm.kvm.system import call
 
 _CREATE_RULESET, _RESTRICT_SELF = 444, 446  # The same on all architectures
 _CREATE_RULESET_VERSION = 1
@@ -21,7 +21,7 @@ _SCOPES, SCOPES_ABI = (1 << 0) | (1 << 1), 6  # LANDLOCK_SCOPE_ABSTRACT_UNIX_SOC
 @functools.cache
 def abi() -> int:
     """This kernel's version of Landlock. Raises OSError: it has none."""
-    return call("syscall", _CREATE_RULESET, None, 0, _CREATE_RULESET_VERSION)
+    return call(_CREATE_RULESET, None, 0, _CREATE_RULESET_VERSION)
 
 
 def restrict(*, paths: bool = True, network: bool = True) -> None:
@@ -39,8 +39,8 @@ def restrict(*, paths: bool = True, network: bool = True) -> None:
     attributes = struct.pack("=3Q", *handled)[: 8 * (1 + (version >= NETWORK_ABI) + (version >= SCOPES_ABI))]
     if not any(handled):
         return
-    ruleset = call("syscall", _CREATE_RULESET, attributes, len(attributes), 0)
+    ruleset = call(_CREATE_RULESET, attributes, len(attributes), 0)
     try:
-        call("syscall", _RESTRICT_SELF, ruleset, 0)
+        call(_RESTRICT_SELF, ruleset, 0)
     finally:
         os.close(ruleset)

@@ -10,12 +10,11 @@ for children alone.
 import contextlib
 import errno
 import os
-import platform
 import socket
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from mayfly.vmm.sandbox.system import call
+from mayfly.vmm.kvm.system import call
 
 KINDS = {
     "user": 0x1000_0000,  # first: whoever is not root may make and join the others within
@@ -32,7 +31,6 @@ _MESSAGE_LIMIT = 1 << 16
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_MOVE, _MS_REC, _MS_SLAVE = 1, 2, 4, 8, 0x2000, 0x4000, 0x8_0000
 _MNT_DETACH = 2
 _MOUNT_POINT = "/proc"  # A folder that is there on each host, and not needed any more
-_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}[platform.machine()]
 
 
 class Cell(NamedTuple):
@@ -133,7 +131,7 @@ def _empty_root() -> None:
     call("mount", b"none", _MOUNT_POINT.encode(), b"tmpfs", flags, b"size=4k,mode=0555")
     os.chdir(_MOUNT_POINT)
     try:
-        call("syscall", _PIVOT_ROOT, b".", b".")
+        call("pivot_root", b".", b".")
         call("umount2", b".", _MNT_DETACH)
     except OSError:  # an initramfs, which cannot be put elsewhere (pivot_root(2)), is covered
         call("mount", b".", b"/", None, _MS_MOVE, None)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from mayfly.errors import ConfigError
 from mayfly.vmm.kvm.prctl import prctl
-from mayfly.vmm.sandbox.system import call
+from mayfly.vmm.kvm.system import call
 
 _CAPABILITY_VERSION = 0x2008_0522  # _LINUX_CAPABILITY_VERSION_3 (capset(2))
 

@@ -17,9 +17,9 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 
 from mayfly.vmm.kvm.kvm import ioctl_number
+from mayfly.vmm.kvm.system import address, call
 from mayfly.vmm.network.tap import TUNSETOFFLOAD
 from mayfly.vmm.sandbox.calls import REFUSED, RUNNING, STARTING
-from mayfly.vmm.sandbox.system import address, call
 
 _Instruction = tuple[int, int, int, int]
 _FORMAT = struct.Struct("=HBBI")
@@ -50,13 +50,13 @@ IOCTLS += [TUNSETOFFLOAD, _FIONBIO, _PAGEMAP_SCAN, _UFFDIO_API, _UFFDIO_REGISTER
 
 def available() -> None:
     """Raise OSError: this kernel has no such filters."""
-    call("syscall", _NUMBERS["seccomp"], _GET_ACTION_AVAIL, 0, struct.pack("=I", _KILL))
+    call(_NUMBERS["seccomp"], _GET_ACTION_AVAIL, 0, struct.pack("=I", _KILL))
 
 
 def install(program: bytes, *, all_threads: bool = False) -> None:
     """Put `program` before this thread's system calls, for good. Raises OSError."""
     header = struct.pack("=H6xQ", len(program) // _FORMAT.size, address(program))  # struct sock_fprog
-    if call("syscall", _NUMBERS["seccomp"], _SET_MODE_FILTER, _TSYNC if all_threads else 0, header):
+    if call(_NUMBERS["seccomp"], _SET_MODE_FILTER, _TSYNC if all_threads else 0, header):
         raise OSError(errno.ESRCH, "seccomp: a thread has other filters")
 
 

@@ -3,7 +3,6 @@
 The layers' files are opened while the process has its privileges; those to write are handed to it.
 """
 
-import contextlib
 import os
 from collections.abc import Sequence
 
@@ -14,6 +13,7 @@ from mayfly.units import PAGE
 from mayfly.vmm.config import Channel, DeviceKind, Layer, MachineConfig, NetworkBackend
 from mayfly.vmm.kvm.mapping import Mapping
 from mayfly.vmm.loader.placing import open_file
+from mayfly.vmm.resources import Resources
 from mayfly.vmm.snapshot import FILES, MEMORY, PAGES, STATE, WORKING_SET
 from mayfly.vmm.snapshot.memory import SHORT, changed_pages, copy_pages, lay_base, lay_diff, working_set, write_pages
 from mayfly.vmm.snapshot.state import AGAIN, U63, Saved
@@ -62,9 +62,9 @@ class Layers:
         self.eager = WorkingSet()
         self._files: list[tuple[int, int, Runs, bool]] = []  # descriptor, bytes and pages of each memory, and whether it is copied
         saved = None
-        with contextlib.ExitStack() as stack:
+        with Resources() as stack:
             self.pagemap = _open(stack, "/proc/self/pagemap")
-            self.initrd = stack.enter_context(open_file(initrd, "initramfs")).fileno() if initrd else None
+            self.initrd = stack.own(open_file(initrd, "initramfs")).fileno() if initrd else None
             for number, layer in enumerate(layers):
                 try:
                     fd = _open(stack, f"{layer.folder}/{MEMORY}")
@@ -82,7 +82,7 @@ class Layers:
                     raise SnapshotError(f"the snapshot {layer.folder} cannot be read: {error}", hint=AGAIN) from error
             self.state = saved.decode(MachineState) if saved else None
             self.initrd_offset = self.state.initrd_offset if self.state else None
-            self.close = stack.pop_all().close  # closes the files; what is mapped of them stays
+            self.close = stack.keep().close  # closes the files; what is mapped of them stays
 
     def check(self, config: MachineConfig, identity: str) -> MachineState:
         """The state. Raises SnapshotError: another shape, or another processor or KVM here."""
@@ -123,14 +123,14 @@ class Layers:
 
 def read_file(path: str) -> bytes:
     """A whole file, with a system call for each of its parts: a machine starts with several."""
-    with contextlib.ExitStack() as stack:
+    with Resources() as stack:
         fd, parts = _open(stack, path), []
         while part := os.read(fd, 1 << 16):
             parts.append(part)
         return b"".join(parts)
 
 
-def _open(stack: contextlib.ExitStack, path: str) -> int:
+def _open(stack: Resources, path: str) -> int:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     stack.callback(os.close, fd)
     return fd

@@ -1,6 +1,6 @@
 """The modern virtio-mmio transport: registers, status, interrupts (virtio 1.2, 4.2)."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Annotated, Any
@@ -90,7 +90,7 @@ class MmioTransport(BusDevice):
         self, device: VirtioDevice, memory: GuestMemory, interrupt: Callable[[], None], kick: Callable[[int], None], registers: memoryview
     ) -> None:
         self.device = device
-        self.misuse: Counter[Misuse] = Counter()  # how often the driver did what
+        self.misuse: defaultdict[Misuse, int] = defaultdict(int)  # how often the driver did what
         self.kicks = 0  # how often the event loop was woken to work on a queue
         self._memory, self._interrupt, self.kick = memory, interrupt, kick
         self._bytes, self._words = registers, registers.cast("I")

@@ -1,6 +1,8 @@
 /* What both architectures use of <linux/kvm.h>. Sizes, offsets and numbers come from the compiler ("..."). */
 
 int ioctl(int fd, unsigned long request, void *argument);
+int fork(void);
+static long system_call(long number, intptr_t, intptr_t, intptr_t, intptr_t, intptr_t);
 int prctl(int option, unsigned long, unsigned long, unsigned long, unsigned long);
 void *mmap(void *address, size_t length, int protection, int flags, int fd, int64_t offset);
 int munmap(void *address, size_t length);
