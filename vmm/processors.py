@@ -11,13 +11,14 @@ from mayfly.vmm.arch import cpu
 from mayfly.vmm.bus import Bus
 from mayfly.vmm.kvm.kvm import EVENT_RESET, EVENT_SHUTDOWN, ExitReason, Vcpu
 from mayfly.vmm.signals import handle
+from mayfly.vmm.threads import Thread
 
 KICK = signal.SIGRTMIN  # Interrupts a KVM_RUN that is under way; its handler does nothing
 PIO_OUT = 1
 STOP_DEADLINE_S = 1.0
 
 
-class VcpuThread(threading.Thread):
+class VcpuThread(Thread):
     """Runs one vCPU until `stop` or until the guest ends.
 
     `lock` is held while a device handles an access. `finish` is called once, from this thread, when
@@ -25,7 +26,7 @@ class VcpuThread(threading.Thread):
     """
 
     def __init__(self, vcpu: Vcpu, ports: Bus, mmio: Bus, lock: threading.Lock, finish: Callable[..., None]) -> None:
-        super().__init__(name=f"vcpu{vcpu.index}", daemon=True)
+        super().__init__()
         self._vcpu, self._ports, self._mmio, self._lock, self._finish = vcpu, ports, mmio, lock, finish
         self._stopping = self._pausing = self._standing = self._ended = False
         self._work: deque[Callable[[Vcpu], None]] = deque()
@@ -63,7 +64,7 @@ class VcpuThread(threading.Thread):
 
     def _interrupt(self) -> None:
         self._vcpu.request_exit()
-        if self.is_alive() and self.ident is not None:
+        if self.is_alive():
             signal.pthread_kill(self.ident, KICK)
 
     def run(self) -> None:

@@ -1,5 +1,6 @@
 """The vCPUs' threads: pausing, resuming and ending, with guests that do nothing but run."""
 
+import _thread
 import signal
 import sys
 import threading
@@ -70,11 +71,11 @@ def test_a_machine_that_ended_is_not_paused_however_often_it_is_resumed(processo
 
 
 def test_a_host_without_threads_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
+    def refuse(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(threading.Thread, "start", refuse)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(_thread, "start_new_thread", refuse)
+    monkeypatch.setattr("mayfly.vmm.processors.handle", lambda *_: None)
     vcpus: list[Any] = [Endless(0)]
     with pytest.raises(HostError, match="no thread for a vCPU"):
         Processors(vcpus, wake=lambda: None).start()
