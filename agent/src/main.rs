@@ -29,6 +29,7 @@ mod input;
 mod log;
 mod login;
 mod network;
+mod output;
 mod procfs;
 mod products;
 mod run;

@@ -19,6 +19,8 @@ use crate::workspace::Workspace;
 /// Bytes of standard input that may be under way or wait here.
 const STDIN_WINDOW: usize = 64 << 10;
 const HIGHEST_SIGNAL: u8 = 64;
+/// Until the next look whether a step's last process has gone: nobody says so of one that has another parent than us.
+const LINGERING: Duration = Duration::from_millis(5);
 
 /// What is under way.
 enum State {
@@ -98,7 +100,7 @@ impl Agent {
             let children = Some(set.add(&self.children, sys::POLLIN));
             let slots = self.watch_step(&mut set, blocked);
             set.wait(self.patience(blocked))?;
-            if set.ready(children) {
+            if set.ready(children) || self.is_lingering() {
                 self.reap();
             }
             self.work_on_step(&slots, &set);
@@ -145,11 +147,16 @@ impl Agent {
             State::Running(_, _, step) => {
                 let limits = step.deadline(now).map(|deadline| deadline.saturating_duration_since(now));
                 let output = if blocked { None } else { step.output_patience(now) };
-                [limits, output].into_iter().flatten().min()
+                [limits, output, self.is_lingering().then_some(LINGERING)].into_iter().flatten().min()
             }
             State::Collecting(_) if !blocked => Some(Duration::ZERO),
             _ => None,
         }
+    }
+
+    /// Whether a step's program has ended, beside what stands by: what it left need not be our children, whose ends we are told of.
+    fn is_lingering(&self) -> bool {
+        matches!(&self.state, State::Running(_, _, step) if step.lingers()) && self.standby.is_some()
     }
 
     fn reap(&mut self) {

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::io::{AsRawFd, OwnedFd};
+use std::os::unix::io::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -17,11 +17,11 @@ use crate::elf;
 use crate::frame::{Ended, Env, Exit, Limit, Request, StepSpec, StreamKind};
 use crate::function::Function;
 use crate::login;
+use crate::output::{self, Output};
 use crate::procfs;
 use crate::standby::Standby;
-use crate::streams::{self, Streams};
+use crate::streams;
 use crate::sys::{self, PollSet, Reaped, Slot};
-use crate::terminal::Terminal;
 use crate::workspace::Workspace;
 
 /// What TERM says unless START does: what terminals on screens and in browsers understand.
@@ -64,12 +64,6 @@ pub struct Slots {
     terminal: Option<Slot>,
     function: Option<Slot>,
     standby: Option<Slot>,
-}
-
-/// Where a step's output goes.
-enum Output {
-    Pipes(Streams),
-    Terminal(Terminal),
 }
 
 pub struct Step {
@@ -126,8 +120,7 @@ impl Step {
 
     fn spawn(number: u8, spec: &StepSpec, env: &Env, cgroups: &mut Option<Cgroups>, workspace: &Workspace) -> io::Result<Step> {
         let cgroup = cgroups.as_mut().map(|cgroups| cgroups.make(spec)).transpose()?;
-        let limit = output_limit(spec);
-        let (output, mut stdin, descriptors) = if spec.has_terminal() { at_terminal(spec, limit)? } else { at_pipes(spec, limit)? };
+        let (output, mut stdin, descriptors) = output::open(spec)?;
         if let Some(user) = workspace.user() {
             // So that the program can open /dev/stdin, /dev/stdout and /dev/stderr, or /dev/tty.
             for fd in descriptors.iter().flatten() {
@@ -196,7 +189,7 @@ impl Step {
             }
         }
         if let Output::Pipes(streams) = &mut self.output {
-            streams.limit(output_limit(spec));
+            streams.limit(output::limit(spec));
         }
         let now = Instant::now();
         self.clock = Stopwatch::started(now);
@@ -294,6 +287,11 @@ impl Step {
         if self.ended.is_some() || self.tripped != Limit::None {
             self.kill();
         }
+    }
+
+    /// Whether its program has ended, and perhaps not all that it left.
+    pub fn lingers(&self) -> bool {
+        self.ended.is_some() && !self.all_reaped
     }
 
     /// No process of the step is left.
@@ -456,40 +454,6 @@ impl Step {
         let living = || procfs::descendants().into_iter().map(|process| process.cpu).sum::<Duration>();
         self.cgroup.as_ref().and_then(Cgroup::cpu).unwrap_or_else(|| self.reaped_cpu + living()).saturating_sub(self.earlier_cpu)
     }
-}
-
-/// Bytes of each stream that are passed on at most.
-fn output_limit(spec: &StepSpec) -> u64 {
-    if spec.output > 0 {
-        spec.output
-    } else {
-        u64::MAX
-    }
-}
-
-/// A step's output, its standard input, and the program's descriptors 0, 1 and 2.
-type Standard = (Output, Option<File>, [Option<OwnedFd>; 3]);
-
-fn at_pipes(spec: &StepSpec, limit: u64) -> io::Result<Standard> {
-    let (stdout, stdout_of_child) = sys::packet_pipe()?;
-    let (stderr, stderr_of_child) = sys::packet_pipe()?;
-    let ends = ((stdout, stdout_of_child.try_clone()?), (stderr, stderr_of_child.try_clone()?));
-    let streams = Streams::new(ends.0, ends.1, limit)?;
-    let (stdin_of_child, stdin) = match spec.stdin {
-        true => sys::pipe().map(|(child, ours)| (Some(child), Some(ours)))?,
-        false => (None, None),
-    };
-    if let Some(stdin) = &stdin {
-        sys::set_nonblocking(stdin)?;
-    }
-    Ok((Output::Pipes(streams), stdin.map(File::from), [stdin_of_child, Some(stdout_of_child), Some(stderr_of_child)]))
-}
-
-fn at_terminal(spec: &StepSpec, limit: u64) -> io::Result<Standard> {
-    let terminal = Terminal::new(spec.terminal, limit)?;
-    let descriptors = [Some(terminal.theirs()?), Some(terminal.theirs()?), Some(terminal.theirs()?)];
-    let stdin = spec.stdin.then(|| terminal.keyboard()).transpose()?;
-    Ok((Output::Terminal(terminal), stdin, descriptors))
 }
 
 /// The kernel refuses a segment that is larger than all memory, or than RLIMIT_DATA.
