@@ -2,6 +2,7 @@
 counts.
 """
 
+import functools
 import os
 from pathlib import Path
 
@@ -11,32 +12,42 @@ KERNELS = {"x86_64": "vmlinux", "aarch64": "Image"}
 """The file that a machine of each architecture boots first."""
 
 
-def _xdg(variable: str, default: str) -> Path:
+@functools.lru_cache
+def _folder(path: str) -> Path:
+    """A path, of which each run asks for several that are the same each time."""
+    return Path(path)
+
+
+def _xdg(variable: str, default: str) -> str:
     value = os.environ.get(variable, "")
     if value.startswith("/"):
-        return Path(value) / "mayfly"
-    try:
-        return Path.home() / default / "mayfly"
-    except RuntimeError as error:
+        return f"{value}/mayfly"
+    home = os.path.expanduser("~")  # noqa: PTH111 (for each run: a fifth of what a Path costs)
+    if home == "~":
         raise HostError(
             f"user {os.geteuid()} has no home folder, and {variable} is not set",
             hint="set HOME, or all of XDG_CONFIG_HOME, XDG_DATA_HOME and XDG_CACHE_HOME",
-        ) from error
+        )
+    return f"{home}/{default}/mayfly"
 
 
 def config_file() -> Path:
     """`$XDG_CONFIG_HOME/mayfly/config.yaml`; it need not exist."""
-    return _xdg("XDG_CONFIG_HOME", ".config") / "config.yaml"
+    return _folder(_xdg("XDG_CONFIG_HOME", ".config") + "/config.yaml")
+
+
+def _data() -> str:
+    return _xdg("XDG_DATA_HOME", ".local/share")
 
 
 def data_dir() -> Path:
     """State worth keeping: images, kernels, snapshots."""
-    return _xdg("XDG_DATA_HOME", ".local/share")
+    return _folder(_data())
 
 
 def cache_dir() -> Path:
     """What can be made or fetched again: blobs, kernels."""
-    return _xdg("XDG_CACHE_HOME", ".cache")
+    return _folder(_xdg("XDG_CACHE_HOME", ".cache"))
 
 
 def runtime_dir() -> Path:
@@ -53,12 +64,12 @@ def image_dir(language: str, arch: str) -> Path:
     """The folder of one built image: `initramfs` and `manifest.json`. `language` may carry a
     version (`rust@1.85`).
     """
-    return data_dir().joinpath("images", language, arch)
+    return _folder(f"{_data()}/images/{language}/{arch}")
 
 
 def snapshots_dir() -> Path:
     """The folder of snapshots, one folder each."""
-    return data_dir() / "snapshots"
+    return _folder(f"{_data()}/snapshots")
 
 
 def saved_runs_dir() -> Path:

@@ -93,7 +93,7 @@ class Supply:
         """
         name = base_name(wanted)
         try:
-            now = wanted, snapshots.stamps(paths.snapshots_dir() / name, Path(wanted.machine.kernel))
+            now = wanted, snapshots.stamps(f"{paths.snapshots_dir()}/{name}", wanted.machine.kernel)
         except OSError:
             now = None
         before, base = self._bases.get(name, (None, None))

@@ -34,6 +34,15 @@ class Cursor:
         self._at += count
         return piece
 
+    def number(self, form: struct.Struct) -> int:
+        """The next number, which has this form."""
+        try:
+            (value,) = form.unpack_from(self._data, self._at)
+        except struct.error as error:
+            raise BadPayloadError from error
+        self._at += form.size
+        return int(value)
+
     def rest(self) -> bytes:
         """All bytes that are left."""
         return self.take(len(self._data) - self._at)
@@ -74,10 +83,12 @@ def _number(layout: str) -> Wire[int]:
         except struct.error as error:
             raise EncodeError(f"the number {value} does not fit in {form.size} bytes") from error
 
-    return Wire(write, lambda cursor: int(form.unpack(cursor.take(form.size))[0]))
+    return Wire(write, lambda cursor: cursor.number(form))
 
 
 U8, U16, U32, U64 = _number("B"), _number("H"), _number("I"), _number("Q")
+_SIZE = struct.Struct("<H")
+"""Of a string or list."""
 
 
 def _text(errors: str) -> Wire[str]:
@@ -88,10 +99,10 @@ def _text(errors: str) -> Wire[str]:
             raise EncodeError(f"{value!r} cannot be written as UTF-8") from error
         if errors == "surrogateescape" and b"\0" in data:
             raise EncodeError(f"{value!r} holds a NUL character", hint="paths, arguments and environment values cannot hold one")
-        return U16.write(_count(data)) + data
+        return _SIZE.pack(_count(data)) + data
 
     def read(cursor: Cursor) -> str:
-        data = cursor.take(U16.read(cursor))
+        data = cursor.take(cursor.number(_SIZE))
         if errors == "surrogateescape" and b"\0" in data:
             raise BadPayloadError
         try:
@@ -111,8 +122,8 @@ def _count(items: Collection[Any]) -> int:
 def list_of(item: Wire[_T]) -> Wire[tuple[_T, ...]]:
     """A u16 count and as many items."""
     return Wire(
-        lambda values: U16.write(_count(values)) + b"".join(map(item.write, values)),
-        lambda cursor: tuple(item.read(cursor) for _ in range(U16.read(cursor))),
+        lambda values: _SIZE.pack(_count(values)) + b"".join(map(item.write, values)),
+        lambda cursor: tuple([item.read(cursor) for _ in range(cursor.number(_SIZE))]),
     )
 
 
@@ -147,17 +158,20 @@ def enum(number: Wire[int], kind: Callable[[int], _T]) -> Wire[_T]:
 
 def bits(count: int) -> Wire[tuple[bool, ...]]:
     """One byte of flags, bit 0 first; the bits above them must be 0."""
+    flags = [tuple(bool(value >> bit & 1) for bit in range(count)) for value in range(1 << count)]
+    written = {each: bytes([value]) for value, each in enumerate(flags)}
 
     def read(cursor: Cursor) -> tuple[bool, ...]:
         value = U8.read(cursor)
-        if value >> count:
+        if value >= len(flags):
             raise BadPayloadError
-        return tuple(bool(value >> bit & 1) for bit in range(count))
+        return flags[value]
 
-    return Wire(lambda flags: U8.write(sum(flag << bit for bit, flag in enumerate(flags))), read)
+    return Wire(written.__getitem__, read)
 
 
-FLAG: Wire[bool] = Wire(lambda flag: bits(1).write((flag,)), lambda cursor: bits(1).read(cursor)[0])
+_ONE = bits(1)
+FLAG: Wire[bool] = Wire(lambda flag: _ONE.write((flag,)), lambda cursor: _ONE.read(cursor)[0])
 STR, RAW = _text("strict"), _text("surrogateescape")
 
 

@@ -113,12 +113,12 @@ def digests(folder: Path) -> dict[str, str]:
     return {name: memory_digest(folder) if name == MEMORY else file_digest(folder / name) for name in FILES}
 
 
-def stamps(folder: Path, kernel: Path) -> dict[str, list[int]]:
+def stamps(folder: Path | str, kernel: Path | str) -> dict[str, list[int]]:
     """What shows that neither the kernel nor a file of the snapshot has changed, for
     `verified.json`.
     """
     watched = {name: os.stat(f"{folder}/{name}") for name in (MANIFEST, *FILES)}  # noqa: PTH116 (for each run: half of what a Path costs)
-    watched["kernel"] = kernel.stat()
+    watched["kernel"] = os.stat(kernel)  # noqa: PTH116
     return {name: [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns] for name, status in watched.items()}
 
 
