@@ -175,14 +175,20 @@ def measure(file: Path, rounds: int, turns: int, binary: Path | None, others: Pa
             each("restored", lambda monitor: one(monitor, monitor.restore, exits))
             each("at once", several, clones=True)
             each("in turn", lambda monitor: in_turn(monitor, turns), clones=True)
-        asking = {name: monitor.by_api for name, monitor in monitors.items() if isinstance(monitor, Firecracker)}
-        with serving(kernel, work) as api:
+        asking: dict[str, Callable[[], float]] = {
+            name: monitor.by_api for name, monitor in monitors.items() if isinstance(monitor, Firecracker)
+        }
+        with serving(kernel, work / "serving") as api, serving(kernel, work / "pooling", "--warm", "1") as pooled:
             asking["mayfly"] = functools.partial(ask_ours, api)
-            ask_ours(api)  # once for what a server does at its first run
+            ready: Callable[[], float] = functools.partial(ask_ours, pooled)
+            for ask in (*asking.values(), ready):
+                ask()  # once for what a server does at its first run
             for _ in range(rounds):
                 for name, ask in asking.items():
+                    time.sleep(REST_S)
                     note(name, "by api", ask())
                 time.sleep(REST_S)
+                note("mayfly", "by api, ready", ready())
         for name in boxes.BOXES:
             if others is None:
                 results["left_out"][name] = "--boxes does not say where it is"
@@ -210,6 +216,7 @@ ROWS = (
     (f"{AT_ONCE} clones at once: the last, s", "at once", "last_s", 1.0),
     ("one of many one after another, s", "in turn", "", 1.0),
     ("restore by a request to its API, s", "by api", "", 1.0),
+    ("  of a machine that is ready, s", "by api, ready", "", 1.0),
 )
 """Label, kind of start, figure and its factor."""
 
