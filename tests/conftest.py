@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit import leaks
-from tests.kit.agent_groups import remove_left
+from tests.kit.agent_groups import remove_left, remove_left_folders
 
 MARKERS = ("browser", "kvm", "system", "slow")
 STARTED = time.monotonic()
@@ -91,6 +91,7 @@ def pytest_runtest_setup() -> None:
 
 def pytest_sessionfinish() -> None:
     remove_left()
+    remove_left_folders()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -20,7 +20,6 @@ import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import termios
 import threading
 import time
@@ -35,6 +34,7 @@ from mayfly.protocol.report import End, Ended, Line, Running, encode
 from mayfly.units import PAGE
 from mayfly.vmm.process.requests import answer_next
 from mayfly.vmm.snapshot import STATE
+from tests.kit.agent_groups import folder
 
 CREDIT = 32 * 1024
 ERRORS = {
@@ -358,7 +358,7 @@ def main(channel_fd: int, report: int, control_fd: int, fault: str) -> None:
     with (
         socket.socket(fileno=control_fd) as control,
         socket.socket(fileno=channel_fd) as channel,
-        tempfile.TemporaryDirectory(prefix="fake-agent-") as work,
+        folder("fake") as work,
     ):
         agent = FakeAgent(channel, fault, Path(work))
         machine = FakeMachine(report, fault, Path(work), agent)

@@ -5,18 +5,17 @@ CHANNEL_FD REPORT_FD CONTROL_FD EXECUTABLE UID`. Nobody answers at the control s
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from mayfly.protocol.report import End, Ended, Running, encode
-from tests.kit.agent_groups import remove_left
+from tests.kit.agent_groups import folder, remove_left
 
 
 def main(channel: int, report: int, executable: str, uid: str) -> None:
-    with tempfile.TemporaryDirectory(prefix="real-agent-") as folder:
-        Path(folder).chmod(0o755)
+    with folder("real") as place:
+        Path(place).chmod(0o755)
         os.write(report, encode(Running(phases={})))
-        command = [executable, "--fd", str(channel), "--work", f"{folder}/work", *(["--uid", uid] if os.geteuid() == 0 else [])]
+        command = [executable, "--fd", str(channel), "--work", f"{place}/work", *(["--uid", uid] if os.geteuid() == 0 else [])]
         remove_left()
         agent = subprocess.Popen(command, pass_fds=[channel])
         os.close(channel)
