@@ -48,7 +48,7 @@ class Link:
         # To its guest passt shows the host as the gateway.
         host, port = connection.getsockname()
         self._filter.open_connection(CHANNEL_PORT, network.gateways[0] if passt else host, port)
-        self.net.filter_changed()
+        self.net.look_at_ports()
 
     def announce(self) -> None:
         """Have bridges learn that the guest's MAC is here now: a RARP request (RFC 903), which

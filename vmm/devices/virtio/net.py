@@ -65,9 +65,10 @@ class Net(VirtioDevice):
     """The device. `receive` and `resume` are for the event loop, which makes all callbacks.
 
     `mac` has 6 bytes; `mtu` is the largest IP packet without segmentation offload. `may_leave` is
-    asked about each frame of the guest's. `on_room`: `receive` answered False and may be tried
-    again. `on_full`: the back end has no room; call `resume` when it may have. `on_first_packet` is
-    called once, before the guest's first packet leaves.
+    asked about each frame of the guest's; it goes by no port of TCP's or UDP's before
+    `look_at_ports`. `on_room`: `receive` answered False and may be tried again. `on_full`: the back
+    end has no room; call `resume` when it may have. `on_first_packet` is called once, before the
+    guest's first packet leaves.
     """
 
     device_type = NETWORK
@@ -92,6 +93,7 @@ class Net(VirtioDevice):
         self._memory = bytearray(MAX_PACKET)  # for a packet that waits for more buffers
         self._packet = Batch(self._memory)
         self._passes = Passes()
+        self._by_ports = False
         self._forget()
         self._configure(link_up=True)
 
@@ -114,8 +116,9 @@ class Net(VirtioDevice):
         self._backend.set_offloads(negotiated)
         self._in_c = self._backend.plain_fd >= 0 and bool(negotiated & NetFeature.MRG_RXBUF)
 
-    def filter_changed(self) -> None:
-        """Another packet may leave than before: look at each anew."""
+    def look_at_ports(self) -> None:
+        """From now on `may_leave` goes by ports too: look at each packet anew."""
+        self._by_ports = True
         self._passes.clear()
 
     def reset(self) -> None:
@@ -269,7 +272,7 @@ class Net(VirtioDevice):
             if self.on_first_packet is not None:
                 tell, self.on_first_packet = self.on_first_packet, None
                 tell()
-            if self._in_c and (like := likeness(start)):
+            if self._in_c and (like := likeness(start, ports=self._by_ports)):
                 self._passes.add(start, *like)
             return True
         return False

@@ -100,11 +100,12 @@ def _transport(start: bytes | bytearray | memoryview) -> tuple[int, int]:
     return (_IPV6_END, fragment >> 8) if kind == _IPV6 and seen >= _IPV6_END else (0, -1)  # at IPv4's fragment: the next header
 
 
-def likeness(start: memoryview) -> tuple[bytes, int] | None:
+def likeness(start: memoryview, *, ports: bool) -> tuple[bytes, int] | None:
     """What makes another packet as allowed as this one is, by offloads and filter, if that can be
-    told: the same bits, of those that a mask has, and at least so many bytes.
+    told: the same bits, of those that a mask has, and at least so many bytes. With `ports` the
+    filter looks at these too.
     """
-    mask = _LIKENESS.get(_transport(start))
+    mask = (_LIKENESS_WITH_PORTS if ports else _LIKENESS).get(_transport(start))
     if mask is None or len(start) < len(mask):
         return None
     _, _, header_bytes, *_ = HEADER.unpack_from(start)
@@ -120,13 +121,21 @@ def _mask(*varying: slice, known: int) -> bytes:
 
 
 _IPV4_VARIES = slice(16, 20), slice(24, 26)  # length and identification, checksum (RFC 791)
-_IPV6_VARIES = slice(18, 20)  # length (RFC 8200)
-_LIKENESS = {
-    (_IPV4_END, _TCP): _mask(*_IPV4_VARIES, slice(_IPV4_END + 4, _IPV4_END + 12), known=_IPV4_END + 13),
-    (_IPV4_END, _UDP): _mask(*_IPV4_VARIES, known=_IPV4_END + 4),
-    (_IPV6_END, _TCP): _mask(_IPV6_VARIES, slice(_IPV6_END + 4, _IPV6_END + 12), known=_IPV6_END + 13),
-    (_IPV6_END, _UDP): _mask(_IPV6_VARIES, known=_IPV6_END + 4),
-}
-"""By `_transport`: up to TCP's data offset, without its numbers, or up to UDP's ports. No check
-looks at what is behind these, nor at the fields that vary from packet to packet.
-"""
+_IPV6_VARIES = slice(15, 20)  # half of the traffic class, flow label, length (RFC 8200)
+
+
+def _likeness(ports: int) -> dict[tuple[int, int], bytes]:
+    """Of packets whose first `ports` bytes of the transport header count, by `_transport`.
+
+    Up to TCP's data offset, without its numbers, or up to UDP's ports. No check looks at what is
+    behind these, nor at the fields that vary from packet to packet.
+    """
+    return {
+        (_IPV4_END, _TCP): _mask(*_IPV4_VARIES, slice(_IPV4_END + ports, _IPV4_END + 12), known=_IPV4_END + 13),
+        (_IPV4_END, _UDP): _mask(*_IPV4_VARIES, known=_IPV4_END + ports),
+        (_IPV6_END, _TCP): _mask(_IPV6_VARIES, slice(_IPV6_END + ports, _IPV6_END + 12), known=_IPV6_END + 13),
+        (_IPV6_END, _UDP): _mask(_IPV6_VARIES, known=_IPV6_END + ports),
+    }
+
+
+_LIKENESS, _LIKENESS_WITH_PORTS = _likeness(0), _likeness(4)
