@@ -226,13 +226,21 @@ class _Wiring:
         offset = slot * layout.VIRTIO_MMIO_SIZE
         base = layout.VIRTIO_MMIO + offset
         kicks = [eventfd() for _ in device.queue_sizes]
-        interrupt, registers = self._interrupt(layout.VIRTIO_GSI + slot), self._registers[offset : offset + layout.VIRTIO_MMIO_SIZE]
-        transport = MmioTransport(device, self._memory, interrupt, lambda queue: os.eventfd_write(kicks[queue], 1), registers)
+        interrupt, registers = self._line(layout.VIRTIO_GSI + slot), self._registers[offset : offset + layout.VIRTIO_MMIO_SIZE]
+        transport = MmioTransport(
+            device,
+            self._memory,
+            functools.partial(os.eventfd_write, interrupt, 1),
+            lambda queue: os.eventfd_write(kicks[queue], 1),
+            registers,
+        )
         self._resources.callback(transport.close)
         self.parts[f"virtio{slot}"] = transport
         for queue, fd in enumerate(kicks):
             self._loop.add_eventfd(fd, functools.partial(transport.notify, queue))
             self._vm.ioeventfd(fd, base + Register.QUEUE_NOTIFY, 4, queue)
+        if device.pump is not None:
+            device.pump.wire(kicks, interrupt)
         # Acknowledgements go to an eventfd that nobody reads: otherwise each would cost an exit.
         # USED_BUFFER stays set; drivers then just look at their queues.
         acknowledged = eventfd()
@@ -244,8 +252,12 @@ class _Wiring:
         (self.processors.ports if layout.UARTS_ON_PORTS else self.processors.mmio).attach(base, layout.UART_SIZE, uart)
         self.parts[name] = uart
 
-    def _interrupt(self, gsi: int) -> Callable[[], None]:
+    def _line(self, gsi: int) -> int:
+        """An eventfd that raises the line `gsi`."""
         fd = eventfd()
         self._resources.callback(os.close, fd)
         self._vm.irqfd(fd, gsi)
-        return lambda: os.eventfd_write(fd, 1)
+        return fd
+
+    def _interrupt(self, gsi: int) -> Callable[[], None]:
+        return functools.partial(os.eventfd_write, self._line(gsi), 1)

@@ -1,5 +1,6 @@
 """The event loop of a vmm process: descriptors, events that vCPU threads trigger, and timers."""
 
+import functools
 import heapq
 import itertools
 import os
@@ -27,6 +28,7 @@ class EventLoop:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
+        self._poll: Callable[[float | None], list[tuple[int, int]]] = self._epoll.poll
         self._stack = Resources()
         self._stack.callback(self._epoll.close)
         self._watched: dict[int, tuple[int, Callable[[], None], Callable[[], None] | None]] = {}
@@ -67,6 +69,12 @@ class EventLoop:
         os.close(fd)
         if file.fileno() in self._watched:
             self._epoll.register(file, self._watched[file.fileno()][0])
+
+    def wait_by(self, wait: Callable[[int, float | None], list[tuple[int, int]]]) -> None:
+        """From now on let `wait` wait for events of an epoll(7), with a timeout in seconds: it may
+        take some of them upon itself.
+        """
+        self._poll = functools.partial(wait, self._epoll.fileno())
 
     def add_eventfd(self, fd: int, callback: Callable[[], None]) -> None:
         """Call `callback` after writes to the eventfd, once for many; the loop owns it now."""
@@ -110,7 +118,7 @@ class EventLoop:
                     self._call(fd, ready)
                 continue
             timeout = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
-            waiting = self._ready = self._ready or self._epoll.poll(timeout)
+            waiting = self._ready = self._ready or self._poll(timeout)
             while waiting and self._still is None:  # what is left, which may be edges, waits for `go_on`
                 self._call(*waiting.pop(0))
             while self._timers and self._timers[0][0] <= time.monotonic() and self._still is None:

@@ -17,10 +17,12 @@ from typing import Self
 
 import pytest
 
-from mayfly.vmm.devices.virtio.net import Backend
+from mayfly.vmm.devices.virtio.net import Backend, Net
 from mayfly.vmm.devices.virtio.packet import HEADER, NetFeature
+from mayfly.vmm.eventloop import eventfd
 from mayfly.vmm.kvm.chains import Batch
 from tests.kit.scale import patience
+from tests.kit.virtio_driver import Driver
 
 UP_DEADLINE_S = patience(5)
 
@@ -145,6 +147,44 @@ class SocketBackend(Backend):
     def close(self) -> None:
         self._ours.close()
         self.waiting.end.close()
+
+
+class Wired:
+    """The descriptors of a device over a SocketBackend, and an event loop's turns over these."""
+
+    def __init__(self, driver: Driver, net: Net, network: SocketBackend) -> None:
+        self.driver, self.net, self._tap = driver, net, network.plain_fd
+        self.kicks, self.interrupt = (eventfd(), eventfd()), eventfd()
+        self._epoll = select.epoll()
+        for fd in self.kicks:
+            self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
+        self._epoll.register(network.plain_fd, 0)
+        net.pump.wire(self.kicks, self.interrupt)
+
+    def interrupted(self) -> int:
+        """How often the driver was interrupted from C since the last call."""
+        with contextlib.suppress(BlockingIOError):
+            return os.eventfd_read(self.interrupt)
+        return 0
+
+    def turn(self) -> int:
+        """Pass kicks on, and do what is left for Python; how many events these were."""
+        for index in self.driver.pending:
+            os.eventfd_write(self.kicks[index], 1)
+        self.driver.pending.clear()
+        left = self.net.pump.wait(self._epoll.fileno(), 0)
+        for fd, _ in left:
+            if fd in self.kicks:
+                self.driver.transport.notify(self.kicks.index(fd))
+            else:
+                self.net.receive()
+        self._epoll.modify(self._tap, 0 if self.net._starved else select.EPOLLIN)
+        return len(left)
+
+    def close(self) -> None:
+        self._epoll.close()
+        for fd in (*self.kicks, self.interrupt):
+            os.close(fd)
 
 
 class _Waiting:

@@ -22,7 +22,7 @@ from mayfly.vmm.devices.virtio.device import VirtioDevice
 from mayfly.vmm.devices.virtio.entropy import Entropy
 from mayfly.vmm.devices.virtio.mmio import REGION_BYTES
 from mayfly.vmm.devices.virtio.net import Net
-from mayfly.vmm.devices.virtio.packet import HEADER
+from mayfly.vmm.devices.virtio.packet import HEADER, MAX_PACKET
 from mayfly.vmm.devices.virtio.registers import LIVE, Register
 from mayfly.vmm.kvm.chains import Batch
 from mayfly.vmm.memory import GuestMemory
@@ -40,6 +40,7 @@ from tests.kit.net_kit import (
     PUBLIC6,
     MemoryBackend,
     SocketBackend,
+    Wired,
     arp,
     discovery,
     ethernet,
@@ -50,7 +51,8 @@ from tests.kit.net_kit import (
 )
 from tests.kit.virtio_driver import ALL, PLAIN, Buffer, Driver, Ram, give
 
-RAM_BYTES = 1 << 18
+RAM_BYTES = 1 << 19
+CHAIN_BYTES = 80_000  # More than one has
 KICK_LIMIT_S = 0.1
 NASTY_NUMBERS = (0, 1, 2, 7, 8, 15, 16, 17, 63, 64, 65, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF)
 NASTY_ADDRESSES = (0, 1, 0x1000, 0xFFFF_FFFF, 1 << 32, 1 << 63, (1 << 64) - 1, (1 << 64) - 16, (1 << 64) - 4096)
@@ -163,11 +165,11 @@ class Fuzzer:
             self.timed(lambda: self.driver.write(Register.QUEUE_NOTIFY, index))
             self.act_as_host()
             return
-        if len(queue.free) < 4 or self.driver.ram.mark() > len(self.driver.ram.bytes) - 40_000:
+        if len(queue.free) < 4 or self.driver.ram.mark() > len(self.driver.ram.bytes) - CHAIN_BYTES:
             self.take_back()
         if len(queue.free) < min(4, queue.size):
             queue.free = list(range(queue.size))  # the guest has lost count: it uses what is still out
-        if self.driver.ram.mark() > len(self.driver.ram.bytes) - 40_000:
+        if self.driver.ram.mark() > len(self.driver.ram.bytes) - CHAIN_BYTES:
             self.driver.ram.rewind(self.arena)
         buffers = self.payload(index)[: len(queue.free)]
         queue.offer(buffers, indirect=self.rng.random() < 0.3)
@@ -365,6 +367,8 @@ class NetFuzzer(Fuzzer):
         if index == 0:
             if rng.random() < 0.1:  # slivers: as many pieces as a chain may have
                 return [Buffer(room=1) for _ in range(rng.randint(1, 60))]
+            if rng.random() < 0.1:  # enough for any packet
+                return [Buffer(room=MAX_PACKET)]
             return [Buffer(room=rng.choice((1, 12, 100, 1526, 1526, 4096))) for _ in range(rng.randint(1, 3))]
         frame = bytearray(rng.choice(FRAMES))
         start, offset = rng.choice(CHECKSUM_FIELDS) if rng.random() < 0.7 else (self.number() & 0xFFFF, rng.choice((0, 2, 6, 16)))
@@ -381,11 +385,24 @@ class NetFuzzer(Fuzzer):
 class PlainNetFuzzer(NetFuzzer):
     """The same where packets as allowed ones before take no way through Python."""
 
+    wired: Wired | None = None
+
     def make_device(self) -> VirtioDevice:
         super().make_device()
         self.socket = SocketBackend()
         self.net = Net(GUEST_MAC, 1500, self.socket, self.filter.may_leave, on_room=lambda: None, on_full=lambda: None)
         return self.net
+
+    def start(self) -> None:
+        if self.wired is None:
+            self.wired = Wired(self.driver, self.net, self.socket)
+        super().start()
+
+    def run_loop(self) -> None:
+        assert self.wired is not None
+        for _ in range(8):
+            self.timed(self.wired.turn)
+        self.driver.pending.clear()
 
     def act_as_host(self) -> None:
         self.backend.sent += self.socket.sent
@@ -396,6 +413,8 @@ class PlainNetFuzzer(NetFuzzer):
                 self.socket.waiting.append(self.backend.waiting.popleft())
 
     def close(self) -> None:
+        if self.wired is not None:
+            self.wired.close()
         self.socket.close()
 
 

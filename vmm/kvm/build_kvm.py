@@ -81,7 +81,7 @@ static void fence_acquire(void) { __atomic_thread_fence(__ATOMIC_ACQUIRE); }
 static void fence_release(void) { __atomic_thread_fence(__ATOMIC_RELEASE); }
 static void fence_full(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 """
-SOURCE += (HERE / "cdef/chains.c").read_text()
+SOURCE += (HERE / "cdef/chains.c").read_text() + (HERE / "cdef/pump.c").read_text()
 
 ARM_REGISTERS = {
     **{name: f"CORE(regs.{name.lower()})" for name in ("PC", "SP", "PSTATE")},
@@ -114,7 +114,7 @@ CONSTANTS = {
         KVM_GET_API_VERSION KVM_CREATE_VM KVM_CHECK_EXTENSION KVM_GET_VCPU_MMAP_SIZE KVM_CREATE_VCPU KVM_SET_USER_MEMORY_REGION
         KVM_IRQFD KVM_IOEVENTFD KVM_RUN KVM_CREATE_DEVICE KVM_SET_DEVICE_ATTR KVM_GET_DEVICE_ATTR
         KVM_PRE_FAULT_MEMORY
-        CHAINS PIECES START LARGEST_PACKET LIKE INTERRUPT AGAIN UNUSUAL
+        CHAINS PIECES START LARGEST_PACKET LIKE INTERRUPT AGAIN UNUSUAL READY
     """,
     "x86_64": """
         KVM_CREATE_IRQCHIP KVM_GET_REGS KVM_SET_REGS KVM_SET_TSS_ADDR KVM_SET_IDENTITY_MAP_ADDR KVM_CREATE_PIT2 KVM_GET_SUPPORTED_CPUID

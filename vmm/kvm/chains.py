@@ -57,6 +57,55 @@ class Passes:
         lib.passes_add(self.pointer, ffi.from_buffer(start), mask, least)
 
 
+class Pump:
+    """Does what is usual between a net device's queues and its tap while an event loop waits, as
+    long as it is on. `stop` is for any thread, all else for the loop's.
+    """
+
+    def __init__(self) -> None:
+        self._pump: Any = ffi.new("struct pump *")
+        self._left: Any = ffi.new("struct ready[]", lib.READY)
+        lib.pump_init(self._pump)
+        self._wired = False
+
+    @property
+    def kicks(self) -> int:
+        """How often a kick led to a turn here."""
+        return int(self._pump.kicks)
+
+    def wire(self, kicks: Sequence[int], interrupt: int) -> None:
+        """Learn the eventfds of both queues' kicks and of the driver's interrupt."""
+        self._pump.receive_kick, self._pump.transmit_kick = kicks
+        self._pump.interrupt = interrupt
+        self._wired = True
+
+    def start(self, tap: int, passes: Passes, outgoing: "Batch", transmit: Ring, incoming: "Batch", receive: Ring | None) -> None:
+        """Be on, with what stays as it is until `stop`; `outgoing` is empty. Without `receive`
+        only packets from the guest move.
+        """
+        pump = self._pump
+        pump.tap, pump.passes = tap, passes.pointer
+        pump.outgoing, pump.incoming = outgoing.pointer, incoming.pointer
+        pump.transmit, pump.receive = transmit.pointer, receive.pointer if receive else ffi.NULL
+        pump.on = self._wired
+
+    def stop(self) -> None:
+        """Be off when this returns."""
+        lib.pump_stop(self._pump)
+
+    def wait(self, epoll: int, timeout_s: float | None) -> list[tuple[int, int]]:
+        """Wait for events of descriptors; those that are left, as `select.epoll.poll` says them."""
+        wait, pump, left = lib.pump_wait, self._pump, self._left
+        if timeout_s is not None:
+            count = wait(pump, epoll, -int(-1000 * timeout_s // 1), left)
+        else:
+            while not (count := wait(pump, epoll, -1, left)):  # signals are handled in between
+                pass
+        if count < 0:
+            raise OSError(-count, os.strerror(-count))
+        return [(left[index].fd, left[index].events) for index in range(count)]
+
+
 def _address(view: memoryview | bytearray, kind: str) -> Any:
     # No more: a `from_buffer` in a cycle of objects has crashed Python's collector (cffi 2.1).
     return ffi.cast(kind, ffi.from_buffer(view))
@@ -79,6 +128,11 @@ class Batch:
             batch.pieces[0] = _address(memory, "void *"), len(memory)
             batch.chains[0] = 0, len(memory), 0, 0, 1
             batch.count, batch.room = 1, len(memory)
+
+    @property
+    def pointer(self) -> Any:
+        """For C."""
+        return self._batch
 
     @property
     def count(self) -> int:

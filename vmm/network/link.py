@@ -38,6 +38,8 @@ class Link:
             self.backend = Passt(network, loop, channel=channel)
         carrier = Metered(self.backend, network) if network.limited else self.backend
         self.net = Net(network.mac_bytes, network.mtu, carrier, self._filter.may_leave, on_room=self._resume, on_full=self._wait)
+        if carrier.plain_fd >= 0:
+            loop.wait_by(self.net.pump.wait)
 
     def connect(self, connection: socket.socket) -> None:
         """Begin to connect a non-blocking socket, past the filter. Raises OSError."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from mayfly.schema import Record
 from mayfly.vmm.devices.virtio.queue import Queue
+from mayfly.vmm.kvm.chains import Pump
 from mayfly.vmm.snapshot.state import Saved
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class VirtioDevice(abc.ABC):
     device_type: ClassVar[int]  # What the driver binds to
     features: int = 0  # Its own (those of queues and transport are the transport's)
     queue_sizes: ClassVar[tuple[int, ...]]  # The greatest size of each
+    pump: Pump | None = None  # What works on the queues without the lock; who changes something stops it first
 
     def __init__(self) -> None:
         self.lock = threading.RLock()

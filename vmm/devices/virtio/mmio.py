@@ -91,7 +91,7 @@ class MmioTransport(BusDevice):
     ) -> None:
         self.device = device
         self.misuse: defaultdict[Misuse, int] = defaultdict(int)  # how often the driver did what
-        self.kicks = 0  # how often the event loop was woken to work on a queue
+        self._kicks = 0  # how often `notify` was called
         self._memory, self._interrupt, self.kick = memory, interrupt, kick
         self._bytes, self._words = registers, registers.cast("I")
         self._offered = OFFERED | device.features
@@ -139,17 +139,29 @@ class MmioTransport(BusDevice):
             if writer is None or (needed is not None and needed != self._state.status):
                 self.report(Misuse.REGISTER)
                 return
+            if self.device.pump is not None and offset != Register.QUEUE_NOTIFY:  # a kick changes nothing
+                self.device.pump.stop()
             writer(value)
             self._show()
 
     def notify(self, index: int) -> None:
         """Work on queue `index`: its eventfd has fired. From the event loop only."""
         with self.device.lock:
-            self.kicks += 1
+            self._kicks += 1
             if index not in self.device.queues or self._state.status != LIVE:
                 self.report(Misuse.NOTIFY)
                 return
             self.device.notify(index)
+
+    @property
+    def kicks(self) -> int:
+        """How often the event loop was woken to work on a queue."""
+        return self._kicks + (self.device.pump.kicks if self.device.pump is not None else 0)
+
+    @property
+    def used_stands(self) -> bool:
+        """Whether the driver is ready, and finds used buffers in InterruptStatus as it is."""
+        return self._state.status == LIVE and bool(self._state.interrupt_status & _USED_BUFFER)
 
     def config_changed(self) -> None:
         """The device changed `config`: new generation, interrupt (virtio 1.2, 2.5, 4.2.2)."""

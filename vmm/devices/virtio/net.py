@@ -10,8 +10,9 @@ back end has no room, the guest's chains are not given back.
 Each packet costs Python's time, so bytes go straight between the guest's buffers and the back end,
 and one interrupt stands for all that a kick has led to. Where the back end is a descriptor
 (`Backend.plain_fd`), C does a whole turn, as long as all is as usual: packets from the guest are
-like those that were found to be allowed, and there is room for any packet to it. What is not comes
-here, where all that is decided is.
+like those that were found to be allowed, and there is room for any packet to it. It does so while
+the event loop waits (`Pump`), until a vCPU writes to a register. What is not usual comes here,
+where all that is decided is.
 """
 
 import struct
@@ -21,7 +22,7 @@ from mayfly.vmm.devices.virtio.device import NETWORK, VirtioDevice
 from mayfly.vmm.devices.virtio.misuse import Misuse
 from mayfly.vmm.devices.virtio.packet import HEADER, MAX_PACKET, MIN_PACKET, NEEDS_CSUM, NUM_BUFFERS, NetFeature, likeness, offload_allowed
 from mayfly.vmm.devices.virtio.queue import Queue
-from mayfly.vmm.kvm.chains import AGAIN, INTERRUPT, START, UNUSUAL, Batch, Passes
+from mayfly.vmm.kvm.chains import AGAIN, INTERRUPT, START, UNUSUAL, Batch, Passes, Pump
 
 _NO_BUFFERS = b"\0\0"
 _CONFIG = struct.Struct("<6sHHH")  # mac, status, max_virtqueue_pairs, mtu (virtio 1.2, 5.1.4)
@@ -94,6 +95,7 @@ class Net(VirtioDevice):
         self._packet = Batch(self._memory)
         self._passes = Passes()
         self._by_ports = False
+        self.pump: Pump = Pump()
         self._forget()
         self._configure(link_up=True)
 
@@ -116,6 +118,17 @@ class Net(VirtioDevice):
         self._backend.set_offloads(negotiated)
         self._in_c = self._backend.plain_fd >= 0 and bool(negotiated & NetFeature.MRG_RXBUF)
 
+    def _end_turn(self) -> None:
+        """Let C do the next turns if all is as usual."""
+        if not self._in_c:
+            return
+        receive, transmit = self.queues.get(RECEIVE), self.queues.get(TRANSMIT)
+        if transmit and self.link_up and not self._outgoing.count and self.host.used_stands:
+            into = None if receive is None or self._starved or self._held else receive.ring
+            self.pump.start(self._backend.plain_fd, self._passes, self._outgoing, transmit.ring, self._incoming, into)
+        else:
+            self.pump.stop()
+
     def look_at_ports(self) -> None:
         """From now on `may_leave` goes by ports too: look at each packet anew."""
         self._by_ports = True
@@ -124,6 +137,7 @@ class Net(VirtioDevice):
     def reset(self) -> None:
         """Forget the driver."""
         super().reset()
+        self.pump.stop()
         self._forget()
 
     def notify(self, index: int) -> None:
@@ -137,6 +151,7 @@ class Net(VirtioDevice):
         elif self._starved:
             self._starved = False
             self._on_room()
+        self._end_turn()
 
     def resume(self) -> None:
         """The back end has room again."""
@@ -149,6 +164,7 @@ class Net(VirtioDevice):
         with self.lock:
             if self._receive():
                 self.host.interrupt_used()
+            self._end_turn()
             return self.link_up and not self._starved
 
     def _receive(self) -> bool:

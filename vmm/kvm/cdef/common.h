@@ -37,6 +37,15 @@ static long batch_read(const struct batch *batch, int fd);
 static long batch_write(const struct batch *batch, uint32_t chain, int fd);
 static void batch_copy(const struct batch *batch, uint32_t chain, uint32_t end, char *data, size_t size, int out);
 
+struct ready { int32_t fd; uint32_t events; };
+struct pump {
+    struct batch *outgoing, *incoming; const struct ring *transmit, *receive; const struct passes *passes;
+    int32_t tap, interrupt, transmit_kick, receive_kick; uint32_t on, kicks; ...;
+};
+static void pump_init(struct pump *pump);
+static void pump_stop(struct pump *pump);
+static long pump_wait(struct pump *pump, int epoll, int timeout_ms, struct ready *left);
+
 struct kvm_userspace_memory_region {
     uint32_t slot; uint32_t flags; uint64_t guest_phys_addr; uint64_t memory_size; uint64_t userspace_addr; ...;
 };
