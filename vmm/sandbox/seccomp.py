@@ -71,10 +71,24 @@ def first(*, connects: bool) -> bytes:
 @functools.cache
 def _rest(connects: bool) -> bytes:
     rules = {**_RULES, "connect": [_returns(_ALLOW if connects else _REFUSE)]}
-    checked = [instruction for name, rule in rules.items() for instruction in _only_if(name, rule)]
-    plain = [number for name, number in _NUMBERS.items() if name not in rules and name not in REFUSED]
-    refused = [_NUMBERS[name] for name in REFUSED if name in _NUMBERS]
-    return _pack([*checked, *_any_of(plain, _ALLOW), *_any_of(refused, _REFUSE), _returns(_KILL)])
+    actions = {number: rules.get(name) or [_returns(_REFUSE if name in REFUSED else _ALLOW)] for name, number in _NUMBERS.items()}
+    ranges: list[tuple[int, list[_Instruction]]] = []
+    for number in range(max(actions) + 2):
+        action = actions.get(number, [_returns(_KILL)])
+        if not ranges or ranges[-1][1] != action:
+            ranges.append((number, action))
+    return _pack([*_only_if("ioctl", rules["ioctl"]), *_by_halves(ranges)])
+
+
+def _by_halves(ranges: Sequence[tuple[int, list[_Instruction]]]) -> list[_Instruction]:
+    """The action of the range that the number is in; each is from its own first number on. Found by
+    halves, as the kernel runs a new filter for each number there is.
+    """
+    if len(ranges) == 1:
+        return ranges[0][1]
+    middle = len(ranges) // 2
+    below, above = _by_halves(ranges[:middle]), _by_halves(ranges[middle:])
+    return [(_AT_LEAST, len(below), 0, ranges[middle][0]), *below, *above]
 
 
 @functools.cache
@@ -134,4 +148,4 @@ _RULES = {
     "clone": _bits(0, _THREAD, _THREAD),
     "clone3": [_returns(_ABSENT)],  # its flags are in memory; the C library takes clone then
 }
-"""The calls whose arguments matter; the hottest first, as each exit of a guest is one."""
+"""The calls whose arguments matter."""
