@@ -20,6 +20,8 @@ pub struct Channel {
     file: File,
     splitter: Splitter,
     out: VecDeque<u8>,
+    /// Kept, so that only those of its pages are touched that bytes come into: each is a page fault, and in a clone one of the host too.
+    buffer: Vec<u8>,
     /// Packets that were no frames.
     pub dropped: u64,
 }
@@ -28,7 +30,8 @@ impl Channel {
     /// Take over an open stream.
     pub fn new(fd: OwnedFd) -> io::Result<Channel> {
         sys::set_nonblocking(&fd)?;
-        Ok(Channel { file: File::from(fd), splitter: Splitter::new(frame::MAX_PACKET), out: VecDeque::new(), dropped: 0 })
+        let (splitter, buffer) = (Splitter::new(frame::MAX_PACKET), vec![0; READ_SIZE]);
+        Ok(Channel { file: File::from(fd), splitter, out: VecDeque::new(), buffer, dropped: 0 })
     }
 
     /// Queue a message; `flush` sends it.
@@ -80,15 +83,14 @@ impl Channel {
 
     /// Read once and give the frames that are whole now; None at the end of the stream.
     pub fn receive(&mut self) -> Option<Vec<Frame>> {
-        let mut buffer = [0; READ_SIZE];
-        let count = match self.file.read(&mut buffer) {
+        let count = match self.file.read(&mut self.buffer) {
             Ok(0) => return None,
             Ok(count) => count,
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => 0,
             Err(_) => return None,
         };
         let mut frames = Vec::new();
-        for piece in self.splitter.feed(&buffer[..count]) {
+        for piece in self.splitter.feed(&self.buffer[..count]) {
             match piece {
                 Piece::Packet(packet) => match frame::parse(&packet) {
                     Ok(frame) => frames.push(frame),
