@@ -4,6 +4,7 @@ until it runs; and the processor time of a guest's exits, and of bytes that it s
 Usage: python -m scripts.bench.sandbox [COUNT]
 """
 
+import itertools
 import os
 import statistics
 import sys
@@ -65,14 +66,19 @@ class Bench:
         self.zygote = Zygote.start()
         self.parts: dict[Sandbox, list[float]] = {level: [] for level in LEVELS}
         self.exits: set[int] = set()
+        self.numbers = itertools.count()
 
     def kernel(self, name: str, source: str) -> str:
         (self.folder / name).mkdir()
         return str(tiny.build(self.folder / name, source))
 
+    def config(self, kernel: str, level: Sandbox, channel: Channel) -> MachineConfig:
+        """Of one machine, unlike all others, so that no spare stands by for it."""
+        return MachineConfig(kernel=kernel, memory=16 * MIB, channel=channel, sandbox=level, cmdline=str(next(self.numbers)))
+
     def start(self, kernel: str, level: Sandbox) -> float:
         """Milliseconds until a machine runs."""
-        config = MachineConfig(kernel=kernel, memory=16 * MIB, channel=Channel.SERIAL, sandbox=level)
+        config = self.config(kernel, level, Channel.SERIAL)
         began = time.perf_counter()
         with Spawned(self.zygote, config) as machine:
             running = machine.wait_running()
@@ -84,7 +90,7 @@ class Bench:
     def run(self, kernel: str, level: Sandbox, expected: int = 0) -> float:
         """Seconds of processor time of a machine whose guest sends so many bytes."""
         before = self.processor_s()
-        config = MachineConfig(kernel=kernel, memory=16 * MIB, channel=Channel.VIRTIO, sandbox=level)
+        config = self.config(kernel, level, Channel.VIRTIO)
         with Spawned(self.zygote, config) as machine:
             machine.wait_running()
             while expected:

@@ -122,6 +122,29 @@ def test_the_second_start_from_a_snapshot_takes_the_spare(zygote: Zygote, tmp_pa
         assert run(zygote, config) == (spare, True)
 
 
+def test_a_machine_that_boots_takes_a_spare_after_two_like_it(zygote: Zygote, tmp_path: Path) -> None:
+    config = MachineConfig(kernel=str(tiny.build(tmp_path, TALK)), memory=16 * MIB, channel=Channel.SERIAL)
+    for _ in range(2):
+        _, was_spare = run(zygote, config)
+        assert not was_spare
+    spare = waiting(zygote)
+    assert run(zygote, config) == (spare, True)
+    waiting(zygote)
+    other = tiny.build(tmp_path, ECHO)
+    assert str(other) == config.kernel
+    with Spawned(zygote, config) as machine:
+        assert machine.wait_running().phases.keys() != SPARE_PHASES
+        machine.channel.sendall(b"hello")
+        assert machine.channel.recv(5, socket.MSG_WAITALL) == b"hello"
+
+
+def test_no_spare_is_made_of_what_booted_once(zygote: Zygote, tmp_path: Path) -> None:
+    boots = MachineConfig(kernel=str(tiny.build(tmp_path, TALK)), memory=16 * MIB, channel=Channel.SERIAL)
+    run(zygote, boots)
+    time.sleep(0.5)
+    assert children(zygote) == set()
+
+
 def test_a_spare_has_the_descriptors_of_any_machine(zygote: Zygote, tmp_path: Path) -> None:
     config, found = save(zygote, tmp_path), []
     for spare in (False, True):

@@ -1,9 +1,10 @@
 """Spares: processes that a zygote forks ahead. In each the machine of a snapshot that was restored
-lately stands by, confined but for the filters of system calls. Its guest has not run. What comes
-with a start is what no two machines have alike: descriptors, control group; and the guest's time.
+lately stands by, or one like those that booted twice in a row, confined but for the filters of
+system calls. Its guest has not run. What comes with a start is what no two machines have alike:
+descriptors, control group; and a restored guest's time.
 
 A start may take one that is still being made, which goes on as its machine then. The machine of a
-start that finds none is made then, as that of one whose snapshot is another by now. Spares end with
+start that finds none is made then, as that of one whose files are others by now. Spares end with
 their zygote at the latest.
 """
 
@@ -23,6 +24,7 @@ from mayfly.protocol.spawning import DESCRIPTORS
 from mayfly.schema import decode
 from mayfly.units import MIB, PAGE
 from mayfly.vmm.config import Channel, MachineConfig
+from mayfly.vmm.kvm.mapping import HUGE_PAGE
 from mayfly.vmm.snapshot import FILES, WORKING_SET
 from mayfly.vmm.snapshot.files import read_file
 
@@ -58,11 +60,12 @@ class Ends(NamedTuple):
 
 
 class _Kind(NamedTuple):
-    """Machines that are alike: their encoded configuration, what its files are, and how many bytes
-    of pages each of their guests has of its own ahead, at most.
+    """Machines that are alike: their encoded configuration, whether they boot, what their files
+    are, and how many bytes of pages each of their guests has of its own ahead, at most.
     """
 
     config: bytes
+    boots: bool
     paths: Sequence[str]
     files: Sequence[tuple[int, ...]]
     ahead: int
@@ -89,6 +92,7 @@ class Spares:
     def __init__(self, most: int) -> None:
         self._waiting: list[_Spare] = []
         self._wanted = b""  # The configuration of the start before
+        self._again = False  # The one before that was of the same
         self._number = 0  # of those that are to be made of it
         self._kind: _Kind | None = None  # of the one made last
         self._asked_at = 0.0  # when that start came
@@ -107,7 +111,8 @@ class Spares:
         """Have a spare run as the machine that was asked for then; its process, none if there is
         none for that.
         """
-        self._number = min(self._number + 1 if config == self._wanted else 1, self._most)
+        self._again = config == self._wanted
+        self._number = min(self._number + 1 if self._again else 1, self._most)
         self._wanted, self._asked_at = config, time.monotonic()
         self._wait_ms = SOON_MS if len(os.sched_getaffinity(0)) > 1 else QUIET_MS
         for spare in [spare for spare in self._waiting if spare.kind.config == config]:
@@ -146,7 +151,8 @@ class Spares:
             return
         self._wait_ms = QUIET_MS
         kind = None if _memory_is_scarce() else self._kind_wanted()
-        if kind is None or not self._make_room(kind):
+        # What makes a base boots once: no spare would be taken.
+        if kind is None or (kind.boots and not self._again) or not self._make_room(kind):
             self._number = 0
             return
         self._number -= 1
@@ -215,21 +221,27 @@ def wait(link: socket.socket, *, made: bool) -> tuple[float, Ends] | None:
 
 
 def _kind(config: bytes) -> _Kind | None:
-    """None where a spare cannot be: the machine is none of a snapshot, has a network of its own, or
-    would have pages of its own before its guest runs, but those that a base's warm-up writes:
-    whoever runs code decides how many others are, and no budget counts them.
+    """None where a spare cannot be: the machine has a network of its own, or would have pages of
+    its own before its guest runs, but its kernel and those that a base's warm-up writes: whoever
+    runs code decides how many others are, and no budget counts them.
     """
     try:
         wanted = decode(MachineConfig, config)
-        if not wanted.restore or wanted.channel not in (Channel.VIRTIO, Channel.SERIAL) or wanted.arriving or wanted.page_by_page:
+        if wanted.channel not in (Channel.VIRTIO, Channel.SERIAL) or wanted.arriving or wanted.page_by_page:
             return None
+        if wanted.network and wanted.network.connected:
+            return None
+        paths = [wanted.initrd] if wanted.initrd else []
+        if not wanted.restore:
+            paths.append(wanted.kernel)
+            *_, (_, _, size, _) = files = _look(paths)
+            return _Kind(config, True, paths, files, size + 2 * HUGE_PAGE)  # one for the tables, one that the kernel begins
         base, *diffs = wanted.restore
-        if (wanted.network and wanted.network.connected) or base.copied or any(diff.copied or diff.eager for diff in diffs):
+        if base.copied or any(diff.copied or diff.eager for diff in diffs):
             return None
-        paths = [f"{layer.folder}/{name}" for layer in wanted.restore for name in FILES]
-        paths += [wanted.initrd] if wanted.initrd else []
-        ahead = unpack_working_set(read_file(f"{base.folder}/{WORKING_SET}"), wanted.memory).written if base.eager else []
-        return _Kind(config, paths, _look(paths), PAGE * sum(count for _, count in ahead))
+        paths += [f"{layer.folder}/{name}" for layer in wanted.restore for name in FILES]
+        written = unpack_working_set(read_file(f"{base.folder}/{WORKING_SET}"), wanted.memory).written if base.eager else []
+        return _Kind(config, False, paths, _look(paths), PAGE * sum(count for _, count in written))
     except (MayflyError, OSError):
         return None
 

@@ -155,6 +155,36 @@ def test_eager_ones_are_as_many_as_processors(zygote: Zygote, tmp_path: Path) ->
     assert [zygote.ask(config) for config in (first, second, other)] == [None, zygote.forked[3], zygote.forked[2]]
 
 
+def test_one_that_boots_is_made_after_two_starts_and_ends_with_its_kernel(zygote: Zygote, tmp_path: Path) -> None:
+    kernel = tmp_path / "kernel"
+    kernel.touch()
+    config = MachineConfig(kernel=str(kernel), memory=16 * MIB, channel=Channel.VIRTIO)
+    zygote.ask(config)
+    zygote.tend()
+    zygote.ask(machine(tmp_path))
+    zygote.ask(config)
+    zygote.tend()
+    assert zygote.forked == []
+    zygote.ask(config)
+    zygote.tend()
+    (pid,) = zygote.forked
+    kernel.write_bytes(b"another")
+    zygote.tend()
+    assert zygote.ask(config) != pid
+
+
+@pytest.mark.parametrize(("size", "forked"), [(0, 2), (spares.MOST_AHEAD // 2, 1)])
+def test_those_that_boot_are_as_many_as_their_kernels_have_room(zygote: Zygote, tmp_path: Path, size: int, forked: int) -> None:
+    kernel = tmp_path / "kernel"
+    kernel.touch()
+    os.truncate(kernel, size)
+    for _ in range(3):
+        zygote.ask(MachineConfig(kernel=str(kernel), memory=16 * MIB, channel=Channel.VIRTIO))
+    for _ in range(3):
+        zygote.tend()
+    assert len(zygote.forked) == forked
+
+
 @pytest.mark.parametrize(("pages", "forked"), [(0, 2), (spares.MOST_AHEAD // PAGE // 2, 2), (spares.MOST_AHEAD // PAGE // 2 + 1, 1)])
 def test_eager_ones_for_starts_at_once_are_as_many_as_their_pages_have_room(
     zygote: Zygote, tmp_path: Path, pages: int, forked: int
