@@ -182,6 +182,7 @@ def measure(file: Path, rounds: int, turns: int, binary: Path | None, others: Pa
             each("booted again", lambda monitor: one(monitor, monitor.boot, exits))
             each("restored", lambda monitor: one(monitor, monitor.restore, exits))
             each("at once", several, clones=True)
+            each("at once again", several, clones=True)
             each("in turn", lambda monitor: in_turn(monitor, turns), clones=True)
         asking: dict[str, Callable[[], float]] = {
             name: monitor.by_api for name, monitor in monitors.items() if isinstance(monitor, Firecracker)
@@ -223,6 +224,8 @@ ROWS = (
     ("a byte there and back, ms", "restored", "answer_s", 1000.0),
     (f"{AT_ONCE} clones at once: the first, s", "at once", "first_s", 1.0),
     (f"{AT_ONCE} clones at once: the last, s", "at once", "last_s", 1.0),
+    ("  and once more: the first, s", "at once again", "first_s", 1.0),
+    ("  the last, s", "at once again", "last_s", 1.0),
     ("one of many one after another, s", "in turn", "", 1.0),
     ("restore by a request to its API, s", "by api", "", 1.0),
     ("  of a machine that is ready, s", "by api, ready", "", 1.0),
