@@ -108,11 +108,11 @@ def measure(name: str, folder: Path, work: Path, rounds: int) -> dict[str, list[
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(user.pid, signal.SIGKILL)  # and the machine
-    last = log.read_text(errors="replace").strip().rpartition("\n")[2][:500]
+    last = log.read_text(errors="replace").strip().rpartition("\n")[2]
     if late:
-        raise SystemExit(f"no byte of a program within {deadline_s:g} s; {last or 'it says nothing'}")
+        raise SystemExit(f"no byte of a program within {deadline_s:g} s; {last or 'it says nothing'}"[:500])
     if user.returncode:
-        raise SystemExit(last or f"it ended with {user.returncode}")
+        raise SystemExit(last[:500] or f"it ended with {user.returncode}")
     return dict(json.loads(last))
 
 
