@@ -21,14 +21,14 @@ def _folder(path: str) -> Path:
 def _xdg(variable: str, default: str) -> str:
     value = os.environ.get(variable, "")
     if value.startswith("/"):
-        return f"{value}/mayfly"
+        return f"{value.rstrip('/')}/mayfly"
     home = os.path.expanduser("~")  # noqa: PTH111 (for each run: a fifth of what a Path costs)
     if home == "~":
         raise HostError(
             f"user {os.geteuid()} has no home folder, and {variable} is not set",
             hint="set HOME, or all of XDG_CONFIG_HOME, XDG_DATA_HOME and XDG_CACHE_HOME",
         )
-    return f"{home}/{default}/mayfly"
+    return f"{home.rstrip('/')}/{default}/mayfly"
 
 
 def config_file() -> Path:

@@ -64,8 +64,8 @@ class VcpuThread(Thread):
 
     def _interrupt(self) -> None:
         self._vcpu.request_exit()
-        if self.is_alive():
-            signal.pthread_kill(self.ident, KICK)
+        if ident := self.ident:  # else it has yet to look at the request, or has ended
+            signal.pthread_kill(ident, KICK)
 
     def run(self) -> None:
         """Thread body."""

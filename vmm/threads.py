@@ -7,7 +7,7 @@ class Thread:
     """A thread, which does `run` once it is started, and keeps nobody from ending the process."""
 
     def __init__(self) -> None:
-        self.ident = 0
+        self.ident = 0  # while it does `run`, for pthread_kill(3)
         self._running = _thread.allocate_lock()
 
     def run(self) -> None:
@@ -21,17 +21,19 @@ class Thread:
         begun.acquire()
         self._running.acquire()
         try:
-            self.ident = _thread.start_new_thread(self._body, (begun,))
-        except RuntimeError:
+            _thread.start_new_thread(self._body, (begun,))
+        except BaseException:
             self._running.release()
             raise
         begun.acquire()
 
     def _body(self, begun: _thread.LockType) -> None:
+        self.ident = _thread.get_ident()  # here, as what `run` does may have to be interrupted before `start` goes on
         begun.release()
         try:
             self.run()
         finally:
+            self.ident = 0
             self._running.release()
 
     def is_alive(self) -> bool:

@@ -138,13 +138,6 @@ def test_a_machine_that_boots_takes_a_spare_after_two_like_it(zygote: Zygote, tm
         assert machine.channel.recv(5, socket.MSG_WAITALL) == b"hello"
 
 
-def test_no_spare_is_made_of_what_booted_once(zygote: Zygote, tmp_path: Path) -> None:
-    boots = MachineConfig(kernel=str(tiny.build(tmp_path, TALK)), memory=16 * MIB, channel=Channel.SERIAL)
-    run(zygote, boots)
-    time.sleep(0.5)
-    assert children(zygote) == set()
-
-
 def test_a_spare_has_the_descriptors_of_any_machine(zygote: Zygote, tmp_path: Path) -> None:
     config, found = save(zygote, tmp_path), []
     for spare in (False, True):

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 HEAVY = ("aiohttp", "asyncio", "click", "yaml", "mayfly.api", "mayfly.imagegen")
-UNUSED = ("ast", "dataclasses", "inspect", "locale", "subprocess", "traceback")
+UNUSED = ("ast", "dataclasses", "inspect", "locale", "random", "subprocess", "traceback")
 """2 MiB that each machine would carry."""
 
 

@@ -36,3 +36,9 @@ def test_nothing_needs_a_home_when_all_folders_are_set(monkeypatch: pytest.Monke
     assert str(config.kernel).startswith("/x/mayfly/kernel/")
     assert find_account("registry.example") is None
     assert os.environ.get("HOME") is None
+
+
+@pytest.mark.parametrize(("variable", "folder"), [("HOME", "/.local/share/mayfly"), ("XDG_DATA_HOME", "/mayfly")])
+def test_folders_below_the_root_have_one_slash(monkeypatch: pytest.MonkeyPatch, variable: str, folder: str) -> None:
+    monkeypatch.setenv(variable, "/")
+    assert str(paths.data_dir()) == folder

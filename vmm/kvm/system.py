@@ -15,7 +15,7 @@ def call(name: str | int, *arguments: int | bytes | None) -> int:
     registers = [each if isinstance(each, int) else address(each) if each is not None else 0 for each in arguments]
     result: int = lib.system_call(number, *registers, *[0] * (_ARGUMENTS - len(registers)))
     if result < 0:
-        raise OSError(ffi.errno, f"{name}: {os.strerror(ffi.errno)}")
+        raise OSError(ffi.errno, f"{name if isinstance(name, str) else f'system call {name}'}: {os.strerror(ffi.errno)}")
     return result
 
 
@@ -25,8 +25,9 @@ def address(data: bytes) -> int:
 
 
 def fork() -> int:
-    """As os.fork, for a process with a single thread: locks, threads and signals that this makes
-    anew in the child are there as they were, and making them so writes 145 pages. Raises OSError.
+    """As os.fork, for a process with a single thread that has not imported `random`, whose numbers
+    would be alike in all children: locks, threads and signals that os.fork makes anew in the child
+    are there as they were, and making them so writes 145 pages. Raises OSError.
     """
     pid: int = lib.fork()
     if pid < 0:

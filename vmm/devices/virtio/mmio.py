@@ -76,7 +76,8 @@ class MmioTransport(BusDevice):
     """One device on the bus: 4 KiB of registers, an interrupt line and kicks.
 
     `read` and `write` come from vCPU threads; `notify` and the device's methods from the event
-    loop; a lock keeps them apart. Only the event loop works on queues.
+    loop; a lock keeps them apart. Only the event loop works on queues. Its thread may do so without
+    the lock, in C, while a device's `pump` is on: who changes what that uses stops it first.
 
     Args:
         memory: guest RAM. Live queues keep views of it until the reset (`close` drops them).

@@ -136,8 +136,8 @@ class Net(VirtioDevice):
 
     def reset(self) -> None:
         """Forget the driver."""
+        self.pump.stop()  # before its rings go
         super().reset()
-        self.pump.stop()
         self._forget()
 
     def notify(self, index: int) -> None:
