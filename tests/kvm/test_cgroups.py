@@ -87,7 +87,7 @@ async def machines(kernel: str) -> dict[str, Any]:
     assert server is not None
     spawner = Spawner(Zygote.start, groups)
     config = MachineConfig(kernel=kernel, memory=16 * MIB, channel=Channel.SERIAL)
-    started = [await spawner.spawn(config) for _ in range(2)]
+    started = [await spawner.spawn(replace(config, cmdline=str(number))) for number in range(2)]  # no spare is made of two unlike ones
     for machine in started:
         await machine.comes_up()
     assert spawner._zygote is not None
