@@ -48,11 +48,6 @@ class Box(NamedTuple):
 
 
 BOXES = {
-    "microsandbox": Box(
-        "microsandbox==0.7.11",
-        ("65f1e4bbf8d721c9f7f557329fb6c8cf41f554c1c6942eac8b941198fa283fe0",),
-        ("microsandbox/_bundled/bin/msb",),
-    ),
     "smolvm": Box("smolmachines==1.32.2", ("81b104e2622aa0b187b6b7054397c391151b83db2638a16d0e54c517684f0dc2",), ("smol/smol-vmm",)),
     "boxlite": Box(
         "boxlite==0.10.8",
@@ -60,6 +55,12 @@ BOXES = {
             "bf8ee64adac854c128c8bc51e673c16748f08400718926b066fc6515b0566c5e",
             "2061e6a0e725b73fed044decd4c57c3840457ffb1e919bd3e7d381f66f99b34e",
         ),
+    ),
+    # Last, as an emulated host may end by it.
+    "microsandbox": Box(
+        "microsandbox==0.7.11",
+        ("65f1e4bbf8d721c9f7f557329fb6c8cf41f554c1c6942eac8b941198fa283fe0",),
+        ("microsandbox/_bundled/bin/msb",),
     ),
 }
 

@@ -199,15 +199,14 @@ def measure(file: Path, rounds: int, turns: int, binary: Path | None, others: Pa
                 time.sleep(REST_S)
                 note("mayfly", "by api, ready", ready())
         for name in boxes.BOXES:
-            if others is None:
-                results["left_out"][name] = "--boxes does not say where it is"
-                continue
             try:
+                if others is None:
+                    raise SystemExit("--boxes does not say where it is")
                 with tempfile.TemporaryDirectory() as folder:
                     found[name] = boxes.measure(name, others, Path(folder), rounds)
             except SystemExit as error:
                 results["left_out"][name] = str(error)
-        file.write_text(json.dumps(results, indent=1) + "\n")
+            file.write_text(json.dumps(results, indent=1) + "\n")
     return results
 
 
