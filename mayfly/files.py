@@ -47,6 +47,12 @@ def atomic_write(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
     sync(path.parent)
 
 
+def stamp(path: Path | str) -> list[int]:
+    """What is another once a file is: its inode, size and times. Raises OSError."""
+    status = os.stat(path)  # noqa: PTH116 (for each run: half of what a Path costs)
+    return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
 def file_digest(path: Path) -> str:
     """`sha256:` and the hexadecimal digest of the file's content."""
     import hashlib

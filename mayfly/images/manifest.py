@@ -6,7 +6,6 @@ name; times are in seconds, sizes in bytes.
 """
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePath
@@ -16,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from mayfly.errors import ImageError, ImageNotFoundError, SchemaError
+from mayfly.files import stamp
 from mayfly.schema import Record, decode
 
 FORMAT = 1
@@ -260,10 +260,9 @@ def _size(env: Mapping[str, str], steps: tuple[LanguageStep, ...]) -> int:
 def stamps(folder: Path) -> object:
     """What is another once an image, or a file of it, is; None: it cannot be read."""
     try:
-        found = [os.stat(f"{folder}/{name}") for name in ("manifest.json", "initramfs")]  # noqa: PTH116 (for each run)
+        return [stamp(f"{folder}/{name}") for name in ("manifest.json", "initramfs")]
     except OSError:
         return None
-    return [(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns) for status in found]
 
 
 def load(folder: Path) -> Manifest:

@@ -23,7 +23,7 @@ import msgspec
 
 from mayfly import __version__, paths
 from mayfly.errors import ConfigError, SchemaError, SnapshotError, SnapshotNotFoundError
-from mayfly.files import ASIDE, PART, clear, file_digest, locked, remove_tree, sync
+from mayfly.files import ASIDE, PART, clear, file_digest, locked, remove_tree, stamp, sync
 from mayfly.files import passing as passing_folder
 from mayfly.files import replacing as replacing_folder
 from mayfly.images.store import InstalledImage
@@ -117,9 +117,7 @@ def stamps(folder: Path | str, kernel: Path | str) -> dict[str, list[int]]:
     """What shows that neither the kernel nor a file of the snapshot has changed, for
     `verified.json`.
     """
-    watched = {name: os.stat(f"{folder}/{name}") for name in (MANIFEST, *FILES)}  # noqa: PTH116 (for each run: half of what a Path costs)
-    watched["kernel"] = os.stat(kernel)  # noqa: PTH116
-    return {name: [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns] for name, status in watched.items()}
+    return {name: stamp(f"{folder}/{name}") for name in (MANIFEST, *FILES)} | {"kernel": stamp(kernel)}
 
 
 def find(name: str) -> Snapshot:

@@ -155,17 +155,17 @@ def make_layout(folder: Path) -> None:
 class User(Protocol):
     """What uses one of them."""
 
-    forks: bool
-    """Whether it has forks."""
-
     def start(self) -> None:
         """Start a machine, and run a program in it."""
 
     def answer(self) -> None:
         """Run a program in the machine that was started last."""
 
-    def fork(self) -> None:
-        """Fork the first machine, and run a program in the fork, which is the one started last."""
+    @property
+    def fork(self) -> Callable[[], None] | None:
+        """Forks the first machine, and runs a program in the fork, which is the one started last;
+        none where there are no forks.
+        """
 
     def end(self) -> None:
         """End the machine that was started last, if it is not the first."""
@@ -173,8 +173,6 @@ class User(Protocol):
 
 class Microsandbox:
     """By its command."""
-
-    forks = True
 
     def __init__(self, folder: Path, layout: Path) -> None:
         self._program = folder / BOXES["microsandbox"].programs[0]
@@ -208,8 +206,6 @@ class Microsandbox:
 class Smolvm:
     """By its library."""
 
-    forks = True
-
     def __init__(self, folder: Path, _layout: Path) -> None:
         sys.path.insert(0, str(folder))
         self._smol: Any = importlib.import_module("smol")
@@ -237,7 +233,7 @@ class Smolvm:
 class Boxlite:
     """By its library."""
 
-    forks = False
+    fork = None
 
     def __init__(self, folder: Path, layout: Path) -> None:
         sys.path.insert(0, str(folder))
@@ -253,9 +249,6 @@ class Boxlite:
 
     def answer(self) -> None:
         self._loop.run_until_complete(self._box.exec(*ECHO))
-
-    def fork(self) -> None:
-        raise NotImplementedError
 
     def end(self) -> None:
         self._loop.run_until_complete(self._box.__aexit__(None, None, None))
@@ -277,9 +270,9 @@ def use(user: User, rounds: int) -> dict[str, list[Any]]:
 
     timed(user.start)
     times: dict[str, list[Any]] = {"cold": [timed(user.start) for _ in range(rounds)]}
-    if user.forks:
-        timed(user.fork)
-        times["restored"] = [timed(user.fork) for _ in range(rounds)]
+    if fork := user.fork:
+        timed(fork)
+        times["restored"] = [timed(fork) for _ in range(rounds)]
     return times | {"by api": [each["first_s"] for each in times.get("restored", times["cold"])]}
 
 

@@ -156,9 +156,12 @@ def measure(file: Path, rounds: int, turns: int, binary: Path | None, others: Pa
             results["left_out"]["firecracker"] = "--firecracker does not say where it is"
         found: dict[str, dict[str, list[Any]]] = results["monitors"]
 
+        def keep() -> None:
+            file.write_text(json.dumps(results, indent=1) + "\n")
+
         def note(name: str, kind: str, result: Any) -> None:
             found.setdefault(name, {}).setdefault(kind, []).append(result)
-            file.write_text(json.dumps(results, indent=1) + "\n")
+            keep()
 
         def each(kind: str, act: Callable[[Monitor], Any], *, clones: bool = False) -> None:
             for name, monitor in list(monitors.items()):
@@ -206,7 +209,7 @@ def measure(file: Path, rounds: int, turns: int, binary: Path | None, others: Pa
                     found[name] = boxes.measure(name, others, Path(folder), rounds)
             except SystemExit as error:
                 results["left_out"][name] = str(error)
-            file.write_text(json.dumps(results, indent=1) + "\n")
+            keep()
     return results
 
 
